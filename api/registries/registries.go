@@ -1,0 +1,98 @@
+// Package registries is what an administrator says of how registries are reached, as agents and operator both read it.
+package registries
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+)
+
+// DockerHub has two names in references, and a third, DockerHubAPI, for its API.
+const (
+	DockerHub    = "docker.io"
+	DockerHubAPI = "registry-1.docker.io"
+)
+
+// Canonical is the one spelling of a registry's name.
+func Canonical(name string) string {
+	name = strings.ToLower(name)
+	if name == "index."+DockerHub || name == DockerHubAPI {
+		return DockerHub
+	}
+	return name
+}
+
+// Upstream says how one registry is reached.
+type Upstream struct {
+	// Registry is the host, with port if any, as image references spell it. "*" or "": every registry that no other
+	// entry names.
+	Registry string
+	// Endpoints are URLs, http(s)://host[:port][/prefix], tried in order. Requests go to <endpoint>/v2/…; those of a
+	// "*" entry carry the registry's name as the query parameter ns. Empty: https://<registry>, or http where the
+	// registry is a loopback address.
+	Endpoints []string
+	// CAFile holds PEM certificates that are trusted besides the system's.
+	CAFile string
+	// ClientCertFile and ClientKeyFile are the PEM pair presented to the registry, both or neither.
+	ClientCertFile string
+	ClientKeyFile  string
+	// InsecureSkipVerify takes any certificate.
+	InsecureSkipVerify bool
+}
+
+// Every tells whether u is the entry for all registries that no other entry names.
+func (u Upstream) Every() bool { return u.Registry == "" || u.Registry == "*" }
+
+// URLs are the endpoints, without a trailing /v2. It fails for one that is malformed or holds credentials.
+func (u Upstream) URLs() ([]*url.URL, error) {
+	urls := make([]*url.URL, 0, len(u.Endpoints))
+	for _, s := range u.Endpoints {
+		e, err := url.Parse(s)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("endpoint: %w", err)
+		case e.Scheme != "http" && e.Scheme != "https", e.Host == "":
+			return nil, fmt.Errorf("endpoint %q: want http(s)://host[:port][/prefix]", s)
+		case e.User != nil:
+			return nil, fmt.Errorf("endpoint %q: holds credentials; they come from whoever pulls, or from pull secrets", e.Redacted())
+		case e.RawQuery != "" || e.Fragment != "":
+			return nil, fmt.Errorf("endpoint %q: has a query or a fragment", s)
+		}
+		e.Path, e.RawPath = strings.TrimSuffix(strings.TrimSuffix(e.Path, "/"), "/v2"), ""
+		urls = append(urls, e)
+	}
+	return urls, nil
+}
+
+// TLS is the client's side of TLS with the registry. It reads the files, and fails for one that does not hold what it should.
+func (u Upstream) TLS() (*tls.Config, error) {
+	config := &tls.Config{
+		InsecureSkipVerify: u.InsecureSkipVerify, //nolint:gosec // the administrator asked for it, for this registry
+		MinVersion:         tls.VersionTLS12,
+	}
+	if u.CAFile != "" {
+		pem, err := os.ReadFile(u.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("CA file: %w", err)
+		}
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			pool = x509.NewCertPool()
+		}
+		if !pool.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("CA file %s: holds no PEM certificate", u.CAFile)
+		}
+		config.RootCAs = pool
+	}
+	if u.ClientCertFile != "" || u.ClientKeyFile != "" {
+		pair, err := tls.LoadX509KeyPair(u.ClientCertFile, u.ClientKeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("client certificate: %w", err)
+		}
+		config.Certificates = []tls.Certificate{pair}
+	}
+	return config, nil
+}

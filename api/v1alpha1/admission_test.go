@@ -1,0 +1,114 @@
+package v1alpha1_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/shoal-cache/shoal/api/apitest"
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+)
+
+const peerID = "12D3KooWBhSnGQkzYtGRVRGdQFDwNxQvXyqHLSSrkMfTwRjgDYaK"
+
+// TestAgentWritesOnlyItsOwnNode has a hostile agent, with a token that the API server bound to a pod on its node, try to
+// write what is not its own.
+func TestAgentWritesOnlyItsOwnNode(t *testing.T) {
+	t.Parallel()
+	c := apitest.Require(t, cluster)
+	ctx := t.Context()
+	for _, node := range []string{"mine", "theirs"} {
+		require.NoError(t, c.Client.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}}))
+	}
+	mine, theirs := c.AgentClient(t, "mine"), c.AgentClient(t, "theirs")
+	apply := client.ApplyConfigurationFromUnstructured
+	owner := client.FieldOwner(v1alpha1.AgentFieldManager)
+
+	t.Log("each registers itself, by server-side apply as the contract says")
+	require.NoError(t, mine.Apply(ctx, apply(applyConfiguration(t, apitest.NewPeer("mine", peerID))), owner))
+	require.NoError(t, theirs.Apply(ctx, apply(applyConfiguration(t, apitest.NewPeer("theirs", peerID))), owner))
+
+	t.Log("the other's Peer can't be made, changed or deleted")
+	forbidden(t, mine.Apply(ctx, apply(applyConfiguration(t, apitest.NewPeer("elsewhere", peerID))), owner),
+		"the agent of node mine writes the Peer of that name and no other, not elsewhere")
+	forbidden(t, mine.Apply(ctx, apply(applyConfiguration(t, apitest.NewPeer("theirs", peerID))), owner, client.ForceOwnership),
+		"the agent of node mine writes the Peer of that name and no other, not theirs")
+	forbidden(t, mine.Delete(ctx, apitest.NewPeer("theirs", peerID)), "")
+
+	t.Log("no agent admits itself, not even by way of the main resource")
+	var own v1alpha1.Peer
+	require.NoError(t, mine.Get(ctx, client.ObjectKey{Name: "mine"}, &own))
+	own.Status.Admitted, own.Status.AdmittedPeerID = true, peerID
+	forbidden(t, mine.Status().Update(ctx, &own), "")
+	sneaky := applyConfiguration(t, apitest.NewPeer("mine", peerID))
+	sneaky.Object["status"] = map[string]any{"admitted": true, "admittedPeerID": peerID}
+	require.NoError(t, mine.Apply(ctx, apply(sneaky), owner, client.ForceOwnership))
+	require.NoError(t, mine.Get(ctx, client.ObjectKey{Name: "mine"}, &own))
+	require.False(t, own.Status.Admitted)
+
+	t.Log("assignments come from the operator alone, reports from the own node's agent alone")
+	operator := c.ClientFor(t, c.Impersonate("", apitest.OperatorServiceAccount))
+	for _, node := range []string{"mine", "theirs"} {
+		require.NoError(t, operator.Create(ctx, &v1alpha1.NodeCache{ObjectMeta: metav1.ObjectMeta{Name: node}}))
+	}
+	report := func(node string) *v1alpha1.NodeCache {
+		return &v1alpha1.NodeCache{ObjectMeta: metav1.ObjectMeta{Name: node}, Status: v1alpha1.NodeCacheStatus{Version: "test"}}
+	}
+	require.NoError(t, mine.Status().Apply(ctx, apply(applyConfiguration(t, report("mine"))), owner))
+	forbidden(t, mine.Status().Apply(ctx, apply(applyConfiguration(t, report("theirs"))), owner),
+		"the agent of node mine writes the status of the NodeCache of that name and no other, not theirs")
+	forbidden(t, mine.Delete(ctx, report("mine")), "")
+
+	t.Log("an agent sees no secret of its own accord")
+	forbidden(t, mine.List(ctx, &corev1.SecretList{}), "")
+}
+
+// TestRulesHoldWhateverRBACAllows gives agents all rights, so that the admission policy stands alone.
+func TestRulesHoldWhateverRBACAllows(t *testing.T) {
+	t.Parallel()
+	c := apitest.Require(t, cluster)
+	ctx := t.Context()
+	withRights := func(config *rest.Config) client.Client {
+		config.Impersonate.Groups = append(config.Impersonate.Groups, "system:masters")
+		return c.ClientFor(t, config)
+	}
+	agent := withRights(c.Impersonate("careless", apitest.AgentServiceAccount))
+	unbound := withRights(c.Impersonate("", apitest.AgentServiceAccount))
+	stranger := withRights(c.Impersonate("", "default"))
+	operator := withRights(c.Impersonate("", apitest.OperatorServiceAccount))
+
+	peer := apitest.NewPeer("careless", peerID)
+	forbidden(t, unbound.Create(ctx, peer.DeepCopy()), "this token is bound to no pod, so it proves no node")
+	forbidden(t, stranger.Create(ctx, peer.DeepCopy()), "this token is bound to no pod, so it proves no node")
+	require.NoError(t, agent.Create(ctx, peer))
+	peer.Status.Admitted = true
+	for who, writer := range map[string]client.Client{"agent": agent, "stranger": stranger, "administrator": c.Client} {
+		forbidden(t, writer.Status().Update(ctx, peer.DeepCopy()), "only the Shoal operator writes the status of a Peer", who)
+	}
+	require.NoError(t, operator.Status().Update(ctx, peer))
+	forbidden(t, stranger.DeleteAllOf(ctx, &v1alpha1.Peer{}), "this token is bound to no pod")
+
+	cache := &v1alpha1.NodeCache{ObjectMeta: metav1.ObjectMeta{Name: "careless"}}
+	forbidden(t, agent.Create(ctx, cache.DeepCopy()), "only the Shoal operator says what a node's cache is to keep")
+	require.NoError(t, operator.Create(ctx, cache))
+	forbidden(t, agent.Delete(ctx, cache.DeepCopy()), "only the Shoal operator says what a node's cache is to keep")
+	cache.Status.Version = "made up"
+	forbidden(t, operator.Status().Update(ctx, cache.DeepCopy()), "this token proves no node")
+	require.NoError(t, agent.Status().Update(ctx, cache))
+
+	t.Log("a person with rights cleans up")
+	require.NoError(t, c.Client.Delete(ctx, cache))
+	require.NoError(t, c.Client.Delete(ctx, peer))
+}
+
+func forbidden(t *testing.T, err error, message string, args ...any) {
+	t.Helper()
+	require.Error(t, err, args...)
+	require.True(t, apierrors.IsForbidden(err), "%v %v", args, err)
+	require.ErrorContains(t, err, message, args...)
+}

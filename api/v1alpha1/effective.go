@@ -1,0 +1,225 @@
+package v1alpha1
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// EffectivePolicy is what all policies that match one node come to. What no policy sets is nil, and left to the
+// agent's defaults.
+type EffectivePolicy struct {
+	Storage   StoragePolicy
+	Bandwidth BandwidthPolicy
+	// Rules of all policies in order of precedence; the first that matches a repository decides.
+	Rules []RepositoryRule
+	// Policies that took part, in order of precedence.
+	Policies []string
+	// Revision is the same for two effective policies exactly when they are the same but for Policies: 16
+	// hexadecimal digits.
+	Revision string
+}
+
+// Conflict tells that two policies of equal priority set one field differently. Winner's value is in force.
+type Conflict struct {
+	Field, Winner, Loser string
+}
+
+// Effective merges the policies that match a node's labels.
+//
+// The rule: policies are ordered by priority, highest first, those of equal priority by name. Field by field the first
+// policy that sets it decides, but for the pairs that mean one thing (capacity and capacityPercent, minFree and
+// minFreePercent, the two watermarks), which are taken together from the first policy that sets either. Rules are put one
+// behind the other in the same order. A policy whose selector is malformed matches nothing.
+//
+// Conflicts are fields on which two policies of equal priority disagree while no policy of higher priority decides,
+// and rules of the same pattern with different content.
+//
+// The result depends on nothing but its arguments, and not on their order, so every agent and the operator come to
+// the same.
+func Effective(policies []CachePolicy, nodeLabels map[string]string) (EffectivePolicy, []Conflict) {
+	var matching []*CachePolicy
+	for i := range policies {
+		if ok, err := Selects(policies[i].Spec.NodeSelector, nodeLabels); err == nil && ok {
+			matching = append(matching, &policies[i])
+		}
+	}
+	slices.SortFunc(matching, func(a, b *CachePolicy) int {
+		return cmp.Or(cmp.Compare(b.Spec.Priority, a.Spec.Priority), cmp.Compare(a.Name, b.Name))
+	})
+
+	var e EffectivePolicy
+	var conflicts []Conflict
+	for _, f := range mergedFields {
+		var winner *CachePolicy
+		for _, p := range matching {
+			switch {
+			case !f.isSet(&p.Spec):
+			case winner == nil:
+				winner = p
+				f.take(&e, &p.Spec)
+			case p.Spec.Priority == winner.Spec.Priority && !f.equal(&p.Spec, &winner.Spec):
+				conflicts = append(conflicts, Conflict{Field: f.path, Winner: winner.Name, Loser: p.Name})
+			}
+		}
+	}
+	for i, p := range matching {
+		e.Policies = append(e.Policies, p.Name)
+		e.Rules = append(e.Rules, p.Spec.Rules...)
+		conflicts = append(conflicts, ruleConflicts(p, matching[i+1:])...)
+	}
+	e.Revision = e.revision()
+	return e, conflicts
+}
+
+// mergedField is a field, or fields that mean one thing together, that one policy decides.
+type mergedField struct {
+	path  string
+	value func(*CachePolicySpec) []any
+	take  func(*EffectivePolicy, *CachePolicySpec)
+}
+
+var mergedFields = []mergedField{
+	{"storage.capacity", storage(func(s *StoragePolicy) []any { return []any{s.Capacity, s.CapacityPercent} }),
+		func(e *EffectivePolicy, s *CachePolicySpec) {
+			e.Storage.Capacity, e.Storage.CapacityPercent = s.Storage.Capacity, s.Storage.CapacityPercent
+		}},
+	{"storage.highWatermarkPercent", storage(func(s *StoragePolicy) []any { return []any{s.HighWatermarkPercent, s.LowWatermarkPercent} }),
+		func(e *EffectivePolicy, s *CachePolicySpec) {
+			e.Storage.HighWatermarkPercent, e.Storage.LowWatermarkPercent = s.Storage.HighWatermarkPercent, s.Storage.LowWatermarkPercent
+		}},
+	{"storage.minFree", storage(func(s *StoragePolicy) []any { return []any{s.MinFree, s.MinFreePercent} }),
+		func(e *EffectivePolicy, s *CachePolicySpec) {
+			e.Storage.MinFree, e.Storage.MinFreePercent = s.Storage.MinFree, s.Storage.MinFreePercent
+		}},
+	{"storage.eviction", storage(func(s *StoragePolicy) []any { return []any{s.Eviction} }),
+		func(e *EffectivePolicy, s *CachePolicySpec) { e.Storage.Eviction = s.Storage.Eviction }},
+	{"bandwidth.upload", bandwidth(func(b *BandwidthPolicy) []any { return []any{b.Upload} }),
+		func(e *EffectivePolicy, s *CachePolicySpec) { e.Bandwidth.Upload = s.Bandwidth.Upload }},
+	{"bandwidth.download", bandwidth(func(b *BandwidthPolicy) []any { return []any{b.Download} }),
+		func(e *EffectivePolicy, s *CachePolicySpec) { e.Bandwidth.Download = s.Bandwidth.Download }},
+}
+
+func storage(get func(*StoragePolicy) []any) func(*CachePolicySpec) []any {
+	return func(s *CachePolicySpec) []any {
+		if s.Storage == nil {
+			return nil
+		}
+		return get(s.Storage)
+	}
+}
+
+func bandwidth(get func(*BandwidthPolicy) []any) func(*CachePolicySpec) []any {
+	return func(s *CachePolicySpec) []any {
+		if s.Bandwidth == nil {
+			return nil
+		}
+		return get(s.Bandwidth)
+	}
+}
+
+func (f mergedField) isSet(s *CachePolicySpec) bool {
+	return slices.ContainsFunc(f.value(s), func(v any) bool { return !isNil(v) })
+}
+
+func (f mergedField) equal(a, b *CachePolicySpec) bool {
+	return equality.Semantic.DeepEqual(f.value(a), f.value(b))
+}
+
+// ruleConflicts finds rules of p that a policy behind it of the same priority repeats with other content.
+func ruleConflicts(p *CachePolicy, behind []*CachePolicy) []Conflict {
+	var conflicts []Conflict
+	for _, q := range behind {
+		if q.Spec.Priority != p.Spec.Priority {
+			break
+		}
+		for _, a := range p.Spec.Rules {
+			for _, b := range q.Spec.Rules {
+				for _, pattern := range a.Match {
+					if !slices.Contains(b.Match, pattern) {
+						continue
+					}
+					x, y := a, b
+					x.Match, y.Match = nil, nil
+					if !equality.Semantic.DeepEqual(x, y) {
+						conflicts = append(conflicts, Conflict{Field: fmt.Sprintf("rules[%s]", pattern), Winner: p.Name, Loser: q.Name})
+					}
+				}
+			}
+		}
+	}
+	return conflicts
+}
+
+func (e *EffectivePolicy) revision() string {
+	b, err := json.Marshal(struct {
+		S StoragePolicy
+		B BandwidthPolicy
+		R []RepositoryRule
+	}{e.Storage, e.Bandwidth, e.Rules})
+	if err != nil {
+		panic(err) // every field is made of strings, numbers and their pointers
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:8])
+}
+
+// Rule returns the first rule that matches the repository (host/path), nil if none does.
+func (e *EffectivePolicy) Rule(repository string) *RepositoryRule {
+	for i := range e.Rules {
+		for _, pattern := range e.Rules[i].Match {
+			if MatchRepository(pattern, repository) {
+				return &e.Rules[i]
+			}
+		}
+	}
+	return nil
+}
+
+// MatchRepository tells whether a pattern of RepositoryRule.Match matches a repository written host/path. "*" stands for
+// any run of characters but '/', "**" for any run of characters; a trailing "/**" also matches the part before it.
+func MatchRepository(pattern, repository string) bool {
+	if prefix, ok := strings.CutSuffix(pattern, "/**"); ok && MatchRepository(prefix, repository) {
+		return true
+	}
+	quoted := regexp.QuoteMeta(pattern)
+	quoted = strings.ReplaceAll(quoted, `\*\*`, `.*`)
+	quoted = strings.ReplaceAll(quoted, `\*`, `[^/]*`)
+	ok, err := regexp.MatchString("^(?:"+quoted+")$", repository)
+	return err == nil && ok
+}
+
+// Selects tells whether a label selector matches; nil and the empty selector match everything. It fails for a malformed
+// selector.
+func Selects(s *metav1.LabelSelector, set map[string]string) (bool, error) {
+	if s == nil {
+		return true, nil
+	}
+	sel, err := metav1.LabelSelectorAsSelector(s)
+	if err != nil {
+		return false, fmt.Errorf("label selector: %w", err)
+	}
+	return sel.Matches(labels.Set(set)), nil
+}
+
+func isNil(v any) bool {
+	switch v := v.(type) {
+	case *resource.Quantity:
+		return v == nil
+	case *int32:
+		return v == nil
+	case *EvictionAlgorithm:
+		return v == nil
+	}
+	panic(fmt.Sprintf("policy field of type %T", v)) // mergedFields names no other type
+}

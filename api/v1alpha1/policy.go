@@ -1,0 +1,269 @@
+package v1alpha1
+
+import (
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// CachePolicy says how the caches of matching nodes behave. Where several match a node they are merged field by field:
+// see Effective for the rule. Agents merge by themselves, so policy holds with no operator.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,categories=shoal
+// +kubebuilder:printcolumn:name="Priority",type=integer,JSONPath=`.spec.priority`
+// +kubebuilder:printcolumn:name="Nodes",type=integer,JSONPath=`.status.matchedNodes`
+// +kubebuilder:printcolumn:name="Applied",type=integer,JSONPath=`.status.appliedNodes`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Conflicting",type=string,JSONPath=`.status.conditions[?(@.type=="Conflicting")].status`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type CachePolicy struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// +kubebuilder:default={}
+	Spec   CachePolicySpec   `json:"spec,omitempty"`
+	Status CachePolicyStatus `json:"status,omitempty"`
+}
+
+// CachePolicyList is a list of CachePolicy.
+//
+// +kubebuilder:object:root=true
+type CachePolicyList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []CachePolicy `json:"items"`
+}
+
+// CachePolicySpec is what the administrator asks of matching nodes. A field that is left out is decided by the next
+// policy in order, at last by the agent's defaults.
+type CachePolicySpec struct {
+	// NodeSelector selects nodes by label. Empty: all nodes.
+	// +optional
+	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
+	// Priority orders the policies that match one node: the highest decides. Of equal priorities, the policy whose
+	// name sorts first decides, and a disagreement shows in the condition Conflicting of both.
+	// +optional
+	// +kubebuilder:validation:Minimum=-1000
+	// +kubebuilder:validation:Maximum=1000
+	Priority int32 `json:"priority,omitempty"`
+	// Storage bounds the cache's disk space.
+	// +optional
+	Storage *StoragePolicy `json:"storage,omitempty"`
+	// Bandwidth bounds what the agent exchanges with peers. What it reads from registries is bounded by the rules.
+	// +optional
+	Bandwidth *BandwidthPolicy `json:"bandwidth,omitempty"`
+	// Rules say how repositories are served. The first rule that matches a repository decides, those of the
+	// policy that comes first before those of the next.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=64
+	Rules []RepositoryRule `json:"rules,omitempty"`
+}
+
+// EvictionAlgorithm says which unpinned blobs go first.
+// +kubebuilder:validation:Enum=LRU;SLRU
+type EvictionAlgorithm string
+
+const (
+	// EvictLRU evicts what was used least recently.
+	EvictLRU EvictionAlgorithm = "LRU"
+	// EvictSLRU, the segmented LRU, evicts what was used only once before what was used again, each least recently used
+	// first, so that a burst of images that are pulled once does not drive out the daily ones (Karedla, Love and Wherry,
+	// Caching Strategies to Improve Disk System Performance, 1994).
+	EvictSLRU EvictionAlgorithm = "SLRU"
+)
+
+// StoragePolicy bounds the cache's disk space.
+//
+// +kubebuilder:validation:XValidation:rule="!(has(self.capacity) && has(self.capacityPercent))",message="set capacity (bytes) or capacityPercent (share of the disk), not both"
+// +kubebuilder:validation:XValidation:rule="!has(self.lowWatermarkPercent) || !has(self.highWatermarkPercent) || self.lowWatermarkPercent < self.highWatermarkPercent",message="lowWatermarkPercent must be below highWatermarkPercent: eviction starts at the high one and ends at the low one"
+// +kubebuilder:validation:XValidation:rule="has(self.lowWatermarkPercent) == has(self.highWatermarkPercent)",message="set lowWatermarkPercent and highWatermarkPercent together"
+// +kubebuilder:validation:XValidation:rule="!(has(self.minFree) && has(self.minFreePercent))",message="set minFree (bytes) or minFreePercent (share of the disk), not both"
+// +kubebuilder:validation:XValidation:rule="!has(self.capacityPercent) || !has(self.minFreePercent) || self.capacityPercent + self.minFreePercent <= 100",message="capacityPercent and minFreePercent together exceed the disk (100)"
+type StoragePolicy struct {
+	// Capacity of the cache in bytes.
+	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).isGreaterThan(quantity('0'))",message="capacity must be above 0, such as 50Gi"
+	Capacity *resource.Quantity `json:"capacity,omitempty"`
+	// CapacityPercent is the capacity as a share of the disk that holds the cache.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=95
+	CapacityPercent *int32 `json:"capacityPercent,omitempty"`
+	// HighWatermarkPercent of the capacity starts eviction.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100
+	HighWatermarkPercent *int32 `json:"highWatermarkPercent,omitempty"`
+	// LowWatermarkPercent of the capacity ends eviction.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=99
+	LowWatermarkPercent *int32 `json:"lowWatermarkPercent,omitempty"`
+	// MinFree is the floor of free bytes on the disk; below it the agent evicts, and takes nothing in.
+	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('0')) >= 0",message="minFree can't be negative"
+	MinFree *resource.Quantity `json:"minFree,omitempty"`
+	// MinFreePercent is the floor as a share of the disk.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=99
+	MinFreePercent *int32 `json:"minFreePercent,omitempty"`
+	// Eviction says which unpinned blobs go first.
+	// +optional
+	Eviction *EvictionAlgorithm `json:"eviction,omitempty"`
+}
+
+// BandwidthPolicy bounds transfer rates in bytes per second.
+type BandwidthPolicy struct {
+	// Upload to peers in bytes per second.
+	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('64Ki')) >= 0",message="upload must be at least 64Ki bytes per second"
+	Upload *resource.Quantity `json:"upload,omitempty"`
+	// Download from peers in bytes per second.
+	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('64Ki')) >= 0",message="download must be at least 64Ki bytes per second"
+	Download *resource.Quantity `json:"download,omitempty"`
+}
+
+// RepositoryMode says where the bytes of a repository may come from.
+// +kubebuilder:validation:Enum=PullThrough;PeersOnly;Bypass
+type RepositoryMode string
+
+const (
+	// ModePullThrough takes bytes from peers, and from upstream what no peer has.
+	ModePullThrough RepositoryMode = "PullThrough"
+	// ModePeersOnly never asks upstream for bytes.
+	ModePeersOnly RepositoryMode = "PeersOnly"
+	// ModeBypass sends the runtime to the registry: nothing is cached.
+	ModeBypass RepositoryMode = "Bypass"
+)
+
+// AuthorizationMode says who may read what is cached of a repository.
+// +kubebuilder:validation:Enum=Registry;Exempt
+type AuthorizationMode string
+
+const (
+	// AuthorizeRegistry serves a caller whose credentials the registry has accepted within the TTL.
+	AuthorizeRegistry AuthorizationMode = "Registry"
+	// AuthorizeExempt serves every caller on the node.
+	AuthorizeExempt AuthorizationMode = "Exempt"
+)
+
+// UnreachableMode says what holds of authorization while the registry can't be asked.
+// +kubebuilder:validation:Enum=Deny;Remembered
+type UnreachableMode string
+
+const (
+	// UnreachableDeny refuses callers whose acceptance is older than the TTL.
+	UnreachableDeny UnreachableMode = "Deny"
+	// UnreachableRemembered serves a caller that the registry accepted last, however long ago.
+	UnreachableRemembered UnreachableMode = "Remembered"
+)
+
+// RepositoryRule says how matching repositories are served.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.mode) || self.mode != 'Bypass' || !(has(self.tagTTL) || has(self.authorization) || has(self.rateLimit))",message="mode Bypass caches nothing, so tagTTL, authorization and rateLimit have no meaning beside it: remove them"
+type RepositoryRule struct {
+	// Match is a list of patterns of host/path, any of which may match. "*" stands for any run of characters
+	// within one part of the path, "**" for any run of parts: "registry.example/team-*/**".
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=32
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=255
+	// +kubebuilder:validation:XValidation:rule="self.all(p, p.matches('^[a-zA-Z0-9*._:/-]+$') && !p.contains('//') && !p.startsWith('/') && !p.contains('***'))",message="match holds patterns of host/path such as 'registry.example/team-*/**': letters, digits, '.', '_', '-', ':', '/' and '*', with no scheme, tag or digest"
+	Match []string `json:"match"`
+	// Mode says where bytes may come from. PullThrough where it is left out.
+	// +optional
+	Mode *RepositoryMode `json:"mode,omitempty"`
+	// TagTTL is how long a tag's digest is answered without asking upstream. "0s" asks every time.
+	// +optional
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('0s') && duration(self) <= duration('720h')",message="tagTTL must be between 0s and 720h"
+	TagTTL *metav1.Duration `json:"tagTTL,omitempty"`
+	// Authorization says who may read what is cached.
+	// +optional
+	Authorization *AuthorizationPolicy `json:"authorization,omitempty"`
+	// RateLimit bounds what one node asks of the registry for the repositories that the rule matches, together.
+	// +optional
+	RateLimit *RateLimit `json:"rateLimit,omitempty"`
+}
+
+// AuthorizationPolicy says who may read what is cached of a repository.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.mode) || self.mode != 'Exempt' || !(has(self.ttl) || has(self.onUnreachable))",message="mode Exempt asks no registry, so ttl and onUnreachable have no meaning beside it: remove them"
+type AuthorizationPolicy struct {
+	// Mode: Registry where it is left out.
+	// +optional
+	Mode *AuthorizationMode `json:"mode,omitempty"`
+	// TTL is how long the registry's acceptance of a caller's credentials is remembered.
+	// +optional
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('0s') && duration(self) <= duration('720h')",message="ttl must be between 0s and 720h"
+	TTL *metav1.Duration `json:"ttl,omitempty"`
+	// OnUnreachable: Remembered where it is left out.
+	// +optional
+	OnUnreachable *UnreachableMode `json:"onUnreachable,omitempty"`
+}
+
+// RateLimit bounds what one node asks of a registry.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.requestsPerSecond) || has(self.bytesPerSecond)",message="rateLimit is empty: set requestsPerSecond, bytesPerSecond or both"
+type RateLimit struct {
+	// RequestsPerSecond is the number of requests, of whatever kind, to the registry.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100000
+	RequestsPerSecond *int32 `json:"requestsPerSecond,omitempty"`
+	// BytesPerSecond is how fast the node reads from the registry. What peers have is not slowed down by it.
+	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('64Ki')) >= 0",message="bytesPerSecond must be at least 64Ki"
+	BytesPerSecond *resource.Quantity `json:"bytesPerSecond,omitempty"`
+}
+
+// CachePolicyStatus is written by the operator alone. Agents need none of it.
+type CachePolicyStatus struct {
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// MatchedNodes is the number of nodes that the selector matches.
+	// +optional
+	MatchedNodes int32 `json:"matchedNodes"`
+	// AppliedNodes is the number of those whose agent reports that it runs with the policies as they stand.
+	// +optional
+	AppliedNodes int32 `json:"appliedNodes"`
+	// Conflicts with other policies of the same priority.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=32
+	Conflicts []PolicyConflict `json:"conflicts,omitempty"`
+	// Conditions: Ready, Conflicting.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	// +kubebuilder:validation:MaxItems=8
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// PolicyConflict is a field that two policies of equal priority decide differently for the same node.
+type PolicyConflict struct {
+	// Policy is the other policy.
+	Policy string `json:"policy"`
+	// Field that both set, as a path within spec.
+	Field string `json:"field"`
+	// Wins tells whether this policy's value is the one in force.
+	Wins bool `json:"wins"`
+}

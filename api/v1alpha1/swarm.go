@@ -1,0 +1,138 @@
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// SwarmName is the name of the one Swarm of a cluster.
+const SwarmName = "default"
+
+// Swarm is the set of agents that share content in this cluster. There is one, named "default".
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,categories=shoal
+// +kubebuilder:validation:XValidation:rule="self.metadata.name == 'default'",message="a cluster has one Swarm: name it 'default'"
+// +kubebuilder:printcolumn:name="Members",type=integer,JSONPath=`.status.members`
+// +kubebuilder:printcolumn:name="Registered",type=integer,JSONPath=`.status.registered`
+// +kubebuilder:printcolumn:name="Zones",type=integer,JSONPath=`.status.zones`
+// +kubebuilder:printcolumn:name="Admission",type=string,JSONPath=`.spec.admission.mode`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`,priority=1
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type Swarm struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// +kubebuilder:default={}
+	Spec   SwarmSpec   `json:"spec,omitempty"`
+	Status SwarmStatus `json:"status,omitempty"`
+}
+
+// SwarmList is a list of Swarm.
+//
+// +kubebuilder:object:root=true
+type SwarmList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Swarm `json:"items"`
+}
+
+// SwarmSpec is what the administrator asks of the swarm.
+type SwarmSpec struct {
+	// BootstrapPeers is the number of peers published for new agents to start from.
+	// +kubebuilder:default=5
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=50
+	BootstrapPeers int32 `json:"bootstrapPeers,omitempty"`
+
+	// Admission says which peers may join.
+	// +kubebuilder:default={mode: Nodes}
+	Admission Admission `json:"admission,omitzero"`
+
+	// ZoneKey is the node label whose value is the node's zone.
+	// +kubebuilder:default="topology.kubernetes.io/zone"
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=317
+	ZoneKey string `json:"zoneKey,omitempty"`
+
+	// ProtocolPrefix is the prefix of every libp2p protocol that agents speak among themselves. It keeps this swarm
+	// apart from other libp2p networks and can't be changed, for that would split the swarm.
+	// +kubebuilder:default="/shoal"
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:XValidation:rule="self.matches('^(/[a-z0-9-]+)+$')",message="protocolPrefix is a path of lower-case letters, digits and '-', such as '/shoal'"
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="protocolPrefix can't be changed: agents with the old prefix and agents with the new one would not find each other. Delete the Swarm and make it anew"
+	ProtocolPrefix string `json:"protocolPrefix,omitempty"`
+}
+
+// AdmissionMode is a rule for admitting peers.
+// +kubebuilder:validation:Enum=Nodes;Frozen
+type AdmissionMode string
+
+const (
+	// AdmitNodes admits the agent of every node that matches the node selector.
+	AdmitNodes AdmissionMode = "Nodes"
+	// AdmitFrozen keeps the peers that are admitted and admits no new one.
+	AdmitFrozen AdmissionMode = "Frozen"
+)
+
+// Admission says which peers may join the swarm. Whatever it says, a peer is admitted only if a Node of its name exists
+// and its proof shows that it holds the key of its peer ID.
+type Admission struct {
+	// Mode is Nodes (the agent of every selected node is admitted) or Frozen (no peer is admitted that is not yet).
+	// +kubebuilder:default=Nodes
+	Mode AdmissionMode `json:"mode,omitempty"`
+	// NodeSelector limits admission to matching nodes. Empty: all nodes.
+	// +optional
+	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
+	// DenyNodes are nodes whose peers are not admitted, whatever else holds: for an incident.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=256
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=253
+	DenyNodes []string `json:"denyNodes,omitempty"`
+}
+
+// SwarmStatus is written by the operator alone.
+type SwarmStatus struct {
+	// ObservedGeneration is the generation of the spec that this status is about.
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// Bootstrap is the set of peers to start from: admitted, live, spread over zones and ages. An agent that starts
+	// dials them first, and those it remembers from its last run.
+	// +optional
+	// +listType=map
+	// +listMapKey=nodeName
+	// +kubebuilder:validation:MaxItems=50
+	Bootstrap []BootstrapPeer `json:"bootstrap,omitempty"`
+	// Members is the number of admitted peers.
+	// +optional
+	Members int32 `json:"members"`
+	// Registered is the number of peers, admitted or not.
+	// +optional
+	Registered int32 `json:"registered"`
+	// Zones is the number of zones that have an admitted peer.
+	// +optional
+	Zones int32 `json:"zones"`
+	// Conditions: Ready.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	// +kubebuilder:validation:MaxItems=8
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// BootstrapPeer is a peer that a new agent starts from.
+type BootstrapPeer struct {
+	// +kubebuilder:validation:MaxLength=253
+	NodeName string `json:"nodeName"`
+	// +kubebuilder:validation:MaxLength=128
+	PeerID string `json:"peerID"`
+	// Addresses are multiaddrs without the /p2p part.
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=256
+	// +listType=atomic
+	Addresses []string `json:"addresses"`
+	// +optional
+	// +kubebuilder:validation:MaxLength=63
+	Zone string `json:"zone,omitempty"`
+}

@@ -1,0 +1,209 @@
+package v1alpha1_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
+	"sigs.k8s.io/yaml"
+
+	"github.com/shoal-cache/shoal/api/apitest"
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+)
+
+var cluster *apitest.Cluster
+
+func TestMain(m *testing.M) {
+	apitest.Main(m, func(c *apitest.Cluster) { cluster = c })
+}
+
+const (
+	digestA = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+	cidA    = "bafkreigaknpexyvxt76zgkitavbwx6ejgfheup5oybpm77f3pxzrvwpfdi"
+	image   = "artifacts: [{image: registry.example/app:1}]"
+)
+
+// TestRefusals sends specs to the real API server and expects it to refuse them with the message that the person who
+// wrote them needs.
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	c := apitest.Require(t, cluster)
+	for _, kind := range []struct {
+		kind  string
+		cases map[string]struct{ spec, message string }
+	}{
+		{"Swarm", map[string]struct{ spec, message string }{
+			"another name than default":              {"{}", "a cluster has one Swarm: name it 'default'"},
+			"a protocol prefix that is no path":      {"protocolPrefix: Shoal", "protocolPrefix is a path of lower-case letters"},
+			"an admission mode that does not exist":  {"admission: {mode: Open}", `supported values: "Nodes", "Frozen"`},
+			"a bootstrap set that is no small set":   {"bootstrapPeers: 51", "should be less than or equal to 50"},
+			"a bootstrap set of none":                {"bootstrapPeers: 0", "should be greater than or equal to 1"},
+			"a misspelt field, in strict validation": {"bootstrapPeer: 5", `unknown field "spec.bootstrapPeer"`},
+		}},
+		{"Peer", map[string]struct{ spec, message string }{
+			"another node's name":            {"{nodeName: other, peerID: 12D3KooWBhSnGQkzYtGRVRGdQFDwNxQvXyqHLSSrkMfTwRjgDYaK, addresses: [/ip4/10.0.0.1/tcp/1], proof: AAAAAAAAAAAAAAAAAAAAAA==}", "a Peer is named like its node"},
+			"a peer ID that is none":         {"{nodeName: NAME, peerID: me, addresses: [/ip4/10.0.0.1/tcp/1], proof: AAAAAAAAAAAAAAAAAAAAAA==}", "peerID is not a libp2p peer ID in base58"},
+			"an address with the peer ID":    {"{nodeName: NAME, peerID: 12D3KooWBhSnGQkzYtGRVRGdQFDwNxQvXyqHLSSrkMfTwRjgDYaK, addresses: [/ip4/10.0.0.1/tcp/1/p2p/x], proof: AAAAAAAAAAAAAAAAAAAAAA==}", "addresses are multiaddrs without the /p2p part"},
+			"an address that is a host:port": {"{nodeName: NAME, peerID: 12D3KooWBhSnGQkzYtGRVRGdQFDwNxQvXyqHLSSrkMfTwRjgDYaK, addresses: ['10.0.0.1:4001'], proof: AAAAAAAAAAAAAAAAAAAAAA==}", "addresses are multiaddrs without the /p2p part"},
+			"no address":                     {"{nodeName: NAME, peerID: 12D3KooWBhSnGQkzYtGRVRGdQFDwNxQvXyqHLSSrkMfTwRjgDYaK, addresses: [], proof: AAAAAAAAAAAAAAAAAAAAAA==}", "should have at least 1 items"},
+			"no proof":                       {"{nodeName: NAME, peerID: 12D3KooWBhSnGQkzYtGRVRGdQFDwNxQvXyqHLSSrkMfTwRjgDYaK, addresses: [/ip4/10.0.0.1/tcp/1]}", "spec.proof: Required value"},
+		}},
+		{"CachePolicy", map[string]struct{ spec, message string }{
+			"two capacities":                         {"storage: {capacity: 1Gi, capacityPercent: 10}", "set capacity (bytes) or capacityPercent (share of the disk), not both"},
+			"a capacity of nothing":                  {`storage: {capacity: "0"}`, "capacity must be above 0"},
+			"watermarks the wrong way round":         {"storage: {lowWatermarkPercent: 90, highWatermarkPercent: 80}", "lowWatermarkPercent must be below highWatermarkPercent"},
+			"one watermark alone":                    {"storage: {highWatermarkPercent: 80}", "set lowWatermarkPercent and highWatermarkPercent together"},
+			"two floors":                             {"storage: {minFree: 1Gi, minFreePercent: 10}", "set minFree (bytes) or minFreePercent (share of the disk), not both"},
+			"a negative floor":                       {`storage: {minFree: "-1"}`, "minFree can't be negative"},
+			"capacity and floor beyond the disk":     {"storage: {capacityPercent: 80, minFreePercent: 30}", "capacityPercent and minFreePercent together exceed the disk"},
+			"an algorithm that does not exist":       {"storage: {eviction: MRU}", `supported values: "LRU", "SLRU"`},
+			"an upload too slow to work":             {`bandwidth: {upload: "1"}`, "upload must be at least 64Ki bytes per second"},
+			"a download too slow to work":            {`bandwidth: {download: 1k}`, "download must be at least 64Ki bytes per second"},
+			"a bypass with a tag TTL":                {"rules: [{match: [a.example/**], mode: Bypass, tagTTL: 1m}]", "mode Bypass caches nothing"},
+			"a pattern with a scheme":                {"rules: [{match: ['https://a.example/x']}]", "match holds patterns of host/path"},
+			"a pattern with three stars":             {"rules: [{match: ['a.example/***']}]", "match holds patterns of host/path"},
+			"a rule that matches nothing":            {"rules: [{match: []}]", "should have at least 1 items"},
+			"a tag TTL of years":                     {"rules: [{match: [a], tagTTL: 9000h}]", "tagTTL must be between 0s and 720h"},
+			"an exemption with a TTL":                {"rules: [{match: [a], authorization: {mode: Exempt, ttl: 1m}}]", "mode Exempt asks no registry"},
+			"an authorization TTL of years":          {"rules: [{match: [a], authorization: {ttl: 9000h}}]", "ttl must be between 0s and 720h"},
+			"a rate limit without a limit":           {"rules: [{match: [a], rateLimit: {}}]", "rateLimit is empty"},
+			"a byte rate too slow to work":           {`rules: [{match: [a], rateLimit: {bytesPerSecond: "5"}}]`, "bytesPerSecond must be at least 64Ki"},
+			"a priority out of range":                {"priority: 1001", "should be less than or equal to 1000"},
+			"a duration that is none":                {"rules: [{match: [a], tagTTL: soon}]", "tagTTL"},
+			"more rules than a person can look over": {"rules: [" + strings.TrimSuffix(strings.Repeat("{match: [a]},", 65), ",") + "]", "must have at most 64 items"},
+		}},
+		{"ArtifactPin", map[string]struct{ spec, message string }{
+			"nothing to pin":                      {"replicas: 1", "say what to pin: either artifacts (a list) or workloads"},
+			"artifacts and workloads":             {image + "\nworkloads: {}", "say what to pin: either artifacts (a list) or workloads"},
+			"an artifact named twice":             {"artifacts: [{image: a.example/b:1, digest: '" + digestA + "'}]", "name an artifact in exactly one way: image, digest or cid"},
+			"an artifact not named":               {"artifacts: [{}]", "name an artifact in exactly one way: image, digest or cid"},
+			"a repository beside an image":        {"artifacts: [{image: a.example/b:1, repository: a.example/b}]", "repository goes with digest or cid"},
+			"an image with a scheme":              {"artifacts: [{image: 'https://a.example/b:1'}]", "image is not a reference such as"},
+			"an image in upper case":              {"artifacts: [{image: a.example/App:1}]", "image is not a reference such as"},
+			"a digest cut short":                  {"artifacts: [{digest: 'sha256:abc'}]", "digest is written sha256: and 64 hexadecimal digits"},
+			"a CID that is none":                  {"artifacts: [{cid: hello}]", "cid is not a CID"},
+			"a repository with a tag":             {"artifacts: [{digest: '" + digestA + "', repository: a.example/b:1}]", "repository is written host/path"},
+			"a tag where only digests are taken":  {image + "\nresolve: {policy: Digest}", "resolve.policy Digest takes no tags"},
+			"an interval for resolving once":      {image + "\nresolve: {policy: Once, interval: 1h}", "resolve.interval goes with policy Interval only"},
+			"an interval of a second":             {image + "\nresolve: {interval: 1s}", "resolve.interval must be between 1m and 720h"},
+			"a plain digest for the runtime":      {"artifacts: [{digest: '" + digestA + "'}]\ntarget: CacheAndRuntime", "target CacheAndRuntime loads images into the container runtime"},
+			"no replicas":                         {image + "\nreplicas: 0", "replicas is a count from 1 to 5000"},
+			"a percentage above the whole":        {image + "\nreplicas: 101%", "replicas is a count from 1 to 5000"},
+			"a word for a number":                 {image + "\nreplicas: Every", "replicas is a count from 1 to 5000"},
+			"a minimum above the replicas":        {image + "\nreplicas: 2\nminReplicas: 3", "minReplicas must not exceed replicas"},
+			"more domains than replicas":          {image + "\nreplicas: 2\nspread: {topologyKey: zone, minDomains: 3}", "spread.minDomains must not exceed replicas"},
+			"a platform in words":                 {image + "\nplatforms: [amd64]", "platforms are written os/arch"},
+			"a bandwidth too slow to work":        {image + "\nbandwidth: 1k", "bandwidth must be at least 64Ki bytes per second"},
+			"a size limit of nothing":             {image + "\nsizeLimit: '0'", "sizeLimit must be above 0"},
+			"a time limit of a second":            {image + "\ntimeLimit: 1s", "timeLimit must be between 10s and 168h"},
+			"a back-off that shrinks":             {image + "\nbackoff: {initial: 1h, max: 1m}", "backoff.initial must not exceed backoff.max"},
+			"a back-off of nothing":               {image + "\nbackoff: {initial: 0s}", "backoff.initial must be between 1s and 24h"},
+			"a back-off of weeks":                 {image + "\nbackoff: {max: 999h}", "backoff.max must be between 1s and 24h"},
+			"a schedule with seconds":             {image + "\nschedule: {cron: '0 0 2 * * *'}", "schedule.cron has five fields"},
+			"a schedule without a window":         {image + "\nschedule: {cron: '0 2 * * *', window: 1s}", "schedule.window must be between 1m and 168h"},
+			"an expiry without an end":            {image + "\nexpiry: {}", "expiry is empty: set until, ttl, unusedFor or several"},
+			"an expiry at once":                   {image + "\nexpiry: {ttl: 1s}", "expiry.ttl must be at least 1m"},
+			"an expiry after a minute of disuse":  {image + "\nexpiry: {unusedFor: 1m}", "expiry.unusedFor must be at least 1h"},
+			"a repair delay of months":            {image + "\nrepairDelay: 2000h", "repairDelay must be between 0s and 168h"},
+			"a target that does not exist":        {image + "\ntarget: Runtime", `supported values: "Cache", "CacheAndRuntime"`},
+			"more artifacts than one pin holds":   {"artifacts: [" + strings.TrimSuffix(strings.Repeat("{image: a.example/b:1},", 33), ",") + "]", "must have at most 32 items"},
+			"a misspelt field, strict validation": {image + "\nreplica: 3", `unknown field "spec.replica"`},
+		}},
+	} {
+		for name, tc := range kind.cases {
+			t.Run(kind.kind+" with "+name, func(t *testing.T) {
+				t.Parallel()
+				object := newObject(t, kind.kind, tc.spec)
+				err := c.Client.Create(t.Context(), object, client.FieldValidation("Strict"), client.DryRunAll)
+				require.Error(t, err)
+				require.True(t, apierrors.IsInvalid(err) || apierrors.IsBadRequest(err), "%v", err)
+				require.ErrorContains(t, err, tc.message)
+			})
+		}
+	}
+}
+
+// TestAccepted guards against rules that refuse what is right, and shows the defaults.
+func TestAccepted(t *testing.T) {
+	t.Parallel()
+	c := apitest.Require(t, cluster)
+	for name, tc := range map[string]struct {
+		kind, spec string
+		defaults   map[string]any // by dotted path
+	}{
+		"a pin of an image": {"ArtifactPin", image, map[string]any{
+			"spec.replicas": int64(3), "spec.resolve.policy": "Interval", "spec.target": "Cache", "spec.deletionPolicy": "Keep",
+			"spec.repairDelay": "5m", "spec.referrers": "Exclude", "spec.startup": "Ignore", "spec.backoff.initial": "10s",
+		}},
+		"a pin of a short name":           {"ArtifactPin", "artifacts: [{image: redis}]", nil},
+		"a pin of an image by digest":     {"ArtifactPin", "artifacts: [{image: 'a.example:5000/b/c:1@" + digestA + "'}]\nresolve: {policy: Digest}", nil},
+		"a pin of a digest and a CID":     {"ArtifactPin", "artifacts: [{digest: '" + digestA + "', repository: a.example/b}, {cid: " + cidA + "}]", nil},
+		"a pin on every node":             {"ArtifactPin", image + "\nreplicas: All\nminReplicas: 3", nil},
+		"a pin on a share of the nodes":   {"ArtifactPin", image + "\nreplicas: 25%", nil},
+		"a pin of what a namespace runs":  {"ArtifactPin", "workloads: {selector: {matchLabels: {app: web}}}\ntarget: CacheAndRuntime", nil},
+		"a pin with everything that goes": {"ArtifactPin", image + "\nplatforms: [linux/amd64, linux/arm64/v8, '*']\nspread: {topologyKey: zone, minDomains: 3}\nschedule: {cron: '0 2 * * *', timeZone: Europe/Berlin}\nexpiry: {ttl: 24h}\nparallelism: 2\nbandwidth: 10M\nsizeLimit: 2Gi\ntimeLimit: 1h", map[string]any{"spec.schedule.window": "1h"}},
+		"a policy of nothing":             {"CachePolicy", "{}", nil},
+		"a policy of everything":          {"CachePolicy", "storage: {capacityPercent: 50, lowWatermarkPercent: 80, highWatermarkPercent: 90, minFree: 5Gi, eviction: SLRU}\nbandwidth: {upload: 100M, download: 1G}\nrules: [{match: ['a.example/**', '*.b.example:5000/team-*/x'], mode: PeersOnly, tagTTL: 0s, authorization: {mode: Registry, ttl: 5m, onUnreachable: Deny}, rateLimit: {requestsPerSecond: 5, bytesPerSecond: 20M}}]", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			object := newObject(t, tc.kind, tc.spec)
+			require.NoError(t, c.Client.Create(t.Context(), object, client.FieldValidation("Strict"), client.DryRunAll))
+			for path, want := range tc.defaults {
+				got, _, err := unstructured.NestedFieldNoCopy(object.Object, strings.Split(path, ".")...)
+				require.NoError(t, err)
+				require.Equal(t, want, got, path)
+			}
+		})
+	}
+}
+
+func TestSwarmKeepsItsProtocolPrefix(t *testing.T) {
+	t.Parallel()
+	c := apitest.Require(t, cluster)
+	swarm := &v1alpha1.Swarm{}
+	swarm.Name = v1alpha1.SwarmName
+	require.NoError(t, c.Client.Create(t.Context(), swarm))
+	require.Equal(t, "/shoal", swarm.Spec.ProtocolPrefix)
+	require.Equal(t, int32(5), swarm.Spec.BootstrapPeers)
+	swarm.Spec.ProtocolPrefix = "/other"
+	require.ErrorContains(t, c.Client.Update(t.Context(), swarm), "protocolPrefix can't be changed")
+}
+
+func newObject(t *testing.T, kind, spec string) *unstructured.Unstructured {
+	t.Helper()
+	name := strings.ToLower(fmt.Sprintf("%s-case", kind))
+	u := &unstructured.Unstructured{}
+	require.NoError(t, yaml.Unmarshal([]byte("spec:\n  "+strings.ReplaceAll(strings.ReplaceAll(spec, "NAME", name), "\n", "\n  ")), &u.Object))
+	u.SetAPIVersion(v1alpha1.GroupVersion.String())
+	u.SetKind(kind)
+	u.SetName(name)
+	if kind == "ArtifactPin" {
+		u.SetNamespace("default")
+	}
+	return u
+}
+
+// applyConfiguration is the apply configuration of a typed object.
+func applyConfiguration(t *testing.T, object client.Object) *unstructured.Unstructured {
+	t.Helper()
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(object)
+	require.NoError(t, err)
+	u := &unstructured.Unstructured{Object: content}
+	gvk, err := apiutil.GVKForObject(object, cluster.Scheme)
+	require.NoError(t, err)
+	u.SetGroupVersionKind(gvk)
+	unstructured.RemoveNestedField(u.Object, "metadata", "creationTimestamp")
+	if _, isReport := object.(*v1alpha1.NodeCache); isReport {
+		unstructured.RemoveNestedField(u.Object, "spec")
+	} else {
+		unstructured.RemoveNestedField(u.Object, "status")
+	}
+	return u
+}
