@@ -1,0 +1,238 @@
+// Package config reads the node agent's configuration into one typed Config.
+//
+// Four places are read; for each key, the first in this order that sets it wins:
+//
+//  1. flags: store.minFree is --store-min-free
+//  2. environment variables: store.minFree is SHOAL_STORE_MINFREE; an empty variable counts as unset
+//  3. the file: YAML, in the nesting of the keys
+//  4. the defaults
+//
+// A list replaces the list of a place of lower precedence as a whole. In flags and variables its items are separated by
+// commas; the lists of tables (upstreams, policy.rules) have no flag, and are YAML or JSON in a variable. Keys are not
+// case-sensitive.
+//
+// Load reports all problems it finds at once: keys that do not exist, values that cannot be read, values out of bounds
+// and combinations that cannot work.
+package config
+
+import (
+	"io"
+	"path/filepath"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/shoal-cache/shoal/node/internal/mirror"
+	"github.com/shoal-cache/shoal/node/internal/policy"
+)
+
+// Config is the configuration of one agent. The yaml tags are the keys.
+type Config struct {
+	Registry   Registry   `yaml:"registry"`
+	Admin      Admin      `yaml:"admin"`
+	Swarm      Swarm      `yaml:"swarm"`
+	Store      Store      `yaml:"store"`
+	Upstreams  []Upstream `yaml:"upstreams"`
+	Policy     Policy     `yaml:"policy"`
+	Mirror     Mirror     `yaml:"mirror"`
+	Log        Log        `yaml:"log"`
+	Kubernetes Kubernetes `yaml:"kubernetes"`
+}
+
+// Registry configures the registry front.
+type Registry struct {
+	// Listen is "host:port".
+	Listen string `yaml:"listen"`
+	// DefaultRegistry is meant by a request that names no registry itself. Empty: such a request is not found.
+	DefaultRegistry string `yaml:"defaultRegistry"`
+	// FirstByteTimeout bounds the wait for the first byte of an answer.
+	FirstByteTimeout time.Duration `yaml:"firstByteTimeout"`
+	// DrainTimeout bounds the wait for running answers at shutdown.
+	DrainTimeout time.Duration `yaml:"drainTimeout"`
+}
+
+// Admin configures the server for health, metrics and the read-only view.
+type Admin struct {
+	// Listen is "host:port".
+	Listen string `yaml:"listen"`
+}
+
+// Admission says which peers may join.
+type Admission string
+
+const (
+	// AdmitAll admits every peer that speaks the swarm's protocol prefix.
+	AdmitAll Admission = "Open"
+	// AdmitList admits the peers of swarm.peers and swarm.bootstrap.
+	AdmitList Admission = "List"
+	// AdmitKubernetes admits the peers whose Peer resource the operator has admitted.
+	AdmitKubernetes Admission = "Kubernetes"
+)
+
+// Swarm configures the agent's part in the swarm.
+type Swarm struct {
+	// Listen holds TCP multiaddrs. Port 0 lets the system choose.
+	Listen []ma.Multiaddr `yaml:"listen"`
+	// Announce replaces the listening addresses as what other peers are told, for a node behind a translation.
+	Announce []ma.Multiaddr `yaml:"announce"`
+	// Bootstrap holds the multiaddrs, each with its peer ID, of the peers to start from.
+	Bootstrap []ma.Multiaddr `yaml:"bootstrap"`
+	// Zone is the failure or cost domain of the node: bytes of a pull cross into a zone once.
+	Zone string `yaml:"zone"`
+	// ProtocolPrefix keeps swarms apart: agents with different prefixes do not speak with one another.
+	ProtocolPrefix string    `yaml:"protocolPrefix"`
+	Admission      Admission `yaml:"admission"`
+	// Peers are admitted when Admission is List.
+	Peers []peer.ID `yaml:"peers"`
+	// Connections is how many connections are kept.
+	Connections Connections `yaml:"connections"`
+}
+
+// Connections are watermarks of the connection manager: above High it closes the least useful ones until Low are left.
+type Connections struct {
+	Low  int `yaml:"low"`
+	High int `yaml:"high"`
+}
+
+// Store configures what is kept on disk.
+type Store struct {
+	Path string `yaml:"path"`
+	// Capacity is how much all blobs may use.
+	Capacity policy.Size `yaml:"capacity"`
+	// HighWatermark and LowWatermark are shares of Capacity between which eviction works.
+	HighWatermark float64 `yaml:"highWatermark"`
+	LowWatermark  float64 `yaml:"lowWatermark"`
+	// MinFree is how much of the disk is left free whatever Capacity says.
+	MinFree  policy.Size     `yaml:"minFree"`
+	Eviction policy.Eviction `yaml:"eviction"`
+	// RuntimePath is containerd's content store, read for blobs that it holds. Empty: not used.
+	RuntimePath string `yaml:"runtimePath"`
+	// ScrubInterval is the time in which every blob is read and checked once. 0: never.
+	ScrubInterval time.Duration `yaml:"scrubInterval"`
+}
+
+// Upstream says how to reach a registry. A registry that is not listed is reached at https://<registry>.
+type Upstream struct {
+	// Registry is the host, with port if any, as image references spell it.
+	Registry string `yaml:"registry"`
+	// Endpoints are base URLs tried in order. Empty: https://<registry>.
+	Endpoints []string `yaml:"endpoints,omitempty"`
+	// CAFile holds certificates in PEM that are trusted besides the system's.
+	CAFile string `yaml:"caFile,omitempty"`
+	// ClientCertFile and ClientKeyFile hold the PEM pair the agent shows to the registry.
+	ClientCertFile string `yaml:"clientCertFile,omitempty"`
+	ClientKeyFile  string `yaml:"clientKeyFile,omitempty"`
+	// InsecureSkipVerify accepts any certificate.
+	InsecureSkipVerify bool `yaml:"insecureSkipVerify,omitempty"`
+}
+
+// Policy is the node's own policy. A CachePolicy resource takes its place where Kubernetes is enabled.
+type Policy struct {
+	// Defaults hold where no rule matches, and for the fields that a rule leaves out. Its Match is not used.
+	Defaults policy.Rule `yaml:"defaults"`
+	// Rules are tried in order; the first that matches holds.
+	Rules     []policy.Rule `yaml:"rules"`
+	Bandwidth Bandwidth     `yaml:"bandwidth"`
+}
+
+// Bandwidth bounds the traffic with other agents, each per second. The zero Size is no limit.
+type Bandwidth struct {
+	Up   policy.Size `yaml:"up"`
+	Down policy.Size `yaml:"down"`
+}
+
+// Mirror says how shoal-node mirror install was run on this node, so that the agent can report what is amiss with the
+// runtime's mirror configuration. The agent itself changes nothing there.
+type Mirror struct {
+	// StateDir is where mirror install keeps the originals. Empty: nothing is reported.
+	StateDir string `yaml:"stateDir"`
+	// Runtime is the node's runtime.
+	Runtime mirror.Runtime `yaml:"runtime"`
+	// Root is where the node's file system is mounted. Empty: "/". Path and RuntimeConfig are those on the node.
+	Root string `yaml:"root"`
+	// Path is the runtime's mirror configuration, and RuntimeConfig containerd's own configuration file. Empty: where the
+	// runtime usually has them.
+	Path          string `yaml:"path"`
+	RuntimeConfig string `yaml:"runtimeConfig"`
+	// Registries are the hosts that are mirrored. Empty: all.
+	Registries []string `yaml:"registries"`
+}
+
+// Log configures the log on standard error.
+type Log struct {
+	// Level is debug, info, warn or error.
+	Level string `yaml:"level"`
+	// Format is json or text.
+	Format string `yaml:"format"`
+}
+
+// Kubernetes configures the agent's Kubernetes side.
+type Kubernetes struct {
+	Enabled bool `yaml:"enabled"`
+	// NodeName is the Node that the agent runs on.
+	NodeName string `yaml:"nodeName"`
+	// Kubeconfig is a file. Empty: the service account of the pod.
+	Kubeconfig string `yaml:"kubeconfig"`
+	// Namespace is where the agent runs.
+	Namespace string `yaml:"namespace"`
+	// RuntimeEndpoint is the runtime's CRI socket, for pins that load images into it. Empty: such pins fail.
+	RuntimeEndpoint string `yaml:"runtimeEndpoint"`
+}
+
+// IdentityPath is the file of the peer's private key.
+func (c *Config) IdentityPath() string { return filepath.Join(c.Store.Path, "identity.key") }
+
+// PeersPath is the file of the peers that the agent remembers, to rejoin without help.
+func (c *Config) PeersPath() string { return filepath.Join(c.Store.Path, "peers.json") }
+
+// PolicyPath is the file of the last policy that came from Kubernetes.
+func (c *Config) PolicyPath() string { return filepath.Join(c.Store.Path, "policy.json") }
+
+// BootstrapPeers are the peers of swarm.bootstrap, each with all its addresses.
+func (c *Config) BootstrapPeers() []peer.AddrInfo {
+	peers, err := peer.AddrInfosFromP2pAddrs(c.Swarm.Bootstrap...)
+	if err != nil {
+		panic(err) // Load has checked each address
+	}
+	return peers
+}
+
+// EffectivePolicy is the policy that this configuration alone makes.
+func (c *Config) EffectivePolicy() *policy.Policy {
+	return &policy.Policy{
+		Rules:   c.Policy.Rules,
+		Default: c.Policy.Defaults,
+		Bandwidth: policy.Bandwidth{
+			Up:   c.Policy.Bandwidth.Up.Bytes,
+			Down: c.Policy.Bandwidth.Down.Bytes,
+		},
+		Store: policy.Store{
+			Capacity:      c.Store.Capacity,
+			HighWatermark: c.Store.HighWatermark,
+			LowWatermark:  c.Store.LowWatermark,
+			MinFree:       c.Store.MinFree,
+			Eviction:      c.Store.Eviction,
+		},
+	}
+}
+
+// MirrorOptions are what mirror install was given on this node.
+func (c *Config) MirrorOptions() mirror.Options {
+	m := c.Mirror
+	return mirror.Options{
+		Runtime: m.Runtime, Endpoint: "http://" + c.Registry.Listen, Registries: m.Registries,
+		Root: m.Root, Path: m.Path, RuntimeConfig: m.RuntimeConfig, StateDir: m.StateDir,
+	}
+}
+
+// Write writes the configuration in force as a file that Load reads back to the same Config.
+func (c *Config) Write(w io.Writer) error {
+	e := yaml.NewEncoder(w)
+	e.SetIndent(2)
+	if err := e.Encode(c); err != nil {
+		return err
+	}
+	return e.Close()
+}

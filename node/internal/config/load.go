@@ -1,0 +1,355 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-viper/mapstructure/v2"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	"github.com/spf13/pflag"
+	"github.com/spf13/viper"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/shoal-cache/shoal/node/internal/policy"
+)
+
+// Load reads the configuration from the file at path ("": no file), from environ, in the form of os.Environ, and from
+// the flags of Flags that were set (nil: none), puts them over the defaults, and checks the result. Its error joins all
+// problems found; each names the key, the value and what to do.
+func Load(path string, flags *pflag.FlagSet, environ []string) (*Config, error) {
+	v := viper.New()
+	for key, value := range values(Default()) {
+		v.SetDefault(key, value)
+	}
+	if path != "" {
+		if err := readFile(v, path); err != nil {
+			return nil, err
+		}
+	}
+	problems := readEnvironment(v, environ)
+	if flags != nil {
+		for _, o := range options {
+			if f := flags.Lookup(o.flag()); f != nil {
+				if err := v.BindPFlag(o.key, f); err != nil {
+					return nil, fmt.Errorf("flag --%s: %w", o.flag(), err)
+				}
+			}
+		}
+	}
+
+	c := new(Config)
+	settings := v.AllSettings()
+	problems = append(problems, unknown("", settings)...)
+	problems = append(problems, decode(settings, c)...)
+	if len(problems) > 0 {
+		// Bounds are not checked on values that could not be read: that would report the same mistake twice.
+		return nil, errors.Join(problems...)
+	}
+	c.complete(settings)
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func readFile(v *viper.Viper, path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("configuration file: %w", err)
+	}
+	defer f.Close()
+	v.SetConfigType("yaml")
+	if err := v.ReadConfig(f); err != nil {
+		return fmt.Errorf("configuration file %s: %w", path, err)
+	}
+	return nil
+}
+
+// serviceLink matches what Kubernetes puts into every container for each Service of its namespace. A Service named
+// shoal-registry must not stop agents from starting.
+var serviceLink = regexp.MustCompile(`(_SERVICE_HOST|_SERVICE_PORT(_.+)?|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
+
+// readEnvironment puts the SHOAL_ variables over the file. Variables that begin with the name of a section but name no
+// key are problems; others are none of our business.
+func readEnvironment(v *viper.Viper, environ []string) []error {
+	keys, sections := make(map[string]string), make(map[string]bool)
+	for _, o := range options {
+		keys[o.variable()] = o.key
+		section, _, _ := strings.Cut(o.key, ".")
+		sections[strings.ToUpper(section)] = true
+	}
+	for _, key := range tables {
+		keys[variable(key)] = key
+	}
+	var problems []error
+	for _, entry := range environ {
+		name, value, _ := strings.Cut(entry, "=")
+		rest, ours := strings.CutPrefix(name, "SHOAL_")
+		if !ours || value == "" {
+			continue
+		}
+		key, known := keys[name]
+		section, _, hasKey := strings.Cut(rest, "_")
+		switch {
+		case known:
+			parsed, err := parseVariable(key, value)
+			if err != nil {
+				problems = append(problems, fmt.Errorf("environment variable %s: %w", name, err))
+				continue
+			}
+			if err := v.MergeConfigMap(nest(key, parsed)); err != nil {
+				problems = append(problems, fmt.Errorf("environment variable %s: %w", name, err))
+			}
+		case hasKey && sections[section] && !serviceLink.MatchString(name):
+			problems = append(problems, fmt.Errorf("environment variable %s names no key; those that exist: %s",
+				name, strings.Join(matching(keys, "SHOAL_"+section+"_"), ", ")))
+		}
+	}
+	return problems
+}
+
+func parseVariable(key, value string) (any, error) {
+	if !slices.Contains(tables, key) {
+		return value, nil
+	}
+	var list []any
+	if err := yaml.Unmarshal([]byte(value), &list); err != nil {
+		return nil, fmt.Errorf("%s: want a list in YAML or JSON: %w", key, err)
+	}
+	return list, nil
+}
+
+// nest makes {"a": {"b": value}} of "a.b".
+func nest(key string, value any) map[string]any {
+	head, tail, more := strings.Cut(key, ".")
+	if more {
+		value = nest(tail, value)
+	}
+	return map[string]any{head: value}
+}
+
+func matching(m map[string]string, prefix string) []string {
+	var names []string
+	for name := range m {
+		if strings.HasPrefix(name, prefix) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// decode puts settings into target, and returns what cannot be read. It passes over unknown keys.
+func decode(settings map[string]any, target any) []error {
+	d, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{
+		TagName:          "yaml",
+		Result:           target,
+		WeaklyTypedInput: true, // a port that YAML reads as a number is fine where text is wanted
+		DecodeHook:       mapstructure.DecodeHookFuncType(fromText),
+	})
+	if err != nil {
+		return []error{err}
+	}
+	return flatten(d.Decode(settings))
+}
+
+// flatten turns the decoder's tree of errors into one error for each key.
+func flatten(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var all []error
+		for _, inner := range joined.Unwrap() {
+			all = append(all, flatten(inner)...)
+		}
+		return all
+	}
+	inner := errors.Unwrap(err)
+	if _, more := errors.AsType[*mapstructure.DecodeError](inner); more {
+		return flatten(inner)
+	}
+	if named, ok := errors.AsType[*mapstructure.DecodeError](err); ok && inner != nil {
+		return []error{fmt.Errorf("%s: %w", named.Name(), inner)}
+	}
+	if err == nil {
+		return nil
+	}
+	return []error{err}
+}
+
+// unknown returns an error for each key in value, which stands at the key at, that does not exist.
+func unknown(at string, value any) []error {
+	var problems []error
+	switch value := value.(type) {
+	case map[string]any:
+		for _, name := range slices.Sorted(maps.Keys(value)) {
+			key := strings.TrimPrefix(at+"."+name, ".")
+			switch exists, hasMore := lookup(key); {
+			case hasMore:
+				problems = append(problems, unknown(key, value[name])...)
+			case !exists:
+				problems = append(problems, fmt.Errorf("%s: no such key; those beside it: %s", key, strings.Join(beside(key), ", ")))
+			}
+		}
+	case []any:
+		for i, item := range value {
+			problems = append(problems, unknown(fmt.Sprintf("%s[%d]", at, i), item)...)
+		}
+	}
+	return problems
+}
+
+// lookup tells whether key exists, and whether there are keys below it.
+func lookup(key string) (exists, hasMore bool) {
+	key = strings.ToLower(index.ReplaceAllString(key, ""))
+	for _, k := range known() {
+		rest, ok := strings.CutPrefix(strings.ToLower(k), key)
+		exists = exists || ok && rest == ""
+		hasMore = hasMore || ok && strings.HasPrefix(rest, ".")
+	}
+	return exists, hasMore
+}
+
+var index = regexp.MustCompile(`\[\d+\]`)
+
+// beside lists the keys of key's table.
+func beside(key string) []string {
+	table := strings.ToLower(index.ReplaceAllString(key[:strings.LastIndex(key, ".")+1], ""))
+	names := make(map[string]bool)
+	for _, k := range known() {
+		if strings.HasPrefix(strings.ToLower(k), table) {
+			name, _, _ := strings.Cut(k[len(table):], ".")
+			names[k[:len(table)]+name] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+// known are all keys, also those within the lists of tables.
+func known() []string {
+	var keys []string
+	for _, o := range options {
+		keys = append(keys, o.key)
+	}
+	for prefix, t := range map[string]reflect.Type{
+		"upstreams": reflect.TypeFor[Upstream](), "policy.rules": reflect.TypeFor[policy.Rule](),
+	} {
+		for f := range t.Fields() {
+			name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+			keys = append(keys, prefix+"."+name)
+		}
+	}
+	return keys
+}
+
+// fromText reads the values that are written as text, with errors that show the value and an example of a right one.
+func fromText(from, to reflect.Type, data any) (any, error) {
+	if from == to {
+		return data, nil // what this hook made out of a text, passed to it once more piece by piece
+	}
+	switch isTable, isList := from.Kind() == reflect.Map, from.Kind() == reflect.Slice; {
+	case isScalar(to) && (isTable || isList):
+		return nil, fmt.Errorf("%v is a list or table; want one value", data)
+	case !isScalar(to) && to.Kind() == reflect.Struct && !isTable:
+		return nil, fmt.Errorf("%v is no table; want keys below it", data)
+	case isTable || isList:
+		return data, nil
+	}
+	s := strings.TrimSpace(fmt.Sprint(data))
+	switch to {
+	case reflect.TypeFor[time.Duration]():
+		d, err := time.ParseDuration(s)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no duration; want a number with a unit, such as 90s, 5m or 24h", s)
+		}
+		return d, nil
+	case reflect.TypeFor[policy.Size]():
+		return policy.ParseSize(s)
+	case reflect.TypeFor[ma.Multiaddr]():
+		addr, err := ma.NewMultiaddr(s)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no multiaddr (%w); want one such as /ip4/10.0.0.1/tcp/5052 or /ip6/fd00::1/tcp/5052", s, err)
+		}
+		return addr, nil
+	case reflect.TypeFor[peer.ID]():
+		id, err := peer.Decode(s)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no peer ID (%w); `shoal-node id` prints an agent's", s, err)
+		}
+		return id, nil
+	}
+	switch to.Kind() {
+	case reflect.Float64:
+		number, percent := strings.CutSuffix(s, "%")
+		f, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no number", s)
+		}
+		if percent {
+			f /= 100
+		}
+		return f, nil
+	case reflect.Int:
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no whole number", s)
+		}
+		return n, nil
+	case reflect.Bool:
+		b, err := strconv.ParseBool(s)
+		if err != nil {
+			return nil, fmt.Errorf("%q is neither true nor false", s)
+		}
+		return b, nil
+	case reflect.Slice:
+		if from.Kind() != reflect.String {
+			return data, nil
+		}
+		list := []string{}
+		for item := range strings.SplitSeq(s, ",") {
+			if item = strings.TrimSpace(item); item != "" {
+				list = append(list, item)
+			}
+		}
+		return list, nil
+	}
+	return data, nil
+}
+
+// isScalar tells whether values of the type are written as one word.
+func isScalar(t reflect.Type) bool {
+	switch t.Kind() {
+	case reflect.String, reflect.Bool, reflect.Int, reflect.Int64, reflect.Float64:
+		return true
+	}
+	return t == reflect.TypeFor[ma.Multiaddr]() || t == reflect.TypeFor[policy.Size]()
+}
+
+// complete fills in what follows from other keys.
+func (c *Config) complete(settings map[string]any) {
+	if c.Swarm.Admission == "" {
+		switch {
+		case c.Kubernetes.Enabled:
+			c.Swarm.Admission = AdmitKubernetes
+		case len(c.Swarm.Peers) > 0:
+			c.Swarm.Admission = AdmitList
+		default:
+			c.Swarm.Admission = AdmitAll
+		}
+	}
+	// A rule has the defaults in the fields it leaves out, so it is read once more, over them.
+	section, _ := settings["policy"].(map[string]any)
+	rules, _ := section["rules"].([]any)
+	for i := range rules {
+		c.Policy.Rules[i] = c.Policy.Defaults
+		raw, _ := rules[i].(map[string]any)
+		_ = decode(raw, &c.Policy.Rules[i]) // the first reading has found its problems, if any
+	}
+}

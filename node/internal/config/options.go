@@ -1,0 +1,202 @@
+package config
+
+import (
+	"encoding"
+	"fmt"
+	"reflect"
+	"strings"
+	"time"
+	"unicode"
+
+	ma "github.com/multiformats/go-multiaddr"
+	"github.com/spf13/pflag"
+
+	"github.com/shoal-cache/shoal/node/internal/mirror"
+	"github.com/shoal-cache/shoal/node/internal/policy"
+)
+
+// Default is the configuration of an agent that nothing was said to.
+func Default() *Config {
+	return &Config{
+		Registry: Registry{
+			Listen:           "127.0.0.1:5050",
+			FirstByteTimeout: 10 * time.Second,
+			DrainTimeout:     30 * time.Second,
+		},
+		Admin: Admin{Listen: "127.0.0.1:5051"},
+		Swarm: Swarm{
+			Listen:         []ma.Multiaddr{ma.StringCast("/ip4/0.0.0.0/tcp/5052"), ma.StringCast("/ip6/::/tcp/5052")},
+			ProtocolPrefix: "/shoal",
+			Connections:    Connections{Low: 256, High: 512},
+		},
+		Store: Store{
+			Path:          "/var/lib/shoal",
+			Capacity:      policy.Size{Bytes: 20 << 30},
+			HighWatermark: 0.95,
+			LowWatermark:  0.85,
+			MinFree:       policy.Size{Share: 0.05},
+			Eviction:      policy.LRU,
+			ScrubInterval: 7 * 24 * time.Hour,
+		},
+		Policy: Policy{Defaults: policy.DefaultRule()},
+		Mirror: Mirror{Runtime: mirror.Containerd},
+		Log:    Log{Level: "info", Format: "json"},
+	}
+}
+
+// option is a key and what --help says of it.
+type option struct{ key, help string }
+
+// options are all keys that are no tables.
+var options = []option{
+	{"registry.listen", "address `host:port` of the registry front, which the runtime uses as a mirror"},
+	{"registry.defaultRegistry", "registry `host` meant by requests that name none, as those of Docker, ORAS and skopeo do"},
+	{"registry.firstByteTimeout", "bound on the wait for the first byte of an answer; then the runtime is sent to the registry itself"},
+	{"registry.drainTimeout", "bound on the wait for running answers at shutdown"},
+	{"admin.listen", "address `host:port` of health, metrics, profiles and the read-only view"},
+	{"swarm.listen", "TCP `multiaddrs` to listen on for other agents, IPv4 and IPv6"},
+	{"swarm.announce", "`multiaddrs` told to other agents instead of the listening ones"},
+	{"swarm.bootstrap", "`multiaddrs` with /p2p/<peer ID> of the agents to start from; none starts a swarm"},
+	{"swarm.zone", "`name` of the node's zone; bytes of a pull cross into a zone once"},
+	{"swarm.protocolPrefix", "`prefix` of the swarm's protocols; agents with different ones do not speak with one another"},
+	{"swarm.admission", "who may join: Open, List or Kubernetes (default: Kubernetes where kubernetes.enabled, List where swarm.peers is set, else Open)"},
+	{"swarm.peers", "`peer IDs` that may join when admission is List, besides those of swarm.bootstrap"},
+	{"swarm.connections.low", "`number` of connections left after closing the least useful ones"},
+	{"swarm.connections.high", "`number` of connections above which the least useful ones are closed"},
+	{"store.path", "`directory` of blobs, chunk index and the agent's identity"},
+	{"store.capacity", "`size` that all blobs may use: 20GiB, or a share of the disk: 30%"},
+	{"store.highWatermark", "`share` of the capacity above which eviction starts: 0.95 or 95%"},
+	{"store.lowWatermark", "`share` of the capacity at which eviction ends: 0.85 or 85%"},
+	{"store.minFree", "`size`, or share of the disk, that is left free whatever the capacity"},
+	{"store.eviction", "`algorithm` that chooses what goes first: LRU or SLRU"},
+	{"store.runtimePath", "`directory` of containerd's content store, whose blobs are shared too, read-only; empty: not used"},
+	{"store.scrubInterval", "time in which every blob is read and checked once; 0: never"},
+	{"policy.defaults.mode", "PullThrough, PeersOnly or Bypass, for repositories without a rule"},
+	{"policy.defaults.tagTTL", "time for which the answer for a tag holds; 0: ask every time"},
+	{"policy.defaults.authorization", "Required: the registry has to accept a caller before it gets cached content; Exempt: nobody is asked"},
+	{"policy.defaults.authorizationTTL", "time for which the registry's acceptance of a caller holds; 0: ask every time"},
+	{"policy.defaults.offline", "who gets cached content while the registry is unreachable: AllowKnown (callers it once accepted) or Deny"},
+	{"policy.defaults.requestsPerSecond", "bound on the `rate` of requests to a registry; 0: none"},
+	{"policy.defaults.bytesPerSecond", "bound on the bytes read from a registry, a `size` per second; 0: none"},
+	{"policy.bandwidth.up", "bound on the bytes sent to other agents, a `size` per second; 0: none"},
+	{"policy.bandwidth.down", "bound on the bytes taken from other agents, a `size` per second; 0: none"},
+	{"mirror.stateDir", "`directory` of the originals that mirror install keeps; what is amiss with the mirrors is reported; empty: it is not"},
+	{"mirror.runtime", "the node's runtime, as mirror install was told: " + runtimes()},
+	{"mirror.root", "`directory` where the node's file system is mounted"},
+	{"mirror.path", "`path` on the node of the runtime's mirror configuration; empty: the runtime's"},
+	{"mirror.runtimeConfig", "`path` on the node of containerd's configuration file; empty: the runtime's"},
+	{"mirror.registries", "`hosts` that are mirrored; empty: all"},
+	{"log.level", "debug, info, warn or error"},
+	{"log.format", "json or text"},
+	{"kubernetes.enabled", "register with, and take admission, policy and pins from, the Kubernetes API"},
+	{"kubernetes.nodeName", "`name` of the Node that the agent runs on"},
+	{"kubernetes.kubeconfig", "`file` with the API server's address and credentials; empty: the pod's service account"},
+	{"kubernetes.namespace", "`namespace` that the agent runs in"},
+	{"kubernetes.runtimeEndpoint", "`address` of the runtime's CRI socket, such as unix:///run/containerd/containerd.sock, for pins that load images into it"},
+}
+
+// runtimes lists what mirror.runtime may be.
+func runtimes() string {
+	names := make([]string, len(mirror.Runtimes))
+	for i, r := range mirror.Runtimes {
+		names[i] = string(r)
+	}
+	return strings.Join(names, ", ")
+}
+
+// tables are the keys that hold lists of tables. They have no flag.
+var tables = []string{"upstreams", "policy.rules"}
+
+// Flags adds a flag for every key to fs, but for the lists of tables.
+func Flags(fs *pflag.FlagSet) {
+	defaults := values(Default())
+	for _, o := range options {
+		help := o.help + " (" + o.key + ", " + o.variable() + ")"
+		switch v := defaults[o.key].(type) {
+		case bool:
+			fs.Bool(o.flag(), v, help)
+		case time.Duration:
+			fs.Duration(o.flag(), v, help)
+		case []string:
+			fs.StringSlice(o.flag(), v, help)
+		default:
+			fs.String(o.flag(), fmt.Sprint(v), help)
+		}
+	}
+}
+
+// flag is the name of the key's flag: "store-min-free".
+func (o option) flag() string {
+	var b strings.Builder
+	upper := true // the last rune was upper case, so that TTL becomes one word
+	for _, r := range o.key {
+		switch {
+		case r == '.':
+			b.WriteByte('-')
+		case unicode.IsUpper(r):
+			if !upper {
+				b.WriteByte('-')
+			}
+			b.WriteRune(unicode.ToLower(r))
+		default:
+			b.WriteRune(r)
+		}
+		upper = unicode.IsUpper(r)
+	}
+	return b.String()
+}
+
+// variable is the name of the key's environment variable: "SHOAL_STORE_MINFREE".
+func (o option) variable() string { return variable(o.key) }
+
+func variable(key string) string {
+	return "SHOAL_" + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
+}
+
+// values maps every key of c that is no table to its value: a string for what is written as text, a []string for lists.
+func values(c *Config) map[string]any {
+	all := make(map[string]any)
+	var walk func(prefix string, v reflect.Value)
+	walk = func(prefix string, v reflect.Value) {
+		for i := range v.NumField() {
+			name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("yaml"), ",")
+			key, f := prefix+name, v.Field(i)
+			_, isText := text(f)
+			switch {
+			case f.Kind() == reflect.Slice && f.Type().Elem().Kind() == reflect.Struct: // a list of tables
+			case f.Kind() == reflect.Slice && !isText:
+				list := make([]string, f.Len())
+				for j := range list {
+					list[j], _ = text(f.Index(j))
+				}
+				all[key] = list
+			case f.Kind() == reflect.Struct && !isText:
+				walk(key+".", f)
+			case isText:
+				all[key], _ = text(f)
+			default:
+				all[key] = f.Interface()
+			}
+		}
+	}
+	walk("", reflect.ValueOf(c).Elem())
+	// The patterns of the defaults mean nothing, so they are no key.
+	delete(all, "policy.defaults.match")
+	return all
+}
+
+// text is v as text, where its type writes itself so or is a kind of string.
+func text(v reflect.Value) (string, bool) {
+	if m, ok := reflect.TypeAssert[encoding.TextMarshaler](v); ok {
+		if v.Kind() == reflect.Slice && v.Len() == 0 {
+			return "", true
+		}
+		if b, err := m.MarshalText(); err == nil {
+			return string(b), true
+		}
+	}
+	if v.Kind() == reflect.String {
+		return v.String(), true
+	}
+	return "", false
+}

@@ -1,0 +1,254 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/distribution/reference"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"github.com/shoal-cache/shoal/node/internal/mirror"
+)
+
+// problems collects what is wrong, one error for each key.
+type problems []error
+
+func (p *problems) add(key, format string, args ...any) {
+	*p = append(*p, fmt.Errorf("%s: %w", key, fmt.Errorf(format, args...)))
+}
+
+// validate checks bounds and combinations.
+func (c *Config) validate() error {
+	var p problems
+	c.validateServers(&p)
+	c.validateSwarm(&p)
+	c.validateStore(&p)
+	c.validateUpstreams(&p)
+	c.validatePolicy(&p)
+	c.validateMirror(&p)
+	c.validateRest(&p)
+	return errors.Join(p...)
+}
+
+func (c *Config) validateServers(p *problems) {
+	checkListen(p, "registry.listen", c.Registry.Listen)
+	checkListen(p, "admin.listen", c.Admin.Listen)
+	if c.Registry.Listen == c.Admin.Listen && !strings.HasSuffix(c.Admin.Listen, ":0") {
+		p.add("admin.listen", "%s is registry.listen as well; choose another port", c.Admin.Listen)
+	}
+	if c.Registry.DefaultRegistry != "" {
+		checkRegistry(p, "registry.defaultRegistry", c.Registry.DefaultRegistry)
+	}
+	if c.Registry.FirstByteTimeout <= 0 {
+		p.add("registry.firstByteTimeout", "%s; want more than 0, so that the runtime can go to the registry itself", c.Registry.FirstByteTimeout)
+	}
+	if c.Registry.DrainTimeout < 0 {
+		p.add("registry.drainTimeout", "%s is negative; want 0 to end answers at once, or more", c.Registry.DrainTimeout)
+	}
+}
+
+func checkListen(p *problems, key, listen string) {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		p.add(key, "%q is no address; want host:port, such as 127.0.0.1:5050 or [::1]:5050", listen)
+		return
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
+		p.add(key, "port %q of %q; want a number from 0 (the system chooses) to 65535", port, listen)
+	} else if strconv.FormatUint(n, 10) != port {
+		p.add(key, "port %q of %q; want it without sign or leading zeros", port, listen)
+	}
+	if strings.ContainsAny(host, "/ ") {
+		p.add(key, "host %q of %q; want a name or an IP address", host, listen)
+	}
+}
+
+var domain = regexp.MustCompile(`^(?:` + reference.DomainRegexp.String() + `)$`)
+
+func checkRegistry(p *problems, key, host string) {
+	if !domain.MatchString(host) {
+		p.add(key, "%q is no registry; want a host as image references spell it, such as registry.example or 10.0.0.1:5000, without scheme or path", host)
+	}
+}
+
+var prefix = regexp.MustCompile(`^(/[A-Za-z0-9._-]+)+$`)
+
+func (c *Config) validateSwarm(p *problems) {
+	s := c.Swarm
+	if len(s.Listen) == 0 {
+		p.add("swarm.listen", "empty; want at least one multiaddr, such as /ip4/0.0.0.0/tcp/5052")
+	}
+	for i, addr := range s.Listen {
+		checkTCP(p, fmt.Sprintf("swarm.listen[%d]", i), addr)
+	}
+	for i, addr := range s.Announce {
+		checkTCP(p, fmt.Sprintf("swarm.announce[%d]", i), addr)
+	}
+	for i, addr := range s.Bootstrap {
+		if info, err := peer.AddrInfoFromP2pAddr(addr); err != nil || len(info.Addrs) == 0 {
+			p.add(fmt.Sprintf("swarm.bootstrap[%d]", i), "%s has no address or no peer ID; want one such as /ip4/10.0.0.1/tcp/5052/p2p/12D3KooW…", addr)
+		}
+	}
+	if !prefix.MatchString(s.ProtocolPrefix) {
+		p.add("swarm.protocolPrefix", "%q; want a path such as /shoal or /shoal/prod", s.ProtocolPrefix)
+	}
+	if s.Connections.Low < 1 || s.Connections.Low > s.Connections.High {
+		p.add("swarm.connections", "low %d, high %d; want 1 <= low <= high", s.Connections.Low, s.Connections.High)
+	}
+	switch s.Admission {
+	case AdmitAll, AdmitList, AdmitKubernetes:
+	default:
+		p.add("swarm.admission", "%q is none of %s, %s, %s", s.Admission, AdmitAll, AdmitList, AdmitKubernetes)
+	}
+	if s.Admission == AdmitKubernetes && !c.Kubernetes.Enabled {
+		p.add("swarm.admission", "Kubernetes needs kubernetes.enabled; set it, or choose Open or List")
+	}
+	if s.Admission == AdmitList && len(s.Peers) == 0 {
+		p.add("swarm.peers", "empty, so with admission List nobody could join; list peer IDs (`shoal-node id` prints an agent's), or choose another admission")
+	}
+	if s.Admission != AdmitList && len(s.Peers) > 0 {
+		p.add("swarm.peers", "has no effect when swarm.admission is %s; choose List, or leave swarm.peers empty", s.Admission)
+	}
+}
+
+func checkTCP(p *problems, key string, addr ma.Multiaddr) {
+	if len(addr) < 2 || addr[len(addr)-1].Code() != ma.P_TCP {
+		p.add(key, "%s; want an address and a TCP port, such as /ip4/0.0.0.0/tcp/5052 or /ip6/::/tcp/5052 (TCP is the only transport)", addr)
+	}
+}
+
+func (c *Config) validateStore(p *problems) {
+	s := c.Store
+	if s.Path == "" {
+		p.add("store.path", "empty; want a directory")
+	}
+	if s.Capacity.IsZero() {
+		p.add("store.capacity", "0; want a size such as 20GiB or a share of the disk such as 30%%")
+	}
+	if s.ScrubInterval < 0 {
+		p.add("store.scrubInterval", "%s is negative; want 0 for never, or more", s.ScrubInterval)
+	}
+	if s.HighWatermark == 0 && s.LowWatermark == 0 {
+		p.add("store.highWatermark", "0; want 0 < lowWatermark < highWatermark <= 1")
+	}
+}
+
+func (c *Config) validateUpstreams(p *problems) {
+	first := make(map[string]int)
+	for i, u := range c.Upstreams {
+		at := fmt.Sprintf("upstreams[%d]", i)
+		checkRegistry(p, at+".registry", u.Registry)
+		if j, again := first[strings.ToLower(u.Registry)]; again {
+			p.add(at+".registry", "%q is that of upstreams[%d] too; put all endpoints of a registry into one entry", u.Registry, j)
+		} else {
+			first[strings.ToLower(u.Registry)] = i
+		}
+		tls := len(u.Endpoints) == 0
+		for j, endpoint := range u.Endpoints {
+			tls = checkEndpoint(p, fmt.Sprintf("%s.endpoints[%d]", at, j), endpoint) || tls
+		}
+		switch {
+		case !tls && (u.CAFile != "" || u.ClientCertFile != "" || u.ClientKeyFile != "" || u.InsecureSkipVerify):
+			p.add(at, "has TLS settings, but no endpoint of %q uses https; remove them or change an endpoint", u.Registry)
+		case u.CAFile != "" && u.InsecureSkipVerify:
+			p.add(at+".caFile", "has no effect with insecureSkipVerify; remove one of the two")
+		}
+		if (u.ClientCertFile == "") != (u.ClientKeyFile == "") {
+			p.add(at, "has one of clientCertFile (%q) and clientKeyFile (%q); want both or neither", u.ClientCertFile, u.ClientKeyFile)
+		}
+	}
+}
+
+// checkEndpoint tells whether the endpoint uses TLS. Its errors do not show what may hold a password.
+func checkEndpoint(p *problems, key, endpoint string) (tls bool) {
+	u, err := url.Parse(endpoint)
+	switch {
+	case err != nil:
+		p.add(key, "is no URL; want one such as https://mirror.example or http://127.0.0.1:5000")
+	case u.User != nil:
+		p.add(key, "%s holds credentials; remove them: the agent uses those of the caller", u.Redacted())
+	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
+		p.add(key, "%q; want a URL such as https://mirror.example or http://127.0.0.1:5000", endpoint)
+	case u.RawQuery != "" || u.Fragment != "":
+		p.add(key, "%q has a query or fragment; want scheme, host and at most a path", endpoint)
+	default:
+		return u.Scheme == "https"
+	}
+	return true // unknown, so nothing is to be said about TLS settings
+}
+
+func (c *Config) validatePolicy(p *problems) {
+	if c.Policy.Bandwidth.Up.Share != 0 || c.Policy.Bandwidth.Down.Share != 0 {
+		p.add("policy.bandwidth", "up %s, down %s; want sizes per second, such as 100MB, not shares", c.Policy.Bandwidth.Up, c.Policy.Bandwidth.Down)
+	}
+	err := c.EffectivePolicy().Validate()
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, problem := range joined.Unwrap() {
+			if strings.HasPrefix(problem.Error(), "store.") {
+				*p = append(*p, problem) // a key of the configuration as it stands
+				continue
+			}
+			*p = append(*p, fmt.Errorf("policy.%w", problem))
+		}
+	}
+}
+
+func (c *Config) validateMirror(p *problems) {
+	if c.Mirror.StateDir == "" {
+		return
+	}
+	if !slices.Contains(mirror.Runtimes, c.Mirror.Runtime) {
+		p.add("mirror.runtime", "%q is none of %s", c.Mirror.Runtime, runtimes())
+	}
+	if c.Mirror.Runtime == mirror.CRIO && len(c.Mirror.Registries) == 0 {
+		p.add("mirror.registries", "empty; %s has no mirror for all registries, so name those that mirror install was given", mirror.CRIO)
+	}
+}
+
+func (c *Config) validateRest(p *problems) {
+	if _, err := c.Log.SlogLevel(); err != nil {
+		p.add("log.level", "%q is none of debug, info, warn, error", c.Log.Level)
+	}
+	if c.Log.Format != "json" && c.Log.Format != "text" {
+		p.add("log.format", "%q is none of json, text", c.Log.Format)
+	}
+	k := c.Kubernetes
+	if k.Enabled && k.NodeName == "" {
+		p.add("kubernetes.nodeName", "empty; with kubernetes.enabled it must name the Node (in a pod: from the field spec.nodeName)")
+	}
+	if !k.Enabled && k.Kubeconfig != "" {
+		p.add("kubernetes.kubeconfig", "%q has no effect without kubernetes.enabled; set it too, or remove this", k.Kubeconfig)
+	}
+}
+
+// SlogLevel is Level as log/slog wants it.
+func (l Log) SlogLevel() (slog.Level, error) {
+	var level slog.Level
+	switch strings.ToLower(l.Level) {
+	case "debug", "info", "warn", "error":
+		return level, level.UnmarshalText([]byte(l.Level))
+	}
+	return level, fmt.Errorf("log level %q is unknown", l.Level)
+}
+
+// Warnings are about what is allowed but seldom meant.
+func (c *Config) Warnings() []string {
+	var warnings []string
+	host, _, _ := net.SplitHostPort(c.Registry.Listen)
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		warnings = append(warnings, fmt.Sprintf("registry.listen: %s is reachable from other machines, and credentials arrive there without encryption; "+
+			"127.0.0.1 serves the runtime of this node", c.Registry.Listen))
+	}
+	if c.Swarm.Admission == AdmitAll {
+		warnings = append(warnings, "swarm.admission: Open lets every machine that reaches swarm.listen read what is cached; use List or Kubernetes outside of trusted networks")
+	}
+	return warnings
+}

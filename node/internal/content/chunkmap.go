@@ -1,0 +1,167 @@
+package content
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/ipfs/boxo/ipld/merkledag"
+	"github.com/ipfs/boxo/ipld/unixfs"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+	ipld "github.com/ipfs/go-ipld-format"
+)
+
+const (
+	// MaxSize is the largest blob in bytes that Shoal takes: 1 TiB. It bounds what a peer can make this node allocate.
+	MaxSize = 1 << 40
+	// dagWidth is the number of links of a full inner node in the profile unixfs-v1-2025.
+	dagWidth = 1024
+
+	chunkMapVersion = 1
+	hashSize        = sha256.Size
+)
+
+// ChunkMap is the ordered chunk CIDs of a blob. It is kept as bare SHA-256 sums, 32 bytes for each MiB of the blob.
+// The zero value is not usable; NewChunkMap makes one.
+type ChunkMap struct {
+	size int64
+	sums []byte // Chunks(size) times hashSize; all zero where a CID is not known yet
+}
+
+var unknownSum [hashSize]byte
+
+// NewChunkMap makes the map of a blob of size bytes, none of whose CIDs is known.
+func NewChunkMap(size int64) (*ChunkMap, error) {
+	if size < 0 || size > MaxSize {
+		return nil, fmt.Errorf("blob size of %d bytes is outside 0 to %d", size, int64(MaxSize))
+	}
+	return &ChunkMap{size: size, sums: make([]byte, Chunks(size)*hashSize)}, nil
+}
+
+// Size is the blob's size in bytes.
+func (m *ChunkMap) Size() int64 { return m.size }
+
+// Len is the number of chunks.
+func (m *ChunkMap) Len() int { return len(m.sums) / hashSize }
+
+// CID is the CID of chunk i, cid.Undef where it is not known.
+func (m *ChunkMap) CID(i int) cid.Cid {
+	sum := m.sums[i*hashSize : (i+1)*hashSize]
+	if bytes.Equal(sum, unknownSum[:]) {
+		return cid.Undef
+	}
+	return rawCID(sum)
+}
+
+// Set records the CID of chunk i. It fails when c is not a raw CIDv1 over SHA2-256.
+func (m *ChunkMap) Set(i int, c cid.Cid) error {
+	p := c.Prefix()
+	if p != chunkPrefix {
+		return fmt.Errorf("chunk %d: CID %s is not CIDv1, raw, sha2-256", i, c)
+	}
+	h := c.Hash()
+	copy(m.sums[i*hashSize:], h[len(h)-hashSize:])
+	return nil
+}
+
+var chunkPrefix = rawCID(unknownSum[:]).Prefix()
+
+// Complete tells whether every chunk's CID is known.
+func (m *ChunkMap) Complete() bool {
+	for i := range m.Len() {
+		if bytes.Equal(m.sums[i*hashSize:(i+1)*hashSize], unknownSum[:]) {
+			return false
+		}
+	}
+	return true
+}
+
+// Clone returns an independent copy.
+func (m *ChunkMap) Clone() *ChunkMap {
+	return &ChunkMap{size: m.size, sums: bytes.Clone(m.sums)}
+}
+
+// MarshalBinary encodes the map: a version byte, the size as a uvarint, and the sums in order.
+func (m *ChunkMap) MarshalBinary() ([]byte, error) {
+	b := make([]byte, 0, 1+binary.MaxVarintLen64+len(m.sums))
+	b = append(b, chunkMapVersion)
+	b = binary.AppendUvarint(b, uint64(m.size))
+	return append(b, m.sums...), nil
+}
+
+// UnmarshalBinary decodes what MarshalBinary made. It fails for anything else, and allocates no more than len(b).
+func (m *ChunkMap) UnmarshalBinary(b []byte) error {
+	if len(b) == 0 || b[0] != chunkMapVersion {
+		return fmt.Errorf("chunk map: no version %d header in %d bytes", chunkMapVersion, len(b))
+	}
+	size, n := binary.Uvarint(b[1:])
+	if n <= 0 || size > MaxSize {
+		return fmt.Errorf("chunk map: size is malformed or above %d bytes", int64(MaxSize))
+	}
+	sums := b[1+n:]
+	if want := Chunks(int64(size)) * hashSize; len(sums) != want {
+		return fmt.Errorf("chunk map of a blob of %d bytes: %d bytes of sums, want %d", size, len(sums), want)
+	}
+	m.size, m.sums = int64(size), bytes.Clone(sums)
+	return nil
+}
+
+// DAG returns the blob's root CID as a UnixFS file of the profile unixfs-v1-2025 (IPIP-499: CIDv1, raw leaves of
+// 1 MiB, balanced layout of width 1024) and its inner nodes, root last. A blob of one chunk has no inner node: its
+// root is the chunk. The map must be complete.
+func (m *ChunkMap) DAG() (root cid.Cid, inner []blocks.Block, err error) {
+	type child struct {
+		cid  cid.Cid
+		file uint64 // bytes of the file below it
+		tree uint64 // encoded bytes of the tree below it, the link's Tsize
+	}
+	level := make([]child, m.Len())
+	for i := range level {
+		c := m.CID(i)
+		if !c.Defined() {
+			return cid.Undef, nil, fmt.Errorf("UnixFS DAG of %d bytes: CID of chunk %d is not known", m.size, i)
+		}
+		_, n := ChunkRange(m.size, i)
+		level[i] = child{cid: c, file: uint64(n), tree: uint64(n)}
+	}
+	for len(level) > 1 {
+		parents := make([]child, 0, (len(level)+dagWidth-1)/dagWidth)
+		for start := 0; start < len(level); start += dagWidth {
+			fs := unixfs.NewFSNode(unixfs.TFile)
+			node := new(merkledag.ProtoNode)
+			if err := node.SetCidBuilder(cid.V1Builder{Codec: cid.DagProtobuf, MhType: chunkPrefix.MhType}); err != nil {
+				return cid.Undef, nil, fmt.Errorf("UnixFS DAG: %w", err)
+			}
+			p := child{}
+			for _, c := range level[start:min(start+dagWidth, len(level))] {
+				fs.AddBlockSize(c.file)
+				if err := node.AddRawLink("", &ipld.Link{Size: c.tree, Cid: c.cid}); err != nil {
+					return cid.Undef, nil, fmt.Errorf("UnixFS DAG: %w", err)
+				}
+				p.file += c.file
+				p.tree += c.tree
+			}
+			data, err := fs.GetBytes()
+			if err != nil {
+				return cid.Undef, nil, fmt.Errorf("UnixFS DAG: %w", err)
+			}
+			node.SetData(data)
+			raw, err := node.EncodeProtobuf(true)
+			if err != nil {
+				return cid.Undef, nil, fmt.Errorf("UnixFS DAG: %w", err)
+			}
+			p.cid = node.Cid()
+			p.tree += uint64(len(raw))
+			b, err := blocks.NewBlockWithCid(raw, p.cid)
+			if err != nil {
+				return cid.Undef, nil, fmt.Errorf("UnixFS DAG: %w", err)
+			}
+			inner = append(inner, b)
+			parents = append(parents, p)
+		}
+		level = parents
+	}
+	return level[0].cid, inner, nil
+}

@@ -1,0 +1,74 @@
+// Package content holds the vocabulary that the node agent's other packages share: how a blob is named and split into
+// chunks, what a request for one carries, how a blob that may still be arriving is read, and the errors that callers
+// branch on. It does no I/O.
+package content
+
+import (
+	"context"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Repository names a repository of an upstream registry.
+type Repository struct {
+	// Registry is the host (with port, if any) as an image reference spells it: "registry.example:5000".
+	Registry string
+	// Name is the path below it: "library/redis".
+	Name string
+}
+
+func (r Repository) String() string { return r.Registry + "/" + r.Name }
+
+// Kind tells from which of a registry's two collections a digest is read.
+type Kind uint8
+
+const (
+	// Blob is a layer, a config or any other OCI blob: /v2/<name>/blobs/<digest>.
+	Blob Kind = iota
+	// Manifest is an image manifest or index: /v2/<name>/manifests/<digest>.
+	Manifest
+)
+
+func (k Kind) String() string {
+	if k == Manifest {
+		return "manifest"
+	}
+	return "blob"
+}
+
+// Request asks for one blob or manifest by digest.
+type Request struct {
+	// Repository is where upstream has it. The zero value: no upstream is known, so only peers can be asked.
+	Repository Repository
+	Kind       Kind
+	Digest     digest.Digest
+	// Size is the blob's size in bytes as a manifest states it, or 0 when it is not known.
+	Size int64
+	// Authorization is the caller's own Authorization header, sent to the registry and to no one else. It is never
+	// stored and never logged. Empty: anonymous.
+	Authorization string
+}
+
+// Reader reads a blob that is held whole or is still arriving. Its methods may be called concurrently.
+type Reader interface {
+	// Size is the blob's size in bytes. It is always known once a Reader exists.
+	Size() int64
+	// Range returns the n bytes from offset off, which must lie within the blob. Read blocks until bytes are there.
+	// It fails, and never ends with io.EOF early, when they cannot be had or when the blob turns out not to match its
+	// digest. The result also is an io.WriterTo, which moves file pages without copying where the kernel can.
+	// The caller closes it; closing it, or ending ctx, drops this reader's demand for bytes that are not here yet.
+	Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
+	// Close releases the reader.
+	Close() error
+}
+
+// Source says where the bytes of an answer came from; the values label the metric shoal_served_bytes_total.
+type Source string
+
+// The sources of bytes.
+const (
+	FromLocal    Source = "local"
+	FromPeer     Source = "peer"
+	FromUpstream Source = "upstream"
+)

@@ -1,0 +1,57 @@
+package content
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+)
+
+var (
+	// ErrNotFound: neither this node nor a peer nor upstream has the content (HTTP 404).
+	ErrNotFound = errors.New("not found")
+	// ErrUnavailable: the content may exist but cannot be had now, within the time allowed (HTTP 503).
+	ErrUnavailable = errors.New("unavailable")
+	// ErrDigestMismatch: bytes did not match the digest or CID that names them. Nothing of them is kept.
+	ErrDigestMismatch = errors.New("digest mismatch")
+	// ErrNoSpace: the store cannot take the content: the disk or the capacity is full of what may not be evicted.
+	ErrNoSpace = errors.New("no space in the store")
+	// ErrClosed: the component was shut down.
+	ErrClosed = errors.New("closed")
+)
+
+// UpstreamError is an answer of the upstream registry other than success. Its status reaches the caller as it is, with
+// the registry's authentication challenge, so that the caller can do what it would do at the registry itself.
+type UpstreamError struct {
+	// Op says what was attempted, on what: "GET https://registry.example/v2/a/manifests/1".
+	Op string
+	// Status is the HTTP status code.
+	Status int
+	// Challenge holds the WWW-Authenticate headers of a 401.
+	Challenge []string
+	// RetryAfter is the registry's wish, 0 where it sent none.
+	RetryAfter time.Duration
+	// Body is the start of the answer's body (an OCI error document, as a rule), at most 8 KiB.
+	Body []byte
+}
+
+func (e *UpstreamError) Error() string {
+	return fmt.Sprintf("%s: upstream answered %d %s", e.Op, e.Status, http.StatusText(e.Status))
+}
+
+// Is makes a 404 an ErrNotFound and a 429 or 5xx an ErrUnavailable.
+func (e *UpstreamError) Is(target error) bool {
+	switch {
+	case e.Status == http.StatusNotFound:
+		return target == ErrNotFound
+	case e.Status == http.StatusTooManyRequests || e.Status >= 500:
+		return target == ErrUnavailable
+	}
+	return false
+}
+
+// Denied tells whether err is upstream's refusal of the caller's credentials (401 or 403).
+func Denied(err error) bool {
+	var u *UpstreamError
+	return errors.As(err, &u) && (u.Status == http.StatusUnauthorized || u.Status == http.StatusForbidden)
+}
