@@ -1,0 +1,143 @@
+package upstream
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/shoal-cache/shoal/api/pullsecret"
+	"github.com/shoal-cache/shoal/api/registries"
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// Tokens without a stated life last 60 s, says the distribution project's token specification. They are renewed a
+// little before their end.
+const (
+	defaultTokenLife = time.Minute
+	tokenMargin      = 10 * time.Second
+	tokenTimeout     = 20 * time.Second
+)
+
+type token struct {
+	authorization string
+	expires       time.Time
+}
+
+// Authorize obtains the value of the Authorization header for pulls from repo, for the agent's own pulls, which no client
+// drives. The zero credential is anonymous. A registry token is sent as it is; an identity token is an OAuth2 refresh token,
+// which a token server takes in place of a password
+// (https://distribution.github.io/distribution/spec/auth/oauth/). The result is "" where the registry wants none. It is kept
+// in memory until it expires.
+func (c *Client) Authorize(ctx context.Context, repo content.Repository, cred pullsecret.Credential) (string, error) {
+	if cred.RegistryToken != "" {
+		return "Bearer " + cred.RegistryToken, nil
+	}
+	key := c.key(registries.Canonical(repo.Registry), repo.Name, cred.Username, cred.Password, cred.IdentityToken)
+	if t, ok := c.tokens.Get(key); ok && time.Now().Before(t.expires) {
+		return t.authorization, nil
+	}
+	// Callers share one exchange, so it must not end with the context of the first of them.
+	done := c.exchanges.DoChan(string(key[:]), func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tokenTimeout)
+		defer cancel()
+		t, err := c.exchange(ctx, repo, cred)
+		if err != nil {
+			return "", fmt.Errorf("authorize at %s: %w", repo, err)
+		}
+		c.tokens.Add(key, t)
+		return t.authorization, nil
+	})
+	select {
+	case r := <-done:
+		return r.Val.(string), r.Err
+	case <-ctx.Done():
+		return "", fmt.Errorf("authorize at %s: %w", repo, context.Cause(ctx))
+	}
+}
+
+func (c *Client) exchange(ctx context.Context, repo content.Repository, cred pullsecret.Credential) (token, error) {
+	reg, err := c.registry(repo.Registry)
+	if err != nil {
+		return token{}, err
+	}
+	host, err := name.NewRegistry(reg.name)
+	if err != nil {
+		return token{}, err
+	}
+	rt := &pingAtEndpoints{client: c, registry: reg, host: host.RegistryStr()}
+	challenge, err := transport.Ping(ctx, host, rt)
+	if err != nil {
+		return token{}, err
+	}
+	if !strings.EqualFold(challenge.Scheme, "bearer") {
+		// A registry without a challenge may still want Basic for some of its repositories.
+		t := token{expires: time.Now().Add(defaultTokenLife)}
+		if cred.Username != "" && cred.IdentityToken == "" {
+			t.authorization = "Basic " + base64.StdEncoding.EncodeToString([]byte(cred.Username+":"+cred.Password))
+		}
+		return t, nil
+	}
+	if reg.listed {
+		// The library refuses token servers at private addresses unless they are the registry itself. That of a
+		// registry which the administrator configured may be anywhere.
+		challenge.Insecure = true
+		if u, err := url.Parse(challenge.Parameters["realm"]); err == nil {
+			if host, err = name.NewRegistry(u.Host); err != nil {
+				return token{}, fmt.Errorf("realm of the challenge: %w", err)
+			}
+		}
+	}
+	auth := authn.Anonymous
+	if cred != (pullsecret.Credential{}) {
+		auth = authn.FromConfig(authn.AuthConfig{Username: cred.Username, Password: cred.Password, IdentityToken: cred.IdentityToken})
+	}
+	scope := "repository:" + repo.Name + ":" + transport.PullScope
+	got, err := transport.Exchange(ctx, host, auth, rt, []string{scope}, challenge)
+	if err != nil {
+		return token{}, err
+	}
+	life := defaultTokenLife
+	if got.ExpiresIn > 0 {
+		life = time.Duration(got.ExpiresIn) * time.Second
+	}
+	return token{
+		authorization: "Bearer " + cmp.Or(got.Token, got.AccessToken),
+		expires:       time.Now().Add(max(life-tokenMargin, life/2)),
+	}, nil
+}
+
+// pingAtEndpoints sends the library's ping of a registry to the registry's endpoints, with their fail-over, and all else
+// (to the token server) where it is addressed.
+type pingAtEndpoints struct {
+	client   *Client
+	registry *registry
+	host     string
+}
+
+func (p *pingAtEndpoints) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.URL.Host != p.host || req.URL.Path != "/v2/" {
+		return p.registry.client.Transport.RoundTrip(req)
+	}
+	resp, err := p.client.send(req.Context(), call{
+		method: http.MethodGet, repo: content.Repository{Registry: p.registry.name},
+	})
+	if refused, ok := errors.AsType[*content.UpstreamError](err); ok {
+		return &http.Response{
+			StatusCode: refused.Status, Header: http.Header{"Www-Authenticate": refused.Challenge},
+			Body: io.NopCloser(bytes.NewReader(refused.Body)), Request: req,
+		}, nil
+	}
+	return resp, err
+}

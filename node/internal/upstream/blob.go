@@ -1,0 +1,203 @@
+package upstream
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// Body is the bytes of a blob or manifest as they come from the registry. Read fails, and never ends with io.EOF, when
+// fewer or more bytes come than were announced, or none for Timeouts.Stall. Their digest is not checked here.
+type Body struct {
+	io.ReadCloser
+	// Size is the size in bytes of the whole blob.
+	Size int64
+	// Offset is where in the blob the first byte read lies: what was asked for, or 0 where the registry ignored the
+	// Range, or for a manifest, which always comes whole.
+	Offset int64
+	// MediaType is the registry's Content-Type, for a manifest the type of the manifest.
+	MediaType string
+}
+
+// Open reads n bytes of a blob from offset off, or all that follow where n is negative. Where off+n exceeds the blob,
+// it reads to its end. req.Size, where known, must be the registry's.
+func (c *Client) Open(ctx context.Context, req content.Request, off, n int64) (*Body, error) {
+	if off < 0 || n == 0 {
+		return nil, fmt.Errorf("%s %s of %s: range of %d bytes at %d", req.Kind, req.Digest, req.Repository, n, off)
+	}
+	if req.Kind == content.Manifest {
+		return c.openManifest(ctx, req)
+	}
+	call := blobCall(http.MethodGet, req)
+	call.remember = true
+	last := int64(-1)
+	switch {
+	case n > 0:
+		last = off + n - 1
+		call.byteRange = fmt.Sprintf("bytes=%d-%d", off, last)
+	case off > 0:
+		call.byteRange = fmt.Sprintf("bytes=%d-", off)
+	}
+	resp, err := c.send(ctx, call)
+	if err != nil {
+		return nil, err
+	}
+	body, err := newBody(resp, req, off, last)
+	if errors.Is(err, errNoSize) {
+		if req.Size, _, err = c.Stat(ctx, req); err == nil {
+			body, err = newBody(resp, req, off, last)
+		}
+	}
+	if err != nil {
+		_ = resp.Body.Close()
+		return nil, fmt.Errorf("%s: %w: %w", describe(resp.Request), content.ErrUnavailable, err)
+	}
+	return body, nil
+}
+
+func blobCall(method string, req content.Request) call {
+	return call{
+		method: method, repo: req.Repository, path: "blobs/" + req.Digest.String(), accept: []string{"*/*"},
+		authorization: req.Authorization,
+	}
+}
+
+func (c *Client) openManifest(ctx context.Context, req content.Request) (*Body, error) {
+	desc, data, err := c.getManifest(ctx, call{
+		method: http.MethodGet, repo: req.Repository, path: "manifests/" + req.Digest.String(), accept: manifestTypes,
+		authorization: req.Authorization,
+	}, req.Digest.String())
+	if err != nil {
+		return nil, err
+	}
+	return &Body{ReadCloser: io.NopCloser(bytes.NewReader(data)), Size: desc.Size, MediaType: desc.MediaType}, nil
+}
+
+var (
+	errNoSize = errors.New("answer does not tell the blob's size")
+	errRange  = errors.New("answer is not the range that was asked for")
+)
+
+// newBody checks that an answer's header fits the request; last is -1 for "to the end".
+func newBody(resp *http.Response, req content.Request, off, last int64) (*Body, error) {
+	if enc := resp.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
+		return nil, fmt.Errorf("answer is encoded as %q, which would change the digest", enc)
+	}
+	body := &Body{ReadCloser: resp.Body, MediaType: resp.Header.Get("Content-Type")}
+	due := resp.ContentLength
+	if resp.StatusCode == http.StatusPartialContent {
+		first, end, total, err := parseContentRange(resp.Header.Get("Content-Range"))
+		if err != nil {
+			return nil, err
+		}
+		if total < 0 {
+			total = req.Size
+		}
+		if total <= 0 {
+			return nil, errNoSize
+		}
+		want := total - 1
+		if last >= 0 {
+			want = min(last, want)
+		}
+		length := end - first + 1
+		if first != off || end != want || due >= 0 && due != length {
+			return nil, fmt.Errorf("%w: %q of %d bytes, for bytes %d to %d", errRange, resp.Header.Get("Content-Range"), due, off, want)
+		}
+		body.Size, body.Offset, due = total, off, length
+	} else {
+		if due < 0 {
+			due = req.Size
+		}
+		if due <= 0 && resp.ContentLength != 0 {
+			return nil, errNoSize
+		}
+		body.Size = due
+	}
+	if req.Size > 0 && body.Size != req.Size {
+		return nil, fmt.Errorf("blob is of %d bytes there, want %d: %w", body.Size, req.Size, content.ErrDigestMismatch)
+	}
+	if body.Size > content.MaxSize {
+		return nil, fmt.Errorf("blob of %d bytes is larger than %d", body.Size, int64(content.MaxSize))
+	}
+	if s, ok := resp.Body.(*stream); ok {
+		s.due = due
+	}
+	return body, nil
+}
+
+// parseContentRange reads "bytes first-last/total" (RFC 9110, section 14.4). total is -1 where it is "*".
+func parseContentRange(v string) (first, last, total int64, err error) {
+	bad := fmt.Errorf("%w: Content-Range %q", errRange, v)
+	spec, ok := strings.CutPrefix(v, "bytes ")
+	if !ok {
+		return 0, 0, 0, bad
+	}
+	span, size, ok := strings.Cut(spec, "/")
+	if !ok {
+		return 0, 0, 0, bad
+	}
+	a, b, ok := strings.Cut(span, "-")
+	if !ok {
+		return 0, 0, 0, bad
+	}
+	first, err1 := strconv.ParseInt(a, 10, 64)
+	last, err2 := strconv.ParseInt(b, 10, 64)
+	total, err3 := int64(-1), error(nil)
+	if size != "*" {
+		total, err3 = strconv.ParseInt(size, 10, 64)
+	}
+	if err := errors.Join(err1, err2, err3); err != nil || first < 0 || last < first || size != "*" && last >= total {
+		return 0, 0, 0, bad
+	}
+	return first, last, total, nil
+}
+
+// Stat asks the registry, with the caller's credentials, whether it has a blob or manifest, and of what size in bytes and
+// media type. Success proves that these credentials may read the repository.
+func (c *Client) Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error) {
+	if req.Kind == content.Manifest {
+		desc, err := c.Resolve(ctx, req.Repository, req.Digest.String(), nil, req.Authorization)
+		return desc.Size, desc.MediaType, err
+	}
+	resp, err := c.send(ctx, blobCall(http.MethodHead, req))
+	if err == nil {
+		_ = resp.Body.Close()
+		if resp.ContentLength >= 0 {
+			return resp.ContentLength, resp.Header.Get("Content-Type"), nil
+		}
+	} else if !noHead(err) && !storageRefuses(err) {
+		return 0, "", err
+	}
+	return c.statByRange(ctx, req)
+}
+
+// storageRefuses tells whether the registry redirected to a host that then refused: URLs that are signed for GET do so
+// to HEAD.
+func storageRefuses(err error) bool {
+	var u *content.UpstreamError
+	return errors.As(err, &u) && u.Status == http.StatusBadGateway
+}
+
+// statByRange learns the size from the answer to a GET of one byte.
+func (c *Client) statByRange(ctx context.Context, req content.Request) (int64, string, error) {
+	call := blobCall(http.MethodGet, req)
+	call.byteRange = "bytes=0-0"
+	resp, err := c.send(ctx, call)
+	if err != nil {
+		return 0, "", err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := newBody(resp, req, 0, 0)
+	if err != nil {
+		return 0, "", fmt.Errorf("%s: %w: %w", describe(resp.Request), content.ErrUnavailable, err)
+	}
+	return body.Size, body.MediaType, nil
+}

@@ -1,0 +1,136 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// minProgress is how many bytes of a body must come within Timeouts.Stall of waiting, so that a registry which drips
+// single bytes counts as one that stands still.
+const minProgress = 4 << 10
+
+var errStalled = errors.New("body stalled")
+
+// stream is the body of an answer. It ends with io.EOF only after exactly the bytes that were due.
+type stream struct {
+	op     string
+	body   io.ReadCloser
+	ctx    context.Context // the request's own, to tell why a read failed
+	cancel context.CancelCauseFunc
+	count  prometheus.Counter
+	limit  *rate.Limiter // nil: none
+
+	due int64 // bytes that must still come, -1 where it is not known
+
+	stall    time.Duration
+	patience time.Duration // what is left of stall
+	fresh    int64         // bytes since patience was whole
+	timer    *time.Timer
+}
+
+func (c *Client) watch(ctx context.Context, cancel context.CancelCauseFunc, reg *registry, limit *rate.Limiter, resp *http.Response) *stream {
+	s := &stream{
+		op: describe(resp.Request), body: resp.Body, ctx: ctx, cancel: cancel,
+		count: c.metrics.bytes.WithLabelValues(c.metrics.label(reg.name)), limit: limit,
+		due: resp.ContentLength, stall: c.opts.Timeouts.Stall, patience: c.opts.Timeouts.Stall,
+	}
+	if resp.Request.Method == http.MethodHead {
+		s.due = 0
+	}
+	s.timer = time.AfterFunc(s.stall, func() { cancel(errStalled) })
+	s.timer.Stop()
+	return s
+}
+
+func (s *stream) Read(p []byte) (int, error) {
+	if s.due == 0 {
+		return 0, io.EOF
+	}
+	if s.limit != nil && len(p) > 0 {
+		p = p[:min(len(p), max(s.limit.Burst(), 1))]
+	}
+	// Only the time spent in here counts: a reader that takes its time is no fault of the registry's.
+	start := time.Now()
+	s.timer.Reset(s.patience)
+	n, err := s.body.Read(p)
+	s.timer.Stop()
+	s.patience -= time.Since(start)
+	s.fresh += int64(n)
+	if s.fresh >= minProgress {
+		s.patience, s.fresh = s.stall, 0
+	}
+	s.patience = max(s.patience, 0)
+	s.count.Add(float64(n))
+	if err := s.pace(n); err != nil {
+		return 0, fmt.Errorf("%s: %w: rate limit of the policy: %w", s.op, content.ErrUnavailable, err)
+	}
+
+	if s.due >= 0 {
+		if int64(n) > s.due {
+			return 0, fmt.Errorf("%s: body is longer than announced: %w", s.op, content.ErrUnavailable)
+		}
+		s.due -= int64(n)
+	}
+	switch {
+	case err == nil:
+		return n, nil
+	case !errors.Is(err, io.EOF):
+		if cause := context.Cause(s.ctx); errors.Is(cause, errStalled) {
+			return n, fmt.Errorf("%s: %w: less than %d bytes in %s of waiting: %w", s.op, content.ErrUnavailable, minProgress, s.stall, errStalled)
+		} else if cause != nil {
+			err = cause
+		}
+		return n, fmt.Errorf("%s: %w: body: %w", s.op, content.ErrUnavailable, err)
+	case s.due > 0:
+		return n, fmt.Errorf("%s: %w: body ended %d bytes early: %w", s.op, content.ErrUnavailable, s.due, io.ErrUnexpectedEOF)
+	}
+	return n, io.EOF
+}
+
+// pace waits until n bytes are within the limit: in pieces, for a policy may have made its burst smaller since they were asked
+// for.
+func (s *stream) pace(n int) error {
+	for s.limit != nil && n > 0 {
+		piece := min(n, max(s.limit.Burst(), 1))
+		if err := s.limit.WaitN(s.ctx, piece); err != nil {
+			return err
+		}
+		n -= piece
+	}
+	return nil
+}
+
+func (s *stream) Close() error {
+	s.timer.Stop()
+	err := s.body.Close()
+	s.cancel(nil)
+	return err
+}
+
+// readAll reads a body of at most MaxManifestSize.
+func readAll(resp *http.Response) ([]byte, error) {
+	if resp.ContentLength > MaxManifestSize {
+		return nil, tooLong(resp)
+	}
+	data, err := io.ReadAll(io.LimitReader(resp.Body, MaxManifestSize+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > MaxManifestSize {
+		return nil, tooLong(resp)
+	}
+	return data, nil
+}
+
+func tooLong(resp *http.Response) error {
+	return fmt.Errorf("%s: %w: answer is longer than %d bytes", describe(resp.Request), content.ErrUnavailable, MaxManifestSize)
+}

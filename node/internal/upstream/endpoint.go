@@ -1,0 +1,189 @@
+package upstream
+
+import (
+	"cmp"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"github.com/shoal-cache/shoal/api/registries"
+)
+
+// routes is one immutable configuration: who is reached how.
+type routes struct {
+	byName   map[string]*registry
+	fallback Upstream       // of registries not listed
+	client   *http.Client   // of the fallback
+	clients  []*http.Client // all, to close them
+	// unlisted holds the registries that were asked for and are not listed. Callers choose the names, so it is bounded.
+	unlisted *lru.Cache[string, *registry]
+}
+
+// registry is where one registry is reached.
+type registry struct {
+	name      string
+	endpoints []*endpoint
+	client    *http.Client
+	// namespaced requests carry the query parameter ns, because the endpoints serve more than one registry.
+	namespaced bool
+	listed     bool // an entry of the configuration names it
+}
+
+// endpoint is one base URL of a registry.
+type endpoint struct {
+	base      *url.URL
+	downUntil atomic.Int64 // Unix nanoseconds
+}
+
+func (e *endpoint) down(now time.Time) bool { return now.UnixNano() < e.downUntil.Load() }
+
+func (e *endpoint) mark(reached bool, now time.Time, d time.Duration) {
+	if reached {
+		e.downUntil.Store(0)
+		return
+	}
+	e.downUntil.Store(now.Add(d).UnixNano())
+}
+
+// SetUpstreams replaces the configuration. Operations that run go on with the old one. It changes nothing when it fails.
+func (c *Client) SetUpstreams(ups []Upstream) error {
+	c.change.Lock()
+	defer c.change.Unlock()
+	unlisted, err := lru.New[string, *registry](maxUnlisted)
+	if err != nil {
+		return err
+	}
+	next := &routes{byName: make(map[string]*registry), unlisted: unlisted}
+	fallback := false
+	for _, u := range ups {
+		client, err := c.newClient(u)
+		if err != nil {
+			return fmt.Errorf("upstream %q: %w", cmp.Or(u.Registry, "*"), err)
+		}
+		next.clients = append(next.clients, client)
+		if u.Every() {
+			if fallback {
+				return errors.New(`upstream "*": listed twice`)
+			}
+			if _, err := u.URLs(); err != nil {
+				return fmt.Errorf(`upstream "*": %w`, err)
+			}
+			fallback, next.fallback, next.client = true, u, client
+			continue
+		}
+		name := registries.Canonical(u.Registry)
+		if next.byName[name] != nil {
+			return fmt.Errorf("upstream %q: listed twice", u.Registry)
+		}
+		reg, err := newRegistry(name, u, client)
+		if err != nil {
+			return fmt.Errorf("upstream %q: %w", u.Registry, err)
+		}
+		reg.listed = true
+		next.byName[name] = reg
+	}
+	if !fallback {
+		client, err := c.newClient(Upstream{})
+		if err != nil {
+			return err
+		}
+		next.client, next.clients = client, append(next.clients, client)
+	}
+	old := c.routes.Swap(next)
+	c.redirects.Purge()
+	c.tokens.Purge()
+	if old != nil {
+		old.closeIdle()
+	}
+	return nil
+}
+
+// registry finds how the registry of this name is reached.
+func (c *Client) registry(name string) (*registry, error) {
+	name = registries.Canonical(name)
+	table := c.routes.Load()
+	if reg := table.byName[name]; reg != nil {
+		return reg, nil
+	}
+	if reg, ok := table.unlisted.Get(name); ok {
+		return reg, nil
+	}
+	reg, err := newRegistry(name, table.fallback, table.client)
+	if err != nil {
+		return nil, fmt.Errorf("registry %q: %w", name, err)
+	}
+	reg.namespaced = len(table.fallback.Endpoints) > 0
+	table.unlisted.Add(name, reg)
+	return reg, nil
+}
+
+func newRegistry(name string, u Upstream, client *http.Client) (*registry, error) {
+	if len(u.Endpoints) == 0 {
+		u.Endpoints = []string{defaultEndpoint(name)}
+	}
+	bases, err := u.URLs()
+	if err != nil {
+		return nil, err
+	}
+	reg := &registry{name: name, client: client}
+	for _, base := range bases {
+		reg.endpoints = append(reg.endpoints, &endpoint{base: base})
+	}
+	return reg, nil
+}
+
+// defaultEndpoint is where a registry is reached that no configuration mentions.
+func defaultEndpoint(name string) string {
+	if name == registries.DockerHub {
+		return "https://" + registries.DockerHubAPI
+	}
+	host := name
+	if h, _, err := net.SplitHostPort(name); err == nil {
+		host = h
+	}
+	host = strings.Trim(host, "[]")
+	if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() {
+		return "http://" + name
+	}
+	return "https://" + name
+}
+
+// newClient makes the HTTP client for the TLS settings of u. It follows no redirect of its own; see redirect.go.
+func (c *Client) newClient(u Upstream) (*http.Client, error) {
+	conf, err := u.TLS()
+	if err != nil {
+		return nil, err
+	}
+	return &http.Client{
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &http.Transport{
+			Proxy:               c.opts.Proxy,
+			DialContext:         c.opts.Dial,
+			TLSClientConfig:     conf,
+			TLSHandshakeTimeout: c.opts.Timeouts.Dial,
+			// Blobs are named by the digest of the bytes as stored, so nothing may be decoded on the way.
+			DisableCompression: true,
+			// HTTP/2 is left off on purpose: it costs a third more CPU for each byte of a blob, and puts all ranges
+			// of it on one connection.
+			ForceAttemptHTTP2:      false,
+			TLSNextProto:           map[string]func(string, *tls.Conn) http.RoundTripper{},
+			MaxIdleConnsPerHost:    32,
+			IdleConnTimeout:        90 * time.Second,
+			MaxResponseHeaderBytes: 64 << 10,
+		},
+	}, nil
+}
+
+func (t *routes) closeIdle() {
+	for _, client := range t.clients {
+		client.CloseIdleConnections()
+	}
+}

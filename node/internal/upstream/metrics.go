@@ -1,0 +1,61 @@
+package upstream
+
+import (
+	"errors"
+	"strconv"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// maxLabels bounds the values of the label registry, because callers of the registry front choose the names.
+const maxLabels = 64
+
+type metrics struct {
+	bytes    *prometheus.CounterVec
+	requests *prometheus.CounterVec
+	retries  *prometheus.CounterVec
+
+	mu     sync.Mutex
+	labels map[string]bool
+}
+
+func newMetrics(r prometheus.Registerer) (*metrics, error) {
+	m := &metrics{
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_upstream_bytes_total", Help: "Bytes of answers' bodies read from upstream registries.",
+		}, []string{"registry"}),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_upstream_requests_total",
+			Help: "Requests to upstream registries by HTTP method and status code; code 0: there was no answer.",
+		}, []string{"registry", "method", "code"}),
+		retries: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_upstream_retries_total", Help: "Rounds of requests to upstream registries after a failed one.",
+		}, []string{"registry"}),
+		labels: make(map[string]bool),
+	}
+	if r == nil {
+		return m, nil
+	}
+	return m, errors.Join(r.Register(m.bytes), r.Register(m.requests), r.Register(m.retries))
+}
+
+func (m *metrics) request(registry, method string, code int) {
+	registry = m.label(registry)
+	m.requests.WithLabelValues(registry, method, strconv.Itoa(code)).Inc()
+	m.retries.WithLabelValues(registry) // at 0, so that the first retry is an increase
+}
+
+// label is the registry itself for the first of them, and "other" for the rest.
+func (m *metrics) label(registry string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.labels[registry] {
+		return registry
+	}
+	if len(m.labels) >= maxLabels {
+		return "other"
+	}
+	m.labels[registry] = true
+	return registry
+}

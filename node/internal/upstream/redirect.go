@@ -1,0 +1,101 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+const (
+	maxHops = 5
+	// redirectTTL is well below the life of the signed URLs that registries redirect to.
+	redirectTTL = 30 * time.Second
+)
+
+var errRedirects = errors.New("redirects that lead nowhere")
+
+// redirect is where the bytes of a blob were found a moment ago.
+type redirect struct {
+	to      *url.URL
+	expires time.Time
+}
+
+// follow sends the call to the endpoint and after it to wherever it redirects. Credentials go only to the endpoint's own
+// scheme, host and port: not, as net/http has it, to subdomains and other ports of it.
+func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call call) (*http.Response, error) {
+	origin := call.url(reg, ep)
+	key := c.key(origin.String(), call.authorization)
+	if call.remember {
+		if r, ok := c.redirects.Get(key); ok && time.Now().Before(r.expires) {
+			resp, err := c.hop(ctx, reg, call, r.to, false)
+			if err == nil && success(resp) {
+				return resp, nil
+			}
+			if err == nil {
+				_ = resp.Body.Close()
+			}
+			c.redirects.Remove(key) // expired, as a rule: ask the registry for a new one
+		}
+	}
+	at := origin
+	for range maxHops + 1 {
+		home := at.Scheme == origin.Scheme && at.Host == origin.Host
+		resp, err := c.hop(ctx, reg, call, at, home)
+		if err != nil {
+			return nil, err
+		}
+		if success(resp) {
+			if call.remember && !home {
+				c.redirects.Add(key, redirect{to: at, expires: time.Now().Add(redirectTTL)})
+			}
+			return resp, nil
+		}
+		if !redirects(resp) {
+			return nil, refusal(resp, !home)
+		}
+		_ = resp.Body.Close()
+		next, err := resp.Location()
+		if err != nil {
+			return nil, fmt.Errorf("%s: answered %d: %w: %w", describe(resp.Request), resp.StatusCode, errRedirects, err)
+		}
+		if next.Scheme != "http" && next.Scheme != "https" || next.Host == "" {
+			return nil, fmt.Errorf("%s: %w: to scheme %q", describe(resp.Request), errRedirects, next.Scheme)
+		}
+		at = next
+	}
+	return nil, fmt.Errorf("%s %s: %w: more than %d", call.method, origin.Redacted(), errRedirects, maxHops)
+}
+
+func (c *Client) hop(ctx context.Context, reg *registry, call call, at *url.URL, home bool) (*http.Response, error) {
+	req, err := call.request(ctx, at, home)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := reg.client.Do(req)
+	if err != nil {
+		c.metrics.request(reg.name, call.method, 0)
+		// url.Error repeats the whole URL, and with it the signature of a redirect's target.
+		if e, ok := errors.AsType[*url.Error](err); ok {
+			err = e.Err
+		}
+		return nil, fmt.Errorf("%s: %w", describe(req), err)
+	}
+	c.metrics.request(reg.name, call.method, resp.StatusCode)
+	return resp, nil
+}
+
+func success(resp *http.Response) bool {
+	return resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent
+}
+
+func redirects(resp *http.Response) bool {
+	switch resp.StatusCode {
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect,
+		http.StatusPermanentRedirect:
+		return true
+	}
+	return false
+}

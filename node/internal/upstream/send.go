@@ -1,0 +1,292 @@
+package upstream
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+const (
+	maxRounds = 5
+	// maxDials is the rounds where no connection can be made. They are few, so that the caller soon looks elsewhere.
+	maxDials     = 2
+	firstBackoff = 200 * time.Millisecond
+	maxBackoff   = 5 * time.Second
+	// suspectWait is how long an endpoint that was down a moment ago is given to answer.
+	suspectWait = 2 * time.Second
+	maxErrorDoc = 8 << 10
+	// via tells a registry front that a request comes from an agent; see RFC 9110, section 7.6.3.
+	via = "1.1 shoal"
+)
+
+// call is one operation at a registry, before it is known at which endpoint.
+type call struct {
+	method        string
+	repo          content.Repository
+	path          string // below /v2/<repo>/
+	query         url.Values
+	accept        []string
+	byteRange     string // the Range header, "" for none
+	authorization string
+	// remember lets a redirect to another host be used again for the same call.
+	remember bool
+}
+
+// send tries the endpoints of the call's registry in order, and again after a pause where that may help, until one
+// answers with success. The caller closes the answer's body. Other answers are a *content.UpstreamError; where no
+// endpoint answered the error is content.ErrUnavailable.
+func (c *Client) send(ctx context.Context, call call) (*http.Response, error) {
+	reg, err := c.registry(call.repo.Registry)
+	if err != nil {
+		return nil, err
+	}
+	deadline := time.Now().Add(c.opts.Timeouts.Retry)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	suspects := make(map[*endpoint]bool) // known to be down by other calls than this one
+	for _, ep := range reg.endpoints {
+		suspects[ep] = ep.down(time.Now())
+	}
+	for round := 0; ; round++ {
+		resp, fails := c.round(ctx, reg, suspects, call)
+		if resp != nil {
+			return resp, nil
+		}
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("%w: %w", fails.err, context.Cause(ctx))
+		}
+		pause := max(fails.retryAfter, backoff(round))
+		if !fails.transient || round+1 >= fails.rounds || time.Now().Add(pause).After(deadline) {
+			return nil, fails.err
+		}
+		c.metrics.retries.WithLabelValues(c.metrics.label(reg.name)).Inc()
+		c.log.Debug("upstream is asked again", "registry", reg.name, "round", round+1, "pause", pause, "cause", fails.err)
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", fails.err, context.Cause(ctx))
+		case <-time.After(pause):
+		}
+	}
+}
+
+// failure is the outcome of a round without success.
+type failure struct {
+	err        error
+	transient  bool // trying again may help
+	rounds     int  // how often to try in all
+	retryAfter time.Duration
+}
+
+// round tries each endpoint once, those that were down a moment ago last. It stops at the first answer that settles the
+// matter. Of several failures it gives the one that says most: anything but "not found" over "not found".
+func (c *Client) round(ctx context.Context, reg *registry, suspects map[*endpoint]bool, call call) (*http.Response, failure) {
+	now := time.Now()
+	order := slices.Clone(reg.endpoints)
+	slices.SortStableFunc(order, func(a, b *endpoint) int { return btoi(a.down(now)) - btoi(b.down(now)) })
+	var worst failure
+	for _, ep := range order {
+		wait := c.opts.Timeouts.Header
+		if suspects[ep] {
+			wait = min(wait, suspectWait)
+		}
+		resp, err := c.attempt(ctx, reg, ep, call, wait)
+		if err == nil {
+			return resp, failure{}
+		}
+		if ctx.Err() != nil {
+			return nil, failure{err: err}
+		}
+		f := judge(err)
+		if suspects[ep] && !answered(err) {
+			f.transient = false // other calls have tried long enough
+		}
+		if worst.err == nil || errors.Is(worst.err, content.ErrNotFound) {
+			worst = f
+		}
+		if !f.transient && !errors.Is(err, content.ErrNotFound) && answered(err) {
+			return nil, f // such as 401: another endpoint would only confuse the caller
+		}
+		c.log.Debug("upstream endpoint failed", "registry", reg.name, "endpoint", ep.base.Host, "cause", err)
+	}
+	return nil, worst
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func answered(err error) bool {
+	_, ok := errors.AsType[*content.UpstreamError](err)
+	return ok
+}
+
+func judge(err error) failure {
+	f := failure{err: err, rounds: maxRounds}
+	var dial *net.OpError
+	if errors.As(err, &dial) && dial.Op == "dial" {
+		f.rounds = maxDials
+	}
+	var u *content.UpstreamError
+	var cert *tls.CertificateVerificationError
+	switch {
+	case errors.As(err, &u):
+		f.transient = u.Status == http.StatusTooManyRequests || u.Status == http.StatusRequestTimeout ||
+			u.Status >= 500 && u.Status != http.StatusNotImplemented
+		f.retryAfter = u.RetryAfter
+	case errors.As(err, &cert), errors.Is(err, errRedirects):
+	default:
+		f.transient = true
+	}
+	return f
+}
+
+func backoff(round int) time.Duration {
+	d := min(firstBackoff<<round, maxBackoff)
+	return d/2 + rand.N(d/2)
+}
+
+var errNoHeader = errors.New("no answer within the time allowed")
+
+// attempt sends the call to one endpoint and follows redirects. wait bounds the time to the final answer's header.
+func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call call, wait time.Duration) (*http.Response, error) {
+	var limits Limits
+	if c.opts.Limits != nil {
+		limits = c.opts.Limits(call.repo)
+	}
+	if limits.Requests != nil {
+		if err := limits.Requests.Wait(ctx); err != nil {
+			return nil, fmt.Errorf("%s of %s: rate limit of the policy: %w: %w", call.method, call.repo, content.ErrUnavailable, err)
+		}
+	}
+	start := time.Now()
+	ctx, cancel := context.WithCancelCause(ctx)
+	timer := time.AfterFunc(wait, func() { cancel(errNoHeader) })
+	defer timer.Stop()
+	resp, err := c.follow(ctx, reg, ep, call)
+	if err != nil {
+		cause := context.Cause(ctx)
+		cancel(nil)
+		if errors.Is(cause, errNoHeader) {
+			err = fmt.Errorf("%w: %w", err, errNoHeader)
+		}
+		if answered(err) {
+			ep.mark(true, time.Now(), 0)
+			return nil, err
+		}
+		// A caller that gave up says something about the endpoint only after a while.
+		if cause == nil || errors.Is(cause, errNoHeader) || time.Since(start) >= suspectWait {
+			ep.mark(false, time.Now(), c.opts.Timeouts.Down)
+		}
+		return nil, fmt.Errorf("%w: %w", content.ErrUnavailable, err)
+	}
+	ep.mark(true, time.Now(), 0)
+	resp.Body = c.watch(ctx, cancel, reg, limits.Bytes, resp)
+	return resp, nil
+}
+
+// url is where the call goes at an endpoint.
+func (call call) url(reg *registry, ep *endpoint) *url.URL {
+	u := *ep.base
+	u.Path += "/v2/"
+	if call.repo.Name != "" {
+		u.Path += call.repo.Name + "/" + call.path
+	}
+	query := url.Values{}
+	maps.Copy(query, call.query)
+	if reg.namespaced {
+		query.Set("ns", reg.name)
+	}
+	u.RawQuery = query.Encode()
+	return &u
+}
+
+// request makes the call's request to u, with the caller's credentials only where trusted.
+func (call call) request(ctx context.Context, u *url.URL, trusted bool) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, call.method, u.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range call.accept {
+		req.Header.Add("Accept", a)
+	}
+	if call.byteRange != "" {
+		req.Header.Set("Range", call.byteRange)
+	}
+	if trusted {
+		req.Header.Set("Via", via)
+		if call.authorization != "" {
+			req.Header.Set("Authorization", call.authorization)
+		}
+	}
+	req.Header.Set("User-Agent", "shoal")
+	return req, nil
+}
+
+// refusal makes an answer other than success an error, and closes its body. An answer of a host that the registry
+// redirected to says nothing about the caller's credentials or the repository, so it counts as trouble of the registry.
+func refusal(resp *http.Response, foreign bool) error {
+	defer func() { _ = resp.Body.Close() }()
+	e := &content.UpstreamError{
+		Op: describe(resp.Request), Status: resp.StatusCode, RetryAfter: retryAfter(resp.Header.Get("Retry-After")),
+	}
+	if foreign && resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests &&
+		resp.StatusCode != http.StatusRequestedRangeNotSatisfiable {
+		e.Op += fmt.Sprintf(" (redirected there, answered %d)", resp.StatusCode)
+		e.Status = http.StatusBadGateway
+		return e
+	}
+	e.Challenge = resp.Header.Values("WWW-Authenticate")
+	if strings.Contains(resp.Header.Get("Content-Type"), "json") {
+		e.Body, _ = io.ReadAll(io.LimitReader(resp.Body, maxErrorDoc)) // the status alone says enough
+	}
+	return e
+}
+
+// describe names a request for errors. The query is left out: that of object storage is a credential.
+func describe(req *http.Request) string {
+	return req.Method + " " + req.URL.Scheme + "://" + req.URL.Host + req.URL.Path
+}
+
+// retryAfter reads the header of RFC 9110, section 10.2.3: seconds, or a date.
+func retryAfter(v string) time.Duration {
+	if v == "" {
+		return 0
+	}
+	if s, err := strconv.Atoi(v); err == nil {
+		return time.Duration(min(max(s, 0), 24*3600)) * time.Second
+	}
+	if at, err := http.ParseTime(v); err == nil {
+		return max(time.Until(at), 0)
+	}
+	return 0
+}
+
+// cacheKey is a keyed hash, so that memory holds no credentials as keys.
+type cacheKey [sha256.Size]byte
+
+func (c *Client) key(parts ...string) cacheKey {
+	mac := hmac.New(sha256.New, c.secret)
+	for _, p := range parts {
+		_, _ = fmt.Fprintf(mac, "%d:%s", len(p), p) // a hash never fails
+	}
+	return cacheKey(mac.Sum(nil))
+}

@@ -1,0 +1,137 @@
+// Package upstream is the client of the registries that image references name. It sends a caller's own credentials to
+// the registry and to nobody else, reads blobs whole or by Range, and turns whatever a registry may do wrong (short
+// bodies, wrong lengths, endless redirects, silence, an HTML page) into an error that says so.
+//
+// In the order a request meets them: endpoint.go finds where a registry is reached; send.go tries its endpoints, with
+// backoff; redirect.go follows to object storage without the credentials; body.go reads the answer and watches that it
+// moves; resolve.go, blob.go and forward.go are the operations; authorize.go obtains credentials for pulls that no
+// client drives.
+package upstream
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/singleflight"
+	"golang.org/x/time/rate"
+
+	"github.com/shoal-cache/shoal/api/registries"
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// MaxManifestSize is the largest manifest in bytes that is taken from a registry, and the largest answer to Forward.
+// The distribution specification asks registries to take manifests of at least 4 MiB.
+const MaxManifestSize = 8 << 20
+
+// Upstream says how one registry is reached.
+type Upstream = registries.Upstream
+
+// Timeouts bound the waiting for a registry. A zero field has the default named at it.
+type Timeouts struct {
+	// Dial is for a connection, TLS included each: 5 s.
+	Dial time.Duration
+	// Header is from sending a request to the header of its final answer, redirects included: 10 s.
+	Header time.Duration
+	// Stall is the longest wait for some KiB more of a body: 15 s.
+	Stall time.Duration
+	// Retry is how long one operation goes on trying before its answer's header has come: 30 s.
+	Retry time.Duration
+	// Down is how long an endpoint that could not be reached is tried last, and only for a short moment: 5 s.
+	Down time.Duration
+}
+
+func (t Timeouts) withDefaults() Timeouts {
+	for _, f := range []struct {
+		field *time.Duration
+		value time.Duration
+	}{{&t.Dial, 5 * time.Second}, {&t.Header, 10 * time.Second}, {&t.Stall, 15 * time.Second},
+		{&t.Retry, 30 * time.Second}, {&t.Down, 5 * time.Second}} {
+		if *f.field == 0 {
+			*f.field = f.value
+		}
+	}
+	return t
+}
+
+// Limits bound what is asked of a registry, for whoever shares the limiters. Nil is no limit.
+type Limits struct {
+	Requests *rate.Limiter
+	// Bytes is of what is read of bodies. Its burst is the most that is read at a time.
+	Bytes *rate.Limiter
+}
+
+// Options configure a Client. The zero value is usable.
+type Options struct {
+	Upstreams []Upstream
+	Timeouts  Timeouts
+	// Limits gives the limits of what is asked of the registry for a repository. Nil: there are none.
+	Limits func(content.Repository) Limits
+	// Dial replaces the dialler of TCP connections.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Proxy chooses the proxy of a request. Nil: the variables HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
+	Proxy      func(*http.Request) (*url.URL, error)
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+// Client reads from registries. It is safe for concurrent use.
+type Client struct {
+	opts    Options
+	log     *slog.Logger
+	metrics *metrics
+	secret  []byte // keys the hashes under which credentials are told apart in memory
+
+	change    sync.Mutex // serialises SetUpstreams
+	routes    atomic.Pointer[routes]
+	redirects *lru.Cache[cacheKey, redirect]
+	tokens    *lru.Cache[cacheKey, token]
+	exchanges singleflight.Group
+}
+
+const (
+	maxUnlisted  = 256
+	maxRedirects = 4096
+	maxTokens    = 256
+)
+
+// New returns a client. It fails when an entry of opts.Upstreams is malformed or names files that cannot be read.
+func New(opts Options) (*Client, error) {
+	opts.Timeouts = opts.Timeouts.withDefaults()
+	if opts.Proxy == nil {
+		opts.Proxy = http.ProxyFromEnvironment
+	}
+	if opts.Dial == nil {
+		opts.Dial = (&net.Dialer{Timeout: opts.Timeouts.Dial}).DialContext
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	c := &Client{opts: opts, log: opts.Logger, secret: make([]byte, 32)}
+	_, _ = rand.Read(c.secret) // never fails, says crypto/rand
+	var errs [3]error
+	c.redirects, errs[0] = lru.New[cacheKey, redirect](maxRedirects)
+	c.tokens, errs[1] = lru.New[cacheKey, token](maxTokens)
+	c.metrics, errs[2] = newMetrics(opts.Registerer)
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, err
+	}
+	if err := c.SetUpstreams(opts.Upstreams); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Close drops idle connections. Running operations go on.
+func (c *Client) Close() {
+	c.routes.Load().closeIdle()
+}

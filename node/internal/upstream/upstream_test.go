@@ -1,0 +1,918 @@
+package upstream_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	ggcr "github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"golang.org/x/time/rate"
+
+	"github.com/shoal-cache/shoal/api/pullsecret"
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const images = "images.test"
+
+var repo = content.Repository{Registry: images, Name: "team/app"}
+
+// newClient makes a client that reaches images at the endpoints, with short waits.
+func newClient(t *testing.T, o upstream.Options, endpoints ...string) *upstream.Client {
+	t.Helper()
+	if len(o.Upstreams) == 0 {
+		o.Upstreams = []upstream.Upstream{{Registry: images, Endpoints: endpoints}}
+	}
+	if o.Timeouts == (upstream.Timeouts{}) {
+		o.Timeouts = upstream.Timeouts{Header: 2 * time.Second, Stall: 200 * time.Millisecond, Retry: 3 * time.Second}
+	}
+	c, err := upstream.New(o)
+	require.NoError(t, err)
+	t.Cleanup(c.Close)
+	return c
+}
+
+func serve(t *testing.T, h http.HandlerFunc) string {
+	t.Helper()
+	s := httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
+// blobServer serves data under its digest as a registry with Range does.
+func blobServer(t *testing.T, data []byte) (string, content.Request) {
+	t.Helper()
+	d := digest.FromBytes(data)
+	return serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/v2/team/app/blobs/"+d.String() {
+			http.NotFound(w, r)
+			return
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+	}), content.Request{Repository: repo, Digest: d}
+}
+
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	rng := rand.NewChaCha8([32]byte{byte(n)})
+	_, _ = rng.Read(b)
+	return b
+}
+
+func read(t *testing.T, b *upstream.Body) []byte {
+	t.Helper()
+	defer func() { require.NoError(t, b.Close()) }()
+	data, err := io.ReadAll(b)
+	require.NoError(t, err)
+	return data
+}
+
+func TestPullsAnImageFromARealRegistry(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(ggcr.New(ggcr.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo))))
+	defer server.Close()
+	image, err := random.Image(3<<20, 2)
+	require.NoError(t, err)
+	ref, err := name.ParseReference(strings.TrimPrefix(server.URL, "http://") + "/team/app:v1")
+	require.NoError(t, err)
+	require.NoError(t, remote.Write(ref, image))
+	want, err := image.Digest()
+	require.NoError(t, err)
+
+	metrics := prometheus.NewRegistry()
+	c := newClient(t, upstream.Options{Registerer: metrics}, server.URL)
+	ctx := t.Context()
+	desc, err := c.Resolve(ctx, repo, "v1", nil, "")
+	require.NoError(t, err)
+	require.Equal(t, want.String(), desc.Digest.String())
+
+	body, err := c.Open(ctx, content.Request{Repository: repo, Kind: content.Manifest, Digest: desc.Digest}, 0, -1)
+	require.NoError(t, err)
+	require.Equal(t, desc.MediaType, body.MediaType)
+	require.Equal(t, desc.Size, body.Size)
+	raw, err := image.RawManifest()
+	require.NoError(t, err)
+	require.Equal(t, raw, read(t, body))
+
+	layers, err := image.Layers()
+	require.NoError(t, err)
+	total := len(raw)
+	for _, l := range layers {
+		h, _ := l.Digest()
+		rc, _ := l.Compressed()
+		want, _ := io.ReadAll(rc)
+		req := content.Request{Repository: repo, Digest: digest.Digest(h.String())}
+		size, _, err := c.Stat(ctx, req)
+		require.NoError(t, err)
+		require.EqualValues(t, len(want), size)
+		body, err := c.Open(ctx, req, 0, -1)
+		require.NoError(t, err)
+		require.Equal(t, want, read(t, body))
+		total += len(want)
+	}
+	require.NoError(t, testutil.GatherAndCompare(metrics, strings.NewReader(fmt.Sprintf(`
+# HELP shoal_upstream_bytes_total Bytes of answers' bodies read from upstream registries.
+# TYPE shoal_upstream_bytes_total counter
+shoal_upstream_bytes_total{registry="images.test"} %s
+`, strconv.FormatFloat(float64(total), 'g', -1, 64))), "shoal_upstream_bytes_total"))
+
+	tags, err := c.Forward(ctx, repo, "tags/list", nil, nil, "")
+	require.NoError(t, err)
+	defer func() { _ = tags.Body.Close() }()
+	list, err := io.ReadAll(tags.Body)
+	require.NoError(t, err)
+	require.Contains(t, string(list), `"v1"`)
+}
+
+func TestOpenReadsRanges(t *testing.T) {
+	t.Parallel()
+	data := randomBytes(100_000)
+	url, req := blobServer(t, data)
+	c := newClient(t, upstream.Options{}, url)
+	for name, tc := range map[string]struct{ off, n, from, to int64 }{
+		"the whole":                         {0, -1, 0, 100_000},
+		"the start":                         {0, 10, 0, 10},
+		"a piece":                           {500, 1000, 500, 1500},
+		"the rest":                          {99_000, -1, 99_000, 100_000},
+		"a piece that reaches past the end": {99_990, 100, 99_990, 100_000},
+		"more than the whole":               {0, 1 << 20, 0, 100_000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b, err := c.Open(t.Context(), req, tc.off, tc.n)
+			require.NoError(t, err)
+			require.EqualValues(t, len(data), b.Size)
+			require.Equal(t, tc.off, b.Offset)
+			require.Equal(t, data[tc.from:tc.to], read(t, b))
+		})
+	}
+}
+
+func TestARegistryWithoutRangeGivesTheWholeBlob(t *testing.T) {
+	t.Parallel()
+	data := randomBytes(5000)
+	url := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "5000")
+		_, _ = w.Write(data)
+	})
+	c := newClient(t, upstream.Options{}, url)
+	b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromBytes(data), Size: 5000}, 1000, 100)
+	require.NoError(t, err)
+	require.Zero(t, b.Offset)
+	require.Equal(t, data, read(t, b))
+}
+
+// Every way in which a blob's answer can be wrong ends in an error, never in a clean end.
+func TestBadAnswersToABlobAreErrors(t *testing.T) {
+	t.Parallel()
+	data := randomBytes(1000)
+	write := func(status int, header map[string]string, body []byte) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			for k, v := range header {
+				w.Header().Set(k, v)
+			}
+			w.WriteHeader(status)
+			_, _ = w.Write(body)
+		}
+	}
+	// raw answers with bytes that net/http would not send.
+	raw := func(answer string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err == nil {
+				_, _ = io.WriteString(conn, answer)
+				_ = conn.Close()
+			}
+		}
+	}
+	for name, tc := range map[string]struct {
+		handler http.HandlerFunc
+		off, n  int64
+		want    string
+	}{
+		"a body that ends early": {
+			raw("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nshort"), 0, -1, "unexpected EOF"},
+		"a chunked body that ends early": {
+			write(200, map[string]string{"Transfer-Encoding": "chunked"}, data[:900]), 0, -1, "ended 100 bytes early"},
+		"a chunked body that goes on": {
+			write(200, map[string]string{"Transfer-Encoding": "chunked"}, append(data, 'x')), 0, -1, "longer than announced"},
+		"another length than the manifest states": {
+			write(200, map[string]string{"Content-Length": "900"}, data[:900]), 0, -1, "want 1000"},
+		"another range": {
+			write(206, map[string]string{"Content-Range": "bytes 11-20/1000", "Content-Length": "10"}, data[11:21]), 10, 10, "not the range"},
+		"a range of another length": {
+			write(206, map[string]string{"Content-Range": "bytes 10-14/1000", "Content-Length": "5"}, data[10:15]), 10, 10, "not the range"},
+		"a range whose body is shorter than it says": {
+			write(206, map[string]string{"Content-Range": "bytes 10-19/1000", "Content-Length": "5"}, data[10:15]), 10, 10, "not the range"},
+		"a range of another blob": {
+			write(206, map[string]string{"Content-Range": "bytes 10-19/2000", "Content-Length": "10"}, data[10:20]), 10, 10, "want 1000"},
+		"a range without Content-Range": {
+			write(206, map[string]string{"Content-Length": "10"}, data[10:20]), 10, 10, "not the range"},
+		"several ranges": {
+			write(206, map[string]string{"Content-Type": "multipart/byteranges; boundary=x"}, data[10:20]), 10, 10, "not the range"},
+		"an encoded body": {
+			write(200, map[string]string{"Content-Encoding": "gzip"}, data), 0, -1, "encoded"},
+		"rubbish instead of HTTP": {raw("SSH-2.0\r\n"), 0, -1, "malformed"},
+		"nothing at all":          {raw(""), 0, -1, "EOF"},
+		"server errors":           {write(500, nil, nil), 0, -1, "500"},
+		"a redirect to nowhere":   {write(307, nil, nil), 0, -1, "lead nowhere"},
+		"a redirect to a file":    {write(307, map[string]string{"Location": "file:///etc/passwd"}, nil), 0, -1, "lead nowhere"},
+		"endless redirects": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, r.URL.Path+"x", http.StatusTemporaryRedirect)
+		}, 0, -1, "lead nowhere"},
+		"slow drips": {func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "1000")
+			for _, b := range data {
+				_, _ = w.Write([]byte{b})
+				_ = http.NewResponseController(w).Flush()
+				select {
+				case <-r.Context().Done():
+					return
+				case <-time.After(20 * time.Millisecond):
+				}
+			}
+		}, 0, -1, "stalled"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newClient(t, upstream.Options{}, serve(t, tc.handler))
+			b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromBytes(data), Size: 1000}, tc.off, tc.n)
+			if err == nil {
+				var got []byte
+				got, err = io.ReadAll(b)
+				require.Less(t, len(got), 1001)
+				require.NoError(t, b.Close())
+			}
+			require.ErrorContains(t, err, tc.want)
+			require.ErrorIs(t, err, content.ErrUnavailable)
+		})
+	}
+}
+
+func TestBadAnswersToAManifestAreErrors(t *testing.T) {
+	t.Parallel()
+	const index = `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`
+	for name, tc := range map[string]struct {
+		mediaType, body string
+		want            string
+		is              error
+	}{
+		"a page of a proxy that wants a login": {"text/html", "<html>please log in</html>", "no manifest", content.ErrUnavailable},
+		"text":                                 {"text/plain", "hello", "no manifest", content.ErrUnavailable},
+		"JSON of no known type under text":     {"text/plain", "{}", "no manifest", content.ErrUnavailable},
+		"more than may be":                     {"application/json", strings.Repeat(" ", upstream.MaxManifestSize+1), "longer than", content.ErrUnavailable},
+		"other bytes than the digest's":        {"application/json", index, "digest mismatch", content.ErrDigestMismatch},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", tc.mediaType)
+				_, _ = io.WriteString(w, tc.body)
+			}))
+			d := digest.FromString(tc.body)
+			if errors.Is(tc.is, content.ErrDigestMismatch) {
+				d = digest.FromString("another")
+			}
+			_, err := c.Open(t.Context(), content.Request{Repository: repo, Kind: content.Manifest, Digest: d}, 0, -1)
+			require.ErrorContains(t, err, tc.want)
+			require.ErrorIs(t, err, tc.is)
+			_, err = c.Resolve(t.Context(), repo, d.String(), nil, "")
+			require.ErrorContains(t, err, tc.want)
+		})
+	}
+	t.Run("but a manifest under a wrong type that names its own is taken", func(t *testing.T) {
+		t.Parallel()
+		c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/plain")
+			_, _ = io.WriteString(w, index)
+		}))
+		desc, err := c.Resolve(t.Context(), repo, "v1", nil, "")
+		require.NoError(t, err)
+		require.Equal(t, "application/vnd.oci.image.index.v1+json", desc.MediaType)
+		require.Equal(t, digest.FromString(index), desc.Digest)
+	})
+}
+
+func TestResolveFallsBackToGet(t *testing.T) {
+	t.Parallel()
+	const manifest = `{"schemaVersion":2}`
+	for name, head := range map[string]http.HandlerFunc{
+		"where HEAD is not known": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusMethodNotAllowed) },
+		"where HEAD gives no digest": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+		},
+		"where HEAD gives a bad digest": func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Docker-Content-Digest", "sha256:0") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.Method == http.MethodHead {
+					head(w, r)
+					return
+				}
+				w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+				_, _ = io.WriteString(w, manifest)
+			}))
+			desc, err := c.Resolve(t.Context(), repo, "v1", nil, "")
+			require.NoError(t, err)
+			require.Equal(t, digest.FromString(manifest), desc.Digest)
+			require.EqualValues(t, len(manifest), desc.Size)
+		})
+	}
+}
+
+func TestRefusalsReachTheCallerWithTheirChallenge(t *testing.T) {
+	t.Parallel()
+	const challenge = `Bearer realm="https://auth.test/token",service="images.test",scope="repository:team/app:pull"`
+	for _, status := range []int{401, 403, 404, 429} {
+		t.Run(strconv.Itoa(status), func(t *testing.T) {
+			t.Parallel()
+			var asked atomic.Int32
+			c := newClient(t, upstream.Options{Timeouts: upstream.Timeouts{Retry: time.Second}}, serve(t, func(w http.ResponseWriter, _ *http.Request) {
+				asked.Add(1)
+				w.Header().Set("WWW-Authenticate", challenge)
+				w.Header().Set("Retry-After", "3600")
+				w.Header().Set("Content-Type", "application/json")
+				w.WriteHeader(status)
+				_, _ = io.WriteString(w, `{"errors":[{"code":"X"}]}`)
+			}))
+			_, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromString("x")}, 0, -1)
+			var refused *content.UpstreamError
+			require.ErrorAs(t, err, &refused)
+			require.Equal(t, status, refused.Status)
+			require.Equal(t, []string{challenge}, refused.Challenge)
+			require.JSONEq(t, `{"errors":[{"code":"X"}]}`, string(refused.Body))
+			require.Equal(t, time.Hour, refused.RetryAfter)
+			require.EqualValues(t, 1, asked.Load(), "an answer that a retry cannot change, or only in an hour, is final")
+		})
+	}
+}
+
+func TestTroubleThatPassesIsWaitedOut(t *testing.T) {
+	t.Parallel()
+	data := randomBytes(100)
+	for name, trouble := range map[string]http.HandlerFunc{
+		"503": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) },
+		"429 with Retry-After": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Retry-After", "1")
+			w.WriteHeader(http.StatusTooManyRequests)
+		},
+		"a connection that breaks": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var asked atomic.Int32
+			c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, r *http.Request) {
+				if asked.Add(1) < 3 {
+					trouble(w, r)
+					return
+				}
+				_, _ = w.Write(data)
+			}))
+			b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromBytes(data)}, 0, -1)
+			require.NoError(t, err)
+			require.Equal(t, data, read(t, b))
+		})
+	}
+}
+
+func TestCredentialsStayWithTheRegistry(t *testing.T) {
+	t.Parallel()
+	data := randomBytes(2000)
+	var stored atomic.Int32
+	storage := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		stored.Add(1)
+		if r.Header.Get("Authorization") != "" || r.URL.Query().Get("signature") != "s3cret" {
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+	})
+	var asked atomic.Int32
+	registry := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		if r.Header.Get("Authorization") != "Bearer mine" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		// Same IP address, another port: another host.
+		http.Redirect(w, r, storage+"/bucket?signature=s3cret", http.StatusTemporaryRedirect)
+	})
+	c := newClient(t, upstream.Options{}, registry)
+	req := content.Request{Repository: repo, Digest: digest.FromBytes(data), Authorization: "Bearer mine"}
+	for off := int64(0); off < 2000; off += 500 {
+		b, err := c.Open(t.Context(), req, off, 500)
+		require.NoError(t, err)
+		require.Equal(t, data[off:off+500], read(t, b))
+	}
+	require.EqualValues(t, 4, stored.Load())
+	require.EqualValues(t, 1, asked.Load(), "a redirect is remembered for the ranges that follow")
+
+	req.Authorization = "Bearer another"
+	_, err := c.Open(t.Context(), req, 0, 500)
+	require.True(t, content.Denied(err), "a redirect is remembered for the caller who got it only: %v", err)
+	req.Authorization = "Bearer mine"
+	_, _, err = c.Stat(t.Context(), req)
+	require.NoError(t, err)
+	require.EqualValues(t, 3, asked.Load(), "Stat always asks the registry itself")
+}
+
+func TestARedirectThatExpiredIsAskedForAgain(t *testing.T) {
+	t.Parallel()
+	data := randomBytes(100)
+	var valid atomic.Int32
+	storage := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("s") != strconv.Itoa(int(valid.Load())) {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		_, _ = w.Write(data)
+	})
+	c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, fmt.Sprintf("%s/?s=%d", storage, valid.Load()), http.StatusTemporaryRedirect)
+	}))
+	req := content.Request{Repository: repo, Digest: digest.FromBytes(data)}
+	for range 3 {
+		valid.Add(1)
+		b, err := c.Open(t.Context(), req, 0, -1)
+		require.NoError(t, err)
+		require.Equal(t, data, read(t, b))
+	}
+}
+
+func TestARefusalByObjectStorageIsNoVerdictOnTheCaller(t *testing.T) {
+	t.Parallel()
+	storage := serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
+	c := newClient(t, upstream.Options{Timeouts: upstream.Timeouts{Retry: 100 * time.Millisecond}}, serve(t, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, storage+"/?signature=s3cret", http.StatusTemporaryRedirect)
+	}))
+	_, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromString("x")}, 0, -1)
+	require.ErrorIs(t, err, content.ErrUnavailable)
+	require.False(t, content.Denied(err))
+	require.NotContains(t, err.Error(), "s3cret")
+}
+
+func TestStatWorksWhereHeadDoesNot(t *testing.T) {
+	t.Parallel()
+	data := randomBytes(777)
+	get := func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodHead {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+	}
+	storage := serve(t, get)
+	for name, registry := range map[string]http.HandlerFunc{
+		"at object storage, whose URLs are signed for GET": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, storage, http.StatusTemporaryRedirect)
+		},
+		"at the registry": func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodHead {
+				w.WriteHeader(http.StatusMethodNotAllowed)
+				return
+			}
+			get(w, r)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newClient(t, upstream.Options{}, serve(t, registry))
+			size, _, err := c.Stat(t.Context(), content.Request{Repository: repo, Digest: digest.FromBytes(data)})
+			require.NoError(t, err)
+			require.EqualValues(t, 777, size)
+		})
+	}
+}
+
+func TestEndpointsAreTriedInOrder(t *testing.T) {
+	t.Parallel()
+	data := randomBytes(100)
+	good, req := blobServer(t, data)
+	refusing, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	refused := "http://" + refusing.Addr().String()
+	require.NoError(t, refusing.Close())
+	var broken atomic.Int32
+	for name, first := range map[string]string{
+		"past one that cannot be reached": refused,
+		"past one that fails": serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			broken.Add(1)
+			w.WriteHeader(http.StatusBadGateway)
+		}),
+		"past one that does not have it": serve(t, http.NotFound),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newClient(t, upstream.Options{}, first, good)
+			b, err := c.Open(t.Context(), req, 0, -1)
+			require.NoError(t, err)
+			require.Equal(t, data, read(t, b))
+		})
+	}
+	t.Run("and a refusal of the first is final", func(t *testing.T) {
+		t.Parallel()
+		c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) }), good)
+		_, err := c.Open(t.Context(), req, 0, -1)
+		require.True(t, content.Denied(err), "%v", err)
+	})
+	t.Run("and a blob is not missing when only one of them says so", func(t *testing.T) {
+		t.Parallel()
+		c := newClient(t, upstream.Options{Timeouts: upstream.Timeouts{Retry: 100 * time.Millisecond}}, serve(t, http.NotFound), refused)
+		_, err := c.Open(t.Context(), req, 0, -1)
+		require.NotErrorIs(t, err, content.ErrNotFound)
+		require.ErrorIs(t, err, content.ErrUnavailable)
+	})
+}
+
+func TestAnEndpointThatIsDownIsTriedLastForAWhile(t *testing.T) {
+	t.Parallel()
+	data := randomBytes(100)
+	good, req := blobServer(t, data)
+	var dials atomic.Int32
+	var dialer net.Dialer
+	c := newClient(t, upstream.Options{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		if strings.HasPrefix(address, "down.test") {
+			dials.Add(1)
+			return nil, &net.OpError{Op: "dial", Err: io.ErrClosedPipe}
+		}
+		return dialer.DialContext(ctx, network, address)
+	}}, "http://down.test", good)
+	for range 5 {
+		b, err := c.Open(t.Context(), req, 0, -1)
+		require.NoError(t, err)
+		read(t, b)
+	}
+	require.EqualValues(t, 1, dials.Load())
+}
+
+func TestEndpointsMayHaveAPrefix(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var seen []string
+	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		seen = append(seen, r.URL.RequestURI())
+		_, _ = w.Write([]byte("x"))
+	})
+	d := digest.FromString("x")
+	c := newClient(t, upstream.Options{Upstreams: []upstream.Upstream{
+		{Registry: images, Endpoints: []string{url + "/cache/images/"}},
+		{Registry: "*", Endpoints: []string{url + "/any/v2"}},
+	}})
+	for _, registry := range []string{images, "other.test:5000"} {
+		b, err := c.Open(t.Context(), content.Request{Repository: content.Repository{Registry: registry, Name: "a/b"}, Digest: d}, 0, -1)
+		require.NoError(t, err)
+		read(t, b)
+	}
+	require.Equal(t, []string{
+		"/cache/images/v2/a/b/blobs/" + d.String(),
+		"/any/v2/a/b/blobs/" + d.String() + "?ns=other.test%3A5000",
+	}, seen)
+}
+
+func TestRegistriesThatNobodyConfiguredAreReachedByTheirName(t *testing.T) {
+	t.Parallel()
+	for registry, want := range map[string]string{
+		"images.test":      "images.test:443",
+		"images.test:5000": "images.test:5000",
+		"docker.io":        "registry-1.docker.io:443",
+		"index.docker.io":  "registry-1.docker.io:443",
+		"localhost":        "localhost:80",
+		"localhost:5000":   "localhost:5000",
+		"127.0.0.1:5000":   "127.0.0.1:5000",
+		"[::1]:5000":       "[::1]:5000",
+	} {
+		t.Run(registry, func(t *testing.T) {
+			t.Parallel()
+			dialled := make(chan string, 1)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			c := newClient(t, upstream.Options{
+				Upstreams: []upstream.Upstream{{Registry: "unrelated.test"}},
+				Dial: func(_ context.Context, _, address string) (net.Conn, error) {
+					dialled <- address
+					cancel()
+					return nil, io.ErrClosedPipe
+				},
+			})
+			_, err := c.Resolve(ctx, content.Repository{Registry: registry, Name: "a"}, "v1", nil, "")
+			require.Error(t, err)
+			require.Equal(t, want, <-dialled)
+		})
+	}
+}
+
+func TestTLSIsConfiguredPerRegistry(t *testing.T) {
+	t.Parallel()
+	data := []byte("x")
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if len(r.TLS.PeerCertificates) == 0 {
+			w.Header().Set("Anonymous", "1")
+		}
+		_, _ = w.Write(data)
+	}))
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))
+	req := content.Request{Repository: repo, Digest: digest.FromBytes(data)}
+	for name, tc := range map[string]struct {
+		conf upstream.Upstream
+		ok   bool
+	}{
+		"a private CA is trusted where it is given": {upstream.Upstream{CAFile: ca}, true},
+		"and not elsewhere":                         {upstream.Upstream{}, false},
+		"any certificate is taken on demand":        {upstream.Upstream{InsecureSkipVerify: true}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tc.conf.Registry, tc.conf.Endpoints = images, []string{server.URL}
+			c := newClient(t, upstream.Options{Upstreams: []upstream.Upstream{tc.conf}})
+			b, err := c.Open(t.Context(), req, 0, -1)
+			if tc.ok {
+				require.NoError(t, err)
+				require.Equal(t, data, read(t, b))
+			} else {
+				require.ErrorContains(t, err, "certificate")
+			}
+		})
+	}
+}
+
+func TestRequestsGoThroughTheProxy(t *testing.T) {
+	t.Parallel()
+	data := []byte("x")
+	proxy := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Host == "far.test" { // an absolute URL, as proxies get it
+			_, _ = w.Write(data)
+		}
+	})
+	at, err := url.Parse(proxy)
+	require.NoError(t, err)
+	c := newClient(t, upstream.Options{Proxy: http.ProxyURL(at)}, "http://far.test")
+	b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromBytes(data)}, 0, -1)
+	require.NoError(t, err)
+	require.Equal(t, data, read(t, b))
+}
+
+func TestMistakesInTheConfigurationAreNamed(t *testing.T) {
+	t.Parallel()
+	for want, ups := range map[string][]upstream.Upstream{
+		"want http(s)://":     {{Registry: images, Endpoints: []string{"images.test"}}},
+		"holds credentials":   {{Registry: images, Endpoints: []string{"https://u:p@images.test"}}},
+		"query or a fragment": {{Registry: images, Endpoints: []string{"https://images.test?x=1"}}},
+		"listed twice":        {{Registry: images}, {Registry: "Images.test"}},
+		`"*": listed twice`:   {{}, {Registry: "*"}},
+		"CA file":             {{Registry: images, CAFile: "/nonexistent"}},
+		"no PEM certificate":  {{Registry: images, CAFile: os.DevNull}},
+		"client certificate":  {{Registry: images, ClientCertFile: "/nonexistent"}},
+	} {
+		t.Run(want, func(t *testing.T) {
+			t.Parallel()
+			_, err := upstream.New(upstream.Options{Upstreams: ups})
+			require.ErrorContains(t, err, want)
+			require.NotContains(t, err.Error(), "u:p@")
+		})
+	}
+}
+
+func TestTheRateLimitOfThePolicyHolds(t *testing.T) {
+	t.Parallel()
+	url, req := blobServer(t, []byte("x"))
+	limiter := rate.NewLimiter(rate.Every(time.Hour), 1)
+	c := newClient(t, upstream.Options{Limits: func(content.Repository) upstream.Limits { return upstream.Limits{Requests: limiter} }}, url)
+	b, err := c.Open(t.Context(), req, 0, -1)
+	require.NoError(t, err)
+	read(t, b)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err = c.Open(ctx, req, 0, -1)
+	require.ErrorContains(t, err, "rate limit")
+}
+
+func TestBytesComeNoFasterThanThePolicyLets(t *testing.T) {
+	t.Parallel()
+	data := randomBytes(4 << 10)
+	url, req := blobServer(t, data)
+	limiter := rate.NewLimiter(rate.Every(time.Hour), 3<<10)
+	c := newClient(t, upstream.Options{Limits: func(content.Repository) upstream.Limits { return upstream.Limits{Bytes: limiter} }}, url)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	b, err := c.Open(ctx, req, 0, -1)
+	require.NoError(t, err)
+	defer func() { _ = b.Close() }()
+	got, err := io.ReadAll(b)
+	require.ErrorContains(t, err, "rate limit", "what exceeds the burst would take hours")
+	require.ErrorIs(t, err, content.ErrUnavailable)
+	require.LessOrEqual(t, len(got), 3<<10)
+
+	limiter.SetLimit(rate.Inf)
+	b, err = c.Open(t.Context(), req, 0, -1)
+	require.NoError(t, err)
+	require.Equal(t, data, read(t, b), "in small pieces, and whole")
+}
+
+// silent is a connection to a registry that accepts it and never says a word.
+func silent(t *testing.T) func(context.Context, string, string) (net.Conn, error) {
+	return func(context.Context, string, string) (net.Conn, error) {
+		near, far := net.Pipe()
+		go func() { _, _ = io.Copy(io.Discard, far) }()
+		t.Cleanup(func() { _ = far.Close() })
+		return near, nil
+	}
+}
+
+func TestARegistryThatSaysNothingIsGivenUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, err := upstream.New(upstream.Options{
+			Upstreams: []upstream.Upstream{{Registry: images, Endpoints: []string{"http://images.test"}}},
+			Dial:      silent(t),
+		})
+		require.NoError(t, err)
+		start := time.Now()
+		_, err = c.Resolve(t.Context(), repo, "v1", nil, "")
+		require.ErrorIs(t, err, content.ErrUnavailable)
+		require.ErrorContains(t, err, "within the time allowed")
+		require.LessOrEqual(t, time.Since(start), 50*time.Second)
+		require.GreaterOrEqual(t, time.Since(start), 20*time.Second, "it was tried more than once")
+
+		start = time.Now()
+		_, err = c.Resolve(t.Context(), repo, "v1", nil, "")
+		require.ErrorIs(t, err, content.ErrUnavailable)
+		require.LessOrEqual(t, time.Since(start), 2*time.Second, "the next call knows")
+	})
+}
+
+func TestForwardTakesNothingButJSON(t *testing.T) {
+	t.Parallel()
+	body := "<html>"
+	c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v2/team/app/tags/list" {
+			_, _ = io.WriteString(w, body)
+		}
+	}))
+	_, err := c.Forward(t.Context(), repo, "tags/list", nil, nil, "")
+	require.ErrorContains(t, err, "no JSON")
+	resp, err := c.Forward(t.Context(), content.Repository{Registry: images}, "", nil, nil, "")
+	require.NoError(t, err, "/v2/ may be empty")
+	require.NoError(t, resp.Body.Close())
+}
+
+// tokenRegistry wants a Bearer token, and its token server hands one out to anonymous callers for public/, and for the
+// rest to alice.
+func tokenRegistry(t *testing.T, asked *atomic.Int32) string {
+	tokens := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		scope := r.FormValue("scope")
+		user, password, _ := r.BasicAuth()
+		refreshed := r.Method == http.MethodPost && r.PostFormValue("grant_type") == "refresh_token" &&
+			r.PostFormValue("refresh_token") == "alice's" && r.PostFormValue("service") == "images.test"
+		if !strings.HasPrefix(scope, "repository:public/") && (user != "alice" || password != "secret") && !refreshed {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		_, _ = fmt.Fprintf(w, `{"access_token":"for %s","expires_in":300}`, scope)
+	})
+	return serve(t, func(w http.ResponseWriter, r *http.Request) {
+		name := strings.TrimSuffix(strings.TrimPrefix(r.URL.Path, "/v2/"), "/tags/list")
+		if name == "" || r.Header.Get("Authorization") != "Bearer for repository:"+name+":pull" {
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="images.test"`, tokens))
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		_, _ = io.WriteString(w, `{"tags":["v1"]}`)
+	})
+}
+
+func TestAuthorizeObtainsTokens(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		repo       string
+		credential pullsecret.Credential
+		ok         bool
+	}{
+		"for anonymous pulls":                {"public/app", pullsecret.Credential{}, true},
+		"for a user":                         {"team/app", pullsecret.Credential{Username: "alice", Password: "secret"}, true},
+		"for an identity token":              {"team/app", pullsecret.Credential{Username: "<token>", IdentityToken: "alice's"}, true},
+		"and not for a wrong password":       {"team/app", pullsecret.Credential{Username: "alice", Password: "wrong"}, false},
+		"and not for a wrong identity token": {"team/app", pullsecret.Credential{IdentityToken: "mallory's"}, false},
+		"and not for anonymous callers":      {"team/app", pullsecret.Credential{}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var asked atomic.Int32
+			c := newClient(t, upstream.Options{}, tokenRegistry(t, &asked))
+			repo := content.Repository{Registry: images, Name: tc.repo}
+			authorization, err := c.Authorize(t.Context(), repo, tc.credential)
+			if !tc.ok {
+				require.Error(t, err)
+				return
+			}
+			require.NoError(t, err)
+			resp, err := c.Forward(t.Context(), repo, "tags/list", nil, nil, authorization)
+			require.NoError(t, err)
+			require.NoError(t, resp.Body.Close())
+			_, err = c.Authorize(t.Context(), repo, tc.credential)
+			require.NoError(t, err)
+			require.EqualValues(t, 1, asked.Load(), "a token is used until it expires")
+		})
+	}
+}
+
+func TestAuthorizeUsesBasicWhereTheRegistryDoes(t *testing.T) {
+	t.Parallel()
+	c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("WWW-Authenticate", `Basic realm="images"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	authorization, err := c.Authorize(t.Context(), repo, pullsecret.Credential{Username: "alice", Password: "secret"})
+	require.NoError(t, err)
+	require.Equal(t, "Basic YWxpY2U6c2VjcmV0", authorization)
+	for _, none := range []pullsecret.Credential{{}, {Username: "<token>", IdentityToken: "for a token server"}} {
+		authorization, err = c.Authorize(t.Context(), repo, none)
+		require.NoError(t, err)
+		require.Empty(t, authorization)
+	}
+	authorization, err = c.Authorize(t.Context(), repo, pullsecret.Credential{RegistryToken: "as it is"})
+	require.NoError(t, err)
+	require.Equal(t, "Bearer as it is", authorization)
+}
+
+func TestABlobOfUntoldLengthIsAskedForItsSize(t *testing.T) {
+	t.Parallel()
+	data := randomBytes(3000)
+	chunked := func(head string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodHead && head != "" {
+				w.Header().Set("Content-Length", head)
+				return
+			}
+			w.Header().Set("Transfer-Encoding", "chunked")
+			_, _ = w.Write(data)
+		}
+	}
+	req := content.Request{Repository: repo, Digest: digest.FromBytes(data)}
+	b, err := newClient(t, upstream.Options{}, serve(t, chunked("3000"))).Open(t.Context(), req, 0, -1)
+	require.NoError(t, err)
+	require.EqualValues(t, 3000, b.Size)
+	require.Equal(t, data, read(t, b))
+
+	b, err = newClient(t, upstream.Options{}, serve(t, chunked("4000"))).Open(t.Context(), req, 0, -1)
+	require.NoError(t, err)
+	_, err = io.ReadAll(b)
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	require.NoError(t, b.Close())
+
+	_, err = newClient(t, upstream.Options{}, serve(t, chunked(""))).Open(t.Context(), req, 0, -1)
+	require.ErrorContains(t, err, "does not tell the blob's size")
+}
+
+func TestCallersCannotFloodTheMetricsWithNames(t *testing.T) {
+	t.Parallel()
+	metrics := prometheus.NewRegistry()
+	url := serve(t, http.NotFound)
+	c := newClient(t, upstream.Options{
+		Registerer: metrics, Upstreams: []upstream.Upstream{{Registry: "*", Endpoints: []string{url}}},
+	})
+	for i := range 200 {
+		_, err := c.Resolve(t.Context(), content.Repository{Registry: fmt.Sprintf("r%d.test", i), Name: "a"}, "v1", nil, "")
+		require.ErrorIs(t, err, content.ErrNotFound)
+	}
+	n, err := testutil.GatherAndCount(metrics, "shoal_upstream_requests_total")
+	require.NoError(t, err)
+	require.Less(t, n, 100)
+}
