@@ -1,0 +1,134 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// buffers holds the store's copy and hash buffers: small enough to stay in a core's second-level cache.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 128<<10); return &b }}
+
+// Blob is an open committed blob. It stays readable after the blob's eviction, until Close.
+type Blob struct {
+	info Info
+	file *os.File
+}
+
+var _ content.Reader = (*Blob)(nil)
+
+// Info describes the blob as it was when it was opened.
+func (b *Blob) Info() Info { return b.info }
+
+// Size is the blob's size in bytes.
+func (b *Blob) Size() int64 { return b.info.Size }
+
+// ReadAt is io.ReaderAt over the blob's bytes.
+func (b *Blob) ReadAt(p []byte, off int64) (int, error) { return b.file.ReadAt(p, off) }
+
+// Range returns the n bytes from off. The result also is an io.WriterTo; to an http.ResponseWriter over plain TCP it
+// sends by sendfile(2). It stays readable after the blob is closed.
+func (b *Blob) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	if off < 0 || n < 0 || off > b.info.Size-n {
+		return nil, fmt.Errorf("%s: range of %d bytes at %d is outside its %d bytes", b.info.Digest, n, off, b.info.Size)
+	}
+	return newSection(ctx, b.file, off, n)
+}
+
+// Close releases the file.
+func (b *Blob) Close() error { return b.file.Close() }
+
+// section reads a range of a file whose bytes are all there.
+type section struct {
+	ctx  context.Context
+	name string
+	// r is positioned at the next byte. It is an *os.File of its own where possible, for sendfile(2) reads at a file's own
+	// position, which the section must therefore share with nobody.
+	r    io.Reader
+	file *os.File
+	left int64
+}
+
+// newSection opens f anew. It goes by the descriptor, for the file may have been renamed or unlinked meanwhile.
+func newSection(ctx context.Context, f *os.File, off, n int64) (*section, error) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("range of %s: %w", f.Name(), err)
+	}
+	s := &section{ctx: ctx, name: f.Name(), left: n}
+	ctlErr := conn.Control(func(fd uintptr) {
+		if s.file, err = os.Open(fmt.Sprintf("/proc/self/fd/%d", fd)); err == nil {
+			s.r = s.file
+			_, err = s.file.Seek(off, io.SeekStart)
+			return
+		}
+		// Without /proc a duplicate has to do. It shares its position with f, so it is read by pread and never sent.
+		var dup int
+		if dup, err = syscall.Dup(int(fd)); err == nil {
+			s.file = os.NewFile(uintptr(dup), f.Name())
+			s.r = io.NewSectionReader(s.file, off, n)
+		}
+	})
+	if ctlErr != nil {
+		err = ctlErr
+	}
+	if err != nil {
+		if s.file != nil {
+			_ = s.file.Close()
+		}
+		return nil, fmt.Errorf("range of %s: %w", f.Name(), err)
+	}
+	return s, nil
+}
+
+func (s *section) Read(p []byte) (int, error) {
+	if s.left == 0 {
+		return 0, io.EOF
+	}
+	if err := s.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := s.r.Read(p[:min(int64(len(p)), s.left)])
+	s.left -= int64(n)
+	if err == io.EOF && s.left > 0 {
+		err = s.short()
+	}
+	if err == io.EOF && n > 0 {
+		err = nil
+	}
+	return n, err
+}
+
+// sendSize bounds how much is sent between two looks at the context.
+const sendSize = 16 << 20
+
+// WriteTo hands w an *io.LimitedReader over an *os.File, the form that net and net/http know to send without copying.
+func (s *section) WriteTo(w io.Writer) (total int64, err error) {
+	for s.left > 0 {
+		if err := s.ctx.Err(); err != nil {
+			return total, err
+		}
+		want := min(s.left, sendSize)
+		n, err := io.Copy(w, &io.LimitedReader{R: s.r, N: want})
+		total += n
+		s.left -= n
+		if err != nil {
+			return total, err
+		}
+		if n < want {
+			return total, s.short()
+		}
+	}
+	return total, nil
+}
+
+func (s *section) short() error {
+	return fmt.Errorf("%s: file ends %d bytes early: %w", s.name, s.left, io.ErrUnexpectedEOF)
+}
+
+func (s *section) Close() error { return s.file.Close() }

@@ -1,0 +1,68 @@
+// Package store keeps blobs on disk: each whole under its digest once it is committed, and as a resumable ingest of
+// 1 MiB chunks before. It offers them as files for the registry front, and as blocks for Bitswap, and evicts when full.
+//
+// # On disk
+//
+//	<path>/lock                       locked while a process has the store open; says how the last one left it
+//	<path>/blobs/sha256/ab/<hex>      a committed blob, its bytes and nothing else
+//	<path>/blobs/sha256/ab/<hex>.map  its map: chunk CIDs, media type, time of commit; CBOR with a checksum
+//	<path>/ingest/sha256/<hex>        a sparse file: chunk i at offset i MiB
+//	<path>/ingest/sha256/<hex>.chunks its journal: which chunks are present, under which CIDs
+//	<path>/runtime/sha256/ab/<hex>.map the map of a blob whose bytes are in the runtime's content store
+//	<path>/index.db                   bbolt: chunk and node CID to blob; last uses. Made again from the maps if lost
+//	<path>/state.db                   bbolt: pins and other packages' memories (KV). Synced at every change
+//
+// A name that ends in .tmp is a small file being replaced; recovery removes it.
+//
+// # Words
+//
+//   - own blob: one in blobs/. runtime blob: one that only the runtime's content store (containerd's layout,
+//     blobs/sha256/<hex>) holds; it is read, never written. A digest is one or the other, own first.
+//   - table: the committed blobs in memory, made from the files at start. A blob is visible if it is in the table; what
+//     index.db says is a hint to be checked against it.
+//   - partial: an ingest that nobody has open. present: a chunk whose bytes and journal slot are written.
+//   - boot: one run of the kernel. Within a boot every write that ended is read back, whatever becomes of the process
+//     (the page cache outlives it); across boots only what was synced.
+//
+// # Ingest
+//
+//  1. refuse if the digest is committed (ErrExists) or its ingest is open (ErrBusy)
+//  2. evict until the whole size fits below the limits, or fail (content.ErrNoSpace); reserve the size
+//  3. open file and journal; take over present chunks, after hashing each if the journal is of an earlier boot
+//  4. for each chunk, in any order: pwrite the bytes; then pwrite the journal slot; then it is visible as a block
+//  5. behind the contiguous prefix a goroutine computes the blob's digest from the page cache
+//
+// # Commit
+//
+//  6. wait for the digest of step 5 and compare; on a mismatch the caller discards the ingest
+//  7. fsync the file
+//  8. write the map to a .tmp, fsync it, rename it
+//  9. put chunks and inner nodes into index.db (not synced)
+//  10. rename the file from ingest/ to blobs/: from here on the blob exists; remove the journal
+//  11. fsync the folder, which makes 8 and 10 durable
+//  12. enter the blob into the table, tell OnEvent
+//
+// A process killed before 10 leaves a complete partial ingest and perhaps a stray map; after 10 it leaves a blob with its
+// map. Eviction is the reverse: out of the table, remove the blob, the index entries, the map.
+//
+// # Start
+//
+//  1. lock the directory
+//  2. open state.db; if damaged, set it aside and start anew
+//  3. open index.db if the last process closed cleanly, or was killed in this boot and every page reads well; else
+//     start a new one
+//  4. for each file in blobs/: known to the index with its size, or read its map and index it, or, without a good
+//     map, hash it in the background and commit it if it matches its digest
+//  5. remove maps without a blob, index records without a file, maps of runtime files that changed, and ingests without
+//     a journal
+//
+// Nothing here reads a blob but the hashing of those that lost their map, so it takes time by the number of files and
+// chunks, not by bytes.
+//
+// # What is checked when
+//
+// A blob's digest is checked before it is committed, and by Scrub. Get checks the size. A block of at most 64 KiB is
+// hashed whenever it is read; larger ones are not, for their receiver does it, and at 1 MiB it would double the cost of
+// sending. A blob found damaged is dropped and counted, pinned or not. The chunk map of a runtime blob is computed once, at
+// the first call of ChunkMap, and its digest is checked in the same pass.
+package store

@@ -1,0 +1,379 @@
+package store
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// Limits say how much the store may hold and what goes when it is full.
+type Limits struct {
+	// Capacity bounds the bytes of committed and arriving blobs. 0: only the disk bounds them.
+	Capacity int64
+	// High and Low are shares of Capacity, 0 < Low <= High <= 1. Above High the store evicts, down to Low. 0 stands for
+	// DefaultHigh and DefaultLow.
+	High, Low float64
+	// MinFree is the free disk space in bytes below which the store evicts and takes nothing in.
+	MinFree int64
+	// Eviction names the policy that orders victims, without regard to case: LRU, or SLRU, which resists scans. Empty: LRU.
+	Eviction string
+}
+
+// The watermarks that stand for 0.
+const (
+	DefaultHigh = 0.9
+	DefaultLow  = 0.8
+)
+
+// withDefaults checks l and fills in what it leaves open.
+func (l Limits) withDefaults() (Limits, error) {
+	if l.High == 0 {
+		l.High = DefaultHigh
+	}
+	if l.Low == 0 {
+		l.Low = min(DefaultLow, l.High)
+	}
+	if l.Eviction == "" {
+		l.Eviction = "LRU"
+	}
+	l.Eviction = strings.ToUpper(l.Eviction)
+	switch {
+	case l.Capacity < 0 || l.MinFree < 0:
+		return l, fmt.Errorf("limits: capacity of %d and free disk of %d bytes must not be negative", l.Capacity, l.MinFree)
+	case !(0 < l.Low && l.Low <= l.High && l.High <= 1): // written so that a NaN fails
+		return l, fmt.Errorf("limits: watermarks %g and %g are not 0 < low <= high <= 1", l.Low, l.High)
+	case policies[l.Eviction] == nil:
+		return l, fmt.Errorf("limits: no eviction policy %q", l.Eviction)
+	}
+	return l, nil
+}
+
+// candidate is what a policy knows of a blob that may be evicted.
+type candidate struct {
+	digest   digest.Digest
+	size     int64
+	lastUsed int64  // nanoseconds of Unix time; of the commit where there was no use
+	hits     uint32 // uses since the commit, those less than sameUse apart counted once
+}
+
+// policy orders blobs in place, the one to evict first at the front. Capacity is the store's, in bytes, 0 for none.
+type policy func(blobs []candidate, capacity int64)
+
+// policies holds the eviction policies by name.
+var policies = map[string]policy{"LRU": lru, "SLRU": slru}
+
+// lru evicts the least recently used blob first.
+func lru(blobs []candidate, _ int64) {
+	slices.SortFunc(blobs, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(a.lastUsed, b.lastUsed), cmp.Compare(a.digest, b.digest))
+	})
+}
+
+// protectedShare is the share of the capacity that slru protects; the segmented LRU of Karedla, Love and Wherry, Caching
+// Strategies to Improve Disk System Performance (1994), does best between 0.6 and 0.8.
+const protectedShare = 0.8
+
+// slru, the segmented LRU, resists scans: blobs that were not used again since they came go first, in LRU order, so that
+// a rollout of images that are pulled once leaves alone what is pulled every day. Of those that were used again, the
+// most recently used up to four fifths of the capacity are protected; the others have sunk back to the first kind.
+func slru(blobs []candidate, capacity int64) {
+	lru(blobs, capacity)
+	protected := make(map[digest.Digest]bool)
+	left := int64(float64(capacity) * protectedShare)
+	for _, b := range slices.Backward(blobs) {
+		if b.hits == 0 {
+			continue
+		}
+		if left -= b.size; left < 0 && capacity > 0 {
+			break
+		}
+		protected[b.digest] = true
+	}
+	slices.SortStableFunc(blobs, func(a, b candidate) int {
+		switch pa, pb := protected[a.digest], protected[b.digest]; {
+		case pa == pb:
+			return 0
+		case pb:
+			return -1
+		}
+		return 1
+	})
+}
+
+// SetLimits changes the limits. What is above them is evicted before it returns, as far as pins allow.
+func (s *Store) SetLimits(l Limits) error {
+	l, err := l.withDefaults()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return fmt.Errorf("set limits: %w", content.ErrClosed)
+	}
+	s.limits = l
+	s.mu.Unlock()
+	if err := s.trim(); err != nil {
+		s.log.Warn("store is above its new limits", "error", err)
+	}
+	return nil
+}
+
+// partial is an ingest that nobody has open.
+type partial struct {
+	size  int64     // of the blob
+	bytes int64     // on disk
+	used  time.Time // when it was closed
+}
+
+// stale is the age from which a partial ingest is of less worth than any blob: whoever pulled it has given up.
+const stale = time.Hour
+
+// admit makes room for an ingest and claims its digest and its bytes.
+func (s *Store) admit(ing *Ingest) error {
+	s.room.Lock()
+	defer s.room.Unlock()
+	if err := s.claimable(ing.digest); err != nil { // before anything is evicted for nothing
+		return err
+	}
+	s.mu.RLock()
+	need := ing.size - s.partials[ing.digest].bytes
+	s.mu.RUnlock()
+	if err := s.makeRoom(max(need, 0), ing.digest); err != nil {
+		s.metrics.noSpace.Inc()
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.claimableLocked(ing.digest); err != nil {
+		return err
+	}
+	ing.earlier = s.partials[ing.digest]
+	delete(s.partials, ing.digest)
+	s.ingests[ing.digest] = ing
+	return nil
+}
+
+func (s *Store) claimable(d digest.Digest) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.claimableLocked(d)
+}
+
+func (s *Store) claimableLocked(d digest.Digest) error {
+	switch e := s.blobs[d]; {
+	case s.closed:
+		return content.ErrClosed
+	case e != nil && !e.runtime:
+		return ErrExists
+	case s.ingests[d] != nil:
+		return ErrBusy
+	}
+	return nil
+}
+
+// trim evicts what is above the limits, as far as it may be. It fails with content.ErrNoSpace when that is not enough.
+func (s *Store) trim() error {
+	s.room.Lock()
+	defer s.room.Unlock()
+	must, want := s.shortfall(0)
+	if want <= 0 {
+		return nil
+	}
+	return s.evictAll(s.victims(""), must, want)
+}
+
+// makeRoom evicts until extra bytes more fit below the limits, and spares the partial ingest of keep. It fails with
+// content.ErrNoSpace, having evicted nothing, when no eviction would make them fit. The caller holds s.room.
+func (s *Store) makeRoom(extra int64, keep digest.Digest) error {
+	must, want := s.shortfall(extra)
+	if want <= 0 {
+		return nil
+	}
+	victims := s.victims(keep)
+	var evictable int64
+	for _, v := range victims {
+		evictable += v.bytes
+	}
+	if evictable < must {
+		return fmt.Errorf("%d bytes too many, of which %d can be evicted: %w", must, evictable, content.ErrNoSpace)
+	}
+	return s.evictAll(victims, must, want)
+}
+
+// evictAll evicts in order until want bytes are free. It fails when not even must bytes could be had.
+func (s *Store) evictAll(victims []victim, must, want int64) error {
+	for _, v := range victims {
+		if want <= 0 {
+			break
+		}
+		freed, err := v.evict()
+		if err != nil {
+			s.log.Warn("eviction failed", "digest", v.digest, "error", err)
+			continue
+		}
+		want -= freed
+		must -= freed
+	}
+	if must > 0 { // too much is pinned, was pinned or resumed meanwhile, or the disk refused
+		return fmt.Errorf("%d bytes too many after eviction: %w", must, content.ErrNoSpace)
+	}
+	return nil
+}
+
+// shortfall tells how many bytes must go at least so that extra more fit, and how many should go when the store is above
+// its high watermark. Neither is above 0 when nothing need be done.
+func (s *Store) shortfall(extra int64) (must, want int64) {
+	free, err := s.opts.FreeSpace(s.opts.Path)
+	if err != nil {
+		s.log.Warn("free disk space is not known", "error", err)
+		free = math.MaxInt64
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	used, coming := s.bytes, int64(0)
+	for _, ing := range s.ingests {
+		used += ing.size
+		coming += ing.size - ing.received()
+	}
+	for _, p := range s.partials {
+		used += p.bytes
+	}
+	l := s.limits
+	if l.Capacity > 0 {
+		must = used + extra - l.Capacity
+		if used+extra > share(l.Capacity, l.High) {
+			want = used + extra - share(l.Capacity, l.Low)
+		}
+	}
+	disk := l.MinFree + coming + extra - free
+	return max(must, disk), max(want, disk)
+}
+
+func share(capacity int64, part float64) int64 { return int64(float64(capacity) * part) }
+
+// victim is one thing that can be evicted.
+type victim struct {
+	digest digest.Digest
+	bytes  int64
+	evict  func() (freed int64, err error)
+}
+
+// victims lists all that may go, the first to go first: stale partial ingests; blobs that the runtime holds too; blobs
+// that other nodes hold; the other blobs; and the partial ingests that may yet be resumed. Within each kind of blob the
+// policy decides.
+func (s *Store) victims(keep digest.Digest) []victim {
+	s.mu.RLock()
+	order, capacity := policies[s.limits.Eviction], s.limits.Capacity
+	var blobs []candidate
+	for d, e := range s.blobs {
+		if !e.runtime && s.pinned[d] == 0 {
+			blobs = append(blobs, candidate{digest: d, size: e.size, lastUsed: e.lastUsed.Load(), hits: e.hits.Load()})
+		}
+	}
+	var old, young []victim
+	for d, p := range s.partials {
+		v := victim{digest: d, bytes: p.bytes, evict: func() (int64, error) { return s.evictPartial(d) }}
+		switch {
+		case d == keep:
+		case time.Since(p.used) > stale:
+			old = append(old, v)
+		default:
+			young = append(young, v)
+		}
+	}
+	s.mu.RUnlock()
+
+	order(blobs, capacity)
+	worth := make(map[digest.Digest]int, len(blobs))
+	for _, b := range blobs {
+		worth[b.digest] = s.worth(b.digest)
+	}
+	slices.SortStableFunc(blobs, func(a, b candidate) int { return cmp.Compare(worth[a.digest], worth[b.digest]) })
+	all := old
+	for _, b := range blobs {
+		all = append(all, victim{digest: b.digest, bytes: b.size, evict: func() (int64, error) { return s.evict(b.digest) }})
+	}
+	return append(all, young...)
+}
+
+// worth ranks a blob by how easily it would be had again.
+func (s *Store) worth(d digest.Digest) int {
+	if _, err := s.runtimeFile(d); err == nil {
+		return 0
+	}
+	if s.opts.Holders != nil && s.opts.Holders(d) > 0 {
+		return 1
+	}
+	return 2
+}
+
+func (s *Store) evict(d digest.Digest) (int64, error) {
+	e, err := s.remove(d, nil)
+	if e == nil {
+		return 0, err
+	}
+	s.metrics.evicted.Add(float64(e.size))
+	s.log.Info("evicted a blob", "digest", d, "bytes", e.size)
+	return e.size, nil
+}
+
+// evictPartial drops the partial ingest of d. The caller holds s.room, so that nobody resumes it meanwhile.
+func (s *Store) evictPartial(d digest.Digest) (int64, error) {
+	s.mu.Lock()
+	p, ok := s.partials[d]
+	delete(s.partials, d)
+	s.mu.Unlock()
+	if !ok {
+		return 0, nil
+	}
+	path := flat(s.ingestDir, d)
+	if err := errors.Join(s.disk.remove(path+journalSuffix), s.disk.remove(path)); err != nil {
+		return 0, err
+	}
+	return p.bytes, nil
+}
+
+// dropPartial drops the partial ingest of d, if there is one.
+func (s *Store) dropPartial(d digest.Digest) {
+	s.room.Lock()
+	defer s.room.Unlock()
+	if _, err := s.evictPartial(d); err != nil {
+		s.log.Warn("drop partial ingest", "digest", d, "error", err)
+	}
+}
+
+// loadPartial describes the partial ingest at path. It fails when there is no journal to go with the data.
+func loadPartial(path string) (partial, error) {
+	data, err := os.Stat(path)
+	if err != nil {
+		return partial{}, err
+	}
+	f, err := os.Open(path + journalSuffix)
+	if err != nil {
+		return partial{}, err
+	}
+	defer func() { _ = f.Close() }() // read only
+	head := make([]byte, journalHeader)
+	if _, err := f.ReadAt(head, 0); err != nil {
+		return partial{}, err
+	}
+	size, _, err := decodeJournalHeader(head)
+	if err != nil {
+		return partial{}, err
+	}
+	if n := allocated(data); n > 0 {
+		return partial{size: size, bytes: min(n, size), used: data.ModTime()}, nil
+	}
+	return partial{}, fs.ErrNotExist
+}

@@ -1,0 +1,338 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+func TestPoliciesOrderVictims(t *testing.T) {
+	t.Parallel()
+	c := func(name string, used int64, hits uint32) candidate {
+		return candidate{digest: digest.Digest(name), size: 10, lastUsed: used, hits: hits}
+	}
+	for name, tt := range map[string]struct {
+		policy   policy
+		capacity int64
+		blobs    []candidate
+		want     []digest.Digest
+	}{
+		"LRU goes by last use alone": {
+			lru, 100, []candidate{c("c", 3, 0), c("a", 1, 9), c("b", 2, 0)}, []digest.Digest{"a", "b", "c"},
+		},
+		"SLRU takes what was used once before what was used again": {
+			slru, 100, []candidate{c("daily", 1, 3), c("scan1", 5, 0), c("scan2", 6, 0)}, []digest.Digest{"scan1", "scan2", "daily"},
+		},
+		"SLRU protects four fifths of the capacity, the most recent first": {
+			slru, 25, []candidate{c("old", 1, 1), c("older", 0, 1), c("new", 3, 1), c("newer", 4, 1), c("once", 2, 0)},
+			[]digest.Digest{"older", "old", "once", "new", "newer"},
+		},
+		"SLRU without a capacity protects all that was used again": {
+			slru, 0, []candidate{c("a", 1, 1), c("b", 2, 0), c("c", 3, 1)}, []digest.Digest{"b", "a", "c"},
+		},
+		"nothing to order": {slru, 10, nil, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tt.policy(tt.blobs, tt.capacity)
+			var got []digest.Digest
+			for _, b := range tt.blobs {
+				got = append(got, b.digest)
+			}
+			require.Equal(t, tt.want, got)
+		})
+	}
+}
+
+// aged puts blobs of one chunk, an hour after one another.
+func aged(t *testing.T, s *Store, n int) []sample {
+	t.Helper()
+	list := make([]sample, n)
+	for i := range list {
+		list[i] = newSample(uint64(500+i), chunkSize)
+		put(t, s, list[i])
+		time.Sleep(time.Hour) // in the bubble's time
+	}
+	return list
+}
+
+func requireHeld(t *testing.T, s *Store, blobs []sample, want ...bool) {
+	t.Helper()
+	got := make([]bool, len(blobs))
+	for i, b := range blobs {
+		_, err := s.Stat(b.digest)
+		got[i] = err == nil
+	}
+	require.Equal(t, want, got)
+}
+
+const (
+	held = true
+	gone = false
+)
+
+func TestEviction(t *testing.T) {
+	t.Parallel()
+	limits := Limits{Capacity: 10 * chunkSize, High: 0.6, Low: 0.4}
+	for name, tt := range map[string]struct {
+		options Options
+		prepare func(t *testing.T, s *Store, blobs []sample)
+		want    []bool // of the six blobs that were there, once a seventh has come; four fit
+	}{
+		"takes the least recently used": {want: []bool{gone, gone, gone, held, held, held}},
+		"spares what was read since": {
+			prepare: func(t *testing.T, s *Store, blobs []sample) { requireHas(t, s, blobs[0]) },
+			want:    []bool{held, gone, gone, gone, held, held},
+		},
+		"spares a blob of which peers read blocks": {
+			prepare: func(t *testing.T, s *Store, blobs []sample) { requireBlocks(t, s, blobs[1]) },
+			want:    []bool{gone, held, gone, gone, held, held},
+		},
+		"never takes what is pinned": {
+			prepare: func(t *testing.T, s *Store, blobs []sample) {
+				require.NoError(t, s.Pin("me", []digest.Digest{blobs[0].digest, blobs[2].digest}))
+			},
+			want: []bool{held, gone, held, gone, gone, held},
+		},
+		"takes what was unpinned": {
+			prepare: func(t *testing.T, s *Store, blobs []sample) {
+				require.NoError(t, s.Pin("me", []digest.Digest{blobs[0].digest, blobs[2].digest}))
+				require.NoError(t, s.Pin("you", []digest.Digest{blobs[2].digest}))
+				require.NoError(t, s.Unpin("me"))
+			},
+			want: []bool{gone, gone, held, gone, held, held},
+		},
+		"takes what others hold first": {
+			options: Options{Holders: func(d digest.Digest) int {
+				if d == newSample(504, chunkSize).digest || d == newSample(505, chunkSize).digest {
+					return 2
+				}
+				return 0
+			}},
+			want: []bool{gone, held, held, held, gone, gone},
+		},
+		"of a scan-resistant store spares what was used again": {
+			options: Options{Limits: Limits{Eviction: "slru"}},
+			prepare: func(t *testing.T, s *Store, blobs []sample) {
+				requireHas(t, s, blobs[0])
+				requireHas(t, s, blobs[1])
+				time.Sleep(time.Hour)
+				for _, b := range blobs[2:] { // reads right after the commit are of the same pull
+					require.NoError(t, s.Delete(b.digest))
+					put(t, s, b)
+					requireHas(t, s, b)
+					time.Sleep(time.Second)
+				}
+			},
+			want: []bool{held, held, gone, gone, gone, held},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				o := tt.options
+				eviction := o.Limits.Eviction
+				o.Limits = limits
+				o.Limits.Eviction = eviction
+				s := openTest(t, o)
+				blobs := aged(t, s, 6)
+				if tt.prepare != nil {
+					tt.prepare(t, s, blobs)
+				}
+				time.Sleep(time.Hour)
+				put(t, s, newSample(1, chunkSize))
+				synctest.Wait()
+				requireHeld(t, s, blobs, tt.want...)
+				require.NoError(t, s.Close())
+			})
+		})
+	}
+}
+
+func TestWhatCannotFitEvictsNothing(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Options{Limits: Limits{Capacity: 10 * chunkSize}})
+	pinned, other := newSample(1, 4*chunkSize), newSample(2, 3*chunkSize)
+	put(t, s, pinned)
+	put(t, s, other)
+	require.NoError(t, s.Pin("me", []digest.Digest{pinned.digest}))
+	_, err := s.Ingest(newSample(3, 0).digest, 7*chunkSize)
+	require.ErrorIs(t, err, content.ErrNoSpace)
+	requireHas(t, s, pinned)
+	requireHas(t, s, other)
+	put(t, s, newSample(4, 6*chunkSize))
+	requireHas(t, s, pinned)
+	requireGone(t, s, other)
+}
+
+func TestAnOpenIngestReservesItsWholeSize(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Options{Limits: Limits{Capacity: 10 * chunkSize}})
+	g := ingest(t, s, newSample(1, 6*chunkSize))
+	_, err := s.Ingest(newSample(2, 0).digest, 5*chunkSize)
+	require.ErrorIs(t, err, content.ErrNoSpace)
+	require.NoError(t, g.Close())
+	require.NoError(t, ingest(t, s, newSample(2, 5*chunkSize)).Close())
+}
+
+func TestAPinHoldsBeforeItsBlobArrivesAndAfterARestart(t *testing.T) {
+	t.Parallel()
+	path := t.TempDir()
+	o := Options{Path: path, Limits: Limits{Capacity: 10 * chunkSize}}
+	s := openTest(t, o)
+	b := newSample(1, 4*chunkSize)
+	require.NoError(t, s.Pin("me", []digest.Digest{b.digest, b.digest}))
+	put(t, s, b)
+	info, err := s.Stat(b.digest)
+	require.NoError(t, err)
+	require.True(t, info.Pinned)
+	require.ErrorIs(t, s.Delete(b.digest), ErrPinned)
+	kill(s)
+
+	s = openTest(t, o)
+	require.Equal(t, map[string][]digest.Digest{"me": {b.digest}}, s.Pins())
+	put(t, s, newSample(2, 5*chunkSize))
+	put(t, s, newSample(3, 5*chunkSize))
+	requireHas(t, s, b)
+	require.Equal(t, b.size(), s.Usage().PinnedBytes)
+	require.NoError(t, s.Unpin("me"))
+	require.NoError(t, s.Unpin("nobody"))
+	require.Empty(t, s.Pins())
+	require.NoError(t, s.Delete(b.digest))
+}
+
+func TestStalePartialsGoFirstAndFreshOnesLast(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := openTest(t, Options{Limits: Limits{Capacity: 10 * chunkSize, High: 0.9, Low: 0.9}})
+		leave := func(seed uint64) sample {
+			b := newSample(seed, 2*chunkSize)
+			g := ingest(t, s, b)
+			write(t, g, b, 0, 1)
+			require.NoError(t, g.Close())
+			return b
+		}
+		stale := leave(1)
+		time.Sleep(2 * time.Hour)
+		blob := newSample(2, 3*chunkSize)
+		put(t, s, blob)
+		fresh := leave(3)
+
+		put(t, s, newSample(4, 4*chunkSize)) // two chunks must go
+		require.Equal(t, bits(0, 1), ingestAndClose(t, s, fresh))
+		requireHas(t, s, blob)
+		require.NotContains(t, s.partials, stale.digest)
+		put(t, s, newSample(5, 2*chunkSize))
+		requireGone(t, s, blob)
+		require.Contains(t, s.partials, fresh.digest)
+		require.NoError(t, s.Close())
+	})
+}
+
+func ingestAndClose(t *testing.T, s *Store, b sample) []byte {
+	t.Helper()
+	g := ingest(t, s, b)
+	defer func() { require.NoError(t, g.Close()) }()
+	return g.Bitmap()
+}
+
+func TestTheDiskFloorIsKept(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var own, others atomic.Int64 // bytes
+		s := openTest(t, Options{
+			Limits:    Limits{MinFree: 10 * chunkSize},
+			FreeSpace: func(string) (int64, error) { return 100*chunkSize - own.Load() - others.Load(), nil },
+			OnEvent: func(ev Event) {
+				if ev.Type == Committed {
+					own.Add(ev.Info.Size)
+				} else {
+					own.Add(-ev.Info.Size)
+				}
+			},
+		})
+		blobs := aged(t, s, 4)
+		others.Store(88 * chunkSize)
+		time.Sleep(2 * maintainEvery)
+		synctest.Wait()
+		requireHeld(t, s, blobs, gone, gone, held, held)
+		_, err := s.Ingest(newSample(1, 0).digest, 3*chunkSize)
+		require.ErrorIs(t, err, content.ErrNoSpace)
+		requireHeld(t, s, blobs, gone, gone, held, held)
+		put(t, s, newSample(1, chunkSize))
+		requireHeld(t, s, blobs, gone, gone, gone, held)
+		others.Store(0)
+		put(t, s, newSample(2, 20*chunkSize))
+		requireHeld(t, s, blobs, gone, gone, gone, held)
+		require.NoError(t, s.Close())
+	})
+}
+
+func TestUnknownFreeSpaceStopsNothing(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Options{FreeSpace: func(string) (int64, error) { return 0, errors.New("no statfs") }})
+	put(t, s, newSample(1, 10))
+	require.Equal(t, int64(-1), s.Usage().FreeDisk)
+}
+
+func TestSetLimitsEvictsAtOnce(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Options{})
+	var list []sample
+	for i := range uint64(5) {
+		list = append(list, newSample(i, chunkSize))
+		put(t, s, list[i])
+	}
+	require.Error(t, s.SetLimits(Limits{Eviction: "none such"}))
+	require.NoError(t, s.SetLimits(Limits{Capacity: 4 * chunkSize, High: 0.75, Low: 0.5}))
+	requireHeld(t, s, list, gone, gone, gone, held, held)
+	require.Equal(t, int64(4*chunkSize), s.Usage().Capacity)
+}
+
+func TestEvictionPrefersWhatTheRuntimeHoldsToo(t *testing.T) {
+	t.Parallel()
+	rt := t.TempDir()
+	s := openTest(t, Options{RuntimePath: rt})
+	var list []sample
+	for i := range uint64(4) {
+		list = append(list, newSample(i, chunkSize))
+		put(t, s, list[i])
+	}
+	runtimeHolds(t, rt, list[3])
+	require.NoError(t, s.SetLimits(Limits{Capacity: 4 * chunkSize, High: 0.75, Low: 0.75}))
+	info, err := s.Stat(list[3].digest)
+	require.NoError(t, err)
+	require.True(t, info.FromRuntime)
+	requireHeld(t, s, list, held, held, held, held)
+	requireHas(t, s, list[3])
+}
+
+// runtimeHolds puts a blob where containerd's content store keeps it.
+func runtimeHolds(t testing.TB, root string, blobs ...sample) {
+	t.Helper()
+	for _, b := range blobs {
+		path := flat(filepath.Join(root, "blobs"), b.digest)
+		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		require.NoError(t, os.MkdirAll(filepath.Join(root, "ingest"), 0o755))
+		require.NoError(t, os.WriteFile(path, b.data, 0o444))
+	}
+}
+
+func TestABlobLargerThanTheHighWatermarkButNotTheCapacityFits(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Options{Limits: Limits{Capacity: 4 * chunkSize}})
+	b := newSample(1, 4*chunkSize)
+	g := ingest(t, s, b)
+	require.NoError(t, g.fill(t.Context(), bytes.NewReader(b.data)))
+	require.NoError(t, g.Commit(t.Context(), ""))
+}

@@ -1,0 +1,177 @@
+package store
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// Whatever file operation of an ingest or commit meets a full disk, it is content.ErrNoSpace, other blobs stay, and once
+// there is space the blob can be had after all.
+func TestAFullDiskAtAnyOperation(t *testing.T) {
+	t.Parallel()
+	path := t.TempDir()
+	var countdown atomic.Int64
+	s := openFaulty(t, Options{Path: path}, func(op, _ string) error {
+		if strings.HasPrefix(op, "remove") {
+			return nil // takes no space
+		}
+		if countdown.Add(-1) == 0 {
+			return syscall.ENOSPC
+		}
+		return nil
+	})
+	other := newSample(1, chunkSize+1)
+	put(t, s, other)
+	failed := 0
+	for n := int64(1); ; n++ {
+		b := newSample(uint64(100+n), 2*chunkSize+3)
+		countdown.Store(n)
+		err := s.Put(t.Context(), b.digest, "", bytes.NewReader(b.data), b.size())
+		if countdown.Swap(0) > 0 {
+			require.NoError(t, err)
+			break // the ingest took fewer operations
+		}
+		failed++
+		require.ErrorIs(t, err, content.ErrNoSpace, "operation %d", n)
+		requireHas(t, s, other)
+		put(t, s, b)
+		requireHas(t, s, b)
+		requireBlocks(t, s, b)
+		require.NoError(t, s.Delete(b.digest))
+	}
+	require.Greater(t, failed, 8, "open, write, commit have more operations than that")
+	require.NoError(t, s.Close())
+	s = openTest(t, Options{Path: path})
+	requireHas(t, s, other)
+	require.Zero(t, s.Usage().IngestBytes)
+}
+
+func TestAFullDiskKeepsTheChunksThatWereThere(t *testing.T) {
+	t.Parallel()
+	var full atomic.Bool
+	s := openFaulty(t, Options{}, func(op, _ string) error {
+		if full.Load() && op == "write" {
+			return fmt.Errorf("disk quota: %w", syscall.EDQUOT)
+		}
+		return nil
+	})
+	b := newSample(1, 3*chunkSize)
+	g := ingest(t, s, b)
+	write(t, g, b, 0, 1)
+	full.Store(true)
+	require.ErrorIs(t, g.WriteChunk(2, content.ChunkCID(b.chunk(2)), b.chunk(2)), content.ErrNoSpace)
+	require.Equal(t, bits(0, 1), g.Bitmap())
+	full.Store(false)
+	write(t, g, b, 2)
+	require.NoError(t, g.Commit(t.Context(), ""))
+	requireHas(t, s, b)
+}
+
+func TestAFailedCommitCanBeRepeated(t *testing.T) {
+	t.Parallel()
+	for _, op := range []string{"mkdir", "create", "truncate", "rename", "fsync directory"} {
+		t.Run("after "+op, func(t *testing.T) {
+			t.Parallel()
+			var fail atomic.Bool
+			s := openFaulty(t, Options{}, func(o, _ string) error {
+				if o == op && fail.Load() {
+					return syscall.EIO
+				}
+				return nil
+			})
+			b := newSample(1, 2*chunkSize)
+			g := ingest(t, s, b)
+			write(t, g, b, 0, 1)
+			fail.Store(true)
+			require.ErrorIs(t, g.Commit(t.Context(), ""), syscall.EIO)
+			requireGone(t, s, b)
+			fail.Store(false)
+			require.NoError(t, g.Commit(t.Context(), ""))
+			requireHas(t, s, b)
+			requireBlocks(t, s, b)
+		})
+	}
+}
+
+// After a failed fsync the kernel forgets which pages it lost, so a second one that succeeds proves nothing.
+func TestAFailedFsyncIsNeverFollowedByACommit(t *testing.T) {
+	t.Parallel()
+	var fail atomic.Bool
+	s := openFaulty(t, Options{}, func(op, _ string) error {
+		if op == "fsync" && fail.Swap(false) {
+			return syscall.EIO
+		}
+		return nil
+	})
+	b := newSample(1, 2*chunkSize)
+	g := ingest(t, s, b)
+	write(t, g, b, 0, 1)
+	fail.Store(true)
+	require.ErrorIs(t, g.Commit(t.Context(), ""), syscall.EIO)
+	require.ErrorIs(t, g.Commit(t.Context(), ""), syscall.EIO)
+	require.NoError(t, g.Close())
+	requireGone(t, s, b)
+	require.Equal(t, bits(), ingest(t, s, b).Bitmap())
+}
+
+// mountSmall mounts a file system of the given size, where that is allowed.
+func mountSmall(t *testing.T, size int) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
+		t.Skipf("cannot mount a tmpfs here: %v", err)
+	}
+	t.Cleanup(func() { require.NoError(t, syscall.Unmount(dir, 0)) })
+	return filepath.Join(dir, "store")
+}
+
+func TestARealFullDisk(t *testing.T) {
+	t.Parallel()
+	path := mountSmall(t, 16*chunkSize)
+	// The store is told that there is plenty of room, as when another process fills the disk meanwhile.
+	plenty := func(string) (int64, error) { return 1 << 40, nil }
+	s := openTest(t, Options{Path: path, FreeSpace: plenty})
+	kept := newSample(1, 4*chunkSize)
+	put(t, s, kept)
+	big := newSample(2, 20*chunkSize)
+	g := ingest(t, s, big)
+	var err error
+	written := 0
+	for ; err == nil && written < big.chunks(); written++ {
+		err = g.WriteChunk(written, content.ChunkCID(big.chunk(written)), big.chunk(written))
+	}
+	require.ErrorIs(t, err, content.ErrNoSpace)
+	requireHas(t, s, kept)
+	requireBlocks(t, s, kept)
+	small := newSample(3, 2*chunkSize)
+	require.ErrorIs(t, s.Put(t.Context(), small.digest, "", bytes.NewReader(small.data), small.size()), content.ErrNoSpace)
+	require.NoError(t, g.Discard())
+	put(t, s, small)
+	requireHas(t, s, small)
+	require.NoError(t, s.Close())
+
+	s = openTest(t, Options{Path: path})
+	requireHas(t, s, kept)
+	_, err = s.Ingest(big.digest, big.size())
+	require.ErrorIs(t, err, content.ErrNoSpace, "the free space is looked at first")
+	requireHas(t, s, kept)
+	requireHas(t, s, small)
+}
+
+func TestUnreadableDirectoryIsAnErrorThatNamesIt(t *testing.T) {
+	t.Parallel()
+	path := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(path, "blobs"), nil, 0o600))
+	_, err := Open(t.Context(), quiet(Options{Path: path}))
+	require.ErrorContains(t, err, filepath.Join(path, "blobs"))
+}

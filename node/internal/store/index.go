@@ -1,0 +1,332 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/ipfs/go-cid"
+	mh "github.com/multiformats/go-multihash"
+	"github.com/opencontainers/go-digest"
+	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// index maps hashes of chunks and of inner UnixFS nodes to blobs, and keeps a record of each blob. All of it can be made
+// again from the files, so it is never synced: a killed process loses nothing of it (the page cache has it), and after
+// a crash of the machine it is thrown away. What it says is only a hint, to be checked against the table of blobs.
+type index struct{ db *bolt.DB }
+
+var (
+	bucketBlobs  = []byte("blobs")  // digest -> record
+	bucketChunks = []byte("chunks") // SHA-256 of the chunk, multihash of the blob -> chunk number, big endian
+	bucketNodes  = []byte("nodes")  // SHA-256 of the node, multihash of the blob -> the node's bytes
+)
+
+// databaseError gives bbolt's errors the names that callers know: a closed database is content.ErrClosed and a full disk
+// content.ErrNoSpace.
+func databaseError(err error) error {
+	if errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
+		return fmt.Errorf("%w: %w", content.ErrClosed, err)
+	}
+	return noSpace(err)
+}
+
+// record is what the index keeps of a blob.
+type record struct {
+	Size      int64  `cbor:"1,keyasint"`
+	MediaType string `cbor:"2,keyasint,omitempty"`
+	Committed int64  `cbor:"3,keyasint"` // nanoseconds of Unix time
+	Root      []byte `cbor:"4,keyasint"`
+	Runtime   bool   `cbor:"5,keyasint,omitempty"`
+	ModTime   int64  `cbor:"6,keyasint,omitempty"`
+	LastUsed  int64  `cbor:"7,keyasint,omitempty"` // nanoseconds of Unix time
+	Hits      uint32 `cbor:"8,keyasint,omitempty"`
+}
+
+func openIndex(path string) (*index, error) {
+	// The free list is kept in the file: making it anew means a walk in a goroutine of bbolt's own, where damage would
+	// end the process instead of this function.
+	db, err := bolt.Open(path, 0o600, &bolt.Options{
+		NoSync: true, NoGrowSync: true, FreelistType: bolt.FreelistMapType, Timeout: time.Second,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open index %s: %w", path, err)
+	}
+	db.AllocSize = 1 << 20
+	err = db.Update(func(tx *bolt.Tx) error {
+		for _, b := range [][]byte{bucketBlobs, bucketChunks, bucketNodes} {
+			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open index %s: %w", path, noSpace(err)), db.Close())
+	}
+	return &index{db: db}, nil
+}
+
+// guard runs f on a database whose file may be damaged, and makes an error of what would end the process: bbolt panics on
+// a damaged page, and the kernel faults on one that is unreadable or past the end of the file.
+func guard(f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("database is damaged: %v", r)
+		}
+	}()
+	return f()
+}
+
+// walk reads every page once, so that damage shows here rather than later.
+func (x *index) walk() error {
+	return x.db.View(func(tx *bolt.Tx) error {
+		return tx.ForEach(func(_ []byte, b *bolt.Bucket) error {
+			return b.ForEach(func(k, _ []byte) error {
+				if len(k) == 0 {
+					return errors.New("index is damaged: a key is empty")
+				}
+				return nil
+			})
+		})
+	})
+}
+
+// indexed is a blob with all that the index keeps of it.
+type indexed struct {
+	entry  *entry
+	chunks *content.ChunkMap
+}
+
+// put records blobs with their chunks and inner nodes in one transaction, and fills in each entry's root.
+func (x *index) put(blobs ...indexed) error {
+	return databaseError(x.db.Update(func(tx *bolt.Tx) error {
+		for _, b := range blobs {
+			if err := putBlob(tx, b); err != nil {
+				return fmt.Errorf("index %s: %w", b.entry.digest, err)
+			}
+		}
+		return nil
+	}))
+}
+
+func putBlob(tx *bolt.Tx, b indexed) error {
+	keys, err := blobKeys(b.entry.digest, b.chunks)
+	if err != nil {
+		return err
+	}
+	chunks := tx.Bucket(bucketChunks)
+	for i, k := range slices.Backward(keys.chunks) { // so that the first of equal chunks stays
+		if err := chunks.Put(k, binary.BigEndian.AppendUint32(nil, uint32(i))); err != nil {
+			return err
+		}
+	}
+	nodes := tx.Bucket(bucketNodes)
+	for i, k := range keys.nodes {
+		if err := nodes.Put(k, keys.raw[i]); err != nil {
+			return err
+		}
+	}
+	if !b.entry.root.Defined() { // else the entry may be in use, and its root is the same
+		b.entry.root = keys.root
+	}
+	return putRecord(tx, b.entry)
+}
+
+func putRecord(tx *bolt.Tx, e *entry) error {
+	v, err := cbor.Marshal(e.record())
+	if err != nil {
+		return err
+	}
+	return tx.Bucket(bucketBlobs).Put([]byte(e.digest), v)
+}
+
+// update writes the records of blobs that are still in the index.
+func (x *index) update(entries ...*entry) error {
+	return databaseError(x.db.Update(func(tx *bolt.Tx) error {
+		for _, e := range entries {
+			if tx.Bucket(bucketBlobs).Get([]byte(e.digest)) == nil {
+				continue
+			}
+			if err := putRecord(tx, e); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+}
+
+// remove forgets a blob. Without its chunk map only the record goes: what is left of it is not found by lookup, and is
+// right again should the blob return.
+func (x *index) remove(d digest.Digest, m *content.ChunkMap) error {
+	return databaseError(x.db.Update(func(tx *bolt.Tx) error {
+		if m != nil {
+			keys, err := blobKeys(d, m)
+			if err != nil {
+				return err
+			}
+			for _, k := range keys.chunks {
+				if err := tx.Bucket(bucketChunks).Delete(k); err != nil {
+					return err
+				}
+			}
+			for _, k := range keys.nodes {
+				if err := tx.Bucket(bucketNodes).Delete(k); err != nil {
+					return err
+				}
+			}
+		}
+		return tx.Bucket(bucketBlobs).Delete([]byte(d))
+	}))
+}
+
+// records calls f with every blob's record.
+func (x *index) records(f func(digest.Digest, record) error) error {
+	return x.db.View(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketBlobs).ForEach(func(k, v []byte) error {
+			var r record
+			if err := cbor.Unmarshal(v, &r); err != nil {
+				return fmt.Errorf("index record of %s: %w", k, err)
+			}
+			return f(digest.Digest(k), r)
+		})
+	})
+}
+
+// chunk calls f with each blob and chunk number that the hash is indexed under, until f returns true.
+func (x *index) chunk(sum []byte, f func(d digest.Digest, i int) bool) error {
+	return x.lookup(bucketChunks, sum, func(d digest.Digest, v []byte) bool {
+		return len(v) == 4 && f(d, int(binary.BigEndian.Uint32(v)))
+	})
+}
+
+// node calls f with each blob of which the hash is an inner node, and the node's bytes, until f returns true. The bytes
+// are only valid within f.
+func (x *index) node(sum []byte, f func(d digest.Digest, raw []byte) bool) error {
+	return x.lookup(bucketNodes, sum, f)
+}
+
+func (x *index) lookup(bucket, sum []byte, f func(digest.Digest, []byte) bool) error {
+	return x.db.View(func(tx *bolt.Tx) error {
+		c := tx.Bucket(bucket).Cursor()
+		for k, v := c.Seek(sum); bytes.HasPrefix(k, sum); k, v = c.Next() {
+			d, err := multihashDigest(k[len(sum):])
+			if err != nil {
+				return fmt.Errorf("index key %x: %w", k, err)
+			}
+			if f(d, v) {
+				return nil
+			}
+		}
+		return nil
+	})
+}
+
+// keyBatch is the number of keys read in one transaction: a long read would keep bbolt from reusing pages.
+const keyBatch = 1024
+
+// keys calls f with every CID of a chunk or inner node and its blob, possibly repeating CIDs.
+func (x *index) keys(ctx context.Context, f func(cid.Cid, digest.Digest) error) error {
+	for _, b := range []struct {
+		name  []byte
+		codec uint64
+	}{{bucketChunks, cid.Raw}, {bucketNodes, cid.DagProtobuf}} {
+		var last []byte
+		for {
+			batch := make([][]byte, 0, keyBatch)
+			err := x.db.View(func(tx *bolt.Tx) error {
+				c := tx.Bucket(b.name).Cursor()
+				k, _ := c.Seek(last)
+				if last != nil && bytes.Equal(k, last) {
+					k, _ = c.Next()
+				}
+				for ; k != nil && len(batch) < keyBatch; k, _ = c.Next() {
+					batch = append(batch, bytes.Clone(k))
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+			for _, k := range batch {
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				d, err := multihashDigest(k[sumSize:])
+				if err != nil {
+					return fmt.Errorf("index key %x: %w", k, err)
+				}
+				if err := f(sumCID(b.codec, k[:sumSize]), d); err != nil {
+					return err
+				}
+			}
+			if len(batch) < keyBatch {
+				break
+			}
+			last = batch[len(batch)-1]
+		}
+	}
+	return nil
+}
+
+// sumSize is the length of a SHA-256 sum in bytes.
+const sumSize = 32
+
+type keys struct {
+	root   cid.Cid
+	chunks [][]byte
+	nodes  [][]byte
+	raw    [][]byte // of nodes
+}
+
+func blobKeys(d digest.Digest, m *content.ChunkMap) (keys, error) {
+	c, err := content.DigestCID(d)
+	if err != nil {
+		return keys{}, err
+	}
+	root, inner, err := m.DAG()
+	if err != nil {
+		return keys{}, err
+	}
+	key := func(c2 cid.Cid) []byte { return append(cidSum(c2), c.Hash()...) }
+	k := keys{root: root, chunks: make([][]byte, m.Len())}
+	for i := range k.chunks {
+		k.chunks[i] = key(m.CID(i))
+	}
+	for _, b := range inner {
+		k.nodes = append(k.nodes, key(b.Cid()))
+		k.raw = append(k.raw, b.RawData())
+	}
+	return k, nil
+}
+
+// cidSum is a fresh copy of the hash that a CID over SHA2-256 carries, nil for other hash functions.
+func cidSum(c cid.Cid) []byte {
+	h, err := mh.Decode(c.Hash())
+	if err != nil || h.Code != mh.SHA2_256 || len(h.Digest) != sumSize {
+		return nil
+	}
+	return bytes.Clone(h.Digest)
+}
+
+func sumCID(codec uint64, sum []byte) cid.Cid {
+	h, err := mh.Encode(sum, mh.SHA2_256)
+	if err != nil {
+		panic(err) // only an unknown code or a wrong length fails, and both are constants here
+	}
+	return cid.NewCidV1(codec, h)
+}
+
+func multihashDigest(h []byte) (digest.Digest, error) {
+	return content.CIDDigest(cid.NewCidV1(cid.Raw, mh.Multihash(h)))
+}

@@ -1,0 +1,676 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// ErrIncomplete: chunks of the ingest are still missing.
+var ErrIncomplete = errors.New("ingest is not complete")
+
+// Ingest is a blob that is arriving. Its chunks may be written in any order and are readable as soon as they are there;
+// the blob itself is not visible until Commit. Its methods may be called concurrently.
+type Ingest struct {
+	store  *Store
+	digest digest.Digest
+	size   int64
+
+	// writing lets one writer at a time into the file, as the kernel does: there the others would spin until it is their turn.
+	writing sync.Mutex
+	follow  follower
+	commits sync.Mutex // one Commit, Discard or Close at a time
+	renamed *entry     // what a commit has made of it; guarded by commits
+	lost    error      // of fsync; guarded by commits
+	earlier partial    // what was there before; set once
+
+	mu      sync.RWMutex // guards what follows
+	phase   phase
+	file    *os.File
+	journal *journal
+	chunks  *content.ChunkMap
+	present []byte // bit i%8 of byte i/8: chunk i is on disk
+	missing int
+	bytes   int64
+	bySum   map[[sumSize]byte]int32
+}
+
+type phase uint8
+
+const (
+	phaseOpening phase = iota
+	phaseOpen
+	phaseRenamed   // the file has its final name, but the commit has not ended
+	phaseCommitted // the blob is visible
+	phaseClosed
+)
+
+// Ingest opens the ingest of d, of size bytes. It resumes a partial one of the same size that an earlier ingest left, and
+// drops one of another size. It fails with ErrExists for a blob that is committed here, ErrBusy while another ingest of
+// d is open, and content.ErrNoSpace when size bytes cannot be made room for. The caller must Close it.
+//
+// After a restart of the machine the chunks of a partial ingest are hashed here before they count as present.
+func (s *Store) Ingest(d digest.Digest, size int64) (*Ingest, error) {
+	ing, err := s.ingest(d, size)
+	if err != nil {
+		return nil, fmt.Errorf("ingest %s of %d bytes: %w", d, size, err)
+	}
+	return ing, nil
+}
+
+func (s *Store) ingest(d digest.Digest, size int64) (*Ingest, error) {
+	if _, err := content.DigestCID(d); err != nil {
+		return nil, err
+	}
+	chunks, err := content.NewChunkMap(size)
+	if err != nil {
+		return nil, err
+	}
+	ing := &Ingest{
+		store: s, digest: d, size: size, chunks: chunks, missing: chunks.Len(),
+		present: make([]byte, (chunks.Len()+7)/8), bySum: make(map[[sumSize]byte]int32),
+	}
+	ing.follow = follower{ing: ing, sum: d.Algorithm().Hash(), done: make(chan struct{}), stop: make(chan struct{})}
+	if err := s.admit(ing); err != nil {
+		return nil, err
+	}
+	if err := ing.open(); err != nil {
+		_ = ing.Close()
+		return nil, err
+	}
+	ing.follow.kick()
+	return ing, nil
+}
+
+// open opens or makes the files. Until it ends nobody else knows the ingest but for its reserved size.
+func (g *Ingest) open() error {
+	g.commits.Lock() // so that the store may be closed before or after, but not meanwhile
+	defer g.commits.Unlock()
+	if g.currentPhase() != phaseOpening {
+		return content.ErrClosed
+	}
+	s, path := g.store, flat(g.store.ingestDir, g.digest)
+	if err := s.disk.mkdirAll(filepath.Dir(path)); err != nil {
+		return err
+	}
+	file, err := s.disk.create(path)
+	if err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.file = file
+	fi, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	if g.journal, err = openJournal(s.disk, path+journalSuffix, g.size, s.boot); err != nil {
+		return err
+	}
+	if fi.Size() != g.size { // the journal is about another file
+		if err := g.journal.reset(); err != nil {
+			return err
+		}
+	}
+	if err := g.resume(); err != nil {
+		return err
+	}
+	if g.journal.fresh { // whatever the file holds is not known to be of this blob
+		if err := s.disk.truncate(file, 0); err != nil {
+			return err
+		}
+	}
+	if err := s.disk.truncate(file, g.size); err != nil {
+		return err
+	}
+	g.phase = phaseOpen
+	return nil
+}
+
+// resume takes over the chunks that the journal has. After a reboot the journal may be ahead of the data, so then every
+// chunk is checked.
+func (g *Ingest) resume() error {
+	check := !g.journal.sameBoot
+	for i := range g.chunks.Len() {
+		c, ok := g.journal.chunk(i)
+		if ok && check {
+			h := digest.SHA256.Hash()
+			off, n := content.ChunkRange(g.size, i)
+			ok = hashRange(h, g.file, off, n) == nil && bytes.Equal(h.Sum(nil), cidSum(c))
+			if !ok {
+				if err := g.journal.clear(i); err != nil {
+					return err
+				}
+			}
+		}
+		if ok {
+			if err := g.note(i, c); err != nil {
+				return err
+			}
+		}
+	}
+	return g.journal.adopt()
+}
+
+// note counts chunk i as present. The caller holds g.mu.
+func (g *Ingest) note(i int, c cid.Cid) error {
+	if err := g.chunks.Set(i, c); err != nil {
+		return err
+	}
+	_, n := content.ChunkRange(g.size, i)
+	g.present[i/8] |= 1 << (i % 8)
+	g.missing--
+	g.bytes += n
+	sum := [sumSize]byte(cidSum(c))
+	if _, ok := g.bySum[sum]; !ok {
+		g.bySum[sum] = int32(i)
+	}
+	return nil
+}
+
+// Size is the blob's size in bytes.
+func (g *Ingest) Size() int64 { return g.size }
+
+// Digest is the blob's digest.
+func (g *Ingest) Digest() digest.Digest { return g.digest }
+
+// Len is the number of chunks.
+func (g *Ingest) Len() int { return g.chunks.Len() }
+
+// Has tells whether chunk i is present.
+func (g *Ingest) Has(i int) bool {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.has(i)
+}
+
+func (g *Ingest) has(i int) bool {
+	return i >= 0 && i < g.chunks.Len() && g.present[i/8]&(1<<(i%8)) != 0
+}
+
+// CID is the CID of chunk i, cid.Undef while it is not present.
+func (g *Ingest) CID(i int) cid.Cid {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	if !g.has(i) {
+		return cid.Undef
+	}
+	return g.chunks.CID(i)
+}
+
+// Bitmap is a copy of the set of present chunks: chunk i is bit i%8 (1<<(i%8)) of byte i/8.
+func (g *Ingest) Bitmap() []byte {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return bytes.Clone(g.present)
+}
+
+// Map is a copy of the chunk map as far as chunks are present.
+func (g *Ingest) Map() *content.ChunkMap {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.chunks.Clone()
+}
+
+// Complete tells whether every chunk is present.
+func (g *Ingest) Complete() bool {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.missing == 0
+}
+
+func (g *Ingest) received() int64 {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.bytes
+}
+
+// WriteChunk stores chunk i. The caller has checked that data hashes to c. A chunk that is present already is left alone;
+// it is an error if it has another CID, for one of the two is not of this blob. It fails with content.ErrNoSpace on a full
+// disk, after which the ingest is as it was.
+func (g *Ingest) WriteChunk(i int, c cid.Cid, data []byte) error {
+	if err := g.writeChunk(i, c, data); err != nil {
+		return fmt.Errorf("ingest %s: write chunk %d: %w", g.digest, i, err)
+	}
+	return nil
+}
+
+func (g *Ingest) writeChunk(i int, c cid.Cid, data []byte) error {
+	if i < 0 || i >= g.chunks.Len() {
+		return fmt.Errorf("the blob has %d chunks", g.chunks.Len())
+	}
+	off, n := content.ChunkRange(g.size, i)
+	switch {
+	case int64(len(data)) != n:
+		return fmt.Errorf("%d bytes, want %d", len(data), n)
+	case !isChunkCID(c):
+		return fmt.Errorf("CID %s is not CIDv1, raw, sha2-256", c)
+	}
+	g.writing.Lock()
+	defer g.writing.Unlock()
+
+	g.mu.RLock()
+	phase, file, present, had := g.phase, g.file, g.has(i), g.chunks.CID(i)
+	g.mu.RUnlock()
+	switch {
+	case present && had != c:
+		return fmt.Errorf("it is present as %s, not %s: %w", had, c, content.ErrDigestMismatch)
+	case present:
+		return nil
+	case phase != phaseOpen:
+		return content.ErrClosed
+	}
+	// The data goes before its mark, so that a killed process leaves no mark without data.
+	if err := g.store.disk.writeAt(file, data, off); err != nil {
+		return g.failedWrite(err)
+	}
+	if err := g.journal.set(i, c); err != nil {
+		return g.failedWrite(err)
+	}
+	g.mu.Lock()
+	err := g.note(i, c)
+	g.mu.Unlock()
+	g.store.metrics.ingested.Add(float64(n))
+	g.follow.kick()
+	return err
+}
+
+func (g *Ingest) failedWrite(err error) error {
+	switch {
+	case errors.Is(err, os.ErrClosed):
+		return content.ErrClosed
+	case errors.Is(err, content.ErrNoSpace):
+		g.store.metrics.noSpace.Inc()
+		g.store.wakeMaintainer()
+	}
+	return err
+}
+
+// ReadChunk reads into p from the present chunk i at offset off within it, as io.ReaderAt does.
+func (g *Ingest) ReadChunk(i int, p []byte, off int64) (int, error) {
+	file, start, n, err := g.chunkFile(i)
+	if err != nil {
+		return 0, fmt.Errorf("ingest %s: read chunk %d: %w", g.digest, i, err)
+	}
+	return io.NewSectionReader(file, start, n).ReadAt(p, off)
+}
+
+// SectionWriterTo opens n bytes from offset off of the present chunk i. The result also is an io.WriterTo, and sends by
+// sendfile(2) where Blob.Range does. The caller closes it; it outlives the ingest.
+func (g *Ingest) SectionWriterTo(ctx context.Context, i int, off, n int64) (io.ReadCloser, error) {
+	file, start, size, err := g.chunkFile(i)
+	if err == nil && (off < 0 || n < 0 || off > size-n) {
+		err = fmt.Errorf("range of %d bytes at %d is outside its %d bytes", n, off, size)
+	}
+	var sec *section
+	if err == nil {
+		sec, err = newSection(ctx, file, start+off, n)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ingest %s: chunk %d: %w", g.digest, i, err)
+	}
+	return sec, nil
+}
+
+func (g *Ingest) chunkFile(i int) (f *os.File, off, n int64, err error) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	switch {
+	case g.phase == phaseOpening || g.phase == phaseClosed:
+		return nil, 0, 0, content.ErrClosed
+	case !g.has(i):
+		return nil, 0, 0, content.ErrNotFound
+	}
+	off, n = content.ChunkRange(g.size, i)
+	return g.file, off, n, nil
+}
+
+// lookup finds a present chunk by the hash of its CID.
+func (g *Ingest) lookup(sum [sumSize]byte) (i int, ok bool) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	if g.phase == phaseOpening || g.phase == phaseClosed {
+		return 0, false
+	}
+	n, ok := g.bySum[sum]
+	return int(n), ok
+}
+
+// Verify waits for the whole blob's digest, of which all but the tail has as a rule been computed while chunks arrived.
+// It fails with ErrIncomplete while chunks are missing and with content.ErrDigestMismatch when the bytes are not the
+// blob's; then the caller discards the ingest.
+func (g *Ingest) Verify(ctx context.Context) error {
+	if err := g.verify(ctx); err != nil {
+		return fmt.Errorf("ingest %s: verify: %w", g.digest, err)
+	}
+	return nil
+}
+
+func (g *Ingest) verify(ctx context.Context) error {
+	if !g.Complete() {
+		return ErrIncomplete
+	}
+	select {
+	case <-g.follow.done:
+		return g.follow.result()
+	default:
+	}
+	select {
+	case <-g.follow.done:
+		return g.follow.result()
+	case <-g.follow.stop:
+		return content.ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Commit makes the blob visible: it verifies, puts the bytes safely on disk under the blob's own name, and records them.
+// Repeating it does nothing. When it fails the ingest is as it was, and Commit may be called again; but after a failed
+// fsync nobody knows what is on disk, so then the ingest fails for good, and Close drops it.
+func (g *Ingest) Commit(ctx context.Context, mediaType string) error {
+	if err := g.commit(ctx, mediaType); err != nil {
+		return fmt.Errorf("ingest %s: commit: %w", g.digest, err)
+	}
+	return nil
+}
+
+func (g *Ingest) commit(ctx context.Context, mediaType string) error {
+	g.commits.Lock()
+	defer g.commits.Unlock()
+	switch g.currentPhase() {
+	case phaseCommitted:
+		return nil
+	case phaseOpen, phaseRenamed:
+	default:
+		return content.ErrClosed
+	}
+	if err := g.verify(ctx); err != nil {
+		return err
+	}
+	if g.lost != nil {
+		return g.lost
+	}
+	if err := g.store.disk.sync(g.file); err != nil {
+		// The kernel reports lost pages once and forgets them, so a second fsync would tell nothing.
+		g.lost = g.failedWrite(err)
+		return g.lost
+	}
+	err := g.publish(mediaType)
+	g.store.events.deliver()
+	if err != nil {
+		return g.failedWrite(err)
+	}
+	g.store.wakeMaintainer()
+	return nil
+}
+
+// publish gives the synced file its name and record.
+func (g *Ingest) publish(mediaType string) error {
+	s, path := g.store, g.store.blobPath(g.digest)
+	defer s.lockDigest(g.digest)()
+	e := newEntry(g.digest, g.size, mediaType, time.Now())
+	if g.currentPhase() == phaseOpen {
+		// The map and the index come before the rename: without the blob's file neither means anything, and recovery
+		// removes them; the blob's file, once it is there, has both.
+		if err := metaOf(e, g.chunks).write(s.disk, path+mapSuffix); err != nil {
+			return err
+		}
+		if err := s.index.put(indexed{entry: e, chunks: g.chunks}); err != nil {
+			return err
+		}
+		if err := s.disk.rename(flat(s.ingestDir, g.digest), path); err != nil {
+			return err
+		}
+		g.renamed = e
+		g.setPhase(phaseRenamed)
+		g.journal.remove()
+	}
+	e = g.renamed
+	if err := s.disk.syncDir(filepath.Dir(path)); err != nil {
+		return err
+	}
+	s.dropRuntimeMap(g.digest)
+	s.mu.Lock()
+	s.enlist(e)
+	delete(s.ingests, g.digest)
+	s.events.push(Event{Type: Committed, Info: s.info(e)})
+	s.mu.Unlock()
+	g.setPhase(phaseCommitted)
+	return nil
+}
+
+func (g *Ingest) currentPhase() phase {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.phase
+}
+
+func (g *Ingest) setPhase(p phase) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.phase = p
+}
+
+// Discard ends the ingest and drops its bytes. After Commit it only closes.
+func (g *Ingest) Discard() error { return g.end(false) }
+
+// Close ends the ingest. The chunks of one that was not committed are kept for a later ingest of the same digest, unless
+// they were found not to be the blob's. Closing twice does nothing.
+func (g *Ingest) Close() error {
+	keep := true
+	select {
+	case <-g.follow.done:
+		keep = !errors.Is(g.follow.result(), content.ErrDigestMismatch)
+	default:
+	}
+	return g.end(keep)
+}
+
+func (g *Ingest) end(keep bool) error {
+	g.commits.Lock()
+	defer g.commits.Unlock()
+	g.mu.Lock()
+	was := g.phase
+	g.phase = phaseClosed
+	file, j := g.file, g.journal
+	g.mu.Unlock()
+	if was == phaseClosed {
+		return nil
+	}
+	g.follow.end()
+	var errs []error
+	if file != nil {
+		errs = append(errs, file.Close())
+	}
+	if j != nil {
+		errs = append(errs, j.close())
+	}
+	if was != phaseCommitted {
+		errs = append(errs, g.leave(was, keep && g.lost == nil))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("ingest %s: close: %w", g.digest, err)
+	}
+	return nil
+}
+
+// leave gives up the claim on the digest, and keeps or drops the partial bytes.
+func (g *Ingest) leave(was phase, keep bool) error {
+	s, path := g.store, flat(g.store.ingestDir, g.digest)
+	left := partial{size: g.size, bytes: g.received(), used: time.Now()}
+	var err error
+	switch {
+	case was == phaseOpening && g.earlier.bytes > 0:
+		left = g.earlier // it could not be opened; perhaps next time
+	case was == phaseRenamed:
+		left.bytes = 0 // it has its final name already, and the next start finds it there
+	case !keep || left.bytes == 0:
+		left.bytes = 0
+		err = errors.Join(s.disk.remove(path+journalSuffix), s.disk.remove(path))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.ingests, g.digest)
+	if left.bytes > 0 {
+		s.partials[g.digest] = left
+	}
+	return err
+}
+
+// follower computes the blob's digest behind the arriving chunks: whenever the chunk that is next in order is present, a
+// goroutine hashes on from there, out of the page cache, until it meets a gap.
+type follower struct {
+	ing  *Ingest
+	done chan struct{} // closed once the result is known
+	stop chan struct{} // closed by end
+
+	mu      sync.Mutex
+	running bool
+	stopped bool
+	ended   bool
+	next    int
+	err     error
+	group   sync.WaitGroup
+
+	sum hash.Hash // used by the running goroutine only
+}
+
+// kick starts the goroutine if there is something for it to do.
+func (f *follower) kick() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.running || f.stopped || f.ended || !f.ing.Has(f.next) {
+		return
+	}
+	f.running = true
+	f.group.Go(f.run)
+}
+
+func (f *follower) run() {
+	for i, ok := f.advance(nil); ok; {
+		off, n := content.ChunkRange(f.ing.size, i)
+		err := hashRange(f.sum, f.ing.file, off, n)
+		i, ok = f.advance(&step{err: err})
+	}
+}
+
+// step is the outcome of hashing one chunk.
+type step struct{ err error }
+
+// advance takes the outcome of the chunk just hashed, if any, and says which chunk to hash now. Where it says none, the
+// goroutine must end: the next kick may start another.
+func (f *follower) advance(last *step) (i int, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if last != nil && last.err == nil {
+		f.next++
+	}
+	switch {
+	case f.stopped:
+	case last != nil && last.err != nil:
+		f.finish(fmt.Errorf("hash chunk %d: %w", f.next, last.err))
+	case f.next == f.ing.Len():
+		f.finish(f.compare())
+	case f.ing.Has(f.next):
+		return f.next, true
+	}
+	f.running = false
+	return 0, false
+}
+
+func (f *follower) compare() error {
+	d := f.ing.digest
+	if got := digest.NewDigest(d.Algorithm(), f.sum); got != d {
+		return fmt.Errorf("the bytes are those of %s: %w", got, content.ErrDigestMismatch)
+	}
+	return nil
+}
+
+func (f *follower) finish(err error) {
+	f.ended, f.err = true, err
+	close(f.done)
+}
+
+func (f *follower) result() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}
+
+// end stops the goroutine and waits for it, at most for the time of one chunk.
+func (f *follower) end() {
+	f.mu.Lock()
+	if !f.stopped {
+		f.stopped = true
+		close(f.stop)
+	}
+	f.mu.Unlock()
+	f.group.Wait()
+}
+
+func isChunkCID(c cid.Cid) bool {
+	return c.Version() == 1 && c.Type() == cid.Raw && cidSum(c) != nil
+}
+
+// Put ingests and commits a blob that is at hand whole. It fails with content.ErrDigestMismatch when r does not give
+// exactly size bytes with digest d, and otherwise as Ingest does. A blob that exists already is left alone, but for a
+// media type that was not known.
+func (s *Store) Put(ctx context.Context, d digest.Digest, mediaType string, r io.Reader, size int64) error {
+	if err := s.put(ctx, d, mediaType, r, size); err != nil {
+		return fmt.Errorf("put %s: %w", d, err)
+	}
+	return nil
+}
+
+func (s *Store) put(ctx context.Context, d digest.Digest, mediaType string, r io.Reader, size int64) error {
+	ing, err := s.Ingest(d, size)
+	if errors.Is(err, ErrExists) {
+		if info, err := s.Stat(d); err != nil || info.MediaType != "" || mediaType == "" {
+			return err
+		}
+		return s.SetMediaType(d, mediaType)
+	}
+	if err != nil {
+		return err
+	}
+	err = ing.fill(ctx, content.NewVerifier(r, d, size))
+	if err == nil {
+		err = ing.Commit(ctx, mediaType)
+	}
+	if err != nil {
+		return errors.Join(err, ing.Discard())
+	}
+	return ing.Close()
+}
+
+// fill writes the missing chunks from a reader over the whole blob.
+func (g *Ingest) fill(ctx context.Context, r io.Reader) error {
+	buf := make([]byte, min(g.size, content.ChunkSize))
+	for i := range g.Len() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		_, n := content.ChunkRange(g.size, i)
+		if _, err := io.ReadFull(r, buf[:n]); err != nil {
+			return fmt.Errorf("chunk %d: %w", i, err)
+		}
+		if err := g.WriteChunk(i, content.ChunkCID(buf[:n]), buf[:n]); err != nil {
+			return err
+		}
+	}
+	_, err := io.Copy(io.Discard, r) // the verifier's verdict comes with the end
+	return err
+}

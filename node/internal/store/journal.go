@@ -1,0 +1,135 @@
+package store
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+
+	"github.com/ipfs/go-cid"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// journal is the file <ingest>.chunks: which chunks of the ingest are present, under which CIDs. It is a header and one
+// slot for each chunk at a fixed place, so that a chunk is marked by one write of 36 bytes and a torn mark is no mark.
+//
+//	header: magic[8] size[8] bootID[36] crc32c[4] zeros[8]      64 bytes
+//	slot i: sha256[32] crc32c[4] over (i, sha256)               36 bytes at 64 + 36·i
+//
+// Numbers are big endian. A slot whose checksum does not match, such as one of a hole, stands for an absent chunk.
+type journal struct {
+	disk     disk
+	file     *os.File
+	slots    []byte // as they were when opened; nil after adopt
+	boot     string
+	size     int64
+	sameBoot bool
+	fresh    bool // nothing was there to resume
+}
+
+const (
+	journalSuffix = ".chunks"
+	journalMagic  = "SHOALIN1"
+	journalHeader = 64
+	journalSlot   = sumSize + 4
+)
+
+// openJournal opens or makes the journal. One that is of another size or damaged is started anew.
+func openJournal(k disk, path string, size int64, boot string) (*journal, error) {
+	f, err := k.create(path)
+	if err != nil {
+		return nil, err
+	}
+	j := &journal{disk: k, file: f, boot: boot, size: size}
+	b, err := io.ReadAll(io.LimitReader(f, journalHeader+int64(content.Chunks(size))*journalSlot))
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	was, wrote, err := decodeJournalHeader(b)
+	if err == nil && was == size {
+		j.slots = b[journalHeader:]
+		j.sameBoot = boot != "" && wrote == boot
+		return j, nil
+	}
+	if err := j.reset(); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return j, nil
+}
+
+// reset empties the journal.
+func (j *journal) reset() error {
+	j.slots, j.sameBoot, j.fresh = nil, false, true
+	return j.disk.truncate(j.file, 0)
+}
+
+func decodeJournalHeader(b []byte) (size int64, boot string, err error) {
+	if len(b) < journalHeader || string(b[:8]) != journalMagic ||
+		crc32.Checksum(b[:52], castagnoli) != binary.BigEndian.Uint32(b[52:]) {
+		return 0, "", errors.New("no journal header")
+	}
+	n := binary.BigEndian.Uint64(b[8:])
+	if n > content.MaxSize {
+		return 0, "", fmt.Errorf("journal of a blob of %d bytes", n)
+	}
+	return int64(n), string(bytes.TrimRight(b[16:52], "\x00")), nil
+}
+
+// adopt signs the journal as of this boot. What it held from an earlier one has been checked by now.
+func (j *journal) adopt() error {
+	j.slots = nil
+	if j.sameBoot {
+		return nil
+	}
+	b := make([]byte, journalHeader)
+	copy(b, journalMagic)
+	binary.BigEndian.PutUint64(b[8:], uint64(j.size))
+	copy(b[16:52], j.boot)
+	binary.BigEndian.PutUint32(b[52:], crc32.Checksum(b[:52], castagnoli))
+	return j.disk.writeAt(j.file, b, 0)
+}
+
+// chunk is what the journal said of chunk i when it was opened.
+func (j *journal) chunk(i int) (cid.Cid, bool) {
+	if len(j.slots) < (i+1)*journalSlot {
+		return cid.Undef, false
+	}
+	slot := j.slots[i*journalSlot : (i+1)*journalSlot]
+	sum := slot[:sumSize]
+	if binary.BigEndian.Uint32(slot[sumSize:]) != slotCRC(i, sum) {
+		return cid.Undef, false
+	}
+	return sumCID(cid.Raw, sum), true
+}
+
+func (j *journal) set(i int, c cid.Cid) error {
+	slot := cidSum(c)
+	slot = binary.BigEndian.AppendUint32(slot, slotCRC(i, slot))
+	return j.disk.writeAt(j.file, slot, journalHeader+int64(i)*journalSlot)
+}
+
+func (j *journal) clear(i int) error {
+	return j.disk.writeAt(j.file, make([]byte, journalSlot), journalHeader+int64(i)*journalSlot)
+}
+
+// slotCRC covers the number too. Inverted, it is not 0 for a hole.
+func slotCRC(i int, sum []byte) uint32 {
+	return ^crc32.Update(crc32.Checksum(binary.BigEndian.AppendUint32(nil, uint32(i)), castagnoli), castagnoli, sum)
+}
+
+func (j *journal) close() error {
+	if err := j.file.Close(); !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// remove drops the journal of a committed ingest. If that fails recovery does it.
+func (j *journal) remove() {
+	_ = j.close()
+	_ = j.disk.remove(j.file.Name())
+}

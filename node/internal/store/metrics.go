@@ -1,0 +1,63 @@
+package store
+
+import (
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+type metrics struct {
+	reg                                 prometheus.Registerer
+	all, registered                     []prometheus.Collector
+	evicted, damaged, ingested, noSpace prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer, s *Store) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	}
+	gauge := func(name, help string, value func(Usage) int64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
+			return float64(value(s.Usage()))
+		})
+	}
+	m := &metrics{
+		reg:      reg,
+		evicted:  counter("shoal_store_evicted_bytes_total", "Bytes of blobs evicted to make room."),
+		damaged:  counter("shoal_store_damaged_total", "Blobs found not to match their digest on disk, and dropped."),
+		ingested: counter("shoal_store_ingested_bytes_total", "Bytes of chunks written to ingests."),
+		noSpace:  counter("shoal_store_no_space_total", "Ingests and chunk writes refused because the store or the disk was full."),
+	}
+	m.all = []prometheus.Collector{
+		m.evicted, m.damaged, m.ingested, m.noSpace,
+		gauge("shoal_store_bytes", "Bytes of committed blobs.", func(u Usage) int64 { return u.Bytes }),
+		gauge("shoal_store_pinned_bytes", "Bytes of committed blobs that are pinned.", func(u Usage) int64 { return u.PinnedBytes }),
+		gauge("shoal_store_ingest_bytes", "Bytes present in open and partial ingests.", func(u Usage) int64 { return u.IngestBytes }),
+		gauge("shoal_store_blobs", "Number of committed blobs.", func(u Usage) int64 { return int64(u.Blobs) }),
+		gauge("shoal_store_capacity_bytes", "Capacity in bytes, 0 for no limit.", func(u Usage) int64 { return u.Capacity }),
+		gauge("shoal_store_free_disk_bytes", "Free bytes of the store's file system, -1 if not known.", func(u Usage) int64 { return u.FreeDisk }),
+	}
+	return m
+}
+
+// register registers the metrics, all or none of them; a nil registerer takes none.
+func (m *metrics) register() error {
+	if m.reg == nil {
+		return nil
+	}
+	for _, c := range m.all {
+		if err := m.reg.Register(c); err != nil {
+			m.unregister()
+			return fmt.Errorf("register metrics: %w", err)
+		}
+		m.registered = append(m.registered, c)
+	}
+	return nil
+}
+
+func (m *metrics) unregister() {
+	for _, c := range m.registered {
+		m.reg.Unregister(c)
+	}
+	m.registered = nil
+}

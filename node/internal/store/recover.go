@@ -1,0 +1,496 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// Open opens the store at o.Path and brings back what an earlier process left, by reading directories and maps but no
+// blob. It fails when another process has the store open. The caller must Close it.
+func Open(ctx context.Context, o Options) (*Store, error) {
+	s, err := open(ctx, o)
+	if err != nil {
+		return nil, fmt.Errorf("open store %s: %w", o.Path, err)
+	}
+	return s, nil
+}
+
+func open(ctx context.Context, o Options) (*Store, error) { return openWith(ctx, o, disk{}) }
+
+func openWith(ctx context.Context, o Options, k disk) (_ *Store, err error) {
+	if o.Path == "" {
+		return nil, errors.New("no path")
+	}
+	limits, err := o.Limits.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.FreeSpace == nil {
+		o.FreeSpace = freeSpace
+	}
+	if o.ScrubRate <= 0 {
+		o.ScrubRate = defaultScrubRate
+	}
+	s := &Store{
+		opts: o, log: o.Logger, disk: k, boot: bootID(), limits: limits,
+		wake:  make(chan struct{}, 1),
+		blobs: make(map[digest.Digest]*entry), ingests: make(map[digest.Digest]*Ingest),
+		partials: make(map[digest.Digest]partial), pins: make(map[string][]digest.Digest),
+		pinned: make(map[digest.Digest]int), rejected: make(map[digest.Digest]fileID),
+	}
+	s.events.listener = o.OnEvent
+	s.metrics = newMetrics(o.Registerer, s)
+	s.blobsDir, s.ingestDir, s.runtimeMaps = s.dir("blobs"), s.dir("ingest"), s.dir("runtime")
+	for _, dir := range []string{s.blobsDir, s.ingestDir, s.runtimeMaps} {
+		if err := k.mkdirAll(dir); err != nil {
+			return nil, err
+		}
+	}
+	if s.lock, err = lockDir(o.Path); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.abandon()
+		}
+	}()
+	orphans, err := s.recover(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.metrics.register(); err != nil {
+		return nil, err
+	}
+	s.stopping, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	s.workers.Go(func() { s.maintain(s.stopping) })
+	if len(orphans) > 0 {
+		s.workers.Go(func() { s.adoptAll(s.stopping, orphans) })
+	}
+	s.wakeMaintainer()
+	return s, nil
+}
+
+// abandon lets go of everything as a killed process would.
+func (s *Store) abandon() {
+	if s.index != nil {
+		_ = s.index.db.Close()
+	}
+	if s.state != nil {
+		_ = s.state.db.Close()
+	}
+	s.metrics.unregister()
+	_ = unlockDir(s.lock)
+}
+
+// recover makes the table of blobs, the index and the partial ingests agree with the files, and returns the blobs whose
+// map is lost, which must be read to make it again.
+func (s *Store) recover(ctx context.Context) (orphans []orphan, err error) {
+	if err := s.recoverState(); err != nil {
+		return nil, err
+	}
+	if err := s.recoverIndex(); err != nil {
+		return nil, err
+	}
+	known := make(map[digest.Digest]record)
+	err = s.index.records(func(d digest.Digest, r record) error {
+		known[d] = r
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	r := recovery{s: s, known: known}
+	if err := r.blobs(ctx); err != nil {
+		return nil, err
+	}
+	if err := r.runtime(ctx); err != nil {
+		return nil, err
+	}
+	if err := r.flush(0); err != nil {
+		return nil, err
+	}
+	for d := range known { // those left have no file
+		if err := s.index.remove(d, nil); err != nil {
+			s.log.Warn("index record of a blob that is gone", "digest", d, "error", err)
+		}
+	}
+	if err := s.recoverIngests(ctx); err != nil {
+		return nil, err
+	}
+	return r.orphans, s.writeSession(s.boot)
+}
+
+// recoverState opens the pins and memories. Damage costs those, never the store: who pinned will pin again.
+func (s *Store) recoverState() (err error) {
+	path := s.dir("state.db")
+	err = guard(func() error {
+		if s.state, err = openState(path); err != nil {
+			return err
+		}
+		return s.loadPins()
+	})
+	if err == nil {
+		return nil
+	}
+	if errors.Is(noSpace(err), content.ErrNoSpace) || errors.Is(err, fs.ErrPermission) {
+		return noSpace(err)
+	}
+	s.log.Error("pins and remembered state are damaged and start anew", "kept", path+".damaged", "error", err)
+	if err := s.disk.rename(path, path+".damaged"); err != nil {
+		return err
+	}
+	s.state = nil // not closed: that may touch the damaged pages
+	clear(s.pins)
+	clear(s.pinned)
+	s.state, err = openState(path)
+	return err
+}
+
+// recoverIndex opens the index, or a new one if the old cannot be trusted: it is never synced, so it is good after a clean
+// close, and after a kill within the same boot of the machine if it reads well, and otherwise not. While it is being
+// opened the session file says so, lest damage that ends the process ends it at every start.
+func (s *Store) recoverIndex() error {
+	b := make([]byte, 64)
+	n, _ := s.lock.ReadAt(b, 0)
+	session := string(bytes.TrimRight(b[:n], "\n"))
+	if err := s.writeSession(sessionOpening); err != nil {
+		return err
+	}
+	path := s.dir("index.db")
+	if session == sessionClean || (session == s.boot && s.boot != "") {
+		err := s.tryIndex(path, session != sessionClean)
+		if err == nil {
+			return nil
+		}
+		s.log.Warn("index is made again from the files", "error", err)
+	}
+	if err := s.disk.remove(path); err != nil {
+		return err
+	}
+	return s.tryIndex(path, false)
+}
+
+func (s *Store) tryIndex(path string, walk bool) error {
+	return guard(func() error {
+		x, err := openIndex(path)
+		if err != nil {
+			return err
+		}
+		if walk {
+			if err := x.walk(); err != nil {
+				return errors.Join(err, x.db.Close())
+			}
+		}
+		s.index = x
+		return nil
+	})
+}
+
+// recovery compares files with index records.
+type recovery struct {
+	s       *Store
+	known   map[digest.Digest]record // records not yet met as a file
+	pending []indexed                // to be put into the index
+	weight  int                      // chunks in pending
+	orphans []orphan
+}
+
+// orphan is a blob whose map is lost.
+type orphan struct {
+	digest    digest.Digest
+	mediaType string // as the index remembers it
+}
+
+// batchChunks is the number of chunks that are indexed in one transaction while the index is made again.
+const batchChunks = 1 << 16
+
+func (r *recovery) add(e *entry, m *content.ChunkMap) error {
+	r.pending = append(r.pending, indexed{entry: e, chunks: m})
+	r.weight += m.Len()
+	return r.flush(batchChunks)
+}
+
+// flush indexes what is pending if it is more than limit chunks.
+func (r *recovery) flush(limit int) error {
+	if r.weight <= limit {
+		return nil
+	}
+	if err := r.s.index.put(r.pending...); err != nil {
+		return err
+	}
+	for _, b := range r.pending {
+		r.s.enlist(b.entry)
+	}
+	r.pending, r.weight = nil, 0
+	return nil
+}
+
+// blobs goes through the store's own blobs.
+func (r *recovery) blobs(ctx context.Context) error {
+	return eachFile(ctx, r.s.blobsDir, func(path string, fi fs.FileInfo) error {
+		name := filepath.Base(path)
+		d, ok := fileDigest(path)
+		switch {
+		case strings.HasSuffix(name, tempSuffix):
+			return r.s.disk.remove(path)
+		case !ok:
+			r.s.log.Warn("unknown file in the store is left alone", "path", path)
+			return nil
+		case strings.HasSuffix(name, mapSuffix):
+			return r.strayMap(path, d)
+		}
+		return r.blob(d, fi)
+	})
+}
+
+// strayMap removes a map without a blob, what a crash leaves of a commit that had not ended or of a removal.
+func (r *recovery) strayMap(path string, d digest.Digest) error {
+	if _, err := os.Stat(r.s.blobPath(d)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if m, err := readMeta(path, d); err == nil {
+		if err := r.s.index.remove(d, m.chunks); err != nil {
+			return err
+		}
+		delete(r.known, d)
+	}
+	return r.s.disk.remove(path)
+}
+
+func (r *recovery) blob(d digest.Digest, fi fs.FileInfo) error {
+	mapPath := r.s.blobPath(d) + mapSuffix
+	rec, ok := r.known[d]
+	if _, err := os.Stat(mapPath); err == nil && ok && !rec.Runtime && rec.Size == fi.Size() {
+		e, err := entryOf(d, rec)
+		if err != nil {
+			return err
+		}
+		delete(r.known, d)
+		r.s.enlist(e)
+		return nil
+	}
+	m, err := readMeta(mapPath, d)
+	if err != nil || m.chunks.Size() != fi.Size() {
+		r.orphans = append(r.orphans, orphan{digest: d, mediaType: rec.MediaType})
+		return nil
+	}
+	delete(r.known, d)
+	return r.add(newEntry(d, fi.Size(), m.MediaType, time.Unix(0, m.Committed)), m.chunks)
+}
+
+func entryOf(d digest.Digest, r record) (*entry, error) {
+	e := newEntry(d, r.Size, r.MediaType, time.Unix(0, r.Committed))
+	root, err := cid.Cast(r.Root)
+	if err != nil {
+		return nil, fmt.Errorf("index record of %s: root: %w", d, err)
+	}
+	e.root, e.runtime, e.modTime = root, r.Runtime, r.ModTime
+	e.lastUsed.Store(r.LastUsed)
+	e.hits.Store(r.Hits)
+	return e, nil
+}
+
+// runtime goes through the kept maps of the runtime's blobs, and drops those whose blob has gone or changed.
+func (r *recovery) runtime(ctx context.Context) error {
+	return eachFile(ctx, r.s.runtimeMaps, func(path string, _ fs.FileInfo) error {
+		d, ok := fileDigest(path)
+		if !ok || !strings.HasSuffix(path, mapSuffix) || r.s.blobs[d] != nil {
+			return r.s.disk.remove(path)
+		}
+		fi, err := r.s.runtimeFile(d)
+		if err != nil && !errors.Is(err, content.ErrNotFound) {
+			return err
+		}
+		rec, ok := r.known[d]
+		if err == nil && ok && rec.Runtime && idOf(fi) == (fileID{rec.Size, rec.ModTime}) {
+			e, err := entryOf(d, rec)
+			if err != nil {
+				return err
+			}
+			delete(r.known, d)
+			r.s.enlist(e)
+			return nil
+		}
+		m, metaErr := readMeta(path, d)
+		switch {
+		case metaErr != nil:
+			return r.s.disk.remove(path)
+		case err == nil && idOf(fi) == (fileID{m.chunks.Size(), m.ModTime}):
+			delete(r.known, d)
+			e := newEntry(d, fi.Size(), m.MediaType, time.Unix(0, m.Committed))
+			e.runtime, e.modTime = true, m.ModTime
+			return r.add(e, m.chunks)
+		}
+		if err := r.s.index.remove(d, m.chunks); err != nil {
+			return err
+		}
+		delete(r.known, d)
+		return r.s.disk.remove(path)
+	})
+}
+
+// recoverIngests lists the partial ingests, and removes what cannot be resumed.
+func (s *Store) recoverIngests(ctx context.Context) error {
+	return eachFile(ctx, s.ingestDir, func(path string, _ fs.FileInfo) error {
+		path = strings.TrimSuffix(path, journalSuffix)
+		d, ok := fileDigest(path)
+		if !ok {
+			return s.disk.remove(path)
+		}
+		p, err := loadPartial(path)
+		if err != nil || (s.blobs[d] != nil && !s.blobs[d].runtime) {
+			return errors.Join(s.disk.remove(path), s.disk.remove(path+journalSuffix))
+		}
+		s.partials[d] = p
+		return nil
+	})
+}
+
+// fileDigest reads the digest off a file's path, whose folder names the algorithm: …/sha256/<hex> or …/sha256/<2>/<hex>.
+func fileDigest(path string) (digest.Digest, bool) {
+	dir, name := filepath.Split(path)
+	name = strings.TrimSuffix(name, mapSuffix)
+	dir = filepath.Clean(dir)
+	if base := filepath.Base(dir); len(base) == 2 && strings.HasPrefix(name, base) {
+		dir = filepath.Dir(dir)
+	}
+	d := digest.NewDigestFromEncoded(digest.Algorithm(filepath.Base(dir)), name)
+	_, err := content.DigestCID(d)
+	return d, err == nil
+}
+
+// eachFile calls f with every regular file below root. A file that vanishes meanwhile is passed over.
+func eachFile(ctx context.Context, root string, f func(path string, fi fs.FileInfo) error) error {
+	return filepath.WalkDir(root, func(path string, de fs.DirEntry, err error) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if !de.Type().IsRegular() {
+			return nil
+		}
+		fi, err := de.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return f(path, fi)
+	})
+}
+
+// adoptAll reads blobs whose map is lost, and commits those whose digest matches.
+func (s *Store) adoptAll(ctx context.Context, orphans []orphan) {
+	for _, o := range orphans {
+		if ctx.Err() != nil {
+			return
+		}
+		s.log.Warn("map of a blob is lost; reading the blob", "digest", o.digest)
+		if err := s.adopt(ctx, o); err != nil && ctx.Err() == nil {
+			s.log.Error("blob without a map is not kept", "digest", o.digest, "error", err)
+		}
+	}
+}
+
+func (s *Store) adopt(ctx context.Context, o orphan) error {
+	d := o.digest
+	f, err := os.Open(s.blobPath(d))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // read only
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	chunks, hashErr := hashFile(ctx, f, fi.Size(), d)
+	if hashErr != nil && !errors.Is(hashErr, content.ErrDigestMismatch) {
+		return hashErr
+	}
+	err = s.publishOrphan(o, fi, chunks)
+	s.events.deliver()
+	s.wakeMaintainer()
+	return errors.Join(hashErr, err)
+}
+
+// publishOrphan records the blob, or removes the file where chunks is nil, unless an ingest was faster.
+func (s *Store) publishOrphan(o orphan, fi fs.FileInfo, chunks *content.ChunkMap) error {
+	d := o.digest
+	defer s.lockDigest(d)()
+	path := s.blobPath(d)
+	if e, err := s.entry(d); err != nil || (e != nil && !e.runtime) {
+		return err
+	}
+	if chunks == nil {
+		s.metrics.damaged.Inc()
+		return errors.Join(s.disk.remove(path), s.disk.remove(path+mapSuffix), s.index.remove(d, nil))
+	}
+	e := newEntry(d, fi.Size(), o.mediaType, time.Now())
+	if err := s.writeMap(e, chunks); err != nil {
+		return err
+	}
+	s.dropRuntimeMap(d)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.enlist(e)
+	s.events.push(Event{Type: Committed, Info: s.info(e)})
+	return nil
+}
+
+// writeMap makes e's map file and index records. The caller holds the digest's lock.
+func (s *Store) writeMap(e *entry, chunks *content.ChunkMap) error {
+	path := s.mapPath(e)
+	if err := metaOf(e, chunks).write(s.disk, path); err != nil {
+		return err
+	}
+	if err := s.disk.syncDir(filepath.Dir(path)); err != nil {
+		return err
+	}
+	return s.index.put(indexed{entry: e, chunks: chunks})
+}
+
+// repairMap makes the damaged map of a blob again from its bytes, or drops the blob if those are damaged too.
+func (s *Store) repairMap(e *entry) (*content.ChunkMap, error) {
+	f, err := s.openOwn(e)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }() // read only
+	chunks, err := hashFile(s.stopping, f, e.size, e.digest)
+	if errors.Is(err, content.ErrDigestMismatch) {
+		_ = s.dropDamaged(e, "its map and its bytes are damaged")
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer s.lockDigest(e.digest)()
+	if now, err := s.entry(e.digest); err != nil || now != e {
+		return chunks, err
+	}
+	return chunks, s.writeMap(e, chunks)
+}

@@ -1,0 +1,108 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/time/rate"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+const defaultScrubRate = 64 << 20
+
+// ScrubReport is what a scrub found.
+type ScrubReport struct {
+	Blobs   int   // read whole
+	Bytes   int64 // read
+	Damaged []digest.Digest
+	// Repaired counts chunk maps that were damaged and made again from good bytes.
+	Repaired int
+	Took     time.Duration
+}
+
+// Scrub reads every blob of the store's own, at the bounded rate, and drops those that do not match their digest. Blobs
+// of the runtime whose chunk map is known are read too; a damaged one is not used any more. When ctx ends it returns what
+// it has found so far, with ctx's error. The caller schedules it.
+func (s *Store) Scrub(ctx context.Context) (ScrubReport, error) {
+	start := time.Now()
+	s.mu.RLock()
+	if s.closed {
+		s.mu.RUnlock()
+		return ScrubReport{}, fmt.Errorf("scrub: %w", content.ErrClosed)
+	}
+	list := make([]*entry, 0, len(s.blobs))
+	for _, e := range s.blobs {
+		list = append(list, e)
+	}
+	s.mu.RUnlock()
+	// Least recently used first: what is in use was read, and so checked by a peer, of late.
+	slices.SortFunc(list, func(a, b *entry) int { return int(min(max(a.lastUsed.Load()-b.lastUsed.Load(), -1), 1)) })
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.stopping, cancel)()
+	var report ScrubReport
+	limit := rate.NewLimiter(rate.Limit(s.opts.ScrubRate), content.ChunkSize)
+	for _, e := range list {
+		if err := s.scrubBlob(ctx, e, limit, &report); err != nil {
+			report.Took = time.Since(start)
+			return report, fmt.Errorf("scrub: %w", err)
+		}
+	}
+	report.Took = time.Since(start)
+	return report, nil
+}
+
+// scrubBlob checks one blob. Only the end of ctx is an error.
+func (s *Store) scrubBlob(ctx context.Context, e *entry, limit *rate.Limiter, report *ScrubReport) error {
+	f, err := s.openEntry(e)
+	if err != nil {
+		if errors.Is(err, errDamaged) {
+			report.Damaged = append(report.Damaged, e.digest)
+		}
+		return ctx.Err()
+	}
+	defer func() { _ = f.Close() }() // read only
+	h := e.digest.Algorithm().Hash()
+	for i := range content.Chunks(e.size) {
+		off, n := content.ChunkRange(e.size, i)
+		if err := limit.WaitN(ctx, int(n)); err != nil {
+			return err
+		}
+		if err := hashRange(h, f, off, n); err != nil {
+			s.damagedBlob(e, f, err.Error())
+			report.Damaged = append(report.Damaged, e.digest)
+			return nil
+		}
+		report.Bytes += n
+	}
+	report.Blobs++
+	if got := digest.NewDigest(e.digest.Algorithm(), h); got != e.digest {
+		s.damagedBlob(e, f, "its bytes are those of "+got.String())
+		report.Damaged = append(report.Damaged, e.digest)
+		return nil
+	}
+	if _, err := readMeta(s.mapPath(e), e.digest); err != nil && !e.runtime {
+		if _, err := s.repairMap(e); err == nil {
+			report.Repaired++
+		}
+	}
+	return nil
+}
+
+// damagedBlob drops a blob, or stops using it where it is the runtime's.
+func (s *Store) damagedBlob(e *entry, f *os.File, reason string) {
+	if !e.runtime {
+		_ = s.dropDamaged(e, reason)
+		return
+	}
+	if fi, err := f.Stat(); err == nil {
+		s.reject(e.digest, fi)
+	}
+}

@@ -1,0 +1,199 @@
+package store
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// state is what cannot be made again from the blobs: pins, and what other packages remember. Every change is synced.
+type state struct{ db *bolt.DB }
+
+var bucketPins = []byte("pins") // owner -> JSON list of digests
+
+const kvPrefix = "kv/"
+
+func openState(path string) (*state, error) {
+	db, err := bolt.Open(path, 0o600, &bolt.Options{FreelistType: bolt.FreelistMapType, Timeout: time.Second})
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	db.AllocSize = 64 << 10
+	db.MaxBatchDelay = 2 * time.Millisecond
+	return &state{db: db}, nil
+}
+
+// Pin makes ds the digests that owner pins, in place of those it pinned before. A pinned blob is never evicted; it may be
+// pinned before it arrives. The pins survive a restart.
+func (s *Store) Pin(owner string, ds []digest.Digest) error {
+	ds = slices.Compact(slices.Sorted(slices.Values(ds)))
+	for _, d := range ds {
+		if _, err := content.DigestCID(d); err != nil {
+			return fmt.Errorf("pin for %s: %w", owner, err)
+		}
+	}
+	v, err := json.Marshal(ds)
+	if err != nil {
+		return fmt.Errorf("pin for %s: %w", owner, err)
+	}
+	return s.changePins(owner, ds, func(b *bolt.Bucket) error { return b.Put([]byte(owner), v) })
+}
+
+// Unpin drops all of owner's pins. It is no error if there are none.
+func (s *Store) Unpin(owner string) error {
+	return s.changePins(owner, nil, func(b *bolt.Bucket) error { return b.Delete([]byte(owner)) })
+}
+
+func (s *Store) changePins(owner string, ds []digest.Digest, change func(*bolt.Bucket) error) error {
+	// New pins hold before they are written and old ones until they are, so that no eviction slips between.
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return fmt.Errorf("pin for %s: %w", owner, content.ErrClosed)
+	}
+	s.addPins(ds)
+	s.mu.Unlock()
+	err := databaseError(s.state.db.Update(func(tx *bolt.Tx) error {
+		b, err := tx.CreateBucketIfNotExists(bucketPins)
+		if err != nil {
+			return err
+		}
+		if err := change(b); err != nil {
+			return err
+		}
+		tx.OnCommit(func() { // in the order of the transactions, should two change the same owner
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.dropPins(s.pins[owner])
+			delete(s.pins, owner)
+			if len(ds) > 0 {
+				s.pins[owner] = ds
+			}
+		})
+		return nil
+	}))
+	if err != nil {
+		s.mu.Lock()
+		s.dropPins(ds)
+		s.mu.Unlock()
+		return fmt.Errorf("pin for %s: %w", owner, err)
+	}
+	s.wakeMaintainer()
+	return nil
+}
+
+// addPins and dropPins count owners. The caller holds s.mu.
+func (s *Store) addPins(ds []digest.Digest) {
+	for _, d := range ds {
+		s.pinned[d]++
+	}
+}
+
+func (s *Store) dropPins(ds []digest.Digest) {
+	for _, d := range ds {
+		if s.pinned[d]--; s.pinned[d] <= 0 {
+			delete(s.pinned, d)
+		}
+	}
+}
+
+// Pins returns the pinned digests of each owner.
+func (s *Store) Pins() map[string][]digest.Digest {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	pins := maps.Clone(s.pins)
+	for owner, ds := range pins {
+		pins[owner] = slices.Clone(ds)
+	}
+	return pins
+}
+
+func (s *Store) loadPins() error {
+	return s.state.db.View(func(tx *bolt.Tx) error {
+		b := tx.Bucket(bucketPins)
+		if b == nil {
+			return nil
+		}
+		return b.ForEach(func(k, v []byte) error {
+			var ds []digest.Digest
+			if err := json.Unmarshal(v, &ds); err != nil {
+				return fmt.Errorf("pins of %s: %w", k, err)
+			}
+			s.pins[string(k)] = ds
+			s.addPins(ds)
+			return nil
+		})
+	})
+}
+
+// KV is a small persistent map for another package's memory. Writes are synced to disk, so it is not for what changes
+// with every request.
+type KV struct {
+	db     *bolt.DB
+	bucket []byte
+}
+
+// KV returns the map of the given name. Maps of different names are independent.
+func (s *Store) KV(bucket string) KV {
+	return KV{db: s.state.db, bucket: []byte(kvPrefix + bucket)}
+}
+
+// Get returns a copy of the value of key. It tells false where there is none, or the store is closed.
+func (kv KV) Get(key string) (value []byte, ok bool) {
+	err := kv.db.View(func(tx *bolt.Tx) error {
+		if b := tx.Bucket(kv.bucket); b != nil {
+			if v := b.Get([]byte(key)); v != nil {
+				value, ok = append([]byte{}, v...), true
+			}
+		}
+		return nil
+	})
+	return value, ok && err == nil
+}
+
+// Put sets the value of key, which must not be empty. It survives a crash once Put has returned.
+func (kv KV) Put(key string, value []byte) error {
+	return kv.update("put", key, func(b *bolt.Bucket) error { return b.Put([]byte(key), value) })
+}
+
+// Delete removes key. It is no error if it is not there.
+func (kv KV) Delete(key string) error {
+	return kv.update("delete", key, func(b *bolt.Bucket) error { return b.Delete([]byte(key)) })
+}
+
+func (kv KV) update(op, key string, f func(*bolt.Bucket) error) error {
+	// Batch lets concurrent writers share one fsync.
+	err := kv.db.Batch(func(tx *bolt.Tx) error {
+		b, err := tx.CreateBucketIfNotExists(kv.bucket)
+		if err != nil {
+			return err
+		}
+		return f(b)
+	})
+	if err != nil {
+		return fmt.Errorf("%s %s in %s: %w", op, key, kv.bucket, databaseError(err))
+	}
+	return nil
+}
+
+// ForEach calls f with a copy of every pair, in the order of the keys, until it fails. f must not change the map.
+func (kv KV) ForEach(f func(key string, value []byte) error) error {
+	err := kv.db.View(func(tx *bolt.Tx) error {
+		b := tx.Bucket(kv.bucket)
+		if b == nil {
+			return nil
+		}
+		return b.ForEach(func(k, v []byte) error { return f(string(k), append([]byte{}, v...)) })
+	})
+	if err != nil {
+		return fmt.Errorf("read %s: %w", kv.bucket, databaseError(err))
+	}
+	return nil
+}

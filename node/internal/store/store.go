@@ -1,0 +1,636 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+var (
+	// ErrBusy: another ingest of the same digest is open.
+	ErrBusy = errors.New("an ingest of this digest is open")
+	// ErrExists: the blob is committed already.
+	ErrExists = errors.New("blob exists")
+	// ErrPinned: a pinned blob is not deleted.
+	ErrPinned = errors.New("blob is pinned")
+)
+
+// Options configure a Store. Only Path is required.
+type Options struct {
+	// Path is the directory of the store. It is made if missing, and belongs to one process at a time.
+	Path   string
+	Limits Limits
+	// RuntimePath is the root of containerd's content store (…/io.containerd.content.v1.content), read as a second
+	// source of blobs and never written. Empty: none.
+	RuntimePath string
+	// OnEvent hears of blobs that were committed or removed, one after the other and in order, from any goroutine that
+	// changes the store. No lock is held meanwhile. It should return soon.
+	OnEvent func(Event)
+	// Holders tells how many other nodes hold a blob, as far as is known; those are evicted first. nil: not known.
+	Holders func(digest.Digest) int
+	// Logger hears of damage and of evictions. nil: slog.Default().
+	Logger *slog.Logger
+	// Registerer gets the metrics shoal_store_…; Close unregisters them. nil: none.
+	Registerer prometheus.Registerer
+	// FreeSpace is the number of free bytes of the file system that holds path. nil: statfs(2).
+	FreeSpace func(path string) (int64, error)
+	// ScrubRate bounds Scrub's reading, in bytes per second. 0: 64 MiB/s.
+	ScrubRate int64
+}
+
+// EventType says what became of a blob.
+type EventType uint8
+
+const (
+	// Committed: the blob can be had by Get.
+	Committed EventType = iota + 1
+	// Removed: the store's own file of the blob is gone: evicted, deleted or damaged. The runtime may still have it.
+	Removed
+)
+
+func (t EventType) String() string {
+	return map[EventType]string{Committed: "committed", Removed: "removed"}[t]
+}
+
+// Event is a change of the set of committed blobs.
+type Event struct {
+	Type EventType
+	Info Info
+}
+
+// Info describes a committed blob.
+type Info struct {
+	Digest digest.Digest
+	Size   int64 // bytes
+	// MediaType is empty where nobody has told it.
+	MediaType string
+	// Root is the CID of the blob as a UnixFS file. It is undefined for a blob of the runtime whose chunk map has not been
+	// computed yet.
+	Root   cid.Cid
+	Pinned bool
+	// FromRuntime: the bytes are in the runtime's content store and not in this one.
+	FromRuntime bool
+	// LastUsed is the time of the last Get, block read or, before any, the commit. It is persisted lazily.
+	LastUsed  time.Time
+	Committed time.Time
+}
+
+// Usage is what the store takes and may take, in bytes but for Blobs.
+type Usage struct {
+	// Bytes is the size of the store's own committed blobs, and Blobs their number.
+	Bytes int64
+	Blobs int
+	// PinnedBytes is the part of Bytes that is pinned.
+	PinnedBytes int64
+	// IngestBytes is what open ingests have received and partial ones of earlier days hold.
+	IngestBytes int64
+	// Capacity is the limit, 0 where there is none.
+	Capacity int64
+	// FreeDisk is the free space of the file system, -1 where it cannot be told.
+	FreeDisk int64
+}
+
+// Store keeps blobs. Its methods may be called concurrently.
+type Store struct {
+	opts    Options
+	log     *slog.Logger
+	disk    disk
+	lock    *os.File // the locked session file
+	boot    string
+	index   *index
+	state   *state
+	metrics *metrics
+	events  events
+
+	blobsDir, ingestDir, runtimeMaps string
+
+	// digestLocks serialise what changes the files of one committed blob, by a byte of its digest.
+	digestLocks [64]sync.Mutex
+	// room serialises admissions, so that two never take the same free bytes.
+	room     sync.Mutex
+	mapping  singleflight.Group // of the runtime's blobs
+	wake     chan struct{}      // to the maintainer; holds one signal
+	cancel   context.CancelFunc // of background, which Close ends
+	workers  sync.WaitGroup
+	stopping context.Context
+
+	mu       sync.RWMutex // guards what follows; never held during I/O or a callback
+	closed   bool
+	limits   Limits
+	blobs    map[digest.Digest]*entry
+	bytes    int64 // of own blobs
+	count    int   // of own blobs
+	ingests  map[digest.Digest]*Ingest
+	partials map[digest.Digest]partial
+	pins     map[string][]digest.Digest
+	pinned   map[digest.Digest]int    // number of owners
+	rejected map[digest.Digest]fileID // runtime files found not to match their digest
+}
+
+// entry is a blob that the index knows: one of the store's own, or one of the runtime's whose chunk map was computed.
+type entry struct {
+	digest    digest.Digest
+	size      int64
+	committed time.Time
+	root      cid.Cid
+	runtime   bool
+	modTime   int64 // of the runtime's file
+
+	mediaType atomic.Pointer[string]
+	lastUsed  atomic.Int64 // nanoseconds of Unix time
+	hits      atomic.Uint32
+	dirty     atomic.Bool // lastUsed or hits are newer than the index
+}
+
+// sameUse is the time within which uses of a blob count as one: a pull reads each chunk of a layer, and every node of a
+// burst reads it, which says nothing about whether it will be wanted tomorrow (the "correlated reference period" of
+// O'Neil, O'Neil and Weikum, The LRU-K Page Replacement Algorithm, 1993).
+const sameUse = time.Minute
+
+func (e *entry) touch(now time.Time) {
+	last := e.lastUsed.Swap(now.UnixNano())
+	if now.UnixNano()-last >= int64(sameUse) {
+		e.hits.Add(1)
+	}
+	if !e.dirty.Load() {
+		e.dirty.Store(true)
+	}
+}
+
+func (e *entry) setMediaType(mt string) { e.mediaType.Store(&mt) }
+
+func (e *entry) record() record {
+	return record{
+		Size: e.size, MediaType: *e.mediaType.Load(), Committed: e.committed.UnixNano(), Root: e.root.Bytes(), Runtime: e.runtime,
+		ModTime: e.modTime, LastUsed: e.lastUsed.Load(), Hits: e.hits.Load(),
+	}
+}
+
+func newEntry(d digest.Digest, size int64, mediaType string, committed time.Time) *entry {
+	e := &entry{digest: d, size: size, committed: committed}
+	e.setMediaType(mediaType)
+	e.lastUsed.Store(committed.UnixNano())
+	return e
+}
+
+// info describes e. The caller holds s.mu.
+func (s *Store) info(e *entry) Info {
+	return Info{
+		Digest: e.digest, Size: e.size, MediaType: *e.mediaType.Load(), Root: e.root, Pinned: s.pinned[e.digest] > 0,
+		FromRuntime: e.runtime, LastUsed: time.Unix(0, e.lastUsed.Load()), Committed: e.committed,
+	}
+}
+
+func (s *Store) blobPath(d digest.Digest) string { return fanned(s.blobsDir, d) }
+
+func (s *Store) mapPath(e *entry) string {
+	if e.runtime {
+		return fanned(s.runtimeMaps, e.digest) + mapSuffix
+	}
+	return s.blobPath(e.digest) + mapSuffix
+}
+
+// lockDigest takes d's files for the caller until the returned function runs.
+func (s *Store) lockDigest(d digest.Digest) (unlock func()) {
+	var h byte
+	for i := range len(d) {
+		h = h*31 + d[i]
+	}
+	l := &s.digestLocks[int(h)%len(s.digestLocks)]
+	l.Lock()
+	return l.Unlock
+}
+
+// entry looks a blob up. It fails with content.ErrClosed, and returns nil for what the index does not know.
+func (s *Store) entry(d digest.Digest) (*entry, error) {
+	if _, err := content.DigestCID(d); err != nil {
+		return nil, err
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return nil, content.ErrClosed
+	}
+	return s.blobs[d], nil
+}
+
+// Get opens a committed blob: the store's own, else the runtime's. It fails with content.ErrNotFound where neither has
+// it. The bytes were checked against the digest when they were committed; Scrub checks again.
+func (s *Store) Get(d digest.Digest) (*Blob, error) {
+	e, err := s.entry(d)
+	if err != nil {
+		return nil, fmt.Errorf("get %s: %w", d, err)
+	}
+	if e != nil && !e.runtime {
+		f, err := s.openOwn(e)
+		if err == nil {
+			e.touch(time.Now())
+			s.mu.RLock()
+			defer s.mu.RUnlock()
+			return &Blob{info: s.info(e), file: f}, nil
+		}
+		if !errors.Is(err, content.ErrNotFound) {
+			return nil, fmt.Errorf("get %s: %w", d, err)
+		}
+	}
+	f, info, err := s.openRuntime(d)
+	if err != nil {
+		return nil, fmt.Errorf("get %s: %w", d, err)
+	}
+	return &Blob{info: info, file: f}, nil
+}
+
+// openOwn opens the store's own file. A file that is gone or of another size is damage: the blob is dropped.
+func (s *Store) openOwn(e *entry) (*os.File, error) {
+	f, err := os.Open(s.blobPath(e.digest))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, s.dropDamaged(e, "its file is missing")
+	case err != nil:
+		return nil, err
+	}
+	fi, err := f.Stat()
+	if err == nil && fi.Size() != e.size {
+		err = s.dropDamaged(e, fmt.Sprintf("its file has %d of %d bytes", fi.Size(), e.size))
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// openEntry opens the file of a blob that the index knows.
+func (s *Store) openEntry(e *entry) (*os.File, error) {
+	if !e.runtime {
+		return s.openOwn(e)
+	}
+	f, _, err := s.openRuntime(e.digest)
+	if err != nil {
+		return nil, err
+	}
+	fi, err := f.Stat()
+	if err == nil && idOf(fi) != (fileID{e.size, e.modTime}) {
+		err = content.ErrNotFound
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// Stat describes a committed blob, the store's own or the runtime's. It fails with content.ErrNotFound, and does not
+// count as a use.
+func (s *Store) Stat(d digest.Digest) (Info, error) {
+	e, err := s.entry(d)
+	if err != nil {
+		return Info{}, fmt.Errorf("stat %s: %w", d, err)
+	}
+	if e != nil && !e.runtime {
+		s.mu.RLock()
+		defer s.mu.RUnlock()
+		return s.info(e), nil
+	}
+	info, _, err := s.statRuntime(d)
+	if err != nil {
+		return Info{}, fmt.Errorf("stat %s: %w", d, err)
+	}
+	return info, nil
+}
+
+// HasDigestCID tells whether c is the DigestCID of a committed blob. The blockstore holds such a CID only where it also
+// is that of a chunk.
+func (s *Store) HasDigestCID(c cid.Cid) bool {
+	d, err := content.CIDDigest(c)
+	if err != nil {
+		return false
+	}
+	_, err = s.Stat(d)
+	return err == nil
+}
+
+// List describes every committed blob: the store's own and those that only the runtime holds.
+func (s *Store) List(ctx context.Context) ([]Info, error) {
+	s.mu.RLock()
+	if s.closed {
+		s.mu.RUnlock()
+		return nil, fmt.Errorf("list blobs: %w", content.ErrClosed)
+	}
+	list := make([]Info, 0, len(s.blobs))
+	own := make(map[digest.Digest]bool, len(s.blobs))
+	for d, e := range s.blobs {
+		if !e.runtime {
+			list, own[d] = append(list, s.info(e)), true
+		}
+	}
+	s.mu.RUnlock()
+	err := s.listRuntime(ctx, func(info Info) {
+		if !own[info.Digest] {
+			list = append(list, info)
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list blobs: %w", err)
+	}
+	return list, nil
+}
+
+// Usage tells what the store takes.
+func (s *Store) Usage() Usage {
+	free, err := s.opts.FreeSpace(s.opts.Path)
+	if err != nil {
+		free = -1
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	u := Usage{Bytes: s.bytes, Blobs: s.count, Capacity: s.limits.Capacity, FreeDisk: free}
+	for d := range s.pinned {
+		if e := s.blobs[d]; e != nil && !e.runtime {
+			u.PinnedBytes += e.size
+		}
+	}
+	for _, ing := range s.ingests {
+		u.IngestBytes += ing.received()
+	}
+	for _, p := range s.partials {
+		u.IngestBytes += p.bytes
+	}
+	return u
+}
+
+// ChunkMap returns the chunk map of a committed blob. The first call for a blob of the runtime reads it whole, and checks
+// its digest in that pass; the answer is kept. It fails with content.ErrNotFound, and with content.ErrDigestMismatch
+// for a damaged file of the runtime, which is not used any more.
+func (s *Store) ChunkMap(d digest.Digest) (*content.ChunkMap, error) {
+	e, err := s.entry(d)
+	if err != nil {
+		return nil, fmt.Errorf("chunk map of %s: %w", d, err)
+	}
+	if e == nil || e.runtime {
+		m, err := s.mapRuntime(d)
+		if err != nil {
+			return nil, fmt.Errorf("chunk map of %s: %w", d, err)
+		}
+		return m, nil
+	}
+	m, err := readMeta(s.mapPath(e), d)
+	if err == nil {
+		return m.chunks, nil
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		if now, _ := s.entry(d); now != e { // evicted meanwhile
+			return nil, fmt.Errorf("chunk map of %s: %w", d, content.ErrNotFound)
+		}
+	}
+	repaired, err2 := s.repairMap(e)
+	if err2 != nil {
+		return nil, fmt.Errorf("chunk map of %s: %w", d, errors.Join(err, err2))
+	}
+	return repaired, nil
+}
+
+// SetMediaType records the media type of a committed blob. For a blob of the runtime this computes its chunk map.
+func (s *Store) SetMediaType(d digest.Digest, mediaType string) error {
+	if err := s.setMediaType(d, mediaType); err != nil {
+		return fmt.Errorf("set media type of %s: %w", d, err)
+	}
+	return nil
+}
+
+func (s *Store) setMediaType(d digest.Digest, mediaType string) error {
+	chunks, err := s.ChunkMap(d)
+	if err != nil {
+		return err
+	}
+	defer s.lockDigest(d)()
+	e, err := s.entry(d)
+	switch {
+	case err != nil:
+		return err
+	case e == nil:
+		return content.ErrNotFound
+	case *e.mediaType.Load() == mediaType:
+		return nil
+	}
+	m := metaOf(e, chunks)
+	m.MediaType = mediaType
+	if err := m.write(s.disk, s.mapPath(e)); err != nil {
+		return err
+	}
+	e.setMediaType(mediaType)
+	return s.index.update(e)
+}
+
+// Delete removes the store's own copy of a blob, and any partial ingest of it. Removal of what is not there is no error;
+// it fails with ErrPinned for a pinned blob, and with ErrBusy while an ingest is open.
+func (s *Store) Delete(d digest.Digest) error {
+	if _, err := s.entry(d); err != nil {
+		return fmt.Errorf("delete %s: %w", d, err)
+	}
+	s.mu.RLock()
+	pinned, busy := s.pinned[d] > 0, s.ingests[d] != nil
+	s.mu.RUnlock()
+	switch {
+	case busy:
+		return fmt.Errorf("delete %s: %w", d, ErrBusy)
+	case pinned:
+		return fmt.Errorf("delete %s: %w", d, ErrPinned)
+	}
+	s.dropPartial(d)
+	if _, err := s.remove(d, nil); err != nil {
+		return fmt.Errorf("delete %s: %w", d, err)
+	}
+	return nil
+}
+
+// remove takes the store's own blob out of the table and then off the disk, and returns it. It returns nil where there
+// is nothing to remove: a blob that is pinned by now stays, unless damaged is the entry that is to go.
+func (s *Store) remove(d digest.Digest, damaged *entry) (*entry, error) {
+	e, err := s.removeFiles(d, damaged)
+	s.events.deliver()
+	return e, err
+}
+
+func (s *Store) removeFiles(d digest.Digest, damaged *entry) (*entry, error) {
+	defer s.lockDigest(d)()
+	s.mu.Lock()
+	e := s.blobs[d]
+	if e == nil || e.runtime || (damaged == nil && s.pinned[d] > 0) || (damaged != nil && damaged != e) {
+		s.mu.Unlock()
+		return nil, nil
+	}
+	s.unlist(e)
+	s.mu.Unlock()
+
+	// The data goes first: what is left behind by a crash is a map without a blob, which recovery removes.
+	m, metaErr := readMeta(s.mapPath(e), d)
+	if err := s.disk.remove(s.blobPath(d)); err != nil {
+		s.mu.Lock()
+		s.enlist(e)
+		s.mu.Unlock()
+		return nil, err
+	}
+	var chunks *content.ChunkMap
+	if metaErr == nil {
+		chunks = m.chunks
+	}
+	err := s.index.remove(d, chunks)
+	if err == nil {
+		err = s.disk.remove(s.mapPath(e))
+	}
+	if err != nil { // the blob is gone all the same, and recovery finishes this
+		s.log.Warn("remove blob: leftovers stay until the next start", "digest", d, "error", err)
+	}
+	s.mu.RLock()
+	s.events.push(Event{Type: Removed, Info: s.info(e)})
+	s.mu.RUnlock()
+	return e, nil
+}
+
+// enlist and unlist keep the table and its sums together. The caller holds s.mu.
+func (s *Store) enlist(e *entry) {
+	if old := s.blobs[e.digest]; old != nil {
+		s.unlist(old)
+	}
+	s.blobs[e.digest] = e
+	if !e.runtime {
+		s.bytes += e.size
+		s.count++
+	}
+}
+
+func (s *Store) unlist(e *entry) {
+	delete(s.blobs, e.digest)
+	if !e.runtime {
+		s.bytes -= e.size
+		s.count--
+	}
+}
+
+// errDamaged: the blob was found damaged by this very call, and dropped.
+var errDamaged = fmt.Errorf("damaged: %w", content.ErrNotFound)
+
+// dropDamaged removes a blob whose bytes are not its own any more, pinned or not, and returns errDamaged. It returns
+// content.ErrNotFound when the blob was evicted or replaced meanwhile, which explains what was found.
+func (s *Store) dropDamaged(e *entry, reason string) error {
+	gone, err := s.remove(e.digest, e)
+	if gone == nil && err == nil {
+		return content.ErrNotFound
+	}
+	s.metrics.damaged.Inc()
+	s.log.Error("dropped a damaged blob", "digest", e.digest, "reason", reason, "error", err)
+	return errDamaged
+}
+
+// maintainEvery is how often free disk space is looked at and last uses are written down.
+const maintainEvery = 30 * time.Second
+
+// maintain evicts when the disk fills for other reasons than an ingest, and persists last uses, until ctx ends.
+func (s *Store) maintain(ctx context.Context) {
+	tick := time.NewTicker(maintainEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.wake:
+		case <-tick.C:
+			s.persistUses()
+		}
+		if err := s.trim(); err != nil && ctx.Err() == nil {
+			s.log.Warn("store is above its limits", "error", err)
+		}
+	}
+}
+
+// wakeMaintainer has it look at the limits soon.
+func (s *Store) wakeMaintainer() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *Store) persistUses() {
+	s.mu.RLock()
+	var dirty []*entry
+	for _, e := range s.blobs {
+		if e.dirty.CompareAndSwap(true, false) {
+			dirty = append(dirty, e)
+		}
+	}
+	s.mu.RUnlock()
+	if len(dirty) == 0 {
+		return
+	}
+	if err := s.index.update(dirty...); err != nil {
+		s.log.Warn("last uses not written down", "error", err)
+	}
+}
+
+// Close ends background work and open ingests, keeping their partial bytes, and leaves the store clean. Blobs that are
+// open stay readable.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	open := make([]*Ingest, 0, len(s.ingests))
+	for _, ing := range s.ingests {
+		open = append(open, ing)
+	}
+	s.mu.Unlock()
+
+	s.cancel()
+	s.workers.Wait()
+	var errs []error
+	for _, ing := range open {
+		errs = append(errs, ing.Close())
+	}
+	s.persistUses()
+	s.metrics.unregister()
+	synced := s.index.db.Sync()
+	errs = append(errs, synced, s.index.db.Close(), s.state.db.Close())
+	if synced == nil {
+		errs = append(errs, s.writeSession(sessionClean))
+	}
+	errs = append(errs, unlockDir(s.lock))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("close store %s: %w", s.opts.Path, err)
+	}
+	return nil
+}
+
+// session values, the content of the lock file: how the last process left the store. A boot ID stands for "was running".
+const (
+	lockName       = "lock"
+	sessionClean   = "clean"
+	sessionOpening = "opening"
+)
+
+func (s *Store) writeSession(v string) error {
+	if err := s.disk.writeAt(s.lock, []byte(v+"\n"), 0); err != nil {
+		return err
+	}
+	if err := s.disk.truncate(s.lock, int64(len(v)+1)); err != nil {
+		return err
+	}
+	return s.disk.sync(s.lock)
+}
+
+func (s *Store) dir(name string) string { return filepath.Join(s.opts.Path, name) }
