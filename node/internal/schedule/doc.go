@@ -1,0 +1,27 @@
+// Package schedule decides, for one blob, who asks whom for which chunk. It is the heart of Shoal: a Table takes in what
+// the participants of a blob report and gives out orders to them. It does no I/O, starts no goroutine and reads no
+// clock, so that the coordinator of a swarm, a node on its own and the simulator run the very same code.
+//
+// # The plan
+//
+// A blob of n bytes that N nodes want should leave the registry once, and no node should send much more than n bytes.
+// The bandwidth-optimal broadcast does that: scatter the chunks over the nodes, then let everyone take every chunk from
+// the node that has it. So each chunk has a root among the participants, its chunk home:
+//
+//  1. A participant that has room is leased a run of chunks that no one has been leased yet. It reads them from
+//     upstream with one Range request, and claims each chunk as it arrives: index and SHA-256, signed by it.
+//  2. A claim goes at once to everyone who needs the chunk, with the peer to ask for it: the chunk's home.
+//  3. Where complete holders exist, homes take their chunks from them instead of from upstream; where there are at
+//     least as many holders as nodes in need, everyone takes chunks from the holders themselves.
+//
+// Leases are handed out as participants report progress, not dealt in advance: a fast node gets more, a slow one less,
+// one that joins late takes its share of what is left, and one that dies gives back little. Runs shrink as the
+// blob nears its end (guided self-scheduling), so few requests serve a lone node and the tail of a burst stays short.
+//
+// # Groups
+//
+// Participants form groups of at most Config.GroupSize within a zone. A chunk enters each group once, by its group
+// home, and enters each zone once: the first group home of a zone takes the chunk from another zone, the group homes
+// after it take it from the zone. So a thin link between zones carries one copy, and in a swarm of thousands a node
+// keeps connections to its group and a few others instead of to everyone.
+package schedule

@@ -1,0 +1,366 @@
+package schedule
+
+import (
+	"math/bits"
+	"slices"
+)
+
+// plan hands out what can be handed out now.
+func (t *Table) plan() {
+	if t.size < 0 {
+		t.askSize()
+		return
+	}
+	first := t.firstGroup
+	for k := range t.groups {
+		g := t.groups[(first+k)%len(t.groups)]
+		if len(g.members) == 0 {
+			continue
+		}
+		if !t.takesDirect(g) || !t.planDirect(g) {
+			t.planHomes(g)
+		}
+	}
+	t.despair()
+}
+
+// askSize sends one participant upstream for the first chunk, whose answer tells the size.
+func (t *Table) askSize() {
+	if t.open && t.leased == 0 {
+		for _, m := range t.active {
+			if m.upstream && !m.barred.After(t.now) {
+				t.lease(m, Run{First: 0, Count: 1})
+				return
+			}
+		}
+	}
+	t.despair()
+}
+
+// takesDirect: there are holders enough in g's zone for everyone in need there to take chunks from them.
+func (t *Table) takesDirect(g *group) bool {
+	holders := t.zoneHolders[g.zone]
+	return holders > 0 && holders >= t.zoneActive[g.zone]
+}
+
+// planDirect has the members of g take chunks from holders. It tells whether holders can serve all that is needed.
+func (t *Table) planDirect(g *group) bool {
+	served := true
+	for _, m := range g.members {
+		for i, ok := m.nextOpen(0); ok && m.direct.size < min(t.cfg.DirectWindow, t.told(m)); i, ok = m.nextOpen(i + 1) {
+			h := t.holder(m, i, true)
+			if h == nil || !t.chunks[i].known {
+				served = false
+				continue
+			}
+			t.assign(m, i, h, false)
+			m.direct.add(i)
+		}
+	}
+	return served
+}
+
+// nextOpen is the first chunk from i on that m needs, does not have and was not told whom to ask for.
+func (m *member) nextOpen(i int) (int, bool) {
+	need, have, told := m.need.Words(), m.have.Words(), m.told.Words()
+	for w := i / 64; w < len(need); w++ {
+		open := need[w] &^ have[w] &^ told[w]
+		if w == i/64 {
+			open &= ^uint64(0) << (i % 64)
+		}
+		if open != 0 {
+			return w*64 + bits.TrailingZeros64(open), true
+		}
+	}
+	return 0, false
+}
+
+// planHomes gives every chunk of g that has none a home, as long as members have room.
+func (t *Table) planHomes(g *group) {
+	for g.next < len(g.roots) && (g.roots[g.next] != nil || !t.needed(g, g.next)) {
+		g.next++
+	}
+	for t.mayGive(g) {
+		gave := false
+		for _, m := range t.turns(g) {
+			// A fast node may bring more than a slow one, but what it brings it also sends to all others: while anyone else
+			// has room, no node brings much more than its share.
+			if gave && t.overShare(g, m) {
+				break
+			}
+			gave = t.give(g, m) || gave
+		}
+		if !gave {
+			return
+		}
+	}
+}
+
+// mayGive tells whether g has chunks that could be given a home: it is asked at every report, and mostly says no. A chunk
+// without a home is known, or read by someone, whom g waits for, or it is fresh.
+func (t *Table) mayGive(g *group) bool {
+	return g.ready > 0 || t.fresh > 0 && t.runsLeft()
+}
+
+// turns orders the members of g by who is to bring the next chunk: those within their share first, then those with the
+// least on their hands.
+func (t *Table) turns(g *group) []*member {
+	turn := slices.Clone(g.members)
+	slices.SortStableFunc(turn, func(a, b *member) int {
+		if over := t.overShare(g, a); over != t.overShare(g, b) {
+			return map[bool]int{true: 1, false: -1}[over]
+		}
+		if d := len(a.runs) - len(b.runs); d != 0 {
+			return d
+		}
+		return a.brought - b.brought
+	})
+	return turn
+}
+
+// overShare tells whether m has brought more than half as much again as its share of g's chunks so far.
+func (t *Table) overShare(g *group, m *member) bool {
+	return m.brought*len(g.members)*2 > 3*g.brought+6*len(g.members)
+}
+
+func (t *Table) needed(g *group, i int) bool {
+	return slices.ContainsFunc(g.members, func(m *member) bool { return m.need.Test(uint(i)) && !m.have.Test(uint(i)) })
+}
+
+// give makes m the home of the next chunks of g that it can bring, and tells whether there were any.
+func (t *Table) give(g *group, m *member) bool {
+	may := t.mayLease(m)
+	if g.ready == 0 && (!may || t.fresh == 0) {
+		return false
+	}
+	for i := g.next; i < len(g.roots); i++ {
+		u := uint(i)
+		if !t.chunks[i].known && t.chunks[i].lessee != nil {
+			continue // its hash will be known soon
+		}
+		if g.roots[i] != nil || !m.need.Test(u) || m.have.Test(u) || t.betterHome(g, m, i) {
+			continue
+		}
+		if q := t.takesAlready(g, i); q != nil && q != m {
+			t.setRoot(g, i, q)
+			q.bring()
+			t.spread(g, i)
+			continue
+		}
+		src, wait := t.source(g, m, i)
+		switch {
+		case wait:
+			continue
+		case src != nil:
+			// As with runs from upstream: an equal share of a quarter of what is left.
+			if m.bringing.size >= max(min(g.ready/(4*len(g.members)), t.cfg.Window), fewBrought) {
+				return false
+			}
+			t.setRoot(g, i, m)
+			m.direct.remove(i)
+			m.bringing.add(i)
+			m.bring()
+			t.assign(m, i, src, true)
+			t.spread(g, i)
+			return true
+		case may:
+			t.lease(m, t.run(g, m, i))
+			return true
+		}
+	}
+	return false
+}
+
+// takesAlready finds a member that was told to take chunk i from a holder when there were holders enough: it will do as
+// the home of the chunk for those who have come since.
+func (t *Table) takesAlready(g *group, i int) *member {
+	for _, q := range g.members {
+		if q.direct.set.Test(uint(i)) && q.told.Test(uint(i)) {
+			return q
+		}
+	}
+	return nil
+}
+
+// fewBrought keeps a member that brings chunks from peers busy while it waits for orders.
+const fewBrought = 2
+
+// betterHome tells whether m is sidelined and another, who is not, needs chunk i too.
+func (t *Table) betterHome(g *group, m *member, i int) bool {
+	return m.sidelined.After(t.now) && slices.ContainsFunc(g.members, func(x *member) bool {
+		return !x.sidelined.After(t.now) && x.need.Test(uint(i)) && !x.have.Test(uint(i))
+	})
+}
+
+// source finds the peer from which m can bring chunk i into g. wait: someone is bringing the chunk from upstream, so
+// its hash will be known soon. Neither: only upstream can have it.
+func (t *Table) source(g *group, m *member, i int) (src *member, wait bool) {
+	c := &t.chunks[i]
+	if !c.known {
+		return nil, c.lessee != nil
+	}
+	usable := func(x *member) bool {
+		return x != nil && x != m && t.members[x.id] == x && !slices.Contains(m.tried[i], x.id) && !x.sidelined.After(t.now)
+	}
+	if h := t.holder(m, i, true); h != nil {
+		return h, false
+	}
+	if z := t.zones[g.zone][i]; usable(z) && z.group != g {
+		return z, false
+	}
+	if h := t.holder(m, i, false); h != nil {
+		return h, false
+	}
+	if by := t.members[c.claim.By]; usable(by) && by.have.Test(uint(i)) {
+		return by, false
+	}
+	if usable(c.lessee) {
+		return c.lessee, false // it reads the chunk anew: ask it, it answers when it has it
+	}
+	var last *member
+	for _, x := range t.members { // the usual sources are gone: anyone who has it
+		if x == m || !x.have.Test(uint(i)) || slices.Contains(m.tried[i], x.id) {
+			continue
+		}
+		if last == nil || last.sidelined.After(x.sidelined) || last.sidelined.Equal(x.sidelined) && x.id < last.id {
+			last = x
+		}
+	}
+	if last != nil && (!last.sidelined.After(t.now) || !m.upstream || m.barred.After(t.now)) {
+		return last, false
+	}
+	return nil, false
+}
+
+// holder picks a complete holder, each in its turn, the less busy of the next two; in m's zone only, or anywhere.
+func (t *Table) holder(m *member, i int, sameZone bool) (best *member) {
+	found := 0
+	for range t.holders {
+		t.turn++
+		h := t.holders[t.turn%len(t.holders)]
+		if h == m || sameZone && h.zone != m.zone || h.sidelined.After(t.now) || slices.Contains(m.tried[i], h.id) {
+			continue
+		}
+		if best == nil || h.busy() < best.busy() {
+			best = h
+		}
+		if found++; found == 2 {
+			break
+		}
+	}
+	return best
+}
+
+func (t *Table) mayLease(m *member) bool {
+	if !t.open || !m.upstream || len(m.runs) >= t.cfg.PeerRuns || m.barred.After(t.now) {
+		return false
+	}
+	if t.noRange {
+		if t.streamer == nil || !t.streamer.upstream {
+			t.streamer = m
+		}
+		return t.streamer == m && len(m.runs) == 0
+	}
+	return t.runsLeft()
+}
+
+// runsLeft tells whether upstream may be read by one more participant: a run for every second one, up to manyRuns, and then
+// for every sixteenth. Few requests at once finish early one by one, and what is finished can be shared; but from one lease
+// to the next a registry that is some milliseconds away has nothing to send, and the more participants there are, the
+// shorter their runs.
+func (t *Table) runsLeft() bool {
+	n := len(t.active)
+	return t.noRange || t.leased < max(t.cfg.UpstreamRuns, min(n/2, manyRuns), n/16)
+}
+
+// manyRuns are enough to hide the time between leases on links of 10 Gbit/s (node/internal/simulate).
+const manyRuns = 16
+
+// run is how much m is leased from chunk i on: an equal share of a quarter of what is left, so that runs shrink towards
+// the end (guided self-scheduling, Polychronopoulos and Kuck 1987).
+func (t *Table) run(g *group, m *member, i int) Run {
+	if t.noRange {
+		return Run{First: i, Count: len(t.chunks) - i}
+	}
+	able := 0
+	for _, x := range t.active {
+		if x.upstream {
+			able++
+		}
+	}
+	most := min(max(t.fresh/(4*max(able, 1)), 1), t.cfg.MaxRun)
+	r := Run{First: i, Count: 1}
+	for r.Count < most && r.End() < len(t.chunks) {
+		k := r.End()
+		if g.roots[k] != nil || t.chunks[k].known || t.chunks[k].lessee != nil || !m.need.Test(uint(k)) || m.have.Test(uint(k)) {
+			break
+		}
+		r.Count++
+	}
+	return r
+}
+
+// lease sends m upstream for a run.
+func (t *Table) lease(m *member, r Run) {
+	t.book(m, r)
+	t.firstGroup = slices.Index(t.groups, m.group) + 1 // the next of upstream's few leases is another group's to choose
+	o := t.tell(m)
+	o.Leases = append(o.Leases, r)
+}
+
+// book records that m reads a run from upstream, and so is the home of its chunks. Of a whole stream those chunks do
+// not count that others have brought already. While the blob's size is not known there are no chunks to be home of.
+func (t *Table) book(m *member, r Run) {
+	l := lease{run: r, expires: t.now.Add(t.cfg.LeaseTimeout)}
+	for i := r.First; i < min(r.End(), len(t.chunks)); i++ {
+		ch := &t.chunks[i]
+		if ch.lessee != nil || ch.known && m.group.roots[i] != nil {
+			continue
+		}
+		ch.lessee = m
+		if !ch.known {
+			t.fresh--
+		}
+		l.left++
+		if m.group.roots[i] == nil {
+			t.setRoot(m.group, i, m)
+			if ch.known { // by one who is gone: the others may ask for it at once
+				t.spread(m.group, i)
+			}
+		}
+		m.told.Set(uint(i))
+		m.bring()
+	}
+	m.runs = append(m.runs, l)
+	t.leased++
+}
+
+// despair tells participants for which nothing can be done: no one can go upstream (now: a runtime had better ask the
+// registry itself than wait), and a chunk is with no one.
+func (t *Table) despair() {
+	if !t.open || slices.ContainsFunc(t.active, func(m *member) bool { return m.upstream && !m.barred.After(t.now) }) {
+		return
+	}
+	for _, m := range t.active {
+		if t.size < 0 {
+			t.tell(m).Hopeless = true
+			continue
+		}
+		for u, ok := m.need.NextSet(0); ok; u, ok = m.need.NextSet(u + 1) {
+			if !m.have.Test(u) && !m.told.Test(u) && !t.obtainable(m, int(u)) {
+				t.tell(m).Hopeless = true
+				break
+			}
+		}
+	}
+}
+
+// obtainable tells whether anyone but m has chunk i.
+func (t *Table) obtainable(m *member, i int) bool {
+	for _, x := range t.members {
+		if x != m && x.have.Test(uint(i)) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,756 @@
+package schedule
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/bits-and-blooms/bitset"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// ErrSize: a participant and the table do not agree on the blob's size, so one of them has been told wrong.
+var ErrSize = errors.New("blob size differs from what the other participants know")
+
+// Table is the plan for one blob. It is not safe for concurrent use.
+type Table struct {
+	cfg  Config
+	now  time.Time
+	size int64 // -1: not known
+	open bool  // upstream may be asked
+
+	chunks      []chunk
+	members     map[peer.ID]*member
+	active      []*member // those that need chunks, in the order in which they joined
+	holders     []*member // those that have the whole blob
+	turn        int       // round robin over holders
+	firstGroup  int       // round robin over groups
+	zoneHolders map[string]int
+	zoneActive  map[string]int // participants in need
+	groups      []*group
+	zones       map[string][]*member // zone -> for each chunk the first group home that brings it into the zone
+
+	leased   int     // runs being read from upstream
+	fresh    int     // chunks whose hash is not known and that no one reads from upstream
+	streamer *member // where upstream has no Range: the one that reads the whole blob
+	noRange  bool
+
+	out      map[peer.ID]*Orders
+	outOrder []peer.ID
+}
+
+type chunk struct {
+	claim  Claim
+	known  bool
+	lessee *member // who reads it from upstream now
+}
+
+type member struct {
+	id       peer.ID
+	zone     string
+	group    *group // nil for a holder that discovery found
+	upstream bool
+	complete bool
+	whole    bool
+	need     *bitset.BitSet
+	have     *bitset.BitSet
+	told     *bitset.BitSet // chunks it was given a source or a lease for
+	tried    map[int][]peer.ID
+	source   []*member // for each chunk whom it was told to ask and has not reported yet
+	waiting  int       // how many chunks it was told to ask for and has not reported yet
+	had      int       // how many chunks it has
+	low      int       // every chunk before it is there, or not needed
+	serving  int       // how many chunks others were told to ask of it and have not reported yet
+	served   int       // how many they were told ever
+	runs     []lease
+	bringing counted // chunks it brings into its group from peers, not reported yet
+	direct   counted // chunks it takes from holders for itself, not reported yet
+	brought  int     // chunks it was made home of, ever
+	// barred is until when it is not sent upstream, which failed it.
+	barred time.Time
+	// sidelined is until when others are preferred to it as a source, since several participants got nothing from it.
+	// accusers are those, and when.
+	sidelined time.Time
+	accusers  map[peer.ID]time.Time
+}
+
+// counted is a set of chunks that knows its size.
+type counted struct {
+	set  *bitset.BitSet
+	size int
+}
+
+func (c *counted) add(i int) {
+	if !c.set.Test(uint(i)) {
+		c.set.Set(uint(i))
+		c.size++
+	}
+}
+
+func (c *counted) remove(i int) {
+	if c.set.Test(uint(i)) {
+		c.set.Clear(uint(i))
+		c.size--
+	}
+}
+
+// bring counts a chunk that m was made home of.
+func (m *member) bring() {
+	m.brought++
+	m.group.brought++
+}
+
+// busy weighs what m has to send now, and what it was made to send so far, so that both are spread.
+func (m *member) busy() int { return 4*m.serving + m.served }
+
+type lease struct {
+	run     Run
+	left    int
+	expires time.Time
+}
+
+type group struct {
+	zone    string
+	members []*member      // those active
+	homed   *bitset.BitSet // chunks whose hash is known and that have a home here
+	brought int            // chunks that members were made homes of, ever
+	roots   []*member      // for each chunk its home in this group
+	next    int            // every chunk before it has a home here, or is needed by no one
+	ready   int            // chunks that have no home here though their hash is known
+}
+
+// New makes the plan of a blob whose size is not known yet. No one is sent upstream before Open.
+func New(cfg Config) *Table {
+	return &Table{
+		cfg: cfg.withDefaults(), size: -1, members: map[peer.ID]*member{}, zones: map[string][]*member{},
+		zoneHolders: map[string]int{}, zoneActive: map[string]int{},
+		out: map[peer.ID]*Orders{},
+	}
+}
+
+// Open lets participants be sent upstream: those who may hold the blob already have been looked for.
+func (t *Table) Open(now time.Time) {
+	t.now, t.open = now, true
+	t.plan()
+}
+
+// Size is the blob's size in bytes, or -1 where it is not known yet.
+func (t *Table) Size() int64 { return t.size }
+
+// Active is the number of participants that need chunks.
+func (t *Table) Active() int { return len(t.active) }
+
+// Holders is the number of peers known to have the whole blob.
+func (t *Table) Holders() int { return len(t.holders) }
+
+// Join lets a participant in; one that is in already starts anew. It fails with ErrSize.
+func (t *Table) Join(now time.Time, id peer.ID, j Join) error {
+	t.now = now
+	if j.Size > 0 || j.Complete {
+		if err := t.setSize(j.Size); err != nil {
+			return err
+		}
+	}
+	if t.members[id] != nil {
+		t.remove(id)
+	}
+	m := &member{id: id, zone: j.Zone, upstream: j.Upstream, whole: j.Whole, tried: map[int][]peer.ID{}}
+	t.members[id] = m
+	t.initMember(m)
+	if t.size >= 0 {
+		t.tell(m).Size = t.size
+	}
+	if !j.Complete {
+		t.enter(m)
+	}
+	for _, r := range j.Leased {
+		t.resume(m, r)
+	}
+	t.apply(m, j.Report)
+	t.plan()
+	return nil
+}
+
+// AddHolder makes known a peer that has the whole blob. It fails with ErrSize.
+func (t *Table) AddHolder(now time.Time, id peer.ID, zone string, size int64, claims []Claim) error {
+	if m := t.members[id]; m != nil && !m.complete && m.group != nil {
+		return nil // it takes part itself, and knows best
+	}
+	return t.Join(now, id, Join{Zone: zone, Report: Report{Size: size, Claims: claims, Complete: true}})
+}
+
+// Report takes in what a participant tells. It fails with ErrSize, and for one that has not joined.
+func (t *Table) Report(now time.Time, id peer.ID, r Report) error {
+	t.now = now
+	m := t.members[id]
+	if m == nil {
+		return fmt.Errorf("report of %s, which is no participant", id)
+	}
+	if r.Size > 0 {
+		if err := t.setSize(r.Size); err != nil {
+			return err
+		}
+	}
+	t.apply(m, r)
+	t.plan()
+	return nil
+}
+
+// Leave takes a participant or holder out; what it was to bring is given to others.
+func (t *Table) Leave(now time.Time, id peer.ID) {
+	t.now = now
+	t.remove(id)
+	t.plan()
+}
+
+// Tick takes back leases without progress. It wants to be called about every second.
+func (t *Table) Tick(now time.Time) {
+	t.now = now
+	for _, m := range slices.Clone(t.active) {
+		for _, l := range slices.Clone(m.runs) {
+			if now.After(l.expires) {
+				t.fail(m, Failure{Run: l.run, Trouble: Transient})
+			}
+		}
+	}
+	t.plan()
+}
+
+// Take returns, and forgets, the orders that have come up since the last call.
+func (t *Table) Take(give func(to peer.ID, o Orders)) {
+	for _, id := range t.outOrder {
+		if o := t.out[id]; o != nil && !o.Empty() {
+			give(id, *o)
+		}
+	}
+	clear(t.out)
+	t.outOrder = t.outOrder[:0]
+}
+
+func (t *Table) tell(m *member) *Orders {
+	o := t.out[m.id]
+	if o == nil {
+		o = &Orders{}
+		t.out[m.id] = o
+		t.outOrder = append(t.outOrder, m.id)
+	}
+	return o
+}
+
+func (t *Table) setSize(size int64) error {
+	switch {
+	case t.size == size:
+		return nil
+	case t.size >= 0:
+		return fmt.Errorf("%d bytes, and %d: %w", t.size, size, ErrSize)
+	case size > content.MaxSize || size < 0:
+		return fmt.Errorf("%d bytes: %w", size, ErrSize)
+	}
+	t.size = size
+	t.chunks = make([]chunk, content.Chunks(size))
+	t.fresh = len(t.chunks)
+	for _, g := range t.groups {
+		g.roots = make([]*member, len(t.chunks))
+		g.homed = bitset.New(uint(len(t.chunks)))
+	}
+	for zone := range t.zones {
+		t.zones[zone] = make([]*member, len(t.chunks))
+	}
+	for _, m := range t.active {
+		t.initMember(m)
+		t.tell(m).Size = size
+		if len(m.runs) > 0 { // the one lease that was given before the size was known
+			m.runs = nil
+			t.leased--
+			t.book(m, Run{First: 0, Count: 1})
+		}
+	}
+	return nil
+}
+
+func (t *Table) initMember(m *member) {
+	n := uint(len(t.chunks))
+	m.need, m.have, m.told = bitset.New(n), bitset.New(n), bitset.New(n)
+	m.source = make([]*member, n)
+	m.bringing, m.direct = counted{set: bitset.New(n)}, counted{set: bitset.New(n)}
+	if m.whole {
+		m.need.FlipRange(0, n)
+	}
+}
+
+// enter puts m into the first group of its zone that has room.
+func (t *Table) enter(m *member) {
+	t.active = append(t.active, m)
+	t.zoneActive[m.zone]++
+	if t.zones[m.zone] == nil {
+		t.zones[m.zone] = make([]*member, len(t.chunks))
+	}
+	for _, g := range t.groups {
+		if g.zone == m.zone && len(g.members) < t.cfg.GroupSize {
+			m.group = g
+			break
+		}
+	}
+	if m.group == nil {
+		m.group = &group{zone: m.zone, roots: make([]*member, len(t.chunks)), homed: bitset.New(uint(len(t.chunks)))}
+		for i := range t.chunks {
+			if t.chunks[i].known {
+				m.group.ready++
+			}
+		}
+		t.groups = append(t.groups, m.group)
+	}
+	g := m.group
+	g.members = append(g.members, m)
+	g.next = 0
+	// What its group has homes for already it takes from them.
+	t.refill(m)
+}
+
+// refill tells m whom to ask for chunks that have a home in its group, up to Config.Told at one time. The rest is told
+// as it reports what came: by then others have those chunks too, and their homes are not asked by everyone.
+func (t *Table) refill(m *member) {
+	for m.low < len(t.chunks) && (m.have.Test(uint(m.low)) || !m.need.Test(uint(m.low))) {
+		m.low++
+	}
+	g := m.group
+	for u, ok := g.homed.NextSet(uint(m.low)); ok && m.waiting < t.told(m); u, ok = g.homed.NextSet(u + 1) {
+		if i := int(u); !m.told.Test(u) && g.roots[i] != m {
+			t.assign(m, i, t.leastBusy(m, i, g.roots[i]), false)
+		}
+	}
+}
+
+// told is how many chunks m is told to ask for at one time: of few that are left, few, so that what is left can be spread
+// over those who get it meanwhile.
+func (t *Table) told(m *member) int {
+	return max(min((len(t.chunks)-m.had)/4, t.cfg.Told), fewTold)
+}
+
+// fewTold keeps a participant busy while it waits for orders.
+const fewTold = 8
+
+// leastBusy picks from whom m takes chunk i, which has a home in m's group. One that joins late finds that others have the
+// chunk too, or will, and the home would be asked for too much.
+func (t *Table) leastBusy(m *member, i int, home *member) *member {
+	best, least := home, home.busy()
+	for _, x := range m.group.members {
+		busy := x.busy()
+		if x == m || busy >= least || x.sidelined.After(t.now) || slices.Contains(m.tried[i], x.id) {
+			continue
+		}
+		switch u := uint(i); {
+		case x.have.Test(u):
+		case x.told.Test(u) && busy+detour*len(m.group.members) < least && !t.waitsFor(x, m, i):
+		default:
+			continue
+		}
+		best, least = x, busy
+	}
+	for range min(len(t.holders), 4) {
+		if h := t.holder(m, i, true); h != nil && h.busy() < least {
+			best, least = h, h.busy()
+		}
+	}
+	return best
+}
+
+// detour is by how much less busy than the home, for each member of their group, one must be who has yet to get a chunk
+// itself, to be asked for it. A home sends to all of its group, so that in a large one a small difference says nothing,
+// and detours only make chains on which the last ones wait.
+const detour = 3
+
+// waitsFor tells whether x waits for chunk i of m, or of one who does: then m must not wait for x.
+func (t *Table) waitsFor(x, m *member, i int) bool {
+	for range t.members {
+		if x.source[i] == nil {
+			return false
+		}
+		if x = x.source[i]; x == m {
+			return true
+		}
+	}
+	return true
+}
+
+// apply takes in one report of m.
+func (t *Table) apply(m *member, r Report) {
+	n := len(t.chunks)
+	for _, run := range r.Need {
+		if run.First < 0 || run.Count <= 0 || run.First >= n {
+			continue
+		}
+		for i := run.First; i < min(run.End(), n); i++ {
+			m.need.Set(uint(i))
+			if m.group != nil {
+				m.group.next = min(m.group.next, i)
+			}
+		}
+		m.low = min(m.low, run.First)
+		if m.group != nil {
+			t.refill(m)
+		}
+	}
+	for _, c := range r.Claims {
+		if c.Index >= 0 && c.Index < n {
+			t.claim(m, c)
+		}
+	}
+	for _, i := range r.Have {
+		if i >= 0 && i < n {
+			t.have(m, i)
+		}
+	}
+	if r.Reading {
+		for k := range m.runs {
+			m.runs[k].expires = t.now.Add(t.cfg.LeaseTimeout)
+		}
+	}
+	for _, f := range r.Failed {
+		t.fail(m, f)
+	}
+	for _, s := range r.Suspects {
+		if s.Index >= 0 && s.Index < n {
+			t.suspect(m, s)
+		}
+	}
+	if r.Complete && !m.complete {
+		t.complete(m)
+	}
+}
+
+// claim records that m knows a chunk's hash: from upstream itself, or (when it joins) as another claimed it.
+func (t *Table) claim(m *member, c Claim) {
+	ch := &t.chunks[c.Index]
+	if !ch.known {
+		ch.claim, ch.known = c, true
+		if ch.lessee == nil {
+			t.fresh--
+		}
+		for _, g := range t.groups {
+			if root := g.roots[c.Index]; root != nil {
+				g.homed.Set(uint(c.Index))
+				t.spread(g, c.Index)
+			} else {
+				g.ready++
+			}
+		}
+	}
+	if ch.lessee == m {
+		ch.lessee = nil
+		t.progress(m, c.Index)
+	}
+	if c.By == m.id {
+		t.have(m, c.Index)
+	}
+}
+
+// progress notes that a chunk of one of m's leases is done.
+func (t *Table) progress(m *member, i int) {
+	for k := range m.runs {
+		l := &m.runs[k]
+		if i < l.run.First || i >= l.run.End() {
+			continue
+		}
+		l.left--
+		l.expires = t.now.Add(t.cfg.LeaseTimeout)
+		if l.left <= 0 {
+			m.runs = slices.Delete(m.runs, k, k+1)
+			t.leased--
+		}
+		return
+	}
+}
+
+// have records that m has chunk i; where its group has no home for it, m becomes that.
+func (t *Table) have(m *member, i int) {
+	u := uint(i)
+	if m.have.Test(u) {
+		return
+	}
+	m.have.Set(u)
+	m.had++
+	t.unserve(m, i)
+	delete(m.tried, i)
+	g := m.group
+	if g == nil {
+		return
+	}
+	m.bringing.remove(i)
+	m.direct.remove(i)
+	if g.roots[i] == nil && t.chunks[i].known {
+		t.setRoot(g, i, m)
+		t.spread(g, i)
+	}
+	if m.waiting < t.told(m) {
+		t.refill(m)
+	}
+}
+
+func (t *Table) setRoot(g *group, i int, m *member) {
+	if g.roots[i] == nil && t.chunks[i].known {
+		g.ready--
+	}
+	g.roots[i] = m
+	if t.chunks[i].known {
+		g.homed.Set(uint(i))
+	}
+	zone := t.zones[g.zone]
+	if z := zone[i]; z == nil || t.members[z.id] != z || z.sidelined.After(t.now) {
+		zone[i] = m
+	}
+}
+
+// spread tells those in g who need chunk i, and have room to be told, whom to ask for it: it has a home now.
+func (t *Table) spread(g *group, i int) {
+	u := uint(i)
+	for _, q := range g.members {
+		if q != g.roots[i] && q.waiting < t.told(q) && !q.told.Test(u) && q.need.Test(u) && !q.have.Test(u) {
+			t.assign(q, i, t.leastBusy(q, i, g.roots[i]), false)
+		}
+	}
+}
+
+func (t *Table) assign(m *member, i int, from *member, root bool) {
+	u := uint(i)
+	if from == m || !m.need.Test(u) || m.have.Test(u) {
+		return
+	}
+	m.told.Set(u)
+	t.unserve(m, i)
+	m.source[i] = from
+	m.waiting++
+	from.serving++
+	from.served++
+	o := t.tell(m)
+	o.Chunks = append(o.Chunks, Assignment{Claim: t.chunks[i].claim, From: from.id, Root: root})
+}
+
+// unserve: m does not wait for chunk i of anyone any more.
+func (t *Table) unserve(m *member, i int) {
+	if s := m.source[i]; s != nil {
+		s.serving--
+		m.waiting--
+		m.source[i] = nil
+	}
+}
+
+func (t *Table) complete(m *member) {
+	m.complete = true
+	if m.group != nil {
+		t.releaseLeases(m)
+		t.leaveGroup(m)
+	}
+	if m.have.Len() > 0 {
+		m.have.ClearAll()
+		m.have.FlipRange(0, m.have.Len())
+	}
+	t.holders = append(t.holders, m)
+	t.zoneHolders[m.zone]++
+}
+
+func (t *Table) leaveGroup(m *member) {
+	for i := range m.source {
+		t.unserve(m, i)
+	}
+	before := len(t.active)
+	t.active = slices.DeleteFunc(t.active, func(x *member) bool { return x == m })
+	t.zoneActive[m.zone] -= before - len(t.active)
+	m.group.members = slices.DeleteFunc(m.group.members, func(x *member) bool { return x == m })
+}
+
+// releaseLeases takes m's leases back; others may be given them.
+func (t *Table) releaseLeases(m *member) {
+	for _, l := range m.runs {
+		t.leased--
+		for i := l.run.First; i < min(l.run.End(), len(t.chunks)); i++ {
+			t.release(m, i)
+		}
+	}
+	m.runs = nil
+}
+
+// release takes the lease of chunk i from m, if it has it.
+func (t *Table) release(m *member, i int) {
+	ch := &t.chunks[i]
+	if ch.lessee != m {
+		return
+	}
+	ch.lessee = nil
+	if !ch.known {
+		t.fresh++
+	}
+	if !m.have.Test(uint(i)) {
+		t.vacate(m.group, i)
+	}
+}
+
+// vacate takes the home of chunk i in g away, and gives the chunk to a member that has it, if one does.
+func (t *Table) vacate(g *group, i int) {
+	u := uint(i)
+	old := g.roots[i]
+	if old == nil {
+		return
+	}
+	old.bringing.remove(i)
+	g.roots[i] = nil
+	g.homed.Clear(u)
+	if t.chunks[i].known {
+		g.ready++
+	}
+	g.next = min(g.next, i)
+	if zone := t.zones[g.zone]; zone[i] == old {
+		zone[i] = nil
+	}
+	for _, q := range g.members {
+		if !q.have.Test(u) {
+			q.told.Clear(u)
+			t.unserve(q, i)
+		}
+	}
+	if !t.chunks[i].known {
+		return
+	}
+	for _, q := range g.members {
+		if q != old && q.have.Test(u) && !q.sidelined.After(t.now) {
+			t.setRoot(g, i, q)
+			t.spread(g, i)
+			return
+		}
+	}
+}
+
+func (t *Table) remove(id peer.ID) {
+	m := t.members[id]
+	if m == nil {
+		return
+	}
+	delete(t.members, id)
+	if m.complete {
+		t.holders = slices.DeleteFunc(t.holders, func(x *member) bool { return x == m })
+		t.zoneHolders[m.zone]--
+	}
+	if t.streamer == m {
+		t.streamer = nil
+	}
+	if m.group == nil {
+		return
+	}
+	t.releaseLeases(m)
+	t.leaveGroup(m)
+	for i, root := range m.group.roots {
+		if root == m {
+			t.vacate(m.group, i)
+		}
+	}
+	m.group = nil
+}
+
+func (t *Table) fail(m *member, f Failure) {
+	k := slices.IndexFunc(m.runs, func(l lease) bool { return l.run.First == f.Run.First })
+	if k >= 0 {
+		l := m.runs[k]
+		m.runs = slices.Delete(m.runs, k, k+1)
+		t.leased--
+		for i := l.run.First; i < min(l.run.End(), len(t.chunks)); i++ {
+			t.release(m, i)
+		}
+	}
+	switch f.Trouble {
+	case Refused:
+		m.upstream = false
+	case NoRange:
+		t.noRange = true
+		t.releaseLeases(m)
+		if t.streamer == nil || !t.streamer.upstream {
+			t.streamer = m
+		}
+	default:
+		m.barred = t.now.Add(t.cfg.Penalty)
+		if t.streamer == m {
+			t.streamer = nil
+		}
+	}
+}
+
+// suspect answers a participant whose source of a chunk did not deliver.
+func (t *Table) suspect(m *member, s Suspicion) {
+	u := uint(s.Index)
+	if m.group == nil || m.have.Test(u) || t.chunks[s.Index].lessee == m {
+		return
+	}
+	if !slices.Contains(m.tried[s.Index], s.From) {
+		m.tried[s.Index] = append(m.tried[s.Index], s.From)
+	}
+	m.told.Clear(u)
+	t.unserve(m, s.Index)
+	g := m.group
+	g.next = min(g.next, s.Index)
+	from := t.members[s.From]
+	if from != nil && from != m {
+		t.accuse(from, m.id)
+	}
+	root := g.roots[s.Index]
+	if root == m && t.chunks[s.Index].known {
+		// The others have asked m and wait for it. Would another become the home, it and m might wait for each other.
+		if src, _ := t.source(g, m, s.Index); src != nil {
+			t.assign(m, s.Index, src, true)
+			return
+		}
+	}
+	if root != nil && (root == m || root == from || t.members[root.id] != root) {
+		t.vacate(g, s.Index) // m brings it itself from elsewhere, or another home is found
+		root = g.roots[s.Index]
+	}
+	if root == nil || !t.chunks[s.Index].known {
+		return // plan finds a home
+	}
+	if !slices.Contains(m.tried[s.Index], root.id) {
+		t.assign(m, s.Index, root, false)
+		return
+	}
+	// It has tried the home too: whoever else has the chunk, or upstream, or all over again.
+	src, _ := t.source(g, m, s.Index)
+	switch {
+	case src != nil:
+		t.assign(m, s.Index, src, false)
+	case t.mayLease(m):
+		t.lease(m, Run{First: s.Index, Count: 1})
+	default:
+		delete(m.tried, s.Index)
+		t.assign(m, s.Index, root, false)
+	}
+}
+
+// accuse sidelines m once a quarter of the participants, and more than one where there are more, got nothing from it: one
+// alone may itself be the slow one, or not tell the truth.
+func (t *Table) accuse(m *member, by peer.ID) {
+	if m.accusers == nil {
+		m.accusers = map[peer.ID]time.Time{}
+	}
+	m.accusers[by] = t.now
+	for p, at := range m.accusers {
+		if t.now.Sub(at) > t.cfg.Penalty {
+			delete(m.accusers, p)
+		}
+	}
+	if len(m.accusers) >= max(min(2, len(t.active)-1), len(t.active)/4) {
+		m.sidelined = t.now.Add(t.cfg.Penalty)
+	}
+}
+
+// resume takes in a run that m reads from upstream already.
+func (t *Table) resume(m *member, r Run) {
+	if m.group == nil || r.First < 0 || r.Count <= 0 || r.First > len(t.chunks)-r.Count {
+		return
+	}
+	for i := r.First; i < r.End(); i++ {
+		if t.chunks[i].known || t.chunks[i].lessee != nil || m.group.roots[i] != nil {
+			return // someone else has it by now: m's own reading does no harm, but no one waits for it
+		}
+	}
+	t.book(m, r)
+}

@@ -1,0 +1,469 @@
+package schedule
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// swarm is a model of participants that do what they are told: one step at a time, in any order.
+type swarm struct {
+	t       require.TestingT
+	table   *Table
+	now     time.Time
+	chunks  int
+	nodes   map[peer.ID]*node
+	fetched []int // how often each chunk was read from upstream
+	sent    map[peer.ID]int
+	crossed map[string]int // "zone/chunk" -> how often it came from another zone
+}
+
+type node struct {
+	id       peer.ID
+	zone     string
+	have     map[int]bool
+	from     map[int]peer.ID
+	leases   []int
+	hopeless bool
+	holder   bool
+	stalled  bool // it takes orders and does nothing
+}
+
+func newSwarm(t require.TestingT, cfg Config, chunks int) *swarm {
+	s := &swarm{
+		t: t, table: New(cfg), now: time.Unix(1e9, 0), chunks: chunks, nodes: map[peer.ID]*node{},
+		fetched: make([]int, chunks), sent: map[peer.ID]int{}, crossed: map[string]int{},
+	}
+	s.table.Open(s.now)
+	return s
+}
+
+func (s *swarm) size() int64 { return int64(s.chunks) * content.ChunkSize }
+
+func sum(i int) Sum { return sha256.Sum256(fmt.Appendf(nil, "chunk %d", i)) }
+
+func (s *swarm) claims(by peer.ID) []Claim {
+	var cs []Claim
+	for i := range s.chunks {
+		cs = append(cs, Claim{Index: i, Sum: sum(i), By: by})
+	}
+	return cs
+}
+
+func (s *swarm) join(id peer.ID, zone string, upstream bool) *node {
+	n := &node{id: id, zone: zone, have: map[int]bool{}, from: map[int]peer.ID{}}
+	s.nodes[id] = n
+	require.NoError(s.t, s.table.Join(s.now, id, Join{Zone: zone, Upstream: upstream, Whole: true, Report: Report{Size: s.size()}}))
+	s.deliver()
+	return n
+}
+
+func (s *swarm) hold(id peer.ID, zone string) {
+	n := &node{id: id, zone: zone, have: map[int]bool{}, holder: true}
+	for i := range s.chunks {
+		n.have[i] = true
+	}
+	s.nodes[id] = n
+	require.NoError(s.t, s.table.AddHolder(s.now, id, zone, s.size(), s.claims(id)))
+	s.deliver()
+}
+
+func (s *swarm) leave(id peer.ID) {
+	delete(s.nodes, id)
+	s.table.Leave(s.now, id)
+	s.deliver()
+}
+
+func (s *swarm) deliver() {
+	s.table.Take(func(to peer.ID, o Orders) {
+		n := s.nodes[to]
+		if n == nil {
+			return
+		}
+		for _, r := range o.Leases {
+			for i := r.First; i < r.End(); i++ {
+				if !n.have[i] {
+					n.leases = append(n.leases, i)
+				}
+			}
+		}
+		for _, a := range o.Chunks {
+			require.Equal(s.t, sum(a.Index), a.Sum)
+			require.NotEqual(s.t, to, a.From, "no one is told to ask itself")
+			if !n.have[a.Index] {
+				n.from[a.Index] = a.From
+			}
+		}
+		n.hopeless = n.hopeless || o.Hopeless
+	})
+}
+
+func (s *swarm) report(n *node, r Report) {
+	if len(n.have) == s.chunks && !n.holder {
+		n.holder = true
+		r.Complete = true
+	}
+	require.NoError(s.t, s.table.Report(s.now, n.id, r))
+	s.deliver()
+}
+
+// step lets one node do one thing; pick chooses among n possibilities. It tells whether anything could be done.
+func (s *swarm) step(pick func(n int) int) bool {
+	var acts, stalls []func()
+	ids := make([]peer.ID, 0, len(s.nodes))
+	for id := range s.nodes {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	for _, id := range ids {
+		n := s.nodes[id]
+		if n.stalled {
+			continue
+		}
+		if len(n.leases) > 0 {
+			acts = append(acts, func() {
+				i := n.leases[0]
+				n.leases = n.leases[1:]
+				s.fetched[i]++
+				n.have[i] = true
+				s.report(n, Report{Claims: []Claim{{Index: i, Sum: sum(i), By: n.id}}})
+			})
+		}
+		for i := range s.chunks {
+			from, ok := n.from[i]
+			if !ok || n.have[i] {
+				continue
+			}
+			src := s.nodes[from]
+			suspect := func() {
+				delete(n.from, i)
+				s.report(n, Report{Suspects: []Suspicion{{Index: i, From: from}}})
+			}
+			if src == nil {
+				acts = append(acts, suspect)
+			} else if !src.have[i] || src.stalled {
+				stalls = append(stalls, suspect)
+			} else {
+				acts = append(acts, func() {
+					n.have[i] = true
+					s.sent[from]++
+					if src.zone != n.zone {
+						s.crossed[fmt.Sprintf("%s/%d", n.zone, i)]++
+					}
+					s.report(n, Report{Have: []int{i}})
+				})
+			}
+		}
+	}
+	if len(acts) == 0 && len(stalls) > 0 {
+		s.now = s.now.Add(5 * time.Second) // the patience that a node has with a peer
+		s.table.Tick(s.now)
+		s.deliver()
+		acts = stalls
+	}
+	if len(acts) == 0 {
+		return false
+	}
+	acts[pick(len(acts))]()
+	return true
+}
+
+// run lets the nodes work until all have everything.
+func (s *swarm) run(pick func(n int) int) {
+	for range 20_000 {
+		if s.step(pick) {
+			continue
+		}
+		if s.done() {
+			return
+		}
+		s.now = s.now.Add(5 * time.Second) // only a lease that ran out, or a penalty that ends, can help now
+		s.table.Tick(s.now)
+		s.deliver()
+	}
+	require.FailNow(s.t, "the swarm does not finish", s.lacking())
+}
+
+// lacking tells what a node that did not finish waits for.
+func (s *swarm) lacking() string {
+	for _, n := range s.nodes {
+		for i := range s.chunks {
+			if n.have[i] || n.stalled {
+				continue
+			}
+			m, c := s.table.members[n.id], s.table.chunks[i]
+			name := func(m *member) string {
+				if m == nil {
+					return "no one"
+				}
+				return string(m.id)
+			}
+			return fmt.Sprintf("%s lacks chunk %d: asks %q, told %v, home %s, hash known %v, read by %s, tried %d peers",
+				string(n.id), i, string(n.from[i]), m.told.Test(uint(i)), name(m.group.roots[i]), c.known, name(c.lessee), len(m.tried[i]))
+		}
+	}
+	return ""
+}
+
+func (s *swarm) done() bool {
+	for _, n := range s.nodes {
+		if len(n.have) < s.chunks && !n.stalled {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *swarm) upstreamCopies() float64 {
+	sum := 0
+	for _, f := range s.fetched {
+		sum += f
+	}
+	return float64(sum) / float64(s.chunks)
+}
+
+func (s *swarm) busiest() float64 {
+	most := 0
+	for _, n := range s.sent {
+		most = max(most, n)
+	}
+	return float64(most) / float64(s.chunks)
+}
+
+func id(i int) peer.ID { return peer.ID(fmt.Sprintf("peer-%04d", i)) }
+
+func TestEveryChunkLeavesTheRegistryOnce(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(rt *rapid.T) {
+		nodes := rapid.IntRange(1, 20).Draw(rt, "nodes")
+		chunks := rapid.IntRange(1, 60).Draw(rt, "chunks")
+		s := newSwarm(rt, Config{}, chunks)
+		pick := func(n int) int { return rapid.IntRange(0, n-1).Draw(rt, "act") }
+		for i := range nodes {
+			s.join(id(i), "", true)
+			for range rapid.IntRange(0, 5).Draw(rt, "head start") {
+				s.step(pick)
+			}
+		}
+		s.run(pick)
+		for i, f := range s.fetched {
+			require.Equal(rt, 1, f, "chunk %d", i)
+		}
+	})
+}
+
+func TestChunksFromHoldersLeaveUpstreamAlone(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ holders, nodes int }{
+		"one holder and many in need": {1, 8}, "as many holders as nodes in need": {4, 4}, "one and one": {1, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSwarm(t, Config{}, 200)
+			for i := range c.holders {
+				s.hold(id(100+i), "")
+			}
+			for i := range c.nodes {
+				s.join(id(i), "", true)
+			}
+			turn := 0
+			s.run(func(n int) int { turn++; return (turn * 7919) % n })
+			require.Zero(t, s.upstreamCopies())
+			require.LessOrEqual(t, s.busiest(), 1.6)
+		})
+	}
+}
+
+func TestSendingIsSpreadEvenly(t *testing.T) {
+	t.Parallel()
+	s := newSwarm(t, Config{}, 400)
+	for i := range 16 {
+		s.join(id(i), "", true)
+	}
+	turn := 0
+	s.run(func(n int) int { turn++; return (turn * 7919) % n })
+	require.InDelta(t, 1.0, s.upstreamCopies(), 0)
+	require.LessOrEqual(t, s.busiest(), 1.6)
+}
+
+func TestSendingIsSpreadEvenlyOverThoseWhoComeLate(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ holders, steps int }{
+		"cold, a little apart": {0, 20}, "cold, far apart": {0, 200}, "one holder, a little apart": {1, 20}, "one holder, all at once": {1, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSwarm(t, Config{}, 72)
+			turn := 0
+			pick := func(n int) int { turn++; return (turn * 7919) % n }
+			for i := range c.holders {
+				s.hold(id(100+i), "")
+			}
+			for i := range 8 {
+				s.join(id(i), "", true)
+				for range c.steps {
+					s.step(pick)
+				}
+			}
+			s.run(pick)
+			require.LessOrEqual(t, s.upstreamCopies(), 1.0)
+			require.LessOrEqual(t, s.busiest(), 1.6)
+		})
+	}
+}
+
+func TestEveryChunkEntersAZoneOnce(t *testing.T) {
+	t.Parallel()
+	s := newSwarm(t, Config{GroupSize: 4}, 120)
+	for i := range 24 {
+		s.join(id(i), fmt.Sprintf("zone-%d", i%3), true)
+	}
+	turn := 0
+	s.run(func(n int) int { turn++; return (turn * 7919) % n })
+	require.InDelta(t, 1.0, s.upstreamCopies(), 0)
+	for at, times := range s.crossed {
+		require.Equal(t, 1, times, at)
+	}
+}
+
+func TestTheOthersFinishWhenParticipantsDie(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(rt *rapid.T) {
+		nodes := rapid.IntRange(2, 10).Draw(rt, "nodes")
+		chunks := rapid.IntRange(1, 40).Draw(rt, "chunks")
+		zones := rapid.IntRange(1, 2).Draw(rt, "zones")
+		s := newSwarm(rt, Config{GroupSize: 4, Window: 4}, chunks)
+		pick := func(n int) int { return rapid.IntRange(0, n-1).Draw(rt, "act") }
+		for i := range nodes {
+			s.join(id(i), fmt.Sprint(i%zones), true)
+		}
+		deaths := 0
+		for i := range rapid.IntRange(0, nodes-1).Draw(rt, "deaths") {
+			for range rapid.IntRange(0, 60).Draw(rt, "steps") {
+				s.step(pick)
+			}
+			s.leave(id(i))
+			deaths++
+		}
+		s.run(pick)
+		for i, f := range s.fetched {
+			require.LessOrEqual(rt, f, 1+deaths, "chunk %d is read again only for those who died with it", i)
+		}
+	})
+}
+
+func TestTheOthersFinishWhenParticipantsStall(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(rt *rapid.T) {
+		nodes := rapid.IntRange(2, 8).Draw(rt, "nodes")
+		s := newSwarm(rt, Config{GroupSize: 4, Window: 4}, rapid.IntRange(1, 30).Draw(rt, "chunks"))
+		pick := func(n int) int { return rapid.IntRange(0, n-1).Draw(rt, "act") }
+		for i := range nodes {
+			s.join(id(i), "", true)
+		}
+		for i := range rapid.IntRange(1, nodes-1).Draw(rt, "stalls") {
+			for range rapid.IntRange(0, 40).Draw(rt, "steps") {
+				s.step(pick)
+			}
+			s.nodes[id(i)].stalled = true
+		}
+		s.run(pick)
+	})
+}
+
+func TestLeasesOfOneThatStallsGoToAnother(t *testing.T) {
+	t.Parallel()
+	s := newSwarm(t, Config{}, 8)
+	stalled := s.join(id(0), "", true)
+	require.NotEmpty(t, stalled.leases)
+	s.join(id(1), "", true)
+	stalled.leases = nil // it does nothing
+	n1 := s.nodes[id(1)]
+	for range 100 {
+		for len(n1.have) < 8 && s.step(func(n int) int { return 0 }) {
+		}
+		s.now = s.now.Add(5 * time.Second)
+		s.table.Tick(s.now)
+		s.deliver()
+		stalled.leases = nil
+	}
+	require.Len(t, n1.have, 8)
+}
+
+func TestHopelessIsSaidAtOnce(t *testing.T) {
+	t.Parallel()
+	s := newSwarm(t, Config{}, 3)
+	n := s.join(id(0), "", false)
+	require.True(t, n.hopeless, "no upstream and no holder")
+
+	s = newSwarm(t, Config{}, 3)
+	n = s.join(id(0), "", true)
+	require.False(t, n.hopeless)
+	n.leases = nil
+	s.report(n, Report{Failed: []Failure{{Run: Run{0, 1}, Trouble: Refused}, {Run: Run{1, 1}, Trouble: Refused}}})
+	require.True(t, n.hopeless, "its only upstream refuses")
+}
+
+func TestOnlyOneReadsTheWholeStreamOfARegistryWithoutRange(t *testing.T) {
+	t.Parallel()
+	s := newSwarm(t, Config{}, 30)
+	a, b := s.join(id(0), "", true), s.join(id(1), "", true)
+	run := func(n *node) Run { return Run{First: n.leases[0], Count: 1} }
+	ra, rb := run(a), run(b)
+	a.leases, b.leases = nil, nil
+	s.report(a, Report{Failed: []Failure{{Run: ra, Trouble: NoRange}}})
+	require.NotEmpty(t, a.leases)
+	s.report(b, Report{Failed: []Failure{{Run: rb, Trouble: NoRange}}})
+	require.Empty(t, b.leases)
+	s.run(func(int) int { return 0 })
+	require.InDelta(t, 1.0, s.upstreamCopies(), 0)
+}
+
+func TestSizeThatDiffersIsRefused(t *testing.T) {
+	t.Parallel()
+	s := newSwarm(t, Config{}, 3)
+	s.join(id(0), "", true)
+	err := s.table.Join(s.now, id(1), Join{Upstream: true, Whole: true, Report: Report{Size: s.size() + 1}})
+	require.ErrorIs(t, err, ErrSize)
+}
+
+func TestUnknownSizeIsAskedOnce(t *testing.T) {
+	t.Parallel()
+	table := New(Config{})
+	now := time.Unix(1e9, 0)
+	table.Open(now)
+	leases := map[peer.ID]int{}
+	for i := range 4 {
+		require.NoError(t, table.Join(now, id(i), Join{Upstream: true, Whole: true}))
+	}
+	table.Take(func(to peer.ID, o Orders) { leases[to] += len(o.Leases) })
+	require.Equal(t, map[peer.ID]int{id(0): 1}, leases)
+	require.NoError(t, table.Report(now, id(0), Report{Size: 5 * content.ChunkSize}))
+	sizes := 0
+	table.Take(func(to peer.ID, o Orders) {
+		if o.Size == 5*content.ChunkSize {
+			sizes++
+		}
+	})
+	require.Equal(t, 4, sizes, "everyone is told the size")
+}
+
+func TestARangeBringsOnlyTheChunksItNeeds(t *testing.T) {
+	t.Parallel()
+	s := newSwarm(t, Config{}, 50)
+	n := &node{id: id(0), have: map[int]bool{}, from: map[int]peer.ID{}}
+	s.nodes[n.id] = n
+	require.NoError(t, s.table.Join(s.now, n.id, Join{Upstream: true, Report: Report{Size: s.size(), Need: []Run{{First: 10, Count: 3}}}}))
+	s.deliver()
+	for s.step(func(int) int { return 0 }) {
+	}
+	require.Equal(t, map[int]bool{10: true, 11: true, 12: true}, n.have)
+}

@@ -1,0 +1,185 @@
+package schedule
+
+import (
+	"crypto/sha256"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+// Sum is the SHA-256 of a chunk, the digest inside its CID.
+type Sum = [sha256.Size]byte
+
+// Claim is a peer's word that a chunk of the blob has a certain hash.
+type Claim struct {
+	Index int
+	Sum   Sum
+	// By is who claims it; Signature proves that to whoever is misled (see the swarm package for what is signed).
+	By        peer.ID
+	Signature []byte
+}
+
+// Run is Count chunks from chunk First on.
+type Run struct {
+	First, Count int
+}
+
+// End is the index of the first chunk after the run.
+func (r Run) End() int { return r.First + r.Count }
+
+// Assignment tells a participant whom to ask for a chunk.
+type Assignment struct {
+	Claim
+	From peer.ID
+	// Root is set where the participant is the chunk's home in its group: its progress with it is awaited.
+	Root bool
+}
+
+// Orders are what a participant is told. Orders accumulate: later ones add to earlier ones, and a later Assignment of a
+// chunk replaces an earlier one.
+type Orders struct {
+	// Size of the blob in bytes, 0 where it is not known yet.
+	Size int64
+	// Leases are runs to read from upstream, to be claimed chunk by chunk.
+	Leases []Run
+	Chunks []Assignment
+	// Hopeless: no participant can ask upstream, and no holder is known.
+	Hopeless bool
+}
+
+// Empty tells whether the orders say nothing.
+func (o *Orders) Empty() bool {
+	return o.Size == 0 && len(o.Leases) == 0 && len(o.Chunks) == 0 && !o.Hopeless
+}
+
+// Merge adds later orders to o.
+func (o *Orders) Merge(later Orders) {
+	if later.Size != 0 {
+		o.Size = later.Size
+	}
+	o.Leases = append(o.Leases, later.Leases...)
+	o.Chunks = append(o.Chunks, later.Chunks...)
+	o.Hopeless = o.Hopeless || later.Hopeless
+}
+
+// Trouble says why a participant gives a lease back.
+type Trouble uint8
+
+// The troubles.
+const (
+	// Transient: upstream failed in a way that may pass. The participant is leased nothing for a while.
+	Transient Trouble = iota + 1
+	// Refused: upstream refuses this participant's credentials or does not have the blob. It is leased nothing more.
+	Refused
+	// NoRange: upstream ignores Range requests; the participant reads the whole blob, and alone.
+	NoRange
+)
+
+// Failure gives back a lease.
+type Failure struct {
+	Run     Run
+	Trouble Trouble
+}
+
+// Suspicion reports that a peer did not deliver a chunk that it was the source of.
+type Suspicion struct {
+	Index int
+	From  peer.ID
+}
+
+// Report is what a participant tells. Each field that is not empty counts; reports may be merged.
+type Report struct {
+	// Size of the blob in bytes, once upstream has told it.
+	Size int64
+	// Claims of chunks that the participant has read from upstream. They imply Have.
+	Claims []Claim
+	// Have are chunks that the participant has and has checked against their claims.
+	Have []int
+	// Need are further runs that its readers want.
+	Need     []Run
+	Failed   []Failure
+	Suspects []Suspicion
+	// Reading: bytes of its leases are coming, if slowly, or it is about to ask for them. It keeps them.
+	Reading bool
+	// Complete: it has the whole blob and the digest is right.
+	Complete bool
+}
+
+// Empty tells whether the report says nothing.
+func (r *Report) Empty() bool {
+	return r.Size == 0 && len(r.Claims) == 0 && len(r.Have) == 0 && len(r.Need) == 0 && len(r.Failed) == 0 &&
+		len(r.Suspects) == 0 && !r.Reading && !r.Complete
+}
+
+// Merge adds a later report to r.
+func (r *Report) Merge(later Report) {
+	if later.Size != 0 {
+		r.Size = later.Size
+	}
+	r.Claims = append(r.Claims, later.Claims...)
+	r.Have = append(r.Have, later.Have...)
+	r.Need = append(r.Need, later.Need...)
+	r.Failed = append(r.Failed, later.Failed...)
+	r.Suspects = append(r.Suspects, later.Suspects...)
+	r.Reading = r.Reading || later.Reading
+	r.Complete = r.Complete || later.Complete
+}
+
+// Join is how a participant enters.
+type Join struct {
+	Zone string
+	// Upstream: it can ask the registry.
+	Upstream bool
+	// Whole: it needs every chunk. Otherwise Report.Need tells what it needs.
+	Whole bool
+	// Leased are runs that it is reading from upstream already, on orders of an earlier coordinator.
+	Leased []Run
+	// Report is what it brings: size, claims, chunks it has.
+	Report
+}
+
+// Config bounds a table's decisions. The zero value means the defaults.
+type Config struct {
+	// GroupSize is the most participants of a group; default 64.
+	GroupSize int
+	// UpstreamRuns is the least number of runs that are leased at one time, over all participants; default 4, as many
+	// requests as a single client opens for an image's layers. See Table.runsLeft.
+	UpstreamRuns int
+	// PeerRuns is how many runs are leased to one participant at one time; default 2.
+	PeerRuns int
+	// MaxRun is the most chunks of a run; default 16.
+	MaxRun int
+	// Window is how many chunks a participant is told to bring into its group from peers at one time; default 16.
+	Window int
+	// DirectWindow is how many chunks it is told to take from complete holders at one time; default 24.
+	DirectWindow int
+	// Told is how many chunks with a home a participant is told to ask for at one time; default 32.
+	Told int
+	// LeaseTimeout is after how long without a claim or a report of reading a lease is given to another;
+	// default 5 s.
+	LeaseTimeout time.Duration
+	// Penalty is how long a participant that failed is given nothing to bring; default 15 s.
+	Penalty time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	def := func(v *int, d int) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	def(&c.GroupSize, 64)
+	def(&c.UpstreamRuns, 4)
+	def(&c.PeerRuns, 2)
+	def(&c.MaxRun, 16)
+	def(&c.Window, 16)
+	def(&c.DirectWindow, 24)
+	def(&c.Told, 32)
+	if c.LeaseTimeout <= 0 {
+		c.LeaseTimeout = 5 * time.Second
+	}
+	if c.Penalty <= 0 {
+		c.Penalty = 15 * time.Second
+	}
+	return c
+}

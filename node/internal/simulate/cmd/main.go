@@ -1,0 +1,88 @@
+// Command cmd simulates bursts and prints what they cost, a line each, as a Markdown table:
+//
+//	go run ./node/internal/simulate/cmd -nodes 100,1000 -registry 40
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"runtime/pprof"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/shoal-cache/shoal/node/internal/simulate"
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	var cfg simulate.Config
+	nodes := flag.String("nodes", "100,1000", "numbers of nodes, one run each")
+	size := flag.Int64("size", 1024, "of the image in MiB")
+	layers := flag.Int("layers", 1, "equal parts that the image has")
+	link := flag.Float64("link", 10, "Gbit/s of a node's link, each way")
+	registry := flag.Float64("registry", 10, "Gbit/s of the registry's link")
+	flag.IntVar(&cfg.Zones, "zones", 1, "zones over which the nodes are spread")
+	flag.DurationVar(&cfg.Stagger, "stagger", 0, "time over which the nodes start")
+	flag.Float64Var(&cfg.Deaths, "deaths", 0, "share of nodes that die during the pull")
+	flag.BoolVar(&cfg.SilentDeaths, "silent", false, "those that die do so without a word")
+	flag.IntVar(&cfg.Schedule.GroupSize, "group", 0, "most nodes of a group (0: the agent's default)")
+	flag.IntVar(&cfg.Schedule.UpstreamRuns, "upstream-runs", 0, "fewest runs that may be leased at one time (0: the agent's default)")
+	flag.Float64Var(&cfg.TableCharge, "table-charge", 0, "virtual time that the coordinator takes for each second its table really took")
+	flag.DurationVar(&cfg.MessageCost, "message-cost", 0, "time that the coordinator takes to write one message")
+	flag.Uint64Var(&cfg.Seed, "seed", 1, "of all that is random")
+	paper := flag.Int("paper", 0, "print instead what the DHT costs where each node holds so many blobs")
+	profile := flag.String("cpuprofile", "", "file for a CPU profile")
+	flag.Parse()
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err != nil {
+			return err
+		}
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
+	for range *layers {
+		cfg.Blobs = append(cfg.Blobs, *size<<20/int64(*layers))
+	}
+	cfg.NodeRate, cfg.RegistryRate = *link*1e9, *registry*1e9
+
+	head := "| nodes | ideal s | first | median | last over ideal | end s | registry copies | requests | busiest sent | peers median, most " +
+		"| into a zone | reports | orders | assignments | control MB in, out | table CPU s (per GiB) | died | run s |"
+	if *paper > 0 {
+		head = "| nodes | records mean, most | messages and bytes to provide a blob | bytes/s per node |"
+	}
+	fmt.Println(head)
+	fmt.Println(strings.Repeat("| --- ", strings.Count(head, "|")-1) + "|")
+	for field := range strings.SplitSeq(*nodes, ",") {
+		n, err := strconv.Atoi(field)
+		if err != nil || n < 1 {
+			return fmt.Errorf("-nodes %q: %q is no number of nodes", *nodes, field)
+		}
+		if *paper > 0 {
+			p := simulate.OnPaper(n, *paper)
+			fmt.Printf("| %d | %d, %d | %d, %d | %.0f |\n", n, p.MeanRecords, p.MostRecords, p.ProvideMessages, p.ProvideBytes, p.Rate)
+			continue
+		}
+		cfg.Nodes = n
+		start := time.Now()
+		r, err := simulate.Run(cfg)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("| %d | %.3f | %.2f | %.2f | %.2f | %.2f | %.3f | %d | %.2f | %d, %d | %.3f | %d | %d | %d | %.1f, %.1f | %.1f (%.4f) | %d | %.0f |\n",
+			n, r.Ideal.Seconds(), r.OverIdeal(r.First), r.OverIdeal(r.Median), r.OverIdeal(r.Last), r.End.Seconds(), r.RegistryCopies,
+			r.RegistryRequests, r.BusiestCopies, r.MedianPartners, r.MostPartners, r.CrossingCopies, r.Reports, r.Orders, r.Assignments,
+			float64(r.ControlIn)/1e6, float64(r.ControlOut)/1e6, r.TableCPU.Seconds(), r.TableCPUPerGiB(), r.Died, time.Since(start).Seconds())
+	}
+	return nil
+}

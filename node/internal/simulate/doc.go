@@ -1,0 +1,25 @@
+// Package simulate runs the scheduling code of package schedule, unchanged, over thousands of virtual nodes in virtual
+// time, to see what a swarm costs that is larger than any rig. One event loop stands for all nodes; the same seed gives
+// the same run.
+//
+// # What is real
+//
+// Each blob's coordinator is a schedule.Table. Its calls, and what they cost in CPU time, are those of an agent.
+//
+// # What is modelled
+//
+//   - Links. A node has an up-link and a down-link. An up-link sends one chunk at a time, to each peer that waits for
+//     one in its turn, as the Bitswap server does; a chunk occupies the receiver's down-link for as long as its rate
+//     says, in the order in which chunks were sent. What the receiver's link cannot take yet waits in the network
+//     without holding the sender up; the window of each node bounds it. The network between has no other limit.
+//   - The registry has an up-link of its own, shared chunk by chunk by the runs that are read from it.
+//   - Messages (reports, orders, wants) take the latency between two nodes. Orders leave the coordinator through its
+//     up-link, ahead of chunks; those that pile up for one participant reach it as one message, as its mailbox has it.
+//   - The participant: windows, order of wants, reports in batches, leased runs, dead peers, as package fetch does it with
+//     its default options.
+//
+// # What is not
+//
+// Processors (unless Config.TableCharge and Config.MessageCost are set), disks, hashing, lost packets, the DHT (see
+// OnPaper) and the failure of a coordinator. So a result is what the schedule and the links allow: a lower bound.
+package simulate

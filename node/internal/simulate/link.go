@@ -1,0 +1,111 @@
+package simulate
+
+import (
+	"slices"
+	"time"
+)
+
+// uplink sends one chunk at a time, to those that wait in turn.
+type uplink struct {
+	events *events
+	rate   float64 // bytes per second
+	lines  map[int]*line
+	turn   []*line
+	busy   bool
+	debt   time.Duration // time that messages took, by which the next chunk starts later
+	sent   int64         // bytes of chunks
+	closed bool          // the sender is dead
+}
+
+// line is what waits for one receiver.
+type line struct{ parcels []parcel }
+
+// parcel is a chunk on its way. The one with the highest priority in its line goes first.
+type parcel struct {
+	size     int64
+	priority int
+	latency  time.Duration
+	to       *downlink
+	// arrived is called when the last byte is there, with the time at which it was sent.
+	arrived func(sent time.Duration)
+}
+
+// downlink takes chunks in the order in which they were sent.
+type downlink struct {
+	rate   float64       // bytes per second
+	free   time.Duration // when it has taken all that was sent to it so far
+	closed bool          // the receiver is dead, and no one sends to it any more
+}
+
+func newUplink(es *events, rate float64) *uplink {
+	return &uplink{events: es, rate: rate, lines: map[int]*line{}}
+}
+
+// offer queues a chunk for the receiver that key names.
+func (u *uplink) offer(key int, p parcel) {
+	l := u.lines[key]
+	if l == nil {
+		l = &line{}
+		u.lines[key] = l
+		u.turn = append(u.turn, l)
+	} else if len(l.parcels) == 0 {
+		u.turn = append(u.turn, l)
+	}
+	l.parcels = append(l.parcels, p)
+	if !u.busy {
+		u.debt = 0 // messages went while there was nothing else to send
+		u.serve()
+	}
+}
+
+func (u *uplink) serve() {
+	p, ok := u.next()
+	u.busy = ok
+	if !ok {
+		return
+	}
+	// The receiver gets the first byte one latency after the sender sends it, and can be faster than neither link.
+	start := u.events.now + u.debt
+	u.debt = 0
+	sent := start + transfer(p.size, u.rate)
+	begin := max(start+p.latency, p.to.free)
+	arrived := max(begin+transfer(p.size, p.to.rate), sent+p.latency)
+	p.to.free = arrived
+	u.sent += p.size
+	u.events.at(sent, u.serve)
+	u.events.at(arrived, func() { p.arrived(sent) })
+}
+
+// next takes the parcel that is to go next: of the line whose turn it is the one of the highest priority.
+func (u *uplink) next() (parcel, bool) {
+	for !u.closed && len(u.turn) > 0 {
+		l := u.turn[0]
+		u.turn = u.turn[1:]
+		best := 0
+		for i := range l.parcels {
+			if l.parcels[i].priority > l.parcels[best].priority {
+				best = i
+			}
+		}
+		p := l.parcels[best]
+		l.parcels = slices.Delete(l.parcels, best, best+1)
+		if len(l.parcels) > 0 {
+			u.turn = append(u.turn, l)
+		}
+		if !p.to.closed {
+			return p, true
+		}
+	}
+	return parcel{}, false
+}
+
+// message sends some bytes ahead of chunks, and returns how long they take.
+func (u *uplink) message(size int64) time.Duration {
+	d := transfer(size, u.rate)
+	u.debt += d
+	return d
+}
+
+func transfer(size int64, rate float64) time.Duration {
+	return time.Duration(float64(size) / rate * float64(time.Second))
+}

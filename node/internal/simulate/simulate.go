@@ -1,0 +1,251 @@
+package simulate
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/bits-and-blooms/bitset"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
+)
+
+// ErrUnfinished: there were nodes that did not get all blobs before Config.Limit.
+var ErrUnfinished = errors.New("nodes did not finish")
+
+// Config describes a burst. The zero value of a field means its default.
+type Config struct {
+	Nodes int
+	// Blobs are the sizes in bytes of the image's layers, all pulled at once.
+	Blobs []int64
+	// NodeRate is the rate of a node's up-link and of its down-link, RegistryRate that of the registry's up-link, in bits
+	// per second; default 10 Gbit/s each.
+	NodeRate, RegistryRate float64
+	// Zones over which the nodes are spread in turn; default 1.
+	Zones int
+	// ZoneLatency is the one-way time of a message within a zone (default 200 µs), FarLatency between zones (default
+	// 2 ms), RegistryLatency from and to the registry (default 2 ms).
+	ZoneLatency, FarLatency, RegistryLatency time.Duration
+	// Discovery is how long a coordinator looks for holders before it sends anyone upstream; default 20 ms, a few
+	// round trips of a DHT lookup (swarm.Options.DiscoveryGrace bounds it in an agent).
+	Discovery time.Duration
+	// Stagger is the time over which the starts of the nodes are spread evenly at random; default 0, all at once.
+	Stagger time.Duration
+	// Deaths is the share of nodes that die, each at a random time within DeathsWithin (default: the ideal time) of its
+	// start. The coordinators do not. SilentDeaths: their connections are not reset, they just say nothing any more.
+	Deaths       float64
+	DeathsWithin time.Duration
+	SilentDeaths bool
+	// TableCharge has the coordinator take that many times the CPU time that the table's calls really took, one call after
+	// the other; default 0: none. A run with it is not reproducible. MessageCost is how long it takes to write one message
+	// of orders, one after the other; default 0.
+	TableCharge float64
+	MessageCost time.Duration
+	Schedule    schedule.Config
+	Seed        uint64
+	// Limit is the virtual time after which a run is given up; default 10 min.
+	Limit time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	c.NodeRate = orDefault(c.NodeRate, 10e9)
+	c.RegistryRate = orDefault(c.RegistryRate, 10e9)
+	c.Zones = orDefault(c.Zones, 1)
+	c.ZoneLatency = orDefault(c.ZoneLatency, 200*time.Microsecond)
+	c.FarLatency = orDefault(c.FarLatency, 2*time.Millisecond)
+	c.RegistryLatency = orDefault(c.RegistryLatency, 2*time.Millisecond)
+	c.Discovery = orDefault(c.Discovery, 20*time.Millisecond)
+	c.DeathsWithin = orDefault(c.DeathsWithin, c.ideal())
+	c.Limit = orDefault(c.Limit, 10*time.Minute)
+	return c
+}
+
+func orDefault[T int | float64 | time.Duration](v, d T) T {
+	if v <= 0 {
+		return d
+	}
+	return v
+}
+
+func (c Config) size() (total int64) {
+	for _, b := range c.Blobs {
+		total += b
+	}
+	return total
+}
+
+// ideal is the time that the image takes over the narrowest link.
+func (c Config) ideal() time.Duration { return transfer(c.size(), min(c.NodeRate, c.RegistryRate)/8) }
+
+// Result is what a burst cost. Copies are bytes over the bytes of the image.
+type Result struct {
+	Nodes, Died int
+	Ideal       time.Duration
+	// First, Median and Last are when nodes were done, each from its own start.
+	First, Median, Last time.Duration
+	// End is when the last node was done, from the first start.
+	End              time.Duration
+	RegistryCopies   float64
+	RegistryRequests int
+	// BusiestCopies is what the node that sent most sent; Partners how many others a node asked or served.
+	BusiestCopies                float64
+	MedianPartners, MostPartners int
+	// CrossingCopies is what entered a zone from other zones' nodes, for the zone that took most.
+	CrossingCopies float64
+	// Duplicates are chunks that came though the node had them.
+	Duplicates int
+	// Reports and Orders are messages to and from all coordinators, Assignments what the orders held.
+	Reports, Orders, Assignments int64
+	ControlIn, ControlOut        int64 // bytes
+	// TableCPU is the CPU time really spent in the tables, and Delivered how many bytes the nodes got by it.
+	TableCPU  time.Duration
+	Delivered int64
+}
+
+// OverIdeal is a time over the ideal one.
+func (r *Result) OverIdeal(t time.Duration) float64 { return float64(t) / float64(r.Ideal) }
+
+// TableCPUPerGiB is the tables' CPU time in seconds for each GiB that nodes got.
+func (r *Result) TableCPUPerGiB() float64 {
+	return r.TableCPU.Seconds() / (float64(r.Delivered) / (1 << 30))
+}
+
+type peerID = peer.ID
+
+type simulation struct {
+	events
+	cfg              Config
+	nodes            []*node
+	blobs            []*blob
+	registry         *uplink
+	registryRequests int
+	stream           int // of the registry, counted on
+	unfinished       int
+	duplicates       int
+}
+
+type blob struct {
+	index, chunks int
+	size          int64
+	coordinator   *coordinator
+}
+
+// Run simulates a burst. It fails with ErrUnfinished.
+func Run(cfg Config) (*Result, error) {
+	defer lockThread()()
+	cfg = cfg.withDefaults()
+	s := &simulation{cfg: cfg, unfinished: cfg.Nodes}
+	s.registry = newUplink(&s.events, cfg.RegistryRate/8)
+	random := rand.New(rand.NewPCG(cfg.Seed, 0))
+	for i := range cfg.Nodes {
+		s.nodes = append(s.nodes, &node{
+			sim: s, index: i, id: idOf(i), zone: fmt.Sprint("zone-", i%cfg.Zones), up: newUplink(&s.events, cfg.NodeRate/8),
+			down: downlink{rate: cfg.NodeRate / 8}, died: alive, partners: bitset.New(uint(cfg.Nodes)),
+		})
+	}
+	hosts := map[*node]bool{}
+	for i, size := range cfg.Blobs {
+		b := &blob{index: i, size: size, chunks: content.Chunks(size)}
+		s.blobs = append(s.blobs, b)
+		host := s.nodes[random.IntN(cfg.Nodes)] // whose ID is nearest to the digest, which is as good as random
+		hosts[host] = true
+		b.coordinator = newCoordinator(s, b, host)
+		for _, n := range s.nodes {
+			n.fetches = append(n.fetches, newFetch(n, b))
+		}
+	}
+	starts := make([]time.Duration, cfg.Nodes)
+	for i, n := range s.nodes {
+		if cfg.Stagger > 0 {
+			starts[i] = upTo(random, cfg.Stagger)
+		}
+		s.at(starts[i], n.start)
+	}
+	for _, i := range random.Perm(cfg.Nodes)[:int(cfg.Deaths*float64(cfg.Nodes))] {
+		if n := s.nodes[i]; !hosts[n] {
+			s.at(starts[i]+upTo(random, cfg.DeathsWithin), n.die)
+		}
+	}
+	for s.unfinished > 0 && s.now < cfg.Limit && s.step() {
+	}
+	r := s.result(starts)
+	if s.unfinished > 0 {
+		return r, fmt.Errorf("%d of %d after %s: %w", s.unfinished, cfg.Nodes, s.now, ErrUnfinished)
+	}
+	return r, nil
+}
+
+func upTo(r *rand.Rand, below time.Duration) time.Duration {
+	return time.Duration(r.Int64N(int64(below)))
+}
+
+// clock is the virtual time as the table knows it.
+func (s *simulation) clock() time.Time { return time.Unix(1e9, 0).Add(s.now) }
+
+func (s *simulation) latency(a, b *node) time.Duration {
+	switch {
+	case a == b:
+		return 0
+	case a.zone == b.zone:
+		return s.cfg.ZoneLatency
+	}
+	return s.cfg.FarLatency
+}
+
+func (s *simulation) result(starts []time.Duration) *Result {
+	size := float64(s.cfg.size())
+	r := &Result{
+		Nodes: len(s.nodes), Ideal: s.cfg.ideal(), RegistryCopies: float64(s.registry.sent) / size,
+		RegistryRequests: s.registryRequests, Duplicates: s.duplicates,
+	}
+	var times []time.Duration
+	var partners []int
+	crossed := map[string]int64{}
+	for i, n := range s.nodes {
+		if n.done > 0 {
+			times = append(times, n.done-starts[i])
+			r.End = max(r.End, n.done)
+			r.Delivered += s.cfg.size()
+		} else if n.died != alive {
+			r.Died++
+		}
+		r.BusiestCopies = max(r.BusiestCopies, float64(n.up.sent)/size)
+		partners = append(partners, int(n.partners.Count()))
+		crossed[n.zone] += n.crossed
+	}
+	for _, c := range crossed {
+		r.CrossingCopies = max(r.CrossingCopies, float64(c)/size)
+	}
+	slices.Sort(partners)
+	r.MedianPartners, r.MostPartners = partners[len(partners)/2], partners[len(partners)-1]
+	if len(times) > 0 {
+		slices.Sort(times)
+		r.First, r.Median, r.Last = times[0], times[len(times)/2], times[len(times)-1]
+	}
+	for _, b := range s.blobs {
+		c := b.coordinator
+		r.Reports += c.reports
+		r.Orders += c.orders
+		r.Assignments += c.assignments
+		r.ControlIn += c.bytesIn
+		r.ControlOut += c.bytesOut
+		r.TableCPU += c.cpu
+	}
+	return r
+}
+
+func idOf(i int) peerID { return peerID(binary.BigEndian.AppendUint32(nil, uint32(i))) }
+
+func indexOf(id peerID) int { return int(binary.BigEndian.Uint32([]byte(id))) }
+
+// sum stands for a chunk's hash.
+func sum(b *blob, i int) (s schedule.Sum) {
+	binary.BigEndian.PutUint32(s[:], uint32(b.index))
+	binary.BigEndian.PutUint32(s[4:], uint32(i))
+	return s
+}

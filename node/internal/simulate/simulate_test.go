@@ -1,0 +1,120 @@
+package simulate
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/schedule"
+)
+
+const mib = 1 << 20
+
+// burst is a small swarm, over links that make an image of 64 MiB take about half a second.
+func burst(t *testing.T, change func(*Config)) *Result {
+	t.Helper()
+	cfg := Config{Nodes: 24, Blobs: []int64{64 * mib}, NodeRate: 1e9, RegistryRate: 1e9, Schedule: schedule.Config{GroupSize: 8}, Seed: 1}
+	if change != nil {
+		change(&cfg)
+	}
+	r, err := Run(cfg)
+	require.NoError(t, err)
+	r.TableCPU = 0 // it is measured, and never the same
+	return r
+}
+
+func TestBurstTakesEachByteFromTheRegistryOnce(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*Config){
+		"one node":                      func(c *Config) { c.Nodes = 1 },
+		"one group":                     func(c *Config) { c.Nodes = 8 },
+		"several groups":                nil,
+		"four layers":                   func(c *Config) { c.Blobs = []int64{16 * mib, 16 * mib, 16 * mib, 16*mib - 5} },
+		"a fast registry":               func(c *Config) { c.RegistryRate = 4e9 },
+		"three zones":                   func(c *Config) { c.Zones = 3 },
+		"started one after the other":   func(c *Config) { c.Stagger = 2 * time.Second },
+		"a coordinator that takes time": func(c *Config) { c.MessageCost = 50 * time.Microsecond },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := burst(t, change)
+			require.InDelta(t, 1.0, r.RegistryCopies, 0)
+			require.Zero(t, r.Duplicates)
+			require.GreaterOrEqual(t, r.OverIdeal(r.First), 1.0, "no link carries more than it can")
+			if name != "started one after the other" { // there the first to be complete serves those who come next
+				require.LessOrEqual(t, r.BusiestCopies, 2.0)
+				require.LessOrEqual(t, r.OverIdeal(r.Last), 2.0)
+			}
+		})
+	}
+}
+
+func TestZonesAreEnteredOnce(t *testing.T) {
+	t.Parallel()
+	r := burst(t, func(c *Config) { c.Zones = 3 })
+	require.LessOrEqual(t, r.CrossingCopies, 1.0)
+	require.Greater(t, r.CrossingCopies, 0.5, "most chunks were read from the registry in another zone")
+}
+
+func TestSameSeedGivesTheSameRun(t *testing.T) {
+	t.Parallel()
+	change := func(c *Config) { c.Zones, c.Stagger, c.Deaths = 2, time.Second, 0.2 }
+	require.Equal(t, burst(t, change), burst(t, change))
+	require.NotEqual(t, burst(t, change), burst(t, func(c *Config) { change(c); c.Seed = 2 }))
+}
+
+func TestTheOthersFinishWhenNodesDie(t *testing.T) {
+	t.Parallel()
+	for name, silent := range map[string]bool{"with their connections reset": false, "silently": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := burst(t, func(c *Config) { c.Nodes, c.Deaths, c.SilentDeaths = 40, 0.2, silent })
+			require.Positive(t, r.Died)
+			require.EqualValues(t, r.Nodes-r.Died, r.Delivered/(64*mib))
+			require.LessOrEqual(t, r.RegistryCopies, 1.3, "only what was lost with them is read again")
+		})
+	}
+}
+
+func TestNodesThatFallSilentMakeNobodyWaitForOneWhoWaits(t *testing.T) {
+	t.Parallel()
+	r := burst(t, func(c *Config) {
+		c.Nodes, c.Blobs, c.NodeRate, c.RegistryRate, c.Schedule = 100, []int64{1 << 30}, 10e9, 10e9, schedule.Config{}
+		c.Deaths, c.SilentDeaths = 0.02, true
+	})
+	require.Equal(t, 2, r.Died)
+	require.Less(t, r.Last, peerPatience)
+}
+
+func TestUnfinishedBurstIsAnError(t *testing.T) {
+	t.Parallel()
+	_, err := Run(Config{Nodes: 4, Blobs: []int64{64 * mib}, NodeRate: 1e6, Limit: time.Second})
+	require.ErrorIs(t, err, ErrUnfinished)
+}
+
+func TestLinkIsSharedFairlyAndIsNeverFasterThanItsRate(t *testing.T) {
+	t.Parallel()
+	var es events
+	const rate = 1000.0
+	up := newUplink(&es, rate)
+	slow, fast := &downlink{rate: rate / 4}, &downlink{rate: rate * 4}
+	var at []time.Duration
+	var fastAt []time.Duration
+	for range 2 {
+		up.offer(1, parcel{size: 1000, latency: time.Second, to: slow, arrived: func(time.Duration) { at = append(at, es.now) }})
+		up.offer(2, parcel{size: 1000, to: fast, arrived: func(time.Duration) { fastAt = append(fastAt, es.now) }})
+	}
+	for es.step() {
+	}
+	require.Equal(t, []time.Duration{5 * time.Second, 9 * time.Second}, at, "4 s each, one after the other, after a latency")
+	require.Equal(t, []time.Duration{2 * time.Second, 4 * time.Second}, fastAt, "every other turn")
+}
+
+func TestRecordsOnPaper(t *testing.T) {
+	t.Parallel()
+	p := OnPaper(5000, 100)
+	require.Equal(t, 2000, p.MeanRecords, "20 of 5,000 nodes keep a record for each of 5,000 holders of 100 blobs")
+	require.Equal(t, 5000, p.MostRecords)
+	require.Less(t, OnPaper(10, 100).ProvideBytes, p.ProvideBytes)
+}
