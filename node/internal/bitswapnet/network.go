@@ -1,0 +1,160 @@
+// Package bitswapnet is boxo's Bitswap network with a codec that copies no block.
+//
+// boxo encodes a message into one buffer and decodes it into fresh memory for every block. With blocks of 1 MiB that is
+// most of what an agent spends on moving bytes: two copies, and page faults in memory that is used once. The wire format
+// allows better: a block's bytes are a field of their own, so they are written from where they are, and read in place, in
+// a buffer that the next message uses again. Everything else is boxo's, and so is the format (Bitswap 1.1 and 1.2).
+package bitswapnet
+
+import (
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/ipfs/boxo/bitswap/message"
+	"github.com/ipfs/boxo/bitswap/network"
+	"github.com/ipfs/boxo/bitswap/network/bsnet"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/libp2p/go-libp2p/core/host"
+	libp2p "github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-msgio"
+)
+
+const (
+	// minRate is the rate in bytes per second, 100 kbit/s, below which the sending of a message is given up.
+	minRate = 100_000 / 8
+	// minSendTimeout is what the smallest message may take.
+	minSendTimeout = 10 * time.Second
+	// maxSendTimeout is what the largest message may take.
+	maxSendTimeout = 2 * time.Minute
+)
+
+// protocols are those whose messages carry the prefixes of their blocks' CIDs, newest first.
+var protocols = []protocol.ID{bsnet.ProtocolBitswap, bsnet.ProtocolBitswapOneOne}
+
+// Lent is a block whose bytes are lent: SendMessage releases it once they are on their way. RawData keeps its length
+// then, but may hold other bytes.
+type Lent interface {
+	blocks.Block
+	Release()
+}
+
+// Network is a network.BitSwapNetwork. The messages that it hands to receivers, and the bytes of their blocks, are theirs
+// until ReceiveMessage returns.
+type Network struct {
+	network.BitSwapNetwork
+	host      host.Host
+	events    *network.ConnectEventManager
+	receivers []network.Receiver
+
+	sent, received atomic.Uint64
+}
+
+var _ network.BitSwapNetwork = (*Network)(nil)
+
+// New makes a network over h.
+func New(h host.Host) *Network {
+	events := network.NewConnectEventManager()
+	return &Network{
+		BitSwapNetwork: bsnet.NewFromIpfsHost(h, bsnet.SupportedProtocols(slices.Clone(protocols)), bsnet.WithConnectEventManager(events)),
+		host:           h, events: events,
+	}
+}
+
+// Start begins to hand messages and changes of connections to the receivers. It is called once.
+func (n *Network) Start(receivers ...network.Receiver) {
+	n.receivers = receivers
+	n.BitSwapNetwork.Start(receivers...)
+	for _, p := range protocols {
+		n.host.SetStreamHandler(p, n.receive) // in place of boxo's
+	}
+}
+
+// Stats counts messages both ways.
+func (n *Network) Stats() network.Stats {
+	s := n.BitSwapNetwork.Stats()
+	s.MessagesSent += n.sent.Load()
+	s.MessagesRecvd += n.received.Load()
+	return s
+}
+
+// SendMessage sends m to p on a stream of its own, and releases the blocks that are lent.
+func (n *Network) SendMessage(ctx context.Context, p peer.ID, m message.BitSwapMessage) error {
+	defer func() {
+		for _, b := range m.Blocks() {
+			if l, ok := b.(Lent); ok {
+				l.Release()
+			}
+		}
+	}()
+	s, err := n.host.NewStream(ctx, p, protocols...)
+	if err != nil {
+		return err
+	}
+	timeout := sendTimeout(m.Size())
+	deadline := time.Now().Add(timeout)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	_ = s.SetWriteDeadline(deadline) // a stream that takes none fails at the write
+	if err := encode(s, m); err != nil {
+		_ = s.Reset()
+		return err
+	}
+	n.sent.Add(1)
+	closeStream(s, timeout)
+	return nil
+}
+
+func sendTimeout(size int) time.Duration {
+	return min(max(minSendTimeout, time.Duration(size)*time.Second/minRate), maxSendTimeout)
+}
+
+// closeStream does not wait: to close a stream is to read the other side's agreement on the protocol, and a peer that has
+// fallen silent must not hold up whoever sends to others.
+func closeStream(s libp2p.Stream, timeout time.Duration) {
+	_ = s.SetReadDeadline(time.Now().Add(timeout))
+	go func() { _ = s.Close() }()
+}
+
+// receive reads the messages of a stream that a peer has opened.
+func (n *Network) receive(s libp2p.Stream) {
+	defer closeStream(s, minSendTimeout)
+	p := s.Conn().RemotePeer()
+	frames := msgio.NewVarintReaderSize(s, libp2p.MessageSizeMax)
+	for {
+		frame, err := frames.ReadMsg()
+		if err == nil {
+			err = n.deliver(p, frame)
+			frames.ReleaseMsg(frame)
+		}
+		if err == nil {
+			continue
+		}
+		if !errors.Is(err, io.EOF) {
+			_ = s.Reset()
+			for _, r := range n.receivers {
+				r.ReceiveError(err)
+			}
+		}
+		return
+	}
+}
+
+func (n *Network) deliver(p peer.ID, frame []byte) error {
+	m, err := decode(frame)
+	if err != nil {
+		return err
+	}
+	n.received.Add(1)
+	n.events.OnMessage(p)
+	for _, r := range n.receivers {
+		r.ReceiveMessage(context.Background(), p, m)
+	}
+	return nil
+}

@@ -1,0 +1,137 @@
+package bitswapnet
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"testing"
+	"time"
+
+	"github.com/ipfs/boxo/bitswap/message"
+	"github.com/ipfs/boxo/bitswap/network"
+	"github.com/ipfs/boxo/bitswap/network/bsnet"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/stretchr/testify/require"
+)
+
+// receiver copies what it is handed.
+type receiver struct {
+	blocks chan []byte
+	errors chan error
+}
+
+func newReceiver() receiver { return receiver{make(chan []byte, 16), make(chan error, 16)} }
+
+func (r receiver) ReceiveMessage(_ context.Context, _ peer.ID, m message.BitSwapMessage) {
+	for _, b := range m.Blocks() {
+		r.blocks <- bytes.Clone(b.RawData())
+	}
+}
+func (r receiver) ReceiveError(err error) { r.errors <- err }
+func (receiver) PeerConnected(peer.ID)    {}
+func (receiver) PeerDisconnected(peer.ID) {}
+
+type lent struct {
+	blocks.Block
+	released chan struct{}
+}
+
+func (l lent) Release() { close(l.released) }
+
+func newHost(t *testing.T) host.Host {
+	h, err := libp2p.New(libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(), libp2p.DisableMetrics())
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = h.Close() })
+	return h
+}
+
+func take[T any](t *testing.T, c <-chan T) T {
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(time.Minute):
+		require.FailNow(t, "nothing came within a minute")
+		panic("unreachable")
+	}
+}
+
+func TestBlocksReachTheOtherSideWhoeverWroteIt(t *testing.T) {
+	t.Parallel()
+	own := func(h host.Host) network.BitSwapNetwork { return New(h) }
+	boxo := func(h host.Host) network.BitSwapNetwork { return bsnet.NewFromIpfsHost(h) }
+	for name, sides := range map[string][2]func(host.Host) network.BitSwapNetwork{
+		"own to own":  {own, own},
+		"own to boxo": {own, boxo},
+		"boxo to own": {boxo, own},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a, b := newHost(t), newHost(t)
+			from, to, r := sides[0](a), sides[1](b), newReceiver()
+			from.Start(newReceiver())
+			t.Cleanup(from.Stop)
+			to.Start(r)
+			t.Cleanup(to.Stop)
+			require.NoError(t, from.Connect(t.Context(), peer.AddrInfo{ID: b.ID(), Addrs: b.Addrs()}))
+			for range 3 { // so that buffers are used again
+				data := make([]byte, 1<<20)
+				_, _ = rand.Read(data)
+				m := message.New(false)
+				m.AddBlock(block(t, data, cid.Raw))
+				require.NoError(t, from.SendMessage(t.Context(), b.ID(), m))
+				require.True(t, bytes.Equal(data, take(t, r.blocks)))
+			}
+			require.EqualValues(t, 3, from.Stats().MessagesSent)
+			require.EqualValues(t, 3, to.Stats().MessagesRecvd)
+		})
+	}
+}
+
+func TestLentBlocksAreReleasedWhetherTheyWereSentOrNot(t *testing.T) {
+	t.Parallel()
+	a, b := newHost(t), newHost(t)
+	from, to := New(a), New(b)
+	from.Start(newReceiver())
+	t.Cleanup(from.Stop)
+	to.Start(newReceiver())
+	t.Cleanup(to.Stop)
+	require.NoError(t, from.Connect(t.Context(), peer.AddrInfo{ID: b.ID(), Addrs: b.Addrs()}))
+	send := func(data string) (lent, error) {
+		l := lent{block(t, []byte(data), cid.Raw), make(chan struct{})}
+		m := message.New(false)
+		m.AddBlock(l)
+		return l, from.SendMessage(t.Context(), b.ID(), m)
+	}
+	l, err := send("sent")
+	require.NoError(t, err)
+	take(t, l.released)
+	require.NoError(t, b.Close())
+	require.NoError(t, a.Network().ClosePeer(b.ID()))
+	l, err = send("not sent")
+	require.Error(t, err)
+	take(t, l.released)
+}
+
+func TestWhatIsNoMessageEndsItsStreamOnly(t *testing.T) {
+	t.Parallel()
+	a, b := newHost(t), newHost(t)
+	from, to, r := New(a), New(b), newReceiver()
+	from.Start(newReceiver())
+	t.Cleanup(from.Stop)
+	to.Start(r)
+	t.Cleanup(to.Stop)
+	require.NoError(t, from.Connect(t.Context(), peer.AddrInfo{ID: b.ID(), Addrs: b.Addrs()}))
+	s, err := a.NewStream(t.Context(), b.ID(), protocols...)
+	require.NoError(t, err)
+	_, err = s.Write([]byte{3, 0x1a, 0x05, 0x00})
+	require.NoError(t, err)
+	require.ErrorContains(t, take(t, r.errors), "Bitswap message")
+	m := message.New(false)
+	m.AddBlock(block(t, []byte("still here"), cid.Raw))
+	require.NoError(t, from.SendMessage(t.Context(), b.ID(), m))
+	require.Equal(t, "still here", string(take(t, r.blocks)))
+}

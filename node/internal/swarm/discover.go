@@ -1,0 +1,191 @@
+package swarm
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
+)
+
+const (
+	// discoverTimeout bounds the search for holders.
+	discoverTimeout = 5 * time.Second
+	// mapTimeout bounds one peer's answer to whether it holds a blob. Dead providers cost no more than this.
+	mapTimeout = time.Second
+	// askedAtOnce is how many connected peers are asked whether they hold a blob, besides those the DHT names.
+	askedAtOnce = 16
+	// enoughProviders is how many providers the DHT is asked for.
+	enoughProviders = 20
+)
+
+// addHolder takes in a peer that holds the blob, with its claims for every chunk.
+type addHolder func(p peer.ID, zone string, size int64, claims []schedule.Claim)
+
+// discover finds who holds d whole: this node, those whose provider records this node or the DHT has, and (where the DHT
+// knows nothing, or is broken) whoever of the connected peers says so. It returns when all have answered or timed out.
+func (s *Swarm) discover(ctx context.Context, d digest.Digest, add addHolder) {
+	ctx, cancel := context.WithTimeout(ctx, discoverTimeout)
+	defer cancel()
+	if claims, size, err := s.ownClaims(d); err == nil {
+		add(s.host.ID(), s.opts.Zone, size, claims)
+	}
+	key, err := content.DigestCID(d)
+	if err != nil {
+		return
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	var mu sync.Mutex
+	asked := map[peer.ID]bool{s.host.ID(): true}
+	ask := func(p peer.ID) {
+		mu.Lock()
+		defer mu.Unlock()
+		if asked[p] {
+			return
+		}
+		asked[p] = true
+		wg.Go(func() {
+			size, zone, claims, err := s.askMap(ctx, p, d)
+			switch {
+			case err == nil:
+				add(p, zone, size, claims)
+			case !errors.Is(err, content.ErrNotFound):
+				s.log.Debug("peer did not say whether it holds a blob", "digest", d, "peer", p, "error", err)
+			}
+		})
+	}
+	if local, err := s.dht.ProviderStore().GetProviders(ctx, key.Hash()); err == nil {
+		for _, p := range local {
+			ask(p.ID)
+		}
+	}
+	for i, p := range s.host.Network().Peers() {
+		if i == askedAtOnce {
+			break
+		}
+		ask(p)
+	}
+	s.findProviders(ctx, key, ask)
+}
+
+func (s *Swarm) findProviders(ctx context.Context, key cid.Cid, found func(peer.ID)) {
+	if s.dht.RoutingTable().Size() == 0 {
+		return
+	}
+	start := time.Now()
+	for p := range s.dht.FindProvidersAsync(ctx, key, enoughProviders) {
+		found(p.ID)
+	}
+	s.m.lookups.Observe(time.Since(start).Seconds())
+}
+
+// ownClaims are this node's own claims for a blob that its store has whole, and has checked against its digest.
+func (s *Swarm) ownClaims(d digest.Digest) ([]schedule.Claim, int64, error) {
+	m, err := s.opts.Store.ChunkMap(d)
+	if err != nil {
+		return nil, 0, err
+	}
+	if claims, ok := s.signed.Get(d); ok && len(claims) == m.Len() {
+		return claims, m.Size(), nil
+	}
+	claims := make([]schedule.Claim, m.Len())
+	for i := range claims {
+		h := m.CID(i).Hash()
+		if claims[i], err = s.Claim(d, i, schedule.Sum(h[len(h)-sha256.Size:])); err != nil {
+			return nil, 0, err
+		}
+	}
+	s.signed.Add(d, claims)
+	return claims, m.Size(), nil
+}
+
+// askMap asks p for its claims of d. It fails with content.ErrNotFound where p does not hold it.
+func (s *Swarm) askMap(ctx context.Context, p peer.ID, d digest.Digest) (size int64, zone string, claims []schedule.Claim, err error) {
+	ctx, cancel := context.WithTimeout(ctx, mapTimeout)
+	defer cancel()
+	stream, err := s.host.NewStream(ctx, p, s.protocol("map"))
+	if err != nil {
+		return 0, "", nil, err
+	}
+	defer func() { _ = stream.Reset() }()
+	deadline, _ := ctx.Deadline()
+	_ = stream.SetDeadline(deadline)
+	if err := writeFrame(stream, mapQuery{Digest: string(d)}); err != nil {
+		return 0, "", nil, err
+	}
+	in := bufio.NewReader(stream)
+	var head mapHead
+	if err := readFrame(in, &head); err != nil {
+		return 0, "", nil, err
+	}
+	if !head.Found {
+		return 0, "", nil, content.ErrNotFound
+	}
+	if head.Size < 0 || head.Size > content.MaxSize {
+		return 0, "", nil, fmt.Errorf("%w: a blob of %d bytes", errFrame, head.Size)
+	}
+	want := content.Chunks(head.Size)
+	for len(claims) < want {
+		var part mapPart
+		if err := readFrame(in, &part); err != nil {
+			return 0, "", nil, err
+		}
+		n := len(part.Signatures)
+		if n == 0 || len(part.Sums) != n*sha256.Size || len(claims)+n > want {
+			return 0, "", nil, fmt.Errorf("%w: %d bytes of sums and %d signatures", errFrame, len(part.Sums), n)
+		}
+		for i, sig := range part.Signatures {
+			sum := schedule.Sum(part.Sums[i*sha256.Size : (i+1)*sha256.Size])
+			claims = append(claims, schedule.Claim{Index: len(claims), Sum: sum, By: p, Signature: sig})
+		}
+		// A large map may take longer than a small one, as long as it keeps coming.
+		_ = stream.SetDeadline(time.Now().Add(mapTimeout))
+	}
+	return head.Size, head.Zone, claims, nil
+}
+
+// handleMap answers askMap.
+func (s *Swarm) handleMap(stream network.Stream) {
+	defer func() { _ = stream.Close() }()
+	_ = stream.SetDeadline(time.Now().Add(discoverTimeout))
+	var q mapQuery
+	if err := readFrame(bufio.NewReader(stream), &q); err != nil {
+		_ = stream.Reset()
+		return
+	}
+	d, err := validDigest(q.Digest)
+	if err != nil {
+		_ = stream.Reset()
+		return
+	}
+	claims, size, err := s.ownClaims(d)
+	if err != nil {
+		_ = writeFrame(stream, mapHead{})
+		return
+	}
+	err = writeFrame(stream, mapHead{Found: true, Size: size, Zone: s.opts.Zone})
+	for len(claims) > 0 && err == nil {
+		n := min(len(claims), maxList)
+		part := mapPart{}
+		for _, c := range claims[:n] {
+			part.Sums = append(part.Sums, c.Sum[:]...)
+			part.Signatures = append(part.Signatures, c.Signature)
+		}
+		claims = claims[n:]
+		err = writeFrame(stream, part)
+	}
+	if err != nil {
+		_ = stream.Reset()
+	}
+}

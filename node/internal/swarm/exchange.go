@@ -1,0 +1,359 @@
+package swarm
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/ipfs/boxo/bitswap/message"
+	pb "github.com/ipfs/boxo/bitswap/message/pb"
+	"github.com/ipfs/boxo/bitswap/network"
+	"github.com/ipfs/boxo/bitswap/server"
+	"github.com/ipfs/boxo/blockstore"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/time/rate"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+const (
+	// sendTimeout bounds the sending of a wantlist; the peer counts as lost after it.
+	sendTimeout = 5 * time.Second
+	// senderIdle is for how long a stream for wants stays open without use.
+	senderIdle = 30 * time.Second
+	// outstandingPerPeer is how many bytes of blocks the server has under way to one peer at a time.
+	outstandingPerPeer = 4 << 20
+	// senders is how many peers the server sends a block to at the same time. Each holds a block and its encoding, so
+	// with what the network buffers this bounds the memory of sending to about 64 MiB.
+	senders = 16
+)
+
+// Sink takes what comes of wants. Its methods are called on the goroutine that reads from the peer: they may write the
+// block to a file, which slows the peer down as it should, but must not wait for other peers.
+type Sink interface {
+	// Block hands over a block whose bytes hash to c. The bytes must not be kept.
+	Block(from peer.ID, c cid.Cid, data []byte)
+	// Lost: the peer cannot be asked, or its connection is gone.
+	Lost(from peer.ID, c cid.Cid)
+}
+
+// exchange sends wants to the peers that it is told to, and answers those of others through boxo's Bitswap server. It
+// takes the place of boxo's client, whose sessions ask everyone who has a block: that way one seed sends every copy.
+type exchange struct {
+	ctx    context.Context
+	net    network.BitSwapNetwork
+	server *server.Server
+	log    *slog.Logger
+	m      *metrics
+	up     *rate.Limiter
+	down   *rate.Limiter
+
+	mu      sync.Mutex
+	wants   map[cid.Cid]*want
+	senders map[peer.ID]*sender
+	recent  *lru.Cache[cid.Cid, arrival] // blocks that have just come; see again
+	wg      sync.WaitGroup
+}
+
+// want is a block that sinks wait for.
+type want struct {
+	sinks []Sink
+	asked []peer.ID
+}
+
+// sender sends wants and cancels to one peer.
+type sender struct {
+	box *mailbox[[]entry]
+}
+
+type entry struct {
+	cid      cid.Cid
+	priority int32
+	cancel   bool
+}
+
+func newExchange(ctx context.Context, net network.BitSwapNetwork, bs blockstore.Blockstore, m *metrics, log *slog.Logger) *exchange {
+	recent, err := lru.New[cid.Cid, arrival](maxRecent)
+	if err != nil {
+		panic(err) // only a size that is not positive fails
+	}
+	e := &exchange{
+		ctx: ctx, net: net, log: log, m: m, wants: map[cid.Cid]*want{}, senders: map[peer.ID]*sender{},
+		recent: recent,
+		up:     rate.NewLimiter(rate.Inf, 4*content.ChunkSize), down: rate.NewLimiter(rate.Inf, 4*content.ChunkSize),
+	}
+	e.server = server.New(ctx, net, newServedBlocks(bs, e.up),
+		server.MaxOutstandingBytesPerPeer(outstandingPerPeer),
+		server.TaskWorkerCount(senders),
+		server.WithTracer(sentCounter{m}),
+		// A peer asks whole blobs of us by wants, and never whether we have more than one block at a time.
+		server.WithWantHaveReplaceSize(0),
+	)
+	net.Start(e.server, e)
+	return e
+}
+
+func (e *exchange) close() {
+	e.net.Stop()
+	e.server.Close()
+	e.wg.Wait()
+}
+
+// setBandwidth limits the bytes of blocks per second to and from peers; 0 means no limit.
+func (e *exchange) setBandwidth(up, down int64) {
+	for l, v := range map[*rate.Limiter]int64{e.up: up, e.down: down} {
+		if v <= 0 {
+			l.SetLimit(rate.Inf)
+		} else {
+			l.SetLimit(rate.Limit(v))
+		}
+	}
+}
+
+// ask wants c of peer p for s. A block that arrives from any peer goes to every sink that wants it.
+func (e *exchange) ask(p peer.ID, c cid.Cid, priority int32, s Sink) {
+	e.mu.Lock()
+	w := e.wants[c]
+	if w == nil {
+		w = &want{}
+		e.wants[c] = w
+	}
+	if !slices.Contains(w.sinks, s) {
+		w.sinks = append(w.sinks, s)
+	}
+	if !slices.Contains(w.asked, p) {
+		w.asked = append(w.asked, p)
+	}
+	e.queue(p, entry{cid: c, priority: priority})
+	e.mu.Unlock()
+}
+
+// forget: s wants nothing of c any more, of anyone.
+func (e *exchange) forget(c cid.Cid, s Sink) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	w := e.wants[c]
+	if w == nil {
+		return
+	}
+	w.sinks = without(w.sinks, s)
+	if len(w.sinks) > 0 {
+		return
+	}
+	delete(e.wants, c)
+	for _, p := range w.asked {
+		e.queue(p, entry{cid: c, cancel: true})
+	}
+}
+
+// have tells the peers that wait for a block that it is in the blockstore now.
+func (e *exchange) have(b blocks.Block) {
+	e.recent.Add(b.Cid(), arrival{size: len(b.RawData()), at: time.Now()})
+	_ = e.server.NotifyNewBlocks(e.ctx, b) // it only fails to do so when the server is closed
+}
+
+// queue hands an entry to p's sender. The caller holds e.mu.
+func (e *exchange) queue(p peer.ID, en entry) {
+	s := e.senders[p]
+	if s == nil {
+		s = &sender{box: newMailbox(func(have *[]entry, later []entry) { *have = append(*have, later...) })}
+		e.senders[p] = s
+		e.wg.Go(func() { e.send(p, s) })
+	}
+	s.box.put([]entry{en})
+}
+
+// send is the goroutine of a sender. It ends when the peer cannot be reached or nothing was sent for a while.
+func (e *exchange) send(p peer.ID, s *sender) {
+	var out network.MessageSender
+	defer func() {
+		if out != nil {
+			_ = out.Reset()
+		}
+	}()
+	for {
+		idle, cancel := context.WithTimeout(e.ctx, senderIdle)
+		entries, err := s.box.take(idle)
+		cancel()
+		if err != nil {
+			if e.ctx.Err() == nil && !e.retire(p, s) {
+				continue
+			}
+			return
+		}
+		m := message.New(false)
+		bytes := 0
+		for _, en := range entries {
+			if en.cancel {
+				m.Cancel(en.cid)
+				continue
+			}
+			m.AddEntry(en.cid, en.priority, pb.Message_Wantlist_Block, false)
+			bytes += content.ChunkSize
+		}
+		if m.Empty() {
+			continue
+		}
+		e.pace(bytes)
+		if out == nil {
+			opts := &network.MessageSenderOpts{MaxRetries: 1, SendTimeout: sendTimeout, SendErrorBackoff: 100 * time.Millisecond}
+			dial, cancel := context.WithTimeout(e.ctx, sendTimeout)
+			out, err = e.net.NewMessageSender(dial, p, opts)
+			cancel()
+		}
+		if err == nil {
+			err = out.SendMsg(e.ctx, m)
+		}
+		if err != nil {
+			e.log.Debug("wants not sent", "peer", p, "error", err)
+			e.lose(p, s)
+			return
+		}
+	}
+}
+
+func (e *exchange) pace(bytes int) {
+	for e.down.Limit() != rate.Inf && bytes > 0 {
+		n := min(bytes, e.down.Burst())
+		if e.down.WaitN(e.ctx, n) != nil {
+			return
+		}
+		bytes -= n
+	}
+}
+
+// retire ends an idle sender, unless it was given something meanwhile.
+func (e *exchange) retire(p peer.ID, s *sender) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s.box.mu.Lock()
+	defer s.box.mu.Unlock()
+	if s.box.full {
+		return false
+	}
+	if e.senders[p] == s {
+		delete(e.senders, p)
+	}
+	return true
+}
+
+// lose tells the sinks that p will not answer. A nil sender means whichever there is.
+func (e *exchange) lose(p peer.ID, s *sender) {
+	type loss struct {
+		cid   cid.Cid
+		sinks []Sink
+	}
+	var losses []loss
+	e.mu.Lock()
+	if s == nil || e.senders[p] == s {
+		delete(e.senders, p)
+	}
+	for c, w := range e.wants {
+		if !slices.Contains(w.asked, p) {
+			continue
+		}
+		w.asked = without(w.asked, p)
+		losses = append(losses, loss{c, append([]Sink(nil), w.sinks...)})
+		if len(w.asked) == 0 {
+			delete(e.wants, c)
+		}
+	}
+	e.mu.Unlock()
+	for _, l := range losses {
+		for _, sink := range l.sinks {
+			sink.Lost(p, l.cid)
+		}
+	}
+}
+
+// ReceiveMessage hands the blocks of a message to those who want them. boxo has made each block's CID from its bytes,
+// so a block that was asked for by CID is what it should be.
+func (e *exchange) ReceiveMessage(_ context.Context, from peer.ID, m message.BitSwapMessage) {
+	e.again(m)
+	for _, b := range m.Blocks() {
+		c := b.Cid()
+		e.m.received.Add(float64(len(b.RawData())))
+		e.mu.Lock()
+		w := e.wants[c]
+		if w != nil {
+			delete(e.wants, c)
+			for _, p := range w.asked {
+				if p != from {
+					e.queue(p, entry{cid: c, cancel: true})
+				}
+			}
+		}
+		e.mu.Unlock()
+		if w == nil {
+			e.m.unwanted.Add(float64(len(b.RawData())))
+			continue
+		}
+		for _, s := range w.sinks {
+			s.Block(from, c, b.RawData())
+		}
+	}
+}
+
+// again tells the server once more of blocks that a message wants and that have just come. boxo's engine looks into the
+// blockstore before it notes the want, so a block that comes in between is neither found nor waited for
+// (decision.Engine.MessageReceived, v0.43.0). The server is a receiver before this one, so it has noted the wants by now.
+func (e *exchange) again(m message.BitSwapMessage) {
+	for _, en := range m.Wantlist() {
+		came, ok := e.recent.Get(en.Cid)
+		if !ok || en.Cancel || time.Since(came.at) > recentFor {
+			continue
+		}
+		// The server only takes the size from it, and reads the bytes from the blockstore.
+		if b, err := blocks.NewBlockWithCid(filler[:came.size], en.Cid); err == nil {
+			_ = e.server.NotifyNewBlocks(e.ctx, b)
+		}
+	}
+}
+
+const (
+	maxRecent = 4096
+	recentFor = 2 * time.Second
+)
+
+// arrival is the size in bytes of a block that came, and when.
+type arrival struct {
+	size int
+	at   time.Time
+}
+
+var filler [content.ChunkSize]byte
+
+// ReceiveError is told of streams that broke; PeerDisconnected tells what follows from that.
+func (e *exchange) ReceiveError(err error) { e.log.Debug("bitswap stream", "error", err) }
+
+// PeerConnected needs nothing done.
+func (e *exchange) PeerConnected(peer.ID) {}
+
+// PeerDisconnected gives up what the peer was asked for.
+func (e *exchange) PeerDisconnected(p peer.ID) { e.lose(p, nil) }
+
+// sentCounter counts the blocks that the server sends.
+type sentCounter struct{ m *metrics }
+
+func (sentCounter) MessageReceived(peer.ID, message.BitSwapMessage) {}
+
+func (s sentCounter) MessageSent(_ peer.ID, m message.BitSwapMessage) {
+	for _, b := range m.Blocks() {
+		s.m.sent.Add(float64(len(b.RawData())))
+	}
+}
+
+func without[T comparable](list []T, v T) []T {
+	out := list[:0:0]
+	for _, x := range list {
+		if x != v {
+			out = append(out, x)
+		}
+	}
+	return out
+}

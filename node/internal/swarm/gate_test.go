@@ -1,0 +1,154 @@
+package swarm
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
+	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+)
+
+// newStranger is a libp2p host that follows rules of its own, as an attacker's would.
+func newStranger(t *testing.T) host.Host {
+	t.Helper()
+	h, err := libp2p.New(libp2p.Identity(newKey(t)), libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"),
+		libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(libp2ptls.ID, libp2ptls.New), libp2p.DisableRelay(),
+		libp2p.DisableMetrics())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, h.Close()) })
+	return h
+}
+
+func admitting(ids ...peer.ID) func(*Options) {
+	return func(o *Options) { o.Open, o.Admitted = false, ids }
+}
+
+// allProtocols are those that a node speaks.
+var allProtocols = []protocol.ID{
+	"/shoal/coordinate/1.0.0", "/shoal/map/1.0.0", "/shoal/tag/1.0.0", "/shoal/kad/1.0.0", "/ipfs/bitswap/1.2.0",
+	"/ipfs/id/1.0.0", "/ipfs/ping/1.0.0",
+}
+
+// speak opens a stream of a protocol to s, sends something, and waits for s to take the stream up and end it.
+func speak(ctx context.Context, h host.Host, s *testSwarm, p protocol.ID) error {
+	if err := h.Connect(ctx, s.info()); err != nil {
+		return err
+	}
+	stream, err := h.NewStream(ctx, s.ID(), p)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = stream.Reset() }()
+	_ = stream.SetDeadline(time.Now().Add(5 * time.Second))
+	return stream.CloseWrite()
+}
+
+func TestAPeerThatIsNotAdmittedGetsNoStream(t *testing.T) {
+	t.Parallel()
+	stranger, friend := newStranger(t), newStranger(t)
+	s := newTestSwarm(t, admitting(friend.ID()))
+	NewTags(s.Swarm, s.store.KV("tags"))
+	for _, p := range allProtocols {
+		t.Run(string(p), func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			require.NoError(t, speak(ctx, friend, s, p), "the test itself must be able to get through")
+			require.Error(t, speak(ctx, stranger, s, p))
+			require.Empty(t, s.host.Network().ConnsToPeer(stranger.ID()))
+		})
+	}
+}
+
+func TestANodeDoesNotDialWhoIsNotAdmitted(t *testing.T) {
+	t.Parallel()
+	stranger := newStranger(t)
+	s := newTestSwarm(t, admitting(), func(o *Options) {
+		o.Bootstrap = []peer.AddrInfo{{ID: stranger.ID(), Addrs: stranger.Addrs()}}
+	})
+	<-s.Started()
+	require.Empty(t, stranger.Network().Peers())
+	require.Error(t, s.host.Connect(t.Context(), peer.AddrInfo{ID: stranger.ID(), Addrs: stranger.Addrs()}))
+}
+
+func TestAdmissionThatIsWithdrawnEndsTheConnection(t *testing.T) {
+	t.Parallel()
+	friend := newStranger(t)
+	s := newTestSwarm(t, admitting(friend.ID()))
+	require.NoError(t, speak(t.Context(), friend, s, "/shoal/map/1.0.0"))
+	s.SetAdmitted(nil)
+	eventually(t, "closed", func() bool { return friend.Network().Connectedness(s.ID()) != network.Connected })
+	require.Error(t, speak(t.Context(), friend, s, "/shoal/map/1.0.0"))
+
+	s.SetAdmitted([]peer.ID{friend.ID()})
+	eventually(t, "admitted again", func() bool { return speak(t.Context(), friend, s, "/shoal/map/1.0.0") == nil })
+}
+
+func TestABannedPeerIsShutOutEvenOfAnOpenSwarm(t *testing.T) {
+	t.Parallel()
+	liar := newStranger(t)
+	s := newTestSwarm(t)
+	require.NoError(t, speak(t.Context(), liar, s, "/shoal/map/1.0.0"))
+	s.Ban(liar.ID(), "wrong-claim")
+	eventually(t, "closed", func() bool { return liar.Network().Connectedness(s.ID()) != network.Connected })
+	require.Error(t, speak(t.Context(), liar, s, "/shoal/map/1.0.0"))
+	require.Empty(t, s.host.Network().ConnsToPeer(liar.ID()))
+}
+
+func TestABanEndsWithItsTime(t *testing.T) {
+	t.Parallel()
+	g := newGate(true)
+	p, other := somePeer(t), somePeer(t)
+	g.ban(p, time.Now().Add(time.Hour))
+	require.False(t, g.admits(p))
+	require.True(t, g.admits(other))
+	g.ban(p, time.Now().Add(-time.Second))
+	require.True(t, g.admits(p))
+}
+
+func TestNoOneBansItself(t *testing.T) {
+	t.Parallel()
+	s := newTestSwarm(t)
+	s.Ban(s.ID(), "wrong-claim")
+	require.True(t, s.gate.admits(s.ID()))
+}
+
+// What an admitted but broken peer sends ends its stream, and nothing else.
+func TestGarbageOnAStreamEndsTheStream(t *testing.T) {
+	t.Parallel()
+	s := newTestSwarm(t)
+	NewTags(s.Swarm, s.store.KV("tags"))
+	broken := newStranger(t)
+	require.NoError(t, broken.Connect(t.Context(), s.info()))
+	for _, p := range []protocol.ID{"/shoal/coordinate/1.0.0", "/shoal/map/1.0.0", "/shoal/tag/1.0.0"} {
+		for name, raw := range map[string][]byte{
+			"noise":                 {5, 0xff, 0xff, 0xff, 0xff, 0xff},
+			"a frame too long":      {0xff, 0xff, 0xff, 0x7f},
+			"a digest that is none": {4, 0x81, 0x62, 'x', 'y'},
+		} {
+			stream, err := broken.NewStream(t.Context(), s.ID(), p)
+			require.NoError(t, err)
+			_ = stream.SetDeadline(time.Now().Add(10 * time.Second))
+			_, err = stream.Write(raw)
+			require.NoError(t, err)
+			_, err = io.ReadAll(stream)
+			require.Error(t, err, "%s: %s", p, name)
+			require.NotErrorIs(t, err, context.DeadlineExceeded)
+		}
+	}
+	stream, err := broken.NewStream(t.Context(), s.ID(), "/shoal/map/1.0.0")
+	require.NoError(t, err)
+	require.NoError(t, writeFrame(stream, mapQuery{Digest: string(digest.FromString("unknown"))}))
+	var head mapHead
+	require.NoError(t, readFrame(bufio.NewReader(stream), &head), "the next question is answered")
+	require.False(t, head.Found)
+}

@@ -1,0 +1,335 @@
+package swarm
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	kb "github.com/libp2p/go-libp2p-kbucket"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
+)
+
+const (
+	// defaultJoinTimeout is twice what one candidate that hangs may cost.
+	defaultJoinTimeout = 3 * time.Second
+	// candidates is how many peers nearest to a digest are tried.
+	candidates = 3
+	// shunned is for how long a candidate that did not answer is passed over.
+	shunned = 5 * time.Second
+)
+
+// Session is a fetch's tie to the coordinator of its blob.
+type Session struct {
+	orders *mailbox[schedule.Orders]
+	send   func(schedule.Report)
+	close  func()
+	// Coordinator is the peer that coordinates; the node's own ID where it does so itself.
+	Coordinator peer.ID
+	// Alone: this node coordinates because it could not reach whoever should. Others may do without it, so it is worth
+	// trying to join again soon.
+	Alone bool
+}
+
+// Next waits for orders. It fails when the coordinator is lost (then join anew) or ctx ends.
+func (s *Session) Next(ctx context.Context) (schedule.Orders, error) { return s.orders.take(ctx) }
+
+// Send reports to the coordinator. It never blocks; reports are merged while the connection is busy.
+func (s *Session) Send(r schedule.Report) { s.send(r) }
+
+// Close ends the session. The coordinator gives the rest of this node's work to others.
+func (s *Session) Close() { s.close() }
+
+// Join enters the fetch of a blob with its coordinator: the live peer nearest to the digest by the DHT's metric. Where
+// none can be reached within Options.JoinTimeout this node coordinates itself. It fails only when ctx ends, with ErrClosed, or with
+// schedule.ErrSize by a room of this node's own.
+func (s *Swarm) Join(ctx context.Context, d digest.Digest, j schedule.Join) (*Session, error) {
+	bounded, cancel := context.WithTimeout(ctx, s.opts.JoinTimeout)
+	defer cancel()
+	tried := map[peer.ID]bool{}
+	for _, p := range s.nearest(bounded, d, candidates) {
+		// A candidate may know a nearer peer than we do: follow it, as often as there are candidates.
+		for hop := 0; hop < candidates && p != ""; hop++ {
+			if p == s.host.ID() {
+				s.m.joins.WithLabelValues("self").Inc()
+				return s.joinSelf(d, j)
+			}
+			if tried[p] || s.isShunned(p) {
+				break
+			}
+			tried[p] = true
+			session, nearer, err := s.joinRemote(bounded, p, d, j, hop == candidates-1)
+			if session != nil {
+				s.m.joins.WithLabelValues("remote").Inc()
+				return session, nil
+			}
+			if err != nil {
+				s.log.Debug("coordinator did not answer", "digest", d, "peer", p, "error", err)
+				if ctx.Err() == nil && !errors.Is(err, schedule.ErrSize) {
+					s.shun(p)
+				}
+			}
+			p = nearer
+		}
+		if bounded.Err() != nil {
+			break
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s.m.joins.WithLabelValues("alone").Inc()
+	session, err := s.joinSelf(d, j)
+	if session != nil {
+		session.Alone = true
+	}
+	return session, err
+}
+
+// JoinAlone makes a session that involves no one else: used where what peers say of the blob is not to be believed.
+func (s *Swarm) JoinAlone(d digest.Digest, j schedule.Join) (*Session, error) {
+	table := schedule.New(s.opts.Schedule)
+	r := &room{swarm: s, digest: d, table: table, members: map[peer.ID]*member{}}
+	table.Open(time.Now())
+	session, err := s.enterRoom(r, j)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(s.ctx)
+	s.wg.Go(func() { r.keepTime(ctx) })
+	leave := session.close
+	session.close = func() { cancel(); leave() }
+	return session, nil
+}
+
+// keepTime is for a room that nobody serves: without it a lease that failed would never be given again.
+func (r *room) keepTime(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case now := <-tick.C:
+			r.mu.Lock()
+			r.table.Tick(now)
+			r.deliver()
+			r.mu.Unlock()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *Swarm) joinSelf(d digest.Digest, j schedule.Join) (*Session, error) {
+	for {
+		session, err := s.enterRoom(s.room(d), j)
+		if !errors.Is(err, errLeft) {
+			return session, err
+		}
+		if s.ctx.Err() != nil {
+			return nil, content.ErrClosed
+		}
+	}
+}
+
+func (s *Swarm) enterRoom(r *room, j schedule.Join) (*Session, error) {
+	m := newMember(s.host.ID())
+	if err := r.join(m, j); err != nil {
+		return nil, err
+	}
+	complete := false // only the fetch's own goroutine sends and closes
+	return &Session{
+		Coordinator: s.host.ID(),
+		orders:      m.out,
+		send: func(rep schedule.Report) {
+			complete = complete || rep.Complete
+			if err := r.report(m, rep); err != nil {
+				m.out.close(err)
+			}
+		},
+		close: func() { r.leave(m, complete); m.out.close(errLeft) },
+	}, nil
+}
+
+// joinRemote asks p to coordinate. It returns a session, or a nearer peer to ask instead, or an error.
+func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, d digest.Digest, j schedule.Join, forced bool) (*Session, peer.ID, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.opts.JoinTimeout/2)
+	defer cancel()
+	stream, err := s.host.NewStream(ctx, p, s.protocol("coordinate"))
+	if err != nil {
+		return nil, "", err
+	}
+	deadline, _ := ctx.Deadline()
+	_ = stream.SetDeadline(deadline)
+	in := bufio.NewReader(stream)
+	w, err := greet(stream, in, d, j, forced)
+	if err != nil {
+		_ = stream.Reset()
+		return nil, "", err
+	}
+	switch {
+	case w.Error != "":
+		_ = stream.Reset()
+		return nil, "", fmt.Errorf("%w: %s", schedule.ErrSize, w.Error)
+	case len(w.Nearer) > 0:
+		_ = stream.Reset()
+		return nil, s.learn(w), nil
+	}
+	_ = stream.SetDeadline(time.Time{})
+	return s.remoteSession(p, stream, in), "", nil
+}
+
+func greet(stream network.Stream, in *bufio.Reader, d digest.Digest, j schedule.Join, forced bool) (welcome, error) {
+	h := hello{Digest: string(d), Size: j.Size, Zone: j.Zone, Upstream: j.Upstream, Whole: j.Whole, Forced: forced}
+	if err := writeFrame(stream, h); err != nil {
+		return welcome{}, err
+	}
+	for _, f := range toReports(j.Report, j.Leased) {
+		if err := writeFrame(stream, f); err != nil {
+			return welcome{}, err
+		}
+	}
+	var w welcome
+	return w, readFrame(in, &w)
+}
+
+// learn takes in the address of a peer that another named.
+func (s *Swarm) learn(w welcome) peer.ID {
+	p := peer.ID(w.Nearer)
+	if p.Validate() != nil {
+		return ""
+	}
+	for _, raw := range w.Addrs {
+		if a, err := ma.NewMultiaddrBytes(raw); err == nil {
+			s.host.Peerstore().AddAddr(p, a, 10*time.Minute)
+		}
+	}
+	return p
+}
+
+func (s *Swarm) remoteSession(p peer.ID, stream network.Stream, in *bufio.Reader) *Session {
+	ctx, cancel := context.WithCancel(s.ctx)
+	ordersBox := newMember(p).out
+	reports := newMailbox(func(have *schedule.Report, later schedule.Report) { have.Merge(later) })
+	s.wg.Go(func() {
+		defer cancel()
+		for {
+			var f orders
+			err := readFrame(in, &f)
+			if err == nil {
+				var o schedule.Orders
+				if o, err = f.decode(); err == nil {
+					ordersBox.put(o)
+					continue
+				}
+			}
+			ordersBox.close(fmt.Errorf("coordinator %s: %w", p, err))
+			_ = stream.Reset()
+			return
+		}
+	})
+	s.wg.Go(func() {
+		for {
+			rep, err := reports.take(ctx)
+			if err != nil {
+				// What was reported is on its way: end the stream cleanly, so that it arrives. The coordinator then
+				// ends its side, and the reader above sees that.
+				_ = stream.CloseWrite()
+				_ = stream.SetReadDeadline(time.Now().Add(writeTimeout))
+				return
+			}
+			for _, f := range toReports(rep, nil) {
+				_ = stream.SetWriteDeadline(time.Now().Add(writeTimeout))
+				if err := writeFrame(stream, f); err != nil {
+					ordersBox.close(fmt.Errorf("coordinator %s: %w", p, err))
+					_ = stream.Reset()
+					return
+				}
+			}
+		}
+	})
+	return &Session{
+		Coordinator: p,
+		orders:      ordersBox,
+		send:        reports.put,
+		close:       func() { reports.close(errLeft) },
+	}
+}
+
+// nearest returns the n peers nearest to d, this node among them if it is one. In a swarm that fits into the routing
+// table no one is asked.
+func (s *Swarm) nearest(ctx context.Context, d digest.Digest, n int) []peer.ID {
+	c, err := content.DigestCID(d)
+	if err != nil {
+		return nil
+	}
+	key := string(c.Hash())
+	var peers []peer.ID
+	if s.dht.RoutingTable().Size() >= s.dht.BucketSize() {
+		if found, err := s.dht.GetClosestPeers(ctx, key); err == nil {
+			peers = found
+		}
+	}
+	target := kb.ConvertKey(key)
+	if len(peers) == 0 {
+		peers = s.around(target, n)
+	}
+	peers = kb.SortClosestPeers(append(peers, s.host.ID()), target)
+	return peers[:min(n, len(peers))]
+}
+
+// around returns the n peers nearest to target that this node knows of itself: of the routing table, and of the connected
+// agents, for a peer that has just come is connected before the routing table takes it in.
+func (s *Swarm) around(target kb.ID, n int) []peer.ID {
+	peers := s.dht.RoutingTable().NearestPeers(target, n)
+	for _, p := range s.host.Network().Peers() {
+		known, err := s.host.Peerstore().SupportsProtocols(p, s.protocol("coordinate"))
+		if err == nil && len(known) > 0 && !slices.Contains(peers, p) {
+			peers = append(peers, p)
+		}
+	}
+	peers = kb.SortClosestPeers(peers, target)
+	return peers[:min(n, len(peers))]
+}
+
+// nearerThanSelf returns the connected peer that is nearer to d than this node, if there is one: it is the coordinator.
+func (s *Swarm) nearerThanSelf(d digest.Digest) (peer.AddrInfo, bool) {
+	c, err := content.DigestCID(d)
+	if err != nil {
+		return peer.AddrInfo{}, false
+	}
+	target := kb.ConvertKey(string(c.Hash()))
+	for _, p := range kb.SortClosestPeers(append(s.around(target, candidates), s.host.ID()), target) {
+		switch {
+		case p == s.host.ID():
+			return peer.AddrInfo{}, false
+		case s.host.Network().Connectedness(p) == network.Connected && !s.isShunned(p):
+			return s.host.Peerstore().PeerInfo(p), true
+		}
+	}
+	return peer.AddrInfo{}, false
+}
+
+func (s *Swarm) shun(p peer.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shunnedUntil[p] = time.Now().Add(shunned)
+}
+
+func (s *Swarm) isShunned(p peer.ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	until, ok := s.shunnedUntil[p]
+	if ok && time.Now().After(until) {
+		delete(s.shunnedUntil, p)
+		return false
+	}
+	return ok
+}

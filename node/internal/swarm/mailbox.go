@@ -1,0 +1,72 @@
+package swarm
+
+import (
+	"context"
+	"sync"
+)
+
+// mailbox holds what was put in, merged, until it is taken. Putting never blocks; whatever piles up while the taker is
+// busy reaches it as one.
+type mailbox[T any] struct {
+	merge func(have *T, later T)
+
+	mu    sync.Mutex
+	full  bool
+	value T
+	err   error
+	ready chan struct{}
+}
+
+func newMailbox[T any](merge func(have *T, later T)) *mailbox[T] {
+	return &mailbox[T]{merge: merge, ready: make(chan struct{}, 1)}
+}
+
+func (m *mailbox[T]) put(v T) {
+	m.mu.Lock()
+	if m.full {
+		m.merge(&m.value, v)
+	} else {
+		m.value, m.full = v, true
+	}
+	m.mu.Unlock()
+	m.wake()
+}
+
+// close makes take fail with err once what is in the box has been taken. The first error stands.
+func (m *mailbox[T]) close(err error) {
+	m.mu.Lock()
+	if m.err == nil {
+		m.err = err
+	}
+	m.mu.Unlock()
+	m.wake()
+}
+
+func (m *mailbox[T]) wake() {
+	select {
+	case m.ready <- struct{}{}:
+	default:
+	}
+}
+
+func (m *mailbox[T]) take(ctx context.Context) (T, error) {
+	for {
+		m.mu.Lock()
+		var zero T
+		v, full, err := m.value, m.full, m.err
+		m.value, m.full = zero, false
+		m.mu.Unlock()
+		switch {
+		case full:
+			return v, nil
+		case err != nil:
+			m.wake() // for the next one who takes
+			return zero, err
+		}
+		select {
+		case <-m.ready:
+		case <-ctx.Done():
+			return zero, ctx.Err()
+		}
+	}
+}

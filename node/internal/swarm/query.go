@@ -1,0 +1,74 @@
+package swarm
+
+import (
+	"bufio"
+	"context"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+// queryTimeout bounds the asking of peers, and the answering.
+const queryTimeout = time.Second
+
+// answer has the swarm's protocol name answer each question of a peer by f.
+func answer[Question, Answer any](s *Swarm, name string, f func(Question) Answer) {
+	s.host.SetStreamHandler(s.protocol(name), func(stream network.Stream) {
+		defer func() { _ = stream.Close() }()
+		_ = stream.SetDeadline(time.Now().Add(queryTimeout))
+		var q Question
+		if err := readFrame(bufio.NewReader(stream), &q); err != nil {
+			_ = stream.Reset()
+			return
+		}
+		if writeFrame(stream, f(q)) != nil {
+			_ = stream.Reset()
+		}
+	})
+}
+
+// askPeers puts a question to up to askedAtOnce connected peers at the same time, and hands their answers one by one to
+// take, until that returns true, all have answered, or queryTimeout is over.
+func askPeers[Answer any](ctx context.Context, s *Swarm, name string, question any, take func(Answer) (enough bool)) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	enough := false
+	for i, p := range s.host.Network().Peers() {
+		if i == askedAtOnce {
+			break
+		}
+		wg.Go(func() {
+			var a Answer
+			if s.query(ctx, p, name, question, &a) != nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if !enough && take(a) {
+				enough = true
+				cancel() // no need to hear the others
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// query asks a peer one question.
+func (s *Swarm) query(ctx context.Context, p peer.ID, name string, question, answer any) error {
+	stream, err := s.host.NewStream(ctx, p, s.protocol(name))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = stream.Reset() }()
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = stream.SetDeadline(deadline)
+	}
+	if err := writeFrame(stream, question); err != nil {
+		return err
+	}
+	return readFrame(bufio.NewReader(stream), answer)
+}

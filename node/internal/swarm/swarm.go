@@ -1,0 +1,486 @@
+package swarm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/ipfs/boxo/blockstore"
+	"github.com/ipfs/boxo/bootstrap"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p"
+	dht "github.com/libp2p/go-libp2p-kad-dht"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/event"
+	"github.com/libp2p/go-libp2p/core/host"
+	bandwidth "github.com/libp2p/go-libp2p/core/metrics"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
+	libp2pswarm "github.com/libp2p/go-libp2p/p2p/net/swarm"
+	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
+	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
+	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	ma "github.com/multiformats/go-multiaddr"
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/shoal-cache/shoal/node/internal/bitswapnet"
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
+)
+
+// Store is what the swarm serves from.
+type Store interface {
+	// ChunkMap fails with content.ErrNotFound for a blob that is not held whole.
+	ChunkMap(d digest.Digest) (*content.ChunkMap, error)
+	// Digests lists the blobs held whole.
+	Digests(ctx context.Context) ([]digest.Digest, error)
+	Blockstore() blockstore.Blockstore
+}
+
+// Options configure a Swarm. Identity, Listen and Store are required.
+type Options struct {
+	Identity crypto.PrivKey
+	Listen   []ma.Multiaddr
+	// Announce replaces the listening addresses as what other peers are told.
+	Announce []ma.Multiaddr
+	// Bootstrap are the peers to start from; SetBootstrap changes them.
+	Bootstrap []peer.AddrInfo
+	// Remembered loads and saves peers to start from when no bootstrap peer answers. Both or neither.
+	LoadPeers func(context.Context) []peer.AddrInfo
+	SavePeers func(context.Context, []peer.AddrInfo)
+	// Zone of this node; peers tell theirs.
+	Zone string
+	// ProtocolPrefix separates swarms; default "/shoal".
+	ProtocolPrefix string
+	// Open admits every peer. Otherwise SetAdmitted says who is.
+	Open     bool
+	Admitted []peer.ID
+	// LowConnections and HighConnections bound the connections that are kept open without need; default 512, 1024.
+	LowConnections, HighConnections int
+	// JoinTimeout bounds the search for a blob's coordinator, and half of it one candidate's answer; after it a node goes on
+	// alone for a while. Default 3 s.
+	JoinTimeout time.Duration
+	// DiscoveryGrace is how long a coordinator looks for holders before it sends anyone upstream; default 250 ms.
+	DiscoveryGrace time.Duration
+	// Schedule bounds the coordinator's decisions.
+	Schedule   schedule.Config
+	Store      Store
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+// Swarm is this node's part in the swarm.
+type Swarm struct {
+	opts     Options
+	log      *slog.Logger
+	m        *metrics
+	host     host.Host
+	dht      *dht.IpfsDHT
+	gate     *gate
+	exchange *exchange
+	provider *provider
+	traffic  *bandwidth.BandwidthCounter
+	signed   *lru.Cache[digest.Digest, []schedule.Claim]
+	newPeer  chan struct{}
+	started  chan struct{} // closed once the first round of bootstrapping is over
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu           sync.Mutex
+	bootstrap    []peer.AddrInfo
+	rooms        map[digest.Digest]*room
+	shunnedUntil map[peer.ID]time.Time
+}
+
+// New starts a node's part in the swarm: it listens, and looks for others in the background. Close ends it.
+func New(o Options) (*Swarm, error) {
+	if o.ProtocolPrefix == "" {
+		o.ProtocolPrefix = "/shoal"
+	}
+	if o.LowConnections <= 0 {
+		o.LowConnections = 512
+	}
+	if o.HighConnections < o.LowConnections {
+		o.HighConnections = 2 * o.LowConnections
+	}
+	if o.JoinTimeout <= 0 {
+		o.JoinTimeout = defaultJoinTimeout
+	}
+	if o.DiscoveryGrace <= 0 {
+		o.DiscoveryGrace = 250 * time.Millisecond
+	}
+	signed, err := lru.New[digest.Digest, []schedule.Claim](64)
+	if err != nil {
+		return nil, err
+	}
+	s := &Swarm{
+		opts: o, log: o.Logger, gate: newGate(o.Open), signed: signed, bootstrap: o.Bootstrap,
+		traffic: bandwidth.NewBandwidthCounter(),
+		newPeer: make(chan struct{}, 1), started: make(chan struct{}),
+		rooms: map[digest.Digest]*room{}, shunnedUntil: map[peer.ID]time.Time{},
+	}
+	s.gate.admit(o.Admitted)
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	if err := s.start(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (s *Swarm) start() error {
+	var err error
+	if s.host, err = newHost(s.opts, s.gate, s.traffic); err != nil {
+		return fmt.Errorf("swarm: %w", err)
+	}
+	s.dht, err = dht.New(s.host,
+		dht.ProtocolPrefix(protocol.ID(s.opts.ProtocolPrefix)),
+		dht.Mode(dht.ModeServer),
+		dht.DisableValues(),
+		dht.BootstrapPeersFunc(s.bootstrapPeers),
+	)
+	if err != nil {
+		return fmt.Errorf("swarm: DHT: %w", err)
+	}
+	s.m = newMetrics(s.opts.Registerer, s)
+	s.provider = newProvider(s)
+	if err := s.watchPeers(); err != nil {
+		return fmt.Errorf("swarm: %w", err)
+	}
+	s.exchange = newExchange(s.ctx, bitswapnet.New(s.host), s.opts.Store.Blockstore(), s.m, s.log)
+	s.host.SetStreamHandler(s.protocol("coordinate"), s.handleCoordinate)
+	s.host.SetStreamHandler(s.protocol("map"), s.handleMap)
+	s.wg.Go(func() { s.provider.run(s.ctx) })
+	s.wg.Go(func() { s.findPeers(s.ctx) })
+	return nil
+}
+
+func newHost(o Options, g *gate, traffic bandwidth.Reporter) (host.Host, error) {
+	// Every peer is a node of the cluster, so what bounds a peer is the blocks that the exchange lets it have under way;
+	// these limits bound what a broken one can hold on to.
+	limits := rcmgr.PartialLimitConfig{
+		System: rcmgr.ResourceLimits{
+			Conns: 8192, ConnsInbound: 8192, ConnsOutbound: 8192, FD: 8192,
+			Streams: 65536, StreamsInbound: 65536, StreamsOutbound: 65536, Memory: 1 << 30,
+		},
+		Transient: rcmgr.ResourceLimits{
+			Conns: 1024, ConnsInbound: 1024, ConnsOutbound: 1024, FD: 1024,
+			Streams: 4096, StreamsInbound: 4096, StreamsOutbound: 4096, Memory: 256 << 20,
+		},
+		PeerDefault: rcmgr.ResourceLimits{
+			Conns: 16, ConnsInbound: 8, ConnsOutbound: 8,
+			Streams: 4096, StreamsInbound: 2048, StreamsOutbound: 2048, Memory: 256 << 20,
+		},
+	}.Build(rcmgr.InfiniteLimits)
+	resources, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(limits), rcmgr.WithMetricsDisabled())
+	if err != nil {
+		return nil, err
+	}
+	conns, err := connmgr.NewConnManager(o.LowConnections, o.HighConnections)
+	if err != nil {
+		return nil, err
+	}
+	opts := []libp2p.Option{
+		libp2p.Identity(o.Identity), libp2p.ListenAddrs(o.Listen...),
+		libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(libp2ptls.ID, libp2ptls.New),
+		libp2p.ConnectionGater(g), libp2p.ResourceManager(resources), libp2p.ConnectionManager(conns),
+		libp2p.DisableRelay(), libp2p.DisableMetrics(), libp2p.BandwidthReporter(traffic), libp2p.UserAgent("shoal"),
+	}
+	if len(o.Announce) > 0 {
+		opts = append(opts, libp2p.AddrsFactory(func([]ma.Multiaddr) []ma.Multiaddr { return o.Announce }))
+	}
+	return libp2p.New(opts...)
+}
+
+// Close leaves the swarm and ends all that was started.
+func (s *Swarm) Close() error {
+	s.cancel()
+	var errs []error
+	if s.exchange != nil {
+		s.exchange.close()
+	}
+	if s.dht != nil {
+		errs = append(errs, s.dht.Close())
+	}
+	if s.host != nil {
+		errs = append(errs, s.host.Close())
+	}
+	s.wg.Wait()
+	return errors.Join(errs...)
+}
+
+func (s *Swarm) protocol(name string) protocol.ID {
+	return protocol.ID(s.opts.ProtocolPrefix + "/" + name + "/1.0.0")
+}
+
+// ID is this node's peer ID.
+func (s *Swarm) ID() peer.ID { return s.host.ID() }
+
+// Addrs are the addresses at which others reach this node.
+func (s *Swarm) Addrs() []ma.Multiaddr { return s.host.Addrs() }
+
+// Peer is a connected peer.
+type Peer struct {
+	ID    peer.ID
+	Addrs []string
+	// RoundTrip is the smoothed time of a ping, 0 where none was measured.
+	RoundTrip time.Duration
+}
+
+// Peers lists the connected peers.
+func (s *Swarm) Peers() []Peer {
+	var out []Peer
+	for _, p := range s.host.Network().Peers() {
+		info := Peer{ID: p, RoundTrip: s.host.Peerstore().LatencyEWMA(p)}
+		for _, c := range s.host.Network().ConnsToPeer(p) {
+			info.Addrs = append(info.Addrs, c.RemoteMultiaddr().String())
+		}
+		out = append(out, info)
+	}
+	return out
+}
+
+// Started is closed once the node has looked for others: it has met one, or has tried for a while. A node alone is
+// started too.
+func (s *Swarm) Started() <-chan struct{} { return s.started }
+
+// SetAdmitted replaces the set of peers that may join. Connections to others are closed.
+func (s *Swarm) SetAdmitted(ids []peer.ID) {
+	s.gate.admit(ids)
+	for _, p := range s.host.Network().Peers() {
+		if !s.gate.admits(p) {
+			s.log.Info("peer is not admitted", "peer", p)
+			_ = s.host.Network().ClosePeer(p)
+		}
+	}
+	s.connectSoon()
+}
+
+// SetBootstrap replaces the peers to start from.
+func (s *Swarm) SetBootstrap(peers []peer.AddrInfo) {
+	s.mu.Lock()
+	s.bootstrap = peers
+	s.mu.Unlock()
+	s.connectSoon()
+}
+
+// SetBandwidth limits the bytes per second of blocks to and from peers; 0 means no limit.
+func (s *Swarm) SetBandwidth(up, down int64) { s.exchange.setBandwidth(up, down) }
+
+// Ban refuses a peer for an hour. The reason labels a metric.
+func (s *Swarm) Ban(p peer.ID, reason string) {
+	if p == s.host.ID() {
+		return
+	}
+	s.m.bans.WithLabelValues(reason).Inc()
+	s.log.Error("peer banned", "peer", p, "reason", reason)
+	s.gate.ban(p, time.Now().Add(time.Hour))
+	_ = s.host.Network().ClosePeer(p)
+}
+
+// Claim signs this node's word that a chunk has a sum.
+func (s *Swarm) Claim(d digest.Digest, index int, sum schedule.Sum) (schedule.Claim, error) {
+	return signClaim(s.opts.Identity, s.host.ID(), d, index, sum)
+}
+
+// Want asks p for block c on behalf of sink. Higher priorities are answered first.
+func (s *Swarm) Want(p peer.ID, c cid.Cid, priority int32, sink Sink) {
+	s.exchange.ask(p, c, priority, sink)
+}
+
+// Forget takes back all wants of a sink for c.
+func (s *Swarm) Forget(c cid.Cid, sink Sink) { s.exchange.forget(c, sink) }
+
+// Have tells waiting peers that a block is in the blockstore now.
+func (s *Swarm) Have(b blocks.Block) { s.exchange.have(b) }
+
+// HeardFrom is the number of bytes of any kind that have come from p, parts of blocks among them. It is up to a second
+// old.
+func (s *Swarm) HeardFrom(p peer.ID) int64 { return s.traffic.GetBandwidthForPeer(p).TotalIn }
+
+// Ping asks p for a sign of life, which HeardFrom then shows. It returns at once.
+func (s *Swarm) Ping(p peer.ID) {
+	s.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(s.ctx, pingTimeout)
+		defer cancel()
+		<-ping.Ping(ctx, s.host, p)
+	})
+}
+
+func (s *Swarm) bootstrapPeers() []peer.AddrInfo {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.bootstrap
+}
+
+// watchPeers follows which peers come and go.
+func (s *Swarm) watchPeers() error {
+	sub, err := s.host.EventBus().Subscribe(new(event.EvtPeerConnectednessChanged))
+	if err != nil {
+		return err
+	}
+	s.wg.Go(func() {
+		defer func() { _ = sub.Close() }()
+		for {
+			select {
+			case e := <-sub.Out():
+				change, ok := e.(event.EvtPeerConnectednessChanged)
+				if !ok {
+					return
+				}
+				s.changed(change)
+			case <-s.ctx.Done():
+				return
+			}
+		}
+	})
+	return nil
+}
+
+func (s *Swarm) changed(e event.EvtPeerConnectednessChanged) {
+	if e.Connectedness == network.Connected {
+		s.mu.Lock()
+		delete(s.shunnedUntil, e.Peer)
+		s.mu.Unlock()
+		select {
+		case s.newPeer <- struct{}{}:
+		default:
+		}
+		return
+	}
+	s.mu.Lock()
+	rooms := make([]*room, 0, len(s.rooms))
+	for _, r := range s.rooms {
+		rooms = append(rooms, r)
+	}
+	s.mu.Unlock()
+	for _, r := range rooms {
+		r.gone(e.Peer)
+	}
+}
+
+const (
+	// firstRound bounds the time in which a node that starts looks for others before it counts as started.
+	firstRound  = 5 * time.Second
+	pingTimeout = 5 * time.Second
+	dialTimeout = 3 * time.Second
+)
+
+// findPeers meets the first peers soon after the start, and leaves the rest to boxo's bootstrap service and the DHT.
+func (s *Swarm) findPeers(ctx context.Context) {
+	s.firstPeers(ctx)
+	close(s.started)
+	if ctx.Err() != nil {
+		return
+	}
+	cfg := bootstrap.DefaultBootstrapConfig
+	cfg.MinPeerThreshold = 2
+	cfg.Period = 10 * time.Second
+	cfg.ConnectionTimeout = cfg.Period / 4
+	cfg.BackupBootstrapInterval = time.Minute
+	cfg.BootstrapPeers = s.bootstrapPeers
+	load, save := s.opts.LoadPeers, s.opts.SavePeers
+	if load == nil || save == nil { // without these two boxo's service stops after its first round, and never ends
+		load = func(context.Context) []peer.AddrInfo { return nil }
+		save = func(context.Context, []peer.AddrInfo) {}
+	}
+	cfg.SetBackupPeers(load, save)
+	service, err := bootstrap.Bootstrap(s.host.ID(), s.host, s.dht, cfg)
+	if err != nil {
+		s.log.Error("bootstrap service not started", "error", err)
+		return
+	}
+	defer func() { _ = service.Close() }()
+	// Nodes that start together learn of each other only by asking again: soon at first, then ever less often.
+	for wait := time.Second; ; wait = min(2*wait, 5*time.Minute) {
+		select {
+		case <-time.After(wait):
+			s.refresh(ctx)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// firstPeers tries the bootstrap and remembered peers until one answers, for a few seconds.
+func (s *Swarm) firstPeers(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, firstRound)
+	defer cancel()
+	for {
+		peers := s.bootstrapPeers()
+		if s.opts.LoadPeers != nil {
+			peers = append(append([]peer.AddrInfo(nil), peers...), s.opts.LoadPeers(ctx)...)
+		}
+		if len(peers) == 0 {
+			return
+		}
+		if s.connect(ctx, peers) > 0 {
+			s.refresh(ctx)
+			return
+		}
+		select {
+		case <-time.After(300 * time.Millisecond):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// connect dials peers at the same time, and returns how many of them are connected.
+func (s *Swarm) connect(ctx context.Context, peers []peer.AddrInfo) int {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	n := 0
+	for _, p := range peers {
+		if p.ID == s.host.ID() || !s.gate.admits(p.ID) {
+			continue
+		}
+		if n, ok := s.host.Network().(*libp2pswarm.Swarm); ok {
+			n.Backoff().Clear(p.ID) // it may just have been starting when it was dialled last
+		}
+		wg.Go(func() {
+			if err := s.host.Connect(ctx, p); err != nil {
+				s.log.Debug("bootstrap peer not reached", "peer", p.ID, "error", err)
+				return
+			}
+			mu.Lock()
+			n++
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	return n
+}
+
+// connectSoon meets bootstrap peers in the background after a change of who they are.
+func (s *Swarm) connectSoon() {
+	s.wg.Go(func() {
+		if s.connect(s.ctx, s.bootstrapPeers()) > 0 {
+			s.refresh(s.ctx)
+		}
+	})
+}
+
+// refresh looks for the peers around this node's own place in the DHT.
+func (s *Swarm) refresh(ctx context.Context) {
+	select {
+	case err := <-s.dht.RefreshRoutingTable():
+		if err != nil {
+			s.log.Debug("routing table not refreshed", "error", err)
+		}
+	case <-time.After(firstRound):
+	case <-ctx.Done():
+	}
+}

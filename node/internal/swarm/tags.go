@@ -1,0 +1,90 @@
+package swarm
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// Memory keeps small values across restarts.
+type Memory interface {
+	Get(key string) ([]byte, bool)
+	Put(key string, value []byte) error
+}
+
+// Tags remembers the answers of upstream for tags, for when upstream is unreachable.
+type Tags struct {
+	swarm  *Swarm
+	memory Memory
+}
+
+type tagRecord struct {
+	Descriptor ocispec.Descriptor `json:"descriptor"`
+	Unix       int64              `json:"unix"`
+}
+
+// NewTags returns the swarm's memory of tags, kept on this node in memory, and answers other nodes from it.
+func NewTags(s *Swarm, memory Memory) *Tags {
+	t := &Tags{swarm: s, memory: memory}
+	answer(s, "tag", t.answer)
+	return t
+}
+
+func tagKey(repo content.Repository, tag string) string {
+	return repo.Registry + "\x00" + repo.Name + "\x00" + tag
+}
+
+// Remember records what upstream answered now.
+func (t *Tags) Remember(_ context.Context, repo content.Repository, tag string, d ocispec.Descriptor) {
+	raw, err := json.Marshal(tagRecord{Descriptor: d, Unix: time.Now().Unix()})
+	if err == nil {
+		err = t.memory.Put(tagKey(repo, tag), raw)
+	}
+	if err != nil {
+		t.swarm.log.Warn("tag not remembered", "repository", repo, "tag", tag, "error", err)
+	}
+}
+
+func (t *Tags) own(repo content.Repository, tag string) (tagRecord, bool) {
+	var r tagRecord
+	raw, ok := t.memory.Get(tagKey(repo, tag))
+	return r, ok && json.Unmarshal(raw, &r) == nil
+}
+
+// Recall returns the newest answer that this node or a connected peer remembers. It takes at most about a second.
+func (t *Tags) Recall(ctx context.Context, repo content.Repository, tag string) (ocispec.Descriptor, bool) {
+	newest, found := t.own(repo, tag)
+	askPeers(ctx, t.swarm, "tag", tagQuery{Registry: repo.Registry, Name: repo.Name, Tag: tag}, func(a tagAnswer) bool {
+		if r, ok := a.record(); ok && (!found || r.Unix > newest.Unix) {
+			newest, found = r, true
+		}
+		return false // another may know a newer one
+	})
+	outcome := map[bool]string{true: "known", false: "unknown"}[found]
+	t.swarm.m.tagRecalls.WithLabelValues(outcome).Inc()
+	return newest.Descriptor, found
+}
+
+func (a tagAnswer) record() (tagRecord, bool) {
+	d := digest.Digest(a.Digest)
+	if !a.Found || d.Validate() != nil || a.Size < 0 {
+		return tagRecord{}, false
+	}
+	// An answer from the future would never be outdone.
+	unix := min(a.Unix, time.Now().Unix())
+	return tagRecord{Descriptor: ocispec.Descriptor{MediaType: a.MediaType, Digest: d, Size: a.Size}, Unix: unix}, true
+}
+
+func (t *Tags) answer(q tagQuery) tagAnswer {
+	r, ok := t.own(content.Repository{Registry: q.Registry, Name: q.Name}, q.Tag)
+	if !ok {
+		return tagAnswer{}
+	}
+	d := r.Descriptor
+	return tagAnswer{Found: true, Digest: string(d.Digest), Size: d.Size, MediaType: d.MediaType, Unix: r.Unix}
+}
