@@ -1,0 +1,70 @@
+package fetch
+
+import (
+	"fmt"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
+	"github.com/shoal-cache/shoal/node/internal/swarm"
+)
+
+// suspect is another peer's claim in a blob that did not match its digest, and the coordinator that passed it on.
+type suspect struct {
+	claim       schedule.Claim
+	coordinator peer.ID
+}
+
+// mismatch ends a fetch whose bytes are not the blob's. The caller holds f.mu.
+func (f *fetch) mismatch(err error) {
+	if f.session != nil {
+		for i := range f.chunks {
+			if c := f.chunks[i].claim; f.chunks[i].claimed && c.By != f.fr.opts.Swarm.ID() {
+				f.suspects = append(f.suspects, suspect{claim: c, coordinator: f.session.Coordinator})
+			}
+		}
+	}
+	f.fail(fmt.Errorf("%w (%d of %d chunks by peers' word)", err, len(f.suspects), len(f.chunks)))
+}
+
+// again drops what does not match and starts to read the blob from upstream alone, so that the next caller gets the
+// right bytes and those who misled this node can be told from those who were misled. nil: upstream cannot be asked, or was
+// alone already.
+func (f *fetch) again() *fetch {
+	if f.ing != nil {
+		if err := f.ing.Discard(); err != nil {
+			f.fr.log.Warn("ingest not discarded", "digest", f.digest, "error", err)
+			return nil
+		}
+		f.ing = nil
+	}
+	if f.alone || !f.upstreamAllowed() || f.fr.ctx.Err() != nil {
+		return nil
+	}
+	req := f.req
+	req.Size = 0 // it may have been the size that was wrong
+	return startFetch(f.fr, req, func(g *fetch) { g.alone, g.suspects, g.readers = true, f.suspects, 0 })
+}
+
+// settleBlame bans those whose claims differ from what upstream sent. A claim that its author did not sign was forged by
+// the coordinator, since no one else passes claims on.
+func (f *fetch) settleBlame() {
+	for _, s := range f.suspects {
+		i := s.claim.Index
+		if i < 0 || i >= len(f.chunks) || sumOf(f.ing.CID(i)) == s.claim.Sum {
+			continue
+		}
+		if err := swarm.VerifyClaim(f.digest, s.claim); err != nil {
+			f.fr.log.Error("coordinator forged a claim", "digest", f.digest, "peer", s.coordinator, "error", err)
+			f.fr.opts.Swarm.Ban(s.coordinator, "forged-claim")
+			continue
+		}
+		f.fr.log.Error("peer claimed a wrong chunk", "digest", f.digest, "peer", s.claim.By, "chunk", i)
+		f.fr.opts.Swarm.Ban(s.claim.By, "wrong-claim")
+	}
+}
+
+var _ swarm.Sink = (*fetch)(nil)
+
+var _ content.Reader = (*reader)(nil)

@@ -1,0 +1,14 @@
+// Package fetch gets blobs: from the store, from peers and from upstream, in that order, one fetch for each digest
+// however many callers there are, and streams them while they arrive.
+//
+// Files in the order in which a cold blob meets them:
+//
+//	fetcher.go   Open: a blob that the store has, a running fetch, or a new one
+//	fetch.go     one running fetch: its state, its tie to the coordinator, its end
+//	upstream.go  reading the runs that the coordinator leased to this node
+//	peers.go     asking the peers that the coordinator named; passing over those that stall
+//	reader.go    callers that follow the growing blob; the last chunk is held back until the digest is known to match
+//	blame.go     a blob that does not match: read again from upstream alone, and who claimed a wrong chunk is banned
+//	manifest.go  what manifests tell of the sizes of other blobs
+//	through.go   when the store has no room: straight from upstream, kept nowhere
+package fetch

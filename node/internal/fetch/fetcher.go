@@ -1,0 +1,322 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
+	"github.com/shoal-cache/shoal/node/internal/store"
+	"github.com/shoal-cache/shoal/node/internal/swarm"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
+)
+
+// Upstream reads from registries.
+type Upstream interface {
+	Open(ctx context.Context, req content.Request, off, n int64) (*upstream.Body, error)
+	Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error)
+}
+
+// Swarm is what a fetch asks of the other nodes; see swarm.Swarm.
+type Swarm interface {
+	ID() peer.ID
+	Join(ctx context.Context, d digest.Digest, j schedule.Join) (*swarm.Session, error)
+	JoinAlone(d digest.Digest, j schedule.Join) (*swarm.Session, error)
+	Want(p peer.ID, c cid.Cid, priority int32, s swarm.Sink)
+	Forget(c cid.Cid, s swarm.Sink)
+	Have(b blocks.Block)
+	Claim(d digest.Digest, index int, sum schedule.Sum) (schedule.Claim, error)
+	Ban(p peer.ID, reason string)
+	// HeardFrom counts all bytes from a peer; Ping provokes some from a live one.
+	HeardFrom(p peer.ID) int64
+	Ping(p peer.ID)
+}
+
+// Options configure a Fetcher. Store, Swarm and Upstream are required.
+type Options struct {
+	Store    *store.Store
+	Swarm    Swarm
+	Upstream Upstream
+	// Zone of this node.
+	Zone string
+	// PeersOnly tells of a repository that its registry must not be asked. nil: none.
+	PeersOnly func(content.Repository) bool
+	// Window is how many chunks are asked of peers at one time by all fetches together; default 32. Each fetch may ask for
+	// a few in any case.
+	Window int
+	// PeerWindow is the most chunks asked of one peer at one time by one fetch; default 8.
+	PeerWindow int
+	// UpstreamStreams is the most runs that this node reads from upstream at one time; default 8.
+	UpstreamStreams int64
+	// PeerSilence is for how long a peer that was asked for chunks may not be heard of at all before it is passed over;
+	// default 5 s. PeerPatience is for how long it may send no chunk though it is alive: it may wait for the chunk itself,
+	// or its link may be shared by many; default 30 s.
+	PeerSilence, PeerPatience time.Duration
+	// Linger is for how long a fetch that no caller waits for any more goes on; default 30 s.
+	Linger     time.Duration
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+// Fetcher opens blobs.
+type Fetcher struct {
+	opts    Options
+	log     *slog.Logger
+	m       *metrics
+	streams *semaphore.Weighted
+	sizes   *lru.Cache[digest.Digest, int64]
+	buffers sync.Pool
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu      sync.Mutex
+	fetches map[digest.Digest]*fetch
+	asking  atomic.Int32 // fetches that ask peers
+	// noRange holds registries that were seen to ignore Range requests: the next of their blobs are read in one stream from
+	// the start.
+	noRange sync.Map
+}
+
+type metrics struct {
+	served   *prometheus.CounterVec
+	fetches  *prometheus.CounterVec
+	duration prometheus.Histogram
+	stalls   prometheus.Counter
+}
+
+// New returns a Fetcher. Close ends it.
+func New(o Options) *Fetcher {
+	def := func(v *int, d int) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	def(&o.Window, 32)
+	def(&o.PeerWindow, 8)
+	if o.UpstreamStreams <= 0 {
+		o.UpstreamStreams = 8
+	}
+	if o.PeerSilence <= 0 {
+		o.PeerSilence = 5 * time.Second
+	}
+	if o.PeerPatience <= 0 {
+		o.PeerPatience = 30 * time.Second
+	}
+	if o.Linger <= 0 {
+		o.Linger = 30 * time.Second
+	}
+	if o.PeersOnly == nil {
+		o.PeersOnly = func(content.Repository) bool { return false }
+	}
+	sizes, err := lru.New[digest.Digest, int64](1 << 16)
+	if err != nil {
+		panic(err) // only a size that is not positive fails
+	}
+	f := &Fetcher{
+		opts: o, log: o.Logger, streams: semaphore.NewWeighted(o.UpstreamStreams), sizes: sizes,
+		buffers: sync.Pool{New: func() any { b := make([]byte, content.ChunkSize); return &b }},
+		fetches: map[digest.Digest]*fetch{},
+	}
+	f.ctx, f.cancel = context.WithCancel(context.Background())
+	reg := promauto.With(o.Registerer)
+	f.m = &metrics{
+		served: reg.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_served_bytes_total",
+			Help: "Bytes of blobs and manifests given to callers, by where this node had them from when it was asked.",
+		}, []string{"source"}),
+		fetches: reg.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_fetches_total", Help: "Fetches of blobs that were not here, by outcome.",
+		}, []string{"outcome"}),
+		duration: reg.NewHistogram(prometheus.HistogramOpts{
+			Name: "shoal_fetch_duration_seconds", Help: "Time from the first demand for a blob until its digest was checked.",
+			Buckets: prometheus.ExponentialBuckets(0.01, 3, 10),
+		}),
+		stalls: reg.NewCounter(prometheus.CounterOpts{
+			Name: "shoal_peer_stalls_total", Help: "Chunks that a peer did not send in time or could not be asked for.",
+		}),
+	}
+	for _, s := range []content.Source{content.FromLocal, content.FromPeer, content.FromUpstream} {
+		f.m.served.WithLabelValues(string(s))
+	}
+	reg.NewGaugeFunc(prometheus.GaugeOpts{Name: "shoal_fetches_running", Help: "Fetches running now."}, func() float64 {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return float64(len(f.fetches))
+	})
+	return f
+}
+
+// Close ends the running fetches; what has arrived is kept for the next start.
+func (fr *Fetcher) Close() {
+	fr.cancel()
+	fr.wg.Wait()
+}
+
+// Open returns a reader of a blob: of the store's, or of one that is arriving. It fails with content.ErrNotFound,
+// content.ErrUnavailable or an *content.UpstreamError, or when ctx ends; that ctx bounds only Open itself.
+func (fr *Fetcher) Open(ctx context.Context, req content.Request) (content.Reader, error) {
+	for range 3 {
+		if b, err := fr.opts.Store.Get(req.Digest); err == nil {
+			return &local{blob: b, m: fr.m}, nil
+		} else if !errors.Is(err, content.ErrNotFound) {
+			fr.log.Warn("store not read", "digest", req.Digest, "error", err)
+		}
+		r, err := fr.follow(ctx, req)
+		switch {
+		case errors.Is(err, store.ErrExists): // committed since we looked
+			continue
+		case errors.Is(err, content.ErrNoSpace):
+			return fr.openThrough(ctx, req)
+		}
+		return r, err
+	}
+	return nil, fmt.Errorf("open %s: %w", req.Digest, content.ErrUnavailable)
+}
+
+// Stat tells size and media type of what Open would give, without fetching it.
+func (fr *Fetcher) Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error) {
+	if info, err := fr.opts.Store.Stat(req.Digest); err == nil && (req.Kind == content.Blob || info.MediaType != "") {
+		return info.Size, info.MediaType, nil
+	}
+	if req.Kind == content.Blob {
+		fr.mu.Lock()
+		f := fr.fetches[req.Digest]
+		fr.mu.Unlock()
+		if f != nil {
+			if size := f.knownSize(); size >= 0 {
+				return size, "", nil
+			}
+		}
+	}
+	if req.Repository != (content.Repository{}) && !fr.opts.PeersOnly(req.Repository) {
+		if size, mediaType, err = fr.opts.Upstream.Stat(ctx, req); err == nil || !errors.Is(err, content.ErrUnavailable) {
+			return size, mediaType, err
+		}
+	}
+	// No registry to ask: what the swarm has can only be told by joining in.
+	r, err := fr.Open(ctx, req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer func() { _ = r.Close() }()
+	return r.Size(), "", nil
+}
+
+// Ensure fetches a whole blob into the store. It returns when the blob is committed, or with the reason why it is not.
+func (fr *Fetcher) Ensure(ctx context.Context, req content.Request) error {
+	for range 3 {
+		if _, err := fr.opts.Store.Stat(req.Digest); err == nil {
+			return nil
+		}
+		r, err := fr.follow(ctx, req)
+		if errors.Is(err, store.ErrExists) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		err = r.(*reader).ensure(ctx)
+		return errors.Join(err, r.Close())
+	}
+	return fmt.Errorf("ensure %s: %w", req.Digest, content.ErrUnavailable)
+}
+
+// follow joins the running fetch of a digest, or starts one, and waits until its size is known.
+func (fr *Fetcher) follow(ctx context.Context, req content.Request) (content.Reader, error) {
+	if req.Size == 0 {
+		req.Size, _ = fr.sizes.Get(req.Digest)
+	}
+	f, err := fr.attach(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	r := &reader{f: f}
+	if err := f.awaitSize(ctx); err != nil {
+		_ = r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// attach adds a reader to the running fetch of a digest, or to a new one.
+func (fr *Fetcher) attach(ctx context.Context, req content.Request) (*fetch, error) {
+	for {
+		fr.mu.Lock()
+		if fr.ctx.Err() != nil {
+			fr.mu.Unlock()
+			return nil, content.ErrClosed
+		}
+		f := fr.fetches[req.Digest]
+		if f == nil {
+			f = startFetch(fr, req, nil)
+			fr.fetches[req.Digest] = f
+			fr.mu.Unlock()
+			return f, nil
+		}
+		attached := f.attach(req)
+		fr.mu.Unlock()
+		if attached {
+			return f, nil
+		}
+		select { // it has ended, and a new one can start as soon as it lets go of the ingest
+		case <-f.released:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// replace puts the fetch that runs for a digest in the place of another, or (nil) takes it away.
+func (fr *Fetcher) replace(old, by *fetch) {
+	fr.mu.Lock()
+	defer fr.mu.Unlock()
+	if fr.fetches[old.digest] != old {
+		return
+	}
+	if by == nil {
+		delete(fr.fetches, old.digest)
+	} else {
+		fr.fetches[old.digest] = by
+	}
+}
+
+// Status is a running fetch. Sizes are in bytes.
+type Status struct {
+	Digest                           digest.Digest
+	Repository                       content.Repository
+	Size                             int64 // -1 while not known
+	Arrived, FromPeers, FromUpstream int64
+	Readers                          int
+	Coordinator                      peer.ID
+	Started                          time.Time
+}
+
+// Running lists the fetches that run now.
+func (fr *Fetcher) Running() []Status {
+	fr.mu.Lock()
+	defer fr.mu.Unlock()
+	out := make([]Status, 0, len(fr.fetches))
+	for _, f := range fr.fetches {
+		out = append(out, f.status())
+	}
+	slices.SortFunc(out, func(a, b Status) int { return strings.Compare(string(a.Digest), string(b.Digest)) })
+	return out
+}

@@ -1,0 +1,207 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/store"
+)
+
+// local reads a blob that the store has, and counts what is read.
+type local struct {
+	blob *store.Blob
+	m    *metrics
+}
+
+func (l *local) Size() int64  { return l.blob.Size() }
+func (l *local) Close() error { return l.blob.Close() }
+
+func (l *local) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	r, err := l.blob.Range(ctx, off, n)
+	if err != nil {
+		return nil, err
+	}
+	return &counted{ReadCloser: r, m: l.m, source: content.FromLocal}, nil
+}
+
+// counted counts the bytes that a caller is given.
+type counted struct {
+	io.ReadCloser
+	m      *metrics
+	source content.Source
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	c.m.served.WithLabelValues(string(c.source)).Add(float64(n))
+	return n, err
+}
+
+// WriteTo keeps the way to sendfile open.
+func (c *counted) WriteTo(w io.Writer) (int64, error) {
+	n, err := io.Copy(w, c.ReadCloser)
+	c.m.served.WithLabelValues(string(c.source)).Add(float64(n))
+	return n, err
+}
+
+// reader follows a blob that is arriving.
+type reader struct {
+	f    *fetch
+	once sync.Once
+}
+
+func (r *reader) Size() int64 { return r.f.knownSize() }
+
+// Arrived is the number of bytes that have come so far, which tells a blob on its way from one that is stuck.
+func (r *reader) Arrived() int64 {
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	return r.f.arrived
+}
+
+func (r *reader) Close() error {
+	r.once.Do(r.f.detach)
+	return nil
+}
+
+func (r *reader) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	size := r.Size()
+	if off < 0 || n < 0 || off > size-n {
+		return nil, fmt.Errorf("%s: range of %d bytes at %d is outside its %d bytes", r.f.digest, n, off, size)
+	}
+	if n > 0 || size == 0 {
+		r.f.mu.Lock()
+		r.f.demand(int(off/content.ChunkSize), int((off+max(n, 1)-1)/content.ChunkSize))
+		r.f.mu.Unlock()
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	return &stream{f: r.f, ctx: ctx, cancel: cancel, pos: off, left: n}, nil
+}
+
+// ensure waits until the whole blob is committed.
+func (r *reader) ensure(ctx context.Context) error {
+	f := r.f
+	f.mu.Lock()
+	f.demand(0, len(f.chunks)-1)
+	f.mu.Unlock()
+	if err := f.await(ctx, func() bool { return f.committed }); err != nil {
+		return fmt.Errorf("ensure %s: %w", f.digest, err)
+	}
+	return nil
+}
+
+// stream is one range of a blob that is arriving. It goes from chunk to chunk as they come.
+type stream struct {
+	f      *fetch
+	ctx    context.Context
+	cancel context.CancelFunc
+	pos    int64
+	left   int64
+	part   io.ReadCloser // the rest of the current chunk
+	source content.Source
+}
+
+// next opens the chunk at the stream's position, once it is there. io.EOF: the range is at its end.
+func (s *stream) next() error {
+	if s.part != nil {
+		return nil
+	}
+	if s.left == 0 {
+		return io.EOF
+	}
+	i := int(s.pos / content.ChunkSize)
+	if err := s.f.awaitChunk(s.ctx, i); err != nil {
+		return err
+	}
+	start, size := content.ChunkRange(s.f.size, i)
+	n := min(s.left, start+size-s.pos)
+	part, source, err := s.f.section(s.ctx, i, s.pos-start, n)
+	if err != nil {
+		return err
+	}
+	s.part, s.source = part, source
+	return nil
+}
+
+// advance notes that n bytes were given to the caller; err is how that ended.
+func (s *stream) advance(n int64, err error) error {
+	s.pos += n
+	s.left -= n
+	s.f.fr.m.served.WithLabelValues(string(s.source)).Add(float64(n))
+	if s.left > 0 && s.pos%content.ChunkSize != 0 && err == nil {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		err = s.part.Close()
+		s.part = nil
+	}
+	return err
+}
+
+func (s *stream) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if err := s.next(); err != nil {
+		return 0, err
+	}
+	n, err := s.part.Read(p)
+	return n, s.advance(int64(n), err)
+}
+
+// WriteTo sends chunk after chunk, each by sendfile where w can.
+func (s *stream) WriteTo(w io.Writer) (total int64, err error) {
+	for {
+		if err := s.next(); err == io.EOF {
+			return total, nil
+		} else if err != nil {
+			return total, err
+		}
+		n, err := io.Copy(w, s.part)
+		total += n
+		if err := s.advance(n, err); err != nil {
+			return total, err
+		}
+	}
+}
+
+func (s *stream) Close() error {
+	s.cancel()
+	if s.part == nil {
+		return nil
+	}
+	part := s.part
+	s.part = nil
+	return part.Close()
+}
+
+// awaitChunk waits until chunk i may be given to a caller. The last chunk of a blob that is fetched whole waits for the
+// digest of the whole, so that no answer with a wrong byte in it ends as if it were right.
+func (f *fetch) awaitChunk(ctx context.Context, i int) error {
+	return f.await(ctx, func() bool {
+		if f.verified {
+			return true
+		}
+		if f.err != nil {
+			return false
+		}
+		if !f.chunks[i].present {
+			f.position = uint(i)
+			return false
+		}
+		return i < len(f.chunks)-1 || !f.need.All()
+	})
+}
+
+// section opens n bytes from offset off of the present chunk i.
+func (f *fetch) section(ctx context.Context, i int, off, n int64) (io.ReadCloser, content.Source, error) {
+	f.mu.Lock()
+	source := f.chunks[i].source
+	f.mu.Unlock()
+	part, err := f.ing.SectionWriterTo(ctx, i, off, n)
+	return part, source, err
+}

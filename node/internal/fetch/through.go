@@ -1,0 +1,66 @@
+package fetch
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// through reads straight from upstream and keeps nothing: what a node does whose store has no room.
+type through struct {
+	fr   *Fetcher
+	req  content.Request
+	size int64
+}
+
+func (fr *Fetcher) openThrough(ctx context.Context, req content.Request) (content.Reader, error) {
+	if req.Repository == (content.Repository{}) || fr.opts.PeersOnly(req.Repository) {
+		return nil, fmt.Errorf("open %s: %w", req.Digest, content.ErrNoSpace)
+	}
+	size, _, err := fr.opts.Upstream.Stat(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	fr.log.Warn("no room in the store: reading straight from upstream", "digest", req.Digest, "size", size)
+	return &through{fr: fr, req: req, size: size}, nil
+}
+
+func (t *through) Size() int64  { return t.size }
+func (t *through) Close() error { return nil }
+
+func (t *through) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	if off < 0 || n < 0 || off > t.size-n {
+		return nil, fmt.Errorf("%s: range of %d bytes at %d is outside its %d bytes", t.req.Digest, n, off, t.size)
+	}
+	if n == 0 {
+		return io.NopCloser(io.LimitReader(nil, 0)), nil
+	}
+	whole := n == t.size
+	count := n
+	if whole {
+		count = -1
+	}
+	body, err := t.fr.opts.Upstream.Open(ctx, t.req, off, count)
+	if err != nil {
+		return nil, err
+	}
+	var r io.Reader = body
+	if body.Offset < off {
+		if _, err := io.CopyN(io.Discard, body, off-body.Offset); err != nil {
+			_ = body.Close()
+			return nil, fmt.Errorf("read %s from upstream: %w", t.req.Digest, err)
+		}
+		r = io.LimitReader(body, n)
+	}
+	if whole {
+		// All but the end goes out before the digest is known; the end does not, if it is wrong.
+		r = content.NewVerifier(r, t.req.Digest, t.size)
+	}
+	counted := &counted{ReadCloser: struct {
+		io.Reader
+		io.Closer
+	}{r, body}, m: t.fr.m, source: content.FromUpstream}
+	return counted, nil
+}

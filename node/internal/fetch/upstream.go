@@ -1,0 +1,172 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+
+	"github.com/ipfs/go-cid"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
+)
+
+var errNoRange = errors.New("upstream ignores Range requests")
+
+// lease starts to read a run from upstream. The caller holds f.mu.
+func (f *fetch) lease(r schedule.Run) {
+	if f.leased[r] || r.First < 0 || r.Count <= 0 || f.size >= 0 && r.End() > len(f.chunks) {
+		return
+	}
+	f.leased[r] = true
+	f.mark(r, true)
+	req := f.req
+	req.Size = max(f.size, 0)
+	f.fr.wg.Go(func() {
+		err := f.readRun(req, r)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.leased, r)
+		f.mark(r, false)
+		if err == nil || f.ctx.Err() != nil {
+			return
+		}
+		f.fr.log.Info("upstream failed", "digest", f.digest, "first", r.First, "chunks", r.Count, "error", err)
+		f.upErr = err
+		f.tell(schedule.Report{Failed: []schedule.Failure{{Run: r, Trouble: troubleOf(err)}}})
+	})
+}
+
+func (f *fetch) mark(r schedule.Run, leased bool) {
+	for i := r.First; i < min(r.End(), len(f.chunks)); i++ {
+		f.chunks[i].leased = leased
+	}
+}
+
+func troubleOf(err error) schedule.Trouble {
+	switch {
+	case errors.Is(err, errNoRange):
+		return schedule.NoRange
+	case content.Denied(err), errors.Is(err, content.ErrNotFound), errors.Is(err, content.ErrDigestMismatch):
+		return schedule.Refused
+	}
+	return schedule.Transient
+}
+
+// readRun reads a run and claims its chunks as they come.
+func (f *fetch) readRun(req content.Request, r schedule.Run) error {
+	f.queued.Add(1)
+	err := f.fr.streams.Acquire(f.ctx, 1)
+	f.queued.Add(-1)
+	if err != nil {
+		return err
+	}
+	defer f.fr.streams.Release(1)
+	off := int64(r.First) * content.ChunkSize
+	n := int64(r.Count) * content.ChunkSize
+	whole := false
+	if req.Size > 0 {
+		n = min(n, req.Size-off)
+		whole = off == 0 && n == req.Size
+	}
+	if whole {
+		n = -1 // a plain GET, which every registry and every cache in front of one understands
+	}
+	ctx, cancel := context.WithCancel(f.ctx)
+	defer cancel()
+	body, err := f.fr.opts.Upstream.Open(ctx, req, off, n)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = body.Close() }()
+	if err := f.sized(body); err != nil {
+		return err
+	}
+	if body.Offset < off {
+		// The registry sends the whole blob. A lease of all the rest is the coordinator's answer to having been told.
+		f.fr.noRange.Store(req.Repository.Registry, true)
+		if f.lengthOf(r) < body.Size-off {
+			return errNoRange
+		}
+		if _, err := io.CopyN(io.Discard, body, off-body.Offset); err != nil {
+			return fmt.Errorf("read %s from upstream: %w", f.digest, err)
+		}
+	}
+	return f.readChunks(&progress{r: body, moved: &f.moved}, r)
+}
+
+// progress notes that bytes come.
+type progress struct {
+	r     io.Reader
+	moved *atomic.Bool
+}
+
+func (p *progress) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	if n > 0 {
+		p.moved.Store(true)
+	}
+	return n, err
+}
+
+// lengthOf is the number of bytes of a run.
+func (f *fetch) lengthOf(r schedule.Run) int64 {
+	return min(int64(r.Count)*content.ChunkSize, f.knownSize()-int64(r.First)*content.ChunkSize)
+}
+
+// sized learns the blob's size and type from an answer.
+func (f *fetch) sized(body *upstream.Body) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if body.MediaType != "" {
+		f.mediaType = body.MediaType
+	}
+	if f.size < 0 {
+		f.setSize(body.Size)
+	}
+	if f.err != nil {
+		return f.err
+	}
+	if f.size != body.Size {
+		return fmt.Errorf("%s is of %d bytes upstream, want %d: %w", f.digest, body.Size, f.size, content.ErrDigestMismatch)
+	}
+	return nil
+}
+
+func (f *fetch) readChunks(body io.Reader, r schedule.Run) error {
+	buf := f.fr.buffers.Get().(*[]byte)
+	defer f.fr.buffers.Put(buf)
+	for i := r.First; i < min(r.End(), len(f.chunks)); i++ {
+		_, n := content.ChunkRange(f.size, i)
+		data := (*buf)[:n]
+		if _, err := io.ReadFull(body, data); err != nil {
+			return fmt.Errorf("read chunk %d of %s from upstream: %w", i, f.digest, err)
+		}
+		c := content.ChunkCID(data)
+		claim, err := f.fr.opts.Swarm.Claim(f.digest, i, sumOf(c))
+		if err != nil {
+			return err
+		}
+		f.mu.Lock()
+		f.land(i, c, data, content.FromUpstream)
+		if f.chunks[i].present {
+			f.chunks[i].claim, f.chunks[i].claimed = claim, true
+			f.chunks[i].leased = false
+			f.tell(schedule.Report{Claims: []schedule.Claim{claim}})
+		}
+		err = f.err
+		f.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func sumOf(c cid.Cid) schedule.Sum {
+	h := c.Hash()
+	return schedule.Sum(h[len(h)-len(schedule.Sum{}):])
+}

@@ -1,0 +1,184 @@
+package fetch
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/store"
+	"github.com/shoal-cache/shoal/node/internal/swarm"
+)
+
+// misbehaviour is how an origin answers a GET. It returns false where it lets the right answer through.
+type misbehaviour func(w http.ResponseWriter, r *http.Request, data []byte) bool
+
+func status(code int) misbehaviour {
+	return func(w http.ResponseWriter, _ *http.Request, _ []byte) bool {
+		w.WriteHeader(code)
+		return true
+	}
+}
+
+// corrupt answers as if the blob had one wrong byte in its middle.
+func corrupt(w http.ResponseWriter, r *http.Request, data []byte) bool {
+	wrong := append([]byte(nil), data...)
+	wrong[len(wrong)/2] ^= 1
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(wrong))
+	return true
+}
+
+// cut breaks the connection half-way through the answer.
+func cut(w http.ResponseWriter, r *http.Request, data []byte) bool {
+	http.ServeContent(&cutWriter{ResponseWriter: w, left: len(data) / 2}, r, "", time.Time{}, bytes.NewReader(data))
+	return true
+}
+
+// shrunk answers with a blob that is too short, and says so.
+func shrunk(w http.ResponseWriter, r *http.Request, data []byte) bool {
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data[:len(data)-1]))
+	return true
+}
+
+// dripping sends little by little.
+func dripping(w http.ResponseWriter, _ *http.Request, data []byte) bool {
+	w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+	for len(data) > 0 {
+		n := min(len(data), 32<<10)
+		if _, err := w.Write(data[:n]); err != nil {
+			return true
+		}
+		_ = http.NewResponseController(w).Flush()
+		data = data[n:]
+		<-time.After(time.Millisecond)
+	}
+	return true
+}
+
+// once misbehaves at the first GET of a blob's bytes, and never again.
+func once(m misbehaviour) misbehaviour {
+	var done atomic.Bool
+	return func(w http.ResponseWriter, r *http.Request, data []byte) bool {
+		return r.Method == http.MethodGet && !done.Swap(true) && m(w, r, data)
+	}
+}
+
+func (o *origin) misbehave(m misbehaviour) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.serve = m
+}
+
+func TestWhateverTheRegistryDoesNoWrongByteIsServed(t *testing.T) {
+	t.Parallel()
+	const size = 3*chunk1 + 77
+	for name, c := range map[string]struct {
+		origin misbehaviour
+		want   error // nil: right bytes
+		status int   // of the *content.UpstreamError that the caller must see, if any
+	}{
+		"refuses the credentials":             {status(http.StatusUnauthorized), nil, http.StatusUnauthorized},
+		"forbids it":                          {status(http.StatusForbidden), nil, http.StatusForbidden},
+		"does not have it":                    {status(http.StatusNotFound), content.ErrNotFound, http.StatusNotFound},
+		"is broken":                           {status(http.StatusInternalServerError), content.ErrUnavailable, http.StatusInternalServerError},
+		"is broken once":                      {once(status(http.StatusInternalServerError)), nil, 0},
+		"is busy once":                        {once(status(http.StatusTooManyRequests)), nil, 0},
+		"sends wrong bytes":                   {corrupt, content.ErrDigestMismatch, 0},
+		"sends a blob that is too short":      {shrunk, content.ErrDigestMismatch, 0},
+		"breaks the connection once":          {once(cut), nil, 0},
+		"sends slowly, and ignores the range": {dripping, nil, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOrigin(t)
+			d := o.add(t, size)
+			o.misbehave(c.origin)
+			n := newNode(t, o, "n", nil)
+			data, err := n.read(t.Context(), o.request(d))
+			switch {
+			case c.want == nil && c.status == 0:
+				require.NoError(t, err)
+				require.Equal(t, d, digest.FromBytes(data))
+				return
+			case c.want != nil:
+				require.ErrorIs(t, err, c.want)
+			}
+			require.Error(t, err)
+			require.Less(t, len(data), size, "an answer that is wrong must not look whole")
+			if c.status != 0 {
+				var answer *content.UpstreamError
+				require.ErrorAs(t, err, &answer)
+				require.Equal(t, c.status, answer.Status)
+			}
+			_, err = n.store.Stat(d)
+			require.ErrorIs(t, err, content.ErrNotFound, "nothing of it is kept")
+		})
+	}
+}
+
+func TestABlobThatWasWrongOnceIsRightTheNextTime(t *testing.T) {
+	t.Parallel()
+	for name, limits := range map[string]store.Limits{"stored": {}, "passed through": {Capacity: chunk1}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOrigin(t)
+			d := o.add(t, 2*chunk1+10)
+			o.misbehave(corrupt)
+			n := newNodeOn(t, o, "n", nil, store.Options{Path: t.TempDir(), Limits: limits})
+			data, err := n.read(t.Context(), o.request(d))
+			require.ErrorIs(t, err, content.ErrDigestMismatch)
+			require.Less(t, len(data), 2*chunk1+10)
+			o.misbehave(nil)
+			n.pull(t.Context(), o.request(d)).requireRight(t, d)
+		})
+	}
+}
+
+func TestOneReadsARegistryWithoutRangeForTheOthers(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	o.noRange = true
+	const size = 16*chunk1 + 3
+	d := o.add(t, size)
+	req := o.request(d)
+	req.Size = size // as the manifest has told
+	nodes := newSwarm(t, o, 4)
+	pullAll(t, nodes, req, 0)
+	t.Logf("%.2f copies in %d requests", float64(o.bytes.Load())/size, o.requests.Load())
+	var kept int64
+	for _, n := range nodes {
+		kept += int64(n.metric(t, "shoal_peer_received_bytes_total"))
+	}
+	require.GreaterOrEqual(t, kept, int64(3*size*9/10), "three of four take it from the one that streams")
+}
+
+func TestARegistryThatIsDownDoesNotMatterWhereAPeerHasTheBlob(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	d := o.add(t, 8*chunk1+1)
+	nodes := newSwarm(t, o, 3)
+	nodes[0].pull(t.Context(), o.request(d)).requireRight(t, d)
+	o.down.Store(true)
+	pullAll(t, nodes[1:], o.request(d), 0)
+	require.Equal(t, int64(8*chunk1+1), o.bytes.Load())
+}
+
+// A node that may not ask the registry learns all from peers, and says so at once where they know nothing.
+func TestARepositoryThatOnlyPeersServe(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	d, other := o.add(t, 4*chunk1), o.add(t, 10)
+	nodes := newSwarm(t, o, 2, func(i int, fo *Options, _ *swarm.Options) {
+		fo.PeersOnly = func(content.Repository) bool { return i == 1 }
+	})
+	nodes[0].pull(t.Context(), o.request(d)).requireRight(t, d)
+	nodes[1].pull(t.Context(), o.request(d)).requireRight(t, d)
+	_, err := nodes[1].read(t.Context(), o.request(other))
+	require.ErrorIs(t, err, content.ErrNotFound)
+}

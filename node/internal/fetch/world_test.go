@@ -1,0 +1,268 @@
+package fetch
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
+	"github.com/shoal-cache/shoal/node/internal/store"
+	"github.com/shoal-cache/shoal/node/internal/swarm"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
+)
+
+// origin is a registry of blobs that counts what it gives out.
+type origin struct {
+	*httptest.Server
+	bytes, requests atomic.Int64
+	mu              sync.Mutex
+	blobs           map[digest.Digest][]byte
+	noRange         bool
+	down            atomic.Bool
+	serve           func(w http.ResponseWriter, r *http.Request, data []byte) bool // true: answered
+}
+
+func newOrigin(t testing.TB) *origin {
+	o := &origin{blobs: map[digest.Digest][]byte{}}
+	o.Server = httptest.NewServer(http.HandlerFunc(o.handle))
+	t.Cleanup(o.Close)
+	return o
+}
+
+type countingWriter struct {
+	http.ResponseWriter
+	n *atomic.Int64
+}
+
+func (c countingWriter) Write(p []byte) (int, error) {
+	n, err := c.ResponseWriter.Write(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// Unwrap lets http.ResponseController flush.
+func (c countingWriter) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+
+func (o *origin) handle(w http.ResponseWriter, r *http.Request) {
+	if o.down.Load() {
+		panic(http.ErrAbortHandler)
+	}
+	i := strings.LastIndex(r.URL.Path, "/")
+	o.mu.Lock()
+	data, ok := o.blobs[digest.Digest(r.URL.Path[i+1:])]
+	noRange, serve := o.noRange, o.serve
+	o.mu.Unlock()
+	if !ok {
+		http.NotFound(w, r)
+		return
+	}
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Docker-Content-Digest", string(digest.FromBytes(data)))
+	if r.Method == http.MethodGet {
+		o.requests.Add(1)
+		w = countingWriter{w, &o.bytes}
+	}
+	if serve != nil && serve(w, r, data) {
+		return
+	}
+	if noRange {
+		r.Header.Del("Range")
+		w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+		_, _ = w.Write(data)
+		return
+	}
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+}
+
+func (o *origin) add(t testing.TB, size int) digest.Digest {
+	data := make([]byte, size)
+	_, err := rand.Read(data)
+	require.NoError(t, err)
+	d := digest.FromBytes(data)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.blobs[d] = data
+	return d
+}
+
+func (o *origin) request(d digest.Digest) content.Request {
+	return content.Request{Repository: content.Repository{Registry: "images.test", Name: "a/b"}, Digest: d}
+}
+
+// testNode is a node agent but for its HTTP side.
+type testNode struct {
+	*Fetcher
+	store  *store.Store
+	swarm  *swarm.Swarm
+	reg    *prometheus.Registry
+	closed sync.Once
+}
+
+type testHoldings struct{ *store.Store }
+
+func (h testHoldings) Digests(ctx context.Context) ([]digest.Digest, error) {
+	infos, err := h.List(ctx)
+	var out []digest.Digest
+	for _, i := range infos {
+		out = append(out, i.Digest)
+	}
+	return out, err
+}
+
+func testLogger(name string) *slog.Logger {
+	if os.Getenv("SHOAL_TEST_LOG") == "" {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name)
+}
+
+func newNode(t testing.TB, o *origin, name string, bootstrap []peer.AddrInfo, set ...func(*Options, *swarm.Options)) *testNode {
+	t.Helper()
+	return newNodeOn(t, o, name, bootstrap, store.Options{Path: t.TempDir()}, set...)
+}
+
+// newNodeOn starts a node on a store of its own kind, or one that holds something already.
+func newNodeOn(
+	t testing.TB, o *origin, name string, bootstrap []peer.AddrInfo, disk store.Options, set ...func(*Options, *swarm.Options),
+) *testNode {
+	t.Helper()
+	n := &testNode{reg: prometheus.NewRegistry()}
+	log := testLogger(name)
+	var sw atomic.Pointer[swarm.Swarm]
+	var err error
+	disk.Logger = log
+	disk.OnEvent = func(e store.Event) {
+		if s := sw.Load(); s != nil && e.Type == store.Committed {
+			s.Provide(e.Info.Digest)
+		}
+	}
+	n.store, err = store.Open(t.Context(), disk)
+	require.NoError(t, err)
+	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
+	require.NoError(t, err)
+	so := swarm.Options{
+		Identity: key, Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Bootstrap: bootstrap, Open: true,
+		Store: testHoldings{n.store}, Logger: log, Registerer: n.reg,
+		// A machine that runs tests may be slow; none of these times is what a test is about.
+		JoinTimeout: 30 * time.Second, Schedule: schedule.Config{LeaseTimeout: time.Minute},
+	}
+	up, err := upstream.New(upstream.Options{
+		Upstreams: []upstream.Upstream{{Registry: "images.test", Endpoints: []string{o.URL}}}, Logger: log,
+		Timeouts: upstream.Timeouts{Retry: time.Second, Stall: 2 * time.Second},
+	})
+	require.NoError(t, err)
+	fo := Options{Store: n.store, Upstream: up, Logger: log, Registerer: n.reg, PeerSilence: 20 * time.Second}
+	for _, f := range set {
+		f(&fo, &so)
+	}
+	n.swarm, err = swarm.New(so)
+	require.NoError(t, err)
+	sw.Store(n.swarm)
+	fo.Swarm, fo.Zone = n.swarm, so.Zone
+	n.Fetcher = New(fo)
+	t.Cleanup(func() { n.stop(t); up.Close() })
+	return n
+}
+
+func (n *testNode) stop(t testing.TB) {
+	n.closed.Do(func() {
+		n.Fetcher.Close()
+		require.NoError(t, n.swarm.Close())
+		require.NoError(t, n.store.Close())
+	})
+}
+
+func (n *testNode) info() peer.AddrInfo {
+	return peer.AddrInfo{ID: n.swarm.ID(), Addrs: n.swarm.Addrs()}
+}
+
+// newSwarm starts nodes that all know each other.
+func newSwarm(t testing.TB, o *origin, count int, set ...func(i int, fo *Options, so *swarm.Options)) []*testNode {
+	t.Helper()
+	var nodes []*testNode
+	var boot []peer.AddrInfo
+	for i := range count {
+		n := newNode(t, o, fmt.Sprint("n", i), boot, func(fo *Options, so *swarm.Options) {
+			for _, f := range set {
+				f(i, fo, so)
+			}
+		})
+		nodes = append(nodes, n)
+		boot = append(boot, n.info())
+	}
+	for _, n := range nodes {
+		<-n.swarm.Started()
+		require.Eventually(t, func() bool { return len(n.swarm.Peers()) == count-1 }, 20*time.Second, 10*time.Millisecond)
+	}
+	return nodes
+}
+
+func (n *testNode) read(ctx context.Context, req content.Request) ([]byte, error) {
+	r, err := n.Open(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = r.Close() }()
+	body, err := r.Range(ctx, 0, r.Size())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = body.Close() }()
+	return io.ReadAll(body)
+}
+
+func (n *testNode) metric(t testing.TB, name string) float64 {
+	families, err := n.reg.Gather()
+	require.NoError(t, err)
+	sum := 0.0
+	for _, f := range families {
+		if f.GetName() == name {
+			for _, m := range f.GetMetric() {
+				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+		}
+	}
+	return sum
+}
+
+// pullAll reads a blob through every node, each started a while after the one before, and checks the bytes.
+func pullAll(t testing.TB, nodes []*testNode, req content.Request, stagger time.Duration) {
+	t.Helper()
+	var wg sync.WaitGroup
+	errs := make([]error, len(nodes))
+	for i, n := range nodes {
+		wg.Go(func() {
+			data, err := n.read(t.Context(), req)
+			if err == nil && digest.FromBytes(data) != req.Digest {
+				err = fmt.Errorf("node %d: %d wrong bytes", i, len(data))
+			}
+			errs[i] = err
+		})
+		if stagger > 0 {
+			<-time.After(stagger)
+		}
+	}
+	wg.Wait()
+	for _, err := range errs {
+		require.NoError(t, err)
+	}
+}
