@@ -1,0 +1,139 @@
+// Package admin is the HTTP handler of the agent's admin address: liveness, readiness, metrics, profiles, and a read-only
+// view of the node in JSON. It shows no credentials, for the agent keeps none.
+//
+//	GET /healthz              200 while the process answers
+//	GET /readyz               200 when every check passes, else 503; a line for each check
+//	GET /metrics              Prometheus and OpenMetrics
+//	GET /debug/pprof/         profiles, as of net/http/pprof; block and mutex with ?seconds=N
+//	GET /debug/shoal/node     a Node
+//	GET /debug/shoal/peers    a list of Peer
+//	GET /debug/shoal/blobs    a list of Blob
+//	GET /debug/shoal/fetches  a list of Fetch
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/pprof"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Check tells whether one part of the agent is able to do its job.
+type Check struct {
+	// Name is one word: "store".
+	Name string
+	// Ready returns nil, or the reason why not. It ends when ctx does.
+	Ready func(ctx context.Context) error
+}
+
+// checkTimeout bounds one check. Kubelet's default patience with a probe is a second.
+const checkTimeout = 800 * time.Millisecond
+
+// Options are what the handler shows. The functions are called once for each request, concurrently, and return snapshots
+// that nobody changes afterwards. A nil function shows an empty view.
+type Options struct {
+	Checks   []Check
+	Gatherer prometheus.Gatherer
+	Node     func() Node
+	Peers    func() []Peer
+	Blobs    func() []Blob
+	Fetches  func() []Fetch
+	Log      *slog.Logger
+}
+
+// New returns the handler.
+func New(o Options) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		text(w, http.StatusOK, "ok\n")
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		ready(r.Context(), w, o.Checks)
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(o.Gatherer, promhttp.HandlerOpts{
+		EnableOpenMetrics: true,
+		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
+	}))
+
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	waiting := &waits{}
+	mux.Handle("GET /debug/pprof/block", waiting)
+	mux.Handle("GET /debug/pprof/mutex", waiting)
+	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+
+	mux.Handle("GET /debug/shoal/node", view(o.Log, o.Node))
+	mux.Handle("GET /debug/shoal/peers", view(o.Log, list(o.Peers)))
+	mux.Handle("GET /debug/shoal/blobs", view(o.Log, list(o.Blobs)))
+	mux.Handle("GET /debug/shoal/fetches", view(o.Log, list(o.Fetches)))
+	return mux
+}
+
+// ready runs the checks side by side, each within checkTimeout, and lists them in their order.
+func ready(ctx context.Context, w http.ResponseWriter, checks []Check) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	reasons := make([]error, len(checks))
+	var running sync.WaitGroup
+	for i, c := range checks {
+		running.Go(func() { reasons[i] = c.Ready(ctx) })
+	}
+	running.Wait()
+
+	status := http.StatusOK
+	var b strings.Builder
+	for i, c := range checks {
+		if reasons[i] == nil {
+			fmt.Fprintf(&b, "%s: ready\n", c.Name)
+			continue
+		}
+		status = http.StatusServiceUnavailable
+		fmt.Fprintf(&b, "%s: not ready: %v\n", c.Name, reasons[i])
+	}
+	text(w, status, b.String())
+}
+
+func text(w http.ResponseWriter, status int, body string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_, _ = w.Write([]byte(body)) // the client has gone; there is nobody to tell
+}
+
+// list makes nil an empty list, so that readers find [] and not null.
+func list[T any](snapshot func() []T) func() []T {
+	return func() []T {
+		if snapshot != nil {
+			if all := snapshot(); all != nil {
+				return all
+			}
+		}
+		return []T{}
+	}
+}
+
+func view[T any](log *slog.Logger, snapshot func() T) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var value T
+		if snapshot != nil {
+			value = snapshot()
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Cache-Control", "no-store")
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		if err := e.Encode(value); err != nil {
+			log.DebugContext(r.Context(), "admin view was not delivered", "path", r.URL.Path, "cause", err)
+		}
+	})
+}

@@ -1,0 +1,148 @@
+package mirror
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// registriesConf is the way of CRI-O and podman, containers-registries.conf(5): a file of our own among the drop-ins.
+//
+// A [[registry]] table replaces an earlier one of the same prefix as a whole, so ours is a copy of the one in force with
+// the front as its first mirror. These runtimes send no ?ns=; the registry goes into the path instead: the mirror of
+// docker.io is 127.0.0.1:5050/docker.io.
+type registriesConf struct{}
+
+// dropIn sorts after the names that people choose, for the last table of a prefix is the one in force.
+const dropIn = "zz-shoal.conf"
+
+// registryTable is a [[registry]] table with all its keys, known here or not.
+type registryTable struct {
+	prefix string
+	keys   map[string]any
+}
+
+func (registriesConf) plan(o Options) (plan, error) {
+	tables, err := registryTables(o)
+	if err != nil {
+		return plan{}, err
+	}
+	path := filepath.Join(o.mirrors(), dropIn)
+	var p plan
+	var ours []map[string]any
+	for _, registry := range o.Registries {
+		if registry == All {
+			return p, fmt.Errorf("%s has no way to mirror all registries; name those that are to be mirrored", o.Runtime)
+		}
+		for _, t := range under(tables, registry) {
+			keys, reason := t.withMirror(o.Endpoint)
+			if reason != "" {
+				p.findings = append(p.findings, Finding{NotMirrored, path, t.prefix + " " + reason})
+				continue
+			}
+			ours = append(ours, keys)
+		}
+	}
+	if len(ours) == 0 {
+		return p, nil
+	}
+	body, err := toml.Marshal(map[string]any{"registry": ours})
+	if err != nil {
+		return p, err
+	}
+	block := slices.Concat([]byte(begin), body, []byte(end))
+	p.targets = []target{{path: path, insert: func(content []byte) ([]byte, error) {
+		if len(content) > 0 && !bytes.HasSuffix(content, []byte("\n")) {
+			content = append(bytes.Clone(content), '\n')
+		}
+		return slices.Concat(content, block), nil
+	}}}
+	return p, nil
+}
+
+// registryTables are the tables in force without ours.
+func registryTables(o Options) ([]registryTable, error) {
+	dropIns, err := filepath.Glob(filepath.Join(o.on(o.mirrors()), "*.conf"))
+	if err != nil {
+		return nil, err
+	}
+	main := filepath.Join(o.on(filepath.Dir(o.mirrors())), "registries.conf")
+	var tables []registryTable
+	for _, path := range append([]string{main}, dropIns...) {
+		now, err := readFile(path)
+		if err != nil {
+			return nil, err
+		}
+		var c struct {
+			Registry []map[string]any `toml:"registry"`
+		}
+		if err := toml.Unmarshal(stripMarked(now.content), &c); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		for _, keys := range c.Registry {
+			t := registryTable{keys: keys}
+			if t.prefix, _ = keys["prefix"].(string); t.prefix == "" {
+				t.prefix, _ = keys["location"].(string)
+			}
+			tables = slices.DeleteFunc(tables, func(earlier registryTable) bool { return earlier.prefix == t.prefix })
+			tables = append(tables, t)
+		}
+	}
+	return tables, nil
+}
+
+// under are the tables that hold for images of a registry: its own, which is made up where there is none, and those of
+// namespaces and repositories in it.
+func under(tables []registryTable, registry string) []registryTable {
+	var found []registryTable
+	own := false
+	for _, t := range tables {
+		own = own || t.prefix == registry
+		if t.prefix == registry || strings.HasPrefix(t.prefix, registry+"/") {
+			found = append(found, t)
+		}
+	}
+	if !own {
+		found = append(found, registryTable{registry, map[string]any{"prefix": registry, "location": registry}})
+	}
+	return found
+}
+
+// withMirror is a copy of the table's keys with the endpoint as the first mirror, or the reason why it cannot have one.
+func (t registryTable) withMirror(endpoint string) (keys map[string]any, reason string) {
+	location, _ := t.keys["location"].(string)
+	if location == "" {
+		location = t.prefix
+	}
+	host, _, _ := strings.Cut(location, "/")
+	switch blocked, _ := t.keys["blocked"].(bool); {
+	case blocked:
+		return nil, "is blocked, and stays so"
+	case strings.Contains(host, ":"):
+		return nil, fmt.Sprintf("is at %s, and these runtimes take no mirror whose path holds a port", location)
+	}
+	u, err := url.Parse(endpoint)
+	if err != nil {
+		return nil, err.Error()
+	}
+	front := map[string]any{"location": u.Host + "/" + location}
+	if u.Scheme == "http" {
+		front["insecure"] = true
+	}
+	mirrors, _ := t.keys["mirror"].([]any)
+	keys = maps.Clone(t.keys)
+	keys["mirror"] = append([]any{front}, mirrors...)
+	return keys, ""
+}
+
+func (registriesConf) strip(content []byte) []byte { return stripMarked(content) }
+
+func (registriesConf) written(o Options) ([]string, error) {
+	return []string{filepath.Join(o.mirrors(), dropIn)}, nil
+}

@@ -1,0 +1,140 @@
+package mirror
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// change is one step of an installation or removal. It does nothing when what it makes is there already.
+type change struct {
+	path    string // on the node
+	content []byte
+	mode    fs.FileMode
+	linkTo  string
+	remove  bool
+	keep    bool // nothing is to be done
+}
+
+// apply tells whether it changed anything.
+func (c change) apply(o Options) (bool, error) {
+	path := o.on(c.path)
+	if c.keep {
+		return false, nil
+	}
+	if o.crash != nil {
+		if err := o.crash(); err != nil {
+			return false, err
+		}
+	}
+	if c.remove {
+		err := os.Remove(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
+		}
+		return err == nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return false, err
+	}
+	if c.linkTo != "" {
+		return true, os.Symlink(c.linkTo, path)
+	}
+	now, err := readFile(path)
+	if err != nil {
+		return false, err
+	}
+	if now.exists && bytes.Equal(now.content, c.content) {
+		return false, nil
+	}
+	return true, writeFile(path, c.content, c.mode)
+}
+
+// file is a file as it was found.
+type file struct {
+	exists  bool
+	content []byte
+	mode    fs.FileMode
+}
+
+// readFile reads a file that need not exist.
+func readFile(path string) (file, error) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if target, err := os.Readlink(path); err == nil {
+			return file{}, fmt.Errorf("%s is a symbolic link to %s, which does not exist here; resolve it by hand", path, target)
+		}
+		return file{}, nil
+	}
+	if err != nil {
+		return file{}, err
+	}
+	content, err := os.ReadFile(path)
+	return file{exists: err == nil, content: content, mode: info.Mode().Perm()}, err
+}
+
+// writeFile replaces the file at path, or the one that a symbolic link at path points to, in one step that survives a
+// crash. The owner stays who it was. A mode of 0 means 0644.
+func writeFile(path string, content []byte, mode fs.FileMode) (err error) {
+	if mode == 0 {
+		mode = 0o644
+	}
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
+	}
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".shoal-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = f.Close()
+			_ = os.Remove(f.Name())
+		}
+	}()
+	if _, err := f.Write(content); err != nil {
+		return err
+	}
+	if err := f.Chmod(mode); err != nil {
+		return err
+	}
+	if info, err := os.Stat(path); err == nil {
+		if owner, ok := info.Sys().(*syscall.Stat_t); ok {
+			if err := f.Chown(int(owner.Uid), int(owner.Gid)); err != nil {
+				return err
+			}
+		}
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// removeIfEmpty removes a directory that nothing is in; one that is not empty or not there is left so.
+func removeIfEmpty(dir string) error {
+	err := os.Remove(dir)
+	if errors.Is(err, syscall.ENOTEMPTY) || errors.Is(err, syscall.EEXIST) || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,151 @@
+package mirror
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+)
+
+const (
+	stateFile    = "state.json"
+	stateVersion = 1
+)
+
+// state is what Remove has to know. It is written before the changes it is about.
+type state struct {
+	Version int `json:"version"`
+	// Files and Links are keyed by their paths on the node; Links hold where they point.
+	Files map[string]*record `json:"files,omitempty"`
+	Links map[string]string  `json:"links,omitempty"`
+	// Dirs are the directories that were made, outer ones before inner ones.
+	Dirs []string `json:"dirs,omitempty"`
+}
+
+// record is one file's past.
+type record struct {
+	Runtime Runtime `json:"runtime"`
+	// Existed, Mode and Original are the file as it was.
+	Existed  bool        `json:"existed"`
+	Mode     fs.FileMode `json:"mode,omitempty"`
+	Original []byte      `json:"original,omitempty"`
+	// Written are the SHA-256 digests of the contents that Install wrote or was about to write when it was interrupted.
+	Written []string `json:"written"`
+
+	latest string // the digest of what this run writes
+}
+
+func (r *record) wrote(content []byte) bool { return slices.Contains(r.Written, digestOf(content)) }
+
+func digestOf(content []byte) string {
+	sum := sha256.Sum256(content)
+	return hex.EncodeToString(sum[:])
+}
+
+func newState() *state {
+	return &state{Version: stateVersion, Files: make(map[string]*record), Links: make(map[string]string)}
+}
+
+// loadState reads the state; where there is none it is a new one.
+func loadState(dir string) (*state, error) {
+	path := filepath.Join(dir, stateFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return newState(), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	st := newState()
+	if err := json.Unmarshal(b, st); err != nil {
+		return nil, fmt.Errorf("state file %s: %w", path, err)
+	}
+	if st.Version != stateVersion {
+		return nil, fmt.Errorf("state file %s has version %d; this program knows %d: use the one that installed the mirror", path, st.Version, stateVersion)
+	}
+	return st, nil
+}
+
+func (st *state) save(o Options) error {
+	if o.crash != nil {
+		if err := o.crash(); err != nil {
+			return err
+		}
+	}
+	b, err := json.MarshalIndent(st, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(o.StateDir, stateFile), b, 0o600)
+}
+
+// dropState removes the state, and its directory where nothing else is in it.
+func dropState(dir string) error {
+	if err := os.Remove(filepath.Join(dir, stateFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return removeIfEmpty(dir)
+}
+
+// lock keeps other runs of this program out of dir.
+func lock(dir string) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// paths are those of all files and links, sorted.
+func (st *state) paths() []string {
+	all := slices.AppendSeq(slices.Collect(maps.Keys(st.Files)), maps.Keys(st.Links))
+	slices.Sort(all)
+	return all
+}
+
+// settle forgets the contents of earlier runs, once those of this one are in place.
+func (st *state) settle() {
+	for _, rec := range st.Files {
+		rec.Written = []string{rec.latest}
+	}
+}
+
+// makeDirs notes the directories that are to be made for dir.
+func (st *state) makeDirs(o Options, dir string) {
+	var missing []string
+	for ; dir != "/" && dir != "."; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(o.on(dir)); err == nil || slices.Contains(st.Dirs, dir) {
+			break
+		}
+		missing = append(missing, dir)
+	}
+	slices.Reverse(missing)
+	st.Dirs = append(st.Dirs, missing...)
+}
+
+// removeDirs removes, inner ones first, the directories that were made, are empty, and are not needed.
+func (st *state) removeDirs(o Options) error {
+	var left []string
+	for _, dir := range slices.Backward(st.Dirs) {
+		if err := removeIfEmpty(o.on(dir)); err != nil {
+			return err
+		}
+		if _, err := os.Stat(o.on(dir)); err == nil {
+			left = append(left, dir)
+		}
+	}
+	slices.Reverse(left)
+	st.Dirs = left
+	return nil
+}

@@ -1,0 +1,111 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// firstPiece is how many bytes of a blob are read, at most, before the header of the answer goes out.
+const firstPiece = 32 << 10
+
+// blob answers GET and HEAD of a blob. The header goes out with the first bytes: until then, every failure is an answer
+// on which the runtime can fall back.
+func (f *Front) blob(x *exchange) error {
+	ctx, patience := newPatience(x.r.Context(), f.opts.FirstByteTimeout)
+	defer patience.end()
+	req := x.request(content.Blob)
+	if err := f.gate.admit(ctx, x.rule, req); err != nil {
+		return err
+	}
+	req = x.fetchable(req)
+	etag := `"` + req.Digest.String() + `"`
+	if x.r.Method == http.MethodHead || unchanged(x.r, etag) {
+		return f.statBlob(ctx, x, req, etag)
+	}
+	reader, err := f.opts.Fetcher.Open(ctx, req)
+	if err != nil {
+		return because(ctx, err)
+	}
+	defer func() { _ = reader.Close() }()
+	patience.watch(reader)
+
+	size := reader.Size()
+	part, partial, err := parseRange(rangeHeader(x.r, etag), size)
+	if err != nil {
+		x.w.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", size))
+		return err
+	}
+	body, err := reader.Range(ctx, part.off, part.n)
+	if err != nil {
+		return because(ctx, err)
+	}
+	defer func() { _ = body.Close() }()
+	first := make([]byte, min(part.n, firstPiece))
+	got, err := io.ReadAtLeast(body, first, min(1, len(first)))
+	if err != nil {
+		return because(ctx, fmt.Errorf("blob %s: %w", req.Digest, err))
+	}
+	patience.stop()
+
+	x.blobHeader(req, etag, part.n)
+	status := http.StatusOK
+	if partial {
+		status = http.StatusPartialContent
+		x.w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", part.off, part.off+part.n-1, size))
+	}
+	x.writeHeader(status)
+	return because(ctx, x.stream(first[:got], body, part.n))
+}
+
+// statBlob answers with the header that GET would have.
+func (f *Front) statBlob(ctx context.Context, x *exchange, req content.Request, etag string) error {
+	size, _, err := f.opts.Fetcher.Stat(ctx, req)
+	if err != nil {
+		return because(ctx, err)
+	}
+	if unchanged(x.r, etag) {
+		x.w.Header().Set("Etag", etag)
+		x.writeHeader(http.StatusNotModified)
+		return nil
+	}
+	x.blobHeader(req, etag, size)
+	x.writeHeader(http.StatusOK)
+	return nil
+}
+
+func (x *exchange) blobHeader(req content.Request, etag string, length int64) {
+	h := x.w.Header()
+	h.Set("Content-Type", "application/octet-stream")
+	h.Set("Content-Length", strconv.FormatInt(length, 10))
+	h.Set("Accept-Ranges", "bytes")
+	h.Set("Docker-Content-Digest", req.Digest.String())
+	h.Set("Etag", etag)
+}
+
+// stream writes first and then the rest of n bytes from body. The rest goes by the body's WriteTo and the connection's
+// ReadFrom, so that file pages move without copying; nothing may wrap either.
+func (x *exchange) stream(first []byte, body io.Reader, n int64) error {
+	if _, err := x.w.Write(first); err != nil {
+		return err
+	}
+	if int64(len(first)) == n {
+		return nil
+	}
+	if err := http.NewResponseController(x.w).Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	copied, err := io.Copy(x.w, body)
+	if err != nil {
+		return err
+	}
+	if total := int64(len(first)) + copied; total != n {
+		return fmt.Errorf("%d of %d bytes: %w", total, n, io.ErrUnexpectedEOF)
+	}
+	return nil
+}

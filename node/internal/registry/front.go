@@ -1,0 +1,292 @@
+// Package registry is the registry front: the HTTP server that speaks the pull half of the OCI distribution
+// specification to container runtimes and other clients.
+//
+// In the order a request meets them: path.go finds registry, repository and what is asked for; tags.go turns a tag into a
+// digest; gate.go lets only those callers on whom the registry lets on; manifest.go and blob.go answer; ranges.go reads
+// Range headers; errors.go makes every failure an answer on which the runtime can act; pages.go passes on tag lists and
+// referrers.
+//
+// Two rules hold everywhere. HEAD says what GET would do, so a HEAD of a manifest fetches it. And an answer either ends
+// with the right bytes or with an aborted connection.
+//
+// What the gate cannot see: it believes a registry about what the registry holds. A policy that lets callers pull through
+// a registry which is in the hands of others trusts it not to claim blobs that are private elsewhere and whose digests
+// it has learned.
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/policy"
+)
+
+// Fetcher has the content: from this node, its peers, or upstream.
+type Fetcher interface {
+	// Open gives a reader of a blob or manifest, whose bytes may still be arriving. The reader ends with ctx.
+	// A reader that also has Arrived, the number of bytes that have come so far, tells a blob that is on its way from
+	// one that is stuck.
+	Open(ctx context.Context, req content.Request) (content.Reader, error)
+	// Stat tells what Open would give: size in bytes and media type ("" where that is not known), without fetching.
+	Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error)
+}
+
+// Upstream asks the registries themselves, with the caller's credentials. Its errors are *content.UpstreamError for what
+// a registry answered, and content.ErrUnavailable where none did.
+type Upstream interface {
+	Resolve(ctx context.Context, repo content.Repository, reference string, accept []string, authorization string) (v1.Descriptor, error)
+	Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error)
+	Forward(ctx context.Context, repo content.Repository, path string, query url.Values, accept []string, authorization string) (*http.Response, error)
+}
+
+// TagMemory remembers the registries' answers for tags, for the time when they cannot be asked.
+type TagMemory interface {
+	Remember(ctx context.Context, repo content.Repository, tag string, desc v1.Descriptor)
+	// Recall gives the newest answer that this node or the swarm knows.
+	Recall(ctx context.Context, repo content.Repository, tag string) (v1.Descriptor, bool)
+}
+
+// Memory keeps a few values across restarts. They hold keyed hashes of credentials, so they are for this node only.
+type Memory interface {
+	// Load gives nil where nothing was saved under key.
+	Load(key string) ([]byte, error)
+	Save(key string, value []byte) error
+}
+
+// Witness is the other nodes.
+type Witness interface {
+	// Public tells whether one of them knows that a registry lets anyone read a repository. It is asked while the registry
+	// cannot be, by a node that has never asked it.
+	Public(ctx context.Context, repo content.Repository) bool
+}
+
+// Options configure a Front. Fetcher and Upstream are required.
+type Options struct {
+	Fetcher  Fetcher
+	Upstream Upstream
+	// Tags is optional: without it tags do not resolve while their registry is down, once TagTTL has passed.
+	Tags TagMemory
+	// Memory is optional: without it a restart forgets whose credentials were accepted.
+	Memory Memory
+	// Witness is optional: without it a node serves nothing during an outage from repositories that it has not pulled from.
+	Witness Witness
+	// Rules gives the policy for a repository; nil: policy.DefaultRule.
+	Rules func(content.Repository) policy.Rule
+	// ManifestServed hears of each manifest that a caller was given. Optional.
+	ManifestServed func(digest.Digest)
+	// DefaultRegistry is that of requests which name none, as of Docker, crane and skopeo. May be empty.
+	DefaultRegistry string
+	// FirstByteTimeout bounds the time from a request to the first byte of its answer, unless its bytes are seen to
+	// arrive. 0: 5 s.
+	FirstByteTimeout time.Duration
+	// UpstreamTimeout bounds a question to the registry about a tag or a caller's credentials; a registry that takes
+	// longer counts as unreachable. 0: four fifths of FirstByteTimeout, so that time is left to answer without it.
+	UpstreamTimeout time.Duration
+	Logger          *slog.Logger
+	Registerer      prometheus.Registerer
+}
+
+// Front is the registry front. It is an http.Handler for one listener.
+type Front struct {
+	opts    Options
+	log     *slog.Logger
+	metrics *metrics
+	gate    *gate
+	tags    *tags
+	pages   *pages
+	running running
+}
+
+// New makes a front.
+func New(opts Options) (*Front, error) {
+	if opts.Fetcher == nil || opts.Upstream == nil {
+		return nil, errors.New("registry front: needs a Fetcher and an Upstream")
+	}
+	if opts.DefaultRegistry != "" {
+		host, err := hostname(opts.DefaultRegistry)
+		if err != nil {
+			return nil, fmt.Errorf("registry front: default registry: %w", err)
+		}
+		opts.DefaultRegistry = host
+	}
+	if opts.Rules == nil {
+		opts.Rules = func(content.Repository) policy.Rule { return policy.DefaultRule() }
+	}
+	if opts.FirstByteTimeout == 0 {
+		opts.FirstByteTimeout = 5 * time.Second
+	}
+	if opts.UpstreamTimeout == 0 {
+		opts.UpstreamTimeout = opts.FirstByteTimeout * 4 / 5
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	f := &Front{opts: opts, log: opts.Logger}
+	var err error
+	if f.metrics, err = newMetrics(opts.Registerer); err != nil {
+		return nil, fmt.Errorf("registry front: %w", err)
+	}
+	if f.gate, err = newGate(opts.Upstream, opts.UpstreamTimeout, opts.Memory, opts.Witness, f.log); err != nil {
+		return nil, fmt.Errorf("registry front: %w", err)
+	}
+	f.tags = newTags(opts.Upstream, opts.UpstreamTimeout, opts.Tags, f.gate, f.metrics, f.log)
+	f.pages = newPages(opts.Upstream, opts.UpstreamTimeout, f.gate)
+	return f, nil
+}
+
+// Public tells whether the registry has let callers without credentials read the repository: what a node tells others that
+// have it as their Witness.
+func (f *Front) Public(repo content.Repository) bool { return f.gate.public(repo) }
+
+// Drain refuses new requests with 503 and returns when the running ones have ended, or with ctx's error before. It also
+// saves what Options.Memory is for.
+func (f *Front) Drain(ctx context.Context) error {
+	err := f.running.drain(ctx)
+	return errors.Join(err, f.gate.close())
+}
+
+// exchange is one request and what is known of its answer.
+type exchange struct {
+	w     http.ResponseWriter
+	r     *http.Request
+	route route
+	rule  policy.Rule
+	start time.Time
+
+	status    int // 0 until the header is written
+	firstByte time.Duration
+	err       error
+}
+
+func (x *exchange) writeHeader(status int) {
+	x.status, x.firstByte = status, time.Since(x.start)
+	x.w.WriteHeader(status)
+}
+
+func (x *exchange) authorization() string { return x.r.Header.Get("Authorization") }
+
+// request is what the exchange asks of the Fetcher and of the gate.
+func (x *exchange) request(kind content.Kind) content.Request {
+	return content.Request{
+		Repository: x.route.repo, Kind: kind, Digest: x.route.digest, Authorization: x.authorization(),
+	}
+}
+
+// ServeHTTP answers one request. As http.Handler allows, it panics with http.ErrAbortHandler when an answer that has
+// begun cannot be ended rightly.
+func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	x := &exchange{w: w, r: r, start: time.Now(), route: route{endpoint: endUnknown}}
+	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	if !f.running.enter() {
+		w.Header().Set("Connection", "close")
+		x.fail(errDraining)
+		return
+	}
+	defer f.running.leave()
+	defer f.finish(x) //nolint:contextcheck // the exchange carries the request, and with it its context
+	err := f.serve(x) //nolint:contextcheck // as above
+	switch {
+	case err == nil:
+	case x.status == 0:
+		x.fail(err)
+	default:
+		x.err = err
+		panic(http.ErrAbortHandler)
+	}
+}
+
+func (f *Front) serve(x *exchange) error {
+	if x.r.Method != http.MethodGet && x.r.Method != http.MethodHead {
+		x.w.Header().Set("Allow", "GET, HEAD")
+		return errReadOnly
+	}
+	if strings.Contains(x.r.Header.Get("Via"), " shoal") {
+		return errLoop
+	}
+	var err error
+	x.route, err = parseRoute(x.r.URL.Path, x.r.URL.Query().Get("ns"), f.opts.DefaultRegistry)
+	if err != nil {
+		return err
+	}
+	if x.route.endpoint == endBase {
+		return f.base(x)
+	}
+	x.rule = f.opts.Rules(x.route.repo)
+	if x.rule.Mode == policy.Bypass {
+		return errBypass
+	}
+	switch x.route.endpoint {
+	case endManifest:
+		return f.manifest(x)
+	case endBlob:
+		return f.blob(x)
+	default:
+		return f.page(x)
+	}
+}
+
+// fetchable is req as the Fetcher gets it: where the policy says peers only, it does not learn the repository.
+func (x *exchange) fetchable(req content.Request) content.Request {
+	if x.rule.Mode == policy.PeersOnly {
+		req.Repository, req.Authorization = content.Repository{}, ""
+	}
+	return req
+}
+
+// base answers GET /v2/, by which clients learn whether and how to authenticate. Where the registry is known, it is the
+// registry's own answer; a registry that is down does not keep its images from being pulled.
+func (f *Front) base(x *exchange) error {
+	if x.route.repo.Registry != "" {
+		ctx, cancel := context.WithTimeout(x.r.Context(), f.opts.UpstreamTimeout)
+		defer cancel()
+		resp, err := f.opts.Upstream.Forward(ctx, x.route.repo, "", nil, nil, x.authorization())
+		if content.Denied(err) {
+			return err
+		}
+		if err == nil {
+			_ = resp.Body.Close()
+		}
+	}
+	return x.writeJSON([]byte("{}"), "application/json")
+}
+
+func (x *exchange) writeJSON(body []byte, mediaType string) error {
+	h := x.w.Header()
+	h.Set("Content-Type", mediaType)
+	h.Set("Content-Length", fmt.Sprint(len(body)))
+	x.writeHeader(http.StatusOK)
+	if x.r.Method == http.MethodHead {
+		return nil
+	}
+	_, err := x.w.Write(body)
+	return err
+}
+
+// finish counts and logs an exchange. It runs also when the handler panics to abort.
+func (f *Front) finish(x *exchange) {
+	took := time.Since(x.start)
+	code := fmt.Sprint(x.status)
+	if x.err != nil && x.status < http.StatusBadRequest {
+		code = "aborted"
+	}
+	f.metrics.observe(x, code, took)
+	level := slog.LevelDebug
+	if code == "aborted" || x.status >= 500 {
+		level = slog.LevelWarn
+	}
+	f.log.LogAttrs(x.r.Context(), level, "registry front answered",
+		slog.String("method", x.r.Method), slog.String("kind", string(x.route.endpoint)),
+		slog.String("repository", x.route.repo.String()), slog.String("reference", x.route.reference()),
+		slog.String("code", code), slog.Duration("took", took), slog.Any("cause", x.err))
+}

@@ -1,0 +1,507 @@
+package registry_test
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/registry"
+)
+
+const (
+	alice = "Basic YWxpY2U6c2VjcmV0"
+	bob   = "Basic Ym9iOnNlY3JldA=="
+)
+
+func TestARealClientPullsThroughTheFront(t *testing.T) {
+	t.Parallel()
+	for name_, tc := range map[string]struct{ defaultRegistry, prefix string }{
+		"with the registry in the path": {"", images + "/"},
+		"with a configured registry":    {images, ""},
+	} {
+		t.Run(name_, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, func(o *registry.Options) { o.DefaultRegistry = tc.defaultRegistry })
+			w.origin.pushImage(t, "team/app", "v1", "x")
+			server := httptest.NewServer(w.front)
+			defer server.Close()
+			ref, err := name.ParseReference(strings.TrimPrefix(server.URL, "http://") + "/" + tc.prefix + "team/app:v1")
+			require.NoError(t, err)
+			img, err := remote.Image(ref)
+			require.NoError(t, err)
+			layers, err := img.Layers()
+			require.NoError(t, err)
+			require.Len(t, layers, 1)
+			rc, err := layers[0].Compressed()
+			require.NoError(t, err)
+			_, err = io.Copy(io.Discard, rc)
+			require.NoError(t, err)
+			require.NoError(t, rc.Close())
+			http.DefaultClient.CloseIdleConnections()
+			remote.DefaultTransport.(*http.Transport).CloseIdleConnections()
+		})
+	}
+}
+
+func TestManifestsAreAnsweredWithWhatTheRegistrySaysOfThem(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	img := w.origin.pushImage(t, "team/app", "v1", "x")
+	for _, path := range []string{
+		"/v2/team/app/manifests/v1", "/v2/team/app/manifests/" + img.manifest.String(),
+		"/v2/team/app/manifests/v1?ns=" + images,
+	} {
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			rep := w.do(method, path)
+			require.Equal(t, 200, rep.Code, rep.Body)
+			require.Equal(t, img.manifest.String(), rep.Header().Get("Docker-Content-Digest"))
+			require.Equal(t, v1.MediaTypeImageManifest, rep.Header().Get("Content-Type"))
+			require.Equal(t, len(img.raw), int(rep.Result().ContentLength))
+			if method == http.MethodGet {
+				require.Equal(t, img.raw, rep.Body.String())
+			} else {
+				require.Empty(t, rep.Body.String())
+			}
+		}
+	}
+	rep := w.get("/v2/team/app/manifests/v1", "If-None-Match", `"`+img.manifest.String()+`"`)
+	require.Equal(t, 304, rep.Code)
+	require.Empty(t, rep.Body.String())
+}
+
+func TestTheMediaTypeOfAManifestIsNeverGuessedWrong(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ body, declared, want string }{
+		"an artifact's own type":                {`{"mediaType":"application/vnd.acme+json"}`, "application/vnd.acme+json", "application/vnd.acme+json"},
+		"an OCI index that leaves it out":       {`{"schemaVersion":2,"manifests":[]}`, v1.MediaTypeImageIndex, v1.MediaTypeImageIndex},
+		"an OCI manifest that leaves it out":    {`{"schemaVersion":2,"config":{"digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"},"layers":[]}`, v1.MediaTypeImageManifest, v1.MediaTypeImageManifest},
+		"something that says nothing of itself": {`{"a":1}`, "application/vnd.acme.thing+json", "application/vnd.acme.thing+json"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			d := w.origin.pushManifest(t, "team/app", "v1", tc.declared, tc.body)
+			for _, ref := range []string{d.String(), "v1"} {
+				rep := w.get("/v2/team/app/manifests/" + ref)
+				if rep.Code == 200 {
+					require.Equal(t, tc.want, rep.Header().Get("Content-Type"))
+				} else {
+					require.Equal(t, 503, rep.Code, "rather no answer than a wrong one")
+				}
+			}
+			require.Equal(t, 200, w.get("/v2/team/app/manifests/v1").Code)
+		})
+	}
+}
+
+func TestBlobsAndTheirRanges(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	data := []byte("0123456789")
+	d := w.origin.pushBlob(t, "team/app", data)
+	etag := `"` + d.String() + `"`
+	path := "/v2/team/app/blobs/" + d.String()
+	for name, tc := range map[string]struct {
+		header []string
+		status int
+		span   string
+		body   string
+	}{
+		"no range":                     {nil, 200, "", "0123456789"},
+		"a range":                      {[]string{"Range", "bytes=2-4"}, 206, "bytes 2-4/10", "234"},
+		"an open range":                {[]string{"Range", "bytes=7-"}, 206, "bytes 7-9/10", "789"},
+		"the whole as a range":         {[]string{"Range", "bytes=0-"}, 206, "bytes 0-9/10", "0123456789"},
+		"a suffix":                     {[]string{"Range", "bytes=-3"}, 206, "bytes 7-9/10", "789"},
+		"a suffix longer than it":      {[]string{"Range", "bytes=-30"}, 206, "bytes 0-9/10", "0123456789"},
+		"a range past the end":         {[]string{"Range", "bytes=8-99"}, 206, "bytes 8-9/10", "89"},
+		"a range up to any number":     {[]string{"Range", "bytes=8-99999999999999999999999"}, 206, "bytes 8-9/10", "89"},
+		"a range outside":              {[]string{"Range", "bytes=10-"}, 416, "bytes */10", ""},
+		"an empty suffix":              {[]string{"Range", "bytes=-0"}, 416, "bytes */10", ""},
+		"several ranges":               {[]string{"Range", "bytes=0-1,4-5"}, 200, "", "0123456789"},
+		"a range backwards":            {[]string{"Range", "bytes=5-2"}, 200, "", "0123456789"},
+		"another unit":                 {[]string{"Range", "lines=1-2"}, 200, "", "0123456789"},
+		"rubbish":                      {[]string{"Range", "bytes=a-b"}, 200, "", "0123456789"},
+		"if-range of this blob":        {[]string{"Range", "bytes=2-4", "If-Range", etag}, 206, "bytes 2-4/10", "234"},
+		"if-range of something else":   {[]string{"Range", "bytes=2-4", "If-Range", `"x"`}, 200, "", "0123456789"},
+		"if-none-match of this blob":   {[]string{"If-None-Match", etag}, 304, "", ""},
+		"if-none-match of other blobs": {[]string{"If-None-Match", `"x", "y"`}, 200, "", "0123456789"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rep := w.get(path, tc.header...)
+			require.Equal(t, tc.status, rep.Code)
+			require.Equal(t, tc.span, rep.Header().Get("Content-Range"))
+			if tc.status < 300 {
+				require.Equal(t, tc.body, rep.Body.String())
+				require.EqualValues(t, len(tc.body), rep.Result().ContentLength)
+				require.Equal(t, "bytes", rep.Header().Get("Accept-Ranges"))
+				require.Equal(t, "application/octet-stream", rep.Header().Get("Content-Type"))
+				require.Equal(t, d.String(), rep.Header().Get("Docker-Content-Digest"))
+			}
+		})
+	}
+	t.Run("HEAD has no ranges", func(t *testing.T) {
+		t.Parallel()
+		rep := w.do(http.MethodHead, path, "Range", "bytes=2-4")
+		require.Equal(t, 200, rep.Code)
+		require.EqualValues(t, 10, rep.Result().ContentLength)
+		require.Empty(t, rep.Body.String())
+	})
+	t.Run("an empty blob has no ranges either", func(t *testing.T) {
+		t.Parallel()
+		empty := digest.FromString("")
+		w := newWorld(t)
+		w.rule.Authorization = policy.Exempt
+		w.fetcher.held[empty] = nil
+		rep := w.get("/v2/team/app/blobs/"+empty.String(), "Range", "bytes=0-")
+		require.Equal(t, 200, rep.Code)
+		require.Equal(t, "0", rep.Header().Get("Content-Length"))
+	})
+}
+
+// Whatever the state of the world, HEAD must promise what GET gives, or the runtime loops.
+func TestHeadAndGetAgree(t *testing.T) {
+	t.Parallel()
+	missing := digest.FromString("missing").String()
+	for name, set := range map[string]func(*world){
+		"cold":                      func(*world) {},
+		"with the registry down":    func(w *world) { w.origin.setDown(true) },
+		"for a private repository":  func(w *world) { w.origin.users["team/app"] = alice },
+		"when the policy says no":   func(w *world) { w.rule.Mode = policy.Bypass },
+		"from peers only":           func(w *world) { w.rule.Mode = policy.PeersOnly },
+		"for everybody":             func(w *world) { w.rule.Authorization = policy.Exempt },
+		"for everybody, while down": func(w *world) { w.rule.Authorization = policy.Exempt; w.origin.setDown(true) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				for _, warm := range []bool{false, true} {
+					w := newWorld(t)
+					img := w.origin.pushImage(t, "team/app", "v1", "x")
+					if warm {
+						require.Equal(t, 200, w.get("/v2/team/app/manifests/v1").Code)
+						require.Equal(t, 200, w.get("/v2/team/app/blobs/"+img.layer.String()).Code)
+						time.Sleep(time.Hour)
+					}
+					set(w)
+					for _, path := range []string{
+						"/v2/", "/v2/team/app/manifests/v1", "/v2/team/app/manifests/v2",
+						"/v2/team/app/manifests/" + img.manifest.String(), "/v2/team/app/manifests/" + missing,
+						"/v2/team/app/blobs/" + img.layer.String(), "/v2/team/app/blobs/" + missing,
+						"/v2/team/app/tags/list", "/v2/team/app/referrers/" + img.manifest.String(),
+						"/v2/team/app/blobs/sha256:0", "/v2/UPPER/blobs/" + missing, "/v2/nothing", "/",
+					} {
+						head, get := w.do(http.MethodHead, path), w.get(path)
+						require.Equal(t, head.Code, get.Code, "%s, warm: %t", path, warm)
+						if get.Code >= 400 { // the document may name the method
+							head.Header().Del("Content-Length")
+							get.Header().Del("Content-Length")
+						}
+						require.Equal(t, head.Header(), get.Header(), "%s, warm: %t", path, warm)
+						require.Empty(t, head.Body.String())
+						if get.Code >= 400 {
+							var doc struct {
+								Errors []struct{ Code, Message string }
+							}
+							require.NoError(t, json.Unmarshal(get.Body.Bytes(), &doc), "%s: %s", path, get.Body)
+							require.NotEmpty(t, doc.Errors[0].Code)
+						}
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestATagIsNotPromisedWhenItsManifestCannotBeHad(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(o *registry.Options) {
+		o.Fetcher = &broken{Fetcher: o.Fetcher, err: content.ErrNotFound}
+	})
+	w.origin.pushImage(t, "team/app", "v1", "x")
+	for _, method := range []string{http.MethodHead, http.MethodGet} {
+		require.Equal(t, 404, w.do(method, "/v2/team/app/manifests/v1").Code)
+	}
+}
+
+// broken is a Fetcher that knows of content but cannot open it.
+type broken struct {
+	registry.Fetcher
+	err error
+}
+
+func (b *broken) Open(context.Context, content.Request) (content.Reader, error) { return nil, b.err }
+
+func TestRequestsThatMakeNoSense(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(o *registry.Options) { o.DefaultRegistry = "" })
+	zeros := "sha256:" + strings.Repeat("0", 64)
+	for name, tc := range map[string]struct {
+		method, path string
+		status       int
+		code         string
+	}{
+		"a push of a blob":            {"POST", "/v2/a/b/blobs/uploads/?ns=images.test", 405, "UNSUPPORTED"},
+		"a push of a manifest":        {"PUT", "/v2/a/b/manifests/v1?ns=images.test", 405, "UNSUPPORTED"},
+		"a deletion":                  {"DELETE", "/v2/a/b/blobs/" + zeros, 405, "UNSUPPORTED"},
+		"a malformed digest":          {"GET", "/v2/a/b/blobs/sha256:0?ns=images.test", 400, "DIGEST_INVALID"},
+		"a digest of unknown kind":    {"GET", "/v2/a/b/blobs/md5:d41d8cd98f00b204e9800998ecf8427e?ns=images.test", 400, "DIGEST_INVALID"},
+		"a malformed tag":             {"GET", "/v2/a/b/manifests/-v1?ns=images.test", 400, "TAG_INVALID"},
+		"a malformed name":            {"GET", "/v2/a//b/manifests/v1?ns=images.test", 400, "NAME_INVALID"},
+		"a name that climbs":          {"GET", "/v2/a/../b/manifests/v1?ns=images.test", 400, "NAME_INVALID"},
+		"a malformed registry":        {"GET", "/v2/a/b/manifests/v1?ns=images.test/x", 400, "NAME_INVALID"},
+		"a registry with credentials": {"GET", "/v2/a/b/manifests/v1?ns=u:p@images.test", 400, "NAME_INVALID"},
+		"no registry":                 {"GET", "/v2/a/b/manifests/v1", 404, "NAME_UNKNOWN"},
+		"another API":                 {"GET", "/v1/search", 404, "UNSUPPORTED"},
+		"no path":                     {"GET", "/", 404, "UNSUPPORTED"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rep := w.do(tc.method, tc.path)
+			require.Equal(t, tc.status, rep.Code)
+			require.Contains(t, rep.Body.String(), `"code":"`+tc.code+`"`)
+			require.Equal(t, "application/json", rep.Header().Get("Content-Type"))
+			if tc.status == 405 {
+				require.Equal(t, "GET, HEAD", rep.Header().Get("Allow"))
+			}
+		})
+	}
+}
+
+func TestAFrontThatIsItsOwnUpstreamSaysSo(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.origin.handler = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { w.front.ServeHTTP(rw, r) })
+	rep := w.get("/v2/team/app/manifests/v1")
+	require.Equal(t, http.StatusLoopDetected, rep.Code)
+}
+
+func TestBypassedRepositoriesAreLeftToTheRuntime(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.rule.Mode = policy.Bypass
+	img := w.origin.pushImage(t, "team/app", "v1", "x")
+	require.Equal(t, 404, w.get("/v2/team/app/manifests/v1").Code)
+	require.Equal(t, 404, w.get("/v2/team/app/blobs/"+img.layer.String()).Code)
+	require.Empty(t, w.origin.requests())
+}
+
+func TestPeersOnlyTakesNoContentFromTheRegistry(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.rule.Mode = policy.PeersOnly
+	img := w.origin.pushImage(t, "team/app", "v1", "x")
+	require.Equal(t, 404, w.get("/v2/team/app/blobs/"+img.layer.String()).Code)
+	w.fetcher.held[img.layer] = img.layerBytes
+	require.Equal(t, 200, w.get("/v2/team/app/blobs/"+img.layer.String()).Code)
+	for _, r := range w.origin.requests() {
+		require.NotContains(t, r, "GET")
+	}
+}
+
+func TestBaseTellsHowToAuthenticate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	require.Equal(t, 200, w.get("/v2/").Code)
+	w.origin.handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("WWW-Authenticate", challenge)
+		w.WriteHeader(http.StatusUnauthorized)
+	})
+	rep := w.get("/v2/")
+	require.Equal(t, 401, rep.Code)
+	require.Equal(t, challenge, rep.Header().Get("WWW-Authenticate"))
+	w.origin.setDown(true)
+	require.Equal(t, 200, w.get("/v2/").Code, "what is cached can be pulled without the registry")
+}
+
+func TestTagListsAndReferrersArePassedOn(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		img := w.origin.pushImage(t, "team/app", "v1", "x")
+		rep := w.get("/v2/team/app/tags/list?ns=" + images)
+		require.Equal(t, 200, rep.Code)
+		require.JSONEq(t, `{"name":"team/app","tags":["v1"]}`, rep.Body.String())
+		require.Equal(t, []string{"GET /v2/team/app/tags/list"}, w.origin.requests())
+
+		w.get("/v2/team/app/tags/list")
+		require.Empty(t, w.origin.requests(), "kept for as long as a tag")
+		time.Sleep(w.rule.TagTTL)
+		w.origin.pushImage(t, "team/app", "v2", "y")
+		require.Contains(t, w.get("/v2/team/app/tags/list").Body.String(), "v2")
+
+		rep = w.get("/v2/team/app/referrers/" + img.manifest.String())
+		require.Equal(t, 200, rep.Code)
+		require.Equal(t, v1.MediaTypeImageIndex, rep.Header().Get("Content-Type"))
+
+		w.origin.setDown(true)
+		time.Sleep(time.Hour)
+		require.Equal(t, 200, w.get("/v2/team/app/referrers/"+img.manifest.String()).Code, "known to a known caller")
+	})
+}
+
+func TestTheNextPageOfAListIsFoundThroughTheFront(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(o *registry.Options) { o.DefaultRegistry = "" })
+	w.origin.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("last") == "" {
+			w.Header().Set("Link", `</prefix/v2/team/app/tags/list?last=a&n=1>; rel="next"`)
+		}
+		_, _ = io.WriteString(w, `{"tags":["`+r.URL.Query().Get("last")+`"]}`)
+	})
+	for path, want := range map[string]string{
+		"/v2/team/app/tags/list?n=1&ns=images.test": `</v2/team/app/tags/list?last=a&n=1&ns=images.test>; rel="next"`,
+		"/v2/images.test/team/app/tags/list?n=1":    `</v2/images.test/team/app/tags/list?last=a&n=1>; rel="next"`,
+	} {
+		rep := w.get(path)
+		require.Equal(t, want, rep.Header().Get("Link"))
+		next, _, _ := strings.Cut(strings.TrimPrefix(want, "<"), ">")
+		rep = w.get(next)
+		require.JSONEq(t, `{"tags":["a"]}`, rep.Body.String())
+		require.Empty(t, rep.Header().Get("Link"))
+	}
+}
+
+func TestTagsFollowTheRegistry(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		const path = "/v2/team/app/manifests/v1"
+		old := w.origin.pushImage(t, "team/app", "v1", "old").manifest.String()
+		require.Equal(t, old, w.get(path).Header().Get("Docker-Content-Digest"))
+		fresh := w.origin.pushImage(t, "team/app", "v1", "new").manifest.String()
+		w.origin.requests()
+		require.Equal(t, old, w.get(path).Header().Get("Docker-Content-Digest"), "within the TTL")
+		require.Empty(t, w.origin.requests())
+		time.Sleep(w.rule.TagTTL)
+		require.Equal(t, fresh, w.get(path).Header().Get("Docker-Content-Digest"), "after it")
+		w.rule.TagTTL = 0
+		w.origin.requests()
+		w.get(path)
+		require.Equal(t, []string{"HEAD /v2/team/app/manifests/v1"}, w.origin.requests(), "revalidated without its body")
+	})
+}
+
+func TestTagsOutliveTheRegistry(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		memory := new(tagMemory)
+		w := newWorld(t, func(o *registry.Options) { o.Tags = memory })
+		const path = "/v2/team/app/manifests/v1"
+		img := w.origin.pushImage(t, "team/app", "v1", "x")
+		require.Equal(t, 200, w.get(path).Code)
+		w.origin.setDown(true)
+		time.Sleep(time.Hour)
+		start := time.Now()
+		require.Equal(t, img.raw, w.get(path).Body.String())
+		require.Less(t, time.Since(start), 5*time.Second)
+		require.NoError(t, testutil.GatherAndCompare(w.metrics, strings.NewReader(`
+# HELP shoal_tags_stale_total Tags answered from memory because the registry could not be asked.
+# TYPE shoal_tags_stale_total counter
+shoal_tags_stale_total 1
+`), "shoal_tags_stale_total"))
+		require.Equal(t, 503, w.get("/v2/team/app/manifests/never-seen").Code)
+
+		newer := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`
+		d := digest.FromString(newer)
+		memory.Remember(t.Context(), content.Repository{Registry: images, Name: "team/app"}, "v1", v1.Descriptor{Digest: d, Size: int64(len(newer))})
+		w.fetcher.held[d] = []byte(newer)
+		require.Equal(t, newer, w.get(path).Body.String(), "the newest answer that the swarm knows")
+
+		w.origin.setDown(false)
+		time.Sleep(time.Hour)
+		require.Equal(t, img.raw, w.get(path).Body.String(), "the registry has the last word")
+	})
+}
+
+func TestATagThatIsGoneIsGone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(o *registry.Options) { o.Tags = new(tagMemory) })
+		w.origin.pushImage(t, "team/app", "v1", "x")
+		require.Equal(t, 200, w.get("/v2/team/app/manifests/v1").Code)
+		w.origin.handler = http.NotFoundHandler()
+		time.Sleep(time.Hour)
+		require.Equal(t, 404, w.get("/v2/team/app/manifests/v1").Code)
+	})
+}
+
+func TestDrainWaitsForRunningRequests(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		w := newWorld(t, func(o *registry.Options) {
+			o.Fetcher = opener(func(context.Context, content.Request) (content.Reader, error) {
+				<-release
+				return held("x"), nil
+			})
+		})
+		w.rule.Authorization = policy.Exempt
+		path := "/v2/team/app/blobs/" + digest.FromString("x").String()
+		answered := make(chan reply)
+		go func() { answered <- w.get(path) }()
+		synctest.Wait()
+
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.ErrorIs(t, w.front.Drain(ctx), context.DeadlineExceeded)
+		require.Equal(t, 503, w.get(path).Code)
+		close(release)
+		require.NoError(t, w.front.Drain(t.Context()))
+		require.Equal(t, "x", (<-answered).Body.String())
+	})
+}
+
+// opener is a Fetcher of what the function opens.
+type opener func(context.Context, content.Request) (content.Reader, error)
+
+func (f opener) Open(ctx context.Context, req content.Request) (content.Reader, error) {
+	return f(ctx, req)
+}
+
+func (f opener) Stat(ctx context.Context, req content.Request) (int64, string, error) {
+	r, err := f(ctx, req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer func() { _ = r.Close() }()
+	return r.Size(), "", nil
+}
+
+func TestRequestsAreCountedByKindAndCode(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	img := w.origin.pushImage(t, "team/app", "v1", "x")
+	w.get("/v2/team/app/manifests/v1")
+	w.get("/v2/team/app/manifests/v2")
+	w.get("/v2/team/app/blobs/"+img.layer.String(), "Range", "bytes=0-0")
+	w.do(http.MethodPut, "/v2/team/app/manifests/v1")
+	require.NoError(t, testutil.GatherAndCompare(w.metrics, strings.NewReader(`
+# HELP shoal_registry_requests_total Requests to the registry front by kind and status code; "aborted": the answer began and could not be ended.
+# TYPE shoal_registry_requests_total counter
+shoal_registry_requests_total{code="200",kind="manifest"} 1
+shoal_registry_requests_total{code="206",kind="blob"} 1
+shoal_registry_requests_total{code="404",kind="manifest"} 1
+shoal_registry_requests_total{code="405",kind="unknown"} 1
+`), "shoal_registry_requests_total"))
+	for _, name := range []string{"shoal_registry_request_duration_seconds", "shoal_registry_first_byte_seconds"} {
+		n, err := testutil.GatherAndCount(w.metrics, name)
+		require.NoError(t, err)
+		require.Equal(t, 4, n, name)
+	}
+}

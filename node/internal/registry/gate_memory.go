@@ -1,0 +1,112 @@
+package registry
+
+import (
+	"encoding/binary"
+	"fmt"
+	"time"
+)
+
+const (
+	memoryKey   = "registry/gate"
+	saveDelay   = time.Minute
+	secretSize  = 32
+	gateVersion = 1
+)
+
+// saveSoon saves what the gate knows, once in saveDelay at most.
+func (g *gate) saveSoon() {
+	if g.memory == nil {
+		return
+	}
+	g.saving.Lock()
+	defer g.saving.Unlock()
+	if g.closed || g.timer != nil {
+		return
+	}
+	g.timer = time.AfterFunc(saveDelay, func() {
+		g.saving.Lock()
+		defer g.saving.Unlock()
+		if g.closed {
+			return
+		}
+		g.timer = nil
+		if err := g.save(); err != nil {
+			g.log.Warn("accepted callers were not saved; a restart would forget them", "cause", err)
+		}
+	})
+}
+
+// close saves for the last time.
+func (g *gate) close() error {
+	g.saving.Lock()
+	defer g.saving.Unlock()
+	if g.closed || g.memory == nil {
+		return nil
+	}
+	g.closed = true
+	if g.timer != nil {
+		g.timer.Stop()
+	}
+	return g.save()
+}
+
+func (g *gate) save() error {
+	if err := g.memory.Save(memoryKey, g.encode()); err != nil {
+		return fmt.Errorf("save accepted callers: %w", err)
+	}
+	return nil
+}
+
+// encode writes a version byte, the key of the marks, the number of accepted callers, each with the Unix time, and the
+// members.
+func (g *gate) encode() []byte {
+	b := append([]byte{gateVersion}, g.secret...)
+	callers := g.accepted.Keys()
+	b = binary.BigEndian.AppendUint32(b, uint32(len(callers)))
+	for _, m := range callers {
+		at, _ := g.accepted.Peek(m) // one that was dropped meanwhile is saved as accepted long ago
+		b = append(b, m[:]...)
+		b = binary.BigEndian.AppendUint64(b, uint64(max(at.Unix(), 0)))
+	}
+	for _, m := range g.members.Keys() {
+		b = append(b, m[:]...)
+	}
+	return b
+}
+
+// load starts from what was saved, or afresh where that cannot be read.
+func (g *gate) load() {
+	if g.memory == nil {
+		return
+	}
+	b, err := g.memory.Load(memoryKey)
+	if err == nil && b != nil {
+		err = g.decode(b)
+	}
+	if err != nil {
+		g.log.Warn("accepted callers of the last run are forgotten", "cause", err)
+	}
+}
+
+func (g *gate) decode(b []byte) error {
+	const entry = len(mark{}) + 8
+	if len(b) < 1+secretSize+4 || b[0] != gateVersion {
+		return fmt.Errorf("saved callers: no version %d header in %d bytes", gateVersion, len(b))
+	}
+	secret, b := b[1:1+secretSize], b[1+secretSize:]
+	n, b := int(binary.BigEndian.Uint32(b)), b[4:]
+	if n > maxAccepted || len(b) < n*entry || (len(b)-n*entry)%len(mark{}) != 0 {
+		return fmt.Errorf("saved callers: %d of them and their repositories do not fit %d bytes", n, len(b))
+	}
+	copy(g.secret, secret)
+	now := time.Now().Unix()
+	for range n {
+		at := binary.BigEndian.Uint64(b[len(mark{}):entry])
+		g.accepted.Add(mark(b[:len(mark{})]), time.Unix(min(int64(at), now), 0))
+		b = b[entry:]
+	}
+	for ; len(b) > 0; b = b[len(mark{}):] {
+		g.members.Add(mark(b[:len(mark{})]), struct{}{})
+	}
+	return nil
+}

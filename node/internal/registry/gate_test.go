@@ -1,0 +1,214 @@
+package registry_test
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/registry"
+)
+
+// paths are the ways to ask for parts of an image.
+func (i image) paths(repo string) []string {
+	return []string{
+		"/v2/" + repo + "/manifests/v1", "/v2/" + repo + "/manifests/" + i.manifest.String(),
+		"/v2/" + repo + "/blobs/" + i.config.String(), "/v2/" + repo + "/blobs/" + i.layer.String(),
+	}
+}
+
+// pull asks for all of them, in the order of a runtime, and gives the status codes seen.
+func (w *world) pull(img image, repo, authorization string) map[int]int {
+	w.t.Helper()
+	codes := make(map[int]int)
+	for _, p := range img.paths(repo) {
+		for _, method := range []string{http.MethodHead, http.MethodGet} {
+			var header []string
+			if authorization != "" {
+				header = []string{"Authorization", authorization}
+			}
+			codes[w.do(method, p, header...).Code]++
+		}
+	}
+	return codes
+}
+
+var (
+	allServed  = map[int]int{200: 8}
+	allRefused = map[int]int{401: 8}
+	allMissing = map[int]int{404: 8}
+	allLater   = map[int]int{503: 8}
+)
+
+func TestWhatIsCachedOfAPrivateRepositoryIsServedOnlyToWhomTheRegistryAccepts(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		img := w.origin.pushImage(t, "team/app", "v1", "x")
+		w.origin.users["team/app"] = alice
+		require.Equal(t, allRefused, w.pull(img, "team/app", ""), "cold")
+		require.Equal(t, allServed, w.pull(img, "team/app", alice))
+		require.Equal(t, allRefused, w.pull(img, "team/app", ""), "warm, without credentials")
+		require.Equal(t, allRefused, w.pull(img, "team/app", bob), "warm, with another's")
+
+		rep := w.get(img.paths("team/app")[0])
+		require.Equal(t, []string{challenge}, rep.Header().Values("WWW-Authenticate"), "the registry's own challenge")
+
+		w.origin.requests()
+		require.Equal(t, allServed, w.pull(img, "team/app", alice))
+		require.Empty(t, w.origin.requests(), "an acceptance is remembered")
+
+		w.origin.users["team/app"] = bob
+		require.Equal(t, allServed, w.pull(img, "team/app", alice), "for its time")
+		time.Sleep(w.rule.AuthorizationTTL)
+		require.Equal(t, allRefused, w.pull(img, "team/app", alice), "and no longer")
+		require.Equal(t, allServed, w.pull(img, "team/app", bob))
+	})
+}
+
+func TestNoBlobIsReadThroughARepositoryThatDoesNotHoldIt(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	// ggcr keeps the blobs of all repositories together, so what each holds is kept apart here.
+	public := w.origin.pushImage(t, "public/app", "v1", "p")
+	secret := w.origin.pushImage(t, "private/app", "v1", "s")
+	w.origin.users["private/app"] = alice
+	inner := w.origin.handler
+	w.origin.handler = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/v2/public/app/blobs/") && (strings.Contains(r.URL.Path, secret.layer.String()) || strings.Contains(r.URL.Path, secret.config.String())) {
+			http.NotFound(rw, r)
+			return
+		}
+		inner.ServeHTTP(rw, r)
+	})
+	require.Equal(t, allServed, w.pull(secret, "private/app", alice))
+	require.Equal(t, allServed, w.pull(public, "public/app", ""))
+	for _, path := range secret.paths("public/app")[1:] {
+		for _, authorization := range []string{"", alice} {
+			rep := w.get(path, "Authorization", authorization)
+			require.Equal(t, 404, rep.Code, path)
+		}
+	}
+}
+
+func TestAManifestVouchesForWhatItLists(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	img := w.origin.pushImage(t, "team/app", "v1", "x")
+	w.get("/v2/team/app/manifests/v1")
+	w.get("/v2/team/app/blobs/" + img.layer.String())
+	for _, r := range w.origin.requests() {
+		require.NotContains(t, r, "HEAD /v2/team/app/blobs/", "no question about a blob that the manifest lists")
+	}
+	// The subject is not vouched for: registries take manifests whose subject they do not have.
+	referrer := `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageManifest + `","subject":{"mediaType":"x","digest":"` + img.layer.String() + `","size":1}}`
+	other := newWorld(t)
+	other.origin.pushManifest(t, "evil/app", "v1", v1.MediaTypeImageManifest, referrer)
+	require.Equal(t, 200, other.get("/v2/evil/app/manifests/v1").Code)
+	other.fetcher.held[img.layer] = img.layerBytes
+	require.Equal(t, 404, other.get("/v2/evil/app/blobs/"+img.layer.String()).Code)
+}
+
+func TestExemptRepositoriesAreServedToAll(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	img := w.origin.pushImage(t, "team/app", "v1", "x")
+	w.origin.users["team/app"] = alice
+	require.Equal(t, allServed, w.pull(img, "team/app", alice))
+	w.rule.Authorization = policy.Exempt
+	require.Equal(t, allServed, w.pull(img, "team/app", ""))
+	w.rule.TagTTL = 0
+	require.Equal(t, allServed, w.pull(img, "team/app", ""), "also when the registry would not tell them what the tag is now")
+}
+
+func TestARegistryThatHangsIsNotWaitedForByEachRequestOfAPull(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		img := w.origin.pushImage(t, "team/app", "v1", "x")
+		require.Equal(t, allServed, w.pull(img, "team/app", ""))
+		w.origin.handler = http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+		time.Sleep(24 * time.Hour)
+		start := time.Now()
+		require.Equal(t, allServed, w.pull(img, "team/app", ""))
+		require.LessOrEqual(t, time.Since(start), 5*time.Second)
+	})
+}
+
+func TestWhileTheRegistryIsDown(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		offline policy.OfflineMode
+		private bool
+		by      string
+		want    map[int]int
+	}{
+		"known credentials are let on":                         {policy.AllowKnown, true, alice, allServed},
+		"unknown ones are not":                                 {policy.AllowKnown, true, bob, allLater},
+		"who shows none is asked for them, as by the registry": {policy.AllowKnown, true, "", allRefused},
+		"a public repository stays public":                     {policy.AllowKnown, false, "", allServed},
+		"also to those with credentials":                       {policy.AllowKnown, false, bob, allServed},
+		"nobody is let on where the policy denies it":          {policy.Deny, true, alice, allLater},
+		"not even to a public repository":                      {policy.Deny, false, "", allLater},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				memory := disk{}
+				tags := new(tagMemory)
+				set := func(o *registry.Options) { o.Memory, o.Tags = memory, tags }
+				w := newWorld(t, set)
+				w.rule.Offline = tc.offline
+				img := w.origin.pushImage(t, "team/app", "v1", "x")
+				if tc.private {
+					w.origin.users["team/app"] = alice
+					require.Equal(t, allRefused, w.pull(img, "team/app", ""))
+					require.Equal(t, allServed, w.pull(img, "team/app", alice))
+				} else {
+					require.Equal(t, allServed, w.pull(img, "team/app", ""))
+				}
+				w.origin.setDown(true)
+				time.Sleep(24 * time.Hour)
+				require.Equal(t, tc.want, w.pull(img, "team/app", tc.by))
+
+				if tc.by != "" || !tc.private { // the challenge is not kept across restarts
+					require.NoError(t, w.front.Drain(t.Context()))
+					w.restart(set)
+					require.Equal(t, tc.want, w.pull(img, "team/app", tc.by), "also after a restart")
+				}
+				require.NoError(t, w.front.Drain(t.Context()))
+				for _, saved := range memory {
+					require.NotContains(t, string(saved), "Basic")
+					require.NotContains(t, string(saved), "team/app")
+				}
+			})
+		})
+	}
+}
+
+func TestAnImageThatTheRegistryLostIsLost(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		img := w.origin.pushImage(t, "team/app", "v1", "x")
+		require.Equal(t, allServed, w.pull(img, "team/app", ""))
+		w.origin.handler = http.NotFoundHandler() // many registries say so to whom may not know
+		time.Sleep(24 * time.Hour)
+		require.Equal(t, allMissing, w.pull(img, "team/app", ""))
+	})
+}
+
+func TestADamagedMemoryIsForgotten(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.origin.pushImage(t, "team/app", "v1", "x")
+	for _, damage := range []string{"", "\x01", "\x02" + strings.Repeat("x", 100), "\x01" + strings.Repeat("\xff", 100)} {
+		w.restart(func(o *registry.Options) { o.Memory = disk{"registry/gate": []byte(damage)} })
+		require.Equal(t, 200, w.get("/v2/team/app/manifests/v1").Code)
+	}
+}

@@ -1,0 +1,292 @@
+package registry_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/registry"
+)
+
+// arriving is a blob whose bytes come one by one as the test sends them. It tells how many have.
+type arriving struct {
+	size int64
+
+	mu    sync.Mutex
+	moved sync.Cond
+	data  []byte
+	err   error // ends reading past data
+}
+
+func newArriving(size int64) *arriving {
+	a := &arriving{size: size}
+	a.moved.L = &a.mu
+	return a
+}
+
+func (a *arriving) send(data string, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.data, a.err = append(a.data, data...), err
+	a.moved.Broadcast()
+}
+
+func (a *arriving) Arrived() int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return int64(len(a.data))
+}
+
+func (a *arriving) Size() int64  { return a.size }
+func (a *arriving) Close() error { return nil }
+func (a *arriving) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	stop := context.AfterFunc(ctx, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.moved.Broadcast()
+	})
+	return &arrivingRange{a: a, ctx: ctx, off: off, end: off + n, stop: stop}, nil
+}
+
+type arrivingRange struct {
+	a        *arriving
+	ctx      context.Context
+	off, end int64
+	stop     func() bool
+}
+
+func (r *arrivingRange) Read(p []byte) (int, error) {
+	r.a.mu.Lock()
+	defer r.a.mu.Unlock()
+	for {
+		switch have := min(int64(len(r.a.data)), r.end); {
+		case r.off == r.end:
+			return 0, io.EOF
+		case have > r.off:
+			n := copy(p, r.a.data[r.off:have])
+			r.off += int64(n)
+			return n, nil
+		case r.a.err != nil:
+			return 0, r.a.err
+		case r.ctx.Err() != nil:
+			return 0, r.ctx.Err()
+		}
+		r.a.moved.Wait()
+	}
+}
+
+func (r *arrivingRange) Close() error { r.stop(); return nil }
+
+// newStream makes a world in which every blob is a.
+func newStream(t *testing.T, a content.Reader) (*world, string) {
+	w := newWorld(t, func(o *registry.Options) {
+		o.Fetcher = opener(func(context.Context, content.Request) (content.Reader, error) { return a, nil })
+	})
+	w.rule.Authorization = policy.Exempt
+	return w, "/v2/team/app/blobs/" + digest.FromString("any").String()
+}
+
+func TestTheFirstByteGoesOutLongBeforeTheLastHasCome(t *testing.T) {
+	t.Parallel()
+	a := newArriving(10)
+	w, path := newStream(t, a)
+	server := httptest.NewServer(w.front)
+	defer server.Close()
+	a.send("0", nil)
+	resp, err := server.Client().Get(server.URL + path)
+	require.NoError(t, err)
+	defer func() { _ = resp.Body.Close() }()
+	first := make([]byte, 1)
+	_, err = io.ReadFull(resp.Body, first)
+	require.NoError(t, err)
+	require.Equal(t, "0", string(first))
+	a.send("123456789", nil)
+	rest, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.Equal(t, "123456789", string(rest))
+}
+
+func TestABlobThatBreaksOffIsNeverEndedCleanly(t *testing.T) {
+	t.Parallel()
+	for name, header := range map[string]string{"whole": "", "as a range": "bytes=0-"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newArriving(100_000)
+			w, path := newStream(t, a)
+			server := httptest.NewServer(w.front)
+			defer server.Close()
+			a.send(strings.Repeat("x", 50_000), nil)
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL+path, nil)
+			require.NoError(t, err)
+			req.Header.Set("Range", header)
+			resp, err := server.Client().Do(req)
+			require.NoError(t, err)
+			defer func() { _ = resp.Body.Close() }()
+			a.send("", content.ErrDigestMismatch)
+			_, err = io.ReadAll(resp.Body)
+			require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+		})
+	}
+}
+
+func TestABlobThatFailsBeforeItsFirstByteIsAnAnswer(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		err    error
+		status int
+	}{
+		"nobody has it":        {fmt.Errorf("x: %w", content.ErrNotFound), 404},
+		"it cannot be had now": {content.ErrUnavailable, 503},
+		"it was wrong":         {content.ErrDigestMismatch, 503},
+		"the disk is full":     {content.ErrNoSpace, 503},
+		"the node shuts down":  {content.ErrClosed, 503},
+		"anything else":        {errors.New("anything"), 503},
+		"upstream refused":     {&content.UpstreamError{Status: 403}, 403},
+		"upstream is busy":     {&content.UpstreamError{Status: 429, RetryAfter: 1500 * time.Millisecond}, 429},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newArriving(10)
+			a.send("", tc.err)
+			w, path := newStream(t, a)
+			rep := w.get(path)
+			require.False(t, rep.aborted)
+			require.Equal(t, tc.status, rep.Code)
+			require.Equal(t, "application/json", rep.Header().Get("Content-Type"))
+			if tc.status == 429 {
+				require.Equal(t, "2", rep.Header().Get("Retry-After"))
+			}
+		})
+	}
+}
+
+func TestWhatIsStuckIsGivenUpInTime(t *testing.T) {
+	t.Parallel()
+	stuck := func(ctx context.Context, _ content.Request) (content.Reader, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	for name, tc := range map[string]struct {
+		fetch opener
+		path  string
+	}{
+		"a blob that cannot be opened":     {stuck, "/v2/team/app/blobs/"},
+		"a manifest that cannot be opened": {stuck, "/v2/team/app/manifests/"},
+		"a blob of which no byte comes": {func(context.Context, content.Request) (content.Reader, error) {
+			return newArriving(10), nil
+		}, "/v2/team/app/blobs/"},
+		"a manifest that stops halfway": {func(context.Context, content.Request) (content.Reader, error) {
+			a := newArriving(10)
+			a.send("12345", nil)
+			return a, nil
+		}, "/v2/team/app/manifests/"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, func(o *registry.Options) { o.Fetcher = tc.fetch })
+				w.rule.Authorization = policy.Exempt
+				for _, method := range []string{http.MethodGet, http.MethodHead} {
+					if method == http.MethodHead && strings.Contains(name, "no byte") {
+						continue // its size is known, which is all that HEAD of a blob tells
+					}
+					start := time.Now()
+					rep := w.do(method, tc.path+digest.FromString("any").String())
+					require.Equal(t, 503, rep.Code)
+					require.Equal(t, 5*time.Second, time.Since(start))
+				}
+			})
+		})
+	}
+}
+
+func TestWhatArrivesSlowlyIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const size = 100
+		a := newArriving(size)
+		w, path := newStream(t, a)
+		done := make(chan reply)
+		// The last byte is asked for, while the first ones come one each four seconds.
+		go func() { done <- w.get(path, "Range", "bytes=-1") }()
+		for i := range size {
+			time.Sleep(4 * time.Second)
+			a.send(string(rune('0'+i%10)), nil)
+		}
+		rep := <-done
+		require.Equal(t, 206, rep.Code)
+		require.Equal(t, "9", rep.Body.String())
+	})
+}
+
+func TestACallerThatLeavesEndsItsOwnWaiting(t *testing.T) {
+	t.Parallel()
+	left := make(chan error, 1)
+	w := newWorld(t, func(o *registry.Options) {
+		o.Fetcher = opener(func(ctx context.Context, _ content.Request) (content.Reader, error) {
+			<-ctx.Done()
+			left <- ctx.Err()
+			return nil, ctx.Err()
+		})
+		o.FirstByteTimeout = time.Hour
+	})
+	w.rule.Authorization = policy.Exempt
+	server := httptest.NewServer(w.front)
+	defer server.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, server.URL+"/v2/team/app/blobs/"+digest.FromString("any").String(), nil)
+	require.NoError(t, err)
+	_, err = server.Client().Do(req)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorIs(t, <-left, context.Canceled)
+}
+
+// filelike hands its bytes over only to a writer that can take file pages without copying.
+type filelike struct{ held }
+
+func (f filelike) Range(_ context.Context, off, n int64) (io.ReadCloser, error) {
+	return &filelikeRange{bytes.NewReader(f.held[off : off+n]), false}, nil
+}
+
+type filelikeRange struct {
+	*bytes.Reader
+	plain bool
+}
+
+func (f *filelikeRange) Close() error { return nil }
+func (f *filelikeRange) WriteTo(w io.Writer) (int64, error) {
+	to, ok := w.(io.ReaderFrom)
+	if !ok {
+		return 0, errors.New("the response writer lost its ReadFrom, and with it sendfile")
+	}
+	return to.ReadFrom(struct{ io.Reader }{f.Reader})
+}
+
+func TestFilePagesMoveWithoutCopying(t *testing.T) {
+	t.Parallel()
+	data := bytes.Repeat([]byte("x"), 200_000)
+	w, path := newStream(t, filelike{data})
+	server := httptest.NewServer(w.front)
+	defer server.Close()
+	resp, err := server.Client().Get(server.URL + path)
+	require.NoError(t, err)
+	defer func() { _ = resp.Body.Close() }()
+	got, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.Equal(t, data, got)
+}

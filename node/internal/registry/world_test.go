@@ -1,0 +1,321 @@
+package registry_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+
+	ggcr "github.com/google/go-containerregistry/pkg/registry"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/registry"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const images = "images.test"
+
+// origin is a real registry, reached over pipes so that tests may run on a fake clock. Repositories in users want Basic
+// authentication.
+type origin struct {
+	handler http.Handler
+	users   map[string]string // repository: Authorization header
+	conns   chan net.Conn
+	done    chan struct{}
+
+	mu   sync.Mutex
+	down bool
+	log  []string
+}
+
+func newOrigin(t *testing.T) *origin {
+	o := &origin{
+		handler: ggcr.New(ggcr.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)), ggcr.WithReferrersSupport(true)),
+		users:   make(map[string]string),
+		conns:   make(chan net.Conn), done: make(chan struct{}),
+	}
+	server := &http.Server{Handler: o}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(o) }()
+	t.Cleanup(func() {
+		_ = server.Close()
+		require.ErrorIs(t, <-served, http.ErrServerClosed)
+	})
+	return o
+}
+
+func (o *origin) Accept() (net.Conn, error) {
+	select {
+	case c := <-o.conns:
+		return c, nil
+	case <-o.done:
+		return nil, net.ErrClosed
+	}
+}
+func (o *origin) Close() error   { close(o.done); return nil }
+func (o *origin) Addr() net.Addr { return &net.UnixAddr{Name: images} }
+
+func (o *origin) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	if o.isDown() {
+		return nil, errors.New("connection refused")
+	}
+	near, far := net.Pipe()
+	select {
+	case o.conns <- far:
+		return near, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (o *origin) isDown() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.down
+}
+
+func (o *origin) setDown(down bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.down = down
+}
+
+// requests gives the requests since it was called last, as "GET /v2/…".
+func (o *origin) requests() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	log := o.log
+	o.log = nil
+	return log
+}
+
+const challenge = `Basic realm="images.test"`
+
+func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	o.mu.Lock()
+	o.log = append(o.log, r.Method+" "+r.URL.RequestURI())
+	down := o.down
+	o.mu.Unlock()
+	if down {
+		panic(http.ErrAbortHandler)
+	}
+	for repo, want := range o.users {
+		if strings.HasPrefix(r.URL.Path, "/v2/"+repo+"/") && r.Header.Get("Authorization") != want {
+			w.Header().Set("WWW-Authenticate", challenge)
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusUnauthorized)
+			_, _ = io.WriteString(w, `{"errors":[{"code":"UNAUTHORIZED","message":"said upstream"}]}`)
+			return
+		}
+	}
+	o.handler.ServeHTTP(w, r)
+}
+
+// pushBlob and pushManifest put content into the registry, past its authentication.
+func (o *origin) pushBlob(t *testing.T, repo string, data []byte) digest.Digest {
+	t.Helper()
+	d := digest.FromBytes(data)
+	w := httptest.NewRecorder()
+	o.handler.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/v2/"+repo+"/blobs/uploads/?digest="+d.String(), bytes.NewReader(data)))
+	require.Equal(t, http.StatusCreated, w.Code)
+	return d
+}
+
+func (o *origin) pushManifest(t *testing.T, repo, reference, mediaType, data string) digest.Digest {
+	t.Helper()
+	d := digest.FromString(data)
+	if reference == "" {
+		reference = d.String()
+	}
+	r := httptest.NewRequest(http.MethodPut, "/v2/"+repo+"/manifests/"+reference, strings.NewReader(data))
+	r.Header.Set("Content-Type", mediaType)
+	w := httptest.NewRecorder()
+	o.handler.ServeHTTP(w, r)
+	require.Equal(t, http.StatusCreated, w.Code, w.Body)
+	return d
+}
+
+// image is a pushed image of one layer.
+type image struct {
+	manifest, config, layer digest.Digest
+	raw                     string
+	layerBytes              []byte
+}
+
+func (o *origin) pushImage(t *testing.T, repo, tag, seed string) image {
+	t.Helper()
+	img := image{layerBytes: bytes.Repeat([]byte(seed), 1000)}
+	img.layer = o.pushBlob(t, repo, img.layerBytes)
+	config := `{"seed":"` + seed + `"}`
+	img.config = o.pushBlob(t, repo, []byte(config))
+	img.raw = fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":%q,"digest":%q,"size":%d},"layers":[{"mediaType":%q,"digest":%q,"size":%d}]}`,
+		v1.MediaTypeImageManifest, v1.MediaTypeImageConfig, img.config, len(config), v1.MediaTypeImageLayer, img.layer, len(img.layerBytes))
+	img.manifest = o.pushManifest(t, repo, tag, v1.MediaTypeImageManifest, img.raw)
+	return img
+}
+
+// fetcher is a node's fetch path without peers: what it has, else upstream, whole.
+type fetcher struct {
+	upstream *upstream.Client
+	mu       sync.Mutex
+	held     map[digest.Digest][]byte
+}
+
+func (f *fetcher) get(ctx context.Context, req content.Request) ([]byte, error) {
+	f.mu.Lock()
+	data, ok := f.held[req.Digest]
+	f.mu.Unlock()
+	if ok {
+		return data, nil
+	}
+	if req.Repository == (content.Repository{}) {
+		return nil, fmt.Errorf("%s: %w", req.Digest, content.ErrNotFound)
+	}
+	body, err := f.upstream.Open(ctx, req, 0, -1)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = body.Close() }()
+	data, err = io.ReadAll(content.NewVerifier(body, req.Digest, body.Size))
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.held[req.Digest] = data
+	return data, nil
+}
+
+func (f *fetcher) Open(ctx context.Context, req content.Request) (content.Reader, error) {
+	data, err := f.get(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return held(data), nil
+}
+
+func (f *fetcher) Stat(ctx context.Context, req content.Request) (int64, string, error) {
+	f.mu.Lock()
+	data, ok := f.held[req.Digest]
+	f.mu.Unlock()
+	if ok {
+		return int64(len(data)), "", nil
+	}
+	if req.Repository == (content.Repository{}) {
+		return 0, "", fmt.Errorf("%s: %w", req.Digest, content.ErrNotFound)
+	}
+	return f.upstream.Stat(ctx, req)
+}
+
+// held is a content.Reader of bytes that are all here.
+type held []byte
+
+func (h held) Size() int64 { return int64(len(h)) }
+func (h held) Range(_ context.Context, off, n int64) (io.ReadCloser, error) {
+	return io.NopCloser(bytes.NewReader(h[off : off+n])), nil
+}
+func (h held) Close() error { return nil }
+
+// tagMemory is what a node remembers of tags.
+type tagMemory struct{ sync.Map }
+
+func (m *tagMemory) Remember(_ context.Context, repo content.Repository, tag string, d v1.Descriptor) {
+	m.Store(repo.String()+":"+tag, d)
+}
+
+func (m *tagMemory) Recall(_ context.Context, repo content.Repository, tag string) (v1.Descriptor, bool) {
+	d, ok := m.Load(repo.String() + ":" + tag)
+	if !ok {
+		return v1.Descriptor{}, false
+	}
+	return d.(v1.Descriptor), true
+}
+
+// disk is a registry.Memory.
+type disk map[string][]byte
+
+func (d disk) Load(key string) ([]byte, error)     { return d[key], nil }
+func (d disk) Save(key string, value []byte) error { d[key] = value; return nil }
+
+// world is a front with a real registry behind it.
+type world struct {
+	t       *testing.T
+	origin  *origin
+	fetcher *fetcher
+	front   *registry.Front
+	rule    policy.Rule
+	metrics *prometheus.Registry
+}
+
+// newWorld makes one; set may change the options.
+func newWorld(t *testing.T, set ...func(*registry.Options)) *world {
+	t.Helper()
+	o := newOrigin(t)
+	client, err := upstream.New(upstream.Options{
+		Upstreams: []upstream.Upstream{{Registry: images, Endpoints: []string{"http://" + images}}},
+		Dial:      o.dial,
+	})
+	require.NoError(t, err)
+	t.Cleanup(client.Close)
+	w := &world{t: t, origin: o, rule: policy.DefaultRule(), fetcher: &fetcher{upstream: client, held: make(map[digest.Digest][]byte)}}
+	w.restart(set...)
+	return w
+}
+
+// restart replaces the front by a new one.
+func (w *world) restart(set ...func(*registry.Options)) {
+	w.t.Helper()
+	w.metrics = prometheus.NewRegistry()
+	opts := registry.Options{
+		Fetcher: w.fetcher, Upstream: w.fetcher.upstream, DefaultRegistry: images, Registerer: w.metrics,
+		Rules: func(content.Repository) policy.Rule { return w.rule },
+	}
+	for _, f := range set {
+		f(&opts)
+	}
+	var err error
+	w.front, err = registry.New(opts)
+	require.NoError(w.t, err)
+}
+
+// reply is an answer of the front. It is aborted when the server would have broken the connection.
+type reply struct {
+	*httptest.ResponseRecorder
+	aborted bool
+}
+
+func (w *world) do(method, path string, header ...string) (rep reply) {
+	r := httptest.NewRequestWithContext(w.t.Context(), method, path, nil)
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Add(header[i], header[i+1])
+	}
+	rep.ResponseRecorder = httptest.NewRecorder()
+	defer func() {
+		if p := recover(); p != nil {
+			require.Equal(w.t, http.ErrAbortHandler, p)
+			rep.aborted = true
+		}
+	}()
+	w.front.ServeHTTP(rep, r)
+	return rep
+}
+
+func (w *world) get(path string, header ...string) reply {
+	return w.do(http.MethodGet, path, header...)
+}
