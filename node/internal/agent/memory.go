@@ -1,0 +1,65 @@
+package agent
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+)
+
+// Memory is a small map that survives a restart, by which an agent rejoins while the API server is away.
+type Memory interface {
+	// Get tells false where there is nothing.
+	Get(key string) ([]byte, bool)
+	Put(key string, value []byte) error
+}
+
+// The keys of Memory. A value is the JSON of the type named.
+const (
+	keyMembers = "members" // members
+	keyPolicy  = "policy"  // v1alpha1.EffectivePolicy
+	keyPins    = "pins"    // []v1alpha1.PinAssignment
+	keyZone    = "zone"    // string
+)
+
+// members are the peers of the swarm as they were last seen.
+type members struct {
+	Admitted  []member `json:"admitted"`
+	Bootstrap []member `json:"bootstrap"`
+}
+
+// member is one peer. Addresses are multiaddrs without /p2p.
+type member struct {
+	ID        string   `json:"id"`
+	Addresses []string `json:"addresses"`
+}
+
+type (
+	policyMemory = v1alpha1.EffectivePolicy
+	pinMemory    = []v1alpha1.PinAssignment
+)
+
+// recall reads a remembered value. What can't be read counts as forgotten: the agent then waits for the API server.
+func recall[T any](m Memory, log *slog.Logger, key string) (value T, ok bool) {
+	data, ok := m.Get(key)
+	if !ok {
+		return value, false
+	}
+	if err := json.Unmarshal(data, &value); err != nil {
+		log.Warn("memory of the API server's last answer is damaged", "key", key, "error", err)
+		return value, false
+	}
+	return value, true
+}
+
+// remember writes a value down. A failure costs no more than the memory: the disk may be full, and the agent goes on.
+func remember[T any](m Memory, log *slog.Logger, key string, value T) {
+	data, err := json.Marshal(value)
+	if err == nil {
+		err = m.Put(key, data)
+	}
+	if err != nil {
+		log.Warn("not remembered for a restart without API server", "key", key, "error", fmt.Errorf("remember %s: %w", key, err))
+	}
+}

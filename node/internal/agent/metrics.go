@@ -1,0 +1,39 @@
+package agent
+
+import (
+	"errors"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+type metrics struct {
+	writes   *prometheus.CounterVec
+	admitted prometheus.Gauge
+}
+
+func newMetrics(reg prometheus.Registerer, a *Agent) (*metrics, error) {
+	m := &metrics{
+		writes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_agent_api_writes_total",
+			Help: "Writes to the API server, by kind and by result: written, refused, or unreachable, which never arrived.",
+		}, []string{"kind", "result"}),
+		admitted: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "shoal_agent_admitted_peers", Help: "Peers that the swarm's gate lets in.",
+		}),
+	}
+	synced := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "shoal_agent_api_synced",
+		Help: "1 once every watch has read its first list from the API server; 0 while the agent goes by what it remembers.",
+	}, func() float64 {
+		for _, i := range a.api.informers() {
+			if !i.HasSynced() {
+				return 0
+			}
+		}
+		return 1
+	})
+	if reg == nil {
+		return m, nil
+	}
+	return m, errors.Join(reg.Register(m.writes), reg.Register(m.admitted), reg.Register(synced))
+}

@@ -1,0 +1,466 @@
+package pin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/ipfs/go-cid"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
+
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/store"
+)
+
+// attempt compares one assignment with the store and closes the gap.
+type attempt struct {
+	*Keeper
+	entry      *entry // guarded by Keeper.mu
+	assignment v1alpha1.PinAssignment
+	released   bool
+	owner      string
+
+	limiter *rate.Limiter // of Bandwidth, nil for none
+
+	mu       sync.Mutex
+	accesses map[content.Repository]*access
+}
+
+func (a *attempt) name() string {
+	if a.assignment.Name == "" {
+		return a.assignment.UID // of a pin that went while the agent was down
+	}
+	return a.assignment.Namespace + "/" + a.assignment.Name
+}
+
+// run does it, and returns the closure that the node now holds.
+func (a *attempt) run(ctx context.Context) (held []digest.Digest, err error) {
+	switch {
+	case a.released:
+		err = a.opts.Store.Unpin(a.owner)
+	case a.assignment.Action == v1alpha1.ActionPurge:
+		err = a.purge(ctx)
+	default:
+		held, err = a.keep(ctx)
+	}
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	return held, err
+}
+
+// artifact is an artifact of the assignment with its closure, as far as it could be read.
+type artifact struct {
+	v1alpha1.AssignedArtifact
+	closure *closure
+	root    digest.Digest
+	err     error // why the closure could not be read whole
+}
+
+// keep makes the node hold every artifact. One that fails does not hinder the others. What the pin held before under
+// another revision stays held until all of the new is there.
+func (a *attempt) keep(ctx context.Context) ([]digest.Digest, error) {
+	before := a.opts.Store.Pins()[a.owner]
+	if b := a.assignment.Bandwidth; b != nil && b.Value() > 0 {
+		a.limiter = rate.NewLimiter(rate.Limit(b.Value()), content.ChunkSize)
+	}
+	artifacts, err := a.expand(ctx, before)
+	if err != nil {
+		return nil, err
+	}
+	whole := blobsOf(artifacts)
+	var problems []error
+	for _, art := range artifacts {
+		problems = append(problems, named(art, art.err))
+	}
+	if err := a.fits(whole); err != nil {
+		return nil, errors.Join(append(problems, err)...)
+	}
+	for _, art := range artifacts {
+		problems = append(problems, named(art, a.fetch(ctx, art, whole)))
+	}
+	if a.assignment.Target == v1alpha1.TargetCacheAndRuntime {
+		for _, art := range artifacts {
+			if art.err == nil {
+				problems = append(problems, named(art, a.load(ctx, art)))
+			}
+		}
+	}
+	if err := errors.Join(problems...); err != nil {
+		return nil, err
+	}
+	held := slices.Collect(maps.Keys(whole))
+	if err := a.pin(held); err != nil {
+		return nil, err
+	}
+	a.rememberTags(ctx, artifacts)
+	return held, nil
+}
+
+// named puts the artifact in front of err.
+func named(art *artifact, err error) error {
+	if err == nil {
+		return nil
+	}
+	name := art.Digest
+	if name == "" {
+		name = art.CID
+	}
+	if art.Tag != "" {
+		name = art.Tag + "@" + name
+		return fmt.Errorf("%s:%s: %w", art.Repository, name, err)
+	}
+	return fmt.Errorf("%s: %w", strings.TrimPrefix(art.Repository+"@"+name, "@"), err)
+}
+
+// expand reads the closures. Each digest is protected in the store as soon as it is known.
+func (a *attempt) expand(ctx context.Context, before []digest.Digest) ([]*artifact, error) {
+	chosen, err := parsePlatforms(a.assignment.Platforms)
+	if err != nil {
+		return nil, err
+	}
+	protected := slices.Clone(before)
+	for _, art := range a.assignment.Artifacts {
+		for _, name := range append(art.Referrers, art.Digest) {
+			if d, err := digest.Parse(name); err == nil {
+				protected = append(protected, d)
+			}
+		}
+	}
+	if err := a.pin(protected); err != nil {
+		return nil, err
+	}
+	artifacts := make([]*artifact, len(a.assignment.Artifacts))
+	for i, assigned := range a.assignment.Artifacts {
+		art := &artifact{AssignedArtifact: assigned, closure: a.newClosure(repository(assigned.Repository), chosen)}
+		artifacts[i] = art
+		art.err = a.walk(ctx, art)
+		protected = append(protected, digestsOf(art.closure.blobs)...)
+		if err := a.pin(protected); err != nil {
+			return nil, err
+		}
+	}
+	return artifacts, nil
+}
+
+func (a *attempt) newClosure(repo content.Repository, chosen platforms) *closure {
+	return &closure{
+		repo: repo, platforms: chosen, seen: make(map[digest.Digest]bool), get: a.get,
+		read: func(ctx context.Context, req content.Request) ([]byte, error) {
+			return readAll(ctx, a.opts.Fetcher, req)
+		},
+	}
+}
+
+// walk reads the closure of one artifact and of its referrers.
+func (a *attempt) walk(ctx context.Context, art *artifact) error {
+	root, size, err := a.resolve(ctx, art.AssignedArtifact)
+	if err != nil {
+		return err
+	}
+	art.root = root
+	if err := art.closure.walk(ctx, root, art.MediaType, size); err != nil {
+		return err
+	}
+	for _, name := range art.Referrers {
+		d, err := digest.Parse(name)
+		if err != nil {
+			return fmt.Errorf("referrer %q: %w", name, err)
+		}
+		if err := art.closure.walk(ctx, d, ocispec.MediaTypeImageManifest, 0); err != nil {
+			return fmt.Errorf("referrer: %w", err)
+		}
+	}
+	return nil
+}
+
+// resolve finds the digest of an artifact's root, and its size in bytes where that is known.
+func (a *attempt) resolve(ctx context.Context, art v1alpha1.AssignedArtifact) (digest.Digest, int64, error) {
+	if art.Digest != "" {
+		d, err := digest.Parse(art.Digest)
+		if err != nil {
+			return "", 0, fmt.Errorf("digest %q: %w", art.Digest, err)
+		}
+		_, err = content.DigestCID(d)
+		return d, 0, err
+	}
+	c, err := cid.Decode(art.CID)
+	if err != nil {
+		return "", 0, fmt.Errorf("CID %q: %w", art.CID, err)
+	}
+	if d, err := content.CIDDigest(c); err == nil {
+		return d, 0, nil
+	}
+	if a.opts.Files == nil {
+		return "", 0, fmt.Errorf("CID %s names a DAG, and this agent finds blobs by digest only", c)
+	}
+	return a.opts.Files.Resolve(ctx, c)
+}
+
+// fits measures the pin and fails where it can't be held.
+func (a *attempt) fits(whole map[digest.Digest]content.Request) error {
+	wanted, held := a.measure(whole)
+	a.show(wanted, held)
+	if limit := a.assignment.SizeLimit; limit != nil && wanted > limit.Value() {
+		return fmt.Errorf("%w: %d bytes of %d", errSizeLimit, wanted, limit.Value())
+	}
+	// PinnedBytes counts what is held already of this pin as well.
+	usage := a.opts.Store.Usage()
+	missing, free := wanted-held, usage.Capacity-usage.PinnedBytes
+	if usage.Capacity > 0 && missing > 0 && missing > free {
+		return fmt.Errorf("%w: %d bytes are missing, and of %d bytes of capacity %d are pinned", errExceedsCapacity, missing,
+			usage.Capacity, usage.PinnedBytes)
+	}
+	return nil
+}
+
+// measure sums up the bytes of the closure and those of it that are held.
+func (a *attempt) measure(whole map[digest.Digest]content.Request) (wanted, held int64) {
+	for d, req := range whole {
+		info, err := a.opts.Store.Stat(d)
+		if err != nil {
+			wanted += req.Size
+			continue
+		}
+		wanted += info.Size
+		held += info.Size
+	}
+	return wanted, held
+}
+
+// show puts how far the pin is where Progress sees it. A pin that lacks bytes is fetching; one that has failed stays so
+// until more bytes have come.
+func (a *attempt) show(wanted, held int64) {
+	a.Keeper.mu.Lock()
+	p := &a.entry.progress
+	changed := false
+	if a.current() {
+		changed = p.BytesWanted != wanted || p.BytesHeld != held
+		progress := p.State != v1alpha1.PinFailed || held > p.BytesHeld
+		p.BytesWanted, p.BytesHeld = wanted, held
+		if held < wanted && progress && p.State != v1alpha1.PinFetching {
+			p.State, p.Reason, p.Message, changed = v1alpha1.PinFetching, "", "", true
+		}
+	}
+	a.Keeper.mu.Unlock()
+	if changed {
+		a.opts.Changed()
+	}
+}
+
+// current tells whether the entry still is what the attempt works for. The caller holds Keeper.mu.
+func (a *attempt) current() bool {
+	return !a.entry.released && a.entry.assignment.Revision == a.assignment.Revision
+}
+
+// fetch gets what is missing of one artifact, and gives up at the first failure.
+func (a *attempt) fetch(ctx context.Context, art *artifact, whole map[digest.Digest]content.Request) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(parallelBlobs)
+	for _, req := range art.closure.blobs {
+		if a.has(req.Digest) {
+			continue
+		}
+		group.Go(func() error {
+			if err := a.get(ctx, req); err != nil {
+				return err
+			}
+			a.show(a.measure(whole))
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return a.confirm(art)
+}
+
+// confirm tells whether an artifact that was asked for by the CID of a DAG is that DAG: its digest was the word of a peer.
+func (a *attempt) confirm(art *artifact) error {
+	c, err := cid.Decode(art.CID)
+	if art.Digest != "" || err != nil || c.Type() != cid.DagProtobuf {
+		return nil
+	}
+	info, err := a.opts.Store.Stat(art.root)
+	if err != nil {
+		return err
+	}
+	if info.Root.Defined() && !info.Root.Equals(c) {
+		return fmt.Errorf("a peer named %s, whose root is %s: %w", art.root, info.Root, content.ErrDigestMismatch)
+	}
+	return nil
+}
+
+func (a *attempt) has(d digest.Digest) bool {
+	_, err := a.opts.Store.Stat(d)
+	return err == nil
+}
+
+// get commits one blob to the store, with the first credentials that the registry accepts.
+func (a *attempt) get(ctx context.Context, req content.Request) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if a.has(req.Digest) {
+		return nil
+	}
+	err := a.access(req.Repository).try(ctx, func(authorization string) error {
+		req.Authorization = authorization
+		if a.limiter != nil {
+			if err := a.trickle(ctx, req); err != nil {
+				return err
+			}
+		}
+		return a.opts.Fetcher.Ensure(ctx, req)
+	})
+	if err != nil && req.Repository == (content.Repository{}) && errors.Is(err, content.ErrNotFound) {
+		err = fmt.Errorf("%w: %w", errNoPeer, err)
+	}
+	if err != nil {
+		return fmt.Errorf("fetch %s %s: %w", req.Kind, req.Digest, err)
+	}
+	return nil
+}
+
+// trickle reads a blob no faster than the pin's bandwidth. Nobody fetches further ahead of a reader than its window, so
+// the blob arrives no faster either.
+func (a *attempt) trickle(ctx context.Context, req content.Request) error {
+	r, err := a.opts.Fetcher.Open(ctx, req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = r.Close() }()
+	for i := range content.Chunks(r.Size()) {
+		off, n := content.ChunkRange(r.Size(), i)
+		if err := a.limiter.WaitN(ctx, int(n)); err != nil {
+			return err
+		}
+		rc, err := r.Range(ctx, off, n)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(io.Discard, rc)
+		if err := errors.Join(err, rc.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// load has the runtime hold an image.
+func (a *attempt) load(ctx context.Context, art *artifact) error {
+	if a.opts.Runtime == nil {
+		return fmt.Errorf("%w: this agent was given none", errRuntime)
+	}
+	image := Image{Repository: art.closure.repo, Tag: art.Tag, Digest: art.root}
+	var errs []error
+	for _, c := range a.access(art.closure.repo).candidates(ctx) {
+		image.Credential = c
+		err := a.opts.Runtime.Load(ctx, image)
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return fmt.Errorf("%w: %w", errRuntime, errors.Join(errs...))
+}
+
+// rememberTags makes what was just fetched the newest answer for its tag.
+func (a *attempt) rememberTags(ctx context.Context, artifacts []*artifact) {
+	a.Keeper.mu.Lock()
+	known := a.entry.held != nil // a later answer of the registry may have been remembered since
+	a.Keeper.mu.Unlock()
+	if a.opts.Tags == nil || known {
+		return
+	}
+	for _, art := range artifacts {
+		info, err := a.opts.Store.Stat(art.root)
+		if art.Tag == "" || err != nil {
+			continue
+		}
+		a.opts.Tags.Remember(ctx, art.closure.repo, art.Tag, ocispec.Descriptor{
+			MediaType: art.MediaType, Digest: art.root, Size: info.Size,
+		})
+	}
+}
+
+// purge removes what the pin held, and what of its artifacts is here for other reasons, but for what other pins keep.
+func (a *attempt) purge(ctx context.Context) error {
+	doomed := a.opts.Store.Pins()[a.owner]
+	for _, assigned := range a.assignment.Artifacts {
+		c := a.newClosure(repository(assigned.Repository), platforms{all: true})
+		c.held = true
+		c.get = func(_ context.Context, req content.Request) error {
+			_, err := a.opts.Store.Stat(req.Digest)
+			return err
+		}
+		root, _, err := a.resolve(ctx, assigned)
+		if err != nil {
+			continue // nothing is here of what can't even be named
+		}
+		for _, name := range append(assigned.Referrers, root.String()) {
+			if err := c.walk(ctx, digest.Digest(name), "", 0); err != nil {
+				a.log.Warn("purge: closure not read whole", "pin", a.name(), "digest", name, "error", err)
+			}
+		}
+		doomed = append(doomed, digestsOf(c.blobs)...)
+	}
+	if err := a.opts.Store.Unpin(a.owner); err != nil {
+		return err
+	}
+	// Manifests come before what they refer to, so that an attempt that is cut short finds the rest again.
+	for _, d := range slices.Backward(doomed) {
+		if err := a.opts.Store.Delete(d); err != nil && !errors.Is(err, store.ErrPinned) {
+			return err
+		}
+	}
+	a.Keeper.mu.Lock()
+	if a.current() {
+		a.entry.progress.BytesHeld, a.entry.progress.BytesWanted = 0, 0
+	}
+	a.Keeper.mu.Unlock()
+	return nil
+}
+
+// pin makes ds what the store holds for this pin, and writes nothing where it is so already.
+func (a *attempt) pin(ds []digest.Digest) error {
+	ds = slices.Compact(slices.Sorted(slices.Values(ds)))
+	if slices.Equal(ds, slices.Sorted(slices.Values(a.opts.Store.Pins()[a.owner]))) {
+		return nil
+	}
+	return a.opts.Store.Pin(a.owner, ds)
+}
+
+// repository splits host/path. The empty string is the repository that is not known.
+func repository(s string) content.Repository {
+	host, path, _ := strings.Cut(s, "/")
+	return content.Repository{Registry: host, Name: path}
+}
+
+func digestsOf(blobs []content.Request) []digest.Digest {
+	ds := make([]digest.Digest, len(blobs))
+	for i, req := range blobs {
+		ds[i] = req.Digest
+	}
+	return ds
+}
+
+// blobsOf puts the closures together, each blob once.
+func blobsOf(artifacts []*artifact) map[digest.Digest]content.Request {
+	all := make(map[digest.Digest]content.Request)
+	for _, art := range artifacts {
+		for _, req := range art.closure.blobs {
+			all[req.Digest] = req
+		}
+	}
+	return all
+}

@@ -1,0 +1,470 @@
+// Package pin makes the node hold what it is told to keep: it reads the closure of each artifact (index, manifests,
+// configs, layers, referrers), protects it in the store, fetches what is missing, and goes on until all of it is there
+// and stays there.
+//
+// It is level-triggered. Keeper holds the assignments that stand; an attempt (attempt.go) compares one of them with the
+// store and closes the gap, and does nothing where there is none, so the same attempt serves the first fetch, a repair,
+// a restart and the regular check. closure.go reads manifests; credentials.go finds what the registry accepts; failure.go
+// turns an error into the reason that a person reads.
+package pin
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/shoal-cache/shoal/api/pullsecret"
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/store"
+)
+
+// Store is what a Keeper needs of the node's store.
+type Store interface {
+	// Pin replaces the digests that owner pins. A digest may be pinned before its blob arrives.
+	Pin(owner string, ds []digest.Digest) error
+	// Unpin drops all of owner's pins; it is no error if there are none.
+	Unpin(owner string) error
+	Pins() map[string][]digest.Digest
+	Stat(d digest.Digest) (store.Info, error)
+	// Delete fails with store.ErrPinned for what another owner pins. Removal of what is not there is no error.
+	Delete(d digest.Digest) error
+	Usage() store.Usage
+}
+
+// Fetcher gets content from this node, its peers, or upstream.
+type Fetcher interface {
+	Open(ctx context.Context, req content.Request) (content.Reader, error)
+	// Ensure returns when the whole blob is committed on this node.
+	Ensure(ctx context.Context, req content.Request) error
+}
+
+// Upstream turns credentials into the Authorization header that a registry wants.
+type Upstream interface {
+	Authorize(ctx context.Context, repo content.Repository, cred pullsecret.Credential) (string, error)
+}
+
+// Secrets reads pull secrets. Its errors match ErrSecretNotFound and pullsecret.ErrInvalid where the secret is at fault.
+type Secrets interface {
+	PullSecret(ctx context.Context, namespace, name string) (pullsecret.Credentials, error)
+}
+
+// Runtime is the node's container runtime.
+type Runtime interface {
+	// Load has the runtime hold the image and name it by tag, or by digest where tag is empty.
+	Load(ctx context.Context, image Image) error
+}
+
+// Image is an image to load into the runtime.
+type Image struct {
+	Repository content.Repository
+	Tag        string
+	Digest     digest.Digest
+	// Credential is what the registry accepted, the zero one where it asked for none.
+	Credential pullsecret.Credential
+}
+
+// Tags remembers which digest a registry answered for a tag.
+type Tags interface {
+	Remember(ctx context.Context, repo content.Repository, tag string, desc ocispec.Descriptor)
+}
+
+// Files finds files by the CID of their UnixFS DAG.
+type Files interface {
+	// Resolve returns the digest and size in bytes of the file whose root is c, from this node or from peers. It fails
+	// with content.ErrNotFound where nobody has it.
+	Resolve(ctx context.Context, c cid.Cid) (digest.Digest, int64, error)
+}
+
+// Options configure a Keeper. Store, Fetcher, Upstream and Secrets are required.
+type Options struct {
+	Store    Store
+	Fetcher  Fetcher
+	Upstream Upstream
+	Secrets  Secrets
+	// Runtime is nil where the agent has no access to one: pins with target CacheAndRuntime then fail.
+	Runtime Runtime
+	// Tags and Files are optional.
+	Tags  Tags
+	Files Files
+	// Changed is called, without locks held, when the state or the failure of a pin has changed. Optional.
+	Changed    func()
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+const (
+	// parallelPins is the number of pins, and parallelBlobs of blobs of one pin, that are fetched at one time.
+	parallelPins  = 2
+	parallelBlobs = 3
+	// checkInterval is how often a pin that is ready is compared with the store, for what the store does not tell: a blob
+	// that only the runtime held, an image that the kubelet removed.
+	checkInterval = 5 * time.Minute
+	// defaultTimeLimit bounds an attempt that the pin does not bound. What it fetched stays, and the next goes on there.
+	defaultTimeLimit = 6 * time.Hour
+	never            = 100 * 365 * 24 * time.Hour
+	// ownerPrefix begins the names under which pins are held in the store; the pin's UID follows.
+	ownerPrefix = "pin/"
+)
+
+// Keeper keeps the pins of one node.
+type Keeper struct {
+	opts    Options
+	log     *slog.Logger
+	metrics *metrics
+	kick    chan struct{} // holds one signal: something may be due
+
+	mu      sync.Mutex
+	set     bool // by Set, since dropStrangers last looked
+	entries map[string]*entry
+}
+
+// entry is one assignment and how far the node is with it. Keeper.mu guards it.
+type entry struct {
+	assignment v1alpha1.PinAssignment
+	progress   v1alpha1.PinProgress
+	released   bool // no longer assigned: what is left is to unpin it
+	running    bool
+	cancel     context.CancelFunc // of the running attempt
+	due        time.Time          // of the next attempt
+	failures   int                // in a row
+	held       []digest.Digest    // the closure, once Ready
+	earlier    []digest.Digest    // the closure of progress.HeldRevision
+}
+
+func (e *entry) owner() string { return ownerPrefix + e.assignment.UID }
+
+// New makes a Keeper, which does nothing until Run.
+func New(opts Options) (*Keeper, error) {
+	if opts.Store == nil || opts.Fetcher == nil || opts.Upstream == nil || opts.Secrets == nil {
+		return nil, fmt.Errorf("pins: need a Store, a Fetcher, an Upstream and Secrets")
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.Changed == nil {
+		opts.Changed = func() {}
+	}
+	k := &Keeper{opts: opts, log: opts.Logger, kick: make(chan struct{}, 1), entries: make(map[string]*entry)}
+	var err error
+	if k.metrics, err = newMetrics(opts.Registerer, k); err != nil {
+		return nil, fmt.Errorf("pins: %w", err)
+	}
+	return k, nil
+}
+
+// Set makes assignments those that stand. What was assigned before and is no longer is released. An assignment
+// of the same revision goes on undisturbed.
+func (k *Keeper) Set(assignments []v1alpha1.PinAssignment) {
+	k.mu.Lock()
+	k.set = true
+	listed := make(map[string]bool, len(assignments))
+	for _, a := range assignments {
+		listed[a.UID] = true
+		e := k.entries[a.UID]
+		if e == nil {
+			e = &entry{}
+			k.entries[a.UID] = e
+		} else if !e.released && e.assignment.Revision == a.Revision {
+			continue
+		}
+		e.replace(a)
+	}
+	for uid, e := range k.entries {
+		if !listed[uid] && !e.released {
+			e.release()
+		}
+	}
+	k.mu.Unlock()
+	k.wake()
+	k.opts.Changed()
+}
+
+// replace starts e anew for another revision. The store keeps what it holds for the pin until the new is whole.
+func (e *entry) replace(a v1alpha1.PinAssignment) {
+	e.stop()
+	before := e.progress
+	if before.State == v1alpha1.PinReady {
+		before.HeldRevision, e.earlier = before.Revision, e.held
+	}
+	e.assignment, e.released, e.failures, e.due, e.held = *a.DeepCopy(), false, 0, time.Time{}, nil
+	e.progress = v1alpha1.PinProgress{
+		UID: a.UID, Revision: a.Revision, State: v1alpha1.PinPending, HeldRevision: before.HeldRevision, LastUsed: before.LastUsed,
+	}
+	if a.Action == v1alpha1.ActionPurge {
+		e.forgetEarlier()
+	}
+}
+
+// forgetEarlier is for when the earlier revision is not held whole any more.
+func (e *entry) forgetEarlier() { e.progress.HeldRevision, e.earlier = "", nil }
+
+func (e *entry) release() {
+	e.stop()
+	e.released, e.due, e.failures = true, time.Time{}, 0
+}
+
+func (e *entry) stop() {
+	if e.cancel != nil {
+		e.cancel()
+	}
+}
+
+// Progress describes every assignment that stands, in the order of their UIDs.
+func (k *Keeper) Progress() []v1alpha1.PinProgress {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	all := make([]v1alpha1.PinProgress, 0, len(k.entries))
+	for _, e := range k.entries {
+		if !e.released {
+			all = append(all, *e.progress.DeepCopy())
+		}
+	}
+	slices.SortFunc(all, func(a, b v1alpha1.PinProgress) int { return cmp.Compare(a.UID, b.UID) })
+	return all
+}
+
+// Lost tells that the store no longer has a blob. Pins that hold it are repaired at once.
+func (k *Keeper) Lost(d digest.Digest) {
+	k.mu.Lock()
+	changed := false
+	for _, e := range k.entries {
+		if !e.released && slices.Contains(e.held, d) {
+			e.due = time.Time{}
+		}
+		if slices.Contains(e.earlier, d) {
+			e.forgetEarlier()
+			changed = true
+		}
+	}
+	k.mu.Unlock()
+	k.wake()
+	if changed {
+		k.opts.Changed()
+	}
+}
+
+// Retry has every pin that waits for its back-off try at once: the store was given more room, or a registry is back.
+func (k *Keeper) Retry() {
+	k.mu.Lock()
+	for _, e := range k.entries {
+		if e.progress.State == v1alpha1.PinFailed {
+			e.due = time.Time{}
+		}
+	}
+	k.mu.Unlock()
+	k.wake()
+}
+
+// Used tells that a workload of this node pulled the manifest d. It reaches Progress to the hour.
+func (k *Keeper) Used(d digest.Digest, at time.Time) {
+	k.mu.Lock()
+	changed := false
+	for _, e := range k.entries {
+		if !e.keeps(d) {
+			continue
+		}
+		if e.progress.LastUsed == nil || at.Truncate(time.Hour).After(e.progress.LastUsed.Time) {
+			e.progress.LastUsed = ptrTime(at.Truncate(time.Hour))
+			changed = true
+		}
+	}
+	k.mu.Unlock()
+	if changed {
+		k.opts.Changed()
+	}
+}
+
+// keeps tells whether d is a root of e.
+func (e *entry) keeps(d digest.Digest) bool {
+	return !e.released && slices.ContainsFunc(e.assignment.Artifacts, func(a v1alpha1.AssignedArtifact) bool {
+		return a.Digest == d.String()
+	})
+}
+
+func (k *Keeper) wake() {
+	select {
+	case k.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Run works on the assignments until ctx ends, and returns when every attempt has ended. Store pins stay.
+func (k *Keeper) Run(ctx context.Context) {
+	var attempts sync.WaitGroup
+	defer attempts.Wait()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		k.dropStrangers()
+		timer.Reset(k.startDue(ctx, &attempts))
+		select {
+		case <-ctx.Done():
+			return
+		case <-k.kick:
+		case <-timer.C:
+		}
+	}
+}
+
+// dropStrangers releases what the store holds for pins that are assigned no longer: they went while the agent was down.
+// Before Set has told the assignments, nobody is a stranger.
+func (k *Keeper) dropStrangers() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.set {
+		return
+	}
+	k.set = false
+	for owner := range k.opts.Store.Pins() {
+		uid, ours := strings.CutPrefix(owner, ownerPrefix)
+		if ours && k.entries[uid] == nil {
+			e := &entry{assignment: v1alpha1.PinAssignment{UID: uid}}
+			e.release()
+			k.entries[uid] = e
+		}
+	}
+}
+
+// startDue starts attempts that are due, the highest priority first, as long as there are free slots, and returns the time
+// until the next is due.
+func (k *Keeper) startDue(ctx context.Context, attempts *sync.WaitGroup) time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := time.Now()
+	next := checkInterval
+	running := 0
+	var due []*entry
+	for _, e := range k.entries {
+		switch {
+		case e.running:
+			running++
+		case e.due.After(now):
+			next = min(next, e.due.Sub(now))
+		default:
+			due = append(due, e)
+		}
+	}
+	slices.SortFunc(due, byUrgency)
+	for _, e := range due {
+		if running >= parallelPins {
+			break
+		}
+		running++
+		k.start(ctx, e, attempts)
+	}
+	return next
+}
+
+// byUrgency puts releases first, which cost nothing and make room; then those of high priority; then by name, so that two
+// nodes with the same pins fetch them in the same order and share.
+func byUrgency(a, b *entry) int {
+	switch {
+	case a.released != b.released && a.released:
+		return -1
+	case a.released != b.released:
+		return 1
+	}
+	return cmp.Or(cmp.Compare(b.assignment.Priority, a.assignment.Priority),
+		cmp.Compare(a.assignment.Namespace, b.assignment.Namespace), cmp.Compare(a.assignment.Name, b.assignment.Name),
+		cmp.Compare(a.assignment.UID, b.assignment.UID))
+}
+
+// start runs one attempt at e. The caller holds k.mu.
+func (k *Keeper) start(ctx context.Context, e *entry, attempts *sync.WaitGroup) {
+	a := &attempt{Keeper: k, entry: e, assignment: e.assignment, released: e.released, owner: e.owner()}
+	limit := defaultTimeLimit
+	if t := a.assignment.TimeLimit; t != nil && t.Duration > 0 {
+		limit = t.Duration
+	}
+	ctx, cancelTime := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w of %s", errTimeLimit, limit))
+	ctx, cancel := context.WithCancel(ctx)
+	e.running, e.cancel = true, cancel
+	attempts.Go(func() {
+		held, err := a.run(ctx)
+		// A cancelled attempt says nothing about its pin, even where it failed of something else on the way.
+		superseded := err != nil && ctx.Err() != nil && context.Cause(ctx) == context.Canceled //nolint:errorlint // Cause returns it bare
+		cancel()
+		cancelTime()
+		k.finish(a, held, err, superseded)
+	})
+}
+
+// finish records what came of an attempt.
+func (k *Keeper) finish(a *attempt, held []digest.Digest, err error, superseded bool) {
+	k.mu.Lock()
+	e := a.entry
+	e.running, e.cancel = false, nil
+	changed := false
+	switch {
+	case superseded || e.assignment.Revision != a.assignment.Revision || e.released != a.released:
+		// Replaced meanwhile: it is due as it stands now.
+	case err != nil:
+		changed = e.fail(err)
+		k.metrics.failures.WithLabelValues(e.progress.Reason).Inc()
+		k.log.Warn("pin failed", "pin", a.name(), "reason", e.progress.Reason, "again", time.Until(e.due).Round(time.Second), "error", err)
+	case e.released:
+		delete(k.entries, e.assignment.UID)
+		k.log.Info("pin released", "pin", a.name())
+	default:
+		state, again := v1alpha1.PinReady, jitter(checkInterval)
+		if e.assignment.Action == v1alpha1.ActionPurge {
+			// Once is enough: what is cached anew after that is no longer the pin's.
+			state, again = v1alpha1.PinPurged, never
+		}
+		if e.progress.State != state {
+			k.log.Info("pin is "+strings.ToLower(string(state)), "pin", a.name(), "bytes", e.progress.BytesWanted)
+		}
+		changed = e.progress.State != state
+		e.progress.State, e.progress.Reason, e.progress.Message = state, "", ""
+		e.forgetEarlier()
+		e.failures, e.held = 0, held
+		e.due = time.Now().Add(again)
+	}
+	k.mu.Unlock()
+	k.wake()
+	if changed {
+		k.opts.Changed()
+	}
+}
+
+// fail records a failure and when to try again. It tells whether what a person sees has changed.
+func (e *entry) fail(err error) bool {
+	before := e.progress
+	e.progress.State = v1alpha1.PinFailed
+	e.progress.Reason, e.progress.Message = explain(err)
+	e.due = time.Now().Add(max(e.pause(), min(retryAfter(err), maxRetryAfter)))
+	e.failures++
+	return before.State != e.progress.State || before.Reason != e.progress.Reason || before.Message != e.progress.Message
+}
+
+// pause is the back-off after the failures so far.
+func (e *entry) pause() time.Duration {
+	initial, longest := 10*time.Second, 10*time.Minute
+	if b := e.assignment.Backoff; b != nil {
+		initial, longest = cmp.Or(b.Initial.Duration, initial), cmp.Or(b.Max.Duration, longest)
+	}
+	pause := initial
+	for range min(e.failures, 32) {
+		if pause *= 2; pause >= longest {
+			return jitter(longest)
+		}
+	}
+	return jitter(min(pause, longest))
+}
+
+// jitter takes up to a tenth off, so that the nodes of a cluster do not act in step.
+func jitter(d time.Duration) time.Duration {
+	return d - time.Duration(rand.Int64N(int64(d)/10+1))
+}

@@ -1,0 +1,896 @@
+package pin_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	crname "github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	crv1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/ipfs/go-cid"
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/shoal-cache/shoal/api/pullsecret"
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/node/internal/agent/pin"
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/store"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// origin is a registry that can be switched off, asks for credentials where told, and counts its requests by path.
+type origin struct {
+	*httptest.Server
+	host string
+	// refuse, if set, answers a request in place of the registry by giving a status other than 0.
+	refuse atomic.Pointer[func(*http.Request) int]
+
+	mu   sync.Mutex
+	gets []string
+}
+
+func newOrigin(t *testing.T) *origin {
+	t.Helper()
+	o := &origin{}
+	files := registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithReferrersSupport(true))
+	o.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if refuse := o.refuse.Load(); refuse != nil {
+			if status := (*refuse)(r); status != 0 {
+				if status == http.StatusUnauthorized {
+					w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+				}
+				w.WriteHeader(status)
+				return
+			}
+		}
+		o.mu.Lock()
+		if r.Method == http.MethodGet {
+			o.gets = append(o.gets, r.URL.Path)
+		}
+		o.mu.Unlock()
+		files.ServeHTTP(w, r)
+	}))
+	t.Cleanup(o.Close)
+	o.host = strings.TrimPrefix(o.URL, "http://")
+	return o
+}
+
+func (o *origin) refusing(f func(*http.Request) int) { o.refuse.Store(&f) }
+
+func (o *origin) down() {
+	o.refusing(func(*http.Request) int { return http.StatusServiceUnavailable })
+}
+
+// push puts an index with an image for each platform at repo:tag.
+func (o *origin) push(t *testing.T, tag string, platforms ...string) (index crv1.ImageIndex, images map[string]crv1.Image) {
+	t.Helper()
+	index, images = empty.Index, map[string]crv1.Image{}
+	for _, p := range platforms {
+		platform, err := crv1.ParsePlatform(p)
+		require.NoError(t, err)
+		image, err := random.Image(3000, 2)
+		require.NoError(t, err)
+		images[p] = image
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: image, Descriptor: crv1.Descriptor{Platform: platform}})
+	}
+	ref, err := crname.ParseReference(o.host + "/team/app:" + tag)
+	require.NoError(t, err)
+	require.NoError(t, remote.WriteIndex(ref, index))
+	return index, images
+}
+
+func digestOf(t *testing.T, x interface{ Digest() (crv1.Hash, error) }) digest.Digest {
+	t.Helper()
+	h, err := x.Digest()
+	require.NoError(t, err)
+	return digest.Digest(h.String())
+}
+
+// closureOf is what a node needs of an image.
+func closureOf(t *testing.T, image crv1.Image) []digest.Digest {
+	t.Helper()
+	m, err := image.Manifest()
+	require.NoError(t, err)
+	all := []digest.Digest{digestOf(t, image), digest.Digest(m.Config.Digest.String())}
+	for _, l := range m.Layers {
+		all = append(all, digest.Digest(l.Digest.String()))
+	}
+	return all
+}
+
+// pull is the simplest fetcher: from the registry into the store.
+type pull struct {
+	store    *store.Store
+	upstream *upstream.Client
+}
+
+func (p *pull) Ensure(ctx context.Context, req content.Request) error {
+	if _, err := p.store.Stat(req.Digest); err == nil {
+		return nil
+	}
+	if req.Repository == (content.Repository{}) {
+		return content.ErrNotFound
+	}
+	body, err := p.upstream.Open(ctx, req, 0, -1)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = body.Close() }()
+	return p.store.Put(ctx, req.Digest, body.MediaType, body, body.Size)
+}
+
+func (p *pull) Open(ctx context.Context, req content.Request) (content.Reader, error) {
+	if err := p.Ensure(ctx, req); err != nil {
+		return nil, err
+	}
+	return p.store.Get(req.Digest)
+}
+
+// vault holds pull secrets by namespace/name.
+type vault map[string]*corev1.Secret
+
+func (v vault) PullSecret(_ context.Context, namespace, name string) (pullsecret.Credentials, error) {
+	s, ok := v[namespace+"/"+name]
+	if !ok {
+		return nil, pin.ErrSecretNotFound
+	}
+	return pullsecret.Parse(s)
+}
+
+func (v vault) add(name, host, user, password string) {
+	config := fmt.Sprintf(`{"auths": {%q: {"username": %q, "password": %q}}}`, host, user, password)
+	v["team/"+name] = &corev1.Secret{
+		Type: corev1.SecretTypeDockerConfigJson, Data: map[string][]byte{corev1.DockerConfigJsonKey: []byte(config)},
+	}
+}
+
+// node is a Keeper on a real store.
+type node struct {
+	*pin.Keeper
+	store   *store.Store
+	changed chan struct{}
+	opts    pin.Options
+	stop    func()
+}
+
+func newNode(t *testing.T, dir string, adjust func(*pin.Options, *store.Options)) *node {
+	t.Helper()
+	storeOptions := store.Options{Path: dir, FreeSpace: func(string) (int64, error) { return 1 << 40, nil }}
+	n := &node{changed: make(chan struct{}, 1), opts: pin.Options{Secrets: vault{}}}
+	if adjust != nil {
+		adjust(&n.opts, &storeOptions)
+	}
+	storeOptions.OnEvent = func(e store.Event) {
+		if e.Type == store.Removed && n.Keeper != nil {
+			n.Lost(e.Info.Digest)
+		}
+	}
+	var err error
+	n.store, err = store.Open(t.Context(), storeOptions)
+	require.NoError(t, err)
+	client, err := upstream.New(upstream.Options{Timeouts: upstream.Timeouts{Retry: 50 * time.Millisecond}})
+	require.NoError(t, err)
+	n.opts.Store, n.opts.Upstream = n.store, client
+	if n.opts.Fetcher == nil {
+		n.opts.Fetcher = &pull{n.store, client}
+	}
+	n.opts.Changed = func() {
+		select {
+		case n.changed <- struct{}{}:
+		default:
+		}
+	}
+	n.Keeper, err = pin.New(n.opts)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { n.Run(ctx); close(done) }()
+	n.stop = sync.OnceFunc(func() {
+		cancel()
+		<-done
+		client.Close()
+		require.NoError(t, n.store.Close())
+	})
+	t.Cleanup(n.stop)
+	return n
+}
+
+// await waits until the pin's progress is as wanted.
+func (n *node) await(t *testing.T, uid string, wanted func(v1alpha1.PinProgress) bool) v1alpha1.PinProgress {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	for {
+		all := n.Progress()
+		i := slices.IndexFunc(all, func(p v1alpha1.PinProgress) bool { return p.UID == uid })
+		if i >= 0 && wanted(all[i]) {
+			return all[i]
+		}
+		select {
+		case <-n.changed:
+		case <-deadline:
+			require.FailNow(t, "not as wanted in time", "%+v", all)
+		}
+	}
+}
+
+func in(state v1alpha1.PinState, revision string) func(v1alpha1.PinProgress) bool {
+	return func(p v1alpha1.PinProgress) bool { return p.State == state && p.Revision == revision }
+}
+
+// eventuallyPins waits until exactly these are pinned by uid.
+func (n *node) eventuallyPins(t *testing.T, uid string, want []digest.Digest) {
+	t.Helper()
+	require.Eventually(t, func() bool { return slices.Equal(n.pinned(uid), sorted(want)) }, 20*time.Second, 5*time.Millisecond)
+}
+
+func (n *node) pinned(uid string) []digest.Digest { return sorted(n.store.Pins()["pin/"+uid]) }
+
+func sorted(ds []digest.Digest) []digest.Digest { return slices.Sorted(slices.Values(ds)) }
+
+func (n *node) requireHeld(t *testing.T, ds ...digest.Digest) {
+	t.Helper()
+	for _, d := range ds {
+		_, err := n.store.Stat(d)
+		require.NoError(t, err)
+	}
+}
+
+func (n *node) requireAbsent(t *testing.T, ds ...digest.Digest) {
+	t.Helper()
+	for _, d := range ds {
+		_, err := n.store.Stat(d)
+		require.ErrorIs(t, err, content.ErrNotFound)
+	}
+}
+
+func assignment(uid, revision string, artifacts ...v1alpha1.AssignedArtifact) v1alpha1.PinAssignment {
+	return v1alpha1.PinAssignment{
+		UID: uid, Namespace: "team", Name: uid, Revision: revision, Action: v1alpha1.ActionKeep, Artifacts: artifacts,
+		Target: v1alpha1.TargetCache, Backoff: &v1alpha1.Backoff{Initial: metav1.Duration{Duration: time.Second}, Max: metav1.Duration{Duration: time.Minute}},
+	}
+}
+
+func (o *origin) artifact(d digest.Digest) v1alpha1.AssignedArtifact {
+	return v1alpha1.AssignedArtifact{Repository: o.host + "/team/app", Digest: d.String()}
+}
+
+var own = runtime.GOOS + "/" + runtime.GOARCH
+
+const other = "linux/s390x"
+
+func TestAPinKeepsTheClosureOfTheNodesOwnPlatform(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	index, images := o.push(t, "1", own, other)
+	n := newNode(t, t.TempDir(), nil)
+	n.Set([]v1alpha1.PinAssignment{assignment("a", "1", o.artifact(digestOf(t, index)))})
+
+	p := n.await(t, "a", in(v1alpha1.PinReady, "1"))
+	want := append(closureOf(t, images[own]), digestOf(t, index))
+	require.Equal(t, sorted(want), n.pinned("a"))
+	n.requireHeld(t, want...)
+	n.requireAbsent(t, closureOf(t, images[other])...)
+	require.Positive(t, p.BytesWanted)
+	require.Equal(t, p.BytesWanted, p.BytesHeld)
+}
+
+func TestPlatforms(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	index, images := o.push(t, "1", own, other, "linux/arm/v6", "linux/arm/v7")
+	for name, c := range map[string]struct {
+		platforms []string
+		kept      []string
+		reason    string
+	}{
+		"a star keeps all":                       {platforms: []string{"*"}, kept: slices.Collect(maps.Keys(images))},
+		"a list keeps what it names":             {platforms: []string{other, own}, kept: []string{own, other}},
+		"a variant is told apart":                {platforms: []string{"linux/arm/v7"}, kept: []string{"linux/arm/v7"}},
+		"without a variant every variant counts": {platforms: []string{"linux/arm"}, kept: []string{"linux/arm/v6", "linux/arm/v7"}},
+		"a platform that is missing has its own reason": {
+			platforms: []string{own, "windows/amd64"}, reason: v1alpha1.ReasonNoSuchPlatform,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, t.TempDir(), nil)
+			a := assignment("a", "1", o.artifact(digestOf(t, index)))
+			a.Platforms = c.platforms
+			n.Set([]v1alpha1.PinAssignment{a})
+			if c.reason != "" {
+				p := n.await(t, "a", in(v1alpha1.PinFailed, "1"))
+				require.Equal(t, c.reason, p.Reason)
+				require.Contains(t, p.Message, "windows/amd64")
+				return
+			}
+			n.await(t, "a", in(v1alpha1.PinReady, "1"))
+			want := []digest.Digest{digestOf(t, index)}
+			for _, p := range c.kept {
+				want = append(want, closureOf(t, images[p])...)
+			}
+			require.Equal(t, sorted(want), n.pinned("a"))
+		})
+	}
+}
+
+func TestReferrersAndPlainBlobsAreKept(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	_, images := o.push(t, "1", own)
+	image := images[own]
+	signature, err := random.Image(100, 1)
+	require.NoError(t, err)
+	ref, err := crname.ParseReference(o.host + "/team/app:sig")
+	require.NoError(t, err)
+	require.NoError(t, remote.Write(ref, signature))
+	layers, err := image.Layers()
+	require.NoError(t, err)
+	blob := digestOf(t, layers[0])
+	c, err := content.DigestCID(closureOf(t, image)[3])
+	require.NoError(t, err)
+
+	signed := o.artifact(digestOf(t, image))
+	signed.Referrers = []string{digestOf(t, signature).String()}
+	byCID := v1alpha1.AssignedArtifact{Repository: o.host + "/team/app", CID: c.String()}
+	n := newNode(t, t.TempDir(), nil)
+	n.Set([]v1alpha1.PinAssignment{
+		assignment("signed", "1", signed), assignment("blob", "1", o.artifact(blob)), assignment("cid", "1", byCID),
+	})
+	for uid, want := range map[string][]digest.Digest{
+		"signed": append(closureOf(t, image), closureOf(t, signature)...),
+		"blob":   {blob},
+		"cid":    {closureOf(t, image)[3]},
+	} {
+		n.await(t, uid, in(v1alpha1.PinReady, "1"))
+		require.Equal(t, sorted(want), n.pinned(uid), uid)
+		n.requireHeld(t, want...)
+	}
+}
+
+// finder answers with the same file whatever it is asked for.
+type finder struct {
+	digest digest.Digest
+	size   int64
+}
+
+func (f finder) Resolve(context.Context, cid.Cid) (digest.Digest, int64, error) {
+	return f.digest, f.size, nil
+}
+
+func TestAFileIsPinnedByTheCIDOfItsRootIfItIsThatFile(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	image, err := random.Image(3<<20, 2)
+	require.NoError(t, err)
+	ref, err := crname.ParseReference(o.host + "/team/app:large")
+	require.NoError(t, err)
+	require.NoError(t, remote.Write(ref, image))
+	layers, err := image.Layers()
+	require.NoError(t, err)
+	asked, other := digestOf(t, layers[0]), digestOf(t, layers[1])
+
+	first := newNode(t, t.TempDir(), nil)
+	first.Set([]v1alpha1.PinAssignment{assignment("by digest", "1", o.artifact(asked), o.artifact(other))})
+	first.await(t, "by digest", in(v1alpha1.PinReady, "1"))
+	held, err := first.store.Stat(asked)
+	require.NoError(t, err)
+	root := v1alpha1.AssignedArtifact{Repository: o.host + "/team/app", CID: held.Root.String()}
+
+	for named, state := range map[digest.Digest]v1alpha1.PinState{asked: v1alpha1.PinReady, other: v1alpha1.PinFailed} {
+		n := newNode(t, t.TempDir(), func(p *pin.Options, _ *store.Options) { p.Files = finder{named, held.Size} })
+		n.Set([]v1alpha1.PinAssignment{assignment("by root", "1", root)})
+		progress := n.await(t, "by root", in(state, "1"))
+		if state == v1alpha1.PinFailed {
+			require.Equal(t, v1alpha1.FetchDigestMismatch, progress.Reason)
+		}
+	}
+}
+
+func TestEveryFailureHasItsReason(t *testing.T) {
+	t.Parallel()
+	status := func(code int) func(*origin, *pin.Options, *store.Options, *v1alpha1.PinAssignment) {
+		return func(o *origin, _ *pin.Options, _ *store.Options, _ *v1alpha1.PinAssignment) {
+			o.refusing(func(*http.Request) int { return code })
+		}
+	}
+	for name, c := range map[string]struct {
+		prepare func(*origin, *pin.Options, *store.Options, *v1alpha1.PinAssignment)
+		reason  string
+		message string
+	}{
+		"the registry has it no more":        {status(404), v1alpha1.ReasonNotFoundUpstream, "404"},
+		"the registry fails":                 {status(503), v1alpha1.ReasonRegistryUnreachable, "503"},
+		"the registry limits the rate":       {status(429), v1alpha1.ReasonRateLimited, "429"},
+		"the registry refuses the anonymous": {status(401), v1alpha1.ReasonUnauthorized, "401"},
+		"the registry is gone": {func(o *origin, _ *pin.Options, _ *store.Options, _ *v1alpha1.PinAssignment) {
+			o.Close()
+		}, v1alpha1.ReasonRegistryUnreachable, "refused"},
+		"a pull secret is missing": {func(o *origin, _ *pin.Options, _ *store.Options, a *v1alpha1.PinAssignment) {
+			o.refusing(func(*http.Request) int { return 401 })
+			a.PullSecrets = []string{"missing"}
+		}, v1alpha1.ReasonSecretNotFound, "team/missing"},
+		"a pull secret holds something else": {func(o *origin, p *pin.Options, _ *store.Options, a *v1alpha1.PinAssignment) {
+			o.refusing(func(*http.Request) int { return 401 })
+			p.Secrets.(vault)["team/tls"] = &corev1.Secret{Type: corev1.SecretTypeTLS}
+			a.PullSecrets = []string{"tls"}
+		}, v1alpha1.ReasonInvalidSecret, "kubernetes.io/dockerconfigjson"},
+		"it is larger than the pin allows": {func(_ *origin, _ *pin.Options, _ *store.Options, a *v1alpha1.PinAssignment) {
+			a.SizeLimit = resource.NewQuantity(5000, resource.BinarySI)
+		}, v1alpha1.ReasonSizeLimitExceeded, "of 5000"},
+		"it is larger than the cache": {func(_ *origin, _ *pin.Options, s *store.Options, _ *v1alpha1.PinAssignment) {
+			s.Limits.Capacity = 5000
+		}, v1alpha1.FetchExceedsCapacity, "5000 bytes of capacity"},
+		"the disk is full": {func(_ *origin, _ *pin.Options, s *store.Options, _ *v1alpha1.PinAssignment) {
+			s.Limits.MinFree = 1 << 20
+			s.FreeSpace = func(string) (int64, error) { return 0, nil }
+		}, v1alpha1.FetchDiskFull, "no space"},
+		"nobody can be asked": {func(_ *origin, _ *pin.Options, _ *store.Options, a *v1alpha1.PinAssignment) {
+			a.Artifacts[0].Repository = ""
+		}, v1alpha1.FetchFailed, "names no repository"},
+		"there is no runtime to load into": {func(_ *origin, _ *pin.Options, _ *store.Options, a *v1alpha1.PinAssignment) {
+			a.Target = v1alpha1.TargetCacheAndRuntime
+		}, v1alpha1.FetchRuntimeFailed, "container runtime"},
+		"a CID is of a DAG that nobody can look up": {func(_ *origin, _ *pin.Options, _ *store.Options, a *v1alpha1.PinAssignment) {
+			a.Artifacts[0] = v1alpha1.AssignedArtifact{CID: "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG"}
+		}, v1alpha1.FetchFailed, "names a DAG"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOrigin(t)
+			index, _ := o.push(t, "1", own)
+			a := assignment("a", "1", o.artifact(digestOf(t, index)))
+			n := newNode(t, t.TempDir(), func(p *pin.Options, s *store.Options) { c.prepare(o, p, s, &a) })
+			n.Set([]v1alpha1.PinAssignment{a})
+			p := n.await(t, "a", in(v1alpha1.PinFailed, "1"))
+			require.Equal(t, c.reason, p.Reason, p.Message)
+			require.Contains(t, p.Message, c.message)
+			require.LessOrEqual(t, len(p.Message), 512)
+		})
+	}
+}
+
+func TestAFailingArtifactHindersNoOther(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	index, _ := o.push(t, "1", own)
+	missing := o.artifact(digest.FromString("missing"))
+	missing.MediaType = "application/vnd.oci.image.index.v1+json"
+	n := newNode(t, t.TempDir(), nil)
+	n.Set([]v1alpha1.PinAssignment{
+		assignment("a", "1", missing, o.artifact(digestOf(t, index))), assignment("b", "1", missing),
+	})
+	p := n.await(t, "a", in(v1alpha1.PinFailed, "1"))
+	require.Equal(t, v1alpha1.ReasonNotFoundUpstream, p.Reason)
+	require.Contains(t, p.Message, missing.Digest)
+	require.Equal(t, p.BytesWanted, p.BytesHeld, "what can be read of the pin is held whole")
+	require.Positive(t, p.BytesHeld)
+	n.await(t, "b", in(v1alpha1.PinFailed, "1"))
+}
+
+func TestPullSecretsAreTriedInOrder(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	index, _ := o.push(t, "1", own)
+	var refused atomic.Int64
+	o.refusing(func(r *http.Request) int {
+		if _, password, _ := r.BasicAuth(); password != "right" {
+			refused.Add(1)
+			return http.StatusUnauthorized
+		}
+		return 0
+	})
+	secrets := vault{}
+	secrets.add("other", "elsewhere.example", "u", "right")
+	secrets.add("stale", o.host, "u", "stale")
+	secrets.add("good", o.host, "u", "right")
+	n := newNode(t, t.TempDir(), func(p *pin.Options, _ *store.Options) { p.Secrets = secrets })
+	a := assignment("a", "1", o.artifact(digestOf(t, index)))
+	a.PullSecrets = []string{"missing", "other", "stale", "good"}
+	n.Set([]v1alpha1.PinAssignment{a})
+	n.await(t, "a", in(v1alpha1.PinReady, "1"))
+	before := refused.Load()
+	require.Less(t, before, int64(10), "once accepted, a credential is used for the rest")
+}
+
+func TestARevisionHoldsTheOldUntilTheNewIsWhole(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	first, firstImages := o.push(t, "1", own)
+	second, secondImages := o.push(t, "2", own)
+	old := append(closureOf(t, firstImages[own]), digestOf(t, first))
+	n := newNode(t, t.TempDir(), nil)
+	n.Set([]v1alpha1.PinAssignment{assignment("a", "1", o.artifact(digestOf(t, first)))})
+	n.await(t, "a", in(v1alpha1.PinReady, "1"))
+
+	o.down()
+	n.Set([]v1alpha1.PinAssignment{assignment("a", "2", o.artifact(digestOf(t, second)))})
+	p := n.await(t, "a", in(v1alpha1.PinFailed, "2"))
+	require.Equal(t, "1", p.HeldRevision)
+	require.Subset(t, n.pinned("a"), old)
+	n.Set([]v1alpha1.PinAssignment{assignment("a", "3", o.artifact(digestOf(t, second)))})
+	p = n.await(t, "a", in(v1alpha1.PinFailed, "3"))
+	require.Equal(t, "1", p.HeldRevision, "whatever is asked for in between")
+
+	o.refusing(func(*http.Request) int { return 0 })
+	n.Retry()
+	p = n.await(t, "a", in(v1alpha1.PinReady, "3"))
+	require.Empty(t, p.HeldRevision)
+	require.Equal(t, sorted(append(closureOf(t, secondImages[own]), digestOf(t, second))), n.pinned("a"))
+}
+
+func TestARevisionThatLosesABlobIsHeldNoMore(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	first, images := o.push(t, "1", own)
+	second, _ := o.push(t, "2", own)
+	n := newNode(t, t.TempDir(), nil)
+	n.Set([]v1alpha1.PinAssignment{assignment("a", "1", o.artifact(digestOf(t, first)))})
+	n.await(t, "a", in(v1alpha1.PinReady, "1"))
+	o.down()
+	n.Set([]v1alpha1.PinAssignment{assignment("a", "2", o.artifact(digestOf(t, second)))})
+	n.await(t, "a", in(v1alpha1.PinFailed, "2"))
+	n.Lost(closureOf(t, images[own])[2])
+	p := n.await(t, "a", func(p v1alpha1.PinProgress) bool { return p.HeldRevision == "" })
+	require.Equal(t, "2", p.Revision)
+}
+
+func TestARestartHoldsPinsWithoutAnybody(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	index, images := o.push(t, "1", own)
+	held := append(closureOf(t, images[own]), digestOf(t, index))
+	dir := t.TempDir()
+	a := assignment("a", "1", o.artifact(digestOf(t, index)))
+	n := newNode(t, dir, nil)
+	n.Set([]v1alpha1.PinAssignment{a, assignment("gone", "1", o.artifact(digestOf(t, index)))})
+	n.await(t, "a", in(v1alpha1.PinReady, "1"))
+	n.await(t, "gone", in(v1alpha1.PinReady, "1"))
+	n.stop()
+	o.Close()
+
+	n = newNode(t, dir, nil)
+	n.Lost("") // wakes the keeper, which has not been told any assignment
+	require.Equal(t, sorted(held), n.pinned("a"), "nothing is released before it is known what is assigned")
+	n.Set([]v1alpha1.PinAssignment{a})
+	n.await(t, "a", in(v1alpha1.PinReady, "1"))
+	require.Equal(t, sorted(held), n.pinned("a"))
+	n.eventuallyPins(t, "gone", nil)
+}
+
+func TestReleaseUnpinsAndKeepsTheBlobs(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	index, _ := o.push(t, "1", own)
+	n := newNode(t, t.TempDir(), nil)
+	n.Set([]v1alpha1.PinAssignment{assignment("a", "1", o.artifact(digestOf(t, index)))})
+	n.await(t, "a", in(v1alpha1.PinReady, "1"))
+	n.Set(nil)
+	n.eventuallyPins(t, "a", nil)
+	n.requireHeld(t, digestOf(t, index))
+	require.Empty(t, n.Progress())
+}
+
+func TestPurgeRemovesWhatNoOtherPinKeeps(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	index, images := o.push(t, "1", own, other)
+	n := newNode(t, t.TempDir(), nil)
+	a := assignment("a", "1", o.artifact(digestOf(t, index)))
+	a.Platforms = []string{"*"}
+	b := assignment("b", "1", o.artifact(digestOf(t, images[own])))
+	n.Set([]v1alpha1.PinAssignment{a, b})
+	n.await(t, "a", in(v1alpha1.PinReady, "1"))
+	n.await(t, "b", in(v1alpha1.PinReady, "1"))
+
+	a.Action, a.Revision = v1alpha1.ActionPurge, "2"
+	n.Set([]v1alpha1.PinAssignment{a, b})
+	p := n.await(t, "a", in(v1alpha1.PinPurged, "2"))
+	require.Zero(t, p.BytesHeld)
+	n.requireAbsent(t, append(closureOf(t, images[other]), digestOf(t, index))...)
+	n.requireHeld(t, closureOf(t, images[own])...)
+	require.Empty(t, n.pinned("a"))
+}
+
+func TestALostBlobIsFetchedAgain(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	index, images := o.push(t, "1", own)
+	n := newNode(t, t.TempDir(), nil)
+	n.Set([]v1alpha1.PinAssignment{assignment("a", "1", o.artifact(digestOf(t, index)))})
+	n.await(t, "a", in(v1alpha1.PinReady, "1"))
+
+	layer := closureOf(t, images[own])[2]
+	require.NoError(t, n.store.Unpin("pin/a"))
+	require.NoError(t, n.store.Delete(layer))
+	require.Eventually(t, func() bool { _, err := n.store.Stat(layer); return err == nil }, 20*time.Second, 5*time.Millisecond)
+	n.await(t, "a", in(v1alpha1.PinReady, "1"))
+	n.eventuallyPins(t, "a", append(closureOf(t, images[own]), digestOf(t, index)))
+}
+
+// loads is a container runtime that takes images from those who show the right password.
+type loads struct {
+	password string
+	mu       sync.Mutex
+	images   []pin.Image
+}
+
+func (l *loads) Load(_ context.Context, image pin.Image) error {
+	if image.Credential.Password != l.password {
+		return errors.New("pull access denied")
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.images = append(l.images, image)
+	return nil
+}
+
+func TestTheRuntimeLoadsTheImageWithThePinsCredentials(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	index, _ := o.push(t, "1", own)
+	secrets := vault{}
+	secrets.add("good", o.host, "u", "right")
+	into := &loads{password: "right"}
+	n := newNode(t, t.TempDir(), func(p *pin.Options, _ *store.Options) { p.Secrets, p.Runtime = secrets, into })
+	a := assignment("a", "1", o.artifact(digestOf(t, index)))
+	a.Artifacts[0].Tag, a.Target, a.PullSecrets = "1", v1alpha1.TargetCacheAndRuntime, []string{"good"}
+	n.Set([]v1alpha1.PinAssignment{a})
+	n.await(t, "a", in(v1alpha1.PinReady, "1"))
+	require.Equal(t, []pin.Image{{
+		Repository: content.Repository{Registry: o.host, Name: "team/app"}, Tag: "1", Digest: digestOf(t, index),
+		Credential: pullsecret.Credential{Username: "u", Password: "right"},
+	}}, into.images)
+}
+
+func TestUseIsKnownToTheHour(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	index, _ := o.push(t, "1", own)
+	n := newNode(t, t.TempDir(), nil)
+	n.Set([]v1alpha1.PinAssignment{assignment("a", "1", o.artifact(digestOf(t, index)))})
+	require.Nil(t, n.await(t, "a", in(v1alpha1.PinReady, "1")).LastUsed, "its own fetch is no use")
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	n.Used(digestOf(t, index), at)
+	n.Used(digestOf(t, index), at.Add(-2*time.Hour))
+	p := n.await(t, "a", func(p v1alpha1.PinProgress) bool { return p.LastUsed != nil })
+	require.Equal(t, at.Truncate(time.Hour), p.LastUsed.UTC())
+}
+
+// script is a fetcher for tests of time: it has blobs in memory, and does what it is told before it gives one.
+type script struct {
+	store  *store.Store
+	blobs  map[digest.Digest]string
+	before func(ctx context.Context, req content.Request) error
+}
+
+func (s *script) Ensure(ctx context.Context, req content.Request) error {
+	if _, err := s.store.Stat(req.Digest); err == nil {
+		return nil
+	}
+	if err := s.before(ctx, req); err != nil {
+		return err
+	}
+	blob := s.blobs[req.Digest]
+	return s.store.Put(ctx, req.Digest, "", strings.NewReader(blob), int64(len(blob)))
+}
+
+func (s *script) Open(ctx context.Context, req content.Request) (content.Reader, error) {
+	if err := s.Ensure(ctx, req); err != nil {
+		return nil, err
+	}
+	return s.store.Get(req.Digest)
+}
+
+type anonymous struct{}
+
+func (anonymous) Authorize(context.Context, content.Repository, pullsecret.Credential) (string, error) {
+	return "", nil
+}
+
+// timed runs a Keeper in a bubble of fake time.
+func timed(t *testing.T, f func(k *pin.Keeper, s *script)) {
+	synctest.Test(t, func(t *testing.T) {
+		st, err := store.Open(t.Context(), store.Options{Path: t.TempDir(), FreeSpace: func(string) (int64, error) { return 1 << 40, nil }})
+		require.NoError(t, err)
+		s := &script{store: st, blobs: map[digest.Digest]string{}}
+		k, err := pin.New(pin.Options{Store: st, Fetcher: s, Upstream: anonymous{}, Secrets: vault{}, Registerer: prometheus.NewRegistry()})
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { k.Run(ctx); close(done) }()
+		f(k, s)
+		cancel()
+		<-done
+		require.NoError(t, st.Close())
+	})
+}
+
+func blobArtifact(d digest.Digest) v1alpha1.AssignedArtifact {
+	return v1alpha1.AssignedArtifact{Repository: "registry.example/a", Digest: d.String(), MediaType: "application/octet-stream"}
+}
+
+func TestAttemptsBackOff(t *testing.T) {
+	t.Parallel()
+	timed(t, func(k *pin.Keeper, s *script) {
+		var at []time.Duration
+		start := time.Now()
+		s.before = func(context.Context, content.Request) error {
+			at = append(at, time.Since(start))
+			return content.ErrUnavailable
+		}
+		a := assignment("a", "1", blobArtifact(digest.FromString("x")))
+		a.Backoff.Max.Duration = 10 * time.Second
+		k.Set([]v1alpha1.PinAssignment{a})
+		time.Sleep(40 * time.Second)
+		synctest.Wait()
+		require.GreaterOrEqual(t, len(at), 6)
+		for i, want := range []time.Duration{1, 2, 4, 8, 10} { // seconds
+			pause := at[i+1] - at[i]
+			require.LessOrEqual(t, pause, want*time.Second)
+			require.GreaterOrEqual(t, pause, want*time.Second*9/10)
+		}
+	})
+}
+
+func TestARegistrysWishToWaitIsHonoured(t *testing.T) {
+	t.Parallel()
+	timed(t, func(k *pin.Keeper, s *script) {
+		var attempts atomic.Int32
+		s.before = func(context.Context, content.Request) error {
+			attempts.Add(1)
+			return &content.UpstreamError{Op: "GET x", Status: http.StatusTooManyRequests, RetryAfter: 5 * time.Minute}
+		}
+		k.Set([]v1alpha1.PinAssignment{assignment("a", "1", blobArtifact(digest.FromString("x")))})
+		time.Sleep(5*time.Minute - time.Second)
+		synctest.Wait()
+		require.EqualValues(t, 1, attempts.Load())
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		require.EqualValues(t, 2, attempts.Load())
+	})
+}
+
+func TestTheTimeLimitEndsAnAttempt(t *testing.T) {
+	t.Parallel()
+	timed(t, func(k *pin.Keeper, s *script) {
+		s.before = func(ctx context.Context, _ content.Request) error { <-ctx.Done(); return ctx.Err() }
+		a := assignment("a", "1", blobArtifact(digest.FromString("x")))
+		a.TimeLimit = &metav1.Duration{Duration: 30 * time.Second}
+		k.Set([]v1alpha1.PinAssignment{a})
+		time.Sleep(29 * time.Second)
+		synctest.Wait()
+		require.Equal(t, v1alpha1.PinPending, k.Progress()[0].State)
+		time.Sleep(1500 * time.Millisecond)
+		synctest.Wait()
+		require.Equal(t, v1alpha1.PinFailed, k.Progress()[0].State)
+		require.Equal(t, v1alpha1.FetchTimedOut, k.Progress()[0].Reason)
+	})
+}
+
+func TestBandwidthBoundsAFetch(t *testing.T) {
+	t.Parallel()
+	timed(t, func(k *pin.Keeper, s *script) {
+		s.before = func(context.Context, content.Request) error { return nil }
+		blob := strings.Repeat("x", 5*content.ChunkSize)
+		d := digest.FromString(blob)
+		s.blobs[d] = blob
+		a := assignment("a", "1", blobArtifact(d))
+		a.Bandwidth = resource.NewQuantity(content.ChunkSize, resource.BinarySI)
+		k.Set([]v1alpha1.PinAssignment{a})
+		time.Sleep(3 * time.Second) // of the five that it takes, but for the first chunk
+		synctest.Wait()
+		require.NotEqual(t, v1alpha1.PinReady, k.Progress()[0].State)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		require.Equal(t, v1alpha1.PinReady, k.Progress()[0].State)
+	})
+}
+
+func TestHighPriorityGoesFirst(t *testing.T) {
+	t.Parallel()
+	timed(t, func(k *pin.Keeper, s *script) {
+		var order []string
+		var mu sync.Mutex
+		names := map[digest.Digest]string{}
+		s.before = func(ctx context.Context, req content.Request) error {
+			mu.Lock()
+			order = append(order, names[req.Digest])
+			mu.Unlock()
+			return sleepFor(ctx, time.Second)
+		}
+		var all []v1alpha1.PinAssignment
+		for i := range 6 {
+			blob := fmt.Sprint(i)
+			d := digest.FromString(blob)
+			s.blobs[d], names[d] = blob, blob
+			a := assignment(blob, "1", blobArtifact(d))
+			a.Priority = int32(i)
+			all = append(all, a)
+		}
+		k.Set(all)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		for pair := range slices.Chunk([]int{0, 1, 2, 3, 4, 5}, 2) { // two at a time
+			require.ElementsMatch(t, []string{fmt.Sprint(5 - pair[0]), fmt.Sprint(5 - pair[1])}, order[pair[0]:pair[1]+1])
+		}
+	})
+}
+
+func sleepFor(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func TestANewRevisionEndsARunningAttempt(t *testing.T) {
+	t.Parallel()
+	timed(t, func(k *pin.Keeper, s *script) {
+		stuck, good := digest.FromString("stuck"), digest.FromString("good")
+		s.blobs[good] = "good"
+		s.before = func(ctx context.Context, req content.Request) error {
+			if req.Digest == stuck {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return nil
+		}
+		k.Set([]v1alpha1.PinAssignment{assignment("a", "1", blobArtifact(stuck))})
+		synctest.Wait()
+		k.Set([]v1alpha1.PinAssignment{assignment("a", "2", blobArtifact(good))})
+		synctest.Wait()
+		require.Equal(t, v1alpha1.PinReady, k.Progress()[0].State)
+		require.Equal(t, "2", k.Progress()[0].Revision)
+		k.Set([]v1alpha1.PinAssignment{assignment("a", "3", blobArtifact(stuck))})
+		synctest.Wait()
+		k.Set(nil)
+		synctest.Wait()
+		require.Empty(t, s.store.Pins())
+	})
+}
+
+func FuzzManifest(f *testing.F) {
+	image, err := random.Image(10, 1)
+	require.NoError(f, err)
+	raw, err := image.RawManifest()
+	require.NoError(f, err)
+	f.Add(raw)
+	f.Add([]byte(`{"manifests":[{"digest":"sha256:x","size":-1,"platform":{}}]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if digests, err := pin.ManifestDigests(data); err == nil {
+			require.True(t, json.Valid(data))
+			for _, d := range digests {
+				require.NoError(t, d.Validate())
+			}
+		}
+	})
+}

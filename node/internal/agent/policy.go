@@ -1,0 +1,141 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/node/internal/policy"
+)
+
+// followPolicy keeps the effective policy of the node in force. Until the API server has answered, what is remembered holds.
+func (a *Agent) followPolicy(ctx context.Context) {
+	if known, ok := recall[policyMemory](a.opts.Memory, a.log, keyPolicy); ok {
+		a.enforce(known)
+	}
+	if !a.api.policies.synced(ctx) || !a.api.node.synced(ctx) {
+		return
+	}
+	follow(ctx, a.policyChanged, func() {
+		now, in := a.seenPolicy(), a.inForce.Load()
+		stands := in != nil && in.Revision == now.Revision && slices.Equal(in.Policies, now.Policies) && a.rejected.Load() == nil
+		if !stands && a.enforce(now) {
+			remember(a.opts.Memory, a.log, keyPolicy, now)
+		}
+	})
+}
+
+func (a *Agent) seenPolicy() v1alpha1.EffectivePolicy {
+	var all []v1alpha1.CachePolicy
+	for _, p := range a.api.policies.list() {
+		all = append(all, *p)
+	}
+	var labels map[string]string
+	if node, ok := a.api.node.get(a.opts.NodeName); ok {
+		labels = node.Labels
+	}
+	effective, _ := v1alpha1.Effective(all, labels) // the operator shows the conflicts
+	return effective
+}
+
+// enforce puts a policy in force. It tells false where it makes no sense to this agent, which then keeps the last.
+func (a *Agent) enforce(e v1alpha1.EffectivePolicy) bool {
+	p := compile(e, a.opts.BasePolicy)
+	if err := p.Validate(); err != nil {
+		a.log.Error("policy not put in force", "policies", e.Policies, "revision", e.Revision, "error", err)
+		a.rejected.Store(new(fmt.Sprintf("revision %s of %s: %v", e.Revision, strings.Join(e.Policies, ", "), err)))
+		a.report.changed.raise()
+		return false
+	}
+	a.opts.Policy.Store(p)
+	a.inForce.Store(&e)
+	a.rejected.Store(nil)
+	a.log.Info("policy in force", "policies", e.Policies, "revision", e.Revision)
+	a.keeper.Retry() // pins that failed for want of room may have it now
+	a.report.changed.raise()
+	return true
+}
+
+// compile makes the node's policy of the cluster's. What no CachePolicy sets is as base has it, and base's rules come last.
+func compile(e v1alpha1.EffectivePolicy, base *policy.Policy) *policy.Policy {
+	p := &policy.Policy{Default: base.Default, Bandwidth: base.Bandwidth, Store: compileStore(e.Storage, base.Store)}
+	if q := e.Bandwidth.Upload; q != nil {
+		p.Bandwidth.Up = q.Value()
+	}
+	if q := e.Bandwidth.Download; q != nil {
+		p.Bandwidth.Down = q.Value()
+	}
+	for _, r := range e.Rules {
+		p.Rules = append(p.Rules, compileRule(r, base.Default))
+	}
+	p.Rules = append(p.Rules, base.Rules...)
+	return p
+}
+
+func compileStore(s v1alpha1.StoragePolicy, base policy.Store) policy.Store {
+	compiled := base
+	compiled.Capacity = size(s.Capacity, s.CapacityPercent, base.Capacity)
+	compiled.MinFree = size(s.MinFree, s.MinFreePercent, base.MinFree)
+	if s.HighWatermarkPercent != nil && s.LowWatermarkPercent != nil {
+		compiled.HighWatermark = float64(*s.HighWatermarkPercent) / 100
+		// A store evicts down to something; 0 is how the policy package writes "not set".
+		compiled.LowWatermark = float64(max(*s.LowWatermarkPercent, 1)) / 100
+		if compiled.LowWatermark >= compiled.HighWatermark {
+			compiled.LowWatermark = compiled.HighWatermark / 2
+		}
+	}
+	if s.Eviction != nil {
+		compiled.Eviction = policy.Eviction(*s.Eviction)
+	}
+	return compiled
+}
+
+// size is a quantity or a share of the disk, base where neither is set.
+func size(bytes *resource.Quantity, percent *int32, base policy.Size) policy.Size {
+	switch {
+	case bytes != nil:
+		return policy.Size{Bytes: bytes.Value()}
+	case percent != nil:
+		return policy.Size{Share: float64(*percent) / 100}
+	}
+	return base
+}
+
+func compileRule(r v1alpha1.RepositoryRule, base policy.Rule) policy.Rule {
+	compiled := base
+	compiled.Match = r.Match
+	if r.Mode != nil {
+		compiled.Mode = policy.Mode(*r.Mode)
+	}
+	if r.TagTTL != nil {
+		compiled.TagTTL = r.TagTTL.Duration
+	}
+	if auth := r.Authorization; auth != nil {
+		if auth.Mode != nil {
+			compiled.Authorization = map[v1alpha1.AuthorizationMode]policy.AuthorizationMode{
+				v1alpha1.AuthorizeRegistry: policy.Required,
+				v1alpha1.AuthorizeExempt:   policy.Exempt,
+			}[*auth.Mode]
+		}
+		if auth.TTL != nil {
+			compiled.AuthorizationTTL = auth.TTL.Duration
+		}
+		if auth.OnUnreachable != nil {
+			compiled.Offline = map[v1alpha1.UnreachableMode]policy.OfflineMode{
+				v1alpha1.UnreachableDeny:       policy.Deny,
+				v1alpha1.UnreachableRemembered: policy.AllowKnown,
+			}[*auth.OnUnreachable]
+		}
+	}
+	if limit := r.RateLimit; limit != nil {
+		if limit.RequestsPerSecond != nil {
+			compiled.RequestsPerSecond = float64(*limit.RequestsPerSecond)
+		}
+		compiled.BytesPerSecond = size(limit.BytesPerSecond, nil, compiled.BytesPerSecond)
+	}
+	return compiled
+}

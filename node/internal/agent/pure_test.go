@@ -1,0 +1,254 @@
+package agent
+
+import (
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	"github.com/stretchr/testify/require"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/mirror"
+	"github.com/shoal-cache/shoal/node/internal/policy"
+)
+
+func TestDialable(t *testing.T) {
+	t.Parallel()
+	var many, firstMany []string
+	for i := range 20 {
+		many = append(many, fmt.Sprintf("/ip4/10.0.0.%d/tcp/1", 10+i))
+	}
+	firstMany = many[:maxAddresses]
+	for name, c := range map[string]struct{ addrs, want []string }{
+		"drops loopback where there is better": {[]string{"/ip4/127.0.0.1/tcp/1", "/ip4/10.0.0.7/tcp/1", "/ip6/::1/tcp/1"}, []string{"/ip4/10.0.0.7/tcp/1"}},
+		"keeps loopback where there is none":   {[]string{"/ip4/127.0.0.1/tcp/1"}, []string{"/ip4/127.0.0.1/tcp/1"}},
+		"drops what nobody can dial":           {[]string{"/ip4/0.0.0.0/tcp/1", "/ip6/fe80::1/tcp/1"}, nil},
+		"drops the peer ID": {
+			[]string{"/ip4/10.0.0.7/tcp/1/p2p/12D3KooWBhSnGQkzYtGRVRGdQFDwNxQvXyqHLSSrkMfTwRjgDYaK"}, []string{"/ip4/10.0.0.7/tcp/1"},
+		},
+		"says the same in whatever order":        {[]string{"/ip6/fd00::1/tcp/1", "/ip4/10.0.0.7/tcp/1", "/ip4/10.0.0.7/tcp/1"}, []string{"/ip4/10.0.0.7/tcp/1", "/ip6/fd00::1/tcp/1"}},
+		"says no more than the API has room for": {many, firstMany},
+	} {
+		var addrs []ma.Multiaddr
+		for _, a := range c.addrs {
+			addrs = append(addrs, ma.StringCast(a))
+		}
+		require.Equal(t, c.want, dialable(addrs), name)
+	}
+}
+
+func newMember(t *testing.T) member {
+	t.Helper()
+	_, public, err := crypto.GenerateEd25519Key(rand.Reader)
+	require.NoError(t, err)
+	id, err := peer.IDFromPublicKey(public)
+	require.NoError(t, err)
+	return member{ID: id.String(), Addresses: []string{"/ip4/10.0.0.1/tcp/1"}}
+}
+
+func TestAnAgentStartsFromThePublishedSetAndAFewOthers(t *testing.T) {
+	t.Parallel()
+	var m members
+	for range 100 {
+		m.Admitted = append(m.Admitted, newMember(t))
+	}
+	m.Bootstrap = []member{m.Admitted[3], m.Admitted[7], newMember(t)}
+	self, err := peer.Decode(m.Admitted[7].ID)
+	require.NoError(t, err)
+
+	first := bootstrapOf(self, m)
+	require.Equal(t, m.Admitted[3].ID, first[0].ID.String())
+	require.Equal(t, m.Bootstrap[2].ID, first[1].ID.String())
+	require.Len(t, first, 2+extraBootstrap, "without itself")
+	for _, p := range first {
+		require.NotEqual(t, self, p.ID)
+		require.NotEmpty(t, p.Addrs)
+	}
+
+	// A member that goes takes at most its own place with it.
+	gone := first[len(first)-1].ID.String()
+	var rest members
+	rest.Bootstrap = m.Bootstrap
+	for _, p := range m.Admitted {
+		if p.ID != gone {
+			rest.Admitted = append(rest.Admitted, p)
+		}
+	}
+	require.Equal(t, first[:len(first)-1], bootstrapOf(self, rest)[:len(first)-1])
+}
+
+func TestAPolicyThatMakesNoSenseIsSaidToBeRejected(t *testing.T) {
+	t.Parallel()
+	m, err := newMetrics(nil, nil)
+	require.NoError(t, err)
+	a := &Agent{log: slog.New(slog.DiscardHandler), report: newWriter("NodeCache", time.Minute, nil, m, slog.New(slog.DiscardHandler))}
+	a.opts.BasePolicy = policy.Default()
+	require.Equal(t, v1alpha1.ReasonApplying, a.policyApplied().Reason)
+	newer := v1alpha1.EffectivePolicy{Policies: []string{"base"}, Storage: v1alpha1.StoragePolicy{Eviction: new(v1alpha1.EvictionAlgorithm("ARC"))}}
+	require.False(t, a.enforce(newer))
+	c := a.policyApplied()
+	require.Equal(t, []string{string(metav1.ConditionFalse), v1alpha1.ReasonPolicyRejected}, []string{string(c.Status), c.Reason})
+	require.Contains(t, c.Message, "base")
+	require.Contains(t, c.Message, "ARC")
+}
+
+// What mirror tells and what the API documents are the same words.
+func TestEveryFindingIsAReasonOfTheAPI(t *testing.T) {
+	t.Parallel()
+	kinds := []mirror.FindingKind{
+		mirror.ConfigPathUnset, mirror.ConfigPathElsewhere, mirror.LegacyMirrors, mirror.RuntimeConfigUnreadable, mirror.NotMirrored,
+		mirror.RestartNeeded, mirror.Edited, mirror.Missing,
+	}
+	for _, kind := range kinds {
+		require.Contains(t, gravity, string(kind))
+	}
+	require.Len(t, gravity, len(kinds))
+	worst := slices.SortedFunc(slices.Values([]Finding{{Reason: "Edited"}, {Reason: "Unheard"}, {Reason: "ConfigPathUnset"}}), byGravity)
+	require.Equal(t, []Finding{{Reason: "ConfigPathUnset"}, {Reason: "Edited"}, {Reason: "Unheard"}}, worst)
+}
+
+func TestCompile(t *testing.T) {
+	t.Parallel()
+	base := policy.Default()
+	base.Rules = []policy.Rule{{Match: []string{"configured.example/**"}, Mode: policy.PeersOnly, Authorization: policy.Required, Offline: policy.Deny}}
+	base.Store = policy.Store{Capacity: policy.Size{Bytes: 1 << 30}, HighWatermark: 0.95, LowWatermark: 0.85, Eviction: policy.LRU}
+	repo := content.Repository{Registry: "a.example", Name: "team/app"}
+	rule := func(r v1alpha1.RepositoryRule) v1alpha1.EffectivePolicy {
+		r.Match = []string{"a.example/**"}
+		return v1alpha1.EffectivePolicy{Rules: []v1alpha1.RepositoryRule{r}}
+	}
+	minute := &metav1.Duration{Duration: time.Minute}
+	for name, c := range map[string]struct {
+		policy v1alpha1.EffectivePolicy
+		holds  func(*testing.T, *policy.Policy)
+	}{
+		"nothing set is the configuration": {v1alpha1.EffectivePolicy{}, func(t *testing.T, p *policy.Policy) {
+			require.Equal(t, base, p)
+		}},
+		"a rule takes what it leaves out from the defaults": {
+			rule(v1alpha1.RepositoryRule{Mode: new(v1alpha1.ModePeersOnly)}), func(t *testing.T, p *policy.Policy) {
+				want := policy.DefaultRule()
+				want.Match, want.Mode = []string{"a.example/**"}, policy.PeersOnly
+				require.Equal(t, want, p.For(repo))
+			},
+		},
+		"rules of the cluster come before those of the configuration": {
+			rule(v1alpha1.RepositoryRule{}), func(t *testing.T, p *policy.Policy) {
+				require.Len(t, p.Rules, 2)
+				require.Equal(t, policy.PeersOnly, p.For(content.Repository{Registry: "configured.example", Name: "x"}).Mode)
+			},
+		},
+		"authorization": {
+			rule(v1alpha1.RepositoryRule{TagTTL: minute, Authorization: &v1alpha1.AuthorizationPolicy{
+				Mode: new(v1alpha1.AuthorizeExempt), TTL: minute, OnUnreachable: new(v1alpha1.UnreachableDeny),
+			}}), func(t *testing.T, p *policy.Policy) {
+				r := p.For(repo)
+				require.Equal(t, policy.Exempt, r.Authorization)
+				require.Equal(t, policy.Deny, r.Offline)
+				require.Equal(t, time.Minute, r.AuthorizationTTL)
+				require.Equal(t, time.Minute, r.TagTTL)
+			},
+		},
+		"rate limit": {
+			rule(v1alpha1.RepositoryRule{RateLimit: &v1alpha1.RateLimit{
+				RequestsPerSecond: new(int32(5)), BytesPerSecond: resource.NewQuantity(1<<20, resource.BinarySI),
+			}}),
+			func(t *testing.T, p *policy.Policy) {
+				require.InDelta(t, 5, p.For(repo).RequestsPerSecond, 0)
+				require.Equal(t, policy.Size{Bytes: 1 << 20}, p.For(repo).BytesPerSecond)
+			},
+		},
+		"storage in shares of the disk": {
+			v1alpha1.EffectivePolicy{Storage: v1alpha1.StoragePolicy{
+				CapacityPercent: new(int32(40)), HighWatermarkPercent: new(int32(80)), LowWatermarkPercent: new(int32(60)),
+				MinFreePercent: new(int32(10)), Eviction: new(v1alpha1.EvictionAlgorithm("SLRU")),
+			}}, func(t *testing.T, p *policy.Policy) {
+				require.Equal(t, policy.Store{
+					Capacity: policy.Size{Share: 0.4}, HighWatermark: 0.8, LowWatermark: 0.6, MinFree: policy.Size{Share: 0.1}, Eviction: policy.SLRU,
+				}, p.Store)
+			},
+		},
+		"watermarks at the edge of what the API takes": {
+			v1alpha1.EffectivePolicy{Storage: v1alpha1.StoragePolicy{HighWatermarkPercent: new(int32(1)), LowWatermarkPercent: new(int32(0))}},
+			func(t *testing.T, p *policy.Policy) { require.InDelta(t, 0.01, p.Store.HighWatermark, 0) },
+		},
+		"bandwidth": {
+			v1alpha1.EffectivePolicy{Bandwidth: v1alpha1.BandwidthPolicy{Upload: resource.NewQuantity(1<<20, resource.BinarySI)}},
+			func(t *testing.T, p *policy.Policy) { require.Equal(t, policy.Bandwidth{Up: 1 << 20}, p.Bandwidth) },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := compile(c.policy, base)
+			require.NoError(t, p.Validate())
+			c.holds(t, p)
+		})
+	}
+}
+
+// What both sides of the contract say about a repository must be the same.
+func TestPatternsMeanWhatTheAPISays(t *testing.T) {
+	t.Parallel()
+	for _, pattern := range []string{"a.example/**", "a.example/team-*/**", "a.example/*", "*.example/team/app", "**/app", "**", "a.example:5000/x"} {
+		e := v1alpha1.EffectivePolicy{Rules: []v1alpha1.RepositoryRule{{Match: []string{pattern}, Mode: new(v1alpha1.ModeBypass)}}}
+		p := compile(e, policy.Default())
+		for _, repo := range []content.Repository{
+			{Registry: "a.example", Name: "team/app"}, {Registry: "a.example", Name: "team-a/b/c"}, {Registry: "a.example", Name: "app"},
+			{Registry: "b.example", Name: "team/app"}, {Registry: "a.example:5000", Name: "x"},
+		} {
+			require.Equal(t, e.Rule(repo.String()) != nil, p.For(repo).Mode == policy.Bypass, "%s of %s", repo, pattern)
+		}
+	}
+}
+
+func TestDamagedMemoryCountsAsNone(t *testing.T) {
+	t.Parallel()
+	m := memory{keyMembers: []byte(`{"admitted": [`)}
+	_, ok := recall[members](m, slog.New(slog.DiscardHandler), keyMembers)
+	require.False(t, ok)
+	remember(m, slog.New(slog.DiscardHandler), keyMembers, members{Admitted: []member{{ID: "x"}}})
+	got, ok := recall[members](m, slog.New(slog.DiscardHandler), keyMembers)
+	require.True(t, ok)
+	require.Equal(t, "x", got.Admitted[0].ID)
+}
+
+type memory map[string][]byte
+
+func (m memory) Get(key string) ([]byte, bool)      { v, ok := m[key]; return v, ok }
+func (m memory) Put(key string, value []byte) error { m[key] = value; return nil }
+
+// BenchmarkPeersInMemory shows what an agent holds for each peer of the cluster.
+func BenchmarkPeersInMemory(b *testing.B) {
+	const n = 5000
+	peers := make([]any, 0, n)
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for b.Loop() {
+		peers = peers[:0]
+		for i := range n {
+			p := &v1alpha1.Peer{
+				ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("node-", i), ManagedFields: make([]metav1.ManagedFieldsEntry, 2), Labels: map[string]string{"a": "b"}},
+				Spec:       v1alpha1.PeerSpec{NodeName: fmt.Sprint("node-", i), PeerID: fmt.Sprintf("12D3KooW%044d", i), Addresses: []string{fmt.Sprint("/ip4/10.0.0.1/tcp/", i)}, Proof: make([]byte, 64)},
+				Status:     v1alpha1.PeerStatus{Conditions: make([]metav1.Condition, 1)},
+			}
+			kept, err := strip(p)
+			require.NoError(b, err)
+			peers = append(peers, kept)
+		}
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/n, "heap-B/peer")
+	runtime.KeepAlive(peers)
+}

@@ -1,0 +1,98 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+)
+
+// reportCache keeps the status of the node's NodeCache.
+func (a *Agent) reportCache(ctx context.Context) {
+	if a.api.caches.synced(ctx) && a.pinsLookedAt(ctx) {
+		a.report.run(ctx)
+	}
+}
+
+// pinsLookedAt waits until every pin has been compared with the store, so that an agent that starts anew does not seem to
+// have lost what it holds; but no longer than the time between two reports. It tells false when ctx ended before.
+func (a *Agent) pinsLookedAt(ctx context.Context) bool {
+	longest := time.NewTimer(v1alpha1.ReportInterval)
+	defer longest.Stop()
+	for !a.knowsItsPins() {
+		select {
+		case <-a.report.changed:
+		case <-longest.C:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
+
+func (a *Agent) knowsItsPins() bool {
+	c, ok := a.api.caches.get(a.opts.NodeName)
+	if !ok {
+		return true
+	}
+	known := make(map[string]string)
+	for _, p := range a.keeper.Progress() {
+		if p.State != v1alpha1.PinPending {
+			known[p.UID] = p.Revision
+		}
+	}
+	return !slices.ContainsFunc(c.Spec.Pins, func(p v1alpha1.PinAssignment) bool { return known[p.UID] != p.Revision })
+}
+
+// writeReport applies the status, if the operator has made the NodeCache.
+func (a *Agent) writeReport(ctx context.Context) (wrote bool, err error) {
+	if _, ok := a.api.caches.get(a.opts.NodeName); !ok {
+		return false, nil
+	}
+	body, err := json.Marshal(map[string]any{
+		"apiVersion": v1alpha1.GroupVersion.String(), "kind": "NodeCache",
+		"metadata": map[string]any{"name": a.opts.NodeName}, "status": a.status(time.Now()),
+	})
+	if err == nil {
+		err = a.api.apply(ctx, "nodecaches", a.opts.NodeName, "status", body)
+	}
+	if err != nil {
+		return true, fmt.Errorf("report on node %s: %w", a.opts.NodeName, err)
+	}
+	return true, nil
+}
+
+func (a *Agent) status(now time.Time) v1alpha1.NodeCacheStatus {
+	usage, counters := a.opts.Store.Usage(), a.opts.Counters()
+	s := v1alpha1.NodeCacheStatus{
+		ReportedAt: &metav1.Time{Time: now},
+		Version:    a.opts.Version,
+		Usage: v1alpha1.CacheUsage{
+			Bytes: quantity(usage.Bytes), Capacity: quantity(usage.Capacity), PinnedBytes: quantity(usage.PinnedBytes), Blobs: int64(usage.Blobs),
+		},
+		Counters: v1alpha1.CacheCounters{
+			Hits: counters.Hits, Misses: counters.Misses, PeerBytes: quantity(counters.PeerBytes),
+			UpstreamBytes: quantity(counters.UpstreamBytes), UploadedBytes: quantity(counters.UploadedBytes),
+		},
+		Pins: a.keeper.Progress(),
+	}
+	if policy := a.inForce.Load(); policy != nil {
+		s.PolicyRevision = policy.Revision
+	}
+	for _, p := range s.Pins {
+		if p.State == v1alpha1.PinReady {
+			s.PinsReady++
+		}
+	}
+	s.Conditions = a.conditions(s.Pins, now)
+	return s
+}
+
+func quantity(n int64) *resource.Quantity { return resource.NewQuantity(n, resource.BinarySI) }

@@ -1,0 +1,95 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+)
+
+// write runs a writer for a while of fake time, with a change every so often, and returns when it wrote.
+func write(t *testing.T, interval, changes, length time.Duration, result func(n int) error) (at []time.Duration, m *metrics) {
+	synctest.Test(t, func(t *testing.T) {
+		var err error
+		m, err = newMetrics(nil, nil)
+		require.NoError(t, err)
+		start := time.Now()
+		w := newWriter("NodeCache", interval, func(context.Context) (bool, error) {
+			at = append(at, time.Since(start))
+			return true, result(len(at))
+		}, m, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		go w.run(ctx)
+		for time.Since(start) < length {
+			time.Sleep(changes)
+			w.changed.raise()
+		}
+		cancel()
+		synctest.Wait()
+	})
+	return at, m
+}
+
+func TestAnAgentWritesNoMoreThanThreeTimesAMinute(t *testing.T) {
+	t.Parallel()
+	fine := func(int) error { return nil }
+	reports, m := write(t, v1alpha1.ReportInterval, 100*time.Millisecond, 10*time.Minute-time.Second, fine)
+	peers, _ := write(t, v1alpha1.PeerInterval, 100*time.Millisecond, 10*time.Minute-time.Second, fine)
+	for _, at := range reports {
+		minute := 0
+		for _, other := range append(reports, peers...) {
+			if other >= at && other < at+time.Minute {
+				minute++
+			}
+		}
+		require.LessOrEqual(t, minute, 3)
+	}
+	require.Len(t, reports, 20, "changes that come all the time are written at the full rate")
+	require.EqualValues(t, len(reports), testutil.ToFloat64(m.writes.WithLabelValues("NodeCache", "written")))
+}
+
+func TestAnIdleAgentWritesOnceInAHeartbeat(t *testing.T) {
+	t.Parallel()
+	at, _ := write(t, v1alpha1.ReportInterval, 100*time.Hour, time.Hour, func(int) error { return nil })
+	require.Greater(t, len(at), 1000)
+	for i := 2; i < len(at)-1; i++ { // but for the change at the end
+		pause := at[i] - at[i-1]
+		require.LessOrEqual(t, pause, v1alpha1.HeartbeatInterval)
+		require.GreaterOrEqual(t, pause, v1alpha1.HeartbeatInterval*9/10)
+	}
+}
+
+func TestAnAPIServerThatIsAwayIsAskedLessAndLess(t *testing.T) {
+	t.Parallel()
+	at, m := write(t, v1alpha1.ReportInterval, time.Second, 10*time.Minute-time.Second, func(n int) error {
+		if n < 10 {
+			return errors.New("connection refused")
+		}
+		return nil
+	})
+	for i := 1; i < 9; i++ {
+		want := min(time.Second<<(i-1), v1alpha1.ReportInterval)
+		require.LessOrEqual(t, at[i]-at[i-1], want)
+		require.GreaterOrEqual(t, at[i]-at[i-1], want*9/10)
+	}
+	require.EqualValues(t, 9, testutil.ToFloat64(m.writes.WithLabelValues("NodeCache", "unreachable")))
+}
+
+func TestARefusalIsNotRepeatedBeforeTheInterval(t *testing.T) {
+	t.Parallel()
+	at, m := write(t, v1alpha1.ReportInterval, time.Second, 10*time.Minute-time.Second, func(int) error {
+		return apierrors.NewForbidden(v1alpha1.GroupVersion.WithResource("nodecaches").GroupResource(), "a", errors.New("not yours"))
+	})
+	for i := 1; i < len(at); i++ {
+		require.GreaterOrEqual(t, at[i]-at[i-1], v1alpha1.ReportInterval)
+	}
+	require.EqualValues(t, len(at), testutil.ToFloat64(m.writes.WithLabelValues("NodeCache", "refused")))
+}

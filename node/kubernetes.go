@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/shoal-cache/shoal/node/internal/agent"
+	"github.com/shoal-cache/shoal/node/internal/agent/cri"
+	"github.com/shoal-cache/shoal/node/internal/mirror"
+)
+
+// kubernetes is the agent's Kubernetes side, or nothing where that is off.
+type kubernetes struct {
+	agent  *agent.Agent
+	images *cri.Images
+}
+
+// zoneTimeout bounds the wait for the API server's word on the node's zone; an earlier one is remembered.
+const zoneTimeout = 5 * time.Second
+
+// kubeConfig reaches the API server; nil where the Kubernetes side is off.
+func (n *node) kubeConfig() (*rest.Config, error) {
+	c := n.config.Kubernetes
+	if !c.Enabled {
+		return nil, nil
+	}
+	if c.Kubeconfig != "" {
+		return clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	}
+	return rest.InClusterConfig()
+}
+
+// zone is the configured one, else what the Node's label says.
+func (n *node) zone(ctx context.Context) string {
+	if n.config.Swarm.Zone != "" || n.kubeAPI == nil {
+		return n.config.Swarm.Zone
+	}
+	ctx, cancel := context.WithTimeout(ctx, zoneTimeout)
+	defer cancel()
+	zone, err := agent.LookupZone(ctx, n.kubeAPI, n.config.Kubernetes.NodeName, n.store.KV("kubernetes"))
+	if err != nil {
+		n.log.Warn("the node's zone is not known; it counts as in none", "error", err)
+	}
+	return zone
+}
+
+func (n *node) newKubernetes(zone string) (kubernetes, error) {
+	if n.kubeAPI == nil {
+		return kubernetes{}, nil
+	}
+	c := n.config.Kubernetes
+	o := agent.Options{
+		Config: n.kubeAPI, NodeName: c.NodeName, Version: version, Zone: zone,
+		Key: n.identity, Swarm: n.swarm, Memory: n.store.KV("kubernetes"),
+		Policy: n.policy, BasePolicy: n.config.EffectivePolicy(),
+		Store: n.store, Fetcher: n.fetcher, Upstream: n.upstream, Tags: n.tags, Files: n.files,
+		Counters: n.counters, Logger: n.log.With("part", "agent"), Registerer: n.metrics,
+	}
+	k := kubernetes{}
+	if c.RuntimeEndpoint != "" {
+		images, err := cri.New(c.RuntimeEndpoint)
+		if err != nil {
+			return k, fmt.Errorf("kubernetes.runtimeEndpoint: %w", err)
+		}
+		o.Runtime, k.images = images, images
+	}
+	var err error
+	if k.agent, err = agent.New(o); err != nil {
+		return k, err
+	}
+	return k, nil
+}
+
+// mirrorCheckInterval is how often the files of the runtime's mirror configuration are looked at: those of the node, whose
+// changes are seen through a mount by reading only.
+const mirrorCheckInterval = time.Minute
+
+// followMirror tells the agent what is amiss with the runtime's mirror configuration, until ctx ends.
+func (n *node) followMirror(ctx context.Context) {
+	if n.kube.agent == nil || n.config.Mirror.StateDir == "" {
+		return
+	}
+	tick := time.NewTicker(mirrorCheckInterval)
+	defer tick.Stop()
+	for {
+		if result, err := mirror.Status(n.config.MirrorOptions()); err != nil {
+			n.log.Warn("mirror configuration not looked at", "error", err)
+		} else {
+			n.kube.agent.SetFindings(findings(result))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func findings(result mirror.Result) []agent.Finding {
+	out := make([]agent.Finding, 0, len(result.Findings))
+	for _, f := range result.Findings {
+		out = append(out, agent.Finding{Reason: string(f.Kind), Message: f.String()})
+	}
+	return out
+}
+
+func (k kubernetes) close() error {
+	if k.images == nil {
+		return nil
+	}
+	return k.images.Close()
+}
+
+func (k kubernetes) manifestServed(d digest.Digest) {
+	if k.agent != nil {
+		k.agent.ManifestServed(d)
+	}
+}
+
+func (k kubernetes) run(ctx context.Context) {
+	if k.agent != nil {
+		k.agent.Run(ctx)
+	}
+}
+
+func (k kubernetes) ready() error {
+	if k.agent == nil {
+		return nil
+	}
+	return k.agent.Ready()
+}
+
+func (k kubernetes) blobRemoved(d digest.Digest) {
+	if k.agent != nil {
+		k.agent.BlobRemoved(d)
+	}
+}
+
+// counters are the sums that the agent reports, read from the metrics.
+func (n *node) counters() agent.Counters {
+	families, err := n.metrics.Gather()
+	if err != nil {
+		n.log.Warn("metrics not gathered", "error", err)
+	}
+	sum := func(name string) (total int64) {
+		for _, f := range families {
+			if f.GetName() != name {
+				continue
+			}
+			for _, m := range f.GetMetric() {
+				total += int64(m.GetCounter().GetValue())
+			}
+		}
+		return total
+	}
+	fetches := sum("shoal_fetches_total")
+	return agent.Counters{
+		Hits: max(0, sum("shoal_registry_requests_total")-fetches), Misses: fetches,
+		PeerBytes: sum("shoal_peer_received_bytes_total"), UpstreamBytes: sum("shoal_upstream_bytes_total"),
+		UploadedBytes: sum("shoal_peer_sent_bytes_total"),
+	}
+}

@@ -1,0 +1,147 @@
+// Command shoal-node is Shoal's node agent: the registry mirror of the node's container runtime, and a peer of the other
+// agents.
+//
+// Its packages, in the order in which a request meets them:
+//
+//	internal/registry   the registry front: HTTP in, the OCI distribution pull API
+//	internal/fetch      one fetch for each missing blob: from peers, else from upstream; streaming while it arrives
+//	internal/store      blobs and unfinished ingests on disk; eviction, pins, scrub
+//	internal/swarm      libp2p host, admission, DHT, coordinators, Bitswap exchange
+//	internal/bitswapnet the exchange's network, which copies no block
+//	internal/schedule   who asks whom for which chunk: the coordinator's decisions, without I/O
+//	internal/upstream   requests to the registries, with the callers' own credentials
+//
+// and beside that way:
+//
+//	internal/content    the vocabulary all of them share
+//	internal/policy     the policy in force: modes, time limits, bandwidth, capacity
+//	internal/agent      the Kubernetes side: Peer, admission, CachePolicy, pins
+//	internal/admin      health, metrics, profiles, a JSON view
+//	internal/mirror     the runtime's mirror configuration: install, remove
+//	internal/simulate   the schedule at work in thousands of virtual nodes, in virtual time
+//	internal/config     file, environment and flags to one typed configuration
+//
+// Calls go down, bytes come up, and events travel sideways only from the store. This package only wires.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/spf13/cobra"
+
+	"github.com/shoal-cache/shoal/node/internal/config"
+	"github.com/shoal-cache/shoal/node/internal/mirror"
+	"github.com/shoal-cache/shoal/node/internal/swarm"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := command().ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "shoal-node: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	var file string
+	load := func(cmd *cobra.Command) (*config.Config, error) {
+		return config.Load(file, cmd.Flags(), os.Environ())
+	}
+	root := &cobra.Command{
+		Use:   "shoal-node",
+		Short: "Peer-to-peer content cache of a node: the container runtime's registry mirror",
+		Long: `shoal-node serves the container runtime of this node as a registry mirror. What it does not hold it takes from the other
+agents of the swarm, and what none of them holds from the registry, each byte once for all of them.
+
+  shoal-node --config FILE          run the agent
+  shoal-node id --config FILE       print its peer ID, for the swarm.bootstrap of others
+  shoal-node config --config FILE   print the configuration in force
+  shoal-node mirror install         make the runtime pull through it`,
+		Args:          cobra.NoArgs,
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := load(cmd)
+			if err != nil {
+				return err
+			}
+			return run(cmd.Context(), c)
+		},
+	}
+	root.PersistentFlags().StringVar(&file, "config", "", "YAML `file` with the configuration; see shoal-node config")
+	config.Flags(root.Flags())
+
+	id := &cobra.Command{
+		Use:   "id",
+		Short: "Print the peer ID, and make the identity where there is none",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := load(cmd)
+			if err != nil {
+				return err
+			}
+			key, err := swarm.LoadIdentity(c.IdentityPath())
+			if err != nil {
+				return err
+			}
+			p, err := peer.IDFromPrivateKey(key)
+			if err != nil {
+				return fmt.Errorf("identity %s: %w", c.IdentityPath(), err)
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), p)
+			return err
+		},
+	}
+	config.Flags(id.Flags())
+	show := &cobra.Command{
+		Use:   "config",
+		Short: "Print the configuration in force as YAML",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := load(cmd)
+			if err != nil {
+				return err
+			}
+			return c.Write(cmd.OutOrStdout())
+		},
+	}
+	config.Flags(show.Flags())
+	root.AddCommand(id, show, mirror.Command())
+	return root
+}
+
+func newLogger(c config.Log) (*slog.Logger, error) {
+	level, err := c.SlogLevel()
+	if err != nil {
+		return nil, err
+	}
+	opts := &slog.HandlerOptions{Level: level}
+	if c.Format == "text" {
+		return slog.New(slog.NewTextHandler(os.Stderr, opts)), nil
+	}
+	return slog.New(slog.NewJSONHandler(os.Stderr, opts)), nil
+}
+
+// tuneMemory sets the garbage collector for what this process does: little lives long, and blocks of 1 MiB come and go.
+// With the default the collector would run all the time on so small a heap. GOGC and GOMEMLIMIT are respected.
+func tuneMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(192 << 20)
+	}
+}

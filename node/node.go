@@ -1,0 +1,488 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+	"k8s.io/client-go/rest"
+
+	"github.com/shoal-cache/shoal/node/internal/admin"
+	"github.com/shoal-cache/shoal/node/internal/config"
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/fetch"
+	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/registry"
+	"github.com/shoal-cache/shoal/node/internal/store"
+	"github.com/shoal-cache/shoal/node/internal/swarm"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
+)
+
+// node is the agent's parts.
+type node struct {
+	config   *config.Config
+	log      *slog.Logger
+	metrics  *prometheus.Registry
+	started  time.Time
+	identity crypto.PrivKey
+	policy   *policy.Live
+	store    *store.Store
+	upstream *upstream.Client
+	swarm    *swarm.Swarm
+	tags     *swarm.Tags
+	fetcher  *fetch.Fetcher
+	front    *registry.Front
+	serving  atomic.Pointer[registry.Front] // the front, for peers that ask before it is there
+	files    *swarm.Files
+	kubeAPI  *rest.Config // nil where the Kubernetes side is off
+	kube     kubernetes
+}
+
+// run starts the agent and serves until ctx ends.
+func run(ctx context.Context, c *config.Config) error {
+	tuneMemory()
+	log, err := newLogger(c.Log)
+	if err != nil {
+		return err
+	}
+	for _, w := range c.Warnings() {
+		log.Warn(w)
+	}
+	n := &node{config: c, log: log, started: time.Now(), metrics: prometheus.NewRegistry(), policy: policy.NewLive(c.EffectivePolicy())}
+	n.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	err = n.start(ctx)
+	if err == nil {
+		err = n.serve(ctx)
+	}
+	return errors.Join(err, n.close())
+}
+
+// start makes the parts, those below first.
+func (n *node) start(ctx context.Context) (err error) {
+	c := n.config
+	if n.identity, err = swarm.LoadIdentity(c.IdentityPath()); err != nil {
+		return err
+	}
+	limits, err := n.limits(n.policy.Load())
+	if err != nil {
+		return err
+	}
+	events := &storeEvents{}
+	n.store, err = store.Open(ctx, store.Options{
+		Path: c.Store.Path, Limits: limits, RuntimePath: c.Store.RuntimePath, OnEvent: events.on,
+		Logger: n.log.With("part", "store"), Registerer: n.metrics,
+	})
+	if err != nil {
+		return err
+	}
+	n.upstream, err = upstream.New(upstream.Options{
+		Upstreams: upstreams(c.Upstreams), Limits: newRates(n.policy).of,
+		Logger: n.log.With("part", "upstream"), Registerer: n.metrics,
+	})
+	if err != nil {
+		return err
+	}
+	if n.kubeAPI, err = n.kubeConfig(); err != nil {
+		return fmt.Errorf("kubernetes: %w", err)
+	}
+	zone := n.zone(ctx)
+	memory := n.store.KV("peers")
+	n.swarm, err = swarm.New(swarm.Options{
+		Identity: n.identity, Listen: c.Swarm.Listen, Announce: c.Swarm.Announce, Bootstrap: c.BootstrapPeers(),
+		LoadPeers: func(context.Context) []peer.AddrInfo { return loadPeers(memory) },
+		SavePeers: func(_ context.Context, peers []peer.AddrInfo) { n.savePeers(memory, peers) },
+		Zone:      zone, ProtocolPrefix: c.Swarm.ProtocolPrefix,
+		Open: c.Swarm.Admission == config.AdmitAll, Admitted: n.listed(),
+		LowConnections: c.Swarm.Connections.Low, HighConnections: c.Swarm.Connections.High,
+		Store: holdings{n.store}, Logger: n.log.With("part", "swarm"), Registerer: n.metrics,
+	})
+	if err != nil {
+		return err
+	}
+	n.tags = swarm.NewTags(n.swarm, n.store.KV("tags"))
+	n.files = swarm.NewFiles(n.swarm, n.fileOf)
+	n.fetcher = fetch.New(fetch.Options{
+		Store: n.store, Swarm: n.swarm, Upstream: n.upstream, Zone: zone,
+		PeersOnly: func(r content.Repository) bool { return n.policy.Load().For(r).Mode == policy.PeersOnly },
+		Logger:    n.log.With("part", "fetch"), Registerer: n.metrics,
+	})
+	witness := swarm.NewWitness(n.swarm, func(r content.Repository) bool {
+		f := n.serving.Load()
+		return f != nil && f.Public(r)
+	})
+	n.front, err = registry.New(registry.Options{
+		Fetcher: n.fetcher, Upstream: n.upstream, Tags: n.tags, Witness: witness, Memory: gateMemory{n.store.KV("gate")},
+		Rules:           func(r content.Repository) policy.Rule { return n.policy.Load().For(r) },
+		DefaultRegistry: c.Registry.DefaultRegistry, FirstByteTimeout: c.Registry.FirstByteTimeout,
+		ManifestServed: func(d digest.Digest) { n.kube.manifestServed(d) },
+		Logger:         n.log.With("part", "registry"), Registerer: n.metrics,
+	})
+	if err != nil {
+		return err
+	}
+	n.serving.Store(n.front)
+	if n.kube, err = n.newKubernetes(zone); err != nil {
+		return err
+	}
+	events.follow(func(e store.Event) {
+		switch e.Type {
+		case store.Committed:
+			n.swarm.Provide(e.Info.Digest)
+		case store.Removed:
+			n.kube.blobRemoved(e.Info.Digest)
+		}
+	})
+	n.applyPolicy(n.policy.Load())
+	n.policy.Subscribe(n.applyPolicy)
+	return nil
+}
+
+// fileOf finds the blob of this node whose UnixFS root a CID is.
+func (n *node) fileOf(root cid.Cid) (digest.Digest, int64, bool) {
+	infos, err := n.store.List(context.Background())
+	if err != nil {
+		return "", 0, false
+	}
+	for _, i := range infos {
+		if i.Root.Equals(root) {
+			return i.Digest, i.Size, true
+		}
+	}
+	return "", 0, false
+}
+
+// close ends the parts, those above first.
+func (n *node) close() error {
+	errs := []error{n.kube.close()}
+	if n.fetcher != nil {
+		n.fetcher.Close()
+	}
+	if n.swarm != nil {
+		errs = append(errs, n.swarm.Close())
+	}
+	if n.upstream != nil {
+		n.upstream.Close()
+	}
+	if n.store != nil {
+		errs = append(errs, n.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// serve runs the servers until ctx ends, then lets running answers end.
+func (n *node) serve(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return n.listen(ctx, "admin", n.config.Admin.Listen, n.adminHandler(), nil) })
+	group.Go(func() error { return n.listen(ctx, "registry", n.config.Registry.Listen, n.front, n.front.Drain) })
+	group.Go(func() error { n.kube.run(ctx); return nil })
+	group.Go(func() error { n.followMirror(ctx); return nil })
+	group.Go(func() error { n.scrub(ctx); return nil })
+	n.log.Info("agent started", "version", version, "peer", n.swarm.ID(), "addresses", n.swarm.Addrs())
+	return group.Wait()
+}
+
+// listen serves one address until ctx ends. drain, where there is one, ends the running answers first.
+func (n *node) listen(ctx context.Context, name, address string, h http.Handler, drain func(context.Context) error) error {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("%s.listen: %w", name, err)
+	}
+	server := &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		ErrorLog: slog.NewLogLogger(n.log.With("part", name).Handler(), slog.LevelDebug),
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(l) }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("%s.listen: %w", name, err)
+	case <-ctx.Done():
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.config.Registry.DrainTimeout)
+	defer cancel()
+	if drain != nil {
+		if err := drain(ctx); err != nil {
+			n.log.Warn("not all answers ended in time", "part", name, "error", err)
+		}
+	}
+	if err := server.Shutdown(ctx); err != nil {
+		return errors.Join(fmt.Errorf("%s.listen: %w", name, err), server.Close())
+	}
+	return nil
+}
+
+// scrub checks what is on disk, again and again.
+func (n *node) scrub(ctx context.Context) {
+	every := n.config.Store.ScrubInterval
+	if every <= 0 {
+		return
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if report, err := n.store.Scrub(ctx); err != nil && ctx.Err() == nil {
+				n.log.Warn("scrub ended early", "error", err)
+			} else if err == nil {
+				n.log.Info("scrubbed", "report", report)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// applyPolicy puts a policy into force where it is not asked for anew each time.
+func (n *node) applyPolicy(p *policy.Policy) {
+	n.swarm.SetBandwidth(p.Bandwidth.Up, p.Bandwidth.Down)
+	limits, err := n.limits(p)
+	if err == nil {
+		err = n.store.SetLimits(limits)
+	}
+	if err != nil {
+		n.log.Error("limits of the policy are not in force", "error", err)
+	}
+}
+
+// limits are the store's under a policy; what the policy leaves open the configuration says.
+func (n *node) limits(p *policy.Policy) (store.Limits, error) {
+	s, own := p.Store, n.config.EffectivePolicy().Store
+	if s.Capacity.IsZero() {
+		s.Capacity = own.Capacity
+	}
+	if s.HighWatermark == 0 {
+		s.HighWatermark, s.LowWatermark = own.HighWatermark, own.LowWatermark
+	}
+	if s.MinFree.IsZero() {
+		s.MinFree = own.MinFree
+	}
+	if s.Eviction == "" {
+		s.Eviction = own.Eviction
+	}
+	var disk unix.Statfs_t
+	if err := unix.Statfs(n.config.Store.Path, &disk); err != nil {
+		return store.Limits{}, fmt.Errorf("store.path %s: %w", n.config.Store.Path, err)
+	}
+	total := int64(disk.Blocks) * disk.Bsize
+	return store.Limits{
+		Capacity: s.Capacity.Of(total), High: s.HighWatermark, Low: s.LowWatermark, MinFree: s.MinFree.Of(total),
+		Eviction: string(s.Eviction),
+	}, nil
+}
+
+// listed are the peers that the configuration admits by name.
+func (n *node) listed() []peer.ID {
+	ids := append([]peer.ID(nil), n.config.Swarm.Peers...)
+	for _, p := range n.config.BootstrapPeers() {
+		ids = append(ids, p.ID)
+	}
+	return ids
+}
+
+func upstreams(list []config.Upstream) []upstream.Upstream {
+	out := make([]upstream.Upstream, len(list))
+	for i, u := range list {
+		out[i] = upstream.Upstream(u)
+	}
+	return out
+}
+
+// storeEvents hands the store's events on, once there is someone to hand them to. Blobs that are committed before that
+// are provided with all others when the swarm starts.
+type storeEvents struct {
+	mu sync.Mutex
+	to func(store.Event)
+}
+
+func (s *storeEvents) on(e store.Event) {
+	s.mu.Lock()
+	to := s.to
+	s.mu.Unlock()
+	if to != nil {
+		to(e)
+	}
+}
+
+func (s *storeEvents) follow(to func(store.Event)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.to = to
+}
+
+// holdings is the store as the swarm sees it.
+type holdings struct{ *store.Store }
+
+func (h holdings) Digests(ctx context.Context) ([]digest.Digest, error) {
+	infos, err := h.List(ctx)
+	out := make([]digest.Digest, len(infos))
+	for i, info := range infos {
+		out[i] = info.Digest
+	}
+	return out, err
+}
+
+// gateMemory is a bucket of the store as the registry front's memory.
+type gateMemory struct{ kv store.KV }
+
+func (m gateMemory) Load(key string) ([]byte, error) {
+	v, _ := m.kv.Get(key)
+	return v, nil
+}
+
+func (m gateMemory) Save(key string, value []byte) error { return m.kv.Put(key, value) }
+
+const lastPeers = "last"
+
+func loadPeers(kv store.KV) []peer.AddrInfo {
+	raw, ok := kv.Get(lastPeers)
+	var peers []peer.AddrInfo
+	if !ok || json.Unmarshal(raw, &peers) != nil {
+		return nil
+	}
+	return peers
+}
+
+func (n *node) savePeers(kv store.KV, peers []peer.AddrInfo) {
+	raw, err := json.Marshal(peers)
+	if err == nil {
+		err = kv.Put(lastPeers, raw)
+	}
+	if err != nil {
+		n.log.Warn("peers not remembered", "error", err)
+	}
+}
+
+// rates gives each rule of the policy in force its limits of what is asked of registries.
+type rates struct {
+	policy *policy.Live
+	mu     sync.Mutex
+	by     map[string]upstream.Limits
+}
+
+func newRates(p *policy.Live) *rates { return &rates{policy: p, by: map[string]upstream.Limits{}} }
+
+func (r *rates) of(repo content.Repository) upstream.Limits {
+	rule := r.policy.Load().For(repo)
+	key := fmt.Sprint(rule.Match)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.by[key]
+	l.Requests = bounded(l.Requests, rule.RequestsPerSecond, max(1, int(rule.RequestsPerSecond)))
+	bytes := rule.BytesPerSecond.Bytes
+	l.Bytes = bounded(l.Bytes, float64(bytes), int(max(minBurst, bytes/10)))
+	if l != (upstream.Limits{}) {
+		r.by[key] = l
+	}
+	return l
+}
+
+// minBurst is the least number of bytes that are read from a registry at a time where that is limited.
+const minBurst = 64 << 10
+
+// bounded gives l a rate, in place, for those who are using it as well. A rate of 0 is no limit.
+func bounded(l *rate.Limiter, perSecond float64, burst int) *rate.Limiter {
+	limit := rate.Limit(perSecond)
+	switch {
+	case perSecond <= 0 && l == nil:
+		return nil
+	case perSecond <= 0:
+		limit = rate.Inf
+	case l == nil:
+		return rate.NewLimiter(limit, burst)
+	}
+	if l.Limit() != limit {
+		l.SetLimit(limit)
+		l.SetBurst(burst)
+	}
+	return l
+}
+
+// adminHandler shows the node.
+func (n *node) adminHandler() http.Handler {
+	return admin.New(admin.Options{
+		Checks: []admin.Check{
+			{Name: "swarm", Ready: func(context.Context) error {
+				select {
+				case <-n.swarm.Started():
+					return nil
+				default:
+					return errors.New("still looking for the first peer")
+				}
+			}},
+			{Name: "kubernetes", Ready: func(context.Context) error { return n.kube.ready() }},
+		},
+		Gatherer: n.metrics,
+		Node:     n.viewNode, Peers: n.viewPeers, Blobs: n.viewBlobs, Fetches: n.viewFetches,
+		Log: n.log.With("part", "admin"),
+	})
+}
+
+func (n *node) viewNode() admin.Node {
+	usage := n.store.Usage()
+	v := admin.Node{
+		Version: version, PeerID: n.swarm.ID().String(), Zone: n.config.Swarm.Zone, Started: n.started, Policy: n.policy.Load(),
+		Store: admin.Store{
+			Path: n.config.Store.Path, Blobs: usage.Blobs, Bytes: usage.Bytes, Capacity: usage.Capacity,
+			Pinned: usage.PinnedBytes, DiskFree: usage.FreeDisk,
+		},
+	}
+	for _, a := range n.swarm.Addrs() {
+		v.Addresses = append(v.Addresses, a.String())
+	}
+	return v
+}
+
+func (n *node) viewPeers() []admin.Peer {
+	var out []admin.Peer
+	for _, p := range n.swarm.Peers() {
+		out = append(out, admin.Peer{ID: p.ID.String(), Addresses: p.Addrs, Connected: true, Admitted: true, RoundTrip: p.RoundTrip})
+	}
+	return out
+}
+
+func (n *node) viewBlobs() []admin.Blob {
+	infos, err := n.store.List(context.Background())
+	if err != nil {
+		n.log.Warn("blobs not listed", "error", err)
+	}
+	out := make([]admin.Blob, len(infos))
+	for i, info := range infos {
+		out[i] = admin.Blob{Digest: info.Digest.String(), Size: info.Size, Source: "store", Pinned: info.Pinned, Used: info.LastUsed}
+		if info.FromRuntime {
+			out[i].Source = "runtime"
+		}
+		if info.Root.Defined() {
+			out[i].CID = info.Root.String()
+		}
+	}
+	return out
+}
+
+func (n *node) viewFetches() []admin.Fetch {
+	var out []admin.Fetch
+	for _, s := range n.fetcher.Running() {
+		out = append(out, admin.Fetch{
+			Digest: s.Digest.String(), Repository: s.Repository.String(), Size: s.Size, Present: s.Arrived,
+			FromPeers: s.FromPeers, FromUpstream: s.FromUpstream, Started: s.Started, Readers: s.Readers,
+		})
+	}
+	return out
+}
