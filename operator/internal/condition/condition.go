@@ -1,0 +1,32 @@
+// Package condition sets the conditions of an object's status.
+package condition
+
+import (
+	"time"
+
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// maxMessage is below what the API takes (32 KiB), and as much as a person reads.
+const maxMessage = 1024
+
+// Set sets a condition as of now and tells whether its status or reason changed. A message that is too long is cut.
+func Set(conditions *[]metav1.Condition, c metav1.Condition, now time.Time) (changed bool) {
+	before := apimeta.FindStatusCondition(*conditions, c.Type)
+	changed = before == nil || before.Reason != c.Reason || before.Status != c.Status
+	c.LastTransitionTime = metav1.NewTime(now)
+	if len(c.Message) > maxMessage {
+		c.Message = c.Message[:maxMessage-3] + "..."
+	}
+	apimeta.SetStatusCondition(conditions, c)
+	return changed
+}
+
+// Status is True or False.
+func Status(ok bool) metav1.ConditionStatus {
+	if ok {
+		return metav1.ConditionTrue
+	}
+	return metav1.ConditionFalse
+}

@@ -1,0 +1,213 @@
+// Package manager puts the controllers together: what they watch, how much of it they hold, and whom they answer to.
+package manager
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/utils/clock"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/config"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/operator/internal/access"
+	"github.com/shoal-cache/shoal/operator/internal/membership"
+	"github.com/shoal-cache/shoal/operator/internal/pin"
+	"github.com/shoal-cache/shoal/operator/internal/policy"
+	"github.com/shoal-cache/shoal/operator/internal/resolve"
+)
+
+// LeaseName is the name of the Lease by which one operator leads.
+const LeaseName = "shoal-operator"
+
+// Options are the operator's settings.
+type Options struct {
+	MetricsAddress, HealthAddress string
+	LeaderElection                bool
+	// Namespace of the lease.
+	Namespace           string
+	AgentServiceAccount types.NamespacedName
+	// Registries is the transport by which registries are asked.
+	Registries http.RoundTripper
+	// Clock is the real one where it is nil.
+	Clock clock.Clock
+	// Metrics is controller-runtime's registry where it is nil.
+	Metrics prometheus.Registerer
+	// RetireAfter is membership.DefaultRetireAfter where it is 0.
+	RetireAfter time.Duration
+	// SkipNameValidation lets several managers be made in one process, one after the other, as tests do.
+	SkipNameValidation bool
+}
+
+// +kubebuilder:rbac:groups=coordination.k8s.io,namespace=shoal-system,resources=leases,verbs=get;create;update
+
+// New makes a manager with every controller. Leader election goes by a Lease in the operator's namespace.
+func New(ctx context.Context, restConfig *rest.Config, o Options) (ctrl.Manager, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, fmt.Errorf("scheme: %w", err)
+		}
+	}
+	if o.Clock == nil {
+		o.Clock = clock.RealClock{}
+	}
+	if o.RetireAfter == 0 {
+		o.RetireAfter = membership.DefaultRetireAfter
+	}
+	if o.Metrics == nil {
+		o.Metrics = metrics.Registry
+	}
+	mgr, err := ctrl.NewManager(restConfig, ctrl.Options{
+		Scheme:                        scheme,
+		Metrics:                       metricsserver.Options{BindAddress: o.MetricsAddress},
+		HealthProbeBindAddress:        o.HealthAddress,
+		LeaderElection:                o.LeaderElection,
+		LeaderElectionID:              LeaseName,
+		LeaderElectionNamespace:       o.Namespace,
+		LeaderElectionReleaseOnCancel: true, // the process ends when its manager does
+		Cache:                         cacheOptions(),
+		Controller:                    config.Controller{SkipNameValidation: &o.SkipNameValidation},
+		GracefulShutdownTimeout:       ptr.To(15 * time.Second),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("manager: %w", err)
+	}
+	if err := addControllers(ctx, mgr, o); err != nil {
+		return nil, err
+	}
+	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {
+		return nil, fmt.Errorf("health check: %w", err)
+	}
+	err = mgr.AddReadyzCheck("caches", func(r *http.Request) error {
+		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+		defer cancel()
+		if !mgr.GetCache().WaitForCacheSync(ctx) {
+			return fmt.Errorf("caches have not synced")
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("readiness check: %w", err)
+	}
+	return mgr, nil
+}
+
+func addControllers(ctx context.Context, mgr ctrl.Manager, o Options) error {
+	c, recorder, board := mgr.GetClient(), mgr.GetEventRecorder("shoal-operator"), &pin.Board{}
+	for name, setup := range map[string]func() error{
+		"peer": func() error {
+			r := &membership.PeerReconciler{Client: c, Live: mgr.GetAPIReader(), Recorder: recorder, Clock: o.Clock, Metrics: o.Metrics, RetireAfter: o.RetireAfter}
+			return r.SetupWithManager(ctx, mgr)
+		},
+		"swarm": func() error {
+			return (&membership.SwarmReconciler{Client: c, Recorder: recorder, Clock: o.Clock, Metrics: o.Metrics}).SetupWithManager(mgr)
+		},
+		"policy": func() error {
+			return (&policy.Reconciler{Client: c, Recorder: recorder, Clock: o.Clock}).SetupWithManager(mgr)
+		},
+		"access": func() error {
+			return (&access.Reconciler{Client: c, AgentServiceAccount: o.AgentServiceAccount}).SetupWithManager(mgr)
+		},
+		"planner": func() error {
+			return (&pin.Planner{Client: c, Clock: o.Clock, Board: board, Metrics: o.Metrics}).SetupWithManager(mgr)
+		},
+		"nodecache": func() error { return (&pin.NodeCacheReconciler{Client: c, Board: board}).SetupWithManager(mgr) },
+		"pinstatus": func() error {
+			return (&pin.StatusReconciler{Client: c, Recorder: recorder, Clock: o.Clock, Board: board}).SetupWithManager(mgr)
+		},
+		"startup": func() error {
+			return (&pin.StartupReconciler{Client: c, Recorder: recorder, Board: board}).SetupWithManager(mgr)
+		},
+		"resolver": func() error {
+			r := &pin.Resolver{Client: c, Live: mgr.GetAPIReader(), Registries: resolve.New(o.Registries, o.Clock.Now), Recorder: recorder, Clock: o.Clock, Metrics: o.Metrics}
+			return r.SetupWithManager(mgr)
+		},
+	} {
+		if err := setup(); err != nil {
+			return fmt.Errorf("controller %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// cacheOptions keep in memory only what the controllers read.
+func cacheOptions() cache.Options {
+	ours, err := labels.NewRequirement(v1alpha1.ManagedByLabel, "=", []string{v1alpha1.ManagedByOperator})
+	if err != nil {
+		panic(err) // made of constants
+	}
+	managed := cache.ByObject{Label: labels.NewSelector().Add(*ours)}
+	return cache.Options{
+		DefaultTransform: cache.TransformStripManagedFields(),
+		ByObject: map[client.Object]cache.ByObject{
+			&corev1.Node{}:        {Transform: stripNode},
+			&corev1.Pod{}:         {Transform: stripPod},
+			&rbacv1.Role{}:        managed,
+			&rbacv1.RoleBinding{}: managed,
+		},
+	}
+}
+
+// stripNode keeps of a Node its labels, taints and condition Ready: a node lists all its images, which is most of it.
+func stripNode(o any) (any, error) {
+	n, ok := o.(*corev1.Node)
+	if !ok {
+		return o, nil
+	}
+	n.ManagedFields, n.Annotations = nil, nil
+	n.Spec = corev1.NodeSpec{Taints: n.Spec.Taints}
+	var conditions []corev1.NodeCondition
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			conditions = append(conditions, corev1.NodeCondition{Type: c.Type, Status: c.Status, LastTransitionTime: c.LastTransitionTime})
+		}
+	}
+	n.Status = corev1.NodeStatus{Conditions: conditions}
+	return n, nil
+}
+
+// stripPod keeps of a Pod its labels, phase and images.
+func stripPod(o any) (any, error) {
+	p, ok := o.(*corev1.Pod)
+	if !ok {
+		return o, nil
+	}
+	p.ManagedFields, p.Annotations, p.OwnerReferences = nil, nil, nil
+	p.Spec = corev1.PodSpec{Containers: bare(p.Spec.Containers), InitContainers: bare(p.Spec.InitContainers)}
+	p.Status = corev1.PodStatus{Phase: p.Status.Phase,
+		ContainerStatuses: bareStatuses(p.Status.ContainerStatuses), InitContainerStatuses: bareStatuses(p.Status.InitContainerStatuses)}
+	return p, nil
+}
+
+func bare(containers []corev1.Container) []corev1.Container {
+	var kept []corev1.Container
+	for _, c := range containers {
+		kept = append(kept, corev1.Container{Name: c.Name, Image: c.Image})
+	}
+	return kept
+}
+
+func bareStatuses(statuses []corev1.ContainerStatus) []corev1.ContainerStatus {
+	var kept []corev1.ContainerStatus
+	for _, s := range statuses {
+		kept = append(kept, corev1.ContainerStatus{Name: s.Name, ImageID: s.ImageID})
+	}
+	return kept
+}

@@ -1,0 +1,166 @@
+package membership
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/operator/internal/apply"
+	"github.com/shoal-cache/shoal/operator/internal/bootstrap"
+	"github.com/shoal-cache/shoal/operator/internal/condition"
+	"github.com/shoal-cache/shoal/operator/internal/debounce"
+)
+
+const (
+	// gather is how long events are gathered before the swarm is looked at as a whole.
+	gather = 500 * time.Millisecond
+	// livenessCheck is how often peers are looked at without an event, because an agent that falls silent makes none.
+	livenessCheck = time.Minute
+)
+
+// +kubebuilder:rbac:groups=shoal.dev,resources=swarms,verbs=get;list;watch
+// +kubebuilder:rbac:groups=shoal.dev,resources=swarms/status,verbs=patch
+// +kubebuilder:rbac:groups=shoal.dev,resources=peers;nodecaches,verbs=get;list;watch
+
+// SwarmReconciler publishes the swarm.
+type SwarmReconciler struct {
+	Client   client.Client
+	Recorder events.EventRecorder
+	Clock    clock.Clock
+	Metrics  prometheus.Registerer
+
+	members, registered prometheus.Gauge
+}
+
+// SetupWithManager wires the reconciler to what it watches.
+func (r *SwarmReconciler) SetupWithManager(mgr ctrl.Manager) error {
+	r.members = prometheus.NewGauge(prometheus.GaugeOpts{Name: "shoal_operator_members", Help: "Admitted peers."})
+	r.registered = prometheus.NewGauge(prometheus.GaugeOpts{Name: "shoal_operator_peers", Help: "Registered peers, admitted or not."})
+	for _, m := range []prometheus.Collector{r.members, r.registered} {
+		if err := r.Metrics.Register(m); err != nil {
+			return fmt.Errorf("swarm controller: %w", err)
+		}
+	}
+	swarm := debounce.To(reconcile.Request{NamespacedName: types.NamespacedName{Name: v1alpha1.SwarmName}}, gather)
+	return ctrl.NewControllerManagedBy(mgr).Named("swarm").
+		For(&v1alpha1.Swarm{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Watches(&v1alpha1.Peer{}, swarm).
+		Watches(&corev1.Node{}, swarm, builder.WithPredicates(predicate.Or(existenceOrLabels(), ReadinessChanged()))).
+		Complete(r)
+}
+
+// Reconcile writes the Swarm's status.
+func (r *SwarmReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	var swarm v1alpha1.Swarm
+	if err := r.Client.Get(ctx, req.NamespacedName, &swarm); err != nil {
+		return ctrl.Result{}, client.IgnoreNotFound(err)
+	}
+	var peers v1alpha1.PeerList
+	var nodes corev1.NodeList
+	var caches v1alpha1.NodeCacheList
+	for _, list := range []client.ObjectList{&peers, &nodes, &caches} {
+		if err := r.Client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+			return ctrl.Result{}, fmt.Errorf("list %T: %w", list, err)
+		}
+	}
+	status, reason, message := describe(&swarm, peers.Items, nodes.Items, caches.Items, r.Clock.Now())
+	r.members.Set(float64(status.Members))
+	r.registered.Set(float64(status.Registered))
+	changed := condition.Set(&status.Conditions, metav1.Condition{Type: v1alpha1.ConditionReady,
+		Status: condition.Status(reason == v1alpha1.ReasonBootstrapPublished), Reason: reason, Message: message,
+		ObservedGeneration: swarm.Generation}, r.Clock.Now())
+	if !equality.Semantic.DeepEqual(*status, swarm.Status) {
+		swarm.Status = *status
+		if err := apply.Status(ctx, r.Client, &swarm, v1alpha1.ManagedByOperator); err != nil {
+			return ctrl.Result{}, err
+		}
+		if changed {
+			r.Recorder.Eventf(&swarm, nil, corev1.EventTypeNormal, reason, "Publish", "%s", message)
+		}
+	}
+	return ctrl.Result{RequeueAfter: livenessCheck}, nil
+}
+
+// describe is the status that follows from what there is, but for the condition, and the reason and message of that.
+func describe(swarm *v1alpha1.Swarm, peers []v1alpha1.Peer, nodes []corev1.Node, caches []v1alpha1.NodeCache, now time.Time) (*v1alpha1.SwarmStatus, string, string) {
+	nodeOf := make(map[string]*corev1.Node, len(nodes))
+	for i := range nodes {
+		nodeOf[nodes[i].Name] = &nodes[i]
+	}
+	cacheOf := make(map[string]*v1alpha1.NodeCache, len(caches))
+	for i := range caches {
+		cacheOf[caches[i].Name] = &caches[i]
+	}
+	peerOf := make(map[string]*v1alpha1.Peer, len(peers))
+	zones, live := map[string]bool{}, 0
+	var members []bootstrap.Peer
+	for i := range peers {
+		p := &peers[i]
+		if !p.IsAdmitted() {
+			continue
+		}
+		m := bootstrap.Peer{Name: p.Name, Created: p.CreationTimestamp.Time, Live: DownSince(nodeOf[p.Name], p, cacheOf[p.Name], now).IsZero()}
+		if node := nodeOf[p.Name]; node != nil {
+			m.Zone = node.Labels[swarm.Spec.ZoneKey]
+		}
+		if m.Live {
+			live++
+		}
+		zones[m.Zone], peerOf[p.Name] = true, p
+		members = append(members, m)
+	}
+	before := make([]string, 0, len(swarm.Status.Bootstrap))
+	for _, b := range swarm.Status.Bootstrap {
+		before = append(before, b.NodeName)
+	}
+
+	status := swarm.Status.DeepCopy()
+	status.ObservedGeneration = swarm.Generation
+	status.Members, status.Registered, status.Zones = int32(len(members)), int32(len(peers)), int32(len(zones))
+	status.Bootstrap = nil
+	for _, name := range bootstrap.Choose(members, before, int(swarm.Spec.BootstrapPeers)) {
+		p := peerOf[name]
+		status.Bootstrap = append(status.Bootstrap, v1alpha1.BootstrapPeer{
+			NodeName: name, PeerID: p.Spec.PeerID, Addresses: p.Spec.Addresses, Zone: nodeOf[name].Labels[swarm.Spec.ZoneKey]})
+	}
+	switch {
+	case len(members) == 0:
+		return status, v1alpha1.ReasonNoMembers, "no peer is admitted yet"
+	case live == 0:
+		return status, v1alpha1.ReasonNoLiveMembers, fmt.Sprintf("none of %d admitted peers is on a Ready node and reports", len(members))
+	}
+	return status, v1alpha1.ReasonBootstrapPublished, fmt.Sprintf("%d members in %d zones, %d of them to start from", len(members), len(zones), len(status.Bootstrap))
+}
+
+// ReadinessChanged passes updates of a Node in which its condition Ready changes.
+func ReadinessChanged() predicate.Predicate {
+	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		before, ok := e.ObjectOld.(*corev1.Node)
+		after, ok2 := e.ObjectNew.(*corev1.Node)
+		return ok && ok2 && ready(before) != ready(after)
+	}}
+}
+
+func ready(n *corev1.Node) corev1.ConditionStatus {
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status
+		}
+	}
+	return ""
+}

@@ -1,0 +1,508 @@
+package pin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/shoal-cache/shoal/api/pullsecret"
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/operator/internal/apply"
+	"github.com/shoal-cache/shoal/operator/internal/condition"
+	"github.com/shoal-cache/shoal/operator/internal/debounce"
+	"github.com/shoal-cache/shoal/operator/internal/resolve"
+)
+
+const (
+	// resolverManager is the field manager of the resolver's part of the status.
+	resolverManager = v1alpha1.ManagedByOperator + "-resolver"
+	// checkInterval is how often upstream is asked about pins that follow no tags, to tell whether it still has them.
+	checkInterval = time.Hour
+	// resolveWorkers is the number of pins that are resolved at one time, registryCalls that of artifacts of one pin.
+	resolveWorkers, registryCalls = 16, 4
+	// maxResolved is what ArtifactPinStatus holds.
+	maxResolved = 64
+	// podGather is how long changes of pods are gathered before the pins of their namespace are looked at.
+	podGather = 5 * time.Second
+	// platformsEvery is how often all nodes are looked at for their platforms, which every pin asks for.
+	platformsEvery = 10 * time.Second
+)
+
+// resolverFields are those of ArtifactPin.status that the resolver writes; StatusReconciler writes the others.
+var resolverFields = []string{"summary", "artifacts", "lastResolved", "lastAttempt", "failedAttempts", "resolvedGeneration", "pullSecrets", "conditions"}
+
+// ArtifactResolver asks registries. It is *resolve.Resolver, but for tests.
+type ArtifactResolver interface {
+	// Resolve fails with *resolve.Error.
+	Resolve(context.Context, v1alpha1.Artifact, resolve.Options) (v1alpha1.ResolvedArtifact, error)
+}
+
+// +kubebuilder:rbac:groups=shoal.dev,resources=artifactpins,verbs=get;list;watch
+// +kubebuilder:rbac:groups=shoal.dev,resources=artifactpins/status,verbs=patch
+// +kubebuilder:rbac:groups="",resources=secrets;serviceaccounts,verbs=get
+// +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;watch
+// +kubebuilder:rbac:groups="",resources=nodes,verbs=get;list;watch
+
+// Resolver turns what pins name into digests.
+type Resolver struct {
+	Client client.Client
+	// Live reads Secrets and ServiceAccounts, of which no cache is kept.
+	Live       client.Reader
+	Registries ArtifactResolver
+	Recorder   events.EventRecorder
+	Clock      clock.Clock
+	Metrics    prometheus.Registerer
+
+	attempts  *prometheus.CounterVec
+	watchPods func() error
+
+	mu           sync.Mutex
+	platforms    []string // of the cluster's nodes
+	platformsDue time.Time
+}
+
+// SetupWithManager wires the resolver to pins, and to pods as soon as a pin selects some: most clusters then never hold
+// all their pods in this process.
+func (r *Resolver) SetupWithManager(mgr ctrl.Manager) error {
+	r.attempts = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "shoal_operator_resolutions_total", Help: "Attempts to resolve a pin, by the reason of its condition Resolved."}, []string{"reason"})
+	if err := r.Metrics.Register(r.attempts); err != nil {
+		return fmt.Errorf("resolver: %w", err)
+	}
+	c, err := ctrl.NewControllerManagedBy(mgr).Named("resolver").
+		For(&v1alpha1.ArtifactPin{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		WithOptions(controller.Options{MaxConcurrentReconciles: resolveWorkers}).
+		Build(r)
+	if err != nil {
+		return fmt.Errorf("resolver: %w", err)
+	}
+	r.watchPods = sync.OnceValue(func() error { return c.Watch(r.pods(mgr.GetCache())) })
+	return nil
+}
+
+func (r *Resolver) pods(c cache.Cache) source.Source {
+	return source.Kind[client.Object](c, &corev1.Pod{}, debounce.Each(func(o client.Object) []reconcile.Request {
+		var pins v1alpha1.ArtifactPinList
+		if err := r.Client.List(context.Background(), &pins, client.InNamespace(o.GetNamespace()), client.UnsafeDisableDeepCopy); err != nil {
+			return nil // reads the cache, which has started: it fails only when the process ends
+		}
+		var requests []reconcile.Request
+		for i := range pins.Items {
+			if pins.Items[i].Spec.Workloads != nil {
+				requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&pins.Items[i])})
+			}
+		}
+		return requests
+	}, podGather))
+}
+
+// Reconcile resolves one pin if that is due, and comes back when it is due again.
+func (r *Resolver) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	var p v1alpha1.ArtifactPin
+	if err := r.Client.Get(ctx, req.NamespacedName, &p); err != nil {
+		return ctrl.Result{}, client.IgnoreNotFound(err)
+	}
+	if !p.DeletionTimestamp.IsZero() || p.Spec.Suspend || apimeta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionExpired) {
+		return ctrl.Result{}, nil
+	}
+	artifacts, err := r.named(ctx, &p)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	if wait := due(&p, artifacts, r.Clock.Now()); wait > 0 {
+		return ctrl.Result{RequeueAfter: wait}, nil
+	}
+	before := p.DeepCopy()
+	outcome := r.resolveAll(ctx, &p, artifacts)
+	if ctx.Err() != nil {
+		return ctrl.Result{}, ctx.Err() // the process ends: that is no word about the pin
+	}
+	conclude(&p, outcome, artifacts, r.Clock.Now())
+	if err := apply.Status(ctx, r.Client, &p, resolverManager, resolverFields...); err != nil {
+		return ctrl.Result{}, err
+	}
+	r.report(before, &p)
+	return ctrl.Result{RequeueAfter: due(&p, artifacts, r.Clock.Now())}, nil
+}
+
+// named lists what the pin names: its artifacts, or the images of its pods.
+func (r *Resolver) named(ctx context.Context, p *v1alpha1.ArtifactPin) ([]v1alpha1.Artifact, error) {
+	if p.Spec.Workloads == nil {
+		return p.Spec.Artifacts, nil
+	}
+	if err := r.watchPods(); err != nil {
+		return nil, fmt.Errorf("watch pods: %w", err)
+	}
+	selector, err := metav1.LabelSelectorAsSelector(orEverything(p.Spec.Workloads.Selector))
+	if err != nil {
+		return nil, nil // conclude says that there are none, and the message why
+	}
+	var pods corev1.PodList
+	if err := r.Client.List(ctx, &pods, client.InNamespace(p.Namespace), client.MatchingLabelsSelector{Selector: selector}); err != nil {
+		return nil, fmt.Errorf("list pods of %s: %w", p.Namespace, err)
+	}
+	return imagesOf(pods.Items, p.Spec.Workloads.InitContainers == v1alpha1.Include), nil
+}
+
+func orEverything(s *metav1.LabelSelector) *metav1.LabelSelector {
+	if s == nil {
+		return &metav1.LabelSelector{}
+	}
+	return s
+}
+
+// imagesOf lists the images of running pods, each once, in order, by the digest that runs where the runtime has told it.
+func imagesOf(pods []corev1.Pod, initContainers bool) []v1alpha1.Artifact {
+	var images []string
+	add := func(containers []corev1.Container, statuses []corev1.ContainerStatus) {
+		for _, c := range containers {
+			image := c.Image
+			for _, s := range statuses {
+				if _, digest, ok := strings.Cut(s.ImageID, "@"); ok && s.Name == c.Name && !strings.Contains(image, "@") {
+					image += "@" + digest
+				}
+			}
+			images = append(images, image)
+		}
+	}
+	for i := range pods {
+		p := &pods[i]
+		if p.Status.Phase != corev1.PodRunning {
+			continue
+		}
+		add(p.Spec.Containers, p.Status.ContainerStatuses)
+		if initContainers {
+			add(p.Spec.InitContainers, p.Status.InitContainerStatuses)
+		}
+	}
+	slices.Sort(images)
+	var artifacts []v1alpha1.Artifact
+	for _, image := range slices.Compact(images) {
+		artifacts = append(artifacts, v1alpha1.Artifact{Image: image})
+	}
+	return artifacts
+}
+
+// due is how long it is until the pin is to be resolved; 0: now.
+func due(p *v1alpha1.ArtifactPin, artifacts []v1alpha1.Artifact, now time.Time) time.Duration {
+	s := &p.Status
+	if s.LastAttempt == nil || resolution(p) == nil || resolution(p).ObservedGeneration != p.Generation {
+		return 0
+	}
+	if s.FailedAttempts > 0 {
+		return max(0, s.LastAttempt.Add(backoff(p.Spec.Backoff, s.FailedAttempts)).Sub(now))
+	}
+	if p.Spec.Workloads != nil && !sameSources(s.Artifacts, artifacts) {
+		return 0
+	}
+	return max(0, s.LastAttempt.Add(interval(p)).Sub(now))
+}
+
+func sameSources(resolved []v1alpha1.ResolvedArtifact, artifacts []v1alpha1.Artifact) bool {
+	return slices.EqualFunc(resolved, artifacts[:min(len(artifacts), maxResolved)], func(r v1alpha1.ResolvedArtifact, a v1alpha1.Artifact) bool {
+		return r.Source == sourceOf(a)
+	})
+}
+
+func sourceOf(a v1alpha1.Artifact) string { return a.Image + a.Digest + a.CID }
+
+func interval(p *v1alpha1.ArtifactPin) time.Duration {
+	if p.Spec.Resolve.Policy == v1alpha1.ResolveInterval && p.Spec.Resolve.Interval != nil {
+		return p.Spec.Resolve.Interval.Duration
+	}
+	return checkInterval
+}
+
+// backoff is the pause after so many failures in a row, with a jitter of a tenth so that pins that failed together do not
+// come back together.
+func backoff(b v1alpha1.Backoff, failures int32) time.Duration {
+	pause := max(b.Initial.Duration, time.Second)
+	for range min(failures-1, 30) {
+		if pause *= 2; pause >= b.Max.Duration {
+			break
+		}
+	}
+	pause = min(pause, max(b.Max.Duration, time.Second))
+	return pause + rand.N(pause/10+1)
+}
+
+// outcome is what an attempt came to.
+type outcome struct {
+	resolved []v1alpha1.ResolvedArtifact // in order; those that failed are as they were before, or missing
+	secrets  []string
+	failures []*resolve.Error
+	moved    []string // tags that name another digest than the one that is kept
+	vanished []string // artifacts that were resolved before and are gone upstream
+}
+
+// resolveAll resolves every artifact. What fails keeps its last resolution, and hinders no other.
+func (r *Resolver) resolveAll(ctx context.Context, p *v1alpha1.ArtifactPin, artifacts []v1alpha1.Artifact) outcome {
+	var o outcome
+	secrets, credentials, failure := r.credentials(ctx, p)
+	o.secrets = secrets
+	if failure != nil {
+		o.failures = append(o.failures, failure)
+		o.resolved = keptOf(p, artifacts)
+		return o
+	}
+	platforms, err := r.nodePlatforms(ctx)
+	if err != nil {
+		o.failures = append(o.failures, &resolve.Error{Reason: v1alpha1.ReasonResolving, Err: err})
+		o.resolved = keptOf(p, artifacts)
+		return o
+	}
+	if len(artifacts) > maxResolved {
+		o.failures = append(o.failures, &resolve.Error{Reason: v1alpha1.ReasonTooManyArtifacts,
+			Err: fmt.Errorf("%d images run, and one pin holds %d: split the pin by labels", len(artifacts), maxResolved)})
+		artifacts = artifacts[:maxResolved]
+	}
+
+	results := make([]v1alpha1.ResolvedArtifact, len(artifacts))
+	errs := make([]error, len(artifacts))
+	var calls errgroup.Group
+	calls.SetLimit(registryCalls)
+	for i, a := range artifacts {
+		calls.Go(func() error {
+			options := resolve.Options{Platforms: p.Spec.Platforms, NodePlatforms: platforms,
+				Referrers: p.Spec.Referrers == v1alpha1.Include, Credentials: credentials}
+			if p.Status.ResolvedGeneration == p.Generation {
+				options.Previous = kept(p, a)
+			}
+			results[i], errs[i] = r.Registries.Resolve(ctx, a, options)
+			return nil
+		})
+	}
+	_ = calls.Wait() // each call keeps its error in errs
+
+	for i, a := range artifacts {
+		o.add(p, a, results[i], errs[i])
+	}
+	return o
+}
+
+// add takes one artifact's result into the outcome.
+func (o *outcome) add(p *v1alpha1.ArtifactPin, a v1alpha1.Artifact, result v1alpha1.ResolvedArtifact, err error) {
+	before := kept(p, a)
+	if err == nil {
+		if p.Spec.Resolve.Policy == v1alpha1.ResolveOnce && before != nil && p.Status.ResolvedGeneration == p.Generation && before.Digest != result.Digest {
+			o.moved = append(o.moved, fmt.Sprintf("%s names %s now", a.Image, result.Digest))
+			result = *before
+		}
+		o.resolved = append(o.resolved, result)
+		return
+	}
+	var failure *resolve.Error
+	if !errors.As(err, &failure) {
+		failure = &resolve.Error{Reason: v1alpha1.ReasonRegistryUnreachable, Err: err}
+	}
+	if before != nil && before.Digest != "" {
+		o.resolved = append(o.resolved, *before)
+		if failure.Reason == v1alpha1.ReasonNotFoundUpstream {
+			o.vanished = append(o.vanished, sourceOf(a))
+		}
+	} else if result.Digest != "" && a.Image == "" {
+		// Peers may have a digest that the registry does not.
+		o.resolved = append(o.resolved, result)
+	}
+	o.failures = append(o.failures, failure)
+}
+
+// kept is how an artifact was resolved last, nil if it was not.
+func kept(p *v1alpha1.ArtifactPin, a v1alpha1.Artifact) *v1alpha1.ResolvedArtifact {
+	for i := range p.Status.Artifacts {
+		if p.Status.Artifacts[i].Source == sourceOf(a) {
+			return &p.Status.Artifacts[i]
+		}
+	}
+	return nil
+}
+
+func keptOf(p *v1alpha1.ArtifactPin, artifacts []v1alpha1.Artifact) []v1alpha1.ResolvedArtifact {
+	var all []v1alpha1.ResolvedArtifact
+	for _, a := range artifacts {
+		if k := kept(p, a); k != nil {
+			all = append(all, *k)
+		}
+	}
+	return all
+}
+
+// credentials reads the pull secrets of the pin and of its service account.
+func (r *Resolver) credentials(ctx context.Context, p *v1alpha1.ArtifactPin) ([]string, pullsecret.Credentials, *resolve.Error) {
+	var names []string
+	for _, s := range p.Spec.PullSecrets {
+		names = append(names, s.Name)
+	}
+	if account := p.Spec.ServiceAccountName; account != "" {
+		var sa corev1.ServiceAccount
+		err := r.Live.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: account}, &sa)
+		if err != nil {
+			return names, nil, missing(err, v1alpha1.ReasonServiceAccountNotFound, "service account", p.Namespace, account)
+		}
+		for _, s := range sa.ImagePullSecrets {
+			if !slices.Contains(names, s.Name) {
+				names = append(names, s.Name)
+			}
+		}
+	}
+	names = names[:min(len(names), 16)] // what PinAssignment holds
+	var all pullsecret.Credentials
+	for _, name := range names {
+		var secret corev1.Secret
+		if err := r.Live.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: name}, &secret); err != nil {
+			return names, nil, missing(err, v1alpha1.ReasonSecretNotFound, "pull secret", p.Namespace, name)
+		}
+		credentials, err := pullsecret.Parse(&secret)
+		if err != nil {
+			return names, nil, &resolve.Error{Reason: v1alpha1.ReasonInvalidSecret, Err: err}
+		}
+		all = append(all, credentials...)
+	}
+	return names, all, nil
+}
+
+func missing(err error, reason, what, namespace, name string) *resolve.Error {
+	if apierrors.IsNotFound(err) {
+		return &resolve.Error{Reason: reason, Err: fmt.Errorf("%s %s/%s does not exist: make it, or take it off the pin", what, namespace, name)}
+	}
+	return &resolve.Error{Reason: v1alpha1.ReasonResolving, Err: fmt.Errorf("read %s %s/%s: %w", what, namespace, name, err)}
+}
+
+// nodePlatforms are the platforms of the cluster's nodes.
+func (r *Resolver) nodePlatforms(ctx context.Context) ([]string, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.Clock.Now().Before(r.platformsDue) {
+		return r.platforms, nil
+	}
+	var nodes corev1.NodeList
+	if err := r.Client.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil {
+		return nil, fmt.Errorf("list nodes: %w", err)
+	}
+	var platforms []string
+	for i := range nodes.Items {
+		labels := nodes.Items[i].Labels
+		platform := labels[corev1.LabelOSStable] + "/" + labels[corev1.LabelArchStable]
+		if platform != "/" && !slices.Contains(platforms, platform) {
+			platforms = append(platforms, platform)
+		}
+	}
+	r.platforms, r.platformsDue = platforms, r.Clock.Now().Add(platformsEvery)
+	return platforms, nil
+}
+
+// conclude writes an outcome into the pin's status.
+func conclude(p *v1alpha1.ArtifactPin, o outcome, artifacts []v1alpha1.Artifact, now time.Time) {
+	s := &p.Status
+	s.Artifacts, s.PullSecrets, s.Summary = o.resolved, o.secrets, summary(artifacts)
+	s.LastAttempt = &metav1.Time{Time: now.Truncate(time.Second)}
+	complete := len(o.resolved) == min(len(artifacts), maxResolved) && len(artifacts) > 0
+	if complete {
+		s.ResolvedGeneration = p.Generation
+	}
+	if len(o.failures) == 0 {
+		s.FailedAttempts, s.LastResolved = 0, s.LastAttempt
+	} else {
+		s.FailedAttempts = min(s.FailedAttempts+1, 1000)
+	}
+	resolved, upToDate := conditions(o, artifacts, complete)
+	s.Conditions = slices.DeleteFunc(s.Conditions, func(c metav1.Condition) bool { return slices.Contains(statusConditions, c.Type) })
+	for _, c := range []metav1.Condition{resolved, upToDate} {
+		c.ObservedGeneration = p.Generation
+		condition.Set(&s.Conditions, c, now)
+	}
+}
+
+// conditions are Resolved and UpToDate.
+func conditions(o outcome, artifacts []v1alpha1.Artifact, complete bool) (resolved, upToDate metav1.Condition) {
+	resolved = metav1.Condition{Type: v1alpha1.ConditionResolved, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonResolved,
+		Message: fmt.Sprintf("%d artifacts have a digest or CID", len(o.resolved))}
+	upToDate = metav1.Condition{Type: v1alpha1.ConditionUpToDate, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonCurrent,
+		Message: "upstream names the digests that are kept"}
+	messages := make([]string, 0, len(o.failures))
+	for _, f := range o.failures {
+		messages = append(messages, f.Error())
+	}
+	message := strings.Join(messages, "; ")
+	switch {
+	case len(artifacts) == 0:
+		resolved.Status, resolved.Reason = metav1.ConditionFalse, v1alpha1.ReasonNoWorkloads
+		resolved.Message = "spec.workloads matches no running pod of this namespace"
+	case !complete || len(o.failures) > 0 && o.failures[0].Reason == v1alpha1.ReasonTooManyArtifacts:
+		resolved.Status, resolved.Reason, resolved.Message = metav1.ConditionFalse, v1alpha1.ReasonResolving, message
+		if len(o.failures) > 0 {
+			resolved.Reason = o.failures[0].Reason
+		}
+	}
+	switch {
+	case len(o.vanished) > 0:
+		upToDate.Status, upToDate.Reason = metav1.ConditionFalse, v1alpha1.ReasonVanishedUpstream
+		upToDate.Message = "gone upstream, copies are kept: " + strings.Join(o.vanished, ", ")
+	case len(o.moved) > 0:
+		upToDate.Status, upToDate.Reason = metav1.ConditionFalse, v1alpha1.ReasonTagMoved
+		upToDate.Message = "resolve.policy Once keeps the first digest: " + strings.Join(o.moved, ", ")
+	case len(o.failures) > 0 || len(artifacts) == 0:
+		upToDate.Status, upToDate.Reason, upToDate.Message = metav1.ConditionUnknown, v1alpha1.ReasonNotChecked, message
+	}
+	return resolved, upToDate
+}
+
+// summary names the artifacts in one line.
+func summary(artifacts []v1alpha1.Artifact) string {
+	if len(artifacts) == 0 {
+		return ""
+	}
+	s := sourceOf(artifacts[0])
+	if len(s) > 200 {
+		s = s[:200] + "..."
+	}
+	if len(artifacts) > 1 {
+		s += fmt.Sprintf(" and %d more", len(artifacts)-1)
+	}
+	return s
+}
+
+// report makes events and counts.
+func (r *Resolver) report(before, after *v1alpha1.ArtifactPin) {
+	r.attempts.WithLabelValues(resolution(after).Reason).Inc()
+	for _, kind := range []string{v1alpha1.ConditionResolved, v1alpha1.ConditionUpToDate} {
+		b, a := apimeta.FindStatusCondition(before.Status.Conditions, kind), apimeta.FindStatusCondition(after.Status.Conditions, kind)
+		if b != nil && b.Reason == a.Reason || b == nil && a.Status == metav1.ConditionTrue {
+			continue
+		}
+		level := corev1.EventTypeNormal
+		if a.Status == metav1.ConditionFalse {
+			level = corev1.EventTypeWarning
+		}
+		r.Recorder.Eventf(after, nil, level, a.Reason, "Resolve", "%s", a.Message)
+	}
+	for i := range after.Status.Artifacts {
+		a := &after.Status.Artifacts[i]
+		b := slices.IndexFunc(before.Status.Artifacts, func(x v1alpha1.ResolvedArtifact) bool { return x.Source == a.Source })
+		if b >= 0 && before.Status.Artifacts[b].Digest != a.Digest {
+			r.Recorder.Eventf(after, nil, corev1.EventTypeNormal, "TagFollowed", "Resolve", "%s: from %s to %s", a.Source, before.Status.Artifacts[b].Digest, a.Digest)
+		}
+	}
+}

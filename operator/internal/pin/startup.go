@@ -1,0 +1,56 @@
+package pin
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/events"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+)
+
+// +kubebuilder:rbac:groups="",resources=nodes,verbs=get;list;watch;patch
+
+// StartupReconciler lifts the startup taint from nodes on which every pin that waits for it is ready.
+type StartupReconciler struct {
+	Client   client.Client
+	Recorder events.EventRecorder
+	Board    *Board
+}
+
+// SetupWithManager wires the reconciler to the plan, which names the nodes with the taint each time it is made.
+func (r *StartupReconciler) SetupWithManager(mgr ctrl.Manager) error {
+	return ctrl.NewControllerManagedBy(mgr).Named("startup").WatchesRawSource(r.Board.starting.source()).Complete(r)
+}
+
+// Reconcile lifts the taint of one node. A node whose peer is not admitted yet keeps it: no pin could be placed there.
+func (r *StartupReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	made := r.Board.Plan()
+	if made == nil || len(made.Gates[req.Name]) > 0 {
+		return ctrl.Result{}, nil
+	}
+	if _, planned := made.Assignments[req.Name]; !planned {
+		return ctrl.Result{}, nil
+	}
+	var node corev1.Node
+	if err := r.Client.Get(ctx, req.NamespacedName, &node); err != nil {
+		return ctrl.Result{}, client.IgnoreNotFound(err)
+	}
+	if !slices.ContainsFunc(node.Spec.Taints, isStartupTaint) {
+		return ctrl.Result{}, nil
+	}
+	// Taints are one list, so the write must not undo what others did to it in between.
+	patch := client.MergeFromWithOptions(node.DeepCopy(), client.MergeFromWithOptimisticLock{})
+	node.Spec.Taints = slices.DeleteFunc(node.Spec.Taints, isStartupTaint)
+	if err := r.Client.Patch(ctx, &node, patch); err != nil {
+		return ctrl.Result{}, fmt.Errorf("lift taint %s of node %s: %w", v1alpha1.StartupTaint, node.Name, err)
+	}
+	r.Recorder.Eventf(&node, nil, corev1.EventTypeNormal, "PinsReady", "LiftTaint", "lifted taint %s: every pin that was waited for is ready", v1alpha1.StartupTaint)
+	return ctrl.Result{}, nil
+}
+
+func isStartupTaint(t corev1.Taint) bool { return t.Key == v1alpha1.StartupTaint }

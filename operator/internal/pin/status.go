@@ -1,0 +1,290 @@
+package pin
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/operator/internal/apply"
+	"github.com/shoal-cache/shoal/operator/internal/condition"
+	"github.com/shoal-cache/shoal/operator/internal/plan"
+)
+
+// statusFields are those of ArtifactPin.status that this controller writes; the resolver writes the others.
+var statusFields = []string{"observedGeneration", "eligible", "desired", "ready", "pending", "failed", "domains",
+	"bytesHeld", "bytesWanted", "lastUsed", "failures", "conditions"}
+
+// statusConditions likewise.
+var statusConditions = []string{v1alpha1.ConditionReady, v1alpha1.ConditionDegraded, v1alpha1.ConditionExpired}
+
+// +kubebuilder:rbac:groups=shoal.dev,resources=artifactpins,verbs=get;list;watch;patch
+// +kubebuilder:rbac:groups=shoal.dev,resources=artifactpins/status,verbs=patch
+// +kubebuilder:rbac:groups=shoal.dev,resources=artifactpins/finalizers,verbs=update
+
+// StatusReconciler writes how each pin fares, and holds back its deletion while nodes purge it.
+type StatusReconciler struct {
+	Client   client.Client
+	Recorder events.EventRecorder
+	Clock    clock.Clock
+	Board    *Board
+}
+
+// SetupWithManager wires the reconciler to the plan, and to what the resolver finds.
+func (r *StatusReconciler) SetupWithManager(mgr ctrl.Manager) error {
+	changed := predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		a, b := e.ObjectOld.(*v1alpha1.ArtifactPin), e.ObjectNew.(*v1alpha1.ArtifactPin)
+		return pinInputChanged(e) || !equality.Semantic.DeepEqual(resolution(a), resolution(b))
+	}}
+	return ctrl.NewControllerManagedBy(mgr).Named("pinstatus").
+		For(&v1alpha1.ArtifactPin{}, builder.WithPredicates(changed)).
+		WatchesRawSource(r.Board.pins.source()).
+		WithOptions(controller.Options{MaxConcurrentReconciles: 4}).
+		Complete(r)
+}
+
+func resolution(p *v1alpha1.ArtifactPin) *metav1.Condition {
+	return apimeta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionResolved)
+}
+
+// Reconcile writes the status of one pin from the plan.
+func (r *StatusReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	var p v1alpha1.ArtifactPin
+	if err := r.Client.Get(ctx, req.NamespacedName, &p); err != nil {
+		return ctrl.Result{}, client.IgnoreNotFound(err)
+	}
+	made := r.Board.Plan()
+	if made == nil || made.Pins[p.UID] == nil || !made.Pins[p.UID].Of(&p) {
+		return ctrl.Result{}, nil // the next plan has it as it is now, and tells
+	}
+	s := made.Pins[p.UID]
+	if done, err := r.finalize(ctx, &p, s); done || err != nil {
+		return ctrl.Result{}, err
+	}
+	want := describe(&p, s, r.Clock.Now())
+	if equality.Semantic.DeepEqual(want, own(p.Status)) {
+		return ctrl.Result{}, nil
+	}
+	before := p.Status
+	p.Status = want
+	if err := apply.Status(ctx, r.Client, &p, v1alpha1.ManagedByOperator, statusFields...); err != nil {
+		return ctrl.Result{}, err
+	}
+	r.report(&p, before.Conditions)
+	return ctrl.Result{}, nil
+}
+
+// finalize sets the finalizer of pins that are to be purged, and lifts it when no node holds one any more. done: the pin
+// is on its way out.
+func (r *StatusReconciler) finalize(ctx context.Context, p *v1alpha1.ArtifactPin, s *plan.Summary) (done bool, err error) {
+	patch := client.MergeFromWithOptions(p.DeepCopy(), client.MergeFromWithOptimisticLock{})
+	var changed bool
+	switch deleting := !p.DeletionTimestamp.IsZero(); {
+	case deleting && s.Holding == 0, !deleting && p.Spec.DeletionPolicy != v1alpha1.DeletionPurge:
+		changed = controllerutil.RemoveFinalizer(p, v1alpha1.PurgeFinalizer)
+		done = deleting
+	case !deleting:
+		changed = controllerutil.AddFinalizer(p, v1alpha1.PurgeFinalizer)
+	}
+	if changed {
+		if err := r.Client.Patch(ctx, p, patch); client.IgnoreNotFound(err) != nil {
+			return done, fmt.Errorf("finalizer of pin %s: %w", client.ObjectKeyFromObject(p), err)
+		}
+	}
+	return done, nil
+}
+
+// own is the part of a status that this controller writes.
+func own(s v1alpha1.ArtifactPinStatus) v1alpha1.ArtifactPinStatus {
+	return v1alpha1.ArtifactPinStatus{
+		ObservedGeneration: s.ObservedGeneration, Eligible: s.Eligible, Desired: s.Desired, Ready: s.Ready, Pending: s.Pending,
+		Failed: s.Failed, Domains: s.Domains, BytesHeld: s.BytesHeld, BytesWanted: s.BytesWanted, LastUsed: s.LastUsed, Failures: s.Failures,
+		Conditions: slices.DeleteFunc(slices.Clone(s.Conditions), func(c metav1.Condition) bool {
+			return !slices.Contains(statusConditions, c.Type)
+		}),
+	}
+}
+
+// describe is this controller's part of the status that follows from the plan.
+func describe(p *v1alpha1.ArtifactPin, s *plan.Summary, now time.Time) v1alpha1.ArtifactPinStatus {
+	mine := own(p.Status)
+	status := *mine.DeepCopy()
+	status.ObservedGeneration = p.Generation
+	status.Eligible, status.Desired, status.Ready, status.Pending, status.Failed = s.Eligible, s.Desired, s.Ready, s.Pending, s.Failed
+	status.Domains, status.LastUsed, status.Failures = s.Domains, s.LastUsed, s.Failures
+	status.BytesHeld, status.BytesWanted = resource.NewQuantity(s.BytesHeld, resource.BinarySI), resource.NewQuantity(s.BytesWanted, resource.BinarySI)
+	for _, c := range []metav1.Condition{readiness(p, s), degradation(p, s), expiry(s)} {
+		c.ObservedGeneration = p.Generation
+		condition.Set(&status.Conditions, c, now)
+	}
+	return status
+}
+
+// rule finds a reason why a pin is not ready.
+type rule func(*v1alpha1.ArtifactPin, *plan.Summary) (reason, message string, holds bool)
+
+// rules in the order in which they are asked; the first that holds decides.
+var rules = []rule{purging, hasExpired, isInvalid, isSuspended, isUnresolved, hasNoNodes, isTooLarge, hasFailed,
+	lacksCapacity, exceedsPinLimit, waitsForWindow, isFetching, hasTooFewNodes}
+
+func readiness(p *v1alpha1.ArtifactPin, s *plan.Summary) metav1.Condition {
+	for _, r := range rules {
+		if reason, message, holds := r(p, s); holds {
+			return metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: reason, Message: message}
+		}
+	}
+	return metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonAllReady,
+		Message: fmt.Sprintf("all %d copies are whole", s.Ready)}
+}
+
+func purging(p *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
+	return v1alpha1.ReasonPurging, fmt.Sprintf("%d nodes have still to remove their copy", s.Holding), !p.DeletionTimestamp.IsZero()
+}
+
+func hasExpired(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
+	return v1alpha1.ReasonExpired, "spec.expiry has passed; copies are released", s.Expired
+}
+
+func isInvalid(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
+	return v1alpha1.ReasonInvalidSpec, s.Invalid, s.Invalid != ""
+}
+
+func isSuspended(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
+	return v1alpha1.ReasonSuspended, "spec.suspend is set; copies that exist stay pinned", s.Suspended
+}
+
+func isUnresolved(p *v1alpha1.ArtifactPin, _ *plan.Summary) (string, string, bool) {
+	c := resolution(p)
+	switch {
+	case c == nil:
+		return v1alpha1.ReasonResolving, "artifacts are being resolved", true
+	case c.Status != metav1.ConditionTrue:
+		return c.Reason, c.Message, true
+	case p.Status.ResolvedGeneration != p.Generation:
+		return v1alpha1.ReasonResolving, "artifacts are being resolved for the present spec", true
+	}
+	return "", "", false
+}
+
+func hasNoNodes(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
+	return v1alpha1.ReasonNoEligibleNodes, "no node with an admitted peer matches nodeSelector and tolerations", s.Eligible == 0
+}
+
+func isTooLarge(p *v1alpha1.ArtifactPin, _ *plan.Summary) (string, string, bool) {
+	if !plan.TooLarge(p) {
+		return "", "", false
+	}
+	return v1alpha1.ReasonSizeLimitExceeded, fmt.Sprintf("one copy has %s bytes, sizeLimit is %s",
+		resource.NewQuantity(plan.Size(p), resource.BinarySI), p.Spec.SizeLimit), true
+}
+
+func hasFailed(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
+	if s.Failed == 0 || len(s.Failures) == 0 {
+		return "", "", false
+	}
+	f := s.Failures[0]
+	return v1alpha1.ReasonFetchFailed, fmt.Sprintf("%d of %d copies fail, on node %s: %s: %s", s.Failed, s.Desired, f.NodeName, f.Reason, f.Message), true
+}
+
+func lacksCapacity(p *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
+	return v1alpha1.ReasonInsufficientCapacity, fmt.Sprintf("one copy has %s bytes, more than pins of higher priority leave of the cache of %d of %d eligible nodes",
+		resource.NewQuantity(plan.Size(p), resource.BinarySI), s.TooSmall, s.Eligible), s.TooSmall > 0 && s.Ready+s.TooSmall >= s.Eligible && s.Pending > 0
+}
+
+func exceedsPinLimit(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
+	return v1alpha1.ReasonPinLimit, fmt.Sprintf("%d of %d eligible nodes keep as many pins as one node can (%d pins, %d artifacts)",
+		s.Full, s.Eligible, v1alpha1.MaxPinsPerNode, v1alpha1.MaxArtifactsPerNode), s.Full > 0 && s.Ready+s.Full >= s.Eligible && s.Pending > 0
+}
+
+func waitsForWindow(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
+	return v1alpha1.ReasonWaitingForSchedule, fmt.Sprintf("%d copies wait for the next window of spec.schedule", s.Pending), s.WindowShut
+}
+
+func isFetching(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
+	message := fmt.Sprintf("%d of %d copies are whole", s.Ready, s.Desired)
+	if earlier := s.Whole - s.Ready; earlier > 0 {
+		message += fmt.Sprintf("; %d nodes hold what was pinned before until theirs is", earlier)
+	}
+	return v1alpha1.ReasonFetching, message, s.Ready < min(s.Desired, s.Eligible)
+}
+
+func hasTooFewNodes(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
+	return v1alpha1.ReasonTooFewNodes, fmt.Sprintf("%d copies are wanted, and only %d nodes are eligible", s.Desired, s.Eligible), s.Ready < s.Desired
+}
+
+func degradation(p *v1alpha1.ArtifactPin, s *plan.Summary) metav1.Condition {
+	c := metav1.Condition{Type: v1alpha1.ConditionDegraded, Status: metav1.ConditionTrue}
+	minimum := int32(1)
+	if p.Spec.MinReplicas != nil {
+		minimum = *p.Spec.MinReplicas
+	}
+	domains := int32(0)
+	if p.Spec.Spread != nil && p.Spec.Spread.MinDomains != nil {
+		domains = *p.Spec.Spread.MinDomains
+	}
+	switch {
+	case !p.DeletionTimestamp.IsZero():
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, v1alpha1.ReasonPurging, "no copies are wanted any more"
+	case s.Expired:
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, v1alpha1.ReasonExpired, "no copies are wanted any more"
+	case s.Whole < minimum:
+		c.Reason, c.Message = v1alpha1.ReasonTooFewCopies, fmt.Sprintf("%d copies are whole, the minimum is %d", s.Whole, minimum)
+	case s.WholeDomains < domains:
+		c.Reason, c.Message = v1alpha1.ReasonTooFewDomains, fmt.Sprintf("copies in %d domains of %s, the minimum is %d", s.WholeDomains, p.Spec.Spread.TopologyKey, domains)
+	default:
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, v1alpha1.ReasonEnoughCopies, fmt.Sprintf("%d copies are whole, the minimum is %d", s.Whole, minimum)
+	}
+	return c
+}
+
+func expiry(s *plan.Summary) metav1.Condition {
+	if s.Expired {
+		return metav1.Condition{Type: v1alpha1.ConditionExpired, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonExpired, Message: "spec.expiry has passed"}
+	}
+	return metav1.Condition{Type: v1alpha1.ConditionExpired, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonNotExpired, Message: "spec.expiry has not passed"}
+}
+
+// report makes an event for each condition whose status or reason has changed.
+func (r *StatusReconciler) report(p *v1alpha1.ArtifactPin, before []metav1.Condition) {
+	for _, c := range p.Status.Conditions {
+		b := apimeta.FindStatusCondition(before, c.Type)
+		if b != nil && b.Status == c.Status && b.Reason == c.Reason {
+			continue
+		}
+		kind := corev1.EventTypeNormal
+		switch c.Type {
+		case v1alpha1.ConditionReady:
+			if c.Reason != v1alpha1.ReasonAllReady && c.Reason != v1alpha1.ReasonFetching && c.Reason != v1alpha1.ReasonResolving {
+				kind = corev1.EventTypeWarning
+			}
+		case v1alpha1.ConditionDegraded:
+			if b == nil || b.Status == c.Status {
+				continue // a pin that is new has no copies yet
+			}
+			if c.Status == metav1.ConditionTrue {
+				kind = corev1.EventTypeWarning
+			}
+		default:
+			if c.Status != metav1.ConditionTrue {
+				continue
+			}
+		}
+		r.Recorder.Eventf(p, nil, kind, c.Reason, "Keep", "%s", c.Message)
+	}
+}

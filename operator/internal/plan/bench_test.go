@@ -1,0 +1,30 @@
+package plan_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/shoal-cache/shoal/operator/internal/plan"
+)
+
+// BenchmarkCompute is one plan of 5,000 nodes and 2,000 pins, five of them on every node, with every copy reported. Its
+// figures are in operator/README.md.
+func BenchmarkCompute(b *testing.B) {
+	m := newModel(5000)
+	for i := range m.Nodes {
+		m.Nodes[i].Capacity = 0
+	}
+	for i := range 2000 {
+		if i < 5 {
+			m.pin(fmt.Sprint("every-", i), "All", nil)
+		} else {
+			m.pin(fmt.Sprint("pin-", i), 3, nil)
+		}
+	}
+	m.hand()
+	m.report("Ready", "")
+	b.ReportAllocs()
+	for b.Loop() {
+		plan.Compute(m.Input)
+	}
+}

@@ -1,0 +1,637 @@
+// Package plan computes, from everything the operator knows, what each node is to keep and how each pin fares. It is a pure
+// function: no clock, no client, nothing remembered. Whatever happened before, a crash included, the next plan
+// follows from what the API server holds.
+//
+// The rules, in order:
+//
+//  1. Pins are placed by priority, then age, so that where room is short the lower and the younger go without.
+//  2. A suspended pin stands as it is. An expired or deleted one is released, or purged.
+//  3. Eligible are members that match the pin's selector and whose taints it tolerates. Of these, package placement picks
+//     as many as are wanted among those that are up and have room.
+//  4. A node that is down, or whose peer is not admitted for now, keeps its assignment: what it holds is there when it comes
+//     back.
+//  5. A copy on a node that is no longer picked is released only when as many picked nodes are ready as are wanted.
+//  6. New work waits for a slot (parallelism) and for the schedule; making a copy again from a copy that exists waits for neither
+//     schedule nor registry.
+package plan
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/robfig/cron/v3"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/operator/internal/placement"
+)
+
+// Node is a node as the plan sees it.
+type Node struct {
+	Name   string
+	Labels map[string]string
+	Taints []corev1.Taint
+	// Member: its peer is admitted, and neither peer nor node is being deleted.
+	Member bool
+	// DownSince is when the node stopped being Ready or its agent fell silent; zero while it is up.
+	DownSince time.Time
+	// Capacity of the cache in bytes; 0 when the agent has not reported it.
+	Capacity int64
+	// Assigned is the spec, Progress the status, of the node's NodeCache.
+	Assigned []v1alpha1.PinAssignment
+	Progress []v1alpha1.PinProgress
+}
+
+// Input is everything a plan follows from. It is not modified.
+type Input struct {
+	Now time.Time
+	// ZoneKey is the node label over which copies are spread where a pin does not say.
+	ZoneKey string
+	Nodes   []Node
+	Pins    []*v1alpha1.ArtifactPin
+}
+
+// Plan is what is to be.
+type Plan struct {
+	// Assignments by node, in order of UID. Every node of the input that is a member or has entries is a key.
+	Assignments map[string][]v1alpha1.PinAssignment
+	// Pins by UID.
+	Pins map[types.UID]*Summary
+	// Gates are, by node, the pins with startup Gate that are not ready there. A node without entry waits for none.
+	Gates map[string][]types.NamespacedName
+}
+
+// Summary is how a pin fares.
+type Summary struct {
+	// Generation, Artifacts and PullSecrets are the pin's as the plan saw them: it says nothing about any others.
+	Generation  int64
+	Artifacts   []v1alpha1.ResolvedArtifact
+	PullSecrets []string
+
+	Eligible, Desired, Ready, Pending, Failed, Domains int32
+	// Whole is Ready and the nodes that hold an earlier revision whole while the present one is on its way, WholeDomains
+	// the domains of these.
+	Whole, WholeDomains    int32
+	BytesHeld, BytesWanted int64
+	LastUsed               *metav1.Time
+	// Failures of nodes, the first MaxFailures by name.
+	Failures []v1alpha1.NodeFailure
+	// TooSmall is the number of eligible nodes without capacity for a copy, Full of those with as many pins as a node keeps.
+	TooSmall, Full int32
+	// Holding is the number of nodes that are up and have an entry, whatever its action.
+	Holding int32
+	// Expired and Suspended say why nothing is wanted or done, WindowShut that work waits for the schedule.
+	Expired, Suspended, WindowShut bool
+	// Invalid says what in the spec can't be carried out; empty if all can.
+	Invalid string
+}
+
+// Of tells whether the summary is of the pin as it is here.
+func (s *Summary) Of(p *v1alpha1.ArtifactPin) bool {
+	return s.Generation == p.Generation && slices.Equal(s.PullSecrets, p.Status.PullSecrets) &&
+		equality.Semantic.DeepEqual(s.Artifacts, p.Status.Artifacts)
+}
+
+// MaxFailures bounds ArtifactPin.status.failures.
+const MaxFailures = 10
+
+// Compute makes the plan.
+func Compute(in Input) *Plan {
+	c := newComputation(in)
+	pins := slices.Clone(in.Pins)
+	slices.SortFunc(pins, func(a, b *v1alpha1.ArtifactPin) int {
+		return cmp.Or(cmp.Compare(b.Spec.Priority, a.Spec.Priority),
+			a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.UID, b.UID))
+	})
+	for _, p := range pins {
+		c.plan.Pins[p.UID] = c.place(p)
+		delete(c.holdings, string(p.UID))
+	}
+	c.orphans()
+	for i := range in.Nodes {
+		if n := &in.Nodes[i]; n.Member || len(n.Assigned) > 0 {
+			entries := c.entries[i]
+			slices.SortFunc(entries, func(a, b v1alpha1.PinAssignment) int { return cmp.Compare(a.UID, b.UID) })
+			c.plan.Assignments[n.Name] = entries
+		}
+	}
+	return c.plan
+}
+
+// computation is the state of one Compute.
+type computation struct {
+	in       Input
+	plan     *Plan
+	hashes   []uint64                    // of node names
+	holdings map[string]map[int]holding  // by pin UID, then node
+	entries  [][]v1alpha1.PinAssignment  // by node: the plan in the making
+	room     []room                      // by node: what is left of it
+	eligible map[string]eligibility      // by selector and tolerations, which many pins share
+	fleets   map[string]*placement.Fleet // by these and the topology key
+}
+
+// holding is what a node has of a pin now.
+type holding struct {
+	assigned *v1alpha1.PinAssignment
+	progress *v1alpha1.PinProgress // nil: no word of it yet
+}
+
+func (h holding) state(revision string) v1alpha1.PinState {
+	if h.progress == nil || h.progress.Revision != revision {
+		return v1alpha1.PinPending
+	}
+	return h.progress.State
+}
+
+// holdsEarlier tells whether the node has a revision whole that is not the one given.
+func (h holding) holdsEarlier(revision string) bool {
+	p := h.progress
+	return p != nil && (p.HeldRevision != "" || p.Revision != revision && p.State == v1alpha1.PinReady)
+}
+
+// ready tells whether the node has reported what it was last assigned as whole.
+func (h holding) ready() bool {
+	return h.assigned != nil && h.state(h.assigned.Revision) == v1alpha1.PinReady
+}
+
+type room struct {
+	pins, artifacts int
+	bytes           int64
+	bounded         bool // whether bytes counts
+}
+
+type eligibility struct {
+	nodes []int
+	err   error
+}
+
+func newComputation(in Input) *computation {
+	n := len(in.Nodes)
+	c := &computation{
+		in: in,
+		plan: &Plan{
+			Assignments: make(map[string][]v1alpha1.PinAssignment, n),
+			Pins:        make(map[types.UID]*Summary, len(in.Pins)),
+			Gates:       map[string][]types.NamespacedName{},
+		},
+		hashes: make([]uint64, n), entries: make([][]v1alpha1.PinAssignment, n), room: make([]room, n),
+		holdings: map[string]map[int]holding{}, eligible: map[string]eligibility{}, fleets: map[string]*placement.Fleet{},
+	}
+	for i := range in.Nodes {
+		node := &in.Nodes[i]
+		c.hashes[i] = placement.Hash(node.Name)
+		c.room[i] = room{v1alpha1.MaxPinsPerNode, v1alpha1.MaxArtifactsPerNode, node.Capacity, node.Capacity > 0}
+		for j := range node.Assigned {
+			a := &node.Assigned[j]
+			if c.holdings[a.UID] == nil {
+				c.holdings[a.UID] = map[int]holding{}
+			}
+			c.holdings[a.UID][i] = holding{assigned: a}
+		}
+		for j := range node.Progress {
+			p := &node.Progress[j]
+			if h, ok := c.holdings[p.UID][i]; ok {
+				h.progress = p
+				c.holdings[p.UID][i] = h
+			}
+		}
+	}
+	return c
+}
+
+// place decides about one pin.
+func (c *computation) place(p *v1alpha1.ArtifactPin) *Summary {
+	held := c.holdings[string(p.UID)]
+	s := &Summary{
+		Generation: p.Generation, Artifacts: p.Status.Artifacts, PullSecrets: p.Status.PullSecrets, LastUsed: p.Status.LastUsed,
+	}
+	for _, h := range held {
+		if h.progress != nil && h.progress.LastUsed != nil && (s.LastUsed == nil || s.LastUsed.Before(h.progress.LastUsed)) {
+			s.LastUsed = h.progress.LastUsed
+		}
+	}
+	open, err := windowOpen(p.Spec.Schedule, c.in.Now)
+	if err != nil {
+		s.Invalid = err.Error()
+	}
+	nodes, err := c.eligibleFor(p)
+	if err != nil {
+		s.Invalid = err.Error()
+	}
+	s.Eligible = int32(len(nodes))
+	s.Expired = expired(p, s.LastUsed, c.in.Now)
+	s.Suspended = p.Spec.Suspend
+
+	switch {
+	case !p.DeletionTimestamp.IsZero() || s.Expired:
+		for i, h := range held {
+			c.release(p.Spec.DeletionPolicy, i, h)
+		}
+	case s.Invalid != "" || s.Suspended || len(p.Status.Artifacts) == 0 || TooLarge(p):
+		size := Size(p)
+		for i, h := range held {
+			c.keep(i, *h.assigned, size)
+		}
+		s.Desired = replicas(p.Spec.Replicas, len(nodes))
+		c.count(p, s, heldNodes(held), held, "")
+		if p.Spec.Replicas.StrVal == v1alpha1.AllNodes && len(p.Status.Artifacts) == 0 {
+			c.gate(p, nodes, func(int) bool { return false })
+		}
+	default:
+		c.assign(p, s, nodes, held, open)
+	}
+	for i := range held {
+		if c.in.Nodes[i].DownSince.IsZero() && c.has(i, string(p.UID)) {
+			s.Holding++
+		}
+	}
+	return s
+}
+
+// assign picks nodes for a pin that is to be kept, and hands out its entry.
+func (c *computation) assign(p *v1alpha1.ArtifactPin, s *Summary, eligible []int, held map[int]holding, open bool) {
+	entry := Entry(p)
+	size := Size(p)
+	s.Desired = replicas(p.Spec.Replicas, len(eligible))
+	picked := c.pick(p, s, eligible, len(entry.Artifacts), size)
+	isPicked := make(map[int]bool, len(picked))
+	for _, i := range picked {
+		isPicked[i] = true
+	}
+
+	// Whether any copy of just this exists: then further ones come from peers.
+	copied := false
+	inFlight, ready := 0, 0
+	for i, h := range held {
+		switch h.state(entry.Revision) {
+		case v1alpha1.PinReady:
+			copied = true
+			if isPicked[i] {
+				ready++
+			}
+		case v1alpha1.PinPending, v1alpha1.PinFetching:
+			if h.assigned.Revision == entry.Revision && c.up(i, p) {
+				inFlight++
+			}
+		}
+	}
+	slots := len(picked)
+	if p.Spec.Parallelism != nil {
+		slots = int(*p.Spec.Parallelism) - inFlight
+	}
+	for _, i := range picked {
+		h, has := held[i]
+		switch {
+		case has && h.assigned.Revision == entry.Revision:
+			c.keep(i, *h.assigned, size)
+		case slots > 0 && (open || copied):
+			slots--
+			c.keep(i, entry, size)
+		case has:
+			c.keep(i, *h.assigned, size)
+			s.WindowShut = s.WindowShut || !open
+		default:
+			c.reserve(i, entry, size)
+			s.WindowShut = s.WindowShut || !open
+		}
+	}
+	for i, h := range held {
+		switch {
+		case isPicked[i]:
+		case !c.in.Nodes[i].Member, !c.up(i, p):
+			c.keep(i, *h.assigned, size)
+		case ready < min(int(s.Desired), len(picked)) && h.ready() && h.assigned.Action != v1alpha1.ActionPurge:
+			c.keep(i, *h.assigned, size)
+		default:
+			c.release(p.Spec.DeletionPolicy, i, h)
+		}
+	}
+	c.count(p, s, picked, held, entry.Revision)
+	c.gate(p, picked, func(i int) bool { return held[i].state(entry.Revision) == v1alpha1.PinReady })
+}
+
+// gate records, of a pin with startup Gate, the nodes that are not ready.
+func (c *computation) gate(p *v1alpha1.ArtifactPin, nodes []int, ready func(i int) bool) {
+	if p.Spec.Startup != v1alpha1.StartupGate || p.Spec.Suspend {
+		return
+	}
+	for _, i := range nodes {
+		if !ready(i) {
+			node := c.in.Nodes[i].Name
+			c.plan.Gates[node] = append(c.plan.Gates[node], types.NamespacedName{Namespace: p.Namespace, Name: p.Name})
+		}
+	}
+}
+
+// pick chooses the nodes that are to have a copy.
+func (c *computation) pick(p *v1alpha1.ArtifactPin, s *Summary, eligible []int, artifacts int, size int64) []int {
+	key := c.in.ZoneKey
+	if p.Spec.Spread != nil {
+		key = p.Spec.Spread.TopologyKey
+	}
+	accept := func(i int) bool {
+		r := &c.room[i]
+		switch {
+		case !c.up(i, p):
+		case r.bounded && size > r.bytes:
+			s.TooSmall++
+		case r.pins == 0 || artifacts > r.artifacts:
+			s.Full++
+		default:
+			return true
+		}
+		return false
+	}
+	if int(s.Desired) >= len(eligible) {
+		return slices.DeleteFunc(slices.Clone(eligible), func(i int) bool { return !accept(i) })
+	}
+	chosen := c.fleet(p, eligible, key).Pick(string(p.UID), int(s.Desired), func(k int) bool { return accept(eligible[k]) })
+	for k, e := range chosen {
+		chosen[k] = eligible[e]
+	}
+	return chosen
+}
+
+// fleet groups a pin's eligible nodes by the domains of a label, once for all pins that have both in common.
+func (c *computation) fleet(p *v1alpha1.ArtifactPin, eligible []int, topologyKey string) *placement.Fleet {
+	key := topologyKey + "\n" + c.eligibilityKey(p)
+	f := c.fleets[key]
+	if f == nil {
+		candidates := make([]placement.Candidate, len(eligible))
+		for k, i := range eligible {
+			candidates[k] = placement.Candidate{Domain: c.in.Nodes[i].Labels[topologyKey], Hash: c.hashes[i]}
+		}
+		f = placement.NewFleet(candidates)
+		c.fleets[key] = f
+	}
+	return f
+}
+
+// count fills in how far the picked nodes are with a revision; with revision "", with what each was last assigned.
+func (c *computation) count(p *v1alpha1.ArtifactPin, s *Summary, picked []int, held map[int]holding, revision string) {
+	key := c.in.ZoneKey
+	if p.Spec.Spread != nil {
+		key = p.Spec.Spread.TopologyKey
+	}
+	size, domains, wholeDomains := Size(p), map[string]bool{}, map[string]bool{}
+	byName := slices.SortedFunc(slices.Values(picked), func(a, b int) int { return cmp.Compare(c.in.Nodes[a].Name, c.in.Nodes[b].Name) })
+	for _, i := range byName {
+		node, h := &c.in.Nodes[i], held[i]
+		if h.assigned != nil && h.assigned.Action == v1alpha1.ActionPurge {
+			continue
+		}
+		rev := revision
+		if rev == "" && h.assigned != nil {
+			rev = h.assigned.Revision
+		}
+		wanted := size
+		if h.progress != nil {
+			s.BytesHeld += h.progress.BytesHeld
+			wanted = cmp.Or(h.progress.BytesWanted, size)
+		}
+		s.BytesWanted += wanted
+		if h.state(rev) == v1alpha1.PinReady || h.holdsEarlier(rev) {
+			s.Whole++
+			wholeDomains[node.Labels[key]] = true
+		}
+		switch h.state(rev) {
+		case v1alpha1.PinReady:
+			s.Ready++
+			domains[node.Labels[key]] = true
+		case v1alpha1.PinFailed:
+			s.Failed++
+			if len(s.Failures) < MaxFailures {
+				s.Failures = append(s.Failures, v1alpha1.NodeFailure{NodeName: node.Name, Reason: h.progress.Reason, Message: h.progress.Message})
+			}
+		default:
+		}
+	}
+	s.Domains, s.WholeDomains = int32(len(domains)), int32(len(wholeDomains))
+	s.Pending = max(0, s.Desired-s.Ready-s.Failed)
+}
+
+// keep puts an entry into the plan and takes its room.
+func (c *computation) keep(i int, entry v1alpha1.PinAssignment, size int64) {
+	c.entries[i] = append(c.entries[i], entry)
+	c.reserve(i, entry, size)
+}
+
+// reserve takes the room of an entry that waits for its slot.
+func (c *computation) reserve(i int, entry v1alpha1.PinAssignment, size int64) {
+	c.room[i].pins--
+	c.room[i].artifacts -= len(entry.Artifacts)
+	c.room[i].bytes -= size
+}
+
+// release lets a copy go: the entry is dropped, or turned into an order to purge that stands until the node has
+// reported it done.
+func (c *computation) release(policy v1alpha1.DeletionPolicy, i int, h holding) {
+	if policy != v1alpha1.DeletionPurge && h.assigned.Action != v1alpha1.ActionPurge {
+		return
+	}
+	purge := *h.assigned
+	if purge.Action != v1alpha1.ActionPurge {
+		purge.Action = v1alpha1.ActionPurge
+		purge.Revision = Revision(purge)
+	}
+	if h.state(purge.Revision) != v1alpha1.PinPurged {
+		c.entries[i] = append(c.entries[i], purge)
+	}
+}
+
+// orphans finishes orders to purge whose pin is gone. Other entries of pins that are gone are dropped.
+func (c *computation) orphans() {
+	for _, held := range c.holdings {
+		for i, h := range held {
+			if h.assigned.Action == v1alpha1.ActionPurge {
+				c.release(v1alpha1.DeletionPurge, i, h)
+			}
+		}
+	}
+}
+
+func (c *computation) has(i int, uid string) bool {
+	return slices.ContainsFunc(c.entries[i], func(a v1alpha1.PinAssignment) bool { return a.UID == uid })
+}
+
+// up tells whether a node counts as being there for a pin: it may be down for less than the repair delay.
+func (c *computation) up(i int, p *v1alpha1.ArtifactPin) bool {
+	since := c.in.Nodes[i].DownSince
+	return since.IsZero() || c.in.Now.Sub(since) < p.Spec.RepairDelay.Duration
+}
+
+// eligibleFor lists the nodes that match a pin's selector and whose taints it tolerates.
+func (c *computation) eligibleFor(p *v1alpha1.ArtifactPin) ([]int, error) {
+	key := c.eligibilityKey(p)
+	if e, ok := c.eligible[key]; ok {
+		return e.nodes, e.err
+	}
+	e := eligibility{}
+	selector := labels.Everything()
+	if p.Spec.NodeSelector != nil {
+		var err error
+		if selector, err = metav1.LabelSelectorAsSelector(p.Spec.NodeSelector); err != nil {
+			e.err = fmt.Errorf("nodeSelector: %w", err)
+		}
+	}
+	for i := range c.in.Nodes {
+		n := &c.in.Nodes[i]
+		if e.err == nil && n.Member && selector.Matches(labels.Set(n.Labels)) && tolerated(n.Taints, p.Spec.Tolerations) {
+			e.nodes = append(e.nodes, i)
+		}
+	}
+	c.eligible[key] = e
+	return e.nodes, e.err
+}
+
+// eligibilityKey is the same for pins with the same selector and tolerations.
+func (c *computation) eligibilityKey(p *v1alpha1.ArtifactPin) string {
+	if p.Spec.NodeSelector == nil && len(p.Spec.Tolerations) == 0 {
+		return ""
+	}
+	b, err := json.Marshal(struct {
+		S *metav1.LabelSelector
+		T []corev1.Toleration
+	}{p.Spec.NodeSelector, p.Spec.Tolerations})
+	if err != nil {
+		panic(err) // both came as JSON
+	}
+	return string(b)
+}
+
+// passing are taints that say what the plan judges by itself (a node that is down), or that wait for the plan.
+var passing = map[string]bool{
+	corev1.TaintNodeNotReady: true, corev1.TaintNodeUnreachable: true, v1alpha1.StartupTaint: true,
+}
+
+func tolerated(taints []corev1.Taint, tolerations []corev1.Toleration) bool {
+	for i := range taints {
+		t := &taints[i]
+		if t.Effect == corev1.TaintEffectPreferNoSchedule || passing[t.Key] {
+			continue
+		}
+		if !slices.ContainsFunc(tolerations, func(tol corev1.Toleration) bool { return tolerates(tol, t) }) {
+			return false
+		}
+	}
+	return true
+}
+
+// tolerates is the rule of Kubernetes for one toleration and one taint.
+func tolerates(tol corev1.Toleration, t *corev1.Taint) bool {
+	if tol.Effect != "" && tol.Effect != t.Effect || tol.Key != "" && tol.Key != t.Key {
+		return false
+	}
+	return tol.Operator == corev1.TolerationOpExists || tol.Key != "" && tol.Value == t.Value
+}
+
+// replicas turns spec.replicas into a number, of n eligible nodes.
+func replicas(r intstr.IntOrString, n int) int32 {
+	if r.Type == intstr.Int {
+		return r.IntVal
+	}
+	percent, isPercent := strings.CutSuffix(r.StrVal, "%")
+	if p, err := strconv.Atoi(percent); isPercent && err == nil {
+		return int32((n*p + 99) / 100)
+	}
+	return int32(n) // AllNodes: validation lets nothing else through
+}
+
+// Size is the number of bytes of one copy, 0 when it is not known.
+func Size(p *v1alpha1.ArtifactPin) int64 {
+	var n int64
+	for i := range p.Status.Artifacts {
+		n += p.Status.Artifacts[i].Size
+	}
+	return n
+}
+
+// TooLarge tells whether one copy is known to exceed spec.sizeLimit.
+func TooLarge(p *v1alpha1.ArtifactPin) bool {
+	return p.Spec.SizeLimit != nil && Size(p) > p.Spec.SizeLimit.Value()
+}
+
+// expired tells whether a pin's end has come.
+func expired(p *v1alpha1.ArtifactPin, lastUsed *metav1.Time, now time.Time) bool {
+	e := p.Spec.Expiry
+	if e == nil {
+		return false
+	}
+	used := p.CreationTimestamp.Time
+	if lastUsed != nil && lastUsed.After(used) {
+		used = lastUsed.Time
+	}
+	return e.Until != nil && !now.Before(e.Until.Time) ||
+		e.TTL != nil && !now.Before(p.CreationTimestamp.Add(e.TTL.Duration)) ||
+		e.UnusedFor != nil && !now.Before(used.Add(e.UnusedFor.Duration))
+}
+
+// windowOpen tells whether new work may begin.
+func windowOpen(s *v1alpha1.Schedule, now time.Time) (bool, error) {
+	if s == nil {
+		return true, nil
+	}
+	zone, err := time.LoadLocation(s.TimeZone)
+	if err != nil {
+		return false, fmt.Errorf("schedule.timeZone %q: not a name of the IANA time zone database, such as Europe/Berlin", s.TimeZone)
+	}
+	times, err := cron.ParseStandard(s.Cron)
+	if err != nil {
+		return false, fmt.Errorf("schedule.cron %q: %w", s.Cron, err)
+	}
+	start := times.Next(now.In(zone).Add(-s.Window.Duration))
+	return !start.IsZero() && !start.After(now), nil
+}
+
+// Entry is what a node that keeps the pin is told.
+func Entry(p *v1alpha1.ArtifactPin) v1alpha1.PinAssignment {
+	e := v1alpha1.PinAssignment{
+		UID: string(p.UID), Namespace: p.Namespace, Name: p.Name, Action: v1alpha1.ActionKeep,
+		Platforms: p.Spec.Platforms, Target: p.Spec.Target, PullSecrets: p.Status.PullSecrets, Priority: p.Spec.Priority,
+		Bandwidth: p.Spec.Bandwidth, SizeLimit: p.Spec.SizeLimit, TimeLimit: p.Spec.TimeLimit,
+	}
+	if p.Spec.Backoff != (v1alpha1.Backoff{}) {
+		e.Backoff = &p.Spec.Backoff
+	}
+	for _, a := range p.Status.Artifacts {
+		assigned := v1alpha1.AssignedArtifact{
+			Repository: a.Repository, Tag: a.Tag, Digest: a.Digest, MediaType: a.MediaType, Referrers: a.Referrers}
+		if a.Digest == "" {
+			assigned.CID = a.CID
+		}
+		e.Artifacts = append(e.Artifacts, assigned)
+	}
+	e.Revision = Revision(e)
+	return e
+}
+
+// Revision identifies the content of an entry: 16 hexadecimal digits.
+func Revision(e v1alpha1.PinAssignment) string {
+	e.Revision = ""
+	b, err := json.Marshal(e)
+	if err != nil {
+		panic(err) // an assignment is made of strings, numbers and lists of them
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:8])
+}
+
+func heldNodes(held map[int]holding) []int {
+	nodes := make([]int, 0, len(held))
+	for i := range held {
+		nodes = append(nodes, i)
+	}
+	return nodes
+}

@@ -1,0 +1,376 @@
+package plan_test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"pgregory.net/rapid"
+
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/operator/internal/plan"
+)
+
+var now = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
+
+// model is a cluster whose nodes do as the plan says, when they are told to.
+type model struct {
+	plan.Input
+}
+
+func newModel(nodes int) *model {
+	m := &model{plan.Input{Now: now, ZoneKey: "zone"}}
+	for i := range nodes {
+		m.Nodes = append(m.Nodes, plan.Node{
+			Name: fmt.Sprint("node-", i), Labels: map[string]string{"zone": fmt.Sprint("z", i%3)}, Member: true, Capacity: 1000})
+	}
+	return m
+}
+
+func (m *model) pin(uid string, replicas any, change func(*v1alpha1.ArtifactPin)) *v1alpha1.ArtifactPin {
+	p := &v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{Namespace: "team", Name: uid, UID: types.UID(uid), CreationTimestamp: metav1.NewTime(now)}}
+	switch r := replicas.(type) {
+	case int:
+		p.Spec.Replicas = intstr.FromInt(r)
+	case string:
+		p.Spec.Replicas = intstr.FromString(r)
+	}
+	p.Spec.RepairDelay.Duration = 5 * time.Minute
+	p.Status.Artifacts = []v1alpha1.ResolvedArtifact{{Source: uid, Digest: "sha256:" + uid, Size: 10}}
+	if change != nil {
+		change(p)
+	}
+	m.Pins = append(m.Pins, p)
+	return p
+}
+
+// hand gives the nodes their assignments and leaves what they reported before.
+func (m *model) hand() *plan.Plan {
+	made := plan.Compute(m.Input)
+	for i := range m.Nodes {
+		m.Nodes[i].Assigned = made.Assignments[m.Nodes[i].Name]
+	}
+	return made
+}
+
+// report makes nodes that are up report a state for all that they are assigned.
+func (m *model) report(state v1alpha1.PinState, reason string) {
+	for i := range m.Nodes {
+		if n := &m.Nodes[i]; n.DownSince.IsZero() {
+			n.Progress = nil
+			for _, a := range n.Assigned {
+				p := v1alpha1.PinProgress{UID: a.UID, Revision: a.Revision, State: state, Reason: reason, BytesHeld: 10, BytesWanted: 10}
+				if a.Action == v1alpha1.ActionPurge {
+					p.State = v1alpha1.PinPurged
+				}
+				n.Progress = append(n.Progress, p)
+			}
+		}
+	}
+}
+
+// settle hands out and reports Ready until nothing changes.
+func (m *model) settle() *plan.Plan {
+	var made *plan.Plan
+	for range 20 {
+		made = m.hand()
+		m.report(v1alpha1.PinReady, "")
+	}
+	return made
+}
+
+// on are the nodes that have an entry for a pin.
+func (m *model) on(uid string) []string {
+	var names []string
+	for _, n := range m.Nodes {
+		if slices.ContainsFunc(n.Assigned, func(a v1alpha1.PinAssignment) bool { return a.UID == uid }) {
+			names = append(names, n.Name)
+		}
+	}
+	return names
+}
+
+func (m *model) node(name string) *plan.Node {
+	i := slices.IndexFunc(m.Nodes, func(n plan.Node) bool { return n.Name == name })
+	return &m.Nodes[i]
+}
+
+func TestReplicas(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		replicas any
+		change   func(*model, *v1alpha1.ArtifactPin)
+		want     int
+		desired  int32
+	}{
+		"a count":                    {replicas: 4, want: 4, desired: 4},
+		"a percentage is rounded up": {replicas: "25%", want: 3, desired: 3},
+		"every node":                 {replicas: "All", want: 9, desired: 9},
+		"more than there are nodes":  {replicas: 20, want: 9, desired: 20},
+		"only selected nodes": {replicas: "All", want: 3, desired: 3, change: func(_ *model, p *v1alpha1.ArtifactPin) {
+			p.Spec.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"zone": "z1"}}
+		}},
+		"not on a node with a taint": {replicas: "All", want: 8, desired: 8, change: func(m *model, _ *v1alpha1.ArtifactPin) {
+			m.Nodes[0].Taints = []corev1.Taint{{Key: "gpu", Effect: "NoSchedule"}}
+		}},
+		"but if it is tolerated": {replicas: "All", want: 9, desired: 9, change: func(m *model, p *v1alpha1.ArtifactPin) {
+			m.Nodes[0].Taints = []corev1.Taint{{Key: "gpu", Effect: "NoSchedule"}}
+			p.Spec.Tolerations = []corev1.Toleration{{Key: "gpu", Operator: "Exists"}}
+		}},
+		"a node that starts is no loss": {replicas: "All", want: 9, desired: 9, change: func(m *model, _ *v1alpha1.ArtifactPin) {
+			m.Nodes[0].Taints = []corev1.Taint{{Key: v1alpha1.StartupTaint, Effect: "NoSchedule"}}
+		}},
+		"not on one that is no member": {replicas: "All", want: 8, desired: 8, change: func(m *model, _ *v1alpha1.ArtifactPin) { m.Nodes[0].Member = false }},
+		"not on one that is too small": {replicas: "All", want: 8, desired: 9, change: func(m *model, _ *v1alpha1.ArtifactPin) { m.Nodes[0].Capacity = 9 }},
+		"none while unresolved":        {replicas: "All", want: 0, desired: 9, change: func(_ *model, p *v1alpha1.ArtifactPin) { p.Status.Artifacts = nil }},
+		"none above the size limit":    {replicas: "All", want: 0, desired: 9, change: func(_ *model, p *v1alpha1.ArtifactPin) { q := resource.MustParse("9"); p.Spec.SizeLimit = &q }},
+		"none when suspended at first": {replicas: "All", want: 0, desired: 9, change: func(_ *model, p *v1alpha1.ArtifactPin) { p.Spec.Suspend = true }},
+		"none when expired": {replicas: "All", want: 0, desired: 0, change: func(_ *model, p *v1alpha1.ArtifactPin) {
+			p.Spec.Expiry = &v1alpha1.Expiry{Until: &metav1.Time{Time: now}}
+		}},
+		"none outside of the window": {replicas: "All", want: 0, desired: 9, change: func(_ *model, p *v1alpha1.ArtifactPin) {
+			p.Spec.Schedule = &v1alpha1.Schedule{Cron: "0 2 * * *", TimeZone: "UTC", Window: metav1.Duration{Duration: time.Hour}}
+		}},
+		"all within it": {replicas: "All", want: 9, desired: 9, change: func(_ *model, p *v1alpha1.ArtifactPin) {
+			p.Spec.Schedule = &v1alpha1.Schedule{Cron: "30 13 * * *", TimeZone: "Europe/Berlin", Window: metav1.Duration{Duration: time.Hour}}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newModel(9)
+			p := m.pin("a", tc.replicas, nil)
+			if tc.change != nil {
+				tc.change(m, p)
+			}
+			s := m.settle().Pins["a"]
+			require.Len(t, m.on("a"), tc.want)
+			require.Equal(t, tc.desired, s.Desired)
+		})
+	}
+}
+
+func TestParallelismBoundsWhoFetches(t *testing.T) {
+	t.Parallel()
+	m := newModel(9)
+	two := int32(2)
+	p := m.pin("a", "All", func(p *v1alpha1.ArtifactPin) { p.Spec.Parallelism = &two })
+	m.hand()
+	m.hand() // with nothing reported, nothing more is handed out
+	require.Len(t, m.on("a"), 2)
+	m.report(v1alpha1.PinFetching, "")
+	m.hand()
+	require.Len(t, m.on("a"), 2)
+	m.report(v1alpha1.PinReady, "")
+	m.hand()
+	require.Len(t, m.on("a"), 4)
+	m.report(v1alpha1.PinFailed, v1alpha1.FetchDiskFull)
+	made := m.hand()
+	require.Equal(t, int32(4), made.Pins["a"].Failed)
+	require.Len(t, m.on("a"), 6, "nodes that fail hold up no others")
+
+	m.settle()
+	p.Status.Artifacts[0].Digest = "sha256:moved"
+	m.hand()
+	moved := 0
+	for _, n := range m.Nodes {
+		if n.Assigned[0].Artifacts[0].Digest == "sha256:moved" {
+			moved++
+		}
+	}
+	require.Equal(t, 2, moved, "a tag that moves is followed two nodes at a time, the others keep what they have")
+}
+
+func TestANodeThatIsDown(t *testing.T) {
+	t.Parallel()
+	m := newModel(9)
+	m.pin("a", 3, nil)
+	m.settle()
+	before := m.on("a")
+	down := m.node(before[0])
+
+	down.DownSince = now.Add(-time.Minute)
+	m.settle()
+	require.Equal(t, before, m.on("a"), "within the repair delay nothing moves")
+
+	down.DownSince = now.Add(-time.Hour)
+	made := m.settle()
+	require.Len(t, m.on("a"), 4, "after it another node takes over, and the one that is down keeps its entry")
+	require.Subset(t, m.on("a"), before)
+	require.Equal(t, int32(3), made.Pins["a"].Ready)
+
+	down.DownSince = time.Time{}
+	m.hand()
+	m.settle()
+	require.Equal(t, before, m.on("a"), "back again, it has its copy, and the other is released")
+}
+
+func TestACopyIsReleasedOnlyWhenItsSuccessorIsReady(t *testing.T) {
+	t.Parallel()
+	m := newModel(9)
+	p := m.pin("a", 1, nil)
+	m.settle()
+	holder := m.on("a")[0]
+	p.Spec.NodeSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "zone", Operator: "NotIn", Values: []string{m.node(holder).Labels["zone"]}}}}
+	m.hand()
+	require.Contains(t, m.on("a"), holder)
+	require.Len(t, m.on("a"), 2)
+	m.settle()
+	require.NotContains(t, m.on("a"), holder)
+	require.Len(t, m.on("a"), 1)
+}
+
+func TestWhatIsHeldOfAnEarlierRevisionIsWhole(t *testing.T) {
+	t.Parallel()
+	m := newModel(9)
+	p := m.pin("a", 3, nil)
+	require.Equal(t, int32(3), m.settle().Pins["a"].Whole)
+
+	p.Status.Artifacts[0].Digest = "sha256:moved"
+	m.hand()
+	s := m.hand().Pins["a"]
+	require.Equal(t, []int32{0, 3, 3}, []int32{s.Ready, s.Whole, s.WholeDomains}, "agents have said nothing about the new revision yet")
+
+	held := map[string]string{}
+	for i := range m.Nodes {
+		for _, progress := range m.Nodes[i].Progress {
+			held[m.Nodes[i].Name] = progress.Revision
+		}
+	}
+	m.report(v1alpha1.PinFetching, "")
+	s = m.hand().Pins["a"]
+	require.Zero(t, s.Whole, "fetching, and nothing said about what is held")
+	for i := range m.Nodes {
+		for j := range m.Nodes[i].Progress {
+			m.Nodes[i].Progress[j].HeldRevision = held[m.Nodes[i].Name]
+		}
+	}
+	s = m.hand().Pins["a"]
+	require.Equal(t, []int32{0, 3, 3, 3}, []int32{s.Ready, s.Pending, s.Whole, s.WholeDomains})
+	s = m.settle().Pins["a"]
+	require.Equal(t, []int32{3, 3}, []int32{s.Ready, s.Whole})
+}
+
+func TestPurge(t *testing.T) {
+	t.Parallel()
+	m := newModel(3)
+	p := m.pin("a", "All", func(p *v1alpha1.ArtifactPin) { p.Spec.DeletionPolicy = v1alpha1.DeletionPurge })
+	m.settle()
+	p.DeletionTimestamp = &metav1.Time{Time: now}
+	made := m.hand()
+	require.Equal(t, int32(3), made.Pins["a"].Holding)
+	for _, n := range m.Nodes {
+		require.Equal(t, v1alpha1.ActionPurge, n.Assigned[0].Action)
+	}
+
+	t.Log("the pin goes while one node is away: the order to purge waits for it")
+	m.Nodes[0].DownSince = now
+	m.report(v1alpha1.PinReady, "")
+	require.Zero(t, m.hand().Pins["a"].Holding)
+	m.Pins = nil
+	m.hand()
+	require.Equal(t, []string{"node-0"}, m.on("a"))
+	m.Nodes[0].DownSince = time.Time{}
+	m.report(v1alpha1.PinReady, "")
+	m.hand()
+	require.Empty(t, m.on("a"))
+}
+
+func TestPriorityDecidesWhoGoesWithout(t *testing.T) {
+	t.Parallel()
+	m := newModel(1)
+	low := m.pin("low", 1, func(p *v1alpha1.ArtifactPin) { p.Status.Artifacts[0].Size = 600 })
+	m.settle()
+	require.Equal(t, []string{"node-0"}, m.on("low"))
+	m.pin("high", 1, func(p *v1alpha1.ArtifactPin) { p.Spec.Priority = 1; p.Status.Artifacts[0].Size = 600 })
+	made := m.settle()
+	require.Equal(t, []string{"node-0"}, m.on("high"))
+	require.Equal(t, int32(1), made.Pins[low.UID].TooSmall)
+}
+
+func TestANodeKeepsNoMorePinsThanFitItsObject(t *testing.T) {
+	t.Parallel()
+	m := newModel(1)
+	m.Nodes[0].Capacity = 0
+	for i := range v1alpha1.MaxPinsPerNode + 10 {
+		m.pin(fmt.Sprintf("p%04d", i), 1, nil)
+	}
+	made := m.settle()
+	require.Len(t, m.Nodes[0].Assigned, v1alpha1.MaxPinsPerNode)
+	full := 0
+	for _, s := range made.Pins {
+		full += int(s.Full)
+	}
+	require.Equal(t, 10, full)
+}
+
+func TestUnusedPinsExpire(t *testing.T) {
+	t.Parallel()
+	m := newModel(3)
+	m.pin("a", 1, func(p *v1alpha1.ArtifactPin) {
+		p.Spec.Expiry = &v1alpha1.Expiry{UnusedFor: &metav1.Duration{Duration: 24 * time.Hour}}
+	})
+	m.settle()
+	m.Now = now.Add(20 * time.Hour)
+	for i := range m.Nodes {
+		for j := range m.Nodes[i].Progress {
+			m.Nodes[i].Progress[j].LastUsed = &metav1.Time{Time: m.Now}
+		}
+	}
+	made := m.hand()
+	require.Equal(t, m.Now, made.Pins["a"].LastUsed.Time)
+	m.Now = now.Add(43 * time.Hour)
+	require.False(t, m.hand().Pins["a"].Expired, "its use counts")
+	m.Now = now.Add(45 * time.Hour)
+	require.True(t, m.hand().Pins["a"].Expired)
+	require.Empty(t, m.on("a"))
+}
+
+func TestGates(t *testing.T) {
+	t.Parallel()
+	m := newModel(2)
+	m.pin("a", "All", func(p *v1alpha1.ArtifactPin) { p.Spec.Startup = v1alpha1.StartupGate; p.Status.Artifacts = nil })
+	require.Len(t, m.hand().Gates, 2, "a pin that is not resolved holds starting nodes back")
+	m.Pins[0].Status.Artifacts = []v1alpha1.ResolvedArtifact{{Source: "a", Digest: "sha256:a"}}
+	require.Len(t, m.hand().Gates, 2)
+	m.report(v1alpha1.PinReady, "")
+	require.Empty(t, m.hand().Gates)
+}
+
+// TestNoCopyIsLost drives the model by random events. As long as some node that held a ready copy stays, the pin always has
+// a copy; and in the end it has as many as it asks for.
+func TestNoCopyIsLost(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		m := newModel(rapid.IntRange(4, 12).Draw(t, "nodes"))
+		p := m.pin("a", rapid.IntRange(1, 4).Draw(t, "replicas"), nil)
+		m.settle()
+		t.Repeat(map[string]func(*rapid.T){
+			"replicas": func(t *rapid.T) { p.Spec.Replicas = intstr.FromInt(rapid.IntRange(1, 4).Draw(t, "replicas")) },
+			"spec":     func(t *rapid.T) { p.Spec.Priority = rapid.Int32Range(0, 9).Draw(t, "priority") },
+			"suspend":  func(t *rapid.T) { p.Spec.Suspend = rapid.Bool().Draw(t, "suspend") },
+			"down": func(t *rapid.T) {
+				n := &m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")]
+				n.DownSince = rapid.SampledFrom([]time.Time{{}, now.Add(-time.Minute), now.Add(-time.Hour)}).Draw(t, "since")
+			},
+			"label":    func(t *rapid.T) { m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")].Labels["zone"] = "z9" },
+			"hand out": func(*rapid.T) { m.hand() },
+			"report":   func(*rapid.T) { m.report(v1alpha1.PinReady, "") },
+			"": func(t *rapid.T) {
+				require.NotEmpty(t, m.on("a"), "no node has an entry")
+			},
+		})
+		for i := range m.Nodes {
+			m.Nodes[i].DownSince = time.Time{}
+		}
+		p.Spec.Suspend = false
+		m.settle()
+		require.Len(t, m.on("a"), int(p.Spec.Replicas.IntVal))
+	})
+}

@@ -1,0 +1,406 @@
+// Package resolve turns what a pin names into digests, by asking the registries: tags to digests, the size of one copy, the
+// platforms an index has, and what refers to an artifact. It reads manifests, never layers.
+package resolve
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/distribution/reference"
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/ipfs/go-cid"
+	mh "github.com/multiformats/go-multihash"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-cache/shoal/api/pullsecret"
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+)
+
+const (
+	// timeout bounds everything that is asked of registries for one artifact.
+	timeout = 30 * time.Second
+	// outage is how long a registry that did not answer is not asked again. It keeps pins of a registry that is
+	// down from taking the workers that pins of other registries need.
+	outage = 10 * time.Second
+	// maxReferrers is what an AssignedArtifact holds.
+	maxReferrers = 32
+)
+
+// Error is why an artifact was not resolved. Reason is one of the reasons of ArtifactPin's condition Resolved.
+type Error struct {
+	Reason string
+	Err    error
+}
+
+func (e *Error) Error() string { return e.Err.Error() }
+func (e *Error) Unwrap() error { return e.Err }
+
+// Options say how an artifact is to be resolved.
+type Options struct {
+	// Platforms as the pin's spec has them; where empty, NodePlatforms are those of the eligible nodes.
+	Platforms, NodePlatforms []string
+	Referrers                bool
+	Credentials              pullsecret.Credentials
+	// Previous is how the artifact was resolved last for the same platforms, if it was. While the tag still names
+	// the same digest a HEAD suffices, which registries that count pulls do not count.
+	Previous *v1alpha1.ResolvedArtifact
+}
+
+// Resolver asks registries. It may be used concurrently.
+type Resolver struct {
+	transport http.RoundTripper
+	now       func() time.Time
+
+	mu   sync.Mutex
+	down map[string]outageOf // by registry host
+}
+
+type outageOf struct {
+	until time.Time
+	cause error
+}
+
+// New makes a Resolver that sends its requests by transport.
+func New(transport http.RoundTripper, now func() time.Time) *Resolver {
+	return &Resolver{transport: transport, now: now, down: map[string]outageOf{}}
+}
+
+// Resolve resolves one artifact. It fails with *Error.
+func (r *Resolver) Resolve(ctx context.Context, a v1alpha1.Artifact, o Options) (v1alpha1.ResolvedArtifact, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	resolved, err := identify(a)
+	if err != nil {
+		return resolved, &Error{Reason: v1alpha1.ReasonInvalidSpec, Err: err}
+	}
+	if resolved.Repository == "" {
+		return resolved, nil // only peers can be asked, and that is for the nodes to do
+	}
+	host, _, _ := strings.Cut(resolved.Repository, "/")
+	if err := r.outage(host); err != nil {
+		return resolved, err
+	}
+	err = r.ask(ctx, &resolved, o)
+	if err == nil {
+		return resolved, nil
+	}
+	classified := classify(fmt.Errorf("%s: %w", resolved.Source, err))
+	if classified.Reason == v1alpha1.ReasonRegistryUnreachable {
+		r.mu.Lock()
+		r.down[host] = outageOf{r.now().Add(outage), err}
+		r.mu.Unlock()
+	}
+	return resolved, classified
+}
+
+func (r *Resolver) outage(host string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	o, ok := r.down[host]
+	if !ok {
+		return nil
+	}
+	if !r.now().Before(o.until) {
+		delete(r.down, host)
+		return nil
+	}
+	return &Error{Reason: v1alpha1.ReasonRegistryUnreachable, Err: fmt.Errorf("registry %s did not answer a moment ago: %w", host, o.cause)}
+}
+
+// identify fills in what follows from the artifact's name alone.
+func identify(a v1alpha1.Artifact) (v1alpha1.ResolvedArtifact, error) {
+	switch {
+	case a.Image != "":
+		resolved := v1alpha1.ResolvedArtifact{Source: a.Image}
+		named, err := reference.ParseNormalizedNamed(a.Image)
+		if err != nil {
+			return resolved, fmt.Errorf("image %q: %w", a.Image, err)
+		}
+		resolved.Repository = named.Name()
+		if tagged, ok := named.(reference.Tagged); ok {
+			resolved.Tag = tagged.Tag()
+		}
+		if digested, ok := named.(reference.Digested); ok {
+			resolved.Digest = digested.Digest().String()
+		} else if resolved.Tag == "" {
+			resolved.Tag = "latest"
+		}
+		return resolved, nil
+	case a.Digest != "":
+		resolved := v1alpha1.ResolvedArtifact{Source: a.Digest, Repository: a.Repository, Digest: a.Digest}
+		c, err := DigestCID(digest.Digest(a.Digest))
+		if err != nil {
+			return resolved, err
+		}
+		resolved.CID = c.String()
+		return resolved, nil
+	default:
+		resolved := v1alpha1.ResolvedArtifact{Source: a.CID, Repository: a.Repository, CID: a.CID}
+		c, err := cid.Decode(a.CID)
+		if err != nil {
+			return resolved, fmt.Errorf("cid %q: %w", a.CID, err)
+		}
+		if d, ok := cidDigest(c); ok {
+			resolved.Digest = d.String()
+		} else if a.Repository != "" {
+			return resolved, fmt.Errorf("cid %s names a DAG and not the bytes of a blob, so no registry has it: remove repository", a.CID)
+		}
+		return resolved, nil
+	}
+}
+
+// DigestCID is the CID of the bytes that a digest names: version 1, codec raw.
+func DigestCID(d digest.Digest) (cid.Cid, error) {
+	if err := d.Validate(); err != nil {
+		return cid.Undef, fmt.Errorf("digest %q: %w", d, err)
+	}
+	code, known := map[digest.Algorithm]uint64{digest.SHA256: mh.SHA2_256, digest.SHA512: mh.SHA2_512}[d.Algorithm()]
+	sum, err := hex.DecodeString(d.Encoded())
+	if err != nil || !known {
+		return cid.Undef, fmt.Errorf("digest %q: only sha256 and sha512 have a CID", d)
+	}
+	hash, err := mh.Encode(sum, code)
+	if err != nil {
+		return cid.Undef, fmt.Errorf("digest %q: %w", d, err)
+	}
+	return cid.NewCidV1(cid.Raw, hash), nil
+}
+
+// cidDigest is the digest of the bytes that a raw CID names. Other CIDs name a DAG, and have none.
+func cidDigest(c cid.Cid) (digest.Digest, bool) {
+	hash, err := mh.Decode(c.Hash())
+	if err != nil || c.Type() != cid.Raw {
+		return "", false
+	}
+	switch hash.Code {
+	case mh.SHA2_256:
+		return digest.NewDigestFromBytes(digest.SHA256, hash.Digest), true
+	case mh.SHA2_512:
+		return digest.NewDigestFromBytes(digest.SHA512, hash.Digest), true
+	}
+	return "", false
+}
+
+// ask fills in what only the registry knows.
+func (r *Resolver) ask(ctx context.Context, resolved *v1alpha1.ResolvedArtifact, o Options) error {
+	repository, err := name.NewRepository(resolved.Repository)
+	if err != nil {
+		return &Error{Reason: v1alpha1.ReasonInvalidSpec, Err: err}
+	}
+	options := []remote.Option{remote.WithContext(ctx), remote.WithTransport(r.transport), remote.WithAuth(authOf(o.Credentials, resolved.Repository))}
+
+	if p := o.Previous; p != nil && p.Source == resolved.Source && p.Size > 0 && !o.Referrers && resolved.Tag != "" {
+		if head, err := remote.Head(referenceOf(repository, resolved), options...); err == nil && head.Digest.String() == p.Digest {
+			*resolved = *p
+			return nil
+		}
+	}
+	descriptor, err := remote.Get(referenceOf(repository, resolved), options...)
+	if isNotFound(err) && resolved.Tag == "" {
+		return askBlob(repository, resolved, options, err)
+	}
+	if err != nil {
+		return err
+	}
+	resolved.Digest, resolved.MediaType = descriptor.Digest.String(), string(descriptor.MediaType)
+	c, err := DigestCID(digest.Digest(resolved.Digest))
+	if err != nil {
+		return err
+	}
+	resolved.CID = c.String()
+	if resolved.Size, err = copySize(descriptor, o); err != nil {
+		return err
+	}
+	if o.Referrers {
+		resolved.Referrers, err = referrers(repository.Digest(resolved.Digest), options)
+	}
+	return err
+}
+
+func referenceOf(repository name.Repository, resolved *v1alpha1.ResolvedArtifact) name.Reference {
+	if resolved.Digest != "" {
+		return repository.Digest(resolved.Digest)
+	}
+	return repository.Tag(resolved.Tag)
+}
+
+// askBlob is for a digest that is no manifest of the repository.
+func askBlob(repository name.Repository, resolved *v1alpha1.ResolvedArtifact, options []remote.Option, notManifest error) error {
+	blob, err := remote.Layer(repository.Digest(resolved.Digest), options...)
+	if err != nil {
+		return err
+	}
+	resolved.Size, err = blob.Size()
+	if isNotFound(err) {
+		return fmt.Errorf("neither a manifest nor a blob of %s: %w", repository, notManifest)
+	}
+	return err
+}
+
+// copySize is the number of bytes of one copy: of an index the chosen platforms, or where the nodes' own are chosen, the
+// largest of them.
+func copySize(d *remote.Descriptor, o Options) (int64, error) {
+	size := int64(len(d.Manifest))
+	if !d.MediaType.IsIndex() {
+		var m v1.Manifest
+		if err := json.Unmarshal(d.Manifest, &m); err != nil {
+			return 0, fmt.Errorf("manifest %s: %w", d.Digest, err)
+		}
+		size += m.Config.Size
+		for _, layer := range m.Layers {
+			size += layer.Size
+		}
+		return size, nil
+	}
+	index, err := d.ImageIndex()
+	if err != nil {
+		return 0, fmt.Errorf("index %s: %w", d.Digest, err)
+	}
+	manifests, err := choose(d, o)
+	if err != nil {
+		return 0, err
+	}
+	var sum, largest int64
+	for _, m := range manifests {
+		child, err := childSize(index, m)
+		if err != nil {
+			return 0, err
+		}
+		sum, largest = sum+child, max(largest, child)
+	}
+	if len(o.Platforms) == 0 {
+		return size + largest, nil
+	}
+	return size + sum, nil
+}
+
+func childSize(index v1.ImageIndex, m v1.Descriptor) (int64, error) {
+	if m.MediaType.IsIndex() {
+		return m.Size, nil // an index within an index is rare, and the nodes count it when they fetch
+	}
+	image, err := index.Image(m.Digest)
+	if err != nil {
+		return 0, fmt.Errorf("manifest %s: %w", m.Digest, err)
+	}
+	manifest, err := image.Manifest()
+	if err != nil {
+		return 0, fmt.Errorf("manifest %s: %w", m.Digest, err)
+	}
+	size := m.Size + manifest.Config.Size
+	for _, layer := range manifest.Layers {
+		size += layer.Size
+	}
+	return size, nil
+}
+
+// choose picks the manifests of an index that a copy has.
+func choose(d *remote.Descriptor, o Options) ([]v1.Descriptor, error) {
+	var index v1.IndexManifest
+	if err := json.Unmarshal(d.Manifest, &index); err != nil {
+		return nil, fmt.Errorf("index %s: %w", d.Digest, err)
+	}
+	wanted := o.Platforms
+	if len(wanted) == 0 {
+		wanted = o.NodePlatforms
+	}
+	var chosen []v1.Descriptor
+	var has []string
+	found := map[string]bool{}
+	for _, m := range index.Manifests {
+		if m.Platform == nil || m.Platform.OS == "unknown" {
+			// Not an image of a platform: kept only where all is kept.
+			if slices.Contains(wanted, "*") {
+				chosen = append(chosen, m)
+			}
+			continue
+		}
+		platform := m.Platform.OS + "/" + m.Platform.Architecture
+		full := platform
+		if m.Platform.Variant != "" {
+			full += "/" + m.Platform.Variant
+		}
+		has = append(has, full)
+		for _, w := range wanted {
+			if w == "*" || w == full || w == platform {
+				found[w] = true
+				chosen = append(chosen, m)
+				break
+			}
+		}
+	}
+	for _, w := range o.Platforms {
+		if w != "*" && !found[w] && len(has) > 0 {
+			return nil, &Error{Reason: v1alpha1.ReasonNoSuchPlatform,
+				Err: fmt.Errorf("index %s has no manifest for platform %s; it has %s", d.Digest, w, strings.Join(has, ", "))}
+		}
+	}
+	if len(has) == 0 {
+		return index.Manifests, nil // an index without platforms: a copy has all of it
+	}
+	return chosen, nil
+}
+
+func referrers(d name.Digest, options []remote.Option) ([]string, error) {
+	index, err := remote.Referrers(d, options...)
+	if err != nil {
+		return nil, fmt.Errorf("referrers: %w", err)
+	}
+	manifest, err := index.IndexManifest()
+	if err != nil {
+		return nil, fmt.Errorf("referrers: %w", err)
+	}
+	var digests []string
+	for _, m := range manifest.Manifests {
+		digests = append(digests, m.Digest.String())
+	}
+	slices.Sort(digests)
+	digests = slices.Compact(digests)
+	return digests[:min(len(digests), maxReferrers)], nil
+}
+
+func authOf(credentials pullsecret.Credentials, repository string) authn.Authenticator {
+	c, ok := credentials.For(repository)
+	if !ok {
+		return authn.Anonymous
+	}
+	return authn.FromConfig(authn.AuthConfig{
+		Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken})
+}
+
+func isNotFound(err error) bool {
+	var answer *transport.Error
+	return errors.As(err, &answer) && answer.StatusCode == http.StatusNotFound
+}
+
+// classify finds the reason for a failure.
+func classify(err error) *Error {
+	if known, ok := errors.AsType[*Error](err); ok {
+		return &Error{Reason: known.Reason, Err: err}
+	}
+	var answer *transport.Error
+	if !errors.As(err, &answer) {
+		return &Error{Reason: v1alpha1.ReasonRegistryUnreachable, Err: err}
+	}
+	switch answer.StatusCode {
+	case http.StatusNotFound:
+		return &Error{Reason: v1alpha1.ReasonNotFoundUpstream, Err: err}
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return &Error{Reason: v1alpha1.ReasonUnauthorized, Err: err}
+	case http.StatusTooManyRequests:
+		return &Error{Reason: v1alpha1.ReasonRateLimited, Err: err}
+	default:
+		return &Error{Reason: v1alpha1.ReasonRegistryUnreachable, Err: err}
+	}
+}

@@ -1,0 +1,214 @@
+package resolve_test
+
+import (
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/operator/internal/resolve"
+)
+
+func newRegistry(t *testing.T) (host string, requests *atomic.Int64) {
+	t.Helper()
+	requests = new(atomic.Int64)
+	inner := registry.New(registry.WithReferrersSupport(true), registry.Logger(log.New(io.Discard, "", 0)))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/manifests/") {
+			requests.Add(1)
+		}
+		inner.ServeHTTP(w, r)
+	}))
+	t.Cleanup(server.Close)
+	return strings.TrimPrefix(server.URL, "http://"), requests
+}
+
+func newImage(t *testing.T, size int64) v1.Image {
+	t.Helper()
+	image, err := random.Image(size, 1)
+	require.NoError(t, err)
+	return image
+}
+
+func push(t *testing.T, reference string, index v1.ImageIndex, image v1.Image) {
+	t.Helper()
+	tag, err := name.NewTag(reference)
+	require.NoError(t, err)
+	if index != nil {
+		require.NoError(t, remote.WriteIndex(tag, index))
+		return
+	}
+	require.NoError(t, remote.Write(tag, image))
+}
+
+func bytesOf(t *testing.T, image v1.Image) int64 {
+	t.Helper()
+	m, err := image.Manifest()
+	require.NoError(t, err)
+	n, err := image.Size()
+	require.NoError(t, err)
+	n += m.Config.Size
+	for _, l := range m.Layers {
+		n += l.Size
+	}
+	return n
+}
+
+func TestPlatformsOfAnIndex(t *testing.T) {
+	t.Parallel()
+	host, _ := newRegistry(t)
+	amd, arm := newImage(t, 1000), newImage(t, 3000)
+	index := mutate.AppendManifests(empty.Index,
+		mutate.IndexAddendum{Add: amd, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "amd64"}}},
+		mutate.IndexAddendum{Add: arm, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "arm64", Variant: "v8"}}},
+		mutate.IndexAddendum{Add: newImage(t, 50), Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "unknown", Architecture: "unknown"}}})
+	push(t, host+"/app:1", index, nil)
+	own, err := index.Size()
+	require.NoError(t, err)
+
+	for name, tc := range map[string]struct {
+		options resolve.Options
+		want    int64
+		fails   string
+	}{
+		"one platform":                      {resolve.Options{Platforms: []string{"linux/amd64"}}, own + bytesOf(t, amd), ""},
+		"with its variant":                  {resolve.Options{Platforms: []string{"linux/arm64/v8"}}, own + bytesOf(t, arm), ""},
+		"several are all kept":              {resolve.Options{Platforms: []string{"linux/amd64", "linux/arm64"}}, own + bytesOf(t, amd) + bytesOf(t, arm), ""},
+		"each node's own: the largest":      {resolve.Options{NodePlatforms: []string{"linux/amd64", "linux/arm64"}}, own + bytesOf(t, arm), ""},
+		"one that the index does not have":  {resolve.Options{Platforms: []string{"windows/amd64"}}, 0, "it has linux/amd64, linux/arm64/v8"},
+		"a variant that the index has none": {resolve.Options{Platforms: []string{"linux/amd64/v3"}}, 0, "no manifest for platform linux/amd64/v3"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, err := resolve.New(http.DefaultTransport, time.Now).Resolve(t.Context(), v1alpha1.Artifact{Image: host + "/app:1"}, tc.options)
+			if tc.fails != "" {
+				var failure *resolve.Error
+				require.ErrorAs(t, err, &failure)
+				require.Equal(t, v1alpha1.ReasonNoSuchPlatform, failure.Reason)
+				require.ErrorContains(t, err, tc.fails)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, tc.want, got.Size)
+		})
+	}
+}
+
+func TestNamesWithoutRegistry(t *testing.T) {
+	t.Parallel()
+	r := resolve.New(nil, time.Now)
+	digest := "sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824" // of "hello"
+	cid := "bafkreibm6jg3ux5qumhcn2b3flc3tyu6dmlb4xa7u5bf44yegnrjhc4yeq"                // as any IPFS client computes it
+
+	got, err := r.Resolve(t.Context(), v1alpha1.Artifact{Digest: digest}, resolve.Options{})
+	require.NoError(t, err)
+	require.Equal(t, cid, got.CID)
+
+	got, err = r.Resolve(t.Context(), v1alpha1.Artifact{CID: cid}, resolve.Options{})
+	require.NoError(t, err)
+	require.Equal(t, digest, got.Digest)
+
+	dag := "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG"
+	got, err = r.Resolve(t.Context(), v1alpha1.Artifact{CID: dag}, resolve.Options{})
+	require.NoError(t, err)
+	require.Equal(t, dag, got.CID)
+	require.Empty(t, got.Digest)
+
+	_, err = r.Resolve(t.Context(), v1alpha1.Artifact{CID: dag, Repository: "a.example/b"}, resolve.Options{})
+	require.ErrorContains(t, err, "remove repository")
+}
+
+func TestABlobThatIsNoManifest(t *testing.T) {
+	t.Parallel()
+	host, _ := newRegistry(t)
+	image := newImage(t, 777)
+	push(t, host+"/app:1", nil, image)
+	layers, err := image.Layers()
+	require.NoError(t, err)
+	digest, err := layers[0].Digest()
+	require.NoError(t, err)
+	size, err := layers[0].Size()
+	require.NoError(t, err)
+	got, err := resolve.New(http.DefaultTransport, time.Now).Resolve(t.Context(),
+		v1alpha1.Artifact{Digest: digest.String(), Repository: host + "/app"}, resolve.Options{})
+	require.NoError(t, err)
+	require.Equal(t, size, got.Size)
+	require.Empty(t, got.MediaType)
+}
+
+func TestReferrers(t *testing.T) {
+	t.Parallel()
+	host, _ := newRegistry(t)
+	image := newImage(t, 10)
+	push(t, host+"/app:1", nil, image)
+	digest, err := image.Digest()
+	require.NoError(t, err)
+	size, err := image.Size()
+	require.NoError(t, err)
+	signature := mutate.Subject(newImage(t, 20), v1.Descriptor{MediaType: "application/vnd.docker.distribution.manifest.v2+json", Digest: digest, Size: size}).(v1.Image)
+	push(t, host+"/app:signature", nil, signature)
+	want, err := signature.Digest()
+	require.NoError(t, err)
+	got, err := resolve.New(http.DefaultTransport, time.Now).Resolve(t.Context(), v1alpha1.Artifact{Image: host + "/app:1"}, resolve.Options{Referrers: true})
+	require.NoError(t, err)
+	require.Equal(t, []string{want.String()}, got.Referrers)
+}
+
+func TestATagThatStandsCostsNoPull(t *testing.T) {
+	t.Parallel()
+	host, pulls := newRegistry(t)
+	push(t, host+"/app:1", nil, newImage(t, 10))
+	r, a := resolve.New(http.DefaultTransport, time.Now), v1alpha1.Artifact{Image: host + "/app:1"}
+	first, err := r.Resolve(t.Context(), a, resolve.Options{})
+	require.NoError(t, err)
+	before := pulls.Load()
+	again, err := r.Resolve(t.Context(), a, resolve.Options{Previous: &first})
+	require.NoError(t, err)
+	require.Equal(t, first, again)
+	require.Equal(t, before, pulls.Load())
+
+	push(t, host+"/app:1", nil, newImage(t, 11))
+	moved, err := r.Resolve(t.Context(), a, resolve.Options{Previous: &first})
+	require.NoError(t, err)
+	require.NotEqual(t, first.Digest, moved.Digest)
+}
+
+func TestARegistryThatIsDownIsNotAskedAgainAtOnce(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		w.WriteHeader(http.StatusNotImplemented)
+	}))
+	t.Cleanup(server.Close)
+	now := time.Now()
+	r := resolve.New(http.DefaultTransport, func() time.Time { return now })
+	a := v1alpha1.Artifact{Image: strings.TrimPrefix(server.URL, "http://") + "/app:1"}
+	resolveIt := func() {
+		_, err := r.Resolve(t.Context(), a, resolve.Options{})
+		var failure *resolve.Error
+		require.ErrorAs(t, err, &failure)
+		require.Equal(t, v1alpha1.ReasonRegistryUnreachable, failure.Reason)
+	}
+	resolveIt()
+	first := asked.Load()
+	resolveIt()
+	require.Equal(t, first, asked.Load())
+	now = now.Add(time.Minute)
+	resolveIt()
+	require.Greater(t, asked.Load(), first)
+}

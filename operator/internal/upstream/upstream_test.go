@@ -1,0 +1,186 @@
+package upstream_test
+
+import (
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/api/registries"
+	"github.com/shoal-cache/shoal/operator/internal/upstream"
+)
+
+// files is a registry with one image, team/app:1.
+func files(t *testing.T) (h http.Handler, digest string) {
+	t.Helper()
+	h = registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	server := httptest.NewServer(h)
+	defer server.Close()
+	image, err := random.Image(64, 1)
+	require.NoError(t, err)
+	tag, err := name.NewTag(strings.TrimPrefix(server.URL, "http://") + "/team/app:1")
+	require.NoError(t, err)
+	require.NoError(t, remote.Write(tag, image))
+	d, err := image.Digest()
+	require.NoError(t, err)
+	return h, d.String()
+}
+
+func serve(t *testing.T, tls bool, h http.HandlerFunc) *httptest.Server {
+	t.Helper()
+	s := httptest.NewUnstartedServer(h)
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	if tls {
+		s.StartTLS()
+	} else {
+		s.Start()
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+// byName is the server's URL by a name, for no registry may send its clients to private addresses.
+func byName(s *httptest.Server) string { return strings.Replace(s.URL, "127.0.0.1", "localhost", 1) }
+
+// resolve asks for registry.example/team/app:1, a name that leads nowhere by itself.
+func resolve(upstreams []registries.Upstream, options ...remote.Option) (string, error) {
+	transport, err := upstream.New(upstreams)
+	if err != nil {
+		return "", err
+	}
+	tag, err := name.NewTag("registry.example/team/app:1")
+	if err != nil {
+		return "", err
+	}
+	descriptor, err := remote.Get(tag, append(options, remote.WithTransport(transport))...)
+	if err != nil {
+		return "", err
+	}
+	return descriptor.Digest.String(), nil
+}
+
+func TestARegistryIsReachedWhereTheAdministratorSays(t *testing.T) {
+	t.Parallel()
+	h, digest := files(t)
+	var namespaces atomic.Value
+	plain := serve(t, false, func(w http.ResponseWriter, r *http.Request) {
+		namespaces.Store(r.URL.Query().Get("ns"))
+		r.URL.Path = strings.TrimPrefix(r.URL.Path, "/mirror")
+		h.ServeHTTP(w, r)
+	})
+	secure := serve(t, true, h.ServeHTTP)
+	broken := serve(t, false, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
+	moved := serve(t, false, func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/v2/team/") {
+			http.Redirect(w, r, byName(plain)+r.URL.Path, http.StatusTemporaryRedirect)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+	gone := httptest.NewServer(nil)
+	gone.Close()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw}), 0o600))
+
+	at := func(endpoints ...string) registries.Upstream {
+		return registries.Upstream{Registry: "registry.example", Endpoints: endpoints}
+	}
+	for what, u := range map[string]registries.Upstream{
+		"plain HTTP at another address":            at(plain.URL),
+		"below a prefix":                           at(plain.URL + "/mirror/v2/"),
+		"by another name in capitals":              {Registry: "Registry.Example", Endpoints: []string{plain.URL}},
+		"a certificate of one's own":               {Registry: "registry.example", Endpoints: []string{secure.URL}, CAFile: ca},
+		"a certificate that is not checked":        {Registry: "registry.example", Endpoints: []string{secure.URL}, InsecureSkipVerify: true},
+		"the second where the first is down":       at(gone.URL, plain.URL),
+		"the second where the first is broken":     at(broken.URL, plain.URL),
+		"an address that redirects to another one": at(moved.URL),
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			got, err := resolve([]registries.Upstream{u})
+			require.NoError(t, err)
+			require.Equal(t, digest, got)
+		})
+	}
+	t.Run("a mirror of all registries is told which one is meant", func(t *testing.T) {
+		t.Parallel()
+		mirror := serve(t, false, func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Query().Get("ns") != "registry.example" {
+				w.WriteHeader(http.StatusBadRequest)
+				return
+			}
+			h.ServeHTTP(w, r)
+		})
+		got, err := resolve([]registries.Upstream{{Registry: "*", Endpoints: []string{mirror.URL}}})
+		require.NoError(t, err)
+		require.Equal(t, digest, got)
+	})
+	t.Run("a certificate that nobody vouches for is refused", func(t *testing.T) {
+		t.Parallel()
+		_, err := resolve([]registries.Upstream{at(secure.URL)})
+		require.ErrorContains(t, err, "certificate")
+	})
+	t.Run("where none answers, all are named", func(t *testing.T) {
+		t.Parallel()
+		_, err := resolve([]registries.Upstream{at(gone.URL, gone.URL+"/second")})
+		require.ErrorContains(t, err, gone.URL)
+		require.ErrorContains(t, err, "/second")
+	})
+}
+
+func TestCredentialsAndTokensTakeTheirWayThroughAnEndpoint(t *testing.T) {
+	t.Parallel()
+	h, digest := files(t)
+	tokens := serve(t, false, func(w http.ResponseWriter, r *http.Request) {
+		if user, password, _ := r.BasicAuth(); user != "u" || password != "p" || r.URL.Query().Get("ns") != "" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		_, _ = fmt.Fprint(w, `{"token": "let-me-in"}`)
+	})
+	locked := serve(t, false, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer let-me-in" {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="`+byName(tokens)+`/token",service="registry.example"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+	for _, registry := range []string{"registry.example", "*"} {
+		got, err := resolve([]registries.Upstream{{Registry: registry, Endpoints: []string{locked.URL}}},
+			remote.WithAuth(&authn.Basic{Username: "u", Password: "p"}))
+		require.NoError(t, err, registry)
+		require.Equal(t, digest, got)
+	}
+}
+
+func TestNewSaysWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	for want, ups := range map[string][]registries.Upstream{
+		"want http(s)://":       {{Registry: "a.example", Endpoints: []string{"a.example:5000"}}},
+		"holds credentials":     {{Registry: "a.example", Endpoints: []string{"https://u:p@a.example"}}},
+		"a query":               {{Registry: "a.example", Endpoints: []string{"https://a.example?x=1"}}},
+		"CA file":               {{Registry: "a.example", CAFile: "/nonexistent"}},
+		"client certificate":    {{Registry: "a.example", ClientKeyFile: "/nonexistent"}},
+		`"*": listed twice`:     {{}, {Registry: "*"}},
+		`"B.example": listed t`: {{Registry: "b.example"}, {Registry: "B.example"}},
+	} {
+		_, err := upstream.New(ups)
+		require.ErrorContains(t, err, want)
+		require.NotContains(t, err.Error(), "u:p@")
+	}
+}
