@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# generate.sh: makes from api/v1alpha1 the deepcopy functions and the CRDs in api/crds, and from the +kubebuilder:rbac
+# markers of operator/ the ClusterRole in api/rbac. The generator's version is that of hack/tools/go.mod.
+# "generate.sh --verify" changes nothing and fails with a diff if what is committed is not what would be made.
+set -o errexit -o nounset -o pipefail
+cd "$(dirname "$0")/.."
+
+out=api
+if [ "${1:-}" = --verify ]; then
+  out=$(mktemp -d)
+  trap 'rm -rf "$out"' EXIT
+fi
+gen=$(mktemp -d)/controller-gen
+go -C hack/tools build -o "$gen" sigs.k8s.io/controller-tools/cmd/controller-gen
+"$gen" object paths=./api/v1alpha1 output:object:dir="$out/v1alpha1"
+"$gen" crd:maxDescLen=600 paths=./api/v1alpha1 output:crd:dir="$out/crds"
+if [ -d operator/internal ]; then
+  "$gen" rbac:roleName=shoal-operator paths=./operator/... output:rbac:dir="$out/rbac"
+fi
+rm -rf "$(dirname "$gen")"
+
+if [ "$out" != api ]; then
+  for f in v1alpha1/zz_generated.deepcopy.go crds rbac/role.yaml; do
+    diff -ru "api/$f" "$out/$f" || { echo "api/$f is out of date: run hack/generate.sh and commit" >&2; exit 1; }
+  done
+fi

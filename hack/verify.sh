@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# verify.sh (make verify): fails when something is not as it is to be committed: formatting, go vet, lint, files that are
+# made from others, and the module's requirements. It changes no file, runs all checks, and names those that failed.
+#
+#   verify.sh            all checks
+#   verify.sh vet lint   some of them
+set -o errexit -o nounset -o pipefail
+cd "$(dirname "$0")/.."
+
+check_format() {
+  local files
+  files=$(git ls-files --cached --others --exclude-standard '*.go' | while read -r f; do [ ! -e "$f" ] || echo "$f"; done | xargs gofmt -l)
+  [ -z "$files" ] || { echo "run gofmt -w on:" "$files"; return 1; }
+}
+
+check_vet() { go vet ./...; }
+
+check_lint() { go tool -modfile=hack/tools/golangci-lint/go.mod golangci-lint run; }
+
+check_scripts() {
+  local script
+  for script in .ci/run hack/*.sh hack/cluster/*.sh test/operator/*.sh; do bash -n "$script"; done
+}
+
+check_generated() { hack/generate.sh --verify; }
+
+# The chart's generator writes in place, so it runs on a copy of what it reads.
+check_chart() {
+  copy=$(mktemp -d)
+  trap 'rm -rf "$copy"' EXIT
+  cp -r --parents api charts go.mod go.sum hack/chart-docs.sh hack/tools "$copy"
+  (cd "$copy" && hack/chart-docs.sh)
+  diff -ru charts "$copy/charts" || { echo "run hack/chart-docs.sh and commit"; return 1; }
+}
+
+check_modules() { go mod tidy -diff; }
+
+checks=("$@")
+[ ${#checks[@]} -gt 0 ] || checks=(format vet lint scripts generated chart modules)
+failed=()
+for check in "${checks[@]}"; do
+  echo "== $check"
+  # In a condition bash ignores errexit, even in a subshell; a shell of its own does not.
+  if ! bash -c "set -o errexit -o nounset -o pipefail; $(declare -f "check_$check"); check_$check"; then
+    failed+=("$check")
+  fi
+done
+[ ${#failed[@]} = 0 ] || { echo "failed: ${failed[*]}" >&2; exit 1; }
