@@ -1,0 +1,113 @@
+package contender
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/shoal-cache/shoal/test/bench/internal/netns"
+	"github.com/shoal-cache/shoal/test/bench/internal/proc"
+)
+
+const (
+	shoalRegistry = "127.0.0.1:5050"
+	shoalAdmin    = "127.0.0.1:5051"
+	shoalSwarm    = 5052
+	// shoalBootstrap is the number of agents that every other knows from the start.
+	shoalBootstrap = 3
+)
+
+// Shoal is one Shoal agent on every host, all of one swarm, without an operator.
+type Shoal struct {
+	// Binary is shoal-node.
+	Binary string
+}
+
+// Name implements Contender.
+func (Shoal) Name() string { return "shoal" }
+
+// Missing implements Contender.
+func (s Shoal) Missing() string {
+	if _, err := exec.LookPath(s.Binary); err != nil {
+		return fmt.Sprintf("%s cannot be run (%v); make build makes it", s.Binary, err)
+	}
+	return ""
+}
+
+// Start implements Contender.
+func (s Shoal) Start(ctx context.Context, site Site) (*Running, error) {
+	running := &Running{Verifies: true, Admin: "http://" + shoalAdmin}
+	var bootstrap []string
+	for i, host := range site.Hosts {
+		config := filepath.Join(site.Dir, host.Name+".yaml")
+		if err := writeShoalConfig(config, site, host, bootstrap); err != nil {
+			running.Stop()
+			return nil, err
+		}
+		if i < shoalBootstrap {
+			address, err := s.address(ctx, host, config)
+			if err != nil {
+				running.Stop()
+				return nil, err
+			}
+			bootstrap = append(bootstrap, address)
+		}
+		cmd := host.Command(ctx, s.Binary, "--config", config)
+		process, err := proc.Start(cmd, filepath.Join(site.Dir, host.Name+".log"))
+		if err != nil {
+			running.Stop()
+			return nil, err
+		}
+		running.Processes = append(running.Processes, process)
+		running.Mirrors = append(running.Mirrors, "http://"+shoalRegistry)
+	}
+	for i, host := range site.Hosts {
+		if err := awaitOK(ctx, host, running.Processes[i], "http://"+shoalAdmin+"/readyz"); err != nil {
+			running.Stop()
+			return nil, err
+		}
+	}
+	return running, nil
+}
+
+// address is where the agent with the given configuration will be dialled.
+func (s Shoal) address(ctx context.Context, host *netns.Host, config string) (string, error) {
+	cmd := exec.CommandContext(ctx, s.Binary, "id", "--config", config)
+	var problem bytes.Buffer
+	cmd.Stderr = &problem
+	id, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, bytes.TrimSpace(problem.Bytes()))
+	}
+	return fmt.Sprintf("/ip4/%s/tcp/%d/p2p/%s", host.Addr, shoalSwarm, bytes.TrimSpace(id)), nil
+}
+
+func writeShoalConfig(path string, site Site, host *netns.Host, bootstrap []string) error {
+	swarm := map[string]any{"listen": []string{fmt.Sprintf("/ip4/%s/tcp/%d", host.Addr, shoalSwarm)}}
+	if len(bootstrap) > 0 {
+		swarm["bootstrap"] = bootstrap
+	}
+	if host.Zone != "" {
+		swarm["zone"] = host.Zone
+	}
+	b, err := yaml.Marshal(map[string]any{
+		"registry":  map[string]any{"listen": shoalRegistry},
+		"admin":     map[string]any{"listen": shoalAdmin},
+		"swarm":     swarm,
+		"store":     map[string]any{"path": filepath.Join(site.Dir, host.Name), "capacity": "20GiB"},
+		"upstreams": []any{map[string]any{"registry": Registry, "endpoints": []string{site.OriginURL()}}},
+	})
+	if err != nil {
+		return fmt.Errorf("configure the agent of %s: %w", host.Name, err)
+	}
+	if err := os.WriteFile(path, b, 0o644); err != nil {
+		return fmt.Errorf("configure the agent of %s: %w", host.Name, err)
+	}
+	return nil
+}

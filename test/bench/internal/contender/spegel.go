@@ -1,0 +1,65 @@
+package contender
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/shoal-cache/shoal/test/bench/internal/containerd"
+	"github.com/shoal-cache/shoal/test/bench/internal/proc"
+)
+
+// Spegel is one Spegel on every host, over the content that containerd there holds. Its clients are containerd, since it
+// shares nothing else.
+type Spegel struct {
+	// Binary is the user's; there is none where it is empty. The flags are those of its releases 0.3 and later.
+	Binary string
+}
+
+// Name implements Contender.
+func (Spegel) Name() string { return "spegel" }
+
+// Missing implements Contender.
+func (s Spegel) Missing() string {
+	if s.Binary == "" {
+		return "no binary was given; -spegel takes the path of one"
+	}
+	if _, err := exec.LookPath(s.Binary); err != nil {
+		return fmt.Sprintf("%s cannot be run (%v)", s.Binary, err)
+	}
+	return containerd.Missing()
+}
+
+// NeedsContainerd implements RuntimeBound.
+func (Spegel) NeedsContainerd() {}
+
+// Start implements Contender.
+func (s Spegel) Start(ctx context.Context, site Site) (*Running, error) {
+	running := &Running{}
+	for i, host := range site.Hosts {
+		runtime := site.Runtimes[i]
+		cmd := host.Command(ctx, s.Binary, "registry",
+			"--registry-addr", ":5050", "--router-addr", fmt.Sprintf("%s:5001", host.Addr), "--metrics-addr", ":9090",
+			"--mirrored-registries", "http://"+Registry,
+			"--containerd-sock", runtime.Socket(), "--containerd-namespace", containerd.Namespace,
+			"--containerd-registry-config-path", runtime.MirrorConfig(),
+			"--containerd-content-path", runtime.ContentStore(), "--data-dir", filepath.Join(site.Dir, host.Name+"-spegel"),
+			"--bootstrap-kind", "http", "--http-bootstrap-addr", ":5002",
+			"--http-bootstrap-peer", fmt.Sprintf("http://%s:5002/id", site.Hosts[0].Addr))
+		process, err := proc.Start(cmd, filepath.Join(site.Dir, host.Name+".log"))
+		if err != nil {
+			running.Stop()
+			return nil, err
+		}
+		running.Processes = append(running.Processes, process)
+		running.Mirrors = append(running.Mirrors, "http://127.0.0.1:5050")
+	}
+	for i, host := range site.Hosts {
+		if err := awaitOK(ctx, host, running.Processes[i], "http://127.0.0.1:5050/v2/"); err != nil {
+			running.Stop()
+			return nil, err
+		}
+	}
+	return running, nil
+}

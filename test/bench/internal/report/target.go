@@ -1,0 +1,107 @@
+package report
+
+import (
+	"fmt"
+	"strings"
+)
+
+// The contenders that targets speak of, by name.
+const (
+	shoal  = "shoal"
+	direct = "direct"
+	https  = "https"
+)
+
+// Target is a figure that Shoal is to reach, with the one it did reach in this run.
+type Target struct {
+	Workload, Name string
+	// Limit is the most, or where AtLeast is set the least, that Got may be.
+	Limit, Got float64
+	AtLeast    bool
+	// CPUBound tells that the machine's CPUs may have set the figure.
+	CPUBound bool
+}
+
+// Met tells whether the target was reached.
+func (t Target) Met() bool {
+	if t.AtLeast {
+		return t.Got >= t.Limit
+	}
+	return t.Got <= t.Limit
+}
+
+// Workload names that have targets of their own. A burst's name ends in its number of nodes where that varies.
+const (
+	coldBurst   = "cold"
+	flatness    = "nodes-"
+	warmPull    = "warm"
+	smallSingle = "small-single"
+	zones       = "zones"
+)
+
+// Judge fills in the targets that this run has figures for.
+func (r *Report) Judge() {
+	r.Targets = nil
+	for _, w := range r.Workloads {
+		run := r.Find(w.Name, shoal)
+		if run == nil {
+			continue
+		}
+		add := func(name string, got, limit float64) {
+			r.Targets = append(r.Targets, Target{Workload: w.Name, Name: name, Got: got, Limit: limit, CPUBound: run.CPUBound()})
+		}
+		addFloor := func(name string, got, limit float64) {
+			r.Targets = append(r.Targets,
+				Target{Workload: w.Name, Name: name, Got: got, Limit: limit, AtLeast: true, CPUBound: run.CPUBound()})
+		}
+		add("pulls that failed", float64(run.Failed), 0)
+		switch {
+		case strings.HasPrefix(w.Name, coldBurst):
+			add("last node over ideal", run.OverIdeal(), 1.25)
+			add("registry bytes over image", run.RegistryCopies(), 1.05)
+			add("sent by the busiest node over image", run.BusiestCopies(), 1.3)
+		case w.Name == zones:
+			add("bytes into a zone over image", run.ThinLinkCopies(), 1.1)
+		case w.Name == warmPull:
+			if plain := r.Find(w.Name, https); plain != nil {
+				addFloor("throughput over plain HTTPS", ratio(run.Throughput(), plain.Throughput()), 0.85)
+				// Reading the agent's answer is the runtime's work with or without a cache, so the agents alone are
+				// weighed against sender and receiver.
+				add("CPU over plain HTTPS", ratio(float64(run.ContenderCPU), float64(plain.ContenderCPU+plain.ClientCPU)), 1.3)
+			}
+		}
+		if plain := r.Find(w.Name, direct); plain != nil && plain.Failed == 0 {
+			if w.Name == smallSingle {
+				add("seconds more than direct", float64(run.Last-plain.Last), 0.05)
+			} else {
+				add("last node over direct", ratio(float64(run.Last), float64(plain.Last)), 1.05)
+			}
+		}
+	}
+	r.judgeFlatness()
+}
+
+// judgeFlatness compares the slowest with the fastest number of nodes.
+func (r *Report) judgeFlatness() {
+	var times []float64
+	var names []string
+	bound := false
+	for _, w := range r.Workloads {
+		if run := r.Find(w.Name, shoal); run != nil && strings.HasPrefix(w.Name, flatness) {
+			times = append(times, float64(run.Last))
+			names = append(names, fmt.Sprint(run.Nodes))
+			bound = bound || run.CPUBound()
+		}
+	}
+	if len(times) < 2 {
+		return
+	}
+	low, high := times[0], times[0]
+	for _, t := range times[1:] {
+		low, high = min(low, t), max(high, t)
+	}
+	r.Targets = append(r.Targets, Target{
+		Workload: strings.TrimSuffix(flatness, "-"), Name: "slowest over fastest of " + strings.Join(names, ", ") + " nodes",
+		Got: ratio(high, low), Limit: 1.4, CPUBound: bound,
+	})
+}
