@@ -9,7 +9,7 @@ set -o errexit -o nounset -o pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=hack/cluster/lib.sh
 . hack/cluster/lib.sh
-PREVIOUS=${PREVIOUS:-9046b31c31824d12b3a28db0efce1b8eaf0d960f}
+PREVIOUS=${PREVIOUS:-6cd5697f5643dacc23e92aa63eed577321f8a822}
 out=$PWD/bin/e2e/previous
 helm=${HELM:-$BIN/helm}
 
