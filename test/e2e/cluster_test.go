@@ -179,11 +179,35 @@ func (c *cluster) awaitRollout(t *testing.T, name string, within time.Duration) 
 	require.NoError(t, err)
 }
 
-// forget removes an image from the runtimes of all nodes, with its content, so that the next pod pulls it again.
+// forget removes an image from the runtimes of all nodes, with its content, so that the next pod pulls it again. What ran it
+// must have been deleted: a container keeps its snapshots, and a runtime does not pull the layers of snapshots that it has.
+// The kubelet takes its time, up to a minute, to remove the containers of a pod that is gone.
 func (c *cluster) forget(t *testing.T, img image) {
 	t.Helper()
+	repository := strings.TrimSuffix(img.ref, ":1")
 	for _, node := range c.nodes {
-		c.rig.exec(t, node, "sh", "-c", "ctr -n k8s.io images ls -q | grep -F '"+strings.TrimSuffix(img.ref, ":1")+"' | xargs -r ctr -n k8s.io images rm --sync")
+		eventually(t, 3*time.Minute, func() error {
+			if left := c.rig.exec(t, node, "sh", "-c", "ctr -n k8s.io containers ls | grep -F '"+repository+"' || true"); left != "" {
+				return fmt.Errorf("%s still has containers of %s: %s", node, repository, left)
+			}
+			return nil
+		})
+		c.rig.exec(t, node, "sh", "-c", "ctr -n k8s.io images ls -q | grep -F '"+repository+"' | xargs -r ctr -n k8s.io images rm --sync")
+	}
+}
+
+// requireServed runs a pull, and fails unless the agents of the nodes have served the image's own bytes meanwhile: else it
+// showed nothing, for the runtime had the layers.
+func (c *cluster) requireServed(t *testing.T, img image, nodes []string, pull func()) {
+	t.Helper()
+	before := make(map[string]float64)
+	for _, node := range nodes {
+		before[node] = c.metric(t, node, "shoal_served_bytes_total")
+	}
+	pull()
+	for _, node := range nodes {
+		served := c.metric(t, node, "shoal_served_bytes_total") - before[node]
+		require.GreaterOrEqual(t, served, float64(img.own), "bytes that the agent of %s served", node)
 	}
 }
 
@@ -201,16 +225,16 @@ func (c *cluster) agentPods(t *testing.T) map[string]corev1.Pod {
 	return pods
 }
 
-// restarts counts how often the agents' containers have been started again.
-func (c *cluster) restarts(t *testing.T) int32 {
+// containers are the IDs of the agents' containers by node. A container that is started again is another.
+func (c *cluster) containers(t *testing.T) map[string]string {
 	t.Helper()
-	var total int32
-	for _, pod := range c.agentPods(t) {
+	containers := make(map[string]string)
+	for node, pod := range c.agentPods(t) {
 		for _, status := range pod.Status.ContainerStatuses {
-			total += status.RestartCount
+			containers[node] = status.ContainerID
 		}
 	}
-	return total
+	return containers
 }
 
 // metric is the sum over all series of a node's agent whose line starts with the given text: a name, or a name with the
@@ -242,11 +266,11 @@ func (c *cluster) tryMetric(ctx context.Context, node, prefix string) (float64, 
 	return sum, nil
 }
 
-// mirrorConfiguration is all that a node's runtime knows of mirrors: every name below certs.d with type, mode and
-// owner, and every file's digest.
+// mirrorConfiguration is all that a node's runtime is configured by, mirrors among it: every name below its folder with
+// type, mode and owner, and every file's digest.
 func (c *cluster) mirrorConfiguration(t *testing.T, node string) string {
 	t.Helper()
-	return c.rig.exec(t, node, "sh", "-c", `cd /etc/containerd/certs.d && find . -printf '%y %m %U:%G %p\n' | sort && find . -type f | sort | xargs -r sha256sum`)
+	return c.rig.exec(t, node, "sh", "-c", `cd /etc/containerd && find . -printf '%y %m %U:%G %p\n' | sort && find . -type f | sort | xargs -r sha256sum`)
 }
 
 // tell adds a line to the story.

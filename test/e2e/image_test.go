@@ -26,6 +26,7 @@ const mib = 1 << 20
 type image struct {
 	ref  string // as pods name it
 	size int64  // of its blobs
+	own  int64  // of its layers that no other image has
 }
 
 // registry is one of the cluster's registries. It speaks plain HTTP.
@@ -38,12 +39,16 @@ func (r registry) push(t *testing.T, repository string, mebibytes, layers int) i
 	program, err := os.ReadFile(setting(t, "SHOAL_E2E_PROBE"))
 	require.NoError(t, err)
 	files := []map[string][]byte{{"probe": program}}
+	own := 0
 	for i := range layers {
 		data := make([]byte, mebibytes*mib/layers)
 		_, _ = rand.Read(data) // never fails
 		files = append(files, map[string][]byte{fmt.Sprintf("data/%d", i): data})
+		own += len(data)
 	}
-	return r.pushFiles(t, repository, files...)
+	img := r.pushFiles(t, repository, files...)
+	img.own = int64(own)
+	return img
 }
 
 // pushFiles pushes an image with a layer for each set of files.

@@ -27,6 +27,7 @@ func upgrade(t *testing.T, c *cluster) {
 	tell(t, "installed %s", c.previous.tag)
 	kept := c.public.push(t, "kept/app", 20, 1)
 	c.rollout(t, workload{name: "kept", image: kept.ref}, time.Minute)
+	c.delete(t, "daemonset", "kept")
 	t.Cleanup(func() { c.delete(t, "artifactpin", "kept") })
 	c.apply(t, fmt.Sprintf(`{apiVersion: shoal.dev/v1alpha1, kind: ArtifactPin, metadata: {name: kept},
 		spec: {artifacts: [{image: %q}], replicas: 2}}`, kept.ref))
@@ -83,7 +84,9 @@ func upgrade(t *testing.T, c *cluster) {
 	c.awaitPin(t, "kept", 2, time.Minute)
 	c.forget(t, kept)
 	before := c.rig.egress(t)
-	c.rollout(t, workload{name: "still", image: kept.ref}, time.Minute)
+	c.requireServed(t, kept, c.nodes, func() {
+		c.rollout(t, workload{name: "still", image: kept.ref}, time.Minute)
+	})
 	sent := c.rig.egress(t) - before
 	require.Less(t, sent, int64(mib), "bytes that the registry sent for what the previous version had cached")
 	tell(t, "what the previous version cached starts from the cache: the registry sent %s", mebibytes(sent))

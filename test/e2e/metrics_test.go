@@ -49,6 +49,7 @@ func (c *cluster) warm(t *testing.T) {
 	}
 	img := c.public.push(t, "warm/app", 20, 1)
 	c.rollout(t, workload{name: "warm", image: img.ref}, time.Minute)
+	c.delete(t, "daemonset", "warm")
 	c.cold = img
 }
 

@@ -32,8 +32,10 @@ func registryOff(t *testing.T, c *cluster) {
 	c.warm(t)
 	c.forget(t, c.cold)
 	c.rig.stopService(t, "registry")
-	took := c.rollout(t, workload{name: "again", image: c.cold.ref}, 2*time.Minute)
-	tell(t, "ready after %s with no registry", took.Round(100*time.Millisecond))
+	c.requireServed(t, c.cold, c.nodes, func() {
+		took := c.rollout(t, workload{name: "again", image: c.cold.ref}, 2*time.Minute)
+		tell(t, "ready after %s with no registry", took.Round(100*time.Millisecond))
+	})
 }
 
 // privateImage has one node pull a private image with its secret. Then every byte of it is in the swarm, and still a
@@ -65,11 +67,14 @@ func privateImage(t *testing.T, c *cluster) {
 		return fmt.Errorf("the pod without the secret has not been refused yet")
 	})
 	tell(t, "%s without it is refused: %s", c.nodes[1], why)
+	require.Regexp(t, "(?i)auth", why, "it is refused for want of credentials, not by a failure")
 	held := c.rig.exec(t, c.nodes[1], "sh", "-c", "ctr -n k8s.io images ls -q | grep -cF "+img.ref+" || true")
 	require.Equal(t, "0", held, "images of that name on %s", c.nodes[1])
 
 	before := c.rig.egress(t)
-	c.rollout(t, workload{name: "cached", image: img.ref, node: c.nodes[2], pullSecret: "pull"}, 2*time.Minute)
+	c.requireServed(t, img, c.nodes[2:3], func() {
+		c.rollout(t, workload{name: "cached", image: img.ref, node: c.nodes[2], pullSecret: "pull"}, 2*time.Minute)
+	})
 	sent := c.rig.egress(t) - before
 	tell(t, "%s with it starts it from the cache: the registry sent %s to check the credentials", c.nodes[2], mebibytes(sent))
 	require.Less(t, sent, int64(mib), "bytes that the registry sent for a cached image")
