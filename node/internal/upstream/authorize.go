@@ -76,7 +76,7 @@ func (c *Client) exchange(ctx context.Context, repo content.Repository, cred pul
 	if err != nil {
 		return token{}, err
 	}
-	rt := &pingAtEndpoints{client: c, registry: reg, host: host.RegistryStr()}
+	rt := &tokenTransport{client: c, registry: reg, host: host.RegistryStr()}
 	challenge, err := transport.Ping(ctx, host, rt)
 	if err != nil {
 		return token{}, err
@@ -118,20 +118,20 @@ func (c *Client) exchange(ctx context.Context, repo content.Repository, cred pul
 	}, nil
 }
 
-// pingAtEndpoints sends the library's ping of a registry to the registry's endpoints, with their fail-over, and all else
-// (to the token server) where it is addressed.
-type pingAtEndpoints struct {
+// tokenTransport sends the library's ping of a registry to the registry's endpoints, with their fail-over, and all else
+// to the token server, which is asked again as a registry is.
+type tokenTransport struct {
 	client   *Client
 	registry *registry
 	host     string
 }
 
-func (p *pingAtEndpoints) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.URL.Host != p.host || req.URL.Path != "/v2/" {
-		return p.registry.client.Transport.RoundTrip(req)
+func (t *tokenTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.URL.Host != t.host || req.URL.Path != "/v2/" {
+		return t.client.retry(req.Context(), t.registry, func() (*http.Response, failure) { return t.askTokenServer(req) })
 	}
-	resp, err := p.client.send(req.Context(), call{
-		method: http.MethodGet, repo: content.Repository{Registry: p.registry.name},
+	resp, err := t.client.send(req.Context(), call{
+		method: http.MethodGet, repo: content.Repository{Registry: t.registry.name},
 	})
 	if refused, ok := errors.AsType[*content.UpstreamError](err); ok {
 		return &http.Response{
@@ -140,4 +140,24 @@ func (p *pingAtEndpoints) RoundTrip(req *http.Request) (*http.Response, error) {
 		}, nil
 	}
 	return resp, err
+}
+
+// askTokenServer leaves to the library what it deals with itself: redirects, and 404, at which it tries the older protocol.
+func (t *tokenTransport) askTokenServer(req *http.Request) (*http.Response, failure) {
+	if req.GetBody != nil {
+		body, err := req.GetBody()
+		if err != nil {
+			return nil, failure{err: err}
+		}
+		req = req.Clone(req.Context())
+		req.Body = body
+	}
+	resp, err := t.registry.client.Transport.RoundTrip(req)
+	switch {
+	case err != nil:
+		return nil, judge(fmt.Errorf("%s: %w: %w", describe(req), content.ErrUnavailable, err))
+	case success(resp), redirects(resp), resp.StatusCode == http.StatusNotFound:
+		return resp, failure{}
+	}
+	return nil, judge(refusal(resp, false))
 }

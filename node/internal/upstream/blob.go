@@ -173,17 +173,10 @@ func (c *Client) Stat(ctx context.Context, req content.Request) (size int64, med
 		if resp.ContentLength >= 0 {
 			return resp.ContentLength, resp.Header.Get("Content-Type"), nil
 		}
-	} else if !noHead(err) && !storageRefuses(err) {
+	} else if !noHead(err) {
 		return 0, "", err
 	}
 	return c.statByRange(ctx, req)
-}
-
-// storageRefuses tells whether the registry redirected to a host that then refused: URLs that are signed for GET do so
-// to HEAD.
-func storageRefuses(err error) bool {
-	var u *content.UpstreamError
-	return errors.As(err, &u) && u.Status == http.StatusBadGateway
 }
 
 // statByRange learns the size from the answer to a GET of one byte.

@@ -71,7 +71,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	s.patience = max(s.patience, 0)
 	s.count.Add(float64(n))
 	if err := s.pace(n); err != nil {
-		return 0, fmt.Errorf("%s: %w: rate limit of the policy: %w", s.op, content.ErrUnavailable, err)
+		return 0, fmt.Errorf("%s: %w: %w: %w", s.op, content.ErrUnavailable, errLimit, err)
 	}
 
 	if s.due >= 0 {
@@ -114,6 +114,12 @@ func (s *stream) Close() error {
 	err := s.body.Close()
 	s.cancel(nil)
 	return err
+}
+
+// discard reads what is left of a short body, without which its connection could not be used again, and closes it.
+func discard(body io.ReadCloser) {
+	_, _ = io.CopyN(io.Discard, body, maxErrorDoc)
+	_ = body.Close()
 }
 
 // readAll reads a body of at most MaxManifestSize.

@@ -17,7 +17,7 @@ import (
 	"github.com/shoal-cache/shoal/api/registries"
 )
 
-// routes is one immutable configuration: who is reached how.
+// routes is who is reached how.
 type routes struct {
 	byName   map[string]*registry
 	fallback Upstream       // of registries not listed
@@ -40,10 +40,17 @@ type registry struct {
 // endpoint is one base URL of a registry.
 type endpoint struct {
 	base      *url.URL
-	downUntil atomic.Int64 // Unix nanoseconds
+	downUntil atomic.Int64 // Unix nanoseconds; 0: it was reached when it was last tried
 }
 
 func (e *endpoint) down(now time.Time) bool { return now.UnixNano() < e.downUntil.Load() }
+
+// suspect tells whether the endpoint could not be reached a moment ago. When the moment is over, the first to ask finds out
+// for all how it is now, and to the others it stays suspect for another d.
+func (e *endpoint) suspect(now time.Time, d time.Duration) bool {
+	until := e.downUntil.Load()
+	return until != 0 && (now.UnixNano() < until || !e.downUntil.CompareAndSwap(until, now.Add(d).UnixNano()))
+}
 
 func (e *endpoint) mark(reached bool, now time.Time, d time.Duration) {
 	if reached {
@@ -53,39 +60,36 @@ func (e *endpoint) mark(reached bool, now time.Time, d time.Duration) {
 	e.downUntil.Store(now.Add(d).UnixNano())
 }
 
-// SetUpstreams replaces the configuration. Operations that run go on with the old one. It changes nothing when it fails.
-func (c *Client) SetUpstreams(ups []Upstream) error {
-	c.change.Lock()
-	defer c.change.Unlock()
+func (c *Client) newRoutes(ups []Upstream) (*routes, error) {
 	unlisted, err := lru.New[string, *registry](maxUnlisted)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	next := &routes{byName: make(map[string]*registry), unlisted: unlisted}
 	fallback := false
 	for _, u := range ups {
 		client, err := c.newClient(u)
 		if err != nil {
-			return fmt.Errorf("upstream %q: %w", cmp.Or(u.Registry, "*"), err)
+			return nil, fmt.Errorf("upstream %q: %w", cmp.Or(u.Registry, "*"), err)
 		}
 		next.clients = append(next.clients, client)
 		if u.Every() {
 			if fallback {
-				return errors.New(`upstream "*": listed twice`)
+				return nil, errors.New(`upstream "*": listed twice`)
 			}
 			if _, err := u.URLs(); err != nil {
-				return fmt.Errorf(`upstream "*": %w`, err)
+				return nil, fmt.Errorf(`upstream "*": %w`, err)
 			}
 			fallback, next.fallback, next.client = true, u, client
 			continue
 		}
 		name := registries.Canonical(u.Registry)
 		if next.byName[name] != nil {
-			return fmt.Errorf("upstream %q: listed twice", u.Registry)
+			return nil, fmt.Errorf("upstream %q: listed twice", u.Registry)
 		}
 		reg, err := newRegistry(name, u, client)
 		if err != nil {
-			return fmt.Errorf("upstream %q: %w", u.Registry, err)
+			return nil, fmt.Errorf("upstream %q: %w", u.Registry, err)
 		}
 		reg.listed = true
 		next.byName[name] = reg
@@ -93,23 +97,17 @@ func (c *Client) SetUpstreams(ups []Upstream) error {
 	if !fallback {
 		client, err := c.newClient(Upstream{})
 		if err != nil {
-			return err
+			return nil, err
 		}
 		next.client, next.clients = client, append(next.clients, client)
 	}
-	old := c.routes.Swap(next)
-	c.redirects.Purge()
-	c.tokens.Purge()
-	if old != nil {
-		old.closeIdle()
-	}
-	return nil
+	return next, nil
 }
 
 // registry finds how the registry of this name is reached.
 func (c *Client) registry(name string) (*registry, error) {
 	name = registries.Canonical(name)
-	table := c.routes.Load()
+	table := c.routes
 	if reg := table.byName[name]; reg != nil {
 		return reg, nil
 	}
@@ -180,10 +178,4 @@ func (c *Client) newClient(u Upstream) (*http.Client, error) {
 			MaxResponseHeaderBytes: 64 << 10,
 		},
 	}, nil
-}
-
-func (t *routes) closeIdle() {
-	for _, client := range t.clients {
-		client.CloseIdleConnections()
-	}
 }

@@ -1,11 +1,13 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 )
 
@@ -24,7 +26,7 @@ type redirect struct {
 }
 
 // follow sends the call to the endpoint and after it to wherever it redirects. Credentials go only to the endpoint's own
-// scheme, host and port: not, as net/http has it, to subdomains and other ports of it.
+// scheme, host and port: not, as net/http has it, to subdomains and other ports of it, nor to where another host sends it.
 func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call call) (*http.Response, error) {
 	origin := call.url(reg, ep)
 	key := c.key(origin.String(), call.authorization)
@@ -35,14 +37,14 @@ func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call c
 				return resp, nil
 			}
 			if err == nil {
-				_ = resp.Body.Close()
+				discard(resp.Body)
 			}
 			c.redirects.Remove(key) // expired, as a rule: ask the registry for a new one
 		}
 	}
-	at := origin
+	at, home := origin, true
 	for range maxHops + 1 {
-		home := at.Scheme == origin.Scheme && at.Host == origin.Host
+		home = home && sameOrigin(at, origin)
 		resp, err := c.hop(ctx, reg, call, at, home)
 		if err != nil {
 			return nil, err
@@ -56,7 +58,7 @@ func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call c
 		if !redirects(resp) {
 			return nil, refusal(resp, !home)
 		}
-		_ = resp.Body.Close()
+		discard(resp.Body)
 		next, err := resp.Location()
 		if err != nil {
 			return nil, fmt.Errorf("%s: answered %d: %w: %w", describe(resp.Request), resp.StatusCode, errRedirects, err)
@@ -67,6 +69,15 @@ func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call c
 		at = next
 	}
 	return nil, fmt.Errorf("%s %s: %w: more than %d", call.method, origin.Redacted(), errRedirects, maxHops)
+}
+
+// sameOrigin compares scheme, host and port, as RFC 6454 has it.
+func sameOrigin(a, b *url.URL) bool {
+	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
+}
+
+func port(u *url.URL) string {
+	return cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
 }
 
 func (c *Client) hop(ctx context.Context, reg *registry, call call, at *url.URL, home bool) (*http.Response, error) {

@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -55,16 +54,40 @@ func (c *Client) send(ctx context.Context, call call) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	suspects := make(map[*endpoint]bool) // known to be down by other calls than this one
+	for _, ep := range reg.endpoints {
+		suspects[ep] = ep.suspect(time.Now(), c.opts.Timeouts.Down)
+	}
+	order := lastly(reg.endpoints, func(ep *endpoint) bool { return suspects[ep] })
+	return c.retry(ctx, reg, func() (*http.Response, failure) {
+		resp, fails := c.round(ctx, reg, order, suspects, call)
+		order = lastly(order, func(ep *endpoint) bool { return ep.down(time.Now()) })
+		return resp, fails
+	})
+}
+
+// lastly is the endpoints in order, but those that are to be tried last behind the others.
+func lastly(endpoints []*endpoint, last func(*endpoint) bool) []*endpoint {
+	var front, back []*endpoint
+	for _, ep := range endpoints {
+		if last(ep) {
+			back = append(back, ep)
+		} else {
+			front = append(front, ep)
+		}
+	}
+	return append(front, back...)
+}
+
+// retry calls try until it succeeds, fails for good, or has been called often and long enough, with a pause between calls:
+// the registry's own wish, if it has one.
+func (c *Client) retry(ctx context.Context, reg *registry, try func() (*http.Response, failure)) (*http.Response, error) {
 	deadline := time.Now().Add(c.opts.Timeouts.Retry)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
 	}
-	suspects := make(map[*endpoint]bool) // known to be down by other calls than this one
-	for _, ep := range reg.endpoints {
-		suspects[ep] = ep.down(time.Now())
-	}
 	for round := 0; ; round++ {
-		resp, fails := c.round(ctx, reg, suspects, call)
+		resp, fails := try()
 		if resp != nil {
 			return resp, nil
 		}
@@ -93,12 +116,9 @@ type failure struct {
 	retryAfter time.Duration
 }
 
-// round tries each endpoint once, those that were down a moment ago last. It stops at the first answer that settles the
-// matter. Of several failures it gives the one that says most: anything but "not found" over "not found".
-func (c *Client) round(ctx context.Context, reg *registry, suspects map[*endpoint]bool, call call) (*http.Response, failure) {
-	now := time.Now()
-	order := slices.Clone(reg.endpoints)
-	slices.SortStableFunc(order, func(a, b *endpoint) int { return btoi(a.down(now)) - btoi(b.down(now)) })
+// round tries each endpoint once. It stops at the first answer that settles the matter. Of several failures it gives the
+// one that says most: anything but "not found" over "not found".
+func (c *Client) round(ctx context.Context, reg *registry, order []*endpoint, suspects map[*endpoint]bool, call call) (*http.Response, failure) {
 	var worst failure
 	for _, ep := range order {
 		wait := c.opts.Timeouts.Header
@@ -127,13 +147,6 @@ func (c *Client) round(ctx context.Context, reg *registry, suspects map[*endpoin
 	return nil, worst
 }
 
-func btoi(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
-}
-
 func answered(err error) bool {
 	_, ok := errors.AsType[*content.UpstreamError](err)
 	return ok
@@ -150,9 +163,9 @@ func judge(err error) failure {
 	switch {
 	case errors.As(err, &u):
 		f.transient = u.Status == http.StatusTooManyRequests || u.Status == http.StatusRequestTimeout ||
-			u.Status >= 500 && u.Status != http.StatusNotImplemented
+			u.Status >= 500 && u.Status != http.StatusNotImplemented && u.Status != http.StatusLoopDetected
 		f.retryAfter = u.RetryAfter
-	case errors.As(err, &cert), errors.Is(err, errRedirects):
+	case errors.As(err, &cert), errors.Is(err, errRedirects), errors.Is(err, errLimit):
 	default:
 		f.transient = true
 	}
@@ -164,7 +177,10 @@ func backoff(round int) time.Duration {
 	return d/2 + rand.N(d/2)
 }
 
-var errNoHeader = errors.New("no answer within the time allowed")
+var (
+	errNoHeader = errors.New("no answer within the time allowed")
+	errLimit    = errors.New("rate limit of the policy")
+)
 
 // attempt sends the call to one endpoint and follows redirects. wait bounds the time to the final answer's header.
 func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call call, wait time.Duration) (*http.Response, error) {
@@ -174,7 +190,7 @@ func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call 
 	}
 	if limits.Requests != nil {
 		if err := limits.Requests.Wait(ctx); err != nil {
-			return nil, fmt.Errorf("%s of %s: rate limit of the policy: %w: %w", call.method, call.repo, content.ErrUnavailable, err)
+			return nil, fmt.Errorf("%s of %s: %w: %w: %w", call.method, call.repo, content.ErrUnavailable, errLimit, err)
 		}
 	}
 	start := time.Now()
@@ -225,8 +241,8 @@ func (call call) request(ctx context.Context, u *url.URL, trusted bool) (*http.R
 	if err != nil {
 		return nil, err
 	}
-	for _, a := range call.accept {
-		req.Header.Add("Accept", a)
+	if len(call.accept) > 0 {
+		req.Header.Set("Accept", strings.Join(call.accept, ", ")) // one line, for there are registries that read no second
 	}
 	if call.byteRange != "" {
 		req.Header.Set("Range", call.byteRange)
@@ -242,9 +258,10 @@ func (call call) request(ctx context.Context, u *url.URL, trusted bool) (*http.R
 }
 
 // refusal makes an answer other than success an error, and closes its body. An answer of a host that the registry
-// redirected to says nothing about the caller's credentials or the repository, so it counts as trouble of the registry.
+// redirected to says nothing about the caller's credentials or the repository, so it counts as trouble of the registry;
+// but URLs that are signed for GET are refused to HEAD, so that counts as a method which is not known there.
 func refusal(resp *http.Response, foreign bool) error {
-	defer func() { _ = resp.Body.Close() }()
+	defer discard(resp.Body)
 	e := &content.UpstreamError{
 		Op: describe(resp.Request), Status: resp.StatusCode, RetryAfter: retryAfter(resp.Header.Get("Retry-After")),
 	}
@@ -252,6 +269,9 @@ func refusal(resp *http.Response, foreign bool) error {
 		resp.StatusCode != http.StatusRequestedRangeNotSatisfiable {
 		e.Op += fmt.Sprintf(" (redirected there, answered %d)", resp.StatusCode)
 		e.Status = http.StatusBadGateway
+		if resp.Request.Method == http.MethodHead {
+			e.Status = http.StatusMethodNotAllowed
+		}
 		return e
 	}
 	e.Challenge = resp.Header.Values("WWW-Authenticate")

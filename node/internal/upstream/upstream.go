@@ -4,8 +4,7 @@
 //
 // In the order a request meets them: endpoint.go finds where a registry is reached; send.go tries its endpoints, with
 // backoff; redirect.go follows to object storage without the credentials; body.go reads the answer and watches that it
-// moves; resolve.go, blob.go and forward.go are the operations; authorize.go obtains credentials for pulls that no
-// client drives.
+// moves; resolve.go and blob.go are the operations; authorize.go obtains credentials for pulls that no client drives.
 package upstream
 
 import (
@@ -16,8 +15,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -91,8 +88,7 @@ type Client struct {
 	metrics *metrics
 	secret  []byte // keys the hashes under which credentials are told apart in memory
 
-	change    sync.Mutex // serialises SetUpstreams
-	routes    atomic.Pointer[routes]
+	routes    *routes
 	redirects *lru.Cache[cacheKey, redirect]
 	tokens    *lru.Cache[cacheKey, token]
 	exchanges singleflight.Group
@@ -118,14 +114,12 @@ func New(opts Options) (*Client, error) {
 	}
 	c := &Client{opts: opts, log: opts.Logger, secret: make([]byte, 32)}
 	_, _ = rand.Read(c.secret) // never fails, says crypto/rand
-	var errs [3]error
+	var errs [4]error
 	c.redirects, errs[0] = lru.New[cacheKey, redirect](maxRedirects)
 	c.tokens, errs[1] = lru.New[cacheKey, token](maxTokens)
 	c.metrics, errs[2] = newMetrics(opts.Registerer)
+	c.routes, errs[3] = c.newRoutes(opts.Upstreams)
 	if err := errors.Join(errs[:]...); err != nil {
-		return nil, err
-	}
-	if err := c.SetUpstreams(opts.Upstreams); err != nil {
 		return nil, err
 	}
 	return c, nil
@@ -133,5 +127,7 @@ func New(opts Options) (*Client, error) {
 
 // Close drops idle connections. Running operations go on.
 func (c *Client) Close() {
-	c.routes.Load().closeIdle()
+	for _, client := range c.routes.clients {
+		client.CloseIdleConnections()
+	}
 }

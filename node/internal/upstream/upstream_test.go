@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -46,14 +47,11 @@ const images = "images.test"
 
 var repo = content.Repository{Registry: images, Name: "team/app"}
 
-// newClient makes a client that reaches images at the endpoints, with short waits.
+// newClient makes a client that reaches images at the endpoints.
 func newClient(t *testing.T, o upstream.Options, endpoints ...string) *upstream.Client {
 	t.Helper()
 	if len(o.Upstreams) == 0 {
 		o.Upstreams = []upstream.Upstream{{Registry: images, Endpoints: endpoints}}
-	}
-	if o.Timeouts == (upstream.Timeouts{}) {
-		o.Timeouts = upstream.Timeouts{Header: 2 * time.Second, Stall: 200 * time.Millisecond, Retry: 3 * time.Second}
 	}
 	c, err := upstream.New(o)
 	require.NoError(t, err)
@@ -218,38 +216,39 @@ func TestBadAnswersToABlobAreErrors(t *testing.T) {
 		handler http.HandlerFunc
 		off, n  int64
 		want    string
+		stall   time.Duration // 0: the default
 	}{
 		"a body that ends early": {
-			raw("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nshort"), 0, -1, "unexpected EOF"},
+			handler: raw("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nshort"), n: -1, want: "unexpected EOF"},
 		"a chunked body that ends early": {
-			write(200, map[string]string{"Transfer-Encoding": "chunked"}, data[:900]), 0, -1, "ended 100 bytes early"},
+			handler: write(200, map[string]string{"Transfer-Encoding": "chunked"}, data[:900]), n: -1, want: "ended 100 bytes early"},
 		"a chunked body that goes on": {
-			write(200, map[string]string{"Transfer-Encoding": "chunked"}, append(data, 'x')), 0, -1, "longer than announced"},
+			handler: write(200, map[string]string{"Transfer-Encoding": "chunked"}, append(data, 'x')), n: -1, want: "longer than announced"},
 		"another length than the manifest states": {
-			write(200, map[string]string{"Content-Length": "900"}, data[:900]), 0, -1, "want 1000"},
+			handler: write(200, map[string]string{"Content-Length": "900"}, data[:900]), n: -1, want: "want 1000"},
 		"another range": {
-			write(206, map[string]string{"Content-Range": "bytes 11-20/1000", "Content-Length": "10"}, data[11:21]), 10, 10, "not the range"},
+			handler: write(206, map[string]string{"Content-Range": "bytes 11-20/1000", "Content-Length": "10"}, data[11:21]), off: 10, n: 10, want: "not the range"},
 		"a range of another length": {
-			write(206, map[string]string{"Content-Range": "bytes 10-14/1000", "Content-Length": "5"}, data[10:15]), 10, 10, "not the range"},
+			handler: write(206, map[string]string{"Content-Range": "bytes 10-14/1000", "Content-Length": "5"}, data[10:15]), off: 10, n: 10, want: "not the range"},
 		"a range whose body is shorter than it says": {
-			write(206, map[string]string{"Content-Range": "bytes 10-19/1000", "Content-Length": "5"}, data[10:15]), 10, 10, "not the range"},
+			handler: write(206, map[string]string{"Content-Range": "bytes 10-19/1000", "Content-Length": "5"}, data[10:15]), off: 10, n: 10, want: "not the range"},
 		"a range of another blob": {
-			write(206, map[string]string{"Content-Range": "bytes 10-19/2000", "Content-Length": "10"}, data[10:20]), 10, 10, "want 1000"},
+			handler: write(206, map[string]string{"Content-Range": "bytes 10-19/2000", "Content-Length": "10"}, data[10:20]), off: 10, n: 10, want: "want 1000"},
 		"a range without Content-Range": {
-			write(206, map[string]string{"Content-Length": "10"}, data[10:20]), 10, 10, "not the range"},
+			handler: write(206, map[string]string{"Content-Length": "10"}, data[10:20]), off: 10, n: 10, want: "not the range"},
 		"several ranges": {
-			write(206, map[string]string{"Content-Type": "multipart/byteranges; boundary=x"}, data[10:20]), 10, 10, "not the range"},
+			handler: write(206, map[string]string{"Content-Type": "multipart/byteranges; boundary=x"}, data[10:20]), off: 10, n: 10, want: "not the range"},
 		"an encoded body": {
-			write(200, map[string]string{"Content-Encoding": "gzip"}, data), 0, -1, "encoded"},
-		"rubbish instead of HTTP": {raw("SSH-2.0\r\n"), 0, -1, "malformed"},
-		"nothing at all":          {raw(""), 0, -1, "EOF"},
-		"server errors":           {write(500, nil, nil), 0, -1, "500"},
-		"a redirect to nowhere":   {write(307, nil, nil), 0, -1, "lead nowhere"},
-		"a redirect to a file":    {write(307, map[string]string{"Location": "file:///etc/passwd"}, nil), 0, -1, "lead nowhere"},
-		"endless redirects": {func(w http.ResponseWriter, r *http.Request) {
+			handler: write(200, map[string]string{"Content-Encoding": "gzip"}, data), n: -1, want: "encoded"},
+		"rubbish instead of HTTP": {handler: raw("SSH-2.0\r\n"), n: -1, want: "malformed"},
+		"nothing at all":          {handler: raw(""), n: -1, want: "EOF"},
+		"server errors":           {handler: write(500, nil, nil), n: -1, want: "500"},
+		"a redirect to nowhere":   {handler: write(307, nil, nil), n: -1, want: "lead nowhere"},
+		"a redirect to a file":    {handler: write(307, map[string]string{"Location": "file:///etc/passwd"}, nil), n: -1, want: "lead nowhere"},
+		"endless redirects": {n: -1, want: "lead nowhere", handler: func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, r.URL.Path+"x", http.StatusTemporaryRedirect)
-		}, 0, -1, "lead nowhere"},
-		"slow drips": {func(w http.ResponseWriter, r *http.Request) {
+		}},
+		"slow drips": {stall: 200 * time.Millisecond, n: -1, want: "stalled", handler: func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Length", "1000")
 			for _, b := range data {
 				_, _ = w.Write([]byte{b})
@@ -260,11 +259,12 @@ func TestBadAnswersToABlobAreErrors(t *testing.T) {
 				case <-time.After(20 * time.Millisecond):
 				}
 			}
-		}, 0, -1, "stalled"},
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := newClient(t, upstream.Options{}, serve(t, tc.handler))
+			timeouts := upstream.Timeouts{Stall: tc.stall, Retry: 2 * time.Second}
+			c := newClient(t, upstream.Options{Timeouts: timeouts}, serve(t, tc.handler))
 			b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromBytes(data), Size: 1000}, tc.off, tc.n)
 			if err == nil {
 				var got []byte
@@ -377,6 +377,50 @@ func TestRefusalsReachTheCallerWithTheirChallenge(t *testing.T) {
 	}
 }
 
+func TestWhatARetryCannotChangeIsNotTriedAgain(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		status int
+		limits upstream.Limits
+		asked  int32
+	}{
+		"a method that the registry does not know":  {status: http.StatusNotImplemented, asked: 1},
+		"an agent whose upstream is an agent again": {status: http.StatusLoopDetected, asked: 1},
+		"the policy's own limit":                    {limits: upstream.Limits{Requests: rate.NewLimiter(0, 0)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var asked atomic.Int32
+			metrics := prometheus.NewRegistry()
+			url := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+				asked.Add(1)
+				w.WriteHeader(tc.status)
+			})
+			c := newClient(t, upstream.Options{
+				Registerer: metrics, Limits: func(content.Repository) upstream.Limits { return tc.limits },
+			}, url)
+			_, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromString("x")}, 0, -1)
+			require.ErrorIs(t, err, content.ErrUnavailable)
+			require.Equal(t, tc.asked, asked.Load())
+			retries, err := testutil.GatherAndCount(metrics, "shoal_upstream_retries_total")
+			require.NoError(t, err)
+			require.EqualValues(t, tc.asked, retries, "a series at 0 for a registry that was asked, and none otherwise")
+		})
+	}
+}
+
+func TestAcceptIsOneHeader(t *testing.T) {
+	t.Parallel()
+	seen := make(chan []string, 1)
+	c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, r *http.Request) {
+		seen <- r.Header.Values("Accept")
+		w.WriteHeader(http.StatusNotFound)
+	}))
+	_, err := c.Resolve(t.Context(), repo, "v1", []string{"application/a+json", "application/b+json;q=0.5"}, "")
+	require.ErrorIs(t, err, content.ErrNotFound)
+	require.Equal(t, []string{"application/a+json, application/b+json;q=0.5"}, <-seen)
+}
+
 func TestTroubleThatPassesIsWaitedOut(t *testing.T) {
 	t.Parallel()
 	data := randomBytes(100)
@@ -484,8 +528,10 @@ func TestARefusalByObjectStorageIsNoVerdictOnTheCaller(t *testing.T) {
 func TestStatWorksWhereHeadDoesNot(t *testing.T) {
 	t.Parallel()
 	data := randomBytes(777)
+	var heads atomic.Int32 // at object storage
 	get := func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodHead {
+			heads.Add(1)
 			w.WriteHeader(http.StatusForbidden)
 			return
 		}
@@ -510,6 +556,7 @@ func TestStatWorksWhereHeadDoesNot(t *testing.T) {
 			size, _, err := c.Stat(t.Context(), content.Request{Repository: repo, Digest: digest.FromBytes(data)})
 			require.NoError(t, err)
 			require.EqualValues(t, 777, size)
+			require.LessOrEqual(t, heads.Load(), int32(1), "its answer to HEAD is final")
 		})
 	}
 }
@@ -566,7 +613,7 @@ func TestAnEndpointThatIsDownIsTriedLastForAWhile(t *testing.T) {
 			return nil, &net.OpError{Op: "dial", Err: io.ErrClosedPipe}
 		}
 		return dialer.DialContext(ctx, network, address)
-	}}, "http://down.test", good)
+	}, Timeouts: upstream.Timeouts{Down: time.Hour}}, "http://down.test", good)
 	for range 5 {
 		b, err := c.Open(t.Context(), req, 0, -1)
 		require.NoError(t, err)
@@ -637,8 +684,9 @@ func TestTLSIsConfiguredPerRegistry(t *testing.T) {
 	t.Parallel()
 	data := []byte("x")
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if len(r.TLS.PeerCertificates) == 0 {
-			w.Header().Set("Anonymous", "1")
+		if strings.HasPrefix(r.URL.Path, "/known") && len(r.TLS.PeerCertificates) == 0 {
+			w.WriteHeader(http.StatusForbidden)
+			return
 		}
 		_, _ = w.Write(data)
 	}))
@@ -646,28 +694,34 @@ func TestTLSIsConfiguredPerRegistry(t *testing.T) {
 	server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
 	server.StartTLS()
 	t.Cleanup(server.Close)
-	ca := filepath.Join(t.TempDir(), "ca.pem")
+	ca, key := filepath.Join(t.TempDir(), "ca.pem"), filepath.Join(t.TempDir(), "key.pem")
 	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))
+	der, err := x509.MarshalPKCS8PrivateKey(server.TLS.Certificates[0].PrivateKey)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
 	req := content.Request{Repository: repo, Digest: digest.FromBytes(data)}
 	for name, tc := range map[string]struct {
 		conf upstream.Upstream
-		ok   bool
+		path string
+		want string // of the error, "" for none
 	}{
-		"a private CA is trusted where it is given": {upstream.Upstream{CAFile: ca}, true},
-		"and not elsewhere":                         {upstream.Upstream{}, false},
-		"any certificate is taken on demand":        {upstream.Upstream{InsecureSkipVerify: true}, true},
+		"a private CA is trusted where it is given": {conf: upstream.Upstream{CAFile: ca}},
+		"and not elsewhere":                         {want: "certificate"},
+		"any certificate is taken on demand":        {conf: upstream.Upstream{InsecureSkipVerify: true}},
+		"the agent shows its certificate":           {upstream.Upstream{CAFile: ca, ClientCertFile: ca, ClientKeyFile: key}, "/known", ""},
+		"and has none to show elsewhere":            {upstream.Upstream{CAFile: ca}, "/known", "403"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			tc.conf.Registry, tc.conf.Endpoints = images, []string{server.URL}
+			tc.conf.Registry, tc.conf.Endpoints = images, []string{server.URL + tc.path}
 			c := newClient(t, upstream.Options{Upstreams: []upstream.Upstream{tc.conf}})
 			b, err := c.Open(t.Context(), req, 0, -1)
-			if tc.ok {
-				require.NoError(t, err)
-				require.Equal(t, data, read(t, b))
-			} else {
-				require.ErrorContains(t, err, "certificate")
+			if tc.want != "" {
+				require.ErrorContains(t, err, tc.want)
+				return
 			}
+			require.NoError(t, err)
+			require.Equal(t, data, read(t, b))
 		})
 	}
 }
@@ -839,7 +893,7 @@ func TestAuthorizeObtainsTokens(t *testing.T) {
 			repo := content.Repository{Registry: images, Name: tc.repo}
 			authorization, err := c.Authorize(t.Context(), repo, tc.credential)
 			if !tc.ok {
-				require.Error(t, err)
+				require.True(t, content.Denied(err), "%v", err)
 				return
 			}
 			require.NoError(t, err)
@@ -849,6 +903,50 @@ func TestAuthorizeObtainsTokens(t *testing.T) {
 			_, err = c.Authorize(t.Context(), repo, tc.credential)
 			require.NoError(t, err)
 			require.EqualValues(t, 1, asked.Load(), "a token is used until it expires")
+		})
+	}
+}
+
+func TestATokenServerInTroubleIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		credential pullsecret.Credential
+		wait       string // Retry-After of its first answer
+		asked      int32
+		want       error
+	}{
+		"for a moment": {wait: "1", asked: 2},
+		"also with the form of an identity token":      {credential: pullsecret.Credential{IdentityToken: "alice's"}, wait: "1", asked: 2},
+		"but not for an hour, which the caller learns": {wait: "3600", asked: 1, want: content.ErrUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var asked atomic.Int32
+			tokens := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				if asked.Add(1) == 1 {
+					w.Header().Set("Retry-After", tc.wait)
+					w.WriteHeader(http.StatusTooManyRequests)
+					return
+				}
+				if r.FormValue("scope") == "repository:team/app:pull" && r.PostFormValue("refresh_token") == tc.credential.IdentityToken {
+					_, _ = io.WriteString(w, `{"token":"good"}`)
+				}
+			})
+			c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="images.test"`, tokens))
+				w.WriteHeader(http.StatusUnauthorized)
+			}))
+			authorization, err := c.Authorize(t.Context(), repo, tc.credential)
+			require.Equal(t, tc.asked, asked.Load())
+			if tc.want != nil {
+				require.ErrorIs(t, err, tc.want)
+				var refused *content.UpstreamError
+				require.ErrorAs(t, err, &refused)
+				require.Equal(t, time.Hour, refused.RetryAfter)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, "Bearer good", authorization)
 		})
 	}
 }

@@ -1,0 +1,101 @@
+package upstream_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
+)
+
+// A registry's answers before the last have bodies too, which have to be read before their connection can be used again.
+func TestRedirectsAndRefusalsDoNotCostConnections(t *testing.T) {
+	t.Parallel()
+	storage := serve(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("x")) })
+	for name, answer := range map[string]http.HandlerFunc{
+		"a redirect": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, storage, http.StatusTemporaryRedirect)
+		},
+		"a refusal": http.NotFound,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var connections atomic.Int32
+			registry := httptest.NewUnstartedServer(answer)
+			registry.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+				if state == http.StateNew {
+					connections.Add(1)
+				}
+			}
+			registry.Start()
+			t.Cleanup(registry.Close)
+			c := newClient(t, upstream.Options{}, registry.URL)
+			for i := range 5 {
+				b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromString(fmt.Sprint(i))}, 0, -1)
+				if err == nil {
+					read(t, b)
+				}
+			}
+			require.EqualValues(t, 1, connections.Load())
+		})
+	}
+}
+
+func TestCredentialsGoToTheRegistryHoweverItIsWritten(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		location string
+		want     string // the Authorization header after the redirect
+	}{
+		"another path of it":             {"/moved", "Bearer mine"},
+		"its name in capitals":           {"http://IMAGES.test/moved", "Bearer mine"},
+		"the port that is meant anyway":  {"http://images.test:80/moved", "Bearer mine"},
+		"but not another port":           {"http://images.test:8080/moved", ""},
+		"but not a subdomain":            {"http://cdn.images.test/moved", ""},
+		"but not another scheme":         {"https://images.test/moved", ""},
+		"but not on the way back to it":  {"http://elsewhere.test/back", ""},
+		"but not another domain it ends": {"http://myimages.test/moved", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			moved := make(chan string, 1)
+			handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				switch r.URL.Path {
+				case "/moved":
+					moved <- r.Header.Get("Authorization")
+					_, _ = w.Write([]byte("x"))
+				case "/back":
+					http.Redirect(w, r, "http://images.test/moved", http.StatusFound)
+				default:
+					http.Redirect(w, r, tc.location, http.StatusFound)
+				}
+			})
+			plain, secure := httptest.NewServer(handler), httptest.NewTLSServer(handler)
+			t.Cleanup(plain.Close)
+			t.Cleanup(secure.Close)
+			var dialer net.Dialer
+			c := newClient(t, upstream.Options{
+				Upstreams: []upstream.Upstream{{Registry: images, Endpoints: []string{"http://images.test"}, InsecureSkipVerify: true}},
+				Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+					if strings.HasSuffix(address, ":443") {
+						return dialer.DialContext(ctx, network, secure.Listener.Addr().String())
+					}
+					return dialer.DialContext(ctx, network, plain.Listener.Addr().String())
+				},
+			})
+			b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromString("x"), Authorization: "Bearer mine"}, 0, -1)
+			require.NoError(t, err)
+			read(t, b)
+			require.Equal(t, tc.want, <-moved)
+		})
+	}
+}
