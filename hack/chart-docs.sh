@@ -1,6 +1,7 @@
 #!/bin/bash
-# chart-docs.sh: makes what of the chart is made from other files: README.md from the comments in values.yaml, and the
-# copies of the API's resource definitions, roles and admission policy. hack/verify.sh fails when they have drifted.
+# chart-docs.sh: makes what of the chart is made from other files: README.md from the comments in values.yaml, the copies of
+# the API's resource definitions, roles and admission policy, and of values.schema.json the part that the definitions say.
+# hack/verify.sh fails when they have drifted.
 set -o errexit -o nounset -o pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,4 +13,5 @@ cp api/rbac/role.yaml $chart/files/operator-role.yaml
 cp api/rbac/release.yaml $chart/files/release-role.yaml
 cp api/admission/policy.yaml $chart/files/admission.yaml
 
+go run ./hack/chart-schema $chart
 go tool -modfile=hack/tools/chart/go.mod helm-docs --chart-search-root $chart --sort-values-order file --log-level warning

@@ -28,7 +28,7 @@ check_generated() { hack/generate.sh --verify; }
 check_chart() {
   copy=$(mktemp -d)
   trap 'rm -rf "$copy"' EXIT
-  cp -r --parents api charts go.mod go.sum hack/chart-docs.sh hack/tools "$copy"
+  cp -r --parents api charts go.mod go.sum hack/chart-docs.sh hack/chart-schema hack/tools "$copy"
   (cd "$copy" && hack/chart-docs.sh)
   diff -ru charts "$copy/charts" || { echo "run hack/chart-docs.sh and commit"; return 1; }
 }
