@@ -57,5 +57,5 @@ export SHOAL_E2E_TAG=$VERSION
 export SHOAL_E2E_PREVIOUS_CHART=$PWD/bin/e2e/previous/shoal.tgz
 export SHOAL_E2E_PREVIOUS_TAG=$PREVIOUS_VERSION
 bin/e2e/gotestsum --format standard-verbose --junitfile bin/e2e/junit.xml --raw-command -- \
-  hack/cluster/shell.sh go tool test2json -t -p e2e bin/e2e/e2e.test -test.v=test2json -test.timeout=60m "$@"
+  hack/cluster/shell.sh go tool test2json -t -p e2e bin/e2e/e2e.test -test.v=test2json -test.timeout=40m "$@"
 step "done"

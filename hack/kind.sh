@@ -118,7 +118,7 @@ suite() {
     SHOAL_E2E_RIG=$self SHOAL_E2E_CHART=$PWD/charts/shoal SHOAL_E2E_PROBE=$PWD/bin/e2e/probe SHOAL_E2E_TAG=$VERSION \
     SHOAL_E2E_REGISTRY=$(address registry) SHOAL_E2E_PRIVATE_REGISTRY=$(address private-registry) SHOAL_E2E_EXCLUDE=$CONTROL \
     bin/e2e/gotestsum --format standard-verbose --junitfile bin/e2e/junit.xml --raw-command -- \
-    go tool test2json -t -p e2e bin/e2e/e2e.test -test.v=test2json -test.timeout=60m "$@"
+    go tool test2json -t -p e2e bin/e2e/e2e.test -test.v=test2json -test.timeout=40m "$@"
 }
 
 case ${1-} in
