@@ -2,6 +2,7 @@ package content
 
 import (
 	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 
 	"github.com/ipfs/go-cid"
@@ -43,8 +44,8 @@ func DigestCID(d digest.Digest) (cid.Cid, error) {
 	if !ok {
 		return cid.Undef, fmt.Errorf("digest %q: algorithm %s has no multihash here; sha256 and sha512 do", d, d.Algorithm())
 	}
-	raw := make([]byte, len(d.Encoded())/2)
-	if _, err := fmt.Sscanf(d.Encoded(), "%x", &raw); err != nil {
+	raw, err := hex.DecodeString(d.Encoded())
+	if err != nil {
 		return cid.Undef, fmt.Errorf("digest %q: %w", d, err)
 	}
 	hash, err := mh.Encode(raw, code)
@@ -60,15 +61,21 @@ func CIDDigest(c cid.Cid) (digest.Digest, error) {
 	if err != nil {
 		return "", fmt.Errorf("CID %s: %w", c, err)
 	}
+	var d digest.Digest
 	switch {
 	case c.Type() != cid.Raw:
 		return "", fmt.Errorf("CID %s: codec is not raw, so its hash is not that of a blob", c)
 	case h.Code == mh.SHA2_256:
-		return digest.NewDigestFromBytes(digest.SHA256, h.Digest), nil
+		d = digest.NewDigestFromBytes(digest.SHA256, h.Digest)
 	case h.Code == mh.SHA2_512:
-		return digest.NewDigestFromBytes(digest.SHA512, h.Digest), nil
+		d = digest.NewDigestFromBytes(digest.SHA512, h.Digest)
+	default:
+		return "", fmt.Errorf("CID %s: its hash is %s; sha2-256 and sha2-512 name blobs", c, h.Name)
 	}
-	return "", fmt.Errorf("CID %s: its hash is %s; sha2-256 and sha2-512 name blobs", c, h.Name)
+	if err := d.Validate(); err != nil { // a multihash may hold a part of the hash
+		return "", fmt.Errorf("CID %s: %w", c, err)
+	}
+	return d, nil
 }
 
 // SumCID is the CID of a chunk whose SHA-256 is sum.

@@ -134,6 +134,32 @@ func TestDigestCIDRefusesWhatNamesNothing(t *testing.T) {
 	}
 }
 
+// A multihash may hold less than the whole hash, and peers may send any CID.
+func TestCIDDigestRefusesWhatNamesNothing(t *testing.T) {
+	t.Parallel()
+	sum := make([]byte, 32)
+	for name, c := range map[string]cid.Cid{
+		"nothing at all":   cid.Undef,
+		"a truncated hash": cid.NewCidV1(cid.Raw, must(mh.Encode(sum[:20], mh.SHA2_256))),
+		"another hash":     cid.NewCidV1(cid.Raw, must(mh.Encode(sum, mh.BLAKE3))),
+		"another codec":    cid.NewCidV1(cid.DagProtobuf, must(mh.Encode(sum, mh.SHA2_256))),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := CIDDigest(c)
+			require.Error(t, err)
+			require.Error(t, new(ChunkMap).Set(0, c))
+		})
+	}
+}
+
+func must(h mh.Multihash, err error) mh.Multihash {
+	if err != nil {
+		panic(err)
+	}
+	return h
+}
+
 func TestVerifierEndsCleanlyOnlyForTheRightBytes(t *testing.T) {
 	t.Parallel()
 	data := []byte("right")

@@ -7,9 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
+	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
@@ -89,9 +89,9 @@ func DefaultRule() Rule {
 	}
 }
 
-// Matches tells whether the rule is about repo.
+// Matches tells whether the rule is about repo. Docker Hub is docker.io, whichever of its names repo has.
 func (r Rule) Matches(repo content.Repository) bool {
-	name := strings.ToLower(repo.Registry) + "/" + repo.Name
+	name := registries.Canonical(repo.Registry) + "/" + repo.Name
 	return len(r.Match) == 0 || slices.ContainsFunc(r.Match, func(pattern string) bool { return Match(pattern, name) })
 }
 

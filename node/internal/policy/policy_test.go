@@ -77,6 +77,7 @@ func TestFirstMatchingRuleWins(t *testing.T) {
 	p.Rules = []policy.Rule{
 		rule(policy.Bypass, "other.example/x", "Registry.Example:5000/team/secret*/**"),
 		rule(policy.PeersOnly, "registry.example:5000/**"),
+		rule(policy.Bypass, "docker.io/**"),
 	}
 	require.NoError(t, p.Validate())
 	for name, c := range map[string]struct {
@@ -86,6 +87,7 @@ func TestFirstMatchingRuleWins(t *testing.T) {
 		"the first of two that match":         {content.Repository{Registry: "registry.example:5000", Name: "team/secrets/a"}, policy.Bypass},
 		"the second where the first does not": {content.Repository{Registry: "registry.example:5000", Name: "team/open"}, policy.PeersOnly},
 		"case of the host does not matter":    {content.Repository{Registry: "REGISTRY.example:5000", Name: "team/open"}, policy.PeersOnly},
+		"Docker Hub by each of its names":     {content.Repository{Registry: "registry-1.docker.io", Name: "library/a"}, policy.Bypass},
 		"the default where none does":         {content.Repository{Registry: "other.example", Name: "team/secret"}, policy.PullThrough},
 	} {
 		t.Run(name, func(t *testing.T) {
