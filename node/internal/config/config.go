@@ -115,9 +115,10 @@ type Store struct {
 
 // Upstream says how to reach a registry. A registry that is not listed is reached at https://<registry>.
 type Upstream struct {
-	// Registry is the host, with port if any, as image references spell it.
+	// Registry is the host, with port if any, as image references spell it. "*": every registry that no other entry names.
 	Registry string `yaml:"registry"`
-	// Endpoints are base URLs tried in order. Empty: https://<registry>.
+	// Endpoints are base URLs tried in order. Those of "*" are told the registry by the query parameter ns. Empty:
+	// https://<registry>.
 	Endpoints []string `yaml:"endpoints,omitempty"`
 	// CAFile holds certificates in PEM that are trusted besides the system's.
 	CAFile string `yaml:"caFile,omitempty"`

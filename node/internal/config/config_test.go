@@ -215,6 +215,20 @@ func TestMistakesAreNamed(t *testing.T) {
 		"a scrub interval in the past":           {"store: {scrubInterval: -1h}", nil, []string{"store.scrubInterval", "-1h"}},
 		"a negative drain timeout":               {"registry: {drainTimeout: -1s}", nil, []string{"registry.drainTimeout", "-1s"}},
 		"an endpoint with a query":               {"upstreams: [{registry: a.example, endpoints: ['https://b.example?x=1']}]", nil, []string{"upstreams[0].endpoints[0]", "query"}},
+		"a misspelt section of a variable":       {"", []string{"SHOAL_STROE_CAPACITY=1GiB"}, []string{"SHOAL_STROE_CAPACITY names no key", "SHOAL_STORE_CAPACITY"}},
+		"a variable without its section":         {"", []string{"SHOAL_HIGHWATERMARK=0.9"}, []string{"SHOAL_HIGHWATERMARK names no key", "SHOAL_STORE_HIGHWATERMARK"}},
+		"a second document in the file":          {"store: {path: /x}\n---\nlog: {level: debug}", nil, []string{"config.yaml", "more than one YAML document"}},
+		"rules that are no list":                 {"policy: {rules: {mode: Bypass}}", nil, []string{"policy.rules", "list"}},
+		"upstreams that are no list":             {"upstreams: {registry: a.example}", nil, []string{"upstreams", "list"}},
+		"a capacity whose unit was forgotten":    {"store: {capacity: 20}", nil, []string{"store.capacity", "20", "GiB"}},
+		"a pattern that no repository matches":   {"policy: {rules: [{match: [a.example/**, docker.io]}]}", nil, []string{"policy.rules[0].match[1]", "docker.io/**"}},
+		"a star where two are meant":             {"policy: {rules: [{match: ['*']}]}", nil, []string{"policy.rules[0].match[0]", "**"}},
+		"a bootstrap peer that is not on TCP":    {"swarm: {bootstrap: [/ip4/10.0.0.1/udp/5052/quic-v1/p2p/" + id + "]}", nil, []string{"swarm.bootstrap[0]", "quic-v1", "TCP"}},
+		"an address that means every one":        {"swarm: {announce: [/ip4/0.0.0.0/tcp/5052]}", nil, []string{"swarm.announce[0]", "0.0.0.0"}},
+		"Docker Hub twice under its names":       {"upstreams: [{registry: docker.io}, {registry: index.docker.io}]", nil, []string{"upstreams[1].registry", "upstreams[0]"}},
+		"a runtime that is unknown":              {"mirror: {runtime: docker}", nil, []string{"mirror.runtime", "docker", "containerd, cri-o"}},
+		"two servers on one port of all":         {"registry: {listen: ':5051'}", nil, []string{"admin.listen", ":5051", "another port"}},
+		"the swarm on the port of a server":      {"registry: {listen: '127.0.0.1:5052'}", nil, []string{"swarm.listen[0]", "registry.listen", "another port"}},
 		"a bad default once, though rules exist": {"policy: {defaults: {tagTTL: soon}, rules: [{mode: Bypass}]}", nil, []string{"policy.defaults.tagTTL", "soon"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -224,6 +238,24 @@ func TestMistakesAreNamed(t *testing.T) {
 			for _, part := range c.want {
 				require.Contains(t, err.Error(), part)
 			}
+		})
+	}
+}
+
+func TestWhatIsUnusualButMeantIsTaken(t *testing.T) {
+	t.Parallel()
+	for name, file := range map[string]string{
+		"an entry for all other registries":     `upstreams: [{registry: "*", endpoints: [https://mirror.example/any]}, {registry: a.example}]`,
+		"ports that the system chooses":         "{registry: {listen: '127.0.0.1:0'}, admin: {listen: '127.0.0.1:0'}, swarm: {listen: [/ip4/127.0.0.1/tcp/0]}}",
+		"one port on several addresses":         "{registry: {listen: '127.0.0.1:1'}, admin: {listen: '127.0.0.2:1'}, swarm: {listen: [/ip4/127.0.0.3/tcp/1]}}",
+		"bootstrap peers found by DNS":          "swarm: {bootstrap: [/dnsaddr/peers.example/p2p/" + id + ", /dns4/a.example/tcp/5052/p2p/" + id + "]}",
+		"patterns for all, hosts and one image": `policy: {rules: [{match: ["**", "*.example/**", "**/library/*", a.example/b]}]}`,
+		"a file that ends its document":         "---\nstore: {path: /x}\n...\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := load(t, file, []string{"SHOAL_E2E_RIG=1", "SHOAL_SCALE=5"})
+			require.NoError(t, err)
 		})
 	}
 }

@@ -1,8 +1,10 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"reflect"
@@ -62,14 +64,18 @@ func Load(path string, flags *pflag.FlagSet, environ []string) (*Config, error) 
 }
 
 func readFile(v *viper.Viper, path string) error {
-	f, err := os.Open(path)
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("configuration file: %w", err)
 	}
-	defer f.Close()
 	v.SetConfigType("yaml")
-	if err := v.ReadConfig(f); err != nil {
+	if err := v.ReadConfig(bytes.NewReader(data)); err != nil {
 		return fmt.Errorf("configuration file %s: %w", path, err)
+	}
+	// Of several documents the first alone would be read.
+	d, document := yaml.NewDecoder(bytes.NewReader(data)), new(yaml.Node)
+	if d.Decode(document) == nil && !errors.Is(d.Decode(document), io.EOF) {
+		return fmt.Errorf("configuration file %s: holds more than one YAML document; remove the lines of ---", path)
 	}
 	return nil
 }
@@ -78,14 +84,12 @@ func readFile(v *viper.Viper, path string) error {
 // shoal-registry must not stop agents from starting.
 var serviceLink = regexp.MustCompile(`(_SERVICE_HOST|_SERVICE_PORT(_.+)?|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
 
-// readEnvironment puts the SHOAL_ variables over the file. Variables that begin with the name of a section but name no
-// key are problems; others are none of our business.
+// readEnvironment puts the SHOAL_ variables over the file. Variables that begin with the name of a section, or end as a
+// key's do behind its section, but name no key are problems; others are none of our business.
 func readEnvironment(v *viper.Viper, environ []string) []error {
-	keys, sections := make(map[string]string), make(map[string]bool)
+	keys := make(map[string]string) // by variable
 	for _, o := range options {
 		keys[o.variable()] = o.key
-		section, _, _ := strings.Cut(o.key, ".")
-		sections[strings.ToUpper(section)] = true
 	}
 	for _, key := range tables {
 		keys[variable(key)] = key
@@ -98,23 +102,40 @@ func readEnvironment(v *viper.Viper, environ []string) []error {
 			continue
 		}
 		key, known := keys[name]
-		section, _, hasKey := strings.Cut(rest, "_")
-		switch {
-		case known:
-			parsed, err := parseVariable(key, value)
-			if err != nil {
-				problems = append(problems, fmt.Errorf("environment variable %s: %w", name, err))
-				continue
+		if !known {
+			if meant := alike(rest, keys); len(meant) > 0 && !serviceLink.MatchString(name) {
+				problems = append(problems, fmt.Errorf("environment variable %s names no key; those that exist: %s", name, strings.Join(meant, ", ")))
 			}
-			if err := v.MergeConfigMap(nest(key, parsed)); err != nil {
-				problems = append(problems, fmt.Errorf("environment variable %s: %w", name, err))
-			}
-		case hasKey && sections[section] && !serviceLink.MatchString(name):
-			problems = append(problems, fmt.Errorf("environment variable %s names no key; those that exist: %s",
-				name, strings.Join(matching(keys, "SHOAL_"+section+"_"), ", ")))
+			continue
+		}
+		parsed, err := parseVariable(key, value)
+		if err == nil {
+			err = v.MergeConfigMap(nest(key, parsed))
+		}
+		if err != nil {
+			problems = append(problems, fmt.Errorf("environment variable %s: %w", name, err))
 		}
 	}
 	return problems
+}
+
+// alike are the variables that may be meant by SHOAL_rest: those of its section, or else those that end like it.
+func alike(rest string, keys map[string]string) []string {
+	section, tail, _ := strings.Cut(rest, "_")
+	var sameSection, sameTail []string
+	for _, v := range slices.Sorted(maps.Keys(keys)) {
+		s, t, _ := strings.Cut(strings.TrimPrefix(v, "SHOAL_"), "_")
+		if s == section {
+			sameSection = append(sameSection, v)
+		}
+		if t != "" && (t == tail || t == rest) {
+			sameTail = append(sameTail, v)
+		}
+	}
+	if len(sameSection) > 0 {
+		return sameSection
+	}
+	return sameTail
 }
 
 func parseVariable(key, value string) (any, error) {
@@ -135,17 +156,6 @@ func nest(key string, value any) map[string]any {
 		value = nest(tail, value)
 	}
 	return map[string]any{head: value}
-}
-
-func matching(m map[string]string, prefix string) []string {
-	var names []string
-	for name := range m {
-		if strings.HasPrefix(name, prefix) {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names
 }
 
 // decode puts settings into target, and returns what cannot be read. It passes over unknown keys.
@@ -259,6 +269,8 @@ func fromText(from, to reflect.Type, data any) (any, error) {
 		return nil, fmt.Errorf("%v is a list or table; want one value", data)
 	case !isScalar(to) && to.Kind() == reflect.Struct && !isTable:
 		return nil, fmt.Errorf("%v is no table; want keys below it", data)
+	case to.Kind() == reflect.Slice && isTable:
+		return nil, fmt.Errorf("%v is a table; want a list, each item of it behind a dash", data)
 	case isTable || isList:
 		return data, nil
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"slices"
@@ -14,7 +15,10 @@ import (
 	"github.com/distribution/reference"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 
+	"github.com/shoal-cache/shoal/api/registries"
+	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/mirror"
 )
 
@@ -41,8 +45,8 @@ func (c *Config) validate() error {
 func (c *Config) validateServers(p *problems) {
 	checkListen(p, "registry.listen", c.Registry.Listen)
 	checkListen(p, "admin.listen", c.Admin.Listen)
-	if c.Registry.Listen == c.Admin.Listen && !strings.HasSuffix(c.Admin.Listen, ":0") {
-		p.add("admin.listen", "%s is registry.listen as well; choose another port", c.Admin.Listen)
+	if clash(c.Registry.Listen, c.Admin.Listen) {
+		p.add("admin.listen", "%s and registry.listen, %s, are one port; choose another port", c.Admin.Listen, c.Registry.Listen)
 	}
 	if c.Registry.DefaultRegistry != "" {
 		checkRegistry(p, "registry.defaultRegistry", c.Registry.DefaultRegistry)
@@ -53,6 +57,20 @@ func (c *Config) validateServers(p *problems) {
 	if c.Registry.DrainTimeout < 0 {
 		p.add("registry.drainTimeout", "%s is negative; want 0 to end answers at once, or more", c.Registry.DrainTimeout)
 	}
+}
+
+// clash tells whether two servers cannot both listen: on one port of the same host, or of all addresses of its family. An empty
+// host is all addresses.
+func clash(a, b string) bool {
+	hostA, portA, errA := net.SplitHostPort(a)
+	hostB, portB, errB := net.SplitHostPort(b)
+	if errA != nil || errB != nil || portA != portB || portA == "0" {
+		return false
+	}
+	x, errA := netip.ParseAddr(hostA)
+	y, errB := netip.ParseAddr(hostB)
+	return hostA == "" || hostB == "" || hostA == hostB ||
+		errA == nil && errB == nil && x.Is4() == y.Is4() && (x.IsUnspecified() || y.IsUnspecified())
 }
 
 func checkListen(p *problems, key, listen string) {
@@ -87,14 +105,28 @@ func (c *Config) validateSwarm(p *problems) {
 		p.add("swarm.listen", "empty; want at least one multiaddr, such as /ip4/0.0.0.0/tcp/5052")
 	}
 	for i, addr := range s.Listen {
-		checkTCP(p, fmt.Sprintf("swarm.listen[%d]", i), addr)
+		key := fmt.Sprintf("swarm.listen[%d]", i)
+		checkTCP(p, key, addr)
+		for _, server := range []struct{ key, listen string }{{"registry.listen", c.Registry.Listen}, {"admin.listen", c.Admin.Listen}} {
+			if tcp, err := manet.ToNetAddr(addr); err == nil && clash(tcp.String(), server.listen) {
+				p.add(key, "%s and %s, %s, are one port; choose another port", addr, server.key, server.listen)
+			}
+		}
 	}
 	for i, addr := range s.Announce {
-		checkTCP(p, fmt.Sprintf("swarm.announce[%d]", i), addr)
+		key := fmt.Sprintf("swarm.announce[%d]", i)
+		checkTCP(p, key, addr)
+		if manet.IsIPUnspecified(addr) {
+			p.add(key, "%s is no address that others can reach; want the one that leads to this node", addr)
+		}
 	}
 	for i, addr := range s.Bootstrap {
-		if info, err := peer.AddrInfoFromP2pAddr(addr); err != nil || len(info.Addrs) == 0 {
-			p.add(fmt.Sprintf("swarm.bootstrap[%d]", i), "%s has no address or no peer ID; want one such as /ip4/10.0.0.1/tcp/5052/p2p/12D3KooW…", addr)
+		key := fmt.Sprintf("swarm.bootstrap[%d]", i)
+		info, err := peer.AddrInfoFromP2pAddr(addr)
+		if err != nil || len(info.Addrs) == 0 {
+			p.add(key, "%s has no address or no peer ID; want one such as /ip4/10.0.0.1/tcp/5052/p2p/12D3KooW…", addr)
+		} else if info.Addrs[0][0].Code() != ma.P_DNSADDR { // which stands for addresses that are yet to be looked up
+			checkTCP(p, key, info.Addrs[0])
 		}
 	}
 	if !prefix.MatchString(s.ProtocolPrefix) {
@@ -130,8 +162,8 @@ func (c *Config) validateStore(p *problems) {
 	if s.Path == "" {
 		p.add("store.path", "empty; want a directory")
 	}
-	if s.Capacity.IsZero() {
-		p.add("store.capacity", "0; want a size such as 20GiB or a share of the disk such as 30%%")
+	if s.Capacity.Share == 0 && s.Capacity.Bytes < content.ChunkSize {
+		p.add("store.capacity", "%s is less than a chunk of 1MiB; want a size with its unit, such as 20GiB, or a share of the disk such as 30%%", s.Capacity)
 	}
 	if s.ScrubInterval < 0 {
 		p.add("store.scrubInterval", "%s is negative; want 0 for never, or more", s.ScrubInterval)
@@ -145,11 +177,14 @@ func (c *Config) validateUpstreams(p *problems) {
 	first := make(map[string]int)
 	for i, u := range c.Upstreams {
 		at := fmt.Sprintf("upstreams[%d]", i)
-		checkRegistry(p, at+".registry", u.Registry)
-		if j, again := first[strings.ToLower(u.Registry)]; again {
+		if u.Registry != "*" {
+			checkRegistry(p, at+".registry", u.Registry)
+		}
+		name := registries.Canonical(u.Registry)
+		if j, again := first[name]; again {
 			p.add(at+".registry", "%q is that of upstreams[%d] too; put all endpoints of a registry into one entry", u.Registry, j)
 		} else {
-			first[strings.ToLower(u.Registry)] = i
+			first[name] = i
 		}
 		tls := len(u.Endpoints) == 0
 		for j, endpoint := range u.Endpoints {
@@ -189,6 +224,14 @@ func (c *Config) validatePolicy(p *problems) {
 	if c.Policy.Bandwidth.Up.Share != 0 || c.Policy.Bandwidth.Down.Share != 0 {
 		p.add("policy.bandwidth", "up %s, down %s; want sizes per second, such as 100MB, not shares", c.Policy.Bandwidth.Up, c.Policy.Bandwidth.Down)
 	}
+	for i, r := range c.Policy.Rules {
+		for j, pattern := range r.Match {
+			if pattern != "" && !strings.Contains(pattern, "/") && !strings.Contains(pattern, "**") {
+				p.add(fmt.Sprintf("policy.rules[%d].match[%d]", i, j),
+					"%q matches no repository, for those are host/path; want %s/** for all of a host, or ** for all", pattern, pattern)
+			}
+		}
+	}
 	err := c.EffectivePolicy().Validate()
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, problem := range joined.Unwrap() {
@@ -202,13 +245,10 @@ func (c *Config) validatePolicy(p *problems) {
 }
 
 func (c *Config) validateMirror(p *problems) {
-	if c.Mirror.StateDir == "" {
-		return
-	}
 	if !slices.Contains(mirror.Runtimes, c.Mirror.Runtime) {
 		p.add("mirror.runtime", "%q is none of %s", c.Mirror.Runtime, runtimes())
 	}
-	if c.Mirror.Runtime == mirror.CRIO && len(c.Mirror.Registries) == 0 {
+	if c.Mirror.StateDir != "" && c.Mirror.Runtime == mirror.CRIO && len(c.Mirror.Registries) == 0 {
 		p.add("mirror.registries", "empty; %s has no mirror for all registries, so name those that mirror install was given", mirror.CRIO)
 	}
 }
