@@ -23,9 +23,10 @@ import (
 )
 
 // Tokens without a stated life last 60 s, says the distribution project's token specification. They are renewed a
-// little before their end.
+// little before their end, and none is kept for long: the registry may have changed its mind about it.
 const (
 	defaultTokenLife = time.Minute
+	maxTokenLife     = 5 * time.Minute
 	tokenMargin      = 10 * time.Second
 	tokenTimeout     = 20 * time.Second
 )
@@ -110,7 +111,7 @@ func (c *Client) exchange(ctx context.Context, repo content.Repository, cred pul
 	}
 	life := defaultTokenLife
 	if got.ExpiresIn > 0 {
-		life = time.Duration(got.ExpiresIn) * time.Second
+		life = time.Duration(min(got.ExpiresIn, int(maxTokenLife/time.Second))) * time.Second
 	}
 	return token{
 		authorization: "Bearer " + cmp.Or(got.Token, got.AccessToken),

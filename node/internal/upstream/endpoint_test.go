@@ -73,6 +73,31 @@ func TestABlackHoleDelaysOneCallAtATime(t *testing.T) {
 	})
 }
 
+// The front gives a question less time than an endpoint that hangs would take.
+func TestAnEndpointThatHangsLeavesTimeForTheOthers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		mute := silent(t)
+		c, err := upstream.New(upstream.Options{
+			Upstreams: []upstream.Upstream{{Registry: images, Endpoints: []string{"http://mute.test", "http://good.test"}}},
+			Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+				if strings.HasPrefix(address, "mute.test") {
+					return mute(ctx, network, address)
+				}
+				near, far := net.Pipe()
+				go answer(far)
+				return near, nil
+			},
+		})
+		require.NoError(t, err)
+		defer c.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
+		defer cancel()
+		_, _, err = c.Stat(ctx, content.Request{Repository: repo, Digest: digest.FromString("x")})
+		require.NoError(t, err)
+	})
+}
+
 // answer plays a registry that has every blob, each of one byte.
 func answer(conn net.Conn) {
 	defer func() { _ = conn.Close() }()

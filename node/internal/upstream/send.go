@@ -116,12 +116,15 @@ type failure struct {
 	retryAfter time.Duration
 }
 
-// round tries each endpoint once. It stops at the first answer that settles the matter. Of several failures it gives the
-// one that says most: anything but "not found" over "not found".
+// round tries each endpoint once, and gives none so much of the time left that the others get no turn. It stops at the first
+// answer that settles the matter. Of several failures it gives the one that says most.
 func (c *Client) round(ctx context.Context, reg *registry, order []*endpoint, suspects map[*endpoint]bool, call call) (*http.Response, failure) {
 	var worst failure
-	for _, ep := range order {
+	for i, ep := range order {
 		wait := c.opts.Timeouts.Header
+		if end, ok := ctx.Deadline(); ok && i < len(order)-1 {
+			wait = min(wait, time.Until(end)/time.Duration(len(order)-i))
+		}
 		if suspects[ep] {
 			wait = min(wait, suspectWait)
 		}
@@ -136,7 +139,7 @@ func (c *Client) round(ctx context.Context, reg *registry, order []*endpoint, su
 		if suspects[ep] && !answered(err) {
 			f.transient = false // other calls have tried long enough
 		}
-		if worst.err == nil || errors.Is(worst.err, content.ErrNotFound) {
+		if worst.err == nil || telling(err) > telling(worst.err) {
 			worst = f
 		}
 		if !f.transient && !errors.Is(err, content.ErrNotFound) && answered(err) {
@@ -145,6 +148,18 @@ func (c *Client) round(ctx context.Context, reg *registry, order []*endpoint, su
 		c.log.Debug("upstream endpoint failed", "registry", reg.name, "endpoint", ep.base.Host, "cause", err)
 	}
 	return nil, worst
+}
+
+// telling ranks failures: an endpoint that answers knows more than one that does not, but that one may have what the other
+// has not.
+func telling(err error) int {
+	switch {
+	case errors.Is(err, content.ErrNotFound):
+		return 0
+	case !answered(err):
+		return 1
+	}
+	return 2
 }
 
 func answered(err error) bool {
@@ -257,21 +272,25 @@ func (call call) request(ctx context.Context, u *url.URL, trusted bool) (*http.R
 	return req, nil
 }
 
-// refusal makes an answer other than success an error, and closes its body. An answer of a host that the registry
-// redirected to says nothing about the caller's credentials or the repository, so it counts as trouble of the registry;
-// but URLs that are signed for GET are refused to HEAD, so that counts as a method which is not known there.
+// refusal makes an answer other than success an error, and closes its body. A host that the registry redirected to may know
+// that something is not there, but what it says of credentials is not about the caller's. That counts as trouble of the
+// registry; of HEAD as a method that is not known there, for URLs that are signed for GET are refused to it.
 func refusal(resp *http.Response, foreign bool) error {
 	defer discard(resp.Body)
 	e := &content.UpstreamError{
 		Op: describe(resp.Request), Status: resp.StatusCode, RetryAfter: retryAfter(resp.Header.Get("Retry-After")),
 	}
-	if foreign && resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests &&
-		resp.StatusCode != http.StatusRequestedRangeNotSatisfiable {
-		e.Op += fmt.Sprintf(" (redirected there, answered %d)", resp.StatusCode)
-		e.Status = http.StatusBadGateway
-		if resp.Request.Method == http.MethodHead {
+	if foreign {
+		switch {
+		case resp.StatusCode >= 500, resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode == http.StatusNotFound,
+			resp.StatusCode == http.StatusRequestedRangeNotSatisfiable:
+			return e
+		case resp.Request.Method == http.MethodHead:
 			e.Status = http.StatusMethodNotAllowed
+		default:
+			e.Status = http.StatusBadGateway
 		}
+		e.Op += fmt.Sprintf(" (redirected there, answered %d)", resp.StatusCode)
 		return e
 	}
 	e.Challenge = resp.Header.Values("WWW-Authenticate")
@@ -286,16 +305,14 @@ func describe(req *http.Request) string {
 	return req.Method + " " + req.URL.Scheme + "://" + req.URL.Host + req.URL.Path
 }
 
-// retryAfter reads the header of RFC 9110, section 10.2.3: seconds, or a date.
+// retryAfter reads the header of RFC 9110, section 10.2.3: seconds, or a date. It is at most a day.
 func retryAfter(v string) time.Duration {
-	if v == "" {
-		return 0
-	}
+	const most = 24 * time.Hour
 	if s, err := strconv.Atoi(v); err == nil {
-		return time.Duration(min(max(s, 0), 24*3600)) * time.Second
+		return time.Duration(min(max(s, 0), int(most/time.Second))) * time.Second
 	}
 	if at, err := http.ParseTime(v); err == nil {
-		return max(time.Until(at), 0)
+		return min(max(time.Until(at), 0), most)
 	}
 	return 0
 }

@@ -525,6 +525,26 @@ func TestARefusalByObjectStorageIsNoVerdictOnTheCaller(t *testing.T) {
 	require.NotContains(t, err.Error(), "s3cret")
 }
 
+// As registry.k8s.io does, which redirects everything to a registry near by.
+func TestARegistryThatRedirectsToAnotherIsBelievedWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	nearby := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		w.Header().Set("WWW-Authenticate", `Basic realm="nearby"`)
+		http.NotFound(w, r)
+	})
+	c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, nearby+r.URL.Path, http.StatusTemporaryRedirect)
+	}))
+	_, err := c.Resolve(t.Context(), repo, "no-such-tag", nil, "")
+	require.ErrorIs(t, err, content.ErrNotFound)
+	require.EqualValues(t, 1, asked.Load())
+	var refused *content.UpstreamError
+	require.ErrorAs(t, err, &refused)
+	require.Empty(t, refused.Challenge, "credentials for the registry are none of another host's business")
+}
+
 func TestStatWorksWhereHeadDoesNot(t *testing.T) {
 	t.Parallel()
 	data := randomBytes(777)
@@ -591,6 +611,20 @@ func TestEndpointsAreTriedInOrder(t *testing.T) {
 		c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) }), good)
 		_, err := c.Open(t.Context(), req, 0, -1)
 		require.True(t, content.Denied(err), "%v", err)
+	})
+	t.Run("and the wish of one that answers counts where another does not", func(t *testing.T) {
+		t.Parallel()
+		var asked atomic.Int32
+		c := newClient(t, upstream.Options{}, refused, serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			asked.Add(1)
+			w.Header().Set("Retry-After", "3600")
+			w.WriteHeader(http.StatusTooManyRequests)
+		}))
+		_, err := c.Open(t.Context(), req, 0, -1)
+		var throttled *content.UpstreamError
+		require.ErrorAs(t, err, &throttled)
+		require.Equal(t, time.Hour, throttled.RetryAfter)
+		require.EqualValues(t, 1, asked.Load())
 	})
 	t.Run("and a blob is not missing when only one of them says so", func(t *testing.T) {
 		t.Parallel()
