@@ -94,7 +94,8 @@ func (s *Store) ingest(d digest.Digest, size int64) (*Ingest, error) {
 	return ing, nil
 }
 
-// open opens or makes the files. Until it ends nobody else knows the ingest but for its reserved size.
+// open opens or makes the files. Until it ends nobody else knows the ingest but for its reserved size. It may have to read
+// all that is there, so it holds no lock that those who look at every ingest wait for.
 func (g *Ingest) open() error {
 	g.commits.Lock() // so that the store may be closed before or after, but not meanwhile
 	defer g.commits.Unlock()
@@ -109,25 +110,25 @@ func (g *Ingest) open() error {
 	if err != nil {
 		return err
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.file = file
+	g.setFiles(file, nil)
 	fi, err := file.Stat()
 	if err != nil {
 		return err
 	}
-	if g.journal, err = openJournal(s.disk, path+journalSuffix, g.size, s.boot); err != nil {
+	j, err := openJournal(s.disk, path+journalSuffix, g.size, s.boot)
+	if err != nil {
 		return err
 	}
+	g.setFiles(file, j)
 	if fi.Size() != g.size { // the journal is about another file
-		if err := g.journal.reset(); err != nil {
+		if err := j.reset(); err != nil {
 			return err
 		}
 	}
 	if err := g.resume(); err != nil {
 		return err
 	}
-	if g.journal.fresh { // whatever the file holds is not known to be of this blob
+	if j.fresh { // whatever the file holds is not known to be of this blob
 		if err := s.disk.truncate(file, 0); err != nil {
 			return err
 		}
@@ -135,8 +136,14 @@ func (g *Ingest) open() error {
 	if err := s.disk.truncate(file, g.size); err != nil {
 		return err
 	}
-	g.phase = phaseOpen
+	g.setPhase(phaseOpen)
 	return nil
+}
+
+func (g *Ingest) setFiles(file *os.File, j *journal) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.file, g.journal = file, j
 }
 
 // resume takes over the chunks that the journal has. After a reboot the journal may be ahead of the data, so then every
@@ -146,6 +153,9 @@ func (g *Ingest) resume() error {
 	for i := range g.chunks.Len() {
 		c, ok := g.journal.chunk(i)
 		if ok && check {
+			if g.store.stopping.Err() != nil {
+				return content.ErrClosed
+			}
 			h := digest.SHA256.Hash()
 			off, n := content.ChunkRange(g.size, i)
 			ok = hashRange(h, g.file, off, n) == nil && bytes.Equal(h.Sum(nil), cidSum(c))
@@ -164,8 +174,10 @@ func (g *Ingest) resume() error {
 	return g.journal.adopt()
 }
 
-// note counts chunk i as present. The caller holds g.mu.
+// note counts chunk i as present.
 func (g *Ingest) note(i int, c cid.Cid) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	if err := g.chunks.Set(i, c); err != nil {
 		return err
 	}
@@ -279,9 +291,7 @@ func (g *Ingest) writeChunk(i int, c cid.Cid, data []byte) error {
 	if err := g.journal.set(i, c); err != nil {
 		return g.failedWrite(err)
 	}
-	g.mu.Lock()
 	err := g.note(i, c)
-	g.mu.Unlock()
 	g.store.metrics.ingested.Add(float64(n))
 	g.follow.kick()
 	return err
@@ -468,12 +478,12 @@ func (g *Ingest) setPhase(p phase) {
 func (g *Ingest) Discard() error { return g.end(false) }
 
 // Close ends the ingest. The chunks of one that was not committed are kept for a later ingest of the same digest, unless
-// they were found not to be the blob's. Closing twice does nothing.
+// they were found not to be the blob's, or cannot be read back. Closing twice does nothing.
 func (g *Ingest) Close() error {
 	keep := true
 	select {
 	case <-g.follow.done:
-		keep = !errors.Is(g.follow.result(), content.ErrDigestMismatch)
+		keep = g.follow.result() == nil
 	default:
 	}
 	return g.end(keep)
@@ -482,11 +492,13 @@ func (g *Ingest) Close() error {
 func (g *Ingest) end(keep bool) error {
 	g.commits.Lock()
 	defer g.commits.Unlock()
+	g.writing.Lock() // a write that is under way must not end in a file that the next ingest has by then
 	g.mu.Lock()
 	was := g.phase
 	g.phase = phaseClosed
 	file, j := g.file, g.journal
 	g.mu.Unlock()
+	g.writing.Unlock()
 	if was == phaseClosed {
 		return nil
 	}

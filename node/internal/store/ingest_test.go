@@ -7,7 +7,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -153,6 +155,62 @@ func TestChunksThatARebootLostDoNotCount(t *testing.T) {
 	requireHas(t, s, b)
 }
 
+// Resuming after a reboot reads all that is there, which takes its time. Nothing else waits for it.
+func TestResumingAnIngestHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	var slow atomic.Bool
+	resuming, goOn := make(chan struct{}), make(chan struct{})
+	s := openFaulty(t, Options{}, func(op, path string) error {
+		if op == "write" && strings.HasSuffix(path, journalSuffix) && slow.CompareAndSwap(true, false) {
+			close(resuming)
+			<-goOn
+		}
+		return nil
+	})
+	b, other := newSample(1, 2*chunkSize), newSample(2, chunkSize)
+	g := ingest(t, s, b)
+	write(t, g, b, 0)
+	require.NoError(t, g.Close())
+	put(t, s, other)
+	s.boot = "another boot"
+	slow.Store(true)
+	opened := make(chan error, 1)
+	go func() {
+		g, err := s.Ingest(b.digest, b.size())
+		if err == nil {
+			err = g.Close()
+		}
+		opened <- err
+	}()
+	<-resuming
+
+	requireHas(t, s, other)
+	requireBlocks(t, s, other)
+	require.Equal(t, other.size(), s.Usage().Bytes)
+	_, err := s.Ingest(b.digest, b.size())
+	require.ErrorIs(t, err, ErrBusy)
+	put(t, s, newSample(3, 10))
+	close(goOn)
+	require.NoError(t, <-opened)
+}
+
+// A disk that cannot give back what was written to it must not spoil every later try.
+func TestAPartialThatCannotBeReadBackIsDropped(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Options{})
+	b := newSample(1, 2*chunkSize)
+	g := ingest(t, s, b)
+	write(t, g, b, 1)
+	file := flat(s.ingestDir, b.digest)
+	require.NoError(t, os.Truncate(file, chunkSize+1))
+	write(t, g, b, 0)
+	require.ErrorIs(t, g.Commit(t.Context(), ""), io.ErrUnexpectedEOF)
+	require.NoError(t, os.Truncate(file, b.size()))
+	require.NoError(t, g.Close())
+	put(t, s, b)
+	requireHas(t, s, b)
+}
+
 func TestAPartialOfAnotherSizeIsDropped(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Options{})
@@ -291,9 +349,7 @@ func TestVerifyEndsWithItsContext(t *testing.T) {
 	g := ingest(t, s, b)
 	// The chunk is there, but nobody has told the goroutine that hashes.
 	require.NoError(t, s.disk.writeAt(g.file, b.data, 0))
-	g.mu.Lock()
 	require.NoError(t, g.note(0, content.ChunkCID(b.data)))
-	g.mu.Unlock()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	require.ErrorIs(t, g.Verify(ctx), context.Canceled)
