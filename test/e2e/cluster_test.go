@@ -187,10 +187,11 @@ func (c *cluster) forget(t *testing.T, img image) {
 	repository := strings.TrimSuffix(img.ref, ":1")
 	for _, node := range c.nodes {
 		eventually(t, 3*time.Minute, func() error {
-			if left := c.rig.exec(t, node, "sh", "-c", "ctr -n k8s.io containers ls | grep -F '"+repository+"' || true"); left != "" {
-				return fmt.Errorf("%s still has containers of %s: %s", node, repository, left)
+			left, err := c.rig.tryExec(t.Context(), node, "sh", "-c", "ctr -n k8s.io containers ls | grep -F '"+repository+"' || true")
+			if err == nil && left != "" {
+				err = fmt.Errorf("%s still has containers of %s: %s", node, repository, left)
 			}
-			return nil
+			return err
 		})
 		c.rig.exec(t, node, "sh", "-c", "ctr -n k8s.io images ls -q | grep -F '"+repository+"' | xargs -r ctr -n k8s.io images rm --sync")
 	}
@@ -212,29 +213,30 @@ func (c *cluster) requireServed(t *testing.T, img image, nodes []string, pull fu
 }
 
 // agentPods are the agents' pods by node.
-func (c *cluster) agentPods(t *testing.T) map[string]corev1.Pod {
-	t.Helper()
+func (c *cluster) agentPods(ctx context.Context) (map[string]corev1.Pod, error) {
 	var list corev1.PodList
-	c.get(t, &list, "pods", "-n", shoalNamespace, "-l", "app.kubernetes.io/component=agent")
+	if err := c.tryGet(ctx, &list, "pods", "-n", shoalNamespace, "-l", "app.kubernetes.io/component=agent"); err != nil {
+		return nil, err
+	}
 	pods := make(map[string]corev1.Pod)
 	for _, pod := range list.Items {
 		if pod.DeletionTimestamp == nil {
 			pods[pod.Spec.NodeName] = pod
 		}
 	}
-	return pods
+	return pods, nil
 }
 
 // containers are the IDs of the agents' containers by node. A container that is started again is another.
-func (c *cluster) containers(t *testing.T) map[string]string {
-	t.Helper()
+func (c *cluster) containers(ctx context.Context) (map[string]string, error) {
+	pods, err := c.agentPods(ctx)
 	containers := make(map[string]string)
-	for node, pod := range c.agentPods(t) {
+	for node, pod := range pods {
 		for _, status := range pod.Status.ContainerStatuses {
 			containers[node] = status.ContainerID
 		}
 	}
-	return containers
+	return containers, err
 }
 
 // metric is the sum over all series of a node's agent whose line starts with the given text: a name, or a name with the
@@ -247,7 +249,7 @@ func (c *cluster) metric(t *testing.T, node, prefix string) float64 {
 }
 
 func (c *cluster) tryMetric(ctx context.Context, node, prefix string) (float64, error) {
-	metrics, err := run(ctx, "", c.rig.program, "node", "exec", node, "curl", "-sf", "-m", "10", "http://127.0.0.1:5051/metrics")
+	metrics, err := c.rig.tryExec(ctx, node, "curl", "-sf", "-m", "10", "http://127.0.0.1:5051/metrics")
 	if err != nil {
 		return 0, err
 	}

@@ -17,7 +17,8 @@ import (
 func agentKilled(t *testing.T, c *cluster) {
 	node := c.nodes[1]
 	img := c.public.push(t, "killed/app", 120, 2)
-	containers := c.containers(t)
+	containers, err := c.containers(t.Context())
+	require.NoError(t, err)
 	before := c.metric(t, node, "shoal_upstream_bytes_total")
 	c.rig.limit(t, node, "100mbit") // ten seconds and more for the whole image
 
@@ -37,10 +38,11 @@ func agentKilled(t *testing.T, c *cluster) {
 	c.awaitRollout(t, "killed", 3*time.Minute)
 	tell(t, "the pod was ready %s after its agent was killed, which had got %s", time.Since(start).Round(100*time.Millisecond), mebibytes(int64(got)))
 	eventually(t, time.Minute, func() error {
-		if c.containers(t)[node] == containers[node] {
-			return fmt.Errorf("the agent of %s was killed and has not been started again", node)
+		now, err := c.containers(t.Context())
+		if err == nil && now[node] == containers[node] {
+			err = fmt.Errorf("the agent of %s was killed and has not been started again", node)
 		}
-		return nil
+		return err
 	})
 	c.awaitAgents(t)
 }
@@ -59,13 +61,13 @@ func agentsDown(t *testing.T, c *cluster) {
 	var killers errgroup.Group
 	for _, node := range c.nodes {
 		killers.Go(func() error {
-			_, err := run(context.WithoutCancel(t.Context()), "", c.rig.program, "node", "exec", node, "sh", "-c", kill)
+			_, err := c.rig.tryExec(context.WithoutCancel(t.Context()), node, "sh", "-c", kill)
 			return err
 		})
 	}
 	live := func() {
 		for _, node := range c.nodes {
-			if _, err := run(context.WithoutCancel(t.Context()), "", c.rig.program, "node", "exec", node, "rm", "-f", "/run/no-agent"); err != nil {
+			if _, err := c.rig.tryExec(context.WithoutCancel(t.Context()), node, "rm", "-f", "/run/no-agent"); err != nil {
 				t.Error(err)
 			}
 		}
@@ -93,7 +95,10 @@ func agentsDown(t *testing.T, c *cluster) {
 func (c *cluster) awaitAgents(t *testing.T) {
 	t.Helper()
 	eventually(t, 3*time.Minute, func() error {
-		pods := c.agentPods(t)
+		pods, err := c.agentPods(t.Context())
+		if err != nil {
+			return err
+		}
 		for _, node := range c.nodes {
 			if !podReady(pods[node]) {
 				return fmt.Errorf("the agent of %s is not ready", node)
@@ -197,7 +202,7 @@ func controlPlaneDown(t *testing.T, c *cluster) {
 	pulls, ctx := errgroup.WithContext(t.Context())
 	for _, node := range c.nodes {
 		pulls.Go(func() error {
-			_, err := run(ctx, "", c.rig.program, "node", "exec", node, "ctr", "-n", "k8s.io", "images", "pull", "--hosts-dir", "/etc/containerd/certs.d", img.ref)
+			_, err := c.rig.tryExec(ctx, node, "ctr", "-n", "k8s.io", "images", "pull", "--hosts-dir", "/etc/containerd/certs.d", img.ref)
 			return err
 		})
 	}
@@ -213,14 +218,15 @@ func controlPlaneDown(t *testing.T, c *cluster) {
 func noConfigPath(t *testing.T, c *cluster) {
 	node := c.nodes[0]
 	const file = "/etc/containerd/config.toml"
+	pods, err := c.agentPods(t.Context())
+	require.NoError(t, err)
 	c.rig.exec(t, node, "sh", "-c", "cp -p "+file+" /tmp/config.toml && sed -i '/config_path/d' "+file)
-	pod := c.agentPods(t)[node].Name
 	t.Cleanup(func() {
-		if _, err := run(context.WithoutCancel(t.Context()), "", c.rig.program, "node", "exec", node, "mv", "/tmp/config.toml", file); err != nil {
+		if _, err := c.rig.tryExec(context.WithoutCancel(t.Context()), node, "mv", "/tmp/config.toml", file); err != nil {
 			t.Error(err)
 		}
 	})
-	c.kubectl(t, "-n", shoalNamespace, "delete", "pod", pod)
+	c.kubectl(t, "-n", shoalNamespace, "delete", "pod", pods[node].Name)
 	c.awaitAgents(t)
 	eventually(t, time.Minute, func() error {
 		var events corev1.EventList

@@ -125,7 +125,7 @@ func (c *cluster) versions(t *testing.T) map[string]string {
 }
 
 func (c *cluster) agentVersion(ctx context.Context, node string) (string, error) {
-	out, err := run(ctx, "", c.rig.program, "node", "exec", node, "curl", "-sf", "-m", "5", "http://127.0.0.1:5051/debug/shoal/node")
+	out, err := c.rig.tryExec(ctx, node, "curl", "-sf", "-m", "5", "http://127.0.0.1:5051/debug/shoal/node")
 	if err != nil {
 		return "", err
 	}

@@ -20,7 +20,8 @@ func pinSurvives(t *testing.T, c *cluster) {
 		spec: {artifacts: [{image: %q}], replicas: 2, repairDelay: 5s}}`, img.ref))
 	c.awaitPin(t, "model", 2, 2*time.Minute)
 	c.show(t, "-n", workNamespace, "get", "artifactpins")
-	holders := c.holders(t, "model")
+	holders, err := c.holders(t.Context(), "model")
+	require.NoError(t, err)
 	require.Len(t, holders, 2)
 	tell(t, "copies on %v", holders)
 
@@ -31,11 +32,12 @@ func pinSurvives(t *testing.T, c *cluster) {
 	var live []string
 	eventually(t, 3*time.Minute, func() error {
 		// What the lost node holds stays assigned to it: it may come back.
-		live = slices.DeleteFunc(c.holders(t, "model"), func(node string) bool { return node == lost })
-		if len(live) != 2 {
-			return fmt.Errorf("copies are assigned to %v, while %s is off", live, lost)
+		all, err := c.holders(t.Context(), "model")
+		live = slices.DeleteFunc(all, func(node string) bool { return node == lost })
+		if err == nil && len(live) != 2 {
+			err = fmt.Errorf("copies are assigned to %v, while %s is off", live, lost)
 		}
-		return nil
+		return err
 	})
 	c.awaitPin(t, "model", 2, 2*time.Minute)
 	c.show(t, "-n", workNamespace, "get", "artifactpins")
@@ -43,12 +45,13 @@ func pinSurvives(t *testing.T, c *cluster) {
 
 	c.startNode(t, lost)
 	eventually(t, 2*time.Minute, func() error {
-		if now := c.holders(t, "model"); len(now) != 2 {
-			return fmt.Errorf("%s is back, and copies are assigned to %v", lost, now)
+		holders, err = c.holders(t.Context(), "model")
+		if err == nil && len(holders) != 2 {
+			err = fmt.Errorf("%s is back, and copies are assigned to %v", lost, holders)
 		}
-		return nil
+		return err
 	})
-	tell(t, "%s is back, and the copy too many is released: copies on %v", lost, c.holders(t, "model"))
+	tell(t, "%s is back, and the copy too many is released: copies on %v", lost, holders)
 }
 
 // pinLoads pins an image with target CacheAndRuntime. A pod that may not pull starts from it.
@@ -67,10 +70,10 @@ func pinLoads(t *testing.T, c *cluster) {
 func startupTaint(t *testing.T, c *cluster) {
 	node := c.nodes[2]
 	const taint = "shoal.dev/starting"
-	tainted := func() bool {
+	tainted := func() (bool, error) {
 		var n corev1.Node
-		c.get(t, &n, "node", node)
-		return slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == taint })
+		err := c.tryGet(t.Context(), &n, "node", node)
+		return slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == taint }), err
 	}
 	t.Cleanup(func() { c.delete(t, "artifactpin", "gated") })
 	c.apply(t, fmt.Sprintf(`{apiVersion: shoal.dev/v1alpha1, kind: ArtifactPin, metadata: {name: gated},
@@ -87,14 +90,17 @@ func startupTaint(t *testing.T, c *cluster) {
 	t.Cleanup(func() {
 		_, _ = run(context.WithoutCancel(t.Context()), "", "kubectl", "taint", "node", node, taint+"-") // fails where the taint is lifted, as it is to be
 	})
-	require.True(t, tainted(), "the taint stays while the pin's image is not there")
+	held, err := tainted()
+	require.NoError(t, err)
+	require.True(t, held, "the taint stays while the pin's image is not there")
 
 	c.public.push(t, "gated/app", 10, 1)
 	eventually(t, 2*time.Minute, func() error {
-		if tainted() {
-			return fmt.Errorf("%s still has the taint", node)
+		held, err := tainted()
+		if err == nil && held {
+			err = fmt.Errorf("%s still has the taint", node)
 		}
-		return nil
+		return err
 	})
 	c.awaitPin(t, "gated", len(c.nodes), time.Minute)
 	tell(t, "the taint of %s was lifted when the pin's image was there", node)
@@ -116,10 +122,11 @@ func (c *cluster) awaitPin(t *testing.T, name string, copies int, within time.Du
 }
 
 // holders are the nodes that are told to keep a pin.
-func (c *cluster) holders(t *testing.T, pin string) []string {
-	t.Helper()
+func (c *cluster) holders(ctx context.Context, pin string) ([]string, error) {
 	var caches resources
-	c.get(t, &caches, "nodecaches.shoal.dev")
+	if err := c.tryGet(ctx, &caches, "nodecaches.shoal.dev"); err != nil {
+		return nil, err
+	}
 	var nodes []string
 	for _, cache := range caches.Items {
 		pins, _ := cache.Spec["pins"].([]any)
@@ -130,7 +137,7 @@ func (c *cluster) holders(t *testing.T, pin string) []string {
 		}
 	}
 	slices.Sort(nodes)
-	return nodes
+	return nodes, nil
 }
 
 // policyChange sends the pulls of some repositories past the cache, and back.
@@ -140,16 +147,21 @@ func policyChange(t *testing.T, c *cluster) {
 	answers := func(want string) func() error {
 		return func() error {
 			for _, node := range c.nodes {
-				if code := c.rig.exec(t, node, "curl", "-s", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}",
-					"-H", "Accept: application/vnd.oci.image.manifest.v1+json", manifest); code != want {
-					return fmt.Errorf("the front of %s answers %s, want %s", node, code, want)
+				code, err := c.rig.tryExec(t.Context(), node, "curl", "-s", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}",
+					"-H", "Accept: application/vnd.oci.image.manifest.v1+json", manifest)
+				if err == nil && code != want {
+					err = fmt.Errorf("the front of %s answers %s, want %s", node, code, want)
+				}
+				if err != nil {
+					return err
 				}
 			}
 			return nil
 		}
 	}
 	eventually(t, time.Minute, answers("200"))
-	containers := c.containers(t)
+	containers, err := c.containers(t.Context())
+	require.NoError(t, err)
 
 	t.Cleanup(func() { c.delete(t, "cachepolicy", "bypass") })
 	c.apply(t, fmt.Sprintf(`{apiVersion: shoal.dev/v1alpha1, kind: CachePolicy, metadata: {name: bypass},
@@ -173,5 +185,7 @@ func policyChange(t *testing.T, c *cluster) {
 
 	c.delete(t, "cachepolicy", "bypass")
 	eventually(t, time.Minute, answers("200"))
-	require.Equal(t, containers, c.containers(t), "no agent was started again")
+	now, err := c.containers(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, containers, now, "no agent was started again")
 }

@@ -49,7 +49,14 @@ func (r rig) nodes(t *testing.T) []string { return strings.Fields(r.do(t, "nodes
 // exec runs a command on a node, in the node's namespaces.
 func (r rig) exec(t *testing.T, node string, command ...string) string {
 	t.Helper()
-	return r.do(t, append([]string{"node", "exec", node}, command...)...)
+	out, err := r.tryExec(t.Context(), node, command...)
+	require.NoError(t, err)
+	return out
+}
+
+func (r rig) tryExec(ctx context.Context, node string, command ...string) (string, error) {
+	out, err := run(ctx, "", r.program, append([]string{"node", "exec", node}, command...)...)
+	return strings.TrimSpace(out), err
 }
 
 func (r rig) stopNode(t *testing.T, node string) { r.do(t, "node", "stop", node) }
