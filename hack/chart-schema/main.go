@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"log"
 	"maps"
 	"os"
 	"path/filepath"
@@ -36,13 +35,13 @@ type document struct {
 }
 
 func main() {
-	log.SetFlags(0)
-	log.SetPrefix("chart-schema: ")
 	if len(os.Args) != 2 {
-		log.Fatal("usage: chart-schema FOLDER")
+		fmt.Fprintln(os.Stderr, "usage: chart-schema FOLDER")
+		os.Exit(2)
 	}
 	if err := write(os.Args[1]); err != nil {
-		log.Fatal(err)
+		fmt.Fprintln(os.Stderr, "chart-schema:", err)
+		os.Exit(1)
 	}
 }
 
