@@ -88,13 +88,13 @@ func guard(f func() error) (err error) {
 	return f()
 }
 
-// walk reads every page once, so that damage shows here rather than later.
-func (x *index) walk() error {
-	return x.db.View(func(tx *bolt.Tx) error {
+// walk reads every page of a database once, so that damage shows here rather than later.
+func walk(db *bolt.DB) error {
+	return db.View(func(tx *bolt.Tx) error {
 		return tx.ForEach(func(_ []byte, b *bolt.Bucket) error {
 			return b.ForEach(func(k, _ []byte) error {
 				if len(k) == 0 {
-					return errors.New("index is damaged: a key is empty")
+					return errors.New("database is damaged: a key is empty")
 				}
 				return nil
 			})

@@ -178,7 +178,8 @@ func (m *model) Pin(t *rapid.T) {
 	}
 	ds := []digest.Digest{blob(t).digest}
 	require.NoError(t, m.store.Pin(owner, ds))
-	m.settle() // what went before the pin held, or was going
+	delete(m.pins, owner) // what the owner pinned before may go by now
+	m.settle()            // and so may have what went before the new pin held, or was going
 	m.pins[owner] = ds
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/ipfs/go-cid"
 	"github.com/opencontainers/go-digest"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
@@ -136,19 +137,25 @@ func (s *Store) recover(ctx context.Context) (orphans []orphan, err error) {
 	return r.orphans, s.writeSession(s.boot)
 }
 
-// recoverState opens the pins and memories. Damage costs those, never the store: who pinned will pin again.
+// recoverState opens the pins and memories. Damage costs those, never the store: who pinned will pin again. All of it is
+// read, for damage that showed later would end the process, and every one after it.
 func (s *Store) recoverState() (err error) {
 	path := s.dir("state.db")
 	err = guard(func() error {
 		if s.state, err = openState(path); err != nil {
 			return err
 		}
+		if err := walk(s.state.db); err != nil {
+			return err
+		}
 		return s.loadPins()
 	})
-	if err == nil {
+	switch {
+	case err == nil:
 		return nil
-	}
-	if errors.Is(noSpace(err), content.ErrNoSpace) || errors.Is(err, fs.ErrPermission) {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return fmt.Errorf("%w: another process has the file open", err)
+	case errors.Is(noSpace(err), content.ErrNoSpace), errors.Is(err, fs.ErrPermission):
 		return noSpace(err)
 	}
 	s.log.Error("pins and remembered state are damaged and start anew", "kept", path+".damaged", "error", err)
@@ -186,14 +193,14 @@ func (s *Store) recoverIndex() error {
 	return s.tryIndex(path, false)
 }
 
-func (s *Store) tryIndex(path string, walk bool) error {
+func (s *Store) tryIndex(path string, check bool) error {
 	return guard(func() error {
 		x, err := openIndex(path)
 		if err != nil {
 			return err
 		}
-		if walk {
-			if err := x.walk(); err != nil {
+		if check {
+			if err := walk(x.db); err != nil {
 				return errors.Join(err, x.db.Close())
 			}
 		}

@@ -3,9 +3,12 @@ package store
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -258,20 +261,59 @@ func TestOpeningReadsNoBlob(t *testing.T) {
 
 func TestDamagedStateCostsPinsAndNotTheStore(t *testing.T) {
 	t.Parallel()
+	for name, damage := range map[string]func([]byte){
+		"all of it": func(b []byte) { copy(b, bytes.Repeat([]byte("garbage "), len(b)/8)) },
+		"a page of what other packages remember": func(b []byte) {
+			for page := range slices.Chunk(b, os.Getpagesize()) {
+				if bytes.Contains(page, []byte("value of 25")) {
+					clear(page)
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := t.TempDir()
+			s, err := Open(t.Context(), quiet(Options{Path: path}))
+			require.NoError(t, err)
+			b := newSample(1, 10)
+			put(t, s, b)
+			require.NoError(t, s.Pin("me", []digest.Digest{b.digest}))
+			for i := range 40 {
+				require.NoError(t, s.KV("tags").Put(strconv.Itoa(i), bytes.Repeat(fmt.Appendf(nil, "value of %d", i), 100)))
+			}
+			require.NoError(t, s.Close())
+			state := filepath.Join(path, "state.db")
+			raw, err := os.ReadFile(state)
+			require.NoError(t, err)
+			damage(raw)
+			require.NoError(t, os.WriteFile(state, raw, 0o600))
+			s = openTest(t, Options{Path: path})
+			requireHas(t, s, b)
+			require.Empty(t, s.Pins())
+			_, ok := s.KV("tags").Get("25")
+			require.False(t, ok)
+			require.FileExists(t, state+".damaged")
+			require.NoError(t, s.Pin("me", []digest.Digest{b.digest}))
+		})
+	}
+}
+
+// Somebody who looks into the file while the agent starts must not cost it its memory.
+func TestStateThatAnotherProcessHasOpenIsNotDamaged(t *testing.T) {
+	t.Parallel()
 	path := t.TempDir()
-	s, err := Open(t.Context(), quiet(Options{Path: path}))
-	require.NoError(t, err)
+	s := openTest(t, Options{Path: path})
 	b := newSample(1, 10)
-	put(t, s, b)
 	require.NoError(t, s.Pin("me", []digest.Digest{b.digest}))
 	require.NoError(t, s.Close())
-	state := filepath.Join(path, "state.db")
-	require.NoError(t, os.WriteFile(state, bytes.Repeat([]byte("garbage "), 8192), 0o600))
+	db, err := bolt.Open(filepath.Join(path, "state.db"), 0o600, &bolt.Options{ReadOnly: true})
+	require.NoError(t, err)
+	_, err = Open(t.Context(), quiet(Options{Path: path}))
+	require.ErrorContains(t, err, "another process")
+	require.NoError(t, db.Close())
 	s = openTest(t, Options{Path: path})
-	requireHas(t, s, b)
-	require.Empty(t, s.Pins())
-	require.FileExists(t, state+".damaged")
-	require.NoError(t, s.Pin("me", []digest.Digest{b.digest}))
+	require.Equal(t, map[string][]digest.Digest{"me": {b.digest}}, s.Pins())
 }
 
 func TestOpeningEndsWithItsContext(t *testing.T) {

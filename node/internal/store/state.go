@@ -52,6 +52,8 @@ func (s *Store) Unpin(owner string) error {
 }
 
 func (s *Store) changePins(owner string, ds []digest.Digest, change func(*bolt.Bucket) error) error {
+	s.pinning.Lock() // so that memory and disk see two changes of one owner in the same order
+	defer s.pinning.Unlock()
 	// New pins hold before they are written and old ones until they are, so that no eviction slips between.
 	s.mu.Lock()
 	if s.closed {
@@ -65,25 +67,18 @@ func (s *Store) changePins(owner string, ds []digest.Digest, change func(*bolt.B
 		if err != nil {
 			return err
 		}
-		if err := change(b); err != nil {
-			return err
-		}
-		tx.OnCommit(func() { // in the order of the transactions, should two change the same owner
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			s.dropPins(s.pins[owner])
-			delete(s.pins, owner)
-			if len(ds) > 0 {
-				s.pins[owner] = ds
-			}
-		})
-		return nil
+		return change(b)
 	}))
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if err != nil {
-		s.mu.Lock()
 		s.dropPins(ds)
-		s.mu.Unlock()
 		return fmt.Errorf("pin for %s: %w", owner, err)
+	}
+	s.dropPins(s.pins[owner])
+	delete(s.pins, owner)
+	if len(ds) > 0 {
+		s.pins[owner] = ds
 	}
 	s.wakeMaintainer()
 	return nil

@@ -122,6 +122,7 @@ type Store struct {
 	digestLocks [64]sync.Mutex
 	// room serialises admissions, so that two never take the same free bytes.
 	room     sync.Mutex
+	pinning  sync.Mutex         // serialises changes of pins
 	mapping  singleflight.Group // of the runtime's blobs
 	wake     chan struct{}      // to the maintainer; holds one signal
 	cancel   context.CancelFunc // of background, which Close ends
