@@ -34,7 +34,7 @@ func acceptVariants(t *testing.T, c *cluster) {
 		require.NoError(t, err, values)
 		tell(t, "%s: %d objects", filepath.Base(values), strings.Count(out, "\n"))
 	}
-	c.kubectl(t, "delete", "-f", filepath.Join(c.current.chart, "crds"))
+	c.deleteDefinitions(t)
 	c.kubectl(t, "delete", "namespace", shoalNamespace)
 }
 

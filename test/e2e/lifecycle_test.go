@@ -97,7 +97,7 @@ func (c *cluster) removeAll(t *testing.T) {
 	t.Helper()
 	if c.kubectl(t, "get", "namespace", shoalNamespace, "--ignore-not-found") != "" {
 		c.helm(t, "uninstall", release, "-n", shoalNamespace, "--ignore-not-found", "--wait")
-		c.kubectl(t, "delete", "-f", filepath.Join(c.current.chart, "crds"), "--ignore-not-found", "--timeout=3m")
+		c.deleteDefinitions(t)
 		// The agents' pods go with it, and they are what undoes the mirror configuration.
 		c.kubectl(t, "delete", "namespace", shoalNamespace, "--timeout=3m")
 		for _, node := range c.nodes {
@@ -110,6 +110,18 @@ func (c *cluster) removeAll(t *testing.T) {
 			c.original[node] = c.mirrorConfiguration(t, node)
 		}
 	}
+}
+
+// deleteDefinitions removes Shoal's resource definitions, and with them all its resources. The API server makes the storage of a
+// kind when somebody first asks for it. If that is the API server itself, as it deletes the definition, it fails, tries again
+// too soon, and then leaves the definition until its caches' next resync, five minutes later. So somebody asks before.
+func (c *cluster) deleteDefinitions(t *testing.T) {
+	t.Helper()
+	definitions := filepath.Join(c.current.chart, "crds")
+	for name := range strings.FieldsSeq(c.kubectl(t, "get", "-f", definitions, "--ignore-not-found", "-o", "jsonpath={.items[*].metadata.name}")) {
+		c.kubectl(t, "get", name, "-A")
+	}
+	c.kubectl(t, "delete", "-f", definitions, "--ignore-not-found", "--timeout=3m")
 }
 
 // versions are the versions of the agents by node.
@@ -212,6 +224,6 @@ func uninstall(t *testing.T, c *cluster) {
 	c.rollout(t, workload{name: "uninstalled", image: img.ref}, time.Minute)
 	tell(t, "pods start")
 
-	c.kubectl(t, "delete", "-f", filepath.Join(c.current.chart, "crds"), "--timeout=3m")
+	c.deleteDefinitions(t)
 	tell(t, "every resource definition and resource of Shoal could be deleted")
 }
