@@ -61,7 +61,8 @@
 //
 // # What is checked when
 //
-// A blob's digest is checked before it is committed, and by Scrub. Get checks the size. A block of at most 64 KiB is
+// A blob's digest is checked before it is committed, and by Scrub. Get checks the size, and has the digest checked in the
+// background if that was not done for a day: a pull that got damaged bytes succeeds when it is tried again. A block of at most 64 KiB is
 // hashed whenever it is read; larger ones are not, for their receiver does it, and at 1 MiB it would double the cost of
 // sending. A blob found damaged is dropped and counted, pinned or not. The chunk map of a runtime blob is computed once, at
 // the first call of ChunkMap, and its digest is checked in the same pass.

@@ -15,6 +15,7 @@ import (
 	"github.com/ipfs/go-cid"
 	"github.com/opencontainers/go-digest"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/time/rate"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
@@ -50,8 +51,9 @@ func openWith(ctx context.Context, o Options, k disk) (_ *Store, err error) {
 	}
 	s := &Store{
 		opts: o, log: o.Logger, disk: k, boot: bootID(), limits: limits,
-		wake:  make(chan struct{}, 1),
-		blobs: make(map[digest.Digest]*entry), ingests: make(map[digest.Digest]*Ingest),
+		wake: make(chan struct{}, 1), rechecks: make(chan *entry, maxRechecks),
+		scrubbing: rate.NewLimiter(rate.Limit(o.ScrubRate), content.ChunkSize),
+		blobs:     make(map[digest.Digest]*entry), ingests: make(map[digest.Digest]*Ingest),
 		partials: make(map[digest.Digest]partial), pins: make(map[string][]digest.Digest),
 		pinned: make(map[digest.Digest]int), rejected: make(map[digest.Digest]fileID),
 	}
@@ -80,6 +82,7 @@ func openWith(ctx context.Context, o Options, k disk) (_ *Store, err error) {
 	}
 	s.stopping, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	s.workers.Go(func() { s.maintain(s.stopping) })
+	s.workers.Go(func() { s.recheckAll(s.stopping) })
 	if len(orphans) > 0 {
 		s.workers.Go(func() { s.adoptAll(s.stopping, orphans) })
 	}
@@ -322,7 +325,8 @@ func (r *recovery) runtime(ctx context.Context) error {
 		}
 		fi, err := r.s.runtimeFile(d)
 		if err != nil && !errors.Is(err, content.ErrNotFound) {
-			return err
+			r.s.log.Warn("the runtime's content store cannot be read", "digest", d, "error", err)
+			return nil
 		}
 		rec, ok := r.known[d]
 		if err == nil && ok && rec.Runtime && idOf(fi) == (fileID{rec.Size, rec.ModTime}) {
@@ -458,6 +462,7 @@ func (s *Store) publishOrphan(o orphan, fi fs.FileInfo, chunks *content.ChunkMap
 		return errors.Join(s.disk.remove(path), s.disk.remove(path+mapSuffix), s.index.remove(d, nil))
 	}
 	e := newEntry(d, fi.Size(), o.mediaType, time.Now())
+	e.checked.Store(e.committed.UnixNano())
 	if err := s.writeMap(e, chunks); err != nil {
 		return err
 	}

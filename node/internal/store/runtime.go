@@ -52,8 +52,10 @@ func (s *Store) usable(d digest.Digest, fi fs.FileInfo) bool {
 // statRuntime describes a blob of the runtime. The entry is nil while its chunk map has not been computed.
 func (s *Store) statRuntime(d digest.Digest) (Info, *entry, error) {
 	fi, err := s.runtimeFile(d)
-	if err != nil {
+	if errors.Is(err, content.ErrNotFound) {
 		s.forgetRuntime(d)
+	}
+	if err != nil {
 		return Info{}, nil, err
 	}
 	info, e := s.runtimeInfo(d, fi)

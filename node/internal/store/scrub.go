@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/time/rate"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
@@ -48,9 +47,8 @@ func (s *Store) Scrub(ctx context.Context) (ScrubReport, error) {
 	defer cancel()
 	defer context.AfterFunc(s.stopping, cancel)()
 	var report ScrubReport
-	limit := rate.NewLimiter(rate.Limit(s.opts.ScrubRate), content.ChunkSize)
 	for _, e := range list {
-		if err := s.scrubBlob(ctx, e, limit, &report); err != nil {
+		if err := s.scrubBlob(ctx, e, &report); err != nil {
 			report.Took = time.Since(start)
 			return report, fmt.Errorf("scrub: %w", err)
 		}
@@ -60,7 +58,7 @@ func (s *Store) Scrub(ctx context.Context) (ScrubReport, error) {
 }
 
 // scrubBlob checks one blob. Only the end of ctx is an error.
-func (s *Store) scrubBlob(ctx context.Context, e *entry, limit *rate.Limiter, report *ScrubReport) error {
+func (s *Store) scrubBlob(ctx context.Context, e *entry, report *ScrubReport) error {
 	f, err := s.openEntry(e)
 	if err != nil {
 		if errors.Is(err, errDamaged) {
@@ -72,7 +70,7 @@ func (s *Store) scrubBlob(ctx context.Context, e *entry, limit *rate.Limiter, re
 	h := e.digest.Algorithm().Hash()
 	for i := range content.Chunks(e.size) {
 		off, n := content.ChunkRange(e.size, i)
-		if err := limit.WaitN(ctx, int(n)); err != nil {
+		if err := s.scrubbing.WaitN(ctx, int(n)); err != nil {
 			return err
 		}
 		if err := hashRange(h, f, off, n); err != nil {
@@ -88,12 +86,47 @@ func (s *Store) scrubBlob(ctx context.Context, e *entry, limit *rate.Limiter, re
 		report.Damaged = append(report.Damaged, e.digest)
 		return nil
 	}
+	e.checked.Store(time.Now().UnixNano())
 	if _, err := readMeta(s.mapPath(e), e.digest); err != nil && !e.runtime {
 		if _, err := s.repairMap(e); err == nil {
 			report.Repaired++
 		}
 	}
 	return nil
+}
+
+// recheckAfter is for how long a blob that was hashed counts as good when it is read, and maxRechecks how many wait at most.
+const (
+	recheckAfter = 24 * time.Hour
+	maxRechecks  = 1024
+)
+
+// recheck has a blob that is read hashed in the background, unless that was done of late. A runtime that is given damaged
+// bytes refuses them and asks again, and would get the same until the next scrub.
+func (s *Store) recheck(e *entry) {
+	now, last := time.Now().UnixNano(), e.checked.Load()
+	if now-last < int64(recheckAfter) || !e.checked.CompareAndSwap(last, now) {
+		return
+	}
+	select {
+	case s.rechecks <- e:
+	default:
+		e.checked.Store(last) // another read will come
+	}
+}
+
+func (s *Store) recheckAll(ctx context.Context) {
+	for {
+		select {
+		case e := <-s.rechecks:
+			var report ScrubReport // what is damaged is logged and counted anyway
+			if s.scrubBlob(ctx, e, &report) != nil {
+				return
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // damagedBlob drops a blob, or stops using it where it is the runtime's.

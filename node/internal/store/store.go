@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/singleflight"
+	"golang.org/x/time/rate"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
@@ -48,7 +49,7 @@ type Options struct {
 	Registerer prometheus.Registerer
 	// FreeSpace is the number of free bytes of the file system that holds path. nil: statfs(2).
 	FreeSpace func(path string) (int64, error)
-	// ScrubRate bounds Scrub's reading, in bytes per second. 0: 64 MiB/s.
+	// ScrubRate bounds the reading of blobs only to check them, in bytes per second. 0: 64 MiB/s.
 	ScrubRate int64
 }
 
@@ -125,9 +126,12 @@ type Store struct {
 	pinning  sync.Mutex         // serialises changes of pins
 	mapping  singleflight.Group // of the runtime's blobs
 	wake     chan struct{}      // to the maintainer; holds one signal
+	rechecks chan *entry        // blobs that were read and are to be hashed
 	cancel   context.CancelFunc // of background, which Close ends
 	workers  sync.WaitGroup
-	stopping context.Context
+	// scrubbing bounds what is read only to be checked.
+	scrubbing *rate.Limiter
+	stopping  context.Context
 
 	mu       sync.RWMutex // guards what follows; never held during I/O or a callback
 	closed   bool
@@ -154,7 +158,8 @@ type entry struct {
 	mediaType atomic.Pointer[string]
 	lastUsed  atomic.Int64 // nanoseconds of Unix time
 	hits      atomic.Uint32
-	dirty     atomic.Bool // lastUsed or hits are newer than the index
+	dirty     atomic.Bool  // lastUsed or hits are newer than the index
+	checked   atomic.Int64 // when the bytes were last hashed, nanoseconds of Unix time; 0: not by this process
 }
 
 // sameUse is the time within which uses of a blob count as one: a pull reads each chunk of a layer, and every node of a
@@ -230,7 +235,8 @@ func (s *Store) entry(d digest.Digest) (*entry, error) {
 }
 
 // Get opens a committed blob: the store's own, else the runtime's. It fails with content.ErrNotFound where neither has
-// it. The bytes were checked against the digest when they were committed; Scrub checks again.
+// it. The bytes were checked against the digest when they were committed. If that was more than a day ago, or before a
+// restart, they are checked again in the background, as Scrub does.
 func (s *Store) Get(d digest.Digest) (*Blob, error) {
 	e, err := s.entry(d)
 	if err != nil {
@@ -240,6 +246,7 @@ func (s *Store) Get(d digest.Digest) (*Blob, error) {
 		f, err := s.openOwn(e)
 		if err == nil {
 			e.touch(time.Now())
+			s.recheck(e)
 			s.mu.RLock()
 			defer s.mu.RUnlock()
 			return &Blob{info: s.info(e), file: f}, nil
@@ -323,7 +330,7 @@ func (s *Store) HasDigestCID(c cid.Cid) bool {
 	return err == nil
 }
 
-// List describes every committed blob: the store's own and those that only the runtime holds.
+// List describes every committed blob: the store's own and those that only the runtime holds, as far as that can be read.
 func (s *Store) List(ctx context.Context) ([]Info, error) {
 	s.mu.RLock()
 	if s.closed {
@@ -343,8 +350,11 @@ func (s *Store) List(ctx context.Context) ([]Info, error) {
 			list = append(list, info)
 		}
 	})
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("list blobs: %w", ctx.Err())
+	}
 	if err != nil {
-		return nil, fmt.Errorf("list blobs: %w", err)
+		s.log.Warn("the runtime's content store cannot be listed", "error", err)
 	}
 	return list, nil
 }
