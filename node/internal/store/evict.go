@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -220,6 +221,9 @@ func (s *Store) evictAll(victims []victim, must, want int64) error {
 		freed, err := v.evict()
 		if err != nil {
 			s.log.Warn("eviction failed", "digest", v.digest, "error", err)
+			if errors.Is(err, syscall.EROFS) {
+				break // nor would any other go
+			}
 			continue
 		}
 		want -= freed

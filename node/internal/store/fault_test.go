@@ -3,9 +3,11 @@ package store
 import (
 	"bytes"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -50,10 +52,89 @@ func TestAFullDiskAtAnyOperation(t *testing.T) {
 		require.NoError(t, s.Delete(b.digest))
 	}
 	require.Greater(t, failed, 8, "open, write, commit have more operations than that")
+	require.Len(t, openFiles(t, path), 3, "lock, index and state; no failure has left a file open")
 	require.NoError(t, s.Close())
+	require.Empty(t, openFiles(t, path))
 	s = openTest(t, Options{Path: path})
 	requireHas(t, s, other)
 	require.Zero(t, s.Usage().IngestBytes)
+}
+
+// openFiles lists the files below path that this process has open.
+func openFiles(t *testing.T, path string) []string {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	var files []string
+	for _, fd := range fds {
+		if to, err := os.Readlink(filepath.Join("/proc/self/fd", fd.Name())); err == nil && strings.HasPrefix(to, path+"/") {
+			files = append(files, to)
+		}
+	}
+	return files
+}
+
+// What a loss of power may leave is decided by the order of these: the bytes are safe before the blob has its name, and
+// nobody hears of it before the name is safe too.
+func TestACommitIsMadeDurableInOrder(t *testing.T) {
+	t.Parallel()
+	path := t.TempDir()
+	var mu sync.Mutex
+	var ops []string
+	note := func(op string) {
+		mu.Lock()
+		defer mu.Unlock()
+		ops = append(ops, op)
+	}
+	s := openFaulty(t, Options{Path: path, OnEvent: func(ev Event) { note(ev.Type.String()) }}, func(op, file string) error {
+		if op == "rename" || strings.HasPrefix(op, "fsync") {
+			name, err := filepath.Rel(path, file)
+			require.NoError(t, err)
+			note(op + " " + name)
+		}
+		return nil
+	})
+	b := newSample(1, chunkSize+5)
+	blob, err := filepath.Rel(path, s.blobPath(b.digest))
+	require.NoError(t, err)
+	require.NoError(t, s.disk.mkdirAll(filepath.Dir(s.blobPath(b.digest))))
+	g := ingest(t, s, b)
+	write(t, g, b, 0, 1)
+	ops = nil
+	require.NoError(t, g.Commit(t.Context(), ""))
+	require.Equal(t, []string{
+		"fsync " + filepath.Join("ingest/sha256", b.digest.Encoded()),
+		"fsync " + blob + ".map.tmp", "rename " + blob + ".map", "rename " + blob,
+		"fsync directory " + filepath.Dir(blob),
+		"committed",
+	}, ops)
+}
+
+func TestAReadOnlyDiskIsNotedOnceAndStillRead(t *testing.T) {
+	t.Parallel()
+	var readOnly atomic.Bool
+	var failures atomic.Int64
+	path := t.TempDir()
+	s := openFaulty(t, Options{Path: path, Logger: slog.New(logged{text: "eviction failed", count: &failures})}, func(string, string) error {
+		if readOnly.Load() {
+			return syscall.EROFS
+		}
+		return nil
+	})
+	var list []sample
+	for i := range uint64(5) {
+		list = append(list, newSample(i, chunkSize))
+		put(t, s, list[i])
+	}
+	readOnly.Store(true)
+	require.NoError(t, s.SetLimits(Limits{Capacity: 2 * chunkSize}))
+	require.Equal(t, int64(1), failures.Load())
+	require.Error(t, s.Put(t.Context(), newSample(9, 5).digest, "", bytes.NewReader(nil), 5))
+	for _, b := range list {
+		requireHas(t, s, b)
+		requireBlocks(t, s, b)
+	}
+	require.Equal(t, int64(5*chunkSize), s.Usage().Bytes)
 }
 
 func TestAFullDiskKeepsTheChunksThatWereThere(t *testing.T) {
