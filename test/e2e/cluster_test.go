@@ -193,7 +193,8 @@ func (c *cluster) forget(t *testing.T, img image) {
 			}
 			return err
 		})
-		c.rig.exec(t, node, "sh", "-c", "ctr -n k8s.io images ls -q | grep -F '"+repository+"' | xargs -r ctr -n k8s.io images rm --sync")
+		// By tag, by digest, and by ID: each name alone keeps the content.
+		c.rig.exec(t, node, "sh", "-c", "ctr -n k8s.io images ls -q | grep -F -e '"+repository+"' -e '"+img.id+"' | xargs -r ctr -n k8s.io images rm --sync")
 	}
 }
 

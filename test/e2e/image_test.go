@@ -25,6 +25,7 @@ const mib = 1 << 20
 // image is an image in one of the cluster's registries.
 type image struct {
 	ref  string // as pods name it
+	id   string // as runtimes name it, its config's digest
 	size int64  // of its blobs
 	own  int64  // of its layers that no other image has
 }
@@ -75,7 +76,9 @@ func (r registry) pushFiles(t *testing.T, repository string, layers ...map[strin
 		options = append(options, remote.WithAuth(&authn.Basic{Username: r.user, Password: r.password}))
 	}
 	require.NoError(t, remote.Write(tag, img, options...))
-	return image{ref: r.address + "/" + repository + ":1", size: blobBytes(t, img)}
+	id, err := img.ConfigName()
+	require.NoError(t, err)
+	return image{ref: r.address + "/" + repository + ":1", id: id.String(), size: blobBytes(t, img)}
 }
 
 func blobBytes(t *testing.T, img v1.Image) int64 {
