@@ -24,7 +24,7 @@ func TestABodyGoesOnWhenAPolicyMakesItsBurstSmaller(t *testing.T) {
 			return len(p), nil
 		})),
 		ctx: t.Context(), limit: limiter, due: -1, stall: time.Hour, patience: time.Hour,
-		count: prometheus.NewCounter(prometheus.CounterOpts{Name: "bytes_total"}), timer: time.NewTimer(time.Hour),
+		count: prometheus.NewCounter(prometheus.CounterOpts{Name: "bytes_total", Help: "Bytes."}), timer: time.NewTimer(time.Hour),
 	}
 	n, err := s.Read(make([]byte, 1000))
 	require.NoError(t, err)
