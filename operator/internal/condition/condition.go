@@ -2,6 +2,7 @@
 package condition
 
 import (
+	"strings"
 	"time"
 
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
@@ -16,11 +17,18 @@ func Set(conditions *[]metav1.Condition, c metav1.Condition, now time.Time) (cha
 	before := apimeta.FindStatusCondition(*conditions, c.Type)
 	changed = before == nil || before.Reason != c.Reason || before.Status != c.Status
 	c.LastTransitionTime = metav1.NewTime(now)
-	if len(c.Message) > maxMessage {
-		c.Message = c.Message[:maxMessage-3] + "..."
-	}
+	c.Message = cut(c.Message)
 	apimeta.SetStatusCondition(conditions, c)
 	return changed
+}
+
+// cut makes of a message what the API server hands back as it was given: else whoever compares the two writes for ever.
+func cut(message string) string {
+	message = strings.ToValidUTF8(message, "?")
+	if len(message) <= maxMessage {
+		return message
+	}
+	return strings.ToValidUTF8(message[:maxMessage-3], "") + "..." // without the character that the cut went through
 }
 
 // Status is True or False.

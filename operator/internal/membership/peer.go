@@ -184,7 +184,8 @@ func (r *PeerReconciler) publish(ctx context.Context, p *v1alpha1.Peer, v Verdic
 		if !v.Admitted {
 			kind = corev1.EventTypeWarning
 		}
-		r.Recorder.Eventf(p, nil, kind, v.Reason, "Admit", "%s", v.Message)
+		message := apimeta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionAdmitted).Message // cut to what a note holds
+		r.Recorder.Eventf(p, nil, kind, v.Reason, "Admit", "%s", message)
 	}
 	return nil
 }
