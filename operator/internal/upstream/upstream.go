@@ -122,7 +122,16 @@ func (t *Transport) direct(route *route, listed bool, r *http.Request) (*http.Re
 	if own := t.byHost[r.URL.Host]; own != nil && !listed {
 		return own.RoundTrip(r)
 	}
+	if r.URL.Scheme == "http" && asksRegistry(r) && !isLoopback(r.URL.Hostname()) {
+		// The library tries it with registries in private networks, credentials and all; agents do not.
+		return nil, fmt.Errorf("%s: plain HTTP only where upstreams give the registry an endpoint http://…", r.URL.Host)
+	}
 	return route.transport.RoundTrip(r)
+}
+
+func isLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // asksRegistry tells a request of the registry's API from one of a token server, and from one that a registry redirected to

@@ -73,6 +73,18 @@ func resolve(upstreams []registries.Upstream, options ...remote.Option) (string,
 	return descriptor.Digest.String(), nil
 }
 
+func TestCredentialsAreNotSentInTheClearUnasked(t *testing.T) {
+	t.Parallel()
+	transport, err := upstream.New(nil)
+	require.NoError(t, err)
+	for _, host := range []string{"10.0.0.7:5000", "192.168.1.2", "registry.local:5000"} { // with which the library would try it
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+host+"/v2/", nil)
+		require.NoError(t, err)
+		_, err = transport.RoundTrip(request)
+		require.ErrorContains(t, err, host+": plain HTTP only where upstreams give the registry an endpoint http://")
+	}
+}
+
 func TestARegistryIsReachedWhereTheAdministratorSays(t *testing.T) {
 	t.Parallel()
 	h, digest := files(t)
