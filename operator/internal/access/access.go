@@ -9,6 +9,7 @@ import (
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -49,13 +50,21 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 	}, gather)
 	// Each look takes all pins of the namespace, so it must not be had with every change of one of them.
 	names := predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
-		return !slices.Equal(e.ObjectOld.(*v1alpha1.ArtifactPin).Status.PullSecrets, e.ObjectNew.(*v1alpha1.ArtifactPin).Status.PullSecrets)
+		return !slices.Equal(needed(e.ObjectOld.(*v1alpha1.ArtifactPin)), needed(e.ObjectNew.(*v1alpha1.ArtifactPin)))
 	}}
 	return ctrl.NewControllerManagedBy(mgr).Named("access").
 		Watches(&v1alpha1.ArtifactPin{}, namespace, builder.WithPredicates(names)).
 		Watches(&rbacv1.Role{}, namespace).
 		Watches(&rbacv1.RoleBinding{}, namespace).
 		Complete(r)
+}
+
+// needed are the secrets that agents read for a pin: none when it is on its way out, for then nothing is fetched.
+func needed(p *v1alpha1.ArtifactPin) []string {
+	if !p.DeletionTimestamp.IsZero() || apimeta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionExpired) {
+		return nil
+	}
+	return p.Status.PullSecrets
 }
 
 // Reconcile makes, changes or removes the rights in one namespace.
@@ -66,7 +75,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	}
 	var names []string
 	for i := range pins.Items {
-		names = append(names, pins.Items[i].Status.PullSecrets...)
+		names = append(names, needed(&pins.Items[i])...)
 	}
 	slices.Sort(names)
 	names = slices.Compact(names)
