@@ -343,18 +343,20 @@ func (s *Store) evictPartial(d digest.Digest) (int64, error) {
 	}
 	path := flat(s.ingestDir, d)
 	if err := errors.Join(s.disk.remove(path+journalSuffix), s.disk.remove(path)); err != nil {
+		s.mu.Lock()
+		s.partials[d] = p // what is left of it still takes space
+		s.mu.Unlock()
 		return 0, err
 	}
 	return p.bytes, nil
 }
 
 // dropPartial drops the partial ingest of d, if there is one.
-func (s *Store) dropPartial(d digest.Digest) {
+func (s *Store) dropPartial(d digest.Digest) error {
 	s.room.Lock()
 	defer s.room.Unlock()
-	if _, err := s.evictPartial(d); err != nil {
-		s.log.Warn("drop partial ingest", "digest", d, "error", err)
-	}
+	_, err := s.evictPartial(d)
+	return err
 }
 
 // loadPartial describes the partial ingest at path. It fails when there is no journal to go with the data.

@@ -126,7 +126,13 @@ func TestAReadOnlyDiskIsNotedOnceAndStillRead(t *testing.T) {
 		list = append(list, newSample(i, chunkSize))
 		put(t, s, list[i])
 	}
+	left := newSample(8, 2*chunkSize)
+	g := ingest(t, s, left)
+	write(t, g, left, 0)
+	require.NoError(t, g.Close())
 	readOnly.Store(true)
+	require.ErrorIs(t, s.Delete(left.digest), syscall.EROFS)
+	require.Equal(t, int64(chunkSize), s.Usage().IngestBytes, "what could not be removed still counts")
 	require.NoError(t, s.SetLimits(Limits{Capacity: 2 * chunkSize}))
 	require.Equal(t, int64(1), failures.Load())
 	require.Error(t, s.Put(t.Context(), newSample(9, 5).digest, "", bytes.NewReader(nil), 5))

@@ -288,13 +288,16 @@ func TestScrubFindsDamage(t *testing.T) {
 func TestScrubEndsWithItsContextAndKeepsItsFindings(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Options{ScrubRate: 1}) // a chunk would take days
-	put(t, s, newSample(1, 100))
-	put(t, s, newSample(2, 2*chunkSize))
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	bad, large := newSample(1, 100), newSample(2, 2*chunkSize)
+	put(t, s, bad)
+	put(t, s, large)
+	flipByte(t, s.blobPath(bad.digest), 7)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // which is known to be too short at once
 	defer cancel()
-	_, err := s.Scrub(ctx)
+	report, err := s.Scrub(ctx)
 	require.Error(t, err)
-	requireHas(t, s, newSample(1, 100))
+	require.Equal(t, []digest.Digest{bad.digest}, report.Damaged)
+	requireHas(t, s, large)
 }
 
 func TestKVRemembersAcrossAKill(t *testing.T) {

@@ -460,8 +460,11 @@ func (s *Store) Delete(d digest.Digest) error {
 	case pinned:
 		return fmt.Errorf("delete %s: %w", d, ErrPinned)
 	}
-	s.dropPartial(d)
-	if _, err := s.remove(d, nil); err != nil {
+	err := s.dropPartial(d)
+	if err == nil {
+		_, err = s.remove(d, nil)
+	}
+	if err != nil {
 		return fmt.Errorf("delete %s: %w", d, err)
 	}
 	return nil
