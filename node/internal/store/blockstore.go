@@ -69,7 +69,7 @@ func (v blockView) find(c cid.Cid, f func(place) bool) error {
 		return v.findChunk(c, [sumSize]byte(sum), f)
 	case cid.DagProtobuf:
 		return v.s.index.node(sum, func(d digest.Digest, raw []byte) bool {
-			e, err := v.s.entry(d)
+			e, err := v.s.known(d)
 			return err == nil && e != nil && f(place{blob: e, node: bytes.Clone(raw)})
 		})
 	}
@@ -85,7 +85,7 @@ func (v blockView) findChunk(c cid.Cid, sum [sumSize]byte, f func(place) bool) e
 	// Reading a place may drop its blob from the index, which must not happen within the index's own transaction.
 	var places []place
 	err := v.s.index.chunk(sum[:], func(d digest.Digest, i int) bool {
-		if e, err := v.s.entry(d); err == nil && e != nil && i < content.Chunks(e.size) {
+		if e, err := v.s.known(d); err == nil && e != nil && i < content.Chunks(e.size) {
 			places = append(places, place{blob: e, chunk: i})
 		}
 		return false
@@ -112,7 +112,7 @@ func (v blockView) findSmallRuntime(c cid.Cid, f func(place) bool) error {
 	if _, err := v.s.ChunkMap(d); err != nil {
 		return nil // damaged or gone, and logged
 	}
-	if e, err := v.s.entry(d); err == nil && e != nil {
+	if e, err := v.s.known(d); err == nil && e != nil {
 		f(place{blob: e})
 	}
 	return nil
@@ -281,7 +281,7 @@ func (v blockView) AllKeysChan(ctx context.Context) (<-chan cid.Cid, error) {
 			}
 		}
 		err := v.s.index.keys(ctx, func(c cid.Cid, d digest.Digest) error {
-			if e, err := v.s.entry(d); err != nil || e == nil {
+			if e, err := v.s.known(d); err != nil || e == nil {
 				return err
 			}
 			return send(c)

@@ -226,6 +226,11 @@ func (s *Store) entry(d digest.Digest) (*entry, error) {
 	if _, err := content.DigestCID(d); err != nil {
 		return nil, err
 	}
+	return s.known(d)
+}
+
+// known is entry for a digest that need not be checked for being one.
+func (s *Store) known(d digest.Digest) (*entry, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.closed {
@@ -556,6 +561,7 @@ const maintainEvery = 30 * time.Second
 func (s *Store) maintain(ctx context.Context) {
 	tick := time.NewTicker(maintainEvery)
 	defer tick.Stop()
+	var above error // what was logged already
 	for {
 		select {
 		case <-ctx.Done():
@@ -564,9 +570,11 @@ func (s *Store) maintain(ctx context.Context) {
 		case <-tick.C:
 			s.persistUses()
 		}
-		if err := s.trim(); err != nil && ctx.Err() == nil {
+		err := s.trim()
+		if err != nil && above == nil {
 			s.log.Warn("store is above its limits", "error", err)
 		}
+		above = err
 	}
 }
 
