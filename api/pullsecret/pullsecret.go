@@ -7,7 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -27,7 +29,7 @@ type Credential struct {
 	RegistryToken string
 }
 
-// Credentials are entries of one or more secrets, in order.
+// Credentials are entries of one or more secrets, in the order of these.
 type Credentials []entry
 
 type entry struct {
@@ -56,7 +58,8 @@ func Parse(s *corev1.Secret) (Credentials, error) {
 		return nil, fmt.Errorf("secret %s: %w: its type is %q, make one of type %s", name, ErrInvalid, s.Type, corev1.SecretTypeDockerConfigJson)
 	}
 	var all Credentials
-	for key, auth := range auths {
+	for _, key := range slices.Backward(slices.Sorted(maps.Keys(auths))) { // as the kubelet does, "a.example" before "*.example"
+		auth := auths[key]
 		credential, err := auth.credential()
 		if err != nil {
 			return nil, fmt.Errorf("secret %s: %w: entry %q: %w", name, ErrInvalid, key, err)

@@ -23,7 +23,7 @@ func TestFor(t *testing.T) {
 		"https://index.docker.io/v1/": {"auth": "aHViOnBhc3M="},
 		"a.example": {"username": "whole"},
 		"a.example/team": {"username": "team"},
-		"*.b.example": {"username": "wild"},
+		"*.b.example": {"username": "wild"}, "exact.b.example": {"username": "exact"},
 		"c.example:5000": {"registrytoken": "token"}}}`))
 	require.NoError(t, err)
 	for repository, want := range map[string]string{
@@ -33,6 +33,7 @@ func TestFor(t *testing.T) {
 		"a.example/team/app":        "team",
 		"a.example/teams/app":       "whole",
 		"x.b.example/app":           "wild",
+		"exact.b.example/app":       "exact",
 		"x.y.b.example/app":         "none",
 		"c.example:5000/app":        "",
 		"c.example/app":             "none",
