@@ -4,7 +4,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -53,6 +56,31 @@ func asJob(t *testing.T) *rest.Config {
 	return cluster.Impersonate("", account)
 }
 
+// asking calls something when the lease is asked for the n-th time.
+type asking struct {
+	http.RoundTripper
+	left atomic.Int32
+	call func()
+}
+
+func (a *asking) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/leases/"+lease) && a.left.Add(-1) == 0 {
+		a.call()
+	}
+	return a.RoundTripper.RoundTrip(r)
+}
+
+// afterAsking is a config whose clients do so: by the second time the answer to the first has been looked at.
+func afterAsking(config *rest.Config, n int32, call func()) *rest.Config {
+	config = rest.CopyConfig(config)
+	config.Wrap(func(inner http.RoundTripper) http.RoundTripper {
+		a := &asking{RoundTripper: inner, call: call}
+		a.left.Store(n)
+		return a
+	})
+	return config
+}
+
 // The steps are one story: there is one lease.
 func TestPinsCanBeDeletedWhenTheLastOperatorHasGone(t *testing.T) { //nolint:paralleltest // alone with the cluster's lease
 	apitest.Require(t, cluster)
@@ -76,9 +104,9 @@ func TestPinsCanBeDeletedWhenTheLastOperatorHasGone(t *testing.T) { //nolint:par
 	require.NoError(t, cluster.Client.Create(ctx, held))
 
 	t.Log("while an operator runs, nothing is touched")
-	short, cancel := context.WithTimeout(ctx, 4*time.Second)
+	short, cancel := context.WithCancel(ctx)
 	defer cancel()
-	released, err := release.Pins(short, job, apitest.Namespace, lease, slog.New(slog.DiscardHandler))
+	released, err := release.Pins(short, afterAsking(job, 2, cancel), apitest.Namespace, lease, slog.New(slog.DiscardHandler))
 	require.ErrorIs(t, err, release.ErrOperatorRuns)
 	require.ErrorContains(t, err, "operator-a")
 	require.Zero(t, released)
