@@ -5,7 +5,8 @@ import "time"
 // Labels, annotations, taints and finalizers.
 const (
 	// StartupTaint is a taint (effect NoSchedule) that an administrator gives nodes at registration. The operator
-	// lifts it when every pin with startup Gate that chose the node is ready there.
+	// lifts it when every pin with startup Gate that chose the node is ready there, or has been waited for long enough
+	// (StartupPatience): a tag that is gone must not keep every new node out for ever.
 	StartupTaint = "shoal.dev/starting"
 	// PurgeFinalizer holds a pin with deletionPolicy Purge until the nodes have removed its copies.
 	PurgeFinalizer = "shoal.dev/purge"
@@ -29,6 +30,10 @@ const (
 	// StaleAfter is the age of NodeCache.status.reportedAt beyond which the operator takes an agent for silent.
 	StaleAfter = 3 * HeartbeatInterval
 )
+
+// StartupPatience is how long a node that has joined keeps StartupTaint for a pin that does not become ready there, unless the
+// pin's timeLimit is longer.
+const StartupPatience = 10 * time.Minute
 
 // Condition types.
 const (
@@ -114,13 +119,13 @@ const (
 
 // Reasons of CachePolicy's conditions, and of NodeCache's PolicyApplied.
 const (
-	// ReasonPolicyRejected: the policies make no sense to the agent, which goes on with the last that did.
+	// ReasonPolicyRejected: the policies make no sense to the agent, or to some matching node's, which goes on with the last that did.
 	ReasonPolicyRejected = "Rejected"
 	// ReasonApplied: every matching node's agent runs with it.
 	ReasonApplied = "Applied"
 	// ReasonApplying: some matching node's agent does not run with it yet.
 	ReasonApplying = "Applying"
-	// ReasonNoNodeMatches: the selector matches no node.
+	// ReasonNoNodeMatches: the selector matches no node that runs an agent.
 	ReasonNoNodeMatches = "NoNodeMatches"
 	// ReasonInvalidSelector: the selector is malformed.
 	ReasonInvalidSelector = "InvalidSelector"
@@ -146,8 +151,10 @@ const (
 	ReasonInsufficientCapacity = "InsufficientCapacity"
 	// ReasonSizeLimitExceeded: one copy is larger than sizeLimit.
 	ReasonSizeLimitExceeded = "SizeLimitExceeded"
-	// ReasonPinLimit: eligible nodes already keep as many pins as one node can (MaxPinsPerNode, MaxArtifactsPerNode).
+	// ReasonPinLimit: eligible nodes already keep as many pins as one node can (MaxPinsPerNode, MaxPinBytesPerNode).
 	ReasonPinLimit = "PinLimit"
+	// ReasonNodesDown: what is wanted is there but for nodes that are down for longer than the repair delay.
+	ReasonNodesDown = "NodesDown"
 	// ReasonSuspended: spec.suspend is set.
 	ReasonSuspended = "Suspended"
 	// ReasonWaitingForSchedule: work is due and the schedule's window is shut.
@@ -167,7 +174,7 @@ const (
 	ReasonResolving = "Resolving"
 	// ReasonNoWorkloads: the workload selector matches no running pod.
 	ReasonNoWorkloads = "NoWorkloads"
-	// ReasonSecretNotFound: a pull secret does not exist.
+	// ReasonSecretNotFound: a pull secret does not exist, or can't by its name.
 	ReasonSecretNotFound = "SecretNotFound"
 	// ReasonInvalidSecret: a pull secret holds no docker config.
 	ReasonInvalidSecret = "InvalidSecret"
@@ -181,6 +188,8 @@ const (
 	ReasonRegistryUnreachable = "RegistryUnreachable"
 	// ReasonRateLimited: the registry answers 429.
 	ReasonRateLimited = "RateLimited"
+	// ReasonInvalidManifest: the registry has a manifest of that name that can't be right.
+	ReasonInvalidManifest = "InvalidManifest"
 	// ReasonNoSuchPlatform: an index has no manifest for a platform asked for.
 	ReasonNoSuchPlatform = "NoSuchPlatform"
 	// ReasonTooManyArtifacts: more artifacts than one pin holds.
@@ -192,7 +201,8 @@ const (
 	ReasonTagMoved = "TagMoved"
 	// ReasonVanishedUpstream: a tag or digest that was resolved is gone upstream. Copies are kept.
 	ReasonVanishedUpstream = "VanishedUpstream"
-	// ReasonNotChecked: upstream has not been asked, or could not be.
+	// ReasonNotChecked: no artifact names a repository, so there is no registry to ask. One that could not be asked has the
+	// reason of the failure, such as RegistryUnreachable, and the status Unknown.
 	ReasonNotChecked = "NotChecked"
 
 	// ReasonTooFewCopies: fewer ready copies than minReplicas.

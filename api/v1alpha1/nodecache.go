@@ -6,11 +6,12 @@ import (
 )
 
 const (
-	// MaxPinsPerNode bounds the pins that one node is told to keep. With MaxArtifactsPerNode it keeps a NodeCache
-	// below etcd's limit of 1.5 MiB an object.
+	// MaxPinsPerNode bounds the pins that one node is told to keep. With MaxPinBytesPerNode it keeps a NodeCache
+	// below etcd's limit of 1.5 MiB an object, with the agent's status and what the API server notes of who wrote which field.
 	MaxPinsPerNode = 512
-	// MaxArtifactsPerNode bounds the artifacts of all pins of one node together.
-	MaxArtifactsPerNode = 1024
+	// MaxPinBytesPerNode bounds the JSON of all entries of one node's NodeCache.spec.pins together: some 1,500 artifacts, or
+	// fewer where there are referrers.
+	MaxPinBytesPerNode = 600 << 10
 )
 
 // NodeCache is what one node's cache is told to keep (spec, by the operator alone) and what it holds (status, by the

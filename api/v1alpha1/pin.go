@@ -90,10 +90,14 @@ type ArtifactPinSpec struct {
 	// NodeSelector limits the copies to matching nodes. Empty: all nodes.
 	// +optional
 	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
-	// Tolerations let copies be kept on nodes with matching taints of effect NoSchedule or NoExecute.
+	// Tolerations let copies be kept on nodes with matching taints of effect NoSchedule or NoExecute. A node that is cordoned or
+	// under pressure needs none to keep what it has; it is given nothing new.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=32
+	// +kubebuilder:validation:XValidation:rule="self.all(t, !has(t.operator) || t.operator in ['Exists', 'Equal'])",message="a toleration's operator is Exists or Equal"
+	// +kubebuilder:validation:XValidation:rule="self.all(t, !has(t.effect) || t.effect in ['', 'NoSchedule', 'PreferNoSchedule', 'NoExecute'])",message="a toleration's effect is NoSchedule, PreferNoSchedule or NoExecute, or left out for all"
+	// +kubebuilder:validation:XValidation:rule="self.all(t, has(t.key) && t.key != '' || has(t.operator) && t.operator == 'Exists')",message="a toleration without key tolerates every taint: write operator Exists beside it, or give the key"
 	Tolerations []corev1.Toleration `json:"tolerations,omitempty"`
 	// Spread the copies evenly over the domains of a node label. Over Swarm.spec.zoneKey where it is left out.
 	// +optional
@@ -102,7 +106,8 @@ type ArtifactPinSpec struct {
 	// starts without any pull.
 	// +kubebuilder:default=Cache
 	Target PinTarget `json:"target,omitempty"`
-	// Startup says whether nodes that start with the taint shoal.dev/starting keep it until this pin is ready on them.
+	// Startup says whether nodes that start with the taint shoal.dev/starting keep it until this pin is ready on them, for 10
+	// minutes or timeLimit, whichever is longer.
 	// +kubebuilder:default=Ignore
 	Startup StartupPolicy `json:"startup,omitempty"`
 
@@ -110,6 +115,7 @@ type ArtifactPinSpec struct {
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=8
+	// +kubebuilder:validation:XValidation:rule="self.all(s, has(s.name) && s.name != '' && s.name.size() <= 253)",message="pullSecrets are names of Secrets, such as [{name: registry-login}]"
 	PullSecrets []corev1.LocalObjectReference `json:"pullSecrets,omitempty"`
 	// ServiceAccountName of this namespace whose imagePullSecrets are used after PullSecrets.
 	// +optional

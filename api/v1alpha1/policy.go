@@ -10,11 +10,12 @@ import (
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:resource:scope=Cluster,categories=shoal
+// +kubebuilder:resource:scope=Cluster,shortName=cpol,categories=shoal
 // +kubebuilder:printcolumn:name="Priority",type=integer,JSONPath=`.spec.priority`
 // +kubebuilder:printcolumn:name="Nodes",type=integer,JSONPath=`.status.matchedNodes`
 // +kubebuilder:printcolumn:name="Applied",type=integer,JSONPath=`.status.appliedNodes`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Conflicting",type=string,JSONPath=`.status.conditions[?(@.type=="Conflicting")].status`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type CachePolicy struct {
@@ -239,7 +240,7 @@ type RateLimit struct {
 type CachePolicyStatus struct {
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
-	// MatchedNodes is the number of nodes that the selector matches.
+	// MatchedNodes is the number of nodes with an agent that the selector matches.
 	// +optional
 	MatchedNodes int32 `json:"matchedNodes"`
 	// AppliedNodes is the number of those whose agent reports that it runs with the policies as they stand.

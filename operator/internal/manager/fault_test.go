@@ -115,7 +115,7 @@ func TestNothingIsLostWhateverEnds(t *testing.T) {
 	operator.start() // and this one finds no API server
 	half()
 	require.NoError(t, resume())
-	w.patience = 2 * time.Minute // clients back off the longer, the longer it was away
+	w.patience = 4 * time.Minute // clients back off the longer, the longer it was away
 	w.edit(pins[0], func(s *v1alpha1.ArtifactPinSpec) { s.Replicas = intstr.FromInt32(5) })
 	replicas[0] = 5
 	w.eventuallyTrue("every pin has its copies, though the API server was away", func() (bool, any) {

@@ -84,7 +84,7 @@ type world struct {
 	*apitest.Cluster
 	fleet    *optest.Fleet
 	registry string
-	// patience bounds every wait; 30 s where it is 0.
+	// patience bounds every wait; two minutes where it is 0, for the machine may have other work.
 	patience time.Duration
 }
 
@@ -181,7 +181,7 @@ func (w *world) watch(p *v1alpha1.ArtifactPin) func(until string) []*v1alpha1.Ar
 	return func(until string) (states []*v1alpha1.ArtifactPin) {
 		w.Helper()
 		defer events.Stop()
-		deadline := time.After(30 * time.Second)
+		deadline := time.After(2 * time.Minute)
 		for {
 			select {
 			case e := <-events.ResultChan():
@@ -210,7 +210,7 @@ func eventually[T client.Object](w *world, object T, what string, holds func(T) 
 
 func (w *world) eventuallyTrue(what string, holds func() (bool, any)) {
 	w.Helper()
-	patience := cmp.Or(w.patience, 30*time.Second)
+	patience := cmp.Or(w.patience, 2*time.Minute)
 	deadline := time.Now().Add(patience)
 	for {
 		ok, seen := holds()
@@ -488,6 +488,59 @@ func TestEachFailureHasItsReason(t *testing.T) {
 	})
 }
 
+func TestAPinThatIsMendedGoesOn(t *testing.T) {
+	w := newWorld(t, 3, 3)
+	ctx := t.Context()
+	image, _ := w.push("team/app:1")
+	fails := func(p *v1alpha1.ArtifactPin, reason, message string) {
+		t.Helper()
+		eventually(w, p, "reason "+reason, func(p *v1alpha1.ArtifactPin) bool { return reasonOf(p, v1alpha1.ConditionReady) == reason })
+		require.Contains(t, apimeta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady).Message, message)
+	}
+
+	t.Log("one that has expired, and is given more time")
+	p := w.pin("expired", image, func(s *v1alpha1.ArtifactPinSpec) {
+		s.Expiry = &v1alpha1.Expiry{Until: &metav1.Time{Time: time.Now().Add(-time.Minute)}}
+	})
+	fails(p, v1alpha1.ReasonExpired, "spec.expiry has passed")
+	w.edit(p, func(s *v1alpha1.ArtifactPinSpec) { s.Expiry = nil })
+	eventually(w, p, "three copies", isReady)
+
+	t.Log("one whose selector of pods was malformed")
+	p = w.pin("malformed", "", func(s *v1alpha1.ArtifactPinSpec) {
+		s.Artifacts, s.Workloads = nil, &v1alpha1.WorkloadSelector{Selector: &metav1.LabelSelector{
+			MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "app", Operator: "Near", Values: []string{"web"}}}}}
+	})
+	fails(p, v1alpha1.ReasonInvalidSpec, "workloads.selector")
+	w.edit(p, func(s *v1alpha1.ArtifactPinSpec) { s.Workloads.Selector = nil })
+	fails(p, v1alpha1.ReasonNoWorkloads, "no running pod")
+
+	t.Log("one whose service account names what can't be a secret: the nodes that hold it go on taking other pins")
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "odd"},
+		ImagePullSecrets: []corev1.LocalObjectReference{{Name: strings.Repeat("x", 300)}}}
+	require.NoError(t, w.Client.Create(ctx, account))
+	p = w.pin("odd", image, nil)
+	eventually(w, p, "three copies", isReady)
+	w.edit(p, func(s *v1alpha1.ArtifactPinSpec) { s.ServiceAccountName = account.Name })
+	eventually(w, p, "that upstream could not be asked, and why", func(p *v1alpha1.ArtifactPin) bool {
+		return isReady(p) && reasonOf(p, v1alpha1.ConditionUpToDate) == v1alpha1.ReasonSecretNotFound
+	})
+	eventually(w, w.pin("other", image, nil), "three copies", isReady)
+
+	t.Log("one on every node, one of which is down")
+	p = w.pin("all", image, func(s *v1alpha1.ArtifactPinSpec) {
+		s.Replicas = intstr.FromString(v1alpha1.AllNodes)
+		s.RepairDelay.Duration = time.Second
+	})
+	eventually(w, p, "three copies", isReady)
+	var node corev1.Node
+	require.NoError(t, w.Client.Get(ctx, client.ObjectKey{Name: w.fleet.Holders(string(p.UID))[0]}, &node))
+	require.NoError(t, optest.SetReady(ctx, w.Client, &node, corev1.ConditionFalse, time.Now()))
+	fails(p, v1alpha1.ReasonNodesDown, "2 of 3 copies are whole; 1 eligible nodes are not Ready")
+	require.NoError(t, optest.SetReady(ctx, w.Client, &node, corev1.ConditionTrue, time.Now()))
+	eventually(w, p, "three copies", isReady)
+}
+
 func TestAPinFollowsTheImagesOfRunningPods(t *testing.T) {
 	w := newWorld(t, 3, 3)
 	ctx := t.Context()
@@ -588,7 +641,7 @@ func TestATagIsFollowedAtItsInterval(t *testing.T) {
 	eventually(w, followed, "copies", isReady)
 	eventually(w, once, "copies", isReady)
 	_, second := w.push("team/app:latest")
-	w.patience = 2 * time.Minute
+	w.patience = 4 * time.Minute
 	eventually(w, followed, "the digest that the tag names now, with nobody asking", func(p *v1alpha1.ArtifactPin) bool {
 		return isReady(p) && p.Status.Artifacts[0].Digest == second && p.Generation == 1
 	})
@@ -664,6 +717,7 @@ func TestPoliciesShowWhereTheyHoldAndConflict(t *testing.T) {
 	more := resource.MustParse("2Gi")
 	a := &v1alpha1.CachePolicy{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Spec: v1alpha1.CachePolicySpec{Storage: &v1alpha1.StoragePolicy{Capacity: &gib}}}
 	b := &v1alpha1.CachePolicy{ObjectMeta: metav1.ObjectMeta{Name: "b"}, Spec: v1alpha1.CachePolicySpec{Storage: &v1alpha1.StoragePolicy{Capacity: &more}}}
+	require.NoError(t, w.Client.Create(ctx, optest.NewNode("without-agent", "zone-a")))
 	require.NoError(t, w.Client.Create(ctx, a))
 	require.NoError(t, w.Client.Create(ctx, b))
 	eventually(w, a, "the winner says so", func(p *v1alpha1.CachePolicy) bool {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -77,7 +78,7 @@ func (r *Planner) SetupWithManager(mgr ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).Named("planner").
 		Watches(&v1alpha1.ArtifactPin{}, all, builder.WithPredicates(predicate.Funcs{UpdateFunc: pinInputChanged})).
 		Watches(&v1alpha1.Peer{}, all).
-		Watches(&v1alpha1.NodeCache{}, all).
+		Watches(&v1alpha1.NodeCache{}, all, builder.WithPredicates(predicate.Funcs{UpdateFunc: cacheInputChanged})).
 		Watches(&v1alpha1.Swarm{}, all, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&corev1.Node{}, all, builder.WithPredicates(relevant)).
 		Complete(r)
@@ -88,6 +89,14 @@ func pinInputChanged(e event.UpdateEvent) bool {
 	a, b := e.ObjectOld.(*v1alpha1.ArtifactPin), e.ObjectNew.(*v1alpha1.ArtifactPin)
 	return a.Generation != b.Generation || !a.DeletionTimestamp.Equal(b.DeletionTimestamp) ||
 		!reflect.DeepEqual(a.Status.Artifacts, b.Status.Artifacts) || !slices.Equal(a.Status.PullSecrets, b.Status.PullSecrets)
+}
+
+// cacheInputChanged passes updates of a NodeCache that a plan may follow from, and not heartbeats and counters, which are most of
+// them: that an agent has fallen silent, or has not, the next tick sees.
+func cacheInputChanged(e event.UpdateEvent) bool {
+	a, b := e.ObjectOld.(*v1alpha1.NodeCache), e.ObjectNew.(*v1alpha1.NodeCache)
+	return a.Generation != b.Generation || !equality.Semantic.DeepEqual(a.Status.Pins, b.Status.Pins) ||
+		!equality.Semantic.DeepEqual(a.Status.Usage.Capacity, b.Status.Usage.Capacity)
 }
 
 // Reconcile makes a plan and tells the other controllers where it differs from what is.
@@ -191,6 +200,10 @@ func view(node *corev1.Node, peer *v1alpha1.Peer, cache *v1alpha1.NodeCache, now
 		Name: node.Name, Labels: node.Labels, Taints: node.Spec.Taints,
 		Member:    peer != nil && peer.IsAdmitted() && node.DeletionTimestamp.IsZero(),
 		DownSince: membership.DownSince(node, peer, cache, now),
+		Joined:    node.CreationTimestamp.Time,
+	}
+	if peer != nil && peer.CreationTimestamp.After(n.Joined) {
+		n.Joined = peer.CreationTimestamp.Time
 	}
 	if cache != nil {
 		n.Assigned, n.Progress = cache.Spec.Pins, cache.Status.Pins

@@ -16,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -23,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
@@ -92,7 +94,7 @@ func (r *Resolver) SetupWithManager(mgr ctrl.Manager) error {
 		return fmt.Errorf("resolver: %w", err)
 	}
 	c, err := ctrl.NewControllerManagedBy(mgr).Named("resolver").
-		For(&v1alpha1.ArtifactPin{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		For(&v1alpha1.ArtifactPin{}, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, expiryChanged()))).
 		WithOptions(controller.Options{MaxConcurrentReconciles: resolveWorkers}).
 		Build(r)
 	if err != nil {
@@ -100,6 +102,17 @@ func (r *Resolver) SetupWithManager(mgr ctrl.Manager) error {
 	}
 	r.watchPods = sync.OnceValue(func() error { return c.Watch(r.pods(mgr.GetCache())) })
 	return nil
+}
+
+// expiryChanged passes updates in which a pin expires, or no longer has: an expired one is not resolved.
+func expiryChanged() predicate.Predicate {
+	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		return isExpired(e.ObjectOld.(*v1alpha1.ArtifactPin)) != isExpired(e.ObjectNew.(*v1alpha1.ArtifactPin))
+	}}
+}
+
+func isExpired(p *v1alpha1.ArtifactPin) bool {
+	return apimeta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionExpired)
 }
 
 func (r *Resolver) pods(c cache.Cache) source.Source {
@@ -124,10 +137,10 @@ func (r *Resolver) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result
 	if err := r.Client.Get(ctx, req.NamespacedName, &p); err != nil {
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
-	if !p.DeletionTimestamp.IsZero() || p.Spec.Suspend || apimeta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionExpired) {
+	if !p.DeletionTimestamp.IsZero() || p.Spec.Suspend || isExpired(&p) {
 		return ctrl.Result{}, nil
 	}
-	artifacts, err := r.named(ctx, &p)
+	artifacts, malformed, err := r.named(ctx, &p)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
@@ -135,7 +148,10 @@ func (r *Resolver) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result
 		return ctrl.Result{RequeueAfter: wait}, nil
 	}
 	before := p.DeepCopy()
-	outcome := r.resolveAll(ctx, &p, artifacts)
+	outcome := outcome{resolved: p.Status.Artifacts, secrets: p.Status.PullSecrets, failures: []*resolve.Error{malformed}}
+	if malformed == nil {
+		outcome = r.resolveAll(ctx, &p, artifacts)
+	}
 	if ctx.Err() != nil {
 		return ctrl.Result{}, ctx.Err() // the process ends: that is no word about the pin
 	}
@@ -147,23 +163,23 @@ func (r *Resolver) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result
 	return ctrl.Result{RequeueAfter: due(&p, artifacts, r.Clock.Now())}, nil
 }
 
-// named lists what the pin names: its artifacts, or the images of its pods.
-func (r *Resolver) named(ctx context.Context, p *v1alpha1.ArtifactPin) ([]v1alpha1.Artifact, error) {
+// named lists what the pin names: its artifacts, or the images of its pods. malformed says what in the spec keeps it from that.
+func (r *Resolver) named(ctx context.Context, p *v1alpha1.ArtifactPin) (artifacts []v1alpha1.Artifact, malformed *resolve.Error, err error) {
 	if p.Spec.Workloads == nil {
-		return p.Spec.Artifacts, nil
+		return p.Spec.Artifacts, nil, nil
 	}
 	if err := r.watchPods(); err != nil {
-		return nil, fmt.Errorf("watch pods: %w", err)
+		return nil, nil, fmt.Errorf("watch pods: %w", err)
 	}
 	selector, err := metav1.LabelSelectorAsSelector(orEverything(p.Spec.Workloads.Selector))
 	if err != nil {
-		return nil, nil // conclude says that there are none, and the message why
+		return nil, &resolve.Error{Reason: v1alpha1.ReasonInvalidSpec, Err: fmt.Errorf("workloads.selector: %w", err)}, nil
 	}
 	var pods corev1.PodList
 	if err := r.Client.List(ctx, &pods, client.InNamespace(p.Namespace), client.MatchingLabelsSelector{Selector: selector}); err != nil {
-		return nil, fmt.Errorf("list pods of %s: %w", p.Namespace, err)
+		return nil, nil, fmt.Errorf("list pods of %s: %w", p.Namespace, err)
 	}
-	return imagesOf(pods.Items, p.Spec.Workloads.InitContainers == v1alpha1.Include), nil
+	return imagesOf(pods.Items, p.Spec.Workloads.InitContainers == v1alpha1.Include), nil, nil
 }
 
 func orEverything(s *metav1.LabelSelector) *metav1.LabelSelector {
@@ -369,7 +385,11 @@ func (r *Resolver) credentials(ctx context.Context, p *v1alpha1.ArtifactPin) ([]
 	}
 	names = names[:min(len(names), 16)] // what PinAssignment holds
 	var all pullsecret.Credentials
-	for _, name := range names {
+	for i, name := range names {
+		if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 { // a service account names what it likes
+			return names[:i], nil, &resolve.Error{Reason: v1alpha1.ReasonSecretNotFound,
+				Err: fmt.Errorf("%.64q can't be the name of a pull secret: %s", name, strings.Join(problems, ", "))}
+		}
 		var secret corev1.Secret
 		if err := r.Live.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: name}, &secret); err != nil {
 			return names, nil, missing(err, v1alpha1.ReasonSecretNotFound, "pull secret", p.Namespace, name)
@@ -447,7 +467,7 @@ func conditions(o outcome, artifacts []v1alpha1.Artifact, complete bool) (resolv
 	}
 	message := strings.Join(messages, "; ")
 	switch {
-	case len(artifacts) == 0:
+	case len(artifacts) == 0 && len(o.failures) == 0:
 		resolved.Status, resolved.Reason = metav1.ConditionFalse, v1alpha1.ReasonNoWorkloads
 		resolved.Message = "spec.workloads matches no running pod of this namespace"
 	case !complete || len(o.failures) > 0 && o.failures[0].Reason == v1alpha1.ReasonTooManyArtifacts:
@@ -463,8 +483,11 @@ func conditions(o outcome, artifacts []v1alpha1.Artifact, complete bool) (resolv
 	case len(o.moved) > 0:
 		upToDate.Status, upToDate.Reason = metav1.ConditionFalse, v1alpha1.ReasonTagMoved
 		upToDate.Message = "resolve.policy Once keeps the first digest: " + strings.Join(o.moved, ", ")
-	case len(o.failures) > 0 || len(artifacts) == 0:
-		upToDate.Status, upToDate.Reason, upToDate.Message = metav1.ConditionUnknown, v1alpha1.ReasonNotChecked, message
+	case len(o.failures) > 0:
+		upToDate.Status, upToDate.Reason, upToDate.Message = metav1.ConditionUnknown, o.failures[0].Reason, message
+	case !slices.ContainsFunc(o.resolved, func(a v1alpha1.ResolvedArtifact) bool { return a.Repository != "" }):
+		upToDate.Status, upToDate.Reason = metav1.ConditionUnknown, v1alpha1.ReasonNotChecked
+		upToDate.Message = "no artifact names a repository, so there is no registry to ask"
 	}
 	return resolved, upToDate
 }

@@ -15,7 +15,7 @@ import (
 
 // +kubebuilder:rbac:groups="",resources=nodes,verbs=get;list;watch;patch
 
-// StartupReconciler lifts the startup taint from nodes on which every pin that waits for it is ready.
+// StartupReconciler lifts the startup taint from nodes on which every pin that they wait for is ready.
 type StartupReconciler struct {
 	Client   client.Client
 	Recorder events.EventRecorder
@@ -48,6 +48,11 @@ func (r *StartupReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 	node.Spec.Taints = slices.DeleteFunc(node.Spec.Taints, isStartupTaint)
 	if err := r.Client.Patch(ctx, &node, patch); err != nil {
 		return ctrl.Result{}, fmt.Errorf("lift taint %s of node %s: %w", v1alpha1.StartupTaint, node.Name, err)
+	}
+	if waived := made.Waived[req.Name]; len(waived) > 0 {
+		r.Recorder.Eventf(&node, nil, corev1.EventTypeWarning, "PinsNotReady", "LiftTaint",
+			"lifted taint %s, though %d pins are not ready, %s among them: they were waited for long enough", v1alpha1.StartupTaint, len(waived), waived[0])
+		return ctrl.Result{}, nil
 	}
 	r.Recorder.Eventf(&node, nil, corev1.EventTypeNormal, "PinsReady", "LiftTaint", "lifted taint %s: every pin that was waited for is ready", v1alpha1.StartupTaint)
 	return ctrl.Result{}, nil

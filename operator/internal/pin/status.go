@@ -141,7 +141,7 @@ type rule func(*v1alpha1.ArtifactPin, *plan.Summary) (reason, message string, ho
 
 // rules in the order in which they are asked; the first that holds decides.
 var rules = []rule{purging, hasExpired, isInvalid, isSuspended, isUnresolved, hasNoNodes, isTooLarge, hasFailed,
-	lacksCapacity, exceedsPinLimit, waitsForWindow, isFetching, hasTooFewNodes}
+	waitsForWindow, isFetching, lacksCapacity, exceedsPinLimit, awaitsNodes, hasTooFewNodes}
 
 func readiness(p *v1alpha1.ArtifactPin, s *plan.Summary) metav1.Condition {
 	for _, r := range rules {
@@ -202,16 +202,6 @@ func hasFailed(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) 
 	return v1alpha1.ReasonFetchFailed, fmt.Sprintf("%d of %d copies fail, on node %s: %s: %s", s.Failed, s.Desired, f.NodeName, f.Reason, f.Message), true
 }
 
-func lacksCapacity(p *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
-	return v1alpha1.ReasonInsufficientCapacity, fmt.Sprintf("one copy has %s bytes, more than pins of higher priority leave of the cache of %d of %d eligible nodes",
-		resource.NewQuantity(plan.Size(p), resource.BinarySI), s.TooSmall, s.Eligible), s.TooSmall > 0 && s.Ready+s.TooSmall >= s.Eligible && s.Pending > 0
-}
-
-func exceedsPinLimit(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
-	return v1alpha1.ReasonPinLimit, fmt.Sprintf("%d of %d eligible nodes keep as many pins as one node can (%d pins, %d artifacts)",
-		s.Full, s.Eligible, v1alpha1.MaxPinsPerNode, v1alpha1.MaxArtifactsPerNode), s.Full > 0 && s.Ready+s.Full >= s.Eligible && s.Pending > 0
-}
-
 func waitsForWindow(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
 	return v1alpha1.ReasonWaitingForSchedule, fmt.Sprintf("%d copies wait for the next window of spec.schedule", s.Pending), s.WindowShut
 }
@@ -221,7 +211,22 @@ func isFetching(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool)
 	if earlier := s.Whole - s.Ready; earlier > 0 {
 		message += fmt.Sprintf("; %d nodes hold what was pinned before until theirs is", earlier)
 	}
-	return v1alpha1.ReasonFetching, message, s.Ready < min(s.Desired, s.Eligible)
+	return v1alpha1.ReasonFetching, message, s.Ready < s.Chosen
+}
+
+func lacksCapacity(p *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
+	return v1alpha1.ReasonInsufficientCapacity, fmt.Sprintf("one copy has %s bytes, more than pins of higher priority leave of the cache of %d of %d eligible nodes",
+		resource.NewQuantity(plan.Size(p), resource.BinarySI), s.TooSmall, s.Eligible), s.TooSmall > 0 && s.Pending > 0
+}
+
+func exceedsPinLimit(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
+	return v1alpha1.ReasonPinLimit, fmt.Sprintf("%d of %d eligible nodes keep as many pins as one node can: %d, of %d KiB together",
+		s.Full, s.Eligible, v1alpha1.MaxPinsPerNode, v1alpha1.MaxPinBytesPerNode>>10), s.Full > 0 && s.Pending > 0
+}
+
+func awaitsNodes(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
+	return v1alpha1.ReasonNodesDown, fmt.Sprintf("%d of %d copies are whole; %d eligible nodes are not Ready, or their agents are silent",
+		s.Ready, s.Desired, s.Down), s.Down > 0 && s.Pending > 0
 }
 
 func hasTooFewNodes(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {

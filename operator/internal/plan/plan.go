@@ -7,12 +7,15 @@
 //  1. Pins are placed by priority, then age, so that where room is short the lower and the younger go without.
 //  2. A suspended pin stands as it is. An expired or deleted one is released, or purged.
 //  3. Eligible are members that match the pin's selector and whose taints it tolerates. Of these, package placement picks
-//     as many as are wanted among those that are up and have room.
+//     as many as are wanted among those that are up and have room. A node that Kubernetes has closed for a while (a cordon,
+//     pressure) keeps what it has and is given nothing new.
 //  4. A node that is down, or whose peer is not admitted for now, keeps its assignment: what it holds is there when it comes
 //     back.
-//  5. A copy on a node that is no longer picked is released only when as many picked nodes are ready as are wanted.
+//  5. A copy on a node that is no longer picked, be it of an earlier revision, is released only when as many picked nodes are
+//     ready as are wanted.
 //  6. New work waits for a slot (parallelism) and for the schedule; making a copy again from a copy that exists waits for neither
 //     schedule nor registry.
+//  7. A starting node waits for its pins, but not for ever.
 package plan
 
 import (
@@ -21,6 +24,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -47,6 +51,8 @@ type Node struct {
 	Member bool
 	// DownSince is when the node stopped being Ready or its agent fell silent; zero while it is up.
 	DownSince time.Time
+	// Joined is when node and peer were both there.
+	Joined time.Time
 	// Capacity of the cache in bytes; 0 when the agent has not reported it.
 	Capacity int64
 	// Assigned is the spec, Progress the status, of the node's NodeCache.
@@ -71,6 +77,8 @@ type Plan struct {
 	Pins map[types.UID]*Summary
 	// Gates are, by node, the pins with startup Gate that are not ready there. A node without entry waits for none.
 	Gates map[string][]types.NamespacedName
+	// Waived are, by node, the pins with startup Gate that are not ready there and have been waited for long enough.
+	Waived map[string][]types.NamespacedName
 }
 
 // Summary is how a pin fares.
@@ -81,6 +89,8 @@ type Summary struct {
 	PullSecrets []string
 
 	Eligible, Desired, Ready, Pending, Failed, Domains int32
+	// Chosen is the number of nodes that are to have a copy now: Desired, but for those that are TooSmall, Full or Down.
+	Chosen int32
 	// Whole is Ready and the nodes that hold an earlier revision whole while the present one is on its way, WholeDomains
 	// the domains of these.
 	Whole, WholeDomains    int32
@@ -88,8 +98,9 @@ type Summary struct {
 	LastUsed               *metav1.Time
 	// Failures of nodes, the first MaxFailures by name.
 	Failures []v1alpha1.NodeFailure
-	// TooSmall is the number of eligible nodes without capacity for a copy, Full of those with as many pins as a node keeps.
-	TooSmall, Full int32
+	// TooSmall is the number of eligible nodes without capacity for a copy, Full of those with as many pins as a node keeps,
+	// Down of those that are down for longer than the repair delay.
+	TooSmall, Full, Down int32
 	// Holding is the number of nodes that are up and have an entry, whatever its action.
 	Holding int32
 	// Expired and Suspended say why nothing is wanted or done, WindowShut that work waits for the schedule.
@@ -122,12 +133,23 @@ func Compute(in Input) *Plan {
 	c.orphans()
 	for i := range in.Nodes {
 		if n := &in.Nodes[i]; n.Member || len(n.Assigned) > 0 {
-			entries := c.entries[i]
+			entries := fit(c.entries[i], n.Assigned)
 			slices.SortFunc(entries, func(a, b v1alpha1.PinAssignment) int { return cmp.Compare(a.UID, b.UID) })
 			c.plan.Assignments[n.Name] = entries
 		}
 	}
 	return c.plan
+}
+
+// fit leaves out what is new, the last first, of more entries than a NodeCache holds. That happens while copies that are to go
+// wait for their successors, or to be purged; were it all handed out, the API server would refuse it all.
+func fit(entries, assigned []v1alpha1.PinAssignment) []v1alpha1.PinAssignment {
+	for k := len(entries) - 1; k >= 0 && len(entries) > v1alpha1.MaxPinsPerNode; k-- {
+		if !slices.ContainsFunc(assigned, func(a v1alpha1.PinAssignment) bool { return a.UID == entries[k].UID }) {
+			entries = slices.Delete(entries, k, k+1)
+		}
+	}
+	return entries
 }
 
 // computation is the state of one Compute.
@@ -138,6 +160,7 @@ type computation struct {
 	holdings map[string]map[int]holding  // by pin UID, then node
 	entries  [][]v1alpha1.PinAssignment  // by node: the plan in the making
 	room     []room                      // by node: what is left of it
+	weights  map[string]int              // of entries in a NodeCache, by revision
 	eligible map[string]eligibility      // by selector and tolerations, which many pins share
 	fleets   map[string]*placement.Fleet // by these and the topology key
 }
@@ -155,26 +178,43 @@ func (h holding) state(revision string) v1alpha1.PinState {
 	return h.progress.State
 }
 
+// kept tells whether the node is told to keep the pin.
+func (h holding) kept() bool { return h.assigned != nil && h.assigned.Action != v1alpha1.ActionPurge }
+
 // holdsEarlier tells whether the node has a revision whole that is not the one given.
 func (h holding) holdsEarlier(revision string) bool {
 	p := h.progress
 	return p != nil && (p.HeldRevision != "" || p.Revision != revision && p.State == v1alpha1.PinReady)
 }
 
-// ready tells whether the node has reported what it was last assigned as whole.
-func (h holding) ready() bool {
-	return h.assigned != nil && h.state(h.assigned.Revision) == v1alpha1.PinReady
+// whole tells whether the node has reported what it was last assigned as whole, or still holds what it was assigned before.
+func (h holding) whole() bool {
+	return h.state(h.assigned.Revision) == v1alpha1.PinReady || h.holdsEarlier(h.assigned.Revision)
 }
 
+// room is what is left of a node.
 type room struct {
-	pins, artifacts int
-	bytes           int64
-	bounded         bool // whether bytes counts
+	pins   int   // entries of its NodeCache
+	object int   // bytes of these
+	bytes  int64 // of its cache
+	// roots are the sizes of artifacts that count already, by digest: pins share what they have in common. Nil where the
+	// cache's capacity is not known.
+	roots map[string]int64
+}
+
+// takes is the number of bytes that a pin's copy adds to the cache.
+func (r *room) takes(p *v1alpha1.ArtifactPin) (n int64) {
+	for i := range p.Status.Artifacts {
+		a := &p.Status.Artifacts[i]
+		n += max(0, a.Size-r.roots[a.Digest])
+	}
+	return n
 }
 
 type eligibility struct {
-	nodes []int
-	err   error
+	nodes  []int
+	closed map[int]bool // those of nodes that are given nothing new
+	err    error
 }
 
 func newComputation(in Input) *computation {
@@ -185,14 +225,19 @@ func newComputation(in Input) *computation {
 			Assignments: make(map[string][]v1alpha1.PinAssignment, n),
 			Pins:        make(map[types.UID]*Summary, len(in.Pins)),
 			Gates:       map[string][]types.NamespacedName{},
+			Waived:      map[string][]types.NamespacedName{},
 		},
 		hashes: make([]uint64, n), entries: make([][]v1alpha1.PinAssignment, n), room: make([]room, n),
-		holdings: map[string]map[int]holding{}, eligible: map[string]eligibility{}, fleets: map[string]*placement.Fleet{},
+		holdings: map[string]map[int]holding{}, weights: map[string]int{},
+		eligible: map[string]eligibility{}, fleets: map[string]*placement.Fleet{},
 	}
 	for i := range in.Nodes {
 		node := &in.Nodes[i]
 		c.hashes[i] = placement.Hash(node.Name)
-		c.room[i] = room{v1alpha1.MaxPinsPerNode, v1alpha1.MaxArtifactsPerNode, node.Capacity, node.Capacity > 0}
+		c.room[i] = room{pins: v1alpha1.MaxPinsPerNode, object: v1alpha1.MaxPinBytesPerNode, bytes: node.Capacity}
+		if node.Capacity > 0 {
+			c.room[i].roots = map[string]int64{}
+		}
 		for j := range node.Assigned {
 			a := &node.Assigned[j]
 			if c.holdings[a.UID] == nil {
@@ -226,11 +271,11 @@ func (c *computation) place(p *v1alpha1.ArtifactPin) *Summary {
 	if err != nil {
 		s.Invalid = err.Error()
 	}
-	nodes, err := c.eligibleFor(p)
-	if err != nil {
-		s.Invalid = err.Error()
+	candidates := c.eligibleFor(p)
+	if candidates.err != nil {
+		s.Invalid = candidates.err.Error()
 	}
-	s.Eligible = int32(len(nodes))
+	s.Eligible = candidates.count(held)
 	s.Expired = expired(p, s.LastUsed, c.in.Now)
 	s.Suspended = p.Spec.Suspend
 
@@ -240,17 +285,16 @@ func (c *computation) place(p *v1alpha1.ArtifactPin) *Summary {
 			c.release(p.Spec.DeletionPolicy, i, h)
 		}
 	case s.Invalid != "" || s.Suspended || len(p.Status.Artifacts) == 0 || TooLarge(p):
-		size := Size(p)
 		for i, h := range held {
-			c.keep(i, *h.assigned, size)
+			c.keep(i, p, *h.assigned)
 		}
-		s.Desired = replicas(p.Spec.Replicas, len(nodes))
-		c.count(p, s, heldNodes(held), held, "")
+		s.Desired = replicas(p.Spec.Replicas, int(s.Eligible))
+		c.count(p, s, slices.Collect(maps.Keys(held)), held, "")
 		if p.Spec.Replicas.StrVal == v1alpha1.AllNodes && len(p.Status.Artifacts) == 0 {
-			c.gate(p, nodes, func(int) bool { return false })
+			c.gate(p, candidates.nodes, func(int) bool { return false })
 		}
 	default:
-		c.assign(p, s, nodes, held, open)
+		c.assign(p, s, candidates, held, open)
 	}
 	for i := range held {
 		if c.in.Nodes[i].DownSince.IsZero() && c.has(i, string(p.UID)) {
@@ -261,11 +305,10 @@ func (c *computation) place(p *v1alpha1.ArtifactPin) *Summary {
 }
 
 // assign picks nodes for a pin that is to be kept, and hands out its entry.
-func (c *computation) assign(p *v1alpha1.ArtifactPin, s *Summary, eligible []int, held map[int]holding, open bool) {
+func (c *computation) assign(p *v1alpha1.ArtifactPin, s *Summary, candidates eligibility, held map[int]holding, open bool) {
 	entry := Entry(p)
-	size := Size(p)
-	s.Desired = replicas(p.Spec.Replicas, len(eligible))
-	picked := c.pick(p, s, eligible, len(entry.Artifacts), size)
+	s.Desired = replicas(p.Spec.Replicas, int(s.Eligible))
+	picked := c.pick(p, s, candidates, held, c.weight(&entry))
 	isPicked := make(map[int]bool, len(picked))
 	for _, i := range picked {
 		isPicked[i] = true
@@ -295,15 +338,15 @@ func (c *computation) assign(p *v1alpha1.ArtifactPin, s *Summary, eligible []int
 		h, has := held[i]
 		switch {
 		case has && h.assigned.Revision == entry.Revision:
-			c.keep(i, *h.assigned, size)
+			c.keep(i, p, *h.assigned)
 		case slots > 0 && (open || copied):
 			slots--
-			c.keep(i, entry, size)
+			c.keep(i, p, entry)
 		case has:
-			c.keep(i, *h.assigned, size)
+			c.keep(i, p, *h.assigned)
 			s.WindowShut = s.WindowShut || !open
 		default:
-			c.reserve(i, entry, size)
+			c.reserve(i, p, &entry)
 			s.WindowShut = s.WindowShut || !open
 		}
 	}
@@ -311,9 +354,9 @@ func (c *computation) assign(p *v1alpha1.ArtifactPin, s *Summary, eligible []int
 		switch {
 		case isPicked[i]:
 		case !c.in.Nodes[i].Member, !c.up(i, p):
-			c.keep(i, *h.assigned, size)
-		case ready < min(int(s.Desired), len(picked)) && h.ready() && h.assigned.Action != v1alpha1.ActionPurge:
-			c.keep(i, *h.assigned, size)
+			c.keep(i, p, *h.assigned)
+		case ready < min(int(s.Desired), len(picked)) && h.whole() && h.kept():
+			c.keep(i, p, *h.assigned)
 		default:
 			c.release(p.Spec.DeletionPolicy, i, h)
 		}
@@ -327,16 +370,24 @@ func (c *computation) gate(p *v1alpha1.ArtifactPin, nodes []int, ready func(i in
 	if p.Spec.Startup != v1alpha1.StartupGate || p.Spec.Suspend {
 		return
 	}
+	patience := v1alpha1.StartupPatience
+	if p.Spec.TimeLimit != nil {
+		patience = max(patience, p.Spec.TimeLimit.Duration)
+	}
+	name := types.NamespacedName{Namespace: p.Namespace, Name: p.Name}
 	for _, i := range nodes {
-		if !ready(i) {
-			node := c.in.Nodes[i].Name
-			c.plan.Gates[node] = append(c.plan.Gates[node], types.NamespacedName{Namespace: p.Namespace, Name: p.Name})
+		switch node := &c.in.Nodes[i]; {
+		case ready(i):
+		case c.in.Now.Sub(node.Joined) < patience:
+			c.plan.Gates[node.Name] = append(c.plan.Gates[node.Name], name)
+		default:
+			c.plan.Waived[node.Name] = append(c.plan.Waived[node.Name], name)
 		}
 	}
 }
 
 // pick chooses the nodes that are to have a copy.
-func (c *computation) pick(p *v1alpha1.ArtifactPin, s *Summary, eligible []int, artifacts int, size int64) []int {
+func (c *computation) pick(p *v1alpha1.ArtifactPin, s *Summary, candidates eligibility, held map[int]holding, weight int) []int {
 	key := c.in.ZoneKey
 	if p.Spec.Spread != nil {
 		key = p.Spec.Spread.TopologyKey
@@ -344,22 +395,24 @@ func (c *computation) pick(p *v1alpha1.ArtifactPin, s *Summary, eligible []int, 
 	accept := func(i int) bool {
 		r := &c.room[i]
 		switch {
+		case candidates.closed[i] && !held[i].kept():
 		case !c.up(i, p):
-		case r.bounded && size > r.bytes:
+			s.Down++
+		case r.roots != nil && r.takes(p) > r.bytes:
 			s.TooSmall++
-		case r.pins == 0 || artifacts > r.artifacts:
+		case r.pins == 0 || weight > r.object:
 			s.Full++
 		default:
 			return true
 		}
 		return false
 	}
-	if int(s.Desired) >= len(eligible) {
-		return slices.DeleteFunc(slices.Clone(eligible), func(i int) bool { return !accept(i) })
+	if s.Desired >= s.Eligible {
+		return slices.DeleteFunc(slices.Clone(candidates.nodes), func(i int) bool { return !accept(i) })
 	}
-	chosen := c.fleet(p, eligible, key).Pick(string(p.UID), int(s.Desired), func(k int) bool { return accept(eligible[k]) })
+	chosen := c.fleet(p, candidates.nodes, key).Pick(string(p.UID), int(s.Desired), func(k int) bool { return accept(candidates.nodes[k]) })
 	for k, e := range chosen {
-		chosen[k] = eligible[e]
+		chosen[k] = candidates.nodes[e]
 	}
 	return chosen
 }
@@ -389,7 +442,7 @@ func (c *computation) count(p *v1alpha1.ArtifactPin, s *Summary, picked []int, h
 	byName := slices.SortedFunc(slices.Values(picked), func(a, b int) int { return cmp.Compare(c.in.Nodes[a].Name, c.in.Nodes[b].Name) })
 	for _, i := range byName {
 		node, h := &c.in.Nodes[i], held[i]
-		if h.assigned != nil && h.assigned.Action == v1alpha1.ActionPurge {
+		if h.assigned != nil && !h.kept() {
 			continue
 		}
 		rev := revision
@@ -418,21 +471,42 @@ func (c *computation) count(p *v1alpha1.ArtifactPin, s *Summary, picked []int, h
 		default:
 		}
 	}
+	s.Chosen = int32(len(picked))
 	s.Domains, s.WholeDomains = int32(len(domains)), int32(len(wholeDomains))
 	s.Pending = max(0, s.Desired-s.Ready-s.Failed)
 }
 
 // keep puts an entry into the plan and takes its room.
-func (c *computation) keep(i int, entry v1alpha1.PinAssignment, size int64) {
+func (c *computation) keep(i int, p *v1alpha1.ArtifactPin, entry v1alpha1.PinAssignment) {
 	c.entries[i] = append(c.entries[i], entry)
-	c.reserve(i, entry, size)
+	c.reserve(i, p, &entry)
 }
 
-// reserve takes the room of an entry that waits for its slot.
-func (c *computation) reserve(i int, entry v1alpha1.PinAssignment, size int64) {
-	c.room[i].pins--
-	c.room[i].artifacts -= len(entry.Artifacts)
-	c.room[i].bytes -= size
+// reserve takes the room of an entry, which may have to wait for its slot.
+func (c *computation) reserve(i int, p *v1alpha1.ArtifactPin, entry *v1alpha1.PinAssignment) {
+	r := &c.room[i]
+	r.pins--
+	r.object -= c.weight(entry)
+	if r.roots == nil {
+		return
+	}
+	r.bytes -= r.takes(p)
+	for k := range p.Status.Artifacts {
+		a := &p.Status.Artifacts[k]
+		if a.Digest != "" {
+			r.roots[a.Digest] = max(r.roots[a.Digest], a.Size)
+		}
+	}
+}
+
+// weight is the number of bytes of an entry in a NodeCache.
+func (c *computation) weight(entry *v1alpha1.PinAssignment) int {
+	n, ok := c.weights[entry.Revision]
+	if !ok {
+		n = len(encode(entry))
+		c.weights[entry.Revision] = n
+	}
+	return n
 }
 
 // release lets a copy go: the entry is dropped, or turned into an order to purge that stands until the node has
@@ -473,12 +547,12 @@ func (c *computation) up(i int, p *v1alpha1.ArtifactPin) bool {
 }
 
 // eligibleFor lists the nodes that match a pin's selector and whose taints it tolerates.
-func (c *computation) eligibleFor(p *v1alpha1.ArtifactPin) ([]int, error) {
+func (c *computation) eligibleFor(p *v1alpha1.ArtifactPin) eligibility {
 	key := c.eligibilityKey(p)
 	if e, ok := c.eligible[key]; ok {
-		return e.nodes, e.err
+		return e
 	}
-	e := eligibility{}
+	e := eligibility{closed: map[int]bool{}}
 	selector := labels.Everything()
 	if p.Spec.NodeSelector != nil {
 		var err error
@@ -488,12 +562,29 @@ func (c *computation) eligibleFor(p *v1alpha1.ArtifactPin) ([]int, error) {
 	}
 	for i := range c.in.Nodes {
 		n := &c.in.Nodes[i]
-		if e.err == nil && n.Member && selector.Matches(labels.Set(n.Labels)) && tolerated(n.Taints, p.Spec.Tolerations) {
+		if e.err != nil || !n.Member || !selector.Matches(labels.Set(n.Labels)) {
+			continue
+		}
+		if keeps, takes := tolerated(n.Taints, p.Spec.Tolerations); keeps {
 			e.nodes = append(e.nodes, i)
+			if !takes {
+				e.closed[i] = true
+			}
 		}
 	}
 	c.eligible[key] = e
-	return e.nodes, e.err
+	return e
+}
+
+// count is the number of eligible nodes for a pin: a closed one counts if it has the pin already.
+func (e eligibility) count(held map[int]holding) int32 {
+	n := len(e.nodes) - len(e.closed)
+	for i, h := range held {
+		if e.closed[i] && h.kept() {
+			n++
+		}
+	}
+	return int32(n)
 }
 
 // eligibilityKey is the same for pins with the same selector and tolerations.
@@ -516,17 +607,26 @@ var passing = map[string]bool{
 	corev1.TaintNodeNotReady: true, corev1.TaintNodeUnreachable: true, v1alpha1.StartupTaint: true,
 }
 
-func tolerated(taints []corev1.Taint, tolerations []corev1.Toleration) bool {
+// closing are taints by which Kubernetes closes a node for a while, and in spite of which a DaemonSet's pods stay: were copies to
+// move, each round of maintenance would move them all twice.
+var closing = map[string]bool{
+	corev1.TaintNodeUnschedulable: true, corev1.TaintNodeMemoryPressure: true, corev1.TaintNodeDiskPressure: true,
+	corev1.TaintNodePIDPressure: true, corev1.TaintNodeNetworkUnavailable: true,
+}
+
+// tolerated tells whether a node with these taints keeps a copy that it has, and whether it takes a new one.
+func tolerated(taints []corev1.Taint, tolerations []corev1.Toleration) (keeps, takes bool) {
+	keeps, takes = true, true
 	for i := range taints {
 		t := &taints[i]
-		if t.Effect == corev1.TaintEffectPreferNoSchedule || passing[t.Key] {
+		if t.Effect == corev1.TaintEffectPreferNoSchedule || passing[t.Key] ||
+			slices.ContainsFunc(tolerations, func(tol corev1.Toleration) bool { return tolerates(tol, t) }) {
 			continue
 		}
-		if !slices.ContainsFunc(tolerations, func(tol corev1.Toleration) bool { return tolerates(tol, t) }) {
-			return false
-		}
+		takes = false
+		keeps = keeps && closing[t.Key] && t.Effect == corev1.TaintEffectNoSchedule
 	}
-	return true
+	return keeps, takes
 }
 
 // tolerates is the rule of Kubernetes for one toleration and one taint.
@@ -620,18 +720,14 @@ func Entry(p *v1alpha1.ArtifactPin) v1alpha1.PinAssignment {
 // Revision identifies the content of an entry: 16 hexadecimal digits.
 func Revision(e v1alpha1.PinAssignment) string {
 	e.Revision = ""
+	sum := sha256.Sum256(encode(&e))
+	return hex.EncodeToString(sum[:8])
+}
+
+func encode(e *v1alpha1.PinAssignment) []byte {
 	b, err := json.Marshal(e)
 	if err != nil {
 		panic(err) // an assignment is made of strings, numbers and lists of them
 	}
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:8])
-}
-
-func heldNodes(held map[int]holding) []int {
-	nodes := make([]int, 0, len(held))
-	for i := range held {
-		nodes = append(nodes, i)
-	}
-	return nodes
+	return b
 }

@@ -1,6 +1,7 @@
 package plan_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"testing"
@@ -29,7 +30,7 @@ func newModel(nodes int) *model {
 	m := &model{plan.Input{Now: now, ZoneKey: "zone"}}
 	for i := range nodes {
 		m.Nodes = append(m.Nodes, plan.Node{
-			Name: fmt.Sprint("node-", i), Labels: map[string]string{"zone": fmt.Sprint("z", i%3)}, Member: true, Capacity: 1000})
+			Name: fmt.Sprint("node-", i), Labels: map[string]string{"zone": fmt.Sprint("z", i%3)}, Member: true, Joined: now, Capacity: 1000})
 	}
 	return m
 }
@@ -124,6 +125,9 @@ func TestReplicas(t *testing.T) {
 			m.Nodes[0].Taints = []corev1.Taint{{Key: "gpu", Effect: "NoSchedule"}}
 			p.Spec.Tolerations = []corev1.Toleration{{Key: "gpu", Operator: "Exists"}}
 		}},
+		"one that is cordoned is given nothing": {replicas: "All", want: 8, desired: 8, change: func(m *model, _ *v1alpha1.ArtifactPin) {
+			m.Nodes[0].Taints = []corev1.Taint{{Key: corev1.TaintNodeUnschedulable, Effect: "NoSchedule"}}
+		}},
 		"a node that starts is no loss": {replicas: "All", want: 9, desired: 9, change: func(m *model, _ *v1alpha1.ArtifactPin) {
 			m.Nodes[0].Taints = []corev1.Taint{{Key: v1alpha1.StartupTaint, Effect: "NoSchedule"}}
 		}},
@@ -211,6 +215,41 @@ func TestANodeThatIsDown(t *testing.T) {
 	require.Equal(t, before, m.on("a"), "back again, it has its copy, and the other is released")
 }
 
+func TestANodeThatIsClosedForAWhileKeepsWhatItHas(t *testing.T) {
+	t.Parallel()
+	for name, taint := range map[string]corev1.Taint{
+		"cordoned":               {Key: corev1.TaintNodeUnschedulable, Effect: corev1.TaintEffectNoSchedule},
+		"short of memory":        {Key: corev1.TaintNodeMemoryPressure, Effect: corev1.TaintEffectNoSchedule},
+		"not Ready for a minute": {Key: corev1.TaintNodeNotReady, Effect: corev1.TaintEffectNoExecute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newModel(9)
+			m.pin("few", 3, nil)
+			m.pin("all", "All", func(p *v1alpha1.ArtifactPin) { p.Spec.DeletionPolicy = v1alpha1.DeletionPurge })
+			m.settle()
+			few, all := m.on("few"), m.on("all")
+			m.node(few[0]).Taints = []corev1.Taint{taint}
+			made := m.settle()
+			require.Equal(t, few, m.on("few"))
+			require.Equal(t, all, m.on("all"))
+			require.Equal(t, []int32{9, 9, 9}, []int32{made.Pins["all"].Eligible, made.Pins["all"].Desired, made.Pins["all"].Ready})
+		})
+	}
+
+	t.Log("a taint that somebody else gives a node moves its copies away")
+	m := newModel(9)
+	m.pin("few", 3, nil)
+	m.settle()
+	before := m.on("few")
+	m.node(before[0]).Taints = []corev1.Taint{{Key: "ToBeDeletedByClusterAutoscaler", Effect: corev1.TaintEffectNoSchedule}}
+	m.hand()
+	require.Len(t, m.on("few"), 4, "its successor comes first")
+	m.settle()
+	require.NotContains(t, m.on("few"), before[0])
+	require.Len(t, m.on("few"), 3)
+}
+
 func TestACopyIsReleasedOnlyWhenItsSuccessorIsReady(t *testing.T) {
 	t.Parallel()
 	m := newModel(9)
@@ -294,6 +333,76 @@ func TestPriorityDecidesWhoGoesWithout(t *testing.T) {
 	require.Equal(t, int32(1), made.Pins[low.UID].TooSmall)
 }
 
+func TestPinsShareWhatTheyHaveInCommon(t *testing.T) {
+	t.Parallel()
+	m := newModel(1)
+	for _, uid := range []string{"a", "b", "c"} {
+		m.pin(uid, 1, func(p *v1alpha1.ArtifactPin) {
+			p.Status.Artifacts[0].Digest, p.Status.Artifacts[0].Size = "sha256:base", 600
+		})
+	}
+	m.pin("d", 1, func(p *v1alpha1.ArtifactPin) { p.Spec.Priority, p.Status.Artifacts[0].Size = -1, 600 })
+	made := m.settle()
+	for _, uid := range []string{"a", "b", "c"} {
+		require.Equal(t, []string{"node-0"}, m.on(uid), "600 of 1000 bytes hold what three pins name")
+	}
+	require.Empty(t, m.on("d"))
+	require.Equal(t, int32(1), made.Pins["d"].TooSmall)
+}
+
+// referrers is as many as one artifact can have.
+func referrers(seed int) []string {
+	var all []string
+	for i := range 32 {
+		all = append(all, fmt.Sprintf("sha256:%064x", seed*32+i))
+	}
+	return all
+}
+
+func TestANodesPinsFitItsObjectHoweverLargeTheyAre(t *testing.T) {
+	t.Parallel()
+	m := newModel(1)
+	m.Nodes[0].Capacity = 0
+	for i := range 100 {
+		m.pin(fmt.Sprintf("p%03d", i), 1, func(p *v1alpha1.ArtifactPin) {
+			for j := range 30 {
+				p.Status.Artifacts = append(p.Status.Artifacts, v1alpha1.ResolvedArtifact{
+					Source: "s", Repository: "registry.example/app", Digest: fmt.Sprintf("sha256:%064x", j), Referrers: referrers(j)})
+			}
+		})
+	}
+	made := m.settle()
+	b, err := json.Marshal(m.Nodes[0].Assigned)
+	require.NoError(t, err)
+	require.LessOrEqual(t, len(b), v1alpha1.MaxPinBytesPerNode+v1alpha1.MaxPinsPerNode)
+	require.NotEmpty(t, m.Nodes[0].Assigned)
+	full := 0
+	for _, s := range made.Pins {
+		full += int(s.Full)
+	}
+	require.Equal(t, 100-len(m.Nodes[0].Assigned), full, "the others say why they have no copy")
+}
+
+func TestAFullNodePurgesBeforeItTakesMore(t *testing.T) {
+	t.Parallel()
+	m := newModel(1)
+	for i := range v1alpha1.MaxPinsPerNode + 1 {
+		m.pin(fmt.Sprintf("p%04d", i), 1, func(p *v1alpha1.ArtifactPin) {
+			p.Spec.DeletionPolicy, p.Status.Artifacts[0].Size = v1alpha1.DeletionPurge, 0
+		})
+	}
+	m.settle()
+	last := fmt.Sprintf("p%04d", v1alpha1.MaxPinsPerNode)
+	require.Empty(t, m.on(last))
+	m.Pins[0].DeletionTimestamp = &metav1.Time{Time: now}
+	m.hand()
+	require.Len(t, m.Nodes[0].Assigned, v1alpha1.MaxPinsPerNode, "the API server takes no more")
+	require.NotEmpty(t, m.on("p0000"))
+	m.settle()
+	require.Empty(t, m.on("p0000"))
+	require.NotEmpty(t, m.on(last))
+}
+
 func TestANodeKeepsNoMorePinsThanFitItsObject(t *testing.T) {
 	t.Parallel()
 	m := newModel(1)
@@ -341,16 +450,30 @@ func TestGates(t *testing.T) {
 	require.Len(t, m.hand().Gates, 2)
 	m.report(v1alpha1.PinReady, "")
 	require.Empty(t, m.hand().Gates)
+
+	t.Log("a node waits for what does not come, but not for ever")
+	m.report(v1alpha1.PinFailed, v1alpha1.ReasonNotFoundUpstream)
+	m.Nodes[1].Joined = now.Add(-v1alpha1.StartupPatience)
+	made := m.hand()
+	require.Contains(t, made.Gates, "node-0")
+	require.NotContains(t, made.Gates, "node-1")
+	require.Contains(t, made.Waived, "node-1")
+	m.Pins[0].Spec.TimeLimit = &metav1.Duration{Duration: time.Hour}
+	require.Contains(t, m.hand().Gates, "node-1", "what may take longer is waited for longer")
 }
 
-// TestNoCopyIsLost drives the model by random events. As long as some node that held a ready copy stays, the pin always has
-// a copy; and in the end it has as many as it asks for.
+// TestNoCopyIsLost drives the model by random events. Once a node has had a copy whole, some node always has one, of whatever
+// revision, and is told to keep it; and in the end there are as many as the pin asks for.
 func TestNoCopyIsLost(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		m := newModel(rapid.IntRange(4, 12).Draw(t, "nodes"))
 		p := m.pin("a", rapid.IntRange(1, 4).Draw(t, "replicas"), nil)
 		m.settle()
+		whole := map[string]bool{} // nodes that have a copy whole and have been told to keep the pin ever since
+		for _, name := range m.on("a") {
+			whole[name] = true
+		}
 		t.Repeat(map[string]func(*rapid.T){
 			"replicas": func(t *rapid.T) { p.Spec.Replicas = intstr.FromInt(rapid.IntRange(1, 4).Draw(t, "replicas")) },
 			"spec":     func(t *rapid.T) { p.Spec.Priority = rapid.Int32Range(0, 9).Draw(t, "priority") },
@@ -361,9 +484,32 @@ func TestNoCopyIsLost(t *testing.T) {
 			},
 			"label":    func(t *rapid.T) { m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")].Labels["zone"] = "z9" },
 			"hand out": func(*rapid.T) { m.hand() },
-			"report":   func(*rapid.T) { m.report(v1alpha1.PinReady, "") },
+			"one node is ready": func(t *rapid.T) {
+				n := &m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")]
+				if len(n.Assigned) > 0 && n.DownSince.IsZero() {
+					n.Progress = []v1alpha1.PinProgress{{UID: "a", Revision: n.Assigned[0].Revision, State: v1alpha1.PinReady}}
+					whole[n.Name] = true
+				}
+			},
+			"one node has begun": func(t *rapid.T) {
+				n := &m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")]
+				if len(n.Assigned) > 0 && n.DownSince.IsZero() {
+					progress := v1alpha1.PinProgress{UID: "a", Revision: n.Assigned[0].Revision, State: v1alpha1.PinFetching}
+					if whole[n.Name] {
+						progress.HeldRevision = "earlier"
+					}
+					n.Progress = []v1alpha1.PinProgress{progress}
+				}
+			},
 			"": func(t *rapid.T) {
-				require.NotEmpty(t, m.on("a"), "no node has an entry")
+				keeps := m.on("a")
+				for name := range whole {
+					if !slices.Contains(keeps, name) {
+						delete(whole, name)
+						m.node(name).Progress = nil
+					}
+				}
+				require.NotEmpty(t, whole, "no node keeps a whole copy; told to keep one: %v", keeps)
 			},
 		})
 		for i := range m.Nodes {

@@ -12,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
@@ -50,13 +51,13 @@ type Reconciler struct {
 // SetupWithManager wires the reconciler to what it watches.
 func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 	all := debounce.To(reconcile.Request{NamespacedName: types.NamespacedName{Name: "all"}}, gather)
-	revisionChanged := predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
-		return e.ObjectOld.(*v1alpha1.NodeCache).Status.PolicyRevision != e.ObjectNew.(*v1alpha1.NodeCache).Status.PolicyRevision
+	answerChanged := predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		return answerOf(e.ObjectOld.(*v1alpha1.NodeCache)) != answerOf(e.ObjectNew.(*v1alpha1.NodeCache))
 	}}
 	return ctrl.NewControllerManagedBy(mgr).Named("policy").
 		Watches(&v1alpha1.CachePolicy{}, all, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&corev1.Node{}, all, builder.WithPredicates(predicate.LabelChangedPredicate{})).
-		Watches(&v1alpha1.NodeCache{}, all, builder.WithPredicates(revisionChanged)).
+		Watches(&v1alpha1.NodeCache{}, all, builder.WithPredicates(answerChanged)).
 		Complete(r)
 }
 
@@ -98,13 +99,28 @@ func (r *Reconciler) report(p *v1alpha1.CachePolicy, before v1alpha1.CachePolicy
 	}
 }
 
+// answer is what a node's agent says of the policies.
+type answer struct {
+	revision string // of those in force
+	rejected string // why it does not take the present ones; empty if it does
+}
+
+func answerOf(c *v1alpha1.NodeCache) answer {
+	a := answer{revision: c.Status.PolicyRevision}
+	if applied := apimeta.FindStatusCondition(c.Status.Conditions, v1alpha1.ConditionPolicyApplied); applied != nil && applied.Reason == v1alpha1.ReasonPolicyRejected {
+		a.rejected = applied.Message
+	}
+	return a
+}
+
 // Describe is the status of each policy, in order, that follows from what there is.
 func Describe(policies []v1alpha1.CachePolicy, nodes []corev1.Node, caches []v1alpha1.NodeCache, now time.Time) []v1alpha1.CachePolicyStatus {
-	revisions := make(map[string]string, len(caches))
+	answers := make(map[string]answer, len(caches))
 	for i := range caches {
-		revisions[caches[i].Name] = caches[i].Status.PolicyRevision
+		answers[caches[i].Name] = answerOf(&caches[i])
 	}
-	statuses := make([]v1alpha1.CachePolicyStatus, len(policies))
+	rejections := make([][]string, len(policies))
+	statuses := make([]v1alpha1.CachePolicyStatus, len(policies)) // of nodes without NodeCache nothing counts: no agent runs there
 	index := make(map[string]int, len(policies))
 	for i := range policies {
 		policies[i].Status.DeepCopyInto(&statuses[i])
@@ -114,13 +130,19 @@ func Describe(policies []v1alpha1.CachePolicy, nodes []corev1.Node, caches []v1a
 	}
 	merge := newMerger(policies)
 	for i := range nodes {
+		node, runs := answers[nodes[i].Name]
+		if !runs {
+			continue
+		}
 		m := merge.of(nodes[i].Labels)
-		applied := revisions[nodes[i].Name] == m.revision
 		for _, name := range m.policies {
-			s := &statuses[index[name]]
-			s.MatchedNodes++
-			if applied {
-				s.AppliedNodes++
+			k := index[name]
+			statuses[k].MatchedNodes++
+			switch {
+			case node.revision == m.revision:
+				statuses[k].AppliedNodes++
+			case node.rejected != "":
+				rejections[k] = append(rejections[k], nodes[i].Name+": "+node.rejected)
 			}
 		}
 	}
@@ -130,13 +152,13 @@ func Describe(policies []v1alpha1.CachePolicy, nodes []corev1.Node, caches []v1a
 		l.Conflicts = append(l.Conflicts, v1alpha1.PolicyConflict{Policy: c.Winner, Field: c.Field})
 	}
 	for i := range statuses {
-		conclude(&policies[i], &statuses[i], now)
+		conclude(&policies[i], &statuses[i], rejections[i], now)
 	}
 	return statuses
 }
 
 // conclude sorts the conflicts and sets the conditions.
-func conclude(p *v1alpha1.CachePolicy, s *v1alpha1.CachePolicyStatus, now time.Time) {
+func conclude(p *v1alpha1.CachePolicy, s *v1alpha1.CachePolicyStatus, rejections []string, now time.Time) {
 	slices.SortFunc(s.Conflicts, func(a, b v1alpha1.PolicyConflict) int {
 		return cmp.Or(cmp.Compare(a.Policy, b.Policy), cmp.Compare(a.Field, b.Field))
 	})
@@ -150,7 +172,10 @@ func conclude(p *v1alpha1.CachePolicy, s *v1alpha1.CachePolicyStatus, now time.T
 	case err != nil:
 		set(v1alpha1.ConditionReady, false, v1alpha1.ReasonInvalidSelector, fmt.Sprintf("nodeSelector: %v", err))
 	case s.MatchedNodes == 0:
-		set(v1alpha1.ConditionReady, true, v1alpha1.ReasonNoNodeMatches, "nodeSelector matches no node")
+		set(v1alpha1.ConditionReady, true, v1alpha1.ReasonNoNodeMatches, "nodeSelector matches no node that runs an agent")
+	case len(rejections) > 0:
+		set(v1alpha1.ConditionReady, false, v1alpha1.ReasonPolicyRejected, fmt.Sprintf(
+			"%d of %d nodes reject what this policy and the others that match them come to, and go on with what they had: %s", len(rejections), s.MatchedNodes, slices.Min(rejections)))
 	case s.AppliedNodes < s.MatchedNodes:
 		set(v1alpha1.ConditionReady, false, v1alpha1.ReasonApplying, fmt.Sprintf("%d of %d nodes run with it", s.AppliedNodes, s.MatchedNodes))
 	default:

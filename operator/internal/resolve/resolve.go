@@ -36,6 +36,10 @@ const (
 	outage = 10 * time.Second
 	// maxReferrers is what an AssignedArtifact holds.
 	maxReferrers = 32
+	// maxMediaType is what a ResolvedArtifact holds; nothing real is longer.
+	maxMediaType = 255
+	// maxSize is more than one artifact has, and so little that no sum of such overflows: 1 PiB.
+	maxSize = 1 << 50
 )
 
 // Error is why an artifact was not resolved. Reason is one of the reasons of ArtifactPin's condition Resolved.
@@ -201,7 +205,7 @@ func (r *Resolver) ask(ctx context.Context, resolved *v1alpha1.ResolvedArtifact,
 	}
 	options := []remote.Option{remote.WithContext(ctx), remote.WithTransport(r.transport), remote.WithAuth(authOf(o.Credentials, resolved.Repository))}
 
-	if p := o.Previous; p != nil && p.Source == resolved.Source && p.Size > 0 && !o.Referrers && resolved.Tag != "" {
+	if p := o.Previous; p != nil && p.Source == resolved.Source && p.Size > 0 && !o.Referrers {
 		if head, err := remote.Head(referenceOf(repository, resolved), options...); err == nil && head.Digest.String() == p.Digest {
 			*resolved = *p
 			return nil
@@ -214,7 +218,10 @@ func (r *Resolver) ask(ctx context.Context, resolved *v1alpha1.ResolvedArtifact,
 	if err != nil {
 		return err
 	}
-	resolved.Digest, resolved.MediaType = descriptor.Digest.String(), string(descriptor.MediaType)
+	resolved.Digest = descriptor.Digest.String()
+	if len(descriptor.MediaType) <= maxMediaType {
+		resolved.MediaType = string(descriptor.MediaType)
+	}
 	c, err := DigestCID(digest.Digest(resolved.Digest))
 	if err != nil {
 		return err
@@ -256,13 +263,9 @@ func copySize(d *remote.Descriptor, o Options) (int64, error) {
 	if !d.MediaType.IsIndex() {
 		var m v1.Manifest
 		if err := json.Unmarshal(d.Manifest, &m); err != nil {
-			return 0, fmt.Errorf("manifest %s: %w", d.Digest, err)
+			return 0, &Error{Reason: v1alpha1.ReasonInvalidManifest, Err: fmt.Errorf("manifest %s: %w", d.Digest, err)}
 		}
-		size += m.Config.Size
-		for _, layer := range m.Layers {
-			size += layer.Size
-		}
-		return size, nil
+		return total(size, &m)
 	}
 	index, err := d.ImageIndex()
 	if err != nil {
@@ -288,7 +291,7 @@ func copySize(d *remote.Descriptor, o Options) (int64, error) {
 
 func childSize(index v1.ImageIndex, m v1.Descriptor) (int64, error) {
 	if m.MediaType.IsIndex() {
-		return m.Size, nil // an index within an index is rare, and the nodes count it when they fetch
+		return max(0, m.Size), nil // an index within an index is rare, and the nodes count it when they fetch
 	}
 	image, err := index.Image(m.Digest)
 	if err != nil {
@@ -298,9 +301,16 @@ func childSize(index v1.ImageIndex, m v1.Descriptor) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("manifest %s: %w", m.Digest, err)
 	}
-	size := m.Size + manifest.Config.Size
-	for _, layer := range manifest.Layers {
-		size += layer.Size
+	return total(max(0, m.Size), manifest)
+}
+
+// total adds the sizes of a manifest's blobs to its own. What a registry claims is not to be counted on: a negative size would give
+// a node's cache room that it has not.
+func total(size int64, m *v1.Manifest) (int64, error) {
+	for _, blob := range append([]v1.Descriptor{m.Config}, m.Layers...) {
+		if size += blob.Size; blob.Size < 0 || size > maxSize {
+			return 0, &Error{Reason: v1alpha1.ReasonInvalidManifest, Err: fmt.Errorf("blob %s has %d bytes, says the manifest: it is malformed", blob.Digest, blob.Size)}
+		}
 	}
 	return size, nil
 }
@@ -309,7 +319,7 @@ func childSize(index v1.ImageIndex, m v1.Descriptor) (int64, error) {
 func choose(d *remote.Descriptor, o Options) ([]v1.Descriptor, error) {
 	var index v1.IndexManifest
 	if err := json.Unmarshal(d.Manifest, &index); err != nil {
-		return nil, fmt.Errorf("index %s: %w", d.Digest, err)
+		return nil, &Error{Reason: v1alpha1.ReasonInvalidManifest, Err: fmt.Errorf("index %s: %w", d.Digest, err)}
 	}
 	wanted := o.Platforms
 	if len(wanted) == 0 {

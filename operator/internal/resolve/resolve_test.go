@@ -1,6 +1,7 @@
 package resolve_test
 
 import (
+	"fmt"
 	"io"
 	"log"
 	"net/http"
@@ -150,6 +151,31 @@ func TestABlobThatIsNoManifest(t *testing.T) {
 	require.Empty(t, got.MediaType)
 }
 
+func TestAManifestThatClaimsWhatCanNotBe(t *testing.T) {
+	t.Parallel()
+	for name, layers := range map[string]string{
+		"no JSON":            `]`,
+		"a negative size":    `[{"size": -5, "digest": "sha256:%[1]064x"}]`,
+		"sizes that overrun": `[{"size": 9223372036854775807, "digest": "sha256:%[1]064x"}, {"size": 9, "digest": "sha256:%[1]064x"}]`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path != "/v2/" {
+					w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+					_, _ = fmt.Fprintf(w, `{"schemaVersion": 2, "config": {"size": 2, "digest": "sha256:%[1]064x"}, "layers": `+layers+`}`, 1)
+				}
+			}))
+			t.Cleanup(server.Close)
+			_, err := resolve.New(http.DefaultTransport, time.Now).Resolve(t.Context(),
+				v1alpha1.Artifact{Image: strings.TrimPrefix(server.URL, "http://") + "/app:1"}, resolve.Options{})
+			var failure *resolve.Error
+			require.ErrorAs(t, err, &failure)
+			require.Equal(t, v1alpha1.ReasonInvalidManifest, failure.Reason, err)
+		})
+	}
+}
+
 func TestReferrers(t *testing.T) {
 	t.Parallel()
 	host, _ := newRegistry(t)
@@ -180,6 +206,14 @@ func TestATagThatStandsCostsNoPull(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, first, again)
 	require.Equal(t, before, pulls.Load())
+
+	byDigest := v1alpha1.Artifact{Image: host + "/app@" + first.Digest}
+	first2, err := r.Resolve(t.Context(), byDigest, resolve.Options{})
+	require.NoError(t, err)
+	before = pulls.Load()
+	_, err = r.Resolve(t.Context(), byDigest, resolve.Options{Previous: &first2})
+	require.NoError(t, err)
+	require.Equal(t, before, pulls.Load(), "nor does a digest")
 
 	push(t, host+"/app:1", nil, newImage(t, 11))
 	moved, err := r.Resolve(t.Context(), a, resolve.Options{Previous: &first})
