@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -327,5 +329,59 @@ func TestKillBeforeEachFileOperation(t *testing.T) {
 				committed = present
 			}
 		})
+	}
+}
+
+// mountImage mounts a file that holds a file system, where that is allowed. Nothing is committed to the file system's own
+// journal but by fsync, so that a copy of the file is one moment of it.
+func mountImage(t *testing.T, image string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", "-o", "loop,commit=600", image, dir).CombinedOutput(); err != nil {
+		t.Skipf("cannot mount a file here: %v: %s", err, out)
+	}
+	t.Cleanup(func() { require.NoError(t, syscall.Unmount(dir, 0)) })
+	return dir
+}
+
+// A copy of the disk under a mounted file system is what a loss of power leaves: what was synced, and of the rest whatever
+// the kernel happens to have written.
+func TestALossOfPowerLosesNoCommittedBlob(t *testing.T) {
+	t.Parallel()
+	image := filepath.Join(t.TempDir(), "disk")
+	if out, err := exec.Command("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", image, "256M").CombinedOutput(); err != nil {
+		t.Skipf("cannot make a file system here: %v: %s", err, out)
+	}
+	path := filepath.Join(mountImage(t, image), "store")
+	committed := make(map[digest.Digest]bool)
+	seed := rand.Uint64()
+	rnd := rand.New(rand.NewPCG(seed, 3))
+	for i := range uint64(4) {
+		r := runUntilKilled(t, modeKeep, path, seed+i, 3+rnd.IntN(40), 0)
+		maps.Copy(committed, r.committed)
+		t.Run("round "+strconv.FormatUint(i, 10), func(t *testing.T) {
+			left := filepath.Join(t.TempDir(), "disk")
+			out, err := exec.Command("cp", "--sparse=always", image, left).CombinedOutput()
+			require.NoError(t, err, "%s", out)
+			requireIntactAfterReboot(t, filepath.Join(mountImage(t, left), "store"), r, committed)
+		})
+	}
+	require.NotEmpty(t, committed)
+}
+
+func requireIntactAfterReboot(t *testing.T, path string, r report, committed map[digest.Digest]bool) {
+	t.Helper()
+	// The session file names the boot in which the child ran, which is also this one.
+	require.NoError(t, os.WriteFile(filepath.Join(path, lockName), []byte("an earlier boot\n"), 0o600))
+	s := openAfterReboot(t, quiet(Options{Path: path}))
+	for d := range committed {
+		requireHas(t, s, childSamples()[d])
+		requireBlocks(t, s, childSamples()[d])
+	}
+	for d := range s.partials {
+		requireTrueChunks(t, s, childSamples()[d])
+	}
+	if r.round > 0 {
+		require.Len(t, s.Pins()["child"], 1)
 	}
 }
