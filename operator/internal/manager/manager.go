@@ -56,6 +56,7 @@ type Options struct {
 }
 
 // +kubebuilder:rbac:groups=coordination.k8s.io,namespace=shoal-system,resources=leases,verbs=get;create;update
+// +kubebuilder:rbac:groups="",namespace=shoal-system,resources=events,verbs=create;patch
 
 // New makes a manager with every controller. Leader election goes by a Lease in the operator's namespace.
 func New(ctx context.Context, restConfig *rest.Config, o Options) (ctrl.Manager, error) {

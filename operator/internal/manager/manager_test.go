@@ -26,6 +26,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -66,16 +68,20 @@ func TestMain(m *testing.M) {
 
 // runOperator runs the operator until ctx ends.
 func runOperator(ctx context.Context, config *rest.Config) error {
-	config.QPS, config.Burst = 500, 1000
-	mgr, err := manager.New(ctx, config, manager.Options{
-		MetricsAddress: "0", HealthAddress: "0", SkipNameValidation: true, Metrics: prometheus.NewRegistry(), RetireAfter: 2 * time.Second,
-		AgentServiceAccount: types.NamespacedName{Namespace: apitest.Namespace, Name: apitest.AgentServiceAccount},
-		Registries:          http.DefaultTransport,
-	})
+	mgr, err := newOperator(ctx, config, false)
 	if err != nil {
 		return err
 	}
 	return mgr.Start(ctx)
+}
+
+func newOperator(ctx context.Context, config *rest.Config, leaderElection bool) (ctrl.Manager, error) {
+	config.QPS, config.Burst = 500, 1000
+	return manager.New(ctx, config, manager.Options{
+		MetricsAddress: "0", HealthAddress: "0", SkipNameValidation: true, Metrics: prometheus.NewRegistry(), RetireAfter: 2 * time.Second,
+		AgentServiceAccount: types.NamespacedName{Namespace: apitest.Namespace, Name: apitest.AgentServiceAccount},
+		Registries:          http.DefaultTransport, LeaderElection: leaderElection, Namespace: apitest.Namespace,
+	})
 }
 
 // world is a cluster with an operator, with the rights of its role, for one test.
@@ -89,7 +95,10 @@ type world struct {
 }
 
 // newWorld starts an operator and a fleet. Tests with one don't run in parallel, for nodes and Swarm are the cluster's.
-func newWorld(t *testing.T, nodes, zones int) *world {
+func newWorld(t *testing.T, nodes, zones int) *world { return newWorldOf(t, nodes, zones, runOperator) }
+
+// newWorldOf is newWorld with an operator of one's own, or several.
+func newWorldOf(t *testing.T, nodes, zones int, run func(context.Context, *rest.Config) error) *world {
 	c := apitest.Require(t, cluster)
 	ctx, cancel := context.WithCancel(t.Context())
 	w := &world{T: t, Cluster: c}
@@ -100,7 +109,7 @@ func newWorld(t *testing.T, nodes, zones int) *world {
 	require.NoError(t, c.Client.Create(ctx, swarm))
 
 	operator := make(chan error, 1)
-	go func() { operator <- runOperator(ctx, c.Impersonate("", apitest.OperatorServiceAccount)) }()
+	go func() { operator <- run(ctx, c.Impersonate("", apitest.OperatorServiceAccount)) }()
 	var err error
 	w.fleet, err = optest.NewFleet(ctx, c, strings.ToLower(t.Name()), nodes, zones)
 	require.NoError(t, err)
@@ -233,6 +242,48 @@ func reasonOf(p *v1alpha1.ArtifactPin, kind string) string {
 		return c.Reason
 	}
 	return ""
+}
+
+func TestTheOtherOperatorTakesOverWhenTheFirstGoes(t *testing.T) {
+	first, firstEnds := context.WithCancel(t.Context())
+	defer firstEnds()
+	firstEnded := make(chan struct{})
+	w := newWorldOf(t, 3, 3, func(ctx context.Context, config *rest.Config) error {
+		a, err := newOperator(ctx, rest.CopyConfig(config), true)
+		if err != nil {
+			return err
+		}
+		b, err := newOperator(ctx, rest.CopyConfig(config), true)
+		if err != nil {
+			return err
+		}
+		var both errgroup.Group
+		both.Go(func() error { defer close(firstEnded); return a.Start(first) })
+		both.Go(func() error {
+			select {
+			case <-a.Elected():
+				return b.Start(ctx)
+			case <-firstEnded:
+				return nil
+			}
+		})
+		return both.Wait()
+	})
+	image, _ := w.push("team/app:1")
+	p := w.pin("before", image, nil)
+	eventually(w, p, "three copies", isReady)
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: apitest.Namespace, Name: manager.LeaseName}}
+	require.NoError(t, w.Client.Get(t.Context(), client.ObjectKeyFromObject(lease), lease))
+	leader := *lease.Spec.HolderIdentity
+	require.NotEmpty(t, leader)
+
+	firstEnds()
+	<-firstEnded
+	require.NoError(t, w.Client.Get(t.Context(), client.ObjectKeyFromObject(lease), lease))
+	require.NotEqual(t, leader, *lease.Spec.HolderIdentity, "it gave up its lease, so nobody waits until that has run out")
+	held := w.fleet.Holders(string(p.UID))
+	eventually(w, w.pin("after", image, nil), "three copies", isReady)
+	require.Equal(t, held, w.fleet.Holders(string(p.UID)), "the other comes to the same plan")
 }
 
 func TestPinsFollowTheirSpecAndTheFleet(t *testing.T) {
