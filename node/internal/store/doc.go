@@ -57,6 +57,8 @@
 //  5. remove maps without a blob, index records without a file, maps of runtime files that changed, and ingests without
 //     a journal
 //
+// Where the disk is too full for 3, partial ingests and the oldest blobs are removed first, for nothing else would.
+//
 // Nothing here reads a blob but the hashing of those that lost their map, so it takes time by the number of files and
 // chunks, not by bytes.
 //

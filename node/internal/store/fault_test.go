@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -253,6 +254,42 @@ func TestARealFullDisk(t *testing.T) {
 	require.ErrorIs(t, err, content.ErrNoSpace, "the free space is looked at first")
 	requireHas(t, s, kept)
 	requireHas(t, s, small)
+}
+
+// After a loss of power the index is made anew. Where a full disk has no room for it, the cache yields, or it would hold on
+// to the disk for ever.
+func TestAStoreOpensOnADiskThatIsFull(t *testing.T) {
+	t.Parallel()
+	path := mountSmall(t, 48*chunkSize)
+	s := openTest(t, Options{Path: path})
+	pinned, old, young, partial := newSample(1, 2*chunkSize), newSample(2, 20*chunkSize), newSample(3, 2*chunkSize), newSample(4, 2*chunkSize)
+	put(t, s, pinned)
+	put(t, s, old)
+	put(t, s, young)
+	require.NoError(t, s.Pin("me", []digest.Digest{pinned.digest}))
+	g := ingest(t, s, partial)
+	write(t, g, partial, 0)
+	require.NoError(t, g.Close())
+	require.NoError(t, s.Close())
+	require.NoError(t, os.Remove(s.dir("index.db")))
+	fill, err := os.Create(filepath.Join(filepath.Dir(path), "others"))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, fill.Close()) }()
+	for n := chunkSize; n > 0; n /= 2 {
+		for err = nil; err == nil; {
+			_, err = fill.Write(make([]byte, n))
+		}
+	}
+	require.ErrorIs(t, err, syscall.ENOSPC)
+
+	s = openTest(t, Options{Path: path})
+	requireHas(t, s, pinned)
+	requireHas(t, s, young)
+	requireGone(t, s, old)
+	require.Zero(t, s.Usage().IngestBytes)
+	require.Equal(t, map[string][]digest.Digest{"me": {pinned.digest}}, s.Pins())
+	put(t, s, partial)
+	requireBlocks(t, s, partial)
 }
 
 func TestUnreadableDirectoryIsAnErrorThatNamesIt(t *testing.T) {

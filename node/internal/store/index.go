@@ -59,7 +59,7 @@ func openIndex(path string) (*index, error) {
 		NoSync: true, NoGrowSync: true, FreelistType: bolt.FreelistMapType, Timeout: time.Second,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("open index %s: %w", path, err)
+		return nil, fmt.Errorf("open index %s: %w", path, noSpace(err))
 	}
 	db.AllocSize = 1 << 20
 	err = db.Update(func(tx *bolt.Tx) error {

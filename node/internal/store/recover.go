@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -74,6 +75,14 @@ func openWith(ctx context.Context, o Options, k disk) (_ *Store, err error) {
 		}
 	}()
 	orphans, err := s.recover(ctx)
+	for want := int64(firstSacrifice); errors.Is(err, content.ErrNoSpace); want *= 2 {
+		freed, removeErr := s.sacrifice(ctx, want)
+		if removeErr != nil || freed == 0 {
+			return nil, errors.Join(err, removeErr)
+		}
+		s.forget()
+		orphans, err = s.recover(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -90,14 +99,70 @@ func openWith(ctx context.Context, o Options, k disk) (_ *Store, err error) {
 	return s, nil
 }
 
-// abandon lets go of everything as a killed process would.
-func (s *Store) abandon() {
+// firstSacrifice is how many bytes are given up at first on a disk that is too full to open the store on.
+const firstSacrifice = 16 << 20
+
+// sacrifice removes files of want bytes or more, where there are so many, for a store that cannot be opened on a full disk
+// could not evict either: partial ingests, then the blobs that came first. What is pinned stays.
+func (s *Store) sacrifice(ctx context.Context, want int64) (freed int64, err error) {
+	type file struct {
+		path string
+		info fs.FileInfo
+	}
+	for _, root := range []string{s.ingestDir, s.blobsDir} {
+		var files []file
+		err := eachFile(ctx, root, func(path string, fi fs.FileInfo) error {
+			if d, ok := fileDigest(path); ok && !strings.HasSuffix(path, mapSuffix) && s.pinned[d] == 0 {
+				files = append(files, file{path, fi})
+			}
+			return nil
+		})
+		if err != nil {
+			return freed, err
+		}
+		slices.SortFunc(files, func(a, b file) int { return a.info.ModTime().Compare(b.info.ModTime()) })
+		for _, f := range files {
+			if freed >= want {
+				return freed, nil
+			}
+			if err := s.disk.remove(f.path); err != nil {
+				return freed, err
+			}
+			freed += allocated(f.info)
+			s.log.Warn("the disk is too full to open the store: removed a blob or ingest", "path", f.path)
+			if err := errors.Join(s.disk.remove(f.path+mapSuffix), s.disk.remove(f.path+journalSuffix)); err != nil {
+				return freed, err
+			}
+		}
+	}
+	return freed, nil
+}
+
+// forget undoes what recover has done in memory.
+func (s *Store) forget() {
+	s.closeDatabases()
+	for _, e := range s.blobs {
+		s.unlist(e)
+	}
+	clear(s.partials)
+	clear(s.pins)
+	clear(s.pinned)
+}
+
+func (s *Store) closeDatabases() {
 	if s.index != nil {
 		_ = s.index.db.Close()
+		s.index = nil
 	}
 	if s.state != nil {
 		_ = s.state.db.Close()
+		s.state = nil
 	}
+}
+
+// abandon lets go of everything as a killed process would.
+func (s *Store) abandon() {
+	s.closeDatabases()
 	s.metrics.unregister()
 	_ = unlockDir(s.lock)
 }
