@@ -11,7 +11,8 @@
 //
 // What the gate cannot see: it believes a registry about what the registry holds. A policy that lets callers pull through
 // a registry which is in the hands of others trusts it not to claim blobs that are private elsewhere and whose digests
-// it has learned.
+// it has learned. And where the policy exempts a repository nobody is asked, so that whoever knows a digest reads through
+// it what is cached of any other.
 package registry
 
 import (

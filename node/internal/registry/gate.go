@@ -38,8 +38,12 @@ type mark [16]byte
 
 // gate lets a caller read content of a repository when the registry would. It asks the registry with the caller's own
 // credentials, and remembers two things: whose credentials the registry accepted for which repository, and which
-// digests it has confirmed to be in which repository. The second keeps a caller from reading, through a repository he
-// may read, the blob of another by its digest.
+// digests are in which repository. The second keeps a caller from reading, through a repository he may read, the blob of
+// another by its digest.
+//
+// A digest is held where the registry has confirmed it, or has taken a manifest for which it had to have it. It is only
+// listed where a manifest names it that whoever pushed it may have made up. That is enough while the registry cannot be
+// asked, and not otherwise.
 type gate struct {
 	upstream Upstream
 	timeout  time.Duration
@@ -49,7 +53,7 @@ type gate struct {
 	secret   []byte
 
 	accepted   *lru.Cache[mark, time.Time]              // by repository and credentials
-	members    *lru.Cache[mark, struct{}]               // by repository and digest
+	members    *lru.Cache[mark, struct{}]               // by repository and digest, for held and listed ones each
 	challenges *lru.Cache[content.Repository, []string] // what the registry asks of callers without credentials
 	outages    *lru.Cache[string, time.Time]            // by registry: when it could not be asked
 	questions  singleflight.Group
@@ -91,11 +95,11 @@ func (g *gate) admit(ctx context.Context, rule policy.Rule, req content.Request)
 	if rule.Authorization == policy.Exempt {
 		return nil
 	}
-	if g.accepts(rule, req.Repository, req.Authorization) && g.holds(req.Repository, req.Digest) {
+	if g.holds(req.Repository, req.Digest) && g.accepts(rule, req.Repository, req.Authorization) {
 		return nil
 	}
-	held := g.holds(req.Repository, req.Digest)
-	if held && g.outage(req.Repository) && g.offline(ctx, rule, req.Repository, req.Authorization, content.ErrUnavailable) == nil {
+	known := g.lists(req.Repository, req.Digest)
+	if known && g.outage(req.Repository) && g.offline(ctx, rule, req.Repository, req.Authorization, content.ErrUnavailable) == nil {
 		return nil
 	}
 	key := g.mark(req.Kind.String()+req.Digest.String(), req.Repository, req.Authorization)
@@ -122,7 +126,7 @@ func (g *gate) admit(ctx context.Context, rule policy.Rule, req content.Request)
 		return err
 	}
 	g.outages.Add(req.Repository.Registry, time.Now())
-	if !held {
+	if !known {
 		return err
 	}
 	return g.offline(ctx, rule, req.Repository, req.Authorization, err)
@@ -148,10 +152,16 @@ func (g *gate) accepts(rule policy.Rule, repo content.Repository, authorization 
 	return ok && time.Since(at) < rule.AuthorizationTTL
 }
 
-// holds tells whether the registry has confirmed that the digest is in the repository.
+// holds tells whether the registry vouches for the digest's being in the repository.
 func (g *gate) holds(repo content.Repository, d digest.Digest) bool {
-	_, ok := g.members.Get(g.mark("member", repo, d.String()))
+	_, ok := g.members.Get(g.mark(held, repo, d.String()))
 	return ok
+}
+
+// lists tells whether anything does.
+func (g *gate) lists(repo content.Repository, d digest.Digest) bool {
+	_, ok := g.members.Get(g.mark(listed, repo, d.String()))
+	return ok || g.holds(repo, d)
 }
 
 // offline decides in the registry's place while it cannot be asked; cause is why. Where a caller may be let on once he
@@ -189,19 +199,36 @@ func (g *gate) confirm(repo content.Repository, authorization string, digests ..
 	g.outages.Remove(repo.Registry)
 	known := g.accepted.Contains(g.caller(repo, authorization))
 	g.accepted.Add(g.caller(repo, authorization), time.Now())
-	if g.enroll(repo, digests...) || !known {
+	if g.enroll(held, repo, digests...) || !known {
 		g.saveSoon()
 	}
 }
 
-// enroll remembers that the registry holds the digests in the repository. It tells whether any was news.
-func (g *gate) enroll(repo content.Repository, digests ...digest.Digest) (news bool) {
+// The ways in which a digest is in a repository.
+const (
+	held   = "member"
+	listed = "listed"
+)
+
+// enroll remembers that the digests are in the repository, and how. It tells whether any was news.
+func (g *gate) enroll(how string, repo content.Repository, digests ...digest.Digest) (news bool) {
 	for _, d := range digests {
-		m := g.mark("member", repo, d.String())
+		m := g.mark(how, repo, d.String())
 		news = news || !g.members.Contains(m)
 		g.members.Add(m, struct{}{})
 	}
 	return news
+}
+
+// learn remembers what a manifest of the repository lists. One that is only listed itself vouches for nothing.
+func (g *gate) learn(repo content.Repository, d digest.Digest, m manifestDoc) {
+	required, optional := m.children()
+	how := listed
+	if g.holds(repo, d) {
+		how = held
+	}
+	g.enroll(how, repo, required...)
+	g.enroll(listed, repo, optional...)
 }
 
 // refused forgets an earlier acceptance when err is a refusal.

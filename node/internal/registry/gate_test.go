@@ -1,12 +1,15 @@
 package registry_test
 
 import (
+	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
@@ -112,6 +115,89 @@ func TestAManifestVouchesForWhatItLists(t *testing.T) {
 	require.Equal(t, 200, other.get("/v2/evil/app/manifests/v1").Code)
 	other.fetcher.held[img.layer] = img.layerBytes
 	require.Equal(t, 404, other.get("/v2/evil/app/blobs/"+img.layer.String()).Code)
+}
+
+// Registries take an index whose manifests they do not have, and a manifest whose layers are to be had elsewhere. So who
+// may push somewhere can name there what he may not read.
+func TestAManifestDoesNotVouchForWhatItsRegistryNeedNotHave(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		manifest func(secret image) string
+		paths    func(secret image) []string
+	}{
+		"the manifests of an index": {
+			func(secret image) string {
+				return fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":%q,"size":1}]}`,
+					v1.MediaTypeImageIndex, v1.MediaTypeImageManifest, secret.manifest)
+			},
+			func(secret image) []string { return secret.paths("evil/app")[1:] },
+		},
+		"layers that are to be had elsewhere": {
+			func(secret image) string {
+				return fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"layers":[
+					{"mediaType":"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip","digest":%q,"size":1},
+					{"mediaType":%q,"digest":%q,"size":1,"urls":["https://elsewhere.test/"]}]}`,
+					v1.MediaTypeImageManifest, secret.layer, v1.MediaTypeImageLayer, secret.config)
+			},
+			func(secret image) []string { return secret.paths("evil/app")[2:] },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				secret := w.origin.pushImage(t, "private/app", "v1", "s")
+				w.origin.users["private/app"] = alice
+				require.Equal(t, allServed, w.pull(secret, "private/app", alice))
+				evil := tc.manifest(secret)
+				inner := w.origin.handler
+				w.origin.handler = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+					switch {
+					case !strings.HasPrefix(r.URL.Path, "/v2/evil/app/"):
+						inner.ServeHTTP(rw, r)
+					case strings.HasSuffix(r.URL.Path, "/manifests/v1"), strings.HasSuffix(r.URL.Path, digest.FromString(evil).String()):
+						rw.Header().Set("Content-Type", v1.MediaTypeImageManifest)
+						_, _ = io.WriteString(rw, evil)
+					default:
+						http.NotFound(rw, r)
+					}
+				})
+				require.Equal(t, 200, w.get("/v2/evil/app/manifests/v1").Code)
+				for _, path := range tc.paths(secret) {
+					require.Equal(t, 404, w.get(path).Code, path)
+				}
+				// Not even what was read during an outage opens a way that stays open after it.
+				w.origin.setDown(true)
+				for _, path := range tc.paths(secret) {
+					w.get(path)
+				}
+				w.origin.setDown(false)
+				time.Sleep(time.Hour)
+				require.Equal(t, 200, w.get("/v2/evil/app/manifests/v1").Code)
+				for _, path := range tc.paths(secret) {
+					require.Equal(t, 404, w.get(path).Code, path)
+				}
+			})
+		})
+	}
+}
+
+// A node that has seen no more of an image than its tag serves the whole of it while the registry is away.
+func TestAnImageOfManyPlatformsIsServedWhileTheRegistryIsDown(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(o *registry.Options) { o.Tags = new(tagMemory) })
+		img := w.origin.pushImage(t, "team/app", "v1-amd64", "x")
+		index := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`,
+			v1.MediaTypeImageIndex, v1.MediaTypeImageManifest, img.manifest, len(img.raw))
+		w.origin.pushManifest(t, "team/app", "v1", v1.MediaTypeImageIndex, index)
+		require.Equal(t, 200, w.get("/v2/team/app/manifests/v1").Code)
+		w.origin.setDown(true)
+		w.fetcher.held[img.manifest], w.fetcher.held[img.layer] = []byte(img.raw), img.layerBytes // peers have them
+		w.fetcher.held[img.config] = []byte(`{"seed":"x"}`)
+		time.Sleep(time.Hour)
+		require.Equal(t, allServed, w.pull(img, "team/app", ""))
+	})
 }
 
 func TestExemptRepositoriesAreServedToAll(t *testing.T) {

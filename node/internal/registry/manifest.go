@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -55,7 +57,7 @@ func (f *Front) manifest(x *exchange) error {
 	if mediaType == "" {
 		return fmt.Errorf("media type of manifest %s is not known: %w", req.Digest, content.ErrUnavailable)
 	}
-	f.gate.enroll(x.route.repo, m.children()...)
+	f.gate.learn(x.route.repo, req.Digest, m)
 
 	etag := `"` + req.Digest.String() + `"`
 	h := x.w.Header()
@@ -154,20 +156,25 @@ func (m manifestDoc) mediaType(declared string) string {
 	return ""
 }
 
-// children are the digests that the manifest lists, which its repository therefore holds. The subject is not among them:
-// a registry takes a manifest whose subject it does not have.
-func (m manifestDoc) children() []digest.Digest {
-	var all []digest.Digest
+// children are the digests that the manifest lists: those of blobs that a registry must have before it takes the manifest,
+// and those that it need not have. Such are the manifests of an index, which may be sparse, and layers that are to be had
+// elsewhere. The subject is in neither list: it need not be in the registry at all.
+func (m manifestDoc) children() (required, optional []digest.Digest) {
 	if m.Config != nil {
-		all = append(all, m.Config.Digest)
+		required = append(required, m.Config.Digest)
 	}
-	for _, list := range [][]v1.Descriptor{m.Layers, m.Blobs, m.Manifests} {
-		for _, d := range list {
-			all = append(all, d.Digest)
+	for _, d := range slices.Concat(m.Layers, m.Blobs) {
+		if len(d.URLs) > 0 || strings.Contains(d.MediaType, "foreign") || strings.Contains(d.MediaType, "nondistributable") {
+			optional = append(optional, d.Digest)
+		} else {
+			required = append(required, d.Digest)
 		}
 	}
 	for _, l := range m.FSLayers {
-		all = append(all, l.BlobSum)
+		required = append(required, l.BlobSum)
 	}
-	return all
+	for _, d := range m.Manifests {
+		optional = append(optional, d.Digest)
+	}
+	return required, optional
 }

@@ -96,7 +96,7 @@ func (t *tags) recall(ctx context.Context, x *exchange, last v1.Descriptor, know
 	if err := t.gate.offline(ctx, x.rule, repo, x.authorization(), cause); err != nil {
 		return v1.Descriptor{}, err
 	}
-	t.gate.enroll(repo, last.Digest) // the registry said so once
+	t.gate.enroll(listed, repo, last.Digest) // the registry said so once, maybe to another node
 	t.metrics.stale.Inc()
 	t.log.Warn("tag answered from memory", "repository", repo, "tag", tag, "digest", last.Digest, "cause", cause)
 	return last, nil
