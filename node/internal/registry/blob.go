@@ -25,8 +25,13 @@ func (f *Front) blob(x *exchange) error {
 	}
 	req = x.fetchable(req)
 	etag := `"` + req.Digest.String() + `"`
-	if x.r.Method == http.MethodHead || unchanged(x.r, etag) {
-		return f.statBlob(ctx, x, req, etag)
+	headerOnly := x.r.Method == http.MethodHead || unchanged(x.r, etag)
+	if headerOnly {
+		if size, _, err := f.opts.Fetcher.Stat(ctx, req); err == nil {
+			x.blobAnswer(req, etag, size)
+			return nil
+		}
+		// The registry does not tell. Peers may have it even so, and GET would find out.
 	}
 	reader, err := f.opts.Fetcher.Open(ctx, req)
 	if err != nil {
@@ -41,6 +46,9 @@ func (f *Front) blob(x *exchange) error {
 		x.w.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", size))
 		return err
 	}
+	if headerOnly {
+		part.n = min(part.n, 1) // not more is asked for than shows that there is something
+	}
 	body, err := reader.Range(ctx, part.off, part.n)
 	if err != nil {
 		return because(ctx, err)
@@ -52,6 +60,13 @@ func (f *Front) blob(x *exchange) error {
 		return because(ctx, fmt.Errorf("blob %s: %w", req.Digest, err))
 	}
 	patience.stop()
+	if cause := context.Cause(ctx); cause != nil { // at the last moment: nothing may be promised any more
+		return cause
+	}
+	if headerOnly {
+		x.blobAnswer(req, etag, size)
+		return nil
+	}
 
 	x.blobHeader(req, etag, part.n)
 	status := http.StatusOK
@@ -63,20 +78,15 @@ func (f *Front) blob(x *exchange) error {
 	return because(ctx, x.stream(first[:got], body, part.n))
 }
 
-// statBlob answers with the header that GET would have.
-func (f *Front) statBlob(ctx context.Context, x *exchange, req content.Request, etag string) error {
-	size, _, err := f.opts.Fetcher.Stat(ctx, req)
-	if err != nil {
-		return because(ctx, err)
-	}
+// blobAnswer is an answer without a body: the header that GET would have, or that the caller has the blob already.
+func (x *exchange) blobAnswer(req content.Request, etag string, size int64) {
 	if unchanged(x.r, etag) {
 		x.w.Header().Set("Etag", etag)
 		x.writeHeader(http.StatusNotModified)
-		return nil
+		return
 	}
 	x.blobHeader(req, etag, size)
 	x.writeHeader(http.StatusOK)
-	return nil
 }
 
 func (x *exchange) blobHeader(req content.Request, etag string, length int64) {

@@ -65,7 +65,8 @@ func (x *exchange) classify(err error) *apiError {
 		return api
 	}
 	if up, ok := errors.AsType[*content.UpstreamError](err); ok {
-		return &apiError{up.Status, x.codeOf(up.Status), up.Error()}
+		status := relayed(up.Status)
+		return &apiError{status, x.codeOf(status), up.Error()}
 	}
 	switch {
 	case errors.Is(err, errUnsatisfiable):
@@ -76,6 +77,16 @@ func (x *exchange) classify(err error) *apiError {
 		return &apiError{statusClientGone, "UNAVAILABLE", "the caller has gone"}
 	}
 	return &apiError{http.StatusServiceUnavailable, "UNAVAILABLE", err.Error()}
+}
+
+// relayed is the status that tells the caller of a registry's answer that was no success. What is no error either would be
+// taken for content, or end a pull: containerd goes to no other host after a 3xx. And 416 is about a range that this
+// node asked for.
+func relayed(status int) int {
+	if status < http.StatusBadRequest || status == http.StatusRequestedRangeNotSatisfiable {
+		return http.StatusBadGateway
+	}
+	return status
 }
 
 // statusClientGone is what logs and metrics say of a caller that left before an answer; nobody receives it.

@@ -3,6 +3,7 @@ package registry_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -222,6 +223,69 @@ func TestHeadAndGetAgree(t *testing.T) {
 							require.NotEmpty(t, doc.Errors[0].Code)
 						}
 					}
+				}
+			})
+		})
+	}
+}
+
+// Whoever may read a repository without being asked may have a blob from peers for which the registry would refuse him.
+func TestHeadOfABlobThatOnlyPeersHaveAgreesWithGet(t *testing.T) {
+	t.Parallel()
+	for name, refusal := range map[string]*content.UpstreamError{
+		"the registry refuses": {Status: 401}, "the registry has lost it": {Status: 404},
+	} {
+		for reachable, status := range map[bool]int{true: 200, false: refusal.Status} {
+			t.Run(fmt.Sprintf("%s, peers have it: %t", name, reachable), func(t *testing.T) {
+				t.Parallel()
+				w := newWorld(t, func(o *registry.Options) { o.Fetcher = &distant{refusal: refusal, reachable: reachable} })
+				w.rule.Authorization = policy.Exempt
+				path := "/v2/team/app/blobs/" + digest.FromString("any").String()
+				head, get := w.do(http.MethodHead, path), w.get(path)
+				require.Equal(t, status, get.Code)
+				require.Equal(t, status, head.Code)
+				require.Equal(t, get.Header(), head.Header())
+				require.Empty(t, head.Body.String())
+			})
+		}
+	}
+}
+
+// distant is a Fetcher of a blob that the registry does not give, and peers may. Its size is known from a manifest.
+type distant struct {
+	refusal   error
+	reachable bool
+}
+
+func (d *distant) Open(context.Context, content.Request) (content.Reader, error) {
+	if d.reachable {
+		return held("0123456789"), nil
+	}
+	a := newArriving(10)
+	a.send("", d.refusal)
+	return a, nil
+}
+
+func (d *distant) Stat(context.Context, content.Request) (int64, string, error) {
+	return 0, "", d.refusal
+}
+
+// What containerd gets from a mirror with a status below 400 is content to it, or (300 to 399) the end of the pull.
+func TestAnAnswerThatIsNeitherSuccessNorErrorIsNotPassedOn(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{201, 204, 300, 304, 416} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.origin.handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) })
+				for _, path := range []string{
+					"/v2/team/app/manifests/v1", "/v2/team/app/blobs/" + digest.FromString("any").String(), "/v2/team/app/tags/list",
+				} {
+					require.Equal(t, 502, w.do(http.MethodHead, path).Code, path)
+					rep := w.get(path)
+					require.Equal(t, 502, rep.Code, path)
+					require.Contains(t, rep.Body.String(), fmt.Sprintf("upstream answered %d", status))
 				}
 			})
 		})

@@ -69,7 +69,7 @@ func (p *pages) get(x *exchange, path string) (page, error) {
 	query := x.r.URL.Query()
 	query.Del("ns")
 	accept := acceptOf(x)
-	key := fmt.Sprint(repo, path, query.Encode(), accept)
+	key := fmt.Sprintf("%s %s?%s %q", repo, path, query.Encode(), accept)
 	last, known := p.recent.Get(key)
 	if known && time.Since(last.at) < x.rule.TagTTL && p.gate.accepts(x.rule, repo, authorization) {
 		return last, nil

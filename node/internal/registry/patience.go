@@ -15,6 +15,7 @@ type patience struct {
 	mu      sync.Mutex
 	arrived func() int64 // nil where progress cannot be seen
 	seen    int64
+	stopped bool
 }
 
 // newPatience bounds what is done with the returned context until stop is called. The context itself lasts until end.
@@ -40,6 +41,9 @@ func (p *patience) watch(r any) {
 func (p *patience) expire() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.stopped {
+		return
+	}
 	if p.arrived != nil {
 		if now := p.arrived(); now > p.seen {
 			p.seen = now
@@ -50,7 +54,13 @@ func (p *patience) expire() {
 	p.cancel(errSlow)
 }
 
-func (p *patience) stop() { p.timer.Stop() }
+// stop ends the limit: unless the context has ended before, it will not for want of time.
+func (p *patience) stop() {
+	p.timer.Stop()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stopped = true
+}
 
 func (p *patience) end() {
 	p.timer.Stop()
