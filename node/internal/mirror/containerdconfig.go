@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,7 +26,7 @@ func containerdDirs(o Options) ([]string, []Finding) {
 	switch {
 	case found.legacy != "":
 		return []string{o.mirrors()}, []Finding{{LegacyMirrors, found.legacy, fmt.Sprintf(
-			"has registry.mirrors or registry.configs, with which containerd does not read %s; move them to hosts.toml files, set config_path = %q in %s, and restart containerd",
+			"has registry.mirrors or registry.configs with tls, with which containerd does not read %s; move them to hosts.toml files, set config_path = %q in %s, and restart containerd",
 			o.mirrors(), o.mirrors(), table)}}
 	case found.dirs == "":
 		dirs := []string{o.mirrors()}
@@ -47,6 +48,11 @@ func containerdDirs(o Options) ([]string, []Finding) {
 type containerdConfig struct {
 	dirs   string // config_path
 	legacy string // the file that configures mirrors the old way
+}
+
+func hasTLS(config any) bool {
+	keys, _ := config.(map[string]any)
+	return keys["tls"] != nil
 }
 
 // readContainerdConfig reads the configuration file and what it imports. A file that is not there configures nothing:
@@ -79,7 +85,8 @@ func readContainerdConfig(o Options) (containerdConfig, error) {
 			}
 			mirrors, _ := registry["mirrors"].(map[string]any)
 			configs, _ := registry["configs"].(map[string]any)
-			if len(mirrors)+len(configs) > 0 {
+			// Beside a directory of mirrors containerd takes configs with auth, but none with tls.
+			if len(mirrors) > 0 || slices.ContainsFunc(slices.Collect(maps.Values(configs)), hasTLS) {
 				found.legacy = path
 			}
 		}

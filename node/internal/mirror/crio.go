@@ -97,8 +97,8 @@ func registryTables(o Options) ([]registryTable, error) {
 	return tables, nil
 }
 
-// under are the tables that hold for images of a registry: its own, which is made up where there is none, and those of
-// namespaces and repositories in it.
+// under are the tables that hold for images of a registry: its own, and those of namespaces and repositories in it. Where
+// it has none of its own, it gets one as the wildcard has it that is in force for it, such as *.example.com.
 func under(tables []registryTable, registry string) []registryTable {
 	var found []registryTable
 	own := false
@@ -108,10 +108,21 @@ func under(tables []registryTable, registry string) []registryTable {
 			found = append(found, t)
 		}
 	}
-	if !own {
-		found = append(found, registryTable{registry, map[string]any{"prefix": registry, "location": registry}})
+	if own {
+		return found
 	}
-	return found
+	keys := map[string]any{}
+	longest := 0
+	for _, t := range tables {
+		if strings.HasPrefix(t.prefix, "*.") && strings.HasSuffix(registry, t.prefix[1:]) && len(t.prefix) > longest {
+			keys, longest = maps.Clone(t.keys), len(t.prefix)
+		}
+	}
+	keys["prefix"] = registry
+	if location, _ := keys["location"].(string); location == "" {
+		keys["location"] = registry
+	}
+	return append(found, registryTable{registry, keys})
 }
 
 // withMirror is a copy of the table's keys with the endpoint as the first mirror, or the reason why it cannot have one.

@@ -20,9 +20,12 @@ type change struct {
 	keep    bool // nothing is to be done
 }
 
-// apply tells whether it changed anything.
+// apply tells whether it changed anything. Half a file that a crash left beside does not count.
 func (c change) apply(o Options) (bool, error) {
 	path := o.on(c.path)
+	if err := removeHalf(path); err != nil {
+		return false, err
+	}
 	if c.keep {
 		return false, nil
 	}
@@ -83,11 +86,12 @@ func writeFile(path string, content []byte, mode fs.FileMode) (err error) {
 	if mode == 0 {
 		mode = 0o644
 	}
-	if target, err := filepath.EvalSymlinks(path); err == nil {
-		path = target
+	if err := removeHalf(path); err != nil {
+		return err
 	}
+	path, half := behind(path)
 	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".shoal-*")
+	f, err := os.OpenFile(half, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -120,6 +124,24 @@ func writeFile(path string, content []byte, mode fs.FileMode) (err error) {
 		return err
 	}
 	return syncDir(dir)
+}
+
+// behind is the file at path, or that to which a symbolic link at path points, and the name under which writeFile writes
+// it. That name is always the same, so that what a crash leaves is found.
+func behind(path string) (file, half string) {
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
+	}
+	return path, filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".shoal")
+}
+
+// removeHalf removes what a crash in the middle of writeFile left.
+func removeHalf(path string) error {
+	_, half := behind(path)
+	if _, err := os.Lstat(half); err != nil {
+		return nil //nolint:nilerr // there is nothing; a file system that is read-only must not be asked to remove it
+	}
+	return os.Remove(half)
 }
 
 func syncDir(dir string) error {

@@ -83,7 +83,8 @@ const (
 	ConfigPathUnset FindingKind = "ConfigPathUnset"
 	// ConfigPathElsewhere: containerd's configuration names other directories than the one that was written.
 	ConfigPathElsewhere FindingKind = "ConfigPathElsewhere"
-	// LegacyMirrors: containerd's configuration holds mirrors in the old form, which excludes a directory of mirrors.
+	// LegacyMirrors: containerd's configuration holds mirrors or TLS files in the old form, which excludes a directory of
+	// mirrors.
 	LegacyMirrors FindingKind = "LegacyMirrors"
 	// RuntimeConfigUnreadable: containerd's configuration could not be read, so nothing is known about it.
 	RuntimeConfigUnreadable FindingKind = "RuntimeConfigUnreadable"

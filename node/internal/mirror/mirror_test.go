@@ -287,7 +287,11 @@ func TestFindingsOnContainerdsConfiguration(t *testing.T) {
 		"mirrors in the old form": {
 			tree{config: "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = [\"https://m\"]\n"}, "", LegacyMirrors, "hosts.toml",
 		},
-		"a file that is no TOML": {tree{config: "version = "}, "", RuntimeConfigUnreadable, "config_path"},
+		"certificates in the old form": {
+			tree{config: "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.configs.\"m\".tls]\nca_file = \"/ca\"\n"}, "", LegacyMirrors, "hosts.toml",
+		},
+		"credentials beside config_path": {tree{config: v2 + "[plugins.\"io.containerd.grpc.v1.cri\".registry.configs.\"m\".auth]\nusername = \"u\"\n"}, "", "", ""},
+		"a file that is no TOML":         {tree{config: "version = "}, "", RuntimeConfigUnreadable, "config_path"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -415,6 +419,53 @@ func TestRemovalFindsItsEntriesWhenTheStateIsLost(t *testing.T) {
 	_, err = Remove(o)
 	require.NoError(t, err)
 	require.Equal(t, before, read(t, o.Root))
+}
+
+func TestACrashInTheMiddleOfAFileLeavesNoTrace(t *testing.T) {
+	t.Parallel()
+	const dir = "/etc/containerd/certs.d/"
+	setup := tree{
+		"/etc/containerd/config.toml": configured, dir + "a.example/real.toml": "server = \"https://a\"\n", dir + "a.example/hosts.toml": "-> real.toml",
+	}
+	crash := func(t *testing.T) (Options, map[string]string) {
+		t.Helper()
+		o := node(t, Containerd, setup)
+		o.Registries = []string{"a.example", "b.example"}
+		before := read(t, o.Root)
+		steps := 1 // the state is written, nothing else
+		interrupted := o
+		interrupted.crash = func() error {
+			if steps--; steps < 0 {
+				return errors.New("crashed")
+			}
+			return nil
+		}
+		_, err := Install(interrupted)
+		require.ErrorContains(t, err, "crashed")
+		(tree{dir + "a.example/.real.toml.shoal": "half", dir + "b.example/.hosts.toml.shoal": "half"}).write(t, o.Root)
+		(tree{"/.state.json.shoal": "half"}).write(t, o.StateDir)
+		return o, before
+	}
+	t.Run("removal", func(t *testing.T) {
+		t.Parallel()
+		o, before := crash(t)
+		_, err := Remove(o)
+		require.NoError(t, err)
+		require.Equal(t, before, read(t, o.Root))
+		require.NoDirExists(t, o.StateDir)
+	})
+	t.Run("installation", func(t *testing.T) {
+		t.Parallel()
+		o, _ := crash(t)
+		_, err := Install(o)
+		require.NoError(t, err)
+		straight := node(t, Containerd, setup)
+		straight.Registries = o.Registries
+		_, err = Install(straight)
+		require.NoError(t, err)
+		require.Equal(t, read(t, straight.Root), read(t, o.Root))
+		require.Equal(t, read(t, straight.StateDir), read(t, o.StateDir))
+	})
 }
 
 func TestALinkedFileStaysALink(t *testing.T) {
@@ -564,6 +615,41 @@ func TestCRIO(t *testing.T) {
 	_, err = Remove(o)
 	require.NoError(t, err)
 	require.Equal(t, before, read(t, o.Root))
+}
+
+// A table of its own takes a registry out of the wildcard that was in force for it.
+func TestCRIOKeepsWhatAWildcardSays(t *testing.T) {
+	t.Parallel()
+	const dir = "/etc/containers/"
+	o := node(t, CRIO, tree{dir + "registries.conf": `
+[[registry]]
+prefix = "*.example.com"
+insecure = true
+[[registry.mirror]]
+location = "m.example.com"
+[[registry]]
+prefix = "*.bad.example.com"
+blocked = true
+[[registry]]
+prefix = "*.moved.test"
+location = "new.test/all"
+`})
+	o.Registries = []string{"a.example.com", "b.bad.example.com", "c.moved.test", "example.com"}
+	result, err := Install(o)
+	require.NoError(t, err)
+	require.Len(t, result.Findings, 1)
+	require.Contains(t, result.Findings[0].Message, "b.bad.example.com is blocked")
+	var got struct{ Registry []map[string]any }
+	require.NoError(t, toml.Unmarshal([]byte(content(t, o, dir+"registries.conf.d/zz-shoal.conf")), &got))
+	mirror := func(location string) any { return map[string]any{"location": location, "insecure": true} }
+	require.Equal(t, []map[string]any{
+		{
+			"prefix": "a.example.com", "location": "a.example.com", "insecure": true,
+			"mirror": []any{mirror("127.0.0.1:5050/a.example.com"), map[string]any{"location": "m.example.com"}},
+		},
+		{"prefix": "c.moved.test", "location": "new.test/all", "mirror": []any{mirror("127.0.0.1:5050/new.test/all")}},
+		{"prefix": "example.com", "location": "example.com", "mirror": []any{mirror("127.0.0.1:5050/example.com")}},
+	}, got.Registry)
 }
 
 func TestOptionsAreChecked(t *testing.T) {

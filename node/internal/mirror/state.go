@@ -88,7 +88,11 @@ func (st *state) save(o Options) error {
 
 // dropState removes the state, and its directory where nothing else is in it.
 func dropState(dir string) error {
-	if err := os.Remove(filepath.Join(dir, stateFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	path := filepath.Join(dir, stateFile)
+	if err := removeHalf(path); err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return removeIfEmpty(dir)
