@@ -123,14 +123,19 @@ func TestNothingCanBeChanged(t *testing.T) {
 
 //nolint:paralleltest // the rate is the process's
 func TestWaitsAreRecordedWhileSomebodyAsks(t *testing.T) {
-	asked := make(chan int)
-	go func() {
-		status, _, _ := call(t, options(), http.MethodGet, "/debug/pprof/mutex?seconds=1")
-		asked <- status
-	}()
 	recording := func() bool { return runtime.SetMutexProfileFraction(-1) > 0 }
+	require.False(t, recording())
+	ctx, hangUp := context.WithCancel(t.Context())
+	defer hangUp()
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		r := httptest.NewRequestWithContext(ctx, http.MethodGet, "/debug/pprof/mutex?seconds=3600", nil)
+		admin.New(options()).ServeHTTP(httptest.NewRecorder(), r)
+	}()
 	require.Eventually(t, recording, time.Minute, time.Millisecond)
-	require.Equal(t, http.StatusOK, <-asked)
+	hangUp()
+	<-answered
 	require.False(t, recording())
 }
 

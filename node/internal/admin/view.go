@@ -29,24 +29,17 @@ type Store struct {
 	Pinned int64 `json:"pinned"`
 	// DiskFree is what the file system has left for the agent.
 	DiskFree int64 `json:"diskFree"`
-	// PassThrough tells that nothing more is stored, and why.
-	PassThrough string `json:"passThrough,omitempty"`
 }
 
 // Peer is another agent.
 type Peer struct {
 	ID        string   `json:"id"`
 	Addresses []string `json:"addresses,omitempty"`
-	Zone      string   `json:"zone,omitempty"`
 	Connected bool     `json:"connected"`
-	// Admitted is false for a peer that may not take part, and Banned says why one was shut out.
-	Admitted bool   `json:"admitted"`
-	Banned   string `json:"banned,omitempty"`
+	// Admitted is false for a peer that may not take part.
+	Admitted bool `json:"admitted"`
 	// RoundTrip is the smoothed time of a ping, in nanoseconds; 0 where none was measured.
 	RoundTrip time.Duration `json:"roundTrip,omitempty"`
-	// Received and Sent are the bytes of blocks taken from the peer and sent to it.
-	Received int64 `json:"received"`
-	Sent     int64 `json:"sent"`
 }
 
 // Blob is content that the node can serve without asking anybody.
@@ -73,6 +66,4 @@ type Fetch struct {
 	Started      time.Time `json:"started"`
 	// Readers are the requests that wait for bytes of it.
 	Readers int `json:"readers"`
-	// Participants are the peers known to hold or fetch it too.
-	Participants int `json:"participants"`
 }
