@@ -28,7 +28,8 @@
 // # Ingest
 //
 //  1. refuse if the digest is committed (ErrExists) or its ingest is open (ErrBusy)
-//  2. evict until the whole size fits below the limits, or fail (content.ErrNoSpace); reserve the size
+//  2. evict until the whole size fits below the limits, or fail (content.ErrNoSpace); reserve the size. Above the high
+//     watermark the maintainer evicts on, down to the low one, while the bytes arrive
 //  3. open file and journal; take over present chunks, after hashing each if the journal is of an earlier boot
 //  4. for each chunk, in any order: pwrite the bytes; then pwrite the journal slot; then it is visible as a block
 //  5. behind the contiguous prefix a goroutine computes the blob's digest from the page cache

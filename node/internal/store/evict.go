@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -162,6 +163,7 @@ func (s *Store) admit(ing *Ingest) error {
 	ing.earlier = s.partials[ing.digest]
 	delete(s.partials, ing.digest)
 	s.ingests[ing.digest] = ing
+	s.wakeMaintainer() // the store may be above its high watermark now
 	return nil
 }
 
@@ -183,22 +185,24 @@ func (s *Store) claimableLocked(d digest.Digest) error {
 	return nil
 }
 
-// trim evicts what is above the limits, as far as it may be. It fails with content.ErrNoSpace when that is not enough.
+// trim evicts what is above the limits, as far as it may be. It fails with content.ErrNoSpace when that is not enough. An
+// admission waits for the eviction of one blob at most.
 func (s *Store) trim() error {
-	s.room.Lock()
-	defer s.room.Unlock()
+	s.trimming.Lock()
+	defer s.trimming.Unlock()
 	must, want := s.shortfall(0)
 	if want <= 0 {
 		return nil
 	}
-	return s.evictAll(s.victims(""), must, want)
+	return s.evictAll(s.victims(""), must, want, &s.room)
 }
 
-// makeRoom evicts until extra bytes more fit below the limits, and spares the partial ingest of keep. It fails with
-// content.ErrNoSpace, having evicted nothing, when no eviction would make them fit. The caller holds s.room.
+// makeRoom evicts until extra bytes more fit, and spares the partial ingest of keep; what is above the high watermark then
+// it leaves to the maintainer. It fails with content.ErrNoSpace, having evicted nothing, when no eviction would make them
+// fit. The caller holds s.room.
 func (s *Store) makeRoom(extra int64, keep digest.Digest) error {
-	must, want := s.shortfall(extra)
-	if want <= 0 {
+	must, _ := s.shortfall(extra)
+	if must <= 0 {
 		return nil
 	}
 	victims := s.victims(keep)
@@ -209,16 +213,24 @@ func (s *Store) makeRoom(extra int64, keep digest.Digest) error {
 	if evictable < must {
 		return fmt.Errorf("%d bytes too many, of which %d can be evicted: %w", must, evictable, content.ErrNoSpace)
 	}
-	return s.evictAll(victims, must, want)
+	return s.evictAll(victims, must, must, noLock{})
 }
 
-// evictAll evicts in order until want bytes are free. It fails when not even must bytes could be had.
-func (s *Store) evictAll(victims []victim, must, want int64) error {
+// noLock stands for a lock that the caller holds.
+type noLock struct{}
+
+func (noLock) Lock()   {}
+func (noLock) Unlock() {}
+
+// evictAll evicts in order until want bytes are free, each with room locked. It fails when not even must bytes could be had.
+func (s *Store) evictAll(victims []victim, must, want int64, room sync.Locker) error {
 	for _, v := range victims {
 		if want <= 0 {
 			break
 		}
+		room.Lock()
 		freed, err := v.evict()
+		room.Unlock()
 		if err != nil {
 			s.log.Warn("eviction failed", "digest", v.digest, "error", err)
 			if errors.Is(err, syscall.EROFS) {

@@ -175,6 +175,24 @@ func TestWhatCannotFitEvictsNothing(t *testing.T) {
 	requireGone(t, s, other)
 }
 
+// What comes waits for no more evictions than it needs; the maintainer sees to the watermarks.
+func TestAnAdmissionEvictsNoMoreThanItMust(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Options{Limits: Limits{Capacity: 10 * chunkSize, High: 0.6, Low: 0.3}})
+	s.cancel()
+	s.workers.Wait() // no maintainer any more
+	var list []sample
+	for i := range uint64(10) {
+		list = append(list, newSample(i, chunkSize))
+		put(t, s, list[i])
+	}
+	requireHeld(t, s, list, held, held, held, held, held, held, held, held, held, held)
+	put(t, s, newSample(100, 2*chunkSize))
+	requireHeld(t, s, list, gone, gone, held, held, held, held, held, held, held, held)
+	require.NoError(t, s.trim())
+	require.LessOrEqual(t, s.Usage().Bytes, int64(3*chunkSize))
+}
+
 func TestAnOpenIngestReservesItsWholeSize(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Options{Limits: Limits{Capacity: 10 * chunkSize}})

@@ -123,6 +123,7 @@ type Store struct {
 	digestLocks [64]sync.Mutex
 	// room serialises admissions, so that two never take the same free bytes.
 	room     sync.Mutex
+	trimming sync.Mutex         // one trim at a time; taken before room
 	pinning  sync.Mutex         // serialises changes of pins
 	mapping  singleflight.Group // of the runtime's blobs
 	wake     chan struct{}      // to the maintainer; holds one signal
