@@ -68,16 +68,26 @@ type file struct {
 func readFile(path string) (file, error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		if target, err := os.Readlink(path); err == nil {
-			return file{}, fmt.Errorf("%s is a symbolic link to %s, which does not exist here; resolve it by hand", path, target)
-		}
-		return file{}, nil
+		return file{}, errors.Join(leadsNowhere(path), leadsNowhere(filepath.Dir(path)))
 	}
 	if err != nil {
 		return file{}, err
 	}
 	content, err := os.ReadFile(path)
 	return file{exists: err == nil, content: content, mode: info.Mode().Perm()}, err
+}
+
+// leadsNowhere is an error where path is a symbolic link to what is not there: or not here, where the node's file system is
+// mounted elsewhere or in part.
+func leadsNowhere(path string) error {
+	target, err := os.Readlink(path)
+	if err != nil {
+		return nil //nolint:nilerr // no link
+	}
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %s is a symbolic link to %s, which does not exist here; resolve it by hand", errForeign, path, target)
 }
 
 // writeFile replaces the file at path, or the one that a symbolic link at path points to, in one step that survives a

@@ -109,7 +109,7 @@ type Finding struct {
 
 func (f Finding) String() string { return fmt.Sprintf("%s: %s: %s", f.Kind, f.Path, f.Message) }
 
-// errForeign is what a target's insert returns where an entry must be left as it is. The reason becomes a finding.
+// errForeign is that an entry, or a file, must be left as it is. On installation the reason becomes a finding.
 var errForeign = errors.New("left as it is")
 
 // target is one file that a runtime reads.
@@ -462,10 +462,10 @@ func (st *state) restore(o Options, path string) (change, error) {
 	rec := st.Files[path]
 	now, err := readFile(o.on(path))
 	switch {
+	case errors.Is(err, errForeign), err == nil && !now.exists:
+		return change{path: path, keep: true}, nil // somebody removed it, or put a link in its place, and wants it so
 	case err != nil:
 		return change{}, err
-	case !now.exists:
-		return change{path: path, keep: true}, nil // somebody removed it, and wants it so
 	case rec.wrote(now.content):
 		return change{path: path, content: rec.Original, mode: rec.Mode, remove: !rec.Existed}, nil
 	}
@@ -493,6 +493,9 @@ func (st *state) strays(o Options) ([]change, error) {
 			continue
 		}
 		now, err := readFile(o.on(path))
+		if errors.Is(err, errForeign) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

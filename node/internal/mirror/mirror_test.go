@@ -468,6 +468,28 @@ func TestACrashInTheMiddleOfAFileLeavesNoTrace(t *testing.T) {
 	})
 }
 
+// A link that leads out of what is mounted here concerns its own registry only.
+func TestALinkThatLeadsNowhereLeavesTheOthersToBeMirrored(t *testing.T) {
+	t.Parallel()
+	const dir = "/etc/containerd/certs.d/"
+	o := node(t, Containerd, tree{
+		"/etc/containerd/config.toml": configured, dir + "a.example": "-> /nowhere", dir + "b.example/hosts.toml": "-> /nowhere/hosts.toml",
+	})
+	o.Registries = []string{"a.example", "b.example", "c.example"}
+	before := read(t, o.Root)
+	result, err := Install(o)
+	require.NoError(t, err)
+	require.Equal(t, []string{dir + "c.example/hosts.toml"}, result.Changed)
+	require.Len(t, result.Findings, 2)
+	for _, f := range result.Findings {
+		require.Equal(t, NotMirrored, f.Kind)
+		require.Contains(t, f.Message, "symbolic link to /nowhere")
+	}
+	_, err = Remove(o)
+	require.NoError(t, err)
+	require.Equal(t, before, read(t, o.Root))
+}
+
 func TestALinkedFileStaysALink(t *testing.T) {
 	t.Parallel()
 	o := node(t, K3s, tree{"/etc/rancher/k3s/real.yaml": "configs: {}\n", "/etc/rancher/k3s/registries.yaml": "-> real.yaml"})
