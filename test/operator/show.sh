@@ -186,14 +186,14 @@ say "Its Node is deleted: the peer is retired, everyone drops it"
 k delete node "$lost"
 until_ok 60 "not admitted" is false get peer "$lost" -o 'jsonpath={.status.admitted}'
 see get peers
-until_ok 90 "retired" is 3 get swarm default -o 'jsonpath={.status.members}'
+until_ok 90 "retired" is 3/3 get swarm default -o 'jsonpath={.status.members}/{.status.registered}'
 until_ok 90 "no Peer" is "" get peers -o "jsonpath={.items[?(@.metadata.name==\"$lost\")].metadata.name}"
 see get swarm
 
 say "The tag moves upstream, and the pin follows when its spec asks again"
 push_image team/app 1.0 8
 k patch pin app --type merge -p '{"spec":{"priority":5}}'
-until_ok 120 "the new digest everywhere" is AllReady get pin app -o 'jsonpath={.status.conditions[?(@.type=="Ready")].reason}'
+until_ok 120 "the new digest everywhere" is 2/2/AllReady get pin app -o 'jsonpath={.status.resolvedGeneration}/{.status.observedGeneration}/{.status.conditions[?(@.type=="Ready")].reason}'
 see get pin app -o wide
 see describe pin app
 

@@ -515,6 +515,9 @@ func (r *Resolver) report(before, after *v1alpha1.ArtifactPin) {
 		if b != nil && b.Reason == a.Reason || b == nil && a.Status == metav1.ConditionTrue {
 			continue
 		}
+		if kind == v1alpha1.ConditionUpToDate && a.Reason == resolution(after).Reason {
+			continue // one failure, one event
+		}
 		level := corev1.EventTypeNormal
 		if a.Status == metav1.ConditionFalse {
 			level = corev1.EventTypeWarning

@@ -275,6 +275,9 @@ func (r *StatusReconciler) report(p *v1alpha1.ArtifactPin, before []metav1.Condi
 		kind := corev1.EventTypeNormal
 		switch c.Type {
 		case v1alpha1.ConditionReady:
+			if r := apimeta.FindStatusCondition(before, v1alpha1.ConditionResolved); r != nil && r.Reason == c.Reason {
+				continue // the resolver made the event
+			}
 			if c.Reason != v1alpha1.ReasonAllReady && c.Reason != v1alpha1.ReasonFetching && c.Reason != v1alpha1.ReasonResolving {
 				kind = corev1.EventTypeWarning
 			}
