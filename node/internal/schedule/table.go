@@ -608,6 +608,7 @@ func (t *Table) vacate(g *group, i int) {
 	for _, q := range g.members {
 		if !q.have.Test(u) {
 			q.told.Clear(u)
+			q.direct.remove(i)
 			t.unserve(q, i)
 		}
 	}
@@ -686,6 +687,7 @@ func (t *Table) suspect(m *member, s Suspicion) {
 		m.tried[s.Index] = append(m.tried[s.Index], s.From)
 	}
 	m.told.Clear(u)
+	m.direct.remove(s.Index) // or what never comes would fill its window for good
 	t.unserve(m, s.Index)
 	g := m.group
 	g.next = min(g.next, s.Index)
