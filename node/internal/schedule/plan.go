@@ -141,7 +141,7 @@ func (t *Table) give(g *group, m *member) bool {
 		if g.roots[i] != nil || !m.need.Test(u) || m.have.Test(u) || t.betterHome(g, m, i) {
 			continue
 		}
-		if q := t.takesAlready(g, i); q != nil && q != m {
+		if q := t.takesAlready(g, m, i); q != nil && q != m {
 			t.setRoot(g, i, q)
 			q.bring()
 			t.spread(g, i)
@@ -172,10 +172,10 @@ func (t *Table) give(g *group, m *member) bool {
 }
 
 // takesAlready finds a member that was told to take chunk i from a holder when there were holders enough: it will do as
-// the home of the chunk for those who have come since.
-func (t *Table) takesAlready(g *group, i int) *member {
+// the home of the chunk for those who have come since, unless m knows better.
+func (t *Table) takesAlready(g *group, m *member, i int) *member {
 	for _, q := range g.members {
-		if q.direct.set.Test(uint(i)) && q.told.Test(uint(i)) {
+		if q.direct.set.Test(uint(i)) && q.told.Test(uint(i)) && !q.sidelined.After(t.now) && !slices.Contains(m.tried[i], q.id) {
 			return q
 		}
 	}
@@ -311,10 +311,10 @@ func (t *Table) lease(m *member, r Run) {
 // book records that m reads a run from upstream, and so is the home of its chunks. Of a whole stream those chunks do
 // not count that others have brought already. While the blob's size is not known there are no chunks to be home of.
 func (t *Table) book(m *member, r Run) {
-	l := lease{run: r, expires: t.now.Add(t.cfg.LeaseTimeout)}
+	l := lease{run: r, expires: t.now.Add(t.cfg.LeaseTimeout), claimed: t.now}
 	for i := r.First; i < min(r.End(), len(t.chunks)); i++ {
 		ch := &t.chunks[i]
-		if ch.lessee != nil || ch.known && m.group.roots[i] != nil {
+		if !t.bookable(m, i) {
 			continue
 		}
 		ch.lessee = m
@@ -333,6 +333,12 @@ func (t *Table) book(m *member, r Run) {
 	}
 	m.runs = append(m.runs, l)
 	t.leased++
+}
+
+// bookable: no one reads chunk i from upstream, and in m's group no one has it.
+func (t *Table) bookable(m *member, i int) bool {
+	ch := &t.chunks[i]
+	return ch.lessee == nil && (!ch.known || m.group.roots[i] == nil)
 }
 
 // despair tells participants for which nothing can be done: no one can go upstream (now: a runtime had better ask the

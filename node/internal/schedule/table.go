@@ -110,6 +110,7 @@ type lease struct {
 	run     Run
 	left    int
 	expires time.Time
+	claimed time.Time // when a chunk of it was last claimed, or it was given
 }
 
 type group struct {
@@ -135,6 +136,11 @@ func New(cfg Config) *Table {
 func (t *Table) Open(now time.Time) {
 	t.now, t.open = now, true
 	t.plan()
+}
+
+// Known tells whether the hash of chunk i is known, so that another claim of it would tell nothing new.
+func (t *Table) Known(i int) bool {
+	return i >= 0 && i < len(t.chunks) && t.chunks[i].known
 }
 
 // Size is the blob's size in bytes, or -1 where it is not known yet.
@@ -211,13 +217,28 @@ func (t *Table) Tick(now time.Time) {
 	t.now = now
 	for _, m := range slices.Clone(t.active) {
 		for _, l := range slices.Clone(m.runs) {
-			if now.After(l.expires) {
+			switch {
+			case now.After(l.expires):
 				t.fail(m, Failure{Run: l.run, Trouble: Transient})
+			case t.drips(m, l):
+				t.fail(m, Failure{Run: l.run, Trouble: Transient})
+				m.barred = now.Add(slowPenalties * t.cfg.Penalty) // it would only hold up the others again
 			}
 		}
 	}
 	t.plan()
 }
+
+// drips tells whether m is too slow with a lease that another could read. Of a registry without Range the other would have
+// to begin at the start, so there it keeps the lease.
+func (t *Table) drips(m *member, l lease) bool {
+	return !t.noRange && t.now.Sub(l.claimed) > t.cfg.ChunkTimeout && slices.ContainsFunc(t.active, func(x *member) bool {
+		return x != m && x.upstream && !x.barred.After(t.now)
+	})
+}
+
+// slowPenalties is for how many times Config.Penalty one that is slow with upstream is not sent there again.
+const slowPenalties = 10
 
 // Take returns, and forgets, the orders that have come up since the last call.
 func (t *Table) Take(give func(to peer.ID, o Orders)) {
@@ -456,7 +477,7 @@ func (t *Table) progress(m *member, i int) {
 			continue
 		}
 		l.left--
-		l.expires = t.now.Add(t.cfg.LeaseTimeout)
+		l.expires, l.claimed = t.now.Add(t.cfg.LeaseTimeout), t.now
 		if l.left <= 0 {
 			m.runs = slices.Delete(m.runs, k, k+1)
 			t.leased--
@@ -526,7 +547,9 @@ func (t *Table) assign(m *member, i int, from *member, root bool) {
 	from.serving++
 	from.served++
 	o := t.tell(m)
-	o.Chunks = append(o.Chunks, Assignment{Claim: t.chunks[i].claim, From: from.id, Root: root})
+	o.Chunks = append(o.Chunks, Assignment{
+		Claim: t.chunks[i].claim, From: from.id, Root: root, Held: from.have.Test(u),
+	})
 }
 
 // unserve: m does not wait for chunk i of anyone any more.
@@ -744,15 +767,16 @@ func (t *Table) accuse(m *member, by peer.ID) {
 	}
 }
 
-// resume takes in a run that m reads from upstream already.
+// resume takes in a run that m reads from upstream already, or what is left of it.
 func (t *Table) resume(m *member, r Run) {
 	if m.group == nil || r.First < 0 || r.Count <= 0 || r.First > len(t.chunks)-r.Count {
 		return
 	}
 	for i := r.First; i < r.End(); i++ {
-		if t.chunks[i].known || t.chunks[i].lessee != nil || m.group.roots[i] != nil {
-			return // someone else has it by now: m's own reading does no harm, but no one waits for it
+		if t.bookable(m, i) {
+			t.book(m, r)
+			return
 		}
 	}
-	t.book(m, r)
+	// Someone else has all of it by now: m's own reading does no harm, but no one waits for it.
 }

@@ -33,6 +33,8 @@ type Assignment struct {
 	From peer.ID
 	// Root is set where the participant is the chunk's home in its group: its progress with it is awaited.
 	Root bool
+	// Held: From has the chunk already. Otherwise it is about to get it, and answers then.
+	Held bool
 }
 
 // Orders are what a participant is told. Orders accumulate: later ones add to earlier ones, and a later Assignment of a
@@ -158,6 +160,9 @@ type Config struct {
 	// LeaseTimeout is after how long without a claim or a report of reading a lease is given to another;
 	// default 5 s.
 	LeaseTimeout time.Duration
+	// ChunkTimeout is after how long without a claim a lease is given to another though its reader says that bytes come;
+	// default 30 s.
+	ChunkTimeout time.Duration
 	// Penalty is how long a participant that failed is given nothing to bring; default 15 s.
 	Penalty time.Duration
 }
@@ -177,6 +182,9 @@ func (c Config) withDefaults() Config {
 	def(&c.Told, 32)
 	if c.LeaseTimeout <= 0 {
 		c.LeaseTimeout = 5 * time.Second
+	}
+	if c.ChunkTimeout <= 0 {
+		c.ChunkTimeout = 30 * time.Second
 	}
 	if c.Penalty <= 0 {
 		c.Penalty = 15 * time.Second
