@@ -26,9 +26,10 @@ import (
 )
 
 const (
-	// minRate is the rate in bytes per second, 100 kbit/s, below which the sending of a message is given up.
-	minRate = 100_000 / 8
-	// minSendTimeout is what the smallest message may take.
+	// piece is how many bytes a peer must take in pieceTimeout: about 100 kbit/s.
+	piece        = 128 << 10
+	pieceTimeout = 10 * time.Second
+	// minSendTimeout is what the end of a stream may take.
 	minSendTimeout = 10 * time.Second
 	// maxSendTimeout is what the largest message may take.
 	maxSendTimeout = 2 * time.Minute
@@ -96,23 +97,38 @@ func (n *Network) SendMessage(ctx context.Context, p peer.ID, m message.BitSwapM
 	if err != nil {
 		return err
 	}
-	timeout := sendTimeout(m.Size())
-	deadline := time.Now().Add(timeout)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
+	out := &steady{stream: s, end: time.Now().Add(maxSendTimeout)}
+	if d, ok := ctx.Deadline(); ok && d.Before(out.end) {
+		out.end = d
 	}
-	_ = s.SetWriteDeadline(deadline) // a stream that takes none fails at the write
-	if err := encode(s, m); err != nil {
+	if err := encode(out, m); err != nil {
 		_ = s.Reset()
 		return err
 	}
 	n.sent.Add(1)
-	closeStream(s, timeout)
+	closeStream(s, minSendTimeout)
 	return nil
 }
 
-func sendTimeout(size int) time.Duration {
-	return min(max(minSendTimeout, time.Duration(size)*time.Second/minRate), maxSendTimeout)
+// steady writes to a stream as long as the peer takes a piece in pieceTimeout, so that one that has fallen silent does not
+// keep a block, and the worker that sends it, for as long as a slow one may.
+type steady struct {
+	stream libp2p.Stream
+	end    time.Time
+}
+
+func (w *steady) Write(p []byte) (total int, err error) {
+	for err == nil && len(p) > 0 {
+		deadline := time.Now().Add(pieceTimeout)
+		if w.end.Before(deadline) {
+			deadline = w.end
+		}
+		_ = w.stream.SetWriteDeadline(deadline) // a stream that takes none fails at the write
+		var n int
+		n, err = w.stream.Write(p[:min(len(p), piece)])
+		total, p = total+n, p[n:]
+	}
+	return total, err
 }
 
 // closeStream does not wait: to close a stream is to read the other side's agreement on the protocol, and a peer that has
