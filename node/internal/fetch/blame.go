@@ -18,11 +18,9 @@ type suspect struct {
 
 // mismatch ends a fetch whose bytes are not the blob's. The caller holds f.mu.
 func (f *fetch) mismatch(err error) {
-	if f.session != nil {
-		for i := range f.chunks {
-			if c := f.chunks[i].claim; f.chunks[i].claimed && c.By != f.fr.opts.Swarm.ID() {
-				f.suspects = append(f.suspects, suspect{claim: c, coordinator: f.session.Coordinator})
-			}
+	for i := range f.chunks {
+		if ch := &f.chunks[i]; ch.claimed && ch.claim.By != f.fr.opts.Swarm.ID() {
+			f.suspects = append(f.suspects, suspect{claim: ch.claim, coordinator: ch.via})
 		}
 	}
 	f.fail(fmt.Errorf("%w (%d of %d chunks by peers' word)", err, len(f.suspects), len(f.chunks)))
@@ -48,7 +46,7 @@ func (f *fetch) again() *fetch {
 }
 
 // settleBlame bans those whose claims differ from what upstream sent. A claim that its author did not sign was forged by
-// the coordinator, since no one else passes claims on.
+// the coordinator, which passes on none that it has not checked.
 func (f *fetch) settleBlame() {
 	for _, s := range f.suspects {
 		i := s.claim.Index

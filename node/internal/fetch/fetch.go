@@ -44,8 +44,11 @@ type fetch struct {
 	readers int
 	idle    time.Time // since when there is no reader
 	session *swarm.Session
-	err     error // why the fetch ended
-	upErr   error // the last word of upstream
+	drop    context.CancelFunc // leaves the session
+	boss    source             // the coordinator: moved is when it last gave orders, or this node had something to do
+	apart   bool               // this node coordinates for itself alone, for the coordinator was of no use
+	err     error              // why the fetch ended
+	upErr   error              // the last word of upstream
 
 	size      int64 // bytes; -1 while not known
 	mediaType string
@@ -61,7 +64,7 @@ type fetch struct {
 	peers     map[peer.ID]*source
 	inFlight  int
 	leased    map[schedule.Run]bool
-	queued    atomic.Int32  // leased runs that wait for their turn on this node
+	awaited   atomic.Int32  // leased runs that wait for their turn on this node, or for the registry's answer
 	moved     atomic.Bool   // bytes have come from upstream since the last tick
 	unsaid    []int         // chunks that arrived, not reported yet
 	verified  bool          // the digest is known to match
@@ -81,8 +84,9 @@ type chunk struct {
 	claimed bool
 	from    peer.ID // whom to ask
 	root    bool
+	held    bool    // from has it already
+	via     peer.ID // the coordinator that passed the claim on
 	asked   peer.ID // who was asked, "" where no one
-	leased  bool    // this node reads it from upstream
 }
 
 // startFetch starts a fetch, with one reader attached unless set says otherwise.
@@ -178,7 +182,8 @@ func (f *fetch) run() {
 	defer f.end()
 	f.fr.asking.Add(1)
 	defer f.fr.asking.Add(-1)
-	if size := f.req.Size; size > 0 {
+	// That no bytes are to come the digest tells, and nobody else: a size of 0 is none in what peers say.
+	if size := f.req.Size; size > 0 || f.digest == f.digest.Algorithm().FromBytes(nil) {
 		f.mu.Lock()
 		f.setSize(size)
 		f.mu.Unlock()
@@ -212,7 +217,7 @@ func (f *fetch) complete() bool {
 func (f *fetch) join() (*swarm.Session, error) {
 	f.mu.Lock()
 	j := schedule.Join{Zone: f.fr.opts.Zone, Upstream: f.upstreamAllowed()}
-	if _, known := f.fr.noRange.Load(f.req.Repository.Registry); known && j.Upstream {
+	if j.Upstream && f.fr.ignoresRange(f.req.Repository.Registry) {
 		j.Failed = []schedule.Failure{{Run: schedule.Run{First: -1}, Trouble: schedule.NoRange}}
 	}
 	if f.size >= 0 {
@@ -237,7 +242,7 @@ func (f *fetch) join() (*swarm.Session, error) {
 	f.mu.Unlock()
 	var session *swarm.Session
 	var err error
-	if f.alone {
+	if f.alone || f.apart {
 		session, err = f.fr.opts.Swarm.JoinAlone(f.digest, j)
 	} else {
 		session, err = f.fr.opts.Swarm.Join(f.ctx, f.digest, j)
@@ -264,11 +269,16 @@ func (f *fetch) upstreamAllowed() bool {
 // follow carries out a coordinator's orders until it is lost or the fetch ends.
 func (f *fetch) follow(session *swarm.Session) {
 	ctx, cancel := context.WithCancel(f.ctx)
-	if session.Alone {
-		ctx, cancel = context.WithTimeout(f.ctx, aloneFor)
-	}
 	defer cancel()
+	if session.Alone {
+		var end context.CancelFunc
+		ctx, end = context.WithTimeout(ctx, aloneFor)
+		defer end()
+	}
 	defer session.Close()
+	f.mu.Lock()
+	f.drop, f.boss = cancel, source{moved: time.Now(), heard: time.Now()}
+	f.mu.Unlock()
 	f.fr.wg.Go(func() { f.tick(ctx) })
 	for {
 		o, err := session.Next(ctx)
@@ -289,6 +299,7 @@ func (f *fetch) follow(session *swarm.Session) {
 
 // obey takes in orders. The caller holds f.mu.
 func (f *fetch) obey(o schedule.Orders) {
+	f.boss.moved = time.Now()
 	if o.Size > 0 && f.size < 0 {
 		f.setSize(o.Size)
 	}
@@ -298,10 +309,47 @@ func (f *fetch) obey(o schedule.Orders) {
 	for _, r := range o.Leases {
 		f.lease(r)
 	}
-	if o.Hopeless && f.inFlight == 0 && len(f.leased) == 0 {
+	switch {
+	case !o.Hopeless || f.inFlight > 0 || len(f.leased) > 0:
+	case f.upErr == nil && f.upstreamAllowed() && !f.apart:
+		// No one else can have it, they say; but this node has not asked upstream itself.
+		f.apart = true
+		f.drop()
+	default:
 		f.fail(f.hopeless())
 	}
 	f.pump()
+}
+
+// forsake leaves a coordinator that is dead, for the next one. One that is alive and has left this node with nothing to do
+// for long is of no use, dead or lying: the node goes on by itself. The caller holds f.mu.
+func (f *fetch) forsake(now time.Time) {
+	c := f.coordinator()
+	if c == "" || c == f.fr.opts.Swarm.ID() {
+		return
+	}
+	if f.inFlight > 0 || len(f.leased) > 0 || f.size >= 0 && f.missing == 0 {
+		f.boss.moved = now
+	}
+	if !f.stalls(c, &f.boss, now) {
+		return
+	}
+	useless := now.Sub(f.boss.moved) > f.fr.opts.PeerPatience
+	if useless && !f.upstreamAllowed() {
+		f.fail(content.ErrUnavailable)
+		return
+	}
+	f.apart = useless
+	f.fr.log.Info("coordinator stalls", "digest", f.digest, "peer", c, "silent", now.Sub(f.boss.heard), "noOrders", now.Sub(f.boss.moved))
+	f.drop()
+}
+
+// coordinator is whom the fetch reports to now, "" where to no one. The caller holds f.mu.
+func (f *fetch) coordinator() peer.ID {
+	if f.session == nil {
+		return ""
+	}
+	return f.session.Coordinator
 }
 
 func (f *fetch) hopeless() error {
@@ -331,7 +379,6 @@ func (f *fetch) setSize(size int64) {
 	if size == 0 {
 		f.land(0, content.ChunkCID(nil), nil, content.FromLocal)
 	}
-	f.fr.sizes.Add(f.digest, size)
 	f.broadcast()
 	f.tell(schedule.Report{Size: size}) // before any need, which means nothing to a coordinator that knows no size
 	if f.alone {
@@ -369,6 +416,10 @@ func (f *fetch) land(i int, c cid.Cid, data []byte, from content.Source) {
 	if f.chunks[i].present || f.ing == nil {
 		return
 	}
+	if _, n := content.ChunkRange(f.size, i); int64(len(data)) != n {
+		f.mismatch(fmt.Errorf("chunk %d is of %d bytes, want %d: %w", i, len(data), n, content.ErrDigestMismatch))
+		return
+	}
 	ing := f.ing
 	f.mu.Unlock()
 	err := ing.WriteChunk(i, c, data)
@@ -391,7 +442,7 @@ func (f *fetch) land(i int, c cid.Cid, data []byte, from content.Source) {
 		return
 	}
 	ch := &f.chunks[i]
-	ch.present, ch.source, ch.asked, ch.leased = true, from, "", false
+	ch.present, ch.source, ch.asked = true, from, ""
 	f.absent--
 	if f.need.Test(uint(i)) {
 		f.missing--
@@ -449,6 +500,7 @@ func (f *fetch) finish() {
 		return
 	}
 	f.verified = true
+	f.fr.sizes.Add(f.digest, f.size)
 	f.fr.m.duration.Observe(time.Since(f.start).Seconds())
 	f.said()
 	f.tell(schedule.Report{Complete: true})
@@ -544,10 +596,12 @@ func (f *fetch) tick(ctx context.Context) {
 			f.mu.Lock()
 			f.passOver(now)
 			f.said()
-			if f.moved.Swap(false) || f.queued.Load() > 0 {
+			if f.moved.Swap(false) || f.awaited.Load() > 0 {
 				f.tell(schedule.Report{Reading: true})
 			}
-			if f.readers == 0 && !f.finishing && now.Sub(f.idle) > f.fr.opts.Linger {
+			f.forsake(now)
+			// One that is to tell liars from those misled goes on, whoever waits.
+			if f.readers == 0 && !f.finishing && len(f.suspects) == 0 && now.Sub(f.idle) > f.fr.opts.Linger {
 				f.fail(context.Canceled)
 			}
 			f.mu.Unlock()

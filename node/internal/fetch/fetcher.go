@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -38,7 +39,7 @@ type Swarm interface {
 	ID() peer.ID
 	Join(ctx context.Context, d digest.Digest, j schedule.Join) (*swarm.Session, error)
 	JoinAlone(d digest.Digest, j schedule.Join) (*swarm.Session, error)
-	Want(p peer.ID, c cid.Cid, priority int32, s swarm.Sink)
+	Want(p peer.ID, c cid.Cid, priority int32, held bool, s swarm.Sink)
 	Forget(c cid.Cid, s swarm.Sink)
 	Have(b blocks.Block)
 	Claim(d digest.Digest, index int, sum schedule.Sum) (schedule.Claim, error)
@@ -90,9 +91,17 @@ type Fetcher struct {
 	mu      sync.Mutex
 	fetches map[digest.Digest]*fetch
 	asking  atomic.Int32 // fetches that ask peers
-	// noRange holds registries that were seen to ignore Range requests: the next of their blobs are read in one stream from
-	// the start.
+	// noRange holds registries that were seen to ignore Range requests, and when: the next of their blobs are read in one
+	// stream from the start.
 	noRange sync.Map
+}
+
+// rangeAgain is after how long a registry that ignored Range is tried with it again: it may have been a cache in between.
+const rangeAgain = 10 * time.Minute
+
+func (fr *Fetcher) ignoresRange(registry string) bool {
+	at, seen := fr.noRange.Load(registry)
+	return seen && time.Since(at.(time.Time)) < rangeAgain
 }
 
 type metrics struct {
@@ -271,9 +280,8 @@ func (fr *Fetcher) attach(ctx context.Context, req content.Request) (*fetch, err
 			fr.mu.Unlock()
 			return f, nil
 		}
-		attached := f.attach(req)
-		fr.mu.Unlock()
-		if attached {
+		fr.mu.Unlock() // for f may be busy for long, and the others must not wait for it
+		if f.attach(req) {
 			return f, nil
 		}
 		select { // it has ended, and a new one can start as soon as it lets go of the ingest
@@ -312,9 +320,10 @@ type Status struct {
 // Running lists the fetches that run now.
 func (fr *Fetcher) Running() []Status {
 	fr.mu.Lock()
-	defer fr.mu.Unlock()
-	out := make([]Status, 0, len(fr.fetches))
-	for _, f := range fr.fetches {
+	running := slices.Collect(maps.Values(fr.fetches))
+	fr.mu.Unlock()
+	out := make([]Status, 0, len(running))
+	for _, f := range running {
 		out = append(out, f.status())
 	}
 	slices.SortFunc(out, func(a, b Status) int { return strings.Compare(string(a.Digest), string(b.Digest)) })

@@ -39,7 +39,7 @@ func (f *fetch) assign(a schedule.Assignment) {
 		f.unsaid = append(f.unsaid, a.Index) // of an earlier try: the coordinator does not know yet
 		return
 	}
-	ch.from, ch.root = a.From, a.Root
+	ch.from, ch.root, ch.held, ch.via = a.From, a.Root, a.Held, f.coordinator()
 	ch.claim, ch.claimed = a.Claim, true
 	switch {
 	case ch.asked == "":
@@ -101,7 +101,7 @@ func (f *fetch) pumpFrom(set *bitset.BitSet, from uint) {
 		if ch.root {
 			priority += int32(len(f.chunks))
 		}
-		f.fr.opts.Swarm.Want(ch.from, c, priority, f)
+		f.fr.opts.Swarm.Want(ch.from, c, priority, ch.held, f)
 	}
 }
 
@@ -196,7 +196,7 @@ func (f *fetch) askAgain(p peer.ID, s *source, now time.Time) {
 	s.again = now
 	for i := range f.chunks {
 		if f.chunks[i].asked == p {
-			f.fr.opts.Swarm.Want(p, content.SumCID(f.chunks[i].claim.Sum), 1, f)
+			f.fr.opts.Swarm.Want(p, content.SumCID(f.chunks[i].claim.Sum), 1, f.chunks[i].held, f)
 		}
 	}
 }

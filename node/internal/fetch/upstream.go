@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/ipfs/go-cid"
 
@@ -13,6 +15,9 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
+
+// answerPatience bounds the wait for a registry's answer during which a lease is kept.
+const answerPatience = 15 * time.Second
 
 var errNoRange = errors.New("upstream ignores Range requests")
 
@@ -22,7 +27,6 @@ func (f *fetch) lease(r schedule.Run) {
 		return
 	}
 	f.leased[r] = true
-	f.mark(r, true)
 	req := f.req
 	req.Size = max(f.size, 0)
 	f.fr.wg.Go(func() {
@@ -30,7 +34,6 @@ func (f *fetch) lease(r schedule.Run) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		delete(f.leased, r)
-		f.mark(r, false)
 		if err == nil || f.ctx.Err() != nil {
 			return
 		}
@@ -38,12 +41,6 @@ func (f *fetch) lease(r schedule.Run) {
 		f.upErr = err
 		f.tell(schedule.Report{Failed: []schedule.Failure{{Run: r, Trouble: troubleOf(err)}}})
 	})
-}
-
-func (f *fetch) mark(r schedule.Run, leased bool) {
-	for i := r.First; i < min(r.End(), len(f.chunks)); i++ {
-		f.chunks[i].leased = leased
-	}
 }
 
 func troubleOf(err error) schedule.Trouble {
@@ -58,13 +55,16 @@ func troubleOf(err error) schedule.Trouble {
 
 // readRun reads a run and claims its chunks as they come.
 func (f *fetch) readRun(req content.Request, r schedule.Run) error {
-	f.queued.Add(1)
-	err := f.fr.streams.Acquire(f.ctx, 1)
-	f.queued.Add(-1)
-	if err != nil {
+	f.awaited.Add(1)
+	answered := sync.OnceFunc(func() { f.awaited.Add(-1) })
+	defer answered()
+	if err := f.fr.streams.Acquire(f.ctx, 1); err != nil {
 		return err
 	}
 	defer f.fr.streams.Release(1)
+	// While the registry's answer is awaited the lease is kept, within reason: to give it to another would only have the
+	// registry do the work twice.
+	defer time.AfterFunc(answerPatience, answered).Stop()
 	off := int64(r.First) * content.ChunkSize
 	n := int64(r.Count) * content.ChunkSize
 	whole := false
@@ -77,25 +77,33 @@ func (f *fetch) readRun(req content.Request, r schedule.Run) error {
 	}
 	ctx, cancel := context.WithCancel(f.ctx)
 	defer cancel()
+	knew := f.fr.ignoresRange(req.Repository.Registry)
 	body, err := f.fr.opts.Upstream.Open(ctx, req, off, n)
 	if err != nil {
 		return err
 	}
+	answered()
 	defer func() { _ = body.Close() }()
 	if err := f.sized(body); err != nil {
 		return err
 	}
+	in := &progress{r: body, moved: &f.moved}
 	if body.Offset < off {
-		// The registry sends the whole blob. A lease of all the rest is the coordinator's answer to having been told.
-		f.fr.noRange.Store(req.Repository.Registry, true)
-		if f.lengthOf(r) < body.Size-off {
+		// The registry sends the whole blob. A lease of all the rest is the coordinator's answer to having been told; one that
+		// was given before may reach to the end by chance.
+		if req.Kind == content.Blob { // a manifest comes whole from any registry
+			f.fr.noRange.Store(req.Repository.Registry, time.Now())
+		} else {
+			knew = true
+		}
+		if !knew || f.lengthOf(r) < body.Size-off {
 			return errNoRange
 		}
-		if _, err := io.CopyN(io.Discard, body, off-body.Offset); err != nil {
+		if _, err := io.CopyN(io.Discard, in, off-body.Offset); err != nil {
 			return fmt.Errorf("read %s from upstream: %w", f.digest, err)
 		}
 	}
-	return f.readChunks(&progress{r: body, moved: &f.moved}, r)
+	return f.readChunks(in, r)
 }
 
 // progress notes that bytes come.
@@ -130,6 +138,7 @@ func (f *fetch) sized(body *upstream.Body) error {
 	if f.err != nil {
 		return f.err
 	}
+	f.fr.sizes.Add(f.digest, body.Size)
 	if f.size != body.Size {
 		return fmt.Errorf("%s is of %d bytes upstream, want %d: %w", f.digest, body.Size, f.size, content.ErrDigestMismatch)
 	}
@@ -154,7 +163,6 @@ func (f *fetch) readChunks(body io.Reader, r schedule.Run) error {
 		f.land(i, c, data, content.FromUpstream)
 		if f.chunks[i].present {
 			f.chunks[i].claim, f.chunks[i].claimed = claim, true
-			f.chunks[i].leased = false
 			f.tell(schedule.Report{Claims: []schedule.Claim{claim}})
 		}
 		err = f.err

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -143,7 +144,36 @@ func (r *room) close(err error) {
 	}
 }
 
+// vouch drops claims that the peers they name have not signed: to pass them on is to be blamed for them. What is known is
+// not passed on, and not looked at. It fails where from itself is named, who then says what it does not want to be held to.
+func (r *room) vouch(from peer.ID, claims []schedule.Claim) ([]schedule.Claim, error) {
+	own := r.swarm.host.ID()
+	if from == own && !slices.ContainsFunc(claims, func(c schedule.Claim) bool { return c.By != own }) {
+		return claims, nil
+	}
+	r.mu.Lock()
+	fresh := slices.DeleteFunc(slices.Clone(claims), func(c schedule.Claim) bool { return r.table.Known(c.Index) })
+	r.mu.Unlock()
+	forged := map[int]bool{}
+	for _, c := range fresh {
+		if c.By == own && from == own {
+			continue
+		}
+		err := VerifyClaim(r.digest, c)
+		if err != nil && c.By == from {
+			r.swarm.Ban(from, "forged-claim")
+			return nil, err
+		}
+		forged[c.Index] = err != nil
+	}
+	return slices.DeleteFunc(slices.Clone(claims), func(c schedule.Claim) bool { return forged[c.Index] }), nil
+}
+
 func (r *room) addHolder(p peer.ID, zone string, size int64, claims []schedule.Claim) {
+	if _, err := r.vouch(p, claims); err != nil {
+		r.swarm.log.Warn("holder not used", "digest", r.digest, "peer", p, "error", err)
+		return
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.table.AddHolder(time.Now(), p, zone, size, claims); err != nil {
@@ -154,6 +184,10 @@ func (r *room) addHolder(p peer.ID, zone string, size int64, claims []schedule.C
 
 // join lets a participant in. It fails with schedule.ErrSize, and with errLeft for a room that has just closed.
 func (r *room) join(m *member, j schedule.Join) error {
+	var err error
+	if j.Claims, err = r.vouch(m.id, j.Claims); err != nil {
+		return err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
@@ -167,8 +201,9 @@ func (r *room) join(m *member, j schedule.Join) error {
 	}
 	r.members[m.id] = m
 	r.idle = time.Now()
-	if len(j.Have) > 0 || len(j.Leased) > 0 {
-		// It comes from a coordinator that was lost, and so will others, who have what it lacks.
+	if r.openAt.IsZero() && (len(j.Claims) > 0 || len(j.Leased) > 0) {
+		// It comes from a coordinator that was lost, and so will others, who have what it lacks. (One that has chunks and no
+		// claims for them goes on with what it kept on disk.)
 		r.openAt = r.idle.Add(succession)
 	}
 	r.deliver()
@@ -176,12 +211,16 @@ func (r *room) join(m *member, j schedule.Join) error {
 }
 
 func (r *room) report(m *member, rep schedule.Report) error {
+	var err error
+	if rep.Claims, err = r.vouch(m.id, rep.Claims); err != nil {
+		return err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.members[m.id] != m {
 		return errLeft
 	}
-	err := r.table.Report(time.Now(), m.id, rep)
+	err = r.table.Report(time.Now(), m.id, rep)
 	r.deliver()
 	return err
 }

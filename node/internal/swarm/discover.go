@@ -112,6 +112,10 @@ func (s *Swarm) ownClaims(d digest.Digest) ([]schedule.Claim, int64, error) {
 
 // askMap asks p for its claims of d. It fails with content.ErrNotFound where p does not hold it.
 func (s *Swarm) askMap(ctx context.Context, p peer.ID, d digest.Digest) (size int64, zone string, claims []schedule.Claim, err error) {
+	end, ok := ctx.Deadline()
+	if !ok {
+		end = time.Now().Add(discoverTimeout)
+	}
 	ctx, cancel := context.WithTimeout(ctx, mapTimeout)
 	defer cancel()
 	stream, err := s.host.NewStream(ctx, p, s.protocol("map"))
@@ -149,10 +153,17 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, d digest.Digest) (size in
 			sum := schedule.Sum(part.Sums[i*sha256.Size : (i+1)*sha256.Size])
 			claims = append(claims, schedule.Claim{Index: len(claims), Sum: sum, By: p, Signature: sig})
 		}
-		// A large map may take longer than a small one, as long as it keeps coming.
-		_ = stream.SetDeadline(time.Now().Add(mapTimeout))
+		// A large map may take longer than a small one, as long as it keeps coming, and not beyond the search.
+		_ = stream.SetDeadline(earlier(time.Now().Add(mapTimeout), end))
 	}
 	return head.Size, head.Zone, claims, nil
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // handleMap answers askMap.

@@ -38,7 +38,7 @@ const (
 type Sink interface {
 	// Block hands over a block whose bytes hash to c. The bytes must not be kept.
 	Block(from peer.ID, c cid.Cid, data []byte)
-	// Lost: the peer cannot be asked, or its connection is gone.
+	// Lost: the peer cannot be asked, its connection is gone, or it does not hold what it was thought to.
 	Lost(from peer.ID, c cid.Cid)
 }
 
@@ -74,6 +74,7 @@ type sender struct {
 type entry struct {
 	cid      cid.Cid
 	priority int32
+	held     bool // the peer is thought to hold it, and is to say so if it does not
 	cancel   bool
 }
 
@@ -116,7 +117,7 @@ func (e *exchange) setBandwidth(up, down int64) {
 }
 
 // ask wants c of peer p for s. A block that arrives from any peer goes to every sink that wants it.
-func (e *exchange) ask(p peer.ID, c cid.Cid, priority int32, s Sink) {
+func (e *exchange) ask(p peer.ID, c cid.Cid, priority int32, held bool, s Sink) {
 	e.mu.Lock()
 	w := e.wants[c]
 	if w == nil {
@@ -129,7 +130,7 @@ func (e *exchange) ask(p peer.ID, c cid.Cid, priority int32, s Sink) {
 	if !slices.Contains(w.asked, p) {
 		w.asked = append(w.asked, p)
 	}
-	e.queue(p, entry{cid: c, priority: priority})
+	e.queue(p, entry{cid: c, priority: priority, held: held})
 	e.mu.Unlock()
 }
 
@@ -193,7 +194,7 @@ func (e *exchange) send(p peer.ID, s *sender) {
 				m.Cancel(en.cid)
 				continue
 			}
-			m.AddEntry(en.cid, en.priority, pb.Message_Wantlist_Block, false)
+			m.AddEntry(en.cid, en.priority, pb.Message_Wantlist_Block, en.held)
 			bytes += content.ChunkSize
 		}
 		if m.Empty() {
@@ -275,6 +276,9 @@ func (e *exchange) lose(p peer.ID, s *sender) {
 // so a block that was asked for by CID is what it should be.
 func (e *exchange) ReceiveMessage(_ context.Context, from peer.ID, m message.BitSwapMessage) {
 	e.again(m)
+	for _, c := range m.DontHaves() {
+		e.lacks(from, c)
+	}
 	for _, b := range m.Blocks() {
 		c := b.Cid()
 		e.m.received.Add(float64(len(b.RawData())))
@@ -296,6 +300,25 @@ func (e *exchange) ReceiveMessage(_ context.Context, from peer.ID, m message.Bit
 		for _, s := range w.sinks {
 			s.Block(from, c, b.RawData())
 		}
+	}
+}
+
+// lacks tells the sinks that a peer, which was thought to hold a block, does not.
+func (e *exchange) lacks(p peer.ID, c cid.Cid) {
+	e.mu.Lock()
+	w := e.wants[c]
+	if w == nil || !slices.Contains(w.asked, p) {
+		e.mu.Unlock()
+		return
+	}
+	w.asked = without(w.asked, p)
+	if len(w.asked) == 0 {
+		delete(e.wants, c)
+	}
+	e.queue(p, entry{cid: c, cancel: true})
+	e.mu.Unlock()
+	for _, s := range w.sinks {
+		s.Lost(p, c)
 	}
 }
 

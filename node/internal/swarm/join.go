@@ -71,6 +71,14 @@ func (s *Swarm) Join(ctx context.Context, d digest.Digest, j schedule.Join) (*Se
 				s.m.joins.WithLabelValues("remote").Inc()
 				return session, nil
 			}
+			if err == nil && nearer != "" && (s.isShunned(nearer) || !s.gate.admits(nearer)) {
+				// It does not know that the nearer one is dead, or not to be trusted: it is to take the blob itself.
+				session, _, err = s.joinRemote(bounded, p, d, j, true)
+				if session != nil {
+					s.m.joins.WithLabelValues("remote").Inc()
+					return session, nil
+				}
+			}
 			if err != nil {
 				s.log.Debug("coordinator did not answer", "digest", d, "peer", p, "error", err)
 				if ctx.Err() == nil && !errors.Is(err, schedule.ErrSize) {
@@ -281,17 +289,18 @@ func (s *Swarm) nearest(ctx context.Context, d digest.Digest, n int) []peer.ID {
 	if len(peers) == 0 {
 		peers = s.around(target, n)
 	}
+	peers = slices.DeleteFunc(peers, func(p peer.ID) bool { return s.isShunned(p) || !s.gate.admits(p) })
 	peers = kb.SortClosestPeers(append(peers, s.host.ID()), target)
 	return peers[:min(n, len(peers))]
 }
 
-// around returns the n peers nearest to target that this node knows of itself: of the routing table, and of the connected
-// agents, for a peer that has just come is connected before the routing table takes it in.
+// around returns the n connected agents nearest to target, but for those shunned. The routing table is not asked: a peer that
+// has just come is connected before the table takes it in, and one that is gone stays in it for long after.
 func (s *Swarm) around(target kb.ID, n int) []peer.ID {
-	peers := s.dht.RoutingTable().NearestPeers(target, n)
+	var peers []peer.ID
 	for _, p := range s.host.Network().Peers() {
 		known, err := s.host.Peerstore().SupportsProtocols(p, s.protocol("coordinate"))
-		if err == nil && len(known) > 0 && !slices.Contains(peers, p) {
+		if err == nil && len(known) > 0 && !s.isShunned(p) {
 			peers = append(peers, p)
 		}
 	}

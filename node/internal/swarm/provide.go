@@ -15,8 +15,11 @@ const (
 	// reprovideEvery is how often every held blob is provided anew, so that new nodes near its key learn of it and
 	// records of nodes that are gone are outnumbered by fresh ones before they expire.
 	reprovideEvery = 30 * time.Minute
-	provideTimeout = 10 * time.Second
-	provideWorkers = 4
+	// provideValidity outlives one round that fails. Records of blobs that were evicted, and of nodes that are gone, do not
+	// last longer: there are only so many that a search finds.
+	provideValidity = 3 * reprovideEvery
+	provideTimeout  = 10 * time.Second
+	provideWorkers  = 4
 )
 
 // provider publishes provider records in the DHT: at once for a blob that was committed, and for all again and again.

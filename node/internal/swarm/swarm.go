@@ -15,6 +15,7 @@ import (
 	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p"
 	dht "github.com/libp2p/go-libp2p-kad-dht"
+	"github.com/libp2p/go-libp2p-kad-dht/records"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/host"
@@ -28,6 +29,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
 	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	connrate "github.com/libp2p/go-libp2p/x/rate"
 	ma "github.com/multiformats/go-multiaddr"
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
@@ -147,6 +149,7 @@ func (s *Swarm) start() error {
 		dht.ProtocolPrefix(protocol.ID(s.opts.ProtocolPrefix)),
 		dht.Mode(dht.ModeServer),
 		dht.DisableValues(),
+		dht.ProviderManagerOpts(records.ProvideValidity(provideValidity)),
 		dht.BootstrapPeersFunc(s.bootstrapPeers),
 	)
 	if err != nil {
@@ -182,7 +185,10 @@ func newHost(o Options, g *gate, traffic bandwidth.Reporter) (host.Host, error) 
 			Streams: 4096, StreamsInbound: 2048, StreamsOutbound: 2048, Memory: 256 << 20,
 		},
 	}.Build(rcmgr.InfiniteLimits)
-	resources, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(limits), rcmgr.WithMetricsDisabled())
+	// libp2p bounds connections by address, too: 8 for an IPv4 address, and 8 for a /56 of IPv6, within which a whole
+	// cluster may lie. Here it is the gater that keeps strangers out, so an address says nothing.
+	resources, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(limits), rcmgr.WithMetricsDisabled(),
+		rcmgr.WithLimitPerSubnet([]rcmgr.ConnLimitPerSubnet{}, []rcmgr.ConnLimitPerSubnet{}), rcmgr.WithConnRateLimiters(&connrate.Limiter{}))
 	if err != nil {
 		return nil, err
 	}
@@ -293,9 +299,10 @@ func (s *Swarm) Claim(d digest.Digest, index int, sum schedule.Sum) (schedule.Cl
 	return signClaim(s.opts.Identity, s.host.ID(), d, index, sum)
 }
 
-// Want asks p for block c on behalf of sink. Higher priorities are answered first.
-func (s *Swarm) Want(p peer.ID, c cid.Cid, priority int32, sink Sink) {
-	s.exchange.ask(p, c, priority, sink)
+// Want asks p for block c on behalf of sink. Higher priorities are answered first. A peer that is thought to hold the block
+// already is asked to say so if it does not; that it is Lost then.
+func (s *Swarm) Want(p peer.ID, c cid.Cid, priority int32, held bool, sink Sink) {
+	s.exchange.ask(p, c, priority, held, sink)
 }
 
 // Forget takes back all wants of a sink for c.
@@ -349,6 +356,10 @@ func (s *Swarm) watchPeers() error {
 
 func (s *Swarm) changed(e event.EvtPeerConnectednessChanged) {
 	if e.Connectedness == network.Connected {
+		if !s.gate.admits(e.Peer) { // its admission was withdrawn while the connection was being made
+			_ = s.host.Network().ClosePeer(e.Peer)
+			return
+		}
 		s.mu.Lock()
 		delete(s.shunnedUntil, e.Peer)
 		s.mu.Unlock()

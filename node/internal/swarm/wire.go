@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -62,11 +63,12 @@ func readFrame(r *bufio.Reader, v any) error {
 	if n > maxFrame {
 		return fmt.Errorf("%w: %d bytes long", errFrame, n)
 	}
-	body := make([]byte, n)
-	if _, err := io.ReadFull(r, body); err != nil {
+	// The buffer grows with what comes: a length alone must not cost memory, for a peer may open many streams.
+	var body bytes.Buffer
+	if _, err := io.CopyN(&body, r, int64(n)); err != nil {
 		return fmt.Errorf("%w: %w", errFrame, err)
 	}
-	if err := decoding.Unmarshal(body, v); err != nil {
+	if err := decoding.Unmarshal(body.Bytes(), v); err != nil {
 		return fmt.Errorf("%w: %w", errFrame, err)
 	}
 	return nil
@@ -132,6 +134,7 @@ type (
 		Claim claim
 		From  uint32 // index into Peers
 		Root  bool
+		Held  bool
 	}
 	orders struct {
 		_        struct{} `cbor:",toarray"`
@@ -336,7 +339,7 @@ func toOrders(o schedule.Orders) []orders {
 		}
 		n := min(len(o.Chunks), maxList)
 		for _, a := range o.Chunks[:n] {
-			f.Chunks = append(f.Chunks, assignment{Claim: toClaim(&peers, a.Claim), From: peers.num(a.From), Root: a.Root})
+			f.Chunks = append(f.Chunks, assignment{Claim: toClaim(&peers, a.Claim), From: peers.num(a.From), Root: a.Root, Held: a.Held})
 		}
 		o.Chunks = o.Chunks[n:]
 		f.Peers = peers.list
@@ -357,7 +360,7 @@ func (f *orders) decode() (schedule.Orders, error) {
 		if err != nil {
 			return o, err
 		}
-		o.Chunks = append(o.Chunks, schedule.Assignment{Claim: c, From: from, Root: a.Root})
+		o.Chunks = append(o.Chunks, schedule.Assignment{Claim: c, From: from, Root: a.Root, Held: a.Held})
 	}
 	return o, nil
 }
@@ -378,7 +381,8 @@ func signClaim(key crypto.PrivKey, by peer.ID, d digest.Digest, index int, sum s
 	return schedule.Claim{Index: index, Sum: sum, By: by, Signature: sig}, nil
 }
 
-// VerifyClaim tells whether the peer that a claim names really made it. It is asked only once a claim turned out wrong.
+// VerifyClaim tells whether the peer that a claim names really made it. A coordinator asks before it passes a claim on, a
+// participant once a claim turned out wrong.
 func VerifyClaim(d digest.Digest, c schedule.Claim) error {
 	key, err := c.By.ExtractPublicKey()
 	if err != nil {
