@@ -49,6 +49,8 @@ type node struct {
 	fetcher  *fetch.Fetcher
 	front    *registry.Front
 	serving  atomic.Pointer[registry.Front] // the front, for peers that ask before it is there
+	joined   atomic.Pointer[swarm.Swarm]    // the swarm, for the store, which is there before it
+	inZone   string
 	files    *swarm.Files
 	kubeAPI  *rest.Config // nil where the Kubernetes side is off
 	kube     kubernetes
@@ -85,7 +87,7 @@ func (n *node) start(ctx context.Context) (err error) {
 	}
 	events := &storeEvents{}
 	n.store, err = store.Open(ctx, store.Options{
-		Path: c.Store.Path, Limits: limits, RuntimePath: c.Store.RuntimePath, OnEvent: events.on,
+		Path: c.Store.Path, Limits: limits, RuntimePath: c.Store.RuntimePath, OnEvent: events.on, Holders: n.holders,
 		Logger: n.log.With("part", "store"), Registerer: n.metrics,
 	})
 	if err != nil {
@@ -102,6 +104,7 @@ func (n *node) start(ctx context.Context) (err error) {
 		return fmt.Errorf("kubernetes: %w", err)
 	}
 	zone := n.zone(ctx)
+	n.inZone = zone
 	memory := n.store.KV("peers")
 	n.swarm, err = swarm.New(swarm.Options{
 		Identity: n.identity, Listen: c.Swarm.Listen, Announce: c.Swarm.Announce, Bootstrap: c.BootstrapPeers(),
@@ -115,6 +118,7 @@ func (n *node) start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	n.joined.Store(n.swarm)
 	n.tags = swarm.NewTags(n.swarm, n.store.KV("tags"))
 	n.files = swarm.NewFiles(n.swarm, n.fileOf)
 	n.fetcher = fetch.New(fetch.Options{
@@ -151,6 +155,15 @@ func (n *node) start(ctx context.Context) (err error) {
 	n.applyPolicy(n.policy.Load())
 	n.policy.Subscribe(n.applyPolicy)
 	return nil
+}
+
+// holders is how many other nodes are known to hold a blob.
+func (n *node) holders(d digest.Digest) int {
+	s := n.joined.Load()
+	if s == nil {
+		return 0
+	}
+	return s.Holders(d)
 }
 
 // fileOf finds the blob of this node whose UnixFS root a CID is.
@@ -228,26 +241,65 @@ func (n *node) listen(ctx context.Context, name, address string, h http.Handler,
 	return nil
 }
 
-// scrub checks what is on disk, again and again.
+// scrub checks what is on disk, again and again. When it last did so outlives a restart, or an agent that restarts often would
+// never come to it.
 func (n *node) scrub(ctx context.Context) {
 	every := n.config.Store.ScrubInterval
 	if every <= 0 {
 		return
 	}
-	tick := time.NewTicker(every)
-	defer tick.Stop()
+	memory := n.store.KV("scrub")
+	last, ok := loadTime(memory, lastScrub)
+	if !ok {
+		last = n.scrubbed(memory)
+	}
 	for {
+		due := time.NewTimer(max(time.Until(last.Add(every)), scrubPause))
 		select {
-		case <-tick.C:
-			if report, err := n.store.Scrub(ctx); err != nil && ctx.Err() == nil {
-				n.log.Warn("scrub ended early", "error", err)
-			} else if err == nil {
-				n.log.Info("scrubbed", "report", report)
-			}
+		case <-due.C:
 		case <-ctx.Done():
+			due.Stop()
 			return
 		}
+		report, err := n.store.Scrub(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			n.log.Warn("scrub ended early", "error", err)
+		default:
+			n.log.Info("scrubbed", "report", report)
+		}
+		last = n.scrubbed(memory)
 	}
+}
+
+const (
+	lastScrub = "last"
+	// scrubPause keeps a node that has just started, and has pulls to serve, from reading its whole disk at once.
+	scrubPause = 10 * time.Minute
+)
+
+// scrubbed notes that the store was checked now.
+func (n *node) scrubbed(memory store.KV) time.Time {
+	now := time.Now()
+	raw, err := now.MarshalText()
+	if err == nil {
+		err = memory.Put(lastScrub, raw)
+	}
+	if err != nil {
+		n.log.Warn("time of the scrub not remembered", "error", err)
+	}
+	return now
+}
+
+// loadTime reads a time that is not in the future, as one is after a clock was set back.
+func loadTime(memory store.KV, key string) (t time.Time, ok bool) {
+	raw, ok := memory.Get(key)
+	if !ok || t.UnmarshalText(raw) != nil || t.After(time.Now()) {
+		return time.Time{}, false
+	}
+	return t, true
 }
 
 // applyPolicy puts a policy into force where it is not asked for anew each time.
@@ -438,7 +490,7 @@ func (n *node) adminHandler() http.Handler {
 func (n *node) viewNode() admin.Node {
 	usage := n.store.Usage()
 	v := admin.Node{
-		Version: version, PeerID: n.swarm.ID().String(), Zone: n.config.Swarm.Zone, Started: n.started, Policy: n.policy.Load(),
+		Version: version, PeerID: n.swarm.ID().String(), Zone: n.inZone, Started: n.started, Policy: n.policy.Load(),
 		Store: admin.Store{
 			Path: n.config.Store.Path, Blobs: usage.Blobs, Bytes: usage.Bytes, Capacity: usage.Capacity,
 			Pinned: usage.PinnedBytes, DiskFree: usage.FreeDisk,
@@ -453,7 +505,7 @@ func (n *node) viewNode() admin.Node {
 func (n *node) viewPeers() []admin.Peer {
 	var out []admin.Peer
 	for _, p := range n.swarm.Peers() {
-		out = append(out, admin.Peer{ID: p.ID.String(), Addresses: p.Addrs, Connected: true, Admitted: true, RoundTrip: p.RoundTrip})
+		out = append(out, admin.Peer{ID: p.ID.String(), Addresses: p.Addrs, RoundTrip: p.RoundTrip})
 	}
 	return out
 }

@@ -111,20 +111,12 @@ func (a *agent) knows(ctx context.Context, n int) error {
 	if err != nil {
 		return err
 	}
-	var peers []struct {
-		Connected bool `json:"connected"`
-	}
+	var peers []struct{}
 	if err := json.Unmarshal(body, &peers); err != nil {
 		return err
 	}
-	connected := 0
-	for _, p := range peers {
-		if p.Connected {
-			connected++
-		}
-	}
-	if connected < n {
-		return fmt.Errorf("connected to %d of %d others", connected, n)
+	if len(peers) < n {
+		return fmt.Errorf("connected to %d of %d others", len(peers), n)
 	}
 	return nil
 }
@@ -190,16 +182,15 @@ func killInTheMiddle(ctx context.Context, a *agent, img image) {
 func (a *agent) explain(ctx context.Context) {
 	if body, err := httpget.Body(ctx, a.admin+"/debug/shoal/fetches"); err == nil {
 		var fetches []struct {
-			Digest       string    `json:"digest"`
-			Size         int64     `json:"size"`
-			Present      int64     `json:"present"`
-			Started      time.Time `json:"started"`
-			Participants int       `json:"participants"`
+			Digest  string    `json:"digest"`
+			Size    int64     `json:"size"`
+			Present int64     `json:"present"`
+			Started time.Time `json:"started"`
 		}
 		_ = json.Unmarshal(body, &fetches) // what cannot be read is not shown
 		for _, f := range fetches {
-			fmt.Printf("  %s: %s: %s of %s after %s, %d participants\n", a.name, f.Digest, mebibytes(f.Present), mebibytes(f.Size),
-				time.Since(f.Started).Round(time.Second), f.Participants)
+			fmt.Printf("  %s: %s: %s of %s after %s\n", a.name, f.Digest, mebibytes(f.Present), mebibytes(f.Size),
+				time.Since(f.Started).Round(time.Second))
 		}
 	}
 	f, err := os.Open(a.log)

@@ -31,13 +31,10 @@ type Store struct {
 	DiskFree int64 `json:"diskFree"`
 }
 
-// Peer is another agent.
+// Peer is another agent, one that is connected now, and so admitted.
 type Peer struct {
 	ID        string   `json:"id"`
 	Addresses []string `json:"addresses,omitempty"`
-	Connected bool     `json:"connected"`
-	// Admitted is false for a peer that may not take part.
-	Admitted bool `json:"admitted"`
 	// RoundTrip is the smoothed time of a ping, in nanoseconds; 0 where none was measured.
 	RoundTrip time.Duration `json:"roundTrip,omitempty"`
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
@@ -148,9 +149,10 @@ func named(registry, name string) (content.Repository, error) {
 	return content.Repository{Registry: registry, Name: name}, nil
 }
 
-// hostname checks s against the grammar of a reference's host and gives it in lower case.
+// hostname checks s against the grammar of a reference's host and gives its one spelling: what is cached, and who may read it,
+// must not depend on which of a registry's names a client uses.
 func hostname(s string) (string, error) {
-	host := strings.ToLower(s)
+	host := registries.Canonical(s)
 	if n, err := reference.WithName(host + "/name"); err != nil || reference.Domain(n) != host {
 		return "", &apiError{http.StatusBadRequest, "NAME_INVALID", fmt.Sprintf("registry host %q is malformed", s)}
 	}

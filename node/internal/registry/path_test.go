@@ -33,6 +33,8 @@ func TestRoutes(t *testing.T) {
 		"/v2/images.test:80/a/manifests/v1":   {"", "other.test", route{endManifest, repo("images.test:80", "a"), "v1", ""}},
 		"/v2/a.b/manifests/v1":                {"", "other.test", route{endManifest, repo("other.test", "a.b"), "v1", ""}},
 		"/v2/docker.io/redis/manifests/v1":    {"", "", route{endManifest, repo("docker.io", "library/redis"), "v1", ""}},
+		"/v2/index.docker.io/redis/tags/list": {"", "", route{endTags, repo("docker.io", "library/redis"), "", ""}},
+		"/v2/acme/redis/tags/list":            {"registry-1.docker.io", "", route{endTags, repo("docker.io", "acme/redis"), "", ""}},
 		"/v2/docker.io/acme/redis/tags/list":  {"", "", route{endTags, repo("docker.io", "acme/redis"), "", ""}},
 		"/v2/redis/tags/list":                 {"", "docker.io", route{endTags, repo("docker.io", "library/redis"), "", ""}},
 		"/v2/manifests/manifests/manifests":   {"images.test", "", route{endManifest, repo("images.test", "manifests"), "manifests", ""}},

@@ -35,7 +35,7 @@ func admitting(ids ...peer.ID) func(*Options) {
 
 // allProtocols are those that a node speaks.
 var allProtocols = []protocol.ID{
-	"/shoal/coordinate/1.0.0", "/shoal/map/1.0.0", "/shoal/tag/1.0.0", "/shoal/kad/1.0.0", "/ipfs/bitswap/1.2.0",
+	"/shoal/coordinate/1.1.0", "/shoal/map/1.0.0", "/shoal/tag/1.0.0", "/shoal/kad/1.0.0", "/ipfs/bitswap/1.2.0",
 	"/ipfs/id/1.0.0", "/ipfs/ping/1.0.0",
 }
 
@@ -129,7 +129,7 @@ func TestGarbageOnAStreamEndsTheStream(t *testing.T) {
 	NewTags(s.Swarm, s.store.KV("tags"))
 	broken := newStranger(t)
 	require.NoError(t, broken.Connect(t.Context(), s.info()))
-	for _, p := range []protocol.ID{"/shoal/coordinate/1.0.0", "/shoal/map/1.0.0", "/shoal/tag/1.0.0"} {
+	for _, p := range []protocol.ID{"/shoal/coordinate/1.1.0", "/shoal/map/1.0.0", "/shoal/tag/1.0.0"} {
 		for name, raw := range map[string][]byte{
 			"noise":                 {5, 0xff, 0xff, 0xff, 0xff, 0xff},
 			"a frame too long":      {0xff, 0xff, 0xff, 0x7f},

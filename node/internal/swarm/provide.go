@@ -3,9 +3,11 @@ package swarm
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -37,6 +39,20 @@ func newProvider(s *Swarm) *provider {
 
 // Provide makes known that this node holds the blob whole. It returns at once.
 func (s *Swarm) Provide(d digest.Digest) { s.provider.add(d) }
+
+// Holders is how many other nodes hold a blob, by the provider records that this node keeps for the DHT: those of the blobs that
+// are near it, which in a small swarm are all.
+func (s *Swarm) Holders(d digest.Digest) int {
+	key, err := content.DigestCID(d)
+	if err != nil {
+		return 0
+	}
+	known, err := s.dht.ProviderStore().GetProviders(s.ctx, key.Hash())
+	if err != nil {
+		return 0
+	}
+	return len(slices.DeleteFunc(known, func(p peer.AddrInfo) bool { return p.ID == s.host.ID() }))
+}
 
 func (p *provider) add(d digest.Digest) {
 	p.mu.Lock()

@@ -226,7 +226,13 @@ func (s *Swarm) Close() error {
 }
 
 func (s *Swarm) protocol(name string) protocol.ID {
-	return protocol.ID(s.opts.ProtocolPrefix + "/" + name + "/1.0.0")
+	version := "1.0.0"
+	if name == "coordinate" {
+		// Orders say since 1.1.0 whether a peer holds a chunk already. Agents of different versions plan apart, and give each
+		// other what they hold all the same.
+		version = "1.1.0"
+	}
+	return protocol.ID(s.opts.ProtocolPrefix + "/" + name + "/" + version)
 }
 
 // ID is this node's peer ID.
