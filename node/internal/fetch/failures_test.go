@@ -3,6 +3,7 @@ package fetch
 import (
 	"context"
 	"crypto/rand"
+	"net/http"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
 )
 
@@ -61,8 +63,9 @@ func TestAnAgentThatStopsInTheMiddleOfABurstDoesNotStopTheOthers(t *testing.T) {
 			copies := float64(o.bytes.Load()) / size
 			t.Logf("%.2f copies", copies)
 			// What the victim had read and not passed on is read again, and a new coordinator that the others reach too late
-			// on a busy machine sends some of them where others already were; but not each on its own.
-			require.Less(t, copies, 2.0)
+			// on a busy machine sends some of them where others already were; but not each on its own: three that go on alone
+			// from the 6 chunks that the valve let through would cost 2.25.
+			require.Less(t, copies, 2.25)
 		})
 	}
 }
@@ -163,6 +166,26 @@ func TestAPeerThatLiesIsBannedAndNothingItSaidIsKept(t *testing.T) {
 	require.True(t, n.knows(nodes[1].swarm.ID()), "no one else is blamed")
 }
 
+func TestAPeerWhoseChunkIsTooShortIsBanned(t *testing.T) {
+	t.Parallel()
+	const size = 4*chunk1 + 5
+	o := newOrigin(t)
+	d := o.add(t, size)
+	n := newSwarm(t, o, 1)[0]
+	l := newLie(t, d, o.blobs[d])
+	short := []byte("short")
+	b, err := blocks.NewBlockWithCid(short, content.ChunkCID(short))
+	require.NoError(t, err)
+	require.NoError(t, l.chunks.Set(2, b.Cid()))
+	require.NoError(t, l.blocks.Put(t.Context(), b))
+	liar := hostile(t, infos([]*testNode{n}), l)
+	connected(t, []*testNode{n}, liar.ID())
+	_, err = n.read(t.Context(), o.request(d))
+	require.ErrorIs(t, err, content.ErrDigestMismatch)
+	n.pull(t.Context(), o.request(d)).requireRight(t, d)
+	eventually(t, "banned", func() bool { return n.metric(t, "shoal_peer_bans_total") == 1 })
+}
+
 func TestAPeerThatLiesOfTheSizeDoesNotKeepOthersFromTheBlob(t *testing.T) {
 	t.Parallel()
 	const size = 4*chunk1 + 5
@@ -218,6 +241,57 @@ func TestAPeerThatStallsIsPassedOver(t *testing.T) {
 	}
 	require.Positive(t, stalls, "it was asked, or this test shows nothing")
 	require.Zero(t, nodes[0].metric(t, "shoal_peer_bans_total"), "to be slow is no crime")
+}
+
+// evicted is a blockstore that has nothing of what its map says.
+type evicted struct{ blockstore.Blockstore }
+
+func (evicted) Get(_ context.Context, c cid.Cid) (blocks.Block, error) {
+	return nil, ipld.ErrNotFound{Cid: c}
+}
+func (evicted) GetSize(_ context.Context, c cid.Cid) (int, error) { return 0, ipld.ErrNotFound{Cid: c} }
+func (evicted) Has(context.Context, cid.Cid) (bool, error)        { return false, nil }
+
+// Who was told that the holder has the chunks already goes elsewhere at its word, and does not wait for them to come.
+func TestAHolderThatHasEvictedTheBlobIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	const size = 8*chunk1 + 5
+	o := newOrigin(t)
+	d := o.add(t, size)
+	n := newSwarm(t, o, 1, func(_ int, fo *Options, _ *swarm.Options) {
+		fo.PeerSilence, fo.PeerPatience = time.Minute, time.Minute
+	})[0]
+	l := newLie(t, d, o.blobs[d]) // which is no lie: what it claims is true
+	l.blocks = evicted{l.blocks}
+	h := hostile(t, infos([]*testNode{n}), l)
+	connected(t, []*testNode{n}, h.ID())
+	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second) // less than its patience
+	defer cancel()
+	n.pull(ctx, o.request(d)).requireRight(t, d)
+	require.True(t, n.knows(h.ID()), "to evict is no crime")
+}
+
+func TestAnEmptyBlobThatAnotherHolds(t *testing.T) {
+	t.Parallel()
+	for name, restarted := range map[string]bool{"and has fetched": false, "and has kept from another life": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOrigin(t)
+			d := o.add(t, 0)
+			disk := store.Options{Path: t.TempDir(), Logger: testLogger("disk")}
+			if restarted {
+				s, err := store.Open(t.Context(), disk)
+				require.NoError(t, err)
+				require.NoError(t, s.Put(t.Context(), d, "", http.NoBody, 0))
+				require.NoError(t, s.Close())
+			}
+			a := newNodeOn(t, o, "a", nil, disk)
+			require.NoError(t, a.Ensure(t.Context(), o.request(d)))
+			b := newNode(t, o, "b", infos([]*testNode{a}))
+			connected(t, []*testNode{b}, a.swarm.ID())
+			b.pull(t.Context(), o.request(d)).requireRight(t, d)
+		})
+	}
 }
 
 func TestEachChunkCrossesIntoAZoneOnce(t *testing.T) {

@@ -295,12 +295,14 @@ func (s *Swarm) nearest(ctx context.Context, d digest.Digest, n int) []peer.ID {
 }
 
 // around returns the n connected agents nearest to target, but for those shunned. The routing table is not asked: a peer that
-// has just come is connected before the table takes it in, and one that is gone stays in it for long after.
+// has just come is connected before the table takes it in, and one that is gone stays in it for long after. One that has
+// not said yet what it speaks counts as an agent, or nodes that start together would plan apart.
 func (s *Swarm) around(target kb.ID, n int) []peer.ID {
 	var peers []peer.ID
 	for _, p := range s.host.Network().Peers() {
-		known, err := s.host.Peerstore().SupportsProtocols(p, s.protocol("coordinate"))
-		if err == nil && len(known) > 0 && !s.isShunned(p) {
+		spoken, err := s.host.Peerstore().GetProtocols(p)
+		agent := len(spoken) == 0 || slices.Contains(spoken, s.protocol("coordinate"))
+		if err == nil && agent && !s.isShunned(p) {
 			peers = append(peers, p)
 		}
 	}
