@@ -14,6 +14,7 @@ import (
 	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/host"
+	p2p "github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/stretchr/testify/require"
 )
@@ -134,4 +135,19 @@ func TestWhatIsNoMessageEndsItsStreamOnly(t *testing.T) {
 	m.AddBlock(block(t, []byte("still here"), cid.Raw))
 	require.NoError(t, from.SendMessage(t.Context(), b.ID(), m))
 	require.Equal(t, "still here", string(take(t, r.blocks)))
+}
+
+// A block that is being sent, and the worker that sends it, must not be kept as long by one that takes nothing as by one
+// that is slow, who for this block has a minute and a half.
+func TestAPeerThatTakesNothingIsGivenUp(t *testing.T) {
+	t.Parallel()
+	a, b := newHost(t), newHost(t)
+	b.SetStreamHandler(protocols[0], func(p2p.Stream) {})
+	require.NoError(t, a.Connect(t.Context(), peer.AddrInfo{ID: b.ID(), Addrs: b.Addrs()}))
+	m := message.New(true)
+	m.AddBlock(block(t, make([]byte, 1<<20), cid.Raw))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer time.AfterFunc(time.Minute, cancel).Stop()
+	require.Error(t, New(a).SendMessage(ctx, b.ID(), m))
+	require.NoError(t, ctx.Err(), "it took more than a minute")
 }

@@ -158,6 +158,26 @@ func TestOneReadsARegistryWithoutRangeForTheOthers(t *testing.T) {
 	require.GreaterOrEqual(t, kept, int64(3*size*9/10), "three of four take it from the one that streams")
 }
 
+// To lease to another what a registry thinks about for long has it think twice, and send twice.
+func TestARegistryThatAnswersLateSendsOneCopy(t *testing.T) {
+	t.Parallel()
+	const size = 4 * chunk1
+	const timeout = 3 * time.Second
+	o := newOrigin(t)
+	d := o.add(t, size)
+	o.misbehave(func(_ http.ResponseWriter, r *http.Request, _ []byte) bool {
+		if r.Method == http.MethodGet {
+			<-time.After(3 * timeout)
+		}
+		return false
+	})
+	nodes := newSwarm(t, o, 4, allPatient(t, o), func(_ int, _ *Options, so *swarm.Options) { so.Schedule.LeaseTimeout = timeout })
+	req := o.request(d)
+	req.Size = size // as the manifest has told
+	pullAll(t, nodes, req, 0)
+	require.LessOrEqual(t, float64(o.bytes.Load())/size, 1.05)
+}
+
 func TestARegistryThatIsDownDoesNotMatterWhereAPeerHasTheBlob(t *testing.T) {
 	t.Parallel()
 	o := newOrigin(t)

@@ -398,6 +398,127 @@ func TestLeasesOfOneThatStallsGoToAnother(t *testing.T) {
 	require.Len(t, n1.have, 8)
 }
 
+// One that says that bytes come keeps its lease, but not without ever claiming a chunk of it.
+func TestALeaseOfOneThatOnlySaysThatItReadsGoesToAnother(t *testing.T) {
+	t.Parallel()
+	s := newSwarm(t, Config{}, 8)
+	slow := s.join(id(0), "", true)
+	require.NotEmpty(t, slow.leases)
+	slow.leases = nil
+	other := s.join(id(1), "", true)
+	for range 600 { // ten minutes
+		for len(other.have) < 8 && s.step(func(int) int { return 0 }) {
+			slow.leases = nil
+		}
+		s.now = s.now.Add(time.Second)
+		s.report(slow, Report{Reading: true})
+		s.table.Tick(s.now)
+		s.deliver()
+		slow.leases = nil
+	}
+	require.Len(t, other.have, 8)
+}
+
+// A coordinator is lost while a reads the blob from upstream, and b, who has what a has claimed so far, comes to the next
+// coordinator before a does.
+func TestALeaseThatIsHalfReadGoesOnAtANewCoordinator(t *testing.T) {
+	t.Parallel()
+	s := newSwarm(t, Config{}, 16)
+	a, b := id(0), id(1)
+	known := Report{Size: s.size(), Claims: s.claims(a)[:3], Have: []int{0, 1, 2}}
+	table := New(Config{}) // not open yet: it waits for those who come from the coordinator that is lost
+	require.NoError(t, table.Join(s.now, b, Join{Upstream: true, Whole: true, Report: known}))
+	require.NoError(t, table.Join(s.now, a, Join{Upstream: true, Whole: true, Leased: []Run{{0, 16}}, Report: known}))
+	table.Open(s.now)
+	table.Take(func(to peer.ID, o Orders) {
+		require.Empty(t, o.Leases, "a reads all that is missing already; %s", string(to))
+	})
+}
+
+func TestAHolderThatHasNothingIsPassedOver(t *testing.T) {
+	t.Parallel()
+	for name, oneByOne := range map[string]bool{"suspected of all chunks at once": false, "suspected of one after another": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSwarm(t, Config{}, 9)
+			h, m := id(100), id(0)
+			require.NoError(t, s.table.AddHolder(s.now, h, "", s.size(), s.claims(h)))
+			require.NoError(t, s.table.Join(s.now, m, Join{Upstream: true, Whole: true, Report: Report{Size: s.size()}}))
+			have := map[int]bool{}
+			var o Orders
+			take := func() {
+				o = Orders{}
+				s.table.Take(func(to peer.ID, x Orders) {
+					if to == m {
+						o.Merge(x)
+					}
+				})
+			}
+			take()
+			require.Len(t, o.Chunks, 8, "of 9 one comes from upstream, or is told later")
+			s.now = s.now.Add(8 * time.Second)
+			var all Report
+			for _, a := range o.Chunks {
+				r := Report{Suspects: []Suspicion{{Index: a.Index, From: a.From}}}
+				if oneByOne {
+					require.NoError(t, s.table.Report(s.now, m, r))
+				}
+				all.Merge(r)
+			}
+			if !oneByOne {
+				require.NoError(t, s.table.Report(s.now, m, all))
+			}
+			// Within a minute upstream gives what the holder did not.
+			for range 60 {
+				take()
+				for len(o.Leases) > 0 {
+					for _, l := range o.Leases {
+						for i := l.First; i < l.End(); i++ {
+							have[i] = true
+							require.NoError(t, s.table.Report(s.now, m, Report{Claims: []Claim{{Index: i, Sum: sum(i), By: m}}}))
+						}
+					}
+					take()
+				}
+				s.now = s.now.Add(time.Second)
+				s.table.Tick(s.now)
+			}
+			require.GreaterOrEqual(t, len(have), 8)
+		})
+	}
+}
+
+func TestAllFinishWhenHoldersDieOrStall(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(rt *rapid.T) {
+		chunks := rapid.IntRange(1, 60).Draw(rt, "chunks")
+		holders := rapid.IntRange(1, 4).Draw(rt, "holders")
+		nodes := rapid.IntRange(1, 4).Draw(rt, "nodes")
+		bad := rapid.IntRange(1, holders).Draw(rt, "bad")
+		stall := rapid.Bool().Draw(rt, "they stall, and do not die")
+		upstream := bad == holders || rapid.Bool().Draw(rt, "upstream")
+		s := newSwarm(rt, Config{GroupSize: 4, Window: 4}, chunks)
+		pick := func(n int) int { return rapid.IntRange(0, n-1).Draw(rt, "act") }
+		for i := range holders {
+			s.hold(id(100+i), "")
+		}
+		for i := range nodes {
+			s.join(id(i), "", upstream)
+		}
+		for i := range bad {
+			for range rapid.IntRange(0, 60).Draw(rt, "steps") {
+				s.step(pick)
+			}
+			if stall {
+				s.nodes[id(100+i)].stalled = true
+			} else {
+				s.leave(id(100 + i))
+			}
+		}
+		s.run(pick)
+	})
+}
+
 func TestHopelessIsSaidAtOnce(t *testing.T) {
 	t.Parallel()
 	s := newSwarm(t, Config{}, 3)

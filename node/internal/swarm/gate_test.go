@@ -3,6 +3,7 @@ package swarm
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"io"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	ma "github.com/multiformats/go-multiaddr"
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 )
@@ -113,6 +115,22 @@ func TestABanEndsWithItsTime(t *testing.T) {
 	require.True(t, g.admits(other))
 	g.ban(p, time.Now().Add(-time.Second))
 	require.True(t, g.admits(p))
+}
+
+// libp2p's own limits by subnet are for the public Internet; a cluster's nodes may well share one.
+func TestEveryNodeOfASubnetMayConnect(t *testing.T) {
+	t.Parallel()
+	rm := newTestSwarm(t).host.Network().ResourceManager()
+	for name, addr := range map[string]string{
+		"IPv6 nodes of one /64":          "/ip6/fd00::%x/tcp/5052",
+		"agents behind one IPv4 address": "/ip4/10.0.0.1/tcp/%d",
+	} {
+		for i := 1; i <= 20; i++ {
+			c, err := rm.OpenConnection(network.DirInbound, true, ma.StringCast(fmt.Sprintf(addr, i)))
+			require.NoError(t, err, "%s: connection %d", name, i)
+			defer c.Done()
+		}
+	}
 }
 
 func TestNoOneBansItself(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"io"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -164,6 +165,19 @@ func TestAMalformedFrameIsAnError(t *testing.T) {
 			require.Error(t, readFrame(bufio.NewReader(bytes.NewReader(raw)), &f))
 		})
 	}
+}
+
+// It is not parallel: what it counts is what the whole process allocates.
+func TestAFrameCostsNoMoreThanWhatCameOfIt(t *testing.T) {
+	prefix := binary.AppendUvarint(nil, maxFrame)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range 100 {
+		var q tagQuery
+		require.Error(t, readFrame(bufio.NewReader(bytes.NewReader(prefix)), &q))
+	}
+	runtime.ReadMemStats(&after)
+	require.Less(t, (after.TotalAlloc-before.TotalAlloc)/100, uint64(maxFrame/8), "bytes for a length that nothing follows")
 }
 
 func TestAClaimThatMakesNoSenseIsRefused(t *testing.T) {

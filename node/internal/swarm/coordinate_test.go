@@ -1,0 +1,124 @@
+package swarm
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	kb "github.com/libp2p/go-libp2p-kbucket"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
+)
+
+// newMesh starts nodes that all know each other, and returns them by their distance to d, the nearest first. They have more
+// patience than by default, for a machine that runs tests may be slow.
+func newMesh(t *testing.T, d digest.Digest, n int) []*testSwarm {
+	t.Helper()
+	var nodes []*testSwarm
+	for range n {
+		nodes = append(nodes, newTestSwarm(t, startingFrom(nodes...), func(o *Options) { o.JoinTimeout = 10 * time.Second }))
+	}
+	for _, s := range nodes {
+		eventually(t, "a full mesh", func() bool { return len(s.Peers()) == n-1 && s.dht.RoutingTable().Size() == n-1 })
+	}
+	key, err := content.DigestCID(d)
+	require.NoError(t, err)
+	slices.SortFunc(nodes, func(a, b *testSwarm) int {
+		if kb.Closer(a.ID(), b.ID(), string(key.Hash())) {
+			return -1
+		}
+		return 1
+	})
+	return nodes
+}
+
+// requireCoordinator lets nodes join the fetch of d, all at once.
+func requireCoordinator(t *testing.T, want peer.ID, nodes []*testSwarm, d digest.Digest) {
+	t.Helper()
+	sessions := make([]*Session, len(nodes))
+	errs := make([]error, len(nodes))
+	var wg sync.WaitGroup
+	for i, s := range nodes {
+		wg.Go(func() {
+			sessions[i], errs[i] = s.Join(t.Context(), d, schedule.Join{Upstream: true, Whole: true, Report: schedule.Report{Size: 5 << 20}})
+		})
+	}
+	wg.Wait()
+	for i, session := range sessions {
+		require.NoError(t, errs[i])
+		t.Cleanup(session.Close)
+		require.Equal(t, want.String(), session.Coordinator.String(), "alone: %v", session.Alone)
+		require.False(t, session.Alone)
+	}
+}
+
+// The next nearest does not fetch the blob itself, and so has not noticed that the nearest hangs.
+func TestTheNextNearestTakesOverFromACoordinatorThatHangs(t *testing.T) {
+	t.Parallel()
+	d := digest.FromString("x")
+	nodes := newMesh(t, d, 5)
+	end := make(chan struct{})
+	t.Cleanup(func() { close(end) })
+	nodes[0].host.SetStreamHandler(nodes[0].protocol("coordinate"), func(s network.Stream) { <-end; _ = s.Reset() })
+	requireCoordinator(t, nodes[1].ID(), nodes[2:], d)
+}
+
+// The routing table remembers for long who is gone: as many as are tried would be.
+func TestPeersThatAreGoneAreNoCandidates(t *testing.T) {
+	t.Parallel()
+	d := digest.FromString("x")
+	nodes := newMesh(t, d, 3+candidates)
+	gone, left := nodes[:candidates], nodes[candidates:]
+	for _, s := range gone {
+		require.NoError(t, s.Close())
+	}
+	for _, s := range left {
+		eventually(t, "gone", func() bool { return len(s.Peers()) == len(left)-1 })
+	}
+	requireCoordinator(t, left[0].ID(), left, d)
+}
+
+// Only those who come from a coordinator that was lost are followed by others, for whom it is worth to wait.
+func TestANodeThatResumesFromItsDiskIsSentUpstreamAtOnce(t *testing.T) {
+	t.Parallel()
+	d := digest.FromString("x")
+	s := newTestSwarm(t)
+	<-s.Started()
+	session, err := s.Join(t.Context(), d, schedule.Join{Upstream: true, Whole: true, Report: schedule.Report{Size: 5 << 20, Have: []int{0}}})
+	require.NoError(t, err)
+	defer session.Close()
+	r := s.room(d)
+	r.mu.Lock()
+	require.Zero(t, r.openAt, "it waits for no one")
+	r.mu.Unlock()
+	for leased := false; !leased; {
+		o, err := session.Next(t.Context())
+		require.NoError(t, err)
+		leased = len(o.Leases) > 0
+	}
+}
+
+// A map that keeps coming is waited for, but not beyond the time for the whole search.
+func TestTheSearchForHoldersEndsThoughAPeersMapDoesNot(t *testing.T) {
+	t.Parallel()
+	a := newTestSwarm(t)
+	b := newTestSwarm(t, startingFrom(a))
+	eventually(t, "connected", func() bool { return len(a.Peers()) == 1 && len(b.Peers()) == 1 })
+	b.host.SetStreamHandler(b.protocol("map"), func(s network.Stream) {
+		_ = writeFrame(s, mapHead{Found: true, Size: 1 << 40})
+		for writeFrame(s, mapPart{Sums: make([]byte, 32), Signatures: [][]byte{{1}}}) == nil {
+			<-time.After(mapTimeout / 4)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	a.discover(ctx, digest.FromString("x"), func(peer.ID, string, int64, []schedule.Claim) {})
+	require.NoError(t, ctx.Err(), "it goes on for a minute")
+}
