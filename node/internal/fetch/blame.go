@@ -30,12 +30,15 @@ func (f *fetch) mismatch(err error) {
 // right bytes and those who misled this node can be told from those who were misled. nil: upstream cannot be asked, or was
 // alone already.
 func (f *fetch) again() *fetch {
-	if f.ing != nil {
-		if err := f.ing.Discard(); err != nil {
+	f.mu.Lock()
+	ing := f.ing
+	f.ing = nil // readers see it gone
+	f.mu.Unlock()
+	if ing != nil {
+		if err := ing.Discard(); err != nil {
 			f.fr.log.Warn("ingest not discarded", "digest", f.digest, "error", err)
 			return nil
 		}
-		f.ing = nil
 	}
 	if f.alone || !f.upstreamAllowed() || f.fr.ctx.Err() != nil {
 		return nil

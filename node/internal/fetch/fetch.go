@@ -546,7 +546,7 @@ func (f *fetch) end() {
 	for c := range f.byCID {
 		f.fr.opts.Swarm.Forget(c, f)
 	}
-	err, committed := f.err, f.committed
+	err, committed, ing := f.err, f.committed, f.ing
 	f.mu.Unlock()
 
 	defer close(f.released)
@@ -557,9 +557,9 @@ func (f *fetch) end() {
 	if committed {
 		f.fr.replace(f, nil) // who comes from now on is served by the store
 	}
-	if f.ing != nil {
+	if ing != nil {
 		f.awaitReaders()
-		if err := f.ing.Close(); err != nil {
+		if err := ing.Close(); err != nil {
 			f.fr.log.Warn("ingest not closed", "digest", f.digest, "error", err)
 		}
 	}

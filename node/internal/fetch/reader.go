@@ -200,8 +200,11 @@ func (f *fetch) awaitChunk(ctx context.Context, i int) error {
 // section opens n bytes from offset off of the present chunk i.
 func (f *fetch) section(ctx context.Context, i int, off, n int64) (io.ReadCloser, content.Source, error) {
 	f.mu.Lock()
-	source := f.chunks[i].source
+	source, ing, err := f.chunks[i].source, f.ing, f.err
 	f.mu.Unlock()
-	part, err := f.ing.SectionWriterTo(ctx, i, off, n)
+	if ing == nil { // it did not match, and was dropped since
+		return nil, source, err
+	}
+	part, err := ing.SectionWriterTo(ctx, i, off, n)
 	return part, source, err
 }

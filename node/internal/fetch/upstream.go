@@ -132,7 +132,7 @@ func (f *fetch) sized(body *upstream.Body) error {
 	if body.MediaType != "" {
 		f.mediaType = body.MediaType
 	}
-	if f.size < 0 {
+	if f.size < 0 && f.err == nil { // one that has ended makes no room any more: no one would give it back
 		f.setSize(body.Size)
 	}
 	if f.err != nil {

@@ -167,7 +167,9 @@ func TestAMalformedFrameIsAnError(t *testing.T) {
 	}
 }
 
-// It is not parallel: what it counts is what the whole process allocates.
+// What it counts is what the whole process allocates.
+//
+//nolint:paralleltest // hence
 func TestAFrameCostsNoMoreThanWhatCameOfIt(t *testing.T) {
 	prefix := binary.AppendUvarint(nil, maxFrame)
 	var before, after runtime.MemStats
