@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -16,8 +17,12 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/agent/pin"
 )
 
-// maxMessage bounds an answer of the runtime in bytes, as the kubelet does.
-const maxMessage = 16 << 20
+const (
+	// maxMessage bounds an answer of the runtime in bytes, as the kubelet does.
+	maxMessage = 16 << 20
+	// statusTimeout bounds a question that the runtime answers out of its memory. One that hangs is not to hold up other pins.
+	statusTimeout = 10 * time.Second
+)
 
 // Images is the runtime's ImageService. It implements pin.Runtime.
 type Images struct {
@@ -42,34 +47,31 @@ func New(endpoint string) (*Images, error) {
 // Close ends the connection.
 func (i *Images) Close() error { return i.conn.Close() }
 
-// Load has the runtime hold the image under its tag, or under its digest where it has none. What the runtime holds already
-// it does not pull. It fails where the runtime, asked for the tag, came to another digest: the tag has moved.
+// Load has the runtime pull the image by its tag, or by its digest where it has none. It fails where the runtime, asked for
+// the tag, came to another digest: the tag has moved.
 func (i *Images) Load(ctx context.Context, image pin.Image) error {
-	spec := &runtimev1.ImageSpec{Image: reference(image)}
-	switch held, err := i.holds(ctx, spec, image); {
-	case err != nil:
-		return err
-	case held:
-		return nil
-	}
-	_, err := i.client.PullImage(ctx, &runtimev1.PullImageRequest{Image: spec, Auth: auth(image)})
+	name := reference(image)
+	_, err := i.client.PullImage(ctx, &runtimev1.PullImageRequest{Image: &runtimev1.ImageSpec{Image: name}, Auth: auth(image)})
 	if err != nil {
-		return fmt.Errorf("pull %s into the runtime: %w", spec.Image, err)
+		return fmt.Errorf("pull %s into the runtime: %w", name, err)
 	}
-	switch held, err := i.holds(ctx, spec, image); {
+	switch held, err := i.Holds(ctx, image); {
 	case err != nil:
 		return err
 	case !held:
-		return fmt.Errorf("pull %s into the runtime: the runtime came to another digest than %s", spec.Image, image.Digest)
+		return fmt.Errorf("pull %s into the runtime: the runtime came to another digest than %s", name, image.Digest)
 	}
 	return nil
 }
 
-// holds tells whether the runtime has the image under this name and of this digest.
-func (i *Images) holds(ctx context.Context, spec *runtimev1.ImageSpec, image pin.Image) (bool, error) {
-	status, err := i.client.ImageStatus(ctx, &runtimev1.ImageStatusRequest{Image: spec})
+// Holds tells whether the runtime has the image under the name that Load gives it, and of this digest.
+func (i *Images) Holds(ctx context.Context, image pin.Image) (bool, error) {
+	name := reference(image)
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	status, err := i.client.ImageStatus(ctx, &runtimev1.ImageStatusRequest{Image: &runtimev1.ImageSpec{Image: name}})
 	if err != nil {
-		return false, fmt.Errorf("status of %s in the runtime: %w", spec.Image, err)
+		return false, fmt.Errorf("status of %s in the runtime: %w", name, err)
 	}
 	return slices.ContainsFunc(status.GetImage().GetRepoDigests(), func(d string) bool {
 		return strings.HasSuffix(d, "@"+image.Digest.String())
@@ -83,6 +85,8 @@ func reference(image pin.Image) string {
 	return image.Repository.String() + "@" + image.Digest.String()
 }
 
+// auth names no ServerAddress, as the kubelet does not: containerd would show the credentials to that host alone, and so not
+// to the mirror of the node.
 func auth(image pin.Image) *runtimev1.AuthConfig {
 	c := image.Credential
 	if c == (pullsecret.Credential{}) {
@@ -90,6 +94,5 @@ func auth(image pin.Image) *runtimev1.AuthConfig {
 	}
 	return &runtimev1.AuthConfig{
 		Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken,
-		ServerAddress: image.Repository.Registry,
 	}
 }

@@ -1,6 +1,7 @@
 package pin
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,20 +17,28 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
+	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/store"
 )
 
-// attempt compares one assignment with the store and closes the gap.
+// attempt compares one assignment with the store, and closes the gap if it is one that fetches.
 type attempt struct {
 	*Keeper
 	entry      *entry // guarded by Keeper.mu
 	assignment v1alpha1.PinAssignment
 	released   bool
-	owner      string
+	// fetches: an attempt that does not ends with errGap where something is missing.
+	fetches bool
+	owner   string
+	cancel  context.CancelFunc
 
 	limiter *rate.Limiter // of Bandwidth, nil for none
+
+	secretsOnce    sync.Once
+	secrets        []pullsecret.Credentials
+	secretsProblem error // why not all pull secrets could be read
 
 	mu       sync.Mutex
 	accesses map[content.Repository]*access
@@ -66,26 +75,66 @@ type artifact struct {
 	err     error // why the closure could not be read whole
 }
 
-// keep makes the node hold every artifact. One that fails does not hinder the others. What the pin held before under
-// another revision stays held until all of the new is there.
+// keep makes the node hold every artifact. What the pin held before under another revision stays held until all of the new
+// is there.
 func (a *attempt) keep(ctx context.Context) ([]digest.Digest, error) {
-	before := a.opts.Store.Pins()[a.owner]
-	if b := a.assignment.Bandwidth; b != nil && b.Value() > 0 {
-		a.limiter = rate.NewLimiter(rate.Limit(b.Value()), content.ChunkSize)
-	}
-	artifacts, err := a.expand(ctx, before)
+	artifacts, err := a.expand(ctx)
 	if err != nil {
 		return nil, err
 	}
 	whole := blobsOf(artifacts)
+	if a.fetches {
+		err = a.fill(ctx, artifacts, whole)
+	} else {
+		err = a.compare(ctx, artifacts, whole)
+	}
+	if err != nil {
+		return nil, err
+	}
+	held := slices.Collect(maps.Keys(whole))
+	if err := a.pin(held); err != nil {
+		return nil, err
+	}
+	a.rememberTags(ctx, artifacts)
+	return held, nil
+}
+
+// compare ends with errGap where anything is missing or amiss.
+func (a *attempt) compare(ctx context.Context, artifacts []*artifact, whole map[digest.Digest]content.Request) error {
+	for _, art := range artifacts {
+		if art.err != nil || a.confirm(art) != nil {
+			return errGap
+		}
+	}
+	for d := range whole {
+		if !a.has(d) {
+			return errGap
+		}
+	}
+	if a.assignment.Target == v1alpha1.TargetCacheAndRuntime {
+		for _, art := range artifacts {
+			if loaded, err := a.loaded(ctx, art); err != nil || !loaded {
+				return errGap
+			}
+		}
+	}
+	a.show(a.measure(whole))
+	return nil
+}
+
+// fill gets what is missing. An artifact that fails does not hinder the others.
+func (a *attempt) fill(ctx context.Context, artifacts []*artifact, whole map[digest.Digest]content.Request) error {
 	var problems []error
 	for _, art := range artifacts {
 		problems = append(problems, named(art, art.err))
 	}
 	if err := a.fits(whole); err != nil {
-		return nil, errors.Join(append(problems, err)...)
+		return errors.Join(append(problems, err)...)
 	}
 	for _, art := range artifacts {
+		if art.root == "" {
+			continue // nobody knows what it is, as art.err says
+		}
 		problems = append(problems, named(art, a.fetch(ctx, art, whole)))
 	}
 	if a.assignment.Target == v1alpha1.TargetCacheAndRuntime {
@@ -95,15 +144,7 @@ func (a *attempt) keep(ctx context.Context) ([]digest.Digest, error) {
 			}
 		}
 	}
-	if err := errors.Join(problems...); err != nil {
-		return nil, err
-	}
-	held := slices.Collect(maps.Keys(whole))
-	if err := a.pin(held); err != nil {
-		return nil, err
-	}
-	a.rememberTags(ctx, artifacts)
-	return held, nil
+	return errors.Join(problems...)
 }
 
 // named puts the artifact in front of err.
@@ -122,12 +163,17 @@ func named(art *artifact, err error) error {
 	return fmt.Errorf("%s: %w", strings.TrimPrefix(art.Repository+"@"+name, "@"), err)
 }
 
-// expand reads the closures. Each digest is protected in the store as soon as it is known.
-func (a *attempt) expand(ctx context.Context, before []digest.Digest) ([]*artifact, error) {
+// expand reads the closures, as far as an attempt that only looks can. Each digest is protected in the store as soon as it is
+// known.
+func (a *attempt) expand(ctx context.Context) ([]*artifact, error) {
 	chosen, err := parsePlatforms(a.assignment.Platforms)
 	if err != nil {
 		return nil, err
 	}
+	if b := a.assignment.Bandwidth; b != nil && b.Value() > 0 {
+		a.limiter = rate.NewLimiter(rate.Limit(b.Value()), content.ChunkSize)
+	}
+	before := a.opts.Store.Pins()[a.owner]
 	protected := slices.Clone(before)
 	for _, art := range a.assignment.Artifacts {
 		for _, name := range append(art.Referrers, art.Digest) {
@@ -143,7 +189,7 @@ func (a *attempt) expand(ctx context.Context, before []digest.Digest) ([]*artifa
 	for i, assigned := range a.assignment.Artifacts {
 		art := &artifact{AssignedArtifact: assigned, closure: a.newClosure(repository(assigned.Repository), chosen)}
 		artifacts[i] = art
-		art.err = a.walk(ctx, art)
+		art.err = a.walk(ctx, art, before)
 		protected = append(protected, digestsOf(art.closure.blobs)...)
 		if err := a.pin(protected); err != nil {
 			return nil, err
@@ -153,21 +199,35 @@ func (a *attempt) expand(ctx context.Context, before []digest.Digest) ([]*artifa
 }
 
 func (a *attempt) newClosure(repo content.Repository, chosen platforms) *closure {
-	return &closure{
-		repo: repo, platforms: chosen, seen: make(map[digest.Digest]bool), get: a.get,
+	c := &closure{
+		repo: repo, platforms: chosen, found: make([]bool, len(chosen.wanted)), seen: make(map[digest.Digest]bool),
+		get: a.get, size: a.size,
 		read: func(ctx context.Context, req content.Request) ([]byte, error) {
 			return readAll(ctx, a.opts.Fetcher, req)
 		},
 	}
+	if !a.fetches {
+		c.size = a.heldSize
+		c.get = func(_ context.Context, req content.Request) error {
+			if !a.has(req.Digest) {
+				return errGap
+			}
+			return nil
+		}
+	}
+	return c
 }
 
-// walk reads the closure of one artifact and of its referrers.
-func (a *attempt) walk(ctx context.Context, art *artifact) error {
+// walk reads the closure of one artifact and of its referrers. before is what the pin held in the store.
+func (a *attempt) walk(ctx context.Context, art *artifact, before []digest.Digest) error {
 	root, size, err := a.resolve(ctx, art.AssignedArtifact)
 	if err != nil {
 		return err
 	}
 	art.root = root
+	if !slices.Contains(before, root) || !a.has(root) {
+		a.news(root)
+	}
 	if err := art.closure.walk(ctx, root, art.MediaType, size); err != nil {
 		return err
 	}
@@ -232,7 +292,9 @@ func (a *attempt) measure(whole map[digest.Digest]content.Request) (wanted, held
 			continue
 		}
 		wanted += info.Size
-		held += info.Size
+		if !info.FromRuntime {
+			held += info.Size
+		}
 	}
 	return wanted, held
 }
@@ -278,7 +340,7 @@ func (a *attempt) fetch(ctx context.Context, art *artifact, whole map[digest.Dig
 			return nil
 		})
 	}
-	if err := group.Wait(); err != nil {
+	if err := group.Wait(); err != nil || art.err != nil {
 		return err
 	}
 	return a.confirm(art)
@@ -294,15 +356,17 @@ func (a *attempt) confirm(art *artifact) error {
 	if err != nil {
 		return err
 	}
-	if info.Root.Defined() && !info.Root.Equals(c) {
+	if info.Root.Defined() && !bytes.Equal(info.Root.Hash(), c.Hash()) { // of either version
 		return fmt.Errorf("a peer named %s, whose root is %s: %w", art.root, info.Root, content.ErrDigestMismatch)
 	}
 	return nil
 }
 
+// has tells whether the node's own store holds d. What only the runtime holds goes when the kubelet wants its room, on all
+// nodes at once where nobody runs the image.
 func (a *attempt) has(d digest.Digest) bool {
-	_, err := a.opts.Store.Stat(d)
-	return err == nil
+	info, err := a.opts.Store.Stat(d)
+	return err == nil && !info.FromRuntime
 }
 
 // get commits one blob to the store, with the first credentials that the registry accepts.
@@ -310,8 +374,8 @@ func (a *attempt) get(ctx context.Context, req content.Request) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if a.has(req.Digest) {
-		return nil
+	if _, err := a.heldSize(ctx, req); err == nil {
+		return failed(req, a.adopt(ctx, req.Digest))
 	}
 	err := a.access(req.Repository).try(ctx, func(authorization string) error {
 		req.Authorization = authorization
@@ -322,28 +386,77 @@ func (a *attempt) get(ctx context.Context, req content.Request) error {
 		}
 		return a.opts.Fetcher.Ensure(ctx, req)
 	})
-	if err != nil && req.Repository == (content.Repository{}) && errors.Is(err, content.ErrNotFound) {
-		err = fmt.Errorf("%w: %w", errNoPeer, err)
+	if err == nil {
+		err = a.adopt(ctx, req.Digest)
 	}
-	if err != nil {
-		return fmt.Errorf("fetch %s %s: %w", req.Kind, req.Digest, err)
-	}
-	return nil
+	return failed(req, err)
 }
 
-// trickle reads a blob no faster than the pin's bandwidth. Nobody fetches further ahead of a reader than its window, so
-// the blob arrives no faster either.
+// adopt copies a blob that only the runtime holds.
+func (a *attempt) adopt(ctx context.Context, d digest.Digest) error {
+	if a.has(d) {
+		return nil
+	}
+	blob, err := a.opts.Store.Get(d)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = blob.Close() }()
+	r, err := blob.Range(ctx, 0, blob.Size())
+	if err != nil {
+		return err
+	}
+	return errors.Join(a.opts.Store.Put(ctx, d, blob.Info().MediaType, r, blob.Size()), r.Close())
+}
+
+// size finds how many bytes a blob has, without fetching it.
+func (a *attempt) size(ctx context.Context, req content.Request) (size int64, err error) {
+	if size, err := a.heldSize(ctx, req); err == nil {
+		return size, nil
+	}
+	err = a.access(req.Repository).try(ctx, func(authorization string) error {
+		req.Authorization = authorization
+		r, err := a.opts.Fetcher.Open(ctx, req)
+		if err != nil {
+			return err
+		}
+		size = r.Size()
+		return r.Close()
+	})
+	return size, failed(req, err)
+}
+
+func (a *attempt) heldSize(_ context.Context, req content.Request) (int64, error) {
+	info, err := a.opts.Store.Stat(req.Digest)
+	return info.Size, err
+}
+
+// failed says what was to be fetched.
+func failed(req content.Request, err error) error {
+	if err == nil {
+		return nil
+	}
+	if req.Repository == (content.Repository{}) && errors.Is(err, content.ErrNotFound) {
+		err = fmt.Errorf("%w: %w", errNoPeer, err)
+	}
+	return fmt.Errorf("fetch %s %s: %w", req.Kind, req.Digest, err)
+}
+
+// trickle reads a blob no faster than the pin's bandwidth. Nothing is fetched that no reader asked for, so the blob arrives no
+// faster either. What came in an earlier attempt costs nothing.
 func (a *attempt) trickle(ctx context.Context, req content.Request) error {
 	r, err := a.opts.Fetcher.Open(ctx, req)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = r.Close() }()
+	arriving, ok := r.(interface{ Arrived() int64 })
+	if !ok {
+		return nil // it is here
+	}
 	for i := range content.Chunks(r.Size()) {
 		off, n := content.ChunkRange(r.Size(), i)
-		if err := a.limiter.WaitN(ctx, int(n)); err != nil {
-			return err
-		}
+		before := arriving.Arrived()
 		rc, err := r.Range(ctx, off, n)
 		if err != nil {
 			return err
@@ -352,16 +465,38 @@ func (a *attempt) trickle(ctx context.Context, req content.Request) error {
 		if err := errors.Join(err, rc.Close()); err != nil {
 			return err
 		}
+		if came := min(arriving.Arrived()-before, n); came > 0 {
+			if err := a.limiter.WaitN(ctx, int(came)); err != nil {
+				// It gives up as soon as it sees that the time will not do.
+				return fmt.Errorf("%w: %w", errTimeLimit, err)
+			}
+		}
 	}
 	return nil
 }
 
+// image is an artifact as the runtime knows it.
+func (art *artifact) image() Image {
+	return Image{Repository: art.closure.repo, Tag: art.Tag, Digest: art.root}
+}
+
+func (a *attempt) loaded(ctx context.Context, art *artifact) (bool, error) {
+	if a.opts.Runtime == nil {
+		return false, fmt.Errorf("%w: this agent was given none", errRuntime)
+	}
+	held, err := a.opts.Runtime.Holds(ctx, art.image())
+	if err != nil {
+		return false, fmt.Errorf("%w: %w", errRuntime, err)
+	}
+	return held, nil
+}
+
 // load has the runtime hold an image.
 func (a *attempt) load(ctx context.Context, art *artifact) error {
-	if a.opts.Runtime == nil {
-		return fmt.Errorf("%w: this agent was given none", errRuntime)
+	if held, err := a.loaded(ctx, art); err != nil || held {
+		return err
 	}
-	image := Image{Repository: art.closure.repo, Tag: art.Tag, Digest: art.root}
+	image := art.image()
 	var errs []error
 	for _, c := range a.access(art.closure.repo).candidates(ctx) {
 		image.Credential = c
@@ -374,17 +509,34 @@ func (a *attempt) load(ctx context.Context, art *artifact) error {
 	return fmt.Errorf("%w: %w", errRuntime, errors.Join(errs...))
 }
 
-// rememberTags makes what was just fetched the newest answer for its tag.
+// news notes a root that came to the node with this pin.
+func (a *attempt) news(root digest.Digest) {
+	a.Keeper.mu.Lock()
+	defer a.Keeper.mu.Unlock()
+	if !a.current() {
+		return
+	}
+	if a.entry.untold == nil {
+		a.entry.untold = make(map[digest.Digest]bool)
+	}
+	a.entry.untold[root] = true
+}
+
+// rememberTags makes what has just come the newest answer for its tag. Of what was here before, such as when the agent starts
+// anew, a later answer of the registry may have been remembered since.
 func (a *attempt) rememberTags(ctx context.Context, artifacts []*artifact) {
 	a.Keeper.mu.Lock()
-	known := a.entry.held != nil // a later answer of the registry may have been remembered since
+	untold := a.entry.untold
+	if a.current() {
+		a.entry.untold = nil
+	}
 	a.Keeper.mu.Unlock()
-	if a.opts.Tags == nil || known {
+	if a.opts.Tags == nil {
 		return
 	}
 	for _, art := range artifacts {
 		info, err := a.opts.Store.Stat(art.root)
-		if art.Tag == "" || err != nil {
+		if art.Tag == "" || !untold[art.root] || err != nil {
 			continue
 		}
 		a.opts.Tags.Remember(ctx, art.closure.repo, art.Tag, ocispec.Descriptor{
@@ -398,9 +550,9 @@ func (a *attempt) purge(ctx context.Context) error {
 	doomed := a.opts.Store.Pins()[a.owner]
 	for _, assigned := range a.assignment.Artifacts {
 		c := a.newClosure(repository(assigned.Repository), platforms{all: true})
-		c.held = true
-		c.get = func(_ context.Context, req content.Request) error {
-			_, err := a.opts.Store.Stat(req.Digest)
+		c.held, c.size = true, a.heldSize
+		c.get = func(ctx context.Context, req content.Request) error {
+			_, err := a.heldSize(ctx, req)
 			return err
 		}
 		root, _, err := a.resolve(ctx, assigned)

@@ -1,6 +1,7 @@
 package pin
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"runtime"
 	"slices"
+	"strings"
 
 	crv1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -71,10 +73,16 @@ func (m *manifest) blobs() []ocispec.Descriptor {
 	return slices.DeleteFunc(all, func(d ocispec.Descriptor) bool { return !types.MediaType(d.MediaType).IsDistributable() })
 }
 
+// isManifestType tells whether a media type, as a descriptor or a registry states it, is that of a manifest. There are others:
+// a registry may answer with any type.
 func isManifestType(mediaType string) bool {
-	t := types.MediaType(mediaType)
-	return t.IsIndex() || t.IsImage()
+	mediaType, _, _ = strings.Cut(mediaType, ";")
+	t := types.MediaType(strings.TrimSpace(mediaType))
+	return t.IsIndex() || t.IsImage() || t.IsSchema1() || t == artifactManifest
 }
+
+// artifactManifest is that of OCI 1.1's release candidates.
+const artifactManifest = "application/vnd.oci.artifact.manifest.v1+json"
 
 // platforms are what a pin keeps of an index.
 type platforms struct {
@@ -101,14 +109,13 @@ func parsePlatforms(names []string) (platforms, error) {
 	return p, nil
 }
 
-// choose picks the manifests of an index that are kept: those of the wanted platforms, and those that are of no platform.
-// It fails with errNoSuchPlatform where a wanted one is missing.
-func (p platforms) choose(index []ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-	if p.all || !slices.ContainsFunc(index, func(d ocispec.Descriptor) bool { return d.Platform != nil }) {
-		return index, nil
+// choose picks the manifests of an index that are kept: those of the wanted platforms, which it notes in found, and those that
+// are of no platform.
+func (p platforms) choose(index []ocispec.Descriptor, found []bool) []ocispec.Descriptor {
+	if p.all || !hasPlatforms(index) {
+		return index
 	}
 	var chosen []ocispec.Descriptor
-	found := make([]bool, len(p.wanted))
 	for _, d := range index {
 		keep := d.Platform == nil
 		for i, want := range p.wanted {
@@ -120,10 +127,11 @@ func (p platforms) choose(index []ocispec.Descriptor) ([]ocispec.Descriptor, err
 			chosen = append(chosen, d)
 		}
 	}
-	if i := slices.Index(found, false); i >= 0 {
-		return nil, fmt.Errorf("%w %s", errNoSuchPlatform, p.wanted[i].String())
-	}
-	return chosen, nil
+	return chosen
+}
+
+func hasPlatforms(index []ocispec.Descriptor) bool {
+	return slices.ContainsFunc(index, func(d ocispec.Descriptor) bool { return d.Platform != nil })
 }
 
 // platformOf is d's platform in its full form: arm64 without a variant is arm64/v8, says the image specification.
@@ -142,10 +150,13 @@ func platformOf(d ocispec.Descriptor) crv1.Platform {
 type closure struct {
 	repo      content.Repository
 	platforms platforms
+	found     []bool // which of the wanted platforms, in the root or an index within it
+	chooses   bool   // an index was seen that tells platforms apart
 	blobs     []content.Request
 	seen      map[digest.Digest]bool
-	// get commits a blob to the store; read returns the bytes of one that is there. A get that is content.ErrNotFound
-	// in a closure of what is held ends the walk below it.
+	// size finds the size of a blob in bytes; get commits one to the store; read returns the bytes of one that is there. What
+	// is content.ErrNotFound in a closure of what is held ends the walk below it.
+	size func(context.Context, content.Request) (int64, error)
 	get  func(context.Context, content.Request) error
 	read func(context.Context, content.Request) ([]byte, error)
 	// held walks only what the store holds.
@@ -165,23 +176,49 @@ func (c *closure) add(req content.Request) (bool, error) {
 	return true, nil
 }
 
-// walk adds a root and all below it. mediaType is empty where nobody knows whether the root is a manifest.
+// walk adds a root and all below it. mediaType is empty where nobody knows whether the root is a manifest, and size 0 where
+// that is not known.
 func (c *closure) walk(ctx context.Context, root digest.Digest, mediaType string, size int64) error {
 	req := content.Request{Repository: c.repo, Digest: root, Size: size}
-	if mediaType != "" && !isManifestType(mediaType) {
-		_, err := c.add(req)
-		return err
-	}
 	if c.repo != (content.Repository{}) {
 		req.Kind = content.Manifest
 	}
-	err := c.get(ctx, req)
-	if mediaType == "" && req.Kind == content.Manifest && errors.Is(err, content.ErrNotFound) && !c.held {
+	if isManifestType(mediaType) {
+		err := c.manifest(ctx, req, true, 0, c.get(ctx, req))
+		return cmp.Or(err, c.unmet())
+	}
+	// What is no manifest is not fetched here, before it is known whether the node has room for it.
+	err := c.measure(ctx, &req)
+	blob := err == nil && req.Size > maxManifest
+	if err == nil && !blob {
+		err = c.get(ctx, req)
+	}
+	if errors.Is(err, content.ErrNotFound) && req.Kind == content.Manifest && !c.held {
+		req.Kind = content.Blob
+		err, blob = c.measure(ctx, &req), true
+	}
+	if err == nil && blob {
 		req.Kind = content.Blob
 		_, err := c.add(req)
 		return err
 	}
-	return c.manifest(ctx, req, mediaType != "", 0, err)
+	err = c.manifest(ctx, req, false, 0, err)
+	return cmp.Or(err, c.unmet())
+}
+
+func (c *closure) measure(ctx context.Context, req *content.Request) (err error) {
+	if req.Size == 0 {
+		req.Size, err = c.size(ctx, *req)
+	}
+	return err
+}
+
+// unmet fails with errNoSuchPlatform where a wanted platform is missing.
+func (c *closure) unmet() error {
+	if i := slices.Index(c.found, false); c.chooses && i >= 0 {
+		return fmt.Errorf("%w %s", errNoSuchPlatform, c.platforms.wanted[i].String())
+	}
+	return nil
 }
 
 // manifest adds the manifest req, whose get ended with err, and all below it. Where it is not sure to be a manifest, it may
@@ -219,11 +256,8 @@ func (c *closure) below(ctx context.Context, m *manifest, depth int) error {
 			return err
 		}
 	}
-	chosen, err := c.platforms.choose(m.Manifests)
-	if err != nil {
-		return err
-	}
-	for _, d := range chosen {
+	c.chooses = c.chooses || hasPlatforms(m.Manifests)
+	for _, d := range c.platforms.choose(m.Manifests, c.found) {
 		req := content.Request{Repository: c.repo, Kind: content.Manifest, Digest: d.Digest, Size: d.Size}
 		if err := c.manifest(ctx, req, isManifestType(d.MediaType), depth+1, c.get(ctx, req)); err != nil {
 			return err

@@ -14,18 +14,16 @@ import (
 // credential is what a registry is shown. The zero value is anonymous.
 type credential = pullsecret.Credential
 
-// access finds out with which credentials of a pin one repository can be read. It lives as long as one attempt, and reads
-// no secret before something is missing on the node.
+// access finds out with which credentials of a pin one repository can be read. It lives as long as one attempt.
 type access struct {
 	*attempt
 	repo content.Repository
 
 	once    sync.Once
-	all     []credential
 	problem error // why not all pull secrets could be read
 
-	mu       sync.Mutex
-	accepted int // index in all of what the registry accepted; -1 while that is not known
+	mu  sync.Mutex
+	all []credential // in the order in which they are tried
 }
 
 func (a *attempt) access(repo content.Repository) *access {
@@ -35,42 +33,51 @@ func (a *attempt) access(repo content.Repository) *access {
 		a.accesses = make(map[content.Repository]*access)
 	}
 	if a.accesses[repo] == nil {
-		a.accesses[repo] = &access{attempt: a, repo: repo, accepted: -1}
+		a.accesses[repo] = &access{attempt: a, repo: repo}
 	}
 	return a.accesses[repo]
 }
 
-// candidates are the credentials to try, in order: the one that was accepted alone, else those that the secrets have for the
-// repository, at last none.
+// candidates are the credentials to try, in order: what served last, then those that the secrets have for the repository, at
+// last none.
 func (c *access) candidates(ctx context.Context) []credential {
 	c.once.Do(func() {
-		c.all, c.problem = c.find(ctx)
-		c.all = append(c.all, credential{})
+		secrets, problem := c.readSecrets(ctx)
+		for _, secret := range secrets {
+			if cred, ok := secret.For(c.repo.String()); ok && !slices.Contains(c.all, cred) {
+				c.all = append(c.all, cred)
+			}
+		}
+		c.all, c.problem = append(c.all, credential{}), problem
 	})
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.accepted >= 0 {
-		return c.all[c.accepted : c.accepted+1]
-	}
 	return c.all
 }
 
-// find reads the pull secrets. Those that can be read are used whatever becomes of the others.
-func (c *access) find(ctx context.Context) (found []credential, problem error) {
-	if c.repo == (content.Repository{}) {
-		return nil, nil
+// prefer has cred tried first from now on. The others stay: what cred served may have come from a peer, which asks for none.
+func (c *access) prefer(cred credential) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if i := slices.Index(c.all, cred); i > 0 {
+		c.all = slices.Concat(c.all[i:i+1], c.all[:i], c.all[i+1:])
 	}
-	for _, name := range c.assignment.PullSecrets {
-		secret, err := c.opts.Secrets.PullSecret(ctx, c.assignment.Namespace, name)
-		if err != nil {
-			problem = errors.Join(problem, fmt.Errorf("pull secret %s/%s: %w", c.assignment.Namespace, name, err))
-			continue
+}
+
+// readSecrets reads the pull secrets, once in an attempt, and not before something is missing on the node. Those that can be
+// read are used whatever becomes of the others.
+func (a *attempt) readSecrets(ctx context.Context) ([]pullsecret.Credentials, error) {
+	a.secretsOnce.Do(func() {
+		for _, name := range a.assignment.PullSecrets {
+			secret, err := a.opts.Secrets.PullSecret(ctx, a.assignment.Namespace, name)
+			if err != nil {
+				a.secretsProblem = errors.Join(a.secretsProblem, fmt.Errorf("pull secret %s/%s: %w", a.assignment.Namespace, name, err))
+				continue
+			}
+			a.secrets = append(a.secrets, secret)
 		}
-		if cred, ok := secret.For(c.repo.String()); ok && !slices.Contains(found, cred) {
-			found = append(found, cred)
-		}
-	}
-	return found, problem
+	})
+	return a.secrets, a.secretsProblem
 }
 
 // try calls do with the Authorization header of one candidate after the other until one is not refused. Where the registry
@@ -89,7 +96,7 @@ func (c *access) try(ctx context.Context, do func(authorization string) error) e
 		}
 		err := do(authorization)
 		if err == nil {
-			c.accept(cred)
+			c.prefer(cred)
 			return nil
 		}
 		if !content.Denied(err) {
@@ -98,10 +105,4 @@ func (c *access) try(ctx context.Context, do func(authorization string) error) e
 		refused = errors.Join(refused, err)
 	}
 	return errors.Join(c.problem, refused)
-}
-
-func (c *access) accept(cred credential) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.accepted = slices.Index(c.all, cred)
 }

@@ -3,15 +3,17 @@
 // and stays there.
 //
 // It is level-triggered. Keeper holds the assignments that stand; an attempt (attempt.go) compares one of them with the
-// store and closes the gap, and does nothing where there is none, so the same attempt serves the first fetch, a repair,
-// a restart and the regular check. closure.go reads manifests; credentials.go finds what the registry accepts; failure.go
-// turns an error into the reason that a person reads.
+// store, and where there is a gap another closes it, so the same two serve the first fetch, a repair, a restart and the
+// regular check. To look is cheap and waits for nobody who fetches. closure.go reads manifests; credentials.go finds what the
+// registry accepts; failure.go turns an error into the reason that a person reads.
 package pin
 
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
@@ -38,6 +40,9 @@ type Store interface {
 	Unpin(owner string) error
 	Pins() map[string][]digest.Digest
 	Stat(d digest.Digest) (store.Info, error)
+	// Get and Put copy what only the runtime holds.
+	Get(d digest.Digest) (*store.Blob, error)
+	Put(ctx context.Context, d digest.Digest, mediaType string, r io.Reader, size int64) error
 	// Delete fails with store.ErrPinned for what another owner pins. Removal of what is not there is no error.
 	Delete(d digest.Digest) error
 	Usage() store.Usage
@@ -62,7 +67,9 @@ type Secrets interface {
 
 // Runtime is the node's container runtime.
 type Runtime interface {
-	// Load has the runtime hold the image and name it by tag, or by digest where tag is empty.
+	// Holds tells whether the runtime has the image, named by tag, or by digest where tag is empty. It needs no credential.
+	Holds(ctx context.Context, image Image) (bool, error)
+	// Load has the runtime pull the image and name it so.
 	Load(ctx context.Context, image Image) error
 }
 
@@ -105,11 +112,15 @@ type Options struct {
 }
 
 const (
-	// parallelPins is the number of pins, and parallelBlobs of blobs of one pin, that are fetched at one time.
+	// parallelPins is the number of pins, and parallelBlobs of blobs of one pin, that are fetched at one time. Pins of a lower
+	// priority keep no pin waiting, so there may be more of them, but no more than maxPins.
 	parallelPins  = 2
+	maxPins       = 8
 	parallelBlobs = 3
-	// checkInterval is how often a pin that is ready is compared with the store, for what the store does not tell: a blob
-	// that only the runtime held, an image that the kubelet removed.
+	// parallelLooks is the number of pins that are compared with the store, or released, at one time.
+	parallelLooks = 2
+	// checkInterval is how often a pin that is ready is compared with the store, and with the runtime, which does not tell when
+	// the kubelet removes an image.
 	checkInterval = 5 * time.Minute
 	// defaultTimeLimit bounds an attempt that the pin does not bound. What it fetched stays, and the next goes on there.
 	defaultTimeLimit = 6 * time.Hour
@@ -135,12 +146,13 @@ type entry struct {
 	assignment v1alpha1.PinAssignment
 	progress   v1alpha1.PinProgress
 	released   bool // no longer assigned: what is left is to unpin it
-	running    bool
-	cancel     context.CancelFunc // of the running attempt
-	due        time.Time          // of the next attempt
-	failures   int                // in a row
-	held       []digest.Digest    // the closure, once Ready
-	earlier    []digest.Digest    // the closure of progress.HeldRevision
+	running    *attempt
+	due        time.Time              // of the next attempt
+	lacks      bool                   // the last look found a gap, so the next attempt fetches
+	failures   int                    // in a row
+	held       []digest.Digest        // the closure, once Ready
+	earlier    []digest.Digest        // the closure of progress.HeldRevision
+	untold     map[digest.Digest]bool // roots that are new here, and whose tags are remembered once all is whole
 }
 
 func (e *entry) owner() string { return ownerPrefix + e.assignment.UID }
@@ -198,7 +210,7 @@ func (e *entry) replace(a v1alpha1.PinAssignment) {
 	if before.State == v1alpha1.PinReady {
 		before.HeldRevision, e.earlier = before.Revision, e.held
 	}
-	e.assignment, e.released, e.failures, e.due, e.held = *a.DeepCopy(), false, 0, time.Time{}, nil
+	e.assignment, e.released, e.failures, e.due, e.lacks, e.held, e.untold = *a.DeepCopy(), false, 0, time.Time{}, false, nil, nil
 	e.progress = v1alpha1.PinProgress{
 		UID: a.UID, Revision: a.Revision, State: v1alpha1.PinPending, HeldRevision: before.HeldRevision, LastUsed: before.LastUsed,
 	}
@@ -212,12 +224,12 @@ func (e *entry) forgetEarlier() { e.progress.HeldRevision, e.earlier = "", nil }
 
 func (e *entry) release() {
 	e.stop()
-	e.released, e.due, e.failures = true, time.Time{}, 0
+	e.released, e.due, e.lacks, e.failures = true, time.Time{}, false, 0
 }
 
 func (e *entry) stop() {
-	if e.cancel != nil {
-		e.cancel()
+	if e.running != nil {
+		e.running.cancel()
 	}
 }
 
@@ -337,34 +349,58 @@ func (k *Keeper) dropStrangers() {
 	}
 }
 
-// startDue starts attempts that are due, the highest priority first, as long as there are free slots, and returns the time
-// until the next is due.
+// startDue starts the attempts that are due and may run, the most urgent first, and returns the time until the next is due.
 func (k *Keeper) startDue(ctx context.Context, attempts *sync.WaitGroup) time.Duration {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := time.Now()
 	next := checkInterval
-	running := 0
-	var due []*entry
+	looking := 0
+	var fetching []*attempt
+	var line []*entry // those that are due or looked at
 	for _, e := range k.entries {
 		switch {
-		case e.running:
-			running++
+		case e.running != nil && e.running.fetches:
+			fetching = append(fetching, e.running)
+		case e.running != nil:
+			looking++
+			line = append(line, e)
 		case e.due.After(now):
 			next = min(next, e.due.Sub(now))
 		default:
-			due = append(due, e)
+			line = append(line, e)
 		}
 	}
-	slices.SortFunc(due, byUrgency)
-	for _, e := range due {
-		if running >= parallelPins {
-			break
+	slices.SortFunc(line, byUrgency)
+	unseen := false // somebody more urgent may turn out to have to fetch
+	for _, e := range line {
+		switch {
+		case e.running != nil:
+			unseen = true
+		case !e.lacks:
+			unseen = true
+			if looking < parallelLooks {
+				looking++
+				k.start(ctx, e, attempts)
+			}
+		case !unseen && mayFetch(e.assignment.Priority, fetching):
+			k.start(ctx, e, attempts)
+			fetching = append(fetching, e.running)
 		}
-		running++
-		k.start(ctx, e, attempts)
 	}
 	return next
+}
+
+// mayFetch tells whether a pin may fetch beside those that do. It waits for no pin of a lower priority, which may take hours
+// over a slow registry or at the bandwidth that it is allowed.
+func mayFetch(priority int32, fetching []*attempt) bool {
+	ahead := 0
+	for _, a := range fetching {
+		if a.assignment.Priority >= priority {
+			ahead++
+		}
+	}
+	return ahead < parallelPins && len(fetching) < maxPins
 }
 
 // byUrgency puts releases first, which cost nothing and make room; then those of high priority; then by name, so that two
@@ -383,14 +419,15 @@ func byUrgency(a, b *entry) int {
 
 // start runs one attempt at e. The caller holds k.mu.
 func (k *Keeper) start(ctx context.Context, e *entry, attempts *sync.WaitGroup) {
-	a := &attempt{Keeper: k, entry: e, assignment: e.assignment, released: e.released, owner: e.owner()}
+	a := &attempt{Keeper: k, entry: e, assignment: e.assignment, released: e.released, fetches: e.lacks, owner: e.owner()}
 	limit := defaultTimeLimit
 	if t := a.assignment.TimeLimit; t != nil && t.Duration > 0 {
 		limit = t.Duration
 	}
 	ctx, cancelTime := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w of %s", errTimeLimit, limit))
 	ctx, cancel := context.WithCancel(ctx)
-	e.running, e.cancel = true, cancel
+	a.cancel = cancel
+	e.running = a
 	attempts.Go(func() {
 		held, err := a.run(ctx)
 		// A cancelled attempt says nothing about its pin, even where it failed of something else on the way.
@@ -405,12 +442,20 @@ func (k *Keeper) start(ctx context.Context, e *entry, attempts *sync.WaitGroup) 
 func (k *Keeper) finish(a *attempt, held []digest.Digest, err error, superseded bool) {
 	k.mu.Lock()
 	e := a.entry
-	e.running, e.cancel = false, nil
+	e.running = nil
 	changed := false
 	switch {
 	case superseded || e.assignment.Revision != a.assignment.Revision || e.released != a.released:
 		// Replaced meanwhile: it is due as it stands now.
+	case errors.Is(err, errGap):
+		e.lacks = true
+		if e.progress.State == v1alpha1.PinReady { // which it is no longer, however long it waits for its turn
+			e.progress.State, changed = v1alpha1.PinPending, true
+		}
+	case err == nil && slices.ContainsFunc(held, func(d digest.Digest) bool { return !a.has(d) }):
+		e.lacks = false // a blob was lost meanwhile, which Lost could not know to be held
 	case err != nil:
+		e.lacks = false
 		changed = e.fail(err)
 		k.metrics.failures.WithLabelValues(e.progress.Reason).Inc()
 		k.log.Warn("pin failed", "pin", a.name(), "reason", e.progress.Reason, "again", time.Until(e.due).Round(time.Second), "error", err)
@@ -429,7 +474,7 @@ func (k *Keeper) finish(a *attempt, held []digest.Digest, err error, superseded 
 		changed = e.progress.State != state
 		e.progress.State, e.progress.Reason, e.progress.Message = state, "", ""
 		e.forgetEarlier()
-		e.failures, e.held = 0, held
+		e.failures, e.lacks, e.held = 0, false, held
 		e.due = time.Now().Add(again)
 	}
 	k.mu.Unlock()

@@ -10,6 +10,8 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -28,6 +30,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/ipfs/go-cid"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -129,6 +132,8 @@ func closureOf(t *testing.T, image crv1.Image) []digest.Digest {
 type pull struct {
 	store    *store.Store
 	upstream *upstream.Client
+	// shared are blobs that peers have and give to whoever asks, each with the authorization that it takes to play them.
+	shared map[digest.Digest]string
 }
 
 func (p *pull) Ensure(ctx context.Context, req content.Request) error {
@@ -137,6 +142,9 @@ func (p *pull) Ensure(ctx context.Context, req content.Request) error {
 	}
 	if req.Repository == (content.Repository{}) {
 		return content.ErrNotFound
+	}
+	if authorization, ok := p.shared[req.Digest]; ok {
+		req.Authorization = authorization
 	}
 	body, err := p.upstream.Open(ctx, req, 0, -1)
 	if err != nil {
@@ -151,6 +159,17 @@ func (p *pull) Open(ctx context.Context, req content.Request) (content.Reader, e
 		return nil, err
 	}
 	return p.store.Get(req.Digest)
+}
+
+// counted counts how often secrets are read.
+type counted struct {
+	vault
+	reads atomic.Int32
+}
+
+func (c *counted) PullSecret(ctx context.Context, namespace, name string) (pullsecret.Credentials, error) {
+	c.reads.Add(1)
+	return c.vault.PullSecret(ctx, namespace, name)
 }
 
 // vault holds pull secrets by namespace/name.
@@ -170,6 +189,9 @@ func (v vault) add(name, host, user, password string) {
 		Type: corev1.SecretTypeDockerConfigJson, Data: map[string][]byte{corev1.DockerConfigJsonKey: []byte(config)},
 	}
 }
+
+// patience bounds every wait of a test. The machine may be busy with others.
+const patience = 90 * time.Second
 
 // node is a Keeper on a real store.
 type node struct {
@@ -199,7 +221,7 @@ func newNode(t *testing.T, dir string, adjust func(*pin.Options, *store.Options)
 	require.NoError(t, err)
 	n.opts.Store, n.opts.Upstream = n.store, client
 	if n.opts.Fetcher == nil {
-		n.opts.Fetcher = &pull{n.store, client}
+		n.opts.Fetcher = &pull{store: n.store, upstream: client}
 	}
 	n.opts.Changed = func() {
 		select {
@@ -225,7 +247,7 @@ func newNode(t *testing.T, dir string, adjust func(*pin.Options, *store.Options)
 // await waits until the pin's progress is as wanted.
 func (n *node) await(t *testing.T, uid string, wanted func(v1alpha1.PinProgress) bool) v1alpha1.PinProgress {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(patience)
 	for {
 		all := n.Progress()
 		i := slices.IndexFunc(all, func(p v1alpha1.PinProgress) bool { return p.UID == uid })
@@ -247,7 +269,7 @@ func in(state v1alpha1.PinState, revision string) func(v1alpha1.PinProgress) boo
 // eventuallyPins waits until exactly these are pinned by uid.
 func (n *node) eventuallyPins(t *testing.T, uid string, want []digest.Digest) {
 	t.Helper()
-	require.Eventually(t, func() bool { return slices.Equal(n.pinned(uid), sorted(want)) }, 20*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return slices.Equal(n.pinned(uid), sorted(want)) }, patience, 5*time.Millisecond)
 }
 
 func (n *node) pinned(uid string) []digest.Digest { return sorted(n.store.Pins()["pin/"+uid]) }
@@ -337,6 +359,58 @@ func TestPlatforms(t *testing.T) {
 			}
 			require.Equal(t, sorted(want), n.pinned("a"))
 		})
+	}
+}
+
+func TestPlatformsAreFoundInAnIndexWithinAnIndex(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	here, hereImages := o.push(t, "1", own)
+	there, thereImages := o.push(t, "2", other)
+	outer := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: here}, mutate.IndexAddendum{Add: there})
+	ref, err := crname.ParseReference(o.host + "/team/app:all")
+	require.NoError(t, err)
+	require.NoError(t, remote.WriteIndex(ref, outer))
+	for name, c := range map[string]struct {
+		platforms []string
+		kept      []crv1.Image
+		state     v1alpha1.PinState
+	}{
+		"the node's own is in one of them": {nil, []crv1.Image{hereImages[own]}, v1alpha1.PinReady},
+		"each is in another":               {[]string{own, other}, []crv1.Image{hereImages[own], thereImages[other]}, v1alpha1.PinReady},
+		"one is in neither":                {[]string{own, "windows/amd64"}, nil, v1alpha1.PinFailed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, t.TempDir(), nil)
+			a := assignment("a", "1", o.artifact(digestOf(t, outer)))
+			a.Platforms = c.platforms
+			n.Set([]v1alpha1.PinAssignment{a})
+			p := n.await(t, "a", in(c.state, "1"))
+			if c.state == v1alpha1.PinFailed {
+				require.Equal(t, v1alpha1.ReasonNoSuchPlatform, p.Reason)
+				return
+			}
+			want := []digest.Digest{digestOf(t, outer), digestOf(t, here), digestOf(t, there)}
+			for _, image := range c.kept {
+				want = append(want, closureOf(t, image)...)
+			}
+			require.Equal(t, sorted(want), n.pinned("a"))
+		})
+	}
+}
+
+func TestAManifestIsOneWhateverTypeTheRegistryGivesIt(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	_, images := o.push(t, "1", own)
+	for _, mediaType := range []string{"application/json", "application/vnd.oci.image.manifest.v1+json; charset=utf-8", "text/plain"} {
+		n := newNode(t, t.TempDir(), nil)
+		artifact := o.artifact(digestOf(t, images[own]))
+		artifact.MediaType = mediaType
+		n.Set([]v1alpha1.PinAssignment{assignment("a", "1", artifact)})
+		n.await(t, "a", in(v1alpha1.PinReady, "1"))
+		require.Equal(t, sorted(closureOf(t, images[own])), n.pinned("a"), mediaType)
 	}
 }
 
@@ -519,6 +593,32 @@ func TestPullSecretsAreTriedInOrder(t *testing.T) {
 	require.Less(t, before, int64(10), "once accepted, a credential is used for the rest")
 }
 
+func TestCredentialsAreNotTakenForGoodBecauseAPeerAskedForNone(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	index, _ := o.push(t, "1", own)
+	o.refusing(func(r *http.Request) int {
+		if _, password, _ := r.BasicAuth(); password != "right" {
+			return http.StatusUnauthorized
+		}
+		return 0
+	})
+	secrets := vault{}
+	secrets.add("stale", o.host, "u", "stale")
+	secrets.add("good", o.host, "u", "right")
+	n := newNode(t, t.TempDir(), func(p *pin.Options, _ *store.Options) { p.Secrets = secrets })
+	n.opts.Fetcher.(*pull).shared = map[digest.Digest]string{digestOf(t, index): "Basic dTpyaWdodA=="}
+	failed := false
+	a := assignment("a", "1", o.artifact(digestOf(t, index)))
+	a.PullSecrets = []string{"stale", "good"}
+	n.Set([]v1alpha1.PinAssignment{a})
+	n.await(t, "a", func(p v1alpha1.PinProgress) bool {
+		failed = failed || p.State == v1alpha1.PinFailed
+		return failed || p.State == v1alpha1.PinReady
+	})
+	require.False(t, failed)
+}
+
 func TestARevisionHoldsTheOldUntilTheNewIsWhole(t *testing.T) {
 	t.Parallel()
 	o := newOrigin(t)
@@ -629,9 +729,37 @@ func TestALostBlobIsFetchedAgain(t *testing.T) {
 	layer := closureOf(t, images[own])[2]
 	require.NoError(t, n.store.Unpin("pin/a"))
 	require.NoError(t, n.store.Delete(layer))
-	require.Eventually(t, func() bool { _, err := n.store.Stat(layer); return err == nil }, 20*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { _, err := n.store.Stat(layer); return err == nil }, patience, 5*time.Millisecond)
 	n.await(t, "a", in(v1alpha1.PinReady, "1"))
 	n.eventuallyPins(t, "a", append(closureOf(t, images[own]), digestOf(t, index)))
+}
+
+func TestWhatOnlyTheRuntimeHoldsIsCopied(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	index, images := o.push(t, "1", own)
+	first := newNode(t, t.TempDir(), nil)
+	first.Set([]v1alpha1.PinAssignment{assignment("a", "1", o.artifact(digestOf(t, index)))})
+	first.await(t, "a", in(v1alpha1.PinReady, "1"))
+	o.Close()
+
+	held := append(closureOf(t, images[own]), digestOf(t, index))
+	runtime := t.TempDir()
+	for _, d := range held {
+		blob, err := first.store.Get(d)
+		require.NoError(t, err)
+		data, err := io.ReadAll(io.NewSectionReader(blob, 0, blob.Size()))
+		require.NoError(t, errors.Join(err, blob.Close()))
+		path := filepath.Join(runtime, "blobs", d.Algorithm().String(), d.Encoded())
+		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		require.NoError(t, os.WriteFile(path, data, 0o600))
+	}
+	n := newNode(t, t.TempDir(), func(_ *pin.Options, s *store.Options) { s.RuntimePath = runtime })
+	n.Set([]v1alpha1.PinAssignment{assignment("a", "1", o.artifact(digestOf(t, index)))})
+	p := n.await(t, "a", in(v1alpha1.PinReady, "1"))
+	require.Equal(t, p.BytesWanted, p.BytesHeld)
+	require.NoError(t, os.RemoveAll(runtime)) // as the kubelet's collection of images does
+	n.requireHeld(t, held...)
 }
 
 // loads is a container runtime that takes images from those who show the right password.
@@ -639,6 +767,12 @@ type loads struct {
 	password string
 	mu       sync.Mutex
 	images   []pin.Image
+}
+
+func (l *loads) Holds(_ context.Context, image pin.Image) (bool, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.images, func(i pin.Image) bool { return i.Tag == image.Tag && i.Digest == image.Digest }), nil
 }
 
 func (l *loads) Load(_ context.Context, image pin.Image) error {
@@ -658,15 +792,63 @@ func TestTheRuntimeLoadsTheImageWithThePinsCredentials(t *testing.T) {
 	secrets := vault{}
 	secrets.add("good", o.host, "u", "right")
 	into := &loads{password: "right"}
-	n := newNode(t, t.TempDir(), func(p *pin.Options, _ *store.Options) { p.Secrets, p.Runtime = secrets, into })
+	reads := &counted{vault: secrets}
+	dir := t.TempDir()
+	n := newNode(t, dir, func(p *pin.Options, _ *store.Options) { p.Secrets, p.Runtime = reads, into })
 	a := assignment("a", "1", o.artifact(digestOf(t, index)))
 	a.Artifacts[0].Tag, a.Target, a.PullSecrets = "1", v1alpha1.TargetCacheAndRuntime, []string{"good"}
 	n.Set([]v1alpha1.PinAssignment{a})
 	n.await(t, "a", in(v1alpha1.PinReady, "1"))
-	require.Equal(t, []pin.Image{{
+	loaded := []pin.Image{{
 		Repository: content.Repository{Registry: o.host, Name: "team/app"}, Tag: "1", Digest: digestOf(t, index),
 		Credential: pullsecret.Credential{Username: "u", Password: "right"},
-	}}, into.images)
+	}}
+	require.Equal(t, loaded, into.images)
+	require.EqualValues(t, 1, reads.reads.Load(), "for the blobs and for the runtime")
+
+	n.stop()
+	n = newNode(t, dir, func(p *pin.Options, _ *store.Options) { p.Secrets, p.Runtime = reads, into })
+	n.Set([]v1alpha1.PinAssignment{a})
+	n.await(t, "a", in(v1alpha1.PinReady, "1"))
+	require.Equal(t, loaded, into.images, "what the runtime holds is not loaded again")
+	require.EqualValues(t, 1, reads.reads.Load(), "to look takes no secret")
+}
+
+// answers are what is remembered of tags.
+type answers struct {
+	mu   sync.Mutex
+	tags []string
+}
+
+func (a *answers) Remember(_ context.Context, repo content.Repository, tag string, d ocispec.Descriptor) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.tags = append(a.tags, fmt.Sprintf("%s:%s %s", repo.Name, tag, d.Digest))
+}
+
+func TestATagIsRememberedWhenItsArtifactComesAndNotAgainLater(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	first, _ := o.push(t, "1", own)
+	second, _ := o.push(t, "2", own)
+	dir, tags := t.TempDir(), &answers{}
+	tagged := func(revision string, index crv1.ImageIndex) []v1alpha1.PinAssignment {
+		a := assignment("a", revision, o.artifact(digestOf(t, index)))
+		a.Artifacts[0].Tag = "latest"
+		return []v1alpha1.PinAssignment{a}
+	}
+	life := func() *node { return newNode(t, dir, func(p *pin.Options, _ *store.Options) { p.Tags = tags }) }
+	n := life()
+	n.Set(tagged("1", first))
+	n.await(t, "a", in(v1alpha1.PinReady, "1"))
+	n.stop()
+	n = life() // by now the registry may have given the runtime a newer answer
+	n.Set(tagged("1", first))
+	n.await(t, "a", in(v1alpha1.PinReady, "1"))
+	n.Set(tagged("2", second))
+	n.await(t, "a", in(v1alpha1.PinReady, "2"))
+	n.stop()
+	require.Equal(t, []string{"team/app:latest " + digestOf(t, first).String(), "team/app:latest " + digestOf(t, second).String()}, tags.tags)
 }
 
 func TestUseIsKnownToTheHour(t *testing.T) {
@@ -683,29 +865,76 @@ func TestUseIsKnownToTheHour(t *testing.T) {
 	require.Equal(t, at.Truncate(time.Hour), p.LastUsed.UTC())
 }
 
-// script is a fetcher for tests of time: it has blobs in memory, and does what it is told before it gives one.
+// script is a fetcher for tests of time: it has blobs in memory, and does what it is told before it gives one. Like the real
+// one it fetches no chunk that no reader asked for, and keeps what has come.
 type script struct {
 	store  *store.Store
 	blobs  map[digest.Digest]string
 	before func(ctx context.Context, req content.Request) error
+
+	mu    sync.Mutex
+	begun map[digest.Digest]map[int64]bool // chunks that have come, by their offset
+}
+
+func (s *script) begin(ctx context.Context, req content.Request) error {
+	s.mu.Lock()
+	chunks := s.begun[req.Digest]
+	s.mu.Unlock()
+	if chunks != nil {
+		return nil
+	}
+	if err := s.before(ctx, req); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.begun[req.Digest] = map[int64]bool{}
+	return nil
 }
 
 func (s *script) Ensure(ctx context.Context, req content.Request) error {
 	if _, err := s.store.Stat(req.Digest); err == nil {
 		return nil
 	}
-	if err := s.before(ctx, req); err != nil {
+	if err := s.begin(ctx, req); err != nil {
 		return err
 	}
+	s.mu.Lock()
+	delete(s.begun, req.Digest)
+	s.mu.Unlock()
 	blob := s.blobs[req.Digest]
 	return s.store.Put(ctx, req.Digest, "", strings.NewReader(blob), int64(len(blob)))
 }
 
 func (s *script) Open(ctx context.Context, req content.Request) (content.Reader, error) {
-	if err := s.Ensure(ctx, req); err != nil {
+	if blob, err := s.store.Get(req.Digest); err == nil {
+		return blob, nil
+	}
+	if err := s.begin(ctx, req); err != nil {
 		return nil, err
 	}
-	return s.store.Get(req.Digest)
+	return arriving{s, req.Digest}, nil
+}
+
+type arriving struct {
+	*script
+	digest digest.Digest
+}
+
+func (a arriving) Size() int64  { return int64(len(a.blobs[a.digest])) }
+func (a arriving) Close() error { return nil }
+
+func (a arriving) Arrived() (n int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return int64(len(a.begun[a.digest])) * content.ChunkSize
+}
+
+func (a arriving) Range(_ context.Context, off, n int64) (io.ReadCloser, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.begun[a.digest][off] = true
+	return io.NopCloser(strings.NewReader(a.blobs[a.digest][off : off+n])), nil
 }
 
 type anonymous struct{}
@@ -719,16 +948,18 @@ func timed(t *testing.T, f func(k *pin.Keeper, s *script)) {
 	synctest.Test(t, func(t *testing.T) {
 		st, err := store.Open(t.Context(), store.Options{Path: t.TempDir(), FreeSpace: func(string) (int64, error) { return 1 << 40, nil }})
 		require.NoError(t, err)
-		s := &script{store: st, blobs: map[digest.Digest]string{}}
+		s := &script{store: st, blobs: map[digest.Digest]string{}, begun: map[digest.Digest]map[int64]bool{}}
 		k, err := pin.New(pin.Options{Store: st, Fetcher: s, Upstream: anonymous{}, Secrets: vault{}, Registerer: prometheus.NewRegistry()})
 		require.NoError(t, err)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { k.Run(ctx); close(done) }()
+		defer func() {
+			cancel()
+			<-done
+			require.NoError(t, st.Close())
+		}()
 		f(k, s)
-		cancel()
-		<-done
-		require.NoError(t, st.Close())
 	})
 }
 
@@ -810,6 +1041,119 @@ func TestBandwidthBoundsAFetch(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		require.Equal(t, v1alpha1.PinReady, k.Progress()[0].State)
+	})
+}
+
+func TestWhatCameInAnEarlierAttemptCostsNoTime(t *testing.T) {
+	t.Parallel()
+	timed(t, func(k *pin.Keeper, s *script) {
+		s.before = func(context.Context, content.Request) error { return nil }
+		blob := strings.Repeat("x", 25*content.ChunkSize)
+		d := digest.FromString(blob)
+		s.blobs[d] = blob
+		a := assignment("a", "1", blobArtifact(d))
+		a.Bandwidth = resource.NewQuantity(content.ChunkSize, resource.BinarySI)
+		a.TimeLimit = &metav1.Duration{Duration: 10 * time.Second}
+		k.Set([]v1alpha1.PinAssignment{a})
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		require.Equal(t, v1alpha1.FetchTimedOut, k.Progress()[0].Reason, k.Progress()[0].Message)
+		time.Sleep(30 * time.Second) // three attempts and their pauses
+		synctest.Wait()
+		require.Equal(t, v1alpha1.PinReady, k.Progress()[0].State)
+	})
+}
+
+func TestABlobAboveTheSizeLimitIsNotFetched(t *testing.T) {
+	t.Parallel()
+	for name, repository := range map[string]string{"of a registry": "registry.example/a", "of peers": ""} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			timed(t, func(k *pin.Keeper, s *script) {
+				s.before = func(context.Context, content.Request) error { return nil }
+				blob := strings.Repeat("x", 10*content.ChunkSize)
+				d := digest.FromString(blob)
+				s.blobs[d] = blob
+				a := assignment("a", "1", v1alpha1.AssignedArtifact{Repository: repository, Digest: d.String()})
+				a.SizeLimit = resource.NewQuantity(content.ChunkSize, resource.BinarySI)
+				k.Set([]v1alpha1.PinAssignment{a})
+				synctest.Wait()
+				require.Equal(t, v1alpha1.ReasonSizeLimitExceeded, k.Progress()[0].Reason)
+				require.EqualValues(t, 10*content.ChunkSize, k.Progress()[0].BytesWanted)
+				require.Zero(t, arriving{s, d}.Arrived())
+				require.Zero(t, s.store.Usage().Blobs)
+			})
+		})
+	}
+}
+
+func TestABlobThatIsLostDuringTheFetchIsFetchedAgainAtOnce(t *testing.T) {
+	t.Parallel()
+	timed(t, func(k *pin.Keeper, s *script) {
+		first, second := digest.FromString("first"), digest.FromString("second")
+		s.blobs[first], s.blobs[second] = "first", "second"
+		lost := false
+		s.before = func(_ context.Context, req content.Request) error {
+			if req.Digest == second && !lost {
+				lost = true
+				require.NoError(t, s.store.Unpin("pin/a"))
+				require.NoError(t, s.store.Delete(first))
+				k.Lost(first)
+			}
+			return nil
+		}
+		k.Set([]v1alpha1.PinAssignment{assignment("a", "1", blobArtifact(first), blobArtifact(second))})
+		synctest.Wait()
+		require.True(t, lost)
+		require.Equal(t, v1alpha1.PinReady, k.Progress()[0].State)
+		_, err := s.store.Stat(first)
+		require.NoError(t, err)
+	})
+}
+
+func TestPinsThatTakeLongKeepNobodyWaiting(t *testing.T) {
+	t.Parallel()
+	timed(t, func(k *pin.Keeper, s *script) {
+		stuck := func(name string) v1alpha1.PinAssignment {
+			return assignment(name, "1", blobArtifact(digest.FromString(name)))
+		}
+		quick := func(name string, priority int32) v1alpha1.PinAssignment {
+			d := digest.FromString(name)
+			s.blobs[d] = name
+			a := assignment(name, "1", blobArtifact(d))
+			a.Priority = priority
+			return a
+		}
+		s.before = func(ctx context.Context, req content.Request) error {
+			if _, ok := s.blobs[req.Digest]; ok {
+				return nil
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		is := func(want map[string]v1alpha1.PinState) {
+			t.Helper()
+			synctest.Wait()
+			got := map[string]v1alpha1.PinState{}
+			for _, p := range k.Progress() {
+				got[p.UID] = p.State
+			}
+			require.Equal(t, want, got)
+		}
+		released, held := quick("released", 0), quick("held", 0)
+		k.Set([]v1alpha1.PinAssignment{released, held})
+		is(map[string]v1alpha1.PinState{"released": v1alpha1.PinReady, "held": v1alpha1.PinReady})
+		held.Revision = "2" // all of which is here
+		all := []v1alpha1.PinAssignment{stuck("a"), stuck("b"), held, quick("same", 0), quick("urgent", 1)}
+		k.Set(all)
+		is(map[string]v1alpha1.PinState{
+			"a": v1alpha1.PinPending, "b": v1alpha1.PinPending, "held": v1alpha1.PinReady, "same": v1alpha1.PinPending, "urgent": v1alpha1.PinReady,
+		})
+		require.Nil(t, s.store.Pins()["pin/released"])
+		k.Set(all[1:])
+		is(map[string]v1alpha1.PinState{
+			"b": v1alpha1.PinPending, "held": v1alpha1.PinReady, "same": v1alpha1.PinReady, "urgent": v1alpha1.PinReady,
+		})
 	})
 }
 
