@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -42,7 +43,7 @@ func (n *node) zone(ctx context.Context) string {
 	}
 	ctx, cancel := context.WithTimeout(ctx, zoneTimeout)
 	defer cancel()
-	zone, err := agent.LookupZone(ctx, n.kubeAPI, n.config.Kubernetes.NodeName, n.store.KV("kubernetes"))
+	zone, err := agent.LookupZone(ctx, n.kubeAPI, n.config.Kubernetes.NodeName, n.store.KV("kubernetes"), n.log)
 	if err != nil {
 		n.log.Warn("the node's zone is not known; it counts as in none", "error", err)
 	}
@@ -147,21 +148,30 @@ func (n *node) counters() agent.Counters {
 	if err != nil {
 		n.log.Warn("metrics not gathered", "error", err)
 	}
-	sum := func(name string) (total int64) {
+	sum := func(name string, only map[string][]string) (total int64) {
 		for _, f := range families {
 			if f.GetName() != name {
 				continue
 			}
 			for _, m := range f.GetMetric() {
-				total += int64(m.GetCounter().GetValue())
+				counts := true
+				for _, l := range m.GetLabel() {
+					values, asked := only[l.GetName()]
+					counts = counts && (!asked || slices.Contains(values, l.GetValue()))
+				}
+				if counts {
+					total += int64(m.GetCounter().GetValue())
+				}
 			}
 		}
 		return total
 	}
-	fetches := sum("shoal_fetches_total")
+	// A client's first request without credentials, say, is neither a hit nor a miss.
+	answered := sum("shoal_registry_requests_total", map[string][]string{"kind": {"manifest", "blob"}, "code": {"200", "206"}})
+	fetches := sum("shoal_fetches_total", nil)
 	return agent.Counters{
-		Hits: max(0, sum("shoal_registry_requests_total")-fetches), Misses: fetches,
-		PeerBytes: sum("shoal_peer_received_bytes_total"), UpstreamBytes: sum("shoal_upstream_bytes_total"),
-		UploadedBytes: sum("shoal_peer_sent_bytes_total"),
+		Hits: max(0, answered-fetches), Misses: fetches,
+		PeerBytes: sum("shoal_peer_received_bytes_total", nil), UpstreamBytes: sum("shoal_upstream_bytes_total", nil),
+		UploadedBytes: sum("shoal_peer_sent_bytes_total", nil),
 	}
 }

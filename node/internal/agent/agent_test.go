@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -136,9 +137,7 @@ func TestWithoutAPIServerEverythingHolds(t *testing.T) {
 	m.stop()
 	m.start()
 	holds()
-	zone, err := agent.LookupZone(t.Context(), m.config, m.name, m.store.KV("agent"))
-	require.NoError(t, err)
-	require.Equal(t, "z1", zone)
+	require.Equal(t, "z1", m.zone)
 	// What it remembers is enough to find the other node again, whose addresses it has from its last life only.
 	eventually(t, func() bool { return len(m.swarm.Peers()) == 1 })
 
@@ -257,10 +256,11 @@ func TestPinsAreKeptAndReported(t *testing.T) {
 	require.NotEmpty(t, c.Status.PolicyRevision)
 	require.EqualValues(t, 7, c.Status.Counters.Hits)
 	require.Equal(t, c.Status.Usage.Bytes.Value(), c.Status.Usage.PinnedBytes.Value())
-	require.WithinDuration(t, time.Now(), c.Status.ReportedAt.Time, time.Minute)
+	require.False(t, c.Status.ReportedAt.Time.Before(began.Truncate(time.Second)))
+	require.False(t, c.Status.ReportedAt.After(time.Now()))
 	require.Equal(t, o.closure, slices.Sorted(slices.Values(m.store.Pins()["pin/private"])))
-	intervals := int(time.Since(began)/v1alpha1.ReportInterval) + 1
-	require.LessOrEqual(t, m.writes("NodeCache"), intervals)
+	writes := m.writes("NodeCache")
+	require.LessOrEqual(t, writes, int(time.Since(began)/v1alpha1.ReportInterval)+1)
 
 	// A NodeCache that is gone releases nothing, an entry that is gone does.
 	require.NoError(t, cluster.Client.Delete(t.Context(), c))
@@ -354,10 +354,15 @@ func TestAnAgentThatReachesNobodyRunsAndEnds(t *testing.T) {
 	before := goleak.IgnoreCurrent()
 	m.start()
 	require.ErrorContains(t, m.agent.Ready(), "not been reached")
-	_, err := agent.LookupZone(t.Context(), m.config, m.name, m.store.KV("agent"))
+	_, err := agent.LookupZone(t.Context(), m.config, m.name, m.store.KV("agent"), slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, err, m.name)
 	m.agent.SetFindings([]agent.Finding{{Reason: "ConfigPathUnset", Message: "nobody hears it"}})
 	m.stop()
 	// The bootstrapping of the library, which the swarm runs, leaves one goroutine that waits for its first round.
-	goleak.VerifyNone(t, before, goleak.IgnoreTopFunction("github.com/ipfs/boxo/bootstrap.Bootstrap.func1"))
+	waits := goleak.IgnoreTopFunction("github.com/ipfs/boxo/bootstrap.Bootstrap.func1")
+	deadline := time.Now().Add(patience)
+	for err = goleak.Find(before, waits); err != nil && time.Now().Before(deadline); {
+		err = goleak.Find(before, waits) // which waits a second, too little for a machine that is busy
+	}
+	require.NoError(t, err)
 }

@@ -106,6 +106,7 @@ type machine struct {
 	store    *store.Store
 	swarm    *watched
 	live     *policy.Live
+	zone     string // as it was looked up at the start; see LookupZone
 	registry *prometheus.Registry
 	stop     func()
 	// held, where set before a start, is who reads blobs for pins, and is kept from it; see heldFetcher.
@@ -158,6 +159,12 @@ func (m *machine) start() {
 		}
 	}})
 	require.NoError(t, err)
+	lookup, cancelLookup := context.WithTimeout(t.Context(), patience)
+	m.zone, err = agent.LookupZone(lookup, m.config, m.name, m.store.KV("agent"), log)
+	cancelLookup()
+	if err != nil {
+		t.Log(err) // the agent starts all the same
+	}
 	m.registry = prometheus.NewRegistry()
 	m.swarm = &watched{}
 	m.swarm.Swarm, err = swarm.New(swarm.Options{
@@ -175,7 +182,7 @@ func (m *machine) start() {
 	}
 	m.live = policy.NewLive(nil)
 	m.agent, err = agent.New(agent.Options{
-		Config: m.config, NodeName: m.name, Version: "v0-test", Key: m.key, Swarm: m.swarm, Memory: m.store.KV("agent"),
+		Config: m.config, NodeName: m.name, Version: "v0-test", Zone: m.zone, Key: m.key, Swarm: m.swarm, Memory: m.store.KV("agent"),
 		Policy: m.live, Store: m.store, Fetcher: reads, Upstream: up, Registerer: m.registry,
 		Counters: func() agent.Counters { return agent.Counters{Hits: 7, PeerBytes: 1 << 20} },
 	})

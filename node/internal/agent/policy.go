@@ -22,24 +22,31 @@ func (a *Agent) followPolicy(ctx context.Context) {
 	}
 	follow(ctx, a.policyChanged, func() {
 		now, in := a.seenPolicy(), a.inForce.Load()
+		if now == nil {
+			return
+		}
 		stands := in != nil && in.Revision == now.Revision && slices.Equal(in.Policies, now.Policies) && a.rejected.Load() == nil
-		if !stands && a.enforce(now) {
-			remember(a.opts.Memory, a.log, keyPolicy, now)
+		if !stands && a.enforce(*now) {
+			remember(a.opts.Memory, a.log, keyPolicy, *now)
 		}
 	})
 }
 
-func (a *Agent) seenPolicy() v1alpha1.EffectivePolicy {
+// seenPolicy is the policy by the informers, nil where the one in force is to stand: while there is no Node nobody knows which
+// policies match, and a cache that is made smaller for as long as a Node is made anew has lost what it held.
+func (a *Agent) seenPolicy() *v1alpha1.EffectivePolicy {
+	var labels map[string]string
+	if node, ok := a.api.node.get(a.opts.NodeName); ok {
+		labels = node.Labels
+	} else if a.inForce.Load() != nil {
+		return nil
+	}
 	var all []v1alpha1.CachePolicy
 	for _, p := range a.api.policies.list() {
 		all = append(all, *p)
 	}
-	var labels map[string]string
-	if node, ok := a.api.node.get(a.opts.NodeName); ok {
-		labels = node.Labels
-	}
 	effective, _ := v1alpha1.Effective(all, labels) // the operator shows the conflicts
-	return effective
+	return &effective
 }
 
 // enforce puts a policy in force. It tells false where it makes no sense to this agent, which then keeps the last.

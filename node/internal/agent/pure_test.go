@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -100,6 +101,28 @@ func TestAPolicyThatMakesNoSenseIsSaidToBeRejected(t *testing.T) {
 	require.Equal(t, []string{string(metav1.ConditionFalse), v1alpha1.ReasonPolicyRejected}, []string{string(c.Status), c.Reason})
 	require.Contains(t, c.Message, "base")
 	require.Contains(t, c.Message, "ARC")
+}
+
+func TestWithoutItsNodeAnAgentKeepsThePolicyInForce(t *testing.T) {
+	t.Parallel()
+	a := &Agent{api: &api{}}
+	a.opts.NodeName = "n"
+	a.api.node.SharedIndexInformer = cache.NewSharedIndexInformer(&cache.ListWatch{}, &metav1.PartialObjectMetadata{}, 0, nil)
+	a.api.policies.SharedIndexInformer = cache.NewSharedIndexInformer(&cache.ListWatch{}, &v1alpha1.CachePolicy{}, 0, nil)
+	large := &v1alpha1.CachePolicy{ObjectMeta: metav1.ObjectMeta{Name: "large"}, Spec: v1alpha1.CachePolicySpec{
+		NodeSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"disk": "large"}},
+		Storage:      &v1alpha1.StoragePolicy{CapacityPercent: new(int32(80))},
+	}}
+	require.NoError(t, a.api.policies.GetStore().Add(large))
+	require.Empty(t, a.seenPolicy().Policies, "with none in force, no Node is one without labels")
+
+	node := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: map[string]string{"disk": "large"}}}
+	require.NoError(t, a.api.node.GetStore().Add(node))
+	inForce := a.seenPolicy()
+	require.Equal(t, []string{"large"}, inForce.Policies)
+	a.inForce.Store(inForce)
+	require.NoError(t, a.api.node.GetStore().Delete(node))
+	require.Nil(t, a.seenPolicy())
 }
 
 // What mirror tells and what the API documents are the same words.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"slices"
 
 	ma "github.com/multiformats/go-multiaddr"
@@ -95,23 +96,29 @@ func (a *Agent) zone() string {
 		key = s.Spec.ZoneKey
 	}
 	zone := node.Labels[key]
-	if last, ok := recall[string](a.opts.Memory, a.log, keyZone); !ok || last != zone {
-		remember(a.opts.Memory, a.log, keyZone, zone)
-	}
+	rememberZone(a.opts.Memory, a.log, zone)
 	return zone
 }
 
-// LookupZone finds the node's zone for who must know it before an agent runs: by the Node's label that the Swarm names, else
-// as an agent of this node remembered it. ctx bounds the wait for the API server.
-func LookupZone(ctx context.Context, config *rest.Config, nodeName string, memory Memory) (string, error) {
+// LookupZone finds the node's zone for who must know it before an agent runs: by the Node's label that the Swarm names, and
+// remembers it; else as it was remembered. ctx bounds the wait for the API server.
+func LookupZone(ctx context.Context, config *rest.Config, nodeName string, memory Memory, log *slog.Logger) (string, error) {
 	zone, err := askZone(ctx, config, nodeName)
 	if err == nil {
+		rememberZone(memory, log, zone)
 		return zone, nil
 	}
-	if data, ok := memory.Get(keyZone); ok && json.Unmarshal(data, &zone) == nil {
+	if zone, ok := recall[string](memory, log, keyZone); ok {
 		return zone, nil
 	}
 	return "", fmt.Errorf("zone of node %s: %w", nodeName, err)
+}
+
+// rememberZone writes only what has changed.
+func rememberZone(memory Memory, log *slog.Logger, zone string) {
+	if last, ok := recall[string](memory, log, keyZone); !ok || last != zone {
+		remember(memory, log, keyZone, zone)
+	}
 }
 
 func askZone(ctx context.Context, config *rest.Config, nodeName string) (string, error) {
