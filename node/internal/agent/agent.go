@@ -80,10 +80,11 @@ type Options struct {
 	Store    pin.Store
 	Fetcher  pin.Fetcher
 	Upstream pin.Upstream
-	// Runtime, Tags and Files are optional; see package pin.
+	// Runtime, Tags, Files and Gate are optional; see package pin.
 	Runtime pin.Runtime
 	Tags    pin.Tags
 	Files   pin.Files
+	Gate    pin.Gate
 	// Counters gives the numbers to report. Optional.
 	Counters func() Counters
 
@@ -148,7 +149,7 @@ func New(opts Options) (*Agent, error) {
 	a.events = newEvents(a.api, opts.NodeName, a.metrics)
 	a.keeper, err = pin.New(pin.Options{
 		Store: opts.Store, Fetcher: opts.Fetcher, Upstream: opts.Upstream, Secrets: secrets{a.api}, Runtime: opts.Runtime,
-		Tags: opts.Tags, Files: opts.Files, Changed: a.report.changed.raise, Logger: a.log, Registerer: opts.Registerer,
+		Tags: opts.Tags, Files: opts.Files, Gate: opts.Gate, Changed: a.report.changed.raise, Logger: a.log, Registerer: opts.Registerer,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)

@@ -96,6 +96,7 @@ func (a *attempt) keep(ctx context.Context) ([]digest.Digest, error) {
 		return nil, err
 	}
 	a.rememberTags(ctx, artifacts)
+	a.admit(ctx, artifacts)
 	return held, nil
 }
 
@@ -513,24 +514,57 @@ func (a *attempt) load(ctx context.Context, art *artifact) error {
 func (a *attempt) news(root digest.Digest) {
 	a.Keeper.mu.Lock()
 	defer a.Keeper.mu.Unlock()
+	if a.current() {
+		a.entry.untold[root], a.entry.ungated[root] = true, true
+	}
+}
+
+// taken are the roots of a set of the entry, which is empty from then on.
+func (a *attempt) taken(set *map[digest.Digest]bool) map[digest.Digest]bool {
+	a.Keeper.mu.Lock()
+	defer a.Keeper.mu.Unlock()
 	if !a.current() {
-		return
+		return nil
 	}
-	if a.entry.untold == nil {
-		a.entry.untold = make(map[digest.Digest]bool)
+	roots := *set
+	*set = make(map[digest.Digest]bool)
+	return roots
+}
+
+// admit has the gate know of what has just come, so that the node can serve it when the registry is down, which is what a pin is
+// for. Where the registry can't be asked now, another attempt does it.
+func (a *attempt) admit(ctx context.Context, artifacts []*artifact) {
+	roots := a.taken(&a.entry.ungated)
+	for _, art := range artifacts {
+		if a.opts.Gate == nil || !roots[art.root] || art.closure.repo == (content.Repository{}) {
+			continue
+		}
+		for _, req := range art.closure.blobs {
+			if req.Kind != content.Manifest {
+				continue
+			}
+			err := a.access(req.Repository).try(ctx, func(authorization string) error {
+				req.Authorization = authorization
+				return a.opts.Gate.Admit(ctx, req)
+			})
+			if err != nil {
+				a.log.Warn("pin may not be served while its registry is down, for that was not asked who may read it",
+					"pin", a.name(), "digest", req.Digest, "error", err)
+				a.Keeper.mu.Lock()
+				if a.current() {
+					maps.Copy(a.entry.ungated, roots)
+				}
+				a.Keeper.mu.Unlock()
+				return
+			}
+		}
 	}
-	a.entry.untold[root] = true
 }
 
 // rememberTags makes what has just come the newest answer for its tag. Of what was here before, such as when the agent starts
 // anew, a later answer of the registry may have been remembered since.
 func (a *attempt) rememberTags(ctx context.Context, artifacts []*artifact) {
-	a.Keeper.mu.Lock()
-	untold := a.entry.untold
-	if a.current() {
-		a.entry.untold = nil
-	}
-	a.Keeper.mu.Unlock()
+	untold := a.taken(&a.entry.untold)
 	if a.opts.Tags == nil {
 		return
 	}

@@ -87,6 +87,13 @@ type Tags interface {
 	Remember(ctx context.Context, repo content.Repository, tag string, desc ocispec.Descriptor)
 }
 
+// Gate guards what the node serves to its workloads.
+type Gate interface {
+	// Admit asks the registry whether who shows req's authorization may read req's manifest, and remembers a yes for when the
+	// registry can't be asked. A no is the registry's own.
+	Admit(ctx context.Context, req content.Request) error
+}
+
 // Files finds files by the CID of their UnixFS DAG.
 type Files interface {
 	// Resolve returns the digest and size in bytes of the file whose root is c, from this node or from peers. It fails
@@ -102,9 +109,11 @@ type Options struct {
 	Secrets  Secrets
 	// Runtime is nil where the agent has no access to one: pins with target CacheAndRuntime then fail.
 	Runtime Runtime
-	// Tags and Files are optional.
+	// Tags, Files and Gate are optional. Without a Gate nobody but who pulled from here before is served while the registry is
+	// down.
 	Tags  Tags
 	Files Files
+	Gate  Gate
 	// Changed is called, without locks held, when the state or the failure of a pin has changed. Optional.
 	Changed    func()
 	Logger     *slog.Logger
@@ -153,6 +162,7 @@ type entry struct {
 	held       []digest.Digest        // the closure, once Ready
 	earlier    []digest.Digest        // the closure of progress.HeldRevision
 	untold     map[digest.Digest]bool // roots that are new here, and whose tags are remembered once all is whole
+	ungated    map[digest.Digest]bool // roots that are new here, and of which the gate does not know yet
 }
 
 func (e *entry) owner() string { return ownerPrefix + e.assignment.UID }
@@ -210,7 +220,8 @@ func (e *entry) replace(a v1alpha1.PinAssignment) {
 	if before.State == v1alpha1.PinReady {
 		before.HeldRevision, e.earlier = before.Revision, e.held
 	}
-	e.assignment, e.released, e.failures, e.due, e.lacks, e.held, e.untold = *a.DeepCopy(), false, 0, time.Time{}, false, nil, nil
+	e.assignment, e.released, e.failures, e.due, e.lacks, e.held = *a.DeepCopy(), false, 0, time.Time{}, false, nil
+	e.untold, e.ungated = make(map[digest.Digest]bool), make(map[digest.Digest]bool)
 	e.progress = v1alpha1.PinProgress{
 		UID: a.UID, Revision: a.Revision, State: v1alpha1.PinPending, HeldRevision: before.HeldRevision, LastUsed: before.LastUsed,
 	}

@@ -865,6 +865,53 @@ func TestUseIsKnownToTheHour(t *testing.T) {
 	require.Equal(t, at.Truncate(time.Hour), p.LastUsed.UTC())
 }
 
+// gate is one that says no until it is opened.
+type gate struct {
+	open     atomic.Bool
+	mu       sync.Mutex
+	admitted []string
+}
+
+func (g *gate) Admit(_ context.Context, req content.Request) error {
+	if !g.open.Load() {
+		return content.ErrUnavailable
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.admitted = append(g.admitted, req.Kind.String()+" "+req.Digest.String()+" "+req.Authorization)
+	return nil
+}
+
+func TestTheGateKnowsOfAPinBeforeTheRegistryIsDown(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	index, images := o.push(t, "1", own)
+	secrets, dir, g := vault{}, t.TempDir(), &gate{}
+	secrets.add("good", o.host, "u", "right")
+	life := func() *node {
+		return newNode(t, dir, func(p *pin.Options, _ *store.Options) { p.Secrets, p.Gate = secrets, g })
+	}
+	a := assignment("a", "1", o.artifact(digestOf(t, index)))
+	a.PullSecrets = []string{"good"}
+	n := life()
+	n.Set([]v1alpha1.PinAssignment{a})
+	n.await(t, "a", in(v1alpha1.PinReady, "1")) // though the gate can't be told
+	require.Empty(t, g.admitted)
+	g.open.Store(true)
+	n.Lost(digestOf(t, index)) // has the pin looked at
+	want := []string{
+		"manifest " + digestOf(t, index).String() + " Basic dTpyaWdodA==", "manifest " + digestOf(t, images[own]).String() + " Basic dTpyaWdodA==",
+	}
+	require.Eventually(t, func() bool { g.mu.Lock(); defer g.mu.Unlock(); return slices.Equal(want, g.admitted) }, patience, 5*time.Millisecond)
+
+	n.stop()
+	n = life()
+	n.Set([]v1alpha1.PinAssignment{a})
+	n.await(t, "a", in(v1alpha1.PinReady, "1"))
+	n.stop()
+	require.Equal(t, want, g.admitted, "the gate remembers by itself")
+}
+
 // script is a fetcher for tests of time: it has blobs in memory, and does what it is told before it gives one. Like the real
 // one it fetches no chunk that no reader asked for, and keeps what has come.
 type script struct {
