@@ -36,7 +36,11 @@ func (n *node) kubeConfig() (*rest.Config, error) {
 	if c.Kubeconfig != "" {
 		return clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
 	}
-	return rest.InClusterConfig()
+	config, err := rest.InClusterConfig()
+	if err != nil {
+		return nil, fmt.Errorf("%w; outside of a pod set kubernetes.kubeconfig", err)
+	}
+	return config, nil
 }
 
 // zone is the configured one, else what the Node's label says.

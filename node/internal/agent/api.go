@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -112,7 +113,11 @@ func (a *api) run(ctx context.Context) {
 // watchFailed tells of a watch that broke. The informer goes on trying, with back-off, and holds what it has.
 func (a *api) watchFailed(what string) cache.WatchErrorHandlerWithContext {
 	return func(ctx context.Context, _ *cache.Reflector, err error) {
-		if ctx.Err() == nil {
+		switch {
+		case ctx.Err() != nil:
+		case apierrors.IsResourceExpired(err), apierrors.IsGone(err): // the watch was away for long, and lists anew
+			a.log.Debug("watch begins anew", "resource", what, "error", err)
+		default:
 			a.log.Warn("watch is broken; going on with what is known", "resource", what, "error", err)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/klog/v2"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 )
@@ -104,7 +105,8 @@ func (e *events) run(ctx context.Context) {
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
 	defer broadcaster.Shutdown()
 	broadcaster.StartRecordingToSink(e.sink)
-	recorder := broadcaster.NewRecorder(runtime.NewScheme(), corev1.EventSource{Component: "shoal-node", Host: e.node.Name})
+	recorder := broadcaster.NewRecorder(runtime.NewScheme(), corev1.EventSource{Component: "shoal-node", Host: e.node.Name}).
+		WithLogger(klog.FromContext(ctx))
 	follow(ctx, e.changed, func() {
 		warnings, resolved := e.take()
 		slices.SortFunc(warnings, byGravity)

@@ -136,14 +136,11 @@ func (a *attempt) fill(ctx context.Context, artifacts []*artifact, whole map[dig
 		if art.root == "" {
 			continue // nobody knows what it is, as art.err says
 		}
-		problems = append(problems, named(art, a.fetch(ctx, art, whole)))
-	}
-	if a.assignment.Target == v1alpha1.TargetCacheAndRuntime {
-		for _, art := range artifacts {
-			if art.err == nil {
-				problems = append(problems, named(art, a.load(ctx, art)))
-			}
+		err := a.fetch(ctx, art, whole)
+		if err == nil && art.err == nil && a.assignment.Target == v1alpha1.TargetCacheAndRuntime {
+			err = a.load(ctx, art)
 		}
+		problems = append(problems, named(art, err))
 	}
 	return errors.Join(problems...)
 }

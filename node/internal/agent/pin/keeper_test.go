@@ -814,6 +814,25 @@ func TestTheRuntimeLoadsTheImageWithThePinsCredentials(t *testing.T) {
 	require.EqualValues(t, 1, reads.reads.Load(), "to look takes no secret")
 }
 
+func TestTheRuntimeIsNotSentForWhatTheNodeCouldNotGet(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	index, _ := o.push(t, "1", own)
+	o.refusing(func(r *http.Request) int {
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			return http.StatusTooManyRequests
+		}
+		return 0
+	})
+	into := &loads{}
+	n := newNode(t, t.TempDir(), func(p *pin.Options, _ *store.Options) { p.Runtime = into })
+	a := assignment("a", "1", o.artifact(digestOf(t, index)))
+	a.Target = v1alpha1.TargetCacheAndRuntime
+	n.Set([]v1alpha1.PinAssignment{a})
+	require.Equal(t, v1alpha1.ReasonRateLimited, n.await(t, "a", in(v1alpha1.PinFailed, "1")).Reason)
+	require.Empty(t, into.images)
+}
+
 // answers are what is remembered of tags.
 type answers struct {
 	mu   sync.Mutex
