@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 
@@ -30,6 +31,22 @@ func (a *Agent) followPolicy(ctx context.Context) {
 			remember(a.opts.Memory, a.log, keyPolicy, *now)
 		}
 	})
+}
+
+// RememberedPolicy is the policy that an agent of this node put in force last, for who must know it before one runs: a cache that
+// starts under the limits of its configuration alone would evict what the cluster's policy lets it keep. It tells false where
+// there is none, or it makes no sense any more.
+func RememberedPolicy(memory Memory, base *policy.Policy, log *slog.Logger) (*policy.Policy, bool) {
+	known, ok := recall[policyMemory](memory, log, keyPolicy)
+	if !ok {
+		return nil, false
+	}
+	p := compile(known, base)
+	if err := p.Validate(); err != nil {
+		log.Warn("remembered policy not put in force", "policies", known.Policies, "revision", known.Revision, "error", err)
+		return nil, false
+	}
+	return p, true
 }
 
 // seenPolicy is the policy by the informers, nil where the one in force is to stand: while there is no Node nobody knows which

@@ -234,6 +234,23 @@ func TestPatternsMeanWhatTheAPISays(t *testing.T) {
 	}
 }
 
+func TestThePolicyInForceIsKnownBeforeTheAgentRuns(t *testing.T) {
+	t.Parallel()
+	log, base := slog.New(slog.DiscardHandler), policy.Default()
+	m := memory{}
+	_, ok := RememberedPolicy(m, base, log)
+	require.False(t, ok)
+	large := v1alpha1.EffectivePolicy{Policies: []string{"large"}, Storage: v1alpha1.StoragePolicy{Capacity: resource.NewQuantity(1<<40, resource.BinarySI)}}
+	remember(m, log, keyPolicy, large)
+	p, ok := RememberedPolicy(m, base, log)
+	require.True(t, ok)
+	require.Equal(t, compile(large, base), p)
+	large.Storage.Eviction = new(v1alpha1.EvictionAlgorithm("ARC"))
+	remember(m, log, keyPolicy, large)
+	_, ok = RememberedPolicy(m, base, log)
+	require.False(t, ok, "of an agent that knew more")
+}
+
 func TestDamagedMemoryCountsAsNone(t *testing.T) {
 	t.Parallel()
 	m := memory{keyMembers: []byte(`{"admitted": [`)}
