@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/shoal-cache/shoal/node/internal/admin"
+	"github.com/shoal-cache/shoal/node/internal/agent"
 	"github.com/shoal-cache/shoal/node/internal/config"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/fetch"
@@ -81,15 +82,24 @@ func (n *node) start(ctx context.Context) (err error) {
 	if n.identity, err = swarm.LoadIdentity(c.IdentityPath()); err != nil {
 		return err
 	}
-	limits, err := n.limits(n.policy.Load())
+	events := &storeEvents{}
+	// It opens without limits: which are in force is known from what it remembers itself.
+	n.store, err = store.Open(ctx, store.Options{
+		Path: c.Store.Path, RuntimePath: c.Store.RuntimePath, OnEvent: events.on, Holders: n.holders,
+		Logger: n.log.With("part", "store"), Registerer: n.metrics,
+	})
 	if err != nil {
 		return err
 	}
-	events := &storeEvents{}
-	n.store, err = store.Open(ctx, store.Options{
-		Path: c.Store.Path, Limits: limits, RuntimePath: c.Store.RuntimePath, OnEvent: events.on, Holders: n.holders,
-		Logger: n.log.With("part", "store"), Registerer: n.metrics,
-	})
+	if c.Kubernetes.Enabled {
+		if p, ok := agent.RememberedPolicy(n.store.KV("kubernetes"), c.EffectivePolicy(), n.log); ok {
+			n.policy.Store(p)
+		}
+	}
+	limits, err := n.limits(n.policy.Load())
+	if err == nil {
+		err = n.store.SetLimits(limits)
+	}
 	if err != nil {
 		return err
 	}
