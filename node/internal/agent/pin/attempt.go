@@ -373,7 +373,13 @@ func (a *attempt) get(ctx context.Context, req content.Request) error {
 		return err
 	}
 	if _, err := a.heldSize(ctx, req); err == nil {
-		return failed(req, a.adopt(ctx, req.Digest))
+		if err := a.adopt(ctx, req.Digest); !errors.Is(err, content.ErrDigestMismatch) {
+			return failed(req, err)
+		}
+		// The file is damaged, which the store sees when it maps it, and counts it as not held from then on.
+		if _, err := a.opts.Store.ChunkMap(req.Digest); err == nil {
+			return failed(req, fmt.Errorf("in the runtime: %w", content.ErrDigestMismatch))
+		}
 	}
 	err := a.access(req.Repository).try(ctx, func(authorization string) error {
 		req.Authorization = authorization

@@ -741,15 +741,24 @@ func TestWhatOnlyTheRuntimeHoldsIsCopied(t *testing.T) {
 	first := newNode(t, t.TempDir(), nil)
 	first.Set([]v1alpha1.PinAssignment{assignment("a", "1", o.artifact(digestOf(t, index)))})
 	first.await(t, "a", in(v1alpha1.PinReady, "1"))
-	o.Close()
 
 	held := append(closureOf(t, images[own]), digestOf(t, index))
+	damaged := held[2]
+	o.refusing(func(r *http.Request) int {
+		if strings.HasSuffix(r.URL.Path, damaged.String()) {
+			return 0
+		}
+		return http.StatusServiceUnavailable
+	})
 	runtime := t.TempDir()
 	for _, d := range held {
 		blob, err := first.store.Get(d)
 		require.NoError(t, err)
 		data, err := io.ReadAll(io.NewSectionReader(blob, 0, blob.Size()))
 		require.NoError(t, errors.Join(err, blob.Close()))
+		if d == damaged {
+			data[0]++
+		}
 		path := filepath.Join(runtime, "blobs", d.Algorithm().String(), d.Encoded())
 		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
 		require.NoError(t, os.WriteFile(path, data, 0o600))
