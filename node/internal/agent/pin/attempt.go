@@ -338,7 +338,9 @@ func (a *attempt) fetch(ctx context.Context, art *artifact, whole map[digest.Dig
 			return nil
 		})
 	}
-	if err := group.Wait(); err != nil || art.err != nil {
+	err := group.Wait()
+	a.show(a.measure(whole)) // for those above may have overtaken one another
+	if err != nil || art.err != nil {
 		return err
 	}
 	return a.confirm(art)
