@@ -263,12 +263,12 @@ func (n *node) scrub(ctx context.Context) {
 	if !ok {
 		last = n.scrubbed(memory)
 	}
+	due := time.NewTimer(max(time.Until(last.Add(every)), min(every, scrubPause)))
+	defer due.Stop()
 	for {
-		due := time.NewTimer(max(time.Until(last.Add(every)), scrubPause))
 		select {
 		case <-due.C:
 		case <-ctx.Done():
-			due.Stop()
 			return
 		}
 		report, err := n.store.Scrub(ctx)
@@ -280,7 +280,8 @@ func (n *node) scrub(ctx context.Context) {
 		default:
 			n.log.Info("scrubbed", "report", report)
 		}
-		last = n.scrubbed(memory)
+		n.scrubbed(memory)
+		due.Reset(every)
 	}
 }
 

@@ -185,12 +185,6 @@ type Kubernetes struct {
 // IdentityPath is the file of the peer's private key.
 func (c *Config) IdentityPath() string { return filepath.Join(c.Store.Path, "identity.key") }
 
-// PeersPath is the file of the peers that the agent remembers, to rejoin without help.
-func (c *Config) PeersPath() string { return filepath.Join(c.Store.Path, "peers.json") }
-
-// PolicyPath is the file of the last policy that came from Kubernetes.
-func (c *Config) PolicyPath() string { return filepath.Join(c.Store.Path, "policy.json") }
-
 // BootstrapPeers are the peers of swarm.bootstrap, each with all its addresses.
 func (c *Config) BootstrapPeers() []peer.AddrInfo {
 	peers, err := peer.AddrInfosFromP2pAddrs(c.Swarm.Bootstrap...)
