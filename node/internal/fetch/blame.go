@@ -27,12 +27,13 @@ func (f *fetch) mismatch(err error) {
 }
 
 // again drops what does not match and starts to read the blob from upstream alone, so that the next caller gets the
-// right bytes and those who misled this node can be told from those who were misled. nil: upstream cannot be asked, or was
-// alone already.
+// right bytes and those who misled this node can be told from those who were misled. nil: upstream cannot be asked, or all was
+// its own word already.
 func (f *fetch) again() *fetch {
 	f.mu.Lock()
 	ing := f.ing
 	f.ing = nil // readers see it gone
+	misled := f.sizeTold || len(f.suspects) > 0
 	f.mu.Unlock()
 	if ing != nil {
 		if err := ing.Discard(); err != nil {
@@ -40,7 +41,7 @@ func (f *fetch) again() *fetch {
 			return nil
 		}
 	}
-	if f.alone || !f.upstreamAllowed() || f.fr.ctx.Err() != nil {
+	if f.alone || !misled || !f.upstreamAllowed() || f.fr.ctx.Err() != nil {
 		return nil
 	}
 	req := f.req

@@ -51,6 +51,7 @@ type fetch struct {
 	upErr   error              // the last word of upstream
 
 	size      int64 // bytes; -1 while not known
+	sizeTold  bool  // size is another peer's word
 	mediaType string
 	ing       *store.Ingest
 	chunks    []chunk
@@ -301,6 +302,7 @@ func (f *fetch) follow(session *swarm.Session) {
 func (f *fetch) obey(o schedule.Orders) {
 	f.boss.moved = time.Now()
 	if o.Size > 0 && f.size < 0 {
+		f.sizeTold = true
 		f.setSize(o.Size)
 	}
 	for _, a := range o.Chunks {
