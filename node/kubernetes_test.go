@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	crname "github.com/google/go-containerregistry/pkg/name"
 	crregistry "github.com/google/go-containerregistry/pkg/registry"
@@ -35,75 +38,129 @@ func (h holding) Stat(_ context.Context, req content.Request) (int64, string, er
 	return info.Size, info.MediaType, err
 }
 
+// cached is the registry front of a node, an origin behind it, and a store that holds what is pushed there.
+type cached struct {
+	t      *testing.T
+	origin *httptest.Server
+	files  http.Handler
+	front  *registry.Front
+	held   *store.Store
+	repo   content.Repository
+}
+
+// newCached lets guard answer in the origin's place, once it is there; it tells whether it has.
+func newCached(t *testing.T, guard func(w http.ResponseWriter, r *http.Request) bool) *cached {
+	c := &cached{t: t, files: crregistry.New(crregistry.Logger(log.New(io.Discard, "", 0)))}
+	c.origin = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !guard(w, r) {
+			c.files.ServeHTTP(w, r)
+		}
+	}))
+	t.Cleanup(c.origin.Close)
+	var err error
+	c.held, err = store.Open(t.Context(), store.Options{Path: t.TempDir()})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, c.held.Close()) })
+	c.repo = content.Repository{Registry: strings.TrimPrefix(c.origin.URL, "http://"), Name: "team/app"}
+	client, err := upstream.New(upstream.Options{
+		Upstreams: []upstream.Upstream{{Registry: c.repo.Registry, Endpoints: []string{c.origin.URL}}},
+	})
+	require.NoError(t, err)
+	t.Cleanup(client.Close)
+	c.front, err = registry.New(registry.Options{Fetcher: holding{c.held}, Upstream: client})
+	require.NoError(t, err)
+	return c
+}
+
+// push puts an image of one layer into the store and, past its guard, into the origin.
+func (c *cached) push() (manifest, layer digest.Digest) {
+	image, err := random.Image(100, 1)
+	require.NoError(c.t, err)
+	open := httptest.NewServer(c.files)
+	defer open.Close()
+	ref, err := crname.ParseReference(strings.TrimPrefix(open.URL, "http://") + "/" + c.repo.Name)
+	require.NoError(c.t, err)
+	require.NoError(c.t, remote.Write(ref, image))
+	raw, err := image.RawManifest()
+	require.NoError(c.t, err)
+	manifest = digest.FromBytes(raw)
+	require.NoError(c.t, c.held.Put(c.t.Context(), manifest, "", strings.NewReader(string(raw)), int64(len(raw))))
+	layers, err := image.Layers()
+	require.NoError(c.t, err)
+	body, err := layers[0].Compressed()
+	require.NoError(c.t, err)
+	data, err := io.ReadAll(body)
+	require.NoError(c.t, err)
+	layer = digest.FromBytes(data)
+	require.NoError(c.t, c.held.Put(c.t.Context(), layer, "", strings.NewReader(string(data)), int64(len(data))))
+	return manifest, layer
+}
+
+// admit is what the keeper of pins does once it has the image.
+func (c *cached) admit(d digest.Digest, authorization string) error {
+	return gate{c.front}.Admit(c.t.Context(), content.Request{Repository: c.repo, Kind: content.Manifest, Digest: d, Authorization: authorization})
+}
+
+// get is what a runtime does.
+func (c *cached) get(kind string, d digest.Digest, authorization string) int {
+	u := "/v2/" + c.repo.Name + "/" + kind + "/" + d.String() + "?ns=" + url.QueryEscape(c.repo.Registry)
+	r := httptest.NewRequestWithContext(c.t.Context(), http.MethodGet, u, nil)
+	if authorization != "" {
+		r.Header.Set("Authorization", authorization)
+	}
+	w := httptest.NewRecorder()
+	c.front.ServeHTTP(w, r)
+	return w.Code
+}
+
 func TestWhatThePinsTellTheFrontIsServedWhileTheRegistryIsDown(t *testing.T) {
 	t.Parallel()
 	const password = "Basic dTpwYXNz" // u:pass
-	files := crregistry.New(crregistry.Logger(log.New(io.Discard, "", 0)))
-	closed := false
-	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if closed && r.Header.Get("Authorization") != password {
-			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+	c := newCached(t, func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Header.Get("Authorization") == password {
+			return false
+		}
+		w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+	told, toldLayer := c.push()
+	untold, _ := c.push()
+
+	require.True(t, content.Denied(c.admit(told, "")), "the registry's own no is told from a registry that is down")
+	require.NoError(t, c.admit(told, password))
+	c.origin.Close()
+	require.Error(t, c.admit(untold, password))
+
+	require.Equal(t, http.StatusOK, c.get("manifests", told, password))
+	require.Equal(t, http.StatusOK, c.get("blobs", toldLayer, password))
+	require.Equal(t, http.StatusUnauthorized, c.get("manifests", told, ""), "for the runtime to show its pull secret")
+	require.NotEqual(t, http.StatusOK, c.get("manifests", told, "Basic b3RoZXI6eA=="))
+	require.NotEqual(t, http.StatusOK, c.get("manifests", untold, password))
+}
+
+// Most public registries give anyone a token. Once they are down nobody gets one.
+func TestAPinnedPublicImageIsServedWithoutATokenWhileTheRegistryIsDown(t *testing.T) {
+	t.Parallel()
+	var given atomic.Int32
+	c := newCached(t, func(w http.ResponseWriter, r *http.Request) bool {
+		switch {
+		case r.URL.Path == "/token":
+			_, _ = fmt.Fprintf(w, `{"token":"anyone%d"}`, given.Add(1))
+		case strings.HasPrefix(r.Header.Get("Authorization"), "Bearer anyone"):
+			return false
+		default:
+			w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+r.Host+`/token",service="x",scope="repository:team/app:pull"`)
 			w.WriteHeader(http.StatusUnauthorized)
-			return
 		}
-		files.ServeHTTP(w, r)
-	}))
-	t.Cleanup(origin.Close)
-	held, err := store.Open(t.Context(), store.Options{Path: t.TempDir()})
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, held.Close()) })
-	client, err := upstream.New(upstream.Options{})
-	require.NoError(t, err)
-	t.Cleanup(client.Close)
-	front, err := registry.New(registry.Options{Fetcher: holding{held}, Upstream: client})
-	require.NoError(t, err)
-
-	repo := content.Repository{Registry: strings.TrimPrefix(origin.URL, "http://"), Name: "team/app"}
-	push := func() (manifest, layer digest.Digest) {
-		image, err := random.Image(100, 1)
-		require.NoError(t, err)
-		ref, err := crname.ParseReference(repo.String())
-		require.NoError(t, err)
-		require.NoError(t, remote.Write(ref, image))
-		raw, err := image.RawManifest()
-		require.NoError(t, err)
-		manifest = digest.FromBytes(raw)
-		require.NoError(t, held.Put(t.Context(), manifest, "", strings.NewReader(string(raw)), int64(len(raw))))
-		layers, err := image.Layers()
-		require.NoError(t, err)
-		body, err := layers[0].Compressed()
-		require.NoError(t, err)
-		data, err := io.ReadAll(body)
-		require.NoError(t, err)
-		layer = digest.FromBytes(data)
-		require.NoError(t, held.Put(t.Context(), layer, "", strings.NewReader(string(data)), int64(len(data))))
-		return manifest, layer
+		return true
+	})
+	manifest, layer := c.push()
+	require.NoError(t, c.admit(manifest, "Bearer anyone"))
+	require.Eventually(t, func() bool { return c.front.Public(c.repo) }, 30*time.Second, time.Millisecond)
+	c.origin.Close()
+	for _, authorization := range []string{"", "Bearer another"} {
+		require.Equal(t, http.StatusOK, c.get("manifests", manifest, authorization))
+		require.Equal(t, http.StatusOK, c.get("blobs", layer, authorization))
 	}
-	told, toldLayer := push()
-	untold, _ := push()
-	closed = true
-
-	admit := func(d digest.Digest, authorization string) error {
-		return gate{front}.Admit(t.Context(), content.Request{Repository: repo, Kind: content.Manifest, Digest: d, Authorization: authorization})
-	}
-	require.True(t, content.Denied(admit(told, "")), "the registry's own no is told from a registry that is down")
-	require.NoError(t, admit(told, password))
-	origin.Close()
-	require.Error(t, admit(untold, password))
-
-	get := func(kind string, d digest.Digest, authorization string) int {
-		u := "/v2/" + repo.Name + "/" + kind + "/" + d.String() + "?ns=" + url.QueryEscape(repo.Registry)
-		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, u, nil)
-		if authorization != "" {
-			r.Header.Set("Authorization", authorization)
-		}
-		w := httptest.NewRecorder()
-		front.ServeHTTP(w, r)
-		return w.Code
-	}
-	require.Equal(t, http.StatusOK, get("manifests", told, password))
-	require.Equal(t, http.StatusOK, get("blobs", toldLayer, password))
-	require.Equal(t, http.StatusUnauthorized, get("manifests", told, ""), "for the runtime to show its pull secret")
-	require.NotEqual(t, http.StatusOK, get("manifests", told, "Basic b3RoZXI6eA=="))
-	require.NotEqual(t, http.StatusOK, get("manifests", untold, password))
 }

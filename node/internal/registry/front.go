@@ -29,6 +29,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 )
@@ -49,6 +50,8 @@ type Upstream interface {
 	Resolve(ctx context.Context, repo content.Repository, reference string, accept []string, authorization string) (v1.Descriptor, error)
 	Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error)
 	Forward(ctx context.Context, repo content.Repository, path string, query url.Values, accept []string, authorization string) (*http.Response, error)
+	// Authorize gives the Authorization header of who has the credential; the zero one is nobody's.
+	Authorize(ctx context.Context, repo content.Repository, cred pullsecret.Credential) (string, error)
 }
 
 // TagMemory remembers the registries' answers for tags, for the time when they cannot be asked.
@@ -146,8 +149,8 @@ func New(opts Options) (*Front, error) {
 	return f, nil
 }
 
-// Public tells whether the registry has let callers without credentials read the repository: what a node tells others that
-// have it as their Witness.
+// Public tells whether the registry has let anyone read the repository: what a node tells others that have it as their
+// Witness.
 func (f *Front) Public(repo content.Repository) bool { return f.gate.public(repo) }
 
 // Drain refuses new requests with 503 and returns when the running ones have ended, or with ctx's error before. It also

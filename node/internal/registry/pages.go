@@ -79,7 +79,7 @@ func (p *pages) get(x *exchange, path string) (page, error) {
 	got, err := p.ask(ctx, repo, path, query, accept, authorization)
 	switch {
 	case err == nil:
-		p.gate.confirm(repo, authorization)
+		p.gate.confirm(ctx, x.rule, content.Request{Repository: repo, Authorization: authorization})
 		if len(got.body) <= maxKeptPage {
 			p.recent.Add(key, got)
 		}

@@ -64,7 +64,9 @@ func (t *tags) resolve(ctx context.Context, x *exchange) (v1.Descriptor, error) 
 	switch {
 	case err == nil:
 		t.recent.Add(key, answer{desc, time.Now()})
-		t.gate.confirm(repo, authorization, desc.Digest)
+		t.gate.confirm(ctx, x.rule, content.Request{
+			Repository: repo, Kind: content.Manifest, Digest: desc.Digest, Authorization: authorization,
+		})
 		if t.memory != nil {
 			t.memory.Remember(ctx, repo, tag, desc)
 		}

@@ -79,6 +79,8 @@ func (o *origin) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	select {
 	case o.conns <- far:
 		return near, nil
+	case <-o.done:
+		return nil, net.ErrClosed
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -318,4 +320,9 @@ func (w *world) do(method, path string, header ...string) (rep reply) {
 
 func (w *world) get(path string, header ...string) reply {
 	return w.do(http.MethodGet, path, header...)
+}
+
+// repository is one of the origin's.
+func repository(name string) content.Repository {
+	return content.Repository{Registry: images, Name: name}
 }
