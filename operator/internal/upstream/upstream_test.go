@@ -1,10 +1,13 @@
 package upstream_test
 
 import (
+	"crypto/ed25519"
+	"crypto/x509"
 	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -12,6 +15,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -62,6 +66,10 @@ func resolve(upstreams []registries.Upstream, options ...remote.Option) (string,
 	if err != nil {
 		return "", err
 	}
+	return resolveBy(transport, options...)
+}
+
+func resolveBy(transport http.RoundTripper, options ...remote.Option) (string, error) {
 	tag, err := name.NewTag("registry.example/team/app:1")
 	if err != nil {
 		return "", err
@@ -152,6 +160,66 @@ func TestARegistryIsReachedWhereTheAdministratorSays(t *testing.T) {
 		require.ErrorContains(t, err, gone.URL)
 		require.ErrorContains(t, err, "/second")
 	})
+}
+
+func TestCertificatesThatAreRenewedAreUsedWithoutARestart(t *testing.T) {
+	t.Parallel()
+	h, digest := files(t)
+	secure := serve(t, true, h.ServeHTTP)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	write := func(certificate []byte) {
+		t.Helper()
+		require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), 0o600))
+	}
+	write(otherCertificate(t))
+	transport, err := upstream.New([]registries.Upstream{{Registry: "registry.example", Endpoints: []string{secure.URL}, CAFile: ca}})
+	require.NoError(t, err)
+	_, err = resolveBy(transport)
+	require.ErrorContains(t, err, "certificate")
+
+	write(secure.Certificate().Raw)
+	got, err := resolveBy(transport)
+	require.NoError(t, err)
+	require.Equal(t, digest, got)
+
+	require.NoError(t, os.WriteFile(ca, []byte("half of a fi"), 0o600))
+	got, err = resolveBy(transport)
+	require.NoError(t, err, "what can't be read leaves things as they were")
+	require.Equal(t, digest, got)
+	write(otherCertificate(t))
+	_, err = resolveBy(transport)
+	require.ErrorContains(t, err, "certificate", "a connection that an authority of before vouched for is not used again")
+}
+
+// otherCertificate signs itself.
+func otherCertificate(t *testing.T) []byte {
+	t.Helper()
+	public, key, err := ed25519.GenerateKey(nil)
+	require.NoError(t, err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour)}
+	certificate, err := x509.CreateCertificate(nil, template, template, public, key)
+	require.NoError(t, err)
+	return certificate
+}
+
+func TestCredentialsAreNotSentToATokenServerInTheClear(t *testing.T) {
+	t.Parallel()
+	h, _ := files(t)
+	var asked atomic.Bool
+	tokens := serve(t, false, func(w http.ResponseWriter, _ *http.Request) { asked.Store(true) })
+	locked := func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") == "" {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="`+byName(tokens)+`/token",service="registry.example"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		h.ServeHTTP(w, r)
+	}
+	secure := serve(t, true, locked)
+	_, err := resolve([]registries.Upstream{{Registry: "registry.example", Endpoints: []string{secure.URL}, InsecureSkipVerify: true}},
+		remote.WithAuth(&authn.Basic{Username: "u", Password: "p"}))
+	require.ErrorContains(t, err, "not allowed for a secure registry")
+	require.False(t, asked.Load())
 }
 
 func TestCredentialsAndTokensTakeTheirWayThroughAnEndpoint(t *testing.T) {
