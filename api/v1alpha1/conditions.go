@@ -27,7 +27,7 @@ const (
 	PeerInterval = time.Minute
 	// HeartbeatInterval is the greatest time between two writes of NodeCache.status, with a jitter of a tenth.
 	HeartbeatInterval = 5 * time.Minute
-	// StaleAfter is the age of NodeCache.status.reportedAt beyond which the operator takes an agent for silent.
+	// StaleAfter is how long an agent may leave NodeCache.status.reportedAt as it is before the operator takes it for silent.
 	StaleAfter = 3 * HeartbeatInterval
 )
 

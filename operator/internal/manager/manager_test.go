@@ -38,6 +38,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -76,13 +77,28 @@ func runOperator(ctx context.Context, config *rest.Config) error {
 }
 
 func newOperator(ctx context.Context, config *rest.Config, leaderElection bool) (ctrl.Manager, error) {
+	o := options()
+	o.LeaderElection = leaderElection
 	config.QPS, config.Burst = 500, 1000
-	return manager.New(ctx, config, manager.Options{
+	return manager.New(ctx, config, o)
+}
+
+func options() manager.Options {
+	return manager.Options{
 		MetricsAddress: "0", HealthAddress: "0", SkipNameValidation: true, Metrics: prometheus.NewRegistry(), RetireAfter: 2 * time.Second,
 		AgentServiceAccount: types.NamespacedName{Namespace: apitest.Namespace, Name: apitest.AgentServiceAccount},
-		Registries:          http.DefaultTransport, LeaderElection: leaderElection, Namespace: apitest.Namespace,
-	})
+		Registries:          http.DefaultTransport, Namespace: apitest.Namespace,
+	}
 }
+
+// clockOff is a clock that is off by so much.
+type clockOff struct {
+	clock.RealClock
+	by time.Duration
+}
+
+func (c clockOff) Now() time.Time                  { return c.RealClock.Now().Add(c.by) }
+func (c clockOff) Since(t time.Time) time.Duration { return c.Now().Sub(t) }
 
 // world is a cluster with an operator, with the rights of its role, for one test.
 type world struct {
@@ -111,7 +127,7 @@ func newWorldOf(t *testing.T, nodes, zones int, run func(context.Context, *rest.
 	operator := make(chan error, 1)
 	go func() { operator <- run(ctx, c.Impersonate("", apitest.OperatorServiceAccount)) }()
 	var err error
-	w.fleet, err = optest.NewFleet(ctx, c, strings.ToLower(t.Name()), nodes, zones)
+	w.fleet, err = optest.NewFleet(ctx, c, strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-")), nodes, zones)
 	require.NoError(t, err)
 	agents := make(chan struct{})
 	go func() { w.fleet.Run(ctx); close(agents) }()
@@ -284,6 +300,28 @@ func TestTheOtherOperatorTakesOverWhenTheFirstGoes(t *testing.T) {
 	held := w.fleet.Holders(string(p.UID))
 	eventually(w, w.pin("after", image, nil), "three copies", isReady)
 	require.Equal(t, held, w.fleet.Holders(string(p.UID)), "the other comes to the same plan")
+}
+
+func TestAnOperatorWhoseClockIsOffKeepsPinsAsAnyOther(t *testing.T) {
+	for which, off := range map[string]time.Duration{"ahead": 2 * v1alpha1.StaleAfter, "behind": -2 * v1alpha1.StaleAfter} {
+		t.Run(which, func(t *testing.T) {
+			w := newWorldOf(t, 3, 3, func(ctx context.Context, config *rest.Config) error {
+				o := options()
+				o.Clock = clockOff{by: off}
+				mgr, err := manager.New(ctx, config, o)
+				if err != nil {
+					return err
+				}
+				return mgr.Start(ctx)
+			})
+			image, _ := w.push("team/app:1")
+			p := w.pin("app", image, nil)
+			eventually(w, p, "three copies", isReady)
+			require.Len(t, w.fleet.Holders(string(p.UID)), 3)
+			swarm := &v1alpha1.Swarm{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.SwarmName}}
+			eventually(w, swarm, "peers to start from", func(s *v1alpha1.Swarm) bool { return len(s.Status.Bootstrap) == 3 })
+		})
+	}
 }
 
 func TestPinsFollowTheirSpecAndTheFleet(t *testing.T) {

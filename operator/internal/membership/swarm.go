@@ -45,6 +45,7 @@ type SwarmReconciler struct {
 	Metrics  prometheus.Registerer
 
 	members, registered prometheus.Gauge
+	liveness            Liveness // of the one worker
 }
 
 // SetupWithManager wires the reconciler to what it watches.
@@ -78,7 +79,7 @@ func (r *SwarmReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl
 			return ctrl.Result{}, fmt.Errorf("list %T: %w", list, err)
 		}
 	}
-	status, reason, message := describe(&swarm, peers.Items, nodes.Items, caches.Items, r.Clock.Now())
+	status, reason, message := r.describe(&swarm, peers.Items, nodes.Items, caches.Items)
 	r.members.Set(float64(status.Members))
 	r.registered.Set(float64(status.Registered))
 	changed := condition.Set(&status.Conditions, metav1.Condition{Type: v1alpha1.ConditionReady,
@@ -97,7 +98,7 @@ func (r *SwarmReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl
 }
 
 // describe is the status that follows from what there is, but for the condition, and the reason and message of that.
-func describe(swarm *v1alpha1.Swarm, peers []v1alpha1.Peer, nodes []corev1.Node, caches []v1alpha1.NodeCache, now time.Time) (*v1alpha1.SwarmStatus, string, string) {
+func (r *SwarmReconciler) describe(swarm *v1alpha1.Swarm, peers []v1alpha1.Peer, nodes []corev1.Node, caches []v1alpha1.NodeCache) (*v1alpha1.SwarmStatus, string, string) {
 	nodeOf := make(map[string]*corev1.Node, len(nodes))
 	for i := range nodes {
 		nodeOf[nodes[i].Name] = &nodes[i]
@@ -107,6 +108,10 @@ func describe(swarm *v1alpha1.Swarm, peers []v1alpha1.Peer, nodes []corev1.Node,
 		cacheOf[caches[i].Name] = &caches[i]
 	}
 	peerOf := make(map[string]*v1alpha1.Peer, len(peers))
+	for i := range peers {
+		peerOf[peers[i].Name] = &peers[i]
+	}
+	lives := r.liveness.Look(nodes, peerOf, cacheOf, r.Clock.Now())
 	zones, live := map[string]bool{}, 0
 	var members []bootstrap.Peer
 	for i := range peers {
@@ -114,14 +119,15 @@ func describe(swarm *v1alpha1.Swarm, peers []v1alpha1.Peer, nodes []corev1.Node,
 		if !p.IsAdmitted() {
 			continue
 		}
-		m := bootstrap.Peer{Name: p.Name, Created: p.CreationTimestamp.Time, Live: DownSince(nodeOf[p.Name], p, cacheOf[p.Name], now).IsZero()}
+		life, hasNode := lives[p.Name]
+		m := bootstrap.Peer{Name: p.Name, Created: p.CreationTimestamp.Time, Live: hasNode && life.DownSince.IsZero()}
 		if node := nodeOf[p.Name]; node != nil {
 			m.Zone = node.Labels[swarm.Spec.ZoneKey]
 		}
 		if m.Live {
 			live++
 		}
-		zones[m.Zone], peerOf[p.Name] = true, p
+		zones[m.Zone] = true
 		members = append(members, m)
 	}
 	before := make([]string, 0, len(swarm.Status.Bootstrap))
@@ -157,10 +163,8 @@ func ReadinessChanged() predicate.Predicate {
 }
 
 func ready(n *corev1.Node) corev1.ConditionStatus {
-	for _, c := range n.Status.Conditions {
-		if c.Type == corev1.NodeReady {
-			return c.Status
-		}
+	if c := readiness(n); c != nil {
+		return c.Status
 	}
 	return ""
 }

@@ -53,8 +53,9 @@ type Planner struct {
 
 	seconds prometheus.Histogram
 	copies  *prometheus.GaugeVec
-	// Of the one worker: when it first looked, and until when it rests.
+	// Of the one worker: when it first looked, until when it rests, and what it has seen of the nodes.
 	started, notUntil time.Time
+	liveness          membership.Liveness
 }
 
 // SetupWithManager wires the planner to what it watches: everything.
@@ -183,9 +184,11 @@ func (r *Planner) input(ctx context.Context) (in plan.Input, cacheOf map[string]
 	for i := range caches.Items {
 		cacheOf[caches.Items[i].Name] = &caches.Items[i]
 	}
+	lives := r.liveness.Look(nodes.Items, peerOf, cacheOf, in.Now)
 	in.Nodes = make([]plan.Node, 0, len(nodes.Items))
 	for i := range nodes.Items {
-		in.Nodes = append(in.Nodes, view(&nodes.Items[i], peerOf[nodes.Items[i].Name], cacheOf[nodes.Items[i].Name], in.Now))
+		name := nodes.Items[i].Name
+		in.Nodes = append(in.Nodes, view(&nodes.Items[i], peerOf[name], cacheOf[name], lives[name]))
 	}
 	in.Pins = make([]*v1alpha1.ArtifactPin, len(pins.Items))
 	for i := range pins.Items {
@@ -195,12 +198,12 @@ func (r *Planner) input(ctx context.Context) (in plan.Input, cacheOf map[string]
 }
 
 // view is a node as the plan sees it. peer and cache may be nil.
-func view(node *corev1.Node, peer *v1alpha1.Peer, cache *v1alpha1.NodeCache, now time.Time) plan.Node {
+func view(node *corev1.Node, peer *v1alpha1.Peer, cache *v1alpha1.NodeCache, life membership.Life) plan.Node {
 	n := plan.Node{
 		Name: node.Name, Labels: node.Labels, Taints: node.Spec.Taints,
 		Member:    peer != nil && peer.IsAdmitted() && node.DeletionTimestamp.IsZero(),
-		DownSince: membership.DownSince(node, peer, cache, now),
-		Joined:    node.CreationTimestamp.Time,
+		DownSince: life.DownSince, Unheard: life.Unheard,
+		Joined: node.CreationTimestamp.Time,
 	}
 	if peer != nil && peer.CreationTimestamp.After(n.Joined) {
 		n.Joined = peer.CreationTimestamp.Time

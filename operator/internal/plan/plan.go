@@ -12,7 +12,7 @@
 //  4. A node that is down, or whose peer is not admitted for now, keeps its assignment: what it holds is there when it comes
 //     back.
 //  5. A copy on a node that is no longer picked, be it of an earlier revision, is released only when as many picked nodes are
-//     ready as are wanted.
+//     ready as are wanted, not counting those of whose agents the operator has yet to hear.
 //  6. New work waits for a slot (parallelism) and for the schedule; making a copy again from a copy that exists waits for neither
 //     schedule nor registry.
 //  7. A starting node waits for its pins, but not for ever.
@@ -51,6 +51,9 @@ type Node struct {
 	Member bool
 	// DownSince is when the node stopped being Ready or its agent fell silent; zero while it is up.
 	DownSince time.Time
+	// Unheard: its agent has yet to be heard since the operator began, and its last report is old. It is taken to be up, and what it
+	// reported is not relied on.
+	Unheard bool
 	// Joined is when node and peer were both there.
 	Joined time.Time
 	// Capacity of the cache in bytes; 0 when the agent has not reported it.
@@ -321,7 +324,7 @@ func (c *computation) assign(p *v1alpha1.ArtifactPin, s *Summary, candidates eli
 		switch h.state(entry.Revision) {
 		case v1alpha1.PinReady:
 			copied = true
-			if isPicked[i] {
+			if isPicked[i] && !c.in.Nodes[i].Unheard {
 				ready++
 			}
 		case v1alpha1.PinPending, v1alpha1.PinFetching:

@@ -215,6 +215,31 @@ func TestANodeThatIsDown(t *testing.T) {
 	require.Equal(t, before, m.on("a"), "back again, it has its copy, and the other is released")
 }
 
+func TestANewOperatorReliesOnNobodyItHasNotHeard(t *testing.T) {
+	t.Parallel()
+	m := newModel(9)
+	m.pin("a", 3, nil)
+	m.settle()
+	before := m.on("a")
+	dead := m.node(before[0])
+	dead.DownSince = now.Add(-time.Hour) // its agent is silent
+	m.settle()
+	with := m.on("a")
+	require.Len(t, with, 4, "another has taken over")
+
+	dead.DownSince, dead.Unheard = time.Time{}, true // a new operator does not know that
+	m.settle()
+	require.Equal(t, with, m.on("a"), "nothing is released on the word of one that may be dead")
+
+	dead.DownSince = now.Add(-time.Hour) // now it does
+	m.settle()
+	require.Equal(t, with, m.on("a"), "nothing is to be made anew")
+
+	dead.DownSince, dead.Unheard = time.Time{}, false
+	m.settle()
+	require.Equal(t, before, m.on("a"), "alive after all, it has its copy, and the other is released")
+}
+
 func TestANodeThatIsClosedForAWhileKeepsWhatItHas(t *testing.T) {
 	t.Parallel()
 	for name, taint := range map[string]corev1.Taint{
@@ -482,6 +507,12 @@ func TestNoCopyIsLost(t *testing.T) {
 				n := &m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")]
 				n.DownSince = rapid.SampledFrom([]time.Time{{}, now.Add(-time.Minute), now.Add(-time.Hour)}).Draw(t, "since")
 			},
+			"a new operator": func(t *rapid.T) { // takes whom it has yet to hear for up
+				n := &m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")]
+				if n.Unheard = rapid.Bool().Draw(t, "unheard"); n.Unheard {
+					n.DownSince = time.Time{}
+				}
+			},
 			"label":    func(t *rapid.T) { m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")].Labels["zone"] = "z9" },
 			"hand out": func(*rapid.T) { m.hand() },
 			"one node is ready": func(t *rapid.T) {
@@ -513,7 +544,7 @@ func TestNoCopyIsLost(t *testing.T) {
 			},
 		})
 		for i := range m.Nodes {
-			m.Nodes[i].DownSince = time.Time{}
+			m.Nodes[i].DownSince, m.Nodes[i].Unheard = time.Time{}, false
 		}
 		p.Spec.Suspend = false
 		m.settle()
