@@ -184,7 +184,7 @@ type Artifact struct {
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=512
-	// +kubebuilder:validation:XValidation:rule="self.matches('^[a-z0-9A-Z][a-z0-9A-Z._-]*(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha(256:[0-9a-f]{64}|512:[0-9a-f]{128}))?$')",message="image is not a reference such as registry.example/team/app:1.2 or registry.example/team/app@sha256:… (no scheme such as https://, path in lower case)"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([a-z0-9A-Z][a-z0-9A-Z._-]*|[[][a-fA-F0-9:]+[]])(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha(256:[0-9a-f]{64}|512:[0-9a-f]{128}))?$')",message="image is not a reference such as registry.example/team/app:1.2 or registry.example/team/app@sha256:… (no scheme such as https://, path in lower case)"
 	Image string `json:"image,omitempty"`
 	// Digest of a blob or manifest.
 	// +optional
@@ -200,7 +200,7 @@ type Artifact struct {
 	// +optional
 	// +kubebuilder:validation:MinLength=3
 	// +kubebuilder:validation:MaxLength=512
-	// +kubebuilder:validation:XValidation:rule="self.matches('^[a-z0-9A-Z][a-z0-9A-Z._-]*(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+$')",message="repository is written host/path, such as registry.example/team/app, with no scheme, tag or digest"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([a-z0-9A-Z][a-z0-9A-Z._-]*|[[][a-fA-F0-9:]+[]])(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+$')",message="repository is written host/path, such as registry.example/team/app, with no scheme, tag or digest"
 	Repository string `json:"repository,omitempty"`
 }
 

@@ -176,13 +176,16 @@ const (
 // +kubebuilder:validation:XValidation:rule="!has(self.mode) || self.mode != 'Bypass' || !(has(self.tagTTL) || has(self.authorization) || has(self.rateLimit))",message="mode Bypass caches nothing, so tagTTL, authorization and rateLimit have no meaning beside it: remove them"
 type RepositoryRule struct {
 	// Match is a list of patterns of host/path, any of which may match. "*" stands for any run of characters
-	// within one part of the path, "**" for any run of parts: "registry.example/team-*/**".
+	// within one part of the path, "**" for any run of parts: "registry.example/team-*/**", "docker.io/**".
 	// +listType=atomic
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=32
 	// +kubebuilder:validation:items:MinLength=1
 	// +kubebuilder:validation:items:MaxLength=255
-	// +kubebuilder:validation:XValidation:rule="self.all(p, p.matches('^[a-zA-Z0-9*._:/-]+$') && !p.contains('//') && !p.startsWith('/') && !p.contains('***'))",message="match holds patterns of host/path such as 'registry.example/team-*/**': letters, digits, '.', '_', '-', ':', '/' and '*', with no scheme, tag or digest"
+	// +kubebuilder:validation:XValidation:rule="self.all(p, p.matches('^([[][a-fA-F0-9:]+[]]|[a-zA-Z0-9*._-]+)(:[0-9*]+)?(/[a-zA-Z0-9*._-]+)*$') && !p.contains('***'))",message="match holds patterns of host/path such as 'registry.example/team-*/**' or '[::1]:5000/**': letters, digits, '.', '_', '-' and '*' in each part, with no scheme, tag or digest"
+	// +kubebuilder:validation:XValidation:rule="self.all(p, p.split('/')[0].matches('[.:*]|^localhost$'))",messageExpression="'match names a registry first, which ' + self.filter(p, !p.split('/')[0].matches('[.:*]|^localhost$'))[0] + ' does not, so it matches nothing: write docker.io/library/redis for what is called redis, docker.io/team/app for team/app'"
+	// +kubebuilder:validation:XValidation:rule="self.all(p, p.contains('/') || p.contains('**') || !p.matches('[.:*]|^localhost$'))",messageExpression="'match is host and path, and ' + self.filter(p, !(p.contains('/') || p.contains('**') || !p.matches('[.:*]|^localhost$')))[0] + ' has no path, so it matches nothing: add /** for everything there'"
+	// +kubebuilder:validation:XValidation:rule="self.all(p, !p.lowerAscii().matches('^(docker[.]io/[^/*]+$|(index|registry-1)[.]docker[.]io(/|$))'))",message="match knows Docker Hub as docker.io and its images by two parts, or it matches nothing: write docker.io/library/redis, docker.io/team/app or docker.io/**"
 	Match []string `json:"match"`
 	// Mode says where bytes may come from. PullThrough where it is left out.
 	// +optional

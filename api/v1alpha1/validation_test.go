@@ -1,11 +1,16 @@
 package v1alpha1_test
 
 import (
+	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -68,15 +73,23 @@ func TestRefusals(t *testing.T) {
 			"a bypass with a tag TTL":                {"rules: [{match: [a.example/**], mode: Bypass, tagTTL: 1m}]", "mode Bypass caches nothing"},
 			"a pattern with a scheme":                {"rules: [{match: ['https://a.example/x']}]", "match holds patterns of host/path"},
 			"a pattern with three stars":             {"rules: [{match: ['a.example/***']}]", "match holds patterns of host/path"},
+			"a pattern with a tag":                   {"rules: [{match: ['a.example/x:1']}]", "with no scheme, tag or digest"},
+			"a pattern that ends with a slash":       {"rules: [{match: ['a.example/']}]", "match holds patterns of host/path"},
+			"a registry and no path":                 {"rules: [{match: [b.example/**, 'a.example:5000']}]", "a.example:5000 has no path, so it matches nothing: add /** for everything there"},
+			"one star for everything":                {"rules: [{match: ['*']}]", "* has no path, so it matches nothing: add /** for everything there"},
+			"an image's short name":                  {"rules: [{match: [redis]}]", "which redis does not, so it matches nothing: write docker.io/library/redis for what is called redis"},
+			"a user's image on Docker Hub":           {"rules: [{match: [team/app]}]", "which team/app does not, so it matches nothing"},
+			"an official image of Docker Hub":        {"rules: [{match: [docker.io/redis]}]", "write docker.io/library/redis"},
+			"Docker Hub by its other name":           {"rules: [{match: ['index.docker.io/**']}]", "match knows Docker Hub as docker.io"},
 			"a rule that matches nothing":            {"rules: [{match: []}]", "should have at least 1 items"},
-			"a tag TTL of years":                     {"rules: [{match: [a], tagTTL: 9000h}]", "tagTTL must be between 0s and 720h"},
-			"an exemption with a TTL":                {"rules: [{match: [a], authorization: {mode: Exempt, ttl: 1m}}]", "mode Exempt asks no registry"},
-			"an authorization TTL of years":          {"rules: [{match: [a], authorization: {ttl: 9000h}}]", "ttl must be between 0s and 720h"},
-			"a rate limit without a limit":           {"rules: [{match: [a], rateLimit: {}}]", "rateLimit is empty"},
-			"a byte rate too slow to work":           {`rules: [{match: [a], rateLimit: {bytesPerSecond: "5"}}]`, "bytesPerSecond must be at least 64Ki"},
+			"a tag TTL of years":                     {"rules: [{match: [a.example/b], tagTTL: 9000h}]", "tagTTL must be between 0s and 720h"},
+			"an exemption with a TTL":                {"rules: [{match: [a.example/b], authorization: {mode: Exempt, ttl: 1m}}]", "mode Exempt asks no registry"},
+			"an authorization TTL of years":          {"rules: [{match: [a.example/b], authorization: {ttl: 9000h}}]", "ttl must be between 0s and 720h"},
+			"a rate limit without a limit":           {"rules: [{match: [a.example/b], rateLimit: {}}]", "rateLimit is empty"},
+			"a byte rate too slow to work":           {`rules: [{match: [a.example/b], rateLimit: {bytesPerSecond: "5"}}]`, "bytesPerSecond must be at least 64Ki"},
 			"a priority out of range":                {"priority: 1001", "should be less than or equal to 1000"},
-			"a duration that is none":                {"rules: [{match: [a], tagTTL: soon}]", "tagTTL"},
-			"more rules than a person can look over": {"rules: [" + strings.TrimSuffix(strings.Repeat("{match: [a]},", 65), ",") + "]", "must have at most 64 items"},
+			"a duration that is none":                {"rules: [{match: [a.example/b], tagTTL: soon}]", "tagTTL"},
+			"more rules than a person can look over": {"rules: [" + strings.TrimSuffix(strings.Repeat("{match: [a.example/b]},", 65), ",") + "]", "must have at most 64 items"},
 		}},
 		{"ArtifactPin", map[string]struct{ spec, message string }{
 			"nothing to pin":                      {"replicas: 1", "say what to pin: either artifacts (a list) or workloads"},
@@ -146,15 +159,17 @@ func TestAccepted(t *testing.T) {
 			"spec.replicas": int64(3), "spec.resolve.policy": "Interval", "spec.target": "Cache", "spec.deletionPolicy": "Keep",
 			"spec.repairDelay": "5m", "spec.referrers": "Exclude", "spec.startup": "Ignore", "spec.backoff.initial": "10s",
 		}},
-		"a pin of a short name":           {"ArtifactPin", "artifacts: [{image: redis}]", nil},
-		"a pin of an image by digest":     {"ArtifactPin", "artifacts: [{image: 'a.example:5000/b/c:1@" + digestA + "'}]\nresolve: {policy: Digest}", nil},
-		"a pin of a digest and a CID":     {"ArtifactPin", "artifacts: [{digest: '" + digestA + "', repository: a.example/b}, {cid: " + cidA + "}]", nil},
-		"a pin on every node":             {"ArtifactPin", image + "\nreplicas: All\nminReplicas: 3", nil},
-		"a pin on a share of the nodes":   {"ArtifactPin", image + "\nreplicas: 25%", nil},
-		"a pin of what a namespace runs":  {"ArtifactPin", "workloads: {selector: {matchLabels: {app: web}}}\ntarget: CacheAndRuntime", nil},
-		"a pin with everything that goes": {"ArtifactPin", image + "\nplatforms: [linux/amd64, linux/arm64/v8, '*']\nspread: {topologyKey: zone, minDomains: 3}\nschedule: {cron: '0 2 * * *', timeZone: Europe/Berlin}\nexpiry: {ttl: 24h}\nparallelism: 2\nbandwidth: 10M\nsizeLimit: 2Gi\ntimeLimit: 1h\npullSecrets: [{name: a.b-1}]\ntolerations: [{operator: Exists}, {key: gpu, value: yes-it-has, effect: NoSchedule}]", map[string]any{"spec.schedule.window": "1h"}},
-		"a policy of nothing":             {"CachePolicy", "{}", nil},
-		"a policy of everything":          {"CachePolicy", "storage: {capacityPercent: 50, lowWatermarkPercent: 80, highWatermarkPercent: 90, minFree: 5Gi, eviction: SLRU}\nbandwidth: {upload: 100M, download: 1G}\nrules: [{match: ['a.example/**', '*.b.example:5000/team-*/x'], mode: PeersOnly, tagTTL: 0s, authorization: {mode: Registry, ttl: 5m, onUnreachable: Deny}, rateLimit: {requestsPerSecond: 5, bytesPerSecond: 20M}}]", nil},
+		"a pin of a short name":                     {"ArtifactPin", "artifacts: [{image: redis}]", nil},
+		"a pin of an image by digest":               {"ArtifactPin", "artifacts: [{image: 'a.example:5000/b/c:1@" + digestA + "'}]\nresolve: {policy: Digest}", nil},
+		"a pin of a digest and a CID":               {"ArtifactPin", "artifacts: [{digest: '" + digestA + "', repository: a.example/b}, {cid: " + cidA + "}]", nil},
+		"a pin on every node":                       {"ArtifactPin", image + "\nreplicas: All\nminReplicas: 3", nil},
+		"a pin on a share of the nodes":             {"ArtifactPin", image + "\nreplicas: 25%", nil},
+		"a pin of what a namespace runs":            {"ArtifactPin", "workloads: {selector: {matchLabels: {app: web}}}\ntarget: CacheAndRuntime", nil},
+		"a pin with everything that goes":           {"ArtifactPin", image + "\nplatforms: [linux/amd64, linux/arm64/v8, '*']\nspread: {topologyKey: zone, minDomains: 3}\nschedule: {cron: '0 2 * * *', timeZone: Europe/Berlin}\nexpiry: {ttl: 24h}\nparallelism: 2\nbandwidth: 10M\nsizeLimit: 2Gi\ntimeLimit: 1h\npullSecrets: [{name: a.b-1}]\ntolerations: [{operator: Exists}, {key: gpu, value: yes-it-has, effect: NoSchedule}]", map[string]any{"spec.schedule.window": "1h"}},
+		"a pin from a registry by its IPv6 address": {"ArtifactPin", "artifacts: [{image: '[::1]:5000/team/app:1'}, {image: '[fd00::5]/app@" + digestA + "'}, {digest: '" + digestA + "', repository: '[::1]:5000/app'}]", nil},
+		"a policy for every way to name a registry": {"CachePolicy", "rules: [{match: ['[::1]:5000/**', '[fd00::5]/team/*', 'localhost/app', 'registry:5000/app', '*:5000/**', '*.example/**', '*/**', '**', '**/app', 'docker.io/**', 'docker.io/*/app', 'docker.io/redis*', 'A.example/app']}]", nil},
+		"a policy of nothing":                       {"CachePolicy", "{}", nil},
+		"a policy of everything":                    {"CachePolicy", "storage: {capacityPercent: 50, lowWatermarkPercent: 80, highWatermarkPercent: 90, minFree: 5Gi, eviction: SLRU}\nbandwidth: {upload: 100M, download: 1G}\nrules: [{match: ['a.example/**', '*.b.example:5000/team-*/x'], mode: PeersOnly, tagTTL: 0s, authorization: {mode: Registry, ttl: 5m, onUnreachable: Deny}, rateLimit: {requestsPerSecond: 5, bytesPerSecond: 20M}}]", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -167,6 +182,59 @@ func TestAccepted(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAPolicyThatWasTakenBeforeStands has the API server store a policy that a later rule refuses, as an upgrade finds it.
+func TestAPolicyThatWasTakenBeforeStands(t *testing.T) {
+	t.Parallel()
+	c := apitest.Require(t, cluster)
+	ctx := t.Context()
+	load := func() *apiextensionsv1.CustomResourceDefinition { // under a group of its own
+		data, err := os.ReadFile(filepath.Join(apitest.APIDir(), "crds/shoal.dev_cachepolicies.yaml"))
+		require.NoError(t, err)
+		var crd apiextensionsv1.CustomResourceDefinition
+		require.NoError(t, yaml.Unmarshal(data, &crd))
+		crd.Spec.Group = "before.example"
+		crd.Name = crd.Spec.Names.Plural + "." + crd.Spec.Group
+		crd.Spec.Names.ShortNames, crd.Spec.Names.Categories = nil, nil
+		return &crd
+	}
+	match := func(crd *apiextensionsv1.CustomResourceDefinition) apiextensionsv1.JSONSchemaProps {
+		return crd.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["spec"].Properties["rules"].Items.Schema.Properties["match"]
+	}
+	crd := load()
+	before := match(crd)
+	before.XValidations = nil
+	crd.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["spec"].Properties["rules"].Items.Schema.Properties["match"] = before
+	definitions, err := client.New(c.Config, client.Options{Scheme: definitionScheme(t)})
+	require.NoError(t, err)
+	require.NoError(t, definitions.Create(ctx, crd))
+	t.Cleanup(func() { require.NoError(t, definitions.Delete(context.Background(), crd)) })
+
+	stored := newObject(t, "CachePolicy", "rules: [{match: [docker.io, '*'], tagTTL: 1m}]")
+	stored.SetAPIVersion("before.example/v1alpha1")
+	kept := stored.DeepCopy()
+	require.Eventually(t, func() bool { return c.Client.Create(ctx, kept) == nil }, time.Minute, 100*time.Millisecond, "the API server knows the kind")
+
+	require.NoError(t, definitions.Get(ctx, client.ObjectKeyFromObject(crd), crd))
+	crd.Spec = load().Spec
+	require.NoError(t, definitions.Update(ctx, crd))
+	stored.SetName("anew")
+	require.Eventually(t, func() bool { return apierrors.IsInvalid(c.Client.Create(ctx, stored.DeepCopy(), client.DryRunAll)) },
+		time.Minute, 100*time.Millisecond, "the API server knows the rule")
+
+	require.NoError(t, unstructured.SetNestedField(kept.Object, int64(7), "spec", "priority"))
+	require.NoError(t, c.Client.Update(ctx, kept), "whoever changes something else is not held up")
+	require.NoError(t, unstructured.SetNestedField(kept.Object, int64(1), "status", "observedGeneration"))
+	require.NoError(t, unstructured.SetNestedField(kept.Object, int64(1), "status", "matchedNodes"))
+	require.NoError(t, c.Client.Status().Update(ctx, kept), "nor is the operator")
+}
+
+func definitionScheme(t *testing.T) *runtime.Scheme {
+	t.Helper()
+	scheme := runtime.NewScheme()
+	require.NoError(t, apiextensionsv1.AddToScheme(scheme))
+	return scheme
 }
 
 func TestSwarmKeepsItsProtocolPrefix(t *testing.T) {
