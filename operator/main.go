@@ -87,9 +87,10 @@ func command() *cobra.Command {
 func releaseCommand(v *viper.Viper) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "release",
-		Short: "After an uninstallation: lets go of pins that wait for an operator to purge them",
-		Long: "Takes Shoal's finalizer off every ArtifactPin, so that they can be deleted with no operator left. It waits until the last operator " +
-			"has given up its lease, and keeps the lease while it works. What was to be purged stays in the nodes' caches.",
+		Short: "After an uninstallation: lets go of pins that wait for an operator to purge them, and takes the agents' rights to secrets",
+		Long: "Takes Shoal's finalizer off every ArtifactPin, so that they can be deleted with no operator left, and deletes the Roles by which agents " +
+			"read the pull secrets of pins. It waits until the last operator has given up its lease, and keeps the lease while it works. " +
+			"What was to be purged stays in the nodes' caches.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return runRelease(cmd.Context(), v)
@@ -146,11 +147,11 @@ func runRelease(ctx context.Context, v *viper.Viper) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, v.GetDuration("timeout"))
 	defer cancel()
-	released, err := release.Pins(ctx, config, v.GetString("namespace"), manager.LeaseName, logger)
+	released, err := release.Run(ctx, config, v.GetString("namespace"), manager.LeaseName, logger)
 	if err != nil {
-		return fmt.Errorf("release pins: %w", err)
+		return fmt.Errorf("release: %w", err)
 	}
-	logger.Info("Released", "pins", released)
+	logger.Info("Released", "pins", released.Pins, "rights", released.Rights)
 	return nil
 }
 

@@ -1,6 +1,7 @@
-// Package release lets go of what only a running operator lets go of: the finalizers of pins that are to be purged. It is for
-// when the last operator has gone, as after an uninstallation: without it such pins, their namespaces and the resource
-// definition could not be deleted. The copies that were to be purged stay on the nodes.
+// Package release lets go of what only a running operator lets go of: the finalizers of pins that are to be purged, and the
+// agents' rights to pull secrets in users' namespaces. It is for when the last operator has gone, as after an uninstallation:
+// without it such pins, their namespaces and the resource definition could not be deleted, and the rights would stay for a service
+// account that anyone may make again. The copies that were to be purged stay on the nodes.
 package release
 
 import (
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -25,6 +27,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/operator/internal/access"
 )
 
 // ErrOperatorRuns is wrapped when the lease was not to be had, for an operator holds it.
@@ -33,32 +36,41 @@ var ErrOperatorRuns = errors.New("an operator still runs, and would set the fina
 // page is the number of pins that are listed at one time.
 const page = 500
 
-// Pins takes Shoal's finalizer off every pin, and returns how many had it; other people's finalizers stay. It does so as the
-// leader of the operators, whose lease is namespace/name, so that none of them sets the finalizer again, and waits for the
-// lease until ctx ends. Where the cluster does not know the kind there is nothing to do.
-func Pins(ctx context.Context, config *rest.Config, namespace, name string, log *slog.Logger) (released int, err error) {
-	c, err := client.New(config, client.Options{Scheme: runtime.NewScheme()}) // reads metadata only, which needs no types
+// Released counts what was let go of.
+type Released struct {
+	// Pins that had the finalizer, Rights that were taken from the agents: Roles and RoleBindings.
+	Pins, Rights int
+}
+
+// Run takes Shoal's finalizer off every pin, other people's finalizers stay, and deletes the rights to pull secrets. It does so as
+// the leader of the operators, whose lease is namespace/name, so that none of them undoes it, and waits for the lease until ctx
+// ends. Where the cluster does not know the kind there are no pins.
+func Run(ctx context.Context, config *rest.Config, namespace, name string, log *slog.Logger) (released Released, err error) {
+	scheme := runtime.NewScheme() // reads metadata only, which needs no types, but for the Status that answers a deletion
+	metav1.AddToGroupVersion(scheme, metav1.Unversioned)
+	c, err := client.New(config, client.Options{Scheme: scheme})
 	if err != nil {
-		return 0, fmt.Errorf("client: %w", err)
+		return released, fmt.Errorf("client: %w", err)
 	}
-	stripped := make(chan error, 1)
+	done := make(chan error, 1)
 	elector, err := newElector(config, namespace, name, func(ctx context.Context) {
-		var err error
-		released, err = strip(ctx, c, log)
-		stripped <- err
+		var stripped, revoked error
+		released.Pins, stripped = strip(ctx, c, log)
+		released.Rights, revoked = revoke(ctx, c, log)
+		done <- errors.Join(stripped, revoked)
 	})
 	if err != nil {
-		return 0, fmt.Errorf("lease %s/%s: %w", namespace, name, err)
+		return released, fmt.Errorf("lease %s/%s: %w", namespace, name, err)
 	}
 	leading, cancel := context.WithCancel(klog.NewContext(ctx, logr.FromSlogHandler(log.Handler())))
 	ended := make(chan struct{})
 	go func() { elector.Run(leading); close(ended) }()
 	defer func() { cancel(); <-ended }()
 	select {
-	case err := <-stripped:
+	case err := <-done:
 		return released, err
 	case <-ended:
-		return 0, fmt.Errorf("lease %s/%s is held by %q: %w: %w", namespace, name, elector.GetLeader(), ErrOperatorRuns, context.Cause(ctx))
+		return Released{}, fmt.Errorf("lease %s/%s is held by %q: %w: %w", namespace, name, elector.GetLeader(), ErrOperatorRuns, context.Cause(ctx))
 	}
 }
 
@@ -122,4 +134,26 @@ func stripOne(ctx context.Context, c client.Client, p *metav1.PartialObjectMetad
 		return c.Patch(ctx, p, patch)
 	})
 	return client.IgnoreNotFound(err)
+}
+
+// revoke deletes the agents' rights to pull secrets. It asks for them by name, as its own rights are for no other.
+func revoke(ctx context.Context, c client.Client, log *slog.Logger) (revoked int, err error) {
+	for _, kind := range []string{"RoleBinding", "Role"} {
+		all := &metav1.PartialObjectMetadataList{}
+		all.SetGroupVersionKind(rbacv1.SchemeGroupVersion.WithKind(kind + "List"))
+		err := c.List(ctx, all, client.MatchingFields{"metadata.name": access.Name}, client.MatchingLabels{v1alpha1.ManagedByLabel: v1alpha1.ManagedByOperator})
+		if err != nil {
+			return revoked, fmt.Errorf("list %ss: %w", kind, err)
+		}
+		for i := range all.Items {
+			o := &all.Items[i]
+			o.SetGroupVersionKind(rbacv1.SchemeGroupVersion.WithKind(kind))
+			if err := c.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
+				return revoked, fmt.Errorf("delete %s %s: %w", kind, client.ObjectKeyFromObject(o), err)
+			}
+			revoked++
+			log.Info("Right to pull secrets revoked", "kind", kind, "namespace", o.Namespace)
+		}
+	}
+	return revoked, nil
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -23,6 +24,7 @@ import (
 
 	"github.com/shoal-cache/shoal/api/apitest"
 	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/operator/internal/access"
 	"github.com/shoal-cache/shoal/operator/internal/release"
 )
 
@@ -81,8 +83,14 @@ func afterAsking(config *rest.Config, n int32, call func()) *rest.Config {
 	return config
 }
 
+// rights are those of agents in a namespace with pull secrets.
+func rights(namespace, manager string) []client.Object {
+	meta := metav1.ObjectMeta{Name: access.Name, Namespace: namespace, Labels: map[string]string{v1alpha1.ManagedByLabel: manager}}
+	return []client.Object{&rbacv1.Role{ObjectMeta: meta}, &rbacv1.RoleBinding{ObjectMeta: meta, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: access.Name}}}
+}
+
 // The steps are one story: there is one lease.
-func TestPinsCanBeDeletedWhenTheLastOperatorHasGone(t *testing.T) { //nolint:paralleltest // alone with the cluster's lease
+func TestNothingWaitsForTheLastOperatorWhenItHasGone(t *testing.T) { //nolint:paralleltest // alone with the cluster's lease
 	apitest.Require(t, cluster)
 	ctx := t.Context()
 	job := asJob(t)
@@ -98,6 +106,10 @@ func TestPinsCanBeDeletedWhenTheLastOperatorHasGone(t *testing.T) { //nolint:par
 		pins[name] = p
 	}
 	require.NoError(t, cluster.Client.Delete(ctx, pins["deleted"]))
+	agents, admins := rights("default", v1alpha1.ManagedByOperator), rights("kube-public", "somebody")
+	for _, object := range slices.Concat(agents, admins) {
+		require.NoError(t, cluster.Client.Create(ctx, object))
+	}
 	seconds, now := int32(60), metav1.NewMicroTime(time.Now())
 	held := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: apitest.Namespace, Name: lease}}
 	held.Spec.HolderIdentity, held.Spec.LeaseDurationSeconds, held.Spec.AcquireTime, held.Spec.RenewTime = new("operator-a"), &seconds, &now, &now
@@ -106,7 +118,7 @@ func TestPinsCanBeDeletedWhenTheLastOperatorHasGone(t *testing.T) { //nolint:par
 	t.Log("while an operator runs, nothing is touched")
 	short, cancel := context.WithCancel(ctx)
 	defer cancel()
-	released, err := release.Pins(short, afterAsking(job, 2, cancel), apitest.Namespace, lease, slog.New(slog.DiscardHandler))
+	released, err := release.Run(short, afterAsking(job, 2, cancel), apitest.Namespace, lease, slog.New(slog.DiscardHandler))
 	require.ErrorIs(t, err, release.ErrOperatorRuns)
 	require.ErrorContains(t, err, "operator-a")
 	require.Zero(t, released)
@@ -117,9 +129,15 @@ func TestPinsCanBeDeletedWhenTheLastOperatorHasGone(t *testing.T) { //nolint:par
 	require.NoError(t, cluster.Client.Update(ctx, held))
 	long, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	released, err = release.Pins(long, job, apitest.Namespace, lease, slog.New(slog.DiscardHandler))
+	released, err = release.Run(long, job, apitest.Namespace, lease, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
-	require.Equal(t, 3, released)
+	require.Equal(t, release.Released{Pins: 3, Rights: 2}, released)
+	for _, object := range agents {
+		require.True(t, apierrors.IsNotFound(cluster.Client.Get(ctx, client.ObjectKeyFromObject(object), object)), "%T", object)
+	}
+	for _, object := range admins {
+		require.NoError(t, cluster.Client.Get(ctx, client.ObjectKeyFromObject(object), object), "what an operator did not make stays")
+	}
 	require.True(t, apierrors.IsNotFound(cluster.Client.Get(ctx, client.ObjectKeyFromObject(pins["deleted"]), pins["deleted"])))
 	for name, want := range map[string][]string{"standing": nil, "plain": nil, "shared": {foreign}} {
 		require.NoError(t, cluster.Client.Get(ctx, client.ObjectKeyFromObject(pins[name]), pins[name]))
@@ -129,7 +147,7 @@ func TestPinsCanBeDeletedWhenTheLastOperatorHasGone(t *testing.T) { //nolint:par
 	require.Empty(t, *held.Spec.HolderIdentity, "the lease is given back")
 
 	t.Log("once more finds nothing to do")
-	released, err = release.Pins(long, job, apitest.Namespace, lease, slog.New(slog.DiscardHandler))
+	released, err = release.Run(long, job, apitest.Namespace, lease, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	require.Zero(t, released)
 }
