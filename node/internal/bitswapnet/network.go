@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -50,6 +51,7 @@ type Lent interface {
 type Network struct {
 	network.BitSwapNetwork
 	host      host.Host
+	streams   streams
 	events    *network.ConnectEventManager
 	receivers []network.Receiver
 
@@ -63,7 +65,7 @@ func New(h host.Host) *Network {
 	events := network.NewConnectEventManager()
 	return &Network{
 		BitSwapNetwork: bsnet.NewFromIpfsHost(h, bsnet.SupportedProtocols(slices.Clone(protocols)), bsnet.WithConnectEventManager(events)),
-		host:           h, events: events,
+		host:           h, events: events, streams: streams{host: h, idle: map[peer.ID][]*idleStream{}},
 	}
 }
 
@@ -76,6 +78,12 @@ func (n *Network) Start(receivers ...network.Receiver) {
 	}
 }
 
+// Stop ends what Start began.
+func (n *Network) Stop() {
+	n.BitSwapNetwork.Stop()
+	n.streams.closeIdle()
+}
+
 // Stats counts messages both ways.
 func (n *Network) Stats() network.Stats {
 	s := n.BitSwapNetwork.Stats()
@@ -84,7 +92,7 @@ func (n *Network) Stats() network.Stats {
 	return s
 }
 
-// SendMessage sends m to p on a stream of its own, and releases the blocks that are lent.
+// SendMessage sends m to p, and releases the blocks that are lent.
 func (n *Network) SendMessage(ctx context.Context, p peer.ID, m message.BitSwapMessage) error {
 	defer func() {
 		for _, b := range m.Blocks() {
@@ -93,21 +101,35 @@ func (n *Network) SendMessage(ctx context.Context, p peer.ID, m message.BitSwapM
 			}
 		}
 	}()
-	s, err := n.host.NewStream(ctx, p, protocols...)
+	s, used, err := n.streams.take(ctx, p)
+	if err == nil {
+		err = send(ctx, s, m)
+	}
+	if err != nil && used && ctx.Err() == nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		// The other side may have ended it meanwhile, which says nothing about the next.
+		if s, err = n.streams.open(ctx, p); err == nil {
+			err = send(ctx, s, m)
+		}
+	}
 	if err != nil {
 		return err
 	}
+	n.sent.Add(1)
+	n.streams.put(p, s)
+	return nil
+}
+
+// send writes m to a stream, and resets one that does not take it.
+func send(ctx context.Context, s libp2p.Stream, m message.BitSwapMessage) error {
 	out := &steady{stream: s, end: time.Now().Add(maxSendTimeout)}
 	if d, ok := ctx.Deadline(); ok && d.Before(out.end) {
 		out.end = d
 	}
-	if err := encode(out, m); err != nil {
+	err := encode(out, m)
+	if err != nil {
 		_ = s.Reset()
-		return err
 	}
-	n.sent.Add(1)
-	closeStream(s, minSendTimeout)
-	return nil
+	return err
 }
 
 // steady writes to a stream as long as the peer takes a piece in pieceTimeout, so that one that has fallen silent does not

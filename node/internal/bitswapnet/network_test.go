@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	p2p "github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -135,6 +138,46 @@ func TestWhatIsNoMessageEndsItsStreamOnly(t *testing.T) {
 	m.AddBlock(block(t, []byte("still here"), cid.Raw))
 	require.NoError(t, from.SendMessage(t.Context(), b.ID(), m))
 	require.Equal(t, "still here", string(take(t, r.blocks)))
+}
+
+func TestAStreamThatTheOtherSideHasEndedIsReplaced(t *testing.T) {
+	t.Parallel()
+	a, b := newHost(t), newHost(t)
+	from, to, r := New(a), New(b), newReceiver()
+	from.Start(newReceiver())
+	t.Cleanup(from.Stop)
+	to.Start(r)
+	t.Cleanup(to.Stop)
+	require.NoError(t, from.Connect(t.Context(), peer.AddrInfo{ID: b.ID(), Addrs: b.Addrs()}))
+	send := func(data string) {
+		m := message.New(false)
+		m.AddBlock(block(t, []byte(data), cid.Raw))
+		require.NoError(t, from.SendMessage(t.Context(), b.ID(), m))
+		require.Equal(t, data, string(take(t, r.blocks)))
+	}
+	bitswap := func(h host.Host) (out []p2p.Stream) {
+		for _, c := range h.Network().Conns() {
+			for _, s := range c.GetStreams() {
+				if slices.Contains(protocols, s.Protocol()) {
+					out = append(out, s)
+				}
+			}
+		}
+		return out
+	}
+	for i := range 10 {
+		send(fmt.Sprint("one after another ", i))
+	}
+	open := bitswap(a)
+	require.Len(t, open, 1, "messages that follow one another share a stream")
+	require.NoError(t, open[0].Reset()) // as if the word of the other side's reset had come
+	take(t, r.errors)
+	send("after a reset")
+	require.NoError(t, a.Network().ClosePeer(b.ID()))
+	require.NoError(t, from.Connect(t.Context(), peer.AddrInfo{ID: b.ID(), Addrs: b.Addrs()}))
+	send("on a new connection")
+	from.Stop()
+	require.EventuallyWithT(t, func(c *assert.CollectT) { assert.Empty(c, bitswap(b)) }, time.Minute, time.Millisecond)
 }
 
 // A block that is being sent, and the worker that sends it, must not be kept as long by one that takes nothing as by one
