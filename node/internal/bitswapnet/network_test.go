@@ -171,7 +171,7 @@ func TestAStreamThatTheOtherSideHasEndedIsReplaced(t *testing.T) {
 	open := bitswap(a)
 	require.Len(t, open, 1, "messages that follow one another share a stream")
 	require.NoError(t, open[0].Reset()) // as if the word of the other side's reset had come
-	take(t, r.errors)
+	require.Error(t, take(t, r.errors))
 	send("after a reset")
 	require.NoError(t, a.Network().ClosePeer(b.ID()))
 	require.NoError(t, from.Connect(t.Context(), peer.AddrInfo{ID: b.ID(), Addrs: b.Addrs()}))
