@@ -320,6 +320,13 @@ func TestAnOperatorWhoseClockIsOffKeepsPinsAsAnyOther(t *testing.T) {
 			require.Len(t, w.fleet.Holders(string(p.UID)), 3)
 			swarm := &v1alpha1.Swarm{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.SwarmName}}
 			eventually(w, swarm, "peers to start from", func(s *v1alpha1.Swarm) bool { return len(s.Status.Bootstrap) == 3 })
+
+			gone := w.fleet.Holders(string(p.UID))[0]
+			require.NoError(t, w.Client.Delete(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: gone}}))
+			w.eventuallyTrue("the Peer of a node that is gone goes", func() (bool, any) {
+				var peer v1alpha1.Peer
+				return apierrors.IsNotFound(w.Client.Get(t.Context(), client.ObjectKey{Name: gone}, &peer)), &peer
+			})
 		})
 	}
 }

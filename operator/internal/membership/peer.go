@@ -3,6 +3,7 @@ package membership
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -52,6 +53,8 @@ type PeerReconciler struct {
 	RetireAfter time.Duration
 
 	verdicts *prometheus.CounterVec
+	// missing is since when peers' nodes have been seen to be missing, by name: those who wrote the times in a Peer had other clocks.
+	missing sync.Map
 }
 
 // SetupWithManager wires the reconciler to what it watches.
@@ -128,6 +131,7 @@ func requestsFor(peers []v1alpha1.Peer) []reconcile.Request {
 func (r *PeerReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	var p v1alpha1.Peer
 	if err := r.Client.Get(ctx, req.NamespacedName, &p); err != nil {
+		r.missing.Delete(req.Name)
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	if !p.DeletionTimestamp.IsZero() {
@@ -144,6 +148,7 @@ func (r *PeerReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.
 	if verdict.Reason == v1alpha1.ReasonNodeNotFound {
 		return r.retire(ctx, &p)
 	}
+	r.missing.Delete(p.Name)
 	return ctrl.Result{}, nil
 }
 
@@ -191,11 +196,8 @@ func (r *PeerReconciler) publish(ctx context.Context, p *v1alpha1.Peer, v Verdic
 }
 
 func (r *PeerReconciler) retire(ctx context.Context, p *v1alpha1.Peer) (ctrl.Result, error) {
-	since := apimeta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionAdmitted).LastTransitionTime
-	if p.CreationTimestamp.After(since.Time) {
-		since = p.CreationTimestamp
-	}
-	if wait := since.Add(r.RetireAfter).Sub(r.Clock.Now()); wait > 0 {
+	since, _ := r.missing.LoadOrStore(p.Name, r.Clock.Now())
+	if wait := r.RetireAfter - r.Clock.Since(since.(time.Time)); wait > 0 {
 		return ctrl.Result{RequeueAfter: wait}, nil
 	}
 	err := r.Live.Get(ctx, client.ObjectKey{Name: p.Name}, &metav1.PartialObjectMetadata{
