@@ -120,6 +120,20 @@ func (a *Agent) Step(ctx context.Context) error {
 	if !changed {
 		return nil
 	}
+	return a.report(ctx, status)
+}
+
+// Heartbeat reports that nothing has changed.
+func (a *Agent) Heartbeat(ctx context.Context) error {
+	var cache v1alpha1.NodeCache
+	if err := a.Client.Get(ctx, client.ObjectKey{Name: a.Node}, &cache); err != nil {
+		return err
+	}
+	status, _ := a.follow(&cache)
+	return a.report(ctx, status)
+}
+
+func (a *Agent) report(ctx context.Context, status v1alpha1.NodeCacheStatus) error {
 	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&status)
 	if err != nil {
 		return err
