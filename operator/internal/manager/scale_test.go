@@ -287,7 +287,7 @@ func (a *tally) processes() map[string]string {
 		if err != nil {
 			continue // the thread has ended
 		}
-		for _, pid := range strings.FieldsSeq(string(children)) {
+		for pid := range strings.FieldsSeq(string(children)) {
 			name, err := os.ReadFile("/proc/" + pid + "/comm")
 			require.NoError(a, err)
 			all[strings.TrimSpace(string(name))] = pid
