@@ -34,6 +34,11 @@ func (f *fetch) again() *fetch {
 	ing := f.ing
 	f.ing = nil // readers see it gone
 	misled := f.sizeTold || len(f.suspects) > 0
+	askers := make([]*asker, len(f.askers)) // its own: runs of f may still end
+	for i, a := range f.askers {
+		askers[i] = &asker{repo: a.repo, authorization: a.authorization, accepted: a.accepted}
+	}
+	upstream := f.upstreamAllowed()
 	f.mu.Unlock()
 	if ing != nil {
 		if err := ing.Discard(); err != nil {
@@ -41,12 +46,14 @@ func (f *fetch) again() *fetch {
 			return nil
 		}
 	}
-	if f.alone || !misled || !f.upstreamAllowed() || f.fr.ctx.Err() != nil {
+	if f.alone || !misled || !upstream || f.fr.ctx.Err() != nil {
 		return nil
 	}
 	req := f.req
 	req.Size = 0 // it may have been the size that was wrong
-	return startFetch(f.fr, req, func(g *fetch) { g.alone, g.suspects, g.readers = true, f.suspects, 0 })
+	return startFetch(f.fr, req, func(g *fetch) {
+		g.alone, g.suspects, g.readers, g.askers = true, f.suspects, 0, askers
+	})
 }
 
 // settleBlame bans those whose claims differ from what upstream sent. A claim that its author did not sign was forged by

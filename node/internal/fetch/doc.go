@@ -6,6 +6,7 @@
 //	fetcher.go   Open: a blob that the store has, a running fetch, or a new one
 //	fetch.go     one running fetch: its state, its tie to the coordinator, its end
 //	upstream.go  reading the runs that the coordinator leased to this node
+//	askers.go    with whose credentials; tokens that expire in the middle
 //	peers.go     asking the peers that the coordinator named; passing over those that stall
 //	reader.go    callers that follow the growing blob; the last chunk is held back until the digest is known to match
 //	blame.go     a blob that does not match: read again from upstream alone, and who claimed a wrong chunk is banned

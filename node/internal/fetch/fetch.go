@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,8 +40,11 @@ type fetch struct {
 	cancel   context.CancelFunc
 
 	mu      sync.Mutex
-	changed chan struct{} // closed, and made anew, whenever what a reader may wait for has changed
-	req     content.Request
+	changed chan struct{}   // closed, and made anew, whenever what a reader may wait for has changed
+	req     content.Request // of the newest caller
+	askers  []*asker        // callers, the newest last
+	nobody  *asker          // goes before them, once there was reason to try
+	offered bool            // the coordinator was told, when this node joined, that it can ask upstream
 	readers int
 	idle    time.Time // since when there is no reader
 	session *swarm.Session
@@ -49,6 +53,7 @@ type fetch struct {
 	apart   bool               // this node coordinates for itself alone, for the coordinator was of no use
 	err     error              // why the fetch ended
 	upErr   error              // the last word of upstream
+	refusal error              // its last refusal of a caller's credentials
 
 	size      int64 // bytes; -1 while not known
 	sizeTold  bool  // size is another peer's word
@@ -97,6 +102,7 @@ func startFetch(fr *Fetcher, req content.Request, set func(*fetch)) *fetch {
 		size: -1, peers: map[peer.ID]*source{}, byCID: map[cid.Cid][]int{}, leased: map[schedule.Run]bool{},
 		released: make(chan struct{}),
 	}
+	f.admitAsker(req)
 	if set != nil {
 		set(f)
 	}
@@ -114,9 +120,14 @@ func (f *fetch) attach(req content.Request) bool {
 		return false
 	}
 	f.readers++
-	// The newest caller's credentials are the ones least likely to have expired.
 	if req.Repository != (content.Repository{}) {
 		f.req.Repository, f.req.Authorization, f.req.Kind = req.Repository, req.Authorization, req.Kind
+	}
+	before := f.upstreamAllowed()
+	f.admitAsker(req)
+	if !before && f.upstreamAllowed() && f.drop != nil {
+		f.upErr = nil // which was said to others
+		f.drop()      // the coordinator sends this node upstream no more, unless it comes anew
 	}
 	return true
 }
@@ -218,7 +229,8 @@ func (f *fetch) complete() bool {
 func (f *fetch) join() (*swarm.Session, error) {
 	f.mu.Lock()
 	j := schedule.Join{Zone: f.fr.opts.Zone, Upstream: f.upstreamAllowed()}
-	if j.Upstream && f.fr.ignoresRange(f.req.Repository.Registry) {
+	f.offered = j.Upstream
+	if j.Upstream && f.fr.ignoresRange(f.asker().repo.Registry) {
 		j.Failed = []schedule.Failure{{Run: schedule.Run{First: -1}, Trouble: schedule.NoRange}}
 	}
 	if f.size >= 0 {
@@ -263,9 +275,8 @@ func (f *fetch) join() (*swarm.Session, error) {
 	return session, nil
 }
 
-func (f *fetch) upstreamAllowed() bool {
-	return f.req.Repository != (content.Repository{}) && !f.fr.opts.PeersOnly(f.req.Repository)
-}
+// upstreamAllowed tells whether there is anyone in whose name upstream may be asked. The caller holds f.mu.
+func (f *fetch) upstreamAllowed() bool { return f.asker() != nil }
 
 // follow carries out a coordinator's orders until it is lost or the fetch ends.
 func (f *fetch) follow(session *swarm.Session) {
@@ -279,6 +290,9 @@ func (f *fetch) follow(session *swarm.Session) {
 	defer session.Close()
 	f.mu.Lock()
 	f.drop, f.boss = cancel, source{moved: time.Now(), heard: time.Now()}
+	if !f.offered && f.upstreamAllowed() { // someone has come meanwhile
+		cancel()
+	}
 	f.mu.Unlock()
 	f.fr.wg.Go(func() { f.tick(ctx) })
 	for {
@@ -293,7 +307,9 @@ func (f *fetch) follow(session *swarm.Session) {
 			return
 		}
 		f.mu.Lock()
-		f.obey(o)
+		if ctx.Err() == nil { // what a coordinator says that was left just now is out of date
+			f.obey(o)
+		}
 		f.mu.Unlock()
 	}
 }
@@ -338,7 +354,7 @@ func (f *fetch) forsake(now time.Time) {
 	}
 	useless := now.Sub(f.boss.moved) > f.fr.opts.PeerPatience
 	if useless && !f.upstreamAllowed() {
-		f.fail(content.ErrUnavailable)
+		f.fail(cmp.Or(f.upErr, content.ErrUnavailable))
 		return
 	}
 	f.apart = useless

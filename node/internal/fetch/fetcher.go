@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 	"github.com/shoal-cache/shoal/node/internal/store"
@@ -32,6 +33,8 @@ import (
 type Upstream interface {
 	Open(ctx context.Context, req content.Request, off, n int64) (*upstream.Body, error)
 	Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error)
+	// Authorize gives the Authorization header of who has the credential; the zero one is nobody's.
+	Authorize(ctx context.Context, repo content.Repository, cred pullsecret.Credential) (string, error)
 }
 
 // Swarm is what a fetch asks of the other nodes; see swarm.Swarm.

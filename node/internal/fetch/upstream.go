@@ -27,12 +27,15 @@ func (f *fetch) lease(r schedule.Run) {
 		return
 	}
 	f.leased[r] = true
-	req := f.req
-	req.Size = max(f.size, 0)
 	f.fr.wg.Go(func() {
-		err := f.readRun(req, r)
+		err := f.readRun(r)
 		f.mu.Lock()
 		defer f.mu.Unlock()
+		for refused(err) && f.asker() != nil && f.ctx.Err() == nil { // who has just come
+			f.mu.Unlock()
+			err = f.readRun(r)
+			f.mu.Lock()
+		}
 		delete(f.leased, r)
 		if err == nil || f.ctx.Err() != nil {
 			return
@@ -47,14 +50,14 @@ func troubleOf(err error) schedule.Trouble {
 	switch {
 	case errors.Is(err, errNoRange):
 		return schedule.NoRange
-	case content.Denied(err), errors.Is(err, content.ErrNotFound), errors.Is(err, content.ErrDigestMismatch):
+	case refused(err), errors.Is(err, content.ErrDigestMismatch):
 		return schedule.Refused
 	}
 	return schedule.Transient
 }
 
 // readRun reads a run and claims its chunks as they come.
-func (f *fetch) readRun(req content.Request, r schedule.Run) error {
+func (f *fetch) readRun(r schedule.Run) error {
 	f.awaited.Add(1)
 	answered := sync.OnceFunc(func() { f.awaited.Add(-1) })
 	defer answered()
@@ -68,35 +71,34 @@ func (f *fetch) readRun(req content.Request, r schedule.Run) error {
 	off := int64(r.First) * content.ChunkSize
 	n := int64(r.Count) * content.ChunkSize
 	whole := false
-	if req.Size > 0 {
-		n = min(n, req.Size-off)
-		whole = off == 0 && n == req.Size
+	if size := f.knownSize(); size > 0 {
+		n = min(n, size-off)
+		whole = off == 0 && n == size
 	}
 	if whole {
 		n = -1 // a plain GET, which every registry and every cache in front of one understands
 	}
 	ctx, cancel := context.WithCancel(f.ctx)
 	defer cancel()
-	knew := f.fr.ignoresRange(req.Repository.Registry)
-	body, err := f.fr.opts.Upstream.Open(ctx, req, off, n)
+	body, err := f.open(ctx, off, n)
 	if err != nil {
 		return err
 	}
 	answered()
 	defer func() { _ = body.Close() }()
-	if err := f.sized(body); err != nil {
+	if err := f.sized(body.Body); err != nil {
 		return err
 	}
 	in := &progress{r: body, moved: &f.moved}
 	if body.Offset < off {
 		// The registry sends the whole blob. A lease of all the rest is the coordinator's answer to having been told; one that
 		// was given before may reach to the end by chance.
-		if req.Kind == content.Blob { // a manifest comes whole from any registry
-			f.fr.noRange.Store(req.Repository.Registry, time.Now())
+		if body.kind == content.Blob { // a manifest comes whole from any registry
+			f.fr.noRange.Store(body.registry, time.Now())
 		} else {
-			knew = true
+			body.knew = true
 		}
-		if !knew || f.lengthOf(r) < body.Size-off {
+		if !body.knew || f.lengthOf(r) < body.Size-off {
 			return errNoRange
 		}
 		if _, err := io.CopyN(io.Discard, in, off-body.Offset); err != nil {

@@ -39,6 +39,7 @@ type origin struct {
 	noRange         bool
 	down            atomic.Bool
 	serve           func(w http.ResponseWriter, r *http.Request, data []byte) bool // true: answered
+	tokens          *tokens                                                        // nil: it wants none
 }
 
 func newOrigin(t testing.TB) *origin {
@@ -65,6 +66,9 @@ func (c countingWriter) Unwrap() http.ResponseWriter { return c.ResponseWriter }
 func (o *origin) handle(w http.ResponseWriter, r *http.Request) {
 	if o.down.Load() {
 		panic(http.ErrAbortHandler)
+	}
+	if o.tokens != nil && !o.tokens.admit(w, r) {
+		return
 	}
 	i := strings.LastIndex(r.URL.Path, "/")
 	o.mu.Lock()

@@ -1,0 +1,122 @@
+package fetch
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/shoal-cache/shoal/api/pullsecret"
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
+)
+
+// maxAskers bounds the callers whose credentials a fetch keeps.
+const maxAskers = 16
+
+// asker is in whose name upstream is asked. A fetch asks again and again, and tokens live a minute or a few: the one that it
+// began with may expire in its middle.
+type asker struct {
+	repo          content.Repository
+	authorization string
+	nobody        bool // with a token that the registry gives to anyone, and with a new one when that expires
+	accepted      bool // upstream has given something
+	refused       bool // and gives nothing any more
+}
+
+// admitAsker takes in with whose credentials upstream may be asked. The newest are the ones least likely to have expired, so
+// they are used first. The caller holds f.mu.
+func (f *fetch) admitAsker(req content.Request) {
+	if req.Repository == (content.Repository{}) || f.fr.opts.PeersOnly(req.Repository) {
+		return
+	}
+	a := &asker{repo: req.Repository, authorization: req.Authorization}
+	if i := slices.IndexFunc(f.askers, func(b *asker) bool { return b.repo == a.repo && b.authorization == a.authorization }); i >= 0 {
+		a = f.askers[i] // as it is: what was refused once in this fetch is not shown again
+		f.askers = slices.Delete(f.askers, i, i+1)
+	}
+	f.askers = append(f.askers, a)
+	if len(f.askers) > maxAskers {
+		f.askers = slices.Delete(f.askers, 0, 1)
+	}
+}
+
+// asker is the one to ask as next, nil where there is none. The caller holds f.mu.
+func (f *fetch) asker() *asker {
+	if f.nobody != nil && !f.nobody.refused {
+		return f.nobody
+	}
+	for _, a := range slices.Backward(f.askers) {
+		if !a.refused {
+			return a
+		}
+	}
+	return nil
+}
+
+// refuse notes that upstream gives nothing to a. Where it gave something before, the token has expired, as a rule. Most images
+// are there for anyone: whether this one is is asked once, and goes on without the callers' tokens if so. The caller holds f.mu.
+func (f *fetch) refuse(a *asker, err error) {
+	a.refused = true
+	if a.nobody {
+		return
+	}
+	f.refusal = err
+	if a.accepted && content.Denied(err) && f.nobody == nil {
+		f.nobody = &asker{repo: a.repo, nobody: true}
+	}
+}
+
+// refused tells whether err is upstream's no to one asker, which may be a yes to another.
+func refused(err error) bool { return content.Denied(err) || errors.Is(err, content.ErrNotFound) }
+
+// answer is upstream's.
+type answer struct {
+	*upstream.Body
+	kind     content.Kind
+	registry string
+	// knew: that the registry ignores Range requests was known before it was asked.
+	knew bool
+}
+
+// open asks upstream for n bytes from off, as one asker after the other until it answers one of them. The error is the
+// refusal of a caller's credentials, where it is one: that caller can do something about it.
+func (f *fetch) open(ctx context.Context, off, n int64) (*answer, error) {
+	for {
+		f.mu.Lock()
+		a, req, refusal := f.asker(), f.req, f.refusal
+		req.Size = max(f.size, 0)
+		f.mu.Unlock()
+		if a == nil {
+			return nil, cmp.Or(refusal, content.ErrNotFound)
+		}
+		req.Repository, req.Authorization = a.repo, a.authorization
+		knew := f.fr.ignoresRange(a.repo.Registry)
+		body, err := f.openAs(ctx, a, req, off, n)
+		f.mu.Lock()
+		another := refused(err) || a.nobody && !a.accepted // which is only a try, whatever comes of it
+		switch {
+		case err == nil:
+			a.accepted = true
+		case another:
+			f.refuse(a, err)
+		}
+		f.mu.Unlock()
+		switch {
+		case err == nil:
+			return &answer{body, req.Kind, a.repo.Registry, knew}, nil
+		case !another:
+			return nil, err
+		}
+	}
+}
+
+func (f *fetch) openAs(ctx context.Context, a *asker, req content.Request, off, n int64) (*upstream.Body, error) {
+	if a.nobody {
+		var err error
+		if req.Authorization, err = f.fr.opts.Upstream.Authorize(ctx, a.repo, pullsecret.Credential{}); err != nil {
+			return nil, err
+		}
+	}
+	return f.fr.opts.Upstream.Open(ctx, req, off, n)
+}
