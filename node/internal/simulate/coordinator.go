@@ -29,6 +29,7 @@ type coordinator struct {
 
 	inbox   []func()
 	working bool
+	begun   bool
 	boxes   []schedule.Orders // by node
 	full    []int             // nodes whose box is not empty, in the order in which they came to be so
 	writing bool
@@ -40,9 +41,17 @@ type coordinator struct {
 
 func newCoordinator(s *simulation, b *blob, host *node) *coordinator {
 	c := &coordinator{sim: s, blob: b, host: host, table: schedule.New(s.cfg.Schedule), boxes: make([]schedule.Orders, len(s.nodes))}
-	s.after(s.cfg.Discovery, func() { c.call(func() { c.table.Open(s.clock()) }) })
-	c.tick()
 	return c
+}
+
+// begin looks for holders, who are none, when the first participant comes.
+func (c *coordinator) begin() {
+	if c.begun {
+		return
+	}
+	c.begun = true
+	c.sim.after(c.sim.cfg.Discovery, func() { c.call(func() { c.table.Open(c.sim.clock()) }) })
+	c.tick()
 }
 
 // tick keeps the table's time, every second as a room does.
@@ -57,6 +66,7 @@ func (c *coordinator) tick() {
 
 // join, report and leave reach the coordinator now.
 func (c *coordinator) join(n *node) {
+	c.begin()
 	c.bytesIn += messageBytes + 64
 	c.reports++
 	c.call(func() {

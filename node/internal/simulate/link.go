@@ -15,10 +15,30 @@ type uplink struct {
 	debt   time.Duration // time that messages took, by which the next chunk starts later
 	sent   int64         // bytes of chunks
 	closed bool          // the sender is dead
+
+	// Where links are shared:
+	fabric                   *fabric
+	slots, perLine, underWay int // how many chunks may be under way at one time, in all and in a line, and how many are
 }
 
 // line is what waits for one receiver.
-type line struct{ parcels []parcel }
+type line struct {
+	parcels  []parcel
+	underWay int
+}
+
+// take takes out the parcel with the highest priority.
+func (l *line) take() parcel {
+	best := 0
+	for i := range l.parcels {
+		if l.parcels[i].priority > l.parcels[best].priority {
+			best = i
+		}
+	}
+	p := l.parcels[best]
+	l.parcels = slices.Delete(l.parcels, best, best+1)
+	return p
+}
 
 // parcel is a chunk on its way. The one with the highest priority in its line goes first.
 type parcel struct {
@@ -35,6 +55,8 @@ type downlink struct {
 	rate   float64       // bytes per second
 	free   time.Duration // when it has taken all that was sent to it so far
 	closed bool          // the receiver is dead, and no one sends to it any more
+
+	underWay int // where links are shared
 }
 
 func newUplink(es *events, rate float64) *uplink {
@@ -48,10 +70,14 @@ func (u *uplink) offer(key int, p parcel) {
 		l = &line{}
 		u.lines[key] = l
 		u.turn = append(u.turn, l)
-	} else if len(l.parcels) == 0 {
+	} else if len(l.parcels) == 0 && u.fabric == nil {
 		u.turn = append(u.turn, l)
 	}
 	l.parcels = append(l.parcels, p)
+	if u.fabric != nil {
+		u.fabric.send(u)
+		return
+	}
 	if !u.busy {
 		u.debt = 0 // messages went while there was nothing else to send
 		u.serve()
@@ -81,14 +107,7 @@ func (u *uplink) next() (parcel, bool) {
 	for !u.closed && len(u.turn) > 0 {
 		l := u.turn[0]
 		u.turn = u.turn[1:]
-		best := 0
-		for i := range l.parcels {
-			if l.parcels[i].priority > l.parcels[best].priority {
-				best = i
-			}
-		}
-		p := l.parcels[best]
-		l.parcels = slices.Delete(l.parcels, best, best+1)
+		p := l.take()
 		if len(l.parcels) > 0 {
 			u.turn = append(u.turn, l)
 		}

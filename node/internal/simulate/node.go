@@ -39,7 +39,8 @@ type node struct {
 	down  downlink
 
 	fetches  []*fetch // by blob
-	asking   int      // fetches that are not complete
+	asking   int      // fetches under way
+	next     int      // the blob to pull next
 	reading  int      // runs being read from the registry
 	waiting  []func() // runs that wait for their turn
 	done     time.Duration
@@ -85,12 +86,21 @@ func (n *node) dead() bool { return n.died <= n.sim.now }
 
 // start begins the pull of all blobs.
 func (n *node) start() {
-	n.asking = len(n.sim.blobs)
-	for _, b := range n.sim.blobs {
-		f := n.fetches[b.index]
-		n.sim.after(n.sim.latency(n, b.coordinator.host), func() { b.coordinator.join(n) })
-		f.tick()
+	for range n.sim.cfg.Parallel {
+		n.pull()
 	}
+}
+
+// pull begins with the next blob.
+func (n *node) pull() {
+	if n.next == len(n.sim.blobs) {
+		return
+	}
+	b := n.sim.blobs[n.next]
+	n.next++
+	n.asking++
+	n.sim.after(n.sim.latency(n, b.coordinator.host), func() { b.coordinator.join(n) })
+	n.fetches[b.index].tick()
 }
 
 func newFetch(n *node, b *blob) *fetch {
@@ -203,6 +213,7 @@ func (f *fetch) read(r schedule.Run) {
 				}
 				f.moved = true
 				f.land(i)
+				f.n.landed(f.blob, i, true)
 				f.tell(schedule.Report{Claims: []schedule.Claim{{Index: i, Sum: sum(f.blob, i), By: n.id}}})
 				if i == r.End()-1 {
 					f.endRun()
@@ -316,12 +327,19 @@ func (f *fetch) block(from *node, i int) {
 	}
 	f.unask(i)
 	f.land(i)
+	f.n.landed(f.blob, i, false)
 	f.unsaid = append(f.unsaid, i)
 	if f.isRoot.Test(uint(i)) || len(f.unsaid) >= batch {
 		f.said()
 	}
 	f.finish()
 	f.pump()
+}
+
+func (n *node) landed(b *blob, i int, upstream bool) {
+	if n.sim.cfg.Shared {
+		n.sim.landings = append(n.sim.landings, Landing{At: n.sim.now, Node: n.index, Blob: b.index, Chunk: i, Upstream: upstream})
+	}
 }
 
 // land has chunk i, and serves those who wait for it.
@@ -353,6 +371,7 @@ func (f *fetch) finish() {
 	f.said()
 	f.tell(schedule.Report{Complete: true})
 	n.asking--
+	n.pull()
 	if n.asking == 0 {
 		n.done = n.sim.now
 		n.sim.unfinished--

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -31,6 +32,12 @@ type Config struct {
 	// ZoneLatency is the one-way time of a message within a zone (default 200 µs), FarLatency between zones (default
 	// 2 ms), RegistryLatency from and to the registry (default 2 ms).
 	ZoneLatency, FarLatency, RegistryLatency time.Duration
+	// Shared has everything that is under way share its links, as TCP does on a slow network, in place of one chunk after the
+	// other, and messages wait for Queue at either end of a busy link (default 50 ms), as in the rig of test/bench.
+	Shared bool
+	Queue  time.Duration
+	// Parallel is how many blobs a node pulls at one time, in their order; default: all.
+	Parallel int
 	// Discovery is how long a coordinator looks for holders before it sends anyone upstream; default 20 ms, a few
 	// round trips of a DHT lookup (swarm.Options.DiscoveryGrace bounds it in an agent).
 	Discovery time.Duration
@@ -60,6 +67,8 @@ func (c Config) withDefaults() Config {
 	c.FarLatency = orDefault(c.FarLatency, 2*time.Millisecond)
 	c.RegistryLatency = orDefault(c.RegistryLatency, 2*time.Millisecond)
 	c.Discovery = orDefault(c.Discovery, 20*time.Millisecond)
+	c.Queue = orDefault(c.Queue, 50*time.Millisecond)
+	c.Parallel = orDefault(c.Parallel, max(len(c.Blobs), 1))
 	c.DeathsWithin = orDefault(c.DeathsWithin, c.ideal())
 	c.Limit = orDefault(c.Limit, 10*time.Minute)
 	return c
@@ -99,6 +108,8 @@ type Result struct {
 	CrossingCopies float64
 	// Duplicates are chunks that came though the node had them.
 	Duplicates int
+	// Landings are all arrivals of chunks, in order.
+	Landings []Landing
 	// Reports and Orders are messages to and from all coordinators, Assignments what the orders held.
 	Reports, Orders, Assignments int64
 	ControlIn, ControlOut        int64 // bytes
@@ -115,6 +126,13 @@ func (r *Result) TableCPUPerGiB() float64 {
 	return r.TableCPU.Seconds() / (float64(r.Delivered) / (1 << 30))
 }
 
+// Landing is the arrival of a chunk at a node.
+type Landing struct {
+	At                time.Duration
+	Node, Blob, Chunk int
+	Upstream          bool
+}
+
 type peerID = peer.ID
 
 type simulation struct {
@@ -127,6 +145,7 @@ type simulation struct {
 	stream           int // of the registry, counted on
 	unfinished       int
 	duplicates       int
+	landings         []Landing
 }
 
 type blob struct {
@@ -141,12 +160,19 @@ func Run(cfg Config) (*Result, error) {
 	cfg = cfg.withDefaults()
 	s := &simulation{cfg: cfg, unfinished: cfg.Nodes}
 	s.registry = newUplink(&s.events, cfg.RegistryRate/8)
+	if cfg.Shared {
+		s.registry.fabric, s.registry.slots, s.registry.perLine = &fabric{events: &s.events}, math.MaxInt, 1
+	}
 	random := rand.New(rand.NewPCG(cfg.Seed, 0))
 	for i := range cfg.Nodes {
 		s.nodes = append(s.nodes, &node{
 			sim: s, index: i, id: idOf(i), zone: fmt.Sprint("zone-", i%cfg.Zones), up: newUplink(&s.events, cfg.NodeRate/8),
 			down: downlink{rate: cfg.NodeRate / 8}, died: alive, partners: bitset.New(uint(cfg.Nodes)),
 		})
+		if cfg.Shared {
+			up := s.nodes[i].up
+			up.fabric, up.slots, up.perLine = s.registry.fabric, senders, sendersPerPeer
+		}
 	}
 	hosts := map[*node]bool{}
 	for i, size := range cfg.Blobs {
@@ -188,20 +214,33 @@ func upTo(r *rand.Rand, below time.Duration) time.Duration {
 func (s *simulation) clock() time.Time { return time.Unix(1e9, 0).Add(s.now) }
 
 func (s *simulation) latency(a, b *node) time.Duration {
-	switch {
-	case a == b:
+	if a == b {
 		return 0
-	case a.zone == b.zone:
-		return s.cfg.ZoneLatency
 	}
-	return s.cfg.FarLatency
+	d := s.cfg.FarLatency
+	if a.zone == b.zone {
+		d = s.cfg.ZoneLatency
+	}
+	if !s.cfg.Shared {
+		return d
+	}
+	if a.up.underWay > 0 {
+		d += s.cfg.Queue
+		if l := a.up.lines[b.index]; l != nil && l.underWay > 0 {
+			d += 2 * s.cfg.Queue // it waits in the sender's buffer besides
+		}
+	}
+	if b.down.underWay > 0 {
+		d += s.cfg.Queue
+	}
+	return d
 }
 
 func (s *simulation) result(starts []time.Duration) *Result {
 	size := float64(s.cfg.size())
 	r := &Result{
 		Nodes: len(s.nodes), Ideal: s.cfg.ideal(), RegistryCopies: float64(s.registry.sent) / size,
-		RegistryRequests: s.registryRequests, Duplicates: s.duplicates,
+		RegistryRequests: s.registryRequests, Duplicates: s.duplicates, Landings: s.landings,
 	}
 	var times []time.Duration
 	var partners []int

@@ -34,6 +34,8 @@ func TestBurstTakesEachByteFromTheRegistryOnce(t *testing.T) {
 		"a fast registry":               func(c *Config) { c.RegistryRate = 4e9 },
 		"three zones":                   func(c *Config) { c.Zones = 3 },
 		"started one after the other":   func(c *Config) { c.Stagger = 2 * time.Second },
+		"layers one after the other":    func(c *Config) { c.Blobs = []int64{32 * mib, 16 * mib, 16 * mib}; c.Parallel = 1 },
+		"shared links":                  func(c *Config) { c.Nodes, c.Shared, c.Queue = 8, true, 5*time.Millisecond },
 		"a coordinator that takes time": func(c *Config) { c.MessageCost = 50 * time.Microsecond },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -48,6 +50,36 @@ func TestBurstTakesEachByteFromTheRegistryOnce(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestWhatSharesALinkTakesItsTimeTogether(t *testing.T) {
+	t.Parallel()
+	es := &events{}
+	net := &fabric{events: es}
+	up := newUplink(es, 4)
+	up.fabric, up.slots, up.perLine = net, senders, 2
+	idle, full := downlink{rate: 100}, downlink{rate: 1}
+	var order []string
+	at := map[string]time.Duration{}
+	offer := func(name string, key int, to *downlink) {
+		up.offer(key, parcel{size: 4, to: to, arrived: func(time.Duration) {
+			order = append(order, name)
+			at[name] = es.now.Round(time.Millisecond)
+		}})
+	}
+	offer("slow", 0, &full) // has 1 byte/s of the receiver's; the others share the 3 that are left
+	offer("a", 1, &idle)
+	offer("b", 2, &idle)
+	offer("after a", 1, &idle) // shares a's connection
+	for es.step() {
+	}
+	require.Equal(t, "b", order[0])
+	require.Equal(t, map[string]time.Duration{
+		"b":       2667 * time.Millisecond, // half of 3
+		"a":       4 * time.Second,         // a quarter of 3 till then, half of 3 from then on, as has "after a"
+		"after a": 4 * time.Second,
+		"slow":    4 * time.Second,
+	}, at)
 }
 
 func TestZonesAreEnteredOnce(t *testing.T) {

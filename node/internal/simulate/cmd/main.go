@@ -27,6 +27,10 @@ func run() error {
 	nodes := flag.String("nodes", "100,1000", "numbers of nodes, one run each")
 	size := flag.Int64("size", 1024, "of the image in MiB")
 	layers := flag.Int("layers", 1, "equal parts that the image has")
+	parts := flag.String("parts", "", "proportions of the image's layers, as 6:3:1, where they are not equal")
+	flag.BoolVar(&cfg.Shared, "shared", false, "what is under way shares the links, as on the rig of test/bench; for few nodes")
+	flag.IntVar(&cfg.Parallel, "parallel", 0, "layers that a node pulls at one time (0: all)")
+	seconds := flag.Bool("seconds", false, "print for each second what came from the registry and what reached the nodes (with -shared)")
 	link := flag.Float64("link", 10, "Gbit/s of a node's link, each way")
 	registry := flag.Float64("registry", 10, "Gbit/s of the registry's link")
 	flag.IntVar(&cfg.Zones, "zones", 1, "zones over which the nodes are spread")
@@ -53,6 +57,12 @@ func run() error {
 	}
 	for range *layers {
 		cfg.Blobs = append(cfg.Blobs, *size<<20/int64(*layers))
+	}
+	if *parts != "" {
+		var err error
+		if cfg.Blobs, err = split(*size<<20, *parts); err != nil {
+			return err
+		}
 	}
 	cfg.NodeRate, cfg.RegistryRate = *link*1e9, *registry*1e9
 
@@ -83,6 +93,54 @@ func run() error {
 			n, r.Ideal.Seconds(), r.OverIdeal(r.First), r.OverIdeal(r.Median), r.OverIdeal(r.Last), r.End.Seconds(), r.RegistryCopies,
 			r.RegistryRequests, r.BusiestCopies, r.MedianPartners, r.MostPartners, r.CrossingCopies, r.Reports, r.Orders, r.Assignments,
 			float64(r.ControlIn)/1e6, float64(r.ControlOut)/1e6, r.TableCPU.Seconds(), r.TableCPUPerGiB(), r.Died, time.Since(start).Seconds())
+		if *seconds {
+			bySecond(r)
+		}
 	}
 	return nil
+}
+
+// split cuts size in proportion to numbers that colons separate.
+func split(size int64, proportions string) ([]int64, error) {
+	var parts []int64
+	total := int64(0)
+	for field := range strings.SplitSeq(proportions, ":") {
+		n, err := strconv.ParseInt(field, 10, 64)
+		if err != nil || n < 1 {
+			return nil, fmt.Errorf("-parts %q: %q is no part", proportions, field)
+		}
+		parts, total = append(parts, n), total+n
+	}
+	for i, n := range parts {
+		parts[i] = size * n / total
+	}
+	return parts, nil
+}
+
+// bySecond prints what came in each second: from the registry, and per node, and how much later than from the registry the
+// last node had it.
+func bySecond(r *simulate.Result) {
+	type chunk struct{ blob, index int }
+	first := map[chunk]time.Duration{}
+	last := map[chunk]time.Duration{}
+	fromRegistry, landed, lags, lag := map[int]int{}, map[int]int{}, map[int]int{}, map[int]time.Duration{}
+	for _, l := range r.Landings {
+		c := chunk{l.Blob, l.Chunk}
+		if l.Upstream {
+			fromRegistry[int(l.At.Seconds())]++
+			first[c] = l.At
+		}
+		landed[int(l.At.Seconds())]++
+		last[c] = l.At
+	}
+	for c, at := range first {
+		s := int(at.Seconds())
+		lags[s]++
+		lag[s] += last[c] - at
+	}
+	fmt.Println("| second | chunks from the registry | chunks per node | mean s until the last node had it |")
+	fmt.Println("| --- | --- | --- | --- |")
+	for s := range int(r.End.Seconds()) + 1 {
+		fmt.Printf("| %d | %d | %.1f | %.2f |\n", s, fromRegistry[s], float64(landed[s])/float64(r.Nodes), lag[s].Seconds()/float64(max(lags[s], 1)))
+	}
 }

@@ -1,0 +1,161 @@
+package simulate
+
+import (
+	"math"
+	"slices"
+	"time"
+)
+
+// Bounds of the swarm package's exchange: how many blocks a node sends at one time, in all and to one peer.
+const (
+	senders        = 16
+	sendersPerPeer = 4
+)
+
+// fabric is the network where Config.Shared is set: whatever is under way shares the links it goes over, as TCP has it, so
+// that what begins together ends together. Connections share a link evenly (max-min), and what goes over the same
+// connection shares that. Its cost grows with the square of the nodes, so it is for rigs and not for thousands of nodes.
+type fabric struct {
+	events *events
+	flows  []*flow
+	since  time.Duration // when the flows' bytes were last counted
+	plan   int           // of the rates, counted on: an end that was foreseen by an older one does not come
+}
+
+// flow is a parcel under way.
+type flow struct {
+	parcel
+	from *uplink
+	line *line
+	left float64 // bytes
+	rate float64 // bytes per second
+}
+
+// send starts as many parcels of u as may be under way at one time.
+func (n *fabric) send(u *uplink) {
+	started := false
+	for u.underWay < u.slots {
+		l := u.shortest()
+		if l == nil {
+			break
+		}
+		p := l.take()
+		if p.to.closed {
+			continue
+		}
+		if !started {
+			n.count()
+			started = true
+		}
+		l.underWay++
+		u.underWay++
+		p.to.underWay++
+		n.flows = append(n.flows, &flow{parcel: p, from: u, line: l, left: float64(p.size)})
+	}
+	if started {
+		n.share()
+	}
+}
+
+// shortest is the line with the least under way of those that may send one more, and of those the one with the most to send:
+// boxo's order of peers.
+func (u *uplink) shortest() (best *line) {
+	for _, l := range u.turn {
+		if len(l.parcels) == 0 || l.underWay >= u.perLine {
+			continue
+		}
+		if best == nil || l.underWay < best.underWay || l.underWay == best.underWay && len(l.parcels) > len(best.parcels) {
+			best = l
+		}
+	}
+	return best
+}
+
+// count takes note of what has been sent at the rates so far.
+func (n *fabric) count() {
+	d := (n.events.now - n.since).Seconds()
+	n.since = n.events.now
+	for _, f := range n.flows {
+		f.left -= f.rate * d
+	}
+}
+
+// share divides the links among the flows: the connection on the fullest link gets its even part first, and so on.
+func (n *fabric) share() {
+	type load struct {
+		rate  float64 // what is left of the link
+		lines int     // connections without a rate
+	}
+	ups, downs := map[*uplink]*load{}, map[*downlink]*load{}
+	open := map[*line][]*flow{}
+	var order []*line
+	for _, f := range n.flows {
+		if open[f.line] == nil {
+			order = append(order, f.line)
+			if ups[f.from] == nil {
+				ups[f.from] = &load{rate: f.from.rate}
+			}
+			if downs[f.to] == nil {
+				downs[f.to] = &load{rate: f.to.rate}
+			}
+			ups[f.from].lines++
+			downs[f.to].lines++
+		}
+		open[f.line] = append(open[f.line], f)
+	}
+	for len(order) > 0 {
+		best, least := 0, math.Inf(1)
+		for i, l := range order {
+			f := open[l][0]
+			for _, k := range []*load{ups[f.from], downs[f.to]} {
+				if part := k.rate / float64(k.lines); part < least {
+					best, least = i, part
+				}
+			}
+		}
+		flows := open[order[best]]
+		for _, f := range flows {
+			f.rate = least / float64(len(flows))
+		}
+		for _, k := range []*load{ups[flows[0].from], downs[flows[0].to]} {
+			k.rate = max(k.rate-least, 0)
+			k.lines--
+		}
+		order = slices.Delete(order, best, best+1)
+	}
+	n.plan++
+	plan, next := n.plan, math.Inf(1)
+	for _, f := range n.flows {
+		next = min(next, f.left/f.rate)
+	}
+	if !math.IsInf(next, 1) {
+		n.events.after(time.Duration(max(next, 0)*1e9)+1, func() {
+			if plan == n.plan {
+				n.land()
+			}
+		})
+	}
+}
+
+// land ends the flows that have sent all, and lets what waits behind them go.
+func (n *fabric) land() {
+	n.count()
+	var done []*flow
+	n.flows = slices.DeleteFunc(n.flows, func(f *flow) bool {
+		if f.left > 1 {
+			return false
+		}
+		done = append(done, f)
+		return true
+	})
+	n.share()
+	for _, f := range done {
+		f.line.underWay--
+		f.from.underWay--
+		f.to.underWay--
+		f.from.sent += f.size
+		sent := n.events.now
+		n.events.after(f.latency, func() { f.arrived(sent) })
+		n.send(f.from)
+	}
+}
