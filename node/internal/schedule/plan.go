@@ -264,20 +264,21 @@ func (t *Table) mayLease(m *member) bool {
 	return t.runsLeft()
 }
 
-// runsLeft tells whether upstream may be read by one more participant: a run for every second one, up to manyRuns, and then
-// for every sixteenth. Few requests at once finish early one by one, and what is finished can be shared; but from one lease
-// to the next a registry that is some milliseconds away has nothing to send, and the more participants there are, the
-// shorter their runs.
+// runsLeft tells whether upstream may be read by one more participant: by Config.UpstreamRuns, and one more with each chunk that
+// has come, up to a run for each participant, or manyRuns, or one for every sixteenth. Few requests at once finish early one by
+// one, and what is finished can be shared, which matters most while there is nothing else to share. But from one lease to the
+// next a registry has nothing to send, and where links are full the way of reports and orders takes as long as several chunks.
 func (t *Table) runsLeft() bool {
 	n := len(t.active)
-	return t.noRange || t.leased < max(t.cfg.UpstreamRuns, min(n/2, manyRuns), n/16)
+	return t.noRange || t.leased < max(n/16, min(t.cfg.UpstreamRuns+t.known, max(t.cfg.UpstreamRuns, min(n, manyRuns))))
 }
 
 // manyRuns are enough to hide the time between leases on links of 10 Gbit/s (node/internal/simulate).
 const manyRuns = 16
 
 // run is how much m is leased from chunk i on: an equal share of a quarter of what is left, so that runs shrink towards
-// the end (guided self-scheduling, Polychronopoulos and Kuck 1987).
+// the end (guided self-scheduling, Polychronopoulos and Kuck 1987). The first are short, for whoever comes first is alone only
+// for a moment, and what it was leased then the others would wait for.
 func (t *Table) run(g *group, m *member, i int) Run {
 	if t.noRange {
 		return Run{First: i, Count: len(t.chunks) - i}
@@ -288,7 +289,7 @@ func (t *Table) run(g *group, m *member, i int) Run {
 			able++
 		}
 	}
-	most := min(max(t.fresh/(4*max(able, 1)), 1), t.cfg.MaxRun)
+	most := min(max(t.fresh/(4*max(able, 1)), 1), 1+m.read, t.cfg.MaxRun)
 	r := Run{First: i, Count: 1}
 	for r.Count < most && r.End() < len(t.chunks) {
 		k := r.End()

@@ -33,6 +33,7 @@ type Table struct {
 	groups      []*group
 	zones       map[string][]*member // zone -> for each chunk the first group home that brings it into the zone
 
+	known    int     // chunks whose hash is known
 	leased   int     // runs being read from upstream
 	fresh    int     // chunks whose hash is not known and that no one reads from upstream
 	streamer *member // where upstream has no Range: the one that reads the whole blob
@@ -66,6 +67,7 @@ type member struct {
 	serving  int       // how many chunks others were told to ask of it and have not reported yet
 	served   int       // how many they were told ever
 	runs     []lease
+	read     int     // chunks of leases that it has claimed
 	bringing counted // chunks it brings into its group from peers, not reported yet
 	direct   counted // chunks it takes from holders for itself, not reported yet
 	brought  int     // chunks it was made home of, ever
@@ -448,6 +450,7 @@ func (t *Table) claim(m *member, c Claim) {
 	ch := &t.chunks[c.Index]
 	if !ch.known {
 		ch.claim, ch.known = c, true
+		t.known++
 		if ch.lessee == nil {
 			t.fresh--
 		}
@@ -477,6 +480,7 @@ func (t *Table) progress(m *member, i int) {
 			continue
 		}
 		l.left--
+		m.read++
 		l.expires, l.claimed = t.now.Add(t.cfg.LeaseTimeout), t.now
 		if l.left <= 0 {
 			m.runs = slices.Delete(m.runs, k, k+1)
