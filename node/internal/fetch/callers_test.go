@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
@@ -56,6 +57,44 @@ func TestACallerThatGoesAwayDoesNotEndAnothersFetch(t *testing.T) {
 	v.open()
 	stays.requireRight(t, d)
 	require.Equal(t, int64(12*chunk1), o.bytes.Load())
+}
+
+// To resume what an earlier boot has left is to read and hash it, which may take long.
+func TestACallerMayLeaveWhileAnIngestIsResumed(t *testing.T) {
+	t.Parallel()
+	for name, size := range map[string]int64{"of a size that the caller knows": 3 * chunk1, "of one that upstream tells": 0} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOrigin(t)
+			d := o.add(t, 3*chunk1)
+			n := newNode(t, o, "n", nil)
+			resuming, goOn := make(chan struct{}), make(chan struct{})
+			n.ingest = func(d digest.Digest, size int64) (*store.Ingest, error) {
+				close(resuming)
+				<-goOn
+				return n.store.Ingest(d, size)
+			}
+			req := o.request(d)
+			req.Size = size
+			stays := n.pull(t.Context(), req)
+			<-resuming
+			ctx, cancel := context.WithCancel(t.Context())
+			goes := make(chan error, 1)
+			go func() {
+				_, err := n.Open(ctx, req)
+				goes <- err
+			}()
+			cancel()
+			select {
+			case err := <-goes:
+				require.ErrorIs(t, err, context.Canceled)
+			case <-time.After(30 * time.Second):
+				t.Error("the caller is held up")
+			}
+			close(goOn)
+			stays.requireRight(t, d)
+		})
+	}
 }
 
 // The first of all callers brought the request; the fetch must go on for those who came after.

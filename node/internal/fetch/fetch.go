@@ -56,6 +56,7 @@ type fetch struct {
 	refusal error              // its last refusal of a caller's credentials
 
 	size      int64 // bytes; -1 while not known
+	sizing    bool  // room is being made for the blob
 	sizeTold  bool  // size is another peer's word
 	mediaType string
 	ing       *store.Ingest
@@ -318,7 +319,7 @@ func (f *fetch) follow(session *swarm.Session) {
 func (f *fetch) obey(o schedule.Orders) {
 	f.boss.moved = time.Now()
 	if o.Size > 0 && f.size < 0 {
-		f.sizeTold = true
+		f.sizeTold = !f.sizing // else upstream has told it
 		f.setSize(o.Size)
 	}
 	for _, a := range o.Chunks {
@@ -346,7 +347,7 @@ func (f *fetch) forsake(now time.Time) {
 	if c == "" || c == f.fr.opts.Swarm.ID() {
 		return
 	}
-	if f.inFlight > 0 || len(f.leased) > 0 || f.size >= 0 && f.missing == 0 {
+	if f.inFlight > 0 || len(f.leased) > 0 || f.sizing || f.size >= 0 && f.missing == 0 {
 		f.boss.moved = now
 	}
 	if !f.stalls(c, &f.boss, now) {
@@ -377,15 +378,29 @@ func (f *fetch) hopeless() error {
 	return content.ErrNotFound
 }
 
-// setSize makes room for the blob. The caller holds f.mu.
+// setSize makes room for the blob, once. The caller holds f.mu; it is released meanwhile, for what an earlier boot has left
+// is read and hashed first, and no caller is to wait for that longer than he wants.
 func (f *fetch) setSize(size int64) {
-	ing, err := f.fr.opts.Store.Ingest(f.digest, size)
+	f.awaitSizing()
+	if f.size >= 0 || f.err != nil {
+		return
+	}
+	f.sizing = true
+	f.mu.Unlock()
+	ing, err := f.fr.ingest(f.digest, size)
+	f.mu.Lock()
+	f.sizing = false
+	defer f.broadcast()
 	if err != nil {
 		f.fail(err)
 		return
 	}
+	f.ing = ing
+	if f.err != nil { // end gives it back
+		return
+	}
 	n := uint(ing.Len())
-	f.size, f.ing, f.chunks = size, ing, make([]chunk, n)
+	f.size, f.chunks = size, make([]chunk, n)
 	f.need, f.roots, f.todo = bitset.New(n), bitset.New(n), bitset.New(n)
 	f.absent = int(n)
 	for i := range f.chunks {
@@ -403,6 +418,16 @@ func (f *fetch) setSize(size int64) {
 		f.demand(0, len(f.chunks)-1)
 	}
 	f.finishIfComplete()
+}
+
+// awaitSizing waits while another goroutine makes room. The caller holds f.mu.
+func (f *fetch) awaitSizing() {
+	for f.sizing {
+		changed := f.changed
+		f.mu.Unlock()
+		<-changed
+		f.mu.Lock()
+	}
 }
 
 // demand adds chunks first to last to what is needed. The caller holds f.mu.
@@ -551,6 +576,7 @@ func (f *fetch) end() {
 	f.mu.Lock()
 	f.fail(context.Cause(f.ctx)) // does nothing to one that has ended already
 	f.closing = true
+	f.awaitSizing()
 	outcome := "complete"
 	switch {
 	case f.verified:
@@ -614,7 +640,7 @@ func (f *fetch) tick(ctx context.Context) {
 			f.mu.Lock()
 			f.passOver(now)
 			f.said()
-			if f.moved.Swap(false) || f.awaited.Load() > 0 {
+			if f.moved.Swap(false) || f.awaited.Load() > 0 || f.sizing {
 				f.tell(schedule.Report{Reading: true})
 			}
 			f.forsake(now)

@@ -86,6 +86,7 @@ type Fetcher struct {
 	streams *semaphore.Weighted
 	sizes   *lru.Cache[digest.Digest, int64]
 	buffers sync.Pool
+	ingest  func(d digest.Digest, size int64) (*store.Ingest, error) // the store's
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -145,7 +146,7 @@ func New(o Options) *Fetcher {
 	f := &Fetcher{
 		opts: o, log: o.Logger, streams: semaphore.NewWeighted(o.UpstreamStreams), sizes: sizes,
 		buffers: sync.Pool{New: func() any { b := make([]byte, content.ChunkSize); return &b }},
-		fetches: map[digest.Digest]*fetch{},
+		fetches: map[digest.Digest]*fetch{}, ingest: o.Store.Ingest,
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	reg := promauto.With(o.Registerer)
