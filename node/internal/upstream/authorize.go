@@ -95,6 +95,10 @@ func (c *Client) exchange(ctx context.Context, repo content.Repository, cred pul
 		// registry which the administrator configured may be anywhere.
 		challenge.Insecure = true
 		if u, err := url.Parse(challenge.Parameters["realm"]); err == nil {
+			if u.Scheme == "http" && cred != (pullsecret.Credential{}) && !reg.plain() {
+				return token{}, fmt.Errorf("the token server %s of registry %s has no TLS, so it is sent no credentials: "+
+					"have the registry name one with https, or list an endpoint of it with http", u.Redacted(), reg.name)
+			}
 			if host, err = name.NewRegistry(u.Host); err != nil {
 				return token{}, fmt.Errorf("realm of the challenge: %w", err)
 			}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -35,6 +36,11 @@ type registry struct {
 	// namespaced requests carry the query parameter ns, because the endpoints serve more than one registry.
 	namespaced bool
 	listed     bool // an entry of the configuration names it
+}
+
+// plain tells whether the administrator has the registry asked without TLS.
+func (r *registry) plain() bool {
+	return slices.ContainsFunc(r.endpoints, func(e *endpoint) bool { return e.base.Scheme == "http" })
 }
 
 // endpoint is one base URL of a registry.

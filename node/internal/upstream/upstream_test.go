@@ -941,6 +941,30 @@ func TestAuthorizeObtainsTokens(t *testing.T) {
 	}
 }
 
+func TestCredentialsDoNotGoFromARegistryWithTLSToATokenServerWithout(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	tokens := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		_, _ = io.WriteString(w, `{"token":"good"}`)
+	})
+	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="images.test"`, tokens))
+		w.WriteHeader(http.StatusUnauthorized)
+	})
+	secure := httptest.NewTLSServer(handler)
+	t.Cleanup(secure.Close)
+	c := newClient(t, upstream.Options{
+		Upstreams: []upstream.Upstream{{Registry: images, Endpoints: []string{secure.URL}, InsecureSkipVerify: true}},
+	})
+	_, err := c.Authorize(t.Context(), repo, pullsecret.Credential{Username: "alice", Password: "secret"})
+	require.ErrorContains(t, err, "has no TLS")
+	require.Zero(t, asked.Load())
+	authorization, err := c.Authorize(t.Context(), repo, pullsecret.Credential{})
+	require.NoError(t, err, "who has no secret may ask")
+	require.Equal(t, "Bearer good", authorization)
+}
+
 func TestATokenServerInTroubleIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
