@@ -10,7 +10,7 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os"
+	"net"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -105,7 +105,7 @@ func (n *Network) SendMessage(ctx context.Context, p peer.ID, m message.BitSwapM
 	if err == nil {
 		err = send(ctx, s, m)
 	}
-	if err != nil && used && ctx.Err() == nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err != nil && used && ctx.Err() == nil && !timedOut(err) {
 		// The other side may have ended it meanwhile, which says nothing about the next.
 		if s, err = n.streams.open(ctx, p); err == nil {
 			err = send(ctx, s, m)
@@ -117,6 +117,12 @@ func (n *Network) SendMessage(ctx context.Context, p peer.ID, m message.BitSwapM
 	n.sent.Add(1)
 	n.streams.put(p, s)
 	return nil
+}
+
+// timedOut tells whether the other side took nothing for too long: it would take nothing of another stream either.
+func timedOut(err error) bool {
+	e, ok := errors.AsType[net.Error](err)
+	return ok && e.Timeout()
 }
 
 // send writes m to a stream, and resets one that does not take it.

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -193,4 +194,21 @@ func TestAPeerThatTakesNothingIsGivenUp(t *testing.T) {
 	defer time.AfterFunc(time.Minute, cancel).Stop()
 	require.Error(t, New(a).SendMessage(ctx, b.ID(), m))
 	require.NoError(t, ctx.Err(), "it took more than a minute")
+}
+
+func TestAPeerThatTakesNothingIsNotTriedTwice(t *testing.T) {
+	t.Parallel()
+	a, b := newHost(t), newHost(t)
+	var opened atomic.Int32
+	b.SetStreamHandler(protocols[0], func(p2p.Stream) { opened.Add(1) })
+	require.NoError(t, a.Connect(t.Context(), peer.AddrInfo{ID: b.ID(), Addrs: b.Addrs()}))
+	n := New(a)
+	send := func(size int) error {
+		m := message.New(false)
+		m.AddBlock(block(t, make([]byte, size), cid.Raw))
+		return n.SendMessage(t.Context(), b.ID(), m)
+	}
+	require.NoError(t, send(1), "the stream has room for little")
+	require.Error(t, send(1<<20))
+	require.EqualValues(t, 1, opened.Load(), "another stream would take as long again")
 }
