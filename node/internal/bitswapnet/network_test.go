@@ -54,6 +54,24 @@ func newHost(t *testing.T) host.Host {
 	return h
 }
 
+// connected are two hosts, the network of the first, and what receives from it on the second.
+func connected(t *testing.T) (a, b host.Host, from *Network, r receiver) {
+	a, b = newHost(t), newHost(t)
+	from = New(a)
+	return a, b, from, start(t, from, New(b))
+}
+
+// start starts both sides, connects the first to the other, and returns the other's receiver.
+func start(t *testing.T, from, to network.BitSwapNetwork) receiver {
+	r, h := newReceiver(), to.Host()
+	from.Start(newReceiver())
+	t.Cleanup(from.Stop)
+	to.Start(r)
+	t.Cleanup(to.Stop)
+	require.NoError(t, from.Connect(t.Context(), peer.AddrInfo{ID: h.ID(), Addrs: h.Addrs()}))
+	return r
+}
+
 func take[T any](t *testing.T, c <-chan T) T {
 	select {
 	case v := <-c:
@@ -76,12 +94,8 @@ func TestBlocksReachTheOtherSideWhoeverWroteIt(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a, b := newHost(t), newHost(t)
-			from, to, r := sides[0](a), sides[1](b), newReceiver()
-			from.Start(newReceiver())
-			t.Cleanup(from.Stop)
-			to.Start(r)
-			t.Cleanup(to.Stop)
-			require.NoError(t, from.Connect(t.Context(), peer.AddrInfo{ID: b.ID(), Addrs: b.Addrs()}))
+			from, to := sides[0](a), sides[1](b)
+			r := start(t, from, to)
 			for range 3 { // so that buffers are used again
 				data := make([]byte, 1<<20)
 				_, _ = rand.Read(data)
@@ -98,13 +112,7 @@ func TestBlocksReachTheOtherSideWhoeverWroteIt(t *testing.T) {
 
 func TestLentBlocksAreReleasedWhetherTheyWereSentOrNot(t *testing.T) {
 	t.Parallel()
-	a, b := newHost(t), newHost(t)
-	from, to := New(a), New(b)
-	from.Start(newReceiver())
-	t.Cleanup(from.Stop)
-	to.Start(newReceiver())
-	t.Cleanup(to.Stop)
-	require.NoError(t, from.Connect(t.Context(), peer.AddrInfo{ID: b.ID(), Addrs: b.Addrs()}))
+	a, b, from, _ := connected(t)
 	send := func(data string) (lent, error) {
 		l := lent{block(t, []byte(data), cid.Raw), make(chan struct{})}
 		m := message.New(false)
@@ -123,13 +131,7 @@ func TestLentBlocksAreReleasedWhetherTheyWereSentOrNot(t *testing.T) {
 
 func TestWhatIsNoMessageEndsItsStreamOnly(t *testing.T) {
 	t.Parallel()
-	a, b := newHost(t), newHost(t)
-	from, to, r := New(a), New(b), newReceiver()
-	from.Start(newReceiver())
-	t.Cleanup(from.Stop)
-	to.Start(r)
-	t.Cleanup(to.Stop)
-	require.NoError(t, from.Connect(t.Context(), peer.AddrInfo{ID: b.ID(), Addrs: b.Addrs()}))
+	a, b, from, r := connected(t)
 	s, err := a.NewStream(t.Context(), b.ID(), protocols...)
 	require.NoError(t, err)
 	_, err = s.Write([]byte{3, 0x1a, 0x05, 0x00})
@@ -143,13 +145,7 @@ func TestWhatIsNoMessageEndsItsStreamOnly(t *testing.T) {
 
 func TestAStreamThatTheOtherSideHasEndedIsReplaced(t *testing.T) {
 	t.Parallel()
-	a, b := newHost(t), newHost(t)
-	from, to, r := New(a), New(b), newReceiver()
-	from.Start(newReceiver())
-	t.Cleanup(from.Stop)
-	to.Start(r)
-	t.Cleanup(to.Stop)
-	require.NoError(t, from.Connect(t.Context(), peer.AddrInfo{ID: b.ID(), Addrs: b.Addrs()}))
+	a, b, from, r := connected(t)
 	send := func(data string) {
 		m := message.New(false)
 		m.AddBlock(block(t, []byte(data), cid.Raw))
