@@ -199,6 +199,42 @@ func MatchRepository(pattern, repository string) bool {
 	return err == nil && ok
 }
 
+// The rules of RepositoryRule.Match in Go. TestCheckPattern and TestTheAPIServerTakesTheSamePatterns hold the two to each other.
+var (
+	patternForm   = regexp.MustCompile(`^([[][a-fA-F0-9:]+[]]|[a-zA-Z0-9*._-]+)(:[0-9*]+)?(/[a-zA-Z0-9*._-]+)*$`)
+	namesRegistry = regexp.MustCompile(`[.:*]|^localhost$`)
+	misnamesHub   = regexp.MustCompile(`^(docker[.]io/[^/*]+$|(index|registry-1)[.]docker[.]io(/|$))`)
+)
+
+// CheckPattern refuses the patterns that the API server refuses in RepositoryRule.Match, for policy that comes from elsewhere: what
+// is no pattern, and what can match no repository. The error names the pattern and says what to write instead.
+func CheckPattern(pattern string) error {
+	host, path, hasPath := strings.Cut(pattern, "/")
+	switch {
+	case !patternForm.MatchString(pattern) || strings.Contains(pattern, "***"):
+		return fmt.Errorf("%q is no pattern of host/path such as registry.example/team-*/** or [::1]:5000/**: "+
+			`write letters, digits, ".", "_", "-" and "*" in each part, with no scheme, tag or digest`, pattern)
+	case !namesRegistry.MatchString(host):
+		return fmt.Errorf("%q names no registry, so it matches nothing: write it with the registry in front, such as %s", pattern, onDockerHub(pattern))
+	case misnamesHub.MatchString(strings.ToLower(pattern)):
+		return fmt.Errorf("%q matches nothing, for Docker Hub is known as docker.io and its images by two parts: write %s", pattern, onDockerHub(path))
+	case !hasPath && !strings.Contains(pattern, "**"):
+		return fmt.Errorf("%q has no path, so it matches nothing: write %s/** for everything there", pattern, pattern)
+	}
+	return nil
+}
+
+// onDockerHub is what somebody means who leaves out, or misspells, that a pattern is of Docker Hub.
+func onDockerHub(path string) string {
+	switch {
+	case path == "":
+		path = "**"
+	case !strings.Contains(path, "/") && !strings.Contains(path, "**"):
+		path = "library/" + path
+	}
+	return "docker.io/" + path
+}
+
 // Selects tells whether a label selector matches; nil and the empty selector match everything. It fails for a malformed
 // selector.
 func Selects(s *metav1.LabelSelector, set map[string]string) (bool, error) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -180,6 +181,75 @@ func TestAccepted(t *testing.T) {
 				require.NoError(t, err)
 				require.Equal(t, want, got, path)
 			}
+		})
+	}
+}
+
+// patterns of repositories. instead is what who wrote one is told to write, empty where it is taken.
+var patterns = map[string]struct{ pattern, instead string }{
+	"everything":                             {"**", ""},
+	"every registry":                         {"*/**", ""},
+	"everything of a registry":               {"a.example/**", ""},
+	"registries of a domain":                 {"*.example/**", ""},
+	"one repository":                         {"A.example/app", ""},
+	"a registry by its port":                 {"registry:5000/app", ""},
+	"every registry on a port":               {"*:5000/**", ""},
+	"a registry by its IPv6 address":         {"[::1]:5000/**", ""},
+	"the local registry":                     {"localhost/app", ""},
+	"a name, wherever it is":                 {"**/app", ""},
+	"what begins like a registry":            {"a.ex**", ""},
+	"Docker Hub":                             {"docker.io/**", ""},
+	"images of one name on Docker Hub":       {"docker.io/*/app", ""},
+	"nothing":                                {"", "host/path such as registry.example/team-*/**"},
+	"a scheme":                               {"https://a.example/x", "no scheme"},
+	"a tag":                                  {"a.example/x:1", "no scheme, tag"},
+	"a digest":                               {"a.example/x@sha256:00", "no scheme, tag or digest"},
+	"three stars":                            {"a.example/***", "host/path such as registry.example/team-*/**"},
+	"another wildcard":                       {"a.example/re?is", "host/path such as registry.example/team-*/**"},
+	"an empty part":                          {"a.example//b", "host/path such as registry.example/team-*/**"},
+	"a slash at the end":                     {"a.example/", "host/path such as registry.example/team-*/**"},
+	"a slash at the start":                   {"/app", "host/path such as registry.example/team-*/**"},
+	"an address without its brackets":        {"::1/app", "[::1]:5000/**"},
+	"a registry and no path":                 {"a.example:5000", "a.example:5000/**"},
+	"the local registry and no path":         {"localhost", "localhost/**"},
+	"Docker Hub and no path":                 {"docker.io", "docker.io/**"},
+	"one star":                               {"*", "*/**"},
+	"an image's short name":                  {"redis", "docker.io/library/redis"},
+	"a user's image on Docker Hub":           {"team/app", "docker.io/team/app"},
+	"all of a user on Docker Hub":            {"team/**", "docker.io/team/**"},
+	"an official image of Docker Hub":        {"docker.io/redis", "docker.io/library/redis"},
+	"an official image, in another case":     {"Docker.IO/redis", "docker.io/library/redis"},
+	"Docker Hub by another name":             {"index.docker.io/**", "docker.io/**"},
+	"Docker Hub by another name, no path":    {"index.docker.io", "docker.io/**"},
+	"Docker Hub by the name of its API":      {"registry-1.docker.io/team/app", "docker.io/team/app"},
+	"an official image and a wrong registry": {"index.docker.io/redis*", "docker.io/library/redis*"},
+}
+
+func TestCheckPattern(t *testing.T) {
+	t.Parallel()
+	for name, c := range patterns {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			err := v1alpha1.CheckPattern(c.pattern)
+			if c.instead == "" {
+				require.NoError(t, err)
+				return
+			}
+			require.ErrorContains(t, err, strconv.Quote(c.pattern))
+			require.ErrorContains(t, err, c.instead)
+		})
+	}
+}
+
+func TestTheAPIServerTakesTheSamePatterns(t *testing.T) {
+	t.Parallel()
+	c := apitest.Require(t, cluster)
+	for name, tc := range patterns {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			policy := newObject(t, "CachePolicy", "rules: [{match: ["+strconv.Quote(tc.pattern)+"], tagTTL: 1m}]")
+			err := c.Client.Create(t.Context(), policy, client.DryRunAll)
+			require.Equal(t, tc.instead != "", apierrors.IsInvalid(err), "%v", err)
 		})
 	}
 }

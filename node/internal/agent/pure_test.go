@@ -245,6 +245,11 @@ func TestThePolicyInForceIsKnownBeforeTheAgentRuns(t *testing.T) {
 	p, ok := RememberedPolicy(m, base, log)
 	require.True(t, ok)
 	require.Equal(t, compile(large, base), p)
+	large.Rules = []v1alpha1.RepositoryRule{{Match: []string{"docker.io"}, Mode: new(v1alpha1.ModeBypass)}}
+	remember(m, log, keyPolicy, large)
+	p, ok = RememberedPolicy(m, base, log)
+	require.True(t, ok, "for a pattern that the API server has not always refused, nothing else is given up")
+	require.Equal(t, int64(1<<40), p.Store.Capacity.Bytes)
 	large.Storage.Eviction = new(v1alpha1.EvictionAlgorithm("ARC"))
 	remember(m, log, keyPolicy, large)
 	_, ok = RememberedPolicy(m, base, log)

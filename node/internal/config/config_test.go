@@ -222,6 +222,9 @@ func TestMistakesAreNamed(t *testing.T) {
 		"upstreams that are no list":             {"upstreams: {registry: a.example}", nil, []string{"upstreams", "list"}},
 		"a capacity whose unit was forgotten":    {"store: {capacity: 20}", nil, []string{"store.capacity", "20", "GiB"}},
 		"a pattern that no repository matches":   {"policy: {rules: [{match: [a.example/**, docker.io]}]}", nil, []string{"policy.rules[0].match[1]", "docker.io/**"}},
+		"a pattern of an image's short name":     {"policy: {rules: [{match: [redis]}]}", nil, []string{"policy.rules[0].match[0]", "docker.io/library/redis"}},
+		"a pattern of Docker Hub's other name":   {"policy: {rules: [{match: ['index.docker.io/team/*']}]}", nil, []string{"policy.rules[0].match[0]", "docker.io/team/*"}},
+		"a pattern with a tag":                   {"policy: {rules: [{match: ['a.example/b:1']}]}", nil, []string{"policy.rules[0].match[0]", "no scheme, tag or digest"}},
 		"a star where two are meant":             {"policy: {rules: [{match: ['*']}]}", nil, []string{"policy.rules[0].match[0]", "**"}},
 		"a bootstrap peer that is not on TCP":    {"swarm: {bootstrap: [/ip4/10.0.0.1/udp/5052/quic-v1/p2p/" + id + "]}", nil, []string{"swarm.bootstrap[0]", "quic-v1", "TCP"}},
 		"an address that means every one":        {"swarm: {announce: [/ip4/0.0.0.0/tcp/5052]}", nil, []string{"swarm.announce[0]", "0.0.0.0"}},
@@ -249,7 +252,7 @@ func TestWhatIsUnusualButMeantIsTaken(t *testing.T) {
 		"ports that the system chooses":         "{registry: {listen: '127.0.0.1:0'}, admin: {listen: '127.0.0.1:0'}, swarm: {listen: [/ip4/127.0.0.1/tcp/0]}}",
 		"one port on several addresses":         "{registry: {listen: '127.0.0.1:1'}, admin: {listen: '127.0.0.2:1'}, swarm: {listen: [/ip4/127.0.0.3/tcp/1]}}",
 		"bootstrap peers found by DNS":          "swarm: {bootstrap: [/dnsaddr/peers.example/p2p/" + id + ", /dns4/a.example/tcp/5052/p2p/" + id + "]}",
-		"patterns for all, hosts and one image": `policy: {rules: [{match: ["**", "*.example/**", "**/library/*", a.example/b]}]}`,
+		"patterns for all, hosts and one image": `policy: {rules: [{match: ["**", "*.example/**", "**/library/*", a.example/b, "[::1]:5000/**"]}]}`,
 		"a file that ends its document":         "---\nstore: {path: /x}\n...\n",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -352,7 +355,7 @@ func TestWarnings(t *testing.T) {
 // Whatever a file says, it is refused or gives a configuration that survives being written and read.
 func FuzzLoad(f *testing.F) {
 	f.Add(contract)
-	f.Add("policy: {rules: [{match: [a/b], mode: Bypass}], defaults: {tagTTL: 1h}}")
+	f.Add("policy: {rules: [{match: [a.example/b], mode: Bypass}], defaults: {tagTTL: 1h}}")
 	f.Add("upstreams: {registry: a.example}")
 	f.Add("store: {capacity: .5%, minFree: 0}")
 	f.Add("{a: &a [*a]}")

@@ -224,15 +224,7 @@ func (c *Config) validatePolicy(p *problems) {
 	if c.Policy.Bandwidth.Up.Share != 0 || c.Policy.Bandwidth.Down.Share != 0 {
 		p.add("policy.bandwidth", "up %s, down %s; want sizes per second, such as 100MB, not shares", c.Policy.Bandwidth.Up, c.Policy.Bandwidth.Down)
 	}
-	for i, r := range c.Policy.Rules {
-		for j, pattern := range r.Match {
-			if pattern != "" && !strings.Contains(pattern, "/") && !strings.Contains(pattern, "**") {
-				p.add(fmt.Sprintf("policy.rules[%d].match[%d]", i, j),
-					"%q matches no repository, for those are host/path; want %s/** for all of a host, or ** for all", pattern, pattern)
-			}
-		}
-	}
-	err := c.EffectivePolicy().Validate()
+	err := c.EffectivePolicy().ValidateWritten()
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, problem := range joined.Unwrap() {
 			if strings.HasPrefix(problem.Error(), "store.") {

@@ -67,7 +67,7 @@ func matchTokens(pattern []token, s string) bool {
 	return reached[len(s)]
 }
 
-// checkPattern fails for a pattern that no repository can match.
+// checkPattern fails for what is not written as patterns are.
 func checkPattern(pattern string) error {
 	for _, c := range pattern {
 		switch {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/shoal-cache/shoal/api/registries"
+	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
@@ -139,13 +140,19 @@ func (p *Policy) For(repo content.Repository) Rule {
 }
 
 // Validate returns every problem of the policy joined, each naming the field, its value and what is allowed; nil where
-// there is none.
-func (p *Policy) Validate() error {
+// there is none. A pattern that matches nothing is no problem if it is well-formed: the API server once took such patterns, and
+// they are no reason to do without the rest of the policy.
+func (p *Policy) Validate() error { return p.validate(checkPattern) }
+
+// ValidateWritten is Validate for a policy that is written for this agent: a pattern that matches nothing is a mistake in it.
+func (p *Policy) ValidateWritten() error { return p.validate(v1alpha1.CheckPattern) }
+
+func (p *Policy) validate(checkPattern func(string) error) error {
 	var problems []error
 	for i, r := range p.Rules {
-		problems = append(problems, r.validate(fmt.Sprintf("rules[%d]", i))...)
+		problems = append(problems, r.validate(fmt.Sprintf("rules[%d]", i), checkPattern)...)
 	}
-	problems = append(problems, p.Default.validate("defaults")...)
+	problems = append(problems, p.Default.validate("defaults", checkPattern)...)
 	if p.Bandwidth.Up < 0 {
 		problems = append(problems, fmt.Errorf("bandwidth.up: %d is negative; use 0 for no limit", p.Bandwidth.Up))
 	}
@@ -155,7 +162,7 @@ func (p *Policy) Validate() error {
 	return errors.Join(append(problems, p.Store.validate()...)...)
 }
 
-func (r Rule) validate(at string) []error {
+func (r Rule) validate(at string, checkPattern func(string) error) []error {
 	var problems []error
 	bad := func(field, format string, args ...any) {
 		problems = append(problems, fmt.Errorf("%s.%s: %s", at, field, fmt.Sprintf(format, args...)))

@@ -3,6 +3,7 @@ package policy_test
 import (
 	"math"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -121,6 +122,30 @@ func TestValidateNamesEveryProblem(t *testing.T) {
 		require.Contains(t, err.Error(), part)
 	}
 	require.NoError(t, policy.Default().Validate())
+}
+
+func TestAPatternThatMatchesNothingIsAMistakeOnlyWhereItIsWritten(t *testing.T) {
+	t.Parallel()
+	for name, pattern := range map[string]string{
+		"a registry and no path":          "docker.io",
+		"one star for everything":         "*",
+		"an image's short name":           "redis",
+		"an official image of Docker Hub": "docker.io/redis",
+		"Docker Hub by its other name":    "index.docker.io/**",
+		"a tag":                           "a.example/x:1",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := policy.Default()
+			r := policy.DefaultRule()
+			r.Match = []string{"a.example/**", pattern}
+			p.Rules = []policy.Rule{r}
+			require.NoError(t, p.Validate(), "the cluster may have had it for long")
+			err := p.ValidateWritten()
+			require.ErrorContains(t, err, "rules[0].match[1]: "+strconv.Quote(pattern))
+			require.NotContains(t, err.Error(), "match[0]")
+		})
+	}
 }
 
 func TestParseSize(t *testing.T) {
