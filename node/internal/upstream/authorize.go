@@ -45,7 +45,7 @@ func (c *Client) Authorize(ctx context.Context, repo content.Repository, cred pu
 	if cred.RegistryToken != "" {
 		return "Bearer " + cred.RegistryToken, nil
 	}
-	key := c.key(registries.Canonical(repo.Registry), repo.Name, cred.Username, cred.Password, cred.IdentityToken)
+	key := c.tokenKey(repo, cred)
 	if t, ok := c.tokens.Get(key); ok && time.Now().Before(t.expires) {
 		return t.authorization, nil
 	}
@@ -66,6 +66,28 @@ func (c *Client) Authorize(ctx context.Context, repo content.Repository, cred pu
 	case <-ctx.Done():
 		return "", fmt.Errorf("authorize at %s: %w", repo, context.Cause(ctx))
 	}
+}
+
+// Renew is Authorize for who was refused with what it gave, for a token may end in the middle of a pull. It gives "" where there
+// is nothing else to show. A token that the registry has never taken is not replaced, for the next would fare no better. So who
+// asks for one after the other comes to an end: each was good for some request before the next is given.
+func (c *Client) Renew(ctx context.Context, repo content.Repository, cred pullsecret.Credential, refused string) (string, error) {
+	if !c.accepted.Contains(c.key(refused)) {
+		return "", nil
+	}
+	key := c.tokenKey(repo, cred)
+	if t, ok := c.tokens.Peek(key); ok && t.authorization == refused {
+		c.tokens.Remove(key)
+	}
+	authorization, err := c.Authorize(ctx, repo, cred)
+	if authorization == refused {
+		return "", err
+	}
+	return authorization, err
+}
+
+func (c *Client) tokenKey(repo content.Repository, cred pullsecret.Credential) cacheKey {
+	return c.key(registries.Canonical(repo.Registry), repo.Name, cred.Username, cred.Password, cred.IdentityToken)
 }
 
 func (c *Client) exchange(ctx context.Context, repo content.Repository, cred pullsecret.Credential) (token, error) {

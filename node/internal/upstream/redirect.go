@@ -50,6 +50,9 @@ func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call c
 			return nil, err
 		}
 		if success(resp) {
+			if call.authorization != "" {
+				c.accepted.Add(c.key(call.authorization), struct{}{})
+			}
 			if call.remember && !home {
 				c.redirects.Add(key, redirect{to: at, expires: time.Now().Add(redirectTTL)})
 			}

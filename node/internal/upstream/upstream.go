@@ -91,6 +91,7 @@ type Client struct {
 	routes    *routes
 	redirects *lru.Cache[cacheKey, redirect]
 	tokens    *lru.Cache[cacheKey, token]
+	accepted  *lru.Cache[cacheKey, struct{}] // what registries have answered with success to, for Renew
 	exchanges singleflight.Group
 }
 
@@ -114,11 +115,12 @@ func New(opts Options) (*Client, error) {
 	}
 	c := &Client{opts: opts, log: opts.Logger, secret: make([]byte, 32)}
 	_, _ = rand.Read(c.secret) // never fails, says crypto/rand
-	var errs [4]error
+	var errs [5]error
 	c.redirects, errs[0] = lru.New[cacheKey, redirect](maxRedirects)
 	c.tokens, errs[1] = lru.New[cacheKey, token](maxTokens)
-	c.metrics, errs[2] = newMetrics(opts.Registerer)
-	c.routes, errs[3] = c.newRoutes(opts.Upstreams)
+	c.accepted, errs[2] = lru.New[cacheKey, struct{}](maxTokens)
+	c.metrics, errs[3] = newMetrics(opts.Registerer)
+	c.routes, errs[4] = c.newRoutes(opts.Upstreams)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}

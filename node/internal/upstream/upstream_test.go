@@ -941,6 +941,58 @@ func TestAuthorizeObtainsTokens(t *testing.T) {
 	}
 }
 
+func TestRenewReplacesWhatTheRegistryTakesNoMore(t *testing.T) {
+	t.Parallel()
+	alice := pullsecret.Credential{Username: "alice", Password: "secret"}
+	for name, tc := range map[string]struct {
+		scheme     string // of the challenge
+		credential pullsecret.Credential
+		unused     bool // nothing was asked for with what is refused
+		twice      bool // another caller was refused with it before
+		want       string
+		exchanges  int32
+	}{
+		"by a new token":                              {"Bearer", alice, false, false, "Bearer 2", 2},
+		"by the new token of another caller":          {"Bearer", alice, false, true, "Bearer 2", 2},
+		"but no token that it never took":             {"Bearer", alice, true, false, "", 1},
+		"but no password that is shown as it is":      {"Basic", alice, false, false, "", 0},
+		"but no registry token, which is there once":  {"Bearer", pullsecret.Credential{RegistryToken: "t"}, false, false, "", 0},
+		"and an anonymous token as that of a user is": {"Bearer", pullsecret.Credential{}, false, false, "Bearer 2", 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var exchanges atomic.Int32
+			c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, r *http.Request) {
+				switch r.URL.Path {
+				case "/token":
+					_, _ = fmt.Fprintf(w, `{"token":"%d","expires_in":300}`, exchanges.Add(1))
+				case "/v2/":
+					w.Header().Set("WWW-Authenticate", fmt.Sprintf(`%s realm="http://%s/token",service="images.test"`, tc.scheme, r.Host))
+					w.WriteHeader(http.StatusUnauthorized)
+				default:
+					_, _ = io.WriteString(w, `{"tags":["v1"]}`)
+				}
+			}))
+			ctx := t.Context()
+			refused, err := c.Authorize(ctx, repo, tc.credential)
+			require.NoError(t, err)
+			if !tc.unused {
+				resp, err := c.Forward(ctx, repo, "tags/list", nil, nil, refused)
+				require.NoError(t, err)
+				require.NoError(t, resp.Body.Close())
+			}
+			if tc.twice {
+				_, err := c.Renew(ctx, repo, tc.credential, refused)
+				require.NoError(t, err)
+			}
+			got, err := c.Renew(ctx, repo, tc.credential, refused)
+			require.NoError(t, err)
+			require.Equal(t, tc.want, got)
+			require.Equal(t, tc.exchanges, exchanges.Load())
+		})
+	}
+}
+
 func TestCredentialsDoNotGoFromARegistryWithTLSToATokenServerWithout(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Int32

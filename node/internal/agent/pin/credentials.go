@@ -94,7 +94,7 @@ func (c *access) try(ctx context.Context, do func(authorization string) error) e
 			refused = errors.Join(refused, authErr)
 			continue
 		}
-		err := do(authorization)
+		err := c.renewing(ctx, cred, authorization, do)
 		if err == nil {
 			c.prefer(cred)
 			return nil
@@ -105,4 +105,22 @@ func (c *access) try(ctx context.Context, do func(authorization string) error) e
 		refused = errors.Join(refused, err)
 	}
 	return errors.Join(c.problem, refused)
+}
+
+// renewing calls do, and again with a new token whenever the registry takes one no more: those of a large image live shorter than
+// its pull. What do has fetched until then is kept. Where no new token is given, why not is the error.
+func (c *access) renewing(ctx context.Context, cred credential, authorization string, do func(authorization string) error) error {
+	for {
+		err := do(authorization)
+		if !content.Denied(err) {
+			return err
+		}
+		var renewErr error
+		if authorization, renewErr = c.opts.Upstream.Renew(ctx, c.repo, cred, authorization); renewErr != nil {
+			return renewErr
+		}
+		if authorization == "" {
+			return err
+		}
+	}
 }

@@ -59,6 +59,8 @@ type Fetcher interface {
 // Upstream turns credentials into the Authorization header that a registry wants.
 type Upstream interface {
 	Authorize(ctx context.Context, repo content.Repository, cred pullsecret.Credential) (string, error)
+	// Renew gives another header in place of one that the registry has accepted before and refuses now, "" where there is none.
+	Renew(ctx context.Context, repo content.Repository, cred pullsecret.Credential, refused string) (string, error)
 }
 
 // Secrets reads pull secrets. Its errors match ErrSecretNotFound and pullsecret.ErrInvalid where the secret is at fault.

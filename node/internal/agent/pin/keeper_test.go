@@ -46,7 +46,15 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		// libp2p's bandwidth meters share one sweeper for the whole process, which has no end.
+		goleak.IgnoreTopFunction("github.com/libp2p/go-flow-metrics.(*sweeper).run"),
+		goleak.IgnoreTopFunction("github.com/libp2p/go-flow-metrics.(*sweeper).runActive"),
+		// golang-lru's expirable cache sweeps on a goroutine that its API cannot end.
+		goleak.IgnoreTopFunction("github.com/hashicorp/golang-lru/v2/expirable.NewLRU[...].func1"),
+	)
+}
 
 // origin is a registry that can be switched off, asks for credentials where told, and counts its requests by path.
 type origin struct {
@@ -219,7 +227,10 @@ func newNode(t *testing.T, dir string, adjust func(*pin.Options, *store.Options)
 	require.NoError(t, err)
 	client, err := upstream.New(upstream.Options{Timeouts: upstream.Timeouts{Retry: 50 * time.Millisecond}})
 	require.NoError(t, err)
-	n.opts.Store, n.opts.Upstream = n.store, client
+	n.opts.Store = n.store
+	if n.opts.Upstream == nil {
+		n.opts.Upstream = client
+	}
 	if n.opts.Fetcher == nil {
 		n.opts.Fetcher = &pull{store: n.store, upstream: client}
 	}
@@ -1015,6 +1026,10 @@ func (a arriving) Range(_ context.Context, off, n int64) (io.ReadCloser, error) 
 type anonymous struct{}
 
 func (anonymous) Authorize(context.Context, content.Repository, pullsecret.Credential) (string, error) {
+	return "", nil
+}
+
+func (anonymous) Renew(context.Context, content.Repository, pullsecret.Credential, string) (string, error) {
 	return "", nil
 }
 
