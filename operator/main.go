@@ -108,7 +108,7 @@ func run(ctx context.Context, v *viper.Viper) error {
 	if err != nil {
 		return err
 	}
-	transport, err := newTransport(v.GetString("config"))
+	transport, err := newTransport(v.GetString("config"), logger)
 	if err != nil {
 		return err
 	}
@@ -175,7 +175,7 @@ func apiConfig() (*rest.Config, error) {
 }
 
 // newTransport reaches registries as the file says, and where there is none at their own addresses.
-func newTransport(path string) (*upstream.Transport, error) {
+func newTransport(path string, logger *slog.Logger) (*upstream.Transport, error) {
 	var config struct{ Upstreams []registries.Upstream }
 	if path != "" {
 		file := viper.New()
@@ -187,7 +187,7 @@ func newTransport(path string) (*upstream.Transport, error) {
 			return nil, fmt.Errorf("--config %s: %w", path, err)
 		}
 	}
-	t, err := upstream.New(config.Upstreams)
+	t, err := upstream.New(config.Upstreams, logger)
 	if err != nil {
 		return nil, fmt.Errorf("--config %s: %w", path, err)
 	}

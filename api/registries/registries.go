@@ -1,12 +1,10 @@
-// Package registries is what an administrator says of how registries are reached, as agents and operator both read it.
+// Package registries is what an administrator says of how registries are reached, as agents and operator both read it, and
+// the transport that keeps to the certificates he names when they are renewed.
 package registries
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"net/url"
-	"os"
 	"strings"
 )
 
@@ -65,34 +63,4 @@ func (u Upstream) URLs() ([]*url.URL, error) {
 		urls = append(urls, e)
 	}
 	return urls, nil
-}
-
-// TLS is the client's side of TLS with the registry. It reads the files, and fails for one that does not hold what it should.
-func (u Upstream) TLS() (*tls.Config, error) {
-	config := &tls.Config{
-		InsecureSkipVerify: u.InsecureSkipVerify, //nolint:gosec // the administrator asked for it, for this registry
-		MinVersion:         tls.VersionTLS12,
-	}
-	if u.CAFile != "" {
-		pem, err := os.ReadFile(u.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("CA file: %w", err)
-		}
-		pool, err := x509.SystemCertPool()
-		if err != nil {
-			pool = x509.NewCertPool()
-		}
-		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("CA file %s: holds no PEM certificate", u.CAFile)
-		}
-		config.RootCAs = pool
-	}
-	if u.ClientCertFile != "" || u.ClientKeyFile != "" {
-		pair, err := tls.LoadX509KeyPair(u.ClientCertFile, u.ClientKeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("client certificate: %w", err)
-		}
-		config.Certificates = []tls.Certificate{pair}
-	}
-	return config, nil
 }

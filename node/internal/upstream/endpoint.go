@@ -162,26 +162,25 @@ func defaultEndpoint(name string) string {
 
 // newClient makes the HTTP client for the TLS settings of u. It follows no redirect of its own; see redirect.go.
 func (c *Client) newClient(u Upstream) (*http.Client, error) {
-	conf, err := u.TLS()
+	transport, err := registries.NewTransport(u, &http.Transport{
+		Proxy:               c.opts.Proxy,
+		DialContext:         c.opts.Dial,
+		TLSHandshakeTimeout: c.opts.Timeouts.Dial,
+		// Blobs are named by the digest of the bytes as stored, so nothing may be decoded on the way.
+		DisableCompression: true,
+		// HTTP/2 is left off on purpose: it costs a third more CPU for each byte of a blob, and puts all ranges
+		// of it on one connection.
+		ForceAttemptHTTP2:      false,
+		TLSNextProto:           map[string]func(string, *tls.Conn) http.RoundTripper{},
+		MaxIdleConnsPerHost:    32,
+		IdleConnTimeout:        90 * time.Second,
+		MaxResponseHeaderBytes: 64 << 10,
+	}, c.log)
 	if err != nil {
 		return nil, err
 	}
 	return &http.Client{
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Transport: &http.Transport{
-			Proxy:               c.opts.Proxy,
-			DialContext:         c.opts.Dial,
-			TLSClientConfig:     conf,
-			TLSHandshakeTimeout: c.opts.Timeouts.Dial,
-			// Blobs are named by the digest of the bytes as stored, so nothing may be decoded on the way.
-			DisableCompression: true,
-			// HTTP/2 is left off on purpose: it costs a third more CPU for each byte of a blob, and puts all ranges
-			// of it on one connection.
-			ForceAttemptHTTP2:      false,
-			TLSNextProto:           map[string]func(string, *tls.Conn) http.RoundTripper{},
-			MaxIdleConnsPerHost:    32,
-			IdleConnTimeout:        90 * time.Second,
-			MaxResponseHeaderBytes: 64 << 10,
-		},
+		Transport:     transport,
 	}, nil
 }

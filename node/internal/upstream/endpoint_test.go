@@ -2,10 +2,23 @@ package upstream_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
 	"io"
+	"log/slog"
+	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,6 +29,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
+	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
@@ -110,4 +124,112 @@ func answer(conn net.Conn) {
 			return
 		}
 	}
+}
+
+// Neither the registry nor its token server takes what the files held at the start.
+func TestCertificatesThatAreRenewedAreUsedWithoutARestart(t *testing.T) {
+	t.Parallel()
+	data := []byte("x")
+	req := content.Request{Repository: repo, Digest: digest.FromBytes(data)}
+	var mu sync.Mutex
+	var server, client tls.Certificate // what is shown, and what is wanted of the agent
+	renew := func() {
+		mu.Lock()
+		defer mu.Unlock()
+		server, client = selfSigned(t), selfSigned(t)
+	}
+	secure := func(h http.HandlerFunc) *httptest.Server {
+		s := httptest.NewUnstartedServer(h)
+		s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+		s.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			known := x509.NewCertPool()
+			known.AddCert(client.Leaf)
+			return &tls.Config{Certificates: []tls.Certificate{server}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: known}, nil
+		}}
+		s.StartTLS()
+		t.Cleanup(s.Close)
+		return s
+	}
+	renew()
+	tokens := secure(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"token":"good"}`) })
+	images := secure(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer good" {
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="images.test"`, tokens.URL))
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		_, _ = w.Write(data)
+	})
+
+	dir := t.TempDir()
+	ca, cert, key := filepath.Join(dir, "ca.crt"), filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
+	write := func() {
+		der, err := x509.MarshalPKCS8PrivateKey(client.PrivateKey)
+		require.NoError(t, err)
+		for path, block := range map[string]*pem.Block{
+			ca:   {Type: "CERTIFICATE", Bytes: server.Certificate[0]},
+			cert: {Type: "CERTIFICATE", Bytes: client.Certificate[0]},
+			key:  {Type: "PRIVATE KEY", Bytes: der},
+		} {
+			beside := path + ".new"
+			require.NoError(t, os.WriteFile(beside, pem.EncodeToMemory(block), 0o600))
+			require.NoError(t, os.Rename(beside, path))
+		}
+	}
+	write()
+	var log bytes.Buffer
+	c := newClient(t, upstream.Options{
+		Upstreams: []upstream.Upstream{{
+			Registry: "images.test", Endpoints: []string{images.URL}, CAFile: ca, ClientCertFile: cert, ClientKeyFile: key,
+		}},
+		Timeouts: upstream.Timeouts{Retry: 100 * time.Millisecond},
+		Logger:   slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	})
+	pull := func(user string) error { // each with a token of its own, for tokens are remembered
+		images.CloseClientConnections()
+		tokens.CloseClientConnections()
+		authorization, err := c.Authorize(t.Context(), repo, pullsecret.Credential{Username: user, Password: "secret"})
+		if err != nil {
+			return err
+		}
+		req := req
+		req.Authorization = authorization
+		b, err := c.Open(t.Context(), req, 0, -1)
+		if err == nil {
+			require.Equal(t, data, read(t, b))
+		}
+		return err
+	}
+	require.NoError(t, pull("first"))
+
+	require.NoError(t, os.WriteFile(ca, []byte("half of a fi"), 0o600))
+	require.NoError(t, os.Remove(key))
+	require.NoError(t, pull("second"), "what cannot be used leaves things as they were")
+	require.Contains(t, log.String(), "level=WARN")
+	require.Contains(t, log.String(), "registry=images.test")
+
+	renew()
+	require.Error(t, pull("third"))
+	log.Reset()
+	write()
+	require.NoError(t, pull("fourth"))
+	require.Empty(t, log.String())
+}
+
+// selfSigned is its own authority.
+func selfSigned(t *testing.T) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	require.NoError(t, err)
+	leaf, err := x509.ParseCertificate(der)
+	require.NoError(t, err)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }

@@ -7,12 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/shoal-cache/shoal/api/registries"
@@ -22,26 +21,22 @@ import (
 // such as token servers, go where they are addressed, by HTTPS_PROXY where the environment sets it.
 type Transport struct {
 	byName   map[string]*route
-	fallback *route            // of registries not listed
-	byHost   map[string]*route // of the hosts of endpoints, which may also be token servers
+	fallback *route                           // of registries not listed
+	byHost   map[string]*registries.Transport // of the hosts of endpoints, which may also be token servers
 }
 
 // route is how one registry is reached.
 type route struct {
 	endpoints  []*url.URL
 	namespaced bool // requests carry the query parameter ns
-	files      registries.Upstream
-
-	mu        sync.Mutex
-	transport *http.Transport
-	stamp     string // of the files that transport was made from
+	transport  *registries.Transport
 }
 
 // New makes a Transport. It fails for an entry that is malformed, is there twice, or names files that can't be read.
-func New(upstreams []registries.Upstream) (*Transport, error) {
-	t := &Transport{byName: map[string]*route{}, byHost: map[string]*route{}}
+func New(upstreams []registries.Upstream, log *slog.Logger) (*Transport, error) {
+	t := &Transport{byName: map[string]*route{}, byHost: map[string]*registries.Transport{}}
 	for _, u := range upstreams {
-		r, err := newRoute(u)
+		r, err := newRoute(u, log)
 		if err != nil {
 			return nil, fmt.Errorf("upstream %q: %w", cmp.Or(u.Registry, "*"), err)
 		}
@@ -58,67 +53,33 @@ func New(upstreams []registries.Upstream) (*Transport, error) {
 			t.byName[name] = r
 		}
 		for _, e := range r.endpoints {
-			t.byHost[e.Host] = r
+			t.byHost[e.Host] = r.transport
 		}
 	}
 	if t.fallback == nil {
 		var err error
-		if t.fallback, err = newRoute(registries.Upstream{}); err != nil {
+		if t.fallback, err = newRoute(registries.Upstream{}, log); err != nil {
 			return nil, err
 		}
 	}
 	return t, nil
 }
 
-func newRoute(u registries.Upstream) (*route, error) {
+func newRoute(u registries.Upstream, log *slog.Logger) (*route, error) {
 	endpoints, err := u.URLs()
 	if err != nil {
 		return nil, err
 	}
-	r := &route{endpoints: endpoints, files: u}
-	return r, r.load(stampOf(u))
-}
-
-// load makes the transport from the files as they are.
-func (r *route) load(stamp string) error {
-	config, err := r.files.TLS()
-	if err != nil {
-		return err
-	}
-	transport := http.DefaultTransport.(*http.Transport).Clone()
+	base := http.DefaultTransport.(*http.Transport).Clone()
 	// A registry that gives no answer within seconds is taken for unreachable.
-	transport.ResponseHeaderTimeout = 15 * time.Second
-	transport.DialContext = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
-	transport.MaxIdleConnsPerHost = 4
-	transport.TLSClientConfig = config
-	if r.transport != nil {
-		r.transport.CloseIdleConnections()
+	base.ResponseHeaderTimeout = 15 * time.Second
+	base.DialContext = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
+	base.MaxIdleConnsPerHost = 4
+	transport, err := registries.NewTransport(u, base, log)
+	if err != nil {
+		return nil, err
 	}
-	r.transport, r.stamp = transport, stamp
-	return nil
-}
-
-// RoundTrip sends a request with the certificates that the files hold now, so that whoever renews them restarts nothing. Where they
-// can't be read, as when only one of a pair has been written yet, it is those of before.
-func (r *route) RoundTrip(request *http.Request) (*http.Response, error) {
-	r.mu.Lock()
-	if stamp := stampOf(r.files); stamp != r.stamp {
-		_ = r.load(stamp) // the next request tries again
-	}
-	transport := r.transport
-	r.mu.Unlock()
-	return transport.RoundTrip(request)
-}
-
-// stampOf is another when the files of an upstream have been written.
-func stampOf(u registries.Upstream) string {
-	var stamp strings.Builder
-	for _, path := range []string{u.CAFile, u.ClientCertFile, u.ClientKeyFile} {
-		if info, err := os.Stat(path); err == nil {
-			fmt.Fprintln(&stamp, info.ModTime().UnixNano(), info.Size())
-		}
-	}
-	return stamp.String()
+	return &route{endpoints: endpoints, transport: transport}, nil
 }
 
 // RoundTrip sends a request to the endpoints of the registry that it names, in order, until one gives an answer that settles
@@ -143,7 +104,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 			at.URL.RawQuery = query.Encode()
 		}
 		var err error
-		if resp, err = route.RoundTrip(at); err != nil {
+		if resp, err = route.transport.RoundTrip(at); err != nil {
 			failures = append(failures, fmt.Errorf("%s at %s: %w", r.URL.Host, e.Redacted(), err))
 			continue
 		}
@@ -165,7 +126,7 @@ func (t *Transport) direct(route *route, listed bool, r *http.Request) (*http.Re
 		// The library tries it with registries in private networks, credentials and all; agents do not.
 		return nil, fmt.Errorf("%s: plain HTTP only where upstreams give the registry an endpoint http://…", r.URL.Host)
 	}
-	return route.RoundTrip(r)
+	return route.transport.RoundTrip(r)
 }
 
 func isLoopback(host string) bool {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -62,7 +63,7 @@ func byName(s *httptest.Server) string { return strings.Replace(s.URL, "127.0.0.
 
 // resolve asks for registry.example/team/app:1, a name that leads nowhere by itself.
 func resolve(upstreams []registries.Upstream, options ...remote.Option) (string, error) {
-	transport, err := upstream.New(upstreams)
+	transport, err := upstream.New(upstreams, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return "", err
 	}
@@ -83,7 +84,7 @@ func resolveBy(transport http.RoundTripper, options ...remote.Option) (string, e
 
 func TestCredentialsAreNotSentInTheClearUnasked(t *testing.T) {
 	t.Parallel()
-	transport, err := upstream.New(nil)
+	transport, err := upstream.New(nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	for _, host := range []string{"10.0.0.7:5000", "192.168.1.2", "registry.local:5000"} { // with which the library would try it
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+host+"/v2/", nil)
@@ -172,7 +173,7 @@ func TestCertificatesThatAreRenewedAreUsedWithoutARestart(t *testing.T) {
 		require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), 0o600))
 	}
 	write(otherCertificate(t))
-	transport, err := upstream.New([]registries.Upstream{{Registry: "registry.example", Endpoints: []string{secure.URL}, CAFile: ca}})
+	transport, err := upstream.New([]registries.Upstream{{Registry: "registry.example", Endpoints: []string{secure.URL}, CAFile: ca}}, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	_, err = resolveBy(transport)
 	require.ErrorContains(t, err, "certificate")
@@ -259,7 +260,7 @@ func TestNewSaysWhatIsWrong(t *testing.T) {
 		`"*": listed twice`:     {{}, {Registry: "*"}},
 		`"B.example": listed t`: {{Registry: "b.example"}, {Registry: "B.example"}},
 	} {
-		_, err := upstream.New(ups)
+		_, err := upstream.New(ups, slog.New(slog.DiscardHandler))
 		require.ErrorContains(t, err, want)
 		require.NotContains(t, err.Error(), "u:p@")
 	}
