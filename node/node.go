@@ -133,8 +133,9 @@ func (n *node) start(ctx context.Context) (err error) {
 	n.files = swarm.NewFiles(n.swarm, n.fileOf)
 	n.fetcher = fetch.New(fetch.Options{
 		Store: n.store, Swarm: n.swarm, Upstream: n.upstream, Zone: zone,
-		PeersOnly: func(r content.Repository) bool { return n.policy.Load().For(r).Mode == policy.PeersOnly },
-		Logger:    n.log.With("part", "fetch"), Registerer: n.metrics,
+		PeersOnly:      func(r content.Repository) bool { return n.policy.Load().For(r).Mode == policy.PeersOnly },
+		VerifiedRanges: c.Registry.Ranges == config.RangesVerified,
+		Logger:         n.log.With("part", "fetch"), Registerer: n.metrics,
 	})
 	witness := swarm.NewWitness(n.swarm, func(r content.Repository) bool {
 		f := n.serving.Load()

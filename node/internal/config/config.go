@@ -47,11 +47,23 @@ type Registry struct {
 	Listen string `yaml:"listen"`
 	// DefaultRegistry is meant by a request that names no registry itself. Empty: such a request is not found.
 	DefaultRegistry string `yaml:"defaultRegistry"`
+	// Ranges says what a request for a part of a blob that is not here gets.
+	Ranges Ranges `yaml:"ranges"`
 	// FirstByteTimeout bounds the wait for the first byte of an answer.
 	FirstByteTimeout time.Duration `yaml:"firstByteTimeout"`
 	// DrainTimeout bounds the wait for running answers at shutdown.
 	DrainTimeout time.Duration `yaml:"drainTimeout"`
 }
+
+// Ranges says what is given of a blob that is not whole on this node.
+type Ranges string
+
+const (
+	// RangesChunks: just the chunks that the range needs, each by the word of who read it from the registry.
+	RangesChunks Ranges = "Chunks"
+	// RangesVerified: the range once the whole blob has come and matches its digest.
+	RangesVerified Ranges = "Verified"
+)
 
 // Admin configures the server for health, metrics and the read-only view.
 type Admin struct {

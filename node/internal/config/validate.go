@@ -51,6 +51,9 @@ func (c *Config) validateServers(p *problems) {
 	if c.Registry.DefaultRegistry != "" {
 		checkRegistry(p, "registry.defaultRegistry", c.Registry.DefaultRegistry)
 	}
+	if r := c.Registry.Ranges; r != RangesChunks && r != RangesVerified {
+		p.add("registry.ranges", "%q is none of %s, %s", r, RangesChunks, RangesVerified)
+	}
 	if c.Registry.FirstByteTimeout <= 0 {
 		p.add("registry.firstByteTimeout", "%s; want more than 0, so that the runtime can go to the registry itself", c.Registry.FirstByteTimeout)
 	}

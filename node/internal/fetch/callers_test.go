@@ -11,6 +11,7 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/store"
+	"github.com/shoal-cache/shoal/node/internal/swarm"
 )
 
 // chunk1 is the size of one chunk.
@@ -173,6 +174,31 @@ func TestARangeOfAnAbsentBlobReadsOnlyTheChunksItNeeds(t *testing.T) {
 	}
 }
 
+func TestAVerifiedRangeIsGivenOnceTheWholeBlobIsHere(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	d := o.add(t, 9*chunk1+4)
+	v := newValve(t, o, 6)
+	n := newNode(t, o, "n", nil, patient(t, o), verifiedRanges)
+	r, err := n.Open(t.Context(), o.request(d))
+	require.NoError(t, err)
+	defer func() { _ = r.Close() }()
+	body, err := r.Range(t.Context(), 2*chunk1-5, 10)
+	require.NoError(t, err)
+	defer func() { _ = body.Close() }()
+	got := make(chan []byte, 1)
+	go func() {
+		data, _ := io.ReadAll(body)
+		got <- data
+	}()
+	eventually(t, "what the range needs is here, and more", func() bool { s, _ := n.running(d); return s.Arrived >= 4*chunk1 })
+	require.Empty(t, got, "given before the digest of the whole was known")
+	v.open()
+	require.Equal(t, o.blobs[d][2*chunk1-5:2*chunk1+5], <-got)
+}
+
+func verifiedRanges(fo *Options, _ *swarm.Options) { fo.VerifiedRanges = true }
+
 func TestARangeOutsideTheBlobIsAnError(t *testing.T) {
 	t.Parallel()
 	o := newOrigin(t)
@@ -254,5 +280,8 @@ func TestAStoreWithoutRoomReadsStraightFromUpstream(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, o.blobs[d][chunk1-3:chunk1+7], got)
 	require.NoError(t, body.Close())
+	n.opts.VerifiedRanges = true
+	_, err = r.Range(t.Context(), chunk1-3, 10)
+	require.ErrorIs(t, err, content.ErrUnavailable, "what cannot be kept cannot be verified in parts")
 	require.NoError(t, r.Close())
 }

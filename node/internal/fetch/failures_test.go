@@ -3,6 +3,7 @@ package fetch
 import (
 	"context"
 	"crypto/rand"
+	"io"
 	"net/http"
 	"testing"
 	"time"
@@ -164,6 +165,35 @@ func TestAPeerThatLiesIsBannedAndNothingItSaidIsKept(t *testing.T) {
 	eventually(t, "banned", func() bool { return n.metric(t, "shoal_peer_bans_total") == 1 })
 	eventually(t, "its connection is closed", func() bool { return !n.knows(liar.ID()) })
 	require.True(t, n.knows(nodes[1].swarm.ID()), "no one else is blamed")
+}
+
+func TestAPeerThatLiesGetsNoWrongByteIntoAVerifiedRange(t *testing.T) {
+	t.Parallel()
+	const size = 8*chunk1 + 5
+	o := newOrigin(t)
+	d := o.add(t, size)
+	n := newNode(t, o, "n", nil, verifiedRanges)
+	<-n.swarm.Started()
+	wrong := append([]byte(nil), o.blobs[d]...)
+	wrong[3*chunk1] ^= 1
+	liar := hostile(t, infos([]*testNode{n}), newLie(t, d, wrong))
+	connected(t, []*testNode{n}, liar.ID())
+	read := func() ([]byte, error) {
+		r, err := n.Open(t.Context(), o.request(d))
+		require.NoError(t, err)
+		defer func() { _ = r.Close() }()
+		body, err := r.Range(t.Context(), 3*chunk1, 10)
+		require.NoError(t, err)
+		defer func() { _ = body.Close() }()
+		return io.ReadAll(body)
+	}
+	got, err := read()
+	require.ErrorIs(t, err, content.ErrDigestMismatch)
+	require.Empty(t, got)
+	got, err = read()
+	require.NoError(t, err)
+	require.Equal(t, o.blobs[d][3*chunk1:3*chunk1+10], got)
+	eventually(t, "banned", func() bool { return n.metric(t, "shoal_peer_bans_total") == 1 })
 }
 
 func TestAPeerWhoseChunkIsTooShortIsBanned(t *testing.T) {

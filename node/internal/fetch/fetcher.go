@@ -72,6 +72,10 @@ type Options struct {
 	// default 5 s. PeerPatience is for how long it may send no chunk though it is alive: it may wait for the chunk itself,
 	// or its link may be shared by many; default 30 s.
 	PeerSilence, PeerPatience time.Duration
+	// VerifiedRanges: a range of a blob that is not here is given once the whole has come and matches its digest. Else the
+	// chunks that it needs are fetched and given, by the word of who read them from upstream: nothing less than the whole can be
+	// checked against the digest.
+	VerifiedRanges bool
 	// Linger is for how long a fetch that no caller waits for any more goes on; default 30 s.
 	Linger     time.Duration
 	Logger     *slog.Logger

@@ -73,13 +73,18 @@ func (r *reader) Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	if off < 0 || n < 0 || off > size-n {
 		return nil, fmt.Errorf("%s: range of %d bytes at %d is outside its %d bytes", r.f.digest, n, off, size)
 	}
+	held := r.f.fr.opts.VerifiedRanges && n < size
 	if n > 0 || size == 0 {
+		first, last := int(off/content.ChunkSize), int((off+max(n, 1)-1)/content.ChunkSize)
+		if held {
+			first, last = 0, len(r.f.chunks)-1
+		}
 		r.f.mu.Lock()
-		r.f.demand(int(off/content.ChunkSize), int((off+max(n, 1)-1)/content.ChunkSize))
+		r.f.demand(first, last)
 		r.f.mu.Unlock()
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	return &stream{f: r.f, ctx: ctx, cancel: cancel, pos: off, left: n}, nil
+	return &stream{f: r.f, ctx: ctx, cancel: cancel, pos: off, left: n, held: held}, nil
 }
 
 // ensure waits until the whole blob is committed.
@@ -101,6 +106,7 @@ type stream struct {
 	cancel context.CancelFunc
 	pos    int64
 	left   int64
+	held   bool          // until the digest of the whole is known to match
 	part   io.ReadCloser // the rest of the current chunk
 	source content.Source
 }
@@ -114,7 +120,7 @@ func (s *stream) next() error {
 		return io.EOF
 	}
 	i := int(s.pos / content.ChunkSize)
-	if err := s.f.awaitChunk(s.ctx, i); err != nil {
+	if err := s.f.awaitChunk(s.ctx, i, s.held); err != nil {
 		return err
 	}
 	start, size := content.ChunkRange(s.f.size, i)
@@ -180,13 +186,13 @@ func (s *stream) Close() error {
 }
 
 // awaitChunk waits until chunk i may be given to a caller. The last chunk of a blob that is fetched whole waits for the
-// digest of the whole, so that no answer with a wrong byte in it ends as if it were right.
-func (f *fetch) awaitChunk(ctx context.Context, i int) error {
+// digest of the whole, so that no answer with a wrong byte in it ends as if it were right; so does each where held.
+func (f *fetch) awaitChunk(ctx context.Context, i int, held bool) error {
 	return f.await(ctx, func() bool {
 		if f.verified {
 			return true
 		}
-		if f.err != nil {
+		if f.err != nil || held {
 			return false
 		}
 		if !f.chunks[i].present {

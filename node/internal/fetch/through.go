@@ -38,6 +38,9 @@ func (t *through) Range(ctx context.Context, off, n int64) (io.ReadCloser, error
 		return io.NopCloser(io.LimitReader(nil, 0)), nil
 	}
 	whole := n == t.size
+	if !whole && t.fr.opts.VerifiedRanges {
+		return nil, fmt.Errorf("%s: no room for the whole, so a range of it cannot be verified: %w", t.req.Digest, content.ErrUnavailable)
+	}
 	count := n
 	if whole {
 		count = -1
