@@ -73,6 +73,9 @@ type Running struct {
 	Verifies bool
 	// CAFile holds the certificate of an HTTPS mirror, where set.
 	CAFile string
+	// StoreOnly tells that a client which asks for the last byte of a layer gets it once the whole layer is on its host and
+	// verified, so clients ask for no more.
+	StoreOnly bool
 	// Keep is a directory to which clients write the blobs that they read, where set.
 	Keep string
 }

@@ -27,10 +27,17 @@ const (
 type Shoal struct {
 	// Binary is shoal-node.
 	Binary string
+	// StoreOnly has layers brought to the agent's store and no further, as for a pin, to weigh the agents by themselves.
+	StoreOnly bool
 }
 
 // Name implements Contender.
-func (Shoal) Name() string { return "shoal" }
+func (s Shoal) Name() string {
+	if s.StoreOnly {
+		return "shoal-store"
+	}
+	return "shoal"
+}
 
 // Missing implements Contender.
 func (s Shoal) Missing() string {
@@ -42,11 +49,11 @@ func (s Shoal) Missing() string {
 
 // Start implements Contender.
 func (s Shoal) Start(ctx context.Context, site Site) (*Running, error) {
-	running := &Running{Verifies: true, Admin: "http://" + shoalAdmin}
+	running := &Running{Verifies: true, Admin: "http://" + shoalAdmin, StoreOnly: s.StoreOnly}
 	var bootstrap []string
 	for i, host := range site.Hosts {
 		config := filepath.Join(site.Dir, host.Name+".yaml")
-		if err := writeShoalConfig(config, site, host, bootstrap); err != nil {
+		if err := s.writeConfig(config, site, host, bootstrap); err != nil {
 			running.Stop()
 			return nil, err
 		}
@@ -88,7 +95,7 @@ func (s Shoal) address(ctx context.Context, host *netns.Host, config string) (st
 	return fmt.Sprintf("/ip4/%s/tcp/%d/p2p/%s", host.Addr, shoalSwarm, bytes.TrimSpace(id)), nil
 }
 
-func writeShoalConfig(path string, site Site, host *netns.Host, bootstrap []string) error {
+func (s Shoal) writeConfig(path string, site Site, host *netns.Host, bootstrap []string) error {
 	swarm := map[string]any{"listen": []string{fmt.Sprintf("/ip4/%s/tcp/%d", host.Addr, shoalSwarm)}}
 	if len(bootstrap) > 0 {
 		swarm["bootstrap"] = bootstrap
@@ -96,8 +103,12 @@ func writeShoalConfig(path string, site Site, host *netns.Host, bootstrap []stri
 	if host.Zone != "" {
 		swarm["zone"] = host.Zone
 	}
+	registry := map[string]any{"listen": shoalRegistry}
+	if s.StoreOnly {
+		registry["ranges"] = "Verified"
+	}
 	b, err := yaml.Marshal(map[string]any{
-		"registry":  map[string]any{"listen": shoalRegistry},
+		"registry":  registry,
 		"admin":     map[string]any{"listen": shoalAdmin},
 		"swarm":     swarm,
 		"store":     map[string]any{"path": filepath.Join(site.Dir, host.Name), "capacity": "20GiB"},

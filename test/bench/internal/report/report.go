@@ -52,8 +52,6 @@ type Run struct {
 	// Fallbacks are requests that a client took to the registry since its mirror refused; Resumed are broken bodies.
 	Fallbacks, Resumed int64
 
-	// Delivered are the blob bytes that clients received.
-	Delivered int64
 	// RegistryBytes and RegistryRequests are what the origin registry served.
 	RegistryBytes, RegistryRequests int64
 	// Busiest are the payload bytes sent by the client host that sent most, ThinLink those that entered the zone into
@@ -116,9 +114,10 @@ func (r Run) BusiestCopies() float64 { return ratio(float64(r.Busiest), float64(
 // ThinLinkCopies is what entered the busiest zone over the content.
 func (r Run) ThinLinkCopies() float64 { return ratio(float64(r.ThinLink), float64(r.Content)) }
 
-// CPUPerGiB is the CPU time in seconds of contender, clients and registry for each GiB that clients received.
+// CPUPerGiB is the CPU time in seconds of contender, clients and registry for each GiB of content that a node got.
 func (r Run) CPUPerGiB() float64 {
-	return ratio(float64(r.ContenderCPU+r.ClientCPU+r.RegistryCPU), float64(r.Delivered)/(1<<30))
+	got := float64(r.Content) * float64(r.Pulls-r.Failed)
+	return ratio(float64(r.ContenderCPU+r.ClientCPU+r.RegistryCPU), got/(1<<30))
 }
 
 // Throughput is content over the last node's time, in bytes per second.

@@ -21,12 +21,12 @@ func sample() *report.Report {
 		{Name: "cold", Title: "cold burst", Runs: []report.Run{
 			{
 				Contender: "direct", Nodes: 4, Pulls: 4, Content: 100 * mib, Ideal: 10, First: 39, Median: 39.5, Last: 40,
-				RegistryBytes: 400 * mib, Delivered: 400 * mib, ClientCPU: 1,
+				RegistryBytes: 400 * mib, ClientCPU: 1,
 				Curves: []report.Curve{{Node: "h<0>", Points: [][2]float64{{0, 0}, {20, 50 * mib}, {40, 100 * mib}}}},
 			},
 			{
 				Contender: "shoal", Nodes: 4, Pulls: 4, Content: 100 * mib, Ideal: 10, First: 11, Median: 11.5, Last: 12,
-				RegistryBytes: 101 * mib, Busiest: 140 * mib, Delivered: 400 * mib, ContenderCPU: 3, ClientCPU: 1,
+				RegistryBytes: 101 * mib, Busiest: 140 * mib, ContenderCPU: 3, ClientCPU: 1,
 				Curves: []report.Curve{{Node: "h0", Points: [][2]float64{{0, 0}, {12, 100 * mib}}}},
 			},
 			{Contender: "spegel", Skipped: "no binary was given"},
@@ -90,10 +90,12 @@ func TestAWarmPullIsJudgedAgainstPlainHTTPS(t *testing.T) {
 	r := &report.Report{Workloads: []report.Workload{{Name: "warm", Runs: []report.Run{
 		{Contender: "https", Content: 1024 * mib, Last: 2, ContenderCPU: 1, ClientCPU: 1},
 		{Contender: "shoal", Content: 1024 * mib, Last: 2.5, ContenderCPU: 2.5, ClientCPU: 9},
+		{Contender: "shoal-store", Content: 1024 * mib, Last: 2.5, ContenderCPU: 3.1, ClientCPU: 9},
 	}}}}
 	r.Judge()
 	require.Equal(t, map[string]bool{
 		"warm: pulls that failed": true, "warm: throughput over plain HTTPS": false, "warm: CPU over plain HTTPS": true,
+		"warm: CPU agent to agent over plain HTTPS": false,
 	}, verdicts(r))
 }
 

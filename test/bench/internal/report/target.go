@@ -10,6 +10,8 @@ const (
 	shoal  = "shoal"
 	direct = "direct"
 	https  = "https"
+	// moved is a warm pull that ends in the agent's store.
+	moved = "shoal-store"
 )
 
 // Target is a figure that Shoal is to reach, with the one it did reach in this run.
@@ -68,6 +70,9 @@ func (r *Report) Judge() {
 				// Reading the agent's answer is the runtime's work with or without a cache, so the agents alone are
 				// weighed against sender and receiver.
 				add("CPU over plain HTTPS", ratio(float64(run.ContenderCPU), float64(plain.ContenderCPU+plain.ClientCPU)), 1.3)
+				if stored := r.Find(w.Name, moved); stored != nil {
+					add("CPU agent to agent over plain HTTPS", ratio(float64(stored.ContenderCPU), float64(plain.ContenderCPU+plain.ClientCPU)), 1.5)
+				}
 			}
 		}
 		if plain := r.Find(w.Name, direct); plain != nil && plain.Failed == 0 {

@@ -225,6 +225,11 @@ func (b *bed) runClient(ctx context.Context, o order, common time.Time) (pulled,
 		Skip: o.skip, Ranges: o.reads, Truth: b.Settings.images(),
 		Unverified: b.contender.Verifies && b.layout.rate == 0, CAFile: b.contender.CAFile, Keep: b.contender.Keep,
 	}
+	if b.contender.StoreOnly {
+		for _, layer := range o.image.Manifest.Layers {
+			spec.Ranges = append(spec.Ranges, client.Range{Digest: layer.Digest, Offset: layer.Size - 1, Length: 1})
+		}
+	}
 	if len(b.contender.Mirrors) > 0 {
 		spec.Endpoints = append([]string{b.contender.Mirrors[o.host]}, spec.Endpoints...)
 	}
@@ -346,7 +351,6 @@ func (b *bed) fillTimes(run *report.Run, results []pulled, shifts []time.Duratio
 	var done, first, reads []report.Seconds
 	for i, r := range results {
 		run.Pulls++
-		run.Delivered += r.Bytes
 		run.Fallbacks += r.Fallbacks
 		run.Resumed += r.Resumed
 		run.ClientCPU += report.ToSeconds(r.cpu)

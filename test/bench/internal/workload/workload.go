@@ -85,7 +85,7 @@ type Workload struct {
 	Name, Title, Text string
 
 	layout layout
-	// only names the contenders that take part; empty: all but the yardsticks.
+	// only names the contenders that take part; empty: all but those that weigh one thing by itself.
 	only []string
 	// plain tells that containerd cannot do what the clients do here.
 	plain bool
@@ -101,15 +101,15 @@ func (b *bed) patience(content int64) time.Duration {
 // Has tells whether a contender takes part.
 func (w Workload) Has(c contender.Contender) bool {
 	if len(w.only) == 0 {
-		_, yardstick := c.(contender.HTTPS)
-		return !yardstick
-	}
-	for _, name := range w.only {
-		if name == c.Name() {
-			return true
+		switch c := c.(type) {
+		case contender.HTTPS:
+			return false
+		case contender.Shoal:
+			return !c.StoreOnly
 		}
+		return true
 	}
-	return false
+	return slices.Contains(w.only, c.Name())
 }
 
 // Run measures one contender. What breaks it off is in the result, so that the others still have their turn.
@@ -213,9 +213,12 @@ func All(s Settings) []Workload {
 		},
 		{
 			Name: "warm", Title: fmt.Sprintf("one node pulls %s from the one other that holds it, links unshaped", sizeName(s.Warm)),
-			Text: "Beside plain HTTPS with SHA-256 between the same two hosts, the bytes thrown away (https) or written to a file. Over an agent they also go to " +
-				"its store and to a client on its host, whose CPU stands apart.",
-			layout: layout{nodes: 2}, only: []string{contender.HTTPS{}.Name(), contender.HTTPS{Keep: true}.Name(), contender.Shoal{}.Name()}, run: warm(s.Warm),
+			Text: "Beside plain HTTPS with SHA-256 between the same two hosts, the bytes thrown away (https) or written to a file. Agents verify and store " +
+				"them, and send them to a client on the host (shoal), whose CPU stands apart, or to nobody (shoal-store).",
+			layout: layout{nodes: 2}, run: warm(s.Warm),
+			only: []string{
+				contender.HTTPS{}.Name(), contender.HTTPS{Keep: true}.Name(), contender.Shoal{}.Name(), contender.Shoal{StoreOnly: true}.Name(),
+			},
 		},
 	}
 	for _, n := range s.Scales {

@@ -40,6 +40,7 @@ func TestEveryWorkloadHasANameOfItsOwnAndTheContendersItNeeds(t *testing.T) {
 		names[w.Name] = true
 		require.True(t, w.Has(contender.Shoal{}), w.Name)
 		require.Equal(t, w.Name == "warm", w.Has(contender.HTTPS{}), w.Name)
+		require.Equal(t, w.Name == "warm", w.Has(contender.Shoal{StoreOnly: true}), w.Name)
 		require.GreaterOrEqual(t, w.layout.nodes, 2, w.Name)
 	}
 	require.True(t, names["nodes-16"])
