@@ -42,6 +42,7 @@ func TestARealClientFindsTheImageWhole(t *testing.T) {
 	d, err := pulled.Digest()
 	require.NoError(t, err)
 	require.Equal(t, image.Digest.String(), d.String())
+	web.Close() // waits for the handlers
 	require.Positive(t, server.Stats().ManifestBytes)
 }
 
