@@ -264,17 +264,24 @@ func (t *Table) mayLease(m *member) bool {
 	return t.runsLeft()
 }
 
-// runsLeft tells whether upstream may be read by one more participant: by Config.UpstreamRuns, and one more with each chunk that
-// has come, up to a run for each participant, or manyRuns, or one for every sixteenth. Few requests at once finish early one by
-// one, and what is finished can be shared, which matters most while there is nothing else to share. But from one lease to the
-// next a registry has nothing to send, and where links are full the way of reports and orders takes as long as several chunks.
+// runsLeft tells whether upstream may be read by one more participant: by firstRuns, and one more with every fewChunks that
+// have come, up to a run for each participant (Config.UpstreamRuns where those are few, or manyRuns, or one for every sixteenth).
+// Few requests at once finish early one by one, and what is finished can be shared, which matters most while there is nothing
+// else to share. But from one lease to the next a registry has nothing to send, and where links are full the way of reports and
+// orders takes as long as several chunks.
 func (t *Table) runsLeft() bool {
 	n := len(t.active)
-	return t.noRange || t.leased < max(n/16, min(t.cfg.UpstreamRuns+t.known, max(t.cfg.UpstreamRuns, min(n, manyRuns))))
+	most := max(t.cfg.UpstreamRuns, min(n, manyRuns))
+	return t.noRange || t.leased < max(n/16, min(firstRuns+t.known/fewChunks, most))
 }
 
-// manyRuns are enough to hide the time between leases on links of 10 Gbit/s (node/internal/simulate).
-const manyRuns = 16
+// Found with node/internal/simulate, on links of 0.1 to 10 Gbit/s. manyRuns are enough to hide the time between leases on the
+// fastest.
+const (
+	firstRuns = 2
+	fewChunks = 4
+	manyRuns  = 16
+)
 
 // run is how much m is leased from chunk i on: an equal share of a quarter of what is left, so that runs shrink towards
 // the end (guided self-scheduling, Polychronopoulos and Kuck 1987). The first are short, for whoever comes first is alone only
