@@ -198,7 +198,7 @@ func newHost(o Options, g *gate, traffic bandwidth.Reporter) (host.Host, error) 
 	}
 	opts := []libp2p.Option{
 		libp2p.Identity(o.Identity), libp2p.ListenAddrs(o.Listen...),
-		libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(libp2ptls.ID, libp2ptls.New),
+		libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(libp2ptls.ID, newTLS),
 		libp2p.ConnectionGater(g), libp2p.ResourceManager(resources), libp2p.ConnectionManager(conns),
 		libp2p.DisableRelay(), libp2p.DisableMetrics(), libp2p.BandwidthReporter(traffic), libp2p.UserAgent("shoal"),
 	}

@@ -292,11 +292,13 @@ func (b *bed) snapshot(ctx context.Context) (s snapshot, err error) {
 
 // measure runs waves of pulls and takes every figure over them. Content is what each node has to get, ideal how long
 // that takes at best.
-func (b *bed) measure(ctx context.Context, content int64, ideal time.Duration, waves ...[]order) (report.Run, error) {
+func (b *bed) measure(ctx context.Context, content int64, ideal time.Duration, waves ...[]order) (run report.Run, err error) {
 	// What the nodes may keep, and half as much again for the processes.
-	if err := proc.BackMemory(int64(len(b.hosts)) * content * 3 / 2); err != nil {
+	memory, err := proc.HoldMemory(int64(len(b.hosts)) * content * 3 / 2)
+	if err != nil {
 		return report.Run{}, err
 	}
+	defer func() { err = errors.Join(err, memory.Close()) }()
 	before, err := b.snapshot(ctx)
 	if err != nil {
 		return report.Run{}, err
@@ -338,7 +340,7 @@ func (b *bed) measure(ctx context.Context, content int64, ideal time.Duration, w
 	if err := profiled(); err != nil {
 		return report.Run{}, err
 	}
-	run := report.Run{
+	run = report.Run{
 		Nodes: len(b.hosts), Content: content, Ideal: report.ToSeconds(ideal), Busy: busy, Saturated: saturated,
 		Span: report.ToSeconds(span), CPUs: runtime.NumCPU(),
 	}

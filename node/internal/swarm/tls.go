@@ -1,0 +1,121 @@
+package swarm
+
+import (
+	"context"
+	"net"
+	"sync"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-libp2p/core/sec"
+	"github.com/libp2p/go-libp2p/p2p/net/upgrader"
+	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
+)
+
+// batchSize is how many bytes of records are handed to the kernel at one time: those of the largest frame that yamux writes, with
+// what TLS adds.
+const batchSize = 66 << 10
+
+// batchedTLS is libp2p's TLS, but that all records of one Write go to the kernel together. crypto/tls makes a system call for each
+// record of at most 16 KiB, and the network handles each by itself; for frames of 64 KiB that is a sixth of what the transport costs.
+type batchedTLS struct{ *libp2ptls.Transport }
+
+func newTLS(id protocol.ID, key crypto.PrivKey, muxers []upgrader.StreamMuxer) (*batchedTLS, error) {
+	t, err := libp2ptls.New(id, key, muxers)
+	return &batchedTLS{t}, err
+}
+
+// SecureInbound implements sec.SecureTransport.
+func (t *batchedTLS) SecureInbound(ctx context.Context, insecure net.Conn, p peer.ID) (sec.SecureConn, error) {
+	out := &batch{Conn: insecure}
+	c, err := t.Transport.SecureInbound(ctx, out, p)
+	return batched(c, out, err)
+}
+
+// SecureOutbound implements sec.SecureTransport.
+func (t *batchedTLS) SecureOutbound(ctx context.Context, insecure net.Conn, p peer.ID) (sec.SecureConn, error) {
+	out := &batch{Conn: insecure}
+	c, err := t.Transport.SecureOutbound(ctx, out, p)
+	return batched(c, out, err)
+}
+
+func batched(c sec.SecureConn, out *batch, err error) (sec.SecureConn, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &batchedConn{SecureConn: c, out: out}, nil
+}
+
+type batchedConn struct {
+	sec.SecureConn
+	out *batch
+
+	mu sync.Mutex // one Write at a time
+}
+
+func (c *batchedConn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.out.begin()
+	n, err := c.SecureConn.Write(p)
+	if lost := c.out.end(); err == nil && lost != nil {
+		return 0, lost
+	}
+	return n, err
+}
+
+// batch is the connection below TLS. Between begin and end it gathers what is written. TLS writes in the order in which it numbers
+// its records, and what it writes of its own accord in between, such as an alert, is gathered too.
+type batch struct {
+	net.Conn
+
+	mu  sync.Mutex
+	buf *[]byte // nil: nothing is gathered
+	err error   // for good: what was gathered is lost, and with it the order of records
+}
+
+var batches = sync.Pool{New: func() any {
+	b := make([]byte, 0, batchSize)
+	return &b
+}}
+
+func (b *batch) begin() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.buf = batches.Get().(*[]byte)
+}
+
+// end writes what was gathered.
+func (b *batch) end() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.flush()
+	batches.Put(b.buf)
+	b.buf = nil
+	return b.err
+}
+
+func (b *batch) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err != nil {
+		return 0, b.err
+	}
+	if b.buf == nil {
+		return b.Conn.Write(p)
+	}
+	if len(*b.buf)+len(p) > batchSize {
+		b.flush()
+	}
+	*b.buf = append(*b.buf, p...)
+	return len(p), b.err
+}
+
+// flush writes what was gathered so far. The caller holds b.mu.
+func (b *batch) flush() {
+	if b.err == nil && len(*b.buf) > 0 {
+		_, b.err = b.Conn.Write(*b.buf)
+	}
+	*b.buf = (*b.buf)[:0]
+}
