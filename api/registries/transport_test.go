@@ -3,16 +3,12 @@ package registries_test
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -30,25 +26,10 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/shoal-cache/shoal/api/registries"
+	"github.com/shoal-cache/shoal/api/registries/registriestest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// certificate signs itself, so it is also the authority to trust.
-func certificate(t *testing.T) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		IsCA: true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	require.NoError(t, err)
-	leaf, err := x509.ParseCertificate(der)
-	require.NoError(t, err)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
-}
 
 // site is a registry with TLS that answers to the bearers of one certificate.
 type site struct {
@@ -83,7 +64,7 @@ func newSite(t *testing.T, h http.HandlerFunc) *site {
 // renew has the site show and want other certificates from the next connection on.
 func (s *site) renew(t *testing.T) {
 	t.Helper()
-	own, lets := certificate(t), certificate(t)
+	own, lets := registriestest.Certificate(t), registriestest.Certificate(t)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.own, s.lets = own, lets
@@ -256,7 +237,7 @@ func TestFilesThatCouldNotBeUsedAreReadAgainAfterAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir, cut := t.TempDir(), errors.New("cut")
 		ca, moment := filepath.Join(dir, "ca.crt"), time.Now()
-		authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate(t).Certificate[0]})
+		authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: registriestest.Certificate(t).Certificate[0]})
 		write := func(content []byte) {
 			require.NoError(t, os.WriteFile(ca, content, 0o600))
 			require.NoError(t, os.Chtimes(ca, moment, moment))

@@ -4,16 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -30,6 +26,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/api/pullsecret"
+	"github.com/shoal-cache/shoal/api/registries/registriestest"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
@@ -136,7 +133,7 @@ func TestCertificatesThatAreRenewedAreUsedWithoutARestart(t *testing.T) {
 	renew := func() {
 		mu.Lock()
 		defer mu.Unlock()
-		server, client = selfSigned(t), selfSigned(t)
+		server, client = registriestest.Certificate(t), registriestest.Certificate(t)
 	}
 	secure := func(h http.HandlerFunc) *httptest.Server {
 		s := httptest.NewUnstartedServer(h)
@@ -216,20 +213,4 @@ func TestCertificatesThatAreRenewedAreUsedWithoutARestart(t *testing.T) {
 	write()
 	require.NoError(t, pull("fourth"))
 	require.Empty(t, log.String())
-}
-
-// selfSigned is its own authority.
-func selfSigned(t *testing.T) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		IsCA: true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	require.NoError(t, err)
-	leaf, err := x509.ParseCertificate(der)
-	require.NoError(t, err)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }

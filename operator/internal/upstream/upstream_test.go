@@ -1,14 +1,11 @@
 package upstream_test
 
 import (
-	"crypto/ed25519"
-	"crypto/x509"
 	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
 	"log/slog"
-	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -16,7 +13,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -26,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/api/registries"
+	"github.com/shoal-cache/shoal/api/registries/registriestest"
 	"github.com/shoal-cache/shoal/operator/internal/upstream"
 )
 
@@ -172,7 +169,7 @@ func TestCertificatesThatAreRenewedAreUsedWithoutARestart(t *testing.T) {
 		t.Helper()
 		require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), 0o600))
 	}
-	write(otherCertificate(t))
+	write(registriestest.Certificate(t).Certificate[0])
 	transport, err := upstream.New([]registries.Upstream{{Registry: "registry.example", Endpoints: []string{secure.URL}, CAFile: ca}}, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	_, err = resolveBy(transport)
@@ -187,20 +184,9 @@ func TestCertificatesThatAreRenewedAreUsedWithoutARestart(t *testing.T) {
 	got, err = resolveBy(transport)
 	require.NoError(t, err, "what can't be read leaves things as they were")
 	require.Equal(t, digest, got)
-	write(otherCertificate(t))
+	write(registriestest.Certificate(t).Certificate[0])
 	_, err = resolveBy(transport)
 	require.ErrorContains(t, err, "certificate", "a connection that an authority of before vouched for is not used again")
-}
-
-// otherCertificate signs itself.
-func otherCertificate(t *testing.T) []byte {
-	t.Helper()
-	public, key, err := ed25519.GenerateKey(nil)
-	require.NoError(t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour)}
-	certificate, err := x509.CreateCertificate(nil, template, template, public, key)
-	require.NoError(t, err)
-	return certificate
 }
 
 func TestCredentialsAreNotSentToATokenServerInTheClear(t *testing.T) {
