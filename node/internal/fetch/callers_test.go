@@ -158,7 +158,7 @@ func TestARangeOfAnAbsentBlobReadsOnlyTheChunksItNeeds(t *testing.T) {
 			want := o.blobs[d][c.off : c.off+c.n]
 			req := o.request(d)
 			req.Size = c.known
-			for _, n := range newSwarm(t, o, c.nodes) {
+			for _, n := range newSwarm(t, o, c.nodes, allPatient(t, o)) {
 				r, err := n.Open(t.Context(), req)
 				require.NoError(t, err)
 				defer func() { _ = r.Close() }()

@@ -330,7 +330,7 @@ func TestEachChunkCrossesIntoAZoneOnce(t *testing.T) {
 	o := newOrigin(t)
 	d := o.add(t, size)
 	zone := func(i int) string { return []string{"a", "b"}[i%2] }
-	nodes := newSwarm(t, o, 6, func(i int, fo *Options, so *swarm.Options) {
+	nodes := newSwarm(t, o, 6, allPatient(t, o), func(i int, fo *Options, so *swarm.Options) {
 		so.Zone = zone(i)
 		// Only zone a may ask the registry, so that what crosses can be told from the counters.
 		fo.PeersOnly = func(content.Repository) bool { return zone(i) == "b" }

@@ -23,7 +23,7 @@ func TestABurstCostsTheRegistryOneCopy(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			o := newOrigin(t)
 			d := o.add(t, c.size)
-			nodes := newSwarm(t, o, c.nodes)
+			nodes := newSwarm(t, o, c.nodes, allPatient(t, o))
 			pullAll(t, nodes, o.request(d), c.stagger)
 			copies := float64(o.bytes.Load()) / float64(c.size)
 			t.Logf("%.3f copies in %d requests", copies, o.requests.Load())

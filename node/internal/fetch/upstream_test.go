@@ -148,7 +148,7 @@ func TestOneReadsARegistryWithoutRangeForTheOthers(t *testing.T) {
 	d := o.add(t, size)
 	req := o.request(d)
 	req.Size = size // as the manifest has told
-	nodes := newSwarm(t, o, 4)
+	nodes := newSwarm(t, o, 4, allPatient(t, o))
 	pullAll(t, nodes, req, 0)
 	t.Logf("%.2f copies in %d requests", float64(o.bytes.Load())/size, o.requests.Load())
 	var kept int64

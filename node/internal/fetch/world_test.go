@@ -167,7 +167,7 @@ func newNodeOn(
 		Identity: key, Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Bootstrap: bootstrap, Open: true,
 		Store: testHoldings{n.store}, Logger: log, Registerer: n.reg,
 		// A machine that runs tests may be slow; none of these times is what a test is about.
-		JoinTimeout: 30 * time.Second, Schedule: schedule.Config{LeaseTimeout: time.Minute},
+		JoinTimeout: 30 * time.Second, Schedule: schedule.Config{LeaseTimeout: time.Minute, ChunkTimeout: 2 * time.Minute},
 	}
 	up, err := upstream.New(upstream.Options{
 		Upstreams: []upstream.Upstream{{Registry: "images.test", Endpoints: []string{o.URL}}}, Logger: log,
