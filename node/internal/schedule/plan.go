@@ -278,7 +278,7 @@ func (t *Table) runsLeft() bool {
 // Found with node/internal/simulate, on links of 0.1 to 10 Gbit/s. manyRuns are enough to hide the time between leases on the
 // fastest.
 const (
-	firstRuns = 2
+	firstRuns = 4
 	fewChunks = 4
 	manyRuns  = 16
 )

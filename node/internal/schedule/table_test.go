@@ -535,7 +535,7 @@ func TestHopelessIsSaidAtOnce(t *testing.T) {
 
 func TestOnlyOneReadsTheWholeStreamOfARegistryWithoutRange(t *testing.T) {
 	t.Parallel()
-	s := newSwarm(t, Config{PeerRuns: 1}, 30)
+	s := newSwarm(t, Config{}, 30)
 	a, b := s.join(id(0), "", true), s.join(id(1), "", true)
 	run := func(n *node) Run { return Run{First: n.leases[0], Count: 1} }
 	ra, rb := run(a), run(b)
