@@ -264,21 +264,19 @@ func (t *Table) mayLease(m *member) bool {
 	return t.runsLeft()
 }
 
-// runsLeft tells whether upstream may be read by one more participant: by firstRuns, and one more with every fewChunks that
-// have come, up to a run for each participant (Config.UpstreamRuns where those are few, or manyRuns, or one for every sixteenth).
+// runsLeft tells whether upstream may be read by one more participant: by Config.UpstreamRuns, and one more with every
+// fewChunks that have come, up to a run for each participant, or manyRuns, or one for every sixteenth.
 // Few requests at once finish early one by one, and what is finished can be shared, which matters most while there is nothing
 // else to share. But from one lease to the next a registry has nothing to send, and where links are full the way of reports and
 // orders takes as long as several chunks.
 func (t *Table) runsLeft() bool {
 	n := len(t.active)
-	most := max(t.cfg.UpstreamRuns, min(n, manyRuns))
-	return t.noRange || t.leased < max(n/16, min(firstRuns+t.known/fewChunks, most))
+	return t.noRange || t.leased < max(n/16, min(t.cfg.UpstreamRuns+t.known/fewChunks, max(t.cfg.UpstreamRuns, min(n, manyRuns))))
 }
 
 // Found with node/internal/simulate, on links of 0.1 to 10 Gbit/s. manyRuns are enough to hide the time between leases on the
 // fastest.
 const (
-	firstRuns = 4
 	fewChunks = 4
 	manyRuns  = 16
 )

@@ -144,7 +144,7 @@ type Join struct {
 type Config struct {
 	// GroupSize is the most participants of a group; default 64.
 	GroupSize int
-	// UpstreamRuns is how many runs may be leased at one time, over all participants, where those are fewer; default 4, as many
+	// UpstreamRuns is the least number of runs that may be leased at one time, over all participants; default 4, as many
 	// requests as a single client opens for an image's layers. See Table.runsLeft.
 	UpstreamRuns int
 	// PeerRuns is how many runs are leased to one participant at one time; default 2.
