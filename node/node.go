@@ -123,7 +123,7 @@ func (n *node) start(ctx context.Context) (err error) {
 		Zone:      zone, ProtocolPrefix: c.Swarm.ProtocolPrefix,
 		Open: c.Swarm.Admission == config.AdmitAll, Admitted: n.listed(),
 		LowConnections: c.Swarm.Connections.Low, HighConnections: c.Swarm.Connections.High,
-		Store: holdings{n.store}, Logger: n.log.With("part", "swarm"), Registerer: n.metrics,
+		Store: n.store, Logger: n.log.With("part", "swarm"), Registerer: n.metrics,
 	})
 	if err != nil {
 		return err
@@ -389,18 +389,6 @@ func (s *storeEvents) follow(to func(store.Event)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.to = to
-}
-
-// holdings is the store as the swarm sees it.
-type holdings struct{ *store.Store }
-
-func (h holdings) Digests(ctx context.Context) ([]digest.Digest, error) {
-	infos, err := h.List(ctx)
-	out := make([]digest.Digest, len(infos))
-	for i, info := range infos {
-		out[i] = info.Digest
-	}
-	return out, err
 }
 
 // gateMemory is a bucket of the store as the registry front's memory.

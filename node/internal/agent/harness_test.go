@@ -13,7 +13,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
-	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
@@ -78,18 +77,6 @@ func (w *watched) startsFrom(id peer.ID) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.ContainsFunc(w.bootstrap, func(i peer.AddrInfo) bool { return i.ID == id })
-}
-
-// holdings is what the swarm sees of the store.
-type holdings struct{ *store.Store }
-
-func (h holdings) Digests(ctx context.Context) ([]digest.Digest, error) {
-	list, err := h.List(ctx)
-	ds := make([]digest.Digest, len(list))
-	for i, info := range list {
-		ds[i] = info.Digest
-	}
-	return ds, err
 }
 
 // machine is one node with its agent. It can be stopped and started again on the same disk.
@@ -168,7 +155,7 @@ func (m *machine) start() {
 	m.registry = prometheus.NewRegistry()
 	m.swarm = &watched{}
 	m.swarm.Swarm, err = swarm.New(swarm.Options{
-		Identity: m.key, Listen: []ma.Multiaddr{m.addr}, Store: holdings{m.store}, Logger: log,
+		Identity: m.key, Listen: []ma.Multiaddr{m.addr}, Store: m.store, Logger: log,
 		Registerer: prometheus.NewRegistry(),
 	})
 	require.NoError(t, err)

@@ -121,17 +121,6 @@ type testNode struct {
 	closed sync.Once
 }
 
-type testHoldings struct{ *store.Store }
-
-func (h testHoldings) Digests(ctx context.Context) ([]digest.Digest, error) {
-	infos, err := h.List(ctx)
-	var out []digest.Digest
-	for _, i := range infos {
-		out = append(out, i.Digest)
-	}
-	return out, err
-}
-
 func testLogger(name string) *slog.Logger {
 	if os.Getenv("SHOAL_TEST_LOG") == "" {
 		return slog.New(slog.DiscardHandler)
@@ -165,7 +154,7 @@ func newNodeOn(
 	require.NoError(t, err)
 	so := swarm.Options{
 		Identity: key, Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Bootstrap: bootstrap, Open: true,
-		Store: testHoldings{n.store}, Logger: log, Registerer: n.reg,
+		Store: n.store, Logger: log, Registerer: n.reg,
 		// A machine that runs tests may be slow; none of these times is what a test is about.
 		JoinTimeout: 30 * time.Second, Schedule: schedule.Config{LeaseTimeout: time.Minute, ChunkTimeout: 2 * time.Minute},
 	}

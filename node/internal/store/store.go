@@ -336,6 +336,16 @@ func (s *Store) HasDigestCID(c cid.Cid) bool {
 	return err == nil
 }
 
+// Digests lists what List describes.
+func (s *Store) Digests(ctx context.Context) ([]digest.Digest, error) {
+	infos, err := s.List(ctx)
+	digests := make([]digest.Digest, len(infos))
+	for i, info := range infos {
+		digests[i] = info.Digest
+	}
+	return digests, err
+}
+
 // List describes every committed blob: the store's own and those that only the runtime holds, as far as that can be read.
 func (s *Store) List(ctx context.Context) ([]Info, error) {
 	s.mu.RLock()

@@ -1,7 +1,6 @@
 package swarm
 
 import (
-	"context"
 	"crypto/rand"
 	"log/slog"
 	"testing"
@@ -10,7 +9,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
-	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -24,18 +22,6 @@ func TestMain(m *testing.M) {
 		goleak.IgnoreTopFunction("github.com/libp2p/go-flow-metrics.(*sweeper).run"),
 		goleak.IgnoreTopFunction("github.com/libp2p/go-flow-metrics.(*sweeper).runActive"),
 	)
-}
-
-// holdings is a store as the swarm sees it.
-type holdings struct{ *store.Store }
-
-func (h holdings) Digests(ctx context.Context) ([]digest.Digest, error) {
-	infos, err := h.List(ctx)
-	var out []digest.Digest
-	for _, i := range infos {
-		out = append(out, i.Digest)
-	}
-	return out, err
 }
 
 // testSwarm is a node's part in the swarm, with a store below it.
@@ -62,7 +48,7 @@ func newTestSwarm(t testing.TB, set ...func(*Options)) *testSwarm {
 	require.NoError(t, err)
 	o := Options{
 		Identity: newKey(t), Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Open: true,
-		Store: holdings{s.store}, Logger: log, Registerer: s.reg,
+		Store: s.store, Logger: log, Registerer: s.reg,
 	}
 	for _, f := range set {
 		f(&o)

@@ -1,7 +1,6 @@
 package pin_test
 
 import (
-	"context"
 	"crypto/rand"
 	"fmt"
 	"log/slog"
@@ -16,7 +15,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	ma "github.com/multiformats/go-multiaddr"
-	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -105,17 +103,6 @@ func (k *tokens) admit(r *http.Request) bool {
 // late is a fetcher that is made once the node's store is there.
 type late struct{ pin.Fetcher }
 
-type holdings struct{ *store.Store }
-
-func (h holdings) Digests(ctx context.Context) ([]digest.Digest, error) {
-	list, err := h.List(ctx)
-	ds := make([]digest.Digest, len(list))
-	for i, info := range list {
-		ds[i] = info.Digest
-	}
-	return ds, err
-}
-
 // newFetcher is the real one, on a node without peers.
 func newFetcher(t *testing.T, n *node, client *upstream.Client) *fetch.Fetcher {
 	t.Helper()
@@ -124,7 +111,7 @@ func newFetcher(t *testing.T, n *node, client *upstream.Client) *fetch.Fetcher {
 	log := slog.New(slog.DiscardHandler)
 	sw, err := swarm.New(swarm.Options{
 		Identity: key, Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Open: true,
-		Store: holdings{n.store}, Logger: log, Registerer: prometheus.NewRegistry(),
+		Store: n.store, Logger: log, Registerer: prometheus.NewRegistry(),
 	})
 	require.NoError(t, err)
 	fetcher := fetch.New(fetch.Options{
