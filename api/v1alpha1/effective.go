@@ -174,36 +174,11 @@ func (e *EffectivePolicy) revision() string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// Rule returns the first rule that matches the repository (host/path), nil if none does.
-func (e *EffectivePolicy) Rule(repository string) *RepositoryRule {
-	for i := range e.Rules {
-		for _, pattern := range e.Rules[i].Match {
-			if MatchRepository(pattern, repository) {
-				return &e.Rules[i]
-			}
-		}
-	}
-	return nil
-}
-
-// MatchRepository tells whether a pattern of RepositoryRule.Match matches a repository written host/path. "*" stands for
-// any run of characters but '/', "**" for any run of characters; a trailing "/**" also matches the part before it.
-func MatchRepository(pattern, repository string) bool {
-	if prefix, ok := strings.CutSuffix(pattern, "/**"); ok && MatchRepository(prefix, repository) {
-		return true
-	}
-	quoted := regexp.QuoteMeta(pattern)
-	quoted = strings.ReplaceAll(quoted, `\*\*`, `.*`)
-	quoted = strings.ReplaceAll(quoted, `\*`, `[^/]*`)
-	ok, err := regexp.MatchString("^(?:"+quoted+")$", repository)
-	return err == nil && ok
-}
-
 // The rules of RepositoryRule.Match in Go. TestCheckPattern and TestTheAPIServerTakesTheSamePatterns hold the two to each other.
 var (
 	patternForm   = regexp.MustCompile(`^([[][a-fA-F0-9:]+[]]|[a-zA-Z0-9*._-]+)(:[0-9*]+)?(/[a-zA-Z0-9*._-]+)*$`)
 	namesRegistry = regexp.MustCompile(`[.:*]|^localhost$`)
-	misnamesHub   = regexp.MustCompile(`^(docker[.]io/[^/*]+$|(index|registry-1)[.]docker[.]io(/|$))`)
+	misnamesHub   = regexp.MustCompile(`^(docker[.]io/([*]?[^/*]+)*[*]?$|(index|registry-1)[.]docker[.]io(/|$))`)
 )
 
 // CheckPattern refuses the patterns that the API server refuses in RepositoryRule.Match, for policy that comes from elsewhere: what

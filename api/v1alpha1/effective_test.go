@@ -90,42 +90,6 @@ func TestEffective(t *testing.T) {
 	}
 }
 
-func TestFirstMatchingRuleDecides(t *testing.T) {
-	t.Parallel()
-	e, _ := v1alpha1.Effective([]v1alpha1.CachePolicy{
-		policy("general", 0, rule(v1alpha1.ModePullThrough, "**")),
-		policy("special", 1, rule(v1alpha1.ModeBypass, "x.example/secret/*")),
-	}, nil)
-	require.Equal(t, v1alpha1.ModeBypass, *e.Rule("x.example/secret/app").Mode)
-	require.Equal(t, v1alpha1.ModePullThrough, *e.Rule("x.example/secret/app/part").Mode)
-	require.Nil(t, (&v1alpha1.EffectivePolicy{}).Rule("x.example/app"))
-}
-
-func TestMatchRepository(t *testing.T) {
-	t.Parallel()
-	for _, tc := range []struct {
-		pattern, repository string
-		want                bool
-	}{
-		{"x.example/app", "x.example/app", true},
-		{"x.example/app", "x.example/apple", false},
-		{"x.example/app", "xxexample/app", false},
-		{"x.example/*", "x.example/app", true},
-		{"x.example/*", "x.example/team/app", false},
-		{"x.example/**", "x.example/team/app", true},
-		{"x.example/**", "x.example", true},
-		{"x.example/**", "x.example.org/app", false},
-		{"*.example/team-*/**", "x.example/team-1/a/b", true},
-		{"*.example/team-*/**", "x.example/group-1/a/b", false},
-		{"**/redis", "x.example/library/redis", true},
-		{"**/redis", "x.example/library/redis2", false},
-		{"**", "anything/at/all", true},
-		{"x.example:5000/*", "x.example:5000/app", true},
-	} {
-		require.Equal(t, tc.want, v1alpha1.MatchRepository(tc.pattern, tc.repository), "%s on %s", tc.pattern, tc.repository)
-	}
-}
-
 // TestEffectiveDoesNotDependOnOrder is what lets agents and operator merge for themselves.
 func TestEffectiveDoesNotDependOnOrder(t *testing.T) {
 	t.Parallel()

@@ -219,18 +219,20 @@ func TestCompile(t *testing.T) {
 	}
 }
 
-// What both sides of the contract say about a repository must be the same.
-func TestPatternsMeanWhatTheAPISays(t *testing.T) {
+func TestTheFirstRuleThatMatchesHolds(t *testing.T) {
 	t.Parallel()
-	for _, pattern := range []string{"a.example/**", "a.example/team-*/**", "a.example/*", "*.example/team/app", "**/app", "**", "a.example:5000/x"} {
-		e := v1alpha1.EffectivePolicy{Rules: []v1alpha1.RepositoryRule{{Match: []string{pattern}, Mode: new(v1alpha1.ModeBypass)}}}
-		p := compile(e, policy.Default())
-		for _, repo := range []content.Repository{
-			{Registry: "a.example", Name: "team/app"}, {Registry: "a.example", Name: "team-a/b/c"}, {Registry: "a.example", Name: "app"},
-			{Registry: "b.example", Name: "team/app"}, {Registry: "a.example:5000", Name: "x"},
-		} {
-			require.Equal(t, e.Rule(repo.String()) != nil, p.For(repo).Mode == policy.Bypass, "%s of %s", repo, pattern)
-		}
+	rule := func(mode v1alpha1.RepositoryMode, pattern string) v1alpha1.RepositoryRule {
+		return v1alpha1.RepositoryRule{Match: []string{pattern}, Mode: &mode}
+	}
+	p := compile(v1alpha1.EffectivePolicy{Rules: []v1alpha1.RepositoryRule{
+		rule(v1alpha1.ModeBypass, "X.example/secret/*"), rule(v1alpha1.ModePeersOnly, "x.example/**"),
+	}}, policy.Default())
+	for repo, mode := range map[content.Repository]policy.Mode{
+		{Registry: "x.example", Name: "secret/app"}:      policy.Bypass,
+		{Registry: "x.example", Name: "secret/app/part"}: policy.PeersOnly,
+		{Registry: "y.example", Name: "secret/app"}:      policy.PullThrough,
+	} {
+		require.Equal(t, mode, p.For(repo).Mode, repo)
 	}
 }
 

@@ -36,6 +36,8 @@ func TestMatch(t *testing.T) {
 		"parts match in order":                                  {"x/*a*b", "x/1a2b", true},
 		"parts do not match out of order":                       {"x/*a*b", "x/1b2a", false},
 		"a star gives back what a later part needs":             {"x/*ab", "x/aab", true},
+		"a dot is a dot":                                        {"x.example/app", "xxexample/app", false},
+		"two stars at the end end no host's name":               {"x.example/**", "x.example.org/app", false},
 		"two stars give back what a later part needs":           {"**/b/*", "x/b/b/c", true},
 	} {
 		t.Run(name, func(t *testing.T) {
