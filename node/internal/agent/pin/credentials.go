@@ -102,6 +102,9 @@ func (c *access) try(ctx context.Context, do func(authorization string) error) e
 		if !content.Denied(err) {
 			return errors.Join(c.problem, err, authErr)
 		}
+		if authErr != nil {
+			err = authErr // the registry refused nobody in particular; that there was no token is why
+		}
 		refused = errors.Join(refused, err)
 	}
 	return errors.Join(c.problem, refused)

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	ma "github.com/multiformats/go-multiaddr"
+	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -32,6 +33,7 @@ import (
 type tokens struct {
 	life  int  // requests
 	most  int  // after so many tokens the password is revoked; 0: never
+	down  bool // it answers nobody
 	vague bool // whose password is wrong gets a token that is good for nothing, as some registries have it
 
 	mu      sync.Mutex
@@ -70,6 +72,10 @@ func (k *tokens) guard(t *testing.T, o *origin) *upstream.Client {
 func (k *tokens) give(w http.ResponseWriter, r *http.Request) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.down {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return
+	}
 	life := 0
 	_, password, shown := r.BasicAuth()
 	if password == "right" && (k.most == 0 || k.good < k.most) {
@@ -182,4 +188,23 @@ func TestTokensThatLiveShorterThanThePull(t *testing.T) {
 			require.Contains(t, p.Message, "upstream answered 401 Unauthorized")
 		})
 	}
+}
+
+func TestATokenServerThatIsDownIsNamedAsTheCause(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	k := &tokens{down: true}
+	client := k.guard(t, o)
+	secrets, fetcher := vault{}, &late{}
+	secrets.add("secret", guarded, "u", "right")
+	n := newNode(t, t.TempDir(), func(p *pin.Options, _ *store.Options) {
+		p.Secrets, p.Fetcher, p.Upstream = secrets, fetcher, client
+	})
+	fetcher.Fetcher = newFetcher(t, n, client)
+	a := assignment("a", "1", v1alpha1.AssignedArtifact{Repository: guarded + "/team/app", Digest: digest.FromString("a manifest").String()})
+	a.PullSecrets = []string{"secret"}
+	n.Set([]v1alpha1.PinAssignment{a})
+	p := n.await(t, "a", func(p v1alpha1.PinProgress) bool { return p.State == v1alpha1.PinFailed || p.Message != "" })
+	require.Equal(t, v1alpha1.ReasonRegistryUnreachable, p.Reason, p.Message)
+	require.Contains(t, p.Message, "authorize at "+guarded+"/team/app")
 }
