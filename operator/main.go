@@ -108,7 +108,7 @@ func run(ctx context.Context, v *viper.Viper) error {
 	if err != nil {
 		return err
 	}
-	transport, err := newTransport(v.GetString("config"), logger)
+	upstreams, err := readUpstreams(v.GetString("config"), logger)
 	if err != nil {
 		return err
 	}
@@ -124,7 +124,7 @@ func run(ctx context.Context, v *viper.Viper) error {
 		LeaderElection:      v.GetBool("leader-elect"),
 		Namespace:           v.GetString("namespace"),
 		AgentServiceAccount: types.NamespacedName{Namespace: v.GetString("namespace"), Name: v.GetString("agent-service-account")},
-		Registries:          transport,
+		Registries:          upstreams.For,
 	})
 	if err != nil {
 		return err
@@ -174,8 +174,8 @@ func apiConfig() (*rest.Config, error) {
 	return config, nil
 }
 
-// newTransport reaches registries as the file says, and where there is none at their own addresses.
-func newTransport(path string, logger *slog.Logger) (*upstream.Transport, error) {
+// readUpstreams are those of the file; where there is none, registries are reached at their own addresses.
+func readUpstreams(path string, logger *slog.Logger) (*upstream.Upstreams, error) {
 	var config struct{ Upstreams []registries.Upstream }
 	if path != "" {
 		file := viper.New()
@@ -187,9 +187,9 @@ func newTransport(path string, logger *slog.Logger) (*upstream.Transport, error)
 			return nil, fmt.Errorf("--config %s: %w", path, err)
 		}
 	}
-	t, err := upstream.New(config.Upstreams, logger)
+	upstreams, err := upstream.New(config.Upstreams, logger)
 	if err != nil {
 		return nil, fmt.Errorf("--config %s: %w", path, err)
 	}
-	return t, nil
+	return upstreams, nil
 }

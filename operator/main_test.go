@@ -22,7 +22,7 @@ func TestTheConfigurationIsWhatTheChartWrites(t *testing.T) {
 	} {
 		path := filepath.Join(t.TempDir(), "config.yaml")
 		require.NoError(t, os.WriteFile(path, []byte(tc.file), 0o600))
-		_, err := newTransport(path, slog.New(slog.DiscardHandler))
+		_, err := readUpstreams(path, slog.New(slog.DiscardHandler))
 		if tc.problem == "" {
 			require.NoError(t, err, what)
 			continue
@@ -30,6 +30,6 @@ func TestTheConfigurationIsWhatTheChartWrites(t *testing.T) {
 		require.ErrorContains(t, err, tc.problem, what)
 		require.ErrorContains(t, err, "--config", what)
 	}
-	_, err := newTransport("", slog.New(slog.DiscardHandler))
+	_, err := readUpstreams("", slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 }

@@ -43,8 +43,8 @@ type Options struct {
 	// Namespace of the lease.
 	Namespace           string
 	AgentServiceAccount types.NamespacedName
-	// Registries is the transport by which registries are asked.
-	Registries http.RoundTripper
+	// Registries gives the transport for pulls from a registry, which it is given by host.
+	Registries func(registry string) http.RoundTripper
 	// Clock is the real one where it is nil.
 	Clock clock.Clock
 	// Metrics is controller-runtime's registry where it is nil.

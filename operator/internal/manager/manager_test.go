@@ -87,7 +87,7 @@ func options() manager.Options {
 	return manager.Options{
 		MetricsAddress: "0", HealthAddress: "0", SkipNameValidation: true, Metrics: prometheus.NewRegistry(), RetireAfter: 2 * time.Second,
 		AgentServiceAccount: types.NamespacedName{Namespace: apitest.Namespace, Name: apitest.AgentServiceAccount},
-		Registries:          http.DefaultTransport, Namespace: apitest.Namespace,
+		Registries:          func(string) http.RoundTripper { return http.DefaultTransport }, Namespace: apitest.Namespace,
 	}
 }
 

@@ -77,7 +77,7 @@ func TestScale(t *testing.T) {
 	metrics := prometheus.NewRegistry()
 	tally.next("made by the test")
 	mgr, err := manager.New(ctx, withRate(c), manager.Options{MetricsAddress: "0", HealthAddress: "0", SkipNameValidation: true, Metrics: metrics,
-		AgentServiceAccount: types.NamespacedName{Namespace: apitest.Namespace, Name: apitest.AgentServiceAccount}, Registries: http.DefaultTransport})
+		AgentServiceAccount: types.NamespacedName{Namespace: apitest.Namespace, Name: apitest.AgentServiceAccount}, Registries: func(string) http.RoundTripper { return http.DefaultTransport }})
 	require.NoError(t, err)
 	done := make(chan error, 1)
 	start = time.Now()

@@ -64,7 +64,7 @@ type Options struct {
 
 // Resolver asks registries. It may be used concurrently.
 type Resolver struct {
-	transport http.RoundTripper
+	transport func(registry string) http.RoundTripper
 	now       func() time.Time
 
 	mu   sync.Mutex
@@ -76,8 +76,8 @@ type outageOf struct {
 	cause error
 }
 
-// New makes a Resolver that sends its requests by transport.
-func New(transport http.RoundTripper, now func() time.Time) *Resolver {
+// New makes a Resolver that pulls from a registry, named by host, by the transport for it.
+func New(transport func(registry string) http.RoundTripper, now func() time.Time) *Resolver {
 	return &Resolver{transport: transport, now: now, down: map[string]outageOf{}}
 }
 
@@ -203,7 +203,7 @@ func (r *Resolver) ask(ctx context.Context, resolved *v1alpha1.ResolvedArtifact,
 	if err != nil {
 		return &Error{Reason: v1alpha1.ReasonInvalidSpec, Err: err}
 	}
-	options := []remote.Option{remote.WithContext(ctx), remote.WithTransport(r.transport), remote.WithAuth(authOf(o.Credentials, resolved.Repository))}
+	options := []remote.Option{remote.WithContext(ctx), remote.WithTransport(r.transport(repository.RegistryStr())), remote.WithAuth(authOf(o.Credentials, resolved.Repository))}
 
 	if p := o.Previous; p != nil && p.Source == resolved.Source && p.Size > 0 && !o.Referrers {
 		if head, err := remote.Head(referenceOf(repository, resolved), options...); err == nil && head.Digest.String() == p.Digest {

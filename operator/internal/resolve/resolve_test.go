@@ -24,6 +24,9 @@ import (
 	"github.com/shoal-cache/shoal/operator/internal/resolve"
 )
 
+// direct reaches every registry at its own address.
+func direct(string) http.RoundTripper { return http.DefaultTransport }
+
 func newRegistry(t *testing.T) (host string, requests *atomic.Int64) {
 	t.Helper()
 	requests = new(atomic.Int64)
@@ -95,7 +98,7 @@ func TestPlatformsOfAnIndex(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			got, err := resolve.New(http.DefaultTransport, time.Now).Resolve(t.Context(), v1alpha1.Artifact{Image: host + "/app:1"}, tc.options)
+			got, err := resolve.New(direct, time.Now).Resolve(t.Context(), v1alpha1.Artifact{Image: host + "/app:1"}, tc.options)
 			if tc.fails != "" {
 				var failure *resolve.Error
 				require.ErrorAs(t, err, &failure)
@@ -144,7 +147,7 @@ func TestABlobThatIsNoManifest(t *testing.T) {
 	require.NoError(t, err)
 	size, err := layers[0].Size()
 	require.NoError(t, err)
-	got, err := resolve.New(http.DefaultTransport, time.Now).Resolve(t.Context(),
+	got, err := resolve.New(direct, time.Now).Resolve(t.Context(),
 		v1alpha1.Artifact{Digest: digest.String(), Repository: host + "/app"}, resolve.Options{})
 	require.NoError(t, err)
 	require.Equal(t, size, got.Size)
@@ -167,7 +170,7 @@ func TestAManifestThatClaimsWhatCanNotBe(t *testing.T) {
 				}
 			}))
 			t.Cleanup(server.Close)
-			_, err := resolve.New(http.DefaultTransport, time.Now).Resolve(t.Context(),
+			_, err := resolve.New(direct, time.Now).Resolve(t.Context(),
 				v1alpha1.Artifact{Image: strings.TrimPrefix(server.URL, "http://") + "/app:1"}, resolve.Options{})
 			var failure *resolve.Error
 			require.ErrorAs(t, err, &failure)
@@ -189,7 +192,7 @@ func TestReferrers(t *testing.T) {
 	push(t, host+"/app:signature", nil, signature)
 	want, err := signature.Digest()
 	require.NoError(t, err)
-	got, err := resolve.New(http.DefaultTransport, time.Now).Resolve(t.Context(), v1alpha1.Artifact{Image: host + "/app:1"}, resolve.Options{Referrers: true})
+	got, err := resolve.New(direct, time.Now).Resolve(t.Context(), v1alpha1.Artifact{Image: host + "/app:1"}, resolve.Options{Referrers: true})
 	require.NoError(t, err)
 	require.Equal(t, []string{want.String()}, got.Referrers)
 }
@@ -198,7 +201,7 @@ func TestATagThatStandsCostsNoPull(t *testing.T) {
 	t.Parallel()
 	host, pulls := newRegistry(t)
 	push(t, host+"/app:1", nil, newImage(t, 10))
-	r, a := resolve.New(http.DefaultTransport, time.Now), v1alpha1.Artifact{Image: host + "/app:1"}
+	r, a := resolve.New(direct, time.Now), v1alpha1.Artifact{Image: host + "/app:1"}
 	first, err := r.Resolve(t.Context(), a, resolve.Options{})
 	require.NoError(t, err)
 	before := pulls.Load()
@@ -230,7 +233,7 @@ func TestARegistryThatIsDownIsNotAskedAgainAtOnce(t *testing.T) {
 	}))
 	t.Cleanup(server.Close)
 	now := time.Now()
-	r := resolve.New(http.DefaultTransport, func() time.Time { return now })
+	r := resolve.New(direct, func() time.Time { return now })
 	a := v1alpha1.Artifact{Image: strings.TrimPrefix(server.URL, "http://") + "/app:1"}
 	resolveIt := func() {
 		_, err := r.Resolve(t.Context(), a, resolve.Options{})

@@ -4,7 +4,6 @@ package upstream
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,12 +16,10 @@ import (
 	"github.com/shoal-cache/shoal/api/registries"
 )
 
-// Transport sends requests to registries, which callers name by their hosts, to where they are reached. Requests to others,
-// such as token servers, go where they are addressed, by HTTPS_PROXY where the environment sets it.
-type Transport struct {
+// Upstreams say how registries are reached.
+type Upstreams struct {
 	byName   map[string]*route
-	fallback *route                           // of registries not listed
-	byHost   map[string]*registries.Transport // of the hosts of endpoints, which may also be token servers
+	fallback *route // to registries that are not listed
 }
 
 // route is how one registry is reached.
@@ -32,9 +29,9 @@ type route struct {
 	transport  *registries.Transport
 }
 
-// New makes a Transport. It fails for an entry that is malformed, is there twice, or names files that can't be read.
-func New(upstreams []registries.Upstream, log *slog.Logger) (*Transport, error) {
-	t := &Transport{byName: map[string]*route{}, byHost: map[string]*registries.Transport{}}
+// New makes Upstreams. It fails for an entry that is malformed, is there twice, or names files that can't be read.
+func New(upstreams []registries.Upstream, log *slog.Logger) (*Upstreams, error) {
+	t := &Upstreams{byName: map[string]*route{}}
 	for _, u := range upstreams {
 		r, err := newRoute(u, log)
 		if err != nil {
@@ -51,9 +48,6 @@ func New(upstreams []registries.Upstream, log *slog.Logger) (*Transport, error) 
 			return nil, fmt.Errorf("upstream %q: listed twice", u.Registry)
 		} else {
 			t.byName[name] = r
-		}
-		for _, e := range r.endpoints {
-			t.byHost[e.Host] = r.transport
 		}
 	}
 	if t.fallback == nil {
@@ -82,33 +76,56 @@ func newRoute(u registries.Upstream, log *slog.Logger) (*route, error) {
 	return &route{endpoints: endpoints, transport: transport}, nil
 }
 
-// RoundTrip sends a request to the endpoints of the registry that it names, in order, until one gives an answer that settles
-// the matter. Where none does, it is the last one's.
-func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	route, listed := t.byName[registries.Canonical(r.URL.Host)]
-	if !listed {
-		route = t.fallback
+// For is the transport for pulls from one registry, which its caller names by host. Requests to others that the registry sends a
+// client to, such as its token server, go where they are addressed, by HTTPS_PROXY where the environment sets it, and with the
+// trust and the certificate that the registry has.
+func (u *Upstreams) For(registry string) http.RoundTripper {
+	p := &pulls{registry: registries.Canonical(registry), route: u.fallback}
+	if r := u.byName[p.registry]; r != nil {
+		p.route = r
 	}
-	if len(route.endpoints) == 0 || !asksRegistry(r) {
-		return t.direct(route, listed, r)
+	return p
+}
+
+// pulls sends the requests of who pulls from one registry.
+type pulls struct {
+	registry string
+	route    *route // to the registry
+}
+
+// RoundTrip implements http.RoundTripper.
+func (p *pulls) RoundTrip(r *http.Request) (*http.Response, error) {
+	asksRegistry := registries.Canonical(r.URL.Host) == p.registry && (r.URL.Path == "/v2" || strings.HasPrefix(r.URL.Path, "/v2/"))
+	switch {
+	case asksRegistry && len(p.route.endpoints) > 0:
+		return p.ask(r)
+	case asksRegistry && r.URL.Scheme == "http" && !isLoopback(r.URL.Hostname()):
+		// The library tries it with registries in private networks, credentials and all; agents do not.
+		return nil, fmt.Errorf("%s: plain HTTP only where upstreams give the registry an endpoint http://…", r.URL.Host)
 	}
+	return p.route.transport.RoundTrip(r)
+}
+
+// ask sends a request to the registry's endpoints, in order, until one gives an answer that settles the matter. Where none does, it
+// is the last one's.
+func (p *pulls) ask(r *http.Request) (*http.Response, error) {
 	var resp *http.Response
 	var failures []error
-	for i, e := range route.endpoints {
-		at := r.Clone(context.WithValue(r.Context(), asked{}, r.URL.Host))
+	for i, e := range p.route.endpoints {
+		at := r.Clone(r.Context())
 		at.URL.Scheme, at.URL.Host, at.URL.Path, at.URL.RawPath = e.Scheme, e.Host, e.Path+r.URL.Path, ""
 		at.Host = e.Host
-		if route.namespaced {
+		if p.route.namespaced {
 			query := at.URL.Query()
-			query.Set("ns", registries.Canonical(r.URL.Host))
+			query.Set("ns", p.registry)
 			at.URL.RawQuery = query.Encode()
 		}
 		var err error
-		if resp, err = route.transport.RoundTrip(at); err != nil {
+		if resp, err = p.route.transport.RoundTrip(at); err != nil {
 			failures = append(failures, fmt.Errorf("%s at %s: %w", r.URL.Host, e.Redacted(), err))
 			continue
 		}
-		if i == len(route.endpoints)-1 || settles(resp.StatusCode) {
+		if i == len(p.route.endpoints)-1 || settles(resp.StatusCode) {
 			return resp, nil
 		}
 		_ = resp.Body.Close()
@@ -117,38 +134,10 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return nil, errors.Join(failures...)
 }
 
-// direct sends a request where it is addressed, with the trust that the administrator gave that host.
-func (t *Transport) direct(route *route, listed bool, r *http.Request) (*http.Response, error) {
-	if own := t.byHost[r.URL.Host]; own != nil && !listed {
-		return own.RoundTrip(r)
-	}
-	if r.URL.Scheme == "http" && asksRegistry(r) && !isLoopback(r.URL.Hostname()) {
-		// The library tries it with registries in private networks, credentials and all; agents do not.
-		return nil, fmt.Errorf("%s: plain HTTP only where upstreams give the registry an endpoint http://…", r.URL.Host)
-	}
-	return route.transport.RoundTrip(r)
-}
-
 func isLoopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
-
-// asksRegistry tells a request of the registry's API from one of a token server, and from one that a registry redirected to
-// another host.
-func asksRegistry(r *http.Request) bool {
-	if r.URL.Path != "/v2" && !strings.HasPrefix(r.URL.Path, "/v2/") {
-		return false
-	}
-	if r.Response == nil {
-		return true
-	}
-	before, ok := r.Response.Request.Context().Value(asked{}).(string)
-	return !ok || before == r.URL.Host
-}
-
-// asked is the key under which the context of a request at an endpoint has the registry that was asked.
-type asked struct{}
 
 // settles tells whether another endpoint could not say more.
 func settles(status int) bool {

@@ -60,11 +60,11 @@ func byName(s *httptest.Server) string { return strings.Replace(s.URL, "127.0.0.
 
 // resolve asks for registry.example/team/app:1, a name that leads nowhere by itself.
 func resolve(upstreams []registries.Upstream, options ...remote.Option) (string, error) {
-	transport, err := upstream.New(upstreams, slog.New(slog.DiscardHandler))
+	ways, err := upstream.New(upstreams, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return "", err
 	}
-	return resolveBy(transport, options...)
+	return resolveBy(ways.For("registry.example"), options...)
 }
 
 func resolveBy(transport http.RoundTripper, options ...remote.Option) (string, error) {
@@ -81,12 +81,12 @@ func resolveBy(transport http.RoundTripper, options ...remote.Option) (string, e
 
 func TestCredentialsAreNotSentInTheClearUnasked(t *testing.T) {
 	t.Parallel()
-	transport, err := upstream.New(nil, slog.New(slog.DiscardHandler))
+	ways, err := upstream.New(nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	for _, host := range []string{"10.0.0.7:5000", "192.168.1.2", "registry.local:5000"} { // with which the library would try it
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+host+"/v2/", nil)
 		require.NoError(t, err)
-		_, err = transport.RoundTrip(request)
+		_, err = ways.For(host).RoundTrip(request)
 		require.ErrorContains(t, err, host+": plain HTTP only where upstreams give the registry an endpoint http://")
 	}
 }
@@ -170,8 +170,9 @@ func TestCertificatesThatAreRenewedAreUsedWithoutARestart(t *testing.T) {
 		require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), 0o600))
 	}
 	write(registriestest.Certificate(t).Certificate[0])
-	transport, err := upstream.New([]registries.Upstream{{Registry: "registry.example", Endpoints: []string{secure.URL}, CAFile: ca}}, slog.New(slog.DiscardHandler))
+	ways, err := upstream.New([]registries.Upstream{{Registry: "registry.example", Endpoints: []string{secure.URL}, CAFile: ca}}, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
+	transport := ways.For("registry.example")
 	_, err = resolveBy(transport)
 	require.ErrorContains(t, err, "certificate")
 
@@ -232,6 +233,46 @@ func TestCredentialsAndTokensTakeTheirWayThroughAnEndpoint(t *testing.T) {
 			remote.WithAuth(&authn.Basic{Username: "u", Password: "p"}))
 		require.NoError(t, err, registry)
 		require.Equal(t, digest, got)
+	}
+}
+
+func TestATokenServerIsTrustedAsTheRegistryThatNamesIt(t *testing.T) {
+	t.Parallel()
+	h, digest := files(t)
+	// The name localhost is in nobody's certificate, so that the file vouches for the registry alone.
+	tokens := serve(t, true, func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, `{"token": "let-me-in"}`) })
+	locked := serve(t, true, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer let-me-in" {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="`+byName(tokens)+`/v2/token",service="registry.example"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: locked.Certificate().Raw}), 0o600))
+	registry := registries.Upstream{Registry: "registry.example", Endpoints: []string{locked.URL}, InsecureSkipVerify: true}
+	trusted := registries.Upstream{Registry: "registry.example", Endpoints: []string{locked.URL}, CAFile: ca}
+	tokenHost := strings.TrimPrefix(byName(tokens), "https://")
+	for name, c := range map[string]struct {
+		upstreams []registries.Upstream
+		refused   string
+	}{
+		"one that nobody listed":                             {[]registries.Upstream{registry}, ""},
+		"one beside a mirror of all other registries":        {[]registries.Upstream{registry, {Endpoints: []string{"https://mirror.invalid"}}}, ""},
+		"one that is listed too, otherwise":                  {[]registries.Upstream{registry, {Registry: tokenHost, Endpoints: []string{"https://r.invalid"}}}, ""},
+		"one that is listed as trusted, unlike its registry": {[]registries.Upstream{trusted, {Registry: tokenHost, InsecureSkipVerify: true}}, "certificate"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, err := resolve(c.upstreams)
+			if c.refused != "" {
+				require.ErrorContains(t, err, c.refused)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, digest, got)
+		})
 	}
 }
 
