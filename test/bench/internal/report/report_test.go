@@ -89,13 +89,14 @@ func TestAWarmPullIsJudgedAgainstPlainHTTPS(t *testing.T) {
 	t.Parallel()
 	r := &report.Report{Workloads: []report.Workload{{Name: "warm", Runs: []report.Run{
 		{Contender: "https", Content: 1024 * mib, Last: 2, ContenderCPU: 1, ClientCPU: 1},
+		{Contender: "https-kept", Content: 1024 * mib, Last: 2, ContenderCPU: 1, ClientCPU: 2},
 		{Contender: "shoal", Content: 1024 * mib, Last: 2.5, ContenderCPU: 2.5, ClientCPU: 9},
 		{Contender: "shoal-store", Content: 1024 * mib, Last: 2.5, ContenderCPU: 3.1, ClientCPU: 9},
 	}}}}
 	r.Judge()
 	require.Equal(t, map[string]bool{
 		"warm: pulls that failed": true, "warm: throughput over plain HTTPS": false, "warm: CPU over plain HTTPS": true,
-		"warm: CPU agent to agent over plain HTTPS": false,
+		"warm: CPU agent to agent over https": false, "warm: CPU agent to agent over https-kept": true,
 	}, verdicts(r))
 }
 

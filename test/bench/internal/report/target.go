@@ -10,6 +10,7 @@ const (
 	shoal  = "shoal"
 	direct = "direct"
 	https  = "https"
+	kept   = "https-kept"
 	// moved is a warm pull that ends in the agent's store.
 	moved = "shoal-store"
 )
@@ -70,8 +71,11 @@ func (r *Report) Judge() {
 				// Reading the agent's answer is the runtime's work with or without a cache, so the agents alone are
 				// weighed against sender and receiver.
 				add("CPU over plain HTTPS", ratio(float64(run.ContenderCPU), float64(plain.ContenderCPU+plain.ClientCPU)), 1.3)
-				if stored := r.Find(w.Name, moved); stored != nil {
-					add("CPU agent to agent over plain HTTPS", ratio(float64(stored.ContenderCPU), float64(plain.ContenderCPU+plain.ClientCPU)), 1.5)
+			}
+			for _, from := range []string{https, kept} { // which keeps the bytes, as the agents do
+				stored, plain := r.Find(w.Name, moved), r.Find(w.Name, from)
+				if stored != nil && plain != nil {
+					add("CPU agent to agent over "+from, ratio(float64(stored.ContenderCPU), float64(plain.ContenderCPU+plain.ClientCPU)), 1.5)
 				}
 			}
 		}
