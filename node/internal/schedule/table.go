@@ -360,7 +360,7 @@ const fewTold = 8
 // chunk too, or will, and the home would be asked for too much.
 func (t *Table) leastBusy(m *member, i int, home *member) *member {
 	best, least := home, home.busy()
-	worth := detour * min(len(m.group.members), 2*len(t.chunks))
+	worth := detour * min(len(m.group.members), len(t.chunks)/2)
 	for _, x := range m.group.members {
 		busy := x.busy()
 		if x == m || busy >= least || x.sidelined.After(t.now) || slices.Contains(m.tried[i], x.id) {
@@ -385,7 +385,8 @@ func (t *Table) leastBusy(m *member, i int, home *member) *member {
 // detour is by how much less busy than the home, for each member of their group, one must be who has yet to get a chunk
 // itself, to be asked for it. A home sends to all of its group, so that in a large one a small difference says nothing,
 // and detours only make chains on which the last ones wait. But where chunks are few so are homes, and the others have nothing to
-// send: there a small difference is worth a detour, and all the more where the same home has brought many small blobs.
+// send: there a small difference is worth a detour, and all the more where the same home has brought many small blobs. Without, the node
+// that is first at one layer of an image is first at the next too, reads all of them, and everyone waits for its link.
 const detour = 3
 
 // waitsFor tells whether x waits for chunk i of m, or of one who does: then m must not wait for x.

@@ -147,7 +147,7 @@ type Config struct {
 	// UpstreamRuns is the least number of runs that may be leased at one time, over all participants; default 4, as many
 	// requests as a single client opens for an image's layers. See Table.runsLeft.
 	UpstreamRuns int
-	// PeerRuns is how many runs are leased to one participant at one time; default 2.
+	// PeerRuns is how many runs are leased to one participant at one time, once it has read a chunk; default 2.
 	PeerRuns int
 	// MaxRun is the most chunks of a run; default 16.
 	MaxRun int
