@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"context"
+	"io"
 	"slices"
 	"sync"
 	"testing"
@@ -68,6 +69,51 @@ func TestTheNextNearestTakesOverFromACoordinatorThatHangs(t *testing.T) {
 	t.Cleanup(func() { close(end) })
 	nodes[0].host.SetStreamHandler(nodes[0].protocol("coordinate"), func(s network.Stream) { <-end; _ = s.Reset() })
 	requireCoordinator(t, nodes[1].ID(), nodes[2:], d)
+}
+
+// The answer of a coordinator waits its turn among the blocks that it sends, which takes long on a slow link.
+func TestACoordinatorIsWaitedForWhileMuchComesFromIt(t *testing.T) {
+	t.Parallel()
+	const patience = 3 * time.Second // with a candidate that is not busy
+	d := digest.FromString("x")
+	for name, c := range map[string]struct {
+		busy bool
+		who  int
+	}{"busy": {true, 0}, "silent": {false, 1}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			nodes := newMesh(t, d, 3)
+			slow, asking := nodes[0], nodes[2]
+			asking.opts.JoinTimeout = 2 * patience
+			answer := make(chan struct{})
+			t.Cleanup(sync.OnceFunc(func() { close(answer) }))
+			slow.host.SetStreamHandler(slow.protocol("coordinate"), func(s network.Stream) {
+				select {
+				case <-time.After(patience + patience/2):
+					slow.handleCoordinate(s)
+				case <-answer:
+					_ = s.Reset()
+				}
+			})
+			if c.busy {
+				slow.host.SetStreamHandler("/bulk", func(s network.Stream) {
+					for block := make([]byte, 1<<16); ; {
+						if _, err := s.Write(block); err != nil {
+							return
+						}
+						<-time.After(patience / 100)
+					}
+				})
+				bulk, err := asking.host.NewStream(t.Context(), slow.ID(), "/bulk")
+				require.NoError(t, err)
+				t.Cleanup(func() { _ = bulk.Reset() })
+				_, err = bulk.Write([]byte{0})
+				require.NoError(t, err)
+				go func() { _, _ = io.Copy(io.Discard, bulk) }()
+			}
+			requireCoordinator(t, nodes[c.who].ID(), []*testSwarm{asking}, d)
+		})
+	}
 }
 
 // The routing table remembers for long who is gone: as many as are tried would be.

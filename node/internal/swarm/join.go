@@ -23,6 +23,9 @@ const (
 	defaultJoinTimeout = 3 * time.Second
 	// candidates is how many peers nearest to a digest are tried.
 	candidates = 3
+	// patience is how many times as long a candidate may take whose link to this node is busy, which busy bytes show.
+	patience = 4
+	busy     = 64 << 10
 	// shunned is for how long a candidate that did not answer is passed over.
 	shunned = 5 * time.Second
 )
@@ -48,16 +51,16 @@ func (s *Session) Send(r schedule.Report) { s.send(r) }
 // Close ends the session. The coordinator gives the rest of this node's work to others.
 func (s *Session) Close() { s.close() }
 
-// Join enters the fetch of a blob with its coordinator: the live peer nearest to the digest by the DHT's metric. Where
-// none can be reached within Options.JoinTimeout this node coordinates itself. It fails only when ctx ends, with ErrClosed, or with
-// schedule.ErrSize by a room of this node's own.
+// Join enters the fetch of a blob with its coordinator: the live peer nearest to the digest by the DHT's metric. Where none is found
+// within Options.JoinTimeout, or the last one that was asked then does not answer, this node coordinates itself. It fails only when
+// ctx ends, with ErrClosed, or with schedule.ErrSize by a room of this node's own.
 func (s *Swarm) Join(ctx context.Context, d digest.Digest, j schedule.Join) (*Session, error) {
 	bounded, cancel := context.WithTimeout(ctx, s.opts.JoinTimeout)
 	defer cancel()
 	tried := map[peer.ID]bool{}
 	for _, p := range s.nearest(bounded, d, candidates) {
 		// A candidate may know a nearer peer than we do: follow it, as often as there are candidates.
-		for hop := 0; hop < candidates && p != ""; hop++ {
+		for hop := 0; hop < candidates && p != "" && bounded.Err() == nil; hop++ {
 			if p == s.host.ID() {
 				s.m.joins.WithLabelValues("self").Inc()
 				return s.joinSelf(d, j)
@@ -66,14 +69,14 @@ func (s *Swarm) Join(ctx context.Context, d digest.Digest, j schedule.Join) (*Se
 				break
 			}
 			tried[p] = true
-			session, nearer, err := s.joinRemote(bounded, p, d, j, hop == candidates-1)
+			session, nearer, err := s.joinRemote(ctx, p, d, j, hop == candidates-1)
 			if session != nil {
 				s.m.joins.WithLabelValues("remote").Inc()
 				return session, nil
 			}
 			if err == nil && nearer != "" && (s.isShunned(nearer) || !s.gate.admits(nearer)) {
 				// It does not know that the nearer one is dead, or not to be trusted: it is to take the blob itself.
-				session, _, err = s.joinRemote(bounded, p, d, j, true)
+				session, _, err = s.joinRemote(ctx, p, d, j, true)
 				if session != nil {
 					s.m.joins.WithLabelValues("remote").Inc()
 					return session, nil
@@ -168,16 +171,18 @@ func (s *Swarm) enterRoom(r *room, j schedule.Join) (*Session, error) {
 
 // joinRemote asks p to coordinate. It returns a session, or a nearer peer to ask instead, or an error.
 func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, d digest.Digest, j schedule.Join, forced bool) (*Session, peer.ID, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.opts.JoinTimeout/2)
+	ctx, cancel := s.patient(ctx, p)
 	defer cancel()
 	stream, err := s.host.NewStream(ctx, p, s.protocol("coordinate"))
 	if err != nil {
 		return nil, "", err
 	}
-	deadline, _ := ctx.Deadline()
-	_ = stream.SetDeadline(deadline)
+	stop := context.AfterFunc(ctx, func() { _ = stream.Reset() })
 	in := bufio.NewReader(stream)
 	w, err := greet(stream, in, d, j, forced)
+	if !stop() {
+		return nil, "", fmt.Errorf("no answer in time: %w", context.Cause(ctx))
+	}
 	if err != nil {
 		_ = stream.Reset()
 		return nil, "", err
@@ -190,8 +195,31 @@ func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, d digest.Digest, j sc
 		_ = stream.Reset()
 		return nil, s.learn(w), nil
 	}
-	_ = stream.SetDeadline(time.Time{})
 	return s.remoteSession(p, stream, in), "", nil
+}
+
+// patient is ctx for as long as an answer of p may take: half of Options.JoinTimeout, and as much again while much goes to and fro
+// between p and this node, for the answer waits its turn among it. If others went on without a coordinator that is only busy, the
+// registry would be asked twice.
+func (s *Swarm) patient(ctx context.Context, p peer.ID) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, patience*s.opts.JoinTimeout/2)
+	s.wg.Go(func() {
+		tick := time.NewTicker(s.opts.JoinTimeout / 2)
+		defer tick.Stop()
+		for before := s.exchanged(p); ; {
+			select {
+			case <-tick.C:
+				now := s.exchanged(p)
+				if now-before < busy {
+					cancel()
+				}
+				before = now
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return ctx, cancel
 }
 
 func greet(stream network.Stream, in *bufio.Reader, d digest.Digest, j schedule.Join, forced bool) (welcome, error) {

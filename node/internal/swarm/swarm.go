@@ -68,8 +68,8 @@ type Options struct {
 	Admitted []peer.ID
 	// LowConnections and HighConnections bound the connections that are kept open without need; default 512, 1024.
 	LowConnections, HighConnections int
-	// JoinTimeout bounds the search for a blob's coordinator, and half of it one candidate's answer; after it a node goes on
-	// alone for a while. Default 3 s.
+	// JoinTimeout bounds the search for a blob's coordinator, and half of it one candidate's answer, twice of it that of one with
+	// whom this node exchanges much meanwhile; after it a node goes on alone for a while. Default 3 s.
 	JoinTimeout time.Duration
 	// DiscoveryGrace is how long a coordinator looks for holders before it sends anyone upstream; default 250 ms.
 	DiscoveryGrace time.Duration
@@ -320,6 +320,12 @@ func (s *Swarm) Have(b blocks.Block) { s.exchange.have(b) }
 // HeardFrom is the number of bytes of any kind that have come from p, parts of blocks among them. It is up to a second
 // old.
 func (s *Swarm) HeardFrom(p peer.ID) int64 { return s.traffic.GetBandwidthForPeer(p).TotalIn }
+
+// exchanged is the number of bytes that have gone to p and come from it, as late as HeardFrom.
+func (s *Swarm) exchanged(p peer.ID) int64 {
+	t := s.traffic.GetBandwidthForPeer(p)
+	return t.TotalIn + t.TotalOut
+}
 
 // Ping asks p for a sign of life, which HeardFrom then shows. It returns at once.
 func (s *Swarm) Ping(p peer.ID) {
