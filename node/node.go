@@ -134,8 +134,8 @@ func (n *node) start(ctx context.Context) (err error) {
 	n.fetcher = fetch.New(fetch.Options{
 		Store: n.store, Swarm: n.swarm, Upstream: n.upstream, Zone: zone,
 		PeersOnly:      func(r content.Repository) bool { return n.policy.Load().For(r).Mode == policy.PeersOnly },
-		VerifiedRanges: c.Registry.Ranges == config.RangesVerified,
-		Logger:         n.log.With("part", "fetch"), Registerer: n.metrics,
+		VerifiedRanges: c.Registry.Ranges == config.RangesVerified, ReadAhead: c.Registry.ReadAhead.Bytes,
+		Logger: n.log.With("part", "fetch"), Registerer: n.metrics,
 	})
 	witness := swarm.NewWitness(n.swarm, func(r content.Repository) bool {
 		f := n.serving.Load()

@@ -49,6 +49,8 @@ type Registry struct {
 	DefaultRegistry string `yaml:"defaultRegistry"`
 	// Ranges says what a request for a part of a blob that is not here gets.
 	Ranges Ranges `yaml:"ranges"`
+	// ReadAhead is how much is fetched, at most, of the layers that come after one that a client reads whole. 0: none.
+	ReadAhead policy.Size `yaml:"readAhead"`
 	// FirstByteTimeout bounds the wait for the first byte of an answer.
 	FirstByteTimeout time.Duration `yaml:"firstByteTimeout"`
 	// DrainTimeout bounds the wait for running answers at shutdown.

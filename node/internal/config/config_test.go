@@ -207,6 +207,7 @@ func TestMistakesAreNamed(t *testing.T) {
 		"patterns in the defaults of policy":     {"policy: {defaults: {match: [a.example/b]}}", nil, []string{"policy.defaults.match: no such key"}},
 		"an unknown mode":                        {"policy: {rules: [{mode: Never}]}", nil, []string{"policy.rules[0].mode", "Never"}},
 		"a share as bandwidth":                   {"policy: {bandwidth: {up: 50%}}", nil, []string{"policy.bandwidth", "50%"}},
+		"a share to read ahead":                  {"registry: {readAhead: 10%}", nil, []string{"registry.readAhead", "10%", "16MiB"}},
 		"unknown ranges":                         {"registry: {ranges: All}", nil, []string{"registry.ranges", "All", "Chunks, Verified"}},
 		"no time for the first byte":             {"registry: {firstByteTimeout: 0s}", nil, []string{"registry.firstByteTimeout"}},
 		"several mistakes of reading at once":    {"{store: {capacity: x, pth: y}, swarm: {zone: [1]}}", nil, []string{"store.capacity", "store.pth", "swarm.zone"}},

@@ -21,6 +21,7 @@ func Default() *Config {
 		Registry: Registry{
 			Listen:           "127.0.0.1:5050",
 			Ranges:           RangesChunks,
+			ReadAhead:        policy.Size{Bytes: 16 << 20},
 			FirstByteTimeout: 10 * time.Second,
 			DrainTimeout:     30 * time.Second,
 		},
@@ -53,6 +54,7 @@ var options = []option{
 	{"registry.listen", "address `host:port` of the registry front, which the runtime uses as a mirror"},
 	{"registry.defaultRegistry", "registry `host` meant by requests that name none, as those of Docker, ORAS and skopeo do"},
 	{"registry.ranges", "what a request for a part of a blob that is not here gets: Chunks, just those it needs, by the word of the agent that read them from the registry; or Verified, nothing before the whole is here and matches its digest"},
+	{"registry.readAhead", "`size` of the next layers of an image that are fetched, at most, before the runtime, which downloads a few at a time, asks for them; 0: none"},
 	{"registry.firstByteTimeout", "bound on the wait for the first byte of an answer; then the runtime is sent to the registry itself"},
 	{"registry.drainTimeout", "bound on the wait for running answers at shutdown"},
 	{"admin.listen", "address `host:port` of health, metrics, profiles and the read-only view"},

@@ -54,6 +54,9 @@ func (c *Config) validateServers(p *problems) {
 	if r := c.Registry.Ranges; r != RangesChunks && r != RangesVerified {
 		p.add("registry.ranges", "%q is none of %s, %s", r, RangesChunks, RangesVerified)
 	}
+	if c.Registry.ReadAhead.Share != 0 {
+		p.add("registry.readAhead", "%s is a share of nothing; want a size such as 16MiB, or 0 for none", c.Registry.ReadAhead)
+	}
 	if c.Registry.FirstByteTimeout <= 0 {
 		p.add("registry.firstByteTimeout", "%s; want more than 0, so that the runtime can go to the registry itself", c.Registry.FirstByteTimeout)
 	}

@@ -10,6 +10,7 @@
 //	peers.go     asking the peers that the coordinator named; passing over those that stall
 //	reader.go    callers that follow the growing blob; the last chunk is held back until the digest is known to match
 //	blame.go     a blob that does not match: read again from upstream alone, and who claimed a wrong chunk is banned
-//	manifest.go  what manifests tell of the sizes of other blobs
+//	manifest.go  what manifests tell of the sizes and the order of other blobs
+//	ahead.go     the next layers, before they are asked for
 //	through.go   when the store has no room: straight from upstream, kept nowhere
 package fetch

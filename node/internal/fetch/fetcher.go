@@ -76,6 +76,8 @@ type Options struct {
 	// chunks that it needs are fetched and given, by the word of who read them from upstream: nothing less than the whole can be
 	// checked against the digest.
 	VerifiedRanges bool
+	// ReadAhead is how many bytes, at most, are fetched of the layers that come after one that is asked for. 0: none.
+	ReadAhead int64
 	// Linger is for how long a fetch that no caller waits for any more goes on; default 30 s.
 	Linger     time.Duration
 	Logger     *slog.Logger
@@ -89,6 +91,7 @@ type Fetcher struct {
 	m       *metrics
 	streams *semaphore.Weighted
 	sizes   *lru.Cache[digest.Digest, int64]
+	places  *lru.Cache[digest.Digest, place]
 	buffers sync.Pool
 	ingest  func(d digest.Digest, size int64) (*store.Ingest, error) // the store's
 
@@ -117,6 +120,7 @@ type metrics struct {
 	fetches  *prometheus.CounterVec
 	duration prometheus.Histogram
 	stalls   prometheus.Counter
+	ahead    prometheus.Counter
 }
 
 // New returns a Fetcher. Close ends it.
@@ -147,8 +151,12 @@ func New(o Options) *Fetcher {
 	if err != nil {
 		panic(err) // only a size that is not positive fails
 	}
+	places, err := lru.New[digest.Digest, place](knownLayers)
+	if err != nil {
+		panic(err) // as above
+	}
 	f := &Fetcher{
-		opts: o, log: o.Logger, streams: semaphore.NewWeighted(o.UpstreamStreams), sizes: sizes,
+		opts: o, log: o.Logger, streams: semaphore.NewWeighted(o.UpstreamStreams), sizes: sizes, places: places,
 		buffers: sync.Pool{New: func() any { b := make([]byte, content.ChunkSize); return &b }},
 		fetches: map[digest.Digest]*fetch{}, ingest: o.Store.Ingest,
 	}
@@ -165,6 +173,9 @@ func New(o Options) *Fetcher {
 		duration: reg.NewHistogram(prometheus.HistogramOpts{
 			Name: "shoal_fetch_duration_seconds", Help: "Time from the first demand for a blob until its digest was checked.",
 			Buckets: prometheus.ExponentialBuckets(0.01, 3, 10),
+		}),
+		ahead: reg.NewCounter(prometheus.CounterOpts{
+			Name: "shoal_fetches_ahead_total", Help: "Fetches of layers that began before they were asked for.",
 		}),
 		stalls: reg.NewCounter(prometheus.CounterOpts{
 			Name: "shoal_peer_stalls_total", Help: "Chunks that a peer did not send in time or could not be asked for.",

@@ -12,7 +12,7 @@ import (
 // maxManifest bounds what is parsed as a manifest: 8 MiB.
 const maxManifest = 8 << 20
 
-// learnFrom reads a manifest that has arrived, remembers the sizes of the blobs that it lists, and returns its media type:
+// learnFrom reads a manifest that has arrived, remembers the sizes and the order of the blobs that it lists, and returns its media type:
 // what upstream called it, else what it calls itself.
 func (fr *Fetcher) learnFrom(ing *store.Ingest, mediaType string) string {
 	if ing.Size() > maxManifest {
@@ -46,6 +46,7 @@ func (fr *Fetcher) learnFrom(ing *store.Ingest, mediaType string) string {
 			fr.sizes.Add(d.Digest, d.Size)
 		}
 	}
+	fr.learnOrder(m.Layers)
 	switch {
 	case mediaType != "":
 		return mediaType

@@ -54,6 +54,9 @@ func (f *Front) blob(x *exchange) error {
 		return because(ctx, err)
 	}
 	defer func() { _ = body.Close() }()
+	if !headerOnly && part.n == size {
+		f.opts.Fetcher.ReadAhead(req)
+	}
 	first := make([]byte, min(part.n, firstPiece))
 	got, err := io.ReadAtLeast(body, first, min(1, len(first)))
 	if err != nil {

@@ -42,6 +42,8 @@ type Fetcher interface {
 	Open(ctx context.Context, req content.Request) (content.Reader, error)
 	// Stat tells what Open would give: size in bytes and media type ("" where that is not known), without fetching.
 	Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error)
+	// ReadAhead tells that the whole of a blob is being read, so that what is likely to be asked for next may be fetched.
+	ReadAhead(req content.Request)
 }
 
 // Upstream asks the registries themselves, with the caller's credentials. Its errors are *content.UpstreamError for what

@@ -176,6 +176,30 @@ func TestBlobsAndTheirRanges(t *testing.T) {
 }
 
 // Whatever the state of the world, HEAD must promise what GET gives, or the runtime loops.
+func TestWhoReadsTheWholeOfABlobIsReadAheadOf(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		method string
+		header []string
+		ahead  bool
+	}{
+		"no range":                 {http.MethodGet, nil, true},
+		"the whole as a range":     {http.MethodGet, []string{"Range", "bytes=0-"}, true},
+		"a range":                  {http.MethodGet, []string{"Range", "bytes=0-4"}, false},
+		"the rest":                 {http.MethodGet, []string{"Range", "bytes=5-"}, false},
+		"its existence":            {http.MethodHead, nil, false},
+		"whether it still is that": {http.MethodGet, []string{"If-None-Match", "*"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			d := w.origin.pushBlob(t, "team/app", []byte("0123456789"))
+			require.Less(t, w.do(tc.method, "/v2/team/app/blobs/"+d.String(), tc.header...).Code, 400)
+			require.Equal(t, tc.ahead, len(w.fetcher.ahead) == 1)
+		})
+	}
+}
+
 func TestHeadAndGetAgree(t *testing.T) {
 	t.Parallel()
 	missing := digest.FromString("missing").String()
@@ -269,6 +293,8 @@ func (d *distant) Open(context.Context, content.Request) (content.Reader, error)
 func (d *distant) Stat(context.Context, content.Request) (int64, string, error) {
 	return 0, "", d.refusal
 }
+
+func (*distant) ReadAhead(content.Request) {}
 
 // What containerd gets from a mirror with a status below 400 is content to it, or (300 to 399) the end of the pull.
 func TestAnAnswerThatIsNeitherSuccessNorErrorIsNotPassedOn(t *testing.T) {
@@ -537,6 +563,8 @@ type opener func(context.Context, content.Request) (content.Reader, error)
 func (f opener) Open(ctx context.Context, req content.Request) (content.Reader, error) {
 	return f(ctx, req)
 }
+
+func (opener) ReadAhead(content.Request) {}
 
 func (f opener) Stat(ctx context.Context, req content.Request) (int64, string, error) {
 	r, err := f(ctx, req)

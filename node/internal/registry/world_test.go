@@ -177,6 +177,13 @@ type fetcher struct {
 	upstream *upstream.Client
 	mu       sync.Mutex
 	held     map[digest.Digest][]byte
+	ahead    []digest.Digest // whose successors may be fetched
+}
+
+func (f *fetcher) ReadAhead(req content.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ahead = append(f.ahead, req.Digest)
 }
 
 func (f *fetcher) get(ctx context.Context, req content.Request) ([]byte, error) {

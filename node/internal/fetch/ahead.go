@@ -1,0 +1,88 @@
+package fetch
+
+import (
+	"context"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+const (
+	// knownLayers bounds for how many layers it is known what comes after them.
+	knownLayers = 1 << 14
+	// maxLayers bounds the layers of a manifest that is read ahead of; runtimes refuse larger images long before.
+	maxLayers = 1 << 10
+)
+
+// place is where a layer stands in the manifest that named it last.
+type place struct {
+	layers []ocispec.Descriptor // each once
+	index  int
+}
+
+// learnOrder remembers in which order a manifest lists its layers.
+func (fr *Fetcher) learnOrder(layers []ocispec.Descriptor) {
+	if len(layers) > maxLayers {
+		return
+	}
+	seen := make(map[digest.Digest]bool, len(layers))
+	once := make([]ocispec.Descriptor, 0, len(layers))
+	for _, l := range layers {
+		if l.Size > 0 && l.Digest.Validate() == nil && !seen[l.Digest] {
+			seen[l.Digest] = true
+			once = append(once, l)
+		}
+	}
+	for i, l := range once {
+		fr.places.Add(l.Digest, place{once, i})
+	}
+}
+
+// ReadAhead begins to fetch the layers that come after one in its manifest, as far as Options.ReadAhead bytes go, for who has just
+// asked for the whole of that one: runtimes download three layers at a time, in order, and once they miss one they miss those on top
+// of it. So the swarm has enough to share where layers are small, and the next are here or on their way when they are asked for. It
+// returns at once, and does nothing for what is no layer of a manifest that has come by lately.
+func (fr *Fetcher) ReadAhead(req content.Request) {
+	at, ok := fr.places.Get(req.Digest)
+	if !ok {
+		return
+	}
+	left := fr.opts.ReadAhead
+	for _, next := range at.layers[at.index+1:] {
+		if _, err := fr.opts.Store.Stat(next.Digest); err == nil {
+			continue
+		}
+		if left -= next.Size; left < 0 {
+			return
+		}
+		req.Kind, req.Digest, req.Size = content.Blob, next.Digest, next.Size
+		fr.begin(req)
+	}
+}
+
+// begin starts the fetch of a whole blob, unless it runs already. As one whose callers have gone it ends after a while.
+func (fr *Fetcher) begin(req content.Request) {
+	fr.mu.Lock()
+	defer fr.mu.Unlock()
+	if fr.fetches[req.Digest] != nil || fr.ctx.Err() != nil {
+		return
+	}
+	f := startFetch(fr, req, nil)
+	fr.fetches[req.Digest] = f
+	fr.m.ahead.Inc()
+	fr.wg.Go(func() {
+		r := &reader{f: f}
+		defer func() { _ = r.Close() }()
+		ctx, cancel := context.WithTimeout(fr.ctx, fr.opts.Linger)
+		defer cancel()
+		err := f.awaitSize(ctx)
+		if err == nil {
+			err = r.ensure(ctx)
+		}
+		if err != nil { // who asks for the blob is told
+			fr.log.Debug("not read ahead", "digest", req.Digest, "error", err)
+		}
+	})
+}

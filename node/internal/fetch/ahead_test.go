@@ -1,0 +1,138 @@
+package fetch
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/swarm"
+)
+
+// image adds a manifest of layers to o, in the order of their digests in list.
+func (o *origin) image(t *testing.T, list ...digest.Digest) content.Request {
+	t.Helper()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest}
+	for _, d := range list {
+		m.Layers = append(m.Layers, ocispec.Descriptor{Digest: d, Size: int64(len(o.blobs[d]))})
+	}
+	data, err := json.Marshal(m)
+	require.NoError(t, err)
+	d := digest.FromBytes(data)
+	o.blobs[d] = data
+	req := o.request(d)
+	req.Kind = content.Manifest
+	return req
+}
+
+func TestReadAhead(t *testing.T) {
+	t.Parallel()
+	const unit = 100_000
+	for name, c := range map[string]struct {
+		sizes []int // of the layers, in units
+		again int   // this layer stands at the end once more
+		here  []int // layers that the store has
+		asked int
+		ahead []int // layers that come though nobody asks
+	}{
+		"goes as far as its bytes do":                   {sizes: []int{1, 1, 1, 1, 1, 1}, asked: 1, ahead: []int{2, 3, 4}},
+		"ends with the image":                           {sizes: []int{1, 1, 1}, asked: 1, ahead: []int{2}},
+		"ends at a layer that is larger":                {sizes: []int{1, 1, 9, 1}, asked: 0, ahead: []int{1}},
+		"does not count what is here":                   {sizes: []int{1, 9, 1, 1, 1, 1}, here: []int{1, 2}, asked: 0, ahead: []int{3, 4, 5}},
+		"goes on from what is here":                     {sizes: []int{1, 1, 1}, here: []int{0}, asked: 0, ahead: []int{1, 2}},
+		"has nothing to do for the last":                {sizes: []int{1, 1}, asked: 1},
+		"takes a layer once though it stands there two": {sizes: []int{1, 1, 1}, again: 1, asked: 1, ahead: []int{2}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOrigin(t)
+			var layers []digest.Digest
+			for _, size := range c.sizes {
+				layers = append(layers, o.add(t, size*unit))
+			}
+			list := slices.Clone(layers)
+			if c.again > 0 {
+				list = append(list, layers[c.again])
+			}
+			n := newNode(t, o, "n", nil, func(fo *Options, _ *swarm.Options) { fo.ReadAhead = 3 * unit })
+			require.NoError(t, n.Ensure(t.Context(), o.image(t, list...)))
+			want := map[digest.Digest]bool{layers[c.asked]: true}
+			for _, i := range c.here {
+				require.NoError(t, n.Ensure(t.Context(), o.request(layers[i])))
+				want[layers[i]] = true
+			}
+			for _, i := range c.ahead {
+				want[layers[i]] = true
+			}
+
+			_, err := n.read(t.Context(), o.request(layers[c.asked]))
+			require.NoError(t, err)
+			n.ReadAhead(o.request(layers[c.asked]))
+			n.ReadAhead(o.request(layers[c.asked])) // as another caller
+			require.InDelta(t, len(c.ahead), n.metric(t, "shoal_fetches_ahead_total"), 0, "what is begun is known at once")
+			eventually(t, "all is here", func() bool { return len(n.Running()) == 0 })
+			held := map[digest.Digest]bool{}
+			for _, d := range layers {
+				if _, err := n.store.Stat(d); err == nil {
+					held[d] = true
+				}
+			}
+			require.Equal(t, slices.Sorted(maps.Keys(want)), slices.Sorted(maps.Keys(held)))
+		})
+	}
+}
+
+func TestReadAheadIsOffWhereItIsNotWanted(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	a, b := o.add(t, 1000), o.add(t, 1000)
+	n := newNode(t, o, "n", nil)
+	require.NoError(t, n.Ensure(t.Context(), o.image(t, a, b)))
+	n.ReadAhead(o.request(a))
+	require.Zero(t, n.metric(t, "shoal_fetches_ahead_total"))
+}
+
+func TestALayerThatIsReadAheadIsThereForWhoAsks(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	a, b := o.add(t, 3*content.ChunkSize), o.add(t, 3*content.ChunkSize+1)
+	nodes := newSwarm(t, o, 4, func(_ int, fo *Options, _ *swarm.Options) { fo.ReadAhead = 32 << 20 })
+	image := o.image(t, a, b)
+	for _, n := range nodes {
+		require.NoError(t, n.Ensure(t.Context(), image))
+	}
+	before := o.bytes.Load()
+	for _, n := range nodes {
+		n.ReadAhead(o.request(a))
+	}
+	pullAll(t, nodes, o.request(b), 0)
+	require.Equal(t, int64(3*content.ChunkSize+1), o.bytes.Load()-before, "the registry gives it once")
+}
+
+func TestALayerThatCannotBeReadAheadIsAskedForAnew(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	a, b := o.add(t, 1000), o.add(t, 1000)
+	image := o.image(t, a, b)
+	o.mu.Lock()
+	data := o.blobs[b]
+	delete(o.blobs, b)
+	o.mu.Unlock()
+	n := newNode(t, o, "n", nil, func(fo *Options, _ *swarm.Options) { fo.ReadAhead = 32 << 20 })
+	require.NoError(t, n.Ensure(t.Context(), image))
+	n.ReadAhead(o.request(a))
+	eventually(t, "given up", func() bool { return len(n.Running()) == 0 })
+	o.mu.Lock()
+	o.blobs[b] = data
+	o.mu.Unlock()
+	got, err := n.read(t.Context(), o.request(b))
+	require.NoError(t, err)
+	require.Equal(t, data, got)
+}
