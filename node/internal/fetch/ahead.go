@@ -12,14 +12,20 @@ import (
 const (
 	// knownLayers bounds for how many layers it is known what comes after them.
 	knownLayers = 1 << 14
-	// maxLayers bounds the layers of a manifest that is read ahead of; runtimes refuse larger images long before.
+	// maxLayers bounds the layers of a manifest that is read ahead of, far above what images have.
 	maxLayers = 1 << 10
 )
 
 // place is where a layer stands in the manifest that named it last.
 type place struct {
-	layers []ocispec.Descriptor // each once
+	layers []layer // each once
 	index  int
+}
+
+// layer is what is kept of a descriptor, which may hold much else.
+type layer struct {
+	digest digest.Digest
+	size   int64
 }
 
 // learnOrder remembers in which order a manifest lists its layers.
@@ -28,15 +34,15 @@ func (fr *Fetcher) learnOrder(layers []ocispec.Descriptor) {
 		return
 	}
 	seen := make(map[digest.Digest]bool, len(layers))
-	once := make([]ocispec.Descriptor, 0, len(layers))
+	once := make([]layer, 0, len(layers))
 	for _, l := range layers {
 		if l.Size > 0 && l.Digest.Validate() == nil && !seen[l.Digest] {
 			seen[l.Digest] = true
-			once = append(once, l)
+			once = append(once, layer{l.Digest, l.Size})
 		}
 	}
 	for i, l := range once {
-		fr.places.Add(l.Digest, place{once, i})
+		fr.places.Add(l.digest, place{once, i})
 	}
 }
 
@@ -51,13 +57,13 @@ func (fr *Fetcher) ReadAhead(req content.Request) {
 	}
 	left := fr.opts.ReadAhead
 	for _, next := range at.layers[at.index+1:] {
-		if _, err := fr.opts.Store.Stat(next.Digest); err == nil {
+		if _, err := fr.opts.Store.Stat(next.digest); err == nil {
 			continue
 		}
-		if left -= next.Size; left < 0 {
+		if left -= next.size; left < 0 {
 			return
 		}
-		req.Kind, req.Digest, req.Size = content.Blob, next.Digest, next.Size
+		req.Kind, req.Digest, req.Size = content.Blob, next.digest, next.size
 		fr.begin(req)
 	}
 }
