@@ -51,11 +51,11 @@ func (fr *Fetcher) learnOrder(layers []ocispec.Descriptor) {
 // of it. So the swarm has enough to share where layers are small, and the next are here or on their way when they are asked for. It
 // returns at once, and does nothing for what is no layer of a manifest that has come by lately.
 func (fr *Fetcher) ReadAhead(req content.Request) {
+	left := fr.opts.ReadAhead
 	at, ok := fr.places.Get(req.Digest)
-	if !ok {
+	if left <= 0 || !ok {
 		return
 	}
-	left := fr.opts.ReadAhead
 	for _, next := range at.layers[at.index+1:] {
 		if _, err := fr.opts.Store.Stat(next.digest); err == nil {
 			continue

@@ -3,6 +3,7 @@ package fetch
 import (
 	"encoding/json"
 	"maps"
+	"net/http"
 	"slices"
 	"testing"
 
@@ -74,9 +75,14 @@ func TestReadAhead(t *testing.T) {
 
 			_, err := n.read(t.Context(), o.request(layers[c.asked]))
 			require.NoError(t, err)
+			begun := make(chan struct{}) // none ends before all have begun, or it could begin once more
+			o.mu.Lock()
+			o.serve = func(http.ResponseWriter, *http.Request, []byte) bool { <-begun; return false }
+			o.mu.Unlock()
 			n.ReadAhead(o.request(layers[c.asked]))
 			n.ReadAhead(o.request(layers[c.asked])) // as another caller
 			require.InDelta(t, len(c.ahead), n.metric(t, "shoal_fetches_ahead_total"), 0, "what is begun is known at once")
+			close(begun)
 			eventually(t, "all is here", func() bool { return len(n.Running()) == 0 })
 			held := map[digest.Digest]bool{}
 			for _, d := range layers {

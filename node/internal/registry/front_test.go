@@ -175,7 +175,6 @@ func TestBlobsAndTheirRanges(t *testing.T) {
 	})
 }
 
-// Whatever the state of the world, HEAD must promise what GET gives, or the runtime loops.
 func TestWhoReadsTheWholeOfABlobIsReadAheadOf(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -200,6 +199,7 @@ func TestWhoReadsTheWholeOfABlobIsReadAheadOf(t *testing.T) {
 	}
 }
 
+// Whatever the state of the world, HEAD must promise what GET gives, or the runtime loops.
 func TestHeadAndGetAgree(t *testing.T) {
 	t.Parallel()
 	missing := digest.FromString("missing").String()

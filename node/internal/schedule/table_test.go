@@ -320,6 +320,28 @@ func TestSendingIsSpreadEvenlyOverThoseWhoComeLate(t *testing.T) {
 	}
 }
 
+func TestWhoComesAMomentLaterHasSomethingToReadToo(t *testing.T) {
+	t.Parallel()
+	s := newSwarm(t, Config{}, 2)
+	first, second := s.join(id(0), "", true), s.join(id(1), "", true)
+	require.Equal(t, []int{0}, first.leases)
+	require.Equal(t, []int{1}, second.leases)
+}
+
+// The same node may be the first at many small blobs, so that it must not send each of them to everyone.
+func TestThoseWhoGetOneOfFewChunksPassItOn(t *testing.T) {
+	t.Parallel()
+	s := newSwarm(t, Config{}, 2)
+	for i := range 8 {
+		s.join(id(i), "", i == 0)
+	}
+	s.run(func(int) int { return 0 })
+	require.True(t, s.done())
+	for i := range 8 {
+		require.LessOrEqual(t, s.sent[id(i)], 2, "no more than a copy of the blob, by %s", id(i))
+	}
+}
+
 func TestEveryChunkEntersAZoneOnce(t *testing.T) {
 	t.Parallel()
 	s := newSwarm(t, Config{GroupSize: 4}, 120)

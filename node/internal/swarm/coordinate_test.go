@@ -86,7 +86,7 @@ func TestACoordinatorIsWaitedForWhileMuchComesFromIt(t *testing.T) {
 			slow, asking := nodes[0], nodes[2]
 			asking.opts.JoinTimeout = 2 * patience
 			answer := make(chan struct{})
-			t.Cleanup(sync.OnceFunc(func() { close(answer) }))
+			t.Cleanup(func() { close(answer) })
 			slow.host.SetStreamHandler(slow.protocol("coordinate"), func(s network.Stream) {
 				select {
 				case <-time.After(patience + patience/2):

@@ -190,20 +190,28 @@ func TestCertificatesThatAreRenewedAreUsedWithoutARestart(t *testing.T) {
 	require.ErrorContains(t, err, "certificate", "a connection that an authority of before vouched for is not used again")
 }
 
-func TestCredentialsAreNotSentToATokenServerInTheClear(t *testing.T) {
-	t.Parallel()
-	h, _ := files(t)
-	var asked atomic.Bool
-	tokens := serve(t, false, func(w http.ResponseWriter, _ *http.Request) { asked.Store(true) })
-	locked := func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Authorization") == "" {
-			w.Header().Set("WWW-Authenticate", `Bearer realm="`+byName(tokens)+`/token",service="registry.example"`)
+const token = "let-me-in"
+
+// wantsToken is h for who shows the token, and to others names where tokens are given.
+func wantsToken(h http.Handler, realm string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer "+token {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="`+realm+`",service="registry.example"`)
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
 		h.ServeHTTP(w, r)
 	}
-	secure := serve(t, true, locked)
+}
+
+func giveToken(w http.ResponseWriter) { _, _ = fmt.Fprintf(w, `{"token": %q}`, token) }
+
+func TestCredentialsAreNotSentToATokenServerInTheClear(t *testing.T) {
+	t.Parallel()
+	h, _ := files(t)
+	var asked atomic.Bool
+	tokens := serve(t, false, func(w http.ResponseWriter, _ *http.Request) { asked.Store(true) })
+	secure := serve(t, true, wantsToken(h, byName(tokens)+"/token"))
 	_, err := resolve([]registries.Upstream{{Registry: "registry.example", Endpoints: []string{secure.URL}, InsecureSkipVerify: true}},
 		remote.WithAuth(&authn.Basic{Username: "u", Password: "p"}))
 	require.ErrorContains(t, err, "not allowed for a secure registry")
@@ -218,16 +226,9 @@ func TestCredentialsAndTokensTakeTheirWayThroughAnEndpoint(t *testing.T) {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
-		_, _ = fmt.Fprint(w, `{"token": "let-me-in"}`)
+		giveToken(w)
 	})
-	locked := serve(t, false, func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Authorization") != "Bearer let-me-in" {
-			w.Header().Set("WWW-Authenticate", `Bearer realm="`+byName(tokens)+`/token",service="registry.example"`)
-			w.WriteHeader(http.StatusUnauthorized)
-			return
-		}
-		h.ServeHTTP(w, r)
-	})
+	locked := serve(t, false, wantsToken(h, byName(tokens)+"/token"))
 	for _, registry := range []string{"registry.example", "*"} {
 		got, err := resolve([]registries.Upstream{{Registry: registry, Endpoints: []string{locked.URL}}},
 			remote.WithAuth(&authn.Basic{Username: "u", Password: "p"}))
@@ -240,15 +241,8 @@ func TestATokenServerIsTrustedAsTheRegistryThatNamesIt(t *testing.T) {
 	t.Parallel()
 	h, digest := files(t)
 	// The name localhost is in nobody's certificate, so that the file vouches for the registry alone.
-	tokens := serve(t, true, func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, `{"token": "let-me-in"}`) })
-	locked := serve(t, true, func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Authorization") != "Bearer let-me-in" {
-			w.Header().Set("WWW-Authenticate", `Bearer realm="`+byName(tokens)+`/v2/token",service="registry.example"`)
-			w.WriteHeader(http.StatusUnauthorized)
-			return
-		}
-		h.ServeHTTP(w, r)
-	})
+	tokens := serve(t, true, func(w http.ResponseWriter, _ *http.Request) { giveToken(w) })
+	locked := serve(t, true, wantsToken(h, byName(tokens)+"/v2/token"))
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: locked.Certificate().Raw}), 0o600))
 	registry := registries.Upstream{Registry: "registry.example", Endpoints: []string{locked.URL}, InsecureSkipVerify: true}

@@ -10,7 +10,8 @@ const (
 	shoal  = "shoal"
 	direct = "direct"
 	https  = "https"
-	kept   = "https-kept"
+	// kept is plain HTTPS whose client keeps the bytes, as the agents do.
+	kept = "https-kept"
 	// moved is a warm pull that ends in the agent's store.
 	moved = "shoal-store"
 )
@@ -72,7 +73,7 @@ func (r *Report) Judge() {
 				// weighed against sender and receiver.
 				add("CPU over plain HTTPS", ratio(float64(run.ContenderCPU), float64(plain.ContenderCPU+plain.ClientCPU)), 1.3)
 			}
-			for _, from := range []string{https, kept} { // which keeps the bytes, as the agents do
+			for _, from := range []string{https, kept} {
 				stored, plain := r.Find(w.Name, moved), r.Find(w.Name, from)
 				if stored != nil && plain != nil {
 					add("CPU agent to agent over "+from, ratio(float64(stored.ContenderCPU), float64(plain.ContenderCPU+plain.ClientCPU)), 1.5)
