@@ -23,9 +23,13 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/swarm"
 )
 
-// frame is a message of the swarm's protocols as it goes over the wire.
-func frame(t testing.TB, v ...any) []byte {
-	body, err := cbor.Marshal(v)
+// frame is a message of the swarm's protocols as it goes over the wire: its fields are numbered from 1 on.
+func frame(t testing.TB, fields ...any) []byte {
+	numbered := map[int]any{}
+	for i, v := range fields {
+		numbered[i+1] = v
+	}
+	body, err := cbor.Marshal(numbered)
 	require.NoError(t, err)
 	return append(binary.AppendUvarint(nil, uint64(len(body))), body...)
 }
@@ -72,12 +76,12 @@ func TestAHolderThatDoesNotSignItsClaimsHarmsNoOneElse(t *testing.T) {
 		signatures = append(signatures, make([]byte, 64))
 	}
 	found, none, part := frame(t, true, size, ""), frame(t, false, 0, ""), frame(t, sums, signatures)
-	h.SetStreamHandler("/shoal/map/1.0.0", func(s network.Stream) {
+	h.SetStreamHandler("/shoal/map/2.0.0", func(s network.Stream) {
 		defer func() { _ = s.Close() }()
 		in := bufio.NewReader(s)
 		n, _ := binary.ReadUvarint(in)
-		var query []string
-		if cbor.NewDecoder(io.LimitReader(in, int64(n))).Decode(&query) != nil || query[0] != string(d) {
+		var query map[int]string
+		if cbor.NewDecoder(io.LimitReader(in, int64(n))).Decode(&query) != nil || query[1] != string(d) {
 			_, _ = s.Write(none)
 			return
 		}
@@ -110,7 +114,7 @@ func TestACoordinatorThatFallsSilentIsLeft(t *testing.T) {
 	h := newStranger(t)
 	var asked atomic.Bool
 	welcome := frame(t, []byte{}, [][]byte{}, "")
-	h.SetStreamHandler("/shoal/coordinate/1.1.0", func(s network.Stream) {
+	h.SetStreamHandler("/shoal/coordinate/2.0.0", func(s network.Stream) {
 		asked.Store(true)
 		_, _ = s.Write(welcome)
 		_, _ = io.Copy(io.Discard, s)

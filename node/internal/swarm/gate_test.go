@@ -37,7 +37,7 @@ func admitting(ids ...peer.ID) func(*Options) {
 
 // allProtocols are those that a node speaks.
 var allProtocols = []protocol.ID{
-	"/shoal/coordinate/1.1.0", "/shoal/map/1.0.0", "/shoal/tag/1.0.0", "/shoal/kad/1.0.0", "/ipfs/bitswap/1.2.0",
+	"/shoal/coordinate/2.0.0", "/shoal/map/2.0.0", "/shoal/tag/2.0.0", "/shoal/kad/1.0.0", "/ipfs/bitswap/1.2.0",
 	"/ipfs/id/1.0.0", "/ipfs/ping/1.0.0",
 }
 
@@ -86,23 +86,23 @@ func TestAdmissionThatIsWithdrawnEndsTheConnection(t *testing.T) {
 	t.Parallel()
 	friend := newStranger(t)
 	s := newTestSwarm(t, admitting(friend.ID()))
-	require.NoError(t, speak(t.Context(), friend, s, "/shoal/map/1.0.0"))
+	require.NoError(t, speak(t.Context(), friend, s, "/shoal/map/2.0.0"))
 	s.SetAdmitted(nil)
 	eventually(t, "closed", func() bool { return friend.Network().Connectedness(s.ID()) != network.Connected })
-	require.Error(t, speak(t.Context(), friend, s, "/shoal/map/1.0.0"))
+	require.Error(t, speak(t.Context(), friend, s, "/shoal/map/2.0.0"))
 
 	s.SetAdmitted([]peer.ID{friend.ID()})
-	eventually(t, "admitted again", func() bool { return speak(t.Context(), friend, s, "/shoal/map/1.0.0") == nil })
+	eventually(t, "admitted again", func() bool { return speak(t.Context(), friend, s, "/shoal/map/2.0.0") == nil })
 }
 
 func TestABannedPeerIsShutOutEvenOfAnOpenSwarm(t *testing.T) {
 	t.Parallel()
 	liar := newStranger(t)
 	s := newTestSwarm(t)
-	require.NoError(t, speak(t.Context(), liar, s, "/shoal/map/1.0.0"))
+	require.NoError(t, speak(t.Context(), liar, s, "/shoal/map/2.0.0"))
 	s.Ban(liar.ID(), "wrong-claim")
 	eventually(t, "closed", func() bool { return liar.Network().Connectedness(s.ID()) != network.Connected })
-	require.Error(t, speak(t.Context(), liar, s, "/shoal/map/1.0.0"))
+	require.Error(t, speak(t.Context(), liar, s, "/shoal/map/2.0.0"))
 	require.Empty(t, s.host.Network().ConnsToPeer(liar.ID()))
 }
 
@@ -147,12 +147,16 @@ func TestGarbageOnAStreamEndsTheStream(t *testing.T) {
 	NewTags(s.Swarm, s.store.KV("tags"))
 	broken := newStranger(t)
 	require.NoError(t, broken.Connect(t.Context(), s.info()))
-	for _, p := range []protocol.ID{"/shoal/coordinate/1.1.0", "/shoal/map/1.0.0", "/shoal/tag/1.0.0"} {
+	for _, p := range []protocol.ID{"/shoal/coordinate/2.0.0", "/shoal/map/2.0.0", "/shoal/tag/2.0.0"} {
 		for name, raw := range map[string][]byte{
-			"noise":                 {5, 0xff, 0xff, 0xff, 0xff, 0xff},
-			"a frame too long":      {0xff, 0xff, 0xff, 0x7f},
-			"a digest that is none": {4, 0x81, 0x62, 'x', 'y'},
+			"noise":                   {5, 0xff, 0xff, 0xff, 0xff, 0xff},
+			"a frame too long":        {0xff, 0xff, 0xff, 0x7f},
+			"a digest that is none":   {5, 0xa1, 0x01, 0x62, 'x', 'y'},
+			"a field of a wrong type": {3, 0xa1, 0x01, 0xf5},
 		} {
+			if p == "/shoal/tag/2.0.0" && name == "a digest that is none" {
+				continue // it is a registry's name there
+			}
 			stream, err := broken.NewStream(t.Context(), s.ID(), p)
 			require.NoError(t, err)
 			_ = stream.SetDeadline(time.Now().Add(10 * time.Second))
@@ -163,7 +167,7 @@ func TestGarbageOnAStreamEndsTheStream(t *testing.T) {
 			require.NotErrorIs(t, err, context.DeadlineExceeded)
 		}
 	}
-	stream, err := broken.NewStream(t.Context(), s.ID(), "/shoal/map/1.0.0")
+	stream, err := broken.NewStream(t.Context(), s.ID(), "/shoal/map/2.0.0")
 	require.NoError(t, err)
 	require.NoError(t, writeFrame(stream, mapQuery{Digest: string(digest.FromString("unknown"))}))
 	var head mapHead

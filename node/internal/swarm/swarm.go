@@ -225,14 +225,12 @@ func (s *Swarm) Close() error {
 	return errors.Join(errs...)
 }
 
+// wireVersion is that of all protocols. A new field needs no new version, see wire.go; agents of different versions plan apart, and
+// give each other what they hold all the same.
+const wireVersion = "2.0.0"
+
 func (s *Swarm) protocol(name string) protocol.ID {
-	version := "1.0.0"
-	if name == "coordinate" {
-		// Orders say since 1.1.0 whether a peer holds a chunk already. Agents of different versions plan apart, and give each
-		// other what they hold all the same.
-		version = "1.1.0"
-	}
-	return protocol.ID(s.opts.ProtocolPrefix + "/" + name + "/" + version)
+	return protocol.ID(s.opts.ProtocolPrefix + "/" + name + "/" + wireVersion)
 }
 
 // ID is this node's peer ID.

@@ -18,8 +18,16 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 )
 
-// Shoal's own protocols send frames: a uvarint length, then that many bytes of CBOR (RFC 8949), arrays in place of
-// maps. A frame is at most maxFrame bytes, and lists in it are at most maxList long.
+// Shoal's own protocols send frames: a uvarint length, then that many bytes of CBOR (RFC 8949). A frame is a map, and so is
+// whatever it lists: each field has a number. A frame is at most maxFrame bytes, and its lists are at most maxList long.
+//
+// The wire grows by fields, not by versions, so that agents of two releases share one coordinator and one plan:
+//
+//   - A new field takes a new number. A receiver that does not know it passes over it, a sender leaves out what is empty.
+//   - What a field is without must mean what it meant before the field was there.
+//   - A number is never given to another field, and a field never changes its type or its unit. Indexes and runs count chunks:
+//     whoever wants pieces smaller than a chunk, or several blobs in one room, says so in a field of hello and of welcome.
+//   - An enumeration treats a value that it does not know as its first one.
 const (
 	maxFrame = 1 << 20
 	maxList  = 4096
@@ -30,8 +38,8 @@ var (
 
 	encoding = must(cbor.EncOptions{}.EncMode())
 	decoding = must(cbor.DecOptions{
-		MaxArrayElements: maxList * 2, MaxMapPairs: 16, MaxNestedLevels: 8, IndefLength: cbor.IndefLengthForbidden,
-		TagsMd: cbor.TagsForbidden,
+		MaxArrayElements: maxList, MaxMapPairs: 64, MaxNestedLevels: 16, IndefLength: cbor.IndefLengthForbidden,
+		TagsMd: cbor.TagsForbidden, DupMapKey: cbor.DupMapKeyEnforcedAPF,
 	}.DecMode())
 )
 
@@ -78,72 +86,62 @@ func readFrame(r *bufio.Reader, v any) error {
 // answers with a welcome and goes on with orders.
 type (
 	hello struct {
-		_        struct{} `cbor:",toarray"`
-		Digest   string
-		Size     int64
-		Zone     string
-		Upstream bool
-		Whole    bool
+		Digest   string `cbor:"1,keyasint,omitempty"`
+		Size     int64  `cbor:"2,keyasint,omitempty"`
+		Zone     string `cbor:"3,keyasint,omitempty"`
+		Upstream bool   `cbor:"4,keyasint,omitempty"`
+		Whole    bool   `cbor:"5,keyasint,omitempty"`
 		// Forced: the participant found no nearer coordinator alive, so this one is to take it.
-		Forced bool
+		Forced bool `cbor:"6,keyasint,omitempty"`
 	}
 	welcome struct {
-		_ struct{} `cbor:",toarray"`
 		// Nearer is the peer that is the coordinator, where this one is not; empty where it is.
-		Nearer []byte
-		Addrs  [][]byte
-		Error  string
+		Nearer []byte   `cbor:"1,keyasint,omitempty"`
+		Addrs  [][]byte `cbor:"2,keyasint,omitempty"`
+		Error  string   `cbor:"3,keyasint,omitempty"`
 	}
 	run struct {
-		_     struct{} `cbor:",toarray"`
-		First uint32
-		Count uint32
+		First uint32 `cbor:"1,keyasint,omitempty"`
+		Count uint32 `cbor:"2,keyasint,omitempty"`
 	}
 	claim struct {
-		_         struct{} `cbor:",toarray"`
-		Index     uint32
-		Sum       []byte
-		By        uint32 // index into the frame's Peers
-		Signature []byte
+		Index     uint32 `cbor:"1,keyasint,omitempty"`
+		Sum       []byte `cbor:"2,keyasint,omitempty"`
+		By        uint32 `cbor:"3,keyasint,omitempty"` // index into the frame's Peers
+		Signature []byte `cbor:"4,keyasint,omitempty"`
 	}
 	failure struct {
-		_       struct{} `cbor:",toarray"`
-		Run     run
-		Trouble uint8
+		Run     run   `cbor:"1,keyasint,omitempty"`
+		Trouble uint8 `cbor:"2,keyasint,omitempty"`
 	}
 	suspicion struct {
-		_     struct{} `cbor:",toarray"`
-		Index uint32
-		From  []byte
+		Index uint32 `cbor:"1,keyasint,omitempty"`
+		From  []byte `cbor:"2,keyasint,omitempty"`
 	}
 	report struct {
-		_        struct{} `cbor:",toarray"`
-		Size     int64
-		Peers    [][]byte
-		Claims   []claim
-		Have     []uint32
-		Need     []run
-		Leased   []run // in the first report only
-		Failed   []failure
-		Suspects []suspicion
-		Reading  bool
-		Complete bool
+		Size     int64       `cbor:"1,keyasint,omitempty"`
+		Peers    [][]byte    `cbor:"2,keyasint,omitempty"`
+		Claims   []claim     `cbor:"3,keyasint,omitempty"`
+		Have     []uint32    `cbor:"4,keyasint,omitempty"`
+		Need     []run       `cbor:"5,keyasint,omitempty"`
+		Leased   []run       `cbor:"6,keyasint,omitempty"` // in the first report only
+		Failed   []failure   `cbor:"7,keyasint,omitempty"`
+		Suspects []suspicion `cbor:"8,keyasint,omitempty"`
+		Reading  bool        `cbor:"9,keyasint,omitempty"`
+		Complete bool        `cbor:"10,keyasint,omitempty"`
 	}
 	assignment struct {
-		_     struct{} `cbor:",toarray"`
-		Claim claim
-		From  uint32 // index into Peers
-		Root  bool
-		Held  bool
+		Claim claim  `cbor:"1,keyasint,omitempty"`
+		From  uint32 `cbor:"2,keyasint,omitempty"` // index into Peers
+		Root  bool   `cbor:"3,keyasint,omitempty"`
+		Held  bool   `cbor:"4,keyasint,omitempty"`
 	}
 	orders struct {
-		_        struct{} `cbor:",toarray"`
-		Size     int64
-		Leases   []run
-		Peers    [][]byte
-		Chunks   []assignment
-		Hopeless bool
-		Error    string
+		Size     int64        `cbor:"1,keyasint,omitempty"`
+		Leases   []run        `cbor:"2,keyasint,omitempty"`
+		Peers    [][]byte     `cbor:"3,keyasint,omitempty"`
+		Chunks   []assignment `cbor:"4,keyasint,omitempty"`
+		Hopeless bool         `cbor:"5,keyasint,omitempty"`
 	}
 )
 
@@ -151,64 +149,55 @@ type (
 // there are; who has not, with a head that says so.
 type (
 	mapQuery struct {
-		_      struct{} `cbor:",toarray"`
-		Digest string
+		Digest string `cbor:"1,keyasint,omitempty"`
 	}
 	mapHead struct {
-		_     struct{} `cbor:",toarray"`
-		Found bool
-		Size  int64
-		Zone  string
+		Found bool   `cbor:"1,keyasint,omitempty"`
+		Size  int64  `cbor:"2,keyasint,omitempty"`
+		Zone  string `cbor:"3,keyasint,omitempty"`
 	}
 	mapPart struct {
-		_          struct{} `cbor:",toarray"`
-		Sums       []byte   // 32 bytes for each chunk, in order
-		Signatures [][]byte
+		Sums       []byte   `cbor:"1,keyasint,omitempty"` // 32 bytes for each chunk, in order
+		Signatures [][]byte `cbor:"2,keyasint,omitempty"`
 	}
 )
 
 // The tag protocol: one query, one answer.
 type (
 	tagQuery struct {
-		_        struct{} `cbor:",toarray"`
-		Registry string
-		Name     string
-		Tag      string
+		Registry string `cbor:"1,keyasint,omitempty"`
+		Name     string `cbor:"2,keyasint,omitempty"`
+		Tag      string `cbor:"3,keyasint,omitempty"`
 	}
 	tagAnswer struct {
-		_         struct{} `cbor:",toarray"`
-		Found     bool
-		Digest    string
-		Size      int64
-		MediaType string
-		Unix      int64 // when upstream gave the answer, in seconds
+		Found     bool   `cbor:"1,keyasint,omitempty"`
+		Digest    string `cbor:"2,keyasint,omitempty"`
+		Size      int64  `cbor:"3,keyasint,omitempty"`
+		MediaType string `cbor:"4,keyasint,omitempty"`
+		Unix      int64  `cbor:"5,keyasint,omitempty"` // when upstream gave the answer, in seconds
 	}
 )
 
 // The public protocol: one query, one answer.
 type (
 	publicQuery struct {
-		_        struct{} `cbor:",toarray"`
-		Registry string
-		Name     string
+		Registry string `cbor:"1,keyasint,omitempty"`
+		Name     string `cbor:"2,keyasint,omitempty"`
 	}
 	publicAnswer struct {
-		_      struct{} `cbor:",toarray"`
-		Public bool
+		Public bool `cbor:"1,keyasint,omitempty"`
 	}
 )
 
 // The file protocol: one query, one answer.
 type (
 	fileQuery struct {
-		_    struct{} `cbor:",toarray"`
-		Root []byte
+		Root []byte `cbor:"1,keyasint,omitempty"`
 	}
 	fileAnswer struct {
-		_      struct{} `cbor:",toarray"`
-		Found  bool
-		Digest string
-		Size   int64
+		Found  bool   `cbor:"1,keyasint,omitempty"`
+		Digest string `cbor:"2,keyasint,omitempty"`
+		Size   int64  `cbor:"3,keyasint,omitempty"`
 	}
 )
 
@@ -273,39 +262,38 @@ func fromRuns(rs []run) []schedule.Run {
 
 // toReports splits a report into frames. leased goes into the first.
 func toReports(r schedule.Report, leased []schedule.Run) []report {
-	var out []report
-	for first := true; first || len(r.Claims) > 0 || len(r.Have) > 0 || len(r.Need) > 0; first = false {
+	out := []report{{Size: r.Size, Leased: toRuns(leased), Reading: r.Reading}}
+	for f := &out[0]; ; {
 		var peers peerTable
-		f := report{}
-		if first {
-			f.Size, f.Leased, f.Reading = r.Size, toRuns(leased), r.Reading
-			for _, x := range r.Failed {
-				f.Failed = append(f.Failed, failure{
-					Run: run{First: uint32(x.Run.First), Count: uint32(x.Run.Count)}, Trouble: uint8(x.Trouble),
-				})
-			}
-			for _, x := range r.Suspects {
-				f.Suspects = append(f.Suspects, suspicion{Index: uint32(x.Index), From: []byte(x.From)})
-			}
-		}
-		n := min(len(r.Claims), maxList)
-		for _, c := range r.Claims[:n] {
+		for _, c := range page(&r.Claims) {
 			f.Claims = append(f.Claims, toClaim(&peers, c))
 		}
-		r.Claims = r.Claims[n:]
-		n = min(len(r.Have), maxList)
-		for _, i := range r.Have[:n] {
+		for _, i := range page(&r.Have) {
 			f.Have = append(f.Have, uint32(i))
 		}
-		r.Have = r.Have[n:]
-		n = min(len(r.Need), maxList)
-		f.Need = toRuns(r.Need[:n])
-		r.Need = r.Need[n:]
+		f.Need = toRuns(page(&r.Need))
+		for _, x := range page(&r.Failed) {
+			f.Failed = append(f.Failed, failure{Run: toRuns([]schedule.Run{x.Run})[0], Trouble: uint8(x.Trouble)})
+		}
+		for _, x := range page(&r.Suspects) {
+			f.Suspects = append(f.Suspects, suspicion{Index: uint32(x.Index), From: []byte(x.From)})
+		}
 		f.Peers = peers.list
-		out = append(out, f)
+		if len(r.Claims) == 0 && len(r.Have) == 0 && len(r.Need) == 0 && len(r.Failed) == 0 && len(r.Suspects) == 0 {
+			f.Complete = r.Complete
+			return out
+		}
+		out = append(out, report{})
+		f = &out[len(out)-1]
 	}
-	out[len(out)-1].Complete = r.Complete
-	return out
+}
+
+// page takes as much off a list as a frame holds.
+func page[T any](list *[]T) []T {
+	n := min(len(*list), maxList)
+	first := (*list)[:n]
+	*list = (*list)[n:]
+	return first
 }
 
 func (f *report) decode() (schedule.Report, error) {
@@ -330,22 +318,21 @@ func (f *report) decode() (schedule.Report, error) {
 }
 
 func toOrders(o schedule.Orders) []orders {
-	var out []orders
-	for first := true; first || len(o.Chunks) > 0; first = false {
+	out := []orders{{Size: o.Size, Leases: toRuns(o.Leases), Hopeless: o.Hopeless}}
+	for f := &out[0]; ; {
 		var peers peerTable
-		f := orders{}
-		if first {
-			f.Size, f.Leases, f.Hopeless = o.Size, toRuns(o.Leases), o.Hopeless
+		for _, a := range page(&o.Chunks) {
+			f.Chunks = append(f.Chunks, assignment{
+				Claim: toClaim(&peers, a.Claim), From: peers.num(a.From), Root: a.Root, Held: a.Held,
+			})
 		}
-		n := min(len(o.Chunks), maxList)
-		for _, a := range o.Chunks[:n] {
-			f.Chunks = append(f.Chunks, assignment{Claim: toClaim(&peers, a.Claim), From: peers.num(a.From), Root: a.Root, Held: a.Held})
-		}
-		o.Chunks = o.Chunks[n:]
 		f.Peers = peers.list
-		out = append(out, f)
+		if len(o.Chunks) == 0 {
+			return out
+		}
+		out = append(out, orders{})
+		f = &out[len(out)-1]
 	}
-	return out
 }
 
 func (f *orders) decode() (schedule.Orders, error) {

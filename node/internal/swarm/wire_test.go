@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"io"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -75,17 +76,18 @@ func TestAReportArrivesAsItWasSent(t *testing.T) {
 	t.Parallel()
 	peers := []peer.ID{somePeer(t), somePeer(t), somePeer(t)}
 	for name, r := range map[string]schedule.Report{
-		"that says nothing":           {},
-		"of a size":                   {Size: 1 << 40},
-		"of claims by several":        {Claims: someClaims(peers, 7)},
-		"of chunks held":              {Have: upTo(100)},
-		"of needs":                    {Need: []schedule.Run{{First: 0, Count: 4}, {First: 9, Count: 1}}},
-		"that reading goes on":        {Reading: true},
-		"that all is done":            {Have: []int{3}, Complete: true},
-		"of troubles":                 {Failed: []schedule.Failure{{Run: schedule.Run{First: 5, Count: 2}, Trouble: schedule.NoRange}}},
-		"of suspicions":               {Suspects: []schedule.Suspicion{{Index: 8, From: peers[1]}, {Index: 9, From: peers[2]}}},
-		"of more than a frame's list": {Claims: someClaims(peers, maxList+1), Have: upTo(2*maxList + 3), Complete: true},
-		"of more runs than a frame's": {Need: everyOther(2*maxList + 1)},
+		"that says nothing":                 {},
+		"of a size":                         {Size: 1 << 40},
+		"of claims by several":              {Claims: someClaims(peers, 7)},
+		"of chunks held":                    {Have: upTo(100)},
+		"of needs":                          {Need: []schedule.Run{{First: 0, Count: 4}, {First: 9, Count: 1}}},
+		"that reading goes on":              {Reading: true},
+		"that all is done":                  {Have: []int{3}, Complete: true},
+		"of troubles":                       {Failed: []schedule.Failure{{Run: schedule.Run{First: 5, Count: 2}, Trouble: schedule.NoRange}}},
+		"of suspicions":                     {Suspects: []schedule.Suspicion{{Index: 8, From: peers[1]}, {Index: 9, From: peers[2]}}},
+		"of more than a frame's list":       {Claims: someClaims(peers, maxList+1), Have: upTo(2*maxList + 3), Complete: true},
+		"of more runs than a frame's":       {Need: everyOther(2*maxList + 1)},
+		"of more suspicions than a frame's": {Suspects: slices.Repeat([]schedule.Suspicion{{Index: 8, From: peers[1]}}, maxList+1)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -156,8 +158,10 @@ func TestAMalformedFrameIsAnError(t *testing.T) {
 		"shorter than it says":   valid(report{Have: []uint32{1, 2, 3}})[:4],
 		"not CBOR":               {3, 0xff, 0xff, 0xff},
 		"of another message":     valid(mapQuery{Digest: "x"}),
-		"an array without end":   {3, 0x9f, 0x00, 0xff},
-		"a list of 4 Gi entries": {6, 0x8a, 0x00, 0x9a, 0xff, 0xff, 0xff},
+		"a list without end":     {5, 0xa1, 0x04, 0x9f, 0x00, 0xff},
+		"an array":               valid([]any{1, 2, 3}),
+		"a field twice":          {5, 0xa2, 0x01, 0x01, 0x01, 0x02},
+		"a list of 4 Gi entries": {7, 0xa1, 0x04, 0x9a, 0xff, 0xff, 0xff, 0xff},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
