@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -79,6 +80,15 @@ type answer struct {
 	knew bool
 }
 
+// openError is that a registry did not answer, or not with content.
+type openError struct {
+	registry string
+	err      error
+}
+
+func (e *openError) Error() string { return e.err.Error() }
+func (e *openError) Unwrap() error { return e.err }
+
 // open asks upstream for n bytes from off, as one asker after the other until it answers one of them. The error is the
 // refusal of a caller's credentials, where it is one: that caller can do something about it.
 func (f *fetch) open(ctx context.Context, off, n int64) (*answer, error) {
@@ -104,9 +114,10 @@ func (f *fetch) open(ctx context.Context, off, n int64) (*answer, error) {
 		f.mu.Unlock()
 		switch {
 		case err == nil:
+			f.fr.gave.Add(a.repo.Registry, time.Now())
 			return &answer{body, req.Kind, a.repo.Registry, knew}, nil
 		case !another:
-			return nil, err
+			return nil, &openError{a.repo.Registry, err}
 		}
 	}
 }

@@ -105,7 +105,11 @@ type Fetcher struct {
 	// noRange holds registries that were seen to ignore Range requests, and when: the next of their blobs are read in one
 	// stream from the start.
 	noRange sync.Map
+	gave    *lru.Cache[string, time.Time] // when each registry last gave something
 }
+
+// knownRegistries bounds of how many registries it is known whether they gave something lately.
+const knownRegistries = 1 << 8
 
 // rangeAgain is after how long a registry that ignored Range is tried with it again: it may have been a cache in between.
 const rangeAgain = 10 * time.Minute
@@ -155,8 +159,12 @@ func New(o Options) *Fetcher {
 	if err != nil {
 		panic(err) // as above
 	}
+	gave, err := lru.New[string, time.Time](knownRegistries)
+	if err != nil {
+		panic(err) // as above
+	}
 	f := &Fetcher{
-		opts: o, log: o.Logger, streams: semaphore.NewWeighted(o.UpstreamStreams), sizes: sizes, places: places,
+		opts: o, log: o.Logger, streams: semaphore.NewWeighted(o.UpstreamStreams), sizes: sizes, places: places, gave: gave,
 		buffers: sync.Pool{New: func() any { b := make([]byte, content.ChunkSize); return &b }},
 		fetches: map[digest.Digest]*fetch{}, ingest: o.Store.Ingest,
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,6 +19,11 @@ import (
 
 // answerPatience bounds the wait for a registry's answer during which a lease is kept.
 const answerPatience = 15 * time.Second
+
+// blip is for how long a registry that has just given something is asked again when it cannot be reached: it is restarting, as a
+// rule, or the network is. To give up would end the pulls of all nodes, for none of them reaches it. It is less than
+// what a runtime is kept waiting for a first byte.
+const blip = 8 * time.Second
 
 var errNoRange = errors.New("upstream ignores Range requests")
 
@@ -65,6 +71,9 @@ func (f *fetch) readRun(r schedule.Run) error {
 		return err
 	}
 	defer f.fr.streams.Release(1)
+	if r = f.rest(r); r.Count == 0 {
+		return nil
+	}
 	// While the registry's answer is awaited the lease is kept, within reason: to give it to another would only have the
 	// registry do the work twice.
 	defer time.AfterFunc(answerPatience, answered).Stop()
@@ -80,11 +89,18 @@ func (f *fetch) readRun(r schedule.Run) error {
 	}
 	ctx, cancel := context.WithCancel(f.ctx)
 	defer cancel()
-	body, err := f.open(ctx, off, n)
+	body, err := f.outlast(ctx, off, n)
 	if err != nil {
 		return err
 	}
 	answered()
+	body.OnBreak = func(broken bool) { // the lease is kept while the rest is asked for
+		if broken {
+			f.awaited.Add(1)
+		} else {
+			f.awaited.Add(-1)
+		}
+	}
 	defer func() { _ = body.Close() }()
 	if err := f.sized(body.Body); err != nil {
 		return err
@@ -106,6 +122,48 @@ func (f *fetch) readRun(r schedule.Run) error {
 		}
 	}
 	return f.readChunks(in, r)
+}
+
+// rest is what of a run has not come from elsewhere meanwhile. That of which it was told already who read it is claimed again, so
+// that the coordinator does not wait for it.
+func (f *fetch) rest(r schedule.Run) schedule.Run {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for r.Count > 0 && r.First < len(f.chunks) && f.chunks[r.First].present && f.chunks[r.First].claimed {
+		f.tell(schedule.Report{Claims: []schedule.Claim{f.chunks[r.First].claim}})
+		r = schedule.Run{First: r.First + 1, Count: r.Count - 1}
+	}
+	return r
+}
+
+// outlast opens as open does, over a blip of the registry.
+func (f *fetch) outlast(ctx context.Context, off, n int64) (*answer, error) {
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		a, err := f.open(ctx, off, n)
+		if err == nil || !f.fr.mayBeBlip(err) {
+			return a, err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+// mayBeBlip tells of an error of open whether the registry may be back in a moment: it gave something a moment ago.
+func (fr *Fetcher) mayBeBlip(err error) bool {
+	var failed *openError
+	if !errors.As(err, &failed) || !errors.Is(err, content.ErrUnavailable) || throttled(err) {
+		return false
+	}
+	at, ok := fr.gave.Get(failed.registry)
+	return ok && time.Since(at) < blip
+}
+
+func throttled(err error) bool {
+	up, ok := errors.AsType[*content.UpstreamError](err)
+	return ok && up.Status == http.StatusTooManyRequests
 }
 
 // progress notes that bytes come.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -118,6 +119,73 @@ func TestWhateverTheRegistryDoesNoWrongByteIsServed(t *testing.T) {
 			}
 			_, err = n.store.Stat(d)
 			require.ErrorIs(t, err, content.ErrNotFound, "nothing of it is kept")
+		})
+	}
+}
+
+// blink is away for d once it has sent n bytes: connections break, and no new ones are answered.
+func (o *origin) blink(n int64, d time.Duration) {
+	var once sync.Once
+	o.misbehave(func(w http.ResponseWriter, r *http.Request, data []byte) bool {
+		http.ServeContent(hooked{w, func() {
+			if o.bytes.Load() < n {
+				return
+			}
+			once.Do(func() {
+				o.down.Store(true)
+				time.AfterFunc(d, func() { o.down.Store(false) })
+			})
+			if o.down.Load() {
+				panic(http.ErrAbortHandler)
+			}
+		}}, r, "", time.Time{}, bytes.NewReader(data))
+		return true
+	})
+}
+
+// hooked calls something before each piece of an answer.
+type hooked struct {
+	http.ResponseWriter
+	before func()
+}
+
+func (h hooked) Write(p []byte) (n int, err error) {
+	for len(p) > 0 && err == nil {
+		h.before()
+		var k int
+		k, err = h.ResponseWriter.Write(p[:min(len(p), 64<<10)])
+		n, p = n+k, p[k:]
+	}
+	return n, err
+}
+
+func TestBlip_OfTheRegistryEndsNoPull(t *testing.T) {
+	t.Parallel()
+	const size = 24*chunk1 + 5
+	for name, c := range map[string]struct {
+		nodes  int
+		before int64 // bytes
+		away   time.Duration
+	}{
+		"of a moment, alone":             {1, 5 * chunk1, 300 * time.Millisecond},
+		"of a moment, everyone's":        {4, 7 * chunk1, 300 * time.Millisecond},
+		"of seconds, everyone's":         {4, 7 * chunk1, 3 * time.Second},
+		"of seconds, in the first chunk": {4, chunk1 / 2, 3 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOrigin(t)
+			d := o.add(t, size)
+			req := o.request(d)
+			req.Size = size
+			nodes := newSwarm(t, o, c.nodes, allPatient(t, o), func(_ int, _ *Options, so *swarm.Options) {
+				so.Schedule.LeaseTimeout = 2 * time.Second // less than it is away
+			})
+			o.blink(c.before, c.away)
+			pullAll(t, nodes, req, 0)
+			require.False(t, o.down.Load())
+			// What was in the buffers of connections that broke was sent for nothing.
+			require.LessOrEqual(t, float64(o.bytes.Load())/size, 1.25)
 		})
 	}
 }

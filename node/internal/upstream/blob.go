@@ -13,8 +13,9 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// Body is the bytes of a blob or manifest as they come from the registry. Read fails, and never ends with io.EOF, when
-// fewer or more bytes come than were announced, or none for Timeouts.Stall. Their digest is not checked here.
+// Body is the bytes of a blob or manifest as they come from the registry. An answer that breaks off is read on from there.
+// Read fails, and never ends with io.EOF, when fewer or more bytes come than were announced, or none for Timeouts.Resume after
+// a break. Their digest is not checked here.
 type Body struct {
 	io.ReadCloser
 	// Size is the size in bytes of the whole blob.
@@ -24,6 +25,9 @@ type Body struct {
 	Offset int64
 	// MediaType is the registry's Content-Type, for a manifest the type of the manifest.
 	MediaType string
+	// OnBreak, where it is set before the first Read, is told when an answer has broken off and the rest is asked for, and
+	// when that has ended.
+	OnBreak func(broken bool)
 }
 
 // Open reads n bytes of a blob from offset off, or all that follow where n is negative. Where off+n exceeds the blob,
@@ -35,30 +39,15 @@ func (c *Client) Open(ctx context.Context, req content.Request, off, n int64) (*
 	if req.Kind == content.Manifest {
 		return c.openManifest(ctx, req)
 	}
-	call := blobCall(http.MethodGet, req)
-	call.remember = true
 	last := int64(-1)
-	switch {
-	case n > 0:
+	if n > 0 {
 		last = off + n - 1
-		call.byteRange = fmt.Sprintf("bytes=%d-%d", off, last)
-	case off > 0:
-		call.byteRange = fmt.Sprintf("bytes=%d-", off)
 	}
-	resp, err := c.send(ctx, call)
+	body, err := c.openRange(ctx, req, off, last)
 	if err != nil {
 		return nil, err
 	}
-	body, err := newBody(resp, req, off, last)
-	if errors.Is(err, errNoSize) {
-		if req.Size, _, err = c.Stat(ctx, req); err == nil {
-			body, err = newBody(resp, req, off, last)
-		}
-	}
-	if err != nil {
-		_ = resp.Body.Close()
-		return nil, fmt.Errorf("%s: %w: %w", describe(resp.Request), content.ErrUnavailable, err)
-	}
+	c.resumable(ctx, req, body, last)
 	return body, nil
 }
 

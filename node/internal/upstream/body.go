@@ -18,7 +18,11 @@ import (
 // single bytes counts as one that stands still.
 const minProgress = 4 << 10
 
-var errStalled = errors.New("body stalled")
+var (
+	errStalled = errors.New("body stalled")
+	errLonger  = errors.New("body is longer than announced")
+	errTooLong = errors.New("answer is longer than it may be")
+)
 
 // stream is the body of an answer. It ends with io.EOF only after exactly the bytes that were due.
 type stream struct {
@@ -76,7 +80,7 @@ func (s *stream) Read(p []byte) (int, error) {
 
 	if s.due >= 0 {
 		if int64(n) > s.due {
-			return 0, fmt.Errorf("%s: body is longer than announced: %w", s.op, content.ErrUnavailable)
+			return 0, fmt.Errorf("%s: %w: %w", s.op, content.ErrUnavailable, errLonger)
 		}
 		s.due -= int64(n)
 	}
@@ -138,5 +142,5 @@ func readAll(resp *http.Response) ([]byte, error) {
 }
 
 func tooLong(resp *http.Response) error {
-	return fmt.Errorf("%s: %w: answer is longer than %d bytes", describe(resp.Request), content.ErrUnavailable, MaxManifestSize)
+	return fmt.Errorf("%s: %w: %w: more than %d bytes", describe(resp.Request), content.ErrUnavailable, errTooLong, MaxManifestSize)
 }

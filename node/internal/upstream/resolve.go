@@ -77,12 +77,7 @@ func checkReference(resp *http.Response, reference string, got digest.Digest) er
 
 // getManifest reads a whole manifest and finds its descriptor from its bytes.
 func (c *Client) getManifest(ctx context.Context, call call, reference string) (v1.Descriptor, []byte, error) {
-	resp, err := c.send(ctx, call)
-	if err != nil {
-		return v1.Descriptor{}, nil, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	data, err := readAll(resp)
+	resp, data, err := c.readAgain(ctx, call)
 	if err != nil {
 		return v1.Descriptor{}, nil, err
 	}
@@ -144,14 +139,9 @@ func mediaType(resp *http.Response) string {
 // registry's successful answer, which is JSON of at most MaxManifestSize bytes. The caller closes its body. With an empty
 // repository name and path it asks for /v2/ of the registry, where any success will do.
 func (c *Client) Forward(ctx context.Context, repo content.Repository, path string, query url.Values, accept []string, authorization string) (*http.Response, error) {
-	resp, err := c.send(ctx, call{
+	resp, data, err := c.readAgain(ctx, call{
 		method: http.MethodGet, repo: repo, path: path, query: query, accept: accept, authorization: authorization,
 	})
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	data, err := readAll(resp)
 	if err != nil {
 		return nil, err
 	}

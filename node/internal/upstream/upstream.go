@@ -4,7 +4,8 @@
 //
 // In the order a request meets them: endpoint.go finds where a registry is reached; send.go tries its endpoints, with
 // backoff; redirect.go follows to object storage without the credentials; body.go reads the answer and watches that it
-// moves; resolve.go and blob.go are the operations; authorize.go obtains credentials for pulls that no client drives.
+// moves; resume.go reads on where an answer broke off; resolve.go and blob.go are the operations; authorize.go obtains
+// credentials for pulls that no client drives.
 package upstream
 
 import (
@@ -41,6 +42,8 @@ type Timeouts struct {
 	Header time.Duration
 	// Stall is the longest wait for some KiB more of a body: 15 s.
 	Stall time.Duration
+	// Resume is how long a body that broke off is asked for anew until more of it comes: 15 s.
+	Resume time.Duration
 	// Retry is how long one operation goes on trying before its answer's header has come: 30 s.
 	Retry time.Duration
 	// Down is how long an endpoint that could not be reached is tried last, and only for a short moment: 5 s.
@@ -52,6 +55,7 @@ func (t Timeouts) withDefaults() Timeouts {
 		field *time.Duration
 		value time.Duration
 	}{{&t.Dial, 5 * time.Second}, {&t.Header, 10 * time.Second}, {&t.Stall, 15 * time.Second},
+		{&t.Resume, 15 * time.Second},
 		{&t.Retry, 30 * time.Second}, {&t.Down, 5 * time.Second}} {
 		if *f.field == 0 {
 			*f.field = f.value

@@ -1,0 +1,216 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+const (
+	// maxBreaks is how often in a row a body may break off with less than enoughProgress in between; standing still counts twice.
+	maxBreaks      = 6
+	enoughProgress = 256 << 10
+)
+
+// errResume: what the registry sends after a break does not go on where the first answer ended.
+var errResume = errors.New("the rest is of another body")
+
+// resumed reads a blob's bytes to their end over as many answers as it takes. A connection that breaks, or stands still, is
+// no failure of the pull: the next answer is asked for from the byte at which the last one broke.
+type resumed struct {
+	client *Client
+	ctx    context.Context
+	req    content.Request
+	owner  *Body // whose OnBreak hears of breaks
+	body   io.ReadCloser
+	cause  error // why the last answer broke off; nil while body is one that reads on
+
+	start, next, last int64        // in the blob: the first byte asked for, the one due, and the last; last is -1 for "to the end"
+	seen              maphash.Hash // of the bytes from start to next
+	breaks            int          // in a row
+	fresh             int64        // bytes since the last break
+}
+
+func (c *Client) resumable(ctx context.Context, req content.Request, body *Body, last int64) {
+	body.ReadCloser = &resumed{
+		client: c, ctx: ctx, req: req, owner: body, body: body.ReadCloser, start: body.Offset, next: body.Offset, last: last,
+	}
+}
+
+func (r *resumed) Read(p []byte) (int, error) {
+	for {
+		if r.cause != nil {
+			if err := r.reopen(); err != nil {
+				return 0, err
+			}
+		}
+		n, err := r.body.Read(p)
+		_, _ = r.seen.Write(p[:n]) // a hash never fails
+		r.next += int64(n)
+		if r.fresh += int64(n); r.fresh >= enoughProgress {
+			r.breaks = 0
+		}
+		if err == nil || errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) || !brokenOff(r.ctx, err) {
+			return n, err
+		}
+		_ = r.body.Close()
+		if r.cause = err; errors.Is(err, errStalled) {
+			r.breaks++ // it has cost its time
+		}
+		if n > 0 {
+			return n, nil
+		}
+	}
+}
+
+// brokenOff tells a body that broke off, which may be read on, from one that is wrong, or not wanted any more.
+func brokenOff(ctx context.Context, err error) bool {
+	return ctx.Err() == nil && !errors.Is(err, errLonger) && !errors.Is(err, errLimit)
+}
+
+// reopen asks for the rest, for as long as Timeouts.Resume.
+func (r *resumed) reopen() error {
+	if r.breaks++; r.breaks > maxBreaks {
+		return fmt.Errorf("%w (broke off %d times)", r.cause, r.breaks)
+	}
+	if r.owner.OnBreak != nil {
+		r.owner.OnBreak(true)
+		defer r.owner.OnBreak(false)
+	}
+	deadline := time.Now().Add(r.client.opts.Timeouts.Resume)
+	for round := 0; ; round++ {
+		if again := r.breaks + round - 1; again > 0 { // at once where the last answer had been of use
+			pause := backoff(again - 1)
+			if time.Now().Add(pause).After(deadline) {
+				return r.cause
+			}
+			select {
+			case <-time.After(pause):
+			case <-r.ctx.Done():
+				return fmt.Errorf("%w: %w", r.cause, context.Cause(r.ctx))
+			}
+		}
+		body, err := r.ask(deadline)
+		if err == nil {
+			r.client.log.Info("upstream broke off, and is read on", "registry", r.req.Repository.Registry, "digest", r.req.Digest,
+				"at", r.next, "cause", r.cause)
+			r.body, r.cause, r.fresh = body, nil, 0
+			return nil
+		}
+		if !judge(err).transient || errors.Is(err, errResume) {
+			return fmt.Errorf("%w; then %w", r.cause, err)
+		}
+	}
+}
+
+// ask opens the answer that goes on at the byte that is due.
+func (r *resumed) ask(deadline time.Time) (io.ReadCloser, error) {
+	ctx, cancel := context.WithCancelCause(r.ctx)
+	timer := time.AfterFunc(time.Until(deadline), func() { cancel(errNoHeader) })
+	body, err := r.client.openRange(ctx, r.req, r.next, r.last)
+	if !timer.Stop() && err == nil {
+		err = errors.Join(errNoHeader, body.Close())
+	}
+	if err == nil && body.Size != r.owner.Size {
+		err = errors.Join(fmt.Errorf("%w: the blob is of %d bytes, then of %d", errResume, r.owner.Size, body.Size), body.Close())
+	}
+	if err == nil {
+		err = r.skip(body)
+	}
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	return &released{body.ReadCloser, func() { cancel(nil) }}, nil
+}
+
+// skip reads past what has come before, where the registry ignores Range, and checks that it is the same.
+func (r *resumed) skip(body *Body) error {
+	if body.Offset == r.next {
+		return nil
+	}
+	var again maphash.Hash
+	again.SetSeed(r.seen.Seed())
+	_, err := io.CopyN(io.Discard, body, r.start-body.Offset)
+	if err == nil {
+		_, err = io.CopyN(&again, body, r.next-r.start)
+	}
+	if err == nil && again.Sum64() != r.seen.Sum64() {
+		err = fmt.Errorf("%w: its first %d bytes differ", errResume, r.next)
+	}
+	if err != nil {
+		return errors.Join(err, body.Close())
+	}
+	return nil
+}
+
+func (r *resumed) Close() error {
+	if r.cause != nil {
+		return nil // the answer that broke off was closed then
+	}
+	return r.body.Close()
+}
+
+// released is a body with something to be done when it is closed.
+type released struct {
+	io.ReadCloser
+	release func()
+}
+
+func (r *released) Close() error {
+	defer r.release()
+	return r.ReadCloser.Close()
+}
+
+// readAgain reads an answer that is short enough to be asked for anew as a whole where it breaks off.
+func (c *Client) readAgain(ctx context.Context, call call) (*http.Response, []byte, error) {
+	for breaks := 0; ; breaks++ {
+		resp, err := c.send(ctx, call)
+		if err != nil {
+			return nil, nil, err
+		}
+		data, err := readAll(resp)
+		_ = resp.Body.Close()
+		if err == nil || breaks == maxBreaks || errors.Is(err, errTooLong) || !brokenOff(ctx, err) {
+			return resp, data, err
+		}
+		select {
+		case <-time.After(backoff(breaks)):
+		case <-ctx.Done():
+			return nil, nil, err
+		}
+	}
+}
+
+// openRange opens one answer to a GET of the bytes of a blob from off to last, or to the end where last is -1.
+func (c *Client) openRange(ctx context.Context, req content.Request, off, last int64) (*Body, error) {
+	call := blobCall(http.MethodGet, req)
+	call.remember = true
+	switch {
+	case last >= 0:
+		call.byteRange = fmt.Sprintf("bytes=%d-%d", off, last)
+	case off > 0:
+		call.byteRange = fmt.Sprintf("bytes=%d-", off)
+	}
+	resp, err := c.send(ctx, call)
+	if err != nil {
+		return nil, err
+	}
+	body, err := newBody(resp, req, off, last)
+	if errors.Is(err, errNoSize) {
+		if req.Size, _, err = c.Stat(ctx, req); err == nil {
+			body, err = newBody(resp, req, off, last)
+		}
+	}
+	if err != nil {
+		_ = resp.Body.Close()
+		return nil, fmt.Errorf("%s: %w: %w", describe(resp.Request), content.ErrUnavailable, err)
+	}
+	return body, nil
+}
