@@ -38,6 +38,8 @@ func (h holding) Stat(_ context.Context, req content.Request) (int64, string, er
 	return info.Size, info.MediaType, err
 }
 
+func (holding) Progress(content.Request) int64 { return 0 }
+
 func (holding) ReadAhead(content.Request) {}
 
 // cached is the registry front of a node, an origin behind it, and a store that holds what is pushed there.

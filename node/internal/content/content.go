@@ -59,6 +59,8 @@ type Reader interface {
 	// digest. The result also is an io.WriterTo, which moves file pages without copying where the kernel can.
 	// The caller closes it; closing it, or ending ctx, drops this reader's demand for bytes that are not here yet.
 	Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
+	// Arrived is how many of its bytes are at this node: all of them, of a blob that is held whole.
+	Arrived() int64
 	// Close releases the reader.
 	Close() error
 }

@@ -81,6 +81,10 @@ type fetch struct {
 	released  chan struct{} // closed once the fetch holds nothing of the store any more
 
 	arrived, fromPeers, fromUpstream int64
+	kept                             int64         // bytes, of an earlier try
+	came                             atomic.Int64  // bytes, parts of chunks among them
+	pull                             *atomic.Int64 // the same of all that comes from this repository
+	ears                             map[peer.ID]ear
 }
 
 // chunk is what the fetch knows of one chunk.
@@ -101,7 +105,7 @@ func startFetch(fr *Fetcher, req content.Request, set func(*fetch)) *fetch {
 	f := &fetch{
 		fr: fr, digest: req.Digest, start: time.Now(), changed: make(chan struct{}), req: req, readers: 1,
 		size: -1, peers: map[peer.ID]*source{}, byCID: map[cid.Cid][]int{}, leased: map[schedule.Run]bool{},
-		released: make(chan struct{}),
+		released: make(chan struct{}), pull: fr.pulls.of(req.Repository), ears: map[peer.ID]ear{},
 	}
 	f.admitAsker(req)
 	if set != nil {
@@ -407,6 +411,8 @@ func (f *fetch) setSize(size int64) {
 		if ing.Has(i) { // of an earlier try
 			f.chunks[i].present, f.chunks[i].source = true, content.FromLocal
 			f.absent--
+			_, n := content.ChunkRange(size, i)
+			f.kept += n
 		}
 	}
 	if size == 0 {
@@ -496,6 +502,7 @@ func (f *fetch) land(i int, c cid.Cid, data []byte, from content.Source) {
 	f.arrived += n
 	switch from {
 	case content.FromPeer:
+		f.countBytes(n)
 		f.fromPeers += n
 	case content.FromUpstream:
 		f.fromUpstream += n
@@ -639,6 +646,7 @@ func (f *fetch) tick(ctx context.Context) {
 		case now := <-t.C:
 			f.mu.Lock()
 			f.passOver(now)
+			f.hear(now)
 			f.said()
 			if f.moved.Swap(false) || f.awaited.Load() > 0 || f.sizing {
 				f.tell(schedule.Report{Reading: true})

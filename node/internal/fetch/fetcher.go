@@ -105,6 +105,7 @@ type Fetcher struct {
 	// noRange holds registries that were seen to ignore Range requests, and when: the next of their blobs are read in one
 	// stream from the start.
 	noRange sync.Map
+	pulls   pulls
 	gave    *lru.Cache[string, time.Time] // when each registry last gave something
 }
 
@@ -164,7 +165,7 @@ func New(o Options) *Fetcher {
 		panic(err) // as above
 	}
 	f := &Fetcher{
-		opts: o, log: o.Logger, streams: semaphore.NewWeighted(o.UpstreamStreams), sizes: sizes, places: places, gave: gave,
+		opts: o, log: o.Logger, streams: semaphore.NewWeighted(o.UpstreamStreams), sizes: sizes, places: places, gave: gave, pulls: newPulls(),
 		buffers: sync.Pool{New: func() any { b := make([]byte, content.ChunkSize); return &b }},
 		fetches: map[digest.Digest]*fetch{}, ingest: o.Store.Ingest,
 	}

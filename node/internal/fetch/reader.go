@@ -17,8 +17,9 @@ type local struct {
 	m    *metrics
 }
 
-func (l *local) Size() int64  { return l.blob.Size() }
-func (l *local) Close() error { return l.blob.Close() }
+func (l *local) Size() int64    { return l.blob.Size() }
+func (l *local) Arrived() int64 { return l.blob.Size() }
+func (l *local) Close() error   { return l.blob.Close() }
 
 func (l *local) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	r, err := l.blob.Range(ctx, off, n)
@@ -56,11 +57,11 @@ type reader struct {
 
 func (r *reader) Size() int64 { return r.f.knownSize() }
 
-// Arrived is the number of bytes that have come so far, which tells a blob on its way from one that is stuck.
+// Arrived is the bytes of the chunks that are here, those of an earlier try among them.
 func (r *reader) Arrived() int64 {
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
-	return r.f.arrived
+	return r.f.kept + r.f.arrived
 }
 
 func (r *reader) Close() error {

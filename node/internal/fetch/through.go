@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"sync/atomic"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
@@ -13,6 +14,7 @@ type through struct {
 	fr   *Fetcher
 	req  content.Request
 	size int64
+	pull *atomic.Int64 // counts what comes
 }
 
 func (fr *Fetcher) openThrough(ctx context.Context, req content.Request) (content.Reader, error) {
@@ -24,8 +26,11 @@ func (fr *Fetcher) openThrough(ctx context.Context, req content.Request) (conten
 		return nil, err
 	}
 	fr.log.Warn("no room in the store: reading straight from upstream", "digest", req.Digest, "size", size)
-	return &through{fr: fr, req: req, size: size}, nil
+	return &through{fr: fr, req: req, size: size, pull: fr.pulls.of(req.Repository)}, nil
 }
+
+// Arrived is nothing: nothing is kept.
+func (t *through) Arrived() int64 { return 0 }
 
 func (t *through) Size() int64  { return t.size }
 func (t *through) Close() error { return nil }
@@ -49,11 +54,12 @@ func (t *through) Range(ctx context.Context, off, n int64) (io.ReadCloser, error
 	if err != nil {
 		return nil, err
 	}
-	if _, err := io.CopyN(io.Discard, body, off-body.Offset); err != nil {
+	in := &passing{body, t.pull}
+	if _, err := io.CopyN(io.Discard, in, off-body.Offset); err != nil {
 		_ = body.Close()
 		return nil, fmt.Errorf("read %s from upstream: %w", t.req.Digest, err)
 	}
-	r := io.LimitReader(body, n) // a registry that ignores Range sends all
+	r := io.LimitReader(in, n) // a registry that ignores Range sends all
 	if whole {
 		// All but the end goes out before the digest is known; the end does not, if it is wrong.
 		r = content.NewVerifier(r, t.req.Digest, t.size)
@@ -63,4 +69,16 @@ func (t *through) Range(ctx context.Context, off, n int64) (io.ReadCloser, error
 		io.Closer
 	}{r, body}, m: t.fr.m, source: content.FromUpstream}
 	return counted, nil
+}
+
+// passing counts what comes.
+type passing struct {
+	r    io.Reader
+	pull *atomic.Int64
+}
+
+func (p *passing) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	p.pull.Add(int64(n))
+	return n, err
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -105,7 +104,7 @@ func (f *fetch) readRun(r schedule.Run) error {
 	if err := f.sized(body.Body); err != nil {
 		return err
 	}
-	in := &progress{r: body, moved: &f.moved}
+	in := &upstreamBytes{r: body, f: f}
 	if body.Offset < off {
 		// The registry sends the whole blob. A lease of all the rest is the coordinator's answer to having been told; one that
 		// was given before may reach to the end by chance.
@@ -164,20 +163,6 @@ func (fr *Fetcher) mayBeBlip(err error) bool {
 func throttled(err error) bool {
 	up, ok := errors.AsType[*content.UpstreamError](err)
 	return ok && up.Status == http.StatusTooManyRequests
-}
-
-// progress notes that bytes come.
-type progress struct {
-	r     io.Reader
-	moved *atomic.Bool
-}
-
-func (p *progress) Read(b []byte) (int, error) {
-	n, err := p.r.Read(b)
-	if n > 0 {
-		p.moved.Store(true)
-	}
-	return n, err
 }
 
 // lengthOf is the number of bytes of a run.

@@ -160,7 +160,7 @@ func newNodeOn(
 	}
 	up, err := upstream.New(upstream.Options{
 		Upstreams: []upstream.Upstream{{Registry: "images.test", Endpoints: []string{o.URL}}}, Logger: log,
-		Timeouts: upstream.Timeouts{Retry: time.Second, Stall: 2 * time.Second},
+		Timeouts: upstream.Timeouts{Retry: time.Second, Stall: 20 * time.Second},
 	})
 	require.NoError(t, err)
 	fo := Options{Store: n.store, Upstream: up, Logger: log, Registerer: n.reg, PeerSilence: 20 * time.Second}

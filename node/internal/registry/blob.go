@@ -15,15 +15,15 @@ import (
 const firstPiece = 32 << 10
 
 // blob answers GET and HEAD of a blob. The header goes out with the first bytes: until then, every failure is an answer
-// on which the runtime can fall back.
+// on which the runtime can fall back. Only where they are long in coming it goes out before.
 func (f *Front) blob(x *exchange) error {
-	ctx, patience := newPatience(x.r.Context(), f.opts.FirstByteTimeout)
+	asked := x.request(content.Blob)
+	req := x.fetchable(asked)
+	ctx, patience := newPatience(x.r.Context(), f.opts.FirstByteTimeout, func() int64 { return f.opts.Fetcher.Progress(req) })
 	defer patience.end()
-	req := x.request(content.Blob)
-	if err := f.gate.admit(ctx, x.rule, req); err != nil {
+	if err := f.gate.admit(ctx, x.rule, asked); err != nil {
 		return err
 	}
-	req = x.fetchable(req)
 	etag := `"` + req.Digest.String() + `"`
 	headerOnly := x.r.Method == http.MethodHead || unchanged(x.r, etag)
 	if headerOnly {
@@ -38,7 +38,7 @@ func (f *Front) blob(x *exchange) error {
 		return because(ctx, err)
 	}
 	defer func() { _ = reader.Close() }()
-	patience.watch(reader)
+	patience.watch(reader.Arrived, !headerOnly)
 
 	size := reader.Size()
 	part, partial, err := parseRange(rangeHeader(x.r, etag), size)
@@ -57,8 +57,16 @@ func (f *Front) blob(x *exchange) error {
 	if !headerOnly && part.n == size {
 		f.opts.Fetcher.ReadAhead(req)
 	}
-	first := make([]byte, min(part.n, firstPiece))
-	got, err := io.ReadAtLeast(body, first, min(1, len(first)))
+	header := func() {
+		x.blobHeader(req, etag, part.n)
+		status := http.StatusOK
+		if partial {
+			status = http.StatusPartialContent
+			x.w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", part.off, part.off+part.n-1, size))
+		}
+		x.writeHeader(status)
+	}
+	first, err := x.first(body, part.n, patience.header, header)
 	if err != nil {
 		return because(ctx, fmt.Errorf("blob %s: %w", req.Digest, err))
 	}
@@ -70,15 +78,33 @@ func (f *Front) blob(x *exchange) error {
 		x.blobAnswer(req, etag, size)
 		return nil
 	}
-
-	x.blobHeader(req, etag, part.n)
-	status := http.StatusOK
-	if partial {
-		status = http.StatusPartialContent
-		x.w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", part.off, part.off+part.n-1, size))
+	if x.status == 0 {
+		header()
 	}
-	x.writeHeader(status)
-	return because(ctx, x.stream(first[:got], body, part.n))
+	return because(ctx, x.stream(first, body, part.n))
+}
+
+// first reads the first of n bytes. Where they do not come before due is closed, the header goes out without them.
+func (x *exchange) first(body io.Reader, n int64, due <-chan struct{}, header func()) ([]byte, error) {
+	buf := make([]byte, min(n, firstPiece))
+	var got int
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		got, err = io.ReadAtLeast(body, buf, min(1, len(buf)))
+	}()
+	select {
+	case <-done:
+	case <-due:
+		header()
+		flushed := http.NewResponseController(x.w).Flush()
+		<-done
+		if flushed != nil && !errors.Is(flushed, http.ErrNotSupported) {
+			err = errors.Join(err, flushed)
+		}
+	}
+	return buf[:got], err
 }
 
 // blobAnswer is an answer without a body: the header that GET would have, or that the caller has the blob already.

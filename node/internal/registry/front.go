@@ -37,11 +37,12 @@ import (
 // Fetcher has the content: from this node, its peers, or upstream.
 type Fetcher interface {
 	// Open gives a reader of a blob or manifest, whose bytes may still be arriving. The reader ends with ctx.
-	// A reader that also has Arrived, the number of bytes that have come so far, tells a blob that is on its way from
-	// one that is stuck.
 	Open(ctx context.Context, req content.Request) (content.Reader, error)
 	// Stat tells what Open would give: size in bytes and media type ("" where that is not known), without fetching.
 	Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error)
+	// Progress is how many bytes have arrived at this node of what req is for, and of all else from its repository. It
+	// changes for as long as a pull is slow and not stuck.
+	Progress(req content.Request) int64
 	// ReadAhead tells that the whole of a blob is being read, so that what is likely to be asked for next may be fetched.
 	ReadAhead(req content.Request)
 }
@@ -93,8 +94,8 @@ type Options struct {
 	ManifestServed func(digest.Digest)
 	// DefaultRegistry is that of requests which name none, as of Docker, crane and skopeo. May be empty.
 	DefaultRegistry string
-	// FirstByteTimeout bounds the time from a request to the first byte of its answer, unless its bytes are seen to
-	// arrive. 0: 5 s.
+	// FirstByteTimeout is how long a caller waits for the first byte of an answer while nothing of its pull arrives at
+	// this node. 0: 5 s.
 	FirstByteTimeout time.Duration
 	// UpstreamTimeout bounds a question to the registry about a tag or a caller's credentials; a registry that takes
 	// longer counts as unreachable. 0: four fifths of FirstByteTimeout, so that time is left to answer without it.

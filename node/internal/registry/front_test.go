@@ -294,7 +294,8 @@ func (d *distant) Stat(context.Context, content.Request) (int64, string, error) 
 	return 0, "", d.refusal
 }
 
-func (*distant) ReadAhead(content.Request) {}
+func (*distant) ReadAhead(content.Request)      {}
+func (*distant) Progress(content.Request) int64 { return 0 }
 
 // What containerd gets from a mirror with a status below 400 is content to it, or (300 to 399) the end of the pull.
 func TestAnAnswerThatIsNeitherSuccessNorErrorIsNotPassedOn(t *testing.T) {
@@ -563,6 +564,8 @@ type opener func(context.Context, content.Request) (content.Reader, error)
 func (f opener) Open(ctx context.Context, req content.Request) (content.Reader, error) {
 	return f(ctx, req)
 }
+
+func (opener) Progress(content.Request) int64 { return 0 }
 
 func (opener) ReadAhead(content.Request) {}
 

@@ -29,9 +29,9 @@ const (
 // manifest answers GET and HEAD of a manifest. It fetches it for both: a HEAD that promised what GET cannot give would
 // send the runtime into a loop.
 func (f *Front) manifest(x *exchange) error {
-	ctx, patience := newPatience(x.r.Context(), f.opts.FirstByteTimeout)
-	defer patience.end()
 	req := x.request(content.Manifest)
+	ctx, patience := newPatience(x.r.Context(), f.opts.FirstByteTimeout, func() int64 { return f.opts.Fetcher.Progress(x.fetchable(req)) })
+	defer patience.end()
 	declared := ""
 	if x.route.tag != "" {
 		desc, err := f.tags.resolve(ctx, x)
@@ -88,7 +88,7 @@ func (f *Front) readManifest(ctx context.Context, p *patience, req content.Reque
 		return nil, because(ctx, err)
 	}
 	defer func() { _ = reader.Close() }()
-	p.watch(reader)
+	p.watch(reader.Arrived, false)
 	if reader.Size() > maxManifest {
 		return nil, fmt.Errorf("manifest %s of %d bytes is larger than %d: %w", req.Digest, reader.Size(), maxManifest, content.ErrUnavailable)
 	}

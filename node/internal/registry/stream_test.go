@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -231,6 +232,82 @@ func TestWhatArrivesSlowlyIsWaitedFor(t *testing.T) {
 		require.Equal(t, 206, rep.Code)
 		require.Equal(t, "9", rep.Body.String())
 	})
+}
+
+// pulling is a Fetcher of one blob, in a pull of which other bytes come as well.
+type pulling struct {
+	opener
+	came *atomic.Int64
+}
+
+func (p pulling) Progress(content.Request) int64 { return p.came.Load() }
+
+// What comes of a pull for as long as its time says, once a second, and what its callers are told when.
+func TestPatience_ProgressDecidesAndNotAClock(t *testing.T) {
+	t.Parallel()
+	const limit = 10 * time.Second
+	never := time.Duration(1 << 60)
+	for name, tc := range map[string]struct {
+		path    string
+		opens   time.Duration // when the blob's size is known
+		arrives time.Duration // when its first byte comes
+		pull    time.Duration // until when other bytes of the pull come
+		status  int
+		header  time.Duration // when the header goes out
+		end     time.Duration // when all is over
+		aborted bool
+	}{
+		"nothing moves":                           {"blobs/", 0, never, 0, 503, limit, limit, false},
+		"nothing moves, and no size is known":     {"blobs/", never, never, 0, 503, limit, limit, false},
+		"the pull moves, and then the blob comes": {"blobs/", 0, 18 * time.Second, never, 200, 18 * time.Second, 18 * time.Second, false},
+		"the size comes late":                     {"blobs/", 17 * time.Second, 18 * time.Second, never, 200, 18 * time.Second, 18 * time.Second, false},
+		"the pull stops":                          {"blobs/", 0, never, 5 * time.Second, 503, 15 * time.Second, 15 * time.Second, false},
+		"the blob comes later than a runtime waits for a header": {
+			"blobs/", 0, 50 * time.Second, never, 200, 25 * time.Second, 50 * time.Second, false},
+		"the blob never comes":             {"blobs/", 0, never, never, 200, 25 * time.Second, 60 * time.Second, true},
+		"the size never comes":             {"blobs/", never, never, never, 503, 25 * time.Second, 25 * time.Second, false},
+		"a manifest never comes":           {"manifests/", 0, never, never, 503, 25 * time.Second, 25 * time.Second, false},
+		"nothing moves after a late start": {"blobs/", 9 * time.Second, never, 0, 503, limit, limit, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				a := newArriving(1)
+				p := pulling{came: new(atomic.Int64)}
+				p.opener = func(ctx context.Context, _ content.Request) (content.Reader, error) {
+					select {
+					case <-time.After(tc.opens):
+						return a, nil
+					case <-ctx.Done():
+						return nil, ctx.Err()
+					}
+				}
+				w := newWorld(t, func(o *registry.Options) { o.Fetcher, o.FirstByteTimeout = p, limit })
+				w.rule.Authorization = policy.Exempt
+				start := time.Now()
+				done := make(chan struct{})
+				go func() {
+					for time.Since(start) < min(tc.pull, 2*time.Minute) {
+						select {
+						case <-done:
+							return
+						case <-time.After(time.Second):
+							p.came.Add(1)
+						}
+					}
+				}()
+				timer := time.AfterFunc(tc.arrives, func() { a.send("x", nil) })
+				defer timer.Stop()
+				rep := w.get("/v2/team/app/" + tc.path + digest.FromString("any").String())
+				end := time.Since(start)
+				close(done)
+				require.Equal(t, tc.status, rep.Code)
+				require.Equal(t, tc.aborted, rep.aborted)
+				require.InDelta(t, tc.end, end, float64(limit/5))
+				require.InDelta(t, tc.header, rep.headerAt.Sub(start), float64(limit/5))
+			})
+		})
+	}
 }
 
 func TestACallerThatLeavesEndsItsOwnWaiting(t *testing.T) {

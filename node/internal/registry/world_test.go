@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/opencontainers/go-digest"
@@ -180,6 +181,8 @@ type fetcher struct {
 	ahead    []digest.Digest // whose successors may be fetched
 }
 
+func (f *fetcher) Progress(content.Request) int64 { return 0 }
+
 func (f *fetcher) ReadAhead(req content.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -235,7 +238,8 @@ func (f *fetcher) Stat(ctx context.Context, req content.Request) (int64, string,
 // held is a content.Reader of bytes that are all here.
 type held []byte
 
-func (h held) Size() int64 { return int64(len(h)) }
+func (h held) Size() int64    { return int64(len(h)) }
+func (h held) Arrived() int64 { return int64(len(h)) }
 func (h held) Range(_ context.Context, off, n int64) (io.ReadCloser, error) {
 	return io.NopCloser(bytes.NewReader(h[off : off+n])), nil
 }
@@ -306,7 +310,13 @@ func (w *world) restart(set ...func(*registry.Options)) {
 // reply is an answer of the front. It is aborted when the server would have broken the connection.
 type reply struct {
 	*httptest.ResponseRecorder
-	aborted bool
+	headerAt *time.Time
+	aborted  bool
+}
+
+func (r reply) WriteHeader(status int) {
+	*r.headerAt = time.Now()
+	r.ResponseRecorder.WriteHeader(status)
 }
 
 func (w *world) do(method, path string, header ...string) (rep reply) {
@@ -314,7 +324,7 @@ func (w *world) do(method, path string, header ...string) (rep reply) {
 	for i := 0; i < len(header); i += 2 {
 		r.Header.Add(header[i], header[i+1])
 	}
-	rep.ResponseRecorder = httptest.NewRecorder()
+	rep.ResponseRecorder, rep.headerAt = httptest.NewRecorder(), new(time.Time)
 	defer func() {
 		if p := recover(); p != nil {
 			require.Equal(w.t, http.ErrAbortHandler, p)

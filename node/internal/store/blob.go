@@ -28,6 +28,9 @@ func (b *Blob) Info() Info { return b.info }
 // Size is the blob's size in bytes.
 func (b *Blob) Size() int64 { return b.info.Size }
 
+// Arrived is its size: it is all here.
+func (b *Blob) Arrived() int64 { return b.info.Size }
+
 // ReadAt is io.ReaderAt over the blob's bytes.
 func (b *Blob) ReadAt(p []byte, off int64) (int, error) { return b.file.ReadAt(p, off) }
 

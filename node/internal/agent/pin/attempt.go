@@ -456,13 +456,12 @@ func (a *attempt) trickle(ctx context.Context, req content.Request) error {
 		return err
 	}
 	defer func() { _ = r.Close() }()
-	arriving, ok := r.(interface{ Arrived() int64 })
-	if !ok {
+	if r.Arrived() == r.Size() {
 		return nil // it is here
 	}
 	for i := range content.Chunks(r.Size()) {
 		off, n := content.ChunkRange(r.Size(), i)
-		before := arriving.Arrived()
+		before := r.Arrived()
 		rc, err := r.Range(ctx, off, n)
 		if err != nil {
 			return err
@@ -471,7 +470,10 @@ func (a *attempt) trickle(ctx context.Context, req content.Request) error {
 		if err := errors.Join(err, rc.Close()); err != nil {
 			return err
 		}
-		if came := min(arriving.Arrived()-before, n); came > 0 {
+		if r.Arrived() == 0 {
+			return nil // nothing is kept, and Ensure says why
+		}
+		if came := min(r.Arrived()-before, n); came > 0 {
 			if err := a.limiter.WaitN(ctx, int(came)); err != nil {
 				// It gives up as soon as it sees that the time will not do.
 				return fmt.Errorf("%w: %w", errTimeLimit, err)

@@ -1,0 +1,104 @@
+package fetch
+
+import (
+	"io"
+	"sync/atomic"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+const (
+	// knownPulls bounds of how many repositories it is known how many bytes have come.
+	knownPulls = 1 << 10
+	// A peer that is alive says a little now and then. What it says counts as bytes of a blob where at least enoughHeard
+	// comes within hearing.
+	hearing     = 2 * time.Second
+	enoughHeard = 16 << 10
+)
+
+// pulls counts the bytes that arrive, by the repository for which they do: the blobs of one image come together, and share a
+// link.
+type pulls struct {
+	byRepository *lru.Cache[content.Repository, *atomic.Int64]
+}
+
+func newPulls() pulls {
+	c, err := lru.New[content.Repository, *atomic.Int64](knownPulls)
+	if err != nil {
+		panic(err) // only a size that is not positive fails
+	}
+	return pulls{c}
+}
+
+func (p pulls) of(repo content.Repository) *atomic.Int64 {
+	fresh := new(atomic.Int64)
+	if known, ok, _ := p.byRepository.PeekOrAdd(repo, fresh); ok {
+		return known
+	}
+	return fresh
+}
+
+// Progress is how many bytes have arrived at this node of what req is for, and of all else from its repository, parts of
+// chunks among them. It changes for as long as a pull is slow and not stuck.
+func (fr *Fetcher) Progress(req content.Request) int64 {
+	n := fr.pulls.of(req.Repository).Load()
+	fr.mu.Lock()
+	f := fr.fetches[req.Digest]
+	fr.mu.Unlock()
+	if f != nil {
+		n += f.came.Load()
+	}
+	return n
+}
+
+// countBytes counts bytes that came for the fetch.
+func (f *fetch) countBytes(n int64) {
+	f.came.Add(n)
+	f.pull.Add(n)
+}
+
+// upstreamBytes counts what is read from upstream.
+type upstreamBytes struct {
+	r io.Reader
+	f *fetch
+}
+
+func (u *upstreamBytes) Read(b []byte) (int, error) {
+	n, err := u.r.Read(b)
+	if n > 0 {
+		u.f.moved.Store(true)
+		u.f.countBytes(int64(n))
+	}
+	return n, err
+}
+
+// ear counts what comes from one peer.
+type ear struct {
+	bytes int64 // of any kind, when since was
+	since time.Time
+}
+
+// hear counts what peers send that were asked for chunks: a chunk takes long on a slow link, and counts when it has begun. The
+// caller holds f.mu.
+func (f *fetch) hear(now time.Time) {
+	for p, s := range f.peers {
+		e, known := f.ears[p]
+		if s.asked == 0 {
+			delete(f.ears, p)
+			continue
+		}
+		bytes := f.fr.opts.Swarm.HeardFrom(p)
+		switch {
+		case !known:
+			f.ears[p] = ear{bytes, now}
+		case bytes-e.bytes >= enoughHeard:
+			f.countBytes(bytes - e.bytes)
+			f.ears[p] = ear{bytes, now}
+		case now.Sub(e.since) > hearing:
+			f.ears[p] = ear{bytes, now}
+		}
+	}
+}
