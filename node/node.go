@@ -134,7 +134,7 @@ func (n *node) start(ctx context.Context) (err error) {
 	n.fetcher = fetch.New(fetch.Options{
 		Store: n.store, Swarm: n.swarm, Upstream: n.upstream, Zone: zone,
 		PeersOnly:      func(r content.Repository) bool { return n.policy.Load().For(r).Mode == policy.PeersOnly },
-		VerifiedRanges: c.Registry.Ranges == config.RangesVerified, ReadAhead: c.Registry.ReadAhead.Bytes,
+		VerifiedRanges: c.Registry.Ranges == config.RangesVerified, ReadAhead: c.Registry.ReadAhead.Bytes, Patience: c.Registry.FirstByteTimeout,
 		Logger: n.log.With("part", "fetch"), Registerer: n.metrics,
 	})
 	witness := swarm.NewWitness(n.swarm, func(r content.Repository) bool {

@@ -9,6 +9,8 @@
 //	askers.go    with whose credentials; tokens that expire in the middle
 //	peers.go     asking the peers that the coordinator named; passing over those that stall
 //	reader.go    callers that follow the growing blob; the last chunk is held back until the digest is known to match
+//	progress.go  how many bytes come, which tells a pull that is slow from one that is stuck
+//	relief.go    what nobody brings to a caller who waits, the node reads itself before the caller is sent away
 //	blame.go     a blob that does not match: read again from upstream alone, and who claimed a wrong chunk is banned
 //	manifest.go  what manifests tell of the sizes and the order of other blobs
 //	ahead.go     the next layers, before they are asked for

@@ -273,6 +273,37 @@ func TestAPeerThatStallsIsPassedOver(t *testing.T) {
 	require.Zero(t, nodes[0].metric(t, "shoal_peer_bans_total"), "to be slow is no crime")
 }
 
+// A holder that is alive, and promises, and does not send, is no reason to send a caller away whom the registry would serve.
+func TestRelief_TheRegistryIsAskedWhereAHolderKeepsSilent(t *testing.T) {
+	t.Parallel()
+	const size = 6*chunk1 + 5
+	o := newOrigin(t)
+	d := o.add(t, size)
+	nodes := newSwarm(t, o, 3, func(_ int, fo *Options, _ *swarm.Options) {
+		fo.PeerSilence, fo.PeerPatience, fo.Patience = 5*time.Minute, 5*time.Minute, 2*time.Second
+	})
+	s := newLie(t, d, o.blobs[d]) // which is no lie: what it claims is true
+	release := make(chan struct{})
+	s.blocks = stuck{s.blocks, release}
+	silent := hostile(t, infos(nodes), s)
+	t.Cleanup(func() { close(release) })
+	connected(t, nodes, silent.ID())
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // less than the peers' patience
+	defer cancel()
+	var pulls []*pull
+	for _, n := range nodes {
+		pulls = append(pulls, n.pull(ctx, o.request(d)))
+	}
+	reliefs := 0.0
+	for i, p := range pulls {
+		p.requireRight(t, d)
+		reliefs += nodes[i].metric(t, "shoal_upstream_reliefs_total")
+	}
+	t.Logf("%.0f reliefs, %.2f copies", reliefs, float64(o.bytes.Load())/size)
+	require.Positive(t, reliefs, "it kept silent, or this test shows nothing")
+	require.LessOrEqual(t, o.bytes.Load(), int64(3*size), "no more than without a cache")
+}
+
 // evicted is a blockstore that has nothing of what its map says.
 type evicted struct{ blockstore.Blockstore }
 

@@ -81,9 +81,12 @@ type fetch struct {
 	released  chan struct{} // closed once the fetch holds nothing of the store any more
 
 	arrived, fromPeers, fromUpstream int64
-	kept                             int64         // bytes, of an earlier try
-	came                             atomic.Int64  // bytes, parts of chunks among them
-	pull                             *atomic.Int64 // the same of all that comes from this repository
+	kept                             int64 // bytes, of an earlier try
+	relieving                        bool  // see relief.go
+	relieved, noRelief               time.Time
+	othersThen                       int64        // byOthers when the last relief began
+	came                             atomic.Int64 // bytes, parts of chunks among them
+	pull                             *bytesOf     // the same of all that comes from this repository
 	ears                             map[peer.ID]ear
 }
 
@@ -181,6 +184,12 @@ func (f *fetch) await(ctx context.Context, ok func() bool) error {
 }
 
 func (f *fetch) awaitSize(ctx context.Context) error {
+	defer f.hungry(func() int { // the answer to any chunk tells it
+		if f.size >= 0 {
+			return -1
+		}
+		return 0
+	})()
 	return f.await(ctx, func() bool { return f.size >= 0 && (f.err == nil || f.verified) })
 }
 

@@ -72,6 +72,9 @@ type Options struct {
 	// default 5 s. PeerPatience is for how long it may send no chunk though it is alive: it may wait for the chunk itself,
 	// or its link may be shared by many; default 30 s.
 	PeerSilence, PeerPatience time.Duration
+	// Patience is how long a caller is kept waiting while nothing comes. After half of it the node reads itself what he waits
+	// for; default 10 s.
+	Patience time.Duration
 	// VerifiedRanges: a range of a blob that is not here is given once the whole has come and matches its digest. Else the
 	// chunks that it needs are fetched and given, by the word of who read them from upstream: nothing less than the whole can be
 	// checked against the digest.
@@ -125,6 +128,7 @@ type metrics struct {
 	fetches  *prometheus.CounterVec
 	duration prometheus.Histogram
 	stalls   prometheus.Counter
+	reliefs  prometheus.Counter
 	ahead    prometheus.Counter
 }
 
@@ -145,6 +149,9 @@ func New(o Options) *Fetcher {
 	}
 	if o.PeerPatience <= 0 {
 		o.PeerPatience = 30 * time.Second
+	}
+	if o.Patience <= 0 {
+		o.Patience = 10 * time.Second
 	}
 	if o.Linger <= 0 {
 		o.Linger = 30 * time.Second
@@ -185,6 +192,10 @@ func New(o Options) *Fetcher {
 		}),
 		ahead: reg.NewCounter(prometheus.CounterOpts{
 			Name: "shoal_fetches_ahead_total", Help: "Fetches of layers that began before they were asked for.",
+		}),
+		reliefs: reg.NewCounter(prometheus.CounterOpts{
+			Name: "shoal_upstream_reliefs_total",
+			Help: "Pieces that a caller waited for and nobody brought, so that this node read them from upstream itself.",
 		}),
 		stalls: reg.NewCounter(prometheus.CounterOpts{
 			Name: "shoal_peer_stalls_total", Help: "Chunks that a peer did not send in time or could not be asked for.",

@@ -22,19 +22,25 @@ const (
 // pulls counts the bytes that arrive, by the repository for which they do: the blobs of one image come together, and share a
 // link.
 type pulls struct {
-	byRepository *lru.Cache[content.Repository, *atomic.Int64]
+	byRepository *lru.Cache[content.Repository, *bytesOf]
+}
+
+// bytesOf is what has come of one pull.
+type bytesOf struct {
+	all atomic.Int64
+	own atomic.Int64 // those of reliefs, see relief.go
 }
 
 func newPulls() pulls {
-	c, err := lru.New[content.Repository, *atomic.Int64](knownPulls)
+	c, err := lru.New[content.Repository, *bytesOf](knownPulls)
 	if err != nil {
 		panic(err) // only a size that is not positive fails
 	}
 	return pulls{c}
 }
 
-func (p pulls) of(repo content.Repository) *atomic.Int64 {
-	fresh := new(atomic.Int64)
+func (p pulls) of(repo content.Repository) *bytesOf {
+	fresh := new(bytesOf)
 	if known, ok, _ := p.byRepository.PeekOrAdd(repo, fresh); ok {
 		return known
 	}
@@ -44,7 +50,7 @@ func (p pulls) of(repo content.Repository) *atomic.Int64 {
 // Progress is how many bytes have arrived at this node of what req is for, and of all else from its repository, parts of
 // chunks among them. It changes for as long as a pull is slow and not stuck.
 func (fr *Fetcher) Progress(req content.Request) int64 {
-	n := fr.pulls.of(req.Repository).Load()
+	n := fr.pulls.of(req.Repository).all.Load()
 	fr.mu.Lock()
 	f := fr.fetches[req.Digest]
 	fr.mu.Unlock()
@@ -57,20 +63,25 @@ func (fr *Fetcher) Progress(req content.Request) int64 {
 // countBytes counts bytes that came for the fetch.
 func (f *fetch) countBytes(n int64) {
 	f.came.Add(n)
-	f.pull.Add(n)
+	f.pull.all.Add(n)
 }
 
 // upstreamBytes counts what is read from upstream.
 type upstreamBytes struct {
-	r io.Reader
-	f *fetch
+	r   io.Reader
+	f   *fetch
+	own bool // not on a lease
 }
 
 func (u *upstreamBytes) Read(b []byte) (int, error) {
 	n, err := u.r.Read(b)
 	if n > 0 {
-		u.f.moved.Store(true)
 		u.f.countBytes(int64(n))
+		if u.own {
+			u.f.pull.own.Add(int64(n))
+		} else {
+			u.f.moved.Store(true)
+		}
 	}
 	return n, err
 }

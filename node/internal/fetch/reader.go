@@ -94,6 +94,7 @@ func (r *reader) ensure(ctx context.Context) error {
 	f.mu.Lock()
 	f.demand(0, len(f.chunks)-1)
 	f.mu.Unlock()
+	defer f.hungry(f.firstAbsent)()
 	if err := f.await(ctx, func() bool { return f.committed }); err != nil {
 		return fmt.Errorf("ensure %s: %w", f.digest, err)
 	}
@@ -189,7 +190,7 @@ func (s *stream) Close() error {
 // awaitChunk waits until chunk i may be given to a caller. The last chunk of a blob that is fetched whole waits for the
 // digest of the whole, so that no answer with a wrong byte in it ends as if it were right; so does each where held.
 func (f *fetch) awaitChunk(ctx context.Context, i int, held bool) error {
-	return f.await(ctx, func() bool {
+	there := func() bool {
 		if f.verified {
 			return true
 		}
@@ -201,7 +202,30 @@ func (f *fetch) awaitChunk(ctx context.Context, i int, held bool) error {
 			return false
 		}
 		return i < len(f.chunks)-1 || !f.need.All()
-	})
+	}
+	f.mu.Lock()
+	now := there()
+	f.mu.Unlock()
+	if now {
+		return nil
+	}
+	defer f.hungry(func() int {
+		if held || f.chunks[i].present {
+			return f.firstAbsent()
+		}
+		return i
+	})()
+	return f.await(ctx, there)
+}
+
+// firstAbsent is the first chunk that is needed and not here, -1 where there is none. The caller holds f.mu.
+func (f *fetch) firstAbsent() int {
+	for u, ok := f.need.NextSet(0); ok; u, ok = f.need.NextSet(u + 1) {
+		if !f.chunks[u].present {
+			return int(u)
+		}
+	}
+	return -1
 }
 
 // section opens n bytes from offset off of the present chunk i.

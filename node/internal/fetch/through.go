@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"sync/atomic"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
@@ -14,7 +13,7 @@ type through struct {
 	fr   *Fetcher
 	req  content.Request
 	size int64
-	pull *atomic.Int64 // counts what comes
+	pull *bytesOf
 }
 
 func (fr *Fetcher) openThrough(ctx context.Context, req content.Request) (content.Reader, error) {
@@ -74,11 +73,11 @@ func (t *through) Range(ctx context.Context, off, n int64) (io.ReadCloser, error
 // passing counts what comes.
 type passing struct {
 	r    io.Reader
-	pull *atomic.Int64
+	pull *bytesOf
 }
 
 func (p *passing) Read(b []byte) (int, error) {
 	n, err := p.r.Read(b)
-	p.pull.Add(int64(n))
+	p.pull.all.Add(int64(n))
 	return n, err
 }

@@ -36,11 +36,6 @@ func (f *fetch) lease(r schedule.Run) {
 		err := f.readRun(r)
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		for refused(err) && f.asker() != nil && f.ctx.Err() == nil { // who has just come
-			f.mu.Unlock()
-			err = f.readRun(r)
-			f.mu.Lock()
-		}
 		delete(f.leased, r)
 		if err == nil || f.ctx.Err() != nil {
 			return
@@ -61,18 +56,43 @@ func troubleOf(err error) schedule.Trouble {
 	return schedule.Transient
 }
 
-// readRun reads a run and claims its chunks as they come.
+// readRun reads a leased run when it is its turn on this node.
 func (f *fetch) readRun(r schedule.Run) error {
 	f.awaited.Add(1)
-	answered := sync.OnceFunc(func() { f.awaited.Add(-1) })
-	defer answered()
-	if err := f.fr.streams.Acquire(f.ctx, 1); err != nil {
+	turn := func() error {
+		defer f.awaited.Add(-1)
+		return f.fr.streams.Acquire(f.ctx, 1)
+	}
+	if err := turn(); err != nil {
 		return err
 	}
 	defer f.fr.streams.Release(1)
 	if r = f.rest(r); r.Count == 0 {
 		return nil
 	}
+	return f.read(r, false)
+}
+
+// read reads a run and claims its chunks as they come; own: of this node's own accord.
+func (f *fetch) read(r schedule.Run, own bool) error {
+	for {
+		err := f.readOnce(r, own)
+		if !refused(err) {
+			return err
+		}
+		f.mu.Lock()
+		a := f.asker() // one who has just come
+		f.mu.Unlock()
+		if a == nil || f.ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+func (f *fetch) readOnce(r schedule.Run, own bool) error {
+	f.awaited.Add(1)
+	answered := sync.OnceFunc(func() { f.awaited.Add(-1) })
+	defer answered()
 	// While the registry's answer is awaited the lease is kept, within reason: to give it to another would only have the
 	// registry do the work twice.
 	defer time.AfterFunc(answerPatience, answered).Stop()
@@ -104,8 +124,13 @@ func (f *fetch) readRun(r schedule.Run) error {
 	if err := f.sized(body.Body); err != nil {
 		return err
 	}
-	in := &upstreamBytes{r: body, f: f}
-	if body.Offset < off {
+	in := &upstreamBytes{r: body, f: f, own: own}
+	switch {
+	case body.Offset == off:
+	case own: // what comes before is wanted as well
+		first := int(body.Offset / content.ChunkSize)
+		r = schedule.Run{First: first, Count: r.End() - first}
+	default:
 		// The registry sends the whole blob. A lease of all the rest is the coordinator's answer to having been told; one that
 		// was given before may reach to the end by chance.
 		if body.kind == content.Blob { // a manifest comes whole from any registry
