@@ -70,6 +70,10 @@ verify: ## Check format, vet, lint, and that generated files are up to date
 conformance: ## Run the OCI distribution-spec conformance suite against a registry front
 	go test -count=1 -run ConformsToTheDistributionSpecification -v ./node/internal/registry $(ARGS)
 
+.PHONY: containerds
+containerds: ## Build the versions of containerd that make clients and the tests of the mirror run, once
+	hack/containerds.sh
+
 .PHONY: clients
 clients: ## Pull with containerd, podman, skopeo, crane, oras, stargz and kubo (root)
 	hack/clients.sh $(ARGS)

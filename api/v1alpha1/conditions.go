@@ -103,6 +103,10 @@ const (
 	ReasonConfigPathUnset = "ConfigPathUnset"
 	// ReasonConfigPathElsewhere: containerd's configuration names another directory than the one that was written.
 	ReasonConfigPathElsewhere = "ConfigPathElsewhere"
+	// ReasonConfigPathList: containerd's configuration names a list of directories, which it takes for the name of one.
+	ReasonConfigPathList = "ConfigPathList"
+	// ReasonRuntimeBypasses: the runtime pulled an image that the mirror is for, and did not ask the agent.
+	ReasonRuntimeBypasses = "RuntimeBypasses"
 	// ReasonLegacyMirrors: containerd's configuration holds mirrors in the old form, which excludes a directory of mirrors.
 	ReasonLegacyMirrors = "LegacyMirrors"
 	// ReasonRuntimeConfigUnreadable: containerd's configuration could not be read, so nothing is known about it.

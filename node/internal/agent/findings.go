@@ -38,7 +38,8 @@ func (a *Agent) SetFindings(findings []Finding) {
 
 // gravity are the reasons of findings in order: first those for which the runtime asks the agent for nothing at all.
 var gravity = []string{
-	v1alpha1.ReasonConfigPathUnset, v1alpha1.ReasonLegacyMirrors, v1alpha1.ReasonConfigPathElsewhere, v1alpha1.ReasonMirrorMissing,
+	v1alpha1.ReasonRuntimeBypasses, v1alpha1.ReasonConfigPathUnset, v1alpha1.ReasonConfigPathList, v1alpha1.ReasonLegacyMirrors,
+	v1alpha1.ReasonConfigPathElsewhere, v1alpha1.ReasonMirrorMissing,
 	v1alpha1.ReasonRestartNeeded, v1alpha1.ReasonRuntimeConfigUnreadable, v1alpha1.ReasonNotMirrored, v1alpha1.ReasonMirrorEdited,
 }
 

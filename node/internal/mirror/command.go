@@ -1,9 +1,14 @@
 package mirror
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -28,12 +33,26 @@ was installed.
 
 Runtimes and what is written for them:
 
-  containerd     <host>/hosts.toml in the first directory of config_path (/etc/containerd/certs.d); all registries: _default
+  containerd     <host>/hosts.toml in the first directory of config_path (/etc/containerd/certs.d); all registries: _default,
+                 and what there is for single ones
   microk8s       the same in /var/snap/microk8s/current/args/certs.d
   talos          the same in /etc/cri/conf.d/hosts
   cri-o          ` + dropIn + ` in /etc/containers/registries.conf.d, for podman too; registries have to be named
-  k3s, rke2      /etc/rancher/<k3s or rke2>/registries.yaml; the service has to be restarted`,
-		Args: cobra.NoArgs,
+  k3s, rke2      /etc/rancher/<k3s or rke2>/registries.yaml; the service has to be restarted
+
+Where containerd does not read the directory, install and status say so. With --fix-config-path install mends it: a
+config_path that is a list, as it is by default since containerd 2.2, needs no restart; one that is not set is set in
+containerd's configuration, and then containerd has to be restarted.
+
+The exit code of status is 0 where the runtime asks the agent for the registries it was installed for, and 1 where it does
+not, as far as the files show. The exit code of remove is 1 where an entry could not be taken out.`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknown(cmd, args[0])
+			}
+			return cmd.Help()
+		},
 	}
 	flags := mirror.PersistentFlags()
 	flags.StringVar((*string)(&o.Runtime), "runtime", string(Containerd), "the node's `runtime`: "+strings.Join(runtimes, ", "))
@@ -42,25 +61,103 @@ Runtimes and what is written for them:
 	flags.StringVar(&o.Root, "root", "/", "`directory` where the node's file system is mounted")
 	flags.StringVar(&o.Path, "path", "", "`path` on the node of the runtime's mirror configuration (default: the runtime's)")
 	flags.StringVar(&o.RuntimeConfig, "runtime-config", "", "`path` on the node of containerd's configuration file, which is only read (default: the runtime's)")
+	flags.StringVar(&o.Release, "runtime-version", "", "containerd's `version`, such as 2.4.2 (default: what it says itself, with --root /)")
 	flags.StringVar(&o.StateDir, "state-dir", "/var/lib/shoal/mirror", "`directory` of the originals that removal restores")
 
-	run := func(use, short string, do func(Options) (Result, error), verb string) *cobra.Command {
+	run := func(use, short string, do func(context.Context, Options) (Result, error), verb string) *cobra.Command {
 		return &cobra.Command{
 			Use:   use,
 			Short: short,
 			Args:  cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
-				result, err := do(o)
-				return errors.Join(err, report(cmd.OutOrStdout(), result, verb))
+				o.ask(cmd.Context())
+				result, err := do(cmd.Context(), o)
+				return errors.Join(report(cmd.OutOrStdout(), result, verb), err)
 			},
 		}
 	}
-	mirror.AddCommand(
-		run("install", "Put the agent before the other mirrors of the runtime", Install, "changed"),
-		run("remove", "Restore what was there before install", Remove, "restored"),
-		run("status", "Show what is installed and what somebody should look at", Status, "installed"),
-	)
+	var restart bool
+	restarting := func(do func(Options) (Result, error)) func(context.Context, Options) (Result, error) {
+		return func(ctx context.Context, o Options) (Result, error) {
+			result, err := do(o)
+			if err == nil && restart {
+				result.Findings, err = restarted(ctx, o, result.Findings)
+			}
+			return result, err
+		}
+	}
+	install := run("install", "Put the agent before the other mirrors of the runtime", restarting(Install), "changed")
+	remove := run("remove", "Restore what was there before install", restarting(Remove), "restored")
+	install.Flags().BoolVar(&o.FixConfigPath, "fix-config-path", false, "make containerd read the directory of mirrors where its configuration keeps it from that")
+	for _, c := range []*cobra.Command{install, remove} {
+		c.Flags().BoolVar(&restart, "restart", false, "restart the runtime's service, with systemctl, where a change needs it")
+	}
+	mirror.AddCommand(install, remove, run("status", "Show what is installed and what somebody should look at", inForce, "installed"))
 	return mirror
+}
+
+// unknown is the error about a sub-command that there is none of.
+func unknown(cmd *cobra.Command, name string) error {
+	hint := ""
+	if near := cmd.SuggestionsFor(name); len(near) > 0 {
+		hint = "; did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return fmt.Errorf("unknown command %q for %q%s", name, cmd.CommandPath(), hint)
+}
+
+// inForce is Status, with an error where the runtime does not ask the agent.
+func inForce(_ context.Context, o Options) (Result, error) {
+	result, err := Status(o)
+	switch {
+	case err != nil || result.InForce():
+		return result, err
+	case len(result.Changed) == 0:
+		return result, errors.New("mirror status: not in force: nothing is installed")
+	}
+	return result, errors.New("mirror status: not in force, see the notes")
+}
+
+// restarted restarts the runtime where a finding says that it is needed, and drops those findings.
+func restarted(ctx context.Context, o Options, findings []Finding) ([]Finding, error) {
+	needs := func(f Finding) bool { return f.Kind == RestartNeeded }
+	if !slices.ContainsFunc(findings, needs) {
+		return findings, nil
+	}
+	if filepath.Clean(o.Root) != "/" {
+		return findings, fmt.Errorf("--restart works on the node itself, with --root /; not with %s", o.Root)
+	}
+	var problems []error
+	for _, unit := range o.Runtime.units() {
+		out, err := exec.CommandContext(ctx, "systemctl", "try-restart", unit).CombinedOutput()
+		if err != nil {
+			problems = append(problems, fmt.Errorf("restart %s: %w: %s", unit, err, strings.TrimSpace(string(out))))
+		}
+	}
+	if len(problems) > 0 {
+		return findings, errors.Join(problems...)
+	}
+	return slices.DeleteFunc(findings, needs), nil
+}
+
+// ask fills in what the containerd of this machine says of itself, where it is this machine's configuration that is meant.
+func (o *Options) ask(ctx context.Context) {
+	if o.Runtime != Containerd || filepath.Clean(o.Root) != "/" {
+		return
+	}
+	program, err := exec.LookPath("containerd")
+	if err != nil {
+		return
+	}
+	if o.Release == "" {
+		out, err := exec.CommandContext(ctx, program, "--version").Output()
+		if err == nil && releasePattern.Match(out) {
+			o.Release = string(out)
+		}
+	}
+	config := cmp.Or(o.RuntimeConfig, paths[o.Runtime].config)
+	o.dump = func() ([]byte, error) {
+		return exec.CommandContext(ctx, program, "--config", config, "config", "dump").Output()
+	}
 }
 
 func report(w io.Writer, r Result, verb string) error {

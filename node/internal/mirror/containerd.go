@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,98 +27,134 @@ const (
 	end   = "# End of what `shoal-node mirror install` wrote.\n"
 )
 
+// replaced precedes, in what Install wrote, a line that was there before.
+const replaced = "# In place of: "
+
 func (certsD) plan(o Options) (plan, error) {
-	dirs, findings := containerdDirs(o)
-	p := plan{findings: findings}
+	found := containerdDirs(o)
+	p := found.mend
+	p.findings = found.findings
+	var wanted []string
 	for _, registry := range o.Registries {
 		if registry == All {
-			if err := planDefault(o, dirs, &p); err != nil {
-				return p, err
-			}
+			wanted = append(wanted, o.planDefault(found.dirs, &p)...)
 			continue
 		}
-		dir := filepath.Join(dirs[0], registry)
-		if host, port, err := net.SplitHostPort(registry); err == nil {
-			dir = filepath.Join(dirs[0], host+"_"+port+"_")
-		}
-		for _, candidate := range candidates(dirs, registry) {
-			if isDir(o.on(candidate)) {
-				dir = candidate
-				break
-			}
-		}
-		p.targets = append(p.targets, hostsTOML(o, dir))
+		wanted = append(wanted, o.dirOf(found.dirs, registry))
+	}
+	for _, dir := range slices.Compact(slices.Sorted(slices.Values(wanted))) {
+		p.targets = append(p.targets, o.hostsTOML(found.dirs, dir))
 	}
 	return p, nil
 }
 
-// planDefault plans for _default, which holds for registries without a directory of their own. Such directories may stand
-// in a later directory of config_path, which containerd would not look into any more. Links keep them in force.
-func planDefault(o Options, dirs []string, p *plan) error {
+// dirOf is the directory that holds for a registry alone: the one that containerd finds, else the one that it would look for
+// first.
+func (o Options) dirOf(dirs []string, registry string) string {
+	names := hostNames(registry)
+	for _, dir := range dirs {
+		there := o.registryDirs(dir, dirs)
+		for _, name := range names {
+			if slices.Contains(there, name) {
+				return filepath.Join(dir, name)
+			}
+		}
+	}
+	return filepath.Join(dirs[0], names[0])
+}
+
+// hostNames are the names, in containerd's order, of a registry's own directory.
+func hostNames(registry string) []string {
+	if i := strings.LastIndex(registry, ":"); i > 0 && !strings.HasSuffix(registry, "]") {
+		return []string{registry[:i] + "_" + registry[i+1:] + "_", registry}
+	}
+	return []string{registry}
+}
+
+// planDefault gives the directories of all registries: _default, which holds for those without one of their own, and those.
+// Directories of registries may stand in a later directory of config_path than _default, which containerd would not look into
+// any more. Links keep them in force.
+func (o Options) planDefault(dirs []string, p *plan) []string {
 	home := dirs[0]
 	for _, dir := range dirs {
-		if isDir(o.on(filepath.Join(dir, "_default"))) {
+		if slices.Contains(o.registryDirs(dir, dirs), "_default") {
 			home = dir
 			break
 		}
 	}
-	p.targets = append(p.targets, hostsTOML(o, filepath.Join(home, "_default")))
-	after := slices.Index(dirs, home) + 1
-	for _, dir := range dirs[after:] {
-		entries, err := os.ReadDir(o.on(dir))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		for _, e := range entries {
-			own := filepath.Join(dir, e.Name())
-			covered := slices.ContainsFunc(dirs[:after], func(first string) bool { return isDir(o.on(filepath.Join(first, e.Name()))) })
-			taken := slices.ContainsFunc(p.links, func(l link) bool { return filepath.Base(l.path) == e.Name() })
-			if e.Name() == "_default" || covered || taken || !isDir(o.on(own)) {
-				continue
-			}
-			p.links = append(p.links, link{path: filepath.Join(home, e.Name()), to: own})
-		}
-	}
-	return nil
-}
-
-// candidates are the directories that containerd looks at for a registry, but for _default.
-func candidates(dirs []string, registry string) []string {
-	var all []string
+	wanted := []string{filepath.Join(home, "_default")}
+	seen := map[string]bool{"_default": true}
 	for _, dir := range dirs {
-		if host, port, err := net.SplitHostPort(registry); err == nil {
-			all = append(all, filepath.Join(dir, host+"_"+port+"_"))
+		for _, name := range o.registryDirs(dir, dirs) {
+			if !seen[name] {
+				wanted = append(wanted, filepath.Join(dir, name))
+			}
+			seen[name] = true
 		}
-		all = append(all, filepath.Join(dir, registry))
 	}
-	return all
+	for _, l := range o.lifted(dirs, home, false) {
+		if !slices.Contains(p.links, l) {
+			p.links = append(p.links, l)
+		}
+	}
+	return wanted
 }
 
-func isDir(path string) bool {
-	info, err := os.Stat(path)
-	return err == nil && info.IsDir()
-}
-
-func hostsTOML(o Options, dir string) target {
+func (o Options) hostsTOML(dirs []string, dir string) target {
 	return target{
 		path: filepath.Join(dir, "hosts.toml"),
 		insert: func(content []byte) ([]byte, error) {
-			var certificates string
-			if len(content) == 0 {
-				// Without content, containerd took the certificates that lie beside; with it, it does not.
-				var err error
-				if certificates, err = certificateKeys(o.on(dir)); err != nil {
-					return nil, err
-				}
+			if len(content) > 0 {
+				return insertHost(content, o.Endpoint, "", "")
 			}
-			return insertHost(content, o.Endpoint, certificates)
+			if _, err := os.Lstat(o.on(dir)); errors.Is(err, fs.ErrNotExist) || o.state.made(dir) {
+				// The registry gets a directory of its own, and so loses what _default says.
+				return o.inherited(dirs)
+			}
+			// Without content, containerd took the certificates that lie beside; with it, it does not.
+			certificates, err := certificateKeys(o.on(dir), "")
+			if err != nil {
+				return nil, err
+			}
+			return insertHost(nil, o.Endpoint, certificates, "")
 		},
 	}
 }
 
+// inherited is a file of hosts that has the agent first, and then what the _default says that holds so far.
+func (o Options) inherited(dirs []string) ([]byte, error) {
+	for _, dir := range dirs {
+		if !slices.Contains(o.registryDirs(dir, dirs), "_default") {
+			continue
+		}
+		base := filepath.Join(dir, "_default")
+		now, err := readFile(o.on(filepath.Join(base, "hosts.toml")))
+		if err != nil {
+			return nil, err
+		}
+		if content := stripMarked(now.content); len(content) > 0 {
+			keys, hosts, err := carried(content, base)
+			if err == nil {
+				return insertHost(nil, o.Endpoint, keys, hosts)
+			}
+			if errors.Is(err, errForeign) {
+				return nil, fmt.Errorf("%s: %w", base, err)
+			}
+		}
+		// As containerd does with a file that it can't read.
+		certificates, err := certificateKeys(o.on(base), base+"/")
+		if err != nil {
+			return nil, err
+		}
+		return insertHost(nil, o.Endpoint, certificates, "")
+	}
+	return insertHost(nil, o.Endpoint, "", "")
+}
+
 // insertHost puts the endpoint's table before all other tables, and so before all other hosts. Keys that stand before the
 // first table, such as server, stay keys of the file.
-func insertHost(content []byte, endpoint, rootKeys string) ([]byte, error) {
+// What is inserted can have more keys of the file, and more tables after the endpoint's.
+func insertHost(content []byte, endpoint, rootKeys, moreTables string) ([]byte, error) {
 	var before struct {
 		Host map[string]any `toml:"host"`
 	}
@@ -146,6 +181,7 @@ func insertHost(content []byte, endpoint, rootKeys string) ([]byte, error) {
 	// A dead agent is noticed within dial_timeout (containerd 2.1 and later; others pass over the key). Only these two
 	// capabilities: containerd 1.6 refuses a file that names others.
 	fmt.Fprintf(&b, "[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n  dial_timeout = \"1s\"\n", endpoint)
+	b.WriteString(moreTables)
 	b.WriteString(end)
 	b.Write(tail)
 
@@ -155,7 +191,7 @@ func insertHost(content []byte, endpoint, rootKeys string) ([]byte, error) {
 	if err := toml.Unmarshal(b.Bytes(), &after); err != nil {
 		return nil, fmt.Errorf("%w: its form leaves no place for another host: %w", errForeign, err)
 	}
-	if len(after.Host) != len(before.Host)+1 {
+	if len(after.Host) < len(before.Host)+1 {
 		return nil, fmt.Errorf("%w: its form leaves no place for another host", errForeign)
 	}
 	return b.Bytes(), nil
@@ -179,8 +215,8 @@ func firstTable(content []byte) (int, error) {
 }
 
 // certificateKeys are the keys of hosts.toml for the certificates that containerd finds in dir where there is no
-// hosts.toml: *.crt are authorities, *.cert with *.key client pairs.
-func certificateKeys(dir string) (string, error) {
+// hosts.toml: *.crt are authorities, *.cert with *.key client pairs. prefix goes before their names.
+func certificateKeys(dir, prefix string) (string, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
@@ -192,14 +228,14 @@ func certificateKeys(dir string) (string, error) {
 	for _, e := range entries {
 		switch name := e.Name(); filepath.Ext(name) {
 		case ".crt":
-			authorities = append(authorities, fmt.Sprintf("%q", name))
+			authorities = append(authorities, fmt.Sprintf("%q", prefix+name))
 		case ".cert":
 			key := strings.TrimSuffix(name, ".cert") + ".key"
 			if _, err := os.Stat(filepath.Join(dir, key)); err != nil {
-				clients = append(clients, fmt.Sprintf("[%q, \"\"]", name))
+				clients = append(clients, fmt.Sprintf("[%q, \"\"]", prefix+name))
 				continue
 			}
-			clients = append(clients, fmt.Sprintf("[%q, %q]", name, key))
+			clients = append(clients, fmt.Sprintf("[%q, %q]", prefix+name, prefix+key))
 		}
 	}
 	var b strings.Builder
@@ -214,34 +250,52 @@ func certificateKeys(dir string) (string, error) {
 
 func (certsD) strip(content []byte) []byte { return stripMarked(content) }
 
-// stripMarked takes out what stands between the markers.
+// stripMarked takes out what stands between the markers, and puts back the lines that it stands for. An editor may have
+// changed how lines end.
 func stripMarked(content []byte) []byte {
-	head, rest, found := bytes.Cut(content, []byte(begin))
+	head, rest, found := cutLine(content, begin)
 	if !found {
 		return content
 	}
-	_, tail, found := bytes.Cut(rest, []byte(end))
+	block, tail, found := cutLine(rest, end)
 	if !found {
 		return content
 	}
-	return append(bytes.Clone(head), tail...)
+	out := bytes.Clone(head)
+	for line := range bytes.Lines(block) {
+		if was, ok := bytes.CutPrefix(line, []byte(replaced)); ok {
+			out = append(out, was...)
+		}
+	}
+	return append(out, tail...)
+}
+
+// cutLine cuts content around a line, however that ends.
+func cutLine(content []byte, line string) (before, after []byte, found bool) {
+	line = strings.TrimSpace(line)
+	at := 0
+	for l := range bytes.Lines(content) {
+		if string(bytes.TrimSpace(l)) == line {
+			return content[:at], content[at+len(l):], true
+		}
+		at += len(l)
+	}
+	return content, nil, false
 }
 
 func (certsD) written(o Options) ([]string, error) {
-	dirs, _ := containerdDirs(o)
-	var files []string
-	for _, dir := range dirs {
-		found, err := filepath.Glob(filepath.Join(o.on(dir), "*", "hosts.toml"))
-		if err != nil {
-			return nil, err
-		}
-		for _, path := range found {
-			rel, err := filepath.Rel(o.Root, path)
-			if err != nil {
-				return nil, err
-			}
-			files = append(files, filepath.Join("/", rel))
+	found := containerdDirs(o)
+	files := []string{o.RuntimeConfig}
+	if read, err := readConfigFiles(o); err == nil {
+		for _, f := range read {
+			files = append(files, f.path)
 		}
 	}
-	return files, nil
+	for _, dir := range found.dirs {
+		for _, name := range o.registryDirs(dir, found.dirs) {
+			files = append(files, filepath.Join(dir, name, "hosts.toml"))
+		}
+	}
+	slices.Sort(files)
+	return slices.Compact(files), nil
 }

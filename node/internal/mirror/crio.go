@@ -2,9 +2,12 @@ package mirror
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -68,14 +71,19 @@ func (registriesConf) plan(o Options) (plan, error) {
 
 // registryTables are the tables in force without ours.
 func registryTables(o Options) ([]registryTable, error) {
-	dropIns, err := filepath.Glob(filepath.Join(o.on(o.mirrors()), "*.conf"))
-	if err != nil {
+	files := []string{filepath.Join(filepath.Dir(o.mirrors()), "registries.conf")}
+	entries, err := os.ReadDir(o.on(o.mirrors()))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	main := filepath.Join(o.on(filepath.Dir(o.mirrors())), "registries.conf")
+	for _, e := range entries {
+		if filepath.Ext(e.Name()) == ".conf" {
+			files = append(files, filepath.Join(o.mirrors(), e.Name()))
+		}
+	}
 	var tables []registryTable
-	for _, path := range append([]string{main}, dropIns...) {
-		now, err := readFile(path)
+	for _, path := range files {
+		now, err := readFile(o.on(path))
 		if err != nil {
 			return nil, err
 		}

@@ -164,9 +164,13 @@ func syncDir(dir string) error {
 
 // removeIfEmpty removes a directory that nothing is in; one that is not empty or not there is left so.
 func removeIfEmpty(dir string) error {
-	err := os.Remove(dir)
-	if errors.Is(err, syscall.ENOTEMPTY) || errors.Is(err, syscall.EEXIST) || errors.Is(err, fs.ErrNotExist) {
+	// Not os.Remove, which would take a link that somebody has put in its place.
+	err := syscall.Rmdir(dir)
+	if errors.Is(err, syscall.ENOTEMPTY) || errors.Is(err, syscall.EEXIST) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("remove directory %s: %w", dir, err)
+	}
+	return nil
 }

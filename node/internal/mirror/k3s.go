@@ -24,14 +24,19 @@ func (registriesYAML) plan(o Options) (plan, error) {
 	}
 	var registries []string
 	for _, registry := range o.Registries {
-		if entry := lookupYAML(lookupYAML(document.Content[0], "mirrors"), registry); lookupYAML(entry, "rewrite") != nil {
+		mirrors := lookupYAML(document.Content[0], "mirrors")
+		entry := lookupYAML(mirrors, registry)
+		if entry == nil {
+			entry = lookupYAML(mirrors, All)
+		}
+		if lookupYAML(entry, "rewrite") != nil {
 			p.findings = append(p.findings, Finding{NotMirrored, o.mirrors(), fmt.Sprintf(
 				"mirrors.%s has a rewrite, which would change the names that the front is asked for", registry)})
 			continue
 		}
 		registries = append(registries, registry)
 	}
-	p.targets = []target{{path: o.mirrors(), insert: func(content []byte) ([]byte, error) {
+	p.targets = []target{{path: o.mirrors(), restart: true, insert: func(content []byte) ([]byte, error) {
 		return insertEndpoint(content, o.Endpoint, registries)
 	}}}
 	return p, nil
@@ -51,7 +56,9 @@ func insertEndpoint(content []byte, endpoint string, registries []string) ([]byt
 		return nil, err
 	}
 	changed := false
+	inherited := sequenceYAML(lookupYAML(mirrors, All), "endpoint")
 	for _, registry := range registries {
+		isNew := lookupYAML(mirrors, registry) == nil
 		entry, err := tableYAML(mirrors, registry)
 		if err != nil {
 			return nil, err
@@ -68,6 +75,12 @@ func insertEndpoint(content []byte, endpoint string, registries []string) ([]byt
 		}
 		if slices.ContainsFunc(list.Content, func(n *yaml.Node) bool { return n.Value == endpoint }) {
 			continue // somebody has put it there, and where they want it
+		}
+		if isNew {
+			// With an entry of its own the registry is no longer one of all.
+			for _, value := range inherited {
+				list.Content = append(list.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: value, Style: yaml.DoubleQuotedStyle, LineComment: ours})
+			}
 		}
 		// In flow style, [a, b], a comment would swallow the rest of the line.
 		list.Style = 0
@@ -169,6 +182,16 @@ func lookupYAML(mapping *yaml.Node, key string) *yaml.Node {
 		}
 	}
 	return nil
+}
+
+// sequenceYAML are the values of the list under key.
+func sequenceYAML(mapping *yaml.Node, key string) (values []string) {
+	if list := lookupYAML(mapping, key); list != nil && list.Kind == yaml.SequenceNode {
+		for _, n := range list.Content {
+			values = append(values, n.Value)
+		}
+	}
+	return values
 }
 
 // tableYAML is the mapping under key, made where there is none.

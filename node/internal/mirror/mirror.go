@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -59,9 +60,20 @@ type Options struct {
 	Path string
 	// RuntimeConfig is containerd's own configuration file, which is only read. Empty: where it usually is.
 	RuntimeConfig string
+	// FixConfigPath has Install make containerd read the directory of mirrors where its configuration keeps it from that: by a
+	// link where config_path is a list, and by a change to the configuration where it is not set.
+	FixConfigPath bool
+	// Release is the version of the node's runtime, as that reports it. Empty: not known, unless the node is this machine.
+	Release string
 	// StateDir is where the originals are kept until removal. It is used by nobody else.
 	StateDir string
 
+	// asIs has the runtime's configuration read as it is now, and not as it would be without what Install did to it.
+	asIs bool
+	// state is what an earlier installation left.
+	state *state
+	// dump is the configuration that the node's containerd says it has; nil where it can't be asked.
+	dump func() ([]byte, error)
 	// crash, in tests, is called before every write to disk, and its error ends the run there.
 	crash func() error
 }
@@ -83,6 +95,9 @@ const (
 	ConfigPathUnset FindingKind = "ConfigPathUnset"
 	// ConfigPathElsewhere: containerd's configuration names other directories than the one that was written.
 	ConfigPathElsewhere FindingKind = "ConfigPathElsewhere"
+	// ConfigPathList: containerd's configuration names a list of directories, which containerd 2.1 and later take for the name
+	// of one.
+	ConfigPathList FindingKind = "ConfigPathList"
 	// LegacyMirrors: containerd's configuration holds mirrors or TLS files in the old form, which excludes a directory of
 	// mirrors.
 	LegacyMirrors FindingKind = "LegacyMirrors"
@@ -94,6 +109,9 @@ const (
 	RestartNeeded FindingKind = "RestartNeeded"
 	// Edited: somebody changed a file after Install wrote it. Reported by Status.
 	Edited FindingKind = "Edited"
+	// NotUndone: what Install wrote can no longer be told from the rest of a file, so Remove left it. Reported by Remove, with
+	// ErrNotUndone.
+	NotUndone FindingKind = "NotUndone"
 	// Missing: somebody removed a file after Install wrote it. Reported by Status.
 	Missing FindingKind = "Missing"
 )
@@ -109,6 +127,9 @@ type Finding struct {
 
 func (f Finding) String() string { return fmt.Sprintf("%s: %s: %s", f.Kind, f.Path, f.Message) }
 
+// ErrNotUndone is that Remove could not take out all of the agent's entries. The findings tell where.
+var ErrNotUndone = errors.New("the agent's entries are not all taken out")
+
 // errForeign is that an entry, or a file, must be left as it is. On installation the reason becomes a finding.
 var errForeign = errors.New("left as it is")
 
@@ -119,6 +140,19 @@ type target struct {
 	// insert puts the agent's entries into the file's content, which holds none of them. A file that is not there has
 	// none.
 	insert func(content []byte) ([]byte, error)
+	// restart tells that the runtime reads the file only when it starts.
+	restart bool
+	// mark is what shows that the file holds what was inserted. Empty: the endpoint's address.
+	mark string
+}
+
+// markOf is the target's mark.
+func (o Options) markOf(t target) string {
+	if t.mark != "" {
+		return t.mark
+	}
+	_, address, _ := strings.Cut(o.Endpoint, "://")
+	return address
 }
 
 // link is a symbolic link that keeps a registry's own configuration in force.
@@ -190,8 +224,32 @@ func (o *Options) check() error {
 		strings.ContainsAny(o.Endpoint, "\"\\\n") {
 		return fmt.Errorf("endpoint %q: want the URL of the registry front, such as http://127.0.0.1:5050", o.Endpoint)
 	}
-	o.Endpoint = u.Scheme + "://" + u.Host
+	o.Endpoint, err = readable(u)
+	if err != nil {
+		return fmt.Errorf("endpoint %q: %w", o.Endpoint, err)
+	}
+	if o.Release != "" {
+		if _, ok := o.release(); !ok {
+			return fmt.Errorf("runtime version %q: want one such as 2.4.2", o.Release)
+		}
+	}
 	return nil
+}
+
+// readable is the endpoint in a form that every runtime reads. Containerd 1.6 drops a hosts.toml, and podman refuses all pulls
+// of the registry, where an IPv6 address is in it.
+func readable(endpoint *url.URL) (string, error) {
+	host := endpoint.Host
+	if ip := net.ParseIP(endpoint.Hostname()); ip != nil && ip.To4() == nil {
+		if !ip.IsLoopback() {
+			return "", errors.New("some runtimes read no IPv6 address here: give a name, or 127.0.0.1")
+		}
+		host = "localhost"
+		if port := endpoint.Port(); port != "" {
+			host += ":" + port
+		}
+	}
+	return endpoint.Scheme + "://" + host, nil
 }
 
 // on is where the node's path is found here.
@@ -231,6 +289,7 @@ func install(o Options) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	o.state = st
 	d, err := driverOf(o.Runtime)
 	if err != nil {
 		return Result{}, err
@@ -244,6 +303,7 @@ func install(o Options) (Result, error) {
 	// Everything is worked out before anything is changed.
 	var changes []change
 	wanted := make(map[string]bool)
+	restart := st.restarts()
 	for _, t := range p.targets {
 		c, err := st.prepare(o, t)
 		if errors.Is(err, errForeign) {
@@ -254,6 +314,9 @@ func install(o Options) (Result, error) {
 			return result, fmt.Errorf("%s: %w", t.path, err)
 		}
 		wanted[t.path] = true
+		if t.restart {
+			restart[t.path] = o.Runtime
+		}
 		changes = append(changes, c)
 	}
 	for _, l := range p.links {
@@ -264,13 +327,18 @@ func install(o Options) (Result, error) {
 		if wanted[path] {
 			continue
 		}
-		c, err := st.restore(o, path)
+		c, stuck, err := st.restore(o, path)
 		if err != nil {
 			return result, fmt.Errorf("%s: %w", path, err)
+		}
+		if stuck != nil {
+			result.Findings = append(result.Findings, *stuck)
+			wanted[path] = true // it is kept in the state
 		}
 		changes = append(changes, c)
 	}
 
+	st.Registries = o.Registries
 	// The state is on disk before the first change is, and names all that may be found after a crash.
 	if err := st.save(o); err != nil {
 		return result, err
@@ -294,11 +362,35 @@ func install(o Options) (Result, error) {
 		return result, err
 	}
 	st.settle()
-	if len(result.Changed) > 0 && (o.Runtime == K3s || o.Runtime == RKE2) {
-		result.Findings = append(result.Findings, Finding{RestartNeeded, o.mirrors(),
-			fmt.Sprintf("%s reads it only when it starts; restart %s on this node", o.Runtime, o.Runtime)})
-	}
+	result.Findings = append(result.Findings, restarts(result.Changed, restart)...)
 	return result, st.save(o)
+}
+
+// restarts are findings for the changed files that a runtime reads only when it starts.
+func restarts(changed []string, restart map[string]Runtime) (found []Finding) {
+	for _, path := range changed {
+		if r, ok := restart[path]; ok {
+			found = append(found, restartNeeded(path, r))
+		}
+	}
+	return found
+}
+
+func restartNeeded(path string, r Runtime) Finding {
+	return Finding{RestartNeeded, path, fmt.Sprintf("%s reads it only when it starts: on this node, run systemctl try-restart %s", r, strings.Join(r.units(), " "))}
+}
+
+// units are the runtime's services, of which a node runs one.
+func (r Runtime) units() []string {
+	switch r {
+	case MicroK8s:
+		return []string{"snap.microk8s.daemon-containerd"}
+	case RKE2:
+		return []string{"rke2-agent", "rke2-server"}
+	case K3s:
+		return []string{"k3s-agent", "k3s"}
+	}
+	return []string{string(r)}
 }
 
 // Remove undoes what Install did. Where nothing was installed it does nothing.
@@ -329,10 +421,15 @@ func remove(o Options) (Result, error) {
 	}
 
 	var changes []change
+	var result Result
+	restart := st.restarts()
 	for _, path := range st.paths() {
-		c, err := st.restore(o, path)
+		c, stuck, err := st.restore(o, path)
 		if err != nil {
 			return Result{}, fmt.Errorf("%s: %w", path, err)
+		}
+		if stuck != nil {
+			result.Findings = append(result.Findings, *stuck)
 		}
 		changes = append(changes, c)
 	}
@@ -340,7 +437,6 @@ func remove(o Options) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	var result Result
 	for _, c := range append(changes, strays...) {
 		did, err := c.apply(o)
 		if err != nil {
@@ -350,6 +446,10 @@ func remove(o Options) (Result, error) {
 			result.Changed = append(result.Changed, c.path)
 		}
 	}
+	if len(result.Findings) > 0 {
+		return result, st.keep(o, result.Findings)
+	}
+	result.Findings = restarts(result.Changed, restart)
 	st.Files, st.Links = nil, nil
 	if err := st.removeDirs(o); err != nil {
 		return result, err
@@ -357,8 +457,26 @@ func remove(o Options) (Result, error) {
 	return result, dropState(o.StateDir)
 }
 
-// Status says, without changing anything, which files Install wrote and what somebody should look at.
+// keep saves what could not be undone, and says so. The originals stay in the state.
+func (st *state) keep(o Options, stuck []Finding) error {
+	left := make(map[string]*record)
+	for _, f := range stuck {
+		left[f.Path] = st.Files[f.Path]
+	}
+	st.Files, st.Links = left, nil
+	if err := st.removeDirs(o); err != nil {
+		return err
+	}
+	if err := st.save(o); err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: %d of its files, see the notes; what was there before is kept in %s", ErrNotUndone, len(stuck), filepath.Join(o.StateDir, stateFile))
+}
+
+// Status says, without changing anything, which files Install wrote and what somebody should look at. Without registries it is
+// about those that Install was given.
 func Status(o Options) (Result, error) {
+	asked := len(o.Registries)
 	if err := o.check(); err != nil {
 		return Result{}, fmt.Errorf("mirror status: %w", err)
 	}
@@ -366,31 +484,99 @@ func Status(o Options) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("mirror status: %w", err)
 	}
+	if asked == 0 && len(st.Registries) > 0 {
+		o.Registries = st.Registries
+	}
 	d, err := driverOf(o.Runtime)
 	if err != nil {
 		return Result{}, err
 	}
 	var result Result
 	for _, path := range st.paths() {
-		result.Changed = append(result.Changed, path)
 		rec, isFile := st.Files[path]
 		if !isFile {
+			result.Changed = append(result.Changed, path)
 			continue
 		}
 		now, err := readFile(o.on(path))
-		switch {
-		case err != nil:
+		if err != nil && !errors.Is(err, errForeign) {
 			return result, fmt.Errorf("mirror status: %w", err)
-		case !now.exists:
-			result.Findings = append(result.Findings, Finding{Missing, path, "was removed since it was written; install again, or remove the mirror"})
-		case !rec.wrote(now.content):
-			result.Findings = append(result.Findings, Finding{Edited, path, "was edited since it was written; removal keeps the edit and takes out the agent's entries"})
 		}
+		f := Finding{Path: path}
+		switch {
+		case err == nil && rec.wrote(now.content):
+			result.Changed = append(result.Changed, path)
+			if rec.Restart && o.startedBefore(path) {
+				result.Findings = append(result.Findings, restartNeeded(path, rec.Runtime))
+			}
+			continue
+		case err == nil && now.exists == rec.Existed && bytes.Equal(now.content, rec.Original):
+			f.Kind, f.Message = Missing, "does not hold what was to be written: an installation did not come to its end; install again, or remove the mirror"
+		case err != nil || !now.exists:
+			f.Kind, f.Message = Missing, "was removed since it was written; install again, or remove the mirror"
+		case !rec.mentions(now.content):
+			f.Kind, f.Message = Missing, "was edited since it was written, and does not name the agent any more; install again, or remove the mirror"
+		default:
+			result.Changed = append(result.Changed, path)
+			f.Kind, f.Message = Edited, "was edited since it was written; removal keeps the edit and takes out the agent's entries"
+		}
+		result.Findings = append(result.Findings, f)
 	}
-	if p, err := d.plan(o); err == nil {
-		result.Findings = append(result.Findings, p.findings...)
+	o.state, o.asIs = st, true
+	p, err := d.plan(o)
+	if err != nil {
+		return result, fmt.Errorf("mirror status: %w", err)
+	}
+	result.Findings = append(result.Findings, p.findings...)
+	if len(result.Changed) > 0 {
+		result.Findings = append(result.Findings, st.without(o, p.targets)...)
 	}
 	return result, nil
+}
+
+// without are findings for what an installation would write and none has written: a registry that got a directory of its own
+// since, or one whose entry has to be left as it is.
+func (st *state) without(o Options, targets []target) (found []Finding) {
+	for _, t := range targets {
+		if st.Files[t.path] != nil {
+			continue
+		}
+		f := Finding{Missing, t.path, "does not name the agent, and so is not mirrored: it was not there when the mirror was installed; install again"}
+		now, err := readFile(o.on(t.path))
+		if err == nil {
+			_, err = t.insert(now.content)
+		}
+		if err != nil {
+			f.Kind, f.Message = NotMirrored, err.Error()
+		}
+		found = append(found, f)
+	}
+	return found
+}
+
+// InForce tells, of a result of Status, whether the runtime asks the agent for the registries that it was installed for.
+func (r Result) InForce() bool {
+	return len(r.Changed) > 0 && !slices.ContainsFunc(r.Findings, func(f Finding) bool { return f.Kind != Edited })
+}
+
+// sockets are where the runtimes listen.
+var sockets = map[Runtime]string{
+	Containerd: "/run/containerd/containerd.sock",
+	MicroK8s:   "/var/snap/microk8s/common/run/containerd.sock",
+	Talos:      "/run/containerd/containerd.sock",
+	K3s:        "/run/k3s/containerd/containerd.sock",
+	RKE2:       "/run/k3s/containerd/containerd.sock",
+}
+
+// startedBefore tells whether the runtime was started before the file was written, as far as that shows here: its socket is
+// made when it starts.
+func (o Options) startedBefore(path string) bool {
+	file, err := os.Stat(o.on(path))
+	if err != nil {
+		return false
+	}
+	socket, err := os.Stat(o.on(sockets[o.Runtime]))
+	return err == nil && socket.Mode()&fs.ModeSocket != 0 && socket.ModTime().Before(file.ModTime())
 }
 
 // prepare works out a target's new content, and puts into the state what is needed to undo it.
@@ -407,6 +593,9 @@ func (st *state) prepare(o Options, t target) (change, error) {
 		if err != nil {
 			return change{}, err
 		}
+		if known && rec.mentions(stripped) {
+			return change{}, fmt.Errorf("%w: %s", errForeign, rec.unmarked())
+		}
 		if ours := !bytes.Equal(stripped, now.content); ours {
 			original.content = stripped
 			original.exists = known && rec.Existed || len(bytes.TrimSpace(stripped)) > 0
@@ -421,7 +610,7 @@ func (st *state) prepare(o Options, t target) (change, error) {
 	if err != nil {
 		return change{}, err
 	}
-	rec.Runtime = o.Runtime
+	rec.Runtime, rec.Mark, rec.Restart = o.Runtime, o.markOf(t), t.restart
 	rec.latest = digestOf(content)
 	if !slices.Contains(rec.Written, rec.latest) {
 		rec.Written = append(rec.Written, rec.latest)
@@ -453,28 +642,39 @@ func (st *state) prepareLink(o Options, l link) change {
 	return change{path: l.path, linkTo: l.to}
 }
 
-// restore works out how to undo what the state knows of path.
-func (st *state) restore(o Options, path string) (change, error) {
+// restore works out how to undo what the state knows of path, or finds that it can't.
+func (st *state) restore(o Options, path string) (c change, stuck *Finding, err error) {
 	if to, isLink := st.Links[path]; isLink {
 		now, err := os.Readlink(o.on(path))
-		return change{path: path, remove: true, keep: err != nil || now != to}, nil
+		return change{path: path, remove: true, keep: err != nil || now != to}, nil, nil
 	}
 	rec := st.Files[path]
 	now, err := readFile(o.on(path))
 	switch {
 	case errors.Is(err, errForeign), err == nil && !now.exists:
-		return change{path: path, keep: true}, nil // somebody removed it, or put a link in its place, and wants it so
+		return change{path: path, keep: true}, nil, nil // somebody removed it, or put a link in its place, and wants it so
 	case err != nil:
-		return change{}, err
-	case rec.wrote(now.content):
-		return change{path: path, content: rec.Original, mode: rec.Mode, remove: !rec.Existed}, nil
+		return change{}, nil, err
+	}
+	// A link in the place of a file that was made is somebody's own, and so is what it leads to.
+	made := !rec.Existed && !isLink(o.on(path))
+	if rec.wrote(now.content) {
+		return change{path: path, content: rec.Original, mode: rec.Mode, remove: made}, nil, nil
 	}
 	stripped, err := strip(now.content, rec, o)
 	if err != nil {
-		return change{}, err
+		return change{}, nil, err
+	}
+	if !bytes.Equal(now.content, rec.Original) && rec.mentions(stripped) {
+		return change{path: path, keep: true}, &Finding{NotUndone, path, rec.unmarked() + ", and remove the mirror again"}, nil
 	}
 	empty := len(bytes.TrimSpace(stripped)) == 0
-	return change{path: path, content: stripped, mode: now.mode, remove: empty && !rec.Existed}, nil
+	return change{path: path, content: stripped, mode: now.mode, remove: empty && made}, nil, nil
+}
+
+func isLink(path string) bool {
+	_, err := os.Readlink(path)
+	return err == nil
 }
 
 // strays are entries of the agent that the state does not know, because it was lost.
@@ -500,7 +700,8 @@ func (st *state) strays(o Options) ([]change, error) {
 			return nil, err
 		}
 		if stripped := d.strip(now.content); !bytes.Equal(stripped, now.content) {
-			changes = append(changes, change{path: path, content: stripped, mode: now.mode, remove: len(bytes.TrimSpace(stripped)) == 0})
+			empty := len(bytes.TrimSpace(stripped)) == 0
+			changes = append(changes, change{path: path, content: stripped, mode: now.mode, remove: empty && !isLink(o.on(path))})
 		}
 	}
 	return changes, nil

@@ -166,8 +166,12 @@ func TestContainerdDirectories(t *testing.T) {
 		want       []string // written files
 		links      map[string]string
 	}{
-		"all registries without a directory of their own": {
-			tree{here + "own.example/hosts.toml": "server = \"https://x\"\n"}, nil, []string{here + "_default/hosts.toml"}, nil,
+		"all registries, those with a directory of their own among them": {
+			tree{here + "own.example/hosts.toml": "server = \"https://x\"\n"}, nil,
+			[]string{here + "_default/hosts.toml", here + "own.example/hosts.toml"}, nil,
+		},
+		"an IPv6 address": {
+			tree{}, []string{"[::1]:5000", "[fd00::1]"}, []string{here + "[::1]_5000_/hosts.toml", here + "[fd00::1]/hosts.toml"}, nil,
 		},
 		"a registry with a port gets the name that is looked for first": {
 			tree{}, []string{"up.example:5000"}, []string{here + "up.example_5000_/hosts.toml"}, nil,
@@ -180,7 +184,8 @@ func TestContainerdDirectories(t *testing.T) {
 		},
 		"a default does not hide directories of a later one of config_path": {
 			tree{"/etc/docker/certs.d/up.example/ca.crt": "PEM", "/etc/docker/certs.d/both.example/ca.crt": "PEM", here + "both.example/": ""},
-			nil, []string{here + "_default/hosts.toml"}, map[string]string{here + "up.example": "/etc/docker/certs.d/up.example"},
+			nil, []string{here + "_default/hosts.toml", here + "both.example/hosts.toml", "/etc/docker/certs.d/up.example/hosts.toml"},
+			map[string]string{here + "up.example": "/etc/docker/certs.d/up.example"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -296,7 +301,10 @@ func TestFindingsOnContainerdsConfiguration(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			o := node(t, Containerd, c.before)
-			o.Path = c.path
+			o.Path, o.Release = c.path, "1.6.20~ds1"
+			if strings.Contains(c.before[config], "version = 3") {
+				o.Release = "v2.0.5"
+			}
 			for what, run := range map[string]func(Options) (Result, error){"install": Install, "status": Status} {
 				result, err := run(o)
 				require.NoError(t, err, what)
@@ -732,7 +740,10 @@ func genTree(t *rapid.T) tree {
 			tr[path] = contents[i]
 		}
 	}
-	add("/etc/containerd/config.toml", configured, strings.Replace(configured, "certs.d", "certs.d:/etc/docker/certs.d", 1), "version = 2\n", "broken = ")
+	add("/etc/containerd/config.toml", configured, strings.Replace(configured, "certs.d", "certs.d:/etc/docker/certs.d", 1), "version = 2\n", "broken = ",
+		"", "\n", v2with(""), strings.ReplaceAll(v2with(""), "\n", "\r\n"), "version = 2\nimports = [\"conf.d/*.toml\"]", "plugins = 1\n")
+	add("/etc/containerd/conf.d/a.toml", "", "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\n", v2with(""), v2with("/etc/containerd/certs.d:/x"))
+	add("/etc/containerd/certs.d/linked.example", "-> /etc/docker/certs.d/linked.example", "-> ../docker.io", "-> /nowhere")
 	for _, dir := range []string{"/etc/containerd/certs.d/", "/etc/docker/certs.d/"} {
 		for _, registry := range []string{"docker.io", "up.example:5000", "up.example_5000_", "_default"} {
 			add(dir+registry+"/", "")
@@ -753,7 +764,9 @@ func genOptions(t *rapid.T, root, stateDir string) Options {
 		Endpoint: rapid.SampledFrom([]string{front, "http://[::1]:6060"}).Draw(t, "endpoint"),
 		Root:     root, StateDir: stateDir,
 	}
-	o.Registries = rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"docker.io", "up.example:5000", "quay.io", All}), 0, 3, rapid.ID).Draw(t, "registries")
+	o.Registries = rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"docker.io", "up.example:5000", "quay.io", "[::1]:5000", All}), 0, 3, rapid.ID).Draw(t, "registries")
+	o.Release = rapid.SampledFrom([]string{"", "1.6.20", "2.0.14", "2.1.0", "2.4.2"}).Draw(t, "release")
+	o.FixConfigPath = rapid.Bool().Draw(t, "fix config_path")
 	return o
 }
 
@@ -831,7 +844,7 @@ func FuzzInsertHost(f *testing.F) {
 	f.Add([]byte("a = '''\n[b]\n'''\n[ c ]"))
 	f.Add([]byte("# only a comment"))
 	f.Fuzz(func(t *testing.T, before []byte) {
-		after, err := insertHost(before, front, "")
+		after, err := insertHost(before, front, "", "")
 		if err != nil {
 			require.ErrorIs(t, err, errForeign)
 			return

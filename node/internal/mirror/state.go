@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -22,6 +23,8 @@ const (
 // state is what Remove has to know. It is written before the changes it is about.
 type state struct {
 	Version int `json:"version"`
+	// Registries are those that the last Install was given.
+	Registries []string `json:"registries,omitempty"`
 	// Files and Links are keyed by their paths on the node; Links hold where they point.
 	Files map[string]*record `json:"files,omitempty"`
 	Links map[string]string  `json:"links,omitempty"`
@@ -38,11 +41,25 @@ type record struct {
 	Original []byte      `json:"original,omitempty"`
 	// Written are the SHA-256 digests of the contents that Install wrote or was about to write when it was interrupted.
 	Written []string `json:"written"`
+	// Mark is what shows that the file holds what Install wrote. Empty: not known, of an earlier version of this program.
+	Mark string `json:"mark,omitempty"`
+	// Restart tells that the runtime reads the file only when it starts.
+	Restart bool `json:"restart,omitempty"`
 
 	latest string // the digest of what this run writes
 }
 
 func (r *record) wrote(content []byte) bool { return slices.Contains(r.Written, digestOf(content)) }
+
+// mentions tells whether content holds what Install wrote and the original did not.
+func (r *record) mentions(content []byte) bool {
+	return r.Mark != "" && bytes.Contains(content, []byte(r.Mark)) && !bytes.Contains(r.Original, []byte(r.Mark))
+}
+
+// unmarked says what is to be done about a file that mentions the agent with no markers around it.
+func (r *record) unmarked() string {
+	return fmt.Sprintf("was edited since it was written, and what holds %s is no longer marked; take that out by hand", r.Mark)
+}
 
 func digestOf(content []byte) string {
 	sum := sha256.Sum256(content)
@@ -118,12 +135,31 @@ func (st *state) paths() []string {
 	return all
 }
 
+// restarts are the files that a runtime reads only when it starts.
+func (st *state) restarts() map[string]Runtime {
+	all := make(map[string]Runtime)
+	for path, rec := range st.Files {
+		if rec.Restart {
+			all[path] = rec.Runtime
+		}
+	}
+	return all
+}
+
 // settle forgets the contents of earlier runs, once those of this one are in place.
 func (st *state) settle() {
 	for _, rec := range st.Files {
-		rec.Written = []string{rec.latest}
+		if rec.latest != "" {
+			rec.Written = []string{rec.latest}
+		}
 	}
 }
+
+// made tells whether an installation made the directory.
+func (st *state) made(dir string) bool { return st != nil && slices.Contains(st.Dirs, dir) }
+
+// linked tells whether an installation made the link at path.
+func (st *state) linked(path string) bool { return st != nil && st.Links[path] != "" }
 
 // makeDirs notes the directories that are to be made for dir.
 func (st *state) makeDirs(o Options, dir string) {

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# containerds.sh (make containerds): builds the versions of containerd that test/clients runs beside Debian's, from Go
+# modules, each once, into ~/.cache/shoal/containerd-VERSION. From an empty cache two quiet cores take about ten minutes.
+#
+#   containerds.sh             all of them
+#   containerds.sh v2.4        the newest of one line
+set -o errexit -o nounset -o pipefail
+cd "$(dirname "$0")/.."
+
+# The last of each line that merges or reads its configuration in a way of its own.
+versions=(v1.7.35 v2.0.14 v2.1.9 v2.2.9 v2.3.7 v2.4.2)
+
+for version in "${versions[@]}"; do
+  [[ $version == "${1:-v}"* ]] || continue
+  target=$HOME/.cache/shoal/containerd-$version
+  [ -x "$target/containerd" ] && continue
+  module=github.com/containerd/containerd
+  [[ $version == v1.* ]] || module=$module/v2
+  # With a version, go install goes by the module's own go.mod and go.sum, which the checksum database vouches for.
+  GOBIN=$target CGO_ENABLED=0 nice -n 19 go install -trimpath -tags "no_btrfs no_devmapper no_zfs" -ldflags "-s -w" \
+    "$module/cmd/containerd@$version"
+done
