@@ -26,10 +26,10 @@ import (
 
 	"github.com/shoal-cache/shoal/test/bench/internal/client"
 	"github.com/shoal-cache/shoal/test/bench/internal/contender"
-	"github.com/shoal-cache/shoal/test/bench/internal/netns"
-	"github.com/shoal-cache/shoal/test/bench/internal/origin"
 	"github.com/shoal-cache/shoal/test/bench/internal/report"
 	"github.com/shoal-cache/shoal/test/bench/internal/workload"
+	"github.com/shoal-cache/shoal/test/internal/netns"
+	"github.com/shoal-cache/shoal/test/internal/origin"
 )
 
 func main() {

@@ -5,7 +5,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/shoal-cache/shoal/test/bench/internal/netns"
+	"github.com/shoal-cache/shoal/test/internal/netns"
 )
 
 func TestTheQuickProfileIsSmallAndYieldsToFlags(t *testing.T) {

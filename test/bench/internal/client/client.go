@@ -24,7 +24,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/shoal-cache/shoal/test/bench/internal/origin"
+	"github.com/shoal-cache/shoal/test/internal/origin"
 )
 
 const (

@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/test/bench/internal/client"
-	"github.com/shoal-cache/shoal/test/bench/internal/origin"
+	"github.com/shoal-cache/shoal/test/internal/origin"
 )
 
 const mib = 1 << 20

@@ -15,8 +15,8 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/shoal-cache/shoal/test/bench/internal/client"
-	"github.com/shoal-cache/shoal/test/bench/internal/netns"
-	"github.com/shoal-cache/shoal/test/bench/internal/proc"
+	"github.com/shoal-cache/shoal/test/internal/netns"
+	"github.com/shoal-cache/shoal/test/internal/proc"
 )
 
 const (

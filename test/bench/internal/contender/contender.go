@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/shoal-cache/shoal/test/bench/internal/containerd"
-	"github.com/shoal-cache/shoal/test/bench/internal/netns"
-	"github.com/shoal-cache/shoal/test/bench/internal/proc"
+	"github.com/shoal-cache/shoal/test/internal/netns"
+	"github.com/shoal-cache/shoal/test/internal/proc"
 )
 
 const (

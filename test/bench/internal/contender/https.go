@@ -16,7 +16,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/shoal-cache/shoal/test/bench/internal/proc"
+	"github.com/shoal-cache/shoal/test/internal/proc"
 )
 
 // HTTPS is the yardstick of a warm pull: the first host serves the images as files over plain HTTPS, and the clients

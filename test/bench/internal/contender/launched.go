@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/shoal-cache/shoal/test/bench/internal/proc"
+	"github.com/shoal-cache/shoal/test/internal/proc"
 )
 
 // Launched is a peer of several processes, such as Dragonfly or Kraken, that a program of the user's brings up: a binary,

@@ -7,7 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 
-	"github.com/shoal-cache/shoal/test/bench/internal/proc"
+	"github.com/shoal-cache/shoal/test/internal/proc"
 )
 
 // PullThrough is one pull-through cache for all hosts: the distribution registry (Debian's docker-registry) on a host of

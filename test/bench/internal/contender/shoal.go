@@ -11,8 +11,8 @@ import (
 
 	"sigs.k8s.io/yaml"
 
-	"github.com/shoal-cache/shoal/test/bench/internal/netns"
-	"github.com/shoal-cache/shoal/test/bench/internal/proc"
+	"github.com/shoal-cache/shoal/test/internal/netns"
+	"github.com/shoal-cache/shoal/test/internal/proc"
 )
 
 const (

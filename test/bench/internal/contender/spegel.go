@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/shoal-cache/shoal/test/bench/internal/containerd"
-	"github.com/shoal-cache/shoal/test/bench/internal/proc"
+	"github.com/shoal-cache/shoal/test/internal/proc"
 )
 
 // Spegel is one Spegel on every host, over the content that containerd there holds. Its clients are containerd, since it

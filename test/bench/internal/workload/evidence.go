@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/shoal-cache/shoal/test/bench/internal/netns"
+	"github.com/shoal-cache/shoal/test/internal/netns"
 )
 
 // keepEvidence copies what explains a run to the folder for logs: the logs of all processes and the metrics of those

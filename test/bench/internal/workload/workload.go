@@ -17,9 +17,9 @@ import (
 	"github.com/shoal-cache/shoal/test/bench/internal/client"
 	"github.com/shoal-cache/shoal/test/bench/internal/containerd"
 	"github.com/shoal-cache/shoal/test/bench/internal/contender"
-	"github.com/shoal-cache/shoal/test/bench/internal/netns"
-	"github.com/shoal-cache/shoal/test/bench/internal/origin"
 	"github.com/shoal-cache/shoal/test/bench/internal/report"
+	"github.com/shoal-cache/shoal/test/internal/netns"
+	"github.com/shoal-cache/shoal/test/internal/origin"
 )
 
 const (

@@ -7,7 +7,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/shoal-cache/shoal/test/bench/internal/contender"
-	"github.com/shoal-cache/shoal/test/bench/internal/netns"
+	"github.com/shoal-cache/shoal/test/internal/netns"
 )
 
 func TestTheIdealOfTheReferenceWorkload(t *testing.T) {

@@ -10,7 +10,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/stretchr/testify/require"
 
-	"github.com/shoal-cache/shoal/test/bench/internal/origin"
+	"github.com/shoal-cache/shoal/test/internal/origin"
 )
 
 func serve(t *testing.T) (origin.Image, *origin.Server, *httptest.Server) {
