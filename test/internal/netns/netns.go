@@ -203,32 +203,42 @@ func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.C
 // DialContext dials from inside the host's namespace; a process outside reaches the host's loopback by it. The address
 // must be numeric.
 func (h *Host) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	// A thread is in one namespace, and a socket belongs to the one it was made in for good: so only the dial itself
-	// needs a thread that has moved.
+	var conn net.Conn
+	err := h.inside(func() (err error) {
+		conn, err = new(net.Dialer).DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}
+
+// inside makes a socket in the host's namespace.
+func (h *Host) inside(open func() error) error {
+	// A thread is in one namespace, and a socket belongs to the one it was made in for good: so only this call needs a
+	// thread that has moved.
 	runtime.LockOSThread()
 	home, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
 	if err != nil {
 		runtime.UnlockOSThread()
-		return nil, fmt.Errorf("network namespace of this thread: %w", err)
+		return fmt.Errorf("network namespace of this thread: %w", err)
 	}
 	defer home.Close()
 	there, err := os.Open("/run/netns/" + h.namespace)
 	if err != nil {
 		runtime.UnlockOSThread()
-		return nil, fmt.Errorf("network namespace of %s: %w", h.Name, err)
+		return fmt.Errorf("network namespace of %s: %w", h.Name, err)
 	}
 	defer there.Close()
 	if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
-		return nil, fmt.Errorf("enter network namespace of %s: %w", h.Name, err)
+		return fmt.Errorf("enter network namespace of %s: %w", h.Name, err)
 	}
-	conn, dialErr := new(net.Dialer).DialContext(ctx, network, address)
+	openErr := open()
 	if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
 		// The thread stays locked, and so ends with this goroutine rather than serve others from the wrong namespace.
-		return nil, fmt.Errorf("leave network namespace of %s: %w", h.Name, errors.Join(err, dialErr))
+		return fmt.Errorf("leave network namespace of %s: %w", h.Name, errors.Join(err, openErr))
 	}
 	runtime.UnlockOSThread()
-	return conn, dialErr
+	return openErr
 }
 
 // shape gives the sending side of an interface a token bucket filter. The bucket holds the largest segmentation offload

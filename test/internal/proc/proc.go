@@ -64,6 +64,14 @@ func (p *Process) tail() string {
 	return string(bytes.TrimSpace(b[max(0, len(b)-2000):]))
 }
 
+// Signal sends a signal, such as SIGSTOP, to the process itself.
+func (p *Process) Signal(signal syscall.Signal) error {
+	if err := p.cmd.Process.Signal(signal); err != nil {
+		return fmt.Errorf("signal %s to %s: %w", signal, p.cmd.Path, err)
+	}
+	return nil
+}
+
 // Kill ends the process at once.
 func (p *Process) Kill() {
 	_ = p.cmd.Process.Kill() // it fails only when the process has ended, which is what is wanted
@@ -85,8 +93,8 @@ func (p *Process) Stop() {
 type Usage struct {
 	// CPU is user and system time together.
 	CPU time.Duration
-	// PeakRSS is the largest resident set so far, in bytes.
-	PeakRSS int64
+	// RSS is the resident set, and PeakRSS the largest so far, in bytes.
+	RSS, PeakRSS int64
 }
 
 // Usage reads /proc. A process that has ended has the usage that the kernel reported at its end.
@@ -114,7 +122,7 @@ func (p *Process) Usage() (Usage, error) {
 	if err != nil {
 		return Usage{}, err
 	}
-	return Usage{CPU: cpu, PeakRSS: parsePeak(string(status))}, nil
+	return Usage{CPU: cpu, RSS: parseMemory(string(status), "VmRSS:"), PeakRSS: parseMemory(string(status), "VmHWM:")}, nil
 }
 
 // parseStat is the CPU time in a /proc/PID/stat line: fields 14 and 15 (proc_pid_stat(5)). The second field, the name
@@ -132,10 +140,10 @@ func parseStat(stat string) (time.Duration, error) {
 	return time.Duration(user+system) * clockTick, nil
 }
 
-// parsePeak is VmHWM of a /proc/PID/status file in bytes, 0 where there is none (a kernel thread, a zombie).
-func parsePeak(status string) int64 {
+// parseMemory is a field of a /proc/PID/status file in bytes, 0 where there is none (a kernel thread, a zombie).
+func parseMemory(status, field string) int64 {
 	for line := range strings.Lines(status) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+		if rest, ok := strings.CutPrefix(line, field); ok {
 			kib, _ := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
 			return kib << 10
 		}

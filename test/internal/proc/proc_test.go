@@ -19,10 +19,12 @@ func TestCPUTimeOfAProcessWithAnAwkwardName(t *testing.T) {
 	require.Error(t, err)
 }
 
-func TestPeakMemoryIsInBytes(t *testing.T) {
+func TestMemoryIsInBytes(t *testing.T) {
 	t.Parallel()
-	require.EqualValues(t, 2048<<10, parsePeak("Name:\tx\nVmPeak:\t  9000 kB\nVmHWM:\t    2048 kB\nVmRSS:\t 1 kB\n"))
-	require.Zero(t, parsePeak("Name:\tkthreadd\n"))
+	status := "Name:\tx\nVmPeak:\t  9000 kB\nVmHWM:\t    2048 kB\nVmRSS:\t 1 kB\n"
+	require.EqualValues(t, 2048<<10, parseMemory(status, "VmHWM:"))
+	require.EqualValues(t, 1<<10, parseMemory(status, "VmRSS:"))
+	require.Zero(t, parseMemory("Name:\tkthreadd\n", "VmHWM:"))
 }
 
 func TestStolenTimeIsBusyAndWaitingForDisksIsNot(t *testing.T) {

@@ -1,0 +1,125 @@
+package rig
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// diskSize is that of a node's disk.
+const diskSize = 384 << 20
+
+// disk is an ext4 file system of its own in a file, so that it can fill up and fail.
+type disk struct{ image, mount string }
+
+func newDisk(ctx context.Context, dir string) (*disk, error) {
+	d := &disk{image: dir + ".ext4", mount: dir}
+	if err := os.Mkdir(d.mount, 0o755); err != nil {
+		return nil, fmt.Errorf("disk: %w", err)
+	}
+	f, err := os.Create(d.image)
+	if err != nil {
+		return nil, fmt.Errorf("disk: %w", err)
+	}
+	if err := errors.Join(f.Truncate(diskSize), f.Close()); err != nil {
+		return nil, fmt.Errorf("disk: %w", err)
+	}
+	if err := run(ctx, "mkfs.ext4", "-q", "-m", "0", d.image); err != nil {
+		return nil, err
+	}
+	return d, d.attach(ctx)
+}
+
+func (d *disk) attach(ctx context.Context) error {
+	return run(ctx, "mount", "-o", "loop,errors=remount-ro", d.image, d.mount)
+}
+
+func (d *disk) detach(ctx context.Context) error { return run(ctx, "umount", d.mount) }
+
+// fail makes the file system read-only as an error of the disk does: what is open for writing fails too.
+func (d *disk) fail(ctx context.Context) error {
+	return run(ctx, "mount", "-o", "remount,abort", d.mount)
+}
+
+// fill leaves little free.
+func (d *disk) fill() error {
+	var s unix.Statfs_t
+	if err := unix.Statfs(d.mount, &s); err != nil {
+		return fmt.Errorf("free space of %s: %w", d.mount, err)
+	}
+	f, err := os.Create(d.ballast())
+	if err != nil {
+		return fmt.Errorf("fill %s: %w", d.mount, err)
+	}
+	defer f.Close()
+	const left = 256 << 10
+	if free := int64(s.Bavail)*s.Bsize - left; free > 0 {
+		if err := unix.Fallocate(int(f.Fd()), 0, 0, free); err != nil && !errors.Is(err, unix.ENOSPC) {
+			return fmt.Errorf("fill %s: %w", d.mount, err)
+		}
+	}
+	return nil
+}
+
+func (d *disk) empty() error {
+	if err := os.Remove(d.ballast()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("free %s: %w", d.mount, err)
+	}
+	return nil
+}
+
+func (d *disk) ballast() string { return filepath.Join(d.mount, "ballast") }
+
+// rot flips a bit of one of the blobs that are committed and among the wanted ones, and says which; empty where there is none.
+func (d *disk) rot(store string, seed uint64, wanted func(digest string) bool) (string, error) {
+	var blobs []string
+	err := filepath.WalkDir(filepath.Join(store, "blobs"), func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.Type().IsRegular() && !strings.Contains(entry.Name(), ".") && wanted("sha256:"+entry.Name()) {
+			blobs = append(blobs, path)
+		}
+		return nil // what cannot be read does not rot
+	})
+	if err != nil || len(blobs) == 0 {
+		return "", err
+	}
+	slices.Sort(blobs)
+	random := rand.New(rand.NewPCG(seed, 0))
+	path := blobs[random.IntN(len(blobs))]
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return "", nil //nolint:nilerr // it was evicted just now, so nothing rots
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || info.Size() == 0 {
+		return "", err
+	}
+	var b [1]byte
+	at := random.Int64N(info.Size())
+	if _, err := f.ReadAt(b[:], at); err != nil {
+		return "", fmt.Errorf("rot: %w", err)
+	}
+	b[0] ^= 1 << random.IntN(8)
+	if _, err := f.WriteAt(b[:], at); err != nil {
+		return "", fmt.Errorf("rot: %w", err)
+	}
+	return "sha256:" + filepath.Base(path), nil
+}
+
+func run(ctx context.Context, name string, args ...string) error {
+	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, bytes.TrimSpace(out))
+	}
+	return nil
+}

@@ -1,0 +1,321 @@
+// Package storm carries out a plan and judges what is seen: clients pull while things fail, and none of these may happen:
+//
+//   - a wrong byte in an answer that ends as if all were well
+//   - a committed blob that is gone after a crash
+//   - a byte of a private image for a caller without credentials
+//   - a pull that does not end in time, or fails while the client itself could reach a good registry
+//   - more copies from the registry than 1.05 and one for each agent that died
+//   - an agent that ends by itself, or that is not as it was before once all is healed
+package storm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shoal-cache/shoal/test/chaos/internal/plan"
+	"github.com/shoal-cache/shoal/test/chaos/internal/puller"
+	"github.com/shoal-cache/shoal/test/chaos/internal/rig"
+	"github.com/shoal-cache/shoal/test/internal/badregistry"
+)
+
+const (
+	// pullBound is within what a pull has to end, far above what any does on a machine that has nothing else to do.
+	pullBound = 90 * time.Second
+	// healBound is how long agents have for being as before when all is healed.
+	healBound = 90 * time.Second
+	// offlineEvery is how often, in rounds, what nodes hold is pulled without the registry.
+	offlineEvery = 4
+	// maxRSS is the memory limit of the chart.
+	maxRSS = 512 << 20
+)
+
+// Storm is a run.
+type Storm struct {
+	rig      *rig.Rig
+	settings plan.Settings
+	log      *slog.Logger
+
+	mu         sync.Mutex
+	images     map[int]*badregistry.Image // by round
+	held       map[int]map[string]bool    // by node, before it was last ended
+	troubles   []trouble
+	Figures    Figures
+	Violations []string
+}
+
+// trouble is a time in which a client on a node could not count on the registry. Node -1 stands for all.
+type trouble struct {
+	node       int
+	begin, end time.Time
+}
+
+// Figures are what a run has done and seen.
+type Figures struct {
+	Rounds, Pulls, Failed int
+	Faults                map[plan.Kind]int
+	// Fallbacks are requests that went to the registry, Resumed bodies that broke off, Tries pulls that were begun again.
+	Fallbacks, Resumed, Again int
+	// Aborted are answers of mirrors with wrong bytes that were broken off, Clean those that were not.
+	Aborted, Clean int
+	// Thefts are attempts to get private bytes.
+	Thefts int
+	// Alone are rounds without faults, and the copies that the registry sent then; Bounded those in which agents died only.
+	Alone, Bounded Copies
+	Slowest        time.Duration
+	// Soak is what the agents used, by quarters of the run.
+	Soak []Quarter `json:",omitempty"`
+	// Took are the times of pulls, sorted.
+	Took []time.Duration
+}
+
+// Copies sums up what was to be pulled and what the registry sent of it.
+type Copies struct {
+	Rounds, Deaths int
+	Size, Sent     int64
+	// Allowed is what Sent may be.
+	Allowed float64
+}
+
+// PerImage is the mean.
+func (c Copies) PerImage() float64 { return float64(c.Sent) / float64(max(1, c.Size)) }
+
+// New makes a run on a rig.
+func New(r *rig.Rig, settings plan.Settings, log *slog.Logger) *Storm {
+	return &Storm{
+		rig: r, settings: settings, log: log, images: map[int]*badregistry.Image{}, held: map[int]map[string]bool{},
+		Figures: Figures{Faults: map[plan.Kind]int{}},
+	}
+}
+
+// violate notes what must not happen.
+func (s *Storm) violate(round int, format string, args ...any) {
+	text := fmt.Sprintf("round %d: ", round) + fmt.Sprintf(format, args...)
+	s.log.Error("violation", "what", text)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.Violations = append(s.Violations, text)
+}
+
+// known reports whether a digest belongs to an image that is still pulled.
+func (s *Storm) known(digest string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.images {
+		for _, b := range m.Blobs {
+			if b.Digest.String() == digest {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Round carries out one round, and waits until all is as before.
+func (s *Storm) Round(ctx context.Context, r plan.Round) error {
+	began := time.Now()
+	m, err := s.bring(r)
+	if err != nil {
+		return err
+	}
+	images := s.kept()
+	var faults, pulls errgroup.Group
+	for _, f := range r.Faults {
+		s.Figures.Faults[f.Kind]++
+		faults.Go(func() error {
+			sleep(ctx, time.Until(began.Add(f.At)))
+			defer s.troubled(f, time.Now())
+			return s.suffer(ctx, f)
+		})
+	}
+	pulled := make([]puller.Result, len(r.Pulls))
+	ends := make([]time.Time, len(r.Pulls))
+	for i, p := range r.Pulls {
+		pulls.Go(func() error {
+			sleep(ctx, time.Until(began.Add(p.At)))
+			bounded, cancel := context.WithTimeout(ctx, pullBound)
+			defer cancel()
+			pulled[i] = puller.Pull(bounded, s.spec(p.Node, images[r.Number-p.Back]))
+			ends[i] = time.Now()
+			return nil
+		})
+	}
+	thieves, stop := context.WithCancel(ctx)
+	var stealing sync.WaitGroup
+	stealing.Go(func() { s.steal(thieves, r.Number, images) })
+	err = faults.Wait()
+	_ = pulls.Wait() // their outcome is judged below
+	stop()
+	stealing.Wait()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("round %d: %w", r.Number, err)
+	}
+	for i, p := range r.Pulls {
+		s.judgePull(r, p, images[r.Number-p.Back], pulled[i], ends[i])
+	}
+	s.judgeCopies(r, m)
+	copies := float64(s.rig.Registry.Sent(m)) / float64(m.Size())
+	busy := time.Since(began)
+	s.rest(ctx, r, m)
+	s.Figures.Rounds++
+	s.log.Info("round", "number", r.Number, "faults", fmt.Sprint(r.Faults), "image", m.Size(), "private", m.Private,
+		"copies", fmt.Sprintf("%.2f", copies), "pulls", busy.Round(time.Millisecond), "rest", (time.Since(began) - busy).Round(time.Millisecond))
+	return context.Cause(ctx)
+}
+
+// bring makes the round's image, and forgets the one that nobody pulls any more.
+func (s *Storm) bring(r plan.Round) (*badregistry.Image, error) {
+	kind := "public"
+	if r.Image.Private {
+		kind = "private"
+	}
+	m, err := badregistry.NewImage(fmt.Sprintf("%s/round-%d", kind, r.Number), r.Image.Private, r.Image.Seed, r.Image.Layers...)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.images[r.Number] = m
+	s.rig.Registry.Add(m)
+	if old := s.images[r.Number-plan.Kept-1]; old != nil {
+		s.rig.Registry.Remove(old.Repository)
+		delete(s.images, r.Number-plan.Kept-1)
+	}
+	clear(s.held)
+	s.troubles = nil
+	return m, nil
+}
+
+func (s *Storm) kept() map[int]*badregistry.Image {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.images)
+}
+
+func (s *Storm) spec(node int, m *badregistry.Image) puller.Spec {
+	return puller.Spec{
+		Image: m, Dial: s.rig.Nodes[node].Host.DialContext, Mirror: rig.Mirror, Registry: s.rig.RegistryURL, Namespace: rig.Namespace,
+	}
+}
+
+// troubled notes in what time, now over, clients could not count on the registry.
+func (s *Storm) troubled(f plan.Fault, begin time.Time) {
+	node := -1
+	switch {
+	case f.Kind.OfRegistry():
+	case f.Kind == plan.Unplug:
+		node = f.Nodes[0]
+	default:
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.troubles = append(s.troubles, trouble{node: node, begin: begin, end: time.Now()})
+}
+
+// excused reports whether a client on a node could not count on the registry at some time between.
+func (s *Storm) excused(node int, begin, end time.Time) bool {
+	return slices.ContainsFunc(s.troubles, func(t trouble) bool {
+		return (t.node == -1 || t.node == node) && t.begin.Before(end) && begin.Before(t.end)
+	})
+}
+
+func (s *Storm) judgePull(r plan.Round, p plan.Pull, m *badregistry.Image, got puller.Result, end time.Time) {
+	s.Figures.Pulls++
+	s.Figures.Fallbacks += got.Fallbacks
+	s.Figures.Resumed += got.Resumed
+	s.Figures.Again += got.Tries - 1
+	s.Figures.Slowest = max(s.Figures.Slowest, got.Took)
+	s.Figures.Took = append(s.Figures.Took, got.Took)
+	s.judgeBytes(r.Number, p.Node, got)
+	if got.Err == nil {
+		return
+	}
+	s.Figures.Failed++
+	if errors.Is(got.Err, context.DeadlineExceeded) {
+		s.violate(r.Number, "a pull of %s on node %d had not ended after %s: %v", m.Repository, p.Node, pullBound, got.Err)
+		return
+	}
+	if !s.excused(p.Node, end.Add(-got.Took), end) {
+		s.violate(r.Number, "a pull of %s on node %d, begun at %s, failed after %s and %d tries with a good registry: %v",
+			m.Repository, p.Node, p.At, got.Took.Round(time.Millisecond), got.Tries, got.Err)
+	}
+}
+
+func (s *Storm) judgeBytes(round, node int, got puller.Result) {
+	for _, bad := range got.Bad {
+		if !bad.Clean {
+			s.Figures.Aborted++
+			continue
+		}
+		s.Figures.Clean++
+		s.violate(round, "node %d gave %s wrong from %d on, and ended it as if all were well (rotten there: %v)",
+			node, bad.Digest, bad.Offset, s.rig.Nodes[node].Rotten(bad.Digest.String()))
+	}
+}
+
+func (s *Storm) judgeCopies(r plan.Round, m *badregistry.Image) {
+	if !r.CopiesBounded() {
+		return
+	}
+	c := &s.Figures.Alone
+	if r.Deaths() > 0 {
+		c = &s.Figures.Bounded
+	}
+	c.Rounds++
+	c.Deaths += r.Deaths()
+	c.Size += m.Size()
+	c.Sent += s.rig.Registry.Sent(m)
+	c.Allowed += (1.05 + float64(r.Deaths())) * float64(m.Size())
+}
+
+// JudgeCopies is for the end of a run, since a byte more or less of a single small image means little.
+func (s *Storm) JudgeCopies() {
+	for name, c := range map[string]Copies{"without faults": s.Figures.Alone, "in which agents died": s.Figures.Bounded} {
+		if float64(c.Sent) > c.Allowed {
+			s.violate(-1, "in %d rounds %s the registry sent %.2f copies, and %.2f were allowed (%d deaths)",
+				c.Rounds, name, c.PerImage(), c.Allowed/float64(c.Size), c.Deaths)
+		}
+	}
+}
+
+// steal tries to get private bytes until ctx ends.
+func (s *Storm) steal(ctx context.Context, round int, images map[int]*badregistry.Image) {
+	for ctx.Err() == nil {
+		for node := range s.rig.Nodes {
+			for _, m := range images {
+				if !m.Private || ctx.Err() != nil {
+					continue
+				}
+				s.Figures.Thefts++
+				bounded, cancel := context.WithTimeout(ctx, 20*time.Second)
+				for _, path := range puller.Steal(bounded, s.spec(node, m), s.elsewhere(images)...) {
+					s.violate(round, "node %d gave private bytes to a caller without credentials at %s", node, path)
+				}
+				cancel()
+			}
+		}
+		sleep(ctx, 500*time.Millisecond)
+	}
+}
+
+// elsewhere are a public repository of the same registry, and the registry that claims to have everything.
+func (s *Storm) elsewhere(images map[int]*badregistry.Image) []string {
+	others := []string{rig.Evil + "/any/image"}
+	for _, m := range images {
+		if !m.Private {
+			return append(others, rig.Namespace+"/"+m.Repository)
+		}
+	}
+	return others
+}
