@@ -5,6 +5,7 @@ package plan
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -175,8 +176,10 @@ func MakeRound(s Settings, number int) Round {
 	if s.Nodes < 2 {
 		panic("a plan needs two nodes")
 	}
-	// PCG takes two words: so a round depends on seed and number alone.
-	r := rand.New(rand.NewPCG(s.Seed, uint64(number)*0x9e3779b97f4a7c15+1))
+	var key [32]byte // so a round depends on seed and number alone
+	binary.LittleEndian.PutUint64(key[:], s.Seed)
+	binary.LittleEndian.PutUint64(key[8:], uint64(number))
+	r := rand.New(rand.NewChaCha8(key))
 	round := Round{Number: number, Image: makeImage(r)}
 	round.Pulls = makePulls(r, s, number)
 	round.Faults = makeFaults(r, s)

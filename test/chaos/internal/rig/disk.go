@@ -46,6 +46,16 @@ func (d *disk) attach(ctx context.Context) error {
 
 func (d *disk) detach(ctx context.Context) error { return run(ctx, "umount", d.mount) }
 
+// repair finds errors that it can correct, for the file system did fail.
+func (d *disk) repair(ctx context.Context) error {
+	const corrected = 1
+	err := run(ctx, "e2fsck", "-p", d.image)
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() == corrected {
+		return nil
+	}
+	return err
+}
+
 // fail makes the file system read-only as an error of the disk does: what is open for writing fails too.
 func (d *disk) fail(ctx context.Context) error {
 	return run(ctx, "mount", "-o", "remount,abort", d.mount)

@@ -146,7 +146,7 @@ func (n *Node) FailDisk(ctx context.Context) error { return n.disk.fail(ctx) }
 
 // MendDisk needs an agent that has ended.
 func (n *Node) MendDisk(ctx context.Context) error {
-	return errors.Join(n.disk.detach(ctx), run(ctx, "e2fsck", "-p", n.disk.image), n.disk.attach(ctx))
+	return errors.Join(n.disk.detach(ctx), n.disk.repair(ctx), n.disk.attach(ctx))
 }
 
 // FillDisk leaves nothing free, FreeDisk undoes it.

@@ -98,9 +98,12 @@ func New(r *rig.Rig, settings plan.Settings, log *slog.Logger) *Storm {
 // violate notes what must not happen.
 func (s *Storm) violate(round int, format string, args ...any) {
 	text := fmt.Sprintf("round %d: ", round) + fmt.Sprintf(format, args...)
-	s.log.Error("violation", "what", text)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if slices.Contains(s.Violations, text) {
+		return // a thief comes again
+	}
+	s.log.Error("violation", "what", text)
 	s.Violations = append(s.Violations, text)
 }
 
