@@ -229,7 +229,10 @@ func (p *pull) request(ctx context.Context, method, path string, offset int64) (
 		p.note(func(r *Result) { r.Fallbacks++ })
 	}
 	response, err = p.ask(ctx, method, p.spec.Registry+path, offset)
-	return response, false, errors.Join(append(problems, err)...)
+	if err != nil {
+		return nil, false, errors.Join(append(problems, err)...)
+	}
+	return response, false, nil
 }
 
 func (p *pull) ask(ctx context.Context, method, target string, offset int64) (*http.Response, error) {
