@@ -16,8 +16,9 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, 128<<10); return &b 
 
 // Blob is an open committed blob. It stays readable after the blob's eviction, until Close.
 type Blob struct {
-	info Info
-	file *os.File
+	info  Info
+	file  *os.File
+	check *checker
 }
 
 var _ content.Reader = (*Blob)(nil)
@@ -31,16 +32,27 @@ func (b *Blob) Size() int64 { return b.info.Size }
 // Arrived is its size: it is all here.
 func (b *Blob) Arrived() int64 { return b.info.Size }
 
-// ReadAt is io.ReaderAt over the blob's bytes.
-func (b *Blob) ReadAt(p []byte, off int64) (int, error) { return b.file.ReadAt(p, off) }
-
-// Range returns the n bytes from off. The result also is an io.WriterTo; to an http.ResponseWriter over plain TCP it
-// sends by sendfile(2). It stays readable after the blob is closed.
+// Range returns the n bytes from off. Each chunk is checked before any of it is given, unless it was of late and its pages
+// have not left memory since. Where one is wrong or cannot be read, the blob is dropped, and reading fails with an error
+// that is content.ErrNotFound. The result also is an io.WriterTo; to an http.ResponseWriter over plain TCP it sends by
+// sendfile(2). It stays readable after the blob is closed.
 func (b *Blob) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	if off < 0 || n < 0 || off > b.info.Size-n {
 		return nil, fmt.Errorf("%s: range of %d bytes at %d is outside its %d bytes", b.info.Digest, n, off, b.info.Size)
 	}
-	return newSection(ctx, b.file, off, n)
+	sec, err := newSection(ctx, b.file, off, n)
+	if err != nil {
+		return nil, err
+	}
+	whole := n == b.info.Size
+	if whole && !b.check.mapped() {
+		return b.check.prove(sec), nil
+	}
+	sec.watch = b.check.watch(sec.file)
+	if whole {
+		sec.ended = b.check.checks.gaveAll
+	}
+	return sec, nil
 }
 
 // Close releases the file.
@@ -52,9 +64,11 @@ type section struct {
 	name string
 	// r is positioned at the next byte. It is an *os.File of its own where possible, for sendfile(2) reads at a file's own
 	// position, which the section must therefore share with nobody.
-	r    io.Reader
-	file *os.File
-	left int64
+	r         io.Reader
+	file      *os.File
+	pos, left int64
+	watch     *watch // says how far the section may go; nil: to its end
+	ended     func() // runs when the last byte has gone out; may be nil
 }
 
 // newSection opens f anew. It goes by the descriptor, for the file may have been renamed or unlinked meanwhile.
@@ -63,7 +77,7 @@ func newSection(ctx context.Context, f *os.File, off, n int64) (*section, error)
 	if err != nil {
 		return nil, fmt.Errorf("range of %s: %w", f.Name(), err)
 	}
-	s := &section{ctx: ctx, name: f.Name(), left: n}
+	s := &section{ctx: ctx, name: f.Name(), pos: off, left: n}
 	ctlErr := conn.Control(func(fd uintptr) {
 		if s.file, err = os.Open(fmt.Sprintf("/proc/self/fd/%d", fd)); err == nil {
 			s.r = s.file
@@ -96,8 +110,12 @@ func (s *section) Read(p []byte) (int, error) {
 	if err := s.ctx.Err(); err != nil {
 		return 0, err
 	}
-	n, err := s.r.Read(p[:min(int64(len(p)), s.left)])
-	s.left -= int64(n)
+	want, err := s.clear(int64(len(p)))
+	if err != nil {
+		return 0, err
+	}
+	n, err := s.r.Read(p[:want])
+	s.advance(int64(n))
 	if err == io.EOF && s.left > 0 {
 		err = s.short()
 	}
@@ -107,8 +125,32 @@ func (s *section) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// sendSize bounds how much is sent between two looks at the context.
-const sendSize = 16 << 20
+// clear returns how many bytes may go out now, at most.
+func (s *section) clear(most int64) (int64, error) {
+	most = min(most, s.left)
+	if s.watch == nil || most == 0 {
+		return most, nil
+	}
+	n, err := s.watch.clear(s.pos, most)
+	if err != nil {
+		return 0, fmt.Errorf("%s: at byte %d: %w", s.name, s.pos, err)
+	}
+	return n, nil
+}
+
+func (s *section) advance(n int64) {
+	s.pos += n
+	if s.left -= n; s.left == 0 && n > 0 && s.ended != nil {
+		s.ended()
+	}
+}
+
+const (
+	// sendSize bounds how much is sent between two looks at the context.
+	sendSize = 16 << 20
+	// endSize is how much is sent at the end by itself, after one more look at what went before.
+	endSize = 32 << 10
+)
 
 // WriteTo hands w an *io.LimitedReader over an *os.File, the form that net and net/http know to send without copying.
 func (s *section) WriteTo(w io.Writer) (total int64, err error) {
@@ -116,10 +158,16 @@ func (s *section) WriteTo(w io.Writer) (total int64, err error) {
 		if err := s.ctx.Err(); err != nil {
 			return total, err
 		}
-		want := min(s.left, sendSize)
+		want := int64(sendSize)
+		if s.watch != nil && s.left > endSize {
+			want = min(want, s.left-endSize)
+		}
+		if want, err = s.clear(want); err != nil {
+			return total, err
+		}
 		n, err := io.Copy(w, &io.LimitedReader{R: s.r, N: want})
 		total += n
-		s.left -= n
+		s.advance(n)
 		if err != nil {
 			return total, err
 		}

@@ -139,16 +139,13 @@ func (v blockView) read(p place, c cid.Cid) (blocks.Block, error) {
 	b := &lentBlock{cid: c, data: p.node}
 	if p.node == nil {
 		b.take(p.size())
-		if err := v.readChunk(p, b.data); err != nil {
+		if err := v.readChunk(p, cidSum(c), b.data); err != nil {
 			b.Release()
 			return nil, err
 		}
 	}
 	if len(b.data) <= cheapToVerify && !bytes.Equal(cidSum(content.ChunkCID(b.data)), cidSum(c)) {
 		b.Release()
-		if p.blob != nil && !p.blob.runtime && p.node == nil {
-			return nil, v.s.dropDamaged(p.blob, fmt.Sprintf("chunk %d does not match its CID", p.chunk))
-		}
 		return nil, content.ErrDigestMismatch
 	}
 	if p.blob != nil {
@@ -189,7 +186,7 @@ func (b *lentBlock) Release() {
 	}
 }
 
-func (v blockView) readChunk(p place, data []byte) error {
+func (v blockView) readChunk(p place, sum, data []byte) error {
 	if len(data) == 0 {
 		return nil
 	}
@@ -202,8 +199,11 @@ func (v blockView) readChunk(p place, data []byte) error {
 		return err
 	}
 	defer func() { _ = f.Close() }() // read only
-	_, err = f.ReadAt(data, int64(p.chunk)*content.ChunkSize)
-	return err
+	check := v.s.newChecker(p.blob.digest, p.blob.size, p.blob)
+	if len(data) <= cheapToVerify {
+		check.age = 0
+	}
+	return check.read(f, p.chunk, sum, data)
 }
 
 // Get reads a block, with one pread as a rule. A block that is not here is an ipld.ErrNotFound, and so is one whose bytes

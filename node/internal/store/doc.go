@@ -65,9 +65,19 @@
 //
 // # What is checked when
 //
-// A blob's digest is checked before it is committed, and by Scrub. Get checks the size, and has the digest checked in the
-// background if that was not done for a day: a pull that got damaged bytes succeeds when it is tried again. A block of at most 64 KiB is
-// hashed whenever it is read; larger ones are not, for their receiver does it, and at 1 MiB it would double the cost of
-// sending. A blob found damaged is dropped and counted, pinned or not. The chunk map of a runtime blob is computed once, at
-// the first call of ChunkMap, and its digest is checked in the same pass.
+// A blob's digest is checked before it is committed, and by Scrub. After that each chunk is checked against its sum in the
+// map before any byte of it leaves the store, be it for a client or for a peer, unless all of this holds:
+//
+//   - it was hashed within the last hour. If the blob was given out whole within the last two minutes and is asked for
+//     again, somebody may have found it wrong: then it is within the last minute
+//   - the kernel's time of change says that nobody has written to the file since
+//   - its pages have not left memory since, so that they did not come from the disk again. Linux tells from 6.5 on;
+//     before, the hour has to do
+//
+// What went out is looked at once more before the last 32 KiB of an answer follow. So an answer that has a wrong byte in it
+// does not end; as a rule none is sent. A block of at most 64 KiB is always hashed.
+//
+// A blob that is found damaged, or whose file cannot be read, is dropped and counted, pinned or not. The chunk map of a
+// runtime blob is computed once, at the first call of ChunkMap or for the first range, and its digest is checked in the same
+// pass. Until then a reader of the whole gets its last bytes once the digest has matched.
 package store

@@ -432,7 +432,6 @@ func (g *Ingest) publish(mediaType string) error {
 	s, path := g.store, g.store.blobPath(g.digest)
 	defer s.lockDigest(g.digest)()
 	e := newEntry(g.digest, g.size, mediaType, time.Now())
-	e.checked.Store(e.committed.UnixNano())
 	if g.currentPhase() == phaseOpen {
 		// The map and the index come before the rename: without the blob's file neither means anything, and recovery
 		// removes them; the blob's file, once it is there, has both.
@@ -445,6 +444,7 @@ func (g *Ingest) publish(mediaType string) error {
 		if err := s.disk.rename(flat(s.ingestDir, g.digest), path); err != nil {
 			return err
 		}
+		e.checks.noteWhole(g.file, g.size) // the digest was computed from these pages
 		g.renamed = e
 		g.setPhase(phaseRenamed)
 		g.journal.remove()

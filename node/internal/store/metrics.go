@@ -7,9 +7,9 @@ import (
 )
 
 type metrics struct {
-	reg                                 prometheus.Registerer
-	all, registered                     []prometheus.Collector
-	evicted, damaged, ingested, noSpace prometheus.Counter
+	reg                                          prometheus.Registerer
+	all, registered                              []prometheus.Collector
+	evicted, damaged, ingested, noSpace, checked prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer, s *Store) *metrics {
@@ -26,10 +26,11 @@ func newMetrics(reg prometheus.Registerer, s *Store) *metrics {
 		evicted:  counter("shoal_store_evicted_bytes_total", "Bytes of blobs evicted to make room."),
 		damaged:  counter("shoal_store_damaged_total", "Blobs found not to match their digest on disk, and dropped."),
 		ingested: counter("shoal_store_ingested_bytes_total", "Bytes of chunks written to ingests."),
+		checked:  counter("shoal_store_checked_bytes_total", "Bytes of blobs that were hashed because they were about to be given out."),
 		noSpace:  counter("shoal_store_no_space_total", "Ingests and chunk writes refused because the store or the disk was full."),
 	}
 	m.all = []prometheus.Collector{
-		m.evicted, m.damaged, m.ingested, m.noSpace,
+		m.evicted, m.damaged, m.ingested, m.noSpace, m.checked,
 		gauge("shoal_store_bytes", "Bytes of committed blobs.", func(u Usage) int64 { return u.Bytes }),
 		gauge("shoal_store_pinned_bytes", "Bytes of committed blobs that are pinned.", func(u Usage) int64 { return u.PinnedBytes }),
 		gauge("shoal_store_ingest_bytes", "Bytes present in open and partial ingests.", func(u Usage) int64 { return u.IngestBytes }),

@@ -52,7 +52,7 @@ func openWith(ctx context.Context, o Options, k disk) (_ *Store, err error) {
 	}
 	s := &Store{
 		opts: o, log: o.Logger, disk: k, boot: bootID(), limits: limits,
-		wake: make(chan struct{}, 1), rechecks: make(chan *entry, maxRechecks),
+		wake:      make(chan struct{}, 1),
 		scrubbing: rate.NewLimiter(rate.Limit(o.ScrubRate), content.ChunkSize),
 		blobs:     make(map[digest.Digest]*entry), ingests: make(map[digest.Digest]*Ingest),
 		partials: make(map[digest.Digest]partial), pins: make(map[string][]digest.Digest),
@@ -91,7 +91,6 @@ func openWith(ctx context.Context, o Options, k disk) (_ *Store, err error) {
 	}
 	s.stopping, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	s.workers.Go(func() { s.maintain(s.stopping) })
-	s.workers.Go(func() { s.recheckAll(s.stopping) })
 	if len(orphans) > 0 {
 		s.workers.Go(func() { s.adoptAll(s.stopping, orphans) })
 	}
@@ -508,14 +507,14 @@ func (s *Store) adopt(ctx context.Context, o orphan) error {
 	if hashErr != nil && !errors.Is(hashErr, content.ErrDigestMismatch) {
 		return hashErr
 	}
-	err = s.publishOrphan(o, fi, chunks)
+	err = s.publishOrphan(o, f, chunks)
 	s.events.deliver()
 	s.wakeMaintainer()
 	return errors.Join(hashErr, err)
 }
 
 // publishOrphan records the blob, or removes the file where chunks is nil, unless an ingest was faster.
-func (s *Store) publishOrphan(o orphan, fi fs.FileInfo, chunks *content.ChunkMap) error {
+func (s *Store) publishOrphan(o orphan, f *os.File, chunks *content.ChunkMap) error {
 	d := o.digest
 	defer s.lockDigest(d)()
 	path := s.blobPath(d)
@@ -526,8 +525,8 @@ func (s *Store) publishOrphan(o orphan, fi fs.FileInfo, chunks *content.ChunkMap
 		s.metrics.damaged.Inc()
 		return errors.Join(s.disk.remove(path), s.disk.remove(path+mapSuffix), s.index.remove(d, nil))
 	}
-	e := newEntry(d, fi.Size(), o.mediaType, time.Now())
-	e.checked.Store(e.committed.UnixNano())
+	e := newEntry(d, chunks.Size(), o.mediaType, time.Now())
+	e.checks.noteWhole(f, e.size)
 	if err := s.writeMap(e, chunks); err != nil {
 		return err
 	}

@@ -75,30 +75,36 @@ func (s *Store) runtimeInfo(d digest.Digest, fi fs.FileInfo) (Info, *entry) {
 	}, nil
 }
 
-func (s *Store) openRuntime(d digest.Digest) (*os.File, Info, error) {
+// openRuntime opens the runtime's file. The entry is nil while its chunk map has not been computed. A file that cannot be
+// opened is content.ErrNotFound, like one that is not there.
+func (s *Store) openRuntime(d digest.Digest) (*os.File, Info, *entry, error) {
 	if s.opts.RuntimePath == "" {
-		return nil, Info{}, content.ErrNotFound
+		return nil, Info{}, nil, content.ErrNotFound
 	}
 	f, err := os.Open(s.runtimePath(d))
 	if errors.Is(err, fs.ErrNotExist) {
 		s.forgetRuntime(d)
-		return nil, Info{}, content.ErrNotFound
+		return nil, Info{}, nil, content.ErrNotFound
 	}
 	if err != nil {
-		return nil, Info{}, err
+		if !exhausted(err) {
+			s.log.Warn("a file of the runtime cannot be opened", "digest", d, "error", err)
+			err = fmt.Errorf("%w: %w", content.ErrNotFound, err)
+		}
+		return nil, Info{}, nil, err
 	}
 	fi, err := f.Stat()
 	if err != nil {
-		return nil, Info{}, errors.Join(err, f.Close())
+		return nil, Info{}, nil, errors.Join(err, f.Close())
 	}
 	if !s.usable(d, fi) {
-		return nil, Info{}, errors.Join(content.ErrNotFound, f.Close())
+		return nil, Info{}, nil, errors.Join(content.ErrNotFound, f.Close())
 	}
 	info, e := s.runtimeInfo(d, fi)
 	if e != nil {
 		e.touch(time.Now())
 	}
-	return f, info, nil
+	return f, info, e, nil
 }
 
 // mapRuntime returns the chunk map of a blob of the runtime, computing it at the first call.
@@ -120,7 +126,7 @@ func (s *Store) mapRuntime(d digest.Digest) (*content.ChunkMap, error) {
 }
 
 func (s *Store) computeRuntimeMap(d digest.Digest) (*content.ChunkMap, error) {
-	f, _, err := s.openRuntime(d)
+	f, _, _, err := s.openRuntime(d)
 	if err != nil {
 		return nil, err
 	}

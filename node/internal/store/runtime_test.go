@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -204,46 +203,6 @@ func TestARuntimeThatCannotBeReadCostsOnlyItsOwnBlobs(t *testing.T) {
 	require.NoError(t, os.Remove(rt))
 	require.NoError(t, os.Rename(rt+".away", rt))
 	requireBlocks(t, s, theirs)
-}
-
-// A runtime that is given wrong bytes pulls again, and must not get the same ones until the next scrub.
-func TestABlobThatWasNotCheckedOfLateIsCheckedWhenItIsRead(t *testing.T) {
-	t.Parallel()
-	for name, pass := range map[string]func(t *testing.T, s *Store) *Store{
-		"a day passes": func(_ *testing.T, s *Store) *Store {
-			time.Sleep(recheckAfter)
-			return s
-		},
-		"the agent starts anew": func(t *testing.T, s *Store) *Store {
-			require.NoError(t, s.Close())
-			return openTest(t, s.opts)
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				s := openTest(t, Options{})
-				good, bad := newSample(1, 3*chunkSize), newSample(2, 3*chunkSize)
-				put(t, s, good)
-				put(t, s, bad)
-				flipByte(t, s.blobPath(bad.digest), 2*chunkSize)
-				read := func() {
-					for _, b := range []sample{good, bad} {
-						blob, err := s.Get(b.digest)
-						require.NoError(t, err)
-						require.NoError(t, blob.Close())
-					}
-					time.Sleep(time.Minute)
-				}
-				read()
-				s = pass(t, s)
-				read()
-				requireHas(t, s, good)
-				requireGone(t, s, bad)
-				require.NoError(t, s.Close())
-			})
-		})
-	}
 }
 
 func TestScrubFindsDamage(t *testing.T) {

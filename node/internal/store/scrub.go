@@ -67,6 +67,10 @@ func (s *Store) scrubBlob(ctx context.Context, e *entry, report *ScrubReport) er
 		return ctx.Err()
 	}
 	defer func() { _ = f.Close() }() // read only
+	st, err := stampOf(f)
+	if err != nil {
+		return ctx.Err()
+	}
 	h := e.digest.Algorithm().Hash()
 	for i := range content.Chunks(e.size) {
 		off, n := content.ChunkRange(e.size, i)
@@ -86,47 +90,13 @@ func (s *Store) scrubBlob(ctx context.Context, e *entry, report *ScrubReport) er
 		report.Damaged = append(report.Damaged, e.digest)
 		return nil
 	}
-	e.checked.Store(time.Now().UnixNano())
+	e.checks.note(st, e.size, 0, content.Chunks(e.size)-1)
 	if _, err := readMeta(s.mapPath(e), e.digest); err != nil && !e.runtime {
 		if _, err := s.repairMap(e); err == nil {
 			report.Repaired++
 		}
 	}
 	return nil
-}
-
-// recheckAfter is for how long a blob that was hashed counts as good when it is read, and maxRechecks how many wait at most.
-const (
-	recheckAfter = 24 * time.Hour
-	maxRechecks  = 1024
-)
-
-// recheck has a blob that is read hashed in the background, unless that was done of late. A runtime that is given damaged
-// bytes refuses them and asks again, and would get the same until the next scrub.
-func (s *Store) recheck(e *entry) {
-	now, last := time.Now().UnixNano(), e.checked.Load()
-	if now-last < int64(recheckAfter) || !e.checked.CompareAndSwap(last, now) {
-		return
-	}
-	select {
-	case s.rechecks <- e:
-	default:
-		e.checked.Store(last) // another read will come
-	}
-}
-
-func (s *Store) recheckAll(ctx context.Context) {
-	for {
-		select {
-		case e := <-s.rechecks:
-			var report ScrubReport // what is damaged is logged and counted anyway
-			if s.scrubBlob(ctx, e, &report) != nil {
-				return
-			}
-		case <-ctx.Done():
-			return
-		}
-	}
 }
 
 // damagedBlob drops a blob, or stops using it where it is the runtime's.

@@ -127,7 +127,6 @@ type Store struct {
 	pinning  sync.Mutex         // serialises changes of pins
 	mapping  singleflight.Group // of the runtime's blobs
 	wake     chan struct{}      // to the maintainer; holds one signal
-	rechecks chan *entry        // blobs that were read and are to be hashed
 	cancel   context.CancelFunc // of background, which Close ends
 	workers  sync.WaitGroup
 	// scrubbing bounds what is read only to be checked.
@@ -159,8 +158,8 @@ type entry struct {
 	mediaType atomic.Pointer[string]
 	lastUsed  atomic.Int64 // nanoseconds of Unix time
 	hits      atomic.Uint32
-	dirty     atomic.Bool  // lastUsed or hits are newer than the index
-	checked   atomic.Int64 // when the bytes were last hashed, nanoseconds of Unix time; 0: not by this process
+	dirty     atomic.Bool // lastUsed or hits are newer than the index
+	checks    checks
 }
 
 // sameUse is the time within which uses of a blob count as one: a pull reads each chunk of a layer, and every node of a
@@ -241,8 +240,8 @@ func (s *Store) known(d digest.Digest) (*entry, error) {
 }
 
 // Get opens a committed blob: the store's own, else the runtime's. It fails with content.ErrNotFound where neither has
-// it. The bytes were checked against the digest when they were committed. If that was more than a day ago, or before a
-// restart, they are checked again in the background, as Scrub does.
+// it, or where its file is damaged or cannot be opened, which costs the store its own blob. The bytes are checked as they
+// are read; see Blob.Range.
 func (s *Store) Get(d digest.Digest) (*Blob, error) {
 	e, err := s.entry(d)
 	if err != nil {
@@ -252,30 +251,43 @@ func (s *Store) Get(d digest.Digest) (*Blob, error) {
 		f, err := s.openOwn(e)
 		if err == nil {
 			e.touch(time.Now())
-			s.recheck(e)
-			s.mu.RLock()
-			defer s.mu.RUnlock()
-			return &Blob{info: s.info(e), file: f}, nil
+			return s.opened(e, f), nil
 		}
 		if !errors.Is(err, content.ErrNotFound) {
 			return nil, fmt.Errorf("get %s: %w", d, err)
 		}
 	}
-	f, info, err := s.openRuntime(d)
+	f, info, e, err := s.openRuntime(d)
 	if err != nil {
 		return nil, fmt.Errorf("get %s: %w", d, err)
 	}
-	return &Blob{info: info, file: f}, nil
+	return s.newBlob(info, f, e), nil
 }
 
-// openOwn opens the store's own file. A file that is gone or of another size is damage: the blob is dropped.
+func (s *Store) opened(e *entry, f *os.File) *Blob {
+	s.mu.RLock()
+	info := s.info(e)
+	s.mu.RUnlock()
+	return s.newBlob(info, f, e)
+}
+
+func (s *Store) newBlob(info Info, f *os.File, e *entry) *Blob {
+	b := &Blob{info: info, file: f, check: s.newChecker(info.Digest, info.Size, e)}
+	b.check.load()
+	return b
+}
+
+// openOwn opens the store's own file. A file that is gone, of another size or that cannot be opened is damage: the blob is
+// dropped. That this process has too many files open says nothing about it.
 func (s *Store) openOwn(e *entry) (*os.File, error) {
 	f, err := os.Open(s.blobPath(e.digest))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, s.dropDamaged(e, "its file is missing")
-	case err != nil:
+	case err != nil && exhausted(err):
 		return nil, err
+	case err != nil:
+		return nil, s.dropDamaged(e, fmt.Sprintf("its file cannot be opened: %v", err))
 	}
 	fi, err := f.Stat()
 	if err == nil && fi.Size() != e.size {
@@ -292,7 +304,7 @@ func (s *Store) openEntry(e *entry) (*os.File, error) {
 	if !e.runtime {
 		return s.openOwn(e)
 	}
-	f, _, err := s.openRuntime(e.digest)
+	f, _, _, err := s.openRuntime(e.digest)
 	if err != nil {
 		return nil, err
 	}
@@ -507,7 +519,12 @@ func (s *Store) removeFiles(d digest.Digest, damaged *entry) (*entry, error) {
 
 	// The data goes first: what is left behind by a crash is a map without a blob, which recovery removes.
 	m, metaErr := readMeta(s.mapPath(e), d)
-	if err := s.disk.remove(s.blobPath(d)); err != nil {
+	path := s.blobPath(d)
+	if err := e.checks.unlinked(path, func() error { return s.disk.remove(path) }); err != nil {
+		if damaged != nil { // it must not be served; the next start finds it again
+			s.tellRemoved(e)
+			return e, err
+		}
 		s.mu.Lock()
 		s.enlist(e)
 		s.mu.Unlock()
@@ -524,10 +541,14 @@ func (s *Store) removeFiles(d digest.Digest, damaged *entry) (*entry, error) {
 	if err != nil { // the blob is gone all the same, and recovery finishes this
 		s.log.Warn("remove blob: leftovers stay until the next start", "digest", d, "error", err)
 	}
-	s.mu.RLock()
-	s.events.push(Event{Type: Removed, Info: s.info(e)})
-	s.mu.RUnlock()
+	s.tellRemoved(e)
 	return e, nil
+}
+
+func (s *Store) tellRemoved(e *entry) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	s.events.push(Event{Type: Removed, Info: s.info(e)})
 }
 
 // enlist and unlist keep the table and its sums together. The caller holds s.mu.

@@ -765,8 +765,10 @@ func TestWhatOnlyTheRuntimeHoldsIsCopied(t *testing.T) {
 	for _, d := range held {
 		blob, err := first.store.Get(d)
 		require.NoError(t, err)
-		data, err := io.ReadAll(io.NewSectionReader(blob, 0, blob.Size()))
-		require.NoError(t, errors.Join(err, blob.Close()))
+		body, err := blob.Range(t.Context(), 0, blob.Size())
+		require.NoError(t, err)
+		data, err := io.ReadAll(body)
+		require.NoError(t, errors.Join(err, body.Close(), blob.Close()))
 		if d == damaged {
 			data[0]++
 		}
