@@ -28,10 +28,11 @@
 // # Ingest
 //
 //  1. refuse if the digest is committed (ErrExists) or its ingest is open (ErrBusy)
-//  2. evict until the whole size fits below the limits, or fail (content.ErrNoSpace); reserve the size. Above the high
-//     watermark the maintainer evicts on, down to the low one, while the bytes arrive
+//  2. fail (content.ErrNoSpace) if no eviction could make the whole size fit. Nothing is evicted yet, because a size is
+//     somebody's word until the digest has been checked
 //  3. open file and journal; take over present chunks, after hashing each if the journal is of an earlier boot
-//  4. for each chunk, in any order: pwrite the bytes; then pwrite the journal slot; then it is visible as a block
+//  4. for each chunk, in any order: evict until it fits below the limits, or fail (content.ErrNoSpace); pwrite the bytes; then
+//     pwrite the journal slot; then it is visible as a block. Above the high watermark the maintainer evicts on meanwhile
 //  5. behind the contiguous prefix a goroutine computes the blob's digest from the page cache
 //
 // # Commit

@@ -141,17 +141,18 @@ type partial struct {
 // stale is the age from which a partial ingest is of less worth than any blob: whoever pulled it has given up.
 const stale = time.Hour
 
-// admit makes room for an ingest and claims its digest and its bytes.
+// admit claims the digest of an ingest, if its bytes could be made room for. Nothing is evicted yet: a size is somebody's word
+// until the digest has been checked, and room is made for the bytes that arrive; see reserve.
 func (s *Store) admit(ing *Ingest) error {
 	s.room.Lock()
 	defer s.room.Unlock()
-	if err := s.claimable(ing.digest); err != nil { // before anything is evicted for nothing
+	if err := s.claimable(ing.digest); err != nil {
 		return err
 	}
 	s.mu.RLock()
 	need := ing.size - s.partials[ing.digest].bytes
 	s.mu.RUnlock()
-	if err := s.makeRoom(max(need, 0), ing.digest); err != nil {
+	if _, _, err := s.evictable(max(need, 0), ing.digest); err != nil {
 		s.metrics.noSpace.Inc()
 		return err
 	}
@@ -163,8 +164,23 @@ func (s *Store) admit(ing *Ingest) error {
 	ing.earlier = s.partials[ing.digest]
 	delete(s.partials, ing.digest)
 	s.ingests[ing.digest] = ing
-	s.wakeMaintainer() // the store may be above its high watermark now
 	return nil
+}
+
+// reserve makes room for n bytes that have arrived, and holds it until release. It fails with content.ErrNoSpace, having
+// evicted nothing, when no eviction would make them fit. Above the high watermark the maintainer evicts on meanwhile.
+func (s *Store) reserve(n int64) (release func(), err error) {
+	s.room.Lock()
+	defer s.room.Unlock()
+	if err := s.makeRoom(s.reserved+n, ""); err != nil {
+		return nil, err
+	}
+	s.reserved += n
+	return func() {
+		s.room.Lock()
+		defer s.room.Unlock()
+		s.reserved -= n
+	}, nil
 }
 
 func (s *Store) claimable(d digest.Digest) error {
@@ -201,19 +217,32 @@ func (s *Store) trim() error {
 // it leaves to the maintainer. It fails with content.ErrNoSpace, having evicted nothing, when no eviction would make them
 // fit. The caller holds s.room.
 func (s *Store) makeRoom(extra int64, keep digest.Digest) error {
-	must, _ := s.shortfall(extra)
-	if must <= 0 {
-		return nil
-	}
-	victims := s.victims(keep)
-	var evictable int64
-	for _, v := range victims {
-		evictable += v.bytes
-	}
-	if evictable < must {
-		return fmt.Errorf("%d bytes too many, of which %d can be evicted: %w", must, evictable, content.ErrNoSpace)
+	must, victims, err := s.evictable(extra, keep)
+	if err != nil || must <= 0 {
+		return err
 	}
 	return s.evictAll(victims, must, must, noLock{})
+}
+
+// evictable tells how many bytes must go so that extra more fit, and what may go. It fails with content.ErrNoSpace when that
+// is not enough.
+func (s *Store) evictable(extra int64, keep digest.Digest) (must int64, victims []victim, err error) {
+	must, want := s.shortfall(extra)
+	if want > 0 {
+		s.wakeMaintainer()
+	}
+	if must <= 0 {
+		return 0, nil, nil
+	}
+	victims = s.victims(keep)
+	var bytes int64
+	for _, v := range victims {
+		bytes += v.bytes
+	}
+	if bytes < must {
+		return 0, nil, fmt.Errorf("%d bytes too many, of which %d can be evicted: %w", must, bytes, content.ErrNoSpace)
+	}
+	return must, victims, nil
 }
 
 // noLock stands for a lock that the caller holds.
@@ -257,10 +286,9 @@ func (s *Store) shortfall(extra int64) (must, want int64) {
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	used, coming := s.bytes, int64(0)
+	used := s.bytes
 	for _, ing := range s.ingests {
-		used += ing.size
-		coming += ing.size - ing.received()
+		used += ing.taken()
 	}
 	for _, p := range s.partials {
 		used += p.bytes
@@ -272,7 +300,7 @@ func (s *Store) shortfall(extra int64) (must, want int64) {
 			want = used + extra - share(l.Capacity, l.Low)
 		}
 	}
-	disk := l.MinFree + coming + extra - free
+	disk := l.MinFree + extra - free
 	return max(must, disk), max(want, disk)
 }
 

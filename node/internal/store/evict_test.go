@@ -159,7 +159,7 @@ func TestEviction(t *testing.T) {
 	}
 }
 
-func TestWhatCannotFitEvictsNothing(t *testing.T) {
+func TestEvict_WhatCannotFitEvictsNothing(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Options{Limits: Limits{Capacity: 10 * chunkSize}})
 	pinned, other := newSample(1, 4*chunkSize), newSample(2, 3*chunkSize)
@@ -173,6 +173,7 @@ func TestWhatCannotFitEvictsNothing(t *testing.T) {
 	put(t, s, newSample(4, 6*chunkSize))
 	requireHas(t, s, pinned)
 	requireGone(t, s, other)
+	require.Zero(t, s.reserved)
 }
 
 // What comes waits for no more evictions than it needs; the maintainer sees to the watermarks.
@@ -193,14 +194,43 @@ func TestAnAdmissionEvictsNoMoreThanItMust(t *testing.T) {
 	require.LessOrEqual(t, s.Usage().Bytes, int64(3*chunkSize))
 }
 
-func TestAnOpenIngestReservesItsWholeSize(t *testing.T) {
+// A size is somebody's word until the digest has been checked, and the word of a liar must not cost the cache.
+func TestEvict_OnlyBytesThatArriveMakeRoom(t *testing.T) {
 	t.Parallel()
-	s := openTest(t, Options{Limits: Limits{Capacity: 10 * chunkSize}})
-	g := ingest(t, s, newSample(1, 6*chunkSize))
-	_, err := s.Ingest(newSample(2, 0).digest, 5*chunkSize)
-	require.ErrorIs(t, err, content.ErrNoSpace)
-	require.NoError(t, g.Close())
-	require.NoError(t, ingest(t, s, newSample(2, 5*chunkSize)).Close())
+	s := openTest(t, Options{Limits: Limits{Capacity: 10 * chunkSize, High: 1, Low: 1}})
+	var list []sample
+	for i := range uint64(6) {
+		list = append(list, newSample(i, chunkSize))
+		put(t, s, list[i])
+	}
+	liar := ingest(t, s, newSample(100, 10*chunkSize))
+	requireHeld(t, s, list, held, held, held, held, held, held)
+	b := newSample(101, 6*chunkSize)
+	g := ingest(t, s, b)
+	require.Equal(t, int64(6*chunkSize), s.Usage().Bytes)
+	write(t, g, b, 0, 1, 2, 3)
+	requireHeld(t, s, list, held, held, held, held, held, held)
+	write(t, g, b, 4)
+	requireHeld(t, s, list, gone, held, held, held, held, held)
+	write(t, g, b, 5)
+	requireHeld(t, s, list, gone, gone, held, held, held, held)
+	require.NoError(t, g.Commit(t.Context(), ""))
+	requireHas(t, s, b)
+	require.NoError(t, liar.Discard())
+}
+
+func TestEvict_TheChunkThatFindsNoRoomFailsAlone(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Options{Limits: Limits{Capacity: 4 * chunkSize, High: 1, Low: 1}})
+	x, y := newSample(1, 3*chunkSize), newSample(2, 3*chunkSize)
+	g, h := ingest(t, s, x), ingest(t, s, y)
+	write(t, g, x, 0, 1)
+	write(t, h, y, 0, 1)
+	require.ErrorIs(t, h.WriteChunk(2, content.ChunkCID(y.chunk(2)), y.chunk(2)), content.ErrNoSpace)
+	require.NoError(t, h.Discard())
+	write(t, g, x, 2)
+	require.NoError(t, g.Commit(t.Context(), ""))
+	requireHas(t, s, x)
 }
 
 func TestAPinHoldsBeforeItsBlobArrivesAndAfterARestart(t *testing.T) {

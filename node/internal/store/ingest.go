@@ -59,7 +59,8 @@ const (
 
 // Ingest opens the ingest of d, of size bytes. It resumes a partial one of the same size that an earlier ingest left, and
 // drops one of another size. It fails with ErrExists for a blob that is committed here, ErrBusy while another ingest of
-// d is open, and content.ErrNoSpace when size bytes cannot be made room for. The caller must Close it.
+// d is open, and content.ErrNoSpace when size bytes could not be made room for. Room itself is made for each chunk as it
+// is written. The caller must Close it.
 //
 // After a restart of the machine the chunks of a partial ingest are hashed here before they count as present.
 func (s *Store) Ingest(d digest.Digest, size int64) (*Ingest, error) {
@@ -243,6 +244,16 @@ func (g *Ingest) Complete() bool {
 	return g.missing == 0
 }
 
+// taken is what the ingest takes on disk, in bytes.
+func (g *Ingest) taken() int64 {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	if g.phase == phaseOpening {
+		return max(g.bytes, g.earlier.bytes)
+	}
+	return g.bytes
+}
+
 func (g *Ingest) received() int64 {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
@@ -284,6 +295,11 @@ func (g *Ingest) writeChunk(i int, c cid.Cid, data []byte) error {
 	case phase != phaseOpen:
 		return content.ErrClosed
 	}
+	release, err := g.store.reserve(n)
+	if err != nil {
+		return g.failedWrite(err)
+	}
+	defer release()
 	// The data goes before its mark, so that a killed process leaves no mark without data.
 	if err := g.store.disk.writeAt(file, data, off); err != nil {
 		return g.failedWrite(err)
@@ -291,7 +307,7 @@ func (g *Ingest) writeChunk(i int, c cid.Cid, data []byte) error {
 	if err := g.journal.set(i, c); err != nil {
 		return g.failedWrite(err)
 	}
-	err := g.note(i, c)
+	err = g.note(i, c)
 	g.store.metrics.ingested.Add(float64(n))
 	g.follow.kick()
 	return err

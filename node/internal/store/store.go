@@ -121,8 +121,9 @@ type Store struct {
 
 	// digestLocks serialise what changes the files of one committed blob, by a byte of its digest.
 	digestLocks [64]sync.Mutex
-	// room serialises admissions, so that two never take the same free bytes.
+	// room serialises admissions and reservations, so that two never take the same free bytes.
 	room     sync.Mutex
+	reserved int64              // bytes that are being written; guarded by room
 	trimming sync.Mutex         // one trim at a time; taken before room
 	pinning  sync.Mutex         // serialises changes of pins
 	mapping  singleflight.Group // of the runtime's blobs
