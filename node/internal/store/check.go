@@ -202,7 +202,7 @@ type checker struct {
 	size   int64
 	entry  *entry // nil for a file of the runtime that the index does not know
 	checks *checks
-	age    time.Duration // see checks.patience
+	age    time.Duration     // see checks.patience
 	sums   *content.ChunkMap // nil while not loaded
 }
 
