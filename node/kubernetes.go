@@ -6,14 +6,18 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/shoal-cache/shoal/api/registries"
+	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/node/internal/agent"
 	"github.com/shoal-cache/shoal/node/internal/agent/cri"
+	"github.com/shoal-cache/shoal/node/internal/bypass"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/mirror"
 )
@@ -124,17 +128,13 @@ const mirrorCheckInterval = time.Minute
 
 // followMirror tells the agent what is amiss with the runtime's mirror configuration, until ctx ends.
 func (n *node) followMirror(ctx context.Context) {
-	if n.kube.agent == nil || n.config.Mirror.StateDir == "" {
+	if n.config.Mirror.StateDir == "" {
 		return
 	}
 	tick := time.NewTicker(mirrorCheckInterval)
 	defer tick.Stop()
 	for {
-		if result, err := mirror.Status(n.config.MirrorOptions()); err != nil {
-			n.log.Warn("mirror configuration not looked at", "error", err)
-		} else {
-			n.kube.agent.SetFindings(findings(result))
-		}
+		n.lookAtMirror(ctx)
 		select {
 		case <-ctx.Done():
 			return
@@ -143,10 +143,81 @@ func (n *node) followMirror(ctx context.Context) {
 	}
 }
 
+// lookAtMirror compares what the files say, and what the runtime does.
+func (n *node) lookAtMirror(ctx context.Context) {
+	o := n.config.MirrorOptions()
+	o.Release = n.runtimeRelease(ctx)
+	result, err := mirror.Status(o)
+	if err != nil {
+		n.log.Warn("mirror configuration not looked at", "error", err)
+		return
+	}
+	all := findings(result)
+	if len(result.Changed) > 0 {
+		all = append(all, n.bypassed(ctx)...)
+	}
+	n.mirrorFindings.Reset()
+	for _, f := range all {
+		n.mirrorFindings.WithLabelValues(f.Reason).Inc()
+	}
+	if n.kube.agent != nil {
+		n.kube.agent.SetFindings(all)
+	}
+}
+
+// runtimeRelease is containerd's version; empty where it can't be asked.
+func (n *node) runtimeRelease(ctx context.Context) string {
+	if n.kube.images == nil {
+		return ""
+	}
+	name, version, err := n.kube.images.Version(ctx)
+	if err != nil || name != "containerd" {
+		return ""
+	}
+	return version
+}
+
+// bypassed are findings for what the runtime pulled past the agent.
+func (n *node) bypassed(ctx context.Context) []agent.Finding {
+	if n.kube.images == nil {
+		return nil
+	}
+	pulled, err := n.kube.images.Pulled(ctx)
+	if err != nil {
+		n.log.Debug("what the runtime pulls is not looked at", "error", err)
+		return nil
+	}
+	images := make([]bypass.Image, 0, len(pulled))
+	for _, name := range pulled {
+		if repository, digest, ok := strings.Cut(name, "@"); ok {
+			images = append(images, bypass.Image{Repository: repository, Digest: digest})
+		}
+	}
+	past := n.watch.Look(images, time.Now())
+	if len(past) == 0 {
+		return nil
+	}
+	last := past[len(past)-1]
+	return []agent.Finding{{Reason: v1alpha1.ReasonRuntimeBypasses, Message: fmt.Sprintf(
+		"the container runtime pulled %s@%s and did not ask the agent; run shoal-node mirror status on this node, and restart the runtime where it was started before its mirror was configured",
+		last.Repository, last.Digest)}}
+}
+
+// mirrored tells whether the runtime is to ask the agent for the images of a registry.
+func (n *node) mirrored(registry string) bool {
+	named := n.config.Mirror.Registries
+	return len(named) == 0 || slices.ContainsFunc(named, func(r string) bool {
+		return r == mirror.All || registries.Canonical(r) == registries.Canonical(registry)
+	})
+}
+
 func findings(result mirror.Result) []agent.Finding {
 	out := make([]agent.Finding, 0, len(result.Findings))
 	for _, f := range result.Findings {
 		out = append(out, agent.Finding{Reason: string(f.Kind), Message: f.String()})
+	}
+	if len(result.Changed) == 0 && len(out) == 0 {
+		out = append(out, agent.Finding{Reason: v1alpha1.ReasonMirrorMissing, Message: "nothing is installed: the container runtime does not ask the agent; run shoal-node mirror install"})
 	}
 	return out
 }

@@ -17,7 +17,8 @@
 //	internal/policy     the policy in force: modes, time limits, bandwidth, capacity
 //	internal/agent      the Kubernetes side: Peer, admission, CachePolicy, pins
 //	internal/admin      health, metrics, profiles, a JSON view
-//	internal/mirror     the runtime's mirror configuration: install, remove
+//	internal/mirror     the runtime's mirror configuration: install, remove, is it in force
+//	internal/bypass     whether the runtime pulls past the agent all the same
 //	internal/simulate   the schedule at work in thousands of virtual nodes, in virtual time
 //	internal/config     file, environment and flags to one typed configuration
 //
@@ -68,7 +69,8 @@ agents of the swarm, and what none of them holds from the registry, each byte on
   shoal-node --config FILE          run the agent
   shoal-node id --config FILE       print its peer ID, for the swarm.bootstrap of others
   shoal-node config --config FILE   print the configuration in force
-  shoal-node mirror install         make the runtime pull through it`,
+  shoal-node mirror install         make the runtime pull through it
+  shoal-node mirror status          say whether it does`,
 		Args:          cobra.NoArgs,
 		Version:       version,
 		SilenceUsage:  true,
@@ -119,7 +121,16 @@ agents of the swarm, and what none of them holds from the registry, each byte on
 		},
 	}
 	config.Flags(show.Flags())
-	root.AddCommand(id, show, mirror.Command())
+	versions := &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), version)
+			return err
+		},
+	}
+	root.AddCommand(id, show, mirror.Command(), versions)
 	return root
 }
 

@@ -25,9 +25,11 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/admin"
 	"github.com/shoal-cache/shoal/node/internal/agent"
+	"github.com/shoal-cache/shoal/node/internal/bypass"
 	"github.com/shoal-cache/shoal/node/internal/config"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/fetch"
+	"github.com/shoal-cache/shoal/node/internal/mirror"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/registry"
 	"github.com/shoal-cache/shoal/node/internal/store"
@@ -55,6 +57,9 @@ type node struct {
 	files    *swarm.Files
 	kubeAPI  *rest.Config // nil where the Kubernetes side is off
 	kube     kubernetes
+	watch    *bypass.Watch // of pulls past this agent
+	// mirrorFindings counts what is amiss with the runtime's mirror configuration.
+	mirrorFindings *prometheus.GaugeVec
 }
 
 // run starts the agent and serves until ctx ends.
@@ -69,6 +74,11 @@ func run(ctx context.Context, c *config.Config) error {
 	}
 	n := &node{config: c, log: log, started: time.Now(), metrics: prometheus.NewRegistry(), policy: policy.NewLive(c.EffectivePolicy())}
 	n.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	n.watch = bypass.New(n.mirrored)
+	n.mirrorFindings = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "shoal_mirror_findings", Help: "What keeps the container runtime from asking this agent, or may do so, by reason. None: it asks.",
+	}, []string{"reason"})
+	n.metrics.MustRegister(n.mirrorFindings)
 	err = n.start(ctx)
 	if err == nil {
 		err = n.serve(ctx)
@@ -104,7 +114,7 @@ func (n *node) start(ctx context.Context) (err error) {
 		return err
 	}
 	n.upstream, err = upstream.New(upstream.Options{
-		Upstreams: upstreams(c.Upstreams), Limits: newRates(n.policy).of,
+		Upstreams: upstreams(c.Upstreams), Mirrors: n.mirrors, Limits: newRates(n.policy).of,
 		Logger: n.log.With("part", "upstream"), Registerer: n.metrics,
 	})
 	if err != nil {
@@ -212,8 +222,16 @@ func (n *node) close() error {
 // serve runs the servers until ctx ends, then lets running answers end.
 func (n *node) serve(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return n.listen(ctx, "admin", n.config.Admin.Listen, n.adminHandler(), nil) })
-	group.Go(func() error { return n.listen(ctx, "registry", n.config.Registry.Listen, n.front, n.front.Drain) })
+	admin, err := listen(ctx, "admin", n.config.Admin.Listen)
+	if err != nil {
+		return err
+	}
+	front, err := listen(ctx, "registry", n.config.Registry.Listen)
+	if err != nil {
+		return errors.Join(err, admin.Close())
+	}
+	group.Go(func() error { return n.answer(ctx, "admin", admin, n.adminHandler(), nil) })
+	group.Go(func() error { return n.answer(ctx, "registry", front, n.watch.Handler(n.front), n.front.Drain) })
 	group.Go(func() error { n.kube.run(ctx); return nil })
 	group.Go(func() error { n.followMirror(ctx); return nil })
 	group.Go(func() error { n.scrub(ctx); return nil })
@@ -221,13 +239,17 @@ func (n *node) serve(ctx context.Context) error {
 	return group.Wait()
 }
 
-// listen serves one address until ctx ends. drain, where there is one, ends the running answers first.
-func (n *node) listen(ctx context.Context, name, address string, h http.Handler, drain func(context.Context) error) error {
+func listen(ctx context.Context, name, address string) (net.Listener, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", address)
 	if err != nil {
-		return fmt.Errorf("%s.listen: %w", name, err)
+		return nil, fmt.Errorf("%s.listen: %w", name, err)
 	}
+	return l, nil
+}
+
+// answer serves at a listener until ctx ends. drain, where there is one, ends the running answers first.
+func (n *node) answer(ctx context.Context, name string, l net.Listener, h http.Handler, drain func(context.Context) error) error {
 	server := &http.Server{
 		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
 		ErrorLog: slog.NewLogLogger(n.log.With("part", name).Handler(), slog.LevelDebug),
@@ -367,6 +389,19 @@ func upstreams(list []config.Upstream) []upstream.Upstream {
 		out[i] = upstream.Upstream(u)
 	}
 	return out
+}
+
+// mirrors are the hosts that the node's administrator has the runtime ask for a registry.
+func (n *node) mirrors(registry string) ([]upstream.Mirror, error) {
+	if n.config.Mirror.StateDir == "" {
+		return nil, nil
+	}
+	hosts, err := mirror.Hosts(n.config.MirrorOptions(), registry)
+	out := make([]upstream.Mirror, len(hosts))
+	for i, h := range hosts {
+		out[i] = upstream.Mirror(h)
+	}
+	return out, err
 }
 
 // storeEvents hands the store's events on, once there is someone to hand them to. Blobs that are committed before that

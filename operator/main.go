@@ -63,7 +63,7 @@ func command() *cobra.Command {
 			return run(cmd.Context(), v)
 		},
 	}
-	cmd.AddCommand(releaseCommand(v))
+	cmd.AddCommand(releaseCommand(v), versionCommand())
 	all := cmd.PersistentFlags()
 	all.String("namespace", "shoal-system", "namespace of the leader election lease")
 	all.String("log-level", "info", "debug, info, warn or error")
@@ -82,6 +82,18 @@ func command() *cobra.Command {
 	v.SetEnvKeyReplacer(strings.NewReplacer("-", "_"))
 	v.AutomaticEnv()
 	return cmd
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), version)
+			return err
+		},
+	}
 }
 
 func releaseCommand(v *viper.Viper) *cobra.Command {

@@ -202,6 +202,8 @@ func unknown(at string, value any) []error {
 		for _, name := range slices.Sorted(maps.Keys(value)) {
 			key := strings.TrimPrefix(at+"."+name, ".")
 			switch exists, hasMore := lookup(key); {
+			case hasMore && noSection(value[name]):
+				problems = append(problems, fmt.Errorf("%s: %v is no value for it: it holds the keys %s", key, value[name], strings.Join(beside(key+"."), ", ")))
 			case hasMore:
 				problems = append(problems, unknown(key, value[name])...)
 			case !exists:
@@ -214,6 +216,14 @@ func unknown(at string, value any) []error {
 		}
 	}
 	return problems
+}
+
+func noSection(value any) bool {
+	switch value.(type) {
+	case nil, map[string]any, []any:
+		return false
+	}
+	return true
 }
 
 // lookup tells whether key exists, and whether there are keys below it.

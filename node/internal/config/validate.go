@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -284,6 +286,12 @@ func (c *Config) Warnings() []string {
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
 		warnings = append(warnings, fmt.Sprintf("registry.listen: %s is reachable from other machines, and credentials arrive there without encryption; "+
 			"127.0.0.1 serves the runtime of this node", c.Registry.Listen))
+	}
+	if path := c.Store.RuntimePath; path != "" {
+		if _, err := os.Stat(filepath.Join(path, "blobs")); err != nil {
+			warnings = append(warnings, fmt.Sprintf("store.runtimePath: %v: nothing is read from the runtime's content store; "+
+				"it is io.containerd.content.v1.content below containerd's root", err))
+		}
 	}
 	if c.Swarm.Admission == AdmitAll {
 		warnings = append(warnings, "swarm.admission: Open lets every machine that reaches swarm.listen read what is cached; use List or Kubernetes outside of trusted networks")

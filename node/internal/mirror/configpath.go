@@ -128,6 +128,10 @@ func (o Options) why(s settings, r release, dirs []string) (f Finding, ok bool) 
 		f.Kind, f.Message = ConfigPathUnset, fmt.Sprintf(
 			"does not set config_path, without which containerd before 2.2 reads no mirrors; set config_path = %q in %s, and restart containerd, or install with --fix-config-path",
 			o.mirrors(), registryTables2and3)
+	case !s.set && !slices.Contains(list, dirs[0]):
+		f.Kind, f.Message = ConfigPathUnset, fmt.Sprintf(
+			"does not set config_path, without which this containerd reads %q, and not %s; set config_path = %q in %s, and restart containerd, or install with --fix-config-path",
+			s.configPath, dirs[0], dirs[0], registryTables2and3)
 	case !slices.Contains(list, dirs[0]) && s.configPath != dirs[0]:
 		f.Kind, f.Message = ConfigPathElsewhere, fmt.Sprintf(
 			"has config_path = %q, so containerd does not read %s; give one of those directories, or change config_path and restart containerd", s.configPath, dirs[0])

@@ -292,6 +292,10 @@ func TestEndpoint_IsWrittenSoThatEveryRuntimeReadsIt(t *testing.T) {
 	require.NoError(t, err)
 	list, _ := hosts(t, content(t, o, certs+"_default/hosts.toml"))
 	require.Equal(t, []string{"http://localhost:5050"}, list)
+	o.Endpoint = "http://[::]:5050" // as a listener has it
+	again, err := Install(o)
+	require.NoError(t, err)
+	require.Empty(t, again.Changed)
 	o.Endpoint = "http://[fd00::1]:5050"
 	_, err = Install(o)
 	require.ErrorContains(t, err, "IPv6")

@@ -241,7 +241,7 @@ func (o *Options) check() error {
 func readable(endpoint *url.URL) (string, error) {
 	host := endpoint.Host
 	if ip := net.ParseIP(endpoint.Hostname()); ip != nil && ip.To4() == nil {
-		if !ip.IsLoopback() {
+		if !ip.IsLoopback() && !ip.IsUnspecified() {
 			return "", errors.New("some runtimes read no IPv6 address here: give a name, or 127.0.0.1")
 		}
 		host = "localhost"

@@ -36,17 +36,21 @@ type registry struct {
 	// namespaced requests carry the query parameter ns, because the endpoints serve more than one registry.
 	namespaced bool
 	listed     bool // an entry of the configuration names it
+	// mirrors are those that the node has for it, as they were until mirroredUntil, Unix nanoseconds.
+	mirrors       []Mirror
+	mirroredUntil atomic.Int64
 }
 
 // plain tells whether the administrator has the registry asked without TLS.
 func (r *registry) plain() bool {
-	return slices.ContainsFunc(r.endpoints, func(e *endpoint) bool { return e.base.Scheme == "http" })
+	return slices.ContainsFunc(r.endpoints, func(e *endpoint) bool { return e.base.Scheme == "http" && !e.isMirror() })
 }
 
 // endpoint is one base URL of a registry.
 type endpoint struct {
 	base      *url.URL
 	downUntil atomic.Int64 // Unix nanoseconds; 0: it was reached when it was last tried
+	mirror    *mirror      // nil where the configuration, or the registry's name, says the endpoint
 }
 
 func (e *endpoint) down(now time.Time) bool { return now.UnixNano() < e.downUntil.Load() }
@@ -117,14 +121,19 @@ func (c *Client) registry(name string) (*registry, error) {
 	if reg := table.byName[name]; reg != nil {
 		return reg, nil
 	}
-	if reg, ok := table.unlisted.Get(name); ok {
-		return reg, nil
+	before, ok := table.unlisted.Get(name)
+	now := time.Now()
+	if ok && (c.opts.Mirrors == nil || now.UnixNano() < before.mirroredUntil.Load()) {
+		return before, nil
 	}
 	reg, err := newRegistry(name, table.fallback, table.client)
 	if err != nil {
 		return nil, fmt.Errorf("registry %q: %w", name, err)
 	}
 	reg.namespaced = len(table.fallback.Endpoints) > 0
+	if !reg.namespaced { // where the configuration says how all are reached, that holds
+		reg = c.mirrored(reg, before, now)
+	}
 	table.unlisted.Add(name, reg)
 	return reg, nil
 }
@@ -162,7 +171,23 @@ func defaultEndpoint(name string) string {
 
 // newClient makes the HTTP client for the TLS settings of u. It follows no redirect of its own; see redirect.go.
 func (c *Client) newClient(u Upstream) (*http.Client, error) {
-	transport, err := registries.NewTransport(u, &http.Transport{
+	transport, err := registries.NewTransport(u, c.baseTransport(), c.log)
+	if err != nil {
+		return nil, err
+	}
+	return newHTTPClient(transport), nil
+}
+
+func newHTTPClient(transport http.RoundTripper) *http.Client {
+	return &http.Client{
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport:     transport,
+	}
+}
+
+// baseTransport is the transport without TLS settings.
+func (c *Client) baseTransport() *http.Transport {
+	return &http.Transport{
 		Proxy:               c.opts.Proxy,
 		DialContext:         c.opts.Dial,
 		TLSHandshakeTimeout: c.opts.Timeouts.Dial,
@@ -175,12 +200,5 @@ func (c *Client) newClient(u Upstream) (*http.Client, error) {
 		MaxIdleConnsPerHost:    32,
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
-	}, c.log)
-	if err != nil {
-		return nil, err
 	}
-	return &http.Client{
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Transport:     transport,
-	}, nil
 }

@@ -28,11 +28,14 @@ type redirect struct {
 // follow sends the call to the endpoint and after it to wherever it redirects. Credentials go only to the endpoint's own
 // scheme, host and port: not, as net/http has it, to subdomains and other ports of it, nor to where another host sends it.
 func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call call) (*http.Response, error) {
+	if ep.isMirror() {
+		call.authorization = "" // it is for the registry
+	}
 	origin := call.url(reg, ep)
 	key := c.key(origin.String(), call.authorization)
 	if call.remember {
 		if r, ok := c.redirects.Get(key); ok && time.Now().Before(r.expires) {
-			resp, err := c.hop(ctx, reg, call, r.to, false)
+			resp, err := c.hop(ctx, reg, ep, call, r.to, false)
 			if err == nil && success(resp) {
 				return resp, nil
 			}
@@ -45,7 +48,7 @@ func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call c
 	at, home := origin, true
 	for range maxHops + 1 {
 		home = home && sameOrigin(at, origin)
-		resp, err := c.hop(ctx, reg, call, at, home)
+		resp, err := c.hop(ctx, reg, ep, call, at, home)
 		if err != nil {
 			return nil, err
 		}
@@ -83,12 +86,15 @@ func port(u *url.URL) string {
 	return cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
 }
 
-func (c *Client) hop(ctx context.Context, reg *registry, call call, at *url.URL, home bool) (*http.Response, error) {
+func (c *Client) hop(ctx context.Context, reg *registry, ep *endpoint, call call, at *url.URL, home bool) (*http.Response, error) {
 	req, err := call.request(ctx, at, home)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := reg.client.Do(req)
+	if home {
+		ep.dress(req)
+	}
+	resp, err := ep.client(reg).Do(req)
 	if err != nil {
 		c.metrics.request(reg.name, call.method, 0)
 		// url.Error repeats the whole URL, and with it the signature of a redirect's target.

@@ -55,10 +55,14 @@ func (c *Client) send(ctx context.Context, call call) (*http.Response, error) {
 		return nil, err
 	}
 	suspects := make(map[*endpoint]bool) // known to be down by other calls than this one
+	var able []*endpoint
 	for _, ep := range reg.endpoints {
-		suspects[ep] = ep.suspect(time.Now(), c.opts.Timeouts.Down)
+		if ep.serves(call) {
+			suspects[ep] = ep.suspect(time.Now(), c.opts.Timeouts.Down)
+			able = append(able, ep)
+		}
 	}
-	order := lastly(reg.endpoints, func(ep *endpoint) bool { return suspects[ep] })
+	order := lastly(able, func(ep *endpoint) bool { return suspects[ep] })
 	return c.retry(ctx, reg, func() (*http.Response, failure) {
 		resp, fails := c.round(ctx, reg, order, suspects, call)
 		order = lastly(order, func(ep *endpoint) bool { return ep.down(time.Now()) })
@@ -120,6 +124,7 @@ type failure struct {
 // answer that settles the matter. Of several failures it gives the one that says most.
 func (c *Client) round(ctx context.Context, reg *registry, order []*endpoint, suspects map[*endpoint]bool, call call) (*http.Response, failure) {
 	var worst failure
+	worstIsMirror := false // what the registry says counts more
 	for i, ep := range order {
 		wait := c.opts.Timeouts.Header
 		if end, ok := ctx.Deadline(); ok && i < len(order)-1 {
@@ -139,10 +144,10 @@ func (c *Client) round(ctx context.Context, reg *registry, order []*endpoint, su
 		if suspects[ep] && !answered(err) {
 			f.transient = false // other calls have tried long enough
 		}
-		if worst.err == nil || telling(err) > telling(worst.err) {
-			worst = f
+		if worst.err == nil || worstIsMirror && !ep.isMirror() || worstIsMirror == ep.isMirror() && telling(err) > telling(worst.err) {
+			worst, worstIsMirror = f, ep.isMirror()
 		}
-		if !f.transient && !errors.Is(err, content.ErrNotFound) && answered(err) {
+		if !ep.isMirror() && !f.transient && !errors.Is(err, content.ErrNotFound) && answered(err) {
 			return nil, f // such as 401: another endpoint would only confuse the caller
 		}
 		c.log.Debug("upstream endpoint failed", "registry", reg.name, "endpoint", ep.base.Host, "cause", err)
@@ -237,13 +242,16 @@ func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call 
 // url is where the call goes at an endpoint.
 func (call call) url(reg *registry, ep *endpoint) *url.URL {
 	u := *ep.base
-	u.Path += "/v2/"
+	if ep.mirror == nil {
+		u.Path += "/v2"
+	}
+	u.Path += "/"
 	if call.repo.Name != "" {
 		u.Path += call.repo.Name + "/" + call.path
 	}
 	query := url.Values{}
 	maps.Copy(query, call.query)
-	if reg.namespaced {
+	if reg.namespaced || ep.isMirror() {
 		query.Set("ns", reg.name)
 	}
 	u.RawQuery = query.Encode()

@@ -2,7 +2,8 @@
 // the registry and to nobody else, reads blobs whole or by Range, and turns whatever a registry may do wrong (short
 // bodies, wrong lengths, endless redirects, silence, an HTML page) into an error that says so.
 //
-// In the order a request meets them: endpoint.go finds where a registry is reached; send.go tries its endpoints, with
+// In the order a request meets them: endpoint.go finds where a registry is reached, and mirrors.go what the node's administrator
+// has put before it; send.go tries its endpoints, with
 // backoff; redirect.go follows to object storage without the credentials; body.go reads the answer and watches that it
 // moves; resume.go reads on where an answer broke off; resolve.go and blob.go are the operations; authorize.go obtains
 // credentials for pulls that no client drives.
@@ -74,7 +75,9 @@ type Limits struct {
 // Options configure a Client. The zero value is usable.
 type Options struct {
 	Upstreams []Upstream
-	Timeouts  Timeouts
+	// Mirrors gives the hosts that the node's runtime asks for a registry that no entry of Upstreams names, in order. Nil: none.
+	Mirrors  func(registry string) ([]Mirror, error)
+	Timeouts Timeouts
 	// Limits gives the limits of what is asked of the registry for a repository. Nil: there are none.
 	Limits func(content.Repository) Limits
 	// Dial replaces the dialler of TCP connections.

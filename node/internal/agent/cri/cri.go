@@ -26,8 +26,9 @@ const (
 
 // Images is the runtime's ImageService. It implements pin.Runtime.
 type Images struct {
-	conn   *grpc.ClientConn
-	client runtimev1.ImageServiceClient
+	conn    *grpc.ClientConn
+	client  runtimev1.ImageServiceClient
+	runtime runtimev1.RuntimeServiceClient
 }
 
 var _ pin.Runtime = (*Images)(nil)
@@ -41,7 +42,9 @@ func New(endpoint string) (*Images, error) {
 	if err != nil {
 		return nil, fmt.Errorf("container runtime %s: %w", endpoint, err)
 	}
-	return &Images{conn: conn, client: runtimev1.NewImageServiceClient(conn)}, nil
+	return &Images{
+		conn: conn, client: runtimev1.NewImageServiceClient(conn), runtime: runtimev1.NewRuntimeServiceClient(conn),
+	}, nil
 }
 
 // Close ends the connection.
@@ -76,6 +79,32 @@ func (i *Images) Holds(ctx context.Context, image pin.Image) (bool, error) {
 	return slices.ContainsFunc(status.GetImage().GetRepoDigests(), func(d string) bool {
 		return strings.HasSuffix(d, "@"+image.Digest.String())
 	}), nil
+}
+
+// Pulled lists what the runtime has pulled, each as repository@digest. What was brought to it otherwise has no such name.
+func (i *Images) Pulled(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	list, err := i.client.ListImages(ctx, &runtimev1.ListImagesRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("images of the runtime: %w", err)
+	}
+	var all []string
+	for _, image := range list.GetImages() {
+		all = append(all, image.GetRepoDigests()...)
+	}
+	return all, nil
+}
+
+// Version is what the runtime calls itself, such as containerd and v2.4.2.
+func (i *Images) Version(ctx context.Context) (name, version string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	v, err := i.runtime.Version(ctx, &runtimev1.VersionRequest{})
+	if err != nil {
+		return "", "", fmt.Errorf("version of the runtime: %w", err)
+	}
+	return v.GetRuntimeName(), v.GetRuntimeVersion(), nil
 }
 
 func reference(image pin.Image) string {

@@ -50,6 +50,39 @@ func (r *runtime) PullImage(_ context.Context, req *runtimev1.PullImageRequest) 
 	return &runtimev1.PullImageResponse{ImageRef: "sha256:config"}, nil
 }
 
+func (r *runtime) ListImages(context.Context, *runtimev1.ListImagesRequest) (*runtimev1.ListImagesResponse, error) {
+	list := &runtimev1.ListImagesResponse{}
+	for _, d := range r.images {
+		list.Images = append(list.Images, &runtimev1.Image{RepoDigests: []string{d}})
+	}
+	list.Images = append(list.Images, &runtimev1.Image{RepoTags: []string{"docker.io/library/imported:1"}})
+	return list, nil
+}
+
+// versioned is a RuntimeService that tells its version.
+type versioned struct {
+	runtimev1.UnimplementedRuntimeServiceServer
+}
+
+func (versioned) Version(context.Context, *runtimev1.VersionRequest) (*runtimev1.VersionResponse, error) {
+	return &runtimev1.VersionResponse{RuntimeName: "containerd", RuntimeVersion: "v2.4.2"}, nil
+}
+
+func TestPulled_ListsWhatHasADigestOfARepository(t *testing.T) {
+	t.Parallel()
+	images := serve(t, &runtime{images: map[string]string{"a.example/x:1": "a.example/x@sha256:1", "b.example/y:1": "b.example/y@sha256:2"}})
+	pulled, err := images.Pulled(t.Context())
+	require.NoError(t, err)
+	require.ElementsMatch(t, []string{"a.example/x@sha256:1", "b.example/y@sha256:2"}, pulled)
+}
+
+func TestVersion(t *testing.T) {
+	t.Parallel()
+	name, version, err := serve(t, &runtime{}).Version(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []string{"containerd", "v2.4.2"}, []string{name, version})
+}
+
 func TestLoad(t *testing.T) {
 	t.Parallel()
 	d, moved := digest.FromString("image"), digest.FromString("moved")
@@ -144,6 +177,7 @@ func serve(t *testing.T, r *runtime) *cri.Images {
 	require.NoError(t, err)
 	server := grpc.NewServer()
 	runtimev1.RegisterImageServiceServer(server, r)
+	runtimev1.RegisterRuntimeServiceServer(server, versioned{})
 	served := make(chan struct{})
 	go func() { _ = server.Serve(listener); close(served) }()
 	images, err := cri.New("unix://" + path)
