@@ -70,7 +70,7 @@ func (n *node) newKubernetes(zone string) (kubernetes, error) {
 		Config: n.kubeAPI, NodeName: c.NodeName, Version: version, Zone: zone,
 		Key: n.identity, Swarm: n.swarm, Memory: n.store.KV("kubernetes"),
 		Policy: n.policy, BasePolicy: n.config.EffectivePolicy(),
-		Store: n.store, Fetcher: n.fetcher, Upstream: n.upstream, Tags: n.tags, Files: n.files, Gate: gate{n.front},
+		Store: n.store, StoreHealth: n.store.Health, Fetcher: n.fetcher, Upstream: n.upstream, Tags: n.tags, Files: n.files, Gate: gate{n.front},
 		Counters: n.counters, Logger: n.log.With("part", "agent"), Registerer: n.metrics,
 	}
 	k := kubernetes{}

@@ -514,6 +514,7 @@ func (n *node) adminHandler() http.Handler {
 					return errors.New("still looking for the first peer")
 				}
 			}},
+			{Name: "store", Ready: func(context.Context) error { return n.store.Health() }},
 			{Name: "kubernetes", Ready: func(context.Context) error { return n.kube.ready() }},
 		},
 		Gatherer: n.metrics,

@@ -58,6 +58,9 @@ const (
 	ConditionPolicyApplied = "PolicyApplied"
 	// ConditionPinsReady: NodeCache. Every pin that the node is to keep is whole.
 	ConditionPinsReady = "PinsReady"
+	// ConditionStoreUsable: NodeCache. The agent can write to its disk. While it cannot, what is not cached passes through
+	// from the registry.
+	ConditionStoreUsable = "StoreUsable"
 )
 
 // Reasons of Swarm's condition Ready.
@@ -119,6 +122,16 @@ const (
 	ReasonMirrorEdited = "Edited"
 	// ReasonMirrorMissing: somebody removed a file of the mirror configuration since it was written.
 	ReasonMirrorMissing = "Missing"
+)
+
+// Reasons of NodeCache's condition StoreUsable.
+const (
+	// ReasonDiskWorks: nothing is wrong.
+	ReasonDiskWorks = "DiskWorks"
+	// ReasonDiskFull: the disk or a quota of it is full.
+	ReasonDiskFull = "DiskFull"
+	// ReasonDiskFails: the disk refuses to be written to, or hangs.
+	ReasonDiskFails = "DiskFails"
 )
 
 // Reasons of CachePolicy's conditions, and of NodeCache's PolicyApplied.

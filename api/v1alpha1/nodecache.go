@@ -187,7 +187,7 @@ type NodeCacheStatus struct {
 	// +listMapKey=uid
 	// +kubebuilder:validation:MaxItems=512
 	Pins []PinProgress `json:"pins,omitempty"`
-	// Conditions: MirrorConfigured, PolicyApplied, PinsReady.
+	// Conditions: MirrorConfigured, PolicyApplied, PinsReady, StoreUsable.
 	// +optional
 	// +listType=map
 	// +listMapKey=type

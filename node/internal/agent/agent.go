@@ -77,7 +77,10 @@ type Options struct {
 	Policy     *policy.Live
 	BasePolicy *policy.Policy
 
-	Store    pin.Store
+	Store pin.Store
+	// StoreHealth is nil while the store can write to its disk. Optional.
+	StoreHealth func() error
+
 	Fetcher  pin.Fetcher
 	Upstream pin.Upstream
 	// Runtime, Tags, Files and Gate are optional; see package pin.
@@ -126,6 +129,9 @@ func New(opts Options) (*Agent, error) {
 	}
 	if opts.Counters == nil {
 		opts.Counters = func() Counters { return Counters{} }
+	}
+	if opts.StoreHealth == nil {
+		opts.StoreHealth = func() error { return nil }
 	}
 	if id, err := peer.IDFromPrivateKey(opts.Key); err != nil || id != opts.Swarm.ID() {
 		return nil, fmt.Errorf("agent: Key is not that of peer %s", opts.Swarm.ID())

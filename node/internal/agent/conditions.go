@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/node/internal/agent/pin"
+	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
 // conditions are those of the NodeCache, as they follow from what the agent knows. The times of their transitions are
@@ -19,7 +21,7 @@ func (a *Agent) conditions(pins []v1alpha1.PinProgress, now time.Time) []metav1.
 	if c, ok := a.api.caches.get(a.opts.NodeName); ok {
 		all = append(all, c.Status.Conditions...)
 	}
-	for _, c := range []metav1.Condition{a.mirrorConfigured(), a.policyApplied(), pinsReady(pins)} {
+	for _, c := range []metav1.Condition{a.mirrorConfigured(), a.policyApplied(), pinsReady(pins), storeUsable(a.opts.StoreHealth())} {
 		c.LastTransitionTime = metav1.NewTime(now)
 		apimeta.SetStatusCondition(&all, c)
 	}
@@ -84,6 +86,20 @@ func pinsReady(pins []v1alpha1.PinProgress) metav1.Condition {
 		c.Status, c.Reason = metav1.ConditionFalse, v1alpha1.ReasonFetching
 		c.Message = fmt.Sprintf("%d of %d pins are on their way", waiting, len(pins))
 	}
+	return c
+}
+
+// storeUsable says what a store's Health means.
+func storeUsable(err error) metav1.Condition {
+	c := metav1.Condition{Type: v1alpha1.ConditionStoreUsable, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonDiskFails}
+	switch {
+	case err == nil:
+		c.Status, c.Reason, c.Message = metav1.ConditionTrue, v1alpha1.ReasonDiskWorks, "the agent can write to its disk"
+		return c
+	case errors.Is(err, content.ErrNoSpace):
+		c.Reason = v1alpha1.ReasonDiskFull
+	}
+	c.Message = pin.Shorten(fmt.Sprintf("what is not cached passes through from the registry: %v", err), maxConditionMessage)
 	return c
 }
 

@@ -226,12 +226,15 @@ func (fr *Fetcher) Open(ctx context.Context, req content.Request) (content.Reade
 			return &local{blob: b, m: fr.m}, nil
 		} else if !errors.Is(err, content.ErrNotFound) {
 			fr.log.Warn("store not read", "digest", req.Digest, "error", err)
+			if errors.Is(err, content.ErrStorage) {
+				return fr.openThrough(ctx, req)
+			}
 		}
 		r, err := fr.follow(ctx, req)
 		switch {
 		case errors.Is(err, store.ErrExists): // committed since we looked
 			continue
-		case errors.Is(err, content.ErrNoSpace):
+		case errors.Is(err, content.ErrNoSpace), errors.Is(err, content.ErrStorage):
 			return fr.openThrough(ctx, req)
 		}
 		return r, err
@@ -291,6 +294,9 @@ func (fr *Fetcher) Ensure(ctx context.Context, req content.Request) error {
 func (fr *Fetcher) follow(ctx context.Context, req content.Request) (content.Reader, error) {
 	if req.Size == 0 {
 		req.Size, _ = fr.sizes.Get(req.Digest)
+	}
+	if req.Size == 0 { // what a killed process has left is read on without asking for its beginning again
+		req.Size = fr.opts.Store.SizeOf(req.Digest)
 	}
 	f, err := fr.attach(ctx, req)
 	if err != nil {

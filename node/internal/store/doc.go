@@ -51,18 +51,32 @@
 // # Start
 //
 //  1. lock the directory
+//
 //  2. open state.db; if damaged, set it aside and start anew
+//
 //  3. open index.db if the last process closed cleanly, or was killed in this boot and every page reads well; else
 //     start a new one
+//
 //  4. for each file in blobs/: known to the index with its size, or read its map and index it, or, without a good
 //     map, hash it in the background and commit it if it matches its digest
+//
 //  5. remove maps without a blob, index records without a file, maps of runtime files that changed, and ingests without
 //     a journal
+//
+//  6. hash partial ingests that have every chunk in the background, and commit those that match their digest
 //
 // Where the disk is too full for 3, partial ingests and the oldest blobs are removed first, for nothing else would.
 //
 // Nothing here reads a blob but the hashing of those that lost their map, so it takes time by the number of files and
 // chunks, not by bytes.
+//
+// # When the disk fails
+//
+// A full disk or quota is content.ErrNoSpace, any other refusal of the system content.ErrStorage. Callers pass through what
+// they cannot keep. Health tells what is wrong from the operation that failed until a small file can be written again, which
+// is tried every 30 s. An operation that takes more than 10 s counts as hanging; then nothing new is begun. Folders that
+// were removed are made again. An index that is damaged while the store runs is made again from the maps; a damaged
+// state.db is used no more until the next start.
 //
 // # What is checked when
 //

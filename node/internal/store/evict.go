@@ -2,6 +2,7 @@ package store
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -136,6 +137,8 @@ type partial struct {
 	size  int64     // of the blob
 	bytes int64     // on disk
 	used  time.Time // when it was closed
+	// finish is set while a complete one, which the last process left, is being hashed. Calling it ends that.
+	finish context.CancelFunc
 }
 
 // stale is the age from which a partial ingest is of less worth than any blob: whoever pulled it has given up.
@@ -162,6 +165,10 @@ func (s *Store) admit(ing *Ingest) error {
 		return err
 	}
 	ing.earlier = s.partials[ing.digest]
+	if ing.earlier.finish != nil {
+		ing.earlier.finish()
+		ing.earlier.finish = nil
+	}
 	delete(s.partials, ing.digest)
 	s.ingests[ing.digest] = ing
 	return nil
@@ -399,27 +406,24 @@ func (s *Store) dropPartial(d digest.Digest) error {
 	return err
 }
 
-// loadPartial describes the partial ingest at path. It fails when there is no journal to go with the data.
-func loadPartial(path string) (partial, error) {
+// loadPartial describes the partial ingest at path, and tells whether each of its chunks is present. It fails when there is
+// no journal to go with the data.
+func loadPartial(path string) (p partial, complete bool, err error) {
 	data, err := os.Stat(path)
 	if err != nil {
-		return partial{}, err
+		return partial{}, false, err
 	}
 	f, err := os.Open(path + journalSuffix)
 	if err != nil {
-		return partial{}, err
+		return partial{}, false, err
 	}
 	defer func() { _ = f.Close() }() // read only
-	head := make([]byte, journalHeader)
-	if _, err := f.ReadAt(head, 0); err != nil {
-		return partial{}, err
-	}
-	size, _, err := decodeJournalHeader(head)
+	size, complete, err := readJournal(f)
 	if err != nil {
-		return partial{}, err
+		return partial{}, false, err
 	}
 	if n := allocated(data); n > 0 {
-		return partial{size: size, bytes: min(n, size), used: data.ModTime()}, nil
+		return partial{size: size, bytes: min(n, size), used: data.ModTime()}, complete && data.Size() == size, nil
 	}
-	return partial{}, fs.ErrNotExist
+	return partial{}, false, fs.ErrNotExist
 }

@@ -11,32 +11,27 @@ import (
 	"syscall"
 
 	"github.com/opencontainers/go-digest"
-
-	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
 // disk performs every file operation that changes something, so that there is one place that says what a full disk
 // means, and one where tests make operations fail or the process die.
 type disk struct {
 	// fault, where set, runs before each operation; its error is returned instead of performing the operation.
-	fault func(op, path string) error
+	fault  func(op, path string) error
+	health *health // hears how operations end; may be nil
 }
 
-func (k disk) do(op, path string, f func() error) error {
+func (k disk) do(op, path string, f func() error) (err error) {
+	if k.health != nil {
+		running := k.health.begin(op, path)
+		defer func() { k.health.end(running, err) }()
+	}
 	if k.fault != nil {
 		if err := k.fault(op, path); err != nil {
-			return fmt.Errorf("%s %s: %w", op, path, noSpace(err))
+			return fmt.Errorf("%s %s: %w", op, path, diskError(err))
 		}
 	}
-	return noSpace(f())
-}
-
-// noSpace makes a full disk or quota a content.ErrNoSpace; other errors pass unchanged.
-func noSpace(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("%w: %w", content.ErrNoSpace, err)
-	}
-	return err
+	return diskError(f())
 }
 
 func (k disk) create(path string) (f *os.File, err error) {
@@ -93,7 +88,7 @@ func (k disk) mkdirAll(path string) error {
 	case err == nil && fi.IsDir():
 		return nil
 	case err == nil:
-		return fmt.Errorf("%s is not a directory", path)
+		return k.do("mkdir", path, func() error { return fmt.Errorf("%s: %w", path, syscall.ENOTDIR) })
 	}
 	parent := filepath.Dir(path)
 	if err := k.mkdirAll(parent); err != nil {

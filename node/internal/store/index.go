@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -23,7 +24,16 @@ import (
 // index maps hashes of chunks and of inner UnixFS nodes to blobs, and keeps a record of each blob. All of it can be made
 // again from the files, so it is never synced: a killed process loses nothing of it (the page cache has it), and after
 // a crash of the machine it is thrown away. What it says is only a hint, to be checked against the table of blobs.
-type index struct{ db *bolt.DB }
+type index struct{ in atomic.Pointer[database] }
+
+func (x *index) view(f func(*bolt.Tx) error) error   { return x.in.Load().view(f) }
+func (x *index) update(f func(*bolt.Tx) error) error { return x.in.Load().update(f) }
+func (x *index) broken() bool                        { return x.in.Load().broken.Load() }
+func (x *index) sync() error                         { return x.in.Load().do(x.in.Load().db.Sync) }
+func (x *index) close() error                        { return x.in.Load().do(x.in.Load().db.Close) }
+
+// replace goes over to the index that by has. What was there before is not closed, for that may touch damaged pages.
+func (x *index) replace(by *index) { x.in.Store(by.in.Load()) }
 
 var (
 	bucketBlobs  = []byte("blobs")  // digest -> record
@@ -37,7 +47,35 @@ func databaseError(err error) error {
 	if errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
 		return fmt.Errorf("%w: %w", content.ErrClosed, err)
 	}
-	return noSpace(err)
+	return diskError(err)
+}
+
+// errDatabaseDamaged: a page of a database does not make sense or cannot be read.
+var errDatabaseDamaged = errors.New("database is damaged")
+
+// database is a bbolt file that may be damaged while it is open. Damage ends its use, and not the process.
+type database struct {
+	db     *bolt.DB
+	broken *atomic.Bool
+}
+
+func (b database) view(f func(*bolt.Tx) error) error {
+	return b.do(func() error { return b.db.View(f) })
+}
+func (b database) update(f func(*bolt.Tx) error) error {
+	return b.do(func() error { return b.db.Update(f) })
+}
+
+// do runs f on the database. After damage it runs nothing any more: locks of bbolt may be held for ever.
+func (b database) do(f func() error) error {
+	if b.broken.Load() {
+		return fmt.Errorf("%s: %w", b.db.Path(), errDatabaseDamaged)
+	}
+	err := guard(f)
+	if errors.Is(err, errDatabaseDamaged) {
+		b.broken.Store(true)
+	}
+	return databaseError(err)
 }
 
 // record is what the index keeps of a blob.
@@ -59,7 +97,7 @@ func openIndex(path string) (*index, error) {
 		NoSync: true, NoGrowSync: true, FreelistType: bolt.FreelistMapType, Timeout: time.Second,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("open index %s: %w", path, noSpace(err))
+		return nil, fmt.Errorf("open index %s: %w", path, diskError(err))
 	}
 	db.AllocSize = 1 << 20
 	err = db.Update(func(tx *bolt.Tx) error {
@@ -71,9 +109,11 @@ func openIndex(path string) (*index, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open index %s: %w", path, noSpace(err)), db.Close())
+		return nil, errors.Join(fmt.Errorf("open index %s: %w", path, diskError(err)), db.Close())
 	}
-	return &index{db: db}, nil
+	x := new(index)
+	x.in.Store(&database{db: db, broken: new(atomic.Bool)})
+	return x, nil
 }
 
 // guard runs f on a database whose file may be damaged, and makes an error of what would end the process: bbolt panics on
@@ -82,7 +122,7 @@ func guard(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("database is damaged: %v", r)
+			err = fmt.Errorf("%w: %v", errDatabaseDamaged, r)
 		}
 	}()
 	return f()
@@ -94,7 +134,7 @@ func walk(db *bolt.DB) error {
 		return tx.ForEach(func(_ []byte, b *bolt.Bucket) error {
 			return b.ForEach(func(k, _ []byte) error {
 				if len(k) == 0 {
-					return errors.New("database is damaged: a key is empty")
+					return fmt.Errorf("%w: a key is empty", errDatabaseDamaged)
 				}
 				return nil
 			})
@@ -110,14 +150,14 @@ type indexed struct {
 
 // put records blobs with their chunks and inner nodes in one transaction, and fills in each entry's root.
 func (x *index) put(blobs ...indexed) error {
-	return databaseError(x.db.Update(func(tx *bolt.Tx) error {
+	return x.update(func(tx *bolt.Tx) error {
 		for _, b := range blobs {
 			if err := putBlob(tx, b); err != nil {
 				return fmt.Errorf("index %s: %w", b.entry.digest, err)
 			}
 		}
 		return nil
-	}))
+	})
 }
 
 func putBlob(tx *bolt.Tx, b indexed) error {
@@ -151,9 +191,9 @@ func putRecord(tx *bolt.Tx, e *entry) error {
 	return tx.Bucket(bucketBlobs).Put([]byte(e.digest), v)
 }
 
-// update writes the records of blobs that are still in the index.
-func (x *index) update(entries ...*entry) error {
-	return databaseError(x.db.Update(func(tx *bolt.Tx) error {
+// refresh writes the records of blobs that are still in the index.
+func (x *index) refresh(entries ...*entry) error {
+	return x.update(func(tx *bolt.Tx) error {
 		for _, e := range entries {
 			if tx.Bucket(bucketBlobs).Get([]byte(e.digest)) == nil {
 				continue
@@ -163,13 +203,13 @@ func (x *index) update(entries ...*entry) error {
 			}
 		}
 		return nil
-	}))
+	})
 }
 
 // remove forgets a blob. Without its chunk map only the record goes: what is left of it is not found by lookup, and is
 // right again should the blob return.
 func (x *index) remove(d digest.Digest, m *content.ChunkMap) error {
-	return databaseError(x.db.Update(func(tx *bolt.Tx) error {
+	return x.update(func(tx *bolt.Tx) error {
 		if m != nil {
 			keys, err := blobKeys(d, m)
 			if err != nil {
@@ -187,12 +227,12 @@ func (x *index) remove(d digest.Digest, m *content.ChunkMap) error {
 			}
 		}
 		return tx.Bucket(bucketBlobs).Delete([]byte(d))
-	}))
+	})
 }
 
 // records calls f with every blob's record.
 func (x *index) records(f func(digest.Digest, record) error) error {
-	return x.db.View(func(tx *bolt.Tx) error {
+	return x.view(func(tx *bolt.Tx) error {
 		return tx.Bucket(bucketBlobs).ForEach(func(k, v []byte) error {
 			var r record
 			if err := cbor.Unmarshal(v, &r); err != nil {
@@ -217,7 +257,7 @@ func (x *index) node(sum []byte, f func(d digest.Digest, raw []byte) bool) error
 }
 
 func (x *index) lookup(bucket, sum []byte, f func(digest.Digest, []byte) bool) error {
-	return x.db.View(func(tx *bolt.Tx) error {
+	return x.view(func(tx *bolt.Tx) error {
 		c := tx.Bucket(bucket).Cursor()
 		for k, v := c.Seek(sum); bytes.HasPrefix(k, sum); k, v = c.Next() {
 			d, err := multihashDigest(k[len(sum):])
@@ -244,7 +284,7 @@ func (x *index) keys(ctx context.Context, f func(cid.Cid, digest.Digest) error) 
 		var last []byte
 		for {
 			batch := make([][]byte, 0, keyBatch)
-			err := x.db.View(func(tx *bolt.Tx) error {
+			err := x.view(func(tx *bolt.Tx) error {
 				c := tx.Bucket(b.name).Cursor()
 				k, _ := c.Seek(last)
 				if last != nil && bytes.Equal(k, last) {

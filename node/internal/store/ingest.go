@@ -35,6 +35,8 @@ type Ingest struct {
 	renamed *entry     // what a commit has made of it; guarded by commits
 	lost    error      // of fsync; guarded by commits
 	earlier partial    // what was there before; set once
+	proved  bool       // it was hashed before it was opened
+	closed  chan struct{}
 
 	mu      sync.RWMutex // guards what follows
 	phase   phase
@@ -59,19 +61,21 @@ const (
 
 // Ingest opens the ingest of d, of size bytes. It resumes a partial one of the same size that an earlier ingest left, and
 // drops one of another size. It fails with ErrExists for a blob that is committed here, ErrBusy while another ingest of
-// d is open, and content.ErrNoSpace when size bytes could not be made room for. Room itself is made for each chunk as it
+// d is open, content.ErrNoSpace when size bytes could not be made room for, and content.ErrStorage where the disk
+// refuses or hangs. Room itself is made for each chunk as it
 // is written. The caller must Close it.
 //
 // After a restart of the machine the chunks of a partial ingest are hashed here before they count as present.
 func (s *Store) Ingest(d digest.Digest, size int64) (*Ingest, error) {
-	ing, err := s.ingest(d, size)
+	ing, err := s.ingest(d, size, false)
 	if err != nil {
-		return nil, fmt.Errorf("ingest %s of %d bytes: %w", d, size, err)
+		return nil, fmt.Errorf("ingest %s of %d bytes: %w", d, size, diskError(err))
 	}
 	return ing, nil
 }
 
-func (s *Store) ingest(d digest.Digest, size int64) (*Ingest, error) {
+// ingest is Ingest. proved: every chunk is present and was hashed, and so was the whole.
+func (s *Store) ingest(d digest.Digest, size int64, proved bool) (*Ingest, error) {
 	if _, err := content.DigestCID(d); err != nil {
 		return nil, err
 	}
@@ -82,17 +86,39 @@ func (s *Store) ingest(d digest.Digest, size int64) (*Ingest, error) {
 	ing := &Ingest{
 		store: s, digest: d, size: size, chunks: chunks, missing: chunks.Len(),
 		present: make([]byte, (chunks.Len()+7)/8), bySum: make(map[[sumSize]byte]int32),
+		proved: proved, closed: make(chan struct{}),
 	}
 	ing.follow = follower{ing: ing, sum: d.Algorithm().Hash(), done: make(chan struct{}), stop: make(chan struct{})}
-	if err := s.admit(ing); err != nil {
+	if err := s.health.hung(); err != nil {
+		return nil, err
+	}
+	err = s.admit(ing)
+	for other := s.committing(d); errors.Is(err, ErrBusy) && other != nil; other = s.committing(d) {
+		<-other.closed // at most for the time of an fsync
+		err = s.admit(ing)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if err := ing.open(); err != nil {
 		_ = ing.Close()
 		return nil, err
 	}
+	if proved {
+		ing.follow.skip()
+	}
 	ing.follow.kick()
 	return ing, nil
+}
+
+// committing is the open ingest of d that the store itself only has to commit, nil where there is none.
+func (s *Store) committing(d digest.Digest) *Ingest {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if g := s.ingests[d]; g != nil && g.proved {
+		return g
+	}
+	return nil
 }
 
 // open opens or makes the files. Until it ends nobody else knows the ingest but for its reserved size. It may have to read
@@ -150,7 +176,7 @@ func (g *Ingest) setFiles(file *os.File, j *journal) {
 // resume takes over the chunks that the journal has. After a reboot the journal may be ahead of the data, so then every
 // chunk is checked.
 func (g *Ingest) resume() error {
-	check := !g.journal.sameBoot
+	check := !g.journal.sameBoot && !g.proved
 	for i := range g.chunks.Len() {
 		c, ok := g.journal.chunk(i)
 		if ok && check {
@@ -262,7 +288,7 @@ func (g *Ingest) received() int64 {
 
 // WriteChunk stores chunk i. The caller has checked that data hashes to c. A chunk that is present already is left alone;
 // it is an error if it has another CID, for one of the two is not of this blob. It fails with content.ErrNoSpace on a full
-// disk, after which the ingest is as it was.
+// disk and with content.ErrStorage where the disk refuses, after which the ingest is as it was.
 func (g *Ingest) WriteChunk(i int, c cid.Cid, data []byte) error {
 	if err := g.writeChunk(i, c, data); err != nil {
 		return fmt.Errorf("ingest %s: write chunk %d: %w", g.digest, i, err)
@@ -437,6 +463,7 @@ func (g *Ingest) commit(ctx context.Context, mediaType string) error {
 	err := g.publish(mediaType)
 	g.store.events.deliver()
 	if err != nil {
+		g.store.wakeMaintainer() // it may be the index, which it makes again
 		return g.failedWrite(err)
 	}
 	g.store.wakeMaintainer()
@@ -519,6 +546,7 @@ func (g *Ingest) end(keep bool) error {
 	if was == phaseClosed {
 		return nil
 	}
+	defer close(g.closed)
 	g.follow.end()
 	var errs []error
 	if file != nil {
@@ -575,6 +603,16 @@ type follower struct {
 	group   sync.WaitGroup
 
 	sum hash.Hash // used by the running goroutine only
+}
+
+// skip takes the digest for proved, if every chunk is there.
+func (f *follower) skip() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ing.Complete() {
+		f.next = f.ing.Len()
+		f.finish(nil)
+	}
 }
 
 // kick starts the goroutine if there is something for it to do.

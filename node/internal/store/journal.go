@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -79,6 +80,28 @@ func decodeJournalHeader(b []byte) (size int64, boot string, err error) {
 	return int64(n), string(bytes.TrimRight(b[16:52], "\x00")), nil
 }
 
+// readJournal tells of which size a journal's blob is, and whether it marks every chunk as present.
+func readJournal(f io.Reader) (size int64, complete bool, err error) {
+	r := bufio.NewReader(f)
+	head := make([]byte, journalHeader)
+	if _, err := io.ReadFull(r, head); err != nil {
+		return 0, false, err
+	}
+	if size, _, err = decodeJournalHeader(head); err != nil {
+		return 0, false, err
+	}
+	slot := make([]byte, journalSlot)
+	for i := range content.Chunks(size) {
+		if _, err := io.ReadFull(r, slot); err != nil {
+			return size, false, nil
+		}
+		if _, ok := decodeSlot(i, slot); !ok {
+			return size, false, nil
+		}
+	}
+	return size, true, nil
+}
+
 // adopt signs the journal as of this boot. What it held from an earlier one has been checked by now.
 func (j *journal) adopt() error {
 	j.slots = nil
@@ -98,12 +121,16 @@ func (j *journal) chunk(i int) (cid.Cid, bool) {
 	if len(j.slots) < (i+1)*journalSlot {
 		return cid.Undef, false
 	}
-	slot := j.slots[i*journalSlot : (i+1)*journalSlot]
-	sum := slot[:sumSize]
-	if binary.BigEndian.Uint32(slot[sumSize:]) != slotCRC(i, sum) {
+	sum, ok := decodeSlot(i, j.slots[i*journalSlot:(i+1)*journalSlot])
+	if !ok {
 		return cid.Undef, false
 	}
 	return sumCID(cid.Raw, sum), true
+}
+
+func decodeSlot(i int, slot []byte) (sum []byte, ok bool) {
+	sum = slot[:sumSize]
+	return sum, binary.BigEndian.Uint32(slot[sumSize:]) == slotCRC(i, sum)
 }
 
 func (j *journal) set(i int, c cid.Cid) error {

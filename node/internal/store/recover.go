@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -58,6 +59,7 @@ func openWith(ctx context.Context, o Options, k disk) (_ *Store, err error) {
 		partials: make(map[digest.Digest]partial), pins: make(map[string][]digest.Digest),
 		pinned: make(map[digest.Digest]int), rejected: make(map[digest.Digest]fileID),
 	}
+	s.disk.health, k.health = &s.health, &s.health
 	s.events.listener = o.OnEvent
 	s.metrics = newMetrics(o.Registerer, s)
 	s.blobsDir, s.ingestDir, s.runtimeMaps = s.dir("blobs"), s.dir("ingest"), s.dir("runtime")
@@ -93,6 +95,9 @@ func openWith(ctx context.Context, o Options, k disk) (_ *Store, err error) {
 	s.workers.Go(func() { s.maintain(s.stopping) })
 	if len(orphans) > 0 {
 		s.workers.Go(func() { s.adoptAll(s.stopping, orphans) })
+	}
+	if len(s.arrived) > 0 {
+		s.workers.Go(func() { s.finishAll(s.stopping) })
 	}
 	s.wakeMaintainer()
 	return s, nil
@@ -146,11 +151,12 @@ func (s *Store) forget() {
 	clear(s.partials)
 	clear(s.pins)
 	clear(s.pinned)
+	s.arrived = nil
 }
 
 func (s *Store) closeDatabases() {
 	if s.index != nil {
-		_ = s.index.db.Close()
+		_ = s.index.close()
 		s.index = nil
 	}
 	if s.state != nil {
@@ -222,8 +228,8 @@ func (s *Store) recoverState() (err error) {
 		return nil
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return fmt.Errorf("%w: another process has the file open", err)
-	case errors.Is(noSpace(err), content.ErrNoSpace), errors.Is(err, fs.ErrPermission):
-		return noSpace(err)
+	case errors.Is(diskError(err), content.ErrNoSpace), errors.Is(err, fs.ErrPermission):
+		return diskError(err)
 	}
 	s.log.Error("pins and remembered state are damaged and start anew", "kept", path+".damaged", "error", err)
 	if err := s.disk.rename(path, path+".damaged"); err != nil {
@@ -267,13 +273,44 @@ func (s *Store) tryIndex(path string, check bool) error {
 			return err
 		}
 		if check {
-			if err := walk(x.db); err != nil {
-				return errors.Join(err, x.db.Close())
+			if err := walk(x.in.Load().db); err != nil {
+				return errors.Join(err, x.close())
 			}
 		}
 		s.index = x
 		return nil
 	})
+}
+
+// reindex makes an index that was damaged while the store ran again from the maps. Until it is done some blocks are not
+// found.
+func (s *Store) reindex() error {
+	s.log.Error("the index is damaged and made again from the files")
+	path := s.dir("index.db")
+	if err := s.disk.remove(path); err != nil {
+		return err
+	}
+	fresh, err := openIndex(path)
+	if err != nil {
+		return err
+	}
+	s.index.replace(fresh)
+	s.mu.RLock()
+	entries := slices.Collect(maps.Values(s.blobs))
+	s.mu.RUnlock()
+	for _, e := range entries {
+		if s.stopping.Err() != nil {
+			return s.writeSession(sessionOpening) // the next start makes it again
+		}
+		m, err := readMeta(s.mapPath(e), e.digest)
+		if err != nil {
+			continue // the blob is found damaged, or has gone
+		}
+		if err := s.index.put(indexed{entry: e, chunks: m.chunks}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // recovery compares files with index records.
@@ -428,11 +465,17 @@ func (s *Store) recoverIngests(ctx context.Context) error {
 		if !ok {
 			return s.disk.remove(path)
 		}
-		p, err := loadPartial(path)
+		if s.partials[d].size > 0 { // met by its other file
+			return nil
+		}
+		p, complete, err := loadPartial(path)
 		if err != nil || (s.blobs[d] != nil && !s.blobs[d].runtime) {
 			return errors.Join(s.disk.remove(path), s.disk.remove(path+journalSuffix))
 		}
 		s.partials[d] = p
+		if complete {
+			s.arrived = append(s.arrived, d)
+		}
 		return nil
 	})
 }

@@ -110,14 +110,14 @@ func TestAnIndexOfAnEarlierBootIsNotTrusted(t *testing.T) {
 			b := newSample(1, chunkSize+7)
 			put(t, s, b)
 			planted := []byte("planted")
-			require.NoError(t, s.index.db.Update(func(tx *bolt.Tx) error {
+			require.NoError(t, s.index.update(func(tx *bolt.Tx) error {
 				_, err := tx.CreateBucket(planted)
 				return err
 			}))
 			require.NoError(t, s.Close())
 			require.NoError(t, os.WriteFile(filepath.Join(path, lockName), []byte(session), 0o600))
 			s = openTest(t, Options{Path: path})
-			require.NoError(t, s.index.db.View(func(tx *bolt.Tx) error {
+			require.NoError(t, s.index.view(func(tx *bolt.Tx) error {
 				require.Nil(t, tx.Bucket(planted))
 				return nil
 			}))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -14,7 +15,7 @@ import (
 )
 
 // state is what cannot be made again from the blobs: pins, and what other packages remember. Every change is synced.
-type state struct{ db *bolt.DB }
+type state struct{ database }
 
 var bucketPins = []byte("pins") // owner -> JSON list of digests
 
@@ -27,7 +28,7 @@ func openState(path string) (*state, error) {
 	}
 	db.AllocSize = 64 << 10
 	db.MaxBatchDelay = 2 * time.Millisecond
-	return &state{db: db}, nil
+	return &state{database{db: db, broken: new(atomic.Bool)}}, nil
 }
 
 // Pin makes ds the digests that owner pins, in place of those it pinned before. A pinned blob is never evicted; it may be
@@ -62,13 +63,13 @@ func (s *Store) changePins(owner string, ds []digest.Digest, change func(*bolt.B
 	}
 	s.addPins(ds)
 	s.mu.Unlock()
-	err := databaseError(s.state.db.Update(func(tx *bolt.Tx) error {
+	err := s.state.update(func(tx *bolt.Tx) error {
 		b, err := tx.CreateBucketIfNotExists(bucketPins)
 		if err != nil {
 			return err
 		}
 		return change(b)
-	}))
+	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
@@ -111,7 +112,7 @@ func (s *Store) Pins() map[string][]digest.Digest {
 }
 
 func (s *Store) loadPins() error {
-	return s.state.db.View(func(tx *bolt.Tx) error {
+	return s.state.view(func(tx *bolt.Tx) error {
 		b := tx.Bucket(bucketPins)
 		if b == nil {
 			return nil
@@ -131,18 +132,18 @@ func (s *Store) loadPins() error {
 // KV is a small persistent map for another package's memory. Writes are synced to disk, so it is not for what changes
 // with every request.
 type KV struct {
-	db     *bolt.DB
+	database
 	bucket []byte
 }
 
 // KV returns the map of the given name. Maps of different names are independent.
 func (s *Store) KV(bucket string) KV {
-	return KV{db: s.state.db, bucket: []byte(kvPrefix + bucket)}
+	return KV{database: s.state.database, bucket: []byte(kvPrefix + bucket)}
 }
 
 // Get returns a copy of the value of key. It tells false where there is none, or the store is closed.
 func (kv KV) Get(key string) (value []byte, ok bool) {
-	err := kv.db.View(func(tx *bolt.Tx) error {
+	err := kv.view(func(tx *bolt.Tx) error {
 		if b := tx.Bucket(kv.bucket); b != nil {
 			if v := b.Get([]byte(key)); v != nil {
 				value, ok = append([]byte{}, v...), true
@@ -155,32 +156,34 @@ func (kv KV) Get(key string) (value []byte, ok bool) {
 
 // Put sets the value of key, which must not be empty. It survives a crash once Put has returned.
 func (kv KV) Put(key string, value []byte) error {
-	return kv.update("put", key, func(b *bolt.Bucket) error { return b.Put([]byte(key), value) })
+	return kv.change("put", key, func(b *bolt.Bucket) error { return b.Put([]byte(key), value) })
 }
 
 // Delete removes key. It is no error if it is not there.
 func (kv KV) Delete(key string) error {
-	return kv.update("delete", key, func(b *bolt.Bucket) error { return b.Delete([]byte(key)) })
+	return kv.change("delete", key, func(b *bolt.Bucket) error { return b.Delete([]byte(key)) })
 }
 
-func (kv KV) update(op, key string, f func(*bolt.Bucket) error) error {
+func (kv KV) change(op, key string, f func(*bolt.Bucket) error) error {
 	// Batch lets concurrent writers share one fsync.
-	err := kv.db.Batch(func(tx *bolt.Tx) error {
-		b, err := tx.CreateBucketIfNotExists(kv.bucket)
-		if err != nil {
-			return err
-		}
-		return f(b)
+	err := kv.do(func() error {
+		return kv.db.Batch(func(tx *bolt.Tx) error {
+			b, err := tx.CreateBucketIfNotExists(kv.bucket)
+			if err != nil {
+				return err
+			}
+			return f(b)
+		})
 	})
 	if err != nil {
-		return fmt.Errorf("%s %s in %s: %w", op, key, kv.bucket, databaseError(err))
+		return fmt.Errorf("%s %s in %s: %w", op, key, kv.bucket, err)
 	}
 	return nil
 }
 
 // ForEach calls f with a copy of every pair, in the order of the keys, until it fails. f must not change the map.
 func (kv KV) ForEach(f func(key string, value []byte) error) error {
-	err := kv.db.View(func(tx *bolt.Tx) error {
+	err := kv.view(func(tx *bolt.Tx) error {
 		b := tx.Bucket(kv.bucket)
 		if b == nil {
 			return nil
@@ -188,7 +191,7 @@ func (kv KV) ForEach(f func(key string, value []byte) error) error {
 		return b.ForEach(func(k, v []byte) error { return f(string(k), append([]byte{}, v...)) })
 	})
 	if err != nil {
-		return fmt.Errorf("read %s: %w", kv.bucket, databaseError(err))
+		return fmt.Errorf("read %s: %w", kv.bucket, err)
 	}
 	return nil
 }

@@ -110,6 +110,7 @@ type Store struct {
 	opts    Options
 	log     *slog.Logger
 	disk    disk
+	health  health
 	lock    *os.File // the locked session file
 	boot    string
 	index   *index
@@ -142,6 +143,7 @@ type Store struct {
 	count    int   // of own blobs
 	ingests  map[digest.Digest]*Ingest
 	partials map[digest.Digest]partial
+	arrived  []digest.Digest // partials that were complete at the start; set once
 	pins     map[string][]digest.Digest
 	pinned   map[digest.Digest]int    // number of owners
 	rejected map[digest.Digest]fileID // runtime files found not to match their digest
@@ -241,7 +243,8 @@ func (s *Store) known(d digest.Digest) (*entry, error) {
 }
 
 // Get opens a committed blob: the store's own, else the runtime's. It fails with content.ErrNotFound where neither has
-// it, or where its file is damaged or cannot be opened, which costs the store its own blob. The bytes are checked as they
+// it, or where its file is damaged or cannot be opened, which costs the store its own blob; any other error is
+// content.ErrStorage. The bytes are checked as they
 // are read; see Blob.Range.
 func (s *Store) Get(d digest.Digest) (*Blob, error) {
 	e, err := s.entry(d)
@@ -255,12 +258,12 @@ func (s *Store) Get(d digest.Digest) (*Blob, error) {
 			return s.opened(e, f), nil
 		}
 		if !errors.Is(err, content.ErrNotFound) {
-			return nil, fmt.Errorf("get %s: %w", d, err)
+			return nil, fmt.Errorf("get %s: %w", d, diskError(err))
 		}
 	}
 	f, info, e, err := s.openRuntime(d)
 	if err != nil {
-		return nil, fmt.Errorf("get %s: %w", d, err)
+		return nil, fmt.Errorf("get %s: %w", d, diskError(err))
 	}
 	return s.newBlob(info, f, e), nil
 }
@@ -471,7 +474,7 @@ func (s *Store) setMediaType(d digest.Digest, mediaType string) error {
 		return err
 	}
 	e.setMediaType(mediaType)
-	return s.index.update(e)
+	return s.index.refresh(e)
 }
 
 // Delete removes the store's own copy of a blob, and any partial ingest of it. Removal of what is not there is no error;
@@ -600,8 +603,12 @@ func (s *Store) maintain(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-s.wake:
+			if s.index.broken() {
+				s.examine()
+			}
 		case <-tick.C:
 			s.persistUses()
+			s.examine()
 		}
 		err := s.trim()
 		if err != nil && above == nil {
@@ -631,7 +638,7 @@ func (s *Store) persistUses() {
 	if len(dirty) == 0 {
 		return
 	}
-	if err := s.index.update(dirty...); err != nil {
+	if err := s.index.refresh(dirty...); err != nil {
 		s.log.Warn("last uses not written down", "error", err)
 	}
 }
@@ -659,8 +666,8 @@ func (s *Store) Close() error {
 	}
 	s.persistUses()
 	s.metrics.unregister()
-	synced := s.index.db.Sync()
-	errs = append(errs, synced, s.index.db.Close(), s.state.db.Close())
+	synced := s.index.sync()
+	errs = append(errs, synced, s.index.close(), s.state.do(s.state.db.Close))
 	if synced == nil {
 		errs = append(errs, s.writeSession(sessionClean))
 	}

@@ -1,0 +1,93 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// A process may be killed between the last chunk of a blob and its commit. The next one commits such blobs by itself: it
+// needs nobody's word for that.
+
+// SizeOf is the size of a blob of which something is here: a partial ingest, one that the store is about to commit, or the
+// blob itself. It is 0 where there is nothing. Of a partial ingest it is what whoever began it was told; the digest has
+// not proved it.
+func (s *Store) SizeOf(d digest.Digest) int64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if p, ok := s.partials[d]; ok {
+		return p.size
+	}
+	if g := s.ingests[d]; g != nil && g.proved {
+		return g.size
+	}
+	if e := s.blobs[d]; e != nil && !e.runtime {
+		return e.size
+	}
+	return 0
+}
+
+// finishAll commits the ingests that the last process left complete.
+func (s *Store) finishAll(ctx context.Context) {
+	for _, d := range s.arrived {
+		if ctx.Err() != nil {
+			return
+		}
+		if err := s.finish(ctx, d); err != nil && ctx.Err() == nil {
+			s.log.Warn("a complete ingest is not committed", "digest", d, "error", err)
+		}
+	}
+}
+
+// finish hashes a complete partial ingest and commits it. It gives way to a caller of Ingest, who hashes it by himself
+// while he reads what is there.
+func (s *Store) finish(ctx context.Context, d digest.Digest) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s.mu.Lock()
+	p, ok := s.partials[d]
+	if !ok { // somebody has it open, or it was evicted
+		s.mu.Unlock()
+		return nil
+	}
+	p.finish = cancel
+	s.partials[d] = p
+	s.mu.Unlock()
+
+	err := s.hashPartial(ctx, d, p.size)
+	switch {
+	case ctx.Err() != nil:
+		return nil
+	case errors.Is(err, content.ErrDigestMismatch):
+		return errors.Join(err, s.dropPartial(d))
+	case err != nil:
+		return err
+	}
+	ing, err := s.ingest(d, p.size, true)
+	switch {
+	case errors.Is(err, ErrBusy), errors.Is(err, ErrExists):
+		return nil
+	case err != nil:
+		return err
+	}
+	err = ing.Commit(ctx, "")
+	if err == nil {
+		s.log.Info("committed a blob that had arrived before the restart", "digest", d, "bytes", p.size)
+	}
+	return errors.Join(err, ing.Close())
+}
+
+func (s *Store) hashPartial(ctx context.Context, d digest.Digest, size int64) error {
+	f, err := os.Open(flat(s.ingestDir, d))
+	if err != nil {
+		return fmt.Errorf("open partial ingest: %w", err)
+	}
+	defer func() { _ = f.Close() }() // read only
+	_, err = hashFile(ctx, f, size, d)
+	return err
+}
