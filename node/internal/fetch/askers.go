@@ -110,6 +110,7 @@ func (f *fetch) open(ctx context.Context, off, n int64) (*answer, error) {
 			a.accepted = true
 		case another:
 			f.refuse(a, err)
+			f.part.SetUpstream(time.Now(), f.asker() != nil)
 		}
 		f.mu.Unlock()
 		switch {

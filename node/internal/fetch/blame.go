@@ -16,14 +16,16 @@ type suspect struct {
 	coordinator peer.ID
 }
 
-// mismatch ends a fetch whose bytes are not the blob's. The caller holds f.mu.
+// mismatch ends a fetch whose bytes are not the blob's.
 func (f *fetch) mismatch(err error) {
-	for i := range f.chunks {
-		if ch := &f.chunks[i]; ch.claimed && ch.claim.By != f.fr.opts.Swarm.ID() {
-			f.suspects = append(f.suspects, suspect{claim: ch.claim, coordinator: ch.via})
-		}
-	}
-	f.fail(fmt.Errorf("%w (%d of %d chunks by peers' word)", err, len(f.suspects), len(f.chunks)))
+	f.mu.Lock()
+	f.part.Hearsay(func(c schedule.Claim, coordinator peer.ID) {
+		f.suspects = append(f.suspects, suspect{claim: c, coordinator: coordinator})
+	})
+	told, all := len(f.suspects), f.part.Len()
+	f.mu.Unlock()
+	f.fr.sizes.Remove(f.digest)
+	f.fail(fmt.Errorf("%w (%d of %d chunks by peers' word)", err, told, all))
 }
 
 // again drops what does not match and starts to read the blob from upstream alone, so that the next caller gets the
@@ -38,7 +40,7 @@ func (f *fetch) again() *fetch {
 	for i, a := range f.askers {
 		askers[i] = &asker{repo: a.repo, authorization: a.authorization, accepted: a.accepted}
 	}
-	upstream := f.upstreamAllowed()
+	upstream := f.asker() != nil
 	f.mu.Unlock()
 	if ing != nil {
 		if err := ing.Discard(); err != nil {
@@ -61,7 +63,7 @@ func (f *fetch) again() *fetch {
 func (f *fetch) settleBlame() {
 	for _, s := range f.suspects {
 		i := s.claim.Index
-		if i < 0 || i >= len(f.chunks) || sumOf(f.ing.CID(i)) == s.claim.Sum {
+		if i < 0 || i >= f.ing.Len() || sumOf(f.ing.CID(i)) == s.claim.Sum {
 			continue
 		}
 		if err := swarm.VerifyClaim(f.digest, s.claim); err != nil {

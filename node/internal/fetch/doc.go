@@ -4,10 +4,9 @@
 // Files in the order in which a cold blob meets them:
 //
 //	fetcher.go   Open: a blob that the store has, a running fetch, or a new one
-//	fetch.go     one running fetch: its state, its tie to the coordinator, its end
+//	fetch.go     one running fetch: its file, its tie to the coordinator, its end. What to ask of whom a schedule.Participant chooses
 //	upstream.go  reading the runs that the coordinator leased to this node
 //	askers.go    with whose credentials; tokens that expire in the middle
-//	peers.go     asking the peers that the coordinator named; passing over those that stall
 //	reader.go    callers that follow the growing blob; the last chunk is held back until the digest is known to match
 //	progress.go  how many bytes come, which tells a pull that is slow from one that is stuck
 //	relief.go    what nobody brings to a caller who waits, the node reads itself before the caller is sent away

@@ -37,11 +37,11 @@ type Upstream interface {
 	Authorize(ctx context.Context, repo content.Repository, cred pullsecret.Credential) (string, error)
 }
 
-// Swarm is what a fetch asks of the other nodes; see swarm.Swarm.
+// Swarm is what a fetch asks of the other nodes; see swarm.Swarm. No fetch holds a lock while it does.
 type Swarm interface {
 	ID() peer.ID
-	Join(ctx context.Context, d digest.Digest, j schedule.Join) (*swarm.Session, error)
-	JoinAlone(d digest.Digest, j schedule.Join) (*swarm.Session, error)
+	Join(ctx context.Context, d digest.Digest, j schedule.Join) (swarm.Session, error)
+	JoinAlone(d digest.Digest, j schedule.Join) (swarm.Session, error)
 	Want(p peer.ID, c cid.Cid, priority int32, held bool, s swarm.Sink)
 	Forget(c cid.Cid, s swarm.Sink)
 	Have(b blocks.Block)
@@ -61,17 +61,11 @@ type Options struct {
 	Zone string
 	// PeersOnly tells of a repository that its registry must not be asked. nil: none.
 	PeersOnly func(content.Repository) bool
-	// Window is how many chunks are asked of peers at one time by all fetches together; default 32. Each fetch may ask for
-	// a few in any case.
-	Window int
-	// PeerWindow is the most chunks asked of one peer at one time by one fetch; default 8.
-	PeerWindow int
-	// UpstreamStreams is the most runs that this node reads from upstream at one time; default 8.
+	// Window, PeerWindow, PeerSilence, PeerPatience and CoordinatorPatience are those of schedule.ParticipantConfig.
+	Window, PeerWindow                             int
+	PeerSilence, PeerPatience, CoordinatorPatience time.Duration
+	// UpstreamStreams is the most runs that this node reads from upstream at one time; default schedule.UpstreamStreams.
 	UpstreamStreams int64
-	// PeerSilence is for how long a peer that was asked for chunks may not be heard of at all before it is passed over;
-	// default 5 s. PeerPatience is for how long it may send no chunk though it is alive: it may wait for the chunk itself,
-	// or its link may be shared by many; default 30 s.
-	PeerSilence, PeerPatience time.Duration
 	// Patience is how long a caller is kept waiting while nothing comes. After half of it the node reads itself what he waits
 	// for; default 10 s.
 	Patience time.Duration
@@ -85,6 +79,14 @@ type Options struct {
 	Linger     time.Duration
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
+}
+
+// participant configures a participant of fr's node.
+func (o *Options) participant(fr *Fetcher) schedule.ParticipantConfig {
+	return schedule.ParticipantConfig{
+		Zone: o.Zone, Window: o.Window, PeerWindow: o.PeerWindow, Running: func() int { return int(fr.asking.Load()) },
+		PeerSilence: o.PeerSilence, PeerPatience: o.PeerPatience, CoordinatorPatience: o.CoordinatorPatience,
+	}
 }
 
 // Fetcher opens blobs.
@@ -134,21 +136,8 @@ type metrics struct {
 
 // New returns a Fetcher. Close ends it.
 func New(o Options) *Fetcher {
-	def := func(v *int, d int) {
-		if *v <= 0 {
-			*v = d
-		}
-	}
-	def(&o.Window, 32)
-	def(&o.PeerWindow, 8)
 	if o.UpstreamStreams <= 0 {
-		o.UpstreamStreams = 8
-	}
-	if o.PeerSilence <= 0 {
-		o.PeerSilence = 5 * time.Second
-	}
-	if o.PeerPatience <= 0 {
-		o.PeerPatience = 30 * time.Second
+		o.UpstreamStreams = schedule.UpstreamStreams
 	}
 	if o.Patience <= 0 {
 		o.Patience = 10 * time.Second

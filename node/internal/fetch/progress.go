@@ -2,10 +2,12 @@ package fetch
 
 import (
 	"io"
+	"maps"
 	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
@@ -92,16 +94,15 @@ type ear struct {
 	since time.Time
 }
 
-// hear counts what peers send that were asked for chunks: a chunk takes long on a slow link, and counts when it has begun. The
-// caller holds f.mu.
-func (f *fetch) hear(now time.Time) {
-	for p, s := range f.peers {
-		e, known := f.ears[p]
-		if s.asked == 0 {
-			delete(f.ears, p)
+// hear counts what peers send that were asked for chunks: a chunk takes long on a slow link, and counts when it has begun.
+// The caller holds f.mu.
+func (f *fetch) hear(now time.Time, heard map[peer.ID]int64) {
+	maps.DeleteFunc(f.ears, func(p peer.ID, _ ear) bool { return !f.part.Asks(p) })
+	for p, bytes := range heard {
+		if !f.part.Asks(p) {
 			continue
 		}
-		bytes := f.fr.opts.Swarm.HeardFrom(p)
+		e, known := f.ears[p]
 		switch {
 		case !known:
 			f.ears[p] = ear{bytes, now}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/store"
@@ -78,23 +79,19 @@ func (r *reader) Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	if n > 0 || size == 0 {
 		first, last := int(off/content.ChunkSize), int((off+max(n, 1)-1)/content.ChunkSize)
 		if held {
-			first, last = 0, len(r.f.chunks)-1
+			first, last = 0, content.Chunks(size)-1
 		}
-		r.f.mu.Lock()
 		r.f.demand(first, last)
-		r.f.mu.Unlock()
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	return &stream{f: r.f, ctx: ctx, cancel: cancel, pos: off, left: n, held: held}, nil
+	return &stream{f: r.f, number: r.f.number(), ctx: ctx, cancel: cancel, pos: off, left: n, held: held}, nil
 }
 
 // ensure waits until the whole blob is committed.
 func (r *reader) ensure(ctx context.Context) error {
 	f := r.f
-	f.mu.Lock()
-	f.demand(0, len(f.chunks)-1)
-	f.mu.Unlock()
-	defer f.hungry(f.firstAbsent)()
+	f.demand(0, content.Chunks(r.Size())-1)
+	defer f.hungry(f.part.FirstAbsent)()
 	if err := f.await(ctx, func() bool { return f.committed }); err != nil {
 		return fmt.Errorf("ensure %s: %w", f.digest, err)
 	}
@@ -104,6 +101,7 @@ func (r *reader) ensure(ctx context.Context) error {
 // stream is one range of a blob that is arriving. It goes from chunk to chunk as they come.
 type stream struct {
 	f      *fetch
+	number int // among the fetch's readers
 	ctx    context.Context
 	cancel context.CancelFunc
 	pos    int64
@@ -122,7 +120,7 @@ func (s *stream) next() error {
 		return io.EOF
 	}
 	i := int(s.pos / content.ChunkSize)
-	if err := s.f.awaitChunk(s.ctx, i, s.held); err != nil {
+	if err := s.f.awaitChunk(s.ctx, s.number, i, s.held); err != nil {
 		return err
 	}
 	start, size := content.ChunkRange(s.f.size, i)
@@ -179,6 +177,7 @@ func (s *stream) WriteTo(w io.Writer) (total int64, err error) {
 
 func (s *stream) Close() error {
 	s.cancel()
+	s.f.update(func(time.Time) { s.f.part.RemoveReader(s.number) })
 	if s.part == nil {
 		return nil
 	}
@@ -189,7 +188,7 @@ func (s *stream) Close() error {
 
 // awaitChunk waits until chunk i may be given to a caller. The last chunk of a blob that is fetched whole waits for the
 // digest of the whole, so that no answer with a wrong byte in it ends as if it were right; so does each where held.
-func (f *fetch) awaitChunk(ctx context.Context, i int, held bool) error {
+func (f *fetch) awaitChunk(ctx context.Context, reader, i int, held bool) error {
 	there := func() bool {
 		if f.verified {
 			return true
@@ -197,41 +196,38 @@ func (f *fetch) awaitChunk(ctx context.Context, i int, held bool) error {
 		if f.err != nil || held {
 			return false
 		}
-		if !f.chunks[i].present {
-			f.position = uint(i)
-			return false
-		}
-		return i < len(f.chunks)-1 || !f.need.All()
+		return f.part.Has(i) && (i < f.part.Len()-1 || !f.part.NeedsAll())
 	}
-	f.mu.Lock()
-	now := there()
-	f.mu.Unlock()
+	now := false
+	f.update(func(at time.Time) {
+		if now = there(); !now {
+			f.part.SetPosition(at, reader, i)
+		}
+	})
 	if now {
 		return nil
 	}
 	defer f.hungry(func() int {
-		if held || f.chunks[i].present {
-			return f.firstAbsent()
+		if held || f.part.Has(i) {
+			return f.part.FirstAbsent()
 		}
 		return i
 	})()
 	return f.await(ctx, there)
 }
 
-// firstAbsent is the first chunk that is needed and not here, -1 where there is none. The caller holds f.mu.
-func (f *fetch) firstAbsent() int {
-	for u, ok := f.need.NextSet(0); ok; u, ok = f.need.NextSet(u + 1) {
-		if !f.chunks[u].present {
-			return int(u)
-		}
-	}
-	return -1
+// number gives a reader its number.
+func (f *fetch) number() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.streams++
+	return f.streams
 }
 
 // section opens n bytes from offset off of the present chunk i.
 func (f *fetch) section(ctx context.Context, i int, off, n int64) (io.ReadCloser, content.Source, error) {
 	f.mu.Lock()
-	source, ing, err := f.chunks[i].source, f.ing, f.err
+	source, ing, err := f.sources[i], f.ing, f.err
 	f.mu.Unlock()
 	if ing == nil { // it did not match, and was dropped since
 		return nil, source, err

@@ -87,58 +87,47 @@ func (h *hunger) step(now time.Time) time.Duration {
 
 func (h *hunger) look() {
 	f := h.f
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if h.stopped || f.err != nil || f.verified {
-		return
-	}
-	now := time.Now()
-	if n := f.byOthers(); n != h.seen {
-		h.seen, h.moved = n, now
-	}
-	still := now.Sub(h.moved) >= h.patience
-	if still || now.Sub(h.since) >= h.long || f.starves(now) {
-		h.relieve(now, still)
-	}
-	h.timer.Reset(h.step(now))
+	f.update(func(now time.Time) {
+		if h.stopped || f.err != nil || f.verified {
+			return
+		}
+		if n := f.byOthers(); n != h.seen {
+			h.seen, h.moved = n, now
+		}
+		still := now.Sub(h.moved) >= h.patience
+		if still || now.Sub(h.since) >= h.long || f.starves(now) {
+			h.relieve(now, still)
+		}
+		h.timer.Reset(h.step(now))
+	})
 }
 
 // relieve has what the caller waits for read from upstream, or first asked of another peer. The caller holds f.mu.
 func (h *hunger) relieve(now time.Time, still bool) {
 	f, i := h.f, h.want()
-	if f.relieving || f.sizing || now.Before(f.noRelief) || !f.upstreamAllowed() || i < 0 {
+	if f.relieving || f.room.Load() > 0 || now.Before(f.noRelief) || f.asker() == nil || i < 0 {
 		return
 	}
-	if i < len(f.chunks) {
-		ch := &f.chunks[i]
+	if i < f.part.Len() {
+		asked := f.part.AskedOf(i)
 		switch {
-		case ch.present:
+		case f.part.Has(i):
 			return
-		case still && ch.asked != "" && !h.accused: // another may have read it meanwhile
+		case still && asked != "" && !h.accused: // another may have read it meanwhile
 			h.accused = true
-			f.fr.log.Warn("peer does not send what a caller waits for", "digest", f.digest, "chunk", i, "peer", ch.asked,
-				"coordinator", f.coordinator(), "waited", now.Sub(h.since))
-			f.giveUp(ch.asked, []int{i})
+			f.fr.log.Warn("peer does not send what a caller waits for", "digest", f.digest, "chunk", i, "peer", asked,
+				"coordinator", f.part.Coordinator(), "waited", now.Sub(h.since))
+			f.part.PassOver(now, i)
 			return
-		case !still && f.reads(i):
+		case !still && f.part.Reads(i):
 			return
 		}
 	}
 	f.fr.log.Warn("caller waits for what nobody brings: it is read from upstream", "digest", f.digest, "chunk", i,
-		"coordinator", f.coordinator(), "waited", now.Sub(h.since))
+		"coordinator", f.part.Coordinator(), "waited", now.Sub(h.since))
 	f.fr.m.reliefs.Inc()
 	f.relieving, f.othersThen = true, f.byOthers()
 	f.fr.wg.Go(func() { f.relief(schedule.Run{First: i, Count: 1}) })
-}
-
-// reads tells whether this node reads chunk i from upstream on a lease. The caller holds f.mu.
-func (f *fetch) reads(i int) bool {
-	for r := range f.leased {
-		if i >= r.First && i < r.End() {
-			return true
-		}
-	}
-	return false
 }
 
 // relief reads a run that was not leased. It takes no turn among the leased ones, which may be what stands still.

@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/ipfs/go-cid"
-
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
@@ -26,28 +24,27 @@ const blip = 8 * time.Second
 
 var errNoRange = errors.New("upstream ignores Range requests")
 
-// lease starts to read a run from upstream. The caller holds f.mu.
-func (f *fetch) lease(r schedule.Run) {
-	if f.leased[r] || r.First < 0 || r.Count <= 0 || f.size >= 0 && r.End() > len(f.chunks) {
-		return
-	}
-	f.leased[r] = true
-	f.fr.wg.Go(func() {
+// readLease reads a run from upstream, and tells how that went.
+func (f *fetch) readLease(r schedule.Run) {
+	for again := true; again; {
 		err := f.readRun(r)
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		delete(f.leased, r)
-		if err == nil || f.ctx.Err() != nil {
-			return
-		}
-		f.fr.log.Info("upstream failed", "digest", f.digest, "first", r.First, "chunks", r.Count, "error", err)
-		f.upErr = err
-		f.tell(schedule.Report{Failed: []schedule.Failure{{Run: r, Trouble: troubleOf(err)}}})
-	})
+		f.update(func(now time.Time) {
+			if again = refused(err) && f.asker() != nil && f.ctx.Err() == nil; again { // someone has just come
+				return
+			}
+			if err != nil && f.ctx.Err() == nil {
+				f.fr.log.Info("upstream failed", "digest", f.digest, "first", r.First, "chunks", r.Count, "error", err)
+				f.upErr = err
+			}
+			f.part.LeaseEnded(now, r, troubleOf(err))
+		})
+	}
 }
 
 func troubleOf(err error) schedule.Trouble {
 	switch {
+	case err == nil:
+		return 0
 	case errors.Is(err, errNoRange):
 		return schedule.NoRange
 	case refused(err), errors.Is(err, content.ErrDigestMismatch):
@@ -67,10 +64,13 @@ func (f *fetch) readRun(r schedule.Run) error {
 		return err
 	}
 	defer f.fr.streams.Release(1)
-	if r = f.rest(r); r.Count == 0 {
+	// What has come from elsewhere meanwhile is not read again.
+	rest := r
+	f.update(func(time.Time) { rest = f.part.Rest(r) })
+	if rest.Count == 0 {
 		return nil
 	}
-	return f.read(r, false)
+	return f.read(rest, false)
 }
 
 // read reads a run and claims its chunks as they come; own: of this node's own accord.
@@ -148,18 +148,6 @@ func (f *fetch) readOnce(r schedule.Run, own bool) error {
 	return f.readChunks(in, r)
 }
 
-// rest is what of a run has not come from elsewhere meanwhile. That of which it was told already who read it is claimed again, so
-// that the coordinator does not wait for it.
-func (f *fetch) rest(r schedule.Run) schedule.Run {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for r.Count > 0 && r.First < len(f.chunks) && f.chunks[r.First].present && f.chunks[r.First].claimed {
-		f.tell(schedule.Report{Claims: []schedule.Claim{f.chunks[r.First].claim}})
-		r = schedule.Run{First: r.First + 1, Count: r.Count - 1}
-	}
-	return r
-}
-
 // outlast opens as open does, over a blip of the registry.
 func (f *fetch) outlast(ctx context.Context, off, n int64) (*answer, error) {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, time.Second) {
@@ -195,30 +183,34 @@ func (f *fetch) lengthOf(r schedule.Run) int64 {
 	return min(int64(r.Count)*content.ChunkSize, f.knownSize()-int64(r.First)*content.ChunkSize)
 }
 
-// sized learns the blob's size and type from an answer.
+// sized learns the blob's size and type from an answer. Where that is not the size that others named, one of the two is wrong,
+// and the digest is to tell which.
 func (f *fetch) sized(body *upstream.Body) error {
+	f.makeRoom(body.Size, false)
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	if body.MediaType != "" {
 		f.mediaType = body.MediaType
 	}
-	if f.size < 0 && f.err == nil { // one that has ended makes no room any more: no one would give it back
-		f.setSize(body.Size)
+	size, told, err := f.size, f.sizeTold, f.err
+	f.sizeTold = told && size != body.Size
+	f.mu.Unlock()
+	switch {
+	case err != nil:
+		return err
+	case size == body.Size:
+		return nil
 	}
-	if f.err != nil {
-		return f.err
+	err = fmt.Errorf("%s is of %d bytes upstream, want %d: %w", f.digest, body.Size, size, content.ErrDigestMismatch)
+	if told {
+		f.mismatch(err)
 	}
-	f.fr.sizes.Add(f.digest, body.Size)
-	if f.size != body.Size {
-		return fmt.Errorf("%s is of %d bytes upstream, want %d: %w", f.digest, body.Size, f.size, content.ErrDigestMismatch)
-	}
-	return nil
+	return err
 }
 
 func (f *fetch) readChunks(body io.Reader, r schedule.Run) error {
 	buf := f.fr.buffers.Get().(*[]byte)
 	defer f.fr.buffers.Put(buf)
-	for i := r.First; i < min(r.End(), len(f.chunks)); i++ {
+	for i := r.First; i < min(r.End(), content.Chunks(f.size)); i++ {
 		_, n := content.ChunkRange(f.size, i)
 		data := (*buf)[:n]
 		if _, err := io.ReadFull(body, data); err != nil {
@@ -229,22 +221,17 @@ func (f *fetch) readChunks(body io.Reader, r schedule.Run) error {
 		if err != nil {
 			return err
 		}
-		f.mu.Lock()
-		f.land(i, c, data, content.FromUpstream)
-		if f.chunks[i].present {
-			f.chunks[i].claim, f.chunks[i].claimed = claim, true
-			f.tell(schedule.Report{Claims: []schedule.Claim{claim}})
-		}
-		err = f.err
-		f.mu.Unlock()
-		if err != nil {
+		f.land(i, c, data, content.FromUpstream, func(now time.Time) { f.part.Claimed(now, claim) })
+		if err := f.ended(); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func sumOf(c cid.Cid) schedule.Sum {
-	h := c.Hash()
-	return schedule.Sum(h[len(h)-len(schedule.Sum{}):])
+// ended is why the fetch has ended, nil while it has not.
+func (f *fetch) ended() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
 }

@@ -1,5 +1,6 @@
 // Package schedule decides, for one blob, who asks whom for which chunk. It is the heart of Shoal: a Table takes in what
-// the participants of a blob report and gives out orders to them. It does no I/O, starts no goroutine and reads no
+// the participants of a blob report and gives out orders to them; a Participant takes in a table's orders, and says what is to be
+// asked of whom, read from the registry and reported. Both do no I/O, start no goroutine and read no
 // clock, so that the coordinator of a swarm, a node on its own and the simulator run the very same code.
 //
 // # The plan

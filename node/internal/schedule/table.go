@@ -618,6 +618,27 @@ func (t *Table) release(m *member, i int) {
 	}
 }
 
+// unlease takes chunk i, whose hash is known, out of the lease of a member that others got nothing from. Else whoever were to read it next
+// would not be its home, and it would be leased to everyone.
+func (t *Table) unlease(m *member, i int) {
+	ch := &t.chunks[i]
+	if ch.lessee != m || !ch.known {
+		return
+	}
+	ch.lessee = nil
+	for k := range m.runs {
+		l := &m.runs[k]
+		if i < l.run.First || i >= l.run.End() {
+			continue
+		}
+		if l.left--; l.left <= 0 {
+			m.runs = slices.Delete(m.runs, k, k+1)
+			t.leased--
+		}
+		return
+	}
+}
+
 // vacate takes the home of chunk i in g away, and gives the chunk to a member that has it, if one does.
 func (t *Table) vacate(g *group, i int) {
 	u := uint(i)
@@ -625,16 +646,7 @@ func (t *Table) vacate(g *group, i int) {
 	if old == nil {
 		return
 	}
-	old.bringing.remove(i)
-	g.roots[i] = nil
-	g.homed.Clear(u)
-	if t.chunks[i].known {
-		g.ready++
-	}
-	g.next = min(g.next, i)
-	if zone := t.zones[g.zone]; zone[i] == old {
-		zone[i] = nil
-	}
+	t.unseat(g, i)
 	for _, q := range g.members {
 		if !q.have.Test(u) {
 			q.told.Clear(u)
@@ -651,6 +663,24 @@ func (t *Table) vacate(g *group, i int) {
 			t.spread(g, i)
 			return
 		}
+	}
+}
+
+// unseat takes the home of chunk i in g away.
+func (t *Table) unseat(g *group, i int) {
+	old := g.roots[i]
+	if old == nil {
+		return
+	}
+	old.bringing.remove(i)
+	g.roots[i] = nil
+	g.homed.Clear(uint(i))
+	if t.chunks[i].known {
+		g.ready++
+	}
+	g.next = min(g.next, i)
+	if zone := t.zones[g.zone]; zone[i] == old {
+		zone[i] = nil
 	}
 }
 
@@ -724,6 +754,7 @@ func (t *Table) suspect(m *member, s Suspicion) {
 	from := t.members[s.From]
 	if from != nil && from != m {
 		t.accuse(from, m.id)
+		t.unlease(from, s.Index)
 	}
 	root := g.roots[s.Index]
 	if root == m && t.chunks[s.Index].known {
@@ -750,6 +781,10 @@ func (t *Table) suspect(m *member, s Suspicion) {
 	case src != nil:
 		t.assign(m, s.Index, src, false)
 	case t.mayLease(m):
+		if l := t.chunks[s.Index].lessee; l != nil {
+			t.unlease(l, s.Index)
+		}
+		t.unseat(g, s.Index) // for m
 		t.lease(m, Run{First: s.Index, Count: 1})
 	default:
 		delete(m.tried, s.Index)

@@ -9,8 +9,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 )
 
-// Bytes on the wire, rounded up from the swarm package's CBOR frames: an index takes up to 3 bytes, a claim its hash and
-// an Ed25519 signature, a peer ID 38 bytes.
+// Bytes on the wire, rounded up from the swarm package's CBOR frames: an index takes up to 3 bytes, a claim its hash
+// and an Ed25519 signature, a peer ID 38 bytes.
 const (
 	messageBytes    = 32
 	assignmentBytes = 110
@@ -32,6 +32,7 @@ type coordinator struct {
 	begun   bool
 	boxes   []schedule.Orders // by node
 	full    []int             // nodes whose box is not empty, in the order in which they came to be so
+	told    []time.Duration   // when the last orders reach each node
 	writing bool
 
 	reports, orders, assignments int64
@@ -40,8 +41,10 @@ type coordinator struct {
 }
 
 func newCoordinator(s *simulation, b *blob, host *node) *coordinator {
-	c := &coordinator{sim: s, blob: b, host: host, table: schedule.New(s.cfg.Schedule), boxes: make([]schedule.Orders, len(s.nodes))}
-	return c
+	return &coordinator{
+		sim: s, blob: b, host: host, table: schedule.New(s.cfg.Schedule),
+		boxes: make([]schedule.Orders, len(s.nodes)), told: make([]time.Duration, len(s.nodes)),
+	}
 }
 
 // begin looks for holders, who are none, when the first participant comes.
@@ -65,15 +68,12 @@ func (c *coordinator) tick() {
 }
 
 // join, report and leave reach the coordinator now.
-func (c *coordinator) join(n *node) {
+func (c *coordinator) join(n *node, j schedule.Join) {
 	c.begin()
 	c.bytesIn += messageBytes + 64
 	c.reports++
 	c.call(func() {
-		err := c.table.Join(c.sim.clock(), n.id, schedule.Join{
-			Zone: n.zone, Upstream: true, Whole: true, Report: schedule.Report{Size: c.blob.size},
-		})
-		if err != nil {
+		if err := c.table.Join(c.sim.clock(), n.id, j); err != nil {
 			panic(err) // only a size that differs fails, and all have the same
 		}
 	})
@@ -147,7 +147,8 @@ func (c *coordinator) write() {
 		if n != c.host {
 			took += c.host.up.message(size)
 		}
-		c.sim.after(took+c.sim.latency(c.host, n), func() { n.obey(c.blob, o) })
+		c.told[n.index] = max(c.told[n.index], c.sim.now+took+c.sim.latency(c.host, n)) // after what was sent before
+		c.sim.at(c.told[n.index], func() { n.obey(c.blob, o) })
 		if took > 0 {
 			c.writing = true
 			c.sim.after(took, c.write)
@@ -156,8 +157,8 @@ func (c *coordinator) write() {
 	}
 }
 
-// threadTime is the CPU time that this goroutine's thread has used: on a busy machine the clock on the wall would count
-// what others do.
+// threadTime is the CPU time that this goroutine's thread has used: on a busy machine the clock on the wall would
+// count what others do.
 func threadTime() time.Duration {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {

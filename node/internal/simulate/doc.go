@@ -1,10 +1,11 @@
 // Package simulate runs the scheduling code of package schedule, unchanged, over thousands of virtual nodes in virtual
-// time, to see what a swarm costs that is larger than any rig. One event loop stands for all nodes; the same seed gives
-// the same run.
+// time, to see what a swarm costs that is larger than any rig. One event loop stands for all nodes; the same seed
+// gives the same run.
 //
 // # What is real
 //
-// Each blob's coordinator is a schedule.Table. Its calls, and what they cost in CPU time, are those of an agent.
+// Each blob's coordinator is a schedule.Table, and each node's part in a blob a schedule.Participant. Their calls, and
+// what the table's cost in CPU time, are those of an agent.
 //
 // # What is modelled
 //
@@ -18,8 +19,9 @@
 //   - The registry has an up-link of its own, shared chunk by chunk by the runs that are read from it.
 //   - Messages (reports, orders, wants) take the latency between two nodes. Orders leave the coordinator through its
 //     up-link, ahead of chunks; those that pile up for one participant reach it as one message, as its mailbox has it.
-//   - The participant: windows, order of wants, reports in batches, leased runs, dead peers, as package fetch does it with
-//     its default options.
+//   - A node pulls the layers in their order, some at a time, and reads each from its start. It reads as many runs from the registry at one
+//     time as an agent does. A want that is sent again raises the priority of a chunk that waits, and has one that has
+//     gone sent again, as boxo's server does.
 //
 // # What is not
 //

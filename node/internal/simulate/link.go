@@ -21,10 +21,34 @@ type uplink struct {
 	slots, perLine, underWay int // how many chunks may be under way at one time, in all and in a line, and how many are
 }
 
-// line is what waits for one receiver.
+// line is what waits for one receiver, and what is under way to it.
 type line struct {
 	parcels  []parcel
+	sending  []bit
 	underWay int
+}
+
+// raise gives a chunk for a receiver that waits here already the higher of both priorities. It reports whether the
+// chunk waits, or is under way.
+func (u *uplink) raise(key int, what bit, priority int32) bool {
+	l := u.lines[key]
+	if l == nil {
+		return false
+	}
+	for k := range l.parcels {
+		if p := &l.parcels[k]; p.what == what {
+			p.priority = max(p.priority, priority)
+			return true
+		}
+	}
+	return slices.Contains(l.sending, what)
+}
+
+// ended: a chunk has been sent.
+func (l *line) ended(what bit) {
+	if k := slices.Index(l.sending, what); k >= 0 {
+		l.sending = slices.Delete(l.sending, k, k+1)
+	}
 }
 
 // take takes out the parcel with the highest priority.
@@ -37,13 +61,15 @@ func (l *line) take() parcel {
 	}
 	p := l.parcels[best]
 	l.parcels = slices.Delete(l.parcels, best, best+1)
+	l.sending = append(l.sending, p.what)
 	return p
 }
 
 // parcel is a chunk on its way. The one with the highest priority in its line goes first.
 type parcel struct {
+	what     bit
 	size     int64
-	priority int
+	priority int32
 	latency  time.Duration
 	to       *downlink
 	// arrived is called when the last byte is there, with the time at which it was sent.
@@ -85,7 +111,7 @@ func (u *uplink) offer(key int, p parcel) {
 }
 
 func (u *uplink) serve() {
-	p, ok := u.next()
+	p, l, ok := u.next()
 	u.busy = ok
 	if !ok {
 		return
@@ -98,12 +124,15 @@ func (u *uplink) serve() {
 	arrived := max(begin+transfer(p.size, p.to.rate), sent+p.latency)
 	p.to.free = arrived
 	u.sent += p.size
-	u.events.at(sent, u.serve)
+	u.events.at(sent, func() {
+		l.ended(p.what)
+		u.serve()
+	})
 	u.events.at(arrived, func() { p.arrived(sent) })
 }
 
 // next takes the parcel that is to go next: of the line whose turn it is the one of the highest priority.
-func (u *uplink) next() (parcel, bool) {
+func (u *uplink) next() (parcel, *line, bool) {
 	for !u.closed && len(u.turn) > 0 {
 		l := u.turn[0]
 		u.turn = u.turn[1:]
@@ -112,10 +141,11 @@ func (u *uplink) next() (parcel, bool) {
 			u.turn = append(u.turn, l)
 		}
 		if !p.to.closed {
-			return p, true
+			return p, l, true
 		}
+		l.ended(p.what)
 	}
-	return parcel{}, false
+	return parcel{}, nil, false
 }
 
 // message sends some bytes ahead of chunks, and returns how long they take.

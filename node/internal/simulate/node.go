@@ -11,21 +11,16 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 )
 
-// The defaults and constants of package fetch.
 const (
-	window       = 32
-	minWindow    = 4
-	peerWindow   = 8
-	lookAhead    = 512
-	streams      = 8
-	batch        = 8
-	tickEvery    = 250 * time.Millisecond
-	peerSilence  = 5 * time.Second
-	peerPatience = 30 * time.Second
+	// streams and tickEvery are those of package fetch.
+	streams   = 8
+	tickEvery = 250 * time.Millisecond
+	// keepAlive is after how long the loss of a silent node's connection is noticed: yamux asks for a sign of life so
+	// often.
+	keepAlive = 30 * time.Second
+	// pingBytes are what the answer to a ping takes.
+	pingBytes = 64
 )
-
-// keepAlive is after how long the loss of a silent node's connection is noticed: yamux asks for a sign of life so often.
-const keepAlive = 30 * time.Second
 
 const alive = time.Duration(math.MaxInt64)
 
@@ -47,40 +42,33 @@ type node struct {
 	died     time.Duration
 	partners *bitset.BitSet // nodes asked or served
 
-	crossed int64 // bytes from other zones' nodes
+	heard   map[int]int64 // bytes from each node
+	crossed int64         // bytes from other zones' nodes
 }
 
-// fetch is a node's getting of one blob; see fetch.fetch, whose names it keeps.
+// fetch is a node's getting of one blob: a participant, and the links that its actions go over.
 type fetch struct {
 	n        *node
 	blob     *blob
+	part     *schedule.Participant
 	have     *bitset.BitSet
-	roots    *bitset.BitSet // assigned, to be asked for first
-	todo     *bitset.BitSet // assigned, to be asked for
-	isRoot   *bitset.BitSet
-	from     []int // whom to ask, -1 where not told
-	asked    []int // who was asked, -1 where no one
-	peers    map[int]*source
-	inFlight int
-	absent   int
+	asked    []int32 // who was asked last, -1 where no one
+	position int     // of the one reader
 	complete bool
-	position uint
-	unsaid   []int
 	moved    bool
 	queued   int
+	told     time.Duration  // when the last report reaches the coordinator
 	wanted   map[int][]want // chunk -> who waits for it
-}
-
-type source struct {
-	asked int
-	moved time.Duration // when it last sent a chunk, or was first asked
 }
 
 // want is a chunk that a peer waits for.
 type want struct {
 	by       *node
-	priority int
+	priority int32
 }
+
+// bit is a chunk of a blob.
+type bit struct{ blob, chunk int }
 
 func (n *node) dead() bool { return n.died <= n.sim.now }
 
@@ -91,96 +79,101 @@ func (n *node) start() {
 	}
 }
 
-// pull begins with the next blob.
+// pull begins with the next blob, of which a reader wants all from the start.
 func (n *node) pull() {
 	if n.next == len(n.sim.blobs) {
 		return
 	}
-	b := n.sim.blobs[n.next]
+	f := n.fetches[n.next]
 	n.next++
 	n.asking++
-	n.sim.after(n.sim.latency(n, b.coordinator.host), func() { b.coordinator.join(n) })
-	n.fetches[b.index].tick()
+	now := n.sim.clock()
+	f.part.SetUpstream(now, true)
+	f.part.SetSize(f.blob.size, func(int) bool { return false })
+	f.part.Demand(now, schedule.Run{Count: f.blob.chunks})
+	f.part.SetPosition(now, 0, 0)
+	f.join()
+	f.tick()
 }
 
 func newFetch(n *node, b *blob) *fetch {
-	c := uint(b.chunks)
 	f := &fetch{
-		n: n, blob: b, have: bitset.New(c), roots: bitset.New(c), todo: bitset.New(c), isRoot: bitset.New(c),
-		from: make([]int, c), asked: make([]int, c), peers: map[int]*source{}, absent: b.chunks, wanted: map[int][]want{},
+		n: n, blob: b, have: bitset.New(uint(b.chunks)), asked: slices.Repeat([]int32{-1}, b.chunks), wanted: map[int][]want{},
 	}
-	for i := range c {
-		f.from[i], f.asked[i] = -1, -1
-	}
+	f.part = schedule.NewParticipant(schedule.ParticipantConfig{
+		Zone: n.zone, Running: func() int { return n.asking },
+	}, n.id)
 	return f
 }
 
-// tell sends a report to the coordinator.
-func (f *fetch) tell(r schedule.Report) {
-	n, c := f.n, f.blob.coordinator
-	n.sim.after(n.sim.latency(n, c.host), func() {
-		c.report(n, r)
-	})
+// join enters the coordinator's table.
+func (f *fetch) join() {
+	j := f.part.Join()
+	f.send(func(c *coordinator) { c.join(f.n, j) })
+	f.part.Joined(f.n.sim.clock(), f.blob.coordinator.host.id)
+	f.act()
 }
 
-func (f *fetch) said() {
-	if len(f.unsaid) > 0 {
-		f.tell(schedule.Report{Have: f.unsaid})
-		f.unsaid = nil
+// send has something reach the coordinator, after what was sent to it before.
+func (f *fetch) send(do func(*coordinator)) {
+	s, c := f.n.sim, f.blob.coordinator
+	f.told = max(f.told, s.now+s.latency(f.n, c.host))
+	s.at(f.told, func() { do(c) })
+}
+
+// act carries out what the participant wants done.
+func (f *fetch) act() {
+	if f.n.dead() {
+		return
+	}
+	a := f.part.Take()
+	for _, w := range a.Wants {
+		f.ask(w)
+	}
+	for _, r := range a.Leases {
+		f.lease(r)
+	}
+	if !a.Report.Empty() {
+		f.send(func(c *coordinator) { c.report(f.n, a.Report) })
+	}
+	if a.Leave {
+		f.send(func(c *coordinator) { c.leave(f.n) })
+		f.join()
 	}
 }
 
 // tick is the part of the fetch that looks after time.
 func (f *fetch) tick() {
 	f.n.sim.after(tickEvery, func() {
-		if f.absent == 0 || f.n.dead() {
+		if f.complete || f.n.dead() {
 			return
 		}
-		f.passOver()
-		f.said()
+		now := f.n.sim.clock()
 		if f.moved || f.queued > 0 {
 			f.moved = false
-			f.tell(schedule.Report{Reading: true})
+			f.part.Reading()
 		}
+		f.part.Tick(now, f.n.heardFrom)
+		f.act()
 		f.tick()
 	})
+}
+
+// heardFrom counts the bytes from a peer: chunks, and signs of life, which a live peer gives when it is asked.
+func (n *node) heardFrom(id peerID) int64 {
+	other := n.sim.nodes[indexOf(id)]
+	lived := min(n.sim.now, other.died)
+	return n.heard[other.index] + int64(lived/tickEvery)*pingBytes
 }
 
 // obey carries out orders.
 func (n *node) obey(b *blob, o schedule.Orders) {
 	f := n.fetches[b.index]
-	if n.dead() || f.absent == 0 {
+	if n.dead() || f.complete {
 		return
 	}
-	for _, a := range o.Chunks {
-		f.assign(a)
-	}
-	for _, r := range o.Leases {
-		f.lease(r)
-	}
-	f.pump()
-}
-
-func (f *fetch) assign(a schedule.Assignment) {
-	u := uint(a.Index)
-	if f.have.Test(u) {
-		f.unsaid = append(f.unsaid, a.Index)
-		return
-	}
-	f.from[a.Index] = indexOf(a.From)
-	f.isRoot.SetTo(u, a.Root)
-	switch asked := f.asked[a.Index]; {
-	case asked < 0:
-	case a.Root && asked != f.from[a.Index]:
-		f.unask(a.Index)
-	default:
-		return
-	}
-	if a.Root {
-		f.roots.Set(u)
-	} else {
-		f.todo.Set(u)
-	}
+	f.part.Orders(n.sim.clock(), o)
+	f.act()
 }
 
 // lease reads a run from the registry, chunk by chunk, when a stream is free.
@@ -212,13 +205,13 @@ func (f *fetch) read(r schedule.Run) {
 					return
 				}
 				f.moved = true
-				f.land(i)
-				f.n.landed(f.blob, i, true)
-				f.tell(schedule.Report{Claims: []schedule.Claim{{Index: i, Sum: sum(f.blob, i), By: n.id}}})
+				f.land(i, true)
+				f.part.Claimed(n.sim.clock(), schedule.Claim{Index: i, Sum: sum(f.blob, i), By: n.id})
 				if i == r.End()-1 {
+					f.part.LeaseEnded(n.sim.clock(), r, 0)
 					f.endRun()
 				}
-				f.finish()
+				f.advance()
 			},
 		})
 	}
@@ -234,77 +227,55 @@ func (f *fetch) endRun() {
 	}
 }
 
-// pump asks for chunks as long as the windows allow: those that others wait for first, then those that readers are
-// nearest to.
-func (f *fetch) pump() {
-	f.pumpFrom(f.roots, 0)
-	f.pumpFrom(f.todo, f.position)
-	f.pumpFrom(f.todo, 0)
-}
-
-func (f *fetch) pumpFrom(set *bitset.BitSet, from uint) {
-	n := f.n
-	most := max(minWindow, window/max(1, n.asking))
-	looked := 0
-	for u, ok := set.NextSet(from); ok && f.inFlight < most && looked < lookAhead; u, ok = set.NextSet(u + 1) {
-		looked++
-		i := int(u)
-		if f.have.Test(u) || f.asked[i] >= 0 {
-			set.Clear(u)
-			continue
-		}
-		s := f.peers[f.from[i]]
-		if s == nil {
-			s = &source{}
-			f.peers[f.from[i]] = s
-		}
-		if s.asked >= peerWindow {
-			continue
-		}
-		if s.asked == 0 {
-			s.moved = n.sim.now
-		}
-		s.asked++
-		f.inFlight++
-		f.asked[i] = f.from[i]
-		set.Clear(u)
-		f.ask(n.sim.nodes[f.from[i]], i)
-	}
-}
-
 // ask sends a want.
-func (f *fetch) ask(from *node, i int) {
-	n := f.n
+func (f *fetch) ask(w schedule.Want) {
+	n, from := f.n, f.n.sim.nodes[indexOf(w.From)]
 	n.partners.Set(uint(from.index))
-	w := want{by: n, priority: f.blob.chunks - i}
-	if f.isRoot.Test(uint(i)) {
-		w.priority += f.blob.chunks
-	}
+	f.asked[w.Index] = int32(from.index)
 	n.sim.after(n.sim.latency(n, from), func() {
 		if !from.dead() {
-			from.fetches[f.blob.index].asks(w, i)
+			from.fetches[f.blob.index].asks(want{by: n, priority: w.Priority}, w.Index)
 			return
 		}
 		if !n.sim.cfg.SilentDeaths { // the connection is refused
-			n.sim.after(n.sim.latency(n, from), func() { f.giveUp(from.index, []int{i}) })
+			n.sim.after(n.sim.latency(n, from), func() { f.lose(from, w.Index) })
 		}
 	})
 }
 
-// asks takes a want: answered at once, or when the chunk is here.
+// lose tells the participant that a chunk will not come from whom it was asked of.
+func (f *fetch) lose(from *node, i int) {
+	if f.n.dead() || f.complete || f.asked[i] != int32(from.index) {
+		return
+	}
+	f.asked[i] = -1
+	f.part.Lost(f.n.sim.clock(), from.id, sum(f.blob, i))
+	f.act()
+}
+
+// asks takes a want: answered at once, or when the chunk is here. One that comes again counts with the higher
+// priority.
 func (f *fetch) asks(w want, i int) {
 	f.n.partners.Set(uint(w.by.index))
 	if f.have.Test(uint(i)) {
-		f.send(w, i)
-	} else {
-		f.wanted[i] = append(f.wanted[i], w)
+		f.serve(w, i)
+		return
 	}
+	if k := slices.IndexFunc(f.wanted[i], func(o want) bool { return o.by == w.by }); k >= 0 {
+		f.wanted[i][k].priority = w.priority
+		return
+	}
+	f.wanted[i] = append(f.wanted[i], w)
 }
 
-func (f *fetch) send(w want, i int) {
-	n := f.n
+// serve sends a chunk, unless it is on its way. What has gone is sent again: so does boxo's server.
+func (f *fetch) serve(w want, i int) {
+	n, what := f.n, bit{f.blob.index, i}
+	if n.up.raise(w.by.index, what, w.priority) {
+		return
+	}
 	n.up.offer(w.by.index, parcel{
-		size: f.blob.lengthOf(i), priority: w.priority, latency: n.sim.latency(n, w.by), to: &w.by.down,
+		what: what, size: f.blob.lengthOf(i), priority: w.priority, latency: n.sim.latency(n, w.by), to: &w.by.down,
 		arrived: func(sent time.Duration) {
 			if sent < n.died && !w.by.dead() {
 				w.by.fetches[f.blob.index].block(n, i)
@@ -318,124 +289,55 @@ func (f *fetch) block(from *node, i int) {
 	if from.zone != f.n.zone {
 		f.n.crossed += f.blob.lengthOf(i)
 	}
-	if s := f.peers[from.index]; s != nil {
-		s.moved = f.n.sim.now
-	}
+	f.n.heard[from.index] += f.blob.lengthOf(i)
 	if f.have.Test(uint(i)) {
 		f.n.sim.duplicates++
 		return
 	}
-	f.unask(i)
-	f.land(i)
-	f.n.landed(f.blob, i, false)
-	f.unsaid = append(f.unsaid, i)
-	if f.isRoot.Test(uint(i)) || len(f.unsaid) >= batch {
-		f.said()
+	now := f.n.sim.clock()
+	for _, i := range f.part.Arrived(now, from.id, sum(f.blob, i)) {
+		f.land(i, false)
+		f.part.Landed(now, i)
 	}
-	f.finish()
-	f.pump()
-}
-
-func (n *node) landed(b *blob, i int, upstream bool) {
-	if n.sim.cfg.Shared {
-		n.sim.landings = append(n.sim.landings, Landing{At: n.sim.now, Node: n.index, Blob: b.index, Chunk: i, Upstream: upstream})
-	}
+	f.advance()
 }
 
 // land has chunk i, and serves those who wait for it.
-func (f *fetch) land(i int) {
-	u := uint(i)
-	if f.have.Test(u) {
+func (f *fetch) land(i int, upstream bool) {
+	if f.have.Test(uint(i)) {
 		return
 	}
-	f.have.Set(u)
-	f.absent--
-	f.roots.Clear(u)
-	f.todo.Clear(u)
-	for f.position < uint(f.blob.chunks) && f.have.Test(f.position) {
-		f.position++
+	f.have.Set(uint(i))
+	f.asked[i] = -1
+	if s := f.n.sim; s.cfg.Shared {
+		s.landings = append(s.landings, Landing{At: s.now, Node: f.n.index, Blob: f.blob.index, Chunk: i, Upstream: upstream})
 	}
 	for _, w := range f.wanted[i] {
-		f.send(w, i)
+		f.serve(w, i)
 	}
 	delete(f.wanted, i)
 }
 
-// finish reports a blob that has become complete.
-func (f *fetch) finish() {
-	if f.absent > 0 || f.complete {
+// advance moves the reader on, and reports a blob that has become complete.
+func (f *fetch) advance() {
+	n := f.n
+	for f.position < f.blob.chunks && f.have.Test(uint(f.position)) {
+		f.position++
+	}
+	f.part.SetPosition(n.sim.clock(), 0, f.position)
+	if f.part.Absent() > 0 || f.complete {
+		f.act()
 		return
 	}
 	f.complete = true
-	n := f.n
-	f.said()
-	f.tell(schedule.Report{Complete: true})
+	f.part.Complete()
+	f.act()
 	n.asking--
 	n.pull()
 	if n.asking == 0 {
 		n.done = n.sim.now
 		n.sim.unfinished--
 	}
-}
-
-func (f *fetch) unask(i int) {
-	if f.asked[i] < 0 {
-		return
-	}
-	f.peers[f.asked[i]].asked--
-	f.inFlight--
-	f.asked[i] = -1
-}
-
-// giveUp reports a peer that did not send chunks.
-func (f *fetch) giveUp(p int, indexes []int) {
-	if f.n.dead() {
-		return
-	}
-	var r schedule.Report
-	for _, i := range indexes {
-		if f.asked[i] != p {
-			continue
-		}
-		f.unask(i)
-		r.Suspects = append(r.Suspects, schedule.Suspicion{Index: i, From: f.n.sim.nodes[p].id})
-		if f.from[i] != p {
-			f.todo.Set(uint(i))
-		}
-	}
-	if len(r.Suspects) > 0 {
-		f.tell(r)
-		f.pump()
-	}
-}
-
-// passOver gives up on peers that are silent, or have sent no chunk for too long.
-func (f *fetch) passOver() {
-	now := f.n.sim.now
-	var stalled []int
-	for p, s := range f.peers {
-		heard := now // a live peer answers a ping
-		if d := f.n.sim.nodes[p].died; d < now {
-			heard = max(d, s.moved)
-		}
-		if s.asked > 0 && (now-heard > peerSilence || now-s.moved > peerPatience) {
-			stalled = append(stalled, p)
-		}
-	}
-	slices.Sort(stalled)
-	for _, p := range stalled {
-		f.giveUp(p, f.askedOf(p))
-	}
-}
-
-// askedOf lists the chunks that are asked of p.
-func (f *fetch) askedOf(p int) (out []int) {
-	for i, a := range f.asked {
-		if a == p {
-			out = append(out, i)
-		}
-	}
-	return out
 }
 
 // die ends a node. The others notice at once (its connections are reset) or, where deaths are silent, by its silence.
@@ -453,15 +355,22 @@ func (n *node) die() {
 	} else {
 		for p, ok := n.partners.NextSet(0); ok; p, ok = n.partners.NextSet(p + 1) {
 			other := s.nodes[p]
-			s.after(s.latency(n, other), func() {
-				for _, f := range other.fetches {
-					f.giveUp(n.index, f.askedOf(n.index))
-				}
-			})
+			s.after(s.latency(n, other), func() { other.disconnected(n) })
 		}
 	}
 	for _, b := range s.blobs {
 		s.after(notice+s.latency(n, b.coordinator.host), func() { b.coordinator.leave(n) })
+	}
+}
+
+// disconnected: the connection to another node is gone, and with it all that was asked of it.
+func (n *node) disconnected(from *node) {
+	for _, f := range n.fetches {
+		for i, a := range f.asked {
+			if a == int32(from.index) {
+				f.lose(from, i)
+			}
+		}
 	}
 }
 

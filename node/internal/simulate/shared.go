@@ -12,9 +12,10 @@ const (
 	sendersPerPeer = 4
 )
 
-// fabric is the network where Config.Shared is set: whatever is under way shares the links it goes over, as TCP has it, so
-// that what begins together ends together. Connections share a link evenly (max-min), and what goes over the same
-// connection shares that. Its cost grows with the square of the nodes, so it is for rigs and not for thousands of nodes.
+// fabric is the network where Config.Shared is set: whatever is under way shares the links it goes over, as TCP has
+// it, so that what begins together ends together. Connections share a link evenly (max-min), and what goes over the
+// same connection shares that. Its cost grows with the square of the nodes, so it is for rigs and not for thousands of
+// nodes.
 type fabric struct {
 	events *events
 	flows  []*flow
@@ -41,6 +42,7 @@ func (n *fabric) send(u *uplink) {
 		}
 		p := l.take()
 		if p.to.closed {
+			l.ended(p.what)
 			continue
 		}
 		if !started {
@@ -57,8 +59,8 @@ func (n *fabric) send(u *uplink) {
 	}
 }
 
-// shortest is the line with the least under way of those that may send one more, and of those the one with the most to send:
-// boxo's order of peers.
+// shortest is the line with the least under way of those that may send one more, and of those the one with the most to
+// send: boxo's order of peers.
 func (u *uplink) shortest() (best *line) {
 	for _, l := range u.turn {
 		if len(l.parcels) == 0 || l.underWay >= u.perLine {
@@ -151,6 +153,7 @@ func (n *fabric) land() {
 	n.share()
 	for _, f := range done {
 		f.line.underWay--
+		f.line.ended(f.what)
 		f.from.underWay--
 		f.to.underWay--
 		f.from.sent += f.size

@@ -24,16 +24,17 @@ type Config struct {
 	Nodes int
 	// Blobs are the sizes in bytes of the image's layers, all pulled at once.
 	Blobs []int64
-	// NodeRate is the rate of a node's up-link and of its down-link, RegistryRate that of the registry's up-link, in bits
-	// per second; default 10 Gbit/s each.
+	// NodeRate is the rate of a node's up-link and of its down-link, RegistryRate that of the registry's up-link, in
+	// bits per second; default 10 Gbit/s each.
 	NodeRate, RegistryRate float64
 	// Zones over which the nodes are spread in turn; default 1.
 	Zones int
 	// ZoneLatency is the one-way time of a message within a zone (default 200 µs), FarLatency between zones (default
 	// 2 ms), RegistryLatency from and to the registry (default 2 ms).
 	ZoneLatency, FarLatency, RegistryLatency time.Duration
-	// Shared has everything that is under way share its links, as TCP does on a slow network, in place of one chunk after the
-	// other, and messages wait for Queue at either end of a busy link (default 50 ms), as in the rig of test/bench.
+	// Shared has everything that is under way share its links, as TCP does on a slow network, in place of one chunk
+	// after the other, and messages wait for Queue at either end of a busy link (default 50 ms), as in the rig of
+	// test/bench.
 	Shared bool
 	Queue  time.Duration
 	// Parallel is how many blobs a node pulls at one time, in their order; default: all.
@@ -43,14 +44,15 @@ type Config struct {
 	Discovery time.Duration
 	// Stagger is the time over which the starts of the nodes are spread evenly at random; default 0, all at once.
 	Stagger time.Duration
-	// Deaths is the share of nodes that die, each at a random time within DeathsWithin (default: the ideal time) of its
-	// start. The coordinators do not. SilentDeaths: their connections are not reset, they just say nothing any more.
+	// Deaths is the share of nodes that die, each at a random time within DeathsWithin (default: the ideal time) of
+	// its start. The coordinators do not. SilentDeaths: their connections are not reset, they just say nothing any
+	// more.
 	Deaths       float64
 	DeathsWithin time.Duration
 	SilentDeaths bool
-	// TableCharge has the coordinator take that many times the CPU time that the table's calls really took, one call after
-	// the other; default 0: none. A run with it is not reproducible. MessageCost is how long it takes to write one message
-	// of orders, one after the other; default 0.
+	// TableCharge has the coordinator take that many times the CPU time that the table's calls really took, one call
+	// after the other; default 0: none. A run with it is not reproducible. MessageCost is how long it takes to write
+	// one message of orders, one after the other; default 0.
 	TableCharge float64
 	MessageCost time.Duration
 	Schedule    schedule.Config
@@ -167,7 +169,7 @@ func Run(cfg Config) (*Result, error) {
 	for i := range cfg.Nodes {
 		s.nodes = append(s.nodes, &node{
 			sim: s, index: i, id: idOf(i), zone: fmt.Sprint("zone-", i%cfg.Zones), up: newUplink(&s.events, cfg.NodeRate/8),
-			down: downlink{rate: cfg.NodeRate / 8}, died: alive, partners: bitset.New(uint(cfg.Nodes)),
+			down: downlink{rate: cfg.NodeRate / 8}, died: alive, partners: bitset.New(uint(cfg.Nodes)), heard: map[int]int64{},
 		})
 		if cfg.Shared {
 			up := s.nodes[i].up

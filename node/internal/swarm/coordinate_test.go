@@ -43,7 +43,7 @@ func newMesh(t *testing.T, d digest.Digest, n int) []*testSwarm {
 // requireCoordinator lets nodes join the fetch of d, all at once.
 func requireCoordinator(t *testing.T, want peer.ID, nodes []*testSwarm, d digest.Digest) {
 	t.Helper()
-	sessions := make([]*Session, len(nodes))
+	sessions := make([]Session, len(nodes))
 	errs := make([]error, len(nodes))
 	var wg sync.WaitGroup
 	for i, s := range nodes {
@@ -55,8 +55,8 @@ func requireCoordinator(t *testing.T, want peer.ID, nodes []*testSwarm, d digest
 	for i, session := range sessions {
 		require.NoError(t, errs[i])
 		t.Cleanup(session.Close)
-		require.Equal(t, want.String(), session.Coordinator.String(), "alone: %v", session.Alone)
-		require.False(t, session.Alone)
+		require.Equal(t, want.String(), session.Coordinator().String(), "alone: %v", session.Alone())
+		require.False(t, session.Alone())
 	}
 }
 

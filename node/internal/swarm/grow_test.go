@@ -145,7 +145,7 @@ func TestJoin_ACoordinatorOfALaterReleaseIsFollowed(t *testing.T) {
 	session, err := s.Join(t.Context(), d, schedule.Join{Upstream: true, Whole: true})
 	require.NoError(t, err)
 	defer session.Close()
-	require.Equal(t, later.ID(), session.Coordinator)
+	require.Equal(t, later.ID(), session.Coordinator())
 	o, err := session.Next(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, schedule.Orders{Size: 5 << 20, Leases: []schedule.Run{{First: 1, Count: 2}}}, o)

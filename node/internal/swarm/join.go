@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	kb "github.com/libp2p/go-libp2p-kbucket"
@@ -31,30 +32,50 @@ const (
 )
 
 // Session is a fetch's tie to the coordinator of its blob.
-type Session struct {
-	orders *mailbox[schedule.Orders]
-	send   func(schedule.Report)
-	close  func()
+type Session interface {
+	// Next waits for orders. It fails when the coordinator is lost (then join anew) or ctx ends.
+	Next(ctx context.Context) (schedule.Orders, error)
+	// Send reports to the coordinator. It never blocks; reports are merged while the connection is busy.
+	Send(r schedule.Report)
+	// Close ends the session. The coordinator gives the rest of this node's work to others.
+	Close()
 	// Coordinator is the peer that coordinates; the node's own ID where it does so itself.
-	Coordinator peer.ID
-	// Alone: this node coordinates because it could not reach whoever should. Others may do without it, so it is worth
-	// trying to join again soon.
-	Alone bool
+	Coordinator() peer.ID
+	// Alone reports whether this node coordinates because it could not reach whoever should. Others may do without it, so it is
+	// worth trying to join again soon.
+	Alone() bool
 }
 
-// Next waits for orders. It fails when the coordinator is lost (then join anew) or ctx ends.
-func (s *Session) Next(ctx context.Context) (schedule.Orders, error) { return s.orders.take(ctx) }
+type session struct {
+	orders      *mailbox[schedule.Orders]
+	send        func(schedule.Report)
+	close       func()
+	coordinator peer.ID
+	alone       bool
+}
 
-// Send reports to the coordinator. It never blocks; reports are merged while the connection is busy.
-func (s *Session) Send(r schedule.Report) { s.send(r) }
-
-// Close ends the session. The coordinator gives the rest of this node's work to others.
-func (s *Session) Close() { s.close() }
+func (s *session) Next(ctx context.Context) (schedule.Orders, error) { return s.orders.take(ctx) }
+func (s *session) Send(r schedule.Report)                            { s.send(r) }
+func (s *session) Close()                                            { s.close() }
+func (s *session) Coordinator() peer.ID                              { return s.coordinator }
+func (s *session) Alone() bool                                       { return s.alone }
 
 // Join enters the fetch of a blob with its coordinator: the live peer nearest to the digest by the DHT's metric. Where none is found
 // within Options.JoinTimeout, or the last one that was asked then does not answer, this node coordinates itself. It fails only when
 // ctx ends, with ErrClosed, or with schedule.ErrSize by a room of this node's own.
-func (s *Swarm) Join(ctx context.Context, d digest.Digest, j schedule.Join) (*Session, error) {
+func (s *Swarm) Join(ctx context.Context, d digest.Digest, j schedule.Join) (Session, error) {
+	return orError(s.join(ctx, d, j))
+}
+
+// orError makes sure that there is no session where there is an error.
+func orError(s *session, err error) (Session, error) {
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Swarm) join(ctx context.Context, d digest.Digest, j schedule.Join) (*session, error) {
 	bounded, cancel := context.WithTimeout(ctx, s.opts.JoinTimeout)
 	defer cancel()
 	tried := map[peer.ID]bool{}
@@ -100,13 +121,13 @@ func (s *Swarm) Join(ctx context.Context, d digest.Digest, j schedule.Join) (*Se
 	s.m.joins.WithLabelValues("alone").Inc()
 	session, err := s.joinSelf(d, j)
 	if session != nil {
-		session.Alone = true
+		session.alone = true
 	}
 	return session, err
 }
 
 // JoinAlone makes a session that involves no one else: used where what peers say of the blob is not to be believed.
-func (s *Swarm) JoinAlone(d digest.Digest, j schedule.Join) (*Session, error) {
+func (s *Swarm) JoinAlone(d digest.Digest, j schedule.Join) (Session, error) {
 	table := schedule.New(s.opts.Schedule)
 	r := &room{swarm: s, digest: d, table: table, members: map[peer.ID]*member{}}
 	table.Open(time.Now())
@@ -138,7 +159,7 @@ func (r *room) keepTime(ctx context.Context) {
 	}
 }
 
-func (s *Swarm) joinSelf(d digest.Digest, j schedule.Join) (*Session, error) {
+func (s *Swarm) joinSelf(d digest.Digest, j schedule.Join) (*session, error) {
 	for {
 		session, err := s.enterRoom(s.room(d), j)
 		if !errors.Is(err, errLeft) {
@@ -150,27 +171,29 @@ func (s *Swarm) joinSelf(d digest.Digest, j schedule.Join) (*Session, error) {
 	}
 }
 
-func (s *Swarm) enterRoom(r *room, j schedule.Join) (*Session, error) {
+func (s *Swarm) enterRoom(r *room, j schedule.Join) (*session, error) {
 	m := newMember(s.host.ID())
 	if err := r.join(m, j); err != nil {
 		return nil, err
 	}
-	complete := false // only the fetch's own goroutine sends and closes
-	return &Session{
-		Coordinator: s.host.ID(),
+	var complete atomic.Bool
+	return &session{
+		coordinator: s.host.ID(),
 		orders:      m.out,
 		send: func(rep schedule.Report) {
-			complete = complete || rep.Complete
+			if rep.Complete {
+				complete.Store(true)
+			}
 			if err := r.report(m, rep); err != nil {
 				m.out.close(err)
 			}
 		},
-		close: func() { r.leave(m, complete); m.out.close(errLeft) },
+		close: func() { r.leave(m, complete.Load()); m.out.close(errLeft) },
 	}, nil
 }
 
 // joinRemote asks p to coordinate. It returns a session, or a nearer peer to ask instead, or an error.
-func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, d digest.Digest, j schedule.Join, forced bool) (*Session, peer.ID, error) {
+func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, d digest.Digest, j schedule.Join, forced bool) (*session, peer.ID, error) {
 	ctx, cancel := s.patient(ctx, p)
 	defer cancel()
 	stream, err := s.host.NewStream(ctx, p, s.protocol("coordinate"))
@@ -250,7 +273,7 @@ func (s *Swarm) learn(w welcome) peer.ID {
 	return p
 }
 
-func (s *Swarm) remoteSession(p peer.ID, stream network.Stream, in *bufio.Reader) *Session {
+func (s *Swarm) remoteSession(p peer.ID, stream network.Stream, in *bufio.Reader) *session {
 	ctx, cancel := context.WithCancel(s.ctx)
 	ordersBox := newMember(p).out
 	reports := newMailbox(func(have *schedule.Report, later schedule.Report) { have.Merge(later) })
@@ -291,8 +314,8 @@ func (s *Swarm) remoteSession(p peer.ID, stream network.Stream, in *bufio.Reader
 			}
 		}
 	})
-	return &Session{
-		Coordinator: p,
+	return &session{
+		coordinator: p,
 		orders:      ordersBox,
 		send:        reports.put,
 		close:       func() { reports.close(errLeft) },
