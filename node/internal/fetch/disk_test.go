@@ -1,8 +1,11 @@
 package fetch
 
 import (
+	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
+	"sync/atomic"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -61,4 +64,54 @@ func TestOpen_AStoreThatCannotBeWrittenToPassesThrough(t *testing.T) {
 		n.pull(t.Context(), o.request(d)).requireRight(t, d)
 	}
 	require.ErrorIs(t, n.store.Health(), content.ErrStorage)
+}
+
+func TestOpen_ADiskThatFillsInTheMiddleEndsNoAnswer(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	d := o.add(t, 6*chunk1+7)
+	var full atomic.Bool
+	n := newNodeOn(t, o, "n", nil, store.Options{Path: t.TempDir(), FreeSpace: func(string) (int64, error) {
+		if full.Load() {
+			return 0, nil
+		}
+		return 1 << 40, nil
+	}})
+	o.serve = func(w http.ResponseWriter, r *http.Request, data []byte) bool {
+		if full.Load() {
+			return false
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(data)))
+		_, _ = w.Write(data[:3*chunk1])
+		_ = http.NewResponseController(w).Flush()
+		eventually(t, "the first half is here", func() bool { s, _ := n.running(d); return s.Arrived >= 2*chunk1 })
+		full.Store(true)
+		_, _ = w.Write(data[3*chunk1:])
+		return true
+	}
+	n.pull(t.Context(), o.request(d)).requireRight(t, d)
+	require.True(t, full.Load())
+	_, err := n.store.Stat(d)
+	require.ErrorIs(t, err, content.ErrNotFound)
+}
+
+func TestOpen_AChunkThatRottedIsGivenFromElsewhere(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	d := o.add(t, 3*chunk1+7)
+	disk := store.Options{Path: t.TempDir()}
+	n := newNodeOn(t, o, "n", nil, disk)
+	n.pull(t.Context(), o.request(d)).requireRight(t, d)
+	require.NoError(t, n.Ensure(t.Context(), o.request(d)))
+	path := filepath.Join(disk.Path, "blobs", "sha256", d.Encoded()[:2], d.Encoded())
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	require.NoError(t, err)
+	_, err = f.WriteAt([]byte{o.blobs[d][2*chunk1] ^ 1}, 2*chunk1)
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	n.pull(t.Context(), o.request(d)).requireRight(t, d)
+	require.NoError(t, n.Ensure(t.Context(), o.request(d)))
+	require.LessOrEqual(t, o.bytes.Load(), int64(2*(3*chunk1+7)))
+	o.down.Store(true)
+	n.pull(t.Context(), o.request(d)).requireRight(t, d)
 }

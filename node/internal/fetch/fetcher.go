@@ -210,6 +210,14 @@ func (fr *Fetcher) Close() {
 // Open returns a reader of a blob: of the store's, or of one that is arriving. It fails with content.ErrNotFound,
 // content.ErrUnavailable or an *content.UpstreamError, or when ctx ends; that ctx bounds only Open itself.
 func (fr *Fetcher) Open(ctx context.Context, req content.Request) (content.Reader, error) {
+	r, err := fr.open(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return &lasting{Reader: r, fr: fr, req: req}, nil
+}
+
+func (fr *Fetcher) open(ctx context.Context, req content.Request) (content.Reader, error) {
 	for range 3 {
 		if b, err := fr.opts.Store.Get(req.Digest); err == nil {
 			return &local{blob: b, m: fr.m}, nil

@@ -1,0 +1,116 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// lasting is a reader whose answers outlast this node's disk: where a chunk of the store turns out to be damaged, or a
+// chunk that arrives cannot be written, the caller is given the rest from elsewhere.
+type lasting struct {
+	content.Reader
+	fr  *Fetcher
+	req content.Request
+}
+
+// again opens the blob anew, if err is about the disk: straight from upstream where the disk takes nothing in, else as any
+// blob that is not here.
+func (l *lasting) again(ctx context.Context, err error) (content.Reader, error) {
+	switch {
+	case errors.Is(err, content.ErrNoSpace), errors.Is(err, content.ErrStorage):
+		return l.fr.openThrough(ctx, l.req)
+	case errors.Is(err, content.ErrNotFound):
+		if _, held := l.Reader.(*local); held { // what was here is damaged, and dropped
+			return l.fr.open(ctx, l.req)
+		}
+	}
+	return nil, err
+}
+
+func (l *lasting) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	body, err := l.Reader.Range(ctx, off, n)
+	if err != nil {
+		return nil, err
+	}
+	return &lastingRange{ReadCloser: body, of: l, ctx: ctx, off: off, n: n}, nil
+}
+
+// lastingRange is a range of a lasting reader.
+type lastingRange struct {
+	io.ReadCloser // where the bytes come from now
+	of            *lasting
+	ctx           context.Context
+	off, n, given int64
+	next          content.Reader // nil before the disk failed
+}
+
+// replace goes over to another source after err. It fails with err where there is none.
+func (r *lastingRange) replace(err error) error {
+	if r.next != nil || r.given == r.n {
+		return err
+	}
+	next, openErr := r.of.again(r.ctx, err)
+	if openErr != nil {
+		return err
+	}
+	body, openErr := r.reopen(next)
+	if openErr != nil {
+		return errors.Join(err, openErr, next.Close())
+	}
+	r.of.fr.log.Warn("the disk fails in the middle of an answer: the rest comes from elsewhere",
+		"digest", r.of.req.Digest, "given", r.given, "error", err)
+	_ = r.ReadCloser.Close() // it has failed
+	r.next, r.ReadCloser = next, body
+	return nil
+}
+
+// reopen gives the rest of the range. Of a whole blob all is read once more: only so the end can wait for the digest.
+func (r *lastingRange) reopen(next content.Reader) (io.ReadCloser, error) {
+	if size := next.Size(); size != r.of.Size() {
+		return nil, fmt.Errorf("%s is of %d bytes elsewhere, want %d: %w", r.of.req.Digest, size, r.of.Size(), content.ErrDigestMismatch)
+	}
+	if r.n < next.Size() {
+		return next.Range(r.ctx, r.off+r.given, r.n-r.given)
+	}
+	body, err := next.Range(r.ctx, 0, r.n)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.CopyN(io.Discard, body, r.given); err != nil {
+		return nil, errors.Join(err, body.Close())
+	}
+	return body, nil
+}
+
+func (r *lastingRange) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	r.given += int64(n)
+	if err == nil || err == io.EOF || r.replace(err) != nil {
+		return n, err
+	}
+	return n, nil
+}
+
+// WriteTo keeps the way to sendfile open.
+func (r *lastingRange) WriteTo(w io.Writer) (total int64, err error) {
+	for {
+		n, err := io.Copy(w, r.ReadCloser)
+		r.given += n
+		total += n
+		if err == nil || r.replace(err) != nil {
+			return total, err
+		}
+	}
+}
+
+func (r *lastingRange) Close() error {
+	err := r.ReadCloser.Close()
+	if r.next != nil {
+		err = errors.Join(err, r.next.Close())
+	}
+	return err
+}
