@@ -96,7 +96,8 @@ func (n *node) start(ctx context.Context) (err error) {
 	// It opens without limits: which are in force is known from what it remembers itself.
 	n.store, err = store.Open(ctx, store.Options{
 		Path: c.Store.Path, RuntimePath: c.Store.RuntimePath, OnEvent: events.on, Holders: n.holders,
-		Logger: n.log.With("part", "store"), Registerer: n.metrics,
+		ScrubInterval: c.Store.ScrubInterval,
+		Logger:        n.log.With("part", "store"), Registerer: n.metrics,
 	})
 	if err != nil {
 		return err
@@ -234,7 +235,6 @@ func (n *node) serve(ctx context.Context) error {
 	group.Go(func() error { return n.answer(ctx, "registry", front, n.watch.Handler(n.front), n.front.Drain) })
 	group.Go(func() error { n.kube.run(ctx); return nil })
 	group.Go(func() error { n.followMirror(ctx); return nil })
-	group.Go(func() error { n.scrub(ctx); return nil })
 	n.log.Info("agent started", "version", version, "peer", n.swarm.ID(), "addresses", n.swarm.Addrs())
 	return group.Wait()
 }
@@ -274,68 +274,6 @@ func (n *node) answer(ctx context.Context, name string, l net.Listener, h http.H
 	return nil
 }
 
-// scrub checks what is on disk, again and again. When it last did so outlives a restart, or an agent that restarts often would
-// never come to it.
-func (n *node) scrub(ctx context.Context) {
-	every := n.config.Store.ScrubInterval
-	if every <= 0 {
-		return
-	}
-	memory := n.store.KV("scrub")
-	last, ok := loadTime(memory, lastScrub)
-	if !ok {
-		last = n.scrubbed(memory)
-	}
-	due := time.NewTimer(max(time.Until(last.Add(every)), min(every, scrubPause)))
-	defer due.Stop()
-	for {
-		select {
-		case <-due.C:
-		case <-ctx.Done():
-			return
-		}
-		report, err := n.store.Scrub(ctx)
-		switch {
-		case ctx.Err() != nil:
-			return
-		case err != nil:
-			n.log.Warn("scrub ended early", "error", err)
-		default:
-			n.log.Info("scrubbed", "report", report)
-		}
-		n.scrubbed(memory)
-		due.Reset(every)
-	}
-}
-
-const (
-	lastScrub = "last"
-	// scrubPause keeps a node that has just started, and has pulls to serve, from reading its whole disk at once.
-	scrubPause = 10 * time.Minute
-)
-
-// scrubbed notes that the store was checked now.
-func (n *node) scrubbed(memory store.KV) time.Time {
-	now := time.Now()
-	raw, err := now.MarshalText()
-	if err == nil {
-		err = memory.Put(lastScrub, raw)
-	}
-	if err != nil {
-		n.log.Warn("time of the scrub not remembered", "error", err)
-	}
-	return now
-}
-
-// loadTime reads a time that is not in the future, as one is after a clock was set back.
-func loadTime(memory store.KV, key string) (t time.Time, ok bool) {
-	raw, ok := memory.Get(key)
-	if !ok || t.UnmarshalText(raw) != nil || t.After(time.Now()) {
-		return time.Time{}, false
-	}
-	return t, true
-}
-
 // applyPolicy puts a policy into force where it is not asked for anew each time.
 func (n *node) applyPolicy(p *policy.Policy) {
 	n.swarm.SetBandwidth(p.Bandwidth.Up, p.Bandwidth.Down)
@@ -348,21 +286,9 @@ func (n *node) applyPolicy(p *policy.Policy) {
 	}
 }
 
-// limits are the store's under a policy; what the policy leaves open the configuration says.
+// limits are the store's under a policy.
 func (n *node) limits(p *policy.Policy) (store.Limits, error) {
-	s, own := p.Store, n.config.EffectivePolicy().Store
-	if s.Capacity.IsZero() {
-		s.Capacity = own.Capacity
-	}
-	if s.HighWatermark == 0 {
-		s.HighWatermark, s.LowWatermark = own.HighWatermark, own.LowWatermark
-	}
-	if s.MinFree.IsZero() {
-		s.MinFree = own.MinFree
-	}
-	if s.Eviction == "" {
-		s.Eviction = own.Eviction
-	}
+	s := p.Store
 	var disk unix.Statfs_t
 	if err := unix.Statfs(n.config.Store.Path, &disk); err != nil {
 		return store.Limits{}, fmt.Errorf("store.path %s: %w", n.config.Store.Path, err)

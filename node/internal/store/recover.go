@@ -96,6 +96,9 @@ func openWith(ctx context.Context, o Options, k disk) (_ *Store, err error) {
 	if len(orphans) > 0 {
 		s.workers.Go(func() { s.adoptAll(s.stopping, orphans) })
 	}
+	if o.ScrubInterval > 0 {
+		s.workers.Go(func() { s.scrubAgain(s.stopping, o.ScrubInterval) })
+	}
 	if len(s.arrived) > 0 {
 		s.workers.Go(func() { s.finishAll(s.stopping) })
 	}

@@ -27,7 +27,7 @@ type ScrubReport struct {
 
 // Scrub reads every blob of the store's own, at the bounded rate, and drops those that do not match their digest. Blobs
 // of the runtime whose chunk map is known are read too; a damaged one is not used any more. When ctx ends it returns what
-// it has found so far, with ctx's error. The caller schedules it.
+// it has found so far, with ctx's error. With Options.ScrubInterval the store does it by itself.
 func (s *Store) Scrub(ctx context.Context) (ScrubReport, error) {
 	start := time.Now()
 	s.mu.RLock()
@@ -97,6 +97,65 @@ func (s *Store) scrubBlob(ctx context.Context, e *entry, report *ScrubReport) er
 		}
 	}
 	return nil
+}
+
+const (
+	scrubMemory = "scrub" // the bucket in which lastScrub stands
+	lastScrub   = "last"
+	// scrubPause keeps a node that has just started, and has pulls to serve, from reading its whole disk at once.
+	scrubPause = 10 * time.Minute
+)
+
+// scrubAgain scrubs once in every interval until ctx ends. When it last did so outlives a restart, or a node that restarts
+// often would never come to it.
+func (s *Store) scrubAgain(ctx context.Context, every time.Duration) {
+	memory := s.KV(scrubMemory)
+	last, ok := recallTime(memory, lastScrub)
+	if !ok {
+		last = s.scrubbed(memory)
+	}
+	due := time.NewTimer(max(time.Until(last.Add(every)), min(every, scrubPause)))
+	defer due.Stop()
+	for {
+		select {
+		case <-due.C:
+		case <-ctx.Done():
+			return
+		}
+		report, err := s.Scrub(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			s.log.Warn("scrub ended early", "error", err)
+		default:
+			s.log.Info("scrubbed", "report", report)
+		}
+		s.scrubbed(memory)
+		due.Reset(every)
+	}
+}
+
+// scrubbed notes that the store was checked now.
+func (s *Store) scrubbed(memory KV) time.Time {
+	now := time.Now()
+	raw, err := now.MarshalText()
+	if err == nil {
+		err = memory.Put(lastScrub, raw)
+	}
+	if err != nil {
+		s.log.Warn("time of the scrub not remembered", "error", err)
+	}
+	return now
+}
+
+// recallTime reads a time that is not in the future, as one is after a clock was set back.
+func recallTime(memory KV, key string) (t time.Time, ok bool) {
+	raw, ok := memory.Get(key)
+	if !ok || t.UnmarshalText(raw) != nil || t.After(time.Now()) {
+		return time.Time{}, false
+	}
+	return t, true
 }
 
 // damagedBlob drops a blob, or stops using it where it is the runtime's.

@@ -51,6 +51,8 @@ type Options struct {
 	FreeSpace func(path string) (int64, error)
 	// ScrubRate bounds the reading of blobs only to check them, in bytes per second. 0: 64 MiB/s.
 	ScrubRate int64
+	// ScrubInterval is the time in which every blob is read and checked once. 0: never.
+	ScrubInterval time.Duration
 }
 
 // EventType says what became of a blob.
