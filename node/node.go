@@ -435,10 +435,13 @@ func (n *node) adminHandler() http.Handler {
 			{Name: "swarm", Ready: func(context.Context) error {
 				select {
 				case <-n.swarm.Started():
-					return nil
 				default:
 					return errors.New("still looking for the first peer")
 				}
+				if n.swarm.Lonely() {
+					return errors.New("no peer answers, though this node knows of some; it keeps looking for them")
+				}
+				return nil
 			}},
 			{Name: "store", Ready: func(context.Context) error { return n.store.Health() }},
 			{Name: "kubernetes", Ready: func(context.Context) error { return n.kube.ready() }},

@@ -55,6 +55,13 @@ func encode(w io.Writer, m message.BitSwapMessage) error {
 	return err
 }
 
+// Small entries take many times as much memory decoded as they do on the wire. maxRest is as much as boxo puts into one message of
+// wants, maxBlocks more than it puts into one message of blocks.
+const (
+	maxRest   = 2 << 20
+	maxBlocks = 4096
+)
+
 // blockSize is the size in bytes of b's encoding. Both fields are written even where they are empty, which proto3 allows.
 func blockSize(b *pb.Message_Block) int {
 	return protowire.SizeTag(fieldPrefix) + protowire.SizeBytes(len(b.Prefix)) +
@@ -67,6 +74,10 @@ func decode(frame []byte) (message.BitSwapMessage, error) {
 	rest, payload, err := split(frame)
 	if err != nil {
 		return nil, fmt.Errorf("decode Bitswap message: %w", err)
+	}
+	if len(rest) > maxRest || len(payload) > maxBlocks {
+		return nil, fmt.Errorf("decode Bitswap message: %d blocks, of which %d are allowed, and %d bytes besides them, of which %d are",
+			len(payload), maxBlocks, len(rest), maxRest)
 	}
 	m, _, err := message.FromMsgReader(&single{msg: rest})
 	if err != nil {

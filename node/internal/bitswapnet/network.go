@@ -9,6 +9,7 @@ package bitswapnet
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"slices"
@@ -23,7 +24,6 @@ import (
 	libp2p "github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
-	"github.com/libp2p/go-msgio"
 )
 
 const (
@@ -51,6 +51,7 @@ type Lent interface {
 type Network struct {
 	network.BitSwapNetwork
 	host      host.Host
+	guard     Guard
 	streams   streams
 	events    *network.ConnectEventManager
 	receivers []network.Receiver
@@ -60,12 +61,15 @@ type Network struct {
 
 var _ network.BitSwapNetwork = (*Network)(nil)
 
-// New makes a network over h.
-func New(h host.Host) *Network {
+// New makes a network over h. guard bounds what peers may cost; nil: nothing does but the resource manager.
+func New(h host.Host, guard Guard) *Network {
+	if guard == nil {
+		guard = lenient{}
+	}
 	events := network.NewConnectEventManager()
 	return &Network{
 		BitSwapNetwork: bsnet.NewFromIpfsHost(h, bsnet.SupportedProtocols(slices.Clone(protocols)), bsnet.WithConnectEventManager(events)),
-		host:           h, events: events, streams: streams{host: h, idle: map[peer.ID][]*idleStream{}},
+		host:           h, guard: guard, events: events, streams: streams{host: h, idle: map[peer.ID][]*idleStream{}},
 	}
 }
 
@@ -170,18 +174,28 @@ func closeStream(s libp2p.Stream, timeout time.Duration) {
 func (n *Network) receive(s libp2p.Stream) {
 	defer closeStream(s, minSendTimeout)
 	p := s.Conn().RemotePeer()
-	frames := msgio.NewVarintReaderSize(s, libp2p.MessageSizeMax)
+	if err := s.Scope().SetService(Service); err != nil {
+		_ = s.Reset()
+		n.guard.Blame(p, RuleStreams, err)
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	in := frames{stream: s}
 	for {
-		frame, err := frames.ReadMsg()
+		frame, release, err := in.next()
 		if err == nil {
-			err = n.deliver(p, frame)
-			frames.ReleaseMsg(frame)
+			err = n.deliver(ctx, p, frame)
+			release()
 		}
 		if err == nil {
 			continue
 		}
 		if !errors.Is(err, io.EOF) {
 			_ = s.Reset()
+			if rule := ruleOf(err); rule != "" {
+				n.guard.Blame(p, rule, err)
+			}
 			for _, r := range n.receivers {
 				r.ReceiveError(err)
 			}
@@ -190,10 +204,18 @@ func (n *Network) receive(s libp2p.Stream) {
 	}
 }
 
-func (n *Network) deliver(p peer.ID, frame []byte) error {
+// wantWork is what a want costs, in microseconds.
+const wantWork = 5
+
+func (n *Network) deliver(ctx context.Context, p peer.ID, frame []byte) error {
 	m, err := decode(frame)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errMalformed, err)
+	}
+	if wants := len(m.Wantlist()); wants > 0 {
+		if err := n.guard.Charge(ctx, p, wants*wantWork); err != nil {
+			return err
+		}
 	}
 	n.received.Add(1)
 	n.events.OnMessage(p)
@@ -202,3 +224,8 @@ func (n *Network) deliver(p peer.ID, frame []byte) error {
 	}
 	return nil
 }
+
+type lenient struct{}
+
+func (lenient) Charge(context.Context, peer.ID, int) error { return nil }
+func (lenient) Blame(peer.ID, string, error)               {}

@@ -57,8 +57,8 @@ func newHost(t *testing.T) host.Host {
 // connected are two hosts, the network of the first, and what receives from it on the second.
 func connected(t *testing.T) (a, b host.Host, from *Network, r receiver) {
 	a, b = newHost(t), newHost(t)
-	from = New(a)
-	return a, b, from, start(t, from, New(b))
+	from = New(a, nil)
+	return a, b, from, start(t, from, New(b, nil))
 }
 
 // start starts both sides, connects the first to the other, and returns the other's receiver.
@@ -84,7 +84,7 @@ func take[T any](t *testing.T, c <-chan T) T {
 
 func TestBlocksReachTheOtherSideWhoeverWroteIt(t *testing.T) {
 	t.Parallel()
-	own := func(h host.Host) network.BitSwapNetwork { return New(h) }
+	own := func(h host.Host) network.BitSwapNetwork { return New(h, nil) }
 	boxo := func(h host.Host) network.BitSwapNetwork { return bsnet.NewFromIpfsHost(h) }
 	for name, sides := range map[string][2]func(host.Host) network.BitSwapNetwork{
 		"own to own":  {own, own},
@@ -188,7 +188,7 @@ func TestAPeerThatTakesNothingIsGivenUp(t *testing.T) {
 	m.AddBlock(block(t, make([]byte, 1<<20), cid.Raw))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer time.AfterFunc(time.Minute, cancel).Stop()
-	require.Error(t, New(a).SendMessage(ctx, b.ID(), m))
+	require.Error(t, New(a, nil).SendMessage(ctx, b.ID(), m))
 	require.NoError(t, ctx.Err(), "it took more than a minute")
 }
 
@@ -198,7 +198,7 @@ func TestAPeerThatTakesNothingIsNotTriedTwice(t *testing.T) {
 	var opened atomic.Int32
 	b.SetStreamHandler(protocols[0], func(p2p.Stream) { opened.Add(1) })
 	require.NoError(t, a.Connect(t.Context(), peer.AddrInfo{ID: b.ID(), Addrs: b.Addrs()}))
-	n := New(a)
+	n := New(a, nil)
 	send := func(size int) error {
 		m := message.New(false)
 		m.AddBlock(block(t, make([]byte, size), cid.Raw))

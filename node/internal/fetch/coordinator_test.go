@@ -64,7 +64,7 @@ func TestAHolderThatDoesNotSignItsClaimsHarmsNoOneElse(t *testing.T) {
 	wrong[3*chunk1] ^= 1
 	l := newLie(t, d, wrong)
 	h := newStranger(t)
-	exchange := bitswapnet.New(h)
+	exchange := bitswapnet.New(h, nil)
 	srv := server.New(t.Context(), exchange, l.blocks)
 	exchange.Start(srv)
 	t.Cleanup(func() { exchange.Stop(); srv.Close() })

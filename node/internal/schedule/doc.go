@@ -25,4 +25,10 @@
 // home, and enters each zone once: the first group home of a zone takes the chunk from another zone, the group homes
 // after it take it from the zone. So a thin link between zones carries one copy, and in a swarm of thousands a node
 // keeps connections to its group and a few others instead of to everyone.
+//
+// # What is said, and what is so
+//
+// A size, a run and a holding are what a peer says until the digest has proved them. Plans keep a Table for each size that is said, so
+// a wrong one holds up those that believe it. A Table costs what was sent to it: its sets are of pages, and it books a lease a little
+// at a time.
 package schedule

@@ -1,9 +1,6 @@
 package schedule
 
-import (
-	"math/bits"
-	"slices"
-)
+import "slices"
 
 // plan hands out what can be handed out now.
 func (t *Table) plan() {
@@ -47,39 +44,31 @@ func (t *Table) takesDirect(g *group) bool {
 func (t *Table) planDirect(g *group) bool {
 	served := true
 	for _, m := range g.members {
-		for i, ok := m.nextOpen(0); ok && m.direct.size < min(t.cfg.DirectWindow, t.told(m)); i, ok = m.nextOpen(i + 1) {
+		unknown, some := m.need.nextWithout(0, &m.have, &m.told, &t.known)
+		misses := 0
+		i, ok := 0, true
+		for ; m.direct.size < min(t.cfg.DirectWindow, t.told(m)) && misses < t.cfg.DirectWindow; i++ {
+			if i, ok = t.known.nextIn(i, &m.need, &m.have, &m.told); !ok {
+				break
+			}
 			h := t.holder(m, i, true)
-			if h == nil || !t.chunks[i].known {
+			if h == nil {
 				served = false
+				misses++
 				continue
 			}
 			t.assign(m, i, h, false)
 			m.direct.add(i)
 		}
+		if some && (!ok || unknown < i) {
+			served = false
+		}
 	}
 	return served
 }
 
-// nextOpen is the first chunk from i on that m needs, does not have and was not told whom to ask for.
-func (m *member) nextOpen(i int) (int, bool) {
-	need, have, told := m.need.Words(), m.have.Words(), m.told.Words()
-	for w := i / 64; w < len(need); w++ {
-		open := need[w] &^ have[w] &^ told[w]
-		if w == i/64 {
-			open &= ^uint64(0) << (i % 64)
-		}
-		if open != 0 {
-			return w*64 + bits.TrailingZeros64(open), true
-		}
-	}
-	return 0, false
-}
-
 // planHomes gives every chunk of g that has none a home, as long as members have room.
 func (t *Table) planHomes(g *group) {
-	for g.next < len(g.roots) && (g.roots[g.next] != nil || !t.needed(g, g.next)) {
-		g.next++
-	}
 	for t.mayGive(g) {
 		gave := false
 		for _, m := range t.turns(g) {
@@ -99,7 +88,7 @@ func (t *Table) planHomes(g *group) {
 // mayGive tells whether g has chunks that could be given a home: it is asked at every report, and mostly says no. A chunk
 // without a home is known, or read by someone, whom g waits for, or it is fresh.
 func (t *Table) mayGive(g *group) bool {
-	return g.ready > 0 || t.fresh > 0 && t.runsLeft()
+	return g.ready.size > 0 || t.fresh > 0 && t.runsLeft()
 }
 
 // turns orders the members of g by who is to bring the next chunk: those within their share first, then those with the
@@ -123,22 +112,12 @@ func (t *Table) overShare(g *group, m *member) bool {
 	return m.brought*len(g.members)*2 > 3*g.brought+6*len(g.members)
 }
 
-func (t *Table) needed(g *group, i int) bool {
-	return slices.ContainsFunc(g.members, func(m *member) bool { return m.need.Test(uint(i)) && !m.have.Test(uint(i)) })
-}
-
 // give makes m the home of the next chunks of g that it can bring, and tells whether there were any.
 func (t *Table) give(g *group, m *member) bool {
 	may := t.mayLease(m)
-	if g.ready == 0 && (!may || t.fresh == 0) {
-		return false
-	}
-	for i := g.next; i < len(g.roots); i++ {
-		u := uint(i)
-		if !t.chunks[i].known && t.chunks[i].lessee != nil {
-			continue // its hash will be known soon
-		}
-		if g.roots[i] != nil || !m.need.Test(u) || m.have.Test(u) || t.betterHome(g, m, i) {
+	fresh := may && t.fresh > 0
+	for i, ok := t.nextHomeless(g, m, 0, fresh); ok; i, ok = t.nextHomeless(g, m, i+1, fresh) {
+		if t.betterHome(g, m, i) {
 			continue
 		}
 		if q := t.takesAlready(g, m, i); q != nil && q != m {
@@ -153,7 +132,7 @@ func (t *Table) give(g *group, m *member) bool {
 			continue
 		case src != nil:
 			// As with runs from upstream: an equal share of a quarter of what is left.
-			if m.bringing.size >= max(min(g.ready/(4*len(g.members)), t.cfg.Window), fewBrought) {
+			if m.bringing.size >= max(min(g.ready.size/(4*len(g.members)), t.cfg.Window), fewBrought) {
 				return false
 			}
 			t.setRoot(g, i, m)
@@ -171,11 +150,30 @@ func (t *Table) give(g *group, m *member) bool {
 	return false
 }
 
+// nextHomeless is the first chunk from i on that m needs and that has no home in g, of those whose hash is known, or (fresh) that
+// no one reads. The hash of one that someone reads will be known soon.
+func (t *Table) nextHomeless(g *group, m *member, i int, fresh bool) (int, bool) {
+	for {
+		ready, ok := g.ready.nextIn(i, &m.need, &m.have)
+		if !fresh {
+			return ready, ok
+		}
+		unknown, some := m.need.nextWithout(i, &m.have, &t.known)
+		switch {
+		case !some || ok && ready < unknown:
+			return ready, ok
+		case t.lessee(unknown) == nil && g.roots[unknown] == nil:
+			return unknown, true
+		}
+		i = unknown + 1
+	}
+}
+
 // takesAlready finds a member that was told to take chunk i from a holder when there were holders enough: it will do as
 // the home of the chunk for those who have come since, unless m knows better.
 func (t *Table) takesAlready(g *group, m *member, i int) *member {
 	for _, q := range g.members {
-		if q.direct.set.Test(uint(i)) && q.told.Test(uint(i)) && !q.sidelined.After(t.now) && !slices.Contains(m.tried[i], q.id) {
+		if q.direct.has(i) && q.told.has(i) && !q.sidelined.After(t.now) && !slices.Contains(m.tried[i], q.id) {
 			return q
 		}
 	}
@@ -188,17 +186,17 @@ const fewBrought = 2
 // betterHome tells whether m is sidelined and another, who is not, needs chunk i too.
 func (t *Table) betterHome(g *group, m *member, i int) bool {
 	return m.sidelined.After(t.now) && slices.ContainsFunc(g.members, func(x *member) bool {
-		return !x.sidelined.After(t.now) && x.need.Test(uint(i)) && !x.have.Test(uint(i))
+		return !x.sidelined.After(t.now) && x.need.has(i) && !x.have.has(i)
 	})
 }
 
 // source finds the peer from which m can bring chunk i into g. wait: someone is bringing the chunk from upstream, so
 // its hash will be known soon. Neither: only upstream can have it.
 func (t *Table) source(g *group, m *member, i int) (src *member, wait bool) {
-	c := &t.chunks[i]
-	if !c.known {
-		return nil, c.lessee != nil
+	if !t.known.has(i) {
+		return nil, t.lessee(i) != nil
 	}
+	c := t.chunks[i]
 	usable := func(x *member) bool {
 		return x != nil && x != m && t.members[x.id] == x && !slices.Contains(m.tried[i], x.id) && !x.sidelined.After(t.now)
 	}
@@ -211,7 +209,7 @@ func (t *Table) source(g *group, m *member, i int) (src *member, wait bool) {
 	if h := t.holder(m, i, false); h != nil {
 		return h, false
 	}
-	if by := t.members[c.claim.By]; usable(by) && by.have.Test(uint(i)) {
+	if by := t.members[c.claim.By]; usable(by) && by.have.has(i) {
 		return by, false
 	}
 	if usable(c.lessee) {
@@ -219,7 +217,7 @@ func (t *Table) source(g *group, m *member, i int) (src *member, wait bool) {
 	}
 	var last *member
 	for _, x := range t.members { // the usual sources are gone: anyone who has it
-		if x == m || !x.have.Test(uint(i)) || slices.Contains(m.tried[i], x.id) {
+		if x == m || !x.have.has(i) || slices.Contains(m.tried[i], x.id) {
 			continue
 		}
 		if last == nil || last.sidelined.After(x.sidelined) || last.sidelined.Equal(x.sidelined) && x.id < last.id {
@@ -272,7 +270,7 @@ func (t *Table) mayLease(m *member) bool {
 // orders takes as long as several chunks.
 func (t *Table) runsLeft() bool {
 	n := len(t.active)
-	return t.noRange || t.leased < max(n/16, min(t.cfg.UpstreamRuns+t.known/fewChunks, max(t.cfg.UpstreamRuns, min(n, manyRuns))))
+	return t.noRange || t.leased < max(n/16, min(t.cfg.UpstreamRuns+t.known.size/fewChunks, max(t.cfg.UpstreamRuns, min(n, manyRuns))))
 }
 
 // Found with node/internal/simulate, on links of 0.1 to 10 Gbit/s. manyRuns are enough to hide the time between leases on the
@@ -287,7 +285,7 @@ const (
 // for a moment, and what it was leased then the others would wait for.
 func (t *Table) run(g *group, m *member, i int) Run {
 	if t.noRange {
-		return Run{First: i, Count: len(t.chunks) - i}
+		return Run{First: i, Count: t.n - i}
 	}
 	able := 0
 	for _, x := range t.active {
@@ -297,9 +295,9 @@ func (t *Table) run(g *group, m *member, i int) Run {
 	}
 	most := min(max(t.fresh/(4*max(able, 1)), 1), 1+m.read, t.cfg.MaxRun)
 	r := Run{First: i, Count: 1}
-	for r.Count < most && r.End() < len(t.chunks) {
+	for r.Count < most && r.End() < t.n {
 		k := r.End()
-		if g.roots[k] != nil || t.chunks[k].known || t.chunks[k].lessee != nil || !m.need.Test(uint(k)) || m.have.Test(uint(k)) {
+		if g.roots[k] != nil || t.known.has(k) || t.lessee(k) != nil || !m.need.has(k) || m.have.has(k) {
 			break
 		}
 		r.Count++
@@ -318,34 +316,37 @@ func (t *Table) lease(m *member, r Run) {
 // book records that m reads a run from upstream, and so is the home of its chunks. Of a whole stream those chunks do
 // not count that others have brought already. While the blob's size is not known there are no chunks to be home of.
 func (t *Table) book(m *member, r Run) {
-	l := lease{run: r, expires: t.now.Add(t.cfg.LeaseTimeout), claimed: t.now}
-	for i := r.First; i < min(r.End(), len(t.chunks)); i++ {
-		ch := &t.chunks[i]
+	m.runs = append(m.runs, lease{run: r, next: r.First, expires: t.now.Add(t.cfg.LeaseTimeout), claimed: t.now})
+	t.leased++
+	t.extend(m, &m.runs[len(m.runs)-1])
+}
+
+// extend books the next chunks of a lease.
+func (t *Table) extend(m *member, l *lease) {
+	for ; l.left < bookAhead && l.next < min(l.run.End(), t.n); l.next++ {
+		i := l.next
 		if !t.bookable(m, i) {
 			continue
 		}
-		ch.lessee = m
-		if !ch.known {
+		t.chunk(i).lessee = m
+		if !t.known.has(i) {
 			t.fresh--
 		}
 		l.left++
 		if m.group.roots[i] == nil {
 			t.setRoot(m.group, i, m)
-			if ch.known { // by one who is gone: the others may ask for it at once
+			if t.known.has(i) { // by one who is gone: the others may ask for it at once
 				t.spread(m.group, i)
 			}
 		}
-		m.told.Set(uint(i))
+		m.told.add(i)
 		m.bring()
 	}
-	m.runs = append(m.runs, l)
-	t.leased++
 }
 
 // bookable: no one reads chunk i from upstream, and in m's group no one has it.
 func (t *Table) bookable(m *member, i int) bool {
-	ch := &t.chunks[i]
-	return ch.lessee == nil && (!ch.known || m.group.roots[i] == nil)
+	return t.lessee(i) == nil && (!t.known.has(i) || m.group.roots[i] == nil)
 }
 
 // despair tells participants for which nothing can be done: no one can go upstream (now: a runtime had better ask the
@@ -354,26 +355,16 @@ func (t *Table) despair() {
 	if !t.open || slices.ContainsFunc(t.active, func(m *member) bool { return m.upstream && !m.barred.After(t.now) }) {
 		return
 	}
+	if t.size >= 0 && len(t.holders) > 0 {
+		return
+	}
+	var all set
+	for _, m := range t.members {
+		all.addAll(&m.have)
+	}
 	for _, m := range t.active {
-		if t.size < 0 {
+		if _, lost := m.need.nextWithout(0, &m.have, &m.told, &all); lost || t.size < 0 {
 			t.tell(m).Hopeless = true
-			continue
-		}
-		for u, ok := m.need.NextSet(0); ok; u, ok = m.need.NextSet(u + 1) {
-			if !m.have.Test(u) && !m.told.Test(u) && !t.obtainable(m, int(u)) {
-				t.tell(m).Hopeless = true
-				break
-			}
 		}
 	}
-}
-
-// obtainable tells whether anyone but m has chunk i.
-func (t *Table) obtainable(m *member, i int) bool {
-	for _, x := range t.members {
-		if x != m && x.have.Test(uint(i)) {
-			return true
-		}
-	}
-	return false
 }

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/bits-and-blooms/bitset"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -16,13 +15,17 @@ import (
 var ErrSize = errors.New("blob size differs from what the other participants know")
 
 // Table is the plan for one blob. It is not safe for concurrent use.
+//
+// The size is a participant's word, and a run is as short to say when it is long. So the table keeps no more than what
+// participants have sent: there is an entry for a chunk once its hash is known or someone reads it, and sets are of runs.
 type Table struct {
 	cfg  Config
 	now  time.Time
 	size int64 // -1: not known
+	n    int   // chunks, 0 while the size is not known
 	open bool  // upstream may be asked
 
-	chunks      []chunk
+	chunks      map[int]*chunk // whose hash is known or that someone reads from upstream
 	members     map[peer.ID]*member
 	active      []*member // those that need chunks, in the order in which they joined
 	holders     []*member // those that have the whole blob
@@ -31,9 +34,9 @@ type Table struct {
 	zoneHolders map[string]int
 	zoneActive  map[string]int // participants in need
 	groups      []*group
-	zones       map[string][]*member // zone -> for each chunk the first group home that brings it into the zone
+	zones       map[string]map[int]*member // zone -> for each chunk the first group home that brings it into the zone
 
-	known    int     // chunks whose hash is known
+	known    set     // chunks whose hash is known
 	leased   int     // runs being read from upstream
 	fresh    int     // chunks whose hash is not known and that no one reads from upstream
 	streamer *member // where upstream has no Range: the one that reads the whole blob
@@ -56,47 +59,24 @@ type member struct {
 	upstream bool
 	complete bool
 	whole    bool
-	need     *bitset.BitSet
-	have     *bitset.BitSet
-	told     *bitset.BitSet // chunks it was given a source or a lease for
+	need     set
+	have     set
+	told     set // chunks it was given a source or a lease for
 	tried    map[int][]peer.ID
-	source   []*member // for each chunk whom it was told to ask and has not reported yet
-	waiting  int       // how many chunks it was told to ask for and has not reported yet
-	had      int       // how many chunks it has
-	low      int       // every chunk before it is there, or not needed
-	serving  int       // how many chunks others were told to ask of it and have not reported yet
-	served   int       // how many they were told ever
+	source   map[int]*member // whom it was told to ask for a chunk that it has not reported yet
+	serving  int             // how many chunks others were told to ask of it and have not reported yet
+	served   int             // how many they were told ever
 	runs     []lease
-	read     int     // chunks of leases that it has claimed
-	bringing counted // chunks it brings into its group from peers, not reported yet
-	direct   counted // chunks it takes from holders for itself, not reported yet
-	brought  int     // chunks it was made home of, ever
+	read     int // chunks of leases that it has claimed
+	bringing set // chunks it brings into its group from peers, not reported yet
+	direct   set // chunks it takes from holders for itself, not reported yet
+	brought  int // chunks it was made home of, ever
 	// barred is until when it is not sent upstream, which failed it.
 	barred time.Time
 	// sidelined is until when others are preferred to it as a source, since several participants got nothing from it.
 	// accusers are those, and when.
 	sidelined time.Time
 	accusers  map[peer.ID]time.Time
-}
-
-// counted is a set of chunks that knows its size.
-type counted struct {
-	set  *bitset.BitSet
-	size int
-}
-
-func (c *counted) add(i int) {
-	if !c.set.Test(uint(i)) {
-		c.set.Set(uint(i))
-		c.size++
-	}
-}
-
-func (c *counted) remove(i int) {
-	if c.set.Test(uint(i)) {
-		c.set.Clear(uint(i))
-		c.size--
-	}
 }
 
 // bring counts a chunk that m was made home of.
@@ -108,28 +88,32 @@ func (m *member) bring() {
 // busy weighs what m has to send now, and what it was made to send so far, so that both are spread.
 func (m *member) busy() int { return 4*m.serving + m.served }
 
+// lease is a run that is read from upstream. It is booked a little at a time: what one stream reads may be the whole blob.
 type lease struct {
 	run     Run
-	left    int
+	next    int // the chunks before it are booked
+	left    int // how many of those are still to be claimed
 	expires time.Time
 	claimed time.Time // when a chunk of it was last claimed, or it was given
 }
 
+// bookAhead is how many chunks of a lease are booked at one time, more than a run has that is not a whole stream.
+const bookAhead = 64
+
 type group struct {
 	zone    string
-	members []*member      // those active
-	homed   *bitset.BitSet // chunks whose hash is known and that have a home here
-	brought int            // chunks that members were made homes of, ever
-	roots   []*member      // for each chunk its home in this group
-	next    int            // every chunk before it has a home here, or is needed by no one
-	ready   int            // chunks that have no home here though their hash is known
+	members []*member       // those active
+	homed   set             // chunks whose hash is known and that have a home here
+	brought int             // chunks that members were made homes of, ever
+	roots   map[int]*member // for each chunk its home in this group
+	ready   set             // chunks that have no home here though their hash is known
 }
 
 // New makes the plan of a blob whose size is not known yet. No one is sent upstream before Open.
 func New(cfg Config) *Table {
 	return &Table{
-		cfg: cfg.withDefaults(), size: -1, members: map[peer.ID]*member{}, zones: map[string][]*member{},
-		zoneHolders: map[string]int{}, zoneActive: map[string]int{},
+		cfg: cfg.withDefaults(), size: -1, chunks: map[int]*chunk{}, members: map[peer.ID]*member{},
+		zones: map[string]map[int]*member{}, zoneHolders: map[string]int{}, zoneActive: map[string]int{},
 		out: map[peer.ID]*Orders{},
 	}
 }
@@ -141,9 +125,10 @@ func (t *Table) Open(now time.Time) {
 }
 
 // Known tells whether the hash of chunk i is known, so that another claim of it would tell nothing new.
-func (t *Table) Known(i int) bool {
-	return i >= 0 && i < len(t.chunks) && t.chunks[i].known
-}
+func (t *Table) Known(i int) bool { return i >= 0 && t.known.has(i) }
+
+// Informed reports whether the hash of any chunk is known.
+func (t *Table) Informed() bool { return t.known.size > 0 }
 
 // Size is the blob's size in bytes, or -1 where it is not known yet.
 func (t *Table) Size() int64 { return t.size }
@@ -174,8 +159,9 @@ func (t *Table) Join(now time.Time, id peer.ID, j Join) error {
 	if !j.Complete {
 		t.enter(m)
 	}
+	stream := t.noRange || slices.ContainsFunc(j.Failed, func(f Failure) bool { return f.Trouble == NoRange })
 	for _, r := range j.Leased {
-		t.resume(m, r)
+		t.resume(m, r, stream)
 	}
 	t.apply(m, j.Report)
 	t.plan()
@@ -184,18 +170,20 @@ func (t *Table) Join(now time.Time, id peer.ID, j Join) error {
 
 // AddHolder makes known a peer that has the whole blob. It fails with ErrSize.
 func (t *Table) AddHolder(now time.Time, id peer.ID, zone string, size int64, claims []Claim) error {
-	if m := t.members[id]; m != nil && !m.complete && m.group != nil {
-		return nil // it takes part itself, and knows best
+	if t.participates(id) {
+		return nil // it knows best
 	}
 	return t.Join(now, id, Join{Zone: zone, Report: Report{Size: size, Claims: claims, Complete: true}})
 }
+
+func errStranger(id peer.ID) error { return fmt.Errorf("report of %s, which is no participant", id) }
 
 // Report takes in what a participant tells. It fails with ErrSize, and for one that has not joined.
 func (t *Table) Report(now time.Time, id peer.ID, r Report) error {
 	t.now = now
 	m := t.members[id]
 	if m == nil {
-		return fmt.Errorf("report of %s, which is no participant", id)
+		return errStranger(id)
 	}
 	if r.Size > 0 {
 		if err := t.setSize(r.Size); err != nil {
@@ -272,16 +260,8 @@ func (t *Table) setSize(size int64) error {
 	case size > content.MaxSize || size < 0:
 		return fmt.Errorf("%d bytes: %w", size, ErrSize)
 	}
-	t.size = size
-	t.chunks = make([]chunk, content.Chunks(size))
-	t.fresh = len(t.chunks)
-	for _, g := range t.groups {
-		g.roots = make([]*member, len(t.chunks))
-		g.homed = bitset.New(uint(len(t.chunks)))
-	}
-	for zone := range t.zones {
-		t.zones[zone] = make([]*member, len(t.chunks))
-	}
+	t.size, t.n = size, content.Chunks(size)
+	t.fresh = t.n
 	for _, m := range t.active {
 		t.initMember(m)
 		t.tell(m).Size = size
@@ -295,12 +275,9 @@ func (t *Table) setSize(size int64) error {
 }
 
 func (t *Table) initMember(m *member) {
-	n := uint(len(t.chunks))
-	m.need, m.have, m.told = bitset.New(n), bitset.New(n), bitset.New(n)
-	m.source = make([]*member, n)
-	m.bringing, m.direct = counted{set: bitset.New(n)}, counted{set: bitset.New(n)}
-	if m.whole {
-		m.need.FlipRange(0, n)
+	m.source = map[int]*member{}
+	if m.whole && t.n > 0 {
+		m.need.addRun(Run{First: 0, Count: t.n})
 	}
 }
 
@@ -309,7 +286,7 @@ func (t *Table) enter(m *member) {
 	t.active = append(t.active, m)
 	t.zoneActive[m.zone]++
 	if t.zones[m.zone] == nil {
-		t.zones[m.zone] = make([]*member, len(t.chunks))
+		t.zones[m.zone] = map[int]*member{}
 	}
 	for _, g := range t.groups {
 		if g.zone == m.zone && len(g.members) < t.cfg.GroupSize {
@@ -318,17 +295,10 @@ func (t *Table) enter(m *member) {
 		}
 	}
 	if m.group == nil {
-		m.group = &group{zone: m.zone, roots: make([]*member, len(t.chunks)), homed: bitset.New(uint(len(t.chunks)))}
-		for i := range t.chunks {
-			if t.chunks[i].known {
-				m.group.ready++
-			}
-		}
+		m.group = &group{zone: m.zone, roots: map[int]*member{}, ready: t.known.clone()}
 		t.groups = append(t.groups, m.group)
 	}
-	g := m.group
-	g.members = append(g.members, m)
-	g.next = 0
+	m.group.members = append(m.group.members, m)
 	// What its group has homes for already it takes from them.
 	t.refill(m)
 }
@@ -336,12 +306,13 @@ func (t *Table) enter(m *member) {
 // refill tells m whom to ask for chunks that have a home in its group, up to Config.Told at one time. The rest is told
 // as it reports what came: by then others have those chunks too, and their homes are not asked by everyone.
 func (t *Table) refill(m *member) {
-	for m.low < len(t.chunks) && (m.have.Test(uint(m.low)) || !m.need.Test(uint(m.low))) {
-		m.low++
-	}
 	g := m.group
-	for u, ok := g.homed.NextSet(uint(m.low)); ok && m.waiting < t.told(m); u, ok = g.homed.NextSet(u + 1) {
-		if i := int(u); !m.told.Test(u) && g.roots[i] != m {
+	for i := 0; len(m.source) < t.told(m); i++ {
+		var ok bool
+		if i, ok = g.homed.nextIn(i, &m.need, &m.have, &m.told); !ok {
+			return
+		}
+		if g.roots[i] != m {
 			t.assign(m, i, t.leastBusy(m, i, g.roots[i]), false)
 		}
 	}
@@ -350,7 +321,7 @@ func (t *Table) refill(m *member) {
 // told is how many chunks m is told to ask for at one time: of few that are left, few, so that what is left can be spread
 // over those who get it meanwhile.
 func (t *Table) told(m *member) int {
-	return max(min((len(t.chunks)-m.had)/4, t.cfg.Told), fewTold)
+	return max(min((t.n-m.have.size)/4, t.cfg.Told), fewTold)
 }
 
 // fewTold keeps a participant busy while it waits for orders.
@@ -360,15 +331,15 @@ const fewTold = 8
 // chunk too, or will, and the home would be asked for too much.
 func (t *Table) leastBusy(m *member, i int, home *member) *member {
 	best, least := home, home.busy()
-	worth := detour * min(len(m.group.members), len(t.chunks)/2)
+	worth := detour * min(len(m.group.members), t.n/2)
 	for _, x := range m.group.members {
 		busy := x.busy()
 		if x == m || busy >= least || x.sidelined.After(t.now) || slices.Contains(m.tried[i], x.id) {
 			continue
 		}
-		switch u := uint(i); {
-		case x.have.Test(u):
-		case x.told.Test(u) && busy+worth < least && !t.waitsFor(x, m, i):
+		switch {
+		case x.have.has(i):
+		case x.told.has(i) && busy+worth < least && !t.waitsFor(x, m, i):
 		default:
 			continue
 		}
@@ -404,18 +375,11 @@ func (t *Table) waitsFor(x, m *member, i int) bool {
 
 // apply takes in one report of m.
 func (t *Table) apply(m *member, r Report) {
-	n := len(t.chunks)
-	for _, run := range r.Need {
-		if run.First < 0 || run.Count <= 0 || run.First >= n {
-			continue
+	n := t.n
+	if need := united(r.Need, n); len(need) > 0 {
+		for _, run := range need {
+			m.need.addRun(run)
 		}
-		for i := run.First; i < min(run.End(), n); i++ {
-			m.need.Set(uint(i))
-			if m.group != nil {
-				m.group.next = min(m.group.next, i)
-			}
-		}
-		m.low = min(m.low, run.First)
 		if m.group != nil {
 			t.refill(m)
 		}
@@ -450,19 +414,19 @@ func (t *Table) apply(m *member, r Report) {
 
 // claim records that m knows a chunk's hash: from upstream itself, or (when it joins) as another claimed it.
 func (t *Table) claim(m *member, c Claim) {
-	ch := &t.chunks[c.Index]
+	ch := t.chunk(c.Index)
 	if !ch.known {
 		ch.claim, ch.known = c, true
-		t.known++
+		t.known.add(c.Index)
 		if ch.lessee == nil {
 			t.fresh--
 		}
 		for _, g := range t.groups {
 			if root := g.roots[c.Index]; root != nil {
-				g.homed.Set(uint(c.Index))
+				g.homed.add(c.Index)
 				t.spread(g, c.Index)
 			} else {
-				g.ready++
+				g.ready.add(c.Index)
 			}
 		}
 	}
@@ -485,6 +449,7 @@ func (t *Table) progress(m *member, i int) {
 		l.left--
 		m.read++
 		l.expires, l.claimed = t.now.Add(t.cfg.LeaseTimeout), t.now
+		t.extend(m, l)
 		if l.left <= 0 {
 			m.runs = slices.Delete(m.runs, k, k+1)
 			t.leased--
@@ -495,12 +460,10 @@ func (t *Table) progress(m *member, i int) {
 
 // have records that m has chunk i; where its group has no home for it, m becomes that.
 func (t *Table) have(m *member, i int) {
-	u := uint(i)
-	if m.have.Test(u) {
+	if m.have.has(i) {
 		return
 	}
-	m.have.Set(u)
-	m.had++
+	m.have.add(i)
 	t.unserve(m, i)
 	delete(m.tried, i)
 	g := m.group
@@ -509,22 +472,20 @@ func (t *Table) have(m *member, i int) {
 	}
 	m.bringing.remove(i)
 	m.direct.remove(i)
-	if g.roots[i] == nil && t.chunks[i].known {
+	if g.ready.has(i) {
 		t.setRoot(g, i, m)
 		t.spread(g, i)
 	}
-	if m.waiting < t.told(m) {
+	if len(m.source) < t.told(m) {
 		t.refill(m)
 	}
 }
 
 func (t *Table) setRoot(g *group, i int, m *member) {
-	if g.roots[i] == nil && t.chunks[i].known {
-		g.ready--
-	}
+	g.ready.remove(i)
 	g.roots[i] = m
-	if t.chunks[i].known {
-		g.homed.Set(uint(i))
+	if t.known.has(i) {
+		g.homed.add(i)
 	}
 	zone := t.zones[g.zone]
 	if z := zone[i]; z == nil || t.members[z.id] != z || z.sidelined.After(t.now) {
@@ -534,28 +495,25 @@ func (t *Table) setRoot(g *group, i int, m *member) {
 
 // spread tells those in g who need chunk i, and have room to be told, whom to ask for it: it has a home now.
 func (t *Table) spread(g *group, i int) {
-	u := uint(i)
 	for _, q := range g.members {
-		if q != g.roots[i] && q.waiting < t.told(q) && !q.told.Test(u) && q.need.Test(u) && !q.have.Test(u) {
+		if q != g.roots[i] && len(q.source) < t.told(q) && !q.told.has(i) && q.need.has(i) && !q.have.has(i) {
 			t.assign(q, i, t.leastBusy(q, i, g.roots[i]), false)
 		}
 	}
 }
 
 func (t *Table) assign(m *member, i int, from *member, root bool) {
-	u := uint(i)
-	if from == m || !m.need.Test(u) || m.have.Test(u) {
+	if from == m || !m.need.has(i) || m.have.has(i) {
 		return
 	}
-	m.told.Set(u)
+	m.told.add(i)
 	t.unserve(m, i)
 	m.source[i] = from
-	m.waiting++
 	from.serving++
 	from.served++
 	o := t.tell(m)
 	o.Chunks = append(o.Chunks, Assignment{
-		Claim: t.chunks[i].claim, From: from.id, Root: root, Held: from.have.Test(u),
+		Claim: t.chunks[i].claim, From: from.id, Root: root, Held: from.have.has(i),
 	})
 }
 
@@ -563,8 +521,7 @@ func (t *Table) assign(m *member, i int, from *member, root bool) {
 func (t *Table) unserve(m *member, i int) {
 	if s := m.source[i]; s != nil {
 		s.serving--
-		m.waiting--
-		m.source[i] = nil
+		delete(m.source, i)
 	}
 }
 
@@ -574,9 +531,8 @@ func (t *Table) complete(m *member) {
 		t.releaseLeases(m)
 		t.leaveGroup(m)
 	}
-	if m.have.Len() > 0 {
-		m.have.ClearAll()
-		m.have.FlipRange(0, m.have.Len())
+	if t.n > 0 {
+		m.have.addRun(Run{First: 0, Count: t.n})
 	}
 	t.holders = append(t.holders, m)
 	t.zoneHolders[m.zone]++
@@ -596,7 +552,7 @@ func (t *Table) leaveGroup(m *member) {
 func (t *Table) releaseLeases(m *member) {
 	for _, l := range m.runs {
 		t.leased--
-		for i := l.run.First; i < min(l.run.End(), len(t.chunks)); i++ {
+		for i := l.run.First; i < l.next; i++ {
 			t.release(m, i)
 		}
 	}
@@ -605,15 +561,16 @@ func (t *Table) releaseLeases(m *member) {
 
 // release takes the lease of chunk i from m, if it has it.
 func (t *Table) release(m *member, i int) {
-	ch := &t.chunks[i]
-	if ch.lessee != m {
+	if t.lessee(i) != m {
 		return
 	}
-	ch.lessee = nil
-	if !ch.known {
+	if ch := t.chunks[i]; ch.known {
+		ch.lessee = nil
+	} else {
+		delete(t.chunks, i)
 		t.fresh++
 	}
-	if !m.have.Test(uint(i)) {
+	if !m.have.has(i) {
 		t.vacate(m.group, i)
 	}
 }
@@ -621,8 +578,8 @@ func (t *Table) release(m *member, i int) {
 // unlease takes chunk i, whose hash is known, out of the lease of a member that others got nothing from. Else whoever were to read it next
 // would not be its home, and it would be leased to everyone.
 func (t *Table) unlease(m *member, i int) {
-	ch := &t.chunks[i]
-	if ch.lessee != m || !ch.known {
+	ch := t.chunks[i]
+	if ch == nil || ch.lessee != m || !ch.known {
 		return
 	}
 	ch.lessee = nil
@@ -631,7 +588,8 @@ func (t *Table) unlease(m *member, i int) {
 		if i < l.run.First || i >= l.run.End() {
 			continue
 		}
-		if l.left--; l.left <= 0 {
+		l.left--
+		if t.extend(m, l); l.left <= 0 {
 			m.runs = slices.Delete(m.runs, k, k+1)
 			t.leased--
 		}
@@ -639,26 +597,43 @@ func (t *Table) unlease(m *member, i int) {
 	}
 }
 
+// chunk is the entry of chunk i, which is made where there is none.
+func (t *Table) chunk(i int) *chunk {
+	ch := t.chunks[i]
+	if ch == nil {
+		ch = &chunk{}
+		t.chunks[i] = ch
+	}
+	return ch
+}
+
+// lessee is who reads chunk i from upstream now, nil where no one does.
+func (t *Table) lessee(i int) *member {
+	if ch := t.chunks[i]; ch != nil {
+		return ch.lessee
+	}
+	return nil
+}
+
 // vacate takes the home of chunk i in g away, and gives the chunk to a member that has it, if one does.
 func (t *Table) vacate(g *group, i int) {
-	u := uint(i)
 	old := g.roots[i]
 	if old == nil {
 		return
 	}
 	t.unseat(g, i)
 	for _, q := range g.members {
-		if !q.have.Test(u) {
-			q.told.Clear(u)
+		if !q.have.has(i) {
+			q.told.remove(i)
 			q.direct.remove(i)
 			t.unserve(q, i)
 		}
 	}
-	if !t.chunks[i].known {
+	if !t.known.has(i) {
 		return
 	}
 	for _, q := range g.members {
-		if q != old && q.have.Test(u) && !q.sidelined.After(t.now) {
+		if q != old && q.have.has(i) && !q.sidelined.After(t.now) {
 			t.setRoot(g, i, q)
 			t.spread(g, i)
 			return
@@ -673,14 +648,13 @@ func (t *Table) unseat(g *group, i int) {
 		return
 	}
 	old.bringing.remove(i)
-	g.roots[i] = nil
-	g.homed.Clear(uint(i))
-	if t.chunks[i].known {
-		g.ready++
+	delete(g.roots, i)
+	g.homed.remove(i)
+	if t.known.has(i) {
+		g.ready.add(i)
 	}
-	g.next = min(g.next, i)
 	if zone := t.zones[g.zone]; zone[i] == old {
-		zone[i] = nil
+		delete(zone, i)
 	}
 }
 
@@ -702,10 +676,15 @@ func (t *Table) remove(id peer.ID) {
 	}
 	t.releaseLeases(m)
 	t.leaveGroup(m)
+	var homes []int
 	for i, root := range m.group.roots {
 		if root == m {
-			t.vacate(m.group, i)
+			homes = append(homes, i)
 		}
+	}
+	slices.Sort(homes)
+	for _, i := range homes {
+		t.vacate(m.group, i)
 	}
 	m.group = nil
 }
@@ -716,7 +695,7 @@ func (t *Table) fail(m *member, f Failure) {
 		l := m.runs[k]
 		m.runs = slices.Delete(m.runs, k, k+1)
 		t.leased--
-		for i := l.run.First; i < min(l.run.End(), len(t.chunks)); i++ {
+		for i := l.run.First; i < l.next; i++ {
 			t.release(m, i)
 		}
 	}
@@ -739,25 +718,23 @@ func (t *Table) fail(m *member, f Failure) {
 
 // suspect answers a participant whose source of a chunk did not deliver.
 func (t *Table) suspect(m *member, s Suspicion) {
-	u := uint(s.Index)
-	if m.group == nil || m.have.Test(u) || t.chunks[s.Index].lessee == m {
+	if m.group == nil || m.have.has(s.Index) || t.lessee(s.Index) == m {
 		return
 	}
-	if !slices.Contains(m.tried[s.Index], s.From) {
+	from := t.members[s.From]
+	if from != nil && !slices.Contains(m.tried[s.Index], s.From) { // who is no participant is not asked anyway
 		m.tried[s.Index] = append(m.tried[s.Index], s.From)
 	}
-	m.told.Clear(u)
+	m.told.remove(s.Index)
 	m.direct.remove(s.Index) // or what never comes would fill its window for good
 	t.unserve(m, s.Index)
 	g := m.group
-	g.next = min(g.next, s.Index)
-	from := t.members[s.From]
 	if from != nil && from != m {
 		t.accuse(from, m.id)
 		t.unlease(from, s.Index)
 	}
 	root := g.roots[s.Index]
-	if root == m && t.chunks[s.Index].known {
+	if root == m && t.known.has(s.Index) {
 		// The others have asked m and wait for it. Would another become the home, it and m might wait for each other.
 		if src, _ := t.source(g, m, s.Index); src != nil {
 			t.assign(m, s.Index, src, true)
@@ -768,7 +745,7 @@ func (t *Table) suspect(m *member, s Suspicion) {
 		t.vacate(g, s.Index) // m brings it itself from elsewhere, or another home is found
 		root = g.roots[s.Index]
 	}
-	if root == nil || !t.chunks[s.Index].known {
+	if root == nil || !t.known.has(s.Index) {
 		return // plan finds a home
 	}
 	if !slices.Contains(m.tried[s.Index], root.id) {
@@ -781,7 +758,7 @@ func (t *Table) suspect(m *member, s Suspicion) {
 	case src != nil:
 		t.assign(m, s.Index, src, false)
 	case t.mayLease(m):
-		if l := t.chunks[s.Index].lessee; l != nil {
+		if l := t.lessee(s.Index); l != nil {
 			t.unlease(l, s.Index)
 		}
 		t.unseat(g, s.Index) // for m
@@ -809,10 +786,14 @@ func (t *Table) accuse(m *member, by peer.ID) {
 	}
 }
 
-// resume takes in a run that m reads from upstream already, or what is left of it.
-func (t *Table) resume(m *member, r Run) {
-	if m.group == nil || r.First < 0 || r.Count <= 0 || r.First > len(t.chunks)-r.Count {
+// resume takes in a run that m reads from upstream already, or what is left of it. What it says counts as far as the table would
+// have leased it, or one who says that it reads everything would keep all others from upstream.
+func (t *Table) resume(m *member, r Run, stream bool) {
+	if m.group == nil || r.First < 0 || r.Count <= 0 || r.First > t.n-r.Count || len(m.runs) >= t.cfg.PeerRuns {
 		return
+	}
+	if !stream {
+		r.Count = min(r.Count, t.cfg.MaxRun)
 	}
 	for i := r.First; i < r.End(); i++ {
 		if t.bookable(m, i) {
@@ -821,4 +802,25 @@ func (t *Table) resume(m *member, r Run) {
 		}
 	}
 	// Someone else has all of it by now: m's own reading does no harm, but no one waits for it.
+}
+
+// united are the parts of runs that lie within n chunks, in order, those that meet or overlap as one.
+func united(runs []Run, n int) []Run {
+	var out []Run
+	for _, r := range runs {
+		if r.First >= 0 && r.First < n && r.Count > 0 {
+			out = append(out, Run{First: r.First, Count: min(r.Count, n-r.First)})
+		}
+	}
+	slices.SortFunc(out, func(a, b Run) int { return a.First - b.First })
+	k := 0
+	for _, r := range out {
+		if k > 0 && r.First <= out[k-1].End() {
+			out[k-1].Count = max(out[k-1].End(), r.End()) - out[k-1].First
+			continue
+		}
+		out[k] = r
+		k++
+	}
+	return out[:k]
 }

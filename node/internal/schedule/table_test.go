@@ -199,7 +199,7 @@ func (s *swarm) lacking() string {
 			if n.have[i] || n.stalled {
 				continue
 			}
-			m, c := s.table.members[n.id], s.table.chunks[i]
+			m, c := s.table.members[n.id], s.table.chunk(i)
 			name := func(m *member) string {
 				if m == nil {
 					return "no one"
@@ -207,7 +207,7 @@ func (s *swarm) lacking() string {
 				return string(m.id)
 			}
 			return fmt.Sprintf("%s lacks chunk %d: asks %q, told %v, home %s, hash known %v, read by %s, tried %d peers",
-				string(n.id), i, string(n.from[i]), m.told.Test(uint(i)), name(m.group.roots[i]), c.known, name(c.lessee), len(m.tried[i]))
+				string(n.id), i, string(n.from[i]), m.told.has(i), name(m.group.roots[i]), c.known, name(c.lessee), len(m.tried[i]))
 		}
 	}
 	return ""

@@ -134,6 +134,8 @@ type Join struct {
 	Upstream bool
 	// Whole: it needs every chunk. Otherwise Report.Need tells what it needs.
 	Whole bool
+	// Orphan: the coordinator that it took part with was lost just now, so that others may be about to come.
+	Orphan bool
 	// Leased are runs that it is reading from upstream already, on orders of an earlier coordinator.
 	Leased []Run
 	// Report is what it brings: size, claims, chunks it has.

@@ -1,7 +1,6 @@
 package swarm
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -22,10 +21,23 @@ const (
 	helloTimeout = 2 * time.Second
 	// writeTimeout bounds each write on it: a participant that takes no orders for so long has left.
 	writeTimeout = 10 * time.Second
-	// roomLinger is for how long a room remembers who is complete after the last participant has gone.
+	// sessionIdle is for how long a participant may say nothing at all.
+	sessionIdle = 10 * time.Minute
+	// verifyWork is what it costs to verify a claim, in microseconds.
+	verifyWork = 60
+	// maxRooms bounds the blobs that are coordinated at one time, those that no one takes part in any more among them.
+	maxRooms = 4096
+	// roomLinger is for how long a room remembers what it knows after the last participant has gone.
 	roomLinger = 5 * time.Minute
-	// succession is how long a new coordinator waits for the participants of the one before it to come.
-	succession = 2 * time.Second
+	// emptyLinger is for how long a room stays that knows nothing.
+	emptyLinger = 5 * time.Second
+	// succession is how long a new coordinator waits for the participants of the one before it to come. With each that comes it waits
+	// for another successor, up to longSuccession in all.
+	succession, successor, longSuccession = 2 * time.Second, time.Second, 5 * time.Second
+	// young is for how long after its beginning a room takes those who come from a lost coordinator for the first of several.
+	young = 5 * time.Second
+	// searchAgain is how often holders are looked for again while none is known and participants come.
+	searchAgain = 10 * time.Second
 )
 
 var errLeft = errors.New("left")
@@ -35,12 +47,23 @@ type room struct {
 	swarm  *Swarm
 	digest digest.Digest
 
-	mu      sync.Mutex
-	table   *schedule.Table
-	members map[peer.ID]*member
-	idle    time.Time // since when no one takes part
-	openAt  time.Time // no one is sent upstream before
-	closed  bool
+	mu       sync.Mutex
+	table    *schedule.Plans
+	members  map[peer.ID]*member
+	begun    time.Time // when the first came, or the first after all had gone
+	idle     time.Time // since when no one takes part
+	bereaved time.Time // when the first came from a coordinator that was lost
+	openAt   time.Time // no one is sent upstream before
+	searched time.Time // when holders were looked for last
+	search   chan struct{}
+	closed   bool
+}
+
+func newRoom(s *Swarm, d digest.Digest) *room {
+	return &room{
+		swarm: s, digest: d, table: schedule.NewPlans(s.opts.Schedule), members: map[peer.ID]*member{}, idle: time.Now(),
+		search: make(chan struct{}, 1),
+	}
 }
 
 // member is a participant's mailbox of orders.
@@ -53,19 +76,44 @@ func newMember(id peer.ID) *member {
 	return &member{id: id, out: newMailbox(func(have *schedule.Orders, later schedule.Orders) { have.Merge(later) })}
 }
 
-// room returns the room of d, and makes it where there is none.
-func (s *Swarm) room(d digest.Digest) *room {
+// room returns the room of d, and makes it for a peer where there is none.
+func (s *Swarm) room(d digest.Digest, by peer.ID) (*room, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if r := s.rooms[d]; r != nil {
-		return r
+		return r, nil
 	}
-	r := &room{
-		swarm: s, digest: d, table: schedule.New(s.opts.Schedule), members: map[peer.ID]*member{}, idle: time.Now(),
+	if len(s.rooms) >= maxRooms {
+		s.forgetRoom()
 	}
+	if len(s.rooms) >= maxRooms || !s.guard.mayOpenRoom(by) {
+		return nil, fmt.Errorf("coordinate %s: %w", d, errTooMuch)
+	}
+	r := newRoom(s, d)
 	s.rooms[d] = r
 	s.wg.Go(func() { r.serve(s.ctx) })
-	return r
+	return r, nil
+}
+
+// forgetRoom closes the room that no one has been in for the longest time. The caller holds s.mu.
+func (s *Swarm) forgetRoom() {
+	var oldest *room
+	for _, r := range s.rooms {
+		r.mu.Lock()
+		if len(r.members) == 0 && (oldest == nil || r.idle.Before(oldest.idle)) {
+			oldest = r
+		}
+		r.mu.Unlock()
+	}
+	if oldest == nil {
+		return
+	}
+	oldest.mu.Lock()
+	defer oldest.mu.Unlock()
+	if len(oldest.members) == 0 {
+		oldest.closed = true
+		delete(s.rooms, oldest.digest)
+	}
 }
 
 func (s *Swarm) roomCount() int {
@@ -76,15 +124,23 @@ func (s *Swarm) roomCount() int {
 
 // serve finds out who has the blob, opens the way upstream, and keeps the table's time until no one needs the room.
 func (r *room) serve(ctx context.Context) {
-	found := make(chan struct{})
-	r.swarm.wg.Go(func() {
-		defer close(found)
-		r.swarm.discover(ctx, r.digest, r.addHolder)
-	})
 	grace := time.NewTimer(r.swarm.opts.DiscoveryGrace)
 	defer grace.Stop()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	var found chan struct{}
+	search := func() {
+		if found != nil {
+			return // one is under way
+		}
+		done := make(chan struct{})
+		found = done
+		grace.Reset(r.swarm.opts.DiscoveryGrace)
+		r.swarm.wg.Go(func() {
+			defer close(done)
+			r.swarm.discover(ctx, r.digest, r.addHolder)
+		})
+	}
 	open := func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -100,6 +156,8 @@ func (r *room) serve(ctx context.Context) {
 		case <-ctx.Done():
 			r.close(content.ErrClosed)
 			return
+		case <-r.search:
+			search()
 		case <-found:
 			found = nil
 			open()
@@ -127,7 +185,14 @@ func (r *room) expired(now time.Time) bool {
 		r.idle = now
 		return false
 	}
-	if now.Sub(r.idle) < roomLinger {
+	if r.closed {
+		return true
+	}
+	linger := roomLinger
+	if r.table.Holders() == 0 && !r.table.Informed() {
+		linger = emptyLinger
+	}
+	if now.Sub(r.idle) < linger {
 		return false
 	}
 	r.closed = true
@@ -146,18 +211,23 @@ func (r *room) close(err error) {
 
 // vouch drops claims that the peers they name have not signed: to pass them on is to be blamed for them. What is known is
 // not passed on, and not looked at. It fails where from itself is named, who then says what it does not want to be held to.
-func (r *room) vouch(from peer.ID, claims []schedule.Claim) ([]schedule.Claim, error) {
+func (r *room) vouch(
+	ctx context.Context, from peer.ID, size int64, claims []schedule.Claim,
+) ([]schedule.Claim, error) {
 	own := r.swarm.host.ID()
 	if from == own && !slices.ContainsFunc(claims, func(c schedule.Claim) bool { return c.By != own }) {
 		return claims, nil
 	}
 	r.mu.Lock()
-	fresh := slices.DeleteFunc(slices.Clone(claims), func(c schedule.Claim) bool { return r.table.Known(c.Index) })
+	fresh := slices.DeleteFunc(slices.Clone(claims), func(c schedule.Claim) bool { return r.table.Known(from, size, c.Index) })
 	r.mu.Unlock()
 	forged := map[int]bool{}
 	for _, c := range fresh {
 		if c.By == own && from == own {
 			continue
+		}
+		if err := r.swarm.guard.Charge(ctx, from, verifyWork); err != nil {
+			return nil, err
 		}
 		err := VerifyClaim(r.digest, c)
 		if err != nil && c.By == from {
@@ -170,7 +240,7 @@ func (r *room) vouch(from peer.ID, claims []schedule.Claim) ([]schedule.Claim, e
 }
 
 func (r *room) addHolder(p peer.ID, zone string, size int64, claims []schedule.Claim) {
-	if _, err := r.vouch(p, claims); err != nil {
+	if _, err := r.vouch(r.swarm.ctx, p, size, claims); err != nil {
 		r.swarm.log.Warn("holder not used", "digest", r.digest, "peer", p, "error", err)
 		return
 	}
@@ -183,9 +253,9 @@ func (r *room) addHolder(p peer.ID, zone string, size int64, claims []schedule.C
 }
 
 // join lets a participant in. It fails with schedule.ErrSize, and with errLeft for a room that has just closed.
-func (r *room) join(m *member, j schedule.Join) error {
+func (r *room) join(ctx context.Context, m *member, j schedule.Join) error {
 	var err error
-	if j.Claims, err = r.vouch(m.id, j.Claims); err != nil {
+	if j.Claims, err = r.vouch(ctx, m.id, j.Size, j.Claims); err != nil {
 		return err
 	}
 	r.mu.Lock()
@@ -193,26 +263,61 @@ func (r *room) join(m *member, j schedule.Join) error {
 	if r.closed {
 		return errLeft
 	}
-	if err := r.table.Join(time.Now(), m.id, j); err != nil {
+	now := time.Now()
+	r.prepare(now, j)
+	if err := r.table.Join(now, m.id, j); err != nil {
 		return err
 	}
 	if old := r.members[m.id]; old != nil {
 		old.out.close(errLeft)
 	}
 	r.members[m.id] = m
-	r.idle = time.Now()
-	if r.openAt.IsZero() && (len(j.Claims) > 0 || len(j.Leased) > 0) {
-		// It comes from a coordinator that was lost, and so will others, who have what it lacks. (One that has chunks and no
-		// claims for them goes on with what it kept on disk.)
-		r.openAt = r.idle.Add(succession)
-	}
+	r.idle = now
 	r.deliver()
 	return nil
 }
 
-func (r *room) report(m *member, rep schedule.Report) error {
+// prepare looks for holders again where none is known, and waits for the others where a participant comes from a coordinator that was
+// lost: they have what it lacks. The caller holds r.mu.
+func (r *room) prepare(now time.Time, j schedule.Join) {
+	first := len(r.members) == 0
+	if first {
+		r.begun, r.bereaved = now, time.Time{}
+	}
+	if r.table.Holders() == 0 && (first || now.Sub(r.searched) > searchAgain) {
+		r.searched = now
+		if first { // there is nothing to hold up, and what was hopeless before may not be so any more
+			r.table.Hold()
+		}
+		select {
+		case r.search <- struct{}{}:
+		default:
+		}
+	}
+	// One that has chunks and neither claims for them nor a coordinator that it lost goes on with what it kept on disk.
+	if !(j.Orphan || len(j.Claims) > 0 || len(j.Leased) > 0) || now.Sub(r.begun) > young {
+		return
+	}
+	until := now.Add(successor)
+	if r.bereaved.IsZero() {
+		r.bereaved, until = now, now.Add(succession)
+	}
+	if last := r.bereaved.Add(longSuccession); until.After(last) {
+		until = last
+	}
+	if until.After(r.openAt) {
+		r.openAt = until
+		r.table.Hold()
+		select {
+		case r.search <- struct{}{}: // which opens the way again
+		default:
+		}
+	}
+}
+
+func (r *room) report(ctx context.Context, m *member, rep schedule.Report) error {
 	var err error
-	if rep.Claims, err = r.vouch(m.id, rep.Claims); err != nil {
+	if rep.Claims, err = r.vouch(ctx, m.id, 0, rep.Claims); err != nil {
 		return err
 	}
 	r.mu.Lock()
@@ -254,6 +359,11 @@ func (r *room) gone(p peer.ID) {
 
 // deliver puts the table's orders into the mailboxes. The caller holds r.mu.
 func (r *room) deliver() {
+	for _, id := range r.table.Strays() {
+		if m := r.members[id]; m != nil {
+			m.out.close(schedule.ErrMoved)
+		}
+	}
 	r.table.Take(func(to peer.ID, o schedule.Orders) {
 		if m := r.members[to]; m != nil {
 			m.out.put(o)
@@ -264,7 +374,11 @@ func (r *room) deliver() {
 // handleCoordinate serves a participant that takes this node for the coordinator.
 func (s *Swarm) handleCoordinate(stream network.Stream) {
 	remote := stream.Conn().RemotePeer()
+	if !s.guard.admit(stream, serviceCoordinate) {
+		return
+	}
 	if err := s.coordinate(stream, remote); err != nil {
+		s.guard.breach(remote, err)
 		s.log.Debug("participant left", "peer", remote, "error", err)
 		_ = stream.Reset()
 		return
@@ -273,14 +387,13 @@ func (s *Swarm) handleCoordinate(stream network.Stream) {
 }
 
 func (s *Swarm) coordinate(stream network.Stream, remote peer.ID) error {
-	_ = stream.SetReadDeadline(time.Now().Add(helloTimeout))
-	in := bufio.NewReader(stream)
+	in := newInbound(stream)
 	var h hello
-	if err := readFrame(in, &h); err != nil {
+	if err := in.read(&h, maxShort, helloTimeout); err != nil {
 		return fmt.Errorf("hello: %w", err)
 	}
 	var first report
-	if err := readFrame(in, &first); err != nil {
+	if err := in.read(&first, maxFrame, helloTimeout); err != nil {
 		return fmt.Errorf("first report: %w", err)
 	}
 	d, err := validDigest(h.Digest)
@@ -302,9 +415,17 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID) error {
 		return err
 	}
 	rep.Size = h.Size
+	if err := s.guard.Charge(s.ctx, remote, first.work()); err != nil {
+		return err
+	}
 	m := newMember(remote)
-	r := s.room(d)
-	err = r.join(m, schedule.Join{Zone: h.Zone, Upstream: h.Upstream, Whole: h.Whole, Leased: fromRuns(first.Leased), Report: rep})
+	r, err := s.room(d, remote)
+	if err != nil {
+		return errors.Join(err, writeFrame(stream, welcome{Error: err.Error()}))
+	}
+	err = r.join(s.ctx, m, schedule.Join{
+		Zone: h.Zone, Upstream: h.Upstream, Whole: h.Whole, Orphan: h.Orphan, Leased: fromRuns(first.Leased), Report: rep,
+	})
 	if err != nil {
 		return errors.Join(err, writeFrame(stream, welcome{Error: err.Error()}))
 	}
@@ -313,7 +434,6 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID) error {
 	if err := writeFrame(stream, welcome{}); err != nil {
 		return err
 	}
-	_ = stream.SetReadDeadline(time.Time{})
 
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
@@ -324,7 +444,7 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID) error {
 	})
 	for {
 		var f report
-		if err := readFrame(in, &f); err != nil {
+		if err := in.read(&f, maxFrame, sessionIdle); err != nil {
 			if complete {
 				return nil
 			}
@@ -334,8 +454,12 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID) error {
 		if err != nil {
 			return err
 		}
+		// The table is everyone's: who says much in a short time waits, and what one who has gone said is dropped.
+		if err := s.guard.Charge(ctx, remote, f.work()); err != nil {
+			return err
+		}
 		complete = complete || rep.Complete
-		if err := r.report(m, rep); err != nil {
+		if err := r.report(ctx, m, rep); err != nil {
 			return err
 		}
 	}

@@ -25,6 +25,14 @@ const (
 	mapTimeout = time.Second
 	// askedAtOnce is how many connected peers are asked whether they hold a blob, besides those the DHT names.
 	askedAtOnce = 16
+	// searchesAtOnce is for how many blobs holders are looked for at one time: a peer takes as many questions for a map.
+	searchesAtOnce = 64
+	// claimsAtOnce bounds the claims that holders are sending, of all blobs: some 50 MiB.
+	claimsAtOnce = 1 << 18
+	// mapWork and signWork are what it costs to say whether a blob is here, and to sign a claim, in microseconds.
+	mapWork, signWork = 200, 40
+	// maxSigned is up to how many chunks the claims of a blob are kept: fewer than 64 blobs of them are.
+	maxSigned = 4096
 	// enoughProviders is how many providers the DHT is asked for.
 	enoughProviders = 20
 )
@@ -37,6 +45,10 @@ type addHolder func(p peer.ID, zone string, size int64, claims []schedule.Claim)
 func (s *Swarm) discover(ctx context.Context, d digest.Digest, add addHolder) {
 	ctx, cancel := context.WithTimeout(ctx, discoverTimeout)
 	defer cancel()
+	if s.searches.Acquire(ctx, 1) != nil {
+		return
+	}
+	defer s.searches.Release(1)
 	if claims, size, err := s.ownClaims(d); err == nil {
 		add(s.host.ID(), s.opts.Zone, size, claims)
 	}
@@ -106,7 +118,9 @@ func (s *Swarm) ownClaims(d digest.Digest) ([]schedule.Claim, int64, error) {
 			return nil, 0, err
 		}
 	}
-	s.signed.Add(d, claims)
+	if len(claims) <= maxSigned {
+		s.signed.Add(d, claims)
+	}
 	return claims, m.Size(), nil
 }
 
@@ -140,6 +154,7 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, d digest.Digest) (size in
 		return 0, "", nil, fmt.Errorf("%w: a blob of %d bytes", errFrame, head.Size)
 	}
 	want := content.Chunks(head.Size)
+	defer func() { s.maps.Release(int64(len(claims))) }()
 	for len(claims) < want {
 		var part mapPart
 		if err := readFrame(in, &part); err != nil {
@@ -148,6 +163,9 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, d digest.Digest) (size in
 		n := len(part.Signatures)
 		if n == 0 || len(part.Sums) != n*sha256.Size || len(claims)+n > want {
 			return 0, "", nil, fmt.Errorf("%w: %d bytes of sums and %d signatures", errFrame, len(part.Sums), n)
+		}
+		if !s.maps.TryAcquire(int64(n)) {
+			return 0, "", nil, fmt.Errorf("map of %d chunks of %s from %s: %w", want, d, p, errTooMuch)
 		}
 		for i, sig := range part.Signatures {
 			sum := schedule.Sum(part.Sums[i*sha256.Size : (i+1)*sha256.Size])
@@ -168,18 +186,18 @@ func earlier(a, b time.Time) time.Time {
 
 // handleMap answers askMap.
 func (s *Swarm) handleMap(stream network.Stream) {
+	if !s.guard.admit(stream, serviceMap) {
+		return
+	}
 	defer func() { _ = stream.Close() }()
-	_ = stream.SetDeadline(time.Now().Add(discoverTimeout))
-	var q mapQuery
-	if err := readFrame(bufio.NewReader(stream), &q); err != nil {
-		_ = stream.Reset()
-		return
-	}
-	d, err := validDigest(q.Digest)
+	p := stream.Conn().RemotePeer()
+	d, err := s.mapQuestion(stream, p)
 	if err != nil {
+		s.guard.breach(p, err)
 		_ = stream.Reset()
 		return
 	}
+	_ = stream.SetWriteDeadline(time.Now().Add(discoverTimeout))
 	claims, size, err := s.ownClaims(d)
 	if err != nil {
 		_ = writeFrame(stream, mapHead{})
@@ -199,4 +217,21 @@ func (s *Swarm) handleMap(stream network.Stream) {
 	if err != nil {
 		_ = stream.Reset()
 	}
+}
+
+// mapQuestion reads whose map a peer asks for, and charges it for the answer.
+func (s *Swarm) mapQuestion(stream network.Stream, p peer.ID) (digest.Digest, error) {
+	var q mapQuery
+	if err := newInbound(stream).read(&q, maxShort, discoverTimeout); err != nil {
+		return "", err
+	}
+	d, err := validDigest(q.Digest)
+	if err != nil {
+		return "", err
+	}
+	work := mapWork
+	if m, err := s.opts.Store.ChunkMap(d); err == nil && !s.signed.Contains(d) {
+		work += signWork * m.Len()
+	}
+	return d, s.guard.Charge(s.ctx, p, work)
 }

@@ -1,11 +1,13 @@
 // Package swarm connects a node to the others: the libp2p host, who is let in, content routing on a private DHT, the
 // Bitswap exchange, and the coordinators of blobs. What to ask of whom is decided by package schedule; this package
-// carries the reports and orders, and the blocks.
+// carries the reports and orders, and the blocks. Package hostile breaks its rules, for tests.
 //
 // Files in the order in which a cold blob meets them:
 //
 //	swarm.go       the host and the DHT
 //	gate.go        admission: a peer that is not admitted gets no stream
+//	guard.go       what one peer may cost, and what happens to one that goes beyond it
+//	company.go     meeting those again that were away, and remembering who is here
 //	join.go        finding a blob's coordinator, the live peer nearest to its digest; a session with it
 //	coordinate.go  being one: a room for each blob, around a schedule.Table
 //	discover.go    who holds a blob already: provider records, and asking the connected peers

@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -18,6 +19,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"golang.org/x/time/rate"
 
+	"github.com/shoal-cache/shoal/node/internal/bitswapnet"
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
@@ -38,7 +40,7 @@ const (
 type Sink interface {
 	// Block hands over a block whose bytes hash to c. The bytes must not be kept.
 	Block(from peer.ID, c cid.Cid, data []byte)
-	// Lost: the peer cannot be asked, its connection is gone, or it does not hold what it was thought to.
+	// Lost: the peer cannot be asked, its connection is gone, it does not hold what it was thought to, or it sends other bytes.
 	Lost(from peer.ID, c cid.Cid)
 }
 
@@ -57,7 +59,15 @@ type exchange struct {
 	wants   map[cid.Cid]*want
 	senders map[peer.ID]*sender
 	recent  *lru.Cache[cid.Cid, arrival] // blocks that have just come; see again
+	past    *lru.Cache[asked, struct{}]  // what was asked of whom, the newest: it may come though no one waits for it any more
+	guard   bitswapnet.Guard
 	wg      sync.WaitGroup
+}
+
+// asked is a block that a peer was asked for.
+type asked struct {
+	peer peer.ID
+	cid  cid.Cid
 }
 
 // want is a block that sinks wait for.
@@ -78,15 +88,21 @@ type entry struct {
 	cancel   bool
 }
 
-func newExchange(ctx context.Context, net network.BitSwapNetwork, bs blockstore.Blockstore, m *metrics, log *slog.Logger) *exchange {
+func newExchange(
+	ctx context.Context, net network.BitSwapNetwork, bs blockstore.Blockstore, guard bitswapnet.Guard, m *metrics, log *slog.Logger,
+) *exchange {
 	recent, err := lru.New[cid.Cid, arrival](maxRecent)
 	if err != nil {
 		panic(err) // only a size that is not positive fails
 	}
+	past, err := lru.New[asked, struct{}](maxPast)
+	if err != nil {
+		panic(err) // as above
+	}
 	e := &exchange{
 		ctx: ctx, net: net, log: log, m: m, wants: map[cid.Cid]*want{}, senders: map[peer.ID]*sender{},
-		recent: recent,
-		up:     rate.NewLimiter(rate.Inf, 4*content.ChunkSize), down: rate.NewLimiter(rate.Inf, 4*content.ChunkSize),
+		recent: recent, past: past, guard: guard,
+		up: rate.NewLimiter(rate.Inf, 4*content.ChunkSize), down: rate.NewLimiter(rate.Inf, 4*content.ChunkSize),
 	}
 	e.server = server.New(ctx, net, newServedBlocks(bs, e.up),
 		server.MaxOutstandingBytesPerPeer(outstandingPerPeer),
@@ -130,6 +146,7 @@ func (e *exchange) ask(p peer.ID, c cid.Cid, priority int32, held bool, s Sink) 
 	if !slices.Contains(w.asked, p) {
 		w.asked = append(w.asked, p)
 	}
+	e.past.Add(asked{p, c}, struct{}{})
 	e.queue(p, entry{cid: c, priority: priority, held: held})
 	e.mu.Unlock()
 }
@@ -243,17 +260,26 @@ func (e *exchange) retire(p peer.ID, s *sender) bool {
 	return true
 }
 
+// loss is a block that will not come from a peer, and who waited for it.
+type loss struct {
+	cid   cid.Cid
+	sinks []Sink
+}
+
 // lose tells the sinks that p will not answer. A nil sender means whichever there is.
 func (e *exchange) lose(p peer.ID, s *sender) {
-	type loss struct {
-		cid   cid.Cid
-		sinks []Sink
-	}
-	var losses []loss
 	e.mu.Lock()
 	if s == nil || e.senders[p] == s {
 		delete(e.senders, p)
 	}
+	losses := e.giveUp(p)
+	e.mu.Unlock()
+	tell(p, losses)
+}
+
+// giveUp takes back all that p was asked for. The caller holds e.mu.
+func (e *exchange) giveUp(p peer.ID) []loss {
+	var losses []loss
 	for c, w := range e.wants {
 		if !slices.Contains(w.asked, p) {
 			continue
@@ -264,12 +290,33 @@ func (e *exchange) lose(p peer.ID, s *sender) {
 			delete(e.wants, c)
 		}
 	}
-	e.mu.Unlock()
+	return losses
+}
+
+func tell(p peer.ID, losses []loss) {
 	for _, l := range losses {
 		for _, sink := range l.sinks {
 			sink.Lost(p, l.cid)
 		}
 	}
+}
+
+// unwanted takes a block that no one waits for. One that p was asked for comes too late, as happens. Any other is p's answer to
+// something else that it was asked for: what it has of that is damaged, or it lies. Which block was meant the answer does not say, so
+// all that p was asked for is asked of others.
+func (e *exchange) unwanted(p peer.ID, c cid.Cid, size int) {
+	e.m.unwanted.Add(float64(size))
+	if e.past.Contains(asked{p, c}) {
+		return
+	}
+	e.mu.Lock()
+	losses := e.giveUp(p)
+	for _, l := range losses {
+		e.queue(p, entry{cid: l.cid, cancel: true})
+	}
+	e.mu.Unlock()
+	e.guard.Blame(p, bitswapnet.RuleWrong, fmt.Errorf("it sent block %s of %d bytes, for which it was not asked", c, size))
+	tell(p, losses)
 }
 
 // ReceiveMessage hands the blocks of a message to those who want them. boxo has made each block's CID from its bytes,
@@ -294,7 +341,7 @@ func (e *exchange) ReceiveMessage(_ context.Context, from peer.ID, m message.Bit
 		}
 		e.mu.Unlock()
 		if w == nil {
-			e.m.unwanted.Add(float64(len(b.RawData())))
+			e.unwanted(from, c, len(b.RawData()))
 			continue
 		}
 		for _, s := range w.sinks {
@@ -339,6 +386,7 @@ func (e *exchange) again(m message.BitSwapMessage) {
 }
 
 const (
+	maxPast   = 1 << 16 // what is asked in a minute over a link of 10 Gbit/s
 	maxRecent = 4096
 	recentFor = 2 * time.Second
 )

@@ -43,7 +43,8 @@ func (g *gate) admit(peers []peer.ID) {
 	g.admitted = set
 }
 
-func (g *gate) ban(p peer.ID, until time.Time) {
+// ban refuses p until then. It reports whether that is new: one that is banned for as long already is not banned anew.
+func (g *gate) ban(p peer.ID, until time.Time) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := time.Now()
@@ -52,7 +53,12 @@ func (g *gate) ban(p peer.ID, until time.Time) {
 			delete(g.banned, q)
 		}
 	}
+	before, banned := g.banned[p]
+	if banned && until.After(now) && until.Sub(before) < time.Minute {
+		return false
+	}
 	g.banned[p] = until
+	return true
 }
 
 // InterceptPeerDial refuses to dial a peer that is not admitted.

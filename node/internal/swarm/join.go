@@ -1,7 +1,6 @@
 package swarm
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -60,6 +59,9 @@ func (s *session) Close()                                            { s.close()
 func (s *session) Coordinator() peer.ID                              { return s.coordinator }
 func (s *session) Alone() bool                                       { return s.alone }
 
+// errDeclined: a peer does not coordinate the blob, or not with this participant.
+var errDeclined = errors.New("declined")
+
 // Join enters the fetch of a blob with its coordinator: the live peer nearest to the digest by the DHT's metric. Where none is found
 // within Options.JoinTimeout, or the last one that was asked then does not answer, this node coordinates itself. It fails only when
 // ctx ends, with ErrClosed, or with schedule.ErrSize by a room of this node's own.
@@ -78,38 +80,17 @@ func orError(s *session, err error) (Session, error) {
 func (s *Swarm) join(ctx context.Context, d digest.Digest, j schedule.Join) (*session, error) {
 	bounded, cancel := context.WithTimeout(ctx, s.opts.JoinTimeout)
 	defer cancel()
+	j.Orphan = s.isOrphan(d)
 	tried := map[peer.ID]bool{}
 	for _, p := range s.nearest(bounded, d, candidates) {
-		// A candidate may know a nearer peer than we do: follow it, as often as there are candidates.
-		for hop := 0; hop < candidates && p != "" && bounded.Err() == nil; hop++ {
-			if p == s.host.ID() {
-				s.m.joins.WithLabelValues("self").Inc()
-				return s.joinSelf(d, j)
-			}
-			if tried[p] || s.isShunned(p) {
-				break
-			}
-			tried[p] = true
-			session, nearer, err := s.joinRemote(ctx, p, d, j, hop == candidates-1)
-			if session != nil {
-				s.m.joins.WithLabelValues("remote").Inc()
-				return session, nil
-			}
-			if err == nil && nearer != "" && (s.isShunned(nearer) || !s.gate.admits(nearer)) {
-				// It does not know that the nearer one is dead, or not to be trusted: it is to take the blob itself.
-				session, _, err = s.joinRemote(ctx, p, d, j, true)
-				if session != nil {
-					s.m.joins.WithLabelValues("remote").Inc()
-					return session, nil
-				}
-			}
-			if err != nil {
-				s.log.Debug("coordinator did not answer", "digest", d, "peer", p, "error", err)
-				if ctx.Err() == nil && !errors.Is(err, schedule.ErrSize) {
-					s.shun(p)
-				}
-			}
-			p = nearer
+		session, self := s.walk(ctx, bounded, p, d, j, tried)
+		switch {
+		case session != nil:
+			s.m.joins.WithLabelValues("remote").Inc()
+			return session, nil
+		case self:
+			s.m.joins.WithLabelValues("self").Inc()
+			return s.joinSelf(d, j)
 		}
 		if bounded.Err() != nil {
 			break
@@ -126,15 +107,91 @@ func (s *Swarm) join(ctx context.Context, d digest.Digest, j schedule.Join) (*se
 	return session, err
 }
 
+// walk asks p to coordinate, then the nearer one that p names, and so on, as often as there are candidates. self: it is this node.
+func (s *Swarm) walk(
+	ctx, bounded context.Context, p peer.ID, d digest.Digest, j schedule.Join, tried map[peer.ID]bool,
+) (joined *session, self bool) {
+	var namedBy peer.ID
+	// Who names one that is dead does not know it yet, and who names one that is not to be trusted never will: it is to take the blob
+	// itself. Would this node go on alone instead, the registry would be asked twice.
+	insist := func() (*session, bool) {
+		if namedBy == "" || bounded.Err() != nil {
+			return nil, false
+		}
+		session, _, err := s.joinRemote(ctx, namedBy, d, j, true)
+		s.unanswered(ctx, namedBy, d, err)
+		return session, false
+	}
+	for hop := 0; hop < candidates && bounded.Err() == nil; hop++ {
+		switch {
+		case p == s.host.ID():
+			return nil, true
+		case p == "" || tried[p] || s.isShunned(p) || !s.gate.admits(p):
+			return insist()
+		}
+		tried[p] = true
+		session, nearer, err := s.joinRemote(ctx, p, d, j, hop == candidates-1)
+		if session != nil {
+			return session, false
+		}
+		if err != nil {
+			s.unanswered(ctx, p, d, err)
+			return insist()
+		}
+		namedBy, p = p, nearer
+	}
+	return nil, false
+}
+
+// unanswered passes p over for a while if it did not answer.
+func (s *Swarm) unanswered(ctx context.Context, p peer.ID, d digest.Digest, err error) {
+	if err == nil {
+		return
+	}
+	s.log.Debug("coordinator did not answer", "digest", d, "peer", p, "error", err)
+	if ctx.Err() == nil && !errors.Is(err, errDeclined) {
+		s.shun(p)
+	}
+}
+
+// orphaned is for how long it counts that a blob's coordinator was lost.
+const orphaned = 30 * time.Second
+
+// bereave notes that the coordinator of d was lost.
+func (s *Swarm) bereave(d digest.Digest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	for other, at := range s.orphans {
+		if now.Sub(at) > orphaned {
+			delete(s.orphans, other)
+		}
+	}
+	s.orphans[d] = now
+}
+
+func (s *Swarm) isOrphan(d digest.Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at, lost := s.orphans[d]
+	return lost && time.Since(at) < orphaned
+}
+
 // JoinAlone makes a session that involves no one else: used where what peers say of the blob is not to be believed.
 func (s *Swarm) JoinAlone(d digest.Digest, j schedule.Join) (Session, error) {
-	table := schedule.New(s.opts.Schedule)
-	r := &room{swarm: s, digest: d, table: table, members: map[peer.ID]*member{}}
-	table.Open(time.Now())
+	return orError(s.joinAlone(d, j))
+}
+
+func (s *Swarm) joinAlone(d digest.Digest, j schedule.Join) (*session, error) {
+	r := newRoom(s, d)
 	session, err := s.enterRoom(r, j)
 	if err != nil {
 		return nil, err
 	}
+	r.mu.Lock()
+	r.table.Open(time.Now())
+	r.deliver()
+	r.mu.Unlock()
 	ctx, cancel := context.WithCancel(s.ctx)
 	s.wg.Go(func() { r.keepTime(ctx) })
 	leave := session.close
@@ -161,7 +218,11 @@ func (r *room) keepTime(ctx context.Context) {
 
 func (s *Swarm) joinSelf(d digest.Digest, j schedule.Join) (*session, error) {
 	for {
-		session, err := s.enterRoom(s.room(d), j)
+		r, err := s.room(d, s.host.ID())
+		if err != nil {
+			return s.joinAlone(d, j) // it has enough to do for others
+		}
+		session, err := s.enterRoom(r, j)
 		if !errors.Is(err, errLeft) {
 			return session, err
 		}
@@ -173,7 +234,7 @@ func (s *Swarm) joinSelf(d digest.Digest, j schedule.Join) (*session, error) {
 
 func (s *Swarm) enterRoom(r *room, j schedule.Join) (*session, error) {
 	m := newMember(s.host.ID())
-	if err := r.join(m, j); err != nil {
+	if err := r.join(s.ctx, m, j); err != nil {
 		return nil, err
 	}
 	var complete atomic.Bool
@@ -184,7 +245,7 @@ func (s *Swarm) enterRoom(r *room, j schedule.Join) (*session, error) {
 			if rep.Complete {
 				complete.Store(true)
 			}
-			if err := r.report(m, rep); err != nil {
+			if err := r.report(s.ctx, m, rep); err != nil {
 				m.out.close(err)
 			}
 		},
@@ -201,7 +262,7 @@ func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, d digest.Digest, j sc
 		return nil, "", err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = stream.Reset() })
-	in := bufio.NewReader(stream)
+	in := newInbound(stream)
 	w, err := greet(stream, in, d, j, forced)
 	if !stop() {
 		return nil, "", fmt.Errorf("no answer in time: %w", context.Cause(ctx))
@@ -213,12 +274,12 @@ func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, d digest.Digest, j sc
 	switch {
 	case w.Error != "":
 		_ = stream.Reset()
-		return nil, "", fmt.Errorf("%w: %s", schedule.ErrSize, w.Error)
+		return nil, "", fmt.Errorf("%w: %s", errDeclined, w.Error)
 	case len(w.Nearer) > 0:
 		_ = stream.Reset()
 		return nil, s.learn(w), nil
 	}
-	return s.remoteSession(p, stream, in), "", nil
+	return s.remoteSession(p, d, stream, in), "", nil
 }
 
 // patient is ctx for as long as an answer of p may take: half of Options.JoinTimeout, and as much again while much goes to and fro
@@ -245,8 +306,10 @@ func (s *Swarm) patient(ctx context.Context, p peer.ID) (context.Context, contex
 	return ctx, cancel
 }
 
-func greet(stream network.Stream, in *bufio.Reader, d digest.Digest, j schedule.Join, forced bool) (welcome, error) {
-	h := hello{Digest: string(d), Size: j.Size, Zone: j.Zone, Upstream: j.Upstream, Whole: j.Whole, Forced: forced}
+func greet(stream network.Stream, in *inbound, d digest.Digest, j schedule.Join, forced bool) (welcome, error) {
+	h := hello{
+		Digest: string(d), Size: j.Size, Zone: j.Zone, Upstream: j.Upstream, Whole: j.Whole, Forced: forced, Orphan: j.Orphan,
+	}
 	if err := writeFrame(stream, h); err != nil {
 		return welcome{}, err
 	}
@@ -256,7 +319,7 @@ func greet(stream network.Stream, in *bufio.Reader, d digest.Digest, j schedule.
 		}
 	}
 	var w welcome
-	return w, readFrame(in, &w)
+	return w, in.read(&w, maxShort, patience*defaultJoinTimeout) // ctx ends before that
 }
 
 // learn takes in the address of a peer that another named.
@@ -273,24 +336,31 @@ func (s *Swarm) learn(w welcome) peer.ID {
 	return p
 }
 
-func (s *Swarm) remoteSession(p peer.ID, stream network.Stream, in *bufio.Reader) *session {
+func (s *Swarm) remoteSession(p peer.ID, d digest.Digest, stream network.Stream, in *inbound) *session {
 	ctx, cancel := context.WithCancel(s.ctx)
 	ordersBox := newMember(p).out
 	reports := newMailbox(func(have *schedule.Report, later schedule.Report) { have.Merge(later) })
+	lost := func(err error) {
+		if ctx.Err() == nil && s.host.Network().Connectedness(p) != network.Connected {
+			s.bereave(d) // before anyone joins anew
+		}
+		ordersBox.close(fmt.Errorf("coordinator %s: %w", p, err))
+		_ = stream.Reset()
+	}
 	s.wg.Go(func() {
 		defer cancel()
 		for {
-			var f orders
-			err := readFrame(in, &f)
+			o, err := s.readOrders(ctx, p, in)
 			if err == nil {
-				var o schedule.Orders
-				if o, err = f.decode(); err == nil {
-					ordersBox.put(o)
-					continue
-				}
+				// What a coordinator says faster than it can be done is not read.
+				err = ordersBox.space(ctx, func(o schedule.Orders) bool { return len(o.Chunks)+len(o.Leases) > maxPending })
 			}
-			ordersBox.close(fmt.Errorf("coordinator %s: %w", p, err))
-			_ = stream.Reset()
+			if err == nil {
+				ordersBox.put(o)
+				continue
+			}
+			s.guard.breach(p, err)
+			lost(err)
 			return
 		}
 	})
@@ -301,14 +371,17 @@ func (s *Swarm) remoteSession(p peer.ID, stream network.Stream, in *bufio.Reader
 				// What was reported is on its way: end the stream cleanly, so that it arrives. The coordinator then
 				// ends its side, and the reader above sees that.
 				_ = stream.CloseWrite()
-				_ = stream.SetReadDeadline(time.Now().Add(writeTimeout))
+				select {
+				case <-time.After(writeTimeout):
+					_ = stream.Reset()
+				case <-ctx.Done(): // the reader has ended
+				}
 				return
 			}
 			for _, f := range toReports(rep, nil) {
 				_ = stream.SetWriteDeadline(time.Now().Add(writeTimeout))
 				if err := writeFrame(stream, f); err != nil {
-					ordersBox.close(fmt.Errorf("coordinator %s: %w", p, err))
-					_ = stream.Reset()
+					lost(err)
 					return
 				}
 			}
@@ -318,8 +391,32 @@ func (s *Swarm) remoteSession(p peer.ID, stream network.Stream, in *bufio.Reader
 		coordinator: p,
 		orders:      ordersBox,
 		send:        reports.put,
-		close:       func() { reports.close(errLeft) },
+		close:       func() { reports.close(errLeft); ordersBox.close(errLeft) },
 	}
+}
+
+const (
+	// maxLeases is more leases than a coordinator gives one participant at one time.
+	maxLeases = 64
+	// maxPending is how many orders may wait to be taken.
+	maxPending = 4 * maxList
+	// orderWork is what taking in an order costs, in microseconds.
+	orderWork = 10
+)
+
+func (s *Swarm) readOrders(ctx context.Context, p peer.ID, in *inbound) (schedule.Orders, error) {
+	var f orders
+	if err := in.read(&f, maxFrame, sessionIdle); err != nil {
+		return schedule.Orders{}, err
+	}
+	if len(f.Leases) > maxLeases {
+		return schedule.Orders{}, fmt.Errorf("%w: %d leases, of which %d are allowed", errFrame, len(f.Leases), maxLeases)
+	}
+	o, err := f.decode()
+	if err != nil {
+		return o, err
+	}
+	return o, s.guard.Charge(ctx, p, orderWork*(1+len(o.Chunks)+len(o.Leases)))
 }
 
 // nearest returns the n peers nearest to d, this node among them if it is one. In a swarm that fits into the routing

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -97,4 +98,26 @@ func TestNothingIsLostBetweenManyWhoPut(t *testing.T) {
 		sum += n
 	}
 	require.Equal(t, 8000, sum)
+}
+
+func TestMailbox_WhoPutsTooMuchWaitsUntilItIsTaken(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMailbox(func(have *int, later int) { *have += later })
+		tooMuch := func(v int) bool { return v > 2 }
+		require.NoError(t, m.space(t.Context(), tooMuch))
+		m.put(3)
+		waiting := true
+		go func() {
+			assert.NoError(t, m.space(t.Context(), tooMuch))
+			waiting = false
+		}()
+		synctest.Wait()
+		require.True(t, waiting)
+		v, err := m.take(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, 3, v)
+		synctest.Wait()
+		require.False(t, waiting)
+	})
 }

@@ -8,7 +8,7 @@ import (
 type metrics struct {
 	received, sent, unwanted prometheus.Counter
 	joins                    *prometheus.CounterVec
-	bans                     *prometheus.CounterVec
+	bans, breaches           *prometheus.CounterVec
 	provides                 *prometheus.CounterVec
 	lookups                  prometheus.Histogram
 	tagRecalls               *prometheus.CounterVec
@@ -42,6 +42,10 @@ func newMetrics(r prometheus.Registerer, s *Swarm) *metrics {
 		bans: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "shoal_peer_bans_total", Help: "Peers banned, by what they did.",
 		}, []string{"reason"}),
+		breaches: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_peer_breaches_total",
+			Help: "Rules that peers broke, by rule and peer. One that breaks many is banned for a while.",
+		}, []string{"rule", "peer"}),
 		provides: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "shoal_dht_provides_total", Help: "Provider records published in the DHT, by outcome.",
 		}, []string{"outcome"}),

@@ -10,19 +10,34 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
-// queryTimeout bounds the asking of peers, and the answering.
-const queryTimeout = time.Second
+const (
+	// queryTimeout bounds the asking of peers, and the answering.
+	queryTimeout = time.Second
+	// queryWork is what an answer costs, in microseconds.
+	queryWork = 200
+	// questionsAtOnce is how many questions this node asks of a peer at one time, fewer than a peer takes.
+	questionsAtOnce = 48
+)
 
 // answer has the swarm's protocol name answer each question of a peer by f.
 func answer[Question, Answer any](s *Swarm, name string, f func(Question) Answer) {
 	s.host.SetStreamHandler(s.protocol(name), func(stream network.Stream) {
+		if !s.guard.admit(stream, serviceQuery) {
+			return
+		}
 		defer func() { _ = stream.Close() }()
-		_ = stream.SetDeadline(time.Now().Add(queryTimeout))
+		p := stream.Conn().RemotePeer()
 		var q Question
-		if err := readFrame(bufio.NewReader(stream), &q); err != nil {
+		err := newInbound(stream).read(&q, maxShort, queryTimeout)
+		if err == nil {
+			err = s.guard.Charge(s.ctx, p, queryWork)
+		}
+		if err != nil {
+			s.guard.breach(p, err)
 			_ = stream.Reset()
 			return
 		}
+		_ = stream.SetWriteDeadline(time.Now().Add(queryTimeout))
 		if writeFrame(stream, f(q)) != nil {
 			_ = stream.Reset()
 		}
@@ -34,6 +49,10 @@ func answer[Question, Answer any](s *Swarm, name string, f func(Question) Answer
 func askPeers[Answer any](ctx context.Context, s *Swarm, name string, question any, take func(Answer) (enough bool)) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
+	if s.asking.Acquire(ctx, 1) != nil {
+		return
+	}
+	defer s.asking.Release(1)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	enough := false

@@ -33,6 +33,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/shoal-cache/shoal/node/internal/bitswapnet"
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -88,11 +89,16 @@ type Swarm struct {
 	host     host.Host
 	dht      *dht.IpfsDHT
 	gate     *gate
+	guard    *guard
 	exchange *exchange
 	provider *provider
 	traffic  *bandwidth.BandwidthCounter
 	signed   *lru.Cache[digest.Digest, []schedule.Claim]
+	asking   *semaphore.Weighted // questions to peers
+	searches *semaphore.Weighted // for holders of blobs
+	maps     *semaphore.Weighted // claims that holders are sending
 	newPeer  chan struct{}
+	company  chan struct{} // a peer has come or gone
 	started  chan struct{} // closed once the first round of bootstrapping is over
 
 	ctx    context.Context
@@ -103,6 +109,8 @@ type Swarm struct {
 	bootstrap    []peer.AddrInfo
 	rooms        map[digest.Digest]*room
 	shunnedUntil map[peer.ID]time.Time
+	aloneSince   time.Time                   // when it started, or the last peer went
+	orphans      map[digest.Digest]time.Time // when a blob's coordinator was lost
 }
 
 // New starts a node's part in the swarm: it listens, and looks for others in the background. Close ends it.
@@ -128,9 +136,11 @@ func New(o Options) (*Swarm, error) {
 	}
 	s := &Swarm{
 		opts: o, log: o.Logger, gate: newGate(o.Open), signed: signed, bootstrap: o.Bootstrap,
-		traffic: bandwidth.NewBandwidthCounter(),
-		newPeer: make(chan struct{}, 1), started: make(chan struct{}),
+		traffic: bandwidth.NewBandwidthCounter(), asking: semaphore.NewWeighted(questionsAtOnce),
+		searches: semaphore.NewWeighted(searchesAtOnce), maps: semaphore.NewWeighted(claimsAtOnce),
+		newPeer: make(chan struct{}, 1), company: make(chan struct{}, 1), aloneSince: time.Now(), started: make(chan struct{}),
 		rooms: map[digest.Digest]*room{}, shunnedUntil: map[peer.ID]time.Time{},
+		orphans: map[digest.Digest]time.Time{},
 	}
 	s.gate.admit(o.Admitted)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -145,7 +155,10 @@ func (s *Swarm) start() error {
 	if s.host, err = newHost(s.opts, s.gate, s.traffic); err != nil {
 		return fmt.Errorf("swarm: %w", err)
 	}
-	s.dht, err = dht.New(s.host,
+	s.m = newMetrics(s.opts.Registerer, s)
+	s.guard = newGuard(s.host.ID(), s.log, s.m, s.banFor)
+	s.dht, err = dht.New(dhtHost{s.host, s.guard},
+		dht.OnRequestHook(s.guard.question),
 		dht.ProtocolPrefix(protocol.ID(s.opts.ProtocolPrefix)),
 		dht.Mode(dht.ModeServer),
 		dht.DisableValues(),
@@ -155,12 +168,11 @@ func (s *Swarm) start() error {
 	if err != nil {
 		return fmt.Errorf("swarm: DHT: %w", err)
 	}
-	s.m = newMetrics(s.opts.Registerer, s)
 	s.provider = newProvider(s)
 	if err := s.watchPeers(); err != nil {
 		return fmt.Errorf("swarm: %w", err)
 	}
-	s.exchange = newExchange(s.ctx, bitswapnet.New(s.host), s.opts.Store.Blockstore(), s.m, s.log)
+	s.exchange = newExchange(s.ctx, bitswapnet.New(s.host, s.guard), s.opts.Store.Blockstore(), s.guard, s.m, s.log)
 	s.host.SetStreamHandler(s.protocol("coordinate"), s.handleCoordinate)
 	s.host.SetStreamHandler(s.protocol("map"), s.handleMap)
 	s.wg.Go(func() { s.provider.run(s.ctx) })
@@ -169,25 +181,9 @@ func (s *Swarm) start() error {
 }
 
 func newHost(o Options, g *gate, traffic bandwidth.Reporter) (host.Host, error) {
-	// Every peer is a node of the cluster, so what bounds a peer is the blocks that the exchange lets it have under way;
-	// these limits bound what a broken one can hold on to.
-	limits := rcmgr.PartialLimitConfig{
-		System: rcmgr.ResourceLimits{
-			Conns: 8192, ConnsInbound: 8192, ConnsOutbound: 8192, FD: 8192,
-			Streams: 65536, StreamsInbound: 65536, StreamsOutbound: 65536, Memory: 1 << 30,
-		},
-		Transient: rcmgr.ResourceLimits{
-			Conns: 1024, ConnsInbound: 1024, ConnsOutbound: 1024, FD: 1024,
-			Streams: 4096, StreamsInbound: 4096, StreamsOutbound: 4096, Memory: 256 << 20,
-		},
-		PeerDefault: rcmgr.ResourceLimits{
-			Conns: 16, ConnsInbound: 8, ConnsOutbound: 8,
-			Streams: 4096, StreamsInbound: 2048, StreamsOutbound: 2048, Memory: 256 << 20,
-		},
-	}.Build(rcmgr.InfiniteLimits)
 	// libp2p bounds connections by address, too: 8 for an IPv4 address, and 8 for a /56 of IPv6, within which a whole
 	// cluster may lie. Here it is the gater that keeps strangers out, so an address says nothing.
-	resources, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(limits), rcmgr.WithMetricsDisabled(),
+	resources, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(resourceLimits()), rcmgr.WithMetricsDisabled(),
 		rcmgr.WithLimitPerSubnet([]rcmgr.ConnLimitPerSubnet{}, []rcmgr.ConnLimitPerSubnet{}), rcmgr.WithConnRateLimiters(&connrate.Limiter{}))
 	if err != nil {
 		return nil, err
@@ -288,14 +284,15 @@ func (s *Swarm) SetBootstrap(peers []peer.AddrInfo) {
 func (s *Swarm) SetBandwidth(up, down int64) { s.exchange.setBandwidth(up, down) }
 
 // Ban refuses a peer for an hour. The reason labels a metric.
-func (s *Swarm) Ban(p peer.ID, reason string) {
-	if p == s.host.ID() {
+func (s *Swarm) Ban(p peer.ID, reason string) { s.banFor(p, reason, time.Hour) }
+
+func (s *Swarm) banFor(p peer.ID, reason string, d time.Duration) {
+	if p == s.host.ID() || !s.gate.ban(p, time.Now().Add(d)) {
 		return
 	}
 	s.m.bans.WithLabelValues(reason).Inc()
-	s.log.Error("peer banned", "peer", p, "reason", reason)
-	s.gate.ban(p, time.Now().Add(time.Hour))
-	_ = s.host.Network().ClosePeer(p)
+	s.log.Error("peer banned", "peer", p, "reason", reason, "for", d)
+	s.wg.Go(func() { _ = s.host.Network().ClosePeer(p) }) // which waits for what its streams do
 }
 
 // Claim signs this node's word that a chunk has a sum.
@@ -365,6 +362,10 @@ func (s *Swarm) watchPeers() error {
 }
 
 func (s *Swarm) changed(e event.EvtPeerConnectednessChanged) {
+	select {
+	case s.company <- struct{}{}:
+	default:
+	}
 	if e.Connectedness == network.Connected {
 		if !s.gate.admits(e.Peer) { // its admission was withdrawn while the connection was being made
 			_ = s.host.Network().ClosePeer(e.Peer)
@@ -380,6 +381,9 @@ func (s *Swarm) changed(e event.EvtPeerConnectednessChanged) {
 		return
 	}
 	s.mu.Lock()
+	if len(s.host.Network().Peers()) == 0 {
+		s.aloneSince = time.Now()
+	}
 	rooms := make([]*room, 0, len(s.rooms))
 	for _, r := range s.rooms {
 		rooms = append(rooms, r)
@@ -404,6 +408,7 @@ func (s *Swarm) findPeers(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
+	s.wg.Go(func() { s.keepCompany(ctx) })
 	cfg := bootstrap.DefaultBootstrapConfig
 	cfg.MinPeerThreshold = 2
 	cfg.Period = 10 * time.Second

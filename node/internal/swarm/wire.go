@@ -8,9 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/opencontainers/go-digest"
 
@@ -64,22 +67,70 @@ func writeFrame(w io.Writer, v any) error {
 }
 
 func readFrame(r *bufio.Reader, v any) error {
-	n, err := binary.ReadUvarint(r)
+	n, err := frameLength(r, maxFrame)
 	if err != nil {
 		return err
 	}
-	if n > maxFrame {
-		return fmt.Errorf("%w: %d bytes long", errFrame, n)
+	return readBody(r, n, v)
+}
+
+func frameLength(r *bufio.Reader, most uint64) (int64, error) {
+	n, err := binary.ReadUvarint(r)
+	if err == nil && n > most {
+		err = fmt.Errorf("%w: %d bytes long, %d are allowed", errFrame, n, most)
 	}
+	return int64(n), err
+}
+
+func readBody(r io.Reader, n int64, v any) error {
 	// The buffer grows with what comes: a length alone must not cost memory, for a peer may open many streams.
 	var body bytes.Buffer
-	if _, err := io.CopyN(&body, r, int64(n)); err != nil {
-		return fmt.Errorf("%w: %w", errFrame, err)
+	if _, err := io.CopyN(&body, r, n); err != nil {
+		return err
 	}
 	if err := decoding.Unmarshal(body.Bytes(), v); err != nil {
 		return fmt.Errorf("%w: %w", errFrame, err)
 	}
 	return nil
+}
+
+const (
+	// maxShort is the most bytes of a frame that asks or greets.
+	maxShort = 8 << 10
+	// frameTimeout is what a frame may take from its first byte to its last.
+	frameTimeout = 10 * time.Second
+)
+
+var errStalled = errors.New("a frame stopped in the middle")
+
+// inbound reads the frames of a stream that a peer has opened.
+type inbound struct {
+	stream network.Stream
+	in     *bufio.Reader
+}
+
+func newInbound(stream network.Stream) *inbound { return &inbound{stream, bufio.NewReader(stream)} }
+
+// read waits for a frame for as long as idle says.
+func (i *inbound) read(v any, most uint64, idle time.Duration) error {
+	_ = i.stream.SetReadDeadline(time.Now().Add(idle))
+	if _, err := i.in.Peek(1); err != nil {
+		return err
+	}
+	_ = i.stream.SetReadDeadline(time.Now().Add(min(idle, frameTimeout)))
+	n, err := frameLength(i.in, most)
+	if err == nil && n > maxShort {
+		if err = i.stream.Scope().ReserveMemory(int(n), network.ReservationPriorityAlways); err == nil {
+			defer i.stream.Scope().ReleaseMemory(int(n))
+		}
+	}
+	if err == nil {
+		err = readBody(i.in, n, v)
+	}
+	if t, ok := errors.AsType[net.Error](err); ok && t.Timeout() {
+		return fmt.Errorf("%w: %w", errStalled, err)
+	}
+	return err
 }
 
 // The coordinator protocol. The participant opens the stream with a hello and goes on with reports; the coordinator
@@ -93,6 +144,8 @@ type (
 		Whole    bool   `cbor:"5,keyasint,omitempty"`
 		// Forced: the participant found no nearer coordinator alive, so this one is to take it.
 		Forced bool `cbor:"6,keyasint,omitempty"`
+		// Orphan: the coordinator that it took part with was lost just now.
+		Orphan bool `cbor:"7,keyasint,omitempty"`
 	}
 	welcome struct {
 		// Nearer is the peer that is the coordinator, where this one is not; empty where it is.
@@ -224,7 +277,17 @@ func peerAt(list [][]byte, n uint32) (peer.ID, error) {
 	if int(n) >= len(list) {
 		return "", fmt.Errorf("%w: peer %d of %d", errFrame, n, len(list))
 	}
-	return peer.ID(list[n]), nil
+	return peerID(list[n])
+}
+
+// maxPeerID is more bytes than a peer's ID has.
+const maxPeerID = 64
+
+func peerID(raw []byte) (peer.ID, error) {
+	if len(raw) == 0 || len(raw) > maxPeerID {
+		return "", fmt.Errorf("%w: a peer's ID of %d bytes", errFrame, len(raw))
+	}
+	return peer.ID(raw), nil
 }
 
 func toClaim(t *peerTable, c schedule.Claim) claim {
@@ -236,8 +299,8 @@ func (c *claim) decode(peers [][]byte) (schedule.Claim, error) {
 	if err != nil {
 		return schedule.Claim{}, err
 	}
-	if len(c.Sum) != sha256.Size {
-		return schedule.Claim{}, fmt.Errorf("%w: a sum of %d bytes", errFrame, len(c.Sum))
+	if len(c.Sum) != sha256.Size || len(c.Signature) > maxSignature {
+		return schedule.Claim{}, fmt.Errorf("%w: a sum of %d and a signature of %d bytes", errFrame, len(c.Sum), len(c.Signature))
 	}
 	return schedule.Claim{Index: int(c.Index), Sum: schedule.Sum(c.Sum), By: by, Signature: c.Signature}, nil
 }
@@ -312,7 +375,11 @@ func (f *report) decode() (schedule.Report, error) {
 		r.Failed = append(r.Failed, schedule.Failure{Run: x.Run.decode(), Trouble: schedule.Trouble(x.Trouble)})
 	}
 	for _, x := range f.Suspects {
-		r.Suspects = append(r.Suspects, schedule.Suspicion{Index: int(x.Index), From: peer.ID(x.From)})
+		from, err := peerID(x.From)
+		if err != nil {
+			return r, err
+		}
+		r.Suspects = append(r.Suspects, schedule.Suspicion{Index: int(x.Index), From: from})
 	}
 	return r, nil
 }
@@ -350,6 +417,14 @@ func (f *orders) decode() (schedule.Orders, error) {
 		o.Chunks = append(o.Chunks, schedule.Assignment{Claim: c, From: from, Root: a.Root, Held: a.Held})
 	}
 	return o, nil
+}
+
+// maxSignature is more bytes than a signature has by a key that a peer's ID contains.
+const maxSignature = 128
+
+// work is what a report costs the table, in microseconds. Claims are charged for when they are verified.
+func (f *report) work() int {
+	return 20 + 4*len(f.Have) + 2*(len(f.Need)+len(f.Leased)+len(f.Claims)) + 10*len(f.Failed) + 50*len(f.Suspects)
 }
 
 // claimBytes is what the signature of a claim is made over: a label, the blob's digest, the chunk's index and its sum.

@@ -1,0 +1,229 @@
+package schedule
+
+import (
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+// ErrMoved: others have a plan for the size that the participant has just learned. It joins anew with what it has.
+var ErrMoved = errors.New("others know the blob's size already")
+
+// maxPlans bounds the sizes that are planned for at one time.
+const maxPlans = 8
+
+// Plans are the plans for one blob: a Table for each size that participants name, for only the digest proves which of them is right.
+// One that names a wrong size plans with those that believe the same, and holds up nobody else. It is not safe for concurrent use.
+type Plans struct {
+	cfg    Config
+	open   bool
+	tables []*Table
+	of     map[peer.ID]*Table
+}
+
+// NewPlans makes the plans of a blob. No one is sent upstream before Open.
+func NewPlans(cfg Config) *Plans { return &Plans{cfg: cfg, of: map[peer.ID]*Table{}} }
+
+// Open lets participants be sent upstream.
+func (p *Plans) Open(now time.Time) {
+	p.open = true
+	for _, t := range p.tables {
+		t.Open(now)
+	}
+}
+
+// Hold gives no more leases before Open. Those that were given stay.
+func (p *Plans) Hold() {
+	p.open = false
+	for _, t := range p.tables {
+		t.open = false
+	}
+}
+
+// Join lets a participant in; one that is in already starts anew. It fails with ErrSize where too many sizes are named.
+func (p *Plans) Join(now time.Time, id peer.ID, j Join) error {
+	sized := j.Size > 0 || j.Complete
+	t := p.undecided()
+	switch {
+	case sized:
+		t = p.sized(now, j.Size, len(j.Claims) > 0)
+	case t == nil || t.Active() == 0 || !j.Upstream:
+		if best := p.believed(!j.Upstream); best != nil {
+			t = best
+		}
+	}
+	if t == nil {
+		if t = p.add(now); t == nil {
+			return ErrSize
+		}
+	}
+	if before := p.of[id]; before != nil && before != t {
+		before.Leave(now, id)
+	}
+	if err := t.Join(now, id, j); err != nil {
+		return err
+	}
+	p.of[id] = t
+	return nil
+}
+
+// AddHolder makes known a peer that has the whole blob, of the size that it says. One that takes part knows best.
+func (p *Plans) AddHolder(now time.Time, id peer.ID, zone string, size int64, claims []Claim) error {
+	if t := p.of[id]; t != nil && t.participates(id) {
+		return nil
+	}
+	return p.Join(now, id, Join{Zone: zone, Report: Report{Size: size, Claims: claims, Complete: true}})
+}
+
+// Report takes in what a participant tells. It fails with ErrSize and ErrMoved, and for one that has not joined.
+func (p *Plans) Report(now time.Time, id peer.ID, r Report) error {
+	t := p.of[id]
+	if t == nil {
+		return errStranger(id)
+	}
+	if r.Size > 0 && t.size < 0 && slices.ContainsFunc(p.tables, func(x *Table) bool { return x.size == r.Size }) {
+		return ErrMoved
+	}
+	return t.Report(now, id, r)
+}
+
+// Strays are the participants that wait to learn the size though others are believed to know it now. They had better join anew.
+func (p *Plans) Strays() []peer.ID {
+	t := p.undecided()
+	if t == nil || t.Active() == 0 || p.believed(false) == nil {
+		return nil
+	}
+	var out []peer.ID
+	for _, m := range t.active {
+		out = append(out, m.id)
+	}
+	return out
+}
+
+// Leave takes a participant or holder out; what it was to bring is given to others.
+func (p *Plans) Leave(now time.Time, id peer.ID) {
+	t := p.of[id]
+	if t == nil {
+		return
+	}
+	delete(p.of, id)
+	t.Leave(now, id)
+	if len(t.members) == 0 && len(p.tables) > 1 {
+		p.tables = slices.DeleteFunc(p.tables, func(x *Table) bool { return x == t })
+	}
+}
+
+// Tick takes back leases without progress. It wants to be called about every second.
+func (p *Plans) Tick(now time.Time) {
+	for _, t := range p.tables {
+		t.Tick(now)
+	}
+}
+
+// Take returns, and forgets, the orders that have come up since the last call.
+func (p *Plans) Take(give func(to peer.ID, o Orders)) {
+	for _, t := range p.tables {
+		t.Take(give)
+	}
+}
+
+// Known reports whether the hash of chunk i is known to id, or to those that name a size, so that another claim would tell nothing new.
+func (p *Plans) Known(id peer.ID, size int64, i int) bool {
+	t := p.of[id]
+	if size > 0 {
+		k := slices.IndexFunc(p.tables, func(x *Table) bool { return x.size == size })
+		if k < 0 {
+			return false
+		}
+		t = p.tables[k]
+	}
+	return t != nil && t.Known(i)
+}
+
+// Holders is the number of peers known to have the whole blob.
+func (p *Plans) Holders() (n int) {
+	for _, t := range p.tables {
+		n += t.Holders()
+	}
+	return n
+}
+
+// Active is the number of participants that need chunks.
+func (p *Plans) Active() (n int) {
+	for _, t := range p.tables {
+		n += t.Active()
+	}
+	return n
+}
+
+// Informed reports whether the hash of any chunk is known.
+func (p *Plans) Informed() bool {
+	return slices.ContainsFunc(p.tables, func(t *Table) bool { return t.known.size > 0 })
+}
+
+// sized is the table of a size. Those that do not know the size yet are in it where it is new and its first word comes with claims,
+// for which someone has to answer.
+func (p *Plans) sized(now time.Time, size int64, claimed bool) *Table {
+	for _, t := range p.tables {
+		if t.size == size {
+			return t
+		}
+	}
+	if t := p.undecided(); t != nil && (claimed || t.Active() == 0) {
+		return t
+	}
+	return p.add(now)
+}
+
+// undecided is the table of those that do not know the size.
+func (p *Plans) undecided() *Table {
+	for _, t := range p.tables {
+		if t.size < 0 {
+			return t
+		}
+	}
+	return nil
+}
+
+// believed is the table of a size that one who knows none may take for right: there are claims of chunks, a holder, or two
+// participants say so. Of several it is the one with the most. Where a participant cannot ask upstream, any word is enough.
+func (p *Plans) believed(anyone bool) (best *Table) {
+	for _, t := range p.tables {
+		told := t.known.size > 0 || len(t.holders) > 0 || len(t.active) > 1 || anyone && len(t.active) > 0
+		if t.size >= 0 && told && (best == nil || len(t.members) > len(best.members)) {
+			best = t
+		}
+	}
+	return best
+}
+
+// add makes a table. Where there are too many, one that no one is in gives way.
+func (p *Plans) add(now time.Time) *Table {
+	if len(p.tables) >= maxPlans {
+		k := slices.IndexFunc(p.tables, func(t *Table) bool { return len(t.active) == 0 })
+		if k < 0 {
+			return nil
+		}
+		gone := p.tables[k]
+		for id, t := range p.of {
+			if t == gone {
+				delete(p.of, id)
+			}
+		}
+		p.tables = slices.Delete(p.tables, k, k+1)
+	}
+	t := New(p.cfg)
+	if p.open {
+		t.Open(now)
+	}
+	p.tables = append(p.tables, t)
+	return t
+}
+
+// participates reports whether id needs chunks.
+func (t *Table) participates(id peer.ID) bool {
+	m := t.members[id]
+	return m != nil && !m.complete && m.group != nil
+}

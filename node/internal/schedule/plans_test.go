@@ -1,0 +1,146 @@
+package schedule
+
+import (
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+const fiveChunks = 5 * content.ChunkSize
+
+// ordersOf collects what participants are told.
+func ordersOf(p *Plans) map[peer.ID]Orders {
+	out := map[peer.ID]Orders{}
+	p.Take(func(to peer.ID, o Orders) {
+		have := out[to]
+		have.Merge(o)
+		out[to] = have
+	})
+	return out
+}
+
+func wants(size int64) Join { return Join{Upstream: true, Whole: true, Report: Report{Size: size}} }
+
+func TestPlans_AWrongSizeHoldsUpNobodyElse(t *testing.T) {
+	t.Parallel()
+	for name, liar := range map[string]Join{
+		"that is huge":          wants(content.MaxSize),
+		"that is small":         wants(1),
+		"of one that reads all": {Upstream: true, Whole: true, Leased: []Run{{First: 0, Count: 1 << 20}}, Report: Report{Size: content.MaxSize}},
+		"of a holder":           {Report: Report{Size: content.MaxSize, Complete: true, Claims: []Claim{{Index: 0, By: "liar"}}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := NewPlans(Config{})
+			p.Open(epoch)
+			require.NoError(t, p.Join(epoch, "liar", liar))
+			require.NoError(t, p.Join(epoch, "a", wants(fiveChunks)))
+			require.NoError(t, p.Join(epoch, "b", wants(fiveChunks)))
+			read := map[int]int{}
+			for range 20 {
+				for id, o := range ordersOf(p) {
+					require.True(t, id == "liar" || o.Size == 0 || o.Size == fiveChunks, "%s is told of %d bytes", id, o.Size)
+					require.True(t, id == "liar" || !o.Hopeless)
+					for _, r := range o.Leases {
+						for i := r.First; i < r.End() && id != "liar"; i++ {
+							read[i]++
+							require.NoError(t, p.Report(epoch, id, Report{Claims: []Claim{{Index: i, Sum: sum(i), By: id}}}))
+						}
+					}
+					for _, a := range o.Chunks {
+						require.NotEqual(t, peer.ID("liar"), a.From)
+						require.NoError(t, p.Report(epoch, id, Report{Have: []int{a.Index}}))
+					}
+				}
+			}
+			require.Len(t, read, 5)
+			for i, n := range read {
+				require.Equal(t, 1, n, "chunk %d is read once", i)
+			}
+		})
+	}
+}
+
+func TestPlans_OneThatKnowsNoSizeBelieves(t *testing.T) {
+	t.Parallel()
+	claims := []Claim{{Index: 0, Sum: sum(0), By: "x"}}
+	for name, c := range map[string]struct {
+		there  map[peer.ID]Join
+		joins  Join
+		size   int64
+		leased bool // it is to ask the registry itself
+	}{
+		"nobody's mere word while it can ask the registry": {map[peer.ID]Join{"x": wants(fiveChunks)}, Join{Upstream: true, Whole: true}, 0, true},
+		"anyone's word where it cannot":                    {map[peer.ID]Join{"x": wants(fiveChunks)}, Join{Whole: true}, fiveChunks, false},
+		"two that say the same":                            {map[peer.ID]Join{"x": wants(fiveChunks), "y": wants(fiveChunks)}, Join{Upstream: true, Whole: true}, fiveChunks, true},
+		"a holder": {
+			map[peer.ID]Join{"x": {Report: Report{Size: fiveChunks, Complete: true}}}, Join{Upstream: true, Whole: true}, fiveChunks, true,
+		},
+		"one that signed for a chunk": {
+			map[peer.ID]Join{"x": {Whole: true, Report: Report{Size: fiveChunks, Claims: claims}}}, Join{Upstream: true, Whole: true},
+			fiveChunks, true,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := NewPlans(Config{})
+			p.Open(epoch)
+			for id, j := range c.there {
+				require.NoError(t, p.Join(epoch, id, j))
+			}
+			require.NoError(t, p.Join(epoch, "new", c.joins))
+			o := ordersOf(p)["new"]
+			require.Equal(t, c.size, o.Size)
+			require.Equal(t, c.leased, len(o.Leases) > 0)
+		})
+	}
+}
+
+func TestPlans_OneThatLearnsTheSizeJoinsThoseThatKnowIt(t *testing.T) {
+	t.Parallel()
+	p := NewPlans(Config{})
+	p.Open(epoch)
+	require.NoError(t, p.Join(epoch, "new", Join{Upstream: true, Whole: true}))
+	require.NoError(t, p.Join(epoch, "x", wants(fiveChunks)))
+	require.ErrorIs(t, p.Report(epoch, "new", Report{Size: fiveChunks}), ErrMoved)
+	require.NoError(t, p.Join(epoch, "new", wants(fiveChunks)))
+	require.Equal(t, 2, p.Active(), "it is in one plan only")
+	require.Len(t, p.tables[0].members, 0)
+}
+
+func TestPlans_ThoseThatWaitForTheSizeAreCalledOnceAHolderIsKnown(t *testing.T) {
+	t.Parallel()
+	p := NewPlans(Config{})
+	require.NoError(t, p.Join(epoch, "waits", Join{Upstream: true, Whole: true}))
+	require.NoError(t, p.Join(epoch, "knows", wants(fiveChunks)))
+	require.Empty(t, p.Strays())
+	require.NoError(t, p.AddHolder(epoch, "holder", "", fiveChunks, []Claim{{Index: 0, Sum: sum(0), By: "holder"}}))
+	require.Equal(t, []peer.ID{"waits"}, p.Strays())
+}
+
+func TestPlans_SizesWithoutEndAreRefusedAndThoseOfWhoHasGoneForgotten(t *testing.T) {
+	t.Parallel()
+	p := NewPlans(Config{})
+	for i := range maxPlans {
+		require.NoError(t, p.Join(epoch, peer.ID(rune('a'+i)), wants(int64(i+1))))
+	}
+	require.ErrorIs(t, p.Join(epoch, "honest", wants(fiveChunks)), ErrSize)
+	p.Leave(epoch, "a")
+	require.NoError(t, p.Join(epoch, "honest", wants(fiveChunks)))
+}
+
+func TestHold_GivesNoLeaseBeforeTheWayIsOpened(t *testing.T) {
+	t.Parallel()
+	p := NewPlans(Config{})
+	p.Open(epoch)
+	p.Hold()
+	require.NoError(t, p.Join(epoch, "a", wants(fiveChunks)))
+	p.Tick(epoch.Add(time.Second))
+	require.Empty(t, ordersOf(p)["a"].Leases)
+	p.Open(epoch)
+	require.NotEmpty(t, ordersOf(p)["a"].Leases)
+}
