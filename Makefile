@@ -82,6 +82,17 @@ clients: ## Pull with containerd, podman, skopeo, crane, oras, stargz and kubo (
 e2e: ## Install on a real Kubernetes cluster on this machine and test it end to end (root)
 	hack/e2e.sh $(ARGS)
 
+.PHONY: chaos
+chaos: build ## Let everything fail by a seeded plan while clients compare every byte (root): ARGS="-seed 7 -rounds 20"
+	go build -o bin/chaos ./test/chaos
+	bin/chaos $(ARGS)
+
+# Half an hour unless ARGS say otherwise: make soak ARGS="-for 10m".
+.PHONY: soak
+soak: build ## The same for half an hour, and whether memory, goroutines or open files grow (root)
+	go build -o bin/chaos ./test/chaos
+	bin/chaos -soak -for 30m -out bin/soak $(ARGS)
+
 ##@ See it run
 
 .PHONY: demo

@@ -27,6 +27,10 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-cache/shoal/test/chaos/internal/mallory"
 	"github.com/shoal-cache/shoal/test/chaos/internal/plan"
 	"github.com/shoal-cache/shoal/test/chaos/internal/rig"
 	"github.com/shoal-cache/shoal/test/chaos/internal/storm"
@@ -89,6 +93,9 @@ func parse(args []string) (options, error) {
 }
 
 func run(ctx context.Context, args []string, w io.Writer) error {
+	if len(args) > 0 && args[0] == "mallory" {
+		return runMallory(ctx, args[1:])
+	}
 	o, err := parse(args)
 	if err != nil {
 		return err
@@ -126,6 +133,32 @@ func run(ctx context.Context, args []string, w io.Writer) error {
 	return errors.Join(err, report(w, o, s))
 }
 
+// runMallory is the hostile peer, which a run starts on a host of its own.
+func runMallory(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("chaos mallory", flag.ContinueOnError)
+	listen := flags.String("listen", "/ip4/127.0.0.1/tcp/0", "multiaddr to listen on")
+	to := flags.String("peers", "", "multiaddrs of the agents to attack, by commas")
+	blobs := flags.String("digests", "", "blobs to claim, by commas")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	var peers []peer.AddrInfo
+	for address := range strings.SplitSeq(*to, ",") {
+		p, err := peer.AddrInfoFromString(address)
+		if err != nil {
+			return fmt.Errorf("-peers: %w", err)
+		}
+		peers = append(peers, *p)
+	}
+	var digests []digest.Digest
+	for name := range strings.SplitSeq(*blobs, ",") {
+		if d, err := digest.Parse(name); err == nil {
+			digests = append(digests, d)
+		}
+	}
+	return mallory.Run(ctx, *listen, peers, digests)
+}
+
 // rounds carries out the plan.
 func rounds(ctx context.Context, o options, s *storm.Storm) error {
 	began := time.Now()
@@ -142,6 +175,7 @@ func rounds(ctx context.Context, o options, s *storm.Storm) error {
 		if err != nil {
 			return err
 		}
+		s.JudgeMemory(number, states)
 		soak.Add(time.Since(began), states)
 	}
 	s.JudgeRest(ctx, before)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -24,9 +25,12 @@ type Rig struct {
 	Registry    *badregistry.Registry
 	RegistryURL string
 
-	network   *netns.Network
-	origin    *netns.Host
-	listeners []net.Listener
+	dir             string
+	network         *netns.Network
+	origin, mallory *netns.Host
+	mallories       atomic.Int64
+	addresses       []string // of all agents
+	listeners       []net.Listener
 }
 
 // New brings up so many agents of the given executable. Files go below dir, and shall not be on a disk that is slow to sync.
@@ -35,7 +39,7 @@ func New(ctx context.Context, dir, binary string, nodes int) (*Rig, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Rig{Registry: badregistry.New(), network: network}
+	r := &Rig{Registry: badregistry.New(), dir: dir, network: network}
 	if err := r.build(ctx, dir, binary, nodes); err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
@@ -60,6 +64,9 @@ func (r *Rig) build(ctx context.Context, dir, binary string, nodes int) (err err
 	if err != nil {
 		return err
 	}
+	if r.mallory, err = r.network.AddHost(ctx, "mallory", "", 0); err != nil {
+		return err
+	}
 	var bootstrap []string
 	for i := range nodes {
 		n := &Node{Index: i, dir: filepath.Join(dir, fmt.Sprintf("node%02d", i)), binary: binary, rotten: map[string]bool{}}
@@ -73,11 +80,12 @@ func (r *Rig) build(ctx context.Context, dir, binary string, nodes int) (err err
 		if err := n.configure(bootstrap, r.RegistryURL, evil); err != nil {
 			return err
 		}
+		address, err := n.address(ctx)
+		if err != nil {
+			return err
+		}
+		r.addresses = append(r.addresses, address)
 		if i < bootstraps {
-			address, err := n.address(ctx)
-			if err != nil {
-				return err
-			}
 			bootstrap = append(bootstrap, address)
 		}
 	}

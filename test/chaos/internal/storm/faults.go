@@ -36,7 +36,7 @@ func (s *Storm) suffer(ctx context.Context, f plan.Fault) error {
 	case plan.Partition:
 		return s.partition(ctx, f)
 	case plan.Mallory:
-		return s.rig.Mallory(ctx, f.For, f.Seed)
+		return s.rig.Mallory(ctx, f.For, s.digests())
 	}
 	var errs []error
 	for _, node := range f.Nodes {
@@ -95,6 +95,18 @@ func (s *Storm) harm(ctx context.Context, node int, f plan.Fault) error {
 		return fmt.Errorf("no fault is called %s", f.Kind)
 	}
 	return nil
+}
+
+// digests are those of the images that are pulled.
+func (s *Storm) digests() (all []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.images {
+		for _, b := range m.Blobs {
+			all = append(all, b.Digest.String())
+		}
+	}
+	return all
 }
 
 func (s *Storm) during(ctx context.Context, f plan.Fault, node int, fault netns.Fault) error {

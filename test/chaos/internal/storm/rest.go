@@ -127,6 +127,15 @@ func (s *Storm) Calm(ctx context.Context) ([]rig.State, error) {
 	return states, errors.Join(errs...)
 }
 
+// JudgeMemory notes agents that take more than the chart gives them.
+func (s *Storm) JudgeMemory(round int, states []rig.State) {
+	for node, state := range states {
+		if state.RSS > maxRSS {
+			s.violate(round, "node %d takes %d MiB of memory, and the chart gives it %d", node, state.RSS>>20, maxRSS>>20)
+		}
+	}
+}
+
 // JudgeRest compares what the agents use with what they used before, and gives them time to come down.
 func (s *Storm) JudgeRest(ctx context.Context, before []rig.State) {
 	deadline := time.Now().Add(healBound)
@@ -160,9 +169,6 @@ func grown(node int, before, now rig.State) error {
 	}
 	if limit := before.Files*3/2 + 50; now.Files > limit {
 		errs = append(errs, fmt.Errorf("node %d has %d open files, and had %d", node, now.Files, before.Files))
-	}
-	if now.RSS > maxRSS {
-		errs = append(errs, fmt.Errorf("node %d takes %d MiB of memory, and the chart gives it %d", node, now.RSS>>20, maxRSS>>20))
 	}
 	return errors.Join(errs...)
 }
