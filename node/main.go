@@ -71,7 +71,6 @@ agents of the swarm, and what none of them holds from the registry, each byte on
   shoal-node config --config FILE   print the configuration in force
   shoal-node mirror install         make the runtime pull through it
   shoal-node mirror status          say whether it does`,
-		Args:          cobra.NoArgs,
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,

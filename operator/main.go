@@ -56,7 +56,6 @@ func command() *cobra.Command {
 		Use:           "shoal-operator",
 		Short:         "Admits peers, publishes where to start, compiles policy and places pins",
 		Version:       version,
-		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -161,14 +161,13 @@ func TestMistakesAreNamed(t *testing.T) {
 		want    []string // each part of the message
 	}{
 		"an unknown key":                         {"store: {capcity: 1GiB}", nil, []string{"store.capcity: no such key", "store.capacity"}},
-		"a value in place of a section":          {"store: 5", nil, []string{"store: 5 is no value for it", "store.path"}},
 		"an unknown section":                     {"stroe: {path: /x}", nil, []string{"stroe: no such key", "store"}},
 		"an unknown key in a list":               {"upstreams: [{registry: a.example, endpoint: x}]", nil, []string{"upstreams[0].endpoint: no such key", "upstreams.endpoints"}},
 		"an unknown key in a rule":               {"policy: {rules: [{tagTtls: 1s}]}", nil, []string{"policy.rules[0].tagttls: no such key", "tagTTL"}},
 		"an unknown variable of a section":       {"", []string{"SHOAL_STORE_CAPCITY=1"}, []string{"SHOAL_STORE_CAPCITY names no key", "SHOAL_STORE_CAPACITY"}},
 		"a variable that is no list":             {"", []string{"SHOAL_UPSTREAMS=a: b"}, []string{"SHOAL_UPSTREAMS", "list"}},
 		"text that is no YAML":                   {"store: [", nil, []string{"config.yaml"}},
-		"a value where a section belongs":        {"store: 5", nil, []string{"store: 5 is no table"}},
+		"a value where a section belongs":        {"store: 5", nil, []string{"store: 5 is no table; want keys below it: store.capacity"}},
 		"a list where a value belongs":           {"store: {path: [a, b]}", nil, []string{"store.path", "[a b]", "one value"}},
 		"a size without sense":                   {"store: {capacity: 20 parsecs}", nil, []string{"store.capacity", "20 parsecs", "GiB"}},
 		"a duration without unit":                {"registry: {drainTimeout: 30}", nil, []string{"registry.drainTimeout", `"30"`, "90s"}},

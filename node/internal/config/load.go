@@ -51,7 +51,9 @@ func Load(path string, flags *pflag.FlagSet, environ []string) (*Config, error) 
 	c := new(Config)
 	settings := v.AllSettings()
 	problems = append(problems, unknown("", settings)...)
-	problems = append(problems, decode(settings, c)...)
+	problems = append(problems, slices.DeleteFunc(decode(settings, c), func(err error) bool {
+		return errors.Is(err, errNoTable) && !index.MatchString(err.Error()) // told above, with the keys that there are
+	})...)
 	if len(problems) > 0 {
 		// Bounds are not checked on values that could not be read: that would report the same mistake twice.
 		return nil, errors.Join(problems...)
@@ -202,8 +204,8 @@ func unknown(at string, value any) []error {
 		for _, name := range slices.Sorted(maps.Keys(value)) {
 			key := strings.TrimPrefix(at+"."+name, ".")
 			switch exists, hasMore := lookup(key); {
-			case hasMore && noSection(value[name]):
-				problems = append(problems, fmt.Errorf("%s: %v is no value for it: it holds the keys %s", key, value[name], strings.Join(beside(key+"."), ", ")))
+			case hasMore && noSection(value[name]) && !slices.Contains(tables, key):
+				problems = append(problems, fmt.Errorf("%s: %v is no table; want keys below it: %s", key, value[name], strings.Join(beside(key+"."), ", ")))
 			case hasMore:
 				problems = append(problems, unknown(key, value[name])...)
 			case !exists:
@@ -269,6 +271,8 @@ func known() []string {
 	return keys
 }
 
+var errNoTable = errors.New("is no table; want keys below it")
+
 // fromText reads the values that are written as text, with errors that show the value and an example of a right one.
 func fromText(from, to reflect.Type, data any) (any, error) {
 	if from == to {
@@ -278,7 +282,7 @@ func fromText(from, to reflect.Type, data any) (any, error) {
 	case isScalar(to) && (isTable || isList):
 		return nil, fmt.Errorf("%v is a list or table; want one value", data)
 	case !isScalar(to) && to.Kind() == reflect.Struct && !isTable:
-		return nil, fmt.Errorf("%v is no table; want keys below it", data)
+		return nil, fmt.Errorf("%v %w", data, errNoTable)
 	case to.Kind() == reflect.Slice && isTable:
 		return nil, fmt.Errorf("%v is a table; want a list, each item of it behind a dash", data)
 	case isTable || isList:
