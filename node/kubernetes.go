@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -18,7 +16,6 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/agent"
 	"github.com/shoal-cache/shoal/node/internal/agent/cri"
 	"github.com/shoal-cache/shoal/node/internal/bypass"
-	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/mirror"
 )
 
@@ -70,7 +67,7 @@ func (n *node) newKubernetes(zone string) (kubernetes, error) {
 		Config: n.kubeAPI, NodeName: c.NodeName, Version: version, Zone: zone,
 		Key: n.identity, Swarm: n.swarm, Memory: n.store.KV("kubernetes"),
 		Policy: n.policy, BasePolicy: n.config.EffectivePolicy(),
-		Store: n.store, StoreHealth: n.store.Health, Fetcher: n.fetcher, Upstream: n.upstream, Tags: n.tags, Files: n.files, Gate: gate{n.front},
+		Store: n.store, StoreHealth: n.store.Health, Fetcher: n.fetcher, Upstream: n.upstream, Tags: n.tags, Files: n.files, Gate: pinGate{n.gate, n.upstream, n.policy},
 		Counters: n.counters, Logger: n.log.With("part", "agent"), Registerer: n.metrics,
 	}
 	k := kubernetes{}
@@ -87,40 +84,6 @@ func (n *node) newKubernetes(zone string) (kubernetes, error) {
 	}
 	return k, nil
 }
-
-// gate is the registry front as pins see it.
-type gate struct{ front http.Handler }
-
-// Admit asks the front for the head of the manifest, as a runtime does, which has it ask the registry and remember the answer.
-func (g gate) Admit(ctx context.Context, req content.Request) error {
-	u := url.URL{
-		Path:     "/v2/" + req.Repository.Name + "/manifests/" + req.Digest.String(),
-		RawQuery: url.Values{"ns": {req.Repository.Registry}}.Encode(),
-	}
-	head, err := http.NewRequestWithContext(ctx, http.MethodHead, u.String(), nil)
-	if err != nil {
-		return err
-	}
-	if req.Authorization != "" {
-		head.Header.Set("Authorization", req.Authorization)
-	}
-	answer := status{header: make(http.Header)}
-	g.front.ServeHTTP(&answer, head)
-	if answer.code != http.StatusOK {
-		return &content.UpstreamError{Op: "HEAD " + u.String() + " at the registry front", Status: answer.code}
-	}
-	return nil
-}
-
-// status is an answer of which only the status code matters.
-type status struct {
-	header http.Header
-	code   int
-}
-
-func (s *status) Header() http.Header         { return s.header }
-func (s *status) Write(b []byte) (int, error) { return len(b), nil }
-func (s *status) WriteHeader(code int)        { s.code = code }
 
 // mirrorCheckInterval is how often the files of the runtime's mirror configuration are looked at: those of the node, whose
 // changes are seen through a mount by reading only.

@@ -21,6 +21,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/gate"
+	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/registry"
 	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
@@ -47,6 +49,8 @@ type cached struct {
 	t      *testing.T
 	origin *httptest.Server
 	files  http.Handler
+	gate   *gate.Gate
+	client *upstream.Client
 	front  *registry.Front
 	held   *store.Store
 	repo   content.Repository
@@ -66,12 +70,14 @@ func newCached(t *testing.T, guard func(w http.ResponseWriter, r *http.Request) 
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, c.held.Close()) })
 	c.repo = content.Repository{Registry: strings.TrimPrefix(c.origin.URL, "http://"), Name: "team/app"}
-	client, err := upstream.New(upstream.Options{
+	c.client, err = upstream.New(upstream.Options{
 		Upstreams: []upstream.Upstream{{Registry: c.repo.Registry, Endpoints: []string{c.origin.URL}}},
 	})
 	require.NoError(t, err)
-	t.Cleanup(client.Close)
-	c.front, err = registry.New(registry.Options{Fetcher: holding{c.held}, Upstream: client})
+	t.Cleanup(c.client.Close)
+	c.gate, err = gate.New(gate.Options{Cache: cache{store: c.held}})
+	require.NoError(t, err)
+	c.front, err = registry.New(registry.Options{Fetcher: holding{c.held}, Upstream: c.client, Gate: c.gate})
 	require.NoError(t, err)
 	return c
 }
@@ -101,8 +107,14 @@ func (c *cached) push() (manifest, layer digest.Digest) {
 }
 
 // admit is what the keeper of pins does once it has the image.
-func (c *cached) admit(d digest.Digest, authorization string) error {
-	return gate{c.front}.Admit(c.t.Context(), content.Request{Repository: c.repo, Kind: content.Manifest, Digest: d, Authorization: authorization})
+func (c *cached) admit(manifest, layer digest.Digest, authorization string) error {
+	pins := pinGate{c.gate, c.client, policy.NewLive(policy.Default())}
+	req := content.Request{Repository: c.repo, Kind: content.Manifest, Digest: manifest, Authorization: authorization}
+	if err := pins.Admit(c.t.Context(), req); err != nil {
+		return err
+	}
+	req.Kind, req.Digest = content.Blob, layer
+	return pins.Admit(c.t.Context(), req)
 }
 
 // get is what a runtime does.
@@ -129,12 +141,12 @@ func TestWhatThePinsTellTheFrontIsServedWhileTheRegistryIsDown(t *testing.T) {
 		return true
 	})
 	told, toldLayer := c.push()
-	untold, _ := c.push()
+	untold, untoldLayer := c.push()
 
-	require.True(t, content.Denied(c.admit(told, "")), "the registry's own no is told from a registry that is down")
-	require.NoError(t, c.admit(told, password))
+	require.True(t, content.Denied(c.admit(told, toldLayer, "")), "the registry's own no is told from a registry that is down")
+	require.NoError(t, c.admit(told, toldLayer, password))
 	c.origin.Close()
-	require.Error(t, c.admit(untold, password))
+	require.Error(t, c.admit(untold, untoldLayer, password))
 
 	require.Equal(t, http.StatusOK, c.get("manifests", told, password))
 	require.Equal(t, http.StatusOK, c.get("blobs", toldLayer, password))
@@ -160,8 +172,8 @@ func TestAPinnedPublicImageIsServedWithoutATokenWhileTheRegistryIsDown(t *testin
 		return true
 	})
 	manifest, layer := c.push()
-	require.NoError(t, c.admit(manifest, "Bearer anyone"))
-	require.Eventually(t, func() bool { return c.front.Public(c.repo) }, 30*time.Second, time.Millisecond)
+	require.NoError(t, c.admit(manifest, layer, "Bearer anyone"))
+	require.Eventually(t, func() bool { return c.gate.Public(gate.Repository(c.repo)) }, 30*time.Second, time.Millisecond)
 	c.origin.Close()
 	for _, authorization := range []string{"", "Bearer another"} {
 		require.Equal(t, http.StatusOK, c.get("manifests", manifest, authorization))

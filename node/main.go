@@ -4,6 +4,7 @@
 // Its packages, in the order in which a request meets them:
 //
 //	internal/registry   the registry front: HTTP in, the OCI distribution pull API
+//	internal/gate       who may read what: the word of the sources, remembered
 //	internal/fetch      one fetch for each missing blob: from peers, else from upstream; streaming while it arrives
 //	internal/store      blobs and unfinished ingests on disk; eviction, pins, scrub
 //	internal/swarm      libp2p host, admission, DHT, coordinators, Bitswap exchange
@@ -14,6 +15,7 @@
 // and beside that way:
 //
 //	internal/content    the vocabulary all of them share
+//	internal/manifest   what a manifest refers to, and of which type it is
 //	internal/policy     the policy in force: modes, time limits, bandwidth, capacity
 //	internal/agent      the Kubernetes side: Peer, admission, CachePolicy, pins
 //	internal/admin      health, metrics, profiles, a JSON view

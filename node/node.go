@@ -29,6 +29,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/config"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/fetch"
+	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/mirror"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/registry"
@@ -51,8 +52,8 @@ type node struct {
 	tags     *swarm.Tags
 	fetcher  *fetch.Fetcher
 	front    *registry.Front
-	serving  atomic.Pointer[registry.Front] // the front, for peers that ask before it is there
-	joined   atomic.Pointer[swarm.Swarm]    // the swarm, for the store, which is there before it
+	gate     *gate.Gate
+	joined   atomic.Pointer[swarm.Swarm] // the swarm, for the store, which is there before it
 	inZone   string
 	files    *swarm.Files
 	kubeAPI  *rest.Config // nil where the Kubernetes side is off
@@ -115,7 +116,7 @@ func (n *node) start(ctx context.Context) (err error) {
 		return err
 	}
 	n.upstream, err = upstream.New(upstream.Options{
-		Upstreams: upstreams(c.Upstreams), Mirrors: n.mirrors, Limits: newRates(n.policy).of,
+		Upstreams: upstreams(c.Upstreams), Mirrors: n.mirrors, AllowAddresses: c.AllowAddresses(), Limits: newRates(n.policy).of,
 		Logger: n.log.With("part", "upstream"), Registerer: n.metrics,
 	})
 	if err != nil {
@@ -142,18 +143,17 @@ func (n *node) start(ctx context.Context) (err error) {
 	n.joined.Store(n.swarm)
 	n.tags = swarm.NewTags(n.swarm, n.store.KV("tags"))
 	n.files = swarm.NewFiles(n.swarm, n.fileOf)
+	if n.gate, err = n.newGate(); err != nil {
+		return err
+	}
 	n.fetcher = fetch.New(fetch.Options{
-		Store: n.store, Swarm: n.swarm, Upstream: n.upstream, Zone: zone,
+		Store: n.store, Swarm: n.swarm, Upstream: n.gate.Observe(n.upstream), Zone: zone,
 		PeersOnly:      func(r content.Repository) bool { return n.policy.Load().For(r).Mode == policy.PeersOnly },
 		VerifiedRanges: c.Registry.Ranges == config.RangesVerified, ReadAhead: c.Registry.ReadAhead.Bytes, Patience: c.Registry.FirstByteTimeout,
 		Logger: n.log.With("part", "fetch"), Registerer: n.metrics,
 	})
-	witness := swarm.NewWitness(n.swarm, func(r content.Repository) bool {
-		f := n.serving.Load()
-		return f != nil && f.Public(r)
-	})
 	n.front, err = registry.New(registry.Options{
-		Fetcher: n.fetcher, Upstream: n.upstream, Tags: n.tags, Witness: witness, Memory: gateMemory{n.store.KV("gate")},
+		Fetcher: n.fetcher, Upstream: n.upstream, Gate: n.gate, Tags: n.tags,
 		Rules:           func(r content.Repository) policy.Rule { return n.policy.Load().For(r) },
 		DefaultRegistry: c.Registry.DefaultRegistry, FirstByteTimeout: c.Registry.FirstByteTimeout,
 		ManifestServed: func(d digest.Digest) { n.kube.manifestServed(d) },
@@ -162,7 +162,6 @@ func (n *node) start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	n.serving.Store(n.front)
 	if n.kube, err = n.newKubernetes(zone); err != nil {
 		return err
 	}
@@ -213,6 +212,9 @@ func (n *node) close() error {
 	}
 	if n.upstream != nil {
 		n.upstream.Close()
+	}
+	if n.gate != nil {
+		errs = append(errs, n.gate.Close())
 	}
 	if n.store != nil {
 		errs = append(errs, n.store.Close())
@@ -351,16 +353,6 @@ func (s *storeEvents) follow(to func(store.Event)) {
 	defer s.mu.Unlock()
 	s.to = to
 }
-
-// gateMemory is a bucket of the store as the registry front's memory.
-type gateMemory struct{ kv store.KV }
-
-func (m gateMemory) Load(key string) ([]byte, error) {
-	v, _ := m.kv.Get(key)
-	return v, nil
-}
-
-func (m gateMemory) Save(key string, value []byte) error { return m.kv.Put(key, value) }
 
 const lastPeers = "last"
 

@@ -123,6 +123,7 @@ EOF
   kubeconfig "$WORK/$node.kubeconfig" "$(k -n shoal-system create token shoal-agent --duration 2h --bound-object-kind Pod --bound-object-name "agent-$node")"
   daemon "shoal-$node" bin/shoal-node --registry-listen "127.0.0.1:${PORTS[i]}" --admin-listen "127.0.0.1:${PORTS[i + 1]}" \
     --swarm-listen "/ip4/127.0.0.1/tcp/${PORTS[i + 2]}" --swarm-zone "$zone" --swarm-admission Kubernetes --store-path "$WORK/$node" --store-min-free 64MiB \
+    --upstream-allow-addresses 127.0.0.0/8 \
     --kubernetes-enabled --kubernetes-node-name "$node" --kubernetes-kubeconfig "$WORK/$node.kubeconfig"
   i=$((i + 3))
 done

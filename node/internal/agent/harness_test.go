@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"sync"
 	"testing"
@@ -36,6 +37,9 @@ import (
 
 // The control plane that the tests share; nil where its programs are missing.
 var cluster *apitest.Cluster
+
+// loopback is where the registries of tests are.
+var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 
 func TestMain(m *testing.M) {
 	ctrllog.SetLogger(logr.Discard()) // of the test's own clients
@@ -160,7 +164,7 @@ func (m *machine) start() {
 	})
 	require.NoError(t, err)
 	m.addr = m.swarm.Addrs()[0]
-	up, err := upstream.New(upstream.Options{Timeouts: upstream.Timeouts{Retry: 100 * time.Millisecond}})
+	up, err := upstream.New(upstream.Options{AllowAddresses: loopback, Timeouts: upstream.Timeouts{Retry: 100 * time.Millisecond}})
 	require.NoError(t, err)
 	fetcher := fetch.New(fetch.Options{Store: m.store, Swarm: m.swarm.Swarm, Upstream: up, Logger: log, Registerer: prometheus.NewRegistry()})
 	var reads pin.Fetcher = fetcher

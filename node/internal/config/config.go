@@ -17,6 +17,7 @@ package config
 
 import (
 	"io"
+	"net/netip"
 	"path/filepath"
 	"time"
 
@@ -34,6 +35,7 @@ type Config struct {
 	Admin      Admin      `yaml:"admin"`
 	Swarm      Swarm      `yaml:"swarm"`
 	Store      Store      `yaml:"store"`
+	Upstream   Registries `yaml:"upstream"`
 	Upstreams  []Upstream `yaml:"upstreams"`
 	Policy     Policy     `yaml:"policy"`
 	Mirror     Mirror     `yaml:"mirror"`
@@ -127,6 +129,13 @@ type Store struct {
 	ScrubInterval time.Duration `yaml:"scrubInterval"`
 }
 
+// Registries says how all registries are reached.
+type Registries struct {
+	// AllowAddresses are CIDR ranges at which registries, what they redirect to, and their token servers are asked although
+	// the addresses are the node's own: loopback, link-local and the like. The endpoints of upstreams need no entry.
+	AllowAddresses []string `yaml:"allowAddresses"`
+}
+
 // Upstream says how to reach a registry. A registry that is not listed is reached at https://<registry>.
 type Upstream struct {
 	// Registry is the host, with port if any, as image references spell it. "*": every registry that no other entry names.
@@ -206,6 +215,15 @@ func (c *Config) BootstrapPeers() []peer.AddrInfo {
 		panic(err) // Load has checked each address
 	}
 	return peers
+}
+
+// AllowAddresses are the ranges of upstream.allowAddresses.
+func (c *Config) AllowAddresses() []netip.Prefix {
+	ranges := make([]netip.Prefix, len(c.Upstream.AllowAddresses))
+	for i, s := range c.Upstream.AllowAddresses {
+		ranges[i] = netip.MustParsePrefix(s) // Load has checked each
+	}
+	return ranges
 }
 
 // EffectivePolicy is the policy that this configuration alone makes.

@@ -58,6 +58,7 @@ var options = []option{
 	{"registry.firstByteTimeout", "bound on the wait for the first byte of an answer; then the runtime is sent to the registry itself"},
 	{"registry.drainTimeout", "bound on the wait for running answers at shutdown"},
 	{"admin.listen", "address `host:port` of health, metrics, profiles and the read-only view"},
+	{"upstream.allowAddresses", "`ranges` of the node's own addresses, such as 127.0.0.0/8, at which registries are asked though upstreams does not list them; others of loopback, link-local, multicast and metadata services are not"},
 	{"swarm.listen", "TCP `multiaddrs` to listen on for other agents, IPv4 and IPv6"},
 	{"swarm.announce", "`multiaddrs` told to other agents instead of the listening ones"},
 	{"swarm.bootstrap", "`multiaddrs` with /p2p/<peer ID> of the agents to start from; none starts a swarm"},

@@ -182,6 +182,11 @@ func (c *Config) validateStore(p *problems) {
 }
 
 func (c *Config) validateUpstreams(p *problems) {
+	for i, s := range c.Upstream.AllowAddresses {
+		if _, err := netip.ParsePrefix(s); err != nil {
+			p.add(fmt.Sprintf("upstream.allowAddresses[%d]", i), "%q is no range of addresses; want one such as 127.0.0.0/8 or ::1/128", s)
+		}
+	}
 	first := make(map[string]int)
 	for i, u := range c.Upstreams {
 		at := fmt.Sprintf("upstreams[%d]", i)

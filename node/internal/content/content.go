@@ -18,6 +18,9 @@ type Repository struct {
 	Name string
 }
 
+// None reports whether r names no repository: there is no upstream that could be asked.
+func (r Repository) None() bool { return r == Repository{} }
+
 func (r Repository) String() string { return r.Registry + "/" + r.Name }
 
 // Kind tells from which of a registry's two collections a digest is read.
@@ -48,6 +51,15 @@ type Request struct {
 	// Authorization is the caller's own Authorization header, sent to the registry and to no one else. It is never
 	// stored and never logged. Empty: anonymous.
 	Authorization string
+}
+
+// NoUpstream reports whether only this node and its peers can be asked.
+func (r Request) NoUpstream() bool { return r.Repository.None() }
+
+// WithoutUpstream is the request as it is put to peers alone.
+func (r Request) WithoutUpstream() Request {
+	r.Repository, r.Authorization = Repository{}, ""
+	return r
 }
 
 // Reader reads a blob that is held whole or is still arriving. Its methods may be called concurrently.

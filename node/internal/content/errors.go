@@ -53,6 +53,12 @@ func (e *UpstreamError) Is(target error) bool {
 	return false
 }
 
+// Throttled reports whether err is upstream's wish to be asked less often, or later (429 or 408).
+func Throttled(err error) bool {
+	var u *UpstreamError
+	return errors.As(err, &u) && (u.Status == http.StatusTooManyRequests || u.Status == http.StatusRequestTimeout)
+}
+
 // Denied tells whether err is upstream's refusal of the caller's credentials (401 or 403).
 func Denied(err error) bool {
 	var u *UpstreamError

@@ -28,7 +28,7 @@ type asker struct {
 // admitAsker takes in with whose credentials upstream may be asked. The newest are the ones least likely to have expired, so
 // they are used first. The caller holds f.mu.
 func (f *fetch) admitAsker(req content.Request) {
-	if req.Repository == (content.Repository{}) || f.fr.opts.PeersOnly(req.Repository) {
+	if req.NoUpstream() || f.fr.opts.PeersOnly(req.Repository) {
 		return
 	}
 	a := &asker{repo: req.Repository, authorization: req.Authorization}

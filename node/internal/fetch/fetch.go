@@ -172,7 +172,7 @@ func (f *fetch) attach(req content.Request) (ok bool) {
 			return
 		}
 		f.readers++
-		if req.Repository != (content.Repository{}) {
+		if !req.NoUpstream() {
 			f.req.Repository, f.req.Authorization, f.req.Kind = req.Repository, req.Authorization, req.Kind
 		}
 		before := f.asker()

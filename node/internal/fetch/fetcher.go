@@ -254,7 +254,7 @@ func (fr *Fetcher) Stat(ctx context.Context, req content.Request) (size int64, m
 			}
 		}
 	}
-	if req.Repository != (content.Repository{}) && !fr.opts.PeersOnly(req.Repository) {
+	if !req.NoUpstream() && !fr.opts.PeersOnly(req.Repository) {
 		if size, mediaType, err = fr.opts.Upstream.Stat(ctx, req); err == nil || !errors.Is(err, content.ErrUnavailable) {
 			return size, mediaType, err
 		}

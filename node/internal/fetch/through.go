@@ -17,7 +17,7 @@ type through struct {
 }
 
 func (fr *Fetcher) openThrough(ctx context.Context, req content.Request) (content.Reader, error) {
-	if req.Repository == (content.Repository{}) || fr.opts.PeersOnly(req.Repository) {
+	if req.NoUpstream() || fr.opts.PeersOnly(req.Repository) {
 		return nil, fmt.Errorf("open %s: %w", req.Digest, content.ErrNoSpace)
 	}
 	size, _, err := fr.opts.Upstream.Stat(ctx, req)

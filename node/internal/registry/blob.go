@@ -21,7 +21,7 @@ func (f *Front) blob(x *exchange) error {
 	req := x.fetchable(asked)
 	ctx, patience := newPatience(x.r.Context(), f.opts.FirstByteTimeout, func() int64 { return f.opts.Fetcher.Progress(req) })
 	defer patience.end()
-	if err := f.gate.admit(ctx, x.rule, asked); err != nil {
+	if err := f.admit(ctx, x, asked); err != nil {
 		return err
 	}
 	etag := `"` + req.Digest.String() + `"`

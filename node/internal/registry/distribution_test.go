@@ -23,6 +23,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
+	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/registry"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
@@ -86,10 +87,11 @@ func TestARealClientPullsFromTheDistributionRegistryWithItsPassword(t *testing.T
 	})
 	require.NoError(t, err)
 	defer client.Close()
-	front, err := registry.New(registry.Options{
-		Fetcher:  &fetcher{upstream: client, held: make(map[digest.Digest][]byte)},
-		Upstream: client, DefaultRegistry: images,
-	})
+	held := &fetcher{upstream: client, held: make(map[digest.Digest][]byte)}
+	g, err := gate.New(gate.Options{Cache: held})
+	require.NoError(t, err)
+	held.source = g.Observe(client)
+	front, err := registry.New(registry.Options{Fetcher: held, Upstream: client, Gate: g, DefaultRegistry: images})
 	require.NoError(t, err)
 	server := httptest.NewServer(front)
 	defer server.Close()

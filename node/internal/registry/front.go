@@ -2,17 +2,12 @@
 // specification to container runtimes and other clients.
 //
 // In the order a request meets them: path.go finds registry, repository and what is asked for; tags.go turns a tag into a
-// digest; gate.go lets only those callers on whom the registry lets on; manifest.go and blob.go answer; ranges.go reads
+// digest; package gate lets only those callers on whom the registry lets on; manifest.go and blob.go answer; ranges.go reads
 // Range headers; errors.go makes every failure an answer on which the runtime can act; pages.go passes on tag lists and
 // referrers.
 //
 // Two rules hold everywhere. HEAD says what GET would do, so a HEAD of a manifest fetches it. And an answer either ends
 // with the right bytes or with an aborted connection.
-//
-// What the gate cannot see: it believes a registry about what the registry holds. A policy that lets callers pull through
-// a registry which is in the hands of others trusts it not to claim blobs that are private elsewhere and whose digests
-// it has learned. And where the policy exempts a repository nobody is asked, so that whoever knows a digest reads through
-// it what is cached of any other.
 package registry
 
 import (
@@ -29,8 +24,8 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 )
 
@@ -50,11 +45,9 @@ type Fetcher interface {
 // Upstream asks the registries themselves, with the caller's credentials. Its errors are *content.UpstreamError for what
 // a registry answered, and content.ErrUnavailable where none did.
 type Upstream interface {
+	gate.Registries
 	Resolve(ctx context.Context, repo content.Repository, reference string, accept []string, authorization string) (v1.Descriptor, error)
-	Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error)
 	Forward(ctx context.Context, repo content.Repository, path string, query url.Values, accept []string, authorization string) (*http.Response, error)
-	// Authorize gives the Authorization header of who has the credential; the zero one is nobody's.
-	Authorize(ctx context.Context, repo content.Repository, cred pullsecret.Credential) (string, error)
 }
 
 // TagMemory remembers the registries' answers for tags, for the time when they cannot be asked.
@@ -64,30 +57,13 @@ type TagMemory interface {
 	Recall(ctx context.Context, repo content.Repository, tag string) (v1.Descriptor, bool)
 }
 
-// Memory keeps a few values across restarts. They hold keyed hashes of credentials, so they are for this node only.
-type Memory interface {
-	// Load gives nil where nothing was saved under key.
-	Load(key string) ([]byte, error)
-	Save(key string, value []byte) error
-}
-
-// Witness is the other nodes.
-type Witness interface {
-	// Public tells whether one of them knows that a registry lets anyone read a repository. It is asked while the registry
-	// cannot be, by a node that has never asked it.
-	Public(ctx context.Context, repo content.Repository) bool
-}
-
-// Options configure a Front. Fetcher and Upstream are required.
+// Options configure a Front. Fetcher, Upstream and Gate are required.
 type Options struct {
 	Fetcher  Fetcher
 	Upstream Upstream
+	Gate     *gate.Gate
 	// Tags is optional: without it tags do not resolve while their registry is down, once TagTTL has passed.
 	Tags TagMemory
-	// Memory is optional: without it a restart forgets whose credentials were accepted.
-	Memory Memory
-	// Witness is optional: without it a node serves nothing during an outage from repositories that it has not pulled from.
-	Witness Witness
 	// Rules gives the policy for a repository; nil: policy.DefaultRule.
 	Rules func(content.Repository) policy.Rule
 	// ManifestServed hears of each manifest that a caller was given. Optional.
@@ -97,8 +73,8 @@ type Options struct {
 	// FirstByteTimeout is how long a caller waits for the first byte of an answer while nothing of its pull arrives at
 	// this node. 0: 5 s.
 	FirstByteTimeout time.Duration
-	// UpstreamTimeout bounds a question to the registry about a tag or a caller's credentials; a registry that takes
-	// longer counts as unreachable. 0: four fifths of FirstByteTimeout, so that time is left to answer without it.
+	// UpstreamTimeout bounds a question to the registry; a registry that takes longer counts as silent. 0: four fifths of
+	// FirstByteTimeout, so that time is left to answer without it.
 	UpstreamTimeout time.Duration
 	Logger          *slog.Logger
 	Registerer      prometheus.Registerer
@@ -109,7 +85,6 @@ type Front struct {
 	opts    Options
 	log     *slog.Logger
 	metrics *metrics
-	gate    *gate
 	tags    *tags
 	pages   *pages
 	running running
@@ -117,8 +92,8 @@ type Front struct {
 
 // New makes a front.
 func New(opts Options) (*Front, error) {
-	if opts.Fetcher == nil || opts.Upstream == nil {
-		return nil, errors.New("registry front: needs a Fetcher and an Upstream")
+	if opts.Fetcher == nil || opts.Upstream == nil || opts.Gate == nil {
+		return nil, errors.New("registry front: needs a Fetcher, an Upstream and a Gate")
 	}
 	if opts.DefaultRegistry != "" {
 		host, err := hostname(opts.DefaultRegistry)
@@ -144,23 +119,20 @@ func New(opts Options) (*Front, error) {
 	if f.metrics, err = newMetrics(opts.Registerer); err != nil {
 		return nil, fmt.Errorf("registry front: %w", err)
 	}
-	if f.gate, err = newGate(opts.Upstream, opts.UpstreamTimeout, opts.Memory, opts.Witness, f.log); err != nil {
-		return nil, fmt.Errorf("registry front: %w", err)
-	}
-	f.tags = newTags(opts.Upstream, opts.UpstreamTimeout, opts.Tags, f.gate, f.metrics, f.log)
-	f.pages = newPages(opts.Upstream, opts.UpstreamTimeout, f.gate)
+	f.tags = newTags(opts.Upstream, opts.UpstreamTimeout, opts.Tags, opts.Gate, f.metrics, f.log)
+	f.pages = newPages(opts.Upstream, opts.UpstreamTimeout, opts.Gate)
 	return f, nil
 }
 
-// Public tells whether the registry has let anyone read the repository: what a node tells others that have it as their
-// Witness.
-func (f *Front) Public(repo content.Repository) bool { return f.gate.public(repo) }
-
-// Drain refuses new requests with 503 and returns when the running ones have ended, or with ctx's error before. It also
-// saves what Options.Memory is for.
+// Drain refuses new requests with 503 and returns when the running ones have ended, or with ctx's error before.
 func (f *Front) Drain(ctx context.Context) error {
-	err := f.running.drain(ctx)
-	return errors.Join(err, f.gate.close())
+	defer f.tags.close()
+	return f.running.drain(ctx)
+}
+
+// admit returns nil when the caller of x may read what req asks for.
+func (f *Front) admit(ctx context.Context, x *exchange, req content.Request) error {
+	return f.opts.Gate.Admit(ctx, x.rule, gate.Blob(f.opts.Upstream, req))
 }
 
 // exchange is one request and what is known of its answer.
@@ -246,7 +218,7 @@ func (f *Front) serve(x *exchange) error {
 // fetchable is req as the Fetcher gets it: where the policy says peers only, it does not learn the repository.
 func (x *exchange) fetchable(req content.Request) content.Request {
 	if x.rule.Mode == policy.PeersOnly {
-		req.Repository, req.Authorization = content.Repository{}, ""
+		return req.WithoutUpstream()
 	}
 	return req
 }

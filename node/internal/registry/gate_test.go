@@ -187,16 +187,27 @@ func TestAnImageOfManyPlatformsIsServedWhileTheRegistryIsDown(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(o *registry.Options) { o.Tags = new(tagMemory) })
+		w.witness = new(word)
+		w.restart(func(o *registry.Options) { o.Tags = new(tagMemory) })
 		img := w.origin.pushImage(t, "team/app", "v1-amd64", "x")
 		index := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`,
 			v1.MediaTypeImageIndex, v1.MediaTypeImageManifest, img.manifest, len(img.raw))
 		w.origin.pushManifest(t, "team/app", "v1", v1.MediaTypeImageIndex, index)
 		require.Equal(t, 200, w.get("/v2/team/app/manifests/v1").Code)
 		w.origin.setDown(true)
-		w.fetcher.held[img.manifest], w.fetcher.held[img.layer] = []byte(img.raw), img.layerBytes // peers have them
-		w.fetcher.held[img.config] = []byte(`{"seed":"x"}`)
+		w.fetcher.peers = map[digest.Digest][]byte{
+			img.manifest: []byte(img.raw), img.layer: img.layerBytes, img.config: []byte(`{"seed":"x"}`),
+		}
 		time.Sleep(time.Hour)
-		require.Equal(t, allServed, w.pull(img, "team/app", ""))
+		paths := img.paths("team/app")[1:]
+		for _, path := range paths {
+			require.Equal(t, 503, w.get(path).Code, "that others hold it does not tell whose it is")
+		}
+		w.witness.(*word).proven = []digest.Digest{img.manifest, img.layer, img.config}
+		time.Sleep(time.Minute)
+		for _, path := range paths {
+			require.Equal(t, 200, w.get(path).Code, "that another node pulled it from there does")
+		}
 	})
 }
 
@@ -245,9 +256,8 @@ func TestWhileTheRegistryIsDown(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				memory := disk{}
 				tags := new(tagMemory)
-				set := func(o *registry.Options) { o.Memory, o.Tags = memory, tags }
+				set := func(o *registry.Options) { o.Tags = tags }
 				w := newWorld(t, set)
 				w.rule.Offline = tc.offline
 				img := w.origin.pushImage(t, "team/app", "v1", "x")
@@ -263,12 +273,12 @@ func TestWhileTheRegistryIsDown(t *testing.T) {
 				require.Equal(t, tc.want, w.pull(img, "team/app", tc.by))
 
 				if tc.by != "" || !tc.private { // the challenge is not kept across restarts
-					require.NoError(t, w.front.Drain(t.Context()))
+					w.stop()
 					w.restart(set)
 					require.Equal(t, tc.want, w.pull(img, "team/app", tc.by), "also after a restart")
 				}
-				require.NoError(t, w.front.Drain(t.Context()))
-				for _, saved := range memory {
+				w.stop()
+				for _, saved := range w.memory {
 					require.NotContains(t, string(saved), "Basic")
 					require.NotContains(t, string(saved), "team/app")
 				}
@@ -293,8 +303,9 @@ func TestADamagedMemoryIsForgotten(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.origin.pushImage(t, "team/app", "v1", "x")
-	for _, damage := range []string{"", "\x01", "\x02" + strings.Repeat("x", 100), "\x01" + strings.Repeat("\xff", 100)} {
-		w.restart(func(o *registry.Options) { o.Memory = disk{"registry/gate": []byte(damage)} })
+	for _, damage := range []string{"", "\x02", "\x01" + strings.Repeat("x", 100), "\x02" + strings.Repeat("\xff", 100)} {
+		w.memory = disk{"gate": []byte(damage)}
+		w.restart()
 		require.Equal(t, 200, w.get("/v2/team/app/manifests/v1").Code)
 	}
 }

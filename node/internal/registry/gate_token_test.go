@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/registry"
 )
@@ -104,8 +105,8 @@ func TestWhileARegistryThatGivesOutTokensIsDown(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				memory, tags := disk{}, new(tagMemory)
-				set := func(o *registry.Options) { o.Memory, o.Tags = memory, tags }
+				tags := new(tagMemory)
+				set := func(o *registry.Options) { o.Tags = tags }
 				w := newWorld(t, set)
 				w.rule.Offline = tc.offline
 				img := w.origin.pushImage(t, "team/app", "v1", "x")
@@ -127,7 +128,7 @@ func TestWhileARegistryThatGivesOutTokensIsDown(t *testing.T) {
 				}
 				require.Equal(t, 200, w.get("/v2/").Code, "clients that ask for the challenge first are not sent for a token")
 				require.Equal(t, tc.want, w.pull(img, "team/app", shows))
-				require.NoError(t, w.front.Drain(t.Context()))
+				w.stop()
 				w.restart(set)
 				require.Equal(t, tc.want, w.pull(img, "team/app", shows), "also after a restart")
 			})
@@ -146,8 +147,8 @@ func TestANodeTellsOthersThatARepositoryIsThereForAnyone(t *testing.T) {
 		require.Equal(t, allServed, w.pull(public, "public/app", k.give(true)))
 		require.Equal(t, allServed, w.pull(private, "private/app", k.give(true)))
 		synctest.Wait()
-		require.True(t, w.front.Public(repository("public/app")))
-		require.False(t, w.front.Public(repository("private/app")))
+		require.True(t, w.gate.Public(gate.Repository(repository("public/app"))))
+		require.False(t, w.gate.Public(gate.Repository(repository("private/app"))))
 	})
 }
 

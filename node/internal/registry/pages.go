@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/gate"
 )
 
 const (
@@ -23,7 +25,7 @@ const (
 type pages struct {
 	upstream Upstream
 	timeout  time.Duration
-	gate     *gate
+	gate     *gate.Gate
 	recent   *lru.Cache[string, page]
 }
 
@@ -34,9 +36,10 @@ type page struct {
 	link      string // header Link: where the next page is
 	filters   string // header OCI-Filters-Applied
 	at        time.Time
+	stale     bool // the registry could not be asked whether it still holds
 }
 
-func newPages(upstream Upstream, timeout time.Duration, gate *gate) *pages {
+func newPages(upstream Upstream, timeout time.Duration, gate *gate.Gate) *pages {
 	recent, err := lru.New[string, page](maxPages)
 	if err != nil {
 		panic(err) // only for a size that is not positive
@@ -58,6 +61,11 @@ func (f *Front) page(x *exchange) error {
 	if next := nextPage(p.link, x.r.URL); next != "" {
 		h.Set("Link", next)
 	}
+	if p.stale {
+		age := int(time.Since(p.at).Seconds())
+		h.Set("Age", strconv.Itoa(age))
+		h.Set("Warning", fmt.Sprintf(`110 shoal "read %d s ago; the registry does not answer"`, age)) // RFC 7234, section 5.5.1
+	}
 	if p.filters != "" {
 		h.Set("OCI-Filters-Applied", p.filters)
 	}
@@ -66,12 +74,13 @@ func (f *Front) page(x *exchange) error {
 
 func (p *pages) get(x *exchange, path string) (page, error) {
 	repo, authorization := x.route.repo, x.authorization()
+	source := gate.Repository(repo)
 	query := x.r.URL.Query()
 	query.Del("ns")
 	accept := acceptOf(x)
 	key := fmt.Sprintf("%s %s?%s %q", repo, path, query.Encode(), accept)
 	last, known := p.recent.Get(key)
-	if known && time.Since(last.at) < x.rule.TagTTL && p.gate.accepts(x.rule, repo, authorization) {
+	if known && time.Since(last.at) < x.rule.TagTTL && p.gate.Accepts(x.rule, source, authorization) {
 		return last, nil
 	}
 	ctx, cancel := context.WithTimeout(x.r.Context(), p.timeout)
@@ -79,21 +88,26 @@ func (p *pages) get(x *exchange, path string) (page, error) {
 	got, err := p.ask(ctx, repo, path, query, accept, authorization)
 	switch {
 	case err == nil:
-		p.gate.confirm(ctx, x.rule, content.Request{Repository: repo, Authorization: authorization})
+		p.gate.Confirm(ctx, x.rule, gate.Request{Source: source, Credentials: authorization})
 		if len(got.body) <= maxKeptPage {
 			p.recent.Add(key, got)
 		}
 		return got, nil
-	case !unreachable(err):
-		p.gate.refused(repo, authorization, err)
+	case content.Throttled(err):
+		err = p.gate.Throttled(x.rule, source, authorization, err)
+	case gate.Unanswered(err):
+		err = p.gate.Offline(x.r.Context(), x.rule, source, authorization, err)
+	default:
+		p.gate.Refused(source, authorization, err)
 		if errors.Is(err, content.ErrNotFound) {
 			p.recent.Remove(key)
 		}
-		return page{}, err
-	case !known:
-		return page{}, err
 	}
-	return last, p.gate.offline(x.r.Context(), x.rule, repo, authorization, err)
+	if err == nil && !known {
+		err = fmt.Errorf("%s of %s is not kept, and its registry does not answer: %w", path, repo, content.ErrUnavailable)
+	}
+	last.stale = true
+	return last, err
 }
 
 func (p *pages) ask(ctx context.Context, repo content.Repository, path string, query url.Values, accept []string, authorization string) (page, error) {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -14,22 +15,26 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 )
 
 const maxTags = 8 << 10
 
 // tags turns tags into descriptors: from what the registry answered within the policy's TTL, else by asking it, else,
-// while it cannot be asked, from what this node or the swarm remembers.
+// while it does not answer, from what this node or the swarm remembers.
 type tags struct {
 	upstream  Upstream
 	timeout   time.Duration
 	memory    TagMemory // may be nil
-	gate      *gate
+	gate      *gate.Gate
 	metrics   *metrics
 	log       *slog.Logger
 	recent    *lru.Cache[string, answer]
 	questions singleflight.Group
+	ctx       context.Context // ends with close
+	end       context.CancelFunc
+	running   sync.WaitGroup // questions that may outlive who asked
 }
 
 type answer struct {
@@ -37,90 +42,141 @@ type answer struct {
 	at   time.Time
 }
 
-func newTags(upstream Upstream, timeout time.Duration, memory TagMemory, gate *gate, m *metrics, log *slog.Logger) *tags {
+func newTags(upstream Upstream, timeout time.Duration, memory TagMemory, g *gate.Gate, m *metrics, log *slog.Logger) *tags {
 	recent, err := lru.New[string, answer](maxTags)
 	if err != nil {
 		panic(err) // only for a size that is not positive
 	}
-	return &tags{upstream: upstream, timeout: timeout, memory: memory, gate: gate, metrics: m, log: log, recent: recent}
+	t := &tags{upstream: upstream, timeout: timeout, memory: memory, gate: g, metrics: m, log: log, recent: recent}
+	t.ctx, t.end = context.WithCancel(context.Background())
+	return t
 }
 
-// resolve gives the descriptor of the exchange's tag. Success means that the caller may read it.
+// close ends the questions that run.
+func (t *tags) close() {
+	t.end()
+	t.running.Wait()
+}
+
+// question is one for a tag.
+type question struct {
+	key           string // of the answer
+	repo          content.Repository
+	tag           string
+	accept        []string
+	authorization string
+	rule          policy.Rule
+}
+
+func (q question) source() gate.Source { return gate.Repository(q.repo) }
+
+// resolve gives the descriptor of the exchange's tag. Success means that the registry has accepted the caller, now or earlier.
+// Whether it has what the descriptor names is for the gate to say.
 func (t *tags) resolve(ctx context.Context, x *exchange) (v1.Descriptor, error) {
-	repo, tag, authorization := x.route.repo, x.route.tag, x.authorization()
-	accept := acceptOf(x)
+	q := question{
+		repo: x.route.repo, tag: x.route.tag, accept: acceptOf(x), authorization: x.authorization(), rule: x.rule,
+	}
 	// A registry may answer a tag differently by what the client accepts, so answers are kept apart by it.
-	key := strings.Join(append([]string{repo.String() + ":" + tag}, accept...), " ")
-	last, known := t.recent.Get(key)
-	if known && time.Since(last.at) < x.rule.TagTTL && t.gate.accepts(x.rule, repo, authorization) {
+	q.key = strings.Join(append([]string{q.repo.String() + ":" + q.tag}, q.accept...), " ")
+	last, known := t.recent.Get(q.key)
+	if known && time.Since(last.at) < q.rule.TagTTL && t.gate.Accepts(q.rule, q.source(), q.authorization) {
 		return last.desc, nil
 	}
-	if t.gate.outage(repo) {
-		if desc, err := t.recall(ctx, x, last.desc, known, content.ErrUnavailable); err == nil {
+	if t.gate.Silent(q.source(), q.authorization) {
+		if desc, err := t.recall(ctx, q, content.ErrUnavailable); err == nil {
 			return desc, nil
 		}
 	}
-	desc, err := t.ask(ctx, key, repo, tag, accept, authorization)
+	desc, err := t.await(ctx, q)
 	switch {
 	case err == nil:
-		t.recent.Add(key, answer{desc, time.Now()})
-		t.gate.confirm(ctx, x.rule, content.Request{
-			Repository: repo, Kind: content.Manifest, Digest: desc.Digest, Authorization: authorization,
-		})
-		if t.memory != nil {
-			t.memory.Remember(ctx, repo, tag, desc)
-		}
 		return desc, nil
-	case unreachable(err):
-		t.gate.outages.Add(repo.Registry, time.Now())
-		return t.recall(ctx, x, last.desc, known, err)
-	case content.Denied(err) && x.rule.Authorization == policy.Exempt:
-		return t.recall(ctx, x, last.desc, known, err)
-	case errors.Is(err, content.ErrNotFound):
-		t.recent.Remove(key)
+	case content.Throttled(err), gate.Unanswered(err), content.Denied(err) && q.rule.Authorization == policy.Exempt:
+		return t.recall(ctx, q, err)
 	}
-	t.gate.refused(repo, authorization, err)
 	return v1.Descriptor{}, err
+}
+
+// await puts the question to the registry, once for all callers with the same credentials. After a moment of silence it answers
+// from memory, where anyone may read and something is remembered. The registry's answer is taken note of then, too.
+func (t *tags) await(ctx context.Context, q question) (v1.Descriptor, error) {
+	done := t.questions.DoChan(q.authorization+"\x00"+q.key, func() (any, error) {
+		t.running.Add(1)
+		defer t.running.Done()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.timeout)
+		defer cancel()
+		defer context.AfterFunc(t.ctx, cancel)()
+		return t.ask(ctx, q)
+	})
+	hedge := time.NewTimer(gate.Hedge)
+	defer hedge.Stop()
+	for {
+		select {
+		case r := <-done:
+			if r.Err != nil {
+				return v1.Descriptor{}, fmt.Errorf("resolve %s:%s: %w", q.repo, q.tag, r.Err)
+			}
+			return r.Val.(v1.Descriptor), nil
+		case <-ctx.Done():
+			return v1.Descriptor{}, fmt.Errorf("resolve %s:%s: %w", q.repo, q.tag, context.Cause(ctx))
+		case <-hedge.C:
+			if !t.gate.Public(q.source()) {
+				continue
+			}
+			cause := fmt.Errorf("no answer within %s: %w", gate.Hedge, content.ErrUnavailable)
+			if desc, err := t.recall(ctx, q, cause); err == nil {
+				t.gate.Silence(q.source(), q.authorization)
+				return desc, nil
+			}
+		}
+	}
+}
+
+// ask puts the question to the registry, and remembers what it says.
+func (t *tags) ask(ctx context.Context, q question) (v1.Descriptor, error) {
+	desc, err := t.upstream.Resolve(ctx, q.repo, q.tag, q.accept, q.authorization)
+	switch {
+	case err == nil:
+		t.recent.Add(q.key, answer{desc, time.Now()})
+		t.gate.Confirm(ctx, q.rule, gate.Blob(t.upstream, content.Request{
+			Repository: q.repo, Kind: content.Manifest, Digest: desc.Digest, Authorization: q.authorization,
+		}))
+		if t.memory != nil {
+			t.memory.Remember(ctx, q.repo, q.tag, desc)
+		}
+	case gate.Unanswered(err):
+		t.gate.Silence(q.source(), q.authorization)
+	default:
+		if errors.Is(err, content.ErrNotFound) {
+			t.recent.Remove(q.key)
+		}
+		t.gate.Refused(q.source(), q.authorization, err)
+	}
+	return desc, err
 }
 
 // recall answers from memory, where this node's own last answer is known or the swarm has one, and where the policy lets
 // this caller on without asking. cause is why the registry does not answer.
-func (t *tags) recall(ctx context.Context, x *exchange, last v1.Descriptor, known bool, cause error) (v1.Descriptor, error) {
-	repo, tag := x.route.repo, x.route.tag
+func (t *tags) recall(ctx context.Context, q question, cause error) (v1.Descriptor, error) {
+	allowed := func() error { return t.gate.Offline(ctx, q.rule, q.source(), q.authorization, cause) }
+	if content.Throttled(cause) {
+		allowed = func() error { return t.gate.Throttled(q.rule, q.source(), q.authorization, cause) }
+	}
+	if err := allowed(); err != nil {
+		return v1.Descriptor{}, err
+	}
+	last, known := t.recent.Get(q.key)
 	if t.memory != nil {
-		if desc, ok := t.memory.Recall(ctx, repo, tag); ok {
-			last, known = desc, true
+		if desc, ok := t.memory.Recall(ctx, q.repo, q.tag); ok {
+			last.desc, known = desc, true
 		}
 	}
 	if !known {
 		return v1.Descriptor{}, cause
 	}
-	if err := t.gate.offline(ctx, x.rule, repo, x.authorization(), cause); err != nil {
-		return v1.Descriptor{}, err
-	}
-	t.gate.enroll(listed, repo, last.Digest) // the registry said so once, maybe to another node
 	t.metrics.stale.Inc()
-	t.log.Warn("tag answered from memory", "repository", repo, "tag", tag, "digest", last.Digest, "cause", cause)
-	return last, nil
-}
-
-// ask sends one question upstream for all callers with the same credentials.
-func (t *tags) ask(ctx context.Context, key string, repo content.Repository, tag string, accept []string, authorization string) (v1.Descriptor, error) {
-	caller := t.gate.caller(repo, authorization)
-	done := t.questions.DoChan(string(caller[:])+key, func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.timeout)
-		defer cancel()
-		return t.upstream.Resolve(ctx, repo, tag, accept, authorization)
-	})
-	select {
-	case r := <-done:
-		if r.Err != nil {
-			return v1.Descriptor{}, fmt.Errorf("resolve %s:%s: %w", repo, tag, r.Err)
-		}
-		return r.Val.(v1.Descriptor), nil
-	case <-ctx.Done():
-		return v1.Descriptor{}, fmt.Errorf("resolve %s:%s: %w", repo, tag, context.Cause(ctx))
-	}
+	t.log.Warn("tag answered from memory", "repository", q.repo, "tag", q.tag, "digest", last.desc.Digest, "cause", cause)
+	return last.desc, nil
 }
 
 // acceptOf is the exchange's Accept header as a sorted set.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -23,6 +24,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/registry"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
@@ -176,9 +178,11 @@ func (o *origin) pushImage(t *testing.T, repo, tag, seed string) image {
 // fetcher is a node's fetch path without peers: what it has, else upstream, whole.
 type fetcher struct {
 	upstream *upstream.Client
+	source   *gate.Observed
 	mu       sync.Mutex
 	held     map[digest.Digest][]byte
-	ahead    []digest.Digest // whose successors may be fetched
+	peers    map[digest.Digest][]byte // what other nodes hold
+	ahead    []digest.Digest          // whose successors may be fetched
 }
 
 func (f *fetcher) Progress(content.Request) int64 { return 0 }
@@ -192,14 +196,17 @@ func (f *fetcher) ReadAhead(req content.Request) {
 func (f *fetcher) get(ctx context.Context, req content.Request) ([]byte, error) {
 	f.mu.Lock()
 	data, ok := f.held[req.Digest]
+	if !ok {
+		data, ok = f.peers[req.Digest]
+	}
 	f.mu.Unlock()
 	if ok {
 		return data, nil
 	}
-	if req.Repository == (content.Repository{}) {
+	if req.NoUpstream() {
 		return nil, fmt.Errorf("%s: %w", req.Digest, content.ErrNotFound)
 	}
-	body, err := f.upstream.Open(ctx, req, 0, -1)
+	body, err := f.source.Open(ctx, req, 0, -1)
 	if err != nil {
 		return nil, err
 	}
@@ -212,6 +219,23 @@ func (f *fetcher) get(ctx context.Context, req content.Request) ([]byte, error) 
 	defer f.mu.Unlock()
 	f.held[req.Digest] = data
 	return data, nil
+}
+
+// Held and FromPeers make it a gate.Cache.
+func (f *fetcher) Held(d digest.Digest) (content.Reader, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if data, ok := f.held[d]; ok {
+		return held(data), nil
+	}
+	return nil, content.ErrNotFound
+}
+
+func (f *fetcher) FromPeers(_ context.Context, d digest.Digest) (content.Reader, error) {
+	if data, ok := f.peers[d]; ok {
+		return held(data), nil
+	}
+	return nil, content.ErrNotFound
 }
 
 func (f *fetcher) Open(ctx context.Context, req content.Request) (content.Reader, error) {
@@ -229,7 +253,7 @@ func (f *fetcher) Stat(ctx context.Context, req content.Request) (int64, string,
 	if ok {
 		return int64(len(data)), "", nil
 	}
-	if req.Repository == (content.Repository{}) {
+	if req.NoUpstream() {
 		return 0, "", fmt.Errorf("%s: %w", req.Digest, content.ErrNotFound)
 	}
 	return f.upstream.Stat(ctx, req)
@@ -260,19 +284,35 @@ func (m *tagMemory) Recall(_ context.Context, repo content.Repository, tag strin
 	return d.(v1.Descriptor), true
 }
 
-// disk is a registry.Memory.
+// disk is a gate.Memory.
 type disk map[string][]byte
 
 func (d disk) Load(key string) ([]byte, error)     { return d[key], nil }
 func (d disk) Save(key string, value []byte) error { d[key] = value; return nil }
+
+// word is the word of another node: of what it has proof, and what it holds.
+type word struct {
+	public       bool
+	proven, held []digest.Digest
+}
+
+func (w *word) Hear(_ context.Context, _ gate.Source, asked []digest.Digest) gate.Testimony {
+	among := func(all []digest.Digest) []digest.Digest {
+		return slices.DeleteFunc(slices.Clone(all), func(d digest.Digest) bool { return !slices.Contains(asked, d) })
+	}
+	return gate.Testimony{Public: w.public, Proven: among(w.proven), Held: among(w.held), Everyone: true}
+}
 
 // world is a front with a real registry behind it.
 type world struct {
 	t       *testing.T
 	origin  *origin
 	fetcher *fetcher
+	gate    *gate.Gate
 	front   *registry.Front
 	rule    policy.Rule
+	memory  disk
+	witness gate.Witness
 	metrics *prometheus.Registry
 }
 
@@ -286,25 +326,35 @@ func newWorld(t *testing.T, set ...func(*registry.Options)) *world {
 	})
 	require.NoError(t, err)
 	t.Cleanup(client.Close)
-	w := &world{t: t, origin: o, rule: policy.DefaultRule(), fetcher: &fetcher{upstream: client, held: make(map[digest.Digest][]byte)}}
+	w := &world{t: t, origin: o, rule: policy.DefaultRule(), memory: disk{}, fetcher: &fetcher{upstream: client, held: make(map[digest.Digest][]byte)}}
 	w.restart(set...)
+	t.Cleanup(w.stop)
 	return w
 }
 
-// restart replaces the front by a new one.
+// restart replaces the front and its gate by new ones.
 func (w *world) restart(set ...func(*registry.Options)) {
 	w.t.Helper()
 	w.metrics = prometheus.NewRegistry()
+	g, err := gate.New(gate.Options{Cache: w.fetcher, Memory: w.memory, Witness: w.witness})
+	require.NoError(w.t, err)
+	w.gate, w.fetcher.source = g, g.Observe(w.fetcher.upstream)
 	opts := registry.Options{
-		Fetcher: w.fetcher, Upstream: w.fetcher.upstream, DefaultRegistry: images, Registerer: w.metrics,
+		Fetcher: w.fetcher, Upstream: w.fetcher.upstream, Gate: g, DefaultRegistry: images, Registerer: w.metrics,
 		Rules: func(content.Repository) policy.Rule { return w.rule },
 	}
 	for _, f := range set {
 		f(&opts)
 	}
-	var err error
 	w.front, err = registry.New(opts)
 	require.NoError(w.t, err)
+}
+
+// stop ends the front, and saves what the gate knows.
+func (w *world) stop() {
+	w.t.Helper()
+	require.NoError(w.t, w.front.Drain(context.WithoutCancel(w.t.Context())))
+	require.NoError(w.t, w.gate.Close())
 }
 
 // reply is an answer of the front. It is aborted when the server would have broken the connection.

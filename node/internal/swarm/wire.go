@@ -231,14 +231,16 @@ type (
 	}
 )
 
-// The public protocol: one query, one answer.
+// The witness protocol: one query, one answer, which names contents by their place in the query.
 type (
-	publicQuery struct {
-		Registry string `cbor:"1,keyasint,omitempty"`
-		Name     string `cbor:"2,keyasint,omitempty"`
+	witnessQuery struct {
+		Source   string   `cbor:"1,keyasint"`
+		Contents []string `cbor:"2,keyasint,omitempty"`
 	}
-	publicAnswer struct {
-		Public bool `cbor:"1,keyasint,omitempty"`
+	witnessAnswer struct {
+		Public bool  `cbor:"1,keyasint,omitempty"`
+		Proven []int `cbor:"2,keyasint,omitempty"`
+		Held   []int `cbor:"3,keyasint,omitempty"`
 	}
 )
 

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/manifest"
 )
 
 // minProgress is how many bytes of a body must come within Timeouts.Stall of waiting, so that a registry which drips
@@ -126,21 +127,21 @@ func discard(body io.ReadCloser) {
 	_ = body.Close()
 }
 
-// readAll reads a body of at most MaxManifestSize.
+// readAll reads a body of at most manifest.MaxSize.
 func readAll(resp *http.Response) ([]byte, error) {
-	if resp.ContentLength > MaxManifestSize {
+	if resp.ContentLength > manifest.MaxSize {
 		return nil, tooLong(resp)
 	}
-	data, err := io.ReadAll(io.LimitReader(resp.Body, MaxManifestSize+1))
+	data, err := io.ReadAll(io.LimitReader(resp.Body, manifest.MaxSize+1))
 	if err != nil {
 		return nil, err
 	}
-	if len(data) > MaxManifestSize {
+	if len(data) > manifest.MaxSize {
 		return nil, tooLong(resp)
 	}
 	return data, nil
 }
 
 func tooLong(resp *http.Response) error {
-	return fmt.Errorf("%s: %w: %w: more than %d bytes", describe(resp.Request), content.ErrUnavailable, errTooLong, MaxManifestSize)
+	return fmt.Errorf("%s: %w: %w: more than %d bytes", describe(resp.Request), content.ErrUnavailable, errTooLong, manifest.MaxSize)
 }

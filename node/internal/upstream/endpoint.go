@@ -171,14 +171,22 @@ func defaultEndpoint(name string) string {
 
 // newClient makes the HTTP client for the TLS settings of u. It follows no redirect of its own; see redirect.go.
 func (c *Client) newClient(u Upstream) (*http.Client, error) {
-	transport, err := registries.NewTransport(u, c.baseTransport(), c.log)
+	endpoints := u.Endpoints
+	if len(endpoints) == 0 && !u.Every() {
+		endpoints = []string{defaultEndpoint(u.Registry)}
+	}
+	d := c.newDialer(endpoints)
+	transport, err := registries.NewTransport(u, c.baseTransport(d), c.log)
 	if err != nil {
 		return nil, err
 	}
-	return newHTTPClient(transport), nil
+	return c.newHTTPClient(d, transport), nil
 }
 
-func newHTTPClient(transport http.RoundTripper) *http.Client {
+func (c *Client) newHTTPClient(d *dialer, transport http.RoundTripper) *http.Client {
+	if c.opts.Dial == nil {
+		transport = &checkedTransport{transport, d.checkURL}
+	}
 	return &http.Client{
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport:     transport,
@@ -186,10 +194,14 @@ func newHTTPClient(transport http.RoundTripper) *http.Client {
 }
 
 // baseTransport is the transport without TLS settings.
-func (c *Client) baseTransport() *http.Transport {
+func (c *Client) baseTransport(d *dialer) *http.Transport {
+	dial := c.opts.Dial
+	if dial == nil {
+		dial = d.DialContext
+	}
 	return &http.Transport{
-		Proxy:               c.opts.Proxy,
-		DialContext:         c.opts.Dial,
+		Proxy:               d.proxy(c.opts.Proxy),
+		DialContext:         dial,
 		TLSHandshakeTimeout: c.opts.Timeouts.Dial,
 		// Blobs are named by the digest of the bytes as stored, so nothing may be decoded on the way.
 		DisableCompression: true,
@@ -201,4 +213,23 @@ func (c *Client) baseTransport() *http.Transport {
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
 	}
+}
+
+// checkedTransport sends requests to where registries may be asked: also where a proxy would dial for it.
+type checkedTransport struct {
+	http.RoundTripper
+	check func(*url.URL) error
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *checkedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if err := t.check(r.URL); err != nil {
+		return nil, err
+	}
+	return t.RoundTripper.RoundTrip(r)
+}
+
+// CloseIdleConnections is what http.Client calls to do the same.
+func (t *checkedTransport) CloseIdleConnections() {
+	(&http.Client{Transport: t.RoundTripper}).CloseIdleConnections()
 }

@@ -97,9 +97,14 @@ func (c *Client) mirrorClient(m Mirror) (*http.Client, error) {
 		}
 		config.Certificates = append(config.Certificates, cert)
 	}
-	transport := c.baseTransport()
+	var named []string
+	if m.URL != nil {
+		named = []string{m.URL.String()}
+	}
+	d := c.newDialer(named)
+	transport := c.baseTransport(d)
 	transport.TLSClientConfig = config
-	return newHTTPClient(transport), nil
+	return c.newHTTPClient(d, transport), nil
 }
 
 // serves tells whether the endpoint may be asked what the call asks.

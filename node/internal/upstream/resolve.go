@@ -16,6 +16,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/manifest"
 )
 
 // manifestTypes is what is asked for where the caller states no preference. The Docker types are of the image manifest
@@ -65,7 +66,7 @@ func describeManifest(resp *http.Response) (v1.Descriptor, bool) {
 	desc := v1.Descriptor{
 		MediaType: mediaType(resp), Digest: digest.Digest(resp.Header.Get("Docker-Content-Digest")), Size: resp.ContentLength,
 	}
-	return desc, desc.Digest.Validate() == nil && desc.Size > 0 && desc.Size <= MaxManifestSize && isManifestType(desc.MediaType)
+	return desc, desc.Digest.Validate() == nil && desc.Size > 0 && desc.Size <= manifest.MaxSize && isManifestType(desc.MediaType)
 }
 
 func checkReference(resp *http.Response, reference string, got digest.Digest) error {
@@ -136,7 +137,7 @@ func mediaType(resp *http.Response) string {
 }
 
 // Forward passes on a GET of something below a repository ("tags/list", "referrers/<digest>") and gives back the
-// registry's successful answer, which is JSON of at most MaxManifestSize bytes. The caller closes its body. With an empty
+// registry's successful answer, which is JSON of at most manifest.MaxSize bytes. The caller closes its body. With an empty
 // repository name and path it asks for /v2/ of the registry, where any success will do.
 func (c *Client) Forward(ctx context.Context, repo content.Repository, path string, query url.Values, accept []string, authorization string) (*http.Response, error) {
 	resp, data, err := c.readAgain(ctx, call{

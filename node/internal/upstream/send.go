@@ -185,7 +185,7 @@ func judge(err error) failure {
 		f.transient = u.Status == http.StatusTooManyRequests || u.Status == http.StatusRequestTimeout ||
 			u.Status >= 500 && u.Status != http.StatusNotImplemented && u.Status != http.StatusLoopDetected
 		f.retryAfter = u.RetryAfter
-	case errors.As(err, &cert), errors.Is(err, errRedirects), errors.Is(err, errLimit):
+	case errors.As(err, &cert), errors.Is(err, errRedirects), errors.Is(err, errLimit), errors.Is(err, ErrAddress):
 	default:
 		f.transient = true
 	}
@@ -227,6 +227,9 @@ func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call 
 		if answered(err) {
 			ep.mark(true, time.Now(), 0)
 			return nil, err
+		}
+		if errors.Is(err, ErrAddress) {
+			return nil, err // which says nothing about the registry
 		}
 		// A caller that gave up says something about the endpoint only after a while.
 		if cause == nil || errors.Is(cause, errNoHeader) || time.Since(start) >= suspectWait {

@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"time"
 
@@ -27,10 +28,6 @@ import (
 	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
-
-// MaxManifestSize is the largest manifest in bytes that is taken from a registry, and the largest answer to Forward.
-// The distribution specification asks registries to take manifests of at least 4 MiB.
-const MaxManifestSize = 8 << 20
 
 // Upstream says how one registry is reached.
 type Upstream = registries.Upstream
@@ -80,7 +77,10 @@ type Options struct {
 	Timeouts Timeouts
 	// Limits gives the limits of what is asked of the registry for a repository. Nil: there are none.
 	Limits func(content.Repository) Limits
-	// Dial replaces the dialler of TCP connections.
+	// AllowAddresses are ranges at which registries are asked although they are those of the node itself, such as loopback.
+	// Of the endpoints in Upstreams that is true without it.
+	AllowAddresses []netip.Prefix
+	// Dial replaces the dialler of TCP connections, and its checks of addresses.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Proxy chooses the proxy of a request. Nil: the variables HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
 	Proxy      func(*http.Request) (*url.URL, error)
@@ -113,9 +113,6 @@ func New(opts Options) (*Client, error) {
 	opts.Timeouts = opts.Timeouts.withDefaults()
 	if opts.Proxy == nil {
 		opts.Proxy = http.ProxyFromEnvironment
-	}
-	if opts.Dial == nil {
-		opts.Dial = (&net.Dialer{Timeout: opts.Timeouts.Dial}).DialContext
 	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)

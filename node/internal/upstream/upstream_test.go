@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -38,6 +39,7 @@ import (
 
 	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/manifest"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
 
@@ -53,11 +55,15 @@ func newClient(t *testing.T, o upstream.Options, endpoints ...string) *upstream.
 	if len(o.Upstreams) == 0 {
 		o.Upstreams = []upstream.Upstream{{Registry: images, Endpoints: endpoints}}
 	}
+	o.AllowAddresses = loopback
 	c, err := upstream.New(o)
 	require.NoError(t, err)
 	t.Cleanup(c.Close)
 	return c
 }
+
+// loopback is where the servers of tests are.
+var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 
 func serve(t *testing.T, h http.HandlerFunc) string {
 	t.Helper()
@@ -289,7 +295,7 @@ func TestBadAnswersToAManifestAreErrors(t *testing.T) {
 		"a page of a proxy that wants a login": {"text/html", "<html>please log in</html>", "no manifest", content.ErrUnavailable},
 		"text":                                 {"text/plain", "hello", "no manifest", content.ErrUnavailable},
 		"JSON of no known type under text":     {"text/plain", "{}", "no manifest", content.ErrUnavailable},
-		"more than may be":                     {"application/json", strings.Repeat(" ", upstream.MaxManifestSize+1), "longer than", content.ErrUnavailable},
+		"more than may be":                     {"application/json", strings.Repeat(" ", manifest.MaxSize+1), "longer than", content.ErrUnavailable},
 		"other bytes than the digest's":        {"application/json", index, "digest mismatch", content.ErrDigestMismatch},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -442,7 +442,7 @@ func failed(req content.Request, err error) error {
 	if err == nil {
 		return nil
 	}
-	if req.Repository == (content.Repository{}) && errors.Is(err, content.ErrNotFound) {
+	if req.NoUpstream() && errors.Is(err, content.ErrNotFound) {
 		err = fmt.Errorf("%w: %w", errNoPeer, err)
 	}
 	return fmt.Errorf("fetch %s %s: %w", req.Kind, req.Digest, err)
@@ -543,13 +543,10 @@ func (a *attempt) taken(set *map[digest.Digest]bool) map[digest.Digest]bool {
 func (a *attempt) admit(ctx context.Context, artifacts []*artifact) {
 	roots := a.taken(&a.entry.ungated)
 	for _, art := range artifacts {
-		if a.opts.Gate == nil || !roots[art.root] || art.closure.repo == (content.Repository{}) {
+		if a.opts.Gate == nil || !roots[art.root] || art.closure.repo.None() {
 			continue
 		}
 		for _, req := range art.closure.blobs {
-			if req.Kind != content.Manifest {
-				continue
-			}
 			err := a.access(req.Repository).try(ctx, func(authorization string) error {
 				req.Authorization = authorization
 				return a.opts.Gate.Admit(ctx, req)

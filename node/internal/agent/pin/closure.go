@@ -3,86 +3,31 @@ package pin
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"runtime"
 	"slices"
-	"strings"
 
 	crv1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/manifest"
 )
 
 const (
-	// maxManifest is the largest manifest that is read, in bytes. Registries need take no more than 4 MiB
-	// (distribution specification, "Pushing Manifests").
-	maxManifest = 8 << 20
 	// maxBlobs bounds the closure of one artifact, whatever its manifests say.
 	maxBlobs = 16384
 	// maxDepth bounds indexes within indexes.
 	maxDepth = 8
 )
 
-// manifest is what an index and an image manifest have in common for us: what they refer to. blobs is of the artifact
-// manifests that came before OCI 1.1.
-type manifest struct {
-	SchemaVersion int                  `json:"schemaVersion"`
-	MediaType     string               `json:"mediaType"`
-	Config        *ocispec.Descriptor  `json:"config"`
-	Layers        []ocispec.Descriptor `json:"layers"`
-	Blobs         []ocispec.Descriptor `json:"blobs"`
-	Manifests     []ocispec.Descriptor `json:"manifests"`
+// pulled are the blobs of a manifest that a client pulls: not the layers that registries do not give out.
+func pulled(m *manifest.Manifest) []ocispec.Descriptor {
+	return slices.DeleteFunc(m.Blobs(), func(d ocispec.Descriptor) bool { return !manifest.Distributable(d) })
 }
-
-// parseManifest reads data as a manifest. It fails for what is none.
-func parseManifest(data []byte) (*manifest, error) {
-	var m manifest
-	if err := json.Unmarshal(data, &m); err != nil {
-		return nil, fmt.Errorf("%w: %w", errMalformedManifest, err)
-	}
-	if m.Config == nil && m.Layers == nil && m.Manifests == nil && m.Blobs == nil {
-		return nil, fmt.Errorf("%w: it refers to nothing", errMalformedManifest)
-	}
-	for _, d := range slices.Concat(m.Layers, m.Blobs, m.Manifests, m.config()) {
-		if _, err := content.DigestCID(d.Digest); err != nil {
-			return nil, fmt.Errorf("%w: %w", errMalformedManifest, err)
-		}
-		if d.Size < 0 || d.Size > content.MaxSize {
-			return nil, fmt.Errorf("%w: %s has a size of %d bytes", errMalformedManifest, d.Digest, d.Size)
-		}
-	}
-	return &m, nil
-}
-
-func (m *manifest) config() []ocispec.Descriptor {
-	if m.Config == nil {
-		return nil
-	}
-	return []ocispec.Descriptor{*m.Config}
-}
-
-// blobs are those that a client pulls: not the layers that the registry does not distribute.
-func (m *manifest) blobs() []ocispec.Descriptor {
-	all := slices.Concat(m.config(), m.Layers, m.Blobs)
-	return slices.DeleteFunc(all, func(d ocispec.Descriptor) bool { return !types.MediaType(d.MediaType).IsDistributable() })
-}
-
-// isManifestType tells whether a media type, as a descriptor or a registry states it, is that of a manifest. There are others:
-// a registry may answer with any type.
-func isManifestType(mediaType string) bool {
-	mediaType, _, _ = strings.Cut(mediaType, ";")
-	t := types.MediaType(strings.TrimSpace(mediaType))
-	return t.IsIndex() || t.IsImage() || t.IsSchema1() || t == artifactManifest
-}
-
-// artifactManifest is that of OCI 1.1's release candidates.
-const artifactManifest = "application/vnd.oci.artifact.manifest.v1+json"
 
 // platforms are what a pin keeps of an index.
 type platforms struct {
@@ -169,7 +114,7 @@ func (c *closure) add(req content.Request) (bool, error) {
 		return false, nil
 	}
 	if len(c.blobs) >= maxBlobs {
-		return false, fmt.Errorf("%w: more than %d blobs", errMalformedManifest, maxBlobs)
+		return false, fmt.Errorf("%w: more than %d blobs", manifest.ErrMalformed, maxBlobs)
 	}
 	c.seen[req.Digest] = true
 	c.blobs = append(c.blobs, req)
@@ -180,16 +125,16 @@ func (c *closure) add(req content.Request) (bool, error) {
 // that is not known.
 func (c *closure) walk(ctx context.Context, root digest.Digest, mediaType string, size int64) error {
 	req := content.Request{Repository: c.repo, Digest: root, Size: size}
-	if c.repo != (content.Repository{}) {
+	if !c.repo.None() {
 		req.Kind = content.Manifest
 	}
-	if isManifestType(mediaType) {
+	if manifest.IsType(mediaType) {
 		err := c.manifest(ctx, req, true, 0, c.get(ctx, req))
 		return cmp.Or(err, c.unmet())
 	}
 	// What is no manifest is not fetched here, before it is known whether the node has room for it.
 	err := c.measure(ctx, &req)
-	blob := err == nil && req.Size > maxManifest
+	blob := err == nil && req.Size > manifest.MaxSize
 	if err == nil && !blob {
 		err = c.get(ctx, req)
 	}
@@ -235,23 +180,23 @@ func (c *closure) manifest(ctx context.Context, req content.Request, sure bool, 
 	}
 	data, err := c.read(ctx, req)
 	if err == nil {
-		var m *manifest
-		if m, err = parseManifest(data); err == nil {
+		var m *manifest.Manifest
+		if m, err = manifest.Parse(data); err == nil {
 			return c.below(ctx, m, depth)
 		}
 	}
-	if !sure && errors.Is(err, errMalformedManifest) {
+	if !sure && errors.Is(err, manifest.ErrMalformed) {
 		c.blobs[len(c.blobs)-1].Kind = content.Blob
 		return nil
 	}
 	return fmt.Errorf("manifest %s: %w", req.Digest, err)
 }
 
-func (c *closure) below(ctx context.Context, m *manifest, depth int) error {
+func (c *closure) below(ctx context.Context, m *manifest.Manifest, depth int) error {
 	if depth >= maxDepth {
-		return fmt.Errorf("%w: indexes are nested more than %d deep", errMalformedManifest, maxDepth)
+		return fmt.Errorf("%w: indexes are nested more than %d deep", manifest.ErrMalformed, maxDepth)
 	}
-	for _, d := range m.blobs() {
+	for _, d := range pulled(m) {
 		if _, err := c.add(content.Request{Repository: c.repo, Digest: d.Digest, Size: d.Size}); err != nil {
 			return err
 		}
@@ -259,7 +204,7 @@ func (c *closure) below(ctx context.Context, m *manifest, depth int) error {
 	c.chooses = c.chooses || hasPlatforms(m.Manifests)
 	for _, d := range c.platforms.choose(m.Manifests, c.found) {
 		req := content.Request{Repository: c.repo, Kind: content.Manifest, Digest: d.Digest, Size: d.Size}
-		if err := c.manifest(ctx, req, isManifestType(d.MediaType), depth+1, c.get(ctx, req)); err != nil {
+		if err := c.manifest(ctx, req, manifest.IsType(d.MediaType), depth+1, c.get(ctx, req)); err != nil {
 			return err
 		}
 	}
@@ -273,8 +218,8 @@ func readAll(ctx context.Context, f Fetcher, req content.Request) ([]byte, error
 		return nil, err
 	}
 	defer func() { _ = r.Close() }()
-	if r.Size() > maxManifest {
-		return nil, fmt.Errorf("%w: %d bytes; at most %d", errMalformedManifest, r.Size(), maxManifest)
+	if r.Size() > manifest.MaxSize {
+		return nil, fmt.Errorf("%w: %d bytes; at most %d", manifest.ErrMalformed, r.Size(), manifest.MaxSize)
 	}
 	rc, err := r.Range(ctx, 0, r.Size())
 	if err != nil {

@@ -84,7 +84,7 @@ func (a *attempt) readSecrets(ctx context.Context) ([]pullsecret.Credentials, er
 // can't be asked for a token, do goes without: a peer may have the content. A failure also tells which pull secrets could
 // not be read, for that may be its cause.
 func (c *access) try(ctx context.Context, do func(authorization string) error) error {
-	if c.repo == (content.Repository{}) {
+	if c.repo.None() {
 		return do("")
 	}
 	var refused error

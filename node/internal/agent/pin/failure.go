@@ -18,13 +18,12 @@ var (
 	// ErrSecretNotFound: a pull secret does not exist.
 	ErrSecretNotFound = errors.New("pull secret not found")
 
-	errNoSuchPlatform    = errors.New("the index has no manifest for the platform")
-	errSizeLimit         = errors.New("larger than the pin's sizeLimit")
-	errExceedsCapacity   = errors.New("larger than what other pins leave of the cache")
-	errTimeLimit         = errors.New("not done within the time limit")
-	errRuntime           = errors.New("load into the container runtime")
-	errMalformedManifest = errors.New("malformed manifest")
-	errNoPeer            = errors.New("the pin names no repository, and no peer has it")
+	errNoSuchPlatform  = errors.New("the index has no manifest for the platform")
+	errSizeLimit       = errors.New("larger than the pin's sizeLimit")
+	errExceedsCapacity = errors.New("larger than what other pins leave of the cache")
+	errTimeLimit       = errors.New("not done within the time limit")
+	errRuntime         = errors.New("load into the container runtime")
+	errNoPeer          = errors.New("the pin names no repository, and no peer has it")
 
 	// errGap: an attempt that only looks has found something missing, or something that an attempt which fetches has to report.
 	errGap = errors.New("not all of it is here")

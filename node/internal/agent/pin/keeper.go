@@ -92,8 +92,8 @@ type Tags interface {
 
 // Gate guards what the node serves to its workloads.
 type Gate interface {
-	// Admit asks the registry whether who shows req's authorization may read req's manifest, and remembers a yes for when the
-	// registry can't be asked. A no is the registry's own.
+	// Admit finds out whether req's caller may read its content, and whether its repository has it, and remembers a yes for
+	// when the registry can't be asked. A no is the registry's own.
 	Admit(ctx context.Context, req content.Request) error
 }
 

@@ -1,4 +1,4 @@
-package registry
+package gate
 
 import (
 	"encoding/binary"
@@ -7,15 +7,15 @@ import (
 )
 
 const (
-	memoryKey   = "registry/gate"
-	saveDelay   = time.Minute
-	secretSize  = 32
-	gateVersion = 1
+	memoryKey  = "gate"
+	saveDelay  = time.Minute
+	secretSize = 32
+	version    = 2
 )
 
 // saveSoon saves what the gate knows, once in saveDelay at most.
-func (g *gate) saveSoon() {
-	if g.memory == nil {
+func (g *Gate) saveSoon() {
+	if g.opts.Memory == nil {
 		return
 	}
 	g.saving.Lock()
@@ -36,11 +36,13 @@ func (g *gate) saveSoon() {
 	})
 }
 
-// close saves for the last time.
-func (g *gate) close() error {
+// Close ends the questions that run, and saves for the last time.
+func (g *Gate) Close() error {
+	g.end()
+	g.running.Wait()
 	g.saving.Lock()
 	defer g.saving.Unlock()
-	if g.closed || g.memory == nil {
+	if g.closed || g.opts.Memory == nil {
 		return nil
 	}
 	g.closed = true
@@ -50,17 +52,17 @@ func (g *gate) close() error {
 	return g.save()
 }
 
-func (g *gate) save() error {
-	if err := g.memory.Save(memoryKey, g.encode()); err != nil {
+func (g *Gate) save() error {
+	if err := g.opts.Memory.Save(memoryKey, g.encode()); err != nil {
 		return fmt.Errorf("save accepted callers: %w", err)
 	}
 	return nil
 }
 
-// encode writes a version byte, the key of the marks, the number of accepted callers, each with the Unix time, and the
-// members.
-func (g *gate) encode() []byte {
-	b := append([]byte{gateVersion}, g.secret...)
+// encode writes a version byte, the key of the marks, the number of accepted callers, each with the Unix time, and what
+// was proved.
+func (g *Gate) encode() []byte {
+	b := append([]byte{version}, g.secret...)
 	callers := g.accepted.Keys()
 	b = binary.BigEndian.AppendUint32(b, uint32(len(callers)))
 	for _, m := range callers {
@@ -68,18 +70,18 @@ func (g *gate) encode() []byte {
 		b = append(b, m[:]...)
 		b = binary.BigEndian.AppendUint64(b, uint64(max(at.Unix(), 0)))
 	}
-	for _, m := range g.members.Keys() {
+	for _, m := range g.proven.Keys() {
 		b = append(b, m[:]...)
 	}
 	return b
 }
 
 // load starts from what was saved, or afresh where that cannot be read.
-func (g *gate) load() {
-	if g.memory == nil {
+func (g *Gate) load() {
+	if g.opts.Memory == nil {
 		return
 	}
-	b, err := g.memory.Load(memoryKey)
+	b, err := g.opts.Memory.Load(memoryKey)
 	if err == nil && b != nil {
 		err = g.decode(b)
 	}
@@ -88,15 +90,15 @@ func (g *gate) load() {
 	}
 }
 
-func (g *gate) decode(b []byte) error {
+func (g *Gate) decode(b []byte) error {
 	const entry = len(mark{}) + 8
-	if len(b) < 1+secretSize+4 || b[0] != gateVersion {
-		return fmt.Errorf("saved callers: no version %d header in %d bytes", gateVersion, len(b))
+	if len(b) < 1+secretSize+4 || b[0] != version {
+		return fmt.Errorf("saved callers: no version %d header in %d bytes", version, len(b))
 	}
 	secret, b := b[1:1+secretSize], b[1+secretSize:]
 	n, b := int(binary.BigEndian.Uint32(b)), b[4:]
 	if n > maxAccepted || len(b) < n*entry || (len(b)-n*entry)%len(mark{}) != 0 {
-		return fmt.Errorf("saved callers: %d of them and their repositories do not fit %d bytes", n, len(b))
+		return fmt.Errorf("saved callers: %d of them and what was proved do not fit %d bytes", n, len(b))
 	}
 	copy(g.secret, secret)
 	now := time.Now().Unix()
@@ -106,7 +108,7 @@ func (g *gate) decode(b []byte) error {
 		b = b[entry:]
 	}
 	for ; len(b) > 0; b = b[len(mark{}):] {
-		g.members.Add(mark(b[:len(mark{})]), struct{}{})
+		g.proven.Add(mark(b[:len(mark{})]), struct{}{})
 	}
 	return nil
 }

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/fetch"
+	"github.com/shoal-cache/shoal/node/internal/gate"
+	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/store"
+	"github.com/shoal-cache/shoal/node/internal/swarm"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
+)
+
+// newGate makes the gate over the store, the peers and the other nodes' word.
+func (n *node) newGate() (*gate.Gate, error) {
+	others := &otherNodes{}
+	g, err := gate.New(gate.Options{
+		Timeout: n.config.Registry.FirstByteTimeout * 4 / 5,
+		Cache:   cache{n.store, func() *fetch.Fetcher { return n.fetcher }},
+		Memory:  gateMemory{n.store.KV("gate")}, Witness: others, Logger: n.log.With("part", "gate"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	others.witness = swarm.NewWitness(n.swarm, func(source string, contents []digest.Digest) swarm.Testimony {
+		return swarm.Testimony(g.Testify(gate.Source(source), contents))
+	})
+	return g, nil
+}
+
+// cache is what the gate sees of store and peers.
+type cache struct {
+	store   *store.Store
+	fetcher func() *fetch.Fetcher // made after the gate
+}
+
+func (c cache) Held(d digest.Digest) (content.Reader, error) { return c.store.Get(d) }
+
+func (c cache) FromPeers(ctx context.Context, d digest.Digest) (content.Reader, error) {
+	return c.fetcher().Open(ctx, content.Request{Digest: d})
+}
+
+// otherNodes is the swarm as the gate's witness.
+type otherNodes struct{ witness *swarm.Witness }
+
+func (o *otherNodes) Hear(ctx context.Context, source gate.Source, contents []digest.Digest) gate.Testimony {
+	return gate.Testimony(o.witness.Hear(ctx, string(source), contents))
+}
+
+// gateMemory is a bucket of the store as the gate's memory.
+type gateMemory struct{ kv store.KV }
+
+func (m gateMemory) Load(key string) ([]byte, error) {
+	v, _ := m.kv.Get(key)
+	return v, nil
+}
+
+func (m gateMemory) Save(key string, value []byte) error { return m.kv.Put(key, value) }
+
+// pinGate is the gate as pins see it.
+type pinGate struct {
+	gate     *gate.Gate
+	upstream *upstream.Client
+	policy   *policy.Live
+}
+
+// Admit implements pin.Gate.
+func (p pinGate) Admit(ctx context.Context, req content.Request) error {
+	return p.gate.Admit(ctx, p.policy.Load().For(req.Repository), gate.Blob(p.upstream, req))
+}

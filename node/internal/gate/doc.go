@@ -1,0 +1,30 @@
+// Package gate decides who may read what: it holds the word of the sources of content, remembered. A source is whoever decides
+// who may read from it: a repository of an OCI registry, or of a model hub. The fronts and the pins call Admit; what a source
+// said in answer to a front's own question comes in by Confirm and Refused.
+//
+// The gate remembers two things, and a caller reads content when both hold.
+//
+//   - Whom a source accepted. It is asked with the caller's own credentials, and its yes holds for the policy's time. Where
+//     callers show tokens, which do not outlive an outage, it is also asked what it lets anyone read.
+//   - What a source has. A source that says so claims it. The claim proves nothing, because a digest is no secret, and anyone
+//     may name a host that claims every digest. So a claim is enough only for content that nobody in the swarm holds: it then
+//     comes from that source or not at all. Content that came from elsewhere is given in the name of a source once the source
+//     has proved that it has it too: by bytes that it gave to this node before, by the word of another node to which it proved
+//     it, or by a sample at a place of the gate's choosing. Manifests are sampled whole.
+//
+// What a manifest lists is proof of nothing: whoever pushed it made it up.
+//
+// What happens while a source does not decide:
+//
+//	the source                      | accepted within the policy's time | accepted earlier            | anyone else
+//	is throttling (429, 408)        | served                            | its 429, but see below      | its 429
+//	does not answer, or answers 5xx | served                            | served, where Offline allows | the failure
+//	answers 401, 403 or 404         | served until the time is over     | refused                     | refused
+//
+// While it throttles, what anyone could read within the last day is served as well. Silence and 5xx count for the very
+// source and credentials that were asked about, so nobody can make an outage for others, and an acceptance is never
+// widened to whom the source has not accepted.
+//
+// What the gate cannot see: content that is on its way to other nodes, and is held whole by none, counts as held by nobody. And
+// where the policy exempts a source nobody is asked, so whoever knows a digest reads through it what is cached of any other.
+package gate

@@ -1,0 +1,455 @@
+package gate
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/policy"
+)
+
+const (
+	maxAccepted   = 16 << 10
+	maxContents   = 64 << 10
+	maxChallenges = 1 << 10
+	maxSilences   = 4 << 10
+	maxAnyone     = 4 << 10
+
+	// silenceTTL is how long a source that did not answer a caller is not asked again for that caller, where the policy lets
+	// the gate do without. Otherwise each request of a pull would wait for it anew.
+	silenceTTL = 10 * time.Second
+
+	// anyonePause is for how long, at least, a source is not asked again what anyone may read of it, and anyoneAtOnce how many
+	// such questions are asked at one time.
+	anyonePause  = time.Minute
+	anyoneAtOnce = 4
+
+	// throttledPublic is how long what anyone could read stays readable while its source throttles. No credentials that may
+	// have been revoked meanwhile are in play.
+	throttledPublic = 24 * time.Hour
+)
+
+// Hedge is how long a source that lets anyone read is waited for before its content is given without its word.
+const Hedge = time.Second
+
+// Source names who decides who may read some content. Fronts choose the names; those of different fronts must differ.
+type Source string
+
+// Request asks whether a caller may read some content of a source.
+type Request struct {
+	Source Source
+	// Digest of the content. Empty: any content of the source.
+	Digest digest.Digest
+	// Credentials are what the caller shows: a whole Authorization header. They are kept as a keyed hash only. Empty: none.
+	Credentials string
+	// Upstream asks the source about this very request.
+	Upstream Upstream
+}
+
+// Upstream puts the questions of one Request to its source, in the source's own protocol. Its errors are
+// *content.UpstreamError for what the source answered, and content.ErrUnavailable where it did not answer.
+type Upstream interface {
+	// Ask asks whether the caller may read the content. It returns nil for a yes.
+	Ask(ctx context.Context) error
+	// AskForAnyone asks the same for whoever comes: without credentials, or with such as the source gives to anyone. It
+	// returns nil for a yes.
+	AskForAnyone(ctx context.Context) error
+	// Sample reads n bytes of the content from offset off, with the caller's credentials. It returns the offset at which
+	// the bytes lie: 0 where the source gives no part but the start.
+	Sample(ctx context.Context, off, n int64) (data []byte, at int64, err error)
+	// Whole reports whether only the whole content can be sampled.
+	Whole() bool
+}
+
+// Cache is the content that came from elsewhere.
+type Cache interface {
+	// Held opens content that this node holds whole. It fails with content.ErrNotFound for other content.
+	Held(d digest.Digest) (content.Reader, error)
+	// FromPeers opens content that other nodes hold. It asks no source. It fails with content.ErrNotFound where no node has it.
+	FromPeers(ctx context.Context, d digest.Digest) (content.Reader, error)
+}
+
+// Witness is the other nodes. Their word counts as this node's own.
+type Witness interface {
+	// Hear asks other nodes what they know of a source and of contents.
+	Hear(ctx context.Context, source Source, contents []digest.Digest) Testimony
+}
+
+// Testimony is what nodes know of a source and of contents.
+type Testimony struct {
+	// Public: the source has let anyone read.
+	Public bool
+	// Proven are the contents of which a node has proof that the source has them, and Held those that a node holds whole.
+	Proven, Held []digest.Digest
+	// Everyone: all other nodes of the swarm have answered, so what is not in Held is held by none.
+	Everyone bool
+}
+
+// Memory keeps a few values across restarts. They hold keyed hashes of credentials, so they are for this node only.
+type Memory interface {
+	// Load returns nil where nothing was saved under key.
+	Load(key string) ([]byte, error)
+	Save(key string, value []byte) error
+}
+
+// Options configure a Gate.
+type Options struct {
+	// Timeout bounds one question to a source; a source that takes longer counts as silent. 0: 4 s.
+	Timeout time.Duration
+	// Cache is required.
+	Cache Cache
+	// Memory is optional: without it a restart forgets who was accepted and what was proved.
+	Memory Memory
+	// Witness is optional: without it a node serves nothing during an outage from sources that it has not read from itself.
+	Witness Witness
+	Logger  *slog.Logger
+}
+
+// mark is a keyed hash of what is remembered, so that memory holds neither credentials nor anything made from them
+// without the key.
+type mark [16]byte
+
+// Gate lets a caller read content of a source when the source would. It is safe for concurrent use.
+type Gate struct {
+	opts   Options
+	log    *slog.Logger
+	secret []byte
+
+	accepted   *lru.Cache[mark, time.Time]  // by source and credentials: when the source last said yes
+	proven     *lru.Cache[mark, struct{}]   // by source and content
+	claimed    *lru.Cache[mark, struct{}]   // by source and content
+	samples    *lru.Cache[mark, sample]     // by source and content: what the source gave on its own
+	hearings   *lru.Cache[mark, *hearing]   // by source and content: what other nodes said a moment ago
+	challenges *lru.Cache[Source, []string] // what the source asks of callers without credentials
+	silences   *lru.Cache[mark, time.Time]  // by source and credentials: when the source last did not answer
+	questions  singleflight.Group
+
+	asking *semaphore.Weighted           // bounds the questions that no caller waits for
+	anyone *lru.Cache[Source, time.Time] // when to ask next what anyone may read
+	asked  sync.Mutex                    // makes looking into anyone and noting there one step
+
+	ctx     context.Context // ends with Close
+	end     context.CancelFunc
+	running sync.WaitGroup // questions that may outlive who asked
+
+	saving sync.Mutex
+	timer  *time.Timer // pending save; nil where there is none
+	closed bool
+}
+
+// New makes a gate. Close saves what it knows.
+func New(opts Options) (*Gate, error) {
+	if opts.Cache == nil {
+		return nil, errors.New("gate: needs a Cache")
+	}
+	if opts.Timeout == 0 {
+		opts.Timeout = 4 * time.Second
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	g := &Gate{opts: opts, log: opts.Logger, secret: make([]byte, secretSize), asking: semaphore.NewWeighted(anyoneAtOnce)}
+	g.ctx, g.end = context.WithCancel(context.Background())
+	_, _ = rand.Read(g.secret) // never fails, says crypto/rand
+	var errs [8]error
+	g.accepted, errs[0] = lru.New[mark, time.Time](maxAccepted)
+	g.proven, errs[1] = lru.New[mark, struct{}](maxContents)
+	g.claimed, errs[2] = lru.New[mark, struct{}](maxContents)
+	g.challenges, errs[3] = lru.New[Source, []string](maxChallenges)
+	g.silences, errs[4] = lru.New[mark, time.Time](maxSilences)
+	g.anyone, errs[5] = lru.New[Source, time.Time](maxAnyone)
+	g.samples, errs[6] = lru.New[mark, sample](maxSamples)
+	g.hearings, errs[7] = lru.New[mark, *hearing](maxHearings)
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, fmt.Errorf("gate: %w", err)
+	}
+	g.load()
+	return g, nil
+}
+
+func (g *Gate) mark(kind string, source Source, what string) mark {
+	mac := hmac.New(sha256.New, g.secret)
+	// Names of sources hold no zero byte, so no two questions write the same.
+	_, _ = fmt.Fprintf(mac, "%s\x00%s\x00%s", kind, source, what) // a hash never fails
+	return mark(mac.Sum(nil)[:len(mark{})])
+}
+
+func (g *Gate) caller(source Source, credentials string) mark {
+	return g.mark("caller", source, credentials)
+}
+
+// everyone stands for whoever comes, with a token that the source gives to anyone. That is not the same as a caller without
+// credentials, whom such a source refuses as long as it can be asked.
+func (g *Gate) everyone(source Source) mark { return g.mark("everyone", source, "") }
+
+func (g *Gate) thing(source Source, d digest.Digest) mark {
+	return g.mark("content", source, d.String())
+}
+
+// Admit returns nil when the caller may read the content. Otherwise the error is the source's own refusal, or
+// content.ErrUnavailable where the source does not decide and the policy does not vouch for the caller.
+func (g *Gate) Admit(ctx context.Context, rule policy.Rule, req Request) error {
+	if rule.Authorization == policy.Exempt {
+		return nil
+	}
+	accepted := g.Accepts(rule, req.Source, req.Credentials)
+	if accepted && g.proves(req) {
+		return nil
+	}
+	if !accepted {
+		if g.Silent(req.Source, req.Credentials) && g.knows(ctx, req) &&
+			g.Offline(ctx, rule, req.Source, req.Credentials, content.ErrUnavailable) == nil {
+			return nil
+		}
+		err := g.ask(ctx, rule, req)
+		if Unanswered(err) && g.knows(ctx, req) {
+			return g.Offline(ctx, rule, req.Source, req.Credentials, err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return g.prove(ctx, rule, req)
+}
+
+// ask puts the request to its source, once for all who ask the same at that time, and remembers the answer. Where the source
+// throttles, what anyone could read a while ago is let pass.
+func (g *Gate) ask(ctx context.Context, rule policy.Rule, req Request) error {
+	err := g.await(ctx, "ask", req, func(ctx context.Context) error {
+		err := req.Upstream.Ask(ctx)
+		switch {
+		case err == nil:
+			g.Confirm(ctx, rule, req)
+		case Unanswered(err):
+			g.Silence(req.Source, req.Credentials)
+		default:
+			g.Refused(req.Source, req.Credentials, err)
+		}
+		return err
+	})
+	if content.Throttled(err) {
+		return g.Throttled(rule, req.Source, req.Credentials, err)
+	}
+	return err
+}
+
+// Throttled decides in the source's place while it throttles; cause is its answer.
+func (g *Gate) Throttled(rule policy.Rule, source Source, credentials string, cause error) error {
+	if g.Accepts(rule, source, credentials) || g.publicWithin(source, throttledPublic) {
+		return nil
+	}
+	return cause
+}
+
+// await runs do within the gate's time, once for all who ask the same, and goes on with it when the caller leaves. A source that
+// lets anyone read counts as silent after a shorter wait, where its content may be had without it; do goes on then.
+func (g *Gate) await(ctx context.Context, what string, req Request, do func(context.Context) error) error {
+	key := g.mark(what+req.Digest.String(), req.Source, req.Credentials)
+	done := g.questions.DoChan(string(key[:]), func() (any, error) {
+		ctx, cancel := g.own(ctx)
+		defer cancel()
+		return nil, do(ctx)
+	})
+	enough, stop := g.impatience(ctx, req)
+	defer stop()
+	var err error
+	select {
+	case r := <-done:
+		err = r.Err
+	case <-enough:
+		g.Silence(req.Source, req.Credentials)
+		err = fmt.Errorf("no answer within %s: %w", Hedge, content.ErrUnavailable)
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("ask upstream about %s of %s: %w", req.Digest, req.Source, err)
+}
+
+// own returns a context for a question that goes on when the caller has left: until the gate's time is over or Close ends it. The
+// question calls cancel.
+func (g *Gate) own(ctx context.Context) (context.Context, context.CancelFunc) {
+	g.running.Add(1)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.opts.Timeout)
+	stop := context.AfterFunc(g.ctx, cancel)
+	return ctx, func() {
+		stop()
+		cancel()
+		g.running.Done()
+	}
+}
+
+// impatience returns a channel that is closed when a source has been waited for long enough whose content may be had without
+// its word. It is never closed for others. The caller calls stop.
+func (g *Gate) impatience(ctx context.Context, req Request) (enough chan struct{}, stop func()) {
+	if !g.Public(req.Source) {
+		return nil, func() {}
+	}
+	enough = make(chan struct{})
+	ctx, cancel := context.WithCancel(ctx)
+	timer := time.AfterFunc(Hedge, func() {
+		if g.knows(ctx, req) {
+			close(enough)
+		}
+	})
+	return enough, func() { timer.Stop(); cancel() }
+}
+
+// Unanswered reports whether err is for want of an answer. An answer about the caller, about the content or about the rate of
+// requests is none such.
+func Unanswered(err error) bool {
+	return !content.Throttled(err) && (errors.Is(err, content.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded))
+}
+
+// Silence notes that the source did not answer a question about this caller.
+func (g *Gate) Silence(source Source, credentials string) {
+	g.silences.Add(g.caller(source, credentials), time.Now())
+}
+
+// Silent reports whether the source did not answer about this caller a moment ago.
+func (g *Gate) Silent(source Source, credentials string) bool {
+	at, ok := g.silences.Get(g.caller(source, credentials))
+	return ok && time.Since(at) < silenceTTL
+}
+
+// Accepts reports whether the source accepted these credentials within the policy's time.
+func (g *Gate) Accepts(rule policy.Rule, source Source, credentials string) bool {
+	if rule.Authorization == policy.Exempt {
+		return true
+	}
+	at, ok := g.accepted.Get(g.caller(source, credentials))
+	return ok && time.Since(at) < rule.AuthorizationTTL
+}
+
+// Offline decides in the source's place while it does not answer; cause is why. Where a caller may be let on once he shows the
+// credentials that the source asked for earlier, he gets that challenge: a runtime then presents its pull secret. Of a Bearer
+// challenge that would be useless, because the token server gives another token each time, if it can be asked at all.
+func (g *Gate) Offline(ctx context.Context, rule policy.Rule, source Source, credentials string, cause error) error {
+	if rule.Authorization == policy.Exempt {
+		return nil
+	}
+	if rule.Offline != policy.AllowKnown {
+		return fmt.Errorf("the policy denies %s while it cannot be asked: %w", source, cause)
+	}
+	if !g.Public(source) {
+		g.hear(ctx, source, "") // and note if it is
+	}
+	// Who may read without credentials may read with any.
+	if g.accepted.Contains(g.caller(source, credentials)) || g.Public(source) {
+		return nil
+	}
+	if challenge, ok := g.challenges.Get(source); ok && credentials == "" {
+		return &content.UpstreamError{
+			Op: "while upstream cannot be asked: " + cause.Error(), Status: http.StatusUnauthorized, Challenge: challenge,
+		}
+	}
+	return cause
+}
+
+// Public reports whether the source has let anyone read, without credentials or with a token that it gives to anyone.
+func (g *Gate) Public(source Source) bool {
+	return g.accepted.Contains(g.caller(source, "")) || g.accepted.Contains(g.everyone(source))
+}
+
+func (g *Gate) publicWithin(source Source, span time.Duration) bool {
+	for _, who := range []mark{g.caller(source, ""), g.everyone(source)} {
+		if at, ok := g.accepted.Get(who); ok && time.Since(at) < span {
+			return true
+		}
+	}
+	return false
+}
+
+// Confirm remembers that the source accepted the caller, and that it claims the content, where the request names one.
+func (g *Gate) Confirm(ctx context.Context, rule policy.Rule, req Request) {
+	caller := g.caller(req.Source, req.Credentials)
+	g.silences.Remove(caller)
+	news := g.accept(caller)
+	if req.Digest != "" {
+		g.claimed.Add(g.thing(req.Source, req.Digest), struct{}{})
+		g.askForAnyone(ctx, rule, req)
+	}
+	if news {
+		g.saveSoon()
+	}
+}
+
+// accept remembers an acceptance by the source and reports whether it was news.
+func (g *Gate) accept(who mark) (news bool) {
+	news = !g.accepted.Contains(who)
+	g.accepted.Add(who, time.Now())
+	return news
+}
+
+// Refused forgets an earlier acceptance when err is a refusal.
+func (g *Gate) Refused(source Source, credentials string, err error) {
+	if !content.Denied(err) {
+		return
+	}
+	g.accepted.Remove(g.caller(source, credentials))
+	up, ok := errors.AsType[*content.UpstreamError](err)
+	if ok && len(up.Challenge) > 0 && strings.HasPrefix(strings.ToLower(up.Challenge[0]), "basic") {
+		g.challenges.Add(source, up.Challenge)
+	}
+}
+
+// askForAnyone finds out whether the source lets anyone read what it has let the caller of req read, with a token for which no
+// credentials are asked. A Bearer token lives a few minutes: in an outage callers come with another one or, since the token
+// server is away too, with none, and all that can be said of them then is what anyone may read. The caller does not wait for
+// it.
+func (g *Gate) askForAnyone(ctx context.Context, rule policy.Rule, req Request) {
+	if !bearer(req.Credentials) || rule.Offline != policy.AllowKnown || !g.dueForAnyone(req.Source) {
+		return
+	}
+	g.running.Go(func() {
+		if g.asking.Acquire(g.ctx, 1) != nil {
+			return
+		}
+		defer g.asking.Release(1)
+		ctx, cancel := g.own(ctx)
+		defer cancel()
+		err := req.Upstream.AskForAnyone(ctx)
+		if Unanswered(err) || content.Throttled(err) {
+			return
+		}
+		g.anyone.Add(req.Source, time.Now().Add(max(rule.AuthorizationTTL, anyonePause)))
+		if err != nil { // it has become private, if it ever was not
+			g.accepted.Remove(g.everyone(req.Source))
+		} else if g.accept(g.everyone(req.Source)) {
+			g.saveSoon()
+		}
+	})
+}
+
+// dueForAnyone reports whether it is time to ask, and notes that someone is about to.
+func (g *Gate) dueForAnyone(source Source) bool {
+	g.asked.Lock()
+	defer g.asked.Unlock()
+	now := time.Now()
+	if next, ok := g.anyone.Get(source); ok && now.Before(next) {
+		return false
+	}
+	g.anyone.Add(source, now.Add(anyonePause))
+	return true
+}
+
+func bearer(credentials string) bool {
+	scheme, _, _ := strings.Cut(credentials, " ")
+	return strings.EqualFold(scheme, "Bearer")
+}

@@ -1,0 +1,98 @@
+package gate
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/shoal-cache/shoal/api/pullsecret"
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
+)
+
+// startSize is how many bytes a registry that gives no ranges must give of a blob's start.
+const startSize = 64 << 10
+
+// Registries are asked about repositories; see upstream.Client.
+type Registries interface {
+	Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error)
+	Open(ctx context.Context, req content.Request, off, n int64) (*upstream.Body, error)
+	// Authorize gives the Authorization header of who has the credential; the zero one is nobody's.
+	Authorize(ctx context.Context, repo content.Repository, cred pullsecret.Credential) (string, error)
+}
+
+// Repository is a repository of an OCI registry as a source.
+func Repository(repo content.Repository) Source { return Source("oci " + repo.String()) }
+
+// Blob asks whether the caller of req may read it from its repository.
+func Blob(r Registries, req content.Request) Request {
+	return Request{
+		Source: Repository(req.Repository), Digest: req.Digest, Credentials: req.Authorization,
+		Upstream: repository{r, req},
+	}
+}
+
+// repository is the Upstream of one request.
+type repository struct {
+	registries Registries
+	req        content.Request
+}
+
+func (r repository) Ask(ctx context.Context) error {
+	_, _, err := r.registries.Stat(ctx, r.req)
+	return err
+}
+
+func (r repository) AskForAnyone(ctx context.Context) (err error) {
+	r.req.Authorization, err = r.registries.Authorize(ctx, r.req.Repository, pullsecret.Credential{})
+	if err != nil {
+		return err
+	}
+	return r.Ask(ctx)
+}
+
+func (r repository) Whole() bool { return r.req.Kind == content.Manifest }
+
+func (r repository) Sample(ctx context.Context, off, n int64) ([]byte, int64, error) {
+	body, err := r.registries.Open(ctx, r.req, off, n)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() { _ = body.Close() }()
+	if body.Offset != off {
+		n = min(body.Size, max(n, startSize))
+	}
+	data := make([]byte, n)
+	if got, err := io.ReadFull(body, data); err != nil {
+		return nil, 0, fmt.Errorf("sample of %s from %s: %d of %d bytes: %w", r.req.Digest, r.req.Repository, got, n, err)
+	}
+	return data, body.Offset, nil
+}
+
+// Observe returns registries whose answers to Open prove to the gate what they have.
+func (g *Gate) Observe(c *upstream.Client) *Observed { return &Observed{Client: c, gate: g} }
+
+// Observed is an upstream.Client that a gate looks at.
+type Observed struct {
+	*upstream.Client
+	gate *Gate
+}
+
+// Open is that of upstream.Client.
+func (o *Observed) Open(ctx context.Context, req content.Request, off, n int64) (*upstream.Body, error) {
+	body, err := o.Client.Open(ctx, req, off, n)
+	if err != nil {
+		return nil, err
+	}
+	source := Repository(req.Repository)
+	if req.Kind == content.Manifest { // it came whole, and matched its digest
+		o.gate.enroll(source, req.Digest)
+		return body, nil
+	}
+	due := body.Size - body.Offset
+	if n > 0 && body.Offset == off {
+		due = min(due, n)
+	}
+	body.ReadCloser = o.gate.Given(source, req.Digest, body.ReadCloser, body.Offset, due)
+	return body, nil
+}

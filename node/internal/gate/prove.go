@@ -1,0 +1,363 @@
+package gate
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/manifest"
+	"github.com/shoal-cache/shoal/node/internal/policy"
+)
+
+const (
+	maxSamples  = 16 << 10
+	maxHearings = 16 << 10
+
+	// sampleSize is how many bytes a source must give of what is sampled in parts. They are chosen from sampleWindow bytes as
+	// those that are the hardest to guess.
+	sampleSize   = 1 << 10
+	sampleWindow = 64 << 10
+	// hearingTTL is how long the other nodes' word is not asked for again.
+	hearingTTL = 5 * time.Second
+	// peersTimeout bounds the search for content at other nodes that may not be there.
+	peersTimeout = 2 * time.Second
+)
+
+// sample is a part of some content as a source gave it.
+type sample struct {
+	off, n int64
+	sum    [sha256.Size]byte
+}
+
+// hearing is one question to the other nodes.
+type hearing struct {
+	at   time.Time
+	done chan struct{}
+
+	// After done:
+	testimony    Testimony
+	proven, held map[digest.Digest]bool
+}
+
+// Learn remembers that a source gave a manifest, and asks the other nodes ahead of the callers about what the manifest lists.
+// What is listed is claimed by the source as far as it had to have it when it took the manifest. Such are not the manifests of an
+// index, which may be sparse, layers that are to be had elsewhere, and the subject.
+func (g *Gate) Learn(ctx context.Context, source Source, m *manifest.Manifest) {
+	listed := make([]digest.Digest, 0, len(m.Manifests)+len(m.Layers)+1)
+	for _, d := range m.Blobs() {
+		if len(d.URLs) == 0 && manifest.Distributable(d) {
+			g.claimed.Add(g.thing(source, d.Digest), struct{}{})
+		}
+		listed = append(listed, d.Digest)
+	}
+	for _, d := range m.Manifests {
+		listed = append(listed, d.Digest)
+	}
+	g.begin(ctx, source, listed)
+}
+
+// proves reports whether the source has proved that it has the content of req.
+func (g *Gate) proves(req Request) bool { return g.proved(req.Source, req.Digest) }
+
+func (g *Gate) proved(source Source, d digest.Digest) bool {
+	thing := g.thing(source, d)
+	if g.proven.Contains(thing) {
+		g.proven.Get(thing) // it was used
+		return true
+	}
+	s, ok := g.samples.Get(thing)
+	if !ok {
+		return false
+	}
+	r, err := g.opts.Cache.Held(d)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = r.Close() }()
+	own, err := read(context.Background(), r, s.off, s.n)
+	g.samples.Remove(thing)
+	if err != nil || sha256.Sum256(own) != s.sum {
+		return false
+	}
+	g.enroll(source, d)
+	return true
+}
+
+// enroll remembers that the source has the content.
+func (g *Gate) enroll(source Source, d digest.Digest) {
+	g.proven.Add(g.thing(source, d), struct{}{})
+	g.saveSoon()
+}
+
+// knows reports whether this node or another has proof that the source has the content.
+func (g *Gate) knows(ctx context.Context, req Request) bool {
+	if g.proves(req) {
+		return true
+	}
+	h := g.hear(ctx, req.Source, req.Digest)
+	if h.proven[req.Digest] {
+		g.enroll(req.Source, req.Digest)
+		return true
+	}
+	return false
+}
+
+// prove returns nil once the content may be given in the name of its source.
+func (g *Gate) prove(ctx context.Context, rule policy.Rule, req Request) error {
+	if g.knows(ctx, req) {
+		return nil
+	}
+	r, fromPeers, err := g.elsewhere(ctx, req)
+	if errors.Is(err, content.ErrNotFound) {
+		if g.claimed.Contains(g.thing(req.Source, req.Digest)) {
+			return nil // it comes from the source, or not at all
+		}
+		return g.ask(ctx, rule, req)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = r.Close() }()
+	err = g.await(ctx, "sample", req, func(ctx context.Context) error { return g.compare(ctx, req, r, fromPeers) })
+	switch {
+	case Unanswered(err):
+		g.Silence(req.Source, req.Credentials)
+	case err != nil:
+		g.Refused(req.Source, req.Credentials, err)
+	}
+	return err
+}
+
+// elsewhere opens content that this node or another holds. It fails with content.ErrNotFound where none does.
+func (g *Gate) elsewhere(ctx context.Context, req Request) (r content.Reader, fromPeers bool, err error) {
+	if r, err = g.opts.Cache.Held(req.Digest); !errors.Is(err, content.ErrNotFound) {
+		return r, false, err
+	}
+	h := g.hear(ctx, req.Source, req.Digest)
+	if !h.held[req.Digest] && h.testimony.Everyone {
+		return nil, false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, peersTimeout)
+	defer cancel()
+	r, err = g.opts.Cache.FromPeers(ctx, req.Digest)
+	if err != nil && !h.held[req.Digest] {
+		err = fmt.Errorf("%w: %w", content.ErrNotFound, err)
+	}
+	return r, true, err
+}
+
+// compare has the source give a part of the content, and compares that with what r gives.
+func (g *Gate) compare(ctx context.Context, req Request, r content.Reader, fromPeers bool) error {
+	off, n := int64(0), r.Size()
+	if req.Upstream.Whole() && n > manifest.MaxSize {
+		return fmt.Errorf("%s of %d bytes is no manifest: %w", req.Digest, n, content.ErrNotFound)
+	}
+	if !req.Upstream.Whole() {
+		var err error
+		if off, n, err = choose(ctx, r, fromPeers); err != nil {
+			return err
+		}
+	}
+	theirs, at, err := req.Upstream.Sample(ctx, off, n)
+	if err != nil {
+		return err
+	}
+	if int64(len(theirs)) < n || at+int64(len(theirs)) > r.Size() {
+		return fmt.Errorf("%s gave %d bytes of %s from %d, not %d from %d: %w",
+			req.Source, len(theirs), req.Digest, at, n, off, content.ErrUnavailable)
+	}
+	own, err := read(ctx, r, at, int64(len(theirs)))
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(own, theirs) {
+		return fmt.Errorf("%s claims %s, and gives other bytes of it: %w", req.Source, req.Digest, content.ErrDigestMismatch)
+	}
+	g.enroll(req.Source, req.Digest)
+	return nil
+}
+
+// choose picks what a source must give: the whole of what is small, else the bytes of a random window that are the hardest to
+// guess. Of what other nodes hold the window lies in the first chunk, which the caller needs first.
+func choose(ctx context.Context, r content.Reader, fromPeers bool) (off, n int64, err error) {
+	span := r.Size()
+	if span <= sampleSize {
+		return 0, span, nil
+	}
+	if fromPeers {
+		span = min(span, content.ChunkSize)
+	}
+	window := min(span, sampleWindow)
+	start := rand.Int64N(span - window + 1)
+	data, err := read(ctx, r, start, window)
+	if err != nil {
+		return 0, 0, err
+	}
+	at, most := int64(0), -1
+	for i := int64(0); i+sampleSize <= window; i += sampleSize {
+		var seen [256]bool
+		distinct := 0
+		for _, b := range data[i : i+sampleSize] {
+			if !seen[b] {
+				seen[b] = true
+				distinct++
+			}
+		}
+		if distinct > most {
+			at, most = i, distinct
+		}
+	}
+	return start + at, sampleSize, nil
+}
+
+func read(ctx context.Context, r content.Reader, off, n int64) ([]byte, error) {
+	body, err := r.Range(ctx, off, n)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = body.Close() }()
+	data := make([]byte, n)
+	_, err = io.ReadFull(body, data)
+	return data, err
+}
+
+// hear returns what other nodes say of one content of a source, or of the source alone where d is empty.
+func (g *Gate) hear(ctx context.Context, source Source, d digest.Digest) *hearing {
+	h := g.begin(ctx, source, []digest.Digest{d})[0]
+	select {
+	case <-h.done:
+		return h
+	case <-ctx.Done():
+		return &hearing{}
+	}
+}
+
+// begin asks other nodes about contents of a source, in one question, but for those that were asked about a moment ago or are
+// proved. It returns the hearing of each, and does not wait for it.
+func (g *Gate) begin(ctx context.Context, source Source, contents []digest.Digest) []*hearing {
+	if g.opts.Witness == nil {
+		return slices.Repeat([]*hearing{alone}, len(contents))
+	}
+	fresh := &hearing{at: time.Now(), done: make(chan struct{})}
+	all := make([]*hearing, len(contents))
+	var ask []digest.Digest
+	for i, d := range contents {
+		thing := g.thing(source, d)
+		if h, ok := g.hearings.Get(thing); ok && time.Since(h.at) < hearingTTL {
+			all[i] = h
+			continue
+		}
+		if g.proven.Contains(thing) {
+			all[i] = alone
+			continue
+		}
+		all[i] = fresh
+		g.hearings.Add(thing, fresh)
+		if d != "" {
+			ask = append(ask, d)
+		}
+	}
+	if !slices.Contains(all, fresh) {
+		return all
+	}
+	ctx, cancel := g.own(ctx)
+	go func() {
+		defer cancel()
+		defer close(fresh.done)
+		fresh.take(g.opts.Witness.Hear(ctx, source, ask))
+		if fresh.testimony.Public && !g.Public(source) {
+			g.accepted.Add(g.everyone(source), time.Time{})
+		}
+	}()
+	return all
+}
+
+// alone is the hearing of a node that knows no other.
+var alone = func() *hearing {
+	h := &hearing{done: make(chan struct{})}
+	h.take(Testimony{Everyone: true})
+	close(h.done)
+	return h
+}()
+
+func (h *hearing) take(t Testimony) {
+	h.testimony, h.proven, h.held = t, set(t.Proven), set(t.Held)
+}
+
+func set(all []digest.Digest) map[digest.Digest]bool {
+	m := make(map[digest.Digest]bool, len(all))
+	for _, d := range all {
+		m[d] = true
+	}
+	return m
+}
+
+// MaxHeard is the most contents that are spoken of in one question to other nodes. The rest are asked about one by one when
+// callers come for them.
+const MaxHeard = 512
+
+// Testify is this node's answer to another node that hears it.
+func (g *Gate) Testify(source Source, contents []digest.Digest) Testimony {
+	t := Testimony{Public: g.Public(source)}
+	for _, d := range contents[:min(len(contents), MaxHeard)] {
+		if g.proved(source, d) {
+			t.Proven = append(t.Proven, d)
+		}
+		if r, err := g.opts.Cache.Held(d); err == nil {
+			_ = r.Close()
+			t.Held = append(t.Held, d)
+		}
+	}
+	return t
+}
+
+// Given returns body, of which a part is remembered as it is read: content that lies at off in d, as the source gives it. Once the
+// content is held, that part is the proof that the source has it. n is how many bytes come.
+func (g *Gate) Given(source Source, d digest.Digest, body io.ReadCloser, off, n int64) io.ReadCloser {
+	thing := g.thing(source, d)
+	if n <= 0 || g.proven.Contains(thing) {
+		return body
+	}
+	size := min(n, sampleSize)
+	start := rand.Int64N(n - size + 1)
+	return &given{ReadCloser: body, skip: start, left: size, sum: sha256.New(), done: func(sum []byte) {
+		g.samples.Add(thing, sample{off: off + start, n: size, sum: [sha256.Size]byte(sum)})
+	}}
+}
+
+type given struct {
+	io.ReadCloser
+	skip, left int64
+	sum        hash.Hash
+	done       func([]byte)
+}
+
+func (b *given) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if b.left > 0 {
+		b.note(p[:n])
+	}
+	return n, err
+}
+
+func (b *given) note(p []byte) {
+	if skipped := min(int64(len(p)), b.skip); skipped > 0 {
+		b.skip -= skipped
+		p = p[skipped:]
+	}
+	p = p[:min(int64(len(p)), b.left)]
+	_, _ = b.sum.Write(p) // a hash never fails
+	if b.left -= int64(len(p)); b.left == 0 && len(p) > 0 {
+		b.done(b.sum.Sum(nil))
+	}
+}
