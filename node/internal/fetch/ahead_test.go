@@ -20,7 +20,7 @@ func (o *origin) image(t *testing.T, list ...digest.Digest) content.Request {
 	t.Helper()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest}
+	m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: ocispec.DescriptorEmptyJSON}
 	for _, d := range list {
 		m.Layers = append(m.Layers, ocispec.Descriptor{Digest: d, Size: int64(len(o.blobs[d]))})
 	}
