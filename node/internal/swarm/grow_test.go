@@ -82,8 +82,8 @@ func TestFrame_FieldsOfALaterReleaseAreIgnored(t *testing.T) {
 	requireGrows(t, mapPart{Sums: make([]byte, 32), Signatures: [][]byte{{1}}})
 	requireGrows(t, tagQuery{Registry: "r", Name: "n", Tag: "t"})
 	requireGrows(t, tagAnswer{Found: true, Digest: "d", Size: 1, MediaType: "m", Unix: 1})
-	requireGrows(t, witnessQuery{Registry: "r", Name: "n"})
-	requireGrows(t, witnessAnswer{Public: true})
+	requireGrows(t, witnessQuery{Source: "s", Contents: []string{"d"}})
+	requireGrows(t, witnessAnswer{Public: true, Proven: []int{0}, Held: []int{1}})
 	requireGrows(t, fileQuery{Root: []byte{1}})
 	requireGrows(t, fileAnswer{Found: true, Digest: "d", Size: 1})
 }
