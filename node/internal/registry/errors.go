@@ -66,6 +66,11 @@ func (x *exchange) classify(err error) *apiError {
 	}
 	if up, ok := errors.AsType[*content.UpstreamError](err); ok {
 		status := relayed(up.Status)
+		// A client that names the registry by ns has the registry to go to. containerd asks a host that throttles six times over
+		// before it does, and one that is not available once.
+		if content.Throttled(up) && x.r.URL.Query().Has("ns") {
+			status = http.StatusServiceUnavailable
+		}
 		return &apiError{status, x.codeOf(status), up.Error()}
 	}
 	switch {

@@ -76,8 +76,8 @@ var (
 
 // newBody checks that an answer's header fits the request; last is -1 for "to the end".
 func newBody(resp *http.Response, req content.Request, off, last int64) (*Body, error) {
-	if enc := resp.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
-		return nil, fmt.Errorf("answer is encoded as %q, which would change the digest", enc)
+	if encoded(resp) {
+		return nil, fmt.Errorf("answer is encoded as %q, which would change the digest", resp.Header.Get("Content-Encoding"))
 	}
 	body := &Body{ReadCloser: resp.Body, MediaType: resp.Header.Get("Content-Type")}
 	due := resp.ContentLength

@@ -51,6 +51,8 @@ type endpoint struct {
 	base      *url.URL
 	downUntil atomic.Int64 // Unix nanoseconds; 0: it was reached when it was last tried
 	mirror    *mirror      // nil where the configuration, or the registry's name, says the endpoint
+	// unreachable: no connection could be made when it was last tried.
+	unreachable atomic.Bool
 }
 
 func (e *endpoint) down(now time.Time) bool { return now.UnixNano() < e.downUntil.Load() }

@@ -17,6 +17,9 @@ const (
 	redirectTTL = 30 * time.Second
 )
 
+// errElsewhere is the error of a host that the registry redirects to. It says nothing about the registry.
+var errElsewhere = errors.New("the registry redirects there")
+
 var errRedirects = errors.New("redirects that lead nowhere")
 
 // redirect is where the bytes of a blob were found a moment ago.
@@ -49,6 +52,9 @@ func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call c
 	for range maxHops + 1 {
 		home = home && sameOrigin(at, origin)
 		resp, err := c.hop(ctx, reg, ep, call, at, home)
+		if err != nil && !home {
+			return nil, fmt.Errorf("%w: %w", errElsewhere, err)
+		}
 		if err != nil {
 			return nil, err
 		}

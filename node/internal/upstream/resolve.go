@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -66,6 +67,9 @@ func describeManifest(resp *http.Response) (v1.Descriptor, bool) {
 	desc := v1.Descriptor{
 		MediaType: mediaType(resp), Digest: digest.Digest(resp.Header.Get("Docker-Content-Digest")), Size: resp.ContentLength,
 	}
+	if encoded(resp) {
+		return desc, false // its length is not the manifest's
+	}
 	return desc, desc.Digest.Validate() == nil && desc.Size > 0 && desc.Size <= manifest.MaxSize && isManifestType(desc.MediaType)
 }
 
@@ -82,6 +86,10 @@ func (c *Client) getManifest(ctx context.Context, call call, reference string) (
 	if err != nil {
 		return v1.Descriptor{}, nil, err
 	}
+	if encoded(resp) {
+		return v1.Descriptor{}, nil, fmt.Errorf("%s: %w: answer is encoded as %q, which was not asked for",
+			describe(resp.Request), content.ErrUnavailable, resp.Header.Get("Content-Encoding"))
+	}
 	desc := v1.Descriptor{MediaType: manifestType(resp, data), Digest: digest.FromBytes(data), Size: int64(len(data))}
 	stated := digest.Digest(resp.Header.Get("Docker-Content-Digest"))
 	if want, err := digest.Parse(reference); err == nil {
@@ -93,11 +101,17 @@ func (c *Client) getManifest(ctx context.Context, call call, reference string) (
 		}
 		desc.Digest = stated
 	}
-	if desc.MediaType == "" {
-		return v1.Descriptor{}, nil, fmt.Errorf("%s: %w: answer of type %q is no manifest",
-			describe(resp.Request), content.ErrUnavailable, resp.Header.Get("Content-Type"))
+	if _, err := manifest.Parse(data); err != nil || desc.MediaType == "" {
+		return v1.Descriptor{}, nil, fmt.Errorf("%s: %w: answer of type %q is no manifest: %w",
+			describe(resp.Request), content.ErrUnavailable, resp.Header.Get("Content-Type"), cmp.Or(err, manifest.ErrMalformed))
 	}
 	return desc, data, nil
+}
+
+// encoded reports whether an answer's body is other bytes than the content.
+func encoded(resp *http.Response) bool {
+	enc := resp.Header.Get("Content-Encoding")
+	return enc != "" && enc != "identity"
 }
 
 // manifestType is the media type of a manifest: what the registry says, else what the manifest itself says; "" where the

@@ -29,6 +29,11 @@ const (
 	// suspectWait is how long an endpoint that was down a moment ago is given to answer.
 	suspectWait = 2 * time.Second
 	maxErrorDoc = 8 << 10
+	// throttleLeast and throttleMost bound how long a registry's wish to be asked later is heeded. A pull in its middle waits
+	// for throttleWait at most.
+	throttleLeast = time.Second
+	throttleMost  = time.Minute
+	throttleWait  = 2 * time.Second
 	// via tells a registry front that a request comes from an agent; see RFC 9110, section 7.6.3.
 	via = "1.1 shoal"
 )
@@ -54,20 +59,69 @@ func (c *Client) send(ctx context.Context, call call) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := c.throttled(ctx, reg, call); err != nil {
+		return nil, err
+	}
 	suspects := make(map[*endpoint]bool) // known to be down by other calls than this one
 	var able []*endpoint
+	unreachable := 0
 	for _, ep := range reg.endpoints {
 		if ep.serves(call) {
 			suspects[ep] = ep.suspect(time.Now(), c.opts.Timeouts.Down)
 			able = append(able, ep)
+			if suspects[ep] && ep.unreachable.Load() {
+				unreachable++
+			}
 		}
+	}
+	// A pull in its middle tries all the same: the trouble may have been a short one.
+	if unreachable == len(able) && call.byteRange == "" {
+		return nil, fmt.Errorf("%s of %s: no connection could be made a moment ago: %w", call.method, call.repo, content.ErrUnavailable)
 	}
 	order := lastly(able, func(ep *endpoint) bool { return suspects[ep] })
 	return c.retry(ctx, reg, func() (*http.Response, failure) {
 		resp, fails := c.round(ctx, reg, order, suspects, call)
 		order = lastly(order, func(ep *endpoint) bool { return ep.down(time.Now()) })
+		if content.Throttled(fails.err) {
+			c.throttle(reg, call, fails)
+			fails.transient, fails.rounds = call.byteRange != "" && fails.retryAfter <= throttleWait, 2
+		}
 		return resp, fails
 	})
+}
+
+// throttle remembers that the registry wants to be asked less often by these credentials.
+func (c *Client) throttle(reg *registry, call call, f failure) {
+	up, _ := errors.AsType[*content.UpstreamError](f.err)
+	until := time.Now().Add(min(max(f.retryAfter, throttleLeast), throttleMost))
+	c.throttles.Add(c.key(reg.name, call.authorization), throttle{until, *up})
+}
+
+// throttled gives the registry's wish as an error for as long as it lasts, so that the retries of clients do not become requests
+// to the registry. Only a pull in its middle waits, where that is short.
+func (c *Client) throttled(ctx context.Context, reg *registry, call call) error {
+	t, ok := c.throttles.Get(c.key(reg.name, call.authorization))
+	left := time.Until(t.until)
+	if !ok || left <= 0 {
+		return nil
+	}
+	if call.byteRange == "" || left > throttleWait {
+		again := t.answer
+		again.Op, again.RetryAfter = call.method+" of "+call.repo.String()+": as a moment ago", left
+		return &again
+	}
+	select {
+	case <-time.After(left):
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%s of %s: %w: %w", call.method, call.repo, content.ErrUnavailable, context.Cause(ctx))
+	}
+}
+
+// throttle is a registry's wish to be asked later.
+type throttle struct {
+	until  time.Time
+	answer content.UpstreamError
 }
 
 // lastly is the endpoints in order, but those that are to be tried last behind the others.
@@ -231,6 +285,11 @@ func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call 
 		if errors.Is(err, ErrAddress) {
 			return nil, err // which says nothing about the registry
 		}
+		if errors.Is(err, errElsewhere) {
+			return nil, fmt.Errorf("%w: %w", content.ErrUnavailable, err)
+		}
+		var dial *net.OpError
+		ep.unreachable.Store(errors.As(err, &dial) && dial.Op == "dial")
 		// A caller that gave up says something about the endpoint only after a while.
 		if cause == nil || errors.Is(cause, errNoHeader) || time.Since(start) >= suspectWait {
 			ep.mark(false, time.Now(), c.opts.Timeouts.Down)

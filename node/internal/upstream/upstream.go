@@ -98,6 +98,7 @@ type Client struct {
 	routes    *routes
 	redirects *lru.Cache[cacheKey, redirect]
 	tokens    *lru.Cache[cacheKey, token]
+	throttles *lru.Cache[cacheKey, throttle]
 	accepted  *lru.Cache[cacheKey, struct{}] // what registries have answered with success to, for Renew
 	exchanges singleflight.Group
 }
@@ -106,6 +107,7 @@ const (
 	maxUnlisted  = 256
 	maxRedirects = 4096
 	maxTokens    = 256
+	maxThrottles = 1024
 )
 
 // New returns a client. It fails when an entry of opts.Upstreams is malformed or names files that cannot be read.
@@ -119,11 +121,12 @@ func New(opts Options) (*Client, error) {
 	}
 	c := &Client{opts: opts, log: opts.Logger, secret: make([]byte, 32)}
 	_, _ = rand.Read(c.secret) // never fails, says crypto/rand
-	var errs [5]error
+	var errs [6]error
 	c.redirects, errs[0] = lru.New[cacheKey, redirect](maxRedirects)
 	c.tokens, errs[1] = lru.New[cacheKey, token](maxTokens)
 	c.accepted, errs[2] = lru.New[cacheKey, struct{}](maxTokens)
 	c.metrics, errs[3] = newMetrics(opts.Registerer)
+	c.throttles, errs[5] = lru.New[cacheKey, throttle](maxThrottles)
 	c.routes, errs[4] = c.newRoutes(opts.Upstreams)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err

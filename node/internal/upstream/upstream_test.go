@@ -330,7 +330,7 @@ func TestBadAnswersToAManifestAreErrors(t *testing.T) {
 
 func TestResolveFallsBackToGet(t *testing.T) {
 	t.Parallel()
-	const manifest = `{"schemaVersion":2}`
+	const manifest = `{"schemaVersion":2,"manifests":[]}`
 	for name, head := range map[string]http.HandlerFunc{
 		"where HEAD is not known": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusMethodNotAllowed) },
 		"where HEAD gives no digest": func(w http.ResponseWriter, _ *http.Request) {
@@ -431,11 +431,7 @@ func TestTroubleThatPassesIsWaitedOut(t *testing.T) {
 	t.Parallel()
 	data := randomBytes(100)
 	for name, trouble := range map[string]http.HandlerFunc{
-		"503": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) },
-		"429 with Retry-After": func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Retry-After", "1")
-			w.WriteHeader(http.StatusTooManyRequests)
-		},
+		"503":                      func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) },
 		"a connection that breaks": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -451,6 +447,114 @@ func TestTroubleThatPassesIsWaitedOut(t *testing.T) {
 			b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromBytes(data)}, 0, -1)
 			require.NoError(t, err)
 			require.Equal(t, data, read(t, b))
+		})
+	}
+}
+
+func TestThrottling_IsAnsweredAtOnceUntilItIsOver(t *testing.T) {
+	t.Parallel()
+	data := randomBytes(100)
+	var asked atomic.Int32
+	var throttling atomic.Bool
+	throttling.Store(true)
+	c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		if throttling.Load() {
+			w.Header().Set("Retry-After", "1")
+			w.WriteHeader(http.StatusTooManyRequests)
+			return
+		}
+		_, _ = w.Write(data)
+	}))
+	req := content.Request{Repository: repo, Digest: digest.FromBytes(data)}
+	for range 6 { // as containerd does
+		_, err := c.Open(t.Context(), req, 0, -1)
+		require.True(t, content.Throttled(err), "%v", err)
+	}
+	require.EqualValues(t, 1, asked.Load())
+	other := req
+	other.Authorization = "Basic b3RoZXI6eA=="
+	_, err := c.Open(t.Context(), other, 0, -1)
+	require.True(t, content.Throttled(err))
+	require.EqualValues(t, 2, asked.Load(), "the wish is about who asked too often, and nobody can make it for others")
+
+	throttling.Store(false)
+	b, err := c.Open(t.Context(), req, 0, 50)
+	require.NoError(t, err, "a pull in its middle waits for a moment")
+	require.NoError(t, b.Close())
+}
+
+func TestAddresses_OfTheNodeItselfAreNotAskedUnlessTheyAreAllowed(t *testing.T) {
+	t.Parallel()
+	data := randomBytes(100)
+	at := serve(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(data) })
+	host := strings.TrimPrefix(at, "http://")
+	_, port, err := net.SplitHostPort(host)
+	require.NoError(t, err)
+	redirecting := serve(t, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, at, http.StatusFound) })
+	listed := func(registry, endpoint string) []upstream.Upstream {
+		return []upstream.Upstream{{Registry: registry, Endpoints: []string{endpoint}}}
+	}
+	for name, tc := range map[string]struct {
+		registry  string
+		upstreams []upstream.Upstream
+		allowed   []netip.Prefix
+		refused   bool
+	}{
+		"an unlisted address":                 {registry: host, refused: true},
+		"a name of it":                        {registry: "localhost:" + port, refused: true},
+		"an address that maps to it":          {registry: "[::ffff:127.0.0.1]:" + port, refused: true},
+		"the unspecified address":             {registry: "0.0.0.0:" + port, refused: true},
+		"where an endpoint redirects":         {registry: images, upstreams: listed(images, redirecting), refused: true},
+		"the metadata service":                {registry: "169.254.169.254:80", refused: true},
+		"a listed endpoint":                   {registry: images, upstreams: listed(images, at)},
+		"a registry that is listed":           {registry: host, upstreams: []upstream.Upstream{{Registry: host}}},
+		"the endpoint of another registry":    {registry: host, upstreams: listed(images, at), refused: true},
+		"an address in a range":               {registry: host, allowed: loopback},
+		"a redirect to an address in a range": {registry: images, upstreams: listed(images, redirecting), allowed: loopback},
+		"an address that is in no range":      {registry: host, allowed: []netip.Prefix{netip.MustParsePrefix("127.1.0.0/16")}, refused: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, err := upstream.New(upstream.Options{Upstreams: tc.upstreams, AllowAddresses: tc.allowed})
+			require.NoError(t, err)
+			t.Cleanup(c.Close)
+			req := content.Request{
+				Repository: content.Repository{Registry: tc.registry, Name: "a"}, Digest: digest.FromBytes(data), Size: 100,
+			}
+			b, err := c.Open(t.Context(), req, 0, -1)
+			if tc.refused {
+				require.ErrorIs(t, err, upstream.ErrAddress)
+				require.ErrorContains(t, err, "upstream.allowAddresses", "the key that allows it is named")
+				require.NotErrorIs(t, err, content.ErrUnavailable, "it is no outage")
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, data, read(t, b))
+		})
+	}
+}
+
+func TestManifests_ThatAreEncodedOrNoneAreNotTaken(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ encoding, body string }{
+		"encoded":           {"gzip", `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`},
+		"a page":            {"", "<html>log in</html>"},
+		"JSON of no kind":   {"", `{"a":1}`},
+		"an image's config": {"", `{"architecture":"amd64","config":{},"rootfs":{}}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "application/vnd.oci.image.index.v1+json")
+				if tc.encoding != "" {
+					w.Header().Set("Content-Encoding", tc.encoding)
+					w.Header().Set("Docker-Content-Digest", digest.FromString(tc.body).String())
+				}
+				_, _ = io.WriteString(w, tc.body)
+			}))
+			_, err := c.Resolve(t.Context(), repo, "v1", nil, "")
+			require.ErrorIs(t, err, content.ErrUnavailable)
 		})
 	}
 }
