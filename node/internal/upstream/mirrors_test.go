@@ -136,7 +136,7 @@ func TestMirrors_AreNotAskedWhereTheConfigurationNamesTheRegistry(t *testing.T) 
 func TestMirrors_ThatCannotBeReadLeaveTheRegistry(t *testing.T) {
 	t.Parallel()
 	r := newSite(t, httptest.NewServer, manifestAnswer)
-	client, err := upstream.New(upstream.Options{Mirrors: func(string) ([]upstream.Mirror, error) { return nil, errors.New("unreadable") }})
+	client, err := upstream.New(upstream.Options{AllowAddresses: loopback, Mirrors: func(string) ([]upstream.Mirror, error) { return nil, errors.New("unreadable") }})
 	require.NoError(t, err)
 	t.Cleanup(client.Close)
 	_, err = client.Resolve(t.Context(), content.Repository{Registry: r.Listener.Addr().String(), Name: "a"}, "1", nil, "")
