@@ -213,13 +213,15 @@ func (r *report) note(t *testing.T, words []string) {
 func requireIntact(t *testing.T, path string, r report) map[digest.Digest]bool {
 	t.Helper()
 	s := openTest(t, Options{Path: path})
+	<-s.finished
 	samples := childSamples()
 	list, err := s.List(t.Context())
 	require.NoError(t, err)
 	present := make(map[digest.Digest]bool)
 	for _, info := range list {
 		present[info.Digest] = true
-		require.Equal(t, childMediaType(info.Digest), info.MediaType)
+		// That of a blob that was committed at a start died with the process that had been told it.
+		require.Contains(t, []string{"", childMediaType(info.Digest)}, info.MediaType)
 		requireHas(t, s, samples[info.Digest])
 		requireBlocks(t, s, samples[info.Digest])
 	}

@@ -41,6 +41,7 @@ type model struct {
 func (m *model) reopen() {
 	s, err := Open(context.Background(), quiet(Options{Path: m.path, Limits: m.limits, OnEvent: m.events.add}))
 	require.NoError(m.t, err)
+	<-s.finished
 	m.store = s
 	clear(m.open)
 }

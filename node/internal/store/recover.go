@@ -53,7 +53,7 @@ func openWith(ctx context.Context, o Options, k disk) (_ *Store, err error) {
 	}
 	s := &Store{
 		opts: o, log: o.Logger, disk: k, boot: bootID(), limits: limits,
-		wake:      make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), finished: make(chan struct{}),
 		scrubbing: rate.NewLimiter(rate.Limit(o.ScrubRate), content.ChunkSize),
 		blobs:     make(map[digest.Digest]*entry), ingests: make(map[digest.Digest]*Ingest),
 		partials: make(map[digest.Digest]partial), pins: make(map[string][]digest.Digest),
@@ -99,9 +99,7 @@ func openWith(ctx context.Context, o Options, k disk) (_ *Store, err error) {
 	if o.ScrubInterval > 0 {
 		s.workers.Go(func() { s.scrubAgain(s.stopping, o.ScrubInterval) })
 	}
-	if len(s.arrived) > 0 {
-		s.workers.Go(func() { s.finishAll(s.stopping) })
-	}
+	s.workers.Go(func() { s.finishAll(s.stopping) })
 	s.wakeMaintainer()
 	return s, nil
 }

@@ -146,6 +146,7 @@ type Store struct {
 	ingests  map[digest.Digest]*Ingest
 	partials map[digest.Digest]partial
 	arrived  []digest.Digest // partials that were complete at the start; set once
+	finished chan struct{}   // closed once those are committed or given up
 	pins     map[string][]digest.Digest
 	pinned   map[digest.Digest]int    // number of owners
 	rejected map[digest.Digest]fileID // runtime files found not to match their digest
@@ -484,6 +485,9 @@ func (s *Store) setMediaType(d digest.Digest, mediaType string) error {
 func (s *Store) Delete(d digest.Digest) error {
 	if _, err := s.entry(d); err != nil {
 		return fmt.Errorf("delete %s: %w", d, err)
+	}
+	if g := s.committing(d); g != nil {
+		<-g.closed
 	}
 	s.mu.RLock()
 	pinned, busy := s.pinned[d] > 0, s.ingests[d] != nil
