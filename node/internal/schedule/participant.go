@@ -74,7 +74,7 @@ const (
 	// batch is how many chunks come before they are reported, unless the coordinator is waited for or waits sooner.
 	batch = 8
 	// fewBefore is how many chunks a peer sends before another, if that is to be raised.
-	fewBefore = 4
+	fewBefore = 2
 	// flow is how many bytes show that a peer sends more than signs of life.
 	flow = 64 << 10
 )
@@ -806,11 +806,11 @@ func (p *Participant) askedOf(id peer.ID, which func(*piece) bool) (out []int) {
 	return out
 }
 
-// askAgain repeats the wants of a peer that is alive and has sent no chunk for a while, in case one was lost on the
-// way.
+// askAgain repeats the wants of a peer that is alive and has sent next to nothing for a while, in case one was lost on
+// the way. While bytes flow it would only have sent twice what is under way.
 func (p *Participant) askAgain(id peer.ID, s *source, now time.Time) {
 	every := p.cfg.PeerPatience / 6
-	if now.Sub(s.moved) < every || now.Sub(s.again) < every {
+	if min(now.Sub(s.moved), now.Sub(s.flowed), now.Sub(s.again)) < every {
 		return
 	}
 	s.again = now

@@ -325,7 +325,7 @@ func (t *Table) told(m *member) int {
 }
 
 // fewTold keeps a participant busy while it waits for orders.
-const fewTold = 8
+const fewTold = 16
 
 // leastBusy picks from whom m takes chunk i, which has a home in m's group. One that joins late finds that others have the
 // chunk too, or will, and the home would be asked for too much.

@@ -55,6 +55,7 @@ type fetch struct {
 	asked    []int32 // who was asked last, -1 where no one
 	position int     // of the one reader
 	complete bool
+	began    time.Duration // when its reader came
 	moved    bool
 	queued   int
 	told     time.Duration  // when the last report reaches the coordinator
@@ -87,6 +88,7 @@ func (n *node) pull() {
 	f := n.fetches[n.next]
 	n.next++
 	n.asking++
+	f.began = n.sim.now
 	now := n.sim.clock()
 	f.part.SetUpstream(now, true)
 	f.part.SetSize(f.blob.size, func(int) bool { return false })
@@ -321,6 +323,9 @@ func (f *fetch) land(i int, upstream bool) {
 // advance moves the reader on, and reports a blob that has become complete.
 func (f *fetch) advance() {
 	n := f.n
+	if f.position == 0 && f.have.Test(0) {
+		f.blob.firstByte = max(f.blob.firstByte, n.sim.now-f.began)
+	}
 	for f.position < f.blob.chunks && f.have.Test(uint(f.position)) {
 		f.position++
 	}

@@ -9,7 +9,7 @@ import (
 // Bounds of the swarm package's exchange: how many blocks a node sends at one time, in all and to one peer.
 const (
 	senders        = 16
-	sendersPerPeer = 4
+	sendersPerPeer = 1
 )
 
 // fabric is the network where Config.Shared is set: whatever is under way shares the links it goes over, as TCP has

@@ -110,6 +110,8 @@ type Result struct {
 	CrossingCopies float64
 	// Duplicates are chunks that came though the node had them.
 	Duplicates int
+	// FirstByte is, for each layer, how long that node waited for its first chunk which waited longest.
+	FirstByte []time.Duration
 	// Landings are all arrivals of chunks, in order.
 	Landings []Landing
 	// Reports and Orders are messages to and from all coordinators, Assignments what the orders held.
@@ -152,6 +154,7 @@ type simulation struct {
 
 type blob struct {
 	index, chunks int
+	firstByte     time.Duration // of the reader who waited longest for the first chunk
 	size          int64
 	coordinator   *coordinator
 }
@@ -270,6 +273,7 @@ func (s *simulation) result(starts []time.Duration) *Result {
 	}
 	for _, b := range s.blobs {
 		c := b.coordinator
+		r.FirstByte = append(r.FirstByte, b.firstByte)
 		r.Reports += c.reports
 		r.Orders += c.orders
 		r.Assignments += c.assignments

@@ -28,8 +28,9 @@ const (
 	sendTimeout = 5 * time.Second
 	// senderIdle is for how long a stream for wants stays open without use.
 	senderIdle = 30 * time.Second
-	// outstandingPerPeer is how many bytes of blocks the server has under way to one peer at a time.
-	outstandingPerPeer = 4 << 20
+	// outstandingPerPeer is how many bytes of blocks the server has under way to one peer at a time: one block, so that what
+	// is more urgent overtakes the rest, and orders do not wait behind it.
+	outstandingPerPeer = 1 << 20
 	// senders is how many peers the server sends a block to at the same time. Each holds a block and its encoding, so
 	// with what the network buffers this bounds the memory of sending to about 64 MiB.
 	senders = 16

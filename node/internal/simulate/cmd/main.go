@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"runtime/pprof"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -66,7 +67,8 @@ func run() error {
 	}
 	cfg.NodeRate, cfg.RegistryRate = *link*1e9, *registry*1e9
 
-	head := "| nodes | ideal s | first | median | last over ideal | end s | registry copies | requests | busiest sent | peers median, most " +
+	head := "| nodes | ideal s | first | median | last over ideal | longest wait for a layer's first byte s | duplicates " +
+		"| end s | registry copies | requests | busiest sent | peers median, most " +
 		"| into a zone | reports | orders | assignments | control MB in, out | table CPU s (per GiB) | died | run s |"
 	if *paper > 0 {
 		head = "| nodes | records mean, most | messages and bytes to provide a blob | bytes/s per node |"
@@ -89,8 +91,8 @@ func run() error {
 		if err != nil {
 			return err
 		}
-		fmt.Printf("| %d | %.3f | %.2f | %.2f | %.2f | %.2f | %.3f | %d | %.2f | %d, %d | %.3f | %d | %d | %d | %.1f, %.1f | %.1f (%.4f) | %d | %.0f |\n",
-			n, r.Ideal.Seconds(), r.OverIdeal(r.First), r.OverIdeal(r.Median), r.OverIdeal(r.Last), r.End.Seconds(), r.RegistryCopies,
+		fmt.Printf("| %d | %.3f | %.2f | %.2f | %.2f | %s | %d | %.2f | %.3f | %d | %.2f | %d, %d | %.3f | %d | %d | %d | %.1f, %.1f | %.1f (%.4f) | %d | %.0f |\n",
+			n, r.Ideal.Seconds(), r.OverIdeal(r.First), r.OverIdeal(r.Median), r.OverIdeal(r.Last), waits(r.FirstByte), r.Duplicates, r.End.Seconds(), r.RegistryCopies,
 			r.RegistryRequests, r.BusiestCopies, r.MedianPartners, r.MostPartners, r.CrossingCopies, r.Reports, r.Orders, r.Assignments,
 			float64(r.ControlIn)/1e6, float64(r.ControlOut)/1e6, r.TableCPU.Seconds(), r.TableCPUPerGiB(), r.Died, time.Since(start).Seconds())
 		if *seconds {
@@ -98,6 +100,18 @@ func run() error {
 		}
 	}
 	return nil
+}
+
+// waits prints how long the first byte of each layer took; of many layers, the longest.
+func waits(firstBytes []time.Duration) string {
+	if len(firstBytes) > 4 {
+		firstBytes = []time.Duration{slices.Max(firstBytes)}
+	}
+	var out []string
+	for _, d := range firstBytes {
+		out = append(out, fmt.Sprintf("%.1f", d.Seconds()))
+	}
+	return strings.Join(out, ", ")
 }
 
 // split cuts size in proportion to numbers that colons separate.
