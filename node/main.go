@@ -21,6 +21,7 @@
 //	internal/admin      health, metrics, profiles, a JSON view
 //	internal/mirror     the runtime's mirror configuration: install, remove, is it in force
 //	internal/bypass     whether the runtime pulls past the agent all the same
+//	internal/guard      a process of its own: keeps the mirror installed, ends an agent that does not answer
 //	internal/simulate   the schedule at work in thousands of virtual nodes, in virtual time
 //	internal/config     file, environment and flags to one typed configuration
 //
@@ -40,6 +41,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/shoal-cache/shoal/node/internal/config"
+	"github.com/shoal-cache/shoal/node/internal/guard"
 	"github.com/shoal-cache/shoal/node/internal/mirror"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
 )
@@ -131,7 +133,7 @@ agents of the swarm, and what none of them holds from the registry, each byte on
 			return err
 		},
 	}
-	root.AddCommand(id, show, mirror.Command(), versions)
+	root.AddCommand(id, show, mirror.Command(guard.Command), versions)
 	return root
 }
 

@@ -39,14 +39,13 @@ app.kubernetes.io/component: {{ . }}
 {{- end }}
 {{- end -}}
 
-{{/* An image reference: (list . .Values.agent.image). */}}
+{{/* An image reference: (list . "shoal-node" .Values.agent.image). */}}
 {{- define "shoal.image" -}}
 {{- $root := index . 0 -}}
-{{- $image := index . 1 -}}
-{{- if $image.digest -}}
-{{ $image.repository }}@{{ $image.digest }}
-{{- else -}}
-{{ $image.repository }}:{{ default $root.Chart.AppVersion $image.tag }}
+{{- $image := index . 2 -}}
+{{- default (printf "%s/%s" (trimSuffix "/" $root.Values.images.registry) (index . 1)) $image.repository -}}
+{{- with $image.digest }}@{{ . }}
+{{- else }}:{{ coalesce $image.tag $root.Values.images.tag $root.Chart.AppVersion }}
 {{- end -}}
 {{- end -}}
 
@@ -71,10 +70,11 @@ is containerd's folder rather than registries.yaml, which they read only when th
 {{- toJson $runtime -}}
 {{- end -}}
 
-{{/* The loopback address of the nodes' first family, as a host. */}}
-{{- define "shoal.loopback" -}}
-{{- if eq (first .Values.ipFamilies) "IPv6" -}}[::1]{{- else -}}127.0.0.1{{- end -}}
-{{- end -}}
+{{/*
+The loopback address on which a node's runtime reaches its agent. It is IPv4's on every node, for IPv6's is written in brackets,
+and containerd 1.6 drops a whole hosts.toml, and podman refuses every pull, when a host in it has brackets.
+*/}}
+{{- define "shoal.loopback" -}}127.0.0.1{{- end -}}
 
 {{/*
 GOMEMLIMIT, nine tenths of a memory limit, in bytes: the rest is for what the Go runtime does not count. Prints nothing
@@ -124,11 +124,12 @@ of registries.conf, whose settings for a registry are kept when it gets a mirror
 {{- dir (default $runtime.mirror $runtime.config) -}}
 {{- end }}
 
-{{/* Volume mounts of whoever runs `shoal-node mirror`. */}}
+{{/* Volume mounts of whoever runs `shoal-node mirror`, or only reads what it wrote: (list . true). */}}
 {{- define "shoal.mirrorMounts" }}
-{{- $runtime := include "shoal.runtime" . | fromJson }}
-- {name: runtime-config, mountPath: /host{{ include "shoal.runtimeConfigFolder" . }}, readOnly: true}
-- {name: mirror, mountPath: /host{{ $runtime.mirror }}}
+{{- $root := index . 0 }}
+{{- $runtime := include "shoal.runtime" $root | fromJson }}
+- {name: runtime-config, mountPath: /host{{ include "shoal.runtimeConfigFolder" $root }}, readOnly: true}
+- {name: mirror, mountPath: /host{{ $runtime.mirror }}{{ if index . 1 }}, readOnly: true{{ end }}}
 {{- end }}
 
 {{/* A probe of an agent: (list . "healthz"). */}}
@@ -138,7 +139,7 @@ httpGet:
   path: /{{ index . 1 }}
   port: admin
   {{- if not $root.Values.agent.exposeAdmin }}
-  host: {{ include "shoal.loopback" $root | trimAll "[]" | quote }}
+  host: {{ include "shoal.loopback" $root }}
   {{- end }}
 timeoutSeconds: 3
 {{- end }}

@@ -14,8 +14,9 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Command is `shoal-node mirror` with its sub-commands.
-func Command() *cobra.Command {
+// Command is `shoal-node mirror` with its sub-commands. More of them come from others, who get the options that the flags
+// fill in.
+func Command(more ...func(*Options) *cobra.Command) *cobra.Command {
 	var o Options
 	var runtimes []string
 	for _, r := range Runtimes {
@@ -93,6 +94,9 @@ not, as far as the files show. The exit code of remove is 1 where an entry could
 		c.Flags().BoolVar(&restart, "restart", false, "restart the runtime's service, with systemctl, where a change needs it")
 	}
 	mirror.AddCommand(install, remove, run("status", "Show what is installed and what somebody should look at", inForce, "installed"))
+	for _, command := range more {
+		mirror.AddCommand(command(&o))
+	}
 	return mirror
 }
 
