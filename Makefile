@@ -26,7 +26,7 @@ build: ## Build bin/shoal-node and bin/shoal-operator
 	$(GO_BUILD) -o bin/shoal-operator ./operator
 
 .PHONY: images
-images: ## Build the container images, for amd64 and arm64, without a container engine
+images: ## Build the container images without a container engine; ARGS="push REGISTRY/PATH" pushes them
 	hack/images.sh $(ARGS)
 
 .PHONY: generate

@@ -10,7 +10,6 @@ rm -f $chart/crds/*.yaml
 cp api/crds/*.yaml $chart/crds/
 cp api/rbac/agent.yaml $chart/files/agent-role.yaml
 cp api/rbac/role.yaml $chart/files/operator-role.yaml
-cp api/rbac/release.yaml $chart/files/release-role.yaml
 cp api/admission/policy.yaml $chart/files/admission.yaml
 
 go run ./hack/chart-schema $chart

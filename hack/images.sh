@@ -1,16 +1,18 @@
 #!/bin/bash
-# images.sh (make images): builds the container images of shoal-node and shoal-operator without a container engine, for
-# amd64 and arm64, as OCI image layouts under bin/images. Same sources, same bytes.
+# images.sh (make images): builds the container images of shoal-node and shoal-operator without a container engine, as OCI
+# image layouts under bin/images. Same sources, same bytes.
 #
 #   images.sh                     build
 #   images.sh push REGISTRY/PATH  build and push; --insecure before it for plain HTTP
 #
-# VERSION names the images' tag, ARCHITECTURES="amd64" builds fewer.
+# VERSION names the images' tag. Default: what git calls this commit, without the v of a release, as in the chart's
+# appVersion. ARCHITECTURES="amd64 arm64" builds for more than this machine.
 set -o errexit -o nounset -o pipefail
 cd "$(dirname "$0")/.."
 
 VERSION=${VERSION:-$(git describe --tags --always --dirty)}
-ARCHITECTURES=${ARCHITECTURES:-amd64 arm64}
+VERSION=${VERSION#v}
+ARCHITECTURES=${ARCHITECTURES:-$(go env GOARCH)}
 OUT=bin/images
 revision=$(git rev-parse HEAD)
 created=$(TZ=UTC0 git log -1 --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ)
@@ -38,5 +40,8 @@ if [ "${1-}" = push ]; then
   shift
   insecure=()
   if [ "$1" = --insecure ]; then insecure=(--insecure); shift; fi
+  [ $# = 1 ] || { echo "images.sh push: want one REGISTRY/PATH, such as registry.example.com/shoal" >&2; exit 2; }
   for name in shoal-node shoal-operator; do bin/shoal-images push --layout "$OUT/$name" "${insecure[@]}" "$1/$name"; done
+  printf '\nInstall them with:\n  helm install shoal ./charts/shoal --namespace shoal-system --set images.registry=%s --set-string images.tag=%s --wait\n' \
+    "$1" "$VERSION"
 fi

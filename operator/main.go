@@ -11,7 +11,6 @@
 //	plan        who is to keep what: a pure function of everything
 //	placement   which nodes keep one artifact: rendezvous hashing over domains
 //	access      agents may read the pull secrets that pins name
-//	release     what is left to do when the last operator has gone
 //	debounce, apply, condition   many events into one, server-side apply, conditions
 //
 // Agents need none of this to serve what they have: see promise 6 of the design.
@@ -24,7 +23,6 @@ import (
 	"log/slog"
 	"os"
 	"strings"
-	"time"
 	_ "time/tzdata" // schedules name time zones, and a minimal image has none
 
 	"github.com/go-logr/logr"
@@ -33,10 +31,12 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/yaml"
 
 	"github.com/shoal-cache/shoal/api/registries"
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/operator/internal/access"
 	"github.com/shoal-cache/shoal/operator/internal/manager"
-	"github.com/shoal-cache/shoal/operator/internal/release"
 	"github.com/shoal-cache/shoal/operator/internal/upstream"
 )
 
@@ -62,12 +62,17 @@ func command() *cobra.Command {
 			return run(cmd.Context(), v)
 		},
 	}
-	cmd.AddCommand(releaseCommand(v), versionCommand())
+	cmd.AddCommand(versionCommand())
 	all := cmd.PersistentFlags()
 	all.String("namespace", "shoal-system", "namespace of the leader election lease")
 	all.String("log-level", "info", "debug, info, warn or error")
 	f := cmd.Flags()
-	f.String("config", "", "`file` with the key upstreams, a list of how registries are reached, as in the agents' configuration")
+	f.String("config", "", "`file` with the keys upstreams, a list of how registries are reached, as in the agents' configuration, and "+
+		"ownPin, the spec of the pin of Shoal's own images")
+	f.String("own-pin-name", "shoal", "`name` in --namespace of the pin that the configuration's ownPin describes")
+	f.String("owner", "", "`name` of the ClusterRole that owns the rights and pins that the operator makes, so that they go with it; none: they stay")
+	f.String("pull-secrets", string(pullSecretsAll), "where pins may name pull secrets: All, Off, or Namespaces, those of --pull-secret-namespaces")
+	f.StringSlice("pull-secret-namespaces", nil, "`namespaces` where pins may name pull secrets")
 	f.String("metrics-bind-address", ":8080", "address of /metrics; 0 for none")
 	f.String("health-probe-bind-address", ":8081", "address of /healthz and /readyz; 0 for none")
 	f.Bool("leader-elect", true, "let one of several replicas work at a time")
@@ -95,31 +100,16 @@ func versionCommand() *cobra.Command {
 	}
 }
 
-func releaseCommand(v *viper.Viper) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "release",
-		Short: "After an uninstallation: lets go of pins that wait for an operator to purge them, and takes the agents' rights to secrets",
-		Long: "Takes Shoal's finalizer off every ArtifactPin, so that they can be deleted with no operator left, and deletes the Roles by which agents " +
-			"read the pull secrets of pins. It waits until the last operator has given up its lease, and keeps the lease while it works. " +
-			"What was to be purged stays in the nodes' caches.",
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return runRelease(cmd.Context(), v)
-		},
-	}
-	cmd.Flags().Duration("timeout", time.Minute, "time for all of it")
-	if err := v.BindPFlags(cmd.Flags()); err != nil {
-		panic(err) // only a nil flag set fails
-	}
-	return cmd
-}
-
 func run(ctx context.Context, v *viper.Viper) error {
 	logger, err := newLogger(v)
 	if err != nil {
 		return err
 	}
-	upstreams, err := readUpstreams(v.GetString("config"), logger)
+	file, upstreams, err := readFile(v.GetString("config"), logger)
+	if err != nil {
+		return err
+	}
+	secrets, err := pullSecrets(v.GetString("pull-secrets"), v.GetStringSlice("pull-secret-namespaces"))
 	if err != nil {
 		return err
 	}
@@ -135,6 +125,10 @@ func run(ctx context.Context, v *viper.Viper) error {
 		LeaderElection:      v.GetBool("leader-elect"),
 		Namespace:           v.GetString("namespace"),
 		AgentServiceAccount: types.NamespacedName{Namespace: v.GetString("namespace"), Name: v.GetString("agent-service-account")},
+		Owner:               v.GetString("owner"),
+		PullSecrets:         secrets,
+		OwnPin:              file.OwnPin,
+		OwnPinName:          v.GetString("own-pin-name"),
 		Registries:          upstreams.For,
 	})
 	if err != nil {
@@ -144,25 +138,6 @@ func run(ctx context.Context, v *viper.Viper) error {
 	if err := mgr.Start(ctx); err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("manager: %w", err)
 	}
-	return nil
-}
-
-func runRelease(ctx context.Context, v *viper.Viper) error {
-	logger, err := newLogger(v)
-	if err != nil {
-		return err
-	}
-	config, err := apiConfig()
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, v.GetDuration("timeout"))
-	defer cancel()
-	released, err := release.Run(ctx, config, v.GetString("namespace"), manager.LeaseName, logger)
-	if err != nil {
-		return fmt.Errorf("release: %w", err)
-	}
-	logger.Info("Released", "pins", released.Pins, "rights", released.Rights)
 	return nil
 }
 
@@ -185,22 +160,51 @@ func apiConfig() (*rest.Config, error) {
 	return config, nil
 }
 
-// readUpstreams are those of the file; where there is none, registries are reached at their own addresses.
-func readUpstreams(path string, logger *slog.Logger) (*upstream.Upstreams, error) {
-	var config struct{ Upstreams []registries.Upstream }
+// configuration is what the file says.
+type configuration struct {
+	Upstreams []registries.Upstream     `json:"upstreams"`
+	OwnPin    *v1alpha1.ArtifactPinSpec `json:"ownPin"`
+}
+
+// readFile reads the configuration. Without a file registries are reached at their own addresses, and there is no own pin. A key
+// that is unknown is an error.
+func readFile(path string, logger *slog.Logger) (configuration, *upstream.Upstreams, error) {
+	var c configuration
 	if path != "" {
-		file := viper.New()
-		file.SetConfigFile(path)
-		if err := file.ReadInConfig(); err != nil {
-			return nil, fmt.Errorf("--config: %w", err)
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return c, nil, fmt.Errorf("--config: %w", err)
 		}
-		if err := file.UnmarshalExact(&config); err != nil {
-			return nil, fmt.Errorf("--config %s: %w", path, err)
+		if err := yaml.UnmarshalStrict(data, &c); err != nil {
+			return c, nil, fmt.Errorf("--config %s: %w", path, err)
 		}
 	}
-	upstreams, err := upstream.New(config.Upstreams, logger)
+	upstreams, err := upstream.New(c.Upstreams, logger)
 	if err != nil {
-		return nil, fmt.Errorf("--config %s: %w", path, err)
+		return c, nil, fmt.Errorf("--config %s: %w", path, err)
 	}
-	return upstreams, nil
+	return c, upstreams, nil
+}
+
+// pullSecretsMode is a value of --pull-secrets.
+type pullSecretsMode string
+
+const (
+	pullSecretsAll        pullSecretsMode = "All"
+	pullSecretsOff        pullSecretsMode = "Off"
+	pullSecretsNamespaces pullSecretsMode = "Namespaces"
+)
+
+func pullSecrets(mode string, namespaces []string) (access.Scope, error) {
+	switch m := pullSecretsMode(mode); {
+	case m == pullSecretsNamespaces && len(namespaces) == 0:
+		return access.Scope{}, errors.New("--pull-secrets=Namespaces: name the namespaces with --pull-secret-namespaces")
+	case m != pullSecretsNamespaces && len(namespaces) > 0:
+		return access.Scope{}, fmt.Errorf("--pull-secret-namespaces: only with --pull-secrets=Namespaces, not %s", mode)
+	case m == pullSecretsAll, m == pullSecretsNamespaces:
+		return access.Scope{Namespaces: namespaces}, nil
+	case m == pullSecretsOff:
+		return access.Scope{Off: true}, nil
+	}
+	return access.Scope{}, fmt.Errorf("--pull-secrets=%s: want All, Off or Namespaces", mode)
 }

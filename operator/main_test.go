@@ -14,6 +14,8 @@ func TestTheConfigurationIsWhatTheChartWrites(t *testing.T) {
 	for what, tc := range map[string]struct{ file, problem string }{
 		"every key of an upstream":    {"upstreams: [{registry: a.example, endpoints: ['http://10.0.0.1:5000'], insecureSkipVerify: true}]", ""},
 		"nothing":                     {"upstreams: []", ""},
+		"the own pin":                 {"ownPin: {artifacts: [{image: a.example/node:1}], replicas: All, nodeSelector: {matchLabels: {Zone: A}}}", ""},
+		"a key that is no pin's":      {"ownPin: {artefacts: []}", "artefacts"},
 		"a key that is no upstream's": {"upstreams: [{registry: a.example, endpoint: 'http://10.0.0.1'}]", "endpoint"},
 		"a key that is none":          {"upstream: []", "upstream"},
 		"an endpoint that is none":    {"upstreams: [{registry: a.example, endpoints: [a.example]}]", "want http(s)://"},
@@ -22,7 +24,7 @@ func TestTheConfigurationIsWhatTheChartWrites(t *testing.T) {
 	} {
 		path := filepath.Join(t.TempDir(), "config.yaml")
 		require.NoError(t, os.WriteFile(path, []byte(tc.file), 0o600))
-		_, err := readUpstreams(path, slog.New(slog.DiscardHandler))
+		_, _, err := readFile(path, slog.New(slog.DiscardHandler))
 		if tc.problem == "" {
 			require.NoError(t, err, what)
 			continue
@@ -30,6 +32,32 @@ func TestTheConfigurationIsWhatTheChartWrites(t *testing.T) {
 		require.ErrorContains(t, err, tc.problem, what)
 		require.ErrorContains(t, err, "--config", what)
 	}
-	_, err := readUpstreams("", slog.New(slog.DiscardHandler))
+	_, _, err := readFile("", slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
+}
+
+func TestPullSecrets(t *testing.T) {
+	t.Parallel()
+	for what, tc := range map[string]struct {
+		mode       string
+		namespaces []string
+		in, out    string // a namespace where they are allowed, and one where they are not
+		problem    string
+	}{
+		"allowed everywhere":                 {mode: "All", in: "a"},
+		"allowed nowhere":                    {mode: "Off", out: "a"},
+		"allowed in some namespaces":         {mode: "Namespaces", namespaces: []string{"a"}, in: "a", out: "b"},
+		"namespaces that are not named":      {mode: "Namespaces", problem: "--pull-secret-namespaces"},
+		"namespaces that would do nothing":   {mode: "All", namespaces: []string{"a"}, problem: "only with"},
+		"a word that is none of those known": {mode: "None", problem: "want All, Off or Namespaces"},
+	} {
+		scope, err := pullSecrets(tc.mode, tc.namespaces)
+		if tc.problem != "" {
+			require.ErrorContains(t, err, tc.problem, what)
+			continue
+		}
+		require.NoError(t, err, what)
+		require.True(t, tc.in == "" || scope.Allows(tc.in), what)
+		require.False(t, tc.out != "" && scope.Allows(tc.out), what)
+	}
 }

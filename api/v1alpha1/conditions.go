@@ -8,7 +8,8 @@ const (
 	// lifts it when every pin with startup Gate that chose the node is ready there, or has been waited for long enough
 	// (StartupPatience): a tag that is gone must not keep every new node out for ever.
 	StartupTaint = "shoal.dev/starting"
-	// PurgeFinalizer holds a pin with deletionPolicy Purge until the nodes have removed its copies.
+	// PurgeFinalizer held a pin with deletionPolicy Purge until the nodes had removed its copies. It is only taken off: a pin
+	// that waits for an operator could not be deleted where there is none.
 	PurgeFinalizer = "shoal.dev/purge"
 	// ManagedByLabel marks the Roles and RoleBindings by which the operator lets agents read pull secrets.
 	ManagedByLabel = "app.kubernetes.io/managed-by"
@@ -195,6 +196,8 @@ const (
 	ReasonSecretNotFound = "SecretNotFound"
 	// ReasonInvalidSecret: a pull secret holds no docker config.
 	ReasonInvalidSecret = "InvalidSecret"
+	// ReasonPullSecretsNotAllowed: this installation of Shoal has no right to read pull secrets in the pin's namespace.
+	ReasonPullSecretsNotAllowed = "PullSecretsNotAllowed"
 	// ReasonServiceAccountNotFound: the service account does not exist.
 	ReasonServiceAccountNotFound = "ServiceAccountNotFound"
 	// ReasonNotFoundUpstream: the registry answers that it has no such tag, manifest or blob.

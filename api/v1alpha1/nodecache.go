@@ -88,6 +88,10 @@ type PinAssignment struct {
 	Revision string `json:"revision"`
 	// +kubebuilder:default=Keep
 	Action AssignmentAction `json:"action,omitempty"`
+	// DeletionPolicy says what the operator does about this entry when the pin has gone. It stands here because nothing else
+	// of the pin is left then. Empty: Keep.
+	// +optional
+	DeletionPolicy DeletionPolicy `json:"deletionPolicy,omitempty"`
 	// Artifacts to keep. An artifact that has left the list is released.
 	// +optional
 	// +listType=atomic

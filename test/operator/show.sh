@@ -198,9 +198,9 @@ until_ok 120 "the new digest everywhere" is 2/2/AllReady get pin app -o 'jsonpat
 see get pin app -o wide
 see describe pin app
 
-say "A pin with deletionPolicy Purge goes when the nodes have removed its copies"
+say "When a pin with deletionPolicy Purge goes, the nodes remove its copies"
 k patch pin base --type merge -p '{"spec":{"deletionPolicy":"Purge"}}'
-until_ok 60 "the finalizer" is shoal.dev/purge get pin base -o 'jsonpath={.metadata.finalizers[0]}'
+until_ok 60 "the order for when it is gone" is Purge get nodecaches -o 'jsonpath={.items[0].spec.pins[?(@.name=="base")].deletionPolicy}'
 see delete pin base --timeout 120s
 see get pins
 see get nodecaches

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -41,6 +42,10 @@ type Reconciler struct {
 	Client client.Client
 	// AgentServiceAccount is the agents' service account.
 	AgentServiceAccount types.NamespacedName
+	// Scope says in which namespaces there may be rights.
+	Scope Scope
+	// Owners own the rights, so that Kubernetes deletes these with the operator's installation.
+	Owners []metav1.OwnerReference
 }
 
 // SetupWithManager wires the reconciler to what it watches.
@@ -69,6 +74,9 @@ func needed(p *v1alpha1.ArtifactPin) []string {
 
 // Reconcile makes, changes or removes the rights in one namespace.
 func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	if !r.Scope.Allows(req.Name) {
+		return ctrl.Result{}, nil // the operator may not look there
+	}
 	var pins v1alpha1.ArtifactPinList
 	if err := r.Client.List(ctx, &pins, client.InNamespace(req.Name), client.UnsafeDisableDeepCopy); err != nil {
 		return ctrl.Result{}, fmt.Errorf("list pins of %s: %w", req.Name, err)
@@ -88,7 +96,8 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 }
 
 func (r *Reconciler) rights(namespace string, secrets []string) (*rbacv1.Role, *rbacv1.RoleBinding) {
-	meta := metav1.ObjectMeta{Name: Name, Namespace: namespace, Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedByOperator}}
+	meta := metav1.ObjectMeta{Name: Name, Namespace: namespace, OwnerReferences: r.Owners,
+		Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedByOperator}}
 	role := &rbacv1.Role{ObjectMeta: meta, Rules: []rbacv1.PolicyRule{{
 		APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"get"}, ResourceNames: secrets}}}
 	binding := &rbacv1.RoleBinding{ObjectMeta: meta,
@@ -104,7 +113,7 @@ func (r *Reconciler) grant(ctx context.Context, role *rbacv1.Role, binding *rbac
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("get role: %w", err)
 	}
-	if err != nil || !slices.EqualFunc(haveRole.Rules, role.Rules, sameRule) {
+	if err != nil || !slices.EqualFunc(haveRole.Rules, role.Rules, sameRule) || !sameOwners(&haveRole, role) {
 		if err := apply.Object(ctx, r.Client, role); err != nil {
 			return err
 		}
@@ -114,10 +123,14 @@ func (r *Reconciler) grant(ctx context.Context, role *rbacv1.Role, binding *rbac
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("get role binding: %w", err)
 	}
-	if err != nil || !sameSubjects(haveBinding.Subjects, binding.Subjects) {
+	if err != nil || !sameSubjects(haveBinding.Subjects, binding.Subjects) || !sameOwners(&haveBinding, binding) {
 		return apply.Object(ctx, r.Client, binding)
 	}
 	return nil
+}
+
+func sameOwners(a, b client.Object) bool {
+	return equality.Semantic.DeepEqual(a.GetOwnerReferences(), b.GetOwnerReferences())
 }
 
 func sameSubjects(a, b []rbacv1.Subject) bool {

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -43,6 +44,14 @@ type Options struct {
 	// Namespace of the lease.
 	Namespace           string
 	AgentServiceAccount types.NamespacedName
+	// Owner is the name of the ClusterRole that owns what the operator makes for itself and for the agents, so that Kubernetes
+	// deletes it with the installation. Empty: nobody owns it.
+	Owner string
+	// PullSecrets says in which namespaces pins may name pull secrets.
+	PullSecrets access.Scope
+	// OwnPin is the spec of the pin of Shoal's own images, which has the name OwnPinName in Namespace. Nil: there is none.
+	OwnPin     *v1alpha1.ArtifactPinSpec
+	OwnPinName string
 	// Registries gives the transport for pulls from a registry, which it is given by host.
 	Registries func(registry string) http.RoundTripper
 	// Clock is the real one where it is nil.
@@ -83,7 +92,7 @@ func New(ctx context.Context, restConfig *rest.Config, o Options) (ctrl.Manager,
 		LeaderElectionID:              LeaseName,
 		LeaderElectionNamespace:       o.Namespace,
 		LeaderElectionReleaseOnCancel: true, // the process ends when its manager does
-		Cache:                         cacheOptions(),
+		Cache:                         cacheOptions(o.PullSecrets),
 		Controller:                    config.Controller{SkipNameValidation: &o.SkipNameValidation},
 		GracefulShutdownTimeout:       ptr.To(15 * time.Second),
 	})
@@ -110,7 +119,25 @@ func New(ctx context.Context, restConfig *rest.Config, o Options) (ctrl.Manager,
 	return mgr, nil
 }
 
+// +kubebuilder:rbac:groups=rbac.authorization.k8s.io,resources=clusterroles,verbs=get
+
+// owners finds the ClusterRole that owns what the operator makes.
+func owners(ctx context.Context, mgr ctrl.Manager, o Options) ([]metav1.OwnerReference, error) {
+	if o.Owner == "" {
+		return nil, nil
+	}
+	var role rbacv1.ClusterRole
+	if err := mgr.GetAPIReader().Get(ctx, client.ObjectKey{Name: o.Owner}, &role); err != nil {
+		return nil, fmt.Errorf("owner: %w", err)
+	}
+	return []metav1.OwnerReference{{APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: "ClusterRole", Name: role.Name, UID: role.UID}}, nil
+}
+
 func addControllers(ctx context.Context, mgr ctrl.Manager, o Options) error {
+	owned, err := owners(ctx, mgr, o)
+	if err != nil {
+		return err
+	}
 	c, recorder, board := mgr.GetClient(), mgr.GetEventRecorder("shoal-operator"), &pin.Board{}
 	for name, setup := range map[string]func() error{
 		"peer": func() error {
@@ -124,7 +151,19 @@ func addControllers(ctx context.Context, mgr ctrl.Manager, o Options) error {
 			return (&policy.Reconciler{Client: c, Recorder: recorder, Clock: o.Clock}).SetupWithManager(mgr)
 		},
 		"access": func() error {
-			return (&access.Reconciler{Client: c, AgentServiceAccount: o.AgentServiceAccount}).SetupWithManager(mgr)
+			if o.PullSecrets.Off {
+				return nil
+			}
+			r := &access.Reconciler{Client: c, AgentServiceAccount: o.AgentServiceAccount, Scope: o.PullSecrets, Owners: owned}
+			return r.SetupWithManager(mgr)
+		},
+		"ownpin": func() error {
+			if o.OwnPin == nil {
+				return nil
+			}
+			meta := metav1.ObjectMeta{Namespace: o.Namespace, Name: o.OwnPinName, OwnerReferences: owned,
+				Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedByOperator}}
+			return (&pin.OwnReconciler{Client: c, Pin: &v1alpha1.ArtifactPin{ObjectMeta: meta, Spec: *o.OwnPin}}).SetupWithManager(mgr)
 		},
 		"planner": func() error {
 			return (&pin.Planner{Client: c, Clock: o.Clock, Board: board, Metrics: o.Metrics}).SetupWithManager(mgr)
@@ -137,7 +176,7 @@ func addControllers(ctx context.Context, mgr ctrl.Manager, o Options) error {
 			return (&pin.StartupReconciler{Client: c, Recorder: recorder, Board: board}).SetupWithManager(mgr)
 		},
 		"resolver": func() error {
-			r := &pin.Resolver{Client: c, Live: mgr.GetAPIReader(), Registries: resolve.New(o.Registries, o.Clock.Now), Recorder: recorder, Clock: o.Clock, Metrics: o.Metrics}
+			r := &pin.Resolver{Client: c, Live: mgr.GetAPIReader(), Secrets: o.PullSecrets, Registries: resolve.New(o.Registries, o.Clock.Now), Recorder: recorder, Clock: o.Clock, Metrics: o.Metrics}
 			return r.SetupWithManager(mgr)
 		},
 	} {
@@ -148,13 +187,19 @@ func addControllers(ctx context.Context, mgr ctrl.Manager, o Options) error {
 	return nil
 }
 
-// cacheOptions keep in memory only what the controllers read.
-func cacheOptions() cache.Options {
+// cacheOptions keep in memory only what the controllers read, and watch Roles only where the operator may.
+func cacheOptions(secrets access.Scope) cache.Options {
 	ours, err := labels.NewRequirement(v1alpha1.ManagedByLabel, "=", []string{v1alpha1.ManagedByOperator})
 	if err != nil {
 		panic(err) // made of constants
 	}
 	managed := cache.ByObject{Label: labels.NewSelector().Add(*ours)}
+	if len(secrets.Namespaces) > 0 {
+		managed.Namespaces = make(map[string]cache.Config)
+		for _, namespace := range secrets.Namespaces {
+			managed.Namespaces[namespace] = cache.Config{}
+		}
+	}
 	return cache.Options{
 		DefaultTransform: cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{

@@ -3,7 +3,7 @@
 //	resolver   what does the pin name?          registries → ArtifactPin.status.artifacts
 //	planner    who is to keep what?             everything → a plan, in memory (package plan)
 //	nodecache  does each node know?             plan → NodeCache.spec
-//	status     how does each pin fare?          plan → ArtifactPin.status, finalizer
+//	status     how does each pin fare?          plan → ArtifactPin.status
 //	startup    may a starting node take pods?   plan → Node.spec.taints
 //
 // The plan is computed anew from the API server's objects whenever one of them changes, so nothing is lost with the process.

@@ -31,6 +31,7 @@ import (
 
 	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/operator/internal/access"
 	"github.com/shoal-cache/shoal/operator/internal/apply"
 	"github.com/shoal-cache/shoal/operator/internal/condition"
 	"github.com/shoal-cache/shoal/operator/internal/debounce"
@@ -71,7 +72,9 @@ type ArtifactResolver interface {
 type Resolver struct {
 	Client client.Client
 	// Live reads Secrets and ServiceAccounts, of which no cache is kept.
-	Live       client.Reader
+	Live client.Reader
+	// Secrets says in which namespaces pins may name pull secrets.
+	Secrets    access.Scope
 	Registries ArtifactResolver
 	Recorder   events.EventRecorder
 	Clock      clock.Clock
@@ -371,7 +374,12 @@ func (r *Resolver) credentials(ctx context.Context, p *v1alpha1.ArtifactPin) ([]
 	for _, s := range p.Spec.PullSecrets {
 		names = append(names, s.Name)
 	}
-	if account := p.Spec.ServiceAccountName; account != "" {
+	account := p.Spec.ServiceAccountName
+	if (account != "" || len(names) > 0) && !r.Secrets.Allows(p.Namespace) {
+		return nil, nil, &resolve.Error{Reason: v1alpha1.ReasonPullSecretsNotAllowed, Err: fmt.Errorf(
+			"Shoal may not read pull secrets in namespace %s: take them off the pin, or allow them with the chart's value pins.pullSecrets", p.Namespace)}
+	}
+	if account != "" {
 		var sa corev1.ServiceAccount
 		err := r.Live.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: account}, &sa)
 		if err != nil {

@@ -38,7 +38,7 @@ var statusConditions = []string{v1alpha1.ConditionReady, v1alpha1.ConditionDegra
 // +kubebuilder:rbac:groups=shoal.dev,resources=artifactpins/status,verbs=patch
 // +kubebuilder:rbac:groups=shoal.dev,resources=artifactpins/finalizers,verbs=update
 
-// StatusReconciler writes how each pin fares, and holds back its deletion while nodes purge it.
+// StatusReconciler writes how each pin fares.
 type StatusReconciler struct {
 	Client   client.Client
 	Recorder events.EventRecorder
@@ -74,7 +74,7 @@ func (r *StatusReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctr
 		return ctrl.Result{}, nil // the next plan has it as it is now, and tells
 	}
 	s := made.Pins[p.UID]
-	if done, err := r.finalize(ctx, &p, s); done || err != nil {
+	if err := r.letGo(ctx, &p); err != nil || !p.DeletionTimestamp.IsZero() {
 		return ctrl.Result{}, err
 	}
 	want := describe(&p, s, r.Clock.Now())
@@ -90,24 +90,17 @@ func (r *StatusReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctr
 	return ctrl.Result{}, nil
 }
 
-// finalize sets the finalizer of pins that are to be purged, and lifts it when no node holds one any more. done: the pin
-// is on its way out.
-func (r *StatusReconciler) finalize(ctx context.Context, p *v1alpha1.ArtifactPin, s *plan.Summary) (done bool, err error) {
+// letGo takes off a pin the finalizer that operators before this one set. Copies are purged by what a node's entry says, whether
+// the pin is still there or not.
+func (r *StatusReconciler) letGo(ctx context.Context, p *v1alpha1.ArtifactPin) error {
 	patch := client.MergeFromWithOptions(p.DeepCopy(), client.MergeFromWithOptimisticLock{})
-	var changed bool
-	switch deleting := !p.DeletionTimestamp.IsZero(); {
-	case deleting && s.Holding == 0, !deleting && p.Spec.DeletionPolicy != v1alpha1.DeletionPurge:
-		changed = controllerutil.RemoveFinalizer(p, v1alpha1.PurgeFinalizer)
-		done = deleting
-	case !deleting:
-		changed = controllerutil.AddFinalizer(p, v1alpha1.PurgeFinalizer)
+	if !controllerutil.RemoveFinalizer(p, v1alpha1.PurgeFinalizer) {
+		return nil
 	}
-	if changed {
-		if err := r.Client.Patch(ctx, p, patch); client.IgnoreNotFound(err) != nil {
-			return done, fmt.Errorf("finalizer of pin %s: %w", client.ObjectKeyFromObject(p), err)
-		}
+	if err := r.Client.Patch(ctx, p, patch); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("finalizer of pin %s: %w", client.ObjectKeyFromObject(p), err)
 	}
-	return done, nil
+	return nil
 }
 
 // own is the part of a status that this controller writes.

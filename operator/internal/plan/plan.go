@@ -528,13 +528,11 @@ func (c *computation) release(policy v1alpha1.DeletionPolicy, i int, h holding) 
 	}
 }
 
-// orphans finishes orders to purge whose pin is gone. Other entries of pins that are gone are dropped.
+// orphans releases the copies of pins that are gone, each as its entry says.
 func (c *computation) orphans() {
 	for _, held := range c.holdings {
 		for i, h := range held {
-			if h.assigned.Action == v1alpha1.ActionPurge {
-				c.release(v1alpha1.DeletionPurge, i, h)
-			}
+			c.release(h.assigned.DeletionPolicy, i, h)
 		}
 	}
 }
@@ -707,6 +705,9 @@ func Entry(p *v1alpha1.ArtifactPin) v1alpha1.PinAssignment {
 	}
 	if p.Spec.Backoff != (v1alpha1.Backoff{}) {
 		e.Backoff = &p.Spec.Backoff
+	}
+	if p.Spec.DeletionPolicy == v1alpha1.DeletionPurge {
+		e.DeletionPolicy = v1alpha1.DeletionPurge
 	}
 	for _, a := range p.Status.Artifacts {
 		assigned := v1alpha1.AssignedArtifact{

@@ -321,7 +321,31 @@ func TestWhatIsHeldOfAnEarlierRevisionIsWhole(t *testing.T) {
 	require.Equal(t, []int32{3, 3}, []int32{s.Ready, s.Whole})
 }
 
-func TestPurge(t *testing.T) {
+func TestPurge_AnEntryThatSaysSoIsPurgedWhenThePinIsGone(t *testing.T) {
+	t.Parallel()
+	m := newModel(3)
+	m.pin("kept", "All", nil)
+	m.pin("a", "All", func(p *v1alpha1.ArtifactPin) { p.Spec.DeletionPolicy = v1alpha1.DeletionPurge })
+	m.settle()
+
+	t.Log("the pins go while one node is away: the order to purge waits for it")
+	m.Pins, m.Nodes[0].DownSince = nil, now
+	m.hand()
+	require.Len(t, m.on("a"), 3)
+	for _, n := range m.Nodes {
+		require.Len(t, n.Assigned, 1, "the entry of a pin that keeps its copies is dropped")
+		require.Equal(t, v1alpha1.ActionPurge, n.Assigned[0].Action)
+	}
+	m.report(v1alpha1.PinReady, "")
+	m.hand()
+	require.Equal(t, []string{"node-0"}, m.on("a"))
+	m.Nodes[0].DownSince = time.Time{}
+	m.report(v1alpha1.PinReady, "")
+	m.hand()
+	require.Empty(t, m.on("a"))
+}
+
+func TestPurge_APinThatIsBeingDeletedIsPurged(t *testing.T) {
 	t.Parallel()
 	m := newModel(3)
 	p := m.pin("a", "All", func(p *v1alpha1.ArtifactPin) { p.Spec.DeletionPolicy = v1alpha1.DeletionPurge })
@@ -332,18 +356,6 @@ func TestPurge(t *testing.T) {
 	for _, n := range m.Nodes {
 		require.Equal(t, v1alpha1.ActionPurge, n.Assigned[0].Action)
 	}
-
-	t.Log("the pin goes while one node is away: the order to purge waits for it")
-	m.Nodes[0].DownSince = now
-	m.report(v1alpha1.PinReady, "")
-	require.Zero(t, m.hand().Pins["a"].Holding)
-	m.Pins = nil
-	m.hand()
-	require.Equal(t, []string{"node-0"}, m.on("a"))
-	m.Nodes[0].DownSince = time.Time{}
-	m.report(v1alpha1.PinReady, "")
-	m.hand()
-	require.Empty(t, m.on("a"))
 }
 
 func TestPriorityDecidesWhoGoesWithout(t *testing.T) {
