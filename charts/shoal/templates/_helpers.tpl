@@ -128,8 +128,14 @@ of registries.conf, whose settings for a registry are kept when it gets a mirror
 {{- define "shoal.mirrorMounts" }}
 {{- $root := index . 0 }}
 {{- $runtime := include "shoal.runtime" $root | fromJson }}
-- {name: runtime-config, mountPath: /host{{ include "shoal.runtimeConfigFolder" $root }}, readOnly: true}
+{{- $writes := and (not (index . 1)) $root.Values.mirror.fixConfigPath }}
+- {name: runtime-config, mountPath: /host{{ include "shoal.runtimeConfigFolder" $root }}{{ if not $writes }}, readOnly: true{{ end }}}
 - {name: mirror, mountPath: /host{{ $runtime.mirror }}{{ if index . 1 }}, readOnly: true{{ end }}}
+{{- if eq $root.Values.runtime.flavour "containerd" }}
+{{- range $i, $path := $root.Values.runtime.certsPaths }}
+- {name: certs-{{ $i }}, mountPath: /host{{ $path }}, readOnly: true}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/* A probe of an agent: (list . "healthz"). */}}
