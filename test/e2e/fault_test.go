@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -49,7 +50,59 @@ func agentKilled(t *testing.T, c *cluster) {
 
 func (c *cluster) killAgent(t *testing.T, node string) {
 	t.Helper()
-	c.rig.exec(t, node, "pkill", "-KILL", "-x", "shoal-node")
+	c.signalAgent(t, node, "KILL")
+}
+
+// signalAgent sends a signal to the agent of a node, and not to its guard.
+func (c *cluster) signalAgent(t *testing.T, node, signal string) {
+	t.Helper()
+	c.rig.exec(t, node, "pkill", "-"+signal, "-f", "^/shoal-node --config")
+}
+
+// agentFrozen stops an agent in the middle of a pull: its port goes on to accept connections, and nobody answers. The guard ends
+// it, so that the runtime goes on without it.
+func agentFrozen(t *testing.T, c *cluster) {
+	node := c.nodes[1]
+	img := c.public.push(t, "frozen/app", 120, 2)
+	containers, err := c.containers(t.Context())
+	require.NoError(t, err)
+	before := c.metric(t, node, "shoal_upstream_bytes_total")
+	c.rig.limit(t, node, "100mbit") // ten seconds and more for the whole image
+
+	t.Cleanup(func() { c.delete(t, "daemonset", "frozen") })
+	c.apply(t, workload{name: "frozen", image: img.ref, node: node}.daemonSet())
+	eventually(t, time.Minute, func() error {
+		now, err := c.tryMetric(t.Context(), node, "shoal_upstream_bytes_total")
+		if got := now - before; err == nil && got < 10*mib {
+			err = fmt.Errorf("the pull has not got far: %v bytes", got)
+		}
+		return err
+	})
+	c.signalAgent(t, node, "STOP")
+	start := time.Now()
+	c.awaitRollout(t, "frozen", 2*time.Minute)
+	tell(t, "the pod was ready %s after its agent was stopped", time.Since(start).Round(100*time.Millisecond))
+	eventually(t, time.Minute, func() error {
+		now, err := c.containers(t.Context())
+		if err == nil && now[node] == containers[node] {
+			err = fmt.Errorf("the agent of %s was stopped and has not been ended", node)
+		}
+		return err
+	})
+	c.awaitAgents(t)
+	c.awaitMirror(t, node)
+	tell(t, "the agent was ended and started again, and the runtime asks it")
+}
+
+// awaitMirror waits until the runtime of a node is set up to ask its agent.
+func (c *cluster) awaitMirror(t *testing.T, node string) {
+	t.Helper()
+	eventually(t, time.Minute, func() error {
+		if configuration := c.mirrorConfiguration(t, node); !strings.Contains(configuration, "127.0.0.1:5050") {
+			return fmt.Errorf("mirror configuration of %s: %s", node, configuration)
+		}
+		return nil
+	})
 }
 
 // agentsDown keeps every agent from living, with the runtimes still configured to use them.
@@ -217,20 +270,71 @@ func controlPlaneDown(t *testing.T, c *cluster) {
 // somebody who looks at the node, or at all of them, finds it.
 func noConfigPath(t *testing.T, c *cluster) {
 	node := c.nodes[0]
-	const file = "/etc/containerd/config.toml"
+	c.editRuntime(t, node, "/config_path/d")
 	pods, err := c.agentPods(t.Context())
 	require.NoError(t, err)
-	c.rig.exec(t, node, "sh", "-c", "cp -p "+file+" /tmp/config.toml && sed -i '/config_path/d' "+file)
+	c.kubectl(t, "-n", shoalNamespace, "delete", "pod", pods[node].Name)
+	c.awaitAgents(t)
+	c.awaitFinding(t, node, "ConfigPathUnset")
+	c.show(t, "get", "nodecaches")
+}
+
+// configPathList has a node's containerd as its own default has it since 2.2, a config_path that is a list. That is reported, and
+// mended where the chart is told to.
+func configPathList(t *testing.T, c *cluster) {
+	node := c.nodes[0]
+	c.editRuntime(t, node, `s#config_path = .*#config_path = "/etc/containerd/certs.d:/etc/docker/certs.d"#`)
+	c.restartRuntime(t, node)
+	t.Cleanup(func() { c.restartRuntime(t, node) })
+	pods, err := c.agentPods(t.Context())
+	require.NoError(t, err)
+	c.kubectl(t, "-n", shoalNamespace, "delete", "pod", pods[node].Name)
+	c.awaitAgents(t)
+	c.awaitFinding(t, node, "ConfigPathList")
+
+	set := func(value string) {
+		c.helm(t, "upgrade", release, c.current.chart, "-n", shoalNamespace, "--reuse-values", "--set", "mirror.fixConfigPath="+value, "--wait", "--timeout=4m")
+		c.awaitAgents(t)
+	}
+	set("true")
+	t.Cleanup(func() { set("false") })
+	c.awaitMirror(t, node)
+	before := c.metric(t, node, "shoal_registry_requests_total")
+	img := c.public.push(t, "list/app", 5, 1)
+	c.rollout(t, workload{name: "list", image: img.ref, node: node}, 2*time.Minute)
+	require.Greater(t, c.metric(t, node, "shoal_registry_requests_total"), before, "the runtime of %s asked its agent", node)
+	tell(t, "with mirror.fixConfigPath the runtime of %s asks its agent", node)
+	eventually(t, time.Minute, func() error { return c.mirrorCondition(t, node, metav1.ConditionTrue, "MirrorConfigured") })
+}
+
+// editRuntime changes containerd's configuration on a node by a sed script until the end of the test. Containerd is not restarted.
+func (c *cluster) editRuntime(t *testing.T, node, script string) {
+	t.Helper()
+	const file = "/etc/containerd/config.toml"
+	c.rig.exec(t, node, "sh", "-c", "cp -p "+file+" /tmp/config.toml && sed -i '"+script+"' "+file)
 	t.Cleanup(func() {
 		if _, err := c.rig.tryExec(context.WithoutCancel(t.Context()), node, "mv", "/tmp/config.toml", file); err != nil {
 			t.Error(err)
 		}
 	})
-	c.kubectl(t, "-n", shoalNamespace, "delete", "pod", pods[node].Name)
-	c.awaitAgents(t)
+}
+
+// restartRuntime ends a node's containerd, which is started again, and waits until it answers. Pods go on.
+func (c *cluster) restartRuntime(t *testing.T, node string) {
+	t.Helper()
+	const restart = `pid=$(cat /run/services/containerd.pid); kill $pid; while kill -0 $pid 2>/dev/null; do sleep 0.1; done
+		for i in $(seq 300); do ctr version >/dev/null 2>&1 && exit 0; sleep 0.1; done; exit 1`
+	if _, err := c.rig.tryExec(context.WithoutCancel(t.Context()), node, "sh", "-c", restart); err != nil {
+		t.Errorf("restart containerd of %s: %v", node, err)
+	}
+}
+
+// awaitFinding waits until a node's event and its NodeCache say why its runtime does not ask its agent.
+func (c *cluster) awaitFinding(t *testing.T, node, reason string) {
+	t.Helper()
 	eventually(t, time.Minute, func() error {
 		var events corev1.EventList
-		if err := c.tryGet(t.Context(), &events, "events", "-A", "--field-selector=involvedObject.kind=Node,involvedObject.name="+node+",reason=ConfigPathUnset"); err != nil {
+		if err := c.tryGet(t.Context(), &events, "events", "-A", "--field-selector=involvedObject.kind=Node,involvedObject.name="+node+",reason="+reason); err != nil {
 			return err
 		}
 		if len(events.Items) == 0 {
@@ -239,16 +343,19 @@ func noConfigPath(t *testing.T, c *cluster) {
 		tell(t, "event on %s: %s", node, events.Items[0].Message)
 		return nil
 	})
-	eventually(t, time.Minute, func() error {
-		var cache resource
-		if err := c.tryGet(t.Context(), &cache, "nodecaches.shoal.dev", node); err != nil {
-			return err
-		}
-		configured := meta.FindStatusCondition(cache.Status.Conditions, "MirrorConfigured")
-		if configured == nil || configured.Status != metav1.ConditionFalse || configured.Reason != "ConfigPathUnset" {
-			return fmt.Errorf("conditions of %s: %v", node, cache.Status.Conditions)
-		}
-		return nil
-	})
-	c.show(t, "get", "nodecaches")
+	eventually(t, time.Minute, func() error { return c.mirrorCondition(t, node, metav1.ConditionFalse, reason) })
+}
+
+// mirrorCondition reports, as an error, how a node's condition MirrorConfigured differs from the one given.
+func (c *cluster) mirrorCondition(t *testing.T, node string, status metav1.ConditionStatus, reason string) error {
+	t.Helper()
+	var cache resource
+	if err := c.tryGet(t.Context(), &cache, "nodecaches.shoal.dev", node); err != nil {
+		return err
+	}
+	found := meta.FindStatusCondition(cache.Status.Conditions, "MirrorConfigured")
+	if found == nil || found.Status != status || found.Reason != reason {
+		return fmt.Errorf("conditions of %s: %v", node, cache.Status.Conditions)
+	}
+	return nil
 }
