@@ -150,8 +150,11 @@ func TestVictim_AnAttackCostsItLittleAndEndsWithTheBan(t *testing.T) {
 				if name != "claims" { // for which it is banned at once
 					require.Positive(t, v.breaches(t, p.ID()), "it is named")
 				}
-				require.Eventually(t, func() bool { return p.Network().Connectedness(v.ID()) != network.Connected }, time.Minute,
-					10*time.Millisecond, "it is banned")
+				// On a machine that is busy a stream may not open in time, and the attack is over before the ban.
+				for p.Network().Connectedness(v.ID()) == network.Connected {
+					require.NoError(t, ctx.Err(), "it is banned")
+					_ = p.Run(ctx, name, v.info()) // it may be banned by now
+				}
 				require.Eventually(t, func() bool {
 					_ = p.Connect(ctx, v.info()) // the handshake may be over for it before it is refused
 					_, err := p.NewStream(ctx, v.ID(), "/shoal/map/2.0.0")
