@@ -4,6 +4,7 @@
 // Its packages, in the order in which a request meets them:
 //
 //	internal/registry   the registry front: HTTP in, the OCI distribution pull API
+//	internal/hub        the hub front: HTTP in, what clients of a model hub ask of it
 //	internal/gate       who may read what: the word of the sources, remembered
 //	internal/fetch      one fetch for each missing blob: from peers, else from upstream; streaming while it arrives
 //	internal/store      blobs and unfinished ingests on disk; eviction, pins, scrub

@@ -30,6 +30,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/fetch"
 	"github.com/shoal-cache/shoal/node/internal/gate"
+	"github.com/shoal-cache/shoal/node/internal/hub"
 	"github.com/shoal-cache/shoal/node/internal/mirror"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/registry"
@@ -53,6 +54,7 @@ type node struct {
 	fetcher  *fetch.Fetcher
 	front    *registry.Front
 	gate     *gate.Gate
+	hub      *hub.Front                  // nil where it is off
 	joined   atomic.Pointer[swarm.Swarm] // the swarm, for the store, which is there before it
 	inZone   string
 	files    *swarm.Files
@@ -116,7 +118,8 @@ func (n *node) start(ctx context.Context) (err error) {
 		return err
 	}
 	n.upstream, err = upstream.New(upstream.Options{
-		Upstreams: upstreams(c.Upstreams), Mirrors: n.mirrors, AllowAddresses: c.AllowAddresses(), Limits: newRates(n.policy).of,
+		Upstreams: upstreams(c.Upstreams, c.Hub), Mirrors: n.mirrors, AllowAddresses: c.AllowAddresses(), Locate: n.locate,
+		Limits: newRates(n.policy).of,
 		Logger: n.log.With("part", "upstream"), Registerer: n.metrics,
 	})
 	if err != nil {
@@ -162,6 +165,9 @@ func (n *node) start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if n.hub, err = n.newHub(); err != nil {
+		return err
+	}
 	if n.kube, err = n.newKubernetes(zone); err != nil {
 		return err
 	}
@@ -169,6 +175,9 @@ func (n *node) start(ctx context.Context) (err error) {
 		switch e.Type {
 		case store.Committed:
 			n.swarm.Provide(e.Info.Digest)
+			if n.hub != nil {
+				n.hub.Committed(e.Info.Digest)
+			}
 		case store.Removed:
 			n.kube.blobRemoved(e.Info.Digest)
 		}
@@ -232,6 +241,13 @@ func (n *node) serve(ctx context.Context) error {
 	front, err := listen(ctx, "registry", n.config.Registry.Listen)
 	if err != nil {
 		return errors.Join(err, admin.Close())
+	}
+	if n.hub != nil {
+		models, err := listen(ctx, "hub", n.config.Hub.Listen)
+		if err != nil {
+			return errors.Join(err, admin.Close(), front.Close())
+		}
+		group.Go(func() error { return n.answer(ctx, "hub", models, n.hub, n.hub.Drain) })
 	}
 	group.Go(func() error { return n.answer(ctx, "admin", admin, n.adminHandler(), nil) })
 	group.Go(func() error { return n.answer(ctx, "registry", front, n.watch.Handler(n.front), n.front.Drain) })
@@ -309,14 +325,6 @@ func (n *node) listed() []peer.ID {
 		ids = append(ids, p.ID)
 	}
 	return ids
-}
-
-func upstreams(list []config.Upstream) []upstream.Upstream {
-	out := make([]upstream.Upstream, len(list))
-	for i, u := range list {
-		out[i] = upstream.Upstream(u)
-	}
-	return out
 }
 
 // mirrors are the hosts that the node's administrator has the runtime ask for a registry.

@@ -18,6 +18,7 @@ package config
 import (
 	"io"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/mirror"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 )
@@ -32,6 +34,7 @@ import (
 // Config is the configuration of one agent. The yaml tags are the keys.
 type Config struct {
 	Registry   Registry   `yaml:"registry"`
+	Hub        Hub        `yaml:"hub"`
 	Admin      Admin      `yaml:"admin"`
 	Swarm      Swarm      `yaml:"swarm"`
 	Store      Store      `yaml:"store"`
@@ -57,6 +60,37 @@ type Registry struct {
 	FirstByteTimeout time.Duration `yaml:"firstByteTimeout"`
 	// DrainTimeout bounds the wait for running answers at shutdown.
 	DrainTimeout time.Duration `yaml:"drainTimeout"`
+}
+
+// Hub configures the hub front, which clients of a model hub reach as their HF_ENDPOINT.
+type Hub struct {
+	Enabled bool `yaml:"enabled"`
+	// Listen is "host:port".
+	Listen string `yaml:"listen"`
+	// Endpoint is the base URL of the hub. The front asks no other.
+	Endpoint string `yaml:"endpoint"`
+	// AllowFrom are the address ranges, such as 10.42.0.0/16, of the callers that may use the front besides this machine's own.
+	AllowFrom []string `yaml:"allowFrom"`
+}
+
+// Name is the hub's in policies: the host of its endpoint.
+func (h Hub) Name() string {
+	u, err := url.Parse(h.Endpoint)
+	if err != nil {
+		return ""
+	}
+	return registries.Canonical(u.Host)
+}
+
+// Allowed is AllowFrom.
+func (h Hub) Allowed() []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range h.AllowFrom {
+		if p, err := netip.ParsePrefix(s); err == nil { // Load has checked each
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // Ranges says what is given of a blob that is not whole on this node.

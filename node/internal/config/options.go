@@ -25,6 +25,7 @@ func Default() *Config {
 			FirstByteTimeout: 10 * time.Second,
 			DrainTimeout:     30 * time.Second,
 		},
+		Hub:   Hub{Listen: "127.0.0.1:5054", Endpoint: "https://huggingface.co"},
 		Admin: Admin{Listen: "127.0.0.1:5051"},
 		Swarm: Swarm{
 			Listen:         []ma.Multiaddr{ma.StringCast("/ip4/0.0.0.0/tcp/5052"), ma.StringCast("/ip6/::/tcp/5052")},
@@ -57,6 +58,10 @@ var options = []option{
 	{"registry.readAhead", "`size` of the next layers of an image that are fetched, at most, before the runtime, which downloads a few at a time, asks for them; 0: none"},
 	{"registry.firstByteTimeout", "bound on the wait for the first byte of an answer; then the runtime is sent to the registry itself"},
 	{"registry.drainTimeout", "bound on the wait for running answers at shutdown"},
+	{"hub.enabled", "serve clients of a model hub, such as huggingface_hub, whose HF_ENDPOINT is http://<hub.listen>"},
+	{"hub.listen", "address `host:port` of the hub front"},
+	{"hub.endpoint", "base `URL` of the hub; the front asks no other"},
+	{"hub.allowFrom", "address `ranges`, such as 10.42.0.0/16, of callers that may use the hub front besides this machine's own"},
 	{"admin.listen", "address `host:port` of health, metrics, profiles and the read-only view"},
 	{"upstream.allowAddresses", "`ranges` of the node's own addresses, such as 127.0.0.0/8, at which registries are asked though upstreams does not list them; others of loopback, link-local, multicast and metadata services are not"},
 	{"swarm.listen", "TCP `multiaddrs` to listen on for other agents, IPv4 and IPv6"},

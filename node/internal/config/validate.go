@@ -35,6 +35,7 @@ func (p *problems) add(key, format string, args ...any) {
 func (c *Config) validate() error {
 	var p problems
 	c.validateServers(&p)
+	c.validateHub(&p)
 	c.validateSwarm(&p)
 	c.validateStore(&p)
 	c.validateUpstreams(&p)
@@ -64,6 +65,29 @@ func (c *Config) validateServers(p *problems) {
 	}
 	if c.Registry.DrainTimeout < 0 {
 		p.add("registry.drainTimeout", "%s is negative; want 0 to end answers at once, or more", c.Registry.DrainTimeout)
+	}
+}
+
+func (c *Config) validateHub(p *problems) {
+	checkListen(p, "hub.listen", c.Hub.Listen)
+	checkEndpoint(p, "hub.endpoint", c.Hub.Endpoint)
+	for i, s := range c.Hub.AllowFrom {
+		if _, err := netip.ParsePrefix(s); err != nil {
+			p.add(fmt.Sprintf("hub.allowFrom[%d]", i), "%q is no address range; want one such as 10.42.0.0/16 or fd00::/8", s)
+		}
+	}
+	if !c.Hub.Enabled {
+		return
+	}
+	for _, other := range []struct{ key, listen string }{{"registry.listen", c.Registry.Listen}, {"admin.listen", c.Admin.Listen}} {
+		if clash(c.Hub.Listen, other.listen) {
+			p.add("hub.listen", "%s and %s, %s, are one port; choose another port", c.Hub.Listen, other.key, other.listen)
+		}
+	}
+	for i, addr := range c.Swarm.Listen {
+		if tcp, err := manet.ToNetAddr(addr); err == nil && clash(tcp.String(), c.Hub.Listen) {
+			p.add(fmt.Sprintf("swarm.listen[%d]", i), "%s and hub.listen, %s, are one port; choose another port", addr, c.Hub.Listen)
+		}
 	}
 }
 
@@ -296,6 +320,12 @@ func (c *Config) Warnings() []string {
 		if _, err := os.Stat(filepath.Join(path, "blobs")); err != nil {
 			warnings = append(warnings, fmt.Sprintf("store.runtimePath: %v: nothing is read from the runtime's content store; "+
 				"it is io.containerd.content.v1.content below containerd's root", err))
+		}
+	}
+	if host, _, _ := net.SplitHostPort(c.Hub.Listen); c.Hub.Enabled && len(c.Hub.AllowFrom) == 0 && host != "localhost" {
+		if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
+			warnings = append(warnings, fmt.Sprintf("hub.allowFrom: empty, so that only this machine may use hub.listen, %s; "+
+				"list the ranges of those who are to use it", c.Hub.Listen))
 		}
 	}
 	if c.Swarm.Admission == AdmitAll {

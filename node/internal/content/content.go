@@ -46,6 +46,9 @@ type Request struct {
 	Repository Repository
 	Kind       Kind
 	Digest     digest.Digest
+	// File is the escaped path of a URL, with a leading slash, at which upstream has the blob. Empty: where the distribution API
+	// has it. A blob with a File is asked for by Range only.
+	File string
 	// Size is the blob's size in bytes as a manifest states it, or 0 when it is not known.
 	Size int64
 	// Authorization is the caller's own Authorization header, sent to the registry and to no one else. It is never

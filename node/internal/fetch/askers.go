@@ -19,6 +19,7 @@ const maxAskers = 16
 // began with may expire in its middle.
 type asker struct {
 	repo          content.Repository
+	file          string // where upstream has the blob, if not where its API has it
 	authorization string
 	nobody        bool // with a token that the registry gives to anyone, and with a new one when that expires
 	accepted      bool // upstream has given something
@@ -31,8 +32,10 @@ func (f *fetch) admitAsker(req content.Request) {
 	if req.NoUpstream() || f.fr.opts.PeersOnly(req.Repository) {
 		return
 	}
-	a := &asker{repo: req.Repository, authorization: req.Authorization}
-	if i := slices.IndexFunc(f.askers, func(b *asker) bool { return b.repo == a.repo && b.authorization == a.authorization }); i >= 0 {
+	a := &asker{repo: req.Repository, file: req.File, authorization: req.Authorization}
+	if i := slices.IndexFunc(f.askers, func(b *asker) bool {
+		return b.repo == a.repo && b.file == a.file && b.authorization == a.authorization
+	}); i >= 0 {
 		a = f.askers[i] // as it is: what was refused once in this fetch is not shown again
 		f.askers = slices.Delete(f.askers, i, i+1)
 	}
@@ -64,7 +67,7 @@ func (f *fetch) refuse(a *asker, err error) {
 	}
 	f.refusal = err
 	if a.accepted && content.Denied(err) && f.nobody == nil {
-		f.nobody = &asker{repo: a.repo, nobody: true}
+		f.nobody = &asker{repo: a.repo, file: a.file, nobody: true}
 	}
 }
 
@@ -100,7 +103,7 @@ func (f *fetch) open(ctx context.Context, off, n int64) (*answer, error) {
 		if a == nil {
 			return nil, cmp.Or(refusal, content.ErrNotFound)
 		}
-		req.Repository, req.Authorization = a.repo, a.authorization
+		req.Repository, req.File, req.Authorization = a.repo, a.file, a.authorization
 		knew := f.fr.ignoresRange(a.repo.Registry)
 		body, err := f.openAs(ctx, a, req, off, n)
 		f.mu.Lock()
@@ -124,7 +127,7 @@ func (f *fetch) open(ctx context.Context, off, n int64) (*answer, error) {
 }
 
 func (f *fetch) openAs(ctx context.Context, a *asker, req content.Request, off, n int64) (*upstream.Body, error) {
-	if a.nobody {
+	if a.nobody && a.file == "" { // else it needs no token
 		var err error
 		if req.Authorization, err = f.fr.opts.Upstream.Authorize(ctx, a.repo, pullsecret.Credential{}); err != nil {
 			return nil, err

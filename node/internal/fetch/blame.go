@@ -38,7 +38,7 @@ func (f *fetch) again() *fetch {
 	misled := f.sizeTold || len(f.suspects) > 0
 	askers := make([]*asker, len(f.askers)) // its own: runs of f may still end
 	for i, a := range f.askers {
-		askers[i] = &asker{repo: a.repo, authorization: a.authorization, accepted: a.accepted}
+		askers[i] = &asker{repo: a.repo, file: a.file, authorization: a.authorization, accepted: a.accepted}
 	}
 	upstream := f.asker() != nil
 	f.mu.Unlock()

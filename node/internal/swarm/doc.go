@@ -16,5 +16,6 @@
 //	files.go       which blob the root CID of a UnixFS file is
 //	public.go      which repositories anyone may read, for nodes that cannot ask the registry
 //	tags.go        the newest answer the swarm remembers for a tag
+//	errand.go      what one node asks for all, and its home, the live peer nearest to the question
 //	wire.go        the messages of Shoal's own protocols
 package swarm

@@ -244,6 +244,39 @@ type (
 	}
 )
 
+// The protocols of questions that one node asks for all. Who has one opens the stream with it. Its home answers that it knows, that
+// this node is to ask, or that another is asking, and in the last case answers again. Ages are in milliseconds.
+type (
+	errandQuery struct {
+		Key    string `cbor:"1,keyasint,omitempty"`
+		MaxAge int64  `cbor:"2,keyasint,omitempty"`
+	}
+	errandAnswer struct {
+		State errandState `cbor:"1,keyasint,omitempty"`
+		Value []byte      `cbor:"2,keyasint,omitempty"`
+		Age   int64       `cbor:"3,keyasint,omitempty"`
+	}
+	// errandResult is what a node that was to ask has found out.
+	errandResult struct {
+		OK    bool   `cbor:"1,keyasint,omitempty"`
+		Value []byte `cbor:"2,keyasint,omitempty"`
+	}
+	rememberQuery struct {
+		Key string `cbor:"1,keyasint,omitempty"`
+	}
+)
+
+// errandState is what a home says.
+type errandState uint8
+
+const (
+	// errandAlone: each node is to ask by itself.
+	errandAlone errandState = iota
+	errandKnown
+	errandAsk
+	errandWaiting
+)
+
 // The file protocol: one query, one answer.
 type (
 	fileQuery struct {

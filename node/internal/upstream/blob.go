@@ -53,7 +53,7 @@ func (c *Client) Open(ctx context.Context, req content.Request, off, n int64) (*
 
 func blobCall(method string, req content.Request) call {
 	return call{
-		method: method, repo: req.Repository, path: "blobs/" + req.Digest.String(), accept: []string{"*/*"},
+		method: method, repo: req.Repository, path: "blobs/" + req.Digest.String(), file: req.File, accept: []string{"*/*"},
 		authorization: req.Authorization,
 	}
 }
@@ -155,6 +155,9 @@ func (c *Client) Stat(ctx context.Context, req content.Request) (size int64, med
 	if req.Kind == content.Manifest {
 		desc, err := c.Resolve(ctx, req.Repository, req.Digest.String(), nil, req.Authorization)
 		return desc.Size, desc.MediaType, err
+	}
+	if req.File != "" { // where it leads to may be signed for GET alone
+		return c.statByRange(ctx, req)
 	}
 	resp, err := c.send(ctx, blobCall(http.MethodHead, req))
 	if err == nil {

@@ -35,6 +35,12 @@ func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call c
 		call.authorization = "" // it is for the registry
 	}
 	origin := call.url(reg, ep)
+	if call.file != "" && c.opts.Locate != nil {
+		resp, err := c.located(ctx, reg, ep, call, origin)
+		if resp != nil || err != nil {
+			return resp, err
+		}
+	}
 	key := c.key(origin.String(), call.authorization)
 	if call.remember {
 		if r, ok := c.redirects.Get(key); ok && time.Now().Before(r.expires) {
@@ -81,6 +87,27 @@ func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call c
 		at = next
 	}
 	return nil, fmt.Errorf("%s %s: %w: more than %d", call.method, origin.Redacted(), errRedirects, maxHops)
+}
+
+// located sends the call to where its file lies for the moment, and asks anew for that place where it does not serve any more, as a
+// signed URL whose time is over. nil: the endpoint has the file itself.
+func (c *Client) located(ctx context.Context, reg *registry, ep *endpoint, call call, origin *url.URL) (*http.Response, error) {
+	for _, anew := range []bool{false, true} {
+		at, err := c.opts.Locate(ctx, call.repo, call.file, call.authorization, anew)
+		if at == nil || err != nil {
+			return nil, err
+		}
+		home := sameOrigin(at, origin)
+		resp, err := c.hop(ctx, reg, ep, call, at, home)
+		switch {
+		case err != nil || success(resp):
+			return resp, err
+		case anew || resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests:
+			return nil, refusal(resp, !home)
+		}
+		discard(resp.Body)
+	}
+	return nil, errRedirects
 }
 
 // sameOrigin compares scheme, host and port, as RFC 6454 has it.

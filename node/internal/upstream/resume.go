@@ -195,7 +195,7 @@ func (c *Client) openRange(ctx context.Context, req content.Request, off, last i
 	switch {
 	case last >= 0:
 		call.byteRange = fmt.Sprintf("bytes=%d-%d", off, last)
-	case off > 0:
+	case off > 0 || req.File != "": // there are hosts of large files that answer nothing else
 		call.byteRange = fmt.Sprintf("bytes=%d-", off)
 	}
 	resp, err := c.send(ctx, call)

@@ -43,6 +43,7 @@ type call struct {
 	method        string
 	repo          content.Repository
 	path          string // below /v2/<repo>/
+	file          string // in its place: the escaped path below the endpoint
 	query         url.Values
 	accept        []string
 	byteRange     string // the Range header, "" for none
@@ -304,6 +305,11 @@ func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call 
 // url is where the call goes at an endpoint.
 func (call call) url(reg *registry, ep *endpoint) *url.URL {
 	u := *ep.base
+	if call.file != "" {
+		if at, err := url.Parse(strings.TrimSuffix(u.String(), "/") + call.file); err == nil {
+			return at
+		}
+	}
 	if ep.mirror == nil {
 		u.Path += "/v2"
 	}

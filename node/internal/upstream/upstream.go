@@ -80,6 +80,9 @@ type Options struct {
 	// AllowAddresses are ranges at which registries are asked although they are those of the node itself, such as loopback.
 	// Of the endpoints in Upstreams that is true without it.
 	AllowAddresses []netip.Prefix
+	// Locate finds where the bytes of a content.Request with a File lie, such as at a signed URL: as it is remembered, or anew. nil:
+	// with the endpoint itself. Its errors are those of Open. Optional: without it redirects are followed.
+	Locate func(ctx context.Context, repo content.Repository, file, authorization string, anew bool) (*url.URL, error)
 	// Dial replaces the dialler of TCP connections, and its checks of addresses.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Proxy chooses the proxy of a request. Nil: the variables HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
@@ -132,6 +135,16 @@ func New(opts Options) (*Client, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// Reach gives the base URL of a registry's first endpoint and what sends requests there, for who asks it in another way than the
+// distribution API's.
+func (c *Client) Reach(registry string) (*url.URL, http.RoundTripper, error) {
+	reg, err := c.registry(registry)
+	if err != nil {
+		return nil, nil, err
+	}
+	return reg.endpoints[0].base, reg.client.Transport, nil
 }
 
 // Close drops idle connections. Running operations go on.

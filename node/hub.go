@@ -1,0 +1,56 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"slices"
+
+	"github.com/shoal-cache/shoal/api/registries"
+	"github.com/shoal-cache/shoal/node/internal/config"
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/hub"
+	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/swarm"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
+)
+
+// newHub makes the hub front; nil where it is off.
+func (n *node) newHub() (*hub.Front, error) {
+	c := n.config.Hub
+	if !c.Enabled {
+		return nil, nil //nolint:nilnil // off is no error
+	}
+	endpoint, transport, err := n.upstream.Reach(c.Name())
+	if err != nil {
+		return nil, fmt.Errorf("hub.endpoint: %w", err)
+	}
+	front, err := hub.New(hub.Options{
+		Endpoint: endpoint, Transport: transport, Hub: c.Name(), Fetcher: n.fetcher, Upstream: n.upstream, Store: n.store,
+		Memory: n.store.KV("hub"), Rules: func(r content.Repository) policy.Rule { return n.policy.Load().For(r) },
+		AllowFrom: c.Allowed(), Logger: n.log.With("part", "hub"), Registerer: n.metrics,
+	})
+	if err != nil {
+		return nil, err
+	}
+	front.Join(swarm.NewErrands(n.swarm, front.Known, front.Told))
+	return front, nil
+}
+
+// locate finds where a file of the hub's lies.
+func (n *node) locate(ctx context.Context, repo content.Repository, file, authorization string, anew bool) (*url.URL, error) {
+	return n.hub.Locate(ctx, repo, file, authorization, anew)
+}
+
+// upstreams are those of the configuration, and the hub where it is in use and not among them.
+func upstreams(list []config.Upstream, h config.Hub) []upstream.Upstream {
+	out := make([]upstream.Upstream, len(list))
+	for i, u := range list {
+		out[i] = upstream.Upstream(u)
+	}
+	listed := slices.ContainsFunc(out, func(u upstream.Upstream) bool { return registries.Canonical(u.Registry) == h.Name() })
+	if h.Enabled && !listed {
+		out = append(out, upstream.Upstream{Registry: h.Name(), Endpoints: []string{h.Endpoint}})
+	}
+	return out
+}

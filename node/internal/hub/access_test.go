@@ -1,0 +1,171 @@
+package hub
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/test/hubtest"
+)
+
+// ways are all by which a caller may try to learn something of a file.
+func ways(id, commit, path string) map[string]func(t testing.TB, a *agent, headers ...string) got {
+	file := func(method string, more ...string) func(t testing.TB, a *agent, headers ...string) got {
+		return func(t testing.TB, a *agent, headers ...string) got {
+			return a.ask(t, method, resolve(id, commit, path), append(headers, more...)...)
+		}
+	}
+	return map[string]func(t testing.TB, a *agent, headers ...string) got{
+		"HEAD": file(http.MethodHead), "GET": file(http.MethodGet), "a range": file(http.MethodGet, "Range", "bytes=0-0"),
+		"the end": file(http.MethodGet, "Range", "bytes=-1"), "what it has already": file(http.MethodGet, "If-None-Match", "*"),
+	}
+}
+
+var apiWays = map[string]func(t testing.TB, a *agent, id, commit, path string, headers ...string) got{
+	"info": func(t testing.TB, a *agent, id, _, _ string, headers ...string) got {
+		return a.ask(t, http.MethodGet, "/api/models/"+id, headers...)
+	},
+	"info at the commit": func(t testing.TB, a *agent, id, commit, _ string, headers ...string) got {
+		return a.ask(t, http.MethodGet, "/api/models/"+id+"/revision/"+commit, headers...)
+	},
+	"tree": func(t testing.TB, a *agent, id, commit, _ string, headers ...string) got {
+		return a.ask(t, http.MethodGet, "/api/models/"+id+"/tree/"+commit+"?recursive=true", headers...)
+	},
+	"paths-info": func(t testing.TB, a *agent, id, commit, path string, headers ...string) got {
+		return ask(t, a.URL, http.MethodPost, "/api/models/"+id+"/paths-info/"+commit, strings.NewReader("paths="+path),
+			append(headers, "Content-Type", "application/x-www-form-urlencoded")...)
+	},
+	"refs": func(t testing.TB, a *agent, id, _, _ string, headers ...string) got {
+		return a.ask(t, http.MethodGet, "/api/models/"+id+"/refs", headers...)
+	},
+	"a file that is not there": func(t testing.TB, a *agent, id, commit, _ string, headers ...string) got {
+		return a.ask(t, http.MethodGet, resolve(id, commit, "nosuch"), headers...)
+	},
+}
+
+func TestAccess_APrivateRepositoryIsReadByItsReadersAlone(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	repo, commit, files := model(h, "org/secret")
+	repo.SetPrivate("good")
+	h.Token("other")
+	a := newAgent(t, h, "", nil)
+	// In the middle there is an outage, and throttling, with everything cached.
+	for _, trouble := range []hubtest.Trouble{{}, {Down: true}, {Status: 429, RetryAfter: 1}, {}} {
+		h.Set(trouble)
+		for _, path := range []string{large, "config.json"} {
+			f := files[path]
+			for name, way := range ways("org/secret", commit, path) {
+				g := way(t, a, bearer("good")...)
+				require.Less(t, g.status, 400, "%s of %s with the token, %+v", name, path, trouble)
+				if name == "GET" {
+					require.Equal(t, read(t, f.Data), g.body)
+				}
+				for _, headers := range [][]string{nil, bearer("other"), bearer("bad")} {
+					g := way(t, a, headers...)
+					require.GreaterOrEqual(t, g.status, 400, "%s of %s with %v, %+v", name, path, headers, trouble)
+					require.NotContains(t, string(g.body), "odd names")
+					require.Empty(t, g.header.Get("Etag"))
+					if trouble.Down {
+						require.Equal(t, http.StatusServiceUnavailable, g.status, "an outage is never a 401 or 404")
+					}
+				}
+			}
+		}
+		for name, way := range apiWays {
+			good := way(t, a, "org/secret", commit, "config.json", bearer("good")...)
+			if trouble == (hubtest.Trouble{}) && name != "a file that is not there" {
+				require.Equal(t, http.StatusOK, good.status, name)
+			}
+			for _, headers := range [][]string{nil, bearer("other"), bearer("bad")} {
+				g := way(t, a, "org/secret", commit, "config.json", headers...)
+				require.GreaterOrEqual(t, g.status, 400, "%s with %v, %+v", name, headers, trouble)
+				require.NotContains(t, string(g.body), "safetensors")
+			}
+		}
+	}
+	for _, r := range h.Requests() {
+		require.False(t, r.CDN && r.Authorization != "", "the CDN gets no token")
+	}
+}
+
+func TestAccess_AGatedRepositoryTellsAllAndGivesItsFilesToItsReaders(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	repo, commit, files := model(h, "org/gated")
+	repo.SetGated("good")
+	h.Token("other")
+	a := newAgent(t, h, "", nil)
+	for name, way := range apiWays {
+		if name != "a file that is not there" {
+			require.Equal(t, http.StatusOK, way(t, a, "org/gated", commit, "config.json").status, name)
+		}
+	}
+	for path := range files {
+		for name, way := range ways("org/gated", commit, path) {
+			require.Less(t, way(t, a, bearer("good")...).status, 400, name)
+			g := way(t, a)
+			require.Equal(t, http.StatusUnauthorized, g.status, name)
+			require.Equal(t, "GatedRepo", g.header.Get("X-Error-Code"))
+			g = way(t, a, bearer("other")...)
+			require.Equal(t, http.StatusForbidden, g.status, name)
+			require.Equal(t, "GatedRepo", g.header.Get("X-Error-Code"))
+			require.Equal(t, http.StatusUnauthorized, way(t, a, bearer("bad")...).status, name)
+		}
+	}
+}
+
+// Whoever can push can make a repository that lists any digest.
+func TestAccess_ARepositoryThatOnlyListsADigestOpensNothing(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	secret := hubtest.Random(1, 3<<20)
+	private := h.Repo("models", "org/secret")
+	private.Commit("main", map[string]hubtest.File{"w.safetensors": {Data: secret, LFS: true}})
+	private.SetPrivate("good")
+	a := newAgent(t, h, "", nil)
+	digest := strings.Trim(a.ask(t, http.MethodHead, resolve("org/secret", "main", "w.safetensors"), bearer("good")...).header.Get("Etag"), `"`)
+	require.Len(t, digest, 64)
+
+	h.Repo("models", "evil/fake").Commit("main", map[string]hubtest.File{
+		"w.safetensors": {Data: hubtest.Random(2, 3<<20), LFS: true, ClaimedSHA256: digest},
+	})
+	fake := func() got { return a.ask(t, http.MethodGet, resolve("evil/fake", "main", "w.safetensors")) }
+	require.NotEqual(t, digest, fake().sha256())
+
+	require.Equal(t, digest, a.ask(t, http.MethodGet, resolve("org/secret", "main", "w.safetensors"), bearer("good")...).sha256())
+	for range 3 {
+		g := fake()
+		require.NotEqual(t, digest, g.sha256())
+		require.Equal(t, http.StatusBadGateway, g.status)
+	}
+	h.Set(hubtest.Trouble{Down: true})
+	require.GreaterOrEqual(t, fake().status, 500)
+	h.Set(hubtest.Trouble{})
+
+	// A fork that has the file is no copy more.
+	h.Repo("models", "org/fork").Commit("main", map[string]hubtest.File{"w.safetensors": {Data: secret, LFS: true}})
+	h.Forget()
+	require.Equal(t, digest, a.ask(t, http.MethodGet, resolve("org/fork", "main", "w.safetensors")).sha256())
+	_, bytes := h.Count()
+	require.LessOrEqual(t, bytes, int64(proofSize))
+}
+
+func TestAccess_ARevokedTokenIsRefusedOnceItIsAskedAbout(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	repo, commit, _ := model(h, "org/secret")
+	repo.SetPrivate("good")
+	a := newAgent(t, h, "", nil)
+	rule := policy.DefaultRule()
+	rule.AuthorizationTTL = 0
+	a.rule.Store(&rule)
+	require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, resolve("org/secret", commit, "config.json"), bearer("good")...).status)
+	repo.SetPrivate("new")
+	require.GreaterOrEqual(t, a.ask(t, http.MethodGet, resolve("org/secret", commit, "config.json"), bearer("good")...).status, 400)
+	h.Set(hubtest.Trouble{Down: true})
+	require.GreaterOrEqual(t, a.ask(t, http.MethodGet, resolve("org/secret", commit, "config.json"), bearer("good")...).status, 500)
+}

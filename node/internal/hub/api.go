@@ -1,0 +1,224 @@
+package hub
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+const (
+	// maxQuestion is the longest body in bytes of a question about paths.
+	maxQuestion = 8 << 20
+	// pageSize is how many entries a page of a tree has, as at the hub.
+	pageSize = 1000
+)
+
+// info tells of a repository at a revision. What is told of a commit is remembered by the commit, so that no answer mixes two.
+func (f *Front) info(x *exchange) error {
+	ctx, r := x.r.Context(), x.route.repo
+	query := canonical(x.r.URL.Query())
+	if x.r.URL.Query().Has("revision") { // names the revision in another way
+		f.pass(x)
+		return nil
+	}
+	commit, err := f.enter(ctx, x)
+	if err != nil {
+		return err
+	}
+	doc, _, err := f.document(ctx, x, infoKey(r, commit, query), infoTTL, func(ctx context.Context) (record, error) {
+		a, err := f.askOpen(ctx, call{
+			method: http.MethodGet, path: r.api() + "/revision/" + commit, query: query, authorization: x.authorization(),
+		})
+		if err != nil {
+			return record{}, err
+		}
+		clean, err := withoutXet(a.body, 0)
+		if err != nil {
+			return record{}, err
+		}
+		return f.keep(ctx, clean), nil
+	})
+	if err != nil {
+		return err
+	}
+	x.w.Header().Set("X-Repo-Commit", commit)
+	return x.json(doc)
+}
+
+// canonical is a query in one spelling.
+func canonical(q url.Values) string { return q.Encode() }
+
+// tree lists files at a revision, out of the listing of the whole where there is one.
+func (f *Front) tree(x *exchange) error {
+	ctx, q := x.r.Context(), x.r.URL.Query()
+	if truth(q.Get("expand")) { // when each was changed last, which is told page by page
+		f.pass(x)
+		return nil
+	}
+	commit, err := f.enter(ctx, x)
+	if err != nil {
+		return err
+	}
+	x.w.Header().Set("X-Repo-Commit", commit)
+	l, err := f.list(ctx, x, commit)
+	if err != nil {
+		return err
+	}
+	if l.large {
+		return f.page(ctx, x, commit)
+	}
+	entries, ok := l.under(x.route.path, truth(q.Get("recursive")))
+	if !ok {
+		return errNoEntry
+	}
+	first, err := strconv.Atoi(q.Get("cursor"))
+	if err != nil || first < 0 || first > len(entries) {
+		first = 0
+	}
+	size, err := strconv.Atoi(q.Get("limit"))
+	if err != nil || size < 1 || size > pageSize {
+		size = pageSize
+	}
+	last := min(first+size, len(entries))
+	if last < len(entries) {
+		q.Set("cursor", strconv.Itoa(last))
+		x.next(x.r.URL.EscapedPath() + "?" + q.Encode())
+	}
+	return x.entries(entries[first:last])
+}
+
+// page gives a page of a tree that is too large to be known as a whole.
+func (f *Front) page(ctx context.Context, x *exchange, commit string) error {
+	r := x.route.repo
+	path := r.api() + "/tree/" + commit
+	if x.route.path != "" {
+		path += "/" + escape(x.route.path)
+	}
+	query := canonical(x.r.URL.Query())
+	k := key("page", r.name(), commit, x.route.path, query)
+	doc, rec, err := f.document(ctx, x, k, forever, func(ctx context.Context) (record, error) {
+		a, err := f.askOpen(ctx, call{method: http.MethodGet, path: path, query: query, authorization: x.authorization()})
+		if err != nil {
+			return record{}, err
+		}
+		clean, err := withoutXet(a.body, plainLimit)
+		if err != nil {
+			return record{}, err
+		}
+		rec := f.keep(ctx, clean)
+		rec.Next = a.next
+		return rec, nil
+	})
+	if err != nil {
+		return err
+	}
+	if rec.Next != "" {
+		x.next(rec.Next)
+	}
+	return x.json(doc)
+}
+
+// next names the page that follows. Clients take its URL as it is, so it is the front's own.
+func (x *exchange) next(target string) {
+	x.w.Header().Set("Link", "<"+x.host()+target+`>; rel="next"`)
+}
+
+// paths tells of the paths that the body names.
+func (f *Front) paths(x *exchange) error {
+	ctx := x.r.Context()
+	body, err := io.ReadAll(io.LimitReader(x.r.Body, maxQuestion+1))
+	switch {
+	case err != nil:
+		return fmt.Errorf("read the question: %w", err)
+	case len(body) > maxQuestion:
+		return errTooLong
+	}
+	paths, expand, err := pathsOf(x.r.Header.Get("Content-Type"), body)
+	if err != nil {
+		return errQuestion
+	}
+	x.again(body)
+	if expand {
+		f.pass(x)
+		return nil
+	}
+	commit, err := f.enter(ctx, x)
+	if err != nil {
+		return err
+	}
+	l, err := f.list(ctx, x, commit)
+	if err != nil {
+		return err
+	}
+	if l.large {
+		f.pass(x)
+		return nil
+	}
+	x.w.Header().Set("X-Repo-Commit", commit)
+	found := []*entry{}
+	for _, p := range paths {
+		if e := l.byPath[strings.Trim(p, "/")]; e != nil {
+			found = append(found, e)
+		}
+	}
+	return x.entries(found)
+}
+
+// refs lists branches and tags.
+func (f *Front) refs(x *exchange) error {
+	ctx, r := x.r.Context(), x.route.repo
+	ask := func(ctx context.Context, authorization string) (*answer, error) {
+		return f.origin.ask(ctx, call{
+			method: http.MethodGet, path: r.api() + "/refs", query: canonical(x.r.URL.Query()), authorization: authorization,
+		})
+	}
+	err := f.admit(ctx, x, levelInfo, func(ctx context.Context, authorization string) error {
+		_, err := ask(ctx, authorization)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	k := key("refs", r.name(), canonical(x.r.URL.Query()))
+	doc, _, err := f.document(ctx, x, k, x.rule.TagTTL, func(ctx context.Context) (record, error) {
+		a, err := ask(ctx, x.authorization())
+		if refused, ok := errors.AsType[*refusal](err); ok && refused.status == http.StatusUnauthorized && x.authorization() != "" {
+			a, err = ask(ctx, "")
+		}
+		if err != nil {
+			return record{}, err
+		}
+		return f.keep(ctx, a.body), nil
+	})
+	if err != nil {
+		return err
+	}
+	return x.json(doc)
+}
+
+func (x *exchange) entries(entries []*entry) error {
+	raws := make([]json.RawMessage, len(entries))
+	for i, e := range entries {
+		raws[i] = e.raw
+	}
+	doc, err := json.Marshal(raws)
+	if err != nil {
+		return err
+	}
+	return x.json(doc)
+}
+
+func (x *exchange) json(doc []byte) error {
+	h := x.w.Header()
+	h.Set("Content-Type", "application/json; charset=utf-8")
+	h.Set("Content-Length", strconv.Itoa(len(doc)))
+	x.writeHeader(http.StatusOK)
+	_, err := x.w.Write(doc)
+	return err
+}

@@ -1,0 +1,37 @@
+// Package hub is the front for clients of a model hub such as Hugging Face: the HTTP server that HF_ENDPOINT names. What is
+// large or asked for by all nodes is had from the hub once for all of them; everything else it passes through.
+//
+// Files in the order in which a request meets them:
+//
+//	front.go       who may come at all; what is done with which request
+//	path.go        what a URL asks for
+//	repository.go  a revision's commit, the listing of its files, what is told of it
+//	access.go      who may read it: the hub's word, for each caller's own token
+//	file.go        one file: its header, its bytes, the proof that a repository has it
+//	ranges.go      Range headers
+//	stream.go      writing bytes that may still be arriving
+//	api.go         info, tree, paths-info and refs out of what is known
+//	pass.go        everything else, to the hub and back
+//	memo.go        what the hub said, remembered here and asked once for all nodes
+//	origin.go      asking the hub
+//	errors.go      how failures reach the client
+//
+// A file in large file storage is a blob under its sha256 as a layer of an image is: fetched in chunks, shared while it arrives,
+// checked, kept. Its upstream is the file's URL at its commit. A file in git is named by its git object and comes whole; its
+// name is checked by each node. Documents, such as the listing of a commit, are blobs of the store too, and a record in the memo
+// says which.
+//
+// A branch is resolved once for a request, and the whole of it is answered at that commit. HEAD, 404 and paths-info come out of
+// the listing. Xet is taken out of all answers, so that no client goes around the cache for a file that plain HTTP can carry.
+//
+// # Who may read
+//
+// The hub decides for each caller, asked with the caller's own token (or none) and remembered for minutes by a keyed hash. What
+// anyone may read is found out once for all nodes. While the hub cannot be asked, or throttles, those are let on whom it let on
+// before, and no others. A repository that lists the digest of a file which this node or a peer has from elsewhere must prove that
+// it has it. Tokens go to the hub's own origin.
+//
+// Between peers content is free, as everywhere in Shoal: an admitted peer is a node of the cluster. The word of one is believed
+// about a branch's commit, a commit's listing and whether anyone may read a repository, and signed URLs of files are shared
+// with it. The bytes of files it cannot falsify.
+package hub

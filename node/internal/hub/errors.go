@@ -1,0 +1,132 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// httpError is a failure that the front itself finds. Its code is one of the hub's (X-Error-Code), "" where the hub has none for it.
+type httpError struct {
+	status  int
+	code    string
+	message string
+}
+
+func (e *httpError) Error() string { return e.message }
+
+var (
+	errNoEntry  = &httpError{http.StatusNotFound, "EntryNotFound", "Entry not found"}
+	errBadPath  = &httpError{http.StatusBadRequest, "", "the path is malformed"}
+	errLoop     = &httpError{http.StatusLoopDetected, "", "the request comes from an agent: hub.endpoint leads back to the cache"}
+	errDraining = &httpError{http.StatusServiceUnavailable, "", "shutting down"}
+	errOutside  = &httpError{http.StatusForbidden, "", "this address is not in hub.allowFrom of the agent"}
+	errTooLong  = &httpError{http.StatusRequestEntityTooLarge, "", fmt.Sprintf("the body is longer than %d bytes", maxQuestion)}
+	errQuestion = &httpError{http.StatusBadRequest, "", "the body is neither a form nor JSON with paths"}
+)
+
+// errPeersOnly stands for the hub's answer where the policy has it not asked.
+var errPeersOnly = fmt.Errorf("the policy takes this repository from peers only: %w", content.ErrUnavailable)
+
+// retrySoon is the Retry-After in seconds of an answer that may be better in a moment.
+const retrySoon = 2
+
+// statusClientGone is what logs and metrics say of a caller that left before an answer; nobody receives it.
+const statusClientGone = 499
+
+// fail answers with an error. What the hub itself said reaches the caller as it is: clients branch on status and code, and do not
+// use what they have on disk after a 401 or 404. So an outage never is one.
+func (x *exchange) fail(err error) {
+	x.err = err
+	h := x.w.Header()
+	for _, name := range []string{"Etag", "Content-Length", "Content-Disposition", "X-Linked-Etag", "X-Linked-Size", "X-Xet-Hash", "Link", "Accept-Ranges"} {
+		h.Del(name) // of the answer that did not come about
+	}
+	h.Set("Cache-Control", "no-store")
+	status, body := x.verdict(err)
+	if h.Get("Content-Type") == "" || body == nil {
+		h.Set("Content-Type", "text/plain; charset=utf-8")
+	}
+	if body == nil {
+		body = []byte(err.Error())
+	}
+	if status != http.StatusRequestedRangeNotSatisfiable {
+		h.Del("Content-Range")
+	}
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	x.writeHeader(status)
+	if x.r.Method != http.MethodHead {
+		_, _ = x.w.Write(body) // the caller has gone, if it fails
+	}
+}
+
+// verdict sets the header of an error's answer and gives its status, and its body where that is not the error's text.
+func (x *exchange) verdict(err error) (int, []byte) {
+	h := x.w.Header()
+	h.Del("Content-Type")
+	if r, ok := errors.AsType[*refusal](err); ok {
+		for name, values := range r.header {
+			h[name] = values
+		}
+		return r.status, r.body
+	}
+	if e, ok := errors.AsType[*httpError](err); ok {
+		if e.code != "" {
+			h.Set("X-Error-Code", e.code)
+		}
+		h.Set("X-Error-Message", e.message)
+		return e.status, nil
+	}
+	switch up, ok := errors.AsType[*content.UpstreamError](err); {
+	case ok && (up.Status == http.StatusTooManyRequests || content.Denied(err) || up.Status == http.StatusNotFound):
+		if up.RetryAfter > 0 {
+			h.Set("Retry-After", strconv.FormatInt(int64(math.Ceil(up.RetryAfter.Seconds())), 10))
+		}
+		return up.Status, nil
+	case errors.Is(err, errUnsatisfiable):
+		return http.StatusRequestedRangeNotSatisfiable, nil
+	case x.r.Context().Err() != nil:
+		return statusClientGone, nil
+	case errors.Is(err, content.ErrDigestMismatch):
+		h.Set("X-Error-Message", "the hub's bytes are not those that it names")
+		return http.StatusBadGateway, nil
+	}
+	h.Set("Retry-After", strconv.Itoa(retrySoon))
+	h.Set("X-Error-Message", "the hub cannot be asked, and what is asked for is not known here")
+	return http.StatusServiceUnavailable, nil
+}
+
+// age tells the caller, by a Warning header (RFC 7234, section 5.5), that an answer may be out of date, and refuses to give one
+// where the policy has nothing given while the hub cannot be asked.
+func (x *exchange) age(found found) error {
+	if !found.stale {
+		return nil
+	}
+	return x.outage(found.cause)
+}
+
+func (x *exchange) outage(cause error) error {
+	if x.rule.Offline == "Deny" {
+		return fmt.Errorf("the policy denies %s while the hub cannot be asked: %w", x.route.repo.name(), cause)
+	}
+	x.stale = true
+	x.w.Header().Set("Warning", `110 shoal "Response is Stale"`)
+	return nil
+}
+
+// because is err, or why ctx ended.
+func because(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return fmt.Errorf("%w: %w", err, cause)
+	}
+	return err
+}
+
+// since is how long an exchange has taken.
+func (x *exchange) since() time.Duration { return time.Since(x.start) }

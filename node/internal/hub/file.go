@@ -1,0 +1,393 @@
+package hub
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha1" //nolint:gosec // git names its objects so; the hub's answer over TLS is what vouches for them
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"mime"
+	"net/http"
+	"path"
+	"strconv"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+const (
+	// proofSize is how many bytes are compared to prove that a repository has a file.
+	proofSize = 4 << 10
+)
+
+// file answers GET and HEAD of a file.
+func (f *Front) file(x *exchange) error {
+	ctx, r := x.r.Context(), x.route.repo
+	commit, err := f.enter(ctx, x)
+	if err != nil {
+		return err
+	}
+	x.w.Header().Set("X-Repo-Commit", commit)
+	e, other, err := f.find(ctx, x, commit)
+	if err != nil {
+		return err
+	}
+	asked := x.route.path
+	if e == nil && other != "" {
+		asked = other // whether a caller may read the files is found out with one that is there
+	}
+	err = f.admit(ctx, x, levelFiles, func(ctx context.Context, authorization string) error {
+		_, err := f.origin.ask(ctx, call{method: http.MethodHead, path: r.file(commit, asked), authorization: authorization})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if e == nil {
+		return errNoEntry
+	}
+	if !e.usable() {
+		x.w.Header().Del("X-Repo-Commit")
+		f.pass(x)
+		return nil
+	}
+	f.describe(x, e, commit)
+	etag := `"` + e.etag() + `"`
+	if unchanged(x.r, etag) {
+		x.w.Header().Del("Content-Length")
+		x.writeHeader(http.StatusNotModified)
+		return nil
+	}
+	if x.r.Method == http.MethodHead {
+		x.writeHeader(http.StatusOK)
+		return nil
+	}
+	part, partial, err := parseRange(rangeHeader(x.r, etag), e.Size)
+	if err != nil {
+		x.w.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", e.Size))
+		x.w.Header().Del("Content-Length")
+		return err
+	}
+	if e.Size == 0 && x.r.Header.Get("Range") != "" {
+		x.w.Header().Set("Content-Range", "bytes */0") // where some clients look for the size
+	}
+	status := http.StatusOK
+	if partial {
+		status = http.StatusPartialContent
+		x.w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", part.off, part.off+part.n-1, e.Size))
+	}
+	x.w.Header().Set("Content-Length", strconv.FormatInt(part.n, 10))
+	if err := f.ready(ctx, x, e, commit); err != nil {
+		return err
+	}
+	body := &steady{ctx: ctx, pos: part.off, left: part.n, open: func() (content.Reader, error) { return f.open(ctx, x, e, commit) }}
+	defer func() { _ = body.Close() }()
+	return x.stream(status, body, part.n)
+}
+
+// describe sets the header that clients read off a file. They name what they keep by the ETag, so it is the hub's very own.
+func (f *Front) describe(x *exchange, e *entry, commit string) {
+	h := x.w.Header()
+	h.Set("Etag", `"`+e.etag()+`"`)
+	h.Set("Accept-Ranges", "bytes")
+	h.Set("Content-Length", strconv.FormatInt(e.Size, 10))
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("X-Content-Type-Options", "nosniff")
+	if d := mime.FormatMediaType("inline", map[string]string{"filename": path.Base(e.Path)}); d != "" {
+		h.Set("Content-Disposition", d)
+	}
+	if e.LFS == nil {
+		return
+	}
+	h.Set("Content-Type", "application/octet-stream")
+	h.Set("X-Linked-Etag", `"`+e.etag()+`"`)
+	h.Set("X-Linked-Size", strconv.FormatInt(e.Size, 10))
+	if e.XetHash != "" { // too large for plain HTTP: its clients go around the cache, or do not come at all
+		h.Set("X-Xet-Hash", e.XetHash)
+		token := x.host() + x.route.repo.api() + "/xet-read-token/" + commit
+		h.Set("Link", "<"+token+`>; rel="xet-auth"`)
+	}
+}
+
+// ready finds out, while a failure can still be told by a status, that a file in large storage may be had: that the repository has
+// it, and where the hub has its bytes, or who else.
+func (f *Front) ready(ctx context.Context, x *exchange, e *entry, commit string) error {
+	if e.LFS == nil {
+		return nil
+	}
+	req := f.request(x, e, commit)
+	present, err := f.prove(ctx, x, req)
+	if err != nil || present {
+		return err
+	}
+	_, err = f.Locate(ctx, req.Repository, req.File, req.Authorization, false)
+	if refused, ok := errors.AsType[*content.UpstreamError](err); ok && refused.Status == http.StatusUnauthorized {
+		_, err = f.Locate(ctx, req.Repository, req.File, "", false) // anyone may read it; see askOpen
+	}
+	return err
+}
+
+func (f *Front) request(x *exchange, e *entry, commit string) content.Request {
+	return content.Request{
+		Repository: x.route.repo.source(f.opts.Hub), Kind: content.Blob, Digest: e.digest(), Size: e.Size,
+		Authorization: x.authorization(), File: x.route.repo.file(commit, e.Path),
+	}
+}
+
+// open opens a file for a caller who may read it.
+func (f *Front) open(ctx context.Context, x *exchange, e *entry, commit string) (content.Reader, error) {
+	if e.LFS == nil {
+		return newLater(e.Size, func() ([]byte, error) { return f.gitFile(ctx, x, e, commit) }), nil
+	}
+	req := f.request(x, e, commit)
+	reader, err := f.opts.Fetcher.Open(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	if reader.Size() != e.Size {
+		_ = reader.Close()
+		return nil, fmt.Errorf("%s is of %d bytes, and the hub says %d: %w", req.Digest, reader.Size(), e.Size, content.ErrDigestMismatch)
+	}
+	return reader, nil
+}
+
+// prove keeps a caller from reading, through a repository that only claims to have a file, what this node or a peer has of it from
+// elsewhere: some bytes of it, at a place that nobody can know before, are compared with the hub's. Nothing is asked about what is
+// nowhere yet, for then the hub itself has to give every byte. present tells that it is here or with a peer.
+func (f *Front) prove(ctx context.Context, x *exchange, req content.Request) (present bool, err error) {
+	name := x.route.repo.name()
+	k := heldKey(name, req.Digest)
+	present = f.has(req.Digest, name) || f.peersHave(ctx, req.Digest, name)
+	if held, _, known := f.memo.own(k); known && held.Yes || !present {
+		f.flights.begin(req.Digest, name)
+		return present, nil
+	}
+	proved, err := f.memo.do(ctx, k, forever, f.who(x), func(ctx context.Context) (record, error) {
+		return record{Yes: true}, f.compare(ctx, req)
+	})
+	if err != nil {
+		return present, err
+	}
+	if !proved.Yes {
+		f.memo.forget(k)
+		return present, fmt.Errorf("%s: %w: it is not known that the repository has it", req.File, content.ErrUnavailable)
+	}
+	f.flights.begin(req.Digest, name)
+	return present, nil
+}
+
+func heldKey(name string, d digest.Digest) string { return key("held", name, d.String()) }
+
+// has reports whether this node has a file, or is getting it for another repository than the one that is named.
+func (f *Front) has(d digest.Digest, name string) bool {
+	if _, err := f.opts.Store.Stat(d); err == nil {
+		return true
+	}
+	return f.flights.others(d, name)
+}
+
+func (f *Front) peersHave(ctx context.Context, d digest.Digest, name string) bool {
+	_, ok := f.memo.recall(ctx, blobKey(d, name), record{}, 0, false)
+	return ok
+}
+
+// blobKey asks a node what has says. Nothing is remembered under it.
+func blobKey(d digest.Digest, name string) string { return key("blob", d.String(), name) }
+
+// Committed tells that the store has a blob. Where it was got for one repository alone, and matched, that repository has it.
+func (f *Front) Committed(d digest.Digest) {
+	if name, ok := f.flights.only(d); ok {
+		f.memo.learn(heldKey(name, d), record{Yes: true}, 0, true)
+	}
+}
+
+// flights are the files that were asked for lately, and for which repositories.
+type flights struct {
+	mu sync.Mutex
+	of *lru.Cache[digest.Digest, map[string]time.Time]
+}
+
+const (
+	maxFlights = 4096
+	// flightTime is how long a fetch goes on, at most, after it was last asked for.
+	flightTime = 2 * time.Minute
+)
+
+func (f *flights) begin(d digest.Digest, name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	names, ok := f.of.Get(d)
+	if !ok {
+		names = map[string]time.Time{}
+		f.of.Add(d, names)
+	}
+	names[name] = time.Now()
+}
+
+// others reports whether d was asked for lately for another repository.
+func (f *flights) others(d digest.Digest, name string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	names, _ := f.of.Get(d)
+	for other, at := range names {
+		if other != name && time.Since(at) < flightTime {
+			return true
+		}
+	}
+	return false
+}
+
+// only is the repository for which alone d was asked for since it was last forgotten, and forgets it.
+func (f *flights) only(d digest.Digest) (name string, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	names, _ := f.of.Get(d)
+	for name = range names {
+	}
+	f.of.Remove(d)
+	return name, len(names) == 1
+}
+
+// compare reads the same bytes of a file from the hub and from where else they are.
+func (f *Front) compare(ctx context.Context, req content.Request) error {
+	n := min(req.Size, proofSize)
+	off := rand.Int64N(req.Size - n + 1)
+	theirs, err := f.opts.Upstream.Open(ctx, req, off, n)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = theirs.Close() }()
+	want := make([]byte, n)
+	if _, err := io.CopyN(io.Discard, theirs, off-theirs.Offset); err != nil {
+		return fmt.Errorf("read %s from the hub: %w: %w", req.File, content.ErrUnavailable, err)
+	}
+	if _, err := io.ReadFull(theirs, want); err != nil {
+		return fmt.Errorf("read %s from the hub: %w: %w", req.File, content.ErrUnavailable, err)
+	}
+	reader, err := f.opts.Fetcher.Open(ctx, req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = reader.Close() }()
+	if reader.Size() != req.Size {
+		return fmt.Errorf("%s is of %d bytes, and the hub says %d: %w", req.Digest, reader.Size(), req.Size, content.ErrDigestMismatch)
+	}
+	ours, err := reader.Range(ctx, off, n)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ours.Close() }()
+	got := make([]byte, n)
+	if _, err := io.ReadFull(ours, got); err != nil {
+		return err
+	}
+	if !bytes.Equal(got, want) {
+		f.log.Error("the hub has other bytes than it says", "file", req.File, "digest", req.Digest)
+		return fmt.Errorf("%s: the hub has other bytes than its listing says: %w", req.File, content.ErrDigestMismatch)
+	}
+	return nil
+}
+
+// gitFile is a file out of git: remembered, with a peer, or from the hub. Its name is checked wherever it comes from.
+func (f *Front) gitFile(ctx context.Context, x *exchange, e *entry, commit string) ([]byte, error) {
+	r := x.route.repo
+	k := key("git", r.name(), e.OID)
+	for range 2 {
+		data, _, err := f.document(ctx, x, k, forever, func(ctx context.Context) (record, error) {
+			a, err := f.askOpen(ctx, call{method: http.MethodGet, path: r.file(commit, e.Path), authorization: x.authorization()})
+			if err != nil {
+				return record{}, err
+			}
+			if !e.names(a.body) {
+				return record{}, fmt.Errorf("GET %s: the hub's %d bytes are not those of git object %s: %w",
+					r.file(commit, e.Path), len(a.body), e.OID, content.ErrDigestMismatch)
+			}
+			return f.keep(ctx, a.body), nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		if e.names(data) {
+			return data, nil
+		}
+		f.log.Error("another node's file is not what it is named", "file", r.file(commit, e.Path), "object", e.OID)
+		f.memo.forget(k)
+	}
+	return nil, fmt.Errorf("%s: %w", e.Path, content.ErrDigestMismatch)
+}
+
+// names reports whether data is the git object that e names.
+func (e *entry) names(data []byte) bool {
+	sum := sha1.New() //nolint:gosec // as above
+	_, _ = fmt.Fprintf(sum, "blob %d\x00", len(data))
+	_, _ = sum.Write(data) // a hash never fails
+	return int64(len(data)) == e.Size && hex.EncodeToString(sum.Sum(nil)) == e.OID
+}
+
+// later is a reader of a file that comes as a whole. Its size is known before, so that the header of an answer need not wait.
+type later struct {
+	size int64
+	done chan struct{}
+	data []byte
+	err  error
+}
+
+func newLater(size int64, get func() ([]byte, error)) *later {
+	l := &later{size: size, done: make(chan struct{})}
+	go func() {
+		defer close(l.done)
+		l.data, l.err = get()
+	}()
+	return l
+}
+
+func (l *later) Size() int64 { return l.size }
+
+// Arrived is all of it or nothing.
+func (l *later) Arrived() int64 {
+	select {
+	case <-l.done:
+		return int64(len(l.data))
+	default:
+		return 0
+	}
+}
+
+func (l *later) Close() error { return nil }
+
+func (l *later) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	if off < 0 || n < 0 || off > l.size-n {
+		return nil, errors.New("range outside the file")
+	}
+	return io.NopCloser(&laterRange{l: l, ctx: ctx, off: off, left: n}), nil
+}
+
+type laterRange struct {
+	l         *later
+	ctx       context.Context // of the reading
+	off, left int64
+}
+
+func (r *laterRange) Read(p []byte) (int, error) {
+	select {
+	case <-r.l.done:
+	case <-r.ctx.Done():
+		return 0, context.Cause(r.ctx)
+	}
+	if r.l.err != nil {
+		return 0, r.l.err
+	}
+	n := copy(p, r.l.data[r.off:r.off+r.left])
+	r.off, r.left = r.off+int64(n), r.left-int64(n)
+	if n == 0 && len(p) > 0 {
+		return 0, io.EOF
+	}
+	return n, nil
+}

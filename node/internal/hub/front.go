@@ -1,0 +1,269 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/store"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
+)
+
+// Fetcher has the content: from this node, its peers, or the hub.
+type Fetcher interface {
+	Open(ctx context.Context, req content.Request) (content.Reader, error)
+}
+
+// Upstream reads files from the hub.
+type Upstream interface {
+	Open(ctx context.Context, req content.Request, off, n int64) (*upstream.Body, error)
+}
+
+// Store keeps documents and small files.
+type Store interface {
+	Put(ctx context.Context, d digest.Digest, mediaType string, r io.Reader, size int64) error
+	Stat(d digest.Digest) (store.Info, error)
+}
+
+// Options configure a Front. Endpoint, Transport, Hub, Fetcher, Upstream and Store are required.
+type Options struct {
+	// Endpoint is the hub's base URL.
+	Endpoint *url.URL
+	// Transport reaches it.
+	Transport http.RoundTripper
+	// Hub is the hub's name in policies and in what is asked of Fetcher and Upstream.
+	Hub      string
+	Fetcher  Fetcher
+	Upstream Upstream
+	Store    Store
+	// Memory is optional: without it a restart forgets what the hub said.
+	Memory Memory
+	// Rules gives the policy for a repository; nil: policy.DefaultRule.
+	Rules func(content.Repository) policy.Rule
+	// AllowFrom are the address ranges of callers, besides this machine's own.
+	AllowFrom  []netip.Prefix
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+// Front is the hub front. It is an http.Handler for one listener.
+type Front struct {
+	opts     Options
+	log      *slog.Logger
+	metrics  *metrics
+	origin   *origin
+	memo     *memo
+	access   *access
+	proxy    http.Handler
+	listings *lru.Cache[string, *listing]
+	flights  flights
+	running  running
+}
+
+// maxListings bounds the listings in memory.
+const maxListings = 32
+
+// New makes a front of a node that is alone. Join gives it the others.
+func New(opts Options) (*Front, error) {
+	if opts.Endpoint == nil || opts.Transport == nil || opts.Hub == "" || opts.Fetcher == nil || opts.Upstream == nil || opts.Store == nil {
+		return nil, errors.New("hub front: needs Endpoint, Transport, Hub, Fetcher, Upstream and Store")
+	}
+	if opts.Rules == nil {
+		opts.Rules = func(content.Repository) policy.Rule { return policy.DefaultRule() }
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	f := &Front{opts: opts, log: opts.Logger}
+	var errs [5]error
+	f.metrics, errs[0] = newMetrics(opts.Registerer)
+	f.memo, errs[1] = newMemo(opts.Memory, f.log)
+	f.listings, errs[2] = lru.New[string, *listing](maxListings)
+	f.flights.of, errs[4] = lru.New[digest.Digest, map[string]time.Time](maxFlights)
+	if f.memo != nil {
+		f.access, errs[3] = newAccess(f.memo)
+		f.origin = &origin{
+			base: opts.Endpoint, transport: opts.Transport, metrics: f.metrics, throttled: map[mark]throttle{}, key: f.memo.mark,
+		}
+		f.memo.down = f.origin.down
+	}
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, fmt.Errorf("hub front: %w", err)
+	}
+	f.proxy = f.newProxy()
+	return f, nil
+}
+
+// Join has the front ask the hub together with the other nodes. It must be called before the front serves.
+func (f *Front) Join(shared Shared) { f.memo.shared = shared }
+
+// Known answers other nodes out of what this one remembers; see Shared.
+func (f *Front) Known(key string) (value []byte, age time.Duration, ok bool) {
+	if blob, asks := strings.CutPrefix(key, "blob\x00"); asks {
+		d, name, _ := strings.Cut(blob, "\x00")
+		return []byte("{}"), 0, f.has(digest.Digest(d), name)
+	}
+	return f.memo.known(key)
+}
+
+// Told remembers what another node has found out for all.
+func (f *Front) Told(key string, value []byte, age time.Duration) { f.memo.told(key, value, age) }
+
+// Drain refuses new requests with 503 and returns when the running ones have ended, or with ctx's error before.
+func (f *Front) Drain(ctx context.Context) error { return f.running.drain(ctx) }
+
+// exchange is one request and what is known of its answer.
+type exchange struct {
+	w     http.ResponseWriter
+	r     *http.Request
+	route route
+	rule  policy.Rule
+	start time.Time
+
+	status int  // 0 until the header is written
+	stale  bool // the hub could not be asked
+	err    error
+}
+
+func (x *exchange) writeHeader(status int) {
+	x.status = status
+	x.w.WriteHeader(status)
+}
+
+func (x *exchange) authorization() string { return x.r.Header.Get("Authorization") }
+
+// host is the base URL at which the client reaches the front.
+func (x *exchange) host() string {
+	scheme := "http"
+	if x.r.TLS != nil {
+		scheme = "https"
+	}
+	return scheme + "://" + x.r.Host
+}
+
+// ServeHTTP answers one request. As http.Handler allows, it panics with http.ErrAbortHandler when an answer that has begun cannot
+// be ended rightly.
+func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	x := &exchange{w: w, r: r, start: time.Now(), route: route{action: actPass}, rule: policy.DefaultRule()}
+	if !f.running.enter() {
+		w.Header().Set("Connection", "close")
+		x.fail(errDraining)
+		return
+	}
+	defer f.running.leave()
+	defer f.finish(x) //nolint:contextcheck // the exchange carries the request, and with it its context
+	err := f.serve(x) //nolint:contextcheck // as above
+	switch {
+	case err == nil:
+	case x.status == 0:
+		x.fail(err)
+	default:
+		x.err = err
+		panic(http.ErrAbortHandler)
+	}
+}
+
+func (f *Front) serve(x *exchange) error {
+	if !f.allows(x.r.RemoteAddr) {
+		return errOutside
+	}
+	if strings.Contains(x.r.Header.Get("Via"), " shoal") {
+		return errLoop
+	}
+	var ok bool
+	if x.route, ok = parseRoute(x.r.Method, x.r.URL.EscapedPath()); !ok {
+		return errBadPath
+	}
+	if x.route.repo.id != "" {
+		x.rule = f.opts.Rules(x.route.repo.source(f.opts.Hub))
+		switch x.rule.Mode {
+		case policy.Bypass:
+			x.route.action = actPass
+		case policy.PeersOnly:
+			x.r = x.r.WithContext(context.WithValue(x.r.Context(), peersOnly{}, true))
+		}
+	}
+	switch x.route.action {
+	case actTelemetry:
+		x.writeHeader(http.StatusOK)
+		return nil
+	case actFile:
+		return f.file(x)
+	case actInfo:
+		return f.info(x)
+	case actTree:
+		return f.tree(x)
+	case actPaths:
+		return f.paths(x)
+	case actRefs:
+		return f.refs(x)
+	}
+	f.pass(x)
+	return nil
+}
+
+// allows reports whether a caller's address may use the front: this machine's own, and those that the configuration names.
+func (f *Front) allows(remote string) bool {
+	at, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return false
+	}
+	addr := at.Addr().Unmap().WithZone("")
+	if addr.IsLoopback() {
+		return true
+	}
+	for _, p := range f.opts.AllowFrom {
+		if p.Contains(addr) {
+			return true
+		}
+	}
+	return false
+}
+
+// who tells callers apart in whose names the hub is asked.
+func (f *Front) who(x *exchange) mark { return f.memo.mark("who", x.authorization()) }
+
+// admit returns an error where the exchange's caller may not read its repository at a level.
+func (f *Front) admit(ctx context.Context, x *exchange, l level, ask probe) error {
+	if x.rule.Authorization == policy.Exempt {
+		return nil
+	}
+	as, err := f.access.admit(ctx, x.route.repo, l, x.authorization(), x.rule.AuthorizationTTL, ask)
+	if err != nil {
+		return err
+	}
+	if as.stale != nil {
+		return x.outage(as.stale)
+	}
+	return nil
+}
+
+// finish counts and logs an exchange. It runs also when the handler panics to abort.
+func (f *Front) finish(x *exchange) {
+	code := fmt.Sprint(x.status)
+	if x.err != nil && x.status < http.StatusBadRequest {
+		code = "aborted"
+	}
+	f.metrics.observe(x, code)
+	level := slog.LevelDebug
+	if code == "aborted" || x.status >= 500 {
+		level = slog.LevelWarn
+	}
+	f.log.LogAttrs(x.r.Context(), level, "hub front answered",
+		slog.String("method", x.r.Method), slog.String("action", string(x.route.action)),
+		slog.String("repository", x.route.repo.name()), slog.String("revision", x.route.revision), slog.String("path", x.route.path),
+		slog.String("code", code), slog.Duration("took", x.since()), slog.Any("cause", x.err))
+}

@@ -1,0 +1,232 @@
+package hub
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/test/hubtest"
+)
+
+func TestFile_EachIsGivenWholeWithTheHeadersThatClientsRead(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	_, commit, files := model(h, "org/m")
+	a := newAgent(t, h, "", nil)
+	for path, f := range files {
+		for _, revision := range []string{"main", commit} {
+			head := a.ask(t, http.MethodHead, resolve("org/m", revision, path), "Accept-Encoding", "identity")
+			require.Equal(t, http.StatusOK, head.status, path)
+			require.Equal(t, commit, head.header.Get("X-Repo-Commit"))
+			require.Equal(t, fmt.Sprint(f.Data.Size()), head.header.Get("Content-Length"))
+			require.Empty(t, head.header.Get("Location"))
+			require.Empty(t, head.header.Get("X-Xet-Hash"))
+			require.Empty(t, head.header.Get("Link"))
+			if f.LFS {
+				require.Len(t, head.header.Get("X-Linked-Etag"), 66)
+				require.Equal(t, fmt.Sprint(f.Data.Size()), head.header.Get("X-Linked-Size"))
+			}
+			g := a.ask(t, http.MethodGet, resolve("org/m", revision, path))
+			require.Equal(t, http.StatusOK, g.status, path)
+			require.NoError(t, g.err)
+			require.True(t, bytes.Equal(read(t, f.Data), g.body), path)
+			require.Equal(t, head.header.Get("Etag"), g.header.Get("Etag"))
+			require.Empty(t, g.header.Get("Content-Encoding"))
+		}
+	}
+	for _, r := range h.Requests() {
+		require.NotContains(t, r.Path, "xet")
+		if r.CDN {
+			require.NotEmpty(t, r.Range, "a large file is always asked for by Range")
+			require.Empty(t, r.Authorization)
+		}
+	}
+}
+
+func TestFile_RangesAreThoseThatClientsSend(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	_, _, files := model(h, "org/m")
+	a := newAgent(t, h, "", nil)
+	for path, f := range files {
+		data := read(t, f.Data)
+		size := len(data)
+		if size == 0 {
+			g := a.ask(t, http.MethodGet, resolve("org/m", "main", path), "Range", "bytes=0-0")
+			require.Equal(t, http.StatusOK, g.status)
+			require.Equal(t, "bytes */0", g.header.Get("Content-Range"))
+			require.Empty(t, g.body)
+			continue
+		}
+		for header, want := range map[string][]byte{
+			"bytes=0-0":                              data[:1],
+			fmt.Sprintf("bytes=%d-", size/2):         data[size/2:],
+			"bytes=-8":                               data[max(0, size-8):],
+			fmt.Sprintf("bytes=%d-%d", size/3, size): data[size/3:], // one past the end
+			fmt.Sprintf("bytes=0-%d", size+1000):     data,
+		} {
+			g := a.ask(t, http.MethodGet, resolve("org/m", "main", path), "Range", header)
+			require.Equal(t, http.StatusPartialContent, g.status, "%s of %s", header, path)
+			require.True(t, bytes.Equal(want, g.body), "%s of %s", header, path)
+			require.True(t, strings.HasSuffix(g.header.Get("Content-Range"), fmt.Sprintf("/%d", size)), g.header.Get("Content-Range"))
+		}
+		g := a.ask(t, http.MethodGet, resolve("org/m", "main", path), "Range", fmt.Sprintf("bytes=%d-", size))
+		require.Equal(t, http.StatusRequestedRangeNotSatisfiable, g.status)
+		require.Equal(t, fmt.Sprintf("bytes */%d", size), g.header.Get("Content-Range"))
+		etag := a.ask(t, http.MethodHead, resolve("org/m", "main", path)).header.Get("Etag")
+		require.Equal(t, http.StatusNotModified, a.ask(t, http.MethodHead, resolve("org/m", "main", path), "If-None-Match", etag).status)
+	}
+}
+
+func TestFile_WhatIsNotThereIsSoSaidOutOfTheListing(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	_, commit, _ := model(h, "org/m")
+	a := newAgent(t, h, "", nil)
+	a.ask(t, http.MethodHead, resolve("org/m", "main", "config.json"))
+	h.Forget()
+	for _, path := range []string{"adapter_config.json", "custom_generate/generate.py", "onnx", "config.json/x"} {
+		g := a.ask(t, http.MethodHead, resolve("org/m", commit, path))
+		require.Equal(t, http.StatusNotFound, g.status, path)
+		require.Equal(t, "EntryNotFound", g.header.Get("X-Error-Code"))
+		require.Equal(t, commit, g.header.Get("X-Repo-Commit"))
+	}
+	require.Empty(t, h.Requests(), "nobody asks the hub about what the listing does not hold")
+
+	g := a.ask(t, http.MethodGet, resolve("org/m", "nosuch", "config.json"))
+	require.Equal(t, http.StatusNotFound, g.status)
+	require.Equal(t, "RevisionNotFound", g.header.Get("X-Error-Code"))
+	g = a.ask(t, http.MethodGet, resolve("org/nosuch", "main", "config.json"))
+	require.Equal(t, http.StatusUnauthorized, g.status)
+	require.Equal(t, "RepoNotFound", g.header.Get("X-Error-Code"))
+}
+
+func TestInfo_TreeAndPathsComeWithoutXetAndWithTheFrontsOwnLinks(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	h.PageSize = 3
+	_, commit, files := model(h, "org/m")
+	a := newAgent(t, h, "", nil)
+	var info struct {
+		SHA      string `json:"sha"`
+		Siblings []struct {
+			Name string `json:"rfilename"`
+			Size *int64 `json:"size"`
+		} `json:"siblings"`
+	}
+	for _, path := range []string{"/api/models/org/m", "/api/models/org/m/revision/main", "/api/models/org/m/revision/" + commit, "/api/models/org/m/revision/main?blobs=true"} {
+		g := a.ask(t, http.MethodGet, path)
+		require.Equal(t, http.StatusOK, g.status)
+		require.NoError(t, json.Unmarshal(g.body, &info))
+		require.Equal(t, commit, info.SHA)
+		require.Len(t, info.Siblings, len(files))
+	}
+	require.NotNil(t, info.Siblings[0].Size)
+
+	seen := map[string]bool{}
+	next := a.URL + "/api/models/org/m/tree/main?recursive=True&expand=False&limit=4"
+	for next != "" {
+		g := ask(t, "", http.MethodGet, next, nil)
+		require.Equal(t, http.StatusOK, g.status)
+		require.NotContains(t, string(g.body), "xetHash")
+		var entries []entry
+		require.NoError(t, json.Unmarshal(g.body, &entries))
+		require.LessOrEqual(t, len(entries), 4)
+		for _, e := range entries {
+			seen[e.Path] = e.Type == "file"
+		}
+		next = ""
+		for _, l := range links(g.header) {
+			require.True(t, strings.HasPrefix(l.target, a.URL), "a client follows the link as it is")
+			next = l.target
+		}
+	}
+	for path := range files {
+		require.True(t, seen[path], path)
+	}
+	for contentType, body := range map[string]string{
+		"application/x-www-form-urlencoded": "paths=config.json&paths=onnx&paths=nosuch&expand=False",
+		"application/json":                  `{"paths":["config.json","onnx","nosuch"],"expand":false}`,
+	} {
+		g := ask(t, a.URL, http.MethodPost, "/api/models/org/m/paths-info/main", strings.NewReader(body), "Content-Type", contentType)
+		var entries []entry
+		require.NoError(t, json.Unmarshal(g.body, &entries))
+		require.Len(t, entries, 2)
+		require.Equal(t, "directory", entries[1].Type)
+	}
+	g := a.ask(t, http.MethodGet, "/api/models/org/m/tree/main/onnx")
+	require.Contains(t, string(g.body), "onnx/model.onnx")
+	g = a.ask(t, http.MethodGet, "/api/models/org/m/tree/main/nosuch")
+	require.Equal(t, "EntryNotFound", g.header.Get("X-Error-Code"))
+	g = a.ask(t, http.MethodGet, "/api/models/org/m/refs")
+	require.Contains(t, string(g.body), commit)
+}
+
+func TestTree_OneTooLargeToBeKnownIsGivenPageByPage(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	h.PageSize = 2
+	files := map[string]hubtest.File{}
+	for i := range 2*maxPages + 3 {
+		files[fmt.Sprintf("f%03d.txt", i)] = hubtest.File{Data: hubtest.Text(fmt.Sprint(i))}
+	}
+	h.Repo("datasets", "org/d").Commit("main", files)
+	a := newAgent(t, h, "", nil)
+	seen := 0
+	next := a.URL + "/api/datasets/org/d/tree/main?recursive=true"
+	for next != "" {
+		g := ask(t, "", http.MethodGet, next, nil)
+		require.Equal(t, http.StatusOK, g.status)
+		seen += strings.Count(string(g.body), `"path"`)
+		next = ""
+		for _, l := range links(g.header) {
+			require.True(t, strings.HasPrefix(l.target, a.URL))
+			next = l.target
+		}
+	}
+	require.Equal(t, len(files), seen)
+	g := a.ask(t, http.MethodGet, resolve("datasets/org/d", "main", "f022.txt"))
+	require.Equal(t, "22", string(g.body))
+	require.Equal(t, "EntryNotFound", a.ask(t, http.MethodHead, resolve("datasets/org/d", "main", "nosuch")).header.Get("X-Error-Code"))
+}
+
+func TestFile_AHubWithoutListingsDoes(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	_, commit, files := model(h, "org/m")
+	h.Set(hubtest.Trouble{NoTree: true})
+	a := newAgent(t, h, "", nil)
+	for path, f := range files {
+		g := a.ask(t, http.MethodGet, resolve("org/m", "main", path))
+		require.Equal(t, http.StatusOK, g.status, path)
+		require.True(t, bytes.Equal(read(t, f.Data), g.body), path)
+		require.Equal(t, commit, g.header.Get("X-Repo-Commit"))
+	}
+	g := a.ask(t, http.MethodHead, resolve("org/m", "main", "nosuch"))
+	require.Equal(t, "EntryNotFound", g.header.Get("X-Error-Code"))
+}
+
+func TestPass_WhatIsNotKnownGoesToTheHubAndNowhereElse(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	model(h, "org/m")
+	h.Token("good")
+	a := newAgent(t, h, "", nil)
+	require.Equal(t, http.StatusUnauthorized, a.ask(t, http.MethodGet, "/api/whoami-v2").status)
+	require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, "/api/whoami-v2", bearer("good")...).status)
+	g := a.ask(t, http.MethodGet, "/api/whoami-v2", bearer("bad")...)
+	require.Equal(t, "Invalid credentials in Authorization header", g.header.Get("X-Error-Message"))
+	require.Equal(t, http.StatusOK, a.ask(t, http.MethodHead, "/api/telemetry/x/y").status)
+	for _, path := range []string{"/org/m/resolve/main/../../x", "/org/m/resolve/main/%2e%2e/x", "/%zz"} {
+		req := fmt.Sprintf("GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", path)
+		require.Contains(t, raw(t, a.URL, req), " 400 ", path)
+	}
+	require.Contains(t, raw(t, a.URL, "GET http://elsewhere.test/api/whoami-v2 HTTP/1.1\r\nHost: elsewhere.test\r\nConnection: close\r\n\r\n"), " 401 ",
+		"the name in a request for a proxy is not gone to")
+	require.Equal(t, http.StatusLoopDetected, a.ask(t, http.MethodGet, "/api/models/org/m", "Via", "1.1 shoal").status)
+}

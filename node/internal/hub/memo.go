@@ -1,0 +1,353 @@
+package hub
+
+import (
+	"cmp"
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// Shared has one node of the swarm ask for all. Its values are opaque to it.
+type Shared interface {
+	// Do gives the value of key that a node has and that is at most maxAge old. Where there is none it calls ask, on one node at
+	// a time as far as that is possible, and gives the others what came of it. It fails only with ask's error, or when ctx ends.
+	Do(ctx context.Context, key string, maxAge time.Duration, ask func(context.Context) ([]byte, error)) (value []byte, age time.Duration, err error)
+	// Recall gives the newest value that a connected peer has, however old. It takes at most about a second.
+	Recall(ctx context.Context, key string) (value []byte, age time.Duration, ok bool)
+}
+
+// Memory keeps small values across restarts.
+type Memory interface {
+	Get(key string) ([]byte, bool)
+	Put(key string, value []byte) error
+	Delete(key string) error
+	ForEach(f func(key string, value []byte) error) error
+}
+
+// forever is the greatest age of what never changes.
+const forever = time.Duration(1<<63 - 1)
+
+const (
+	maxRecords = 64 << 10
+	// maxInlineBytes bounds the memory for the short documents and files that are handed on with their records.
+	maxInlineBytes = 32 << 20
+	// maxInline is the longest document that is, so that a record fits into a message of the swarm's.
+	maxInline = 256 << 10
+	// maxKept bounds the records on disk, and keptAfter is how many are left when there are more.
+	maxKept   = 128 << 10
+	keptAfter = maxKept / 2
+	// maxTold is the longest record in bytes, but for its document, that is taken from another node.
+	maxTold = 8 << 10
+	// staleAfter is how long an answer of the hub's is waited for where something older will do.
+	staleAfter = 4 * time.Second
+)
+
+// record is what is remembered under a key. Each key says which of the fields it uses.
+type record struct {
+	// Yes is the answer to a question that is so answered.
+	Yes bool `json:"yes,omitempty"`
+	// Commit is the name of the commit that a branch or tag is.
+	Commit string `json:"commit,omitempty"`
+	// Digest and Size name a document or file, which is a blob of the store.
+	Digest digest.Digest `json:"digest,omitempty"`
+	Size   int64         `json:"size,omitempty"`
+	// Inline is the document itself, where it is short.
+	Inline []byte `json:"inline,omitempty"`
+	// Next is the escaped path and query of the page after this one.
+	Next string `json:"next,omitempty"`
+	// Large: there are more files than a listing of the whole is made of.
+	Large bool `json:"large,omitempty"`
+	// URL is where a file's bytes are for the moment, and Expires the Unix time at which that ends.
+	URL     string `json:"url,omitempty"`
+	Expires int64  `json:"expires,omitempty"`
+}
+
+type remembered struct {
+	record record
+	at     time.Time
+}
+
+// memo remembers what the hub said, and asks it what it does not know: once for all callers of this node, and once for all nodes.
+type memo struct {
+	shared Shared // nil: this node is alone
+	memory Memory // nil: a restart forgets
+	down   func() bool
+	log    *slog.Logger
+	secret []byte
+
+	asking singleflight.Group
+	mu     sync.Mutex
+	recent *lru.Cache[string, remembered]
+	inline *lru.Cache[string, []byte] // by key; recent's records hold none
+	size   int                        // bytes of inline
+	kept   int                        // records on disk, about
+}
+
+func newMemo(memory Memory, log *slog.Logger) (*memo, error) {
+	m := &memo{memory: memory, log: log, secret: make([]byte, sha256.Size)}
+	_, _ = rand.Read(m.secret) // never fails, says crypto/rand
+	var errs [2]error
+	m.recent, errs[0] = lru.New[string, remembered](maxRecords)
+	m.inline, errs[1] = lru.NewWithEvict[string, []byte](maxRecords, func(_ string, b []byte) { m.size -= len(b) })
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, err
+	}
+	if memory != nil {
+		m.prune()
+	}
+	return m, nil
+}
+
+// key makes a key of its parts, which hold no zero byte: they come from URLs that were taken apart, and the front refuses those
+// that hold one.
+func key(parts ...string) string { return strings.Join(parts, "\x00") }
+
+// mark is a keyed hash, so that memory holds no tokens.
+type mark [16]byte
+
+func (m *memo) mark(parts ...string) mark {
+	mac := hmac.New(sha256.New, m.secret)
+	for _, p := range parts {
+		_, _ = fmt.Fprintf(mac, "%d:%s", len(p), p) // a hash never fails
+	}
+	return mark(mac.Sum(nil)[:len(mark{})])
+}
+
+// found is a record, and whether it is older than it should be because the hub could not be asked; cause says why.
+type found struct {
+	record
+	stale bool
+	cause error
+}
+
+// do gives the record of key that is at most maxAge old, else what ask gives. While the hub cannot be asked an older one will do.
+// who tells callers apart in whose names ask asks.
+func (m *memo) do(ctx context.Context, key string, maxAge time.Duration, who mark, ask func(context.Context) (record, error)) (found, error) {
+	old, age, known := m.own(key)
+	if known && age <= maxAge {
+		return found{record: old}, nil
+	}
+	if known && m.down() {
+		return found{record: old, stale: true, cause: content.ErrUnavailable}, nil
+	}
+	done := m.anew(ctx, key, maxAge, who, ask)
+	patience := time.NewTimer(staleAfter)
+	defer patience.Stop()
+	for {
+		select {
+		case r := <-done:
+			if r.Err == nil {
+				return found{record: r.Val.(record)}, nil
+			}
+			if away(r.Err) {
+				if rec, ok := m.recall(ctx, key, old, age, known); ok {
+					return found{record: rec, stale: true, cause: r.Err}, nil
+				}
+			}
+			return found{}, r.Err
+		case <-patience.C:
+			if rec, ok := m.recall(ctx, key, old, age, known); ok {
+				return found{record: rec, stale: true, cause: content.ErrUnavailable}, nil
+			}
+		case <-ctx.Done():
+			return found{}, context.Cause(ctx)
+		}
+	}
+}
+
+// anew asks for a record although an older one may be known.
+func (m *memo) anew(ctx context.Context, key string, maxAge time.Duration, who mark, ask func(context.Context) (record, error)) <-chan singleflight.Result {
+	return m.asking.DoChan(string(who[:])+key, func() (any, error) {
+		return m.ask(context.WithoutCancel(ctx), key, maxAge, ask)
+	})
+}
+
+// ask asks the hub, or has another node ask it.
+func (m *memo) ask(ctx context.Context, key string, maxAge time.Duration, ask func(context.Context) (record, error)) (record, error) {
+	if m.shared == nil {
+		rec, err := ask(ctx)
+		if err == nil {
+			m.learn(key, rec, 0, true)
+		}
+		return rec, err
+	}
+	raw, age, err := m.shared.Do(ctx, key, maxAge, func(ctx context.Context) ([]byte, error) {
+		rec, err := ask(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(rec)
+	})
+	if err != nil {
+		return record{}, err
+	}
+	var rec record
+	if err := json.Unmarshal(raw, &rec); err != nil {
+		return record{}, fmt.Errorf("record of another node: %w", err)
+	}
+	m.learn(key, rec, age, true)
+	return rec, nil
+}
+
+// recall gives the newest record that this node or a peer remembers.
+func (m *memo) recall(ctx context.Context, key string, old record, age time.Duration, known bool) (record, bool) {
+	if m.shared == nil {
+		return old, known
+	}
+	raw, theirs, ok := m.shared.Recall(ctx, key)
+	var rec record
+	if !ok || known && age <= theirs || json.Unmarshal(raw, &rec) != nil {
+		return old, known
+	}
+	m.learn(key, rec, theirs, true)
+	return rec, true
+}
+
+// own is what this node itself remembers.
+func (m *memo) own(key string) (record, time.Duration, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, ok := m.recent.Get(key)
+	if !ok {
+		if r, ok = m.load(key); !ok {
+			return record{}, 0, false
+		}
+		m.recent.Add(key, r)
+	}
+	if b, ok := m.inline.Get(key); ok {
+		r.record.Inline = b
+	}
+	return r.record, max(time.Since(r.at), 0), true
+}
+
+// learn remembers a record that was right age ago, on disk as well where keep says so.
+func (m *memo) learn(key string, rec record, age time.Duration, keep bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	at := time.Now().Add(-age)
+	if len(rec.Inline) > 0 && len(rec.Inline) <= maxInline {
+		if b, ok := m.inline.Peek(key); ok {
+			m.size -= len(b)
+		}
+		m.inline.Add(key, rec.Inline)
+		m.size += len(rec.Inline)
+		for m.size > maxInlineBytes {
+			m.inline.RemoveOldest()
+		}
+	}
+	rec.Inline = nil
+	before, known := m.recent.Peek(key)
+	m.recent.Add(key, remembered{rec, at})
+	if keep && (!known || !same(before.record, rec) || at.Sub(before.at) >= savedAgain) {
+		m.save(key, remembered{rec, at})
+	}
+}
+
+// savedAgain is how much older than it is a record may seem after a restart. To write each time would cost a sync of the disk.
+const savedAgain = time.Minute
+
+func same(a, b record) bool {
+	return a.Yes == b.Yes && a.Commit == b.Commit && a.Digest == b.Digest && a.Size == b.Size && a.Next == b.Next && a.Large == b.Large
+}
+
+// kept is a record on disk.
+type kept struct {
+	Record record `json:"record"`
+	Unix   int64  `json:"unix"`
+}
+
+// load reads a record from disk. The caller holds m.mu.
+func (m *memo) load(key string) (remembered, bool) {
+	if m.memory == nil {
+		return remembered{}, false
+	}
+	raw, ok := m.memory.Get(key)
+	var k kept
+	if !ok || json.Unmarshal(raw, &k) != nil {
+		return remembered{}, false
+	}
+	return remembered{k.Record, time.Unix(min(k.Unix, time.Now().Unix()), 0)}, true
+}
+
+// save writes a record to disk. What is signed for a short time is a credential, and not kept. The caller holds m.mu.
+func (m *memo) save(key string, r remembered) {
+	if m.memory == nil || r.record.URL != "" {
+		return
+	}
+	raw, err := json.Marshal(kept{r.record, r.at.Unix()})
+	if err == nil {
+		err = m.memory.Put(key, raw)
+	}
+	if err != nil {
+		m.log.Warn("what the hub said is not remembered across a restart", "error", err)
+		return
+	}
+	if m.kept++; m.kept > maxKept {
+		m.prune()
+	}
+}
+
+// prune drops the oldest records from disk where there are too many.
+func (m *memo) prune() {
+	ages := map[string]int64{}
+	err := m.memory.ForEach(func(key string, value []byte) error {
+		var k kept
+		_ = json.Unmarshal(value, &k) // what cannot be read is the oldest
+		ages[key] = k.Unix
+		return nil
+	})
+	if m.kept = len(ages); err != nil || m.kept <= maxKept {
+		return
+	}
+	keys := slices.SortedFunc(maps.Keys(ages), func(a, b string) int { return cmp.Compare(ages[b], ages[a]) })
+	for _, key := range keys[keptAfter:] {
+		if m.memory.Delete(key) == nil {
+			m.kept--
+		}
+	}
+}
+
+// forget drops a record that turned out to be wrong.
+func (m *memo) forget(key string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.recent.Remove(key)
+	m.inline.Remove(key)
+	if m.memory != nil {
+		_ = m.memory.Delete(key) // it is asked for again, and replaced, if it stays
+	}
+}
+
+// known and told are the swarm's side of the memo: what this node answers others, and what they have found out for all. The
+// latter is another's word. It is kept in memory only, and only what is short.
+func (m *memo) known(key string) (value []byte, age time.Duration, ok bool) {
+	rec, age, ok := m.own(key)
+	if !ok {
+		return nil, 0, false
+	}
+	raw, err := json.Marshal(rec)
+	return raw, age, err == nil
+}
+
+func (m *memo) told(key string, value []byte, age time.Duration) {
+	var rec record
+	if json.Unmarshal(value, &rec) == nil && len(rec.Commit)+len(rec.Digest)+len(rec.Next)+len(rec.URL) <= maxTold {
+		m.learn(key, rec, age, false)
+	}
+}

@@ -1,0 +1,412 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+const (
+	// askTimeout bounds a question to the hub. Clients wait 10 s for the header of an answer.
+	askTimeout = 9 * time.Second
+	// downFor is for how long a hub that could not be asked is not asked where something older will do.
+	downFor = 5 * time.Second
+	// maxDoc is the longest answer in bytes that is read into memory: a page of a tree, or what is told of a repository with
+	// very many files.
+	maxDoc      = 64 << 20
+	maxErrorDoc = 64 << 10
+	maxHops     = 5
+	// againAfter is the pause before the hub is asked once more after an answer that was none.
+	againAfter = 300 * time.Millisecond
+
+	// via tells that a request comes from an agent; see RFC 9110, section 7.6.3.
+	via = "1.1 shoal"
+)
+
+// origin asks the hub itself. A caller's token goes to the hub's own scheme, host and port and nowhere else.
+type origin struct {
+	base      *url.URL
+	transport http.RoundTripper
+	metrics   *metrics
+
+	mu        sync.Mutex
+	downUntil time.Time
+	throttled map[mark]throttle // by whose token
+	key       func(parts ...string) mark
+}
+
+// throttle is the hub's wish that a caller asks no more for a while.
+type throttle struct {
+	until time.Time
+	said  *refusal
+}
+
+// call is a question to the hub.
+type call struct {
+	method        string
+	path          string // escaped, below the hub's base URL
+	query         string
+	authorization string
+	header        http.Header // besides those that every question has
+	body          string
+	headerOnly    bool // the body of the answer is not read
+}
+
+func (c call) String() string { return c.method + " " + c.path }
+
+// answer is a success of the hub's.
+type answer struct {
+	header http.Header
+	// location is where else the content lies, nil where it lies with the hub.
+	location *url.URL
+	// next is the escaped path and query of the next page, "" where there is none.
+	next string
+	body []byte
+}
+
+// refusal is an answer of the hub's other than success. It reaches the caller as it is, because clients branch on its status
+// and on its X-Error-Code.
+type refusal struct {
+	op     string
+	status int
+	header http.Header
+	body   []byte
+}
+
+func (r *refusal) Error() string {
+	s := fmt.Sprintf("%s: the hub answered %d %s", r.op, r.status, http.StatusText(r.status))
+	if code := r.header.Get("X-Error-Code"); code != "" {
+		s += " (" + code + ")"
+	}
+	return s
+}
+
+// Is makes a refusal of the hub's fit content's errors, as content.UpstreamError does.
+func (r *refusal) Is(target error) bool {
+	switch {
+	case r.status == http.StatusNotFound:
+		return target == content.ErrNotFound
+	case r.status == http.StatusTooManyRequests || r.status >= 500:
+		return target == content.ErrUnavailable
+	}
+	return false
+}
+
+// denied reports whether the hub refused the caller, or said that there is nothing for it.
+func denied(err error) bool {
+	r, ok := errors.AsType[*refusal](err)
+	return ok && (r.status == http.StatusUnauthorized || r.status == http.StatusForbidden || r.status == http.StatusNotFound ||
+		r.status == http.StatusGone || r.status == http.StatusUnavailableForLegalReasons)
+}
+
+// throttling reports whether the hub asked to be left alone.
+func throttling(err error) bool {
+	r, ok := errors.AsType[*refusal](err)
+	return ok && r.status == http.StatusTooManyRequests
+}
+
+// away reports whether err says nothing about the caller or the content: an outage, or throttling, which anyone can bring about.
+func away(err error) bool {
+	return errors.Is(err, content.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// down reports whether the hub could not be asked a moment ago.
+func (o *origin) down() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return time.Now().Before(o.downUntil)
+}
+
+// throttledFor is what the hub said to a caller that it throttles, with the time that is left of it. nil: it does not.
+func (o *origin) throttledFor(authorization string) *refusal {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	k := o.key("throttle", authorization)
+	t, ok := o.throttled[k]
+	left := time.Until(t.until)
+	if !ok || left <= 0 {
+		delete(o.throttled, k)
+		return nil
+	}
+	said := *t.said
+	said.header = said.header.Clone()
+	said.header.Set("Retry-After", strconv.Itoa(int(left.Seconds())+1))
+	return &said
+}
+
+// note remembers how a question went.
+func (o *origin) note(ctx context.Context, authorization string, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	r, answered := errors.AsType[*refusal](err)
+	switch {
+	case err == nil, answered && r.status < 500 && r.status != http.StatusTooManyRequests:
+		o.downUntil = time.Time{}
+	case answered && r.status == http.StatusTooManyRequests:
+		if wait := retryAfter(r.header); wait > 0 {
+			for k, t := range o.throttled { // few, for they end by themselves
+				if time.Now().After(t.until) {
+					delete(o.throttled, k)
+				}
+			}
+			if len(o.throttled) < maxThrottled {
+				o.throttled[o.key("throttle", authorization)] = throttle{time.Now().Add(wait), r}
+			}
+		}
+	case !errors.Is(context.Cause(ctx), context.Canceled): // a caller that went says nothing about the hub
+		o.downUntil = time.Now().Add(downFor)
+	}
+}
+
+const (
+	maxThrottled  = 1024
+	maxRetryAfter = 10 * time.Minute
+)
+
+// retryAfter reads the wish of a 429: Retry-After in seconds, or the time that the RateLimit header has left.
+func retryAfter(h http.Header) time.Duration {
+	if s, err := strconv.Atoi(h.Get("Retry-After")); err == nil {
+		return min(max(time.Duration(s)*time.Second, 0), maxRetryAfter)
+	}
+	for part := range strings.SplitSeq(h.Get("RateLimit"), ";") { // "api";r=0;t=55
+		if t, ok := strings.CutPrefix(strings.TrimSpace(part), "t="); ok {
+			if s, err := strconv.Atoi(t); err == nil {
+				return min(max(time.Duration(s)*time.Second, 0), maxRetryAfter)
+			}
+		}
+	}
+	return 0
+}
+
+// ask asks the hub and reads its whole answer. Redirects within the hub are followed. Its error is a *refusal for what the hub
+// answered, and content.ErrUnavailable where it did not.
+func (o *origin) ask(ctx context.Context, c call) (*answer, error) {
+	if ctx.Value(peersOnly{}) != nil {
+		return nil, errPeersOnly
+	}
+	if said := o.throttledFor(c.authorization); said != nil {
+		return nil, said
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	got, err := o.once(ctx, c)
+	if err != nil && again(err) {
+		select {
+		case <-time.After(againAfter):
+			got, err = o.once(ctx, c)
+		case <-ctx.Done():
+		}
+	}
+	o.note(ctx, c.authorization, err)
+	return got, err
+}
+
+// peersOnly is the key under which the context of a request says that the policy keeps it from the hub.
+type peersOnly struct{}
+
+// again reports whether a second try may help at once.
+func again(err error) bool {
+	r, answered := errors.AsType[*refusal](err)
+	if answered {
+		return r.status == http.StatusBadGateway || r.status == http.StatusServiceUnavailable || r.status == http.StatusGatewayTimeout
+	}
+	return errors.Is(err, content.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded)
+}
+
+func (o *origin) once(ctx context.Context, c call) (*answer, error) {
+	resp, err := o.follow(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode < 200 || resp.StatusCode > 299 {
+		// A redirect to another host is an answer as well: its own header tells what lies there.
+		if resp.StatusCode >= 300 && resp.StatusCode < 400 {
+			at, err := resp.Location()
+			if err != nil {
+				return nil, fmt.Errorf("%s: answered %d: %w: %w", c, resp.StatusCode, content.ErrUnavailable, err)
+			}
+			return &answer{header: resp.Header, location: at}, nil
+		}
+		return nil, o.refusal(c, resp)
+	}
+	if enc := resp.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
+		return nil, fmt.Errorf("%s: %w: the answer is encoded as %q, which was not asked for", c, content.ErrUnavailable, enc)
+	}
+	a := &answer{header: resp.Header, next: o.nextPage(resp)}
+	if c.method == http.MethodHead || c.headerOnly {
+		return a, nil
+	}
+	a.body, err = io.ReadAll(io.LimitReader(resp.Body, maxDoc+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w: %w", c, content.ErrUnavailable, err)
+	case len(a.body) > maxDoc:
+		return nil, fmt.Errorf("%s: %w: the answer is longer than %d bytes", c, content.ErrUnavailable, maxDoc)
+	case resp.ContentLength >= 0 && int64(len(a.body)) != resp.ContentLength:
+		return nil, fmt.Errorf("%s: %w: %d of %d bytes", c, content.ErrUnavailable, len(a.body), resp.ContentLength)
+	}
+	return a, nil
+}
+
+// follow sends a call, and after it to wherever the hub redirects within itself. A redirect elsewhere is the answer.
+func (o *origin) follow(ctx context.Context, c call) (*http.Response, error) {
+	at, err := o.url(c.path, c.query)
+	if err != nil {
+		return nil, err
+	}
+	for range maxHops + 1 {
+		resp, err := o.send(ctx, c, at)
+		if err != nil {
+			return nil, err
+		}
+		next := o.within(resp)
+		if next == nil {
+			return resp, nil
+		}
+		_, _ = io.CopyN(io.Discard, resp.Body, maxErrorDoc)
+		_ = resp.Body.Close()
+		at = next
+	}
+	return nil, fmt.Errorf("%s: %w: more than %d redirects", c, content.ErrUnavailable, maxHops)
+}
+
+// within is where a redirect leads that stays at the hub; nil: it is none.
+func (o *origin) within(resp *http.Response) *url.URL {
+	switch resp.StatusCode {
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+	default:
+		return nil
+	}
+	next, err := resp.Location()
+	if err != nil || !sameOrigin(next, o.base) || resp.Header.Get("X-Linked-Etag") != "" {
+		return nil
+	}
+	return next
+}
+
+func (o *origin) send(ctx context.Context, c call, at *url.URL) (*http.Response, error) {
+	var body io.Reader
+	if c.body != "" {
+		body = strings.NewReader(c.body)
+	}
+	req, err := http.NewRequestWithContext(ctx, c.method, at.String(), body)
+	if err != nil {
+		return nil, err
+	}
+	for name, values := range c.header {
+		req.Header[name] = values
+	}
+	req.Header.Set("Accept-Encoding", "identity") // sizes and digests are those of the bytes as they are
+	req.Header.Set("User-Agent", "shoal")
+	req.Header.Set("Via", via)
+	if c.authorization != "" {
+		req.Header.Set("Authorization", c.authorization)
+	}
+	resp, err := o.transport.RoundTrip(req)
+	if err != nil {
+		o.metrics.asked(c.method, 0)
+		return nil, fmt.Errorf("%s: %w: %w", c, content.ErrUnavailable, err)
+	}
+	o.metrics.asked(c.method, resp.StatusCode)
+	return resp, nil
+}
+
+// url is that of an escaped path at the hub.
+func (o *origin) url(path, query string) (*url.URL, error) {
+	u, err := url.Parse(strings.TrimSuffix(o.base.String(), "/") + path)
+	if err != nil {
+		return nil, fmt.Errorf("path %q at the hub: %w", path, err)
+	}
+	u.RawQuery = query
+	return u, nil
+}
+
+// refusal reads an answer that is no success.
+func (o *origin) refusal(c call, resp *http.Response) *refusal {
+	r := &refusal{op: c.String(), status: resp.StatusCode, header: http.Header{}}
+	for name, values := range resp.Header {
+		if relayed(name) {
+			r.header[name] = values
+		}
+	}
+	r.body, _ = io.ReadAll(io.LimitReader(resp.Body, maxErrorDoc)) // the status and the header say what clients act on
+	return r
+}
+
+// relayed reports whether a header of the hub's refusal is for the caller.
+func relayed(name string) bool {
+	return slices.Contains([]string{
+		"Content-Type", "Retry-After", "Www-Authenticate", "Ratelimit", "Ratelimit-Policy", "X-Error-Code", "X-Error-Message",
+		"X-Hf-Warning", "X-Repo-Commit", "X-Request-Id", "X-Amz-Cf-Id",
+	}, http.CanonicalHeaderKey(name))
+}
+
+// nextPage is the escaped path and query of the page that follows an answer, below the hub's base URL.
+func (o *origin) nextPage(resp *http.Response) string {
+	for _, l := range links(resp.Header) {
+		if l.rel != "next" {
+			continue
+		}
+		next, err := resp.Request.URL.Parse(l.target)
+		if err != nil || !sameOrigin(next, o.base) {
+			return ""
+		}
+		return strings.TrimPrefix(next.RequestURI(), strings.TrimSuffix(o.base.EscapedPath(), "/"))
+	}
+	return ""
+}
+
+// link is one of a Link header's.
+type link struct{ target, rel, text string }
+
+// links reads the Link headers (RFC 8288), as far as the hub uses them.
+func links(h http.Header) (out []link) {
+	for _, line := range h.Values("Link") {
+		for len(line) > 0 {
+			start := strings.IndexByte(line, '<')
+			if start < 0 {
+				break
+			}
+			line = line[start:]
+			target, rest, ok := strings.Cut(line[1:], ">")
+			if !ok {
+				break
+			}
+			end := strings.IndexByte(rest, '<') // of the next link
+			if end < 0 {
+				end = len(rest)
+			}
+			l := link{target: target, text: strings.TrimRight("<"+target+">"+rest[:end], ", ")}
+			for param := range strings.SplitSeq(rest[:end], ";") {
+				if rel, ok := strings.CutPrefix(strings.Trim(param, " ,"), "rel="); ok {
+					l.rel = strings.Trim(rel, `"`)
+				}
+			}
+			out = append(out, l)
+			line = rest[end:]
+		}
+	}
+	return out
+}
+
+// sameOrigin compares scheme, host and port, as RFC 6454 has it.
+func sameOrigin(a, b *url.URL) bool {
+	port := func(u *url.URL) string {
+		if p := u.Port(); p != "" {
+			return p
+		}
+		return map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
+}

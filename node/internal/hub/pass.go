@@ -1,0 +1,173 @@
+package hub
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+// maxRewritten is the longest JSON document in bytes out of which Xet is taken on its way through.
+const maxRewritten = maxDoc
+
+// again lets a body that was read be read once more.
+func (x *exchange) again(body []byte) {
+	x.r.Body = io.NopCloser(bytes.NewReader(body))
+	x.r.ContentLength = int64(len(body))
+}
+
+// pass hands a request to the hub, with the caller's own token, and the answer back. Nothing of it is kept.
+func (f *Front) pass(x *exchange) {
+	ctx := context.WithValue(x.r.Context(), frontHost{}, x.host())
+	f.proxy.ServeHTTP(&passed{ResponseWriter: x.w, x: x}, x.r.WithContext(ctx))
+}
+
+// frontHost is the key under which a request's context holds the base URL at which its client reaches the front.
+type frontHost struct{}
+
+// passed notes the status of an answer that passes through.
+type passed struct {
+	http.ResponseWriter
+	x *exchange
+}
+
+func (p *passed) WriteHeader(status int) {
+	if status >= 200 {
+		p.x.status = status
+	}
+	p.ResponseWriter.WriteHeader(status)
+}
+
+func (p *passed) Write(b []byte) (int, error) {
+	if p.x.status == 0 {
+		p.x.status = http.StatusOK
+	}
+	return p.ResponseWriter.Write(b)
+}
+
+// Unwrap is what http.ResponseController looks for.
+func (p *passed) Unwrap() http.ResponseWriter { return p.ResponseWriter }
+
+func (f *Front) newProxy() http.Handler {
+	return &httputil.ReverseProxy{
+		Transport:     f.opts.Transport,
+		FlushInterval: -1, // as it comes: some answers are streams of events
+		ErrorLog:      slog.NewLogLogger(f.log.Handler(), slog.LevelDebug),
+		Rewrite: func(p *httputil.ProxyRequest) {
+			base := f.origin.base
+			p.Out.URL.Scheme, p.Out.URL.Host, p.Out.Host = base.Scheme, base.Host, base.Host
+			prefix := strings.TrimSuffix(base.EscapedPath(), "/")
+			path := prefix + p.In.URL.EscapedPath()
+			if plain, err := url.PathUnescape(path); err == nil {
+				p.Out.URL.Path, p.Out.URL.RawPath = plain, path
+			}
+			p.Out.Header.Set("Via", via)
+			p.Out.Header.Set("Accept-Encoding", "identity")
+			if accept := withoutXetType(p.In.Header.Get("Accept")); accept != p.In.Header.Get("Accept") {
+				p.Out.Header.Set("Accept", accept)
+			}
+		},
+		ModifyResponse: f.rewrite,
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			f.metrics.asked(r.Method, 0)
+			f.log.Debug("hub not reached", "method", r.Method, "path", r.URL.Path, "cause", err)
+			w.Header().Set("Retry-After", strconv.Itoa(retrySoon))
+			w.Header().Set("X-Error-Message", "the hub cannot be asked")
+			http.Error(w, "the hub cannot be asked", http.StatusServiceUnavailable)
+		},
+	}
+}
+
+// withoutXetType is an Accept header without the type by which JavaScript's client asks how to go around plain HTTP.
+func withoutXetType(accept string) string {
+	const xet = "application/vnd.xet-fileinfo+json"
+	if !strings.Contains(accept, xet) {
+		return accept
+	}
+	var rest []string
+	for part := range strings.SplitSeq(accept, ",") {
+		if part = strings.TrimSpace(part); !strings.HasPrefix(part, xet) && part != "" {
+			rest = append(rest, part)
+		}
+	}
+	if len(rest) == 0 {
+		return "*/*"
+	}
+	return strings.Join(rest, ", ")
+}
+
+// rewrite keeps the clients of an answer at the front: links within the hub become the front's own, and Xet goes.
+func (f *Front) rewrite(resp *http.Response) error {
+	f.metrics.asked(resp.Request.Method, resp.StatusCode)
+	h, base := resp.Header, f.origin.base
+	for name := range h {
+		if strings.HasPrefix(name, "X-Xet-") {
+			h.Del(name)
+		}
+	}
+	if to, err := resp.Location(); err == nil && sameOrigin(to, base) {
+		h.Set("Location", strings.TrimPrefix(to.RequestURI(), strings.TrimSuffix(base.EscapedPath(), "/")))
+	}
+	if len(h.Values("Link")) > 0 {
+		host, _ := resp.Request.Context().Value(frontHost{}).(string)
+		var kept []string
+		for _, l := range links(h) {
+			at, err := resp.Request.URL.Parse(l.target)
+			switch {
+			case strings.HasPrefix(l.rel, "xet-"):
+				continue
+			case err == nil && sameOrigin(at, base):
+				own := host + strings.TrimPrefix(at.RequestURI(), strings.TrimSuffix(base.EscapedPath(), "/"))
+				l.text = strings.Replace(l.text, "<"+l.target+">", "<"+own+">", 1)
+			}
+			kept = append(kept, l.text)
+		}
+		h.Del("Link")
+		if len(kept) > 0 {
+			h.Set("Link", strings.Join(kept, ", "))
+		}
+	}
+	var warnings []string
+	for _, v := range h.Values("X-Hf-Warning") { // which is about the agent's address, not about the client
+		if !strings.HasPrefix(strings.ToLower(v), "unauthenticated") {
+			warnings = append(warnings, v)
+		}
+	}
+	if h.Del("X-Hf-Warning"); len(warnings) > 0 {
+		h["X-Hf-Warning"] = warnings
+	}
+	return f.rewriteBody(resp)
+}
+
+// rewriteBody takes Xet out of a listing.
+func (f *Front) rewriteBody(resp *http.Response) error {
+	path := resp.Request.URL.Path
+	listing := strings.Contains(path, "/tree/") || strings.Contains(path, "/paths-info/")
+	if !listing || resp.StatusCode != http.StatusOK || !strings.Contains(resp.Header.Get("Content-Type"), "json") {
+		return nil
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxRewritten+1))
+	if err != nil {
+		return err
+	}
+	if len(body) > maxRewritten {
+		resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.MultiReader(bytes.NewReader(body), resp.Body), resp.Body}
+		return nil
+	}
+	_ = resp.Body.Close()
+	if clean, err := withoutXet(body, plainLimit); err == nil {
+		body = clean
+	}
+	resp.Body = io.NopCloser(bytes.NewReader(body))
+	resp.ContentLength = int64(len(body))
+	resp.Header.Set("Content-Length", strconv.Itoa(len(body)))
+	return nil
+}

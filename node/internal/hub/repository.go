@@ -1,0 +1,511 @@
+package hub
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+const (
+	// infoTTL is for how long what changes of a commit (downloads, likes, gated) is used.
+	infoTTL = 10 * time.Minute
+	// maxPages bounds the pages of a listing that is made of the whole of a repository. Of a larger one single paths are asked for.
+	maxPages = 10
+	// heldTimeout bounds the getting of a document that a peer has, with a second more for each heldRate bytes.
+	heldTimeout = 5 * time.Second
+	heldRate    = 1 << 20
+	// plainLimit is the size in bytes above which huggingface_hub takes no file by plain HTTP.
+	plainLimit = 50_000_000_000
+)
+
+// entry is what a listing says of one path.
+type entry struct {
+	Type string `json:"type"` // "file" or "directory"
+	OID  string `json:"oid"`
+	Size int64  `json:"size"`
+	Path string `json:"path"`
+	LFS  *struct {
+		OID  string `json:"oid"`
+		Size int64  `json:"size"`
+	} `json:"lfs"`
+	XetHash string `json:"xetHash"`
+
+	raw json.RawMessage // as it is given to clients
+}
+
+// etag is the hub's: the sha256 of a file in large file storage, the git object name of another.
+func (e *entry) etag() string {
+	if e.LFS != nil {
+		return strings.TrimPrefix(e.LFS.OID, "sha256:")
+	}
+	return e.OID
+}
+
+func (e *entry) digest() digest.Digest { return digest.NewDigestFromEncoded(digest.SHA256, e.etag()) }
+
+// usable reports whether e says what is needed to give the file.
+func (e *entry) usable() bool {
+	if e.Size < 0 || e.Size > content.MaxSize {
+		return false
+	}
+	if e.LFS != nil {
+		return e.digest().Validate() == nil && e.LFS.Size == e.Size
+	}
+	return isCommit(e.OID) && e.Size <= maxDoc // git's names have one form; the hub has what is above 10 MB in large file storage
+}
+
+// listing is the files of a repository at a commit.
+type listing struct {
+	entries []*entry
+	byPath  map[string]*entry
+	large   bool // there are too many: it holds none
+}
+
+func newListing(doc []byte) (*listing, error) {
+	var raws []json.RawMessage
+	if err := json.Unmarshal(doc, &raws); err != nil {
+		return nil, fmt.Errorf("listing: %w", err)
+	}
+	l := &listing{byPath: make(map[string]*entry, len(raws))}
+	for _, raw := range raws {
+		e := new(entry)
+		if err := json.Unmarshal(raw, e); err != nil {
+			return nil, fmt.Errorf("listing: %w", err)
+		}
+		e.raw = raw
+		l.entries = append(l.entries, e)
+		l.byPath[e.Path] = e
+	}
+	return l, nil
+}
+
+// under lists what is below a folder, or in it alone. ok is false where there is no such folder.
+func (l *listing) under(folder string, recursive bool) (out []*entry, ok bool) {
+	prefix := ""
+	if folder != "" {
+		prefix = folder + "/"
+		d := l.byPath[folder]
+		ok = d != nil && d.Type == "directory"
+	}
+	for _, e := range l.entries {
+		rest, below := strings.CutPrefix(e.Path, prefix)
+		if below && (recursive || !strings.Contains(rest, "/")) {
+			out = append(out, e)
+		}
+	}
+	return out, ok || folder == "" || len(out) > 0
+}
+
+// anyFile is the path of a file, "" where there is none.
+func (l *listing) anyFile() string {
+	for _, e := range l.entries {
+		if e.Type == "file" {
+			return e.Path
+		}
+	}
+	return ""
+}
+
+// enter finds the commit that the exchange's revision is, for a caller who may read what the hub tells of it. All of a request is
+// answered at that one commit.
+func (f *Front) enter(ctx context.Context, x *exchange) (commit string, err error) {
+	r, revision := x.route.repo, x.route.revision
+	if revision == "" {
+		revision = mainRevision
+	}
+	look := func(ctx context.Context, authorization string) error {
+		_, err := f.askInfo(ctx, r, x.route.revision, "", authorization)
+		return err
+	}
+	if isCommit(revision) {
+		return revision, f.admit(ctx, x, levelInfo, look)
+	}
+	rev, err := f.memo.do(ctx, revisionKey(r, revision), x.rule.TagTTL, f.who(x), func(ctx context.Context) (record, error) {
+		return f.askRevision(ctx, x)
+	})
+	if err != nil {
+		return "", err
+	}
+	if !isCommit(rev.Commit) {
+		return "", fmt.Errorf("revision %q of %s: %w: the hub names no commit", revision, r.name(), content.ErrUnavailable)
+	}
+	if err := x.age(rev); err != nil {
+		return "", err
+	}
+	f.learnInfo(r, rev.record)
+	if rev.Yes {
+		return rev.Commit, nil
+	}
+	return rev.Commit, f.admit(ctx, x, levelInfo, look)
+}
+
+func revisionKey(r repo, revision string) string { return key("revision", r.name(), revision) }
+
+func infoKey(r repo, commit, query string) string { return key("info", r.name(), commit, query) }
+
+// learnInfo takes what comes with a revision: what is told of its commit, and that anyone may read it.
+func (f *Front) learnInfo(r repo, rev record) {
+	k := infoKey(r, rev.Commit, "")
+	if _, age, known := f.memo.own(k); rev.Digest != "" && (!known || age > infoTTL) {
+		f.memo.learn(k, record{Digest: rev.Digest, Size: rev.Size, Inline: rev.Inline}, 0, true)
+	}
+	if rev.Yes {
+		f.memo.learn(openKey(r, levelInfo), record{Yes: true}, 0, true)
+	}
+}
+
+// askRevision asks which commit the exchange's revision is, as anyone, or else with the caller's token. Yes of its record says
+// that anyone may ask.
+func (f *Front) askRevision(ctx context.Context, x *exchange) (record, error) {
+	r := x.route.repo
+	doc, err := f.askInfo(ctx, r, x.route.revision, "", "")
+	open := err == nil
+	if err != nil && x.authorization() != "" && !absent(err) && (denied(err) || throttling(err)) {
+		if doc, err = f.askInfo(ctx, r, x.route.revision, "", x.authorization()); err == nil {
+			f.access.accept(r, levelInfo, x.authorization())
+		}
+	}
+	if err != nil {
+		return record{}, err
+	}
+	var info struct {
+		SHA string `json:"sha"`
+	}
+	if err := json.Unmarshal(doc, &info); err != nil {
+		return record{}, fmt.Errorf("what the hub tells of %s: %w: %w", r.name(), content.ErrUnavailable, err)
+	}
+	rec := f.keep(ctx, doc)
+	rec.Commit, rec.Yes = info.SHA, open
+	return rec, nil
+}
+
+// askInfo asks what there is to know of a repository at a revision ("": the default branch).
+func (f *Front) askInfo(ctx context.Context, r repo, revision, query, authorization string) ([]byte, error) {
+	path := r.api()
+	if revision != "" {
+		path += "/revision/" + url.PathEscape(revision)
+	}
+	a, err := f.origin.ask(ctx, call{method: http.MethodGet, path: path, query: query, authorization: authorization})
+	if err != nil {
+		return nil, err
+	}
+	return withoutXet(a.body, 0)
+}
+
+// document is a JSON document of the hub's at a commit: remembered, or else what ask gives.
+func (f *Front) document(ctx context.Context, x *exchange, k string, maxAge time.Duration, ask func(context.Context) (record, error)) ([]byte, record, error) {
+	for range 2 {
+		rec, err := f.memo.do(ctx, k, maxAge, f.who(x), ask)
+		if err != nil {
+			return nil, record{}, err
+		}
+		if maxAge != forever {
+			if err := x.age(rec); err != nil {
+				return nil, record{}, err
+			}
+		}
+		if rec.Digest == "" {
+			return nil, rec.record, nil
+		}
+		doc, err := f.kept(ctx, rec.record)
+		if err == nil {
+			return doc, rec.record, nil
+		}
+		if ctx.Err() != nil {
+			return nil, record{}, context.Cause(ctx)
+		}
+		f.log.Debug("a document that was known is gone", "repository", x.route.repo.name(), "digest", rec.Digest, "cause", err)
+		f.memo.forget(k)
+	}
+	return nil, record{}, fmt.Errorf("what the hub tells of %s: %w", x.route.repo.name(), content.ErrUnavailable)
+}
+
+// keep puts a document into the store, and gives the record that names it. Where the store has no room the record holds it.
+func (f *Front) keep(ctx context.Context, doc []byte) record {
+	rec := record{Digest: digest.FromBytes(doc), Size: int64(len(doc))}
+	if len(doc) <= maxInline {
+		rec.Inline = doc
+	}
+	if err := f.opts.Store.Put(ctx, rec.Digest, "", bytes.NewReader(doc), rec.Size); err != nil {
+		f.log.Debug("document not kept", "size", rec.Size, "cause", err)
+	}
+	return rec
+}
+
+// kept is the document or small file that a record names: with the record itself, here, or with a peer.
+func (f *Front) kept(ctx context.Context, rec record) ([]byte, error) {
+	if int64(len(rec.Inline)) == rec.Size && digest.FromBytes(rec.Inline) == rec.Digest {
+		if _, err := f.opts.Store.Stat(rec.Digest); err != nil { // it came from a peer
+			f.keep(ctx, rec.Inline)
+		}
+		return rec.Inline, nil
+	}
+	if rec.Size < 0 || rec.Size > maxDoc {
+		return nil, fmt.Errorf("document of %d bytes: %w", rec.Size, content.ErrUnavailable)
+	}
+	ctx, cancel := context.WithTimeout(ctx, heldTimeout+time.Duration(rec.Size/heldRate)*time.Second)
+	defer cancel()
+	reader, err := f.opts.Fetcher.Open(ctx, content.Request{Digest: rec.Digest, Size: rec.Size})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = reader.Close() }()
+	if reader.Size() != rec.Size {
+		return nil, fmt.Errorf("%s is of %d bytes, want %d: %w", rec.Digest, reader.Size(), rec.Size, content.ErrDigestMismatch)
+	}
+	body, err := reader.Range(ctx, 0, rec.Size)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = body.Close() }()
+	return io.ReadAll(content.NewVerifier(body, rec.Digest, rec.Size))
+}
+
+// list is the listing of a repository at a commit.
+func (f *Front) list(ctx context.Context, x *exchange, commit string) (*listing, error) {
+	r := x.route.repo
+	k := key("tree", r.name(), commit)
+	if l, ok := f.listings.Get(k); ok {
+		return l, nil
+	}
+	doc, rec, err := f.document(ctx, x, k, forever, func(ctx context.Context) (record, error) {
+		return f.askTree(ctx, r, commit, x.authorization())
+	})
+	if err != nil {
+		return nil, err
+	}
+	l := &listing{large: true}
+	if !rec.Large {
+		if l, err = newListing(doc); err != nil {
+			f.memo.forget(k)
+			return nil, fmt.Errorf("%s at %s: %w: %w", r.name(), commit, content.ErrUnavailable, err)
+		}
+	}
+	f.listings.Add(k, l)
+	return l, nil
+}
+
+// askTree walks the pages of the whole tree.
+func (f *Front) askTree(ctx context.Context, r repo, commit, authorization string) (record, error) {
+	path, query := r.api()+"/tree/"+commit, "recursive=true&expand=false"
+	all := []json.RawMessage{}
+	for range maxPages {
+		page, err := f.askOpen(ctx, call{method: http.MethodGet, path: path, query: query, authorization: authorization})
+		if err != nil {
+			return record{}, err
+		}
+		clean, err := withoutXet(page.body, plainLimit)
+		if err != nil {
+			return record{}, err
+		}
+		var entries []json.RawMessage
+		if err := json.Unmarshal(clean, &entries); err != nil {
+			return record{}, fmt.Errorf("tree of %s at %s: %w: %w", r.name(), commit, content.ErrUnavailable, err)
+		}
+		all = append(all, entries...)
+		if page.next == "" {
+			doc, err := json.Marshal(all)
+			if err != nil {
+				return record{}, err
+			}
+			return f.keep(ctx, doc), nil
+		}
+		path, query, _ = strings.Cut(page.next, "?")
+	}
+	return record{Large: true}, nil
+}
+
+// askOpen asks with the caller's token, and as anyone where the hub does not know that token: what anyone may read is then given
+// to this caller as well.
+func (f *Front) askOpen(ctx context.Context, c call) (*answer, error) {
+	a, err := f.origin.ask(ctx, c)
+	if refused, ok := errors.AsType[*refusal](err); ok && refused.status == http.StatusUnauthorized && c.authorization != "" {
+		c.authorization = ""
+		if open, openErr := f.origin.ask(ctx, c); openErr == nil {
+			return open, nil
+		}
+	}
+	return a, err
+}
+
+// find is what there is at the exchange's path at a commit; nil: nothing is.
+func (f *Front) find(ctx context.Context, x *exchange, commit string) (e *entry, any string, err error) {
+	l, err := f.list(ctx, x, commit)
+	switch {
+	case err != nil && (ctx.Err() != nil || away(err)):
+		return nil, "", err
+	case err != nil: // a hub without listings, as mirrors are
+		e, err = f.findByHead(ctx, x, commit)
+	case l.large:
+		e, err = f.findAlone(ctx, x, commit)
+	default:
+		e, any = l.byPath[x.route.path], l.anyFile()
+	}
+	if e != nil && e.Type != "file" {
+		e = nil
+	}
+	return e, any, err
+}
+
+// findAlone asks about one path of a repository whose listing is long.
+func (f *Front) findAlone(ctx context.Context, x *exchange, commit string) (*entry, error) {
+	r, path := x.route.repo, x.route.path
+	doc, _, err := f.document(ctx, x, key("path", r.name(), commit, path), forever, func(ctx context.Context) (record, error) {
+		body, err := json.Marshal(map[string]any{"paths": []string{path}, "expand": false})
+		if err != nil {
+			return record{}, err
+		}
+		a, err := f.askOpen(ctx, call{
+			method: http.MethodPost, path: r.api() + "/paths-info/" + commit, authorization: x.authorization(),
+			header: http.Header{"Content-Type": {"application/json"}}, body: string(body),
+		})
+		if err != nil {
+			return record{}, err
+		}
+		clean, err := withoutXet(a.body, plainLimit)
+		if err != nil {
+			return record{}, err
+		}
+		return f.keep(ctx, clean), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	l, err := newListing(doc)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", r.name(), content.ErrUnavailable, err)
+	}
+	return l.byPath[path], nil
+}
+
+// findByHead learns of a file what the header of an answer tells.
+func (f *Front) findByHead(ctx context.Context, x *exchange, commit string) (*entry, error) {
+	r, path := x.route.repo, x.route.path
+	doc, _, err := f.document(ctx, x, key("head", r.name(), commit, path), forever, func(ctx context.Context) (record, error) {
+		a, err := f.askOpen(ctx, call{method: http.MethodHead, path: r.file(commit, path), authorization: x.authorization()})
+		if err != nil {
+			return record{}, err
+		}
+		e, err := entryOf(path, a.header)
+		if err != nil {
+			return record{}, fmt.Errorf("HEAD of %s: %w: %w", path, content.ErrUnavailable, err)
+		}
+		doc, err := json.Marshal([]any{e})
+		if err != nil {
+			return record{}, err
+		}
+		return f.keep(ctx, doc), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	l, err := newListing(doc)
+	if err != nil {
+		return nil, err
+	}
+	return l.byPath[path], nil
+}
+
+// entryOf reads the header of an answer to HEAD of a file. The size that a redirect's Content-Length tells is that of its text.
+func entryOf(path string, h http.Header) (map[string]any, error) {
+	size, etag := h.Get("X-Linked-Size"), h.Get("X-Linked-Etag")
+	if etag == "" {
+		etag = h.Get("Etag")
+	}
+	if size == "" && h.Get("Location") == "" {
+		size = h.Get("Content-Length")
+	}
+	etag = strings.Trim(strings.TrimPrefix(etag, "W/"), `"`)
+	n, ok := number(size)
+	if !ok {
+		return nil, errors.New("no size in the answer")
+	}
+	e := map[string]any{"type": "file", "path": path, "size": n, "oid": etag}
+	if len(etag) == 2*sha256.Size {
+		e["lfs"] = map[string]any{"oid": etag, "size": n}
+	}
+	return e, nil
+}
+
+// withoutXet takes xetHash out of a JSON document wherever it stands, so that clients come for the bytes instead of going around
+// the cache. Files larger than keepAbove keep it, if that is not 0: their clients would take them no other way.
+func withoutXet(doc []byte, keepAbove int64) ([]byte, error) {
+	if !bytes.Contains(doc, []byte(`"xet`)) {
+		return doc, nil
+	}
+	d := json.NewDecoder(bytes.NewReader(doc))
+	d.UseNumber() // numbers stay as they are written
+	var v any
+	if err := d.Decode(&v); err != nil {
+		return nil, fmt.Errorf("the hub's JSON: %w: %w", content.ErrUnavailable, err)
+	}
+	strip(v, keepAbove)
+	var out bytes.Buffer
+	e := json.NewEncoder(&out)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSpace(out.Bytes()), nil
+}
+
+func strip(v any, keepAbove int64) {
+	switch v := v.(type) {
+	case []any:
+		for _, item := range v {
+			strip(item, keepAbove)
+		}
+	case map[string]any:
+		size := int64(0)
+		if n, ok := v["size"].(json.Number); ok {
+			size, _ = n.Int64() // what is no whole number is no size
+		}
+		if keepAbove == 0 || size <= keepAbove {
+			delete(v, "xetHash")
+			delete(v, "xetEnabled")
+		}
+		for _, item := range v {
+			strip(item, keepAbove)
+		}
+	}
+}
+
+// pathsOf reads the body of a question about paths, which is a form in Python and JSON in the other clients.
+func pathsOf(contentType string, body []byte) (paths []string, expand bool, err error) {
+	kind, _, _ := strings.Cut(contentType, ";")
+	if strings.TrimSpace(kind) == "application/x-www-form-urlencoded" {
+		form, err := url.ParseQuery(string(body))
+		if err != nil {
+			return nil, false, err
+		}
+		return form["paths"], truth(form.Get("expand")), nil
+	}
+	var q struct {
+		Paths  json.RawMessage `json:"paths"`
+		Expand bool            `json:"expand"`
+	}
+	if err := json.Unmarshal(body, &q); err != nil {
+		return nil, false, err
+	}
+	var one string
+	if json.Unmarshal(q.Paths, &one) == nil {
+		return []string{one}, q.Expand, nil
+	}
+	return paths, q.Expand, json.Unmarshal(q.Paths, &paths)
+}
+
+// truth reads a boolean as the clients write it.
+func truth(s string) bool { return slices.Contains([]string{"true", "1"}, strings.ToLower(s)) }

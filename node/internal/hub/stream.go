@@ -1,0 +1,198 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+const (
+	// firstPiece is how many bytes are read, at most, before the header of an answer goes out.
+	firstPiece = 32 << 10
+	// headerWait is how long the first byte is waited for before the header goes out without it. What fails at once is so told by
+	// its status, and a client that waits 10 s for a header and again for a byte waits for neither in vain.
+	headerWait = 500 * time.Millisecond
+	// steadyFor is how long reading is tried again and again without a byte more.
+	steadyFor   = 30 * time.Second
+	steadyPause = 200 * time.Millisecond
+	maxPause    = 2 * time.Second
+)
+
+type piece struct {
+	data []byte
+	err  error
+}
+
+// stream writes n bytes of a file. The header goes out at once, for the size is known. From then on a failure is a connection that
+// is cut, never an answer that ends too early.
+func (x *exchange) stream(status int, body *steady, n int64) error {
+	first := make(chan piece, 1)
+	go func() {
+		buf := make([]byte, min(n, firstPiece))
+		got, err := io.ReadAtLeast(body, buf, min(1, len(buf)))
+		first <- piece{buf[:got], err}
+	}()
+	wait := time.NewTimer(headerWait)
+	defer wait.Stop()
+	var p piece
+	select {
+	case p = <-first:
+	case <-wait.C:
+		body.promised.Store(true)
+		x.writeHeader(status)
+		_ = http.NewResponseController(x.w).Flush() // the caller has gone, if it fails, and so has what is read
+		p = <-first
+	}
+	if p.err != nil {
+		return p.err
+	}
+	if x.status == 0 {
+		body.promised.Store(true)
+		x.writeHeader(status)
+	}
+	if _, err := x.w.Write(p.data); err != nil {
+		return err
+	}
+	if int64(len(p.data)) == n {
+		return nil
+	}
+	if err := http.NewResponseController(x.w).Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	copied, err := io.Copy(x.w, body) // by WriteTo and ReadFrom, so that file pages move without copying
+	if err != nil {
+		return err
+	}
+	if total := int64(len(p.data)) + copied; total != n {
+		return fmt.Errorf("%d of %d bytes: %w", total, n, io.ErrUnexpectedEOF)
+	}
+	return nil
+}
+
+// steady reads a part of a file, and reads on from where it was when that fails: most clients begin anew, or give up, when an
+// answer is cut.
+type steady struct {
+	ctx       context.Context // of the request
+	open      func() (content.Reader, error)
+	pos, left int64
+	// promised: the header of the answer is out, so that there is no other way any more to tell of a failure than to cut it.
+	promised atomic.Bool
+
+	reader content.Reader
+	part   io.ReadCloser
+	since  time.Time // when reading came to a halt; zero: it goes on
+	pause  time.Duration
+}
+
+// next opens the rest of the part, where it is not open. io.EOF: there is none.
+func (s *steady) next() (err error) {
+	if s.part != nil {
+		return nil
+	}
+	if s.reader == nil {
+		if s.reader, err = s.open(); err != nil {
+			return err
+		}
+	}
+	s.part, err = s.reader.Range(s.ctx, s.pos, s.left)
+	return err
+}
+
+// again decides what comes of an error: nil if it is worth another try, after a pause.
+func (s *steady) again(err error) error {
+	s.drop()
+	lasting := errors.Is(err, content.ErrDigestMismatch) || denied(err) || content.Denied(err)
+	if err == nil || lasting || s.ctx.Err() != nil || !s.promised.Load() {
+		return err
+	}
+	if s.since.IsZero() {
+		s.since, s.pause = time.Now(), steadyPause
+	}
+	if time.Since(s.since) > steadyFor {
+		return err
+	}
+	select {
+	case <-time.After(s.pause):
+	case <-s.ctx.Done():
+		return err
+	}
+	s.pause = min(2*s.pause, maxPause)
+	return nil
+}
+
+// advance notes that n bytes were given on, and what ended that.
+func (s *steady) advance(n int64, err error) error {
+	s.pos, s.left = s.pos+n, s.left-n
+	if n > 0 {
+		s.since = time.Time{}
+	}
+	if s.left > 0 && errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	if err == nil || s.left == 0 && errors.Is(err, io.EOF) {
+		return err
+	}
+	return s.again(err)
+}
+
+func (s *steady) Read(p []byte) (int, error) {
+	for s.left > 0 && len(p) > 0 {
+		if err := s.next(); err != nil {
+			if err = s.again(err); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		n, err := s.part.Read(p)
+		if err = s.advance(int64(n), err); n > 0 || err != nil {
+			return n, err
+		}
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	return 0, io.EOF
+}
+
+// WriteTo keeps the way to sendfile open.
+func (s *steady) WriteTo(w io.Writer) (total int64, err error) {
+	for s.left > 0 {
+		if err := s.next(); err != nil {
+			if err = s.again(err); err != nil {
+				return total, err
+			}
+			continue
+		}
+		n, err := io.Copy(w, s.part)
+		total += n
+		if err == nil && n < s.left {
+			err = io.ErrUnexpectedEOF
+		}
+		if err = s.advance(n, err); err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+func (s *steady) drop() {
+	if s.part != nil {
+		_ = s.part.Close()
+	}
+	if s.reader != nil {
+		_ = s.reader.Close()
+	}
+	s.part, s.reader = nil, nil
+}
+
+// Close ends the reading.
+func (s *steady) Close() error {
+	s.drop()
+	return nil
+}

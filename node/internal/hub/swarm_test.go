@@ -1,0 +1,169 @@
+package hub
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/test/hubtest"
+)
+
+// newAgents starts agents that all know each other.
+func newAgents(t testing.TB, h *hubtest.Hub, count int) []*agent {
+	t.Helper()
+	var agents []*agent
+	var boot []peer.AddrInfo
+	for range count {
+		a := newAgent(t, h, "", boot)
+		agents, boot = append(agents, a), append(boot, a.info())
+	}
+	meet(t, agents)
+	return agents
+}
+
+func meet(t testing.TB, agents []*agent) {
+	t.Helper()
+	for _, a := range agents {
+		<-a.swarm.Started()
+		require.Eventually(t, func() bool { return len(a.swarm.Peers()) == len(agents)-1 }, time.Minute, 10*time.Millisecond)
+		require.Eventually(t, func() bool { return a.errands.Peers() == len(agents)-1 }, time.Minute, 10*time.Millisecond)
+	}
+}
+
+// snapshot asks what snapshot_download of huggingface_hub does: old versions a HEAD for each file, new ones the tree as well.
+func snapshot(t testing.TB, a *agent, id string, files map[string]hubtest.File, withTree bool, headers ...string) {
+	t.Helper()
+	info := a.ask(t, http.MethodGet, "/api/models/"+id+"/revision/main", headers...)
+	require.Equal(t, http.StatusOK, info.status)
+	commit := info.header.Get("X-Repo-Commit")
+	if withTree {
+		require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, "/api/models/"+id+"/tree/"+commit+"?recursive=true&expand=false", headers...).status)
+	}
+	slots := make(chan struct{}, 8)
+	var wg sync.WaitGroup
+	for path, f := range files {
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			head := a.ask(t, http.MethodHead, resolve(id, commit, path), append(headers, "Accept-Encoding", "identity")...)
+			if head.status != http.StatusOK || head.header.Get("X-Repo-Commit") != commit {
+				t.Errorf("HEAD of %s: %d", path, head.status)
+			}
+			g := a.ask(t, http.MethodGet, resolve(id, commit, path), headers...)
+			if g.status != http.StatusOK || g.err != nil || !bytes.Equal(read(t, f.Data), g.body) {
+				t.Errorf("GET of %s: %d, %d bytes, %v", path, g.status, len(g.body), g.err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func shards(h *hubtest.Hub, id string, size int64) (*hubtest.Repo, map[string]hubtest.File, int64) {
+	files := map[string]hubtest.File{}
+	for i := range 4 {
+		files[fmt.Sprintf("model-%d-of-4.safetensors", i+1)] = hubtest.File{Data: hubtest.Random(uint64(i)+10, size+int64(i)), LFS: true}
+	}
+	for i, name := range []string{"README.md", "config.json", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json", "vocab.txt"} {
+		files[name] = hubtest.File{Data: hubtest.Text(fmt.Sprintf(`{"name":%q,"n":%d}`, name, i))}
+	}
+	files["tokenizer.json"] = hubtest.File{Data: hubtest.Random(99, 600<<10)}
+	var total int64
+	for _, f := range files {
+		if f.LFS {
+			total += f.Data.Size()
+		}
+	}
+	r := h.Repo("models", id)
+	r.Commit("main", files)
+	return r, files, total
+}
+
+func TestSwarm_ManyNodesCostTheHubWhatOneDoes(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		restrict func(*hubtest.Repo)
+		headers  []string
+		ratio    float64
+	}{
+		"a public model":  {func(*hubtest.Repo) {}, nil, 1.25},
+		"a gated model":   {func(r *hubtest.Repo) { r.SetGated("good") }, bearer("good"), 1.5},
+		"a private model": {func(r *hubtest.Repo) { r.SetPrivate("good") }, bearer("good"), 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lone := newHub(t)
+			repo, files, _ := shards(lone, "org/m", 6<<20)
+			test.restrict(repo)
+			snapshot(t, newAgent(t, lone, "", nil), "org/m", files, true, test.headers...)
+			one, _ := lone.Count()
+
+			h := newHub(t)
+			repo, files, total := shards(h, "org/m", 6<<20)
+			test.restrict(repo)
+			agents := newAgents(t, h, 8)
+			var wg sync.WaitGroup
+			for i, a := range agents[:6] {
+				wg.Go(func() { snapshot(t, a, "org/m", files, i%2 == 0, test.headers...) })
+			}
+			wg.Wait()
+			many, sent := h.Count()
+			t.Logf("one node: %d questions to the hub; six: %d, and %.3f copies", one, many, float64(sent)/float64(total))
+			for _, r := range h.Requests() {
+				if !r.CDN {
+					t.Logf("%s %s %d %s", r.Method, r.Path, r.Status, r.Authorization)
+				}
+			}
+			require.LessOrEqual(t, float64(sent), 1.05*float64(total))
+			require.LessOrEqual(t, float64(many), test.ratio*float64(one))
+
+			h.Forget()
+			for _, a := range agents[6:] {
+				snapshot(t, a, "org/m", files, true, test.headers...)
+			}
+			late, sent := h.Count()
+			require.Zero(t, sent, "who comes late takes nothing from the hub")
+			t.Logf("two late nodes: %d questions", late)
+			if test.headers == nil {
+				require.Zero(t, late)
+			}
+		})
+	}
+}
+
+func TestSwarm_WithTheHubAwayANodeThatHasNothingGetsWhatOthersHave(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	_, files, _ := shards(h, "org/m", 2<<20)
+	agents := newAgents(t, h, 3)
+	snapshot(t, agents[0], "org/m", files, true)
+	h.Set(hubtest.Trouble{Down: true})
+	rule := policy.DefaultRule()
+	rule.TagTTL = 0
+	for _, a := range agents {
+		a.rule.Store(&rule)
+	}
+	snapshot(t, agents[1], "org/m", files, true)
+	g := agents[2].ask(t, http.MethodGet, "/api/models/org/m")
+	require.Equal(t, http.StatusOK, g.status)
+	require.NotEmpty(t, g.header.Get("Warning"))
+}
+
+func TestSwarm_ANodeThatDiesInTheMiddleCostsNothing(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	_, files, _ := shards(h, "org/m", 4<<20)
+	agents := newAgents(t, h, 4)
+	var wg sync.WaitGroup
+	for _, a := range agents[1:] {
+		wg.Go(func() { snapshot(t, a, "org/m", files, true) })
+	}
+	agents[0].stop(t)
+	wg.Wait()
+}

@@ -1,0 +1,209 @@
+package hub
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/fetch"
+	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
+	"github.com/shoal-cache/shoal/node/internal/store"
+	"github.com/shoal-cache/shoal/node/internal/swarm"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
+	"github.com/shoal-cache/shoal/test/hubtest"
+)
+
+const hubName = "hub.test"
+
+// agent is an agent with a hub front, in this process.
+type agent struct {
+	*Front
+	URL     string
+	store   *store.Store
+	swarm   *swarm.Swarm
+	errands *swarm.Errands
+	fetcher *fetch.Fetcher
+	server  *httptest.Server
+	closed  sync.Once
+	rule    atomic.Pointer[policy.Rule]
+	up      *upstream.Client
+}
+
+// newAgent starts an agent on the store in a directory, "" for a new one.
+func newAgent(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInfo) *agent {
+	t.Helper()
+	if dir == "" {
+		dir = t.TempDir()
+	}
+	a := &agent{}
+	rule := policy.DefaultRule()
+	a.rule.Store(&rule)
+	log := slog.New(slog.DiscardHandler)
+	if testing.Verbose() {
+		log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	reg := prometheus.NewRegistry()
+	var sw atomic.Pointer[swarm.Swarm]
+	var err error
+	a.store, err = store.Open(t.Context(), store.Options{Path: dir, Logger: log, OnEvent: func(e store.Event) {
+		if s := sw.Load(); s != nil && e.Type == store.Committed {
+			a.Committed(e.Info.Digest)
+			s.Provide(e.Info.Digest)
+		}
+	}})
+	require.NoError(t, err)
+	id, _, err := crypto.GenerateEd25519Key(rand.Reader)
+	require.NoError(t, err)
+	a.swarm, err = swarm.New(swarm.Options{
+		Identity: id, Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Bootstrap: bootstrap, Open: true,
+		Store: a.store, Logger: log, Registerer: reg,
+		// A machine that runs tests may be slow; none of these times is what a test is about.
+		JoinTimeout: 30 * time.Second, Schedule: schedule.Config{LeaseTimeout: time.Minute, ChunkTimeout: 2 * time.Minute},
+	})
+	require.NoError(t, err)
+	sw.Store(a.swarm)
+	a.up, err = upstream.New(upstream.Options{
+		Upstreams: []upstream.Upstream{{Registry: hubName, Endpoints: []string{h.URL()}}}, Logger: log,
+		Timeouts: upstream.Timeouts{Retry: 3 * time.Second, Stall: 5 * time.Second},
+		Locate: func(ctx context.Context, repo content.Repository, file, authorization string, anew bool) (*url.URL, error) {
+			return a.Locate(ctx, repo, file, authorization, anew)
+		},
+	})
+	require.NoError(t, err)
+	a.fetcher = fetch.New(fetch.Options{Store: a.store, Swarm: a.swarm, Upstream: a.up, Logger: log, Registerer: reg, PeerSilence: 20 * time.Second})
+	endpoint, transport, err := a.up.Reach(hubName)
+	require.NoError(t, err)
+	a.Front, err = New(Options{
+		Endpoint: endpoint, Transport: transport, Hub: hubName, Fetcher: a.fetcher, Upstream: a.up, Store: a.store, Memory: a.store.KV("hub"),
+		Rules: func(content.Repository) policy.Rule { return *a.rule.Load() }, Logger: log, Registerer: reg,
+	})
+	require.NoError(t, err)
+	a.errands = swarm.NewErrands(a.swarm, a.Known, a.Told)
+	a.Join(a.errands)
+	a.server = httptest.NewServer(a.Front)
+	a.URL = a.server.URL
+	t.Cleanup(func() { a.stop(t) })
+	return a
+}
+
+func (a *agent) stop(t testing.TB) {
+	a.closed.Do(func() {
+		a.server.CloseClientConnections()
+		a.server.Close()
+		a.fetcher.Close()
+		require.NoError(t, a.swarm.Close())
+		a.up.Close()
+		require.NoError(t, a.store.Close())
+	})
+}
+
+func (a *agent) info() peer.AddrInfo { return peer.AddrInfo{ID: a.swarm.ID(), Addrs: a.swarm.Addrs()} }
+
+// got is an answer that was read to its end.
+type got struct {
+	status int
+	header http.Header
+	body   []byte
+	err    error // of reading the body
+}
+
+func (g got) sha256() string {
+	sum := sha256.Sum256(g.body)
+	return hex.EncodeToString(sum[:])
+}
+
+// ask sends a request with the headers that are given as name and value, one after the other.
+func (a *agent) ask(t testing.TB, method, path string, headers ...string) got {
+	t.Helper()
+	return ask(t, a.URL, method, path, nil, headers...)
+}
+
+func ask(t testing.TB, base, method, path string, body io.Reader, headers ...string) got {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, base+path, body)
+	require.NoError(t, err)
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+	}
+	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	resp, err := client.Do(req)
+	require.NoError(t, err)
+	defer func() { _ = resp.Body.Close() }()
+	g := got{status: resp.StatusCode, header: resp.Header}
+	g.body, g.err = io.ReadAll(resp.Body)
+	return g
+}
+
+func bearer(token string) []string { return []string{"Authorization", "Bearer " + token} }
+
+// newHub starts a fake hub.
+func newHub(t testing.TB) *hubtest.Hub {
+	t.Helper()
+	h := hubtest.New()
+	t.Cleanup(h.Close)
+	return h
+}
+
+// model is a repository with files of both kinds, and what is in them by path.
+func model(h *hubtest.Hub, id string) (*hubtest.Repo, string, map[string]hubtest.File) {
+	files := map[string]hubtest.File{
+		"config.json":                      {Data: hubtest.Text(`{"model_type":"shoal"}`)},
+		".gitattributes":                   {Data: hubtest.Text("*.safetensors filter=lfs\n")},
+		"empty.txt":                        {Data: hubtest.Text("")},
+		"tokenizer.json":                   {Data: hubtest.Random(7, 700<<10)},
+		"sub dir/100% #1 ü.txt":            {Data: hubtest.Text("odd names")},
+		"model-00001-of-00002.safetensors": {Data: hubtest.Random(1, 5<<20+17), LFS: true},
+		"sub dir/part 2 %41 #.safetensors": {Data: hubtest.Random(2, 3<<20), LFS: true},
+		"onnx/model.onnx":                  {Data: hubtest.Random(3, 100), LFS: true},
+	}
+	r := h.Repo("models", id)
+	return r, r.Commit("main", files), files
+}
+
+func read(t testing.TB, d hubtest.Data) []byte {
+	t.Helper()
+	data, err := io.ReadAll(io.NewSectionReader(d, 0, d.Size()))
+	require.NoError(t, err)
+	return data
+}
+
+func resolve(id, revision, path string) string {
+	return fmt.Sprintf("/%s/resolve/%s/%s", id, url.PathEscape(revision), escape(path))
+}
+
+// raw sends a request as it is written, and gives the answer's first line.
+func raw(t testing.TB, base, request string) string {
+	t.Helper()
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(base, "http://"))
+	require.NoError(t, err)
+	defer func() { _ = c.Close() }()
+	_, err = io.WriteString(c, request)
+	require.NoError(t, err)
+	line, err := bufio.NewReader(c).ReadString('\n')
+	require.NoError(t, err)
+	return line
+}
+
+func byteRange(first, last int) string { return fmt.Sprintf("bytes=%d-%d", first, last) }

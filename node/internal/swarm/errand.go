@@ -1,0 +1,283 @@
+package swarm
+
+import (
+	"bufio"
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/opencontainers/go-digest"
+)
+
+const (
+	// errandHomes is how many peers are tried as the home of a question before a node asks without one.
+	errandHomes = 2
+	// errandPatience bounds the wait for the home's first word, errandWait that for what another node asks meanwhile, and
+	// errandLease the time that a node has to ask.
+	errandPatience = 1500 * time.Millisecond
+	errandWait     = 12 * time.Second
+	errandLease    = 20 * time.Second
+	// maxErrandKey is the longest key in bytes that is taken from a peer.
+	maxErrandKey = 8 << 10
+)
+
+// Errands has one node ask for all what all want to know of an upstream. The home of a question is the live peer nearest to its key
+// by the DHT's metric. It gives the answer to who comes later, has one node at a time ask, and has the others wait for it. It
+// asks nothing itself, so whoever asks does so in the name of its own caller.
+//
+// A home that does not answer, and an errand that fails, leave each node to ask by itself.
+type Errands struct {
+	swarm *Swarm
+	known func(key string) (value []byte, age time.Duration, ok bool)
+	told  func(key string, value []byte, age time.Duration)
+
+	mu      sync.Mutex
+	running map[string]*errand    // those that this node is the home of
+	silent  map[peer.ID]time.Time // homes that did not answer, and when
+}
+
+// errand is a question that some node is asking now.
+type errand struct {
+	done  chan struct{}
+	value []byte
+	ok    bool
+}
+
+// NewErrands returns the swarm's errands. known gives what this node remembers under a key, and told has it remember what another has
+// found out.
+func NewErrands(
+	s *Swarm, known func(key string) (value []byte, age time.Duration, ok bool), told func(key string, value []byte, age time.Duration),
+) *Errands {
+	e := &Errands{swarm: s, known: known, told: told, running: map[string]*errand{}, silent: map[peer.ID]time.Time{}}
+	s.host.SetStreamHandler(s.protocol("errand"), e.serve)
+	answer(s, "remember", func(q rememberQuery) errandAnswer {
+		value, age, ok := known(q.Key)
+		if !ok {
+			return errandAnswer{}
+		}
+		return errandAnswer{State: errandKnown, Value: value, Age: age.Milliseconds()}
+	})
+	return e
+}
+
+// Recall gives the newest value that a connected peer remembers. It takes at most about a second.
+func (e *Errands) Recall(ctx context.Context, key string) (value []byte, age time.Duration, ok bool) {
+	askPeers(ctx, e.swarm, "remember", rememberQuery{Key: key}, func(a errandAnswer) bool {
+		if theirs := a.age(); a.State == errandKnown && (!ok || theirs < age) {
+			value, age, ok = a.Value, theirs, true
+		}
+		return false // another may know a newer one
+	})
+	return value, age, ok
+}
+
+// Do gives the value of key that a node has and that is at most maxAge old, or else what ask gives, here or on another node. It fails
+// only with ask's error, or when ctx ends.
+func (e *Errands) Do(
+	ctx context.Context, key string, maxAge time.Duration, ask func(context.Context) ([]byte, error),
+) (value []byte, age time.Duration, err error) {
+	for _, p := range e.homes(ctx, key) {
+		var done bool
+		if p == e.swarm.host.ID() {
+			value, age, done, err = e.atHome(ctx, key, maxAge, ask)
+		} else {
+			value, age, done, err = e.away(ctx, p, key, maxAge, ask)
+		}
+		if done || err != nil {
+			return value, age, err
+		}
+	}
+	value, err = ask(ctx)
+	return value, 0, err
+}
+
+// homes are the peers to try as the home of a key, which may be this node, the best first.
+func (e *Errands) homes(ctx context.Context, key string) []peer.ID {
+	peers := e.swarm.nearest(ctx, digest.FromString("errand "+key), askedAtOnce)
+	return first(errandHomes, slices.DeleteFunc(peers, func(p peer.ID) bool {
+		if p == e.swarm.host.ID() {
+			return false
+		}
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if time.Since(e.silent[p]) < shunned {
+			return true
+		}
+		return !e.serves(p)
+	}))
+}
+
+func first[T any](n int, list []T) []T { return list[:min(n, len(list))] }
+
+// atHome runs an errand whose home is this node. done is false where ask is to be called without a home.
+func (e *Errands) atHome(
+	ctx context.Context, key string, maxAge time.Duration, ask func(context.Context) ([]byte, error),
+) (value []byte, age time.Duration, done bool, err error) {
+	waiting, cancel := context.WithTimeout(ctx, errandWait)
+	defer cancel()
+	value, age, finish := e.enter(waiting, key, maxAge, nil)
+	switch {
+	case value != nil:
+		return value, age, true, nil
+	case finish == nil:
+		return nil, 0, false, ctx.Err()
+	}
+	value, err = ask(ctx)
+	finish(value, err == nil)
+	return value, 0, true, err
+}
+
+// enter gives the value of a key at its home; or, where nobody is asking, a function that must be called with what was found out; or
+// neither, where the one who was asking has failed or ctx has ended. wait is called before another's answer is waited for.
+func (e *Errands) enter(ctx context.Context, key string, maxAge time.Duration, wait func()) (value []byte, age time.Duration, finish func([]byte, bool)) {
+	if value, age, ok := e.known(key); ok && age <= maxAge {
+		return value, age, nil
+	}
+	e.mu.Lock()
+	r := e.running[key]
+	if r == nil {
+		r = &errand{done: make(chan struct{})}
+		e.running[key] = r
+		e.mu.Unlock()
+		return nil, 0, func(value []byte, ok bool) { e.finish(key, r, value, ok) }
+	}
+	e.mu.Unlock()
+	if wait != nil {
+		wait()
+	}
+	select {
+	case <-r.done:
+	case <-ctx.Done():
+		return nil, 0, nil
+	}
+	if r.ok {
+		return r.value, 0, nil
+	}
+	return nil, 0, nil
+}
+
+func (e *Errands) finish(key string, r *errand, value []byte, ok bool) {
+	if ok && len(value) <= maxFrame/2 {
+		e.told(key, value, 0)
+		r.value, r.ok = value, true
+	}
+	e.mu.Lock()
+	delete(e.running, key)
+	e.mu.Unlock()
+	close(r.done)
+}
+
+// away runs an errand whose home is p. done is false where p was of no use.
+func (e *Errands) away(
+	ctx context.Context, p peer.ID, key string, maxAge time.Duration, ask func(context.Context) ([]byte, error),
+) (value []byte, age time.Duration, done bool, err error) {
+	opening, cancel := context.WithTimeout(ctx, errandPatience)
+	defer cancel()
+	stream, err := e.swarm.host.NewStream(opening, p, e.swarm.protocol("errand"))
+	if err != nil {
+		e.failed(ctx, p, err)
+		return nil, 0, false, ctx.Err()
+	}
+	defer func() { _ = stream.Reset() }()
+	_ = stream.SetDeadline(time.Now().Add(errandPatience))
+	in := bufio.NewReader(stream)
+	var a errandAnswer
+	if err = writeFrame(stream, errandQuery{Key: key, MaxAge: maxAge.Milliseconds()}); err == nil {
+		err = readFrame(in, &a)
+	}
+	if err != nil {
+		e.failed(ctx, p, err)
+		return nil, 0, false, ctx.Err()
+	}
+	if a.State == errandWaiting {
+		_ = stream.SetDeadline(time.Now().Add(errandWait))
+		a = errandAnswer{}
+		if readFrame(in, &a) != nil { // it lives, and will be asked again
+			return nil, 0, false, ctx.Err()
+		}
+	}
+	switch a.State {
+	case errandKnown:
+		return a.Value, a.age(), true, nil
+	case errandAsk:
+	default:
+		return nil, 0, false, ctx.Err()
+	}
+	value, err = ask(ctx)
+	_ = stream.SetDeadline(time.Now().Add(errandPatience))
+	if writeFrame(stream, errandResult{OK: err == nil, Value: value}) == nil {
+		_ = stream.CloseWrite()
+		_, _ = in.ReadByte() // until it has been taken in: a reset would overtake it
+	}
+	return value, 0, true, err
+}
+
+func (e *Errands) failed(ctx context.Context, p peer.ID, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	e.swarm.log.Debug("home of a question did not answer", "peer", p, "error", err)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	maps.DeleteFunc(e.silent, func(_ peer.ID, at time.Time) bool { return time.Since(at) > shunned })
+	e.silent[p] = time.Now()
+}
+
+// serve is the home's side.
+func (e *Errands) serve(stream network.Stream) {
+	defer func() { _ = stream.Close() }()
+	_ = stream.SetDeadline(time.Now().Add(queryTimeout))
+	in := bufio.NewReader(stream)
+	var q errandQuery
+	if err := readFrame(in, &q); err != nil || len(q.Key) > maxErrandKey {
+		_ = stream.Reset()
+		return
+	}
+	ctx, cancel := context.WithTimeout(e.swarm.ctx, errandWait)
+	defer cancel()
+	value, age, finish := e.enter(ctx, q.Key, time.Duration(q.MaxAge)*time.Millisecond, func() {
+		_ = stream.SetDeadline(time.Now().Add(errandWait + queryTimeout))
+		_ = writeFrame(stream, errandAnswer{State: errandWaiting}) // what fails now fails again below
+	})
+	_ = stream.SetDeadline(time.Now().Add(queryTimeout))
+	switch {
+	case value != nil:
+		_ = writeFrame(stream, errandAnswer{State: errandKnown, Value: value, Age: age.Milliseconds()})
+		return
+	case finish == nil:
+		_ = writeFrame(stream, errandAnswer{State: errandAlone})
+		return
+	}
+	var r errandResult
+	defer func() { finish(r.Value, r.OK) }()
+	if err := writeFrame(stream, errandAnswer{State: errandAsk}); err != nil {
+		return
+	}
+	_ = stream.SetDeadline(time.Now().Add(errandLease))
+	if err := readFrame(in, &r); err != nil {
+		r = errandResult{}
+		_ = stream.Reset()
+	}
+}
+
+func (a errandAnswer) age() time.Duration { return max(0, time.Duration(a.Age)*time.Millisecond) }
+
+// Peers is how many connected peers may be the home of a question.
+func (e *Errands) Peers() (n int) {
+	for _, p := range e.swarm.host.Network().Peers() {
+		if e.serves(p) {
+			n++
+		}
+	}
+	return n
+}
+
+// serves reports whether p takes errands, as one does that serves the same kind of upstream.
+func (e *Errands) serves(p peer.ID) bool {
+	can, err := e.swarm.host.Peerstore().SupportsProtocols(p, e.swarm.protocol("errand"))
+	return err == nil && len(can) > 0
+}

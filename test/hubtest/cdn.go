@@ -1,0 +1,122 @@
+package hubtest
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// sign makes a URL of the CDN that holds for a while.
+func (h *Hub) sign(repo *Repo, sha, p string) string {
+	_, epoch := h.now()
+	base := h.cdn.URL
+	if h.SameHost {
+		base = h.hub.URL
+	}
+	q := url.Values{
+		"Expires": {strconv.FormatInt(time.Now().Add(h.URLLife).Unix(), 10)}, "Signature": {fmt.Sprint(epoch)},
+	}
+	return base + "/cdn/" + repo.kind + "/" + repo.id + "/" + sha + "/" + escape(p) + "?" + q.Encode()
+}
+
+// serveCDN gives large files to who has a URL that is signed.
+func (h *Hub) serveCDN(rw http.ResponseWriter, r *http.Request) {
+	w := &counted{ResponseWriter: rw, status: http.StatusOK}
+	defer h.note(w, r, true)
+	t, epoch := h.now()
+	if t.Down {
+		w.status = 0
+		panic(http.ErrAbortHandler)
+	}
+	expires, err := strconv.ParseInt(r.URL.Query().Get("Expires"), 10, 64)
+	if err != nil || time.Now().Unix() >= expires || r.URL.Query().Get("Signature") != fmt.Sprint(epoch) {
+		http.Error(w, "AccessDenied", http.StatusForbidden)
+		return
+	}
+	if r.Method == http.MethodHead { // signed for GET
+		http.Error(w, "SignatureDoesNotMatch", http.StatusForbidden)
+		return
+	}
+	parts := strings.Split(strings.TrimPrefix(r.URL.EscapedPath(), "/cdn/"), "/")
+	for i := range parts {
+		parts[i], _ = url.PathUnescape(parts[i])
+	}
+	repo, rest := h.find(parts[0], parts[1:])
+	if repo == nil || len(rest) < 2 {
+		http.Error(w, "NoSuchKey", http.StatusNotFound)
+		return
+	}
+	_, files := repo.commit(rest[0])
+	f := files[strings.Join(rest[1:], "/")]
+	if f == nil {
+		http.Error(w, "NoSuchKey", http.StatusNotFound)
+		return
+	}
+	if r.Header.Get("Range") == "" && t.RangeOnly {
+		http.Error(w, "too large to be cached", http.StatusBadRequest)
+		return
+	}
+	if t.Stall > 0 {
+		select {
+		case <-time.After(t.Stall):
+		case <-r.Context().Done():
+			return
+		}
+	}
+	if t.NoRange {
+		r.Header.Del("Range")
+	}
+	var body io.ReadSeeker = io.NewSectionReader(f.Data, 0, f.Data.Size())
+	if t.Wrong {
+		body = io.NewSectionReader(flipped{f.Data}, 0, f.Data.Size())
+	}
+	w.Header().Set("Etag", `"`+f.sha256[:32]+`"`) // of the storage, not of the file
+	w.Header().Set("Content-Type", "application/octet-stream")
+	if h.takeCut() {
+		http.ServeContent(&cutting{ResponseWriter: w, left: t.CutAfter}, r, "", time.Time{}, body)
+		return
+	}
+	http.ServeContent(w, r, "", time.Time{}, body)
+}
+
+// takeCut reports whether this answer is one of those to be cut.
+func (h *Hub) takeCut() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.trouble.CutAfter == 0 || h.trouble.Cuts == 0 {
+		return false
+	}
+	h.trouble.Cuts--
+	return true
+}
+
+// cutting ends a connection in the middle of an answer.
+type cutting struct {
+	http.ResponseWriter
+	left int64
+}
+
+func (c *cutting) Write(p []byte) (int, error) {
+	if int64(len(p)) >= c.left {
+		_, _ = c.ResponseWriter.Write(p[:c.left])
+		_ = http.NewResponseController(c.ResponseWriter).Flush()
+		panic(http.ErrAbortHandler)
+	}
+	c.left -= int64(len(p))
+	return c.ResponseWriter.Write(p)
+}
+
+// flipped has one wrong byte in the middle.
+type flipped struct{ Data }
+
+func (f flipped) ReadAt(p []byte, off int64) (int, error) {
+	n, err := f.Data.ReadAt(p, off)
+	if at := f.Size()/2 - off; at >= 0 && at < int64(n) {
+		p[at] ^= 1
+	}
+	return n, err
+}
