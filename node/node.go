@@ -213,6 +213,9 @@ func (n *node) fileOf(root cid.Cid) (digest.Digest, int64, bool) {
 // close ends the parts, those above first.
 func (n *node) close() error {
 	errs := []error{n.kube.close()}
+	if n.hub != nil {
+		n.hub.Close()
+	}
 	if n.fetcher != nil {
 		n.fetcher.Close()
 	}

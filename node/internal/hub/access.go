@@ -144,6 +144,12 @@ func (a *access) anyone(ctx context.Context, r repo, l level, ttl time.Duration,
 // openKey is that of whether everybody may read a repository.
 func openKey(r repo, l level) string { return key("open", string(l), r.name()) }
 
+// open reports whether everybody may read r at a level, as far as this node knows.
+func (a *access) open(r repo, l level) bool {
+	rec, _, ok := a.memo.own(openKey(r, l))
+	return ok && rec.Yes
+}
+
 // absent reports whether the hub's answer is that the repository has no such file or revision, which says nothing of who may read it.
 func absent(err error) bool {
 	r, ok := errors.AsType[*refusal](err)

@@ -9,7 +9,8 @@
 //	access.go      who may read it: the hub's word, for each caller's own token
 //	file.go        one file: its header, its bytes, the proof that a repository has it
 //	ranges.go      Range headers
-//	stream.go      writing bytes that may still be arriving
+//	stream.go      writing bytes that may still be arriving, and reading on where that breaks off
+//	locate.go      where the hub has the bytes of a large file for the moment
 //	api.go         info, tree, paths-info and refs out of what is known
 //	pass.go        everything else, to the hub and back
 //	memo.go        what the hub said, remembered here and asked once for all nodes

@@ -43,11 +43,7 @@ func (f *Front) file(x *exchange) error {
 	if e == nil && other != "" {
 		asked = other // whether a caller may read the files is found out with one that is there
 	}
-	err = f.admit(ctx, x, levelFiles, func(ctx context.Context, authorization string) error {
-		_, err := f.origin.ask(ctx, call{method: http.MethodHead, path: r.file(commit, asked), authorization: authorization})
-		return err
-	})
-	if err != nil {
+	if err := f.admit(ctx, x, levelFiles, f.head(r.file(commit, asked))); err != nil {
 		return err
 	}
 	if e == nil {
@@ -90,6 +86,14 @@ func (f *Front) file(x *exchange) error {
 	body := &steady{ctx: ctx, pos: part.off, left: part.n, open: func() (content.Reader, error) { return f.open(ctx, x, e, commit) }}
 	defer func() { _ = body.Close() }()
 	return x.stream(status, body, part.n)
+}
+
+// head asks whether the hub gives a file. That it leads elsewhere for it is a yes.
+func (f *Front) head(file string) probe {
+	return func(ctx context.Context, authorization string) error {
+		_, err := f.origin.ask(ctx, call{method: http.MethodHead, path: file, authorization: authorization, stay: true})
+		return err
+	}
 }
 
 // describe sets the header that clients read off a file. They name what they keep by the ETag, so it is the hub's very own.
@@ -205,6 +209,7 @@ func blobKey(d digest.Digest, name string) string { return key("blob", d.String(
 func (f *Front) Committed(d digest.Digest) {
 	if name, ok := f.flights.only(d); ok {
 		f.memo.learn(heldKey(name, d), record{Yes: true}, 0, true)
+		f.telling.Go(func() { f.memo.tell(f.ctx, heldKey(name, d), record{Yes: true}) })
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -71,6 +72,10 @@ type Front struct {
 	listings *lru.Cache[string, *listing]
 	flights  flights
 	running  running
+
+	ctx     context.Context // of what goes on behind an answer
+	cancel  context.CancelFunc
+	telling sync.WaitGroup
 }
 
 // maxListings bounds the listings in memory.
@@ -88,6 +93,7 @@ func New(opts Options) (*Front, error) {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	f := &Front{opts: opts, log: opts.Logger}
+	f.ctx, f.cancel = context.WithCancel(context.Background())
 	var errs [5]error
 	f.metrics, errs[0] = newMetrics(opts.Registerer)
 	f.memo, errs[1] = newMemo(opts.Memory, f.log)
@@ -121,6 +127,12 @@ func (f *Front) Known(key string) (value []byte, age time.Duration, ok bool) {
 
 // Told remembers what another node has found out for all.
 func (f *Front) Told(key string, value []byte, age time.Duration) { f.memo.told(key, value, age) }
+
+// Close ends what goes on behind the answers.
+func (f *Front) Close() {
+	f.cancel()
+	f.telling.Wait()
+}
 
 // Drain refuses new requests with 503 and returns when the running ones have ended, or with ctx's error before.
 func (f *Front) Drain(ctx context.Context) error { return f.running.drain(ctx) }

@@ -81,6 +81,7 @@ type record struct {
 type remembered struct {
 	record record
 	at     time.Time
+	saved  time.Time // what of at is on disk; zero: nothing
 }
 
 // memo remembers what the hub said, and asks it what it does not know: once for all callers of this node, and once for all nodes.
@@ -252,11 +253,14 @@ func (m *memo) learn(key string, rec record, age time.Duration, keep bool) {
 		}
 	}
 	rec.Inline = nil
-	before, known := m.recent.Peek(key)
-	m.recent.Add(key, remembered{rec, at})
-	if keep && (!known || !same(before.record, rec) || at.Sub(before.at) >= savedAgain) {
-		m.save(key, remembered{rec, at})
+	now := remembered{record: rec, at: at}
+	if before, known := m.recent.Peek(key); known && same(before.record, rec) {
+		now.saved = before.saved
 	}
+	if keep && at.Sub(now.saved) >= savedAgain && m.save(key, now) {
+		now.saved = at
+	}
+	m.recent.Add(key, now)
 }
 
 // savedAgain is how much older than it is a record may seem after a restart. To write each time would cost a sync of the disk.
@@ -282,13 +286,15 @@ func (m *memo) load(key string) (remembered, bool) {
 	if !ok || json.Unmarshal(raw, &k) != nil {
 		return remembered{}, false
 	}
-	return remembered{k.Record, time.Unix(min(k.Unix, time.Now().Unix()), 0)}, true
+	at := time.Unix(min(k.Unix, time.Now().Unix()), 0)
+	return remembered{k.Record, at, at}, true
 }
 
-// save writes a record to disk. What is signed for a short time is a credential, and not kept. The caller holds m.mu.
-func (m *memo) save(key string, r remembered) {
+// save writes a record to disk and reports whether it did. What is signed for a short time is a credential, and not kept. The
+// caller holds m.mu.
+func (m *memo) save(key string, r remembered) bool {
 	if m.memory == nil || r.record.URL != "" {
-		return
+		return false
 	}
 	raw, err := json.Marshal(kept{r.record, r.at.Unix()})
 	if err == nil {
@@ -296,10 +302,26 @@ func (m *memo) save(key string, r remembered) {
 	}
 	if err != nil {
 		m.log.Warn("what the hub said is not remembered across a restart", "error", err)
-		return
+		return false
 	}
 	if m.kept++; m.kept > maxKept {
 		m.prune()
+	}
+	return true
+}
+
+// tell has all nodes know a record that this one has found out by itself.
+func (m *memo) tell(ctx context.Context, key string, rec record) {
+	m.learn(key, rec, 0, true)
+	if m.shared == nil {
+		return
+	}
+	raw, err := json.Marshal(rec)
+	if err == nil {
+		_, _, err = m.shared.Do(ctx, key, forever, func(context.Context) ([]byte, error) { return raw, nil })
+	}
+	if err != nil {
+		m.log.Debug("others are not told", "cause", err)
 	}
 }
 

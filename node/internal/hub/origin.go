@@ -60,6 +60,7 @@ type call struct {
 	header        http.Header // besides those that every question has
 	body          string
 	headerOnly    bool // the body of the answer is not read
+	stay          bool // a redirect within the hub is not followed, but the answer
 }
 
 func (c call) String() string { return c.method + " " + c.path }
@@ -271,7 +272,7 @@ func (o *origin) follow(ctx context.Context, c call) (*http.Response, error) {
 			return nil, err
 		}
 		next := o.within(resp)
-		if next == nil {
+		if next == nil || c.stay && resp.Header.Get("X-Repo-Commit") != "" {
 			return resp, nil
 		}
 		_, _ = io.CopyN(io.Discard, resp.Body, maxErrorDoc)

@@ -126,12 +126,8 @@ func (f *Front) enter(ctx context.Context, x *exchange) (commit string, err erro
 	if revision == "" {
 		revision = mainRevision
 	}
-	look := func(ctx context.Context, authorization string) error {
-		_, err := f.askInfo(ctx, r, x.route.revision, "", authorization)
-		return err
-	}
 	if isCommit(revision) {
-		return revision, f.admit(ctx, x, levelInfo, look)
+		return revision, f.enterAt(ctx, x, revision)
 	}
 	rev, err := f.memo.do(ctx, revisionKey(r, revision), x.rule.TagTTL, f.who(x), func(ctx context.Context) (record, error) {
 		return f.askRevision(ctx, x)
@@ -149,8 +145,28 @@ func (f *Front) enter(ctx context.Context, x *exchange) (commit string, err erro
 	if rev.Yes {
 		return rev.Commit, nil
 	}
-	return rev.Commit, f.admit(ctx, x, levelInfo, look)
+	return rev.Commit, f.enterAt(ctx, x, rev.Commit)
 }
+
+// enterAt returns an error where the exchange's caller may not read what the hub tells of a commit. Who may read the files may
+// read that, so a caller for whom it is not known is asked about with a file, where one is known: it asks for files next.
+func (f *Front) enterAt(ctx context.Context, x *exchange, commit string) error {
+	r := x.route.repo
+	look := func(ctx context.Context, authorization string) error {
+		_, err := f.askInfo(ctx, r, commit, "", authorization)
+		return err
+	}
+	if l, ok := f.listings.Get(treeKey(r, commit)); ok && x.authorization() != "" && !f.access.open(r, levelInfo) {
+		for _, path := range []string{x.route.path, l.anyFile()} {
+			if e := l.byPath[path]; e != nil && e.Type == "file" && f.admit(ctx, x, levelFiles, f.head(r.file(commit, path))) == nil {
+				return nil
+			}
+		}
+	}
+	return f.admit(ctx, x, levelInfo, look)
+}
+
+func treeKey(r repo, commit string) string { return key("tree", r.name(), commit) }
 
 func revisionKey(r repo, revision string) string { return key("revision", r.name(), revision) }
 
@@ -277,7 +293,7 @@ func (f *Front) kept(ctx context.Context, rec record) ([]byte, error) {
 // list is the listing of a repository at a commit.
 func (f *Front) list(ctx context.Context, x *exchange, commit string) (*listing, error) {
 	r := x.route.repo
-	k := key("tree", r.name(), commit)
+	k := treeKey(r, commit)
 	if l, ok := f.listings.Get(k); ok {
 		return l, nil
 	}

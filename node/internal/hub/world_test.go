@@ -112,6 +112,7 @@ func (a *agent) stop(t testing.TB) {
 	a.closed.Do(func() {
 		a.server.CloseClientConnections()
 		a.server.Close()
+		a.Close()
 		a.fetcher.Close()
 		require.NoError(t, a.swarm.Close())
 		a.up.Close()
