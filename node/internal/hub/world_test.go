@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"strings"
 	"sync"
@@ -86,7 +87,8 @@ func newAgent(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInf
 	sw.Store(a.swarm)
 	a.up, err = upstream.New(upstream.Options{
 		Upstreams: []upstream.Upstream{{Registry: hubName, Endpoints: []string{h.URL()}}}, Logger: log,
-		Timeouts: upstream.Timeouts{Retry: 3 * time.Second, Stall: 5 * time.Second},
+		AllowAddresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, // where the fake hub's CDN is
+		Timeouts:       upstream.Timeouts{Retry: 3 * time.Second, Stall: 5 * time.Second},
 		Locate: func(ctx context.Context, repo content.Repository, file, authorization string, anew bool) (*url.URL, error) {
 			return a.Locate(ctx, repo, file, authorization, anew)
 		},
