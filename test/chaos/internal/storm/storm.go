@@ -95,9 +95,13 @@ func New(r *rig.Rig, settings plan.Settings, log *slog.Logger) *Storm {
 	}
 }
 
-// violate notes what must not happen.
+// violate notes what must not happen. Round -1 stands for the run as a whole.
 func (s *Storm) violate(round int, format string, args ...any) {
-	text := fmt.Sprintf("round %d: ", round) + fmt.Sprintf(format, args...)
+	when := fmt.Sprintf("round %d: ", round)
+	if round < 0 {
+		when = "at the end: "
+	}
+	text := when + fmt.Sprintf(format, args...)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if slices.Contains(s.Violations, text) {
