@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -234,30 +235,61 @@ func (n *node) close() error {
 	return errors.Join(errs...)
 }
 
-// serve runs the servers until ctx ends, then lets running answers end.
+// server is an address and what answers at it.
+type server struct {
+	name, address string
+	handler       http.Handler
+	drain         func(context.Context) error // ends the running answers first, where it is not nil
+	tls           *tls.Config                 // nil: plain HTTP
+	listener      net.Listener
+}
+
+// serve runs the servers until ctx ends, then lets running answers end. All ports are bound before anything is served.
 func (n *node) serve(ctx context.Context) error {
-	group, ctx := errgroup.WithContext(ctx)
-	admin, err := listen(ctx, "admin", n.config.Admin.Listen)
+	servers, err := n.listenAll(ctx)
 	if err != nil {
+		for _, s := range servers {
+			err = errors.Join(err, s.listener.Close())
+		}
 		return err
 	}
-	front, err := listen(ctx, "registry", n.config.Registry.Listen)
-	if err != nil {
-		return errors.Join(err, admin.Close())
+	group, ctx := errgroup.WithContext(ctx)
+	for _, s := range servers {
+		group.Go(func() error { return n.answer(ctx, s) })
 	}
-	if n.hub != nil {
-		models, err := listen(ctx, "hub", n.config.Hub.Listen)
-		if err != nil {
-			return errors.Join(err, admin.Close(), front.Close())
-		}
-		group.Go(func() error { return n.answer(ctx, "hub", models, n.hub, n.hub.Drain) })
-	}
-	group.Go(func() error { return n.answer(ctx, "admin", admin, n.adminHandler(), nil) })
-	group.Go(func() error { return n.answer(ctx, "registry", front, n.watch.Handler(n.front), n.front.Drain) })
 	group.Go(func() error { n.kube.run(ctx); return nil })
 	group.Go(func() error { n.followMirror(ctx); return nil })
 	n.log.Info("agent started", "version", version, "peer", n.swarm.ID(), "addresses", n.swarm.Addrs())
 	return group.Wait()
+}
+
+// listenAll opens the address of every server. On failure it returns those that it opened.
+func (n *node) listenAll(ctx context.Context) ([]server, error) {
+	servers := []server{
+		{name: "admin", address: n.config.Admin.Listen, handler: n.adminHandler()},
+		{name: "registry", address: n.config.Registry.Listen, handler: n.watch.Handler(n.front), drain: n.front.Drain},
+	}
+	if n.hub != nil {
+		servers = append(servers, server{name: "hub", address: n.config.Hub.Listen, handler: n.hub, drain: n.hub.Drain})
+	}
+	if n.config.Metrics.Listen != "" {
+		s, err := n.metricsServer()
+		if err != nil {
+			return nil, err
+		}
+		servers = append(servers, s)
+	}
+	for i := range servers {
+		l, err := listen(ctx, servers[i].name, servers[i].address)
+		if err != nil {
+			return servers[:i], err
+		}
+		if servers[i].tls != nil {
+			l = tls.NewListener(l, servers[i].tls)
+		}
+		servers[i].listener = l
+	}
+	return servers, nil
 }
 
 func listen(ctx context.Context, name, address string) (net.Listener, error) {
@@ -269,28 +301,28 @@ func listen(ctx context.Context, name, address string) (net.Listener, error) {
 	return l, nil
 }
 
-// answer serves at a listener until ctx ends. drain, where there is one, ends the running answers first.
-func (n *node) answer(ctx context.Context, name string, l net.Listener, h http.Handler, drain func(context.Context) error) error {
+// answer runs a server until ctx ends.
+func (n *node) answer(ctx context.Context, s server) error {
 	server := &http.Server{
-		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
-		ErrorLog: slog.NewLogLogger(n.log.With("part", name).Handler(), slog.LevelDebug),
+		Handler: s.handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		ErrorLog: slog.NewLogLogger(n.log.With("part", s.name).Handler(), slog.LevelDebug),
 	}
 	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(l) }()
+	go func() { failed <- server.Serve(s.listener) }()
 	select {
 	case err := <-failed:
-		return fmt.Errorf("%s.listen: %w", name, err)
+		return fmt.Errorf("%s.listen: %w", s.name, err)
 	case <-ctx.Done():
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.config.Registry.DrainTimeout)
 	defer cancel()
-	if drain != nil {
-		if err := drain(ctx); err != nil {
-			n.log.Warn("not all answers ended in time", "part", name, "error", err)
+	if s.drain != nil {
+		if err := s.drain(ctx); err != nil {
+			n.log.Warn("not all answers ended in time", "part", s.name, "error", err)
 		}
 	}
 	if err := server.Shutdown(ctx); err != nil {
-		return errors.Join(fmt.Errorf("%s.listen: %w", name, err), server.Close())
+		return errors.Join(fmt.Errorf("%s.listen: %w", s.name, err), server.Close())
 	}
 	return nil
 }

@@ -43,7 +43,7 @@ func refuseValues(t *testing.T, c *cluster) {
 		"agent.prot.swarm=1":             "additional properties 'prot' not allowed",
 		"runtime.flavour=docker":         "must be one of 'containerd', 'k3s', 'rke2', 'microk8s', 'talos', 'crio'",
 		"runtime.flavour=crio":           "name them in mirror.registries",
-		"metrics.podMonitor.create=true": "needs agent.exposeAdmin: true",
+		"metrics.podMonitor.create=true": "needs agent.exposeMetrics: true",
 		"agent.config.store.capcity=1Gi": "additional properties 'capcity' not allowed",
 	} {
 		_, err := run(t.Context(), "", "helm", "install", release, c.current.chart, "-n", shoalNamespace, "--set", set)

@@ -36,6 +36,7 @@ type Config struct {
 	Registry   Registry   `yaml:"registry"`
 	Hub        Hub        `yaml:"hub"`
 	Admin      Admin      `yaml:"admin"`
+	Metrics    Metrics    `yaml:"metrics"`
 	Swarm      Swarm      `yaml:"swarm"`
 	Store      Store      `yaml:"store"`
 	Upstream   Registries `yaml:"upstream"`
@@ -107,6 +108,18 @@ const (
 type Admin struct {
 	// Listen is "host:port".
 	Listen string `yaml:"listen"`
+}
+
+// Metrics configures a server for metrics alone, which other machines may reach: it has no profiles, and does not show what the
+// cache holds.
+type Metrics struct {
+	// Listen is "host:port". Empty: there is no such server.
+	Listen string `yaml:"listen"`
+	// CertFile and KeyFile are the server's certificate and key, as PEM. They are read anew for each connection. Empty: plain HTTP.
+	CertFile string `yaml:"certFile"`
+	KeyFile  string `yaml:"keyFile"`
+	// TokenReview gives the metrics only to who shows the token of an account that the API server lets GET /metrics.
+	TokenReview bool `yaml:"tokenReview"`
 }
 
 // Admission says which peers may join.

@@ -45,12 +45,35 @@ func (c *Config) validate() error {
 	return errors.Join(p...)
 }
 
+func (c *Config) validateMetrics(p *problems) {
+	m := c.Metrics
+	if m.Listen == "" {
+		if m != (Metrics{}) {
+			p.add("metrics.listen", "empty, so the other keys of metrics would do nothing; want an address such as 10.0.0.5:5053")
+		}
+		return
+	}
+	checkListen(p, "metrics.listen", m.Listen)
+	for _, other := range []struct{ key, listen string }{{"registry.listen", c.Registry.Listen}, {"admin.listen", c.Admin.Listen}} {
+		if clash(m.Listen, other.listen) {
+			p.add("metrics.listen", "%s and %s, %s, are one port; choose another port", m.Listen, other.key, other.listen)
+		}
+	}
+	if (m.CertFile == "") != (m.KeyFile == "") {
+		p.add("metrics.certFile", "a certificate needs its key, and a key its certificate; set metrics.certFile and metrics.keyFile, or neither")
+	}
+	if m.TokenReview && !c.Kubernetes.Enabled {
+		p.add("metrics.tokenReview", "the API server reviews tokens, and kubernetes.enabled is false")
+	}
+}
+
 func (c *Config) validateServers(p *problems) {
 	checkListen(p, "registry.listen", c.Registry.Listen)
 	checkListen(p, "admin.listen", c.Admin.Listen)
 	if clash(c.Registry.Listen, c.Admin.Listen) {
 		p.add("admin.listen", "%s and registry.listen, %s, are one port; choose another port", c.Admin.Listen, c.Registry.Listen)
 	}
+	c.validateMetrics(p)
 	if c.Registry.DefaultRegistry != "" {
 		checkRegistry(p, "registry.defaultRegistry", c.Registry.DefaultRegistry)
 	}

@@ -1,0 +1,72 @@
+package admin
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	ktesting "k8s.io/client-go/testing"
+)
+
+func get(t *testing.T, h http.Handler, path, token string) *httptest.ResponseRecorder {
+	t.Helper()
+	req := httptest.NewRequestWithContext(context.Background(), http.MethodGet, path, nil)
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	rec := httptest.NewRecorder()
+	h.ServeHTTP(rec, req)
+	return rec
+}
+
+func TestMetrics_ServesMetricsAndNothingElse(t *testing.T) {
+	t.Parallel()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "shoal_test"}, func() float64 { return 1 }))
+	h := Metrics(registry, slog.New(slog.DiscardHandler))
+	rec := get(t, h, "/metrics", "")
+	require.Equal(t, http.StatusOK, rec.Code)
+	require.Contains(t, rec.Body.String(), "shoal_test 1")
+	for _, path := range []string{"/", "/debug/pprof/", "/debug/pprof/heap", "/debug/shoal/blobs", "/debug/shoal/node", "/healthz"} {
+		require.Equal(t, http.StatusNotFound, get(t, h, path, "").Code, path)
+	}
+}
+
+func TestReviewed_AsksTheAPIServerWhoMayRead(t *testing.T) {
+	t.Parallel()
+	api := fake.NewClientset()
+	asked := 0
+	api.PrependReactor("create", "tokenreviews", func(a ktesting.Action) (bool, runtime.Object, error) {
+		asked++
+		review := a.(ktesting.CreateAction).GetObject().(*authenticationv1.TokenReview)
+		review.Status.Authenticated = review.Spec.Token != "forged"
+		review.Status.User.Username = review.Spec.Token
+		return true, review, nil
+	})
+	api.PrependReactor("create", "subjectaccessreviews", func(a ktesting.Action) (bool, runtime.Object, error) {
+		review := a.(ktesting.CreateAction).GetObject().(*authorizationv1.SubjectAccessReview)
+		review.Status.Allowed = review.Spec.User == "prometheus" && review.Spec.NonResourceAttributes.Path == "/metrics"
+		return true, review, nil
+	})
+	h := Reviewed(ByCluster(api), Metrics(prometheus.NewRegistry(), slog.New(slog.DiscardHandler)))
+
+	require.Equal(t, http.StatusUnauthorized, get(t, h, "/metrics", "").Code, "no token")
+	require.Equal(t, http.StatusUnauthorized, get(t, h, "/metrics", "forged").Code)
+	refused := get(t, h, "/metrics", "somebody")
+	require.Equal(t, http.StatusForbidden, refused.Code)
+	require.Contains(t, refused.Body.String(), "nonResourceURLs", "it says what to do")
+
+	asked = 0
+	for range 3 {
+		require.Equal(t, http.StatusOK, get(t, h, "/metrics", "prometheus").Code)
+	}
+	require.Equal(t, 1, asked, "a good answer is remembered")
+}
