@@ -130,7 +130,7 @@ func TestEveryFindingIsAReasonOfTheAPI(t *testing.T) {
 	t.Parallel()
 	kinds := []mirror.FindingKind{
 		mirror.ConfigPathUnset, mirror.ConfigPathElsewhere, mirror.LegacyMirrors, mirror.RuntimeConfigUnreadable, mirror.NotMirrored,
-		mirror.RestartNeeded, mirror.Edited, mirror.Missing,
+		mirror.RestartNeeded, mirror.Edited, mirror.Missing, mirror.ConfigPathList, v1alpha1.ReasonRuntimeBypasses,
 	}
 	for _, kind := range kinds {
 		require.Contains(t, gravity, string(kind))
