@@ -147,7 +147,7 @@ func (n *node) start(ctx context.Context) (err error) {
 	n.joined.Store(n.swarm)
 	n.tags = swarm.NewTags(n.swarm, n.store.KV("tags"))
 	n.files = swarm.NewFiles(n.swarm, n.fileOf)
-	if n.gate, err = n.newGate(); err != nil {
+	if n.gate, err = n.newGate(); err != nil { //nolint:contextcheck // what was proved is remembered whether the caller waits or not
 		return err
 	}
 	n.fetcher = fetch.New(fetch.Options{

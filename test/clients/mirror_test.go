@@ -32,8 +32,6 @@ type configuration struct {
 	fix []string
 }
 
-func ptr(s string) *string { return &s }
-
 const (
 	oneDirectory = "/etc/containerd/certs.d"
 	twoInAList   = "/etc/containerd/certs.d:/etc/docker/certs.d"
@@ -43,11 +41,11 @@ func configurations() []configuration {
 	fix := []string{"--fix-config-path"}
 	return []configuration{
 		{name: "untouched", fix: fix},
-		{name: "config_path empty", configPath: ptr(""), fix: fix},
-		{name: "one directory", configPath: ptr(oneDirectory)},
-		{name: "a list", configPath: ptr(twoInAList), fix: fix},
-		{name: "a list, own client", configPath: ptr(twoInAList), pullsItself: true},
-		{name: "a mirror in _default", configPath: ptr(oneDirectory), files: map[string]string{
+		{name: "config_path empty", configPath: new(""), fix: fix},
+		{name: "one directory", configPath: new(oneDirectory)},
+		{name: "a list", configPath: new(twoInAList), fix: fix},
+		{name: "a list, own client", configPath: new(twoInAList), pullsItself: true},
+		{name: "a mirror in _default", configPath: new(oneDirectory), files: map[string]string{
 			"containerd/certs.d/_default/hosts.toml": "[host.\"http://127.0.0.1:1\"]\n  capabilities = [\"pull\", \"resolve\"]\n",
 		}},
 	}

@@ -72,13 +72,6 @@ type file struct {
 	sha256 string // of what is in large file storage
 }
 
-func (f *file) etag() string {
-	if f.LFS {
-		return f.sha256
-	}
-	return f.oid
-}
-
 func newFile(f File) *file {
 	out := &file{File: f}
 	if f.LFS {

@@ -30,7 +30,7 @@ func get(t *testing.T, h http.Handler, path, token string) *httptest.ResponseRec
 func TestMetrics_ServesMetricsAndNothingElse(t *testing.T) {
 	t.Parallel()
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "shoal_test"}, func() float64 { return 1 }))
+	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "shoal_test", Help: "Of a test."}, func() float64 { return 1 }))
 	h := Metrics(registry, slog.New(slog.DiscardHandler))
 	rec := get(t, h, "/metrics", "")
 	require.Equal(t, http.StatusOK, rec.Code)

@@ -220,7 +220,7 @@ func (n *Network) deliver(ctx context.Context, p peer.ID, frame []byte) error {
 	n.received.Add(1)
 	n.events.OnMessage(p)
 	for _, r := range n.receivers {
-		r.ReceiveMessage(context.Background(), p, m)
+		r.ReceiveMessage(context.Background(), p, m) //nolint:contextcheck // a message outlives the read that it came from
 	}
 	return nil
 }

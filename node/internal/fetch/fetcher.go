@@ -322,8 +322,8 @@ func (fr *Fetcher) attach(ctx context.Context, req content.Request) (*fetch, err
 			fr.mu.Unlock()
 			return f, nil
 		}
-		fr.mu.Unlock() // for f may be busy for long, and the others must not wait for it
-		if f.attach(req) {
+		fr.mu.Unlock()     // for f may be busy for long, and the others must not wait for it
+		if f.attach(req) { //nolint:contextcheck // a lease is read for all callers, under the fetch's own context
 			return f, nil
 		}
 		select { // it has ended, and a new one can start as soon as it lets go of the ingest

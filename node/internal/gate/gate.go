@@ -207,7 +207,7 @@ func (g *Gate) Admit(ctx context.Context, rule policy.Rule, req Request) error {
 		return nil
 	}
 	accepted := g.Accepts(rule, req.Source, req.Credentials)
-	if accepted && g.proves(req) {
+	if accepted && g.proves(req) { //nolint:contextcheck // what was proved is remembered whether the caller waits or not
 		return nil
 	}
 	if !accepted {
@@ -417,7 +417,7 @@ func (g *Gate) askForAnyone(ctx context.Context, rule policy.Rule, req Request) 
 	if !bearer(req.Credentials) || rule.Offline != policy.AllowKnown || !g.dueForAnyone(req.Source) {
 		return
 	}
-	g.running.Go(func() {
+	g.running.Go(func() { //nolint:contextcheck // the question goes on when its caller has gone
 		if g.asking.Acquire(g.ctx, 1) != nil {
 			return
 		}

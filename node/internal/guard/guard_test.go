@@ -131,6 +131,7 @@ func (w world) eventually(condition func() bool, message string) {
 }
 
 func TestGuard_InstallsWhenTheAgentAnswersAndRemovesWhenItEnds(t *testing.T) {
+	t.Parallel()
 	a := startAgent(t, "127.0.0.1:0")
 	w := newWorld(t, a.address)
 	end := w.run()
@@ -144,6 +145,7 @@ func TestGuard_InstallsWhenTheAgentAnswersAndRemovesWhenItEnds(t *testing.T) {
 }
 
 func TestGuard_InstallsNothingWithoutAnAgent(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	address := l.Addr().String()
@@ -158,6 +160,7 @@ func TestGuard_InstallsNothingWithoutAnAgent(t *testing.T) {
 }
 
 func TestGuard_EndsAnAgentThatIsStoppedAndItsOpenPullsWithIt(t *testing.T) {
+	t.Parallel()
 	a := startAgent(t, "127.0.0.1:0")
 	w := newWorld(t, a.address)
 	w.run()
@@ -184,6 +187,7 @@ func TestGuard_EndsAnAgentThatIsStoppedAndItsOpenPullsWithIt(t *testing.T) {
 }
 
 func TestGuard_RemovesTheMirrorWhereItCannotEndWhoListens(t *testing.T) {
+	t.Parallel()
 	a := startAgent(t, "127.0.0.1:0")
 	w := newWorld(t, a.address)
 	// Somebody else holds the port: a program that is no agent. It is left alone, however silent.
@@ -214,6 +218,7 @@ func TestGuard_RemovesTheMirrorWhereItCannotEndWhoListens(t *testing.T) {
 }
 
 func TestGuard_CountsAnAgentThatSaysItCannotServeAsSilent(t *testing.T) {
+	t.Parallel()
 	a := startAgent(t, "127.0.0.1:0")
 	sick := http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "disk does not answer", http.StatusServiceUnavailable)

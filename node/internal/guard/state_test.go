@@ -8,6 +8,7 @@ import (
 )
 
 func TestState_Next(t *testing.T) {
+	t.Parallel()
 	type look struct {
 		at     time.Duration
 		answer Answer
@@ -37,6 +38,7 @@ func TestState_Next(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			start := time.Now()
 			s := State{Patience: 5 * time.Second, Grace: 2 * time.Second}
 			for _, l := range looks {

@@ -1,9 +1,9 @@
 package hub
 
 import (
-	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"strconv"
@@ -71,9 +71,7 @@ func (x *exchange) verdict(err error) (int, []byte) {
 	h := x.w.Header()
 	h.Del("Content-Type")
 	if r, ok := errors.AsType[*refusal](err); ok {
-		for name, values := range r.header {
-			h[name] = values
-		}
+		maps.Copy(h, r.header)
 		return r.status, r.body
 	}
 	if e, ok := errors.AsType[*httpError](err); ok {
@@ -118,14 +116,6 @@ func (x *exchange) outage(cause error) error {
 	x.stale = true
 	x.w.Header().Set("Warning", `110 shoal "Response is Stale"`)
 	return nil
-}
-
-// because is err, or why ctx ended.
-func because(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); err != nil && cause != nil {
-		return fmt.Errorf("%w: %w", err, cause)
-	}
-	return err
 }
 
 // since is how long an exchange has taken.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -305,9 +306,7 @@ func (o *origin) send(ctx context.Context, c call, at *url.URL) (*http.Response,
 	if err != nil {
 		return nil, err
 	}
-	for name, values := range c.header {
-		req.Header[name] = values
-	}
+	maps.Copy(req.Header, c.header)
 	req.Header.Set("Accept-Encoding", "identity") // sizes and digests are those of the bytes as they are
 	req.Header.Set("User-Agent", "shoal")
 	req.Header.Set("Via", via)

@@ -357,8 +357,8 @@ func (f *Front) askOpen(ctx context.Context, c call) (*answer, error) {
 	return a, err
 }
 
-// find is what there is at the exchange's path at a commit; nil: nothing is.
-func (f *Front) find(ctx context.Context, x *exchange, commit string) (e *entry, any string, err error) {
+// find is what there is at the exchange's path at a commit; nil: nothing is. other is the path of some file of that commit.
+func (f *Front) find(ctx context.Context, x *exchange, commit string) (e *entry, other string, err error) {
 	l, err := f.list(ctx, x, commit)
 	switch {
 	case err != nil && (ctx.Err() != nil || away(err)):
@@ -368,12 +368,12 @@ func (f *Front) find(ctx context.Context, x *exchange, commit string) (e *entry,
 	case l.large:
 		e, err = f.findAlone(ctx, x, commit)
 	default:
-		e, any = l.byPath[x.route.path], l.anyFile()
+		e, other = l.byPath[x.route.path], l.anyFile()
 	}
 	if e != nil && e.Type != "file" {
 		e = nil
 	}
-	return e, any, err
+	return e, other, err
 }
 
 // findAlone asks about one path of a repository whose listing is long.

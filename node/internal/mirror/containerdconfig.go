@@ -298,11 +298,6 @@ func table(of map[string]any, key string) map[string]any {
 	return t
 }
 
-func hasKey(of map[string]any, inner, key string) bool {
-	_, ok := table(of, inner)[key]
-	return ok
-}
-
 func hasTLS(config any) bool {
 	keys, _ := config.(map[string]any)
 	return keys["tls"] != nil

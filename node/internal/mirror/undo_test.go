@@ -89,7 +89,7 @@ func TestRemove_SaysWhatItCannotUndo(t *testing.T) {
 	t.Parallel()
 	comments := func(s string) string {
 		var kept []string
-		for _, line := range strings.Split(s, "\n") {
+		for line := range strings.SplitSeq(s, "\n") {
 			line, _, _ = strings.Cut(line, "#")
 			kept = append(kept, strings.TrimRight(line, " "))
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -94,7 +95,7 @@ func TestGate_OpensNothingThatTheRegistryHasNotAcceptedWhateverItsState(t *testi
 		"failing":                        func(_ *world, s *strict) { s.set(answering("/", 500)) },
 		"away":                           func(w *world, _ *strict) { w.origin.setDown(true) },
 	} {
-		up := !strings.Contains(" throttling failing away ", " "+state+" ")
+		up := !slices.Contains([]string{"throttling", "failing", "away"}, state)
 		for who, tc := range map[string]struct {
 			authorization string
 			path          func(public, secret image) string
@@ -169,7 +170,7 @@ func TestGate_RevokedCredentialsAreRefusedThoughTheRegistryIsInTroubleElsewhere(
 func TestGate_ASourceThatOnlyClaimsADigestOpensNothing(t *testing.T) {
 	t.Parallel()
 	for name, get := range map[string]func(w http.ResponseWriter, path string){
-		"it fails":             func(w http.ResponseWriter, _ string) { w.WriteHeader(500) },
+		"it fails":             func(w http.ResponseWriter, _ string) { w.WriteHeader(http.StatusInternalServerError) },
 		"it gives other bytes": func(w http.ResponseWriter, _ string) { _, _ = w.Write(make([]byte, 1000)) },
 		"it gives nothing":     func(http.ResponseWriter, string) {},
 		"it gives the digest of what it claims": func(w http.ResponseWriter, path string) {

@@ -105,7 +105,7 @@ func (t *tags) await(ctx context.Context, q question) (v1.Descriptor, error) {
 		defer t.running.Done()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.timeout)
 		defer cancel()
-		defer context.AfterFunc(t.ctx, cancel)()
+		defer context.AfterFunc(t.ctx, cancel)() //nolint:contextcheck // the front's end ends the question too
 		return t.ask(ctx, q)
 	})
 	hedge := time.NewTimer(gate.Hedge)

@@ -510,10 +510,12 @@ func together(t *testing.T, draw func(*rapid.T) faults, check func(*rapid.T, *en
 }
 
 func TestTogether_WithoutFaultsEachChunkIsReadOnce(t *testing.T) {
+	t.Parallel()
 	together(t, func(*rapid.T) faults { return faults{} }, func(_ *rapid.T, e *ensemble) { e.requireReads(1) })
 }
 
 func TestTogether_WantsAndBlocksThatAreLostOrDoubledCostNoSecondCopy(t *testing.T) {
+	t.Parallel()
 	together(t, func(rt *rapid.T) faults {
 		return faults{
 			lostWants:  rapid.SampledFrom([]float64{0, 0.02}).Draw(rt, "lost wants"),
@@ -532,6 +534,7 @@ func TestTogether_WantsAndBlocksThatAreLostOrDoubledCostNoSecondCopy(t *testing.
 }
 
 func TestTogether_DeathsAndChangesOfCoordinatorExplainEachSecondRead(t *testing.T) {
+	t.Parallel()
 	together(t, func(rt *rapid.T) faults {
 		return faults{
 			deaths: rapid.IntRange(0, 3).Draw(rt, "deaths"), changes: rapid.IntRange(0, 2).Draw(rt, "changes"),
@@ -544,6 +547,7 @@ func TestTogether_DeathsAndChangesOfCoordinatorExplainEachSecondRead(t *testing.
 }
 
 func TestTogether_NothingWaitsForEver(t *testing.T) {
+	t.Parallel()
 	together(t, func(rt *rapid.T) faults {
 		share := func(what string) float64 { return rapid.SampledFrom([]float64{0, 0.05, 0.2}).Draw(rt, what) }
 		return faults{

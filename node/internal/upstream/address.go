@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -52,10 +53,8 @@ func refused(ip netip.Addr) string {
 	case siteLocal.Contains(ip):
 		return "a site-local address"
 	}
-	for _, m := range metadata {
-		if ip == m {
-			return "a cloud's metadata service"
-		}
+	if slices.Contains(metadata, ip) {
+		return "a cloud's metadata service"
 	}
 	return ""
 }

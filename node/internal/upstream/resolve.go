@@ -82,7 +82,7 @@ func checkReference(resp *http.Response, reference string, got digest.Digest) er
 
 // getManifest reads a whole manifest and finds its descriptor from its bytes.
 func (c *Client) getManifest(ctx context.Context, call call, reference string) (v1.Descriptor, []byte, error) {
-	resp, data, err := c.readAgain(ctx, call)
+	resp, data, err := c.readAgain(ctx, call) //nolint:bodyclose // readAgain has read and closed it
 	if err != nil {
 		return v1.Descriptor{}, nil, err
 	}

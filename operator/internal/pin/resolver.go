@@ -377,7 +377,7 @@ func (r *Resolver) credentials(ctx context.Context, p *v1alpha1.ArtifactPin) ([]
 	account := p.Spec.ServiceAccountName
 	if (account != "" || len(names) > 0) && !r.Secrets.Allows(p.Namespace) {
 		return nil, nil, &resolve.Error{Reason: v1alpha1.ReasonPullSecretsNotAllowed, Err: fmt.Errorf(
-			"Shoal may not read pull secrets in namespace %s: take them off the pin, or allow them with the chart's value pins.pullSecrets", p.Namespace)}
+			"pull secrets may not be read in namespace %s: take them off the pin, or allow them with the chart's value pins.pullSecrets", p.Namespace)}
 	}
 	if account != "" {
 		var sa corev1.ServiceAccount

@@ -44,7 +44,7 @@ func NewImage(repository string, private bool, seed uint64, layers ...int64) (*I
 			key[j], key[8+j] = byte(seed>>(8*j)), byte(i>>(8*j))
 		}
 		layer := make([]byte, size)
-		rand.NewChaCha8(key).Read(layer)
+		_, _ = rand.NewChaCha8(key).Read(layer) // it never fails
 		m.add(v1.MediaTypeImageLayer, layer)
 	}
 	m.Manifest, err = json.Marshal(v1.Manifest{

@@ -180,7 +180,7 @@ func (p *pull) answer(ctx context.Context, path string, d digest.Digest, truth [
 	n := max(0, at+got-offset)
 	switch {
 	case bad:
-		return n, fmt.Errorf("%s at %d, from the mirror: %v, ended with %v: %w", d, wrongAt, mirror, err, errWrong)
+		return n, fmt.Errorf("%s at %d, from the mirror: %v, ended with %w: %w", d, wrongAt, mirror, err, errWrong)
 	case short:
 		return n, io.ErrUnexpectedEOF
 	default:

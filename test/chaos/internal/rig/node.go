@@ -29,9 +29,10 @@ const (
 	Mirror    = "http://127.0.0.1:5050"
 	admin     = "http://127.0.0.1:5051"
 	swarmPort = 5052
-	// Namespace is the registry's name in image references, Evil that of the one that claims to have everything.
+	// Namespace is the registry's name in image references.
 	Namespace = "images.test"
-	Evil      = "evil.test"
+	// Evil is the name of a registry that claims to have everything.
+	Evil = "evil.test"
 	// bootstraps is how many agents every other knows from the start.
 	bootstraps = 3
 )
