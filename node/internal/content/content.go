@@ -51,6 +51,8 @@ type Request struct {
 	File string
 	// Size is the blob's size in bytes as a manifest states it, or 0 when it is not known.
 	Size int64
+	// Part: the caller wants a part of it only, so that nothing else need be read.
+	Part bool
 	// Authorization is the caller's own Authorization header, sent to the registry and to no one else. It is never
 	// stored and never logged. Empty: anonymous.
 	Authorization string

@@ -98,7 +98,9 @@ func (f *fetch) open(ctx context.Context, off, n int64) (*answer, error) {
 	for {
 		f.mu.Lock()
 		a, req, refusal := f.asker(), f.req, f.refusal
-		req.Size = max(f.size, 0)
+		if f.size >= 0 {
+			req.Size = f.size
+		}
 		f.mu.Unlock()
 		if a == nil {
 			return nil, cmp.Or(refusal, content.ErrNotFound)

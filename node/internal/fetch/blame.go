@@ -35,7 +35,7 @@ func (f *fetch) again() *fetch {
 	f.mu.Lock()
 	ing := f.ing
 	f.ing = nil // readers see it gone
-	misled := f.sizeTold || len(f.suspects) > 0
+	misled := f.sizeTold || f.sizeWrong || len(f.suspects) > 0
 	askers := make([]*asker, len(f.askers)) // its own: runs of f may still end
 	for i, a := range f.askers {
 		askers[i] = &asker{repo: a.repo, file: a.file, authorization: a.authorization, accepted: a.accepted}

@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"io"
@@ -302,6 +303,27 @@ func TestRelief_TheRegistryIsAskedWhereAHolderKeepsSilent(t *testing.T) {
 	t.Logf("%.0f reliefs, %.2f copies", reliefs, float64(o.bytes.Load())/size)
 	require.Positive(t, reliefs, "it kept silent, or this test shows nothing")
 	require.LessOrEqual(t, o.bytes.Load(), int64(3*size), "no more than without a cache")
+}
+
+func TestVain_AnAttemptLeavesNothingThatKeepsALaterOneFromTheBlob(t *testing.T) {
+	t.Parallel()
+	const size = 3*chunk1 + 5
+	o := newOrigin(t)
+	d := o.add(t, size)
+	o.down.Store(true)
+	nodes := newSwarm(t, o, 3)
+	for _, n := range nodes {
+		_, err := n.read(t.Context(), o.request(d))
+		require.ErrorIs(t, err, content.ErrUnavailable)
+	}
+	require.NoError(t, nodes[2].store.Put(t.Context(), d, "", bytes.NewReader(o.blobs[d]), size))
+	for _, n := range nodes[:2] {
+		eventually(t, "found", func() bool {
+			data, err := n.read(t.Context(), o.request(d))
+			return err == nil && d == digest.FromBytes(data)
+		})
+	}
+	require.Zero(t, o.bytes.Load())
 }
 
 // evicted is a blockstore that has nothing of what its map says.

@@ -190,7 +190,7 @@ func chunkOf(data []byte, i int) []byte { return data[i*content.ChunkSize : (i+1
 
 // assigned orders chunks of a peer that has them.
 func assigned(data []byte, from peer.ID, chunks ...int) schedule.Orders {
-	var o schedule.Orders
+	o := schedule.Orders{Size: int64(len(data))}
 	for _, i := range chunks {
 		o.Chunks = append(o.Chunks, schedule.Assignment{
 			Claim: schedule.Claim{Index: i, Sum: sha256.Sum256(chunkOf(data, i)), By: from}, From: from, Held: true,

@@ -62,8 +62,12 @@ type fetch struct {
 
 	size      int64 // bytes; -1 while not known
 	sizeTold  bool  // size is someone's word, which upstream has not confirmed
+	sizeWrong bool  // upstream tells another
+	partOnly  bool  // all callers so far want a part of it only
 	mediaType string
 	ing       *store.Ingest
+	streaming bool             // an answer is read to the end of the blob, whatever was leased
+	covered   []schedule.Run   // leases that were given meanwhile
 	sources   []content.Source // for each chunk where it came from
 	verified  bool             // the digest is known to match
 	finishing bool             // the digest is being checked
@@ -72,8 +76,9 @@ type fetch struct {
 	released  chan struct{}    // closed once the fetch holds nothing of the store any more
 
 	arrived, fromPeers, fromUpstream int64
-	kept                             int64 // bytes, of an earlier try
-	relieving                        bool  // see relief.go
+	kept                             int64        // bytes, of an earlier try
+	relieving                        bool         // see relief.go
+	unanswered                       atomic.Int32 // questions to upstream
 	relieved, noRelief               time.Time
 	othersThen                       int64        // byOthers when the last relief began
 	came                             atomic.Int64 // bytes, parts of chunks among them
@@ -89,6 +94,7 @@ func startFetch(fr *Fetcher, req content.Request, set func(*fetch)) *fetch {
 		pull: fr.pulls.of(req.Repository), ears: map[peer.ID]ear{},
 	}
 	f.acted = sync.NewCond(&f.mu)
+	f.partOnly = req.Part
 	f.admitAsker(req)
 	if set != nil {
 		set(f)
@@ -172,6 +178,7 @@ func (f *fetch) attach(req content.Request) (ok bool) {
 			return
 		}
 		f.readers++
+		f.partOnly = f.partOnly && req.Part
 		if !req.NoUpstream() {
 			f.req.Repository, f.req.Authorization, f.req.Kind = req.Repository, req.Authorization, req.Kind
 		}
@@ -256,8 +263,7 @@ func (f *fetch) run() {
 	defer f.end()
 	f.fr.asking.Add(1)
 	defer f.fr.asking.Add(-1)
-	// Only the digest can prove a blob empty; of others a size of 0 means that they do not know.
-	if size := f.req.Size; size > 0 || f.digest == f.digest.Algorithm().FromBytes(nil) {
+	if size, ok := f.sizeHere(); ok {
 		f.makeRoom(size, true)
 	}
 	for attempt := 0; f.ctx.Err() == nil; attempt++ {
@@ -275,6 +281,24 @@ func (f *fetch) run() {
 		case <-f.ctx.Done():
 		}
 	}
+}
+
+// sizeHere is the blob's size where this node knows it: of a blob that it had, or of a part that it keeps of it. What manifests
+// say is not among it: everyone who joins in would have to believe them.
+func (f *fetch) sizeHere() (size int64, ok bool) {
+	// That no bytes are to come the digest tells, and nobody else: a size of 0 is none in what peers say.
+	if f.digest == f.digest.Algorithm().FromBytes(nil) {
+		return 0, true
+	}
+	if size, ok := f.fr.sizes.Get(f.digest); ok {
+		return size, true
+	}
+	if f.alone {
+		return 0, false // what is kept may be of the wrong size
+	}
+	// What a killed process has left is read on without asking for its beginning again.
+	size = f.fr.opts.Store.SizeOf(f.digest)
+	return size, size > 0
 }
 
 func (f *fetch) complete() bool {
@@ -475,15 +499,16 @@ func (f *fetch) finish() {
 	f.fr.m.duration.Observe(time.Since(f.start).Seconds())
 	var mediaType string
 	var manifest bool
+	var repo content.Repository
 	f.update(func(time.Time) {
 		f.verified = true
 		f.part.Complete()
 		f.broadcast()
-		mediaType, manifest = f.mediaType, f.req.Kind == content.Manifest
+		mediaType, manifest, repo = f.mediaType, f.req.Kind == content.Manifest, f.req.Repository
 	})
 
 	if manifest {
-		mediaType = f.fr.learnFrom(f.ing, mediaType)
+		mediaType = f.fr.learnFrom(repo, f.ing, mediaType)
 	}
 	// Callers are served already: commit even when the last of them has gone, unless the node stops.
 	err = f.ing.Commit(f.fr.ctx, mediaType)

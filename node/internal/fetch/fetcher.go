@@ -95,7 +95,8 @@ type Fetcher struct {
 	log     *slog.Logger
 	m       *metrics
 	streams *semaphore.Weighted
-	sizes   *lru.Cache[digest.Digest, int64]
+	sizes   *lru.Cache[digest.Digest, int64] // of blobs that matched their digests
+	hints   *lru.Cache[hint, int64]
 	places  *lru.Cache[digest.Digest, place]
 	buffers sync.Pool
 	ingest  func(d digest.Digest, size int64) (*store.Ingest, error) // the store's
@@ -152,6 +153,10 @@ func New(o Options) *Fetcher {
 	if err != nil {
 		panic(err) // only a size that is not positive fails
 	}
+	hints, err := lru.New[hint, int64](1 << 16)
+	if err != nil {
+		panic(err) // as above
+	}
 	places, err := lru.New[digest.Digest, place](knownLayers)
 	if err != nil {
 		panic(err) // as above
@@ -161,7 +166,7 @@ func New(o Options) *Fetcher {
 		panic(err) // as above
 	}
 	f := &Fetcher{
-		opts: o, log: o.Logger, streams: semaphore.NewWeighted(o.UpstreamStreams), sizes: sizes, places: places, gave: gave, pulls: newPulls(),
+		opts: o, log: o.Logger, streams: semaphore.NewWeighted(o.UpstreamStreams), sizes: sizes, hints: hints, places: places, gave: gave, pulls: newPulls(),
 		buffers: sync.Pool{New: func() any { b := make([]byte, content.ChunkSize); return &b }},
 		fetches: map[digest.Digest]*fetch{}, ingest: o.Store.Ingest,
 	}
@@ -290,10 +295,7 @@ func (fr *Fetcher) Ensure(ctx context.Context, req content.Request) error {
 // follow joins the running fetch of a digest, or starts one, and waits until its size is known.
 func (fr *Fetcher) follow(ctx context.Context, req content.Request) (content.Reader, error) {
 	if req.Size == 0 {
-		req.Size, _ = fr.sizes.Get(req.Digest)
-	}
-	if req.Size == 0 { // what a killed process has left is read on without asking for its beginning again
-		req.Size = fr.opts.Store.SizeOf(req.Digest)
+		req.Size, _ = fr.hints.Get(hint{req.Repository, req.Digest})
 	}
 	f, err := fr.attach(ctx, req)
 	if err != nil {

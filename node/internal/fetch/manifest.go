@@ -1,14 +1,22 @@
 package fetch
 
 import (
+	"github.com/opencontainers/go-digest"
+
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/manifest"
 	"github.com/shoal-cache/shoal/node/internal/store"
 )
 
+// hint is of what a manifest says of a blob's size: it may be wrong, and counts for its own repository.
+type hint struct {
+	repo   content.Repository
+	digest digest.Digest
+}
+
 // learnFrom reads a manifest that has arrived, remembers the sizes and the order of the blobs that it lists, and returns its
 // media type; upstream called it declared.
-func (fr *Fetcher) learnFrom(ing *store.Ingest, declared string) string {
+func (fr *Fetcher) learnFrom(repo content.Repository, ing *store.Ingest, declared string) string {
 	if ing.Size() > manifest.MaxSize {
 		return declared
 	}
@@ -27,7 +35,7 @@ func (fr *Fetcher) learnFrom(ing *store.Ingest, declared string) string {
 	}
 	for _, d := range append(m.Blobs(), m.Manifests...) {
 		if d.Size > 0 {
-			fr.sizes.Add(d.Digest, d.Size)
+			fr.hints.Add(hint{repo, d.Digest}, d.Size)
 		}
 	}
 	fr.learnOrder(m.Layers)

@@ -108,6 +108,9 @@ func (h *hunger) relieve(now time.Time, still bool) {
 	if f.relieving || f.room.Load() > 0 || now.Before(f.noRelief) || f.asker() == nil || i < 0 {
 		return
 	}
+	if f.unanswered.Load() > 0 && (i >= f.part.Len() || f.part.Reads(i)) {
+		return // upstream is asked already, and thinks
+	}
 	if i < f.part.Len() {
 		asked := f.part.AskedOf(i)
 		switch {

@@ -183,6 +183,9 @@ func TestACallerWithGoodCredentialsIsOfUseToANodeThatWasRefused(t *testing.T) {
 	k := o.giveTokens(0, false)
 	v := newValve(t, o, 0)
 	nodes := newSwarm(t, o, 2, allPatient(t, o))
+	for _, n := range nodes {
+		n.sizes.Add(d, size) // so that both may be sent upstream at once
+	}
 	ask := func(n *testNode, life int) *pull {
 		req := o.request(d)
 		req.Size, req.Authorization = size, k.give(life)

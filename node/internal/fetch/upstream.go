@@ -22,29 +22,32 @@ const answerPatience = 15 * time.Second
 // what a runtime is kept waiting for a first byte.
 const blip = 8 * time.Second
 
-var errNoRange = errors.New("upstream ignores Range requests")
+var (
+	errNoRange  = errors.New("upstream ignores Range requests")
+	errReturned = errors.New("the size is known, and no more was wanted")
+)
 
 // readLease reads a run from upstream, and tells how that went.
 func (f *fetch) readLease(r schedule.Run) {
-	for again := true; again; {
-		err := f.readRun(r)
-		f.update(func(now time.Time) {
-			if again = refused(err) && f.asker() != nil && f.ctx.Err() == nil; again { // someone has just come
-				return
-			}
-			if err != nil && f.ctx.Err() == nil {
-				f.fr.log.Info("upstream failed", "digest", f.digest, "first", r.First, "chunks", r.Count, "error", err)
-				f.upErr = err
-			}
-			f.part.LeaseEnded(now, r, troubleOf(err))
-		})
+	if f.covers(r) {
+		return
 	}
+	err := f.readRun(r)
+	f.update(func(now time.Time) {
+		if err != nil && !errors.Is(err, errReturned) && f.ctx.Err() == nil {
+			f.fr.log.Info("upstream failed", "digest", f.digest, "first", r.First, "chunks", r.Count, "error", err)
+			f.upErr = err
+		}
+		f.part.LeaseEnded(now, r, troubleOf(err))
+	})
 }
 
 func troubleOf(err error) schedule.Trouble {
 	switch {
 	case err == nil:
 		return 0
+	case errors.Is(err, errReturned):
+		return schedule.Returned
 	case errors.Is(err, errNoRange):
 		return schedule.NoRange
 	case refused(err), errors.Is(err, content.ErrDigestMismatch):
@@ -91,7 +94,8 @@ func (f *fetch) read(r schedule.Run, own bool) error {
 
 func (f *fetch) readOnce(r schedule.Run, own bool) error {
 	f.awaited.Add(1)
-	answered := sync.OnceFunc(func() { f.awaited.Add(-1) })
+	f.unanswered.Add(1)
+	answered := sync.OnceFunc(func() { f.awaited.Add(-1); f.unanswered.Add(-1) })
 	defer answered()
 	// While the registry's answer is awaited the lease is kept, within reason: to give it to another would only have the
 	// registry do the work twice.
@@ -103,7 +107,11 @@ func (f *fetch) readOnce(r schedule.Run, own bool) error {
 		n = min(n, size-off)
 		whole = off == 0 && n == size
 	}
-	if whole {
+	partOnly, small := f.sizeOnly()
+	switch {
+	case partOnly && !own:
+		n = 1 // the answer to any byte tells the size, and which chunks are wanted is known after
+	case whole || small:
 		n = -1 // a plain GET, which every registry and every cache in front of one understands
 	}
 	ctx, cancel := context.WithCancel(f.ctx)
@@ -124,12 +132,17 @@ func (f *fetch) readOnce(r schedule.Run, own bool) error {
 	if err := f.sized(body.Body); err != nil {
 		return err
 	}
+	if partOnly && !own && !body.Whole {
+		return errReturned
+	}
 	in := &upstreamBytes{r: body, f: f, own: own}
 	switch {
-	case body.Offset == off:
 	case own: // what comes before is wanted as well
 		first := int(body.Offset / content.ChunkSize)
 		r = schedule.Run{First: first, Count: r.End() - first}
+	case off == 0 && body.Whole && f.lengthOf(r) < body.Size:
+		return f.stream(in, r, n > 0 && body.kind == content.Blob, body.registry)
+	case body.Offset == off:
 	default:
 		// The registry sends the whole blob. A lease of all the rest is the coordinator's answer to having been told; one that
 		// was given before may reach to the end by chance.
@@ -178,6 +191,46 @@ func throttled(err error) bool {
 	return ok && up.Status == http.StatusTooManyRequests
 }
 
+// stream reads on to the end of the blob, where the registry sends all of it to who asked for its first run: to close the
+// connection would have it send the same again. What the coordinator leases of it meanwhile is being read already.
+func (f *fetch) stream(in io.Reader, r schedule.Run, ignored bool, registry string) error {
+	if ignored {
+		f.fr.noRange.Store(registry, time.Now())
+	}
+	f.update(func(now time.Time) {
+		f.streaming = true
+		f.part.LeaseEnded(now, r, schedule.NoRange)
+	})
+	err := f.readChunks(in, schedule.Run{Count: content.Chunks(f.knownSize())})
+	f.update(func(now time.Time) {
+		f.streaming = false
+		for _, c := range f.covered {
+			f.part.LeaseEnded(now, c, troubleOf(err))
+		}
+		f.covered = nil
+	})
+	return err
+}
+
+// covers tells whether a run that was leased is being read already.
+func (f *fetch) covers(r schedule.Run) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.streaming {
+		f.covered = append(f.covered, r)
+	}
+	return f.streaming
+}
+
+// sizeOnly tells, of a blob whose size is not known, whether that is all to be learned of it now; and whether it is of
+// one chunk by what its manifest says.
+func (f *fetch) sizeOnly() (only, small bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	small = f.req.Size > 0 && f.req.Size <= content.ChunkSize
+	return f.size < 0 && f.partOnly && !small, f.size < 0 && small
+}
+
 // lengthOf is the number of bytes of a run.
 func (f *fetch) lengthOf(r schedule.Run) int64 {
 	return min(int64(r.Count)*content.ChunkSize, f.knownSize()-int64(r.First)*content.ChunkSize)
@@ -201,7 +254,10 @@ func (f *fetch) sized(body *upstream.Body) error {
 		return nil
 	}
 	err = fmt.Errorf("%s is of %d bytes upstream, want %d: %w", f.digest, body.Size, size, content.ErrDigestMismatch)
-	if told {
+	if _, proved := f.fr.sizes.Get(f.digest); told || !proved {
+		f.mu.Lock()
+		f.sizeWrong = true
+		f.mu.Unlock()
 		f.mismatch(err)
 	}
 	return err

@@ -190,6 +190,80 @@ func TestBlip_OfTheRegistryEndsNoPull(t *testing.T) {
 	}
 }
 
+// page answers as a proxy does that wants a login; other as a registry that has something else under the digest.
+func page(w http.ResponseWriter, _ *http.Request, _ []byte) bool {
+	w.Header().Set("Content-Type", "text/html")
+	_, _ = w.Write(bytes.Repeat([]byte("<p>"), 1000))
+	return true
+}
+
+func other(w http.ResponseWriter, _ *http.Request, _ []byte) bool {
+	_, _ = w.Write(bytes.Repeat([]byte("x"), 5000))
+	return true
+}
+
+// What a registry's page, or the manifest of somebody else, says of a blob's size is believed no longer than it is useful.
+func TestSize_IsAClaimUntilTheDigestProvesIt(t *testing.T) {
+	t.Parallel()
+	const size = 3*chunk1 + 9
+	manifest := func(size int, d digest.Digest) []byte {
+		return fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[{"digest":%q,"size":%d}]}`, d, size)
+	}
+	for name, tc := range map[string]struct {
+		first  misbehaviour // how the first GET of the blob is answered
+		listed int          // what a manifest says of the size, 0: there is none
+		others bool         // the manifest is of another repository
+		fails  bool         // the first pull may
+	}{
+		"an error page, once":                     {first: once(page)},
+		"other content, once":                     {first: once(other), fails: true},
+		"a manifest that says less":               {listed: 100},
+		"a manifest that says a little more":      {listed: size + 1},
+		"a manifest that says far too much":       {listed: 1 << 36},
+		"a manifest of another repository":        {listed: 100, others: true},
+		"a manifest that is wrong, and a page":    {first: once(page), listed: 100},
+		"a manifest that fits the page, and none": {first: once(page), listed: 3000, fails: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOrigin(t)
+			d := o.add(t, size)
+			nodes := newSwarm(t, o, 2)
+			if tc.listed > 0 {
+				raw := manifest(tc.listed, d)
+				m := digest.FromBytes(raw)
+				o.mu.Lock()
+				o.blobs[m] = raw
+				o.mu.Unlock()
+				req := o.request(m)
+				req.Kind = content.Manifest
+				if tc.others {
+					req.Repository.Name = "someone/else"
+				}
+				pullAll(t, nodes, req, 0)
+			}
+			o.misbehave(tc.first)
+			if tc.fails {
+				for _, n := range nodes {
+					if data, err := n.read(t.Context(), o.request(d)); err == nil {
+						require.Equal(t, d, digest.FromBytes(data))
+					}
+				}
+			}
+			if !tc.fails {
+				pullAll(t, nodes, o.request(d), 0)
+				return
+			}
+			for _, n := range nodes {
+				eventually(t, "right", func() bool {
+					data, err := n.read(t.Context(), o.request(d))
+					return err == nil && d == digest.FromBytes(data)
+				})
+			}
+		})
+	}
+}
+
 func TestABlobThatWasWrongOnceIsRightTheNextTime(t *testing.T) {
 	t.Parallel()
 	for name, limits := range map[string]store.Limits{"stored": {}, "passed through": {Capacity: chunk1}} {
@@ -219,6 +293,7 @@ func TestOneReadsARegistryWithoutRangeForTheOthers(t *testing.T) {
 	nodes := newSwarm(t, o, 4, allPatient(t, o))
 	pullAll(t, nodes, req, 0)
 	t.Logf("%.2f copies in %d requests", float64(o.bytes.Load())/size, o.requests.Load())
+	require.LessOrEqual(t, float64(o.bytes.Load())/size, 1.02)
 	var kept int64
 	for _, n := range nodes {
 		kept += int64(n.metric(t, "shoal_peer_received_bytes_total"))

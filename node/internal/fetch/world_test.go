@@ -163,7 +163,7 @@ func newNodeOn(
 		Timeouts: upstream.Timeouts{Retry: time.Second, Stall: 20 * time.Second},
 	})
 	require.NoError(t, err)
-	fo := Options{Store: n.store, Upstream: up, Logger: log, Registerer: n.reg, PeerSilence: 20 * time.Second}
+	fo := Options{Store: n.store, Upstream: up, Logger: log, Registerer: n.reg, PeerSilence: 20 * time.Second, Patience: time.Minute}
 	for _, f := range set {
 		f(&fo, &so)
 	}

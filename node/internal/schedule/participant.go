@@ -505,7 +505,7 @@ func (p *Participant) LeaseEnded(now time.Time, r Run, trouble Trouble) {
 	delete(p.leased, r)
 	p.idle = now
 	if trouble != 0 {
-		p.failed = true
+		p.failed = p.failed || trouble != Returned
 		p.report(Report{Failed: []Failure{{Run: r, Trouble: trouble}}})
 	}
 }

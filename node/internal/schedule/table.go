@@ -700,12 +700,14 @@ func (t *Table) fail(m *member, f Failure) {
 		}
 	}
 	switch f.Trouble {
+	case Returned:
 	case Refused:
 		m.upstream = false
 	case NoRange:
 		t.noRange = true
 		t.releaseLeases(m)
-		if t.streamer == nil || !t.streamer.upstream {
+		// Who has just seen it has the answer in hand, and reads on.
+		if t.streamer == nil || !t.streamer.upstream || k >= 0 && len(t.streamer.runs) == 0 {
 			t.streamer = m
 		}
 	default:

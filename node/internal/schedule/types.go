@@ -75,6 +75,8 @@ const (
 	Refused
 	// NoRange: upstream ignores Range requests; the participant reads the whole blob, and alone.
 	NoRange
+	// Returned: nothing is wrong; what the lease was for is known without it.
+	Returned
 )
 
 // Failure gives back a lease.

@@ -25,13 +25,15 @@ type Body struct {
 	Offset int64
 	// MediaType is the registry's Content-Type, for a manifest the type of the manifest.
 	MediaType string
+	// Whole: the answer is all of the blob, whatever was asked for.
+	Whole bool
 	// OnBreak, where it is set before the first Read, is told when an answer has broken off and the rest is asked for, and
 	// when that has ended.
 	OnBreak func(broken bool)
 }
 
 // Open reads n bytes of a blob from offset off, or all that follow where n is negative. Where off+n exceeds the blob,
-// it reads to its end. req.Size, where known, must be the registry's.
+// it reads to its end. req.Size counts where the answer tells no size.
 func (c *Client) Open(ctx context.Context, req content.Request, off, n int64) (*Body, error) {
 	if off < 0 || n == 0 {
 		return nil, fmt.Errorf("%s %s of %s: range of %d bytes at %d", req.Kind, req.Digest, req.Repository, n, off)
@@ -66,12 +68,13 @@ func (c *Client) openManifest(ctx context.Context, req content.Request) (*Body, 
 	if err != nil {
 		return nil, err
 	}
-	return &Body{ReadCloser: io.NopCloser(bytes.NewReader(data)), Size: desc.Size, MediaType: desc.MediaType}, nil
+	return &Body{ReadCloser: io.NopCloser(bytes.NewReader(data)), Size: desc.Size, MediaType: desc.MediaType, Whole: true}, nil
 }
 
 var (
 	errNoSize = errors.New("answer does not tell the blob's size")
 	errRange  = errors.New("answer is not the range that was asked for")
+	errPage   = errors.New("answer is a page for people, and of another size than the blob")
 )
 
 // newBody checks that an answer's header fits the request; last is -1 for "to the end".
@@ -102,16 +105,16 @@ func newBody(resp *http.Response, req content.Request, off, last int64) (*Body, 
 		}
 		body.Size, body.Offset, due = total, off, length
 	} else {
-		if due < 0 {
+		switch {
+		case isPage(resp) && due != req.Size:
+			return nil, errPage
+		case due < 0:
 			due = req.Size
 		}
 		if due <= 0 && resp.ContentLength != 0 {
 			return nil, errNoSize
 		}
-		body.Size = due
-	}
-	if req.Size > 0 && body.Size != req.Size {
-		return nil, fmt.Errorf("blob is of %d bytes there, want %d: %w", body.Size, req.Size, content.ErrDigestMismatch)
+		body.Size, body.Whole = due, true
 	}
 	if body.Size > content.MaxSize {
 		return nil, fmt.Errorf("blob of %d bytes is larger than %d", body.Size, int64(content.MaxSize))
@@ -162,7 +165,7 @@ func (c *Client) Stat(ctx context.Context, req content.Request) (size int64, med
 	resp, err := c.send(ctx, blobCall(http.MethodHead, req))
 	if err == nil {
 		_ = resp.Body.Close()
-		if resp.ContentLength >= 0 {
+		if resp.ContentLength >= 0 && (!isPage(resp) || resp.ContentLength == req.Size) {
 			return resp.ContentLength, resp.Header.Get("Content-Type"), nil
 		}
 	} else if !noHead(err) {
@@ -170,6 +173,9 @@ func (c *Client) Stat(ctx context.Context, req content.Request) (size int64, med
 	}
 	return c.statByRange(ctx, req)
 }
+
+// isPage tells a page for people, such as that of a proxy which wants a login, from a blob: its length says nothing of the blob's.
+func isPage(resp *http.Response) bool { return mediaType(resp) == "text/html" }
 
 // statByRange learns the size from the answer to a GET of one byte.
 func (c *Client) statByRange(ctx context.Context, req content.Request) (int64, string, error) {
