@@ -1,10 +1,11 @@
 // Command chaos lets everything fail that can, by a plan that a seed brings back, while clients pull through real agents and
 // compare every byte. It needs root, iproute2, nftables, e2fsprogs and Linux.
 //
-//	chaos -seed 7 -rounds 20        twenty rounds
+//	chaos -seed 7 -rounds 20            twenty rounds
 //	chaos -seed 7 -first 12 -rounds 1   one of them alone
-//	chaos -soak -for 30m            as long as that, and whether the agents grow
-//	chaos -seed 7 -rounds 20 -print the plan, and no run
+//	chaos -soak -for 30m                as long as that, and whether the agents grow
+//	chaos -seed 7 -rounds 20 -print     the plan, and no run
+//	chaos mallory -peers MULTIADDRS     the hostile peer alone
 //
 // Its packages, in the order in which a run meets them: plan says what happens, rig is the swarm and the hand that breaks it,
 // puller the clients, storm carries out the plan and judges.
