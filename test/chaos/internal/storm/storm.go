@@ -182,27 +182,37 @@ func (s *Storm) Round(ctx context.Context, r plan.Round) error {
 	return context.Cause(ctx)
 }
 
-// bring makes the round's image, and forgets the one that nobody pulls any more.
+// bring makes the round's image, and those before it where the run did not begin with the first round. It forgets the one that
+// nobody pulls any more.
 func (s *Storm) bring(r plan.Round) (*badregistry.Image, error) {
-	kind := "public"
-	if r.Image.Private {
-		kind = "private"
-	}
-	m, err := badregistry.NewImage(fmt.Sprintf("%s/round-%d", kind, r.Number), r.Image.Private, r.Image.Seed, r.Image.Layers...)
-	if err != nil {
-		return nil, err
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.images[r.Number] = m
-	s.rig.Registry.Add(m)
+	for number := max(0, r.Number-plan.Kept); number <= r.Number; number++ {
+		if s.images[number] != nil {
+			continue
+		}
+		m, err := makeImage(plan.MakeRound(s.settings, number))
+		if err != nil {
+			return nil, err
+		}
+		s.images[number] = m
+		s.rig.Registry.Add(m)
+	}
 	if old := s.images[r.Number-plan.Kept-1]; old != nil {
 		s.rig.Registry.Remove(old.Repository)
 		delete(s.images, r.Number-plan.Kept-1)
 	}
 	clear(s.held)
 	s.troubles = nil
-	return m, nil
+	return s.images[r.Number], nil
+}
+
+func makeImage(r plan.Round) (*badregistry.Image, error) {
+	kind := "public"
+	if r.Image.Private {
+		kind = "private"
+	}
+	return badregistry.NewImage(fmt.Sprintf("%s/round-%d", kind, r.Number), r.Image.Private, r.Image.Seed, r.Image.Layers...)
 }
 
 func (s *Storm) kept() map[int]*badregistry.Image {
