@@ -399,3 +399,28 @@ func TestEachChunkCrossesIntoAZoneOnce(t *testing.T) {
 	require.LessOrEqual(t, crossed/size, 1.1)
 	require.LessOrEqual(t, float64(o.bytes.Load())/size, 1.05)
 }
+
+func TestRange_TheRestOfABlobThatIsWrongDoesNotEndCleanly(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	d := o.add(t, 2*chunk1+7)
+	wrong := bytes.Clone(o.blobs[d])
+	wrong[5] ^= 1
+	o.serve = func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(wrong))
+		return true
+	}
+	n := newNode(t, o, "n", nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	r, err := n.Open(ctx, o.request(d))
+	if err == nil {
+		defer func() { _ = r.Close() }()
+		var body io.ReadCloser
+		if body, err = r.Range(ctx, 2*chunk1, 7); err == nil {
+			_, err = io.ReadAll(body)
+			_ = body.Close()
+		}
+	}
+	require.Error(t, err, "whoever goes on with a download has the wrong byte already")
+}

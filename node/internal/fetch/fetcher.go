@@ -301,7 +301,7 @@ func (fr *Fetcher) follow(ctx context.Context, req content.Request) (content.Rea
 	if err != nil {
 		return nil, err
 	}
-	r := &reader{f: f}
+	r := &reader{f: f, part: req.Part}
 	if err := f.awaitSize(ctx); err != nil {
 		_ = r.Close()
 		return nil, err

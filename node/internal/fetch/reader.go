@@ -53,6 +53,7 @@ func (c *counted) WriteTo(w io.Writer) (int64, error) {
 // reader follows a blob that is arriving.
 type reader struct {
 	f    *fetch
+	part bool // the caller wants a part only, wherever it lies
 	once sync.Once
 }
 
@@ -78,7 +79,9 @@ func (r *reader) Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	held := r.f.fr.opts.VerifiedRanges && n < size
 	if n > 0 || size == 0 {
 		first, last := int(off/content.ChunkSize), int((off+max(n, 1)-1)/content.ChunkSize)
-		if held {
+		// Who reads up to the end, and not a part only, has the bytes before it from an earlier answer. The end is given when the
+		// digest of the whole is known to match.
+		if toEnd := off+n == size && !r.part; held || toEnd {
 			first, last = 0, content.Chunks(size)-1
 		}
 		r.f.demand(first, last) //nolint:contextcheck // a lease is read for all callers, under the fetch's own context

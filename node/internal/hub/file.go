@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"path"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -142,6 +143,8 @@ func (f *Front) request(x *exchange, e *entry, commit string) content.Request {
 	return content.Request{
 		Repository: x.route.repo.source(f.opts.Hub), Kind: content.Blob, Digest: e.digest(), Size: e.Size,
 		Authorization: x.authorization(), File: x.route.repo.file(commit, e.Path),
+		// The end of a file, as readers of footers ask for it, is a part. Ranges of a parallel download are not: the last waits.
+		Part: x.r.Method == http.MethodHead || strings.HasPrefix(x.r.Header.Get("Range"), "bytes=-"),
 	}
 }
 

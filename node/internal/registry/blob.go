@@ -18,7 +18,7 @@ const firstPiece = 32 << 10
 // on which the runtime can fall back. Only where they are long in coming it goes out before.
 func (f *Front) blob(x *exchange) error {
 	asked := x.request(content.Blob)
-	asked.Part = x.r.Method == http.MethodHead || x.r.Header.Get("Range") != ""
+	asked.Part = x.r.Method == http.MethodHead || wantsPart(x.r.Header.Get("Range"))
 	req := x.fetchable(asked)
 	ctx, patience := newPatience(x.r.Context(), f.opts.FirstByteTimeout, func() int64 { return f.opts.Fetcher.Progress(req) })
 	defer patience.end()

@@ -110,3 +110,12 @@ func FuzzParseRange(f *testing.F) {
 		}
 	})
 }
+
+func TestWantsPart(t *testing.T) {
+	t.Parallel()
+	for header, want := range map[string]bool{
+		"": false, "bytes=0-": false, "bytes=1048576-": false, "bytes=0-0": true, "bytes=5-9": true, "bytes=-47": true,
+	} {
+		require.Equal(t, want, wantsPart(header), header)
+	}
+}

@@ -55,6 +55,12 @@ func parseRange(header string, size int64) (s span, ok bool, err error) {
 	return span{off, end - off + 1}, true, nil
 }
 
+// wantsPart reports whether a Range header asks for less than the rest of the blob. A download that goes on where it broke off asks
+// for all that follows ("bytes=N-"), and its end has to wait for the digest as the end of the whole does.
+func wantsPart(header string) bool {
+	return header != "" && !strings.HasSuffix(strings.TrimSpace(header), "-")
+}
+
 // number reads 1*DIGIT. Numbers too large for an int64 are all the same here.
 func number(s string) (int64, bool) {
 	if s == "" || strings.Trim(s, "0123456789") != "" {
