@@ -305,7 +305,7 @@ func TestFetch_WhatNoOneWaitsForIsTakenBackAtTheEnd(t *testing.T) {
 	session.orders <- assigned(data, "slow", 0, 1)
 	s.want(t, 2)
 	cancel()
-	_ = <-opened // it may have been opened before
+	t.Logf("opened: %v", <-opened) // it may have been opened before
 	<-session.closed
 	eventually(t, "both are forgotten", func() bool {
 		s.mu.Lock()

@@ -417,8 +417,8 @@ func (g *Gate) askForAnyone(ctx context.Context, rule policy.Rule, req Request) 
 	if !bearer(req.Credentials) || rule.Offline != policy.AllowKnown || !g.dueForAnyone(req.Source) {
 		return
 	}
-	g.running.Go(func() { //nolint:contextcheck // the question goes on when its caller has gone
-		if g.asking.Acquire(g.ctx, 1) != nil {
+	g.running.Go(func() {
+		if g.asking.Acquire(g.ctx, 1) != nil { //nolint:contextcheck // the question goes on when its caller has gone
 			return
 		}
 		defer g.asking.Release(1)

@@ -71,7 +71,7 @@ func withoutRange(w http.ResponseWriter, r *http.Request, data []byte) {
 func TestResume_ABlobIsReadOnWhereItsAnswerBrokeOff(t *testing.T) {
 	t.Parallel()
 	type answer = func(w http.ResponseWriter, r *http.Request, data []byte)
-	var good answer = flaw{after: -1}.serve
+	good := flaw{after: -1}.serve
 	status := func(code int) answer {
 		return func(w http.ResponseWriter, _ *http.Request, _ []byte) { w.WriteHeader(code) }
 	}
