@@ -20,7 +20,7 @@ func (f *Front) blob(x *exchange) error {
 	asked := x.request(content.Blob)
 	asked.Part = x.r.Method == http.MethodHead || wantsPart(x.r.Header.Get("Range"))
 	req := x.fetchable(asked)
-	ctx, patience := newPatience(x.r.Context(), f.opts.FirstByteTimeout, func() int64 { return f.opts.Fetcher.Progress(req) })
+	ctx, patience := newPatience(x.r.Context(), f.opts.FirstByteTimeout, f.progress(req))
 	defer patience.end()
 	if err := f.admit(ctx, x, asked); err != nil {
 		return err

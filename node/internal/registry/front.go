@@ -223,6 +223,11 @@ func (x *exchange) fetchable(req content.Request) content.Request {
 	return req
 }
 
+// progress returns what counts the bytes that have arrived for req's pull. The patience calls it from a goroutine of its own.
+func (f *Front) progress(req content.Request) func() int64 {
+	return func() int64 { return f.opts.Fetcher.Progress(req) }
+}
+
 // base answers GET /v2/, by which clients learn whether and how to authenticate. Where the registry is known, it is the
 // registry's own answer; a registry that is down does not keep its images from being pulled.
 func (f *Front) base(x *exchange) error {

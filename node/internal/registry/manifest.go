@@ -18,7 +18,7 @@ import (
 // send the runtime into a loop.
 func (f *Front) manifest(x *exchange) error {
 	req := x.request(content.Manifest)
-	ctx, patience := newPatience(x.r.Context(), f.opts.FirstByteTimeout, func() int64 { return f.opts.Fetcher.Progress(x.fetchable(req)) })
+	ctx, patience := newPatience(x.r.Context(), f.opts.FirstByteTimeout, f.progress(x.fetchable(req)))
 	defer patience.end()
 	declared := ""
 	if x.route.tag != "" {
@@ -32,6 +32,7 @@ func (f *Front) manifest(x *exchange) error {
 		return err
 	}
 	req = x.fetchable(req)
+	patience.follow(f.progress(req))
 	data, err := f.readManifest(ctx, patience, req)
 	if err != nil {
 		return err

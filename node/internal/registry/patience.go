@@ -60,6 +60,13 @@ func (p *patience) watch(own func() int64, header bool) {
 	p.own, p.ownSeen, p.mayHeader = own, own(), header
 }
 
+// follow counts the bytes of the pull by the given function from now on.
+func (p *patience) follow(pull func() int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.pull, p.seen = pull, pull()
+}
+
 func (p *patience) look() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
