@@ -500,7 +500,6 @@ func (e *ensemble) requireReads(most int) {
 
 func together(t *testing.T, draw func(*rapid.T) faults, check func(*rapid.T, *ensemble)) {
 	t.Helper()
-	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		e := newEnsemble(rt, rapid.Uint64().Draw(rt, "seed"), rapid.IntRange(1, 14).Draw(rt, "nodes"),
 			rapid.IntRange(1, 60).Draw(rt, "chunks"), draw(rt))
