@@ -228,13 +228,15 @@ func (c *cluster) agentPods(ctx context.Context) (map[string]corev1.Pod, error) 
 	return pods, nil
 }
 
-// containers are the IDs of the agents' containers by node. A container that is started again is another.
+// containers are the IDs of the agents' containers by node, and not of their guards'. A container that is started again is another.
 func (c *cluster) containers(ctx context.Context) (map[string]string, error) {
 	pods, err := c.agentPods(ctx)
 	containers := make(map[string]string)
 	for node, pod := range pods {
 		for _, status := range pod.Status.ContainerStatuses {
-			containers[node] = status.ContainerID
+			if status.Name == "agent" {
+				containers[node] = status.ContainerID
+			}
 		}
 	}
 	return containers, err

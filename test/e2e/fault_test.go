@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,15 +17,31 @@ import (
 
 // agentKilled ends an agent while its node's runtime is in the middle of a cold pull through it.
 func agentKilled(t *testing.T, c *cluster) {
-	node := c.nodes[1]
-	img := c.public.push(t, "killed/app", 120, 2)
+	p := c.startPull(t, "killed", c.nodes[1])
+	c.killAgent(t, p.node)
+	start := time.Now()
+	c.awaitRollout(t, p.name, 3*time.Minute)
+	tell(t, "the pod was ready %s after its agent was killed, which had got %s", time.Since(start).Round(100*time.Millisecond), mebibytes(p.got))
+	c.awaitOtherAgent(t, p)
+}
+
+// slowPull is a pod whose image its node's runtime is in the middle of pulling, at a slow pace, through its agent.
+type slowPull struct {
+	name, node string
+	agent      string // the container
+	got        int64  // what the agent had from the registry
+}
+
+// startPull starts a cold pull that takes ten seconds and more, and returns when the agent has the first 10 MiB.
+func (c *cluster) startPull(t *testing.T, name, node string) slowPull {
+	t.Helper()
+	img := c.public.push(t, name+"/app", 120, 2)
 	containers, err := c.containers(t.Context())
 	require.NoError(t, err)
 	before := c.metric(t, node, "shoal_upstream_bytes_total")
-	c.rig.limit(t, node, "100mbit") // ten seconds and more for the whole image
-
-	t.Cleanup(func() { c.delete(t, "daemonset", "killed") })
-	c.apply(t, workload{name: "killed", image: img.ref, node: node}.daemonSet())
+	c.rig.limit(t, node, "100mbit")
+	t.Cleanup(func() { c.delete(t, "daemonset", name) })
+	c.apply(t, workload{name: name, image: img.ref, node: node}.daemonSet())
 	var got float64
 	eventually(t, time.Minute, func() error {
 		now, err := c.tryMetric(t.Context(), node, "shoal_upstream_bytes_total")
@@ -33,15 +50,17 @@ func agentKilled(t *testing.T, c *cluster) {
 		}
 		return err
 	})
-	require.Less(t, got, float64(img.own), "the pull is over before its agent could be killed")
-	c.killAgent(t, node)
-	start := time.Now()
-	c.awaitRollout(t, "killed", 3*time.Minute)
-	tell(t, "the pod was ready %s after its agent was killed, which had got %s", time.Since(start).Round(100*time.Millisecond), mebibytes(int64(got)))
+	require.Less(t, got, float64(img.own), "the pull is over already")
+	return slowPull{name: name, node: node, agent: containers[node], got: int64(got)}
+}
+
+// awaitOtherAgent waits until the agent that served a pull has been replaced, and all agents are ready.
+func (c *cluster) awaitOtherAgent(t *testing.T, p slowPull) {
+	t.Helper()
 	eventually(t, time.Minute, func() error {
 		now, err := c.containers(t.Context())
-		if err == nil && now[node] == containers[node] {
-			err = fmt.Errorf("the agent of %s was killed and has not been started again", node)
+		if err == nil && now[p.node] == p.agent {
+			err = fmt.Errorf("the agent of %s has not been ended and started again", p.node)
 		}
 		return err
 	})
@@ -62,35 +81,13 @@ func (c *cluster) signalAgent(t *testing.T, node, signal string) {
 // agentFrozen stops an agent in the middle of a pull: its port goes on to accept connections, and nobody answers. The guard ends
 // it, so that the runtime goes on without it.
 func agentFrozen(t *testing.T, c *cluster) {
-	node := c.nodes[1]
-	img := c.public.push(t, "frozen/app", 120, 2)
-	containers, err := c.containers(t.Context())
-	require.NoError(t, err)
-	before := c.metric(t, node, "shoal_upstream_bytes_total")
-	c.rig.limit(t, node, "100mbit") // ten seconds and more for the whole image
-
-	t.Cleanup(func() { c.delete(t, "daemonset", "frozen") })
-	c.apply(t, workload{name: "frozen", image: img.ref, node: node}.daemonSet())
-	eventually(t, time.Minute, func() error {
-		now, err := c.tryMetric(t.Context(), node, "shoal_upstream_bytes_total")
-		if got := now - before; err == nil && got < 10*mib {
-			err = fmt.Errorf("the pull has not got far: %v bytes", got)
-		}
-		return err
-	})
-	c.signalAgent(t, node, "STOP")
+	p := c.startPull(t, "frozen", c.nodes[1])
+	c.signalAgent(t, p.node, "STOP")
 	start := time.Now()
-	c.awaitRollout(t, "frozen", 2*time.Minute)
+	c.awaitRollout(t, p.name, 2*time.Minute)
 	tell(t, "the pod was ready %s after its agent was stopped", time.Since(start).Round(100*time.Millisecond))
-	eventually(t, time.Minute, func() error {
-		now, err := c.containers(t.Context())
-		if err == nil && now[node] == containers[node] {
-			err = fmt.Errorf("the agent of %s was stopped and has not been ended", node)
-		}
-		return err
-	})
-	c.awaitAgents(t)
-	c.awaitMirror(t, node)
+	c.awaitOtherAgent(t, p)
+	c.awaitMirror(t, p.node)
 	tell(t, "the agent was ended and started again, and the runtime asks it")
 }
 
@@ -266,31 +263,26 @@ func controlPlaneDown(t *testing.T, c *cluster) {
 	require.LessOrEqual(t, float64(sent), 1.1*float64(img.size))
 }
 
-// noConfigPath takes the line from a node's containerd configuration by which it reads mirrors. Its agent says so, where
-// somebody who looks at the node, or at all of them, finds it.
-func noConfigPath(t *testing.T, c *cluster) {
-	node := c.nodes[0]
-	c.editRuntime(t, node, "/config_path/d")
+// noMirrorsRead has two nodes' containerds read no mirrors: one as containerd is by itself, with no config_path, and one with a
+// list. That is reported where somebody who looks at the node, or at all of them, finds it, and mended where the chart is told to.
+func noMirrorsRead(t *testing.T, c *cluster) {
+	edits := map[string]string{
+		c.nodes[0]: "/config_path/d",
+		c.nodes[1]: `s#config_path = .*#config_path = "/etc/containerd/certs.d:/etc/docker/certs.d"#`,
+	}
+	// What each release of containerd makes of a file without config_path differs.
+	reasons := map[string][]string{c.nodes[0]: {"ConfigPathList", "ConfigPathUnset"}, c.nodes[1]: {"ConfigPathList"}}
 	pods, err := c.agentPods(t.Context())
 	require.NoError(t, err)
-	c.kubectl(t, "-n", shoalNamespace, "delete", "pod", pods[node].Name)
+	for node, script := range edits {
+		c.editRuntime(t, node, script)
+		c.kubectl(t, "-n", shoalNamespace, "delete", "pod", pods[node].Name)
+	}
 	c.awaitAgents(t)
-	c.awaitFinding(t, node, "ConfigPathUnset")
+	for node := range edits {
+		c.awaitFinding(t, node, reasons[node]...)
+	}
 	c.show(t, "get", "nodecaches")
-}
-
-// configPathList has a node's containerd as its own default has it since 2.2, a config_path that is a list. That is reported, and
-// mended where the chart is told to.
-func configPathList(t *testing.T, c *cluster) {
-	node := c.nodes[0]
-	c.editRuntime(t, node, `s#config_path = .*#config_path = "/etc/containerd/certs.d:/etc/docker/certs.d"#`)
-	c.restartRuntime(t, node)
-	t.Cleanup(func() { c.restartRuntime(t, node) })
-	pods, err := c.agentPods(t.Context())
-	require.NoError(t, err)
-	c.kubectl(t, "-n", shoalNamespace, "delete", "pod", pods[node].Name)
-	c.awaitAgents(t)
-	c.awaitFinding(t, node, "ConfigPathList")
 
 	set := func(value string) {
 		c.helm(t, "upgrade", release, c.current.chart, "-n", shoalNamespace, "--reuse-values", "--set", "mirror.fixConfigPath="+value, "--wait", "--timeout=4m")
@@ -298,25 +290,32 @@ func configPathList(t *testing.T, c *cluster) {
 	}
 	set("true")
 	t.Cleanup(func() { set("false") })
-	c.awaitMirror(t, node)
-	before := c.metric(t, node, "shoal_registry_requests_total")
-	img := c.public.push(t, "list/app", 5, 1)
-	c.rollout(t, workload{name: "list", image: img.ref, node: node}, 2*time.Minute)
-	require.Greater(t, c.metric(t, node, "shoal_registry_requests_total"), before, "the runtime of %s asked its agent", node)
-	tell(t, "with mirror.fixConfigPath the runtime of %s asks its agent", node)
-	eventually(t, time.Minute, func() error { return c.mirrorCondition(t, node, metav1.ConditionTrue, "MirrorConfigured") })
+	img := c.public.push(t, "mended/app", 5, 1)
+	for node := range edits {
+		c.awaitMirror(t, node)
+		before := c.metric(t, node, "shoal_registry_requests_total")
+		c.rollout(t, workload{name: "mended-" + node, image: img.ref, node: node}, 2*time.Minute)
+		require.Greater(t, c.metric(t, node, "shoal_registry_requests_total"), before, "the runtime of %s asked its agent", node)
+		tell(t, "with mirror.fixConfigPath the runtime of %s asks its agent", node)
+		eventually(t, mirrorLook, func() error { return c.mirrorCondition(t, node, metav1.ConditionTrue, "MirrorConfigured") })
+	}
 }
 
-// editRuntime changes containerd's configuration on a node by a sed script until the end of the test. Containerd is not restarted.
+// mirrorLook is the time within which an agent has looked at the mirror's files again, and said so.
+const mirrorLook = 3 * time.Minute
+
+// editRuntime changes containerd's configuration on a node by a sed script until the end of the test. Containerd reads it.
 func (c *cluster) editRuntime(t *testing.T, node, script string) {
 	t.Helper()
-	const file = "/etc/containerd/config.toml"
-	c.rig.exec(t, node, "sh", "-c", "cp -p "+file+" /tmp/config.toml && sed -i '"+script+"' "+file)
+	const file, kept = "/etc/containerd/config.toml", "/tmp/config.toml"
+	c.rig.exec(t, node, "sh", "-c", "cp -p "+file+" "+kept+" && sed -i '"+script+"' "+file)
 	t.Cleanup(func() {
-		if _, err := c.rig.tryExec(context.WithoutCancel(t.Context()), node, "mv", "/tmp/config.toml", file); err != nil {
+		if _, err := c.rig.tryExec(context.WithoutCancel(t.Context()), node, "mv", kept, file); err != nil {
 			t.Error(err)
 		}
+		c.restartRuntime(t, node)
 	})
+	c.restartRuntime(t, node)
 }
 
 // restartRuntime ends a node's containerd, which is started again, and waits until it answers. Pods go on.
@@ -329,21 +328,25 @@ func (c *cluster) restartRuntime(t *testing.T, node string) {
 	}
 }
 
-// awaitFinding waits until a node's event and its NodeCache say why its runtime does not ask its agent.
-func (c *cluster) awaitFinding(t *testing.T, node, reason string) {
+// awaitFinding waits until a node's event and its NodeCache say why its runtime does not ask its agent: for one of the reasons.
+func (c *cluster) awaitFinding(t *testing.T, node string, reasons ...string) {
 	t.Helper()
-	eventually(t, time.Minute, func() error {
+	var reason string
+	eventually(t, mirrorLook, func() error {
 		var events corev1.EventList
-		if err := c.tryGet(t.Context(), &events, "events", "-A", "--field-selector=involvedObject.kind=Node,involvedObject.name="+node+",reason="+reason); err != nil {
+		if err := c.tryGet(t.Context(), &events, "events", "-A", "--field-selector=involvedObject.kind=Node,involvedObject.name="+node); err != nil {
 			return err
 		}
-		if len(events.Items) == 0 {
-			return fmt.Errorf("no event on %s", node)
+		for _, event := range events.Items {
+			if slices.Contains(reasons, event.Reason) {
+				reason = event.Reason
+				tell(t, "event on %s: %s", node, event.Message)
+				return nil
+			}
 		}
-		tell(t, "event on %s: %s", node, events.Items[0].Message)
-		return nil
+		return fmt.Errorf("no event on %s says %v", node, reasons)
 	})
-	eventually(t, time.Minute, func() error { return c.mirrorCondition(t, node, metav1.ConditionFalse, reason) })
+	eventually(t, mirrorLook, func() error { return c.mirrorCondition(t, node, metav1.ConditionFalse, reason) })
 }
 
 // mirrorCondition reports, as an error, how a node's condition MirrorConfigured differs from the one given.
