@@ -18,7 +18,7 @@ import (
 func (n *node) newGate() (*gate.Gate, error) {
 	others := &otherNodes{}
 	g, err := gate.New(gate.Options{
-		Timeout: n.config.Registry.FirstByteTimeout * 4 / 5,
+		Timeout: gate.Timeout(n.config.Registry.FirstByteTimeout),
 		Cache:   cache{n.store, func() *fetch.Fetcher { return n.fetcher }},
 		Memory:  gateMemory{n.store.KV("gate")}, Witness: others, Logger: n.log.With("part", "gate"),
 	})

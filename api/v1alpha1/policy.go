@@ -83,7 +83,7 @@ const (
 // +kubebuilder:validation:XValidation:rule="!(has(self.minFree) && has(self.minFreePercent))",message="set minFree (bytes) or minFreePercent (share of the disk), not both"
 // +kubebuilder:validation:XValidation:rule="!has(self.capacityPercent) || !has(self.minFreePercent) || self.capacityPercent + self.minFreePercent <= 100",message="capacityPercent and minFreePercent together exceed the disk (100)"
 type StoragePolicy struct {
-	// Capacity of the cache in bytes.
+	// Capacity of the cache in bytes. Default: the agent's `store.capacity`.
 	// +optional
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=32
@@ -94,12 +94,12 @@ type StoragePolicy struct {
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=95
 	CapacityPercent *int32 `json:"capacityPercent,omitempty"`
-	// HighWatermarkPercent of the capacity starts eviction.
+	// HighWatermarkPercent of the capacity starts eviction. Default: 95.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=100
 	HighWatermarkPercent *int32 `json:"highWatermarkPercent,omitempty"`
-	// LowWatermarkPercent of the capacity ends eviction.
+	// LowWatermarkPercent of the capacity ends eviction. Default: 85.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=99
@@ -110,25 +110,25 @@ type StoragePolicy struct {
 	// +kubebuilder:validation:MaxLength=32
 	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('0')) >= 0",message="minFree can't be negative"
 	MinFree *resource.Quantity `json:"minFree,omitempty"`
-	// MinFreePercent is the floor as a share of the disk.
+	// MinFreePercent is the floor as a share of the disk. Default: 5.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=99
 	MinFreePercent *int32 `json:"minFreePercent,omitempty"`
-	// Eviction says which unpinned blobs go first.
+	// Eviction says which unpinned blobs go first. Default: LRU.
 	// +optional
 	Eviction *EvictionAlgorithm `json:"eviction,omitempty"`
 }
 
 // BandwidthPolicy bounds transfer rates in bytes per second.
 type BandwidthPolicy struct {
-	// Upload to peers in bytes per second.
+	// Upload to peers in bytes per second. Default: no limit.
 	// +optional
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=32
 	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('64Ki')) >= 0",message="upload must be at least 64Ki bytes per second"
 	Upload *resource.Quantity `json:"upload,omitempty"`
-	// Download from peers in bytes per second.
+	// Download from peers in bytes per second. Default: no limit.
 	// +optional
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=32
@@ -187,10 +187,11 @@ type RepositoryRule struct {
 	// +kubebuilder:validation:XValidation:rule="self.all(p, p.contains('/') || p.contains('**') || !p.matches('[.:*]|^localhost$'))",messageExpression="'match is host and path, and ' + self.filter(p, !(p.contains('/') || p.contains('**') || !p.matches('[.:*]|^localhost$')))[0] + ' has no path, so it matches nothing: add /** for everything there'"
 	// +kubebuilder:validation:XValidation:rule="self.all(p, !p.lowerAscii().matches('^(docker[.]io/([*]?[^/*]+)*[*]?$|(index|registry-1)[.]docker[.]io(/|$))'))",message="match knows Docker Hub as docker.io and its images by two parts, or it matches nothing: write docker.io/library/redis, docker.io/team/app or docker.io/**"
 	Match []string `json:"match"`
-	// Mode says where bytes may come from. PullThrough where it is left out.
+	// Mode says where bytes may come from. Default: PullThrough.
 	// +optional
 	Mode *RepositoryMode `json:"mode,omitempty"`
 	// TagTTL is how long a tag's digest is answered without asking upstream. "0s" asks every time.
+	// Default: 1m.
 	// +optional
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
@@ -208,16 +209,16 @@ type RepositoryRule struct {
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.mode) || self.mode != 'Exempt' || !(has(self.ttl) || has(self.onUnreachable))",message="mode Exempt asks no registry, so ttl and onUnreachable have no meaning beside it: remove them"
 type AuthorizationPolicy struct {
-	// Mode: Registry where it is left out.
+	// Mode says whether the registry has to accept a caller. Default: Registry.
 	// +optional
 	Mode *AuthorizationMode `json:"mode,omitempty"`
-	// TTL is how long the registry's acceptance of a caller's credentials is remembered.
+	// TTL is how long the registry's acceptance of a caller's credentials is remembered. Default: 5m.
 	// +optional
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('0s') && duration(self) <= duration('720h')",message="ttl must be between 0s and 720h"
 	TTL *metav1.Duration `json:"ttl,omitempty"`
-	// OnUnreachable: Remembered where it is left out.
+	// OnUnreachable says who may read while the registry cannot be asked. Default: Remembered.
 	// +optional
 	OnUnreachable *UnreachableMode `json:"onUnreachable,omitempty"`
 }
@@ -226,12 +227,13 @@ type AuthorizationPolicy struct {
 //
 // +kubebuilder:validation:XValidation:rule="has(self.requestsPerSecond) || has(self.bytesPerSecond)",message="rateLimit is empty: set requestsPerSecond, bytesPerSecond or both"
 type RateLimit struct {
-	// RequestsPerSecond is the number of requests, of whatever kind, to the registry.
+	// RequestsPerSecond is the number of requests, of whatever kind, to the registry. Default: no limit.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=100000
 	RequestsPerSecond *int32 `json:"requestsPerSecond,omitempty"`
 	// BytesPerSecond is how fast the node reads from the registry. What peers have is not slowed down by it.
+	// Default: no limit.
 	// +optional
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=32

@@ -3,9 +3,12 @@ package config_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.yaml.in/yaml/v3"
@@ -13,6 +16,92 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/config"
 	"github.com/shoal-cache/shoal/node/internal/mirror"
 )
+
+// definitions are the defaults that the definition of CachePolicy names, by the path of the field in spec.
+func definitions(t *testing.T) map[string]string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("..", "..", "..", "api", "crds", "shoal.dev_cachepolicies.yaml"))
+	require.NoError(t, err)
+	type property struct {
+		Description string
+		Properties  map[string]*property
+		Items       *property
+	}
+	var crd struct {
+		Spec struct {
+			Versions []struct {
+				Schema struct{ OpenAPIV3Schema *property } `yaml:"schema"`
+			}
+		}
+	}
+	// The decoder knows keys in lower case, or as they are tagged.
+	data = bytes.ReplaceAll(data, []byte("openAPIV3Schema:"), []byte("openapiv3schema:"))
+	require.NoError(t, yaml.Unmarshal(data, &crd))
+	named := map[string]string{}
+	var walk func(at string, p *property)
+	walk = func(at string, p *property) {
+		if text, found := strings.CutPrefix(p.Description[max(0, strings.LastIndex(p.Description, "Default:")):], "Default:"); found {
+			named[at] = strings.TrimSuffix(strings.Join(strings.Fields(text), " "), ".")
+		}
+		if p.Items != nil {
+			p = p.Items
+		}
+		for name, child := range p.Properties {
+			walk(strings.TrimPrefix(at+"."+name, "."), child)
+		}
+	}
+	walk("", crd.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["spec"])
+	return named
+}
+
+func TestDefaults_OfACachePolicyAreThoseOfTheAgent(t *testing.T) {
+	t.Parallel()
+	c := config.Default()
+	rule := c.Policy.Defaults
+	require.Zero(t, c.Policy.Bandwidth)
+	require.Zero(t, rule.RequestsPerSecond)
+	require.Zero(t, rule.BytesPerSecond)
+	percent := func(share float64) string { return fmt.Sprintf("%.0f", 100*share) }
+	minutes := func(d time.Duration) string { return fmt.Sprintf("%.0fm", d.Minutes()) }
+	require.Equal(t, map[string]string{
+		"storage.capacity":                  "the agent's `store.capacity`",
+		"storage.highWatermarkPercent":      percent(c.Store.HighWatermark),
+		"storage.lowWatermarkPercent":       percent(c.Store.LowWatermark),
+		"storage.minFreePercent":            percent(c.Store.MinFree.Share),
+		"storage.eviction":                  string(c.Store.Eviction),
+		"bandwidth.upload":                  "no limit",
+		"bandwidth.download":                "no limit",
+		"rules.mode":                        string(rule.Mode),
+		"rules.tagTTL":                      minutes(rule.TagTTL),
+		"rules.authorization.mode":          "Registry",
+		"rules.authorization.ttl":           minutes(rule.AuthorizationTTL),
+		"rules.authorization.onUnreachable": "Remembered",
+		"rules.rateLimit.requestsPerSecond": "no limit",
+		"rules.rateLimit.bytesPerSecond":    "no limit",
+	}, definitions(t))
+}
+
+func TestDefaults_OfTheChartAreThoseOfTheAgent(t *testing.T) {
+	t.Parallel()
+	data, err := os.ReadFile(filepath.Join("..", "..", "..", "charts", "shoal", "values.yaml"))
+	require.NoError(t, err)
+	var values struct {
+		Agent struct {
+			Ports                         struct{ Registry, Admin, Swarm int }
+			Store                         struct{ Path, Capacity string }
+			TerminationGracePeriodSeconds int `yaml:"terminationGracePeriodSeconds"`
+		}
+	}
+	require.NoError(t, yaml.Unmarshal(data, &values))
+	c, agent := config.Default(), values.Agent
+	require.Equal(t, c.Registry.Listen, fmt.Sprintf("127.0.0.1:%d", agent.Ports.Registry))
+	require.Equal(t, c.Admin.Listen, fmt.Sprintf("127.0.0.1:%d", agent.Ports.Admin))
+	require.Equal(t, c.Swarm.Listen[0].String(), fmt.Sprintf("/ip4/0.0.0.0/tcp/%d", agent.Ports.Swarm))
+	require.Equal(t, c.Store.Path, agent.Store.Path)
+	require.Equal(t, c.Store.Capacity.String(), agent.Store.Capacity)
+	require.Contains(t, string(data), fmt.Sprintf("(%s)", c.Registry.DrainTimeout), "values.yaml names drainTimeout")
+	require.Greater(t, float64(agent.TerminationGracePeriodSeconds), c.Registry.DrainTimeout.Seconds())
+}
 
 // schema is what is read of a JSON schema.
 type schema struct {

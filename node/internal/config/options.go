@@ -11,34 +11,37 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 	"github.com/spf13/pflag"
 
+	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/mirror"
 	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/store"
+	"github.com/shoal-cache/shoal/node/internal/swarm"
 )
 
-// Default is the configuration of an agent that nothing was said to.
+// Default is the configuration of an agent that nothing was said to. A default that a package has of its own stands there.
 func Default() *Config {
 	return &Config{
 		Registry: Registry{
 			Listen:           "127.0.0.1:5050",
 			Ranges:           RangesChunks,
 			ReadAhead:        policy.Size{Bytes: 16 << 20},
-			FirstByteTimeout: 10 * time.Second,
+			FirstByteTimeout: content.DefaultFirstByte,
 			DrainTimeout:     30 * time.Second,
 		},
 		Hub:   Hub{Listen: "127.0.0.1:5054", Endpoint: "https://huggingface.co"},
 		Admin: Admin{Listen: "127.0.0.1:5051"},
 		Swarm: Swarm{
 			Listen:         []ma.Multiaddr{ma.StringCast("/ip4/0.0.0.0/tcp/5052"), ma.StringCast("/ip6/::/tcp/5052")},
-			ProtocolPrefix: "/shoal",
-			Connections:    Connections{Low: 256, High: 512},
+			ProtocolPrefix: swarm.DefaultProtocolPrefix,
+			Connections:    Connections{Low: swarm.DefaultLowConnections, High: swarm.DefaultHighConnections},
 		},
 		Store: Store{
 			Path:          "/var/lib/shoal",
 			Capacity:      policy.Size{Bytes: 20 << 30},
-			HighWatermark: 0.95,
-			LowWatermark:  0.85,
+			HighWatermark: store.DefaultHigh,
+			LowWatermark:  store.DefaultLow,
 			MinFree:       policy.Size{Share: 0.05},
-			Eviction:      policy.LRU,
+			Eviction:      store.DefaultEviction,
 			ScrubInterval: 7 * 24 * time.Hour,
 		},
 		Policy: Policy{Defaults: policy.DefaultRule()},

@@ -6,9 +6,13 @@ package content
 import (
 	"context"
 	"io"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
+
+// DefaultFirstByte is how long a client waits for the first byte of an answer, unless the agent is configured otherwise.
+const DefaultFirstByte = 10 * time.Second
 
 // Repository names a repository of an upstream registry.
 type Repository struct {

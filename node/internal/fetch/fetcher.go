@@ -66,8 +66,8 @@ type Options struct {
 	PeerSilence, PeerPatience, CoordinatorPatience time.Duration
 	// UpstreamStreams is the most runs that this node reads from upstream at one time; default schedule.UpstreamStreams.
 	UpstreamStreams int64
-	// Patience is how long a caller is kept waiting while nothing comes. After half of it the node reads itself what he waits
-	// for; default 10 s.
+	// Patience is how long a caller is kept waiting while nothing comes. After half of it the node itself reads what the caller
+	// waits for; default content.DefaultFirstByte.
 	Patience time.Duration
 	// VerifiedRanges: a range of a blob that is not here is given once the whole has come and matches its digest. Else the
 	// chunks that it needs are fetched and given, by the word of who read them from upstream: nothing less than the whole can be
@@ -141,7 +141,7 @@ func New(o Options) *Fetcher {
 		o.UpstreamStreams = schedule.UpstreamStreams
 	}
 	if o.Patience <= 0 {
-		o.Patience = 10 * time.Second
+		o.Patience = content.DefaultFirstByte
 	}
 	if o.Linger <= 0 {
 		o.Linger = 30 * time.Second

@@ -108,7 +108,8 @@ type Memory interface {
 
 // Options configure a Gate.
 type Options struct {
-	// Timeout bounds one question to a source; a source that takes longer counts as silent. 0: 4 s.
+	// Timeout bounds one question to a source; a source that takes longer counts as silent. 0: Timeout of
+	// content.DefaultFirstByte.
 	Timeout time.Duration
 	// Cache is required.
 	Cache Cache
@@ -157,7 +158,7 @@ func New(opts Options) (*Gate, error) {
 		return nil, errors.New("gate: needs a Cache")
 	}
 	if opts.Timeout == 0 {
-		opts.Timeout = 4 * time.Second
+		opts.Timeout = Timeout(content.DefaultFirstByte)
 	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
@@ -281,6 +282,9 @@ func (g *Gate) await(ctx context.Context, what string, req Request, do func(cont
 	}
 	return fmt.Errorf("ask upstream about %s of %s: %w", req.Digest, req.Source, err)
 }
+
+// Timeout bounds one question to a source where a caller waits for firstByte: it leaves time to answer without the source.
+func Timeout(firstByte time.Duration) time.Duration { return firstByte * 4 / 5 }
 
 // own returns a context for a question that goes on when the caller has left: until the gate's time is over or Close ends it. The
 // question calls cancel.

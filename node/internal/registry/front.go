@@ -71,10 +71,10 @@ type Options struct {
 	// DefaultRegistry is that of requests which name none, as of Docker, crane and skopeo. May be empty.
 	DefaultRegistry string
 	// FirstByteTimeout is how long a caller waits for the first byte of an answer while nothing of its pull arrives at
-	// this node. 0: 5 s.
+	// this node. 0: content.DefaultFirstByte.
 	FirstByteTimeout time.Duration
-	// UpstreamTimeout bounds a question to the registry; a registry that takes longer counts as silent. 0: four fifths of
-	// FirstByteTimeout, so that time is left to answer without it.
+	// UpstreamTimeout bounds a question to the registry; a registry that takes longer counts as silent. 0: gate.Timeout of
+	// FirstByteTimeout.
 	UpstreamTimeout time.Duration
 	Logger          *slog.Logger
 	Registerer      prometheus.Registerer
@@ -106,10 +106,10 @@ func New(opts Options) (*Front, error) {
 		opts.Rules = func(content.Repository) policy.Rule { return policy.DefaultRule() }
 	}
 	if opts.FirstByteTimeout == 0 {
-		opts.FirstByteTimeout = 5 * time.Second
+		opts.FirstByteTimeout = content.DefaultFirstByte
 	}
 	if opts.UpstreamTimeout == 0 {
-		opts.UpstreamTimeout = opts.FirstByteTimeout * 4 / 5
+		opts.UpstreamTimeout = gate.Timeout(opts.FirstByteTimeout)
 	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)

@@ -28,14 +28,16 @@ type Limits struct {
 	High, Low float64
 	// MinFree is the free disk space in bytes below which the store evicts and takes nothing in.
 	MinFree int64
-	// Eviction names the policy that orders victims, without regard to case: LRU, or SLRU, which resists scans. Empty: LRU.
+	// Eviction names the algorithm that orders victims, without regard to case: LRU, or SLRU, which resists scans.
+	// Empty: DefaultEviction.
 	Eviction string
 }
 
-// The watermarks that stand for 0.
+// The defaults of Limits, which are the agent's too.
 const (
-	DefaultHigh = 0.9
-	DefaultLow  = 0.8
+	DefaultHigh     = 0.95
+	DefaultLow      = 0.85
+	DefaultEviction = "LRU"
 )
 
 // withDefaults checks l and fills in what it leaves open.
@@ -47,7 +49,7 @@ func (l Limits) withDefaults() (Limits, error) {
 		l.Low = min(DefaultLow, l.High)
 	}
 	if l.Eviction == "" {
-		l.Eviction = "LRU"
+		l.Eviction = DefaultEviction
 	}
 	l.Eviction = strings.ToUpper(l.Eviction)
 	switch {

@@ -62,12 +62,13 @@ type Options struct {
 	SavePeers func(context.Context, []peer.AddrInfo)
 	// Zone of this node; peers tell theirs.
 	Zone string
-	// ProtocolPrefix separates swarms; default "/shoal".
+	// ProtocolPrefix separates swarms; default DefaultProtocolPrefix.
 	ProtocolPrefix string
 	// Open admits every peer. Otherwise SetAdmitted says who is.
 	Open     bool
 	Admitted []peer.ID
-	// LowConnections and HighConnections bound the connections that are kept open without need; default 512, 1024.
+	// LowConnections and HighConnections bound the connections that are kept open without need; default
+	// DefaultLowConnections and DefaultHighConnections.
 	LowConnections, HighConnections int
 	// JoinTimeout bounds the search for a blob's coordinator, and half of it one candidate's answer, twice of it that of one with
 	// whom this node exchanges much meanwhile; after it a node goes on alone for a while. Default 3 s.
@@ -80,6 +81,13 @@ type Options struct {
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
+
+// The defaults of Options, which are the agent's too.
+const (
+	DefaultProtocolPrefix  = "/shoal"
+	DefaultLowConnections  = 256
+	DefaultHighConnections = 512
+)
 
 // Swarm is this node's part in the swarm.
 type Swarm struct {
@@ -116,13 +124,13 @@ type Swarm struct {
 // New starts a node's part in the swarm: it listens, and looks for others in the background. Close ends it.
 func New(o Options) (*Swarm, error) {
 	if o.ProtocolPrefix == "" {
-		o.ProtocolPrefix = "/shoal"
+		o.ProtocolPrefix = DefaultProtocolPrefix
 	}
 	if o.LowConnections <= 0 {
-		o.LowConnections = 512
+		o.LowConnections = DefaultLowConnections
 	}
-	if o.HighConnections < o.LowConnections {
-		o.HighConnections = 2 * o.LowConnections
+	if o.HighConnections <= 0 {
+		o.HighConnections = DefaultHighConnections
 	}
 	if o.JoinTimeout <= 0 {
 		o.JoinTimeout = defaultJoinTimeout
