@@ -21,9 +21,9 @@ const (
 
 // info tells of a repository at a revision. What is told of a commit is remembered by the commit, so that no answer mixes two.
 func (f *Front) info(x *exchange) error {
-	ctx, r := x.r.Context(), x.route.repo
-	query := canonical(x.r.URL.Query())
-	if x.r.URL.Query().Has("revision") { // names the revision in another way
+	ctx, r := x.R.Context(), x.route.repo
+	query := canonical(x.R.URL.Query())
+	if x.R.URL.Query().Has("revision") { // names the revision in another way
 		f.pass(x)
 		return nil
 	}
@@ -33,7 +33,7 @@ func (f *Front) info(x *exchange) error {
 	}
 	doc, _, err := f.document(ctx, x, infoKey(r, commit, query), infoTTL, func(ctx context.Context) (record, error) {
 		a, err := f.askOpen(ctx, call{
-			method: http.MethodGet, path: r.api() + "/revision/" + commit, query: query, authorization: x.authorization(),
+			method: http.MethodGet, path: r.api() + "/revision/" + commit, query: query, authorization: x.Authorization(),
 		})
 		if err != nil {
 			return record{}, err
@@ -47,7 +47,7 @@ func (f *Front) info(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	x.w.Header().Set("X-Repo-Commit", commit)
+	x.W.Header().Set("X-Repo-Commit", commit)
 	return x.json(doc)
 }
 
@@ -56,7 +56,7 @@ func canonical(q url.Values) string { return q.Encode() }
 
 // tree lists files at a revision, out of the listing of the whole where there is one.
 func (f *Front) tree(x *exchange) error {
-	ctx, q := x.r.Context(), x.r.URL.Query()
+	ctx, q := x.R.Context(), x.R.URL.Query()
 	if truth(q.Get("expand")) { // when each was changed last, which is told page by page
 		f.pass(x)
 		return nil
@@ -65,7 +65,7 @@ func (f *Front) tree(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	x.w.Header().Set("X-Repo-Commit", commit)
+	x.W.Header().Set("X-Repo-Commit", commit)
 	l, err := f.list(ctx, x, commit)
 	if err != nil {
 		return err
@@ -88,7 +88,7 @@ func (f *Front) tree(x *exchange) error {
 	last := min(first+size, len(entries))
 	if last < len(entries) {
 		q.Set("cursor", strconv.Itoa(last))
-		x.next(x.r.URL.EscapedPath() + "?" + q.Encode())
+		x.next(x.R.URL.EscapedPath() + "?" + q.Encode())
 	}
 	return x.entries(entries[first:last])
 }
@@ -100,10 +100,10 @@ func (f *Front) page(ctx context.Context, x *exchange, commit string) error {
 	if x.route.path != "" {
 		path += "/" + escape(x.route.path)
 	}
-	query := canonical(x.r.URL.Query())
+	query := canonical(x.R.URL.Query())
 	k := key("page", r.name(), commit, x.route.path, query)
 	doc, rec, err := f.document(ctx, x, k, forever, func(ctx context.Context) (record, error) {
-		a, err := f.askOpen(ctx, call{method: http.MethodGet, path: path, query: query, authorization: x.authorization()})
+		a, err := f.askOpen(ctx, call{method: http.MethodGet, path: path, query: query, authorization: x.Authorization()})
 		if err != nil {
 			return record{}, err
 		}
@@ -126,20 +126,20 @@ func (f *Front) page(ctx context.Context, x *exchange, commit string) error {
 
 // next names the page that follows. Clients take its URL as it is, so it is the front's own.
 func (x *exchange) next(target string) {
-	x.w.Header().Set("Link", "<"+x.host()+target+`>; rel="next"`)
+	x.W.Header().Set("Link", "<"+x.host()+target+`>; rel="next"`)
 }
 
 // paths tells of the paths that the body names.
 func (f *Front) paths(x *exchange) error {
-	ctx := x.r.Context()
-	body, err := io.ReadAll(io.LimitReader(x.r.Body, maxQuestion+1))
+	ctx := x.R.Context()
+	body, err := io.ReadAll(io.LimitReader(x.R.Body, maxQuestion+1))
 	switch {
 	case err != nil:
 		return fmt.Errorf("read the question: %w", err)
 	case len(body) > maxQuestion:
 		return errTooLong
 	}
-	paths, expand, err := pathsOf(x.r.Header.Get("Content-Type"), body)
+	paths, expand, err := pathsOf(x.R.Header.Get("Content-Type"), body)
 	if err != nil {
 		return errQuestion
 	}
@@ -160,7 +160,7 @@ func (f *Front) paths(x *exchange) error {
 		f.pass(x)
 		return nil
 	}
-	x.w.Header().Set("X-Repo-Commit", commit)
+	x.W.Header().Set("X-Repo-Commit", commit)
 	found := []*entry{}
 	for _, p := range paths {
 		if e := l.byPath[strings.Trim(p, "/")]; e != nil {
@@ -172,10 +172,10 @@ func (f *Front) paths(x *exchange) error {
 
 // refs lists branches and tags.
 func (f *Front) refs(x *exchange) error {
-	ctx, r := x.r.Context(), x.route.repo
+	ctx, r := x.R.Context(), x.route.repo
 	ask := func(ctx context.Context, authorization string) (*answer, error) {
 		return f.origin.ask(ctx, call{
-			method: http.MethodGet, path: r.api() + "/refs", query: canonical(x.r.URL.Query()), authorization: authorization,
+			method: http.MethodGet, path: r.api() + "/refs", query: canonical(x.R.URL.Query()), authorization: authorization,
 		})
 	}
 	err := f.admit(ctx, x, levelInfo, func(ctx context.Context, authorization string) error {
@@ -185,10 +185,10 @@ func (f *Front) refs(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	k := key("refs", r.name(), canonical(x.r.URL.Query()))
+	k := key("refs", r.name(), canonical(x.R.URL.Query()))
 	doc, _, err := f.document(ctx, x, k, x.rule.TagTTL, func(ctx context.Context) (record, error) {
-		a, err := ask(ctx, x.authorization())
-		if refused, ok := errors.AsType[*refusal](err); ok && refused.status == http.StatusUnauthorized && x.authorization() != "" {
+		a, err := ask(ctx, x.Authorization())
+		if refused, ok := errors.AsType[*refusal](err); ok && refused.status == http.StatusUnauthorized && x.Authorization() != "" {
 			a, err = ask(ctx, "")
 		}
 		if err != nil {
@@ -215,10 +215,10 @@ func (x *exchange) entries(entries []*entry) error {
 }
 
 func (x *exchange) json(doc []byte) error {
-	h := x.w.Header()
+	h := x.W.Header()
 	h.Set("Content-Type", "application/json; charset=utf-8")
 	h.Set("Content-Length", strconv.Itoa(len(doc)))
-	x.writeHeader(http.StatusOK)
-	_, err := x.w.Write(doc)
+	x.WriteHeader(http.StatusOK)
+	_, err := x.W.Write(doc)
 	return err
 }

@@ -8,7 +8,6 @@
 //	repository.go  a revision's commit, the listing of its files, what is told of it
 //	access.go      who may read it: the hub's word, for each caller's own token
 //	file.go        one file: its header, its bytes, the proof that a repository has it
-//	ranges.go      Range headers
 //	stream.go      writing bytes that may still be arriving, and reading on where that breaks off
 //	locate.go      where the hub has the bytes of a large file for the moment
 //	api.go         info, tree, paths-info and refs out of what is known
@@ -16,6 +15,8 @@
 //	memo.go        what the hub said, remembered here and asked once for all nodes
 //	origin.go      asking the hub
 //	errors.go      how failures reach the client
+//
+// What is plain HTTP of it is in package reply.
 //
 // A file in large file storage is a blob under its sha256 as a layer of an image is: fetched in chunks, shared while it arrives,
 // checked, kept. Its upstream is the file's URL at its commit. A file in git is named by its git object and comes whole; its

@@ -7,9 +7,9 @@ import (
 	"math"
 	"net/http"
 	"strconv"
-	"time"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/reply"
 )
 
 // httpError is a failure that the front itself finds. Its code is one of the hub's (X-Error-Code), "" where the hub has none for it.
@@ -37,14 +37,11 @@ var errPeersOnly = fmt.Errorf("the policy takes this repository from peers only:
 // retrySoon is the Retry-After in seconds of an answer that may be better in a moment.
 const retrySoon = 2
 
-// statusClientGone is what logs and metrics say of a caller that left before an answer; nobody receives it.
-const statusClientGone = 499
-
 // fail answers with an error. What the hub itself said reaches the caller as it is: clients branch on status and code, and do not
 // use what they have on disk after a 401 or 404. So an outage never is one.
 func (x *exchange) fail(err error) {
-	x.err = err
-	h := x.w.Header()
+	x.Err = err
+	h := x.W.Header()
 	for _, name := range []string{"Etag", "Content-Length", "Content-Disposition", "X-Linked-Etag", "X-Linked-Size", "X-Xet-Hash", "Link", "Accept-Ranges"} {
 		h.Del(name) // of the answer that did not come about
 	}
@@ -60,15 +57,15 @@ func (x *exchange) fail(err error) {
 		h.Del("Content-Range")
 	}
 	h.Set("Content-Length", strconv.Itoa(len(body)))
-	x.writeHeader(status)
-	if x.r.Method != http.MethodHead {
-		_, _ = x.w.Write(body) // the caller has gone, if it fails
+	x.WriteHeader(status)
+	if x.R.Method != http.MethodHead {
+		_, _ = x.W.Write(body) // the caller has gone, if it fails
 	}
 }
 
 // verdict sets the header of an error's answer and gives its status, and its body where that is not the error's text.
 func (x *exchange) verdict(err error) (int, []byte) {
-	h := x.w.Header()
+	h := x.W.Header()
 	h.Del("Content-Type")
 	if r, ok := errors.AsType[*refusal](err); ok {
 		maps.Copy(h, r.header)
@@ -87,10 +84,10 @@ func (x *exchange) verdict(err error) (int, []byte) {
 			h.Set("Retry-After", strconv.FormatInt(int64(math.Ceil(up.RetryAfter.Seconds())), 10))
 		}
 		return up.Status, nil
-	case errors.Is(err, errUnsatisfiable):
+	case errors.Is(err, reply.ErrUnsatisfiable):
 		return http.StatusRequestedRangeNotSatisfiable, nil
-	case x.r.Context().Err() != nil:
-		return statusClientGone, nil
+	case x.R.Context().Err() != nil:
+		return reply.StatusClientGone, nil
 	case errors.Is(err, content.ErrDigestMismatch):
 		h.Set("X-Error-Message", "the hub's bytes are not those that it names")
 		return http.StatusBadGateway, nil
@@ -114,9 +111,6 @@ func (x *exchange) outage(cause error) error {
 		return fmt.Errorf("the policy denies %s while the hub cannot be asked: %w", x.route.repo.name(), cause)
 	}
 	x.stale = true
-	x.w.Header().Set("Warning", `110 shoal "Response is Stale"`)
+	x.W.Header().Set("Warning", `110 shoal "Response is Stale"`)
 	return nil
 }
-
-// since is how long an exchange has taken.
-func (x *exchange) since() time.Duration { return time.Since(x.start) }

@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"path"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -21,6 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/reply"
 )
 
 const (
@@ -30,12 +30,12 @@ const (
 
 // file answers GET and HEAD of a file.
 func (f *Front) file(x *exchange) error {
-	ctx, r := x.r.Context(), x.route.repo
+	ctx, r := x.R.Context(), x.route.repo
 	commit, err := f.enter(ctx, x)
 	if err != nil {
 		return err
 	}
-	x.w.Header().Set("X-Repo-Commit", commit)
+	x.W.Header().Set("X-Repo-Commit", commit)
 	e, other, err := f.find(ctx, x, commit)
 	if err != nil {
 		return err
@@ -51,42 +51,42 @@ func (f *Front) file(x *exchange) error {
 		return errNoEntry
 	}
 	if !e.usable() {
-		x.w.Header().Del("X-Repo-Commit")
+		x.W.Header().Del("X-Repo-Commit")
 		f.pass(x)
 		return nil
 	}
 	f.describe(x, e, commit)
 	etag := `"` + e.etag() + `"`
-	if unchanged(x.r, etag) {
-		x.w.Header().Del("Content-Length")
-		x.writeHeader(http.StatusNotModified)
+	if reply.Unchanged(x.R, etag) {
+		x.W.Header().Del("Content-Length")
+		x.WriteHeader(http.StatusNotModified)
 		return nil
 	}
-	if x.r.Method == http.MethodHead {
-		x.writeHeader(http.StatusOK)
+	if x.R.Method == http.MethodHead {
+		x.WriteHeader(http.StatusOK)
 		return nil
 	}
-	part, partial, err := parseRange(rangeHeader(x.r, etag), e.Size)
+	part, partial, err := reply.ParseRange(reply.RangeHeader(x.R, etag), e.Size)
 	if err != nil {
-		x.w.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", e.Size))
-		x.w.Header().Del("Content-Length")
+		x.W.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", e.Size))
+		x.W.Header().Del("Content-Length")
 		return err
 	}
-	if e.Size == 0 && x.r.Header.Get("Range") != "" {
-		x.w.Header().Set("Content-Range", "bytes */0") // where some clients look for the size
+	if e.Size == 0 && x.R.Header.Get("Range") != "" {
+		x.W.Header().Set("Content-Range", "bytes */0") // where some clients look for the size
 	}
 	status := http.StatusOK
 	if partial {
 		status = http.StatusPartialContent
-		x.w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", part.off, part.off+part.n-1, e.Size))
+		x.W.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", part.Off, part.Off+part.N-1, e.Size))
 	}
-	x.w.Header().Set("Content-Length", strconv.FormatInt(part.n, 10))
+	x.W.Header().Set("Content-Length", strconv.FormatInt(part.N, 10))
 	if err := f.ready(ctx, x, e, commit); err != nil {
 		return err
 	}
-	body := &steady{ctx: ctx, pos: part.off, left: part.n, open: func() (content.Reader, error) { return f.open(ctx, x, e, commit) }}
+	body := &steady{ctx: ctx, pos: part.Off, left: part.N, open: func() (content.Reader, error) { return f.open(ctx, x, e, commit) }}
 	defer func() { _ = body.Close() }()
-	return x.stream(status, body, part.n)
+	return x.stream(status, body, part.N)
 }
 
 // head asks whether the hub gives a file. That it leads elsewhere for it is a yes.
@@ -99,7 +99,7 @@ func (f *Front) head(file string) probe {
 
 // describe sets the header that clients read off a file. They name what they keep by the ETag, so it is the hub's very own.
 func (f *Front) describe(x *exchange, e *entry, commit string) {
-	h := x.w.Header()
+	h := x.W.Header()
 	h.Set("Etag", `"`+e.etag()+`"`)
 	h.Set("Accept-Ranges", "bytes")
 	h.Set("Content-Length", strconv.FormatInt(e.Size, 10))
@@ -142,9 +142,8 @@ func (f *Front) ready(ctx context.Context, x *exchange, e *entry, commit string)
 func (f *Front) request(x *exchange, e *entry, commit string) content.Request {
 	return content.Request{
 		Repository: x.route.repo.source(f.opts.Hub), Kind: content.Blob, Digest: e.digest(), Size: e.Size,
-		Authorization: x.authorization(), File: x.route.repo.file(commit, e.Path),
-		// The end of a file, as readers of footers ask for it, is a part. Ranges of a parallel download are not: the last waits.
-		Part: x.r.Method == http.MethodHead || strings.HasPrefix(x.r.Header.Get("Range"), "bytes=-"),
+		Authorization: x.Authorization(), File: x.route.repo.file(commit, e.Path),
+		Part: reply.WantsPart(x.R, reply.NobodyChecks),
 	}
 }
 
@@ -309,7 +308,7 @@ func (f *Front) gitFile(ctx context.Context, x *exchange, e *entry, commit strin
 	k := key("git", r.name(), e.OID)
 	for range 2 {
 		data, _, err := f.document(ctx, x, k, forever, func(ctx context.Context) (record, error) {
-			a, err := f.askOpen(ctx, call{method: http.MethodGet, path: r.file(commit, e.Path), authorization: x.authorization()})
+			a, err := f.askOpen(ctx, call{method: http.MethodGet, path: r.file(commit, e.Path), authorization: x.Authorization()})
 			if err != nil {
 				return record{}, err
 			}

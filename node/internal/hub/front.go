@@ -19,6 +19,7 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/reply"
 	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
@@ -71,7 +72,7 @@ type Front struct {
 	proxy    http.Handler
 	listings *lru.Cache[string, *listing]
 	flights  flights
-	running  running
+	running  reply.Running
 
 	ctx     context.Context // of what goes on behind an answer
 	cancel  context.CancelFunc
@@ -135,68 +136,53 @@ func (f *Front) Close() {
 }
 
 // Drain refuses new requests with 503 and returns when the running ones have ended, or with ctx's error before.
-func (f *Front) Drain(ctx context.Context) error { return f.running.drain(ctx) }
+func (f *Front) Drain(ctx context.Context) error {
+	if err := f.running.Drain(ctx); err != nil {
+		return fmt.Errorf("hub front: %w", err)
+	}
+	return nil
+}
 
 // exchange is one request and what is known of its answer.
 type exchange struct {
-	w     http.ResponseWriter
-	r     *http.Request
+	reply.Exchange
 	route route
 	rule  policy.Rule
-	start time.Time
-
-	status int  // 0 until the header is written
-	stale  bool // the hub could not be asked
-	err    error
+	stale bool // the hub could not be asked
 }
-
-func (x *exchange) writeHeader(status int) {
-	x.status = status
-	x.w.WriteHeader(status)
-}
-
-func (x *exchange) authorization() string { return x.r.Header.Get("Authorization") }
 
 // host is the base URL at which the client reaches the front.
 func (x *exchange) host() string {
 	scheme := "http"
-	if x.r.TLS != nil {
+	if x.R.TLS != nil {
 		scheme = "https"
 	}
-	return scheme + "://" + x.r.Host
+	return scheme + "://" + x.R.Host
 }
 
 // ServeHTTP answers one request. As http.Handler allows, it panics with http.ErrAbortHandler when an answer that has begun cannot
 // be ended rightly.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := &exchange{w: w, r: r, start: time.Now(), route: route{action: actPass}, rule: policy.DefaultRule()}
-	if !f.running.enter() {
+	x := &exchange{Exchange: reply.New(w, r), route: route{action: actPass}, rule: policy.DefaultRule()}
+	if !f.running.Enter() {
 		w.Header().Set("Connection", "close")
 		x.fail(errDraining)
 		return
 	}
-	defer f.running.leave()
-	defer f.finish(x) //nolint:contextcheck // the exchange carries the request, and with it its context
-	err := f.serve(x) //nolint:contextcheck // as above
-	switch {
-	case err == nil:
-	case x.status == 0:
-		x.fail(err)
-	default:
-		x.err = err
-		panic(http.ErrAbortHandler)
-	}
+	defer f.running.Leave()
+	defer f.finish(x)            //nolint:contextcheck // the exchange carries the request, and with it its context
+	x.Settle(f.serve(x), x.fail) //nolint:contextcheck // as above
 }
 
 func (f *Front) serve(x *exchange) error {
-	if !f.allows(x.r.RemoteAddr) {
+	if !f.allows(x.R.RemoteAddr) {
 		return errOutside
 	}
-	if strings.Contains(x.r.Header.Get("Via"), " shoal") {
+	if strings.Contains(x.R.Header.Get("Via"), " shoal") {
 		return errLoop
 	}
 	var ok bool
-	if x.route, ok = parseRoute(x.r.Method, x.r.URL.EscapedPath()); !ok {
+	if x.route, ok = parseRoute(x.R.Method, x.R.URL.EscapedPath()); !ok {
 		return errBadPath
 	}
 	if x.route.repo.id != "" {
@@ -205,12 +191,12 @@ func (f *Front) serve(x *exchange) error {
 		case policy.Bypass:
 			x.route.action = actPass
 		case policy.PeersOnly:
-			x.r = x.r.WithContext(context.WithValue(x.r.Context(), peersOnly{}, true))
+			x.R = x.R.WithContext(context.WithValue(x.R.Context(), peersOnly{}, true))
 		}
 	}
 	switch x.route.action {
 	case actTelemetry:
-		x.writeHeader(http.StatusOK)
+		x.WriteHeader(http.StatusOK)
 		return nil
 	case actFile:
 		return f.file(x)
@@ -246,14 +232,14 @@ func (f *Front) allows(remote string) bool {
 }
 
 // who tells callers apart in whose names the hub is asked.
-func (f *Front) who(x *exchange) mark { return f.memo.mark("who", x.authorization()) }
+func (f *Front) who(x *exchange) mark { return f.memo.mark("who", x.Authorization()) }
 
 // admit returns an error where the exchange's caller may not read its repository at a level.
 func (f *Front) admit(ctx context.Context, x *exchange, l level, ask probe) error {
 	if x.rule.Authorization == policy.Exempt {
 		return nil
 	}
-	as, err := f.access.admit(ctx, x.route.repo, l, x.authorization(), x.rule.AuthorizationTTL, ask)
+	as, err := f.access.admit(ctx, x.route.repo, l, x.Authorization(), x.rule.AuthorizationTTL, ask)
 	if err != nil {
 		return err
 	}
@@ -265,17 +251,12 @@ func (f *Front) admit(ctx context.Context, x *exchange, l level, ask probe) erro
 
 // finish counts and logs an exchange. It runs also when the handler panics to abort.
 func (f *Front) finish(x *exchange) {
-	code := fmt.Sprint(x.status)
-	if x.err != nil && x.status < http.StatusBadRequest {
-		code = "aborted"
+	f.metrics.Observe(&x.Exchange, string(x.route.action))
+	if x.stale {
+		f.metrics.stale.Inc()
 	}
-	f.metrics.observe(x, code)
-	level := slog.LevelDebug
-	if code == "aborted" || x.status >= 500 {
-		level = slog.LevelWarn
-	}
-	f.log.LogAttrs(x.r.Context(), level, "hub front answered",
-		slog.String("method", x.r.Method), slog.String("action", string(x.route.action)),
+	f.log.LogAttrs(x.R.Context(), x.Level(), "hub front answered",
+		slog.String("method", x.R.Method), slog.String("action", string(x.route.action)),
 		slog.String("repository", x.route.repo.name()), slog.String("revision", x.route.revision), slog.String("path", x.route.path),
-		slog.String("code", code), slog.Duration("took", x.since()), slog.Any("cause", x.err))
+		slog.String("code", x.Code()), slog.Duration("took", time.Since(x.Start)), slog.Any("cause", x.Err))
 }

@@ -2,29 +2,23 @@ package hub
 
 import (
 	"errors"
-	"fmt"
+	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/shoal-cache/shoal/node/internal/reply"
 )
 
 type metrics struct {
-	requests  *prometheus.CounterVec
-	duration  *prometheus.HistogramVec
+	*reply.Metrics
 	questions *prometheus.CounterVec
 	stale     prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
+	answers, err := reply.NewMetrics(r, "hub", "action")
 	m := &metrics{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "shoal_hub_requests_total",
-			Help: `Requests to the hub front by action and status code; "aborted": the answer began and could not be ended.`,
-		}, []string{"action", "code"}),
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:    "shoal_hub_request_duration_seconds",
-			Help:    "Time from a request to the hub front to the end of its answer.",
-			Buckets: prometheus.ExponentialBuckets(0.001, 4, 10),
-		}, []string{"action"}),
+		Metrics: answers,
 		questions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shoal_hub_questions_total",
 			Help: "Requests that this node sent to the hub itself, but for ranges of large files, by method and status code (0: no answer).",
@@ -35,20 +29,11 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		}),
 	}
 	if r == nil {
-		return m, nil
+		return m, err
 	}
-	return m, errors.Join(r.Register(m.requests), r.Register(m.duration), r.Register(m.questions), r.Register(m.stale))
-}
-
-func (m *metrics) observe(x *exchange, code string) {
-	action := string(x.route.action)
-	m.requests.WithLabelValues(action, code).Inc()
-	m.duration.WithLabelValues(action).Observe(x.since().Seconds())
-	if x.stale {
-		m.stale.Inc()
-	}
+	return m, errors.Join(err, r.Register(m.questions), r.Register(m.stale))
 }
 
 func (m *metrics) asked(method string, code int) {
-	m.questions.WithLabelValues(method, fmt.Sprint(code)).Inc()
+	m.questions.WithLabelValues(method, strconv.Itoa(code)).Inc()
 }

@@ -17,14 +17,14 @@ const maxRewritten = maxDoc
 
 // again lets a body that was read be read once more.
 func (x *exchange) again(body []byte) {
-	x.r.Body = io.NopCloser(bytes.NewReader(body))
-	x.r.ContentLength = int64(len(body))
+	x.R.Body = io.NopCloser(bytes.NewReader(body))
+	x.R.ContentLength = int64(len(body))
 }
 
 // pass hands a request to the hub, with the caller's own token, and the answer back. Nothing of it is kept.
 func (f *Front) pass(x *exchange) {
-	ctx := context.WithValue(x.r.Context(), frontHost{}, x.host())
-	f.proxy.ServeHTTP(&passed{ResponseWriter: x.w, x: x}, x.r.WithContext(ctx))
+	ctx := context.WithValue(x.R.Context(), frontHost{}, x.host())
+	f.proxy.ServeHTTP(&passed{ResponseWriter: x.W, x: x}, x.R.WithContext(ctx))
 }
 
 // frontHost is the key under which a request's context holds the base URL at which its client reaches the front.
@@ -38,14 +38,14 @@ type passed struct {
 
 func (p *passed) WriteHeader(status int) {
 	if status >= 200 {
-		p.x.status = status
+		p.x.Status = status
 	}
 	p.ResponseWriter.WriteHeader(status)
 }
 
 func (p *passed) Write(b []byte) (int, error) {
-	if p.x.status == 0 {
-		p.x.status = http.StatusOK
+	if p.x.Status == 0 {
+		p.x.Status = http.StatusOK
 	}
 	return p.ResponseWriter.Write(b)
 }

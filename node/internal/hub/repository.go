@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/reply"
 )
 
 const (
@@ -156,7 +157,7 @@ func (f *Front) enterAt(ctx context.Context, x *exchange, commit string) error {
 		_, err := f.askInfo(ctx, r, commit, "", authorization)
 		return err
 	}
-	if l, ok := f.listings.Get(treeKey(r, commit)); ok && x.authorization() != "" && !f.access.open(r, levelInfo) {
+	if l, ok := f.listings.Get(treeKey(r, commit)); ok && x.Authorization() != "" && !f.access.open(r, levelInfo) {
 		for _, path := range []string{x.route.path, l.anyFile()} {
 			if e := l.byPath[path]; e != nil && e.Type == "file" && f.admit(ctx, x, levelFiles, f.head(r.file(commit, path))) == nil {
 				return nil
@@ -189,9 +190,9 @@ func (f *Front) askRevision(ctx context.Context, x *exchange) (record, error) {
 	r := x.route.repo
 	doc, err := f.askInfo(ctx, r, x.route.revision, "", "")
 	open := err == nil
-	if err != nil && x.authorization() != "" && !absent(err) && (denied(err) || throttling(err)) {
-		if doc, err = f.askInfo(ctx, r, x.route.revision, "", x.authorization()); err == nil {
-			f.access.accept(r, levelInfo, x.authorization())
+	if err != nil && x.Authorization() != "" && !absent(err) && (denied(err) || throttling(err)) {
+		if doc, err = f.askInfo(ctx, r, x.route.revision, "", x.Authorization()); err == nil {
+			f.access.accept(r, levelInfo, x.Authorization())
 		}
 	}
 	if err != nil {
@@ -298,7 +299,7 @@ func (f *Front) list(ctx context.Context, x *exchange, commit string) (*listing,
 		return l, nil
 	}
 	doc, rec, err := f.document(ctx, x, k, forever, func(ctx context.Context) (record, error) {
-		return f.askTree(ctx, r, commit, x.authorization())
+		return f.askTree(ctx, r, commit, x.Authorization())
 	})
 	if err != nil {
 		return nil, err
@@ -385,7 +386,7 @@ func (f *Front) findAlone(ctx context.Context, x *exchange, commit string) (*ent
 			return record{}, err
 		}
 		a, err := f.askOpen(ctx, call{
-			method: http.MethodPost, path: r.api() + "/paths-info/" + commit, authorization: x.authorization(),
+			method: http.MethodPost, path: r.api() + "/paths-info/" + commit, authorization: x.Authorization(),
 			header: http.Header{"Content-Type": {"application/json"}}, body: string(body),
 		})
 		if err != nil {
@@ -411,7 +412,7 @@ func (f *Front) findAlone(ctx context.Context, x *exchange, commit string) (*ent
 func (f *Front) findByHead(ctx context.Context, x *exchange, commit string) (*entry, error) {
 	r, path := x.route.repo, x.route.path
 	doc, _, err := f.document(ctx, x, key("head", r.name(), commit, path), forever, func(ctx context.Context) (record, error) {
-		a, err := f.askOpen(ctx, call{method: http.MethodHead, path: r.file(commit, path), authorization: x.authorization()})
+		a, err := f.askOpen(ctx, call{method: http.MethodHead, path: r.file(commit, path), authorization: x.Authorization()})
 		if err != nil {
 			return record{}, err
 		}
@@ -445,7 +446,7 @@ func entryOf(path string, h http.Header) (map[string]any, error) {
 		size = h.Get("Content-Length")
 	}
 	etag = strings.Trim(strings.TrimPrefix(etag, "W/"), `"`)
-	n, ok := number(size)
+	n, ok := reply.Number(size)
 	if !ok {
 		return nil, errors.New("no size in the answer")
 	}

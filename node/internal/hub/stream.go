@@ -3,9 +3,7 @@ package hub
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"net/http"
 	"sync/atomic"
 	"time"
 
@@ -13,8 +11,6 @@ import (
 )
 
 const (
-	// firstPiece is how many bytes are read, at most, before the header of an answer goes out.
-	firstPiece = 32 << 10
 	// headerWait is how long the first byte is waited for before the header goes out without it. What fails at once is so told by
 	// its status, and a client that waits 10 s for a header and again for a byte waits for neither in vain.
 	headerWait = 500 * time.Millisecond
@@ -24,55 +20,23 @@ const (
 	maxPause    = 2 * time.Second
 )
 
-type piece struct {
-	data []byte
-	err  error
-}
-
 // stream writes n bytes of a file. The header goes out at once, for the size is known. From then on a failure is a connection that
 // is cut, never an answer that ends too early.
 func (x *exchange) stream(status int, body *steady, n int64) error {
-	first := make(chan piece, 1)
-	go func() {
-		buf := make([]byte, min(n, firstPiece))
-		got, err := io.ReadAtLeast(body, buf, min(1, len(buf)))
-		first <- piece{buf[:got], err}
-	}()
-	wait := time.NewTimer(headerWait)
-	defer wait.Stop()
-	var p piece
-	select {
-	case p = <-first:
-	case <-wait.C:
+	header := func() {
 		body.promised.Store(true)
-		x.writeHeader(status)
-		_ = http.NewResponseController(x.w).Flush() // the caller has gone, if it fails, and so has what is read
-		p = <-first
+		x.WriteHeader(status)
 	}
-	if p.err != nil {
-		return p.err
-	}
-	if x.status == 0 {
-		body.promised.Store(true)
-		x.writeHeader(status)
-	}
-	if _, err := x.w.Write(p.data); err != nil {
-		return err
-	}
-	if int64(len(p.data)) == n {
-		return nil
-	}
-	if err := http.NewResponseController(x.w).Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return err
-	}
-	copied, err := io.Copy(x.w, body) // by WriteTo and ReadFrom, so that file pages move without copying
+	due := make(chan struct{})
+	defer time.AfterFunc(headerWait, func() { close(due) }).Stop()
+	first, err := x.First(body, n, due, header)
 	if err != nil {
 		return err
 	}
-	if total := int64(len(p.data)) + copied; total != n {
-		return fmt.Errorf("%d of %d bytes: %w", total, n, io.ErrUnexpectedEOF)
+	if x.Status == 0 {
+		header()
 	}
-	return nil
+	return x.Stream(first, body, n)
 }
 
 // steady reads a part of a file, and reads on from where it was when that fails: most clients begin anew, or give up, when an

@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/reply"
 )
 
 // apiError is an error of the distribution specification, section "Error Codes".
@@ -34,8 +35,8 @@ var errSlow = fmt.Errorf("no byte within the time allowed: %w", content.ErrUnava
 // fail answers with the OCI error document for err. Upstream's own verdict reaches the caller as it is, challenge
 // included, so that the caller can do what it would do at the registry.
 func (x *exchange) fail(err error) {
-	x.err = err
-	h := x.w.Header()
+	x.Err = err
+	h := x.W.Header()
 	h.Set("Cache-Control", "no-store")
 	api := x.classify(err)
 	body, _ := json.Marshal(map[string]any{ // strings always marshal
@@ -54,9 +55,9 @@ func (x *exchange) fail(err error) {
 	}
 	h.Set("Content-Type", "application/json")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
-	x.writeHeader(api.status)
-	if x.r.Method != http.MethodHead {
-		_, _ = x.w.Write(body) // the caller has gone, if it fails
+	x.WriteHeader(api.status)
+	if x.R.Method != http.MethodHead {
+		_, _ = x.W.Write(body) // the caller has gone, if it fails
 	}
 }
 
@@ -68,18 +69,18 @@ func (x *exchange) classify(err error) *apiError {
 		status := relayed(up.Status)
 		// A client that names the registry by ns has the registry to go to. containerd asks a host that throttles six times over
 		// before it does, and one that is not available once.
-		if content.Throttled(up) && x.r.URL.Query().Has("ns") {
+		if content.Throttled(up) && x.R.URL.Query().Has("ns") {
 			status = http.StatusServiceUnavailable
 		}
 		return &apiError{status, x.codeOf(status), up.Error()}
 	}
 	switch {
-	case errors.Is(err, errUnsatisfiable):
+	case errors.Is(err, reply.ErrUnsatisfiable):
 		return &apiError{http.StatusRequestedRangeNotSatisfiable, "SIZE_INVALID", err.Error()}
 	case errors.Is(err, content.ErrNotFound):
 		return &apiError{http.StatusNotFound, x.codeOf(http.StatusNotFound), err.Error()}
-	case x.r.Context().Err() != nil:
-		return &apiError{statusClientGone, "UNAVAILABLE", "the caller has gone"}
+	case x.R.Context().Err() != nil:
+		return &apiError{reply.StatusClientGone, "UNAVAILABLE", "the caller has gone"}
 	}
 	return &apiError{http.StatusServiceUnavailable, "UNAVAILABLE", err.Error()}
 }
@@ -93,9 +94,6 @@ func relayed(status int) int {
 	}
 	return status
 }
-
-// statusClientGone is what logs and metrics say of a caller that left before an answer; nobody receives it.
-const statusClientGone = 499
 
 func (x *exchange) codeOf(status int) string {
 	switch status {

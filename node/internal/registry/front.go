@@ -2,8 +2,8 @@
 // specification to container runtimes and other clients.
 //
 // In the order a request meets them: path.go finds registry, repository and what is asked for; tags.go turns a tag into a
-// digest; package gate lets only those callers on whom the registry lets on; manifest.go and blob.go answer; ranges.go reads
-// Range headers; errors.go makes every failure an answer on which the runtime can act; pages.go passes on tag lists and
+// digest; package gate lets only those callers on whom the registry lets on; manifest.go and blob.go answer, with what package reply has of plain
+// HTTP; errors.go makes every failure an answer on which the runtime can act; pages.go passes on tag lists and
 // referrers.
 //
 // Two rules hold everywhere. HEAD says what GET would do, so a HEAD of a manifest fetches it. And an answer either ends
@@ -27,6 +27,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/reply"
 )
 
 // Fetcher has the content: from this node, its peers, or upstream.
@@ -87,7 +88,7 @@ type Front struct {
 	metrics *metrics
 	tags    *tags
 	pages   *pages
-	running running
+	running reply.Running
 }
 
 // New makes a front.
@@ -127,7 +128,10 @@ func New(opts Options) (*Front, error) {
 // Drain refuses new requests with 503 and returns when the running ones have ended, or with ctx's error before.
 func (f *Front) Drain(ctx context.Context) error {
 	defer f.tags.close()
-	return f.running.drain(ctx)
+	if err := f.running.Drain(ctx); err != nil {
+		return fmt.Errorf("registry front: %w", err)
+	}
+	return nil
 }
 
 // admit returns nil when the caller of x may read what req asks for.
@@ -137,64 +141,43 @@ func (f *Front) admit(ctx context.Context, x *exchange, req content.Request) err
 
 // exchange is one request and what is known of its answer.
 type exchange struct {
-	w     http.ResponseWriter
-	r     *http.Request
+	reply.Exchange
 	route route
 	rule  policy.Rule
-	start time.Time
-
-	status    int // 0 until the header is written
-	firstByte time.Duration
-	err       error
 }
-
-func (x *exchange) writeHeader(status int) {
-	x.status, x.firstByte = status, time.Since(x.start)
-	x.w.WriteHeader(status)
-}
-
-func (x *exchange) authorization() string { return x.r.Header.Get("Authorization") }
 
 // request is what the exchange asks of the Fetcher and of the gate.
 func (x *exchange) request(kind content.Kind) content.Request {
 	return content.Request{
-		Repository: x.route.repo, Kind: kind, Digest: x.route.digest, Authorization: x.authorization(),
+		Repository: x.route.repo, Kind: kind, Digest: x.route.digest, Authorization: x.Authorization(),
 	}
 }
 
 // ServeHTTP answers one request. As http.Handler allows, it panics with http.ErrAbortHandler when an answer that has
 // begun cannot be ended rightly.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := &exchange{w: w, r: r, start: time.Now(), route: route{endpoint: endUnknown}}
+	x := &exchange{Exchange: reply.New(w, r), route: route{endpoint: endUnknown}}
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
-	if !f.running.enter() {
+	if !f.running.Enter() {
 		w.Header().Set("Connection", "close")
 		x.fail(errDraining)
 		return
 	}
-	defer f.running.leave()
-	defer f.finish(x) //nolint:contextcheck // the exchange carries the request, and with it its context
-	err := f.serve(x) //nolint:contextcheck // as above
-	switch {
-	case err == nil:
-	case x.status == 0:
-		x.fail(err)
-	default:
-		x.err = err
-		panic(http.ErrAbortHandler)
-	}
+	defer f.running.Leave()
+	defer f.finish(x)            //nolint:contextcheck // the exchange carries the request, and with it its context
+	x.Settle(f.serve(x), x.fail) //nolint:contextcheck // as above
 }
 
 func (f *Front) serve(x *exchange) error {
-	if x.r.Method != http.MethodGet && x.r.Method != http.MethodHead {
-		x.w.Header().Set("Allow", "GET, HEAD")
+	if x.R.Method != http.MethodGet && x.R.Method != http.MethodHead {
+		x.W.Header().Set("Allow", "GET, HEAD")
 		return errReadOnly
 	}
-	if strings.Contains(x.r.Header.Get("Via"), " shoal") {
+	if strings.Contains(x.R.Header.Get("Via"), " shoal") {
 		return errLoop
 	}
 	var err error
-	x.route, err = parseRoute(x.r.URL.Path, x.r.URL.Query().Get("ns"), f.opts.DefaultRegistry)
+	x.route, err = parseRoute(x.R.URL.Path, x.R.URL.Query().Get("ns"), f.opts.DefaultRegistry)
 	if err != nil {
 		return err
 	}
@@ -232,9 +215,9 @@ func (f *Front) progress(req content.Request) func() int64 {
 // registry's own answer; a registry that is down does not keep its images from being pulled.
 func (f *Front) base(x *exchange) error {
 	if x.route.repo.Registry != "" {
-		ctx, cancel := context.WithTimeout(x.r.Context(), f.opts.UpstreamTimeout)
+		ctx, cancel := context.WithTimeout(x.R.Context(), f.opts.UpstreamTimeout)
 		defer cancel()
-		resp, err := f.opts.Upstream.Forward(ctx, x.route.repo, "", nil, nil, x.authorization())
+		resp, err := f.opts.Upstream.Forward(ctx, x.route.repo, "", nil, nil, x.Authorization())
 		if content.Denied(err) {
 			return err
 		}
@@ -246,31 +229,22 @@ func (f *Front) base(x *exchange) error {
 }
 
 func (x *exchange) writeJSON(body []byte, mediaType string) error {
-	h := x.w.Header()
+	h := x.W.Header()
 	h.Set("Content-Type", mediaType)
 	h.Set("Content-Length", fmt.Sprint(len(body)))
-	x.writeHeader(http.StatusOK)
-	if x.r.Method == http.MethodHead {
+	x.WriteHeader(http.StatusOK)
+	if x.R.Method == http.MethodHead {
 		return nil
 	}
-	_, err := x.w.Write(body)
+	_, err := x.W.Write(body)
 	return err
 }
 
 // finish counts and logs an exchange. It runs also when the handler panics to abort.
 func (f *Front) finish(x *exchange) {
-	took := time.Since(x.start)
-	code := fmt.Sprint(x.status)
-	if x.err != nil && x.status < http.StatusBadRequest {
-		code = "aborted"
-	}
-	f.metrics.observe(x, code, took)
-	level := slog.LevelDebug
-	if code == "aborted" || x.status >= 500 {
-		level = slog.LevelWarn
-	}
-	f.log.LogAttrs(x.r.Context(), level, "registry front answered",
-		slog.String("method", x.r.Method), slog.String("kind", string(x.route.endpoint)),
+	f.metrics.Observe(&x.Exchange, string(x.route.endpoint))
+	f.log.LogAttrs(x.R.Context(), x.Level(), "registry front answered",
+		slog.String("method", x.R.Method), slog.String("kind", string(x.route.endpoint)),
 		slog.String("repository", x.route.repo.String()), slog.String("reference", x.route.reference()),
-		slog.String("code", code), slog.Duration("took", took), slog.Any("cause", x.err))
+		slog.String("code", x.Code()), slog.Duration("took", time.Since(x.Start)), slog.Any("cause", x.Err))
 }

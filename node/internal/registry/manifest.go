@@ -12,13 +12,14 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/manifest"
 	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/reply"
 )
 
 // manifest answers GET and HEAD of a manifest. It fetches it for both: a HEAD that promised what GET cannot give would
 // send the runtime into a loop.
 func (f *Front) manifest(x *exchange) error {
 	req := x.request(content.Manifest)
-	ctx, patience := newPatience(x.r.Context(), f.opts.FirstByteTimeout, f.progress(x.fetchable(req)))
+	ctx, patience := newPatience(x.R.Context(), f.opts.FirstByteTimeout, f.progress(x.fetchable(req)))
 	defer patience.end()
 	declared := ""
 	if x.route.tag != "" {
@@ -47,20 +48,20 @@ func (f *Front) manifest(x *exchange) error {
 	}
 
 	etag := `"` + req.Digest.String() + `"`
-	h := x.w.Header()
+	h := x.W.Header()
 	h.Set("Docker-Content-Digest", req.Digest.String())
 	h.Set("Etag", etag)
-	if unchanged(x.r, etag) {
-		x.writeHeader(http.StatusNotModified)
+	if reply.Unchanged(x.R, etag) {
+		x.WriteHeader(http.StatusNotModified)
 		return nil
 	}
 	h.Set("Content-Type", mediaType)
 	h.Set("Content-Length", strconv.Itoa(len(data)))
-	x.writeHeader(http.StatusOK)
-	if x.r.Method == http.MethodHead {
+	x.WriteHeader(http.StatusOK)
+	if x.R.Method == http.MethodHead {
 		return nil
 	}
-	if _, err = x.w.Write(data); err != nil {
+	if _, err = x.W.Write(data); err != nil {
 		return err
 	}
 	if f.opts.ManifestServed != nil {

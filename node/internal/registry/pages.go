@@ -57,8 +57,8 @@ func (f *Front) page(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	h := x.w.Header()
-	if next := nextPage(p.link, x.r.URL); next != "" {
+	h := x.W.Header()
+	if next := nextPage(p.link, x.R.URL); next != "" {
 		h.Set("Link", next)
 	}
 	if p.stale {
@@ -73,9 +73,9 @@ func (f *Front) page(x *exchange) error {
 }
 
 func (p *pages) get(x *exchange, path string) (page, error) {
-	repo, authorization := x.route.repo, x.authorization()
+	repo, authorization := x.route.repo, x.Authorization()
 	source := gate.Repository(repo)
-	query := x.r.URL.Query()
+	query := x.R.URL.Query()
 	query.Del("ns")
 	accept := acceptOf(x)
 	key := fmt.Sprintf("%s %s?%s %q", repo, path, query.Encode(), accept)
@@ -83,7 +83,7 @@ func (p *pages) get(x *exchange, path string) (page, error) {
 	if known && time.Since(last.at) < x.rule.TagTTL && p.gate.Accepts(x.rule, source, authorization) {
 		return last, nil
 	}
-	ctx, cancel := context.WithTimeout(x.r.Context(), p.timeout)
+	ctx, cancel := context.WithTimeout(x.R.Context(), p.timeout)
 	defer cancel()
 	got, err := p.ask(ctx, repo, path, query, accept, authorization)
 	switch {
@@ -96,7 +96,7 @@ func (p *pages) get(x *exchange, path string) (page, error) {
 	case content.Throttled(err):
 		err = p.gate.Throttled(x.rule, source, authorization, err)
 	case gate.Unanswered(err):
-		err = p.gate.Offline(x.r.Context(), x.rule, source, authorization, err)
+		err = p.gate.Offline(x.R.Context(), x.rule, source, authorization, err)
 	default:
 		p.gate.Refused(source, authorization, err)
 		if errors.Is(err, content.ErrNotFound) {

@@ -89,33 +89,3 @@ func FuzzParseRoute(f *testing.F) {
 		}
 	})
 }
-
-func FuzzParseRange(f *testing.F) {
-	for _, s := range []string{"bytes=0-", "bytes=-5", "bytes=1-2", "bytes=9-1", "bytes=0-1,3-4", "bytes=-", "bytes=- 1", "lines=1-2", "bytes=99999999999999999999-"} {
-		f.Add(s, int64(10))
-	}
-	f.Fuzz(func(t *testing.T, header string, size int64) {
-		if size < 0 || size > content.MaxSize {
-			t.Skip("no blob has this size")
-		}
-		s, ok, err := parseRange(header, size)
-		switch {
-		case err != nil:
-			require.ErrorIs(t, err, errUnsatisfiable)
-			require.False(t, ok)
-		case ok:
-			require.True(t, s.off >= 0 && s.n > 0 && s.off+s.n <= size, "%q of %d: %+v", header, size, s)
-		default:
-			require.Equal(t, span{0, size}, s)
-		}
-	})
-}
-
-func TestWantsPart(t *testing.T) {
-	t.Parallel()
-	for header, want := range map[string]bool{
-		"": false, "bytes=0-": false, "bytes=1048576-": false, "bytes=0-0": true, "bytes=5-9": true, "bytes=-47": true,
-	} {
-		require.Equal(t, want, wantsPart(header), header)
-	}
-}

@@ -74,7 +74,7 @@ func (q question) source() gate.Source { return gate.Repository(q.repo) }
 // Whether it has what the descriptor names is for the gate to say.
 func (t *tags) resolve(ctx context.Context, x *exchange) (v1.Descriptor, error) {
 	q := question{
-		repo: x.route.repo, tag: x.route.tag, accept: acceptOf(x), authorization: x.authorization(), rule: x.rule,
+		repo: x.route.repo, tag: x.route.tag, accept: acceptOf(x), authorization: x.Authorization(), rule: x.rule,
 	}
 	// A registry may answer a tag differently by what the client accepts, so answers are kept apart by it.
 	q.key = strings.Join(append([]string{q.repo.String() + ":" + q.tag}, q.accept...), " ")
@@ -182,7 +182,7 @@ func (t *tags) recall(ctx context.Context, q question, cause error) (v1.Descript
 // acceptOf is the exchange's Accept header as a sorted set.
 func acceptOf(x *exchange) []string {
 	var types []string
-	for _, line := range x.r.Header.Values("Accept") {
+	for _, line := range x.R.Header.Values("Accept") {
 		for t := range strings.SplitSeq(line, ",") {
 			if t = strings.TrimSpace(t); t != "" {
 				types = append(types, t)

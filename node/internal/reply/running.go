@@ -1,4 +1,4 @@
-package hub
+package reply
 
 import (
 	"context"
@@ -6,15 +6,16 @@ import (
 	"sync"
 )
 
-// running counts requests, so that a shutdown can wait for them.
-type running struct {
+// Running counts requests, so that a shutdown can wait for them.
+type Running struct {
 	mu       sync.Mutex
 	n        int
 	draining bool
 	idle     chan struct{} // closed when draining and n is 0
 }
 
-func (r *running) enter() bool {
+// Enter counts a request. It returns false where there is to be none any more; otherwise Leave ends it.
+func (r *Running) Enter() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.draining {
@@ -24,7 +25,8 @@ func (r *running) enter() bool {
 	return true
 }
 
-func (r *running) leave() {
+// Leave ends a request.
+func (r *Running) Leave() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.n--
@@ -33,7 +35,8 @@ func (r *running) leave() {
 	}
 }
 
-func (r *running) drain(ctx context.Context) error {
+// Drain lets no request begin and returns when those that run have ended, or with ctx's error before.
+func (r *Running) Drain(ctx context.Context) error {
 	r.mu.Lock()
 	if !r.draining {
 		r.draining, r.idle = true, make(chan struct{})
@@ -49,6 +52,6 @@ func (r *running) drain(ctx context.Context) error {
 	case <-ctx.Done():
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		return fmt.Errorf("hub front: %d requests still run: %w", r.n, context.Cause(ctx))
+		return fmt.Errorf("%d requests still run: %w", r.n, context.Cause(ctx))
 	}
 }

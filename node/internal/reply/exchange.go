@@ -1,0 +1,109 @@
+package reply
+
+import (
+	"errors"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// StatusClientGone is what logs and metrics say of a caller that left before an answer. Nobody receives it.
+const StatusClientGone = 499
+
+// Exchange is one request and what is known of its answer.
+type Exchange struct {
+	W     http.ResponseWriter
+	R     *http.Request
+	Start time.Time
+
+	Status    int // 0 until the header is written
+	FirstByte time.Duration
+	Err       error // that ended the answer
+}
+
+// New begins an exchange.
+func New(w http.ResponseWriter, r *http.Request) Exchange {
+	return Exchange{W: w, R: r, Start: time.Now()}
+}
+
+// WriteHeader sends the header of the answer.
+func (x *Exchange) WriteHeader(status int) {
+	x.Status, x.FirstByte = status, time.Since(x.Start)
+	x.W.WriteHeader(status)
+}
+
+// Authorization is what the caller shows.
+func (x *Exchange) Authorization() string { return x.R.Header.Get("Authorization") }
+
+// Code is the answer's status for logs and metrics; "aborted": the answer began and could not be ended.
+func (x *Exchange) Code() string {
+	if x.Err != nil && x.Status < http.StatusBadRequest {
+		return "aborted"
+	}
+	return strconv.Itoa(x.Status)
+}
+
+// Level is how an exchange is logged.
+func (x *Exchange) Level() slog.Level {
+	if x.Code() == "aborted" || x.Status >= http.StatusInternalServerError {
+		return slog.LevelWarn
+	}
+	return slog.LevelDebug
+}
+
+// Settle ends an exchange that serve has answered with err. fail answers with an error while there is no answer yet. Of one that
+// has begun nothing can be told any more: Settle panics with http.ErrAbortHandler, as http.Handler allows.
+func (x *Exchange) Settle(err error, fail func(error)) {
+	switch {
+	case err == nil:
+	case x.Status == 0:
+		fail(err)
+	default:
+		x.Err = err
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// Metrics count the answers of a front.
+type Metrics struct {
+	requests            *prometheus.CounterVec
+	duration, firstByte *prometheus.HistogramVec
+}
+
+// NewMetrics makes the metrics shoal_FRONT_…, in which label tells what was asked for.
+func NewMetrics(r prometheus.Registerer, front, label string) (*Metrics, error) {
+	labels := []string{label, "code"}
+	m := &Metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: "shoal", Subsystem: front, Name: "requests_total",
+			Help: "Requests to the " + front + " front by " + label + ` and status code; "aborted": the answer began and could not be ended.`,
+		}, labels),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "shoal", Subsystem: front, Name: "request_duration_seconds",
+			Help:    "Time from a request to the " + front + " front to the end of its answer.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 4, 10),
+		}, labels),
+		firstByte: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "shoal", Subsystem: front, Name: "first_byte_seconds",
+			Help:    "Time from a request to the " + front + " front to the header of its answer, which goes out with the first byte.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 3, 10),
+		}, labels),
+	}
+	if r == nil {
+		return m, nil
+	}
+	return m, errors.Join(r.Register(m.requests), r.Register(m.duration), r.Register(m.firstByte))
+}
+
+// Observe counts an exchange about what.
+func (m *Metrics) Observe(x *Exchange, what string) {
+	code := x.Code()
+	m.requests.WithLabelValues(what, code).Inc()
+	m.duration.WithLabelValues(what, code).Observe(time.Since(x.Start).Seconds())
+	if x.Status != 0 {
+		m.firstByte.WithLabelValues(what, code).Observe(x.FirstByte.Seconds())
+	}
+}
