@@ -119,6 +119,7 @@ func (n *node) lookAtMirror(ctx context.Context) {
 	if len(result.Changed) > 0 {
 		all = append(all, n.bypassed(ctx)...)
 	}
+	n.found.Store(&all)
 	n.mirrorFindings.Reset()
 	for _, f := range all {
 		n.mirrorFindings.WithLabelValues(f.Reason).Inc()
@@ -247,6 +248,6 @@ func (n *node) counters() agent.Counters {
 	return agent.Counters{
 		Hits: max(0, answered-fetches), Misses: fetches,
 		PeerBytes: sum("shoal_peer_received_bytes_total", nil), UpstreamBytes: sum("shoal_upstream_bytes_total", nil),
-		UploadedBytes: sum("shoal_peer_sent_bytes_total", nil),
+		UploadedBytes: sum("shoal_peer_sent_bytes_total", nil), SavedBytes: n.pulls.Saved(),
 	}
 }

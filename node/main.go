@@ -21,6 +21,7 @@
 //	internal/policy     the policy in force: modes, time limits, bandwidth, capacity
 //	internal/agent      the Kubernetes side: Peer, admission, CachePolicy, pins
 //	internal/admin      health, metrics, profiles, a JSON view
+//	internal/pulls      how the last pulls went, and a line in the log for each
 //	internal/mirror     the runtime's mirror configuration: install, remove, is it in force
 //	internal/bypass     whether the runtime pulls past the agent all the same
 //	internal/guard      a process of its own: keeps the mirror installed, ends an agent that does not answer
@@ -32,6 +33,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -56,7 +58,9 @@ func main() {
 	err := command().ExecuteContext(ctx)
 	stop()
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "shoal-node: %v\n", err)
+		if !errors.Is(err, errNotWell) {
+			fmt.Fprintf(os.Stderr, "shoal-node: %v\n", err)
+		}
 		os.Exit(1)
 	}
 }
@@ -76,7 +80,8 @@ agents of the swarm, and what none of them holds from the registry, each byte on
   shoal-node id --config FILE       print its peer ID, for the swarm.bootstrap of others
   shoal-node config --config FILE   print the configuration in force
   shoal-node mirror install         make the runtime pull through it
-  shoal-node mirror status          say whether it does`,
+  shoal-node mirror status          say whether it does
+  shoal-node status                 say how the agent of this machine is; also ls, where, why`,
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -136,6 +141,7 @@ agents of the swarm, and what none of them holds from the registry, each byte on
 		},
 	}
 	root.AddCommand(id, show, mirror.Command(guard.Command), versions)
+	root.AddCommand(lookCommands(load)...)
 	return root
 }
 

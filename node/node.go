@@ -24,7 +24,6 @@ import (
 	"golang.org/x/time/rate"
 	"k8s.io/client-go/rest"
 
-	"github.com/shoal-cache/shoal/node/internal/admin"
 	"github.com/shoal-cache/shoal/node/internal/agent"
 	"github.com/shoal-cache/shoal/node/internal/bypass"
 	"github.com/shoal-cache/shoal/node/internal/config"
@@ -34,6 +33,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/hub"
 	"github.com/shoal-cache/shoal/node/internal/mirror"
 	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/pulls"
 	"github.com/shoal-cache/shoal/node/internal/registry"
 	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
@@ -64,6 +64,8 @@ type node struct {
 	watch    *bypass.Watch // of pulls past this agent
 	// mirrorFindings counts what is amiss with the runtime's mirror configuration.
 	mirrorFindings *prometheus.GaugeVec
+	found          atomic.Pointer[[]agent.Finding] // the same in words; nil while it is not known
+	pulls          *pulls.Record
 }
 
 // run starts the agent and serves until ctx ends.
@@ -79,6 +81,7 @@ func run(ctx context.Context, c *config.Config) error {
 	n := &node{config: c, log: log, started: time.Now(), metrics: prometheus.NewRegistry(), policy: policy.NewLive(c.EffectivePolicy())}
 	n.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	n.watch = bypass.New(n.mirrored)
+	n.pulls = pulls.New(log.With("part", "pulls"), n.metrics)
 	n.mirrorFindings = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "shoal_mirror_findings", Help: "What keeps the container runtime from asking this agent, or may do so, by reason. None: it asks.",
 	}, []string{"reason"})
@@ -153,13 +156,14 @@ func (n *node) start(ctx context.Context) (err error) {
 	n.fetcher = fetch.New(fetch.Options{
 		Store: n.store, Swarm: n.swarm, Upstream: n.gate.Observe(n.upstream), Zone: zone,
 		PeersOnly:      func(r content.Repository) bool { return n.policy.Load().For(r).Mode == policy.PeersOnly },
-		VerifiedRanges: c.Registry.Ranges == config.RangesVerified, ReadAhead: c.Registry.ReadAhead.Bytes, Patience: c.Registry.FirstByteTimeout,
+		VerifiedRanges: c.Registry.Ranges == config.RangesVerified, ReadAhead: c.Registry.ReadAhead.Bytes, Ended: n.told, Patience: c.Registry.FirstByteTimeout,
 		Logger: n.log.With("part", "fetch"), Registerer: n.metrics,
 	})
 	n.front, err = registry.New(registry.Options{
 		Fetcher: n.fetcher, Upstream: n.upstream, Gate: n.gate, Tags: n.tags,
 		Rules:           func(r content.Repository) policy.Rule { return n.policy.Load().For(r) },
 		DefaultRegistry: c.Registry.DefaultRegistry, FirstByteTimeout: c.Registry.FirstByteTimeout,
+		Record:         n.pulls,
 		ManifestServed: func(d digest.Digest) { n.kube.manifestServed(d) },
 		Logger:         n.log.With("part", "registry"), Registerer: n.metrics,
 	})
@@ -259,6 +263,7 @@ func (n *node) serve(ctx context.Context) error {
 	}
 	group.Go(func() error { n.kube.run(ctx); return nil })
 	group.Go(func() error { n.followMirror(ctx); return nil })
+	group.Go(func() error { n.pulls.Run(ctx); return nil })
 	n.log.Info("agent started", "version", version, "peer", n.swarm.ID(), "addresses", n.swarm.Addrs())
 	return group.Wait()
 }
@@ -461,80 +466,4 @@ func bounded(l *rate.Limiter, perSecond float64, burst int) *rate.Limiter {
 		l.SetBurst(burst)
 	}
 	return l
-}
-
-// adminHandler shows the node.
-func (n *node) adminHandler() http.Handler {
-	return admin.New(admin.Options{
-		Checks: []admin.Check{
-			{Name: "swarm", Ready: func(context.Context) error {
-				select {
-				case <-n.swarm.Started():
-				default:
-					return errors.New("still looking for the first peer")
-				}
-				if n.swarm.Lonely() {
-					return errors.New("no peer answers, though this node knows of some; it keeps looking for them")
-				}
-				return nil
-			}},
-			{Name: "store", Ready: func(context.Context) error { return n.store.Health() }},
-			{Name: "kubernetes", Ready: func(context.Context) error { return n.kube.ready() }},
-		},
-		Gatherer: n.metrics,
-		Node:     n.viewNode, Peers: n.viewPeers, Blobs: n.viewBlobs, Fetches: n.viewFetches,
-		Log: n.log.With("part", "admin"),
-	})
-}
-
-func (n *node) viewNode() admin.Node {
-	usage := n.store.Usage()
-	v := admin.Node{
-		Version: version, PeerID: n.swarm.ID().String(), Zone: n.inZone, Started: n.started, Policy: n.policy.Load(),
-		Store: admin.Store{
-			Path: n.config.Store.Path, Blobs: usage.Blobs, Bytes: usage.Bytes, Capacity: usage.Capacity,
-			Pinned: usage.PinnedBytes, DiskFree: usage.FreeDisk,
-		},
-	}
-	for _, a := range n.swarm.Addrs() {
-		v.Addresses = append(v.Addresses, a.String())
-	}
-	return v
-}
-
-func (n *node) viewPeers() []admin.Peer {
-	var out []admin.Peer
-	for _, p := range n.swarm.Peers() {
-		out = append(out, admin.Peer{ID: p.ID.String(), Addresses: p.Addrs, RoundTrip: p.RoundTrip})
-	}
-	return out
-}
-
-func (n *node) viewBlobs() []admin.Blob {
-	infos, err := n.store.List(context.Background())
-	if err != nil {
-		n.log.Warn("blobs not listed", "error", err)
-	}
-	out := make([]admin.Blob, len(infos))
-	for i, info := range infos {
-		out[i] = admin.Blob{Digest: info.Digest.String(), Size: info.Size, Source: "store", Pinned: info.Pinned, Used: info.LastUsed}
-		if info.FromRuntime {
-			out[i].Source = "runtime"
-		}
-		if info.Root.Defined() {
-			out[i].CID = info.Root.String()
-		}
-	}
-	return out
-}
-
-func (n *node) viewFetches() []admin.Fetch {
-	var out []admin.Fetch
-	for _, s := range n.fetcher.Running() {
-		out = append(out, admin.Fetch{
-			Digest: s.Digest.String(), Repository: s.Repository.String(), Size: s.Size, Present: s.Arrived,
-			FromPeers: s.FromPeers, FromUpstream: s.FromUpstream, Started: s.Started, Readers: s.Readers,
-		})
-	}
-	return out
 }

@@ -5,15 +5,13 @@
 //	GET /readyz               200 when every check passes, else 503; a line for each check
 //	GET /metrics              Prometheus and OpenMetrics
 //	GET /debug/pprof/         profiles, as of net/http/pprof; block and mutex with ?seconds=N
-//	GET /debug/shoal/node     a Node
-//	GET /debug/shoal/peers    a list of Peer
-//	GET /debug/shoal/blobs    a list of Blob
-//	GET /debug/shoal/fetches  a list of Fetch
+//	GET /debug/shoal/…        the views of package view, in JSON
 package admin
 
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -24,6 +22,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/shoal-cache/shoal/api/view"
 )
 
 // Check tells whether one part of the agent is able to do its job.
@@ -42,11 +42,17 @@ const checkTimeout = 800 * time.Millisecond
 type Options struct {
 	Checks   []Check
 	Gatherer prometheus.Gatherer
-	Node     func() Node
-	Peers    func() []Peer
-	Blobs    func() []Blob
-	Fetches  func() []Fetch
-	Log      *slog.Logger
+	Node     func() view.Node
+	Peers    func() []view.Peer
+	Fetches  func() []view.Fetch
+	Pulls    func() []view.Pull
+	// Blobs lists those of the digests that are here; all, where no digest is named.
+	Blobs func(digests []string) []view.Blob
+	// Image tells what is here of an image. It fails for a name that is none.
+	Image func(name string) (view.Image, error)
+	// Registries tells which registries answer.
+	Registries func(ctx context.Context) []view.Registry
+	Log        *slog.Logger
 }
 
 // New returns the handler.
@@ -72,10 +78,30 @@ func New(o Options) http.Handler {
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 
-	mux.Handle("GET /debug/shoal/node", view(o.Log, o.Node))
-	mux.Handle("GET /debug/shoal/peers", view(o.Log, list(o.Peers)))
-	mux.Handle("GET /debug/shoal/blobs", view(o.Log, list(o.Blobs)))
-	mux.Handle("GET /debug/shoal/fetches", view(o.Log, list(o.Fetches)))
+	mux.Handle("GET "+view.NodePath, show(o.Log, func(*http.Request) (any, error) { return one(o.Node), nil }))
+	mux.Handle("GET "+view.PeersPath, show(o.Log, func(*http.Request) (any, error) { return list(o.Peers), nil }))
+	mux.Handle("GET "+view.FetchesPath, show(o.Log, func(*http.Request) (any, error) { return list(o.Fetches), nil }))
+	mux.Handle("GET "+view.PullsPath, show(o.Log, func(*http.Request) (any, error) { return list(o.Pulls), nil }))
+	mux.Handle("GET "+view.BlobsPath, show(o.Log, func(r *http.Request) (any, error) {
+		if o.Blobs == nil {
+			return []view.Blob{}, nil
+		}
+		digests := r.URL.Query()["digest"]
+		return list(func() []view.Blob { return o.Blobs(digests) }), nil
+	}))
+	mux.Handle("GET "+view.RegistriesPath, show(o.Log, func(r *http.Request) (any, error) {
+		if o.Registries == nil {
+			return []view.Registry{}, nil
+		}
+		return list(func() []view.Registry { return o.Registries(r.Context()) }), nil
+	}))
+	mux.Handle("GET "+view.ImagePath, show(o.Log, func(r *http.Request) (any, error) {
+		name := r.URL.Query().Get("name")
+		if name == "" || o.Image == nil {
+			return nil, errors.New("name an image: ?name=registry.example/team/app:1.2")
+		}
+		return o.Image(name)
+	}))
 	return mux
 }
 
@@ -110,23 +136,29 @@ func text(w http.ResponseWriter, status int, body string) {
 	_, _ = w.Write([]byte(body)) // the client has gone; there is nobody to tell
 }
 
-// list makes nil an empty list, so that readers find [] and not null.
-func list[T any](snapshot func() []T) func() []T {
-	return func() []T {
-		if snapshot != nil {
-			if all := snapshot(); all != nil {
-				return all
-			}
-		}
-		return []T{}
+// one is a snapshot, or the zero value where nobody makes one.
+func one[T any](snapshot func() T) (value T) {
+	if snapshot != nil {
+		value = snapshot()
 	}
+	return value
 }
 
-func view[T any](log *slog.Logger, snapshot func() T) http.Handler {
+// list makes nil an empty list, so that readers find [] and not null.
+func list[T any](snapshot func() []T) []T {
+	if all := one(snapshot); all != nil {
+		return all
+	}
+	return []T{}
+}
+
+// show answers with what snapshot gives. Its error is the caller's.
+func show(log *slog.Logger, snapshot func(*http.Request) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var value T
-		if snapshot != nil {
-			value = snapshot()
+		value, err := snapshot(r)
+		if err != nil {
+			text(w, http.StatusBadRequest, err.Error()+"\n")
+			return
 		}
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "no-store")

@@ -17,8 +17,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/shoal-cache/shoal/api/view"
 	"github.com/shoal-cache/shoal/node/internal/admin"
-	"github.com/shoal-cache/shoal/node/internal/policy"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -84,22 +84,24 @@ func TestViewsAreJSON(t *testing.T) {
 	t.Parallel()
 	o := options()
 	started := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	o.Node = func() admin.Node { return admin.Node{PeerID: "12D3", Started: started, Policy: policy.Default()} }
-	o.Fetches = func() []admin.Fetch { return []admin.Fetch{{Digest: "sha256:ab", Size: 10, Present: 3, FromPeers: 3}} }
+	o.Node = func() view.Node {
+		return view.Node{PeerID: "12D3", Started: started, Policy: map[string]any{"mode": "Cache"}}
+	}
+	o.Fetches = func() []view.Fetch { return []view.Fetch{{Digest: "sha256:ab", Size: 10, Present: 3, FromPeers: 3}} }
 
 	status, body, header := call(t, o, http.MethodGet, "/debug/shoal/node")
 	require.Equal(t, http.StatusOK, status)
 	require.Equal(t, "application/json", header.Get("Content-Type"))
-	var node admin.Node
+	var node view.Node
 	require.NoError(t, json.Unmarshal([]byte(body), &node))
 	require.Equal(t, o.Node(), node)
 
 	_, body, _ = call(t, o, http.MethodGet, "/debug/shoal/fetches")
-	var fetches []admin.Fetch
+	var fetches []view.Fetch
 	require.NoError(t, json.Unmarshal([]byte(body), &fetches))
 	require.Equal(t, o.Fetches(), fetches)
 
-	for _, path := range []string{"/debug/shoal/peers", "/debug/shoal/blobs"} {
+	for _, path := range []string{"/debug/shoal/peers", "/debug/shoal/blobs", "/debug/shoal/pulls", "/debug/shoal/registries"} {
 		_, body, _ = call(t, o, http.MethodGet, path)
 		require.JSONEq(t, "[]", body, "nothing is an empty list")
 	}
@@ -109,6 +111,7 @@ func TestNothingCanBeChanged(t *testing.T) {
 	t.Parallel()
 	for _, path := range []string{
 		"/healthz", "/readyz", "/metrics", "/debug/pprof/", "/debug/pprof/symbol", "/debug/shoal/node", "/debug/shoal/peers", "/debug/shoal/blobs", "/debug/shoal/fetches",
+		"/debug/shoal/pulls", "/debug/shoal/registries",
 	} {
 		for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete} {
 			status, _, _ := call(t, options(), method, path)

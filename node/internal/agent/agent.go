@@ -56,6 +56,8 @@ type Counters struct {
 	Hits, Misses int64
 	// PeerBytes and UpstreamBytes were taken from there, UploadedBytes given to peers.
 	PeerBytes, UpstreamBytes, UploadedBytes int64
+	// SavedBytes were given to callers and not read from a registry for them.
+	SavedBytes int64
 }
 
 // Options configure an Agent. All fields are required but where it says otherwise.

@@ -84,6 +84,7 @@ type fetch struct {
 	came                             atomic.Int64 // bytes, parts of chunks among them
 	pull                             *bytesOf     // the same of all that comes from this repository
 	ears                             map[peer.ID]ear
+	steps                            steps
 }
 
 // startFetch starts a fetch, with one reader attached unless set says otherwise.
@@ -339,6 +340,7 @@ func (f *fetch) follow(session swarm.Session) {
 	f.update(func(now time.Time) {
 		f.session, f.drop = session, cancel
 		f.part.Joined(now, session.Coordinator())
+		f.reach(&f.steps.discovery, now)
 	})
 	f.fr.wg.Go(func() { f.tick(ctx) })
 	for {
@@ -352,7 +354,10 @@ func (f *fetch) follow(session swarm.Session) {
 		if o.Size > 0 {
 			f.makeRoom(o.Size, true)
 		}
-		f.update(func(now time.Time) { f.part.Orders(now, o) })
+		f.update(func(now time.Time) {
+			f.part.Orders(now, o)
+			f.reach(&f.steps.plan, now)
+		})
 	}
 	f.settle() // what the coordinator has yet to be told goes out before the session ends
 	f.update(func(time.Time) {
@@ -449,6 +454,7 @@ func (f *fetch) land(i int, c cid.Cid, data []byte, from content.Source, landed 
 		n := int64(len(data))
 		f.sources[i] = from
 		f.arrived += n
+		f.reach(&f.steps.first, now)
 		switch from {
 		case content.FromPeer:
 			f.countBytes(n)
@@ -467,7 +473,13 @@ func (f *fetch) Block(from peer.ID, c cid.Cid, data []byte) {
 	var indexes []int
 	f.update(func(now time.Time) { indexes = f.part.Arrived(now, from, sumOf(c)) })
 	for _, i := range indexes {
-		f.land(i, c, data, content.FromPeer, func(now time.Time) { f.part.Landed(now, i) })
+		f.land(i, c, data, content.FromPeer, func(now time.Time) {
+			f.part.Landed(now, i)
+			if f.steps.byPeer == nil {
+				f.steps.byPeer = map[peer.ID]int64{}
+			}
+			f.steps.byPeer[from] += int64(len(data))
+		})
 	}
 }
 
@@ -543,16 +555,17 @@ func (f *fetch) end() {
 	for _, sum := range asked {
 		f.fr.opts.Swarm.Forget(content.SumCID(sum), f)
 	}
-	outcome := "complete"
+	outcome := outcomeComplete
 	switch {
 	case verified:
 	case errors.Is(err, context.Canceled):
-		outcome = "abandoned"
+		outcome = outcomeAbandoned
 	default:
-		outcome = "failed"
+		outcome = outcomeFailed
 		f.fr.log.Warn("fetch failed", "digest", f.digest, "error", err)
 	}
 	f.fr.m.fetches.WithLabelValues(outcome).Inc()
+	f.tell(outcome, err)
 
 	defer close(f.released)
 	if errors.Is(err, content.ErrDigestMismatch) {

@@ -76,7 +76,9 @@ type Options struct {
 	// ReadAhead is how many bytes, at most, are fetched of the layers that come after one that is asked for. 0: none.
 	ReadAhead int64
 	// Linger is for how long a fetch that no caller waits for any more goes on; default 30 s.
-	Linger     time.Duration
+	Linger time.Duration
+	// Ended is told how each fetch went. Optional.
+	Ended      func(Story)
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }

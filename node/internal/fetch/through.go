@@ -25,6 +25,7 @@ func (fr *Fetcher) openThrough(ctx context.Context, req content.Request) (conten
 		return nil, err
 	}
 	fr.log.Warn("no room in the store: reading straight from upstream", "digest", req.Digest, "size", size)
+	fr.passedThrough(req, size)
 	return &through{fr: fr, req: req, size: size, pull: fr.pulls.of(req.Repository)}, nil
 }
 

@@ -78,7 +78,11 @@ func (f *Front) blob(x *exchange) error {
 	if x.Status == 0 {
 		header()
 	}
-	return because(ctx, x.Stream(first, body, part.N))
+	if err := x.Stream(first, body, part.N); err != nil {
+		return because(ctx, err)
+	}
+	x.bytes = part.N
+	return nil
 }
 
 // blobAnswer is an answer without a body: the header that GET would have, or that the caller has the blob already.

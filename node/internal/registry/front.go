@@ -27,6 +27,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/pulls"
 	"github.com/shoal-cache/shoal/node/internal/reply"
 )
 
@@ -58,6 +59,12 @@ type TagMemory interface {
 	Recall(ctx context.Context, repo content.Repository, tag string) (v1.Descriptor, bool)
 }
 
+// Record remembers requests.
+type Record interface {
+	// Asked is called when a request begins. What it returns is called once its answer has ended.
+	Asked(registry, name string) func(pulls.Answer)
+}
+
 // Options configure a Front. Fetcher, Upstream and Gate are required.
 type Options struct {
 	Fetcher  Fetcher
@@ -69,6 +76,8 @@ type Options struct {
 	Rules func(content.Repository) policy.Rule
 	// ManifestServed hears of each manifest that a caller was given. Optional.
 	ManifestServed func(digest.Digest)
+	// Record hears of the requests for content, for who asks later how a pull went. Optional.
+	Record Record
 	// DefaultRegistry is that of requests which name none, as of Docker, crane and skopeo. May be empty.
 	DefaultRegistry string
 	// FirstByteTimeout is how long a caller waits for the first byte of an answer while nothing of its pull arrives at
@@ -136,7 +145,10 @@ func (f *Front) Drain(ctx context.Context) error {
 
 // admit returns nil when the caller of x may read what req asks for.
 func (f *Front) admit(ctx context.Context, x *exchange, req content.Request) error {
-	return f.opts.Gate.Admit(ctx, x.rule, gate.Blob(f.opts.Upstream, req))
+	x.digest = req.Digest
+	err := f.opts.Gate.Admit(ctx, x.rule, gate.Blob(f.opts.Upstream, req))
+	x.authorized = time.Since(x.Start)
+	return err
 }
 
 // exchange is one request and what is known of its answer.
@@ -144,6 +156,11 @@ type exchange struct {
 	reply.Exchange
 	route route
 	rule  policy.Rule
+
+	answered             func(pulls.Answer) // nil where nobody wants to know
+	digest               digest.Digest      // of what was asked for, once it is known
+	resolved, authorized time.Duration      // since its start
+	bytes                int64              // of the content that went out
 }
 
 // request is what the exchange asks of the Fetcher and of the gate.
@@ -187,6 +204,9 @@ func (f *Front) serve(x *exchange) error {
 	x.rule = f.opts.Rules(x.route.repo)
 	if x.rule.Mode == policy.Bypass {
 		return errBypass
+	}
+	if f.opts.Record != nil && (x.route.endpoint == endManifest || x.route.endpoint == endBlob) {
+		x.answered = f.opts.Record.Asked(x.route.repo.Registry, x.route.repo.Name)
 	}
 	switch x.route.endpoint {
 	case endManifest:
@@ -243,6 +263,12 @@ func (x *exchange) writeJSON(body []byte, mediaType string) error {
 // finish counts and logs an exchange. It runs also when the handler panics to abort.
 func (f *Front) finish(x *exchange) {
 	f.metrics.Observe(&x.Exchange, string(x.route.endpoint))
+	if x.answered != nil {
+		x.answered(pulls.Answer{
+			Kind: string(x.route.endpoint), Reference: x.route.reference(), Digest: x.digest.String(), Code: x.Code(), Err: x.Err, Bytes: x.bytes,
+			Start: x.Start, Resolve: x.resolved, Authorize: x.authorized, FirstByte: x.FirstByte, Took: time.Since(x.Start),
+		})
+	}
 	f.log.LogAttrs(x.R.Context(), x.Level(), "registry front answered",
 		slog.String("method", x.R.Method), slog.String("kind", string(x.route.endpoint)),
 		slog.String("repository", x.route.repo.String()), slog.String("reference", x.route.reference()),

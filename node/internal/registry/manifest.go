@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/gate"
@@ -24,6 +25,7 @@ func (f *Front) manifest(x *exchange) error {
 	declared := ""
 	if x.route.tag != "" {
 		desc, err := f.tags.resolve(ctx, x)
+		x.resolved = time.Since(x.Start)
 		if err != nil {
 			return err
 		}
@@ -64,6 +66,7 @@ func (f *Front) manifest(x *exchange) error {
 	if _, err = x.W.Write(data); err != nil {
 		return err
 	}
+	x.bytes = int64(len(data))
 	if f.opts.ManifestServed != nil {
 		f.opts.ManifestServed(req.Digest)
 	}

@@ -50,6 +50,12 @@ func (t *Tags) Remember(_ context.Context, repo content.Repository, tag string, 
 	}
 }
 
+// Own is the digest that this node itself was told last.
+func (t *Tags) Own(repo content.Repository, tag string) (digest.Digest, bool) {
+	r, ok := t.own(repo, tag)
+	return r.Descriptor.Digest, ok
+}
+
 func (t *Tags) own(repo content.Repository, tag string) (tagRecord, bool) {
 	var r tagRecord
 	raw, ok := t.memory.Get(tagKey(repo, tag))

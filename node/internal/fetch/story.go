@@ -1,0 +1,73 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// Story is how a fetch went, told when it has ended. Times are since Started, and 0 where it did not come to that; sizes are in bytes.
+type Story struct {
+	Digest                              digest.Digest
+	Repository                          content.Repository
+	Started                             time.Time
+	Discovery, Plan, FirstChunk, Took   time.Duration
+	Size, Kept, FromPeers, FromUpstream int64
+	ByPeer                              map[peer.ID]int64
+	Outcome                             string
+	Err                                 error
+}
+
+// The outcomes of fetches.
+const (
+	outcomeComplete  = "complete"
+	outcomeFailed    = "failed"
+	outcomeAbandoned = "abandoned"
+	outcomeThrough   = "passed through"
+)
+
+// steps is when a fetch came how far, guarded by its lock.
+type steps struct {
+	discovery, plan, first time.Duration
+	byPeer                 map[peer.ID]int64
+}
+
+// reach notes when a step was reached first.
+func (f *fetch) reach(step *time.Duration, now time.Time) {
+	if *step == 0 {
+		*step = max(1, now.Sub(f.start))
+	}
+}
+
+// tell tells of the fetch, whose lock is not held.
+func (f *fetch) tell(outcome string, err error) {
+	if f.fr.opts.Ended == nil {
+		return
+	}
+	if outcome == outcomeComplete || errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	f.mu.Lock()
+	s := Story{
+		Digest: f.digest, Repository: f.req.Repository, Started: f.start, Discovery: f.steps.discovery, Plan: f.steps.plan,
+		FirstChunk: f.steps.first, Took: time.Since(f.start), Size: f.size, Kept: f.kept, FromPeers: f.fromPeers, FromUpstream: f.fromUpstream,
+		ByPeer: maps.Clone(f.steps.byPeer), Outcome: outcome, Err: err,
+	}
+	f.mu.Unlock()
+	f.fr.opts.Ended(s)
+}
+
+// passedThrough tells of a blob that is read past the store.
+func (fr *Fetcher) passedThrough(req content.Request, size int64) {
+	if fr.opts.Ended != nil {
+		fr.opts.Ended(Story{
+			Digest: req.Digest, Repository: req.Repository, Started: time.Now(), Size: size, FromUpstream: size, Outcome: outcomeThrough,
+		})
+	}
+}
