@@ -26,7 +26,8 @@ func (n *node) newHub() (*hub.Front, error) {
 		return nil, fmt.Errorf("hub.endpoint: %w", err)
 	}
 	front, err := hub.New(hub.Options{
-		Endpoint: endpoint, Transport: transport, Hub: c.Name(), Fetcher: n.fetcher, Upstream: n.upstream, Store: n.store,
+		Endpoint: endpoint, Transport: transport, Hub: c.Name(), Gate: n.gate,
+		Fetcher: n.fetcher, Upstream: n.upstream, Store: n.store,
 		Memory: n.store.KV("hub"), Rules: func(r content.Repository) policy.Rule { return n.policy.Load().For(r) },
 		AllowFrom: c.Allowed(), Logger: n.log.With("part", "hub"), Registerer: n.metrics,
 	})

@@ -394,6 +394,21 @@ func (g *Gate) Confirm(ctx context.Context, rule policy.Rule, req Request) {
 	}
 }
 
+// Accept remembers that the source accepted these credentials at a time in the past, as a front has found out in its own way or
+// has heard from another node.
+func (g *Gate) Accept(source Source, credentials string, at time.Time) {
+	who := g.caller(source, credentials)
+	last, known := g.accepted.Get(who)
+	if known && !last.Before(at) {
+		return
+	}
+	g.silences.Remove(who)
+	g.accepted.Add(who, at)
+	if !known {
+		g.saveSoon()
+	}
+}
+
 // accept remembers an acceptance by the source and reports whether it was news.
 func (g *Gate) accept(who mark) (news bool) {
 	news = !g.accepted.Contains(who)

@@ -2,13 +2,19 @@ package hub
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sync/singleflight"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/gate"
+	"github.com/shoal-cache/shoal/node/internal/policy"
 )
 
 // level is what a caller wants to read of a repository. The two differ for a gated one: anyone may read what there is to read, but
@@ -23,25 +29,18 @@ const (
 )
 
 const (
-	maxAccepted = 16 << 10
 	// refusedTTL is for how long the hub's no to everyone is used before it is asked again.
 	refusedTTL = time.Minute
+	// guessable is the length in bytes below which a token might be found by trying. The hub's have 37.
+	guessable = 32
 )
 
-// access lets a caller read of a repository what the hub would let it read. It asks the hub with the caller's own token, and
-// remembers a keyed hash of it. What everyone may read it remembers for all nodes.
+// access lets a caller read of a repository what the hub would let it read. It asks the hub with the caller's own token. Whom the
+// hub accepted the gate remembers. What everyone may read is asked once for all nodes, and so is who has which token.
 type access struct {
-	memo     *memo
-	accepted *lru.Cache[mark, time.Time] // by repository, level and token
-	asking   singleflight.Group
-}
-
-func newAccess(m *memo) (*access, error) {
-	accepted, err := lru.New[mark, time.Time](maxAccepted)
-	if err != nil {
-		return nil, err
-	}
-	return &access{memo: m, accepted: accepted}, nil
+	memo *memo
+	gate *gate.Gate
+	hub  string // its name
 }
 
 // probe asks the hub for something of the repository as whoever has the token, or as anyone. nil: it gave it.
@@ -53,67 +52,103 @@ type admitted struct {
 	stale error
 }
 
-// admit returns an error where the caller may not read r at a level: the hub's own refusal, or why it could not be asked. The hub's
-// yes is used for ttl. While
-// it cannot be asked those are let on whom it has let on before, and no others.
-func (a *access) admit(ctx context.Context, r repo, l level, authorization string, ttl time.Duration, ask probe) (admitted, error) {
-	if a.fresh(r, l, authorization, ttl) {
+// admit returns an error where the caller may not read r at a level: the hub's own refusal, or why it could not be asked. While it
+// cannot be asked those are let on whom it has let on before, and no others.
+func (a *access) admit(ctx context.Context, rule policy.Rule, r repo, l level, authorization string, ask probe) (admitted, error) {
+	if a.fresh(rule, r, l, authorization) {
 		return admitted{}, nil
 	}
-	open, err := a.anyone(ctx, r, l, ttl, ask)
+	open, err := a.anyone(ctx, r, l, rule.AuthorizationTTL, ask)
 	switch {
 	case err != nil:
 		return admitted{}, err
 	case open.Yes:
 		return admitted{stale: open.cause}, nil
 	}
-	who := a.mark(r, l, authorization)
-	done := a.asking.DoChan(string(who[:]), func() (any, error) { return nil, ask(context.WithoutCancel(ctx), authorization) })
-	select {
-	case res := <-done:
-		err = res.Err
-	case <-ctx.Done():
-		return admitted{}, context.Cause(ctx)
-	}
+	at, err := a.word(ctx, rule, r, l, authorization, ask)
 	switch {
 	case err == nil:
-		a.accept(r, l, authorization)
+		a.gate.Accept(a.source(r, l), authorization, at)
 		return admitted{}, nil
 	case away(err):
-		if a.accepted.Contains(who) || l == levelInfo && a.accepted.Contains(a.mark(r, levelFiles, authorization)) {
-			return admitted{stale: err}, nil
+		for _, source := range a.enough(r, l) {
+			if a.gate.Offline(ctx, rule, source, authorization, err) == nil {
+				return admitted{stale: err}, nil
+			}
 		}
-		return admitted{}, err
 	case denied(err) && !absent(err):
-		a.accepted.Remove(who)
-		if l == levelInfo { // who may not read that may read nothing
-			a.accepted.Remove(a.mark(r, levelFiles, authorization))
+		refusal := &content.UpstreamError{Op: "ask the hub", Status: http.StatusForbidden}
+		for _, source := range a.enough(r, l) { // who may not read what there is may read nothing
+			a.gate.Refused(source, authorization, refusal)
 		}
 	}
 	return admitted{}, err
 }
 
-// accept remembers that the hub let someone read.
-func (a *access) accept(r repo, l level, authorization string) {
-	a.accepted.Add(a.mark(r, l, authorization), time.Now())
+// source is what the hub decides about, for the gate.
+func (a *access) source(r repo, l level) gate.Source {
+	return gate.Source("hub " + string(l) + " " + a.hub + "/" + r.name())
 }
 
-func (a *access) mark(r repo, l level, authorization string) mark {
-	return a.memo.mark("caller", string(l), r.name(), authorization)
-}
-
-// fresh reports whether the hub accepted these credentials lately, at this level or a higher one.
-func (a *access) fresh(r repo, l level, authorization string, ttl time.Duration) bool {
-	levels := []level{l}
+// enough are the sources whose yes lets a caller read at a level.
+func (a *access) enough(r repo, l level) []gate.Source {
 	if l == levelInfo {
-		levels = append(levels, levelFiles)
+		return []gate.Source{a.source(r, levelInfo), a.source(r, levelFiles)}
 	}
-	for _, l := range levels {
-		if at, ok := a.accepted.Get(a.mark(r, l, authorization)); ok && time.Since(at) < ttl {
+	return []gate.Source{a.source(r, levelFiles)}
+}
+
+// fresh reports whether the hub accepted these credentials lately.
+func (a *access) fresh(rule policy.Rule, r repo, l level, authorization string) bool {
+	for _, source := range a.enough(r, l) {
+		if a.gate.Accepts(rule, source, authorization) {
 			return true
 		}
 	}
 	return false
+}
+
+// word gets the hub's word on a caller, once for all who show the same token, at this node and at the others. at is when the hub
+// gave it.
+//
+// Only a yes is shared, and it goes by a hash of the token for this repository. That is safe among admitted nodes. The hash tells
+// nothing of a token that is too long to be guessed, and no other is shared. It cannot be used at the hub, nor for another
+// repository. A node that says yes falsely lets somebody read what it could give away itself. What an outage changes is decided by
+// this node's own memory, so that nobody is let on then who was refused here.
+func (a *access) word(ctx context.Context, rule policy.Rule, r repo, l level, authorization string, ask probe) (at time.Time, err error) {
+	k, shared := a.callerKey(r, l, authorization)
+	var res singleflight.Result
+	select {
+	case res = <-a.memo.once(ctx, k, rule.AuthorizationTTL, shared, func(ctx context.Context) (record, error) {
+		return record{Yes: true}, ask(ctx, authorization)
+	}):
+	case <-ctx.Done():
+		return time.Time{}, context.Cause(ctx)
+	}
+	if res.Err != nil {
+		a.memo.forget(k)
+		return time.Time{}, res.Err
+	}
+	if !res.Val.(record).Yes {
+		return time.Time{}, fmt.Errorf("another node's word on a caller: %w", content.ErrUnavailable)
+	}
+	if _, age, known := a.memo.own(k); known && shared {
+		return time.Now().Add(-age), nil
+	}
+	return time.Now(), nil
+}
+
+// callerKey is that of whether the holder of a token may read. shared: other nodes may know it.
+func (a *access) callerKey(r repo, l level, authorization string) (k string, shared bool) {
+	scheme, token, _ := strings.Cut(authorization, " ")
+	sum := sha256.Sum256([]byte(strings.Join([]string{"shoal caller", a.hub, r.name(), string(l), authorization}, "\x00")))
+	shared = strings.EqualFold(scheme, "Bearer") && len(token) >= guessable
+	return key(callerKind, string(l), r.name(), hex.EncodeToString(sum[:])), shared
+}
+
+// accept remembers that the hub let someone read.
+func (a *access) accept(r repo, l level, authorization string) {
+	a.gate.Accept(a.source(r, l), authorization, time.Now())
 }
 
 // anyone reports whether everybody may read r at a level. It fails only when ctx ends.

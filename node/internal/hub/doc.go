@@ -28,8 +28,9 @@
 //
 // # Who may read
 //
-// The hub decides for each caller, asked with the caller's own token (or none) and remembered for minutes by a keyed hash. What
-// anyone may read is found out once for all nodes. While the hub cannot be asked, or throttles, those are let on whom it let on
+// The hub decides for each caller, asked with the caller's own token (or none). Its yes is remembered for minutes by the gate, across
+// a restart too, as a keyed hash. What anyone may read is found out once for all nodes, and so is who has a token that is too long
+// to be guessed: nodes hear of it by a hash for the one repository. While the hub cannot be asked, or throttles, those are let on whom it let on
 // before, and no others. A repository that lists the digest of a file which this node or a peer has from elsewhere must prove that
 // it has it. Tokens go to the hub's own origin.
 //

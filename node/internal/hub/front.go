@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/reply"
 	"github.com/shoal-cache/shoal/node/internal/store"
@@ -40,14 +41,16 @@ type Store interface {
 	Stat(d digest.Digest) (store.Info, error)
 }
 
-// Options configure a Front. Endpoint, Transport, Hub, Fetcher, Upstream and Store are required.
+// Options configure a Front. Endpoint, Transport, Hub, Gate, Fetcher, Upstream and Store are required.
 type Options struct {
 	// Endpoint is the hub's base URL.
 	Endpoint *url.URL
 	// Transport reaches it.
 	Transport http.RoundTripper
 	// Hub is the hub's name in policies and in what is asked of Fetcher and Upstream.
-	Hub      string
+	Hub string
+	// Gate remembers whom the hub accepted.
+	Gate     *gate.Gate
 	Fetcher  Fetcher
 	Upstream Upstream
 	Store    Store
@@ -84,8 +87,9 @@ const maxListings = 32
 
 // New makes a front of a node that is alone. Join gives it the others.
 func New(opts Options) (*Front, error) {
-	if opts.Endpoint == nil || opts.Transport == nil || opts.Hub == "" || opts.Fetcher == nil || opts.Upstream == nil || opts.Store == nil {
-		return nil, errors.New("hub front: needs Endpoint, Transport, Hub, Fetcher, Upstream and Store")
+	if opts.Endpoint == nil || opts.Transport == nil || opts.Hub == "" || opts.Gate == nil ||
+		opts.Fetcher == nil || opts.Upstream == nil || opts.Store == nil {
+		return nil, errors.New("hub front: needs Endpoint, Transport, Hub, Gate, Fetcher, Upstream and Store")
 	}
 	if opts.Rules == nil {
 		opts.Rules = func(content.Repository) policy.Rule { return policy.DefaultRule() }
@@ -95,13 +99,13 @@ func New(opts Options) (*Front, error) {
 	}
 	f := &Front{opts: opts, log: opts.Logger}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
-	var errs [5]error
+	var errs [4]error
 	f.metrics, errs[0] = newMetrics(opts.Registerer)
 	f.memo, errs[1] = newMemo(opts.Memory, f.log)
 	f.listings, errs[2] = lru.New[string, *listing](maxListings)
-	f.flights.of, errs[4] = lru.New[digest.Digest, map[string]time.Time](maxFlights)
+	f.flights.of, errs[3] = lru.New[digest.Digest, map[string]time.Time](maxFlights)
 	if f.memo != nil {
-		f.access, errs[3] = newAccess(f.memo)
+		f.access = &access{memo: f.memo, gate: opts.Gate, hub: opts.Hub}
 		f.origin = &origin{
 			base: opts.Endpoint, transport: opts.Transport, metrics: f.metrics, throttled: map[mark]throttle{}, key: f.memo.mark,
 		}
@@ -239,7 +243,7 @@ func (f *Front) admit(ctx context.Context, x *exchange, l level, ask probe) erro
 	if x.rule.Authorization == policy.Exempt {
 		return nil
 	}
-	as, err := f.access.admit(ctx, x.route.repo, l, x.Authorization(), x.rule.AuthorizationTTL, ask)
+	as, err := f.access.admit(ctx, x.rule, x.route.repo, l, x.Authorization(), ask)
 	if err != nil {
 		return err
 	}

@@ -179,6 +179,18 @@ func (m *memo) anew(ctx context.Context, key string, maxAge time.Duration, who m
 	})
 }
 
+// once is anew for who is asked about by name: nobody else's answer will do. shared: that of other nodes who ask the same will.
+func (m *memo) once(ctx context.Context, key string, maxAge time.Duration, shared bool, ask func(context.Context) (record, error)) <-chan singleflight.Result {
+	if shared {
+		return m.anew(ctx, key, maxAge, mark{}, ask)
+	}
+	return m.asking.DoChan(key, func() (any, error) { return ask(context.WithoutCancel(ctx)) })
+}
+
+// callerKind begins the keys of what the hub says of callers. Such is kept in memory alone: what is on disk of callers is the
+// gate's, by a secret key.
+const callerKind = "caller"
+
 // ask asks the hub, or has another node ask it.
 func (m *memo) ask(ctx context.Context, key string, maxAge time.Duration, ask func(context.Context) (record, error)) (record, error) {
 	if m.shared == nil {
@@ -290,10 +302,10 @@ func (m *memo) load(key string) (remembered, bool) {
 	return remembered{k.Record, at, at}, true
 }
 
-// save writes a record to disk and reports whether it did. What is signed for a short time is a credential, and not kept. The
-// caller holds m.mu.
+// save writes a record to disk and reports whether it did. What is signed for a short time is a credential, and not kept. What is
+// said of callers is not either. The caller holds m.mu.
 func (m *memo) save(key string, r remembered) bool {
-	if m.memory == nil || r.record.URL != "" {
+	if m.memory == nil || r.record.URL != "" || strings.HasPrefix(key, callerKind+"\x00") {
 		return false
 	}
 	raw, err := json.Marshal(kept{r.record, r.at.Unix()})

@@ -201,8 +201,9 @@ func (o *origin) ask(ctx context.Context, c call) (*answer, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
+	was := o.down()
 	got, err := o.once(ctx, c)
-	if err != nil && again(err) {
+	if err != nil && again(err) && !was {
 		select {
 		case <-time.After(againAfter):
 			got, err = o.once(ctx, c)

@@ -2,8 +2,12 @@ package hub
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"fmt"
+	"io/fs"
 	"net/http"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -85,16 +89,19 @@ func shards(h *hubtest.Hub, id string, size int64) (*hubtest.Repo, map[string]hu
 	return r, files, total
 }
 
+// longToken is as long as the hub's are.
+const longToken = "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH"
+
 func TestSwarm_ManyNodesCostTheHubWhatOneDoes(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		restrict func(*hubtest.Repo)
 		headers  []string
-		ratio    float64 // of questions to one node's
+		nodes    int
 	}{
-		"a public model":  {func(*hubtest.Repo) {}, nil, 1.25},
-		"a gated model":   {func(r *hubtest.Repo) { r.SetGated("good") }, bearer("good"), 1.5},
-		"a private model": {func(r *hubtest.Repo) { r.SetPrivate("good") }, bearer("good"), 1.75},
+		"a public model":  {func(*hubtest.Repo) {}, nil, 6},
+		"a gated model":   {func(r *hubtest.Repo) { r.SetGated(longToken) }, bearer(longToken), 8},
+		"a private model": {func(r *hubtest.Repo) { r.SetPrivate(longToken) }, bearer(longToken), 10},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -107,32 +114,30 @@ func TestSwarm_ManyNodesCostTheHubWhatOneDoes(t *testing.T) {
 			h := newHub(t)
 			repo, files, total := shards(h, "org/m", 6<<20)
 			test.restrict(repo)
-			agents := newAgents(t, h, 8)
+			agents := newAgents(t, h, test.nodes+2)
 			var wg sync.WaitGroup
-			for i, a := range agents[:6] {
+			for i, a := range agents[:test.nodes] {
 				wg.Go(func() { snapshot(t, a, "org/m", files, i%2 == 0, test.headers...) })
 			}
 			wg.Wait()
 			many, sent := h.Count()
-			t.Logf("one node: %d questions to the hub; six: %d, and %.3f copies", one, many, float64(sent)/float64(total))
+			t.Logf("one node: %d questions to the hub; %d: %d, and %.3f copies", one, test.nodes, many, float64(sent)/float64(total))
 			for _, r := range h.Requests() {
 				if !r.CDN {
 					t.Logf("%s %s %d %s", r.Method, r.Path, r.Status, r.Authorization)
 				}
 			}
 			require.LessOrEqual(t, float64(sent), 1.05*float64(total))
-			require.LessOrEqual(t, float64(many), test.ratio*float64(one))
+			require.LessOrEqual(t, float64(many), 1.5*float64(one))
 
 			h.Forget()
-			for _, a := range agents[6:] {
+			for _, a := range agents[test.nodes:] {
 				snapshot(t, a, "org/m", files, true, test.headers...)
 			}
 			late, sent := h.Count()
 			require.Zero(t, sent, "who comes late takes nothing from the hub")
 			t.Logf("two late nodes: %d questions", late)
-			if test.headers == nil {
-				require.Zero(t, late)
-			}
+			require.Zero(t, late)
 		})
 	}
 }
@@ -166,4 +171,85 @@ func TestSwarm_ANodeThatDiesInTheMiddleCostsNothing(t *testing.T) {
 	}
 	agents[0].stop(t)
 	wg.Wait()
+}
+
+// What nodes tell each other of a caller is a yes, for a token that nobody can guess, for one repository.
+func TestSwarm_TheHubsYesToATokenIsHeardByOthersAndNothingElseIs(t *testing.T) {
+	t.Parallel()
+	const short = "short"
+	h := newHub(t)
+	repo, commit, _ := model(h, "org/secret")
+	repo.SetPrivate(longToken, short)
+	other, otherCommit, _ := model(h, "org/other")
+	other.SetPrivate("nobody-of-these")
+	agents := newAgents(t, h, 3)
+	file := func(a *agent, id, commit, token string) int {
+		return a.ask(t, http.MethodHead, resolve(id, commit, "config.json"), bearer(token)...).status
+	}
+	asked := func(token string) (n int) {
+		for _, r := range h.Requests() {
+			if r.Authorization == "Bearer "+token {
+				n++
+			}
+		}
+		return n
+	}
+	for _, token := range []string{longToken, short} {
+		require.Equal(t, http.StatusOK, file(agents[0], "org/secret", commit, token))
+	}
+	long, brief := asked(longToken), asked(short)
+	for _, a := range agents[1:] {
+		require.Equal(t, http.StatusOK, file(a, "org/secret", commit, longToken))
+		require.Equal(t, http.StatusOK, file(a, "org/secret", commit, short))
+	}
+	require.Equal(t, long, asked(longToken), "the others had heard of it")
+	require.GreaterOrEqual(t, asked(short), brief+2, "a token that can be guessed is asked about by each node")
+	for _, a := range agents {
+		require.GreaterOrEqual(t, file(a, "org/other", otherCommit, longToken), 400, "a yes is for one repository")
+		require.GreaterOrEqual(t, file(a, "org/secret", commit, longToken+"x"), 400)
+	}
+
+	// An outage lets on whom the hub let on at this node, and a refusal is forgotten by none.
+	repo.SetPrivate("new")
+	rule := policy.DefaultRule()
+	rule.AuthorizationTTL = 0
+	for _, a := range agents[:2] {
+		a.rule.Store(&rule)
+		require.GreaterOrEqual(t, file(a, "org/secret", commit, longToken), 400, "it was revoked")
+	}
+	h.Set(hubtest.Trouble{Down: true})
+	for _, a := range agents[:2] {
+		require.Equal(t, http.StatusServiceUnavailable, file(a, "org/secret", commit, longToken))
+	}
+}
+
+func TestAccess_ARestartRemembersCallersAndNoTokenIsOnTheDisk(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	repo, commit, _ := model(h, "org/secret")
+	repo.SetPrivate(longToken)
+	dir := t.TempDir()
+	a := newAgent(t, h, dir, nil)
+	get := func() int {
+		return a.ask(t, http.MethodGet, resolve("org/secret", commit, "config.json"), bearer(longToken)...).status
+	}
+	require.Equal(t, http.StatusOK, get())
+	a.stop(t)
+	sum := sha256.Sum256([]byte(longToken))
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		require.NotContains(t, string(data), longToken, path)
+		require.NotContains(t, string(data), callerKind+"\x00", path)
+		require.NotContains(t, string(data), string(sum[:]), path)
+		return err
+	})
+	require.NoError(t, err)
+	h.Set(hubtest.Trouble{Down: true})
+	a = newAgent(t, h, dir, nil)
+	require.Equal(t, http.StatusOK, get())
+	g := a.ask(t, http.MethodGet, resolve("org/secret", commit, "config.json"), bearer(longToken+"x")...)
+	require.Equal(t, http.StatusServiceUnavailable, g.status)
 }

@@ -23,11 +23,13 @@ import (
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
+	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/fetch"
+	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 	"github.com/shoal-cache/shoal/node/internal/store"
@@ -50,7 +52,27 @@ type agent struct {
 	closed  sync.Once
 	rule    atomic.Pointer[policy.Rule]
 	up      *upstream.Client
+	gate    *gate.Gate
 }
+
+// nothing is a gate's cache in which nothing is: the hub front proves by itself what a repository has.
+type nothing struct{}
+
+func (nothing) Held(digest.Digest) (content.Reader, error) { return nil, content.ErrNotFound }
+
+func (nothing) FromPeers(context.Context, digest.Digest) (content.Reader, error) {
+	return nil, content.ErrNotFound
+}
+
+// gateMemory is a bucket of a store as a gate's memory.
+type gateMemory struct{ kv store.KV }
+
+func (m gateMemory) Load(key string) ([]byte, error) {
+	v, _ := m.kv.Get(key)
+	return v, nil
+}
+
+func (m gateMemory) Save(key string, value []byte) error { return m.kv.Put(key, value) }
 
 // newAgent starts an agent on the store in a directory, "" for a new one.
 func newAgent(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInfo) *agent {
@@ -97,8 +119,10 @@ func newAgent(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInf
 	a.fetcher = fetch.New(fetch.Options{Store: a.store, Swarm: a.swarm, Upstream: a.up, Logger: log, Registerer: reg, PeerSilence: 20 * time.Second})
 	endpoint, transport, err := a.up.Reach(hubName)
 	require.NoError(t, err)
+	a.gate, err = gate.New(gate.Options{Cache: nothing{}, Memory: gateMemory{a.store.KV("gate")}, Logger: log})
+	require.NoError(t, err)
 	a.Front, err = New(Options{
-		Endpoint: endpoint, Transport: transport, Hub: hubName, Fetcher: a.fetcher, Upstream: a.up, Store: a.store, Memory: a.store.KV("hub"),
+		Endpoint: endpoint, Transport: transport, Hub: hubName, Gate: a.gate, Fetcher: a.fetcher, Upstream: a.up, Store: a.store, Memory: a.store.KV("hub"),
 		Rules: func(content.Repository) policy.Rule { return *a.rule.Load() }, Logger: log, Registerer: reg,
 	})
 	require.NoError(t, err)
@@ -115,6 +139,7 @@ func (a *agent) stop(t testing.TB) {
 		a.server.CloseClientConnections()
 		a.server.Close()
 		a.Close()
+		require.NoError(t, a.gate.Close())
 		a.fetcher.Close()
 		require.NoError(t, a.swarm.Close())
 		a.up.Close()
