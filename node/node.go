@@ -154,7 +154,7 @@ func (n *node) start(ctx context.Context) (err error) {
 		return err
 	}
 	n.fetcher = fetch.New(fetch.Options{
-		Store: n.store, Swarm: n.swarm, Upstream: n.gate.Observe(n.upstream), Zone: zone,
+		Store: n.store, Swarm: n.swarm, Upstream: n.gate.Observe(n.upstream), Zone: zone, Sources: sources{n.gate, n.policy},
 		PeersOnly:      func(r content.Repository) bool { return n.policy.Load().For(r).Mode == policy.PeersOnly },
 		VerifiedRanges: c.Registry.Ranges == config.RangesVerified, ReadAhead: c.Registry.ReadAhead.Bytes, Ended: n.told, Patience: c.Registry.FirstByteTimeout,
 		Logger: n.log.With("part", "fetch"), Registerer: n.metrics,

@@ -70,12 +70,13 @@ func (fr *Fetcher) ReadAhead(req content.Request) {
 
 // begin starts the fetch of a whole blob, unless it runs already. As one whose callers have gone it ends after a while.
 func (fr *Fetcher) begin(req content.Request) {
+	from := fr.sourceOf(req)
 	fr.mu.Lock()
 	defer fr.mu.Unlock()
 	if fr.fetches[req.Digest] != nil || fr.ctx.Err() != nil {
 		return
 	}
-	f := startFetch(fr, req, nil)
+	f := startFetch(fr, req, from, nil)
 	fr.fetches[req.Digest] = f
 	fr.m.ahead.Inc()
 	fr.wg.Go(func() {

@@ -53,7 +53,7 @@ func (f *fetch) again() *fetch {
 	}
 	req := f.req
 	req.Size = 0 // it may have been the size that was wrong
-	return startFetch(f.fr, req, func(g *fetch) {
+	return startFetch(f.fr, req, f.source, func(g *fetch) {
 		g.alone, g.suspects, g.readers, g.askers = true, f.suspects, 0, askers
 	})
 }
@@ -66,7 +66,7 @@ func (f *fetch) settleBlame() {
 		if i < 0 || i >= f.ing.Len() || sumOf(f.ing.CID(i)) == s.claim.Sum {
 			continue
 		}
-		if err := swarm.VerifyClaim(f.digest, s.claim); err != nil {
+		if err := swarm.VerifyClaim(f.room, s.claim); err != nil {
 			f.fr.log.Error("coordinator forged a claim", "digest", f.digest, "peer", s.coordinator, "error", err)
 			f.fr.opts.Swarm.Ban(s.coordinator, "forged-claim")
 			continue

@@ -73,10 +73,10 @@ func TestACallerMayLeaveWhileAnIngestIsResumed(t *testing.T) {
 			d := o.add(t, 3*chunk1)
 			n := newNode(t, o, "n", nil)
 			resuming, goOn := make(chan struct{}), make(chan struct{})
-			n.ingest = func(d digest.Digest, size int64) (*store.Ingest, error) {
+			n.ingest = func(d digest.Digest, size int64, from store.Source) (*store.Ingest, error) {
 				close(resuming)
 				<-goOn
-				return n.store.Ingest(d, size)
+				return n.store.IngestFrom(d, size, from)
 			}
 			req := o.request(d)
 			req.Size = size

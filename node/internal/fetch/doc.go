@@ -11,6 +11,7 @@
 //	progress.go  how many bytes come, which tells a pull that is slow from one that is stuck
 //	relief.go    what nobody brings to a caller who waits, the node reads itself before the caller is sent away
 //	blame.go     a blob that does not match: read again from upstream alone, and who claimed a wrong chunk is banned
+//	source.go    whose bytes may be given in whose name
 //	manifest.go  what manifests tell of the sizes and the order of other blobs
 //	ahead.go     the next layers, before they are asked for
 //	through.go   when the store has no room: straight from upstream, kept nowhere

@@ -31,6 +31,8 @@ const aloneFor = 3 * time.Second
 type fetch struct {
 	fr     *Fetcher
 	digest digest.Digest
+	source source        // see source.go
+	room   digest.Digest // by which the swarm knows the fetch
 	// alone: peers are not asked, for what they claimed was wrong. suspects is what they claimed.
 	alone    bool
 	suspects []suspect
@@ -39,7 +41,7 @@ type fetch struct {
 	cancel   context.CancelFunc
 
 	making  sync.Mutex   // held while room is made for the blob; before mu
-	room    atomic.Int32 // calls that make room, or wait for that
+	rooming atomic.Int32 // calls that make room on the disk, or wait for that
 	awaited atomic.Int32 // what waits for its turn on this node, or for the registry's answer
 	moved   atomic.Bool  // bytes have come from upstream since the last tick
 
@@ -82,18 +84,20 @@ type fetch struct {
 	relieved, noRelief               time.Time
 	othersThen                       int64        // byOthers when the last relief began
 	came                             atomic.Int64 // bytes, parts of chunks among them
+	cameAt                           atomic.Int64 // when the last did, in nanoseconds since start
 	pull                             *bytesOf     // the same of all that comes from this repository
 	ears                             map[peer.ID]ear
 	steps                            steps
 }
 
-// startFetch starts a fetch, with one reader attached unless set says otherwise.
-func startFetch(fr *Fetcher, req content.Request, set func(*fetch)) *fetch {
+// startFetch starts a fetch of what a source gives, with one reader attached unless set says otherwise.
+func startFetch(fr *Fetcher, req content.Request, from source, set func(*fetch)) *fetch {
 	f := &fetch{
-		fr: fr, digest: req.Digest, start: time.Now(), changed: make(chan struct{}), req: req, readers: 1, size: -1,
+		fr: fr, digest: req.Digest, source: from, start: time.Now(), changed: make(chan struct{}), req: req, readers: 1, size: -1,
 		part: schedule.NewParticipant(fr.opts.participant(fr), fr.opts.Swarm.ID()), released: make(chan struct{}),
 		pull: fr.pulls.of(req.Repository), ears: map[peer.ID]ear{},
 	}
+	f.room = f.source.room(f.digest)
 	f.acted = sync.NewCond(&f.mu)
 	f.partOnly = req.Part
 	f.admitAsker(req)
@@ -318,11 +322,11 @@ func (f *fetch) join() (swarm.Session, error) {
 	}
 	f.mu.Unlock()
 	if apart {
-		return f.fr.opts.Swarm.JoinAlone(f.digest, j)
+		return f.fr.opts.Swarm.JoinAlone(f.room, j)
 	}
-	session, err := f.fr.opts.Swarm.Join(f.ctx, f.digest, j)
+	session, err := f.fr.opts.Swarm.Join(f.ctx, f.room, j)
 	if errors.Is(err, schedule.ErrSize) { // someone told others a wrong size: let the digest decide
-		session, err = f.fr.opts.Swarm.JoinAlone(f.digest, j)
+		session, err = f.fr.opts.Swarm.JoinAlone(f.room, j)
 	}
 	return session, err
 }
@@ -369,8 +373,8 @@ func (f *fetch) follow(session swarm.Session) {
 // makeRoom makes room for the blob, once; told: its size is only someone's word. What an earlier boot has left is read
 // and hashed first, which may take long.
 func (f *fetch) makeRoom(size int64, told bool) {
-	f.room.Add(1)
-	defer f.room.Add(-1)
+	f.rooming.Add(1)
+	defer f.rooming.Add(-1)
 	f.making.Lock()
 	defer f.making.Unlock()
 	f.mu.Lock()
@@ -379,7 +383,7 @@ func (f *fetch) makeRoom(size int64, told bool) {
 	if done {
 		return
 	}
-	ing, err := f.fr.ingest(f.digest, size)
+	ing, err := f.fr.ingest(f.digest, size, f.source.mark())
 	if err == nil && size == 0 {
 		err = ing.WriteChunk(0, content.ChunkCID(nil), nil)
 	}
@@ -510,17 +514,18 @@ func (f *fetch) finish() {
 	f.fr.sizes.Add(f.digest, f.size)
 	f.fr.m.duration.Observe(time.Since(f.start).Seconds())
 	var mediaType string
-	var manifest bool
-	var repo content.Repository
+	var req content.Request
 	f.update(func(time.Time) {
 		f.verified = true
 		f.part.Complete()
 		f.broadcast()
-		mediaType, manifest, repo = f.mediaType, f.req.Kind == content.Manifest, f.req.Repository
+		mediaType, req = f.mediaType, f.req
 	})
-
-	if manifest {
-		mediaType = f.fr.learnFrom(repo, f.ing, mediaType)
+	if f.source != "" {
+		f.fr.opts.Sources.Prove(req)
+	}
+	if req.Kind == content.Manifest {
+		mediaType = f.fr.learnFrom(req.Repository, f.ing, mediaType)
 	}
 	// Callers are served already: commit even when the last of them has gone, unless the node stops.
 	err = f.ing.Commit(f.fr.ctx, mediaType)
@@ -624,7 +629,7 @@ func (f *fetch) tick(ctx context.Context) {
 			for _, p := range watched {
 				heard[p] = f.fr.opts.Swarm.HeardFrom(p)
 			}
-			making := f.room.Load() > 0
+			making := f.rooming.Load() > 0
 			reading := f.moved.Swap(false) || f.awaited.Load() > 0 || making
 			f.update(func(now time.Time) { //nolint:contextcheck // a lease is read for all callers, under the fetch's own context
 				f.hear(now, heard)

@@ -59,6 +59,8 @@ type Options struct {
 	Upstream Upstream
 	// Zone of this node.
 	Zone string
+	// Sources is optional: without it each source may be given what any other has.
+	Sources Sources
 	// PeersOnly tells of a repository that its registry must not be asked. nil: none.
 	PeersOnly func(content.Repository) bool
 	// Window, PeerWindow, PeerSilence, PeerPatience and CoordinatorPatience are those of schedule.ParticipantConfig.
@@ -101,7 +103,8 @@ type Fetcher struct {
 	hints   *lru.Cache[hint, int64]
 	places  *lru.Cache[digest.Digest, place]
 	buffers sync.Pool
-	ingest  func(d digest.Digest, size int64) (*store.Ingest, error) // the store's
+	// ingest is the store's.
+	ingest func(d digest.Digest, size int64, source store.Source) (*store.Ingest, error)
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -148,6 +151,9 @@ func New(o Options) *Fetcher {
 	if o.Linger <= 0 {
 		o.Linger = 30 * time.Second
 	}
+	if o.Sources == nil {
+		o.Sources = everyone{}
+	}
 	if o.PeersOnly == nil {
 		o.PeersOnly = func(content.Repository) bool { return false }
 	}
@@ -170,7 +176,7 @@ func New(o Options) *Fetcher {
 	f := &Fetcher{
 		opts: o, log: o.Logger, streams: semaphore.NewWeighted(o.UpstreamStreams), sizes: sizes, hints: hints, places: places, gave: gave, pulls: newPulls(),
 		buffers: sync.Pool{New: func() any { b := make([]byte, content.ChunkSize); return &b }},
-		fetches: map[digest.Digest]*fetch{}, ingest: o.Store.Ingest,
+		fetches: map[digest.Digest]*fetch{}, ingest: o.Store.IngestFrom,
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	reg := promauto.With(o.Registerer)
@@ -215,7 +221,8 @@ func (fr *Fetcher) Close() {
 }
 
 // Open returns a reader of a blob: of the store's, or of one that is arriving. It fails with content.ErrNotFound,
-// content.ErrUnavailable or an *content.UpstreamError, or when ctx ends; that ctx bounds only Open itself.
+// content.ErrUnavailable or an *content.UpstreamError, or when ctx ends; that ctx bounds only Open itself. A source that has not
+// proved to have the content is given what it gives itself, whatever has come from elsewhere since the caller was let in.
 func (fr *Fetcher) Open(ctx context.Context, req content.Request) (content.Reader, error) {
 	r, err := fr.open(ctx, req)
 	if err != nil {
@@ -227,19 +234,22 @@ func (fr *Fetcher) Open(ctx context.Context, req content.Request) (content.Reade
 func (fr *Fetcher) open(ctx context.Context, req content.Request) (content.Reader, error) {
 	for range 3 {
 		if b, err := fr.opts.Store.Get(req.Digest); err == nil {
+			if fr.sourceOf(req) != "" {
+				return fr.openThrough(ctx, req, errors.Join(errForeign, b.Close()))
+			}
 			return &local{blob: b, m: fr.m}, nil
 		} else if !errors.Is(err, content.ErrNotFound) {
 			fr.log.Warn("store not read", "digest", req.Digest, "error", err)
 			if errors.Is(err, content.ErrStorage) {
-				return fr.openThrough(ctx, req)
+				return fr.openThrough(ctx, req, err)
 			}
 		}
 		r, err := fr.follow(ctx, req)
 		switch {
 		case errors.Is(err, store.ErrExists): // committed since we looked
 			continue
-		case errors.Is(err, content.ErrNoSpace), errors.Is(err, content.ErrStorage):
-			return fr.openThrough(ctx, req)
+		case errors.Is(err, content.ErrNoSpace), errors.Is(err, content.ErrStorage), errors.Is(err, errForeign):
+			return fr.openThrough(ctx, req, err)
 		}
 		return r, err
 	}
@@ -255,7 +265,7 @@ func (fr *Fetcher) Stat(ctx context.Context, req content.Request) (size int64, m
 		fr.mu.Lock()
 		f := fr.fetches[req.Digest]
 		fr.mu.Unlock()
-		if f != nil {
+		if f != nil && fr.serves(f, req) {
 			if size := f.knownSize(); size >= 0 {
 				return size, "", nil
 			}
@@ -282,6 +292,12 @@ func (fr *Fetcher) Ensure(ctx context.Context, req content.Request) error {
 			return nil
 		}
 		r, err := fr.follow(ctx, req)
+		if foreign, ok := errors.AsType[*foreignError](err); ok { // whose it is does not matter here, once it has matched its digest
+			if err := foreign.wait(ctx); err != nil {
+				return err
+			}
+			continue
+		}
 		if errors.Is(err, store.ErrExists) {
 			continue
 		}
@@ -313,6 +329,7 @@ func (fr *Fetcher) follow(ctx context.Context, req content.Request) (content.Rea
 
 // attach adds a reader to the running fetch of a digest, or to a new one.
 func (fr *Fetcher) attach(ctx context.Context, req content.Request) (*fetch, error) {
+	from := fr.sourceOf(req)
 	for {
 		fr.mu.Lock()
 		if fr.ctx.Err() != nil {
@@ -321,13 +338,17 @@ func (fr *Fetcher) attach(ctx context.Context, req content.Request) (*fetch, err
 		}
 		f := fr.fetches[req.Digest]
 		if f == nil {
-			f = startFetch(fr, req, nil)
+			f = startFetch(fr, req, from, nil)
 			fr.fetches[req.Digest] = f
 			fr.mu.Unlock()
 			return f, nil
 		}
-		fr.mu.Unlock()     // for f may be busy for long, and the others must not wait for it
-		if f.attach(req) { //nolint:contextcheck // a lease is read for all callers, under the fetch's own context
+		fr.mu.Unlock() // for f may be busy for long, and the others must not wait for it
+		if !fr.serves(f, req) {
+			if err := f.giveWay(ctx); err != nil {
+				return nil, err
+			}
+		} else if f.attach(req) { //nolint:contextcheck // a lease is read for all callers, under the fetch's own context
 			return f, nil
 		}
 		select { // it has ended, and a new one can start as soon as it lets go of the ingest

@@ -22,7 +22,7 @@ type lasting struct {
 func (l *lasting) again(ctx context.Context, err error) (content.Reader, error) {
 	switch {
 	case errors.Is(err, content.ErrNoSpace), errors.Is(err, content.ErrStorage):
-		return l.fr.openThrough(ctx, l.req)
+		return l.fr.openThrough(ctx, l.req, err)
 	case errors.Is(err, content.ErrNotFound):
 		if _, held := l.Reader.(*local); held { // what was here is damaged, and dropped
 			return l.fr.open(ctx, l.req)

@@ -65,6 +65,7 @@ func (fr *Fetcher) Progress(req content.Request) int64 {
 // countBytes counts bytes that came for the fetch.
 func (f *fetch) countBytes(n int64) {
 	f.came.Add(n)
+	f.cameAt.Store(int64(time.Since(f.start)))
 	f.pull.all.Add(n)
 }
 

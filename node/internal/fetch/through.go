@@ -2,13 +2,16 @@ package fetch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// through reads straight from upstream and keeps nothing: what a node does whose store has no room.
+// through reads straight from upstream and keeps nothing: what a node does whose store has no room, or that may not give what
+// it has in the name of the caller's source.
 type through struct {
 	fr   *Fetcher
 	req  content.Request
@@ -16,15 +19,24 @@ type through struct {
 	pull *bytesOf
 }
 
-func (fr *Fetcher) openThrough(ctx context.Context, req content.Request) (content.Reader, error) {
-	if req.NoUpstream() || fr.opts.PeersOnly(req.Repository) {
+// openThrough opens a blob so for a reason.
+func (fr *Fetcher) openThrough(ctx context.Context, req content.Request, reason error) (content.Reader, error) {
+	foreign := errors.Is(reason, errForeign)
+	switch asked := !req.NoUpstream() && !fr.opts.PeersOnly(req.Repository); {
+	case !asked && foreign:
+		return nil, fmt.Errorf("open %s: %w: %w", req.Digest, content.ErrNotFound, reason)
+	case !asked:
 		return nil, fmt.Errorf("open %s: %w", req.Digest, content.ErrNoSpace)
 	}
 	size, _, err := fr.opts.Upstream.Stat(ctx, req)
 	if err != nil {
 		return nil, err
 	}
-	fr.log.Warn("no room in the store: reading straight from upstream", "digest", req.Digest, "size", size)
+	level := slog.LevelWarn
+	if foreign {
+		level = slog.LevelInfo
+	}
+	fr.log.Log(ctx, level, "reading straight from upstream", "digest", req.Digest, "size", size, "reason", reason)
 	fr.passedThrough(req, size)
 	return &through{fr: fr, req: req, size: size, pull: fr.pulls.of(req.Repository)}, nil
 }

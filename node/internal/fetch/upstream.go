@@ -273,7 +273,7 @@ func (f *fetch) readChunks(body io.Reader, r schedule.Run) error {
 			return fmt.Errorf("read chunk %d of %s from upstream: %w", i, f.digest, err)
 		}
 		c := content.ChunkCID(data)
-		claim, err := f.fr.opts.Swarm.Claim(f.digest, i, sumOf(c))
+		claim, err := f.fr.opts.Swarm.Claim(f.room, i, sumOf(c))
 		if err != nil {
 			return err
 		}

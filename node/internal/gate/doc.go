@@ -25,6 +25,8 @@
 // source and credentials that were asked about, so nobody can make an outage for others, and an acceptance is never
 // widened to whom the source has not accepted.
 //
-// What the gate cannot see: content that is on its way to other nodes, and is held whole by none, counts as held by nobody. And
-// where the policy exempts a source nobody is asked, so whoever knows a digest reads through it what is cached of any other.
+// While content arrives for the first time it is held by nobody, so the gate lets in whoever's source claims it. What such a caller
+// is given package fetch decides by Proved: the bytes of its own source alone, until that has proved to have the content.
+//
+// Where the policy exempts a source nobody is asked, so whoever knows a digest reads through it what is cached of any other.
 package gate

@@ -32,6 +32,14 @@ func Blob(r Registries, req content.Request) Request {
 	}
 }
 
+// Proved reports whether a repository has proved that it has the content of req, to this node or to one that told so.
+func (g *Gate) Proved(req content.Request) bool {
+	return g.proved(Repository(req.Repository), req.Digest)
+}
+
+// Prove notes that the content of req came from its repository, all of it, and matched its digest.
+func (g *Gate) Prove(req content.Request) { g.enroll(Repository(req.Repository), req.Digest) }
+
 // repository is the Upstream of one request.
 type repository struct {
 	registries Registries

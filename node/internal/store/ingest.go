@@ -27,6 +27,7 @@ type Ingest struct {
 	store  *Store
 	digest digest.Digest
 	size   int64
+	source Source
 
 	// writing lets one writer at a time into the file, as the kernel does: there the others would spin until it is their turn.
 	writing sync.Mutex
@@ -49,6 +50,13 @@ type Ingest struct {
 	bySum   map[[sumSize]byte]int32
 }
 
+// Source tells apart where the chunks of ingests come from. What one source gave is not mixed with what another did as long as
+// the digest of the whole has not been checked.
+type Source [8]byte
+
+// AnySource is that of an ingest in which it does not matter.
+var AnySource Source
+
 type phase uint8
 
 const (
@@ -67,7 +75,12 @@ const (
 //
 // After a restart of the machine the chunks of a partial ingest are hashed here before they count as present.
 func (s *Store) Ingest(d digest.Digest, size int64) (*Ingest, error) {
-	ing, err := s.ingest(d, size, false)
+	return s.IngestFrom(d, size, AnySource)
+}
+
+// IngestFrom is Ingest, but that it drops a partial ingest of another source.
+func (s *Store) IngestFrom(d digest.Digest, size int64, source Source) (*Ingest, error) {
+	ing, err := s.ingest(d, size, source, false)
 	if err != nil {
 		return nil, fmt.Errorf("ingest %s of %d bytes: %w", d, size, diskError(err))
 	}
@@ -75,7 +88,7 @@ func (s *Store) Ingest(d digest.Digest, size int64) (*Ingest, error) {
 }
 
 // ingest is Ingest. proved: every chunk is present and was hashed, and so was the whole.
-func (s *Store) ingest(d digest.Digest, size int64, proved bool) (*Ingest, error) {
+func (s *Store) ingest(d digest.Digest, size int64, source Source, proved bool) (*Ingest, error) {
 	if _, err := content.DigestCID(d); err != nil {
 		return nil, err
 	}
@@ -84,7 +97,7 @@ func (s *Store) ingest(d digest.Digest, size int64, proved bool) (*Ingest, error
 		return nil, err
 	}
 	ing := &Ingest{
-		store: s, digest: d, size: size, chunks: chunks, missing: chunks.Len(),
+		store: s, digest: d, size: size, source: source, chunks: chunks, missing: chunks.Len(),
 		present: make([]byte, (chunks.Len()+7)/8), bySum: make(map[[sumSize]byte]int32),
 		proved: proved, closed: make(chan struct{}),
 	}
@@ -142,7 +155,7 @@ func (g *Ingest) open() error {
 	if err != nil {
 		return err
 	}
-	j, err := openJournal(s.disk, path+journalSuffix, g.size, s.boot)
+	j, err := openJournal(s.disk, path+journalSuffix, g.size, g.source, s.boot)
 	if err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ import (
 // journal is the file <ingest>.chunks: which chunks of the ingest are present, under which CIDs. It is a header and one
 // slot for each chunk at a fixed place, so that a chunk is marked by one write of 36 bytes and a torn mark is no mark.
 //
-//	header: magic[8] size[8] bootID[36] crc32c[4] zeros[8]      64 bytes
+//	header: magic[8] size[8] bootID[36] crc32c[4] source[8]     64 bytes
 //	slot i: sha256[32] crc32c[4] over (i, sha256)               36 bytes at 64 + 36·i
 //
 // Numbers are big endian. A slot whose checksum does not match, such as one of a hole, stands for an absent chunk.
@@ -28,7 +28,9 @@ type journal struct {
 	slots    []byte // as they were when opened; nil after adopt
 	boot     string
 	size     int64
+	source   Source
 	sameBoot bool
+	signed   bool // the header says all this already
 	fresh    bool // nothing was there to resume
 }
 
@@ -39,21 +41,22 @@ const (
 	journalSlot   = sumSize + 4
 )
 
-// openJournal opens or makes the journal. One that is of another size or damaged is started anew.
-func openJournal(k disk, path string, size int64, boot string) (*journal, error) {
+// openJournal opens or makes the journal. One that is of another size or source or damaged is started anew.
+func openJournal(k disk, path string, size int64, source Source, boot string) (*journal, error) {
 	f, err := k.create(path)
 	if err != nil {
 		return nil, err
 	}
-	j := &journal{disk: k, file: f, boot: boot, size: size}
+	j := &journal{disk: k, file: f, boot: boot, size: size, source: source}
 	b, err := io.ReadAll(io.LimitReader(f, journalHeader+int64(content.Chunks(size))*journalSlot))
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	was, wrote, err := decodeJournalHeader(b)
-	if err == nil && was == size {
+	was, from, wrote, err := decodeJournalHeader(b)
+	if err == nil && was == size && (source == AnySource || source == from) {
 		j.slots = b[journalHeader:]
 		j.sameBoot = boot != "" && wrote == boot
+		j.signed = j.sameBoot && source == from
 		return j, nil
 	}
 	if err := j.reset(); err != nil {
@@ -64,20 +67,20 @@ func openJournal(k disk, path string, size int64, boot string) (*journal, error)
 
 // reset empties the journal.
 func (j *journal) reset() error {
-	j.slots, j.sameBoot, j.fresh = nil, false, true
+	j.slots, j.sameBoot, j.signed, j.fresh = nil, false, false, true
 	return j.disk.truncate(j.file, 0)
 }
 
-func decodeJournalHeader(b []byte) (size int64, boot string, err error) {
+func decodeJournalHeader(b []byte) (size int64, from Source, boot string, err error) {
 	if len(b) < journalHeader || string(b[:8]) != journalMagic ||
 		crc32.Checksum(b[:52], castagnoli) != binary.BigEndian.Uint32(b[52:]) {
-		return 0, "", errors.New("no journal header")
+		return 0, from, "", errors.New("no journal header")
 	}
 	n := binary.BigEndian.Uint64(b[8:])
 	if n > content.MaxSize {
-		return 0, "", fmt.Errorf("journal of a blob of %d bytes", n)
+		return 0, from, "", fmt.Errorf("journal of a blob of %d bytes", n)
 	}
-	return int64(n), string(bytes.TrimRight(b[16:52], "\x00")), nil
+	return int64(n), Source(b[56:journalHeader]), string(bytes.TrimRight(b[16:52], "\x00")), nil
 }
 
 // readJournal tells of which size a journal's blob is, and whether it marks every chunk as present.
@@ -87,7 +90,7 @@ func readJournal(f io.Reader) (size int64, complete bool, err error) {
 	if _, err := io.ReadFull(r, head); err != nil {
 		return 0, false, err
 	}
-	if size, _, err = decodeJournalHeader(head); err != nil {
+	if size, _, _, err = decodeJournalHeader(head); err != nil {
 		return 0, false, err
 	}
 	slot := make([]byte, journalSlot)
@@ -102,10 +105,10 @@ func readJournal(f io.Reader) (size int64, complete bool, err error) {
 	return size, true, nil
 }
 
-// adopt signs the journal as of this boot. What it held from an earlier one has been checked by now.
+// adopt signs the journal as of this boot and source. What it held from an earlier boot has been checked by now.
 func (j *journal) adopt() error {
 	j.slots = nil
-	if j.sameBoot {
+	if j.signed {
 		return nil
 	}
 	b := make([]byte, journalHeader)
@@ -113,6 +116,7 @@ func (j *journal) adopt() error {
 	binary.BigEndian.PutUint64(b[8:], uint64(j.size))
 	copy(b[16:52], j.boot)
 	binary.BigEndian.PutUint32(b[52:], crc32.Checksum(b[:52], castagnoli))
+	copy(b[56:], j.source[:])
 	return j.disk.writeAt(j.file, b, 0)
 }
 

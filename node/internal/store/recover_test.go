@@ -349,7 +349,7 @@ func FuzzOpenJournal(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		path := filepath.Join(t.TempDir(), "journal")
 		require.NoError(t, os.WriteFile(path, b, 0o600))
-		j, err := openJournal(disk{}, path, 3*chunkSize, "boot")
+		j, err := openJournal(disk{}, path, 3*chunkSize, AnySource, "boot")
 		require.NoError(t, err)
 		defer func() { require.NoError(t, j.close()) }()
 		for i := range 3 {

@@ -111,7 +111,7 @@ func (f *Figures) Write(w io.Writer, seed uint64) error {
 	fmt.Fprintf(&b, "time of a pull %s median, %s for 99 of 100, %s at most\n", at(0.5), at(0.99), at(1))
 	fmt.Fprintf(&b, "requests       %d went on to the registry, %d bodies were resumed\n", f.Fallbacks, f.Resumed)
 	fmt.Fprintf(&b, "wrong bytes    %d answers broken off, %d ended cleanly\n", f.Aborted, f.Clean)
-	fmt.Fprintf(&b, "thefts         %d attempts; %d blobs got while they arrived for the first time\n", f.Thefts, f.Early)
+	fmt.Fprintf(&b, "thefts         %d attempts\n", f.Thefts)
 	fmt.Fprintf(&b, "copies         %.3f in %d rounds without faults; %.3f in %d rounds with %d deaths\n",
 		f.Alone.PerImage(), f.Alone.Rounds, f.Bounded.PerImage(), f.Bounded.Rounds, f.Bounded.Deaths)
 	for _, q := range f.Soak {

@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -46,7 +45,6 @@ type Storm struct {
 
 	mu         sync.Mutex
 	images     map[int]*badregistry.Image // by round
-	fresh      int                        // the first of them that this round brought
 	held       map[int]map[string]bool    // by node, before it was last ended
 	troubles   []trouble
 	Figures    Figures
@@ -67,9 +65,8 @@ type Figures struct {
 	Fallbacks, Resumed, Again int
 	// Aborted are answers of mirrors with wrong bytes that were broken off, Clean those that were not.
 	Aborted, Clean int
-	// Thefts are attempts to get private bytes. Early are those that did, through the registry that claims to have everything,
-	// of an image that was just arriving for the first time.
-	Thefts, Early int
+	// Thefts are attempts to get private bytes.
+	Thefts int
 	// Alone are rounds without faults, and the copies that the registry sent then; Bounded those in which agents died only.
 	Alone, Bounded Copies
 	Slowest        time.Duration
@@ -189,12 +186,10 @@ func (s *Storm) Round(ctx context.Context, r plan.Round) error {
 func (s *Storm) bring(r plan.Round) (*badregistry.Image, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.fresh = r.Number
 	for number := max(0, r.Number-plan.Kept); number <= r.Number; number++ {
 		if s.images[number] != nil {
 			continue
 		}
-		s.fresh = min(s.fresh, number)
 		m, err := makeImage(plan.MakeRound(s.settings, number))
 		if err != nil {
 			return nil, err
@@ -317,17 +312,13 @@ func (s *Storm) JudgeCopies() {
 func (s *Storm) steal(ctx context.Context, round int, images map[int]*badregistry.Image) {
 	for ctx.Err() == nil {
 		for node := range s.rig.Nodes {
-			for number, m := range images {
+			for _, m := range images {
 				if !m.Private || ctx.Err() != nil {
 					continue
 				}
 				s.Figures.Thefts++
 				bounded, cancel := context.WithTimeout(ctx, 20*time.Second)
 				for _, path := range puller.Steal(bounded, s.spec(node, m), s.elsewhere(images)...) {
-					if number >= s.fresh && strings.Contains(path, rig.Evil) {
-						s.Figures.Early++ // package gate says that it cannot see content that is on its way
-						continue
-					}
 					s.violate(round, "node %d gave private bytes to a caller without credentials at %s", node, path)
 				}
 				cancel()

@@ -1,0 +1,118 @@
+package fetch
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/store"
+)
+
+// Sources knows which repositories have proved that they have some content. Nobody else's bytes are given in the name of one that
+// has not: it may be anyone's, and only claim to have the content.
+type Sources interface {
+	// Proved reports whether the repository has proved to have the content.
+	Proved(req content.Request) bool
+	// Prove notes that it has: all of the content came from it, and matched its digest.
+	Prove(req content.Request)
+}
+
+// everyone is the Sources of a node on which each may be given what any other has.
+type everyone struct{}
+
+func (everyone) Proved(content.Request) bool { return true }
+func (everyone) Prove(content.Request)       {}
+
+// errForeign is that a fetch which runs for another source has the digest. It says nothing of whether the blob can be had.
+var errForeign = errors.New("it is being fetched from another source")
+
+// foreignError is errForeign, with the fetch.
+type foreignError struct{ f *fetch }
+
+func (e *foreignError) Error() string { return fmt.Sprintf("%s: %v", e.f.digest, errForeign) }
+func (e *foreignError) Unwrap() error { return errForeign }
+
+// wait returns when the fetch has ended.
+func (e *foreignError) wait(ctx context.Context) error {
+	select {
+	case <-e.f.released:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// mayStandStill is for how long a fetch that brings nothing keeps other sources from bringing the blob.
+const mayStandStill = 3 * time.Second
+
+// giveWay ends a fetch that stands still, for the sake of another source. It fails with errForeign for one that does not.
+func (f *fetch) giveWay(ctx context.Context) error {
+	tick := time.NewTicker(mayStandStill / 30)
+	defer tick.Stop()
+	for {
+		still := time.Since(f.start) - time.Duration(f.cameAt.Load())
+		switch {
+		case still >= mayStandStill:
+			f.fail(errForeign)
+			if f.ended() == nil { // it only has yet to be committed
+				return &foreignError{f}
+			}
+			return nil
+		case f.came.Load() > 0:
+			return &foreignError{f}
+		}
+		select {
+		case <-tick.C:
+		case <-f.released:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// source is the repository from which alone the bytes of a fetch come, on all nodes, because it has not proved yet that it
+// has the content. The zero value: of all that have, and of peers that hold the blob.
+//
+// Nodes that fetch a blob from one such source share it in a room of their own, with a partial ingest of their own. So whoever
+// names a source of his own is given what that source gives, and nothing else, until the digest of the whole shows that
+// it is the content. That costs a copy where two repositories are first asked for the same blob at one time.
+type source string
+
+func (fr *Fetcher) sourceOf(req content.Request) source {
+	if req.NoUpstream() || fr.opts.Sources.Proved(req) {
+		return ""
+	}
+	return source(req.Repository.String())
+}
+
+// room is the name by which the swarm knows the fetch of d: the digest itself, or one that stands for both.
+func (s source) room(d digest.Digest) digest.Digest {
+	if s == "" {
+		return d
+	}
+	// Names of repositories hold no zero byte.
+	return digest.SHA256.FromString("source\x00" + string(s) + "\x00" + d.String())
+}
+
+func (s source) mark() store.Source {
+	if s == "" {
+		return store.AnySource
+	}
+	sum := sha256.Sum256([]byte(s))
+	return store.Source(sum[:])
+}
+
+// serves reports whether a fetch that began for s may serve a request: one of the same repository, or of one that has proved to
+// have the content while none but such take part.
+func (fr *Fetcher) serves(f *fetch, req content.Request) bool {
+	if f.source != "" && !req.NoUpstream() && f.source == source(req.Repository.String()) {
+		return true
+	}
+	return f.source == "" && fr.sourceOf(req) == ""
+}

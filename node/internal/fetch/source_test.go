@@ -1,0 +1,222 @@
+package fetch
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/swarm"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
+)
+
+// claimant is a registry beside the origin, of which nothing has been proved. It claims to have every blob.
+type claimant struct {
+	Upstream
+	sizes func(digest.Digest) int64
+	asked chan struct{}
+	hangs bool // until whoever asks leaves; else it fails at once
+}
+
+var evil = content.Repository{Registry: "evil.test", Name: "any/image"}
+
+func (c *claimant) Stat(ctx context.Context, req content.Request) (int64, string, error) {
+	if req.Repository == evil {
+		return c.sizes(req.Digest), "", nil
+	}
+	return c.Upstream.Stat(ctx, req)
+}
+
+func (c *claimant) Open(ctx context.Context, req content.Request, off, n int64) (*upstream.Body, error) {
+	if req.Repository != evil {
+		return c.Upstream.Open(ctx, req, off, n)
+	}
+	select {
+	case c.asked <- struct{}{}:
+	default:
+	}
+	if c.hangs {
+		<-ctx.Done()
+	}
+	return nil, &content.UpstreamError{Status: http.StatusInternalServerError}
+}
+
+// proofs are Sources that begin with nothing proved.
+type proofs struct{ sync.Map }
+
+func (p *proofs) Proved(req content.Request) bool {
+	_, ok := p.Load(fmt.Sprint(req.Repository, req.Digest))
+	return ok
+}
+func (p *proofs) Prove(req content.Request) { p.Store(fmt.Sprint(req.Repository, req.Digest), true) }
+
+// doubting makes nodes that believe no source which has not proved what it has.
+func doubting(o *origin, claims *claimant) func(int, *Options, *swarm.Options) {
+	return func(_ int, fo *Options, _ *swarm.Options) {
+		fo.Sources = &proofs{}
+		if claims != nil {
+			fo.Upstream = &claimant{Upstream: fo.Upstream, asked: claims.asked, hangs: claims.hangs, sizes: func(d digest.Digest) int64 {
+				o.mu.Lock()
+				defer o.mu.Unlock()
+				return int64(len(o.blobs[d]))
+			}}
+		}
+	}
+}
+
+func TestSource_WhoOnlyClaimsADigestIsGivenNothingThatAnotherBrings(t *testing.T) {
+	t.Parallel()
+	const size = 5*chunk1 + 3
+	for _, hangs := range []bool{false, true} {
+		for name, attack := range map[string]func(t *testing.T, o *origin, nodes []*testNode, asked chan struct{}, good, bad content.Request){
+			"where it asked first, and the blob comes to the same node": func(t *testing.T, _ *origin, nodes []*testNode, asked chan struct{}, good, bad content.Request) {
+				stolen := steal(t, nodes[0], bad)
+				<-asked
+				_, err := nodes[0].read(t.Context(), good)
+				require.NoError(t, err)
+				require.Empty(t, stolen())
+			},
+			"where it asked first, and the blob comes to another node": func(t *testing.T, _ *origin, nodes []*testNode, asked chan struct{}, good, bad content.Request) {
+				stolen := steal(t, nodes[0], bad)
+				<-asked
+				_, err := nodes[1].read(t.Context(), good)
+				require.NoError(t, err)
+				require.Empty(t, stolen())
+			},
+			"where it asks while the blob comes": func(t *testing.T, o *origin, nodes []*testNode, _ chan struct{}, good, bad content.Request) {
+				half, goOn := make(chan struct{}), make(chan struct{})
+				o.mu.Lock()
+				o.serve = func(w http.ResponseWriter, _ *http.Request, data []byte) bool {
+					w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+					_, _ = w.Write(data[:3*chunk1])
+					_ = http.NewResponseController(w).Flush()
+					close(half)
+					<-goOn
+					_, _ = w.Write(data[3*chunk1:])
+					return true
+				}
+				o.mu.Unlock()
+				good.Size = 1 // it is asked for by a plain GET
+				reader := make(chan error, 1)
+				go func() {
+					_, err := nodes[0].read(t.Context(), good)
+					reader <- err
+				}()
+				<-half
+				stolen := []func() []byte{steal(t, nodes[0], bad), steal(t, nodes[1], bad)}
+				close(goOn)
+				require.NoError(t, <-reader)
+				for _, of := range stolen {
+					require.Empty(t, of())
+				}
+			},
+			"where it was let in before the blob was here": func(t *testing.T, _ *origin, nodes []*testNode, _ chan struct{}, good, bad content.Request) {
+				require.NoError(t, nodes[0].Ensure(t.Context(), good))
+				require.Empty(t, steal(t, nodes[0], bad)())
+			},
+			"where a part of the blob is left from before": func(t *testing.T, o *origin, nodes []*testNode, _ chan struct{}, good, bad content.Request) {
+				ing, err := nodes[0].store.IngestFrom(good.Digest, size, source(good.Repository.String()).mark())
+				require.NoError(t, err)
+				for i := range 3 {
+					data := o.blobs[good.Digest][i*chunk1 : (i+1)*chunk1]
+					require.NoError(t, ing.WriteChunk(i, content.ChunkCID(data), data))
+				}
+				require.NoError(t, ing.Close())
+				require.Empty(t, steal(t, nodes[0], bad)())
+			},
+		} {
+			t.Run(fmt.Sprintf("%s, hanging %v", name, hangs), func(t *testing.T) {
+				t.Parallel()
+				o := newOrigin(t)
+				claims := &claimant{asked: make(chan struct{}, 1), hangs: hangs}
+				nodes := newSwarm(t, o, 2, doubting(o, claims))
+				d := o.add(t, size)
+				attack(t, o, nodes, claims.asked, o.request(d), content.Request{Repository: evil, Digest: d})
+			})
+		}
+	}
+}
+
+// steal asks for a blob in the background, for a while. What it returns waits for that, and gives the bytes that came.
+func steal(t *testing.T, n *testNode, req content.Request) (stolen func() []byte) {
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	var got []byte
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer cancel()
+		for ctx.Err() == nil && len(got) == 0 {
+			r, err := n.Open(ctx, req)
+			if err != nil {
+				continue
+			}
+			for off := int64(0); off < r.Size() && len(got) == 0; off += chunk1 {
+				body, err := r.Range(ctx, off, min(chunk1, r.Size()-off))
+				if err != nil {
+					continue
+				}
+				got, _ = io.ReadAll(body)
+				_ = body.Close()
+			}
+			_ = r.Close()
+		}
+	}()
+	return func() []byte { <-done; return got }
+}
+
+func TestSource_ABurstFromOneThatHasProvedNothingYetCostsOneCopy(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	nodes := newSwarm(t, o, 3, doubting(o, nil))
+	d := o.add(t, 12*chunk1+5)
+	pullAll(t, nodes, o.request(d), 0)
+	require.LessOrEqual(t, o.bytes.Load(), int64(13*chunk1))
+	for _, n := range nodes {
+		require.True(t, n.opts.Sources.Proved(o.request(d)), "what came from it and matched is its proof")
+	}
+}
+
+func TestSource_OneThatBringsNothingGivesWayToOneThatDoes(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	claims := &claimant{asked: make(chan struct{}, 1), hangs: true}
+	n := newSwarm(t, o, 1, doubting(o, claims))[0]
+	d := o.add(t, 2*chunk1)
+	ctx, cancel := context.WithCancel(t.Context())
+	thief := n.pull(ctx, content.Request{Repository: evil, Digest: d})
+	<-claims.asked
+	n.pull(t.Context(), o.request(d)).requireRight(t, d)
+	require.NoError(t, n.Ensure(t.Context(), o.request(d)))
+	require.Equal(t, int64(2*chunk1), o.bytes.Load(), "what came is kept")
+	cancel()
+	<-thief.done
+	require.Error(t, thief.err)
+}
+
+func TestSource_AnotherThatHasTheBlobGivesItItself(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	n := newSwarm(t, o, 1, doubting(o, nil))[0]
+	d := o.add(t, 3*chunk1+5)
+	other := o.request(d)
+	other.Repository.Name = "c/d"
+	require.NoError(t, n.Ensure(t.Context(), o.request(d)))
+	before := o.bytes.Load()
+	data, err := n.read(t.Context(), other)
+	require.NoError(t, err)
+	require.Equal(t, d, digest.FromBytes(data))
+	require.Equal(t, before+3*chunk1+5, o.bytes.Load())
+
+	require.NoError(t, n.Ensure(t.Context(), other))
+	n.opts.Sources.Prove(other)
+	_, err = n.read(t.Context(), other)
+	require.NoError(t, err)
+	require.Equal(t, before+3*chunk1+5, o.bytes.Load(), "once it has proved that it has it, what is here is given")
+}
