@@ -1,6 +1,7 @@
 package hubtest
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -76,6 +77,9 @@ func (h *Hub) serveCDN(rw http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Etag", `"`+f.sha256[:32]+`"`) // of the storage, not of the file
 	w.Header().Set("Content-Type", "application/octet-stream")
+	if t.StopAfter > 0 {
+		w.ResponseWriter = &stopping{ResponseWriter: rw, hub: h, ctx: r.Context()}
+	}
 	if h.takeCut() {
 		http.ServeContent(&cutting{ResponseWriter: w, left: t.CutAfter}, r, "", time.Time{}, body)
 		return
@@ -108,6 +112,42 @@ func (c *cutting) Write(p []byte) (int, error) {
 	}
 	c.left -= int64(len(p))
 	return c.ResponseWriter.Write(p)
+}
+
+// stopping stands still when the CDN has given what it may.
+type stopping struct {
+	http.ResponseWriter
+	hub *Hub
+	ctx context.Context // of the request
+}
+
+func (s *stopping) Write(p []byte) (given int, err error) {
+	for {
+		n, err := s.ResponseWriter.Write(p[given : given+s.hub.allow(len(p)-given)])
+		if given += n; err != nil || given == len(p) {
+			return given, err
+		}
+		if err := http.NewResponseController(s.ResponseWriter).Flush(); err != nil {
+			return given, err
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-s.ctx.Done():
+			return given, s.ctx.Err()
+		}
+	}
+}
+
+// allow takes n bytes, or as many as are left, of those after which the CDN stands still.
+func (h *Hub) allow(n int) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.trouble.StopAfter == 0 {
+		return n
+	}
+	n = int(min(int64(n), h.trouble.StopAfter-1)) // 0 would be no trouble
+	h.trouble.StopAfter -= int64(n)
+	return n
 }
 
 // flipped has one wrong byte in the middle.

@@ -40,6 +40,8 @@ type Trouble struct {
 	// CutAfter cuts an answer of the CDN after so many bytes, if it is not 0; Cuts is how often.
 	CutAfter int64
 	Cuts     int
+	// StopAfter has the CDN stand still after so many bytes in all, if it is not 0, until the trouble is another.
+	StopAfter int64
 	// NoRange has the CDN answer with whole files.
 	NoRange bool
 	// RangeOnly has the CDN refuse what asks for a whole file, as it does above 50 GB.

@@ -8,14 +8,16 @@ import (
 	"time"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/reply"
 )
 
 const (
 	// headerWait is how long the first byte is waited for before the header goes out without it. What fails at once is so told by
 	// its status, and a client that waits 10 s for a header and again for a byte waits for neither in vain.
 	headerWait = 500 * time.Millisecond
-	// steadyFor is how long reading is tried again and again without a byte more.
-	steadyFor   = 30 * time.Second
+	// steadyFor is how long reading is tried again and again without a byte more. The client is kept waiting for as long by what
+	// the answer has kept back of its bytes.
+	steadyFor   = 2 * time.Minute
 	steadyPause = 200 * time.Millisecond
 	maxPause    = 2 * time.Second
 )
@@ -36,7 +38,13 @@ func (x *exchange) stream(status int, body *steady, n int64) error {
 	if x.Status == 0 {
 		header()
 	}
-	return x.Stream(first, body, n)
+	drip := reply.NewDrip(x.W)
+	defer drip.Stop()
+	x.W = drip
+	if err := x.Stream(first, body, n); err != nil {
+		return err
+	}
+	return drip.End()
 }
 
 // steady reads a part of a file, and reads on from where it was when that fails: most clients begin anew, or give up, when an

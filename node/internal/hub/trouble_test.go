@@ -3,7 +3,9 @@ package hub
 import (
 	"bytes"
 	"io"
+	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -60,28 +62,79 @@ func TestTrouble_WrongBytesNeverEndAsIfTheyWereRight(t *testing.T) {
 	g := a.ask(t, http.MethodGet, resolve("org/m", "main", large))
 	require.True(t, g.err != nil || g.status >= 500, "%d", g.status)
 
-	// In parallel ranges, as hf_transfer and others download.
 	data := read(t, files[large].Data)
-	const part = 1 << 20
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	failed := 0
-	for off := 0; off < len(data); off += part {
-		wg.Go(func() {
-			g := a.ask(t, http.MethodGet, resolve("org/m", "main", large), "Range", byteRange(off, off+part-1))
-			if g.err != nil || g.status != http.StatusPartialContent {
-				mu.Lock()
-				defer mu.Unlock()
-				failed++
-			}
-		})
-	}
-	wg.Wait()
-	require.Positive(t, failed)
-
 	h.Set(hubtest.Trouble{})
 	g = a.ask(t, http.MethodGet, resolve("org/m", "main", large))
 	require.True(t, bytes.Equal(data, g.body))
+}
+
+// Nobody but the front checks what is put together of many ranges.
+func TestTrouble_NoRangeWithTheEndOfAWrongFileEnds(t *testing.T) {
+	t.Parallel()
+	const part = 1<<20 - 3
+	for name, order := range map[string]func(offsets []int){
+		"from the start":  func([]int) {},
+		"the last before": slices.Reverse[[]int],
+		"in any order":    func(o []int) { rand.Shuffle(len(o), func(i, j int) { o[i], o[j] = o[j], o[i] }) },
+	} {
+		for how, atOnce := range map[string]int{"one by one": 1, "three at once": 3, "all at once": 100} {
+			t.Run(name+", "+how, func(t *testing.T) {
+				t.Parallel()
+				h := newHub(t)
+				_, _, files := model(h, "org/m")
+				h.Set(hubtest.Trouble{Wrong: true})
+				a := newAgent(t, h, "", nil)
+				size := int(files[large].Data.Size())
+				var offsets []int
+				for off := 0; off < size; off += part {
+					offsets = append(offsets, off)
+				}
+				order(offsets)
+				slots := make(chan struct{}, atOnce)
+				var wg sync.WaitGroup
+				for _, off := range offsets {
+					slots <- struct{}{}
+					wg.Go(func() {
+						defer func() { <-slots }()
+						for range 2 { // a client tries again
+							g := a.ask(t, http.MethodGet, resolve("org/m", "main", large), "Range", byteRange(off, off+part-1))
+							if off+part >= size && g.err == nil && g.status == http.StatusPartialContent {
+								t.Errorf("the range with the end of a wrong file ended")
+							}
+						}
+					})
+				}
+				wg.Wait()
+			})
+		}
+	}
+}
+
+func TestStream_BytesThatStayAwayAndURLsThatExpireMeanwhileNeverCutAClient(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	_, _, files := model(h, "org/m")
+	h.Set(hubtest.Trouble{StopAfter: 2<<20 + 700})
+	a := newAgent(t, h, "", nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, a.URL+resolve("org/m", "main", large), nil)
+	require.NoError(t, err)
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	defer func() { _ = resp.Body.Close() }()
+	var got []byte
+	last, gap := time.Now(), time.Duration(0)
+	time.AfterFunc(13*time.Second, func() { h.Set(hubtest.Trouble{Expired: true}) })
+	buf := make([]byte, 64<<10)
+	for err == nil {
+		var n int
+		n, err = resp.Body.Read(buf)
+		gap, last = max(gap, time.Since(last)), time.Now()
+		got = append(got, buf[:n]...)
+	}
+	require.ErrorIs(t, err, io.EOF)
+	require.True(t, bytes.Equal(read(t, files[large].Data), got))
+	require.Less(t, gap, 10*time.Second, "clients give up after 10 s without a byte")
+	require.Greater(t, gap, 2*time.Second, "the bytes did stay away")
 }
 
 func TestTrouble_WithTheHubAwayANewClientGetsWhatIsKnown(t *testing.T) {

@@ -5,6 +5,7 @@
 //	running.go   the requests that run, so that a shutdown can wait for them
 //	ranges.go    Range headers and conditions
 //	body.go      the header at the latest moment, then the bytes
+//	drip.go      keeping an answer alive whose bytes stay away for a while
 //
 // One rule holds in all of it: an answer either ends with the right bytes or with an aborted connection.
 package reply
