@@ -59,20 +59,20 @@ type step struct {
 }
 
 // Whether a runtime asks the agent is seen where the requests arrive. Each containerd that is here, in each configuration: before
-// there is a mirror, with it, with an agent that is dead, and after it was removed. What install and status say of it must agree
-// with what comes.
+// there is a mirror, with it, with an agent that stops in the middle of a pull, with one that is dead, and after the mirror was
+// removed. What install and status say of it must agree with what comes.
 func TestMirror_IsAskedWhereItIsSaidToBe(t *testing.T) { //nolint:paralleltest // it counts what the one agent is asked
 	program(t, "shoal-node")
 	needsRoot(t)
 	var table strings.Builder
 	w := tabwriter.NewWriter(&table, 0, 4, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, "containerd\tconfiguration\tbefore\tinstalled\tmended\tagent dead\tremoved\tmend")
+	_, _ = fmt.Fprintln(w, "containerd\tconfiguration\tbefore\tinstalled\tmended\tagent frozen\tagent dead\tremoved\tmend")
 	for _, daemon := range daemons(t) {
 		for _, c := range configurations() {
 			t.Run(daemon.version+" "+c.name, func(t *testing.T) {
 				steps, mend := live(t, daemon, c)
 				row := []string{daemon.version, c.name}
-				for _, name := range []string{"before", "installed", "mended", "agent dead", "removed"} {
+				for _, name := range []string{"before", "installed", "mended", "agent frozen", "agent dead", "removed"} {
 					cell := ""
 					for _, s := range steps {
 						if s.name == name {
@@ -129,7 +129,7 @@ func live(t *testing.T, d daemon, c configuration) (steps []step, mend string) {
 		require.NoError(t, err, said)
 		pull("mended", true, requests)
 	}
-	require.NoError(t, syscall.Kill(a.pid, syscall.SIGKILL))
+	steps = append(steps, n.pullFromFrozen(t, a, registry, c.fix))
 	pull("agent dead", false, none)
 	_, err = n.mirror(t, "remove")
 	require.NoError(t, err)
@@ -139,6 +139,48 @@ func live(t *testing.T, d daemon, c configuration) (steps []step, mend string) {
 	require.Equal(t, was, n.files(t))
 	pull("removed", false, none)
 	return steps, mend
+}
+
+// frozenCost is what an agent that stops in the middle of a pull may cost the pull.
+const frozenCost = 15 * time.Second
+
+// pullFromFrozen stops the agent in the middle of a pull. A guard is there, as beside every agent, and is killed in the end: it
+// then leaves everything as it is.
+func (n *mirrorNode) pullFromFrozen(t *testing.T, a *agent, registry *registry, fix []string) step {
+	t.Helper()
+	guard := n.guard(t, a, fix...)
+	img := registry.push(t, unique())
+	requests := a.metric(t, "shoal_registry_requests_total")
+	had := a.metric(t, "shoal_upstream_bytes_total")
+	registry.slow.Store(true)
+	defer registry.slow.Store(false)
+	pulled := make(chan error, 1)
+	go func() { pulled <- n.pull(t, img.reference()) }()
+	eventually(t, time.Minute, func() error {
+		if got := a.metric(t, "shoal_upstream_bytes_total") - had; got < 2*mib {
+			return fmt.Errorf("the agent has %d bytes of the image", got)
+		}
+		return nil
+	})
+	requests = a.metric(t, "shoal_registry_requests_total") - requests
+	require.NoError(t, syscall.Kill(a.pid, syscall.SIGSTOP))
+	stopped := time.Now()
+	registry.slow.Store(false)
+	require.NoError(t, <-pulled, "the pull whose agent stopped")
+	took := time.Since(stopped)
+	require.LessOrEqual(t, took, frozenCost, "what the agent that stopped cost")
+	require.NoError(t, guard.Signal(syscall.SIGKILL))
+	return step{"agent frozen", requests, took}
+}
+
+// guard starts the guard of an agent on the node.
+func (n *mirrorNode) guard(t *testing.T, a *agent, more ...string) *os.Process {
+	t.Helper()
+	args := slices.Concat([]string{"mirror", "guard", "--endpoint=http://" + a.front, "--health=http://" + a.admin + "/healthz"}, n.flags(), more)
+	return start(t, nil, func(context.Context) error {
+		_, err := n.mirror(t, "status", "--endpoint=http://"+a.front)
+		return err
+	}, program(t, "shoal-node"), args...)
 }
 
 // daemon is a containerd program.
@@ -249,10 +291,12 @@ func (n *mirrorNode) pull(t *testing.T, reference string) error {
 // mirror runs shoal-node mirror on the node, which is told what containerd it has.
 func (n *mirrorNode) mirror(t *testing.T, args ...string) (string, error) {
 	t.Helper()
-	args = slices.Concat([]string{"mirror"}, args, []string{
-		"--runtime-version=" + n.daemon.version + ".99", "--root=" + n.dir, "--state-dir=" + filepath.Join(n.dir, "shoal"),
-	})
-	return run(t.Context(), nil, program(t, "shoal-node"), args...)
+	return run(t.Context(), nil, program(t, "shoal-node"), slices.Concat([]string{"mirror"}, args, n.flags())...)
+}
+
+// flags tell shoal-node mirror what node it is on.
+func (n *mirrorNode) flags() []string {
+	return []string{"--runtime-version=" + n.daemon.version + ".99", "--root=" + n.dir, "--state-dir=" + filepath.Join(n.dir, "shoal")}
 }
 
 // files are those below /etc.

@@ -45,7 +45,11 @@ type registry struct {
 	private      bool
 
 	sent atomic.Int64
+	slow atomic.Bool // blobs then go out at slowRate
 }
+
+// slowRate is in bytes a second.
+const slowRate = 2 * mib
 
 // startRegistry starts a registry that lets everybody pull, or, with an auth section as docker-registry's configuration
 // has it, those whom that lets.
@@ -81,7 +85,7 @@ func startRegistry(t *testing.T, host string, auth map[string]any) *registry {
 func (r *registry) count(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
 		if request.Method == http.MethodGet && strings.Contains(request.URL.Path, "/blobs/") {
-			w = countingWriter{w, &r.sent}
+			w = countingWriter{w, request.Context(), r}
 		}
 		next.ServeHTTP(w, request)
 	})
@@ -89,11 +93,18 @@ func (r *registry) count(next http.Handler) http.Handler {
 
 type countingWriter struct {
 	http.ResponseWriter
-	n *atomic.Int64
+	ctx context.Context
+	r   *registry
 }
 
 func (w countingWriter) Write(b []byte) (int, error) {
-	w.n.Add(int64(len(b))) // before somebody can have them
+	w.r.sent.Add(int64(len(b))) // before somebody can have them
+	if w.r.slow.Load() {
+		select {
+		case <-time.After(time.Duration(len(b)) * time.Second / slowRate):
+		case <-w.ctx.Done():
+		}
+	}
 	return w.ResponseWriter.Write(b)
 }
 

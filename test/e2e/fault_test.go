@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -95,10 +94,8 @@ func agentFrozen(t *testing.T, c *cluster) {
 func (c *cluster) awaitMirror(t *testing.T, node string) {
 	t.Helper()
 	eventually(t, time.Minute, func() error {
-		if configuration := c.mirrorConfiguration(t, node); !strings.Contains(configuration, "127.0.0.1:5050") {
-			return fmt.Errorf("mirror configuration of %s: %s", node, configuration)
-		}
-		return nil
+		_, err := c.rig.tryExec(t.Context(), node, "grep", "-rqF", "127.0.0.1:5050", "/etc/containerd/certs.d")
+		return err
 	})
 }
 
@@ -288,8 +285,8 @@ func noMirrorsRead(t *testing.T, c *cluster) {
 		c.helm(t, "upgrade", release, c.current.chart, "-n", shoalNamespace, "--reuse-values", "--set", "mirror.fixConfigPath="+value, "--wait", "--timeout=4m")
 		c.awaitAgents(t)
 	}
+	defer set("false") // not a cleanup: a cleanup's context has ended
 	set("true")
-	t.Cleanup(func() { set("false") })
 	img := c.public.push(t, "mended/app", 5, 1)
 	for node := range edits {
 		c.awaitMirror(t, node)
