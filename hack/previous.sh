@@ -2,14 +2,15 @@
 # previous.sh: makes what the end-to-end suites upgrade from, in bin/e2e/previous: the chart (shoal.tgz), the images'
 # layouts (images/), and their tag (version).
 #
-# It is the newest release before this commit. Until there is one, the commit $PREVIOUS stands for it. A clone that holds
+# It is the newest release before this commit. Until there is one, the commit $PREVIOUS stands for it, which speaks the protocols
+# that grow without another version; agents of commits before do not understand those of today. A clone that holds
 # neither, such as a shallow one, takes this very commit, so that old and new differ in their version alone; previous.sh says which
 # it is.
 set -o errexit -o nounset -o pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=hack/cluster/lib.sh
 . hack/cluster/lib.sh
-PREVIOUS=${PREVIOUS:-6cd5697f5643dacc23e92aa63eed577321f8a822}
+PREVIOUS=${PREVIOUS:-6e0ea6a1f1542101ae3e1811d21ab429b3ee9bd9}
 out=$PWD/bin/e2e/previous
 helm=${HELM:-$BIN/helm}
 

@@ -9,9 +9,9 @@
 //	answers              -                 installs the mirror where it is missing, and keeps it installed
 //	is away              -                 does nothing: the runtime is refused and goes on by itself
 //	is silent            Options.Patience  ends the agent's process, so that open pulls break and go on elsewhere
-//	is silent all the same                 removes the mirror, so that no new pull meets the agent
+//	is silent all the same                 removes the mirror, so that no new pull meets the agent, and ends it again
 //
-// When the guard is told to end it removes the mirror.
+// When the guard is told to end it removes the mirror. What it does to files it does beside the looks, for the disk may hang.
 //
 // State is the decision, without I/O or clock. The rest looks, and does what State says.
 package guard

@@ -35,11 +35,17 @@ type Options struct {
 // guard is one run of the guard.
 type guard struct {
 	Options
-	client    *http.Client
-	port      uint64
-	state     State
+	client *http.Client
+	port   uint64
+	state  State
+	// files is held by whoever works on the mirror's files, which is done beside the looks: a disk that hangs holds it up, and
+	// the agent, which then hangs as well, has to be ended all the same.
+	files     chan struct{}
 	installed time.Time // when the mirror was last found or put in place; zero when it is not installed
 }
+
+// leaveWithin is how long the guard tries to remove the mirror when it is told to end.
+const leaveWithin = 10 * time.Second
 
 // Run guards the agent until ctx ends, and then removes the mirror. An error of a single look or action is logged, and the
 // guard goes on.
@@ -86,7 +92,7 @@ func newGuard(o Options) (*guard, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &guard{
-		Options: o, port: number,
+		Options: o, port: number, files: make(chan struct{}, 1),
 		state: State{Patience: o.Patience, Grace: 2 * o.Every},
 		// Each look is a connection of its own, for an old one says nothing about who accepts new ones.
 		client: &http.Client{Timeout: 2 * o.Every, Transport: &http.Transport{DisableKeepAlives: true, Proxy: nil}},
@@ -102,14 +108,26 @@ func (g *guard) look(ctx context.Context) {
 	}
 	switch g.state.Next(began, answer) {
 	case Install:
-		g.install(began)
+		g.work(func() { g.install(began) })
 	case End:
 		killed, err := end(g.port)
 		g.Logger.Warn("agent does not answer; its process was ended, so that pulls go on without it",
 			"endpoint", g.Mirror.Endpoint, "silence", g.Patience, "reason", reason, "processes", killed, "error", err)
 	case Remove:
-		g.remove(reason)
+		g.work(func() { g.remove(reason) })
 	case Nothing:
+	}
+}
+
+// work does something to the mirror's files, unless the last such work is still under way: the next look asks for it again.
+func (g *guard) work(do func()) {
+	select {
+	case g.files <- struct{}{}:
+		go func() {
+			do()
+			<-g.files
+		}()
+	default:
 	}
 }
 
@@ -187,7 +205,19 @@ func (g *guard) remove(reason string) {
 
 // leave removes the mirror, whoever installed it.
 func (g *guard) leave() error {
-	result, err := mirror.Remove(g.Mirror)
-	g.Logger.Info("guard ends, and the runtime goes to the registry itself", "restored", result.Changed, "error", err)
-	return err
+	late := time.NewTimer(leaveWithin)
+	defer late.Stop()
+	left := make(chan error, 1)
+	go func() {
+		g.files <- struct{}{}
+		result, err := mirror.Remove(g.Mirror)
+		g.Logger.Info("guard ends, and the runtime goes to the registry itself", "restored", result.Changed, "error", err)
+		left <- err
+	}()
+	select {
+	case err := <-left:
+		return err
+	case <-late.C:
+		return fmt.Errorf("the mirror is not removed: a disk has not answered for %s; run shoal-node mirror remove when it does", leaveWithin)
+	}
 }

@@ -99,7 +99,7 @@ func newWorld(t *testing.T, address string) world {
 		Mirror: mirror.Options{
 			Runtime: mirror.Containerd, Endpoint: "http://" + address, Root: root, StateDir: filepath.Join(t.TempDir(), "state"),
 		},
-		Every: 50 * time.Millisecond, Patience: 300 * time.Millisecond, Recheck: 100 * time.Millisecond,
+		Every: 50 * time.Millisecond, Patience: time.Second, Recheck: 100 * time.Millisecond,
 	}, filepath.Join(certs, "_default/hosts.toml")}
 }
 
@@ -184,6 +184,27 @@ func TestGuard_EndsAnAgentThatIsStoppedAndItsOpenPullsWithIt(t *testing.T) {
 
 	startAgent(t, a.address)
 	w.eventually(w.installed, "the mirror is there for the agent that was started again")
+}
+
+func TestGuard_EndsAnAgentThatIsStoppedWhileItsOwnDiskHangs(t *testing.T) {
+	t.Parallel()
+	a := startAgent(t, "127.0.0.1:0")
+	w := newWorld(t, a.address)
+	// Who holds the lock keeps the guard from the mirror's files, as a disk that hangs does.
+	require.NoError(t, os.MkdirAll(w.o.Mirror.StateDir, 0o700))
+	dir, err := os.Open(w.o.Mirror.StateDir)
+	require.NoError(t, err)
+	require.NoError(t, syscall.Flock(int(dir.Fd()), syscall.LOCK_EX))
+	end := w.run()
+	a.signal(syscall.SIGSTOP)
+	select {
+	case <-a.gone:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the stopped agent was not ended")
+	}
+	require.NoError(t, dir.Close())
+	end()
+	require.False(t, w.installed())
 }
 
 func TestGuard_RemovesTheMirrorWhereItCannotEndWhoListens(t *testing.T) {

@@ -30,11 +30,19 @@ func TestState_Next(t *testing.T) {
 		},
 		"removes the mirror where the end of the agent did not help": {
 			{0, Silent, Nothing}, {5 * time.Second, Silent, End}, {6 * time.Second, Silent, Nothing},
-			{7 * time.Second, Silent, Remove}, {8 * time.Second, Silent, Remove}, {60 * time.Second, Well, Install},
+			{7 * time.Second, Silent, Remove}, {8 * time.Second, Silent, Remove}, {13 * time.Second, Well, Install},
 		},
 		"ends an agent that freezes again": {
 			{0, Silent, Nothing}, {5 * time.Second, Silent, End}, {6 * time.Second, Well, Install},
 			{7 * time.Second, Silent, Nothing}, {12 * time.Second, Silent, End},
+		},
+		"ends an agent that was started and froze between two looks": {
+			{0, Silent, Nothing}, {5 * time.Second, Silent, End}, {7 * time.Second, Silent, Remove},
+			{10 * time.Second, Silent, End}, {11 * time.Second, Silent, Remove}, {15 * time.Second, Silent, End},
+		},
+		"does not count the time for which it was stopped itself": {
+			{0, Silent, Nothing}, {time.Minute, Silent, Nothing}, {64 * time.Second, Silent, Nothing}, {65 * time.Second, Silent, End},
+			{2 * time.Minute, Silent, Nothing}, {125 * time.Second, Silent, End},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

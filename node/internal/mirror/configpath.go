@@ -156,11 +156,14 @@ func (o Options) leadsTo(path, dir string) bool {
 // A list: containerd then looks for one directory of that name, colons and all. It gets one, a link to the first directory of
 // the list, and there links to what stands in the others. Containerd reads it with the next pull, and no file of anybody is
 // changed. Nothing set: config_path goes into the configuration, and containerd has to be restarted.
+//
+// Where the release is not known both may be asked for: the link serves at once, and those that restart read config_path.
 func (o Options) mended(d directories, files []configFile, releases []release) directories {
+	was := files
 	for _, f := range d.findings {
 		switch f.Kind {
 		case ConfigPathList:
-			d.mend.links = append(d.mend.links, o.linked(d.dirs, files, releases)...)
+			d.mend.links = append(d.mend.links, o.linked(d.dirs, was, releases)...)
 		case ConfigPathUnset:
 			t := o.toSetConfigPath(files)
 			if after, err := o.with(files, t); err == nil {

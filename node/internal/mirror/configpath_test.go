@@ -140,7 +140,7 @@ func TestFixConfigPath_SetsWhatIsNotSet(t *testing.T) {
 	}{
 		"no configuration":                {tree{}, "1.6.20", config},
 		"no configuration, not known":     {tree{}, "", config},
-		"an empty value":                  {tree{config: "# mine\n" + v2with("") + "x = 1 # stays\n[plugins.y]\n"}, "1.7.28", config},
+		"an empty value":                  {tree{config: "# mine\n" + v2with("") + "x = 1 # stays\n[plugins.\"io.containerd.y.v1.z\"]\n"}, "1.7.28", config},
 		"a table without it":              {tree{config: strings.Replace(v2with("/x"), "config_path = \"/x\"\n", "", 1)}, "1.7.28", config},
 		"no table":                        {tree{config: "version = 3\nroot = \"/r\""}, "2.0.5", config},
 		"version 1":                       {tree{config: "[plugins.cri]\nsandbox_image = \"x\"\n"}, "1.6.20", config},
@@ -159,6 +159,11 @@ func TestFixConfigPath_SetsWhatIsNotSet(t *testing.T) {
 			require.NoError(t, err)
 			require.Contains(t, result.Changed, c.file)
 			require.Contains(t, kinds(result), RestartNeeded)
+			if c.release == "" {
+				to, err := os.Readlink(filepath.Join(o.Root, defaultConfigPath))
+				require.NoError(t, err, "a containerd 2.2 that is not restarted reads its default")
+				require.Equal(t, "/etc/containerd/certs.d", to)
+			}
 			status, err := Status(o)
 			require.NoError(t, err)
 			if c.release != "" {

@@ -169,6 +169,11 @@ func mergeV1(files []configFile, r release) section {
 	}
 	var s section
 	for _, f := range files {
+		for _, plugin := range slices.Sorted(maps.Keys(f.plugins)) {
+			if version == 2 && (!strings.HasPrefix(plugin, "io.containerd.") || strings.Count(plugin, ".") < 3) {
+				return section{refused: fmt.Sprintf("%s names the plugin %q as version 1 does, and the files together have version 2", f.path, plugin)}
+			}
+		}
 		if f.plugins[name] != nil {
 			s.keys = table(f.plugins, name)
 		}

@@ -64,14 +64,24 @@ type file struct {
 	mode    fs.FileMode
 }
 
-// readFile reads a file that need not exist.
+// maxFile bounds what is read. No runtime's configuration comes near it.
+const maxFile = 4 << 20
+
+// readFile reads a file that need not exist. What is no regular file, or too large, or not to be reached, is foreign: a pipe
+// would have no end, and a runtime cannot read it either.
 func readFile(path string) (file, error) {
 	info, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return file{}, errors.Join(leadsNowhere(path), leadsNowhere(filepath.Dir(path)))
-	}
-	if err != nil {
+	case errors.Is(err, syscall.ELOOP), errors.Is(err, syscall.ENOTDIR):
+		return file{}, fmt.Errorf("%w: %w", errForeign, err)
+	case err != nil:
 		return file{}, err
+	case !info.Mode().IsRegular():
+		return file{}, fmt.Errorf("%w: it is no regular file", errForeign)
+	case info.Size() > maxFile:
+		return file{}, fmt.Errorf("%w: it has %d bytes, which is too much for a configuration", errForeign, info.Size())
 	}
 	content, err := os.ReadFile(path)
 	return file{exists: err == nil, content: content, mode: info.Mode().Perm()}, err
@@ -91,11 +101,8 @@ func leadsNowhere(path string) error {
 }
 
 // writeFile replaces the file at path, or the one that a symbolic link at path points to, in one step that survives a
-// crash. The owner stays who it was. A mode of 0 means 0644.
+// crash. The owner stays who it was.
 func writeFile(path string, content []byte, mode fs.FileMode) (err error) {
-	if mode == 0 {
-		mode = 0o644
-	}
 	if err := removeHalf(path); err != nil {
 		return err
 	}

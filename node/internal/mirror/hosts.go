@@ -1,7 +1,9 @@
 package mirror
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"os"
@@ -59,8 +61,8 @@ func (o Options) installed(dir string) bool {
 	if err != nil || len(entries) != 1 || entries[0].Name() != "hosts.toml" {
 		return false
 	}
-	content, err := os.ReadFile(filepath.Join(o.on(dir), "hosts.toml"))
-	return err == nil && len(content) > 0 && len(stripMarked(content)) == 0
+	now, err := readFile(filepath.Join(o.on(dir), "hosts.toml"))
+	return err == nil && len(now.content) > 0 && len(stripMarked(now.content)) == 0
 }
 
 // behind is the directory, on the node, that a link in a directory of mirrors leads to.
@@ -81,11 +83,11 @@ func isDir(path string) bool {
 
 // hostsIn reads a directory as containerd does: hosts.toml, or the certificates where there is none or it can't be read.
 func (o Options) hostsIn(dir string) ([]Host, error) {
-	content, err := os.ReadFile(filepath.Join(o.on(dir), "hosts.toml"))
-	if err != nil && !os.IsNotExist(err) {
+	now, err := readFile(filepath.Join(o.on(dir), "hosts.toml"))
+	if err != nil && !errors.Is(err, errForeign) {
 		return nil, err
 	}
-	content = stripMarked(content)
+	content := stripMarked(now.content)
 	var file map[string]any
 	order, orderErr := hostOrder(content)
 	if len(content) == 0 || toml.Unmarshal(content, &file) != nil || orderErr != nil {
@@ -167,7 +169,11 @@ func (o Options) certificate(dir, file string) ([]byte, error) {
 	if !filepath.IsAbs(file) {
 		file = filepath.Join(dir, file)
 	}
-	return os.ReadFile(o.on(file))
+	now, err := readFile(o.on(file))
+	if err == nil && !now.exists {
+		err = fmt.Errorf("%s: %w", file, fs.ErrNotExist)
+	}
+	return now.content, err
 }
 
 // texts are the strings of a value that is one, or a list.

@@ -582,6 +582,9 @@ func (o Options) startedBefore(path string) bool {
 // prepare works out a target's new content, and puts into the state what is needed to undo it.
 func (st *state) prepare(o Options, t target) (change, error) {
 	now, err := readFile(o.on(t.path))
+	if errors.Is(err, fs.ErrPermission) {
+		err = fmt.Errorf("%w: %w", errForeign, err)
+	}
 	if err != nil {
 		return change{}, err
 	}
@@ -617,8 +620,15 @@ func (st *state) prepare(o Options, t target) (change, error) {
 	}
 	st.Files[t.path] = rec
 	st.makeDirs(o, filepath.Dir(t.path))
-	return change{path: t.path, content: content, mode: rec.Mode}, nil
+	mode := rec.Mode
+	if !rec.Existed {
+		mode = newFileMode
+	}
+	return change{path: t.path, content: content, mode: mode}, nil
 }
+
+// newFileMode is for files that were not there: every runtime, rootless ones too, may read them.
+const newFileMode = 0o644
 
 // strip takes the entries of an earlier installation (rec, where it is known) or of this runtime's out of content.
 func strip(content []byte, rec *record, o Options) ([]byte, error) {
@@ -659,7 +669,11 @@ func (st *state) restore(o Options, path string) (c change, stuck *Finding, err 
 	// A link in the place of a file that was made is somebody's own, and so is what it leads to.
 	made := !rec.Existed && !isLink(o.on(path))
 	if rec.wrote(now.content) {
-		return change{path: path, content: rec.Original, mode: rec.Mode, remove: made}, nil, nil
+		mode := rec.Mode
+		if !rec.Existed {
+			mode = now.mode
+		}
+		return change{path: path, content: rec.Original, mode: mode, remove: made}, nil, nil
 	}
 	stripped, err := strip(now.content, rec, o)
 	if err != nil {

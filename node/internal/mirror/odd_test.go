@@ -1,0 +1,89 @@
+package mirror
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Somebody's odd entry costs that registry its mirror, and nothing else: neither the others, nor the removal, nor an end.
+func TestInstall_PassesOverWhatNoRuntimeCouldReadEither(t *testing.T) {
+	t.Parallel()
+	for name, make := range map[string]func(t *testing.T, dir string){
+		"a pipe": func(t *testing.T, dir string) {
+			require.NoError(t, os.Mkdir(dir, 0o755))
+			require.NoError(t, syscall.Mkfifo(filepath.Join(dir, "hosts.toml"), 0o600))
+		},
+		"a device that never ends": func(t *testing.T, dir string) {
+			require.NoError(t, os.Mkdir(dir, 0o755))
+			require.NoError(t, os.Symlink("/dev/zero", filepath.Join(dir, "hosts.toml")))
+		},
+		"a directory": func(t *testing.T, dir string) {
+			require.NoError(t, os.MkdirAll(filepath.Join(dir, "hosts.toml"), 0o755))
+		},
+		"a link to itself": func(t *testing.T, dir string) { require.NoError(t, os.Symlink(filepath.Base(dir), dir)) },
+		"a link to a file": func(t *testing.T, dir string) { require.NoError(t, os.Symlink("../config.toml", dir)) },
+		"a link to nowhere": func(t *testing.T, dir string) {
+			require.NoError(t, os.Symlink("/nowhere/at/all", dir))
+		},
+		"a file of many megabytes": func(t *testing.T, dir string) {
+			require.NoError(t, os.Mkdir(dir, 0o755))
+			require.NoError(t, os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(strings.Repeat("# x\n", 2<<20)), 0o600))
+		},
+		"no TOML": func(t *testing.T, dir string) {
+			require.NoError(t, os.Mkdir(dir, 0o755))
+			require.NoError(t, os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte("\xff\x00["), 0o600))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := node(t, Containerd, tree{config: configured, certs + "quay.io/hosts.toml": "server = \"https://q\"\n"})
+			odd := filepath.Join(o.Root, certs, "odd.example")
+			make(t, odd)
+			was, err := os.Lstat(odd)
+			require.NoError(t, err)
+
+			result, err := Install(o)
+			require.NoError(t, err)
+			require.ElementsMatch(t, []string{certs + "_default/hosts.toml", certs + "quay.io/hosts.toml"}, result.Changed)
+			require.Equal(t, []FindingKind{NotMirrored}, kinds(result), result.Findings)
+			require.Equal(t, certs+"odd.example/hosts.toml", result.Findings[0].Path)
+			status, err := Status(o)
+			require.NoError(t, err)
+			require.False(t, status.InForce(), "one registry is not mirrored")
+			_, err = Hosts(o, "quay.io")
+			require.NoError(t, err)
+			_, err = Hosts(o, "odd.example")
+			require.NoError(t, err)
+
+			removed, err := Remove(o)
+			require.NoError(t, err)
+			require.ElementsMatch(t, result.Changed, removed.Changed)
+			is, err := os.Lstat(odd)
+			require.NoError(t, err)
+			require.Equal(t, was.Mode(), is.Mode())
+			require.Equal(t, "server = \"https://q\"\n", content(t, o, certs+"quay.io/hosts.toml"))
+		})
+	}
+}
+
+func TestRemove_GivesBackAFileThatNobodyMayRead(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, whom no mode keeps from reading")
+	}
+	o := node(t, Containerd, tree{config: configured, certs + "quay.io/hosts.toml": "server = \"https://q\"\n"})
+	path := filepath.Join(o.Root, certs, "quay.io/hosts.toml")
+	require.NoError(t, os.Chmod(path, 0))
+	_, err := Install(o)
+	require.NoError(t, err)
+	_, err = Remove(o)
+	require.NoError(t, err)
+	info, err := os.Stat(path)
+	require.NoError(t, err)
+	require.Zero(t, info.Mode().Perm())
+}
