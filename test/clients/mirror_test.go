@@ -30,6 +30,9 @@ type configuration struct {
 	files map[string]string
 	// fix are flags with which install makes containerd ask, where it would not without.
 	fix []string
+	// registry is the address of the node on which the registry listens, as images spell it, and install is told of that
+	// registry alone. Empty: 127.0.0.1, and all.
+	registry string
 }
 
 const (
@@ -48,6 +51,8 @@ func configurations() []configuration {
 		{name: "a mirror in _default", configPath: new(oneDirectory), files: map[string]string{
 			"containerd/certs.d/_default/hosts.toml": "[host.\"http://127.0.0.1:1\"]\n  capabilities = [\"pull\", \"resolve\"]\n",
 		}},
+		{name: "a registry on localhost", configPath: new(oneDirectory), registry: "localhost"},
+		{name: "a registry on [::1]", configPath: new(oneDirectory), registry: "[::1]"},
 	}
 }
 
@@ -95,9 +100,17 @@ func TestMirror_IsAskedWhereItIsSaidToBe(t *testing.T) { //nolint:paralleltest /
 func live(t *testing.T, d daemon, c configuration) (steps []step, mend string) {
 	t.Helper()
 	registry := startRegistry(t, "", nil)
+	if c.registry != "" {
+		registry.url = registry.gateway(t, c.registry+":0")
+	}
 	registry.host = strings.TrimPrefix(registry.url, "http://")
-	a := startAgents(t, registry, "")[0]
 	n := newMirrorNode(t, d, c)
+	if c.registry != "" {
+		// What the gateway's address is called.
+		registry.host = c.registry + registry.host[strings.LastIndex(registry.host, ":"):]
+		n.named = []string{"--registry=" + registry.host}
+	}
+	a := startAgents(t, registry, "")[0]
 	n.start(t)
 	pull := func(name string, asked bool, requests func() int64) {
 		img := registry.push(t, unique())
@@ -209,6 +222,7 @@ func daemons(t *testing.T) []daemon {
 type mirrorNode struct {
 	daemon  daemon
 	dir     string
+	named   []string // flags that name the registries
 	process *os.Process
 }
 
@@ -296,7 +310,7 @@ func (n *mirrorNode) mirror(t *testing.T, args ...string) (string, error) {
 
 // flags tell shoal-node mirror what node it is on.
 func (n *mirrorNode) flags() []string {
-	return []string{"--runtime-version=" + n.daemon.version + ".99", "--root=" + n.dir, "--state-dir=" + filepath.Join(n.dir, "shoal")}
+	return append([]string{"--runtime-version=" + n.daemon.version + ".99", "--root=" + n.dir, "--state-dir=" + filepath.Join(n.dir, "shoal")}, n.named...)
 }
 
 // files are those below /etc.

@@ -13,6 +13,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -75,10 +76,21 @@ func startRegistry(t *testing.T, host string, auth map[string]any) *registry {
 		return err
 	}, "docker-registry", "serve", path)
 
-	gateway := httptest.NewServer(r.count(httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: r.address})))
-	t.Cleanup(gateway.Close)
-	r.url = gateway.URL
+	r.url = r.gateway(t, "127.0.0.1:0")
 	return r
+}
+
+// gateway starts a server on an address that passes on to the registry, and returns its URL.
+func (r *registry) gateway(t *testing.T, address string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	require.NoError(t, err)
+	gateway := httptest.NewUnstartedServer(r.count(httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: r.address})))
+	require.NoError(t, gateway.Listener.Close())
+	gateway.Listener = l
+	gateway.Start()
+	t.Cleanup(gateway.Close)
+	return gateway.URL
 }
 
 // count counts the bytes of blobs that go out.

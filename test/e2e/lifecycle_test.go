@@ -37,7 +37,7 @@ func upgrade(t *testing.T, c *cluster) {
 	for i, command := range commands {
 		if strings.HasPrefix(command, "helm ") {
 			// Time in which old and new agents serve each other, for every node.
-			commands[i] += " --timeout=5m -f " + c.values(t, c.current) + " --set agent.minReadySeconds=15"
+			commands[i] += " --timeout=5m -f " + c.values(t, c.current) + " --set agent.minReadySeconds=30"
 		}
 		tell(t, "$ %s", command)
 	}
@@ -180,9 +180,9 @@ func (c *cluster) exchangedWithOld(ctx context.Context, node string) bool {
 	if bytes == 0 {
 		return false
 	}
-	// Asked after the bytes were counted, and nobody goes back to the old version.
+	// Asked after the bytes were counted. Who does not answer is being replaced, and so was of the old version until now.
 	for _, other := range c.nodes {
-		if v, err := c.agentVersion(ctx, other); other != node && (err != nil || v != c.previous.tag) {
+		if v, err := c.agentVersion(ctx, other); other != node && err == nil && v != c.previous.tag {
 			return false
 		}
 	}

@@ -110,6 +110,9 @@ node, so that messages name paths an administrator finds there.
 - --runtime-config={{ . }}
 {{- end }}
 - --state-dir=/var/lib/shoal/mirror
+{{- with $root.Values.runtime.version }}
+- --runtime-version={{ . }}
+{{- end }}
 {{- range $root.Values.mirror.registries }}
 - --registry={{ . }}
 {{- end }}
