@@ -218,36 +218,12 @@ func (k kubernetes) blobRemoved(d digest.Digest) {
 	}
 }
 
-// counters are the sums that the agent reports, read from the metrics.
+// counters are the sums that the agent reports.
 func (n *node) counters() agent.Counters {
-	families, err := n.metrics.Gather()
-	if err != nil {
-		n.log.Warn("metrics not gathered", "error", err)
-	}
-	sum := func(name string, only map[string][]string) (total int64) {
-		for _, f := range families {
-			if f.GetName() != name {
-				continue
-			}
-			for _, m := range f.GetMetric() {
-				counts := true
-				for _, l := range m.GetLabel() {
-					values, asked := only[l.GetName()]
-					counts = counts && (!asked || slices.Contains(values, l.GetValue()))
-				}
-				if counts {
-					total += int64(m.GetCounter().GetValue())
-				}
-			}
-		}
-		return total
-	}
-	// A client's first request without credentials, say, is neither a hit nor a miss.
-	answered := sum("shoal_registry_requests_total", map[string][]string{"kind": {"manifest", "blob"}, "code": {"200", "206"}})
-	fetches := sum("shoal_fetches_total", nil)
+	fetches, peers := n.fetcher.Counters().Fetches, n.swarm.Counters()
 	return agent.Counters{
-		Hits: max(0, answered-fetches), Misses: fetches,
-		PeerBytes: sum("shoal_peer_received_bytes_total", nil), UpstreamBytes: sum("shoal_upstream_bytes_total", nil),
-		UploadedBytes: sum("shoal_peer_sent_bytes_total", nil), SavedBytes: n.pulls.Saved(),
+		Hits: max(0, n.front.Counters().Answered-fetches), Misses: fetches,
+		PeerBytes: peers.Received, UpstreamBytes: n.upstream.Counters().Bytes, UploadedBytes: peers.Sent,
+		SavedBytes: n.pulls.Saved(),
 	}
 }

@@ -20,8 +20,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
-	"golang.org/x/time/rate"
 	"k8s.io/client-go/rest"
 
 	"github.com/shoal-cache/shoal/node/internal/agent"
@@ -114,11 +112,7 @@ func (n *node) start(ctx context.Context) (err error) {
 			n.policy.Store(p)
 		}
 	}
-	limits, err := n.limits(n.policy.Load())
-	if err == nil {
-		err = n.store.SetLimits(limits)
-	}
-	if err != nil {
+	if err := n.limit(n.policy.Load()); err != nil {
 		return err
 	}
 	n.upstream, err = upstream.New(upstream.Options{
@@ -335,27 +329,18 @@ func (n *node) answer(ctx context.Context, s server) error {
 // applyPolicy puts a policy into force where it is not asked for anew each time.
 func (n *node) applyPolicy(p *policy.Policy) {
 	n.swarm.SetBandwidth(p.Bandwidth.Up, p.Bandwidth.Down)
-	limits, err := n.limits(p)
-	if err == nil {
-		err = n.store.SetLimits(limits)
-	}
-	if err != nil {
+	if err := n.limit(p); err != nil {
 		n.log.Error("limits of the policy are not in force", "error", err)
 	}
 }
 
-// limits are the store's under a policy.
-func (n *node) limits(p *policy.Policy) (store.Limits, error) {
-	s := p.Store
-	var disk unix.Statfs_t
-	if err := unix.Statfs(n.config.Store.Path, &disk); err != nil {
-		return store.Limits{}, fmt.Errorf("store.path %s: %w", n.config.Store.Path, err)
+// limit gives the store its limits under a policy.
+func (n *node) limit(p *policy.Policy) error {
+	disk, err := n.store.DiskSize()
+	if err != nil {
+		return err
 	}
-	total := int64(disk.Blocks) * disk.Bsize
-	return store.Limits{
-		Capacity: s.Capacity.Of(total), High: s.HighWatermark, Low: s.LowWatermark, MinFree: s.MinFree.Of(total),
-		Eviction: string(s.Eviction),
-	}, nil
+	return n.store.SetLimits(store.Limits(p.Store.On(disk)))
 }
 
 // listed are the peers that the configuration admits by name.
@@ -421,49 +406,4 @@ func (n *node) savePeers(kv store.KV, peers []peer.AddrInfo) {
 	if err != nil {
 		n.log.Warn("peers not remembered", "error", err)
 	}
-}
-
-// rates gives each rule of the policy in force its limits of what is asked of registries.
-type rates struct {
-	policy *policy.Live
-	mu     sync.Mutex
-	by     map[string]upstream.Limits
-}
-
-func newRates(p *policy.Live) *rates { return &rates{policy: p, by: map[string]upstream.Limits{}} }
-
-func (r *rates) of(repo content.Repository) upstream.Limits {
-	rule := r.policy.Load().For(repo)
-	key := fmt.Sprint(rule.Match)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	l := r.by[key]
-	l.Requests = bounded(l.Requests, rule.RequestsPerSecond, max(1, int(rule.RequestsPerSecond)))
-	bytes := rule.BytesPerSecond.Bytes
-	l.Bytes = bounded(l.Bytes, float64(bytes), int(max(minBurst, bytes/10)))
-	if l != (upstream.Limits{}) {
-		r.by[key] = l
-	}
-	return l
-}
-
-// minBurst is the least number of bytes that are read from a registry at a time where that is limited.
-const minBurst = 64 << 10
-
-// bounded gives l a rate, in place, for those who are using it as well. A rate of 0 is no limit.
-func bounded(l *rate.Limiter, perSecond float64, burst int) *rate.Limiter {
-	limit := rate.Limit(perSecond)
-	switch {
-	case perSecond <= 0 && l == nil:
-		return nil
-	case perSecond <= 0:
-		limit = rate.Inf
-	case l == nil:
-		return rate.NewLimiter(limit, burst)
-	}
-	if l.Limit() != limit {
-		l.SetLimit(limit)
-		l.SetBurst(burst)
-	}
-	return l
 }

@@ -571,6 +571,7 @@ func (f *fetch) end() {
 	}
 	f.fr.m.fetches.WithLabelValues(outcome).Inc()
 	f.tell(outcome, err)
+	f.fr.m.ended.Add(1)
 
 	defer close(f.released)
 	if errors.Is(err, content.ErrDigestMismatch) {

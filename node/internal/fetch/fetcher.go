@@ -131,7 +131,17 @@ func (fr *Fetcher) ignoresRange(registry string) bool {
 	return seen && time.Since(at.(time.Time)) < rangeAgain
 }
 
+// Counters are sums since the Fetcher was made.
+type Counters struct {
+	// Fetches of blobs that were not here, whatever their outcome.
+	Fetches int64
+}
+
+// Counters are the sums of now.
+func (fr *Fetcher) Counters() Counters { return Counters{Fetches: fr.m.ended.Load()} }
+
 type metrics struct {
+	ended    atomic.Int64
 	served   *prometheus.CounterVec
 	fetches  *prometheus.CounterVec
 	duration prometheus.Histogram

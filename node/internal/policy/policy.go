@@ -102,7 +102,7 @@ type Bandwidth struct {
 	Down int64 `json:"down"`
 }
 
-// Store bounds what the node's store may use. The zero value of a field leaves it to the node's configuration.
+// Store bounds what the node's store may use. Every field holds: its compiler has filled in what no policy sets.
 type Store struct {
 	// Capacity is how much the blobs may use, in bytes or as a share of the disk.
 	Capacity Size `json:"capacity,omitzero"`
@@ -113,6 +113,22 @@ type Store struct {
 	// MinFree is how much of the disk stays free whatever the capacity says.
 	MinFree  Size     `json:"minFree,omitzero"`
 	Eviction Eviction `json:"eviction,omitempty"`
+}
+
+// Limits are a Store's on one disk: what is a share there is in bytes here.
+type Limits struct {
+	Capacity  int64
+	High, Low float64
+	MinFree   int64
+	Eviction  string
+}
+
+// On is what s comes to on a disk of so many bytes.
+func (s Store) On(disk int64) Limits {
+	return Limits{
+		Capacity: s.Capacity.Of(disk), High: s.HighWatermark, Low: s.LowWatermark, MinFree: s.MinFree.Of(disk),
+		Eviction: string(s.Eviction),
+	}
 }
 
 // Policy is the effective policy of one node. It is not changed once it is shared. Its JSON form, with times in

@@ -262,7 +262,7 @@ func (x *exchange) writeJSON(body []byte, mediaType string) error {
 
 // finish counts and logs an exchange. It runs also when the handler panics to abort.
 func (f *Front) finish(x *exchange) {
-	f.metrics.Observe(&x.Exchange, string(x.route.endpoint))
+	f.metrics.count(x)
 	if x.answered != nil {
 		x.answered(pulls.Answer{
 			Kind: string(x.route.endpoint), Reference: x.route.reference(), Digest: x.digest.String(), Code: x.Code(), Err: x.Err, Bytes: x.bytes,

@@ -177,6 +177,15 @@ func freeSpace(path string) (int64, error) {
 	return int64(st.Bavail) * st.Bsize, nil
 }
 
+// DiskSize is the number of bytes of the file system that holds the store.
+func (s *Store) DiskSize() (int64, error) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(s.opts.Path, &st); err != nil {
+		return 0, fmt.Errorf("size of the disk that holds %s: %w", s.opts.Path, err)
+	}
+	return int64(st.Blocks) * st.Bsize, nil
+}
+
 // allocated is the number of bytes that a sparse file takes on disk.
 func allocated(fi fs.FileInfo) int64 {
 	if st, ok := fi.Sys().(*syscall.Stat_t); ok {

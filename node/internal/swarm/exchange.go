@@ -329,7 +329,7 @@ func (e *exchange) ReceiveMessage(_ context.Context, from peer.ID, m message.Bit
 	}
 	for _, b := range m.Blocks() {
 		c := b.Cid()
-		e.m.received.Add(float64(len(b.RawData())))
+		e.m.received.Add(int64(len(b.RawData())))
 		e.mu.Lock()
 		w := e.wants[c]
 		if w != nil {
@@ -416,7 +416,7 @@ func (sentCounter) MessageReceived(peer.ID, message.BitSwapMessage) {}
 
 func (s sentCounter) MessageSent(_ peer.ID, m message.BitSwapMessage) {
 	for _, b := range m.Blocks() {
-		s.m.sent.Add(float64(len(b.RawData())))
+		s.m.sent.Add(int64(len(b.RawData())))
 	}
 }
 

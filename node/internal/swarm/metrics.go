@@ -1,17 +1,31 @@
 package swarm
 
 import (
+	"sync/atomic"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
+// Counters are sums since the swarm started.
+type Counters struct {
+	// Received and Sent are bytes of blocks, from and to peers.
+	Received, Sent int64
+}
+
+// Counters are the sums of now.
+func (s *Swarm) Counters() Counters {
+	return Counters{Received: s.m.received.Load(), Sent: s.m.sent.Load()}
+}
+
 type metrics struct {
-	received, sent, unwanted prometheus.Counter
-	joins                    *prometheus.CounterVec
-	bans, breaches           *prometheus.CounterVec
-	provides                 *prometheus.CounterVec
-	lookups                  prometheus.Histogram
-	tagRecalls               *prometheus.CounterVec
+	received, sent atomic.Int64
+	unwanted       prometheus.Counter
+	joins          *prometheus.CounterVec
+	bans, breaches *prometheus.CounterVec
+	provides       *prometheus.CounterVec
+	lookups        prometheus.Histogram
+	tagRecalls     *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer, s *Swarm) *metrics {
@@ -25,13 +39,7 @@ func newMetrics(r prometheus.Registerer, s *Swarm) *metrics {
 	f.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "shoal_coordinated_blobs", Help: "Blobs that this node coordinates now.",
 	}, func() float64 { return float64(s.roomCount()) })
-	return &metrics{
-		received: f.NewCounter(prometheus.CounterOpts{
-			Name: "shoal_peer_received_bytes_total", Help: "Bytes of blocks received from peers.",
-		}),
-		sent: f.NewCounter(prometheus.CounterOpts{
-			Name: "shoal_peer_sent_bytes_total", Help: "Bytes of blocks sent to peers.",
-		}),
+	m := &metrics{
 		unwanted: f.NewCounter(prometheus.CounterOpts{
 			Name: "shoal_peer_unwanted_bytes_total", Help: "Bytes of received blocks that no one waited for: duplicates, or unasked for.",
 		}),
@@ -57,4 +65,11 @@ func newMetrics(r prometheus.Registerer, s *Swarm) *metrics {
 			Name: "shoal_tag_recalls_total", Help: "Tags asked of the swarm because upstream could not be, by outcome.",
 		}, []string{"outcome"}),
 	}
+	f.NewCounterFunc(prometheus.CounterOpts{
+		Name: "shoal_peer_received_bytes_total", Help: "Bytes of blocks received from peers.",
+	}, func() float64 { return float64(m.received.Load()) })
+	f.NewCounterFunc(prometheus.CounterOpts{
+		Name: "shoal_peer_sent_bytes_total", Help: "Bytes of blocks sent to peers.",
+	}, func() float64 { return float64(m.sent.Load()) })
+	return m
 }

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -31,7 +30,7 @@ type stream struct {
 	body   io.ReadCloser
 	ctx    context.Context // the request's own, to tell why a read failed
 	cancel context.CancelCauseFunc
-	count  prometheus.Counter
+	count  func(n int)
 	limit  *rate.Limiter // nil: none
 
 	due int64 // bytes that must still come, -1 where it is not known
@@ -45,7 +44,7 @@ type stream struct {
 func (c *Client) watch(ctx context.Context, cancel context.CancelCauseFunc, reg *registry, limit *rate.Limiter, resp *http.Response) *stream {
 	s := &stream{
 		op: describe(resp.Request), body: resp.Body, ctx: ctx, cancel: cancel,
-		count: c.metrics.bytes.WithLabelValues(c.metrics.label(reg.name)), limit: limit,
+		count: c.metrics.counter(reg.name), limit: limit,
 		due: resp.ContentLength, stall: c.opts.Timeouts.Stall, patience: c.opts.Timeouts.Stall,
 	}
 	if resp.Request.Method == http.MethodHead {
@@ -74,7 +73,7 @@ func (s *stream) Read(p []byte) (int, error) {
 		s.patience, s.fresh = s.stall, 0
 	}
 	s.patience = max(s.patience, 0)
-	s.count.Add(float64(n))
+	s.count(n)
 	if err := s.pace(n); err != nil {
 		return 0, fmt.Errorf("%s: %w: %w: %w", s.op, content.ErrUnavailable, errLimit, err)
 	}

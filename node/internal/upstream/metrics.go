@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -11,7 +12,17 @@ import (
 // maxLabels bounds the values of the label registry, because callers of the registry front choose the names.
 const maxLabels = 64
 
+// Counters are sums since the client was made.
+type Counters struct {
+	// Bytes of answers' bodies that were read from registries.
+	Bytes int64
+}
+
+// Counters are the sums of now.
+func (c *Client) Counters() Counters { return Counters{Bytes: c.metrics.read.Load()} }
+
 type metrics struct {
+	read     atomic.Int64
 	bytes    *prometheus.CounterVec
 	requests *prometheus.CounterVec
 	retries  *prometheus.CounterVec
@@ -44,6 +55,15 @@ func (m *metrics) request(registry, method string, code int) {
 	registry = m.label(registry)
 	m.requests.WithLabelValues(registry, method, strconv.Itoa(code)).Inc()
 	m.retries.WithLabelValues(registry) // at 0, so that the first retry is an increase
+}
+
+// counter counts the bytes that are read from a registry.
+func (m *metrics) counter(registry string) func(n int) {
+	of := m.bytes.WithLabelValues(m.label(registry))
+	return func(n int) {
+		m.read.Add(int64(n))
+		of.Add(float64(n))
+	}
 }
 
 // label is the registry itself for the first of them, and "other" for the rest.

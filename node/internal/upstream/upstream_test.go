@@ -148,6 +148,7 @@ func TestPullsAnImageFromARealRegistry(t *testing.T) {
 # TYPE shoal_upstream_bytes_total counter
 shoal_upstream_bytes_total{registry="images.test"} %s
 `, strconv.FormatFloat(float64(total), 'g', -1, 64))), "shoal_upstream_bytes_total"))
+	require.Equal(t, upstream.Counters{Bytes: int64(total)}, c.Counters())
 
 	tags, err := c.Forward(ctx, repo, "tags/list", nil, nil, "")
 	require.NoError(t, err)
