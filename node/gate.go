@@ -20,7 +20,7 @@ func (n *node) newGate() (*gate.Gate, error) {
 	g, err := gate.New(gate.Options{
 		Timeout: gate.Timeout(n.config.Registry.FirstByteTimeout),
 		Cache:   cache{n.store, func() *fetch.Fetcher { return n.fetcher }},
-		Memory:  gateMemory{n.store.KV("gate")}, Witness: others, Logger: n.log.With("part", "gate"),
+		Memory:  n.store.KV("gate"), Witness: others, Logger: n.log.With("part", "gate"),
 	})
 	if err != nil {
 		return nil, err
@@ -60,16 +60,6 @@ type otherNodes struct{ witness *swarm.Witness }
 func (o *otherNodes) Hear(ctx context.Context, source gate.Source, contents []digest.Digest) gate.Testimony {
 	return gate.Testimony(o.witness.Hear(ctx, string(source), contents))
 }
-
-// gateMemory is a bucket of the store as the gate's memory.
-type gateMemory struct{ kv store.KV }
-
-func (m gateMemory) Load(key string) ([]byte, error) {
-	v, _ := m.kv.Get(key)
-	return v, nil
-}
-
-func (m gateMemory) Save(key string, value []byte) error { return m.kv.Put(key, value) }
 
 // pinGate is the gate as pins see it.
 type pinGate struct {

@@ -37,6 +37,7 @@ import (
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/node/internal/agent/pin"
+	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 )
 
@@ -73,7 +74,7 @@ type Options struct {
 	// Key is the private key of Swarm's peer ID.
 	Key    crypto.PrivKey
 	Swarm  Swarm
-	Memory Memory
+	Memory content.Memory
 	// Policy is told of every policy that comes into force; BasePolicy decides what no CachePolicy sets. A nil
 	// BasePolicy is policy.Default().
 	Policy     *policy.Live

@@ -6,16 +6,10 @@ import (
 	"log/slog"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// Memory is a small map that survives a restart, by which an agent rejoins while the API server is away.
-type Memory interface {
-	// Get tells false where there is nothing.
-	Get(key string) ([]byte, bool)
-	Put(key string, value []byte) error
-}
-
-// The keys of Memory. A value is the JSON of the type named.
+// The keys of the memory by which an agent rejoins while the API server is away. A value is the JSON of the type named.
 const (
 	keyMembers = "members" // members
 	keyPolicy  = "policy"  // v1alpha1.EffectivePolicy
@@ -41,7 +35,7 @@ type (
 )
 
 // recall reads a remembered value. What can't be read counts as forgotten: the agent then waits for the API server.
-func recall[T any](m Memory, log *slog.Logger, key string) (value T, ok bool) {
+func recall[T any](m content.Memory, log *slog.Logger, key string) (value T, ok bool) {
 	data, ok := m.Get(key)
 	if !ok {
 		return value, false
@@ -54,7 +48,7 @@ func recall[T any](m Memory, log *slog.Logger, key string) (value T, ok bool) {
 }
 
 // remember writes a value down. A failure costs no more than the memory: the disk may be full, and the agent goes on.
-func remember[T any](m Memory, log *slog.Logger, key string, value T) {
+func remember[T any](m content.Memory, log *slog.Logger, key string, value T) {
 	data, err := json.Marshal(value)
 	if err == nil {
 		err = m.Put(key, data)

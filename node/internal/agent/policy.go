@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 )
 
@@ -36,7 +37,7 @@ func (a *Agent) followPolicy(ctx context.Context) {
 // RememberedPolicy is the policy that an agent of this node put in force last, for who must know it before one runs: a cache that
 // starts under the limits of its configuration alone would evict what the cluster's policy lets it keep. It tells false where
 // there is none, or it makes no sense any more.
-func RememberedPolicy(memory Memory, base *policy.Policy, log *slog.Logger) (*policy.Policy, bool) {
+func RememberedPolicy(memory content.Memory, base *policy.Policy, log *slog.Logger) (*policy.Policy, bool) {
 	known, ok := recall[policyMemory](memory, log, keyPolicy)
 	if !ok {
 		return nil, false

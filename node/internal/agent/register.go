@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
 // maxAddresses is the bound of PeerSpec.addresses in the API.
@@ -102,7 +103,7 @@ func (a *Agent) zone() string {
 
 // LookupZone finds the node's zone for who must know it before an agent runs: by the Node's label that the Swarm names, and
 // remembers it; else as it was remembered. ctx bounds the wait for the API server.
-func LookupZone(ctx context.Context, config *rest.Config, nodeName string, memory Memory, log *slog.Logger) (string, error) {
+func LookupZone(ctx context.Context, config *rest.Config, nodeName string, memory content.Memory, log *slog.Logger) (string, error) {
 	zone, err := askZone(ctx, config, nodeName)
 	if err == nil {
 		rememberZone(memory, log, zone)
@@ -115,7 +116,7 @@ func LookupZone(ctx context.Context, config *rest.Config, nodeName string, memor
 }
 
 // rememberZone writes only what has changed.
-func rememberZone(memory Memory, log *slog.Logger, zone string) {
+func rememberZone(memory content.Memory, log *slog.Logger, zone string) {
 	if last, ok := recall[string](memory, log, keyZone); !ok || last != zone {
 		remember(memory, log, keyZone, zone)
 	}

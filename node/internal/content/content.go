@@ -44,6 +44,14 @@ func (k Kind) String() string {
 	return "blob"
 }
 
+// Memory is a small map that survives a restart; the store's KV is one.
+type Memory interface {
+	// Get reports false where nothing was put under key.
+	Get(key string) ([]byte, bool)
+	// Put has the value survive a crash once it has returned.
+	Put(key string, value []byte) error
+}
+
 // Request asks for one blob or manifest by digest.
 type Request struct {
 	// Repository is where upstream has it. The zero value: no upstream is known, so only peers can be asked.

@@ -99,13 +99,6 @@ type Testimony struct {
 	Everyone bool
 }
 
-// Memory keeps a few values across restarts. They hold keyed hashes of credentials, so they are for this node only.
-type Memory interface {
-	// Load returns nil where nothing was saved under key.
-	Load(key string) ([]byte, error)
-	Save(key string, value []byte) error
-}
-
 // Options configure a Gate.
 type Options struct {
 	// Timeout bounds one question to a source; a source that takes longer counts as silent. 0: Timeout of
@@ -114,7 +107,7 @@ type Options struct {
 	// Cache is required.
 	Cache Cache
 	// Memory is optional: without it a restart forgets who was accepted and what was proved.
-	Memory Memory
+	Memory content.Memory
 	// Witness is optional: without it a node serves nothing during an outage from sources that it has not read from itself.
 	Witness Witness
 	Logger  *slog.Logger

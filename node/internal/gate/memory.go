@@ -53,7 +53,7 @@ func (g *Gate) Close() error {
 }
 
 func (g *Gate) save() error {
-	if err := g.opts.Memory.Save(memoryKey, g.encode()); err != nil {
+	if err := g.opts.Memory.Put(memoryKey, g.encode()); err != nil {
 		return fmt.Errorf("save accepted callers: %w", err)
 	}
 	return nil
@@ -81,12 +81,12 @@ func (g *Gate) load() {
 	if g.opts.Memory == nil {
 		return
 	}
-	b, err := g.opts.Memory.Load(memoryKey)
-	if err == nil && b != nil {
-		err = g.decode(b)
+	b, ok := g.opts.Memory.Get(memoryKey)
+	if !ok {
+		return
 	}
-	if err != nil {
-		g.log.Warn("accepted callers of the last run are forgotten", "cause", err)
+	if err := g.decode(b); err != nil {
+		g.log.Warn("forgot the callers accepted in the last run", "error", err)
 	}
 }
 

@@ -34,8 +34,7 @@ type Shared interface {
 
 // Memory keeps small values across restarts.
 type Memory interface {
-	Get(key string) ([]byte, bool)
-	Put(key string, value []byte) error
+	content.Memory
 	Delete(key string) error
 	ForEach(f func(key string, value []byte) error) error
 }

@@ -284,11 +284,11 @@ func (m *tagMemory) Recall(_ context.Context, repo content.Repository, tag strin
 	return d.(v1.Descriptor), true
 }
 
-// disk is a gate.Memory.
+// disk is a content.Memory.
 type disk map[string][]byte
 
-func (d disk) Load(key string) ([]byte, error)     { return d[key], nil }
-func (d disk) Save(key string, value []byte) error { d[key] = value; return nil }
+func (d disk) Get(key string) ([]byte, bool)      { v, ok := d[key]; return v, ok }
+func (d disk) Put(key string, value []byte) error { d[key] = value; return nil }
 
 // word is the word of another node: of what it has proof, and what it holds.
 type word struct {

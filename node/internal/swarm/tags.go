@@ -11,16 +11,10 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// Memory keeps small values across restarts.
-type Memory interface {
-	Get(key string) ([]byte, bool)
-	Put(key string, value []byte) error
-}
-
 // Tags remembers the answers of upstream for tags, for when upstream is unreachable.
 type Tags struct {
 	swarm  *Swarm
-	memory Memory
+	memory content.Memory
 }
 
 type tagRecord struct {
@@ -29,7 +23,7 @@ type tagRecord struct {
 }
 
 // NewTags returns the swarm's memory of tags, kept on this node in memory, and answers other nodes from it.
-func NewTags(s *Swarm, memory Memory) *Tags {
+func NewTags(s *Swarm, memory content.Memory) *Tags {
 	t := &Tags{swarm: s, memory: memory}
 	answer(s, "tag", t.answer)
 	return t
