@@ -51,7 +51,7 @@ type sources struct {
 
 // Proved implements fetch.Sources. Whom the policy exempts is given whatever is here, and a hub is one that the configuration names.
 func (s sources) Proved(req content.Request) bool {
-	return req.File != "" || s.policy.Load().For(req.Repository).Authorization == policy.Exempt || s.Gate.Proved(req)
+	return req.File != "" || s.policy.Load().For(req.Repository).Authorization.Mode == policy.Exempt || s.Gate.Proved(req)
 }
 
 // otherNodes is the swarm as the gate's witness.

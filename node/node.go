@@ -328,7 +328,7 @@ func (n *node) answer(ctx context.Context, s server) error {
 
 // applyPolicy puts a policy into force where it is not asked for anew each time.
 func (n *node) applyPolicy(p *policy.Policy) {
-	n.swarm.SetBandwidth(p.Bandwidth.Up, p.Bandwidth.Down)
+	n.swarm.SetBandwidth(p.Bandwidth.Upload.Bytes, p.Bandwidth.Download.Bytes)
 	if err := n.limit(p); err != nil {
 		n.log.Error("limits of the policy are not in force", "error", err)
 	}

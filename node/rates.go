@@ -26,8 +26,8 @@ func (r *rates) of(repo content.Repository) upstream.Limits {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	l := r.by[key]
-	l.Requests = bounded(l.Requests, rule.RequestsPerSecond, max(1, int(rule.RequestsPerSecond)))
-	bytes := rule.BytesPerSecond.Bytes
+	l.Requests = bounded(l.Requests, rule.RateLimit.RequestsPerSecond, max(1, int(rule.RateLimit.RequestsPerSecond)))
+	bytes := rule.RateLimit.BytesPerSecond.Bytes
 	l.Bytes = bounded(l.Bytes, float64(bytes), int(max(minBurst, bytes/10)))
 	if l != (upstream.Limits{}) {
 		r.by[key] = l

@@ -6,12 +6,12 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/api/equality"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 )
@@ -223,14 +223,5 @@ func Selects(s *metav1.LabelSelector, set map[string]string) (bool, error) {
 	return sel.Matches(labels.Set(set)), nil
 }
 
-func isNil(v any) bool {
-	switch v := v.(type) {
-	case *resource.Quantity:
-		return v == nil
-	case *int32:
-		return v == nil
-	case *EvictionAlgorithm:
-		return v == nil
-	}
-	panic(fmt.Sprintf("policy field of type %T", v)) // mergedFields names no other type
-}
+// isNil reports whether a field, which is a pointer, is not set.
+func isNil(v any) bool { return reflect.ValueOf(v).IsNil() }

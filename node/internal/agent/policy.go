@@ -6,8 +6,10 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -88,12 +90,8 @@ func (a *Agent) enforce(e v1alpha1.EffectivePolicy) bool {
 // compile makes the node's policy of the cluster's. What no CachePolicy sets is as base has it, and base's rules come last.
 func compile(e v1alpha1.EffectivePolicy, base *policy.Policy) *policy.Policy {
 	p := &policy.Policy{Default: base.Default, Bandwidth: base.Bandwidth, Store: compileStore(e.Storage, base.Store)}
-	if q := e.Bandwidth.Upload; q != nil {
-		p.Bandwidth.Up = q.Value()
-	}
-	if q := e.Bandwidth.Download; q != nil {
-		p.Bandwidth.Down = q.Value()
-	}
+	p.Bandwidth.Upload = size(e.Bandwidth.Upload, nil, base.Bandwidth.Upload)
+	p.Bandwidth.Download = size(e.Bandwidth.Download, nil, base.Bandwidth.Download)
 	for _, r := range e.Rules {
 		p.Rules = append(p.Rules, compileRule(r, base.Default))
 	}
@@ -113,9 +111,7 @@ func compileStore(s v1alpha1.StoragePolicy, base policy.Store) policy.Store {
 			compiled.LowWatermark = compiled.HighWatermark / 2
 		}
 	}
-	if s.Eviction != nil {
-		compiled.Eviction = policy.Eviction(*s.Eviction)
-	}
+	set(&compiled.Eviction, s.Eviction)
 	return compiled
 }
 
@@ -133,34 +129,31 @@ func size(bytes *resource.Quantity, percent *int32, base policy.Size) policy.Siz
 func compileRule(r v1alpha1.RepositoryRule, base policy.Rule) policy.Rule {
 	compiled := base
 	compiled.Match = r.Match
-	if r.Mode != nil {
-		compiled.Mode = policy.Mode(*r.Mode)
-	}
-	if r.TagTTL != nil {
-		compiled.TagTTL = r.TagTTL.Duration
-	}
+	set(&compiled.Mode, r.Mode)
+	setTime(&compiled.TagTTL, r.TagTTL)
 	if auth := r.Authorization; auth != nil {
-		if auth.Mode != nil {
-			compiled.Authorization = map[v1alpha1.AuthorizationMode]policy.AuthorizationMode{
-				v1alpha1.AuthorizeRegistry: policy.Required,
-				v1alpha1.AuthorizeExempt:   policy.Exempt,
-			}[*auth.Mode]
-		}
-		if auth.TTL != nil {
-			compiled.AuthorizationTTL = auth.TTL.Duration
-		}
-		if auth.OnUnreachable != nil {
-			compiled.Offline = map[v1alpha1.UnreachableMode]policy.OfflineMode{
-				v1alpha1.UnreachableDeny:       policy.Deny,
-				v1alpha1.UnreachableRemembered: policy.AllowKnown,
-			}[*auth.OnUnreachable]
-		}
+		set(&compiled.Authorization.Mode, auth.Mode)
+		setTime(&compiled.Authorization.TTL, auth.TTL)
+		set(&compiled.Authorization.OnUnreachable, auth.OnUnreachable)
 	}
 	if limit := r.RateLimit; limit != nil {
 		if limit.RequestsPerSecond != nil {
-			compiled.RequestsPerSecond = float64(*limit.RequestsPerSecond)
+			compiled.RateLimit.RequestsPerSecond = float64(*limit.RequestsPerSecond)
 		}
-		compiled.BytesPerSecond = size(limit.BytesPerSecond, nil, compiled.BytesPerSecond)
+		compiled.RateLimit.BytesPerSecond = size(limit.BytesPerSecond, nil, base.RateLimit.BytesPerSecond)
 	}
 	return compiled
+}
+
+// set gives field the value that a policy sets, if it does.
+func set[T any](field, value *T) {
+	if value != nil {
+		*field = *value
+	}
+}
+
+func setTime(field *time.Duration, value *metav1.Duration) {
+	if value != nil {
+		*field = value.Duration
+	}
 }

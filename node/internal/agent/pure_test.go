@@ -143,7 +143,8 @@ func TestEveryFindingIsAReasonOfTheAPI(t *testing.T) {
 func TestCompile(t *testing.T) {
 	t.Parallel()
 	base := policy.Default()
-	base.Rules = []policy.Rule{{Match: []string{"configured.example/**"}, Mode: policy.PeersOnly, Authorization: policy.Required, Offline: policy.Deny}}
+	base.Rules = []policy.Rule{{Match: []string{"configured.example/**"}, Mode: policy.PeersOnly,
+		Authorization: policy.Authorization{Mode: policy.Registry, OnUnreachable: policy.Deny}}}
 	base.Store = policy.Store{Capacity: policy.Size{Bytes: 1 << 30}, HighWatermark: 0.95, LowWatermark: 0.85, Eviction: policy.LRU}
 	repo := content.Repository{Registry: "a.example", Name: "team/app"}
 	rule := func(r v1alpha1.RepositoryRule) v1alpha1.EffectivePolicy {
@@ -176,9 +177,9 @@ func TestCompile(t *testing.T) {
 				Mode: new(v1alpha1.AuthorizeExempt), TTL: minute, OnUnreachable: new(v1alpha1.UnreachableDeny),
 			}}), func(t *testing.T, p *policy.Policy) {
 				r := p.For(repo)
-				require.Equal(t, policy.Exempt, r.Authorization)
-				require.Equal(t, policy.Deny, r.Offline)
-				require.Equal(t, time.Minute, r.AuthorizationTTL)
+				require.Equal(t, policy.Exempt, r.Authorization.Mode)
+				require.Equal(t, policy.Deny, r.Authorization.OnUnreachable)
+				require.Equal(t, time.Minute, r.Authorization.TTL)
 				require.Equal(t, time.Minute, r.TagTTL)
 			},
 		},
@@ -187,8 +188,8 @@ func TestCompile(t *testing.T) {
 				RequestsPerSecond: new(int32(5)), BytesPerSecond: resource.NewQuantity(1<<20, resource.BinarySI),
 			}}),
 			func(t *testing.T, p *policy.Policy) {
-				require.InDelta(t, 5, p.For(repo).RequestsPerSecond, 0)
-				require.Equal(t, policy.Size{Bytes: 1 << 20}, p.For(repo).BytesPerSecond)
+				require.InDelta(t, 5, p.For(repo).RateLimit.RequestsPerSecond, 0)
+				require.Equal(t, policy.Size{Bytes: 1 << 20}, p.For(repo).RateLimit.BytesPerSecond)
 			},
 		},
 		"storage in shares of the disk": {
@@ -207,7 +208,9 @@ func TestCompile(t *testing.T) {
 		},
 		"bandwidth": {
 			v1alpha1.EffectivePolicy{Bandwidth: v1alpha1.BandwidthPolicy{Upload: resource.NewQuantity(1<<20, resource.BinarySI)}},
-			func(t *testing.T, p *policy.Policy) { require.Equal(t, policy.Bandwidth{Up: 1 << 20}, p.Bandwidth) },
+			func(t *testing.T, p *policy.Policy) {
+				require.Equal(t, policy.Bandwidth{Upload: policy.Size{Bytes: 1 << 20}}, p.Bandwidth)
+			},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -59,8 +59,7 @@ func TestDefaults_OfACachePolicyAreThoseOfTheAgent(t *testing.T) {
 	c := config.Default()
 	rule := c.Policy.Defaults
 	require.Zero(t, c.Policy.Bandwidth)
-	require.Zero(t, rule.RequestsPerSecond)
-	require.Zero(t, rule.BytesPerSecond)
+	require.Zero(t, rule.RateLimit)
 	percent := func(share float64) string { return fmt.Sprintf("%.0f", 100*share) }
 	minutes := func(d time.Duration) string { return fmt.Sprintf("%.0fm", d.Minutes()) }
 	require.Equal(t, map[string]string{
@@ -73,9 +72,9 @@ func TestDefaults_OfACachePolicyAreThoseOfTheAgent(t *testing.T) {
 		"bandwidth.download":                "no limit",
 		"rules.mode":                        string(rule.Mode),
 		"rules.tagTTL":                      minutes(rule.TagTTL),
-		"rules.authorization.mode":          "Registry",
-		"rules.authorization.ttl":           minutes(rule.AuthorizationTTL),
-		"rules.authorization.onUnreachable": "Remembered",
+		"rules.authorization.mode":          string(rule.Authorization.Mode),
+		"rules.authorization.ttl":           minutes(rule.Authorization.TTL),
+		"rules.authorization.onUnreachable": string(rule.Authorization.OnUnreachable),
 		"rules.rateLimit.requestsPerSecond": "no limit",
 		"rules.rateLimit.bytesPerSecond":    "no limit",
 	}, definitions(t))

@@ -204,14 +204,8 @@ type Policy struct {
 	// Defaults hold where no rule matches, and for the fields that a rule leaves out. Its Match is not used.
 	Defaults policy.Rule `yaml:"defaults"`
 	// Rules are tried in order; the first that matches holds.
-	Rules     []policy.Rule `yaml:"rules"`
-	Bandwidth Bandwidth     `yaml:"bandwidth"`
-}
-
-// Bandwidth bounds the traffic with other agents, each per second. The zero Size is no limit.
-type Bandwidth struct {
-	Up   policy.Size `yaml:"up"`
-	Down policy.Size `yaml:"down"`
+	Rules     []policy.Rule    `yaml:"rules"`
+	Bandwidth policy.Bandwidth `yaml:"bandwidth"`
 }
 
 // Mirror says how shoal-node mirror install was run on this node, so that the agent can report what is amiss with the
@@ -276,12 +270,9 @@ func (c *Config) AllowAddresses() []netip.Prefix {
 // EffectivePolicy is the policy that this configuration alone makes.
 func (c *Config) EffectivePolicy() *policy.Policy {
 	return &policy.Policy{
-		Rules:   c.Policy.Rules,
-		Default: c.Policy.Defaults,
-		Bandwidth: policy.Bandwidth{
-			Up:   c.Policy.Bandwidth.Up.Bytes,
-			Down: c.Policy.Bandwidth.Down.Bytes,
-		},
+		Rules:     c.Policy.Rules,
+		Default:   c.Policy.Defaults,
+		Bandwidth: c.Policy.Bandwidth,
 		Store: policy.Store{
 			Capacity:      c.Store.Capacity,
 			HighWatermark: c.Store.HighWatermark,

@@ -116,7 +116,7 @@ func TestEveryFormOfValueFromTheEnvironmentAndFlags(t *testing.T) {
 			"SHOAL_POLICY_DEFAULTS_TAGTTL=3s",
 			"SHOAL_SWARM_CONNECTIONS_LOW=7",
 		},
-		"--swarm-bootstrap=/ip4/10.0.0.1/tcp/1/p2p/"+id+",/ip6/fd00::1/tcp/2/p2p/"+id, "--policy-bandwidth-up=100MB",
+		"--swarm-bootstrap=/ip4/10.0.0.1/tcp/1/p2p/"+id+",/ip6/fd00::1/tcp/2/p2p/"+id, "--policy-bandwidth-upload=100MB",
 	)
 	require.NoError(t, err)
 	require.Equal(t, "/ip6/::1/tcp/2", c.Swarm.Listen[1].String())
@@ -130,27 +130,29 @@ func TestEveryFormOfValueFromTheEnvironmentAndFlags(t *testing.T) {
 	require.True(t, c.Upstreams[1].InsecureSkipVerify)
 	require.Equal(t, 3*time.Second, c.Policy.Defaults.TagTTL)
 	require.Equal(t, 7, c.Swarm.Connections.Low)
-	require.Equal(t, int64(100e6), c.EffectivePolicy().Bandwidth.Up)
+	require.Equal(t, int64(100e6), c.EffectivePolicy().Bandwidth.Upload.Bytes)
 }
 
 func TestARuleHasTheDefaultsInWhatItLeavesOut(t *testing.T) {
 	t.Parallel()
 	c, err := load(t, `
 policy:
-  defaults: {tagTTL: 7m, authorization: Exempt}
+  defaults: {tagTTL: 7m, authorization: {mode: Exempt}}
   rules:
     - {match: ["*.example/team/*"], mode: PeersOnly, tagTTL: 0s}
-    - {match: ["**/library/*"], requestsPerSecond: 2.5, bytesPerSecond: 20MB}
+    - {match: ["**/library/*"], rateLimit: {requestsPerSecond: 2.5, bytesPerSecond: 20MB}, authorization: {ttl: 1s}}
 `, nil)
 	require.NoError(t, err)
 	rules := c.EffectivePolicy().Rules
 	require.Equal(t, policy.Rule{
 		Match: []string{"*.example/team/*"}, Mode: policy.PeersOnly, TagTTL: 0,
-		Authorization: policy.Exempt, AuthorizationTTL: policy.DefaultRule().AuthorizationTTL, Offline: policy.AllowKnown,
+		Authorization: policy.Authorization{
+			Mode: policy.Exempt, TTL: policy.DefaultRule().Authorization.TTL, OnUnreachable: policy.Remembered,
+		},
 	}, rules[0])
 	require.Equal(t, 7*time.Minute, rules[1].TagTTL)
-	require.InDelta(t, 2.5, rules[1].RequestsPerSecond, 0)
-	require.Equal(t, policy.Size{Bytes: 20e6}, rules[1].BytesPerSecond)
+	require.Equal(t, policy.RateLimit{RequestsPerSecond: 2.5, BytesPerSecond: policy.Size{Bytes: 20e6}}, rules[1].RateLimit)
+	require.Equal(t, policy.Authorization{Mode: policy.Exempt, TTL: time.Second, OnUnreachable: policy.Remembered}, rules[1].Authorization)
 }
 
 func TestMistakesAreNamed(t *testing.T) {
@@ -210,35 +212,58 @@ func TestMistakesAreNamed(t *testing.T) {
 		"an unknown log format":                   {"log: {format: xml}", nil, []string{"log.format", "xml"}},
 		"patterns in the defaults of policy":      {"policy: {defaults: {match: [a.example/b]}}", nil, []string{"policy.defaults.match: no such key"}},
 		"an unknown mode":                         {"policy: {rules: [{mode: Never}]}", nil, []string{"policy.rules[0].mode", "Never"}},
-		"a share as bandwidth":                    {"policy: {bandwidth: {up: 50%}}", nil, []string{"policy.bandwidth", "50%"}},
-		"a share to read ahead":                   {"registry: {readAhead: 10%}", nil, []string{"registry.readAhead", "10%", "16MiB"}},
-		"unknown ranges":                          {"registry: {ranges: All}", nil, []string{"registry.ranges", "All", "Chunks, Verified"}},
-		"no time for the first byte":              {"registry: {firstByteTimeout: 0s}", nil, []string{"registry.firstByteTimeout"}},
-		"several mistakes of reading at once":     {"{store: {capacity: x, pth: y}, swarm: {zone: [1]}}", nil, []string{"store.capacity", "store.pth", "swarm.zone"}},
-		"several mistakes of bounds at once":      {"{log: {level: x, format: y}, store: {path: ''}}", nil, []string{"log.level", "log.format", "store.path"}},
-		"a mistake in file and environment":       {"store: {pth: y}", []string{"SHOAL_LOG_LVL=x"}, []string{"store.pth", "SHOAL_LOG_LVL"}},
-		"a default registry that has a path":      {"registry: {defaultRegistry: a.example/b}", nil, []string{"registry.defaultRegistry", "a.example/b"}},
-		"a scrub interval in the past":            {"store: {scrubInterval: -1h}", nil, []string{"store.scrubInterval", "-1h"}},
-		"a negative drain timeout":                {"registry: {drainTimeout: -1s}", nil, []string{"registry.drainTimeout", "-1s"}},
-		"an endpoint with a query":                {"upstreams: [{registry: a.example, endpoints: ['https://b.example?x=1']}]", nil, []string{"upstreams[0].endpoints[0]", "query"}},
-		"a misspelt section of a variable":        {"", []string{"SHOAL_STROE_CAPACITY=1GiB"}, []string{"SHOAL_STROE_CAPACITY names no key", "SHOAL_STORE_CAPACITY"}},
-		"a variable without its section":          {"", []string{"SHOAL_HIGHWATERMARK=0.9"}, []string{"SHOAL_HIGHWATERMARK names no key", "SHOAL_STORE_HIGHWATERMARK"}},
-		"a second document in the file":           {"store: {path: /x}\n---\nlog: {level: debug}", nil, []string{"config.yaml", "more than one YAML document"}},
-		"rules that are no list":                  {"policy: {rules: {mode: Bypass}}", nil, []string{"policy.rules", "list"}},
-		"upstreams that are no list":              {"upstreams: {registry: a.example}", nil, []string{"upstreams", "list"}},
-		"a capacity whose unit was forgotten":     {"store: {capacity: 20}", nil, []string{"store.capacity", "20", "GiB"}},
-		"a pattern that no repository matches":    {"policy: {rules: [{match: [a.example/**, docker.io]}]}", nil, []string{"policy.rules[0].match[1]", "docker.io/**"}},
-		"a pattern of an image's short name":      {"policy: {rules: [{match: [redis]}]}", nil, []string{"policy.rules[0].match[0]", "docker.io/library/redis"}},
-		"a pattern of Docker Hub's other name":    {"policy: {rules: [{match: ['index.docker.io/team/*']}]}", nil, []string{"policy.rules[0].match[0]", "docker.io/team/*"}},
-		"a pattern with a tag":                    {"policy: {rules: [{match: ['a.example/b:1']}]}", nil, []string{"policy.rules[0].match[0]", "no scheme, tag or digest"}},
-		"a star where two are meant":              {"policy: {rules: [{match: ['*']}]}", nil, []string{"policy.rules[0].match[0]", "**"}},
-		"a bootstrap peer that is not on TCP":     {"swarm: {bootstrap: [/ip4/10.0.0.1/udp/5052/quic-v1/p2p/" + id + "]}", nil, []string{"swarm.bootstrap[0]", "quic-v1", "TCP"}},
-		"an address that means every one":         {"swarm: {announce: [/ip4/0.0.0.0/tcp/5052]}", nil, []string{"swarm.announce[0]", "0.0.0.0"}},
-		"Docker Hub twice under its names":        {"upstreams: [{registry: docker.io}, {registry: index.docker.io}]", nil, []string{"upstreams[1].registry", "upstreams[0]"}},
-		"a runtime that is unknown":               {"mirror: {runtime: docker}", nil, []string{"mirror.runtime", "docker", "containerd, cri-o"}},
-		"two servers on one port of all":          {"registry: {listen: ':5051'}", nil, []string{"admin.listen", ":5051", "another port"}},
-		"the swarm on the port of a server":       {"registry: {listen: '127.0.0.1:5052'}", nil, []string{"swarm.listen[0]", "registry.listen", "another port"}},
-		"a bad default once, though rules exist":  {"policy: {defaults: {tagTTL: soon}, rules: [{mode: Bypass}]}", nil, []string{"policy.defaults.tagTTL", "soon"}},
+		"a share as bandwidth":                    {"policy: {bandwidth: {upload: 50%}}", nil, []string{"policy.bandwidth.upload", "50%"}},
+		"a bandwidth by its old name": {
+			"policy: {bandwidth: {up: 1MB, down: 1MB}}", nil, []string{
+				"policy.bandwidth.up: is called policy.bandwidth.upload now", "policy.bandwidth.down: is called policy.bandwidth.download now",
+			},
+		},
+		"defaults by their old names": {
+			"policy: {defaults: {authorization: Required, authorizationTTL: 1m, offline: AllowKnown, requestsPerSecond: 1, bytesPerSecond: 1MB}}",
+			nil, []string{
+				"policy.defaults.authorization: is called policy.defaults.authorization.mode (Required is Registry) now",
+				"called policy.defaults.authorization.ttl now",
+				"called policy.defaults.authorization.onUnreachable (AllowKnown is Remembered) now",
+				"called policy.defaults.rateLimit.requestsPerSecond now", "called policy.defaults.rateLimit.bytesPerSecond now",
+			},
+		},
+		"a rule by its old names": {
+			"policy: {rules: [{mode: Bypass}, {authorization: Exempt, offline: Deny}]}", nil, []string{
+				"policy.rules[1].authorization: is called policy.rules[1].authorization.mode",
+				"policy.rules[1].offline: is called policy.rules[1].authorization.onUnreachable",
+			},
+		},
+		"a misspelt key of a rule's authorization": {
+			"policy: {rules: [{authorization: {tll: 1m}}]}", nil, []string{"policy.rules[0].authorization.tll: no such key", "policy.rules.authorization.ttl"},
+		},
+		"a share to read ahead":                  {"registry: {readAhead: 10%}", nil, []string{"registry.readAhead", "10%", "16MiB"}},
+		"unknown ranges":                         {"registry: {ranges: All}", nil, []string{"registry.ranges", "All", "Chunks, Verified"}},
+		"no time for the first byte":             {"registry: {firstByteTimeout: 0s}", nil, []string{"registry.firstByteTimeout"}},
+		"several mistakes of reading at once":    {"{store: {capacity: x, pth: y}, swarm: {zone: [1]}}", nil, []string{"store.capacity", "store.pth", "swarm.zone"}},
+		"several mistakes of bounds at once":     {"{log: {level: x, format: y}, store: {path: ''}}", nil, []string{"log.level", "log.format", "store.path"}},
+		"a mistake in file and environment":      {"store: {pth: y}", []string{"SHOAL_LOG_LVL=x"}, []string{"store.pth", "SHOAL_LOG_LVL"}},
+		"a default registry that has a path":     {"registry: {defaultRegistry: a.example/b}", nil, []string{"registry.defaultRegistry", "a.example/b"}},
+		"a scrub interval in the past":           {"store: {scrubInterval: -1h}", nil, []string{"store.scrubInterval", "-1h"}},
+		"a negative drain timeout":               {"registry: {drainTimeout: -1s}", nil, []string{"registry.drainTimeout", "-1s"}},
+		"an endpoint with a query":               {"upstreams: [{registry: a.example, endpoints: ['https://b.example?x=1']}]", nil, []string{"upstreams[0].endpoints[0]", "query"}},
+		"a misspelt section of a variable":       {"", []string{"SHOAL_STROE_CAPACITY=1GiB"}, []string{"SHOAL_STROE_CAPACITY names no key", "SHOAL_STORE_CAPACITY"}},
+		"a variable without its section":         {"", []string{"SHOAL_HIGHWATERMARK=0.9"}, []string{"SHOAL_HIGHWATERMARK names no key", "SHOAL_STORE_HIGHWATERMARK"}},
+		"a second document in the file":          {"store: {path: /x}\n---\nlog: {level: debug}", nil, []string{"config.yaml", "more than one YAML document"}},
+		"rules that are no list":                 {"policy: {rules: {mode: Bypass}}", nil, []string{"policy.rules", "list"}},
+		"upstreams that are no list":             {"upstreams: {registry: a.example}", nil, []string{"upstreams", "list"}},
+		"a capacity whose unit was forgotten":    {"store: {capacity: 20}", nil, []string{"store.capacity", "20", "GiB"}},
+		"a pattern that no repository matches":   {"policy: {rules: [{match: [a.example/**, docker.io]}]}", nil, []string{"policy.rules[0].match[1]", "docker.io/**"}},
+		"a pattern of an image's short name":     {"policy: {rules: [{match: [redis]}]}", nil, []string{"policy.rules[0].match[0]", "docker.io/library/redis"}},
+		"a pattern of Docker Hub's other name":   {"policy: {rules: [{match: ['index.docker.io/team/*']}]}", nil, []string{"policy.rules[0].match[0]", "docker.io/team/*"}},
+		"a pattern with a tag":                   {"policy: {rules: [{match: ['a.example/b:1']}]}", nil, []string{"policy.rules[0].match[0]", "no scheme, tag or digest"}},
+		"a star where two are meant":             {"policy: {rules: [{match: ['*']}]}", nil, []string{"policy.rules[0].match[0]", "**"}},
+		"a bootstrap peer that is not on TCP":    {"swarm: {bootstrap: [/ip4/10.0.0.1/udp/5052/quic-v1/p2p/" + id + "]}", nil, []string{"swarm.bootstrap[0]", "quic-v1", "TCP"}},
+		"an address that means every one":        {"swarm: {announce: [/ip4/0.0.0.0/tcp/5052]}", nil, []string{"swarm.announce[0]", "0.0.0.0"}},
+		"Docker Hub twice under its names":       {"upstreams: [{registry: docker.io}, {registry: index.docker.io}]", nil, []string{"upstreams[1].registry", "upstreams[0]"}},
+		"a runtime that is unknown":              {"mirror: {runtime: docker}", nil, []string{"mirror.runtime", "docker", "containerd, cri-o"}},
+		"two servers on one port of all":         {"registry: {listen: ':5051'}", nil, []string{"admin.listen", ":5051", "another port"}},
+		"the swarm on the port of a server":      {"registry: {listen: '127.0.0.1:5052'}", nil, []string{"swarm.listen[0]", "registry.listen", "another port"}},
+		"a bad default once, though rules exist": {"policy: {defaults: {tagTTL: soon}, rules: [{mode: Bypass}]}", nil, []string{"policy.defaults.tagTTL", "soon"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -300,7 +325,7 @@ func TestWhatIsWrittenLoadsToTheSame(t *testing.T) {
 	t.Parallel()
 	c, err := load(t, contract+`
 policy:
-  bandwidth: {up: 10MiB}
+  bandwidth: {upload: 10MiB}
   rules: [{match: [a.example/**], mode: Bypass}]
 kubernetes: {enabled: true, nodeName: n1}
 `, []string{"SHOAL_STORE_MINFREE=12.5%"})

@@ -204,6 +204,8 @@ func unknown(at string, value any) []error {
 		for _, name := range slices.Sorted(maps.Keys(value)) {
 			key := strings.TrimPrefix(at+"."+name, ".")
 			switch exists, hasMore := lookup(key); {
+			case renamed(key, value[name]) != "":
+				problems = append(problems, fmt.Errorf("%s: is called %s now", key, renamed(key, value[name])))
 			case hasMore && noSection(value[name]) && !slices.Contains(tables, key):
 				problems = append(problems, fmt.Errorf("%s: %v is no table; want keys below it: %s", key, value[name], strings.Join(beside(key+"."), ", ")))
 			case hasMore:
@@ -226,6 +228,36 @@ func noSection(value any) bool {
 		return false
 	}
 	return true
+}
+
+// before are the keys that a policy once had, in lower case, and what they are called now.
+var before = map[string]string{
+	"policy.bandwidth.up":   "policy.bandwidth.upload",
+	"policy.bandwidth.down": "policy.bandwidth.download",
+	"authorizationttl":      "authorization.ttl",
+	"offline":               "authorization.onUnreachable (AllowKnown is Remembered)",
+	"requestspersecond":     "rateLimit.requestsPerSecond",
+	"bytespersecond":        "rateLimit.bytesPerSecond",
+}
+
+// renamed is what a key that there once was is called now. Empty: it is no such key.
+func renamed(key string, value any) string {
+	plain := strings.ToLower(index.ReplaceAllString(key, ""))
+	if now, ok := before[plain]; ok {
+		return now
+	}
+	for _, table := range []string{"policy.defaults.", "policy.rules."} {
+		name, ok := strings.CutPrefix(plain, table)
+		at := key[:len(key)-len(name)]
+		switch {
+		case !ok:
+		case name == "authorization" && noSection(value):
+			return at + "authorization.mode (Required is Registry)"
+		case before[name] != "":
+			return at + before[name]
+		}
+	}
+	return ""
 }
 
 // lookup tells whether key exists, and whether there are keys below it.
@@ -263,10 +295,20 @@ func known() []string {
 	for prefix, t := range map[string]reflect.Type{
 		"upstreams": reflect.TypeFor[Upstream](), "policy.rules": reflect.TypeFor[policy.Rule](),
 	} {
-		for f := range t.Fields() {
-			name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
-			keys = append(keys, prefix+"."+name)
+		keys = append(keys, keysOf(prefix, t)...)
+	}
+	return keys
+}
+
+// keysOf are the keys of the table t, which stands at prefix.
+func keysOf(prefix string, t reflect.Type) (keys []string) {
+	for f := range t.Fields() {
+		name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		if f.Type.Kind() == reflect.Struct && !isScalar(f.Type) {
+			keys = append(keys, keysOf(prefix+"."+name, f.Type)...)
+			continue
 		}
+		keys = append(keys, prefix+"."+name)
 	}
 	return keys
 }

@@ -281,9 +281,6 @@ func checkEndpoint(p *problems, key, endpoint string) (tls bool) {
 }
 
 func (c *Config) validatePolicy(p *problems) {
-	if c.Policy.Bandwidth.Up.Share != 0 || c.Policy.Bandwidth.Down.Share != 0 {
-		p.add("policy.bandwidth", "up %s, down %s; want sizes per second, such as 100MB, not shares", c.Policy.Bandwidth.Up, c.Policy.Bandwidth.Down)
-	}
 	err := c.EffectivePolicy().ValidateWritten()
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, problem := range joined.Unwrap() {

@@ -197,7 +197,7 @@ func (g *Gate) thing(source Source, d digest.Digest) mark {
 // Admit returns nil when the caller may read the content. Otherwise the error is the source's own refusal, or
 // content.ErrUnavailable where the source does not decide and the policy does not vouch for the caller.
 func (g *Gate) Admit(ctx context.Context, rule policy.Rule, req Request) error {
-	if rule.Authorization == policy.Exempt {
+	if rule.Authorization.Mode == policy.Exempt {
 		return nil
 	}
 	accepted := g.Accepts(rule, req.Source, req.Credentials)
@@ -327,21 +327,21 @@ func (g *Gate) Silent(source Source, credentials string) bool {
 
 // Accepts reports whether the source accepted these credentials within the policy's time.
 func (g *Gate) Accepts(rule policy.Rule, source Source, credentials string) bool {
-	if rule.Authorization == policy.Exempt {
+	if rule.Authorization.Mode == policy.Exempt {
 		return true
 	}
 	at, ok := g.accepted.Get(g.caller(source, credentials))
-	return ok && time.Since(at) < rule.AuthorizationTTL
+	return ok && time.Since(at) < rule.Authorization.TTL
 }
 
 // Offline decides in the source's place while it does not answer; cause is why. Where a caller may be let on once he shows the
 // credentials that the source asked for earlier, he gets that challenge: a runtime then presents its pull secret. Of a Bearer
 // challenge that would be useless, because the token server gives another token each time, if it can be asked at all.
 func (g *Gate) Offline(ctx context.Context, rule policy.Rule, source Source, credentials string, cause error) error {
-	if rule.Authorization == policy.Exempt {
+	if rule.Authorization.Mode == policy.Exempt {
 		return nil
 	}
-	if rule.Offline != policy.AllowKnown {
+	if rule.Authorization.OnUnreachable != policy.Remembered {
 		return fmt.Errorf("the policy denies %s while it cannot be asked: %w", source, cause)
 	}
 	if !g.Public(source) {
@@ -426,7 +426,7 @@ func (g *Gate) Refused(source Source, credentials string, err error) {
 // server is away too, with none, and all that can be said of them then is what anyone may read. The caller does not wait for
 // it.
 func (g *Gate) askForAnyone(ctx context.Context, rule policy.Rule, req Request) {
-	if !bearer(req.Credentials) || rule.Offline != policy.AllowKnown || !g.dueForAnyone(req.Source) {
+	if !bearer(req.Credentials) || rule.Authorization.OnUnreachable != policy.Remembered || !g.dueForAnyone(req.Source) {
 		return
 	}
 	g.running.Go(func() {
@@ -440,7 +440,7 @@ func (g *Gate) askForAnyone(ctx context.Context, rule policy.Rule, req Request) 
 		if Unanswered(err) || content.Throttled(err) {
 			return
 		}
-		g.anyone.Add(req.Source, time.Now().Add(max(rule.AuthorizationTTL, anyonePause)))
+		g.anyone.Add(req.Source, time.Now().Add(max(rule.Authorization.TTL, anyonePause)))
 		if err != nil { // it has become private, if it ever was not
 			g.accepted.Remove(g.everyone(req.Source))
 		} else if g.accept(g.everyone(req.Source)) {

@@ -58,7 +58,7 @@ func (a *access) admit(ctx context.Context, rule policy.Rule, r repo, l level, a
 	if a.fresh(rule, r, l, authorization) {
 		return admitted{}, nil
 	}
-	open, err := a.anyone(ctx, r, l, rule.AuthorizationTTL, ask)
+	open, err := a.anyone(ctx, r, l, rule.Authorization.TTL, ask)
 	switch {
 	case err != nil:
 		return admitted{}, err
@@ -119,7 +119,7 @@ func (a *access) word(ctx context.Context, rule policy.Rule, r repo, l level, au
 	k, shared := a.callerKey(r, l, authorization)
 	var res singleflight.Result
 	select {
-	case res = <-a.memo.once(ctx, k, rule.AuthorizationTTL, shared, func(ctx context.Context) (record, error) {
+	case res = <-a.memo.once(ctx, k, rule.Authorization.TTL, shared, func(ctx context.Context) (record, error) {
 		return record{Yes: true}, ask(ctx, authorization)
 	}):
 	case <-ctx.Done():

@@ -161,7 +161,7 @@ func TestAccess_ARevokedTokenIsRefusedOnceItIsAskedAbout(t *testing.T) {
 	repo.SetPrivate("good")
 	a := newAgent(t, h, "", nil)
 	rule := policy.DefaultRule()
-	rule.AuthorizationTTL = 0
+	rule.Authorization.TTL = 0
 	a.rule.Store(&rule)
 	require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, resolve("org/secret", commit, "config.json"), bearer("good")...).status)
 	repo.SetPrivate("new")

@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/reply"
 )
 
@@ -107,7 +108,7 @@ func (x *exchange) age(found found) error {
 }
 
 func (x *exchange) outage(cause error) error {
-	if x.rule.Offline == "Deny" {
+	if x.rule.Authorization.OnUnreachable == policy.Deny {
 		return fmt.Errorf("the policy denies %s while the hub cannot be asked: %w", x.route.repo.name(), cause)
 	}
 	x.stale = true

@@ -240,7 +240,7 @@ func (f *Front) who(x *exchange) mark { return f.memo.mark("who", x.Authorizatio
 
 // admit returns an error where the exchange's caller may not read its repository at a level.
 func (f *Front) admit(ctx context.Context, x *exchange, l level, ask probe) error {
-	if x.rule.Authorization == policy.Exempt {
+	if x.rule.Authorization.Mode == policy.Exempt {
 		return nil
 	}
 	as, err := f.access.admit(ctx, x.rule, x.route.repo, l, x.Authorization(), ask)

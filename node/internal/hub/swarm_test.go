@@ -212,7 +212,7 @@ func TestSwarm_TheHubsYesToATokenIsHeardByOthersAndNothingElseIs(t *testing.T) {
 	// An outage lets on whom the hub let on at this node, and a refusal is forgotten by none.
 	repo.SetPrivate("new")
 	rule := policy.DefaultRule()
-	rule.AuthorizationTTL = 0
+	rule.Authorization.TTL = 0
 	for _, a := range agents[:2] {
 		a.rule.Store(&rule)
 		require.GreaterOrEqual(t, file(a, "org/secret", commit, longToken), 400, "it was revoked")

@@ -156,7 +156,7 @@ func TestTrouble_WithTheHubAwayANewClientGetsWhatIsKnown(t *testing.T) {
 			h.Set(trouble)
 			a = newAgent(t, h, dir, nil)
 			rule := policy.DefaultRule()
-			rule.TagTTL, rule.AuthorizationTTL = 0, 0 // as if they were over
+			rule.TagTTL, rule.Authorization.TTL = 0, 0 // as if they were over
 			a.rule.Store(&rule)
 			g := a.ask(t, http.MethodGet, "/api/models/org/m/revision/main")
 			require.Equal(t, http.StatusOK, g.status)
@@ -176,7 +176,7 @@ func TestTrouble_WithTheHubAwayANewClientGetsWhatIsKnown(t *testing.T) {
 			} else {
 				require.Equal(t, http.StatusServiceUnavailable, g.status)
 			}
-			rule.Offline = policy.Deny
+			rule.Authorization.OnUnreachable = policy.Deny
 			a.rule.Store(&rule)
 			require.GreaterOrEqual(t, a.ask(t, http.MethodGet, resolve("org/m", "main", "config.json")).status, 429)
 		})

@@ -64,16 +64,6 @@ func (nothing) FromPeers(context.Context, digest.Digest) (content.Reader, error)
 	return nil, content.ErrNotFound
 }
 
-// gateMemory is a bucket of a store as a gate's memory.
-type gateMemory struct{ kv store.KV }
-
-func (m gateMemory) Load(key string) ([]byte, error) {
-	v, _ := m.kv.Get(key)
-	return v, nil
-}
-
-func (m gateMemory) Save(key string, value []byte) error { return m.kv.Put(key, value) }
-
 // newAgent starts an agent on the store in a directory, "" for a new one.
 func newAgent(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInfo) *agent {
 	t.Helper()
@@ -119,7 +109,7 @@ func newAgent(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInf
 	a.fetcher = fetch.New(fetch.Options{Store: a.store, Swarm: a.swarm, Upstream: a.up, Logger: log, Registerer: reg, PeerSilence: 20 * time.Second})
 	endpoint, transport, err := a.up.Reach(hubName)
 	require.NoError(t, err)
-	a.gate, err = gate.New(gate.Options{Cache: nothing{}, Memory: gateMemory{a.store.KV("gate")}, Logger: log})
+	a.gate, err = gate.New(gate.Options{Cache: nothing{}, Memory: a.store.KV("gate"), Logger: log})
 	require.NoError(t, err)
 	a.Front, err = New(Options{
 		Endpoint: endpoint, Transport: transport, Hub: hubName, Gate: a.gate, Fetcher: a.fetcher, Upstream: a.up, Store: a.store, Memory: a.store.KV("hub"),

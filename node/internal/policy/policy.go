@@ -14,49 +14,41 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// Mode says from where the content of a repository may come.
-type Mode string
+// The words of a policy are those of CachePolicy, in the agent's file as in the API.
+type (
+	// Mode says from where the content of a repository may come.
+	Mode = v1alpha1.RepositoryMode
+	// AuthorizationMode says who may read the cached content of a repository.
+	AuthorizationMode = v1alpha1.AuthorizationMode
+	// UnreachableMode says who may read it while the registry cannot be asked.
+	UnreachableMode = v1alpha1.UnreachableMode
+	// Eviction names the algorithm that chooses which blobs leave the store first.
+	Eviction = v1alpha1.EvictionAlgorithm
+)
 
 const (
 	// PullThrough takes content from the node, from peers, and from the registry, and caches it.
-	PullThrough Mode = "PullThrough"
-	// PeersOnly takes content from the node and from peers; what none of them holds is not found, and the runtime goes
-	// to the registry itself. What the runtime holds is still shared.
-	PeersOnly Mode = "PeersOnly"
+	PullThrough = v1alpha1.ModePullThrough
+	// PeersOnly takes content from the node and from peers. What none of them holds is not found, and the runtime goes to the
+	// registry itself. What the runtime holds is still shared.
+	PeersOnly = v1alpha1.ModePeersOnly
 	// Bypass answers not found to everything, as if the node had no cache: the runtime goes to the registry itself.
-	Bypass Mode = "Bypass"
-)
+	Bypass = v1alpha1.ModeBypass
 
-// AuthorizationMode says who may read the cached content of a repository.
-type AuthorizationMode string
-
-const (
-	// Required serves cached content only to callers whose credentials (or lack of them) the registry accepts.
-	Required AuthorizationMode = "Required"
+	// Registry serves cached content only to callers whose credentials (or lack of them) the registry accepts.
+	Registry = v1alpha1.AuthorizeRegistry
 	// Exempt serves cached content to every caller of the registry front, without asking the registry.
-	Exempt AuthorizationMode = "Exempt"
-)
+	Exempt = v1alpha1.AuthorizeExempt
 
-// OfflineMode says what holds for Required authorization while the registry cannot be reached.
-type OfflineMode string
+	// Remembered serves callers whose credentials the registry has accepted for the repository before, however long ago.
+	Remembered = v1alpha1.UnreachableRemembered
+	// Deny serves nobody once an earlier acceptance is older than Authorization.TTL.
+	Deny = v1alpha1.UnreachableDeny
 
-const (
-	// AllowKnown serves callers whose credentials the registry has accepted for the repository before, however long ago.
-	AllowKnown OfflineMode = "AllowKnown"
-	// Deny serves nobody once an earlier acceptance has reached its AuthorizationTTL.
-	Deny OfflineMode = "Deny"
-)
-
-// Eviction names the algorithm that chooses which blobs leave the store first.
-type Eviction string
-
-const (
 	// LRU evicts the blob that was used least recently.
-	LRU Eviction = "LRU"
-	// SLRU, the segmented LRU, evicts blobs that were used only once before those that were used again, so that one pass
-	// over many blobs does not flush the ones in use (Karedla, Love and Wherry, Caching Strategies to Improve Disk System
-	// Performance, 1994).
-	SLRU Eviction = "SLRU"
+	LRU = v1alpha1.EvictLRU
+	// SLRU, the segmented LRU, evicts blobs that were used only once before those that were used again.
+	SLRU = v1alpha1.EvictSLRU
 )
 
 // Rule says how content of the repositories it matches is treated. Every field holds: a rule inherits nothing, for its
@@ -68,25 +60,32 @@ type Rule struct {
 	Mode Mode `json:"mode" yaml:"mode"`
 	// TagTTL is how long the answer for a tag is used before the registry is asked again. 0: ask every time.
 	TagTTL time.Duration `json:"tagTTL" yaml:"tagTTL"`
-	// Authorization, AuthorizationTTL and Offline guard cached content. AuthorizationTTL is how long the registry's
-	// acceptance of a caller's credentials is remembered. 0: ask every time.
-	Authorization    AuthorizationMode `json:"authorization" yaml:"authorization"`
-	AuthorizationTTL time.Duration     `json:"authorizationTTL" yaml:"authorizationTTL"`
-	Offline          OfflineMode       `json:"offline" yaml:"offline"`
-	// RequestsPerSecond bounds this node's requests to the registry under this rule. 0: no limit.
-	RequestsPerSecond float64 `json:"requestsPerSecond" yaml:"requestsPerSecond"`
-	// BytesPerSecond bounds how fast this node reads from the registry under this rule. The zero Size: no limit.
-	BytesPerSecond Size `json:"bytesPerSecond,omitzero" yaml:"bytesPerSecond"`
+	// Authorization says who may read what is cached.
+	Authorization Authorization `json:"authorization" yaml:"authorization"`
+	// RateLimit bounds what this node asks of the registry under this rule.
+	RateLimit RateLimit `json:"rateLimit,omitzero" yaml:"rateLimit"`
+}
+
+// Authorization guards cached content.
+type Authorization struct {
+	Mode AuthorizationMode `json:"mode" yaml:"mode"`
+	// TTL is how long the registry's acceptance of a caller's credentials is remembered. 0: ask every time.
+	TTL           time.Duration   `json:"ttl" yaml:"ttl"`
+	OnUnreachable UnreachableMode `json:"onUnreachable" yaml:"onUnreachable"`
+}
+
+// RateLimit bounds what is asked of a registry. 0 and the zero Size: no limit.
+type RateLimit struct {
+	RequestsPerSecond float64 `json:"requestsPerSecond,omitempty" yaml:"requestsPerSecond"`
+	BytesPerSecond    Size    `json:"bytesPerSecond,omitzero" yaml:"bytesPerSecond"`
 }
 
 // DefaultRule is the rule of a node that nobody gave another one.
 func DefaultRule() Rule {
 	return Rule{
-		Mode:             PullThrough,
-		TagTTL:           time.Minute,
-		Authorization:    Required,
-		AuthorizationTTL: 5 * time.Minute,
-		Offline:          AllowKnown,
+		Mode:          PullThrough,
+		TagTTL:        time.Minute,
+		Authorization: Authorization{Mode: Registry, TTL: 5 * time.Minute, OnUnreachable: Remembered},
 	}
 }
 
@@ -96,10 +95,10 @@ func (r Rule) Matches(repo content.Repository) bool {
 	return len(r.Match) == 0 || slices.ContainsFunc(r.Match, func(pattern string) bool { return Match(pattern, name) })
 }
 
-// Bandwidth bounds the traffic between agents, in bytes per second. 0: no limit.
+// Bandwidth bounds the traffic between agents, in bytes per second. The zero Size: no limit.
 type Bandwidth struct {
-	Up   int64 `json:"up"`
-	Down int64 `json:"down"`
+	Upload   Size `json:"upload,omitzero" yaml:"upload"`
+	Download Size `json:"download,omitzero" yaml:"download"`
 }
 
 // Store bounds what the node's store may use. Every field holds: its compiler has filled in what no policy sets.
@@ -169,13 +168,16 @@ func (p *Policy) validate(checkPattern func(string) error) error {
 		problems = append(problems, r.validate(fmt.Sprintf("rules[%d]", i), checkPattern)...)
 	}
 	problems = append(problems, p.Default.validate("defaults", checkPattern)...)
-	if p.Bandwidth.Up < 0 {
-		problems = append(problems, fmt.Errorf("bandwidth.up: %d is negative; use 0 for no limit", p.Bandwidth.Up))
-	}
-	if p.Bandwidth.Down < 0 {
-		problems = append(problems, fmt.Errorf("bandwidth.down: %d is negative; use 0 for no limit", p.Bandwidth.Down))
-	}
+	problems = append(problems, checkSpeed("bandwidth.upload", p.Bandwidth.Upload), checkSpeed("bandwidth.download", p.Bandwidth.Download))
 	return errors.Join(append(problems, p.Store.validate()...)...)
+}
+
+// checkSpeed refuses what is no number of bytes per second.
+func checkSpeed(field string, s Size) error {
+	if s.Bytes < 0 || s.Share != 0 {
+		return fmt.Errorf("%s: %s is no size per second, such as 20MB; use 0 for no limit", field, s)
+	}
+	return nil
 }
 
 func (r Rule) validate(at string, checkPattern func(string) error) []error {
@@ -193,29 +195,27 @@ func (r Rule) validate(at string, checkPattern func(string) error) []error {
 	default:
 		bad("mode", "%q is none of %s, %s, %s", r.Mode, PullThrough, PeersOnly, Bypass)
 	}
-	switch r.Authorization {
-	case Required, Exempt:
+	auth := r.Authorization
+	switch auth.Mode {
+	case Registry, Exempt:
 	default:
-		bad("authorization", "%q is none of %s, %s", r.Authorization, Required, Exempt)
+		bad("authorization.mode", "%q is none of %s, %s", auth.Mode, Registry, Exempt)
 	}
-	switch r.Offline {
-	case AllowKnown, Deny:
+	switch auth.OnUnreachable {
+	case Remembered, Deny:
 	default:
-		bad("offline", "%q is none of %s, %s", r.Offline, AllowKnown, Deny)
+		bad("authorization.onUnreachable", "%q is none of %s, %s", auth.OnUnreachable, Remembered, Deny)
 	}
 	if r.TagTTL < 0 {
 		bad("tagTTL", "%s is negative; use 0 to ask the registry every time", r.TagTTL)
 	}
-	if r.AuthorizationTTL < 0 {
-		bad("authorizationTTL", "%s is negative; use 0 to ask the registry every time", r.AuthorizationTTL)
+	if auth.TTL < 0 {
+		bad("authorization.ttl", "%s is negative; use 0 to ask the registry every time", auth.TTL)
 	}
-	if !(r.RequestsPerSecond >= 0) { // also NaN
-		bad("requestsPerSecond", "%v is no rate; use 0 for no limit", r.RequestsPerSecond)
+	if !(r.RateLimit.RequestsPerSecond >= 0) { // also NaN
+		bad("rateLimit.requestsPerSecond", "%v is no rate; use 0 for no limit", r.RateLimit.RequestsPerSecond)
 	}
-	if b := r.BytesPerSecond; b.Bytes < 0 || b.Share != 0 {
-		bad("bytesPerSecond", "%s is no size per second, such as 20MB; use 0 for no limit", b)
-	}
-	return problems
+	return append(problems, checkSpeed(at+".rateLimit.bytesPerSecond", r.RateLimit.BytesPerSecond))
 }
 
 func (s Store) validate() []error {

@@ -108,11 +108,12 @@ func TestValidateNamesEveryProblem(t *testing.T) {
 	t.Parallel()
 	p := &policy.Policy{
 		Rules: []policy.Rule{{
-			Match: []string{"a/**", "a/re?is", "", "a//b", "a/***"}, Mode: "Sometimes", Authorization: "No", Offline: "Maybe", TagTTL: -1,
-			AuthorizationTTL: -1, RequestsPerSecond: math.NaN(), BytesPerSecond: policy.Size{Share: 0.5},
+			Match: []string{"a/**", "a/re?is", "", "a//b", "a/***"}, Mode: "Sometimes", TagTTL: -1,
+			Authorization: policy.Authorization{Mode: "No", OnUnreachable: "Maybe", TTL: -1},
+			RateLimit:     policy.RateLimit{RequestsPerSecond: math.NaN(), BytesPerSecond: policy.Size{Share: 0.5}},
 		}},
 		Default:   policy.DefaultRule(),
-		Bandwidth: policy.Bandwidth{Up: -1, Down: -2},
+		Bandwidth: policy.Bandwidth{Upload: policy.Size{Bytes: -1}, Download: policy.Size{Share: 0.5}},
 		Store: policy.Store{
 			HighWatermark: 0.5, LowWatermark: 0.9, Eviction: "FIFO",
 			Capacity: policy.Size{Bytes: 1, Share: 0.5}, MinFree: policy.Size{Share: 2},
@@ -121,8 +122,9 @@ func TestValidateNamesEveryProblem(t *testing.T) {
 	err := p.Validate()
 	require.Error(t, err)
 	for _, part := range []string{
-		"rules[0].match[1]", "rules[0].match[2]", "rules[0].match[3]", "rules[0].match[4]", "rules[0].mode", "rules[0].authorization:", "rules[0].offline",
-		"rules[0].tagTTL", "rules[0].authorizationTTL", "rules[0].requestsPerSecond", "rules[0].bytesPerSecond", "bandwidth.up", "bandwidth.down",
+		"rules[0].match[1]", "rules[0].match[2]", "rules[0].match[3]", "rules[0].match[4]", "rules[0].mode", "rules[0].authorization.mode",
+		"rules[0].authorization.onUnreachable", "rules[0].tagTTL", "rules[0].authorization.ttl", "rules[0].rateLimit.requestsPerSecond",
+		"rules[0].rateLimit.bytesPerSecond", "bandwidth.upload", "bandwidth.download",
 		"store.lowWatermark", "store.eviction", "store.capacity", "store.minFree",
 	} {
 		require.Contains(t, err.Error(), part)
@@ -192,14 +194,14 @@ func TestLiveTellsSubscribersInOrder(t *testing.T) {
 	l := policy.NewLive(nil)
 	require.NoError(t, l.Load().Validate())
 	var seen []int64
-	stop := l.Subscribe(func(p *policy.Policy) { seen = append(seen, p.Bandwidth.Up) })
+	stop := l.Subscribe(func(p *policy.Policy) { seen = append(seen, p.Bandwidth.Upload.Bytes) })
 	for up := range int64(3) {
-		l.Store(&policy.Policy{Bandwidth: policy.Bandwidth{Up: up + 1}})
+		l.Store(&policy.Policy{Bandwidth: policy.Bandwidth{Upload: policy.Size{Bytes: up + 1}}})
 	}
 	stop()
-	l.Store(&policy.Policy{Bandwidth: policy.Bandwidth{Up: 9}})
+	l.Store(&policy.Policy{Bandwidth: policy.Bandwidth{Upload: policy.Size{Bytes: 9}}})
 	require.Equal(t, []int64{0, 1, 2, 3}, seen, "the policy in force, then each new one, and none after the end")
-	require.Equal(t, int64(9), l.Load().Bandwidth.Up)
+	require.Equal(t, int64(9), l.Load().Bandwidth.Upload.Bytes)
 }
 
 func TestLiveEndsWithTheLastPolicyEverywhere(t *testing.T) {

@@ -168,7 +168,7 @@ func TestBlobsAndTheirRanges(t *testing.T) {
 		t.Parallel()
 		empty := digest.FromString("")
 		w := newWorld(t)
-		w.rule.Authorization = policy.Exempt
+		w.rule.Authorization.Mode = policy.Exempt
 		w.fetcher.held[empty] = nil
 		rep := w.get("/v2/team/app/blobs/"+empty.String(), "Range", "bytes=0-")
 		require.Equal(t, 200, rep.Code)
@@ -210,8 +210,8 @@ func TestHeadAndGetAgree(t *testing.T) {
 		"for a private repository":  func(w *world) { w.origin.users["team/app"] = alice },
 		"when the policy says no":   func(w *world) { w.rule.Mode = policy.Bypass },
 		"from peers only":           func(w *world) { w.rule.Mode = policy.PeersOnly },
-		"for everybody":             func(w *world) { w.rule.Authorization = policy.Exempt },
-		"for everybody, while down": func(w *world) { w.rule.Authorization = policy.Exempt; w.origin.setDown(true) },
+		"for everybody":             func(w *world) { w.rule.Authorization.Mode = policy.Exempt },
+		"for everybody, while down": func(w *world) { w.rule.Authorization.Mode = policy.Exempt; w.origin.setDown(true) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -264,7 +264,7 @@ func TestHeadOfABlobThatOnlyPeersHaveAgreesWithGet(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, peers have it: %t", name, reachable), func(t *testing.T) {
 				t.Parallel()
 				w := newWorld(t, func(o *registry.Options) { o.Fetcher = &distant{refusal: refusal, reachable: reachable} })
-				w.rule.Authorization = policy.Exempt
+				w.rule.Authorization.Mode = policy.Exempt
 				path := "/v2/team/app/blobs/" + digest.FromString("any").String()
 				head, get := w.do(http.MethodHead, path), w.get(path)
 				require.Equal(t, status, get.Code)
@@ -547,7 +547,7 @@ func TestDrainWaitsForRunningRequests(t *testing.T) {
 				return held("x"), nil
 			})
 		})
-		w.rule.Authorization = policy.Exempt
+		w.rule.Authorization.Mode = policy.Exempt
 		path := "/v2/team/app/blobs/" + digest.FromString("x").String()
 		answered := make(chan reply)
 		go func() { answered <- w.get(path) }()

@@ -68,7 +68,7 @@ func TestWhatIsCachedOfAPrivateRepositoryIsServedOnlyToWhomTheRegistryAccepts(t 
 
 		w.origin.users["team/app"] = bob
 		require.Equal(t, allServed, w.pull(img, "team/app", alice), "for its time")
-		time.Sleep(w.rule.AuthorizationTTL)
+		time.Sleep(w.rule.Authorization.TTL)
 		require.Equal(t, allRefused, w.pull(img, "team/app", alice), "and no longer")
 		require.Equal(t, allServed, w.pull(img, "team/app", bob))
 	})
@@ -217,7 +217,7 @@ func TestExemptRepositoriesAreServedToAll(t *testing.T) {
 	img := w.origin.pushImage(t, "team/app", "v1", "x")
 	w.origin.users["team/app"] = alice
 	require.Equal(t, allServed, w.pull(img, "team/app", alice))
-	w.rule.Authorization = policy.Exempt
+	w.rule.Authorization.Mode = policy.Exempt
 	require.Equal(t, allServed, w.pull(img, "team/app", ""))
 	w.rule.TagTTL = 0
 	require.Equal(t, allServed, w.pull(img, "team/app", ""), "also when the registry would not tell them what the tag is now")
@@ -240,16 +240,16 @@ func TestARegistryThatHangsIsNotWaitedForByEachRequestOfAPull(t *testing.T) {
 func TestWhileTheRegistryIsDown(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
-		offline policy.OfflineMode
+		offline policy.UnreachableMode
 		private bool
 		by      string
 		want    map[int]int
 	}{
-		"known credentials are let on":                         {policy.AllowKnown, true, alice, allServed},
-		"unknown ones are not":                                 {policy.AllowKnown, true, bob, allLater},
-		"who shows none is asked for them, as by the registry": {policy.AllowKnown, true, "", allRefused},
-		"a public repository stays public":                     {policy.AllowKnown, false, "", allServed},
-		"also to those with credentials":                       {policy.AllowKnown, false, bob, allServed},
+		"known credentials are let on":                         {policy.Remembered, true, alice, allServed},
+		"unknown ones are not":                                 {policy.Remembered, true, bob, allLater},
+		"who shows none is asked for them, as by the registry": {policy.Remembered, true, "", allRefused},
+		"a public repository stays public":                     {policy.Remembered, false, "", allServed},
+		"also to those with credentials":                       {policy.Remembered, false, bob, allServed},
 		"nobody is let on where the policy denies it":          {policy.Deny, true, alice, allLater},
 		"not even to a public repository":                      {policy.Deny, false, "", allLater},
 	} {
@@ -259,7 +259,7 @@ func TestWhileTheRegistryIsDown(t *testing.T) {
 				tags := new(tagMemory)
 				set := func(o *registry.Options) { o.Tags = tags }
 				w := newWorld(t, set)
-				w.rule.Offline = tc.offline
+				w.rule.Authorization.OnUnreachable = tc.offline
 				img := w.origin.pushImage(t, "team/app", "v1", "x")
 				if tc.private {
 					w.origin.users["team/app"] = alice

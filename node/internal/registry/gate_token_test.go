@@ -86,19 +86,19 @@ func (k *tokens) set(f func()) {
 func TestWhileARegistryThatGivesOutTokensIsDown(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
-		offline policy.OfflineMode
+		offline policy.UnreachableMode
 		private bool
 		alice   bool   // it was she who pulled
 		shows   string // during the outage; "the same": the token of the pull
 		want    map[int]int
 	}{
-		"a public repository is served without a token":           {policy.AllowKnown, false, false, "", allServed},
-		"and to whoever has one":                                  {policy.AllowKnown, false, false, "Bearer another", allServed},
-		"also where only one with a pull secret had pulled":       {policy.AllowKnown, false, true, "", allServed},
-		"a private one is served to who has the token of a pull":  {policy.AllowKnown, true, true, "the same", allServed},
-		"but not to who has another":                              {policy.AllowKnown, true, true, "Bearer another", allLater},
-		"nor to who has a password":                               {policy.AllowKnown, true, true, alice, allLater},
-		"nor to who has none":                                     {policy.AllowKnown, true, true, "", allLater},
+		"a public repository is served without a token":           {policy.Remembered, false, false, "", allServed},
+		"and to whoever has one":                                  {policy.Remembered, false, false, "Bearer another", allServed},
+		"also where only one with a pull secret had pulled":       {policy.Remembered, false, true, "", allServed},
+		"a private one is served to who has the token of a pull":  {policy.Remembered, true, true, "the same", allServed},
+		"but not to who has another":                              {policy.Remembered, true, true, "Bearer another", allLater},
+		"nor to who has a password":                               {policy.Remembered, true, true, alice, allLater},
+		"nor to who has none":                                     {policy.Remembered, true, true, "", allLater},
 		"nobody is let on where the policy denies it":             {policy.Deny, false, false, "the same", allLater},
 		"not even to a public repository without any credentials": {policy.Deny, false, false, "", allLater},
 	} {
@@ -108,7 +108,7 @@ func TestWhileARegistryThatGivesOutTokensIsDown(t *testing.T) {
 				tags := new(tagMemory)
 				set := func(o *registry.Options) { o.Tags = tags }
 				w := newWorld(t, set)
-				w.rule.Offline = tc.offline
+				w.rule.Authorization.OnUnreachable = tc.offline
 				img := w.origin.pushImage(t, "team/app", "v1", "x")
 				k := w.giveTokens()
 				if tc.private {
@@ -161,7 +161,7 @@ func TestARepositoryThatHasBecomePrivateIsNotThereForAnyone(t *testing.T) {
 		require.Equal(t, allServed, w.pull(img, "team/app", k.give(true)))
 		synctest.Wait()
 		k.set(func() { k.private["team/app"] = true })
-		time.Sleep(w.rule.AuthorizationTTL)
+		time.Sleep(w.rule.Authorization.TTL)
 		token := k.give(true)
 		require.Equal(t, allServed, w.pull(img, "team/app", token))
 		synctest.Wait()
@@ -183,7 +183,7 @@ func TestWhetherAnyoneMayReadIsAskedOncePerRepositoryAndTime(t *testing.T) {
 			synctest.Wait()
 		}
 		require.Equal(t, 1, k.anyones)
-		time.Sleep(w.rule.AuthorizationTTL)
+		time.Sleep(w.rule.Authorization.TTL)
 		require.Equal(t, allServed, w.pull(img, "team/app", k.give(true)))
 		synctest.Wait()
 		require.Equal(t, 2, k.anyones)

@@ -45,7 +45,7 @@ func (f *Front) manifest(x *exchange) error {
 		return fmt.Errorf("%s is in the cache, and is no manifest: %w: %w", req.Digest, content.ErrNotFound, err)
 	}
 	mediaType := m.Type(declared)
-	if x.rule.Authorization != policy.Exempt {
+	if x.rule.Authorization.Mode != policy.Exempt {
 		f.opts.Gate.Learn(ctx, gate.Repository(x.route.repo), m)
 	}
 

@@ -97,7 +97,7 @@ func newStream(t *testing.T, a content.Reader) (*world, string) {
 	w := newWorld(t, func(o *registry.Options) {
 		o.Fetcher = opener(func(context.Context, content.Request) (content.Reader, error) { return a, nil })
 	})
-	w.rule.Authorization = policy.Exempt
+	w.rule.Authorization.Mode = policy.Exempt
 	return w, "/v2/team/app/blobs/" + digest.FromString("any").String()
 }
 
@@ -200,7 +200,7 @@ func TestWhatIsStuckIsGivenUpInTime(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, func(o *registry.Options) { o.Fetcher = tc.fetch })
-				w.rule.Authorization = policy.Exempt
+				w.rule.Authorization.Mode = policy.Exempt
 				for _, method := range []string{http.MethodGet, http.MethodHead} {
 					if method == http.MethodHead && strings.Contains(name, "no byte") {
 						continue // its size is known, which is all that HEAD of a blob tells
@@ -283,7 +283,7 @@ func TestPatience_ProgressDecidesAndNotAClock(t *testing.T) {
 					}
 				}
 				w := newWorld(t, func(o *registry.Options) { o.Fetcher, o.FirstByteTimeout = p, limit })
-				w.rule.Authorization = policy.Exempt
+				w.rule.Authorization.Mode = policy.Exempt
 				start := time.Now()
 				done := make(chan struct{})
 				go func() {
@@ -322,7 +322,7 @@ func TestACallerThatLeavesEndsItsOwnWaiting(t *testing.T) {
 		})
 		o.FirstByteTimeout = time.Hour
 	})
-	w.rule.Authorization = policy.Exempt
+	w.rule.Authorization.Mode = policy.Exempt
 	server := httptest.NewServer(w.front)
 	defer server.Close()
 	ctx, leave := context.WithCancel(t.Context())

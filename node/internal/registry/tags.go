@@ -91,7 +91,7 @@ func (t *tags) resolve(ctx context.Context, x *exchange) (v1.Descriptor, error) 
 	switch {
 	case err == nil:
 		return desc, nil
-	case content.Throttled(err), gate.Unanswered(err), content.Denied(err) && q.rule.Authorization == policy.Exempt:
+	case content.Throttled(err), gate.Unanswered(err), content.Denied(err) && q.rule.Authorization.Mode == policy.Exempt:
 		return t.recall(ctx, q, err)
 	}
 	return v1.Descriptor{}, err
