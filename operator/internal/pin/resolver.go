@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -231,7 +230,7 @@ func due(p *v1alpha1.ArtifactPin, artifacts []v1alpha1.Artifact, now time.Time) 
 		return 0
 	}
 	if s.FailedAttempts > 0 {
-		return max(0, s.LastAttempt.Add(backoff(p.Spec.Backoff, s.FailedAttempts)).Sub(now))
+		return max(0, s.LastAttempt.Add(p.Spec.Backoff.Pause(s.FailedAttempts)).Sub(now))
 	}
 	if p.Spec.Workloads != nil && !sameSources(s.Artifacts, artifacts) {
 		return 0
@@ -252,19 +251,6 @@ func interval(p *v1alpha1.ArtifactPin) time.Duration {
 		return p.Spec.Resolve.Interval.Duration
 	}
 	return checkInterval
-}
-
-// backoff is the pause after so many failures in a row, with a jitter of a tenth so that pins that failed together do not
-// come back together.
-func backoff(b v1alpha1.Backoff, failures int32) time.Duration {
-	pause := max(b.Initial.Duration, time.Second)
-	for range min(failures-1, 30) {
-		if pause *= 2; pause >= b.Max.Duration {
-			break
-		}
-	}
-	pause = min(pause, max(b.Max.Duration, time.Second))
-	return pause + rand.N(pause/10+1)
 }
 
 // outcome is what an attempt came to.

@@ -37,6 +37,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/klog/v2"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/operator/internal/placement"
@@ -630,12 +631,10 @@ func tolerated(taints []corev1.Taint, tolerations []corev1.Toleration) (keeps, t
 	return keeps, takes
 }
 
-// tolerates is the rule of Kubernetes for one toleration and one taint.
+// tolerates is the rule of Kubernetes for one toleration and one taint. The API server refuses a pod whose toleration has no key
+// and another operator than Exists, and the rule relies on it; a pin's toleration it takes, so the rule stands here.
 func tolerates(tol corev1.Toleration, t *corev1.Taint) bool {
-	if tol.Effect != "" && tol.Effect != t.Effect || tol.Key != "" && tol.Key != t.Key {
-		return false
-	}
-	return tol.Operator == corev1.TolerationOpExists || tol.Key != "" && tol.Value == t.Value
+	return (tol.Key != "" || tol.Operator == corev1.TolerationOpExists) && tol.ToleratesTaint(klog.Background(), t, true)
 }
 
 // replicas turns spec.replicas into a number, of n eligible nodes.

@@ -161,7 +161,7 @@ type entry struct {
 	running    *attempt
 	due        time.Time              // of the next attempt
 	lacks      bool                   // the last look found a gap, so the next attempt fetches
-	failures   int                    // in a row
+	failures   int32                  // in a row
 	held       []digest.Digest        // the closure, once Ready
 	earlier    []digest.Digest        // the closure of progress.HeldRevision
 	untold     map[digest.Digest]bool // roots that are new here, and whose tags are remembered once all is whole
@@ -503,24 +503,13 @@ func (e *entry) fail(err error) bool {
 	before := e.progress
 	e.progress.State = v1alpha1.PinFailed
 	e.progress.Reason, e.progress.Message = explain(err)
-	e.due = time.Now().Add(max(e.pause(), min(retryAfter(err), maxRetryAfter)))
 	e.failures++
-	return before.State != e.progress.State || before.Reason != e.progress.Reason || before.Message != e.progress.Message
-}
-
-// pause is the back-off after the failures so far.
-func (e *entry) pause() time.Duration {
-	initial, longest := 10*time.Second, 10*time.Minute
+	var backoff v1alpha1.Backoff
 	if b := e.assignment.Backoff; b != nil {
-		initial, longest = cmp.Or(b.Initial.Duration, initial), cmp.Or(b.Max.Duration, longest)
+		backoff = *b
 	}
-	pause := initial
-	for range min(e.failures, 32) {
-		if pause *= 2; pause >= longest {
-			return jitter(longest)
-		}
-	}
-	return jitter(min(pause, longest))
+	e.due = time.Now().Add(max(backoff.Pause(e.failures), min(retryAfter(err), maxRetryAfter)))
+	return before.State != e.progress.State || before.Reason != e.progress.Reason || before.Message != e.progress.Message
 }
 
 // jitter takes up to a tenth off, so that the nodes of a cluster do not act in step.
