@@ -79,13 +79,15 @@ func (r Request) WithoutUpstream() Request {
 	return r
 }
 
-// Reader reads a blob that is held whole or is still arriving. Its methods may be called concurrently.
+// Reader reads a blob that is held whole or is still arriving. Its methods may be called concurrently. Package contenttest
+// has the suite that every implementation passes.
 type Reader interface {
 	// Size is the blob's size in bytes. It is always known once a Reader exists.
 	Size() int64
-	// Range returns the n bytes from offset off, which must lie within the blob. Read blocks until bytes are there.
+	// Range returns the n bytes from offset off; it is an error if they do not lie within the blob. Read blocks until bytes are
+	// there.
 	// It fails, and never ends with io.EOF early, when they cannot be had or when the blob turns out not to match its
-	// digest. The result also is an io.WriterTo, which moves file pages without copying where the kernel can.
+	// digest. Where the result also is an io.WriterTo, that moves file pages without copying if the kernel can.
 	// The caller closes it; closing it, or ending ctx, drops this reader's demand for bytes that are not here yet.
 	Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	// Arrived is how many of its bytes are at this node: all of them, of a blob that is held whole.

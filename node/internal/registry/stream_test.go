@@ -55,6 +55,9 @@ func (a *arriving) Arrived() int64 {
 func (a *arriving) Size() int64  { return a.size }
 func (a *arriving) Close() error { return nil }
 func (a *arriving) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	if off < 0 || n < 0 || off > a.size-n {
+		return nil, errors.New("range outside the blob")
+	}
 	stop := context.AfterFunc(ctx, func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -341,7 +344,10 @@ func TestACallerThatLeavesEndsItsOwnWaiting(t *testing.T) {
 // filelike hands its bytes over only to a writer that can take file pages without copying.
 type filelike struct{ held }
 
-func (f filelike) Range(_ context.Context, off, n int64) (io.ReadCloser, error) {
+func (f filelike) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	if _, err := f.held.Range(ctx, off, n); err != nil {
+		return nil, err
+	}
 	return &filelikeRange{bytes.NewReader(f.held[off : off+n]), false}, nil
 }
 

@@ -265,6 +265,9 @@ type held []byte
 func (h held) Size() int64    { return int64(len(h)) }
 func (h held) Arrived() int64 { return int64(len(h)) }
 func (h held) Range(_ context.Context, off, n int64) (io.ReadCloser, error) {
+	if off < 0 || n < 0 || off > h.Size()-n {
+		return nil, errors.New("range outside the blob")
+	}
 	return io.NopCloser(bytes.NewReader(h[off : off+n])), nil
 }
 func (h held) Close() error { return nil }
