@@ -3,10 +3,12 @@
 // bodies, wrong lengths, endless redirects, silence, an HTML page) into an error that says so.
 //
 // In the order a request meets them: endpoint.go finds where a registry is reached, and mirrors.go what the node's administrator
-// has put before it; send.go tries its endpoints, with
-// backoff; redirect.go follows to object storage without the credentials; body.go reads the answer and watches that it
-// moves; resume.go reads on where an answer broke off; resolve.go and blob.go are the operations; authorize.go obtains
-// credentials for pulls that no client drives.
+// has put before it; send.go tries its endpoints, with backoff; redirect.go follows to object storage without the credentials;
+// body.go reads the answer and watches that it moves; resume.go reads on where an answer broke off; resolve.go and blob.go are
+// the operations; authorize.go obtains credentials for pulls that no client drives.
+//
+// The back-off is two lines of this package's own: it ends with the caller's time, gives way to Retry-After, and skips endpoints
+// that are down, none of which a library's loop would leave to it.
 package upstream
 
 import (
