@@ -210,7 +210,7 @@ func onDockerHub(path string) string {
 	return "docker.io/" + path
 }
 
-// Selects tells whether a label selector matches; nil and the empty selector match everything. It fails for a malformed
+// Selects reports whether a label selector matches; nil and the empty selector match everything. It fails for a malformed
 // selector.
 func Selects(s *metav1.LabelSelector, set map[string]string) (bool, error) {
 	if s == nil {

@@ -18,7 +18,7 @@ type writer struct {
 	kind     string
 	interval time.Duration
 	changed  signal
-	// write brings the object up to date. It tells whether it asked the API server to write anything.
+	// write brings the object up to date. It reports whether it asked the API server to write anything.
 	write   func(ctx context.Context) (wrote bool, err error)
 	metrics *metrics
 	log     *slog.Logger
@@ -75,7 +75,7 @@ func (w *writer) run(ctx context.Context) {
 	}
 }
 
-// unreached tells whether the API server did not get as far as an answer of its own.
+// unreached reports whether the API server did not get as far as an answer of its own.
 func unreached(err error) bool {
 	var status apierrors.APIStatus
 	return !errors.As(err, &status)

@@ -260,7 +260,7 @@ func renamed(key string, value any) string {
 	return ""
 }
 
-// lookup tells whether key exists, and whether there are keys below it.
+// lookup reports whether key exists, and whether there are keys below it.
 func lookup(key string) (exists, hasMore bool) {
 	key = strings.ToLower(index.ReplaceAllString(key, ""))
 	for _, k := range known() {
@@ -391,7 +391,7 @@ func fromText(from, to reflect.Type, data any) (any, error) {
 	return data, nil
 }
 
-// isScalar tells whether values of the type are written as one word.
+// isScalar reports whether values of the type are written as one word.
 func isScalar(t reflect.Type) bool {
 	switch t.Kind() {
 	case reflect.String, reflect.Bool, reflect.Int, reflect.Int64, reflect.Float64:

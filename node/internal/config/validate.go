@@ -114,7 +114,7 @@ func (c *Config) validateHub(p *problems) {
 	}
 }
 
-// clash tells whether two servers cannot both listen: on one port of the same host, or of all addresses of its family. An empty
+// clash reports whether two servers cannot both listen: on one port of the same host, or of all addresses of its family. An empty
 // host is all addresses.
 func clash(a, b string) bool {
 	hostA, portA, errA := net.SplitHostPort(a)
@@ -262,7 +262,7 @@ func (c *Config) validateUpstreams(p *problems) {
 	}
 }
 
-// checkEndpoint tells whether the endpoint uses TLS. Its errors do not show what may hold a password.
+// checkEndpoint reports whether the endpoint uses TLS. Its errors do not show what may hold a password.
 func checkEndpoint(p *problems, key, endpoint string) (tls bool) {
 	u, err := url.Parse(endpoint)
 	switch {

@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// Match tells whether a pattern matches a repository written host/path. "*" stands for any run of characters but "/",
+// Match reports whether a pattern matches a repository written host/path. "*" stands for any run of characters but "/",
 // also for none; "**" for any run of characters; every other character for itself, whatever its case. "/**" at the end
 // also matches the part before it. These are the patterns of a CachePolicy.
 //

@@ -89,7 +89,7 @@ func DefaultRule() Rule {
 	}
 }
 
-// Matches tells whether the rule is about repo. Docker Hub is docker.io, whichever of its names repo has.
+// Matches reports whether the rule is about repo. Docker Hub is docker.io, whichever of its names repo has.
 func (r Rule) Matches(repo content.Repository) bool {
 	name := registries.Canonical(repo.Registry) + "/" + repo.Name
 	return len(r.Match) == 0 || slices.ContainsFunc(r.Match, func(pattern string) bool { return Match(pattern, name) })

@@ -50,7 +50,7 @@ func ParseSize(text string) (Size, error) {
 	return Size{Bytes: int64(bytes)}, nil
 }
 
-// IsZero tells whether the size is not set.
+// IsZero reports whether the size is not set.
 func (s Size) IsZero() bool { return s == Size{} }
 
 // Of is the size in bytes on a disk of total bytes.
