@@ -42,6 +42,7 @@ type guard struct {
 	// the agent, which then hangs as well, has to be ended all the same.
 	files     chan struct{}
 	installed time.Time // when the mirror was last found or put in place; zero when it is not installed
+	problem   string    // why it could not be put in place
 }
 
 // leaveWithin is how long the guard tries to remove the mirror when it is told to end.
@@ -178,9 +179,13 @@ func (g *guard) install(now time.Time) {
 	}
 	result, err := mirror.Install(g.Mirror)
 	if err != nil {
-		g.Logger.Error("mirror was not installed; the runtime pulls from the registry", "error", err)
+		if g.problem != err.Error() { // it is tried again with every look
+			g.Logger.Error("mirror was not installed; the runtime pulls from the registry", "error", err)
+		}
+		g.problem = err.Error()
 		return
 	}
+	g.problem = ""
 	if g.installed.IsZero() || len(result.Changed) > 0 {
 		g.Logger.Info("mirror is installed", "changed", result.Changed)
 		for _, f := range result.Findings {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -205,7 +206,10 @@ func (o Options) lifted(dirs []string, home string, withDefault bool) []link {
 	return links
 }
 
-// registryDirs are the names of the directories in dir, but for links to the same name in one of others: those are made by
+// hostName is what a registry's directory may be called. Containerd looks for no other: an image's reference has no other host.
+var hostName = regexp.MustCompile(`^[A-Za-z0-9_\[][A-Za-z0-9._:\[\]-]*$`)
+
+// registryDirs are the names of the directories of registries in dir, but for links to the same name in one of others: those are made by
 // lifted, and what they lead to counts.
 func (o Options) registryDirs(dir string, others []string) []string {
 	entries, err := os.ReadDir(o.on(dir))
@@ -218,7 +222,7 @@ func (o Options) registryDirs(dir string, others []string) []string {
 		to, err := os.Readlink(o.on(path))
 		linked := err == nil
 		lifted := linked && slices.ContainsFunc(others, func(other string) bool { return other != dir && to == filepath.Join(other, e.Name()) })
-		if !lifted && (linked || e.IsDir()) && !strings.HasPrefix(e.Name(), ".") {
+		if !lifted && (linked || e.IsDir()) && hostName.MatchString(e.Name()) {
 			names = append(names, e.Name())
 		}
 	}

@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // Runtime names a family of runtimes that share a way to configure mirrors.
@@ -343,14 +344,24 @@ func install(o Options) (Result, error) {
 	if err := st.save(o); err != nil {
 		return result, err
 	}
+	var refused []error
 	for _, c := range changes {
 		did, err := c.apply(o)
+		if isRefusal(err) {
+			refused = append(refused, err)
+			wanted[c.path] = true // it is kept in the state
+			result.Findings = append(result.Findings, Finding{NotMirrored, c.path, err.Error()})
+			continue
+		}
 		if err != nil {
 			return result, err
 		}
 		if did {
 			result.Changed = append(result.Changed, c.path)
 		}
+	}
+	if len(refused) > 0 && len(refused) == len(changes) {
+		return result, errors.Join(refused...)
 	}
 	for _, path := range st.paths() {
 		if !wanted[path] {
@@ -364,6 +375,12 @@ func install(o Options) (Result, error) {
 	st.settle()
 	result.Findings = append(result.Findings, restarts(result.Changed, restart)...)
 	return result, st.save(o)
+}
+
+// isRefusal tells whether a file may not be written: it lies on a read-only file system, or is protected. That is so for one
+// registry, and not for the others.
+func isRefusal(err error) bool {
+	return errors.Is(err, syscall.EROFS) || errors.Is(err, fs.ErrPermission)
 }
 
 // restarts are findings for the changed files that a runtime reads only when it starts.

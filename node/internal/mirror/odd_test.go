@@ -71,6 +71,50 @@ func TestInstall_PassesOverWhatNoRuntimeCouldReadEither(t *testing.T) {
 	}
 }
 
+func TestInstall_ARegistryWhoseFileMayNotBeWrittenCostsNoOtherItsMirror(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to mount")
+	}
+	o := node(t, Containerd, tree{config: configured, certs + "a.example/hosts.toml": "server = \"https://a\"\n", certs + "quay.io/hosts.toml": "server = \"https://q\"\n"})
+	protected := filepath.Join(o.Root, certs, "a.example")
+	if err := syscall.Mount(protected, protected, "", syscall.MS_BIND, ""); err != nil {
+		t.Skip("nothing can be mounted here: ", err)
+	}
+	t.Cleanup(func() { require.NoError(t, syscall.Unmount(protected, syscall.MNT_DETACH)) })
+	require.NoError(t, syscall.Mount("", protected, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, ""))
+
+	result, err := Install(o)
+	require.NoError(t, err)
+	require.ElementsMatch(t, []string{certs + "_default/hosts.toml", certs + "quay.io/hosts.toml"}, result.Changed)
+	require.Equal(t, []FindingKind{NotMirrored}, kinds(result), result.Findings)
+	status, err := Status(o)
+	require.NoError(t, err)
+	require.False(t, status.InForce())
+	removed, err := Remove(o)
+	require.NoError(t, err)
+	require.ElementsMatch(t, result.Changed, removed.Changed)
+}
+
+func TestInstall_PassesOverDirectoriesWhoseNamesNoImageCanSpell(t *testing.T) {
+	t.Parallel()
+	before := tree{config: configured}
+	for _, name := range []string{"my registry", "new\nline", "\xff\xfe", "-rf", "a*b", ".hidden", "ünï"} {
+		before[certs+name+"/hosts.toml"] = "server = \"https://q\"\n"
+	}
+	o := node(t, Containerd, before)
+	was := read(t, o.Root)
+	result, err := Install(o)
+	require.NoError(t, err)
+	require.Equal(t, []string{certs + "_default/hosts.toml"}, result.Changed)
+	status, err := Status(o)
+	require.NoError(t, err)
+	require.True(t, status.InForce(), status.Findings)
+	_, err = Remove(o)
+	require.NoError(t, err)
+	require.Equal(t, was, read(t, o.Root))
+}
+
 func TestRemove_GivesBackAFileThatNobodyMayRead(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
