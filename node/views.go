@@ -38,6 +38,7 @@ func (n *node) adminHandler() http.Handler {
 			{Name: "store", Ready: func(context.Context) error { return n.store.Health() }},
 			{Name: "kubernetes", Ready: func(context.Context) error { return n.kube.ready() }},
 		},
+		Alive:    n.store.Hangs,
 		Gatherer: n.metrics,
 		Node:     n.viewNode, Peers: n.viewPeers, Blobs: n.viewBlobs, Fetches: n.viewFetches, Pulls: n.pulls.Pulls,
 		Image: n.contents().Image, Registries: newReach(n.upstream, n.knownRegistries).look,

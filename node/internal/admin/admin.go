@@ -1,7 +1,7 @@
 // Package admin is the HTTP handler of the agent's admin address: liveness, readiness, metrics, profiles, and a read-only
 // view of the node in JSON. It shows no credentials, for the agent keeps none.
 //
-//	GET /healthz              200 while the process answers
+//	GET /healthz              200 while the process answers and does not say itself that it cannot serve, else 503
 //	GET /readyz               200 when every check passes, else 503; a line for each check
 //	GET /metrics              Prometheus and OpenMetrics
 //	GET /debug/pprof/         profiles, as of net/http/pprof; block and mutex with ?seconds=N
@@ -40,7 +40,9 @@ const checkTimeout = 800 * time.Millisecond
 // Options are what the handler shows. The functions are called once for each request, concurrently, and return snapshots
 // that nobody changes afterwards. A nil function shows an empty view.
 type Options struct {
-	Checks   []Check
+	Checks []Check
+	// Alive returns why the agent had better be passed by, nil for no reason.
+	Alive    func() error
 	Gatherer prometheus.Gatherer
 	Node     func() view.Node
 	Peers    func() []view.Peer
@@ -59,6 +61,12 @@ type Options struct {
 func New(o Options) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if o.Alive != nil {
+			if err := o.Alive(); err != nil {
+				text(w, http.StatusServiceUnavailable, err.Error()+"\n")
+				return
+			}
+		}
 		text(w, http.StatusOK, "ok\n")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {

@@ -63,6 +63,15 @@ func TestReadinessNamesEveryCheck(t *testing.T) {
 	}
 }
 
+func TestHealthz_AnAgentThatSaysItCannotServeIsPassedBy(t *testing.T) {
+	t.Parallel()
+	o := options()
+	o.Alive = func() error { return errors.New("the disk hangs") }
+	status, body, _ := call(t, o, http.MethodGet, "/healthz")
+	require.Equal(t, http.StatusServiceUnavailable, status)
+	require.Equal(t, "the disk hangs\n", body)
+}
+
 func TestAStuckCheckDoesNotHangTheProbe(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
@@ -23,7 +24,11 @@ func (f *fetch) mismatch(err error) {
 		f.suspects = append(f.suspects, suspect{claim: c, coordinator: coordinator})
 	})
 	told, all := len(f.suspects), f.part.Len()
+	asked := slices.Clone(f.askers)
 	f.mu.Unlock()
+	for _, a := range asked {
+		f.fr.opts.Upstream.Distrust(content.Request{Repository: a.repo, File: a.file, Digest: f.digest})
+	}
 	f.fr.sizes.Remove(f.digest)
 	f.fail(fmt.Errorf("%w (%d of %d chunks by peers' word)", err, told, all))
 }

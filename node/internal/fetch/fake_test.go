@@ -160,6 +160,8 @@ func (s shelf) Stat(context.Context, content.Request) (int64, string, error) {
 	return int64(len(s)), "", nil
 }
 
+func (s shelf) Distrust(content.Request) {}
+
 func (s shelf) Authorize(context.Context, content.Repository, pullsecret.Credential) (string, error) {
 	return "", nil
 }

@@ -33,6 +33,8 @@ import (
 type Upstream interface {
 	Open(ctx context.Context, req content.Request, off, n int64) (*upstream.Body, error)
 	Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error)
+	// Distrust tells that what came of a blob was wrong.
+	Distrust(req content.Request)
 	// Authorize gives the Authorization header of who has the credential; the zero one is nobody's.
 	Authorize(ctx context.Context, repo content.Repository, cred pullsecret.Credential) (string, error)
 }

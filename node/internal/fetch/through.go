@@ -74,13 +74,27 @@ func (t *through) Range(ctx context.Context, off, n int64) (io.ReadCloser, error
 	r := io.LimitReader(in, n) // a registry that ignores Range sends all
 	if whole {
 		// All but the end goes out before the digest is known; the end does not, if it is wrong.
-		r = content.NewVerifier(r, t.req.Digest, t.size)
+		r = &judged{content.NewVerifier(r, t.req.Digest, t.size), t}
 	}
 	counted := &counted{ReadCloser: struct {
 		io.Reader
 		io.Closer
 	}{r, body}, m: t.fr.m, source: content.FromUpstream}
 	return counted, nil
+}
+
+// judged reads what is checked against its digest, and tells upstream where that does not match.
+type judged struct {
+	io.Reader
+	t *through
+}
+
+func (j *judged) Read(b []byte) (int, error) {
+	n, err := j.Reader.Read(b)
+	if errors.Is(err, content.ErrDigestMismatch) {
+		j.t.fr.opts.Upstream.Distrust(j.t.req)
+	}
+	return n, err
 }
 
 // passing counts what comes.

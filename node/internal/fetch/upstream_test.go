@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -15,6 +17,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
 
 // misbehaviour is how an origin answers a GET. It returns false where it lets the right answer through.
@@ -346,4 +349,49 @@ func TestARepositoryThatOnlyPeersServe(t *testing.T) {
 	nodes[1].pull(t.Context(), o.request(d)).requireRight(t, d)
 	_, err := nodes[1].read(t.Context(), o.request(other))
 	require.ErrorIs(t, err, content.ErrNotFound)
+}
+
+func TestRedirect_WhereAWrongBlobCameFromIsNotAskedAgain(t *testing.T) {
+	t.Parallel()
+	for name, full := range map[string]bool{"kept": false, "passed through": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOrigin(t)
+			d := o.add(t, chunk1+5)
+			storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				data := o.blobs[d]
+				if r.URL.Path == "/bad" {
+					data = make([]byte, len(data))
+				}
+				http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+			}))
+			t.Cleanup(storage.Close)
+			to := atomic.Pointer[string]{}
+			bad, good := storage.URL+"/bad", storage.URL+"/good"
+			to.Store(&bad)
+			o.serve = func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+				if r.Method != http.MethodGet {
+					return false
+				}
+				http.Redirect(w, r, *to.Load(), http.StatusTemporaryRedirect)
+				return true
+			}
+			n := newNode(t, o, "n", nil, func(fo *Options, _ *swarm.Options) {
+				up, err := upstream.New(upstream.Options{
+					Upstreams:      []upstream.Upstream{{Registry: "images.test", Endpoints: []string{o.URL}}},
+					AllowAddresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+				})
+				require.NoError(t, err)
+				t.Cleanup(up.Close)
+				fo.Upstream = up
+			})
+			if full {
+				n.ingest = func(digest.Digest, int64, store.Source) (*store.Ingest, error) { return nil, content.ErrNoSpace }
+			}
+			_, err := n.read(t.Context(), o.request(d))
+			require.Error(t, err)
+			to.Store(&good)
+			n.pull(t.Context(), o.request(d)).requireRight(t, d)
+		})
+	}
 }

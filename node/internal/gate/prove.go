@@ -140,9 +140,10 @@ func (g *Gate) prove(ctx context.Context, rule policy.Rule, req Request) error {
 
 // elsewhere opens content that this node or another holds. It fails with content.ErrNotFound where none does.
 func (g *Gate) elsewhere(ctx context.Context, req Request) (r content.Reader, fromPeers bool, err error) {
-	if r, err = g.opts.Cache.Held(req.Digest); !errors.Is(err, content.ErrNotFound) {
-		return r, false, err
+	if r, err = g.opts.Cache.Held(req.Digest); err == nil { // a disk that fails is as good as one without it
+		return r, false, nil
 	}
+	err = fmt.Errorf("%w: %w", content.ErrNotFound, err)
 	h := g.hear(ctx, req.Source, req.Digest)
 	if !h.held[req.Digest] && h.testimony.Everyone {
 		return nil, false, err

@@ -440,9 +440,17 @@ func TestTagListsAndReferrersArePassedOn(t *testing.T) {
 		require.Equal(t, 200, rep.Code)
 		require.Equal(t, v1.MediaTypeImageIndex, rep.Header().Get("Content-Type"))
 
+		require.Empty(t, rep.Header().Values("Warning"))
+		require.Empty(t, rep.Header().Values("Age"))
+
 		w.origin.setDown(true)
 		time.Sleep(time.Hour)
-		require.Equal(t, 200, w.get("/v2/team/app/referrers/"+img.manifest.String()).Code, "known to a known caller")
+		for _, path := range []string{"referrers/" + img.manifest.String(), "tags/list"} {
+			rep = w.get("/v2/team/app/" + path)
+			require.Equal(t, 200, rep.Code, "known to a known caller")
+			require.Equal(t, "3600", rep.Header().Get("Age"), path)
+			require.Equal(t, `110 shoal "read 3600 s ago; the registry does not answer"`, rep.Header().Get("Warning"), path)
+		}
 	})
 }
 

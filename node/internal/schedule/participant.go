@@ -489,8 +489,15 @@ func (p *Participant) assign(a Assignment) {
 	}
 }
 
+// maxLeased is how many leases a participant has at most. What a coordinator gives beyond that goes back.
+const maxLeased = 64
+
 func (p *Participant) lease(r Run, ordered bool) {
 	if _, reads := p.leased[r]; reads {
+		return
+	}
+	if len(p.leased) >= maxLeased {
+		p.report(Report{Failed: []Failure{{Run: r, Trouble: Returned}}})
 		return
 	}
 	p.leased[r] = ordered

@@ -199,20 +199,20 @@ func (p *Plans) believed(anyone bool) (best *Table) {
 	return best
 }
 
-// add makes a table. Where there are too many, one that no one is in gives way.
+// add makes a table. Where there are too many, one gives way that nobody is in, or of whose size no more than one participant has
+// the least to show: whoever names a size has proved nothing by that. One that is sent away so may join anew.
 func (p *Plans) add(now time.Time) *Table {
 	if len(p.tables) >= maxPlans {
-		k := slices.IndexFunc(p.tables, func(t *Table) bool { return len(t.active) == 0 })
-		if k < 0 {
+		gone := p.least()
+		if gone == nil {
 			return nil
 		}
-		gone := p.tables[k]
 		for id, t := range p.of {
 			if t == gone {
 				delete(p.of, id)
 			}
 		}
-		p.tables = slices.Delete(p.tables, k, k+1)
+		p.tables = slices.DeleteFunc(p.tables, func(t *Table) bool { return t == gone })
 	}
 	t := New(p.cfg)
 	if p.open {
@@ -220,6 +220,19 @@ func (p *Plans) add(now time.Time) *Table {
 	}
 	p.tables = append(p.tables, t)
 	return t
+}
+
+// least is the table that may give way to another, the oldest of several. nil: more than one stand by each.
+func (p *Plans) least() (least *Table) {
+	for _, t := range p.tables {
+		switch {
+		case len(t.active) == 0:
+			return t
+		case len(t.active) == 1 && len(t.holders) == 0 && t.size >= 0 && (least == nil || t.known.size < least.known.size):
+			least = t
+		}
+	}
+	return least
 }
 
 // participates reports whether id needs chunks.

@@ -122,14 +122,31 @@ func TestPlans_ThoseThatWaitForTheSizeAreCalledOnceAHolderIsKnown(t *testing.T) 
 	require.Equal(t, []peer.ID{"waits"}, p.Strays())
 }
 
-func TestPlans_SizesWithoutEndAreRefusedAndThoseOfWhoHasGoneForgotten(t *testing.T) {
+func TestPlans_SizesWithoutEndKeepNobodyOut(t *testing.T) {
 	t.Parallel()
 	p := NewPlans(Config{})
 	for i := range maxPlans {
 		require.NoError(t, p.Join(epoch, peer.ID(rune('a'+i)), wants(int64(i+1))))
 	}
+	require.NoError(t, p.Join(epoch, "honest", wants(fiveChunks)), "a size that one peer names, and nobody bears out, gives way")
+	require.Error(t, p.Report(epoch, "a", Report{Need: []Run{{Count: 1}}}), "whose size it was joins anew")
+	require.NoError(t, p.Join(epoch, "another", wants(fiveChunks)))
+	for i := range 3 * maxPlans {
+		require.NoError(t, p.Join(epoch, peer.ID(rune('A'+i)), wants(int64(i+100))))
+	}
+	require.Len(t, p.tables, maxPlans)
+	require.NoError(t, p.Report(epoch, "honest", Report{Need: []Run{{Count: 1}}}), "that two name does not")
+}
+
+func TestPlans_SizesThatSeveralStandByAreBounded(t *testing.T) {
+	t.Parallel()
+	p := NewPlans(Config{})
+	for i := range 2 * maxPlans {
+		require.NoError(t, p.Join(epoch, peer.ID(rune('a'+i)), wants(int64(i/2+1))))
+	}
 	require.ErrorIs(t, p.Join(epoch, "honest", wants(fiveChunks)), ErrSize)
 	p.Leave(epoch, "a")
+	p.Leave(epoch, "b")
 	require.NoError(t, p.Join(epoch, "honest", wants(fiveChunks)))
 }
 
@@ -143,4 +160,20 @@ func TestHold_GivesNoLeaseBeforeTheWayIsOpened(t *testing.T) {
 	require.Empty(t, ordersOf(p)["a"].Leases)
 	p.Open(epoch)
 	require.NotEmpty(t, ordersOf(p)["a"].Leases)
+}
+
+func TestOrders_ACoordinatorOpensNoMoreLeasesThanItMayGive(t *testing.T) {
+	t.Parallel()
+	p := NewParticipant(ParticipantConfig{}, "self")
+	p.SetUpstream(epoch, true)
+	p.SetSize(1000*content.ChunkSize, func(int) bool { return false })
+	p.Join()
+	p.Joined(epoch, "coordinator")
+	p.Take()
+	for i := range 10 * maxLeased {
+		p.Orders(epoch, Orders{Leases: []Run{{First: i, Count: 1}}})
+	}
+	got := p.Take()
+	require.Len(t, got.Leases, maxLeased)
+	require.Len(t, got.Report.Failed, 9*maxLeased, "the rest goes back")
 }

@@ -131,7 +131,11 @@ func (s *section) clear(most int64) (int64, error) {
 	if s.watch == nil || most == 0 {
 		return most, nil
 	}
-	n, err := s.watch.clear(s.pos, most)
+	var n int64
+	err := s.watch.store.within(s.name, func() (err error) {
+		n, err = s.watch.clear(s.pos, most)
+		return err
+	})
 	if err != nil {
 		return 0, fmt.Errorf("%s: at byte %d: %w", s.name, s.pos, err)
 	}

@@ -19,6 +19,8 @@ type disk struct {
 	// fault, where set, runs before each operation; its error is returned instead of performing the operation.
 	fault  func(op, path string) error
 	health *health // hears how operations end; may be nil
+	// beforeRead, where set, runs before each read for a caller, which is none of the operations above.
+	beforeRead func(path string)
 }
 
 func (k disk) do(op, path string, f func() error) (err error) {

@@ -28,10 +28,14 @@ type health struct {
 type operation struct {
 	name  string
 	start time.Time
+	read  bool // for a caller
 }
 
 func (h *health) begin(op, path string) *operation {
-	o := &operation{name: op + " " + path, start: time.Now()}
+	return h.start(&operation{name: op + " " + path, start: time.Now()})
+}
+
+func (h *health) start(o *operation) *operation {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.running == nil {
@@ -63,7 +67,7 @@ func (h *health) clear() { h.fail(nil) }
 func (h *health) err() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if err := h.hangs(); err != nil {
+	if err := h.hangs(false); err != nil {
 		return err
 	}
 	return h.failure
@@ -73,17 +77,59 @@ func (h *health) err() error {
 func (h *health) hung() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.hangs()
+	return h.hangs(false)
 }
 
-func (h *health) hangs() error {
+// blind is hung of reads alone. Where writes hang, what is in memory can be read as a rule.
+func (h *health) blind() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.hangs(true)
+}
+
+func (h *health) hangs(reads bool) error {
 	for o := range h.running {
+		if reads && !o.read {
+			continue
+		}
 		if took := time.Since(o.start); took > hangsAfter {
 			return fmt.Errorf("the disk hangs: %s has taken %s: %w", o.name, took.Round(time.Second), content.ErrStorage)
 		}
 	}
 	return nil
 }
+
+// readPatience is how long a caller is kept waiting by one read. What takes longer he had better have from elsewhere.
+const readPatience = 3 * time.Second
+
+// within runs a read of the disk, and goes away when it takes longer than readPatience, or at once while other reads hang. The read may
+// then still be running.
+func (s *Store) within(path string, read func() error) error {
+	if err := s.health.blind(); err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() {
+		running := s.health.start(&operation{name: "read " + path, start: time.Now(), read: true})
+		defer s.health.end(running, nil)
+		if s.disk.beforeRead != nil {
+			s.disk.beforeRead(path)
+		}
+		done <- read()
+	}()
+	timer := time.NewTimer(readPatience)
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-timer.C:
+		return fmt.Errorf("read %s: no answer from the disk within %s: %w", path, readPatience, content.ErrStorage)
+	}
+}
+
+// Hangs is nil unless a read of the disk has not come back for so long that the disk cannot be counted on. A write may take long on
+// a busy disk, and keeps nobody waiting.
+func (s *Store) Hangs() error { return s.health.blind() }
 
 // Health is nil while the store can take in blobs. Otherwise it says what keeps it from that: an operation that failed or
 // hangs, or a directory that was replaced. What the store holds may be readable even so. It costs no I/O.

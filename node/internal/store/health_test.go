@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -84,6 +85,51 @@ func TestHealth_AHangingDiskKeepsNobodyWaiting(t *testing.T) {
 		require.NoError(t, <-wrote)
 		require.NoError(t, s.Health())
 		require.NoError(t, g.Close())
+		require.NoError(t, s.Close())
+	})
+}
+
+func TestHealth_AReadThatHangsKeepsNobodyWaiting(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		var hanging atomic.Bool
+		s := openFaulty(t, Options{}, func(string, string) error { return nil })
+		s.disk.beforeRead = func(string) {
+			if hanging.Load() {
+				<-release
+			}
+		}
+		held := newSample(1, 2*chunkSize)
+		put(t, s, held)
+		b, err := s.Get(held.digest)
+		require.NoError(t, err)
+		body, err := b.Range(t.Context(), 0, held.size())
+		require.NoError(t, err)
+
+		hanging.Store(true)
+		start := time.Now()
+		_, err = io.ReadAll(body)
+		require.ErrorIs(t, err, content.ErrStorage, "in the middle of an answer")
+		_, err = s.Get(held.digest)
+		require.ErrorIs(t, err, content.ErrStorage)
+		require.Equal(t, 2*readPatience, time.Since(start))
+		require.NoError(t, s.Hangs(), "it may only be slow")
+		time.Sleep(hangsAfter)
+		require.ErrorContains(t, s.Hangs(), "the disk hangs: read ")
+		require.ErrorContains(t, s.Health(), "the disk hangs: read ")
+		start = time.Now()
+		_, err = s.Get(held.digest)
+		require.ErrorIs(t, err, content.ErrStorage)
+		require.Zero(t, time.Since(start), "nobody waits for a disk that is known to hang")
+
+		hanging.Store(false)
+		close(release)
+		synctest.Wait()
+		require.NoError(t, s.Health())
+		require.NoError(t, body.Close())
+		require.NoError(t, b.Close())
+		requireHas(t, s, held)
 		require.NoError(t, s.Close())
 	})
 }

@@ -254,6 +254,32 @@ func (s *Store) Get(d digest.Digest) (*Blob, error) {
 	if err != nil {
 		return nil, fmt.Errorf("get %s: %w", d, err)
 	}
+	var mu sync.Mutex
+	var blob *Blob
+	gone := false // whoever asked
+	err = s.within(s.blobPath(d), func() error {
+		b, err := s.get(d, e)
+		mu.Lock()
+		defer mu.Unlock()
+		if gone && b != nil {
+			return b.Close()
+		}
+		blob = b
+		return err
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	gone = true
+	if err != nil {
+		if blob != nil {
+			err = errors.Join(err, blob.Close())
+		}
+		return nil, fmt.Errorf("get %s: %w", d, err)
+	}
+	return blob, nil
+}
+
+func (s *Store) get(d digest.Digest, e *entry) (*Blob, error) {
 	if e != nil && !e.runtime {
 		f, err := s.openOwn(e)
 		if err == nil {
@@ -261,12 +287,12 @@ func (s *Store) Get(d digest.Digest) (*Blob, error) {
 			return s.opened(e, f), nil
 		}
 		if !errors.Is(err, content.ErrNotFound) {
-			return nil, fmt.Errorf("get %s: %w", d, diskError(err))
+			return nil, diskError(err)
 		}
 	}
 	f, info, e, err := s.openRuntime(d)
 	if err != nil {
-		return nil, fmt.Errorf("get %s: %w", d, diskError(err))
+		return nil, diskError(err)
 	}
 	return s.newBlob(info, f, e), nil
 }

@@ -1,7 +1,11 @@
 package upstream
 
 import (
+	"context"
+	"encoding/binary"
+	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -21,4 +25,72 @@ func TestRefused_AreTheAddressesOfTheNodeItselfAndOfNobody(t *testing.T) {
 	} {
 		require.Equal(t, want, refused(netip.MustParseAddr(address)) != "", address)
 	}
+}
+
+// names is a DNS server that answers questions for IPv4 addresses, each with the next address. The last answers all that follow.
+func names(t *testing.T, addresses ...string) *net.Resolver {
+	t.Helper()
+	server, err := (&net.ListenConfig{}).ListenPacket(t.Context(), "udp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = server.Close() })
+	go func() {
+		buf := make([]byte, 512)
+		for asked := 0; ; {
+			n, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			end := 12 // of the question: header, name, type and class (RFC 1035, section 4.1)
+			for buf[end] != 0 {
+				end += 1 + int(buf[end])
+			}
+			end += 5
+			kind := binary.BigEndian.Uint16(buf[end-4:])
+			answer := append([]byte{}, buf[:min(end, n)]...)
+			copy(answer[2:12], []byte{0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0})
+			if kind == 1 {
+				answer[7] = 1
+				ip := netip.MustParseAddr(addresses[min(asked, len(addresses)-1)]).As4()
+				asked++
+				answer = append(answer, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4)
+				answer = append(answer, ip[:]...)
+			}
+			_, _ = server.WriteTo(answer, from)
+		}
+	}()
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "udp", server.LocalAddr().String())
+	}}
+}
+
+func TestAddresses_AreCheckedOfTheConnectionNotOfTheNameBefore(t *testing.T) {
+	t.Parallel()
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "0.0.0.0:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = listener.Close() })
+	var accepted atomic.Int32
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			accepted.Add(1)
+			_ = conn.Close()
+		}
+	}()
+	_, port, err := net.SplitHostPort(listener.Addr().String())
+	require.NoError(t, err)
+	c := &Client{opts: Options{AllowAddresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")}}}
+	d := c.newDialer(nil)
+	d.Resolver = names(t, "127.0.0.2", "127.0.0.1", "169.254.169.254")
+	conn, err := d.DialContext(t.Context(), "tcp", "rebinding.test.:"+port)
+	require.NoError(t, err, "where the name leads first is allowed")
+	require.NoError(t, conn.Close())
+	require.Eventually(t, func() bool { return accepted.Load() == 1 }, 10e9, 1e6)
+	for range 2 {
+		_, err = d.DialContext(t.Context(), "tcp", "rebinding.test.:"+port)
+		require.ErrorIs(t, err, ErrAddress, "the same name leads elsewhere")
+	}
+	require.EqualValues(t, 1, accepted.Load())
 }

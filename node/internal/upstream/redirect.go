@@ -9,6 +9,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
 const (
@@ -24,8 +26,31 @@ var errRedirects = errors.New("redirects that lead nowhere")
 
 // redirect is where the bytes of a blob were found a moment ago.
 type redirect struct {
+	blob    blob
 	to      *url.URL
 	expires time.Time
+}
+
+// blob is what a call asks for, of whoever's registry and in whoever's name.
+type blob struct {
+	repo       content.Repository
+	path, file string
+}
+
+func (call call) blob() blob { return blob{call.repo, call.path, call.file} }
+
+// Distrust forgets where the bytes of a blob were found, which turned out to be wrong: the registry is asked anew.
+func (c *Client) Distrust(req content.Request) { c.distrust(blobCall(http.MethodGet, req).blob()) }
+
+func (c *Client) distrust(b blob) {
+	for _, key := range c.redirects.Keys() {
+		if r, ok := c.redirects.Peek(key); ok && r.blob == b {
+			c.redirects.Remove(key)
+		}
+	}
+	if b.file != "" {
+		c.moved.Add(b, struct{}{})
+	}
 }
 
 // follow sends the call to the endpoint and after it to wherever it redirects. Credentials go only to the endpoint's own
@@ -69,7 +94,7 @@ func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call c
 				c.accepted.Add(c.key(call.authorization), struct{}{})
 			}
 			if call.remember && !home {
-				c.redirects.Add(key, redirect{to: at, expires: time.Now().Add(redirectTTL)})
+				c.redirects.Add(key, redirect{blob: call.blob(), to: at, expires: time.Now().Add(redirectTTL)})
 			}
 			return resp, nil
 		}
@@ -93,6 +118,9 @@ func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call c
 // signed URL whose time is over. nil: the endpoint has the file itself.
 func (c *Client) located(ctx context.Context, reg *registry, ep *endpoint, call call, origin *url.URL) (*http.Response, error) {
 	for _, anew := range []bool{false, true} {
+		if !anew && c.moved.Remove(call.blob()) {
+			continue
+		}
 		at, err := c.opts.Locate(ctx, call.repo, call.file, call.authorization, anew)
 		if at == nil || err != nil {
 			return nil, err

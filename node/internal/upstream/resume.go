@@ -56,7 +56,11 @@ func (r *resumed) Read(p []byte) (int, error) {
 		if r.fresh += int64(n); r.fresh >= enoughProgress {
 			r.breaks = 0
 		}
-		if err == nil || errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) || !brokenOff(r.ctx, err) {
+		if err == nil || errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) || r.ctx.Err() != nil {
+			return n, err
+		}
+		r.client.Distrust(r.req) // whoever breaks off is not asked again without the registry's word
+		if !brokenOff(r.ctx, err) {
 			return n, err
 		}
 		_ = r.body.Close()
@@ -210,6 +214,7 @@ func (c *Client) openRange(ctx context.Context, req content.Request, off, last i
 	}
 	if err != nil {
 		_ = resp.Body.Close()
+		c.distrust(call.blob())
 		return nil, fmt.Errorf("%s: %w: %w", describe(resp.Request), content.ErrUnavailable, err)
 	}
 	return body, nil

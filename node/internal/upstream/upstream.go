@@ -102,6 +102,7 @@ type Client struct {
 
 	routes    *routes
 	redirects *lru.Cache[cacheKey, redirect]
+	moved     *lru.Cache[blob, struct{}] // files that were not where they had been located
 	tokens    *lru.Cache[cacheKey, token]
 	throttles *lru.Cache[cacheKey, throttle]
 	accepted  *lru.Cache[cacheKey, struct{}] // what registries have answered with success to, for Renew
@@ -126,12 +127,13 @@ func New(opts Options) (*Client, error) {
 	}
 	c := &Client{opts: opts, log: opts.Logger, secret: make([]byte, 32)}
 	_, _ = rand.Read(c.secret) // never fails, says crypto/rand
-	var errs [6]error
+	var errs [7]error
 	c.redirects, errs[0] = lru.New[cacheKey, redirect](maxRedirects)
 	c.tokens, errs[1] = lru.New[cacheKey, token](maxTokens)
 	c.accepted, errs[2] = lru.New[cacheKey, struct{}](maxTokens)
 	c.metrics, errs[3] = newMetrics(opts.Registerer)
 	c.throttles, errs[5] = lru.New[cacheKey, throttle](maxThrottles)
+	c.moved, errs[6] = lru.New[blob, struct{}](maxRedirects)
 	c.routes, errs[4] = c.newRoutes(opts.Upstreams)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err

@@ -534,6 +534,56 @@ func TestAddresses_OfTheNodeItselfAreNotAskedUnlessTheyAreAllowed(t *testing.T) 
 	}
 }
 
+// Whoever has a host chooses where its challenge sends those who ask for a token, credentials with them.
+func TestAddresses_OfTheNodeItselfAreNoTokenServers(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	inside := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		_, _ = io.WriteString(w, `{"token":"t"}`)
+	})
+	elsewhere := func(h http.HandlerFunc) string {
+		listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.2:0")
+		require.NoError(t, err)
+		s := httptest.NewUnstartedServer(h)
+		require.NoError(t, s.Listener.Close())
+		s.Listener = listener
+		s.Start()
+		t.Cleanup(s.Close)
+		return s.URL
+	}
+	redirecting := elsewhere(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, inside, http.StatusTemporaryRedirect)
+	})
+	for name, realm := range map[string]string{
+		"the realm": inside, "where the realm redirects": redirecting, "a link-local realm": "http://169.254.169.254/token",
+	} {
+		for _, listed := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, of a registry that is listed: %v", name, listed), func(t *testing.T) {
+				t.Parallel()
+				at := elsewhere(func(w http.ResponseWriter, _ *http.Request) {
+					w.Header().Set("WWW-Authenticate", `Bearer realm="`+realm+`",service="s"`)
+					w.WriteHeader(http.StatusUnauthorized)
+				})
+				o := upstream.Options{AllowAddresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")}}
+				name := strings.TrimPrefix(at, "http://")
+				if listed {
+					name = images
+					o.Upstreams = []upstream.Upstream{{Registry: images, Endpoints: []string{at}}}
+				}
+				c, err := upstream.New(o)
+				require.NoError(t, err)
+				t.Cleanup(c.Close)
+				for _, cred := range []pullsecret.Credential{{}, {Username: "u", Password: "p"}} {
+					_, err = c.Authorize(t.Context(), content.Repository{Registry: name, Name: "a"}, cred)
+					require.Error(t, err)
+				}
+				require.Zero(t, asked.Load())
+			})
+		}
+	}
+}
+
 func TestManifests_ThatAreEncodedOrNoneAreNotTaken(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ encoding, body string }{
@@ -619,6 +669,70 @@ func TestARedirectThatExpiredIsAskedForAgain(t *testing.T) {
 		b, err := c.Open(t.Context(), req, 0, -1)
 		require.NoError(t, err)
 		require.Equal(t, data, read(t, b))
+	}
+}
+
+func TestRedirect_WhereWrongBytesCameFromIsRememberedNoLonger(t *testing.T) {
+	t.Parallel()
+	data := randomBytes(300_000)
+	full := func(w http.ResponseWriter, r *http.Request) {
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+	}
+	for name, tc := range map[string]struct {
+		bad      http.HandlerFunc
+		distrust bool // the digest tells, not the answer
+		resumed  bool // the same pull is read on
+	}{
+		"wrong bytes": {bad: func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, len(data))) }, distrust: true},
+		"an answer that breaks off": {bad: func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", strconv.Itoa(len(data)))
+			_, _ = w.Write(data[:1000])
+			panic(http.ErrAbortHandler)
+		}, resumed: true},
+		"an error page": {bad: func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/html")
+			_, _ = io.WriteString(w, "<html>log in</html>")
+		}},
+		"a wrong range": {bad: func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Range", "bytes 7-9/10")
+			w.WriteHeader(http.StatusPartialContent)
+			_, _ = io.WriteString(w, "xyz")
+		}},
+		"an encoding": {bad: func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Encoding", "br")
+			_, _ = w.Write(data)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			bad, good := serve(t, tc.bad), serve(t, full)
+			var asked atomic.Int32
+			c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, r *http.Request) {
+				if asked.Add(1) == 1 {
+					http.Redirect(w, r, bad, http.StatusTemporaryRedirect)
+					return
+				}
+				http.Redirect(w, r, good, http.StatusTemporaryRedirect)
+			}))
+			req := content.Request{Repository: repo, Digest: digest.FromBytes(data), Size: int64(len(data))}
+			b, err := c.Open(t.Context(), req, 0, -1)
+			if err == nil {
+				got, err := io.ReadAll(b)
+				require.NoError(t, b.Close())
+				if tc.resumed {
+					require.NoError(t, err)
+					require.Equal(t, digest.FromBytes(data), digest.FromBytes(got))
+					require.EqualValues(t, 2, asked.Load())
+					return
+				}
+			}
+			if tc.distrust {
+				c.Distrust(req)
+			}
+			b, err = c.Open(t.Context(), req, 0, -1)
+			require.NoError(t, err)
+			require.Equal(t, digest.FromBytes(data), digest.FromBytes(read(t, b)))
+		})
 	}
 }
 
