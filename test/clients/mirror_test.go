@@ -115,7 +115,11 @@ func live(t *testing.T, d daemon, c configuration) (steps []step, mend string) {
 	pull := func(name string, asked bool, requests func() int64) {
 		img := registry.push(t, unique())
 		before, start := requests(), time.Now()
-		require.NoError(t, n.pull(t, img.reference()), name)
+		err := n.pull(t, img.reference())
+		if err != nil && strings.Contains(err.Error(), "invalid reference format") {
+			t.Skip("this containerd knows no image by that name: ", img.reference()) // 1.6, of an IPv6 address
+		}
+		require.NoError(t, err, name)
 		steps = append(steps, step{name, requests() - before, time.Since(start)})
 		require.Equal(t, asked, requests() > before, "%s: %v", name, steps)
 	}
