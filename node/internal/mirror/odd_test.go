@@ -13,7 +13,7 @@ import (
 // Somebody's odd entry costs that registry its mirror, and nothing else: neither the others, nor the removal, nor an end.
 func TestInstall_PassesOverWhatNoRuntimeCouldReadEither(t *testing.T) {
 	t.Parallel()
-	for name, make := range map[string]func(t *testing.T, dir string){
+	for name, place := range map[string]func(t *testing.T, dir string){
 		"a pipe": func(t *testing.T, dir string) {
 			require.NoError(t, os.Mkdir(dir, 0o755))
 			require.NoError(t, syscall.Mkfifo(filepath.Join(dir, "hosts.toml"), 0o600))
@@ -43,7 +43,7 @@ func TestInstall_PassesOverWhatNoRuntimeCouldReadEither(t *testing.T) {
 			t.Parallel()
 			o := node(t, Containerd, tree{config: configured, certs + "quay.io/hosts.toml": "server = \"https://q\"\n"})
 			odd := filepath.Join(o.Root, certs, "odd.example")
-			make(t, odd)
+			place(t, odd)
 			was, err := os.Lstat(odd)
 			require.NoError(t, err)
 
