@@ -115,6 +115,7 @@ func parse(args []string) (options, error) {
 	flags.StringVar(&o.out, "out", "bench-results", "directory for report.json, report.html and report.txt")
 	flags.StringVar(&o.settings.KeepLogs, "logs", "", "directory to keep the contenders' logs and metrics in")
 	flags.DurationVar(&o.settings.Profile, "profile", 0, "length of the profiles (CPU, allocation, block, mutex) of first and last agent to keep in -logs")
+	flags.BoolVar(&o.settings.Curl, "curl", false, "clients fetch blobs by curl, and not by their own hand")
 	flags.BoolVar(&o.strict, "strict", false, "fail when a target is missed")
 	if err := flags.Parse(args); err != nil {
 		return o, err

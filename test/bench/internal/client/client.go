@@ -61,6 +61,8 @@ type Spec struct {
 	Unverified bool
 	// CAFile is trusted for HTTPS endpoints, where set.
 	CAFile string `json:",omitempty"`
+	// Curl has blobs fetched by curl, a client of other people's making, where each layer's bytes go through a process of its own.
+	Curl bool `json:",omitempty"`
 	// Keep is a directory to which blobs are written, where set.
 	Keep string `json:",omitempty"`
 }
@@ -79,6 +81,8 @@ type Result struct {
 	Started, Done time.Time
 	// FirstByte is the time from Started until the first byte of a blob.
 	FirstByte time.Duration
+	// Blobs are the blobs that were read whole, each with the time from its request until its first byte.
+	Blobs []Blob `json:",omitempty"`
 	// Bytes are what arrived of blobs, and bytes that arrived twice count twice.
 	Bytes int64
 	// Curve is the progress: the bytes there at each moment since Started.
@@ -87,6 +91,12 @@ type Result struct {
 	Latencies []time.Duration `json:",omitempty"`
 	// Fallbacks are the requests that a mirror refused and the next endpoint was asked, Resumed the bodies that broke off.
 	Fallbacks, Resumed int64
+}
+
+// Blob is how long a blob's first byte took.
+type Blob struct {
+	Size      int64
+	FirstByte time.Duration
 }
 
 // Point is a point of a progress curve.
@@ -114,6 +124,7 @@ func Run(ctx context.Context, spec Spec) (Result, error) {
 	r := Result{
 		Started: p.started, Done: time.Now(), FirstByte: time.Duration(p.first.Load()), Bytes: p.bytes.Load(),
 		Fallbacks: p.fallbacks.Load(), Resumed: p.resumed.Load(), Latencies: p.latencies,
+		Blobs: p.blobs,
 	}
 	r.Curve = append(stop(), Point{At: r.Done.Sub(r.Started), Bytes: r.Bytes})
 	if err != nil {
@@ -131,6 +142,7 @@ type pull struct {
 
 	mu        sync.Mutex
 	latencies []time.Duration
+	blobs     []Blob
 }
 
 func (p *pull) run(ctx context.Context) error {
@@ -203,6 +215,7 @@ func (p *pull) blob(ctx context.Context, blob v1.Descriptor) error {
 		defer file.Close()
 		sink = io.MultiWriter(file, sink)
 	}
+	sink = &firstByte{Writer: sink, pull: p, size: blob.Size, asked: time.Now()}
 	buf := make([]byte, 256<<10)
 	done := int64(0)
 	for failures := 0; done < blob.Size; {
@@ -228,8 +241,30 @@ func (p *pull) blob(ctx context.Context, blob v1.Descriptor) error {
 	return nil
 }
 
+// firstByte notes when the first byte of a blob is written.
+type firstByte struct {
+	io.Writer
+	pull  *pull
+	size  int64
+	asked time.Time
+	came  bool
+}
+
+func (f *firstByte) Write(b []byte) (int, error) {
+	if !f.came {
+		f.came = true
+		f.pull.mu.Lock()
+		f.pull.blobs = append(f.pull.blobs, Blob{Size: f.size, FirstByte: time.Since(f.asked)})
+		f.pull.mu.Unlock()
+	}
+	return f.Writer.Write(b)
+}
+
 // copyFrom writes the blob's bytes from offset on to sink until the body ends.
 func (p *pull) copyFrom(ctx context.Context, d digest.Digest, offset int64, sink io.Writer, buf []byte) (int64, error) {
+	if p.spec.Curl {
+		return p.curl(ctx, d, offset, sink, buf)
+	}
 	header := http.Header{}
 	if offset > 0 {
 		header.Set("Range", fmt.Sprintf("bytes=%d-", offset))

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -56,6 +57,32 @@ func TestAPullTakesEachByteOnceAndVerifiesIt(t *testing.T) {
 	require.Positive(t, r.FirstByte)
 	require.Equal(t, image.Size(), r.Curve[len(r.Curve)-1].Bytes)
 	require.EqualValues(t, 5, sent.Requests, "tag, manifest, config, two layers")
+}
+
+func TestCurl_PullsWhatThePlainClientPulls(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Skip("curl is not installed")
+	}
+	_, image, _, web := registry(t)
+	refuses := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(refuses.Close)
+	r := pull(t, client.Spec{Endpoints: []string{refuses.URL, web.URL}, Curl: true})
+	require.Empty(t, r.Err)
+	require.Equal(t, image.Size(), r.Bytes)
+	require.EqualValues(t, 5, r.Fallbacks, "tag, manifest, config, two layers")
+}
+
+func TestFirstByte_OfEachBlobIsTold(t *testing.T) {
+	t.Parallel()
+	_, image, _, web := registry(t)
+	r := pull(t, client.Spec{Endpoints: []string{web.URL}})
+	var sizes []int64
+	for _, b := range r.Blobs {
+		require.Positive(t, b.FirstByte)
+		sizes = append(sizes, b.Size)
+	}
+	require.ElementsMatch(t, []int64{image.Manifest.Config.Size, 3 * mib, 10_000}, sizes)
 }
 
 func TestBlobsThatTheHostHoldsAreNotPulled(t *testing.T) {

@@ -43,6 +43,8 @@ type Run struct {
 	First, Median, Last Seconds
 	// FirstByte is the median and SlowestFirstByte the largest time from a node's start to the first byte of a blob.
 	FirstByte, SlowestFirstByte Seconds
+	// Layers are the sizes of blobs that were read whole, smallest first, with the longest that a first byte took from its request.
+	Layers []Layer `json:",omitempty"`
 	// ReadMedian is the median latency of a range read, where the workload has such.
 	ReadMedian Seconds `json:",omitempty"`
 
@@ -71,6 +73,21 @@ type Run struct {
 	CPUs int
 
 	Curves []Curve `json:",omitempty"`
+}
+
+// Layer is how long the first byte of the blobs of one size took at the most.
+type Layer struct {
+	Size      int64
+	FirstByte Seconds
+}
+
+// Wait notes how long the first byte of a blob took.
+func (r *Run) Wait(size int64, took Seconds) {
+	i, known := slices.BinarySearchFunc(r.Layers, size, func(l Layer, size int64) int { return cmp.Compare(l.Size, size) })
+	if !known {
+		r.Layers = slices.Insert(r.Layers, i, Layer{Size: size})
+	}
+	r.Layers[i].FirstByte = max(r.Layers[i].FirstByte, took)
 }
 
 // Curve is the progress of one node, beginning at its own start.

@@ -45,6 +45,18 @@ func TestFiguresAreRatiosOfOneRun(t *testing.T) {
 	require.Zero(t, report.Run{Last: 3}.OverIdeal(), "an unshaped run has no ideal")
 }
 
+func TestFirstBytes_TheLongestOfEachSizeStandsInTheTable(t *testing.T) {
+	t.Parallel()
+	run := report.Run{Contender: "shoal", Pulls: 2}
+	run.Wait(96, 2)
+	run.Wait(4, 0.5)
+	run.Wait(4, 3.25)
+	run.Wait(4, 1)
+	var out strings.Builder
+	require.NoError(t, (&report.Report{Workloads: []report.Workload{{Runs: []report.Run{run}}}}).WriteTable(&out))
+	require.Contains(t, out.String(), "first byte of each blob, smallest first, after at most 3.2, 2.0 s")
+}
+
 func TestMedianIsOneOfTheValues(t *testing.T) {
 	t.Parallel()
 	require.Equal(t, 2, report.Median([]int{3, 1, 2}))

@@ -67,8 +67,15 @@ func note(run Run) string {
 	if run.ReadMedian > 0 {
 		notes = append(notes, fmt.Sprintf("median read %.0f ms", 1000*float64(run.ReadMedian)))
 	}
+	if len(run.Layers) > 0 {
+		var waits []string
+		for _, l := range run.Layers {
+			waits = append(waits, fmt.Sprintf("%.1f", float64(l.FirstByte)))
+		}
+		notes = append(notes, "first byte of each blob, smallest first, after at most "+strings.Join(waits, ", ")+" s")
+	}
 	if run.Fallbacks > 0 {
-		notes = append(notes, fmt.Sprintf("%d requests fell back to the registry", run.Fallbacks))
+		notes = append(notes, fmt.Sprintf("%d requests were refused and fell back to the registry", run.Fallbacks))
 	}
 	if run.Resumed > 0 {
 		notes = append(notes, fmt.Sprintf("%d bodies broke off", run.Resumed))

@@ -223,7 +223,7 @@ func (b *bed) runClient(ctx context.Context, o order, common time.Time) (pulled,
 		Endpoints: []string{b.site.OriginURL()}, Namespace: contender.Registry,
 		Repository: o.image.Repository, Tag: o.image.Tag, Start: common.Add(o.after), Timeout: b.patience(o.image.Size()),
 		Skip: o.skip, Ranges: o.reads, Truth: b.Settings.images(),
-		Unverified: b.contender.Verifies && b.layout.rate == 0, CAFile: b.contender.CAFile, Keep: b.contender.Keep,
+		Unverified: b.contender.Verifies && b.layout.rate == 0, CAFile: b.contender.CAFile, Keep: b.contender.Keep, Curl: b.Curl,
 	}
 	if b.contender.StoreOnly {
 		for _, layer := range o.image.Manifest.Layers {
@@ -371,6 +371,9 @@ func (b *bed) fillTimes(run *report.Run, results []pulled, shifts []time.Duratio
 		}
 		done = append(done, report.ToSeconds(shifts[i]+r.Done.Sub(r.common)))
 		first = append(first, report.ToSeconds(r.FirstByte))
+		for _, blob := range r.Blobs {
+			run.Wait(blob.Size, report.ToSeconds(blob.FirstByte))
+		}
 		for _, l := range r.Latencies {
 			reads = append(reads, report.ToSeconds(l))
 		}

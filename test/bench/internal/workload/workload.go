@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -40,7 +41,9 @@ type Settings struct {
 	Profile time.Duration
 	// Program is the benchmark's own executable, which has the subcommands client and origin.
 	Program string
-	Nodes   int
+	// Curl has the clients fetch blobs by curl.
+	Curl  bool
+	Nodes int
 	// Rate is that of each host's link.
 	Rate netns.Rate
 	// Size is that of the cold burst's image in bytes; other workloads are in proportion.
@@ -158,6 +161,11 @@ func All(s Settings) []Workload {
 			layout: even, run: burst(split(doubled(s.Size), 6, 3, 1), 0),
 		},
 		{
+			Name: "uneven", Title: fmt.Sprintf("the same with layers of %s", layerNames(split(s.Size, 1, 8, 24))),
+			Text:   "A small layer has few chunks, and shares every link with large ones. Its first byte is what shows whether it starves.",
+			layout: even, run: burst(split(s.Size, 1, 8, 24), 0),
+		},
+		{
 			Name: "containerd", Title: "the cold burst with real containerd clients",
 			Text: "Half the nodes, a containerd on each, its mirrors in hosts.toml; ctr content fetch pulls. " +
 				"containerd fetches all layers at once and writes them to its disk.",
@@ -243,6 +251,14 @@ func sizeName(n int64) string {
 		return fmt.Sprintf("%d MiB", n/mib)
 	}
 	return fmt.Sprintf("%d MB", n/1e6)
+}
+
+func layerNames(sizes []int64) string {
+	var names []string
+	for _, n := range sizes {
+		names = append(names, sizeName(n))
+	}
+	return strings.Join(names, ", ")
 }
 
 // split cuts size into parts in the given proportion.
