@@ -44,6 +44,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/spf13/cobra"
 
+	"github.com/shoal-cache/shoal/api/view"
 	"github.com/shoal-cache/shoal/node/internal/config"
 	"github.com/shoal-cache/shoal/node/internal/guard"
 	"github.com/shoal-cache/shoal/node/internal/mirror"
@@ -150,7 +151,12 @@ func newLogger(c config.Log) (*slog.Logger, error) {
 	if err != nil {
 		return nil, err
 	}
-	opts := &slog.HandlerOptions{Level: level}
+	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Value.Kind() == slog.KindDuration { // JSON would have a number of nanoseconds
+			a.Value = slog.StringValue(view.Duration(a.Value.Duration()))
+		}
+		return a
+	}}
 	if c.Format == "text" {
 		return slog.New(slog.NewTextHandler(os.Stderr, opts)), nil
 	}

@@ -1,6 +1,8 @@
 package v1alpha1
 
 import (
+	"fmt"
+
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -22,13 +24,14 @@ const (
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Cluster,categories=shoal
-// +kubebuilder:printcolumn:name="Pins",type=integer,JSONPath=`.status.pinsReady`
-// +kubebuilder:printcolumn:name="Used",type=string,JSONPath=`.status.usage.bytes`
-// +kubebuilder:printcolumn:name="Capacity",type=string,JSONPath=`.status.usage.capacity`
-// +kubebuilder:printcolumn:name="Pinned",type=string,JSONPath=`.status.usage.pinnedBytes`
-// +kubebuilder:printcolumn:name="Hits",type=integer,JSONPath=`.status.counters.hits`
-// +kubebuilder:printcolumn:name="From peers",type=string,JSONPath=`.status.counters.peerBytes`
-// +kubebuilder:printcolumn:name="From upstream",type=string,JSONPath=`.status.counters.upstreamBytes`
+// +kubebuilder:printcolumn:name="Pins",type=string,JSONPath=`.status.summary.pins`
+// +kubebuilder:printcolumn:name="Used",type=string,JSONPath=`.status.summary.used`
+// +kubebuilder:printcolumn:name="Capacity",type=string,JSONPath=`.status.summary.capacity`
+// +kubebuilder:printcolumn:name="Pinned",type=string,JSONPath=`.status.summary.pinned`,priority=1
+// +kubebuilder:printcolumn:name="Hits",type=string,JSONPath=`.status.summary.hits`
+// +kubebuilder:printcolumn:name="From peers",type=string,JSONPath=`.status.summary.fromPeers`
+// +kubebuilder:printcolumn:name="From upstream",type=string,JSONPath=`.status.summary.fromUpstream`
+// +kubebuilder:printcolumn:name="Saved",type=string,JSONPath=`.status.summary.saved`
 // +kubebuilder:printcolumn:name="Mirror",type=string,JSONPath=`.status.conditions[?(@.type=="MirrorConfigured")].reason`
 // +kubebuilder:printcolumn:name="Policy",type=string,JSONPath=`.status.conditions[?(@.type=="PolicyApplied")].reason`,priority=1
 // +kubebuilder:printcolumn:name="Version",type=string,JSONPath=`.status.version`,priority=1
@@ -179,9 +182,12 @@ type NodeCacheStatus struct {
 	// Usage of the cache's disk space.
 	// +optional
 	Usage CacheUsage `json:"usage,omitempty"`
-	// Counters since the agent started.
+	// Counters since the node's cache was made. They survive restarts of the agent.
 	// +optional
 	Counters CacheCounters `json:"counters,omitempty"`
+	// Summary is what people read of all this, sizes in GiB.
+	// +optional
+	Summary CacheSummary `json:"summary,omitzero"`
 	// PinsReady is the number of entries of Pins that are Ready.
 	// +optional
 	PinsReady int32 `json:"pinsReady"`
@@ -197,6 +203,48 @@ type NodeCacheStatus struct {
 	// +listMapKey=type
 	// +kubebuilder:validation:MaxItems=8
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// CacheSummary is a NodeCache as kubectl prints it: the same unit in every line of a column.
+type CacheSummary struct {
+	// Pins that are ready, of those the node is to keep, as 2/2.
+	// +optional
+	// +kubebuilder:validation:MaxLength=16
+	Pins string `json:"pins,omitempty"`
+	// Hits are requests that the node's own disk answered, of all, as 75%.
+	// +optional
+	// +kubebuilder:validation:MaxLength=16
+	Hits string `json:"hits,omitempty"`
+	// +optional
+	// +kubebuilder:validation:MaxLength=24
+	Used string `json:"used,omitempty"`
+	// +optional
+	// +kubebuilder:validation:MaxLength=24
+	Capacity string `json:"capacity,omitempty"`
+	// +optional
+	// +kubebuilder:validation:MaxLength=24
+	Pinned string `json:"pinned,omitempty"`
+	// +optional
+	// +kubebuilder:validation:MaxLength=24
+	FromPeers string `json:"fromPeers,omitempty"`
+	// +optional
+	// +kubebuilder:validation:MaxLength=24
+	FromUpstream string `json:"fromUpstream,omitempty"`
+	// Saved were given to the node's workloads and not read from a registry for them.
+	// +optional
+	// +kubebuilder:validation:MaxLength=24
+	Saved string `json:"saved,omitempty"`
+}
+
+// GiB writes bytes in GiB, so that a column of sizes has one unit.
+func GiB(bytes int64) string { return fmt.Sprintf("%.2fGiB", float64(bytes)/(1<<30)) }
+
+// Percent writes a part of a whole; empty where there is no whole.
+func Percent(part, whole int64) string {
+	if whole <= 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.0f%%", 100*float64(part)/float64(whole))
 }
 
 // CacheUsage is the disk space of a node's cache in bytes.
@@ -215,7 +263,7 @@ type CacheUsage struct {
 	Blobs int64 `json:"blobs,omitempty"`
 }
 
-// CacheCounters count what an agent did since it started.
+// CacheCounters count what the agents of a node did.
 type CacheCounters struct {
 	// Hits are requests answered from this node's disk.
 	// +optional
@@ -232,6 +280,9 @@ type CacheCounters struct {
 	// UploadedBytes were given to peers.
 	// +optional
 	UploadedBytes *resource.Quantity `json:"uploadedBytes,omitempty"`
+	// SavedBytes were given to the node's workloads and not read from a registry for them.
+	// +optional
+	SavedBytes *resource.Quantity `json:"savedBytes,omitempty"`
 }
 
 // PinState is how far a node is with a pin.

@@ -80,7 +80,7 @@ type ArtifactPinSpec struct {
 	// or "All".
 	// +kubebuilder:default=3
 	// +kubebuilder:validation:XIntOrString
-	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) >= 1 && int(self) <= 5000 : string(self) == 'All' || string(self).matches('^([1-9][0-9]?|100)%$')",message="replicas is a count from 1 to 5000, a percentage of nodes from \"1%\" to \"100%\", or \"All\""
+	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) >= 1 && int(self) <= 5000 : string(self) == 'All' || string(self).matches('^([1-9][0-9]?|100)%$')",message="replicas is a count from 1 to 5000, a percentage of nodes from \"1%\" to \"100%\", or \"All\"; to stop work without losing copies set suspend, to let the copies go delete the pin"
 	Replicas intstr.IntOrString `json:"replicas,omitzero"`
 	// MinReplicas is the number of ready copies below which the pin is Degraded. 1 where it is left out.
 	// +optional
@@ -148,7 +148,7 @@ type ArtifactPinSpec struct {
 	// +optional
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('10s') && duration(self) <= duration('168h')",message="timeLimit must be between 10s and 168h"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('10s') && duration(self) <= duration('168h')",message="timeLimit must be between 10s and 168h, written as 90s, 10m or 24h: there is no unit for days"
 	TimeLimit *metav1.Duration `json:"timeLimit,omitempty"`
 	// Backoff is the pause between attempts, of nodes and of tag resolution.
 	// +kubebuilder:default={initial: "10s", max: "10m"}
@@ -171,7 +171,7 @@ type ArtifactPinSpec struct {
 	// +kubebuilder:default="5m"
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('0s') && duration(self) <= duration('168h')",message="repairDelay must be between 0s and 168h"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('0s') && duration(self) <= duration('168h')",message="repairDelay must be between 0s and 168h, written as 90s, 10m or 24h: there is no unit for days"
 	RepairDelay metav1.Duration `json:"repairDelay,omitzero"`
 }
 
@@ -248,7 +248,7 @@ type ResolveSpec struct {
 	// +optional
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1m') && duration(self) <= duration('720h')",message="resolve.interval must be between 1m and 720h"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('1m') && duration(self) <= duration('720h')",message="resolve.interval must be between 1m and 720h, written as 90s, 10m or 24h: there is no unit for days"
 	Interval *metav1.Duration `json:"interval,omitempty"`
 }
 
@@ -295,13 +295,13 @@ type Backoff struct {
 	// +kubebuilder:default="10s"
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('24h')",message="backoff.initial must be between 1s and 24h"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('1s') && duration(self) <= duration('24h')",message="backoff.initial must be between 1s and 24h, written as 90s, 10m or 24h: there is no unit for days"
 	Initial metav1.Duration `json:"initial,omitzero"`
 	// Max is the longest pause.
 	// +kubebuilder:default="10m"
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('24h')",message="backoff.max must be between 1s and 24h"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('1s') && duration(self) <= duration('24h')",message="backoff.max must be between 1s and 24h, written as 90s, 10m or 24h: there is no unit for days"
 	Max metav1.Duration `json:"max,omitzero"`
 }
 
@@ -319,7 +319,7 @@ type Schedule struct {
 	// +kubebuilder:default="1h"
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1m') && duration(self) <= duration('168h')",message="schedule.window must be between 1m and 168h"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('1m') && duration(self) <= duration('168h')",message="schedule.window must be between 1m and 168h, written as 90s, 10m or 24h: there is no unit for days"
 	Window metav1.Duration `json:"window,omitzero"`
 }
 
@@ -334,13 +334,13 @@ type Expiry struct {
 	// +optional
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1m')",message="expiry.ttl must be at least 1m"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('1m')",message="expiry.ttl must be at least 1m, written as 90s, 10m or 24h: there is no unit for days"
 	TTL *metav1.Duration `json:"ttl,omitempty"`
 	// UnusedFor counts from the last time a node's workload pulled any artifact of the pin, at first from its creation.
 	// +optional
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1h')",message="expiry.unusedFor must be at least 1h"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('1h')",message="expiry.unusedFor must be at least 1h, written as 90s, 10m or 24h: there is no unit for days"
 	UnusedFor *metav1.Duration `json:"unusedFor,omitempty"`
 }
 

@@ -195,7 +195,7 @@ type RepositoryRule struct {
 	// +optional
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('0s') && duration(self) <= duration('720h')",message="tagTTL must be between 0s and 720h"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('0s') && duration(self) <= duration('720h')",message="tagTTL must be between 0s and 720h, written as 90s, 10m or 24h: there is no unit for days"
 	TagTTL *metav1.Duration `json:"tagTTL,omitempty"`
 	// Authorization says who may read what is cached.
 	// +optional
@@ -216,7 +216,7 @@ type AuthorizationPolicy struct {
 	// +optional
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('0s') && duration(self) <= duration('720h')",message="ttl must be between 0s and 720h"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('0s') && duration(self) <= duration('720h')",message="ttl must be between 0s and 720h, written as 90s, 10m or 24h: there is no unit for days"
 	TTL *metav1.Duration `json:"ttl,omitempty"`
 	// OnUnreachable says who may read while the registry cannot be asked. Default: Remembered.
 	// +optional

@@ -12,9 +12,16 @@ const SwarmName = "default"
 // +kubebuilder:resource:scope=Cluster,categories=shoal
 // +kubebuilder:validation:XValidation:rule="self.metadata.name == 'default'",message="a cluster has one Swarm: name it 'default'"
 // +kubebuilder:printcolumn:name="Members",type=integer,JSONPath=`.status.members`
-// +kubebuilder:printcolumn:name="Registered",type=integer,JSONPath=`.status.registered`
+// +kubebuilder:printcolumn:name="Live",type=string,JSONPath=`.status.summary.live`
 // +kubebuilder:printcolumn:name="Zones",type=integer,JSONPath=`.status.zones`
-// +kubebuilder:printcolumn:name="Admission",type=string,JSONPath=`.spec.admission.mode`
+// +kubebuilder:printcolumn:name="Hits",type=string,JSONPath=`.status.summary.hits`
+// +kubebuilder:printcolumn:name="From peers",type=string,JSONPath=`.status.summary.fromPeers`
+// +kubebuilder:printcolumn:name="From upstream",type=string,JSONPath=`.status.summary.fromUpstream`
+// +kubebuilder:printcolumn:name="Saved",type=string,JSONPath=`.status.summary.saved`
+// +kubebuilder:printcolumn:name="Unmirrored",type=integer,JSONPath=`.status.summary.unmirrored`
+// +kubebuilder:printcolumn:name="Down",type=string,JSONPath=`.status.down`,priority=1
+// +kubebuilder:printcolumn:name="Registered",type=integer,JSONPath=`.status.registered`,priority=1
+// +kubebuilder:printcolumn:name="Admission",type=string,JSONPath=`.spec.admission.mode`,priority=1
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
@@ -110,6 +117,18 @@ type SwarmStatus struct {
 	// Registered is the number of peers, admitted or not.
 	// +optional
 	Registered int32 `json:"registered"`
+	// Live is the number of admitted peers whose node is Ready and that report, and Down names the others, the first 10 in order of
+	// name.
+	// +optional
+	Live int32 `json:"live"`
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=10
+	// +kubebuilder:validation:items:MaxLength=253
+	Down []string `json:"down,omitempty"`
+	// Summary sums up what the nodes report.
+	// +optional
+	Summary SwarmSummary `json:"summary,omitzero"`
 	// Zones is the number of zones that have an admitted peer.
 	// +optional
 	Zones int32 `json:"zones"`
@@ -119,6 +138,34 @@ type SwarmStatus struct {
 	// +listMapKey=type
 	// +kubebuilder:validation:MaxItems=8
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// SwarmSummary sums up what the nodes report, as kubectl prints it, sizes in GiB. It follows their reports within about a minute.
+type SwarmSummary struct {
+	// Live of the admitted peers, as 2/3.
+	// +optional
+	// +kubebuilder:validation:MaxLength=16
+	Live string `json:"live,omitempty"`
+	// Hits are requests that were answered from the node's own disk, of all.
+	// +optional
+	// +kubebuilder:validation:MaxLength=16
+	Hits string `json:"hits,omitempty"`
+	// +optional
+	// +kubebuilder:validation:MaxLength=24
+	Used string `json:"used,omitempty"`
+	// +optional
+	// +kubebuilder:validation:MaxLength=24
+	FromPeers string `json:"fromPeers,omitempty"`
+	// +optional
+	// +kubebuilder:validation:MaxLength=24
+	FromUpstream string `json:"fromUpstream,omitempty"`
+	// Saved were given to workloads and not read from a registry for them.
+	// +optional
+	// +kubebuilder:validation:MaxLength=24
+	Saved string `json:"saved,omitempty"`
+	// Unmirrored is the number of nodes whose container runtime does not ask its agent.
+	// +optional
+	Unmirrored int32 `json:"unmirrored"`
 }
 
 // BootstrapPeer is a peer that a new agent starts from.

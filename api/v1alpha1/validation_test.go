@@ -89,7 +89,8 @@ func TestRefusals(t *testing.T) {
 			"a rate limit without a limit":           {"rules: [{match: [a.example/b], rateLimit: {}}]", "rateLimit is empty"},
 			"a byte rate too slow to work":           {`rules: [{match: [a.example/b], rateLimit: {bytesPerSecond: "5"}}]`, "bytesPerSecond must be at least 64Ki"},
 			"a priority out of range":                {"priority: 1001", "should be less than or equal to 1000"},
-			"a duration that is none":                {"rules: [{match: [a.example/b], tagTTL: soon}]", "tagTTL"},
+			"a duration that is none":                {"rules: [{match: [a.example/b], tagTTL: soon}]", "written as 90s, 10m or 24h"},
+			"a duration of days":                     {"rules: [{match: [a.example/b], tagTTL: 1d}]", "there is no unit for days"},
 			"more rules than a person can look over": {"rules: [" + strings.TrimSuffix(strings.Repeat("{match: [a.example/b]},", 65), ",") + "]", "must have at most 64 items"},
 		}},
 		{"ArtifactPin", map[string]struct{ spec, message string }{

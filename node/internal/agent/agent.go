@@ -9,7 +9,7 @@
 //	register.go   the node's own Peer
 //	policy.go     CachePolicies, the Node's labels → the one policy in force
 //	pins.go       the NodeCache's spec → package pin, which keeps them; pull secrets
-//	report.go     NodeCache's status; conditions.go: its conditions
+//	report.go     NodeCache's status; conditions.go: its conditions; totals.go: its counters, over restarts
 //	writer.go     bounds what is written to the API server
 //	findings.go   what is amiss with the runtime's mirror configuration, as events on the Node
 //
@@ -116,7 +116,8 @@ type Agent struct {
 	inForce   atomic.Pointer[v1alpha1.EffectivePolicy] // the policy, nil before the first
 	rejected  atomic.Pointer[string]                   // why the policy that was seen last is not in force; nil where it is
 	findings  atomic.Pointer[[]Finding]                // nil where they are not known
-	admission atomic.Bool                              // whom to admit is known, from the API server or from memory
+	totals    *totals
+	admission atomic.Bool // whom to admit is known, from the API server or from memory
 }
 
 // New makes an Agent. It asks nothing of the API server. It fails for options that can't work.
@@ -153,6 +154,7 @@ func New(opts Options) (*Agent, error) {
 	if a.api, err = newAPI(opts.Config, opts.NodeName, a.log); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
+	a.totals = newTotals(opts.Memory, a.log)
 	a.peer = newWriter("Peer", v1alpha1.PeerInterval, a.writePeer, a.metrics, a.log)
 	a.report = newWriter("NodeCache", v1alpha1.ReportInterval, a.writeReport, a.metrics, a.log)
 	a.events = newEvents(a.api, opts.NodeName, a.metrics)
@@ -169,7 +171,7 @@ func New(opts Options) (*Agent, error) {
 // Run works until ctx ends, whether the API server can be reached or not, and returns when all its goroutines have ended.
 // It is called once.
 func (a *Agent) Run(ctx context.Context) {
-	ctx = klog.NewContext(ctx, logr.FromSlogHandler(a.log.Handler())) // for the informers
+	ctx = klog.NewContext(ctx, logr.FromSlogHandler(calm{a.log.Handler()})) // for the informers
 	a.observe()
 	var parts sync.WaitGroup
 	defer parts.Wait()

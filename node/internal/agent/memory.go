@@ -15,6 +15,7 @@ const (
 	keyPolicy  = "policy"  // v1alpha1.EffectivePolicy
 	keyPins    = "pins"    // []v1alpha1.PinAssignment
 	keyZone    = "zone"    // string
+	keyTotals  = "totals"  // Counters
 )
 
 // members are the peers of the swarm as they were last seen.

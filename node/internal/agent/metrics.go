@@ -9,6 +9,7 @@ import (
 type metrics struct {
 	writes   *prometheus.CounterVec
 	admitted prometheus.Gauge
+	policy   *prometheus.GaugeVec
 }
 
 func newMetrics(reg prometheus.Registerer, a *Agent) (*metrics, error) {
@@ -20,6 +21,9 @@ func newMetrics(reg prometheus.Registerer, a *Agent) (*metrics, error) {
 		admitted: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "shoal_agent_admitted_peers", Help: "Peers that the swarm's gate lets in.",
 		}),
+		policy: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "shoal_policy_info", Help: "1, with the revision of the effective policy in force.",
+		}, []string{"revision"}),
 	}
 	synced := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "shoal_agent_api_synced",
@@ -35,5 +39,5 @@ func newMetrics(reg prometheus.Registerer, a *Agent) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	return m, errors.Join(reg.Register(m.writes), reg.Register(m.admitted), reg.Register(synced))
+	return m, errors.Join(reg.Register(m.writes), reg.Register(m.admitted), reg.Register(m.policy), reg.Register(synced))
 }

@@ -80,6 +80,8 @@ func (a *Agent) enforce(e v1alpha1.EffectivePolicy) bool {
 	}
 	a.opts.Policy.Store(p)
 	a.inForce.Store(&e)
+	a.metrics.policy.Reset()
+	a.metrics.policy.WithLabelValues(e.Revision).Set(1)
 	a.rejected.Store(nil)
 	a.log.Info("policy in force", "policies", e.Policies, "revision", e.Revision)
 	a.keeper.Retry() // pins that failed for want of room may have it now

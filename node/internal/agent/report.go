@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -15,9 +16,15 @@ import (
 
 // reportCache keeps the status of the node's NodeCache.
 func (a *Agent) reportCache(ctx context.Context) {
-	if a.api.caches.synced(ctx) && a.pinsLookedAt(ctx) {
-		a.report.run(ctx)
+	if !a.api.caches.synced(ctx) || !a.pinsLookedAt(ctx) {
+		return
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel()
+	watching.Go(func() { a.watchCounters(ctx) })
+	a.report.run(ctx)
 }
 
 // pinsLookedAt waits until every pin has been compared with the store, so that an agent that starts anew does not seem to
@@ -70,7 +77,7 @@ func (a *Agent) writeReport(ctx context.Context) (wrote bool, err error) {
 }
 
 func (a *Agent) status(now time.Time) v1alpha1.NodeCacheStatus {
-	usage, counters := a.opts.Store.Usage(), a.opts.Counters()
+	usage, counters := a.opts.Store.Usage(), a.totals.sum(a.opts.Counters())
 	s := v1alpha1.NodeCacheStatus{
 		ReportedAt: &metav1.Time{Time: now},
 		Version:    a.opts.Version,
@@ -80,6 +87,7 @@ func (a *Agent) status(now time.Time) v1alpha1.NodeCacheStatus {
 		Counters: v1alpha1.CacheCounters{
 			Hits: counters.Hits, Misses: counters.Misses, PeerBytes: quantity(counters.PeerBytes),
 			UpstreamBytes: quantity(counters.UpstreamBytes), UploadedBytes: quantity(counters.UploadedBytes),
+			SavedBytes: quantity(counters.SavedBytes),
 		},
 		Pins: a.keeper.Progress(),
 	}
@@ -90,6 +98,11 @@ func (a *Agent) status(now time.Time) v1alpha1.NodeCacheStatus {
 		if p.State == v1alpha1.PinReady {
 			s.PinsReady++
 		}
+	}
+	s.Summary = v1alpha1.CacheSummary{
+		Pins: fmt.Sprintf("%d/%d", s.PinsReady, len(s.Pins)), Hits: v1alpha1.Percent(counters.Hits, counters.Hits+counters.Misses),
+		Used: v1alpha1.GiB(usage.Bytes), Capacity: v1alpha1.GiB(usage.Capacity), Pinned: v1alpha1.GiB(usage.PinnedBytes),
+		FromPeers: v1alpha1.GiB(counters.PeerBytes), FromUpstream: v1alpha1.GiB(counters.UpstreamBytes), Saved: v1alpha1.GiB(counters.SavedBytes),
 	}
 	s.Conditions = a.conditions(s.Pins, now)
 	return s

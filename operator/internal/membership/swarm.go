@@ -3,11 +3,14 @@ package membership
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
@@ -31,6 +34,8 @@ const (
 	gather = 500 * time.Millisecond
 	// livenessCheck is how often peers are looked at without an event, because an agent that falls silent makes none.
 	livenessCheck = time.Minute
+	// maxDown is how many members that are down are named.
+	maxDown = 10
 )
 
 // +kubebuilder:rbac:groups=shoal.dev,resources=swarms,verbs=get;list;watch
@@ -114,6 +119,7 @@ func (r *SwarmReconciler) describe(swarm *v1alpha1.Swarm, peers []v1alpha1.Peer,
 	lives := r.liveness.Look(nodes, peerOf, cacheOf, r.Clock.Now())
 	zones, live := map[string]bool{}, 0
 	var members []bootstrap.Peer
+	var down []string
 	for i := range peers {
 		p := &peers[i]
 		if !p.IsAdmitted() {
@@ -126,6 +132,8 @@ func (r *SwarmReconciler) describe(swarm *v1alpha1.Swarm, peers []v1alpha1.Peer,
 		}
 		if m.Live {
 			live++
+		} else {
+			down = append(down, p.Name)
 		}
 		zones[m.Zone] = true
 		members = append(members, m)
@@ -138,6 +146,9 @@ func (r *SwarmReconciler) describe(swarm *v1alpha1.Swarm, peers []v1alpha1.Peer,
 	status := swarm.Status.DeepCopy()
 	status.ObservedGeneration = swarm.Generation
 	status.Members, status.Registered, status.Zones = int32(len(members)), int32(len(peers)), int32(len(zones))
+	slices.Sort(down)
+	status.Live, status.Down, status.Summary = int32(live), down[:min(len(down), maxDown)], summarize(caches)
+	status.Summary.Live = fmt.Sprintf("%d/%d", live, len(members))
 	status.Bootstrap = nil
 	for _, name := range bootstrap.Choose(members, before, int(swarm.Spec.BootstrapPeers)) {
 		p := peerOf[name]
@@ -151,6 +162,30 @@ func (r *SwarmReconciler) describe(swarm *v1alpha1.Swarm, peers []v1alpha1.Peer,
 		return status, v1alpha1.ReasonNoLiveMembers, fmt.Sprintf("none of %d admitted peers is on a Ready node and reports", len(members))
 	}
 	return status, v1alpha1.ReasonBootstrapPublished, fmt.Sprintf("%d members in %d zones, %d of them to start from", len(members), len(zones), len(status.Bootstrap))
+}
+
+// summarize sums up what the nodes report.
+func summarize(caches []v1alpha1.NodeCache) v1alpha1.SwarmSummary {
+	var hits, requests, used, peers, upstream, saved int64
+	var s v1alpha1.SwarmSummary
+	for i := range caches {
+		c := &caches[i].Status
+		hits += c.Counters.Hits
+		requests += c.Counters.Hits + c.Counters.Misses
+		for sum, q := range map[*int64]*resource.Quantity{
+			&used: c.Usage.Bytes, &peers: c.Counters.PeerBytes, &upstream: c.Counters.UpstreamBytes, &saved: c.Counters.SavedBytes,
+		} {
+			if q != nil {
+				*sum += q.Value()
+			}
+		}
+		if apimeta.IsStatusConditionFalse(c.Conditions, v1alpha1.ConditionMirrorConfigured) {
+			s.Unmirrored++
+		}
+	}
+	s.Hits, s.Used, s.FromPeers = v1alpha1.Percent(hits, requests), v1alpha1.GiB(used), v1alpha1.GiB(peers)
+	s.FromUpstream, s.Saved = v1alpha1.GiB(upstream), v1alpha1.GiB(saved)
+	return s
 }
 
 // ReadinessChanged passes updates of a Node in which its condition Ready changes.

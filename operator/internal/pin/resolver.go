@@ -291,7 +291,7 @@ func (r *Resolver) resolveAll(ctx context.Context, p *v1alpha1.ArtifactPin, arti
 	for i, a := range artifacts {
 		calls.Go(func() error {
 			options := resolve.Options{Platforms: p.Spec.Platforms, NodePlatforms: platforms,
-				Referrers: p.Spec.Referrers == v1alpha1.Include, Credentials: credentials}
+				Referrers: p.Spec.Referrers == v1alpha1.Include, Credentials: credentials, Secrets: len(p.Spec.PullSecrets)}
 			if p.Status.ResolvedGeneration == p.Generation {
 				options.Previous = kept(p, a)
 			}

@@ -24,6 +24,7 @@ import (
 	mh "github.com/multiformats/go-multihash"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/shoal-cache/shoal/api/message"
 	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 )
@@ -48,7 +49,7 @@ type Error struct {
 	Err    error
 }
 
-func (e *Error) Error() string { return e.Err.Error() }
+func (e *Error) Error() string { return message.Plain(e.Err.Error()) }
 func (e *Error) Unwrap() error { return e.Err }
 
 // Options say how an artifact is to be resolved.
@@ -57,6 +58,8 @@ type Options struct {
 	Platforms, NodePlatforms []string
 	Referrers                bool
 	Credentials              pullsecret.Credentials
+	// Secrets is the number of pull secrets that the credentials are of.
+	Secrets int
 	// Previous is how the artifact was resolved last for the same platforms, if it was. While the tag still names
 	// the same digest a HEAD suffices, which registries that count pulls do not count.
 	Previous *v1alpha1.ResolvedArtifact
@@ -101,6 +104,9 @@ func (r *Resolver) Resolve(ctx context.Context, a v1alpha1.Artifact, o Options) 
 		return resolved, nil
 	}
 	classified := classify(fmt.Errorf("%s: %w", resolved.Source, err))
+	if classified.Reason == v1alpha1.ReasonUnauthorized {
+		classified.Err = fmt.Errorf("%w; %s", classified.Err, o.Credentials.Refused(resolved.Repository, o.Secrets))
+	}
 	if classified.Reason == v1alpha1.ReasonRegistryUnreachable {
 		r.mu.Lock()
 		r.down[host] = outageOf{r.now().Add(outage), err}

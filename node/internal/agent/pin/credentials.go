@@ -107,6 +107,14 @@ func (c *access) try(ctx context.Context, do func(authorization string) error) e
 		}
 		refused = errors.Join(refused, err)
 	}
+	if refused != nil {
+		var all pullsecret.Credentials
+		secrets, _ := c.readSecrets(ctx)
+		for _, s := range secrets {
+			all = append(all, s...)
+		}
+		refused = fmt.Errorf("%w; %s", refused, all.Refused(c.repo.String(), len(c.assignment.PullSecrets)))
+	}
 	return errors.Join(c.problem, refused)
 }
 

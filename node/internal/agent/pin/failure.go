@@ -9,6 +9,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/shoal-cache/shoal/api/message"
 	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -66,7 +67,7 @@ func is(target error) func(error) bool {
 }
 
 // explain gives the reason and the message of a failure.
-func explain(err error) (reason, message string) {
+func explain(err error) (reason, said string) {
 	reason = v1alpha1.FetchFailed
 	for _, r := range reasons {
 		if r.matches(err) {
@@ -74,7 +75,7 @@ func explain(err error) (reason, message string) {
 			break
 		}
 	}
-	return reason, Shorten(err.Error(), maxMessage)
+	return reason, Shorten(message.Plain(err.Error()), maxMessage)
 }
 
 // Shorten cuts s to at most n bytes of whole characters.
