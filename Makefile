@@ -21,9 +21,10 @@ help: ## List the targets
 ##@ Build
 
 .PHONY: build
-build: ## Build bin/shoal-node and bin/shoal-operator
+build: ## Build bin/shoal-node, bin/shoal-operator and bin/kubectl-shoal
 	$(GO_BUILD) -o bin/shoal-node ./node
 	$(GO_BUILD) -o bin/shoal-operator ./operator
+	$(GO_BUILD) -o bin/kubectl-shoal ./operator/cmd/kubectl-shoal
 
 .PHONY: images
 images: ## Build the container images without a container engine; ARGS="push REGISTRY/PATH" pushes them

@@ -1,0 +1,290 @@
+package plugin
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/api/view"
+)
+
+// finding is something that is amiss.
+type finding struct {
+	// Reason is one word, and the anchor of its section in the troubleshooting page.
+	Reason string `json:"reason"`
+	// Grave: pulls suffer, or will. Otherwise it is worth a look.
+	Grave   bool   `json:"grave"`
+	Node    string `json:"node,omitempty"`
+	Message string `json:"message"`
+	Mend    string `json:"mend"`
+	Link    string `json:"link"`
+}
+
+// troubleshooting is the page that says more of each reason.
+const troubleshooting = "https://github.com/shoal-cache/shoal/blob/main/charts/shoal/TROUBLESHOOTING.md#"
+
+// The reasons that are not the API's own.
+const (
+	reasonNotInstalled     = "NotInstalled"
+	reasonNoSwarm          = "NoSwarm"
+	reasonAgentMissing     = "AgentMissing"
+	reasonAgentNotReady    = "AgentNotReady"
+	reasonAgentSilent      = "AgentSilent"
+	reasonNotReported      = "NotReported"
+	reasonNotRegistered    = "NotRegistered"
+	reasonNotAdmitted      = "NotAdmitted"
+	reasonClockOff         = "ClockOff"
+	reasonNoPeers          = "NoPeers"
+	reasonDiskFull         = v1alpha1.ReasonDiskFull
+	reasonRegistrySilent   = "RegistrySilent"
+	reasonRegistryCA       = "RegistryCAMissing"
+	reasonPinFails         = "PinFails"
+	reasonVersionsDiffer   = "VersionsDiffer"
+	reasonNodeNotReady     = "NodeNotReady"
+	reasonOwnImagesNotKept = "OwnImagesNotPinned"
+)
+
+// mends say what to do, by reason.
+var mends = map[string]string{
+	reasonNotInstalled:                     "install the chart: helm install shoal ./charts/shoal --namespace shoal-system --create-namespace --wait",
+	reasonNoSwarm:                          "make the Swarm \"default\": helm upgrade with swarm.create=true",
+	reasonAgentMissing:                     "look at the events of the DaemonSet: kubectl describe daemonset --all-namespaces -l app.kubernetes.io/part-of=shoal",
+	reasonAgentNotReady:                    "read its log: kubectl logs POD -c agent",
+	reasonAgentSilent:                      "end it; kubelet starts it anew: kubectl delete pod POD",
+	reasonNotReported:                      "read the agent's log: can it reach the API server? kubectl logs POD -c agent",
+	reasonNotRegistered:                    "read the agent's log: it registers when it reaches the API server",
+	reasonNotAdmitted:                      "see kubectl describe peer NODE, and spec.admission of kubectl get swarm default -o yaml",
+	reasonClockOff:                         "set the node's clock, by chrony or systemd-timesyncd",
+	reasonNoPeers:                          "open TCP port 5052 (agent.ports.swarm) between the nodes",
+	reasonDiskFull:                         "make room on the file system of agent.store.path, or lower agent.store.capacity",
+	v1alpha1.ReasonDiskFails:               "look at the node's disk (dmesg) and at the rights of agent.store.path",
+	reasonRegistrySilent:                   "reach it from the node: name resolution, proxy (agent.env), firewall",
+	reasonRegistryCA:                       "give agents and operator its CA: upstreams[].caFile and upstreamsSecret of the chart",
+	reasonPinFails:                         "see kubectl describe artifactpin NAME",
+	reasonVersionsDiffer:                   "end the upgrade: kubectl rollout status daemonset",
+	reasonNodeNotReady:                     "see kubectl describe node NODE; its copies of pins count as lost after repairDelay",
+	reasonOwnImagesNotKept:                 "set selfPin.create=true, so that agents start during an outage of the registry",
+	v1alpha1.ReasonConfigPathUnset:         "set config_path = \"/etc/containerd/certs.d\" in containerd's config.toml and restart containerd, or helm upgrade --set mirror.fixConfigPath=true",
+	v1alpha1.ReasonConfigPathElsewhere:     "set runtime.mirrorPath to the folder that containerd reads",
+	v1alpha1.ReasonConfigPathList:          "containerd takes a list of folders for the name of one: name one folder as config_path, or helm upgrade --set mirror.fixConfigPath=true",
+	v1alpha1.ReasonLegacyMirrors:           "move registry.mirrors and registry.configs of containerd's config.toml into hosts.toml files; they exclude config_path",
+	v1alpha1.ReasonRuntimeConfigUnreadable: "let the agent read containerd's configuration, or run shoal-node mirror status on the node",
+	v1alpha1.ReasonNotMirrored:             "look at the hosts.toml that the message names",
+	v1alpha1.ReasonRestartNeeded:           "restart the node's container runtime",
+	v1alpha1.ReasonMirrorEdited:            "undo the change, or delete the agent's pod so that the guard writes the file anew",
+	v1alpha1.ReasonMirrorMissing:           "delete the agent's pod: its guard installs the mirror anew",
+	v1alpha1.ReasonRuntimeBypasses:         "restart the node's container runtime if it was started before the mirror was configured; else shoal-node mirror status on the node",
+}
+
+// diagnosis gathers findings.
+type diagnosis struct{ found []finding }
+
+func (d *diagnosis) add(grave bool, reason, node, format string, args ...any) {
+	mend := mends[reason]
+	if mend == "" {
+		mend = "see the link"
+	}
+	if node != "" {
+		mend = strings.ReplaceAll(mend, "NODE", node)
+	}
+	d.found = append(d.found, finding{
+		Reason: reason, Grave: grave, Node: node, Message: fmt.Sprintf(format, args...), Mend: mend, Link: troubleshooting + strings.ToLower(reason),
+	})
+}
+
+// maxSkew is how far a clock may be off. Tokens of registries and certificates are the first to fail, at some minutes.
+const maxSkew = 30 * time.Second
+
+// diagnose says what is amiss. agents is what they show; nil where they were not asked.
+func diagnose(c *cluster, agents []agentView[shown], now time.Time) []finding {
+	d := &diagnosis{}
+	if c.Swarm == nil && len(c.Peers) == 0 && len(c.Agents) == 0 && len(c.Daemons) == 0 {
+		d.add(true, reasonNotInstalled, "", "no agent runs in this cluster")
+		return d.found
+	}
+	if c.Swarm == nil {
+		d.add(true, reasonNoSwarm, "", "there is no Swarm \"default\", so no agent is admitted")
+	}
+	d.pods(c)
+	d.members(c)
+	d.reports(c, now)
+	d.pins(c)
+	d.shown(c, agents)
+	for i := range d.found {
+		for _, p := range c.Agents {
+			if d.found[i].Node == p.Spec.NodeName {
+				d.found[i].Mend = strings.ReplaceAll(d.found[i].Mend, "POD", "-n "+p.Namespace+" "+p.Name)
+			}
+		}
+	}
+	slices.SortStableFunc(d.found, func(a, b finding) int {
+		if a.Grave != b.Grave {
+			return map[bool]int{true: -1, false: 1}[a.Grave]
+		}
+		return cmp.Or(cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Node, b.Node))
+	})
+	return d.found
+}
+
+func (d *diagnosis) pods(c *cluster) {
+	for _, s := range c.Daemons {
+		if missing := s.Status.DesiredNumberScheduled - s.Status.CurrentNumberScheduled; missing > 0 {
+			d.add(true, reasonAgentMissing, "", "%d of %d nodes have no agent's pod", missing, s.Status.DesiredNumberScheduled)
+		}
+		if old := s.Status.DesiredNumberScheduled - s.Status.UpdatedNumberScheduled; old > 0 && s.Status.ObservedGeneration > 0 {
+			d.add(false, reasonVersionsDiffer, "", "%d of %d agents are not of the version that the chart says", old, s.Status.DesiredNumberScheduled)
+		}
+	}
+	for i := range c.Agents {
+		p := &c.Agents[i]
+		if p.DeletionTimestamp != nil {
+			continue
+		}
+		why := ""
+		for _, s := range p.Status.ContainerStatuses {
+			switch {
+			case s.Ready:
+			case s.State.Waiting != nil:
+				why = fmt.Sprintf("%s: %s %s", s.Name, s.State.Waiting.Reason, s.State.Waiting.Message)
+			case s.State.Terminated != nil:
+				why = fmt.Sprintf("%s ended with code %d: %s", s.Name, s.State.Terminated.ExitCode, s.State.Terminated.Reason)
+			default:
+				why = s.Name + " does not pass its readiness probe"
+			}
+			if last := s.LastTerminationState.Terminated; last != nil && why != "" {
+				why += fmt.Sprintf("; it ended %d times, last with code %d", s.RestartCount, last.ExitCode)
+			}
+		}
+		if why == "" && p.Status.Phase != corev1.PodRunning {
+			why = "its phase is " + string(p.Status.Phase)
+		}
+		if why != "" {
+			d.add(true, reasonAgentNotReady, p.Spec.NodeName, "%s", strings.TrimSpace(why))
+		}
+	}
+}
+
+func (d *diagnosis) members(c *cluster) {
+	peers := map[string]bool{}
+	for i := range c.Peers {
+		p := &c.Peers[i]
+		peers[p.Name] = true
+		if p.IsAdmitted() {
+			continue
+		}
+		why := "the operator has not judged it yet: does it run?"
+		if cond := apimeta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionAdmitted); cond != nil {
+			why = cond.Reason + ": " + cond.Message
+		}
+		d.add(true, reasonNotAdmitted, p.Name, "its agent is not admitted to the swarm: %s", why)
+	}
+	for _, p := range running(c.Agents, "") {
+		if !peers[p.Spec.NodeName] {
+			d.add(true, reasonNotRegistered, p.Spec.NodeName, "its agent runs, and has not registered")
+		}
+	}
+	for i := range c.Nodes {
+		n := &c.Nodes[i]
+		for _, cond := range n.Status.Conditions {
+			if cond.Type == corev1.NodeReady && cond.Status != corev1.ConditionTrue && peers[n.Name] {
+				d.add(false, reasonNodeNotReady, n.Name, "the node is not Ready: %s", cond.Message)
+			}
+		}
+	}
+}
+
+func (d *diagnosis) reports(c *cluster, now time.Time) {
+	for i := range c.Caches {
+		n := &c.Caches[i]
+		switch at := n.Status.ReportedAt; {
+		case at == nil:
+			d.add(true, reasonNotReported, n.Name, "its agent has never reported")
+		default:
+			if off, ok := skew(n); ok && max(off, -off) > maxSkew {
+				d.add(true, reasonClockOff, n.Name, "its clock is off by %s: tokens and certificates fail", view.Duration(off))
+			} else if silent := now.Sub(at.Time); silent > v1alpha1.StaleAfter {
+				d.add(true, reasonNotReported, n.Name, "its agent has not reported for %s", view.Duration(silent))
+			}
+		}
+		for _, kind := range []string{v1alpha1.ConditionMirrorConfigured, v1alpha1.ConditionStoreUsable, v1alpha1.ConditionPolicyApplied} {
+			cond := apimeta.FindStatusCondition(n.Status.Conditions, kind)
+			if cond != nil && cond.Status == metav1.ConditionFalse {
+				d.add(kind != v1alpha1.ConditionPolicyApplied, cond.Reason, n.Name, "%s", cond.Message)
+			}
+		}
+	}
+}
+
+func (d *diagnosis) pins(c *cluster) {
+	for i := range c.Pins {
+		p := &c.Pins[i]
+		ready := apimeta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady)
+		if ready == nil || ready.Status != metav1.ConditionFalse {
+			continue
+		}
+		switch ready.Reason {
+		case v1alpha1.ReasonFetching, v1alpha1.ReasonSuspended, v1alpha1.ReasonWaitingForSchedule, v1alpha1.ReasonExpired, v1alpha1.ReasonResolving:
+			continue
+		}
+		d.add(false, reasonPinFails, "", "pin %s/%s: %s: %s", p.Namespace, p.Name, ready.Reason, ready.Message)
+		last := &d.found[len(d.found)-1]
+		last.Mend = fmt.Sprintf("see kubectl describe artifactpin -n %s %s", p.Namespace, p.Name)
+	}
+}
+
+// shown is what only the agents themselves tell.
+func (d *diagnosis) shown(c *cluster, agents []agentView[shown]) {
+	admitted := 0
+	for i := range c.Peers {
+		if c.Peers[i].IsAdmitted() {
+			admitted++
+		}
+	}
+	for _, a := range agents {
+		if a.Err != nil {
+			d.add(true, reasonAgentSilent, a.Node, "its agent does not answer: %v", a.Err)
+			continue
+		}
+		if admitted > 1 && len(a.Value.Peers) == 0 {
+			d.add(true, reasonNoPeers, a.Node, "its agent is connected to none of %d others", admitted-1)
+		}
+		for _, r := range a.Value.Registries {
+			switch {
+			case r.Problem == "":
+			case strings.Contains(r.Problem, "x509"), strings.Contains(r.Problem, "certificate signed by unknown authority"):
+				d.add(true, reasonRegistryCA, a.Node, "%s is not trusted from here: %s", r.Host, r.Problem)
+			default:
+				d.add(false, reasonRegistrySilent, a.Node, "%s does not answer from here: %s", r.Host, r.Problem)
+			}
+		}
+		for _, f := range a.Value.Node.Findings {
+			if !slices.ContainsFunc(d.found, func(k finding) bool { return k.Reason == f.Reason && k.Node == a.Node }) {
+				d.add(true, f.Reason, a.Node, "%s", f.Message)
+			}
+		}
+		if problem := a.Value.Node.Store.Problem; problem != "" {
+			known := func(k finding) bool {
+				return k.Node == a.Node && (k.Reason == reasonDiskFull || k.Reason == v1alpha1.ReasonDiskFails)
+			}
+			if !slices.ContainsFunc(d.found, known) {
+				reason := v1alpha1.ReasonDiskFails
+				if strings.Contains(problem, "no space") {
+					reason = reasonDiskFull
+				}
+				d.add(true, reason, a.Node, "%s", problem)
+			}
+		}
+	}
+}
+
+// grave reports whether pulls suffer.
+func grave(all []finding) bool {
+	return slices.ContainsFunc(all, func(f finding) bool { return f.Grave })
+}

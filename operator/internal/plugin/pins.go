@@ -1,0 +1,300 @@
+package plugin
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/api/view"
+)
+
+// fieldManager is that of what this command writes.
+const fieldManager = "kubectl-shoal"
+
+// pinFlags are those of pin and preheat.
+type pinFlags struct {
+	name     string
+	replicas string
+	ttl      time.Duration
+	secrets  []string
+	wait     bool
+	selector string
+}
+
+func (p *plugin) pinCommand() *cobra.Command {
+	var f pinFlags
+	cmd := &cobra.Command{
+		Use: "pin IMAGE…", Short: "Keep images on nodes, whatever is evicted and whichever node goes", Args: cobra.MinimumNArgs(1),
+		Example: "  kubectl shoal pin docker.io/library/debian:stable-slim --replicas 3\n  kubectl shoal pin registry.example/team/app:1.2 --pull-secret login --wait",
+		RunE:    func(cmd *cobra.Command, args []string) error { return p.pin(cmd.Context(), args, "pin", f) },
+	}
+	f.add(cmd, "3", 0)
+	return cmd
+}
+
+func (p *plugin) preheatCommand() *cobra.Command {
+	var f pinFlags
+	cmd := &cobra.Command{
+		Use: "preheat IMAGE…", Short: "Bring images to the nodes before a rollout needs them", Args: cobra.MinimumNArgs(1),
+		Long: `preheat pins images on all nodes for a while, so that a rollout finds them there. The pin ends by itself after --ttl, and the
+images then stay in the cache like any others.`,
+		Example: "  kubectl shoal preheat registry.example/team/app:1.3 --wait\n  kubectl shoal preheat registry.example/team/app:1.3 --node-selector pool=gpu --ttl 2h",
+		RunE:    func(cmd *cobra.Command, args []string) error { return p.pin(cmd.Context(), args, "preheat", f) },
+	}
+	f.add(cmd, v1alpha1.AllNodes, 6*time.Hour)
+	return cmd
+}
+
+func (f *pinFlags) add(cmd *cobra.Command, replicas string, ttl time.Duration) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.name, "name", "", "name of the pin; default: made of the images")
+	flags.StringVar(&f.replicas, "replicas", replicas, "a count, a percentage of the nodes, or All")
+	flags.DurationVar(&f.ttl, "ttl", ttl, "how long it holds; 0: until it is removed")
+	flags.StringSliceVar(&f.secrets, "pull-secret", nil, "Secrets of the namespace with the registry's credentials")
+	flags.StringVar(&f.selector, "node-selector", "", "on these nodes only, as key=value")
+	flags.BoolVar(&f.wait, "wait", false, "wait until every copy is whole, and show how far each node is")
+}
+
+// spec is the pin that the flags describe.
+func (f *pinFlags) spec(images []string) (v1alpha1.ArtifactPinSpec, error) {
+	s := v1alpha1.ArtifactPinSpec{Replicas: intstr.Parse(f.replicas)}
+	for _, i := range images {
+		if strings.HasPrefix(i, "sha256:") || strings.HasPrefix(i, "sha512:") {
+			s.Artifacts = append(s.Artifacts, v1alpha1.Artifact{Digest: i})
+		} else {
+			s.Artifacts = append(s.Artifacts, v1alpha1.Artifact{Image: i})
+		}
+	}
+	for _, name := range f.secrets {
+		s.PullSecrets = append(s.PullSecrets, corev1.LocalObjectReference{Name: name})
+	}
+	if f.ttl > 0 {
+		s.Expiry = &v1alpha1.Expiry{TTL: &metav1.Duration{Duration: f.ttl}}
+	}
+	if f.selector != "" {
+		selector, err := metav1.ParseToLabelSelector(f.selector)
+		if err != nil {
+			return s, fmt.Errorf("--node-selector %q: %w", f.selector, err)
+		}
+		s.NodeSelector = selector
+	}
+	return s, nil
+}
+
+var unusable = regexp.MustCompile(`[^a-z0-9-]+`)
+
+// nameOf is a name for a pin of images: the last word of the first, and a hash of all, so that the same images make the same pin.
+func nameOf(prefix string, images []string) string {
+	word := images[0]
+	word = word[strings.LastIndex(word, "/")+1:]
+	word, _, _ = strings.Cut(word, "@")
+	word = strings.Trim(unusable.ReplaceAllString(strings.ToLower(word), "-"), "-")
+	sum := sha256.Sum256([]byte(strings.Join(images, "\n")))
+	return fmt.Sprintf("%s-%s-%s", prefix, word[:min(len(word), 40)], hex.EncodeToString(sum[:4]))
+}
+
+func (p *plugin) pin(ctx context.Context, images []string, prefix string, f pinFlags) error {
+	if err := p.connect(); err != nil {
+		return err
+	}
+	namespace, err := p.namespace()
+	if err != nil {
+		return err
+	}
+	spec, err := f.spec(images)
+	if err != nil {
+		return err
+	}
+	pin := &v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: f.name}, Spec: spec}
+	if pin.Name == "" {
+		pin.Name = nameOf(prefix, images)
+	}
+	var existing v1alpha1.ArtifactPin
+	switch err := p.api.Get(ctx, client.ObjectKeyFromObject(pin), &existing); {
+	case err == nil && prefix == "preheat" && existing.DeletionTimestamp == nil: // its time begins anew
+		if err := p.api.Delete(ctx, &existing); err != nil {
+			return err
+		}
+	case err == nil:
+		pin.ResourceVersion = existing.ResourceVersion
+		err := p.api.Update(ctx, pin, client.FieldOwner(fieldManager))
+		return p.made(ctx, pin, "changed", f, err)
+	case client.IgnoreNotFound(err) != nil:
+		return err
+	}
+	return p.made(ctx, pin, "made", f, p.api.Create(ctx, pin, client.FieldOwner(fieldManager)))
+}
+
+func (p *plugin) made(ctx context.Context, pin *v1alpha1.ArtifactPin, how string, f pinFlags, err error) error {
+	if err != nil {
+		return err
+	}
+	if !f.wait {
+		return p.print(pin, func(w io.Writer) error {
+			_, err := fmt.Fprintf(w, "artifactpin %s/%s %s; see kubectl shoal pins\n", pin.Namespace, pin.Name, how)
+			return err
+		})
+	}
+	p.say("artifactpin %s/%s %s; waiting for %s at most", pin.Namespace, pin.Name, how, view.Duration(p.timeout))
+	shown := map[string]string{}
+	err = p.until(ctx, func(ctx context.Context) (bool, error) { return p.progress(ctx, pin, shown) })
+	if printed := p.print(pin, func(w io.Writer) error { return writePins(w, []v1alpha1.ArtifactPin{*pin}) }); printed != nil {
+		return printed
+	}
+	return err
+}
+
+// progress shows how far nodes are with a pin, a line for each that has moved on, and reports whether all copies are whole.
+func (p *plugin) progress(ctx context.Context, pin *v1alpha1.ArtifactPin, shown map[string]string) (bool, error) {
+	if err := p.api.Get(ctx, client.ObjectKeyFromObject(pin), pin); err != nil {
+		return false, err
+	}
+	var caches v1alpha1.NodeCacheList
+	if err := p.api.List(ctx, &caches); err != nil {
+		return false, err
+	}
+	for _, c := range caches.Items {
+		for _, s := range c.Status.Pins {
+			if types.UID(s.UID) != pin.UID {
+				continue
+			}
+			line := fmt.Sprintf("%s %s %s of %s", bar(s.BytesHeld, s.BytesWanted), s.State, view.Bytes(s.BytesHeld), view.Bytes(s.BytesWanted))
+			if s.Message != "" {
+				line += ": " + s.Message
+			}
+			if shown[c.Name] != line {
+				shown[c.Name] = line
+				p.say("%-24s %s", c.Name, line)
+			}
+		}
+	}
+	cond := apimeta.FindStatusCondition(pin.Status.Conditions, v1alpha1.ConditionReady)
+	if cond == nil || pin.Status.ObservedGeneration != pin.Generation {
+		return false, nil
+	}
+	if shown[""] != cond.Reason {
+		shown[""] = cond.Reason
+		p.say("%-24s %s: %s", "pin", cond.Reason, cond.Message)
+	}
+	return cond.Status == metav1.ConditionTrue, nil
+}
+
+// bar draws a part of a whole.
+func bar(part, whole int64) string {
+	const width = 20
+	full := 0
+	if whole > 0 {
+		full = int(min(width, part*width/whole))
+	}
+	return "[" + strings.Repeat("#", full) + strings.Repeat(".", width-full) + "]"
+}
+
+func (p *plugin) unpinCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "unpin NAME|IMAGE…", Short: "Let go of pins, by their names or by the images that they keep", Args: cobra.MinimumNArgs(1),
+		Example: "  kubectl shoal unpin docker.io/library/debian:stable-slim\n  kubectl shoal unpin base -n default",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := p.connect(); err != nil {
+				return err
+			}
+			namespace, err := p.namespace()
+			if err != nil {
+				return err
+			}
+			var pins v1alpha1.ArtifactPinList
+			if err := p.api.List(cmd.Context(), &pins, client.InNamespace(namespace)); err != nil {
+				return err
+			}
+			missing := false
+			for _, name := range args {
+				found := false
+				for i := range pins.Items {
+					if !keeps(&pins.Items[i], name) {
+						continue
+					}
+					found = true
+					if err := p.api.Delete(cmd.Context(), &pins.Items[i]); client.IgnoreNotFound(err) != nil {
+						return err
+					}
+					_, _ = fmt.Fprintf(p.Out, "artifactpin %s/%s deleted\n", namespace, pins.Items[i].Name)
+				}
+				if !found {
+					p.say("no pin in namespace %s is called %s, or keeps it alone", namespace, name)
+					missing = true
+				}
+			}
+			if missing {
+				return errNotWell
+			}
+			return nil
+		},
+	}
+}
+
+// keeps reports whether a pin is called so, or keeps that image and nothing else.
+func keeps(pin *v1alpha1.ArtifactPin, name string) bool {
+	if pin.Name == name {
+		return true
+	}
+	a := pin.Spec.Artifacts
+	return len(a) == 1 && (a[0].Image == name || a[0].Digest == name)
+}
+
+func (p *plugin) pinsCommand() *cobra.Command {
+	var all bool
+	cmd := &cobra.Command{
+		Use: "pins", Short: "List pins, and how far they are", Args: cobra.NoArgs,
+		Example: "  kubectl shoal pins -A",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := p.connect(); err != nil {
+				return err
+			}
+			namespace, err := p.namespace()
+			if err != nil {
+				return err
+			}
+			if all {
+				namespace = ""
+			}
+			var pins v1alpha1.ArtifactPinList
+			if err := p.api.List(cmd.Context(), &pins, client.InNamespace(namespace)); err != nil {
+				return err
+			}
+			if len(pins.Items) == 0 && p.output != "json" && p.output != "yaml" {
+				p.say("no pins here")
+				return nil
+			}
+			return p.print(pins.Items, func(w io.Writer) error { return writePins(w, pins.Items) })
+		},
+	}
+	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "of all namespaces")
+	return cmd
+}
+
+func writePins(w io.Writer, pins []v1alpha1.ArtifactPin) error {
+	rows := [][]string{{"NAMESPACE", "NAME", "READY", "STATUS", "HELD", "WANTED", "ARTIFACTS"}}
+	for i := range pins {
+		s := &pins[i].Status
+		status := "not looked at yet"
+		if c := apimeta.FindStatusCondition(s.Conditions, v1alpha1.ConditionReady); c != nil {
+			status = c.Reason
+		}
+		rows = append(rows, []string{pins[i].Namespace, pins[i].Name, fmt.Sprintf("%d/%d", s.Ready, s.Desired), status,
+			view.Bytes(sizeOf(s.BytesHeld)), view.Bytes(sizeOf(s.BytesWanted)), s.Summary})
+	}
+	return view.Table(w, rows)
+}

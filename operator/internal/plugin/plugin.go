@@ -1,0 +1,240 @@
+// Package plugin is kubectl shoal. It reads the API server, and the agents' admin addresses by port-forwards of the API server, so
+// that it needs no right but the user's own and no address of an agent is open.
+//
+//	plugin.go    the command, its output and exit codes
+//	cluster.go   what the API server knows
+//	agents.go    what the agents themselves show
+//	diagnose.go  what is amiss, and how to mend it: a pure function of both
+//	status.go, check.go, where.go, pins.go, report.go   the verbs
+package plugin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	kruntime "k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+)
+
+// Exit codes.
+const (
+	ExitWell     = 0
+	ExitNotWell  = 1 // something is wrong in the cluster, or what was asked for is not there
+	ExitFailed   = 2 // the command could not be carried out
+	ExitTimedOut = 3 // --wait waited for long enough
+)
+
+// errNotWell and errTimedOut end a command that has said already what is wrong.
+var (
+	errNotWell  = errors.New("not well")
+	errTimedOut = errors.New("timed out")
+)
+
+// plugin is what all verbs share.
+type plugin struct {
+	genericiooptions.IOStreams
+	flags     *genericclioptions.ConfigFlags
+	output    string
+	system    string // namespace of the agents; empty: wherever they are
+	version   string
+	timeout   time.Duration
+	tolerance time.Duration // how long an agent may take to answer
+
+	config *rest.Config
+	api    client.Client
+	agents agents
+}
+
+// Run runs the command, and returns its exit code.
+func Run(ctx context.Context, version string, args []string, streams genericiooptions.IOStreams) int {
+	p := &plugin{IOStreams: streams, version: version, flags: genericclioptions.NewConfigFlags(true)}
+	return p.run(ctx, args)
+}
+
+func (p *plugin) run(ctx context.Context, args []string) int {
+	quiet := flag.NewFlagSet("klog", flag.ContinueOnError)
+	klog.InitFlags(quiet)
+	_ = quiet.Set("logtostderr", "false") // what client-go says between the lines is for nobody here
+	klog.SetOutput(io.Discard)
+	cmd := p.command()
+	cmd.SetArgs(args)
+	cmd.SetIn(p.In)
+	cmd.SetOut(p.Out)
+	cmd.SetErr(p.ErrOut)
+	err := cmd.ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return ExitWell
+	case errors.Is(err, errNotWell):
+		return ExitNotWell
+	case errors.Is(err, errTimedOut):
+		return ExitTimedOut
+	}
+	_, _ = fmt.Fprintln(p.ErrOut, "kubectl shoal:", explain(err))
+	return ExitFailed
+}
+
+// explain says what to do about errors of the API server.
+func explain(err error) string {
+	switch {
+	case meta.IsNoMatchError(err), kruntime.IsNotRegisteredError(err):
+		return "this cluster has no resource definitions of Shoal: install the chart first, or try kubectl shoal check --pre"
+	case apierrors.IsForbidden(err):
+		return err.Error() + "; charts/shoal/README.md says which rights kubectl shoal needs"
+	case errors.Is(err, context.Canceled):
+		return "interrupted"
+	}
+	return err.Error()
+}
+
+func (p *plugin) command() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "kubectl-shoal",
+		Short: "See whether the cache of this cluster works, and why not",
+		Long: `kubectl shoal says whether the cache of this cluster works, and why not.
+
+Exit codes: 0 all is well; 1 something is wrong, or what was asked for is not there; 2 the command could not be carried out;
+3 --wait has waited for long enough.`,
+		Example: `  kubectl shoal status --wait
+  kubectl shoal check
+  kubectl shoal where docker.io/library/debian:stable-slim
+  kubectl shoal why docker.io/library/debian:stable-slim --node node1`,
+		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl shoal"},
+		Version:       p.version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			switch p.output {
+			case "", "json", "yaml", "wide":
+				return nil
+			}
+			return fmt.Errorf("--output %q: want json, yaml or wide", p.output)
+		},
+	}
+	f := root.PersistentFlags()
+	p.flags.AddFlags(f)
+	f.StringVarP(&p.output, "output", "o", "", "json, yaml or wide")
+	f.StringVar(&p.system, "agents-namespace", "", "`namespace` of Shoal's agents; default: wherever they are")
+	f.DurationVar(&p.timeout, "timeout", 5*time.Minute, "how long --wait waits")
+	f.DurationVar(&p.tolerance, "agent-timeout", 10*time.Second, "how long an agent may take to answer")
+	root.AddCommand(p.statusCommand(), p.checkCommand(), p.topCommand(), p.whereCommand(), p.lsCommand(), p.whyCommand(),
+		p.pinCommand(), p.unpinCommand(), p.pinsCommand(), p.preheatCommand(), p.reportCommand(), p.testCommand())
+	return root
+}
+
+// connect makes the clients, once the flags are known.
+func (p *plugin) connect() error {
+	if p.api != nil {
+		return nil
+	}
+	config, err := p.flags.ToRESTConfig()
+	if err != nil {
+		return err
+	}
+	config.UserAgent = "kubectl-shoal/" + p.version
+	config.QPS = -1 // a command asks little, and the API server has its own bounds
+	scheme := kruntime.NewScheme()
+	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+		return err
+	}
+	p.config = config
+	if p.api, err = client.New(config, client.Options{Scheme: scheme}); err != nil {
+		return fmt.Errorf("reach the API server: %w", err)
+	}
+	if p.agents == nil {
+		core, err := kubernetes.NewForConfig(config)
+		if err != nil {
+			return err
+		}
+		p.agents = &forwarded{config: config, core: core}
+	}
+	return nil
+}
+
+// namespace is where pins are made.
+func (p *plugin) namespace() (string, error) {
+	ns, _, err := p.flags.ToRawKubeConfigLoader().Namespace()
+	return ns, err
+}
+
+// print writes a value as -o asks, or else by human.
+func (p *plugin) print(value any, human func(w io.Writer) error) error {
+	var data []byte
+	var err error
+	switch p.output {
+	case "json":
+		data, err = json.MarshalIndent(value, "", "  ")
+		data = append(data, '\n')
+	case "yaml":
+		data, err = yaml.Marshal(value)
+	default:
+		return human(p.Out)
+	}
+	if err == nil {
+		_, err = p.Out.Write(data)
+	}
+	return err
+}
+
+// Colours of a terminal.
+const (
+	red    = "31"
+	yellow = "33"
+	green  = "32"
+)
+
+// colour writes text in a colour where a terminal shows it and nobody has set NO_COLOR.
+func (p *plugin) colour(code, text string) string {
+	f, ok := p.Out.(*os.File)
+	if !ok || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" || !term.IsTerminal(int(f.Fd())) {
+		return text
+	}
+	return "\x1b[" + code + "m" + text + "\x1b[0m"
+}
+
+// say writes a line for people only.
+func (p *plugin) say(format string, args ...any) {
+	_, _ = fmt.Fprintf(p.ErrOut, format+"\n", args...)
+}
+
+// until calls look until it says that it is done, or --timeout has passed.
+func (p *plugin) until(ctx context.Context, look func(ctx context.Context) (done bool, err error)) error {
+	ctx, cancel := context.WithTimeout(ctx, p.timeout)
+	defer cancel()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		done, err := look(ctx)
+		if done || err != nil && ctx.Err() == nil && !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return errTimedOut
+			}
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}

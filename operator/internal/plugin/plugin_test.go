@@ -1,0 +1,230 @@
+package plugin
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/shoal-cache/shoal/api/apitest"
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/api/view"
+)
+
+var cluster1 *apitest.Cluster
+
+func TestMain(m *testing.M) { apitest.Main(m, func(c *apitest.Cluster) { cluster1 = c }) }
+
+// served are agents that tests play: what each shows, by the node's name. One that is not there does not answer.
+type served map[string]map[string]any
+
+func (s served) open(_ context.Context, pod *corev1.Pod, _ string) (*view.Client, func(), error) {
+	views, ok := s[pod.Spec.NodeName]
+	if !ok {
+		return nil, nil, errors.New("it does not answer")
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		value, ok := views[r.URL.Path]
+		switch {
+		case r.URL.Path == "/healthz", r.URL.Path == "/readyz", r.URL.Path == "/metrics":
+			_, _ = io.WriteString(w, "ok\n")
+		case !ok:
+			http.NotFound(w, r)
+		default:
+			_ = json.NewEncoder(w).Encode(value)
+		}
+	}))
+	return &view.Client{HTTP: server.Client(), Base: server.URL}, server.Close, nil
+}
+
+// kubectl runs the plugin as kubectl does.
+func kubectl(t *testing.T, agents agents, args ...string) (code int, out, errOut string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	require.NoError(t, os.WriteFile(file, cluster1.Kubeconfig(), 0o600))
+	streams, _, o, e := genericiooptions.NewTestIOStreams()
+	p := &plugin{IOStreams: streams, version: "test", flags: genericclioptions.NewConfigFlags(true), agents: agents}
+	code = p.run(t.Context(), append([]string{"--kubeconfig", file}, args...))
+	return code, o.String(), e.String()
+}
+
+func TestHelp_NeedsNoCluster(t *testing.T) {
+	t.Parallel()
+	for _, verb := range []string{"", "status", "check", "top", "where", "ls", "why", "pin", "unpin", "pins", "preheat", "report", "test"} {
+		var out bytes.Buffer
+		code := Run(t.Context(), "test", strings.Fields(verb+" --help"), genericiooptions.IOStreams{In: os.Stdin, Out: &out, ErrOut: &out})
+		require.Equal(t, ExitWell, code, verb)
+		require.Contains(t, out.String(), "kubectl shoal "+verb, "help has an example")
+	}
+}
+
+func TestFailures_AreOneLineWithoutAStack(t *testing.T) {
+	t.Parallel()
+	for what, args := range map[string][]string{
+		"an output that is none":          {"status", "-o", "xml"},
+		"a verb that is none":             {"stat"},
+		"a kubeconfig that is not there":  {"status", "--kubeconfig", "/nonexistent"},
+		"an API server that is not there": {"status", "--server", "https://127.0.0.1:1"},
+		"a name that is missing":          {"where"},
+	} {
+		var out, errOut bytes.Buffer
+		code := Run(t.Context(), "test", args, genericiooptions.IOStreams{In: os.Stdin, Out: &out, ErrOut: &errOut})
+		require.Equal(t, ExitFailed, code, what)
+		require.Empty(t, out.String(), what)
+		require.True(t, strings.HasPrefix(errOut.String(), "kubectl shoal: "), errOut.String())
+		require.NotContains(t, errOut.String(), "goroutine", what)
+	}
+}
+
+// TestVerbs plays them in turn on one cluster: before there is anything, with two nodes, and with pins.
+func TestVerbs(t *testing.T) {
+	t.Parallel()
+	c := apitest.Require(t, cluster1)
+	ctx := t.Context()
+	code, out, errOut := kubectl(t, served{}, "status")
+	require.Equal(t, ExitNotWell, code, errOut)
+	require.Contains(t, out, "NotInstalled", "before an installation")
+	code, _, errOut = kubectl(t, served{}, "status", "--wait", "--timeout", "1s")
+	require.Equal(t, ExitTimedOut, code, errOut)
+	code, out, errOut = kubectl(t, served{}, "check", "--pre")
+	require.Equal(t, ExitWell, code, out+errOut)
+	require.Contains(t, out, "pod-security.kubernetes.io/enforce=privileged")
+
+	require.NoError(t, c.Client.Create(ctx, &v1alpha1.Swarm{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.SwarmName}}))
+	agents := served{}
+	operator := c.ClientFor(t, c.Impersonate("", apitest.OperatorServiceAccount))
+	for i, node := range []string{"node1", "node2"} {
+		peer := apitest.NewPeer(node, "12D3KooWBhSnGQkzYtGRVRGdQFDwNxQvXyqHLSSrkMfTwRjgDYa"+string(rune('K'+i)))
+		agent := c.ClientFor(t, c.Impersonate(node, apitest.AgentServiceAccount))
+		require.NoError(t, agent.Create(ctx, peer))
+		judged := peer.DeepCopy()
+		judged.Status = v1alpha1.PeerStatus{Admitted: true, AdmittedPeerID: peer.Spec.PeerID}
+		require.NoError(t, operator.Status().Patch(ctx, judged, client.MergeFrom(peer)))
+		cache := &v1alpha1.NodeCache{ObjectMeta: metav1.ObjectMeta{Name: node}}
+		require.NoError(t, operator.Create(ctx, cache))
+		at := metav1.Now()
+		reported := cache.DeepCopy()
+		reported.Status = v1alpha1.NodeCacheStatus{ReportedAt: &at, Counters: v1alpha1.CacheCounters{Hits: 3, Misses: 1}}
+		require.NoError(t, agent.Status().Patch(ctx, reported, client.MergeFrom(cache)))
+		pod := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: "agent-" + node, Namespace: apitest.Namespace, Labels: agentLabels},
+			Spec:       corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "agent", Image: "shoal"}}},
+		}
+		require.NoError(t, c.Client.Create(ctx, pod))
+		pod.Status.Phase = corev1.PodRunning
+		pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "agent", Ready: true}}
+		require.NoError(t, c.Client.Status().Update(ctx, pod))
+		agents[node] = map[string]any{
+			view.NodePath: view.Node{Version: "test"}, view.PeersPath: []view.Peer{{ID: "other"}}, view.RegistriesPath: []view.Registry{},
+			view.FetchesPath: []view.Fetch{{Digest: "sha256:0123456789abcdef", Repository: "docker.io/library/redis", Size: 100, Present: 50, FromPeers: 50}},
+			view.BlobsPath:   []view.Blob{{Digest: "sha256:0123456789abcdef", Size: 100, Source: "store"}},
+			view.ImagePath:   view.Image{Name: "redis:7", Digest: "sha256:aa", Complete: i == 0, Parts: []view.ImagePart{{Digest: "sha256:aa", Size: 100, Held: i == 0}}},
+			view.PullsPath: []view.Pull{{Repository: "docker.io/library/redis", Reference: "7", Started: time.Now(), Took: 3 * time.Second,
+				Parts: []view.PullPart{{Kind: "manifest", Resolve: 2 * time.Second, Authorize: 2 * time.Second}}}},
+		}
+	}
+
+	code, out, errOut = kubectl(t, agents, "status")
+	require.Equal(t, ExitWell, code, out+errOut)
+	require.Contains(t, out, "2 running, 2 ready, 2 admitted")
+	require.Contains(t, out, "75% of 8 requests")
+	code, out, _ = kubectl(t, agents, "status", "-o", "json")
+	require.Equal(t, ExitWell, code)
+	var s state
+	require.NoError(t, json.Unmarshal([]byte(out), &s))
+	require.Equal(t, 2, s.Ready)
+	code, out, errOut = kubectl(t, agents, "check")
+	require.Equal(t, ExitWell, code, out+errOut)
+	require.Contains(t, out, "Nothing is amiss.")
+	code, out, _ = kubectl(t, served{"node1": agents["node1"]}, "check")
+	require.Equal(t, ExitNotWell, code)
+	require.Contains(t, out, "✗ AgentSilent: node2: its agent does not answer")
+	require.Contains(t, out, "kubectl delete pod -n shoal-system agent-node2")
+
+	code, out, _ = kubectl(t, agents, "where", "redis:7")
+	require.Equal(t, ExitWell, code)
+	require.Contains(t, out, "1 of 2 nodes hold all of redis:7.")
+	code, out, _ = kubectl(t, agents, "ls", "-o", "wide")
+	require.Equal(t, ExitWell, code)
+	require.Contains(t, out, "[node1 node2]")
+	code, out, _ = kubectl(t, agents, "why", "redis:7", "--node", "node2")
+	require.Equal(t, ExitWell, code)
+	require.Contains(t, out, "on node2")
+	require.Contains(t, out, "the registry took 2s to say what the tag names")
+	code, _, errOut = kubectl(t, agents, "why", "nginx")
+	require.Equal(t, ExitNotWell, code)
+	require.Contains(t, errOut, "kubectl shoal check")
+	code, out, _ = kubectl(t, agents, "top")
+	require.Equal(t, ExitWell, code)
+	require.Contains(t, out, "50%")
+
+	code, out, errOut = kubectl(t, agents, "pin", "docker.io/library/redis:7", "--replicas", "2")
+	require.Equal(t, ExitWell, code, errOut)
+	require.Contains(t, out, "artifactpin default/pin-redis-7-")
+	code, _, errOut = kubectl(t, agents, "pin", "https://Redis")
+	require.Equal(t, ExitFailed, code)
+	require.Contains(t, errOut, "image is not a reference such as")
+	code, _, errOut = kubectl(t, agents, "preheat", "docker.io/library/redis:8", "--wait", "--timeout", "1s", "--name", "warm")
+	require.Equal(t, ExitTimedOut, code, "nobody brings it here")
+	require.Contains(t, errOut, "artifactpin default/warm made")
+	var warm v1alpha1.ArtifactPin
+	require.NoError(t, c.Client.Get(ctx, types.NamespacedName{Namespace: "default", Name: "warm"}, &warm))
+	require.Equal(t, v1alpha1.AllNodes, warm.Spec.Replicas.StrVal)
+	require.Equal(t, 6*time.Hour, warm.Spec.Expiry.TTL.Duration, "it ends by itself")
+	code, out, _ = kubectl(t, agents, "pins")
+	require.Equal(t, ExitWell, code)
+	require.Contains(t, out, "0/0")
+	code, out, errOut = kubectl(t, agents, "unpin", "docker.io/library/redis:7", "warm")
+	require.Equal(t, ExitWell, code, errOut)
+	require.Equal(t, 2, strings.Count(out, "deleted"))
+	code, _, _ = kubectl(t, agents, "unpin", "warm")
+	require.Equal(t, ExitNotWell, code)
+
+	file := filepath.Join(t.TempDir(), "report.tar.gz")
+	agents["node1"][view.PullsPath] = []view.Pull{{Parts: []view.PullPart{{Problem: "GET https://me:hunter2@registry.example/v2/"}}}}
+	code, out, errOut = kubectl(t, agents, "report", "-f", file)
+	require.Equal(t, ExitWell, code, errOut)
+	require.Contains(t, out, "files")
+	text := unpack(t, file)
+	require.Contains(t, text, "2 running, 2 ready, 2 admitted")
+	require.Contains(t, text, "https://me:REMOVED@registry.example")
+	require.NotContains(t, text, "hunter2")
+}
+
+func unpack(t *testing.T, file string) string {
+	t.Helper()
+	f, err := os.Open(file)
+	require.NoError(t, err)
+	defer func() { _ = f.Close() }()
+	zipped, err := gzip.NewReader(f)
+	require.NoError(t, err)
+	var all strings.Builder
+	for r := tar.NewReader(zipped); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return all.String()
+		}
+		require.NoError(t, err)
+		data, err := io.ReadAll(r)
+		require.NoError(t, err)
+		all.WriteString(h.Name + "\n" + string(data))
+	}
+}

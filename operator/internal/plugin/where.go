@@ -1,0 +1,239 @@
+package plugin
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"net/url"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/shoal-cache/shoal/api/view"
+)
+
+// place is what one node holds of an image.
+type place struct {
+	Node     string `json:"node"`
+	Complete bool   `json:"complete"`
+	Held     int64  `json:"held"`
+	Parts    int    `json:"parts"`
+	Known    int    `json:"knownParts"`
+	Digest   string `json:"digest,omitempty"`
+	Problem  string `json:"problem,omitempty"`
+}
+
+// pods are the agents that run, of all nodes or of one.
+func (p *plugin) pods(ctx context.Context, node string) ([]corev1.Pod, error) {
+	c, err := p.look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	pods := running(c.Agents, node)
+	switch {
+	case len(pods) > 0:
+		return pods, nil
+	case slices.Contains(c.Hidden, "the agents' pods"):
+		return nil, fmt.Errorf("you may not list pods of all namespaces: name that of Shoal's agents with --agents-namespace")
+	case node != "":
+		return nil, fmt.Errorf("no agent runs on node %q", node)
+	}
+	return nil, fmt.Errorf("no agent runs in this cluster; see kubectl shoal check")
+}
+
+func (p *plugin) whereCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "where IMAGE|DIGEST", Short: "Say which nodes hold an image, or a part of it", Args: cobra.ExactArgs(1),
+		Long: `where asks every agent what it holds of an image. A tag is what each agent was told last, so nodes may name different digests
+after a tag has moved. It exits with 1 where no node holds all of it.`,
+		Example: "  kubectl shoal where docker.io/library/debian:stable-slim\n  kubectl shoal where sha256:4b…",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			pods, err := p.pods(cmd.Context(), "")
+			if err != nil {
+				return err
+			}
+			places := p.where(cmd.Context(), pods, args[0])
+			if err := p.print(places, func(w io.Writer) error { return writePlaces(w, args[0], places) }); err != nil {
+				return err
+			}
+			if !slices.ContainsFunc(places, func(p place) bool { return p.Complete }) {
+				return errNotWell
+			}
+			return nil
+		},
+	}
+}
+
+func (p *plugin) where(ctx context.Context, pods []corev1.Pod, name string) []place {
+	var all []place
+	for _, a := range askAll(ctx, p, pods, func(ctx context.Context, c *view.Client) (view.Image, error) {
+		return view.Get[view.Image](ctx, c, view.ImagePath, named(name))
+	}) {
+		at := place{Node: a.Node, Complete: a.Value.Complete, Held: a.Value.Held(), Known: len(a.Value.Parts), Digest: a.Value.Digest}
+		for _, part := range a.Value.Parts {
+			if part.Held {
+				at.Parts++
+			}
+		}
+		if a.Err != nil {
+			at.Problem = a.Err.Error()
+		}
+		all = append(all, at)
+	}
+	return all
+}
+
+func writePlaces(w io.Writer, name string, places []place) error {
+	rows := [][]string{{"NODE", "HOLDS", "BYTES", "PARTS", "DIGEST"}}
+	holders := 0
+	for _, p := range places {
+		holds := "nothing"
+		switch {
+		case p.Problem != "":
+			holds = p.Problem
+		case p.Complete:
+			holds = "all"
+			holders++
+		case p.Parts > 0:
+			holds = "a part"
+		}
+		rows = append(rows, []string{p.Node, holds, view.Bytes(p.Held), fmt.Sprintf("%d/%d", p.Parts, p.Known), p.Digest})
+	}
+	if _, err := fmt.Fprintf(w, "%d of %d nodes hold all of %s.\n", holders, len(places), name); err != nil {
+		return err
+	}
+	return view.Table(w, rows)
+}
+
+// listed is a blob and the nodes that hold it.
+type listed struct {
+	view.Blob
+	Nodes []string `json:"nodes"`
+}
+
+func (p *plugin) lsCommand() *cobra.Command {
+	var node string
+	cmd := &cobra.Command{
+		Use: "ls", Short: "List what the nodes hold", Args: cobra.NoArgs,
+		Example: "  kubectl shoal ls\n  kubectl shoal ls --node node1 -o json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			pods, err := p.pods(cmd.Context(), node)
+			if err != nil {
+				return err
+			}
+			by := map[string]*listed{}
+			for _, a := range askAll(cmd.Context(), p, pods, func(ctx context.Context, c *view.Client) ([]view.Blob, error) {
+				return view.Get[[]view.Blob](ctx, c, view.BlobsPath, url.Values{})
+			}) {
+				if a.Err != nil {
+					p.say("%s: %v", a.Node, a.Err)
+				}
+				for _, b := range a.Value {
+					l := by[b.Digest]
+					if l == nil {
+						l = &listed{Blob: b}
+						by[b.Digest] = l
+					}
+					l.Nodes = append(l.Nodes, a.Node)
+					l.Pinned = l.Pinned || b.Pinned
+				}
+			}
+			all := make([]listed, 0, len(by))
+			for _, l := range by {
+				all = append(all, *l)
+			}
+			slices.SortFunc(all, func(a, b listed) int {
+				return cmp.Or(cmp.Compare(len(b.Nodes), len(a.Nodes)), cmp.Compare(b.Size, a.Size), cmp.Compare(a.Digest, b.Digest))
+			})
+			return p.print(all, func(w io.Writer) error { return p.writeListed(w, all) })
+		},
+	}
+	cmd.Flags().StringVar(&node, "node", "", "of this node only")
+	return cmd
+}
+
+func (p *plugin) writeListed(w io.Writer, all []listed) error {
+	rows := [][]string{{"DIGEST", "SIZE", "NODES", "PINNED", "TYPE"}}
+	if p.output == "wide" {
+		rows[0] = append(rows[0], "ON")
+	}
+	for _, l := range all {
+		row := []string{l.Digest, view.Bytes(l.Size), fmt.Sprint(len(l.Nodes)), map[bool]string{true: "yes", false: "no"}[l.Pinned], l.MediaType}
+		if p.output == "wide" {
+			row = append(row, fmt.Sprint(l.Nodes))
+		}
+		rows = append(rows, row)
+	}
+	return view.Table(w, rows)
+}
+
+// reason is a pull of a node.
+type reason struct {
+	Node string   `json:"node"`
+	Why  []string `json:"why"`
+	view.Pull
+}
+
+func (p *plugin) whyCommand() *cobra.Command {
+	var node string
+	var most int
+	cmd := &cobra.Command{
+		Use: "why [IMAGE]", Short: "Say why pulls were slow, or did not come from the cache", Args: cobra.MaximumNArgs(1),
+		Long: `why asks agents for the pulls of the last two hours: how long the registry took to name the tag and to let the caller in, how
+long it took to find other nodes and to get a plan, when the first byte went out, and what came from where.`,
+		Example: "  kubectl shoal why docker.io/library/debian:stable-slim\n  kubectl shoal why --node node1",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name := ""
+			if len(args) > 0 {
+				name = args[0]
+			}
+			pods, err := p.pods(cmd.Context(), node)
+			if err != nil {
+				return err
+			}
+			var all []reason
+			for _, a := range askAll(cmd.Context(), p, pods, func(ctx context.Context, c *view.Client) ([]view.Pull, error) {
+				return view.Get[[]view.Pull](ctx, c, view.PullsPath, nil)
+			}) {
+				if a.Err != nil {
+					p.say("%s: %v", a.Node, a.Err)
+				}
+				for _, pull := range a.Value {
+					if pull.Matches(name) {
+						all = append(all, reason{Node: a.Node, Why: pull.Why(), Pull: pull})
+					}
+				}
+			}
+			slices.SortFunc(all, func(a, b reason) int { return b.Started.Compare(a.Started) })
+			all = all[:min(len(all), most)]
+			if len(all) == 0 && p.output != "json" && p.output != "yaml" {
+				p.say("no agent remembers such a pull of the last two hours. Either it was longer ago, or the runtime did not ask the agent: see kubectl shoal check")
+				return errNotWell
+			}
+			return p.print(all, func(w io.Writer) error {
+				for _, r := range all {
+					if err := view.WritePull(w, r.Node, r.Pull); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().StringVar(&node, "node", "", "of this node only")
+	cmd.Flags().IntVar(&most, "most", 5, "how many pulls to show, the newest first")
+	return cmd
+}
+
+// tested is what one node made of test's image.
+type tested struct {
+	Node     string        `json:"node"`
+	Took     time.Duration `json:"took"`
+	Bytes    int64         `json:"bytes"`
+	Peers    int64         `json:"fromPeers"`
+	Upstream int64         `json:"fromUpstream"`
+	Problem  string        `json:"problem,omitempty"`
+}
