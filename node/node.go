@@ -84,6 +84,7 @@ func run(ctx context.Context, c *config.Config) error {
 		Name: "shoal_mirror_findings", Help: "What keeps the container runtime from asking this agent, or may do so, by reason. None: it asks.",
 	}, []string{"reason"})
 	n.metrics.MustRegister(n.mirrorFindings)
+	n.registerInfo()
 	err = n.start(ctx)
 	if err == nil {
 		err = n.serve(ctx)

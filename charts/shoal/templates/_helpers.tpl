@@ -12,6 +12,9 @@
 {{- end -}}
 {{- end -}}
 
+{{/* The namespace of all that has one. */}}
+{{- define "shoal.namespace" -}}{{ default .Release.Namespace .Values.namespaceOverride }}{{- end -}}
+
 {{/* Names of the two programs' objects, their service accounts among them. */}}
 {{- define "shoal.agent" -}}{{ include "shoal.fullname" . }}-agent{{- end -}}
 {{- define "shoal.operator" -}}{{ include "shoal.fullname" . }}-operator{{- end -}}
@@ -151,6 +154,16 @@ httpGet:
   host: {{ include "shoal.loopback" $root }}
   {{- end }}
 timeoutSeconds: 3
+{{- end }}
+
+{{/* The times of a probe: (list .Values.agent.probes.liveness (dict "periodSeconds" 10)). What the values say goes before. */}}
+{{- define "shoal.probeTimes" }}
+{{- toYaml (merge (deepCopy (default dict (index . 0))) (index . 1)) }}
+{{- end }}
+
+{{/* What a container gives up, with what the values say: (list . .Values.agent.securityContext). */}}
+{{- define "shoal.securityContext" }}
+{{- toYaml (mergeOverwrite (include "shoal.containerSecurityContext" (index . 0) | fromYaml) (deepCopy (index . 1))) }}
 {{- end }}
 
 {{/* What every container of Shoal gives up. Who deviates says why where it does. */}}
