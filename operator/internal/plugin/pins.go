@@ -130,9 +130,9 @@ func (p *plugin) pin(ctx context.Context, images []string, prefix string, f pinF
 			return err
 		}
 	case err == nil:
-		pin.ResourceVersion = existing.ResourceVersion
-		err := p.api.Update(ctx, pin, client.FieldOwner(fieldManager))
-		return p.made(ctx, pin, "changed", f, err)
+		existing.Spec = pin.Spec
+		err := p.api.Update(ctx, &existing, client.FieldOwner(fieldManager))
+		return p.made(ctx, &existing, "changed", f, err)
 	case client.IgnoreNotFound(err) != nil:
 		return err
 	}
