@@ -7,11 +7,12 @@ import (
 	"time"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
 // totals are the counters of the node over restarts of its agent.
 type totals struct {
-	memory Memory
+	memory content.Memory
 	log    *slog.Logger
 
 	mu      sync.Mutex
@@ -19,7 +20,7 @@ type totals struct {
 	written Counters // what is remembered
 }
 
-func newTotals(m Memory, log *slog.Logger) *totals {
+func newTotals(m content.Memory, log *slog.Logger) *totals {
 	known, _ := recall[Counters](m, log, keyTotals)
 	return &totals{memory: m, log: log, before: known, written: known}
 }
