@@ -19,6 +19,16 @@
 // one that joins late takes its share of what is left, and one that dies gives back little. Runs shrink as the
 // blob nears its end (guided self-scheduling), so few requests serve a lone node and the tail of a burst stays short.
 //
+// At first one run is read, then as many as chunks have come: what readers wait for is the first chunk of each layer, and of all that
+// is read at the same time each comes late.
+//
+// # Relays
+//
+// A home that many ask lets some of them pass its chunk on, before they have it. Nobody waits for one who waits for a third, since
+// each link on the way is filled with other blobs. Who passes on is who has the least to send. A table sees one blob, so each
+// report says how many chunks of all blobs the node owes others. Where that does not decide, a hash of blob and peer does, and
+// not who came first, who would be the first at every blob of an image.
+//
 // # Groups
 //
 // Participants form groups of at most Config.GroupSize within a zone. A chunk enters each group once, by its group

@@ -28,8 +28,8 @@ type ParticipantConfig struct {
 	// over; default 5 s. So long may a coordinator be silent, too.
 	PeerSilence time.Duration
 	// PeerPatience is for how long a peer may send no chunk though it is alive: it may wait for the chunk itself, or
-	// many may share its link; default 30 s. One that has the chunk already gets a third of that, unless bytes of any
-	// kind come from it.
+	// many may share its link; default 30 s. One that has the chunk already gets a third of that. One from which bytes of
+	// any kind come gets four times as long.
 	PeerPatience time.Duration
 	// CoordinatorPatience is for how long a coordinator may leave the participant without anything to do; default 10
 	// s. Then the participant reads one chunk of its own choice, and if that was not the beginning of more, leaves.
@@ -75,6 +75,8 @@ const (
 	batch = 8
 	// fewBefore is how many chunks a peer sends before another, if that is to be raised.
 	fewBefore = 2
+	// longPatience is for how many times ParticipantConfig.PeerPatience a peer may send bytes, and no chunk.
+	longPatience = 4
 	// flow is how many bytes show that a peer sends more than signs of life.
 	flow = 64 << 10
 )
@@ -789,7 +791,9 @@ func (p *Participant) passOver(now time.Time, heard func(peer.ID) int64) {
 		}
 		p.listen(id, s, now, heard)
 		silent, noChunk := now.Sub(s.heard), now.Sub(s.moved)
-		dead := silent > p.cfg.PeerSilence || noChunk > p.cfg.PeerPatience
+		// While bytes of any kind flow from it, chunks take long because links are slow. Not for ever: it might send anything.
+		idle := max(min(noChunk, now.Sub(s.flowed)), noChunk/longPatience)
+		dead := silent > p.cfg.PeerSilence || idle > p.cfg.PeerPatience
 		// It has the chunks, and there is no sign that others keep it from sending them.
 		mute := s.held > 0 && min(noChunk, now.Sub(s.flowed)) > p.cfg.PeerPatience/3
 		if !dead && !mute {

@@ -1,6 +1,10 @@
 package schedule
 
-import "slices"
+import (
+	"cmp"
+	"slices"
+	"time"
+)
 
 // plan hands out what can be handed out now.
 func (t *Table) plan() {
@@ -102,7 +106,7 @@ func (t *Table) turns(g *group) []*member {
 		if d := len(a.runs) - len(b.runs); d != 0 {
 			return d
 		}
-		return a.brought - b.brought
+		return cmp.Or(a.brought-b.brought, cmp.Compare(a.rank, b.rank))
 	})
 	return turn
 }
@@ -251,7 +255,7 @@ func (t *Table) holder(m *member, i int, sameZone bool) (best *member) {
 
 func (t *Table) mayLease(m *member) bool {
 	// Before it has read anything it gets one run: who comes a moment later is to have something to read as well.
-	if !t.open || !m.upstream || len(m.runs) >= min(t.cfg.PeerRuns, 1+m.read) || m.barred.After(t.now) {
+	if !t.open || !m.upstream || len(m.runs) >= min(t.peerRuns(), 1+m.read) || m.barred.After(t.now) {
 		return false
 	}
 	if t.noRange {
@@ -263,13 +267,22 @@ func (t *Table) mayLease(m *member) bool {
 	return t.runsLeft()
 }
 
+// peerRuns is how many runs one participant may read at one time. While there are few, each may read more: a registry
+// may give each request a small part of the link, as object stores do.
+func (t *Table) peerRuns() int { return max(t.cfg.PeerRuns, t.cfg.UpstreamRuns/max(len(t.active), 1)) }
+
 // runsLeft tells whether upstream may be read by one more participant: by Config.UpstreamRuns, and one more with every
 // fewChunks that have come, up to a run for each participant, or manyRuns, or one for every sixteenth.
 // Few requests at once finish early one by one, and what is finished can be shared, which matters most while there is nothing
 // else to share. But from one lease to the next a registry has nothing to send, and where links are full the way of reports and
 // orders takes as long as several chunks.
+// At first one run is read, then as many as chunks have come: the first bytes of a layer are what readers wait for, and of all that is
+// read at the same time each comes late.
 func (t *Table) runsLeft() bool {
 	n := len(t.active)
+	if !t.noRange && t.leased > t.known.size && t.now.Sub(t.began) < slowStart {
+		return false
+	}
 	return t.noRange || t.leased < max(n/16, min(t.cfg.UpstreamRuns+t.known.size/fewChunks, max(t.cfg.UpstreamRuns, min(n, manyRuns))))
 }
 
@@ -279,6 +292,9 @@ const (
 	fewChunks = 4
 	manyRuns  = 16
 )
+
+// slowStart is for how long others wait for the first one who reads: he may be slow, or dead.
+const slowStart = 2 * time.Second
 
 // run is how much m is leased from chunk i on: an equal share of a quarter of what is left, so that runs shrink towards
 // the end (guided self-scheduling, Polychronopoulos and Kuck 1987). The first are short, for whoever comes first is alone only
@@ -316,6 +332,9 @@ func (t *Table) lease(m *member, r Run) {
 // book records that m reads a run from upstream, and so is the home of its chunks. Of a whole stream those chunks do
 // not count that others have brought already. While the blob's size is not known there are no chunks to be home of.
 func (t *Table) book(m *member, r Run) {
+	if t.leased == 0 {
+		t.began = t.now
+	}
 	m.runs = append(m.runs, lease{run: r, next: r.First, expires: t.now.Add(t.cfg.LeaseTimeout), claimed: t.now})
 	t.leased++
 	t.extend(m, &m.runs[len(m.runs)-1])

@@ -72,11 +72,11 @@ func TestPlans_OneThatKnowsNoSizeBelieves(t *testing.T) {
 		there  map[peer.ID]Join
 		joins  Join
 		size   int64
-		leased bool // it is to ask the registry itself
+		leased bool // it is to ask the registry itself, at once
 	}{
 		"nobody's mere word while it can ask the registry": {map[peer.ID]Join{"x": wants(fiveChunks)}, Join{Upstream: true, Whole: true}, 0, true},
 		"anyone's word where it cannot":                    {map[peer.ID]Join{"x": wants(fiveChunks)}, Join{Whole: true}, fiveChunks, false},
-		"two that say the same":                            {map[peer.ID]Join{"x": wants(fiveChunks), "y": wants(fiveChunks)}, Join{Upstream: true, Whole: true}, fiveChunks, true},
+		"two that say the same":                            {map[peer.ID]Join{"x": wants(fiveChunks), "y": wants(fiveChunks)}, Join{Upstream: true, Whole: true}, fiveChunks, false},
 		"a holder": {
 			map[peer.ID]Join{"x": {Report: Report{Size: fiveChunks, Complete: true}}}, Join{Upstream: true, Whole: true}, fiveChunks, true,
 		},

@@ -1,8 +1,10 @@
 package schedule
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"slices"
 	"time"
 
@@ -36,10 +38,12 @@ type Table struct {
 	groups      []*group
 	zones       map[string]map[int]*member // zone -> for each chunk the first group home that brings it into the zone
 
-	known    set     // chunks whose hash is known
-	leased   int     // runs being read from upstream
-	fresh    int     // chunks whose hash is not known and that no one reads from upstream
-	streamer *member // where upstream has no Range: the one that reads the whole blob
+	known    set           // chunks whose hash is known
+	leased   int           // runs being read from upstream
+	began    time.Time     // when the oldest of them was leased while none was
+	pace     time.Duration // what a chunk from upstream takes, of late
+	fresh    int           // chunks whose hash is not known and that no one reads from upstream
+	streamer *member       // where upstream has no Range: the one that reads the whole blob
 	noRange  bool
 
 	out      map[peer.ID]*Orders
@@ -71,6 +75,10 @@ type member struct {
 	bringing set // chunks it brings into its group from peers, not reported yet
 	direct   set // chunks it takes from holders for itself, not reported yet
 	brought  int // chunks it was made home of, ever
+	// elsewhere is how many chunks of other blobs it has to send, as it has told.
+	elsewhere int
+	// rank orders participants where nothing else does, in another way for each blob.
+	rank uint64
 	// barred is until when it is not sent upstream, which failed it.
 	barred time.Time
 	// sidelined is until when others are preferred to it as a source, since several participants got nothing from it.
@@ -85,8 +93,8 @@ func (m *member) bring() {
 	m.group.brought++
 }
 
-// busy weighs what m has to send now, and what it was made to send so far, so that both are spread.
-func (m *member) busy() int { return 4*m.serving + m.served }
+// busy weighs what m has to send now, of this blob and of others, and what it was made to send so far, so that both are spread.
+func (m *member) busy() int { return 4*(m.serving+m.elsewhere) + m.served }
 
 // lease is a run that is read from upstream. It is booked a little at a time: what one stream reads may be the whole blob.
 type lease struct {
@@ -96,6 +104,9 @@ type lease struct {
 	expires time.Time
 	claimed time.Time // when a chunk of it was last claimed, or it was given
 }
+
+// maxElsewhere is more chunks than a node has to send at one time.
+const maxElsewhere = 1 << 16
 
 // bookAhead is how many chunks of a lease are booked at one time, more than a run has that is not a whole stream.
 const bookAhead = 64
@@ -150,7 +161,9 @@ func (t *Table) Join(now time.Time, id peer.ID, j Join) error {
 	if t.members[id] != nil {
 		t.remove(id)
 	}
-	m := &member{id: id, zone: j.Zone, upstream: j.Upstream, whole: j.Whole, tried: map[int][]peer.ID{}}
+	m := &member{
+		id: id, zone: j.Zone, upstream: j.Upstream, whole: j.Whole, rank: t.rank(id), tried: map[int][]peer.ID{},
+	}
 	t.members[id] = m
 	t.initMember(m)
 	if t.size >= 0 {
@@ -166,6 +179,14 @@ func (t *Table) Join(now time.Time, id peer.ID, j Join) error {
 	t.apply(m, j.Report)
 	t.plan()
 	return nil
+}
+
+// rank is a number of a peer and the blob.
+func (t *Table) rank(id peer.ID) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(t.cfg.Blob))
+	_, _ = h.Write([]byte(id)) // a hash never fails
+	return h.Sum64()
 }
 
 // AddHolder makes known a peer that has the whole blob. It fails with ErrSize.
@@ -220,12 +241,16 @@ func (t *Table) Tick(now time.Time) {
 }
 
 // drips tells whether m is too slow with a lease that another could read. Of a registry without Range the other would have
-// to begin at the start, so there it keeps the lease.
+// to begin at the start, so there it keeps the lease. Where the others are as slow it is the registry or its link, and to
+// read anew what is half read would make it slower.
 func (t *Table) drips(m *member, l lease) bool {
-	return !t.noRange && t.now.Sub(l.claimed) > t.cfg.ChunkTimeout && slices.ContainsFunc(t.active, func(x *member) bool {
+	return !t.noRange && t.now.Sub(l.claimed) > max(t.cfg.ChunkTimeout, slower*t.pace) && slices.ContainsFunc(t.active, func(x *member) bool {
 		return x != m && x.upstream && !x.barred.After(t.now)
 	})
 }
+
+// slower is how many times as long as of late a chunk from upstream may take.
+const slower = 4
 
 // slowPenalties is for how many times Config.Penalty one that is slow with upstream is not sent there again.
 const slowPenalties = 10
@@ -331,19 +356,22 @@ const fewTold = 16
 // chunk too, or will, and the home would be asked for too much.
 func (t *Table) leastBusy(m *member, i int, home *member) *member {
 	best, least := home, home.busy()
-	worth := detour * min(len(m.group.members), t.n/2)
+	detour := detour * min(len(m.group.members), max(t.n/2, 1))
+	if i == 0 {
+		detour = firstDetour
+	}
 	for _, x := range m.group.members {
-		busy := x.busy()
-		if x == m || busy >= least || x.sidelined.After(t.now) || slices.Contains(m.tried[i], x.id) {
+		if x == m || x == home || x.sidelined.After(t.now) || slices.Contains(m.tried[i], x.id) {
 			continue
 		}
-		switch {
-		case x.have.has(i):
-		case x.told.has(i) && busy+worth < least && !t.waitsFor(x, m, i):
-		default:
+		cost := x.busy()
+		if !x.have.has(i) {
+			cost += detour
+		}
+		if cost > least || cost == least && (best == home || best.rank < x.rank) || !x.have.has(i) && !t.relays(x, i) {
 			continue
 		}
-		best, least = x, busy
+		best, least = x, cost
 	}
 	for range min(len(t.holders), 4) {
 		if h := t.holder(m, i, true); h != nil && h.busy() < least {
@@ -360,17 +388,17 @@ func (t *Table) leastBusy(m *member, i int, home *member) *member {
 // that is first at one layer of an image is first at the next too, reads all of them, and everyone waits for its link.
 const detour = 3
 
-// waitsFor tells whether x waits for chunk i of m, or of one who does: then m must not wait for x.
-func (t *Table) waitsFor(x, m *member, i int) bool {
-	for range t.members {
-		if x.source[i] == nil {
-			return false
-		}
-		if x = x.source[i]; x == m {
-			return true
-		}
+// firstDetour is detour for a blob's first chunk, which all readers wait for: it goes down a tree.
+const firstDetour = detour
+
+// relays reports whether x, who has yet to get chunk i, may be asked for it: it gets the chunk from one who has it or brings it.
+// Longer chains make those at their end wait for as many links as they have parts, each of them filled with other blobs.
+func (t *Table) relays(x *member, i int) bool {
+	if !x.told.has(i) {
+		return false
 	}
-	return true
+	from := x.source[i]
+	return from == nil || from.have.has(i) || t.lessee(i) == from || from.bringing.has(i)
 }
 
 // apply takes in one report of m.
@@ -394,6 +422,7 @@ func (t *Table) apply(m *member, r Report) {
 			t.have(m, i)
 		}
 	}
+	m.elsewhere = min(max(r.Load-m.serving, 0), maxElsewhere)
 	if r.Reading {
 		for k := range m.runs {
 			m.runs[k].expires = t.now.Add(t.cfg.LeaseTimeout)
@@ -448,6 +477,7 @@ func (t *Table) progress(m *member, i int) {
 		}
 		l.left--
 		m.read++
+		t.pace = (3*t.pace + t.now.Sub(l.claimed)) / 4
 		l.expires, l.claimed = t.now.Add(t.cfg.LeaseTimeout), t.now
 		t.extend(m, l)
 		if l.left <= 0 {
@@ -495,11 +525,18 @@ func (t *Table) setRoot(g *group, i int, m *member) {
 
 // spread tells those in g who need chunk i, and have room to be told, whom to ask for it: it has a home now.
 func (t *Table) spread(g *group, i int) {
-	for _, q := range g.members {
+	for _, q := range idlestFirst(g.members) {
 		if q != g.roots[i] && len(q.source) < t.told(q) && !q.told.has(i) && q.need.has(i) && !q.have.has(i) {
 			t.assign(q, i, t.leastBusy(q, i, g.roots[i]), false)
 		}
 	}
+}
+
+// idlestFirst orders members by what they have to send. Who is told of a chunk first may be the one who passes it on.
+func idlestFirst(members []*member) []*member {
+	return slices.SortedStableFunc(slices.Values(members), func(a, b *member) int {
+		return cmp.Or(cmp.Compare(a.busy(), b.busy()), cmp.Compare(a.rank, b.rank))
+	})
 }
 
 func (t *Table) assign(m *member, i int, from *member, root bool) {
@@ -791,7 +828,7 @@ func (t *Table) accuse(m *member, by peer.ID) {
 // resume takes in a run that m reads from upstream already, or what is left of it. What it says counts as far as the table would
 // have leased it, or one who says that it reads everything would keep all others from upstream.
 func (t *Table) resume(m *member, r Run, stream bool) {
-	if m.group == nil || r.First < 0 || r.Count <= 0 || r.First > t.n-r.Count || len(m.runs) >= t.cfg.PeerRuns {
+	if m.group == nil || r.First < 0 || r.Count <= 0 || r.First > t.n-r.Count || len(m.runs) >= t.peerRuns() {
 		return
 	}
 	if !stream {

@@ -105,11 +105,13 @@ type Report struct {
 	Suspects []Suspicion
 	// Reading: bytes of its leases are coming, if slowly, or it is about to ask for them. It keeps them.
 	Reading bool
+	// Load is how many chunks, of all blobs, others have asked the node for and not got yet. 0: none, or it does not say.
+	Load int
 	// Complete: it has the whole blob and the digest is right.
 	Complete bool
 }
 
-// Empty tells whether the report says nothing.
+// Empty tells whether the report says nothing but Load.
 func (r *Report) Empty() bool {
 	return r.Size == 0 && len(r.Claims) == 0 && len(r.Have) == 0 && len(r.Need) == 0 && len(r.Failed) == 0 &&
 		len(r.Suspects) == 0 && !r.Reading && !r.Complete
@@ -127,6 +129,7 @@ func (r *Report) Merge(later Report) {
 	r.Suspects = append(r.Suspects, later.Suspects...)
 	r.Reading = r.Reading || later.Reading
 	r.Complete = r.Complete || later.Complete
+	r.Load = later.Load
 }
 
 // Join is how a participant enters.
@@ -146,12 +149,15 @@ type Join struct {
 
 // Config bounds a table's decisions. The zero value means the defaults.
 type Config struct {
+	// Blob tells blobs apart: which participants begin, and which pass chunks on, is another order for each.
+	Blob string
 	// GroupSize is the most participants of a group; default 64.
 	GroupSize int
 	// UpstreamRuns is the least number of runs that may be leased at one time, over all participants; default 4, as many
 	// requests as a single client opens for an image's layers. See Table.runsLeft.
 	UpstreamRuns int
-	// PeerRuns is how many runs are leased to one participant at one time, once it has read a chunk; default 2.
+	// PeerRuns is how many runs are leased to one participant at one time, once it has read a chunk; default 2. While there
+	// are few participants each gets its part of UpstreamRuns.
 	PeerRuns int
 	// MaxRun is the most chunks of a run; default 16.
 	MaxRun int

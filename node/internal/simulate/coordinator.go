@@ -1,6 +1,7 @@
 package simulate
 
 import (
+	"fmt"
 	"runtime"
 	"time"
 
@@ -41,8 +42,10 @@ type coordinator struct {
 }
 
 func newCoordinator(s *simulation, b *blob, host *node) *coordinator {
+	cfg := s.cfg.Schedule
+	cfg.Blob = fmt.Sprint(b.index)
 	return &coordinator{
-		sim: s, blob: b, host: host, table: schedule.New(s.cfg.Schedule),
+		sim: s, blob: b, host: host, table: schedule.New(cfg),
 		boxes: make([]schedule.Orders, len(s.nodes)), told: make([]time.Duration, len(s.nodes)),
 	}
 }

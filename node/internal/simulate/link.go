@@ -18,7 +18,8 @@ type uplink struct {
 
 	// Where links are shared:
 	fabric                   *fabric
-	slots, perLine, underWay int // how many chunks may be under way at one time, in all and in a line, and how many are
+	lineRate                 float64 // of each line, in bytes per second; 0: that of the link
+	slots, perLine, underWay int     // how many chunks may be under way at one time, in all and in a line, and how many are
 }
 
 // line is what waits for one receiver, and what is under way to it.
@@ -26,6 +27,15 @@ type line struct {
 	parcels  []parcel
 	sending  []bit
 	underWay int
+}
+
+// part is how many bytes have gone of the chunks that are under way to a receiver; 0 where links are not shared.
+func (u *uplink) part(key int) int64 {
+	l := u.lines[key]
+	if u.fabric == nil || l == nil || l.underWay == 0 {
+		return 0
+	}
+	return u.fabric.part(l)
 }
 
 // raise gives a chunk for a receiver that waits here already the higher of both priorities. It reports whether the

@@ -42,6 +42,8 @@ type node struct {
 	died     time.Duration
 	partners *bitset.BitSet // nodes asked or served
 
+	owed int // chunks that others wait for
+
 	heard   map[int]int64 // bytes from each node
 	crossed int64         // bytes from other zones' nodes
 }
@@ -57,6 +59,8 @@ type fetch struct {
 	complete bool
 	began    time.Duration // when its reader came
 	moved    bool
+	streams  map[int]struct{} // of the registry, that are being read
+	came     int64            // bytes of chunks that are under way on them
 	queued   int
 	told     time.Duration  // when the last report reaches the coordinator
 	wanted   map[int][]want // chunk -> who waits for it
@@ -101,6 +105,7 @@ func (n *node) pull() {
 func newFetch(n *node, b *blob) *fetch {
 	f := &fetch{
 		n: n, blob: b, have: bitset.New(uint(b.chunks)), asked: slices.Repeat([]int32{-1}, b.chunks), wanted: map[int][]want{},
+		streams: map[int]struct{}{},
 	}
 	f.part = schedule.NewParticipant(schedule.ParticipantConfig{
 		Zone: n.zone, Running: func() int { return n.asking },
@@ -111,6 +116,7 @@ func newFetch(n *node, b *blob) *fetch {
 // join enters the coordinator's table.
 func (f *fetch) join() {
 	j := f.part.Join()
+	j.Load = f.n.owed
 	f.send(func(c *coordinator) { c.join(f.n, j) })
 	f.part.Joined(f.n.sim.clock(), f.blob.coordinator.host.id)
 	f.act()
@@ -136,6 +142,7 @@ func (f *fetch) act() {
 		f.lease(r)
 	}
 	if !a.Report.Empty() {
+		a.Report.Load = f.n.owed
 		f.send(func(c *coordinator) { c.report(f.n, a.Report) })
 	}
 	if a.Leave {
@@ -151,7 +158,7 @@ func (f *fetch) tick() {
 			return
 		}
 		now := f.n.sim.clock()
-		if f.moved || f.queued > 0 {
+		if f.moved || f.queued > 0 || f.flows() {
 			f.moved = false
 			f.part.Reading()
 		}
@@ -161,11 +168,22 @@ func (f *fetch) tick() {
 	})
 }
 
+// flows reports whether bytes of a run come from the registry.
+func (f *fetch) flows() bool {
+	came := int64(0)
+	for stream := range f.streams {
+		came += f.n.sim.registry.part(stream)
+	}
+	before := f.came
+	f.came = came
+	return came > before
+}
+
 // heardFrom counts the bytes from a peer: chunks, and signs of life, which a live peer gives when it is asked.
 func (n *node) heardFrom(id peerID) int64 {
 	other := n.sim.nodes[indexOf(id)]
 	lived := min(n.sim.now, other.died)
-	return n.heard[other.index] + int64(lived/tickEvery)*pingBytes
+	return n.heard[other.index] + other.up.part(n.index) + int64(lived/tickEvery)*pingBytes
 }
 
 // obey carries out orders.
@@ -199,6 +217,7 @@ func (f *fetch) read(r schedule.Run) {
 	n := f.n
 	n.sim.stream++
 	stream := n.sim.stream
+	f.streams[stream] = struct{}{}
 	for i := r.First; i < r.End(); i++ {
 		n.sim.registry.offer(stream, parcel{
 			size: f.blob.lengthOf(i), latency: n.sim.cfg.RegistryLatency, to: &n.down,
@@ -210,6 +229,7 @@ func (f *fetch) read(r schedule.Run) {
 				f.land(i, true)
 				f.part.Claimed(n.sim.clock(), schedule.Claim{Index: i, Sum: sum(f.blob, i), By: n.id})
 				if i == r.End()-1 {
+					delete(f.streams, stream)
 					f.part.LeaseEnded(n.sim.clock(), r, 0)
 					f.endRun()
 				}
@@ -268,6 +288,7 @@ func (f *fetch) asks(w want, i int) {
 		return
 	}
 	f.wanted[i] = append(f.wanted[i], w)
+	f.n.owed++
 }
 
 // serve sends a chunk, unless it is on its way. What has gone is sent again: so does boxo's server.
@@ -276,9 +297,11 @@ func (f *fetch) serve(w want, i int) {
 	if n.up.raise(w.by.index, what, w.priority) {
 		return
 	}
+	n.owed++
 	n.up.offer(w.by.index, parcel{
 		what: what, size: f.blob.lengthOf(i), priority: w.priority, latency: n.sim.latency(n, w.by), to: &w.by.down,
 		arrived: func(sent time.Duration) {
+			n.owed--
 			if sent < n.died && !w.by.dead() {
 				w.by.fetches[f.blob.index].block(n, i)
 			}
@@ -315,6 +338,7 @@ func (f *fetch) land(i int, upstream bool) {
 		s.landings = append(s.landings, Landing{At: s.now, Node: f.n.index, Blob: f.blob.index, Chunk: i, Upstream: upstream})
 	}
 	for _, w := range f.wanted[i] {
+		f.n.owed--
 		f.serve(w, i)
 	}
 	delete(f.wanted, i)

@@ -59,6 +59,17 @@ func (n *fabric) send(u *uplink) {
 	}
 }
 
+// part is how many bytes have gone of what is under way in a line.
+func (n *fabric) part(l *line) int64 {
+	gone := 0.0
+	for _, f := range n.flows {
+		if f.line == l {
+			gone += float64(f.size) - f.left + f.rate*(n.events.now-n.since).Seconds()
+		}
+	}
+	return int64(gone)
+}
+
 // shortest is the line with the least under way of those that may send one more, and of those the one with the most to
 // send: boxo's order of peers.
 func (u *uplink) shortest() (best *line) {
@@ -88,7 +99,7 @@ func (n *fabric) share() {
 		rate  float64 // what is left of the link
 		lines int     // connections without a rate
 	}
-	ups, downs := map[*uplink]*load{}, map[*downlink]*load{}
+	ups, downs, alone := map[*uplink]*load{}, map[*downlink]*load{}, map[*line]*load{}
 	open := map[*line][]*flow{}
 	var order []*line
 	for _, f := range n.flows {
@@ -100,6 +111,10 @@ func (n *fabric) share() {
 			if downs[f.to] == nil {
 				downs[f.to] = &load{rate: f.to.rate}
 			}
+			alone[f.line] = &load{rate: math.Inf(1), lines: 1}
+			if f.from.lineRate > 0 {
+				alone[f.line].rate = f.from.lineRate
+			}
 			ups[f.from].lines++
 			downs[f.to].lines++
 		}
@@ -109,7 +124,7 @@ func (n *fabric) share() {
 		best, least := 0, math.Inf(1)
 		for i, l := range order {
 			f := open[l][0]
-			for _, k := range []*load{ups[f.from], downs[f.to]} {
+			for _, k := range []*load{ups[f.from], downs[f.to], alone[l]} {
 				if part := k.rate / float64(k.lines); part < least {
 					best, least = i, part
 				}

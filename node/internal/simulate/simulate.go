@@ -27,6 +27,9 @@ type Config struct {
 	// NodeRate is the rate of a node's up-link and of its down-link, RegistryRate that of the registry's up-link, in
 	// bits per second; default 10 Gbit/s each.
 	NodeRate, RegistryRate float64
+	// StreamRate is the most that one request gets of the registry, in bits per second, as of an object store; default: all of its
+	// link. It counts where links are shared.
+	StreamRate float64
 	// Zones over which the nodes are spread in turn; default 1.
 	Zones int
 	// ZoneLatency is the one-way time of a message within a zone (default 200 µs), FarLatency between zones (default
@@ -167,6 +170,7 @@ func Run(cfg Config) (*Result, error) {
 	s.registry = newUplink(&s.events, cfg.RegistryRate/8)
 	if cfg.Shared {
 		s.registry.fabric, s.registry.slots, s.registry.perLine = &fabric{events: &s.events}, math.MaxInt, 1
+		s.registry.lineRate = cfg.StreamRate / 8
 	}
 	random := rand.New(rand.NewPCG(cfg.Seed, 0))
 	for i := range cfg.Nodes {

@@ -52,6 +52,35 @@ func TestBurstTakesEachByteFromTheRegistryOnce(t *testing.T) {
 	}
 }
 
+// A layer of few chunks shares every link with large ones. It used to come last, and its readers were sent away.
+func TestBurst_SmallLayersOfManyNodesAreNotStarved(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		nodes      int
+		rate       float64
+		firstBytes time.Duration
+		last       float64
+	}{
+		"8 nodes, 100 Mbit/s": {8, 100e6, 3 * time.Second, 1.3},
+		"16 nodes, 50 Mbit/s": {16, 50e6, 6 * time.Second, 1.35},
+		"16 nodes, 25 Mbit/s": {16, 25e6, 12 * time.Second, 1.35},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r, err := Run(Config{
+				Nodes: c.nodes, Blobs: []int64{4 * mib, 32 * mib, 96 * mib}, NodeRate: c.rate, RegistryRate: c.rate, Shared: true,
+				Stagger: 60 * time.Millisecond, Seed: 1,
+			})
+			require.NoError(t, err)
+			require.LessOrEqual(t, r.RegistryCopies, 1.02)
+			require.LessOrEqual(t, r.OverIdeal(r.Last), c.last)
+			for layer, wait := range r.FirstByte {
+				require.LessOrEqual(t, wait, c.firstBytes, "first byte of layer %d", layer)
+			}
+		})
+	}
+}
+
 func TestWhatSharesALinkTakesItsTimeTogether(t *testing.T) {
 	t.Parallel()
 	es := &events{}

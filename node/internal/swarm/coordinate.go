@@ -60,8 +60,10 @@ type room struct {
 }
 
 func newRoom(s *Swarm, d digest.Digest) *room {
+	cfg := s.opts.Schedule
+	cfg.Blob = string(d)
 	return &room{
-		swarm: s, digest: d, table: schedule.NewPlans(s.opts.Schedule), members: map[peer.ID]*member{}, idle: time.Now(),
+		swarm: s, digest: d, table: schedule.NewPlans(cfg), members: map[peer.ID]*member{}, idle: time.Now(),
 		search: make(chan struct{}, 1),
 	}
 }

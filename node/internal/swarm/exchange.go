@@ -61,6 +61,7 @@ type exchange struct {
 	senders map[peer.ID]*sender
 	recent  *lru.Cache[cid.Cid, arrival] // blocks that have just come; see again
 	past    *lru.Cache[asked, struct{}]  // what was asked of whom, the newest: it may come though no one waits for it any more
+	owed    *owed
 	guard   bitswapnet.Guard
 	wg      sync.WaitGroup
 }
@@ -102,13 +103,13 @@ func newExchange(
 	}
 	e := &exchange{
 		ctx: ctx, net: net, log: log, m: m, wants: map[cid.Cid]*want{}, senders: map[peer.ID]*sender{},
-		recent: recent, past: past, guard: guard,
+		recent: recent, past: past, owed: newOwed(), guard: guard,
 		up: rate.NewLimiter(rate.Inf, 4*content.ChunkSize), down: rate.NewLimiter(rate.Inf, 4*content.ChunkSize),
 	}
 	e.server = server.New(ctx, net, newServedBlocks(bs, e.up),
 		server.MaxOutstandingBytesPerPeer(outstandingPerPeer),
 		server.TaskWorkerCount(senders),
-		server.WithTracer(sentCounter{m}),
+		server.WithTracer(tracer{m, e.owed}),
 		// A peer asks whole blobs of us by wants, and never whether we have more than one block at a time.
 		server.WithWantHaveReplaceSize(0),
 	)
@@ -406,17 +407,35 @@ func (e *exchange) ReceiveError(err error) { e.log.Debug("bitswap stream", "erro
 // PeerConnected needs nothing done.
 func (e *exchange) PeerConnected(peer.ID) {}
 
-// PeerDisconnected gives up what the peer was asked for.
-func (e *exchange) PeerDisconnected(p peer.ID) { e.lose(p, nil) }
+// PeerDisconnected gives up what the peer was asked for, and what it asked for.
+func (e *exchange) PeerDisconnected(p peer.ID) {
+	e.owed.forget(p)
+	e.lose(p, nil)
+}
 
-// sentCounter counts the blocks that the server sends.
-type sentCounter struct{ m *metrics }
+// tracer is told what the server receives and sends.
+type tracer struct {
+	m    *metrics
+	owed *owed
+}
 
-func (sentCounter) MessageReceived(peer.ID, message.BitSwapMessage) {}
+func (t tracer) MessageReceived(p peer.ID, m message.BitSwapMessage) {
+	for _, en := range m.Wantlist() {
+		if en.Cancel || en.WantType != pb.Message_Wantlist_Block {
+			t.owed.settle(p, en.Cid)
+		} else {
+			t.owed.add(p, en.Cid)
+		}
+	}
+}
 
-func (s sentCounter) MessageSent(_ peer.ID, m message.BitSwapMessage) {
+func (t tracer) MessageSent(p peer.ID, m message.BitSwapMessage) {
 	for _, b := range m.Blocks() {
-		s.m.sent.Add(int64(len(b.RawData())))
+		t.m.sent.Add(int64(len(b.RawData())))
+		t.owed.settle(p, b.Cid())
+	}
+	for _, c := range m.DontHaves() {
+		t.owed.settle(p, c)
 	}
 }
 

@@ -234,6 +234,7 @@ func (s *Swarm) joinSelf(d digest.Digest, j schedule.Join) (*session, error) {
 
 func (s *Swarm) enterRoom(r *room, j schedule.Join) (*session, error) {
 	m := newMember(s.host.ID())
+	j.Load = s.exchange.owed.count()
 	if err := r.join(s.ctx, m, j); err != nil {
 		return nil, err
 	}
@@ -245,6 +246,7 @@ func (s *Swarm) enterRoom(r *room, j schedule.Join) (*session, error) {
 			if rep.Complete {
 				complete.Store(true)
 			}
+			rep.Load = s.exchange.owed.count()
 			if err := r.report(s.ctx, m, rep); err != nil {
 				m.out.close(err)
 			}
@@ -257,6 +259,7 @@ func (s *Swarm) enterRoom(r *room, j schedule.Join) (*session, error) {
 func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, d digest.Digest, j schedule.Join, forced bool) (*session, peer.ID, error) {
 	ctx, cancel := s.patient(ctx, p)
 	defer cancel()
+	j.Load = s.exchange.owed.count()
 	stream, err := s.host.NewStream(ctx, p, s.protocol("coordinate"))
 	if err != nil {
 		return nil, "", err
@@ -378,6 +381,7 @@ func (s *Swarm) remoteSession(p peer.ID, d digest.Digest, stream network.Stream,
 				}
 				return
 			}
+			rep.Load = s.exchange.owed.count()
 			for _, f := range toReports(rep, nil) {
 				_ = stream.SetWriteDeadline(time.Now().Add(writeTimeout))
 				if err := writeFrame(stream, f); err != nil {

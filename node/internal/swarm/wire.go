@@ -182,6 +182,7 @@ type (
 		Suspects []suspicion `cbor:"8,keyasint,omitempty"`
 		Reading  bool        `cbor:"9,keyasint,omitempty"`
 		Complete bool        `cbor:"10,keyasint,omitempty"`
+		Load     uint32      `cbor:"11,keyasint,omitempty"`
 	}
 	assignment struct {
 		Claim claim  `cbor:"1,keyasint,omitempty"`
@@ -360,7 +361,7 @@ func fromRuns(rs []run) []schedule.Run {
 
 // toReports splits a report into frames. leased goes into the first.
 func toReports(r schedule.Report, leased []schedule.Run) []report {
-	out := []report{{Size: r.Size, Leased: toRuns(leased), Reading: r.Reading}}
+	out := []report{{Size: r.Size, Leased: toRuns(leased), Reading: r.Reading, Load: uint32(r.Load)}}
 	for f := &out[0]; ; {
 		var peers peerTable
 		for _, c := range page(&r.Claims) {
@@ -381,7 +382,7 @@ func toReports(r schedule.Report, leased []schedule.Run) []report {
 			f.Complete = r.Complete
 			return out
 		}
-		out = append(out, report{})
+		out = append(out, report{Load: out[0].Load})
 		f = &out[len(out)-1]
 	}
 }
@@ -395,7 +396,7 @@ func page[T any](list *[]T) []T {
 }
 
 func (f *report) decode() (schedule.Report, error) {
-	r := schedule.Report{Size: f.Size, Need: fromRuns(f.Need), Reading: f.Reading, Complete: f.Complete}
+	r := schedule.Report{Size: f.Size, Need: fromRuns(f.Need), Reading: f.Reading, Load: int(f.Load), Complete: f.Complete}
 	for i := range f.Claims {
 		c, err := f.Claims[i].decode(f.Peers)
 		if err != nil {

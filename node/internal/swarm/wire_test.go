@@ -82,6 +82,7 @@ func TestAReportArrivesAsItWasSent(t *testing.T) {
 		"of chunks held":                    {Have: upTo(100)},
 		"of needs":                          {Need: []schedule.Run{{First: 0, Count: 4}, {First: 9, Count: 1}}},
 		"that reading goes on":              {Reading: true},
+		"of what the node has to send":      {Have: upTo(maxList + 1), Load: 77},
 		"that all is done":                  {Have: []int{3}, Complete: true},
 		"of troubles":                       {Failed: []schedule.Failure{{Run: schedule.Run{First: 5, Count: 2}, Trouble: schedule.NoRange}}},
 		"of suspicions":                     {Suspects: []schedule.Suspicion{{Index: 8, From: peers[1]}, {Index: 9, From: peers[2]}}},

@@ -34,6 +34,7 @@ func run() error {
 	seconds := flag.Bool("seconds", false, "print for each second what came from the registry and what reached the nodes (with -shared)")
 	link := flag.Float64("link", 10, "Gbit/s of a node's link, each way")
 	registry := flag.Float64("registry", 10, "Gbit/s of the registry's link")
+	streamRate := flag.Float64("stream", 0, "Gbit/s that the registry gives one request at the most (with -shared; 0: all)")
 	flag.IntVar(&cfg.Zones, "zones", 1, "zones over which the nodes are spread")
 	flag.DurationVar(&cfg.Stagger, "stagger", 0, "time over which the nodes start")
 	flag.Float64Var(&cfg.Deaths, "deaths", 0, "share of nodes that die during the pull")
@@ -65,7 +66,7 @@ func run() error {
 			return err
 		}
 	}
-	cfg.NodeRate, cfg.RegistryRate = *link*1e9, *registry*1e9
+	cfg.NodeRate, cfg.RegistryRate, cfg.StreamRate = *link*1e9, *registry*1e9, *streamRate*1e9
 
 	head := "| nodes | ideal s | first | median | last over ideal | longest wait for a layer's first byte s | duplicates " +
 		"| end s | registry copies | requests | busiest sent | peers median, most " +

@@ -1,0 +1,79 @@
+package swarm
+
+import (
+	"testing"
+
+	"github.com/ipfs/boxo/bitswap/message"
+	pb "github.com/ipfs/boxo/bitswap/message/pb"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+)
+
+func TestOwed_CountsWhatPeersWaitForAndHaveNotGot(t *testing.T) {
+	t.Parallel()
+	block := func(text string) *blocks.BasicBlock { return blocks.NewBlock([]byte(text)) }
+	want := func(text string, kind pb.Message_Wantlist_WantType) message.BitSwapMessage {
+		m := message.New(false)
+		m.AddEntry(block(text).Cid(), 1, kind, true)
+		return m
+	}
+	wants := func(text string) message.BitSwapMessage { return want(text, pb.Message_Wantlist_Block) }
+	answer := func(text string) message.BitSwapMessage {
+		m := message.New(false)
+		m.AddBlock(block(text))
+		return m
+	}
+	lacks := func(text string) message.BitSwapMessage {
+		m := message.New(false)
+		m.AddDontHave(block(text).Cid())
+		return m
+	}
+	cancel := func(text string) message.BitSwapMessage {
+		m := message.New(false)
+		m.Cancel(block(text).Cid())
+		return m
+	}
+	const a, b = peer.ID("a"), peer.ID("b")
+	for name, c := range map[string]struct {
+		do   func(tr tracer)
+		left int
+	}{
+		"two peers that want the same are two": {func(tr tracer) {
+			tr.MessageReceived(a, wants("x"))
+			tr.MessageReceived(b, wants("x"))
+		}, 2},
+		"a want that is repeated counts once": {func(tr tracer) {
+			tr.MessageReceived(a, wants("x"))
+			tr.MessageReceived(a, wants("x"))
+		}, 1},
+		"what is sent is not owed": {func(tr tracer) {
+			tr.MessageReceived(a, wants("x"))
+			tr.MessageReceived(b, wants("x"))
+			tr.MessageSent(a, answer("x"))
+		}, 1},
+		"what was not asked for leaves the count alone": {func(tr tracer) {
+			tr.MessageReceived(a, wants("x"))
+			tr.MessageSent(a, answer("y"))
+			tr.MessageReceived(b, cancel("x"))
+		}, 1},
+		"a want that is taken back is not owed":         {func(tr tracer) { tr.MessageReceived(a, wants("x")); tr.MessageReceived(a, cancel("x")) }, 0},
+		"what this node says it lacks is not owed":      {func(tr tracer) { tr.MessageReceived(a, wants("x")); tr.MessageSent(a, lacks("x")) }, 0},
+		"a question whether it is here owes no block":   {func(tr tracer) { tr.MessageReceived(a, want("x", pb.Message_Wantlist_Have)) }, 0},
+		"a peer that is gone waits for nothing":         {func(tr tracer) { tr.MessageReceived(a, wants("x")); tr.owed.forget(a) }, 0},
+		"a peer that is gone leaves those of others be": {func(tr tracer) { tr.MessageReceived(a, wants("x")); tr.owed.forget(b) }, 1},
+		"a peer that wants very much counts up to a bound": {func(tr tracer) {
+			for i := range 2 * maxOwed {
+				tr.MessageReceived(a, wants(string(rune(i))))
+			}
+		}, maxOwed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tr := tracer{&metrics{sent: prometheus.NewCounter(prometheus.CounterOpts{})}, newOwed()}
+			c.do(tr)
+			require.Equal(t, c.left, tr.owed.count())
+		})
+	}
+}
