@@ -244,12 +244,13 @@ func (t *Table) Tick(now time.Time) {
 // to begin at the start, so there it keeps the lease. Where the others are as slow it is the registry or its link, and to
 // read anew what is half read would make it slower.
 func (t *Table) drips(m *member, l lease) bool {
-	return !t.noRange && t.now.Sub(l.claimed) > max(t.cfg.ChunkTimeout, slower*t.pace) && slices.ContainsFunc(t.active, func(x *member) bool {
+	patience := min(max(t.cfg.ChunkTimeout, slower*t.pace), slower*t.cfg.ChunkTimeout) // for the slow one sets the pace too
+	return !t.noRange && t.now.Sub(l.claimed) > patience && slices.ContainsFunc(t.active, func(x *member) bool {
 		return x != m && x.upstream && !x.barred.After(t.now)
 	})
 }
 
-// slower is how many times as long as of late a chunk from upstream may take.
+// slower is how many times as long as of late, and as Config.ChunkTimeout, a chunk from upstream may take.
 const slower = 4
 
 // slowPenalties is for how many times Config.Penalty one that is slow with upstream is not sent there again.
@@ -356,9 +357,9 @@ const fewTold = 16
 // chunk too, or will, and the home would be asked for too much.
 func (t *Table) leastBusy(m *member, i int, home *member) *member {
 	best, least := home, home.busy()
-	detour := detour * min(len(m.group.members), max(t.n/2, 1))
-	if i == 0 {
-		detour = firstDetour
+	worth := detour * min(len(m.group.members), max(t.n/2, 1))
+	if i == 0 { // all readers wait for it: it goes down a tree
+		worth = detour
 	}
 	for _, x := range m.group.members {
 		if x == m || x == home || x.sidelined.After(t.now) || slices.Contains(m.tried[i], x.id) {
@@ -366,7 +367,7 @@ func (t *Table) leastBusy(m *member, i int, home *member) *member {
 		}
 		cost := x.busy()
 		if !x.have.has(i) {
-			cost += detour
+			cost += worth
 		}
 		if cost > least || cost == least && (best == home || best.rank < x.rank) || !x.have.has(i) && !t.relays(x, i) {
 			continue
@@ -387,9 +388,6 @@ func (t *Table) leastBusy(m *member, i int, home *member) *member {
 // send: there a small difference is worth a detour, and all the more where the same home has brought many small blobs. Without, the node
 // that is first at one layer of an image is first at the next too, reads all of them, and everyone waits for its link.
 const detour = 3
-
-// firstDetour is detour for a blob's first chunk, which all readers wait for: it goes down a tree.
-const firstDetour = detour
 
 // relays reports whether x, who has yet to get chunk i, may be asked for it: it gets the chunk from one who has it or brings it.
 // Longer chains make those at their end wait for as many links as they have parts, each of them filled with other blobs.

@@ -171,7 +171,7 @@ type Config struct {
 	// default 5 s.
 	LeaseTimeout time.Duration
 	// ChunkTimeout is after how long without a claim a lease is given to another though its reader says that bytes come;
-	// default 30 s.
+	// default 30 s. Where chunks from upstream take long for all, up to four times as long.
 	ChunkTimeout time.Duration
 	// Penalty is how long a participant that failed is given nothing to bring; default 15 s.
 	Penalty time.Duration
