@@ -541,27 +541,29 @@ func TestLease_IsNotReadAnewWhereTheRegistryIsSlowForAll(t *testing.T) {
 		require.NoError(t, table.Join(now, id(i), Join{Upstream: true, Whole: true, Report: Report{Size: 64 * content.ChunkSize}}))
 	}
 	reads := map[int]int{} // how often each chunk was leased
-	leases := map[peer.ID][]int{}
+	leases := map[peer.ID][]Run{}
 	take := func() {
 		table.Take(func(to peer.ID, o Orders) {
 			for _, r := range o.Leases {
 				for i := r.First; i < r.End(); i++ {
 					reads[i]++
-					leases[to] = append(leases[to], i)
 				}
 			}
+			leases[to] = append(leases[to], o.Leases...)
 		})
 	}
 	take()
-	for second := range 600 { // each reader gets a chunk every 40 s, longer than ChunkTimeout
+	for second := range 600 { // each run brings a chunk every 40 s, which is longer than ChunkTimeout
 		now = now.Add(time.Second)
 		table.Tick(now)
 		take()
 		for i := range 2 {
 			r := Report{Reading: true}
-			if mine := leases[id(i)]; second%40 == 39 && len(mine) > 0 {
-				r.Claims = []Claim{{Index: mine[0], Sum: sum(mine[0]), By: id(i)}}
-				leases[id(i)] = mine[1:]
+			for k := range leases[id(i)] {
+				if run := &leases[id(i)][k]; second%40 == 39 && run.Count > 0 {
+					r.Claims = append(r.Claims, Claim{Index: run.First, Sum: sum(run.First), By: id(i)})
+					run.First, run.Count = run.First+1, run.Count-1
+				}
 			}
 			require.NoError(t, table.Report(now, id(i), r))
 			take()
