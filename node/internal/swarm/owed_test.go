@@ -7,7 +7,6 @@ import (
 	pb "github.com/ipfs/boxo/bitswap/message/pb"
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/libp2p/go-libp2p/core/peer"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 )
 
@@ -71,7 +70,7 @@ func TestOwed_CountsWhatPeersWaitForAndHaveNotGot(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			tr := tracer{&metrics{sent: prometheus.NewCounter(prometheus.CounterOpts{})}, newOwed()}
+			tr := tracer{&metrics{}, newOwed()}
 			c.do(tr)
 			require.Equal(t, c.left, tr.owed.count())
 		})
