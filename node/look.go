@@ -100,8 +100,7 @@ func local(listen string) (string, error) {
 // ask reads a view, and says what to do where the agent does not answer.
 func ask[T any](ctx context.Context, c *view.Client, path string, query url.Values) (T, error) {
 	v, err := view.Get[T](ctx, c, path, query)
-	var dial *net.OpError
-	if errors.As(err, &dial) {
+	if dial, ok := errors.AsType[*net.OpError](err); ok {
 		return v, fmt.Errorf("no agent answers at %s (%w): does it run (systemctl status shoal-node), and is this its admin.listen? --admin names another", c.Base, dial.Err)
 	}
 	return v, err

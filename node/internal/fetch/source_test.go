@@ -122,7 +122,7 @@ func TestSource_WhoOnlyClaimsADigestIsGivenNothingThatAnotherBrings(t *testing.T
 				require.Empty(t, steal(t, nodes[0], bad)())
 			},
 			"where a part of the blob is left from before": func(t *testing.T, o *origin, nodes []*testNode, _ chan struct{}, good, bad content.Request) {
-				ing, err := nodes[0].store.IngestFrom(good.Digest, size, source(good.Repository.String()).mark())
+				ing, err := nodes[0].store.IngestFrom(good.Digest, size, sourceNamed(good).mark())
 				require.NoError(t, err)
 				for i := range 3 {
 					data := o.blobs[good.Digest][i*chunk1 : (i+1)*chunk1]
@@ -181,6 +181,31 @@ func TestSource_ABurstFromOneThatHasProvedNothingYetCostsOneCopy(t *testing.T) {
 	for _, n := range nodes {
 		require.True(t, n.opts.Sources.Proved(o.request(d)), "what came from it and matched is its proof")
 	}
+}
+
+func TestSource_RepositoriesOfOneRegistryThatShareABlobCostOneCopy(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	nodes := newSwarm(t, o, 3, doubting(o, nil))
+	d := o.add(t, 12*chunk1+5)
+	var pulls []*pull
+	for i, n := range nodes {
+		req := o.request(d)
+		req.Repository.Name = fmt.Sprintf("team/app%d", i)
+		pulls = append(pulls, n.pull(t.Context(), req))
+	}
+	for _, p := range pulls {
+		p.requireRight(t, d)
+	}
+	require.LessOrEqual(t, o.bytes.Load(), int64(13*chunk1))
+}
+
+func TestSource_FilesOfAHubAreProvedByEachRepository(t *testing.T) {
+	t.Parallel()
+	one := content.Request{Repository: content.Repository{Registry: "hub.test", Name: "a/b"}, File: "/a/b/resolve/main/f"}
+	other := one
+	other.Repository.Name = "c/d"
+	require.NotEqual(t, sourceNamed(one), sourceNamed(other))
 }
 
 func TestSource_OneThatBringsNothingGivesWayToOneThatDoes(t *testing.T) {

@@ -33,6 +33,10 @@ const (
 	// the gate do without. Otherwise each request of a pull would wait for it anew.
 	silenceTTL = 10 * time.Second
 
+	// longest bounds a question whose source goes on sending other bytes, in Options.Timeout; looks is how often in that time the
+	// gate looks for such bytes.
+	longest, looks = 3, 8
+
 	// anyonePause is for how long, at least, a source is not asked again what anyone may read of it, and anyoneAtOnce how many
 	// such questions are asked at one time.
 	anyonePause  = time.Minute
@@ -45,6 +49,9 @@ const (
 
 // Hedge is how long a source that lets anyone read is waited for before its content is given without its word.
 const Hedge = time.Second
+
+// errSilent ends a question to a source that is silent.
+var errSilent = errors.New("the source is silent")
 
 // Source names who decides who may read some content. Fronts choose the names; those of different fronts must differ.
 type Source string
@@ -73,6 +80,8 @@ type Upstream interface {
 	Sample(ctx context.Context, off, n int64) (data []byte, at int64, err error)
 	// Whole reports whether only the whole content can be sampled.
 	Whole() bool
+	// Arrived counts the bytes that have come from where the source is, for any request.
+	Arrived() int64
 }
 
 // Cache is the content that came from elsewhere.
@@ -101,7 +110,7 @@ type Testimony struct {
 
 // Options configure a Gate.
 type Options struct {
-	// Timeout bounds one question to a source; a source that takes longer counts as silent. 0: Timeout of
+	// Timeout is how long a source may be silent when it is asked: no answer, and no byte from where it is. 0: Timeout of
 	// content.DefaultFirstByte.
 	Timeout time.Duration
 	// Cache is required.
@@ -254,9 +263,7 @@ func (g *Gate) Throttled(rule policy.Rule, source Source, credentials string, ca
 func (g *Gate) await(ctx context.Context, what string, req Request, do func(context.Context) error) error {
 	key := g.mark(what+req.Digest.String(), req.Source, req.Credentials)
 	done := g.questions.DoChan(string(key[:]), func() (any, error) {
-		ctx, cancel := g.own(ctx)
-		defer cancel()
-		return nil, do(ctx)
+		return nil, g.question(ctx, req.Upstream, do)
 	})
 	enough, stop := g.impatience(ctx, req)
 	defer stop()
@@ -279,11 +286,43 @@ func (g *Gate) await(ctx context.Context, what string, req Request, do func(cont
 // Timeout bounds one question to a source where a caller waits for firstByte: it leaves time to answer without the source.
 func Timeout(firstByte time.Duration) time.Duration { return firstByte * 4 / 5 }
 
-// own returns a context for a question that goes on when the caller has left: until the gate's time is over or Close ends it. The
+// question puts a question to a source, and goes on with it when the caller leaves. The source counts as silent when the gate's time
+// has gone by without an answer and without a byte from where it is: on a link that is full its answer waits behind other bytes.
+func (g *Gate) question(ctx context.Context, u Upstream, do func(context.Context) error) error {
+	ctx, end := g.own(ctx, g.opts.Timeout*longest)
+	defer end()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		tick := time.NewTicker(g.opts.Timeout / looks)
+		defer tick.Stop()
+		for seen, moved := u.Arrived(), time.Now(); ; {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+			switch n := u.Arrived(); {
+			case n != seen:
+				seen, moved = n, time.Now()
+			case time.Since(moved) >= g.opts.Timeout:
+				cancel(errSilent)
+				return
+			}
+		}
+	}()
+	err := do(ctx)
+	if err != nil && errors.Is(context.Cause(ctx), errSilent) {
+		return fmt.Errorf("no answer within %s: %w: %w", g.opts.Timeout, content.ErrUnavailable, err)
+	}
+	return err
+}
+
+// own returns a context for a question that goes on when the caller has left: until its time is over or Close ends it. The
 // question calls cancel.
-func (g *Gate) own(ctx context.Context) (context.Context, context.CancelFunc) {
+func (g *Gate) own(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
 	g.running.Add(1)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.opts.Timeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	stop := context.AfterFunc(g.ctx, cancel)
 	return ctx, func() {
 		stop()
@@ -434,7 +473,7 @@ func (g *Gate) askForAnyone(ctx context.Context, rule policy.Rule, req Request) 
 			return
 		}
 		defer g.asking.Release(1)
-		ctx, cancel := g.own(ctx)
+		ctx, cancel := g.own(ctx, g.opts.Timeout)
 		defer cancel()
 		err := req.Upstream.AskForAnyone(ctx)
 		if Unanswered(err) || content.Throttled(err) {

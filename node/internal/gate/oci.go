@@ -19,6 +19,8 @@ type Registries interface {
 	Open(ctx context.Context, req content.Request, off, n int64) (*upstream.Body, error)
 	// Authorize gives the Authorization header of who has the credential; the zero one is nobody's.
 	Authorize(ctx context.Context, repo content.Repository, cred pullsecret.Credential) (string, error)
+	// BytesFrom counts the bytes of answers that have been read from a registry.
+	BytesFrom(registry string) int64
 }
 
 // Repository is a repository of an OCI registry as a source.
@@ -58,6 +60,8 @@ func (r repository) AskForAnyone(ctx context.Context) (err error) {
 	}
 	return r.Ask(ctx)
 }
+
+func (r repository) Arrived() int64 { return r.registries.BytesFrom(r.req.Repository.Registry) }
 
 func (r repository) Whole() bool { return r.req.Kind == content.Manifest }
 

@@ -271,7 +271,7 @@ func (g *Gate) begin(ctx context.Context, source Source, contents []digest.Diges
 	if !slices.Contains(all, fresh) {
 		return all
 	}
-	ctx, cancel := g.own(ctx)
+	ctx, cancel := g.own(ctx, g.opts.Timeout)
 	go func() {
 		defer cancel()
 		defer close(fresh.done)

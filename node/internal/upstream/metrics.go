@@ -21,8 +21,14 @@ type Counters struct {
 // Counters are the sums of now.
 func (c *Client) Counters() Counters { return Counters{Bytes: c.metrics.read.Load()} }
 
+// BytesFrom counts the bytes of answers that have been read from a registry. Registries beyond the first maxLabels are counted together.
+func (c *Client) BytesFrom(registry string) int64 {
+	return c.metrics.of(c.metrics.label(registry)).Load()
+}
+
 type metrics struct {
 	read     atomic.Int64
+	from     sync.Map // label to *atomic.Int64
 	bytes    *prometheus.CounterVec
 	requests *prometheus.CounterVec
 	retries  *prometheus.CounterVec
@@ -59,11 +65,18 @@ func (m *metrics) request(registry, method string, code int) {
 
 // counter counts the bytes that are read from a registry.
 func (m *metrics) counter(registry string) func(n int) {
-	of := m.bytes.WithLabelValues(m.label(registry))
+	label := m.label(registry)
+	of, from := m.bytes.WithLabelValues(label), m.of(label)
 	return func(n int) {
 		m.read.Add(int64(n))
+		from.Add(int64(n))
 		of.Add(float64(n))
 	}
+}
+
+func (m *metrics) of(label string) *atomic.Int64 {
+	n, _ := m.from.LoadOrStore(label, new(atomic.Int64))
+	return n.(*atomic.Int64)
 }
 
 // label is the registry itself for the first of them, and "other" for the rest.

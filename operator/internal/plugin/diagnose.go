@@ -203,22 +203,25 @@ func (d *diagnosis) members(c *cluster) {
 func (d *diagnosis) reports(c *cluster, now time.Time) {
 	for i := range c.Caches {
 		n := &c.Caches[i]
-		switch at := n.Status.ReportedAt; {
-		case at == nil:
-			d.add(true, reasonNotReported, n.Name, "its agent has never reported")
-		default:
-			if off, ok := skew(n); ok && max(off, -off) > maxSkew {
-				d.add(true, reasonClockOff, n.Name, "its clock is off by %s: tokens and certificates fail", view.Duration(off))
-			} else if silent := now.Sub(at.Time); silent > v1alpha1.StaleAfter {
-				d.add(true, reasonNotReported, n.Name, "its agent has not reported for %s", view.Duration(silent))
-			}
-		}
+		d.reported(n, now)
 		for _, kind := range []string{v1alpha1.ConditionMirrorConfigured, v1alpha1.ConditionStoreUsable, v1alpha1.ConditionPolicyApplied} {
 			cond := apimeta.FindStatusCondition(n.Status.Conditions, kind)
 			if cond != nil && cond.Status == metav1.ConditionFalse {
 				d.add(kind != v1alpha1.ConditionPolicyApplied, cond.Reason, n.Name, "%s", cond.Message)
 			}
 		}
+	}
+}
+
+func (d *diagnosis) reported(n *v1alpha1.NodeCache, now time.Time) {
+	if n.Status.ReportedAt == nil {
+		d.add(true, reasonNotReported, n.Name, "its agent has never reported")
+		return
+	}
+	if off, ok := skew(n); ok && max(off, -off) > maxSkew {
+		d.add(true, reasonClockOff, n.Name, "its clock is off by %s: tokens and certificates fail", view.Duration(off))
+	} else if silent := now.Sub(n.Status.ReportedAt.Time); silent > v1alpha1.StaleAfter {
+		d.add(true, reasonNotReported, n.Name, "its agent has not reported for %s", view.Duration(silent))
 	}
 }
 

@@ -76,7 +76,7 @@ func (p *plugin) run(ctx context.Context, args []string) int {
 	klog.InitFlags(quiet)
 	_ = quiet.Set("logtostderr", "false") // what client-go says between the lines is for nobody here
 	klog.SetOutput(io.Discard)
-	cmd := p.command()
+	cmd := p.command() //nolint:contextcheck // each command takes the context that it is executed with
 	cmd.SetArgs(args)
 	cmd.SetIn(p.In)
 	cmd.SetOut(p.Out)

@@ -1,0 +1,79 @@
+package gate_test
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/gate"
+	"github.com/shoal-cache/shoal/node/internal/policy"
+)
+
+// nothing is a cache without content.
+type nothing struct{}
+
+func (nothing) Held(digest.Digest) (content.Reader, error) { return nil, content.ErrNotFound }
+func (nothing) FromPeers(context.Context, digest.Digest) (content.Reader, error) {
+	return nil, content.ErrNotFound
+}
+
+// busy answers yes after a while. Until then bytes come from where it is for as long as it sends.
+type busy struct {
+	began        time.Time
+	after, sends time.Duration
+}
+
+func (b busy) Ask(ctx context.Context) error {
+	select {
+	case <-time.After(b.after):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+func (b busy) AskForAnyone(context.Context) error { return content.ErrUnavailable }
+func (b busy) Whole() bool                        { return false }
+func (b busy) Arrived() int64                     { return int64(min(time.Since(b.began), b.sends) / time.Millisecond) }
+func (b busy) Sample(context.Context, int64, int64) ([]byte, int64, error) {
+	return nil, 0, content.ErrUnavailable
+}
+
+func TestAdmit_ASourceIsSilentWhenNothingComesFromIt(t *testing.T) {
+	t.Parallel()
+	const limit = 8 * time.Second
+	for name, test := range map[string]struct {
+		after, sends time.Duration
+		admitted     bool
+		atLatest     time.Duration
+	}{
+		"an answer in time":                                 {limit - time.Second, 0, true, limit - time.Second},
+		"none in time, and nothing else":                    {limit + 2*time.Second, 0, false, limit + time.Second},
+		"one that waits behind other bytes of the registry": {limit + 4*time.Second, time.Hour, true, limit + 4*time.Second},
+		"none after the other bytes have ended":             {time.Hour, 3 * time.Second, false, limit + 5*time.Second},
+		"none ever, though other bytes go on":               {time.Hour, time.Hour, false, 3 * limit},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				g, err := gate.New(gate.Options{Cache: nothing{}, Timeout: limit})
+				require.NoError(t, err)
+				defer g.Close()
+				start := time.Now()
+				err = g.Admit(t.Context(), policy.Rule{}, gate.Request{
+					Source: "oci r.test/a", Digest: digest.FromString("x"), Upstream: busy{start, test.after, test.sends},
+				})
+				if test.admitted {
+					require.NoError(t, err)
+				} else {
+					require.True(t, gate.Unanswered(err), "%v", err)
+				}
+				require.LessOrEqual(t, time.Since(start), test.atLatest)
+			})
+		})
+	}
+}
