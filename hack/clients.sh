@@ -25,7 +25,13 @@ build() {
 mkdir -p "$clients"
 build clients github.com/google/go-containerregistry/cmd/crane oras.land/oras/cmd/oras
 build containerd ./stargz github.com/containerd/containerd/v2/cmd/containerd github.com/containerd/containerd/v2/cmd/ctr
+build huggingface ./gohf
 build kubo github.com/ipfs/kubo/cmd/ipfs
 go build -trimpath -o "$clients/shoal-node" ./node
+if ! command -v npm >/dev/null; then
+  echo "clients.sh: no npm: @huggingface/hub is not tried" >&2
+elif [ ! -d "$clients/npm/node_modules/@huggingface/hub" ]; then
+  npm install --silent --no-audit --no-fund --prefix "$clients/npm" @huggingface/hub@2.17.5
+fi
 
 SHOAL_CLIENTS=$clients go test -count=1 -timeout 20m -v "$@" ./test/clients

@@ -26,6 +26,7 @@ import (
 type agent struct {
 	name     string
 	registry string // address of its registry front
+	hub      string // address of its hub front
 	admin    string // URL of its admin address
 	swarm    string // multiaddr of its swarm port
 	store    string
@@ -34,21 +35,25 @@ type agent struct {
 	killed   atomic.Bool
 }
 
+// portsEach is how many ports an agent listens on.
+const portsEach = 4
+
 // startAgents starts the agents, the first of which is the others' bootstrap peer, and returns when all are ready and
 // know one another. Only they are admitted to the swarm.
 func startAgents(ctx context.Context, children *processes, o options, dir, upstream string) ([]*agent, error) {
-	free, err := ports.Loopback(ctx, 3*o.agents)
+	free, err := ports.Loopback(ctx, portsEach*o.agents)
 	if err != nil {
 		return nil, err
 	}
 	agents, ids := make([]*agent, o.agents), make([]string, o.agents)
 	for i := range agents {
-		name, p := fmt.Sprintf("agent-%d", i), free[3*i:]
+		name, p := fmt.Sprintf("agent-%d", i), free[portsEach*i:]
 		agents[i] = &agent{
 			name:     name,
 			registry: fmt.Sprintf("127.0.0.1:%d", p[0]),
 			admin:    fmt.Sprintf("http://127.0.0.1:%d", p[1]),
 			swarm:    fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", p[2]),
+			hub:      fmt.Sprintf("127.0.0.1:%d", p[3]),
 			store:    filepath.Join(dir, name),
 			log:      filepath.Join(dir, name+".log"),
 		}
@@ -65,7 +70,7 @@ func startAgents(ctx context.Context, children *processes, o options, dir, upstr
 			bootstrap = []string{agents[0].swarm + "/p2p/" + ids[0]}
 		}
 		config := filepath.Join(dir, a.name+".yaml")
-		if err := a.writeConfig(config, bootstrap, ids, upstream, o.size); err != nil {
+		if err := a.writeConfig(config, bootstrap, ids, upstream, o); err != nil {
 			return nil, err
 		}
 		if a.process, err = children.start(ctx, a.log, o.node, "--config", config); err != nil {
@@ -87,18 +92,23 @@ func startAgents(ctx context.Context, children *processes, o options, dir, upstr
 	return agents, nil
 }
 
-func (a *agent) writeConfig(path string, bootstrap, peers []string, upstream string, size int64) error {
-	config, err := yaml.Marshal(map[string]any{
+func (a *agent) writeConfig(path string, bootstrap, peers []string, upstream string, o options) error {
+	c := map[string]any{
 		"registry": map[string]any{"listen": a.registry},
 		"admin":    map[string]any{"listen": strings.TrimPrefix(a.admin, "http://")},
 		"swarm":    map[string]any{"listen": []string{a.swarm}, "bootstrap": bootstrap, "peers": peers},
 		"store": map[string]any{
-			"path": a.store, "capacity": fmt.Sprint(4 * size),
+			"path": a.store, "capacity": fmt.Sprint(4 * o.size),
 			"minFree": "100MiB", // a laptop's disk is often nearly full
 		},
 		"upstreams": []any{map[string]any{"registry": host, "endpoints": []string{upstream}}},
 		"log":       map[string]any{"format": "text"},
-	})
+	}
+	if o.hub != "" {
+		c["hub"] = map[string]any{"enabled": true, "listen": a.hub, "endpoint": o.hub}
+		c["upstream"] = map[string]any{"allowAddresses": []string{"127.0.0.0/8"}} // where the hub has its large files
+	}
+	config, err := yaml.Marshal(c)
 	if err != nil {
 		return err
 	}

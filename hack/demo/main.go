@@ -5,6 +5,8 @@
 // Its files in the order of a run: image.go makes an image of random bytes, registry.go serves and counts them, agent.go
 // runs the agents, pull.go and ctr.go the clients, watch.go shows progress, report.go the result. The registry and the
 // clients are processes too, of this same program.
+//
+// With --model it is a model of a hub in place of an image: model.go.
 package main
 
 import (
@@ -32,6 +34,8 @@ type options struct {
 	keep    bool
 	maxSent float64
 	timeout time.Duration
+	model   bool
+	hub     string // base URL; "": there is none
 }
 
 func main() {
@@ -54,12 +58,16 @@ func dispatch(ctx context.Context, args []string) error {
 	if len(args) == 3 && args[0] == "pull" {
 		return pull(ctx, args[1], args[2])
 	}
+	if len(args) == 3 && args[0] == "snapshot" {
+		return snapshot(ctx, args[1], args[2])
+	}
 
 	var o options
 	mib := int64(0)
 	fs := flag.NewFlagSet("demo", flag.ContinueOnError)
 	fs.IntVar(&o.agents, "agents", 8, "number of agents, at least 2")
-	fs.Int64Var(&mib, "mib", 256, "size of the image in MiB, at least 16")
+	fs.Int64Var(&mib, "mib", 0, "size of the image or model in MiB, at least 16 (default: an image of 256, a model of 600)")
+	fs.BoolVar(&o.model, "model", false, "download a model as huggingface_hub does, from a hub, in place of an image")
 	fs.DurationVar(&o.stagger, "stagger", 0, "time between the starts of two pulls, such as 200ms")
 	fs.BoolVar(&o.killOne, "kill-one", false, "kill an agent in the middle; all other pulls have to complete")
 	fs.StringVar(&o.ctr, "ctr", "auto", "also pull with a containerd of its own through the last agent: auto (as root, where it is installed), yes or no")
@@ -69,6 +77,11 @@ func dispatch(ctx context.Context, args []string) error {
 	fs.DurationVar(&o.timeout, "timeout", 5*time.Minute, "bound on the pulls")
 	if err := fs.Parse(args); err != nil {
 		return err
+	}
+	if mib == 0 {
+		if mib = 256; o.model {
+			mib = 600
+		}
 	}
 	o.size = mib << 20
 	if o.agents < 2 || mib < 16 || fs.NArg() > 0 {
@@ -100,6 +113,9 @@ func demonstrate(ctx context.Context, o options) (err error) {
 		if o.node, err = buildNode(ctx, dir); err != nil {
 			return err
 		}
+	}
+	if o.model {
+		return demonstrateModel(ctx, children, o, dir)
 	}
 	say("making an image of %s in %d layers", mebibytes(o.size), len(layerShares))
 	img, err := makeImage(filepath.Join(dir, "blobs"), o.size)
