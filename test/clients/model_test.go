@@ -132,13 +132,17 @@ func TestModel_GoHuggingfaceDownloadsAll(t *testing.T) {
 	delete(m.files, "special #1 100%.txt") // which this client does not escape
 	delete(m.files, "onnx/model ü.onnx")
 	m.Repo("models", modelName).Commit("main", m.files)
-	out, err := run(t.Context(), []string{"HF_ENDPOINT=http://" + m.front}, program(t, "gohf"), modelName, t.TempDir())
+	dir := t.TempDir()
+	out, err := run(t.Context(), []string{"HF_ENDPOINT=http://" + m.front}, program(t, "gohf"), modelName, dir)
 	require.NoError(t, err)
-	paths := strings.Fields(out)
-	require.Len(t, paths, len(m.files))
-	for _, path := range paths {
-		m.right(t, filepath.Base(path), path)
+	downloaded := 0
+	for _, path := range strings.Fields(out) { // among the client's own words on how far it is
+		if strings.HasPrefix(path, dir) {
+			m.right(t, filepath.Base(path), path)
+			downloaded++
+		}
 	}
+	require.Equal(t, len(m.files), downloaded)
 }
 
 func TestModel_PythonDownloadsAsHuggingfaceHubDoes(t *testing.T) {
@@ -162,6 +166,8 @@ func TestModel_JavaScriptsHubDownloadsAll(t *testing.T) {
 		t.Skip("@huggingface/hub is not here: make clients installs it where npm is")
 	}
 	node, dir := installed(t, "node", "apt-get install nodejs"), t.TempDir()
+	delete(m.files, "special #1 100%.txt") // which this client does not escape
+	m.Repo("models", modelName).Commit("main", m.files)
 	script := fmt.Sprintf(`
 import { listFiles, downloadFile } from %q;
 import { mkdirSync, writeFileSync } from "node:fs";
