@@ -139,7 +139,10 @@ func reportModel(ctx context.Context, results []result, want pulled) (problems [
 		fmt.Fprintf(table, "%s\t%.1f s\t%s\t%s\t%s\t%s\t\n", r.agent.name, r.took.Seconds(),
 			mebibytes(t.upstream), mebibytes(t.fromPeers), mebibytes(t.toPeers), verdict)
 	}
-	return append(problems, table.Flush())
+	if err := table.Flush(); err != nil {
+		problems = append(problems, err)
+	}
+	return problems
 }
 
 func runSnapshot(ctx context.Context, self, endpoint string) (pulled, error) {
