@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -96,7 +97,7 @@ func sumOf(t *testing.T, r io.Reader) string {
 	return hex.EncodeToString(sum.Sum(nil))
 }
 
-func TestModel_CurlDownloadsAsHFHubDoes(t *testing.T) {
+func TestModel_CurlDownloadsAsHFHubDoes(t *testing.T) { //nolint:paralleltest // it starts agents of its own, and the processors are few
 	m := startModels(t)
 	curl, dir := installed(t, "curl", "apt-get install curl"), t.TempDir()
 	url := "http://" + m.front + "/" + modelName + "/resolve/main/model.safetensors"
@@ -113,7 +114,7 @@ func TestModel_CurlDownloadsAsHFHubDoes(t *testing.T) {
 	m.right(t, "special #1 100%.txt", path)
 }
 
-func TestModel_Aria2DownloadsInParallelRanges(t *testing.T) {
+func TestModel_Aria2DownloadsInParallelRanges(t *testing.T) { //nolint:paralleltest // it starts agents of its own, and the processors are few
 	m := startModels(t)
 	aria2, dir := installed(t, "aria2c", "apt-get install aria2"), t.TempDir()
 	require.NoError(t, tryRun(t, nil, aria2, "-q", "-x16", "-s16", "-k1M", "-d", dir, "-o", "model",
@@ -127,7 +128,7 @@ func TestModel_Aria2DownloadsInParallelRanges(t *testing.T) {
 		"http://"+m.front+"/"+modelName+"/resolve/main/onnx/model%20%C3%BC.onnx"), "the hub's bytes are wrong")
 }
 
-func TestModel_GoHuggingfaceDownloadsAll(t *testing.T) {
+func TestModel_GoHuggingfaceDownloadsAll(t *testing.T) { //nolint:paralleltest // it starts agents of its own, and the processors are few
 	m := startModels(t)
 	delete(m.files, "special #1 100%.txt") // which this client does not escape
 	delete(m.files, "onnx/model ü.onnx")
@@ -136,7 +137,7 @@ func TestModel_GoHuggingfaceDownloadsAll(t *testing.T) {
 	out, err := run(t.Context(), []string{"HF_ENDPOINT=http://" + m.front}, program(t, "gohf"), modelName, dir)
 	require.NoError(t, err)
 	downloaded := 0
-	for _, path := range strings.Fields(out) { // among the client's own words on how far it is
+	for _, path := range strings.FieldsSeq(out) { // among the client's own words on how far it is
 		if strings.HasPrefix(path, dir) {
 			m.right(t, filepath.Base(path), path)
 			downloaded++
@@ -145,7 +146,7 @@ func TestModel_GoHuggingfaceDownloadsAll(t *testing.T) {
 	require.Equal(t, len(m.files), downloaded)
 }
 
-func TestModel_PythonDownloadsAsHuggingfaceHubDoes(t *testing.T) {
+func TestModel_PythonDownloadsAsHuggingfaceHubDoes(t *testing.T) { //nolint:paralleltest // it starts agents of its own, and the processors are few
 	m := startModels(t)
 	python := installed(t, "python3", "apt-get install python3-requests")
 	if _, err := run(t.Context(), nil, python, "-c", "import requests"); err != nil {
@@ -159,7 +160,7 @@ func TestModel_PythonDownloadsAsHuggingfaceHubDoes(t *testing.T) {
 	}
 }
 
-func TestModel_JavaScriptsHubDownloadsAll(t *testing.T) {
+func TestModel_JavaScriptsHubDownloadsAll(t *testing.T) { //nolint:paralleltest // it starts agents of its own, and the processors are few
 	m := startModels(t)
 	modules := filepath.Join(filepath.Dir(program(t, "shoal-node")), "npm", "node_modules", "@huggingface", "hub")
 	if _, err := os.Stat(modules); err != nil {
@@ -189,7 +190,7 @@ for await (const f of listFiles({ ...at, recursive: true })) {
 }
 
 // A reader types what the page says, on a machine and on another.
-func TestModel_EveryCommandOfModelsInFiveMinutesRuns(t *testing.T) {
+func TestModel_EveryCommandOfModelsInFiveMinutesRuns(t *testing.T) { //nolint:paralleltest // it starts agents of its own, and the processors are few
 	node := program(t, "shoal-node")
 	page, err := os.ReadFile("../../node/MODELS.md")
 	require.NoError(t, err)
@@ -197,7 +198,7 @@ func TestModel_EveryCommandOfModelsInFiveMinutesRuns(t *testing.T) {
 	require.True(t, found)
 	first, second := newModels(t), newModels(t)
 	second.env = append(second.env, "SHOAL_HUB_ENDPOINT="+first.URL())
-	env := append(first.env, "PATH="+filepath.Dir(node)+":"+os.Getenv("PATH"))
+	env := append(slices.Clone(first.env), "PATH="+filepath.Dir(node)+":"+os.Getenv("PATH"))
 	id, ran := "", 0
 	words := strings.NewReplacer("/var/lib/shoal", t.TempDir(), "127.0.0.1:5054", first.front, "127.0.0.1:5051", first.admin,
 		"openai-community/gpt2", modelName, "-o config.json", "-o "+filepath.Join(t.TempDir(), "config.json"))
