@@ -49,9 +49,11 @@ type sources struct {
 	policy *policy.Live
 }
 
-// Proved implements fetch.Sources. Whom the policy exempts is given whatever is here, and a hub is one that the configuration names.
+// Proved implements fetch.Sources. Whom the policy exempts is given whatever is here, and a hub is one that the
+// configuration names.
 func (s sources) Proved(req content.Request) bool {
-	return req.File != "" || s.policy.Load().For(req.Repository).Authorization.Mode == policy.Exempt || s.Gate.Proved(req)
+	return req.File != "" || s.policy.Load().For(req.Repository).Authorization.Mode == policy.Exempt ||
+		s.Gate.Proved(req)
 }
 
 // otherNodes is the swarm as the gate's witness.

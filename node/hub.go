@@ -39,7 +39,8 @@ func (n *node) newHub() (*hub.Front, error) {
 }
 
 // locate finds where a file of the hub's lies.
-func (n *node) locate(ctx context.Context, repo content.Repository, file, authorization string, anew bool) (*url.URL, error) {
+func (n *node) locate(ctx context.Context, repo content.Repository, file, authorization string,
+	anew bool) (*url.URL, error) {
 	return n.hub.Locate(ctx, repo, file, authorization, anew)
 }
 
@@ -49,7 +50,9 @@ func upstreams(list []config.Upstream, h config.Hub) []upstream.Upstream {
 	for i, u := range list {
 		out[i] = upstream.Upstream(u)
 	}
-	listed := slices.ContainsFunc(out, func(u upstream.Upstream) bool { return registries.Canonical(u.Registry) == h.Name() })
+	listed := slices.ContainsFunc(out, func(u upstream.Upstream) bool {
+		return registries.Canonical(u.Registry) == h.Name()
+	})
 	if h.Enabled && !listed {
 		out = append(out, upstream.Upstream{Registry: h.Name(), Endpoints: []string{h.Endpoint}})
 	}

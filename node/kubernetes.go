@@ -67,7 +67,8 @@ func (n *node) newKubernetes(zone string) (kubernetes, error) {
 		Config: n.kubeAPI, NodeName: c.NodeName, Version: version, Zone: zone,
 		Key: n.identity, Swarm: n.swarm, Memory: n.store.KV("kubernetes"),
 		Policy: n.policy, BasePolicy: n.config.EffectivePolicy(),
-		Store: n.store, StoreHealth: n.store.Health, Fetcher: n.fetcher, Upstream: n.upstream, Tags: n.tags, Files: n.files, Gate: pinGate{n.gate, n.upstream, n.policy},
+		Store: n.store, StoreHealth: n.store.Health, Fetcher: n.fetcher, Upstream: n.upstream, Tags: n.tags,
+		Files: n.files, Gate: pinGate{n.gate, n.upstream, n.policy},
 		Counters: n.counters, Logger: n.log.With("part", "agent"), Registerer: n.metrics,
 	}
 	k := kubernetes{}
@@ -85,8 +86,8 @@ func (n *node) newKubernetes(zone string) (kubernetes, error) {
 	return k, nil
 }
 
-// mirrorCheckInterval is how often the files of the runtime's mirror configuration are looked at: those of the node, whose
-// changes are seen through a mount by reading only.
+// mirrorCheckInterval is how often the files of the runtime's mirror configuration are looked at: those of the node,
+// whose changes are seen through a mount by reading only.
 const mirrorCheckInterval = time.Minute
 
 // followMirror tells the agent what is amiss with the runtime's mirror configuration, until ctx ends.
@@ -181,7 +182,8 @@ func findings(result mirror.Result) []agent.Finding {
 		out = append(out, agent.Finding{Reason: string(f.Kind), Message: f.String()})
 	}
 	if len(result.Changed) == 0 && len(out) == 0 {
-		out = append(out, agent.Finding{Reason: v1alpha1.ReasonMirrorMissing, Message: "nothing is installed: the container runtime does not ask the agent; run shoal-node mirror install"})
+		out = append(out, agent.Finding{Reason: v1alpha1.ReasonMirrorMissing,
+			Message: "nothing is installed: the container runtime does not ask the agent; run shoal-node mirror install"})
 	}
 	return out
 }

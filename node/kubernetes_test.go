@@ -143,7 +143,8 @@ func TestWhatThePinsTellTheFrontIsServedWhileTheRegistryIsDown(t *testing.T) {
 	told, toldLayer := c.push()
 	untold, untoldLayer := c.push()
 
-	require.True(t, content.Denied(c.admit(told, toldLayer, "")), "the registry's own no is told from a registry that is down")
+	require.True(t, content.Denied(c.admit(told, toldLayer, "")),
+		"the registry's own no is told from a registry that is down")
 	require.NoError(t, c.admit(told, toldLayer, password))
 	c.origin.Close()
 	require.Error(t, c.admit(untold, untoldLayer, password))
@@ -166,14 +167,17 @@ func TestAPinnedPublicImageIsServedWithoutATokenWhileTheRegistryIsDown(t *testin
 		case strings.HasPrefix(r.Header.Get("Authorization"), "Bearer anyone"):
 			return false
 		default:
-			w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+r.Host+`/token",service="x",scope="repository:team/app:pull"`)
+			w.Header().Set("WWW-Authenticate",
+				`Bearer realm="http://`+r.Host+`/token",service="x",scope="repository:team/app:pull"`)
 			w.WriteHeader(http.StatusUnauthorized)
 		}
 		return true
 	})
 	manifest, layer := c.push()
 	require.NoError(t, c.admit(manifest, layer, "Bearer anyone"))
-	require.Eventually(t, func() bool { return c.gate.Public(gate.Repository(c.repo)) }, 30*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return c.gate.Public(gate.Repository(c.repo))
+	}, 30*time.Second, time.Millisecond)
 	c.origin.Close()
 	for _, authorization := range []string{"", "Bearer another"} {
 		require.Equal(t, http.StatusOK, c.get("manifests", manifest, authorization))

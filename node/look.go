@@ -21,8 +21,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/config"
 )
 
-// look are the commands that show what the agent of this machine does. They ask it at its admin address, so they need no right but to
-// reach that.
+// look are the commands that show what the agent of this machine does. They ask it at its admin address, so they need
+// no right but to reach that.
 type look struct {
 	load    func(*cobra.Command) (*config.Config, error)
 	address string
@@ -51,14 +51,16 @@ func lookCommands(load func(*cobra.Command) (*config.Config, error)) []*cobra.Co
 		RunE:    func(cmd *cobra.Command, args []string) error { return l.where(cmd, args[0]) },
 	}
 	why := &cobra.Command{
-		Use: "why [IMAGE]", Short: "Say why pulls of the last two hours were slow or did not come from the cache", Args: cobra.MaximumNArgs(1),
+		Use: "why [IMAGE]", Short: "Say why pulls of the last two hours were slow or did not come from the cache",
+		Args:    cobra.MaximumNArgs(1),
 		Example: "  shoal-node why\n  shoal-node why docker.io/library/debian:stable-slim",
 		RunE:    func(cmd *cobra.Command, args []string) error { return l.why(cmd, strings.Join(args, "")) },
 	}
 	all := []*cobra.Command{status, ls, where, why}
 	for _, cmd := range all {
 		config.Flags(cmd.Flags())
-		cmd.Flags().StringVar(&l.address, "admin", "", "the agent's admin `address`; default: admin.listen of the configuration")
+		cmd.Flags().StringVar(&l.address, "admin", "",
+			"the agent's admin `address`; default: admin.listen of the configuration")
 		cmd.Flags().StringVarP(&l.output, "output", "o", "", "json or yaml")
 	}
 	return all
@@ -175,7 +177,9 @@ func problems(m machine, registries []view.Registry) (said []string, silent []vi
 	for _, f := range m.Node.Findings {
 		said = append(said, f.Reason+": "+f.Message)
 	}
-	if m.Node.Store.Problem != "" && !slices.ContainsFunc(said, func(s string) bool { return strings.HasPrefix(s, "store:") }) {
+	if m.Node.Store.Problem != "" && !slices.ContainsFunc(said, func(s string) bool {
+		return strings.HasPrefix(s, "store:")
+	}) {
 		said = append(said, "store: "+m.Node.Store.Problem)
 	}
 	for _, r := range registries {
@@ -200,10 +204,12 @@ func (m machine) write(w io.Writer) error {
 		{"Agent", fmt.Sprintf("%s, for %s", m.Node.Version, view.Duration(m.Node.Now.Sub(m.Node.Started)))},
 		{"Peers", fmt.Sprintf("%d connected; zone %s", m.Peers, cmp.Or(m.Node.Zone, "none"))},
 		{"Mirror", mirror},
-		{"Store", fmt.Sprintf("%s of %s, %s pinned, %d blobs", view.Bytes(m.Node.Store.Bytes), capacity(m.Node.Store.Capacity),
+		{"Store", fmt.Sprintf("%s of %s, %s pinned, %d blobs", view.Bytes(m.Node.Store.Bytes),
+			capacity(m.Node.Store.Capacity),
 			view.Bytes(m.Node.Store.Pinned), m.Node.Store.Blobs)},
 		{"Hits", fmt.Sprintf("%s of %d requests", view.Ratio(t.Hits, t.Hits+t.Misses), t.Hits+t.Misses)},
-		{"Saved", fmt.Sprintf("%s not read from registries; %s came from peers, %s from registries", view.Bytes(t.Saved),
+		{"Saved", fmt.Sprintf("%s not read from registries; %s came from peers, %s from registries",
+			view.Bytes(t.Saved),
 			view.Bytes(t.FromPeers), view.Bytes(t.FromUpstream))},
 	} {
 		if _, err := fmt.Fprintf(w, "%-8s %s\n", line[0]+":", line[1]); err != nil {

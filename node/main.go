@@ -1,5 +1,5 @@
-// Command shoal-node is Shoal's node agent: the registry mirror of the node's container runtime, and a peer of the other
-// agents.
+// Command shoal-node is Shoal's node agent: the registry mirror of the node's container runtime, and a peer of the
+// other agents.
 //
 // Its packages, in the order in which a request meets them:
 //

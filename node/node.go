@@ -76,12 +76,15 @@ func run(ctx context.Context, c *config.Config) error {
 	for _, w := range c.Warnings() {
 		log.Warn(w)
 	}
-	n := &node{config: c, log: log, started: time.Now(), metrics: prometheus.NewRegistry(), policy: policy.NewLive(c.EffectivePolicy())}
-	n.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	n := &node{config: c, log: log, started: time.Now(), metrics: prometheus.NewRegistry(),
+		policy: policy.NewLive(c.EffectivePolicy())}
+	n.metrics.MustRegister(collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	n.watch = bypass.New(n.mirrored)
 	n.pulls = pulls.New(log.With("part", "pulls"), n.metrics)
 	n.mirrorFindings = prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "shoal_mirror_findings", Help: "What keeps the container runtime from asking this agent, or may do so, by reason. None: it asks.",
+		Name: "shoal_mirror_findings",
+		Help: "What keeps the container runtime from asking this agent, or may do so, by reason. None: it asks.",
 	}, []string{"reason"})
 	n.metrics.MustRegister(n.mirrorFindings)
 	n.registerInfo()
@@ -117,7 +120,8 @@ func (n *node) start(ctx context.Context) (err error) {
 		return err
 	}
 	n.upstream, err = upstream.New(upstream.Options{
-		Upstreams: upstreams(c.Upstreams, c.Hub), Mirrors: n.mirrors, AllowAddresses: c.AllowAddresses(), Locate: n.locate,
+		Upstreams: upstreams(c.Upstreams, c.Hub), Mirrors: n.mirrors, AllowAddresses: c.AllowAddresses(),
+		Locate: n.locate,
 		Limits: newRates(n.policy).of,
 		Logger: n.log.With("part", "upstream"), Registerer: n.metrics,
 	})
@@ -149,9 +153,11 @@ func (n *node) start(ctx context.Context) (err error) {
 		return err
 	}
 	n.fetcher = fetch.New(fetch.Options{
-		Store: n.store, Swarm: n.swarm, Upstream: n.gate.Observe(n.upstream), Zone: zone, Sources: sources{n.gate, n.policy},
+		Store: n.store, Swarm: n.swarm, Upstream: n.gate.Observe(n.upstream), Zone: zone,
+		Sources:        sources{n.gate, n.policy},
 		PeersOnly:      func(r content.Repository) bool { return n.policy.Load().For(r).Mode == policy.PeersOnly },
-		VerifiedRanges: c.Registry.Ranges == config.RangesVerified, ReadAhead: c.Registry.ReadAhead.Bytes, Ended: n.told, Patience: c.Registry.FirstByteTimeout,
+		VerifiedRanges: c.Registry.Ranges == config.RangesVerified, ReadAhead: c.Registry.ReadAhead.Bytes,
+		Ended: n.told, Patience: c.Registry.FirstByteTimeout,
 		Logger: n.log.With("part", "fetch"), Registerer: n.metrics,
 	})
 	n.front, err = registry.New(registry.Options{

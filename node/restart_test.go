@@ -20,8 +20,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/store"
 )
 
-// A node whose CachePolicy gives it more room than its configuration keeps what it holds when its agent starts anew, also while
-// the API server is away.
+// A node whose CachePolicy gives it more room than its configuration keeps what it holds when its agent starts anew,
+// also while the API server is away.
 func TestARestartEvictsNothingThatTheClustersPolicyKeeps(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -43,13 +43,15 @@ kubernetes: {enabled: true, nodeName: n, kubeconfig: `+kubeconfig+`}`)
 
 	before, err := store.Open(t.Context(), store.Options{Path: c.Store.Path})
 	require.NoError(t, err)
-	large := v1alpha1.EffectivePolicy{Policies: []string{"large"}, Storage: v1alpha1.StoragePolicy{Capacity: resource.NewQuantity(1<<30, resource.BinarySI)}}
+	large := v1alpha1.EffectivePolicy{Policies: []string{"large"},
+		Storage: v1alpha1.StoragePolicy{Capacity: resource.NewQuantity(1<<30, resource.BinarySI)}}
 	raw, err := json.Marshal(large)
 	require.NoError(t, err)
 	require.NoError(t, before.KV("kubernetes").Put("policy", raw))
 	for i := range 4 {
 		blob := strings.Repeat(string(rune('a'+i)), 1<<20)
-		require.NoError(t, before.Put(t.Context(), digest.FromString(blob), "", strings.NewReader(blob), int64(len(blob))))
+		require.NoError(t, before.Put(t.Context(), digest.FromString(blob), "", strings.NewReader(blob),
+			int64(len(blob))))
 	}
 	require.NoError(t, before.Close())
 

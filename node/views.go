@@ -49,13 +49,15 @@ func (n *node) adminHandler() http.Handler {
 func (n *node) viewNode() view.Node {
 	usage, c := n.store.Usage(), n.counters()
 	v := view.Node{
-		Version: version, PeerID: n.swarm.ID().String(), Zone: n.inZone, Started: n.started, Now: time.Now(), Policy: n.policy.Load(),
+		Version: version, PeerID: n.swarm.ID().String(), Zone: n.inZone, Started: n.started, Now: time.Now(),
+		Policy: n.policy.Load(),
 		Store: view.Store{
 			Path: n.config.Store.Path, Blobs: usage.Blobs, Bytes: usage.Bytes, Capacity: usage.Capacity,
 			Pinned: usage.PinnedBytes, DiskFree: usage.FreeDisk,
 		},
 		Traffic: view.Traffic{
-			Hits: c.Hits, Misses: c.Misses, FromPeers: c.PeerBytes, FromUpstream: c.UpstreamBytes, ToPeers: c.UploadedBytes, Saved: c.SavedBytes,
+			Hits: c.Hits, Misses: c.Misses, FromPeers: c.PeerBytes, FromUpstream: c.UpstreamBytes,
+			ToPeers: c.UploadedBytes, Saved: c.SavedBytes,
 		},
 	}
 	if err := n.store.Health(); err != nil {
@@ -98,7 +100,8 @@ func (n *node) viewBlobs(digests []string) []view.Blob {
 	out := make([]view.Blob, len(infos))
 	for i, info := range infos {
 		out[i] = view.Blob{
-			Digest: info.Digest.String(), Size: info.Size, MediaType: info.MediaType, Source: "store", Pinned: info.Pinned, Used: info.LastUsed,
+			Digest: info.Digest.String(), Size: info.Size, MediaType: info.MediaType, Source: "store",
+			Pinned: info.Pinned, Used: info.LastUsed,
 		}
 		if info.FromRuntime {
 			out[i].Source = "runtime"

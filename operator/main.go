@@ -67,11 +67,14 @@ func command() *cobra.Command {
 	all.String("namespace", "shoal-system", "namespace of the leader election lease")
 	all.String("log-level", "info", "debug, info, warn or error")
 	f := cmd.Flags()
-	f.String("config", "", "`file` with the keys upstreams, a list of how registries are reached, as in the agents' configuration, and "+
-		"ownPin, the spec of the pin of Shoal's own images")
+	f.String("config", "",
+		"`file` with the keys upstreams, a list of how registries are reached, as in the agents' configuration, and "+
+			"ownPin, the spec of the pin of Shoal's own images")
 	f.String("own-pin-name", "shoal", "`name` in --namespace of the pin that the configuration's ownPin describes")
-	f.String("owner", "", "`name` of the ClusterRole that owns the rights and pins that the operator makes, so that they go with it; none: they stay")
-	f.String("pull-secrets", string(pullSecretsAll), "where pins may name pull secrets: All, Off, or Namespaces, those of --pull-secret-namespaces")
+	f.String("owner", "",
+		"`name` of the ClusterRole that owns the rights and pins that the operator makes, so that they go with it; none: they stay")
+	f.String("pull-secrets", string(pullSecretsAll),
+		"where pins may name pull secrets: All, Off, or Namespaces, those of --pull-secret-namespaces")
 	f.StringSlice("pull-secret-namespaces", nil, "`namespaces` where pins may name pull secrets")
 	f.String("metrics-bind-address", ":8080", "address of /metrics; 0 for none")
 	f.String("health-probe-bind-address", ":8081", "address of /healthz and /readyz; 0 for none")
@@ -120,16 +123,17 @@ func run(ctx context.Context, v *viper.Viper) error {
 	config.QPS, config.Burst = float32(v.GetFloat64("kube-api-qps")), v.GetInt("kube-api-burst")
 
 	mgr, err := manager.New(ctx, config, manager.Options{
-		MetricsAddress:      v.GetString("metrics-bind-address"),
-		HealthAddress:       v.GetString("health-probe-bind-address"),
-		LeaderElection:      v.GetBool("leader-elect"),
-		Namespace:           v.GetString("namespace"),
-		AgentServiceAccount: types.NamespacedName{Namespace: v.GetString("namespace"), Name: v.GetString("agent-service-account")},
-		Owner:               v.GetString("owner"),
-		PullSecrets:         secrets,
-		OwnPin:              file.OwnPin,
-		OwnPinName:          v.GetString("own-pin-name"),
-		Registries:          upstreams.For,
+		MetricsAddress: v.GetString("metrics-bind-address"),
+		HealthAddress:  v.GetString("health-probe-bind-address"),
+		LeaderElection: v.GetBool("leader-elect"),
+		Namespace:      v.GetString("namespace"),
+		AgentServiceAccount: types.NamespacedName{Namespace: v.GetString("namespace"),
+			Name: v.GetString("agent-service-account")},
+		Owner:       v.GetString("owner"),
+		PullSecrets: secrets,
+		OwnPin:      file.OwnPin,
+		OwnPinName:  v.GetString("own-pin-name"),
+		Registries:  upstreams.For,
 	})
 	if err != nil {
 		return err
@@ -166,8 +170,8 @@ type configuration struct {
 	OwnPin    *v1alpha1.ArtifactPinSpec `json:"ownPin"`
 }
 
-// readFile reads the configuration. Without a file registries are reached at their own addresses, and there is no own pin. A key
-// that is unknown is an error.
+// readFile reads the configuration. Without a file registries are reached at their own addresses, and there is no own
+// pin. A key that is unknown is an error.
 func readFile(path string, logger *slog.Logger) (configuration, *upstream.Upstreams, error) {
 	var c configuration
 	if path != "" {
@@ -198,7 +202,8 @@ const (
 func pullSecrets(mode string, namespaces []string) (access.Scope, error) {
 	switch m := pullSecretsMode(mode); {
 	case m == pullSecretsNamespaces && len(namespaces) == 0:
-		return access.Scope{}, errors.New("--pull-secrets=Namespaces: name the namespaces with --pull-secret-namespaces")
+		return access.Scope{},
+			errors.New("--pull-secrets=Namespaces: name the namespaces with --pull-secret-namespaces")
 	case m != pullSecretsNamespaces && len(namespaces) > 0:
 		return access.Scope{}, fmt.Errorf("--pull-secret-namespaces: only with --pull-secrets=Namespaces, not %s", mode)
 	case m == pullSecretsAll, m == pullSecretsNamespaces:

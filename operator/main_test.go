@@ -18,9 +18,10 @@ func TestTheConfigurationIsWhatTheChartWrites(t *testing.T) {
 		"a key that is no pin's":      {"ownPin: {artefacts: []}", "artefacts"},
 		"a key that is no upstream's": {"upstreams: [{registry: a.example, endpoint: 'http://10.0.0.1'}]", "endpoint"},
 		"a key that is none":          {"upstream: []", "upstream"},
-		"an endpoint that is none":    {"upstreams: [{registry: a.example, endpoints: [a.example]}]", "want http(s)://"},
-		"a file that is missing":      {"upstreams: [{registry: a.example, caFile: /nonexistent}]", "CA file"},
-		"no YAML":                     {"{", "config"},
+		"an endpoint that is none": {"upstreams: [{registry: a.example, endpoints: [a.example]}]",
+			"want http(s)://"},
+		"a file that is missing": {"upstreams: [{registry: a.example, caFile: /nonexistent}]", "CA file"},
+		"no YAML":                {"{", "config"},
 	} {
 		path := filepath.Join(t.TempDir(), "config.yaml")
 		require.NoError(t, os.WriteFile(path, []byte(tc.file), 0o600))

@@ -1,6 +1,6 @@
-// Package apitest runs a real kube-apiserver and etcd on loopback for tests, with the CRDs, the admission policy and the
-// roles of this project, and hands out clients: the administrator's, and those of agents whose tokens the API server
-// itself bound to a pod on a node.
+// Package apitest runs a real kube-apiserver and etcd on loopback for tests, with the CRDs, the admission policy and
+// the roles of this project, and hands out clients: the administrator's, and those of agents whose tokens the API
+// server itself bound to a pod on a node.
 package apitest
 
 import (
@@ -59,8 +59,8 @@ type Cluster struct {
 	env *envtest.Environment
 }
 
-// Main runs a package's tests against one control plane, which setup receives. Where the programs are missing it says so
-// and runs the tests with a nil Cluster; Require then skips them.
+// Main runs a package's tests against one control plane, which setup receives. Where the programs are missing it says
+// so and runs the tests with a nil Cluster; Require then skips them.
 func Main(m *testing.M, set func(*Cluster)) {
 	dir := binDir()
 	if _, err := os.Stat(filepath.Join(dir, "kube-apiserver")); err != nil {
@@ -122,7 +122,8 @@ func Start() (*Cluster, error) {
 	}
 	config, err := env.Start()
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("start etcd and kube-apiserver from %s: %w", env.BinaryAssetsDirectory, err), env.Stop())
+		return nil, errors.Join(fmt.Errorf("start etcd and kube-apiserver from %s: %w", env.BinaryAssetsDirectory, err),
+			env.Stop())
 	}
 	config.QPS, config.Burst = -1, -1 // tests are not to wait for themselves
 	c := &Cluster{Config: config, Scheme: scheme, env: env}
@@ -135,8 +136,8 @@ func Start() (*Cluster, error) {
 // Stop ends both programs and removes their data.
 func (c *Cluster) Stop() error { return c.env.Stop() }
 
-// PauseAPIServer stops kube-apiserver where it stands, and returns what lets it go on. In between it accepts connections and
-// answers nothing, which is the worst that an API server can do to its clients.
+// PauseAPIServer stops kube-apiserver where it stands, and returns what lets it go on. In between it accepts
+// connections and answers nothing, which is the worst that an API server can do to its clients.
 func (c *Cluster) PauseAPIServer() (resume func() error, err error) {
 	var pids []string
 	all, err := filepath.Glob("/proc/self/task/*/children")
@@ -151,7 +152,8 @@ func (c *Cluster) PauseAPIServer() (resume func() error, err error) {
 	for _, s := range pids {
 		command, err := os.ReadFile("/proc/" + s + "/cmdline")
 		pid, convErr := strconv.Atoi(s)
-		if err != nil || convErr != nil || !strings.Contains(strings.Split(string(command), "\x00")[0], "kube-apiserver") {
+		if err != nil || convErr != nil ||
+			!strings.Contains(strings.Split(string(command), "\x00")[0], "kube-apiserver") {
 			continue
 		}
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
@@ -260,13 +262,14 @@ func NewPeer(node, peerID string) *v1alpha1.Peer {
 	return &v1alpha1.Peer{
 		ObjectMeta: metav1.ObjectMeta{Name: node},
 		Spec: v1alpha1.PeerSpec{
-			NodeName: node, PeerID: peerID, Addresses: []string{"/ip4/127.0.0.1/tcp/4001"}, Proof: bytes.Repeat([]byte{1}, 64),
+			NodeName: node, PeerID: peerID, Addresses: []string{"/ip4/127.0.0.1/tcp/4001"},
+			Proof: bytes.Repeat([]byte{1}, 64),
 		},
 	}
 }
 
-// Impersonate is a config that acts as a service account of Namespace with a token bound to a node, or to none if node is
-// empty: quick to make many of. AgentConfig has a real token.
+// Impersonate is a config that acts as a service account of Namespace with a token bound to a node, or to none if node
+// is empty: quick to make many of. AgentConfig has a real token.
 func (c *Cluster) Impersonate(node, serviceAccount string) *rest.Config {
 	config := rest.CopyConfig(c.Config)
 	config.Impersonate = rest.ImpersonationConfig{
@@ -279,8 +282,8 @@ func (c *Cluster) Impersonate(node, serviceAccount string) *rest.Config {
 	return config
 }
 
-// AgentConfig is the config of an agent on a node: its token is the API server's own, bound to a pod on that node. The Node
-// must exist.
+// AgentConfig is the config of an agent on a node: its token is the API server's own, bound to a pod on that node. The
+// Node must exist.
 func (c *Cluster) AgentConfig(ctx context.Context, node string) (*rest.Config, error) {
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{GenerateName: "agent-", Namespace: Namespace},
@@ -295,7 +298,8 @@ func (c *Cluster) AgentConfig(ctx context.Context, node string) (*rest.Config, e
 	expires := int64(24 * 3600)
 	token := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
 		ExpirationSeconds: &expires,
-		BoundObjectRef:    &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID},
+		BoundObjectRef: &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name,
+			UID: pod.UID},
 	}}
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: AgentServiceAccount, Namespace: Namespace}}
 	if err := c.Client.SubResource("token").Create(ctx, account, token); err != nil {

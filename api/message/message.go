@@ -1,5 +1,5 @@
-// Package message makes of the text of an error what a person reads in a status, a condition or an event: one line, without what Go
-// prints of its own values, and without saying the same twice.
+// Package message makes of the text of an error what a person reads in a status, a condition or an event: one line,
+// without what Go prints of its own values, and without saying the same twice.
 package message
 
 import (
@@ -9,13 +9,15 @@ import (
 )
 
 var (
-	// dumps are Go's maps and structs, as registries' error details come out of libraries: "; map[Tag:1]", "[map[Action:pull]]".
+	// dumps are Go's maps and structs, as registries' error details come out of libraries: "; map[Tag:1]",
+	// "[map[Action:pull]]".
 	dumps  = regexp.MustCompile(`[;,:]?\s*\[?(?:&?map\[[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*\]\s*)+\]?`)
 	spaces = regexp.MustCompile(`[ \t]+`)
 )
 
 // repeated are words that one layer after the other adds. The last of them is enough.
-var repeated = []string{"context deadline exceeded", "context canceled", "unavailable", "not found", "unexpected EOF", "EOF"}
+var repeated = []string{"context deadline exceeded", "context canceled", "unavailable", "not found", "unexpected EOF",
+	"EOF"}
 
 // Plain is text in plain words.
 func Plain(text string) string {

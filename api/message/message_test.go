@@ -17,8 +17,9 @@ func TestPlain_SaysItOnceAndWithoutGo(t *testing.T) {
 		"DENIED: no; [map[Action:pull] map[Action:push]]":                                                    "DENIED: no",
 		"resolve: unavailable: HEAD https://a.example: context deadline exceeded: context deadline exceeded": "resolve: unavailable: HEAD https://a.example: context deadline exceeded",
 		"context deadline exceeded: GET https://a.example: context deadline exceeded":                        "GET https://a.example: context deadline exceeded",
-		errors.Join(errors.New("one"), errors.New("two"), errors.New("one")).Error():                         "one; two",
-		"dial tcp [::1]:5000: connect: connection refused":                                                   "dial tcp [::1]:5000: connect: connection refused",
+		errors.Join(errors.New("one"), errors.New("two"),
+			errors.New("one")).Error(): "one; two",
+		"dial tcp [::1]:5000: connect: connection refused": "dial tcp [::1]:5000: connect: connection refused",
 		"": "",
 	} {
 		require.Equal(t, want, message.Plain(text))

@@ -1,5 +1,5 @@
-// Package pullsecret reads registry credentials from image pull secrets and finds those for a repository, by the rules of
-// the kubelet (https://kubernetes.io/docs/concepts/containers/images/#config-json).
+// Package pullsecret reads registry credentials from image pull secrets and finds those for a repository, by the rules
+// of the kubelet (https://kubernetes.io/docs/concepts/containers/images/#config-json).
 package pullsecret
 
 import (
@@ -55,10 +55,12 @@ func Parse(s *corev1.Secret) (Credentials, error) {
 			return nil, fmt.Errorf("secret %s, key %s: %w: not JSON", name, corev1.DockerConfigKey, ErrInvalid)
 		}
 	default:
-		return nil, fmt.Errorf("secret %s: %w: its type is %q, make one of type %s", name, ErrInvalid, s.Type, corev1.SecretTypeDockerConfigJson)
+		return nil, fmt.Errorf("secret %s: %w: its type is %q, make one of type %s", name, ErrInvalid, s.Type,
+			corev1.SecretTypeDockerConfigJson)
 	}
 	var all Credentials
-	for _, key := range slices.Backward(slices.Sorted(maps.Keys(auths))) { // as the kubelet does, "a.example" before "*.example"
+	// as the kubelet does, "a.example" before "*.example"
+	for _, key := range slices.Backward(slices.Sorted(maps.Keys(auths))) {
 		auth := auths[key]
 		credential, err := auth.credential()
 		if err != nil {
@@ -105,8 +107,8 @@ func split(key string) (host, rest string) {
 	return registries.Canonical(host), rest
 }
 
-// For returns the credential for a repository, written host/path: of the entries whose host matches ("*" stands for one part of
-// a host name) and whose path is a prefix, the one of the longest path, the earliest among equals.
+// For returns the credential for a repository, written host/path: of the entries whose host matches ("*" stands for one
+// part of a host name) and whose path is a prefix, the one of the longest path, the earliest among equals.
 func (all Credentials) For(repository string) (Credential, bool) {
 	host, name := split(repository)
 	best := -1

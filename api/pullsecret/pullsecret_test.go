@@ -64,10 +64,11 @@ func TestParseSaysWhatIsWrongAndNotWhatIsSecret(t *testing.T) {
 		secret  *corev1.Secret
 		message string
 	}{
-		"no JSON":      {secret("hello"), "not JSON"},
-		"no base64":    {secret(`{"auths": {"a.example": {"auth": "hunter2!"}}}`), "auth is not base64"},
-		"no password":  {secret(`{"auths": {"a.example": {"auth": "aHVudGVyMg=="}}}`), "auth is not user:password"},
-		"another type": {&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "team", Name: "pull"}, Type: corev1.SecretTypeTLS}, "make one of type kubernetes.io/dockerconfigjson"},
+		"no JSON":     {secret("hello"), "not JSON"},
+		"no base64":   {secret(`{"auths": {"a.example": {"auth": "hunter2!"}}}`), "auth is not base64"},
+		"no password": {secret(`{"auths": {"a.example": {"auth": "aHVudGVyMg=="}}}`), "auth is not user:password"},
+		"another type": {&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "team", Name: "pull"},
+			Type: corev1.SecretTypeTLS}, "make one of type kubernetes.io/dockerconfigjson"},
 	} {
 		_, err := pullsecret.Parse(tc.secret)
 		require.ErrorIs(t, err, pullsecret.ErrInvalid, name)

@@ -9,8 +9,9 @@ import (
 // maxHosts are named of the registries that secrets have credentials for.
 const maxHosts = 4
 
-// Refused says why a registry may have refused who pulls from a repository with these credentials, and what to do: whether there was
-// no secret, one of another registry, or one that the registry does not take. secrets is how many were named.
+// Refused says why a registry may have refused who pulls from a repository with these credentials, and what to do:
+// whether there was no secret, one of another registry, or one that the registry does not take. secrets is how many
+// were named.
 func (all Credentials) Refused(repository string, secrets int) string {
 	host, _, _ := strings.Cut(repository, "/")
 	if _, ok := all.For(repository); ok {
@@ -26,12 +27,14 @@ func (all Credentials) Refused(repository string, secrets int) string {
 		}
 	}
 	if len(hosts) == 0 {
-		return fmt.Sprintf("the pull secrets could not be read or hold no credentials, so %s was asked without any", host)
+		return fmt.Sprintf("the pull secrets could not be read or hold no credentials, so %s was asked without any",
+			host)
 	}
 	slices.Sort(hosts)
 	more := ""
 	if len(hosts) > maxHosts {
 		hosts, more = hosts[:maxHosts], " and others"
 	}
-	return fmt.Sprintf("the pull secrets have credentials for %s%s, and none for %s", strings.Join(hosts, ", "), more, repository)
+	return fmt.Sprintf("the pull secrets have credentials for %s%s, and none for %s", strings.Join(hosts, ", "), more,
+		repository)
 }

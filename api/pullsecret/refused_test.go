@@ -22,9 +22,10 @@ func TestRefused_TellsNoSecretAWrongOneAndThatOfAnotherRegistryApart(t *testing.
 		secrets     int
 		says        string
 	}{
-		"no secret":                   {nil, 0, "spec.pullSecrets"},
-		"a secret that is wrong":      {login("a.example"), 1, "refuses the credentials of the pull secret"},
-		"that of another registry":    {login("b.example"), 1, "have credentials for b.example, and none for a.example/team/app"},
+		"no secret":              {nil, 0, "spec.pullSecrets"},
+		"a secret that is wrong": {login("a.example"), 1, "refuses the credentials of the pull secret"},
+		"that of another registry": {login("b.example"), 1,
+			"have credentials for b.example, and none for a.example/team/app"},
 		"a secret that can't be read": {nil, 1, "could not be read"},
 	} {
 		said := c.credentials.Refused("a.example/team/app", c.secrets)

@@ -1,5 +1,5 @@
-// Package registries is what an administrator says of how registries are reached, as agents and operator both read it, and
-// the transport that keeps to the certificates he names when they are renewed.
+// Package registries is what an administrator says of how registries are reached, as agents and operator both read it,
+// and the transport that keeps to the certificates he names when they are renewed.
 package registries
 
 import (
@@ -55,7 +55,8 @@ func (u Upstream) URLs() ([]*url.URL, error) {
 		case e.Scheme != "http" && e.Scheme != "https", e.Host == "":
 			return nil, fmt.Errorf("endpoint %q: want http(s)://host[:port][/prefix]", s)
 		case e.User != nil:
-			return nil, fmt.Errorf("endpoint %q: holds credentials; they come from whoever pulls, or from pull secrets", e.Redacted())
+			return nil, fmt.Errorf("endpoint %q: holds credentials; they come from whoever pulls, or from pull secrets",
+				e.Redacted())
 		case e.RawQuery != "" || e.Fragment != "":
 			return nil, fmt.Errorf("endpoint %q: has a query or a fragment", s)
 		}

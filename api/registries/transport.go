@@ -14,12 +14,13 @@ import (
 	"time"
 )
 
-// rereadAfter is how soon files that could not be used are read again although they look the same: what has changed may be who
-// may read them.
+// rereadAfter is how soon files that could not be used are read again although they look the same: what has changed may
+// be who may read them.
 const rereadAfter = 10 * time.Second
 
-// Transport sends requests with the certificates that the files of an Upstream hold by then, so that whoever renews them restarts
-// nothing. While a file cannot be used, as when only one of a pair has been written yet, all stay as they were.
+// Transport sends requests with the certificates that the files of an Upstream hold by then, so that whoever renews
+// them restarts nothing. While a file cannot be used, as when only one of a pair has been written yet, all stay as they
+// were.
 type Transport struct {
 	upstream Upstream
 	base     *http.Transport
@@ -46,7 +47,8 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	transport := t.renewed()
 	resp, err := transport.RoundTrip(r)
 	if t.current.Load() != transport {
-		// It was replaced meanwhile. If that was before it began with this request, it would keep the connection for the next.
+		// It was replaced meanwhile. If that was before it began with this request, it would keep the connection for
+		// the next.
 		transport.CloseIdleConnections()
 	}
 	return resp, err
@@ -55,8 +57,8 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 // CloseIdleConnections is what http.Client calls to do the same.
 func (t *Transport) CloseIdleConnections() { t.current.Load().CloseIdleConnections() }
 
-// renewed is the transport of the files as they are, or as they were when they could last be used. It looks at them each time, and
-// reads them when they are others than before.
+// renewed is the transport of the files as they are, or as they were when they could last be used. It looks at them
+// each time, and reads them when they are others than before.
 func (t *Transport) renewed() *http.Transport {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -70,7 +72,8 @@ func (t *Transport) renewed() *http.Transport {
 	before := t.current.Load()
 	if err := t.read(); err != nil {
 		t.failed = time.Now()
-		t.log.Warn("new certificates for a registry cannot be used, those of before stay", "registry", registry, "cause", err)
+		t.log.Warn("new certificates for a registry cannot be used, those of before stay", "registry", registry,
+			"cause", err)
 		return before
 	}
 	// Whom an authority of before vouched for is asked nothing any more. What is being answered is answered to its end.
@@ -103,8 +106,8 @@ func (u Upstream) files() []os.FileInfo {
 	return files
 }
 
-// same tells whether a file has been neither written nor replaced. A mounted Secret or ConfigMap is replaced: its names are links,
-// and after an update lead to other files.
+// same tells whether a file has been neither written nor replaced. A mounted Secret or ConfigMap is replaced: its names
+// are links, and after an update lead to other files.
 func same(a, b os.FileInfo) bool {
 	if a == nil || b == nil {
 		return a == b
@@ -112,7 +115,8 @@ func same(a, b os.FileInfo) bool {
 	return os.SameFile(a, b) && a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size()
 }
 
-// tls is the client's side of TLS with the registry. It reads the files, and fails for one that does not hold what it should.
+// tls is the client's side of TLS with the registry. It reads the files, and fails for one that does not hold what it
+// should.
 func (u Upstream) tls() (*tls.Config, error) {
 	config := &tls.Config{
 		InsecureSkipVerify: u.InsecureSkipVerify, //nolint:gosec // the administrator asked for it, for this registry

@@ -48,7 +48,8 @@ func newSite(t *testing.T, h http.HandlerFunc) *site {
 		defer s.mu.Unlock()
 		known := x509.NewCertPool()
 		known.AddCert(s.lets.Leaf)
-		return &tls.Config{Certificates: []tls.Certificate{s.own}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: known}, nil
+		return &tls.Config{Certificates: []tls.Certificate{s.own}, ClientAuth: tls.RequireAndVerifyClientCert,
+			ClientCAs: known}, nil
 	}}
 	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
@@ -102,7 +103,8 @@ func writeAll(t *testing.T, dir string, files map[string][]byte) {
 }
 
 // newTransport keeps to the files in dir. Of its log it gives what is at least a warning.
-func newTransport(t *testing.T, dir string, base *http.Transport) (transport *registries.Transport, warnings *bytes.Buffer) {
+func newTransport(t *testing.T, dir string,
+	base *http.Transport) (transport *registries.Transport, warnings *bytes.Buffer) {
 	t.Helper()
 	warnings = &bytes.Buffer{}
 	transport, err := registries.NewTransport(registries.Upstream{
@@ -220,7 +222,8 @@ func TestCertificatesStayInUseWhileTheirFilesAreBroken(t *testing.T) {
 			}
 			require.Contains(t, warnings.String(), tc.want)
 			require.Contains(t, warnings.String(), "registry=registry.example")
-			require.Equal(t, 1, strings.Count(warnings.String(), "\n"), "it is not said, nor are files read, with each request")
+			require.Equal(t, 1, strings.Count(warnings.String(), "\n"),
+				"it is not said, nor are files read, with each request")
 
 			s.renew(t)
 			require.NoError(t, os.MkdirAll(dir, 0o700))
@@ -237,7 +240,8 @@ func TestFilesThatCouldNotBeUsedAreReadAgainAfterAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir, cut := t.TempDir(), errors.New("cut")
 		ca, moment := filepath.Join(dir, "ca.crt"), time.Now()
-		authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: registriestest.Certificate(t).Certificate[0]})
+		authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+			Bytes: registriestest.Certificate(t).Certificate[0]})
 		write := func(content []byte) {
 			require.NoError(t, os.WriteFile(ca, content, 0o600))
 			require.NoError(t, os.Chtimes(ca, moment, moment))
@@ -324,7 +328,8 @@ func TestConnectionsOfBeforeEndWithTheirRequests(t *testing.T) {
 		writeAll(t, dir, s.files(t))
 		var asked atomic.Int32
 		begun, renewed := make(chan struct{}), make(chan struct{})
-		transport, _ := newTransport(t, dir, &http.Transport{Proxy: func(*http.Request) (*url.URL, error) { // asked before a connection is chosen
+		// asked before a connection is chosen
+		transport, _ := newTransport(t, dir, &http.Transport{Proxy: func(*http.Request) (*url.URL, error) {
 			if asked.Add(1) == 1 {
 				close(begun)
 				<-renewed

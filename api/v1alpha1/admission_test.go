@@ -16,8 +16,8 @@ import (
 
 const peerID = "12D3KooWBhSnGQkzYtGRVRGdQFDwNxQvXyqHLSSrkMfTwRjgDYaK"
 
-// TestAgentWritesOnlyItsOwnNode has a hostile agent, with a token that the API server bound to a pod on its node, try to
-// write what is not its own.
+// TestAgentWritesOnlyItsOwnNode has a hostile agent, with a token that the API server bound to a pod on its node, try
+// to write what is not its own.
 func TestAgentWritesOnlyItsOwnNode(t *testing.T) {
 	t.Parallel()
 	c := apitest.Require(t, cluster)
@@ -36,7 +36,8 @@ func TestAgentWritesOnlyItsOwnNode(t *testing.T) {
 	t.Log("the other's Peer can't be made, changed or deleted")
 	forbidden(t, mine.Apply(ctx, apply(applyConfiguration(t, apitest.NewPeer("elsewhere", peerID))), owner),
 		"the agent of node mine writes the Peer of that name and no other, not elsewhere")
-	forbidden(t, mine.Apply(ctx, apply(applyConfiguration(t, apitest.NewPeer("theirs", peerID))), owner, client.ForceOwnership),
+	forbidden(t, mine.Apply(ctx, apply(applyConfiguration(t, apitest.NewPeer("theirs", peerID))), owner,
+		client.ForceOwnership),
 		"the agent of node mine writes the Peer of that name and no other, not theirs")
 	forbidden(t, mine.Delete(ctx, apitest.NewPeer("theirs", peerID)), "")
 
@@ -57,7 +58,8 @@ func TestAgentWritesOnlyItsOwnNode(t *testing.T) {
 		require.NoError(t, operator.Create(ctx, &v1alpha1.NodeCache{ObjectMeta: metav1.ObjectMeta{Name: node}}))
 	}
 	report := func(node string) *v1alpha1.NodeCache {
-		return &v1alpha1.NodeCache{ObjectMeta: metav1.ObjectMeta{Name: node}, Status: v1alpha1.NodeCacheStatus{Version: "test"}}
+		return &v1alpha1.NodeCache{ObjectMeta: metav1.ObjectMeta{Name: node},
+			Status: v1alpha1.NodeCacheStatus{Version: "test"}}
 	}
 	require.NoError(t, mine.Status().Apply(ctx, apply(applyConfiguration(t, report("mine"))), owner))
 	forbidden(t, mine.Status().Apply(ctx, apply(applyConfiguration(t, report("theirs"))), owner),
@@ -88,7 +90,8 @@ func TestRulesHoldWhateverRBACAllows(t *testing.T) {
 	require.NoError(t, agent.Create(ctx, peer))
 	peer.Status.Admitted = true
 	for who, writer := range map[string]client.Client{"agent": agent, "stranger": stranger, "administrator": c.Client} {
-		forbidden(t, writer.Status().Update(ctx, peer.DeepCopy()), "only the Shoal operator writes the status of a Peer", who)
+		forbidden(t, writer.Status().Update(ctx, peer.DeepCopy()),
+			"only the Shoal operator writes the status of a Peer", who)
 	}
 	require.NoError(t, operator.Status().Update(ctx, peer))
 	forbidden(t, stranger.DeleteAllOf(ctx, &v1alpha1.Peer{}), "this token is bound to no pod")

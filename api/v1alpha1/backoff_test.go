@@ -10,7 +10,8 @@ import (
 
 func TestBackoff_DoublesWithEachFailureUpToItsMost(t *testing.T) {
 	t.Parallel()
-	own := Backoff{Initial: metav1.Duration{Duration: 3 * time.Second}, Max: metav1.Duration{Duration: 20 * time.Second}}
+	own := Backoff{Initial: metav1.Duration{Duration: 3 * time.Second},
+		Max: metav1.Duration{Duration: 20 * time.Second}}
 	for name, c := range map[string]struct {
 		backoff  Backoff
 		failures int32

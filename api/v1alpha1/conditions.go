@@ -8,8 +8,8 @@ const (
 	// lifts it when every pin with startup Gate that chose the node is ready there, or has been waited for long enough
 	// (StartupPatience): a tag that is gone must not keep every new node out for ever.
 	StartupTaint = "shoal.dev/starting"
-	// PurgeFinalizer held a pin with deletionPolicy Purge until the nodes had removed its copies. It is only taken off: a pin
-	// that waits for an operator could not be deleted where there is none.
+	// PurgeFinalizer held a pin with deletionPolicy Purge until the nodes had removed its copies. It is only taken off:
+	// a pin that waits for an operator could not be deleted where there is none.
 	PurgeFinalizer = "shoal.dev/purge"
 	// ManagedByLabel marks the Roles and RoleBindings by which the operator lets agents read pull secrets.
 	ManagedByLabel = "app.kubernetes.io/managed-by"
@@ -28,12 +28,13 @@ const (
 	PeerInterval = time.Minute
 	// HeartbeatInterval is the greatest time between two writes of NodeCache.status, with a jitter of a tenth.
 	HeartbeatInterval = 5 * time.Minute
-	// StaleAfter is how long an agent may leave NodeCache.status.reportedAt as it is before the operator takes it for silent.
+	// StaleAfter is how long an agent may leave NodeCache.status.reportedAt as it is before the operator takes it for
+	// silent.
 	StaleAfter = 3 * HeartbeatInterval
 )
 
-// StartupPatience is how long a node that has joined keeps StartupTaint for a pin that does not become ready there, unless the
-// pin's timeLimit is longer.
+// StartupPatience is how long a node that has joined keeps StartupTaint for a pin that does not become ready there,
+// unless the pin's timeLimit is longer.
 const StartupPatience = 10 * time.Minute
 
 // Condition types.
@@ -48,8 +49,8 @@ const (
 	ConditionResolved = "Resolved"
 	// ConditionUpToDate: ArtifactPin. Upstream still has each tag, and it still names the digest that is kept.
 	ConditionUpToDate = "UpToDate"
-	// ConditionDegraded: ArtifactPin. Fewer copies than minReplicas, or fewer domains than minDomains. A copy of an earlier
-	// revision counts as long as its node holds it in place of one that is on its way.
+	// ConditionDegraded: ArtifactPin. Fewer copies than minReplicas, or fewer domains than minDomains. A copy of an
+	// earlier revision counts as long as its node holds it in place of one that is on its way.
 	ConditionDegraded = "Degraded"
 	// ConditionExpired: ArtifactPin. Its expiry has passed; its copies are released.
 	ConditionExpired = "Expired"
@@ -59,8 +60,8 @@ const (
 	ConditionPolicyApplied = "PolicyApplied"
 	// ConditionPinsReady: NodeCache. Every pin that the node is to keep is whole.
 	ConditionPinsReady = "PinsReady"
-	// ConditionStoreUsable: NodeCache. The agent can write to its disk. While it cannot, what is not cached passes through
-	// from the registry.
+	// ConditionStoreUsable: NodeCache. The agent can write to its disk. While it cannot, what is not cached passes
+	// through from the registry.
 	ConditionStoreUsable = "StoreUsable"
 )
 
@@ -96,8 +97,9 @@ const (
 	ReasonNoSwarm = "NoSwarm"
 )
 
-// Reasons of NodeCache's condition MirrorConfigured: those of what somebody should look at, first of what keeps the runtime from
-// asking the agent. PolicyApplied has Applied, Applying and Rejected, PinsReady has AllReady, Fetching and FetchFailed.
+// Reasons of NodeCache's condition MirrorConfigured: those of what somebody should look at, first of what keeps the
+// runtime from asking the agent. PolicyApplied has Applied, Applying and Rejected, PinsReady has AllReady, Fetching and
+// FetchFailed.
 const (
 	// ReasonMirrorConfigured: nothing is left to look at.
 	ReasonMirrorConfigured = "MirrorConfigured"
@@ -111,7 +113,8 @@ const (
 	ReasonConfigPathList = "ConfigPathList"
 	// ReasonRuntimeBypasses: the runtime pulled an image that the mirror is for, and did not ask the agent.
 	ReasonRuntimeBypasses = "RuntimeBypasses"
-	// ReasonLegacyMirrors: containerd's configuration holds mirrors in the old form, which excludes a directory of mirrors.
+	// ReasonLegacyMirrors: containerd's configuration holds mirrors in the old form, which excludes a directory of
+	// mirrors.
 	ReasonLegacyMirrors = "LegacyMirrors"
 	// ReasonRuntimeConfigUnreadable: containerd's configuration could not be read, so nothing is known about it.
 	ReasonRuntimeConfigUnreadable = "RuntimeConfigUnreadable"
@@ -137,7 +140,8 @@ const (
 
 // Reasons of CachePolicy's conditions, and of NodeCache's PolicyApplied.
 const (
-	// ReasonPolicyRejected: the policies make no sense to the agent, or to some matching node's, which goes on with the last that did.
+	// ReasonPolicyRejected: the policies make no sense to the agent, or to some matching node's, which goes on with the
+	// last that did.
 	ReasonPolicyRejected = "Rejected"
 	// ReasonApplied: every matching node's agent runs with it.
 	ReasonApplied = "Applied"
@@ -221,8 +225,8 @@ const (
 	ReasonTagMoved = "TagMoved"
 	// ReasonVanishedUpstream: a tag or digest that was resolved is gone upstream. Copies are kept.
 	ReasonVanishedUpstream = "VanishedUpstream"
-	// ReasonNotChecked: no artifact names a repository, so there is no registry to ask. One that could not be asked has the
-	// reason of the failure, such as RegistryUnreachable, and the status Unknown.
+	// ReasonNotChecked: no artifact names a repository, so there is no registry to ask. One that could not be asked has
+	// the reason of the failure, such as RegistryUnreachable, and the status Unknown.
 	ReasonNotChecked = "NotChecked"
 
 	// ReasonTooFewCopies: fewer ready copies than minReplicas.

@@ -39,8 +39,8 @@ type Conflict struct {
 //
 // The rule: policies are ordered by priority, highest first, those of equal priority by name. Field by field the first
 // policy that sets it decides, but for the pairs that mean one thing (capacity and capacityPercent, minFree and
-// minFreePercent, the two watermarks), which are taken together from the first policy that sets either. Rules are put one
-// behind the other in the same order. A policy whose selector is malformed matches nothing.
+// minFreePercent, the two watermarks), which are taken together from the first policy that sets either. Rules are put
+// one behind the other in the same order. A policy whose selector is malformed matches nothing.
 //
 // Conflicts are fields on which two policies of equal priority disagree while no policy of higher priority decides,
 // and rules of the same pattern with different content.
@@ -94,7 +94,9 @@ var mergedFields = []mergedField{
 		func(e *EffectivePolicy, s *CachePolicySpec) {
 			e.Storage.Capacity, e.Storage.CapacityPercent = s.Storage.Capacity, s.Storage.CapacityPercent
 		}},
-	{"storage.highWatermarkPercent", storage(func(s *StoragePolicy) []any { return []any{s.HighWatermarkPercent, s.LowWatermarkPercent} }),
+	{"storage.highWatermarkPercent", storage(func(s *StoragePolicy) []any {
+		return []any{s.HighWatermarkPercent, s.LowWatermarkPercent}
+	}),
 		func(e *EffectivePolicy, s *CachePolicySpec) {
 			e.Storage.HighWatermarkPercent, e.Storage.LowWatermarkPercent = s.Storage.HighWatermarkPercent, s.Storage.LowWatermarkPercent
 		}},
@@ -152,7 +154,8 @@ func ruleConflicts(p *CachePolicy, behind []*CachePolicy) []Conflict {
 					x, y := a, b
 					x.Match, y.Match = nil, nil
 					if !equality.Semantic.DeepEqual(x, y) {
-						conflicts = append(conflicts, Conflict{Field: fmt.Sprintf("rules[%s]", pattern), Winner: p.Name, Loser: q.Name})
+						conflicts = append(conflicts,
+							Conflict{Field: fmt.Sprintf("rules[%s]", pattern), Winner: p.Name, Loser: q.Name})
 					}
 				}
 			}
@@ -174,15 +177,17 @@ func (e *EffectivePolicy) revision() string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// The rules of RepositoryRule.Match in Go. TestCheckPattern and TestTheAPIServerTakesTheSamePatterns hold the two to each other.
+// The rules of RepositoryRule.Match in Go. TestCheckPattern and TestTheAPIServerTakesTheSamePatterns hold the two to
+// each other.
 var (
 	patternForm   = regexp.MustCompile(`^([[][a-fA-F0-9:]+[]]|[a-zA-Z0-9*._-]+)(:[0-9*]+)?(/[a-zA-Z0-9*._-]+)*$`)
 	namesRegistry = regexp.MustCompile(`[.:*]|^localhost$`)
 	misnamesHub   = regexp.MustCompile(`^(docker[.]io/([*]?[^/*]+)*[*]?$|(index|registry-1)[.]docker[.]io(/|$))`)
 )
 
-// CheckPattern refuses the patterns that the API server refuses in RepositoryRule.Match, for policy that comes from elsewhere: what
-// is no pattern, and what can match no repository. The error names the pattern and says what to write instead.
+// CheckPattern refuses the patterns that the API server refuses in RepositoryRule.Match, for policy that comes from
+// elsewhere: what is no pattern, and what can match no repository. The error names the pattern and says what to write
+// instead.
 func CheckPattern(pattern string) error {
 	host, path, hasPath := strings.Cut(pattern, "/")
 	switch {
@@ -210,8 +215,8 @@ func onDockerHub(path string) string {
 	return "docker.io/" + path
 }
 
-// Selects reports whether a label selector matches; nil and the empty selector match everything. It fails for a malformed
-// selector.
+// Selects reports whether a label selector matches; nil and the empty selector match everything. It fails for a
+// malformed selector.
 func Selects(s *metav1.LabelSelector, set map[string]string) (bool, error) {
 	if s == nil {
 		return true, nil

@@ -33,7 +33,8 @@ func TestEffective(t *testing.T) {
 	gpu := capacity("3Gi")
 	gpu.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"gpu": "yes"}}
 	malformed := capacity("9Gi")
-	malformed.NodeSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Near"}}}
+	malformed.NodeSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a",
+		Operator: "Near"}}}
 
 	for name, tc := range map[string]struct {
 		policies  []v1alpha1.CachePolicy
@@ -62,15 +63,18 @@ func TestEffective(t *testing.T) {
 			percent: &share, taken: []string{"b", "a"},
 		},
 		"a disagreement that a higher priority settles is no conflict": {
-			policies: []v1alpha1.CachePolicy{policy("a", 0, capacity("1Gi")), policy("b", 0, capacity("2Gi")), policy("c", 1, capacity("3Gi"))},
+			policies: []v1alpha1.CachePolicy{policy("a", 0, capacity("1Gi")), policy("b", 0, capacity("2Gi")),
+				policy("c", 1, capacity("3Gi"))},
 			capacity: "3Gi", taken: []string{"c", "a", "b"},
 		},
 		"policies for other nodes and malformed selectors take no part": {
-			policies: []v1alpha1.CachePolicy{policy("a", 0, capacity("1Gi")), policy("gpu", 9, gpu), policy("malformed", 10, malformed)},
+			policies: []v1alpha1.CachePolicy{policy("a", 0, capacity("1Gi")), policy("gpu", 9, gpu),
+				policy("malformed", 10, malformed)},
 			capacity: "1Gi", taken: []string{"a"},
 		},
 		"rules for one pattern that differ are a conflict": {
-			policies:  []v1alpha1.CachePolicy{policy("a", 0, rule(v1alpha1.ModeBypass, "x.example/**")), policy("b", 0, rule(v1alpha1.ModePeersOnly, "y", "x.example/**"))},
+			policies: []v1alpha1.CachePolicy{policy("a", 0, rule(v1alpha1.ModeBypass, "x.example/**")),
+				policy("b", 0, rule(v1alpha1.ModePeersOnly, "y", "x.example/**"))},
 			taken:     []string{"a", "b"},
 			conflicts: []v1alpha1.Conflict{{Field: "rules[x.example/**]", Winner: "a", Loser: "b"}},
 		},

@@ -8,11 +8,12 @@ import (
 )
 
 const (
-	// MaxPinsPerNode bounds the pins that one node is told to keep. With MaxPinBytesPerNode it keeps a NodeCache
-	// below etcd's limit of 1.5 MiB an object, with the agent's status and what the API server notes of who wrote which field.
+	// MaxPinsPerNode bounds the pins that one node is told to keep. With MaxPinBytesPerNode it keeps a NodeCache below
+	// etcd's limit of 1.5 MiB an object, with the agent's status and what the API server notes of who wrote which
+	// field.
 	MaxPinsPerNode = 512
-	// MaxPinBytesPerNode bounds the JSON of all entries of one node's NodeCache.spec.pins together: some 1,500 artifacts, or
-	// fewer where there are referrers.
+	// MaxPinBytesPerNode bounds the JSON of all entries of one node's NodeCache.spec.pins together: some 1,500
+	// artifacts, or fewer where there are referrers.
 	MaxPinBytesPerNode = 600 << 10
 )
 
@@ -91,8 +92,8 @@ type PinAssignment struct {
 	Revision string `json:"revision"`
 	// +kubebuilder:default=Keep
 	Action AssignmentAction `json:"action,omitempty"`
-	// DeletionPolicy says what the operator does about this entry when the pin has gone. It stands here because nothing else
-	// of the pin is left then. Empty: Keep.
+	// DeletionPolicy says what the operator does about this entry when the pin has gone. It stands here because nothing
+	// else of the pin is left then. Empty: Keep.
 	// +optional
 	DeletionPolicy DeletionPolicy `json:"deletionPolicy,omitempty"`
 	// Artifacts to keep. An artifact that has left the list is released.
@@ -310,8 +311,8 @@ type PinProgress struct {
 	// +kubebuilder:validation:MaxLength=32
 	Revision string   `json:"revision"`
 	State    PinState `json:"state"`
-	// HeldRevision is an earlier revision of the entry whose artifacts the node still holds whole, because those of Revision
-	// are not all there yet. Empty where nothing earlier is held whole.
+	// HeldRevision is an earlier revision of the entry whose artifacts the node still holds whole, because those of
+	// Revision are not all there yet. Empty where nothing earlier is held whole.
 	// +optional
 	// +kubebuilder:validation:MaxLength=32
 	HeldRevision string `json:"heldRevision,omitempty"`

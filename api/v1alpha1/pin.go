@@ -90,8 +90,8 @@ type ArtifactPinSpec struct {
 	// NodeSelector limits the copies to matching nodes. Empty: all nodes.
 	// +optional
 	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
-	// Tolerations let copies be kept on nodes with matching taints of effect NoSchedule or NoExecute. A node that is cordoned or
-	// under pressure needs none to keep what it has; it is given nothing new.
+	// Tolerations let copies be kept on nodes with matching taints of effect NoSchedule or NoExecute. A node that is
+	// cordoned or under pressure needs none to keep what it has; it is given nothing new.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=32
@@ -106,8 +106,8 @@ type ArtifactPinSpec struct {
 	// starts without any pull.
 	// +kubebuilder:default=Cache
 	Target PinTarget `json:"target,omitempty"`
-	// Startup says whether nodes that start with the taint shoal.dev/starting keep it until this pin is ready on them, for 10
-	// minutes or timeLimit, whichever is longer.
+	// Startup says whether nodes that start with the taint shoal.dev/starting keep it until this pin is ready on them,
+	// for 10 minutes or timeLimit, whichever is longer.
 	// +kubebuilder:default=Ignore
 	Startup StartupPolicy `json:"startup,omitempty"`
 
@@ -163,7 +163,8 @@ type ArtifactPinSpec struct {
 	// Expiry ends the pin. Never where it is left out.
 	// +optional
 	Expiry *Expiry `json:"expiry,omitempty"`
-	// DeletionPolicy says what becomes of copies when the pin is deleted or expires, and on nodes that are no longer chosen.
+	// DeletionPolicy says what becomes of copies when the pin is deleted or expires, and on nodes that are no longer
+	// chosen.
 	// +kubebuilder:default=Keep
 	DeletionPolicy DeletionPolicy `json:"deletionPolicy,omitempty"`
 	// RepairDelay is how long a node may be NotReady before another takes over its copy. A node that is deleted is

@@ -70,8 +70,8 @@ const (
 	// EvictLRU evicts what was used least recently.
 	EvictLRU EvictionAlgorithm = "LRU"
 	// EvictSLRU, the segmented LRU, evicts what was used only once before what was used again, each least recently used
-	// first, so that a burst of images that are pulled once does not drive out the daily ones (Karedla, Love and Wherry,
-	// Caching Strategies to Improve Disk System Performance, 1994).
+	// first, so that a burst of images that are pulled once does not drive out the daily ones (Karedla, Love and
+	// Wherry, Caching Strategies to Improve Disk System Performance, 1994).
 	EvictSLRU EvictionAlgorithm = "SLRU"
 )
 

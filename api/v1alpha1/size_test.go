@@ -18,8 +18,8 @@ import (
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 )
 
-// TestTheFullestNodeCacheIsTaken gives a node as much as the bounds allow, with every field set, and has its agent fail with
-// all of it at length. Were the API server to refuse that, no pin would reach the node any more.
+// TestTheFullestNodeCacheIsTaken gives a node as much as the bounds allow, with every field set, and has its agent fail
+// with all of it at length. Were the API server to refuse that, no pin would reach the node any more.
 func TestTheFullestNodeCacheIsTaken(t *testing.T) {
 	t.Parallel()
 	c := apitest.Require(t, cluster)
@@ -36,10 +36,14 @@ func TestTheFullestNodeCacheIsTaken(t *testing.T) {
 	bytes := 0
 	for i := range v1alpha1.MaxPinsPerNode {
 		entry := v1alpha1.PinAssignment{
-			UID: fmt.Sprintf("00000000-0000-0000-0000-%012d", i), Namespace: "team", Name: fmt.Sprintf("pin-%d", i), Revision: fmt.Sprintf("%016x", i),
-			Action: v1alpha1.ActionKeep, Platforms: []string{"linux/amd64"}, Target: v1alpha1.TargetCacheAndRuntime, PullSecrets: []string{"pull"},
-			Priority: 1, Bandwidth: &rate, SizeLimit: &rate, TimeLimit: &limit, Backoff: &v1alpha1.Backoff{Initial: limit, Max: limit},
-			Artifacts: []v1alpha1.AssignedArtifact{{Repository: "registry.example/app", Tag: "1", Digest: digestA, MediaType: "application/vnd.oci.image.manifest.v1+json"}},
+			UID: fmt.Sprintf("00000000-0000-0000-0000-%012d", i), Namespace: "team", Name: fmt.Sprintf("pin-%d", i),
+			Revision: fmt.Sprintf("%016x", i),
+			Action:   v1alpha1.ActionKeep, Platforms: []string{"linux/amd64"}, Target: v1alpha1.TargetCacheAndRuntime,
+			PullSecrets: []string{"pull"},
+			Priority:    1, Bandwidth: &rate, SizeLimit: &rate, TimeLimit: &limit,
+			Backoff: &v1alpha1.Backoff{Initial: limit, Max: limit},
+			Artifacts: []v1alpha1.AssignedArtifact{{Repository: "registry.example/app", Tag: "1", Digest: digestA,
+				MediaType: "application/vnd.oci.image.manifest.v1+json"}},
 		}
 		length := func() int {
 			b, err := json.Marshal(entry)
@@ -52,8 +56,10 @@ func TestTheFullestNodeCacheIsTaken(t *testing.T) {
 		bytes += length()
 		cache.Spec.Pins = append(cache.Spec.Pins, entry)
 		report.Status.Pins = append(report.Status.Pins, v1alpha1.PinProgress{
-			UID: entry.UID, Revision: entry.Revision, State: v1alpha1.PinFailed, HeldRevision: entry.Revision, Reason: v1alpha1.ReasonRegistryUnreachable,
-			Message: strings.Repeat("m", 512), BytesHeld: 1 << 40, BytesWanted: 1 << 40, LastUsed: report.Status.ReportedAt})
+			UID: entry.UID, Revision: entry.Revision, State: v1alpha1.PinFailed, HeldRevision: entry.Revision,
+			Reason: v1alpha1.ReasonRegistryUnreachable,
+			Message: strings.Repeat("m",
+				512), BytesHeld: 1 << 40, BytesWanted: 1 << 40, LastUsed: report.Status.ReportedAt})
 	}
 	require.InEpsilon(t, v1alpha1.MaxPinBytesPerNode, bytes, 0.1)
 
@@ -64,8 +70,10 @@ func TestTheFullestNodeCacheIsTaken(t *testing.T) {
 	spec.Object["spec"] = content["spec"]
 	delete(spec.Object, "status")
 	require.NoError(t, operator.Apply(ctx, apply(spec.DeepCopy()), client.FieldOwner(v1alpha1.ManagedByOperator)))
-	require.NoError(t, agent.Status().Apply(ctx, apply(applyConfiguration(t, report)), client.FieldOwner(v1alpha1.AgentFieldManager)))
-	require.NoError(t, operator.Apply(ctx, apply(spec.DeepCopy()), client.FieldOwner(v1alpha1.ManagedByOperator)), "with all that the agent wrote")
+	require.NoError(t, agent.Status().Apply(ctx, apply(applyConfiguration(t, report)),
+		client.FieldOwner(v1alpha1.AgentFieldManager)))
+	require.NoError(t, operator.Apply(ctx, apply(spec.DeepCopy()), client.FieldOwner(v1alpha1.ManagedByOperator)),
+		"with all that the agent wrote")
 
 	var stored v1alpha1.NodeCache
 	require.NoError(t, c.Client.Get(ctx, client.ObjectKey{Name: node}, &stored))

@@ -117,8 +117,8 @@ type SwarmStatus struct {
 	// Registered is the number of peers, admitted or not.
 	// +optional
 	Registered int32 `json:"registered"`
-	// Live is the number of admitted peers whose node is Ready and that report, and Down names the others, the first 10 in order of
-	// name.
+	// Live is the number of admitted peers whose node is Ready and that report, and Down names the others, the first 10
+	// in order of name.
 	// +optional
 	Live int32 `json:"live"`
 	// +optional
@@ -140,7 +140,8 @@ type SwarmStatus struct {
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
-// SwarmSummary sums up what the nodes report, as kubectl prints it, sizes in GiB. It follows their reports within about a minute.
+// SwarmSummary sums up what the nodes report, as kubectl prints it, sizes in GiB. It follows their reports within about
+// a minute.
 type SwarmSummary struct {
 	// Live of the admitted peers, as 2/3.
 	// +optional

@@ -97,7 +97,8 @@ func WritePull(w io.Writer, node string, p Pull) error {
 	if p.Running {
 		state = fmt.Sprintf("is running for %s", Duration(p.Took))
 	}
-	if _, err := fmt.Fprintf(w, "%s%s, %s: %s\n  %s from this node, %s from peers, %s from the registry\n", p.Image(), where,
+	if _, err := fmt.Fprintf(w, "%s%s, %s: %s\n  %s from this node, %s from peers, %s from the registry\n", p.Image(),
+		where,
 		p.Started.Local().Format("15:04:05"), state, Bytes(local), Bytes(peers), Bytes(upstream)); err != nil {
 		return err
 	}
@@ -106,10 +107,12 @@ func WritePull(w io.Writer, node string, p Pull) error {
 			return err
 		}
 	}
-	rows := [][]string{{"  PART", "KIND", "BYTES", "AFTER", "RESOLVE", "AUTHORIZE", "FIRST BYTE", "TOOK", "DISCOVERY", "PLAN",
+	rows := [][]string{{"  PART", "KIND", "BYTES", "AFTER", "RESOLVE", "AUTHORIZE", "FIRST BYTE", "TOOK", "DISCOVERY",
+		"PLAN",
 		"FROM PEERS", "FROM REGISTRY", "ANSWER"}}
 	for _, part := range p.Parts {
-		row := []string{"  " + Short(part.Digest), part.Kind, Bytes(part.Bytes), Duration(part.After), optional(part.Resolve),
+		row := []string{"  " + Short(part.Digest), part.Kind, Bytes(part.Bytes), Duration(part.After),
+			optional(part.Resolve),
 			optional(part.Authorize), optional(part.FirstByte), Duration(part.Took), "", "", "", "", part.Code}
 		if f := part.Fetch; f != nil {
 			row[8], row[9], row[10], row[11] = optional(f.Discovery), optional(f.Plan), Bytes(f.FromPeers), Bytes(f.FromUpstream)
@@ -159,7 +162,8 @@ func (p Pull) Why() []string {
 		whole := f.FromPeers + f.FromUpstream + f.Kept
 		switch {
 		case f.Outcome == "passed through":
-			say("%s went straight through from the registry: the store has no room for it, or its disk fails", Short(part.Digest))
+			say("%s went straight through from the registry: the store has no room for it, or its disk fails",
+				Short(part.Digest))
 		case whole > 0 && f.FromPeers == 0 && f.FromUpstream > 0 && part.Kind == "blob":
 			say("%s came from the registry alone: no other node held it or asked for it", Short(part.Digest))
 		}
@@ -176,9 +180,11 @@ func (p Pull) Why() []string {
 	if slowest := p.slowest(); slowest != nil && slowest.Took >= notable {
 		from := "this node's disk"
 		if f := slowest.Fetch; f != nil {
-			from = fmt.Sprintf("%s from %d peers, %s from the registry", Bytes(f.FromPeers), len(f.Peers), Bytes(f.FromUpstream))
+			from = fmt.Sprintf("%s from %d peers, %s from the registry", Bytes(f.FromPeers), len(f.Peers),
+				Bytes(f.FromUpstream))
 		}
-		say("longest: %s %s, %s of %s (%s/s): %s", slowest.Kind, Short(slowest.Digest), Duration(slowest.Took), Bytes(slowest.Bytes),
+		say("longest: %s %s, %s of %s (%s/s): %s", slowest.Kind, Short(slowest.Digest), Duration(slowest.Took),
+			Bytes(slowest.Bytes),
 			Bytes(int64(float64(slowest.Bytes)/slowest.Took.Seconds())), from)
 	}
 	if len(said) == 0 {
@@ -205,7 +211,8 @@ func WriteBlobs(w io.Writer, blobs []Blob, now time.Time) error {
 		if !b.Used.IsZero() {
 			used = Duration(now.Sub(b.Used)) + " ago"
 		}
-		rows = append(rows, []string{b.Digest, Bytes(b.Size), b.Source, map[bool]string{true: "yes", false: "no"}[b.Pinned], used, b.MediaType})
+		rows = append(rows, []string{b.Digest, Bytes(b.Size), b.Source,
+			map[bool]string{true: "yes", false: "no"}[b.Pinned], used, b.MediaType})
 	}
 	return Table(w, rows)
 }
@@ -225,18 +232,20 @@ func WriteImage(w io.Writer, i Image) error {
 	}
 	rows := [][]string{{"PART", "KIND", "PLATFORM", "SIZE", "HERE"}}
 	for _, p := range i.Parts {
-		rows = append(rows, []string{p.Digest, p.Kind, p.Platform, Bytes(p.Size), map[bool]string{true: "yes", false: "no"}[p.Held]})
+		rows = append(rows, []string{p.Digest, p.Kind, p.Platform, Bytes(p.Size),
+			map[bool]string{true: "yes", false: "no"}[p.Held]})
 	}
 	return Table(w, rows)
 }
 
-// Matches reports whether a pull is of what a person names: an image as he writes it, a repository, a digest of a part. An empty name
-// matches every pull.
+// Matches reports whether a pull is of what a person names: an image as he writes it, a repository, a digest of a part.
+// An empty name matches every pull.
 func (p Pull) Matches(name string) bool {
 	if name == "" || name == p.Image() || name == p.Repository || name == p.Reference {
 		return true
 	}
-	if ref, err := reference.ParseDockerRef(name); err == nil && (ref.String() == p.Image() || ref.Name() == p.Repository && reference.IsNameOnly(plain(name))) {
+	if ref, err := reference.ParseDockerRef(name); err == nil &&
+		(ref.String() == p.Image() || ref.Name() == p.Repository && reference.IsNameOnly(plain(name))) {
 		return true
 	}
 	return slices.ContainsFunc(p.Parts, func(part PullPart) bool { return part.Digest == name })

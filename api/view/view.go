@@ -1,5 +1,5 @@
-// Package view is what an agent shows of itself at its admin address, as JSON: the types, a client that reads them, and how a
-// terminal shows them. The agent writes them, and kubectl shoal and shoal-node read them.
+// Package view is what an agent shows of itself at its admin address, as JSON: the types, a client that reads them, and
+// how a terminal shows them. The agent writes them, and kubectl shoal and shoal-node read them.
 //
 // Sizes are in bytes and durations in nanoseconds, but where a field says otherwise.
 package view
@@ -30,8 +30,8 @@ type Node struct {
 	Store Store     `json:"store"`
 	// Traffic are sums since the agent started.
 	Traffic Traffic `json:"traffic"`
-	// Findings are what is amiss with the runtime's mirror configuration, in the order of gravity. MirrorUnknown: nobody has
-	// told the agent how it is configured.
+	// Findings are what is amiss with the runtime's mirror configuration, in the order of gravity. MirrorUnknown:
+	// nobody has told the agent how it is configured.
 	Findings      []Finding `json:"findings,omitempty"`
 	MirrorUnknown bool      `json:"mirrorUnknown,omitempty"`
 	// Policy is the effective policy, its times in nanoseconds.
@@ -113,8 +113,8 @@ type Image struct {
 	Name string `json:"name"`
 	// Digest is that of the root; empty where this node does not know the tag.
 	Digest string `json:"digest,omitempty"`
-	// Parts are the root and all that it refers to, as far as manifests are here. Complete: every manifest of one platform at
-	// least and all that it refers to is here.
+	// Parts are the root and all that it refers to, as far as manifests are here. Complete: every manifest of one
+	// platform at least and all that it refers to is here.
 	Parts    []ImagePart `json:"parts,omitempty"`
 	Complete bool        `json:"complete"`
 }
@@ -147,8 +147,8 @@ type Registry struct {
 	Took    time.Duration `json:"took"`
 }
 
-// Pull is a pull of an image, or of blobs of a repository, as the registry front saw it: requests that follow each other without a
-// longer pause.
+// Pull is a pull of an image, or of blobs of a repository, as the registry front saw it: requests that follow each
+// other without a longer pause.
 type Pull struct {
 	Repository string `json:"repository"`
 	// Reference is the tag or digest of its first manifest; empty where no manifest was asked for.
@@ -184,8 +184,9 @@ type PullPart struct {
 	Code    string `json:"code"`
 	Problem string `json:"problem,omitempty"`
 
-	// After is from the pull's start to the request. Resolve is the time of asking what a tag names, Authorize of asking whether
-	// the caller may read, FirstByte until the answer began, Took until it ended; each but the first from the request on.
+	// After is from the pull's start to the request. Resolve is the time of asking what a tag names, Authorize of
+	// asking whether the caller may read, FirstByte until the answer began, Took until it ended; each but the first
+	// from the request on.
 	After     time.Duration `json:"after"`
 	Resolve   time.Duration `json:"resolve,omitempty"`
 	Authorize time.Duration `json:"authorize,omitempty"`
@@ -200,8 +201,8 @@ type PullPart struct {
 type PullFetch struct {
 	// Before is how long before the request it began, where it was under way already.
 	Before time.Duration `json:"before,omitempty"`
-	// Discovery is the time until a coordinator was found, Plan until its first orders, FirstChunk until the first chunk was here,
-	// Took until the end.
+	// Discovery is the time until a coordinator was found, Plan until its first orders, FirstChunk until the first
+	// chunk was here, Took until the end.
 	Discovery  time.Duration `json:"discovery,omitempty"`
 	Plan       time.Duration `json:"plan,omitempty"`
 	FirstChunk time.Duration `json:"firstChunk,omitempty"`

@@ -1,5 +1,5 @@
-// Command chart-schema FOLDER writes into a chart's values.schema.json, as definitions, the specs of the resources that its
-// values hold, out of the chart's own crds/: so that a typo in them fails at "helm install" too.
+// Command chart-schema FOLDER writes into a chart's values.schema.json, as definitions, the specs of the resources that
+// its values hold, out of the chart's own crds/: so that a typo in them fails at "helm install" too.
 package main
 
 import (
@@ -21,7 +21,8 @@ var specs = map[string]string{
 }
 
 // kept are the keywords that mean the same to Kubernetes and to JSON schema. The API server checks the rest.
-var kept = []string{"type", "enum", "minimum", "maximum", "minLength", "maxLength", "pattern", "minItems", "maxItems", "required", "anyOf"}
+var kept = []string{"type", "enum", "minimum", "maximum", "minLength", "maxLength", "pattern", "minItems", "maxItems",
+	"required", "anyOf"}
 
 // document is the file, in its order. What is written by hand is left as it is.
 type document struct {

@@ -20,7 +20,8 @@ type containerd struct {
 
 // startContainerd starts one that pulls through the agent, or returns nil where that is not wanted or not possible. The
 // mirror is configured as on any node, by shoal-node.
-func startContainerd(ctx context.Context, children *processes, o options, dir string, a *agent, img image) (*containerd, error) {
+func startContainerd(ctx context.Context, children *processes, o options, dir string, a *agent,
+	img image) (*containerd, error) {
 	if o.ctr == "no" {
 		return nil, nil
 	}
@@ -38,12 +39,14 @@ func startContainerd(ctx context.Context, children *processes, o options, dir st
 	if err := os.MkdirAll(home, 0o700); err != nil {
 		return nil, err
 	}
-	install := exec.CommandContext(ctx, o.node, "mirror", "install", "--runtime=containerd", "--endpoint=http://"+a.registry,
+	install := exec.CommandContext(ctx, o.node, "mirror", "install", "--runtime=containerd",
+		"--endpoint=http://"+a.registry,
 		"--registry="+host, "--root="+filepath.Join(home, "node"), "--state-dir="+filepath.Join(home, "mirror"))
 	if out, err := install.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("shoal-node mirror install: %w: %s", err, out)
 	}
-	c := &containerd{socket: filepath.Join(home, "containerd.sock"), hosts: filepath.Join(home, "node/etc/containerd/certs.d"), img: img}
+	c := &containerd{socket: filepath.Join(home, "containerd.sock"),
+		hosts: filepath.Join(home, "node/etc/containerd/certs.d"), img: img}
 	config := fmt.Sprintf("version = 2\nroot = %q\nstate = %q\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = %q\n[ttrpc]\naddress = %q\n",
 		filepath.Join(home, "root"), filepath.Join(home, "state"), c.socket, c.socket+".ttrpc")
 	path := filepath.Join(home, "config.toml")
@@ -63,7 +66,8 @@ func startContainerd(ctx context.Context, children *processes, o options, dir st
 // pull fetches the image into containerd's content store, which takes only what matches its digest, and looks that all
 // of it is there.
 func (c *containerd) pull(ctx context.Context) (pulled, error) {
-	if _, err := c.ctr(ctx, "content", "fetch", "--hosts-dir", c.hosts, fmt.Sprintf("%s/%s:%s", host, repository, tag)); err != nil {
+	if _, err := c.ctr(ctx, "content", "fetch", "--hosts-dir", c.hosts,
+		fmt.Sprintf("%s/%s:%s", host, repository, tag)); err != nil {
 		return pulled{}, err
 	}
 	listed, err := c.ctr(ctx, "content", "ls", "-q")

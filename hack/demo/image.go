@@ -48,10 +48,13 @@ func (i image) size() int64 {
 // compression on the way or a cache of an earlier run cannot help.
 func makeImage(dir string, size int64) (image, error) {
 	img := image{dir: dir}
-	config := v1.Image{Platform: v1.Platform{OS: "linux", Architecture: runtime.GOARCH}, RootFS: v1.RootFS{Type: "layers"}}
+	config := v1.Image{Platform: v1.Platform{OS: "linux", Architecture: runtime.GOARCH},
+		RootFS: v1.RootFS{Type: "layers"}}
 	manifest := v1.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest}
 	for i, share := range layerShares {
-		layer, err := writeBlob(dir, v1.MediaTypeImageLayer, func(w io.Writer) error { return writeLayer(w, i, size/16*share) })
+		layer, err := writeBlob(dir, v1.MediaTypeImageLayer, func(w io.Writer) error {
+			return writeLayer(w, i, size/16*share)
+		})
 		if err != nil {
 			return img, fmt.Errorf("layer %d: %w", i, err)
 		}
@@ -59,7 +62,9 @@ func makeImage(dir string, size int64) (image, error) {
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, layer.Digest)
 	}
 	var err error
-	manifest.Config, err = writeBlob(dir, v1.MediaTypeImageConfig, func(w io.Writer) error { return json.NewEncoder(w).Encode(config) })
+	manifest.Config, err = writeBlob(dir, v1.MediaTypeImageConfig, func(w io.Writer) error {
+		return json.NewEncoder(w).Encode(config)
+	})
 	if err != nil {
 		return img, fmt.Errorf("config: %w", err)
 	}

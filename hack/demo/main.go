@@ -2,9 +2,9 @@
 // pulls one image through all agents at once, and prints who sent what to whom. It fails when a digest is wrong or when
 // a promise does not hold: the registry sends at most 1.05 images in all, no agent more than 1.6.
 //
-// Its files in the order of a run: image.go makes an image of random bytes, registry.go serves and counts them, agent.go
-// runs the agents, pull.go and ctr.go the clients, watch.go shows progress, report.go the result. The registry and the
-// clients are processes too, of this same program.
+// Its files in the order of a run: image.go makes an image of random bytes, registry.go serves and counts them,
+// agent.go runs the agents, pull.go and ctr.go the clients, watch.go shows progress, report.go the result. The registry
+// and the clients are processes too, of this same program.
 //
 // With --model it is a model of a hub in place of an image: model.go.
 package main
@@ -66,14 +66,17 @@ func dispatch(ctx context.Context, args []string) error {
 	mib := int64(0)
 	fs := flag.NewFlagSet("demo", flag.ContinueOnError)
 	fs.IntVar(&o.agents, "agents", 8, "number of agents, at least 2")
-	fs.Int64Var(&mib, "mib", 0, "size of the image or model in MiB, at least 16 (default: an image of 256, a model of 600)")
+	fs.Int64Var(&mib, "mib", 0,
+		"size of the image or model in MiB, at least 16 (default: an image of 256, a model of 600)")
 	fs.BoolVar(&o.model, "model", false, "download a model as huggingface_hub does, from a hub, in place of an image")
 	fs.DurationVar(&o.stagger, "stagger", 0, "time between the starts of two pulls, such as 200ms")
 	fs.BoolVar(&o.killOne, "kill-one", false, "kill an agent in the middle; all other pulls have to complete")
-	fs.StringVar(&o.ctr, "ctr", "auto", "also pull with a containerd of its own through the last agent: auto (as root, where it is installed), yes or no")
+	fs.StringVar(&o.ctr, "ctr", "auto",
+		"also pull with a containerd of its own through the last agent: auto (as root, where it is installed), yes or no")
 	fs.StringVar(&o.node, "node", "", "shoal-node program (default: build it)")
 	fs.BoolVar(&o.keep, "keep", false, "keep the working directory with configurations and logs")
-	fs.Float64Var(&o.maxSent, "max-sent", 1.6, "the most an agent may send, in images; on a machine without processors to spare the sharing is less even")
+	fs.Float64Var(&o.maxSent, "max-sent", 1.6,
+		"the most an agent may send, in images; on a machine without processors to spare the sharing is less even")
 	fs.DurationVar(&o.timeout, "timeout", 5*time.Minute, "bound on the pulls")
 	if err := fs.Parse(args); err != nil {
 		return err

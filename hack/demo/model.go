@@ -36,8 +36,8 @@ const (
 	maxQuestions = 1.5
 )
 
-// demonstrateModel downloads one model through all agents at once, by the requests of huggingface_hub's snapshot_download, and
-// then through two more agents that come late.
+// demonstrateModel downloads one model through all agents at once, by the requests of huggingface_hub's
+// snapshot_download, and then through two more agents that come late.
 func demonstrateModel(ctx context.Context, children *processes, o options, dir string) error {
 	say("making a model of %s in %d large files, and %d small ones", mebibytes(o.size), shards, smallFiles)
 	hub := hubtest.New()
@@ -130,7 +130,8 @@ func reportModel(ctx context.Context, results []result, want pulled) (problems [
 			problems = append(problems, fmt.Errorf("download through %s: %w", r.agent.name, r.err))
 		case r.pulled != want:
 			verdict = "WRONG"
-			problems = append(problems, fmt.Errorf("download through %s: got %+v, want %+v", r.agent.name, r.pulled, want))
+			problems = append(problems, fmt.Errorf("download through %s: got %+v, want %+v", r.agent.name, r.pulled,
+				want))
 		}
 		t, err := r.agent.traffic(ctx)
 		if err != nil {
@@ -157,8 +158,8 @@ func runSnapshot(ctx context.Context, self, endpoint string) (pulled, error) {
 	return p, json.Unmarshal(stdout.Bytes(), &p)
 }
 
-// snapshot is the client's process: it asks a hub for a model as snapshot_download of huggingface_hub 1.28 does, checks each file
-// against its name at the hub, keeps nothing, and prints the commit and how many bytes came.
+// snapshot is the client's process: it asks a hub for a model as snapshot_download of huggingface_hub 1.28 does, checks
+// each file against its name at the hub, keeps nothing, and prints the commit and how many bytes came.
 func snapshot(ctx context.Context, endpoint, id string) error {
 	var info struct {
 		SHA string `json:"sha"`
@@ -167,7 +168,8 @@ func snapshot(ctx context.Context, endpoint, id string) error {
 		return err
 	}
 	var tree []struct{ Type, Path string }
-	if err := askJSON(ctx, endpoint+"/api/models/"+id+"/tree/"+info.SHA+"?recursive=true&expand=false", &tree); err != nil {
+	if err := askJSON(ctx, endpoint+"/api/models/"+id+"/tree/"+info.SHA+"?recursive=true&expand=false",
+		&tree); err != nil {
 		return err
 	}
 	var total atomic.Int64

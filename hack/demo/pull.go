@@ -98,7 +98,8 @@ type result struct {
 }
 
 // newClients are one client process for each agent, and containerd beside the last.
-func newClients(ctx context.Context, children *processes, o options, dir string, agents []*agent, img image) ([]client, error) {
+func newClients(ctx context.Context, children *processes, o options, dir string, agents []*agent,
+	img image) ([]client, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err

@@ -33,7 +33,8 @@ func report(ctx context.Context, agents []*agent, results []result, registryByte
 			problems = append(problems, fmt.Errorf("pull through %s by %s: %w", r.agent.name, r.kind, r.err))
 		case r.Digest != want || r.Bytes != img.size():
 			verdict = "WRONG"
-			problems = append(problems, fmt.Errorf("pull through %s by %s: got %s of %d bytes, want %s of %d", r.agent.name, r.kind, r.Digest, r.Bytes, want, img.size()))
+			problems = append(problems, fmt.Errorf("pull through %s by %s: got %s of %d bytes, want %s of %d",
+				r.agent.name, r.kind, r.Digest, r.Bytes, want, img.size()))
 		}
 		figures := "\t\t\t\t"
 		if r.agent.killed.Load() {
@@ -45,7 +46,8 @@ func report(ctx context.Context, agents []*agent, results []result, registryByte
 			}
 			sent := float64(t.toPeers) / size
 			busiest = max(busiest, sent)
-			figures = fmt.Sprintf("%s\t%s\t%s\t%.2f\t", mebibytes(t.upstream), mebibytes(t.fromPeers), mebibytes(t.toPeers), sent)
+			figures = fmt.Sprintf("%s\t%s\t%s\t%.2f\t", mebibytes(t.upstream), mebibytes(t.fromPeers),
+				mebibytes(t.toPeers), sent)
 		}
 		fmt.Fprintf(table, "%s\t%s\t%.1f s\t%s%s\t\n", r.agent.name, r.kind, r.took.Seconds(), figures, verdict)
 	}
@@ -59,7 +61,8 @@ func report(ctx context.Context, agents []*agent, results []result, registryByte
 	fmt.Printf("the busiest agent sent %.2f images (promise: at most %.1f)\n", busiest, o.maxSent)
 	if o.killOne {
 		if !anyKilled(agents) {
-			problems = append(problems, errors.New("all pulls were done before an agent could be killed in the middle; use a larger --mib"))
+			problems = append(problems,
+				errors.New("all pulls were done before an agent could be killed in the middle; use a larger --mib"))
 		}
 		fmt.Println("an agent was killed, so what it alone had taken from the registry was taken again: only the other pulls are judged")
 		return errors.Join(problems...)

@@ -57,7 +57,8 @@ func writeLayout(dir string, m metadata, programs []program) (v1.Hash, error) {
 		if err != nil {
 			return v1.Hash{}, err
 		}
-		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &p.platform}})
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: img,
+			Descriptor: v1.Descriptor{Platform: &p.platform}})
 		sbom, err := sbomReferrer(m, p, img)
 		if err != nil {
 			return v1.Hash{}, err
@@ -67,7 +68,8 @@ func writeLayout(dir string, m metadata, programs []program) (v1.Hash, error) {
 		}
 	}
 	index = mutate.Annotations(index, m.annotations()).(v1.ImageIndex)
-	if err := target.AppendIndex(index, layout.WithAnnotations(map[string]string{imagespec.AnnotationRefName: m.version})); err != nil {
+	if err := target.AppendIndex(index,
+		layout.WithAnnotations(map[string]string{imagespec.AnnotationRefName: m.version})); err != nil {
 		return v1.Hash{}, err
 	}
 	return index.Digest()
@@ -86,7 +88,8 @@ func image(m metadata, p program) (v1.Image, error) {
 		if err != nil {
 			return nil, err
 		}
-		img, err = mutate.Append(img, mutate.Addendum{Layer: layer, History: v1.History{Created: m.created, CreatedBy: "hack/images"}})
+		img, err = mutate.Append(img, mutate.Addendum{Layer: layer,
+			History: v1.History{Created: m.created, CreatedBy: "hack/images"}})
 		if err != nil {
 			return nil, err
 		}
@@ -133,7 +136,8 @@ func fileLayer(files []file, modified v1.Time) (v1.Layer, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, f := range files {
-		if err := w.WriteHeader(&tar.Header{Name: f.path, Mode: f.mode, Size: int64(len(f.data)), ModTime: modified.Time}); err != nil {
+		if err := w.WriteHeader(&tar.Header{Name: f.path, Mode: f.mode, Size: int64(len(f.data)),
+			ModTime: modified.Time}); err != nil {
 			return nil, err
 		}
 		if _, err := w.Write(f.data); err != nil {
@@ -164,7 +168,8 @@ func sbomReferrer(m metadata, p program, subject v1.Image) (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	return mutate.Subject(img, v1.Descriptor{MediaType: descriptor.MediaType, Size: descriptor.Size, Digest: descriptor.Digest}).(v1.Image), nil
+	return mutate.Subject(img, v1.Descriptor{MediaType: descriptor.MediaType, Size: descriptor.Size,
+		Digest: descriptor.Digest}).(v1.Image), nil
 }
 
 // pushLayout pushes all that a layout names: what has a reference name by that tag, the rest by digest.

@@ -10,8 +10,8 @@
 // An image holds the program, the Mozilla root certificates, and nothing else; rootfs writes all but the program into a
 // folder, for the Dockerfile.
 //
-// go-containerregistry makes the layers and the index. This command stays beside ko, which starts from a base image in a
-// registry: here the whole root file system is made from this repository, so a build needs no registry.
+// go-containerregistry makes the layers and the index. This command stays beside ko, which starts from a base image in
+// a registry: here the whole root file system is made from this repository, so a build needs no registry.
 package main
 
 import (

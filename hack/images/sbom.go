@@ -66,12 +66,13 @@ func spdx(m metadata, p program) ([]byte, error) {
 	checksum := hex.EncodeToString(sum[:])
 	const root = "SPDXRef-program"
 	doc := spdxDocument{
-		SPDXVersion:  "SPDX-2.3",
-		DataLicense:  "CC0-1.0",
-		SPDXID:       "SPDXRef-DOCUMENT",
-		Name:         fmt.Sprintf("%s %s %s", m.name, m.version, p.platform),
-		Namespace:    "https://github.com/shoal-cache/shoal/sbom/" + checksum,
-		CreationInfo: spdxCreationInfo{Created: m.created.Format("2006-01-02T15:04:05Z"), Creators: []string{"Tool: shoal-hack-images"}},
+		SPDXVersion: "SPDX-2.3",
+		DataLicense: "CC0-1.0",
+		SPDXID:      "SPDXRef-DOCUMENT",
+		Name:        fmt.Sprintf("%s %s %s", m.name, m.version, p.platform),
+		Namespace:   "https://github.com/shoal-cache/shoal/sbom/" + checksum,
+		CreationInfo: spdxCreationInfo{Created: m.created.Format("2006-01-02T15:04:05Z"),
+			Creators: []string{"Tool: shoal-hack-images"}},
 		Packages: []spdxPackage{{
 			SPDXID: root, Name: m.name, Version: m.version, DownloadLocation: "NOASSERTION",
 			Checksums: []spdxChecksum{{Algorithm: "SHA256", Value: checksum}},
@@ -82,7 +83,8 @@ func spdx(m metadata, p program) ([]byte, error) {
 		id := fmt.Sprintf("SPDXRef-module-%d", len(doc.Packages))
 		doc.Packages = append(doc.Packages, spdxPackage{
 			SPDXID: id, Name: path, Version: version, DownloadLocation: "NOASSERTION",
-			ExternalRefs: []spdxExternalRef{{Category: "PACKAGE-MANAGER", Type: "purl", Locator: "pkg:golang/" + path + "@" + version}},
+			ExternalRefs: []spdxExternalRef{{Category: "PACKAGE-MANAGER", Type: "purl",
+				Locator: "pkg:golang/" + path + "@" + version}},
 		})
 		doc.Relationships = append(doc.Relationships, spdxRelationship{Element: root, Type: "CONTAINS", Related: id})
 	}

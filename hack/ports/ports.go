@@ -16,8 +16,9 @@ var (
 	given = map[int]bool{}
 )
 
-// Loopback returns n ports on which nothing listens on 127.0.0.1, none of them twice in the life of the process. They lie
-// below those that the kernel gives to outgoing connections, one of which could else take a port before its server does.
+// Loopback returns n ports on which nothing listens on 127.0.0.1, none of them twice in the life of the process. They
+// lie below those that the kernel gives to outgoing connections, one of which could else take a port before its server
+// does.
 func Loopback(ctx context.Context, n int) ([]int, error) {
 	mu.Lock()
 	defer mu.Unlock()
@@ -46,7 +47,8 @@ func free(ctx context.Context, port int) bool {
 	return err == nil && l.Close() == nil
 }
 
-// ephemeral is the first port that the kernel gives to outgoing connections: 32768 by default, and where it can't be read.
+// ephemeral is the first port that the kernel gives to outgoing connections: 32768 by default, and where it can't be
+// read.
 func ephemeral() int {
 	first := 32768
 	if text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {

@@ -106,7 +106,8 @@ func parse(args []string) (options, error) {
 	rate := flags.Float64("rate", 100, "rate of every host's link in Mbit/s each way")
 	scales := flags.String("scales", "", "numbers of nodes to compare, by commas (2,4,8,16; quick: 2,4,8)")
 	workloads := flags.String("workload", "", "only these workloads, by commas; a trailing * stands for any ending")
-	peers := flags.String("peers", "", "only these contenders, by commas (https, https-kept, direct, pull-through, shoal, shoal-store, spegel, dragonfly, kraken)")
+	peers := flags.String("peers", "",
+		"only these contenders, by commas (https, https-kept, direct, pull-through, shoal, shoal-store, spegel, dragonfly, kraken)")
 	shoal := flags.String("shoal", "bin/shoal-node", "the Shoal agent's executable")
 	registry := flags.String("registry", "docker-registry", "the distribution registry's executable")
 	spegel := flags.String("spegel", "", "Spegel's executable")
@@ -114,7 +115,8 @@ func parse(args []string) (options, error) {
 	kraken := flags.String("kraken", "", "program that runs Kraken on one host; see the README")
 	flags.StringVar(&o.out, "out", "bench-results", "directory for report.json, report.html and report.txt")
 	flags.StringVar(&o.settings.KeepLogs, "logs", "", "directory to keep the contenders' logs and metrics in")
-	flags.DurationVar(&o.settings.Profile, "profile", 0, "length of the profiles (CPU, allocation, block, mutex) of first and last agent to keep in -logs")
+	flags.DurationVar(&o.settings.Profile, "profile", 0,
+		"length of the profiles (CPU, allocation, block, mutex) of first and last agent to keep in -logs")
 	flags.BoolVar(&o.settings.Curl, "curl", false, "clients fetch blobs by curl, and not by their own hand")
 	flags.BoolVar(&o.strict, "strict", false, "fail when a target is missed")
 	if err := flags.Parse(args); err != nil {
@@ -159,7 +161,8 @@ func parse(args []string) (options, error) {
 	o.contenders = []contender.Contender{
 		contender.HTTPS{}, contender.HTTPS{Keep: true}, contender.Direct{}, contender.PullThrough{Binary: *registry}, contender.Shoal{Binary: absolute(*shoal)},
 		contender.Shoal{Binary: absolute(*shoal), StoreOnly: true},
-		contender.Spegel{Binary: absolute(*spegel)}, contender.Launched{Peer: "dragonfly", Program: absolute(*dragonfly)},
+		contender.Spegel{Binary: absolute(*spegel)}, contender.Launched{Peer: "dragonfly",
+			Program: absolute(*dragonfly)},
 		contender.Launched{Peer: "kraken", Program: absolute(*kraken)},
 	}
 	return o, nil
@@ -209,7 +212,8 @@ func runBenchmark(ctx context.Context, args []string) error {
 	}
 	defer os.RemoveAll(o.settings.Dir)
 
-	r := &report.Report{Command: strings.Join(append([]string{"bench"}, args...), " "), Machine: machine(), Began: time.Now()}
+	r := &report.Report{Command: strings.Join(append([]string{"bench"}, args...), " "), Machine: machine(),
+		Began: time.Now()}
 	for _, w := range workload.All(o.settings) {
 		if chosen(w.Name, o.workloads) && ctx.Err() == nil {
 			r.Workloads = append(r.Workloads, measure(ctx, o, w))

@@ -26,7 +26,8 @@ func TestTheQuickProfileIsSmallAndYieldsToFlags(t *testing.T) {
 
 func TestWhatCannotBeMeantIsRefused(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{{"-scales", "2,x"}, {"-scales", "0"}, {"-nodes", "1"}, {"-rate", "0"}, {"cold"}, {"-nosuch"}} {
+	for _, args := range [][]string{{"-scales", "2,x"}, {"-scales", "0"}, {"-nodes", "1"}, {"-rate", "0"}, {"cold"},
+		{"-nosuch"}} {
 		_, err := parse(args)
 		require.Error(t, err, args)
 	}

@@ -61,7 +61,8 @@ func startAgent(ctx context.Context, dir, registry string) (*agent, error) {
 	if err := os.WriteFile(file, config, 0o600); err != nil {
 		return nil, err
 	}
-	a.process, err = proc.Start(exec.CommandContext(context.WithoutCancel(ctx), agentBinary, "--config", file), filepath.Join(dir, "log"))
+	a.process, err = proc.Start(exec.CommandContext(context.WithoutCancel(ctx), agentBinary, "--config", file),
+		filepath.Join(dir, "log"))
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +187,8 @@ func attack(ctx context.Context, dir string, mode badregistry.Mode) (err error) 
 	registry.SetMode(mode)
 	bounded, cancel := context.WithTimeout(ctx, refuseWithin)
 	defer cancel()
-	spec := puller.Spec{Image: m, Mirror: a.mirror, Namespace: "images.test", Tries: 1, Dial: new(net.Dialer).DialContext}
+	spec := puller.Spec{Image: m, Mirror: a.mirror, Namespace: "images.test", Tries: 1,
+		Dial: new(net.Dialer).DialContext}
 	got := puller.Pull(bounded, spec)
 	for _, bad := range got.Bad {
 		if bad.Clean {
@@ -194,7 +196,8 @@ func attack(ctx context.Context, dir string, mode badregistry.Mode) (err error) 
 		}
 	}
 	for _, blob := range m.Blobs {
-		if err := a.ask(bounded, "/v2/"+m.Repository+"/blobs/"+blob.Digest.String(), m.Content(blob.Digest)); err != nil {
+		if err := a.ask(bounded, "/v2/"+m.Repository+"/blobs/"+blob.Digest.String(),
+			m.Content(blob.Digest)); err != nil {
 			return err
 		}
 	}

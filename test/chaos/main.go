@@ -1,5 +1,5 @@
-// Command chaos lets everything fail that can, by a plan that a seed brings back, while clients pull through real agents and
-// compare every byte. It needs root, iproute2, nftables, e2fsprogs and Linux.
+// Command chaos lets everything fail that can, by a plan that a seed brings back, while clients pull through real
+// agents and compare every byte. It needs root, iproute2, nftables, e2fsprogs and Linux.
 //
 //	chaos -seed 7 -rounds 20            twenty rounds
 //	chaos -seed 7 -first 12 -rounds 1   one of them alone
@@ -7,8 +7,8 @@
 //	chaos -seed 7 -rounds 20 -print     the plan, and no run
 //	chaos mallory -peers MULTIADDRS     the hostile peer alone
 //
-// Its packages, in the order in which a run meets them: plan says what happens, rig is the swarm and the hand that breaks it,
-// puller the clients, storm carries out the plan and judges.
+// Its packages, in the order in which a run meets them: plan says what happens, rig is the swarm and the hand that
+// breaks it, puller the clients, storm carries out the plan and judges.
 package main
 
 import (
@@ -107,7 +107,8 @@ func run(ctx context.Context, args []string, w io.Writer) error {
 	if os.Geteuid() != 0 {
 		return errors.New("network namespaces and file systems need root")
 	}
-	for tool, debian := range map[string]string{"ip": "iproute2", "nft": "nftables", "mkfs.ext4": "e2fsprogs", "nsenter": "util-linux"} {
+	for tool, debian := range map[string]string{"ip": "iproute2", "nft": "nftables", "mkfs.ext4": "e2fsprogs",
+		"nsenter": "util-linux"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return fmt.Errorf("%w (Debian: apt-get install %s)", err, debian)
 		}
@@ -168,7 +169,8 @@ func rounds(ctx context.Context, o options, s *storm.Storm) error {
 		return err
 	}
 	var soak storm.Soak
-	for number := o.first; (o.soak || number < o.first+o.rounds) && (o.limit == 0 || time.Since(began) < o.limit); number++ {
+	for number := o.first; (o.soak || number < o.first+o.rounds) && (o.limit == 0 ||
+		time.Since(began) < o.limit); number++ {
 		if err := s.Round(ctx, plan.MakeRound(o.settings, number)); err != nil {
 			return err
 		}
@@ -191,7 +193,8 @@ func rounds(ctx context.Context, o options, s *storm.Storm) error {
 func report(w io.Writer, o options, s *storm.Storm) error {
 	f := &s.Figures
 	slices.Sort(f.Took)
-	b, err := json.MarshalIndent(map[string]any{"settings": o.settings, "figures": f, "violations": s.Violations}, "", "  ")
+	b, err := json.MarshalIndent(map[string]any{"settings": o.settings, "figures": f, "violations": s.Violations}, "",
+		"  ")
 	if err != nil {
 		return fmt.Errorf("figures: %w", err)
 	}
@@ -212,7 +215,8 @@ func report(w io.Writer, o options, s *storm.Storm) error {
 func printPlan(w io.Writer, o options) error {
 	for number := o.first; number < o.first+o.rounds; number++ {
 		r := plan.MakeRound(o.settings, number)
-		if _, err := fmt.Fprintf(w, "round %d: %d pulls of %d bytes, %v\n", number, len(r.Pulls), r.Image.Size(), r.Faults); err != nil {
+		if _, err := fmt.Fprintf(w, "round %d: %d pulls of %d bytes, %v\n", number, len(r.Pulls), r.Image.Size(),
+			r.Faults); err != nil {
 			return fmt.Errorf("print: %w", err)
 		}
 	}

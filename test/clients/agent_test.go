@@ -119,7 +119,8 @@ func (a *agent) installMirror(t *testing.T, runtime, host, path string) string {
 	t.Helper()
 	dir := t.TempDir()
 	root := filepath.Join(dir, "node")
-	_, err := run(t.Context(), nil, program(t, "shoal-node"), "mirror", "install", "--runtime="+runtime, "--endpoint=http://"+a.front,
+	_, err := run(t.Context(), nil, program(t, "shoal-node"), "mirror", "install", "--runtime="+runtime,
+		"--endpoint=http://"+a.front,
 		"--registry="+host, "--root="+root, "--state-dir="+filepath.Join(dir, "state"))
 	require.NoError(t, err)
 	return filepath.Join(root, path)

@@ -29,11 +29,12 @@ func startContainerd(t *testing.T, daemon, ctr string, plugins, proxies map[stri
 	maps.Copy(settings, plugins)
 	config := map[string]any{
 		"version": 2, "root": c.root, "state": filepath.Join(dir, "state"),
-		"grpc":             map[string]any{"address": c.socket},
-		"ttrpc":            map[string]any{"address": c.socket + ".ttrpc"},
-		"disabled_plugins": []string{"io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"},
-		"plugins":          settings,
-		"proxy_plugins":    proxies,
+		"grpc":  map[string]any{"address": c.socket},
+		"ttrpc": map[string]any{"address": c.socket + ".ttrpc"},
+		"disabled_plugins": []string{"io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images",
+			"io.containerd.cri.v1.runtime"},
+		"plugins":       settings,
+		"proxy_plugins": proxies,
 	}
 	text, err := toml.Marshal(config)
 	require.NoError(t, err)

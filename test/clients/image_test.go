@@ -64,9 +64,11 @@ func (r *registry) push(t *testing.T, repository string) image {
 }
 
 // pushLayers pushes an image of these layers, which hold these files.
-func (r *registry) pushLayers(t *testing.T, repository string, files map[string][]byte, layers ...mutate.Addendum) image {
+func (r *registry) pushLayers(t *testing.T, repository string, files map[string][]byte,
+	layers ...mutate.Addendum) image {
 	t.Helper()
-	img, err := mutate.Append(mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON), layers...)
+	img, err := mutate.Append(mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1),
+		types.OCIConfigJSON), layers...)
 	require.NoError(t, err)
 	config, err := img.ConfigFile()
 	require.NoError(t, err)

@@ -18,8 +18,9 @@ import (
 	"github.com/shoal-cache/shoal/test/internal/layer"
 )
 
-// The lazy snapshotter stargz mounts an image that is not there and reads a file of it by Ranges, for which only the chunks
-// that hold it come from the registry. The next node takes those from the first, and the rest from wherever it is.
+// The lazy snapshotter stargz mounts an image that is not there and reads a file of it by Ranges, for which only the
+// chunks that hold it come from the registry. The next node takes those from the first, and the rest from wherever it
+// is.
 func TestALazySnapshotterReadsThroughAgents(t *testing.T) { //nolint:paralleltest // it counts what the one registry sends
 	program(t, "stargz")
 	needsRoot(t)
@@ -35,7 +36,8 @@ func TestALazySnapshotterReadsThroughAgents(t *testing.T) { //nolint:paralleltes
 	ranges = agents[0].metric(t, "shoal_registry_requests_total", "kind", "blob", "code", "206") - ranges
 	require.Positive(t, ranges, "the snapshotter did not ask for Ranges")
 	require.Less(t, cold, img.size/2, "the registry sent what nobody has read")
-	t.Logf("a file of %d bytes in an image of %d: %d requests for Ranges, %d bytes from the registry", len(img.files["small"]), img.size, ranges, cold)
+	t.Logf("a file of %d bytes in an image of %d: %d requests for Ranges, %d bytes from the registry",
+		len(img.files["small"]), img.size, ranges, cold)
 
 	before = registry.sent.Load()
 	second := mountLazily(t, agents[1], img)
@@ -46,7 +48,8 @@ func TestALazySnapshotterReadsThroughAgents(t *testing.T) { //nolint:paralleltes
 		second.requireFile(t, img, name)
 		first.requireFile(t, img, name)
 	}
-	require.LessOrEqual(t, float64(registry.sent.Load()), 1.05*float64(img.size), "the registry sent more than one copy")
+	require.LessOrEqual(t, float64(registry.sent.Load()), 1.05*float64(img.size),
+		"the registry sent more than one copy")
 }
 
 // pushStargz pushes an image with one layer in the eStargz format, with random files of these sizes.
@@ -85,15 +88,17 @@ func mountLazily(t *testing.T, a *agent, img image) lazyMount {
 		return c.Close()
 	}, program(t, "stargz"), socket, filepath.Join(dir, "root"), hosts)
 
-	c := startContainerd(t, program(t, "containerd"), program(t, "ctr"), transfer("stargz", nil), map[string]any{"stargz": map[string]any{
-		"type": "snapshot", "address": socket,
-		// It is told which layers it is to mount.
-		"exports": map[string]any{"enable_remote_snapshot_annotations": "true"},
-	}})
+	c := startContainerd(t, program(t, "containerd"), program(t, "ctr"), transfer("stargz", nil),
+		map[string]any{"stargz": map[string]any{
+			"type": "snapshot", "address": socket,
+			// It is told which layers it is to mount.
+			"exports": map[string]any{"enable_remote_snapshot_annotations": "true"},
+		}})
 	require.NoError(t, c.pull(t, a, img, "", "stargz"))
 	mount := filepath.Join(dir, "mount")
 	require.NoError(t, os.Mkdir(mount, 0o700))
-	require.NoError(t, tryRun(t, nil, c.ctr, "--address="+c.socket, "images", "mount", "--snapshotter=stargz", img.reference(), mount))
+	require.NoError(t, tryRun(t, nil, c.ctr, "--address="+c.socket, "images", "mount", "--snapshotter=stargz",
+		img.reference(), mount))
 	return lazyMount(mount)
 }
 

@@ -30,8 +30,8 @@ type configuration struct {
 	files map[string]string
 	// fix are flags with which install makes containerd ask, where it would not without.
 	fix []string
-	// registry is the address of the node on which the registry listens, as images spell it, and install is told of that
-	// registry alone. Empty: 127.0.0.1, and all.
+	// registry is the address of the node on which the registry listens, as images spell it, and install is told of
+	// that registry alone. Empty: 127.0.0.1, and all.
 	registry string
 }
 
@@ -63,21 +63,23 @@ type step struct {
 	took     time.Duration
 }
 
-// Whether a runtime asks the agent is seen where the requests arrive. Each containerd that is here, in each configuration: before
-// there is a mirror, with it, with an agent that stops in the middle of a pull, with one that is dead, and after the mirror was
-// removed. What install and status say of it must agree with what comes.
+// Whether a runtime asks the agent is seen where the requests arrive. Each containerd that is here, in each
+// configuration: before there is a mirror, with it, with an agent that stops in the middle of a pull, with one that is
+// dead, and after the mirror was removed. What install and status say of it must agree with what comes.
 func TestMirror_IsAskedWhereItIsSaidToBe(t *testing.T) { //nolint:paralleltest // it counts what the one agent is asked
 	program(t, "shoal-node")
 	needsRoot(t)
 	var table strings.Builder
 	w := tabwriter.NewWriter(&table, 0, 4, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, "containerd\tconfiguration\tbefore\tinstalled\tmended\tagent frozen\tagent dead\tremoved\tmend")
+	_, _ = fmt.Fprintln(w,
+		"containerd\tconfiguration\tbefore\tinstalled\tmended\tagent frozen\tagent dead\tremoved\tmend")
 	for _, daemon := range daemons(t) {
 		for _, c := range configurations() {
 			t.Run(daemon.version+" "+c.name, func(t *testing.T) {
 				steps, mend := live(t, daemon, c)
 				row := []string{daemon.version, c.name}
-				for _, name := range []string{"before", "installed", "mended", "agent frozen", "agent dead", "removed"} {
+				for _, name := range []string{"before", "installed", "mended", "agent frozen", "agent dead",
+					"removed"} {
 					cell := ""
 					for _, s := range steps {
 						if s.name == name {
@@ -161,8 +163,8 @@ func live(t *testing.T, d daemon, c configuration) (steps []step, mend string) {
 // frozenCost is what an agent that stops in the middle of a pull may cost the pull.
 const frozenCost = 15 * time.Second
 
-// pullFromFrozen stops the agent in the middle of a pull. A guard is there, as beside every agent, and is killed in the end: it
-// then leaves everything as it is.
+// pullFromFrozen stops the agent in the middle of a pull. A guard is there, as beside every agent, and is killed in the
+// end: it then leaves everything as it is.
 func (n *mirrorNode) pullFromFrozen(t *testing.T, a *agent, registry *registry, fix []string) step {
 	t.Helper()
 	guard := n.guard(t, a, fix...)
@@ -193,7 +195,8 @@ func (n *mirrorNode) pullFromFrozen(t *testing.T, a *agent, registry *registry, 
 // guard starts the guard of an agent on the node.
 func (n *mirrorNode) guard(t *testing.T, a *agent, more ...string) *os.Process {
 	t.Helper()
-	args := slices.Concat([]string{"mirror", "guard", "--endpoint=http://" + a.front, "--health=http://" + a.admin + "/healthz"}, n.flags(), more)
+	args := slices.Concat([]string{"mirror", "guard", "--endpoint=http://" + a.front,
+		"--health=http://" + a.admin + "/healthz"}, n.flags(), more)
 	return start(t, nil, func(context.Context) error {
 		_, err := n.mirror(t, "status", "--endpoint=http://"+a.front)
 		return err
@@ -301,7 +304,8 @@ func (n *mirrorNode) cri(ctx context.Context, do func(context.Context, *grpc.Cli
 func (n *mirrorNode) pull(t *testing.T, reference string) error {
 	t.Helper()
 	return n.cri(t.Context(), func(ctx context.Context, c *grpc.ClientConn) error {
-		_, err := runtimev1.NewImageServiceClient(c).PullImage(ctx, &runtimev1.PullImageRequest{Image: &runtimev1.ImageSpec{Image: reference}})
+		_, err := runtimev1.NewImageServiceClient(c).PullImage(ctx,
+			&runtimev1.PullImageRequest{Image: &runtimev1.ImageSpec{Image: reference}})
 		return err
 	})
 }
@@ -314,7 +318,8 @@ func (n *mirrorNode) mirror(t *testing.T, args ...string) (string, error) {
 
 // flags tell shoal-node mirror what node it is on.
 func (n *mirrorNode) flags() []string {
-	return append([]string{"--runtime-version=" + n.daemon.version + ".99", "--root=" + n.dir, "--state-dir=" + filepath.Join(n.dir, "shoal")}, n.named...)
+	return append([]string{"--runtime-version=" + n.daemon.version + ".99", "--root=" + n.dir,
+		"--state-dir=" + filepath.Join(n.dir, "shoal")}, n.named...)
 }
 
 // files are those below /etc.

@@ -47,8 +47,10 @@ func newModels(t *testing.T) *modelHub {
 	_, port, _ := strings.Cut(freeAddress(t), ":")
 	m.swarm = "/ip4/127.0.0.1/tcp/" + port
 	m.env = []string{
-		"SHOAL_HUB_ENDPOINT=" + m.URL(), "SHOAL_HUB_LISTEN=" + m.front, "SHOAL_ADMIN_LISTEN=" + m.admin, "SHOAL_STORE_MINFREE=100MiB",
-		"SHOAL_REGISTRY_LISTEN=" + freeAddress(t), "SHOAL_SWARM_LISTEN=" + m.swarm, "SHOAL_UPSTREAM_ALLOWADDRESSES=127.0.0.0/8",
+		"SHOAL_HUB_ENDPOINT=" + m.URL(), "SHOAL_HUB_LISTEN=" + m.front, "SHOAL_ADMIN_LISTEN=" + m.admin,
+		"SHOAL_STORE_MINFREE=100MiB",
+		"SHOAL_REGISTRY_LISTEN=" + freeAddress(t), "SHOAL_SWARM_LISTEN=" + m.swarm,
+		"SHOAL_UPSTREAM_ALLOWADDRESSES=127.0.0.0/8",
 	}
 	return m
 }
@@ -110,7 +112,8 @@ func TestModel_CurlDownloadsAsHFHubDoes(t *testing.T) { //nolint:paralleltest //
 	require.NoError(t, tryRun(t, nil, curl, "-sSf", "-o", path, "-r", "0-9999999", url))
 	require.NoError(t, tryRun(t, nil, curl, "-sSf", "-o", path, "-C", "-", url))
 	m.right(t, "model.safetensors", path)
-	require.NoError(t, tryRun(t, nil, curl, "-sSf", "-o", path, "http://"+m.front+"/"+modelName+"/resolve/main/special%20%231%20100%25.txt"))
+	require.NoError(t, tryRun(t, nil, curl, "-sSf", "-o", path,
+		"http://"+m.front+"/"+modelName+"/resolve/main/special%20%231%20100%25.txt"))
 	m.right(t, "special #1 100%.txt", path)
 }
 
@@ -124,7 +127,8 @@ func TestModel_Aria2DownloadsInParallelRanges(t *testing.T) { //nolint:parallelt
 	require.LessOrEqual(t, float64(sent), 1.05*float64(m.files["model.safetensors"].Data.Size()))
 
 	m.Set(hubtest.Trouble{Wrong: true})
-	require.Error(t, tryRun(t, nil, aria2, "-q", "-x16", "-s16", "-k1M", "-m2", "--retry-wait=1", "--timeout=20", "-d", dir, "-o", "wrong",
+	require.Error(t, tryRun(t, nil, aria2, "-q", "-x16", "-s16", "-k1M", "-m2", "--retry-wait=1", "--timeout=20", "-d",
+		dir, "-o", "wrong",
 		"http://"+m.front+"/"+modelName+"/resolve/main/onnx/model%20%C3%BC.onnx"), "the hub's bytes are wrong")
 }
 
@@ -153,7 +157,8 @@ func TestModel_PythonDownloadsAsHuggingfaceHubDoes(t *testing.T) { //nolint:para
 		t.Skip("python3 has no requests: apt-get install python3-requests")
 	}
 	dir := t.TempDir()
-	_, err := run(t.Context(), []string{"HF_ENDPOINT=http://" + m.front}, python, "testdata/snapshot.py", modelName, dir)
+	_, err := run(t.Context(), []string{"HF_ENDPOINT=http://" + m.front}, python, "testdata/snapshot.py", modelName,
+		dir)
 	require.NoError(t, err)
 	for name := range m.files {
 		m.right(t, name, filepath.Join(dir, name))
@@ -200,7 +205,8 @@ func TestModel_EveryCommandOfModelsInFiveMinutesRuns(t *testing.T) { //nolint:pa
 	second.env = append(second.env, "SHOAL_HUB_ENDPOINT="+first.URL())
 	env := append(slices.Clone(first.env), "PATH="+filepath.Dir(node)+":"+os.Getenv("PATH"))
 	id, ran := "", 0
-	words := strings.NewReplacer("/var/lib/shoal", t.TempDir(), "127.0.0.1:5054", first.front, "127.0.0.1:5051", first.admin,
+	words := strings.NewReplacer("/var/lib/shoal", t.TempDir(), "127.0.0.1:5054", first.front, "127.0.0.1:5051",
+		first.admin,
 		"openai-community/gpt2", modelName, "-o config.json", "-o "+filepath.Join(t.TempDir(), "config.json"))
 	for line := range strings.Lines(quick) {
 		command, indented := strings.CutPrefix(line, "    ")

@@ -55,7 +55,8 @@ func run(ctx context.Context, env []string, name string, args ...string) (string
 	// A program that the command left behind with its output open must not keep us.
 	cmd.WaitDelay = stopTimeout
 	if err := cmd.Run(); err != nil {
-		return stdout.String(), fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+		return stdout.String(), fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err,
+			strings.TrimSpace(stderr.String()))
 	}
 	return stdout.String(), nil
 }
@@ -68,8 +69,8 @@ func tryRun(t *testing.T, env []string, name string, args ...string) error {
 	return err
 }
 
-// start starts a process that is ended with the test, and returns once ready says so. A failed test shows the end of its
-// output.
+// start starts a process that is ended with the test, and returns once ready says so. A failed test shows the end of
+// its output.
 func start(t *testing.T, env []string, ready func(context.Context) error, name string, args ...string) *os.Process {
 	t.Helper()
 	logFile := filepath.Join(t.TempDir(), filepath.Base(name)+".log")

@@ -14,8 +14,8 @@ import (
 // client is a client of registries.
 type client struct {
 	name string
-	// pull pulls an image through an agent, starting from nothing, and returns a folder with the blobs it ended up with.
-	// Its account is empty where the registry is for everybody.
+	// pull pulls an image through an agent, starting from nothing, and returns a folder with the blobs it ended up
+	// with. Its account is empty where the registry is for everybody.
 	pull func(t *testing.T, a *agent, img image, account string) (dir string, err error)
 	// plain is true where the client keeps layers without their compression.
 	plain bool
@@ -84,7 +84,8 @@ func TestPrivateImages(t *testing.T) { //nolint:paralleltest // it counts what t
 		"Basic":  startRegistry(t, "basic.test", basic(t)),
 		"Bearer": startRegistry(t, "bearer.test", bearer(t)),
 	} {
-		// Most clients learn from /v2/ which scheme to use, and then only a default registry can be the one that is meant.
+		// Most clients learn from /v2/ which scheme to use, and then only a default registry can be the one that is
+		// meant.
 		agents := startAgents(t, registry, registry.host, registry.host)
 		last := agents[len(agents)-1]
 		for _, c := range clients {
@@ -107,7 +108,8 @@ func TestPrivateImages(t *testing.T) { //nolint:paralleltest // it counts what t
 					for _, d := range c.wants(img) {
 						require.NoFileExists(t, blobPath(dir, d), "%q got some of a private image", account)
 					}
-					require.Greater(t, last.metric(t, "shoal_registry_requests_total", "code", "401"), refusals, "%q was not refused by the agent: %v", account, err)
+					require.Greater(t, last.metric(t, "shoal_registry_requests_total", "code", "401"), refusals,
+						"%q was not refused by the agent: %v", account, err)
 				}
 			})
 		}
@@ -147,14 +149,16 @@ func podman(t *testing.T, a *agent, img image, account string) (string, error) {
 	mirrors := a.installMirror(t, "cri-o", img.registry.host, "etc/containers/registries.conf.d/zz-shoal.conf")
 	// Of the mirrors configuration the main file is read from here; the rest of podman's is the machine's.
 	env := []string{"CONTAINERS_REGISTRIES_CONF=" + mirrors}
-	args := []string{"--root=" + filepath.Join(dir, "root"), "--runroot=" + filepath.Join(dir, "run"), "--storage-driver=vfs"}
+	args := []string{"--root=" + filepath.Join(dir, "root"), "--runroot=" + filepath.Join(dir, "run"),
+		"--storage-driver=vfs"}
 	// The mirror's own address is what podman looks a mirror's account up by.
 	pull := []string{"pull", "--quiet", "--authfile=" + dockerConfig(t, a.front, account), img.reference()}
 	if err := tryRun(t, env, "podman", append(args, pull...)...); err != nil {
 		return "", err
 	}
 	layout := filepath.Join(dir, "layout")
-	return layout, tryRun(t, env, "podman", append(args, "save", "--quiet", "--uncompressed", "--format=oci-dir", "--output="+layout, img.reference())...)
+	return layout, tryRun(t, env, "podman", append(args, "save", "--quiet", "--uncompressed", "--format=oci-dir",
+		"--output="+layout, img.reference())...)
 }
 
 // dockerConfig writes a Docker client's configuration with an account at a registry, or with none.

@@ -85,7 +85,8 @@ func (r *registry) gateway(t *testing.T, address string) string {
 	t.Helper()
 	l, err := net.Listen("tcp", address)
 	require.NoError(t, err)
-	gateway := httptest.NewUnstartedServer(r.count(httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: r.address})))
+	gateway := httptest.NewUnstartedServer(r.count(httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http",
+		Host: r.address})))
 	require.NoError(t, gateway.Listener.Close())
 	gateway.Listener = l
 	gateway.Start()
@@ -144,7 +145,8 @@ func bearer(t *testing.T) map[string]any {
 	certificate, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	require.NoError(t, err)
 	bundle := filepath.Join(t.TempDir(), "tokens.pem")
-	require.NoError(t, os.WriteFile(bundle, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), 0o600))
+	require.NoError(t, os.WriteFile(bundle, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}),
+		0o600))
 
 	service := httptest.NewServer(tokenService{key, certificate})
 	t.Cleanup(service.Close)
@@ -184,7 +186,8 @@ func (s tokenService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		for scope := range strings.FieldsSeq(scopes) {
 			if parts := strings.Split(scope, ":"); len(parts) >= 3 {
 				last := len(parts) - 1
-				granted = append(granted, access{parts[0], strings.Join(parts[1:last], ":"), strings.Split(parts[last], ",")})
+				granted = append(granted, access{parts[0], strings.Join(parts[1:last], ":"),
+					strings.Split(parts[last], ",")})
 			}
 		}
 	}

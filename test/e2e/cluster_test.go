@@ -104,7 +104,8 @@ func (c *cluster) apply(t *testing.T, manifest any) {
 // does not end it.
 func (c *cluster) delete(t *testing.T, kind, name string) {
 	t.Helper()
-	if _, err := run(context.WithoutCancel(t.Context()), "", "kubectl", "-n", workNamespace, "delete", kind, name, "--ignore-not-found", "--timeout=60s"); err != nil {
+	if _, err := run(context.WithoutCancel(t.Context()), "", "kubectl", "-n", workNamespace, "delete", kind, name,
+		"--ignore-not-found", "--timeout=60s"); err != nil {
 		t.Errorf("clean up: %v", err)
 	}
 }
@@ -124,7 +125,8 @@ func (w workload) podSpec() corev1.PodSpec {
 		Containers: []corev1.Container{{
 			Name: "probe", Image: w.image, ImagePullPolicy: corev1.PullAlways,
 			ReadinessProbe: &corev1.Probe{
-				ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(8080)}},
+				ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/",
+					Port: intstr.FromInt32(8080)}},
 				PeriodSeconds: 1,
 			},
 		}},
@@ -172,34 +174,37 @@ func (c *cluster) rollout(t *testing.T, w workload, within time.Duration) time.D
 
 func (c *cluster) awaitRollout(t *testing.T, name string, within time.Duration) {
 	t.Helper()
-	_, err := run(t.Context(), "", "kubectl", "-n", workNamespace, "rollout", "status", "daemonset/"+name, "--timeout="+within.String())
+	_, err := run(t.Context(), "", "kubectl", "-n", workNamespace, "rollout", "status", "daemonset/"+name,
+		"--timeout="+within.String())
 	if err != nil {
 		t.Logf("pods of %s:\n%s", name, c.kubectl(t, "-n", workNamespace, "describe", "pods", "-l", "app="+name))
 	}
 	require.NoError(t, err)
 }
 
-// forget removes an image from the runtimes of all nodes, with its content, so that the next pod pulls it again. What ran it
-// must have been deleted: a container keeps its snapshots, and a runtime does not pull the layers of snapshots that it has.
-// The kubelet takes its time, up to a minute, to remove the containers of a pod that is gone.
+// forget removes an image from the runtimes of all nodes, with its content, so that the next pod pulls it again. What
+// ran it must have been deleted: a container keeps its snapshots, and a runtime does not pull the layers of snapshots
+// that it has. The kubelet takes its time, up to a minute, to remove the containers of a pod that is gone.
 func (c *cluster) forget(t *testing.T, img image) {
 	t.Helper()
 	repository := strings.TrimSuffix(img.ref, ":1")
 	for _, node := range c.nodes {
 		eventually(t, 3*time.Minute, func() error {
-			left, err := c.rig.tryExec(t.Context(), node, "sh", "-c", "ctr -n k8s.io containers ls | grep -F '"+repository+"' || true")
+			left, err := c.rig.tryExec(t.Context(), node, "sh", "-c",
+				"ctr -n k8s.io containers ls | grep -F '"+repository+"' || true")
 			if err == nil && left != "" {
 				err = fmt.Errorf("%s still has containers of %s: %s", node, repository, left)
 			}
 			return err
 		})
 		// By tag, by digest, and by ID: each name alone keeps the content.
-		c.rig.exec(t, node, "sh", "-c", "ctr -n k8s.io images ls -q | grep -F -e '"+repository+"' -e '"+img.id+"' | xargs -r ctr -n k8s.io images rm --sync")
+		c.rig.exec(t, node, "sh", "-c",
+			"ctr -n k8s.io images ls -q | grep -F -e '"+repository+"' -e '"+img.id+"' | xargs -r ctr -n k8s.io images rm --sync")
 	}
 }
 
-// requireServed runs a pull, and fails unless the agents of the nodes have served the image's own bytes meanwhile: else it
-// showed nothing, for the runtime had the layers.
+// requireServed runs a pull, and fails unless the agents of the nodes have served the image's own bytes meanwhile: else
+// it showed nothing, for the runtime had the layers.
 func (c *cluster) requireServed(t *testing.T, img image, nodes []string, pull func()) {
 	t.Helper()
 	before := make(map[string]float64)
@@ -216,7 +221,8 @@ func (c *cluster) requireServed(t *testing.T, img image, nodes []string, pull fu
 // agentPods are the agents' pods by node.
 func (c *cluster) agentPods(ctx context.Context) (map[string]corev1.Pod, error) {
 	var list corev1.PodList
-	if err := c.tryGet(ctx, &list, "pods", "-n", shoalNamespace, "-l", "app.kubernetes.io/component=agent"); err != nil {
+	if err := c.tryGet(ctx, &list, "pods", "-n", shoalNamespace, "-l",
+		"app.kubernetes.io/component=agent"); err != nil {
 		return nil, err
 	}
 	pods := make(map[string]corev1.Pod)
@@ -228,7 +234,8 @@ func (c *cluster) agentPods(ctx context.Context) (map[string]corev1.Pod, error) 
 	return pods, nil
 }
 
-// containers are the IDs of the agents' containers by node, and not of their guards'. A container that is started again is another.
+// containers are the IDs of the agents' containers by node, and not of their guards'. A container that is started again
+// is another.
 func (c *cluster) containers(ctx context.Context) (map[string]string, error) {
 	pods, err := c.agentPods(ctx)
 	containers := make(map[string]string)
@@ -275,7 +282,8 @@ func (c *cluster) tryMetric(ctx context.Context, node, prefix string) (float64, 
 // type, mode and owner, and every file's digest.
 func (c *cluster) mirrorConfiguration(t *testing.T, node string) string {
 	t.Helper()
-	return c.rig.exec(t, node, "sh", "-c", `cd /etc/containerd && find . -printf '%y %m %U:%G %p\n' | sort && find . -type f | sort | xargs -r sha256sum`)
+	return c.rig.exec(t, node, "sh", "-c",
+		`cd /etc/containerd && find . -printf '%y %m %U:%G %p\n' | sort && find . -type f | sort | xargs -r sha256sum`)
 }
 
 // tell adds a line to the story.

@@ -20,7 +20,8 @@ func agentKilled(t *testing.T, c *cluster) {
 	c.killAgent(t, p.node)
 	start := time.Now()
 	c.awaitRollout(t, p.name, 3*time.Minute)
-	tell(t, "the pod was ready %s after its agent was killed, which had got %s", time.Since(start).Round(100*time.Millisecond), mebibytes(p.got))
+	tell(t, "the pod was ready %s after its agent was killed, which had got %s",
+		time.Since(start).Round(100*time.Millisecond), mebibytes(p.got))
 	c.awaitOtherAgent(t, p)
 }
 
@@ -77,8 +78,8 @@ func (c *cluster) signalAgent(t *testing.T, node, signal string) {
 	c.rig.exec(t, node, "pkill", "-"+signal, "-f", "^/shoal-node --config")
 }
 
-// agentFrozen stops an agent in the middle of a pull: its port goes on to accept connections, and nobody answers. The guard ends
-// it, so that the runtime goes on without it.
+// agentFrozen stops an agent in the middle of a pull: its port goes on to accept connections, and nobody answers. The
+// guard ends it, so that the runtime goes on without it.
 func agentFrozen(t *testing.T, c *cluster) {
 	p := c.startPull(t, "frozen", c.nodes[1])
 	c.signalAgent(t, p.node, "STOP")
@@ -114,7 +115,8 @@ func agentsDown(t *testing.T, c *cluster) {
 	}
 	live := func() {
 		for _, node := range c.nodes {
-			if _, err := c.rig.tryExec(context.WithoutCancel(t.Context()), node, "rm", "-f", "/run/no-agent"); err != nil {
+			if _, err := c.rig.tryExec(context.WithoutCancel(t.Context()), node, "rm", "-f",
+				"/run/no-agent"); err != nil {
 				t.Error(err)
 			}
 		}
@@ -226,7 +228,8 @@ func controlPlaneDown(t *testing.T, c *cluster) {
 	const operator = "deployment/shoal-operator"
 	replicas := c.kubectl(t, "-n", shoalNamespace, "get", operator, "-o", "jsonpath={.spec.replicas}")
 	c.kubectl(t, "-n", shoalNamespace, "scale", operator, "--replicas=0")
-	c.kubectl(t, "-n", shoalNamespace, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=operator", "--timeout=60s")
+	c.kubectl(t, "-n", shoalNamespace, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=operator",
+		"--timeout=60s")
 	// Deferred, not a cleanup: a cleanup's context has ended.
 	defer func() {
 		c.rig.startService(t, "apiserver")
@@ -249,7 +252,8 @@ func controlPlaneDown(t *testing.T, c *cluster) {
 	pulls, ctx := errgroup.WithContext(t.Context())
 	for _, node := range c.nodes {
 		pulls.Go(func() error {
-			_, err := c.rig.tryExec(ctx, node, "ctr", "-n", "k8s.io", "images", "pull", "--hosts-dir", "/etc/containerd/certs.d", img.ref)
+			_, err := c.rig.tryExec(ctx, node, "ctr", "-n", "k8s.io", "images", "pull", "--hosts-dir",
+				"/etc/containerd/certs.d", img.ref)
 			return err
 		})
 	}
@@ -260,8 +264,9 @@ func controlPlaneDown(t *testing.T, c *cluster) {
 	require.LessOrEqual(t, float64(sent), 1.1*float64(img.size))
 }
 
-// noMirrorsRead has two nodes' containerds read no mirrors: one as containerd is by itself, with no config_path, and one with a
-// list. That is reported where somebody who looks at the node, or at all of them, finds it, and mended where the chart is told to.
+// noMirrorsRead has two nodes' containerds read no mirrors: one as containerd is by itself, with no config_path, and
+// one with a list. That is reported where somebody who looks at the node, or at all of them, finds it, and mended where
+// the chart is told to.
 func noMirrorsRead(t *testing.T, c *cluster) {
 	edits := map[string]string{
 		c.nodes[0]: "/config_path/d",
@@ -282,7 +287,8 @@ func noMirrorsRead(t *testing.T, c *cluster) {
 	c.show(t, "get", "nodecaches")
 
 	set := func(value string) {
-		c.helm(t, "upgrade", release, c.current.chart, "-n", shoalNamespace, "--reuse-values", "--set", "mirror.fixConfigPath="+value, "--wait", "--timeout=4m")
+		c.helm(t, "upgrade", release, c.current.chart, "-n", shoalNamespace, "--reuse-values", "--set",
+			"mirror.fixConfigPath="+value, "--wait", "--timeout=4m")
 		c.awaitAgents(t)
 	}
 	defer set("false") // not a cleanup: a cleanup's context has ended
@@ -292,16 +298,20 @@ func noMirrorsRead(t *testing.T, c *cluster) {
 		c.awaitMirror(t, node)
 		before := c.metric(t, node, "shoal_registry_requests_total")
 		c.rollout(t, workload{name: "mended-" + node, image: img.ref, node: node}, 2*time.Minute)
-		require.Greater(t, c.metric(t, node, "shoal_registry_requests_total"), before, "the runtime of %s asked its agent", node)
+		require.Greater(t, c.metric(t, node, "shoal_registry_requests_total"), before,
+			"the runtime of %s asked its agent", node)
 		tell(t, "with mirror.fixConfigPath the runtime of %s asks its agent", node)
-		eventually(t, mirrorLook, func() error { return c.mirrorCondition(t, node, metav1.ConditionTrue, "MirrorConfigured") })
+		eventually(t, mirrorLook, func() error {
+			return c.mirrorCondition(t, node, metav1.ConditionTrue, "MirrorConfigured")
+		})
 	}
 }
 
 // mirrorLook is the time within which an agent has looked at the mirror's files again, and said so.
 const mirrorLook = 3 * time.Minute
 
-// editRuntime changes containerd's configuration on a node by a sed script until the end of the test. Containerd reads it.
+// editRuntime changes containerd's configuration on a node by a sed script until the end of the test. Containerd reads
+// it.
 func (c *cluster) editRuntime(t *testing.T, node, script string) {
 	t.Helper()
 	const file, kept = "/etc/containerd/config.toml", "/tmp/config.toml"
@@ -325,13 +335,15 @@ func (c *cluster) restartRuntime(t *testing.T, node string) {
 	}
 }
 
-// awaitFinding waits until a node's event and its NodeCache say why its runtime does not ask its agent: for one of the reasons.
+// awaitFinding waits until a node's event and its NodeCache say why its runtime does not ask its agent: for one of the
+// reasons.
 func (c *cluster) awaitFinding(t *testing.T, node string, reasons ...string) {
 	t.Helper()
 	var reason string
 	eventually(t, mirrorLook, func() error {
 		var events corev1.EventList
-		if err := c.tryGet(t.Context(), &events, "events", "-A", "--field-selector=involvedObject.kind=Node,involvedObject.name="+node); err != nil {
+		if err := c.tryGet(t.Context(), &events, "events", "-A",
+			"--field-selector=involvedObject.kind=Node,involvedObject.name="+node); err != nil {
 			return err
 		}
 		for _, event := range events.Items {

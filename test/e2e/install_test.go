@@ -56,7 +56,8 @@ func refuseValues(t *testing.T, c *cluster) {
 func install(t *testing.T, c *cluster) {
 	c.removeAll(t) // what an earlier run may have left on a cluster that was kept
 	commands := c.documentedCommands(t, "Install", c.current)
-	require.Contains(t, readFile(t, filepath.Join(c.current.chart, "..", "..", "README.md")), "```sh\n"+strings.Join(commands, "\n")+"\n```",
+	require.Contains(t, readFile(t, filepath.Join(c.current.chart, "..", "..", "README.md")),
+		"```sh\n"+strings.Join(commands, "\n")+"\n```",
 		"the repository's README shows the same commands")
 	for _, command := range commands {
 		tell(t, "$ %s", command)
@@ -83,7 +84,8 @@ func (c *cluster) values(t *testing.T, v version) string {
 		return map[string]any{"registry": r.address, "endpoints": []string{"http://" + r.address}}
 	}
 	// kind's control plane is a node that no test may switch off.
-	exclude := map[string]any{"key": "kubernetes.io/hostname", "operator": "NotIn", "values": []string{os.Getenv("SHOAL_E2E_EXCLUDE")}}
+	exclude := map[string]any{"key": "kubernetes.io/hostname", "operator": "NotIn",
+		"values": []string{os.Getenv("SHOAL_E2E_EXCLUDE")}}
 	data, err := json.Marshal(map[string]any{
 		"agent": map[string]any{
 			"image": image("shoal-node"),
@@ -109,7 +111,8 @@ const chartInREADME = "./charts/shoal"
 // chart in the place of the one beside the README.
 func (c *cluster) documentedCommands(t *testing.T, heading string, v version) []string {
 	t.Helper()
-	block := regexp.MustCompile("(?s)\n## " + heading + "\n.*?```sh\n(.*?)```").FindStringSubmatch(readFile(t, filepath.Join(c.current.chart, "README.md")))
+	block := regexp.MustCompile("(?s)\n## " + heading +
+		"\n.*?```sh\n(.*?)```").FindStringSubmatch(readFile(t, filepath.Join(c.current.chart, "README.md")))
 	require.NotNil(t, block, "README has commands below %q", heading)
 	commands := strings.TrimSpace(block[1])
 	if v != c.current {
@@ -131,7 +134,8 @@ func (c *cluster) explain(t *testing.T) {
 	for _, args := range [][]string{
 		{"get", "pods", "-A", "-o", "wide"},
 		{"-n", shoalNamespace, "get", "events", "--sort-by=.lastTimestamp"},
-		{"-n", shoalNamespace, "logs", "-l", "app.kubernetes.io/component=agent", "--all-containers", "--prefix", "--tail=10"},
+		{"-n", shoalNamespace, "logs", "-l", "app.kubernetes.io/component=agent", "--all-containers", "--prefix",
+			"--tail=10"},
 		{"-n", shoalNamespace, "logs", "-l", "app.kubernetes.io/component=operator", "--prefix", "--tail=10"},
 	} {
 		out, err := run(t.Context(), "", "kubectl", args...)
@@ -206,7 +210,8 @@ func onlySwarmPort(t *testing.T, c *cluster) {
 		}
 	}
 	for _, knock := range []struct{ port, want string }{{"5050", "closed"}, {"5051", "closed"}, {"5052", "open"}} {
-		answer := c.rig.exec(t, c.nodes[1], "bash", "-c", "timeout 5 bash -c '</dev/tcp/"+address+"/"+knock.port+"' 2>/dev/null && echo open || echo closed")
+		answer := c.rig.exec(t, c.nodes[1], "bash", "-c",
+			"timeout 5 bash -c '</dev/tcp/"+address+"/"+knock.port+"' 2>/dev/null && echo open || echo closed")
 		require.Equal(t, knock.want, answer, "port %s from another node", knock.port)
 		tell(t, "%s:%s is %s from %s", address, knock.port, answer, c.nodes[1])
 	}

@@ -70,7 +70,8 @@ func upgrade(t *testing.T, c *cluster) {
 		}
 	}
 	stop()
-	tell(t, "%d cold images started on %d nodes meanwhile, the slowest after %s", images, len(c.nodes), slowest.Round(100*time.Millisecond))
+	tell(t, "%d cold images started on %d nodes meanwhile, the slowest after %s", images, len(c.nodes),
+		slowest.Round(100*time.Millisecond))
 	require.True(t, <-mixed, "an agent of the new version exchanged bytes with those of the old one")
 	tell(t, "agents of both versions exchanged bytes")
 	c.awaitAgents(t)
@@ -111,13 +112,15 @@ func (c *cluster) removeAll(t *testing.T) {
 	}
 }
 
-// deleteDefinitions removes Shoal's resource definitions, and with them all its resources. The API server makes the storage of a
-// kind when somebody first asks for it. If that is the API server itself, as it deletes the definition, it fails, tries again
-// too soon, and then leaves the definition until its caches' next resync, five minutes later. So somebody asks before.
+// deleteDefinitions removes Shoal's resource definitions, and with them all its resources. The API server makes the
+// storage of a kind when somebody first asks for it. If that is the API server itself, as it deletes the definition, it
+// fails, tries again too soon, and then leaves the definition until its caches' next resync, five minutes later. So
+// somebody asks before.
 func (c *cluster) deleteDefinitions(t *testing.T) {
 	t.Helper()
 	definitions := filepath.Join(c.current.chart, "crds")
-	for name := range strings.FieldsSeq(c.kubectl(t, "get", "-f", definitions, "--ignore-not-found", "-o", "jsonpath={.items[*].metadata.name}")) {
+	for name := range strings.FieldsSeq(c.kubectl(t, "get", "-f", definitions, "--ignore-not-found", "-o",
+		"jsonpath={.items[*].metadata.name}")) {
 		c.kubectl(t, "get", name, "-A")
 	}
 	c.kubectl(t, "delete", "-f", definitions, "--ignore-not-found", "--timeout=3m")
@@ -180,7 +183,8 @@ func (c *cluster) exchangedWithOld(ctx context.Context, node string) bool {
 	if bytes == 0 {
 		return false
 	}
-	// Asked after the bytes were counted. Who does not answer is being replaced, and so was of the old version until now.
+	// Asked after the bytes were counted. Who does not answer is being replaced, and so was of the old version until
+	// now.
 	for _, other := range c.nodes {
 		if v, err := c.agentVersion(ctx, other); other != node && err == nil && v != c.previous.tag {
 			return false
@@ -202,7 +206,8 @@ func uninstall(t *testing.T, c *cluster) {
 	c.kubectl(t, "-n", workNamespace, "delete", "artifactpins.shoal.dev", "purged", "--timeout=30s")
 	tell(t, "no pin waits for an operator that is gone")
 	// Helm waits for the DaemonSet to be gone, which it is a moment before its pods are.
-	c.kubectl(t, "-n", shoalNamespace, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=agent", "--timeout=90s")
+	c.kubectl(t, "-n", shoalNamespace, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=agent",
+		"--timeout=90s")
 	for _, node := range c.nodes {
 		require.Equal(t, c.original[node], c.mirrorConfiguration(t, node), "mirror configuration of %s", node)
 	}

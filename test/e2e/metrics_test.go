@@ -22,12 +22,14 @@ func metricsExist(t *testing.T, c *cluster) {
 	c.warm(t)
 	var series []string
 	for _, node := range c.nodes {
-		series = append(series, strings.Split(c.rig.exec(t, node, "curl", "-sf", "-m", "10", "http://127.0.0.1:5051/metrics"), "\n")...)
+		series = append(series, strings.Split(c.rig.exec(t, node, "curl", "-sf", "-m", "10",
+			"http://127.0.0.1:5051/metrics"), "\n")...)
 	}
 	var operators corev1.PodList
 	c.get(t, &operators, "pods", "-n", shoalNamespace, "-l", "app.kubernetes.io/component=operator")
 	for _, pod := range operators.Items {
-		series = append(series, strings.Split(c.kubectl(t, "get", "--raw", fmt.Sprintf("/api/v1/namespaces/%s/pods/%s:8080/proxy/metrics", shoalNamespace, pod.Name)), "\n")...)
+		series = append(series, strings.Split(c.kubectl(t, "get", "--raw",
+			fmt.Sprintf("/api/v1/namespaces/%s/pods/%s:8080/proxy/metrics", shoalNamespace, pod.Name)), "\n")...)
 	}
 	asked := c.metricsAsked(t)
 	require.NotEmpty(t, asked)
@@ -38,7 +40,8 @@ func metricsExist(t *testing.T, c *cluster) {
 	for _, m := range asked {
 		names[m.name] = true
 	}
-	tell(t, "all %d metrics of alerts and dashboard are there: %s", len(names), strings.Join(slices.Sorted(maps.Keys(names)), ", "))
+	tell(t, "all %d metrics of alerts and dashboard are there: %s", len(names),
+		strings.Join(slices.Sorted(maps.Keys(names)), ", "))
 }
 
 // warm sees to it that every node has pulled an image, the same one, through its agent.
@@ -91,7 +94,8 @@ func (c *cluster) metricsAsked(t *testing.T) []metric {
 			} `json:"rules"`
 		} `json:"groups"`
 	}
-	require.NoError(t, yaml.Unmarshal([]byte(readFile(t, filepath.Join(c.current.chart, "files", "alerts.yaml"))), &alerts))
+	require.NoError(t, yaml.Unmarshal([]byte(readFile(t, filepath.Join(c.current.chart, "files", "alerts.yaml"))),
+		&alerts))
 	var dashboard struct {
 		Panels []struct {
 			Targets []struct {
@@ -99,7 +103,8 @@ func (c *cluster) metricsAsked(t *testing.T) []metric {
 			} `json:"targets"`
 		} `json:"panels"`
 	}
-	require.NoError(t, json.Unmarshal([]byte(readFile(t, filepath.Join(c.current.chart, "files", "dashboard.json"))), &dashboard))
+	require.NoError(t, json.Unmarshal([]byte(readFile(t, filepath.Join(c.current.chart, "files", "dashboard.json"))),
+		&dashboard))
 	var expressions []string
 	for _, group := range alerts.Groups {
 		for _, rule := range group.Rules {

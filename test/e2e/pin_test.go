@@ -65,8 +65,8 @@ func pinLoads(t *testing.T, c *cluster) {
 	tell(t, "pods that may not pull run on every node")
 }
 
-// startupTaint gives a node the taint with which an administrator has nodes register, while a pin that starting nodes wait
-// for names an image that is not there yet.
+// startupTaint gives a node the taint with which an administrator has nodes register, while a pin that starting nodes
+// wait for names an image that is not there yet.
 func startupTaint(t *testing.T, c *cluster) {
 	node := c.nodes[2]
 	const taint = "shoal.dev/starting"
@@ -88,7 +88,8 @@ func startupTaint(t *testing.T, c *cluster) {
 	})
 	c.kubectl(t, "taint", "node", node, taint+"=:NoSchedule")
 	t.Cleanup(func() {
-		_, _ = run(context.WithoutCancel(t.Context()), "", "kubectl", "taint", "node", node, taint+"-") // fails where the taint is lifted, as it is to be
+		// fails where the taint is lifted, as it is to be
+		_, _ = run(context.WithoutCancel(t.Context()), "", "kubectl", "taint", "node", node, taint+"-")
 	})
 	held, err := tainted()
 	require.NoError(t, err)
@@ -115,7 +116,8 @@ func (c *cluster) awaitPin(t *testing.T, name string, copies int, within time.Du
 			return err
 		}
 		if pin.Status.Ready != copies || pin.Status.Desired != copies {
-			return fmt.Errorf("pin %s: %d of %d copies ready, want %d: %v", name, pin.Status.Ready, pin.Status.Desired, copies, pin.Status.Conditions)
+			return fmt.Errorf("pin %s: %d of %d copies ready, want %d: %v", name, pin.Status.Ready, pin.Status.Desired,
+				copies, pin.Status.Conditions)
 		}
 		return nil
 	})
@@ -147,7 +149,8 @@ func policyChange(t *testing.T, c *cluster) {
 	answers := func(want string) func() error {
 		return func() error {
 			for _, node := range c.nodes {
-				code, err := c.rig.tryExec(t.Context(), node, "curl", "-s", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}",
+				code, err := c.rig.tryExec(t.Context(), node, "curl", "-s", "-m", "20", "-o", "/dev/null", "-w",
+					"%{http_code}",
 					"-H", "Accept: application/vnd.oci.image.manifest.v1+json", manifest)
 				if err == nil && code != want {
 					err = fmt.Errorf("the front of %s answers %s, want %s", node, code, want)

@@ -43,7 +43,8 @@ func registryOff(t *testing.T, c *cluster) {
 func privateImage(t *testing.T, c *cluster) {
 	img := c.private.push(t, "team/app", 20, 1)
 	t.Cleanup(func() { c.delete(t, "secret", "pull") })
-	c.kubectl(t, "-n", workNamespace, "create", "secret", "docker-registry", "pull", "--docker-server="+c.private.address,
+	c.kubectl(t, "-n", workNamespace, "create", "secret", "docker-registry", "pull",
+		"--docker-server="+c.private.address,
 		"--docker-username="+c.private.user, "--docker-password="+c.private.password)
 	c.rollout(t, workload{name: "with-secret", image: img.ref, node: c.nodes[0], pullSecret: "pull"}, 2*time.Minute)
 	tell(t, "%s starts it with the secret", c.nodes[0])
@@ -70,7 +71,8 @@ func privateImage(t *testing.T, c *cluster) {
 		return fmt.Errorf("the pod without the secret has not been refused yet")
 	})
 	tell(t, "%s without it is refused: %s", c.nodes[1], why)
-	require.Greater(t, c.metric(t, c.nodes[1], unauthorized), refusals, "answers 401 of the agent, which knows the image")
+	require.Greater(t, c.metric(t, c.nodes[1], unauthorized), refusals,
+		"answers 401 of the agent, which knows the image")
 	held := c.rig.exec(t, c.nodes[1], "sh", "-c", "ctr -n k8s.io images ls -q | grep -cF "+img.ref+" || true")
 	require.Equal(t, "0", held, "images of that name on %s", c.nodes[1])
 
@@ -79,7 +81,8 @@ func privateImage(t *testing.T, c *cluster) {
 		c.rollout(t, workload{name: "cached", image: img.ref, node: c.nodes[2], pullSecret: "pull"}, 2*time.Minute)
 	})
 	sent := c.rig.egress(t) - before
-	tell(t, "%s with it starts it from the cache: the registry sent %s to check the credentials", c.nodes[2], mebibytes(sent))
+	tell(t, "%s with it starts it from the cache: the registry sent %s to check the credentials", c.nodes[2],
+		mebibytes(sent))
 	require.Less(t, sent, int64(mib), "bytes that the registry sent for a cached image")
 }
 
@@ -88,6 +91,7 @@ func imageVolume(t *testing.T, c *cluster) {
 	program := c.public.push(t, "volume/app", 1, 1)
 	model := c.public.pushFiles(t, "volume/model", map[string][]byte{"weights.txt": []byte("0.1 0.2 0.3")})
 	c.rollout(t, workload{name: "volume", image: program.ref, volume: model.ref}, 2*time.Minute)
-	content := c.kubectl(t, "-n", workNamespace, "exec", "daemonset/volume", "--", "/probe", "cat", "/volume/weights.txt")
+	content := c.kubectl(t, "-n", workNamespace, "exec", "daemonset/volume", "--", "/probe", "cat",
+		"/volume/weights.txt")
 	require.Equal(t, "0.1 0.2 0.3", content)
 }

@@ -173,7 +173,8 @@ func (h *Hub) note(w *counted, r *http.Request, cdn bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.log = append(h.log, Request{
-		CDN: cdn, Method: r.Method, Path: r.URL.RequestURI(), Authorization: r.Header.Get("Authorization"), Range: r.Header.Get("Range"),
+		CDN: cdn, Method: r.Method, Path: r.URL.RequestURI(), Authorization: r.Header.Get("Authorization"),
+		Range:  r.Header.Get("Range"),
 		Status: w.status, Sent: w.sent,
 	})
 }
@@ -294,7 +295,8 @@ func (h *Hub) api(w http.ResponseWriter, r *http.Request, kind string, parts []s
 		defer repo.mu.Unlock()
 		branches := []map[string]any{}
 		for _, b := range slices.Sorted(maps.Keys(repo.branches)) {
-			branches = append(branches, map[string]any{"name": b, "ref": "refs/heads/" + b, "targetCommit": repo.branches[b]})
+			branches = append(branches, map[string]any{"name": b, "ref": "refs/heads/" + b,
+				"targetCommit": repo.branches[b]})
 		}
 		reply(w, map[string]any{"branches": branches, "tags": []any{}, "converts": []any{}})
 		return
@@ -316,7 +318,8 @@ func (h *Hub) api(w http.ResponseWriter, r *http.Request, kind string, parts []s
 	case rest[0] == "paths-info" && !t.NoTree:
 		h.pathsInfo(w, r, files)
 	case rest[0] == "xet-read-token":
-		reply(w, map[string]any{"casUrl": h.URL() + "/cas", "exp": time.Now().Add(time.Hour).Unix(), "accessToken": "xet"})
+		reply(w, map[string]any{"casUrl": h.URL() + "/cas", "exp": time.Now().Add(time.Hour).Unix(),
+			"accessToken": "xet"})
 	default:
 		fail(w, http.StatusNotFound, "", "Not found")
 	}
@@ -340,8 +343,10 @@ func (h *Hub) info(w http.ResponseWriter, r *http.Request, repo *Repo, sha strin
 		gated = "auto"
 	}
 	reply(w, map[string]any{
-		"_id": "1", "id": repo.id, "modelId": repo.id, "sha": sha, "private": repo.private, "gated": gated, "disabled": false,
-		"downloads": 1, "likes": 0, "tags": []string{}, "lastModified": "2026-01-01T00:00:00.000Z", "siblings": siblings,
+		"_id": "1", "id": repo.id, "modelId": repo.id, "sha": sha, "private": repo.private, "gated": gated,
+		"disabled":  false,
+		"downloads": 1, "likes": 0, "tags": []string{}, "lastModified": "2026-01-01T00:00:00.000Z",
+		"siblings": siblings,
 	})
 }
 

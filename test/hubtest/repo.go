@@ -83,7 +83,8 @@ func newFile(f File) *file {
 		if f.ClaimedSHA256 != "" {
 			out.sha256 = f.ClaimedSHA256
 		}
-		pointer := fmt.Sprintf("version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize %d\n", out.sha256, f.Data.Size())
+		pointer := fmt.Sprintf("version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize %d\n", out.sha256,
+			f.Data.Size())
 		out.oid = gitName(strings.NewReader(pointer), int64(len(pointer)))
 		return out
 	}
@@ -170,9 +171,12 @@ func tree(files map[string]*file) []map[string]any {
 		}
 	}
 	for d := range folders {
-		out = append(out, map[string]any{"type": "directory", "oid": gitName(strings.NewReader(d), int64(len(d))), "size": 0, "path": d})
+		out = append(out, map[string]any{"type": "directory", "oid": gitName(strings.NewReader(d), int64(len(d))),
+			"size": 0, "path": d})
 	}
-	slices.SortFunc(out, func(a, b map[string]any) int { return strings.Compare(a["path"].(string), b["path"].(string)) })
+	slices.SortFunc(out, func(a, b map[string]any) int {
+		return strings.Compare(a["path"].(string), b["path"].(string))
+	})
 	return out
 }
 

@@ -15,7 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Certificate makes a certificate for 127.0.0.1 that signs itself, so it is also the authority to trust. It is good for an hour.
+// Certificate makes a certificate for 127.0.0.1 that signs itself, so it is also the authority to trust. It is good for
+// an hour.
 func Certificate(t testing.TB) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -1,5 +1,5 @@
-// Package admin is the HTTP handler of the agent's admin address: liveness, readiness, metrics, profiles, and a read-only
-// view of the node in JSON. It shows no credentials, for the agent keeps none.
+// Package admin is the HTTP handler of the agent's admin address: liveness, readiness, metrics, profiles, and a
+// read-only view of the node in JSON. It shows no credentials, for the agent keeps none.
 //
 //	GET /healthz              200 while the process answers and does not say itself that it cannot serve, else 503
 //	GET /readyz               200 when every check passes, else 503; a line for each check
@@ -37,8 +37,8 @@ type Check struct {
 // checkTimeout bounds one check. Kubelet's default patience with a probe is a second.
 const checkTimeout = 800 * time.Millisecond
 
-// Options are what the handler shows. The functions are called once for each request, concurrently, and return snapshots
-// that nobody changes afterwards. A nil function shows an empty view.
+// Options are what the handler shows. The functions are called once for each request, concurrently, and return
+// snapshots that nobody changes afterwards. A nil function shows an empty view.
 type Options struct {
 	Checks []Check
 	// Alive returns why the agent had better be passed by, nil for no reason.

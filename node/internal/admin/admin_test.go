@@ -47,8 +47,10 @@ func TestReadinessNamesEveryCheck(t *testing.T) {
 		body   string
 	}{
 		"an agent without checks is ready": {nil, 200, ""},
-		"all checks pass":                  {[]admin.Check{check("store", nil), check("swarm", nil)}, 200, "store: ready\nswarm: ready\n"},
-		"one check fails":                  {[]admin.Check{check("store", nil), check("swarm", errors.New("no address"))}, 503, "store: ready\nswarm: not ready: no address\n"},
+		"all checks pass": {[]admin.Check{check("store", nil), check("swarm", nil)}, 200,
+			"store: ready\nswarm: ready\n"},
+		"one check fails": {[]admin.Check{check("store", nil),
+			check("swarm", errors.New("no address"))}, 503, "store: ready\nswarm: not ready: no address\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -110,7 +112,8 @@ func TestViewsAreJSON(t *testing.T) {
 	require.NoError(t, json.Unmarshal([]byte(body), &fetches))
 	require.Equal(t, o.Fetches(), fetches)
 
-	for _, path := range []string{"/debug/shoal/peers", "/debug/shoal/blobs", "/debug/shoal/pulls", "/debug/shoal/registries"} {
+	for _, path := range []string{"/debug/shoal/peers", "/debug/shoal/blobs", "/debug/shoal/pulls",
+		"/debug/shoal/registries"} {
 		_, body, _ = call(t, o, http.MethodGet, path)
 		require.JSONEq(t, "[]", body, "nothing is an empty list")
 	}
@@ -119,7 +122,8 @@ func TestViewsAreJSON(t *testing.T) {
 func TestNothingCanBeChanged(t *testing.T) {
 	t.Parallel()
 	for _, path := range []string{
-		"/healthz", "/readyz", "/metrics", "/debug/pprof/", "/debug/pprof/symbol", "/debug/shoal/node", "/debug/shoal/peers", "/debug/shoal/blobs", "/debug/shoal/fetches",
+		"/healthz", "/readyz", "/metrics", "/debug/pprof/", "/debug/pprof/symbol", "/debug/shoal/node",
+		"/debug/shoal/peers", "/debug/shoal/blobs", "/debug/shoal/fetches",
 		"/debug/shoal/pulls", "/debug/shoal/registries",
 	} {
 		for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete} {

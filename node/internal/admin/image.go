@@ -53,8 +53,8 @@ func (c Contents) Image(name string) (view.Image, error) {
 	return v, nil
 }
 
-// add adds a part and all that it refers to, and reports whether they make something whole: of an index one of its manifests is
-// enough.
+// add adds a part and all that it refers to, and reports whether they make something whole: of an index one of its
+// manifests is enough.
 func (c Contents) add(v *view.Image, seen map[digest.Digest]bool, d v1.Descriptor, kind string) bool {
 	if seen[d.Digest] || len(v.Parts) >= maxImageParts {
 		return true
@@ -64,7 +64,8 @@ func (c Contents) add(v *view.Image, seen map[digest.Digest]bool, d v1.Descripto
 	if !held {
 		size = d.Size
 	}
-	v.Parts = append(v.Parts, view.ImagePart{Digest: d.Digest.String(), Kind: kind, Size: size, Held: held, MediaType: d.MediaType})
+	v.Parts = append(v.Parts, view.ImagePart{Digest: d.Digest.String(), Kind: kind, Size: size, Held: held,
+		MediaType: d.MediaType})
 	if d.Platform != nil {
 		v.Parts[len(v.Parts)-1].Platform = d.Platform.OS + "/" + d.Platform.Architecture
 	}

@@ -42,7 +42,8 @@ func TestImage_TellsWhatOfItIsHere(t *testing.T) {
 	t.Parallel()
 	s := shelf{}
 	config, one, two := s.put([]byte("{}")), s.put([]byte("layer one")), s.put([]byte("layer two"))
-	image := s.putJSON(t, v1.Manifest{Config: config, Layers: []v1.Descriptor{one, two}, MediaType: v1.MediaTypeImageManifest})
+	image := s.putJSON(t, v1.Manifest{Config: config, Layers: []v1.Descriptor{one, two},
+		MediaType: v1.MediaTypeImageManifest})
 	elsewhere := v1.Descriptor{Digest: digest.FromString("arm"), Size: 3, MediaType: v1.MediaTypeImageManifest}
 	index := s.putJSON(t, v1.Index{Manifests: []v1.Descriptor{elsewhere, image}, MediaType: v1.MediaTypeImageIndex})
 
@@ -54,7 +55,8 @@ func TestImage_TellsWhatOfItIsHere(t *testing.T) {
 	require.Equal(t, index.Size+image.Size+config.Size+one.Size+two.Size, v.Held())
 
 	delete(s, two.Digest)
-	for _, name := range []string{"redis:7", "docker.io/library/redis@" + index.Digest.String(), index.Digest.String()} {
+	for _, name := range []string{"redis:7", "docker.io/library/redis@" + index.Digest.String(),
+		index.Digest.String()} {
 		v, err = s.contents(index.Digest).Image(name)
 		require.NoError(t, err)
 		require.False(t, v.Complete, name)

@@ -34,8 +34,8 @@ var ErrToken = errors.New("no valid token")
 
 // Reviewer says who may read a path, by the bearer token of the request.
 type Reviewer interface {
-	// Review returns nil if the token's owner may GET the path. It fails with ErrToken if the token is nobody's, and with another
-	// error if its owner may not, or if nobody could be asked.
+	// Review returns nil if the token's owner may GET the path. It fails with ErrToken if the token is nobody's, and
+	// with another error if its owner may not, or if nobody could be asked.
 	Review(ctx context.Context, token, path string) error
 }
 
@@ -107,7 +107,8 @@ func (c *cluster) Review(ctx context.Context, token, path string) error {
 		return fmt.Errorf("ask the API server what the token's owner may: %w", err)
 	}
 	if !may.Status.Allowed {
-		return fmt.Errorf("%s may not get %s: give it a ClusterRole with nonResourceURLs [%q], verbs [get]", user.Username, path, path)
+		return fmt.Errorf("%s may not get %s: give it a ClusterRole with nonResourceURLs [%q], verbs [get]",
+			user.Username, path, path)
 	}
 	c.known.Add(key, time.Now().Add(reviewTTL))
 	return nil

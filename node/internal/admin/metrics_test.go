@@ -30,12 +30,16 @@ func get(t *testing.T, h http.Handler, path, token string) *httptest.ResponseRec
 func TestMetrics_ServesMetricsAndNothingElse(t *testing.T) {
 	t.Parallel()
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "shoal_test", Help: "Of a test."}, func() float64 { return 1 }))
+	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "shoal_test", Help: "Of a test."},
+		func() float64 {
+			return 1
+		}))
 	h := Metrics(registry, slog.New(slog.DiscardHandler))
 	rec := get(t, h, "/metrics", "")
 	require.Equal(t, http.StatusOK, rec.Code)
 	require.Contains(t, rec.Body.String(), "shoal_test 1")
-	for _, path := range []string{"/", "/debug/pprof/", "/debug/pprof/heap", "/debug/shoal/blobs", "/debug/shoal/node", "/healthz"} {
+	for _, path := range []string{"/", "/debug/pprof/", "/debug/pprof/heap", "/debug/shoal/blobs", "/debug/shoal/node",
+		"/healthz"} {
 		require.Equal(t, http.StatusNotFound, get(t, h, path, "").Code, path)
 	}
 }

@@ -1,5 +1,5 @@
-// Package agent is the node agent's Kubernetes side: it registers the node's Peer, admits the peers that the operator has
-// admitted, puts the cluster's policy in force, keeps the pins that the node is given, and reports.
+// Package agent is the node agent's Kubernetes side: it registers the node's Peer, admits the peers that the operator
+// has admitted, puts the cluster's policy in force, keeps the pins that the node is given, and reports.
 //
 // api/README.md is its contract with the operator. In the order of the data flow:
 //
@@ -13,8 +13,8 @@
 //	writer.go     bounds what is written to the API server
 //	findings.go   what is amiss with the runtime's mirror configuration, as events on the Node
 //
-// Everything is level-triggered: a watch event says only that it is time to look at what the informers hold. Nothing here
-// stops the data plane: what can't be had from the API server is taken from memory, and asked for again.
+// Everything is level-triggered: a watch event says only that it is time to look at what the informers hold. Nothing
+// here stops the data plane: what can't be had from the API server is taken from memory, and asked for again.
 package agent
 
 import (
@@ -113,9 +113,10 @@ type Agent struct {
 
 	membersChanged, policyChanged, pinsChanged signal
 
-	inForce   atomic.Pointer[v1alpha1.EffectivePolicy] // the policy, nil before the first
-	rejected  atomic.Pointer[string]                   // why the policy that was seen last is not in force; nil where it is
-	findings  atomic.Pointer[[]Finding]                // nil where they are not known
+	inForce atomic.Pointer[v1alpha1.EffectivePolicy] // the policy, nil before the first
+	// why the policy that was seen last is not in force; nil where it is
+	rejected  atomic.Pointer[string]
+	findings  atomic.Pointer[[]Finding] // nil where they are not known
 	totals    *totals
 	admission atomic.Bool // whom to admit is known, from the API server or from memory
 }
@@ -123,7 +124,8 @@ type Agent struct {
 // New makes an Agent. It asks nothing of the API server. It fails for options that can't work.
 func New(opts Options) (*Agent, error) {
 	switch {
-	case opts.Config == nil, opts.NodeName == "", opts.Key == nil, opts.Swarm == nil, opts.Memory == nil, opts.Policy == nil:
+	case opts.Config == nil, opts.NodeName == "", opts.Key == nil, opts.Swarm == nil, opts.Memory == nil,
+		opts.Policy == nil:
 		return nil, errors.New("agent: needs Config, NodeName, Key, Swarm, Memory and Policy")
 	case opts.Logger == nil:
 		opts.Logger = slog.New(slog.DiscardHandler)
@@ -159,8 +161,10 @@ func New(opts Options) (*Agent, error) {
 	a.report = newWriter("NodeCache", v1alpha1.ReportInterval, a.writeReport, a.metrics, a.log)
 	a.events = newEvents(a.api, opts.NodeName, a.metrics)
 	a.keeper, err = pin.New(pin.Options{
-		Store: opts.Store, Fetcher: opts.Fetcher, Upstream: opts.Upstream, Secrets: secrets{a.api}, Runtime: opts.Runtime,
-		Tags: opts.Tags, Files: opts.Files, Gate: opts.Gate, Changed: a.report.changed.raise, Logger: a.log, Registerer: opts.Registerer,
+		Store: opts.Store, Fetcher: opts.Fetcher, Upstream: opts.Upstream, Secrets: secrets{a.api},
+		Runtime: opts.Runtime,
+		Tags:    opts.Tags, Files: opts.Files, Gate: opts.Gate, Changed: a.report.changed.raise, Logger: a.log,
+		Registerer: opts.Registerer,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
@@ -168,8 +172,8 @@ func New(opts Options) (*Agent, error) {
 	return a, nil
 }
 
-// Run works until ctx ends, whether the API server can be reached or not, and returns when all its goroutines have ended.
-// It is called once.
+// Run works until ctx ends, whether the API server can be reached or not, and returns when all its goroutines have
+// ended. It is called once.
 func (a *Agent) Run(ctx context.Context) {
 	ctx = klog.NewContext(ctx, logr.FromSlogHandler(calm{a.log.Handler()})) // for the informers
 	a.observe()
@@ -192,8 +196,8 @@ func (a *Agent) observe() {
 	a.api.caches.notify(a.pinsChanged.raise)
 }
 
-// Ready is nil once it is known whom the swarm may admit, from the API server or from memory. An agent that is not ready
-// serves its node from the registry all the same.
+// Ready is nil once it is known whom the swarm may admit, from the API server or from memory. An agent that is not
+// ready serves its node from the registry all the same.
 func (a *Agent) Ready() error {
 	if !a.admission.Load() {
 		return errors.New("the API server has not been reached yet, and no earlier answer of it is remembered")
@@ -207,8 +211,8 @@ func (a *Agent) AddressesChanged() { a.peer.changed.raise() }
 // BlobRemoved tells that the store no longer has a blob. Pins that need it are repaired at once.
 func (a *Agent) BlobRemoved(d digest.Digest) { a.keeper.Lost(d) }
 
-// ManifestServed tells that the registry front gave a manifest to a workload of this node, for pins that expire when they
-// are not used.
+// ManifestServed tells that the registry front gave a manifest to a workload of this node, for pins that expire when
+// they are not used.
 func (a *Agent) ManifestServed(d digest.Digest) { a.keeper.Used(d, time.Now()) }
 
 // signal tells one goroutine that it is time to look. Raising it twice before it looks is raising it once.

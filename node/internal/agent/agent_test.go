@@ -76,13 +76,15 @@ func newOrigin(t *testing.T, password string) *origin {
 		o.closure = append(o.closure, hash(l.Digest, nil))
 	}
 	slices.Sort(o.closure)
-	o.artifact = v1alpha1.AssignedArtifact{Repository: name, Tag: "1", Digest: root.String(), MediaType: string(m.MediaType)}
+	o.artifact = v1alpha1.AssignedArtifact{Repository: name, Tag: "1", Digest: root.String(),
+		MediaType: string(m.MediaType)}
 	return o
 }
 
 func keep(uid, revision string, o *origin) v1alpha1.PinAssignment {
 	return v1alpha1.PinAssignment{
-		UID: uid, Namespace: "default", Name: uid, Revision: revision, Action: v1alpha1.ActionKeep, Target: v1alpha1.TargetCache,
+		UID: uid, Namespace: "default", Name: uid, Revision: revision, Action: v1alpha1.ActionKeep,
+		Target:    v1alpha1.TargetCache,
 		Artifacts: []v1alpha1.AssignedArtifact{o.artifact},
 	}
 }
@@ -106,7 +108,8 @@ func TestWithoutAPIServerEverythingHolds(t *testing.T) {
 	t.Parallel()
 	m, other := newMachine(t, "fault-a", "z1"), newMachine(t, "fault-b", "z1")
 	o := newOrigin(t, "")
-	require.NoError(t, cluster.Client.Create(t.Context(), bypass("fault", map[string]string{corev1.LabelTopologyZone: "z1"})))
+	require.NoError(t, cluster.Client.Create(t.Context(),
+		bypass("fault", map[string]string{corev1.LabelTopologyZone: "z1"})))
 	line := plug(t, m.config)
 	m.start()
 	other.start()
@@ -119,7 +122,8 @@ func TestWithoutAPIServerEverythingHolds(t *testing.T) {
 		t.Helper()
 		eventually(t, func() bool {
 			return m.agent.Ready() == nil && m.swarm.admits(other.id()) && m.swarm.startsFrom(other.id()) &&
-				mode(m.live, "fault") == policy.Bypass && slices.Equal(o.closure, slices.Sorted(slices.Values(m.store.Pins()["pin/a"])))
+				mode(m.live, "fault") == policy.Bypass &&
+				slices.Equal(o.closure, slices.Sorted(slices.Values(m.store.Pins()["pin/a"])))
 		})
 		for _, d := range o.closure {
 			_, err := m.store.Stat(d)
@@ -167,7 +171,8 @@ func TestAnAgentRegistersItsPeer(t *testing.T) {
 	// A write is counted when its answer is there, which may be after others can see what it wrote.
 	eventually(t, func() bool { return m.writes("Peer") == 1 })
 
-	// Deleted while its agent runs, it is made again. The first life has written within the interval, so a second one shows it.
+	// Deleted while its agent runs, it is made again. The first life has written within the interval, so a second one
+	// shows it.
 	m.stop()
 	m.start()
 	eventually(t, func() bool { return m.agent.Ready() == nil })
@@ -227,7 +232,8 @@ func TestPinsAreKeptAndReported(t *testing.T) {
 	o := newOrigin(t, "open sesame")
 	secret := &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Name: "pull", Namespace: "default"}, Type: corev1.SecretTypeDockerConfigJson,
-		Data: map[string][]byte{corev1.DockerConfigJsonKey: fmt.Appendf(nil, `{"auths": {%q: {"username": "u", "password": "open sesame"}}}`,
+		Data: map[string][]byte{corev1.DockerConfigJsonKey: fmt.Appendf(nil,
+			`{"auths": {%q: {"username": "u", "password": "open sesame"}}}`,
 			strings.TrimPrefix(o.URL, "http://"))},
 	}
 	require.NoError(t, cluster.Client.Create(t.Context(), secret))
@@ -240,7 +246,8 @@ func TestPinsAreKeptAndReported(t *testing.T) {
 	m.start()
 
 	c := m.cache(func(c *v1alpha1.NodeCache) bool {
-		return len(c.Status.Pins) == 2 && c.Status.Pins[0].State == v1alpha1.PinReady && c.Status.Pins[1].State == v1alpha1.PinFailed
+		return len(c.Status.Pins) == 2 && c.Status.Pins[0].State == v1alpha1.PinReady &&
+			c.Status.Pins[1].State == v1alpha1.PinFailed
 	})
 	require.Equal(t, "private", c.Status.Pins[0].UID)
 	require.Equal(t, "1", c.Status.Pins[0].Revision)
@@ -276,11 +283,14 @@ func TestAnAgentThatStartsAnewDoesNotSeemToHaveLostItsPins(t *testing.T) {
 	assign(t, m.name, keep("a", "1", o))
 	m.start()
 	holds := func(d digest.Digest) bool { _, err := m.store.Stat(d); return err == nil }
-	eventually(t, func() bool { return !slices.ContainsFunc(o.closure, func(d digest.Digest) bool { return !holds(d) }) })
+	eventually(t, func() bool {
+		return !slices.ContainsFunc(o.closure, func(d digest.Digest) bool { return !holds(d) })
+	})
 	m.stop()
 	o.Close()
 	m.held = &heldFetcher{asked: make(chan struct{}), open: make(chan struct{})}
-	require.NoError(t, cluster.Client.Delete(t.Context(), &v1alpha1.NodeCache{ObjectMeta: metav1.ObjectMeta{Name: m.name}}))
+	require.NoError(t, cluster.Client.Delete(t.Context(),
+		&v1alpha1.NodeCache{ObjectMeta: metav1.ObjectMeta{Name: m.name}}))
 	assign(t, m.name, keep("a", "1", o), keep("b", "1", o))
 	m.start()
 	for _, from := range []string{"its memory", "the API server"} {
@@ -301,11 +311,13 @@ func allowSecret(t *testing.T, secret *corev1.Secret) {
 	t.Helper()
 	meta := metav1.ObjectMeta{Name: "shoal-agent-pull-secrets", Namespace: secret.Namespace}
 	require.NoError(t, cluster.Client.Create(t.Context(), &rbacv1.Role{ObjectMeta: meta, Rules: []rbacv1.PolicyRule{{
-		APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{secret.Name}, Verbs: []string{"get"},
+		APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{secret.Name},
+		Verbs: []string{"get"},
 	}}}))
 	require.NoError(t, cluster.Client.Create(t.Context(), &rbacv1.RoleBinding{
 		ObjectMeta: meta, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: meta.Name},
-		Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Name: apitest.AgentServiceAccount, Namespace: apitest.Namespace}},
+		Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Name: apitest.AgentServiceAccount,
+			Namespace: apitest.Namespace}},
 	}))
 }
 
@@ -321,10 +333,12 @@ func TestFindingsAreEventsOnTheNodeAndACondition(t *testing.T) {
 		}).Status.Conditions, v1alpha1.ConditionMirrorConfigured)
 	}
 	mirror(metav1.ConditionUnknown, v1alpha1.ReasonMirrorNotChecked)
-	finding := agent.Finding{Reason: "ConfigPathUnset", Message: "containerd reads no mirrors: set config_path to /etc/containerd/certs.d"}
+	finding := agent.Finding{Reason: "ConfigPathUnset",
+		Message: "containerd reads no mirrors: set config_path to /etc/containerd/certs.d"}
 	events := func() (all []string) {
 		var list corev1.EventList
-		require.NoError(t, cluster.Client.List(t.Context(), &list, client.MatchingFields{"involvedObject.name": m.name}))
+		require.NoError(t, cluster.Client.List(t.Context(), &list,
+			client.MatchingFields{"involvedObject.name": m.name}))
 		for _, e := range list.Items {
 			require.Equal(t, "Node", e.InvolvedObject.Kind)
 			all = append(all, fmt.Sprintf("%s %s %d", e.Type, e.Reason, e.Count))
@@ -338,7 +352,8 @@ func TestFindingsAreEventsOnTheNodeAndACondition(t *testing.T) {
 	require.Equal(t, finding.Message, mirror(metav1.ConditionFalse, v1alpha1.ReasonConfigPathUnset).Message)
 	m.agent.SetFindings([]agent.Finding{finding})
 	m.agent.SetFindings(nil)
-	// A finding that stands is told once: events are written in order, and telling it again would have raised its count by now.
+	// A finding that stands is told once: events are written in order, and telling it again would have raised its count
+	// by now.
 	eventually(t, func() bool {
 		return slices.Equal(events(), []string{"Normal MirrorConfigured 1", "Warning ConfigPathUnset 1"})
 	})

@@ -64,8 +64,11 @@ func newAPI(config *rest.Config, nodeName string, log *slog.Logger) (*api, error
 	a.swarms.SharedIndexInformer = watch("swarms", named(v1alpha1.SwarmName), &v1alpha1.Swarm{})
 	a.policies.SharedIndexInformer = watch("cachepolicies", fields.Everything(), &v1alpha1.CachePolicy{})
 	a.caches.SharedIndexInformer = watch("nodecaches", named(nodeName), &v1alpha1.NodeCache{})
-	a.node.SharedIndexInformer = metadatainformer.NewFilteredMetadataInformer(nodes, corev1.SchemeGroupVersion.WithResource("nodes"),
-		metav1.NamespaceAll, 0, nil, func(o *metav1.ListOptions) { o.FieldSelector = named(nodeName).String() }).Informer()
+	a.node.SharedIndexInformer = metadatainformer.NewFilteredMetadataInformer(nodes,
+		corev1.SchemeGroupVersion.WithResource("nodes"),
+		metav1.NamespaceAll, 0, nil, func(o *metav1.ListOptions) {
+			o.FieldSelector = named(nodeName).String()
+		}).Informer()
 	for what, i := range a.informers() {
 		if err := i.SetTransform(strip); err != nil {
 			return nil, fmt.Errorf("informer of %s: %w", what, err)
@@ -128,7 +131,8 @@ func (a *api) apply(ctx context.Context, resource, name, subresource string, bod
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	return a.shoal.Patch(types.ApplyYAMLPatchType).Resource(resource).Name(name).SubResource(subresource).
-		VersionedParams(&metav1.PatchOptions{FieldManager: v1alpha1.AgentFieldManager, Force: new(true)}, metav1.ParameterCodec).
+		VersionedParams(&metav1.PatchOptions{FieldManager: v1alpha1.AgentFieldManager, Force: new(true)},
+			metav1.ParameterCodec).
 		Body(body).Do(ctx).Error()
 }
 

@@ -11,8 +11,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// cable carries the TCP connections of one client to the API server. Cut, it closes them all and refuses new ones, as an API
-// server does that has stopped.
+// cable carries the TCP connections of one client to the API server. Cut, it closes them all and refuses new ones, as
+// an API server does that has stopped.
 type cable struct {
 	t            *testing.T
 	target, here string

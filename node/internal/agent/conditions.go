@@ -21,7 +21,8 @@ func (a *Agent) conditions(pins []v1alpha1.PinProgress, now time.Time) []metav1.
 	if c, ok := a.api.caches.get(a.opts.NodeName); ok {
 		all = append(all, c.Status.Conditions...)
 	}
-	for _, c := range []metav1.Condition{a.mirrorConfigured(), a.policyApplied(), pinsReady(pins), storeUsable(a.opts.StoreHealth())} {
+	for _, c := range []metav1.Condition{a.mirrorConfigured(), a.policyApplied(), pinsReady(pins),
+		storeUsable(a.opts.StoreHealth())} {
 		c.LastTransitionTime = metav1.NewTime(now)
 		apimeta.SetStatusCondition(&all, c)
 	}
@@ -54,21 +55,24 @@ func (a *Agent) policyApplied() metav1.Condition {
 	inForce, rejected := a.inForce.Load(), a.rejected.Load()
 	switch {
 	case rejected != nil:
-		c.Status, c.Reason, c.Message = metav1.ConditionFalse, v1alpha1.ReasonPolicyRejected, pin.Shorten(*rejected, maxConditionMessage)
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, v1alpha1.ReasonPolicyRejected, pin.Shorten(*rejected,
+			maxConditionMessage)
 	case inForce == nil:
 		c.Status, c.Reason, c.Message = metav1.ConditionUnknown, v1alpha1.ReasonApplying, "the policies have not been read yet"
 	case len(inForce.Policies) == 0:
 		c.Status, c.Reason, c.Message = metav1.ConditionTrue, v1alpha1.ReasonApplied, "no CachePolicy matches; the agent's configuration holds"
 	default:
 		c.Status, c.Reason = metav1.ConditionTrue, v1alpha1.ReasonApplied
-		c.Message = pin.Shorten("in force, in order of precedence: "+strings.Join(inForce.Policies, ", "), maxConditionMessage)
+		c.Message = pin.Shorten("in force, in order of precedence: "+strings.Join(inForce.Policies, ", "),
+			maxConditionMessage)
 	}
 	return c
 }
 
 // pinsReady says no numbers that change while bytes arrive: those are in the status itself.
 func pinsReady(pins []v1alpha1.PinProgress) metav1.Condition {
-	c := metav1.Condition{Type: v1alpha1.ConditionPinsReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonAllReady, Message: "every pin is whole"}
+	c := metav1.Condition{Type: v1alpha1.ConditionPinsReady, Status: metav1.ConditionTrue,
+		Reason: v1alpha1.ReasonAllReady, Message: "every pin is whole"}
 	waiting, failed := 0, 0
 	for _, p := range pins {
 		switch p.State {
@@ -91,7 +95,8 @@ func pinsReady(pins []v1alpha1.PinProgress) metav1.Condition {
 
 // storeUsable says what a store's Health means.
 func storeUsable(err error) metav1.Condition {
-	c := metav1.Condition{Type: v1alpha1.ConditionStoreUsable, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonDiskFails}
+	c := metav1.Condition{Type: v1alpha1.ConditionStoreUsable, Status: metav1.ConditionFalse,
+		Reason: v1alpha1.ReasonDiskFails}
 	switch {
 	case err == nil:
 		c.Status, c.Reason, c.Message = metav1.ConditionTrue, v1alpha1.ReasonDiskWorks, "the agent can write to its disk"
@@ -99,7 +104,8 @@ func storeUsable(err error) metav1.Condition {
 	case errors.Is(err, content.ErrNoSpace):
 		c.Reason = v1alpha1.ReasonDiskFull
 	}
-	c.Message = pin.Shorten(fmt.Sprintf("what is not cached passes through from the registry: %v", err), maxConditionMessage)
+	c.Message = pin.Shorten(fmt.Sprintf("what is not cached passes through from the registry: %v", err),
+		maxConditionMessage)
 	return c
 }
 

@@ -16,8 +16,8 @@ import (
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 )
 
-// Finding is something about the runtime's mirror configuration that somebody should look at, such as a runtime that reads
-// none.
+// Finding is something about the runtime's mirror configuration that somebody should look at, such as a runtime that
+// reads none.
 type Finding struct {
 	// Reason is one of those of the condition MirrorConfigured.
 	Reason string
@@ -25,9 +25,9 @@ type Finding struct {
 	Message string
 }
 
-// SetFindings replaces the findings; before the first call it counts as not known how the runtime is configured. Each that
-// is new becomes a warning event on the Node, and one event tells when the last is gone. Together they are the condition
-// MirrorConfigured of the NodeCache.
+// SetFindings replaces the findings; before the first call it counts as not known how the runtime is configured. Each
+// that is new becomes a warning event on the Node, and one event tells when the last is gone. Together they are the
+// condition MirrorConfigured of the NodeCache.
 func (a *Agent) SetFindings(findings []Finding) {
 	findings = slices.SortedFunc(slices.Values(findings), byGravity)
 	a.events.set(findings)
@@ -101,12 +101,14 @@ func (e *events) take() (warnings []Finding, resolved bool) {
 	return warnings, resolved
 }
 
-// run makes events until ctx ends. The recorder bounds their rate, and tries again when the API server can't be reached.
+// run makes events until ctx ends. The recorder bounds their rate, and tries again when the API server can't be
+// reached.
 func (e *events) run(ctx context.Context) {
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
 	defer broadcaster.Shutdown()
 	broadcaster.StartRecordingToSink(e.sink)
-	recorder := broadcaster.NewRecorder(runtime.NewScheme(), corev1.EventSource{Component: "shoal-node", Host: e.node.Name}).
+	recorder := broadcaster.NewRecorder(runtime.NewScheme(),
+		corev1.EventSource{Component: "shoal-node", Host: e.node.Name}).
 		WithLogger(klog.FromContext(ctx))
 	follow(ctx, e.changed, func() {
 		warnings, resolved := e.take()
@@ -115,7 +117,8 @@ func (e *events) run(ctx context.Context) {
 			recorder.Event(e.node, corev1.EventTypeWarning, f.Reason, f.Message)
 		}
 		if resolved {
-			recorder.Event(e.node, corev1.EventTypeNormal, v1alpha1.ReasonMirrorConfigured, "The container runtime uses the mirror of this node.")
+			recorder.Event(e.node, corev1.EventTypeNormal, v1alpha1.ReasonMirrorConfigured,
+				"The container runtime uses the mirror of this node.")
 		}
 	})
 }

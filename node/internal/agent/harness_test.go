@@ -130,13 +130,15 @@ func (f *heldFetcher) Open(ctx context.Context, req content.Request) (content.Re
 func newMachine(t *testing.T, name, zone string) *machine {
 	t.Helper()
 	apitest.Require(t, cluster)
-	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelTopologyZone: zone}}}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name,
+		Labels: map[string]string{corev1.LabelTopologyZone: zone}}}
 	require.NoError(t, cluster.Client.Create(t.Context(), node))
 	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
 	require.NoError(t, err)
 	config, err := cluster.AgentConfig(t.Context(), name)
 	require.NoError(t, err)
-	return &machine{t: t, name: name, dir: t.TempDir(), key: key, addr: ma.StringCast("/ip4/127.0.0.1/tcp/0"), config: config}
+	return &machine{t: t, name: name, dir: t.TempDir(), key: key, addr: ma.StringCast("/ip4/127.0.0.1/tcp/0"),
+		config: config}
 }
 
 func (m *machine) start() {
@@ -164,16 +166,19 @@ func (m *machine) start() {
 	})
 	require.NoError(t, err)
 	m.addr = m.swarm.Addrs()[0]
-	up, err := upstream.New(upstream.Options{AllowAddresses: loopback, Timeouts: upstream.Timeouts{Retry: 100 * time.Millisecond}})
+	up, err := upstream.New(upstream.Options{AllowAddresses: loopback,
+		Timeouts: upstream.Timeouts{Retry: 100 * time.Millisecond}})
 	require.NoError(t, err)
-	fetcher := fetch.New(fetch.Options{Store: m.store, Swarm: m.swarm.Swarm, Upstream: up, Logger: log, Registerer: prometheus.NewRegistry()})
+	fetcher := fetch.New(fetch.Options{Store: m.store, Swarm: m.swarm.Swarm, Upstream: up, Logger: log,
+		Registerer: prometheus.NewRegistry()})
 	var reads pin.Fetcher = fetcher
 	if m.held != nil {
 		m.held.Fetcher, reads = fetcher, m.held
 	}
 	m.live = policy.NewLive(nil)
 	m.agent, err = agent.New(agent.Options{
-		Config: m.config, NodeName: m.name, Version: "v0-test", Zone: m.zone, Key: m.key, Swarm: m.swarm, Memory: m.store.KV("agent"),
+		Config: m.config, NodeName: m.name, Version: "v0-test", Zone: m.zone, Key: m.key, Swarm: m.swarm,
+		Memory: m.store.KV("agent"),
 		Policy: m.live, Store: m.store, Fetcher: reads, Upstream: up, Registerer: m.registry,
 		Counters: func() agent.Counters { return agent.Counters{Hits: 7, PeerBytes: 1 << 20} },
 	})
@@ -251,7 +256,8 @@ func eventually(t *testing.T, condition func() bool) {
 // operator acts as the operator.
 func operator(t *testing.T) client.Client {
 	t.Helper()
-	c, err := client.New(cluster.Impersonate("", apitest.OperatorServiceAccount), client.Options{Scheme: cluster.Scheme})
+	c, err := client.New(cluster.Impersonate("", apitest.OperatorServiceAccount),
+		client.Options{Scheme: cluster.Scheme})
 	require.NoError(t, err)
 	return c
 }

@@ -65,7 +65,8 @@ func (a *Agent) followMembers(ctx context.Context) {
 	}
 }
 
-// seenMembers are the members by the informers. Of a Swarm that has not been seen yet the remembered bootstrap set stands.
+// seenMembers are the members by the informers. Of a Swarm that has not been seen yet the remembered bootstrap set
+// stands.
 func (a *Agent) seenMembers(before members) members {
 	m := members{Admitted: []member{}, Bootstrap: []member{}}
 	for _, p := range a.api.peers.list() {
@@ -103,13 +104,15 @@ func (a *Agent) admit(m members) {
 	a.admission.Store(true)
 }
 
-// bootstrapOf are the peers that self starts from: the published set, and a few of the other members, which are chosen by
-// rendezvous so that they stay the same while members come and go.
+// bootstrapOf are the peers that self starts from: the published set, and a few of the other members, which are chosen
+// by rendezvous so that they stay the same while members come and go.
 func bootstrapOf(self peer.ID, m members) []peer.AddrInfo {
 	var infos []peer.AddrInfo
 	add := func(p member) bool {
 		info, err := p.info()
-		if err != nil || info.ID == self || slices.ContainsFunc(infos, func(i peer.AddrInfo) bool { return i.ID == info.ID }) {
+		if err != nil || info.ID == self || slices.ContainsFunc(infos, func(i peer.AddrInfo) bool {
+			return i.ID == info.ID
+		}) {
 			return false
 		}
 		infos = append(infos, info)

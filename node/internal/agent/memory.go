@@ -55,6 +55,7 @@ func remember[T any](m content.Memory, log *slog.Logger, key string, value T) {
 		err = m.Put(key, data)
 	}
 	if err != nil {
-		log.Warn("not remembered for a restart without API server", "key", key, "error", fmt.Errorf("remember %s: %w", key, err))
+		log.Warn("not remembered for a restart without API server", "key", key, "error",
+			fmt.Errorf("remember %s: %w", key, err))
 	}
 }

@@ -39,5 +39,6 @@ func newMetrics(reg prometheus.Registerer, a *Agent) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	return m, errors.Join(reg.Register(m.writes), reg.Register(m.admitted), reg.Register(m.policy), reg.Register(synced))
+	return m, errors.Join(reg.Register(m.writes), reg.Register(m.admitted), reg.Register(m.policy),
+		reg.Register(synced))
 }

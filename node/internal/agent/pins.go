@@ -11,8 +11,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/agent/pin"
 )
 
-// followPins hands the node's assignments to the keeper. Those that were last seen stand while the API server is away, and
-// while there is no NodeCache: only an entry that has left a NodeCache is released.
+// followPins hands the node's assignments to the keeper. Those that were last seen stand while the API server is away,
+// and while there is no NodeCache: only an entry that has left a NodeCache is released.
 func (a *Agent) followPins(ctx context.Context) {
 	known, ok := recall[pinMemory](a.opts.Memory, a.log, keyPins)
 	if ok {

@@ -16,7 +16,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/policy"
 )
 
-// followPolicy keeps the effective policy of the node in force. Until the API server has answered, what is remembered holds.
+// followPolicy keeps the effective policy of the node in force. Until the API server has answered, what is remembered
+// holds.
 func (a *Agent) followPolicy(ctx context.Context) {
 	if known, ok := recall[policyMemory](a.opts.Memory, a.log, keyPolicy); ok {
 		a.enforce(known)
@@ -29,16 +30,17 @@ func (a *Agent) followPolicy(ctx context.Context) {
 		if now == nil {
 			return
 		}
-		stands := in != nil && in.Revision == now.Revision && slices.Equal(in.Policies, now.Policies) && a.rejected.Load() == nil
+		stands := in != nil && in.Revision == now.Revision && slices.Equal(in.Policies, now.Policies) &&
+			a.rejected.Load() == nil
 		if !stands && a.enforce(*now) {
 			remember(a.opts.Memory, a.log, keyPolicy, *now)
 		}
 	})
 }
 
-// RememberedPolicy is the policy that an agent of this node put in force last, for who must know it before one runs: a cache that
-// starts under the limits of its configuration alone would evict what the cluster's policy lets it keep. It tells false where
-// there is none, or it makes no sense any more.
+// RememberedPolicy is the policy that an agent of this node put in force last, for who must know it before one runs: a
+// cache that starts under the limits of its configuration alone would evict what the cluster's policy lets it keep. It
+// tells false where there is none, or it makes no sense any more.
 func RememberedPolicy(memory content.Memory, base *policy.Policy, log *slog.Logger) (*policy.Policy, bool) {
 	known, ok := recall[policyMemory](memory, log, keyPolicy)
 	if !ok {
@@ -46,14 +48,16 @@ func RememberedPolicy(memory content.Memory, base *policy.Policy, log *slog.Logg
 	}
 	p := compile(known, base)
 	if err := p.Validate(); err != nil {
-		log.Warn("remembered policy not put in force", "policies", known.Policies, "revision", known.Revision, "error", err)
+		log.Warn("remembered policy not put in force", "policies", known.Policies, "revision", known.Revision, "error",
+			err)
 		return nil, false
 	}
 	return p, true
 }
 
-// seenPolicy is the policy by the informers, nil where the one in force is to stand: while there is no Node nobody knows which
-// policies match, and a cache that is made smaller for as long as a Node is made anew has lost what it held.
+// seenPolicy is the policy by the informers, nil where the one in force is to stand: while there is no Node nobody
+// knows which policies match, and a cache that is made smaller for as long as a Node is made anew has lost what it
+// held.
 func (a *Agent) seenPolicy() *v1alpha1.EffectivePolicy {
 	var labels map[string]string
 	if node, ok := a.api.node.get(a.opts.NodeName); ok {
@@ -89,7 +93,8 @@ func (a *Agent) enforce(e v1alpha1.EffectivePolicy) bool {
 	return true
 }
 
-// compile makes the node's policy of the cluster's. What no CachePolicy sets is as base has it, and base's rules come last.
+// compile makes the node's policy of the cluster's. What no CachePolicy sets is as base has it, and base's rules come
+// last.
 func compile(e v1alpha1.EffectivePolicy, base *policy.Policy) *policy.Policy {
 	p := &policy.Policy{Default: base.Default, Bandwidth: base.Bandwidth, Store: compileStore(e.Storage, base.Store)}
 	p.Bandwidth.Upload = size(e.Bandwidth.Upload, nil, base.Bandwidth.Upload)

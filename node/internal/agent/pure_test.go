@@ -31,13 +31,15 @@ func TestDialable(t *testing.T) {
 	}
 	firstMany = many[:maxAddresses]
 	for name, c := range map[string]struct{ addrs, want []string }{
-		"drops loopback where there is better": {[]string{"/ip4/127.0.0.1/tcp/1", "/ip4/10.0.0.7/tcp/1", "/ip6/::1/tcp/1"}, []string{"/ip4/10.0.0.7/tcp/1"}},
-		"keeps loopback where there is none":   {[]string{"/ip4/127.0.0.1/tcp/1"}, []string{"/ip4/127.0.0.1/tcp/1"}},
-		"drops what nobody can dial":           {[]string{"/ip4/0.0.0.0/tcp/1", "/ip6/fe80::1/tcp/1"}, nil},
+		"drops loopback where there is better": {[]string{"/ip4/127.0.0.1/tcp/1", "/ip4/10.0.0.7/tcp/1",
+			"/ip6/::1/tcp/1"}, []string{"/ip4/10.0.0.7/tcp/1"}},
+		"keeps loopback where there is none": {[]string{"/ip4/127.0.0.1/tcp/1"}, []string{"/ip4/127.0.0.1/tcp/1"}},
+		"drops what nobody can dial":         {[]string{"/ip4/0.0.0.0/tcp/1", "/ip6/fe80::1/tcp/1"}, nil},
 		"drops the peer ID": {
 			[]string{"/ip4/10.0.0.7/tcp/1/p2p/12D3KooWBhSnGQkzYtGRVRGdQFDwNxQvXyqHLSSrkMfTwRjgDYaK"}, []string{"/ip4/10.0.0.7/tcp/1"},
 		},
-		"says the same in whatever order":        {[]string{"/ip6/fd00::1/tcp/1", "/ip4/10.0.0.7/tcp/1", "/ip4/10.0.0.7/tcp/1"}, []string{"/ip4/10.0.0.7/tcp/1", "/ip6/fd00::1/tcp/1"}},
+		"says the same in whatever order": {[]string{"/ip6/fd00::1/tcp/1", "/ip4/10.0.0.7/tcp/1",
+			"/ip4/10.0.0.7/tcp/1"}, []string{"/ip4/10.0.0.7/tcp/1", "/ip6/fd00::1/tcp/1"}},
 		"says no more than the API has room for": {many, firstMany},
 	} {
 		var addrs []ma.Multiaddr
@@ -92,13 +94,16 @@ func TestAPolicyThatMakesNoSenseIsSaidToBeRejected(t *testing.T) {
 	t.Parallel()
 	m, err := newMetrics(nil, nil)
 	require.NoError(t, err)
-	a := &Agent{log: slog.New(slog.DiscardHandler), report: newWriter("NodeCache", time.Minute, nil, m, slog.New(slog.DiscardHandler))}
+	a := &Agent{log: slog.New(slog.DiscardHandler),
+		report: newWriter("NodeCache", time.Minute, nil, m, slog.New(slog.DiscardHandler))}
 	a.opts.BasePolicy = policy.Default()
 	require.Equal(t, v1alpha1.ReasonApplying, a.policyApplied().Reason)
-	newer := v1alpha1.EffectivePolicy{Policies: []string{"base"}, Storage: v1alpha1.StoragePolicy{Eviction: new(v1alpha1.EvictionAlgorithm("ARC"))}}
+	newer := v1alpha1.EffectivePolicy{Policies: []string{"base"},
+		Storage: v1alpha1.StoragePolicy{Eviction: new(v1alpha1.EvictionAlgorithm("ARC"))}}
 	require.False(t, a.enforce(newer))
 	c := a.policyApplied()
-	require.Equal(t, []string{string(metav1.ConditionFalse), v1alpha1.ReasonPolicyRejected}, []string{string(c.Status), c.Reason})
+	require.Equal(t, []string{string(metav1.ConditionFalse), v1alpha1.ReasonPolicyRejected},
+		[]string{string(c.Status), c.Reason})
 	require.Contains(t, c.Message, "base")
 	require.Contains(t, c.Message, "ARC")
 }
@@ -107,8 +112,10 @@ func TestWithoutItsNodeAnAgentKeepsThePolicyInForce(t *testing.T) {
 	t.Parallel()
 	a := &Agent{api: &api{}}
 	a.opts.NodeName = "n"
-	a.api.node.SharedIndexInformer = cache.NewSharedIndexInformer(&cache.ListWatch{}, &metav1.PartialObjectMetadata{}, 0, nil)
-	a.api.policies.SharedIndexInformer = cache.NewSharedIndexInformer(&cache.ListWatch{}, &v1alpha1.CachePolicy{}, 0, nil)
+	a.api.node.SharedIndexInformer = cache.NewSharedIndexInformer(&cache.ListWatch{}, &metav1.PartialObjectMetadata{},
+		0, nil)
+	a.api.policies.SharedIndexInformer = cache.NewSharedIndexInformer(&cache.ListWatch{}, &v1alpha1.CachePolicy{}, 0,
+		nil)
 	large := &v1alpha1.CachePolicy{ObjectMeta: metav1.ObjectMeta{Name: "large"}, Spec: v1alpha1.CachePolicySpec{
 		NodeSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"disk": "large"}},
 		Storage:      &v1alpha1.StoragePolicy{CapacityPercent: new(int32(80))},
@@ -116,7 +123,8 @@ func TestWithoutItsNodeAnAgentKeepsThePolicyInForce(t *testing.T) {
 	require.NoError(t, a.api.policies.GetStore().Add(large))
 	require.Empty(t, a.seenPolicy().Policies, "with none in force, no Node is one without labels")
 
-	node := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: map[string]string{"disk": "large"}}}
+	node := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: "n",
+		Labels: map[string]string{"disk": "large"}}}
 	require.NoError(t, a.api.node.GetStore().Add(node))
 	inForce := a.seenPolicy()
 	require.Equal(t, []string{"large"}, inForce.Policies)
@@ -136,7 +144,8 @@ func TestEveryFindingIsAReasonOfTheAPI(t *testing.T) {
 		require.Contains(t, gravity, string(kind))
 	}
 	require.Len(t, gravity, len(kinds))
-	worst := slices.SortedFunc(slices.Values([]Finding{{Reason: "Edited"}, {Reason: "Unheard"}, {Reason: "ConfigPathUnset"}}), byGravity)
+	worst := slices.SortedFunc(slices.Values([]Finding{{Reason: "Edited"}, {Reason: "Unheard"},
+		{Reason: "ConfigPathUnset"}}), byGravity)
 	require.Equal(t, []Finding{{Reason: "ConfigPathUnset"}, {Reason: "Edited"}, {Reason: "Unheard"}}, worst)
 }
 
@@ -145,7 +154,8 @@ func TestCompile(t *testing.T) {
 	base := policy.Default()
 	base.Rules = []policy.Rule{{Match: []string{"configured.example/**"}, Mode: policy.PeersOnly,
 		Authorization: policy.Authorization{Mode: policy.Registry, OnUnreachable: policy.Deny}}}
-	base.Store = policy.Store{Capacity: policy.Size{Bytes: 1 << 30}, HighWatermark: 0.95, LowWatermark: 0.85, Eviction: policy.LRU}
+	base.Store = policy.Store{Capacity: policy.Size{Bytes: 1 << 30}, HighWatermark: 0.95, LowWatermark: 0.85,
+		Eviction: policy.LRU}
 	repo := content.Repository{Registry: "a.example", Name: "team/app"}
 	rule := func(r v1alpha1.RepositoryRule) v1alpha1.EffectivePolicy {
 		r.Match = []string{"a.example/**"}
@@ -169,7 +179,8 @@ func TestCompile(t *testing.T) {
 		"rules of the cluster come before those of the configuration": {
 			rule(v1alpha1.RepositoryRule{}), func(t *testing.T, p *policy.Policy) {
 				require.Len(t, p.Rules, 2)
-				require.Equal(t, policy.PeersOnly, p.For(content.Repository{Registry: "configured.example", Name: "x"}).Mode)
+				require.Equal(t, policy.PeersOnly,
+					p.For(content.Repository{Registry: "configured.example", Name: "x"}).Mode)
 			},
 		},
 		"authorization": {
@@ -194,20 +205,24 @@ func TestCompile(t *testing.T) {
 		},
 		"storage in shares of the disk": {
 			v1alpha1.EffectivePolicy{Storage: v1alpha1.StoragePolicy{
-				CapacityPercent: new(int32(40)), HighWatermarkPercent: new(int32(80)), LowWatermarkPercent: new(int32(60)),
-				MinFreePercent: new(int32(10)), Eviction: new(v1alpha1.EvictionAlgorithm("SLRU")),
+				CapacityPercent: new(int32(40)), HighWatermarkPercent: new(int32(80)),
+				LowWatermarkPercent: new(int32(60)),
+				MinFreePercent:      new(int32(10)), Eviction: new(v1alpha1.EvictionAlgorithm("SLRU")),
 			}}, func(t *testing.T, p *policy.Policy) {
 				require.Equal(t, policy.Store{
-					Capacity: policy.Size{Share: 0.4}, HighWatermark: 0.8, LowWatermark: 0.6, MinFree: policy.Size{Share: 0.1}, Eviction: policy.SLRU,
+					Capacity: policy.Size{Share: 0.4}, HighWatermark: 0.8, LowWatermark: 0.6,
+					MinFree: policy.Size{Share: 0.1}, Eviction: policy.SLRU,
 				}, p.Store)
 			},
 		},
 		"watermarks at the edge of what the API takes": {
-			v1alpha1.EffectivePolicy{Storage: v1alpha1.StoragePolicy{HighWatermarkPercent: new(int32(1)), LowWatermarkPercent: new(int32(0))}},
+			v1alpha1.EffectivePolicy{Storage: v1alpha1.StoragePolicy{HighWatermarkPercent: new(int32(1)),
+				LowWatermarkPercent: new(int32(0))}},
 			func(t *testing.T, p *policy.Policy) { require.InDelta(t, 0.01, p.Store.HighWatermark, 0) },
 		},
 		"bandwidth": {
-			v1alpha1.EffectivePolicy{Bandwidth: v1alpha1.BandwidthPolicy{Upload: resource.NewQuantity(1<<20, resource.BinarySI)}},
+			v1alpha1.EffectivePolicy{Bandwidth: v1alpha1.BandwidthPolicy{Upload: resource.NewQuantity(1<<20,
+				resource.BinarySI)}},
 			func(t *testing.T, p *policy.Policy) {
 				require.Equal(t, policy.Bandwidth{Upload: policy.Size{Bytes: 1 << 20}}, p.Bandwidth)
 			},
@@ -245,7 +260,8 @@ func TestThePolicyInForceIsKnownBeforeTheAgentRuns(t *testing.T) {
 	m := memory{}
 	_, ok := RememberedPolicy(m, base, log)
 	require.False(t, ok)
-	large := v1alpha1.EffectivePolicy{Policies: []string{"large"}, Storage: v1alpha1.StoragePolicy{Capacity: resource.NewQuantity(1<<40, resource.BinarySI)}}
+	large := v1alpha1.EffectivePolicy{Policies: []string{"large"},
+		Storage: v1alpha1.StoragePolicy{Capacity: resource.NewQuantity(1<<40, resource.BinarySI)}}
 	remember(m, log, keyPolicy, large)
 	p, ok := RememberedPolicy(m, base, log)
 	require.True(t, ok)
@@ -288,9 +304,11 @@ func BenchmarkPeersInMemory(b *testing.B) {
 		peers = peers[:0]
 		for i := range n {
 			p := &v1alpha1.Peer{
-				ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("node-", i), ManagedFields: make([]metav1.ManagedFieldsEntry, 2), Labels: map[string]string{"a": "b"}},
-				Spec:       v1alpha1.PeerSpec{NodeName: fmt.Sprint("node-", i), PeerID: fmt.Sprintf("12D3KooW%044d", i), Addresses: []string{fmt.Sprint("/ip4/10.0.0.1/tcp/", i)}, Proof: make([]byte, 64)},
-				Status:     v1alpha1.PeerStatus{Conditions: make([]metav1.Condition, 1)},
+				ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("node-", i),
+					ManagedFields: make([]metav1.ManagedFieldsEntry, 2), Labels: map[string]string{"a": "b"}},
+				Spec: v1alpha1.PeerSpec{NodeName: fmt.Sprint("node-", i), PeerID: fmt.Sprintf("12D3KooW%044d", i),
+					Addresses: []string{fmt.Sprint("/ip4/10.0.0.1/tcp/", i)}, Proof: make([]byte, 64)},
+				Status: v1alpha1.PeerStatus{Conditions: make([]metav1.Condition, 1)},
 			}
 			kept, err := strip(p)
 			require.NoError(b, err)

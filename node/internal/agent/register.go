@@ -37,7 +37,8 @@ func (a *Agent) writePeer(ctx context.Context) (wrote bool, err error) {
 	if len(spec.Addresses) == 0 {
 		return false, nil // the API takes no Peer that can't be dialled; AddressesChanged comes when there is one
 	}
-	if now, ok := a.api.peers.get(a.opts.NodeName); ok && now.DeletionTimestamp == nil && equality.Semantic.DeepEqual(now.Spec, spec) {
+	if now, ok := a.api.peers.get(a.opts.NodeName); ok && now.DeletionTimestamp == nil &&
+		equality.Semantic.DeepEqual(now.Spec, spec) {
 		return false, nil
 	}
 	body, err := json.Marshal(map[string]any{
@@ -50,7 +51,8 @@ func (a *Agent) writePeer(ctx context.Context) (wrote bool, err error) {
 	if err != nil {
 		return true, fmt.Errorf("register peer %s of node %s: %w", spec.PeerID, a.opts.NodeName, err)
 	}
-	a.log.Info("registered", "node", a.opts.NodeName, "peer", spec.PeerID, "addresses", spec.Addresses, "zone", spec.Zone)
+	a.log.Info("registered", "node", a.opts.NodeName, "peer", spec.PeerID, "addresses", spec.Addresses, "zone",
+		spec.Zone)
 	return true, nil
 }
 
@@ -61,7 +63,8 @@ func (a *Agent) peerSpec() v1alpha1.PeerSpec {
 	}
 }
 
-// dialable are the addresses that other nodes can dial, without /p2p: not the loopback ones, unless there are no others.
+// dialable are the addresses that other nodes can dial, without /p2p: not the loopback ones, unless there are no
+// others.
 func dialable(addrs []ma.Multiaddr) []string {
 	var far, near []string
 	for _, addr := range addrs {
@@ -101,9 +104,10 @@ func (a *Agent) zone() string {
 	return zone
 }
 
-// LookupZone finds the node's zone for who must know it before an agent runs: by the Node's label that the Swarm names, and
-// remembers it; else as it was remembered. ctx bounds the wait for the API server.
-func LookupZone(ctx context.Context, config *rest.Config, nodeName string, memory content.Memory, log *slog.Logger) (string, error) {
+// LookupZone finds the node's zone for who must know it before an agent runs: by the Node's label that the Swarm names,
+// and remembers it; else as it was remembered. ctx bounds the wait for the API server.
+func LookupZone(ctx context.Context, config *rest.Config, nodeName string, memory content.Memory,
+	log *slog.Logger) (string, error) {
 	zone, err := askZone(ctx, config, nodeName)
 	if err == nil {
 		rememberZone(memory, log, zone)
@@ -137,7 +141,8 @@ func askZone(ctx context.Context, config *rest.Config, nodeName string) (string,
 	}
 	var swarm v1alpha1.Swarm
 	key := corev1.LabelTopologyZone
-	if err := shoal.Get().Resource("swarms").Name(v1alpha1.SwarmName).Do(ctx).Into(&swarm); err == nil && swarm.Spec.ZoneKey != "" {
+	if err := shoal.Get().Resource("swarms").Name(v1alpha1.SwarmName).Do(ctx).Into(&swarm); err == nil &&
+		swarm.Spec.ZoneKey != "" {
 		key = swarm.Spec.ZoneKey
 	}
 	return node.Labels[key], nil

@@ -27,8 +27,8 @@ func (a *Agent) reportCache(ctx context.Context) {
 	a.report.run(ctx)
 }
 
-// pinsLookedAt waits until every pin has been compared with the store, so that an agent that starts anew does not seem to
-// have lost what it holds; but no longer than the time between two reports. It tells false when ctx ended before.
+// pinsLookedAt waits until every pin has been compared with the store, so that an agent that starts anew does not seem
+// to have lost what it holds; but no longer than the time between two reports. It tells false when ctx ended before.
 func (a *Agent) pinsLookedAt(ctx context.Context) bool {
 	longest := time.NewTimer(v1alpha1.ReportInterval)
 	defer longest.Stop()
@@ -82,7 +82,8 @@ func (a *Agent) status(now time.Time) v1alpha1.NodeCacheStatus {
 		ReportedAt: &metav1.Time{Time: now},
 		Version:    a.opts.Version,
 		Usage: v1alpha1.CacheUsage{
-			Bytes: quantity(usage.Bytes), Capacity: quantity(usage.Capacity), PinnedBytes: quantity(usage.PinnedBytes), Blobs: int64(usage.Blobs),
+			Bytes: quantity(usage.Bytes), Capacity: quantity(usage.Capacity), PinnedBytes: quantity(usage.PinnedBytes),
+			Blobs: int64(usage.Blobs),
 		},
 		Counters: v1alpha1.CacheCounters{
 			Hits: counters.Hits, Misses: counters.Misses, PeerBytes: quantity(counters.PeerBytes),
@@ -100,9 +101,12 @@ func (a *Agent) status(now time.Time) v1alpha1.NodeCacheStatus {
 		}
 	}
 	s.Summary = v1alpha1.CacheSummary{
-		Pins: fmt.Sprintf("%d/%d", s.PinsReady, len(s.Pins)), Hits: v1alpha1.Percent(counters.Hits, counters.Hits+counters.Misses),
-		Used: v1alpha1.GiB(usage.Bytes), Capacity: v1alpha1.GiB(usage.Capacity), Pinned: v1alpha1.GiB(usage.PinnedBytes),
-		FromPeers: v1alpha1.GiB(counters.PeerBytes), FromUpstream: v1alpha1.GiB(counters.UpstreamBytes), Saved: v1alpha1.GiB(counters.SavedBytes),
+		Pins: fmt.Sprintf("%d/%d", s.PinsReady, len(s.Pins)),
+		Hits: v1alpha1.Percent(counters.Hits, counters.Hits+counters.Misses),
+		Used: v1alpha1.GiB(usage.Bytes), Capacity: v1alpha1.GiB(usage.Capacity),
+		Pinned:    v1alpha1.GiB(usage.PinnedBytes),
+		FromPeers: v1alpha1.GiB(counters.PeerBytes), FromUpstream: v1alpha1.GiB(counters.UpstreamBytes),
+		Saved: v1alpha1.GiB(counters.SavedBytes),
 	}
 	s.Conditions = a.conditions(s.Pins, now)
 	return s

@@ -39,7 +39,8 @@ func (t *totals) sum(now Counters) Counters {
 
 func (c Counters) plus(d Counters) Counters {
 	return Counters{
-		Hits: c.Hits + d.Hits, Misses: c.Misses + d.Misses, PeerBytes: c.PeerBytes + d.PeerBytes, UpstreamBytes: c.UpstreamBytes + d.UpstreamBytes,
+		Hits: c.Hits + d.Hits, Misses: c.Misses + d.Misses, PeerBytes: c.PeerBytes + d.PeerBytes,
+		UpstreamBytes: c.UpstreamBytes + d.UpstreamBytes,
 		UploadedBytes: c.UploadedBytes + d.UploadedBytes, SavedBytes: c.SavedBytes + d.SavedBytes,
 	}
 }

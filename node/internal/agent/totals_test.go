@@ -25,7 +25,8 @@ func TestTotals_SurviveRestarts(t *testing.T) {
 	second := newTotals(disk, log)
 	require.EqualValues(t, 7, second.sum(Counters{}).Hits, "a restarted agent begins where the last one was")
 	require.Equal(t, Counters{Hits: 9, Misses: 1, SavedBytes: 1 << 30}, second.sum(Counters{Hits: 2, Misses: 1}))
-	require.Equal(t, Counters{Hits: 10, Misses: 1, SavedBytes: 1 << 30}, second.sum(Counters{Hits: 3, Misses: 1}), "not counted twice")
+	require.Equal(t, Counters{Hits: 10, Misses: 1, SavedBytes: 1 << 30}, second.sum(Counters{Hits: 3, Misses: 1}),
+		"not counted twice")
 	require.EqualValues(t, 10, newTotals(disk, log).sum(Counters{}).Hits)
 }
 

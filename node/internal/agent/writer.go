@@ -12,8 +12,8 @@ import (
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 )
 
-// writer writes one object to the API server when it should differ, never twice within an interval, and looks whether it
-// should at least once in a heartbeat. Changes that come faster are written together.
+// writer writes one object to the API server when it should differ, never twice within an interval, and looks whether
+// it should at least once in a heartbeat. Changes that come faster are written together.
 type writer struct {
 	kind     string
 	interval time.Duration
@@ -27,7 +27,8 @@ type writer struct {
 // firstRetry is the pause after a first failure to reach the API server.
 const firstRetry = time.Second
 
-func newWriter(kind string, interval time.Duration, write func(context.Context) (bool, error), m *metrics, log *slog.Logger) *writer {
+func newWriter(kind string, interval time.Duration,
+	write func(context.Context) (bool, error), m *metrics, log *slog.Logger) *writer {
 	return &writer{kind: kind, interval: interval, changed: newSignal(), write: write, metrics: m, log: log}
 }
 

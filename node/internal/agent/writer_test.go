@@ -16,7 +16,8 @@ import (
 )
 
 // write runs a writer for a while of fake time, with a change every so often, and returns when it wrote.
-func write(t *testing.T, interval, changes, length time.Duration, result func(n int) error) (at []time.Duration, m *metrics) {
+func write(t *testing.T, interval, changes, length time.Duration,
+	result func(n int) error) (at []time.Duration, m *metrics) {
 	synctest.Test(t, func(t *testing.T) {
 		var err error
 		m, err = newMetrics(nil, nil)
@@ -86,7 +87,8 @@ func TestAnAPIServerThatIsAwayIsAskedLessAndLess(t *testing.T) {
 func TestARefusalIsNotRepeatedBeforeTheInterval(t *testing.T) {
 	t.Parallel()
 	at, m := write(t, v1alpha1.ReportInterval, time.Second, 10*time.Minute-time.Second, func(int) error {
-		return apierrors.NewForbidden(v1alpha1.GroupVersion.WithResource("nodecaches").GroupResource(), "a", errors.New("not yours"))
+		return apierrors.NewForbidden(v1alpha1.GroupVersion.WithResource("nodecaches").GroupResource(), "a",
+			errors.New("not yours"))
 	})
 	for i := 1; i < len(at); i++ {
 		require.GreaterOrEqual(t, at[i]-at[i-1], v1alpha1.ReportInterval)

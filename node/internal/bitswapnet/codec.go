@@ -55,14 +55,15 @@ func encode(w io.Writer, m message.BitSwapMessage) error {
 	return err
 }
 
-// Small entries take many times as much memory decoded as they do on the wire. maxRest is as much as boxo puts into one message of
-// wants, maxBlocks more than it puts into one message of blocks.
+// Small entries take many times as much memory decoded as they do on the wire. maxRest is as much as boxo puts into one
+// message of wants, maxBlocks more than it puts into one message of blocks.
 const (
 	maxRest   = 2 << 20
 	maxBlocks = 4096
 )
 
-// blockSize is the size in bytes of b's encoding. Both fields are written even where they are empty, which proto3 allows.
+// blockSize is the size in bytes of b's encoding. Both fields are written even where they are empty, which proto3
+// allows.
 func blockSize(b *pb.Message_Block) int {
 	return protowire.SizeTag(fieldPrefix) + protowire.SizeBytes(len(b.Prefix)) +
 		protowire.SizeTag(fieldData) + protowire.SizeBytes(len(b.Data))

@@ -30,7 +30,8 @@ func drawMessage(t *rapid.T) message.BitSwapMessage {
 		return block(t, rapid.SliceOfN(rapid.Byte(), 0, 8).Draw(t, name), cid.Raw).Cid()
 	}
 	for range rapid.IntRange(0, 4).Draw(t, "wants") {
-		m.AddEntry(draw("want"), rapid.Int32().Draw(t, "priority"), pb.Message_Wantlist_WantType(rapid.IntRange(0, 1).Draw(t, "type")), rapid.Bool().Draw(t, "tell"))
+		m.AddEntry(draw("want"), rapid.Int32().Draw(t, "priority"),
+			pb.Message_Wantlist_WantType(rapid.IntRange(0, 1).Draw(t, "type")), rapid.Bool().Draw(t, "tell"))
 	}
 	for range rapid.IntRange(0, 2).Draw(t, "cancels") {
 		m.Cancel(draw("cancel"))

@@ -13,13 +13,14 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
-// Service is the name by which libp2p's resource manager counts the streams that peers open for Bitswap, and the memory of the
-// messages that are being read from them.
+// Service is the name by which libp2p's resource manager counts the streams that peers open for Bitswap, and the memory
+// of the messages that are being read from them.
 const Service = "shoal.bitswap"
 
 // Guard bounds what one peer may cost.
 type Guard interface {
-	// Charge waits until p may cost as much more, in microseconds of work. It fails where p asks for too much, and when ctx ends.
+	// Charge waits until p may cost as much more, in microseconds of work. It fails where p asks for too much, and when
+	// ctx ends.
 	Charge(ctx context.Context, p peer.ID, work int) error
 	// Blame is told of a peer that broke a rule.
 	Blame(p peer.ID, rule string, err error)
@@ -46,8 +47,8 @@ const (
 
 var errMemory = errors.New("too many bytes of unfinished messages")
 
-// frames reads the messages of a stream. A length alone costs nothing: memory is taken as the bytes come, and reserved with the
-// resource manager before that.
+// frames reads the messages of a stream. A length alone costs nothing: memory is taken as the bytes come, and reserved
+// with the resource manager before that.
 type frames struct {
 	stream libp2p.Stream
 	proven int // bytes of the longest message that came whole
@@ -61,7 +62,8 @@ func (f *frames) next() (frame []byte, release func(), err error) {
 		return nil, nil, err
 	}
 	if length > libp2p.MessageSizeMax {
-		return nil, nil, fmt.Errorf("%w: a message of %d bytes, of which %d are allowed", errMalformed, length, libp2p.MessageSizeMax)
+		return nil, nil, fmt.Errorf("%w: a message of %d bytes, of which %d are allowed", errMalformed, length,
+			libp2p.MessageSizeMax)
 	}
 	n := int(length)
 	head := min(n, max(f.proven, headSize, n/8))

@@ -1,9 +1,10 @@
 // Package bitswapnet is boxo's Bitswap network with a codec that copies no block.
 //
 // boxo encodes a message into one buffer and decodes it into fresh memory for every block. With blocks of 1 MiB that is
-// most of what an agent spends on moving bytes: two copies, and page faults in memory that is used once. The wire format
-// allows better: a block's bytes are a field of their own, so they are written from where they are, and read in place, in
-// a buffer that the next message uses again. Everything else is boxo's, and so is the format (Bitswap 1.1 and 1.2).
+// most of what an agent spends on moving bytes: two copies, and page faults in memory that is used once. The wire
+// format allows better: a block's bytes are a field of their own, so they are written from where they are, and read in
+// place, in a buffer that the next message uses again. Everything else is boxo's, and so is the format (Bitswap 1.1 and
+// 1.2).
 package bitswapnet
 
 import (
@@ -46,8 +47,8 @@ type Lent interface {
 	Release()
 }
 
-// Network is a network.BitSwapNetwork. The messages that it hands to receivers, and the bytes of their blocks, are theirs
-// until ReceiveMessage returns.
+// Network is a network.BitSwapNetwork. The messages that it hands to receivers, and the bytes of their blocks, are
+// theirs until ReceiveMessage returns.
 type Network struct {
 	network.BitSwapNetwork
 	host      host.Host
@@ -68,8 +69,9 @@ func New(h host.Host, guard Guard) *Network {
 	}
 	events := network.NewConnectEventManager()
 	return &Network{
-		BitSwapNetwork: bsnet.NewFromIpfsHost(h, bsnet.SupportedProtocols(slices.Clone(protocols)), bsnet.WithConnectEventManager(events)),
-		host:           h, guard: guard, events: events, streams: streams{host: h, idle: map[peer.ID][]*idleStream{}},
+		BitSwapNetwork: bsnet.NewFromIpfsHost(h, bsnet.SupportedProtocols(slices.Clone(protocols)),
+			bsnet.WithConnectEventManager(events)),
+		host: h, guard: guard, events: events, streams: streams{host: h, idle: map[peer.ID][]*idleStream{}},
 	}
 }
 
@@ -142,8 +144,8 @@ func send(ctx context.Context, s libp2p.Stream, m message.BitSwapMessage) error 
 	return err
 }
 
-// steady writes to a stream as long as the peer takes a piece in pieceTimeout, so that one that has fallen silent does not
-// keep a block, and the worker that sends it, for as long as a slow one may.
+// steady writes to a stream as long as the peer takes a piece in pieceTimeout, so that one that has fallen silent does
+// not keep a block, and the worker that sends it, for as long as a slow one may.
 type steady struct {
 	stream libp2p.Stream
 	end    time.Time
@@ -163,8 +165,8 @@ func (w *steady) Write(p []byte) (total int, err error) {
 	return total, err
 }
 
-// closeStream does not wait: to close a stream is to read the other side's agreement on the protocol, and a peer that has
-// fallen silent must not hold up whoever sends to others.
+// closeStream does not wait: to close a stream is to read the other side's agreement on the protocol, and a peer that
+// has fallen silent must not hold up whoever sends to others.
 func closeStream(s libp2p.Stream, timeout time.Duration) {
 	_ = s.SetReadDeadline(time.Now().Add(timeout))
 	go func() { _ = s.Close() }()

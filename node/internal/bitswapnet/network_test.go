@@ -48,7 +48,8 @@ type lent struct {
 func (l lent) Release() { close(l.released) }
 
 func newHost(t *testing.T) host.Host {
-	h, err := libp2p.New(libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(), libp2p.DisableMetrics())
+	h, err := libp2p.New(libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(),
+		libp2p.DisableMetrics())
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = h.Close() })
 	return h
@@ -177,8 +178,8 @@ func TestAStreamThatTheOtherSideHasEndedIsReplaced(t *testing.T) {
 	require.EventuallyWithT(t, func(c *assert.CollectT) { assert.Empty(c, bitswap(b)) }, time.Minute, time.Millisecond)
 }
 
-// A block that is being sent, and the worker that sends it, must not be kept as long by one that takes nothing as by one
-// that is slow, who for this block has a minute and a half.
+// A block that is being sent, and the worker that sends it, must not be kept as long by one that takes nothing as by
+// one that is slow, who for this block has a minute and a half.
 func TestAPeerThatTakesNothingIsGivenUp(t *testing.T) {
 	t.Parallel()
 	a, b := newHost(t), newHost(t)

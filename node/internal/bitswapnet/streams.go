@@ -12,14 +12,16 @@ import (
 )
 
 const (
-	// idleTimeout is how long a stream is kept open for the next message. What a peer's end reserves for it grows with use.
+	// idleTimeout is how long a stream is kept open for the next message. What a peer's end reserves for it grows with
+	// use.
 	idleTimeout = 5 * time.Second
 	// maxIdle is how many streams to one peer are kept open.
 	maxIdle = 4
 )
 
-// streams keeps those on which no message is under way. A new stream can take 256 KiB before its first round trip, so that
-// a block on a stream of its own waits for the other side several times; one that was used before takes a block at once.
+// streams keeps those on which no message is under way. A new stream can take 256 KiB before its first round trip, so
+// that a block on a stream of its own waits for the other side several times; one that was used before takes a block at
+// once.
 type streams struct {
 	host host.Host
 

@@ -1,6 +1,6 @@
-// Package bypass tells whether the node's container runtime pulls past the agent. Files may say that the runtime asks the agent
-// first while it does not: it was started before they were written, another file undoes them, or it reads them in a way of its
-// own. What counts is that an image came to the runtime and nobody asked the agent for it.
+// Package bypass tells whether the node's container runtime pulls past the agent. Files may say that the runtime asks
+// the agent first while it does not: it was started before they were written, another file undoes them, or it reads
+// them in a way of its own. What counts is that an image came to the runtime and nobody asked the agent for it.
 //
 // Watch is a state machine without I/O: it is told of each request, and now and then which images the runtime has.
 package bypass
@@ -79,8 +79,8 @@ func requested(r *http.Request) string {
 	return ""
 }
 
-// Asked notes that somebody asked the agent for something in a repository. That is the runtime, as a rule, and so it has found
-// its way.
+// Asked notes that somebody asked the agent for something in a repository. That is the runtime, as a rule, and so it
+// has found its way.
 func (w *Watch) Asked(repository string, now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -90,8 +90,8 @@ func (w *Watch) Asked(repository string, now time.Time) {
 	})
 }
 
-// Look is told what images the runtime has. It returns those that came past the agent, until the agent is asked for something of
-// the same registry.
+// Look is told what images the runtime has. It returns those that came past the agent, until the agent is asked for
+// something of the same registry.
 func (w *Watch) Look(images []Image, now time.Time) []Image {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -101,7 +101,8 @@ func (w *Watch) Look(images []Image, now time.Time) []Image {
 	before := w.seen
 	w.seen = make(map[Image]bool, len(images))
 	for _, i := range images {
-		if !before[i] && !w.seen[i] && now.Sub(w.first) > startup && w.mirrored(registryOf(i.Repository)) && !w.wasAsked(i.Repository, now) {
+		if !before[i] && !w.seen[i] && now.Sub(w.first) > startup && w.mirrored(registryOf(i.Repository)) &&
+			!w.wasAsked(i.Repository, now) {
 			w.past = append(w.past, i)
 		}
 		w.seen[i] = true

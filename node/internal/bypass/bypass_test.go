@@ -15,7 +15,8 @@ func TestWatch_NamesImagesThatCamePastTheAgent(t *testing.T) {
 	t.Parallel()
 	start := time.Unix(0, 0)
 	at := func(minutes int) time.Time { return start.Add(time.Duration(minutes) * time.Minute) }
-	old, alpine, redis, private := image("docker.io/library/old", "a"), image("docker.io/library/alpine", "b"), image("docker.io/library/redis", "c"), image("private.example/app", "d")
+	old, alpine, redis, private := image("docker.io/library/old", "a"), image("docker.io/library/alpine",
+		"b"), image("docker.io/library/redis", "c"), image("private.example/app", "d")
 	w := New(func(registry string) bool { return registry != "private.example" })
 	require.Empty(t, w.Look([]Image{old}, at(0)), "what is there already may have come at any time")
 	require.Empty(t, w.Look([]Image{old, image("docker.io/library/slow", "s")}, at(2)), "it may have been on its way")
@@ -27,12 +28,14 @@ func TestWatch_NamesImagesThatCamePastTheAgent(t *testing.T) {
 	require.Equal(t, []Image{redis}, w.Look([]Image{old, alpine, redis}, at(7)))
 	require.Equal(t, []Image{redis}, w.Look([]Image{old, alpine, redis}, at(8)), "it is told until something changes")
 	w.Asked("quay.io/other", at(9))
-	require.Equal(t, []Image{redis}, w.Look([]Image{old, alpine, redis}, at(9)), "another registry says nothing about it")
+	require.Equal(t, []Image{redis}, w.Look([]Image{old, alpine, redis}, at(9)),
+		"another registry says nothing about it")
 	w.Asked("docker.io/library/busybox", at(10))
 	require.Empty(t, w.Look([]Image{old, alpine, redis}, at(10)), "the runtime has found its way")
 
 	again := image("docker.io/library/alpine", "e")
-	require.Equal(t, []Image{again}, w.Look([]Image{old, alpine, redis, again}, at(80)), "it was asked for too long ago")
+	require.Equal(t, []Image{again}, w.Look([]Image{old, alpine, redis, again}, at(80)),
+		"it was asked for too long ago")
 	require.Empty(t, w.Look([]Image{old}, at(81)), "nobody has to look for an image that is gone")
 }
 

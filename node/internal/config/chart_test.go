@@ -40,7 +40,8 @@ func definitions(t *testing.T) map[string]string {
 	named := map[string]string{}
 	var walk func(at string, p *property)
 	walk = func(at string, p *property) {
-		if text, found := strings.CutPrefix(p.Description[max(0, strings.LastIndex(p.Description, "Default:")):], "Default:"); found {
+		if text, found := strings.CutPrefix(p.Description[max(0, strings.LastIndex(p.Description, "Default:")):],
+			"Default:"); found {
 			named[at] = strings.TrimSuffix(strings.Join(strings.Fields(text), " "), ".")
 		}
 		if p.Items != nil {

@@ -70,7 +70,8 @@ type Hub struct {
 	Listen string `yaml:"listen"`
 	// Endpoint is the base URL of the hub. The front asks no other.
 	Endpoint string `yaml:"endpoint"`
-	// AllowFrom are the address ranges, such as 10.42.0.0/16, of the callers that may use the front besides this machine's own.
+	// AllowFrom are the address ranges, such as 10.42.0.0/16, of the callers that may use the front besides this
+	// machine's own.
 	AllowFrom []string `yaml:"allowFrom"`
 }
 
@@ -110,12 +111,13 @@ type Admin struct {
 	Listen string `yaml:"listen"`
 }
 
-// Metrics configures a server for metrics alone, which other machines may reach: it has no profiles, and does not show what the
-// cache holds.
+// Metrics configures a server for metrics alone, which other machines may reach: it has no profiles, and does not show
+// what the cache holds.
 type Metrics struct {
 	// Listen is "host:port". Empty: there is no such server.
 	Listen string `yaml:"listen"`
-	// CertFile and KeyFile are the server's certificate and key, as PEM. They are read anew for each connection. Empty: plain HTTP.
+	// CertFile and KeyFile are the server's certificate and key, as PEM. They are read anew for each connection. Empty:
+	// plain HTTP.
 	CertFile string `yaml:"certFile"`
 	KeyFile  string `yaml:"keyFile"`
 	// TokenReview gives the metrics only to who shows the token of an account that the API server lets GET /metrics.
@@ -178,14 +180,16 @@ type Store struct {
 
 // Registries says how all registries are reached.
 type Registries struct {
-	// AllowAddresses are CIDR ranges at which registries, what they redirect to, and their token servers are asked although
-	// the addresses are the node's own: loopback, link-local and the like. The endpoints of upstreams need no entry.
+	// AllowAddresses are CIDR ranges at which registries, what they redirect to, and their token servers are asked
+	// although the addresses are the node's own: loopback, link-local and the like. The endpoints of upstreams need no
+	// entry.
 	AllowAddresses []string `yaml:"allowAddresses"`
 }
 
 // Upstream says how to reach a registry. A registry that is not listed is reached at https://<registry>.
 type Upstream struct {
-	// Registry is the host, with port if any, as image references spell it. "*": every registry that no other entry names.
+	// Registry is the host, with port if any, as image references spell it. "*": every registry that no other entry
+	// names.
 	Registry string `yaml:"registry"`
 	// Endpoints are base URLs tried in order. Those of "*" are told the registry by the query parameter ns. Empty:
 	// https://<registry>.
@@ -217,8 +221,8 @@ type Mirror struct {
 	Runtime mirror.Runtime `yaml:"runtime"`
 	// Root is where the node's file system is mounted. Empty: "/". Path and RuntimeConfig are those on the node.
 	Root string `yaml:"root"`
-	// Path is the runtime's mirror configuration, and RuntimeConfig containerd's own configuration file. Empty: where the
-	// runtime usually has them.
+	// Path is the runtime's mirror configuration, and RuntimeConfig containerd's own configuration file. Empty: where
+	// the runtime usually has them.
 	Path          string `yaml:"path"`
 	RuntimeConfig string `yaml:"runtimeConfig"`
 	// Registries are the hosts that are mirrored. Empty: all.

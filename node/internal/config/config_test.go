@@ -61,7 +61,8 @@ func TestContractKeys(t *testing.T) {
 	require.Len(t, peers, 1)
 	require.Equal(t, id, peers[0].ID.String())
 	require.Equal(t, policy.Size{Bytes: 20 << 30}, c.Store.Capacity)
-	require.Equal(t, []config.Upstream{{Registry: "images.test", Endpoints: []string{"http://127.0.0.1:5000"}}}, c.Upstreams)
+	require.Equal(t, []config.Upstream{{Registry: "images.test", Endpoints: []string{"http://127.0.0.1:5000"}}},
+		c.Upstreams)
 	require.Equal(t, "/var/lib/shoal/identity.key", c.IdentityPath())
 	require.Equal(t, policy.DefaultRule(), c.EffectivePolicy().For(content.Repository{Registry: "any", Name: "thing"}))
 }
@@ -116,7 +117,8 @@ func TestEveryFormOfValueFromTheEnvironmentAndFlags(t *testing.T) {
 			"SHOAL_POLICY_DEFAULTS_TAGTTL=3s",
 			"SHOAL_SWARM_CONNECTIONS_LOW=7",
 		},
-		"--swarm-bootstrap=/ip4/10.0.0.1/tcp/1/p2p/"+id+",/ip6/fd00::1/tcp/2/p2p/"+id, "--policy-bandwidth-upload=100MB",
+		"--swarm-bootstrap=/ip4/10.0.0.1/tcp/1/p2p/"+id+",/ip6/fd00::1/tcp/2/p2p/"+id,
+		"--policy-bandwidth-upload=100MB",
 	)
 	require.NoError(t, err)
 	require.Equal(t, "/ip6/::1/tcp/2", c.Swarm.Listen[1].String())
@@ -151,8 +153,10 @@ policy:
 		},
 	}, rules[0])
 	require.Equal(t, 7*time.Minute, rules[1].TagTTL)
-	require.Equal(t, policy.RateLimit{RequestsPerSecond: 2.5, BytesPerSecond: policy.Size{Bytes: 20e6}}, rules[1].RateLimit)
-	require.Equal(t, policy.Authorization{Mode: policy.Exempt, TTL: time.Second, OnUnreachable: policy.Remembered}, rules[1].Authorization)
+	require.Equal(t, policy.RateLimit{RequestsPerSecond: 2.5, BytesPerSecond: policy.Size{Bytes: 20e6}},
+		rules[1].RateLimit)
+	require.Equal(t, policy.Authorization{Mode: policy.Exempt, TTL: time.Second, OnUnreachable: policy.Remembered},
+		rules[1].Authorization)
 }
 
 func TestMistakesAreNamed(t *testing.T) {
@@ -162,60 +166,101 @@ func TestMistakesAreNamed(t *testing.T) {
 		environ []string
 		want    []string // each part of the message
 	}{
-		"an unknown key":                          {"store: {capcity: 1GiB}", nil, []string{"store.capcity: no such key", "store.capacity"}},
-		"an unknown section":                      {"stroe: {path: /x}", nil, []string{"stroe: no such key", "store"}},
-		"an unknown key in a list":                {"upstreams: [{registry: a.example, endpoint: x}]", nil, []string{"upstreams[0].endpoint: no such key", "upstreams.endpoints"}},
-		"an unknown key in a rule":                {"policy: {rules: [{tagTtls: 1s}]}", nil, []string{"policy.rules[0].tagttls: no such key", "tagTTL"}},
-		"an unknown variable of a section":        {"", []string{"SHOAL_STORE_CAPCITY=1"}, []string{"SHOAL_STORE_CAPCITY names no key", "SHOAL_STORE_CAPACITY"}},
-		"a variable that is no list":              {"", []string{"SHOAL_UPSTREAMS=a: b"}, []string{"SHOAL_UPSTREAMS", "list"}},
-		"text that is no YAML":                    {"store: [", nil, []string{"config.yaml"}},
-		"a value where a section belongs":         {"store: 5", nil, []string{"store: 5 is no table; want keys below it: store.capacity"}},
-		"a list where a value belongs":            {"store: {path: [a, b]}", nil, []string{"store.path", "[a b]", "one value"}},
-		"a size without sense":                    {"store: {capacity: 20 parsecs}", nil, []string{"store.capacity", "20 parsecs", "GiB"}},
-		"a duration without unit":                 {"registry: {drainTimeout: 30}", nil, []string{"registry.drainTimeout", `"30"`, "90s"}},
-		"a number that is none":                   {"swarm: {connections: {low: many}}", nil, []string{"swarm.connections.low", "many"}},
-		"a bool that is none":                     {"kubernetes: {enabled: perhaps}", nil, []string{"kubernetes.enabled", "perhaps"}},
-		"a share that is none":                    {"store: {highWatermark: most}", nil, []string{"store.highWatermark", "most"}},
-		"a malformed multiaddr":                   {"swarm: {listen: [127.0.0.1:5052]}", nil, []string{"swarm.listen[0]", "127.0.0.1:5052", "/ip4/"}},
-		"a transport that is not TCP":             {"swarm: {listen: [/ip4/0.0.0.0/udp/5052/quic-v1]}", nil, []string{"swarm.listen[0]", "quic-v1", "TCP"}},
-		"a bootstrap address without peer ID":     {"swarm: {bootstrap: [/ip4/10.0.0.1/tcp/5052]}", nil, []string{"swarm.bootstrap[0]", "/p2p/"}},
-		"a malformed peer ID":                     {"swarm: {peers: [me]}", nil, []string{"swarm.peers[0]", `"me"`, "shoal-node id"}},
-		"nowhere to listen":                       {"swarm: {listen: []}", nil, []string{"swarm.listen"}},
-		"a prefix that is no path":                {"swarm: {protocolPrefix: shoal/}", nil, []string{"swarm.protocolPrefix", "shoal/"}},
-		"watermarks the wrong way round":          {"store: {highWatermark: 0.5, lowWatermark: 0.6}", nil, []string{"store.lowWatermark", "0.6"}},
-		"a share above the whole":                 {"store: {capacity: 120%}", nil, []string{"store.capacity", "120%"}},
-		"no capacity":                             {"store: {capacity: 0}", nil, []string{"store.capacity"}},
-		"an unknown eviction algorithm":           {"store: {eviction: Random}", nil, []string{"store.eviction", "Random", "SLRU"}},
-		"connections the wrong way round":         {"swarm: {connections: {low: 9, high: 3}}", nil, []string{"swarm.connections", "low 9, high 3"}},
-		"an address without port":                 {"registry: {listen: localhost}", nil, []string{"registry.listen", "localhost", "host:port"}},
-		"a port out of range":                     {"admin: {listen: 127.0.0.1:65536}", nil, []string{"admin.listen", "65536"}},
-		"two servers on one address":              {"{registry: {listen: ':5051'}, admin: {listen: ':5051'}}", nil, []string{"admin.listen", "another port"}},
+		"an unknown key": {"store: {capcity: 1GiB}", nil,
+			[]string{"store.capcity: no such key", "store.capacity"}},
+		"an unknown section": {"stroe: {path: /x}", nil, []string{"stroe: no such key", "store"}},
+		"an unknown key in a list": {"upstreams: [{registry: a.example, endpoint: x}]", nil,
+			[]string{"upstreams[0].endpoint: no such key", "upstreams.endpoints"}},
+		"an unknown key in a rule": {"policy: {rules: [{tagTtls: 1s}]}", nil,
+			[]string{"policy.rules[0].tagttls: no such key", "tagTTL"}},
+		"an unknown variable of a section": {"", []string{"SHOAL_STORE_CAPCITY=1"},
+			[]string{"SHOAL_STORE_CAPCITY names no key", "SHOAL_STORE_CAPACITY"}},
+		"a variable that is no list": {"", []string{"SHOAL_UPSTREAMS=a: b"},
+			[]string{"SHOAL_UPSTREAMS", "list"}},
+		"text that is no YAML": {"store: [", nil, []string{"config.yaml"}},
+		"a value where a section belongs": {"store: 5", nil,
+			[]string{"store: 5 is no table; want keys below it: store.capacity"}},
+		"a list where a value belongs": {"store: {path: [a, b]}", nil,
+			[]string{"store.path", "[a b]", "one value"}},
+		"a size without sense": {"store: {capacity: 20 parsecs}", nil,
+			[]string{"store.capacity", "20 parsecs", "GiB"}},
+		"a duration without unit": {"registry: {drainTimeout: 30}", nil,
+			[]string{"registry.drainTimeout", `"30"`, "90s"}},
+		"a number that is none": {"swarm: {connections: {low: many}}", nil,
+			[]string{"swarm.connections.low", "many"}},
+		"a bool that is none": {"kubernetes: {enabled: perhaps}", nil,
+			[]string{"kubernetes.enabled", "perhaps"}},
+		"a share that is none": {"store: {highWatermark: most}", nil,
+			[]string{"store.highWatermark", "most"}},
+		"a malformed multiaddr": {"swarm: {listen: [127.0.0.1:5052]}", nil,
+			[]string{"swarm.listen[0]", "127.0.0.1:5052", "/ip4/"}},
+		"a transport that is not TCP": {"swarm: {listen: [/ip4/0.0.0.0/udp/5052/quic-v1]}", nil,
+			[]string{"swarm.listen[0]", "quic-v1", "TCP"}},
+		"a bootstrap address without peer ID": {"swarm: {bootstrap: [/ip4/10.0.0.1/tcp/5052]}", nil,
+			[]string{"swarm.bootstrap[0]", "/p2p/"}},
+		"a malformed peer ID": {"swarm: {peers: [me]}", nil,
+			[]string{"swarm.peers[0]", `"me"`, "shoal-node id"}},
+		"nowhere to listen": {"swarm: {listen: []}", nil, []string{"swarm.listen"}},
+		"a prefix that is no path": {"swarm: {protocolPrefix: shoal/}", nil,
+			[]string{"swarm.protocolPrefix", "shoal/"}},
+		"watermarks the wrong way round": {"store: {highWatermark: 0.5, lowWatermark: 0.6}", nil,
+			[]string{"store.lowWatermark", "0.6"}},
+		"a share above the whole": {"store: {capacity: 120%}", nil, []string{"store.capacity", "120%"}},
+		"no capacity":             {"store: {capacity: 0}", nil, []string{"store.capacity"}},
+		"an unknown eviction algorithm": {"store: {eviction: Random}", nil,
+			[]string{"store.eviction", "Random", "SLRU"}},
+		"connections the wrong way round": {"swarm: {connections: {low: 9, high: 3}}", nil,
+			[]string{"swarm.connections", "low 9, high 3"}},
+		"an address without port": {"registry: {listen: localhost}", nil,
+			[]string{"registry.listen", "localhost", "host:port"}},
+		"a port out of range": {"admin: {listen: 127.0.0.1:65536}", nil,
+			[]string{"admin.listen", "65536"}},
+		"two servers on one address": {"{registry: {listen: ':5051'}, admin: {listen: ':5051'}}", nil,
+			[]string{"admin.listen", "another port"}},
 		"metrics on the registry front's address": {"{registry: {listen: ':5051'}, admin: {listen: ':5055'}, metrics: {listen: ':5051'}}", nil, []string{"metrics.listen", "another port"}},
-		"a metrics certificate without key":       {"metrics: {listen: ':5053', certFile: /c}", nil, []string{"metrics.certFile", "metrics.keyFile"}},
-		"metrics settings without an address":     {"metrics: {certFile: /c, keyFile: /k}", nil, []string{"metrics.listen"}},
-		"a review of tokens without Kubernetes":   {"metrics: {listen: ':5053', tokenReview: true}", nil, []string{"metrics.tokenReview", "kubernetes.enabled"}},
-		"a registry with a scheme":                {"upstreams: [{registry: https://a.example}]", nil, []string{"upstreams[0].registry", "https://a.example"}},
-		"a registry twice":                        {"upstreams: [{registry: a.example}, {registry: A.example}]", nil, []string{"upstreams[1].registry", "upstreams[0]"}},
-		"an endpoint that is no URL":              {"upstreams: [{registry: a.example, endpoints: [a.example]}]", nil, []string{"upstreams[0].endpoints[0]", `"a.example"`}},
-		"TLS settings without TLS":                {"upstreams: [{registry: a.example, endpoints: [http://a.example], caFile: /ca}]", nil, []string{"upstreams[0]", "https"}},
-		"a certificate without key":               {"upstreams: [{registry: a.example, clientCertFile: /c}]", nil, []string{"upstreams[0]", "clientKeyFile"}},
-		"a CA that nobody looks at":               {"upstreams: [{registry: a.example, caFile: /c, insecureSkipVerify: true}]", nil, []string{"upstreams[0].caFile"}},
-		"admission by Kubernetes without it":      {"swarm: {admission: Kubernetes}", nil, []string{"swarm.admission", "kubernetes.enabled"}},
-		"admission of nobody":                     {"swarm: {admission: List}", nil, []string{"swarm.peers"}},
-		"an allow list that is not used":          {"swarm: {admission: Open, peers: [" + id + "]}", nil, []string{"swarm.peers", "List"}},
-		"an unknown admission":                    {"swarm: {admission: Some}", nil, []string{"swarm.admission", "Some"}},
-		"mirrors of a runtime that is unknown":    {"mirror: {stateDir: /s, runtime: docker}", nil, []string{"mirror.runtime", "docker", "containerd, cri-o"}},
-		"mirrors of all registries in CRI-O":      {"mirror: {stateDir: /s, runtime: cri-o}", nil, []string{"mirror.registries", "cri-o"}},
-		"Kubernetes without a node":               {"kubernetes: {enabled: true}", nil, []string{"kubernetes.nodeName"}},
-		"a kubeconfig without Kubernetes":         {"kubernetes: {kubeconfig: /k}", nil, []string{"kubernetes.kubeconfig"}},
-		"an unknown log level":                    {"log: {level: loud}", nil, []string{"log.level", "loud"}},
-		"an unknown log format":                   {"log: {format: xml}", nil, []string{"log.format", "xml"}},
-		"patterns in the defaults of policy":      {"policy: {defaults: {match: [a.example/b]}}", nil, []string{"policy.defaults.match: no such key"}},
-		"an unknown mode":                         {"policy: {rules: [{mode: Never}]}", nil, []string{"policy.rules[0].mode", "Never"}},
-		"a share as bandwidth":                    {"policy: {bandwidth: {upload: 50%}}", nil, []string{"policy.bandwidth.upload", "50%"}},
+		"a metrics certificate without key": {"metrics: {listen: ':5053', certFile: /c}", nil,
+			[]string{"metrics.certFile", "metrics.keyFile"}},
+		"metrics settings without an address": {"metrics: {certFile: /c, keyFile: /k}", nil,
+			[]string{"metrics.listen"}},
+		"a review of tokens without Kubernetes": {"metrics: {listen: ':5053', tokenReview: true}", nil,
+			[]string{"metrics.tokenReview", "kubernetes.enabled"}},
+		"a registry with a scheme": {"upstreams: [{registry: https://a.example}]", nil,
+			[]string{"upstreams[0].registry", "https://a.example"}},
+		"a registry twice": {"upstreams: [{registry: a.example}, {registry: A.example}]", nil,
+			[]string{"upstreams[1].registry", "upstreams[0]"}},
+		"an endpoint that is no URL": {"upstreams: [{registry: a.example, endpoints: [a.example]}]", nil,
+			[]string{"upstreams[0].endpoints[0]", `"a.example"`}},
+		"TLS settings without TLS": {"upstreams: [{registry: a.example, endpoints: [http://a.example], caFile: /ca}]", nil, []string{"upstreams[0]", "https"}},
+		"a certificate without key": {"upstreams: [{registry: a.example, clientCertFile: /c}]", nil,
+			[]string{"upstreams[0]", "clientKeyFile"}},
+		"a CA that nobody looks at": {"upstreams: [{registry: a.example, caFile: /c, insecureSkipVerify: true}]", nil, []string{"upstreams[0].caFile"}},
+		"admission by Kubernetes without it": {"swarm: {admission: Kubernetes}", nil,
+			[]string{"swarm.admission", "kubernetes.enabled"}},
+		"admission of nobody": {"swarm: {admission: List}", nil, []string{"swarm.peers"}},
+		"an allow list that is not used": {"swarm: {admission: Open, peers: [" + id + "]}", nil,
+			[]string{"swarm.peers", "List"}},
+		"an unknown admission": {"swarm: {admission: Some}", nil,
+			[]string{"swarm.admission", "Some"}},
+		"mirrors of a runtime that is unknown": {"mirror: {stateDir: /s, runtime: docker}", nil,
+			[]string{"mirror.runtime", "docker", "containerd, cri-o"}},
+		"mirrors of all registries in CRI-O": {"mirror: {stateDir: /s, runtime: cri-o}", nil,
+			[]string{"mirror.registries", "cri-o"}},
+		"Kubernetes without a node": {"kubernetes: {enabled: true}", nil,
+			[]string{"kubernetes.nodeName"}},
+		"a kubeconfig without Kubernetes": {"kubernetes: {kubeconfig: /k}", nil,
+			[]string{"kubernetes.kubeconfig"}},
+		"an unknown log level":  {"log: {level: loud}", nil, []string{"log.level", "loud"}},
+		"an unknown log format": {"log: {format: xml}", nil, []string{"log.format", "xml"}},
+		"patterns in the defaults of policy": {"policy: {defaults: {match: [a.example/b]}}", nil,
+			[]string{"policy.defaults.match: no such key"}},
+		"an unknown mode": {"policy: {rules: [{mode: Never}]}", nil,
+			[]string{"policy.rules[0].mode", "Never"}},
+		"a share as bandwidth": {"policy: {bandwidth: {upload: 50%}}", nil,
+			[]string{"policy.bandwidth.upload", "50%"}},
 		"a bandwidth by its old name": {
 			"policy: {bandwidth: {up: 1MB, down: 1MB}}", nil, []string{
-				"policy.bandwidth.up: is called policy.bandwidth.upload now", "policy.bandwidth.down: is called policy.bandwidth.download now",
+				"policy.bandwidth.up: is called policy.bandwidth.upload now",
+				"policy.bandwidth.down: is called policy.bandwidth.download now",
 			},
 		},
 		"defaults by their old names": {
@@ -224,7 +269,8 @@ func TestMistakesAreNamed(t *testing.T) {
 				"policy.defaults.authorization: is called policy.defaults.authorization.mode (Required is Registry) now",
 				"called policy.defaults.authorization.ttl now",
 				"called policy.defaults.authorization.onUnreachable (AllowKnown is Remembered) now",
-				"called policy.defaults.rateLimit.requestsPerSecond now", "called policy.defaults.rateLimit.bytesPerSecond now",
+				"called policy.defaults.rateLimit.requestsPerSecond now",
+				"called policy.defaults.rateLimit.bytesPerSecond now",
 			},
 		},
 		"a rule by its old names": {
@@ -234,36 +280,64 @@ func TestMistakesAreNamed(t *testing.T) {
 			},
 		},
 		"a misspelt key of a rule's authorization": {
-			"policy: {rules: [{authorization: {tll: 1m}}]}", nil, []string{"policy.rules[0].authorization.tll: no such key", "policy.rules.authorization.ttl"},
+			"policy: {rules: [{authorization: {tll: 1m}}]}", nil,
+			[]string{"policy.rules[0].authorization.tll: no such key", "policy.rules.authorization.ttl"},
 		},
-		"a share to read ahead":                  {"registry: {readAhead: 10%}", nil, []string{"registry.readAhead", "10%", "16MiB"}},
-		"unknown ranges":                         {"registry: {ranges: All}", nil, []string{"registry.ranges", "All", "Chunks, Verified"}},
-		"no time for the first byte":             {"registry: {firstByteTimeout: 0s}", nil, []string{"registry.firstByteTimeout"}},
-		"several mistakes of reading at once":    {"{store: {capacity: x, pth: y}, swarm: {zone: [1]}}", nil, []string{"store.capacity", "store.pth", "swarm.zone"}},
-		"several mistakes of bounds at once":     {"{log: {level: x, format: y}, store: {path: ''}}", nil, []string{"log.level", "log.format", "store.path"}},
-		"a mistake in file and environment":      {"store: {pth: y}", []string{"SHOAL_LOG_LVL=x"}, []string{"store.pth", "SHOAL_LOG_LVL"}},
-		"a default registry that has a path":     {"registry: {defaultRegistry: a.example/b}", nil, []string{"registry.defaultRegistry", "a.example/b"}},
-		"a scrub interval in the past":           {"store: {scrubInterval: -1h}", nil, []string{"store.scrubInterval", "-1h"}},
-		"a negative drain timeout":               {"registry: {drainTimeout: -1s}", nil, []string{"registry.drainTimeout", "-1s"}},
-		"an endpoint with a query":               {"upstreams: [{registry: a.example, endpoints: ['https://b.example?x=1']}]", nil, []string{"upstreams[0].endpoints[0]", "query"}},
-		"a misspelt section of a variable":       {"", []string{"SHOAL_STROE_CAPACITY=1GiB"}, []string{"SHOAL_STROE_CAPACITY names no key", "SHOAL_STORE_CAPACITY"}},
-		"a variable without its section":         {"", []string{"SHOAL_HIGHWATERMARK=0.9"}, []string{"SHOAL_HIGHWATERMARK names no key", "SHOAL_STORE_HIGHWATERMARK"}},
-		"a second document in the file":          {"store: {path: /x}\n---\nlog: {level: debug}", nil, []string{"config.yaml", "more than one YAML document"}},
-		"rules that are no list":                 {"policy: {rules: {mode: Bypass}}", nil, []string{"policy.rules", "list"}},
-		"upstreams that are no list":             {"upstreams: {registry: a.example}", nil, []string{"upstreams", "list"}},
-		"a capacity whose unit was forgotten":    {"store: {capacity: 20}", nil, []string{"store.capacity", "20", "GiB"}},
-		"a pattern that no repository matches":   {"policy: {rules: [{match: [a.example/**, docker.io]}]}", nil, []string{"policy.rules[0].match[1]", "docker.io/**"}},
-		"a pattern of an image's short name":     {"policy: {rules: [{match: [redis]}]}", nil, []string{"policy.rules[0].match[0]", "docker.io/library/redis"}},
-		"a pattern of Docker Hub's other name":   {"policy: {rules: [{match: ['index.docker.io/team/*']}]}", nil, []string{"policy.rules[0].match[0]", "docker.io/team/*"}},
-		"a pattern with a tag":                   {"policy: {rules: [{match: ['a.example/b:1']}]}", nil, []string{"policy.rules[0].match[0]", "no scheme, tag or digest"}},
-		"a star where two are meant":             {"policy: {rules: [{match: ['*']}]}", nil, []string{"policy.rules[0].match[0]", "**"}},
-		"a bootstrap peer that is not on TCP":    {"swarm: {bootstrap: [/ip4/10.0.0.1/udp/5052/quic-v1/p2p/" + id + "]}", nil, []string{"swarm.bootstrap[0]", "quic-v1", "TCP"}},
-		"an address that means every one":        {"swarm: {announce: [/ip4/0.0.0.0/tcp/5052]}", nil, []string{"swarm.announce[0]", "0.0.0.0"}},
-		"Docker Hub twice under its names":       {"upstreams: [{registry: docker.io}, {registry: index.docker.io}]", nil, []string{"upstreams[1].registry", "upstreams[0]"}},
-		"a runtime that is unknown":              {"mirror: {runtime: docker}", nil, []string{"mirror.runtime", "docker", "containerd, cri-o"}},
-		"two servers on one port of all":         {"registry: {listen: ':5051'}", nil, []string{"admin.listen", ":5051", "another port"}},
-		"the swarm on the port of a server":      {"registry: {listen: '127.0.0.1:5052'}", nil, []string{"swarm.listen[0]", "registry.listen", "another port"}},
-		"a bad default once, though rules exist": {"policy: {defaults: {tagTTL: soon}, rules: [{mode: Bypass}]}", nil, []string{"policy.defaults.tagTTL", "soon"}},
+		"a share to read ahead": {"registry: {readAhead: 10%}", nil,
+			[]string{"registry.readAhead", "10%", "16MiB"}},
+		"unknown ranges": {"registry: {ranges: All}", nil,
+			[]string{"registry.ranges", "All", "Chunks, Verified"}},
+		"no time for the first byte": {"registry: {firstByteTimeout: 0s}", nil,
+			[]string{"registry.firstByteTimeout"}},
+		"several mistakes of reading at once": {"{store: {capacity: x, pth: y}, swarm: {zone: [1]}}", nil,
+			[]string{"store.capacity", "store.pth", "swarm.zone"}},
+		"several mistakes of bounds at once": {"{log: {level: x, format: y}, store: {path: ''}}", nil,
+			[]string{"log.level", "log.format", "store.path"}},
+		"a mistake in file and environment": {"store: {pth: y}", []string{"SHOAL_LOG_LVL=x"},
+			[]string{"store.pth", "SHOAL_LOG_LVL"}},
+		"a default registry that has a path": {"registry: {defaultRegistry: a.example/b}", nil,
+			[]string{"registry.defaultRegistry", "a.example/b"}},
+		"a scrub interval in the past": {"store: {scrubInterval: -1h}", nil,
+			[]string{"store.scrubInterval", "-1h"}},
+		"a negative drain timeout": {"registry: {drainTimeout: -1s}", nil,
+			[]string{"registry.drainTimeout", "-1s"}},
+		"an endpoint with a query": {"upstreams: [{registry: a.example, endpoints: ['https://b.example?x=1']}]", nil, []string{"upstreams[0].endpoints[0]", "query"}},
+		"a misspelt section of a variable": {"", []string{"SHOAL_STROE_CAPACITY=1GiB"},
+			[]string{"SHOAL_STROE_CAPACITY names no key", "SHOAL_STORE_CAPACITY"}},
+		"a variable without its section": {"", []string{"SHOAL_HIGHWATERMARK=0.9"},
+			[]string{"SHOAL_HIGHWATERMARK names no key", "SHOAL_STORE_HIGHWATERMARK"}},
+		"a second document in the file": {"store: {path: /x}\n---\nlog: {level: debug}", nil,
+			[]string{"config.yaml", "more than one YAML document"}},
+		"rules that are no list": {"policy: {rules: {mode: Bypass}}", nil,
+			[]string{"policy.rules", "list"}},
+		"upstreams that are no list": {"upstreams: {registry: a.example}", nil,
+			[]string{"upstreams", "list"}},
+		"a capacity whose unit was forgotten": {"store: {capacity: 20}", nil,
+			[]string{"store.capacity", "20", "GiB"}},
+		"a pattern that no repository matches": {"policy: {rules: [{match: [a.example/**, docker.io]}]}", nil,
+			[]string{"policy.rules[0].match[1]", "docker.io/**"}},
+		"a pattern of an image's short name": {"policy: {rules: [{match: [redis]}]}", nil,
+			[]string{"policy.rules[0].match[0]", "docker.io/library/redis"}},
+		"a pattern of Docker Hub's other name": {"policy: {rules: [{match: ['index.docker.io/team/*']}]}", nil,
+			[]string{"policy.rules[0].match[0]", "docker.io/team/*"}},
+		"a pattern with a tag": {"policy: {rules: [{match: ['a.example/b:1']}]}", nil,
+			[]string{"policy.rules[0].match[0]", "no scheme, tag or digest"}},
+		"a star where two are meant": {"policy: {rules: [{match: ['*']}]}", nil,
+			[]string{"policy.rules[0].match[0]", "**"}},
+		"a bootstrap peer that is not on TCP": {"swarm: {bootstrap: [/ip4/10.0.0.1/udp/5052/quic-v1/p2p/" + id +
+			"]}", nil, []string{"swarm.bootstrap[0]", "quic-v1", "TCP"}},
+		"an address that means every one": {"swarm: {announce: [/ip4/0.0.0.0/tcp/5052]}", nil,
+			[]string{"swarm.announce[0]", "0.0.0.0"}},
+		"Docker Hub twice under its names": {"upstreams: [{registry: docker.io}, {registry: index.docker.io}]",
+			nil, []string{"upstreams[1].registry", "upstreams[0]"}},
+		"a runtime that is unknown": {"mirror: {runtime: docker}", nil,
+			[]string{"mirror.runtime", "docker", "containerd, cri-o"}},
+		"two servers on one port of all": {"registry: {listen: ':5051'}", nil,
+			[]string{"admin.listen", ":5051", "another port"}},
+		"the swarm on the port of a server": {"registry: {listen: '127.0.0.1:5052'}", nil,
+			[]string{"swarm.listen[0]", "registry.listen", "another port"}},
+		"a bad default once, though rules exist": {"policy: {defaults: {tagTTL: soon}, rules: [{mode: Bypass}]}", nil,
+			[]string{"policy.defaults.tagTTL", "soon"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -279,10 +353,11 @@ func TestMistakesAreNamed(t *testing.T) {
 func TestWhatIsUnusualButMeantIsTaken(t *testing.T) {
 	t.Parallel()
 	for name, file := range map[string]string{
-		"an entry for all other registries":     `upstreams: [{registry: "*", endpoints: [https://mirror.example/any]}, {registry: a.example}]`,
-		"ports that the system chooses":         "{registry: {listen: '127.0.0.1:0'}, admin: {listen: '127.0.0.1:0'}, swarm: {listen: [/ip4/127.0.0.1/tcp/0]}}",
-		"one port on several addresses":         "{registry: {listen: '127.0.0.1:1'}, admin: {listen: '127.0.0.2:1'}, swarm: {listen: [/ip4/127.0.0.3/tcp/1]}}",
-		"bootstrap peers found by DNS":          "swarm: {bootstrap: [/dnsaddr/peers.example/p2p/" + id + ", /dns4/a.example/tcp/5052/p2p/" + id + "]}",
+		"an entry for all other registries": `upstreams: [{registry: "*", endpoints: [https://mirror.example/any]}, {registry: a.example}]`,
+		"ports that the system chooses":     "{registry: {listen: '127.0.0.1:0'}, admin: {listen: '127.0.0.1:0'}, swarm: {listen: [/ip4/127.0.0.1/tcp/0]}}",
+		"one port on several addresses":     "{registry: {listen: '127.0.0.1:1'}, admin: {listen: '127.0.0.2:1'}, swarm: {listen: [/ip4/127.0.0.3/tcp/1]}}",
+		"bootstrap peers found by DNS": "swarm: {bootstrap: [/dnsaddr/peers.example/p2p/" + id +
+			", /dns4/a.example/tcp/5052/p2p/" + id + "]}",
 		"patterns for all, hosts and one image": `policy: {rules: [{match: ["**", "*.example/**", "**/library/*", a.example/b, "[::1]:5000/**"]}]}`,
 		"a file that ends its document":         "---\nstore: {path: /x}\n...\n",
 	} {
@@ -347,7 +422,8 @@ func TestEveryKeyHasItsFlag(t *testing.T) {
 	require.NoError(t, config.Default().Write(&written))
 	count := 0
 	for line := range strings.Lines(written.String()) {
-		if key, value, _ := strings.Cut(strings.TrimSpace(line), ":"); value != "\n" && value != "" && !strings.HasPrefix(key, "-") {
+		if key, value, _ := strings.Cut(strings.TrimSpace(line), ":"); value != "\n" && value != "" &&
+			!strings.HasPrefix(key, "-") {
 			count++
 		}
 	}
@@ -358,7 +434,8 @@ func TestEveryKeyHasItsFlag(t *testing.T) {
 	})
 	// Of the written keys upstreams and policy.rules have no flag; swarm.listen has no value on its own line.
 	require.Equal(t, count-2+1, flags)
-	for _, name := range []string{"policy-defaults-tag-ttl", "policy-defaults-authorization-ttl", "store-min-free", "kubernetes-node-name"} {
+	for _, name := range []string{"policy-defaults-tag-ttl", "policy-defaults-authorization-ttl", "store-min-free",
+		"kubernetes-node-name"} {
 		require.NotNil(t, fs.Lookup(name), name)
 	}
 }
@@ -416,7 +493,8 @@ func TestMirrorOptionsLeadToTheFilesOfTheRuntime(t *testing.T) {
 		"containerd where it usually is": {"runtime: containerd", "/etc/containerd/config.toml"},
 		"MicroK8s where it usually is":   {"runtime: microk8s", "/var/snap/microk8s/current/args/containerd.toml"},
 		"Talos where it usually is":      {"runtime: talos", "/etc/cri/containerd.toml"},
-		"containerd as k3s has it":       {"path: " + k3s + "/certs.d, runtimeConfig: " + k3s + "/config.toml", k3s + "/config.toml"},
+		"containerd as k3s has it": {"path: " + k3s + "/certs.d, runtimeConfig: " + k3s + "/config.toml",
+			k3s + "/config.toml"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

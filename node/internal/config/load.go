@@ -106,7 +106,8 @@ func readEnvironment(v *viper.Viper, environ []string) []error {
 		key, known := keys[name]
 		if !known {
 			if meant := alike(rest, keys); len(meant) > 0 && !serviceLink.MatchString(name) {
-				problems = append(problems, fmt.Errorf("environment variable %s names no key; those that exist: %s", name, strings.Join(meant, ", ")))
+				problems = append(problems, fmt.Errorf("environment variable %s names no key; those that exist: %s",
+					name, strings.Join(meant, ", ")))
 			}
 			continue
 		}
@@ -207,11 +208,13 @@ func unknown(at string, value any) []error {
 			case renamed(key, value[name]) != "":
 				problems = append(problems, fmt.Errorf("%s: is called %s now", key, renamed(key, value[name])))
 			case hasMore && noSection(value[name]) && !slices.Contains(tables, key):
-				problems = append(problems, fmt.Errorf("%s: %v is no table; want keys below it: %s", key, value[name], strings.Join(beside(key+"."), ", ")))
+				problems = append(problems, fmt.Errorf("%s: %v is no table; want keys below it: %s", key, value[name],
+					strings.Join(beside(key+"."), ", ")))
 			case hasMore:
 				problems = append(problems, unknown(key, value[name])...)
 			case !exists:
-				problems = append(problems, fmt.Errorf("%s: no such key; those beside it: %s", key, strings.Join(beside(key), ", ")))
+				problems = append(problems, fmt.Errorf("%s: no such key; those beside it: %s", key,
+					strings.Join(beside(key), ", ")))
 			}
 		}
 	case []any:

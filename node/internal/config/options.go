@@ -18,7 +18,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/swarm"
 )
 
-// Default is the configuration of an agent that nothing was said to. A default that a package has of its own stands there.
+// Default is the configuration of an agent that nothing was said to. A default that a package has of its own stands
+// there.
 func Default() *Config {
 	return &Config{
 		Registry: Registry{
@@ -56,10 +57,13 @@ type option struct{ key, help string }
 // options are all keys that are no tables.
 var options = []option{
 	{"registry.listen", "address `host:port` of the registry front, which the runtime uses as a mirror"},
-	{"registry.defaultRegistry", "registry `host` meant by requests that name none, as those of Docker, ORAS and skopeo do"},
+	{"registry.defaultRegistry",
+		"registry `host` meant by requests that name none, as those of Docker, ORAS and skopeo do"},
 	{"registry.ranges", "what a request for a part of a blob that is not here gets: Chunks, just those it needs, by the word of the agent that read them from the registry; or Verified, nothing before the whole is here and matches its digest"},
-	{"registry.readAhead", "`size` of the next layers of an image that are fetched, at most, before the runtime, which downloads a few at a time, asks for them; 0: none"},
-	{"registry.firstByteTimeout", "bound on the wait for the first byte of an answer; then the runtime is sent to the registry itself"},
+	{"registry.readAhead",
+		"`size` of the next layers of an image that are fetched, at most, before the runtime, which downloads a few at a time, asks for them; 0: none"},
+	{"registry.firstByteTimeout",
+		"bound on the wait for the first byte of an answer; then the runtime is sent to the registry itself"},
 	{"registry.drainTimeout", "bound on the wait for running answers at shutdown"},
 	{"hub.enabled", "serve clients of a model hub, such as huggingface_hub, whose HF_ENDPOINT is http://<hub.listen>"},
 	{"hub.listen", "address `host:port` of the hub front"},
@@ -69,13 +73,16 @@ var options = []option{
 	{"metrics.listen", "address `host:port` of metrics alone, for other machines; empty: none"},
 	{"metrics.certFile", "`file` with the certificate of metrics.listen, as PEM; empty: plain HTTP"},
 	{"metrics.keyFile", "`file` with the key of metrics.certFile"},
-	{"metrics.tokenReview", "give the metrics of metrics.listen only to who shows the token of an account that the API server lets GET /metrics"},
-	{"upstream.allowAddresses", "`ranges` of the node's own addresses, such as 127.0.0.0/8, at which registries are asked though upstreams does not list them; others of loopback, link-local, multicast and metadata services are not"},
+	{"metrics.tokenReview",
+		"give the metrics of metrics.listen only to who shows the token of an account that the API server lets GET /metrics"},
+	{"upstream.allowAddresses",
+		"`ranges` of the node's own addresses, such as 127.0.0.0/8, at which registries are asked though upstreams does not list them; others of loopback, link-local, multicast and metadata services are not"},
 	{"swarm.listen", "TCP `multiaddrs` to listen on for other agents, IPv4 and IPv6"},
 	{"swarm.announce", "`multiaddrs` told to other agents instead of the listening ones"},
 	{"swarm.bootstrap", "`multiaddrs` with /p2p/<peer ID> of the agents to start from; none starts a swarm"},
 	{"swarm.zone", "`name` of the node's zone; bytes of a pull cross into a zone once"},
-	{"swarm.protocolPrefix", "`prefix` of the swarm's protocols; agents with different ones do not speak with one another"},
+	{"swarm.protocolPrefix",
+		"`prefix` of the swarm's protocols; agents with different ones do not speak with one another"},
 	{"swarm.admission", "who may join: Open, List or Kubernetes (default: Kubernetes where kubernetes.enabled, List where swarm.peers is set, else Open)"},
 	{"swarm.peers", "`peer IDs` that may join when admission is List, besides those of swarm.bootstrap"},
 	{"swarm.connections.low", "`number` of connections left after closing the least useful ones"},
@@ -86,15 +93,20 @@ var options = []option{
 	{"store.lowWatermark", "`share` of the capacity at which eviction ends: 0.85 or 85%"},
 	{"store.minFree", "`size`, or share of the disk, that is left free whatever the capacity"},
 	{"store.eviction", "`algorithm` that chooses what goes first: LRU or SLRU"},
-	{"store.runtimePath", "`directory` of containerd's content store, whose blobs are shared too, read-only; empty: not used"},
+	{"store.runtimePath",
+		"`directory` of containerd's content store, whose blobs are shared too, read-only; empty: not used"},
 	{"store.scrubInterval", "time in which every blob is read and checked once; 0: never"},
 	{"policy.defaults.mode", "PullThrough, PeersOnly or Bypass, for repositories without a rule"},
 	{"policy.defaults.tagTTL", "time for which the answer for a tag holds; 0: ask every time"},
-	{"policy.defaults.authorization.mode", "Registry: the registry has to accept a caller before it gets cached content; Exempt: nobody is asked"},
-	{"policy.defaults.authorization.ttl", "time for which the registry's acceptance of a caller holds; 0: ask every time"},
-	{"policy.defaults.authorization.onUnreachable", "who gets cached content while the registry cannot be asked: Remembered (callers it once accepted) or Deny"},
+	{"policy.defaults.authorization.mode",
+		"Registry: the registry has to accept a caller before it gets cached content; Exempt: nobody is asked"},
+	{"policy.defaults.authorization.ttl",
+		"time for which the registry's acceptance of a caller holds; 0: ask every time"},
+	{"policy.defaults.authorization.onUnreachable",
+		"who gets cached content while the registry cannot be asked: Remembered (callers it once accepted) or Deny"},
 	{"policy.defaults.rateLimit.requestsPerSecond", "bound on the `rate` of requests to a registry; 0: none"},
-	{"policy.defaults.rateLimit.bytesPerSecond", "bound on the bytes read from a registry, a `size` per second; 0: none"},
+	{"policy.defaults.rateLimit.bytesPerSecond",
+		"bound on the bytes read from a registry, a `size` per second; 0: none"},
 	{"policy.bandwidth.upload", "bound on the bytes sent to other agents, a `size` per second; 0: none"},
 	{"policy.bandwidth.download", "bound on the bytes taken from other agents, a `size` per second; 0: none"},
 	{"mirror.stateDir", "`directory` of the originals that mirror install keeps; what is amiss with the mirrors is reported; empty: it is not"},
@@ -109,7 +121,8 @@ var options = []option{
 	{"kubernetes.nodeName", "`name` of the Node that the agent runs on"},
 	{"kubernetes.kubeconfig", "`file` with the API server's address and credentials; empty: the pod's service account"},
 	{"kubernetes.namespace", "`namespace` that the agent runs in"},
-	{"kubernetes.runtimeEndpoint", "`address` of the runtime's CRI socket, such as unix:///run/containerd/containerd.sock, for pins that load images into it"},
+	{"kubernetes.runtimeEndpoint",
+		"`address` of the runtime's CRI socket, such as unix:///run/containerd/containerd.sock, for pins that load images into it"},
 }
 
 // runtimes lists what mirror.runtime may be.

@@ -49,18 +49,22 @@ func (c *Config) validateMetrics(p *problems) {
 	m := c.Metrics
 	if m.Listen == "" {
 		if m != (Metrics{}) {
-			p.add("metrics.listen", "empty, so the other keys of metrics would do nothing; want an address such as 10.0.0.5:5053")
+			p.add("metrics.listen",
+				"empty, so the other keys of metrics would do nothing; want an address such as 10.0.0.5:5053")
 		}
 		return
 	}
 	checkListen(p, "metrics.listen", m.Listen)
-	for _, other := range []struct{ key, listen string }{{"registry.listen", c.Registry.Listen}, {"admin.listen", c.Admin.Listen}} {
+	for _, other := range []struct{ key, listen string }{{"registry.listen", c.Registry.Listen},
+		{"admin.listen", c.Admin.Listen}} {
 		if clash(m.Listen, other.listen) {
-			p.add("metrics.listen", "%s and %s, %s, are one port; choose another port", m.Listen, other.key, other.listen)
+			p.add("metrics.listen", "%s and %s, %s, are one port; choose another port", m.Listen, other.key,
+				other.listen)
 		}
 	}
 	if (m.CertFile == "") != (m.KeyFile == "") {
-		p.add("metrics.certFile", "a certificate needs its key, and a key its certificate; set metrics.certFile and metrics.keyFile, or neither")
+		p.add("metrics.certFile",
+			"a certificate needs its key, and a key its certificate; set metrics.certFile and metrics.keyFile, or neither")
 	}
 	if m.TokenReview && !c.Kubernetes.Enabled {
 		p.add("metrics.tokenReview", "the API server reviews tokens, and kubernetes.enabled is false")
@@ -71,7 +75,8 @@ func (c *Config) validateServers(p *problems) {
 	checkListen(p, "registry.listen", c.Registry.Listen)
 	checkListen(p, "admin.listen", c.Admin.Listen)
 	if clash(c.Registry.Listen, c.Admin.Listen) {
-		p.add("admin.listen", "%s and registry.listen, %s, are one port; choose another port", c.Admin.Listen, c.Registry.Listen)
+		p.add("admin.listen", "%s and registry.listen, %s, are one port; choose another port", c.Admin.Listen,
+			c.Registry.Listen)
 	}
 	c.validateMetrics(p)
 	if c.Registry.DefaultRegistry != "" {
@@ -81,13 +86,16 @@ func (c *Config) validateServers(p *problems) {
 		p.add("registry.ranges", "%q is none of %s, %s", r, RangesChunks, RangesVerified)
 	}
 	if c.Registry.ReadAhead.Share != 0 {
-		p.add("registry.readAhead", "%s is a share of nothing; want a size such as 16MiB, or 0 for none", c.Registry.ReadAhead)
+		p.add("registry.readAhead", "%s is a share of nothing; want a size such as 16MiB, or 0 for none",
+			c.Registry.ReadAhead)
 	}
 	if c.Registry.FirstByteTimeout <= 0 {
-		p.add("registry.firstByteTimeout", "%s; want more than 0, so that the runtime can go to the registry itself", c.Registry.FirstByteTimeout)
+		p.add("registry.firstByteTimeout", "%s; want more than 0, so that the runtime can go to the registry itself",
+			c.Registry.FirstByteTimeout)
 	}
 	if c.Registry.DrainTimeout < 0 {
-		p.add("registry.drainTimeout", "%s is negative; want 0 to end answers at once, or more", c.Registry.DrainTimeout)
+		p.add("registry.drainTimeout", "%s is negative; want 0 to end answers at once, or more",
+			c.Registry.DrainTimeout)
 	}
 }
 
@@ -96,26 +104,30 @@ func (c *Config) validateHub(p *problems) {
 	checkEndpoint(p, "hub.endpoint", c.Hub.Endpoint)
 	for i, s := range c.Hub.AllowFrom {
 		if _, err := netip.ParsePrefix(s); err != nil {
-			p.add(fmt.Sprintf("hub.allowFrom[%d]", i), "%q is no address range; want one such as 10.42.0.0/16 or fd00::/8", s)
+			p.add(fmt.Sprintf("hub.allowFrom[%d]", i),
+				"%q is no address range; want one such as 10.42.0.0/16 or fd00::/8", s)
 		}
 	}
 	if !c.Hub.Enabled {
 		return
 	}
-	for _, other := range []struct{ key, listen string }{{"registry.listen", c.Registry.Listen}, {"admin.listen", c.Admin.Listen}} {
+	for _, other := range []struct{ key, listen string }{{"registry.listen", c.Registry.Listen},
+		{"admin.listen", c.Admin.Listen}} {
 		if clash(c.Hub.Listen, other.listen) {
-			p.add("hub.listen", "%s and %s, %s, are one port; choose another port", c.Hub.Listen, other.key, other.listen)
+			p.add("hub.listen", "%s and %s, %s, are one port; choose another port", c.Hub.Listen, other.key,
+				other.listen)
 		}
 	}
 	for i, addr := range c.Swarm.Listen {
 		if tcp, err := manet.ToNetAddr(addr); err == nil && clash(tcp.String(), c.Hub.Listen) {
-			p.add(fmt.Sprintf("swarm.listen[%d]", i), "%s and hub.listen, %s, are one port; choose another port", addr, c.Hub.Listen)
+			p.add(fmt.Sprintf("swarm.listen[%d]", i), "%s and hub.listen, %s, are one port; choose another port", addr,
+				c.Hub.Listen)
 		}
 	}
 }
 
-// clash reports whether two servers cannot both listen: on one port of the same host, or of all addresses of its family. An empty
-// host is all addresses.
+// clash reports whether two servers cannot both listen: on one port of the same host, or of all addresses of its
+// family. An empty host is all addresses.
 func clash(a, b string) bool {
 	hostA, portA, errA := net.SplitHostPort(a)
 	hostB, portB, errB := net.SplitHostPort(b)
@@ -162,7 +174,8 @@ func (c *Config) validateSwarm(p *problems) {
 	for i, addr := range s.Listen {
 		key := fmt.Sprintf("swarm.listen[%d]", i)
 		checkTCP(p, key, addr)
-		for _, server := range []struct{ key, listen string }{{"registry.listen", c.Registry.Listen}, {"admin.listen", c.Admin.Listen}} {
+		for _, server := range []struct{ key, listen string }{{"registry.listen", c.Registry.Listen},
+			{"admin.listen", c.Admin.Listen}} {
 			if tcp, err := manet.ToNetAddr(addr); err == nil && clash(tcp.String(), server.listen) {
 				p.add(key, "%s and %s, %s, are one port; choose another port", addr, server.key, server.listen)
 			}
@@ -202,7 +215,8 @@ func (c *Config) validateSwarm(p *problems) {
 		p.add("swarm.peers", "empty, so with admission List nobody could join; list peer IDs (`shoal-node id` prints an agent's), or choose another admission")
 	}
 	if s.Admission != AdmitList && len(s.Peers) > 0 {
-		p.add("swarm.peers", "has no effect when swarm.admission is %s; choose List, or leave swarm.peers empty", s.Admission)
+		p.add("swarm.peers", "has no effect when swarm.admission is %s; choose List, or leave swarm.peers empty",
+			s.Admission)
 	}
 }
 
@@ -218,7 +232,8 @@ func (c *Config) validateStore(p *problems) {
 		p.add("store.path", "empty; want a directory")
 	}
 	if s.Capacity.Share == 0 && s.Capacity.Bytes < content.ChunkSize {
-		p.add("store.capacity", "%s is less than a chunk of 1MiB; want a size with its unit, such as 20GiB, or a share of the disk such as 30%%", s.Capacity)
+		p.add("store.capacity",
+			"%s is less than a chunk of 1MiB; want a size with its unit, such as 20GiB, or a share of the disk such as 30%%", s.Capacity)
 	}
 	if s.ScrubInterval < 0 {
 		p.add("store.scrubInterval", "%s is negative; want 0 for never, or more", s.ScrubInterval)
@@ -231,7 +246,8 @@ func (c *Config) validateStore(p *problems) {
 func (c *Config) validateUpstreams(p *problems) {
 	for i, s := range c.Upstream.AllowAddresses {
 		if _, err := netip.ParsePrefix(s); err != nil {
-			p.add(fmt.Sprintf("upstream.allowAddresses[%d]", i), "%q is no range of addresses; want one such as 127.0.0.0/8 or ::1/128", s)
+			p.add(fmt.Sprintf("upstream.allowAddresses[%d]", i),
+				"%q is no range of addresses; want one such as 127.0.0.0/8 or ::1/128", s)
 		}
 	}
 	first := make(map[string]int)
@@ -242,7 +258,8 @@ func (c *Config) validateUpstreams(p *problems) {
 		}
 		name := registries.Canonical(u.Registry)
 		if j, again := first[name]; again {
-			p.add(at+".registry", "%q is that of upstreams[%d] too; put all endpoints of a registry into one entry", u.Registry, j)
+			p.add(at+".registry", "%q is that of upstreams[%d] too; put all endpoints of a registry into one entry",
+				u.Registry, j)
 		} else {
 			first[name] = i
 		}
@@ -252,12 +269,14 @@ func (c *Config) validateUpstreams(p *problems) {
 		}
 		switch {
 		case !tls && (u.CAFile != "" || u.ClientCertFile != "" || u.ClientKeyFile != "" || u.InsecureSkipVerify):
-			p.add(at, "has TLS settings, but no endpoint of %q uses https; remove them or change an endpoint", u.Registry)
+			p.add(at, "has TLS settings, but no endpoint of %q uses https; remove them or change an endpoint",
+				u.Registry)
 		case u.CAFile != "" && u.InsecureSkipVerify:
 			p.add(at+".caFile", "has no effect with insecureSkipVerify; remove one of the two")
 		}
 		if (u.ClientCertFile == "") != (u.ClientKeyFile == "") {
-			p.add(at, "has one of clientCertFile (%q) and clientKeyFile (%q); want both or neither", u.ClientCertFile, u.ClientKeyFile)
+			p.add(at, "has one of clientCertFile (%q) and clientKeyFile (%q); want both or neither", u.ClientCertFile,
+				u.ClientKeyFile)
 		}
 	}
 }
@@ -298,7 +317,8 @@ func (c *Config) validateMirror(p *problems) {
 		p.add("mirror.runtime", "%q is none of %s", c.Mirror.Runtime, runtimes())
 	}
 	if c.Mirror.StateDir != "" && c.Mirror.Runtime == mirror.CRIO && len(c.Mirror.Registries) == 0 {
-		p.add("mirror.registries", "empty; %s has no mirror for all registries, so name those that mirror install was given", mirror.CRIO)
+		p.add("mirror.registries",
+			"empty; %s has no mirror for all registries, so name those that mirror install was given", mirror.CRIO)
 	}
 }
 
@@ -311,10 +331,12 @@ func (c *Config) validateRest(p *problems) {
 	}
 	k := c.Kubernetes
 	if k.Enabled && k.NodeName == "" {
-		p.add("kubernetes.nodeName", "empty; with kubernetes.enabled it must name the Node (in a pod: from the field spec.nodeName)")
+		p.add("kubernetes.nodeName",
+			"empty; with kubernetes.enabled it must name the Node (in a pod: from the field spec.nodeName)")
 	}
 	if !k.Enabled && k.Kubeconfig != "" {
-		p.add("kubernetes.kubeconfig", "%q has no effect without kubernetes.enabled; set it too, or remove this", k.Kubeconfig)
+		p.add("kubernetes.kubeconfig", "%q has no effect without kubernetes.enabled; set it too, or remove this",
+			k.Kubeconfig)
 	}
 }
 
@@ -333,23 +355,28 @@ func (c *Config) Warnings() []string {
 	var warnings []string
 	host, _, _ := net.SplitHostPort(c.Registry.Listen)
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		warnings = append(warnings, fmt.Sprintf("registry.listen: %s is reachable from other machines, and credentials arrive there without encryption; "+
-			"127.0.0.1 serves the runtime of this node", c.Registry.Listen))
+		warnings = append(warnings,
+			fmt.Sprintf("registry.listen: %s is reachable from other machines, and credentials arrive there without encryption; "+
+				"127.0.0.1 serves the runtime of this node", c.Registry.Listen))
 	}
 	if path := c.Store.RuntimePath; path != "" {
 		if _, err := os.Stat(filepath.Join(path, "blobs")); err != nil {
-			warnings = append(warnings, fmt.Sprintf("store.runtimePath: %v: nothing is read from the runtime's content store; "+
-				"it is io.containerd.content.v1.content below containerd's root", err))
+			warnings = append(warnings,
+				fmt.Sprintf("store.runtimePath: %v: nothing is read from the runtime's content store; "+
+					"it is io.containerd.content.v1.content below containerd's root", err))
 		}
 	}
-	if host, _, _ := net.SplitHostPort(c.Hub.Listen); c.Hub.Enabled && len(c.Hub.AllowFrom) == 0 && host != "localhost" {
+	if host, _, _ := net.SplitHostPort(c.Hub.Listen); c.Hub.Enabled && len(c.Hub.AllowFrom) == 0 &&
+		host != "localhost" {
 		if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
-			warnings = append(warnings, fmt.Sprintf("hub.allowFrom: empty, so that only this machine may use hub.listen, %s; "+
-				"list the ranges of those who are to use it", c.Hub.Listen))
+			warnings = append(warnings,
+				fmt.Sprintf("hub.allowFrom: empty, so that only this machine may use hub.listen, %s; "+
+					"list the ranges of those who are to use it", c.Hub.Listen))
 		}
 	}
 	if c.Swarm.Admission == AdmitAll {
-		warnings = append(warnings, "swarm.admission: Open lets every machine that reaches swarm.listen read what is cached; use List or Kubernetes outside of trusted networks")
+		warnings = append(warnings,
+			"swarm.admission: Open lets every machine that reaches swarm.listen read what is cached; use List or Kubernetes outside of trusted networks")
 	}
 	return warnings
 }

@@ -42,7 +42,8 @@ func DigestCID(d digest.Digest) (cid.Cid, error) {
 	}
 	code, ok := map[digest.Algorithm]uint64{digest.SHA256: mh.SHA2_256, digest.SHA512: mh.SHA2_512}[d.Algorithm()]
 	if !ok {
-		return cid.Undef, fmt.Errorf("digest %q: algorithm %s has no multihash here; sha256 and sha512 do", d, d.Algorithm())
+		return cid.Undef, fmt.Errorf("digest %q: algorithm %s has no multihash here; sha256 and sha512 do", d,
+			d.Algorithm())
 	}
 	raw, err := hex.DecodeString(d.Encoded())
 	if err != nil {

@@ -131,7 +131,8 @@ func (m *ChunkMap) DAG() (root cid.Cid, inner []blocks.Block, err error) {
 		for start := 0; start < len(level); start += dagWidth {
 			fs := unixfs.NewFSNode(unixfs.TFile)
 			node := new(merkledag.ProtoNode)
-			if err := node.SetCidBuilder(cid.V1Builder{Codec: cid.DagProtobuf, MhType: chunkPrefix.MhType}); err != nil {
+			if err := node.SetCidBuilder(cid.V1Builder{Codec: cid.DagProtobuf,
+				MhType: chunkPrefix.MhType}); err != nil {
 				return cid.Undef, nil, fmt.Errorf("UnixFS DAG: %w", err)
 			}
 			p := child{}

@@ -11,7 +11,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// DefaultFirstByte is how long a client waits for the first byte of an answer, unless the agent is configured otherwise.
+// DefaultFirstByte is how long a client waits for the first byte of an answer, unless the agent is configured
+// otherwise.
 const DefaultFirstByte = 10 * time.Second
 
 // Repository names a repository of an upstream registry.
@@ -58,8 +59,8 @@ type Request struct {
 	Repository Repository
 	Kind       Kind
 	Digest     digest.Digest
-	// File is the escaped path of a URL, with a leading slash, at which upstream has the blob. Empty: where the distribution API
-	// has it. A blob with a File is asked for by Range only.
+	// File is the escaped path of a URL, with a leading slash, at which upstream has the blob. Empty: where the
+	// distribution API has it. A blob with a File is asked for by Range only.
 	File string
 	// Size is the blob's size in bytes as a manifest states it, or 0 when it is not known.
 	Size int64
@@ -79,16 +80,16 @@ func (r Request) WithoutUpstream() Request {
 	return r
 }
 
-// Reader reads a blob that is held whole or is still arriving. Its methods may be called concurrently. Package contenttest
-// has the suite that every implementation passes.
+// Reader reads a blob that is held whole or is still arriving. Its methods may be called concurrently. Package
+// contenttest has the suite that every implementation passes.
 type Reader interface {
 	// Size is the blob's size in bytes. It is always known once a Reader exists.
 	Size() int64
-	// Range returns the n bytes from offset off; it is an error if they do not lie within the blob. Read blocks until bytes are
-	// there.
-	// It fails, and never ends with io.EOF early, when they cannot be had or when the blob turns out not to match its
-	// digest. Where the result also is an io.WriterTo, that moves file pages without copying if the kernel can.
-	// The caller closes it; closing it, or ending ctx, drops this reader's demand for bytes that are not here yet.
+	// Range returns the n bytes from offset off; it is an error if they do not lie within the blob. Read blocks until
+	// bytes are there. It fails, and never ends with io.EOF early, when they cannot be had or when the blob turns out
+	// not to match its digest. Where the result also is an io.WriterTo, that moves file pages without copying if the
+	// kernel can. The caller closes it; closing it, or ending ctx, drops this reader's demand for bytes that are not
+	// here yet.
 	Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	// Arrived is how many of its bytes are at this node: all of them, of a blob that is held whole.
 	Arrived() int64

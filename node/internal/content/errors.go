@@ -16,8 +16,8 @@ var (
 	ErrDigestMismatch = errors.New("digest mismatch")
 	// ErrNoSpace: the store cannot take the content: the disk or the capacity is full of what may not be evicted.
 	ErrNoSpace = errors.New("no space in the store")
-	// ErrStorage: the node's own disk cannot be read or written, or hangs. Like ErrNoSpace it says nothing about the content:
-	// who asked for it can be given it from elsewhere.
+	// ErrStorage: the node's own disk cannot be read or written, or hangs. Like ErrNoSpace it says nothing about the
+	// content: who asked for it can be given it from elsewhere.
 	ErrStorage = errors.New("the disk of the store fails")
 	// ErrClosed: the component was shut down.
 	ErrClosed = errors.New("closed")

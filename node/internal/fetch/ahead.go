@@ -46,10 +46,11 @@ func (fr *Fetcher) learnOrder(layers []ocispec.Descriptor) {
 	}
 }
 
-// ReadAhead begins to fetch the layers that come after one in its manifest, as far as Options.ReadAhead bytes go, for who has just
-// asked for the whole of that one: runtimes download three layers at a time, in order, and once they miss one they miss those on top
-// of it. So the swarm has enough to share where layers are small, and the next are here or on their way when they are asked for. It
-// returns at once, and does nothing for what is no layer of a manifest that has come by lately.
+// ReadAhead begins to fetch the layers that come after one in its manifest, as far as Options.ReadAhead bytes go, for
+// who has just asked for the whole of that one: runtimes download three layers at a time, in order, and once they miss
+// one they miss those on top of it. So the swarm has enough to share where layers are small, and the next are here or
+// on their way when they are asked for. It returns at once, and does nothing for what is no layer of a manifest that
+// has come by lately.
 func (fr *Fetcher) ReadAhead(req content.Request) {
 	left := fr.opts.ReadAhead
 	at, ok := fr.places.Get(req.Digest)

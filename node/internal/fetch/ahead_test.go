@@ -43,11 +43,14 @@ func TestReadAhead(t *testing.T) {
 		asked int
 		ahead []int // layers that come though nobody asks
 	}{
-		"goes as far as its bytes do":                   {sizes: []int{1, 1, 1, 1, 1, 1}, asked: 1, ahead: []int{2, 3, 4}},
-		"ends with the image":                           {sizes: []int{1, 1, 1}, asked: 1, ahead: []int{2}},
-		"ends at a layer that is larger":                {sizes: []int{1, 1, 9, 1}, asked: 0, ahead: []int{1}},
-		"does not count what is here":                   {sizes: []int{1, 9, 1, 1, 1, 1}, here: []int{1, 2}, asked: 0, ahead: []int{3, 4, 5}},
-		"goes on from what is here":                     {sizes: []int{1, 1, 1}, here: []int{0}, asked: 0, ahead: []int{1, 2}},
+		"goes as far as its bytes do": {sizes: []int{1, 1, 1, 1, 1, 1}, asked: 1,
+			ahead: []int{2, 3, 4}},
+		"ends with the image":            {sizes: []int{1, 1, 1}, asked: 1, ahead: []int{2}},
+		"ends at a layer that is larger": {sizes: []int{1, 1, 9, 1}, asked: 0, ahead: []int{1}},
+		"does not count what is here": {sizes: []int{1, 9, 1, 1, 1, 1}, here: []int{1, 2}, asked: 0,
+			ahead: []int{3, 4, 5}},
+		"goes on from what is here": {sizes: []int{1, 1, 1}, here: []int{0}, asked: 0,
+			ahead: []int{1, 2}},
 		"has nothing to do for the last":                {sizes: []int{1, 1}, asked: 1},
 		"takes a layer once though it stands there two": {sizes: []int{1, 1, 1}, again: 1, asked: 1, ahead: []int{2}},
 	} {
@@ -81,7 +84,8 @@ func TestReadAhead(t *testing.T) {
 			o.mu.Unlock()
 			n.ReadAhead(o.request(layers[c.asked]))
 			n.ReadAhead(o.request(layers[c.asked])) // as another caller
-			require.InDelta(t, len(c.ahead), n.metric(t, "shoal_fetches_ahead_total"), 0, "what is begun is known at once")
+			require.InDelta(t, len(c.ahead), n.metric(t, "shoal_fetches_ahead_total"), 0,
+				"what is begun is known at once")
 			close(begun)
 			eventually(t, "all is here", func() bool { return len(n.Running()) == 0 })
 			held := map[digest.Digest]bool{}

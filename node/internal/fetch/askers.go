@@ -15,8 +15,8 @@ import (
 // maxAskers bounds the callers whose credentials a fetch keeps.
 const maxAskers = 16
 
-// asker is in whose name upstream is asked. A fetch asks again and again, and tokens live a minute or a few: the one that it
-// began with may expire in its middle.
+// asker is in whose name upstream is asked. A fetch asks again and again, and tokens live a minute or a few: the one
+// that it began with may expire in its middle.
 type asker struct {
 	repo          content.Repository
 	file          string // where upstream has the blob, if not where its API has it
@@ -26,8 +26,8 @@ type asker struct {
 	refused       bool // and gives nothing any more
 }
 
-// admitAsker takes in with whose credentials upstream may be asked. The newest are the ones least likely to have expired, so
-// they are used first. The caller holds f.mu.
+// admitAsker takes in with whose credentials upstream may be asked. The newest are the ones least likely to have
+// expired, so they are used first. The caller holds f.mu.
 func (f *fetch) admitAsker(req content.Request) {
 	if req.NoUpstream() || f.fr.opts.PeersOnly(req.Repository) {
 		return
@@ -58,8 +58,9 @@ func (f *fetch) asker() *asker {
 	return nil
 }
 
-// refuse notes that upstream gives nothing to a. Where it gave something before, the token has expired, as a rule. Most images
-// are there for anyone: whether this one is is asked once, and goes on without the callers' tokens if so. The caller holds f.mu.
+// refuse notes that upstream gives nothing to a. Where it gave something before, the token has expired, as a rule. Most
+// images are there for anyone: whether this one is is asked once, and goes on without the callers' tokens if so. The
+// caller holds f.mu.
 func (f *fetch) refuse(a *asker, err error) {
 	a.refused = true
 	if a.nobody {

@@ -19,10 +19,11 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/store"
 )
 
-// BenchmarkAgentToAgent moves a blob from the store of one agent into that of another, verified and synced to disk. Beside it, in turns, a
-// file of the same size comes by plain HTTPS and is hashed: once as a cache must, written to a file and synced ("kept"), and once thrown
-// away. It reports the processor time of both ends for each GiB, and the ratios. On a virtual machine whose host takes free memory
-// back, what is written costs up to a second more for each GiB; the two that keep the bytes pay that alike.
+// BenchmarkAgentToAgent moves a blob from the store of one agent into that of another, verified and synced to disk.
+// Beside it, in turns, a file of the same size comes by plain HTTPS and is hashed: once as a cache must, written to a
+// file and synced ("kept"), and once thrown away. It reports the processor time of both ends for each GiB, and the
+// ratios. On a virtual machine whose host takes free memory back, what is written costs up to a second more for each
+// GiB; the two that keep the bytes pay that alike.
 func BenchmarkAgentToAgent(b *testing.B) {
 	const size = 256 << 20
 	defer debug.SetGCPercent(debug.SetGCPercent(400)) // the agent's own
@@ -63,7 +64,8 @@ func BenchmarkAgentToAgent(b *testing.B) {
 	var agents, keep, discard float64
 	rounds := 0
 	for b.Loop() {
-		// The two that write come after one that does not, so neither finds more of the memory that the other has let go.
+		// The two that write come after one that does not, so neither finds more of the memory that the other has let
+		// go.
 		agents += byAgents().Seconds()
 		discard += thrownAway().Seconds() / 2
 		keep += kept().Seconds()
@@ -89,7 +91,9 @@ func overHTTPS(b *testing.B, size int64) func(w io.Writer) {
 	_, err = io.CopyN(f, rand.Reader, size)
 	require.NoError(b, err)
 	require.NoError(b, f.Close())
-	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, path) }))
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.ServeFile(w, r, path)
+	}))
 	b.Cleanup(server.Close)
 	return func(w io.Writer) {
 		resp, err := server.Client().Get(server.URL)

@@ -34,8 +34,8 @@ func (f *fetch) mismatch(err error) {
 }
 
 // again drops what does not match and starts to read the blob from upstream alone, so that the next caller gets the
-// right bytes and those who misled this node can be told from those who were misled. nil: upstream cannot be asked, or all was
-// its own word already.
+// right bytes and those who misled this node can be told from those who were misled. nil: upstream cannot be asked, or
+// all was its own word already.
 func (f *fetch) again() *fetch {
 	f.mu.Lock()
 	ing := f.ing
@@ -63,8 +63,8 @@ func (f *fetch) again() *fetch {
 	})
 }
 
-// settleBlame bans those whose claims differ from what upstream sent. A claim that its author did not sign was forged by
-// the coordinator, which passes on none that it has not checked.
+// settleBlame bans those whose claims differ from what upstream sent. A claim that its author did not sign was forged
+// by the coordinator, which passes on none that it has not checked.
 func (f *fetch) settleBlame() {
 	for _, s := range f.suspects {
 		i := s.claim.Index

@@ -66,7 +66,8 @@ func TestACallerThatGoesAwayDoesNotEndAnothersFetch(t *testing.T) {
 // To resume what an earlier boot has left is to read and hash it, which may take long.
 func TestACallerMayLeaveWhileAnIngestIsResumed(t *testing.T) {
 	t.Parallel()
-	for name, size := range map[string]int64{"of a size that the caller knows": 3 * chunk1, "of one that upstream tells": 0} {
+	for name, size := range map[string]int64{"of a size that the caller knows": 3 * chunk1,
+		"of one that upstream tells": 0} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			o := newOrigin(t)
@@ -194,7 +195,10 @@ func TestAVerifiedRangeIsGivenOnceTheWholeBlobIsHere(t *testing.T) {
 		data, _ := io.ReadAll(body)
 		got <- data
 	}()
-	eventually(t, "what the range needs is here, and more", func() bool { s, _ := n.running(d); return s.Arrived >= 4*chunk1 })
+	eventually(t, "what the range needs is here, and more", func() bool {
+		s, _ := n.running(d)
+		return s.Arrived >= 4*chunk1
+	})
 	require.Empty(t, got, "given before the digest of the whole was known")
 	v.open()
 	require.Equal(t, o.blobs[d][2*chunk1-5:2*chunk1+5], <-got)

@@ -85,7 +85,10 @@ func TestOpen_ADiskThatFillsInTheMiddleEndsNoAnswer(t *testing.T) {
 		_, _ = w.Write(data[:3*chunk1])
 		_ = http.NewResponseController(w).Flush()
 		// A second request may still wait here when the first has filled the disk and the fetch is over.
-		eventually(t, "the first half is here", func() bool { s, _ := n.running(d); return full.Load() || s.Arrived >= 2*chunk1 })
+		eventually(t, "the first half is here", func() bool {
+			s, _ := n.running(d)
+			return full.Load() || s.Arrived >= 2*chunk1
+		})
 		full.Store(true)
 		_, _ = w.Write(data[3*chunk1:])
 		return true

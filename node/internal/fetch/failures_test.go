@@ -64,9 +64,9 @@ func TestAnAgentThatStopsInTheMiddleOfABurstDoesNotStopTheOthers(t *testing.T) {
 			}
 			copies := float64(o.bytes.Load()) / size
 			t.Logf("%.2f copies", copies)
-			// What the victim had read and not passed on is read again, and a new coordinator that the others reach too late
-			// on a busy machine sends some of them where others already were; but not each on its own: three that go on alone
-			// from the 6 chunks that the valve let through would cost 2.25.
+			// What the victim had read and not passed on is read again, and a new coordinator that the others reach too
+			// late on a busy machine sends some of them where others already were; but not each on its own: three that
+			// go on alone from the 6 chunks that the valve let through would cost 2.25.
 			require.Less(t, copies, 2.25)
 		})
 	}
@@ -78,7 +78,8 @@ func hostile(t *testing.T, bootstrap []peer.AddrInfo, s swarm.Store) *swarm.Swar
 	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
 	require.NoError(t, err)
 	sw, err := swarm.New(swarm.Options{
-		Identity: key, Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Bootstrap: bootstrap, Open: true, Store: s,
+		Identity: key, Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Bootstrap: bootstrap, Open: true,
+		Store:  s,
 		Logger: testLogger("hostile"), Registerer: prometheus.NewRegistry(),
 	})
 	require.NoError(t, err)
@@ -274,7 +275,8 @@ func TestAPeerThatStallsIsPassedOver(t *testing.T) {
 	require.Zero(t, nodes[0].metric(t, "shoal_peer_bans_total"), "to be slow is no crime")
 }
 
-// A holder that is alive, and promises, and does not send, is no reason to send a caller away whom the registry would serve.
+// A holder that is alive, and promises, and does not send, is no reason to send a caller away whom the registry would
+// serve.
 func TestRelief_TheRegistryIsAskedWhereAHolderKeepsSilent(t *testing.T) {
 	t.Parallel()
 	const size = 6*chunk1 + 5

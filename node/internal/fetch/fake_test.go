@@ -67,8 +67,9 @@ func (s *script) JoinAlone(_ digest.Digest, j schedule.Join) (swarm.Session, err
 
 func (s *script) session(coordinator peer.ID, j schedule.Join) *scriptedSession {
 	session := &scriptedSession{
-		coordinator: coordinator, joined: j, orders: make(chan schedule.Orders, 16), reports: make(chan schedule.Report, 1024),
-		closed: make(chan struct{}),
+		coordinator: coordinator, joined: j, orders: make(chan schedule.Orders, 16),
+		reports: make(chan schedule.Report, 1024),
+		closed:  make(chan struct{}),
 	}
 	s.joins <- session
 	return session
@@ -153,7 +154,8 @@ func (s shelf) Open(_ context.Context, _ content.Request, off, n int64) (*upstre
 	if n < 0 {
 		n = int64(len(s)) - off
 	}
-	return &upstream.Body{ReadCloser: io.NopCloser(bytes.NewReader(s[off : off+n])), Offset: off, Size: int64(len(s))}, nil
+	return &upstream.Body{ReadCloser: io.NopCloser(bytes.NewReader(s[off : off+n])), Offset: off, Size: int64(len(s))},
+		nil
 }
 
 func (s shelf) Stat(context.Context, content.Request) (int64, string, error) {
@@ -176,14 +178,16 @@ func scripted(t *testing.T, chunks int, set func(*Options)) (*Fetcher, *script, 
 	disk, err := store.Open(t.Context(), store.Options{Path: t.TempDir(), Logger: testLogger("disk")})
 	require.NoError(t, err)
 	s := newScript()
-	o := Options{Store: disk, Swarm: s, Upstream: shelf(data), Logger: testLogger("scripted"), Registerer: prometheus.NewRegistry()}
+	o := Options{Store: disk, Swarm: s, Upstream: shelf(data), Logger: testLogger("scripted"),
+		Registerer: prometheus.NewRegistry()}
 	if set != nil {
 		set(&o)
 	}
 	fr := New(o)
 	t.Cleanup(func() { fr.Close(); require.NoError(t, disk.Close()) })
 	req := content.Request{
-		Repository: content.Repository{Registry: "images.test", Name: "a/b"}, Digest: digest.FromBytes(data), Size: int64(len(data)),
+		Repository: content.Repository{Registry: "images.test", Name: "a/b"}, Digest: digest.FromBytes(data),
+		Size: int64(len(data)),
 	}
 	return fr, s, req, data
 }

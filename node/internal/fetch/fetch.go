@@ -93,7 +93,8 @@ type fetch struct {
 // startFetch starts a fetch of what a source gives, with one reader attached unless set says otherwise.
 func startFetch(fr *Fetcher, req content.Request, from source, set func(*fetch)) *fetch {
 	f := &fetch{
-		fr: fr, digest: req.Digest, source: from, start: time.Now(), changed: make(chan struct{}), req: req, readers: 1, size: -1,
+		fr: fr, digest: req.Digest, source: from, start: time.Now(), changed: make(chan struct{}), req: req, readers: 1,
+		size: -1,
 		part: schedule.NewParticipant(fr.opts.participant(fr), fr.opts.Swarm.ID()), released: make(chan struct{}),
 		pull: fr.pulls.of(req.Repository), ears: map[peer.ID]ear{},
 	}
@@ -159,10 +160,12 @@ func (f *fetch) carryOut(a schedule.Actions, session swarm.Session) {
 	}
 	f.fr.m.stalls.Add(float64(a.Stalled))
 	for _, p := range a.PassedOver {
-		f.fr.log.Info("peer stalls", "digest", f.digest, "peer", p.Peer, "chunks", p.Chunks, "silent", p.Silent, "noChunk", p.NoChunk)
+		f.fr.log.Info("peer stalls", "digest", f.digest, "peer", p.Peer, "chunks", p.Chunks, "silent", p.Silent,
+			"noChunk", p.NoChunk)
 	}
 	if c := a.LeftBehind; c != nil {
-		f.fr.log.Info("coordinator stalls", "digest", f.digest, "peer", c.Peer, "silent", c.Silent, "noChunk", c.NoChunk)
+		f.fr.log.Info("coordinator stalls", "digest", f.digest, "peer", c.Peer, "silent", c.Silent, "noChunk",
+			c.NoChunk)
 	}
 }
 
@@ -288,8 +291,8 @@ func (f *fetch) run() {
 	}
 }
 
-// sizeHere is the blob's size where this node knows it: of a blob that it had, or of a part that it keeps of it. What manifests
-// say is not among it: everyone who joins in would have to believe them.
+// sizeHere is the blob's size where this node knows it: of a blob that it had, or of a part that it keeps of it. What
+// manifests say is not among it: everyone who joins in would have to believe them.
 func (f *fetch) sizeHere() (size int64, ok bool) {
 	// That no bytes are to come the digest tells, and nobody else: a size of 0 is none in what peers say.
 	if f.digest == f.digest.Algorithm().FromBytes(nil) {
@@ -351,7 +354,8 @@ func (f *fetch) follow(session swarm.Session) {
 		o, err := session.Next(ctx)
 		if err != nil {
 			if ctx.Err() == nil {
-				f.fr.log.Debug("coordinator lost", "digest", f.digest, "coordinator", session.Coordinator(), "error", err)
+				f.fr.log.Debug("coordinator lost", "digest", f.digest, "coordinator", session.Coordinator(), "error",
+					err)
 			}
 			break
 		}

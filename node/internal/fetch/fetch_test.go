@@ -30,7 +30,8 @@ func TestABurstCostsTheRegistryOneCopy(t *testing.T) {
 			require.LessOrEqual(t, copies, 1.05)
 			for i, n := range nodes {
 				sent := n.metric(t, "shoal_peer_sent_bytes_total") / float64(c.size)
-				t.Logf("node %d sent %.2f copies, unwanted %.2f", i, sent, n.metric(t, "shoal_peer_unwanted_bytes_total")/float64(c.size))
+				t.Logf("node %d sent %.2f copies, unwanted %.2f", i, sent,
+					n.metric(t, "shoal_peer_unwanted_bytes_total")/float64(c.size))
 				if c.size > 32*content.ChunkSize {
 					require.LessOrEqual(t, sent, 1.6)
 				}

@@ -68,14 +68,15 @@ type Options struct {
 	// Window, PeerWindow, PeerSilence, PeerPatience and CoordinatorPatience are those of schedule.ParticipantConfig.
 	Window, PeerWindow                             int
 	PeerSilence, PeerPatience, CoordinatorPatience time.Duration
-	// UpstreamStreams is the most runs that this node reads from upstream at one time; default schedule.UpstreamStreams.
+	// UpstreamStreams is the most runs that this node reads from upstream at one time; default
+	// schedule.UpstreamStreams.
 	UpstreamStreams int64
-	// Patience is how long a caller is kept waiting while nothing comes. After half of it the node itself reads what the caller
-	// waits for; default content.DefaultFirstByte.
+	// Patience is how long a caller is kept waiting while nothing comes. After half of it the node itself reads what
+	// the caller waits for; default content.DefaultFirstByte.
 	Patience time.Duration
-	// VerifiedRanges: a range of a blob that is not here is given once the whole has come and matches its digest. Else the
-	// chunks that it needs are fetched and given, by the word of who read them from upstream: nothing less than the whole can be
-	// checked against the digest.
+	// VerifiedRanges: a range of a blob that is not here is given once the whole has come and matches its digest. Else
+	// the chunks that it needs are fetched and given, by the word of who read them from upstream: nothing less than the
+	// whole can be checked against the digest.
 	VerifiedRanges bool
 	// ReadAhead is how many bytes, at most, are fetched of the layers that come after one that is asked for. 0: none.
 	ReadAhead int64
@@ -115,8 +116,8 @@ type Fetcher struct {
 	mu      sync.Mutex
 	fetches map[digest.Digest]*fetch
 	asking  atomic.Int32 // fetches that ask peers
-	// noRange holds registries that were seen to ignore Range requests, and when: the next of their blobs are read in one
-	// stream from the start.
+	// noRange holds registries that were seen to ignore Range requests, and when: the next of their blobs are read in
+	// one stream from the start.
 	noRange sync.Map
 	pulls   pulls
 	gave    *lru.Cache[string, time.Time] // when each registry last gave something
@@ -125,7 +126,8 @@ type Fetcher struct {
 // knownRegistries bounds of how many registries it is known whether they gave something lately.
 const knownRegistries = 1 << 8
 
-// rangeAgain is after how long a registry that ignored Range is tried with it again: it may have been a cache in between.
+// rangeAgain is after how long a registry that ignored Range is tried with it again: it may have been a cache in
+// between.
 const rangeAgain = 10 * time.Minute
 
 func (fr *Fetcher) ignoresRange(registry string) bool {
@@ -186,7 +188,8 @@ func New(o Options) *Fetcher {
 		panic(err) // as above
 	}
 	f := &Fetcher{
-		opts: o, log: o.Logger, streams: semaphore.NewWeighted(o.UpstreamStreams), sizes: sizes, hints: hints, places: places, gave: gave, pulls: newPulls(),
+		opts: o, log: o.Logger, streams: semaphore.NewWeighted(o.UpstreamStreams), sizes: sizes, hints: hints,
+		places: places, gave: gave, pulls: newPulls(),
 		buffers: sync.Pool{New: func() any { b := make([]byte, content.ChunkSize); return &b }},
 		fetches: map[digest.Digest]*fetch{}, ingest: o.Store.IngestFrom,
 	}
@@ -201,7 +204,8 @@ func New(o Options) *Fetcher {
 			Name: "shoal_fetches_total", Help: "Fetches of blobs that were not here, by outcome.",
 		}, []string{"outcome"}),
 		duration: reg.NewHistogram(prometheus.HistogramOpts{
-			Name: "shoal_fetch_duration_seconds", Help: "Time from the first demand for a blob until its digest was checked.",
+			Name:    "shoal_fetch_duration_seconds",
+			Help:    "Time from the first demand for a blob until its digest was checked.",
 			Buckets: prometheus.ExponentialBuckets(0.01, 3, 10),
 		}),
 		ahead: reg.NewCounter(prometheus.CounterOpts{
@@ -233,8 +237,9 @@ func (fr *Fetcher) Close() {
 }
 
 // Open returns a reader of a blob: of the store's, or of one that is arriving. It fails with content.ErrNotFound,
-// content.ErrUnavailable or an *content.UpstreamError, or when ctx ends; that ctx bounds only Open itself. A source that has not
-// proved to have the content is given what it gives itself, whatever has come from elsewhere since the caller was let in.
+// content.ErrUnavailable or an *content.UpstreamError, or when ctx ends; that ctx bounds only Open itself. A source
+// that has not proved to have the content is given what it gives itself, whatever has come from elsewhere since the
+// caller was let in.
 func (fr *Fetcher) Open(ctx context.Context, req content.Request) (content.Reader, error) {
 	r, err := fr.open(ctx, req)
 	if err != nil {
@@ -284,7 +289,8 @@ func (fr *Fetcher) Stat(ctx context.Context, req content.Request) (size int64, m
 		}
 	}
 	if !req.NoUpstream() && !fr.opts.PeersOnly(req.Repository) {
-		if size, mediaType, err = fr.opts.Upstream.Stat(ctx, req); err == nil || !errors.Is(err, content.ErrUnavailable) {
+		if size, mediaType, err = fr.opts.Upstream.Stat(ctx, req); err == nil ||
+			!errors.Is(err, content.ErrUnavailable) {
 			return size, mediaType, err
 		}
 	}
@@ -304,7 +310,8 @@ func (fr *Fetcher) Ensure(ctx context.Context, req content.Request) error {
 			return nil
 		}
 		r, err := fr.follow(ctx, req)
-		if foreign, ok := errors.AsType[*foreignError](err); ok { // whose it is does not matter here, once it has matched its digest
+		// whose it is does not matter here, once it has matched its digest
+		if foreign, ok := errors.AsType[*foreignError](err); ok {
 			if err := foreign.wait(ctx); err != nil {
 				return err
 			}

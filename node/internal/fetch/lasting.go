@@ -17,8 +17,8 @@ type lasting struct {
 	req content.Request
 }
 
-// again opens the blob anew, if err is about the disk: straight from upstream where the disk takes nothing in, else as any
-// blob that is not here.
+// again opens the blob anew, if err is about the disk: straight from upstream where the disk takes nothing in, else as
+// any blob that is not here.
 func (l *lasting) again(ctx context.Context, err error) (content.Reader, error) {
 	switch {
 	case errors.Is(err, content.ErrNoSpace), errors.Is(err, content.ErrStorage):
@@ -71,7 +71,8 @@ func (r *lastingRange) replace(err error) error {
 // reopen gives the rest of the range. Of a whole blob all is read once more: only so the end can wait for the digest.
 func (r *lastingRange) reopen(next content.Reader) (io.ReadCloser, error) {
 	if size := next.Size(); size != r.of.Size() {
-		return nil, fmt.Errorf("%s is of %d bytes elsewhere, want %d: %w", r.of.req.Digest, size, r.of.Size(), content.ErrDigestMismatch)
+		return nil, fmt.Errorf("%s is of %d bytes elsewhere, want %d: %w", r.of.req.Digest, size, r.of.Size(),
+			content.ErrDigestMismatch)
 	}
 	if r.n < next.Size() {
 		return next.Range(r.ctx, r.off+r.given, r.n-r.given)

@@ -14,8 +14,8 @@ type hint struct {
 	digest digest.Digest
 }
 
-// learnFrom reads a manifest that has arrived, remembers the sizes and the order of the blobs that it lists, and returns its
-// media type; upstream called it declared.
+// learnFrom reads a manifest that has arrived, remembers the sizes and the order of the blobs that it lists, and
+// returns its media type; upstream called it declared.
 func (fr *Fetcher) learnFrom(repo content.Repository, ing *store.Ingest, declared string) string {
 	if ing.Size() > manifest.MaxSize {
 		return declared

@@ -15,14 +15,14 @@ import (
 const (
 	// knownPulls bounds of how many repositories it is known how many bytes have come.
 	knownPulls = 1 << 10
-	// A peer that is alive says a little now and then. What it says counts as bytes of a blob where at least enoughHeard
-	// comes within hearing.
+	// A peer that is alive says a little now and then. What it says counts as bytes of a blob where at least
+	// enoughHeard comes within hearing.
 	hearing     = 2 * time.Second
 	enoughHeard = 16 << 10
 )
 
-// pulls counts the bytes that arrive, by the repository for which they do: the blobs of one image come together, and share a
-// link.
+// pulls counts the bytes that arrive, by the repository for which they do: the blobs of one image come together, and
+// share a link.
 type pulls struct {
 	byRepository *lru.Cache[content.Repository, *bytesOf]
 }
@@ -49,8 +49,8 @@ func (p pulls) of(repo content.Repository) *bytesOf {
 	return fresh
 }
 
-// Progress is how many bytes have arrived at this node of what req is for, and of all else from its repository, parts of
-// chunks among them. It changes for as long as a pull is slow and not stuck.
+// Progress is how many bytes have arrived at this node of what req is for, and of all else from its repository, parts
+// of chunks among them. It changes for as long as a pull is slow and not stuck.
 func (fr *Fetcher) Progress(req content.Request) int64 {
 	n := fr.pulls.of(req.Repository).all.Load()
 	fr.mu.Lock()
@@ -95,8 +95,8 @@ type ear struct {
 	since time.Time
 }
 
-// hear counts what peers send that were asked for chunks: a chunk takes long on a slow link, and counts when it has begun.
-// The caller holds f.mu.
+// hear counts what peers send that were asked for chunks: a chunk takes long on a slow link, and counts when it has
+// begun. The caller holds f.mu.
 func (f *fetch) hear(now time.Time, heard map[peer.ID]int64) {
 	maps.DeleteFunc(f.ears, func(p peer.ID, _ ear) bool { return !f.part.Asks(p) })
 	for p, bytes := range heard {

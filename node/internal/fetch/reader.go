@@ -79,8 +79,8 @@ func (r *reader) Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	held := r.f.fr.opts.VerifiedRanges && n < size
 	if n > 0 || size == 0 {
 		first, last := int(off/content.ChunkSize), int((off+max(n, 1)-1)/content.ChunkSize)
-		// Who reads up to the end, and not a part only, has the bytes before it from an earlier answer. The end is given when the
-		// digest of the whole is known to match.
+		// Who reads up to the end, and not a part only, has the bytes before it from an earlier answer. The end is
+		// given when the digest of the whole is known to match.
 		if toEnd := off+n == size && !r.part; held || toEnd {
 			first, last = 0, content.Chunks(size)-1
 		}

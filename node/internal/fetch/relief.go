@@ -8,20 +8,21 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 )
 
-// longHunger is how long a caller waits at one place, while much else of its pull comes, until this node reads what it waits for
-// itself: half of what the front allows for it at the most.
+// longHunger is how long a caller waits at one place, while much else of its pull comes, until this node reads what it
+// waits for itself: half of what the front allows for it at the most.
 const longHunger = 30 * time.Second
 
 const (
 	// reliefSteps is how often, in Options.Patience, it is looked at how a caller who waits fares.
 	reliefSteps = 20
-	// reliefPause is for how long a vain relief is not repeated, and how soon after one that helped the next may follow.
+	// reliefPause is for how long a vain relief is not repeated, and how soon after one that helped the next may
+	// follow.
 	reliefPause = 2 * time.Second
 )
 
-// hunger is a caller's waiting for a chunk, or for the blob's size. Before the caller is sent away this node reads what he waits for
-// from upstream: whoever was to bring it may be alive and silent, be asked too much, or not tell the truth. A piece is
-// read twice then, in place of a whole layer by the caller.
+// hunger is a caller's waiting for a chunk, or for the blob's size. Before the caller is sent away this node reads what
+// he waits for from upstream: whoever was to bring it may be alive and silent, be asked too much, or not tell the
+// truth. A piece is read twice then, in place of a whole layer by the caller.
 type hunger struct {
 	f     *fetch
 	want  func() int // the chunk; the caller of it holds f.mu
@@ -46,7 +47,8 @@ func (f *fetch) hungry(want func() int) (sated func()) {
 	spread := 1 + f.eagerness()/2
 	h := &hunger{
 		f: f, want: want, since: now, seen: f.byOthers(), moved: now,
-		patience: time.Duration(spread * float64(f.fr.opts.Patience/2)), long: time.Duration(spread * float64(longHunger)),
+		patience: time.Duration(spread * float64(f.fr.opts.Patience/2)),
+		long:     time.Duration(spread * float64(longHunger)),
 	}
 	if now.Sub(f.relieved) < longHunger {
 		h.long = h.patience // it has waited for long already, at another place

@@ -13,8 +13,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/store"
 )
 
-// Sources knows which repositories have proved that they have some content. Nobody else's bytes are given in the name of one that
-// has not: it may be anyone's, and only claim to have the content.
+// Sources knows which repositories have proved that they have some content. Nobody else's bytes are given in the name
+// of one that has not: it may be anyone's, and only claim to have the content.
 type Sources interface {
 	// Proved reports whether the repository has proved to have the content.
 	Proved(req content.Request) bool
@@ -28,7 +28,8 @@ type everyone struct{}
 func (everyone) Proved(content.Request) bool { return true }
 func (everyone) Prove(content.Request)       {}
 
-// errForeign is that a fetch which runs for another source has the digest. It says nothing of whether the blob can be had.
+// errForeign is that a fetch which runs for another source has the digest. It says nothing of whether the blob can be
+// had.
 var errForeign = errors.New("it is being fetched from another source")
 
 // foreignError is errForeign, with the fetch.
@@ -50,7 +51,8 @@ func (e *foreignError) wait(ctx context.Context) error {
 // mayStandStill is for how long a fetch that brings nothing keeps other sources from bringing the blob.
 const mayStandStill = 3 * time.Second
 
-// giveWay ends a fetch that stands still, for the sake of another source. It fails with errForeign for one that does not.
+// giveWay ends a fetch that stands still, for the sake of another source. It fails with errForeign for one that does
+// not.
 func (f *fetch) giveWay(ctx context.Context) error {
 	tick := time.NewTicker(mayStandStill / 30)
 	defer tick.Stop()
@@ -76,12 +78,12 @@ func (f *fetch) giveWay(ctx context.Context) error {
 	}
 }
 
-// source is from where alone the bytes of a fetch come, on all nodes, because it has not proved yet that it has the content. The
-// zero value: from all that have, and from peers that hold the blob.
+// source is from where alone the bytes of a fetch come, on all nodes, because it has not proved yet that it has the
+// content. The zero value: from all that have, and from peers that hold the blob.
 //
-// Nodes that fetch a blob from one such source share it in a room of their own, with a partial ingest of their own. So whoever
-// names a source of his own is given what that source gives, and nothing else, until the digest of the whole shows that
-// it is the content. That costs a copy where two sources are first asked for the same blob at one time.
+// Nodes that fetch a blob from one such source share it in a room of their own, with a partial ingest of their own. So
+// whoever names a source of his own is given what that source gives, and nothing else, until the digest of the whole
+// shows that it is the content. That costs a copy where two sources are first asked for the same blob at one time.
 type source string
 
 func (fr *Fetcher) sourceOf(req content.Request) source {
@@ -91,9 +93,9 @@ func (fr *Fetcher) sourceOf(req content.Request) source {
 	return sourceNamed(req)
 }
 
-// sourceNamed is the registry of an OCI repository, and a repository of a model hub. Who may read a repository a registry says itself when
-// the gate asks it, and images that share layers are pulled at one time. In a hub's repository anyone may write down a
-// digest that the hub does not check.
+// sourceNamed is the registry of an OCI repository, and a repository of a model hub. Who may read a repository a
+// registry says itself when the gate asks it, and images that share layers are pulled at one time. In a hub's
+// repository anyone may write down a digest that the hub does not check.
 func sourceNamed(req content.Request) source {
 	if req.File == "" && req.Repository.Registry != "" {
 		return source(req.Repository.Registry)
@@ -118,8 +120,8 @@ func (s source) mark() store.Source {
 	return store.Source(sum[:])
 }
 
-// serves reports whether a fetch may serve a request: one of the same source, or of one that has proved to have the content while
-// none but such take part.
+// serves reports whether a fetch may serve a request: one of the same source, or of one that has proved to have the
+// content while none but such take part.
 func (fr *Fetcher) serves(f *fetch, req content.Request) bool {
 	if f.source != "" && !req.NoUpstream() && f.source == sourceNamed(req) {
 		return true

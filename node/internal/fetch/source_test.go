@@ -62,11 +62,12 @@ func doubting(o *origin, claims *claimant) func(int, *Options, *swarm.Options) {
 	return func(_ int, fo *Options, _ *swarm.Options) {
 		fo.Sources = &proofs{}
 		if claims != nil {
-			fo.Upstream = &claimant{Upstream: fo.Upstream, asked: claims.asked, hangs: claims.hangs, sizes: func(d digest.Digest) int64 {
-				o.mu.Lock()
-				defer o.mu.Unlock()
-				return int64(len(o.blobs[d]))
-			}}
+			fo.Upstream = &claimant{Upstream: fo.Upstream, asked: claims.asked, hangs: claims.hangs,
+				sizes: func(d digest.Digest) int64 {
+					o.mu.Lock()
+					defer o.mu.Unlock()
+					return int64(len(o.blobs[d]))
+				}}
 		}
 	}
 }
@@ -75,22 +76,26 @@ func TestSource_WhoOnlyClaimsADigestIsGivenNothingThatAnotherBrings(t *testing.T
 	t.Parallel()
 	const size = 5*chunk1 + 3
 	for _, hangs := range []bool{false, true} {
-		for name, attack := range map[string]func(t *testing.T, o *origin, nodes []*testNode, asked chan struct{}, good, bad content.Request){
-			"where it asked first, and the blob comes to the same node": func(t *testing.T, _ *origin, nodes []*testNode, asked chan struct{}, good, bad content.Request) {
+		for name, attack := range map[string]func(t *testing.T, o *origin, nodes []*testNode, asked chan struct{}, good,
+			bad content.Request){
+			"where it asked first, and the blob comes to the same node": func(t *testing.T, _ *origin,
+				nodes []*testNode, asked chan struct{}, good, bad content.Request) {
 				stolen := steal(t, nodes[0], bad)
 				<-asked
 				_, err := nodes[0].read(t.Context(), good)
 				require.NoError(t, err)
 				require.Empty(t, stolen())
 			},
-			"where it asked first, and the blob comes to another node": func(t *testing.T, _ *origin, nodes []*testNode, asked chan struct{}, good, bad content.Request) {
+			"where it asked first, and the blob comes to another node": func(t *testing.T, _ *origin, nodes []*testNode,
+				asked chan struct{}, good, bad content.Request) {
 				stolen := steal(t, nodes[0], bad)
 				<-asked
 				_, err := nodes[1].read(t.Context(), good)
 				require.NoError(t, err)
 				require.Empty(t, stolen())
 			},
-			"where it asks while the blob comes": func(t *testing.T, o *origin, nodes []*testNode, _ chan struct{}, good, bad content.Request) {
+			"where it asks while the blob comes": func(t *testing.T, o *origin, nodes []*testNode, _ chan struct{},
+				good, bad content.Request) {
 				half, goOn := make(chan struct{}), make(chan struct{})
 				o.mu.Lock()
 				o.serve = func(w http.ResponseWriter, _ *http.Request, data []byte) bool {
@@ -117,11 +122,13 @@ func TestSource_WhoOnlyClaimsADigestIsGivenNothingThatAnotherBrings(t *testing.T
 					require.Empty(t, of())
 				}
 			},
-			"where it was let in before the blob was here": func(t *testing.T, _ *origin, nodes []*testNode, _ chan struct{}, good, bad content.Request) {
+			"where it was let in before the blob was here": func(t *testing.T, _ *origin, nodes []*testNode,
+				_ chan struct{}, good, bad content.Request) {
 				require.NoError(t, nodes[0].Ensure(t.Context(), good))
 				require.Empty(t, steal(t, nodes[0], bad)())
 			},
-			"where a part of the blob is left from before": func(t *testing.T, o *origin, nodes []*testNode, _ chan struct{}, good, bad content.Request) {
+			"where a part of the blob is left from before": func(t *testing.T, o *origin, nodes []*testNode,
+				_ chan struct{}, good, bad content.Request) {
 				ing, err := nodes[0].store.IngestFrom(good.Digest, size, sourceNamed(good).mark())
 				require.NoError(t, err)
 				for i := range 3 {
@@ -202,7 +209,8 @@ func TestSource_RepositoriesOfOneRegistryThatShareABlobCostOneCopy(t *testing.T)
 
 func TestSource_FilesOfAHubAreProvedByEachRepository(t *testing.T) {
 	t.Parallel()
-	one := content.Request{Repository: content.Repository{Registry: "hub.test", Name: "a/b"}, File: "/a/b/resolve/main/f"}
+	one := content.Request{Repository: content.Repository{Registry: "hub.test", Name: "a/b"},
+		File: "/a/b/resolve/main/f"}
 	other := one
 	other.Repository.Name = "c/d"
 	require.NotEqual(t, sourceNamed(one), sourceNamed(other))

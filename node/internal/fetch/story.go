@@ -12,7 +12,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// Story is how a fetch went, told when it has ended. Times are since Started, and 0 where it did not come to that; sizes are in bytes.
+// Story is how a fetch went, told when it has ended. Times are since Started, and 0 where it did not come to that;
+// sizes are in bytes.
 type Story struct {
 	Digest                              digest.Digest
 	Repository                          content.Repository
@@ -55,9 +56,11 @@ func (f *fetch) tell(outcome string, err error) {
 	}
 	f.mu.Lock()
 	s := Story{
-		Digest: f.digest, Repository: f.req.Repository, Started: f.start, Discovery: f.steps.discovery, Plan: f.steps.plan,
-		FirstChunk: f.steps.first, Took: time.Since(f.start), Size: f.size, Kept: f.kept, FromPeers: f.fromPeers, FromUpstream: f.fromUpstream,
-		ByPeer: maps.Clone(f.steps.byPeer), Outcome: outcome, Err: err,
+		Digest: f.digest, Repository: f.req.Repository, Started: f.start, Discovery: f.steps.discovery,
+		Plan:       f.steps.plan,
+		FirstChunk: f.steps.first, Took: time.Since(f.start), Size: f.size, Kept: f.kept, FromPeers: f.fromPeers,
+		FromUpstream: f.fromUpstream,
+		ByPeer:       maps.Clone(f.steps.byPeer), Outcome: outcome, Err: err,
 	}
 	f.mu.Unlock()
 	f.fr.opts.Ended(s)
@@ -67,7 +70,8 @@ func (f *fetch) tell(outcome string, err error) {
 func (fr *Fetcher) passedThrough(req content.Request, size int64) {
 	if fr.opts.Ended != nil {
 		fr.opts.Ended(Story{
-			Digest: req.Digest, Repository: req.Repository, Started: time.Now(), Size: size, FromUpstream: size, Outcome: outcomeThrough,
+			Digest: req.Digest, Repository: req.Repository, Started: time.Now(), Size: size, FromUpstream: size,
+			Outcome: outcomeThrough,
 		})
 	}
 }

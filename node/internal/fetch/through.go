@@ -10,8 +10,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// through reads straight from upstream and keeps nothing: what a node does whose store has no room, or that may not give what
-// it has in the name of the caller's source.
+// through reads straight from upstream and keeps nothing: what a node does whose store has no room, or that may not
+// give what it has in the name of the caller's source.
 type through struct {
 	fr   *Fetcher
 	req  content.Request
@@ -56,7 +56,8 @@ func (t *through) Range(ctx context.Context, off, n int64) (io.ReadCloser, error
 	}
 	whole := n == t.size
 	if !whole && t.fr.opts.VerifiedRanges {
-		return nil, fmt.Errorf("%s: no room for the whole, so a range of it cannot be verified: %w", t.req.Digest, content.ErrUnavailable)
+		return nil, fmt.Errorf("%s: no room for the whole, so a range of it cannot be verified: %w", t.req.Digest,
+			content.ErrUnavailable)
 	}
 	count := n
 	if whole {

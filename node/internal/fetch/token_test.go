@@ -15,8 +15,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// tokens is what an origin wants to see before it gives anything out. Each is good for a number of requests, in place of the
-// minutes that they live in truth.
+// tokens is what an origin wants to see before it gives anything out. Each is good for a number of requests, in place
+// of the minutes that they live in truth.
 type tokens struct {
 	public bool // anyone gets tokens that are good for something
 	life   int  // requests
@@ -59,7 +59,8 @@ func (k *tokens) admit(w http.ResponseWriter, r *http.Request) bool {
 	if r.URL.Path != "/v2/" {
 		k.refused++
 	}
-	w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+r.Host+`/token",service="images.test",error="invalid_token"`)
+	w.Header().Set("WWW-Authenticate",
+		`Bearer realm="http://`+r.Host+`/token",service="images.test",error="invalid_token"`)
 	w.WriteHeader(http.StatusUnauthorized)
 	return false
 }
@@ -131,7 +132,8 @@ func TestATokenThatExpiresInTheMiddleOfAPull(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			t.Logf("tokens %v, %.2f copies in %d requests, %d refused", took, float64(o.bytes.Load())/size, o.requests.Load(), k.refused)
+			t.Logf("tokens %v, %.2f copies in %d requests, %d refused", took, float64(o.bytes.Load())/size,
+				o.requests.Load(), k.refused)
 			for i := range nodes {
 				require.NoError(t, errs[i])
 				require.Equal(t, d, sums[i])

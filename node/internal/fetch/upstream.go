@@ -17,9 +17,9 @@ import (
 // answerPatience bounds the wait for a registry's answer during which a lease is kept.
 const answerPatience = 15 * time.Second
 
-// blip is for how long a registry that has just given something is asked again when it cannot be reached: it is restarting, as a
-// rule, or the network is. To give up would end the pulls of all nodes, for none of them reaches it. It is less than
-// what a runtime is kept waiting for a first byte.
+// blip is for how long a registry that has just given something is asked again when it cannot be reached: it is
+// restarting, as a rule, or the network is. To give up would end the pulls of all nodes, for none of them reaches it.
+// It is less than what a runtime is kept waiting for a first byte.
 const blip = 8 * time.Second
 
 var (
@@ -97,8 +97,8 @@ func (f *fetch) readOnce(r schedule.Run, own bool) error {
 	f.unanswered.Add(1)
 	answered := sync.OnceFunc(func() { f.awaited.Add(-1); f.unanswered.Add(-1) })
 	defer answered()
-	// While the registry's answer is awaited the lease is kept, within reason: to give it to another would only have the
-	// registry do the work twice.
+	// While the registry's answer is awaited the lease is kept, within reason: to give it to another would only have
+	// the registry do the work twice.
 	defer time.AfterFunc(answerPatience, answered).Stop()
 	off := int64(r.First) * content.ChunkSize
 	n := int64(r.Count) * content.ChunkSize
@@ -144,8 +144,8 @@ func (f *fetch) readOnce(r schedule.Run, own bool) error {
 		return f.stream(in, r, n > 0 && body.kind == content.Blob, body.registry)
 	case body.Offset == off:
 	default:
-		// The registry sends the whole blob. A lease of all the rest is the coordinator's answer to having been told; one that
-		// was given before may reach to the end by chance.
+		// The registry sends the whole blob. A lease of all the rest is the coordinator's answer to having been told;
+		// one that was given before may reach to the end by chance.
 		if body.kind == content.Blob { // a manifest comes whole from any registry
 			f.fr.noRange.Store(body.registry, time.Now())
 		} else {
@@ -191,8 +191,8 @@ func throttled(err error) bool {
 	return ok && up.Status == http.StatusTooManyRequests
 }
 
-// stream reads on to the end of the blob, where the registry sends all of it to who asked for its first run: to close the
-// connection would have it send the same again. What the coordinator leases of it meanwhile is being read already.
+// stream reads on to the end of the blob, where the registry sends all of it to who asked for its first run: to close
+// the connection would have it send the same again. What the coordinator leases of it meanwhile is being read already.
 func (f *fetch) stream(in io.Reader, r schedule.Run, ignored bool, registry string) error {
 	if ignored {
 		f.fr.noRange.Store(registry, time.Now())
@@ -236,8 +236,8 @@ func (f *fetch) lengthOf(r schedule.Run) int64 {
 	return min(int64(r.Count)*content.ChunkSize, f.knownSize()-int64(r.First)*content.ChunkSize)
 }
 
-// sized learns the blob's size and type from an answer. Where that is not the size that others named, one of the two is wrong,
-// and the digest is to tell which.
+// sized learns the blob's size and type from an answer. Where that is not the size that others named, one of the two is
+// wrong, and the digest is to tell which.
 func (f *fetch) sized(body *upstream.Body) error {
 	f.makeRoom(body.Size, false)
 	f.mu.Lock()

@@ -87,10 +87,11 @@ func TestWhateverTheRegistryDoesNoWrongByteIsServed(t *testing.T) {
 		want   error // nil: right bytes
 		status int   // of the *content.UpstreamError that the caller must see, if any
 	}{
-		"refuses the credentials":             {status(http.StatusUnauthorized), nil, http.StatusUnauthorized},
-		"forbids it":                          {status(http.StatusForbidden), nil, http.StatusForbidden},
-		"does not have it":                    {status(http.StatusNotFound), content.ErrNotFound, http.StatusNotFound},
-		"is broken":                           {status(http.StatusInternalServerError), content.ErrUnavailable, http.StatusInternalServerError},
+		"refuses the credentials": {status(http.StatusUnauthorized), nil, http.StatusUnauthorized},
+		"forbids it":              {status(http.StatusForbidden), nil, http.StatusForbidden},
+		"does not have it":        {status(http.StatusNotFound), content.ErrNotFound, http.StatusNotFound},
+		"is broken": {status(http.StatusInternalServerError), content.ErrUnavailable,
+			http.StatusInternalServerError},
 		"is broken once":                      {once(status(http.StatusInternalServerError)), nil, 0},
 		"is busy once":                        {once(status(http.StatusTooManyRequests)), nil, 0},
 		"sends wrong bytes":                   {corrupt, content.ErrDigestMismatch, 0},
@@ -205,12 +206,14 @@ func other(w http.ResponseWriter, _ *http.Request, _ []byte) bool {
 	return true
 }
 
-// What a registry's page, or the manifest of somebody else, says of a blob's size is believed no longer than it is useful.
+// What a registry's page, or the manifest of somebody else, says of a blob's size is believed no longer than it is
+// useful.
 func TestSize_IsAClaimUntilTheDigestProvesIt(t *testing.T) {
 	t.Parallel()
 	const size = 3*chunk1 + 9
 	manifest := func(size int, d digest.Digest) []byte {
-		return fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[{"digest":%q,"size":%d}]}`, d, size)
+		return fmt.Appendf(nil,
+			`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[{"digest":%q,"size":%d}]}`, d, size)
 	}
 	for name, tc := range map[string]struct {
 		first  misbehaviour // how the first GET of the blob is answered
@@ -300,7 +303,9 @@ func TestOneReadsARegistryWithoutRangeForTheOthers(t *testing.T) {
 	var kept int64
 	for _, n := range nodes {
 		kept += n.swarm.Counters().Received
-		require.Eventually(t, func() bool { return n.Fetcher.Counters() == Counters{Fetches: 1} }, time.Minute, time.Millisecond,
+		require.Eventually(t, func() bool {
+			return n.Fetcher.Counters() == Counters{Fetches: 1}
+		}, time.Minute, time.Millisecond,
 			"a fetch counts when it has ended")
 	}
 	require.GreaterOrEqual(t, kept, int64(3*size*9/10), "three of four take it from the one that streams")
@@ -319,7 +324,9 @@ func TestARegistryThatAnswersLateSendsOneCopy(t *testing.T) {
 		}
 		return false
 	})
-	nodes := newSwarm(t, o, 4, allPatient(t, o), func(_ int, _ *Options, so *swarm.Options) { so.Schedule.LeaseTimeout = timeout })
+	nodes := newSwarm(t, o, 4, allPatient(t, o), func(_ int, _ *Options, so *swarm.Options) {
+		so.Schedule.LeaseTimeout = timeout
+	})
 	req := o.request(d)
 	req.Size = size // as the manifest has told
 	pullAll(t, nodes, req, 0)
@@ -386,7 +393,9 @@ func TestRedirect_WhereAWrongBlobCameFromIsNotAskedAgain(t *testing.T) {
 				fo.Upstream = up
 			})
 			if full {
-				n.ingest = func(digest.Digest, int64, store.Source) (*store.Ingest, error) { return nil, content.ErrNoSpace }
+				n.ingest = func(digest.Digest, int64, store.Source) (*store.Ingest, error) {
+					return nil, content.ErrNoSpace
+				}
 			}
 			_, err := n.read(t.Context(), o.request(d))
 			require.Error(t, err)

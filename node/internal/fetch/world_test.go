@@ -128,14 +128,16 @@ func testLogger(name string) *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name)
 }
 
-func newNode(t testing.TB, o *origin, name string, bootstrap []peer.AddrInfo, set ...func(*Options, *swarm.Options)) *testNode {
+func newNode(t testing.TB, o *origin, name string, bootstrap []peer.AddrInfo,
+	set ...func(*Options, *swarm.Options)) *testNode {
 	t.Helper()
 	return newNodeOn(t, o, name, bootstrap, store.Options{Path: t.TempDir()}, set...)
 }
 
 // newNodeOn starts a node on a store of its own kind, or one that holds something already.
 func newNodeOn(
-	t testing.TB, o *origin, name string, bootstrap []peer.AddrInfo, disk store.Options, set ...func(*Options, *swarm.Options),
+	t testing.TB, o *origin, name string, bootstrap []peer.AddrInfo, disk store.Options, set ...func(*Options,
+		*swarm.Options),
 ) *testNode {
 	t.Helper()
 	n := &testNode{reg: prometheus.NewRegistry()}
@@ -156,14 +158,16 @@ func newNodeOn(
 		Identity: key, Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Bootstrap: bootstrap, Open: true,
 		Store: n.store, Logger: log, Registerer: n.reg,
 		// A machine that runs tests may be slow; none of these times is what a test is about.
-		JoinTimeout: 30 * time.Second, Schedule: schedule.Config{LeaseTimeout: time.Minute, ChunkTimeout: 2 * time.Minute},
+		JoinTimeout: 30 * time.Second, Schedule: schedule.Config{LeaseTimeout: time.Minute,
+			ChunkTimeout: 2 * time.Minute},
 	}
 	up, err := upstream.New(upstream.Options{
 		Upstreams: []upstream.Upstream{{Registry: "images.test", Endpoints: []string{o.URL}}}, Logger: log,
 		Timeouts: upstream.Timeouts{Retry: time.Second, Stall: 20 * time.Second},
 	})
 	require.NoError(t, err)
-	fo := Options{Store: n.store, Upstream: up, Logger: log, Registerer: n.reg, PeerSilence: 20 * time.Second, Patience: time.Minute}
+	fo := Options{Store: n.store, Upstream: up, Logger: log, Registerer: n.reg, PeerSilence: 20 * time.Second,
+		Patience: time.Minute}
 	for _, f := range set {
 		f(&fo, &so)
 	}
@@ -204,7 +208,9 @@ func newSwarm(t testing.TB, o *origin, count int, set ...func(i int, fo *Options
 	}
 	for _, n := range nodes {
 		<-n.swarm.Started()
-		require.Eventually(t, func() bool { return len(n.swarm.Peers()) == count-1 }, 20*time.Second, 10*time.Millisecond)
+		require.Eventually(t, func() bool {
+			return len(n.swarm.Peers()) == count-1
+		}, 20*time.Second, 10*time.Millisecond)
 	}
 	return nodes
 }

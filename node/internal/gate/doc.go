@@ -1,6 +1,6 @@
-// Package gate decides who may read what: it holds the word of the sources of content, remembered. A source is whoever decides
-// who may read from it: a repository of an OCI registry, or of a model hub. The fronts and the pins call Admit; what a source
-// said in answer to a front's own question comes in by Confirm and Refused.
+// Package gate decides who may read what: it holds the word of the sources of content, remembered. A source is whoever
+// decides who may read from it: a repository of an OCI registry, or of a model hub. The fronts and the pins call Admit;
+// what a source said in answer to a front's own question comes in by Confirm and Refused.
 //
 // The gate remembers two things, and a caller reads content when both hold.
 //
@@ -25,8 +25,10 @@
 // source and credentials that were asked about, so nobody can make an outage for others, and an acceptance is never
 // widened to whom the source has not accepted.
 //
-// While content arrives for the first time it is held by nobody, so the gate lets in whoever's source claims it. What such a caller
-// is given package fetch decides by Proved: the bytes of its own source alone, until that has proved to have the content.
+// While content arrives for the first time it is held by nobody, so the gate lets in whoever's source claims it. What
+// such a caller is given package fetch decides by Proved: the bytes of its own source alone, until that has proved to
+// have the content.
 //
-// Where the policy exempts a source nobody is asked, so whoever knows a digest reads through it what is cached of any other.
+// Where the policy exempts a source nobody is asked, so whoever knows a digest reads through it what is cached of any
+// other.
 package gate

@@ -29,21 +29,21 @@ const (
 	maxSilences   = 4 << 10
 	maxAnyone     = 4 << 10
 
-	// silenceTTL is how long a source that did not answer a caller is not asked again for that caller, where the policy lets
-	// the gate do without. Otherwise each request of a pull would wait for it anew.
+	// silenceTTL is how long a source that did not answer a caller is not asked again for that caller, where the policy
+	// lets the gate do without. Otherwise each request of a pull would wait for it anew.
 	silenceTTL = 10 * time.Second
 
-	// longest bounds a question whose source goes on sending other bytes, in Options.Timeout; looks is how often in that time the
-	// gate looks for such bytes.
+	// longest bounds a question whose source goes on sending other bytes, in Options.Timeout; looks is how often in
+	// that time the gate looks for such bytes.
 	longest, looks = 3, 8
 
-	// anyonePause is for how long, at least, a source is not asked again what anyone may read of it, and anyoneAtOnce how many
-	// such questions are asked at one time.
+	// anyonePause is for how long, at least, a source is not asked again what anyone may read of it, and anyoneAtOnce
+	// how many such questions are asked at one time.
 	anyonePause  = time.Minute
 	anyoneAtOnce = 4
 
-	// throttledPublic is how long what anyone could read stays readable while its source throttles. No credentials that may
-	// have been revoked meanwhile are in play.
+	// throttledPublic is how long what anyone could read stays readable while its source throttles. No credentials that
+	// may have been revoked meanwhile are in play.
 	throttledPublic = 24 * time.Hour
 )
 
@@ -61,7 +61,8 @@ type Request struct {
 	Source Source
 	// Digest of the content. Empty: any content of the source.
 	Digest digest.Digest
-	// Credentials are what the caller shows: a whole Authorization header. They are kept as a keyed hash only. Empty: none.
+	// Credentials are what the caller shows: a whole Authorization header. They are kept as a keyed hash only. Empty:
+	// none.
 	Credentials string
 	// Upstream asks the source about this very request.
 	Upstream Upstream
@@ -75,8 +76,8 @@ type Upstream interface {
 	// AskForAnyone asks the same for whoever comes: without credentials, or with such as the source gives to anyone. It
 	// returns nil for a yes.
 	AskForAnyone(ctx context.Context) error
-	// Sample reads n bytes of the content from offset off, with the caller's credentials. It returns the offset at which
-	// the bytes lie: 0 where the source gives no part but the start.
+	// Sample reads n bytes of the content from offset off, with the caller's credentials. It returns the offset at
+	// which the bytes lie: 0 where the source gives no part but the start.
 	Sample(ctx context.Context, off, n int64) (data []byte, at int64, err error)
 	// Whole reports whether only the whole content can be sampled.
 	Whole() bool
@@ -88,7 +89,8 @@ type Upstream interface {
 type Cache interface {
 	// Held opens content that this node holds whole. It fails with content.ErrNotFound for other content.
 	Held(d digest.Digest) (content.Reader, error)
-	// FromPeers opens content that other nodes hold. It asks no source. It fails with content.ErrNotFound where no node has it.
+	// FromPeers opens content that other nodes hold. It asks no source. It fails with content.ErrNotFound where no node
+	// has it.
 	FromPeers(ctx context.Context, d digest.Digest) (content.Reader, error)
 }
 
@@ -102,7 +104,8 @@ type Witness interface {
 type Testimony struct {
 	// Public: the source has let anyone read.
 	Public bool
-	// Proven are the contents of which a node has proof that the source has them, and Held those that a node holds whole.
+	// Proven are the contents of which a node has proof that the source has them, and Held those that a node holds
+	// whole.
 	Proven, Held []digest.Digest
 	// Everyone: all other nodes of the swarm have answered, so what is not in Held is held by none.
 	Everyone bool
@@ -110,14 +113,15 @@ type Testimony struct {
 
 // Options configure a Gate.
 type Options struct {
-	// Timeout is how long a source may be silent when it is asked: no answer, and no byte from where it is. 0: Timeout of
-	// content.DefaultFirstByte.
+	// Timeout is how long a source may be silent when it is asked: no answer, and no byte from where it is. 0: Timeout
+	// of content.DefaultFirstByte.
 	Timeout time.Duration
 	// Cache is required.
 	Cache Cache
 	// Memory is optional: without it a restart forgets who was accepted and what was proved.
 	Memory content.Memory
-	// Witness is optional: without it a node serves nothing during an outage from sources that it has not read from itself.
+	// Witness is optional: without it a node serves nothing during an outage from sources that it has not read from
+	// itself.
 	Witness Witness
 	Logger  *slog.Logger
 }
@@ -165,7 +169,8 @@ func New(opts Options) (*Gate, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	g := &Gate{opts: opts, log: opts.Logger, secret: make([]byte, secretSize), asking: semaphore.NewWeighted(anyoneAtOnce)}
+	g := &Gate{opts: opts, log: opts.Logger, secret: make([]byte, secretSize),
+		asking: semaphore.NewWeighted(anyoneAtOnce)}
 	g.ctx, g.end = context.WithCancel(context.Background())
 	_, _ = rand.Read(g.secret) // never fails, says crypto/rand
 	var errs [8]error
@@ -195,8 +200,8 @@ func (g *Gate) caller(source Source, credentials string) mark {
 	return g.mark("caller", source, credentials)
 }
 
-// everyone stands for whoever comes, with a token that the source gives to anyone. That is not the same as a caller without
-// credentials, whom such a source refuses as long as it can be asked.
+// everyone stands for whoever comes, with a token that the source gives to anyone. That is not the same as a caller
+// without credentials, whom such a source refuses as long as it can be asked.
 func (g *Gate) everyone(source Source) mark { return g.mark("everyone", source, "") }
 
 func (g *Gate) thing(source Source, d digest.Digest) mark {
@@ -229,8 +234,8 @@ func (g *Gate) Admit(ctx context.Context, rule policy.Rule, req Request) error {
 	return g.prove(ctx, rule, req)
 }
 
-// ask puts the request to its source, once for all who ask the same at that time, and remembers the answer. Where the source
-// throttles, what anyone could read a while ago is let pass.
+// ask puts the request to its source, once for all who ask the same at that time, and remembers the answer. Where the
+// source throttles, what anyone could read a while ago is let pass.
 func (g *Gate) ask(ctx context.Context, rule policy.Rule, req Request) error {
 	err := g.await(ctx, "ask", req, func(ctx context.Context) error {
 		err := req.Upstream.Ask(ctx)
@@ -258,8 +263,9 @@ func (g *Gate) Throttled(rule policy.Rule, source Source, credentials string, ca
 	return cause
 }
 
-// await runs do within the gate's time, once for all who ask the same, and goes on with it when the caller leaves. A source that
-// lets anyone read counts as silent after a shorter wait, where its content may be had without it; do goes on then.
+// await runs do within the gate's time, once for all who ask the same, and goes on with it when the caller leaves. A
+// source that lets anyone read counts as silent after a shorter wait, where its content may be had without it; do goes
+// on then.
 func (g *Gate) await(ctx context.Context, what string, req Request, do func(context.Context) error) error {
 	key := g.mark(what+req.Digest.String(), req.Source, req.Credentials)
 	done := g.questions.DoChan(string(key[:]), func() (any, error) {
@@ -283,11 +289,13 @@ func (g *Gate) await(ctx context.Context, what string, req Request, do func(cont
 	return fmt.Errorf("ask upstream about %s of %s: %w", req.Digest, req.Source, err)
 }
 
-// Timeout bounds one question to a source where a caller waits for firstByte: it leaves time to answer without the source.
+// Timeout bounds one question to a source where a caller waits for firstByte: it leaves time to answer without the
+// source.
 func Timeout(firstByte time.Duration) time.Duration { return firstByte * 4 / 5 }
 
-// question puts a question to a source, and goes on with it when the caller leaves. The source counts as silent when the gate's time
-// has gone by without an answer and without a byte from where it is: on a link that is full its answer waits behind other bytes.
+// question puts a question to a source, and goes on with it when the caller leaves. The source counts as silent when
+// the gate's time has gone by without an answer and without a byte from where it is: on a link that is full its answer
+// waits behind other bytes.
 func (g *Gate) question(ctx context.Context, u Upstream, do func(context.Context) error) error {
 	ctx, end := g.own(ctx, g.opts.Timeout*longest)
 	defer end()
@@ -318,8 +326,8 @@ func (g *Gate) question(ctx context.Context, u Upstream, do func(context.Context
 	return err
 }
 
-// own returns a context for a question that goes on when the caller has left: until its time is over or Close ends it. The
-// question calls cancel.
+// own returns a context for a question that goes on when the caller has left: until its time is over or Close ends it.
+// The question calls cancel.
 func (g *Gate) own(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
 	g.running.Add(1)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
@@ -331,8 +339,8 @@ func (g *Gate) own(ctx context.Context, timeout time.Duration) (context.Context,
 	}
 }
 
-// impatience returns a channel that is closed when a source has been waited for long enough whose content may be had without
-// its word. It is never closed for others. The caller calls stop.
+// impatience returns a channel that is closed when a source has been waited for long enough whose content may be had
+// without its word. It is never closed for others. The caller calls stop.
 func (g *Gate) impatience(ctx context.Context, req Request) (enough chan struct{}, stop func()) {
 	if !g.Public(req.Source) {
 		return nil, func() {}
@@ -347,10 +355,11 @@ func (g *Gate) impatience(ctx context.Context, req Request) (enough chan struct{
 	return enough, func() { timer.Stop(); cancel() }
 }
 
-// Unanswered reports whether err is for want of an answer. An answer about the caller, about the content or about the rate of
-// requests is none such.
+// Unanswered reports whether err is for want of an answer. An answer about the caller, about the content or about the
+// rate of requests is none such.
 func Unanswered(err error) bool {
-	return !content.Throttled(err) && (errors.Is(err, content.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded))
+	return !content.Throttled(err) &&
+		(errors.Is(err, content.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded))
 }
 
 // Silence notes that the source did not answer a question about this caller.
@@ -373,9 +382,10 @@ func (g *Gate) Accepts(rule policy.Rule, source Source, credentials string) bool
 	return ok && time.Since(at) < rule.Authorization.TTL
 }
 
-// Offline decides in the source's place while it does not answer; cause is why. Where a caller may be let on once he shows the
-// credentials that the source asked for earlier, he gets that challenge: a runtime then presents its pull secret. Of a Bearer
-// challenge that would be useless, because the token server gives another token each time, if it can be asked at all.
+// Offline decides in the source's place while it does not answer; cause is why. Where a caller may be let on once he
+// shows the credentials that the source asked for earlier, he gets that challenge: a runtime then presents its pull
+// secret. Of a Bearer challenge that would be useless, because the token server gives another token each time, if it
+// can be asked at all.
 func (g *Gate) Offline(ctx context.Context, rule policy.Rule, source Source, credentials string, cause error) error {
 	if rule.Authorization.Mode == policy.Exempt {
 		return nil
@@ -392,7 +402,8 @@ func (g *Gate) Offline(ctx context.Context, rule policy.Rule, source Source, cre
 	}
 	if challenge, ok := g.challenges.Get(source); ok && credentials == "" {
 		return &content.UpstreamError{
-			Op: "while upstream cannot be asked: " + cause.Error(), Status: http.StatusUnauthorized, Challenge: challenge,
+			Op: "while upstream cannot be asked: " + cause.Error(), Status: http.StatusUnauthorized,
+			Challenge: challenge,
 		}
 	}
 	return cause
@@ -426,8 +437,8 @@ func (g *Gate) Confirm(ctx context.Context, rule policy.Rule, req Request) {
 	}
 }
 
-// Accept remembers that the source accepted these credentials at a time in the past, as a front has found out in its own way or
-// has heard from another node.
+// Accept remembers that the source accepted these credentials at a time in the past, as a front has found out in its
+// own way or has heard from another node.
 func (g *Gate) Accept(source Source, credentials string, at time.Time) {
 	who := g.caller(source, credentials)
 	last, known := g.accepted.Get(who)
@@ -460,12 +471,13 @@ func (g *Gate) Refused(source Source, credentials string, err error) {
 	}
 }
 
-// askForAnyone finds out whether the source lets anyone read what it has let the caller of req read, with a token for which no
-// credentials are asked. A Bearer token lives a few minutes: in an outage callers come with another one or, since the token
-// server is away too, with none, and all that can be said of them then is what anyone may read. The caller does not wait for
-// it.
+// askForAnyone finds out whether the source lets anyone read what it has let the caller of req read, with a token for
+// which no credentials are asked. A Bearer token lives a few minutes: in an outage callers come with another one or,
+// since the token server is away too, with none, and all that can be said of them then is what anyone may read. The
+// caller does not wait for it.
 func (g *Gate) askForAnyone(ctx context.Context, rule policy.Rule, req Request) {
-	if !bearer(req.Credentials) || rule.Authorization.OnUnreachable != policy.Remembered || !g.dueForAnyone(req.Source) {
+	if !bearer(req.Credentials) || rule.Authorization.OnUnreachable != policy.Remembered ||
+		!g.dueForAnyone(req.Source) {
 		return
 	}
 	g.running.Go(func() {

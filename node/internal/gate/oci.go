@@ -76,7 +76,8 @@ func (r repository) Sample(ctx context.Context, off, n int64) ([]byte, int64, er
 	}
 	data := make([]byte, n)
 	if got, err := io.ReadFull(body, data); err != nil {
-		return nil, 0, fmt.Errorf("sample of %s from %s: %d of %d bytes: %w", r.req.Digest, r.req.Repository, got, n, err)
+		return nil, 0, fmt.Errorf("sample of %s from %s: %d of %d bytes: %w", r.req.Digest, r.req.Repository, got, n,
+			err)
 	}
 	return data, body.Offset, nil
 }

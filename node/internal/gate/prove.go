@@ -23,8 +23,8 @@ const (
 	maxSamples  = 16 << 10
 	maxHearings = 16 << 10
 
-	// sampleSize is how many bytes a source must give of what is sampled in parts. They are chosen from sampleWindow bytes as
-	// those that are the hardest to guess.
+	// sampleSize is how many bytes a source must give of what is sampled in parts. They are chosen from sampleWindow
+	// bytes as those that are the hardest to guess.
 	sampleSize   = 1 << 10
 	sampleWindow = 64 << 10
 	// hearingTTL is how long the other nodes' word is not asked for again.
@@ -49,9 +49,9 @@ type hearing struct {
 	proven, held map[digest.Digest]bool
 }
 
-// Learn remembers that a source gave a manifest, and asks the other nodes ahead of the callers about what the manifest lists.
-// What is listed is claimed by the source as far as it had to have it when it took the manifest. Such are not the manifests of an
-// index, which may be sparse, layers that are to be had elsewhere, and the subject.
+// Learn remembers that a source gave a manifest, and asks the other nodes ahead of the callers about what the manifest
+// lists. What is listed is claimed by the source as far as it had to have it when it took the manifest. Such are not
+// the manifests of an index, which may be sparse, layers that are to be had elsewhere, and the subject.
 func (g *Gate) Learn(ctx context.Context, source Source, m *manifest.Manifest) {
 	listed := make([]digest.Digest, 0, len(m.Manifests)+len(m.Layers)+1)
 	for _, d := range m.Blobs() {
@@ -182,14 +182,15 @@ func (g *Gate) compare(ctx context.Context, req Request, r content.Reader, fromP
 		return err
 	}
 	if !bytes.Equal(own, theirs) {
-		return fmt.Errorf("%s claims %s, and gives other bytes of it: %w", req.Source, req.Digest, content.ErrDigestMismatch)
+		return fmt.Errorf("%s claims %s, and gives other bytes of it: %w", req.Source, req.Digest,
+			content.ErrDigestMismatch)
 	}
 	g.enroll(req.Source, req.Digest)
 	return nil
 }
 
-// choose picks what a source must give: the whole of what is small, else the bytes of a random window that are the hardest to
-// guess. Of what other nodes hold the window lies in the first chunk, which the caller needs first.
+// choose picks what a source must give: the whole of what is small, else the bytes of a random window that are the
+// hardest to guess. Of what other nodes hold the window lies in the first chunk, which the caller needs first.
 func choose(ctx context.Context, r content.Reader, fromPeers bool) (off, n int64, err error) {
 	span := r.Size()
 	if span <= sampleSize {
@@ -243,8 +244,8 @@ func (g *Gate) hear(ctx context.Context, source Source, d digest.Digest) *hearin
 	}
 }
 
-// begin asks other nodes about contents of a source, in one question, but for those that were asked about a moment ago or are
-// proved. It returns the hearing of each, and does not wait for it.
+// begin asks other nodes about contents of a source, in one question, but for those that were asked about a moment ago
+// or are proved. It returns the hearing of each, and does not wait for it.
 func (g *Gate) begin(ctx context.Context, source Source, contents []digest.Digest) []*hearing {
 	if g.opts.Witness == nil {
 		return slices.Repeat([]*hearing{alone}, len(contents))
@@ -303,8 +304,8 @@ func set(all []digest.Digest) map[digest.Digest]bool {
 	return m
 }
 
-// MaxHeard is the most contents that are spoken of in one question to other nodes. The rest are asked about one by one when
-// callers come for them.
+// MaxHeard is the most contents that are spoken of in one question to other nodes. The rest are asked about one by one
+// when callers come for them.
 const MaxHeard = 512
 
 // Testify is this node's answer to another node that hears it.
@@ -322,8 +323,8 @@ func (g *Gate) Testify(source Source, contents []digest.Digest) Testimony {
 	return t
 }
 
-// Given returns body, of which a part is remembered as it is read: content that lies at off in d, as the source gives it. Once the
-// content is held, that part is the proof that the source has it. n is how many bytes come.
+// Given returns body, of which a part is remembered as it is read: content that lies at off in d, as the source gives
+// it. Once the content is held, that part is the proof that the source has it. n is how many bytes come.
 func (g *Gate) Given(source Source, d digest.Digest, body io.ReadCloser, off, n int64) io.ReadCloser {
 	thing := g.thing(source, d)
 	if n <= 0 || g.proven.Contains(thing) {

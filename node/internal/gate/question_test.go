@@ -51,11 +51,12 @@ func TestAdmit_ASourceIsSilentWhenNothingComesFromIt(t *testing.T) {
 		admitted     bool
 		atLatest     time.Duration
 	}{
-		"an answer in time":                                 {limit - time.Second, 0, true, limit - time.Second},
-		"none in time, and nothing else":                    {limit + 2*time.Second, 0, false, limit + time.Second},
-		"one that waits behind other bytes of the registry": {limit + 4*time.Second, time.Hour, true, limit + 4*time.Second},
-		"none after the other bytes have ended":             {time.Hour, 3 * time.Second, false, limit + 5*time.Second},
-		"none ever, though other bytes go on":               {time.Hour, time.Hour, false, 3 * limit},
+		"an answer in time":              {limit - time.Second, 0, true, limit - time.Second},
+		"none in time, and nothing else": {limit + 2*time.Second, 0, false, limit + time.Second},
+		"one that waits behind other bytes of the registry": {limit + 4*time.Second, time.Hour, true,
+			limit + 4*time.Second},
+		"none after the other bytes have ended": {time.Hour, 3 * time.Second, false, limit + 5*time.Second},
+		"none ever, though other bytes go on":   {time.Hour, time.Hour, false, 3 * limit},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -65,7 +66,8 @@ func TestAdmit_ASourceIsSilentWhenNothingComesFromIt(t *testing.T) {
 				defer g.Close()
 				start := time.Now()
 				err = g.Admit(t.Context(), policy.Rule{}, gate.Request{
-					Source: "oci r.test/a", Digest: digest.FromString("x"), Upstream: busy{start, test.after, test.sends},
+					Source: "oci r.test/a", Digest: digest.FromString("x"),
+					Upstream: busy{start, test.after, test.sends},
 				})
 				if test.admitted {
 					require.NoError(t, err)

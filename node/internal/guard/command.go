@@ -29,8 +29,11 @@ Whatever started the agent has to start it again. When the guard ends it removes
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.Health, "health", "http://127.0.0.1:5051/healthz", "`URL` of the agent's liveness; an answer of 503 counts as silence")
-	flags.BoolVar(&m.FixConfigPath, "fix-config-path", false, "make containerd read the directory of mirrors where its configuration keeps it from that")
-	flags.DurationVar(&o.Patience, "patience", 5*time.Second, "`time` for which an agent may be silent before it is ended")
+	flags.StringVar(&o.Health, "health", "http://127.0.0.1:5051/healthz",
+		"`URL` of the agent's liveness; an answer of 503 counts as silence")
+	flags.BoolVar(&m.FixConfigPath, "fix-config-path", false,
+		"make containerd read the directory of mirrors where its configuration keeps it from that")
+	flags.DurationVar(&o.Patience, "patience", 5*time.Second,
+		"`time` for which an agent may be silent before it is ended")
 	return cmd
 }

@@ -38,8 +38,8 @@ type guard struct {
 	client *http.Client
 	port   uint64
 	state  State
-	// files is held by whoever works on the mirror's files, which is done beside the looks: a disk that hangs holds it up, and
-	// the agent, which then hangs as well, has to be ended all the same.
+	// files is held by whoever works on the mirror's files, which is done beside the looks: a disk that hangs holds it
+	// up, and the agent, which then hangs as well, has to be ended all the same.
 	files     chan struct{}
 	installed time.Time // when the mirror was last found or put in place; zero when it is not installed
 	problem   string    // why it could not be put in place
@@ -48,8 +48,8 @@ type guard struct {
 // leaveWithin is how long the guard tries to remove the mirror when it is told to end.
 const leaveWithin = 10 * time.Second
 
-// Run guards the agent until ctx ends, and then removes the mirror. An error of a single look or action is logged, and the
-// guard goes on.
+// Run guards the agent until ctx ends, and then removes the mirror. An error of a single look or action is logged, and
+// the guard goes on.
 func Run(ctx context.Context, o Options) error {
 	g, err := newGuard(o)
 	if err != nil {
@@ -71,7 +71,8 @@ func Run(ctx context.Context, o Options) error {
 func newGuard(o Options) (*guard, error) {
 	u, err := url.Parse(o.Mirror.Endpoint)
 	if err != nil || u.Host == "" {
-		return nil, fmt.Errorf("endpoint %q: want the URL of the registry front, such as http://127.0.0.1:5050", o.Mirror.Endpoint)
+		return nil, fmt.Errorf("endpoint %q: want the URL of the registry front, such as http://127.0.0.1:5050",
+			o.Mirror.Endpoint)
 	}
 	port := u.Port()
 	if port == "" {
@@ -120,7 +121,8 @@ func (g *guard) look(ctx context.Context) {
 	}
 }
 
-// work does something to the mirror's files, unless the last such work is still under way: the next look asks for it again.
+// work does something to the mirror's files, unless the last such work is still under way: the next look asks for it
+// again.
 func (g *guard) work(do func()) {
 	select {
 	case g.files <- struct{}{}:
@@ -155,8 +157,8 @@ func (g *guard) ask(ctx context.Context) (answer Answer, reason string) {
 	return Well, ""
 }
 
-// get asks for one URL and returns the status of the answer. A connection that is reset counts as an answer of nobody: what
-// refuses in that way does not hold a runtime up.
+// get asks for one URL and returns the status of the answer. A connection that is reset counts as an answer of nobody:
+// what refuses in that way does not hold a runtime up.
 func (g *guard) get(ctx context.Context, at string) (int, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
 	if err != nil {
@@ -216,7 +218,8 @@ func (g *guard) leave() error {
 	go func() {
 		g.files <- struct{}{}
 		result, err := mirror.Remove(g.Mirror)
-		g.Logger.Info("guard ends, and the runtime goes to the registry itself", "restored", result.Changed, "error", err)
+		g.Logger.Info("guard ends, and the runtime goes to the registry itself", "restored", result.Changed, "error",
+			err)
 		left <- err
 	}()
 	select {

@@ -97,7 +97,8 @@ func newWorld(t *testing.T, address string) world {
 		[]byte("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"), 0o600))
 	return world{t, Options{
 		Mirror: mirror.Options{
-			Runtime: mirror.Containerd, Endpoint: "http://" + address, Root: root, StateDir: filepath.Join(t.TempDir(), "state"),
+			Runtime: mirror.Containerd, Endpoint: "http://" + address, Root: root,
+			StateDir: filepath.Join(t.TempDir(), "state"),
 		},
 		Every: 50 * time.Millisecond, Patience: time.Second, Recheck: 100 * time.Millisecond,
 	}, filepath.Join(certs, "_default/hosts.toml")}

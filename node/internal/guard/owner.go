@@ -15,8 +15,8 @@ import (
 // listening is the state of a socket that listens, as of tcp(7) and /proc/net/tcp.
 const listening = 0x0a
 
-// end kills every process that listens on the port and runs the program that the guard itself is. The signal is SIGKILL,
-// which also ends a process that is stopped. It returns how many processes it killed.
+// end kills every process that listens on the port and runs the program that the guard itself is. The signal is
+// SIGKILL, which also ends a process that is stopped. It returns how many processes it killed.
 func end(port uint64) (int, error) {
 	fs, err := procfs.NewFS(procfs.DefaultMountPoint)
 	if err != nil {
@@ -41,7 +41,8 @@ func end(port uint64) (int, error) {
 		}
 		program, err := p.Executable()
 		if err != nil || filepath.Base(strings.TrimSuffix(program, " (deleted)")) != filepath.Base(self) {
-			return killed, fmt.Errorf("port %d belongs to process %d, which runs %q and is no agent: it is left alone", port, p.PID, program)
+			return killed, fmt.Errorf("port %d belongs to process %d, which runs %q and is no agent: it is left alone",
+				port, p.PID, program)
 		}
 		if err := syscall.Kill(p.PID, syscall.SIGKILL); err != nil {
 			return killed, fmt.Errorf("end agent, process %d: %w", p.PID, err)

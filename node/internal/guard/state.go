@@ -33,8 +33,8 @@ const (
 type State struct {
 	// Patience is how long an agent may be silent before it is ended.
 	Patience time.Duration
-	// Grace is how long after that the mirror is removed if the agent's port still accepts connections. The agent is ended
-	// again after each Patience, for who is silent now may be another, started since.
+	// Grace is how long after that the mirror is removed if the agent's port still accepts connections. The agent is
+	// ended again after each Patience, for who is silent now may be another, started since.
 	Grace time.Duration
 
 	last   time.Time // the look before

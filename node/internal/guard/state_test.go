@@ -26,7 +26,8 @@ func TestState_Next(t *testing.T) {
 			{6 * time.Second, Silent, Nothing}, {10 * time.Second, Silent, Nothing},
 		},
 		"ends an agent that is silent for longer": {
-			{0, Silent, Nothing}, {5 * time.Second, Silent, End}, {6 * time.Second, Away, Nothing}, {9 * time.Second, Well, Install},
+			{0, Silent, Nothing}, {5 * time.Second, Silent, End}, {6 * time.Second, Away, Nothing}, {9 * time.Second,
+				Well, Install},
 		},
 		"removes the mirror where the end of the agent did not help": {
 			{0, Silent, Nothing}, {5 * time.Second, Silent, End}, {6 * time.Second, Silent, Nothing},
@@ -41,7 +42,8 @@ func TestState_Next(t *testing.T) {
 			{10 * time.Second, Silent, End}, {11 * time.Second, Silent, Remove}, {15 * time.Second, Silent, End},
 		},
 		"does not count the time for which it was stopped itself": {
-			{0, Silent, Nothing}, {time.Minute, Silent, Nothing}, {64 * time.Second, Silent, Nothing}, {65 * time.Second, Silent, End},
+			{0, Silent, Nothing}, {time.Minute, Silent, Nothing}, {64 * time.Second, Silent,
+				Nothing}, {65 * time.Second, Silent, End},
 			{2 * time.Minute, Silent, Nothing}, {125 * time.Second, Silent, End},
 		},
 	} {

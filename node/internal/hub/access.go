@@ -17,8 +17,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/policy"
 )
 
-// level is what a caller wants to read of a repository. The two differ for a gated one: anyone may read what there is to read, but
-// not the files.
+// level is what a caller wants to read of a repository. The two differ for a gated one: anyone may read what there is
+// to read, but not the files.
 type level string
 
 const (
@@ -35,8 +35,9 @@ const (
 	guessable = 32
 )
 
-// access lets a caller read of a repository what the hub would let it read. It asks the hub with the caller's own token. Whom the
-// hub accepted the gate remembers. What everyone may read is asked once for all nodes, and so is who has which token.
+// access lets a caller read of a repository what the hub would let it read. It asks the hub with the caller's own
+// token. Whom the hub accepted the gate remembers. What everyone may read is asked once for all nodes, and so is who
+// has which token.
 type access struct {
 	memo *memo
 	gate *gate.Gate
@@ -52,9 +53,10 @@ type admitted struct {
 	stale error
 }
 
-// admit returns an error where the caller may not read r at a level: the hub's own refusal, or why it could not be asked. While it
-// cannot be asked those are let on whom it has let on before, and no others.
-func (a *access) admit(ctx context.Context, rule policy.Rule, r repo, l level, authorization string, ask probe) (admitted, error) {
+// admit returns an error where the caller may not read r at a level: the hub's own refusal, or why it could not be
+// asked. While it cannot be asked those are let on whom it has let on before, and no others.
+func (a *access) admit(ctx context.Context, rule policy.Rule, r repo, l level, authorization string,
+	ask probe) (admitted, error) {
 	if a.fresh(rule, r, l, authorization) {
 		return admitted{}, nil
 	}
@@ -108,14 +110,15 @@ func (a *access) fresh(rule policy.Rule, r repo, l level, authorization string) 
 	return false
 }
 
-// word gets the hub's word on a caller, once for all who show the same token, at this node and at the others. at is when the hub
-// gave it.
+// word gets the hub's word on a caller, once for all who show the same token, at this node and at the others. at is
+// when the hub gave it.
 //
-// Only a yes is shared, and it goes by a hash of the token for this repository. That is safe among admitted nodes. The hash tells
-// nothing of a token that is too long to be guessed, and no other is shared. It cannot be used at the hub, nor for another
-// repository. A node that says yes falsely lets somebody read what it could give away itself. What an outage changes is decided by
-// this node's own memory, so that nobody is let on then who was refused here.
-func (a *access) word(ctx context.Context, rule policy.Rule, r repo, l level, authorization string, ask probe) (at time.Time, err error) {
+// Only a yes is shared, and it goes by a hash of the token for this repository. That is safe among admitted nodes. The
+// hash tells nothing of a token that is too long to be guessed, and no other is shared. It cannot be used at the hub,
+// nor for another repository. A node that says yes falsely lets somebody read what it could give away itself. What an
+// outage changes is decided by this node's own memory, so that nobody is let on then who was refused here.
+func (a *access) word(ctx context.Context, rule policy.Rule, r repo, l level, authorization string,
+	ask probe) (at time.Time, err error) {
 	k, shared := a.callerKey(r, l, authorization)
 	var res singleflight.Result
 	select {
@@ -141,7 +144,8 @@ func (a *access) word(ctx context.Context, rule policy.Rule, r repo, l level, au
 // callerKey is that of whether the holder of a token may read. shared: other nodes may know it.
 func (a *access) callerKey(r repo, l level, authorization string) (k string, shared bool) {
 	scheme, token, _ := strings.Cut(authorization, " ")
-	sum := sha256.Sum256([]byte(strings.Join([]string{"shoal caller", a.hub, r.name(), string(l), authorization}, "\x00")))
+	sum := sha256.Sum256([]byte(strings.Join([]string{"shoal caller", a.hub, r.name(), string(l), authorization},
+		"\x00")))
 	shared = strings.EqualFold(scheme, "Bearer") && len(token) >= guessable
 	return key(callerKind, string(l), r.name(), hex.EncodeToString(sum[:])), shared
 }
@@ -185,7 +189,8 @@ func (a *access) open(r repo, l level) bool {
 	return ok && rec.Yes
 }
 
-// absent reports whether the hub's answer is that the repository has no such file or revision, which says nothing of who may read it.
+// absent reports whether the hub's answer is that the repository has no such file or revision, which says nothing of
+// who may read it.
 func absent(err error) bool {
 	r, ok := errors.AsType[*refusal](err)
 	code := ""

@@ -19,8 +19,10 @@ func ways(id, commit, path string) map[string]func(t testing.TB, a *agent, heade
 		}
 	}
 	return map[string]func(t testing.TB, a *agent, headers ...string) got{
-		"HEAD": file(http.MethodHead), "GET": file(http.MethodGet), "a range": file(http.MethodGet, "Range", "bytes=0-0"),
-		"the end": file(http.MethodGet, "Range", "bytes=-1"), "what it has already": file(http.MethodGet, "If-None-Match", "*"),
+		"HEAD": file(http.MethodHead), "GET": file(http.MethodGet),
+		"a range":             file(http.MethodGet, "Range", "bytes=0-0"),
+		"the end":             file(http.MethodGet, "Range", "bytes=-1"),
+		"what it has already": file(http.MethodGet, "If-None-Match", "*"),
 	}
 }
 
@@ -127,7 +129,8 @@ func TestAccess_ARepositoryThatOnlyListsADigestOpensNothing(t *testing.T) {
 	private.Commit("main", map[string]hubtest.File{"w.safetensors": {Data: secret, LFS: true}})
 	private.SetPrivate("good")
 	a := newAgent(t, h, "", nil)
-	digest := strings.Trim(a.ask(t, http.MethodHead, resolve("org/secret", "main", "w.safetensors"), bearer("good")...).header.Get("Etag"), `"`)
+	digest := strings.Trim(a.ask(t, http.MethodHead, resolve("org/secret", "main", "w.safetensors"),
+		bearer("good")...).header.Get("Etag"), `"`)
 	require.Len(t, digest, 64)
 
 	h.Repo("models", "evil/fake").Commit("main", map[string]hubtest.File{
@@ -136,7 +139,8 @@ func TestAccess_ARepositoryThatOnlyListsADigestOpensNothing(t *testing.T) {
 	fake := func() got { return a.ask(t, http.MethodGet, resolve("evil/fake", "main", "w.safetensors")) }
 	require.NotEqual(t, digest, fake().sha256())
 
-	require.Equal(t, digest, a.ask(t, http.MethodGet, resolve("org/secret", "main", "w.safetensors"), bearer("good")...).sha256())
+	require.Equal(t, digest, a.ask(t, http.MethodGet, resolve("org/secret", "main", "w.safetensors"),
+		bearer("good")...).sha256())
 	for range 3 {
 		g := fake()
 		require.NotEqual(t, digest, g.sha256())
@@ -163,9 +167,12 @@ func TestAccess_ARevokedTokenIsRefusedOnceItIsAskedAbout(t *testing.T) {
 	rule := policy.DefaultRule()
 	rule.Authorization.TTL = 0
 	a.rule.Store(&rule)
-	require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, resolve("org/secret", commit, "config.json"), bearer("good")...).status)
+	require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, resolve("org/secret", commit, "config.json"),
+		bearer("good")...).status)
 	repo.SetPrivate("new")
-	require.GreaterOrEqual(t, a.ask(t, http.MethodGet, resolve("org/secret", commit, "config.json"), bearer("good")...).status, 400)
+	require.GreaterOrEqual(t, a.ask(t, http.MethodGet, resolve("org/secret", commit, "config.json"),
+		bearer("good")...).status, 400)
 	h.Set(hubtest.Trouble{Down: true})
-	require.GreaterOrEqual(t, a.ask(t, http.MethodGet, resolve("org/secret", commit, "config.json"), bearer("good")...).status, 500)
+	require.GreaterOrEqual(t, a.ask(t, http.MethodGet, resolve("org/secret", commit, "config.json"),
+		bearer("good")...).status, 500)
 }

@@ -19,7 +19,8 @@ const (
 	pageSize = 1000
 )
 
-// info tells of a repository at a revision. What is told of a commit is remembered by the commit, so that no answer mixes two.
+// info tells of a repository at a revision. What is told of a commit is remembered by the commit, so that no answer
+// mixes two.
 func (f *Front) info(x *exchange) error {
 	ctx, r := x.R.Context(), x.route.repo
 	query := canonical(x.R.URL.Query())
@@ -33,7 +34,8 @@ func (f *Front) info(x *exchange) error {
 	}
 	doc, _, err := f.document(ctx, x, infoKey(r, commit, query), infoTTL, func(ctx context.Context) (record, error) {
 		a, err := f.askOpen(ctx, call{
-			method: http.MethodGet, path: r.api() + "/revision/" + commit, query: query, authorization: x.Authorization(),
+			method: http.MethodGet, path: r.api() + "/revision/" + commit, query: query,
+			authorization: x.Authorization(),
 		})
 		if err != nil {
 			return record{}, err
@@ -103,7 +105,8 @@ func (f *Front) page(ctx context.Context, x *exchange, commit string) error {
 	query := canonical(x.R.URL.Query())
 	k := key("page", r.name(), commit, x.route.path, query)
 	doc, rec, err := f.document(ctx, x, k, forever, func(ctx context.Context) (record, error) {
-		a, err := f.askOpen(ctx, call{method: http.MethodGet, path: path, query: query, authorization: x.Authorization()})
+		a, err := f.askOpen(ctx, call{method: http.MethodGet, path: path, query: query,
+			authorization: x.Authorization()})
 		if err != nil {
 			return record{}, err
 		}
@@ -175,7 +178,8 @@ func (f *Front) refs(x *exchange) error {
 	ctx, r := x.R.Context(), x.route.repo
 	ask := func(ctx context.Context, authorization string) (*answer, error) {
 		return f.origin.ask(ctx, call{
-			method: http.MethodGet, path: r.api() + "/refs", query: canonical(x.R.URL.Query()), authorization: authorization,
+			method: http.MethodGet, path: r.api() + "/refs", query: canonical(x.R.URL.Query()),
+			authorization: authorization,
 		})
 	}
 	err := f.admit(ctx, x, levelInfo, func(ctx context.Context, authorization string) error {
@@ -188,7 +192,8 @@ func (f *Front) refs(x *exchange) error {
 	k := key("refs", r.name(), canonical(x.R.URL.Query()))
 	doc, _, err := f.document(ctx, x, k, x.rule.TagTTL, func(ctx context.Context) (record, error) {
 		a, err := ask(ctx, x.Authorization())
-		if refused, ok := errors.AsType[*refusal](err); ok && refused.status == http.StatusUnauthorized && x.Authorization() != "" {
+		if refused, ok := errors.AsType[*refusal](err); ok && refused.status == http.StatusUnauthorized &&
+			x.Authorization() != "" {
 			a, err = ask(ctx, "")
 		}
 		if err != nil {

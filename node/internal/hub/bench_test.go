@@ -14,8 +14,8 @@ import (
 	"github.com/shoal-cache/shoal/test/hubtest"
 )
 
-// BenchmarkWarm reads a file that the node has through the front, and the same bytes from http.ServeFile, in turns. It reports the
-// front's throughput over that of ServeFile.
+// BenchmarkWarm reads a file that the node has through the front, and the same bytes from http.ServeFile, in turns. It
+// reports the front's throughput over that of ServeFile.
 func BenchmarkWarm(b *testing.B) {
 	const size = 256 << 20
 	h := newHub(b)
@@ -28,7 +28,9 @@ func BenchmarkWarm(b *testing.B) {
 	_, err = io.Copy(f, io.NewSectionReader(data, 0, size))
 	require.NoError(b, err)
 	require.NoError(b, f.Close())
-	plain := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, path) }))
+	plain := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.ServeFile(w, r, path)
+	}))
 	defer plain.Close()
 	read := func(url string) time.Duration {
 		start := time.Now()

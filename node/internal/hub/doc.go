@@ -1,5 +1,5 @@
-// Package hub is the front for clients of a model hub such as Hugging Face: the HTTP server that HF_ENDPOINT names. What is
-// large or asked for by all nodes is had from the hub once for all of them; everything else it passes through.
+// Package hub is the front for clients of a model hub such as Hugging Face: the HTTP server that HF_ENDPOINT names.
+// What is large or asked for by all nodes is had from the hub once for all of them; everything else it passes through.
 //
 // Files in the order in which a request meets them:
 //
@@ -18,23 +18,24 @@
 //
 // What is plain HTTP of it is in package reply.
 //
-// A file in large file storage is a blob under its sha256 as a layer of an image is: fetched in chunks, shared while it arrives,
-// checked, kept. Its upstream is the file's URL at its commit. A file in git is named by its git object and comes whole; its
-// name is checked by each node. Documents, such as the listing of a commit, are blobs of the store too, and a record in the memo
-// says which.
+// A file in large file storage is a blob under its sha256 as a layer of an image is: fetched in chunks, shared while it
+// arrives, checked, kept. Its upstream is the file's URL at its commit. A file in git is named by its git object and
+// comes whole; its name is checked by each node. Documents, such as the listing of a commit, are blobs of the store
+// too, and a record in the memo says which.
 //
-// A branch is resolved once for a request, and the whole of it is answered at that commit. HEAD, 404 and paths-info come out of
-// the listing. Xet is taken out of all answers, so that no client goes around the cache for a file that plain HTTP can carry.
+// A branch is resolved once for a request, and the whole of it is answered at that commit. HEAD, 404 and paths-info
+// come out of the listing. Xet is taken out of all answers, so that no client goes around the cache for a file that
+// plain HTTP can carry.
 //
 // # Who may read
 //
-// The hub decides for each caller, asked with the caller's own token (or none). Its yes is remembered for minutes by the gate, across
-// a restart too, as a keyed hash. What anyone may read is found out once for all nodes, and so is who has a token that is too long
-// to be guessed: nodes hear of it by a hash for the one repository. While the hub cannot be asked, or throttles, those are let on whom it let on
-// before, and no others. A repository that lists the digest of a file which this node or a peer has from elsewhere must prove that
-// it has it. Tokens go to the hub's own origin.
+// The hub decides for each caller, asked with the caller's own token (or none). Its yes is remembered for minutes by
+// the gate, across a restart too, as a keyed hash. What anyone may read is found out once for all nodes, and so is who
+// has a token that is too long to be guessed: nodes hear of it by a hash for the one repository. While the hub cannot
+// be asked, or throttles, those are let on whom it let on before, and no others. A repository that lists the digest of
+// a file which this node or a peer has from elsewhere must prove that it has it. Tokens go to the hub's own origin.
 //
-// Between peers content is free, as everywhere in Shoal: an admitted peer is a node of the cluster. The word of one is believed
-// about a branch's commit, a commit's listing and whether anyone may read a repository, and signed URLs of files are shared
-// with it. The bytes of files it cannot falsify.
+// Between peers content is free, as everywhere in Shoal: an admitted peer is a node of the cluster. The word of one is
+// believed about a branch's commit, a commit's listing and whether anyone may read a repository, and signed URLs of
+// files are shared with it. The bytes of files it cannot falsify.
 package hub

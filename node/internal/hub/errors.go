@@ -13,7 +13,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/reply"
 )
 
-// httpError is a failure that the front itself finds. Its code is one of the hub's (X-Error-Code), "" where the hub has none for it.
+// httpError is a failure that the front itself finds. Its code is one of the hub's (X-Error-Code), "" where the hub has
+// none for it.
 type httpError struct {
 	status  int
 	code    string
@@ -23,12 +24,14 @@ type httpError struct {
 func (e *httpError) Error() string { return e.message }
 
 var (
-	errNoEntry  = &httpError{http.StatusNotFound, "EntryNotFound", "Entry not found"}
-	errBadPath  = &httpError{http.StatusBadRequest, "", "the path is malformed"}
-	errLoop     = &httpError{http.StatusLoopDetected, "", "the request comes from an agent: hub.endpoint leads back to the cache"}
+	errNoEntry = &httpError{http.StatusNotFound, "EntryNotFound", "Entry not found"}
+	errBadPath = &httpError{http.StatusBadRequest, "", "the path is malformed"}
+	errLoop    = &httpError{http.StatusLoopDetected, "",
+		"the request comes from an agent: hub.endpoint leads back to the cache"}
 	errDraining = &httpError{http.StatusServiceUnavailable, "", "shutting down"}
 	errOutside  = &httpError{http.StatusForbidden, "", "this address is not in hub.allowFrom of the agent"}
-	errTooLong  = &httpError{http.StatusRequestEntityTooLarge, "", fmt.Sprintf("the body is longer than %d bytes", maxQuestion)}
+	errTooLong  = &httpError{http.StatusRequestEntityTooLarge, "",
+		fmt.Sprintf("the body is longer than %d bytes", maxQuestion)}
 	errQuestion = &httpError{http.StatusBadRequest, "", "the body is neither a form nor JSON with paths"}
 )
 
@@ -38,12 +41,13 @@ var errPeersOnly = fmt.Errorf("the policy takes this repository from peers only:
 // retrySoon is the Retry-After in seconds of an answer that may be better in a moment.
 const retrySoon = 2
 
-// fail answers with an error. What the hub itself said reaches the caller as it is: clients branch on status and code, and do not
-// use what they have on disk after a 401 or 404. So an outage never is one.
+// fail answers with an error. What the hub itself said reaches the caller as it is: clients branch on status and code,
+// and do not use what they have on disk after a 401 or 404. So an outage never is one.
 func (x *exchange) fail(err error) {
 	x.Err = err
 	h := x.W.Header()
-	for _, name := range []string{"Etag", "Content-Length", "Content-Disposition", "X-Linked-Etag", "X-Linked-Size", "X-Xet-Hash", "Link", "Accept-Ranges"} {
+	for _, name := range []string{"Etag", "Content-Length", "Content-Disposition", "X-Linked-Etag", "X-Linked-Size",
+		"X-Xet-Hash", "Link", "Accept-Ranges"} {
 		h.Del(name) // of the answer that did not come about
 	}
 	h.Set("Cache-Control", "no-store")
@@ -98,8 +102,8 @@ func (x *exchange) verdict(err error) (int, []byte) {
 	return http.StatusServiceUnavailable, nil
 }
 
-// age tells the caller, by a Warning header (RFC 7234, section 5.5), that an answer may be out of date, and refuses to give one
-// where the policy has nothing given while the hub cannot be asked.
+// age tells the caller, by a Warning header (RFC 7234, section 5.5), that an answer may be out of date, and refuses to
+// give one where the policy has nothing given while the hub cannot be asked.
 func (x *exchange) age(found found) error {
 	if !found.stale {
 		return nil

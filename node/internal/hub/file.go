@@ -84,7 +84,9 @@ func (f *Front) file(x *exchange) error {
 	if err := f.ready(ctx, x, e, commit); err != nil {
 		return err
 	}
-	body := &steady{ctx: ctx, pos: part.Off, left: part.N, open: func() (content.Reader, error) { return f.open(ctx, x, e, commit) }}
+	body := &steady{ctx: ctx, pos: part.Off, left: part.N, open: func() (content.Reader, error) {
+		return f.open(ctx, x, e, commit)
+	}}
 	defer func() { _ = body.Close() }()
 	return x.stream(status, body, part.N)
 }
@@ -97,7 +99,8 @@ func (f *Front) head(file string) probe {
 	}
 }
 
-// describe sets the header that clients read off a file. They name what they keep by the ETag, so it is the hub's very own.
+// describe sets the header that clients read off a file. They name what they keep by the ETag, so it is the hub's very
+// own.
 func (f *Front) describe(x *exchange, e *entry, commit string) {
 	h := x.W.Header()
 	h.Set("Etag", `"`+e.etag()+`"`)
@@ -121,8 +124,8 @@ func (f *Front) describe(x *exchange, e *entry, commit string) {
 	}
 }
 
-// ready finds out, while a failure can still be told by a status, that a file in large storage may be had: that the repository has
-// it, and where the hub has its bytes, or who else.
+// ready finds out, while a failure can still be told by a status, that a file in large storage may be had: that the
+// repository has it, and where the hub has its bytes, or who else.
 func (f *Front) ready(ctx context.Context, x *exchange, e *entry, commit string) error {
 	if e.LFS == nil {
 		return nil
@@ -159,14 +162,16 @@ func (f *Front) open(ctx context.Context, x *exchange, e *entry, commit string) 
 	}
 	if reader.Size() != e.Size {
 		_ = reader.Close()
-		return nil, fmt.Errorf("%s is of %d bytes, and the hub says %d: %w", req.Digest, reader.Size(), e.Size, content.ErrDigestMismatch)
+		return nil, fmt.Errorf("%s is of %d bytes, and the hub says %d: %w", req.Digest, reader.Size(), e.Size,
+			content.ErrDigestMismatch)
 	}
 	return reader, nil
 }
 
-// prove keeps a caller from reading, through a repository that only claims to have a file, what this node or a peer has of it from
-// elsewhere: some bytes of it, at a place that nobody can know before, are compared with the hub's. Nothing is asked about what is
-// nowhere yet, for then the hub itself has to give every byte. present tells that it is here or with a peer.
+// prove keeps a caller from reading, through a repository that only claims to have a file, what this node or a peer has
+// of it from elsewhere: some bytes of it, at a place that nobody can know before, are compared with the hub's. Nothing
+// is asked about what is nowhere yet, for then the hub itself has to give every byte. present tells that it is here or
+// with a peer.
 func (f *Front) prove(ctx context.Context, x *exchange, req content.Request) (present bool, err error) {
 	name := x.route.repo.name()
 	k := heldKey(name, req.Digest)
@@ -183,7 +188,8 @@ func (f *Front) prove(ctx context.Context, x *exchange, req content.Request) (pr
 	}
 	if !proved.Yes {
 		f.memo.forget(k)
-		return present, fmt.Errorf("%s: %w: it is not known that the repository has it", req.File, content.ErrUnavailable)
+		return present, fmt.Errorf("%s: %w: it is not known that the repository has it", req.File,
+			content.ErrUnavailable)
 	}
 	f.flights.begin(req.Digest, name)
 	return present, nil
@@ -207,7 +213,8 @@ func (f *Front) peersHave(ctx context.Context, d digest.Digest, name string) boo
 // blobKey asks a node what has says. Nothing is remembered under it.
 func blobKey(d digest.Digest, name string) string { return key("blob", d.String(), name) }
 
-// Committed tells that the store has a blob. Where it was got for one repository alone, and matched, that repository has it.
+// Committed tells that the store has a blob. Where it was got for one repository alone, and matched, that repository
+// has it.
 func (f *Front) Committed(d digest.Digest) {
 	if name, ok := f.flights.only(d); ok {
 		f.memo.learn(heldKey(name, d), record{Yes: true}, 0, true)
@@ -284,7 +291,8 @@ func (f *Front) compare(ctx context.Context, req content.Request) error {
 	}
 	defer func() { _ = reader.Close() }()
 	if reader.Size() != req.Size {
-		return fmt.Errorf("%s is of %d bytes, and the hub says %d: %w", req.Digest, reader.Size(), req.Size, content.ErrDigestMismatch)
+		return fmt.Errorf("%s is of %d bytes, and the hub says %d: %w", req.Digest, reader.Size(), req.Size,
+			content.ErrDigestMismatch)
 	}
 	ours, err := reader.Range(ctx, off, n)
 	if err != nil {
@@ -308,7 +316,8 @@ func (f *Front) gitFile(ctx context.Context, x *exchange, e *entry, commit strin
 	k := key("git", r.name(), e.OID)
 	for range 2 {
 		data, _, err := f.document(ctx, x, k, forever, func(ctx context.Context) (record, error) {
-			a, err := f.askOpen(ctx, call{method: http.MethodGet, path: r.file(commit, e.Path), authorization: x.Authorization()})
+			a, err := f.askOpen(ctx, call{method: http.MethodGet, path: r.file(commit, e.Path),
+				authorization: x.Authorization()})
 			if err != nil {
 				return record{}, err
 			}
@@ -338,7 +347,8 @@ func (e *entry) names(data []byte) bool {
 	return int64(len(data)) == e.Size && hex.EncodeToString(sum.Sum(nil)) == e.OID
 }
 
-// later is a reader of a file that comes as a whole. Its size is known before, so that the header of an answer need not wait.
+// later is a reader of a file that comes as a whole. Its size is known before, so that the header of an answer need not
+// wait.
 type later struct {
 	size int64
 	done chan struct{}

@@ -107,7 +107,8 @@ func New(opts Options) (*Front, error) {
 	if f.memo != nil {
 		f.access = &access{memo: f.memo, gate: opts.Gate, hub: opts.Hub}
 		f.origin = &origin{
-			base: opts.Endpoint, transport: opts.Transport, metrics: f.metrics, throttled: map[mark]throttle{}, key: f.memo.mark,
+			base: opts.Endpoint, transport: opts.Transport, metrics: f.metrics, throttled: map[mark]throttle{},
+			key: f.memo.mark,
 		}
 		f.memo.down = f.origin.down
 	}
@@ -164,8 +165,8 @@ func (x *exchange) host() string {
 	return scheme + "://" + x.R.Host
 }
 
-// ServeHTTP answers one request. As http.Handler allows, it panics with http.ErrAbortHandler when an answer that has begun cannot
-// be ended rightly.
+// ServeHTTP answers one request. As http.Handler allows, it panics with http.ErrAbortHandler when an answer that has
+// begun cannot be ended rightly.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{Exchange: reply.New(w, r), route: route{action: actPass}, rule: policy.DefaultRule()}
 	if !f.running.Enter() {
@@ -217,7 +218,8 @@ func (f *Front) serve(x *exchange) error {
 	return nil
 }
 
-// allows reports whether a caller's address may use the front: this machine's own, and those that the configuration names.
+// allows reports whether a caller's address may use the front: this machine's own, and those that the configuration
+// names.
 func (f *Front) allows(remote string) bool {
 	at, err := netip.ParseAddrPort(remote)
 	if err != nil {
@@ -261,6 +263,7 @@ func (f *Front) finish(x *exchange) {
 	}
 	f.log.LogAttrs(x.R.Context(), x.Level(), "hub front answered",
 		slog.String("method", x.R.Method), slog.String("action", string(x.route.action)),
-		slog.String("repository", x.route.repo.name()), slog.String("revision", x.route.revision), slog.String("path", x.route.path),
+		slog.String("repository", x.route.repo.name()), slog.String("revision", x.route.revision), slog.String("path",
+			x.route.path),
 		slog.String("code", x.Code()), slog.Duration("took", time.Since(x.Start)), slog.Any("cause", x.Err))
 }

@@ -73,13 +73,15 @@ func TestFile_RangesAreThoseThatClientsSend(t *testing.T) {
 			g := a.ask(t, http.MethodGet, resolve("org/m", "main", path), "Range", header)
 			require.Equal(t, http.StatusPartialContent, g.status, "%s of %s", header, path)
 			require.True(t, bytes.Equal(want, g.body), "%s of %s", header, path)
-			require.True(t, strings.HasSuffix(g.header.Get("Content-Range"), fmt.Sprintf("/%d", size)), g.header.Get("Content-Range"))
+			require.True(t, strings.HasSuffix(g.header.Get("Content-Range"), fmt.Sprintf("/%d", size)),
+				g.header.Get("Content-Range"))
 		}
 		g := a.ask(t, http.MethodGet, resolve("org/m", "main", path), "Range", fmt.Sprintf("bytes=%d-", size))
 		require.Equal(t, http.StatusRequestedRangeNotSatisfiable, g.status)
 		require.Equal(t, fmt.Sprintf("bytes */%d", size), g.header.Get("Content-Range"))
 		etag := a.ask(t, http.MethodHead, resolve("org/m", "main", path)).header.Get("Etag")
-		require.Equal(t, http.StatusNotModified, a.ask(t, http.MethodHead, resolve("org/m", "main", path), "If-None-Match", etag).status)
+		require.Equal(t, http.StatusNotModified,
+			a.ask(t, http.MethodHead, resolve("org/m", "main", path), "If-None-Match", etag).status)
 	}
 }
 
@@ -119,7 +121,8 @@ func TestInfo_TreeAndPathsComeWithoutXetAndWithTheFrontsOwnLinks(t *testing.T) {
 			Size *int64 `json:"size"`
 		} `json:"siblings"`
 	}
-	for _, path := range []string{"/api/models/org/m", "/api/models/org/m/revision/main", "/api/models/org/m/revision/" + commit, "/api/models/org/m/revision/main?blobs=true"} {
+	for _, path := range []string{"/api/models/org/m", "/api/models/org/m/revision/main",
+		"/api/models/org/m/revision/" + commit, "/api/models/org/m/revision/main?blobs=true"} {
 		g := a.ask(t, http.MethodGet, path)
 		require.Equal(t, http.StatusOK, g.status)
 		require.NoError(t, json.Unmarshal(g.body, &info))
@@ -153,7 +156,8 @@ func TestInfo_TreeAndPathsComeWithoutXetAndWithTheFrontsOwnLinks(t *testing.T) {
 		"application/x-www-form-urlencoded": "paths=config.json&paths=onnx&paths=nosuch&expand=False",
 		"application/json":                  `{"paths":["config.json","onnx","nosuch"],"expand":false}`,
 	} {
-		g := ask(t, a.URL, http.MethodPost, "/api/models/org/m/paths-info/main", strings.NewReader(body), "Content-Type", contentType)
+		g := ask(t, a.URL, http.MethodPost, "/api/models/org/m/paths-info/main", strings.NewReader(body),
+			"Content-Type", contentType)
 		var entries []entry
 		require.NoError(t, json.Unmarshal(g.body, &entries))
 		require.Len(t, entries, 2)
@@ -192,7 +196,8 @@ func TestTree_OneTooLargeToBeKnownIsGivenPageByPage(t *testing.T) {
 	require.Equal(t, len(files), seen)
 	g := a.ask(t, http.MethodGet, resolve("datasets/org/d", "main", "f022.txt"))
 	require.Equal(t, "22", string(g.body))
-	require.Equal(t, "EntryNotFound", a.ask(t, http.MethodHead, resolve("datasets/org/d", "main", "nosuch")).header.Get("X-Error-Code"))
+	require.Equal(t, "EntryNotFound", a.ask(t, http.MethodHead,
+		resolve("datasets/org/d", "main", "nosuch")).header.Get("X-Error-Code"))
 }
 
 func TestFile_AHubWithoutListingsDoes(t *testing.T) {
@@ -226,7 +231,9 @@ func TestPass_WhatIsNotKnownGoesToTheHubAndNowhereElse(t *testing.T) {
 		req := fmt.Sprintf("GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", path)
 		require.Contains(t, raw(t, a.URL, req), " 400 ", path)
 	}
-	require.Contains(t, raw(t, a.URL, "GET http://elsewhere.test/api/whoami-v2 HTTP/1.1\r\nHost: elsewhere.test\r\nConnection: close\r\n\r\n"), " 401 ",
+	require.Contains(t, raw(t, a.URL,
+		"GET http://elsewhere.test/api/whoami-v2 HTTP/1.1\r\nHost: elsewhere.test\r\nConnection: close\r\n\r\n"),
+		" 401 ",
 		"the name in a request for a proxy is not gone to")
 	require.Equal(t, http.StatusLoopDetected, a.ask(t, http.MethodGet, "/api/models/org/m", "Via", "1.1 shoal").status)
 }

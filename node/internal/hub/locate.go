@@ -21,9 +21,10 @@ const (
 	expiryMargin = time.Minute
 )
 
-// Locate finds where the bytes of a file of the hub's lie: as a rule at a signed URL, which holds for an hour. One node asks for
-// all, for each question counts against the hub's limits. It is upstream.Options.Locate.
-func (f *Front) Locate(ctx context.Context, repo content.Repository, file, authorization string, anew bool) (*url.URL, error) {
+// Locate finds where the bytes of a file of the hub's lie: as a rule at a signed URL, which holds for an hour. One node
+// asks for all, for each question counts against the hub's limits. It is upstream.Options.Locate.
+func (f *Front) Locate(ctx context.Context, repo content.Repository, file, authorization string,
+	anew bool) (*url.URL, error) {
 	k := key("at", repo.Name, file)
 	rec, age, known := f.memo.own(k)
 	if !known || anew || !rec.good(age) {
@@ -32,9 +33,10 @@ func (f *Front) Locate(ctx context.Context, repo content.Repository, file, autho
 			maxAge = 0 // what others have is as old
 		}
 		select {
-		case r := <-f.memo.anew(ctx, k, maxAge, f.memo.mark("who", authorization), func(ctx context.Context) (record, error) {
-			return f.askWhere(ctx, file, authorization)
-		}):
+		case r := <-f.memo.anew(ctx, k, maxAge, f.memo.mark("who", authorization),
+			func(ctx context.Context) (record, error) {
+				return f.askWhere(ctx, file, authorization)
+			}):
 			if r.Err != nil {
 				return nil, upstreamError(r.Err)
 			}
@@ -100,7 +102,8 @@ func expiry(u *url.URL, now time.Time) time.Time {
 func upstreamError(err error) error {
 	if r, ok := errors.AsType[*refusal](err); ok {
 		return &content.UpstreamError{
-			Op: r.op, Status: r.status, Challenge: r.header.Values("Www-Authenticate"), RetryAfter: retryAfter(r.header),
+			Op: r.op, Status: r.status, Challenge: r.header.Values("Www-Authenticate"),
+			RetryAfter: retryAfter(r.header),
 		}
 	}
 	return err

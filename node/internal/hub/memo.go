@@ -25,9 +25,11 @@ import (
 
 // Shared has one node of the swarm ask for all. Its values are opaque to it.
 type Shared interface {
-	// Do gives the value of key that a node has and that is at most maxAge old. Where there is none it calls ask, on one node at
-	// a time as far as that is possible, and gives the others what came of it. It fails only with ask's error, or when ctx ends.
-	Do(ctx context.Context, key string, maxAge time.Duration, ask func(context.Context) ([]byte, error)) (value []byte, age time.Duration, err error)
+	// Do gives the value of key that a node has and that is at most maxAge old. Where there is none it calls ask, on
+	// one node at a time as far as that is possible, and gives the others what came of it. It fails only with ask's
+	// error, or when ctx ends.
+	Do(ctx context.Context, key string, maxAge time.Duration, ask func(context.Context) ([]byte, error)) (value []byte,
+		age time.Duration, err error)
 	// Recall gives the newest value that a connected peer has, however old. It takes at most about a second.
 	Recall(ctx context.Context, key string) (value []byte, age time.Duration, ok bool)
 }
@@ -83,7 +85,8 @@ type remembered struct {
 	saved  time.Time // what of at is on disk; zero: nothing
 }
 
-// memo remembers what the hub said, and asks it what it does not know: once for all callers of this node, and once for all nodes.
+// memo remembers what the hub said, and asks it what it does not know: once for all callers of this node, and once for
+// all nodes.
 type memo struct {
 	shared Shared // nil: this node is alone
 	memory Memory // nil: a restart forgets
@@ -114,8 +117,8 @@ func newMemo(memory Memory, log *slog.Logger) (*memo, error) {
 	return m, nil
 }
 
-// key makes a key of its parts, which hold no zero byte: they come from URLs that were taken apart, and the front refuses those
-// that hold one.
+// key makes a key of its parts, which hold no zero byte: they come from URLs that were taken apart, and the front
+// refuses those that hold one.
 func key(parts ...string) string { return strings.Join(parts, "\x00") }
 
 // mark is a keyed hash, so that memory holds no tokens.
@@ -136,9 +139,10 @@ type found struct {
 	cause error
 }
 
-// do gives the record of key that is at most maxAge old, else what ask gives. While the hub cannot be asked an older one will do.
-// who tells callers apart in whose names ask asks.
-func (m *memo) do(ctx context.Context, key string, maxAge time.Duration, who mark, ask func(context.Context) (record, error)) (found, error) {
+// do gives the record of key that is at most maxAge old, else what ask gives. While the hub cannot be asked an older
+// one will do. who tells callers apart in whose names ask asks.
+func (m *memo) do(ctx context.Context, key string, maxAge time.Duration, who mark,
+	ask func(context.Context) (record, error)) (found, error) {
 	old, age, known := m.own(key)
 	if known && age <= maxAge {
 		return found{record: old}, nil
@@ -172,26 +176,30 @@ func (m *memo) do(ctx context.Context, key string, maxAge time.Duration, who mar
 }
 
 // anew asks for a record although an older one may be known.
-func (m *memo) anew(ctx context.Context, key string, maxAge time.Duration, who mark, ask func(context.Context) (record, error)) <-chan singleflight.Result {
+func (m *memo) anew(ctx context.Context, key string, maxAge time.Duration, who mark,
+	ask func(context.Context) (record, error)) <-chan singleflight.Result {
 	return m.asking.DoChan(string(who[:])+key, func() (any, error) {
 		return m.ask(context.WithoutCancel(ctx), key, maxAge, ask)
 	})
 }
 
-// once is anew for who is asked about by name: nobody else's answer will do. shared: that of other nodes who ask the same will.
-func (m *memo) once(ctx context.Context, key string, maxAge time.Duration, shared bool, ask func(context.Context) (record, error)) <-chan singleflight.Result {
+// once is anew for who is asked about by name: nobody else's answer will do. shared: that of other nodes who ask the
+// same will.
+func (m *memo) once(ctx context.Context, key string, maxAge time.Duration, shared bool,
+	ask func(context.Context) (record, error)) <-chan singleflight.Result {
 	if shared {
 		return m.anew(ctx, key, maxAge, mark{}, ask)
 	}
 	return m.asking.DoChan(key, func() (any, error) { return ask(context.WithoutCancel(ctx)) })
 }
 
-// callerKind begins the keys of what the hub says of callers. Such is kept in memory alone: what is on disk of callers is the
-// gate's, by a secret key.
+// callerKind begins the keys of what the hub says of callers. Such is kept in memory alone: what is on disk of callers
+// is the gate's, by a secret key.
 const callerKind = "caller"
 
 // ask asks the hub, or has another node ask it.
-func (m *memo) ask(ctx context.Context, key string, maxAge time.Duration, ask func(context.Context) (record, error)) (record, error) {
+func (m *memo) ask(ctx context.Context, key string, maxAge time.Duration,
+	ask func(context.Context) (record, error)) (record, error) {
 	if m.shared == nil {
 		rec, err := ask(ctx)
 		if err == nil {
@@ -274,11 +282,13 @@ func (m *memo) learn(key string, rec record, age time.Duration, keep bool) {
 	m.recent.Add(key, now)
 }
 
-// savedAgain is how much older than it is a record may seem after a restart. To write each time would cost a sync of the disk.
+// savedAgain is how much older than it is a record may seem after a restart. To write each time would cost a sync of
+// the disk.
 const savedAgain = time.Minute
 
 func same(a, b record) bool {
-	return a.Yes == b.Yes && a.Commit == b.Commit && a.Digest == b.Digest && a.Size == b.Size && a.Next == b.Next && a.Large == b.Large
+	return a.Yes == b.Yes && a.Commit == b.Commit && a.Digest == b.Digest && a.Size == b.Size && a.Next == b.Next &&
+		a.Large == b.Large
 }
 
 // kept is a record on disk.
@@ -301,8 +311,8 @@ func (m *memo) load(key string) (remembered, bool) {
 	return remembered{k.Record, at, at}, true
 }
 
-// save writes a record to disk and reports whether it did. What is signed for a short time is a credential, and not kept. What is
-// said of callers is not either. The caller holds m.mu.
+// save writes a record to disk and reports whether it did. What is signed for a short time is a credential, and not
+// kept. What is said of callers is not either. The caller holds m.mu.
 func (m *memo) save(key string, r remembered) bool {
 	if m.memory == nil || r.record.URL != "" || strings.HasPrefix(key, callerKind+"\x00") {
 		return false
@@ -367,8 +377,8 @@ func (m *memo) forget(key string) {
 	}
 }
 
-// known and told are the swarm's side of the memo: what this node answers others, and what they have found out for all. The
-// latter is another's word. It is kept in memory only, and only what is short.
+// known and told are the swarm's side of the memo: what this node answers others, and what they have found out for all.
+// The latter is another's word. It is kept in memory only, and only what is short.
 func (m *memo) known(key string) (value []byte, age time.Duration, ok bool) {
 	rec, age, ok := m.own(key)
 	if !ok {

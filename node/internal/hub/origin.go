@@ -22,8 +22,8 @@ const (
 	askTimeout = 9 * time.Second
 	// downFor is for how long a hub that could not be asked is not asked where something older will do.
 	downFor = 5 * time.Second
-	// maxDoc is the longest answer in bytes that is read into memory: a page of a tree, or what is told of a repository with
-	// very many files.
+	// maxDoc is the longest answer in bytes that is read into memory: a page of a tree, or what is told of a repository
+	// with very many files.
 	maxDoc      = 64 << 20
 	maxErrorDoc = 64 << 10
 	maxHops     = 5
@@ -76,8 +76,8 @@ type answer struct {
 	body []byte
 }
 
-// refusal is an answer of the hub's other than success. It reaches the caller as it is, because clients branch on its status
-// and on its X-Error-Code.
+// refusal is an answer of the hub's other than success. It reaches the caller as it is, because clients branch on its
+// status and on its X-Error-Code.
 type refusal struct {
 	op     string
 	status int
@@ -107,7 +107,8 @@ func (r *refusal) Is(target error) bool {
 // denied reports whether the hub refused the caller, or said that there is nothing for it.
 func denied(err error) bool {
 	r, ok := errors.AsType[*refusal](err)
-	return ok && (r.status == http.StatusUnauthorized || r.status == http.StatusForbidden || r.status == http.StatusNotFound ||
+	return ok && (r.status == http.StatusUnauthorized || r.status == http.StatusForbidden ||
+		r.status == http.StatusNotFound ||
 		r.status == http.StatusGone || r.status == http.StatusUnavailableForLegalReasons)
 }
 
@@ -117,7 +118,8 @@ func throttling(err error) bool {
 	return ok && r.status == http.StatusTooManyRequests
 }
 
-// away reports whether err says nothing about the caller or the content: an outage, or throttling, which anyone can bring about.
+// away reports whether err says nothing about the caller or the content: an outage, or throttling, which anyone can
+// bring about.
 func away(err error) bool {
 	return errors.Is(err, content.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded)
 }
@@ -190,8 +192,8 @@ func retryAfter(h http.Header) time.Duration {
 	return 0
 }
 
-// ask asks the hub and reads its whole answer. Redirects within the hub are followed. Its error is a *refusal for what the hub
-// answered, and content.ErrUnavailable where it did not.
+// ask asks the hub and reads its whole answer. Redirects within the hub are followed. Its error is a *refusal for what
+// the hub answered, and content.ErrUnavailable where it did not.
 func (o *origin) ask(ctx context.Context, c call) (*answer, error) {
 	if ctx.Value(peersOnly{}) != nil {
 		return nil, errPeersOnly
@@ -221,7 +223,8 @@ type peersOnly struct{}
 func again(err error) bool {
 	r, answered := errors.AsType[*refusal](err)
 	if answered {
-		return r.status == http.StatusBadGateway || r.status == http.StatusServiceUnavailable || r.status == http.StatusGatewayTimeout
+		return r.status == http.StatusBadGateway || r.status == http.StatusServiceUnavailable ||
+			r.status == http.StatusGatewayTimeout
 	}
 	return errors.Is(err, content.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded)
 }
@@ -244,7 +247,8 @@ func (o *origin) once(ctx context.Context, c call) (*answer, error) {
 		return nil, o.refusal(c, resp)
 	}
 	if enc := resp.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
-		return nil, fmt.Errorf("%s: %w: the answer is encoded as %q, which was not asked for", c, content.ErrUnavailable, enc)
+		return nil, fmt.Errorf("%s: %w: the answer is encoded as %q, which was not asked for", c,
+			content.ErrUnavailable, enc)
 	}
 	a := &answer{header: resp.Header, next: o.nextPage(resp)}
 	if c.method == http.MethodHead || c.headerOnly {
@@ -287,7 +291,8 @@ func (o *origin) follow(ctx context.Context, c call) (*http.Response, error) {
 // within is where a redirect leads that stays at the hub; nil: it is none.
 func (o *origin) within(resp *http.Response) *url.URL {
 	switch resp.StatusCode {
-	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect,
+		http.StatusPermanentRedirect:
 	default:
 		return nil
 	}
@@ -348,7 +353,8 @@ func (o *origin) refusal(c call, resp *http.Response) *refusal {
 // relayed reports whether a header of the hub's refusal is for the caller.
 func relayed(name string) bool {
 	return slices.Contains([]string{
-		"Content-Type", "Retry-After", "Www-Authenticate", "Ratelimit", "Ratelimit-Policy", "X-Error-Code", "X-Error-Message",
+		"Content-Type", "Retry-After", "Www-Authenticate", "Ratelimit", "Ratelimit-Policy", "X-Error-Code",
+		"X-Error-Message",
 		"X-Hf-Warning", "X-Repo-Commit", "X-Request-Id", "X-Amz-Cf-Id",
 	}, http.CanonicalHeaderKey(name))
 }

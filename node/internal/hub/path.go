@@ -78,14 +78,17 @@ type route struct {
 // mainRevision is the branch that is meant where none is named.
 const mainRevision = "main"
 
-// parseRoute reads a request's method and its path as it was sent. A revision may hold an escaped slash, so the path is split
-// before it is unescaped. What the front does not know is actPass; ok is false for a path that the hub cannot mean either.
+// parseRoute reads a request's method and its path as it was sent. A revision may hold an escaped slash, so the path is
+// split before it is unescaped. What the front does not know is actPass; ok is false for a path that the hub cannot
+// mean either.
 func parseRoute(method, escapedPath string) (r route, ok bool) {
 	r.action = actPass
 	parts := strings.Split(strings.TrimPrefix(escapedPath, "/"), "/")
 	for i, p := range parts {
 		plain, err := url.PathUnescape(p)
-		if err != nil || slices.ContainsFunc(strings.Split(plain, "/"), func(s string) bool { return s == "." || s == ".." }) {
+		if err != nil || slices.ContainsFunc(strings.Split(plain, "/"), func(s string) bool {
+			return s == "." || s == ".."
+		}) {
 			return r, false
 		}
 		parts[i] = plain

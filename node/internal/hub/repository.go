@@ -23,7 +23,8 @@ import (
 const (
 	// infoTTL is for how long what changes of a commit (downloads, likes, gated) is used.
 	infoTTL = 10 * time.Minute
-	// maxPages bounds the pages of a listing that is made of the whole of a repository. Of a larger one single paths are asked for.
+	// maxPages bounds the pages of a listing that is made of the whole of a repository. Of a larger one single paths
+	// are asked for.
 	maxPages = 10
 	// heldTimeout bounds the getting of a document that a peer has, with a second more for each heldRate bytes.
 	heldTimeout = 5 * time.Second
@@ -65,7 +66,8 @@ func (e *entry) usable() bool {
 	if e.LFS != nil {
 		return e.digest().Validate() == nil && e.LFS.Size == e.Size
 	}
-	return isCommit(e.OID) && e.Size <= maxDoc // git's names have one form; the hub has what is above 10 MB in large file storage
+	// git's names have one form; the hub has what is above 10 MB in large file storage
+	return isCommit(e.OID) && e.Size <= maxDoc
 }
 
 // listing is the files of a repository at a commit.
@@ -120,8 +122,8 @@ func (l *listing) anyFile() string {
 	return ""
 }
 
-// enter finds the commit that the exchange's revision is, for a caller who may read what the hub tells of it. All of a request is
-// answered at that one commit.
+// enter finds the commit that the exchange's revision is, for a caller who may read what the hub tells of it. All of a
+// request is answered at that one commit.
 func (f *Front) enter(ctx context.Context, x *exchange) (commit string, err error) {
 	r, revision := x.route.repo, x.route.revision
 	if revision == "" {
@@ -130,14 +132,16 @@ func (f *Front) enter(ctx context.Context, x *exchange) (commit string, err erro
 	if isCommit(revision) {
 		return revision, f.enterAt(ctx, x, revision)
 	}
-	rev, err := f.memo.do(ctx, revisionKey(r, revision), x.rule.TagTTL, f.who(x), func(ctx context.Context) (record, error) {
-		return f.askRevision(ctx, x)
-	})
+	rev, err := f.memo.do(ctx, revisionKey(r, revision), x.rule.TagTTL, f.who(x),
+		func(ctx context.Context) (record, error) {
+			return f.askRevision(ctx, x)
+		})
 	if err != nil {
 		return "", err
 	}
 	if !isCommit(rev.Commit) {
-		return "", fmt.Errorf("revision %q of %s: %w: the hub names no commit", revision, r.name(), content.ErrUnavailable)
+		return "", fmt.Errorf("revision %q of %s: %w: the hub names no commit", revision, r.name(),
+			content.ErrUnavailable)
 	}
 	if err := x.age(rev); err != nil {
 		return "", err
@@ -149,8 +153,9 @@ func (f *Front) enter(ctx context.Context, x *exchange) (commit string, err erro
 	return rev.Commit, f.enterAt(ctx, x, rev.Commit)
 }
 
-// enterAt returns an error where the exchange's caller may not read what the hub tells of a commit. Who may read the files may
-// read that, so a caller for whom it is not known is asked about with a file, where one is known: it asks for files next.
+// enterAt returns an error where the exchange's caller may not read what the hub tells of a commit. Who may read the
+// files may read that, so a caller for whom it is not known is asked about with a file, where one is known: it asks for
+// files next.
 func (f *Front) enterAt(ctx context.Context, x *exchange, commit string) error {
 	r := x.route.repo
 	look := func(ctx context.Context, authorization string) error {
@@ -159,7 +164,8 @@ func (f *Front) enterAt(ctx context.Context, x *exchange, commit string) error {
 	}
 	if l, ok := f.listings.Get(treeKey(r, commit)); ok && x.Authorization() != "" && !f.access.open(r, levelInfo) {
 		for _, path := range []string{x.route.path, l.anyFile()} {
-			if e := l.byPath[path]; e != nil && e.Type == "file" && f.admit(ctx, x, levelFiles, f.head(r.file(commit, path))) == nil {
+			if e := l.byPath[path]; e != nil && e.Type == "file" &&
+				f.admit(ctx, x, levelFiles, f.head(r.file(commit, path))) == nil {
 				return nil
 			}
 		}
@@ -184,8 +190,8 @@ func (f *Front) learnInfo(r repo, rev record) {
 	}
 }
 
-// askRevision asks which commit the exchange's revision is, as anyone, or else with the caller's token. Yes of its record says
-// that anyone may ask.
+// askRevision asks which commit the exchange's revision is, as anyone, or else with the caller's token. Yes of its
+// record says that anyone may ask.
 func (f *Front) askRevision(ctx context.Context, x *exchange) (record, error) {
 	r := x.route.repo
 	doc, err := f.askInfo(ctx, r, x.route.revision, "", "")
@@ -223,7 +229,8 @@ func (f *Front) askInfo(ctx context.Context, r repo, revision, query, authorizat
 }
 
 // document is a JSON document of the hub's at a commit: remembered, or else what ask gives.
-func (f *Front) document(ctx context.Context, x *exchange, k string, maxAge time.Duration, ask func(context.Context) (record, error)) ([]byte, record, error) {
+func (f *Front) document(ctx context.Context, x *exchange, k string, maxAge time.Duration,
+	ask func(context.Context) (record, error)) ([]byte, record, error) {
 	for range 2 {
 		rec, err := f.memo.do(ctx, k, maxAge, f.who(x), ask)
 		if err != nil {
@@ -244,13 +251,15 @@ func (f *Front) document(ctx context.Context, x *exchange, k string, maxAge time
 		if ctx.Err() != nil {
 			return nil, record{}, context.Cause(ctx)
 		}
-		f.log.Debug("a document that was known is gone", "repository", x.route.repo.name(), "digest", rec.Digest, "cause", err)
+		f.log.Debug("a document that was known is gone", "repository", x.route.repo.name(), "digest", rec.Digest,
+			"cause", err)
 		f.memo.forget(k)
 	}
 	return nil, record{}, fmt.Errorf("what the hub tells of %s: %w", x.route.repo.name(), content.ErrUnavailable)
 }
 
-// keep puts a document into the store, and gives the record that names it. Where the store has no room the record holds it.
+// keep puts a document into the store, and gives the record that names it. Where the store has no room the record holds
+// it.
 func (f *Front) keep(ctx context.Context, doc []byte) record {
 	rec := record{Digest: digest.FromBytes(doc), Size: int64(len(doc))}
 	if len(doc) <= maxInline {
@@ -281,7 +290,8 @@ func (f *Front) kept(ctx context.Context, rec record) ([]byte, error) {
 	}
 	defer func() { _ = reader.Close() }()
 	if reader.Size() != rec.Size {
-		return nil, fmt.Errorf("%s is of %d bytes, want %d: %w", rec.Digest, reader.Size(), rec.Size, content.ErrDigestMismatch)
+		return nil, fmt.Errorf("%s is of %d bytes, want %d: %w", rec.Digest, reader.Size(), rec.Size,
+			content.ErrDigestMismatch)
 	}
 	body, err := reader.Range(ctx, 0, rec.Size)
 	if err != nil {
@@ -320,7 +330,8 @@ func (f *Front) askTree(ctx context.Context, r repo, commit, authorization strin
 	path, query := r.api()+"/tree/"+commit, "recursive=true&expand=false"
 	all := []json.RawMessage{}
 	for range maxPages {
-		page, err := f.askOpen(ctx, call{method: http.MethodGet, path: path, query: query, authorization: authorization})
+		page, err := f.askOpen(ctx, call{method: http.MethodGet, path: path, query: query,
+			authorization: authorization})
 		if err != nil {
 			return record{}, err
 		}
@@ -345,11 +356,12 @@ func (f *Front) askTree(ctx context.Context, r repo, commit, authorization strin
 	return record{Large: true}, nil
 }
 
-// askOpen asks with the caller's token, and as anyone where the hub does not know that token: what anyone may read is then given
-// to this caller as well.
+// askOpen asks with the caller's token, and as anyone where the hub does not know that token: what anyone may read is
+// then given to this caller as well.
 func (f *Front) askOpen(ctx context.Context, c call) (*answer, error) {
 	a, err := f.origin.ask(ctx, c)
-	if refused, ok := errors.AsType[*refusal](err); ok && refused.status == http.StatusUnauthorized && c.authorization != "" {
+	if refused, ok := errors.AsType[*refusal](err); ok && refused.status == http.StatusUnauthorized &&
+		c.authorization != "" {
 		c.authorization = ""
 		if open, openErr := f.origin.ask(ctx, c); openErr == nil {
 			return open, nil
@@ -358,7 +370,8 @@ func (f *Front) askOpen(ctx context.Context, c call) (*answer, error) {
 	return a, err
 }
 
-// find is what there is at the exchange's path at a commit; nil: nothing is. other is the path of some file of that commit.
+// find is what there is at the exchange's path at a commit; nil: nothing is. other is the path of some file of that
+// commit.
 func (f *Front) find(ctx context.Context, x *exchange, commit string) (e *entry, other string, err error) {
 	l, err := f.list(ctx, x, commit)
 	switch {
@@ -380,24 +393,25 @@ func (f *Front) find(ctx context.Context, x *exchange, commit string) (e *entry,
 // findAlone asks about one path of a repository whose listing is long.
 func (f *Front) findAlone(ctx context.Context, x *exchange, commit string) (*entry, error) {
 	r, path := x.route.repo, x.route.path
-	doc, _, err := f.document(ctx, x, key("path", r.name(), commit, path), forever, func(ctx context.Context) (record, error) {
-		body, err := json.Marshal(map[string]any{"paths": []string{path}, "expand": false})
-		if err != nil {
-			return record{}, err
-		}
-		a, err := f.askOpen(ctx, call{
-			method: http.MethodPost, path: r.api() + "/paths-info/" + commit, authorization: x.Authorization(),
-			header: http.Header{"Content-Type": {"application/json"}}, body: string(body),
+	doc, _, err := f.document(ctx, x, key("path", r.name(), commit, path), forever,
+		func(ctx context.Context) (record, error) {
+			body, err := json.Marshal(map[string]any{"paths": []string{path}, "expand": false})
+			if err != nil {
+				return record{}, err
+			}
+			a, err := f.askOpen(ctx, call{
+				method: http.MethodPost, path: r.api() + "/paths-info/" + commit, authorization: x.Authorization(),
+				header: http.Header{"Content-Type": {"application/json"}}, body: string(body),
+			})
+			if err != nil {
+				return record{}, err
+			}
+			clean, err := withoutXet(a.body, plainLimit)
+			if err != nil {
+				return record{}, err
+			}
+			return f.keep(ctx, clean), nil
 		})
-		if err != nil {
-			return record{}, err
-		}
-		clean, err := withoutXet(a.body, plainLimit)
-		if err != nil {
-			return record{}, err
-		}
-		return f.keep(ctx, clean), nil
-	})
 	if err != nil {
 		return nil, err
 	}
@@ -411,21 +425,23 @@ func (f *Front) findAlone(ctx context.Context, x *exchange, commit string) (*ent
 // findByHead learns of a file what the header of an answer tells.
 func (f *Front) findByHead(ctx context.Context, x *exchange, commit string) (*entry, error) {
 	r, path := x.route.repo, x.route.path
-	doc, _, err := f.document(ctx, x, key("head", r.name(), commit, path), forever, func(ctx context.Context) (record, error) {
-		a, err := f.askOpen(ctx, call{method: http.MethodHead, path: r.file(commit, path), authorization: x.Authorization()})
-		if err != nil {
-			return record{}, err
-		}
-		e, err := entryOf(path, a.header)
-		if err != nil {
-			return record{}, fmt.Errorf("HEAD of %s: %w: %w", path, content.ErrUnavailable, err)
-		}
-		doc, err := json.Marshal([]any{e})
-		if err != nil {
-			return record{}, err
-		}
-		return f.keep(ctx, doc), nil
-	})
+	doc, _, err := f.document(ctx, x, key("head", r.name(), commit, path), forever,
+		func(ctx context.Context) (record, error) {
+			a, err := f.askOpen(ctx, call{method: http.MethodHead, path: r.file(commit, path),
+				authorization: x.Authorization()})
+			if err != nil {
+				return record{}, err
+			}
+			e, err := entryOf(path, a.header)
+			if err != nil {
+				return record{}, fmt.Errorf("HEAD of %s: %w: %w", path, content.ErrUnavailable, err)
+			}
+			doc, err := json.Marshal([]any{e})
+			if err != nil {
+				return record{}, err
+			}
+			return f.keep(ctx, doc), nil
+		})
 	if err != nil {
 		return nil, err
 	}
@@ -436,7 +452,8 @@ func (f *Front) findByHead(ctx context.Context, x *exchange, commit string) (*en
 	return l.byPath[path], nil
 }
 
-// entryOf reads the header of an answer to HEAD of a file. The size that a redirect's Content-Length tells is that of its text.
+// entryOf reads the header of an answer to HEAD of a file. The size that a redirect's Content-Length tells is that of
+// its text.
 func entryOf(path string, h http.Header) (map[string]any, error) {
 	size, etag := h.Get("X-Linked-Size"), h.Get("X-Linked-Etag")
 	if etag == "" {
@@ -457,8 +474,9 @@ func entryOf(path string, h http.Header) (map[string]any, error) {
 	return e, nil
 }
 
-// withoutXet takes xetHash out of a JSON document wherever it stands, so that clients come for the bytes instead of going around
-// the cache. Files larger than keepAbove keep it, if that is not 0: their clients would take them no other way.
+// withoutXet takes xetHash out of a JSON document wherever it stands, so that clients come for the bytes instead of
+// going around the cache. Files larger than keepAbove keep it, if that is not 0: their clients would take them no other
+// way.
 func withoutXet(doc []byte, keepAbove int64) ([]byte, error) {
 	if !bytes.Contains(doc, []byte(`"xet`)) {
 		return doc, nil

@@ -12,18 +12,18 @@ import (
 )
 
 const (
-	// headerWait is how long the first byte is waited for before the header goes out without it. What fails at once is so told by
-	// its status, and a client that waits 10 s for a header and again for a byte waits for neither in vain.
+	// headerWait is how long the first byte is waited for before the header goes out without it. What fails at once is
+	// so told by its status, and a client that waits 10 s for a header and again for a byte waits for neither in vain.
 	headerWait = 500 * time.Millisecond
-	// steadyFor is how long reading is tried again and again without a byte more. The client is kept waiting for as long by what
-	// the answer has kept back of its bytes.
+	// steadyFor is how long reading is tried again and again without a byte more. The client is kept waiting for as
+	// long by what the answer has kept back of its bytes.
 	steadyFor   = 2 * time.Minute
 	steadyPause = 200 * time.Millisecond
 	maxPause    = 2 * time.Second
 )
 
-// stream writes n bytes of a file. The header goes out at once, for the size is known. From then on a failure is a connection that
-// is cut, never an answer that ends too early.
+// stream writes n bytes of a file. The header goes out at once, for the size is known. From then on a failure is a
+// connection that is cut, never an answer that ends too early.
 func (x *exchange) stream(status int, body *steady, n int64) error {
 	header := func() {
 		body.promised.Store(true)
@@ -47,13 +47,14 @@ func (x *exchange) stream(status int, body *steady, n int64) error {
 	return drip.End()
 }
 
-// steady reads a part of a file, and reads on from where it was when that fails: most clients begin anew, or give up, when an
-// answer is cut.
+// steady reads a part of a file, and reads on from where it was when that fails: most clients begin anew, or give up,
+// when an answer is cut.
 type steady struct {
 	ctx       context.Context // of the request
 	open      func() (content.Reader, error)
 	pos, left int64
-	// promised: the header of the answer is out, so that there is no other way any more to tell of a failure than to cut it.
+	// promised: the header of the answer is out, so that there is no other way any more to tell of a failure than to
+	// cut it.
 	promised atomic.Bool
 
 	reader content.Reader

@@ -36,19 +36,25 @@ func meet(t testing.TB, agents []*agent) {
 	t.Helper()
 	for _, a := range agents {
 		<-a.swarm.Started()
-		require.Eventually(t, func() bool { return len(a.swarm.Peers()) == len(agents)-1 }, time.Minute, 10*time.Millisecond)
-		require.Eventually(t, func() bool { return a.errands.Peers() == len(agents)-1 }, time.Minute, 10*time.Millisecond)
+		require.Eventually(t, func() bool {
+			return len(a.swarm.Peers()) == len(agents)-1
+		}, time.Minute, 10*time.Millisecond)
+		require.Eventually(t, func() bool {
+			return a.errands.Peers() == len(agents)-1
+		}, time.Minute, 10*time.Millisecond)
 	}
 }
 
-// snapshot asks what snapshot_download of huggingface_hub does: old versions a HEAD for each file, new ones the tree as well.
+// snapshot asks what snapshot_download of huggingface_hub does: old versions a HEAD for each file, new ones the tree as
+// well.
 func snapshot(t testing.TB, a *agent, id string, files map[string]hubtest.File, withTree bool, headers ...string) {
 	t.Helper()
 	info := a.ask(t, http.MethodGet, "/api/models/"+id+"/revision/main", headers...)
 	require.Equal(t, http.StatusOK, info.status)
 	commit := info.header.Get("X-Repo-Commit")
 	if withTree {
-		require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, "/api/models/"+id+"/tree/"+commit+"?recursive=true&expand=false", headers...).status)
+		require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet,
+			"/api/models/"+id+"/tree/"+commit+"?recursive=true&expand=false", headers...).status)
 	}
 	slots := make(chan struct{}, 8)
 	var wg sync.WaitGroup
@@ -56,7 +62,8 @@ func snapshot(t testing.TB, a *agent, id string, files map[string]hubtest.File, 
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			head := a.ask(t, http.MethodHead, resolve(id, commit, path), append(headers, "Accept-Encoding", "identity")...)
+			head := a.ask(t, http.MethodHead, resolve(id, commit, path),
+				append(headers, "Accept-Encoding", "identity")...)
 			if head.status != http.StatusOK || head.header.Get("X-Repo-Commit") != commit {
 				t.Errorf("HEAD of %s: %d", path, head.status)
 			}
@@ -72,9 +79,11 @@ func snapshot(t testing.TB, a *agent, id string, files map[string]hubtest.File, 
 func shards(h *hubtest.Hub, id string, size int64) (*hubtest.Repo, map[string]hubtest.File, int64) {
 	files := map[string]hubtest.File{}
 	for i := range 4 {
-		files[fmt.Sprintf("model-%d-of-4.safetensors", i+1)] = hubtest.File{Data: hubtest.Random(uint64(i)+10, size+int64(i)), LFS: true}
+		files[fmt.Sprintf("model-%d-of-4.safetensors", i+1)] = hubtest.File{Data: hubtest.Random(uint64(i)+10,
+			size+int64(i)), LFS: true}
 	}
-	for i, name := range []string{"README.md", "config.json", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json", "vocab.txt"} {
+	for i, name := range []string{"README.md", "config.json", "generation_config.json", "special_tokens_map.json",
+		"tokenizer_config.json", "vocab.txt"} {
 		files[name] = hubtest.File{Data: hubtest.Text(fmt.Sprintf(`{"name":%q,"n":%d}`, name, i))}
 	}
 	files["tokenizer.json"] = hubtest.File{Data: hubtest.Random(99, 600<<10)}
@@ -121,7 +130,8 @@ func TestSwarm_ManyNodesCostTheHubWhatOneDoes(t *testing.T) {
 			}
 			wg.Wait()
 			many, sent := h.Count()
-			t.Logf("one node: %d questions to the hub; %d: %d, and %.3f copies", one, test.nodes, many, float64(sent)/float64(total))
+			t.Logf("one node: %d questions to the hub; %d: %d, and %.3f copies", one, test.nodes, many,
+				float64(sent)/float64(total))
 			for _, r := range h.Requests() {
 				if !r.CDN {
 					t.Logf("%s %s %d %s", r.Method, r.Path, r.Status, r.Authorization)

@@ -33,7 +33,8 @@ func TestTrouble_WhatTheHubsCDNDoesNeverCutsAClient(t *testing.T) {
 			h := newHub(t)
 			_, _, files := model(h, "org/m")
 			a := newAgent(t, h, "", nil)
-			require.Equal(t, http.StatusPartialContent, a.ask(t, http.MethodGet, resolve("org/m", "main", large), "Range", "bytes=0-0").status)
+			require.Equal(t, http.StatusPartialContent,
+				a.ask(t, http.MethodGet, resolve("org/m", "main", large), "Range", "bytes=0-0").status)
 			h.Set(trouble)
 			g := a.ask(t, http.MethodGet, resolve("org/m", "main", large))
 			require.Equal(t, http.StatusOK, g.status)
@@ -97,7 +98,8 @@ func TestTrouble_NoRangeWithTheEndOfAWrongFileEnds(t *testing.T) {
 					wg.Go(func() {
 						defer func() { <-slots }()
 						for range 2 { // a client tries again
-							g := a.ask(t, http.MethodGet, resolve("org/m", "main", large), "Range", byteRange(off, off+part-1))
+							g := a.ask(t, http.MethodGet, resolve("org/m", "main", large), "Range",
+								byteRange(off, off+part-1))
 							if off+part >= size && g.err == nil && g.status == http.StatusPartialContent {
 								t.Errorf("the range with the end of a wrong file ended")
 							}
@@ -162,7 +164,8 @@ func TestTrouble_WithTheHubAwayANewClientGetsWhatIsKnown(t *testing.T) {
 			require.Equal(t, http.StatusOK, g.status)
 			require.Contains(t, string(g.body), commit)
 			require.True(t, strings.HasPrefix(g.header.Get("Warning"), "110 "))
-			require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, "/api/models/org/m/tree/"+commit+"?recursive=true").status)
+			require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet,
+				"/api/models/org/m/tree/"+commit+"?recursive=true").status)
 			for path, f := range files {
 				g := a.ask(t, http.MethodGet, resolve("org/m", "main", path))
 				require.Equal(t, http.StatusOK, g.status, path)
@@ -203,16 +206,19 @@ func TestRevision_ABranchThatMovesIsSeenAndNoSnapshotMixesTwoCommits(t *testing.
 	h := newHub(t)
 	repo, first, _ := model(h, "org/m")
 	a := newAgent(t, h, "", nil)
-	require.Equal(t, first, a.ask(t, http.MethodHead, resolve("org/m", "main", "config.json")).header.Get("X-Repo-Commit"))
+	require.Equal(t, first, a.ask(t, http.MethodHead,
+		resolve("org/m", "main", "config.json")).header.Get("X-Repo-Commit"))
 	second := repo.Commit("main", map[string]hubtest.File{"config.json": {Data: hubtest.Text("new")}})
-	require.Equal(t, first, a.ask(t, http.MethodHead, resolve("org/m", "main", "config.json")).header.Get("X-Repo-Commit"), "within the TTL")
+	require.Equal(t, first, a.ask(t, http.MethodHead,
+		resolve("org/m", "main", "config.json")).header.Get("X-Repo-Commit"), "within the TTL")
 	rule := policy.DefaultRule()
 	rule.TagTTL = 0
 	a.rule.Store(&rule)
 	g := a.ask(t, http.MethodGet, resolve("org/m", "main", "config.json"))
 	require.Equal(t, second, g.header.Get("X-Repo-Commit"))
 	require.Equal(t, "new", string(g.body))
-	require.Equal(t, `{"model_type":"shoal"}`, string(a.ask(t, http.MethodGet, resolve("org/m", first, "config.json")).body))
+	require.Equal(t, `{"model_type":"shoal"}`, string(a.ask(t, http.MethodGet,
+		resolve("org/m", first, "config.json")).body))
 	repo.Commit("refs/pr/1", map[string]hubtest.File{"config.json": {Data: hubtest.Text("pr")}})
 	require.Equal(t, "pr", string(a.ask(t, http.MethodGet, resolve("org/m", "refs/pr/1", "config.json")).body))
 	require.Equal(t, "pr", string(a.ask(t, http.MethodGet, "/org/m/resolve/refs/pr/1/config.json").body))

@@ -93,7 +93,8 @@ func newAgent(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInf
 		Identity: id, Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Bootstrap: bootstrap, Open: true,
 		Store: a.store, Logger: log, Registerer: reg,
 		// A machine that runs tests may be slow; none of these times is what a test is about.
-		JoinTimeout: 30 * time.Second, Schedule: schedule.Config{LeaseTimeout: time.Minute, ChunkTimeout: 2 * time.Minute},
+		JoinTimeout: 30 * time.Second, Schedule: schedule.Config{LeaseTimeout: time.Minute,
+			ChunkTimeout: 2 * time.Minute},
 	})
 	require.NoError(t, err)
 	sw.Store(a.swarm)
@@ -101,18 +102,21 @@ func newAgent(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInf
 		Upstreams: []upstream.Upstream{{Registry: hubName, Endpoints: []string{h.URL()}}}, Logger: log,
 		AllowAddresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, // where the fake hub's CDN is
 		Timeouts:       upstream.Timeouts{Retry: 3 * time.Second, Stall: 5 * time.Second},
-		Locate: func(ctx context.Context, repo content.Repository, file, authorization string, anew bool) (*url.URL, error) {
+		Locate: func(ctx context.Context, repo content.Repository, file, authorization string, anew bool) (*url.URL,
+			error) {
 			return a.Locate(ctx, repo, file, authorization, anew)
 		},
 	})
 	require.NoError(t, err)
-	a.fetcher = fetch.New(fetch.Options{Store: a.store, Swarm: a.swarm, Upstream: a.up, Logger: log, Registerer: reg, PeerSilence: 20 * time.Second})
+	a.fetcher = fetch.New(fetch.Options{Store: a.store, Swarm: a.swarm, Upstream: a.up, Logger: log, Registerer: reg,
+		PeerSilence: 20 * time.Second})
 	endpoint, transport, err := a.up.Reach(hubName)
 	require.NoError(t, err)
 	a.gate, err = gate.New(gate.Options{Cache: nothing{}, Memory: a.store.KV("gate"), Logger: log})
 	require.NoError(t, err)
 	a.Front, err = New(Options{
-		Endpoint: endpoint, Transport: transport, Hub: hubName, Gate: a.gate, Fetcher: a.fetcher, Upstream: a.up, Store: a.store, Memory: a.store.KV("hub"),
+		Endpoint: endpoint, Transport: transport, Hub: hubName, Gate: a.gate, Fetcher: a.fetcher, Upstream: a.up,
+		Store: a.store, Memory: a.store.KV("hub"),
 		Rules: func(content.Repository) policy.Rule { return *a.rule.Load() }, Logger: log, Registerer: reg,
 	})
 	require.NoError(t, err)

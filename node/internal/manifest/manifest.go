@@ -1,6 +1,6 @@
-// Package manifest reads the manifests of the OCI image specification and of its forerunners: what a manifest refers to, and
-// of which type it is. It is the one parser, the one size limit and the one rule for a type that is not stated. It does no
-// I/O.
+// Package manifest reads the manifests of the OCI image specification and of its forerunners: what a manifest refers
+// to, and of which type it is. It is the one parser, the one size limit and the one rule for a type that is not stated.
+// It does no I/O.
 package manifest
 
 import (
@@ -17,8 +17,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// MaxSize is the largest manifest that is taken or given, in bytes. The distribution specification asks registries to take
-// manifests of at least 4 MiB (section "Pushing Manifests").
+// MaxSize is the largest manifest that is taken or given, in bytes. The distribution specification asks registries to
+// take manifests of at least 4 MiB (section "Pushing Manifests").
 const MaxSize = 8 << 20
 
 // ErrMalformed is the error of bytes that are no manifest.
@@ -51,8 +51,8 @@ type Manifest struct {
 	Signatures []json.RawMessage `json:"signatures"` // of schema 1
 }
 
-// Parse reads a manifest. It fails with ErrMalformed for what is none: other bytes than JSON, JSON of no known kind, a reference
-// that names nothing, or a size that no blob has.
+// Parse reads a manifest. It fails with ErrMalformed for what is none: other bytes than JSON, JSON of no known kind, a
+// reference that names nothing, or a size that no blob has.
 func Parse(data []byte) (*Manifest, error) {
 	if len(data) > MaxSize {
 		return nil, fmt.Errorf("%w: %d bytes; at most %d", ErrMalformed, len(data), MaxSize)
@@ -75,8 +75,8 @@ func Parse(data []byte) (*Manifest, error) {
 	return &m, nil
 }
 
-// Blobs are the config and the layers, the config first. Layers that only another place has are among them; see Distributable.
-// Those of schema 1 have no size.
+// Blobs are the config and the layers, the config first. Layers that only another place has are among them; see
+// Distributable. Those of schema 1 have no size.
 func (m *Manifest) Blobs() []v1.Descriptor {
 	var all []v1.Descriptor
 	if m.Config != nil {
@@ -94,9 +94,9 @@ func Distributable(d v1.Descriptor) bool {
 	return !strings.Contains(d.MediaType, "foreign") && !strings.Contains(d.MediaType, "nondistributable")
 }
 
-// Type is the media type of the manifest: what it says itself, so that every node says the same of it, whoever the node got
-// it from. Else it is what was declared of the manifest. Else it is what the fields make of it, because the specification
-// allows OCI documents to leave the type out. It is "" where nothing is certain.
+// Type is the media type of the manifest: what it says itself, so that every node says the same of it, whoever the node
+// got it from. Else it is what was declared of the manifest. Else it is what the fields make of it, because the
+// specification allows OCI documents to leave the type out. It is "" where nothing is certain.
 func (m *Manifest) Type(declared string) string {
 	switch {
 	case m.MediaType != "":
@@ -124,8 +124,8 @@ func (m *Manifest) kind() string {
 	return ""
 }
 
-// IsType reports whether a media type, as a descriptor or a registry states it, is one of those that manifests are known to
-// have. Registries may answer with any other.
+// IsType reports whether a media type, as a descriptor or a registry states it, is one of those that manifests are
+// known to have. Registries may answer with any other.
 func IsType(mediaType string) bool {
 	mediaType, _, _ = strings.Cut(mediaType, ";")
 	t := types.MediaType(strings.TrimSpace(mediaType))

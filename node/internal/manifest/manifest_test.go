@@ -15,13 +15,18 @@ const some = `{"mediaType":"application/octet-stream","digest":"sha256:e3b0c4429
 func TestType_IsItsOwnWordThenTheDeclaredThenWhatTheFieldsSay(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ raw, declared, want string }{
-		"its own word goes before the declared one": {`{"schemaVersion":2,"mediaType":"` + DockerManifest + `","config":` + some + `}`, v1.MediaTypeImageIndex, DockerManifest},
-		"the declared one before the fields":        {`{"schemaVersion":2,"layers":[]}`, DockerManifest, DockerManifest},
-		"an image without a type is OCI's":          {`{"schemaVersion":2,"config":` + some + `,"layers":[]}`, "", v1.MediaTypeImageManifest},
-		"so is an index":                            {`{"schemaVersion":2,"manifests":[]}`, "", v1.MediaTypeImageIndex},
-		"schema 1 is known by its layers":           {`{"schemaVersion":1,"fsLayers":[{"blobSum":"` + digest.FromString("").String() + `"}]}`, "", schema1},
-		"signed schema 1 by its signatures":         {`{"schemaVersion":1,"signatures":[{}],"fsLayers":[{"blobSum":"` + digest.FromString("").String() + `"}]}`, "", schema1Signed},
-		"an artifact by its blobs":                  {`{"blobs":[` + some + `]}`, "", artifact},
+		"its own word goes before the declared one": {`{"schemaVersion":2,"mediaType":"` + DockerManifest +
+			`","config":` + some + `}`, v1.MediaTypeImageIndex, DockerManifest},
+		"the declared one before the fields": {`{"schemaVersion":2,"layers":[]}`, DockerManifest,
+			DockerManifest},
+		"an image without a type is OCI's": {`{"schemaVersion":2,"config":` + some + `,"layers":[]}`, "",
+			v1.MediaTypeImageManifest},
+		"so is an index": {`{"schemaVersion":2,"manifests":[]}`, "", v1.MediaTypeImageIndex},
+		"schema 1 is known by its layers": {`{"schemaVersion":1,"fsLayers":[{"blobSum":"` +
+			digest.FromString("").String() + `"}]}`, "", schema1},
+		"signed schema 1 by its signatures": {`{"schemaVersion":1,"signatures":[{}],"fsLayers":[{"blobSum":"` +
+			digest.FromString("").String() + `"}]}`, "", schema1Signed},
+		"an artifact by its blobs": {`{"blobs":[` + some + `]}`, "", artifact},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -35,16 +40,19 @@ func TestType_IsItsOwnWordThenTheDeclaredThenWhatTheFieldsSay(t *testing.T) {
 func TestParse_RefusesWhatIsNoManifest(t *testing.T) {
 	t.Parallel()
 	for name, raw := range map[string]string{
-		"nothing":                     "",
-		"a page":                      "<html>",
-		"JSON of no kind":             `{"schemaVersion":2}`,
-		"a list":                      `[]`,
-		"the config of an image":      `{"architecture":"amd64","config":{"Env":["A=b"]},"rootfs":{"type":"layers"}}`,
-		"a reference to nothing":      `{"schemaVersion":2,"layers":[{"digest":"sha256:1","size":1}]}`,
-		"a negative size":             `{"schemaVersion":2,"layers":[` + strings.Replace(some, `"size":1`, `"size":-1`, 1) + `]}`,
-		"a size that no blob has":     `{"schemaVersion":2,"layers":[` + strings.Replace(some, `"size":1`, `"size":9000000000000`, 1) + `]}`,
+		"nothing":                "",
+		"a page":                 "<html>",
+		"JSON of no kind":        `{"schemaVersion":2}`,
+		"a list":                 `[]`,
+		"the config of an image": `{"architecture":"amd64","config":{"Env":["A=b"]},"rootfs":{"type":"layers"}}`,
+		"a reference to nothing": `{"schemaVersion":2,"layers":[{"digest":"sha256:1","size":1}]}`,
+		"a negative size": `{"schemaVersion":2,"layers":[` +
+			strings.Replace(some, `"size":1`, `"size":-1`, 1) + `]}`,
+		"a size that no blob has": `{"schemaVersion":2,"layers":[` +
+			strings.Replace(some, `"size":1`, `"size":9000000000000`, 1) + `]}`,
 		"schema 1 without a real sum": `{"schemaVersion":1,"fsLayers":[{"blobSum":"md5:1"}]}`,
-		"more than is taken":          `{"schemaVersion":2,"layers":[],"annotations":{"a":"` + strings.Repeat("x", MaxSize) + `"}}`,
+		"more than is taken": `{"schemaVersion":2,"layers":[],"annotations":{"a":"` +
+			strings.Repeat("x", MaxSize) + `"}}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -12,8 +12,8 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
-// carried writes a hosts.toml of the directory base anew for another directory, in two parts: the keys of the file, and its
-// tables, hosts in their order. Paths that are relative to base become absolute.
+// carried writes a hosts.toml of the directory base anew for another directory, in two parts: the keys of the file, and
+// its tables, hosts in their order. Paths that are relative to base become absolute.
 func carried(content []byte, base string) (keys, tables string, err error) {
 	var file map[string]any
 	if err := toml.Unmarshal(content, &file); err != nil {
@@ -72,7 +72,8 @@ func hostKeys(settings map[string]any, base string) (string, error) {
 		}
 	}
 	lines, err := toml.Marshal(settings)
-	if err == nil && bytes.ContainsRune(lines, '[') && slices.ContainsFunc(slices.Collect(maps.Values(settings)), isTable) {
+	if err == nil && bytes.ContainsRune(lines, '[') &&
+		slices.ContainsFunc(slices.Collect(maps.Values(settings)), isTable) {
 		return "", fmt.Errorf("%w: it has a table that is not known here", errForeign)
 	}
 	return string(lines), err

@@ -14,8 +14,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Command is `shoal-node mirror` with its sub-commands. More of them come from others, who get the options that the flags
-// fill in.
+// Command is `shoal-node mirror` with its sub-commands. More of them come from others, who get the options that the
+// flags fill in.
 func Command(more ...func(*Options) *cobra.Command) *cobra.Command {
 	var o Options
 	var runtimes []string
@@ -56,14 +56,20 @@ not, as far as the files show. The exit code of remove is 1 where an entry could
 		},
 	}
 	flags := mirror.PersistentFlags()
-	flags.StringVar((*string)(&o.Runtime), "runtime", string(Containerd), "the node's `runtime`: "+strings.Join(runtimes, ", "))
+	flags.StringVar((*string)(&o.Runtime), "runtime", string(Containerd),
+		"the node's `runtime`: "+strings.Join(runtimes, ", "))
 	flags.StringVar(&o.Endpoint, "endpoint", "http://127.0.0.1:5050", "`URL` of the agent's registry front")
-	flags.StringSliceVar(&o.Registries, "registry", nil, "`host` to mirror, as image references spell it; may be given again (default: all that have no configuration of their own)")
+	flags.StringSliceVar(&o.Registries, "registry", nil,
+		"`host` to mirror, as image references spell it; may be given again (default: all that have no configuration of their own)")
 	flags.StringVar(&o.Root, "root", "/", "`directory` where the node's file system is mounted")
-	flags.StringVar(&o.Path, "path", "", "`path` on the node of the runtime's mirror configuration (default: the runtime's)")
-	flags.StringVar(&o.RuntimeConfig, "runtime-config", "", "`path` on the node of containerd's configuration file, which is only read (default: the runtime's)")
-	flags.StringVar(&o.Release, "runtime-version", "", "containerd's `version`, such as 2.4.2 (default: what it says itself, with --root /)")
-	flags.StringVar(&o.StateDir, "state-dir", "/var/lib/shoal/mirror", "`directory` of the originals that removal restores")
+	flags.StringVar(&o.Path, "path", "",
+		"`path` on the node of the runtime's mirror configuration (default: the runtime's)")
+	flags.StringVar(&o.RuntimeConfig, "runtime-config", "",
+		"`path` on the node of containerd's configuration file, which is only read (default: the runtime's)")
+	flags.StringVar(&o.Release, "runtime-version", "",
+		"containerd's `version`, such as 2.4.2 (default: what it says itself, with --root /)")
+	flags.StringVar(&o.StateDir, "state-dir", "/var/lib/shoal/mirror",
+		"`directory` of the originals that removal restores")
 
 	run := func(use, short string, do func(context.Context, Options) (Result, error), verb string) *cobra.Command {
 		return &cobra.Command{
@@ -89,11 +95,14 @@ not, as far as the files show. The exit code of remove is 1 where an entry could
 	}
 	install := run("install", "Put the agent before the other mirrors of the runtime", restarting(Install), "changed")
 	remove := run("remove", "Restore what was there before install", restarting(Remove), "restored")
-	install.Flags().BoolVar(&o.FixConfigPath, "fix-config-path", false, "make containerd read the directory of mirrors where its configuration keeps it from that")
+	install.Flags().BoolVar(&o.FixConfigPath, "fix-config-path", false,
+		"make containerd read the directory of mirrors where its configuration keeps it from that")
 	for _, c := range []*cobra.Command{install, remove} {
-		c.Flags().BoolVar(&restart, "restart", false, "restart the runtime's service, with systemctl, where a change needs it")
+		c.Flags().BoolVar(&restart, "restart", false,
+			"restart the runtime's service, with systemctl, where a change needs it")
 	}
-	mirror.AddCommand(install, remove, run("status", "Show what is installed and what somebody should look at", inForce, "installed"))
+	mirror.AddCommand(install, remove, run("status", "Show what is installed and what somebody should look at", inForce,
+		"installed"))
 	for _, command := range more {
 		mirror.AddCommand(command(&o))
 	}
@@ -143,7 +152,8 @@ func restarted(ctx context.Context, o Options, findings []Finding) ([]Finding, e
 	return slices.DeleteFunc(findings, needs), nil
 }
 
-// ask fills in what the containerd of this machine says of itself, where it is this machine's configuration that is meant.
+// ask fills in what the containerd of this machine says of itself, where it is this machine's configuration that is
+// meant.
 func (o *Options) ask(ctx context.Context) {
 	if o.Runtime != Containerd || filepath.Clean(o.Root) != "/" {
 		return

@@ -120,7 +120,8 @@ func (o Options) why(s settings, r release, dirs []string) (f Finding, ok bool) 
 	f = Finding{Path: o.RuntimeConfig}
 	switch list := filepath.SplitList(s.configPath); {
 	case s.refused != "":
-		f.Kind, f.Message = RuntimeConfigUnreadable, fmt.Sprintf("containerd %s does not start with it: %s", r, s.refused)
+		f.Kind, f.Message = RuntimeConfigUnreadable, fmt.Sprintf("containerd %s does not start with it: %s", r,
+			s.refused)
 	case s.legacy:
 		f.Kind, f.Message = LegacyMirrors, fmt.Sprintf(
 			"has registry.mirrors or registry.configs with tls, with which containerd does not read %s; move them to hosts.toml files, set config_path = %q in %s, and restart containerd",
@@ -146,7 +147,8 @@ func (o Options) why(s settings, r release, dirs []string) (f Finding, ok bool) 
 	return f, true
 }
 
-// leadsTo tells whether path is dir, or a link to it; but for one that an installation made, where that is not to count.
+// leadsTo tells whether path is dir, or a link to it; but for one that an installation made, where that is not to
+// count.
 func (o Options) leadsTo(path, dir string) bool {
 	to, err := os.Readlink(o.on(path))
 	return path == dir || err == nil && filepath.Clean(to) == dir && (o.asIs || !o.state.linked(filepath.Clean(path)))
@@ -154,11 +156,12 @@ func (o Options) leadsTo(path, dir string) bool {
 
 // mended is d with what makes containerd read d.dirs.
 //
-// A list: containerd then looks for one directory of that name, colons and all. It gets one, a link to the first directory of
-// the list, and there links to what stands in the others. Containerd reads it with the next pull, and no file of anybody is
-// changed. Nothing set: config_path goes into the configuration, and containerd has to be restarted.
+// A list: containerd then looks for one directory of that name, colons and all. It gets one, a link to the first
+// directory of the list, and there links to what stands in the others. Containerd reads it with the next pull, and no
+// file of anybody is changed. Nothing set: config_path goes into the configuration, and containerd has to be restarted.
 //
-// Where the release is not known both may be asked for: the link serves at once, and those that restart read config_path.
+// Where the release is not known both may be asked for: the link serves at once, and those that restart read
+// config_path.
 func (o Options) mended(d directories, files []configFile, releases []release) directories {
 	was := files
 	for _, f := range d.findings {
@@ -174,7 +177,9 @@ func (o Options) mended(d directories, files []configFile, releases []release) d
 		}
 	}
 	linked := len(d.mend.links) > 0
-	d.findings = slices.DeleteFunc(o.unread(files, releases, d.dirs), func(f Finding) bool { return linked && f.Kind == ConfigPathList })
+	d.findings = slices.DeleteFunc(o.unread(files, releases, d.dirs), func(f Finding) bool {
+		return linked && f.Kind == ConfigPathList
+	})
 	return d
 }
 
@@ -190,14 +195,16 @@ func (o Options) linked(dirs []string, files []configFile, releases []release) [
 	return nil
 }
 
-// lifted are links, in home, to the directories of registries that stand in the directories after it: containerd would not
-// look into those any more where it finds home, or a _default in it.
+// lifted are links, in home, to the directories of registries that stand in the directories after it: containerd would
+// not look into those any more where it finds home, or a _default in it.
 func (o Options) lifted(dirs []string, home string, withDefault bool) []link {
 	var links []link
 	after := slices.Index(dirs, home) + 1
 	for i, dir := range dirs[after:] {
 		for _, name := range o.registryDirs(dir, nil) {
-			covered := slices.ContainsFunc(dirs[:after+i], func(first string) bool { return slices.Contains(o.registryDirs(first, dirs), name) })
+			covered := slices.ContainsFunc(dirs[:after+i], func(first string) bool {
+				return slices.Contains(o.registryDirs(first, dirs), name)
+			})
 			if !covered && (withDefault || name != "_default") {
 				links = append(links, link{path: filepath.Join(home, name), to: filepath.Join(dir, name)})
 			}
@@ -206,11 +213,12 @@ func (o Options) lifted(dirs []string, home string, withDefault bool) []link {
 	return links
 }
 
-// hostName is what a registry's directory may be called. Containerd looks for no other: an image's reference has no other host.
+// hostName is what a registry's directory may be called. Containerd looks for no other: an image's reference has no
+// other host.
 var hostName = regexp.MustCompile(`^[A-Za-z0-9_\[][A-Za-z0-9._:\[\]-]*$`)
 
-// registryDirs are the names of the directories of registries in dir, but for links to the same name in one of others: those are made by
-// lifted, and what they lead to counts.
+// registryDirs are the names of the directories of registries in dir, but for links to the same name in one of others:
+// those are made by lifted, and what they lead to counts.
 func (o Options) registryDirs(dir string, others []string) []string {
 	entries, err := os.ReadDir(o.on(dir))
 	if err != nil {
@@ -221,7 +229,9 @@ func (o Options) registryDirs(dir string, others []string) []string {
 		path := filepath.Join(dir, e.Name())
 		to, err := os.Readlink(o.on(path))
 		linked := err == nil
-		lifted := linked && slices.ContainsFunc(others, func(other string) bool { return other != dir && to == filepath.Join(other, e.Name()) })
+		lifted := linked && slices.ContainsFunc(others, func(other string) bool {
+			return other != dir && to == filepath.Join(other, e.Name())
+		})
 		if !lifted && (linked || e.IsDir()) && hostName.MatchString(e.Name()) {
 			names = append(names, e.Name())
 		}
@@ -276,7 +286,8 @@ func (o Options) with(files []configFile, t target) ([]configFile, error) {
 	return append([]configFile{changed}, after...), nil
 }
 
-// setConfigPath gives a TOML file's table the key config_path, in place of an empty one. Where it has no such table, it gets one.
+// setConfigPath gives a TOML file's table the key config_path, in place of an empty one. Where it has no such table, it
+// gets one.
 func setConfigPath(content []byte, tableName, value string) ([]byte, error) {
 	key := fmt.Sprintf("config_path = %q\n", value)
 	var header string
@@ -311,8 +322,8 @@ func setConfigPath(content []byte, tableName, value string) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// findKey finds a table, and a key in it. found tells of the table. start and stop are around the key's line, or where it may
-// be put.
+// findKey finds a table, and a key in it. found tells of the table. start and stop are around the key's line, or where
+// it may be put.
 func findKey(content []byte, tableName, key string) (found bool, start, stop int, err error) {
 	want, err := keyParts("[" + tableName + "]")
 	if err != nil {

@@ -27,11 +27,13 @@ func v2with(configPath string) string {
 	return "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"" + configPath + "\"\n"
 }
 
-// Containerd takes a list for one directory where the transfer service pulls, and for what it is where its own client does.
+// Containerd takes a list for one directory where the transfer service pulls, and for what it is where its own client
+// does.
 func TestFindings_SayWhetherTheReleaseReadsTheDirectory(t *testing.T) {
 	t.Parallel()
 	const list = "/etc/containerd/certs.d:/etc/docker/certs.d"
-	local := strings.Replace(v2with(list), "[plugins", "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndiscard_unpacked_layers = true\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n[plugins", 1)
+	local := strings.Replace(v2with(list), "[plugins",
+		"[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndiscard_unpacked_layers = true\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n[plugins", 1)
 	for name, c := range map[string]struct {
 		before  tree
 		release string
@@ -48,17 +50,26 @@ func TestFindings_SayWhetherTheReleaseReadsTheDirectory(t *testing.T) {
 		"no configuration, 2.1":                   {tree{}, "2.1.5", []FindingKind{ConfigPathUnset}},
 		"no configuration, 2.2":                   {tree{}, "2.2.0", []FindingKind{ConfigPathList}},
 		"no configuration, not known which":       {tree{}, "", []FindingKind{ConfigPathUnset, ConfigPathList}},
-		"a directory of the list's name":          {tree{config: v2with(list), "/etc/containerd/certs.d:/etc/docker/certs.d/": ""}, "2.4.2", nil},
-		"a link of the list's name":               {tree{config: v2with(list), "/etc/containerd/certs.d:/etc/docker/certs.d": "-> /etc/containerd/certs.d"}, "2.4.2", nil},
+		"a directory of the list's name": {tree{config: v2with(list),
+			"/etc/containerd/certs.d:/etc/docker/certs.d/": ""}, "2.4.2", nil},
+		"a link of the list's name": {tree{config: v2with(list),
+			"/etc/containerd/certs.d:/etc/docker/certs.d": "-> /etc/containerd/certs.d"}, "2.4.2", nil},
 		"a later file that replaces the section": {tree{
-			config: "imports = [\"conf.d/*.toml\"]\n" + v2with("/etc/containerd/certs.d"), "/etc/containerd/conf.d/gpu.toml": "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"nvidia\"\n",
+			config: "imports = [\"conf.d/*.toml\"]\n" +
+				v2with("/etc/containerd/certs.d"),
+			"/etc/containerd/conf.d/gpu.toml": "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"nvidia\"\n",
 		}, "1.7.28", []FindingKind{ConfigPathUnset}},
 		"a later file that is merged": {tree{
-			config: "imports = [\"conf.d/*.toml\"]\n" + v2with("/etc/containerd/certs.d"), "/etc/containerd/conf.d/gpu.toml": "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"nvidia\"\n",
+			config: "imports = [\"conf.d/*.toml\"]\n" +
+				v2with("/etc/containerd/certs.d"),
+			"/etc/containerd/conf.d/gpu.toml": "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"nvidia\"\n",
 		}, "2.0.0", nil},
-		"a version that the release does not know": {tree{config: configured}, "1.7.30", []FindingKind{RuntimeConfigUnreadable}},
-		"an import that is not there":              {tree{config: "imports = [\"/etc/more.toml\"]\n" + configured}, "2.0.0", []FindingKind{RuntimeConfigUnreadable}},
-		"a root that looks like a pattern":         {tree{config: "imports = [\"/etc/x/*.toml\"]\nversion = 3\n", "/etc/x/a.toml": configured}, "2.0.0", nil},
+		"a version that the release does not know": {tree{config: configured}, "1.7.30",
+			[]FindingKind{RuntimeConfigUnreadable}},
+		"an import that is not there": {tree{config: "imports = [\"/etc/more.toml\"]\n" + configured},
+			"2.0.0", []FindingKind{RuntimeConfigUnreadable}},
+		"a root that looks like a pattern": {tree{config: "imports = [\"/etc/x/*.toml\"]\nversion = 3\n",
+			"/etc/x/a.toml": configured}, "2.0.0", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -89,7 +100,8 @@ func TestFixConfigPath_GivesAListTheOneDirectoryThatContainerdLooksFor(t *testin
 	for name, before := range map[string]tree{
 		"nothing there": {},
 		"both directories in use": {
-			config: v2with(one), certs + "a.example/hosts.toml": "server = \"https://a\"\n", certs + "both.example/": "",
+			config: v2with(one), certs + "a.example/hosts.toml": "server = \"https://a\"\n", certs +
+				"both.example/": "",
 			"/etc/docker/certs.d/both.example/ca.crt": "PEM", "/etc/docker/certs.d/b.example/ca.crt": "PEM",
 			"/etc/docker/certs.d/_default/hosts.toml": "server = \"https://d\"\n",
 		},
@@ -138,15 +150,20 @@ func TestFixConfigPath_SetsWhatIsNotSet(t *testing.T) {
 		release string
 		file    string
 	}{
-		"no configuration":                {tree{}, "1.6.20", config},
-		"no configuration, not known":     {tree{}, "", config},
-		"an empty value":                  {tree{config: "# mine\n" + v2with("") + "x = 1 # stays\n[plugins.\"io.containerd.y.v1.z\"]\n"}, "1.7.28", config},
-		"a table without it":              {tree{config: strings.Replace(v2with("/x"), "config_path = \"/x\"\n", "", 1)}, "1.7.28", config},
-		"no table":                        {tree{config: "version = 3\nroot = \"/r\""}, "2.0.5", config},
-		"version 1":                       {tree{config: "[plugins.cri]\nsandbox_image = \"x\"\n"}, "1.6.20", config},
-		"a later file with the section":   {tree{config: "imports = [\"/etc/containerd/conf.d/*.toml\"]\nversion = 2\n", "/etc/containerd/conf.d/a.toml": "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"x\"\n"}, "1.6.20", "/etc/containerd/conf.d/a.toml"},
-		"lines that end in CR LF":         {tree{config: strings.ReplaceAll(v2with(""), "\n", "\r\n")}, "1.7.28", config},
-		"a key that follows, not in TOML": {tree{config: v2with("") + "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"native\"\n"}, "2.1.0", config},
+		"no configuration":            {tree{}, "1.6.20", config},
+		"no configuration, not known": {tree{}, "", config},
+		"an empty value": {tree{config: "# mine\n" + v2with("") +
+			"x = 1 # stays\n[plugins.\"io.containerd.y.v1.z\"]\n"}, "1.7.28", config},
+		"a table without it": {tree{config: strings.Replace(v2with("/x"), "config_path = \"/x\"\n", "",
+			1)}, "1.7.28", config},
+		"no table":  {tree{config: "version = 3\nroot = \"/r\""}, "2.0.5", config},
+		"version 1": {tree{config: "[plugins.cri]\nsandbox_image = \"x\"\n"}, "1.6.20", config},
+		"a later file with the section": {tree{config: "imports = [\"/etc/containerd/conf.d/*.toml\"]\nversion = 2\n",
+			"/etc/containerd/conf.d/a.toml": "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"x\"\n"}, "1.6.20", "/etc/containerd/conf.d/a.toml"},
+		"lines that end in CR LF": {tree{config: strings.ReplaceAll(v2with(""), "\n", "\r\n")}, "1.7.28",
+			config},
+		"a key that follows, not in TOML": {tree{config: v2with("") +
+			"[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"native\"\n"}, "2.1.0", config},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -275,7 +292,8 @@ ca = "last.crt"
 
 func TestInherited_CertificatesOfTheDefaultHold(t *testing.T) {
 	t.Parallel()
-	o := node(t, Containerd, tree{config: configured, certs + "_default/ca.crt": "PEM", certs + "_default/c.cert": "PEM"})
+	o := node(t, Containerd, tree{config: configured, certs + "_default/ca.crt": "PEM",
+		certs + "_default/c.cert": "PEM"})
 	o.Release, o.Registries = "2.0.0", []string{"up.example"}
 	_, err := Install(o)
 	require.NoError(t, err)

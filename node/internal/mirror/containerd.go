@@ -17,9 +17,10 @@ import (
 // certsD is containerd's way: a directory for each registry with a hosts.toml, in the directories of config_path.
 //
 // Containerd takes the first directory that exists for a registry, looking through config_path in order and in each of
-// its directories for "<host>_<port>_", "<host>:<port>" and "_default" (containerd, core/remotes/docker/config/hosts.go).
-// In a hosts.toml it tries the [host.…] tables in the order of the file, and at last the server, which without a key
-// `server` is the registry itself. A directory without hosts.toml is read for certificates.
+// its directories for "<host>_<port>_", "<host>:<port>" and "_default" (containerd,
+// core/remotes/docker/config/hosts.go). In a hosts.toml it tries the [host.…] tables in the order of the file, and at
+// last the server, which without a key `server` is the registry itself. A directory without hosts.toml is read for
+// certificates.
 type certsD struct{}
 
 const (
@@ -48,8 +49,8 @@ func (certsD) plan(o Options) (plan, error) {
 	return p, nil
 }
 
-// dirOf is the directory that holds for a registry alone: the one that containerd finds, else the one that it would look for
-// first.
+// dirOf is the directory that holds for a registry alone: the one that containerd finds, else the one that it would
+// look for first.
 func (o Options) dirOf(dirs []string, registry string) string {
 	names := hostNames(registry)
 	for _, dir := range dirs {
@@ -71,9 +72,9 @@ func hostNames(registry string) []string {
 	return []string{registry}
 }
 
-// planDefault gives the directories of all registries: _default, which holds for those without one of their own, and those.
-// Directories of registries may stand in a later directory of config_path than _default, which containerd would not look into
-// any more. Links keep them in force.
+// planDefault gives the directories of all registries: _default, which holds for those without one of their own, and
+// those. Directories of registries may stand in a later directory of config_path than _default, which containerd would
+// not look into any more. Links keep them in force.
 func (o Options) planDefault(dirs []string, p *plan) []string {
 	home := dirs[0]
 	for _, dir := range dirs {
@@ -151,9 +152,9 @@ func (o Options) inherited(dirs []string) ([]byte, error) {
 	return insertHost(nil, o.Endpoint, "", "")
 }
 
-// insertHost puts the endpoint's table before all other tables, and so before all other hosts. Keys that stand before the
-// first table, such as server, stay keys of the file.
-// What is inserted can have more keys of the file, and more tables after the endpoint's.
+// insertHost puts the endpoint's table before all other tables, and so before all other hosts. Keys that stand before
+// the first table, such as server, stay keys of the file. What is inserted can have more keys of the file, and more
+// tables after the endpoint's.
 func insertHost(content []byte, endpoint, rootKeys, moreTables string) ([]byte, error) {
 	var before struct {
 		Host map[string]any `toml:"host"`
@@ -163,7 +164,8 @@ func insertHost(content []byte, endpoint, rootKeys, moreTables string) ([]byte, 
 	}
 	for host := range before.Host {
 		if strings.TrimSuffix(host, "/") == endpoint {
-			return nil, fmt.Errorf("%w: somebody has configured %s here; remove that entry to have it managed", errForeign, endpoint)
+			return nil, fmt.Errorf("%w: somebody has configured %s here; remove that entry to have it managed",
+				errForeign, endpoint)
 		}
 	}
 	at, err := firstTable(content)

@@ -44,8 +44,8 @@ type configFile struct {
 	plugins map[string]any
 }
 
-// readConfigFiles reads the configuration file and those that it imports, in the order in which containerd merges them: a
-// queue, and no file twice. A main file that is not there configures nothing: containerd runs on its defaults then.
+// readConfigFiles reads the configuration file and those that it imports, in the order in which containerd merges them:
+// a queue, and no file twice. A main file that is not there configures nothing: containerd runs on its defaults then.
 func readConfigFiles(o Options) ([]configFile, error) {
 	if o.RuntimeConfig == "" {
 		return nil, fs.ErrNotExist
@@ -151,8 +151,8 @@ type section struct {
 	refused string
 }
 
-// mergeV1 is the way of containerd 1: a later file's section of a plugin replaces an earlier one as a whole, and the version
-// of the files says which of the plugin's names counts.
+// mergeV1 is the way of containerd 1: a later file's section of a plugin replaces an earlier one as a whole, and the
+// version of the files says which of the plugin's names counts.
 func mergeV1(files []configFile, r release) section {
 	version := 1
 	for _, f := range files {
@@ -181,8 +181,8 @@ func mergeV1(files []configFile, r release) section {
 	return s
 }
 
-// mergeV2 is the way of containerd 2.0 to 2.2: tables are merged key by key, where an empty string counts as a value. If the
-// merged version is below 3, what stands under the older name then goes to the newer.
+// mergeV2 is the way of containerd 2.0 to 2.2: tables are merged key by key, where an empty string counts as a value.
+// If the merged version is below 3, what stands under the older name then goes to the newer.
 func mergeV2(files []configFile) section {
 	version := 3
 	plugins := map[string]any{}
@@ -207,7 +207,8 @@ func mergeV2(files []configFile) section {
 	return section{keys: images}
 }
 
-// mergeEach is the way of containerd 2.3 and later: the older names go to the newest in each file, before they are merged.
+// mergeEach is the way of containerd 2.3 and later: the older names go to the newest in each file, before they are
+// merged.
 func mergeEach(files []configFile) section {
 	images := map[string]any{}
 	for _, f := range files {
@@ -243,13 +244,15 @@ func (in section) read(r release) settings {
 	local := truth(section, "use_local_image_pull", false) ||
 		// What the transfer service does not know makes containerd pull as it did before.
 		!truth(section, "disable_snapshot_annotations", true) || truth(section, "discard_unpacked_layers", false) ||
-		truth(section, "image_pull_with_sync_fs", false) || len(mirrors)+len(configs)+len(table(registry, "auths")) > 0 ||
+		truth(section, "image_pull_with_sync_fs", false) ||
+		len(mirrors)+len(configs)+len(table(registry, "auths")) > 0 ||
 		!isDownloadDefault(section["max_concurrent_downloads"])
 	s.transfer = !r.before(firstTransfer) && !local
 	return s
 }
 
-// isDownloadDefault tells whether max_concurrent_downloads is left at 3, in a file or in the output of `containerd config dump`.
+// isDownloadDefault tells whether max_concurrent_downloads is left at 3, in a file or in the output of `containerd
+// config dump`.
 func isDownloadDefault(v any) bool {
 	n, isInt := v.(int64)
 	return v == nil || isInt && n == 3

@@ -17,9 +17,9 @@ import (
 
 // registriesConf is the way of CRI-O and podman, containers-registries.conf(5): a file of our own among the drop-ins.
 //
-// A [[registry]] table replaces an earlier one of the same prefix as a whole, so ours is a copy of the one in force with
-// the front as its first mirror. These runtimes send no ?ns=; the registry goes into the path instead: the mirror of
-// docker.io is 127.0.0.1:5050/docker.io.
+// A [[registry]] table replaces an earlier one of the same prefix as a whole, so ours is a copy of the one in force
+// with the front as its first mirror. These runtimes send no ?ns=; the registry goes into the path instead: the mirror
+// of docker.io is 127.0.0.1:5050/docker.io.
 type registriesConf struct{}
 
 // dropIn sorts after the names that people choose, for the last table of a prefix is the one in force.
@@ -41,7 +41,8 @@ func (registriesConf) plan(o Options) (plan, error) {
 	var ours []map[string]any
 	for _, registry := range o.Registries {
 		if registry == All {
-			return p, fmt.Errorf("%s has no way to mirror all registries; name those that are to be mirrored", o.Runtime)
+			return p, fmt.Errorf("%s has no way to mirror all registries; name those that are to be mirrored",
+				o.Runtime)
 		}
 		for _, t := range under(tables, registry) {
 			keys, reason := t.withMirror(o.Endpoint)
@@ -105,8 +106,8 @@ func registryTables(o Options) ([]registryTable, error) {
 	return tables, nil
 }
 
-// under are the tables that hold for images of a registry: its own, and those of namespaces and repositories in it. Where
-// it has none of its own, it gets one as the wildcard has it that is in force for it, such as *.example.com.
+// under are the tables that hold for images of a registry: its own, and those of namespaces and repositories in it.
+// Where it has none of its own, it gets one as the wildcard has it that is in force for it, such as *.example.com.
 func under(tables []registryTable, registry string) []registryTable {
 	var found []registryTable
 	own := false

@@ -67,8 +67,8 @@ type file struct {
 // maxFile bounds what is read. No runtime's configuration comes near it.
 const maxFile = 4 << 20
 
-// readFile reads a file that need not exist. What is no regular file, or too large, or not to be reached, is foreign: a pipe
-// would have no end, and a runtime cannot read it either.
+// readFile reads a file that need not exist. What is no regular file, or too large, or not to be reached, is foreign: a
+// pipe would have no end, and a runtime cannot read it either.
 func readFile(path string) (file, error) {
 	info, err := os.Stat(path)
 	switch {
@@ -87,8 +87,8 @@ func readFile(path string) (file, error) {
 	return file{exists: err == nil, content: content, mode: info.Mode().Perm()}, err
 }
 
-// leadsNowhere is an error where path is a symbolic link to what is not there: or not here, where the node's file system is
-// mounted elsewhere or in part.
+// leadsNowhere is an error where path is a symbolic link to what is not there: or not here, where the node's file
+// system is mounted elsewhere or in part.
 func leadsNowhere(path string) error {
 	target, err := os.Readlink(path)
 	if err != nil {
@@ -97,7 +97,8 @@ func leadsNowhere(path string) error {
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}
-	return fmt.Errorf("%w: %s is a symbolic link to %s, which does not exist here; resolve it by hand", errForeign, path, target)
+	return fmt.Errorf("%w: %s is a symbolic link to %s, which does not exist here; resolve it by hand", errForeign,
+		path, target)
 }
 
 // writeFile replaces the file at path, or the one that a symbolic link at path points to, in one step that survives a
@@ -143,8 +144,8 @@ func writeFile(path string, content []byte, mode fs.FileMode) (err error) {
 	return syncDir(dir)
 }
 
-// behind is the file at path, or that to which a symbolic link at path points, and the name under which writeFile writes
-// it. That name is always the same, so that what a crash leaves is found.
+// behind is the file at path, or that to which a symbolic link at path points, and the name under which writeFile
+// writes it. That name is always the same, so that what a crash leaves is found.
 func behind(path string) (file, half string) {
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target
@@ -173,7 +174,8 @@ func syncDir(dir string) error {
 func removeIfEmpty(dir string) error {
 	// Not os.Remove, which would take a link that somebody has put in its place.
 	err := syscall.Rmdir(dir)
-	if errors.Is(err, syscall.ENOTEMPTY) || errors.Is(err, syscall.EEXIST) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, syscall.ENOTEMPTY) || errors.Is(err, syscall.EEXIST) || errors.Is(err, syscall.ENOTDIR) ||
+		errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {

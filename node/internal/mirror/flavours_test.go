@@ -6,12 +6,13 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What distributions set of the keys that matter here, by what they publish; the rest of their files says nothing of mirrors.
-// EKS: awslabs/amazon-eks-ami, nodeadm/internal/containerd/config2.template.toml. AKS: Azure/AgentBaker,
-// aks-node-controller/parser/templates/containerd_no_GPU.toml.gtpl. Bottlerocket: bottlerocket-os/bottlerocket-core-kit,
-// packages/containerd-2.1/containerd-config-toml_k8s_containerd_sock, and for the older one bottlerocket-os/bottlerocket,
-// packages/containerd. GKE: "Customize containerd configuration in GKE nodes" and the field registryHosts of its API. kind: the
-// patch of "Local Registry" in its guide. OpenShift: what its machine-config operator makes of an ImageDigestMirrorSet.
+// What distributions set of the keys that matter here, by what they publish; the rest of their files says nothing of
+// mirrors. EKS: awslabs/amazon-eks-ami, nodeadm/internal/containerd/config2.template.toml. AKS: Azure/AgentBaker,
+// aks-node-controller/parser/templates/containerd_no_GPU.toml.gtpl. Bottlerocket:
+// bottlerocket-os/bottlerocket-core-kit, packages/containerd-2.1/containerd-config-toml_k8s_containerd_sock, and for
+// the older one bottlerocket-os/bottlerocket, packages/containerd. GKE: "Customize containerd configuration in GKE
+// nodes" and the field registryHosts of its API. kind: the patch of "Local Registry" in its guide. OpenShift: what its
+// machine-config operator makes of an ImageDigestMirrorSet.
 func TestFlavours_AreReadAsTheirContainerdReadsThem(t *testing.T) {
 	t.Parallel()
 	const (
@@ -27,9 +28,10 @@ func TestFlavours_AreReadAsTheirContainerdReadsThem(t *testing.T) {
 		microk8s    = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/var/snap/microk8s/current/args/certs.d\"\n"
 		oldMicrok8s = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = [\"https://registry-1.docker.io\"]\n"
 		k3sDir      = "/var/lib/rancher/k3s/agent/etc/containerd"
-		k3s         = "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = \"" + k3sDir + "/certs.d\"\n"
-		docker      = "disabled_plugins = [\"cri\"]\n"
-		rocket      = "version = 3\nimports = [\"/etc/containerd/config.d/*.toml\"]\n[plugins.\"io.containerd.cri.v1.images\"]\nuse_local_image_pull = false\n" +
+		k3s         = "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = \"" + k3sDir +
+			"/certs.d\"\n"
+		docker = "disabled_plugins = [\"cri\"]\n"
+		rocket = "version = 3\nimports = [\"/etc/containerd/config.d/*.toml\"]\n[plugins.\"io.containerd.cri.v1.images\"]\nuse_local_image_pull = false\n" +
 			"[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"
 		oldRocket = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nenable_selinux = true\n" +
 			"[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = [\"https://mirror.example\"]\n"
@@ -55,12 +57,16 @@ func TestFlavours_AreReadAsTheirContainerdReadsThem(t *testing.T) {
 			before: tree{config: eks}, release: "2.1.5", changed: []string{certs + "_default/hosts.toml"},
 		},
 		"EKS on Amazon Linux 2023 that keeps layers": {
-			before: tree{config: eksKeepsLayers}, release: "2.2.1", want: []FindingKind{ConfigPathList}, changed: []string{certs + "_default/hosts.toml"}, mended: true,
+			before: tree{config: eksKeepsLayers}, release: "2.2.1", want: []FindingKind{ConfigPathList},
+			changed: []string{certs + "_default/hosts.toml"}, mended: true,
 		},
-		"AKS":                   {before: tree{config: aks}, release: "1.7.28", changed: []string{certs + "_default/hosts.toml"}},
-		"AKS with containerd 2": {before: tree{config: aks}, release: "2.0.5", changed: []string{certs + "_default/hosts.toml"}},
+		"AKS": {before: tree{config: aks}, release: "1.7.28",
+			changed: []string{certs + "_default/hosts.toml"}},
+		"AKS with containerd 2": {before: tree{config: aks}, release: "2.0.5",
+			changed: []string{certs + "_default/hosts.toml"}},
 		"Talos": {
-			runtime: Talos, before: tree{"/etc/cri/containerd.toml": talos, "/etc/cri/conf.d/cri.toml": talosImport}, release: "2.1.4",
+			runtime: Talos, before: tree{"/etc/cri/containerd.toml": talos, "/etc/cri/conf.d/cri.toml": talosImport},
+			release: "2.1.4",
 			changed: []string{"/etc/cri/conf.d/hosts/_default/hosts.toml"},
 		},
 		"MicroK8s, whose docker.io has a directory": {
@@ -68,32 +74,42 @@ func TestFlavours_AreReadAsTheirContainerdReadsThem(t *testing.T) {
 				"/var/snap/microk8s/current/args/containerd.toml":              microk8s,
 				"/var/snap/microk8s/current/args/certs.d/docker.io/hosts.toml": "server = \"https://docker.io\"\n[host.\"https://registry-1.docker.io\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
 			},
-			changed: []string{"/var/snap/microk8s/current/args/certs.d/_default/hosts.toml", "/var/snap/microk8s/current/args/certs.d/docker.io/hosts.toml"},
+			changed: []string{"/var/snap/microk8s/current/args/certs.d/_default/hosts.toml",
+				"/var/snap/microk8s/current/args/certs.d/docker.io/hosts.toml"},
 		},
 		"an old MicroK8s": {
-			runtime: MicroK8s, release: "1.5.13", before: tree{"/var/snap/microk8s/current/args/containerd.toml": oldMicrok8s},
-			want: []FindingKind{LegacyMirrors}, changed: []string{"/var/snap/microk8s/current/args/certs.d/_default/hosts.toml"},
+			runtime: MicroK8s, release: "1.5.13",
+			before:  tree{"/var/snap/microk8s/current/args/containerd.toml": oldMicrok8s},
+			want:    []FindingKind{LegacyMirrors},
+			changed: []string{"/var/snap/microk8s/current/args/certs.d/_default/hosts.toml"},
 		},
 		"k3s, as it writes containerd's files": {
 			config: k3sDir + "/config.toml", path: k3sDir + "/certs.d", release: "2.1.5-k3s1",
-			before:  tree{k3sDir + "/config.toml": k3s, k3sDir + "/certs.d/docker.io/hosts.toml": "# File generated by k3s. DO NOT EDIT.\n"},
+			before: tree{k3sDir + "/config.toml": k3s,
+				k3sDir + "/certs.d/docker.io/hosts.toml": "# File generated by k3s. DO NOT EDIT.\n"},
 			changed: []string{k3sDir + "/certs.d/_default/hosts.toml", k3sDir + "/certs.d/docker.io/hosts.toml"},
 		},
-		"Bottlerocket": {before: tree{config: rocket, "/etc/containerd/config.d/": ""}, release: "2.1.5+bottlerocket", changed: []string{certs + "_default/hosts.toml"}},
+		"Bottlerocket": {before: tree{config: rocket, "/etc/containerd/config.d/": ""}, release: "2.1.5+bottlerocket",
+			changed: []string{certs + "_default/hosts.toml"}},
 		"Bottlerocket of 2023": {
-			before: tree{config: oldRocket}, release: "1.6.28+bottlerocket", want: []FindingKind{LegacyMirrors}, changed: []string{certs + "_default/hosts.toml"},
+			before: tree{config: oldRocket}, release: "1.6.28+bottlerocket", want: []FindingKind{LegacyMirrors},
+			changed: []string{certs + "_default/hosts.toml"},
 		},
 		"GKE": {
-			before: tree{config: gke, "/etc/containerd/hosts.d/my.customdomain.com/hosts.toml": gkeHost}, release: "1.7.28", path: "/etc/containerd/hosts.d",
-			changed: []string{"/etc/containerd/hosts.d/_default/hosts.toml", "/etc/containerd/hosts.d/my.customdomain.com/hosts.toml"},
+			before:  tree{config: gke, "/etc/containerd/hosts.d/my.customdomain.com/hosts.toml": gkeHost},
+			release: "1.7.28", path: "/etc/containerd/hosts.d",
+			changed: []string{"/etc/containerd/hosts.d/_default/hosts.toml",
+				"/etc/containerd/hosts.d/my.customdomain.com/hosts.toml"},
 		},
 		"GKE whose folder is not named": {
-			before: tree{config: gke}, release: "1.7.28", path: "/etc/containerd/certs.d", want: []FindingKind{ConfigPathElsewhere},
+			before: tree{config: gke}, release: "1.7.28", path: "/etc/containerd/certs.d",
+			want:    []FindingKind{ConfigPathElsewhere},
 			changed: []string{certs + "_default/hosts.toml"},
 		},
 		"kind": {before: tree{config: kind}, release: "2.1.3", changed: []string{certs + "_default/hosts.toml"}},
 		"OpenShift": {
-			runtime: CRIO, registries: []string{"quay.io"}, before: tree{"/etc/containers/registries.conf": openShift, "/etc/containers/registries.conf.d/": ""},
+			runtime: CRIO, registries: []string{"quay.io"},
+			before:  tree{"/etc/containers/registries.conf": openShift, "/etc/containers/registries.conf.d/": ""},
 			changed: []string{"/etc/containers/registries.conf.d/zz-shoal.conf"},
 		},
 		"RKE2": {
@@ -101,10 +117,12 @@ func TestFlavours_AreReadAsTheirContainerdReadsThem(t *testing.T) {
 			changed: []string{"/etc/rancher/rke2/registries.yaml"},
 		},
 		"kubeadm on Docker's package": {
-			before: tree{config: docker}, release: "1.7.28", want: []FindingKind{ConfigPathUnset}, changed: []string{certs + "_default/hosts.toml"},
+			before: tree{config: docker}, release: "1.7.28", want: []FindingKind{ConfigPathUnset},
+			changed: []string{certs + "_default/hosts.toml"},
 		},
 		"containerd 2.2 with nothing": {
-			before: tree{"/etc/containerd/": ""}, release: "2.2.0", want: []FindingKind{ConfigPathList}, changed: []string{certs + "_default/hosts.toml"}, mended: true,
+			before: tree{"/etc/containerd/": ""}, release: "2.2.0", want: []FindingKind{ConfigPathList},
+			changed: []string{certs + "_default/hosts.toml"}, mended: true,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

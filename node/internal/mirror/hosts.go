@@ -30,8 +30,8 @@ type Host struct {
 	Header     http.Header
 }
 
-// Hosts are those of a registry in the order in which containerd asks them, the registry itself last. They are none where
-// nothing is configured for it. Other runtimes' mirrors are not read.
+// Hosts are those of a registry in the order in which containerd asks them, the registry itself last. They are none
+// where nothing is configured for it. Other runtimes' mirrors are not read.
 func Hosts(o Options, registry string) ([]Host, error) {
 	if err := o.check(); err != nil {
 		return nil, fmt.Errorf("hosts of %s: %w", registry, err)
@@ -55,7 +55,8 @@ func Hosts(o Options, registry string) ([]Host, error) {
 	return nil, nil
 }
 
-// installed tells whether all that a directory holds is what Install wrote, so that without the agent it would not be there.
+// installed tells whether all that a directory holds is what Install wrote, so that without the agent it would not be
+// there.
 func (o Options) installed(dir string) bool {
 	entries, err := os.ReadDir(o.on(dir))
 	if err != nil || len(entries) != 1 || entries[0].Name() != "hosts.toml" {
@@ -81,7 +82,8 @@ func isDir(path string) bool {
 	return err == nil && info.IsDir()
 }
 
-// hostsIn reads a directory as containerd does: hosts.toml, or the certificates where there is none or it can't be read.
+// hostsIn reads a directory as containerd does: hosts.toml, or the certificates where there is none or it can't be
+// read.
 func (o Options) hostsIn(dir string) ([]Host, error) {
 	now, err := readFile(filepath.Join(o.on(dir), "hosts.toml"))
 	if err != nil && !errors.Is(err, errForeign) {
@@ -134,7 +136,10 @@ func (o Options) host(dir, name string, keys map[string]any) (h Host, err error)
 	capabilities, restricted := keys["capabilities"].([]any)
 	restricted = restricted && len(capabilities) > 0
 	can := func(what string) bool {
-		return !restricted || slices.ContainsFunc(capabilities, func(c any) bool { s, _ := c.(string); return strings.EqualFold(s, what) })
+		return !restricted || slices.ContainsFunc(capabilities, func(c any) bool {
+			s, _ := c.(string)
+			return strings.EqualFold(s, what)
+		})
 	}
 	h.Pull, h.Resolve = can("pull"), can("resolve")
 	h.SkipVerify, _ = keys["skip_verify"].(bool)

@@ -23,7 +23,8 @@ func TestHosts_AreThoseThatContainerdAsksWithoutTheAgent(t *testing.T) {
 `
 	// in is a directory with those mirrors and their files.
 	in := func(dir string) tree {
-		return tree{certs + dir + "/hosts.toml": mirrors, certs + dir + "/m.crt": "m.crt", certs + dir + "/m.cert": "m.cert", certs + dir + "/m.key": "m.key"}
+		return tree{certs + dir + "/hosts.toml": mirrors, certs + dir + "/m.crt": "m.crt",
+			certs + dir + "/m.cert": "m.cert", certs + dir + "/m.key": "m.key"}
 	}
 	both := in("_default")
 	both[certs+"a.example:5000/hosts.toml"] = "[host.\"https://o.example\"]\n"
@@ -31,14 +32,17 @@ func TestHosts_AreThoseThatContainerdAsksWithoutTheAgent(t *testing.T) {
 		before tree
 		want   []string
 	}{
-		"nothing":            {tree{}, nil},
-		"mirrors of its own": {in("a.example_5000_"), []string{"https://m.example/prefix/v2", "http://n.example/root", "https://up.example/v2"}},
-		"those of _default":  {in("_default"), []string{"https://m.example/prefix/v2", "http://n.example/root", "https://up.example/v2"}},
+		"nothing": {tree{}, nil},
+		"mirrors of its own": {in("a.example_5000_"),
+			[]string{"https://m.example/prefix/v2", "http://n.example/root", "https://up.example/v2"}},
+		"those of _default": {in("_default"), []string{"https://m.example/prefix/v2", "http://n.example/root",
+			"https://up.example/v2"}},
 		"its own, not those of _default": {
 			both, []string{"https://o.example/v2", ""},
 		},
-		"a certificate only":       {tree{certs + "a.example:5000/ca.crt": "PEM"}, []string{""}},
-		"a file that is no TOML":   {tree{certs + "a.example:5000/hosts.toml": "x", certs + "a.example:5000/ca.crt": "PEM"}, []string{""}},
+		"a certificate only": {tree{certs + "a.example:5000/ca.crt": "PEM"}, []string{""}},
+		"a file that is no TOML": {tree{certs + "a.example:5000/hosts.toml": "x",
+			certs + "a.example:5000/ca.crt": "PEM"}, []string{""}},
 		"in a later directory":     {tree{"/etc/docker/certs.d/a.example:5000/ca.crt": "PEM"}, []string{""}},
 		"another registry's alone": {in("b.example"), nil},
 	} {

@@ -79,7 +79,8 @@ func insertEndpoint(content []byte, endpoint string, registries []string) ([]byt
 		if isNew {
 			// With an entry of its own the registry is no longer one of all.
 			for _, value := range inherited {
-				list.Content = append(list.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: value, Style: yaml.DoubleQuotedStyle, LineComment: ours})
+				list.Content = append(list.Content,
+					&yaml.Node{Kind: yaml.ScalarNode, Value: value, Style: yaml.DoubleQuotedStyle, LineComment: ours})
 			}
 		}
 		// In flow style, [a, b], a comment would swallow the rest of the line.

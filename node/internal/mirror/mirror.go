@@ -1,12 +1,12 @@
 // Package mirror makes a container runtime use the agent's registry front as a mirror, and undoes it.
 //
-// Install reads what the runtime has configured, puts the front before every other mirror, and leaves the registry itself
-// as the last resort, so that a node without a running agent pulls as before. What other people wrote is kept: TLS files,
-// other mirrors, headers, comments. Before anything changes, the original bytes and the digests of what is about to be
-// written go into a state file. Remove puts the original bytes back where the file is still as Install left it, takes out
-// only the agent's own entries where somebody has edited it since, and removes files and directories that Install made.
-// Every file is replaced by a rename, so a crash at any moment leaves the old or the new one, and either operation can
-// be run again.
+// Install reads what the runtime has configured, puts the front before every other mirror, and leaves the registry
+// itself as the last resort, so that a node without a running agent pulls as before. What other people wrote is kept:
+// TLS files, other mirrors, headers, comments. Before anything changes, the original bytes and the digests of what is
+// about to be written go into a state file. Remove puts the original bytes back where the file is still as Install left
+// it, takes out only the agent's own entries where somebody has edited it since, and removes files and directories that
+// Install made. Every file is replaced by a rename, so a crash at any moment leaves the old or the new one, and either
+// operation can be run again.
 package mirror
 
 import (
@@ -61,10 +61,11 @@ type Options struct {
 	Path string
 	// RuntimeConfig is containerd's own configuration file, which is only read. Empty: where it usually is.
 	RuntimeConfig string
-	// FixConfigPath has Install make containerd read the directory of mirrors where its configuration keeps it from that: by a
-	// link where config_path is a list, and by a change to the configuration where it is not set.
+	// FixConfigPath has Install make containerd read the directory of mirrors where its configuration keeps it from
+	// that: by a link where config_path is a list, and by a change to the configuration where it is not set.
 	FixConfigPath bool
-	// Release is the version of the node's runtime, as that reports it. Empty: not known, unless the node is this machine.
+	// Release is the version of the node's runtime, as that reports it. Empty: not known, unless the node is this
+	// machine.
 	Release string
 	// StateDir is where the originals are kept until removal. It is used by nobody else.
 	StateDir string
@@ -96,11 +97,11 @@ const (
 	ConfigPathUnset FindingKind = "ConfigPathUnset"
 	// ConfigPathElsewhere: containerd's configuration names other directories than the one that was written.
 	ConfigPathElsewhere FindingKind = "ConfigPathElsewhere"
-	// ConfigPathList: containerd's configuration names a list of directories, which containerd 2.1 and later take for the name
-	// of one.
+	// ConfigPathList: containerd's configuration names a list of directories, which containerd 2.1 and later take for
+	// the name of one.
 	ConfigPathList FindingKind = "ConfigPathList"
-	// LegacyMirrors: containerd's configuration holds mirrors or TLS files in the old form, which excludes a directory of
-	// mirrors.
+	// LegacyMirrors: containerd's configuration holds mirrors or TLS files in the old form, which excludes a directory
+	// of mirrors.
 	LegacyMirrors FindingKind = "LegacyMirrors"
 	// RuntimeConfigUnreadable: containerd's configuration could not be read, so nothing is known about it.
 	RuntimeConfigUnreadable FindingKind = "RuntimeConfigUnreadable"
@@ -110,8 +111,8 @@ const (
 	RestartNeeded FindingKind = "RestartNeeded"
 	// Edited: somebody changed a file after Install wrote it. Reported by Status.
 	Edited FindingKind = "Edited"
-	// NotUndone: what Install wrote can no longer be told from the rest of a file, so Remove left it. Reported by Remove, with
-	// ErrNotUndone.
+	// NotUndone: what Install wrote can no longer be told from the rest of a file, so Remove left it. Reported by
+	// Remove, with ErrNotUndone.
 	NotUndone FindingKind = "NotUndone"
 	// Missing: somebody removed a file after Install wrote it. Reported by Status.
 	Missing FindingKind = "Missing"
@@ -216,12 +217,15 @@ func (o *Options) check() error {
 		o.Registries = []string{All}
 	}
 	for _, registry := range o.Registries {
-		if registry != All && (registry == "" || registry == "_default" || strings.ContainsAny(registry, "/\\*\"'# \t\n") || strings.HasPrefix(registry, ".")) {
+		if registry != All &&
+			(registry == "" || registry == "_default" || strings.ContainsAny(registry, "/\\*\"'# \t\n") ||
+				strings.HasPrefix(registry, ".")) {
 			return fmt.Errorf("registry %q: want a host as image references spell it, such as docker.io or registry.example:5000, or %q for all", registry, All)
 		}
 	}
 	u, err := url.Parse(o.Endpoint)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.User != nil || u.RawQuery != "" ||
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" ||
+		u.User != nil || u.RawQuery != "" ||
 		strings.ContainsAny(o.Endpoint, "\"\\\n") {
 		return fmt.Errorf("endpoint %q: want the URL of the registry front, such as http://127.0.0.1:5050", o.Endpoint)
 	}
@@ -237,8 +241,8 @@ func (o *Options) check() error {
 	return nil
 }
 
-// readable is the endpoint in a form that every runtime reads. Containerd 1.6 drops a hosts.toml, and podman refuses all pulls
-// of the registry, where an IPv6 address is in it.
+// readable is the endpoint in a form that every runtime reads. Containerd 1.6 drops a hosts.toml, and podman refuses
+// all pulls of the registry, where an IPv6 address is in it.
 func readable(endpoint *url.URL) (string, error) {
 	host := endpoint.Host
 	if ip := net.ParseIP(endpoint.Hostname()); ip != nil && ip.To4() == nil {
@@ -377,8 +381,8 @@ func install(o Options) (Result, error) {
 	return result, st.save(o)
 }
 
-// isRefusal tells whether a file may not be written: it lies on a read-only file system, or is protected. That is so for one
-// registry, and not for the others.
+// isRefusal tells whether a file may not be written: it lies on a read-only file system, or is protected. That is so
+// for one registry, and not for the others.
 func isRefusal(err error) bool {
 	return errors.Is(err, syscall.EROFS) || errors.Is(err, fs.ErrPermission)
 }
@@ -394,7 +398,9 @@ func restarts(changed []string, restart map[string]Runtime) (found []Finding) {
 }
 
 func restartNeeded(path string, r Runtime) Finding {
-	return Finding{RestartNeeded, path, fmt.Sprintf("%s reads it only when it starts: on this node, run systemctl try-restart %s", r, strings.Join(r.units(), " "))}
+	return Finding{RestartNeeded, path,
+		fmt.Sprintf("%s reads it only when it starts: on this node, run systemctl try-restart %s", r,
+			strings.Join(r.units(), " "))}
 }
 
 // units are the runtime's services, of which a node runs one.
@@ -487,11 +493,12 @@ func (st *state) keep(o Options, stuck []Finding) error {
 	if err := st.save(o); err != nil {
 		return err
 	}
-	return fmt.Errorf("%w: %d of its files, see the notes; what was there before is kept in %s", ErrNotUndone, len(stuck), filepath.Join(o.StateDir, stateFile))
+	return fmt.Errorf("%w: %d of its files, see the notes; what was there before is kept in %s", ErrNotUndone,
+		len(stuck), filepath.Join(o.StateDir, stateFile))
 }
 
-// Status says, without changing anything, which files Install wrote and what somebody should look at. Without registries it is
-// about those that Install was given.
+// Status says, without changing anything, which files Install wrote and what somebody should look at. Without
+// registries it is about those that Install was given.
 func Status(o Options) (Result, error) {
 	asked := len(o.Registries)
 	if err := o.check(); err != nil {
@@ -551,14 +558,15 @@ func Status(o Options) (Result, error) {
 	return result, nil
 }
 
-// without are findings for what an installation would write and none has written: a registry that got a directory of its own
-// since, or one whose entry has to be left as it is.
+// without are findings for what an installation would write and none has written: a registry that got a directory of
+// its own since, or one whose entry has to be left as it is.
 func (st *state) without(o Options, targets []target) (found []Finding) {
 	for _, t := range targets {
 		if st.Files[t.path] != nil {
 			continue
 		}
-		f := Finding{Missing, t.path, "does not name the agent, and so is not mirrored: it was not there when the mirror was installed; install again"}
+		f := Finding{Missing, t.path,
+			"does not name the agent, and so is not mirrored: it was not there when the mirror was installed; install again"}
 		now, err := readFile(o.on(t.path))
 		if err == nil {
 			_, err = t.insert(now.content)
@@ -571,7 +579,8 @@ func (st *state) without(o Options, targets []target) (found []Finding) {
 	return found
 }
 
-// InForce tells, of a result of Status, whether the runtime asks the agent for the registries that it was installed for.
+// InForce tells, of a result of Status, whether the runtime asks the agent for the registries that it was installed
+// for.
 func (r Result) InForce() bool {
 	return len(r.Changed) > 0 && !slices.ContainsFunc(r.Findings, func(f Finding) bool { return f.Kind != Edited })
 }
@@ -585,8 +594,8 @@ var sockets = map[Runtime]string{
 	RKE2:       "/run/k3s/containerd/containerd.sock",
 }
 
-// startedBefore tells whether the runtime was started before the file was written, as far as that shows here: its socket is
-// made when it starts.
+// startedBefore tells whether the runtime was started before the file was written, as far as that shows here: its
+// socket is made when it starts.
 func (o Options) startedBefore(path string) bool {
 	file, err := os.Stat(o.on(path))
 	if err != nil {
@@ -679,7 +688,8 @@ func (st *state) restore(o Options, path string) (c change, stuck *Finding, err 
 	now, err := readFile(o.on(path))
 	switch {
 	case errors.Is(err, errForeign), err == nil && !now.exists:
-		return change{path: path, keep: true}, nil, nil // somebody removed it, or put a link in its place, and wants it so
+		// somebody removed it, or put a link in its place, and wants it so
+		return change{path: path, keep: true}, nil, nil
 	case err != nil:
 		return change{}, nil, err
 	}
@@ -697,7 +707,8 @@ func (st *state) restore(o Options, path string) (c change, stuck *Finding, err 
 		return change{}, nil, err
 	}
 	if !bytes.Equal(now.content, rec.Original) && rec.mentions(stripped) {
-		return change{path: path, keep: true}, &Finding{NotUndone, path, rec.unmarked() + ", and remove the mirror again"}, nil
+		return change{path: path, keep: true}, &Finding{NotUndone, path,
+			rec.unmarked() + ", and remove the mirror again"}, nil
 	}
 	empty := len(bytes.TrimSpace(stripped)) == 0
 	return change{path: path, content: stripped, mode: now.mode, remove: empty && made}, nil, nil
@@ -732,7 +743,8 @@ func (st *state) strays(o Options) ([]change, error) {
 		}
 		if stripped := d.strip(now.content); !bytes.Equal(stripped, now.content) {
 			empty := len(bytes.TrimSpace(stripped)) == 0
-			changes = append(changes, change{path: path, content: stripped, mode: now.mode, remove: empty && !isLink(o.on(path))})
+			changes = append(changes, change{path: path, content: stripped, mode: now.mode, remove: empty &&
+				!isLink(o.on(path))})
 		}
 	}
 	return changes, nil

@@ -20,7 +20,8 @@ import (
 
 const front = "http://127.0.0.1:5050"
 
-// tree is a node's file system: paths to contents. A path that ends in "/" is a directory, a content "-> x" a link to x.
+// tree is a node's file system: paths to contents. A path that ends in "/" is a directory, a content "-> x" a link to
+// x.
 type tree map[string]string
 
 func (tr tree) write(t require.TestingT, root string) {
@@ -120,13 +121,15 @@ func TestContainerdTriesTheFrontFirstAndTheRegistryLast(t *testing.T) {
 		want   []string
 		server string
 	}{
-		"nothing there":                   {"", []string{front}, ""},
-		"only a server":                   {"server = \"https://up.example\"", []string{front}, "https://up.example"},
-		"another mirror":                  {"server = \"https://up.example\"\n\n# ours\n[host.\"https://m.example\"]\n  capabilities = [\"pull\"]\n", []string{front, "https://m.example"}, "https://up.example"},
-		"headers of the server":           {"[header]\n  x = \"y\"\n[host.\"https://m.example\"]\n", []string{front, "https://m.example"}, ""},
+		"nothing there":  {"", []string{front}, ""},
+		"only a server":  {"server = \"https://up.example\"", []string{front}, "https://up.example"},
+		"another mirror": {"server = \"https://up.example\"\n\n# ours\n[host.\"https://m.example\"]\n  capabilities = [\"pull\"]\n", []string{front, "https://m.example"}, "https://up.example"},
+		"headers of the server": {"[header]\n  x = \"y\"\n[host.\"https://m.example\"]\n",
+			[]string{front, "https://m.example"}, ""},
 		"headers of a mirror":             {"[host.\"https://m.example\"]\n[host.\"https://m.example\".header]\nx = [\"y\"]\n", []string{front, "https://m.example"}, ""},
 		"a header that looks like a text": {"server = '''\n[host.x]\n'''\n  [ host . \"https://m.example\" ] # indented\n", []string{front, "https://m.example"}, "[host.x]\n"},
-		"lines that end in CR LF":         {"server = \"https://up.example\"\r\n[host.\"https://m.example\"]\r\n", []string{front, "https://m.example"}, "https://up.example"},
+		"lines that end in CR LF": {"server = \"https://up.example\"\r\n[host.\"https://m.example\"]\r\n",
+			[]string{front, "https://m.example"}, "https://up.example"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -171,26 +174,31 @@ func TestContainerdDirectories(t *testing.T) {
 			[]string{here + "_default/hosts.toml", here + "own.example/hosts.toml"}, nil,
 		},
 		"an IPv6 address": {
-			tree{}, []string{"[::1]:5000", "[fd00::1]"}, []string{here + "[::1]_5000_/hosts.toml", here + "[fd00::1]/hosts.toml"}, nil,
+			tree{}, []string{"[::1]:5000", "[fd00::1]"}, []string{here + "[::1]_5000_/hosts.toml",
+				here + "[fd00::1]/hosts.toml"}, nil,
 		},
 		"a registry with a port gets the name that is looked for first": {
 			tree{}, []string{"up.example:5000"}, []string{here + "up.example_5000_/hosts.toml"}, nil,
 		},
 		"a registry with a port whose directory has the other name": {
-			tree{here + "up.example:5000/": ""}, []string{"up.example:5000"}, []string{here + "up.example:5000/hosts.toml"}, nil,
+			tree{here + "up.example:5000/": ""}, []string{"up.example:5000"}, []string{here +
+				"up.example:5000/hosts.toml"}, nil,
 		},
 		"a registry whose directory is a later one of config_path": {
 			tree{"/etc/docker/certs.d/up.example/ca.crt": "PEM"}, []string{"up.example"}, []string{"/etc/docker/certs.d/up.example/hosts.toml"}, nil,
 		},
 		"a default does not hide directories of a later one of config_path": {
-			tree{"/etc/docker/certs.d/up.example/ca.crt": "PEM", "/etc/docker/certs.d/both.example/ca.crt": "PEM", here + "both.example/": ""},
-			nil, []string{here + "_default/hosts.toml", here + "both.example/hosts.toml", "/etc/docker/certs.d/up.example/hosts.toml"},
+			tree{"/etc/docker/certs.d/up.example/ca.crt": "PEM", "/etc/docker/certs.d/both.example/ca.crt": "PEM",
+				here + "both.example/": ""},
+			nil, []string{here + "_default/hosts.toml", here + "both.example/hosts.toml",
+				"/etc/docker/certs.d/up.example/hosts.toml"},
 			map[string]string{here + "up.example": "/etc/docker/certs.d/up.example"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c.before["/etc/containerd/config.toml"] = strings.Replace(configured, "certs.d", "certs.d:/etc/docker/certs.d", 1)
+			c.before["/etc/containerd/config.toml"] = strings.Replace(configured, "certs.d",
+				"certs.d:/etc/docker/certs.d", 1)
 			o := node(t, Containerd, c.before)
 			o.Registries = c.registries
 			before := read(t, o.Root)
@@ -255,7 +263,8 @@ func TestWhatCannotBeChangedIsLeftAndReported(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			o := node(t, Containerd, tree{"/etc/containerd/config.toml": configured, "/etc/containerd/certs.d/up.example/hosts.toml": before})
+			o := node(t, Containerd, tree{"/etc/containerd/config.toml": configured,
+				"/etc/containerd/certs.d/up.example/hosts.toml": before})
 			o.Registries = []string{"up.example", "other.example"}
 			was := read(t, o.Root)
 			result, err := Install(o)
@@ -263,7 +272,8 @@ func TestWhatCannotBeChangedIsLeftAndReported(t *testing.T) {
 			require.Len(t, result.Findings, 1)
 			require.Equal(t, NotMirrored, result.Findings[0].Kind)
 			require.Equal(t, before, content(t, o, "/etc/containerd/certs.d/up.example/hosts.toml"))
-			require.Equal(t, []string{"/etc/containerd/certs.d/other.example/hosts.toml"}, result.Changed, "the others are mirrored all the same")
+			require.Equal(t, []string{"/etc/containerd/certs.d/other.example/hosts.toml"}, result.Changed,
+				"the others are mirrored all the same")
 			_, err = Remove(o)
 			require.NoError(t, err)
 			require.Equal(t, was, read(t, o.Root))
@@ -281,22 +291,28 @@ func TestFindingsOnContainerdsConfiguration(t *testing.T) {
 		want   FindingKind
 		says   string
 	}{
-		"version 3 with config_path":     {tree{config: configured}, "", "", ""},
-		"version 2 with config_path":     {tree{config: v2}, "", "", ""},
-		"config_path in an import":       {tree{config: "version = 3\nimports = [\"conf.d/*.toml\"]\n", "/etc/containerd/conf.d/a.toml": configured}, "", "", ""},
-		"imports that import each other": {tree{config: "imports = [\"/etc/containerd/config.toml\"]\n" + configured}, "", "", ""},
-		"no configuration":               {tree{}, "", ConfigPathUnset, "restart containerd"},
-		"a configuration without it":     {tree{config: "version = 2\n"}, "", ConfigPathUnset, "config_path = \"/etc/containerd/certs.d\""},
-		"an empty one":                   {tree{config: strings.Replace(v2, "/etc/containerd/certs.d", "", 1)}, "", ConfigPathUnset, "restart"},
-		"another directory":              {tree{config: configured}, "/opt/certs.d", ConfigPathElsewhere, "/opt/certs.d"},
+		"version 3 with config_path": {tree{config: configured}, "", "", ""},
+		"version 2 with config_path": {tree{config: v2}, "", "", ""},
+		"config_path in an import": {tree{config: "version = 3\nimports = [\"conf.d/*.toml\"]\n",
+			"/etc/containerd/conf.d/a.toml": configured}, "", "", ""},
+		"imports that import each other": {tree{config: "imports = [\"/etc/containerd/config.toml\"]\n" + configured},
+			"", "", ""},
+		"no configuration": {tree{}, "", ConfigPathUnset, "restart containerd"},
+		"a configuration without it": {tree{config: "version = 2\n"}, "", ConfigPathUnset,
+			"config_path = \"/etc/containerd/certs.d\""},
+		"an empty one": {tree{config: strings.Replace(v2, "/etc/containerd/certs.d", "", 1)}, "",
+			ConfigPathUnset, "restart"},
+		"another directory": {tree{config: configured}, "/opt/certs.d", ConfigPathElsewhere,
+			"/opt/certs.d"},
 		"mirrors in the old form": {
 			tree{config: "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = [\"https://m\"]\n"}, "", LegacyMirrors, "hosts.toml",
 		},
 		"certificates in the old form": {
 			tree{config: "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.configs.\"m\".tls]\nca_file = \"/ca\"\n"}, "", LegacyMirrors, "hosts.toml",
 		},
-		"credentials beside config_path": {tree{config: v2 + "[plugins.\"io.containerd.grpc.v1.cri\".registry.configs.\"m\".auth]\nusername = \"u\"\n"}, "", "", ""},
-		"a file that is no TOML":         {tree{config: "version = "}, "", RuntimeConfigUnreadable, "config_path"},
+		"credentials beside config_path": {tree{config: v2 +
+			"[plugins.\"io.containerd.grpc.v1.cri\".registry.configs.\"m\".auth]\nusername = \"u\"\n"}, "", "", ""},
+		"a file that is no TOML": {tree{config: "version = "}, "", RuntimeConfigUnreadable, "config_path"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -324,7 +340,8 @@ func TestFindingsOnContainerdsConfiguration(t *testing.T) {
 func TestOtherOptionsReplaceEarlierOnes(t *testing.T) {
 	t.Parallel()
 	const dir = "/etc/containerd/certs.d/"
-	o := node(t, Containerd, tree{"/etc/containerd/config.toml": configured, dir + "a.example/hosts.toml": "server = \"https://a\"\n"})
+	o := node(t, Containerd, tree{"/etc/containerd/config.toml": configured,
+		dir + "a.example/hosts.toml": "server = \"https://a\"\n"})
 	before := read(t, o.Root)
 	o.Registries = []string{"a.example", "b.example"}
 	_, err := Install(o)
@@ -332,7 +349,8 @@ func TestOtherOptionsReplaceEarlierOnes(t *testing.T) {
 	o.Registries, o.Endpoint = []string{"b.example", "c.example"}, "http://127.0.0.1:7070/"
 	result, err := Install(o)
 	require.NoError(t, err)
-	require.ElementsMatch(t, []string{dir + "a.example/hosts.toml", dir + "b.example/hosts.toml", dir + "c.example/hosts.toml"}, result.Changed)
+	require.ElementsMatch(t, []string{dir + "a.example/hosts.toml", dir + "b.example/hosts.toml",
+		dir + "c.example/hosts.toml"}, result.Changed)
 	require.Equal(t, "server = \"https://a\"\n", content(t, o, dir+"a.example/hosts.toml"))
 	for _, registry := range []string{"b.example", "c.example"} {
 		list, _ := hosts(t, content(t, o, dir+registry+"/hosts.toml"))
@@ -346,7 +364,8 @@ func TestOtherOptionsReplaceEarlierOnes(t *testing.T) {
 func TestRemovalKeepsWhatSomebodyDidSince(t *testing.T) {
 	t.Parallel()
 	const dir = "/etc/containerd/certs.d/"
-	o := node(t, Containerd, tree{"/etc/containerd/config.toml": configured, dir + "a.example/hosts.toml": "server = \"https://a\"\n"})
+	o := node(t, Containerd, tree{"/etc/containerd/config.toml": configured,
+		dir + "a.example/hosts.toml": "server = \"https://a\"\n"})
 	o.Registries = []string{"a.example", "b.example", "c.example", "d.example"}
 	_, err := Install(o)
 	require.NoError(t, err)
@@ -365,11 +384,13 @@ func TestRemovalKeepsWhatSomebodyDidSince(t *testing.T) {
 	for _, f := range status.Findings {
 		kinds[f.Path] = f.Kind
 	}
-	require.Equal(t, map[string]FindingKind{dir + "a.example/hosts.toml": Edited, dir + "b.example/hosts.toml": Edited, dir + "c.example/hosts.toml": Missing}, kinds)
+	require.Equal(t, map[string]FindingKind{dir + "a.example/hosts.toml": Edited, dir + "b.example/hosts.toml": Edited,
+		dir + "c.example/hosts.toml": Missing}, kinds)
 
 	_, err = Remove(o)
 	require.NoError(t, err)
-	require.Equal(t, "# mine\nserver = \"https://a\"\n[host.\"https://m.example\"]\n", content(t, o, dir+"a.example/hosts.toml"))
+	require.Equal(t, "# mine\nserver = \"https://a\"\n[host.\"https://m.example\"]\n",
+		content(t, o, dir+"a.example/hosts.toml"))
 	require.Equal(t, "server = \"https://b\"\n", content(t, o, dir+"b.example/hosts.toml"))
 	require.NoDirExists(t, filepath.Join(o.Root, dir+"c.example"))
 	require.FileExists(t, filepath.Join(o.Root, dir+"d.example/ca.crt"))
@@ -418,7 +439,8 @@ func TestRemovalWithoutInstallationDoesNothing(t *testing.T) {
 func TestRemovalFindsItsEntriesWhenTheStateIsLost(t *testing.T) {
 	t.Parallel()
 	const dir = "/etc/containerd/certs.d/"
-	o := node(t, Containerd, tree{"/etc/containerd/config.toml": configured, dir + "a.example/hosts.toml": "server = \"https://a\"\n", dir + "_default/": ""})
+	o := node(t, Containerd, tree{"/etc/containerd/config.toml": configured,
+		dir + "a.example/hosts.toml": "server = \"https://a\"\n", dir + "_default/": ""})
 	o.Registries = []string{"a.example", All}
 	before := read(t, o.Root)
 	_, err := Install(o)
@@ -433,7 +455,8 @@ func TestACrashInTheMiddleOfAFileLeavesNoTrace(t *testing.T) {
 	t.Parallel()
 	const dir = "/etc/containerd/certs.d/"
 	setup := tree{
-		"/etc/containerd/config.toml": configured, dir + "a.example/real.toml": "server = \"https://a\"\n", dir + "a.example/hosts.toml": "-> real.toml",
+		"/etc/containerd/config.toml": configured, dir + "a.example/real.toml": "server = \"https://a\"\n",
+		dir + "a.example/hosts.toml": "-> real.toml",
 	}
 	crash := func(t *testing.T) (Options, map[string]string) {
 		t.Helper()
@@ -481,7 +504,8 @@ func TestALinkThatLeadsNowhereLeavesTheOthersToBeMirrored(t *testing.T) {
 	t.Parallel()
 	const dir = "/etc/containerd/certs.d/"
 	o := node(t, Containerd, tree{
-		"/etc/containerd/config.toml": configured, dir + "a.example": "-> /nowhere", dir + "b.example/hosts.toml": "-> /nowhere/hosts.toml",
+		"/etc/containerd/config.toml": configured, dir + "a.example": "-> /nowhere",
+		dir + "b.example/hosts.toml": "-> /nowhere/hosts.toml",
 	})
 	o.Registries = []string{"a.example", "b.example", "c.example"}
 	before := read(t, o.Root)
@@ -500,7 +524,8 @@ func TestALinkThatLeadsNowhereLeavesTheOthersToBeMirrored(t *testing.T) {
 
 func TestALinkedFileStaysALink(t *testing.T) {
 	t.Parallel()
-	o := node(t, K3s, tree{"/etc/rancher/k3s/real.yaml": "configs: {}\n", "/etc/rancher/k3s/registries.yaml": "-> real.yaml"})
+	o := node(t, K3s, tree{"/etc/rancher/k3s/real.yaml": "configs: {}\n",
+		"/etc/rancher/k3s/registries.yaml": "-> real.yaml"})
 	before := read(t, o.Root)
 	_, err := Install(o)
 	require.NoError(t, err)
@@ -517,12 +542,16 @@ func TestK3s(t *testing.T) {
 		registries []string
 		want       map[string][]string
 	}{
-		"nothing there":                 {"", nil, map[string][]string{"*": {front}}},
-		"an empty file":                 {"# later\n", []string{"docker.io"}, map[string][]string{"docker.io": {front}}},
-		"keys without values":           {"mirrors:\n  docker.io:\n", []string{"docker.io"}, map[string][]string{"docker.io": {front}}},
+		"nothing there": {"", nil, map[string][]string{"*": {front}}},
+		"an empty file": {"# later\n", []string{"docker.io"},
+			map[string][]string{"docker.io": {front}}},
+		"keys without values": {"mirrors:\n  docker.io:\n", []string{"docker.io"},
+			map[string][]string{"docker.io": {front}}},
 		"other mirrors and credentials": {"mirrors:\n  docker.io:\n    # near\n    endpoint: [https://m.example, https://n.example]\nconfigs:\n  m.example:\n    auth: {username: u}\n", []string{"docker.io", "quay.io"}, map[string][]string{"docker.io": {front, "https://m.example", "https://n.example"}, "quay.io": {front}}},
-		"all in flow style":             {"{mirrors: {docker.io: {endpoint: [https://m.example]}}, configs: {}}", []string{"docker.io"}, map[string][]string{"docker.io": {front, "https://m.example"}}},
-		"the endpoint is there by hand": {"mirrors: {docker.io: {endpoint: [https://m.example, " + front + "]}}\n", []string{"docker.io"}, map[string][]string{"docker.io": {"https://m.example", front}}},
+		"all in flow style": {"{mirrors: {docker.io: {endpoint: [https://m.example]}}, configs: {}}",
+			[]string{"docker.io"}, map[string][]string{"docker.io": {front, "https://m.example"}}},
+		"the endpoint is there by hand": {"mirrors: {docker.io: {endpoint: [https://m.example, " + front + "]}}\n",
+			[]string{"docker.io"}, map[string][]string{"docker.io": {"https://m.example", front}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -635,7 +664,8 @@ func TestCRIO(t *testing.T) {
 	require.Equal(t, "docker.io", got.Registry[0].Location)
 	require.True(t, got.Registry[0].DigestOnly, "keys of the table in force are copied")
 	require.Equal(t, []mirrorTable{{"127.0.0.1:5050/docker.io", true}, {"m.example", false}}, got.Registry[0].Mirror)
-	require.Equal(t, []mirrorTable{{"127.0.0.1:5050/new.example/x", true}}, got.Registry[1].Mirror, "the front is asked for where the images are")
+	require.Equal(t, []mirrorTable{{"127.0.0.1:5050/new.example/x", true}}, got.Registry[1].Mirror,
+		"the front is asked for where the images are")
 	require.Equal(t, "quay.io", got.Registry[2].Prefix)
 	require.Equal(t, []mirrorTable{{"127.0.0.1:5050/quay.io", true}}, got.Registry[2].Mirror)
 
@@ -740,19 +770,25 @@ func genTree(t *rapid.T) tree {
 			tr[path] = contents[i]
 		}
 	}
-	add("/etc/containerd/config.toml", configured, strings.Replace(configured, "certs.d", "certs.d:/etc/docker/certs.d", 1), "version = 2\n", "broken = ",
-		"", "\n", v2with(""), strings.ReplaceAll(v2with(""), "\n", "\r\n"), "version = 2\nimports = [\"conf.d/*.toml\"]", "plugins = 1\n")
-	add("/etc/containerd/conf.d/a.toml", "", "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\n", v2with(""), v2with("/etc/containerd/certs.d:/x"))
-	add("/etc/containerd/certs.d/linked.example", "-> /etc/docker/certs.d/linked.example", "-> ../docker.io", "-> /nowhere")
+	add("/etc/containerd/config.toml", configured,
+		strings.Replace(configured, "certs.d", "certs.d:/etc/docker/certs.d", 1), "version = 2\n", "broken = ",
+		"", "\n", v2with(""), strings.ReplaceAll(v2with(""), "\n", "\r\n"),
+		"version = 2\nimports = [\"conf.d/*.toml\"]", "plugins = 1\n")
+	add("/etc/containerd/conf.d/a.toml", "", "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\n", v2with(""),
+		v2with("/etc/containerd/certs.d:/x"))
+	add("/etc/containerd/certs.d/linked.example", "-> /etc/docker/certs.d/linked.example", "-> ../docker.io",
+		"-> /nowhere")
 	for _, dir := range []string{"/etc/containerd/certs.d/", "/etc/docker/certs.d/"} {
 		for _, registry := range []string{"docker.io", "up.example:5000", "up.example_5000_", "_default"} {
 			add(dir+registry+"/", "")
 			add(dir+registry+"/ca.crt", "PEM")
-			add(dir+registry+"/hosts.toml", "", "\n", "server = \"https://x\"", "# c\nserver = \"https://x\"\n\n[host.\"https://m\"]\n  ca = \"ca.crt\"\n",
+			add(dir+registry+"/hosts.toml", "", "\n", "server = \"https://x\"",
+				"# c\nserver = \"https://x\"\n\n[host.\"https://m\"]\n  ca = \"ca.crt\"\n",
 				"[host.\""+front+"\"]\n", "host = 1", "[[x]]", "\r\n[header]\r\n")
 		}
 	}
-	add("/etc/rancher/k3s/registries.yaml", "", "mirrors:\n", "# c\nmirrors: {docker.io: {endpoint: [https://m]}}", "configs:\n  a: {tls: {}}\n")
+	add("/etc/rancher/k3s/registries.yaml", "", "mirrors:\n", "# c\nmirrors: {docker.io: {endpoint: [https://m]}}",
+		"configs:\n  a: {tls: {}}\n")
 	add("/etc/containers/registries.conf.d/zz-shoal.conf", "# somebody's", "[[registry]]\nlocation = \"docker.io\"\n")
 	add("/etc/containers/registries.conf", "[[registry]]\nprefix = \"docker.io\"\nblocked = false\n")
 	return tr
@@ -764,7 +800,8 @@ func genOptions(t *rapid.T, root, stateDir string) Options {
 		Endpoint: rapid.SampledFrom([]string{front, "http://[::1]:6060"}).Draw(t, "endpoint"),
 		Root:     root, StateDir: stateDir,
 	}
-	o.Registries = rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"docker.io", "up.example:5000", "quay.io", "[::1]:5000", All}), 0, 3, rapid.ID).Draw(t, "registries")
+	o.Registries = rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"docker.io", "up.example:5000", "quay.io",
+		"[::1]:5000", All}), 0, 3, rapid.ID).Draw(t, "registries")
 	o.Release = rapid.SampledFrom([]string{"", "1.6.20", "2.0.14", "2.1.0", "2.4.2"}).Draw(t, "release")
 	o.FixConfigPath = rapid.Bool().Draw(t, "fix config_path")
 	return o
@@ -816,7 +853,8 @@ func TestInstallationConvergesAfterACrash(t *testing.T) {
 	for steps := range 8 {
 		t.Run(fmt.Sprintf("after %d steps", steps), func(t *testing.T) {
 			t.Parallel()
-			setup := tree{"/etc/containerd/config.toml": configured, "/etc/containerd/certs.d/a.example/hosts.toml": "server = \"https://a\"\n"}
+			setup := tree{"/etc/containerd/config.toml": configured,
+				"/etc/containerd/certs.d/a.example/hosts.toml": "server = \"https://a\"\n"}
 			straight, broken := node(t, Containerd, setup), node(t, Containerd, setup)
 			straight.Registries = []string{"a.example", "b.example", All}
 			broken.Registries = straight.Registries

@@ -10,7 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Somebody's odd entry costs that registry its mirror, and nothing else: neither the others, nor the removal, nor an end.
+// Somebody's odd entry costs that registry its mirror, and nothing else: neither the others, nor the removal, nor an
+// end.
 func TestInstall_PassesOverWhatNoRuntimeCouldReadEither(t *testing.T) {
 	t.Parallel()
 	for name, place := range map[string]func(t *testing.T, dir string){
@@ -32,7 +33,8 @@ func TestInstall_PassesOverWhatNoRuntimeCouldReadEither(t *testing.T) {
 		},
 		"a file of many megabytes": func(t *testing.T, dir string) {
 			require.NoError(t, os.Mkdir(dir, 0o755))
-			require.NoError(t, os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(strings.Repeat("# x\n", 2<<20)), 0o600))
+			require.NoError(t, os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(strings.Repeat("# x\n", 2<<20)),
+				0o600))
 		},
 		"no TOML": func(t *testing.T, dir string) {
 			require.NoError(t, os.Mkdir(dir, 0o755))
@@ -49,7 +51,8 @@ func TestInstall_PassesOverWhatNoRuntimeCouldReadEither(t *testing.T) {
 
 			result, err := Install(o)
 			require.NoError(t, err)
-			require.ElementsMatch(t, []string{certs + "_default/hosts.toml", certs + "quay.io/hosts.toml"}, result.Changed)
+			require.ElementsMatch(t, []string{certs + "_default/hosts.toml", certs + "quay.io/hosts.toml"},
+				result.Changed)
 			require.Equal(t, []FindingKind{NotMirrored}, kinds(result), result.Findings)
 			require.Equal(t, certs+"odd.example/hosts.toml", result.Findings[0].Path)
 			status, err := Status(o)
@@ -76,7 +79,8 @@ func TestInstall_ARegistryWhoseFileMayNotBeWrittenCostsNoOtherItsMirror(t *testi
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to mount")
 	}
-	o := node(t, Containerd, tree{config: configured, certs + "a.example/hosts.toml": "server = \"https://a\"\n", certs + "quay.io/hosts.toml": "server = \"https://q\"\n"})
+	o := node(t, Containerd, tree{config: configured, certs + "a.example/hosts.toml": "server = \"https://a\"\n",
+		certs + "quay.io/hosts.toml": "server = \"https://q\"\n"})
 	protected := filepath.Join(o.Root, certs, "a.example")
 	if err := syscall.Mount(protected, protected, "", syscall.MS_BIND, ""); err != nil {
 		t.Skip("nothing can be mounted here: ", err)

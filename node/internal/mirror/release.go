@@ -13,12 +13,13 @@ type release struct{ major, minor, patch int }
 func (r release) String() string { return fmt.Sprintf("%d.%d", r.major, r.minor) }
 
 func (r release) before(other release) bool {
-	return cmp.Or(cmp.Compare(r.major, other.major), cmp.Compare(r.minor, other.minor), cmp.Compare(r.patch, other.patch)) < 0
+	return cmp.Or(cmp.Compare(r.major, other.major), cmp.Compare(r.minor, other.minor),
+		cmp.Compare(r.patch, other.patch)) < 0
 }
 
 var (
-	// firstTransfer is the first release whose CRI plugin pulls with the transfer service, which takes config_path, list or
-	// not, for one directory.
+	// firstTransfer is the first release whose CRI plugin pulls with the transfer service, which takes config_path,
+	// list or not, for one directory.
 	firstTransfer = release{2, 1, 0}
 	// firstDefaultPath is the first release that has a config_path where the configuration sets none.
 	firstDefaultPath = release{2, 2, 0}
@@ -32,8 +33,8 @@ var knownReleases = []release{{1, 7, newest}, {2, 0, newest}, firstTransfer, fir
 // newest is higher than the last number of any release.
 const newest = 1000
 
-// globsHere tells of a release of containerd 1 that looks for what a relative pattern imports in its working directory, which
-// for a service is the root, and not beside the file.
+// globsHere tells of a release of containerd 1 that looks for what a relative pattern imports in its working directory,
+// which for a service is the root, and not beside the file.
 func (r release) globsHere() bool {
 	return r.before(release{1, 6, 29}) || r.minor == 7 && r.before(release{1, 7, 16})
 }

@@ -45,7 +45,8 @@ func containerds(t *testing.T) map[release]string {
 			continue
 		}
 		version := strings.Fields(string(out))[2]
-		if version == "" || version == "1.7.0+unknown" || strings.HasPrefix(version, "2.") && strings.HasSuffix(version, "+unknown") {
+		if version == "" || version == "1.7.0+unknown" || strings.HasPrefix(version, "2.") &&
+			strings.HasSuffix(version, "+unknown") {
 			version = strings.TrimPrefix(filepath.Base(filepath.Dir(program)), "containerd-")
 		}
 		r, ok := parseRelease(version)
@@ -73,7 +74,8 @@ func TestSettings_AreThoseThatContainerdDumps(t *testing.T) {
 				dir := t.TempDir()
 				tr := rapid.Custom(func(t *rapid.T) tree {
 					tr := tree{}
-					for _, path := range []string{"/config.toml", "/conf.d/10.toml", "/conf.d/20.toml", "/nested/n.toml"} {
+					for _, path := range []string{"/config.toml", "/conf.d/10.toml", "/conf.d/20.toml",
+						"/nested/n.toml"} {
 						tr[path] = genConfig(t, path, dir)
 					}
 					return tr
@@ -82,7 +84,8 @@ func TestSettings_AreThoseThatContainerdDumps(t *testing.T) {
 				dump := exec.CommandContext(t.Context(), program, "--config", dir+"/config.toml", "config", "dump")
 				dump.Dir = "/" // as a service
 				out, err := dump.Output()
-				files, readErr := readConfigFiles(Options{RuntimeConfig: dir + "/config.toml", Root: "/", Release: fmt.Sprintf("%d.%d.%d", r.major, r.minor, r.patch), asIs: true})
+				files, readErr := readConfigFiles(Options{RuntimeConfig: dir + "/config.toml", Root: "/",
+					Release: fmt.Sprintf("%d.%d.%d", r.major, r.minor, r.patch), asIs: true})
 				require.NoError(t, readErr)
 				got := settingsOf(files, r)
 				if err != nil {
@@ -114,7 +117,8 @@ func genConfig(t *rapid.T, path, dir string) string {
 	}
 	switch path {
 	case "/config.toml":
-		draw("imports", "", "imports = [\"conf.d/*.toml\"]\n", fmt.Sprintf("imports = [%q, %q]\n", dir+"/conf.d/20.toml", dir+"/conf.d/*.toml"))
+		draw("imports", "", "imports = [\"conf.d/*.toml\"]\n",
+			fmt.Sprintf("imports = [%q, %q]\n", dir+"/conf.d/20.toml", dir+"/conf.d/*.toml"))
 	case "/conf.d/10.toml":
 		draw("imports", "", "imports = [\"../nested/n.toml\"]\n", "imports = [\"../config.toml\"]\n")
 	}
@@ -129,13 +133,17 @@ func genConfig(t *rapid.T, path, dir string) string {
 		fmt.Fprintf(&b, "[%s]\n", section)
 		draw(section, "", "sandbox_image = \"x\"\n", "max_concurrent_downloads = 3\n", "max_concurrent_downloads = 5\n")
 		if plugin != criV3 {
-			draw(section+".containerd", "", "", fmt.Sprintf("[%s.containerd]\ndiscard_unpacked_layers = true\n", section),
+			draw(section+".containerd", "", "", fmt.Sprintf("[%s.containerd]\ndiscard_unpacked_layers = true\n",
+				section),
 				fmt.Sprintf("[%s.containerd]\ndiscard_unpacked_layers = true\n[%s.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n", section, section))
 		} else {
-			draw(section+".discard", "", "discard_unpacked_layers = true\n", "discard_unpacked_layers = false\n", "use_local_image_pull = true\n")
+			draw(section+".discard", "", "discard_unpacked_layers = true\n", "discard_unpacked_layers = false\n",
+				"use_local_image_pull = true\n")
 		}
-		draw(section+".registry", "", fmt.Sprintf("[%s.registry]\n", section), fmt.Sprintf("[%s.registry]\nconfig_path = \"\"\n", section),
-			fmt.Sprintf("[%s.registry]\nconfig_path = \"/a\"\n", section), fmt.Sprintf("[%s.registry]\nconfig_path = \"/a:/b\"\n", section),
+		draw(section+".registry", "", fmt.Sprintf("[%s.registry]\n", section),
+			fmt.Sprintf("[%s.registry]\nconfig_path = \"\"\n", section),
+			fmt.Sprintf("[%s.registry]\nconfig_path = \"/a\"\n",
+				section), fmt.Sprintf("[%s.registry]\nconfig_path = \"/a:/b\"\n", section),
 			fmt.Sprintf("[%s.registry.mirrors.\"docker.io\"]\nendpoint = [\"https://m\"]\n", section))
 	}
 	return b.String()

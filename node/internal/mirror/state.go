@@ -41,7 +41,8 @@ type record struct {
 	Original []byte      `json:"original,omitempty"`
 	// Written are the SHA-256 digests of the contents that Install wrote or was about to write when it was interrupted.
 	Written []string `json:"written"`
-	// Mark is what shows that the file holds what Install wrote. Empty: not known, of an earlier version of this program.
+	// Mark is what shows that the file holds what Install wrote. Empty: not known, of an earlier version of this
+	// program.
 	Mark string `json:"mark,omitempty"`
 	// Restart tells that the runtime reads the file only when it starts.
 	Restart bool `json:"restart,omitempty"`
@@ -58,7 +59,8 @@ func (r *record) mentions(content []byte) bool {
 
 // unmarked says what is to be done about a file that mentions the agent with no markers around it.
 func (r *record) unmarked() string {
-	return fmt.Sprintf("was edited since it was written, and what holds %s is no longer marked; take that out by hand", r.Mark)
+	return fmt.Sprintf("was edited since it was written, and what holds %s is no longer marked; take that out by hand",
+		r.Mark)
 }
 
 func digestOf(content []byte) string {

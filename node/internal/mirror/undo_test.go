@@ -68,7 +68,8 @@ func TestRemove_FindsMarkersThatAnEditorHasTouched(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			o := node(t, Containerd, tree{config: configured, certs + "a.example/hosts.toml": "server = \"https://a\"\n"})
+			o := node(t, Containerd, tree{config: configured,
+				certs + "a.example/hosts.toml": "server = \"https://a\"\n"})
 			o.Registries = []string{"a.example"}
 			_, err := Install(o)
 			require.NoError(t, err)
@@ -101,9 +102,11 @@ func TestRemove_SaysWhatItCannotUndo(t *testing.T) {
 		before     string
 		registries []string
 	}{
-		"hosts.toml":      {Containerd, certs + "a.example/hosts.toml", "server = \"https://a\"\n", []string{"a.example", "b.example"}},
-		"config.toml":     {Containerd, config, v2with(""), nil},
-		"registries.yaml": {K3s, "/etc/rancher/k3s/registries.yaml", "mirrors:\n  docker.io:\n    endpoint: [https://m]\n", []string{"docker.io"}},
+		"hosts.toml": {Containerd, certs + "a.example/hosts.toml", "server = \"https://a\"\n",
+			[]string{"a.example", "b.example"}},
+		"config.toml": {Containerd, config, v2with(""), nil},
+		"registries.yaml": {K3s, "/etc/rancher/k3s/registries.yaml",
+			"mirrors:\n  docker.io:\n    endpoint: [https://m]\n", []string{"docker.io"}},
 		"registries.conf": {CRIO, "/etc/containers/registries.conf.d/zz-shoal.conf", "", []string{"docker.io"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -132,7 +135,8 @@ func TestRemove_SaysWhatItCannotUndo(t *testing.T) {
 
 			reinstalled, err := Install(o)
 			require.NoError(t, err)
-			require.Subset(t, []FindingKind{NotMirrored, NotUndone, RestartNeeded}, kinds(reinstalled), "nor is it taken for somebody's own now")
+			require.Subset(t, []FindingKind{NotMirrored, NotUndone, RestartNeeded}, kinds(reinstalled),
+				"nor is it taken for somebody's own now")
 			require.NotEmpty(t, kinds(reinstalled))
 			_, err = Remove(o)
 			require.ErrorIs(t, err, ErrNotUndone)
@@ -191,7 +195,8 @@ func TestK3s_ARegistryThatIsNamedKeepsTheMirrorsOfAll(t *testing.T) {
 	document, err := parseYAML([]byte(now))
 	require.NoError(t, err)
 	endpoints := func(registry string) (all []string) {
-		for _, n := range lookupYAML(lookupYAML(lookupYAML(document.Content[0], "mirrors"), registry), "endpoint").Content {
+		for _, n := range lookupYAML(lookupYAML(lookupYAML(document.Content[0], "mirrors"), registry),
+			"endpoint").Content {
 			all = append(all, n.Value)
 		}
 		return all
@@ -203,7 +208,9 @@ func TestK3s_ARegistryThatIsNamedKeepsTheMirrorsOfAll(t *testing.T) {
 	_, err = Remove(o)
 	require.NoError(t, err)
 	require.NotContains(t, content(t, o, path), "docker.io")
-	require.NoError(t, os.WriteFile(filepath.Join(o.Root, path), []byte("mirrors:\n  \"*\":\n    endpoint: [https://m, https://n]\n  own.example:\n    endpoint: [https://o]\n"), 0o640))
+	require.NoError(t, os.WriteFile(filepath.Join(o.Root, path),
+		[]byte("mirrors:\n  \"*\":\n    endpoint: [https://m, https://n]\n  own.example:\n    endpoint: [https://o]\n"),
+		0o640))
 	require.Equal(t, before, read(t, o.Root))
 }
 

@@ -43,8 +43,8 @@ func tokens(pattern string) []token {
 	return all
 }
 
-// matchTokens keeps the set of positions of s that the tokens so far can reach, so its time is bounded by the product of
-// the two lengths.
+// matchTokens keeps the set of positions of s that the tokens so far can reach, so its time is bounded by the product
+// of the two lengths.
 func matchTokens(pattern []token, s string) bool {
 	reached := make([]bool, len(s)+1)
 	reached[0] = true
@@ -76,7 +76,8 @@ func checkPattern(pattern string) error {
 			return fmt.Errorf("pattern %q: %q occurs in no repository; want host/path such as registry.example/team-*/**", pattern, c)
 		}
 	}
-	if pattern == "" || strings.Contains(pattern, "//") || strings.HasPrefix(pattern, "/") || strings.Contains(pattern, "***") {
+	if pattern == "" || strings.Contains(pattern, "//") || strings.HasPrefix(pattern, "/") ||
+		strings.Contains(pattern, "***") {
 		return fmt.Errorf("pattern %q matches nothing; want host/path such as registry.example/team-*/**", pattern)
 	}
 	return nil

@@ -40,8 +40,8 @@ func (l *Live) Store(p *Policy) {
 }
 
 // Subscribe calls changed with the policy in force before it returns, and from then on with each new one, in order and
-// one at a time, until the returned function is called. changed must not block, and must not call Store, Subscribe or the
-// returned function.
+// one at a time, until the returned function is called. changed must not block, and must not call Store, Subscribe or
+// the returned function.
 func (l *Live) Subscribe(changed func(*Policy)) (unsubscribe func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

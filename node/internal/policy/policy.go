@@ -29,8 +29,8 @@ type (
 const (
 	// PullThrough takes content from the node, from peers, and from the registry, and caches it.
 	PullThrough = v1alpha1.ModePullThrough
-	// PeersOnly takes content from the node and from peers. What none of them holds is not found, and the runtime goes to the
-	// registry itself. What the runtime holds is still shared.
+	// PeersOnly takes content from the node and from peers. What none of them holds is not found, and the runtime goes
+	// to the registry itself. What the runtime holds is still shared.
 	PeersOnly = v1alpha1.ModePeersOnly
 	// Bypass answers not found to everything, as if the node had no cache: the runtime goes to the registry itself.
 	Bypass = v1alpha1.ModeBypass
@@ -40,7 +40,8 @@ const (
 	// Exempt serves cached content to every caller of the registry front, without asking the registry.
 	Exempt = v1alpha1.AuthorizeExempt
 
-	// Remembered serves callers whose credentials the registry has accepted for the repository before, however long ago.
+	// Remembered serves callers whose credentials the registry has accepted for the repository before, however long
+	// ago.
 	Remembered = v1alpha1.UnreachableRemembered
 	// Deny serves nobody once an earlier acceptance is older than Authorization.TTL.
 	Deny = v1alpha1.UnreachableDeny
@@ -155,11 +156,12 @@ func (p *Policy) For(repo content.Repository) Rule {
 }
 
 // Validate returns every problem of the policy joined, each naming the field, its value and what is allowed; nil where
-// there is none. A pattern that matches nothing is no problem if it is well-formed: the API server once took such patterns, and
-// they are no reason to do without the rest of the policy.
+// there is none. A pattern that matches nothing is no problem if it is well-formed: the API server once took such
+// patterns, and they are no reason to do without the rest of the policy.
 func (p *Policy) Validate() error { return p.validate(checkPattern) }
 
-// ValidateWritten is Validate for a policy that is written for this agent: a pattern that matches nothing is a mistake in it.
+// ValidateWritten is Validate for a policy that is written for this agent: a pattern that matches nothing is a mistake
+// in it.
 func (p *Policy) ValidateWritten() error { return p.validate(v1alpha1.CheckPattern) }
 
 func (p *Policy) validate(checkPattern func(string) error) error {
@@ -168,7 +170,8 @@ func (p *Policy) validate(checkPattern func(string) error) error {
 		problems = append(problems, r.validate(fmt.Sprintf("rules[%d]", i), checkPattern)...)
 	}
 	problems = append(problems, p.Default.validate("defaults", checkPattern)...)
-	problems = append(problems, checkSpeed("bandwidth.upload", p.Bandwidth.Upload), checkSpeed("bandwidth.download", p.Bandwidth.Download))
+	problems = append(problems, checkSpeed("bandwidth.upload", p.Bandwidth.Upload),
+		checkSpeed("bandwidth.download", p.Bandwidth.Download))
 	return errors.Join(append(problems, p.Store.validate()...)...)
 }
 
@@ -224,7 +227,8 @@ func (s Store) validate() []error {
 	case s.HighWatermark == 0 && s.LowWatermark == 0:
 	case !(s.LowWatermark > 0 && s.LowWatermark < s.HighWatermark && s.HighWatermark <= 1):
 		problems = append(problems, fmt.Errorf(
-			"store.lowWatermark, store.highWatermark: %v and %v; want 0 < low < high <= 1, or neither", s.LowWatermark, s.HighWatermark))
+			"store.lowWatermark, store.highWatermark: %v and %v; want 0 < low < high <= 1, or neither", s.LowWatermark,
+			s.HighWatermark))
 	}
 	switch s.Eviction {
 	case "", LRU, SLRU:

@@ -32,17 +32,18 @@ func TestMatch(t *testing.T) {
 		"two stars at the end match what stands before as well": {"x.example/a/**", "x.example/a", true},
 		"two stars at the end respect the part before":          {"x.example/a/**", "x.example/ab", false},
 		"patterns of host and path, together":                   {"*.example/team-*/**", "x.example/team-1/a/b", true},
-		"patterns of host and path, another group":              {"*.example/team-*/**", "x.example/group-1/a/b", false},
-		"two stars in front of a longer name":                   {"**/redis", "x.example/library/redis2", false},
-		"a port":                                                {"x.example:5000/*", "x.example:5000/app", true},
-		"two stars match everything":                            {"**", "x.example/a/b", true},
-		"two stars in the middle":                               {"**/app", "x.example/a/b/app", true},
-		"parts match in order":                                  {"x/*a*b", "x/1a2b", true},
-		"parts do not match out of order":                       {"x/*a*b", "x/1b2a", false},
-		"a star gives back what a later part needs":             {"x/*ab", "x/aab", true},
-		"a dot is a dot":                                        {"x.example/app", "xxexample/app", false},
-		"two stars at the end end no host's name":               {"x.example/**", "x.example.org/app", false},
-		"two stars give back what a later part needs":           {"**/b/*", "x/b/b/c", true},
+		"patterns of host and path, another group": {"*.example/team-*/**", "x.example/group-1/a/b",
+			false},
+		"two stars in front of a longer name":         {"**/redis", "x.example/library/redis2", false},
+		"a port":                                      {"x.example:5000/*", "x.example:5000/app", true},
+		"two stars match everything":                  {"**", "x.example/a/b", true},
+		"two stars in the middle":                     {"**/app", "x.example/a/b/app", true},
+		"parts match in order":                        {"x/*a*b", "x/1a2b", true},
+		"parts do not match out of order":             {"x/*a*b", "x/1b2a", false},
+		"a star gives back what a later part needs":   {"x/*ab", "x/aab", true},
+		"a dot is a dot":                              {"x.example/app", "xxexample/app", false},
+		"two stars at the end end no host's name":     {"x.example/**", "x.example.org/app", false},
+		"two stars give back what a later part needs": {"**/b/*", "x/b/b/c", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -91,11 +92,16 @@ func TestFirstMatchingRuleWins(t *testing.T) {
 		repo content.Repository
 		want policy.Mode
 	}{
-		"the first of two that match":         {content.Repository{Registry: "registry.example:5000", Name: "team/secrets/a"}, policy.Bypass},
-		"the second where the first does not": {content.Repository{Registry: "registry.example:5000", Name: "team/open"}, policy.PeersOnly},
-		"case of the host does not matter":    {content.Repository{Registry: "REGISTRY.example:5000", Name: "team/open"}, policy.PeersOnly},
-		"Docker Hub by each of its names":     {content.Repository{Registry: "registry-1.docker.io", Name: "library/a"}, policy.Bypass},
-		"the default where none does":         {content.Repository{Registry: "other.example", Name: "team/secret"}, policy.PullThrough},
+		"the first of two that match": {content.Repository{Registry: "registry.example:5000",
+			Name: "team/secrets/a"}, policy.Bypass},
+		"the second where the first does not": {content.Repository{Registry: "registry.example:5000",
+			Name: "team/open"}, policy.PeersOnly},
+		"case of the host does not matter": {content.Repository{Registry: "REGISTRY.example:5000",
+			Name: "team/open"}, policy.PeersOnly},
+		"Docker Hub by each of its names": {content.Repository{Registry: "registry-1.docker.io", Name: "library/a"},
+			policy.Bypass},
+		"the default where none does": {content.Repository{Registry: "other.example", Name: "team/secret"},
+			policy.PullThrough},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -122,8 +128,10 @@ func TestValidateNamesEveryProblem(t *testing.T) {
 	err := p.Validate()
 	require.Error(t, err)
 	for _, part := range []string{
-		"rules[0].match[1]", "rules[0].match[2]", "rules[0].match[3]", "rules[0].match[4]", "rules[0].mode", "rules[0].authorization.mode",
-		"rules[0].authorization.onUnreachable", "rules[0].tagTTL", "rules[0].authorization.ttl", "rules[0].rateLimit.requestsPerSecond",
+		"rules[0].match[1]", "rules[0].match[2]", "rules[0].match[3]", "rules[0].match[4]", "rules[0].mode",
+		"rules[0].authorization.mode",
+		"rules[0].authorization.onUnreachable", "rules[0].tagTTL", "rules[0].authorization.ttl",
+		"rules[0].rateLimit.requestsPerSecond",
 		"rules[0].rateLimit.bytesPerSecond", "bandwidth.upload", "bandwidth.download",
 		"store.lowWatermark", "store.eviction", "store.capacity", "store.minFree",
 	} {
@@ -220,7 +228,8 @@ func TestLiveEndsWithTheLastPolicyEverywhere(t *testing.T) {
 func TestSizeIsWrittenInItsLargestUnit(t *testing.T) {
 	t.Parallel()
 	for want, size := range map[string]policy.Size{
-		"0": {}, "80%": {Share: 0.8}, "3TiB": {Bytes: 3 << 40}, "1025KiB": {Bytes: 1<<20 + 1<<10}, "1500": {Bytes: 1500},
+		"0": {}, "80%": {Share: 0.8}, "3TiB": {Bytes: 3 << 40}, "1025KiB": {Bytes: 1<<20 + 1<<10},
+		"1500": {Bytes: 1500},
 	} {
 		require.Equal(t, want, size.String())
 	}

@@ -41,7 +41,8 @@ func ParseSize(text string) (Size, error) {
 	}
 	factor, ok := units[unit]
 	if !ok {
-		return Size{}, fmt.Errorf("size %q: unit %q is unknown; want KiB, MiB, GiB, TiB, kB, MB, GB, TB or %%", text, unit)
+		return Size{}, fmt.Errorf("size %q: unit %q is unknown; want KiB, MiB, GiB, TiB, kB, MB, GB, TB or %%", text,
+			unit)
 	}
 	bytes := number * factor
 	if bytes >= math.MaxInt64 {

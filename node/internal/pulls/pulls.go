@@ -1,8 +1,8 @@
-// Package pulls remembers how the last pulls of this node went, so that somebody who finds one slow can be told why, and leaves one
-// line in the log for each: what came from where.
+// Package pulls remembers how the last pulls of this node went, so that somebody who finds one slow can be told why,
+// and leaves one line in the log for each: what came from where.
 //
-// The registry front tells it of requests, and package fetch of what came for them. A pull is what is asked of one repository
-// without a pause of more than Quiet. Nothing here is waited for, and all that is kept is bounded.
+// The registry front tells it of requests, and package fetch of what came for them. A pull is what is asked of one
+// repository without a pause of more than Quiet. Nothing here is waited for, and all that is kept is bounded.
 package pulls
 
 import (

@@ -43,14 +43,16 @@ func pullOf(r *pulls.Record, name string, layers ...int64) {
 	start := time.Now()
 	time.Sleep(300 * time.Millisecond)
 	end(pulls.Answer{
-		Kind: "manifest", Reference: "7", Digest: "sha256:aa", Code: "200", Bytes: 1000, Start: start, Took: time.Since(start),
+		Kind: "manifest", Reference: "7", Digest: "sha256:aa", Code: "200", Bytes: 1000, Start: start,
+		Took:    time.Since(start),
 		Resolve: 300 * time.Millisecond, Authorize: 300 * time.Millisecond, FirstByte: 300 * time.Millisecond,
 	})
 	for i, n := range layers {
 		end := r.Asked("docker.io", name)
 		start := time.Now()
 		time.Sleep(time.Second)
-		end(pulls.Answer{Kind: "blob", Reference: layer(i), Digest: layer(i), Code: "200", Bytes: n, Start: start, FirstByte: 10, Took: time.Since(start)})
+		end(pulls.Answer{Kind: "blob", Reference: layer(i), Digest: layer(i), Code: "200", Bytes: n, Start: start,
+			FirstByte: 10, Took: time.Since(start)})
 	}
 }
 
@@ -75,7 +77,8 @@ func TestPull_LeavesOneLineThatSaysWhatCameFromWhere(t *testing.T) {
 		require.Equal(t, []string{"docker.io"}, r.Registries())
 	})
 	require.Equal(t, 1, bytes.Count([]byte(log), []byte("\n")), log)
-	require.Contains(t, log, "image=docker.io/library/redis:7 took=2.3s parts=3 fromThisNode=4.0MiB fromPeers=7.0MiB fromRegistry=3.0MiB")
+	require.Contains(t, log,
+		"image=docker.io/library/redis:7 took=2.3s parts=3 fromThisNode=4.0MiB fromPeers=7.0MiB fromRegistry=3.0MiB")
 }
 
 func collector(t *testing.T, reg *prometheus.Registry) prometheus.Collector {
@@ -121,7 +124,8 @@ func TestPull_OfTheSameImageLaterIsAnother(t *testing.T) {
 func TestPull_OldFetchesBringNothingForIt(t *testing.T) {
 	t.Parallel()
 	recording(t, func(r *pulls.Record, _ *prometheus.Registry) {
-		r.Fetched(pulls.Fetched{Digest: layer(0), Start: time.Now(), PullFetch: view.PullFetch{Took: time.Second, FromUpstream: mib}})
+		r.Fetched(pulls.Fetched{Digest: layer(0), Start: time.Now(),
+			PullFetch: view.PullFetch{Took: time.Second, FromUpstream: mib}})
 		time.Sleep(time.Hour)
 		pullOf(r, "library/redis", mib)
 		local, _, upstream := r.Pulls()[0].Sources()
@@ -160,20 +164,28 @@ func TestWhy_NamesWhatMadeAPullSlow(t *testing.T) {
 		part view.PullPart
 		says string
 	}{
-		"a registry that is slow to resolve":   {view.PullPart{Resolve: 2 * time.Second, Authorize: 2 * time.Second}, "the registry took 2s to say what the tag names"},
-		"a registry that is slow to authorize": {view.PullPart{Authorize: 3 * time.Second}, "the registry took 3s to say whether the caller may read"},
-		"a failure":                            {view.PullPart{Code: "503", Kind: "blob", Problem: "no such host"}, "was answered with 503: no such host"},
+		"a registry that is slow to resolve": {view.PullPart{Resolve: 2 * time.Second, Authorize: 2 * time.Second},
+			"the registry took 2s to say what the tag names"},
+		"a registry that is slow to authorize": {view.PullPart{Authorize: 3 * time.Second},
+			"the registry took 3s to say whether the caller may read"},
+		"a failure": {view.PullPart{Code: "503", Kind: "blob", Problem: "no such host"},
+			"was answered with 503: no such host"},
 		"a blob that nobody else had": {view.PullPart{Kind: "blob", Fetch: &view.PullFetch{FromUpstream: mib}},
 			"came from the registry alone"},
-		"a full disk":                {view.PullPart{Fetch: &view.PullFetch{Outcome: "passed through"}}, "the store has no room"},
-		"a DHT that is slow":         {view.PullPart{Fetch: &view.PullFetch{Discovery: time.Second}}, "it took 1s to find out who else has or wants"},
-		"a coordinator that is slow": {view.PullPart{Fetch: &view.PullFetch{Discovery: 1, Plan: 4 * time.Second}}, "took 4s to say what to ask of whom"},
+		"a full disk": {view.PullPart{Fetch: &view.PullFetch{Outcome: "passed through"}},
+			"the store has no room"},
+		"a DHT that is slow": {view.PullPart{Fetch: &view.PullFetch{Discovery: time.Second}},
+			"it took 1s to find out who else has or wants"},
+		"a coordinator that is slow": {view.PullPart{Fetch: &view.PullFetch{Discovery: 1, Plan: 4 * time.Second}},
+			"took 4s to say what to ask of whom"},
 		"bytes that took their time": {view.PullPart{Kind: "blob", Bytes: 10 * mib, Took: 5 * time.Second,
-			Fetch: &view.PullFetch{FromPeers: 10 * mib, Peers: map[string]int64{"a": 1, "b": 2}}}, "5s of 10.0MiB (2.0MiB/s): 10.0MiB from 2 peers"},
+			Fetch: &view.PullFetch{FromPeers: 10 * mib,
+				Peers: map[string]int64{"a": 1, "b": 2}}}, "5s of 10.0MiB (2.0MiB/s): 10.0MiB from 2 peers"},
 		"nothing at all": {view.PullPart{}, "nothing was slow"},
 	} {
 		var said bytes.Buffer
-		require.NoError(t, view.WritePull(&said, "node1", view.Pull{Repository: "docker.io/library/redis", Reference: "7", Parts: []view.PullPart{c.part}}))
+		require.NoError(t, view.WritePull(&said, "node1",
+			view.Pull{Repository: "docker.io/library/redis", Reference: "7", Parts: []view.PullPart{c.part}}))
 		require.Contains(t, said.String(), c.says, what)
 	}
 }

@@ -43,7 +43,8 @@ func TestConformsToTheDistributionSpecification(t *testing.T) {
 		"OCI_RO_DATA_REFERRERS="+img.manifest.String())
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
-	for _, name := range []string{"Blob get", "Blob head", "Manifest get by digest", "Manifest get by tag", "Manifest head by digest",
+	for _, name := range []string{"Blob get", "Blob head", "Manifest get by digest", "Manifest get by tag",
+		"Manifest head by digest",
 		"Manifest head by tag", "Tag listing", "Referrers"} {
 		require.Regexp(t, regexp.QuoteMeta(name)+`\.*: +Pass\n`, string(out), "the suite has tried it")
 	}

@@ -101,7 +101,8 @@ func TestARealClientPullsFromTheDistributionRegistryWithItsPassword(t *testing.T
 	for range 2 { // cold, then warm
 		_, err = remote.Image(mirror, remote.WithTransport(plain))
 		require.ErrorContains(t, err, "UNAUTHORIZED")
-		_, err = remote.Image(mirror, remote.WithAuth(&authn.Basic{Username: "alice", Password: "wrong"}), remote.WithTransport(plain))
+		_, err = remote.Image(mirror, remote.WithAuth(&authn.Basic{Username: "alice", Password: "wrong"}),
+			remote.WithTransport(plain))
 		require.ErrorContains(t, err, "UNAUTHORIZED")
 		got, err := remote.Image(mirror, remote.WithAuth(password), remote.WithTransport(plain))
 		require.NoError(t, err)

@@ -23,10 +23,12 @@ func (e *apiError) Error() string { return e.message }
 
 var (
 	errNoSuchPath = &apiError{http.StatusNotFound, "UNSUPPORTED", "no such path in the distribution pull API"}
-	errReadOnly   = &apiError{http.StatusMethodNotAllowed, "UNSUPPORTED", "this registry is a cache: push to the registry itself"}
-	errBypass     = &apiError{http.StatusNotFound, "NAME_UNKNOWN", "the policy has this repository bypass the cache"}
-	errLoop       = &apiError{http.StatusLoopDetected, "UNSUPPORTED", "the request comes from an agent: a registry leads back to the cache"}
-	errDraining   = &apiError{http.StatusServiceUnavailable, "UNAVAILABLE", "shutting down"}
+	errReadOnly   = &apiError{http.StatusMethodNotAllowed, "UNSUPPORTED",
+		"this registry is a cache: push to the registry itself"}
+	errBypass = &apiError{http.StatusNotFound, "NAME_UNKNOWN", "the policy has this repository bypass the cache"}
+	errLoop   = &apiError{http.StatusLoopDetected, "UNSUPPORTED",
+		"the request comes from an agent: a registry leads back to the cache"}
+	errDraining = &apiError{http.StatusServiceUnavailable, "UNAVAILABLE", "shutting down"}
 )
 
 // errSlow is the cause of a context that ended because nothing came within the time to the first byte.
@@ -67,8 +69,8 @@ func (x *exchange) classify(err error) *apiError {
 	}
 	if up, ok := errors.AsType[*content.UpstreamError](err); ok {
 		status := relayed(up.Status)
-		// A client that names the registry by ns has the registry to go to. containerd asks a host that throttles six times over
-		// before it does, and one that is not available once.
+		// A client that names the registry by ns has the registry to go to. containerd asks a host that throttles six
+		// times over before it does, and one that is not available once.
 		if content.Throttled(up) && x.R.URL.Query().Has("ns") {
 			status = http.StatusServiceUnavailable
 		}
@@ -85,8 +87,8 @@ func (x *exchange) classify(err error) *apiError {
 	return &apiError{http.StatusServiceUnavailable, "UNAVAILABLE", err.Error()}
 }
 
-// relayed is the status that tells the caller of a registry's answer that was no success. What is no error either would be
-// taken for content, or end a pull: containerd goes to no other host after a 3xx. And 416 is about a range that this
+// relayed is the status that tells the caller of a registry's answer that was no success. What is no error either would
+// be taken for content, or end a pull: containerd goes to no other host after a 3xx. And 416 is about a range that this
 // node asked for.
 func relayed(status int) int {
 	if status < http.StatusBadRequest || status == http.StatusRequestedRangeNotSatisfiable {

@@ -1,10 +1,10 @@
 // Package registry is the registry front: the HTTP server that speaks the pull half of the OCI distribution
 // specification to container runtimes and other clients.
 //
-// In the order a request meets them: path.go finds registry, repository and what is asked for; tags.go turns a tag into a
-// digest; package gate lets only those callers on whom the registry lets on; manifest.go and blob.go answer, with what package reply has of plain
-// HTTP; errors.go makes every failure an answer on which the runtime can act; pages.go passes on tag lists and
-// referrers.
+// In the order a request meets them: path.go finds registry, repository and what is asked for; tags.go turns a tag into
+// a digest; package gate lets only those callers on whom the registry lets on; manifest.go and blob.go answer, with
+// what package reply has of plain HTTP; errors.go makes every failure an answer on which the runtime can act; pages.go
+// passes on tag lists and referrers.
 //
 // Two rules hold everywhere. HEAD says what GET would do, so a HEAD of a manifest fetches it. And an answer either ends
 // with the right bytes or with an aborted connection.
@@ -40,16 +40,19 @@ type Fetcher interface {
 	// Progress is how many bytes have arrived at this node of what req is for, and of all else from its repository. It
 	// changes for as long as a pull is slow and not stuck.
 	Progress(req content.Request) int64
-	// ReadAhead tells that the whole of a blob is being read, so that what is likely to be asked for next may be fetched.
+	// ReadAhead tells that the whole of a blob is being read, so that what is likely to be asked for next may be
+	// fetched.
 	ReadAhead(req content.Request)
 }
 
-// Upstream asks the registries themselves, with the caller's credentials. Its errors are *content.UpstreamError for what
-// a registry answered, and content.ErrUnavailable where none did.
+// Upstream asks the registries themselves, with the caller's credentials. Its errors are *content.UpstreamError for
+// what a registry answered, and content.ErrUnavailable where none did.
 type Upstream interface {
 	gate.Registries
-	Resolve(ctx context.Context, repo content.Repository, reference string, accept []string, authorization string) (v1.Descriptor, error)
-	Forward(ctx context.Context, repo content.Repository, path string, query url.Values, accept []string, authorization string) (*http.Response, error)
+	Resolve(ctx context.Context, repo content.Repository, reference string, accept []string,
+		authorization string) (v1.Descriptor, error)
+	Forward(ctx context.Context, repo content.Repository, path string, query url.Values, accept []string,
+		authorization string) (*http.Response, error)
 }
 
 // TagMemory remembers the registries' answers for tags, for the time when they cannot be asked.
@@ -83,8 +86,8 @@ type Options struct {
 	// FirstByteTimeout is how long a caller waits for the first byte of an answer while nothing of its pull arrives at
 	// this node. 0: content.DefaultFirstByte.
 	FirstByteTimeout time.Duration
-	// UpstreamTimeout bounds a question to the registry; a registry that takes longer counts as silent. 0: gate.Timeout of
-	// FirstByteTimeout.
+	// UpstreamTimeout bounds a question to the registry; a registry that takes longer counts as silent. 0: gate.Timeout
+	// of FirstByteTimeout.
 	UpstreamTimeout time.Duration
 	Logger          *slog.Logger
 	Registerer      prometheus.Registerer
@@ -226,7 +229,8 @@ func (x *exchange) fetchable(req content.Request) content.Request {
 	return req
 }
 
-// progress returns what counts the bytes that have arrived for req's pull. The patience calls it from a goroutine of its own.
+// progress returns what counts the bytes that have arrived for req's pull. The patience calls it from a goroutine of
+// its own.
 func (f *Front) progress(req content.Request) func() int64 {
 	return func() int64 { return f.opts.Fetcher.Progress(req) }
 }
@@ -265,8 +269,10 @@ func (f *Front) finish(x *exchange) {
 	f.metrics.count(x)
 	if x.answered != nil {
 		x.answered(pulls.Answer{
-			Kind: string(x.route.endpoint), Reference: x.route.reference(), Digest: x.digest.String(), Code: x.Code(), Err: x.Err, Bytes: x.bytes,
-			Start: x.Start, Resolve: x.resolved, Authorize: x.authorized, FirstByte: x.FirstByte, Took: time.Since(x.Start),
+			Kind: string(x.route.endpoint), Reference: x.route.reference(), Digest: x.digest.String(), Code: x.Code(),
+			Err: x.Err, Bytes: x.bytes,
+			Start: x.Start, Resolve: x.resolved, Authorize: x.authorized, FirstByte: x.FirstByte,
+			Took: time.Since(x.Start),
 		})
 	}
 	f.log.LogAttrs(x.R.Context(), x.Level(), "registry front answered",

@@ -90,8 +90,10 @@ func TestManifestsAreAnsweredWithWhatTheRegistrySaysOfThem(t *testing.T) {
 func TestTheMediaTypeOfAManifestIsNeverGuessedWrong(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ body, declared, want string }{
-		"an artifact that says what it is":      {`{"mediaType":"application/vnd.oci.artifact.manifest.v1+json"}`, "application/vnd.acme+json", "application/vnd.oci.artifact.manifest.v1+json"},
-		"an OCI index that leaves it out":       {`{"schemaVersion":2,"manifests":[]}`, v1.MediaTypeImageIndex, v1.MediaTypeImageIndex},
+		"an artifact that says what it is": {`{"mediaType":"application/vnd.oci.artifact.manifest.v1+json"}`,
+			"application/vnd.acme+json", "application/vnd.oci.artifact.manifest.v1+json"},
+		"an OCI index that leaves it out": {`{"schemaVersion":2,"manifests":[]}`, v1.MediaTypeImageIndex,
+			v1.MediaTypeImageIndex},
 		"an OCI manifest that leaves it out":    {`{"schemaVersion":2,"config":{"digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"},"layers":[]}`, v1.MediaTypeImageManifest, v1.MediaTypeImageManifest},
 		"something that says nothing of itself": {`{"a":1}`, "application/vnd.acme.thing+json", ""},
 	} {
@@ -102,7 +104,8 @@ func TestTheMediaTypeOfAManifestIsNeverGuessedWrong(t *testing.T) {
 			for _, ref := range []string{d.String(), "v1"} {
 				rep := w.get("/v2/team/app/manifests/" + ref)
 				if tc.want == "" {
-					require.NotEqual(t, 200, rep.Code, "rather no answer than a wrong one: the runtime goes to the registry")
+					require.NotEqual(t, 200, rep.Code,
+						"rather no answer than a wrong one: the runtime goes to the registry")
 					continue
 				}
 				require.Equal(t, 200, rep.Code)
@@ -125,14 +128,15 @@ func TestBlobsAndTheirRanges(t *testing.T) {
 		span   string
 		body   string
 	}{
-		"no range":                     {nil, 200, "", "0123456789"},
-		"a range":                      {[]string{"Range", "bytes=2-4"}, 206, "bytes 2-4/10", "234"},
-		"an open range":                {[]string{"Range", "bytes=7-"}, 206, "bytes 7-9/10", "789"},
-		"the whole as a range":         {[]string{"Range", "bytes=0-"}, 206, "bytes 0-9/10", "0123456789"},
-		"a suffix":                     {[]string{"Range", "bytes=-3"}, 206, "bytes 7-9/10", "789"},
-		"a suffix longer than it":      {[]string{"Range", "bytes=-30"}, 206, "bytes 0-9/10", "0123456789"},
-		"a range past the end":         {[]string{"Range", "bytes=8-99"}, 206, "bytes 8-9/10", "89"},
-		"a range up to any number":     {[]string{"Range", "bytes=8-99999999999999999999999"}, 206, "bytes 8-9/10", "89"},
+		"no range":                {nil, 200, "", "0123456789"},
+		"a range":                 {[]string{"Range", "bytes=2-4"}, 206, "bytes 2-4/10", "234"},
+		"an open range":           {[]string{"Range", "bytes=7-"}, 206, "bytes 7-9/10", "789"},
+		"the whole as a range":    {[]string{"Range", "bytes=0-"}, 206, "bytes 0-9/10", "0123456789"},
+		"a suffix":                {[]string{"Range", "bytes=-3"}, 206, "bytes 7-9/10", "789"},
+		"a suffix longer than it": {[]string{"Range", "bytes=-30"}, 206, "bytes 0-9/10", "0123456789"},
+		"a range past the end":    {[]string{"Range", "bytes=8-99"}, 206, "bytes 8-9/10", "89"},
+		"a range up to any number": {[]string{"Range", "bytes=8-99999999999999999999999"}, 206, "bytes 8-9/10",
+			"89"},
 		"a range outside":              {[]string{"Range", "bytes=10-"}, 416, "bytes */10", ""},
 		"an empty suffix":              {[]string{"Range", "bytes=-0"}, 416, "bytes */10", ""},
 		"several ranges":               {[]string{"Range", "bytes=0-1,4-5"}, 200, "", "0123456789"},
@@ -206,13 +210,16 @@ func TestHeadAndGetAgree(t *testing.T) {
 	t.Parallel()
 	missing := digest.FromString("missing").String()
 	for name, set := range map[string]func(*world){
-		"cold":                      func(*world) {},
-		"with the registry down":    func(w *world) { w.origin.setDown(true) },
-		"for a private repository":  func(w *world) { w.origin.users["team/app"] = alice },
-		"when the policy says no":   func(w *world) { w.rule.Mode = policy.Bypass },
-		"from peers only":           func(w *world) { w.rule.Mode = policy.PeersOnly },
-		"for everybody":             func(w *world) { w.rule.Authorization.Mode = policy.Exempt },
-		"for everybody, while down": func(w *world) { w.rule.Authorization.Mode = policy.Exempt; w.origin.setDown(true) },
+		"cold":                     func(*world) {},
+		"with the registry down":   func(w *world) { w.origin.setDown(true) },
+		"for a private repository": func(w *world) { w.origin.users["team/app"] = alice },
+		"when the policy says no":  func(w *world) { w.rule.Mode = policy.Bypass },
+		"from peers only":          func(w *world) { w.rule.Mode = policy.PeersOnly },
+		"for everybody":            func(w *world) { w.rule.Authorization.Mode = policy.Exempt },
+		"for everybody, while down": func(w *world) {
+			w.rule.Authorization.Mode = policy.Exempt
+			w.origin.setDown(true)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -264,7 +271,9 @@ func TestHeadOfABlobThatOnlyPeersHaveAgreesWithGet(t *testing.T) {
 		for reachable, status := range map[bool]int{true: 200, false: refusal.Status} {
 			t.Run(fmt.Sprintf("%s, peers have it: %t", name, reachable), func(t *testing.T) {
 				t.Parallel()
-				w := newWorld(t, func(o *registry.Options) { o.Fetcher = &distant{refusal: refusal, reachable: reachable} })
+				w := newWorld(t, func(o *registry.Options) {
+					o.Fetcher = &distant{refusal: refusal, reachable: reachable}
+				})
 				w.rule.Authorization.Mode = policy.Exempt
 				path := "/v2/team/app/blobs/" + digest.FromString("any").String()
 				head, get := w.do(http.MethodHead, path), w.get(path)
@@ -307,9 +316,12 @@ func TestAnAnswerThatIsNeitherSuccessNorErrorIsNotPassedOn(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t)
-				w.origin.handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) })
+				w.origin.handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+					w.WriteHeader(status)
+				})
 				for _, path := range []string{
-					"/v2/team/app/manifests/v1", "/v2/team/app/blobs/" + digest.FromString("any").String(), "/v2/team/app/tags/list",
+					"/v2/team/app/manifests/v1", "/v2/team/app/blobs/" + digest.FromString("any").String(),
+					"/v2/team/app/tags/list",
 				} {
 					require.Equal(t, 502, w.do(http.MethodHead, path).Code, path)
 					rep := w.get(path)
@@ -349,11 +361,12 @@ func TestRequestsThatMakeNoSense(t *testing.T) {
 		status       int
 		code         string
 	}{
-		"a push of a blob":            {"POST", "/v2/a/b/blobs/uploads/?ns=images.test", 405, "UNSUPPORTED"},
-		"a push of a manifest":        {"PUT", "/v2/a/b/manifests/v1?ns=images.test", 405, "UNSUPPORTED"},
-		"a deletion":                  {"DELETE", "/v2/a/b/blobs/" + zeros, 405, "UNSUPPORTED"},
-		"a malformed digest":          {"GET", "/v2/a/b/blobs/sha256:0?ns=images.test", 400, "DIGEST_INVALID"},
-		"a digest of unknown kind":    {"GET", "/v2/a/b/blobs/md5:d41d8cd98f00b204e9800998ecf8427e?ns=images.test", 400, "DIGEST_INVALID"},
+		"a push of a blob":     {"POST", "/v2/a/b/blobs/uploads/?ns=images.test", 405, "UNSUPPORTED"},
+		"a push of a manifest": {"PUT", "/v2/a/b/manifests/v1?ns=images.test", 405, "UNSUPPORTED"},
+		"a deletion":           {"DELETE", "/v2/a/b/blobs/" + zeros, 405, "UNSUPPORTED"},
+		"a malformed digest":   {"GET", "/v2/a/b/blobs/sha256:0?ns=images.test", 400, "DIGEST_INVALID"},
+		"a digest of unknown kind": {"GET", "/v2/a/b/blobs/md5:d41d8cd98f00b204e9800998ecf8427e?ns=images.test", 400,
+			"DIGEST_INVALID"},
 		"a malformed tag":             {"GET", "/v2/a/b/manifests/-v1?ns=images.test", 400, "TAG_INVALID"},
 		"a malformed name":            {"GET", "/v2/a//b/manifests/v1?ns=images.test", 400, "NAME_INVALID"},
 		"a name that climbs":          {"GET", "/v2/a/../b/manifests/v1?ns=images.test", 400, "NAME_INVALID"},
@@ -452,7 +465,8 @@ func TestTagListsAndReferrersArePassedOn(t *testing.T) {
 			age, err := strconv.Atoi(rep.Header().Get("Age"))
 			require.NoError(t, err)
 			require.InDelta(t, 3600, age, 30, "the registry was waited for")
-			require.Equal(t, fmt.Sprintf(`110 shoal "read %d s ago; the registry does not answer"`, age), rep.Header().Get("Warning"), path)
+			require.Equal(t, fmt.Sprintf(`110 shoal "read %d s ago; the registry does not answer"`, age),
+				rep.Header().Get("Warning"), path)
 		}
 	})
 }
@@ -495,7 +509,8 @@ func TestTagsFollowTheRegistry(t *testing.T) {
 		w.rule.TagTTL = 0
 		w.origin.requests()
 		w.get(path)
-		require.Equal(t, []string{"HEAD /v2/team/app/manifests/v1"}, w.origin.requests(), "revalidated without its body")
+		require.Equal(t, []string{"HEAD /v2/team/app/manifests/v1"}, w.origin.requests(),
+			"revalidated without its body")
 	})
 }
 
@@ -523,7 +538,8 @@ shoal_tags_stale_total 1
 
 		newer := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`
 		d := digest.FromString(newer)
-		memory.Remember(t.Context(), content.Repository{Registry: images, Name: "team/app"}, "v1", v1.Descriptor{Digest: d, Size: int64(len(newer))})
+		memory.Remember(t.Context(), content.Repository{Registry: images, Name: "team/app"}, "v1",
+			v1.Descriptor{Digest: d, Size: int64(len(newer))})
 		w.fetcher.held[d] = []byte(newer)
 		require.Equal(t, 503, w.get(path).Code, "a tag proves nothing")
 		others.proven = []digest.Digest{d}

@@ -18,8 +18,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/registry"
 )
 
-// strict makes an origin keep blobs and manifests of its repositories apart, as registries do and ggcr does not, and lets a test
-// put trouble in front of them.
+// strict makes an origin keep blobs and manifests of its repositories apart, as registries do and ggcr does not, and
+// lets a test put trouble in front of them.
 type strict struct {
 	inner http.Handler
 	lacks map[string][]digest.Digest // by repository
@@ -101,18 +101,28 @@ func TestGate_OpensNothingThatTheRegistryHasNotAcceptedWhateverItsState(t *testi
 			path          func(public, secret image) string
 			want          bool
 		}{
-			"the accepted caller reads the private layer": {alice, func(_, s image) string { return "/v2/team/app/blobs/" + s.layer.String() },
+			"the accepted caller reads the private layer": {alice, func(_, s image) string {
+				return "/v2/team/app/blobs/" + s.layer.String()
+			},
 				up || state != "throttling"},
-			"a caller without credentials does not": {"", func(_, s image) string { return "/v2/team/app/blobs/" + s.layer.String() }, refused},
-			"nor one with others":                   {bob, func(_, s image) string { return "/v2/team/app/blobs/" + s.layer.String() }, refused},
-			"nor the private manifest":              {"", func(_, s image) string { return "/v2/team/app/manifests/" + s.manifest.String() }, refused},
+			"a caller without credentials does not": {"", func(_, s image) string {
+				return "/v2/team/app/blobs/" + s.layer.String()
+			}, refused},
+			"nor one with others": {bob, func(_, s image) string {
+				return "/v2/team/app/blobs/" + s.layer.String()
+			}, refused},
+			"nor the private manifest": {"", func(_, s image) string {
+				return "/v2/team/app/manifests/" + s.manifest.String()
+			}, refused},
 			"nor through a public index that lists the manifest": {"",
 				func(_, s image) string { return "/v2/public/app/manifests/" + s.manifest.String() }, refused},
 			"nor through a public image that lists the layer": {"",
 				func(_, s image) string { return "/v2/public/app/blobs/" + s.layer.String() }, refused},
 			"nor by a digest that nobody lists": {"",
 				func(_, s image) string { return "/v2/public/app/blobs/" + s.config.String() }, refused},
-			"a public layer is for anyone": {"", func(p, _ image) string { return "/v2/public/app/blobs/" + p.layer.String() }, served},
+			"a public layer is for anyone": {"", func(p, _ image) string {
+				return "/v2/public/app/blobs/" + p.layer.String()
+			}, served},
 		} {
 			t.Run(state+": "+who, func(t *testing.T) {
 				t.Parallel()
@@ -121,7 +131,8 @@ func TestGate_OpensNothingThatTheRegistryHasNotAcceptedWhateverItsState(t *testi
 					secret := w.origin.pushImage(t, "team/app", "v1", "s")
 					public := w.origin.pushImage(t, "public/app", "v1", "p")
 					w.origin.users["team/app"] = alice
-					s := w.strictly(map[string][]digest.Digest{"public/app": {secret.manifest, secret.layer, secret.config}})
+					s := w.strictly(map[string][]digest.Digest{"public/app": {secret.manifest, secret.layer,
+						secret.config}})
 					s.tag("public/app", "index", fmt.Sprintf(
 						`{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`,
 						v1.MediaTypeImageIndex, v1.MediaTypeImageManifest, secret.manifest, len(secret.raw)))
@@ -195,7 +206,8 @@ func TestGate_ASourceThatOnlyClaimsADigestOpensNothing(t *testing.T) {
 						others.held = []digest.Digest{img.manifest, img.layer, img.config}
 						time.Sleep(time.Minute)
 					}
-					sizes := map[string]int{img.manifest.String(): len(img.raw), img.layer.String(): len(img.layerBytes), img.config.String(): 12}
+					sizes := map[string]int{img.manifest.String(): len(img.raw),
+						img.layer.String(): len(img.layerBytes), img.config.String(): 12}
 					s := w.strictly(nil)
 					s.set(func(rw http.ResponseWriter, r *http.Request) bool {
 						if !strings.HasPrefix(r.URL.Path, "/v2/evil/x/") {

@@ -83,7 +83,9 @@ func TestNoBlobIsReadThroughARepositoryThatDoesNotHoldIt(t *testing.T) {
 	w.origin.users["private/app"] = alice
 	inner := w.origin.handler
 	w.origin.handler = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		if strings.HasPrefix(r.URL.Path, "/v2/public/app/blobs/") && (strings.Contains(r.URL.Path, secret.layer.String()) || strings.Contains(r.URL.Path, secret.config.String())) {
+		if strings.HasPrefix(r.URL.Path, "/v2/public/app/blobs/") &&
+			(strings.Contains(r.URL.Path, secret.layer.String()) ||
+				strings.Contains(r.URL.Path, secret.config.String())) {
 			http.NotFound(rw, r)
 			return
 		}
@@ -109,7 +111,8 @@ func TestAManifestVouchesForWhatItLists(t *testing.T) {
 		require.NotContains(t, r, "HEAD /v2/team/app/blobs/", "no question about a blob that the manifest lists")
 	}
 	// The subject is not vouched for: registries take manifests whose subject they do not have.
-	referrer := `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageManifest + `","subject":{"mediaType":"x","digest":"` + img.layer.String() + `","size":1}}`
+	referrer := `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageManifest +
+		`","subject":{"mediaType":"x","digest":"` + img.layer.String() + `","size":1}}`
 	other := newWorld(t)
 	other.origin.pushManifest(t, "evil/app", "v1", v1.MediaTypeImageManifest, referrer)
 	require.Equal(t, 200, other.get("/v2/evil/app/manifests/v1").Code)
@@ -117,8 +120,8 @@ func TestAManifestVouchesForWhatItLists(t *testing.T) {
 	require.Equal(t, 404, other.get("/v2/evil/app/blobs/"+img.layer.String()).Code)
 }
 
-// Registries take an index whose manifests they do not have, and a manifest whose layers are to be had elsewhere. So who
-// may push somewhere can name there what he may not read.
+// Registries take an index whose manifests they do not have, and a manifest whose layers are to be had elsewhere. So
+// who may push somewhere can name there what he may not read.
 func TestAManifestDoesNotVouchForWhatItsRegistryNeedNotHave(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -155,7 +158,8 @@ func TestAManifestDoesNotVouchForWhatItsRegistryNeedNotHave(t *testing.T) {
 					switch {
 					case !strings.HasPrefix(r.URL.Path, "/v2/evil/app/"):
 						inner.ServeHTTP(rw, r)
-					case strings.HasSuffix(r.URL.Path, "/manifests/v1"), strings.HasSuffix(r.URL.Path, digest.FromString(evil).String()):
+					case strings.HasSuffix(r.URL.Path, "/manifests/v1"),
+						strings.HasSuffix(r.URL.Path, digest.FromString(evil).String()):
 						rw.Header().Set("Content-Type", v1.MediaTypeImageManifest)
 						_, _ = io.WriteString(rw, evil)
 					default:
@@ -220,7 +224,8 @@ func TestExemptRepositoriesAreServedToAll(t *testing.T) {
 	w.rule.Authorization.Mode = policy.Exempt
 	require.Equal(t, allServed, w.pull(img, "team/app", ""))
 	w.rule.TagTTL = 0
-	require.Equal(t, allServed, w.pull(img, "team/app", ""), "also when the registry would not tell them what the tag is now")
+	require.Equal(t, allServed, w.pull(img, "team/app", ""),
+		"also when the registry would not tell them what the tag is now")
 }
 
 func TestARegistryThatHangsIsNotWaitedForByEachRequestOfAPull(t *testing.T) {
@@ -303,7 +308,8 @@ func TestADamagedMemoryIsForgotten(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.origin.pushImage(t, "team/app", "v1", "x")
-	for _, damage := range []string{"", "\x02", "\x01" + strings.Repeat("x", 100), "\x02" + strings.Repeat("\xff", 100)} {
+	for _, damage := range []string{"", "\x02", "\x01" + strings.Repeat("x", 100),
+		"\x02" + strings.Repeat("\xff", 100)} {
 		w.memory = disk{"gate": []byte(damage)}
 		w.restart()
 		require.Equal(t, 200, w.get("/v2/team/app/manifests/v1").Code)

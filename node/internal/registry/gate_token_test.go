@@ -16,8 +16,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/registry"
 )
 
-// tokens makes an origin want Bearer tokens, as most public registries do, and gives out another one each time: to anyone, who
-// may read with it what is not private, and to alice, who may read everything.
+// tokens makes an origin want Bearer tokens, as most public registries do, and gives out another one each time: to
+// anyone, who may read with it what is not private, and to alice, who may read everything.
 type tokens struct {
 	inner http.Handler
 
@@ -92,11 +92,14 @@ func TestWhileARegistryThatGivesOutTokensIsDown(t *testing.T) {
 		shows   string // during the outage; "the same": the token of the pull
 		want    map[int]int
 	}{
-		"a public repository is served without a token":           {policy.Remembered, false, false, "", allServed},
-		"and to whoever has one":                                  {policy.Remembered, false, false, "Bearer another", allServed},
-		"also where only one with a pull secret had pulled":       {policy.Remembered, false, true, "", allServed},
-		"a private one is served to who has the token of a pull":  {policy.Remembered, true, true, "the same", allServed},
-		"but not to who has another":                              {policy.Remembered, true, true, "Bearer another", allLater},
+		"a public repository is served without a token": {policy.Remembered, false, false, "", allServed},
+		"and to whoever has one": {policy.Remembered, false, false, "Bearer another",
+			allServed},
+		"also where only one with a pull secret had pulled": {policy.Remembered, false, true, "", allServed},
+		"a private one is served to who has the token of a pull": {policy.Remembered, true, true, "the same",
+			allServed},
+		"but not to who has another": {policy.Remembered, true, true, "Bearer another",
+			allLater},
 		"nor to who has a password":                               {policy.Remembered, true, true, alice, allLater},
 		"nor to who has none":                                     {policy.Remembered, true, true, "", allLater},
 		"nobody is let on where the policy denies it":             {policy.Deny, false, false, "the same", allLater},
@@ -118,7 +121,8 @@ func TestWhileARegistryThatGivesOutTokensIsDown(t *testing.T) {
 				token := k.give(tc.alice)
 				require.Equal(t, allServed, w.pull(img, "team/app", token))
 				synctest.Wait()
-				require.Equal(t, allRefused, w.pull(img, "team/app", ""), "while the registry can be asked, it is its word that counts")
+				require.Equal(t, allRefused, w.pull(img, "team/app", ""),
+					"while the registry can be asked, it is its word that counts")
 
 				w.origin.setDown(true)
 				time.Sleep(24 * time.Hour)
@@ -126,7 +130,8 @@ func TestWhileARegistryThatGivesOutTokensIsDown(t *testing.T) {
 				if shows == "the same" {
 					shows = token
 				}
-				require.Equal(t, 200, w.get("/v2/").Code, "clients that ask for the challenge first are not sent for a token")
+				require.Equal(t, 200, w.get("/v2/").Code,
+					"clients that ask for the challenge first are not sent for a token")
 				require.Equal(t, tc.want, w.pull(img, "team/app", shows))
 				w.stop()
 				w.restart(set)

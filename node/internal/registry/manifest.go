@@ -81,7 +81,8 @@ func (f *Front) readManifest(ctx context.Context, p *patience, req content.Reque
 	defer func() { _ = reader.Close() }()
 	p.watch(reader.Arrived, false)
 	if reader.Size() > manifest.MaxSize {
-		return nil, fmt.Errorf("manifest %s of %d bytes is larger than %d: %w", req.Digest, reader.Size(), manifest.MaxSize, content.ErrUnavailable)
+		return nil, fmt.Errorf("manifest %s of %d bytes is larger than %d: %w", req.Digest, reader.Size(),
+			manifest.MaxSize, content.ErrUnavailable)
 	}
 	body, err := reader.Range(ctx, 0, reader.Size())
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 
 // Counters are sums since the front was made.
 type Counters struct {
-	// Answered are the manifests and blobs, or ranges of them, that callers were given. A refusal, such as of a client's first
-	// request without credentials, is none.
+	// Answered are the manifests and blobs, or ranges of them, that callers were given. A refusal, such as of a
+	// client's first request without credentials, is none.
 	Answered int64
 }
 

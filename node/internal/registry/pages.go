@@ -64,7 +64,8 @@ func (f *Front) page(x *exchange) error {
 	if p.stale {
 		age := int(time.Since(p.at).Seconds())
 		h.Set("Age", strconv.Itoa(age))
-		h.Set("Warning", fmt.Sprintf(`110 shoal "read %d s ago; the registry does not answer"`, age)) // RFC 7234, section 5.5.1
+		// RFC 7234, section 5.5.1
+		h.Set("Warning", fmt.Sprintf(`110 shoal "read %d s ago; the registry does not answer"`, age))
 	}
 	if p.filters != "" {
 		h.Set("OCI-Filters-Applied", p.filters)
@@ -104,13 +105,15 @@ func (p *pages) get(x *exchange, path string) (page, error) {
 		}
 	}
 	if err == nil && !known {
-		err = fmt.Errorf("%s of %s is not kept, and its registry does not answer: %w", path, repo, content.ErrUnavailable)
+		err = fmt.Errorf("%s of %s is not kept, and its registry does not answer: %w", path, repo,
+			content.ErrUnavailable)
 	}
 	last.stale = true
 	return last, err
 }
 
-func (p *pages) ask(ctx context.Context, repo content.Repository, path string, query url.Values, accept []string, authorization string) (page, error) {
+func (p *pages) ask(ctx context.Context, repo content.Repository, path string, query url.Values, accept []string,
+	authorization string) (page, error) {
 	resp, err := p.upstream.Forward(ctx, repo, path, query, accept, authorization)
 	if err != nil {
 		return page{}, err

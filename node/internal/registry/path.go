@@ -40,8 +40,8 @@ func (r route) reference() string {
 	return r.digest.String()
 }
 
-// parseRoute reads the URL path of a request. The registry comes from ns where the client sends one, as containerd does;
-// else it is the first component of the repository if that looks like a host as in image references; else it is
+// parseRoute reads the URL path of a request. The registry comes from ns where the client sends one, as containerd
+// does; else it is the first component of the repository if that looks like a host as in image references; else it is
 // defaultRegistry. Its errors are *apiError.
 func parseRoute(path, ns, defaultRegistry string) (route, error) {
 	rest, ok := strings.CutPrefix(path, "/v2")
@@ -70,7 +70,8 @@ func parseRoute(path, ns, defaultRegistry string) (route, error) {
 	default:
 		r.digest, err = digest.Parse(ref)
 		if err != nil || r.digest.Algorithm() != digest.SHA256 && r.digest.Algorithm() != digest.SHA512 {
-			return r, &apiError{http.StatusBadRequest, "DIGEST_INVALID", fmt.Sprintf("%q is no sha256 or sha512 digest", ref)}
+			return r, &apiError{http.StatusBadRequest, "DIGEST_INVALID",
+				fmt.Sprintf("%q is no sha256 or sha512 digest", ref)}
 		}
 	}
 	return r, nil
@@ -144,13 +145,14 @@ func officialName(registry, name string) string {
 // named checks name against the grammar of repositories.
 func named(registry, name string) (content.Repository, error) {
 	if n, err := reference.WithName("host.invalid/" + name); err != nil || reference.Path(n) != name {
-		return content.Repository{}, &apiError{http.StatusBadRequest, "NAME_INVALID", fmt.Sprintf("repository name %q is malformed", name)}
+		return content.Repository{}, &apiError{http.StatusBadRequest, "NAME_INVALID",
+			fmt.Sprintf("repository name %q is malformed", name)}
 	}
 	return content.Repository{Registry: registry, Name: name}, nil
 }
 
-// hostname checks s against the grammar of a reference's host and gives its one spelling: what is cached, and who may read it,
-// must not depend on which of a registry's names a client uses.
+// hostname checks s against the grammar of a reference's host and gives its one spelling: what is cached, and who may
+// read it, must not depend on which of a registry's names a client uses.
 func hostname(s string) (string, error) {
 	host := registries.Canonical(s)
 	if n, err := reference.WithName(host + "/name"); err != nil || reference.Domain(n) != host {

@@ -7,9 +7,9 @@ import (
 )
 
 const (
-	// headerBy is when, at the latest, a header goes out or a refusal: containerd from 2.3 on goes to the next host when it has
-	// waited 30 s for one. Before, a refusal is the better answer, since the runtime asks the next host at once;
-	// when an answer that has begun is cut off, it asks this one again first.
+	// headerBy is when, at the latest, a header goes out or a refusal: containerd from 2.3 on goes to the next host
+	// when it has waited 30 s for one. Before, a refusal is the better answer, since the runtime asks the next host at
+	// once; when an answer that has begun is cut off, it asks this one again first.
 	headerBy = 25 * time.Second
 	// hardEnd bounds the wait for a blob of which nothing comes, though much else of the same pull does. It is well
 	// below containerd's own limit of 5 min without a byte, after which it asks no other host.
@@ -18,8 +18,8 @@ const (
 	looks = 10
 )
 
-// patience ends a context with errSlow when an answer does not come. What decides is progress: while bytes of the pull arrive
-// at this node the caller waits, and where nothing moves at all it is sent on when the limit is over.
+// patience ends a context with errSlow when an answer does not come. What decides is progress: while bytes of the pull
+// arrive at this node the caller waits, and where nothing moves at all it is sent on when the limit is over.
 type patience struct {
 	cancel context.CancelCauseFunc
 	limit  time.Duration
@@ -44,7 +44,8 @@ func newPatience(ctx context.Context, limit time.Duration, pull func() int64) (c
 	ctx, cancel := context.WithCancelCause(ctx)
 	now := time.Now()
 	p := &patience{
-		cancel: cancel, limit: limit, pull: pull, header: make(chan struct{}), start: now, moved: now, ownMoved: now, seen: pull(),
+		cancel: cancel, limit: limit, pull: pull, header: make(chan struct{}), start: now, moved: now, ownMoved: now,
+		seen: pull(),
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -52,8 +53,8 @@ func newPatience(ctx context.Context, limit time.Duration, pull func() int64) (c
 	return ctx, p
 }
 
-// watch takes in how many bytes of the blob itself have arrived. Its size is known from now on; header tells whether that is
-// enough for the answer's header.
+// watch takes in how many bytes of the blob itself have arrived. Its size is known from now on; header tells whether
+// that is enough for the answer's header.
 func (p *patience) watch(own func() int64, header bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -260,16 +260,21 @@ func TestPatience_ProgressDecidesAndNotAClock(t *testing.T) {
 		end     time.Duration // when all is over
 		aborted bool
 	}{
-		"nothing moves":                           {"blobs/", 0, never, 0, 503, limit, limit, false},
-		"nothing moves, and no size is known":     {"blobs/", never, never, 0, 503, limit, limit, false},
-		"the pull moves, and then the blob comes": {"blobs/", 0, 18 * time.Second, never, 200, 18 * time.Second, 18 * time.Second, false},
-		"the size comes late":                     {"blobs/", 17 * time.Second, 18 * time.Second, never, 200, 18 * time.Second, 18 * time.Second, false},
-		"the pull stops":                          {"blobs/", 0, never, 5 * time.Second, 503, 15 * time.Second, 15 * time.Second, false},
+		"nothing moves":                       {"blobs/", 0, never, 0, 503, limit, limit, false},
+		"nothing moves, and no size is known": {"blobs/", never, never, 0, 503, limit, limit, false},
+		"the pull moves, and then the blob comes": {"blobs/", 0, 18 * time.Second, never, 200, 18 * time.Second,
+			18 * time.Second, false},
+		"the size comes late": {"blobs/", 17 * time.Second, 18 * time.Second, never, 200,
+			18 * time.Second, 18 * time.Second, false},
+		"the pull stops": {"blobs/", 0, never, 5 * time.Second, 503, 15 * time.Second,
+			15 * time.Second, false},
 		"the blob comes later than a runtime waits for a header": {
 			"blobs/", 0, 50 * time.Second, never, 200, 25 * time.Second, 50 * time.Second, false},
-		"the blob never comes":             {"blobs/", 0, never, never, 200, 25 * time.Second, 60 * time.Second, true},
-		"the size never comes":             {"blobs/", never, never, never, 503, 25 * time.Second, 25 * time.Second, false},
-		"a manifest never comes":           {"manifests/", 0, never, never, 503, 25 * time.Second, 25 * time.Second, false},
+		"the blob never comes": {"blobs/", 0, never, never, 200, 25 * time.Second, 60 * time.Second, true},
+		"the size never comes": {"blobs/", never, never, never, 503, 25 * time.Second, 25 * time.Second,
+			false},
+		"a manifest never comes": {"manifests/", 0, never, never, 503, 25 * time.Second, 25 * time.Second,
+			false},
 		"nothing moves after a late start": {"blobs/", 9 * time.Second, never, 0, 503, limit, limit, false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -334,7 +339,8 @@ func TestACallerThatLeavesEndsItsOwnWaiting(t *testing.T) {
 		<-came
 		leave()
 	}()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, server.URL+"/v2/team/app/blobs/"+digest.FromString("any").String(), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet,
+		server.URL+"/v2/team/app/blobs/"+digest.FromString("any").String(), nil)
 	require.NoError(t, err)
 	_, err = server.Client().Do(req)
 	require.ErrorIs(t, err, context.Canceled)

@@ -42,7 +42,8 @@ type answer struct {
 	at   time.Time
 }
 
-func newTags(upstream Upstream, timeout time.Duration, memory TagMemory, g *gate.Gate, m *metrics, log *slog.Logger) *tags {
+func newTags(upstream Upstream, timeout time.Duration, memory TagMemory, g *gate.Gate, m *metrics,
+	log *slog.Logger) *tags {
 	recent, err := lru.New[string, answer](maxTags)
 	if err != nil {
 		panic(err) // only for a size that is not positive
@@ -70,8 +71,8 @@ type question struct {
 
 func (q question) source() gate.Source { return gate.Repository(q.repo) }
 
-// resolve gives the descriptor of the exchange's tag. Success means that the registry has accepted the caller, now or earlier.
-// Whether it has what the descriptor names is for the gate to say.
+// resolve gives the descriptor of the exchange's tag. Success means that the registry has accepted the caller, now or
+// earlier. Whether it has what the descriptor names is for the gate to say.
 func (t *tags) resolve(ctx context.Context, x *exchange) (v1.Descriptor, error) {
 	q := question{
 		repo: x.route.repo, tag: x.route.tag, accept: acceptOf(x), authorization: x.Authorization(), rule: x.rule,
@@ -91,14 +92,16 @@ func (t *tags) resolve(ctx context.Context, x *exchange) (v1.Descriptor, error) 
 	switch {
 	case err == nil:
 		return desc, nil
-	case content.Throttled(err), gate.Unanswered(err), content.Denied(err) && q.rule.Authorization.Mode == policy.Exempt:
+	case content.Throttled(err), gate.Unanswered(err), content.Denied(err) &&
+		q.rule.Authorization.Mode == policy.Exempt:
 		return t.recall(ctx, q, err)
 	}
 	return v1.Descriptor{}, err
 }
 
-// await puts the question to the registry, once for all callers with the same credentials. After a moment of silence it answers
-// from memory, where anyone may read and something is remembered. The registry's answer is taken note of then, too.
+// await puts the question to the registry, once for all callers with the same credentials. After a moment of silence it
+// answers from memory, where anyone may read and something is remembered. The registry's answer is taken note of then,
+// too.
 func (t *tags) await(ctx context.Context, q question) (v1.Descriptor, error) {
 	done := t.questions.DoChan(q.authorization+"\x00"+q.key, func() (any, error) {
 		t.running.Add(1)
@@ -155,8 +158,8 @@ func (t *tags) ask(ctx context.Context, q question) (v1.Descriptor, error) {
 	return desc, err
 }
 
-// recall answers from memory, where this node's own last answer is known or the swarm has one, and where the policy lets
-// this caller on without asking. cause is why the registry does not answer.
+// recall answers from memory, where this node's own last answer is known or the swarm has one, and where the policy
+// lets this caller on without asking. cause is why the registry does not answer.
 func (t *tags) recall(ctx context.Context, q question, cause error) (v1.Descriptor, error) {
 	allowed := func() error { return t.gate.Offline(ctx, q.rule, q.source(), q.authorization, cause) }
 	if content.Throttled(cause) {
@@ -175,7 +178,8 @@ func (t *tags) recall(ctx context.Context, q question, cause error) (v1.Descript
 		return v1.Descriptor{}, cause
 	}
 	t.metrics.stale.Inc()
-	t.log.Warn("tag answered from memory", "repository", q.repo, "tag", q.tag, "digest", last.desc.Digest, "cause", cause)
+	t.log.Warn("tag answered from memory", "repository", q.repo, "tag", q.tag, "digest", last.desc.Digest, "cause",
+		cause)
 	return last.desc, nil
 }
 

@@ -49,9 +49,10 @@ type origin struct {
 
 func newOrigin(t *testing.T) *origin {
 	o := &origin{
-		handler: ggcr.New(ggcr.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)), ggcr.WithReferrersSupport(true)),
-		users:   make(map[string]string),
-		conns:   make(chan net.Conn), done: make(chan struct{}),
+		handler: ggcr.New(ggcr.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)),
+			ggcr.WithReferrersSupport(true)),
+		users: make(map[string]string),
+		conns: make(chan net.Conn), done: make(chan struct{}),
 	}
 	server := &http.Server{Handler: o}
 	served := make(chan error, 1)
@@ -137,7 +138,8 @@ func (o *origin) pushBlob(t *testing.T, repo string, data []byte) digest.Digest 
 	t.Helper()
 	d := digest.FromBytes(data)
 	w := httptest.NewRecorder()
-	o.handler.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/v2/"+repo+"/blobs/uploads/?digest="+d.String(), bytes.NewReader(data)))
+	o.handler.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/v2/"+repo+"/blobs/uploads/?digest="+d.String(),
+		bytes.NewReader(data)))
 	require.Equal(t, http.StatusCreated, w.Code)
 	return d
 }
@@ -329,7 +331,8 @@ func newWorld(t *testing.T, set ...func(*registry.Options)) *world {
 	})
 	require.NoError(t, err)
 	t.Cleanup(client.Close)
-	w := &world{t: t, origin: o, rule: policy.DefaultRule(), memory: disk{}, fetcher: &fetcher{upstream: client, held: make(map[digest.Digest][]byte)}}
+	w := &world{t: t, origin: o, rule: policy.DefaultRule(), memory: disk{},
+		fetcher: &fetcher{upstream: client, held: make(map[digest.Digest][]byte)}}
 	w.restart(set...)
 	t.Cleanup(w.stop)
 	return w

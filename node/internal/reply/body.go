@@ -10,8 +10,8 @@ import (
 // firstPiece is how many bytes are read, at most, before the header of an answer goes out.
 const firstPiece = 32 << 10
 
-// First reads the first of n bytes. Where they do not come before due is closed, header is called, which sends the header of the
-// answer without them.
+// First reads the first of n bytes. Where they do not come before due is closed, header is called, which sends the
+// header of the answer without them.
 func (x *Exchange) First(body io.Reader, n int64, due <-chan struct{}, header func()) ([]byte, error) {
 	buf := make([]byte, min(n, firstPiece))
 	var got int

@@ -1,5 +1,5 @@
-// Package reply is what the fronts share of HTTP: the plain mechanics of answers whose bytes may still be arriving. It knows
-// neither registries nor hubs.
+// Package reply is what the fronts share of HTTP: the plain mechanics of answers whose bytes may still be arriving. It
+// knows neither registries nor hubs.
 //
 //	exchange.go  one request, what is known of its answer, and how that is counted
 //	running.go   the requests that run, so that a shutdown can wait for them

@@ -8,15 +8,15 @@ import (
 )
 
 const (
-	// spareSize is how many bytes a drip keeps back, and dripEvery how long it waits for others before it gives one of them. Most
-	// clients take an answer for dead when no byte of it comes for 10 s. So they wait for two minutes.
+	// spareSize is how many bytes a drip keeps back, and dripEvery how long it waits for others before it gives one of
+	// them. Most clients take an answer for dead when no byte of it comes for 10 s. So they wait for two minutes.
 	spareSize = 32
 	dripEvery = 4 * time.Second
 )
 
-// Drip keeps an answer alive whose bytes stay away for a while: it keeps the last few bytes back that it was given, and gives one of
-// them whenever nothing else was written for some seconds. What is written lies in files as a rule, and goes on by the
-// connection's ReadFrom, so that file pages move without copying.
+// Drip keeps an answer alive whose bytes stay away for a while: it keeps the last few bytes back that it was given, and
+// gives one of them whenever nothing else was written for some seconds. What is written lies in files as a rule, and
+// goes on by the connection's ReadFrom, so that file pages move without copying.
 type Drip struct {
 	http.ResponseWriter
 

@@ -54,8 +54,8 @@ func (x *Exchange) Level() slog.Level {
 	return slog.LevelDebug
 }
 
-// Settle ends an exchange that serve has answered with err. fail answers with an error while there is no answer yet. Of one that
-// has begun nothing can be told any more: Settle panics with http.ErrAbortHandler, as http.Handler allows.
+// Settle ends an exchange that serve has answered with err. fail answers with an error while there is no answer yet. Of
+// one that has begun nothing can be told any more: Settle panics with http.ErrAbortHandler, as http.Handler allows.
 func (x *Exchange) Settle(err error, fail func(error)) {
 	switch {
 	case err == nil:
@@ -79,7 +79,8 @@ func NewMetrics(r prometheus.Registerer, front, label string) (*Metrics, error) 
 	m := &Metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "shoal", Subsystem: front, Name: "requests_total",
-			Help: "Requests to the " + front + " front by " + label + ` and status code; "aborted": the answer began and could not be ended.`,
+			Help: "Requests to the " + front + " front by " + label +
+				` and status code; "aborted": the answer began and could not be ended.`,
 		}, labels),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "shoal", Subsystem: front, Name: "request_duration_seconds",
@@ -88,7 +89,8 @@ func NewMetrics(r prometheus.Registerer, front, label string) (*Metrics, error) 
 		}, labels),
 		firstByte: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "shoal", Subsystem: front, Name: "first_byte_seconds",
-			Help:    "Time from a request to the " + front + " front to the header of its answer, which goes out with the first byte.",
+			Help: "Time from a request to the " + front +
+				" front to the header of its answer, which goes out with the first byte.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 3, 10),
 		}, labels),
 	}

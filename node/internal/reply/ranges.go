@@ -14,9 +14,9 @@ var ErrUnsatisfiable = errors.New("range lies outside the content")
 // Span is a run of bytes of some content.
 type Span struct{ Off, N int64 }
 
-// ParseRange reads a Range header against content of size bytes. ok tells whether one range is to be answered with 206. A
-// header that is malformed, of another unit, or of several ranges is ignored, as RFC 9110, section 14.2 allows, and so
-// is any range of empty content.
+// ParseRange reads a Range header against content of size bytes. ok tells whether one range is to be answered with 206.
+// A header that is malformed, of another unit, or of several ranges is ignored, as RFC 9110, section 14.2 allows, and
+// so is any range of empty content.
 func ParseRange(header string, size int64) (s Span, ok bool, err error) {
 	whole := Span{0, size}
 	spec, found := strings.CutPrefix(header, "bytes=")
@@ -59,13 +59,16 @@ func ParseRange(header string, size int64) (s Span, ok bool, err error) {
 type Checks bool
 
 const (
-	// CallerChecks: the caller knows the digest of the whole, as container runtimes do, or that of each part, as lazy snapshotters do.
+	// CallerChecks: the caller knows the digest of the whole, as container runtimes do, or that of each part, as lazy
+	// snapshotters do.
 	CallerChecks Checks = true
-	// NobodyChecks: no range that may be one of a parallel download's, or go on with one, ends before the digest matches.
+	// NobodyChecks: no range that may be one of a parallel download's, or go on with one, ends before the digest
+	// matches.
 	NobodyChecks Checks = false
 )
 
-// WantsPart reports whether a request is for a part of the content alone, so that its end need not wait for the digest of the whole.
+// WantsPart reports whether a request is for a part of the content alone, so that its end need not wait for the digest
+// of the whole.
 //
 //	request                        | the caller checks | nobody checks
 //	HEAD                           | part              | part

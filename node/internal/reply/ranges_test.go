@@ -12,7 +12,8 @@ import (
 )
 
 func FuzzParseRange(f *testing.F) {
-	for _, s := range []string{"bytes=0-", "bytes=-5", "bytes=1-2", "bytes=9-1", "bytes=0-1,3-4", "bytes=-", "bytes=- 1", "lines=1-2", "bytes=99999999999999999999-"} {
+	for _, s := range []string{"bytes=0-", "bytes=-5", "bytes=1-2", "bytes=9-1", "bytes=0-1,3-4", "bytes=-",
+		"bytes=- 1", "lines=1-2", "bytes=99999999999999999999-"} {
 		f.Add(s, int64(10))
 	}
 	f.Fuzz(func(t *testing.T, header string, size int64) {

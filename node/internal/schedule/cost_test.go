@@ -20,7 +20,8 @@ func cpu(t *testing.T) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// A frame says as much as fits into 64 KiB. What the table does about 20 of them is no more than what any pull makes it do.
+// A frame says as much as fits into 64 KiB. What the table does about 20 of them is no more than what any pull makes it
+// do.
 func TestTable_AFrameCostsItsLengthAndNotWhatItNames(t *testing.T) {
 	t.Parallel()
 	const list, n = 4096, 1 << 20

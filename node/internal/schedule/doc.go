@@ -1,6 +1,6 @@
-// Package schedule decides, for one blob, who asks whom for which chunk. It is the heart of Shoal: a Table takes in what
-// the participants of a blob report and gives out orders to them; a Participant takes in a table's orders, and says what is to be
-// asked of whom, read from the registry and reported. Both do no I/O, start no goroutine and read no
+// Package schedule decides, for one blob, who asks whom for which chunk. It is the heart of Shoal: a Table takes in
+// what the participants of a blob report and gives out orders to them; a Participant takes in a table's orders, and
+// says what is to be asked of whom, read from the registry and reported. Both do no I/O, start no goroutine and read no
 // clock, so that the coordinator of a swarm, a node on its own and the simulator run the very same code.
 //
 // # The plan
@@ -19,15 +19,15 @@
 // one that joins late takes its share of what is left, and one that dies gives back little. Runs shrink as the
 // blob nears its end (guided self-scheduling), so few requests serve a lone node and the tail of a burst stays short.
 //
-// At first one run is read, then as many as chunks have come: what readers wait for is the first chunk of each layer, and of all that
-// is read at the same time each comes late.
+// At first one run is read, then as many as chunks have come: what readers wait for is the first chunk of each layer,
+// and of all that is read at the same time each comes late.
 //
 // # Relays
 //
-// A home that many ask lets some of them pass its chunk on, before they have it. Nobody waits for one who waits for a third, since
-// each link on the way is filled with other blobs. Who passes on is who has the least to send. A table sees one blob, so each
-// report says how many chunks of all blobs the node owes others. Where that does not decide, a hash of blob and peer does, and
-// not who came first, who would be the first at every blob of an image.
+// A home that many ask lets some of them pass its chunk on, before they have it. Nobody waits for one who waits for a
+// third, since each link on the way is filled with other blobs. Who passes on is who has the least to send. A table
+// sees one blob, so each report says how many chunks of all blobs the node owes others. Where that does not decide, a
+// hash of blob and peer does, and not who came first, who would be the first at every blob of an image.
 //
 // # Groups
 //
@@ -38,7 +38,7 @@
 //
 // # What is said, and what is so
 //
-// A size, a run and a holding are what a peer says until the digest has proved them. Plans keep a Table for each size that is said, so
-// a wrong one holds up those that believe it. A Table costs what was sent to it: its sets are of pages, and it books a lease a little
-// at a time.
+// A size, a run and a holding are what a peer says until the digest has proved them. Plans keep a Table for each size
+// that is said, so a wrong one holds up those that believe it. A Table costs what was sent to it: its sets are of
+// pages, and it books a lease a little at a time.
 package schedule

@@ -28,8 +28,8 @@ type ParticipantConfig struct {
 	// over; default 5 s. So long may a coordinator be silent, too.
 	PeerSilence time.Duration
 	// PeerPatience is for how long a peer may send no chunk though it is alive: it may wait for the chunk itself, or
-	// many may share its link; default 30 s. One that has the chunk already gets a third of that. One from which bytes of
-	// any kind come gets four times as long.
+	// many may share its link; default 30 s. One that has the chunk already gets a third of that. One from which bytes
+	// of any kind come gets four times as long.
 	PeerPatience time.Duration
 	// CoordinatorPatience is for how long a coordinator may leave the participant without anything to do; default 10
 	// s. Then the participant reads one chunk of its own choice, and if that was not the beginning of more, leaves.
@@ -205,7 +205,8 @@ type Actions struct {
 
 // Empty reports whether there is nothing to do.
 func (a *Actions) Empty() bool {
-	return len(a.Wants) == 0 && len(a.Leases) == 0 && a.Report.Empty() && len(a.Pings) == 0 && !a.Leave && a.Hopeless == nil &&
+	return len(a.Wants) == 0 && len(a.Leases) == 0 && a.Report.Empty() && len(a.Pings) == 0 && !a.Leave &&
+		a.Hopeless == nil &&
 		a.Stalled == 0 && len(a.PassedOver) == 0 && a.LeftBehind == nil
 }
 
@@ -791,7 +792,8 @@ func (p *Participant) passOver(now time.Time, heard func(peer.ID) int64) {
 		}
 		p.listen(id, s, now, heard)
 		silent, noChunk := now.Sub(s.heard), now.Sub(s.moved)
-		// While bytes of any kind flow from it, chunks take long because links are slow. Not for ever: it might send anything.
+		// While bytes of any kind flow from it, chunks take long because links are slow. Not for ever: it might send
+		// anything.
 		idle := max(min(noChunk, now.Sub(s.flowed)), noChunk/longPatience)
 		dead := silent > p.cfg.PeerSilence || idle > p.cfg.PeerPatience
 		// It has the chunks, and there is no sign that others keep it from sending them.
@@ -801,7 +803,8 @@ func (p *Participant) passOver(now time.Time, heard func(peer.ID) int64) {
 			continue
 		}
 		stalled := p.askedOf(id, func(c *piece) bool { return dead || c.has })
-		p.out.PassedOver = append(p.out.PassedOver, PassedOver{Peer: id, Chunks: len(stalled), Silent: silent, NoChunk: noChunk})
+		p.out.PassedOver = append(p.out.PassedOver,
+			PassedOver{Peer: id, Chunks: len(stalled), Silent: silent, NoChunk: noChunk})
 		p.giveUp(id, stalled)
 	}
 	p.pump(now)

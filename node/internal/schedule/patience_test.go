@@ -21,8 +21,10 @@ func TestPatience_WithAPeerGoesByTheBytesThatComeFromIt(t *testing.T) {
 	}{
 		"signs of life only":                          {64, false, patience, patience + time.Second},
 		"signs of life only, though it has the chunk": {64, true, patience / 3, patience/3 + time.Second},
-		"bytes of other chunks":                       {1 << 20, false, 3 * patience, longPatience*patience + time.Second},
-		"bytes of other chunks, and it has the chunk": {1 << 20, true, 3 * patience, longPatience*patience + time.Second},
+		"bytes of other chunks": {1 << 20, false, 3 * patience,
+			longPatience*patience + time.Second},
+		"bytes of other chunks, and it has the chunk": {1 << 20, true, 3 * patience,
+			longPatience*patience + time.Second},
 		"nothing": {0, false, 5 * time.Second, 6 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -34,7 +36,8 @@ func TestPatience_WithAPeerGoesByTheBytesThatComeFromIt(t *testing.T) {
 			p.Demand(begin, Run{Count: 2})
 			p.Join()
 			p.Joined(begin, "self")
-			p.Orders(begin, Orders{Chunks: []Assignment{{Claim: Claim{Index: 0, Sum: sum(0)}, From: "peer", Held: c.held}}})
+			p.Orders(begin, Orders{Chunks: []Assignment{{Claim: Claim{Index: 0, Sum: sum(0)}, From: "peer",
+				Held: c.held}}})
 			require.Equal(t, peer.ID("peer"), p.AskedOf(0))
 			now := begin
 			for p.AskedOf(0) != "" {

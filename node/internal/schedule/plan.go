@@ -76,8 +76,8 @@ func (t *Table) planHomes(g *group) {
 	for t.mayGive(g) {
 		gave := false
 		for _, m := range t.turns(g) {
-			// A fast node may bring more than a slow one, but what it brings it also sends to all others: while anyone else
-			// has room, no node brings much more than its share.
+			// A fast node may bring more than a slow one, but what it brings it also sends to all others: while anyone
+			// else has room, no node brings much more than its share.
 			if gave && t.overShare(g, m) {
 				break
 			}
@@ -89,8 +89,8 @@ func (t *Table) planHomes(g *group) {
 	}
 }
 
-// mayGive tells whether g has chunks that could be given a home: it is asked at every report, and mostly says no. A chunk
-// without a home is known, or read by someone, whom g waits for, or it is fresh.
+// mayGive tells whether g has chunks that could be given a home: it is asked at every report, and mostly says no. A
+// chunk without a home is known, or read by someone, whom g waits for, or it is fresh.
 func (t *Table) mayGive(g *group) bool {
 	return g.ready.size > 0 || t.fresh > 0 && t.runsLeft()
 }
@@ -154,8 +154,8 @@ func (t *Table) give(g *group, m *member) bool {
 	return false
 }
 
-// nextHomeless is the first chunk from i on that m needs and that has no home in g, of those whose hash is known, or (fresh) that
-// no one reads. The hash of one that someone reads will be known soon.
+// nextHomeless is the first chunk from i on that m needs and that has no home in g, of those whose hash is known, or
+// (fresh) that no one reads. The hash of one that someone reads will be known soon.
 func (t *Table) nextHomeless(g *group, m *member, i int, fresh bool) (int, bool) {
 	for {
 		ready, ok := g.ready.nextIn(i, &m.need, &m.have)
@@ -202,7 +202,8 @@ func (t *Table) source(g *group, m *member, i int) (src *member, wait bool) {
 	}
 	c := t.chunks[i]
 	usable := func(x *member) bool {
-		return x != nil && x != m && t.members[x.id] == x && !slices.Contains(m.tried[i], x.id) && !x.sidelined.After(t.now)
+		return x != nil && x != m && t.members[x.id] == x && !slices.Contains(m.tried[i], x.id) &&
+			!x.sidelined.After(t.now)
 	}
 	if h := t.holder(m, i, true); h != nil {
 		return h, false
@@ -272,22 +273,22 @@ func (t *Table) mayLease(m *member) bool {
 func (t *Table) peerRuns() int { return max(t.cfg.PeerRuns, t.cfg.UpstreamRuns/max(len(t.active), 1)) }
 
 // runsLeft tells whether upstream may be read by one more participant: by Config.UpstreamRuns, and one more with every
-// fewChunks that have come, up to a run for each participant, or manyRuns, or one for every sixteenth.
-// Few requests at once finish early one by one, and what is finished can be shared, which matters most while there is nothing
-// else to share. But from one lease to the next a registry has nothing to send, and where links are full the way of reports and
-// orders takes as long as several chunks.
-// At first one run is read, then as many as chunks have come: the first bytes of a layer are what readers wait for, and of all that is
-// read at the same time each comes late.
+// fewChunks that have come, up to a run for each participant, or manyRuns, or one for every sixteenth. Few requests at
+// once finish early one by one, and what is finished can be shared, which matters most while there is nothing else to
+// share. But from one lease to the next a registry has nothing to send, and where links are full the way of reports and
+// orders takes as long as several chunks. At first one run is read, then as many as chunks have come: the first bytes
+// of a layer are what readers wait for, and of all that is read at the same time each comes late.
 func (t *Table) runsLeft() bool {
 	n := len(t.active)
 	if !t.noRange && t.leased > t.known.size && t.now.Sub(t.began) < slowStart {
 		return false
 	}
-	return t.noRange || t.leased < max(n/16, min(t.cfg.UpstreamRuns+t.known.size/fewChunks, max(t.cfg.UpstreamRuns, min(n, manyRuns))))
+	return t.noRange || t.leased < max(n/16, min(t.cfg.UpstreamRuns+t.known.size/fewChunks,
+		max(t.cfg.UpstreamRuns, min(n, manyRuns))))
 }
 
-// Found with node/internal/simulate, on links of 0.1 to 10 Gbit/s. manyRuns are enough to hide the time between leases on the
-// fastest.
+// Found with node/internal/simulate, on links of 0.1 to 10 Gbit/s. manyRuns are enough to hide the time between leases
+// on the fastest.
 const (
 	fewChunks = 4
 	manyRuns  = 16
@@ -297,8 +298,8 @@ const (
 const slowStart = 2 * time.Second
 
 // run is how much m is leased from chunk i on: an equal share of a quarter of what is left, so that runs shrink towards
-// the end (guided self-scheduling, Polychronopoulos and Kuck 1987). The first are short, for whoever comes first is alone only
-// for a moment, and what it was leased then the others would wait for.
+// the end (guided self-scheduling, Polychronopoulos and Kuck 1987). The first are short, for whoever comes first is
+// alone only for a moment, and what it was leased then the others would wait for.
 func (t *Table) run(g *group, m *member, i int) Run {
 	if t.noRange {
 		return Run{First: i, Count: t.n - i}

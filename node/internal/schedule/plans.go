@@ -14,8 +14,9 @@ var ErrMoved = errors.New("others know the blob's size already")
 // maxPlans bounds the sizes that are planned for at one time.
 const maxPlans = 8
 
-// Plans are the plans for one blob: a Table for each size that participants name, for only the digest proves which of them is right.
-// One that names a wrong size plans with those that believe the same, and holds up nobody else. It is not safe for concurrent use.
+// Plans are the plans for one blob: a Table for each size that participants name, for only the digest proves which of
+// them is right. One that names a wrong size plans with those that believe the same, and holds up nobody else. It is
+// not safe for concurrent use.
 type Plans struct {
 	cfg    Config
 	open   bool
@@ -89,7 +90,8 @@ func (p *Plans) Report(now time.Time, id peer.ID, r Report) error {
 	return t.Report(now, id, r)
 }
 
-// Strays are the participants that wait to learn the size though others are believed to know it now. They had better join anew.
+// Strays are the participants that wait to learn the size though others are believed to know it now. They had better
+// join anew.
 func (p *Plans) Strays() []peer.ID {
 	t := p.undecided()
 	if t == nil || t.Active() == 0 || p.believed(false) == nil {
@@ -129,7 +131,8 @@ func (p *Plans) Take(give func(to peer.ID, o Orders)) {
 	}
 }
 
-// Known reports whether the hash of chunk i is known to id, or to those that name a size, so that another claim would tell nothing new.
+// Known reports whether the hash of chunk i is known to id, or to those that name a size, so that another claim would
+// tell nothing new.
 func (p *Plans) Known(id peer.ID, size int64, i int) bool {
 	t := p.of[id]
 	if size > 0 {
@@ -163,8 +166,8 @@ func (p *Plans) Informed() bool {
 	return slices.ContainsFunc(p.tables, func(t *Table) bool { return t.known.size > 0 })
 }
 
-// sized is the table of a size. Those that do not know the size yet are in it where it is new and its first word comes with claims,
-// for which someone has to answer.
+// sized is the table of a size. Those that do not know the size yet are in it where it is new and its first word comes
+// with claims, for which someone has to answer.
 func (p *Plans) sized(now time.Time, size int64, claimed bool) *Table {
 	for _, t := range p.tables {
 		if t.size == size {
@@ -187,8 +190,9 @@ func (p *Plans) undecided() *Table {
 	return nil
 }
 
-// believed is the table of a size that one who knows none may take for right: there are claims of chunks, a holder, or two
-// participants say so. Of several it is the one with the most. Where a participant cannot ask upstream, any word is enough.
+// believed is the table of a size that one who knows none may take for right: there are claims of chunks, a holder, or
+// two participants say so. Of several it is the one with the most. Where a participant cannot ask upstream, any word is
+// enough.
 func (p *Plans) believed(anyone bool) (best *Table) {
 	for _, t := range p.tables {
 		told := t.known.size > 0 || len(t.holders) > 0 || len(t.active) > 1 || anyone && len(t.active) > 0
@@ -199,8 +203,9 @@ func (p *Plans) believed(anyone bool) (best *Table) {
 	return best
 }
 
-// add makes a table. Where there are too many, one gives way that nobody is in, or of whose size no more than one participant has
-// the least to show: whoever names a size has proved nothing by that. One that is sent away so may join anew.
+// add makes a table. Where there are too many, one gives way that nobody is in, or of whose size no more than one
+// participant has the least to show: whoever names a size has proved nothing by that. One that is sent away so may join
+// anew.
 func (p *Plans) add(now time.Time) *Table {
 	if len(p.tables) >= maxPlans {
 		gone := p.least()
@@ -228,7 +233,8 @@ func (p *Plans) least() (least *Table) {
 		switch {
 		case len(t.active) == 0:
 			return t
-		case len(t.active) == 1 && len(t.holders) == 0 && t.size >= 0 && (least == nil || t.known.size < least.known.size):
+		case len(t.active) == 1 && len(t.holders) == 0 && t.size >= 0 &&
+			(least == nil || t.known.size < least.known.size):
 			least = t
 		}
 	}

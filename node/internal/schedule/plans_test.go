@@ -28,10 +28,12 @@ func wants(size int64) Join { return Join{Upstream: true, Whole: true, Report: R
 func TestPlans_AWrongSizeHoldsUpNobodyElse(t *testing.T) {
 	t.Parallel()
 	for name, liar := range map[string]Join{
-		"that is huge":          wants(content.MaxSize),
-		"that is small":         wants(1),
-		"of one that reads all": {Upstream: true, Whole: true, Leased: []Run{{First: 0, Count: 1 << 20}}, Report: Report{Size: content.MaxSize}},
-		"of a holder":           {Report: Report{Size: content.MaxSize, Complete: true, Claims: []Claim{{Index: 0, By: "liar"}}}},
+		"that is huge":  wants(content.MaxSize),
+		"that is small": wants(1),
+		"of one that reads all": {Upstream: true, Whole: true, Leased: []Run{{First: 0, Count: 1 << 20}},
+			Report: Report{Size: content.MaxSize}},
+		"of a holder": {Report: Report{Size: content.MaxSize, Complete: true,
+			Claims: []Claim{{Index: 0, By: "liar"}}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -43,12 +45,14 @@ func TestPlans_AWrongSizeHoldsUpNobodyElse(t *testing.T) {
 			read := map[int]int{}
 			for range 20 {
 				for id, o := range ordersOf(p) {
-					require.True(t, id == "liar" || o.Size == 0 || o.Size == fiveChunks, "%s is told of %d bytes", id, o.Size)
+					require.True(t, id == "liar" || o.Size == 0 || o.Size == fiveChunks, "%s is told of %d bytes", id,
+						o.Size)
 					require.True(t, id == "liar" || !o.Hopeless)
 					for _, r := range o.Leases {
 						for i := r.First; i < r.End() && id != "liar"; i++ {
 							read[i]++
-							require.NoError(t, p.Report(epoch, id, Report{Claims: []Claim{{Index: i, Sum: sum(i), By: id}}}))
+							require.NoError(t, p.Report(epoch, id,
+								Report{Claims: []Claim{{Index: i, Sum: sum(i), By: id}}}))
 						}
 					}
 					for _, a := range o.Chunks {
@@ -74,14 +78,19 @@ func TestPlans_OneThatKnowsNoSizeBelieves(t *testing.T) {
 		size   int64
 		leased bool // it is to ask the registry itself, at once
 	}{
-		"nobody's mere word while it can ask the registry": {map[peer.ID]Join{"x": wants(fiveChunks)}, Join{Upstream: true, Whole: true}, 0, true},
-		"anyone's word where it cannot":                    {map[peer.ID]Join{"x": wants(fiveChunks)}, Join{Whole: true}, fiveChunks, false},
-		"two that say the same":                            {map[peer.ID]Join{"x": wants(fiveChunks), "y": wants(fiveChunks)}, Join{Upstream: true, Whole: true}, fiveChunks, false},
+		"nobody's mere word while it can ask the registry": {map[peer.ID]Join{"x": wants(fiveChunks)},
+			Join{Upstream: true, Whole: true}, 0, true},
+		"anyone's word where it cannot": {map[peer.ID]Join{"x": wants(fiveChunks)},
+			Join{Whole: true}, fiveChunks, false},
+		"two that say the same": {map[peer.ID]Join{"x": wants(fiveChunks),
+			"y": wants(fiveChunks)}, Join{Upstream: true, Whole: true}, fiveChunks, false},
 		"a holder": {
-			map[peer.ID]Join{"x": {Report: Report{Size: fiveChunks, Complete: true}}}, Join{Upstream: true, Whole: true}, fiveChunks, true,
+			map[peer.ID]Join{"x": {Report: Report{Size: fiveChunks, Complete: true}}}, Join{Upstream: true,
+				Whole: true}, fiveChunks, true,
 		},
 		"one that signed for a chunk": {
-			map[peer.ID]Join{"x": {Whole: true, Report: Report{Size: fiveChunks, Claims: claims}}}, Join{Upstream: true, Whole: true},
+			map[peer.ID]Join{"x": {Whole: true, Report: Report{Size: fiveChunks, Claims: claims}}}, Join{Upstream: true,
+				Whole: true},
 			fiveChunks, true,
 		},
 	} {
@@ -128,7 +137,8 @@ func TestPlans_SizesWithoutEndKeepNobodyOut(t *testing.T) {
 	for i := range maxPlans {
 		require.NoError(t, p.Join(epoch, peer.ID(rune('a'+i)), wants(int64(i+1))))
 	}
-	require.NoError(t, p.Join(epoch, "honest", wants(fiveChunks)), "a size that one peer names, and nobody bears out, gives way")
+	require.NoError(t, p.Join(epoch, "honest", wants(fiveChunks)),
+		"a size that one peer names, and nobody bears out, gives way")
 	require.Error(t, p.Report(epoch, "a", Report{Need: []Run{{Count: 1}}}), "whose size it was joins anew")
 	require.NoError(t, p.Join(epoch, "another", wants(fiveChunks)))
 	for i := range 3 * maxPlans {

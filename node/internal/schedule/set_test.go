@@ -51,9 +51,13 @@ func TestSet_HoldsWhatWasPutIn(t *testing.T) {
 			next func() (int, bool)
 			want func(i int) bool
 		}{
-			"neither set": {func() (int, bool) { return s.nextWithout(from, &other, &other) }, func(i int) bool { return want[i] && !without[i] }},
-			"one set":     {func() (int, bool) { return s.nextWithout(from) }, func(i int) bool { return want[i] }},
-			"both sets":   {func() (int, bool) { return s.nextIn(from, &other) }, func(i int) bool { return want[i] && without[i] }},
+			"neither set": {func() (int, bool) {
+				return s.nextWithout(from, &other, &other)
+			}, func(i int) bool { return want[i] && !without[i] }},
+			"one set": {func() (int, bool) { return s.nextWithout(from) }, func(i int) bool { return want[i] }},
+			"both sets": {func() (int, bool) {
+				return s.nextIn(from, &other)
+			}, func(i int) bool { return want[i] && without[i] }},
 			"a copy of one": {func() (int, bool) {
 				c := s.clone()
 				if want[from] {
@@ -99,7 +103,8 @@ func TestTable_ASizeThatIsOnlySaidCostsNothing(t *testing.T) {
 		tables[k] = New(Config{})
 		tables[k].Open(epoch)
 		for _, p := range id {
-			j := Join{Upstream: true, Whole: true, Leased: []Run{{First: 0, Count: 1 << 20}}, Report: Report{Size: 1 << 40}}
+			j := Join{Upstream: true, Whole: true, Leased: []Run{{First: 0, Count: 1 << 20}},
+				Report: Report{Size: 1 << 40}}
 			require.NoError(t, tables[k].Join(epoch, peer.ID(p), j))
 		}
 		tables[k].Tick(epoch)
@@ -107,6 +112,7 @@ func TestTable_ASizeThatIsOnlySaidCostsNothing(t *testing.T) {
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&after)
-	require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(16<<20), "bytes for 240 participants of 30 blobs of 1 TiB")
+	require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(16<<20),
+		"bytes for 240 participants of 30 blobs of 1 TiB")
 	runtime.KeepAlive(tables)
 }

@@ -19,7 +19,8 @@ var ErrSize = errors.New("blob size differs from what the other participants kno
 // Table is the plan for one blob. It is not safe for concurrent use.
 //
 // The size is a participant's word, and a run is as short to say when it is long. So the table keeps no more than what
-// participants have sent: there is an entry for a chunk once its hash is known or someone reads it, and sets are of runs.
+// participants have sent: there is an entry for a chunk once its hash is known or someone reads it, and sets are of
+// runs.
 type Table struct {
 	cfg  Config
 	now  time.Time
@@ -93,10 +94,12 @@ func (m *member) bring() {
 	m.group.brought++
 }
 
-// busy weighs what m has to send now, of this blob and of others, and what it was made to send so far, so that both are spread.
+// busy weighs what m has to send now, of this blob and of others, and what it was made to send so far, so that both are
+// spread.
 func (m *member) busy() int { return 4*(m.serving+m.elsewhere) + m.served }
 
-// lease is a run that is read from upstream. It is booked a little at a time: what one stream reads may be the whole blob.
+// lease is a run that is read from upstream. It is booked a little at a time: what one stream reads may be the whole
+// blob.
 type lease struct {
 	run     Run
 	next    int // the chunks before it are booked
@@ -240,11 +243,12 @@ func (t *Table) Tick(now time.Time) {
 	t.plan()
 }
 
-// drips tells whether m is too slow with a lease that another could read. Of a registry without Range the other would have
-// to begin at the start, so there it keeps the lease. Where the others are as slow it is the registry or its link, and to
-// read anew what is half read would make it slower.
+// drips tells whether m is too slow with a lease that another could read. Of a registry without Range the other would
+// have to begin at the start, so there it keeps the lease. Where the others are as slow it is the registry or its link,
+// and to read anew what is half read would make it slower.
 func (t *Table) drips(m *member, l lease) bool {
-	patience := min(max(t.cfg.ChunkTimeout, slower*t.pace), slower*t.cfg.ChunkTimeout) // for the slow one sets the pace too
+	// for the slow one sets the pace too
+	patience := min(max(t.cfg.ChunkTimeout, slower*t.pace), slower*t.cfg.ChunkTimeout)
 	return !t.noRange && t.now.Sub(l.claimed) > patience && slices.ContainsFunc(t.active, func(x *member) bool {
 		return x != m && x.upstream && !x.barred.After(t.now)
 	})
@@ -344,8 +348,8 @@ func (t *Table) refill(m *member) {
 	}
 }
 
-// told is how many chunks m is told to ask for at one time: of few that are left, few, so that what is left can be spread
-// over those who get it meanwhile.
+// told is how many chunks m is told to ask for at one time: of few that are left, few, so that what is left can be
+// spread over those who get it meanwhile.
 func (t *Table) told(m *member) int {
 	return max(min((t.n-m.have.size)/4, t.cfg.Told), fewTold)
 }
@@ -353,8 +357,8 @@ func (t *Table) told(m *member) int {
 // fewTold keeps a participant busy while it waits for orders.
 const fewTold = 16
 
-// leastBusy picks from whom m takes chunk i, which has a home in m's group. One that joins late finds that others have the
-// chunk too, or will, and the home would be asked for too much.
+// leastBusy picks from whom m takes chunk i, which has a home in m's group. One that joins late finds that others have
+// the chunk too, or will, and the home would be asked for too much.
 func (t *Table) leastBusy(m *member, i int, home *member) *member {
 	best, least := home, home.busy()
 	worth := detour * min(len(m.group.members), max(t.n/2, 1))
@@ -384,13 +388,15 @@ func (t *Table) leastBusy(m *member, i int, home *member) *member {
 
 // detour is by how much less busy than the home, for each member of their group, one must be who has yet to get a chunk
 // itself, to be asked for it. A home sends to all of its group, so that in a large one a small difference says nothing,
-// and detours only make chains on which the last ones wait. But where chunks are few so are homes, and the others have nothing to
-// send: there a small difference is worth a detour, and all the more where the same home has brought many small blobs. Without, the node
-// that is first at one layer of an image is first at the next too, reads all of them, and everyone waits for its link.
+// and detours only make chains on which the last ones wait. But where chunks are few so are homes, and the others have
+// nothing to send: there a small difference is worth a detour, and all the more where the same home has brought many
+// small blobs. Without, the node that is first at one layer of an image is first at the next too, reads all of them,
+// and everyone waits for its link.
 const detour = 3
 
-// relays reports whether x, who has yet to get chunk i, may be asked for it: it gets the chunk from one who has it or brings it.
-// Longer chains make those at their end wait for as many links as they have parts, each of them filled with other blobs.
+// relays reports whether x, who has yet to get chunk i, may be asked for it: it gets the chunk from one who has it or
+// brings it. Longer chains make those at their end wait for as many links as they have parts, each of them filled with
+// other blobs.
 func (t *Table) relays(x *member, i int) bool {
 	if !x.told.has(i) {
 		return false
@@ -610,8 +616,8 @@ func (t *Table) release(m *member, i int) {
 	}
 }
 
-// unlease takes chunk i, whose hash is known, out of the lease of a member that others got nothing from. Else whoever were to read it next
-// would not be its home, and it would be leased to everyone.
+// unlease takes chunk i, whose hash is known, out of the lease of a member that others got nothing from. Else whoever
+// were to read it next would not be its home, and it would be leased to everyone.
 func (t *Table) unlease(m *member, i int) {
 	ch := t.chunks[i]
 	if ch == nil || ch.lessee != m || !ch.known {
@@ -806,8 +812,8 @@ func (t *Table) suspect(m *member, s Suspicion) {
 	}
 }
 
-// accuse sidelines m once a quarter of the participants, and more than one where there are more, got nothing from it: one
-// alone may itself be the slow one, or not tell the truth.
+// accuse sidelines m once a quarter of the participants, and more than one where there are more, got nothing from it:
+// one alone may itself be the slow one, or not tell the truth.
 func (t *Table) accuse(m *member, by peer.ID) {
 	if m.accusers == nil {
 		m.accusers = map[peer.ID]time.Time{}
@@ -823,8 +829,8 @@ func (t *Table) accuse(m *member, by peer.ID) {
 	}
 }
 
-// resume takes in a run that m reads from upstream already, or what is left of it. What it says counts as far as the table would
-// have leased it, or one who says that it reads everything would keep all others from upstream.
+// resume takes in a run that m reads from upstream already, or what is left of it. What it says counts as far as the
+// table would have leased it, or one who says that it reads everything would keep all others from upstream.
 func (t *Table) resume(m *member, r Run, stream bool) {
 	if m.group == nil || r.First < 0 || r.Count <= 0 || r.First > t.n-r.Count || len(m.runs) >= t.peerRuns() {
 		return

@@ -61,7 +61,8 @@ func (s *swarm) claims(by peer.ID) []Claim {
 func (s *swarm) join(id peer.ID, zone string, upstream bool) *node {
 	n := &node{id: id, zone: zone, have: map[int]bool{}, from: map[int]peer.ID{}}
 	s.nodes[id] = n
-	require.NoError(s.t, s.table.Join(s.now, id, Join{Zone: zone, Upstream: upstream, Whole: true, Report: Report{Size: s.size()}}))
+	require.NoError(s.t, s.table.Join(s.now, id,
+		Join{Zone: zone, Upstream: upstream, Whole: true, Report: Report{Size: s.size()}}))
 	s.deliver()
 	return n
 }
@@ -304,7 +305,8 @@ func TestSendingIsSpreadEvenly(t *testing.T) {
 func TestSendingIsSpreadEvenlyOverThoseWhoComeLate(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ holders, steps int }{
-		"cold, a little apart": {0, 20}, "cold, far apart": {0, 200}, "one holder, a little apart": {1, 20}, "one holder, all at once": {1, 0},
+		"cold, a little apart": {0, 20}, "cold, far apart": {0, 200}, "one holder, a little apart": {1, 20},
+		"one holder, all at once": {1, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -351,7 +353,8 @@ func TestBeginners_AreOthersForEachBlob(t *testing.T) {
 	for blob := range 20 {
 		table := New(Config{Blob: fmt.Sprint(blob)})
 		for i := range 8 {
-			require.NoError(t, table.Join(time.Unix(1e9, 0), id(i), Join{Upstream: true, Whole: true, Report: Report{Size: content.ChunkSize}}))
+			require.NoError(t, table.Join(time.Unix(1e9, 0), id(i),
+				Join{Upstream: true, Whole: true, Report: Report{Size: content.ChunkSize}}))
 		}
 		table.Open(time.Unix(1e9, 0))
 		table.Take(func(to peer.ID, o Orders) {
@@ -428,7 +431,8 @@ func TestThoseWhoGetOneOfFewChunksPassItOn(t *testing.T) {
 	s.run(func(int) int { return 0 })
 	require.True(t, s.done())
 	for i := range 8 {
-		require.LessOrEqual(t, s.sent[id(i)], 5, "%s sends little more than a third of the 14 chunks that are sent", id(i))
+		require.LessOrEqual(t, s.sent[id(i)], 5, "%s sends little more than a third of the 14 chunks that are sent",
+			id(i))
 	}
 }
 
@@ -531,14 +535,15 @@ func TestALeaseOfOneThatOnlySaysThatItReadsGoesToAnother(t *testing.T) {
 	require.Len(t, other.have, 8)
 }
 
-// A coordinator is lost while a reads the blob from upstream, and b, who has what a has claimed so far, comes to the next
-// coordinator before a does.
+// A coordinator is lost while a reads the blob from upstream, and b, who has what a has claimed so far, comes to the
+// next coordinator before a does.
 func TestLease_IsNotReadAnewWhereTheRegistryIsSlowForAll(t *testing.T) {
 	t.Parallel()
 	table, now := New(Config{}), time.Unix(1e9, 0)
 	table.Open(now)
 	for i := range 2 {
-		require.NoError(t, table.Join(now, id(i), Join{Upstream: true, Whole: true, Report: Report{Size: 64 * content.ChunkSize}}))
+		require.NoError(t, table.Join(now, id(i),
+			Join{Upstream: true, Whole: true, Report: Report{Size: 64 * content.ChunkSize}}))
 	}
 	reads := map[int]int{} // how often each chunk was leased
 	leases := map[peer.ID][]Run{}
@@ -593,13 +598,15 @@ func TestALeaseThatIsHalfReadGoesOnAtANewCoordinator(t *testing.T) {
 
 func TestAHolderThatHasNothingIsPassedOver(t *testing.T) {
 	t.Parallel()
-	for name, oneByOne := range map[string]bool{"suspected of all chunks at once": false, "suspected of one after another": true} {
+	for name, oneByOne := range map[string]bool{"suspected of all chunks at once": false,
+		"suspected of one after another": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newSwarm(t, Config{}, 17)
 			h, m := id(100), id(0)
 			require.NoError(t, s.table.AddHolder(s.now, h, "", s.size(), s.claims(h)))
-			require.NoError(t, s.table.Join(s.now, m, Join{Upstream: true, Whole: true, Report: Report{Size: s.size()}}))
+			require.NoError(t, s.table.Join(s.now, m,
+				Join{Upstream: true, Whole: true, Report: Report{Size: s.size()}}))
 			have := map[int]bool{}
 			var o Orders
 			take := func() {
@@ -631,7 +638,8 @@ func TestAHolderThatHasNothingIsPassedOver(t *testing.T) {
 					for _, l := range o.Leases {
 						for i := l.First; i < l.End(); i++ {
 							have[i] = true
-							require.NoError(t, s.table.Report(s.now, m, Report{Claims: []Claim{{Index: i, Sum: sum(i), By: m}}}))
+							require.NoError(t, s.table.Report(s.now, m,
+								Report{Claims: []Claim{{Index: i, Sum: sum(i), By: m}}}))
 						}
 					}
 					take()
@@ -739,7 +747,8 @@ func TestARangeBringsOnlyTheChunksItNeeds(t *testing.T) {
 	s := newSwarm(t, Config{}, 50)
 	n := &node{id: id(0), have: map[int]bool{}, from: map[int]peer.ID{}}
 	s.nodes[n.id] = n
-	require.NoError(t, s.table.Join(s.now, n.id, Join{Upstream: true, Report: Report{Size: s.size(), Need: []Run{{First: 10, Count: 3}}}}))
+	require.NoError(t, s.table.Join(s.now, n.id,
+		Join{Upstream: true, Report: Report{Size: s.size(), Need: []Run{{First: 10, Count: 3}}}}))
 	s.deliver()
 	for s.step(func(int) int { return 0 }) {
 	}

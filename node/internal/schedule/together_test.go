@@ -85,13 +85,15 @@ func (q *timeline) Pop() any {
 
 func newEnsemble(t require.TestingT, seed uint64, nodes, chunks int, f faults) *ensemble {
 	e := &ensemble{
-		t: t, dice: rand.New(rand.NewPCG(seed, 1)), faults: f, chunks: chunks, now: time.Unix(1e9, 0), reads: make([]int, chunks),
+		t: t, dice: rand.New(rand.NewPCG(seed, 1)), faults: f, chunks: chunks, now: time.Unix(1e9, 0),
+		reads: make([]int, chunks),
 	}
 	e.table = New(Config{GroupSize: 6})
 	e.table.Open(e.now)
 	for i := range nodes {
 		a := &actor{
-			e: e, id: id(i), upstream: true, reader: i%3 != 2, have: map[int]bool{}, waiting: map[int][]*actor{}, asked: map[int]*actor{},
+			e: e, id: id(i), upstream: true, reader: i%3 != 2, have: map[int]bool{}, waiting: map[int][]*actor{},
+			asked: map[int]*actor{},
 		}
 		a.p = NewParticipant(ParticipantConfig{}, a.id)
 		e.nodes = append(e.nodes, a)
@@ -550,9 +552,11 @@ func TestTogether_NothingWaitsForEver(t *testing.T) {
 	together(t, func(rt *rapid.T) faults {
 		share := func(what string) float64 { return rapid.SampledFrom([]float64{0, 0.05, 0.2}).Draw(rt, what) }
 		return faults{
-			lostOrders: share("lost orders"), lostReports: share("lost reports"), lostWants: share("lost wants"), lostBlocks: share("lost blocks"),
-			doubled: share("doubled"), deaths: rapid.IntRange(0, 3).Draw(rt, "deaths"), changes: rapid.IntRange(0, 2).Draw(rt, "changes"),
-			silent: rapid.Bool().Draw(rt, "silent"), reordered: rapid.Bool().Draw(rt, "reordered"),
+			lostOrders: share("lost orders"), lostReports: share("lost reports"), lostWants: share("lost wants"),
+			lostBlocks: share("lost blocks"),
+			doubled:    share("doubled"), deaths: rapid.IntRange(0, 3).Draw(rt, "deaths"),
+			changes: rapid.IntRange(0, 2).Draw(rt, "changes"),
+			silent:  rapid.Bool().Draw(rt, "silent"), reordered: rapid.Bool().Draw(rt, "reordered"),
 		}
 	}, func(_ *rapid.T, e *ensemble) {
 		for _, a := range e.nodes {

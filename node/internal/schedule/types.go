@@ -105,7 +105,8 @@ type Report struct {
 	Suspects []Suspicion
 	// Reading: bytes of its leases are coming, if slowly, or it is about to ask for them. It keeps them.
 	Reading bool
-	// Load is how many chunks, of all blobs, others have asked the node for and not got yet. 0: none, or it does not say.
+	// Load is how many chunks, of all blobs, others have asked the node for and not got yet. 0: none, or it does not
+	// say.
 	Load int
 	// Complete: it has the whole blob and the digest is right.
 	Complete bool
@@ -153,11 +154,11 @@ type Config struct {
 	Blob string
 	// GroupSize is the most participants of a group; default 64.
 	GroupSize int
-	// UpstreamRuns is the least number of runs that may be leased at one time, over all participants; default 4, as many
-	// requests as a single client opens for an image's layers. See Table.runsLeft.
+	// UpstreamRuns is the least number of runs that may be leased at one time, over all participants; default 4, as
+	// many requests as a single client opens for an image's layers. See Table.runsLeft.
 	UpstreamRuns int
-	// PeerRuns is how many runs are leased to one participant at one time, once it has read a chunk; default 2. While there
-	// are few participants each gets its part of UpstreamRuns.
+	// PeerRuns is how many runs are leased to one participant at one time, once it has read a chunk; default 2. While
+	// there are few participants each gets its part of UpstreamRuns.
 	PeerRuns int
 	// MaxRun is the most chunks of a run; default 16.
 	MaxRun int
@@ -170,8 +171,8 @@ type Config struct {
 	// LeaseTimeout is after how long without a claim or a report of reading a lease is given to another;
 	// default 5 s.
 	LeaseTimeout time.Duration
-	// ChunkTimeout is after how long without a claim a lease is given to another though its reader says that bytes come;
-	// default 30 s. Where chunks from upstream take long for all, up to four times as long.
+	// ChunkTimeout is after how long without a claim a lease is given to another though its reader says that bytes
+	// come; default 30 s. Where chunks from upstream take long for all, up to four times as long.
 	ChunkTimeout time.Duration
 	// Penalty is how long a participant that failed is given nothing to bring; default 15 s.
 	Penalty time.Duration

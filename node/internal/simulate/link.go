@@ -17,9 +17,10 @@ type uplink struct {
 	closed bool          // the sender is dead
 
 	// Where links are shared:
-	fabric                   *fabric
-	lineRate                 float64 // of each line, in bytes per second; 0: that of the link
-	slots, perLine, underWay int     // how many chunks may be under way at one time, in all and in a line, and how many are
+	fabric   *fabric
+	lineRate float64 // of each line, in bytes per second; 0: that of the link
+	// how many chunks may be under way at one time, in all and in a line, and how many are
+	slots, perLine, underWay int
 }
 
 // line is what waits for one receiver, and what is under way to it.

@@ -104,7 +104,8 @@ func (n *node) pull() {
 
 func newFetch(n *node, b *blob) *fetch {
 	f := &fetch{
-		n: n, blob: b, have: bitset.New(uint(b.chunks)), asked: slices.Repeat([]int32{-1}, b.chunks), wanted: map[int][]want{},
+		n: n, blob: b, have: bitset.New(uint(b.chunks)), asked: slices.Repeat([]int32{-1}, b.chunks),
+		wanted:  map[int][]want{},
 		streams: map[int]struct{}{},
 	}
 	f.part = schedule.NewParticipant(schedule.ParticipantConfig{
@@ -335,7 +336,8 @@ func (f *fetch) land(i int, upstream bool) {
 	f.have.Set(uint(i))
 	f.asked[i] = -1
 	if s := f.n.sim; s.cfg.Shared {
-		s.landings = append(s.landings, Landing{At: s.now, Node: f.n.index, Blob: f.blob.index, Chunk: i, Upstream: upstream})
+		s.landings = append(s.landings, Landing{At: s.now, Node: f.n.index, Blob: f.blob.index, Chunk: i,
+			Upstream: upstream})
 	}
 	for _, w := range f.wanted[i] {
 		f.n.owed--

@@ -77,7 +77,8 @@ func (u *uplink) shortest() (best *line) {
 		if len(l.parcels) == 0 || l.underWay >= u.perLine {
 			continue
 		}
-		if best == nil || l.underWay < best.underWay || l.underWay == best.underWay && len(l.parcels) > len(best.parcels) {
+		if best == nil || l.underWay < best.underWay || l.underWay == best.underWay &&
+			len(l.parcels) > len(best.parcels) {
 			best = l
 		}
 	}

@@ -27,8 +27,8 @@ type Config struct {
 	// NodeRate is the rate of a node's up-link and of its down-link, RegistryRate that of the registry's up-link, in
 	// bits per second; default 10 Gbit/s each.
 	NodeRate, RegistryRate float64
-	// StreamRate is the most that one request gets of the registry, in bits per second, as of an object store; default: all of its
-	// link. It counts where links are shared.
+	// StreamRate is the most that one request gets of the registry, in bits per second, as of an object store; default:
+	// all of its link. It counts where links are shared.
 	StreamRate float64
 	// Zones over which the nodes are spread in turn; default 1.
 	Zones int
@@ -175,8 +175,10 @@ func Run(cfg Config) (*Result, error) {
 	random := rand.New(rand.NewPCG(cfg.Seed, 0))
 	for i := range cfg.Nodes {
 		s.nodes = append(s.nodes, &node{
-			sim: s, index: i, id: idOf(i), zone: fmt.Sprint("zone-", i%cfg.Zones), up: newUplink(&s.events, cfg.NodeRate/8),
-			down: downlink{rate: cfg.NodeRate / 8}, died: alive, partners: bitset.New(uint(cfg.Nodes)), heard: map[int]int64{},
+			sim: s, index: i, id: idOf(i), zone: fmt.Sprint("zone-", i%cfg.Zones),
+			up:   newUplink(&s.events, cfg.NodeRate/8),
+			down: downlink{rate: cfg.NodeRate / 8}, died: alive, partners: bitset.New(uint(cfg.Nodes)),
+			heard: map[int]int64{},
 		})
 		if cfg.Shared {
 			up := s.nodes[i].up

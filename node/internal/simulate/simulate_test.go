@@ -14,7 +14,8 @@ const mib = 1 << 20
 // burst is a small swarm, over links that make an image of 64 MiB take about half a second.
 func burst(t *testing.T, change func(*Config)) *Result {
 	t.Helper()
-	cfg := Config{Nodes: 24, Blobs: []int64{64 * mib}, NodeRate: 1e9, RegistryRate: 1e9, Schedule: schedule.Config{GroupSize: 8}, Seed: 1}
+	cfg := Config{Nodes: 24, Blobs: []int64{64 * mib}, NodeRate: 1e9, RegistryRate: 1e9,
+		Schedule: schedule.Config{GroupSize: 8}, Seed: 1}
 	if change != nil {
 		change(&cfg)
 	}
@@ -27,14 +28,19 @@ func burst(t *testing.T, change func(*Config)) *Result {
 func TestBurstTakesEachByteFromTheRegistryOnce(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*Config){
-		"one node":                      func(c *Config) { c.Nodes = 1 },
-		"one group":                     func(c *Config) { c.Nodes = 8 },
-		"several groups":                nil,
-		"four layers":                   func(c *Config) { c.Blobs = []int64{16 * mib, 16 * mib, 16 * mib, 16*mib - 5} },
-		"a fast registry":               func(c *Config) { c.RegistryRate = 4e9 },
-		"three zones":                   func(c *Config) { c.Zones = 3 },
-		"started one after the other":   func(c *Config) { c.Stagger = 2 * time.Second },
-		"layers one after the other":    func(c *Config) { c.Blobs = []int64{32 * mib, 16 * mib, 16 * mib}; c.Parallel = 1 },
+		"one node":       func(c *Config) { c.Nodes = 1 },
+		"one group":      func(c *Config) { c.Nodes = 8 },
+		"several groups": nil,
+		"four layers": func(c *Config) {
+			c.Blobs = []int64{16 * mib, 16 * mib, 16 * mib, 16*mib - 5}
+		},
+		"a fast registry":             func(c *Config) { c.RegistryRate = 4e9 },
+		"three zones":                 func(c *Config) { c.Zones = 3 },
+		"started one after the other": func(c *Config) { c.Stagger = 2 * time.Second },
+		"layers one after the other": func(c *Config) {
+			c.Blobs = []int64{32 * mib, 16 * mib, 16 * mib}
+			c.Parallel = 1
+		},
 		"shared links":                  func(c *Config) { c.Nodes, c.Shared, c.Queue = 8, true, 5*time.Millisecond },
 		"a coordinator that takes time": func(c *Config) { c.MessageCost = 50 * time.Microsecond },
 	} {
@@ -68,7 +74,8 @@ func TestBurst_SmallLayersOfManyNodesAreNotStarved(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r, err := Run(Config{
-				Nodes: c.nodes, Blobs: []int64{4 * mib, 32 * mib, 96 * mib}, NodeRate: c.rate, RegistryRate: c.rate, Shared: true,
+				Nodes: c.nodes, Blobs: []int64{4 * mib, 32 * mib, 96 * mib}, NodeRate: c.rate, RegistryRate: c.rate,
+				Shared:  true,
 				Stagger: 60 * time.Millisecond, Seed: 1,
 			})
 			require.NoError(t, err)
@@ -163,12 +170,15 @@ func TestLinkIsSharedFairlyAndIsNeverFasterThanItsRate(t *testing.T) {
 	var at []time.Duration
 	var fastAt []time.Duration
 	for range 2 {
-		up.offer(1, parcel{size: 1000, latency: time.Second, to: slow, arrived: func(time.Duration) { at = append(at, es.now) }})
+		up.offer(1, parcel{size: 1000, latency: time.Second, to: slow, arrived: func(time.Duration) {
+			at = append(at, es.now)
+		}})
 		up.offer(2, parcel{size: 1000, to: fast, arrived: func(time.Duration) { fastAt = append(fastAt, es.now) }})
 	}
 	for es.step() {
 	}
-	require.Equal(t, []time.Duration{5 * time.Second, 9 * time.Second}, at, "4 s each, one after the other, after a latency")
+	require.Equal(t, []time.Duration{5 * time.Second, 9 * time.Second}, at,
+		"4 s each, one after the other, after a latency")
 	require.Equal(t, []time.Duration{2 * time.Second, 4 * time.Second}, fastAt, "every other turn")
 }
 

@@ -66,8 +66,8 @@ func BenchmarkIngest(b *testing.B) {
 	}
 }
 
-// BenchmarkServe is what a warm pull of one layer over loopback costs, its client included, beside http.ServeFile on the
-// same file: in seconds of processor time for each GiB.
+// BenchmarkServe is what a warm pull of one layer over loopback costs, its client included, beside http.ServeFile on
+// the same file: in seconds of processor time for each GiB.
 func BenchmarkServe(b *testing.B) {
 	s := openTest(b, Options{})
 	x := newSample(1, 256*chunkSize)
@@ -95,7 +95,9 @@ func BenchmarkServe(b *testing.B) {
 		name    string
 		handler http.HandlerFunc
 	}{
-		{"a file by net/http", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, s.blobPath(x.digest)) }},
+		{"a file by net/http", func(w http.ResponseWriter, r *http.Request) {
+			http.ServeFile(w, r, s.blobPath(x.digest))
+		}},
 		{"a blob checked of late", blob},
 		{"a blob to be checked", func(w http.ResponseWriter, r *http.Request) {
 			e.checks.forget(0, x.chunks())

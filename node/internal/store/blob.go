@@ -32,13 +32,14 @@ func (b *Blob) Size() int64 { return b.info.Size }
 // Arrived is its size: it is all here.
 func (b *Blob) Arrived() int64 { return b.info.Size }
 
-// Range returns the n bytes from off. Each chunk is checked before any of it is given, unless it was of late and its pages
-// have not left memory since. Where one is wrong or cannot be read, the blob is dropped, and reading fails with an error
-// that is content.ErrNotFound. The result also is an io.WriterTo; to an http.ResponseWriter over plain TCP it sends by
-// sendfile(2). It stays readable after the blob is closed.
+// Range returns the n bytes from off. Each chunk is checked before any of it is given, unless it was of late and its
+// pages have not left memory since. Where one is wrong or cannot be read, the blob is dropped, and reading fails with
+// an error that is content.ErrNotFound. The result also is an io.WriterTo; to an http.ResponseWriter over plain TCP it
+// sends by sendfile(2). It stays readable after the blob is closed.
 func (b *Blob) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	if off < 0 || n < 0 || off > b.info.Size-n {
-		return nil, fmt.Errorf("%s: range of %d bytes at %d is outside its %d bytes", b.info.Digest, n, off, b.info.Size)
+		return nil, fmt.Errorf("%s: range of %d bytes at %d is outside its %d bytes", b.info.Digest, n, off,
+			b.info.Size)
 	}
 	sec, err := newSection(ctx, b.file, off, n)
 	if err != nil {
@@ -62,8 +63,8 @@ func (b *Blob) Close() error { return b.file.Close() }
 type section struct {
 	ctx  context.Context
 	name string
-	// r is positioned at the next byte. It is an *os.File of its own where possible, for sendfile(2) reads at a file's own
-	// position, which the section must therefore share with nobody.
+	// r is positioned at the next byte. It is an *os.File of its own where possible, for sendfile(2) reads at a file's
+	// own position, which the section must therefore share with nobody.
 	r         io.Reader
 	file      *os.File
 	pos, left int64

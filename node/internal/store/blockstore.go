@@ -21,8 +21,8 @@ import (
 // ErrReadOnly: blocks come and go with blobs, not one by one.
 var ErrReadOnly = errors.New("blockstore is a read-only view of the blobs")
 
-// cheapToVerify is the size in bytes up to which a block is hashed whenever it is read: manifests, configs, tails. Larger
-// ones are left to the receiver, who hashes every block anyway, and to Scrub.
+// cheapToVerify is the size in bytes up to which a block is hashed whenever it is read: manifests, configs, tails.
+// Larger ones are left to the receiver, who hashes every block anyway, and to Scrub.
 const cheapToVerify = 64 << 10
 
 // blockView is the store as boxo's Blockstore. No block of it is larger than a chunk (1 MiB) or an inner UnixFS node of
@@ -154,7 +154,8 @@ func (v blockView) read(p place, c cid.Cid) (blocks.Block, error) {
 	return b, nil
 }
 
-// lentBlock is a block in a buffer that another one gets after Release. One that is never released is garbage as any other.
+// lentBlock is a block in a buffer that another one gets after Release. One that is never released is garbage as any
+// other.
 type lentBlock struct {
 	cid    cid.Cid
 	data   []byte
@@ -206,9 +207,9 @@ func (v blockView) readChunk(p place, sum, data []byte) error {
 	return check.read(f, p.chunk, sum, data)
 }
 
-// Get reads a block, with one pread as a rule. A block that is not here is an ipld.ErrNotFound, and so is one whose bytes
-// are damaged. The block has a method Release, by which a caller who has no more use for its bytes may give back their
-// buffer.
+// Get reads a block, with one pread as a rule. A block that is not here is an ipld.ErrNotFound, and so is one whose
+// bytes are damaged. The block has a method Release, by which a caller who has no more use for its bytes may give back
+// their buffer.
 func (v blockView) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 	var b blocks.Block
 	var last error

@@ -19,15 +19,15 @@ import (
 )
 
 const (
-	// checkedFor is how long a chunk that was hashed counts as good, while nobody writes to its file and its pages stay in
-	// memory.
+	// checkedFor is how long a chunk that was hashed counts as good, while nobody writes to its file and its pages stay
+	// in memory.
 	checkedFor = time.Hour
-	// suspectFor is the same for a blob that is asked for again within askedAgain of having been given out whole: its reader
-	// may have found it wrong.
+	// suspectFor is the same for a blob that is asked for again within askedAgain of having been given out whole: its
+	// reader may have found it wrong.
 	suspectFor = time.Minute
 	askedAgain = 2 * time.Minute
-	// settle is longer than the steps in which the kernel counts the times of changes. A chunk of a file that was changed
-	// less than that ago is hashed again, because a further change might leave the time as it is.
+	// settle is longer than the steps in which the kernel counts the times of changes. A chunk of a file that was
+	// changed less than that ago is hashed again, because a further change might leave the time as it is.
 	settle = 100 * time.Millisecond
 	// readAhead is how many chunks the kernel may bring in, unseen, after one that it reads from the disk.
 	readAhead = 8
@@ -162,7 +162,8 @@ func (c *checks) noteWhole(f *os.File, size int64) {
 	}
 }
 
-// unlinked runs remove, which takes the file's name away, and keeps what is known of its bytes for those who have it open.
+// unlinked runs remove, which takes the file's name away, and keeps what is known of its bytes for those who have it
+// open.
 func (c *checks) unlinked(path string, remove func() error) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -216,8 +217,8 @@ func (s *Store) newChecker(d digest.Digest, size int64, e *entry) *checker {
 	return c
 }
 
-// load reads the blob's sums, if they can be had without reading the blob. With them it can be read to its end even if it is
-// evicted meanwhile.
+// load reads the blob's sums, if they can be had without reading the blob. With them it can be read to its end even if
+// it is evicted meanwhile.
 func (c *checker) load() {
 	if c.entry == nil || c.single() {
 		return
@@ -344,9 +345,9 @@ type watch struct {
 
 func (c *checker) watch(f *os.File) *watch { return &watch{checker: c, file: f, last: -1} }
 
-// clear returns how many bytes from off may go out, at least one and at most want, having hashed what has to be. If somebody
-// has written to the file while the reader was at those before, they are hashed first: the reader must not come to the
-// end of an answer with wrong bytes in it.
+// clear returns how many bytes from off may go out, at least one and at most want, having hashed what has to be. If
+// somebody has written to the file while the reader was at those before, they are hashed first: the reader must not
+// come to the end of an answer with wrong bytes in it.
 func (w *watch) clear(off, want int64) (int64, error) {
 	st, err := stampOf(w.file)
 	if err != nil {
@@ -395,8 +396,8 @@ func exhausted(err error) bool {
 	return false
 }
 
-// proved gives the whole of a file of the runtime while there are no sums of its chunks: all but the end goes out before
-// the digest is known, and the end does not go out if it is wrong.
+// proved gives the whole of a file of the runtime while there are no sums of its chunks: all but the end goes out
+// before the digest is known, and the end does not go out if it is wrong.
 type proved struct {
 	content io.Reader
 	file    *section

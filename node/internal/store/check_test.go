@@ -22,8 +22,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// rot flips a byte of a blob's file and puts the file's modification time back, which leaves the write to be seen by the
-// time of change alone.
+// rot flips a byte of a blob's file and puts the file's modification time back, which leaves the write to be seen by
+// the time of change alone.
 func rot(t testing.TB, path string, off int64) {
 	t.Helper()
 	fi, err := os.Stat(path)
@@ -77,7 +77,8 @@ func TestCheck_AFlippedByteNeverLeavesTheStore(t *testing.T) {
 	t.Parallel()
 	const size = 3*chunkSize + 70<<10
 	for name, at := range map[string]int64{
-		"the first byte": 0, "in the middle": chunkSize + 5, "the last byte": size - 1, "in the last chunk": size - 60<<10,
+		"the first byte": 0, "in the middle": chunkSize + 5, "the last byte": size - 1,
+		"in the last chunk": size - 60<<10,
 	} {
 		for how, read := range readers {
 			t.Run(name+", "+how, func(t *testing.T) {

@@ -24,7 +24,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// The test binary runs itself as a child that uses a store until it is killed. These variables tell the child what to do.
+// The test binary runs itself as a child that uses a store until it is killed. These variables tell the child what to
+// do.
 const (
 	childEnv     = "SHOAL_STORE_TEST_CHILD" // one of the modes below
 	childPathEnv = "SHOAL_STORE_TEST_PATH"
@@ -208,8 +209,8 @@ func (r *report) note(t *testing.T, words []string) {
 	}
 }
 
-// requireIntact opens what a killed child left, checks that all that is there is right, in every form in which it can be
-// read, and returns the blobs that are there.
+// requireIntact opens what a killed child left, checks that all that is there is right, in every form in which it can
+// be read, and returns the blobs that are there.
 func requireIntact(t *testing.T, path string, r report) map[digest.Digest]bool {
 	t.Helper()
 	s := openTest(t, Options{Path: path})
@@ -334,8 +335,8 @@ func TestKillBeforeEachFileOperation(t *testing.T) {
 	}
 }
 
-// mountImage mounts a file that holds a file system, where that is allowed. Nothing is committed to the file system's own
-// journal but by fsync, so that a copy of the file is one moment of it.
+// mountImage mounts a file that holds a file system, where that is allowed. Nothing is committed to the file system's
+// own journal but by fsync, so that a copy of the file is one moment of it.
 func mountImage(t *testing.T, image string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -346,12 +347,13 @@ func mountImage(t *testing.T, image string) string {
 	return dir
 }
 
-// A copy of the disk under a mounted file system is what a loss of power leaves: what was synced, and of the rest whatever
-// the kernel happens to have written.
+// A copy of the disk under a mounted file system is what a loss of power leaves: what was synced, and of the rest
+// whatever the kernel happens to have written.
 func TestALossOfPowerLosesNoCommittedBlob(t *testing.T) {
 	t.Parallel()
 	image := filepath.Join(t.TempDir(), "disk")
-	if out, err := exec.Command("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", image, "256M").CombinedOutput(); err != nil {
+	if out, err := exec.Command("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", image,
+		"256M").CombinedOutput(); err != nil {
 		t.Skipf("cannot make a file system here: %v: %s", err, out)
 	}
 	path := filepath.Join(mountImage(t, image), "store")

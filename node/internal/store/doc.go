@@ -45,8 +45,8 @@
 //  11. fsync the folder, which makes 8 and 10 durable
 //  12. enter the blob into the table, tell OnEvent
 //
-// A process killed before 10 leaves a complete partial ingest and perhaps a stray map; after 10 it leaves a blob with its
-// map. Eviction is the reverse: out of the table, remove the blob, the index entries, the map.
+// A process killed before 10 leaves a complete partial ingest and perhaps a stray map; after 10 it leaves a blob with
+// its map. Eviction is the reverse: out of the table, remove the blob, the index entries, the map.
 //
 // # Start
 //
@@ -72,16 +72,16 @@
 //
 // # When the disk fails
 //
-// A full disk or quota is content.ErrNoSpace, any other refusal of the system content.ErrStorage. Callers pass through what
-// they cannot keep. Health tells what is wrong from the operation that failed until a small file can be written again, which
-// is tried every 30 s. An operation that takes more than 10 s counts as hanging; then nothing new is begun. Folders that
-// were removed are made again. An index that is damaged while the store runs is made again from the maps; a damaged
-// state.db is used no more until the next start.
+// A full disk or quota is content.ErrNoSpace, any other refusal of the system content.ErrStorage. Callers pass through
+// what they cannot keep. Health tells what is wrong from the operation that failed until a small file can be written
+// again, which is tried every 30 s. An operation that takes more than 10 s counts as hanging; then nothing new is
+// begun. Folders that were removed are made again. An index that is damaged while the store runs is made again from the
+// maps; a damaged state.db is used no more until the next start.
 //
 // # What is checked when
 //
-// A blob's digest is checked before it is committed, and by Scrub. After that each chunk is checked against its sum in the
-// map before any byte of it leaves the store, be it for a client or for a peer, unless all of this holds:
+// A blob's digest is checked before it is committed, and by Scrub. After that each chunk is checked against its sum in
+// the map before any byte of it leaves the store, be it for a client or for a peer, unless all of this holds:
 //
 //   - it was hashed within the last hour. If the blob was given out whole within the last two minutes and is asked for
 //     again, somebody may have found it wrong: then it is within the last minute
@@ -89,10 +89,10 @@
 //   - its pages have not left memory since, so that they did not come from the disk again. Linux tells from 6.5 on;
 //     before, the hour has to do
 //
-// What went out is looked at once more before the last 32 KiB of an answer follow. So an answer that has a wrong byte in it
-// does not end; as a rule none is sent. A block of at most 64 KiB is always hashed.
+// What went out is looked at once more before the last 32 KiB of an answer follow. So an answer that has a wrong byte
+// in it does not end; as a rule none is sent. A block of at most 64 KiB is always hashed.
 //
 // A blob that is found damaged, or whose file cannot be read, is dropped and counted, pinned or not. The chunk map of a
-// runtime blob is computed once, at the first call of ChunkMap or for the first range, and its digest is checked in the same
-// pass. Until then a reader of the whole gets its last bytes once the digest has matched.
+// runtime blob is computed once, at the first call of ChunkMap or for the first range, and its digest is checked in the
+// same pass. Until then a reader of the whole gets its last bytes once the digest has matched.
 package store

@@ -2,8 +2,8 @@ package store
 
 import "sync"
 
-// events delivers the store's events one after the other, in the order in which they happened, without a goroutine of its
-// own and without a lock held while the listener runs.
+// events delivers the store's events one after the other, in the order in which they happened, without a goroutine of
+// its own and without a lock held while the listener runs.
 type events struct {
 	listener func(Event)
 

@@ -54,7 +54,8 @@ func (l Limits) withDefaults() (Limits, error) {
 	l.Eviction = strings.ToUpper(l.Eviction)
 	switch {
 	case l.Capacity < 0 || l.MinFree < 0:
-		return l, fmt.Errorf("limits: capacity of %d and free disk of %d bytes must not be negative", l.Capacity, l.MinFree)
+		return l, fmt.Errorf("limits: capacity of %d and free disk of %d bytes must not be negative", l.Capacity,
+			l.MinFree)
 	case !(0 < l.Low && l.Low <= l.High && l.High <= 1): // written so that a NaN fails
 		return l, fmt.Errorf("limits: watermarks %g and %g are not 0 < low <= high <= 1", l.Low, l.High)
 	case policies[l.Eviction] == nil:
@@ -84,13 +85,13 @@ func lru(blobs []candidate, _ int64) {
 	})
 }
 
-// protectedShare is the share of the capacity that slru protects; the segmented LRU of Karedla, Love and Wherry, Caching
-// Strategies to Improve Disk System Performance (1994), does best between 0.6 and 0.8.
+// protectedShare is the share of the capacity that slru protects; the segmented LRU of Karedla, Love and Wherry,
+// Caching Strategies to Improve Disk System Performance (1994), does best between 0.6 and 0.8.
 const protectedShare = 0.8
 
-// slru, the segmented LRU, resists scans: blobs that were not used again since they came go first, in LRU order, so that
-// a rollout of images that are pulled once leaves alone what is pulled every day. Of those that were used again, the
-// most recently used up to four fifths of the capacity are protected; the others have sunk back to the first kind.
+// slru, the segmented LRU, resists scans: blobs that were not used again since they came go first, in LRU order, so
+// that a rollout of images that are pulled once leaves alone what is pulled every day. Of those that were used again,
+// the most recently used up to four fifths of the capacity are protected; the others have sunk back to the first kind.
 func slru(blobs []candidate, capacity int64) {
 	lru(blobs, capacity)
 	protected := make(map[digest.Digest]bool)
@@ -146,8 +147,8 @@ type partial struct {
 // stale is the age from which a partial ingest is of less worth than any blob: whoever pulled it has given up.
 const stale = time.Hour
 
-// admit claims the digest of an ingest, if its bytes could be made room for. Nothing is evicted yet: a size is somebody's word
-// until the digest has been checked, and room is made for the bytes that arrive; see reserve.
+// admit claims the digest of an ingest, if its bytes could be made room for. Nothing is evicted yet: a size is
+// somebody's word until the digest has been checked, and room is made for the bytes that arrive; see reserve.
 func (s *Store) admit(ing *Ingest) error {
 	s.room.Lock()
 	defer s.room.Unlock()
@@ -176,8 +177,9 @@ func (s *Store) admit(ing *Ingest) error {
 	return nil
 }
 
-// reserve makes room for n bytes that have arrived, and holds it until release. It fails with content.ErrNoSpace, having
-// evicted nothing, when no eviction would make them fit. Above the high watermark the maintainer evicts on meanwhile.
+// reserve makes room for n bytes that have arrived, and holds it until release. It fails with content.ErrNoSpace,
+// having evicted nothing, when no eviction would make them fit. Above the high watermark the maintainer evicts on
+// meanwhile.
 func (s *Store) reserve(n int64) (release func(), err error) {
 	s.room.Lock()
 	defer s.room.Unlock()
@@ -210,8 +212,8 @@ func (s *Store) claimableLocked(d digest.Digest) error {
 	return nil
 }
 
-// trim evicts what is above the limits, as far as it may be. It fails with content.ErrNoSpace when that is not enough. An
-// admission waits for the eviction of one blob at most.
+// trim evicts what is above the limits, as far as it may be. It fails with content.ErrNoSpace when that is not enough.
+// An admission waits for the eviction of one blob at most.
 func (s *Store) trim() error {
 	s.trimming.Lock()
 	defer s.trimming.Unlock()
@@ -222,9 +224,9 @@ func (s *Store) trim() error {
 	return s.evictAll(s.victims(""), must, want, &s.room)
 }
 
-// makeRoom evicts until extra bytes more fit, and spares the partial ingest of keep; what is above the high watermark then
-// it leaves to the maintainer. It fails with content.ErrNoSpace, having evicted nothing, when no eviction would make them
-// fit. The caller holds s.room.
+// makeRoom evicts until extra bytes more fit, and spares the partial ingest of keep; what is above the high watermark
+// then it leaves to the maintainer. It fails with content.ErrNoSpace, having evicted nothing, when no eviction would
+// make them fit. The caller holds s.room.
 func (s *Store) makeRoom(extra int64, keep digest.Digest) error {
 	must, victims, err := s.evictable(extra, keep)
 	if err != nil || must <= 0 {
@@ -233,8 +235,8 @@ func (s *Store) makeRoom(extra int64, keep digest.Digest) error {
 	return s.evictAll(victims, must, must, noLock{})
 }
 
-// evictable tells how many bytes must go so that extra more fit, and what may go. It fails with content.ErrNoSpace when that
-// is not enough.
+// evictable tells how many bytes must go so that extra more fit, and what may go. It fails with content.ErrNoSpace when
+// that is not enough.
 func (s *Store) evictable(extra int64, keep digest.Digest) (must int64, victims []victim, err error) {
 	must, want := s.shortfall(extra)
 	if want > 0 {
@@ -260,7 +262,8 @@ type noLock struct{}
 func (noLock) Lock()   {}
 func (noLock) Unlock() {}
 
-// evictAll evicts in order until want bytes are free, each with room locked. It fails when not even must bytes could be had.
+// evictAll evicts in order until want bytes are free, each with room locked. It fails when not even must bytes could be
+// had.
 func (s *Store) evictAll(victims []victim, must, want int64, room sync.Locker) error {
 	for _, v := range victims {
 		if want <= 0 {
@@ -285,8 +288,8 @@ func (s *Store) evictAll(victims []victim, must, want int64, room sync.Locker) e
 	return nil
 }
 
-// shortfall tells how many bytes must go at least so that extra more fit, and how many should go when the store is above
-// its high watermark. Neither is above 0 when nothing need be done.
+// shortfall tells how many bytes must go at least so that extra more fit, and how many should go when the store is
+// above its high watermark. Neither is above 0 when nothing need be done.
 func (s *Store) shortfall(extra int64) (must, want int64) {
 	free, err := s.opts.FreeSpace(s.opts.Path)
 	if err != nil {
@@ -355,7 +358,9 @@ func (s *Store) victims(keep digest.Digest) []victim {
 	slices.SortStableFunc(blobs, func(a, b candidate) int { return cmp.Compare(worth[a.digest], worth[b.digest]) })
 	all := old
 	for _, b := range blobs {
-		all = append(all, victim{digest: b.digest, bytes: b.size, evict: func() (int64, error) { return s.evict(b.digest) }})
+		all = append(all, victim{digest: b.digest, bytes: b.size, evict: func() (int64, error) {
+			return s.evict(b.digest)
+		}})
 	}
 	return append(all, young...)
 }
@@ -408,8 +413,8 @@ func (s *Store) dropPartial(d digest.Digest) error {
 	return err
 }
 
-// loadPartial describes the partial ingest at path, and tells whether each of its chunks is present. It fails when there is
-// no journal to go with the data.
+// loadPartial describes the partial ingest at path, and tells whether each of its chunks is present. It fails when
+// there is no journal to go with the data.
 func loadPartial(path string) (p partial, complete bool, err error) {
 	data, err := os.Stat(path)
 	if err != nil {

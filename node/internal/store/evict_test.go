@@ -31,7 +31,8 @@ func TestPoliciesOrderVictims(t *testing.T) {
 			lru, 100, []candidate{c("c", 3, 0), c("a", 1, 9), c("b", 2, 0)}, []digest.Digest{"a", "b", "c"},
 		},
 		"SLRU takes what was used once before what was used again": {
-			slru, 100, []candidate{c("daily", 1, 3), c("scan1", 5, 0), c("scan2", 6, 0)}, []digest.Digest{"scan1", "scan2", "daily"},
+			slru, 100, []candidate{c("daily", 1, 3), c("scan1", 5, 0), c("scan2", 6, 0)}, []digest.Digest{"scan1",
+				"scan2", "daily"},
 		},
 		"SLRU protects four fifths of the capacity, the most recent first": {
 			slru, 25, []candidate{c("old", 1, 1), c("older", 0, 1), c("new", 3, 1), c("newer", 4, 1), c("once", 2, 0)},

@@ -18,8 +18,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// Whatever file operation of an ingest or commit meets a full disk, it is content.ErrNoSpace, other blobs stay, and once
-// there is space the blob can be had after all.
+// Whatever file operation of an ingest or commit meets a full disk, it is content.ErrNoSpace, other blobs stay, and
+// once there is space the blob can be had after all.
 func TestAFullDiskAtAnyOperation(t *testing.T) {
 	t.Parallel()
 	path := t.TempDir()
@@ -68,7 +68,8 @@ func openFiles(t *testing.T, path string) []string {
 	require.NoError(t, err)
 	var files []string
 	for _, fd := range fds {
-		if to, err := os.Readlink(filepath.Join("/proc/self/fd", fd.Name())); err == nil && strings.HasPrefix(to, path+"/") {
+		if to, err := os.Readlink(filepath.Join("/proc/self/fd", fd.Name())); err == nil &&
+			strings.HasPrefix(to, path+"/") {
 			files = append(files, to)
 		}
 	}
@@ -87,7 +88,9 @@ func TestACommitIsMadeDurableInOrder(t *testing.T) {
 		defer mu.Unlock()
 		ops = append(ops, op)
 	}
-	s := openFaulty(t, Options{Path: path, OnEvent: func(ev Event) { note(ev.Type.String()) }}, func(op, file string) error {
+	s := openFaulty(t, Options{Path: path, OnEvent: func(ev Event) {
+		note(ev.Type.String())
+	}}, func(op, file string) error {
 		if op == "rename" || strings.HasPrefix(op, "fsync") {
 			name, err := filepath.Rel(path, file)
 			require.NoError(t, err)
@@ -116,12 +119,13 @@ func TestAReadOnlyDiskIsNotedOnceAndStillRead(t *testing.T) {
 	var readOnly atomic.Bool
 	var failures atomic.Int64
 	path := t.TempDir()
-	s := openFaulty(t, Options{Path: path, Logger: slog.New(logged{text: "eviction failed", count: &failures})}, func(string, string) error {
-		if readOnly.Load() {
-			return syscall.EROFS
-		}
-		return nil
-	})
+	s := openFaulty(t, Options{Path: path, Logger: slog.New(logged{text: "eviction failed", count: &failures})},
+		func(string, string) error {
+			if readOnly.Load() {
+				return syscall.EROFS
+			}
+			return nil
+		})
 	var list []sample
 	for i := range uint64(5) {
 		list = append(list, newSample(i, chunkSize))
@@ -242,7 +246,8 @@ func TestARealFullDisk(t *testing.T) {
 	requireHas(t, s, kept)
 	requireBlocks(t, s, kept)
 	small := newSample(3, 2*chunkSize)
-	require.ErrorIs(t, s.Put(t.Context(), small.digest, "", bytes.NewReader(small.data), small.size()), content.ErrNoSpace)
+	require.ErrorIs(t, s.Put(t.Context(), small.digest, "", bytes.NewReader(small.data), small.size()),
+		content.ErrNoSpace)
 	require.NoError(t, g.Discard())
 	put(t, s, small)
 	requireHas(t, s, small)
@@ -256,13 +261,14 @@ func TestARealFullDisk(t *testing.T) {
 	requireHas(t, s, small)
 }
 
-// After a loss of power the index is made anew. Where a full disk has no room for it, the cache yields, or it would hold on
-// to the disk for ever.
+// After a loss of power the index is made anew. Where a full disk has no room for it, the cache yields, or it would
+// hold on to the disk for ever.
 func TestAStoreOpensOnADiskThatIsFull(t *testing.T) {
 	t.Parallel()
 	path := mountSmall(t, 48*chunkSize)
 	s := openTest(t, Options{Path: path})
-	pinned, old, young, partial := newSample(1, 2*chunkSize), newSample(2, 20*chunkSize), newSample(3, 2*chunkSize), newSample(4, 2*chunkSize)
+	pinned, old, young, partial := newSample(1, 2*chunkSize), newSample(2, 20*chunkSize), newSample(3,
+		2*chunkSize), newSample(4, 2*chunkSize)
 	put(t, s, pinned)
 	put(t, s, old)
 	put(t, s, young)

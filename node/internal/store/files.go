@@ -154,8 +154,8 @@ func lockDir(path string) (*os.File, error) {
 	return f, nil
 }
 
-// unlockDir gives the directory up. Closing alone would not, while a process that this one has just forked still holds a
-// copy of the descriptor.
+// unlockDir gives the directory up. Closing alone would not, while a process that this one has just forked still holds
+// a copy of the descriptor.
 func unlockDir(f *os.File) error {
 	return errors.Join(syscall.Flock(int(f.Fd()), syscall.LOCK_UN), f.Close())
 }

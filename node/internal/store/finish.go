@@ -13,12 +13,12 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// A process may be killed between the last chunk of a blob and its commit. The next one commits such blobs by itself: it
-// needs nobody's word for that.
+// A process may be killed between the last chunk of a blob and its commit. The next one commits such blobs by itself:
+// it needs nobody's word for that.
 
-// SizeOf is the size of a blob of which something is here: a partial ingest, one that the store is about to commit, or the
-// blob itself. It is 0 where there is nothing. Of a partial ingest it is what whoever began it was told; the digest has
-// not proved it.
+// SizeOf is the size of a blob of which something is here: a partial ingest, one that the store is about to commit, or
+// the blob itself. It is 0 where there is nothing. Of a partial ingest it is what whoever began it was told; the digest
+// has not proved it.
 func (s *Store) SizeOf(d digest.Digest) int64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -85,8 +85,8 @@ func (s *Store) finish(ctx context.Context, d digest.Digest) error {
 	return errors.Join(err, ing.Close())
 }
 
-// hashPartial checks a complete partial ingest. It fails with errLostChunk where a chunk is not what its journal says, which
-// costs only that chunk, and with content.ErrDigestMismatch where all are and the whole is not the blob.
+// hashPartial checks a complete partial ingest. It fails with errLostChunk where a chunk is not what its journal says,
+// which costs only that chunk, and with content.ErrDigestMismatch where all are and the whole is not the blob.
 func (s *Store) hashPartial(ctx context.Context, d digest.Digest, size int64) error {
 	path := flat(s.ingestDir, d)
 	f, err := os.Open(path)

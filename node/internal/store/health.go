@@ -93,7 +93,8 @@ func (h *health) hangs(reads bool) error {
 			continue
 		}
 		if took := time.Since(o.start); took > hangsAfter {
-			return fmt.Errorf("the disk hangs: %s has taken %s: %w", o.name, took.Round(time.Second), content.ErrStorage)
+			return fmt.Errorf("the disk hangs: %s has taken %s: %w", o.name, took.Round(time.Second),
+				content.ErrStorage)
 		}
 	}
 	return nil
@@ -102,8 +103,8 @@ func (h *health) hangs(reads bool) error {
 // readPatience is how long a caller is kept waiting by one read. What takes longer he had better have from elsewhere.
 const readPatience = 3 * time.Second
 
-// within runs a read of the disk, and goes away when it takes longer than readPatience, or at once while other reads hang. The read may
-// then still be running.
+// within runs a read of the disk, and goes away when it takes longer than readPatience, or at once while other reads
+// hang. The read may then still be running.
 func (s *Store) within(path string, read func() error) error {
 	if err := s.health.blind(); err != nil {
 		return err
@@ -127,16 +128,16 @@ func (s *Store) within(path string, read func() error) error {
 	}
 }
 
-// Hangs is nil unless a read of the disk has not come back for so long that the disk cannot be counted on. A write may take long on
-// a busy disk, and keeps nobody waiting.
+// Hangs is nil unless a read of the disk has not come back for so long that the disk cannot be counted on. A write may
+// take long on a busy disk, and keeps nobody waiting.
 func (s *Store) Hangs() error { return s.health.blind() }
 
-// Health is nil while the store can take in blobs. Otherwise it says what keeps it from that: an operation that failed or
-// hangs, or a directory that was replaced. What the store holds may be readable even so. It costs no I/O.
+// Health is nil while the store can take in blobs. Otherwise it says what keeps it from that: an operation that failed
+// or hangs, or a directory that was replaced. What the store holds may be readable even so. It costs no I/O.
 func (s *Store) Health() error { return s.health.err() }
 
-// examine finds out whether the disk can be written to. It costs two system calls while nothing is wrong; else it writes a
-// small file.
+// examine finds out whether the disk can be written to. It costs two system calls while nothing is wrong; else it
+// writes a small file.
 func (s *Store) examine() {
 	if s.health.hung() != nil {
 		return
@@ -167,7 +168,8 @@ func (s *Store) writable() error {
 	mine, lockErr := s.lock.Stat()
 	switch {
 	case errors.Is(err, fs.ErrNotExist), err == nil && lockErr == nil && !os.SameFile(there, mine):
-		return fmt.Errorf("%s was removed or replaced since the start; restart the agent: %w", s.opts.Path, content.ErrStorage)
+		return fmt.Errorf("%s was removed or replaced since the start; restart the agent: %w", s.opts.Path,
+			content.ErrStorage)
 	case err != nil:
 		return diskError(err)
 	}
@@ -183,8 +185,8 @@ func (s *Store) writable() error {
 	return nil
 }
 
-// diskError gives errors of the system the names that callers know: a full disk or quota is content.ErrNoSpace, any other
-// refusal content.ErrStorage. Other errors pass unchanged.
+// diskError gives errors of the system the names that callers know: a full disk or quota is content.ErrNoSpace, any
+// other refusal content.ErrStorage. Other errors pass unchanged.
 func diskError(err error) error {
 	if err == nil || errors.Is(err, content.ErrNoSpace) || errors.Is(err, content.ErrStorage) {
 		return err

@@ -21,9 +21,10 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// index maps hashes of chunks and of inner UnixFS nodes to blobs, and keeps a record of each blob. All of it can be made
-// again from the files, so it is never synced: a killed process loses nothing of it (the page cache has it), and after
-// a crash of the machine it is thrown away. What it says is only a hint, to be checked against the table of blobs.
+// index maps hashes of chunks and of inner UnixFS nodes to blobs, and keeps a record of each blob. All of it can be
+// made again from the files, so it is never synced: a killed process loses nothing of it (the page cache has it), and
+// after a crash of the machine it is thrown away. What it says is only a hint, to be checked against the table of
+// blobs.
 type index struct{ in atomic.Pointer[database] }
 
 func (x *index) view(f func(*bolt.Tx) error) error   { return x.in.Load().view(f) }
@@ -41,8 +42,8 @@ var (
 	bucketNodes  = []byte("nodes")  // SHA-256 of the node, multihash of the blob -> the node's bytes
 )
 
-// databaseError gives bbolt's errors the names that callers know: a closed database is content.ErrClosed and a full disk
-// content.ErrNoSpace.
+// databaseError gives bbolt's errors the names that callers know: a closed database is content.ErrClosed and a full
+// disk content.ErrNoSpace.
 func databaseError(err error) error {
 	if errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
 		return fmt.Errorf("%w: %w", content.ErrClosed, err)
@@ -116,8 +117,8 @@ func openIndex(path string) (*index, error) {
 	return x, nil
 }
 
-// guard runs f on a database whose file may be damaged, and makes an error of what would end the process: bbolt panics on
-// a damaged page, and the kernel faults on one that is unreadable or past the end of the file.
+// guard runs f on a database whose file may be damaged, and makes an error of what would end the process: bbolt panics
+// on a damaged page, and the kernel faults on one that is unreadable or past the end of the file.
 func guard(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {

@@ -29,7 +29,8 @@ type Ingest struct {
 	size   int64
 	source Source
 
-	// writing lets one writer at a time into the file, as the kernel does: there the others would spin until it is their turn.
+	// writing lets one writer at a time into the file, as the kernel does: there the others would spin until it is
+	// their turn.
 	writing sync.Mutex
 	follow  follower
 	commits sync.Mutex // one Commit, Discard or Close at a time
@@ -50,8 +51,8 @@ type Ingest struct {
 	bySum   map[[sumSize]byte]int32
 }
 
-// Source tells apart where the chunks of ingests come from. What one source gave is not mixed with what another did as long as
-// the digest of the whole has not been checked.
+// Source tells apart where the chunks of ingests come from. What one source gave is not mixed with what another did as
+// long as the digest of the whole has not been checked.
 type Source [8]byte
 
 // AnySource is that of an ingest in which it does not matter.
@@ -67,11 +68,10 @@ const (
 	phaseClosed
 )
 
-// Ingest opens the ingest of d, of size bytes. It resumes a partial one of the same size that an earlier ingest left, and
-// drops one of another size. It fails with ErrExists for a blob that is committed here, ErrBusy while another ingest of
-// d is open, content.ErrNoSpace when size bytes could not be made room for, and content.ErrStorage where the disk
-// refuses or hangs. Room itself is made for each chunk as it
-// is written. The caller must Close it.
+// Ingest opens the ingest of d, of size bytes. It resumes a partial one of the same size that an earlier ingest left,
+// and drops one of another size. It fails with ErrExists for a blob that is committed here, ErrBusy while another
+// ingest of d is open, content.ErrNoSpace when size bytes could not be made room for, and content.ErrStorage where the
+// disk refuses or hangs. Room itself is made for each chunk as it is written. The caller must Close it.
 //
 // After a restart of the machine the chunks of a partial ingest are hashed here before they count as present.
 func (s *Store) Ingest(d digest.Digest, size int64) (*Ingest, error) {
@@ -134,8 +134,8 @@ func (s *Store) committing(d digest.Digest) *Ingest {
 	return nil
 }
 
-// open opens or makes the files. Until it ends nobody else knows the ingest but for its reserved size. It may have to read
-// all that is there, so it holds no lock that those who look at every ingest wait for.
+// open opens or makes the files. Until it ends nobody else knows the ingest but for its reserved size. It may have to
+// read all that is there, so it holds no lock that those who look at every ingest wait for.
 func (g *Ingest) open() error {
 	g.commits.Lock() // so that the store may be closed before or after, but not meanwhile
 	defer g.commits.Unlock()
@@ -299,9 +299,9 @@ func (g *Ingest) received() int64 {
 	return g.bytes
 }
 
-// WriteChunk stores chunk i. The caller has checked that data hashes to c. A chunk that is present already is left alone;
-// it is an error if it has another CID, for one of the two is not of this blob. It fails with content.ErrNoSpace on a full
-// disk and with content.ErrStorage where the disk refuses, after which the ingest is as it was.
+// WriteChunk stores chunk i. The caller has checked that data hashes to c. A chunk that is present already is left
+// alone; it is an error if it has another CID, for one of the two is not of this blob. It fails with content.ErrNoSpace
+// on a full disk and with content.ErrStorage where the disk refuses, after which the ingest is as it was.
 func (g *Ingest) WriteChunk(i int, c cid.Cid, data []byte) error {
 	if err := g.writeChunk(i, c, data); err != nil {
 		return fmt.Errorf("ingest %s: write chunk %d: %w", g.digest, i, err)
@@ -442,9 +442,9 @@ func (g *Ingest) verify(ctx context.Context) error {
 	}
 }
 
-// Commit makes the blob visible: it verifies, puts the bytes safely on disk under the blob's own name, and records them.
-// Repeating it does nothing. When it fails the ingest is as it was, and Commit may be called again; but after a failed
-// fsync nobody knows what is on disk, so then the ingest fails for good, and Close drops it.
+// Commit makes the blob visible: it verifies, puts the bytes safely on disk under the blob's own name, and records
+// them. Repeating it does nothing. When it fails the ingest is as it was, and Commit may be called again; but after a
+// failed fsync nobody knows what is on disk, so then the ingest fails for good, and Close drops it.
 func (g *Ingest) Commit(ctx context.Context, mediaType string) error {
 	if err := g.commit(ctx, mediaType); err != nil {
 		return fmt.Errorf("ingest %s: commit: %w", g.digest, err)
@@ -534,8 +534,8 @@ func (g *Ingest) setPhase(p phase) {
 // Discard ends the ingest and drops its bytes. After Commit it only closes.
 func (g *Ingest) Discard() error { return g.end(false) }
 
-// Close ends the ingest. The chunks of one that was not committed are kept for a later ingest of the same digest, unless
-// they were found not to be the blob's, or cannot be read back. Closing twice does nothing.
+// Close ends the ingest. The chunks of one that was not committed are kept for a later ingest of the same digest,
+// unless they were found not to be the blob's, or cannot be read back. Closing twice does nothing.
 func (g *Ingest) Close() error {
 	keep := true
 	select {
@@ -600,8 +600,8 @@ func (g *Ingest) leave(was phase, keep bool) error {
 	return err
 }
 
-// follower computes the blob's digest behind the arriving chunks: whenever the chunk that is next in order is present, a
-// goroutine hashes on from there, out of the page cache, until it meets a gap.
+// follower computes the blob's digest behind the arriving chunks: whenever the chunk that is next in order is present,
+// a goroutine hashes on from there, out of the page cache, until it meets a gap.
 type follower struct {
 	ing  *Ingest
 	done chan struct{} // closed once the result is known

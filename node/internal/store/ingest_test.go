@@ -294,7 +294,8 @@ func TestMalformedChunksAreRefused(t *testing.T) {
 	b := newSample(1, chunkSize+10)
 	g := ingest(t, s, b)
 	c := content.ChunkCID(b.chunk(0))
-	d, err := content.DigestCID("sha512:" + "00000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000")
+	d, err := content.DigestCID("sha512:" +
+		"00000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000")
 	require.NoError(t, err)
 	require.Error(t, g.WriteChunk(-1, c, b.chunk(0)))
 	require.Error(t, g.WriteChunk(2, c, b.chunk(0)))
@@ -405,7 +406,8 @@ func TestIngestMayBeClosedWhileItIsUsed(t *testing.T) {
 		var group sync.WaitGroup
 		for i := range b.chunks() {
 			group.Go(func() {
-				if err := g.WriteChunk(i, content.ChunkCID(b.chunk(i)), b.chunk(i)); err != nil && g.currentPhase() != phaseClosed {
+				if err := g.WriteChunk(i, content.ChunkCID(b.chunk(i)), b.chunk(i)); err != nil &&
+					g.currentPhase() != phaseClosed {
 					t.Error(err)
 				}
 			})

@@ -31,7 +31,8 @@ type meta struct {
 
 func metaOf(e *entry, chunks *content.ChunkMap) *meta {
 	return &meta{
-		Digest: e.digest, MediaType: *e.mediaType.Load(), Committed: e.committed.UnixNano(), ModTime: e.modTime, chunks: chunks,
+		Digest: e.digest, MediaType: *e.mediaType.Load(), Committed: e.committed.UnixNano(), ModTime: e.modTime,
+		chunks: chunks,
 	}
 }
 

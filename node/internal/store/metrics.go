@@ -26,17 +26,28 @@ func newMetrics(reg prometheus.Registerer, s *Store) *metrics {
 		evicted:  counter("shoal_store_evicted_bytes_total", "Bytes of blobs evicted to make room."),
 		damaged:  counter("shoal_store_damaged_total", "Blobs found not to match their digest on disk, and dropped."),
 		ingested: counter("shoal_store_ingested_bytes_total", "Bytes of chunks written to ingests."),
-		checked:  counter("shoal_store_checked_bytes_total", "Bytes of blobs that were hashed because they were about to be given out."),
-		noSpace:  counter("shoal_store_no_space_total", "Ingests and chunk writes refused because the store or the disk was full."),
+		checked: counter("shoal_store_checked_bytes_total",
+			"Bytes of blobs that were hashed because they were about to be given out."),
+		noSpace: counter("shoal_store_no_space_total",
+			"Ingests and chunk writes refused because the store or the disk was full."),
 	}
 	m.all = []prometheus.Collector{
 		m.evicted, m.damaged, m.ingested, m.noSpace, m.checked,
 		gauge("shoal_store_bytes", "Bytes of committed blobs.", func(u Usage) int64 { return u.Bytes }),
-		gauge("shoal_store_pinned_bytes", "Bytes of committed blobs that are pinned.", func(u Usage) int64 { return u.PinnedBytes }),
-		gauge("shoal_store_ingest_bytes", "Bytes present in open and partial ingests.", func(u Usage) int64 { return u.IngestBytes }),
+		gauge("shoal_store_pinned_bytes", "Bytes of committed blobs that are pinned.", func(u Usage) int64 {
+			return u.PinnedBytes
+		}),
+		gauge("shoal_store_ingest_bytes", "Bytes present in open and partial ingests.", func(u Usage) int64 {
+			return u.IngestBytes
+		}),
 		gauge("shoal_store_blobs", "Number of committed blobs.", func(u Usage) int64 { return int64(u.Blobs) }),
-		gauge("shoal_store_capacity_bytes", "Capacity in bytes, 0 for no limit.", func(u Usage) int64 { return u.Capacity }),
-		gauge("shoal_store_free_disk_bytes", "Free bytes of the store's file system, -1 if not known.", func(u Usage) int64 { return u.FreeDisk }),
+		gauge("shoal_store_capacity_bytes", "Capacity in bytes, 0 for no limit.", func(u Usage) int64 {
+			return u.Capacity
+		}),
+		gauge("shoal_store_free_disk_bytes", "Free bytes of the store's file system, -1 if not known.",
+			func(u Usage) int64 {
+				return u.FreeDisk
+			}),
 	}
 	return m
 }

@@ -107,8 +107,8 @@ func openWith(ctx context.Context, o Options, k disk) (_ *Store, err error) {
 // firstSacrifice is how many bytes are given up at first on a disk that is too full to open the store on.
 const firstSacrifice = 16 << 20
 
-// sacrifice removes files of want bytes or more, where there are so many, for a store that cannot be opened on a full disk
-// could not evict either: partial ingests, then the blobs that came first. What is pinned stays.
+// sacrifice removes files of want bytes or more, where there are so many, for a store that cannot be opened on a full
+// disk could not evict either: partial ingests, then the blobs that came first. What is pinned stays.
 func (s *Store) sacrifice(ctx context.Context, want int64) (freed int64, err error) {
 	type file struct {
 		path string
@@ -211,8 +211,8 @@ func (s *Store) recover(ctx context.Context) (orphans []orphan, err error) {
 	return r.orphans, s.writeSession(s.boot)
 }
 
-// recoverState opens the pins and memories. Damage costs those, never the store: who pinned will pin again. All of it is
-// read, for damage that showed later would end the process, and every one after it.
+// recoverState opens the pins and memories. Damage costs those, never the store: who pinned will pin again. All of it
+// is read, for damage that showed later would end the process, and every one after it.
 func (s *Store) recoverState() (err error) {
 	path := s.dir("state.db")
 	err = guard(func() error {
@@ -243,9 +243,9 @@ func (s *Store) recoverState() (err error) {
 	return err
 }
 
-// recoverIndex opens the index, or a new one if the old cannot be trusted: it is never synced, so it is good after a clean
-// close, and after a kill within the same boot of the machine if it reads well, and otherwise not. While it is being
-// opened the session file says so, lest damage that ends the process ends it at every start.
+// recoverIndex opens the index, or a new one if the old cannot be trusted: it is never synced, so it is good after a
+// clean close, and after a kill within the same boot of the machine if it reads well, and otherwise not. While it is
+// being opened the session file says so, lest damage that ends the process ends it at every start.
 func (s *Store) recoverIndex() error {
 	b := make([]byte, 64)
 	n, _ := s.lock.ReadAt(b, 0)
@@ -481,7 +481,8 @@ func (s *Store) recoverIngests(ctx context.Context) error {
 	})
 }
 
-// fileDigest reads the digest off a file's path, whose folder names the algorithm: …/sha256/<hex> or …/sha256/<2>/<hex>.
+// fileDigest reads the digest off a file's path, whose folder names the algorithm: …/sha256/<hex> or
+// …/sha256/<2>/<hex>.
 func fileDigest(path string) (digest.Digest, bool) {
 	dir, name := filepath.Split(path)
 	name = strings.TrimSuffix(name, mapSuffix)

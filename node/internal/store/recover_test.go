@@ -47,8 +47,12 @@ func TestTheIndexIsMadeAgainFromTheFiles(t *testing.T) {
 	}{
 		"a clean close keeps it": {damage: func(*testing.T, string) {}, clean: true},
 		"a kill keeps it":        {damage: func(*testing.T, string) {}},
-		"lost":                   {damage: func(t *testing.T, path string) { require.NoError(t, os.Remove(path)) }, clean: true},
-		"empty":                  {damage: func(t *testing.T, path string) { require.NoError(t, os.Truncate(path, 0)) }, clean: true},
+		"lost": {damage: func(t *testing.T, path string) {
+			require.NoError(t, os.Remove(path))
+		}, clean: true},
+		"empty": {damage: func(t *testing.T, path string) {
+			require.NoError(t, os.Truncate(path, 0))
+		}, clean: true},
 		"not a database at all": {damage: func(t *testing.T, path string) {
 			require.NoError(t, os.WriteFile(path, bytes.Repeat([]byte("garbage "), 4096), 0o600))
 		}, clean: true, remade: true},
@@ -280,7 +284,8 @@ func TestDamagedStateCostsPinsAndNotTheStore(t *testing.T) {
 			put(t, s, b)
 			require.NoError(t, s.Pin("me", []digest.Digest{b.digest}))
 			for i := range 40 {
-				require.NoError(t, s.KV("tags").Put(strconv.Itoa(i), bytes.Repeat(fmt.Appendf(nil, "value of %d", i), 100)))
+				require.NoError(t, s.KV("tags").Put(strconv.Itoa(i),
+					bytes.Repeat(fmt.Appendf(nil, "value of %d", i), 100)))
 			}
 			require.NoError(t, s.Close())
 			state := filepath.Join(path, "state.db")

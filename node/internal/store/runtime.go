@@ -75,8 +75,8 @@ func (s *Store) runtimeInfo(d digest.Digest, fi fs.FileInfo) (Info, *entry) {
 	}, nil
 }
 
-// openRuntime opens the runtime's file. The entry is nil while its chunk map has not been computed. A file that cannot be
-// opened is content.ErrNotFound, like one that is not there.
+// openRuntime opens the runtime's file. The entry is nil while its chunk map has not been computed. A file that cannot
+// be opened is content.ErrNotFound, like one that is not there.
 func (s *Store) openRuntime(d digest.Digest) (*os.File, Info, *entry, error) {
 	if s.opts.RuntimePath == "" {
 		return nil, Info{}, nil, content.ErrNotFound

@@ -44,7 +44,8 @@ func TestBlobsOfTheRuntimeAreServedFromThere(t *testing.T) {
 	require.NoError(t, s.SetMediaType(b.digest, "media/type"))
 	require.NoError(t, s.Close())
 
-	// The map is kept: its blocks are found by another process without any call of ChunkMap, with and without the index.
+	// The map is kept: its blocks are found by another process without any call of ChunkMap, with and without the
+	// index.
 	for range 2 {
 		s = openTest(t, o)
 		has, err = s.Blockstore().Has(t.Context(), c)
@@ -210,7 +211,8 @@ func TestScrubFindsDamage(t *testing.T) {
 	rt := t.TempDir()
 	var events recorder
 	s := openTest(t, Options{RuntimePath: rt, ScrubRate: 1 << 40, OnEvent: events.add})
-	good, bad, short, noMap := newSample(1, 2*chunkSize), newSample(2, 2*chunkSize+5), newSample(3, chunkSize), newSample(4, chunkSize+1)
+	good, bad, short, noMap := newSample(1, 2*chunkSize), newSample(2, 2*chunkSize+5), newSample(3,
+		chunkSize), newSample(4, chunkSize+1)
 	theirs := newSample(5, 3*chunkSize)
 	for _, b := range []sample{good, bad, short, noMap} {
 		put(t, s, b)
@@ -230,7 +232,8 @@ func TestScrubFindsDamage(t *testing.T) {
 	flipByte(t, flat(filepath.Join(rt, "blobs"), theirs.digest), 3)
 	report, err = s.Scrub(t.Context())
 	require.NoError(t, err)
-	// The runtime's file has another modification time now, so it is a new file, to be checked when its map is asked for.
+	// The runtime's file has another modification time now, so it is a new file, to be checked when its map is asked
+	// for.
 	require.ElementsMatch(t, []digest.Digest{bad.digest, short.digest}, report.Damaged)
 	require.Equal(t, 1, report.Repaired)
 	requireGone(t, s, bad)

@@ -26,8 +26,8 @@ type ScrubReport struct {
 }
 
 // Scrub reads every blob of the store's own, at the bounded rate, and drops those that do not match their digest. Blobs
-// of the runtime whose chunk map is known are read too; a damaged one is not used any more. When ctx ends it returns what
-// it has found so far, with ctx's error. With Options.ScrubInterval the store does it by itself.
+// of the runtime whose chunk map is known are read too; a damaged one is not used any more. When ctx ends it returns
+// what it has found so far, with ctx's error. With Options.ScrubInterval the store does it by itself.
 func (s *Store) Scrub(ctx context.Context) (ScrubReport, error) {
 	start := time.Now()
 	s.mu.RLock()
@@ -106,8 +106,8 @@ const (
 	scrubPause = 10 * time.Minute
 )
 
-// scrubAgain scrubs once in every interval until ctx ends. When it last did so outlives a restart, or a node that restarts
-// often would never come to it.
+// scrubAgain scrubs once in every interval until ctx ends. When it last did so outlives a restart, or a node that
+// restarts often would never come to it.
 func (s *Store) scrubAgain(ctx context.Context, every time.Duration) {
 	memory := s.KV(scrubMemory)
 	last, ok := recallTime(memory, lastScrub)

@@ -31,8 +31,8 @@ func openState(path string) (*state, error) {
 	return &state{database{db: db, broken: new(atomic.Bool)}}, nil
 }
 
-// Pin makes ds the digests that owner pins, in place of those it pinned before. A pinned blob is never evicted; it may be
-// pinned before it arrives. The pins survive a restart.
+// Pin makes ds the digests that owner pins, in place of those it pinned before. A pinned blob is never evicted; it may
+// be pinned before it arrives. The pins survive a restart.
 func (s *Store) Pin(owner string, ds []digest.Digest) error {
 	ds = slices.Compact(slices.Sorted(slices.Values(ds)))
 	for _, d := range ds {

@@ -81,8 +81,8 @@ type Info struct {
 	Size   int64 // bytes
 	// MediaType is empty where nobody has told it.
 	MediaType string
-	// Root is the CID of the blob as a UnixFS file. It is undefined for a blob of the runtime whose chunk map has not been
-	// computed yet.
+	// Root is the CID of the blob as a UnixFS file. It is undefined for a blob of the runtime whose chunk map has not
+	// been computed yet.
 	Root   cid.Cid
 	Pinned bool
 	// FromRuntime: the bytes are in the runtime's content store and not in this one.
@@ -187,7 +187,8 @@ func (e *entry) setMediaType(mt string) { e.mediaType.Store(&mt) }
 
 func (e *entry) record() record {
 	return record{
-		Size: e.size, MediaType: *e.mediaType.Load(), Committed: e.committed.UnixNano(), Root: e.root.Bytes(), Runtime: e.runtime,
+		Size: e.size, MediaType: *e.mediaType.Load(), Committed: e.committed.UnixNano(), Root: e.root.Bytes(),
+		Runtime: e.runtime,
 		ModTime: e.modTime, LastUsed: e.lastUsed.Load(), Hits: e.hits.Load(),
 	}
 }
@@ -310,8 +311,8 @@ func (s *Store) newBlob(info Info, f *os.File, e *entry) *Blob {
 	return b
 }
 
-// openOwn opens the store's own file. A file that is gone, of another size or that cannot be opened is damage: the blob is
-// dropped. That this process has too many files open says nothing about it.
+// openOwn opens the store's own file. A file that is gone, of another size or that cannot be opened is damage: the blob
+// is dropped. That this process has too many files open says nothing about it.
 func (s *Store) openOwn(e *entry) (*os.File, error) {
 	f, err := os.Open(s.blobPath(e.digest))
 	switch {
@@ -391,7 +392,8 @@ func (s *Store) Digests(ctx context.Context) ([]digest.Digest, error) {
 	return digests, err
 }
 
-// List describes every committed blob: the store's own and those that only the runtime holds, as far as that can be read.
+// List describes every committed blob: the store's own and those that only the runtime holds, as far as that can be
+// read.
 func (s *Store) List(ctx context.Context) ([]Info, error) {
 	s.mu.RLock()
 	if s.closed {
@@ -443,9 +445,9 @@ func (s *Store) Usage() Usage {
 	return u
 }
 
-// ChunkMap returns the chunk map of a committed blob. The first call for a blob of the runtime reads it whole, and checks
-// its digest in that pass; the answer is kept. It fails with content.ErrNotFound, and with content.ErrDigestMismatch
-// for a damaged file of the runtime, which is not used any more.
+// ChunkMap returns the chunk map of a committed blob. The first call for a blob of the runtime reads it whole, and
+// checks its digest in that pass; the answer is kept. It fails with content.ErrNotFound, and with
+// content.ErrDigestMismatch for a damaged file of the runtime, which is not used any more.
 func (s *Store) ChunkMap(d digest.Digest) (*content.ChunkMap, error) {
 	e, err := s.entry(d)
 	if err != nil {
@@ -506,8 +508,8 @@ func (s *Store) setMediaType(d digest.Digest, mediaType string) error {
 	return s.index.refresh(e)
 }
 
-// Delete removes the store's own copy of a blob, and any partial ingest of it. Removal of what is not there is no error;
-// it fails with ErrPinned for a pinned blob, and with ErrBusy while an ingest is open.
+// Delete removes the store's own copy of a blob, and any partial ingest of it. Removal of what is not there is no
+// error; it fails with ErrPinned for a pinned blob, and with ErrBusy while an ingest is open.
 func (s *Store) Delete(d digest.Digest) error {
 	if _, err := s.entry(d); err != nil {
 		return fmt.Errorf("delete %s: %w", d, err)
@@ -710,7 +712,8 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// session values, the content of the lock file: how the last process left the store. A boot ID stands for "was running".
+// session values, the content of the lock file: how the last process left the store. A boot ID stands for "was
+// running".
 const (
 	lockName       = "lock"
 	sessionClean   = "clean"

@@ -22,7 +22,8 @@ import (
 func TestCommittedBlobIsReadBackWhateverItsSize(t *testing.T) {
 	t.Parallel()
 	sizes := map[string]int{
-		"empty": 0, "one byte": 1, "one chunk": chunkSize, "a chunk and a byte": chunkSize + 1, "some chunks": 4*chunkSize + 123,
+		"empty": 0, "one byte": 1, "one chunk": chunkSize, "a chunk and a byte": chunkSize + 1,
+		"some chunks": 4*chunkSize + 123,
 	}
 	s := openTest(t, Options{})
 	seed := uint64(0)
@@ -264,7 +265,8 @@ func TestSHA512(t *testing.T) {
 func TestNamesThatAreNoDigestsAreRefused(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Options{RuntimePath: t.TempDir()})
-	for _, d := range []digest.Digest{"", "sha256:", "sha256:../../etc/passwd", "sha384:" + digest.Digest(strings.Repeat("0", 96))} {
+	for _, d := range []digest.Digest{"", "sha256:", "sha256:../../etc/passwd",
+		"sha384:" + digest.Digest(strings.Repeat("0", 96))} {
 		_, err := s.Get(d)
 		require.Error(t, err, d)
 		_, err = s.Stat(d)
@@ -421,7 +423,8 @@ shoal_store_ingested_bytes_total 2.097162e+06
 shoal_store_pinned_bytes 1.048586e+06
 `
 	require.NoError(t, testutil.GatherAndCompare(reg, strings.NewReader(want), "shoal_store_blobs", "shoal_store_bytes",
-		"shoal_store_capacity_bytes", "shoal_store_ingest_bytes", "shoal_store_ingested_bytes_total", "shoal_store_pinned_bytes"))
+		"shoal_store_capacity_bytes", "shoal_store_ingest_bytes", "shoal_store_ingested_bytes_total",
+		"shoal_store_pinned_bytes"))
 	require.NoError(t, g.Close())
 	require.NoError(t, s.Close())
 	openTest(t, o) // the same registry takes a second store after the first

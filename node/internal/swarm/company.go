@@ -11,11 +11,14 @@ import (
 )
 
 const (
-	// enoughPeers are those with whom a node is not at risk of being left alone: it does not look for bootstrap peers that are away.
+	// enoughPeers are those with whom a node is not at risk of being left alone: it does not look for bootstrap peers
+	// that are away.
 	enoughPeers = 32
-	// againFirst and againAtMost bound how long it waits between two tries: a machine that was away is met within seconds.
+	// againFirst and againAtMost bound how long it waits between two tries: a machine that was away is met within
+	// seconds.
 	againFirst, againAtMost = time.Second, 15 * time.Second
-	// rememberAfter is how long after a peer has come those connected are remembered: by then it has said where it listens.
+	// rememberAfter is how long after a peer has come those connected are remembered: by then it has said where it
+	// listens.
 	rememberAfter = time.Second
 	// rememberEvery is how often they are remembered at most.
 	rememberEvery = 10 * time.Second
@@ -25,9 +28,9 @@ const (
 	lonelyFor = 2 * time.Minute
 )
 
-// keepCompany meets bootstrap peers again that were away, and remembers who is here. boxo's service does neither while there are
-// others: the first machine of a swarm, which has no one to start from, would stay alone after a restart until the others
-// looked for it.
+// keepCompany meets bootstrap peers again that were away, and remembers who is here. boxo's service does neither while
+// there are others: the first machine of a swarm, which has no one to start from, would stay alone after a restart
+// until the others looked for it.
 func (s *Swarm) keepCompany(ctx context.Context) {
 	wait := againFirst
 	again := time.NewTimer(wait)
@@ -59,7 +62,8 @@ func (s *Swarm) keepCompany(ctx context.Context) {
 	}
 }
 
-// missing are the bootstrap peers, and those remembered where no one is here, that are not connected, if this node has few others.
+// missing are the bootstrap peers, and those remembered where no one is here, that are not connected, if this node has
+// few others.
 func (s *Swarm) missing() []peer.AddrInfo {
 	here := len(s.host.Network().Peers())
 	if here >= enoughPeers {
@@ -92,8 +96,8 @@ func (s *Swarm) remember(ctx context.Context) {
 	s.opts.SavePeers(ctx, peers[:min(len(peers), remembered)])
 }
 
-// Lonely reports whether this node knows of others and is connected to none, for less than a few minutes: what it does then it does
-// without them.
+// Lonely reports whether this node knows of others and is connected to none, for less than a few minutes: what it does
+// then it does without them.
 func (s *Swarm) Lonely() bool {
 	if len(s.host.Network().Peers()) > 0 {
 		return false

@@ -35,7 +35,8 @@ func (m *peerMemory) known() int {
 	return len(m.peers)
 }
 
-// The first machine has no one to start from. The others have one another, so that nothing but its absence makes them look for it.
+// The first machine has no one to start from. The others have one another, so that nothing but its absence makes them
+// look for it.
 func TestFirstMachine_ThatReturnsWithoutMemoryIsMetByThoseThatNameIt(t *testing.T) {
 	t.Parallel()
 	key := newKey(t)

@@ -31,10 +31,11 @@ const (
 	roomLinger = 5 * time.Minute
 	// emptyLinger is for how long a room stays that knows nothing.
 	emptyLinger = 5 * time.Second
-	// succession is how long a new coordinator waits for the participants of the one before it to come. With each that comes it waits
-	// for another successor, up to longSuccession in all.
+	// succession is how long a new coordinator waits for the participants of the one before it to come. With each that
+	// comes it waits for another successor, up to longSuccession in all.
 	succession, successor, longSuccession = 2 * time.Second, time.Second, 5 * time.Second
-	// young is for how long after its beginning a room takes those who come from a lost coordinator for the first of several.
+	// young is for how long after its beginning a room takes those who come from a lost coordinator for the first of
+	// several.
 	young = 5 * time.Second
 	// searchAgain is how often holders are looked for again while none is known and participants come.
 	searchAgain = 10 * time.Second
@@ -211,8 +212,9 @@ func (r *room) close(err error) {
 	}
 }
 
-// vouch drops claims that the peers they name have not signed: to pass them on is to be blamed for them. What is known is
-// not passed on, and not looked at. It fails where from itself is named, who then says what it does not want to be held to.
+// vouch drops claims that the peers they name have not signed: to pass them on is to be blamed for them. What is known
+// is not passed on, and not looked at. It fails where from itself is named, who then says what it does not want to be
+// held to.
 func (r *room) vouch(
 	ctx context.Context, from peer.ID, size int64, claims []schedule.Claim,
 ) ([]schedule.Claim, error) {
@@ -221,7 +223,9 @@ func (r *room) vouch(
 		return claims, nil
 	}
 	r.mu.Lock()
-	fresh := slices.DeleteFunc(slices.Clone(claims), func(c schedule.Claim) bool { return r.table.Known(from, size, c.Index) })
+	fresh := slices.DeleteFunc(slices.Clone(claims), func(c schedule.Claim) bool {
+		return r.table.Known(from, size, c.Index)
+	})
 	r.mu.Unlock()
 	forged := map[int]bool{}
 	for _, c := range fresh {
@@ -279,8 +283,8 @@ func (r *room) join(ctx context.Context, m *member, j schedule.Join) error {
 	return nil
 }
 
-// prepare looks for holders again where none is known, and waits for the others where a participant comes from a coordinator that was
-// lost: they have what it lacks. The caller holds r.mu.
+// prepare looks for holders again where none is known, and waits for the others where a participant comes from a
+// coordinator that was lost: they have what it lacks. The caller holds r.mu.
 func (r *room) prepare(now time.Time, j schedule.Join) {
 	first := len(r.members) == 0
 	if first {
@@ -426,7 +430,8 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID) error {
 		return errors.Join(err, writeFrame(stream, welcome{Error: err.Error()}))
 	}
 	err = r.join(s.ctx, m, schedule.Join{
-		Zone: h.Zone, Upstream: h.Upstream, Whole: h.Whole, Orphan: h.Orphan, Leased: fromRuns(first.Leased), Report: rep,
+		Zone: h.Zone, Upstream: h.Upstream, Whole: h.Whole, Orphan: h.Orphan, Leased: fromRuns(first.Leased),
+		Report: rep,
 	})
 	if err != nil {
 		return errors.Join(err, writeFrame(stream, welcome{Error: err.Error()}))

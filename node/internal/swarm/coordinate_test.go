@@ -18,13 +18,15 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 )
 
-// newMesh starts nodes that all know each other, and returns them by their distance to d, the nearest first. They have more
-// patience than by default, for a machine that runs tests may be slow.
+// newMesh starts nodes that all know each other, and returns them by their distance to d, the nearest first. They have
+// more patience than by default, for a machine that runs tests may be slow.
 func newMesh(t *testing.T, d digest.Digest, n int) []*testSwarm {
 	t.Helper()
 	var nodes []*testSwarm
 	for range n {
-		nodes = append(nodes, newTestSwarm(t, startingFrom(nodes...), func(o *Options) { o.JoinTimeout = 10 * time.Second }))
+		nodes = append(nodes, newTestSwarm(t, startingFrom(nodes...), func(o *Options) {
+			o.JoinTimeout = 10 * time.Second
+		}))
 	}
 	for _, s := range nodes {
 		eventually(t, "a full mesh", func() bool { return len(s.Peers()) == n-1 && s.dht.RoutingTable().Size() == n-1 })
@@ -48,7 +50,8 @@ func requireCoordinator(t *testing.T, want peer.ID, nodes []*testSwarm, d digest
 	var wg sync.WaitGroup
 	for i, s := range nodes {
 		wg.Go(func() {
-			sessions[i], errs[i] = s.Join(t.Context(), d, schedule.Join{Upstream: true, Whole: true, Report: schedule.Report{Size: 5 << 20}})
+			sessions[i], errs[i] = s.Join(t.Context(), d,
+				schedule.Join{Upstream: true, Whole: true, Report: schedule.Report{Size: 5 << 20}})
 		})
 	}
 	wg.Wait()
@@ -137,7 +140,8 @@ func TestANodeThatResumesFromItsDiskIsSentUpstreamAtOnce(t *testing.T) {
 	d := digest.FromString("x")
 	s := newTestSwarm(t)
 	<-s.Started()
-	session, err := s.Join(t.Context(), d, schedule.Join{Upstream: true, Whole: true, Report: schedule.Report{Size: 5 << 20, Have: []int{0}}})
+	session, err := s.Join(t.Context(), d, schedule.Join{Upstream: true, Whole: true,
+		Report: schedule.Report{Size: 5 << 20, Have: []int{0}}})
 	require.NoError(t, err)
 	defer session.Close()
 	r, err := s.room(d, s.ID())

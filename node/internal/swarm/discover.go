@@ -25,7 +25,8 @@ const (
 	mapTimeout = time.Second
 	// askedAtOnce is how many connected peers are asked whether they hold a blob, besides those the DHT names.
 	askedAtOnce = 16
-	// searchesAtOnce is for how many blobs holders are looked for at one time: a peer takes as many questions for a map.
+	// searchesAtOnce is for how many blobs holders are looked for at one time: a peer takes as many questions for a
+	// map.
 	searchesAtOnce = 64
 	// claimsAtOnce bounds the claims that holders are sending, of all blobs: some 50 MiB.
 	claimsAtOnce = 1 << 18
@@ -40,8 +41,9 @@ const (
 // addHolder takes in a peer that holds the blob, with its claims for every chunk.
 type addHolder func(p peer.ID, zone string, size int64, claims []schedule.Claim)
 
-// discover finds who holds d whole: this node, those whose provider records this node or the DHT has, and (where the DHT
-// knows nothing, or is broken) whoever of the connected peers says so. It returns when all have answered or timed out.
+// discover finds who holds d whole: this node, those whose provider records this node or the DHT has, and (where the
+// DHT knows nothing, or is broken) whoever of the connected peers says so. It returns when all have answered or timed
+// out.
 func (s *Swarm) discover(ctx context.Context, d digest.Digest, add addHolder) {
 	ctx, cancel := context.WithTimeout(ctx, discoverTimeout)
 	defer cancel()
@@ -125,7 +127,8 @@ func (s *Swarm) ownClaims(d digest.Digest) ([]schedule.Claim, int64, error) {
 }
 
 // askMap asks p for its claims of d. It fails with content.ErrNotFound where p does not hold it.
-func (s *Swarm) askMap(ctx context.Context, p peer.ID, d digest.Digest) (size int64, zone string, claims []schedule.Claim, err error) {
+func (s *Swarm) askMap(ctx context.Context, p peer.ID,
+	d digest.Digest) (size int64, zone string, claims []schedule.Claim, err error) {
 	end, ok := ctx.Deadline()
 	if !ok {
 		end = time.Now().Add(discoverTimeout)

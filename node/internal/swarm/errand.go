@@ -16,8 +16,8 @@ import (
 const (
 	// errandHomes is how many peers are tried as the home of a question before a node asks without one.
 	errandHomes = 2
-	// errandPatience bounds the wait for the home's first word, errandWait that for what another node asks meanwhile, and
-	// errandLease the time that a node has to ask.
+	// errandPatience bounds the wait for the home's first word, errandWait that for what another node asks meanwhile,
+	// and errandLease the time that a node has to ask.
 	errandPatience = 1500 * time.Millisecond
 	errandWait     = 12 * time.Second
 	errandLease    = 20 * time.Second
@@ -25,9 +25,9 @@ const (
 	maxErrandKey = 8 << 10
 )
 
-// Errands has one node ask for all what all want to know of an upstream. The home of a question is the live peer nearest to its key
-// by the DHT's metric. It gives the answer to who comes later, has one node at a time ask, and has the others wait for it. It
-// asks nothing itself, so whoever asks does so in the name of its own caller.
+// Errands has one node ask for all what all want to know of an upstream. The home of a question is the live peer
+// nearest to its key by the DHT's metric. It gives the answer to who comes later, has one node at a time ask, and has
+// the others wait for it. It asks nothing itself, so whoever asks does so in the name of its own caller.
 //
 // A home that does not answer, and an errand that fails, leave each node to ask by itself.
 type Errands struct {
@@ -47,10 +47,11 @@ type errand struct {
 	ok    bool
 }
 
-// NewErrands returns the swarm's errands. known gives what this node remembers under a key, and told has it remember what another has
-// found out.
+// NewErrands returns the swarm's errands. known gives what this node remembers under a key, and told has it remember
+// what another has found out.
 func NewErrands(
-	s *Swarm, known func(key string) (value []byte, age time.Duration, ok bool), told func(key string, value []byte, age time.Duration),
+	s *Swarm, known func(key string) (value []byte, age time.Duration, ok bool), told func(key string, value []byte,
+		age time.Duration),
 ) *Errands {
 	e := &Errands{swarm: s, known: known, told: told, running: map[string]*errand{}, silent: map[peer.ID]time.Time{}}
 	s.host.SetStreamHandler(s.protocol("errand"), e.serve)
@@ -75,8 +76,8 @@ func (e *Errands) Recall(ctx context.Context, key string) (value []byte, age tim
 	return value, age, ok
 }
 
-// Do gives the value of key that a node has and that is at most maxAge old, or else what ask gives, here or on another node. It fails
-// only with ask's error, or when ctx ends.
+// Do gives the value of key that a node has and that is at most maxAge old, or else what ask gives, here or on another
+// node. It fails only with ask's error, or when ctx ends.
 func (e *Errands) Do(
 	ctx context.Context, key string, maxAge time.Duration, ask func(context.Context) ([]byte, error),
 ) (value []byte, age time.Duration, err error) {
@@ -131,9 +132,11 @@ func (e *Errands) atHome(
 	return value, 0, true, err
 }
 
-// enter gives the value of a key at its home; or, where nobody is asking, a function that must be called with what was found out; or
-// neither, where the one who was asking has failed or ctx has ended. wait is called before another's answer is waited for.
-func (e *Errands) enter(ctx context.Context, key string, maxAge time.Duration, wait func()) (value []byte, age time.Duration, finish func([]byte, bool)) {
+// enter gives the value of a key at its home; or, where nobody is asking, a function that must be called with what was
+// found out; or neither, where the one who was asking has failed or ctx has ended. wait is called before another's
+// answer is waited for.
+func (e *Errands) enter(ctx context.Context, key string, maxAge time.Duration,
+	wait func()) (value []byte, age time.Duration, finish func([]byte, bool)) {
 	if value, age, ok := e.known(key); ok && age <= maxAge {
 		return value, age, nil
 	}

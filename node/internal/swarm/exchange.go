@@ -28,8 +28,8 @@ const (
 	sendTimeout = 5 * time.Second
 	// senderIdle is for how long a stream for wants stays open without use.
 	senderIdle = 30 * time.Second
-	// outstandingPerPeer is how many bytes of blocks the server has under way to one peer at a time: one block, so that what
-	// is more urgent overtakes the rest, and orders do not wait behind it.
+	// outstandingPerPeer is how many bytes of blocks the server has under way to one peer at a time: one block, so that
+	// what is more urgent overtakes the rest, and orders do not wait behind it.
 	outstandingPerPeer = 1 << 20
 	// senders is how many peers the server sends a block to at the same time. Each holds a block and its encoding, so
 	// with what the network buffers this bounds the memory of sending to about 64 MiB.
@@ -41,7 +41,8 @@ const (
 type Sink interface {
 	// Block hands over a block whose bytes hash to c. The bytes must not be kept.
 	Block(from peer.ID, c cid.Cid, data []byte)
-	// Lost: the peer cannot be asked, its connection is gone, it does not hold what it was thought to, or it sends other bytes.
+	// Lost: the peer cannot be asked, its connection is gone, it does not hold what it was thought to, or it sends
+	// other bytes.
 	Lost(from peer.ID, c cid.Cid)
 }
 
@@ -60,10 +61,11 @@ type exchange struct {
 	wants   map[cid.Cid]*want
 	senders map[peer.ID]*sender
 	recent  *lru.Cache[cid.Cid, arrival] // blocks that have just come; see again
-	past    *lru.Cache[asked, struct{}]  // what was asked of whom, the newest: it may come though no one waits for it any more
-	owed    *owed
-	guard   bitswapnet.Guard
-	wg      sync.WaitGroup
+	// what was asked of whom, the newest: it may come though no one waits for it any more
+	past  *lru.Cache[asked, struct{}]
+	owed  *owed
+	guard bitswapnet.Guard
+	wg    sync.WaitGroup
 }
 
 // asked is a block that a peer was asked for.
@@ -221,7 +223,8 @@ func (e *exchange) send(p peer.ID, s *sender) {
 		}
 		e.pace(bytes)
 		if out == nil {
-			opts := &network.MessageSenderOpts{MaxRetries: 1, SendTimeout: sendTimeout, SendErrorBackoff: 100 * time.Millisecond}
+			opts := &network.MessageSenderOpts{MaxRetries: 1, SendTimeout: sendTimeout,
+				SendErrorBackoff: 100 * time.Millisecond}
 			dial, cancel := context.WithTimeout(e.ctx, sendTimeout)
 			out, err = e.net.NewMessageSender(dial, p, opts)
 			cancel()
@@ -303,9 +306,9 @@ func tell(p peer.ID, losses []loss) {
 	}
 }
 
-// unwanted takes a block that no one waits for. One that p was asked for comes too late, as happens. Any other is p's answer to
-// something else that it was asked for: what it has of that is damaged, or it lies. Which block was meant the answer does not say, so
-// all that p was asked for is asked of others.
+// unwanted takes a block that no one waits for. One that p was asked for comes too late, as happens. Any other is p's
+// answer to something else that it was asked for: what it has of that is damaged, or it lies. Which block was meant the
+// answer does not say, so all that p was asked for is asked of others.
 func (e *exchange) unwanted(p peer.ID, c cid.Cid, size int) {
 	e.m.unwanted.Add(float64(size))
 	if e.past.Contains(asked{p, c}) {
@@ -317,7 +320,8 @@ func (e *exchange) unwanted(p peer.ID, c cid.Cid, size int) {
 		e.queue(p, entry{cid: l.cid, cancel: true})
 	}
 	e.mu.Unlock()
-	e.guard.Blame(p, bitswapnet.RuleWrong, fmt.Errorf("it sent block %s of %d bytes, for which it was not asked", c, size))
+	e.guard.Blame(p, bitswapnet.RuleWrong, fmt.Errorf("it sent block %s of %d bytes, for which it was not asked", c,
+		size))
 	tell(p, losses)
 }
 
@@ -373,7 +377,8 @@ func (e *exchange) lacks(p peer.ID, c cid.Cid) {
 
 // again tells the server once more of blocks that a message wants and that have just come. boxo's engine looks into the
 // blockstore before it notes the want, so a block that comes in between is neither found nor waited for
-// (decision.Engine.MessageReceived, v0.43.0). The server is a receiver before this one, so it has noted the wants by now.
+// (decision.Engine.MessageReceived, v0.43.0). The server is a receiver before this one, so it has noted the wants by
+// now.
 func (e *exchange) again(m message.BitSwapMessage) {
 	for _, en := range m.Wantlist() {
 		came, ok := e.recent.Get(en.Cid)

@@ -15,16 +15,16 @@ type Files struct {
 	own   func(root cid.Cid) (digest.Digest, int64, bool)
 }
 
-// NewFiles answers other nodes, and this one first, by own: the digest and size in bytes of the blob whose UnixFS root a
-// CID is.
+// NewFiles answers other nodes, and this one first, by own: the digest and size in bytes of the blob whose UnixFS root
+// a CID is.
 func NewFiles(s *Swarm, own func(root cid.Cid) (digest.Digest, int64, bool)) *Files {
 	f := &Files{swarm: s, own: own}
 	answer(s, "file", f.answer)
 	return f
 }
 
-// Resolve returns the digest and size of the blob whose UnixFS root is root, as this node or a connected peer has it. The
-// answer of a peer is its word: whoever fetches the blob compares its root. It fails with content.ErrNotFound.
+// Resolve returns the digest and size of the blob whose UnixFS root is root, as this node or a connected peer has it.
+// The answer of a peer is its word: whoever fetches the blob compares its root. It fails with content.ErrNotFound.
 func (f *Files) Resolve(ctx context.Context, root cid.Cid) (digest.Digest, int64, error) {
 	if d, size, ok := f.own(root); ok {
 		return d, size, nil

@@ -45,7 +45,8 @@ func grow(v any) any {
 	return v
 }
 
-// requireGrows: a receiver of this release reads of a later one's frame what it knows, and a later one reads this one's.
+// requireGrows: a receiver of this release reads of a later one's frame what it knows, and a later one reads this
+// one's.
 func requireGrows[T any](t *testing.T, v T) {
 	t.Helper()
 	var got T
@@ -71,11 +72,14 @@ func TestFrame_FieldsOfALaterReleaseAreIgnored(t *testing.T) {
 	requireGrows(t, hello{Digest: "d", Size: 5, Zone: "a", Upstream: true, Whole: true, Forced: true})
 	requireGrows(t, welcome{Nearer: id, Addrs: [][]byte{{1, 2}}, Error: "e"})
 	requireGrows(t, report{
-		Size: 5, Peers: [][]byte{id}, Claims: []claim{c, c}, Have: []uint32{1, 2}, Need: []run{{1, 2}}, Leased: []run{{0, 1}},
-		Failed: []failure{{Run: run{3, 4}, Trouble: 2}}, Suspects: []suspicion{{Index: 1, From: id}}, Reading: true, Complete: true,
+		Size: 5, Peers: [][]byte{id}, Claims: []claim{c, c}, Have: []uint32{1, 2}, Need: []run{{1, 2}},
+		Leased: []run{{0, 1}},
+		Failed: []failure{{Run: run{3, 4}, Trouble: 2}}, Suspects: []suspicion{{Index: 1, From: id}}, Reading: true,
+		Complete: true,
 	})
 	requireGrows(t, orders{
-		Size: 5, Leases: []run{{1, 2}}, Peers: [][]byte{id}, Chunks: []assignment{{Claim: c, Root: true, Held: true}}, Hopeless: true,
+		Size: 5, Leases: []run{{1, 2}}, Peers: [][]byte{id}, Chunks: []assignment{{Claim: c, Root: true, Held: true}},
+		Hopeless: true,
 	})
 	requireGrows(t, mapQuery{Digest: "d"})
 	requireGrows(t, mapHead{Found: true, Size: 5, Zone: "z"})
@@ -94,7 +98,8 @@ func TestReport_ATroubleThatIsNotKnownIsATransientOne(t *testing.T) {
 	now := time.Now()
 	id := somePeer(t)
 	table := schedule.New(schedule.Config{})
-	require.NoError(t, table.Join(now, id, schedule.Join{Upstream: true, Whole: true, Report: schedule.Report{Size: 5}}))
+	require.NoError(t, table.Join(now, id, schedule.Join{Upstream: true, Whole: true,
+		Report: schedule.Report{Size: 5}}))
 	table.Open(now)
 	f := report{Failed: []failure{{Run: run{First: 0, Count: 1}, Trouble: 200}}}
 	r, err := f.decode()

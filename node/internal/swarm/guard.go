@@ -20,8 +20,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/bitswapnet"
 )
 
-// The services by which libp2p's resource manager counts the streams that peers open, and the memory of the frames that are
-// being read from them.
+// The services by which libp2p's resource manager counts the streams that peers open, and the memory of the frames that
+// are being read from them.
 const (
 	serviceCoordinate = "shoal.coordinate"
 	serviceMap        = "shoal.map"
@@ -29,8 +29,8 @@ const (
 	serviceDHT        = "shoal.dht"
 )
 
-// resourceLimits bound what one peer, and all together, may hold on to. What libp2p counts as memory of a stream is the 256 KiB that
-// the other side may send before anyone reads; most of it is never taken.
+// resourceLimits bound what one peer, and all together, may hold on to. What libp2p counts as memory of a stream is the
+// 256 KiB that the other side may send before anyone reads; most of it is never taken.
 //
 //	what a peer holds           one peer    all
 //	streams                     256 in      16,384
@@ -66,18 +66,19 @@ func resourceLimits() rcmgr.ConcreteLimitConfig {
 }
 
 const (
-	// workRate is how many microseconds of work one peer may cause in a second, workBurst how many at one time: a fifth of a core,
-	// and what a participant says when it joins a new coordinator.
+	// workRate is how many microseconds of work one peer may cause in a second, workBurst how many at one time: a fifth
+	// of a core, and what a participant says when it joins a new coordinator.
 	workRate  = 200_000
 	workBurst = 2_000_000
 	// workPatience is for how long a peer is kept waiting that asks for more, before that counts against it.
 	workPatience = 5 * time.Second
-	// recordRate and recordBurst bound the provider records that one peer leaves here: a node's blobs at its start, and again
-	// every reprovideEvery.
+	// recordRate and recordBurst bound the provider records that one peer leaves here: a node's blobs at its start, and
+	// again every reprovideEvery.
 	recordRate, recordBurst = 16, 32768
 	// roomRate and roomBurst bound the blobs that one peer has this node coordinate anew.
 	roomRate, roomBurst = 32, 256
-	// breachRate and breachBurst are how often a peer may break a rule before it is banned, and banFor is for how long then.
+	// breachRate and breachBurst are how often a peer may break a rule before it is banned, and banFor is for how long
+	// then.
 	breachRate, breachBurst = 2, 256
 	banFor                  = 10 * time.Minute
 	// maxStandings bounds the peers whose standing is remembered.
@@ -86,7 +87,8 @@ const (
 	maxNamed = 64
 )
 
-// weights are how much it counts that a peer breaks a rule. To open a stream too many may happen to any node in a burst.
+// weights are how much it counts that a peer breaks a rule. To open a stream too many may happen to any node in a
+// burst.
 var weights = map[string]int{
 	bitswapnet.RuleStreams: 1, bitswapnet.RuleMemory: 8, bitswapnet.RuleStalled: 16, bitswapnet.RuleMalformed: 16,
 	bitswapnet.RuleWork: 64, bitswapnet.RuleWrong: 64,
@@ -94,8 +96,8 @@ var weights = map[string]int{
 
 var errTooMuch = errors.New("the peer asks for too much")
 
-// guard keeps what one peer may cost within bounds. One that goes beyond them is made to wait or turned away, named in log and
-// metric, and banned for a while if it does not stop.
+// guard keeps what one peer may cost within bounds. One that goes beyond them is made to wait or turned away, named in
+// log and metric, and banned for a while if it does not stop.
 type guard struct {
 	own peer.ID
 	log *slog.Logger
@@ -214,8 +216,9 @@ func (g *guard) breach(p peer.ID, err error) {
 	}
 }
 
-// dhtHost is the host as the DHT sees it: what peers open for the DHT is counted, and a message of theirs that says to be longer than
-// a question can be is not waited for. The DHT takes memory for a message's whole length before it comes.
+// dhtHost is the host as the DHT sees it: what peers open for the DHT is counted, and a message of theirs that says to
+// be longer than a question can be is not waited for. The DHT takes memory for a message's whole length before it
+// comes.
 type dhtHost struct {
 	host.Host
 	guard *guard

@@ -40,8 +40,8 @@ type Session interface {
 	Close()
 	// Coordinator is the peer that coordinates; the node's own ID where it does so itself.
 	Coordinator() peer.ID
-	// Alone reports whether this node coordinates because it could not reach whoever should. Others may do without it, so it is
-	// worth trying to join again soon.
+	// Alone reports whether this node coordinates because it could not reach whoever should. Others may do without it,
+	// so it is worth trying to join again soon.
 	Alone() bool
 }
 
@@ -62,9 +62,9 @@ func (s *session) Alone() bool                                       { return s.
 // errDeclined: a peer does not coordinate the blob, or not with this participant.
 var errDeclined = errors.New("declined")
 
-// Join enters the fetch of a blob with its coordinator: the live peer nearest to the digest by the DHT's metric. Where none is found
-// within Options.JoinTimeout, or the last one that was asked then does not answer, this node coordinates itself. It fails only when
-// ctx ends, with ErrClosed, or with schedule.ErrSize by a room of this node's own.
+// Join enters the fetch of a blob with its coordinator: the live peer nearest to the digest by the DHT's metric. Where
+// none is found within Options.JoinTimeout, or the last one that was asked then does not answer, this node coordinates
+// itself. It fails only when ctx ends, with ErrClosed, or with schedule.ErrSize by a room of this node's own.
 func (s *Swarm) Join(ctx context.Context, d digest.Digest, j schedule.Join) (Session, error) {
 	return orError(s.join(ctx, d, j))
 }
@@ -107,13 +107,14 @@ func (s *Swarm) join(ctx context.Context, d digest.Digest, j schedule.Join) (*se
 	return session, err
 }
 
-// walk asks p to coordinate, then the nearer one that p names, and so on, as often as there are candidates. self: it is this node.
+// walk asks p to coordinate, then the nearer one that p names, and so on, as often as there are candidates. self: it is
+// this node.
 func (s *Swarm) walk(
 	ctx, bounded context.Context, p peer.ID, d digest.Digest, j schedule.Join, tried map[peer.ID]bool,
 ) (joined *session, self bool) {
 	var namedBy peer.ID
-	// Who names one that is dead does not know it yet, and who names one that is not to be trusted never will: it is to take the blob
-	// itself. Would this node go on alone instead, the registry would be asked twice.
+	// Who names one that is dead does not know it yet, and who names one that is not to be trusted never will: it is to
+	// take the blob itself. Would this node go on alone instead, the registry would be asked twice.
 	insist := func() (*session, bool) {
 		if namedBy == "" || bounded.Err() != nil {
 			return nil, false
@@ -256,7 +257,8 @@ func (s *Swarm) enterRoom(r *room, j schedule.Join) (*session, error) {
 }
 
 // joinRemote asks p to coordinate. It returns a session, or a nearer peer to ask instead, or an error.
-func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, d digest.Digest, j schedule.Join, forced bool) (*session, peer.ID, error) {
+func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, d digest.Digest, j schedule.Join,
+	forced bool) (*session, peer.ID, error) {
 	ctx, cancel := s.patient(ctx, p)
 	defer cancel()
 	j.Load = s.exchange.owed.count()
@@ -285,9 +287,9 @@ func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, d digest.Digest, j sc
 	return s.remoteSession(p, d, stream, in), "", nil
 }
 
-// patient is ctx for as long as an answer of p may take: half of Options.JoinTimeout, and as much again while much goes to and fro
-// between p and this node, for the answer waits its turn among it. If others went on without a coordinator that is only busy, the
-// registry would be asked twice.
+// patient is ctx for as long as an answer of p may take: half of Options.JoinTimeout, and as much again while much goes
+// to and fro between p and this node, for the answer waits its turn among it. If others went on without a coordinator
+// that is only busy, the registry would be asked twice.
 func (s *Swarm) patient(ctx context.Context, p peer.ID) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(ctx, patience*s.opts.JoinTimeout/2)
 	s.wg.Go(func() {
@@ -311,7 +313,8 @@ func (s *Swarm) patient(ctx context.Context, p peer.ID) (context.Context, contex
 
 func greet(stream network.Stream, in *inbound, d digest.Digest, j schedule.Join, forced bool) (welcome, error) {
 	h := hello{
-		Digest: string(d), Size: j.Size, Zone: j.Zone, Upstream: j.Upstream, Whole: j.Whole, Forced: forced, Orphan: j.Orphan,
+		Digest: string(d), Size: j.Size, Zone: j.Zone, Upstream: j.Upstream, Whole: j.Whole, Forced: forced,
+		Orphan: j.Orphan,
 	}
 	if err := writeFrame(stream, h); err != nil {
 		return welcome{}, err
@@ -356,7 +359,9 @@ func (s *Swarm) remoteSession(p peer.ID, d digest.Digest, stream network.Stream,
 			o, err := s.readOrders(ctx, p, in)
 			if err == nil {
 				// What a coordinator says faster than it can be done is not read.
-				err = ordersBox.space(ctx, func(o schedule.Orders) bool { return len(o.Chunks)+len(o.Leases) > maxPending })
+				err = ordersBox.space(ctx, func(o schedule.Orders) bool {
+					return len(o.Chunks)+len(o.Leases) > maxPending
+				})
 			}
 			if err == nil {
 				ordersBox.put(o)
@@ -414,7 +419,8 @@ func (s *Swarm) readOrders(ctx context.Context, p peer.ID, in *inbound) (schedul
 		return schedule.Orders{}, err
 	}
 	if len(f.Leases) > maxLeases {
-		return schedule.Orders{}, fmt.Errorf("%w: %d leases, of which %d are allowed", errFrame, len(f.Leases), maxLeases)
+		return schedule.Orders{}, fmt.Errorf("%w: %d leases, of which %d are allowed", errFrame, len(f.Leases),
+			maxLeases)
 	}
 	o, err := f.decode()
 	if err != nil {
@@ -446,9 +452,9 @@ func (s *Swarm) nearest(ctx context.Context, d digest.Digest, n int) []peer.ID {
 	return peers[:min(n, len(peers))]
 }
 
-// around returns the n connected agents nearest to target, but for those shunned. The routing table is not asked: a peer that
-// has just come is connected before the table takes it in, and one that is gone stays in it for long after. One that has
-// not said yet what it speaks counts as an agent, or nodes that start together would plan apart.
+// around returns the n connected agents nearest to target, but for those shunned. The routing table is not asked: a
+// peer that has just come is connected before the table takes it in, and one that is gone stays in it for long after.
+// One that has not said yet what it speaks counts as an agent, or nodes that start together would plan apart.
 func (s *Swarm) around(target kb.ID, n int) []peer.ID {
 	var peers []peer.ID
 	for _, p := range s.host.Network().Peers() {

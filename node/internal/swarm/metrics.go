@@ -41,7 +41,8 @@ func newMetrics(r prometheus.Registerer, s *Swarm) *metrics {
 	}, func() float64 { return float64(s.roomCount()) })
 	m := &metrics{
 		unwanted: f.NewCounter(prometheus.CounterOpts{
-			Name: "shoal_peer_unwanted_bytes_total", Help: "Bytes of received blocks that no one waited for: duplicates, or unasked for.",
+			Name: "shoal_peer_unwanted_bytes_total",
+			Help: "Bytes of received blocks that no one waited for: duplicates, or unasked for.",
 		}),
 		joins: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "shoal_coordinator_joins_total",

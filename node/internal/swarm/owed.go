@@ -10,8 +10,8 @@ import (
 // maxOwed bounds how much that one peer waits for is counted, more than an agent asks of another at one time.
 const maxOwed = 256
 
-// owed counts the blocks that peers wait for this node to send, those that it waits for itself among them. Coordinators are told the
-// number, since each of them sees but one blob.
+// owed counts the blocks that peers wait for this node to send, those that it waits for itself among them. Coordinators
+// are told the number, since each of them sees but one blob.
 type owed struct {
 	mu sync.Mutex
 	to map[peer.ID]map[cid.Cid]struct{}

@@ -57,11 +57,25 @@ func TestOwed_CountsWhatPeersWaitForAndHaveNotGot(t *testing.T) {
 			tr.MessageSent(a, answer("y"))
 			tr.MessageReceived(b, cancel("x"))
 		}, 1},
-		"a want that is taken back is not owed":         {func(tr tracer) { tr.MessageReceived(a, wants("x")); tr.MessageReceived(a, cancel("x")) }, 0},
-		"what this node says it lacks is not owed":      {func(tr tracer) { tr.MessageReceived(a, wants("x")); tr.MessageSent(a, lacks("x")) }, 0},
-		"a question whether it is here owes no block":   {func(tr tracer) { tr.MessageReceived(a, want("x", pb.Message_Wantlist_Have)) }, 0},
-		"a peer that is gone waits for nothing":         {func(tr tracer) { tr.MessageReceived(a, wants("x")); tr.owed.forget(a) }, 0},
-		"a peer that is gone leaves those of others be": {func(tr tracer) { tr.MessageReceived(a, wants("x")); tr.owed.forget(b) }, 1},
+		"a want that is taken back is not owed": {func(tr tracer) {
+			tr.MessageReceived(a, wants("x"))
+			tr.MessageReceived(a, cancel("x"))
+		}, 0},
+		"what this node says it lacks is not owed": {func(tr tracer) {
+			tr.MessageReceived(a, wants("x"))
+			tr.MessageSent(a, lacks("x"))
+		}, 0},
+		"a question whether it is here owes no block": {func(tr tracer) {
+			tr.MessageReceived(a, want("x", pb.Message_Wantlist_Have))
+		}, 0},
+		"a peer that is gone waits for nothing": {func(tr tracer) {
+			tr.MessageReceived(a, wants("x"))
+			tr.owed.forget(a)
+		}, 0},
+		"a peer that is gone leaves those of others be": {func(tr tracer) {
+			tr.MessageReceived(a, wants("x"))
+			tr.owed.forget(b)
+		}, 1},
 		"a peer that wants very much counts up to a bound": {func(tr tracer) {
 			for i := range 2 * maxOwed {
 				tr.MessageReceived(a, wants(string(rune(i))))

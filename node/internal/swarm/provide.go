@@ -17,8 +17,8 @@ const (
 	// reprovideEvery is how often every held blob is provided anew, so that new nodes near its key learn of it and
 	// records of nodes that are gone are outnumbered by fresh ones before they expire.
 	reprovideEvery = 30 * time.Minute
-	// provideValidity outlives one round that fails. Records of blobs that were evicted, and of nodes that are gone, do not
-	// last longer: there are only so many that a search finds.
+	// provideValidity outlives one round that fails. Records of blobs that were evicted, and of nodes that are gone, do
+	// not last longer: there are only so many that a search finds.
 	provideValidity = 3 * reprovideEvery
 	provideTimeout  = 10 * time.Second
 	provideWorkers  = 4
@@ -40,8 +40,8 @@ func newProvider(s *Swarm) *provider {
 // Provide makes known that this node holds the blob whole. It returns at once.
 func (s *Swarm) Provide(d digest.Digest) { s.provider.add(d) }
 
-// Holders is how many other nodes hold a blob, by the provider records that this node keeps for the DHT: those of the blobs that
-// are near it, which in a small swarm are all.
+// Holders is how many other nodes hold a blob, by the provider records that this node keeps for the DHT: those of the
+// blobs that are near it, which in a small swarm are all.
 func (s *Swarm) Holders(d digest.Digest) int {
 	key, err := content.DigestCID(d)
 	if err != nil {

@@ -6,8 +6,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Witness asks the other nodes what they know of who may read what. Admitted peers are nodes of the cluster, so the word of one
-// is enough.
+// Witness asks the other nodes what they know of who may read what. Admitted peers are nodes of the cluster, so the
+// word of one is enough.
 type Witness struct {
 	swarm *Swarm
 	known func(source string, contents []digest.Digest) Testimony
@@ -17,7 +17,8 @@ type Witness struct {
 type Testimony struct {
 	// Public: the source has let anyone read.
 	Public bool
-	// Proven are the contents of which a node has proof that the source has them, and Held those that a node holds whole.
+	// Proven are the contents of which a node has proof that the source has them, and Held those that a node holds
+	// whole.
 	Proven, Held []digest.Digest
 	// Everyone: all nodes have answered.
 	Everyone bool

@@ -14,8 +14,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/bitswapnet"
 )
 
-// servedBlocks are the blocks as the server reads them: paced by the upload limit, and each read once where several peers
-// want it at the same time, as they do of a chunk's home.
+// servedBlocks are the blocks as the server reads them: paced by the upload limit, and each read once where several
+// peers want it at the same time, as they do of a chunk's home.
 type servedBlocks struct {
 	blockstore.Blockstore
 	limit   *rate.Limiter

@@ -167,7 +167,8 @@ func TestSuccession_ACoordinatorsDeathCostsWhatItHadUnderWay(t *testing.T) {
 			enough := make(chan struct{})
 			all := map[peer.ID]*puller{}
 			for _, s := range nodes {
-				p := &puller{testSwarm: s, d: d, chunks: chunks, all: all, have: map[int]schedule.Claim{}, leased: map[schedule.Run]bool{}}
+				p := &puller{testSwarm: s, d: d, chunks: chunks, all: all, have: map[int]schedule.Claim{},
+					leased: map[schedule.Run]bool{}}
 				p.ended = make(chan struct{})
 				p.finish = sync.OnceFunc(func() { close(p.ended) })
 				p.read = func(i int) {
@@ -217,7 +218,8 @@ func total(reads map[int]int) (sum int) {
 	return sum
 }
 
-// The one who is asked does not know yet that the nearest is dead. Would the one who asks go on alone, the registry would be asked twice.
+// The one who is asked does not know yet that the nearest is dead. Would the one who asks go on alone, the registry
+// would be asked twice.
 func TestJoin_OneThatNamesADeadCoordinatorTakesItsPlace(t *testing.T) {
 	t.Parallel()
 	d := digest.FromString("x")

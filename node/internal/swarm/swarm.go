@@ -70,8 +70,8 @@ type Options struct {
 	// LowConnections and HighConnections bound the connections that are kept open without need; default
 	// DefaultLowConnections and DefaultHighConnections.
 	LowConnections, HighConnections int
-	// JoinTimeout bounds the search for a blob's coordinator, and half of it one candidate's answer, twice of it that of one with
-	// whom this node exchanges much meanwhile; after it a node goes on alone for a while. Default 3 s.
+	// JoinTimeout bounds the search for a blob's coordinator, and half of it one candidate's answer, twice of it that
+	// of one with whom this node exchanges much meanwhile; after it a node goes on alone for a while. Default 3 s.
 	JoinTimeout time.Duration
 	// DiscoveryGrace is how long a coordinator looks for holders before it sends anyone upstream; default 250 ms.
 	DiscoveryGrace time.Duration
@@ -146,8 +146,9 @@ func New(o Options) (*Swarm, error) {
 		opts: o, log: o.Logger, gate: newGate(o.Open), signed: signed, bootstrap: o.Bootstrap,
 		traffic: bandwidth.NewBandwidthCounter(), asking: semaphore.NewWeighted(questionsAtOnce),
 		searches: semaphore.NewWeighted(searchesAtOnce), maps: semaphore.NewWeighted(claimsAtOnce),
-		newPeer: make(chan struct{}, 1), company: make(chan struct{}, 1), aloneSince: time.Now(), started: make(chan struct{}),
-		rooms: map[digest.Digest]*room{}, shunnedUntil: map[peer.ID]time.Time{},
+		newPeer: make(chan struct{}, 1), company: make(chan struct{}, 1), aloneSince: time.Now(),
+		started: make(chan struct{}),
+		rooms:   map[digest.Digest]*room{}, shunnedUntil: map[peer.ID]time.Time{},
 		orphans: map[digest.Digest]time.Time{},
 	}
 	s.gate.admit(o.Admitted)
@@ -192,7 +193,8 @@ func newHost(o Options, g *gate, traffic bandwidth.Reporter) (host.Host, error) 
 	// libp2p bounds connections by address, too: 8 for an IPv4 address, and 8 for a /56 of IPv6, within which a whole
 	// cluster may lie. Here it is the gater that keeps strangers out, so an address says nothing.
 	resources, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(resourceLimits()), rcmgr.WithMetricsDisabled(),
-		rcmgr.WithLimitPerSubnet([]rcmgr.ConnLimitPerSubnet{}, []rcmgr.ConnLimitPerSubnet{}), rcmgr.WithConnRateLimiters(&connrate.Limiter{}))
+		rcmgr.WithLimitPerSubnet([]rcmgr.ConnLimitPerSubnet{},
+			[]rcmgr.ConnLimitPerSubnet{}), rcmgr.WithConnRateLimiters(&connrate.Limiter{}))
 	if err != nil {
 		return nil, err
 	}
@@ -229,8 +231,8 @@ func (s *Swarm) Close() error {
 	return errors.Join(errs...)
 }
 
-// wireVersion is that of all protocols. A new field needs no new version, see wire.go; agents of different versions plan apart, and
-// give each other what they hold all the same.
+// wireVersion is that of all protocols. A new field needs no new version, see wire.go; agents of different versions
+// plan apart, and give each other what they hold all the same.
 const wireVersion = "2.0.0"
 
 func (s *Swarm) protocol(name string) protocol.ID {
@@ -308,8 +310,8 @@ func (s *Swarm) Claim(d digest.Digest, index int, sum schedule.Sum) (schedule.Cl
 	return signClaim(s.opts.Identity, s.host.ID(), d, index, sum)
 }
 
-// Want asks p for block c on behalf of sink. Higher priorities are answered first. A peer that is thought to hold the block
-// already is asked to say so if it does not; that it is Lost then.
+// Want asks p for block c on behalf of sink. Higher priorities are answered first. A peer that is thought to hold the
+// block already is asked to say so if it does not; that it is Lost then.
 func (s *Swarm) Want(p peer.ID, c cid.Cid, priority int32, held bool, sink Sink) {
 	s.exchange.ask(p, c, priority, held, sink)
 }

@@ -127,7 +127,8 @@ func TestTheIdentityStaysTheSame(t *testing.T) {
 // A damaged key must not be replaced silently: the node would come back as someone whom no one admits.
 func TestADamagedIdentityIsAnErrorThatNamesTheFile(t *testing.T) {
 	t.Parallel()
-	for name, raw := range map[string][]byte{"empty": {}, "noise": []byte("not a key"), "half": {8, 1, 18, 64, 1, 2, 3}} {
+	for name, raw := range map[string][]byte{"empty": {}, "noise": []byte("not a key"),
+		"half": {8, 1, 18, 64, 1, 2, 3}} {
 		path := filepath.Join(t.TempDir(), "identity.key")
 		require.NoError(t, os.WriteFile(path, raw, 0o600))
 		_, err := LoadIdentity(path)

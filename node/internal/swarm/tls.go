@@ -13,13 +13,13 @@ import (
 	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
 )
 
-// batchSize is how many bytes of records are handed to the kernel at one time: those of the largest frame that yamux writes, with
-// what TLS adds.
+// batchSize is how many bytes of records are handed to the kernel at one time: those of the largest frame that yamux
+// writes, with what TLS adds.
 const batchSize = 66 << 10
 
-// batchedTLS is libp2p's TLS, but that all records of one Write go to the kernel together. crypto/tls makes a system call for each
-// record of at most 16 KiB, and the network handles each by itself; for frames of 64 KiB that is a third of what
-// the transport costs (BenchmarkFrames).
+// batchedTLS is libp2p's TLS, but that all records of one Write go to the kernel together. crypto/tls makes a system
+// call for each record of at most 16 KiB, and the network handles each by itself; for frames of 64 KiB that is a third
+// of what the transport costs (BenchmarkFrames).
 type batchedTLS struct{ *libp2ptls.Transport }
 
 func newTLS(id protocol.ID, key crypto.PrivKey, muxers []upgrader.StreamMuxer) (*batchedTLS, error) {
@@ -66,8 +66,8 @@ func (c *batchedConn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// batch is the connection below TLS. Between begin and end it gathers what is written. TLS writes in the order in which it numbers
-// its records, and what it writes of its own accord in between, such as an alert, is gathered too.
+// batch is the connection below TLS. Between begin and end it gathers what is written. TLS writes in the order in which
+// it numbers its records, and what it writes of its own accord in between, such as an alert, is gathered too.
 type batch struct {
 	net.Conn
 

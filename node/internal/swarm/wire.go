@@ -21,8 +21,9 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 )
 
-// Shoal's own protocols send frames: a uvarint length, then that many bytes of CBOR (RFC 8949). A frame is a map, and so is
-// whatever it lists: each field has a number. A frame is at most maxFrame bytes, and its lists are at most maxList long.
+// Shoal's own protocols send frames: a uvarint length, then that many bytes of CBOR (RFC 8949). A frame is a map, and
+// so is whatever it lists: each field has a number. A frame is at most maxFrame bytes, and its lists are at most
+// maxList long.
 //
 // The wire grows by fields, not by versions, so that agents of two releases share one coordinator and one plan:
 //
@@ -245,8 +246,9 @@ type (
 	}
 )
 
-// The protocols of questions that one node asks for all. Who has one opens the stream with it. Its home answers that it knows, that
-// this node is to ask, or that another is asking, and in the last case answers again. Ages are in milliseconds.
+// The protocols of questions that one node asks for all. Who has one opens the stream with it. Its home answers that it
+// knows, that this node is to ask, or that another is asking, and in the last case answers again. Ages are in
+// milliseconds.
 type (
 	errandQuery struct {
 		Key    string `cbor:"1,keyasint,omitempty"`
@@ -336,7 +338,8 @@ func (c *claim) decode(peers [][]byte) (schedule.Claim, error) {
 		return schedule.Claim{}, err
 	}
 	if len(c.Sum) != sha256.Size || len(c.Signature) > maxSignature {
-		return schedule.Claim{}, fmt.Errorf("%w: a sum of %d and a signature of %d bytes", errFrame, len(c.Sum), len(c.Signature))
+		return schedule.Claim{}, fmt.Errorf("%w: a sum of %d and a signature of %d bytes", errFrame, len(c.Sum),
+			len(c.Signature))
 	}
 	return schedule.Claim{Index: int(c.Index), Sum: schedule.Sum(c.Sum), By: by, Signature: c.Signature}, nil
 }
@@ -396,7 +399,8 @@ func page[T any](list *[]T) []T {
 }
 
 func (f *report) decode() (schedule.Report, error) {
-	r := schedule.Report{Size: f.Size, Need: fromRuns(f.Need), Reading: f.Reading, Load: int(f.Load), Complete: f.Complete}
+	r := schedule.Report{Size: f.Size, Need: fromRuns(f.Need), Reading: f.Reading, Load: int(f.Load),
+		Complete: f.Complete}
 	for i := range f.Claims {
 		c, err := f.Claims[i].decode(f.Peers)
 		if err != nil {
@@ -479,8 +483,8 @@ func signClaim(key crypto.PrivKey, by peer.ID, d digest.Digest, index int, sum s
 	return schedule.Claim{Index: index, Sum: sum, By: by, Signature: sig}, nil
 }
 
-// VerifyClaim tells whether the peer that a claim names really made it. A coordinator asks before it passes a claim on, a
-// participant once a claim turned out wrong.
+// VerifyClaim tells whether the peer that a claim names really made it. A coordinator asks before it passes a claim on,
+// a participant once a claim turned out wrong.
 func VerifyClaim(d digest.Digest, c schedule.Claim) error {
 	key, err := c.By.ExtractPublicKey()
 	if err != nil {

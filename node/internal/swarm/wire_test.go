@@ -76,19 +76,23 @@ func TestAReportArrivesAsItWasSent(t *testing.T) {
 	t.Parallel()
 	peers := []peer.ID{somePeer(t), somePeer(t), somePeer(t)}
 	for name, r := range map[string]schedule.Report{
-		"that says nothing":                 {},
-		"of a size":                         {Size: 1 << 40},
-		"of claims by several":              {Claims: someClaims(peers, 7)},
-		"of chunks held":                    {Have: upTo(100)},
-		"of needs":                          {Need: []schedule.Run{{First: 0, Count: 4}, {First: 9, Count: 1}}},
-		"that reading goes on":              {Reading: true},
-		"of what the node has to send":      {Have: upTo(maxList + 1), Load: 77},
-		"that all is done":                  {Have: []int{3}, Complete: true},
-		"of troubles":                       {Failed: []schedule.Failure{{Run: schedule.Run{First: 5, Count: 2}, Trouble: schedule.NoRange}}},
-		"of suspicions":                     {Suspects: []schedule.Suspicion{{Index: 8, From: peers[1]}, {Index: 9, From: peers[2]}}},
-		"of more than a frame's list":       {Claims: someClaims(peers, maxList+1), Have: upTo(2*maxList + 3), Complete: true},
-		"of more runs than a frame's":       {Need: everyOther(2*maxList + 1)},
-		"of more suspicions than a frame's": {Suspects: slices.Repeat([]schedule.Suspicion{{Index: 8, From: peers[1]}}, maxList+1)},
+		"that says nothing":            {},
+		"of a size":                    {Size: 1 << 40},
+		"of claims by several":         {Claims: someClaims(peers, 7)},
+		"of chunks held":               {Have: upTo(100)},
+		"of needs":                     {Need: []schedule.Run{{First: 0, Count: 4}, {First: 9, Count: 1}}},
+		"that reading goes on":         {Reading: true},
+		"of what the node has to send": {Have: upTo(maxList + 1), Load: 77},
+		"that all is done":             {Have: []int{3}, Complete: true},
+		"of troubles": {Failed: []schedule.Failure{{Run: schedule.Run{First: 5, Count: 2},
+			Trouble: schedule.NoRange}}},
+		"of suspicions": {Suspects: []schedule.Suspicion{{Index: 8, From: peers[1]},
+			{Index: 9, From: peers[2]}}},
+		"of more than a frame's list": {Claims: someClaims(peers, maxList+1), Have: upTo(2*maxList + 3),
+			Complete: true},
+		"of more runs than a frame's": {Need: everyOther(2*maxList + 1)},
+		"of more suspicions than a frame's": {Suspects: slices.Repeat([]schedule.Suspicion{{Index: 8, From: peers[1]}},
+			maxList+1)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -99,7 +103,8 @@ func TestAReportArrivesAsItWasSent(t *testing.T) {
 			for i := range frames {
 				part, err := frames[i].decode()
 				require.NoError(t, err)
-				require.Equal(t, r.Complete && i == len(frames)-1, part.Complete, "it is complete only once all is said")
+				require.Equal(t, r.Complete && i == len(frames)-1, part.Complete,
+					"it is complete only once all is said")
 				got.Merge(part)
 			}
 			require.Equal(t, r, got)
@@ -184,7 +189,8 @@ func TestAFrameCostsNoMoreThanWhatCameOfIt(t *testing.T) {
 		require.Error(t, readFrame(bufio.NewReader(bytes.NewReader(prefix)), &q))
 	}
 	runtime.ReadMemStats(&after)
-	require.Less(t, (after.TotalAlloc-before.TotalAlloc)/100, uint64(maxFrame/8), "bytes for a length that nothing follows")
+	require.Less(t, (after.TotalAlloc-before.TotalAlloc)/100, uint64(maxFrame/8),
+		"bytes for a length that nothing follows")
 }
 
 func TestAClaimThatMakesNoSenseIsRefused(t *testing.T) {
@@ -242,7 +248,8 @@ func TestTheSignatureOfAClaimCoversAllOfIt(t *testing.T) {
 
 func TestWhatIsNoDigestIsRefused(t *testing.T) {
 	t.Parallel()
-	for _, s := range []string{"", "sha256:", "sha256:abc", "md5:d41d8cd98f00b204e9800998ecf8427e", "../../etc", strings.Repeat("x", 1<<16)} {
+	for _, s := range []string{"", "sha256:", "sha256:abc", "md5:d41d8cd98f00b204e9800998ecf8427e", "../../etc",
+		strings.Repeat("x", 1<<16)} {
 		_, err := validDigest(s)
 		require.ErrorIs(t, err, errFrame, "%.20q", s)
 	}
@@ -260,10 +267,13 @@ func FuzzFrames(f *testing.F) {
 	seeds := []any{
 		hello{Digest: string(digest.FromString("x")), Size: 5, Zone: "a", Upstream: true},
 		welcome{Nearer: []byte(id), Addrs: [][]byte{{1, 2}}, Error: "e"},
-		toReports(schedule.Report{Size: 5, Claims: claims, Have: []int{1}, Suspects: []schedule.Suspicion{{From: id}}}, nil)[0],
+		toReports(schedule.Report{Size: 5, Claims: claims, Have: []int{1}, Suspects: []schedule.Suspicion{{From: id}}},
+			nil)[0],
 		toOrders(schedule.Orders{Size: 5, Chunks: []schedule.Assignment{{Claim: claims[0], From: id}}})[0],
-		mapQuery{Digest: "x"}, mapHead{Found: true, Size: 5, Zone: "z"}, mapPart{Sums: make([]byte, 32), Signatures: [][]byte{{1}}},
-		tagQuery{Registry: "r", Name: "n", Tag: "t"}, tagAnswer{Found: true, Digest: "d", Size: 1, MediaType: "m", Unix: 1},
+		mapQuery{Digest: "x"}, mapHead{Found: true, Size: 5, Zone: "z"}, mapPart{Sums: make([]byte, 32),
+			Signatures: [][]byte{{1}}},
+		tagQuery{Registry: "r", Name: "n", Tag: "t"}, tagAnswer{Found: true, Digest: "d", Size: 1, MediaType: "m",
+			Unix: 1},
 	}
 	for _, v := range seeds {
 		var b bytes.Buffer

@@ -15,8 +15,8 @@ import (
 	"syscall"
 )
 
-// ErrAddress is the error of an address at which no registry is asked. Whoever may create a pod chooses the host of an image, and
-// whoever has a host chooses where its name and its redirects lead: not to the node itself.
+// ErrAddress is the error of an address at which no registry is asked. Whoever may create a pod chooses the host of an
+// image, and whoever has a host chooses where its name and its redirects lead: not to the node itself.
 var ErrAddress = errors.New("address that is not asked")
 
 // metadata are the addresses at which clouds give a machine its own credentials, besides those that are link-local.
@@ -59,8 +59,8 @@ func refused(ip netip.Addr) string {
 	return ""
 }
 
-// dialer dials where registries may be asked. What it is given are the addresses that names resolve to, at the moment of the
-// dial, so a name whose address changes does not pass.
+// dialer dials where registries may be asked. What it is given are the addresses that names resolve to, at the moment
+// of the dial, so a name whose address changes does not pass.
 type dialer struct {
 	net.Dialer
 	allowed []netip.Prefix
@@ -83,7 +83,8 @@ func (c *Client) newDialer(urls []string) *dialer {
 
 // hostPort is what a dial for u is given.
 func hostPort(u *url.URL) string {
-	p := cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443", "socks5": "1080", "socks5h": "1080"}[u.Scheme])
+	p := cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443", "socks5": "1080",
+		"socks5h": "1080"}[u.Scheme])
 	return net.JoinHostPort(strings.ToLower(u.Hostname()), p)
 }
 
@@ -113,7 +114,8 @@ func (d *dialer) DialContext(ctx context.Context, network, address string) (net.
 	return checked.DialContext(ctx, network, address)
 }
 
-// checkURL fails for a URL that names an address instead of a host, where that is not asked. A proxy would resolve it otherwise.
+// checkURL fails for a URL that names an address instead of a host, where that is not asked. A proxy would resolve it
+// otherwise.
 func (d *dialer) checkURL(u *url.URL) error {
 	address := hostPort(u)
 	ip, err := netip.ParseAddr(u.Hostname())

@@ -15,8 +15,9 @@ func TestRefused_AreTheAddressesOfTheNodeItselfAndOfNobody(t *testing.T) {
 	t.Parallel()
 	for address, want := range map[string]bool{
 		"127.0.0.1": true, "127.8.9.1": true, "::1": true, "::ffff:127.0.0.1": true, "64:ff9b::7f00:1": true,
-		"169.254.169.254": true, "fe80::1": true, "fe80::1%eth0": true, "::ffff:169.254.169.254": true, "64:ff9b::a9fe:a9fe": true,
-		"0.0.0.0": true, "0.1.2.3": true, "::": true, "::ffff:0.0.0.0": true,
+		"169.254.169.254": true, "fe80::1": true, "fe80::1%eth0": true, "::ffff:169.254.169.254": true,
+		"64:ff9b::a9fe:a9fe": true,
+		"0.0.0.0":            true, "0.1.2.3": true, "::": true, "::ffff:0.0.0.0": true,
 		"224.0.0.1": true, "ff02::1": true, "255.255.255.255": true,
 		"fd00:ec2::254": true, "100.100.100.200": true, "168.63.129.16": true, "fec0::1": true,
 
@@ -27,7 +28,8 @@ func TestRefused_AreTheAddressesOfTheNodeItselfAndOfNobody(t *testing.T) {
 	}
 }
 
-// names is a DNS server that answers questions for IPv4 addresses, each with the next address. The last answers all that follow.
+// names is a DNS server that answers questions for IPv4 addresses, each with the next address. The last answers all
+// that follow.
 func names(t *testing.T, addresses ...string) *net.Resolver {
 	t.Helper()
 	server, err := (&net.ListenConfig{}).ListenPacket(t.Context(), "udp", "127.0.0.1:0")

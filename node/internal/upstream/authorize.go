@@ -36,11 +36,11 @@ type token struct {
 	expires       time.Time
 }
 
-// Authorize obtains the value of the Authorization header for pulls from repo, for the agent's own pulls, which no client
-// drives. The zero credential is anonymous. A registry token is sent as it is; an identity token is an OAuth2 refresh token,
-// which a token server takes in place of a password
-// (https://distribution.github.io/distribution/spec/auth/oauth/). The result is "" where the registry wants none. It is kept
-// in memory until it expires.
+// Authorize obtains the value of the Authorization header for pulls from repo, for the agent's own pulls, which no
+// client drives. The zero credential is anonymous. A registry token is sent as it is; an identity token is an OAuth2
+// refresh token, which a token server takes in place of a password
+// (https://distribution.github.io/distribution/spec/auth/oauth/). The result is "" where the registry wants none. It is
+// kept in memory until it expires.
 func (c *Client) Authorize(ctx context.Context, repo content.Repository, cred pullsecret.Credential) (string, error) {
 	if cred.RegistryToken != "" {
 		return "Bearer " + cred.RegistryToken, nil
@@ -68,10 +68,12 @@ func (c *Client) Authorize(ctx context.Context, repo content.Repository, cred pu
 	}
 }
 
-// Renew is Authorize for who was refused with what it gave, for a token may end in the middle of a pull. It gives "" where there
-// is nothing else to show. A token that the registry has never taken is not replaced, for the next would fare no better. So who
-// asks for one after the other comes to an end: each was good for some request before the next is given.
-func (c *Client) Renew(ctx context.Context, repo content.Repository, cred pullsecret.Credential, refused string) (string, error) {
+// Renew is Authorize for who was refused with what it gave, for a token may end in the middle of a pull. It gives ""
+// where there is nothing else to show. A token that the registry has never taken is not replaced, for the next would
+// fare no better. So who asks for one after the other comes to an end: each was good for some request before the next
+// is given.
+func (c *Client) Renew(ctx context.Context, repo content.Repository, cred pullsecret.Credential,
+	refused string) (string, error) {
 	if !c.accepted.Contains(c.key(refused)) {
 		return "", nil
 	}
@@ -119,7 +121,8 @@ func (c *Client) exchange(ctx context.Context, repo content.Repository, cred pul
 		if u, err := url.Parse(challenge.Parameters["realm"]); err == nil {
 			if u.Scheme == "http" && cred != (pullsecret.Credential{}) && !reg.plain() {
 				return token{}, fmt.Errorf("the token server %s of registry %s has no TLS, so it is sent no credentials: "+
-					"have the registry name one with https, or list an endpoint of it with http", u.Redacted(), reg.name)
+					"have the registry name one with https, or list an endpoint of it with http", u.Redacted(),
+					reg.name)
 			}
 			if host, err = name.NewRegistry(u.Host); err != nil {
 				return token{}, fmt.Errorf("realm of the challenge: %w", err)
@@ -128,7 +131,8 @@ func (c *Client) exchange(ctx context.Context, repo content.Repository, cred pul
 	}
 	auth := authn.Anonymous
 	if cred != (pullsecret.Credential{}) {
-		auth = authn.FromConfig(authn.AuthConfig{Username: cred.Username, Password: cred.Password, IdentityToken: cred.IdentityToken})
+		auth = authn.FromConfig(authn.AuthConfig{Username: cred.Username, Password: cred.Password,
+			IdentityToken: cred.IdentityToken})
 	}
 	scope := "repository:" + repo.Name + ":" + transport.PullScope
 	got, err := transport.Exchange(ctx, host, auth, rt, []string{scope}, challenge)
@@ -155,7 +159,9 @@ type tokenTransport struct {
 
 func (t *tokenTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL.Host != t.host || req.URL.Path != "/v2/" {
-		return t.client.retry(req.Context(), t.registry, func() (*http.Response, failure) { return t.askTokenServer(req) })
+		return t.client.retry(req.Context(), t.registry, func() (*http.Response, failure) {
+			return t.askTokenServer(req)
+		})
 	}
 	resp, err := t.client.send(req.Context(), call{
 		method: http.MethodGet, repo: content.Repository{Registry: t.registry.name},
@@ -169,7 +175,8 @@ func (t *tokenTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// askTokenServer leaves to the library what it deals with itself: redirects, and 404, at which it tries the older protocol.
+// askTokenServer leaves to the library what it deals with itself: redirects, and 404, at which it tries the older
+// protocol.
 func (t *tokenTransport) askTokenServer(req *http.Request) (*http.Response, failure) {
 	if req.GetBody != nil {
 		body, err := req.GetBody()

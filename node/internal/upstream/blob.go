@@ -13,9 +13,9 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// Body is the bytes of a blob or manifest as they come from the registry. An answer that breaks off is read on from there.
-// Read fails, and never ends with io.EOF, when fewer or more bytes come than were announced, or none for Timeouts.Resume after
-// a break. Their digest is not checked here.
+// Body is the bytes of a blob or manifest as they come from the registry. An answer that breaks off is read on from
+// there. Read fails, and never ends with io.EOF, when fewer or more bytes come than were announced, or none for
+// Timeouts.Resume after a break. Their digest is not checked here.
 type Body struct {
 	io.ReadCloser
 	// Size is the size in bytes of the whole blob.
@@ -27,8 +27,8 @@ type Body struct {
 	MediaType string
 	// Whole: the answer is all of the blob, whatever was asked for.
 	Whole bool
-	// OnBreak, where it is set before the first Read, is told when an answer has broken off and the rest is asked for, and
-	// when that has ended.
+	// OnBreak, where it is set before the first Read, is told when an answer has broken off and the rest is asked for,
+	// and when that has ended.
 	OnBreak func(broken bool)
 }
 
@@ -55,7 +55,8 @@ func (c *Client) Open(ctx context.Context, req content.Request, off, n int64) (*
 
 func blobCall(method string, req content.Request) call {
 	return call{
-		method: method, repo: req.Repository, path: "blobs/" + req.Digest.String(), file: req.File, accept: []string{"*/*"},
+		method: method, repo: req.Repository, path: "blobs/" + req.Digest.String(), file: req.File,
+		accept:        []string{"*/*"},
 		authorization: req.Authorization,
 	}
 }
@@ -68,7 +69,8 @@ func (c *Client) openManifest(ctx context.Context, req content.Request) (*Body, 
 	if err != nil {
 		return nil, err
 	}
-	return &Body{ReadCloser: io.NopCloser(bytes.NewReader(data)), Size: desc.Size, MediaType: desc.MediaType, Whole: true}, nil
+	return &Body{ReadCloser: io.NopCloser(bytes.NewReader(data)), Size: desc.Size, MediaType: desc.MediaType,
+		Whole: true}, nil
 }
 
 var (
@@ -80,7 +82,8 @@ var (
 // newBody checks that an answer's header fits the request; last is -1 for "to the end".
 func newBody(resp *http.Response, req content.Request, off, last int64) (*Body, error) {
 	if encoded(resp) {
-		return nil, fmt.Errorf("answer is encoded as %q, which would change the digest", resp.Header.Get("Content-Encoding"))
+		return nil, fmt.Errorf("answer is encoded as %q, which would change the digest",
+			resp.Header.Get("Content-Encoding"))
 	}
 	body := &Body{ReadCloser: resp.Body, MediaType: resp.Header.Get("Content-Type")}
 	due := resp.ContentLength
@@ -101,7 +104,8 @@ func newBody(resp *http.Response, req content.Request, off, last int64) (*Body, 
 		}
 		length := end - first + 1
 		if first != off || end != want || due >= 0 && due != length {
-			return nil, fmt.Errorf("%w: %q of %d bytes, for bytes %d to %d", errRange, resp.Header.Get("Content-Range"), due, off, want)
+			return nil, fmt.Errorf("%w: %q of %d bytes, for bytes %d to %d", errRange, resp.Header.Get("Content-Range"),
+				due, off, want)
 		}
 		body.Size, body.Offset, due = total, off, length
 	} else {
@@ -152,8 +156,8 @@ func parseContentRange(v string) (first, last, total int64, err error) {
 	return first, last, total, nil
 }
 
-// Stat asks the registry, with the caller's credentials, whether it has a blob or manifest, and of what size in bytes and
-// media type. Success proves that these credentials may read the repository.
+// Stat asks the registry, with the caller's credentials, whether it has a blob or manifest, and of what size in bytes
+// and media type. Success proves that these credentials may read the repository.
 func (c *Client) Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error) {
 	if req.Kind == content.Manifest {
 		desc, err := c.Resolve(ctx, req.Repository, req.Digest.String(), nil, req.Authorization)
@@ -174,7 +178,8 @@ func (c *Client) Stat(ctx context.Context, req content.Request) (size int64, med
 	return c.statByRange(ctx, req)
 }
 
-// isPage tells a page for people, such as that of a proxy which wants a login, from a blob: its length says nothing of the blob's.
+// isPage tells a page for people, such as that of a proxy which wants a login, from a blob: its length says nothing of
+// the blob's.
 func isPage(resp *http.Response) bool { return mediaType(resp) == "text/html" }
 
 // statByRange learns the size from the answer to a GET of one byte.

@@ -41,7 +41,8 @@ type stream struct {
 	timer    *time.Timer
 }
 
-func (c *Client) watch(ctx context.Context, cancel context.CancelCauseFunc, reg *registry, limit *rate.Limiter, resp *http.Response) *stream {
+func (c *Client) watch(ctx context.Context, cancel context.CancelCauseFunc, reg *registry, limit *rate.Limiter,
+	resp *http.Response) *stream {
 	s := &stream{
 		op: describe(resp.Request), body: resp.Body, ctx: ctx, cancel: cancel,
 		count: c.metrics.counter(reg.name), limit: limit,
@@ -89,19 +90,21 @@ func (s *stream) Read(p []byte) (int, error) {
 		return n, nil
 	case !errors.Is(err, io.EOF):
 		if cause := context.Cause(s.ctx); errors.Is(cause, errStalled) {
-			return n, fmt.Errorf("%s: %w: less than %d bytes in %s of waiting: %w", s.op, content.ErrUnavailable, minProgress, s.stall, errStalled)
+			return n, fmt.Errorf("%s: %w: less than %d bytes in %s of waiting: %w", s.op, content.ErrUnavailable,
+				minProgress, s.stall, errStalled)
 		} else if cause != nil {
 			err = cause
 		}
 		return n, fmt.Errorf("%s: %w: body: %w", s.op, content.ErrUnavailable, err)
 	case s.due > 0:
-		return n, fmt.Errorf("%s: %w: body ended %d bytes early: %w", s.op, content.ErrUnavailable, s.due, io.ErrUnexpectedEOF)
+		return n, fmt.Errorf("%s: %w: body ended %d bytes early: %w", s.op, content.ErrUnavailable, s.due,
+			io.ErrUnexpectedEOF)
 	}
 	return n, io.EOF
 }
 
-// pace waits until n bytes are within the limit: in pieces, for a policy may have made its burst smaller since they were asked
-// for.
+// pace waits until n bytes are within the limit: in pieces, for a policy may have made its burst smaller since they
+// were asked for.
 func (s *stream) pace(n int) error {
 	for s.limit != nil && n > 0 {
 		piece := min(n, max(s.limit.Burst(), 1))
@@ -142,5 +145,6 @@ func readAll(resp *http.Response) ([]byte, error) {
 }
 
 func tooLong(resp *http.Response) error {
-	return fmt.Errorf("%s: %w: %w: more than %d bytes", describe(resp.Request), content.ErrUnavailable, errTooLong, manifest.MaxSize)
+	return fmt.Errorf("%s: %w: %w: more than %d bytes", describe(resp.Request), content.ErrUnavailable, errTooLong,
+		manifest.MaxSize)
 }

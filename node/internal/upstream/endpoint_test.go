@@ -31,14 +31,15 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
 
-// An endpoint that swallows packets costs each call that tries it the whole time of a dial. One call at a time is enough to
-// find out whether it is back.
+// An endpoint that swallows packets costs each call that tries it the whole time of a dial. One call at a time is
+// enough to find out whether it is back.
 func TestABlackHoleDelaysOneCallAtATime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		hole := true
 		c, err := upstream.New(upstream.Options{
-			Upstreams: []upstream.Upstream{{Registry: images, Endpoints: []string{"http://hole.test", "http://good.test"}}},
+			Upstreams: []upstream.Upstream{{Registry: images,
+				Endpoints: []string{"http://hole.test", "http://good.test"}}},
 			Dial: func(ctx context.Context, _, address string) (net.Conn, error) {
 				if hole && strings.HasPrefix(address, "hole.test") {
 					select {
@@ -90,7 +91,8 @@ func TestAnEndpointThatHangsLeavesTimeForTheOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		mute := silent(t)
 		c, err := upstream.New(upstream.Options{
-			Upstreams: []upstream.Upstream{{Registry: images, Endpoints: []string{"http://mute.test", "http://good.test"}}},
+			Upstreams: []upstream.Upstream{{Registry: images,
+				Endpoints: []string{"http://mute.test", "http://good.test"}}},
 			Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 				if strings.HasPrefix(address, "mute.test") {
 					return mute(ctx, network, address)
@@ -143,7 +145,8 @@ func TestCertificatesThatAreRenewedAreUsedWithoutARestart(t *testing.T) {
 			defer mu.Unlock()
 			known := x509.NewCertPool()
 			known.AddCert(client.Leaf)
-			return &tls.Config{Certificates: []tls.Certificate{server}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: known}, nil
+			return &tls.Config{Certificates: []tls.Certificate{server}, ClientAuth: tls.RequireAndVerifyClientCert,
+				ClientCAs: known}, nil
 		}}
 		s.StartTLS()
 		t.Cleanup(s.Close)
@@ -179,7 +182,8 @@ func TestCertificatesThatAreRenewedAreUsedWithoutARestart(t *testing.T) {
 	var log bytes.Buffer
 	c := newClient(t, upstream.Options{
 		Upstreams: []upstream.Upstream{{
-			Registry: "images.test", Endpoints: []string{images.URL}, CAFile: ca, ClientCertFile: cert, ClientKeyFile: key,
+			Registry: "images.test", Endpoints: []string{images.URL}, CAFile: ca, ClientCertFile: cert,
+			ClientKeyFile: key,
 		}},
 		Timeouts: upstream.Timeouts{Retry: 100 * time.Millisecond},
 		Logger:   slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn})),

@@ -21,7 +21,8 @@ type Counters struct {
 // Counters are the sums of now.
 func (c *Client) Counters() Counters { return Counters{Bytes: c.metrics.read.Load()} }
 
-// BytesFrom counts the bytes of answers that have been read from a registry. Registries beyond the first maxLabels are counted together.
+// BytesFrom counts the bytes of answers that have been read from a registry. Registries beyond the first maxLabels are
+// counted together.
 func (c *Client) BytesFrom(registry string) int64 {
 	return c.metrics.of(c.metrics.label(registry)).Load()
 }

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// Mirror is a host that the node's administrator has the container runtime ask for a registry's content, before the registry or in
-// its place. It is asked as the runtime would ask it: what only it has is to be had here too.
+// Mirror is a host that the node's administrator has the container runtime ask for a registry's content, before the
+// registry or in its place. It is asked as the runtime would ask it: what only it has is to be had here too.
 type Mirror struct {
 	// URL is that below which <repository>/manifests/… stands. Nil, of the registry itself: where it usually is.
 	URL *url.URL
@@ -122,8 +122,8 @@ func (ep *endpoint) serves(call call) bool {
 	return false
 }
 
-// isMirror tells that the endpoint is another's: it gets no credentials for the registry, and what it refuses the registry may
-// give.
+// isMirror tells that the endpoint is another's: it gets no credentials for the registry, and what it refuses the
+// registry may give.
 func (ep *endpoint) isMirror() bool { return ep.mirror != nil && !ep.mirror.Self }
 
 // dress gives a request to a mirror what the administrator wants it to have.

@@ -61,13 +61,15 @@ func TestMirrors_AreAskedBeforeTheRegistryAndInItsPlace(t *testing.T) {
 		status           int
 		asked            [2]int64 // the mirror, the registry
 	}{
-		"what the mirror has":                      {manifestAnswer, none, true, true, nil, 0, [2]int64{1, 0}},
-		"what the mirror has not":                  {none, manifestAnswer, true, true, nil, 0, [2]int64{1, 1}},
-		"what the mirror refuses":                  {refuses, manifestAnswer, true, true, nil, 0, [2]int64{1, 1}},
-		"what nobody has":                          {none, none, true, true, content.ErrNotFound, 0, [2]int64{1, 1}},
-		"what the registry refuses":                {none, refuses, true, true, nil, http.StatusForbidden, [2]int64{1, 1}},
+		"what the mirror has":     {manifestAnswer, none, true, true, nil, 0, [2]int64{1, 0}},
+		"what the mirror has not": {none, manifestAnswer, true, true, nil, 0, [2]int64{1, 1}},
+		"what the mirror refuses": {refuses, manifestAnswer, true, true, nil, 0, [2]int64{1, 1}},
+		"what nobody has":         {none, none, true, true, content.ErrNotFound, 0, [2]int64{1, 1}},
+		"what the registry refuses": {none, refuses, true, true, nil, http.StatusForbidden,
+			[2]int64{1, 1}},
 		"a mirror's refusal is not the registry's": {refuses, none, true, true, content.ErrNotFound, 0, [2]int64{1, 1}},
-		"a mirror that may not say what tags mean": {manifestAnswer, manifestAnswer, true, false, nil, 0, [2]int64{0, 1}},
+		"a mirror that may not say what tags mean": {manifestAnswer, manifestAnswer, true, false, nil, 0,
+			[2]int64{0, 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -79,15 +81,17 @@ func TestMirrors_AreAskedBeforeTheRegistryAndInItsPlace(t *testing.T) {
 				}
 				return []upstream.Mirror{
 					{
-						URL: m.at(t, "/deep/v2"), Pull: c.pull, Resolve: c.resolve, Header: http.Header{"X-Token": {"t"}},
-						CAs: [][]byte{pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: m.Certificate().Raw})},
+						URL: m.at(t, "/deep/v2"), Pull: c.pull, Resolve: c.resolve,
+						Header: http.Header{"X-Token": {"t"}},
+						CAs:    [][]byte{pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: m.Certificate().Raw})},
 					},
 					{URL: r.at(t, "/v2"), Self: true, Pull: true, Resolve: true},
 				}, nil
 			}})
 			require.NoError(t, err)
 			t.Cleanup(client.Close)
-			_, err = client.Resolve(t.Context(), content.Repository{Registry: "up.example", Name: "team/app"}, "1", nil, "Basic dTpw")
+			_, err = client.Resolve(t.Context(), content.Repository{Registry: "up.example", Name: "team/app"}, "1", nil,
+				"Basic dTpw")
 			switch answer, isAnswer := errors.AsType[*content.UpstreamError](err); {
 			case c.err != nil:
 				require.ErrorIs(t, err, c.err)
@@ -136,9 +140,13 @@ func TestMirrors_AreNotAskedWhereTheConfigurationNamesTheRegistry(t *testing.T) 
 func TestMirrors_ThatCannotBeReadLeaveTheRegistry(t *testing.T) {
 	t.Parallel()
 	r := newSite(t, httptest.NewServer, manifestAnswer)
-	client, err := upstream.New(upstream.Options{AllowAddresses: loopback, Mirrors: func(string) ([]upstream.Mirror, error) { return nil, errors.New("unreadable") }})
+	client, err := upstream.New(upstream.Options{AllowAddresses: loopback,
+		Mirrors: func(string) ([]upstream.Mirror, error) {
+			return nil, errors.New("unreadable")
+		}})
 	require.NoError(t, err)
 	t.Cleanup(client.Close)
-	_, err = client.Resolve(t.Context(), content.Repository{Registry: r.Listener.Addr().String(), Name: "a"}, "1", nil, "")
+	_, err = client.Resolve(t.Context(), content.Repository{Registry: r.Listener.Addr().String(), Name: "a"}, "1", nil,
+		"")
 	require.NoError(t, err)
 }

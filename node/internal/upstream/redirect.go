@@ -53,8 +53,9 @@ func (c *Client) distrust(b blob) {
 	}
 }
 
-// follow sends the call to the endpoint and after it to wherever it redirects. Credentials go only to the endpoint's own
-// scheme, host and port: not, as net/http has it, to subdomains and other ports of it, nor to where another host sends it.
+// follow sends the call to the endpoint and after it to wherever it redirects. Credentials go only to the endpoint's
+// own scheme, host and port: not, as net/http has it, to subdomains and other ports of it, nor to where another host
+// sends it.
 func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call call) (*http.Response, error) {
 	if ep.isMirror() {
 		call.authorization = "" // it is for the registry
@@ -104,7 +105,8 @@ func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call c
 		discard(resp.Body)
 		next, err := resp.Location()
 		if err != nil {
-			return nil, fmt.Errorf("%s: answered %d: %w: %w", describe(resp.Request), resp.StatusCode, errRedirects, err)
+			return nil, fmt.Errorf("%s: answered %d: %w: %w", describe(resp.Request), resp.StatusCode, errRedirects,
+				err)
 		}
 		if next.Scheme != "http" && next.Scheme != "https" || next.Host == "" {
 			return nil, fmt.Errorf("%s: %w: to scheme %q", describe(resp.Request), errRedirects, next.Scheme)
@@ -114,9 +116,10 @@ func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call c
 	return nil, fmt.Errorf("%s %s: %w: more than %d", call.method, origin.Redacted(), errRedirects, maxHops)
 }
 
-// located sends the call to where its file lies for the moment, and asks anew for that place where it does not serve any more, as a
-// signed URL whose time is over. nil: the endpoint has the file itself.
-func (c *Client) located(ctx context.Context, reg *registry, ep *endpoint, call call, origin *url.URL) (*http.Response, error) {
+// located sends the call to where its file lies for the moment, and asks anew for that place where it does not serve
+// any more, as a signed URL whose time is over. nil: the endpoint has the file itself.
+func (c *Client) located(ctx context.Context, reg *registry, ep *endpoint, call call,
+	origin *url.URL) (*http.Response, error) {
 	for _, anew := range []bool{false, true} {
 		if !anew && c.moved.Remove(call.blob()) {
 			continue
@@ -147,7 +150,8 @@ func port(u *url.URL) string {
 	return cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
 }
 
-func (c *Client) hop(ctx context.Context, reg *registry, ep *endpoint, call call, at *url.URL, home bool) (*http.Response, error) {
+func (c *Client) hop(ctx context.Context, reg *registry, ep *endpoint, call call, at *url.URL,
+	home bool) (*http.Response, error) {
 	req, err := call.request(ctx, at, home)
 	if err != nil {
 		return nil, err

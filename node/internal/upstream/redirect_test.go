@@ -17,7 +17,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
 
-// A registry's answers before the last have bodies too, which have to be read before their connection can be used again.
+// A registry's answers before the last have bodies too, which have to be read before their connection can be used
+// again.
 func TestRedirectsAndRefusalsDoNotCostConnections(t *testing.T) {
 	t.Parallel()
 	storage := serve(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("x")) })
@@ -40,7 +41,8 @@ func TestRedirectsAndRefusalsDoNotCostConnections(t *testing.T) {
 			t.Cleanup(registry.Close)
 			c := newClient(t, upstream.Options{}, registry.URL)
 			for i := range 5 {
-				b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromString(fmt.Sprint(i))}, 0, -1)
+				b, err := c.Open(t.Context(), content.Request{Repository: repo,
+					Digest: digest.FromString(fmt.Sprint(i))}, 0, -1)
 				if err == nil {
 					read(t, b)
 				}
@@ -84,7 +86,8 @@ func TestCredentialsGoToTheRegistryHoweverItIsWritten(t *testing.T) {
 			t.Cleanup(secure.Close)
 			var dialer net.Dialer
 			c := newClient(t, upstream.Options{
-				Upstreams: []upstream.Upstream{{Registry: images, Endpoints: []string{"http://images.test"}, InsecureSkipVerify: true}},
+				Upstreams: []upstream.Upstream{{Registry: images, Endpoints: []string{"http://images.test"},
+					InsecureSkipVerify: true}},
 				Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 					if strings.HasSuffix(address, ":443") {
 						return dialer.DialContext(ctx, network, secure.Listener.Addr().String())
@@ -92,7 +95,8 @@ func TestCredentialsGoToTheRegistryHoweverItIsWritten(t *testing.T) {
 					return dialer.DialContext(ctx, network, plain.Listener.Addr().String())
 				},
 			})
-			b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromString("x"), Authorization: "Bearer mine"}, 0, -1)
+			b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromString("x"),
+				Authorization: "Bearer mine"}, 0, -1)
 			require.NoError(t, err)
 			read(t, b)
 			require.Equal(t, tc.want, <-moved)

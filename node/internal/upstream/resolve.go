@@ -29,14 +29,16 @@ var manifestTypes = []string{
 	"*/*",
 }
 
-// Resolve asks the registry for the descriptor of a manifest by tag or digest. It sends HEAD, and GET where the answer to
-// HEAD does not hold the whole descriptor. accept is sent as the Accept header; empty: every manifest type.
-func (c *Client) Resolve(ctx context.Context, repo content.Repository, reference string, accept []string, authorization string) (v1.Descriptor, error) {
+// Resolve asks the registry for the descriptor of a manifest by tag or digest. It sends HEAD, and GET where the answer
+// to HEAD does not hold the whole descriptor. accept is sent as the Accept header; empty: every manifest type.
+func (c *Client) Resolve(ctx context.Context, repo content.Repository, reference string, accept []string,
+	authorization string) (v1.Descriptor, error) {
 	if len(accept) == 0 {
 		accept = manifestTypes
 	}
 	call := call{
-		method: http.MethodHead, repo: repo, path: "manifests/" + reference, accept: accept, authorization: authorization,
+		method: http.MethodHead, repo: repo, path: "manifests/" + reference, accept: accept,
+		authorization: authorization,
 	}
 	resp, err := c.send(ctx, call)
 	switch {
@@ -65,12 +67,14 @@ func noHead(err error) bool {
 // describeManifest reads the descriptor from an answer's header, if it is all there.
 func describeManifest(resp *http.Response) (v1.Descriptor, bool) {
 	desc := v1.Descriptor{
-		MediaType: mediaType(resp), Digest: digest.Digest(resp.Header.Get("Docker-Content-Digest")), Size: resp.ContentLength,
+		MediaType: mediaType(resp), Digest: digest.Digest(resp.Header.Get("Docker-Content-Digest")),
+		Size: resp.ContentLength,
 	}
 	if encoded(resp) {
 		return desc, false // its length is not the manifest's
 	}
-	return desc, desc.Digest.Validate() == nil && desc.Size > 0 && desc.Size <= manifest.MaxSize && isManifestType(desc.MediaType)
+	return desc, desc.Digest.Validate() == nil && desc.Size > 0 && desc.Size <= manifest.MaxSize &&
+		isManifestType(desc.MediaType)
 }
 
 func checkReference(resp *http.Response, reference string, got digest.Digest) error {
@@ -97,13 +101,15 @@ func (c *Client) getManifest(ctx context.Context, call call, reference string) (
 	}
 	if stated.Validate() == nil {
 		if got := stated.Algorithm().FromBytes(data); got != stated {
-			return v1.Descriptor{}, nil, fmt.Errorf("%s: %w: bytes are %s, want %s", describe(resp.Request), content.ErrDigestMismatch, got, stated)
+			return v1.Descriptor{}, nil, fmt.Errorf("%s: %w: bytes are %s, want %s", describe(resp.Request),
+				content.ErrDigestMismatch, got, stated)
 		}
 		desc.Digest = stated
 	}
 	if _, err := manifest.Parse(data); err != nil || desc.MediaType == "" {
 		return v1.Descriptor{}, nil, fmt.Errorf("%s: %w: answer of type %q is no manifest: %w",
-			describe(resp.Request), content.ErrUnavailable, resp.Header.Get("Content-Type"), cmp.Or(err, manifest.ErrMalformed))
+			describe(resp.Request), content.ErrUnavailable, resp.Header.Get("Content-Type"), cmp.Or(err,
+				manifest.ErrMalformed))
 	}
 	return desc, data, nil
 }
@@ -114,8 +120,8 @@ func encoded(resp *http.Response) bool {
 	return enc != "" && enc != "identity"
 }
 
-// manifestType is the media type of a manifest: what the registry says, else what the manifest itself says; "" where the
-// answer is no manifest, such as a page of a proxy that wants a login.
+// manifestType is the media type of a manifest: what the registry says, else what the manifest itself says; "" where
+// the answer is no manifest, such as a page of a proxy that wants a login.
 func manifestType(resp *http.Response, data []byte) string {
 	if t := mediaType(resp); isManifestType(t) && t != "application/json" {
 		return t
@@ -151,9 +157,10 @@ func mediaType(resp *http.Response) string {
 }
 
 // Forward passes on a GET of something below a repository ("tags/list", "referrers/<digest>") and gives back the
-// registry's successful answer, which is JSON of at most manifest.MaxSize bytes. The caller closes its body. With an empty
-// repository name and path it asks for /v2/ of the registry, where any success will do.
-func (c *Client) Forward(ctx context.Context, repo content.Repository, path string, query url.Values, accept []string, authorization string) (*http.Response, error) {
+// registry's successful answer, which is JSON of at most manifest.MaxSize bytes. The caller closes its body. With an
+// empty repository name and path it asks for /v2/ of the registry, where any success will do.
+func (c *Client) Forward(ctx context.Context, repo content.Repository, path string, query url.Values, accept []string,
+	authorization string) (*http.Response, error) {
 	resp, data, err := c.readAgain(ctx, call{
 		method: http.MethodGet, repo: repo, path: path, query: query, accept: accept, authorization: authorization,
 	})
@@ -161,7 +168,8 @@ func (c *Client) Forward(ctx context.Context, repo content.Repository, path stri
 		return nil, err
 	}
 	if repo.Name != "" && !json.Valid(data) {
-		return nil, fmt.Errorf("%s: %w: answer of type %q is no JSON", describe(resp.Request), content.ErrUnavailable, mediaType(resp))
+		return nil, fmt.Errorf("%s: %w: answer of type %q is no JSON", describe(resp.Request), content.ErrUnavailable,
+			mediaType(resp))
 	}
 	if t := mediaType(resp); t != "application/json" && !strings.HasSuffix(t, "+json") {
 		resp.Header.Set("Content-Type", "application/json") // some registries leave it out

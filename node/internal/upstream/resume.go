@@ -13,7 +13,8 @@ import (
 )
 
 const (
-	// maxBreaks is how often in a row a body may break off with less than enoughProgress in between; standing still counts twice.
+	// maxBreaks is how often in a row a body may break off with less than enoughProgress in between; standing still
+	// counts twice.
 	maxBreaks      = 6
 	enoughProgress = 256 << 10
 )
@@ -21,8 +22,8 @@ const (
 // errResume: what the registry sends after a break does not go on where the first answer ended.
 var errResume = errors.New("the rest is of another body")
 
-// resumed reads a blob's bytes to their end over as many answers as it takes. A connection that breaks, or stands still, is
-// no failure of the pull: the next answer is asked for from the byte at which the last one broke.
+// resumed reads a blob's bytes to their end over as many answers as it takes. A connection that breaks, or stands
+// still, is no failure of the pull: the next answer is asked for from the byte at which the last one broke.
 type resumed struct {
 	client *Client
 	ctx    context.Context
@@ -31,7 +32,8 @@ type resumed struct {
 	body   io.ReadCloser
 	cause  error // why the last answer broke off; nil while body is one that reads on
 
-	start, next, last int64        // in the blob: the first byte asked for, the one due, and the last; last is -1 for "to the end"
+	// in the blob: the first byte asked for, the one due, and the last; last is -1 for "to the end"
+	start, next, last int64
 	seen              maphash.Hash // of the bytes from start to next
 	breaks            int          // in a row
 	fresh             int64        // bytes since the last break
@@ -39,7 +41,8 @@ type resumed struct {
 
 func (c *Client) resumable(ctx context.Context, req content.Request, body *Body, last int64) {
 	body.ReadCloser = &resumed{
-		client: c, ctx: ctx, req: req, owner: body, body: body.ReadCloser, start: body.Offset, next: body.Offset, last: last,
+		client: c, ctx: ctx, req: req, owner: body, body: body.ReadCloser, start: body.Offset, next: body.Offset,
+		last: last,
 	}
 }
 
@@ -102,7 +105,8 @@ func (r *resumed) reopen() error {
 		}
 		body, err := r.ask(deadline)
 		if err == nil {
-			r.client.log.Info("upstream broke off, and is read on", "registry", r.req.Repository.Registry, "digest", r.req.Digest,
+			r.client.log.Info("upstream broke off, and is read on", "registry", r.req.Repository.Registry, "digest",
+				r.req.Digest,
 				"at", r.next, "cause", r.cause)
 			r.body, r.cause, r.fresh = body, nil, 0
 			return nil
@@ -122,7 +126,8 @@ func (r *resumed) ask(deadline time.Time) (io.ReadCloser, error) {
 		err = errors.Join(errNoHeader, body.Close())
 	}
 	if err == nil && body.Size != r.owner.Size {
-		err = errors.Join(fmt.Errorf("%w: the blob is of %d bytes, then of %d", errResume, r.owner.Size, body.Size), body.Close())
+		err = errors.Join(fmt.Errorf("%w: the blob is of %d bytes, then of %d", errResume, r.owner.Size, body.Size),
+			body.Close())
 	}
 	if err == nil {
 		err = r.skip(body)

@@ -81,16 +81,20 @@ func TestResume_ABlobIsReadOnWhereItsAnswerBrokeOff(t *testing.T) {
 		off, n  int64
 		sent    int // the most bytes that may be sent; 0 where a reset throws away some that had come
 	}{
-		"by a reset":                    {answers: []answer{flaw{300_000, reset}.serve, good}, n: -1},
-		"at its first byte":             {answers: []answer{flaw{1, reset}.serve, good}, n: -1},
-		"by an early end":               {answers: []answer{flaw{300_000, breakOff}.serve, good}, n: -1, sent: 900_000},
-		"in a range":                    {answers: []answer{flaw{100_000, reset}.serve, good}, off: 5, n: 200_000},
-		"in the last byte of a range":   {answers: []answer{flaw{199_999, reset}.serve, good}, off: 5, n: 200_000},
-		"again and again":               {answers: []answer{flaw{300_000, reset}.serve, flaw{300_000, breakOff}.serve, flaw{299_990, reset}.serve, good}, n: -1},
-		"and the next one is an error":  {answers: []answer{flaw{300_000, reset}.serve, status(502), status(503), good}, n: -1},
-		"since it stood still":          {answers: []answer{flaw{300_000, standStill}.serve, good}, n: -1},
-		"and the registry has no Range": {answers: []answer{flaw{300_000, reset}.serve, withoutRange}, n: -1, sent: 1_200_000},
-		"and it has none any more":      {answers: []answer{flaw{100_000, reset}.serve, withoutRange}, off: 5, n: 899_995, sent: 1_300_000},
+		"by a reset":                  {answers: []answer{flaw{300_000, reset}.serve, good}, n: -1},
+		"at its first byte":           {answers: []answer{flaw{1, reset}.serve, good}, n: -1},
+		"by an early end":             {answers: []answer{flaw{300_000, breakOff}.serve, good}, n: -1, sent: 900_000},
+		"in a range":                  {answers: []answer{flaw{100_000, reset}.serve, good}, off: 5, n: 200_000},
+		"in the last byte of a range": {answers: []answer{flaw{199_999, reset}.serve, good}, off: 5, n: 200_000},
+		"again and again": {answers: []answer{flaw{300_000, reset}.serve, flaw{300_000, breakOff}.serve,
+			flaw{299_990, reset}.serve, good}, n: -1},
+		"and the next one is an error": {answers: []answer{flaw{300_000, reset}.serve, status(502), status(503), good},
+			n: -1},
+		"since it stood still": {answers: []answer{flaw{300_000, standStill}.serve, good}, n: -1},
+		"and the registry has no Range": {answers: []answer{flaw{300_000, reset}.serve, withoutRange}, n: -1,
+			sent: 1_200_000},
+		"and it has none any more": {answers: []answer{flaw{100_000, reset}.serve, withoutRange}, off: 5,
+			n: 899_995, sent: 1_300_000},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -100,7 +104,8 @@ func TestResume_ABlobIsReadOnWhereItsAnswerBrokeOff(t *testing.T) {
 				tc.answers[i](&counted{w, &sent}, r, data)
 			})
 			c := newClient(t, upstream.Options{Timeouts: upstream.Timeouts{Stall: 500 * time.Millisecond}}, url)
-			b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromBytes(data)}, tc.off, tc.n)
+			b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromBytes(data)}, tc.off,
+				tc.n)
 			require.NoError(t, err)
 			var broken []bool
 			b.OnBreak = func(now bool) { broken = append(broken, now) }
@@ -232,7 +237,8 @@ func TestResume_ARegistryThatIsAwayForSecondsEndsNothing(t *testing.T) {
 
 func TestResume_AManifestThatBreaksOffIsAskedForAgain(t *testing.T) {
 	t.Parallel()
-	manifest := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","x":"` + strings.Repeat("x", 10_000) + `"}`
+	manifest := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","x":"` +
+		strings.Repeat("x", 10_000) + `"}`
 	var asked atomic.Int64
 	c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
@@ -244,7 +250,8 @@ func TestResume_AManifestThatBreaksOffIsAskedForAgain(t *testing.T) {
 		}
 		_, _ = io.WriteString(w, manifest)
 	}))
-	b, err := c.Open(t.Context(), content.Request{Repository: repo, Kind: content.Manifest, Digest: digest.FromString(manifest)}, 0, -1)
+	b, err := c.Open(t.Context(), content.Request{Repository: repo, Kind: content.Manifest,
+		Digest: digest.FromString(manifest)}, 0, -1)
 	require.NoError(t, err)
 	require.Equal(t, manifest, string(read(t, b)))
 }

@@ -29,8 +29,8 @@ const (
 	// suspectWait is how long an endpoint that was down a moment ago is given to answer.
 	suspectWait = 2 * time.Second
 	maxErrorDoc = 8 << 10
-	// throttleLeast and throttleMost bound how long a registry's wish to be asked later is heeded. A pull in its middle waits
-	// for throttleWait at most.
+	// throttleLeast and throttleMost bound how long a registry's wish to be asked later is heeded. A pull in its middle
+	// waits for throttleWait at most.
 	throttleLeast = time.Second
 	throttleMost  = time.Minute
 	throttleWait  = 2 * time.Second
@@ -77,7 +77,8 @@ func (c *Client) send(ctx context.Context, call call) (*http.Response, error) {
 	}
 	// A pull in its middle tries all the same: the trouble may have been a short one.
 	if unreachable == len(able) && call.byteRange == "" {
-		return nil, fmt.Errorf("%s of %s: no connection could be made a moment ago: %w", call.method, call.repo, content.ErrUnavailable)
+		return nil, fmt.Errorf("%s of %s: no connection could be made a moment ago: %w", call.method, call.repo,
+			content.ErrUnavailable)
 	}
 	order := lastly(able, func(ep *endpoint) bool { return suspects[ep] })
 	return c.retry(ctx, reg, func() (*http.Response, failure) {
@@ -98,8 +99,8 @@ func (c *Client) throttle(reg *registry, call call, f failure) {
 	c.throttles.Add(c.key(reg.name, call.authorization), throttle{until, *up})
 }
 
-// throttled gives the registry's wish as an error for as long as it lasts, so that the retries of clients do not become requests
-// to the registry. Only a pull in its middle waits, where that is short.
+// throttled gives the registry's wish as an error for as long as it lasts, so that the retries of clients do not become
+// requests to the registry. Only a pull in its middle waits, where that is short.
 func (c *Client) throttled(ctx context.Context, reg *registry, call call) error {
 	t, ok := c.throttles.Get(c.key(reg.name, call.authorization))
 	left := time.Until(t.until)
@@ -138,9 +139,10 @@ func lastly(endpoints []*endpoint, last func(*endpoint) bool) []*endpoint {
 	return append(front, back...)
 }
 
-// retry calls try until it succeeds, fails for good, or has been called often and long enough, with a pause between calls:
-// the registry's own wish, if it has one.
-func (c *Client) retry(ctx context.Context, reg *registry, try func() (*http.Response, failure)) (*http.Response, error) {
+// retry calls try until it succeeds, fails for good, or has been called often and long enough, with a pause between
+// calls: the registry's own wish, if it has one.
+func (c *Client) retry(ctx context.Context, reg *registry,
+	try func() (*http.Response, failure)) (*http.Response, error) {
 	deadline := time.Now().Add(c.opts.Timeouts.Retry)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
@@ -158,7 +160,8 @@ func (c *Client) retry(ctx context.Context, reg *registry, try func() (*http.Res
 			return nil, fails.err
 		}
 		c.metrics.retries.WithLabelValues(c.metrics.label(reg.name)).Inc()
-		c.log.Debug("upstream is asked again", "registry", reg.name, "round", round+1, "pause", pause, "cause", fails.err)
+		c.log.Debug("upstream is asked again", "registry", reg.name, "round", round+1, "pause", pause, "cause",
+			fails.err)
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%w: %w", fails.err, context.Cause(ctx))
@@ -175,9 +178,10 @@ type failure struct {
 	retryAfter time.Duration
 }
 
-// round tries each endpoint once, and gives none so much of the time left that the others get no turn. It stops at the first
-// answer that settles the matter. Of several failures it gives the one that says most.
-func (c *Client) round(ctx context.Context, reg *registry, order []*endpoint, suspects map[*endpoint]bool, call call) (*http.Response, failure) {
+// round tries each endpoint once, and gives none so much of the time left that the others get no turn. It stops at the
+// first answer that settles the matter. Of several failures it gives the one that says most.
+func (c *Client) round(ctx context.Context, reg *registry, order []*endpoint, suspects map[*endpoint]bool,
+	call call) (*http.Response, failure) {
 	var worst failure
 	worstIsMirror := false // what the registry says counts more
 	for i, ep := range order {
@@ -199,7 +203,8 @@ func (c *Client) round(ctx context.Context, reg *registry, order []*endpoint, su
 		if suspects[ep] && !answered(err) {
 			f.transient = false // other calls have tried long enough
 		}
-		if worst.err == nil || worstIsMirror && !ep.isMirror() || worstIsMirror == ep.isMirror() && telling(err) > telling(worst.err) {
+		if worst.err == nil || worstIsMirror && !ep.isMirror() || worstIsMirror == ep.isMirror() &&
+			telling(err) > telling(worst.err) {
 			worst, worstIsMirror = f, ep.isMirror()
 		}
 		if !ep.isMirror() && !f.transient && !errors.Is(err, content.ErrNotFound) && answered(err) {
@@ -210,8 +215,8 @@ func (c *Client) round(ctx context.Context, reg *registry, order []*endpoint, su
 	return nil, worst
 }
 
-// telling ranks failures: an endpoint that answers knows more than one that does not, but that one may have what the other
-// has not.
+// telling ranks failures: an endpoint that answers knows more than one that does not, but that one may have what the
+// other has not.
 func telling(err error) int {
 	switch {
 	case errors.Is(err, content.ErrNotFound):
@@ -258,14 +263,16 @@ var (
 )
 
 // attempt sends the call to one endpoint and follows redirects. wait bounds the time to the final answer's header.
-func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call call, wait time.Duration) (*http.Response, error) {
+func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call call,
+	wait time.Duration) (*http.Response, error) {
 	var limits Limits
 	if c.opts.Limits != nil {
 		limits = c.opts.Limits(call.repo)
 	}
 	if limits.Requests != nil {
 		if err := limits.Requests.Wait(ctx); err != nil {
-			return nil, fmt.Errorf("%s of %s: %w: %w: %w", call.method, call.repo, content.ErrUnavailable, errLimit, err)
+			return nil, fmt.Errorf("%s of %s: %w: %w: %w", call.method, call.repo, content.ErrUnavailable, errLimit,
+				err)
 		}
 	}
 	start := time.Now()
@@ -333,7 +340,8 @@ func (call call) request(ctx context.Context, u *url.URL, trusted bool) (*http.R
 		return nil, err
 	}
 	if len(call.accept) > 0 {
-		req.Header.Set("Accept", strings.Join(call.accept, ", ")) // one line, for there are registries that read no second
+		// one line, for there are registries that read no second
+		req.Header.Set("Accept", strings.Join(call.accept, ", "))
 	}
 	if call.byteRange != "" {
 		req.Header.Set("Range", call.byteRange)
@@ -348,9 +356,9 @@ func (call call) request(ctx context.Context, u *url.URL, trusted bool) (*http.R
 	return req, nil
 }
 
-// refusal makes an answer other than success an error, and closes its body. A host that the registry redirected to may know
-// that something is not there, but what it says of credentials is not about the caller's. That counts as trouble of the
-// registry; of HEAD as a method that is not known there, for URLs that are signed for GET are refused to it.
+// refusal makes an answer other than success an error, and closes its body. A host that the registry redirected to may
+// know that something is not there, but what it says of credentials is not about the caller's. That counts as trouble
+// of the registry; of HEAD as a method that is not known there, for URLs that are signed for GET are refused to it.
 func refusal(resp *http.Response, foreign bool) error {
 	defer discard(resp.Body)
 	e := &content.UpstreamError{
@@ -358,7 +366,8 @@ func refusal(resp *http.Response, foreign bool) error {
 	}
 	if foreign {
 		switch {
-		case resp.StatusCode >= 500, resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode == http.StatusNotFound,
+		case resp.StatusCode >= 500, resp.StatusCode == http.StatusTooManyRequests,
+			resp.StatusCode == http.StatusNotFound,
 			resp.StatusCode == http.StatusRequestedRangeNotSatisfiable:
 			return e
 		case resp.Request.Method == http.MethodHead:

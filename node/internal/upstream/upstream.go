@@ -2,13 +2,13 @@
 // the registry and to nobody else, reads blobs whole or by Range, and turns whatever a registry may do wrong (short
 // bodies, wrong lengths, endless redirects, silence, an HTML page) into an error that says so.
 //
-// In the order a request meets them: endpoint.go finds where a registry is reached, and mirrors.go what the node's administrator
-// has put before it; send.go tries its endpoints, with backoff; redirect.go follows to object storage without the credentials;
-// body.go reads the answer and watches that it moves; resume.go reads on where an answer broke off; resolve.go and blob.go are
-// the operations; authorize.go obtains credentials for pulls that no client drives.
+// In the order a request meets them: endpoint.go finds where a registry is reached, and mirrors.go what the node's
+// administrator has put before it; send.go tries its endpoints, with backoff; redirect.go follows to object storage
+// without the credentials; body.go reads the answer and watches that it moves; resume.go reads on where an answer broke
+// off; resolve.go and blob.go are the operations; authorize.go obtains credentials for pulls that no client drives.
 //
-// The back-off is two lines of this package's own: it ends with the caller's time, gives way to Retry-After, and skips endpoints
-// that are down, none of which a library's loop would leave to it.
+// The back-off is two lines of this package's own: it ends with the caller's time, gives way to Retry-After, and skips
+// endpoints that are down, none of which a library's loop would leave to it.
 package upstream
 
 import (
@@ -74,16 +74,18 @@ type Limits struct {
 // Options configure a Client. The zero value is usable.
 type Options struct {
 	Upstreams []Upstream
-	// Mirrors gives the hosts that the node's runtime asks for a registry that no entry of Upstreams names, in order. Nil: none.
+	// Mirrors gives the hosts that the node's runtime asks for a registry that no entry of Upstreams names, in order.
+	// Nil: none.
 	Mirrors  func(registry string) ([]Mirror, error)
 	Timeouts Timeouts
 	// Limits gives the limits of what is asked of the registry for a repository. Nil: there are none.
 	Limits func(content.Repository) Limits
-	// AllowAddresses are ranges at which registries are asked although they are those of the node itself, such as loopback.
-	// Of the endpoints in Upstreams that is true without it.
+	// AllowAddresses are ranges at which registries are asked although they are those of the node itself, such as
+	// loopback. Of the endpoints in Upstreams that is true without it.
 	AllowAddresses []netip.Prefix
-	// Locate finds where the bytes of a content.Request with a File lie, such as at a signed URL: as it is remembered, or anew. nil:
-	// with the endpoint itself. Its errors are those of Open. Optional: without it redirects are followed.
+	// Locate finds where the bytes of a content.Request with a File lie, such as at a signed URL: as it is remembered,
+	// or anew. nil: with the endpoint itself. Its errors are those of Open. Optional: without it redirects are
+	// followed.
 	Locate func(ctx context.Context, repo content.Repository, file, authorization string, anew bool) (*url.URL, error)
 	// Dial replaces the dialler of TCP connections, and its checks of addresses.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
@@ -141,8 +143,8 @@ func New(opts Options) (*Client, error) {
 	return c, nil
 }
 
-// Reach gives the base URL of a registry's first endpoint and what sends requests there, for who asks it in another way than the
-// distribution API's.
+// Reach gives the base URL of a registry's first endpoint and what sends requests there, for who asks it in another way
+// than the distribution API's.
 func (c *Client) Reach(registry string) (*url.URL, http.RoundTripper, error) {
 	reg, err := c.registry(registry)
 	if err != nil {

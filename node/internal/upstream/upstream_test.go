@@ -190,7 +190,8 @@ func TestARegistryWithoutRangeGivesTheWholeBlob(t *testing.T) {
 		_, _ = w.Write(data)
 	})
 	c := newClient(t, upstream.Options{}, url)
-	b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromBytes(data), Size: 5000}, 1000, 100)
+	b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromBytes(data), Size: 5000}, 1000,
+		100)
 	require.NoError(t, err)
 	require.Zero(t, b.Offset)
 	require.Equal(t, data, read(t, b))
@@ -228,49 +229,60 @@ func TestBadAnswersToABlobAreErrors(t *testing.T) {
 		"a body that ends early": {
 			handler: raw("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nshort"), n: -1, want: "unexpected EOF"},
 		"a chunked body that ends early": {
-			handler: write(200, map[string]string{"Transfer-Encoding": "chunked"}, data[:900]), n: -1, want: "ended 100 bytes early"},
+			handler: write(200, map[string]string{"Transfer-Encoding": "chunked"}, data[:900]), n: -1,
+			want: "ended 100 bytes early"},
 		"a chunked body that goes on": {
-			handler: write(200, map[string]string{"Transfer-Encoding": "chunked"}, append(data, 'x')), n: -1, want: "longer than announced"},
+			handler: write(200, map[string]string{"Transfer-Encoding": "chunked"}, append(data, 'x')), n: -1,
+			want: "longer than announced"},
 		"another range": {
-			handler: write(206, map[string]string{"Content-Range": "bytes 11-20/1000", "Content-Length": "10"}, data[11:21]), off: 10, n: 10, want: "not the range"},
+			handler: write(206, map[string]string{"Content-Range": "bytes 11-20/1000", "Content-Length": "10"},
+				data[11:21]), off: 10, n: 10, want: "not the range"},
 		"a range of another length": {
-			handler: write(206, map[string]string{"Content-Range": "bytes 10-14/1000", "Content-Length": "5"}, data[10:15]), off: 10, n: 10, want: "not the range"},
+			handler: write(206, map[string]string{"Content-Range": "bytes 10-14/1000", "Content-Length": "5"},
+				data[10:15]), off: 10, n: 10, want: "not the range"},
 		"a range whose body is shorter than it says": {
-			handler: write(206, map[string]string{"Content-Range": "bytes 10-19/1000", "Content-Length": "5"}, data[10:15]), off: 10, n: 10, want: "not the range"},
+			handler: write(206, map[string]string{"Content-Range": "bytes 10-19/1000", "Content-Length": "5"},
+				data[10:15]), off: 10, n: 10, want: "not the range"},
 		"a range without Content-Range": {
-			handler: write(206, map[string]string{"Content-Length": "10"}, data[10:20]), off: 10, n: 10, want: "not the range"},
+			handler: write(206, map[string]string{"Content-Length": "10"}, data[10:20]), off: 10, n: 10,
+			want: "not the range"},
 		"several ranges": {
-			handler: write(206, map[string]string{"Content-Type": "multipart/byteranges; boundary=x"}, data[10:20]), off: 10, n: 10, want: "not the range"},
+			handler: write(206, map[string]string{"Content-Type": "multipart/byteranges; boundary=x"}, data[10:20]),
+			off:     10, n: 10, want: "not the range"},
 		"an encoded body": {
 			handler: write(200, map[string]string{"Content-Encoding": "gzip"}, data), n: -1, want: "encoded"},
 		"a page for people": {
-			handler: write(200, map[string]string{"Content-Type": "text/html; charset=utf-8", "Content-Length": "900"}, data[:900]), n: -1, want: "page for people"},
+			handler: write(200, map[string]string{"Content-Type": "text/html; charset=utf-8", "Content-Length": "900"},
+				data[:900]), n: -1, want: "page for people"},
 		"rubbish instead of HTTP": {handler: raw("SSH-2.0\r\n"), n: -1, want: "malformed"},
 		"nothing at all":          {handler: raw(""), n: -1, want: "EOF"},
 		"server errors":           {handler: write(500, nil, nil), n: -1, want: "500"},
 		"a redirect to nowhere":   {handler: write(307, nil, nil), n: -1, want: "lead nowhere"},
-		"a redirect to a file":    {handler: write(307, map[string]string{"Location": "file:///etc/passwd"}, nil), n: -1, want: "lead nowhere"},
+		"a redirect to a file": {handler: write(307, map[string]string{"Location": "file:///etc/passwd"}, nil),
+			n: -1, want: "lead nowhere"},
 		"endless redirects": {n: -1, want: "lead nowhere", handler: func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, r.URL.Path+"x", http.StatusTemporaryRedirect)
 		}},
-		"slow drips": {stall: 200 * time.Millisecond, n: -1, want: "stalled", handler: func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Content-Length", "1000")
-			for _, b := range data {
-				_, _ = w.Write([]byte{b})
-				_ = http.NewResponseController(w).Flush()
-				select {
-				case <-r.Context().Done():
-					return
-				case <-time.After(20 * time.Millisecond):
+		"slow drips": {stall: 200 * time.Millisecond, n: -1, want: "stalled",
+			handler: func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Length", "1000")
+				for _, b := range data {
+					_, _ = w.Write([]byte{b})
+					_ = http.NewResponseController(w).Flush()
+					select {
+					case <-r.Context().Done():
+						return
+					case <-time.After(20 * time.Millisecond):
+					}
 				}
-			}
-		}},
+			}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			timeouts := upstream.Timeouts{Stall: tc.stall, Retry: 2 * time.Second}
 			c := newClient(t, upstream.Options{Timeouts: timeouts}, serve(t, tc.handler))
-			b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromBytes(data), Size: 1000}, tc.off, tc.n)
+			b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromBytes(data), Size: 1000},
+				tc.off, tc.n)
 			if err == nil {
 				var got []byte
 				got, err = io.ReadAll(b)
@@ -291,11 +303,14 @@ func TestBadAnswersToAManifestAreErrors(t *testing.T) {
 		want            string
 		is              error
 	}{
-		"a page of a proxy that wants a login": {"text/html", "<html>please log in</html>", "no manifest", content.ErrUnavailable},
-		"text":                                 {"text/plain", "hello", "no manifest", content.ErrUnavailable},
-		"JSON of no known type under text":     {"text/plain", "{}", "no manifest", content.ErrUnavailable},
-		"more than may be":                     {"application/json", strings.Repeat(" ", manifest.MaxSize+1), "longer than", content.ErrUnavailable},
-		"other bytes than the digest's":        {"application/json", index, "digest mismatch", content.ErrDigestMismatch},
+		"a page of a proxy that wants a login": {"text/html", "<html>please log in</html>", "no manifest",
+			content.ErrUnavailable},
+		"text":                             {"text/plain", "hello", "no manifest", content.ErrUnavailable},
+		"JSON of no known type under text": {"text/plain", "{}", "no manifest", content.ErrUnavailable},
+		"more than may be": {"application/json", strings.Repeat(" ", manifest.MaxSize+1),
+			"longer than", content.ErrUnavailable},
+		"other bytes than the digest's": {"application/json", index, "digest mismatch",
+			content.ErrDigestMismatch},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -331,11 +346,15 @@ func TestResolveFallsBackToGet(t *testing.T) {
 	t.Parallel()
 	const manifest = `{"schemaVersion":2,"manifests":[]}`
 	for name, head := range map[string]http.HandlerFunc{
-		"where HEAD is not known": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusMethodNotAllowed) },
+		"where HEAD is not known": func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusMethodNotAllowed)
+		},
 		"where HEAD gives no digest": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
 		},
-		"where HEAD gives a bad digest": func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Docker-Content-Digest", "sha256:0") },
+		"where HEAD gives a bad digest": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Docker-Content-Digest", "sha256:0")
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -362,14 +381,15 @@ func TestRefusalsReachTheCallerWithTheirChallenge(t *testing.T) {
 		t.Run(strconv.Itoa(status), func(t *testing.T) {
 			t.Parallel()
 			var asked atomic.Int32
-			c := newClient(t, upstream.Options{Timeouts: upstream.Timeouts{Retry: time.Second}}, serve(t, func(w http.ResponseWriter, _ *http.Request) {
-				asked.Add(1)
-				w.Header().Set("WWW-Authenticate", challenge)
-				w.Header().Set("Retry-After", "3600")
-				w.Header().Set("Content-Type", "application/json")
-				w.WriteHeader(status)
-				_, _ = io.WriteString(w, `{"errors":[{"code":"X"}]}`)
-			}))
+			c := newClient(t, upstream.Options{Timeouts: upstream.Timeouts{Retry: time.Second}},
+				serve(t, func(w http.ResponseWriter, _ *http.Request) {
+					asked.Add(1)
+					w.Header().Set("WWW-Authenticate", challenge)
+					w.Header().Set("Retry-After", "3600")
+					w.Header().Set("Content-Type", "application/json")
+					w.WriteHeader(status)
+					_, _ = io.WriteString(w, `{"errors":[{"code":"X"}]}`)
+				}))
 			_, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromString("x")}, 0, -1)
 			var refused *content.UpstreamError
 			require.ErrorAs(t, err, &refused)
@@ -377,7 +397,8 @@ func TestRefusalsReachTheCallerWithTheirChallenge(t *testing.T) {
 			require.Equal(t, []string{challenge}, refused.Challenge)
 			require.JSONEq(t, `{"errors":[{"code":"X"}]}`, string(refused.Body))
 			require.Equal(t, time.Hour, refused.RetryAfter)
-			require.EqualValues(t, 1, asked.Load(), "an answer that a retry cannot change, or only in an hour, is final")
+			require.EqualValues(t, 1, asked.Load(),
+				"an answer that a retry cannot change, or only in an hour, is final")
 		})
 	}
 }
@@ -430,7 +451,9 @@ func TestTroubleThatPassesIsWaitedOut(t *testing.T) {
 	t.Parallel()
 	data := randomBytes(100)
 	for name, trouble := range map[string]http.HandlerFunc{
-		"503":                      func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) },
+		"503": func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		},
 		"a connection that breaks": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -500,18 +523,21 @@ func TestAddresses_OfTheNodeItselfAreNotAskedUnlessTheyAreAllowed(t *testing.T) 
 		allowed   []netip.Prefix
 		refused   bool
 	}{
-		"an unlisted address":                 {registry: host, refused: true},
-		"a name of it":                        {registry: "localhost:" + port, refused: true},
-		"an address that maps to it":          {registry: "[::ffff:127.0.0.1]:" + port, refused: true},
-		"the unspecified address":             {registry: "0.0.0.0:" + port, refused: true},
-		"where an endpoint redirects":         {registry: images, upstreams: listed(images, redirecting), refused: true},
-		"the metadata service":                {registry: "169.254.169.254:80", refused: true},
-		"a listed endpoint":                   {registry: images, upstreams: listed(images, at)},
-		"a registry that is listed":           {registry: host, upstreams: []upstream.Upstream{{Registry: host}}},
-		"the endpoint of another registry":    {registry: host, upstreams: listed(images, at), refused: true},
-		"an address in a range":               {registry: host, allowed: loopback},
-		"a redirect to an address in a range": {registry: images, upstreams: listed(images, redirecting), allowed: loopback},
-		"an address that is in no range":      {registry: host, allowed: []netip.Prefix{netip.MustParsePrefix("127.1.0.0/16")}, refused: true},
+		"an unlisted address":        {registry: host, refused: true},
+		"a name of it":               {registry: "localhost:" + port, refused: true},
+		"an address that maps to it": {registry: "[::ffff:127.0.0.1]:" + port, refused: true},
+		"the unspecified address":    {registry: "0.0.0.0:" + port, refused: true},
+		"where an endpoint redirects": {registry: images, upstreams: listed(images, redirecting),
+			refused: true},
+		"the metadata service":             {registry: "169.254.169.254:80", refused: true},
+		"a listed endpoint":                {registry: images, upstreams: listed(images, at)},
+		"a registry that is listed":        {registry: host, upstreams: []upstream.Upstream{{Registry: host}}},
+		"the endpoint of another registry": {registry: host, upstreams: listed(images, at), refused: true},
+		"an address in a range":            {registry: host, allowed: loopback},
+		"a redirect to an address in a range": {registry: images, upstreams: listed(images, redirecting),
+			allowed: loopback},
+		"an address that is in no range": {registry: host,
+			allowed: []netip.Prefix{netip.MustParsePrefix("127.1.0.0/16")}, refused: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -519,7 +545,8 @@ func TestAddresses_OfTheNodeItselfAreNotAskedUnlessTheyAreAllowed(t *testing.T) 
 			require.NoError(t, err)
 			t.Cleanup(c.Close)
 			req := content.Request{
-				Repository: content.Repository{Registry: tc.registry, Name: "a"}, Digest: digest.FromBytes(data), Size: 100,
+				Repository: content.Repository{Registry: tc.registry, Name: "a"}, Digest: digest.FromBytes(data),
+				Size: 100,
 			}
 			b, err := c.Open(t.Context(), req, 0, -1)
 			if tc.refused {
@@ -556,7 +583,8 @@ func TestAddresses_OfTheNodeItselfAreNoTokenServers(t *testing.T) {
 		http.Redirect(w, r, inside, http.StatusTemporaryRedirect)
 	})
 	for name, realm := range map[string]string{
-		"the realm": inside, "where the realm redirects": redirecting, "a link-local realm": "http://169.254.169.254/token",
+		"the realm": inside, "where the realm redirects": redirecting,
+		"a link-local realm": "http://169.254.169.254/token",
 	} {
 		for _, listed := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, of a registry that is listed: %v", name, listed), func(t *testing.T) {
@@ -587,7 +615,8 @@ func TestAddresses_OfTheNodeItselfAreNoTokenServers(t *testing.T) {
 func TestManifests_ThatAreEncodedOrNoneAreNotTaken(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ encoding, body string }{
-		"encoded":           {"gzip", `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`},
+		"encoded": {"gzip",
+			`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`},
 		"a page":            {"", "<html>log in</html>"},
 		"JSON of no kind":   {"", `{"a":1}`},
 		"an image's config": {"", `{"architecture":"amd64","config":{},"rootfs":{}}`},
@@ -683,7 +712,9 @@ func TestRedirect_WhereWrongBytesCameFromIsRememberedNoLonger(t *testing.T) {
 		distrust bool // the digest tells, not the answer
 		resumed  bool // the same pull is read on
 	}{
-		"wrong bytes": {bad: func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, len(data))) }, distrust: true},
+		"wrong bytes": {bad: func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write(make([]byte, len(data)))
+		}, distrust: true},
 		"an answer that breaks off": {bad: func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", strconv.Itoa(len(data)))
 			_, _ = w.Write(data[:1000])
@@ -739,9 +770,10 @@ func TestRedirect_WhereWrongBytesCameFromIsRememberedNoLonger(t *testing.T) {
 func TestARefusalByObjectStorageIsNoVerdictOnTheCaller(t *testing.T) {
 	t.Parallel()
 	storage := serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
-	c := newClient(t, upstream.Options{Timeouts: upstream.Timeouts{Retry: 100 * time.Millisecond}}, serve(t, func(w http.ResponseWriter, r *http.Request) {
-		http.Redirect(w, r, storage+"/?signature=s3cret", http.StatusTemporaryRedirect)
-	}))
+	c := newClient(t, upstream.Options{Timeouts: upstream.Timeouts{Retry: 100 * time.Millisecond}},
+		serve(t, func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, storage+"/?signature=s3cret", http.StatusTemporaryRedirect)
+		}))
 	_, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromString("x")}, 0, -1)
 	require.ErrorIs(t, err, content.ErrUnavailable)
 	require.False(t, content.Denied(err))
@@ -831,7 +863,9 @@ func TestEndpointsAreTriedInOrder(t *testing.T) {
 	}
 	t.Run("and a refusal of the first is final", func(t *testing.T) {
 		t.Parallel()
-		c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) }), good)
+		c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusUnauthorized)
+		}), good)
 		_, err := c.Open(t.Context(), req, 0, -1)
 		require.True(t, content.Denied(err), "%v", err)
 	})
@@ -851,7 +885,8 @@ func TestEndpointsAreTriedInOrder(t *testing.T) {
 	})
 	t.Run("and a blob is not missing when only one of them says so", func(t *testing.T) {
 		t.Parallel()
-		c := newClient(t, upstream.Options{Timeouts: upstream.Timeouts{Retry: 100 * time.Millisecond}}, serve(t, http.NotFound), refused)
+		c := newClient(t, upstream.Options{Timeouts: upstream.Timeouts{Retry: 100 * time.Millisecond}},
+			serve(t, http.NotFound), refused)
 		_, err := c.Open(t.Context(), req, 0, -1)
 		require.NotErrorIs(t, err, content.ErrNotFound)
 		require.ErrorIs(t, err, content.ErrUnavailable)
@@ -895,7 +930,8 @@ func TestEndpointsMayHaveAPrefix(t *testing.T) {
 		{Registry: "*", Endpoints: []string{url + "/any/v2"}},
 	}})
 	for _, registry := range []string{images, "other.test:5000"} {
-		b, err := c.Open(t.Context(), content.Request{Repository: content.Repository{Registry: registry, Name: "a/b"}, Digest: d}, 0, -1)
+		b, err := c.Open(t.Context(), content.Request{Repository: content.Repository{Registry: registry, Name: "a/b"},
+			Digest: d}, 0, -1)
 		require.NoError(t, err)
 		read(t, b)
 	}
@@ -952,7 +988,8 @@ func TestTLSIsConfiguredPerRegistry(t *testing.T) {
 	server.StartTLS()
 	t.Cleanup(server.Close)
 	ca, key := filepath.Join(t.TempDir(), "ca.pem"), filepath.Join(t.TempDir(), "key.pem")
-	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))
+	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+		Bytes: server.Certificate().Raw}), 0o600))
 	der, err := x509.MarshalPKCS8PrivateKey(server.TLS.Certificates[0].PrivateKey)
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
@@ -965,8 +1002,9 @@ func TestTLSIsConfiguredPerRegistry(t *testing.T) {
 		"a private CA is trusted where it is given": {conf: upstream.Upstream{CAFile: ca}},
 		"and not elsewhere":                         {want: "certificate"},
 		"any certificate is taken on demand":        {conf: upstream.Upstream{InsecureSkipVerify: true}},
-		"the agent shows its certificate":           {upstream.Upstream{CAFile: ca, ClientCertFile: ca, ClientKeyFile: key}, "/known", ""},
-		"and has none to show elsewhere":            {upstream.Upstream{CAFile: ca}, "/known", "403"},
+		"the agent shows its certificate": {upstream.Upstream{CAFile: ca, ClientCertFile: ca,
+			ClientKeyFile: key}, "/known", ""},
+		"and has none to show elsewhere": {upstream.Upstream{CAFile: ca}, "/known", "403"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -1024,7 +1062,9 @@ func TestTheRateLimitOfThePolicyHolds(t *testing.T) {
 	t.Parallel()
 	url, req := blobServer(t, []byte("x"))
 	limiter := rate.NewLimiter(rate.Every(time.Hour), 1)
-	c := newClient(t, upstream.Options{Limits: func(content.Repository) upstream.Limits { return upstream.Limits{Requests: limiter} }}, url)
+	c := newClient(t, upstream.Options{Limits: func(content.Repository) upstream.Limits {
+		return upstream.Limits{Requests: limiter}
+	}}, url)
 	b, err := c.Open(t.Context(), req, 0, -1)
 	require.NoError(t, err)
 	read(t, b)
@@ -1039,7 +1079,9 @@ func TestBytesComeNoFasterThanThePolicyLets(t *testing.T) {
 	data := randomBytes(4 << 10)
 	url, req := blobServer(t, data)
 	limiter := rate.NewLimiter(rate.Every(time.Hour), 3<<10)
-	c := newClient(t, upstream.Options{Limits: func(content.Repository) upstream.Limits { return upstream.Limits{Bytes: limiter} }}, url)
+	c := newClient(t, upstream.Options{Limits: func(content.Repository) upstream.Limits {
+		return upstream.Limits{Bytes: limiter}
+	}}, url)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	b, err := c.Open(ctx, req, 0, -1)
@@ -1136,10 +1178,13 @@ func TestAuthorizeObtainsTokens(t *testing.T) {
 		credential pullsecret.Credential
 		ok         bool
 	}{
-		"for anonymous pulls":                {"public/app", pullsecret.Credential{}, true},
-		"for a user":                         {"team/app", pullsecret.Credential{Username: "alice", Password: "secret"}, true},
-		"for an identity token":              {"team/app", pullsecret.Credential{Username: "<token>", IdentityToken: "alice's"}, true},
-		"and not for a wrong password":       {"team/app", pullsecret.Credential{Username: "alice", Password: "wrong"}, false},
+		"for anonymous pulls": {"public/app", pullsecret.Credential{}, true},
+		"for a user": {"team/app", pullsecret.Credential{Username: "alice", Password: "secret"},
+			true},
+		"for an identity token": {"team/app",
+			pullsecret.Credential{Username: "<token>", IdentityToken: "alice's"}, true},
+		"and not for a wrong password": {"team/app", pullsecret.Credential{Username: "alice", Password: "wrong"},
+			false},
 		"and not for a wrong identity token": {"team/app", pullsecret.Credential{IdentityToken: "mallory's"}, false},
 		"and not for anonymous callers":      {"team/app", pullsecret.Credential{}, false},
 	} {
@@ -1175,11 +1220,12 @@ func TestRenewReplacesWhatTheRegistryTakesNoMore(t *testing.T) {
 		want       string
 		exchanges  int32
 	}{
-		"by a new token":                              {"Bearer", alice, false, false, "Bearer 2", 2},
-		"by the new token of another caller":          {"Bearer", alice, false, true, "Bearer 2", 2},
-		"but no token that it never took":             {"Bearer", alice, true, false, "", 1},
-		"but no password that is shown as it is":      {"Basic", alice, false, false, "", 0},
-		"but no registry token, which is there once":  {"Bearer", pullsecret.Credential{RegistryToken: "t"}, false, false, "", 0},
+		"by a new token":                         {"Bearer", alice, false, false, "Bearer 2", 2},
+		"by the new token of another caller":     {"Bearer", alice, false, true, "Bearer 2", 2},
+		"but no token that it never took":        {"Bearer", alice, true, false, "", 1},
+		"but no password that is shown as it is": {"Basic", alice, false, false, "", 0},
+		"but no registry token, which is there once": {"Bearer", pullsecret.Credential{RegistryToken: "t"}, false,
+			false, "", 0},
 		"and an anonymous token as that of a user is": {"Bearer", pullsecret.Credential{}, false, false, "Bearer 2", 2},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -1190,7 +1236,8 @@ func TestRenewReplacesWhatTheRegistryTakesNoMore(t *testing.T) {
 				case "/token":
 					_, _ = fmt.Fprintf(w, `{"token":"%d","expires_in":300}`, exchanges.Add(1))
 				case "/v2/":
-					w.Header().Set("WWW-Authenticate", fmt.Sprintf(`%s realm="http://%s/token",service="images.test"`, tc.scheme, r.Host))
+					w.Header().Set("WWW-Authenticate",
+						fmt.Sprintf(`%s realm="http://%s/token",service="images.test"`, tc.scheme, r.Host))
 					w.WriteHeader(http.StatusUnauthorized)
 				default:
 					_, _ = io.WriteString(w, `{"tags":["v1"]}`)
@@ -1249,7 +1296,8 @@ func TestATokenServerInTroubleIsWaitedFor(t *testing.T) {
 		want       error
 	}{
 		"for a moment": {wait: "1", asked: 2},
-		"also with the form of an identity token":      {credential: pullsecret.Credential{IdentityToken: "alice's"}, wait: "1", asked: 2},
+		"also with the form of an identity token": {credential: pullsecret.Credential{IdentityToken: "alice's"},
+			wait: "1", asked: 2},
 		"but not for an hour, which the caller learns": {wait: "3600", asked: 1, want: content.ErrUnavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -1261,7 +1309,8 @@ func TestATokenServerInTroubleIsWaitedFor(t *testing.T) {
 					w.WriteHeader(http.StatusTooManyRequests)
 					return
 				}
-				if r.FormValue("scope") == "repository:team/app:pull" && r.PostFormValue("refresh_token") == tc.credential.IdentityToken {
+				if r.FormValue("scope") == "repository:team/app:pull" &&
+					r.PostFormValue("refresh_token") == tc.credential.IdentityToken {
 					_, _ = io.WriteString(w, `{"token":"good"}`)
 				}
 			})
@@ -1340,7 +1389,8 @@ func TestCallersCannotFloodTheMetricsWithNames(t *testing.T) {
 		Registerer: metrics, Upstreams: []upstream.Upstream{{Registry: "*", Endpoints: []string{url}}},
 	})
 	for i := range 200 {
-		_, err := c.Resolve(t.Context(), content.Repository{Registry: fmt.Sprintf("r%d.test", i), Name: "a"}, "v1", nil, "")
+		_, err := c.Resolve(t.Context(), content.Repository{Registry: fmt.Sprintf("r%d.test", i), Name: "a"}, "v1", nil,
+			"")
 		require.ErrorIs(t, err, content.ErrNotFound)
 	}
 	n, err := testutil.GatherAndCount(metrics, "shoal_upstream_requests_total")

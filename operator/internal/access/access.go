@@ -101,8 +101,9 @@ func (r *Reconciler) rights(namespace string, secrets []string) (*rbacv1.Role, *
 	role := &rbacv1.Role{ObjectMeta: meta, Rules: []rbacv1.PolicyRule{{
 		APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"get"}, ResourceNames: secrets}}}
 	binding := &rbacv1.RoleBinding{ObjectMeta: meta,
-		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: Name},
-		Subjects: []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: r.AgentServiceAccount.Name, Namespace: r.AgentServiceAccount.Namespace}}}
+		RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: Name},
+		Subjects: []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: r.AgentServiceAccount.Name,
+			Namespace: r.AgentServiceAccount.Namespace}}}
 	return role, binding
 }
 

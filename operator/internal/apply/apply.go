@@ -1,5 +1,5 @@
-// Package apply writes objects by server-side apply, always under the same field manager, so that the operator's fields are
-// exactly those of its last write and everyone else's are left alone.
+// Package apply writes objects by server-side apply, always under the same field manager, so that the operator's fields
+// are exactly those of its last write and everyone else's are left alone.
 package apply
 
 import (
@@ -23,15 +23,16 @@ func Object(ctx context.Context, c client.Client, object client.Object) error {
 		return err
 	}
 	unstructured.RemoveNestedField(u.Object, "status")
-	err = c.Apply(ctx, client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(v1alpha1.ManagedByOperator), client.ForceOwnership)
+	err = c.Apply(ctx, client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(v1alpha1.ManagedByOperator),
+		client.ForceOwnership)
 	if err != nil {
 		return fmt.Errorf("apply %s %s: %w", u.GetKind(), client.ObjectKeyFromObject(object), err)
 	}
 	return nil
 }
 
-// Status applies the status of an object under a field manager, and nothing else of it: of the status the fields named, or
-// all of it if none is. That the object is gone is no error.
+// Status applies the status of an object under a field manager, and nothing else of it: of the status the fields named,
+// or all of it if none is. That the object is gone is no error.
 func Status(ctx context.Context, c client.Client, object client.Object, manager string, fields ...string) error {
 	u, err := configuration(c.Scheme(), object)
 	if err != nil {
@@ -46,7 +47,8 @@ func Status(ctx context.Context, c client.Client, object client.Object, manager 
 	bare.SetName(u.GetName())
 	bare.SetNamespace(u.GetNamespace())
 	bare.SetUID(u.GetUID()) // of an object made anew under the same name nothing is known yet
-	err = c.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(bare), client.FieldOwner(manager), client.ForceOwnership)
+	err = c.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(bare), client.FieldOwner(manager),
+		client.ForceOwnership)
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("apply status of %s %s: %w", u.GetKind(), client.ObjectKeyFromObject(object), err)
 	}

@@ -19,10 +19,10 @@ type Peer struct {
 // Choose returns up to n live peers, by name in order.
 //
 // A peer that was chosen before stays as long as it is live, unless its zone has more than its even share while a zone
-// with less has a peer to give: agents remember the set, and the less it changes the more of what they
-// remember holds. Vacancies go to the zone with the fewest chosen and there to the age group with the fewest: the peers,
-// ordered by age, are cut into n groups, so that replacing nodes oldest first, or all new ones at once, leaves
-// most of the set standing.
+// with less has a peer to give: agents remember the set, and the less it changes the more of what they remember holds.
+// Vacancies go to the zone with the fewest chosen and there to the age group with the fewest: the peers, ordered by
+// age, are cut into n groups, so that replacing nodes oldest first, or all new ones at once, leaves most of the set
+// standing.
 func Choose(peers []Peer, before []string, n int) []string {
 	live := slices.DeleteFunc(slices.Clone(peers), func(p Peer) bool { return !p.Live })
 	slices.SortFunc(live, func(a, b Peer) int {

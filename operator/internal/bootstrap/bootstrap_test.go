@@ -15,7 +15,8 @@ import (
 var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func peer(i int, zone string, live bool) bootstrap.Peer {
-	return bootstrap.Peer{Name: fmt.Sprintf("node-%03d", i), Zone: zone, Created: epoch.Add(time.Duration(i) * time.Hour), Live: live}
+	return bootstrap.Peer{Name: fmt.Sprintf("node-%03d", i), Zone: zone,
+		Created: epoch.Add(time.Duration(i) * time.Hour), Live: live}
 }
 
 func drawPeers(t *rapid.T) []bootstrap.Peer {
@@ -50,7 +51,8 @@ func TestTheSetIsLiveFullAndSpread(t *testing.T) {
 		require.Len(t, set, min(n, total))
 		for a := range live {
 			for b := range live {
-				require.False(t, took[a] > took[b]+1 && took[b] < live[b], "%s has %d, %s has %d of %d", a, took[a], b, took[b], live[b])
+				require.False(t, took[a] > took[b]+1 && took[b] < live[b], "%s has %d, %s has %d of %d", a, took[a], b,
+					took[b], live[b])
 			}
 		}
 	})

@@ -12,8 +12,8 @@ import (
 	"github.com/shoal-cache/shoal/operator/internal/condition"
 )
 
-// TestAMessageComesBackAsItWasWritten guards reconciliations that end when what is there is what is wanted: a message that the
-// API server changes on the way would have them write for ever.
+// TestAMessageComesBackAsItWasWritten guards reconciliations that end when what is there is what is wanted: a message
+// that the API server changes on the way would have them write for ever.
 func TestAMessageComesBackAsItWasWritten(t *testing.T) {
 	t.Parallel()
 	for name, message := range map[string]string{
@@ -27,7 +27,9 @@ func TestAMessageComesBackAsItWasWritten(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var conditions []metav1.Condition
-			require.True(t, condition.Set(&conditions, metav1.Condition{Type: "Ready", Status: metav1.ConditionFalse, Reason: "R", Message: message}, time.Now()))
+			require.True(t, condition.Set(&conditions,
+				metav1.Condition{Type: "Ready", Status: metav1.ConditionFalse, Reason: "R", Message: message},
+				time.Now()))
 			require.LessOrEqual(t, len(conditions[0].Message), 1024, "the API takes no longer note in an event")
 			sent, err := json.Marshal(conditions[0].Message)
 			require.NoError(t, err)

@@ -1,4 +1,5 @@
-// Package debounce turns many events into one reconciliation a while later: for controllers that look at everything at once.
+// Package debounce turns many events into one reconciliation a while later: for controllers that look at everything at
+// once.
 package debounce
 
 import (

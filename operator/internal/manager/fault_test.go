@@ -63,7 +63,8 @@ func TestNothingIsLostWhateverEnds(t *testing.T) {
 	replicas := make([]int32, len(pins))
 	for i := range pins {
 		replicas[i] = int32(1 + dice.IntN(4))
-		pins[i] = &v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint("fault-", i)}}
+		pins[i] = &v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{Namespace: "default",
+			Name: fmt.Sprint("fault-", i)}}
 		// A plain digest needs no registry: what is tested here is placement.
 		pins[i].Spec.Artifacts = []v1alpha1.Artifact{{Digest: fmt.Sprintf("sha256:%064x", i+1)}}
 		pins[i].Spec.Replicas = intstr.FromInt32(replicas[i])
@@ -71,7 +72,8 @@ func TestNothingIsLostWhateverEnds(t *testing.T) {
 	}
 	converged := func() (bool, any) {
 		for i, p := range pins {
-			if err := c.Client.Get(ctx, client.ObjectKeyFromObject(p), p); err != nil || !isReady(p) || p.Status.Ready != replicas[i] || len(w.fleet.Holders(string(p.UID))) != int(replicas[i]) {
+			if err := c.Client.Get(ctx, client.ObjectKeyFromObject(p), p); err != nil || !isReady(p) ||
+				p.Status.Ready != replicas[i] || len(w.fleet.Holders(string(p.UID))) != int(replicas[i]) {
 				return false, []any{p.Name, replicas[i], p.Status, w.fleet.Holders(string(p.UID)), err}
 			}
 		}
@@ -91,7 +93,8 @@ func TestNothingIsLostWhateverEnds(t *testing.T) {
 			s.Replicas = intstr.FromInt32(replicas[i])
 			s.Priority = dice.Int32N(100) // every entry changes
 		})
-		time.Sleep(time.Duration(dice.Int64N(int64(400 * time.Millisecond)))) // where in its work the operator is met is the point
+		// where in its work the operator is met is the point
+		time.Sleep(time.Duration(dice.Int64N(int64(400 * time.Millisecond))))
 		operator.kill()
 		noneLost()
 		operator.start()

@@ -44,12 +44,13 @@ type Options struct {
 	// Namespace of the lease.
 	Namespace           string
 	AgentServiceAccount types.NamespacedName
-	// Owner is the name of the ClusterRole that owns what the operator makes for itself and for the agents, so that Kubernetes
-	// deletes it with the installation. Empty: nobody owns it.
+	// Owner is the name of the ClusterRole that owns what the operator makes for itself and for the agents, so that
+	// Kubernetes deletes it with the installation. Empty: nobody owns it.
 	Owner string
 	// PullSecrets says in which namespaces pins may name pull secrets.
 	PullSecrets access.Scope
-	// OwnPin is the spec of the pin of Shoal's own images, which has the name OwnPinName in Namespace. Nil: there is none.
+	// OwnPin is the spec of the pin of Shoal's own images, which has the name OwnPinName in Namespace. Nil: there is
+	// none.
 	OwnPin     *v1alpha1.ArtifactPinSpec
 	OwnPinName string
 	// Registries gives the transport for pulls from a registry, which it is given by host.
@@ -130,7 +131,8 @@ func owners(ctx context.Context, mgr ctrl.Manager, o Options) ([]metav1.OwnerRef
 	if err := mgr.GetAPIReader().Get(ctx, client.ObjectKey{Name: o.Owner}, &role); err != nil {
 		return nil, fmt.Errorf("owner: %w", err)
 	}
-	return []metav1.OwnerReference{{APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: "ClusterRole", Name: role.Name, UID: role.UID}}, nil
+	return []metav1.OwnerReference{{APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: "ClusterRole",
+		Name: role.Name, UID: role.UID}}, nil
 }
 
 func addControllers(ctx context.Context, mgr ctrl.Manager, o Options) error {
@@ -141,11 +143,13 @@ func addControllers(ctx context.Context, mgr ctrl.Manager, o Options) error {
 	c, recorder, board := mgr.GetClient(), mgr.GetEventRecorder("shoal-operator"), &pin.Board{}
 	for name, setup := range map[string]func() error{
 		"peer": func() error {
-			r := &membership.PeerReconciler{Client: c, Live: mgr.GetAPIReader(), Recorder: recorder, Clock: o.Clock, Metrics: o.Metrics, RetireAfter: o.RetireAfter}
+			r := &membership.PeerReconciler{Client: c, Live: mgr.GetAPIReader(), Recorder: recorder, Clock: o.Clock,
+				Metrics: o.Metrics, RetireAfter: o.RetireAfter}
 			return r.SetupWithManager(ctx, mgr)
 		},
 		"swarm": func() error {
-			return (&membership.SwarmReconciler{Client: c, Recorder: recorder, Clock: o.Clock, Metrics: o.Metrics}).SetupWithManager(mgr)
+			return (&membership.SwarmReconciler{Client: c, Recorder: recorder, Clock: o.Clock,
+				Metrics: o.Metrics}).SetupWithManager(mgr)
 		},
 		"policy": func() error {
 			return (&policy.Reconciler{Client: c, Recorder: recorder, Clock: o.Clock}).SetupWithManager(mgr)
@@ -154,7 +158,8 @@ func addControllers(ctx context.Context, mgr ctrl.Manager, o Options) error {
 			if o.PullSecrets.Off {
 				return nil
 			}
-			r := &access.Reconciler{Client: c, AgentServiceAccount: o.AgentServiceAccount, Scope: o.PullSecrets, Owners: owned}
+			r := &access.Reconciler{Client: c, AgentServiceAccount: o.AgentServiceAccount, Scope: o.PullSecrets,
+				Owners: owned}
 			return r.SetupWithManager(mgr)
 		},
 		"ownpin": func() error {
@@ -163,20 +168,24 @@ func addControllers(ctx context.Context, mgr ctrl.Manager, o Options) error {
 			}
 			meta := metav1.ObjectMeta{Namespace: o.Namespace, Name: o.OwnPinName, OwnerReferences: owned,
 				Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedByOperator}}
-			return (&pin.OwnReconciler{Client: c, Pin: &v1alpha1.ArtifactPin{ObjectMeta: meta, Spec: *o.OwnPin}}).SetupWithManager(mgr)
+			return (&pin.OwnReconciler{Client: c,
+				Pin: &v1alpha1.ArtifactPin{ObjectMeta: meta, Spec: *o.OwnPin}}).SetupWithManager(mgr)
 		},
 		"planner": func() error {
 			return (&pin.Planner{Client: c, Clock: o.Clock, Board: board, Metrics: o.Metrics}).SetupWithManager(mgr)
 		},
 		"nodecache": func() error { return (&pin.NodeCacheReconciler{Client: c, Board: board}).SetupWithManager(mgr) },
 		"pinstatus": func() error {
-			return (&pin.StatusReconciler{Client: c, Recorder: recorder, Clock: o.Clock, Board: board}).SetupWithManager(mgr)
+			return (&pin.StatusReconciler{Client: c, Recorder: recorder, Clock: o.Clock,
+				Board: board}).SetupWithManager(mgr)
 		},
 		"startup": func() error {
 			return (&pin.StartupReconciler{Client: c, Recorder: recorder, Board: board}).SetupWithManager(mgr)
 		},
 		"resolver": func() error {
-			r := &pin.Resolver{Client: c, Live: mgr.GetAPIReader(), Secrets: o.PullSecrets, Registries: resolve.New(o.Registries, o.Clock.Now), Recorder: recorder, Clock: o.Clock, Metrics: o.Metrics}
+			r := &pin.Resolver{Client: c, Live: mgr.GetAPIReader(), Secrets: o.PullSecrets,
+				Registries: resolve.New(o.Registries, o.Clock.Now), Recorder: recorder, Clock: o.Clock,
+				Metrics: o.Metrics}
 			return r.SetupWithManager(mgr)
 		},
 	} {
@@ -222,7 +231,8 @@ func stripNode(o any) (any, error) {
 	var conditions []corev1.NodeCondition
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady {
-			conditions = append(conditions, corev1.NodeCondition{Type: c.Type, Status: c.Status, LastTransitionTime: c.LastTransitionTime})
+			conditions = append(conditions, corev1.NodeCondition{Type: c.Type, Status: c.Status,
+				LastTransitionTime: c.LastTransitionTime})
 		}
 	}
 	n.Status = corev1.NodeStatus{Conditions: conditions}

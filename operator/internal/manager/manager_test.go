@@ -48,7 +48,8 @@ import (
 	"github.com/shoal-cache/shoal/operator/internal/optest"
 )
 
-// operatorEnv makes this test binary run as the operator, so that tests can end it by SIGKILL. Its value is a kubeconfig.
+// operatorEnv makes this test binary run as the operator, so that tests can end it by SIGKILL. Its value is a
+// kubeconfig.
 const operatorEnv = "SHOAL_TEST_OPERATOR"
 
 var cluster *apitest.Cluster
@@ -58,7 +59,8 @@ func TestMain(m *testing.M) {
 	if kubeconfig := os.Getenv(operatorEnv); kubeconfig != "" {
 		config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 		if err == nil {
-			config.Impersonate = rest.ImpersonationConfig{UserName: "system:serviceaccount:" + apitest.Namespace + ":" + apitest.OperatorServiceAccount}
+			config.Impersonate = rest.ImpersonationConfig{UserName: "system:serviceaccount:" + apitest.Namespace + ":" +
+				apitest.OperatorServiceAccount}
 			err = runOperator(context.Background(), config)
 		}
 		fmt.Fprintln(os.Stderr, err)
@@ -85,9 +87,12 @@ func newOperator(ctx context.Context, config *rest.Config, leaderElection bool) 
 
 func options() manager.Options {
 	return manager.Options{
-		MetricsAddress: "0", HealthAddress: "0", SkipNameValidation: true, Metrics: prometheus.NewRegistry(), RetireAfter: 2 * time.Second,
+		MetricsAddress: "0", HealthAddress: "0", SkipNameValidation: true, Metrics: prometheus.NewRegistry(),
+		RetireAfter:         2 * time.Second,
 		AgentServiceAccount: types.NamespacedName{Namespace: apitest.Namespace, Name: apitest.AgentServiceAccount},
-		Registries:          func(string) http.RoundTripper { return http.DefaultTransport }, Namespace: apitest.Namespace,
+		Registries: func(string) http.RoundTripper {
+			return http.DefaultTransport
+		}, Namespace: apitest.Namespace,
 	}
 }
 
@@ -119,7 +124,8 @@ func newWorldOf(t *testing.T, nodes, zones int, run func(context.Context, *rest.
 	ctx, cancel := context.WithCancel(t.Context())
 	w := &world{T: t, Cluster: c}
 
-	server := httptest.NewServer(registry.New(registry.WithReferrersSupport(true), registry.Logger(log.New(io.Discard, "", 0))))
+	server := httptest.NewServer(registry.New(registry.WithReferrersSupport(true),
+		registry.Logger(log.New(io.Discard, "", 0))))
 	w.registry = strings.TrimPrefix(server.URL, "http://")
 	swarm := &v1alpha1.Swarm{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.SwarmName}}
 	require.NoError(t, c.Client.Create(ctx, swarm))
@@ -153,7 +159,8 @@ func (w *world) clear(swarm *v1alpha1.Swarm) {
 		require.NoError(w, client.IgnoreNotFound(w.Client.Update(ctx, p)))
 		require.NoError(w, client.IgnoreNotFound(w.Client.Delete(ctx, p)))
 	}
-	for _, kind := range []client.Object{&v1alpha1.NodeCache{}, &v1alpha1.Peer{}, &corev1.Node{}, &v1alpha1.CachePolicy{}} {
+	for _, kind := range []client.Object{&v1alpha1.NodeCache{}, &v1alpha1.Peer{}, &corev1.Node{},
+		&v1alpha1.CachePolicy{}} {
 		require.NoError(w, w.Client.DeleteAllOf(ctx, kind))
 	}
 	require.NoError(w, w.Client.Delete(ctx, swarm))
@@ -201,7 +208,8 @@ func (w *world) watch(p *v1alpha1.ArtifactPin) func(until string) []*v1alpha1.Ar
 	w.Helper()
 	c, err := client.NewWithWatch(w.Config, client.Options{Scheme: w.Scheme})
 	require.NoError(w, err)
-	events, err := c.Watch(w.Context(), &v1alpha1.ArtifactPinList{}, client.InNamespace(p.Namespace), client.MatchingFields{"metadata.name": p.Name})
+	events, err := c.Watch(w.Context(), &v1alpha1.ArtifactPinList{}, client.InNamespace(p.Namespace),
+		client.MatchingFields{"metadata.name": p.Name})
 	require.NoError(w, err)
 	return func(until string) (states []*v1alpha1.ArtifactPin) {
 		w.Helper()
@@ -250,11 +258,13 @@ func (w *world) eventuallyTrue(what string, holds func() (bool, any)) {
 }
 
 func isReady(p *v1alpha1.ArtifactPin) bool {
-	return p.Status.ObservedGeneration == p.Generation && apimeta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionReady)
+	return p.Status.ObservedGeneration == p.Generation &&
+		apimeta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionReady)
 }
 
 func reasonOf(p *v1alpha1.ArtifactPin, kind string) string {
-	if c := apimeta.FindStatusCondition(p.Status.Conditions, kind); c != nil && p.Status.ObservedGeneration == p.Generation {
+	if c := apimeta.FindStatusCondition(p.Status.Conditions, kind); c != nil &&
+		p.Status.ObservedGeneration == p.Generation {
 		return c.Reason
 	}
 	return ""
@@ -296,14 +306,16 @@ func TestTheOtherOperatorTakesOverWhenTheFirstGoes(t *testing.T) {
 	firstEnds()
 	<-firstEnded
 	require.NoError(t, w.Client.Get(t.Context(), client.ObjectKeyFromObject(lease), lease))
-	require.NotEqual(t, leader, *lease.Spec.HolderIdentity, "it gave up its lease, so nobody waits until that has run out")
+	require.NotEqual(t, leader, *lease.Spec.HolderIdentity,
+		"it gave up its lease, so nobody waits until that has run out")
 	held := w.fleet.Holders(string(p.UID))
 	eventually(w, w.pin("after", image, nil), "three copies", isReady)
 	require.Equal(t, held, w.fleet.Holders(string(p.UID)), "the other comes to the same plan")
 }
 
 func TestAnOperatorWhoseClockIsOffKeepsPinsAsAnyOther(t *testing.T) {
-	for which, off := range map[string]time.Duration{"ahead": 2 * v1alpha1.StaleAfter, "behind": -2 * v1alpha1.StaleAfter} {
+	for which, off := range map[string]time.Duration{"ahead": 2 * v1alpha1.StaleAfter,
+		"behind": -2 * v1alpha1.StaleAfter} {
 		t.Run(which, func(t *testing.T) {
 			w := newWorldOf(t, 3, 3, func(ctx context.Context, config *rest.Config) error {
 				o := options()
@@ -319,7 +331,9 @@ func TestAnOperatorWhoseClockIsOffKeepsPinsAsAnyOther(t *testing.T) {
 			eventually(w, p, "three copies", isReady)
 			require.Len(t, w.fleet.Holders(string(p.UID)), 3)
 			swarm := &v1alpha1.Swarm{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.SwarmName}}
-			eventually(w, swarm, "peers to start from", func(s *v1alpha1.Swarm) bool { return len(s.Status.Bootstrap) == 3 })
+			eventually(w, swarm, "peers to start from", func(s *v1alpha1.Swarm) bool {
+				return len(s.Status.Bootstrap) == 3
+			})
 
 			gone := w.fleet.Holders(string(p.UID))[0]
 			require.NoError(t, w.Client.Delete(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: gone}}))
@@ -336,7 +350,8 @@ func TestPinsFollowTheirSpecAndTheFleet(t *testing.T) {
 	ctx := t.Context()
 
 	t.Log("the swarm forms")
-	swarm := eventually(w, &v1alpha1.Swarm{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.SwarmName}}, "six members, and a bootstrap set in all zones",
+	swarm := eventually(w, &v1alpha1.Swarm{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.SwarmName}},
+		"six members, and a bootstrap set in all zones",
 		func(s *v1alpha1.Swarm) bool {
 			zones := map[string]bool{}
 			for _, b := range s.Status.Bootstrap {
@@ -398,11 +413,13 @@ func TestPinsFollowTheirSpecAndTheFleet(t *testing.T) {
 	states := w.watch(p)
 	w.edit(p, func(s *v1alpha1.ArtifactPinSpec) { s.Priority = 7 })
 	eventually(w, p, "the new digest is on its way", func(p *v1alpha1.ArtifactPin) bool {
-		return p.Status.Artifacts[0].Digest == second && p.Status.Pending == 1 && reasonOf(p, v1alpha1.ConditionReady) == v1alpha1.ReasonFetching
+		return p.Status.Artifacts[0].Digest == second && p.Status.Pending == 1 &&
+			reasonOf(p, v1alpha1.ConditionReady) == v1alpha1.ReasonFetching
 	})
 	require.Equal(t, v1alpha1.ReasonEnoughCopies, reasonOf(p, v1alpha1.ConditionDegraded))
 	for _, state := range states(p.ResourceVersion) {
-		require.False(t, state.Generation == p.Generation && isReady(state), "ready for the edited spec before any node has what it names: %+v", state.Status)
+		require.False(t, state.Generation == p.Generation && isReady(state),
+			"ready for the edited spec before any node has what it names: %+v", state.Status)
 	}
 	for _, a := range w.fleet.Agents {
 		a.Pause(false)
@@ -418,8 +435,11 @@ func TestPinsFollowTheirSpecAndTheFleet(t *testing.T) {
 
 	t.Log("deleted with Purge, it goes at once, and the nodes remove it")
 	w.edit(p, func(s *v1alpha1.ArtifactPinSpec) { s.Suspend = false; s.DeletionPolicy = v1alpha1.DeletionPurge })
-	require.NoError(t, w.Client.Patch(ctx, p, client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"finalizers":["`+v1alpha1.PurgeFinalizer+`"]}}`))))
-	eventually(w, p, "four copies, and no finalizer of an earlier operator", func(p *v1alpha1.ArtifactPin) bool { return isReady(p) && len(p.Finalizers) == 0 })
+	require.NoError(t, w.Client.Patch(ctx, p, client.RawPatch(types.MergePatchType,
+		[]byte(`{"metadata":{"finalizers":["`+v1alpha1.PurgeFinalizer+`"]}}`))))
+	eventually(w, p, "four copies, and no finalizer of an earlier operator", func(p *v1alpha1.ArtifactPin) bool {
+		return isReady(p) && len(p.Finalizers) == 0
+	})
 	require.NoError(t, w.Client.Delete(ctx, p))
 	w.eventuallyTrue("pin and copies gone", func() (bool, any) {
 		err := w.Client.Get(ctx, client.ObjectKeyFromObject(p), p)
@@ -431,9 +451,10 @@ func TestOnlyPeersWithNodeAndProofAreAdmitted(t *testing.T) {
 	w := newWorld(t, 2, 1)
 	ctx := t.Context()
 	verdict := func(node string) string {
-		p := eventually(w, &v1alpha1.Peer{ObjectMeta: metav1.ObjectMeta{Name: node}}, "a verdict about "+node, func(p *v1alpha1.Peer) bool {
-			return p.Status.ObservedGeneration == p.Generation
-		})
+		p := eventually(w, &v1alpha1.Peer{ObjectMeta: metav1.ObjectMeta{Name: node}}, "a verdict about "+node,
+			func(p *v1alpha1.Peer) bool {
+				return p.Status.ObservedGeneration == p.Generation
+			})
 		return apimeta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionAdmitted).Reason
 	}
 	honest := w.fleet.Agents["testonlypeerswithnodeandproofareadmitted-0"].Node
@@ -483,7 +504,8 @@ func TestOnlyPeersWithNodeAndProofAreAdmitted(t *testing.T) {
 	swarm.Spec.Admission.Mode = v1alpha1.AdmitFrozen
 	swarm.Spec.Admission.DenyNodes = []string{w.fleet.Agents["testonlypeerswithnodeandproofareadmitted-1"].Node}
 	require.NoError(t, w.Client.Patch(ctx, &swarm, patch))
-	eventually(w, &v1alpha1.Peer{ObjectMeta: metav1.ObjectMeta{Name: swarm.Spec.Admission.DenyNodes[0]}}, "the denied peer is put out",
+	eventually(w, &v1alpha1.Peer{ObjectMeta: metav1.ObjectMeta{Name: swarm.Spec.Admission.DenyNodes[0]}},
+		"the denied peer is put out",
 		func(p *v1alpha1.Peer) bool { return !p.IsAdmitted() })
 	late, err := optest.NewPeer("late")
 	require.NoError(t, err)
@@ -497,7 +519,8 @@ func TestEachFailureHasItsReason(t *testing.T) {
 	ctx := t.Context()
 	image, _ := w.push("team/good:1")
 	docker := func(name string, data string) {
-		require.NoError(t, w.Client.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+		require.NoError(t, w.Client.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "default",
+			Name: name},
 			Type: corev1.SecretTypeDockerConfigJson, Data: map[string][]byte{corev1.DockerConfigJsonKey: []byte(data)}}))
 	}
 	docker("pull", `{"auths": {"`+w.registry+`": {"username": "u", "password": "p"}}}`)
@@ -532,16 +555,24 @@ func TestEachFailureHasItsReason(t *testing.T) {
 		image  string
 		change func(*v1alpha1.ArtifactPinSpec)
 	}{
-		v1alpha1.ReasonNotFoundUpstream:       {image: w.registry + "/team/good:vanished"},
-		v1alpha1.ReasonRegistryUnreachable:    {image: host(down) + "/team/app:1"},
-		v1alpha1.ReasonUnauthorized:           {image: host(locked) + "/team/app:1"},
-		v1alpha1.ReasonRateLimited:            {image: host(busy) + "/team/app:1"},
-		v1alpha1.ReasonSecretNotFound:         {image, func(s *v1alpha1.ArtifactPinSpec) { s.PullSecrets = []corev1.LocalObjectReference{{Name: "none"}} }},
-		v1alpha1.ReasonInvalidSecret:          {image, func(s *v1alpha1.ArtifactPinSpec) { s.PullSecrets = []corev1.LocalObjectReference{{Name: "broken"}} }},
-		v1alpha1.ReasonServiceAccountNotFound: {image, func(s *v1alpha1.ArtifactPinSpec) { s.ServiceAccountName = "none" }},
-		v1alpha1.ReasonSizeLimitExceeded:      {image, func(s *v1alpha1.ArtifactPinSpec) { s.SizeLimit = &tiny }},
-		v1alpha1.ReasonTooFewNodes:            {image, func(s *v1alpha1.ArtifactPinSpec) { s.Replicas = intstr.FromInt32(9) }},
-		v1alpha1.ReasonInsufficientCapacity:   {image: host(huge) + "/team/huge:1"},
+		v1alpha1.ReasonNotFoundUpstream:    {image: w.registry + "/team/good:vanished"},
+		v1alpha1.ReasonRegistryUnreachable: {image: host(down) + "/team/app:1"},
+		v1alpha1.ReasonUnauthorized:        {image: host(locked) + "/team/app:1"},
+		v1alpha1.ReasonRateLimited:         {image: host(busy) + "/team/app:1"},
+		v1alpha1.ReasonSecretNotFound: {image, func(s *v1alpha1.ArtifactPinSpec) {
+			s.PullSecrets = []corev1.LocalObjectReference{{Name: "none"}}
+		}},
+		v1alpha1.ReasonInvalidSecret: {image, func(s *v1alpha1.ArtifactPinSpec) {
+			s.PullSecrets = []corev1.LocalObjectReference{{Name: "broken"}}
+		}},
+		v1alpha1.ReasonServiceAccountNotFound: {image, func(s *v1alpha1.ArtifactPinSpec) {
+			s.ServiceAccountName = "none"
+		}},
+		v1alpha1.ReasonSizeLimitExceeded: {image, func(s *v1alpha1.ArtifactPinSpec) { s.SizeLimit = &tiny }},
+		v1alpha1.ReasonTooFewNodes: {image, func(s *v1alpha1.ArtifactPinSpec) {
+			s.Replicas = intstr.FromInt32(9)
+		}},
+		v1alpha1.ReasonInsufficientCapacity: {image: host(huge) + "/team/huge:1"},
 		v1alpha1.ReasonNoWorkloads: {image, func(s *v1alpha1.ArtifactPinSpec) {
 			s.Artifacts, s.Workloads = nil, &v1alpha1.WorkloadSelector{}
 		}},
@@ -552,15 +583,20 @@ func TestEachFailureHasItsReason(t *testing.T) {
 			s.Schedule = &v1alpha1.Schedule{Cron: "99 * * * *", TimeZone: "Mars/Olympus"}
 		}},
 		v1alpha1.ReasonWaitingForSchedule: {image, func(s *v1alpha1.ArtifactPinSpec) {
-			s.Schedule = &v1alpha1.Schedule{Cron: fmt.Sprintf("0 0 1 %d *", time.Now().AddDate(0, 3, 0).Month()), Window: metav1.Duration{Duration: time.Minute}}
+			s.Schedule = &v1alpha1.Schedule{Cron: fmt.Sprintf("0 0 1 %d *", time.Now().AddDate(0, 3, 0).Month()),
+				Window: metav1.Duration{Duration: time.Minute}}
 		}},
 		v1alpha1.ReasonExpired: {image, func(s *v1alpha1.ArtifactPinSpec) {
 			s.Expiry = &v1alpha1.Expiry{Until: &metav1.Time{Time: time.Now().Add(-time.Minute)}}
 		}},
-		v1alpha1.ReasonAllReady: {image, func(s *v1alpha1.ArtifactPinSpec) { s.PullSecrets = []corev1.LocalObjectReference{{Name: "pull"}} }},
+		v1alpha1.ReasonAllReady: {image, func(s *v1alpha1.ArtifactPinSpec) {
+			s.PullSecrets = []corev1.LocalObjectReference{{Name: "pull"}}
+		}},
 	} {
 		p := w.pin(strings.ToLower(reason), tc.image, tc.change)
-		eventually(w, p, "reason "+reason, func(p *v1alpha1.ArtifactPin) bool { return reasonOf(p, v1alpha1.ConditionReady) == reason })
+		eventually(w, p, "reason "+reason, func(p *v1alpha1.ArtifactPin) bool {
+			return reasonOf(p, v1alpha1.ConditionReady) == reason
+		})
 		message := apimeta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady).Message
 		require.NotEmpty(t, message)
 		t.Logf("%-24s %s", reason, message)
@@ -573,14 +609,16 @@ func TestEachFailureHasItsReason(t *testing.T) {
 		return err == nil, err
 	})
 	docker("private", `{}`)
-	require.True(t, apierrors.IsForbidden(agent.Get(ctx, client.ObjectKey{Namespace: "default", Name: "private"}, &corev1.Secret{})))
+	require.True(t, apierrors.IsForbidden(agent.Get(ctx, client.ObjectKey{Namespace: "default", Name: "private"},
+		&corev1.Secret{})))
 	var pins v1alpha1.ArtifactPinList
 	require.NoError(t, w.Client.List(ctx, &pins))
 	for i := range pins.Items {
 		require.NoError(t, w.Client.Delete(ctx, &pins.Items[i]))
 	}
 	w.eventuallyTrue("the right goes with the last pin", func() (bool, any) {
-		err := w.Client.Get(ctx, client.ObjectKey{Namespace: "default", Name: "shoal-agent-pull-secrets"}, &rbacv1.Role{})
+		err := w.Client.Get(ctx, client.ObjectKey{Namespace: "default", Name: "shoal-agent-pull-secrets"},
+			&rbacv1.Role{})
 		return apierrors.IsNotFound(err), err
 	})
 }
@@ -591,7 +629,9 @@ func TestAPinThatIsMendedGoesOn(t *testing.T) {
 	image, _ := w.push("team/app:1")
 	fails := func(p *v1alpha1.ArtifactPin, reason, message string) {
 		t.Helper()
-		eventually(w, p, "reason "+reason, func(p *v1alpha1.ArtifactPin) bool { return reasonOf(p, v1alpha1.ConditionReady) == reason })
+		eventually(w, p, "reason "+reason, func(p *v1alpha1.ArtifactPin) bool {
+			return reasonOf(p, v1alpha1.ConditionReady) == reason
+		})
 		require.Contains(t, apimeta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady).Message, message)
 	}
 
@@ -606,7 +646,8 @@ func TestAPinThatIsMendedGoesOn(t *testing.T) {
 	t.Log("one whose selector of pods was malformed")
 	p = w.pin("malformed", "", func(s *v1alpha1.ArtifactPinSpec) {
 		s.Artifacts, s.Workloads = nil, &v1alpha1.WorkloadSelector{Selector: &metav1.LabelSelector{
-			MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "app", Operator: "Near", Values: []string{"web"}}}}}
+			MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "app", Operator: "Near",
+				Values: []string{"web"}}}}}
 	})
 	fails(p, v1alpha1.ReasonInvalidSpec, "workloads.selector")
 	w.edit(p, func(s *v1alpha1.ArtifactPinSpec) { s.Workloads.Selector = nil })
@@ -642,7 +683,8 @@ func TestAPinFollowsTheImagesOfRunningPods(t *testing.T) {
 	w := newWorld(t, 3, 3)
 	ctx := t.Context()
 	running := func(name, app, image, imageID string) *corev1.Pod {
-		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{"app": app}},
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name,
+			Labels: map[string]string{"app": app}},
 			Spec: corev1.PodSpec{
 				Containers:     []corev1.Container{{Name: "main", Image: image}},
 				InitContainers: []corev1.Container{{Name: "init", Image: w.registry + "/team/never-asked-for:1"}},
@@ -652,7 +694,8 @@ func TestAPinFollowsTheImagesOfRunningPods(t *testing.T) {
 		pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "main", Image: image, ImageID: imageID}}
 		require.NoError(t, w.Client.Status().Update(ctx, pod))
 		t.Cleanup(func() {
-			require.NoError(t, client.IgnoreNotFound(w.Client.Delete(context.Background(), pod, client.GracePeriodSeconds(0))))
+			require.NoError(t, client.IgnoreNotFound(w.Client.Delete(context.Background(), pod,
+				client.GracePeriodSeconds(0))))
 		})
 		return pod
 	}
@@ -715,14 +758,18 @@ func TestAPinIsResolvedWithTheIdentityTokenOfItsServiceAccount(t *testing.T) {
 	}))
 	t.Cleanup(locked.Close)
 	host := strings.TrimPrefix(locked.URL, "http://")
-	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "identity"}, Type: corev1.SecretTypeDockerConfigJson,
-		Data: map[string][]byte{corev1.DockerConfigJsonKey: fmt.Appendf(nil, `{"auths": {%q: {"auth": "PHRva2VuPjo=", "identitytoken": "alice's"}}}`, host)}}
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "identity"},
+		Type: corev1.SecretTypeDockerConfigJson,
+		Data: map[string][]byte{corev1.DockerConfigJsonKey: fmt.Appendf(nil,
+			`{"auths": {%q: {"auth": "PHRva2VuPjo=", "identitytoken": "alice's"}}}`, host)}}
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "puller"},
 		ImagePullSecrets: []corev1.LocalObjectReference{{Name: secret.Name}}}
 	require.NoError(t, w.Client.Create(ctx, secret))
 	require.NoError(t, w.Client.Create(ctx, account))
 
-	p := w.pin("private", strings.Replace(image, w.registry, host, 1), func(s *v1alpha1.ArtifactPinSpec) { s.ServiceAccountName = account.Name })
+	p := w.pin("private", strings.Replace(image, w.registry, host, 1), func(s *v1alpha1.ArtifactPinSpec) {
+		s.ServiceAccountName = account.Name
+	})
 	eventually(w, p, "three copies", isReady)
 	require.Equal(t, digest, p.Status.Artifacts[0].Digest)
 	require.Equal(t, []string{secret.Name}, p.Status.PullSecrets, "agents are told to use it too")
@@ -732,16 +779,21 @@ func TestATagIsFollowedAtItsInterval(t *testing.T) {
 	w := newWorld(t, 3, 3)
 	image, first := w.push("team/app:latest")
 	followed := w.pin("followed", image, func(s *v1alpha1.ArtifactPinSpec) {
-		s.Resolve = v1alpha1.ResolveSpec{Policy: v1alpha1.ResolveInterval, Interval: &metav1.Duration{Duration: time.Minute}} // the least
+		// the least
+		s.Resolve = v1alpha1.ResolveSpec{Policy: v1alpha1.ResolveInterval,
+			Interval: &metav1.Duration{Duration: time.Minute}}
 	})
-	once := w.pin("once", image, func(s *v1alpha1.ArtifactPinSpec) { s.Resolve = v1alpha1.ResolveSpec{Policy: v1alpha1.ResolveOnce} })
+	once := w.pin("once", image, func(s *v1alpha1.ArtifactPinSpec) {
+		s.Resolve = v1alpha1.ResolveSpec{Policy: v1alpha1.ResolveOnce}
+	})
 	eventually(w, followed, "copies", isReady)
 	eventually(w, once, "copies", isReady)
 	_, second := w.push("team/app:latest")
 	w.patience = 4 * time.Minute
-	eventually(w, followed, "the digest that the tag names now, with nobody asking", func(p *v1alpha1.ArtifactPin) bool {
-		return isReady(p) && p.Status.Artifacts[0].Digest == second && p.Generation == 1
-	})
+	eventually(w, followed, "the digest that the tag names now, with nobody asking",
+		func(p *v1alpha1.ArtifactPin) bool {
+			return isReady(p) && p.Status.Artifacts[0].Digest == second && p.Generation == 1
+		})
 	require.NoError(t, w.Client.Get(t.Context(), client.ObjectKeyFromObject(once), once))
 	require.Equal(t, first, once.Status.Artifacts[0].Digest)
 
@@ -778,17 +830,21 @@ func TestANodeThatFailsShowsAndAStartingNodeWaits(t *testing.T) {
 	}
 	bad.Fail(string(p.UID), v1alpha1.FetchDiskFull, "1 GiB wanted, 12 MiB above the floor")
 	eventually(w, p, "the failure", func(p *v1alpha1.ArtifactPin) bool {
-		return reasonOf(p, v1alpha1.ConditionReady) == v1alpha1.ReasonFetchFailed && reasonOf(p, v1alpha1.ConditionDegraded) == v1alpha1.ReasonTooFewCopies
+		return reasonOf(p, v1alpha1.ConditionReady) == v1alpha1.ReasonFetchFailed &&
+			reasonOf(p, v1alpha1.ConditionDegraded) == v1alpha1.ReasonTooFewCopies
 	})
-	require.Equal(t, []v1alpha1.NodeFailure{{NodeName: bad.Node, Reason: v1alpha1.FetchDiskFull, Message: "1 GiB wanted, 12 MiB above the floor"}}, p.Status.Failures)
+	require.Equal(t, []v1alpha1.NodeFailure{{NodeName: bad.Node, Reason: v1alpha1.FetchDiskFull,
+		Message: "1 GiB wanted, 12 MiB above the floor"}}, p.Status.Failures)
 	bad.Fail(string(p.UID), "", "")
 	eventually(w, p, "three copies again", isReady)
 
 	t.Log("a node that starts keeps its taint until the pin is there")
 	node := optest.NewNode("starting", "zone-a")
-	node.Spec.Taints = []corev1.Taint{{Key: v1alpha1.StartupTaint, Effect: corev1.TaintEffectNoSchedule}, {Key: "other", Effect: corev1.TaintEffectPreferNoSchedule}}
+	node.Spec.Taints = []corev1.Taint{{Key: v1alpha1.StartupTaint, Effect: corev1.TaintEffectNoSchedule},
+		{Key: "other", Effect: corev1.TaintEffectPreferNoSchedule}}
 	require.NoError(t, w.Client.Create(ctx, node))
-	agent := &optest.Agent{Node: "starting", Client: w.ClientFor(t, w.Impersonate("starting", apitest.AgentServiceAccount))}
+	agent := &optest.Agent{Node: "starting", Client: w.ClientFor(t,
+		w.Impersonate("starting", apitest.AgentServiceAccount))}
 	agent.Pause(true)
 	require.NoError(t, agent.Register(ctx))
 	running, stop := context.WithCancel(ctx)
@@ -796,7 +852,9 @@ func TestANodeThatFailsShowsAndAStartingNodeWaits(t *testing.T) {
 	go func() { agent.Run(running, 100*time.Millisecond); close(done) }()
 	defer func() { stop(); <-done }()
 
-	eventually(w, p, "one copy is on its way", func(p *v1alpha1.ArtifactPin) bool { return p.Status.Desired == 4 && p.Status.Pending == 1 })
+	eventually(w, p, "one copy is on its way", func(p *v1alpha1.ArtifactPin) bool {
+		return p.Status.Desired == 4 && p.Status.Pending == 1
+	})
 	require.NoError(t, w.Client.Get(ctx, client.ObjectKeyFromObject(node), node))
 	has := func(n *corev1.Node, key string) bool {
 		return slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == key })
@@ -812,16 +870,20 @@ func TestPoliciesShowWhereTheyHoldAndConflict(t *testing.T) {
 	ctx := t.Context()
 	gib := resource.MustParse("1Gi")
 	more := resource.MustParse("2Gi")
-	a := &v1alpha1.CachePolicy{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Spec: v1alpha1.CachePolicySpec{Storage: &v1alpha1.StoragePolicy{Capacity: &gib}}}
-	b := &v1alpha1.CachePolicy{ObjectMeta: metav1.ObjectMeta{Name: "b"}, Spec: v1alpha1.CachePolicySpec{Storage: &v1alpha1.StoragePolicy{Capacity: &more}}}
+	a := &v1alpha1.CachePolicy{ObjectMeta: metav1.ObjectMeta{Name: "a"},
+		Spec: v1alpha1.CachePolicySpec{Storage: &v1alpha1.StoragePolicy{Capacity: &gib}}}
+	b := &v1alpha1.CachePolicy{ObjectMeta: metav1.ObjectMeta{Name: "b"},
+		Spec: v1alpha1.CachePolicySpec{Storage: &v1alpha1.StoragePolicy{Capacity: &more}}}
 	require.NoError(t, w.Client.Create(ctx, optest.NewNode("without-agent", "zone-a")))
 	require.NoError(t, w.Client.Create(ctx, a))
 	require.NoError(t, w.Client.Create(ctx, b))
 	eventually(w, a, "the winner says so", func(p *v1alpha1.CachePolicy) bool {
-		return len(p.Status.Conflicts) == 1 && p.Status.Conflicts[0] == v1alpha1.PolicyConflict{Policy: "b", Field: "storage.capacity", Wins: true}
+		return len(p.Status.Conflicts) == 1 &&
+			p.Status.Conflicts[0] == v1alpha1.PolicyConflict{Policy: "b", Field: "storage.capacity", Wins: true}
 	})
 	eventually(w, b, "the loser too", func(p *v1alpha1.CachePolicy) bool {
-		return apimeta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionConflicting) && p.Status.MatchedNodes == 2 && p.Status.AppliedNodes == 0
+		return apimeta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionConflicting) &&
+			p.Status.MatchedNodes == 2 && p.Status.AppliedNodes == 0
 	})
 
 	t.Log("another priority settles it")

@@ -65,19 +65,25 @@ func TestScale(t *testing.T) {
 		return c.Client.Create(ctx, p)
 	})
 	parallel(t, pins, func(i int) error {
-		p := &v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprintf("scale-%04d", i)}}
+		p := &v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{Namespace: "default",
+			Name: fmt.Sprintf("scale-%04d", i)}}
 		p.Spec.Artifacts = []v1alpha1.Artifact{{Digest: fmt.Sprintf("sha256:%064x", i+1)}}
 		if i < 5 {
 			p.Spec.Replicas = intstr.FromString(v1alpha1.AllNodes)
 		}
 		return c.Client.Create(ctx, p)
 	})
-	t.Logf("made %d nodes and peers and %d pins (5 of them on every node, the others three copies) in %s", peers, pins, time.Since(start).Round(time.Second))
+	t.Logf("made %d nodes and peers and %d pins (5 of them on every node, the others three copies) in %s", peers, pins,
+		time.Since(start).Round(time.Second))
 
 	metrics := prometheus.NewRegistry()
 	tally.next("made by the test")
-	mgr, err := manager.New(ctx, withRate(c), manager.Options{MetricsAddress: "0", HealthAddress: "0", SkipNameValidation: true, Metrics: metrics,
-		AgentServiceAccount: types.NamespacedName{Namespace: apitest.Namespace, Name: apitest.AgentServiceAccount}, Registries: func(string) http.RoundTripper { return http.DefaultTransport }})
+	mgr, err := manager.New(ctx, withRate(c), manager.Options{MetricsAddress: "0", HealthAddress: "0",
+		SkipNameValidation: true, Metrics: metrics,
+		AgentServiceAccount: types.NamespacedName{Namespace: apitest.Namespace,
+			Name: apitest.AgentServiceAccount}, Registries: func(string) http.RoundTripper {
+			return http.DefaultTransport
+		}})
 	require.NoError(t, err)
 	done := make(chan error, 1)
 	start = time.Now()
@@ -92,7 +98,8 @@ func TestScale(t *testing.T) {
 	}
 	patiently("every peer is admitted", func() bool {
 		var s v1alpha1.Swarm
-		return c.Client.Get(ctx, client.ObjectKey{Name: v1alpha1.SwarmName}, &s) == nil && int(s.Status.Members) == peers
+		return c.Client.Get(ctx, client.ObjectKey{Name: v1alpha1.SwarmName}, &s) == nil &&
+			int(s.Status.Members) == peers
 	})
 	patiently("every assignment is handed out", func() bool {
 		var list v1alpha1.NodeCacheList
@@ -110,7 +117,8 @@ func TestScale(t *testing.T) {
 	agents := make([]*optest.Agent, peers)
 	parallel(t, peers, func(i int) error {
 		node := fmt.Sprintf("scale-%04d", i)
-		agent, err := client.New(c.Impersonate(node, apitest.AgentServiceAccount), client.Options{Scheme: c.Scheme, Mapper: c.Client.RESTMapper()})
+		agent, err := client.New(c.Impersonate(node, apitest.AgentServiceAccount),
+			client.Options{Scheme: c.Scheme, Mapper: c.Client.RESTMapper()})
 		if err != nil {
 			return err
 		}
@@ -123,10 +131,13 @@ func TestScale(t *testing.T) {
 		if mgr.GetClient().List(ctx, &list, client.UnsafeDisableDeepCopy) != nil {
 			return false
 		}
-		return !slices.ContainsFunc(list.Items, func(p v1alpha1.ArtifactPin) bool { return p.Status.Ready == 0 || p.Status.Ready != p.Status.Desired })
+		return !slices.ContainsFunc(list.Items, func(p v1alpha1.ArtifactPin) bool {
+			return p.Status.Ready == 0 || p.Status.Ready != p.Status.Desired
+		})
 	})
 	tally.next("reported")
-	minute := time.NewTicker(time.Minute / time.Duration(peers/5)) // paces the agents as their HeartbeatInterval of five minutes does
+	// paces the agents as their HeartbeatInterval of five minutes does
+	minute := time.NewTicker(time.Minute / time.Duration(peers/5))
 	for i := range peers / 5 {
 		<-minute.C
 		require.NoError(t, agents[i].Heartbeat(ctx))
@@ -162,7 +173,8 @@ func TestScale(t *testing.T) {
 	for _, m := range gathered {
 		if m.GetName() == "shoal_operator_plan_seconds" {
 			h := m.GetMetric()[0].GetHistogram()
-			t.Logf("%d plans, %.0f ms each on average", h.GetSampleCount(), 1000*h.GetSampleSum()/float64(h.GetSampleCount()))
+			t.Logf("%d plans, %.0f ms each on average", h.GetSampleCount(),
+				1000*h.GetSampleSum()/float64(h.GetSampleCount()))
 		}
 	}
 	cancel()
@@ -179,7 +191,8 @@ func logMemory(t *testing.T) {
 	require.NoError(t, err)
 	_, most, _ := strings.Cut(string(status), "VmHWM:")
 	most, _, _ = strings.Cut(most, "\n")
-	t.Logf("memory of operator and test: %d MiB heap in use, %s resident at most", memory.HeapInuse>>20, strings.TrimSpace(most))
+	t.Logf("memory of operator and test: %d MiB heap in use, %s resident at most", memory.HeapInuse>>20,
+		strings.TrimSpace(most))
 }
 
 // parallel calls do for 0 to n-1, 32 at a time.
@@ -200,8 +213,8 @@ func withRate(c *apitest.Cluster) *rest.Config {
 	return config
 }
 
-// tally logs what the API server was asked to write, how often each controller reconciled and what the processor did, from one phase
-// to the next.
+// tally logs what the API server was asked to write, how often each controller reconciled and what the processor did,
+// from one phase to the next.
 type tally struct {
 	*testing.T
 	client *http.Client
@@ -253,7 +266,8 @@ func (a *tally) read() map[string]float64 {
 			l[pair.GetName()] = pair.GetValue()
 		}
 		if !slices.Contains([]string{"GET", "LIST", "WATCH", "CONNECT"}, l["verb"]) {
-			counts[strings.Join([]string{"write", l["verb"], l["resource"], l["subresource"], l["code"]}, " ")] += m.GetCounter().GetValue()
+			counts[strings.Join([]string{"write", l["verb"], l["resource"], l["subresource"], l["code"]},
+				" ")] += m.GetCounter().GetValue()
 		}
 	}
 	for _, m := range families["controller_runtime_reconcile_total"].GetMetric() {
@@ -266,7 +280,8 @@ func (a *tally) read() map[string]float64 {
 	for name, pid := range a.processes() {
 		stat, err := os.ReadFile("/proc/" + pid + "/stat")
 		require.NoError(a, err)
-		_, fields, _ := strings.Cut(string(stat), ") ") // proc_pid_stat(5): from the third field on; user and system time are the 14th and 15th
+		// proc_pid_stat(5): from the third field on; user and system time are the 14th and 15th
+		_, fields, _ := strings.Cut(string(stat), ") ")
 		for _, ticks := range strings.Fields(fields)[11:13] {
 			n, err := strconv.ParseFloat(ticks, 64)
 			require.NoError(a, err)

@@ -9,11 +9,12 @@ import (
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 )
 
-// Liveness tells which nodes can be counted on, by one clock: that of its caller. A node's own clock may be wrong, so what counts
-// of a report is when it was seen to be another than before, as in Kubernetes' node lifecycle controller.
+// Liveness tells which nodes can be counted on, by one clock: that of its caller. A node's own clock may be wrong, so
+// what counts of a report is when it was seen to be another than before, as in Kubernetes' node lifecycle controller.
 //
-// A process that begins has seen nothing. It gives every agent StaleAfter from its first look on, so that nobody is taken for
-// silent who is not, and until it has heard of them tells whose last report looks old (Unheard), so that no one relies on these.
+// A process that begins has seen nothing. It gives every agent StaleAfter from its first look on, so that nobody is
+// taken for silent who is not, and until it has heard of them tells whose last report looks old (Unheard), so that no
+// one relies on these.
 //
 // The zero value has seen nothing. It is not for concurrent use.
 type Liveness struct {
@@ -22,8 +23,8 @@ type Liveness struct {
 
 // Life is what a look tells of a node.
 type Life struct {
-	// DownSince is since when the node can't be counted on: since it is not Ready, or since its agent should have reported and did
-	// not. Zero: it is up.
+	// DownSince is since when the node can't be counted on: since it is not Ready, or since its agent should have
+	// reported and did not. Zero: it is up.
 	DownSince time.Time
 	// Unheard: nothing has been heard of the agent since this process began, and what it said last may be hours old.
 	Unheard bool
@@ -38,9 +39,10 @@ type sighting struct {
 	notReady time.Time // since when; zero if it is Ready
 }
 
-// Look takes in what the API server holds of all nodes, peers and NodeCaches, the latter two by name. Nodes that are gone are
-// forgotten.
-func (l *Liveness) Look(nodes []corev1.Node, peers map[string]*v1alpha1.Peer, caches map[string]*v1alpha1.NodeCache, now time.Time) map[string]Life {
+// Look takes in what the API server holds of all nodes, peers and NodeCaches, the latter two by name. Nodes that are
+// gone are forgotten.
+func (l *Liveness) Look(nodes []corev1.Node, peers map[string]*v1alpha1.Peer, caches map[string]*v1alpha1.NodeCache,
+	now time.Time) map[string]Life {
 	seen, lives := make(map[string]sighting, len(nodes)), make(map[string]Life, len(nodes))
 	for i := range nodes {
 		node := &nodes[i]
@@ -53,7 +55,8 @@ func (l *Liveness) Look(nodes []corev1.Node, peers map[string]*v1alpha1.Peer, ca
 }
 
 // next is the sighting that follows s, if it is known, or is the first. peer and cache may be nil.
-func (s sighting) next(known bool, node *corev1.Node, peer *v1alpha1.Peer, cache *v1alpha1.NodeCache, now time.Time) sighting {
+func (s sighting) next(known bool, node *corev1.Node, peer *v1alpha1.Peer, cache *v1alpha1.NodeCache,
+	now time.Time) sighting {
 	changed := false
 	if peer != nil && peer.UID != s.peer {
 		s.peer, changed = peer.UID, true

@@ -35,13 +35,15 @@ func newAgent(off time.Duration) *agent {
 }
 
 func (a *agent) ready(status corev1.ConditionStatus) {
-	a.node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: status, LastTransitionTime: metav1.NewTime(a.now.Add(a.off))}}
+	a.node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: status,
+		LastTransitionTime: metav1.NewTime(a.now.Add(a.off))}}
 }
 
 func (a *agent) report() { a.cache.Status.ReportedAt = &metav1.Time{Time: a.now.Add(a.off)} }
 
 func (a *agent) look() membership.Life {
-	return a.liveness.Look([]corev1.Node{a.node}, map[string]*v1alpha1.Peer{"n": a.peer}, map[string]*v1alpha1.NodeCache{"n": a.cache}, a.now)["n"]
+	return a.liveness.Look([]corev1.Node{a.node}, map[string]*v1alpha1.Peer{"n": a.peer},
+		map[string]*v1alpha1.NodeCache{"n": a.cache}, a.now)["n"]
 }
 
 // pass lets time pass, with a look each minute and, if the agent reports, a report at most of them.
@@ -61,7 +63,8 @@ func (a *agent) newOperator() { a.liveness = membership.Liveness{} }
 func TestSilenceIsMeasuredByTheOperatorsClock(t *testing.T) {
 	t.Parallel()
 	for clock, off := range map[string]time.Duration{
-		"a right clock": 0, "a clock an hour behind": -time.Hour, "a clock an hour ahead": time.Hour, "a clock that is 1970's": -56 * 365 * 24 * time.Hour,
+		"a right clock": 0, "a clock an hour behind": -time.Hour, "a clock an hour ahead": time.Hour,
+		"a clock that is 1970's": -56 * 365 * 24 * time.Hour,
 	} {
 		t.Run(clock, func(t *testing.T) {
 			t.Parallel()
@@ -75,7 +78,8 @@ func TestSilenceIsMeasuredByTheOperatorsClock(t *testing.T) {
 			a.report()
 			a.look()
 			require.Zero(t, a.pass(v1alpha1.StaleAfter, false), "may be silent so long")
-			require.Equal(t, last.Add(v1alpha1.StaleAfter), a.pass(time.Minute, false).DownSince, "and is down when it is for longer")
+			require.Equal(t, last.Add(v1alpha1.StaleAfter), a.pass(time.Minute, false).DownSince,
+				"and is down when it is for longer")
 
 			a.peer.UID = types.UID("2")
 			require.Zero(t, a.look().DownSince, "is up again once it has registered anew")
@@ -108,7 +112,8 @@ func TestANewOperatorBeginsToListen(t *testing.T) {
 			began := a.now
 			require.Equal(t, membership.Life{Unheard: tc.unheard}, a.look(), "takes nobody for silent at once")
 			require.Equal(t, membership.Life{Unheard: tc.unheard}, a.pass(v1alpha1.StaleAfter, false))
-			require.Equal(t, began.Add(v1alpha1.StaleAfter), a.pass(time.Minute, false).DownSince, "nor for up for ever")
+			require.Equal(t, began.Add(v1alpha1.StaleAfter), a.pass(time.Minute, false).DownSince,
+				"nor for up for ever")
 			a.now = a.now.Add(time.Second)
 			a.report()
 			require.Zero(t, a.look(), "and relies on those that it hears")
@@ -118,7 +123,8 @@ func TestANewOperatorBeginsToListen(t *testing.T) {
 
 func TestWhenANodeIsNotReady(t *testing.T) {
 	t.Parallel()
-	for clock, off := range map[string]time.Duration{"a right clock": 0, "a clock an hour behind": -time.Hour, "a clock an hour ahead": time.Hour} {
+	for clock, off := range map[string]time.Duration{"a right clock": 0, "a clock an hour behind": -time.Hour,
+		"a clock an hour ahead": time.Hour} {
 		t.Run(clock, func(t *testing.T) {
 			t.Parallel()
 			a := newAgent(off)
@@ -126,7 +132,8 @@ func TestWhenANodeIsNotReady(t *testing.T) {
 			a.look()
 			a.ready(corev1.ConditionFalse)
 			since := a.now
-			require.Equal(t, since, a.look().DownSince, "it is down since that was seen, whatever its kubelet's clock said")
+			require.Equal(t, since, a.look().DownSince,
+				"it is down since that was seen, whatever its kubelet's clock said")
 			a.now = a.now.Add(time.Minute)
 			a.ready(corev1.ConditionUnknown)
 			require.Equal(t, since, a.look().DownSince)

@@ -28,8 +28,8 @@ import (
 	"github.com/shoal-cache/shoal/operator/internal/condition"
 )
 
-// DefaultRetireAfter is how long a Peer without Node stands, unadmitted, before it is deleted: long enough for a node that is
-// registered anew, as happens when its kubelet is set up again.
+// DefaultRetireAfter is how long a Peer without Node stands, unadmitted, before it is deleted: long enough for a node
+// that is registered anew, as happens when its kubelet is set up again.
 const DefaultRetireAfter = 30 * time.Second
 
 // peerIDIndex is the field index of Peers by the peer ID that they claim.
@@ -53,7 +53,8 @@ type PeerReconciler struct {
 	RetireAfter time.Duration
 
 	verdicts *prometheus.CounterVec
-	// missing is since when peers' nodes have been seen to be missing, by name: those who wrote the times in a Peer had other clocks.
+	// missing is since when peers' nodes have been seen to be missing, by name: those who wrote the times in a Peer had
+	// other clocks.
 	missing sync.Map
 }
 
@@ -73,8 +74,10 @@ func (r *PeerReconciler) SetupWithManager(ctx context.Context, mgr ctrl.Manager)
 	return ctrl.NewControllerManagedBy(mgr).Named("peer").
 		For(&v1alpha1.Peer{}).
 		Watches(&v1alpha1.Peer{}, handler.EnqueueRequestsFromMapFunc(r.rivals)).
-		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(sameName), builder.WithPredicates(existenceOrLabels())).
-		Watches(&v1alpha1.Swarm{}, handler.EnqueueRequestsFromMapFunc(r.everyPeer), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(sameName),
+			builder.WithPredicates(existenceOrLabels())).
+		Watches(&v1alpha1.Swarm{}, handler.EnqueueRequestsFromMapFunc(r.everyPeer),
+			builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 16}).
 		Complete(r)
 }
@@ -189,7 +192,8 @@ func (r *PeerReconciler) publish(ctx context.Context, p *v1alpha1.Peer, v Verdic
 		if !v.Admitted {
 			kind = corev1.EventTypeWarning
 		}
-		message := apimeta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionAdmitted).Message // cut to what a note holds
+		// cut to what a note holds
+		message := apimeta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionAdmitted).Message
 		r.Recorder.Eventf(p, nil, kind, v.Reason, "Admit", "%s", message)
 	}
 	return nil

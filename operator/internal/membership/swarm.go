@@ -56,7 +56,8 @@ type SwarmReconciler struct {
 // SetupWithManager wires the reconciler to what it watches.
 func (r *SwarmReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	r.members = prometheus.NewGauge(prometheus.GaugeOpts{Name: "shoal_operator_members", Help: "Admitted peers."})
-	r.registered = prometheus.NewGauge(prometheus.GaugeOpts{Name: "shoal_operator_peers", Help: "Registered peers, admitted or not."})
+	r.registered = prometheus.NewGauge(prometheus.GaugeOpts{Name: "shoal_operator_peers",
+		Help: "Registered peers, admitted or not."})
 	for _, m := range []prometheus.Collector{r.members, r.registered} {
 		if err := r.Metrics.Register(m); err != nil {
 			return fmt.Errorf("swarm controller: %w", err)
@@ -103,7 +104,8 @@ func (r *SwarmReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl
 }
 
 // describe is the status that follows from what there is, but for the condition, and the reason and message of that.
-func (r *SwarmReconciler) describe(swarm *v1alpha1.Swarm, peers []v1alpha1.Peer, nodes []corev1.Node, caches []v1alpha1.NodeCache) (*v1alpha1.SwarmStatus, string, string) {
+func (r *SwarmReconciler) describe(swarm *v1alpha1.Swarm, peers []v1alpha1.Peer, nodes []corev1.Node,
+	caches []v1alpha1.NodeCache) (*v1alpha1.SwarmStatus, string, string) {
 	nodeOf := make(map[string]*corev1.Node, len(nodes))
 	for i := range nodes {
 		nodeOf[nodes[i].Name] = &nodes[i]
@@ -159,9 +161,11 @@ func (r *SwarmReconciler) describe(swarm *v1alpha1.Swarm, peers []v1alpha1.Peer,
 	case len(members) == 0:
 		return status, v1alpha1.ReasonNoMembers, "no peer is admitted yet"
 	case live == 0:
-		return status, v1alpha1.ReasonNoLiveMembers, fmt.Sprintf("none of %d admitted peers is on a Ready node and reports", len(members))
+		return status, v1alpha1.ReasonNoLiveMembers,
+			fmt.Sprintf("none of %d admitted peers is on a Ready node and reports", len(members))
 	}
-	return status, v1alpha1.ReasonBootstrapPublished, fmt.Sprintf("%d members in %d zones, %d of them to start from", len(members), len(zones), len(status.Bootstrap))
+	return status, v1alpha1.ReasonBootstrapPublished,
+		fmt.Sprintf("%d members in %d zones, %d of them to start from", len(members), len(zones), len(status.Bootstrap))
 }
 
 // summarize sums up what the nodes report.

@@ -1,4 +1,5 @@
-// Package membership admits peers, retires those whose node is gone, and publishes the swarm: its size and where to start.
+// Package membership admits peers, retires those whose node is gone, and publishes the swarm: its size and where to
+// start.
 package membership
 
 import (
@@ -110,7 +111,8 @@ func nodeIsSelected(f Facts) (string, string, bool) {
 	}
 	ok, err := v1alpha1.Selects(f.Swarm.Spec.Admission.NodeSelector, f.Node.Labels)
 	if err != nil {
-		return v1alpha1.ReasonInvalidSelector, fmt.Sprintf("Swarm.spec.admission.nodeSelector: %v", err), !f.Peer.IsAdmitted()
+		return v1alpha1.ReasonInvalidSelector, fmt.Sprintf("Swarm.spec.admission.nodeSelector: %v", err),
+			!f.Peer.IsAdmitted()
 	}
 	return v1alpha1.ReasonNodeNotSelected, "Swarm.spec.admission.nodeSelector does not match this node", !ok
 }
@@ -123,7 +125,8 @@ func swarmIsOpen(f Facts) (string, string, bool) {
 	case f.Swarm == nil:
 		return v1alpha1.ReasonNoSwarm, fmt.Sprintf("there is no Swarm %q: the chart makes it", v1alpha1.SwarmName), true
 	default:
-		return v1alpha1.ReasonAdmissionFrozen, "Swarm.spec.admission.mode is Frozen: set it to Nodes to admit new peers",
+		return v1alpha1.ReasonAdmissionFrozen,
+			"Swarm.spec.admission.mode is Frozen: set it to Nodes to admit new peers",
 			f.Swarm.Spec.Admission.Mode == v1alpha1.AdmitFrozen
 	}
 }

@@ -1,5 +1,5 @@
-// Package optest has what the operator's tests share: a fleet of nodes whose agents do what the contract in api/README.md
-// says, but hold no bytes, and a registry.
+// Package optest has what the operator's tests share: a fleet of nodes whose agents do what the contract in
+// api/README.md says, but hold no bytes, and a registry.
 package optest
 
 import (
@@ -32,7 +32,8 @@ func NewNode(name, zone string) *corev1.Node {
 }
 
 // SetReady writes a node's condition Ready.
-func SetReady(ctx context.Context, c client.Client, node *corev1.Node, status corev1.ConditionStatus, since time.Time) error {
+func SetReady(ctx context.Context, c client.Client, node *corev1.Node, status corev1.ConditionStatus,
+	since time.Time) error {
 	node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: status, Reason: "Test",
 		LastTransitionTime: metav1.NewTime(since), LastHeartbeatTime: metav1.NewTime(since)}}
 	return c.Status().Update(ctx, node)
@@ -141,7 +142,8 @@ func (a *Agent) report(ctx context.Context, status v1alpha1.NodeCacheStatus) err
 	u := &unstructured.Unstructured{Object: map[string]any{"status": content}}
 	u.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("NodeCache"))
 	u.SetName(a.Node)
-	return a.Client.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(v1alpha1.AgentFieldManager), client.ForceOwnership)
+	return a.Client.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(u),
+		client.FieldOwner(v1alpha1.AgentFieldManager), client.ForceOwnership)
 }
 
 func (a *Agent) follow(cache *v1alpha1.NodeCache) (v1alpha1.NodeCacheStatus, bool) {
@@ -151,7 +153,8 @@ func (a *Agent) follow(cache *v1alpha1.NodeCache) (v1alpha1.NodeCacheStatus, boo
 	status.Usage.Capacity = resource.NewQuantity(1<<30, resource.BinarySI)
 	holds := map[string]string{}
 	for _, e := range cache.Spec.Pins {
-		p := v1alpha1.PinProgress{UID: e.UID, Revision: e.Revision, State: v1alpha1.PinReady, BytesHeld: 10, BytesWanted: 10}
+		p := v1alpha1.PinProgress{UID: e.UID, Revision: e.Revision, State: v1alpha1.PinReady, BytesHeld: 10,
+			BytesWanted: 10}
 		fail, fails := a.fails[e.UID]
 		switch {
 		case e.Action == v1alpha1.ActionPurge:
@@ -200,7 +203,8 @@ func (f *Fleet) Add(ctx context.Context, name, zone string) error {
 	if err := SetReady(ctx, f.Cluster.Client, node, corev1.ConditionTrue, time.Now()); err != nil {
 		return err
 	}
-	agent, err := client.New(f.Cluster.Impersonate(name, apitest.AgentServiceAccount), client.Options{Scheme: f.Cluster.Scheme, Mapper: f.Cluster.Client.RESTMapper()})
+	agent, err := client.New(f.Cluster.Impersonate(name, apitest.AgentServiceAccount),
+		client.Options{Scheme: f.Cluster.Scheme, Mapper: f.Cluster.Client.RESTMapper()})
 	if err != nil {
 		return err
 	}

@@ -6,7 +6,8 @@
 //	status     how does each pin fare?          plan → ArtifactPin.status
 //	startup    may a starting node take pods?   plan → Node.spec.taints
 //
-// The plan is computed anew from the API server's objects whenever one of them changes, so nothing is lost with the process.
+// The plan is computed anew from the API server's objects whenever one of them changes, so nothing is lost with the
+// process.
 package pin
 
 import (
@@ -32,7 +33,8 @@ type Board struct {
 // Plan is the latest plan, nil before the first.
 func (b *Board) Plan() *plan.Plan { return b.current.Load() }
 
-// inbox is the queue of a controller. Before that has started, what is sent is dropped: it then looks at every object anyway.
+// inbox is the queue of a controller. Before that has started, what is sent is dropped: it then looks at every object
+// anyway.
 type inbox struct {
 	queue atomic.Pointer[workqueue.TypedRateLimitingInterface[reconcile.Request]]
 }

@@ -68,13 +68,15 @@ func (r *NodeCacheReconciler) Reconcile(ctx context.Context, req ctrl.Request) (
 	}
 
 	want, planned := made.Assignments[req.Name]
-	if !planned || exists && slices.EqualFunc(have.Spec.Pins, want, sameAssignment) && metav1.IsControlledBy(&have, &peer) {
+	if !planned || exists && slices.EqualFunc(have.Spec.Pins, want, sameAssignment) &&
+		metav1.IsControlledBy(&have, &peer) {
 		return ctrl.Result{}, nil
 	}
 	return ctrl.Result{}, apply.Object(ctx, r.Client, &v1alpha1.NodeCache{
 		ObjectMeta: metav1.ObjectMeta{
-			Name:            req.Name,
-			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(&peer, v1alpha1.GroupVersion.WithKind("Peer"))},
+			Name: req.Name,
+			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(&peer,
+				v1alpha1.GroupVersion.WithKind("Peer"))},
 		},
 		Spec: v1alpha1.NodeCacheSpec{Pins: want},
 	})

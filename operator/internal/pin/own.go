@@ -20,8 +20,8 @@ import (
 
 // +kubebuilder:rbac:groups=shoal.dev,resources=artifactpins,verbs=create;patch
 
-// OwnReconciler keeps the pin of Shoal's own images. The operator makes it, and not the chart, because an installation must not
-// wait for it: nodes may pull these images with credentials that pins do not have.
+// OwnReconciler keeps the pin of Shoal's own images. The operator makes it, and not the chart, because an installation
+// must not wait for it: nodes may pull these images with credentials that pins do not have.
 type OwnReconciler struct {
 	Client client.Client
 	// Pin is what to keep, owners included.

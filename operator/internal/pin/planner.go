@@ -33,11 +33,11 @@ const (
 	rest = 4
 	// tick is how often a plan is made without an event: schedules open and shut, pins expire, repair delays end.
 	tick = 15 * time.Second
-	// statusPace spaces the status writes that one plan calls for, so that a change that touches every pin, such as a node that
-	// joins, does not keep assignments waiting. What changes again in between is written once.
+	// statusPace spaces the status writes that one plan calls for, so that a change that touches every pin, such as a
+	// node that joins, does not keep assignments waiting. What changes again in between is written once.
 	statusPace = 10 * time.Millisecond
-	// firstPlan is how long the first plan waits for peers to be judged: else a swarm that forms would move its copies with
-	// each peer that is admitted.
+	// firstPlan is how long the first plan waits for peers to be judged: else a swarm that forms would move its copies
+	// with each peer that is admitted.
 	firstPlan = time.Minute
 )
 
@@ -89,11 +89,12 @@ func (r *Planner) SetupWithManager(mgr ctrl.Manager) error {
 func pinInputChanged(e event.UpdateEvent) bool {
 	a, b := e.ObjectOld.(*v1alpha1.ArtifactPin), e.ObjectNew.(*v1alpha1.ArtifactPin)
 	return a.Generation != b.Generation || !a.DeletionTimestamp.Equal(b.DeletionTimestamp) ||
-		!reflect.DeepEqual(a.Status.Artifacts, b.Status.Artifacts) || !slices.Equal(a.Status.PullSecrets, b.Status.PullSecrets)
+		!reflect.DeepEqual(a.Status.Artifacts, b.Status.Artifacts) ||
+		!slices.Equal(a.Status.PullSecrets, b.Status.PullSecrets)
 }
 
-// cacheInputChanged passes updates of a NodeCache that a plan may follow from, and not heartbeats and counters, which are most of
-// them: that an agent has fallen silent, or has not, the next tick sees.
+// cacheInputChanged passes updates of a NodeCache that a plan may follow from, and not heartbeats and counters, which
+// are most of them: that an agent has fallen silent, or has not, the next tick sees.
 func cacheInputChanged(e event.UpdateEvent) bool {
 	a, b := e.ObjectOld.(*v1alpha1.NodeCache), e.ObjectNew.(*v1alpha1.NodeCache)
 	return a.Generation != b.Generation || !equality.Semantic.DeepEqual(a.Status.Pins, b.Status.Pins) ||
@@ -154,9 +155,10 @@ func sameAssignment(a, b v1alpha1.PinAssignment) bool {
 	return a.UID == b.UID && a.Revision == b.Revision
 }
 
-// input gathers what the plan is made from, and counts the peers that no one has judged yet. The objects are the cache's own
-// and are only read.
-func (r *Planner) input(ctx context.Context) (in plan.Input, cacheOf map[string]*v1alpha1.NodeCache, unjudged int, err error) {
+// input gathers what the plan is made from, and counts the peers that no one has judged yet. The objects are the
+// cache's own and are only read.
+func (r *Planner) input(ctx context.Context) (in plan.Input, cacheOf map[string]*v1alpha1.NodeCache, unjudged int,
+	err error) {
 	in = plan.Input{Now: r.Clock.Now(), ZoneKey: corev1.LabelTopologyZone}
 	var swarms v1alpha1.SwarmList
 	var nodes corev1.NodeList

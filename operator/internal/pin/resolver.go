@@ -53,7 +53,8 @@ const (
 )
 
 // resolverFields are those of ArtifactPin.status that the resolver writes; StatusReconciler writes the others.
-var resolverFields = []string{"summary", "artifacts", "lastResolved", "lastAttempt", "failedAttempts", "resolvedGeneration", "pullSecrets", "conditions"}
+var resolverFields = []string{"summary", "artifacts", "lastResolved", "lastAttempt", "failedAttempts",
+	"resolvedGeneration", "pullSecrets", "conditions"}
 
 // ArtifactResolver asks registries. It is *resolve.Resolver, but for tests.
 type ArtifactResolver interface {
@@ -96,7 +97,8 @@ func (r *Resolver) SetupWithManager(mgr ctrl.Manager) error {
 		return fmt.Errorf("resolver: %w", err)
 	}
 	c, err := ctrl.NewControllerManagedBy(mgr).Named("resolver").
-		For(&v1alpha1.ArtifactPin{}, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, expiryChanged()))).
+		For(&v1alpha1.ArtifactPin{}, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{},
+			expiryChanged()))).
 		WithOptions(controller.Options{MaxConcurrentReconciles: resolveWorkers}).
 		Build(r)
 	if err != nil {
@@ -120,13 +122,15 @@ func isExpired(p *v1alpha1.ArtifactPin) bool {
 func (r *Resolver) pods(c cache.Cache) source.Source {
 	return source.Kind[client.Object](c, &corev1.Pod{}, debounce.Each(func(o client.Object) []reconcile.Request {
 		var pins v1alpha1.ArtifactPinList
-		if err := r.Client.List(context.Background(), &pins, client.InNamespace(o.GetNamespace()), client.UnsafeDisableDeepCopy); err != nil {
+		if err := r.Client.List(context.Background(), &pins, client.InNamespace(o.GetNamespace()),
+			client.UnsafeDisableDeepCopy); err != nil {
 			return nil // reads the cache, which has started: it fails only when the process ends
 		}
 		var requests []reconcile.Request
 		for i := range pins.Items {
 			if pins.Items[i].Spec.Workloads != nil {
-				requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&pins.Items[i])})
+				requests = append(requests,
+					reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&pins.Items[i])})
 			}
 		}
 		return requests
@@ -150,7 +154,8 @@ func (r *Resolver) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result
 		return ctrl.Result{RequeueAfter: wait}, nil
 	}
 	before := p.DeepCopy()
-	outcome := outcome{resolved: p.Status.Artifacts, secrets: p.Status.PullSecrets, failures: []*resolve.Error{malformed}}
+	outcome := outcome{resolved: p.Status.Artifacts, secrets: p.Status.PullSecrets,
+		failures: []*resolve.Error{malformed}}
 	if malformed == nil {
 		outcome = r.resolveAll(ctx, &p, artifacts)
 	}
@@ -165,8 +170,10 @@ func (r *Resolver) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result
 	return ctrl.Result{RequeueAfter: due(&p, artifacts, r.Clock.Now())}, nil
 }
 
-// named lists what the pin names: its artifacts, or the images of its pods. malformed says what in the spec keeps it from that.
-func (r *Resolver) named(ctx context.Context, p *v1alpha1.ArtifactPin) (artifacts []v1alpha1.Artifact, malformed *resolve.Error, err error) {
+// named lists what the pin names: its artifacts, or the images of its pods. malformed says what in the spec keeps it
+// from that.
+func (r *Resolver) named(ctx context.Context,
+	p *v1alpha1.ArtifactPin) (artifacts []v1alpha1.Artifact, malformed *resolve.Error, err error) {
 	if p.Spec.Workloads == nil {
 		return p.Spec.Artifacts, nil, nil
 	}
@@ -175,10 +182,12 @@ func (r *Resolver) named(ctx context.Context, p *v1alpha1.ArtifactPin) (artifact
 	}
 	selector, err := metav1.LabelSelectorAsSelector(orEverything(p.Spec.Workloads.Selector))
 	if err != nil {
-		return nil, &resolve.Error{Reason: v1alpha1.ReasonInvalidSpec, Err: fmt.Errorf("workloads.selector: %w", err)}, nil
+		return nil, &resolve.Error{Reason: v1alpha1.ReasonInvalidSpec, Err: fmt.Errorf("workloads.selector: %w", err)},
+			nil
 	}
 	var pods corev1.PodList
-	if err := r.Client.List(ctx, &pods, client.InNamespace(p.Namespace), client.MatchingLabelsSelector{Selector: selector}); err != nil {
+	if err := r.Client.List(ctx, &pods, client.InNamespace(p.Namespace),
+		client.MatchingLabelsSelector{Selector: selector}); err != nil {
 		return nil, nil, fmt.Errorf("list pods of %s: %w", p.Namespace, err)
 	}
 	return imagesOf(pods.Items, p.Spec.Workloads.InitContainers == v1alpha1.Include), nil, nil
@@ -191,14 +200,16 @@ func orEverything(s *metav1.LabelSelector) *metav1.LabelSelector {
 	return s
 }
 
-// imagesOf lists the images of running pods, each once, in order, by the digest that runs where the runtime has told it.
+// imagesOf lists the images of running pods, each once, in order, by the digest that runs where the runtime has told
+// it.
 func imagesOf(pods []corev1.Pod, initContainers bool) []v1alpha1.Artifact {
 	var images []string
 	add := func(containers []corev1.Container, statuses []corev1.ContainerStatus) {
 		for _, c := range containers {
 			image := c.Image
 			for _, s := range statuses {
-				if _, digest, ok := strings.Cut(s.ImageID, "@"); ok && s.Name == c.Name && !strings.Contains(image, "@") {
+				if _, digest, ok := strings.Cut(s.ImageID, "@"); ok && s.Name == c.Name &&
+					!strings.Contains(image, "@") {
 					image += "@" + digest
 				}
 			}
@@ -239,9 +250,10 @@ func due(p *v1alpha1.ArtifactPin, artifacts []v1alpha1.Artifact, now time.Time) 
 }
 
 func sameSources(resolved []v1alpha1.ResolvedArtifact, artifacts []v1alpha1.Artifact) bool {
-	return slices.EqualFunc(resolved, artifacts[:min(len(artifacts), maxResolved)], func(r v1alpha1.ResolvedArtifact, a v1alpha1.Artifact) bool {
-		return r.Source == sourceOf(a)
-	})
+	return slices.EqualFunc(resolved, artifacts[:min(len(artifacts), maxResolved)],
+		func(r v1alpha1.ResolvedArtifact, a v1alpha1.Artifact) bool {
+			return r.Source == sourceOf(a)
+		})
 }
 
 func sourceOf(a v1alpha1.Artifact) string { return a.Image + a.Digest + a.CID }
@@ -280,7 +292,8 @@ func (r *Resolver) resolveAll(ctx context.Context, p *v1alpha1.ArtifactPin, arti
 	}
 	if len(artifacts) > maxResolved {
 		o.failures = append(o.failures, &resolve.Error{Reason: v1alpha1.ReasonTooManyArtifacts,
-			Err: fmt.Errorf("%d images run, and one pin holds %d: split the pin by labels", len(artifacts), maxResolved)})
+			Err: fmt.Errorf("%d images run, and one pin holds %d: split the pin by labels", len(artifacts),
+				maxResolved)})
 		artifacts = artifacts[:maxResolved]
 	}
 
@@ -311,7 +324,8 @@ func (r *Resolver) resolveAll(ctx context.Context, p *v1alpha1.ArtifactPin, arti
 func (o *outcome) add(p *v1alpha1.ArtifactPin, a v1alpha1.Artifact, result v1alpha1.ResolvedArtifact, err error) {
 	before := kept(p, a)
 	if err == nil {
-		if p.Spec.Resolve.Policy == v1alpha1.ResolveOnce && before != nil && p.Status.ResolvedGeneration == p.Generation && before.Digest != result.Digest {
+		if p.Spec.Resolve.Policy == v1alpha1.ResolveOnce && before != nil &&
+			p.Status.ResolvedGeneration == p.Generation && before.Digest != result.Digest {
 			o.moved = append(o.moved, fmt.Sprintf("%s names %s now", a.Image, result.Digest))
 			result = *before
 		}
@@ -355,7 +369,8 @@ func keptOf(p *v1alpha1.ArtifactPin, artifacts []v1alpha1.Artifact) []v1alpha1.R
 }
 
 // credentials reads the pull secrets of the pin and of its service account.
-func (r *Resolver) credentials(ctx context.Context, p *v1alpha1.ArtifactPin) ([]string, pullsecret.Credentials, *resolve.Error) {
+func (r *Resolver) credentials(ctx context.Context,
+	p *v1alpha1.ArtifactPin) ([]string, pullsecret.Credentials, *resolve.Error) {
 	var names []string
 	for _, s := range p.Spec.PullSecrets {
 		names = append(names, s.Name)
@@ -369,7 +384,8 @@ func (r *Resolver) credentials(ctx context.Context, p *v1alpha1.ArtifactPin) ([]
 		var sa corev1.ServiceAccount
 		err := r.Live.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: account}, &sa)
 		if err != nil {
-			return names, nil, missing(err, v1alpha1.ReasonServiceAccountNotFound, "service account", p.Namespace, account)
+			return names, nil, missing(err, v1alpha1.ReasonServiceAccountNotFound, "service account", p.Namespace,
+				account)
 		}
 		for _, s := range sa.ImagePullSecrets {
 			if !slices.Contains(names, s.Name) {
@@ -399,9 +415,11 @@ func (r *Resolver) credentials(ctx context.Context, p *v1alpha1.ArtifactPin) ([]
 
 func missing(err error, reason, what, namespace, name string) *resolve.Error {
 	if apierrors.IsNotFound(err) {
-		return &resolve.Error{Reason: reason, Err: fmt.Errorf("%s %s/%s does not exist: make it, or take it off the pin", what, namespace, name)}
+		return &resolve.Error{Reason: reason,
+			Err: fmt.Errorf("%s %s/%s does not exist: make it, or take it off the pin", what, namespace, name)}
 	}
-	return &resolve.Error{Reason: v1alpha1.ReasonResolving, Err: fmt.Errorf("read %s %s/%s: %w", what, namespace, name, err)}
+	return &resolve.Error{Reason: v1alpha1.ReasonResolving,
+		Err: fmt.Errorf("read %s %s/%s: %w", what, namespace, name, err)}
 }
 
 // nodePlatforms are the platforms of the cluster's nodes.
@@ -442,7 +460,9 @@ func conclude(p *v1alpha1.ArtifactPin, o outcome, artifacts []v1alpha1.Artifact,
 		s.FailedAttempts = min(s.FailedAttempts+1, 1000)
 	}
 	resolved, upToDate := conditions(o, artifacts, complete)
-	s.Conditions = slices.DeleteFunc(s.Conditions, func(c metav1.Condition) bool { return slices.Contains(statusConditions, c.Type) })
+	s.Conditions = slices.DeleteFunc(s.Conditions, func(c metav1.Condition) bool {
+		return slices.Contains(statusConditions, c.Type)
+	})
 	for _, c := range []metav1.Condition{resolved, upToDate} {
 		c.ObservedGeneration = p.Generation
 		condition.Set(&s.Conditions, c, now)
@@ -451,9 +471,11 @@ func conclude(p *v1alpha1.ArtifactPin, o outcome, artifacts []v1alpha1.Artifact,
 
 // conditions are Resolved and UpToDate.
 func conditions(o outcome, artifacts []v1alpha1.Artifact, complete bool) (resolved, upToDate metav1.Condition) {
-	resolved = metav1.Condition{Type: v1alpha1.ConditionResolved, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonResolved,
+	resolved = metav1.Condition{Type: v1alpha1.ConditionResolved, Status: metav1.ConditionTrue,
+		Reason:  v1alpha1.ReasonResolved,
 		Message: fmt.Sprintf("%d artifacts have a digest or CID", len(o.resolved))}
-	upToDate = metav1.Condition{Type: v1alpha1.ConditionUpToDate, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonCurrent,
+	upToDate = metav1.Condition{Type: v1alpha1.ConditionUpToDate, Status: metav1.ConditionTrue,
+		Reason:  v1alpha1.ReasonCurrent,
 		Message: "upstream names the digests that are kept"}
 	messages := make([]string, 0, len(o.failures))
 	for _, f := range o.failures {
@@ -505,7 +527,8 @@ func summary(artifacts []v1alpha1.Artifact) string {
 func (r *Resolver) report(before, after *v1alpha1.ArtifactPin) {
 	r.attempts.WithLabelValues(resolution(after).Reason).Inc()
 	for _, kind := range []string{v1alpha1.ConditionResolved, v1alpha1.ConditionUpToDate} {
-		b, a := apimeta.FindStatusCondition(before.Status.Conditions, kind), apimeta.FindStatusCondition(after.Status.Conditions, kind)
+		b, a := apimeta.FindStatusCondition(before.Status.Conditions,
+			kind), apimeta.FindStatusCondition(after.Status.Conditions, kind)
 		if b != nil && b.Reason == a.Reason || b == nil && a.Status == metav1.ConditionTrue {
 			continue
 		}
@@ -520,9 +543,12 @@ func (r *Resolver) report(before, after *v1alpha1.ArtifactPin) {
 	}
 	for i := range after.Status.Artifacts {
 		a := &after.Status.Artifacts[i]
-		b := slices.IndexFunc(before.Status.Artifacts, func(x v1alpha1.ResolvedArtifact) bool { return x.Source == a.Source })
+		b := slices.IndexFunc(before.Status.Artifacts, func(x v1alpha1.ResolvedArtifact) bool {
+			return x.Source == a.Source
+		})
 		if b >= 0 && before.Status.Artifacts[b].Digest != a.Digest {
-			r.Recorder.Eventf(after, nil, corev1.EventTypeNormal, "TagFollowed", "Resolve", "%s: from %s to %s", a.Source, before.Status.Artifacts[b].Digest, a.Digest)
+			r.Recorder.Eventf(after, nil, corev1.EventTypeNormal, "TagFollowed", "Resolve", "%s: from %s to %s",
+				a.Source, before.Status.Artifacts[b].Digest, a.Digest)
 		}
 	}
 }

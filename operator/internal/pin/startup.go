@@ -51,10 +51,12 @@ func (r *StartupReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 	}
 	if waived := made.Waived[req.Name]; len(waived) > 0 {
 		r.Recorder.Eventf(&node, nil, corev1.EventTypeWarning, "PinsNotReady", "LiftTaint",
-			"lifted taint %s, though %d pins are not ready, %s among them: they were waited for long enough", v1alpha1.StartupTaint, len(waived), waived[0])
+			"lifted taint %s, though %d pins are not ready, %s among them: they were waited for long enough",
+			v1alpha1.StartupTaint, len(waived), waived[0])
 		return ctrl.Result{}, nil
 	}
-	r.Recorder.Eventf(&node, nil, corev1.EventTypeNormal, "PinsReady", "LiftTaint", "lifted taint %s: every pin that was waited for is ready", v1alpha1.StartupTaint)
+	r.Recorder.Eventf(&node, nil, corev1.EventTypeNormal, "PinsReady", "LiftTaint",
+		"lifted taint %s: every pin that was waited for is ready", v1alpha1.StartupTaint)
 	return ctrl.Result{}, nil
 }
 

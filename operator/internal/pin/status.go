@@ -90,8 +90,8 @@ func (r *StatusReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctr
 	return ctrl.Result{}, nil
 }
 
-// letGo takes off a pin the finalizer that operators before this one set. Copies are purged by what a node's entry says, whether
-// the pin is still there or not.
+// letGo takes off a pin the finalizer that operators before this one set. Copies are purged by what a node's entry
+// says, whether the pin is still there or not.
 func (r *StatusReconciler) letGo(ctx context.Context, p *v1alpha1.ArtifactPin) error {
 	patch := client.MergeFromWithOptions(p.DeepCopy(), client.MergeFromWithOptimisticLock{})
 	if !controllerutil.RemoveFinalizer(p, v1alpha1.PurgeFinalizer) {
@@ -106,8 +106,10 @@ func (r *StatusReconciler) letGo(ctx context.Context, p *v1alpha1.ArtifactPin) e
 // own is the part of a status that this controller writes.
 func own(s v1alpha1.ArtifactPinStatus) v1alpha1.ArtifactPinStatus {
 	return v1alpha1.ArtifactPinStatus{
-		ObservedGeneration: s.ObservedGeneration, Eligible: s.Eligible, Desired: s.Desired, Ready: s.Ready, Pending: s.Pending,
-		Failed: s.Failed, Domains: s.Domains, BytesHeld: s.BytesHeld, BytesWanted: s.BytesWanted, LastUsed: s.LastUsed, Failures: s.Failures,
+		ObservedGeneration: s.ObservedGeneration, Eligible: s.Eligible, Desired: s.Desired, Ready: s.Ready,
+		Pending: s.Pending,
+		Failed:  s.Failed, Domains: s.Domains, BytesHeld: s.BytesHeld, BytesWanted: s.BytesWanted, LastUsed: s.LastUsed,
+		Failures: s.Failures,
 		Conditions: slices.DeleteFunc(slices.Clone(s.Conditions), func(c metav1.Condition) bool {
 			return !slices.Contains(statusConditions, c.Type)
 		}),
@@ -121,7 +123,8 @@ func describe(p *v1alpha1.ArtifactPin, s *plan.Summary, now time.Time) v1alpha1.
 	status.ObservedGeneration = p.Generation
 	status.Eligible, status.Desired, status.Ready, status.Pending, status.Failed = s.Eligible, s.Desired, s.Ready, s.Pending, s.Failed
 	status.Domains, status.LastUsed, status.Failures = s.Domains, s.LastUsed, s.Failures
-	status.BytesHeld, status.BytesWanted = resource.NewQuantity(s.BytesHeld, resource.BinarySI), resource.NewQuantity(s.BytesWanted, resource.BinarySI)
+	status.BytesHeld, status.BytesWanted = resource.NewQuantity(s.BytesHeld,
+		resource.BinarySI), resource.NewQuantity(s.BytesWanted, resource.BinarySI)
 	for _, c := range []metav1.Condition{readiness(p, s), degradation(p, s), expiry(s)} {
 		c.ObservedGeneration = p.Generation
 		condition.Set(&status.Conditions, c, now)
@@ -139,15 +142,18 @@ var rules = []rule{purging, hasExpired, isInvalid, isSuspended, isUnresolved, ha
 func readiness(p *v1alpha1.ArtifactPin, s *plan.Summary) metav1.Condition {
 	for _, r := range rules {
 		if reason, message, holds := r(p, s); holds {
-			return metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: reason, Message: message}
+			return metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: reason,
+				Message: message}
 		}
 	}
-	return metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonAllReady,
+	return metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue,
+		Reason:  v1alpha1.ReasonAllReady,
 		Message: fmt.Sprintf("all %d copies are whole", s.Ready)}
 }
 
 func purging(p *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
-	return v1alpha1.ReasonPurging, fmt.Sprintf("%d nodes have still to remove their copy", s.Holding), !p.DeletionTimestamp.IsZero()
+	return v1alpha1.ReasonPurging, fmt.Sprintf("%d nodes have still to remove their copy", s.Holding),
+		!p.DeletionTimestamp.IsZero()
 }
 
 func hasExpired(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
@@ -176,7 +182,8 @@ func isUnresolved(p *v1alpha1.ArtifactPin, _ *plan.Summary) (string, string, boo
 }
 
 func hasNoNodes(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
-	return v1alpha1.ReasonNoEligibleNodes, "no node with an admitted peer matches nodeSelector and tolerations", s.Eligible == 0
+	return v1alpha1.ReasonNoEligibleNodes, "no node with an admitted peer matches nodeSelector and tolerations",
+		s.Eligible == 0
 }
 
 func isTooLarge(p *v1alpha1.ArtifactPin, _ *plan.Summary) (string, string, bool) {
@@ -192,11 +199,13 @@ func hasFailed(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) 
 		return "", "", false
 	}
 	f := s.Failures[0]
-	return v1alpha1.ReasonFetchFailed, fmt.Sprintf("%d of %d copies fail, on node %s: %s: %s", s.Failed, s.Desired, f.NodeName, f.Reason, f.Message), true
+	return v1alpha1.ReasonFetchFailed, fmt.Sprintf("%d of %d copies fail, on node %s: %s: %s", s.Failed, s.Desired,
+		f.NodeName, f.Reason, f.Message), true
 }
 
 func waitsForWindow(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
-	return v1alpha1.ReasonWaitingForSchedule, fmt.Sprintf("%d copies wait for the next window of spec.schedule", s.Pending), s.WindowShut
+	return v1alpha1.ReasonWaitingForSchedule, fmt.Sprintf("%d copies wait for the next window of spec.schedule",
+		s.Pending), s.WindowShut
 }
 
 func isFetching(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
@@ -208,22 +217,26 @@ func isFetching(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool)
 }
 
 func lacksCapacity(p *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
-	return v1alpha1.ReasonInsufficientCapacity, fmt.Sprintf("one copy has %s bytes, more than pins of higher priority leave of the cache of %d of %d eligible nodes",
-		resource.NewQuantity(plan.Size(p), resource.BinarySI), s.TooSmall, s.Eligible), s.TooSmall > 0 && s.Pending > 0
+	return v1alpha1.ReasonInsufficientCapacity,
+		fmt.Sprintf("one copy has %s bytes, more than pins of higher priority leave of the cache of %d of %d eligible nodes",
+			resource.NewQuantity(plan.Size(p), resource.BinarySI), s.TooSmall, s.Eligible), s.TooSmall > 0 && s.Pending > 0
 }
 
 func exceedsPinLimit(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
-	return v1alpha1.ReasonPinLimit, fmt.Sprintf("%d of %d eligible nodes keep as many pins as one node can: %d, of %d KiB together",
-		s.Full, s.Eligible, v1alpha1.MaxPinsPerNode, v1alpha1.MaxPinBytesPerNode>>10), s.Full > 0 && s.Pending > 0
+	return v1alpha1.ReasonPinLimit,
+		fmt.Sprintf("%d of %d eligible nodes keep as many pins as one node can: %d, of %d KiB together",
+			s.Full, s.Eligible, v1alpha1.MaxPinsPerNode, v1alpha1.MaxPinBytesPerNode>>10), s.Full > 0 && s.Pending > 0
 }
 
 func awaitsNodes(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
-	return v1alpha1.ReasonNodesDown, fmt.Sprintf("%d of %d copies are whole; %d eligible nodes are not Ready, or their agents are silent",
-		s.Ready, s.Desired, s.Down), s.Down > 0 && s.Pending > 0
+	return v1alpha1.ReasonNodesDown,
+		fmt.Sprintf("%d of %d copies are whole; %d eligible nodes are not Ready, or their agents are silent",
+			s.Ready, s.Desired, s.Down), s.Down > 0 && s.Pending > 0
 }
 
 func hasTooFewNodes(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
-	return v1alpha1.ReasonTooFewNodes, fmt.Sprintf("%d copies are wanted, and only %d nodes are eligible", s.Desired, s.Eligible), s.Ready < s.Desired
+	return v1alpha1.ReasonTooFewNodes, fmt.Sprintf("%d copies are wanted, and only %d nodes are eligible", s.Desired,
+		s.Eligible), s.Ready < s.Desired
 }
 
 func degradation(p *v1alpha1.ArtifactPin, s *plan.Summary) metav1.Condition {
@@ -242,9 +255,11 @@ func degradation(p *v1alpha1.ArtifactPin, s *plan.Summary) metav1.Condition {
 	case s.Expired:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, v1alpha1.ReasonExpired, "no copies are wanted any more"
 	case s.Whole < minimum:
-		c.Reason, c.Message = v1alpha1.ReasonTooFewCopies, fmt.Sprintf("%d copies are whole, the minimum is %d", s.Whole, minimum)
+		c.Reason, c.Message = v1alpha1.ReasonTooFewCopies, fmt.Sprintf("%d copies are whole, the minimum is %d",
+			s.Whole, minimum)
 	case s.WholeDomains < domains:
-		c.Reason, c.Message = v1alpha1.ReasonTooFewDomains, fmt.Sprintf("copies in %d domains of %s, the minimum is %d", s.WholeDomains, p.Spec.Spread.TopologyKey, domains)
+		c.Reason, c.Message = v1alpha1.ReasonTooFewDomains, fmt.Sprintf("copies in %d domains of %s, the minimum is %d",
+			s.WholeDomains, p.Spec.Spread.TopologyKey, domains)
 	default:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, v1alpha1.ReasonEnoughCopies, fmt.Sprintf("%d copies are whole, the minimum is %d", s.Whole, minimum)
 	}
@@ -253,9 +268,11 @@ func degradation(p *v1alpha1.ArtifactPin, s *plan.Summary) metav1.Condition {
 
 func expiry(s *plan.Summary) metav1.Condition {
 	if s.Expired {
-		return metav1.Condition{Type: v1alpha1.ConditionExpired, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonExpired, Message: "spec.expiry has passed"}
+		return metav1.Condition{Type: v1alpha1.ConditionExpired, Status: metav1.ConditionTrue,
+			Reason: v1alpha1.ReasonExpired, Message: "spec.expiry has passed"}
 	}
-	return metav1.Condition{Type: v1alpha1.ConditionExpired, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonNotExpired, Message: "spec.expiry has not passed"}
+	return metav1.Condition{Type: v1alpha1.ConditionExpired, Status: metav1.ConditionFalse,
+		Reason: v1alpha1.ReasonNotExpired, Message: "spec.expiry has not passed"}
 }
 
 // report makes an event for each condition whose status or reason has changed.
@@ -271,7 +288,8 @@ func (r *StatusReconciler) report(p *v1alpha1.ArtifactPin, before []metav1.Condi
 			if r := apimeta.FindStatusCondition(before, v1alpha1.ConditionResolved); r != nil && r.Reason == c.Reason {
 				continue // the resolver made the event
 			}
-			if c.Reason != v1alpha1.ReasonAllReady && c.Reason != v1alpha1.ReasonFetching && c.Reason != v1alpha1.ReasonResolving {
+			if c.Reason != v1alpha1.ReasonAllReady && c.Reason != v1alpha1.ReasonFetching &&
+				c.Reason != v1alpha1.ReasonResolving {
 				kind = corev1.EventTypeWarning
 			}
 		case v1alpha1.ConditionDegraded:

@@ -1,8 +1,8 @@
 // Package placement chooses which nodes keep a copy: rendezvous hashing within each domain, and the domains in turn.
 //
-// Rendezvous hashing (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998) gives each pair of
-// key and node a score, and takes the nodes of highest score. So a node that leaves moves only the copies that
-// it held, one that joins takes only the copies that are now its own, and every computation comes to the same choice
+// Rendezvous hashing (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998) gives each pair
+// of key and node a score, and takes the nodes of highest score. So a node that leaves moves only the copies that it
+// held, one that joins takes only the copies that are now its own, and every computation comes to the same choice
 // without anything being stored.
 package placement
 
@@ -66,9 +66,9 @@ func NewFleet(candidates []Candidate) *Fleet {
 	return f
 }
 
-// Pick chooses up to n of the candidates for a key and returns their indexes in order of preference. The domains, in an order
-// of the key's own, take turns; in its turn a domain gives the candidate of its highest score that accept takes. So the
-// numbers of any two domains differ by one at most, unless one of them has no more to give. accept is asked at
+// Pick chooses up to n of the candidates for a key and returns their indexes in order of preference. The domains, in an
+// order of the key's own, take turns; in its turn a domain gives the candidate of its highest score that accept takes.
+// So the numbers of any two domains differ by one at most, unless one of them has no more to give. accept is asked at
 // most once about each candidate.
 func (f *Fleet) Pick(key string, n int, accept func(i int) bool) []int {
 	k := Hash(key)
@@ -94,8 +94,8 @@ func (f *Fleet) Pick(key string, n int, accept func(i int) bool) []int {
 	return chosen
 }
 
-// turn is a domain's place in one Pick. Few of many are taken, so the members are not sorted: each turn looks for the best of
-// those behind the last.
+// turn is a domain's place in one Pick. Few of many are taken, so the members are not sorted: each turn looks for the
+// best of those behind the last.
 type turn struct {
 	key, score uint64
 	members    []member

@@ -59,7 +59,8 @@ func TestPickGivesSoManyDistinctNodesInBalancedDomains(t *testing.T) {
 		}
 		for a := range has {
 			for b := range has {
-				require.False(t, took[a] > took[b]+1 && took[b] < has[b], "%s has %d while %s has %d of %d", a, took[a], b, took[b], has[b])
+				require.False(t, took[a] > took[b]+1 && took[b] < has[b], "%s has %d while %s has %d of %d", a, took[a],
+					b, took[b], has[b])
 			}
 		}
 	})
@@ -105,8 +106,8 @@ func TestKeysSpreadOverNodes(t *testing.T) {
 			load[name]++
 		}
 	}
-	// Each of three zones takes 10,000 copies; a zone of 33 nodes gives each 303, within five standard deviations of 17,
-	// and the zones are not of quite the same size.
+	// Each of three zones takes 10,000 copies; a zone of 33 nodes gives each 303, within five standard deviations of
+	// 17, and the zones are not of quite the same size.
 	for name, n := range load {
 		require.InDelta(t, 300, n, 130, name)
 	}
@@ -120,7 +121,9 @@ func TestAcceptSkipsWithinTheDomain(t *testing.T) {
 	}
 	for _, refused := range f.names {
 		var domains []string
-		for _, i := range placement.NewFleet(f.candidates).Pick("key", 2, func(i int) bool { return f.names[i] != refused }) {
+		for _, i := range placement.NewFleet(f.candidates).Pick("key", 2, func(i int) bool {
+			return f.names[i] != refused
+		}) {
 			require.NotEqual(t, refused, f.names[i])
 			domains = append(domains, f.candidates[i].Domain)
 		}

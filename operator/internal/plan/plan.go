@@ -1,5 +1,5 @@
-// Package plan computes, from everything the operator knows, what each node is to keep and how each pin fares. It is a pure
-// function: no clock, no client, nothing remembered. Whatever happened before, a crash included, the next plan
+// Package plan computes, from everything the operator knows, what each node is to keep and how each pin fares. It is a
+// pure function: no clock, no client, nothing remembered. Whatever happened before, a crash included, the next plan
 // follows from what the API server holds.
 //
 // The rules, in order:
@@ -52,8 +52,8 @@ type Node struct {
 	Member bool
 	// DownSince is when the node stopped being Ready or its agent fell silent; zero while it is up.
 	DownSince time.Time
-	// Unheard: its agent has yet to be heard since the operator began, and its last report is old. It is taken to be up, and what it
-	// reported is not relied on.
+	// Unheard: its agent has yet to be heard since the operator began, and its last report is old. It is taken to be
+	// up, and what it reported is not relied on.
 	Unheard bool
 	// Joined is when node and peer were both there.
 	Joined time.Time
@@ -93,17 +93,18 @@ type Summary struct {
 	PullSecrets []string
 
 	Eligible, Desired, Ready, Pending, Failed, Domains int32
-	// Chosen is the number of nodes that are to have a copy now: Desired, but for those that are TooSmall, Full or Down.
+	// Chosen is the number of nodes that are to have a copy now: Desired, but for those that are TooSmall, Full or
+	// Down.
 	Chosen int32
-	// Whole is Ready and the nodes that hold an earlier revision whole while the present one is on its way, WholeDomains
-	// the domains of these.
+	// Whole is Ready and the nodes that hold an earlier revision whole while the present one is on its way,
+	// WholeDomains the domains of these.
 	Whole, WholeDomains    int32
 	BytesHeld, BytesWanted int64
 	LastUsed               *metav1.Time
 	// Failures of nodes, the first MaxFailures by name.
 	Failures []v1alpha1.NodeFailure
-	// TooSmall is the number of eligible nodes without capacity for a copy, Full of those with as many pins as a node keeps,
-	// Down of those that are down for longer than the repair delay.
+	// TooSmall is the number of eligible nodes without capacity for a copy, Full of those with as many pins as a node
+	// keeps, Down of those that are down for longer than the repair delay.
 	TooSmall, Full, Down int32
 	// Holding is the number of nodes that are up and have an entry, whatever its action.
 	Holding int32
@@ -145,8 +146,8 @@ func Compute(in Input) *Plan {
 	return c.plan
 }
 
-// fit leaves out what is new, the last first, of more entries than a NodeCache holds. That happens while copies that are to go
-// wait for their successors, or to be purged; were it all handed out, the API server would refuse it all.
+// fit leaves out what is new, the last first, of more entries than a NodeCache holds. That happens while copies that
+// are to go wait for their successors, or to be purged; were it all handed out, the API server would refuse it all.
 func fit(entries, assigned []v1alpha1.PinAssignment) []v1alpha1.PinAssignment {
 	for k := len(entries) - 1; k >= 0 && len(entries) > v1alpha1.MaxPinsPerNode; k-- {
 		if !slices.ContainsFunc(assigned, func(a v1alpha1.PinAssignment) bool { return a.UID == entries[k].UID }) {
@@ -191,7 +192,8 @@ func (h holding) holdsEarlier(revision string) bool {
 	return p != nil && (p.HeldRevision != "" || p.Revision != revision && p.State == v1alpha1.PinReady)
 }
 
-// whole tells whether the node has reported what it was last assigned as whole, or still holds what it was assigned before.
+// whole tells whether the node has reported what it was last assigned as whole, or still holds what it was assigned
+// before.
 func (h holding) whole() bool {
 	return h.state(h.assigned.Revision) == v1alpha1.PinReady || h.holdsEarlier(h.assigned.Revision)
 }
@@ -201,8 +203,8 @@ type room struct {
 	pins   int   // entries of its NodeCache
 	object int   // bytes of these
 	bytes  int64 // of its cache
-	// roots are the sizes of artifacts that count already, by digest: pins share what they have in common. Nil where the
-	// cache's capacity is not known.
+	// roots are the sizes of artifacts that count already, by digest: pins share what they have in common. Nil where
+	// the cache's capacity is not known.
 	roots map[string]int64
 }
 
@@ -264,10 +266,12 @@ func newComputation(in Input) *computation {
 func (c *computation) place(p *v1alpha1.ArtifactPin) *Summary {
 	held := c.holdings[string(p.UID)]
 	s := &Summary{
-		Generation: p.Generation, Artifacts: p.Status.Artifacts, PullSecrets: p.Status.PullSecrets, LastUsed: p.Status.LastUsed,
+		Generation: p.Generation, Artifacts: p.Status.Artifacts, PullSecrets: p.Status.PullSecrets,
+		LastUsed: p.Status.LastUsed,
 	}
 	for _, h := range held {
-		if h.progress != nil && h.progress.LastUsed != nil && (s.LastUsed == nil || s.LastUsed.Before(h.progress.LastUsed)) {
+		if h.progress != nil && h.progress.LastUsed != nil &&
+			(s.LastUsed == nil || s.LastUsed.Before(h.progress.LastUsed)) {
 			s.LastUsed = h.progress.LastUsed
 		}
 	}
@@ -309,7 +313,8 @@ func (c *computation) place(p *v1alpha1.ArtifactPin) *Summary {
 }
 
 // assign picks nodes for a pin that is to be kept, and hands out its entry.
-func (c *computation) assign(p *v1alpha1.ArtifactPin, s *Summary, candidates eligibility, held map[int]holding, open bool) {
+func (c *computation) assign(p *v1alpha1.ArtifactPin, s *Summary, candidates eligibility, held map[int]holding,
+	open bool) {
 	entry := Entry(p)
 	s.Desired = replicas(p.Spec.Replicas, int(s.Eligible))
 	picked := c.pick(p, s, candidates, held, c.weight(&entry))
@@ -391,7 +396,8 @@ func (c *computation) gate(p *v1alpha1.ArtifactPin, nodes []int, ready func(i in
 }
 
 // pick chooses the nodes that are to have a copy.
-func (c *computation) pick(p *v1alpha1.ArtifactPin, s *Summary, candidates eligibility, held map[int]holding, weight int) []int {
+func (c *computation) pick(p *v1alpha1.ArtifactPin, s *Summary, candidates eligibility, held map[int]holding,
+	weight int) []int {
 	key := c.in.ZoneKey
 	if p.Spec.Spread != nil {
 		key = p.Spec.Spread.TopologyKey
@@ -414,7 +420,9 @@ func (c *computation) pick(p *v1alpha1.ArtifactPin, s *Summary, candidates eligi
 	if s.Desired >= s.Eligible {
 		return slices.DeleteFunc(slices.Clone(candidates.nodes), func(i int) bool { return !accept(i) })
 	}
-	chosen := c.fleet(p, candidates.nodes, key).Pick(string(p.UID), int(s.Desired), func(k int) bool { return accept(candidates.nodes[k]) })
+	chosen := c.fleet(p, candidates.nodes, key).Pick(string(p.UID), int(s.Desired), func(k int) bool {
+		return accept(candidates.nodes[k])
+	})
 	for k, e := range chosen {
 		chosen[k] = candidates.nodes[e]
 	}
@@ -443,7 +451,9 @@ func (c *computation) count(p *v1alpha1.ArtifactPin, s *Summary, picked []int, h
 		key = p.Spec.Spread.TopologyKey
 	}
 	size, domains, wholeDomains := Size(p), map[string]bool{}, map[string]bool{}
-	byName := slices.SortedFunc(slices.Values(picked), func(a, b int) int { return cmp.Compare(c.in.Nodes[a].Name, c.in.Nodes[b].Name) })
+	byName := slices.SortedFunc(slices.Values(picked), func(a, b int) int {
+		return cmp.Compare(c.in.Nodes[a].Name, c.in.Nodes[b].Name)
+	})
 	for _, i := range byName {
 		node, h := &c.in.Nodes[i], held[i]
 		if h.assigned != nil && !h.kept() {
@@ -470,7 +480,8 @@ func (c *computation) count(p *v1alpha1.ArtifactPin, s *Summary, picked []int, h
 		case v1alpha1.PinFailed:
 			s.Failed++
 			if len(s.Failures) < MaxFailures {
-				s.Failures = append(s.Failures, v1alpha1.NodeFailure{NodeName: node.Name, Reason: h.progress.Reason, Message: h.progress.Message})
+				s.Failures = append(s.Failures, v1alpha1.NodeFailure{NodeName: node.Name, Reason: h.progress.Reason,
+					Message: h.progress.Message})
 			}
 		default:
 		}
@@ -609,8 +620,8 @@ var passing = map[string]bool{
 	corev1.TaintNodeNotReady: true, corev1.TaintNodeUnreachable: true, v1alpha1.StartupTaint: true,
 }
 
-// closing are taints by which Kubernetes closes a node for a while, and in spite of which a DaemonSet's pods stay: were copies to
-// move, each round of maintenance would move them all twice.
+// closing are taints by which Kubernetes closes a node for a while, and in spite of which a DaemonSet's pods stay: were
+// copies to move, each round of maintenance would move them all twice.
 var closing = map[string]bool{
 	corev1.TaintNodeUnschedulable: true, corev1.TaintNodeMemoryPressure: true, corev1.TaintNodeDiskPressure: true,
 	corev1.TaintNodePIDPressure: true, corev1.TaintNodeNetworkUnavailable: true,
@@ -631,10 +642,12 @@ func tolerated(taints []corev1.Taint, tolerations []corev1.Toleration) (keeps, t
 	return keeps, takes
 }
 
-// tolerates is the rule of Kubernetes for one toleration and one taint. The API server refuses a pod whose toleration has no key
-// and another operator than Exists, and the rule relies on it; a pin's toleration it takes, so the rule stands here.
+// tolerates is the rule of Kubernetes for one toleration and one taint. The API server refuses a pod whose toleration
+// has no key and another operator than Exists, and the rule relies on it; a pin's toleration it takes, so the rule
+// stands here.
 func tolerates(tol corev1.Toleration, t *corev1.Taint) bool {
-	return (tol.Key != "" || tol.Operator == corev1.TolerationOpExists) && tol.ToleratesTaint(klog.Background(), t, true)
+	return (tol.Key != "" || tol.Operator == corev1.TolerationOpExists) &&
+		tol.ToleratesTaint(klog.Background(), t, true)
 }
 
 // replicas turns spec.replicas into a number, of n eligible nodes.
@@ -699,7 +712,8 @@ func windowOpen(s *v1alpha1.Schedule, now time.Time) (bool, error) {
 func Entry(p *v1alpha1.ArtifactPin) v1alpha1.PinAssignment {
 	e := v1alpha1.PinAssignment{
 		UID: string(p.UID), Namespace: p.Namespace, Name: p.Name, Action: v1alpha1.ActionKeep,
-		Platforms: p.Spec.Platforms, Target: p.Spec.Target, PullSecrets: p.Status.PullSecrets, Priority: p.Spec.Priority,
+		Platforms: p.Spec.Platforms, Target: p.Spec.Target, PullSecrets: p.Status.PullSecrets,
+		Priority:  p.Spec.Priority,
 		Bandwidth: p.Spec.Bandwidth, SizeLimit: p.Spec.SizeLimit, TimeLimit: p.Spec.TimeLimit,
 	}
 	if p.Spec.Backoff != (v1alpha1.Backoff{}) {

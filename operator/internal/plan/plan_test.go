@@ -30,13 +30,15 @@ func newModel(nodes int) *model {
 	m := &model{plan.Input{Now: now, ZoneKey: "zone"}}
 	for i := range nodes {
 		m.Nodes = append(m.Nodes, plan.Node{
-			Name: fmt.Sprint("node-", i), Labels: map[string]string{"zone": fmt.Sprint("z", i%3)}, Member: true, Joined: now, Capacity: 1000})
+			Name: fmt.Sprint("node-", i), Labels: map[string]string{"zone": fmt.Sprint("z",
+				i%3)}, Member: true, Joined: now, Capacity: 1000})
 	}
 	return m
 }
 
 func (m *model) pin(uid string, replicas any, change func(*v1alpha1.ArtifactPin)) *v1alpha1.ArtifactPin {
-	p := &v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{Namespace: "team", Name: uid, UID: types.UID(uid), CreationTimestamp: metav1.NewTime(now)}}
+	p := &v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{Namespace: "team", Name: uid, UID: types.UID(uid),
+		CreationTimestamp: metav1.NewTime(now)}}
 	switch r := replicas.(type) {
 	case int:
 		p.Spec.Replicas = intstr.FromInt(r)
@@ -67,7 +69,8 @@ func (m *model) report(state v1alpha1.PinState, reason string) {
 		if n := &m.Nodes[i]; n.DownSince.IsZero() {
 			n.Progress = nil
 			for _, a := range n.Assigned {
-				p := v1alpha1.PinProgress{UID: a.UID, Revision: a.Revision, State: state, Reason: reason, BytesHeld: 10, BytesWanted: 10}
+				p := v1alpha1.PinProgress{UID: a.UID, Revision: a.Revision, State: state, Reason: reason, BytesHeld: 10,
+					BytesWanted: 10}
 				if a.Action == v1alpha1.ActionPurge {
 					p.State = v1alpha1.PinPurged
 				}
@@ -118,32 +121,55 @@ func TestReplicas(t *testing.T) {
 		"only selected nodes": {replicas: "All", want: 3, desired: 3, change: func(_ *model, p *v1alpha1.ArtifactPin) {
 			p.Spec.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"zone": "z1"}}
 		}},
-		"not on a node with a taint": {replicas: "All", want: 8, desired: 8, change: func(m *model, _ *v1alpha1.ArtifactPin) {
-			m.Nodes[0].Taints = []corev1.Taint{{Key: "gpu", Effect: "NoSchedule"}}
-		}},
-		"but if it is tolerated": {replicas: "All", want: 9, desired: 9, change: func(m *model, p *v1alpha1.ArtifactPin) {
-			m.Nodes[0].Taints = []corev1.Taint{{Key: "gpu", Effect: "NoSchedule"}}
-			p.Spec.Tolerations = []corev1.Toleration{{Key: "gpu", Operator: "Exists"}}
-		}},
-		"one that is cordoned is given nothing": {replicas: "All", want: 8, desired: 8, change: func(m *model, _ *v1alpha1.ArtifactPin) {
-			m.Nodes[0].Taints = []corev1.Taint{{Key: corev1.TaintNodeUnschedulable, Effect: "NoSchedule"}}
-		}},
-		"a node that starts is no loss": {replicas: "All", want: 9, desired: 9, change: func(m *model, _ *v1alpha1.ArtifactPin) {
-			m.Nodes[0].Taints = []corev1.Taint{{Key: v1alpha1.StartupTaint, Effect: "NoSchedule"}}
-		}},
-		"not on one that is no member": {replicas: "All", want: 8, desired: 8, change: func(m *model, _ *v1alpha1.ArtifactPin) { m.Nodes[0].Member = false }},
-		"not on one that is too small": {replicas: "All", want: 8, desired: 9, change: func(m *model, _ *v1alpha1.ArtifactPin) { m.Nodes[0].Capacity = 9 }},
-		"none while unresolved":        {replicas: "All", want: 0, desired: 9, change: func(_ *model, p *v1alpha1.ArtifactPin) { p.Status.Artifacts = nil }},
-		"none above the size limit":    {replicas: "All", want: 0, desired: 9, change: func(_ *model, p *v1alpha1.ArtifactPin) { q := resource.MustParse("9"); p.Spec.SizeLimit = &q }},
-		"none when suspended at first": {replicas: "All", want: 0, desired: 9, change: func(_ *model, p *v1alpha1.ArtifactPin) { p.Spec.Suspend = true }},
+		"not on a node with a taint": {replicas: "All", want: 8, desired: 8,
+			change: func(m *model, _ *v1alpha1.ArtifactPin) {
+				m.Nodes[0].Taints = []corev1.Taint{{Key: "gpu", Effect: "NoSchedule"}}
+			}},
+		"but if it is tolerated": {replicas: "All", want: 9, desired: 9,
+			change: func(m *model, p *v1alpha1.ArtifactPin) {
+				m.Nodes[0].Taints = []corev1.Taint{{Key: "gpu", Effect: "NoSchedule"}}
+				p.Spec.Tolerations = []corev1.Toleration{{Key: "gpu", Operator: "Exists"}}
+			}},
+		"one that is cordoned is given nothing": {replicas: "All", want: 8, desired: 8,
+			change: func(m *model, _ *v1alpha1.ArtifactPin) {
+				m.Nodes[0].Taints = []corev1.Taint{{Key: corev1.TaintNodeUnschedulable, Effect: "NoSchedule"}}
+			}},
+		"a node that starts is no loss": {replicas: "All", want: 9, desired: 9,
+			change: func(m *model, _ *v1alpha1.ArtifactPin) {
+				m.Nodes[0].Taints = []corev1.Taint{{Key: v1alpha1.StartupTaint, Effect: "NoSchedule"}}
+			}},
+		"not on one that is no member": {replicas: "All", want: 8, desired: 8,
+			change: func(m *model, _ *v1alpha1.ArtifactPin) {
+				m.Nodes[0].Member = false
+			}},
+		"not on one that is too small": {replicas: "All", want: 8, desired: 9,
+			change: func(m *model, _ *v1alpha1.ArtifactPin) {
+				m.Nodes[0].Capacity = 9
+			}},
+		"none while unresolved": {replicas: "All", want: 0, desired: 9,
+			change: func(_ *model, p *v1alpha1.ArtifactPin) {
+				p.Status.Artifacts = nil
+			}},
+		"none above the size limit": {replicas: "All", want: 0, desired: 9,
+			change: func(_ *model, p *v1alpha1.ArtifactPin) {
+				q := resource.MustParse("9")
+				p.Spec.SizeLimit = &q
+			}},
+		"none when suspended at first": {replicas: "All", want: 0, desired: 9,
+			change: func(_ *model, p *v1alpha1.ArtifactPin) {
+				p.Spec.Suspend = true
+			}},
 		"none when expired": {replicas: "All", want: 0, desired: 0, change: func(_ *model, p *v1alpha1.ArtifactPin) {
 			p.Spec.Expiry = &v1alpha1.Expiry{Until: &metav1.Time{Time: now}}
 		}},
-		"none outside of the window": {replicas: "All", want: 0, desired: 9, change: func(_ *model, p *v1alpha1.ArtifactPin) {
-			p.Spec.Schedule = &v1alpha1.Schedule{Cron: "0 2 * * *", TimeZone: "UTC", Window: metav1.Duration{Duration: time.Hour}}
-		}},
+		"none outside of the window": {replicas: "All", want: 0, desired: 9,
+			change: func(_ *model, p *v1alpha1.ArtifactPin) {
+				p.Spec.Schedule = &v1alpha1.Schedule{Cron: "0 2 * * *", TimeZone: "UTC",
+					Window: metav1.Duration{Duration: time.Hour}}
+			}},
 		"all within it": {replicas: "All", want: 9, desired: 9, change: func(_ *model, p *v1alpha1.ArtifactPin) {
-			p.Spec.Schedule = &v1alpha1.Schedule{Cron: "30 13 * * *", TimeZone: "Europe/Berlin", Window: metav1.Duration{Duration: time.Hour}}
+			p.Spec.Schedule = &v1alpha1.Schedule{Cron: "30 13 * * *", TimeZone: "Europe/Berlin",
+				Window: metav1.Duration{Duration: time.Hour}}
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -258,7 +284,8 @@ func TestANodeThatIsClosedForAWhileKeepsWhatItHas(t *testing.T) {
 			made := m.settle()
 			require.Equal(t, few, m.on("few"))
 			require.Equal(t, all, m.on("all"))
-			require.Equal(t, []int32{9, 9, 9}, []int32{made.Pins["all"].Eligible, made.Pins["all"].Desired, made.Pins["all"].Ready})
+			require.Equal(t, []int32{9, 9, 9}, []int32{made.Pins["all"].Eligible, made.Pins["all"].Desired,
+				made.Pins["all"].Ready})
 		})
 	}
 
@@ -267,7 +294,8 @@ func TestANodeThatIsClosedForAWhileKeepsWhatItHas(t *testing.T) {
 	m.pin("few", 3, nil)
 	m.settle()
 	before := m.on("few")
-	m.node(before[0]).Taints = []corev1.Taint{{Key: "ToBeDeletedByClusterAutoscaler", Effect: corev1.TaintEffectNoSchedule}}
+	m.node(before[0]).Taints = []corev1.Taint{{Key: "ToBeDeletedByClusterAutoscaler",
+		Effect: corev1.TaintEffectNoSchedule}}
 	m.hand()
 	require.Len(t, m.on("few"), 4, "its successor comes first")
 	m.settle()
@@ -281,7 +309,8 @@ func TestACopyIsReleasedOnlyWhenItsSuccessorIsReady(t *testing.T) {
 	p := m.pin("a", 1, nil)
 	m.settle()
 	holder := m.on("a")[0]
-	p.Spec.NodeSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "zone", Operator: "NotIn", Values: []string{m.node(holder).Labels["zone"]}}}}
+	p.Spec.NodeSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "zone",
+		Operator: "NotIn", Values: []string{m.node(holder).Labels["zone"]}}}}
 	m.hand()
 	require.Contains(t, m.on("a"), holder)
 	require.Len(t, m.on("a"), 2)
@@ -299,7 +328,8 @@ func TestWhatIsHeldOfAnEarlierRevisionIsWhole(t *testing.T) {
 	p.Status.Artifacts[0].Digest = "sha256:moved"
 	m.hand()
 	s := m.hand().Pins["a"]
-	require.Equal(t, []int32{0, 3, 3}, []int32{s.Ready, s.Whole, s.WholeDomains}, "agents have said nothing about the new revision yet")
+	require.Equal(t, []int32{0, 3, 3}, []int32{s.Ready, s.Whole, s.WholeDomains},
+		"agents have said nothing about the new revision yet")
 
 	held := map[string]string{}
 	for i := range m.Nodes {
@@ -404,7 +434,8 @@ func TestANodesPinsFitItsObjectHoweverLargeTheyAre(t *testing.T) {
 		m.pin(fmt.Sprintf("p%03d", i), 1, func(p *v1alpha1.ArtifactPin) {
 			for j := range 30 {
 				p.Status.Artifacts = append(p.Status.Artifacts, v1alpha1.ResolvedArtifact{
-					Source: "s", Repository: "registry.example/app", Digest: fmt.Sprintf("sha256:%064x", j), Referrers: referrers(j)})
+					Source: "s", Repository: "registry.example/app", Digest: fmt.Sprintf("sha256:%064x",
+						j), Referrers: referrers(j)})
 			}
 		})
 	}
@@ -499,8 +530,8 @@ func TestGates(t *testing.T) {
 	require.Contains(t, m.hand().Gates, "node-1", "what may take longer is waited for longer")
 }
 
-// TestNoCopyIsLost drives the model by random events. Once a node has had a copy whole, some node always has one, of whatever
-// revision, and is told to keep it; and in the end there are as many as the pin asks for.
+// TestNoCopyIsLost drives the model by random events. Once a node has had a copy whole, some node always has one, of
+// whatever revision, and is told to keep it; and in the end there are as many as the pin asks for.
 func TestNoCopyIsLost(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -517,7 +548,8 @@ func TestNoCopyIsLost(t *testing.T) {
 			"suspend":  func(t *rapid.T) { p.Spec.Suspend = rapid.Bool().Draw(t, "suspend") },
 			"down": func(t *rapid.T) {
 				n := &m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")]
-				n.DownSince = rapid.SampledFrom([]time.Time{{}, now.Add(-time.Minute), now.Add(-time.Hour)}).Draw(t, "since")
+				n.DownSince = rapid.SampledFrom([]time.Time{{}, now.Add(-time.Minute), now.Add(-time.Hour)}).Draw(t,
+					"since")
 			},
 			"a new operator": func(t *rapid.T) { // takes whom it has yet to hear for up
 				n := &m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")]
@@ -525,19 +557,23 @@ func TestNoCopyIsLost(t *testing.T) {
 					n.DownSince = time.Time{}
 				}
 			},
-			"label":    func(t *rapid.T) { m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")].Labels["zone"] = "z9" },
+			"label": func(t *rapid.T) {
+				m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")].Labels["zone"] = "z9"
+			},
 			"hand out": func(*rapid.T) { m.hand() },
 			"one node is ready": func(t *rapid.T) {
 				n := &m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")]
 				if len(n.Assigned) > 0 && n.DownSince.IsZero() {
-					n.Progress = []v1alpha1.PinProgress{{UID: "a", Revision: n.Assigned[0].Revision, State: v1alpha1.PinReady}}
+					n.Progress = []v1alpha1.PinProgress{{UID: "a", Revision: n.Assigned[0].Revision,
+						State: v1alpha1.PinReady}}
 					whole[n.Name] = true
 				}
 			},
 			"one node has begun": func(t *rapid.T) {
 				n := &m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")]
 				if len(n.Assigned) > 0 && n.DownSince.IsZero() {
-					progress := v1alpha1.PinProgress{UID: "a", Revision: n.Assigned[0].Revision, State: v1alpha1.PinFetching}
+					progress := v1alpha1.PinProgress{UID: "a", Revision: n.Assigned[0].Revision,
+						State: v1alpha1.PinFetching}
 					if whole[n.Name] {
 						progress.HeldRevision = "earlier"
 					}

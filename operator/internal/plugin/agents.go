@@ -37,7 +37,8 @@ type agentView[T any] struct {
 }
 
 // askAll asks every agent the same, many at a time, and gives their answers in the order of the nodes' names.
-func askAll[T any](ctx context.Context, p *plugin, pods []corev1.Pod, ask func(context.Context, *view.Client) (T, error)) []agentView[T] {
+func askAll[T any](ctx context.Context, p *plugin, pods []corev1.Pod,
+	ask func(context.Context, *view.Client) (T, error)) []agentView[T] {
 	out := make([]agentView[T], len(pods))
 	slots := make(chan struct{}, atOnce)
 	var asking sync.WaitGroup
@@ -65,7 +66,8 @@ func askAll[T any](ctx context.Context, p *plugin, pods []corev1.Pod, ask func(c
 // running are the pods of agents that run, or of one node alone.
 func running(pods []corev1.Pod, node string) []corev1.Pod {
 	return slices.DeleteFunc(slices.Clone(pods), func(p corev1.Pod) bool {
-		return p.Status.Phase != corev1.PodRunning || p.DeletionTimestamp != nil || node != "" && p.Spec.NodeName != node
+		return p.Status.Phase != corev1.PodRunning || p.DeletionTimestamp != nil || node != "" &&
+			p.Spec.NodeName != node
 	})
 }
 
@@ -89,7 +91,8 @@ func (f *forwarded) open(ctx context.Context, pod *corev1.Pod, port string) (*vi
 	failed := make(chan error, 1)
 	var once sync.Once
 	end := func() { once.Do(func() { close(stop) }) }
-	forward, err := portforward.New(spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, target),
+	forward, err := portforward.New(spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost,
+		target),
 		[]string{fmt.Sprintf("0:%d", number)}, stop, ready, io.Discard, io.Discard)
 	if err != nil {
 		return nil, nil, fmt.Errorf("reach the agent on %s: %w", pod.Spec.NodeName, err)
@@ -149,7 +152,8 @@ func askHealth(ctx context.Context, c *view.Client) (shown, error) {
 	if s.Peers, err = view.Get[[]view.Peer](ctx, c, view.PeersPath, nil); err != nil {
 		return s, err
 	}
-	if s.Registries, err = view.Get[[]view.Registry](ctx, c, view.RegistriesPath, nil); errors.Is(err, view.ErrNotShown) {
+	if s.Registries, err = view.Get[[]view.Registry](ctx, c, view.RegistriesPath, nil); errors.Is(err,
+		view.ErrNotShown) {
 		err = nil
 	}
 	return s, err

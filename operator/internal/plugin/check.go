@@ -30,7 +30,8 @@ type checked struct {
 func (p *plugin) checkCommand() *cobra.Command {
 	var pre bool
 	cmd := &cobra.Command{
-		Use: "check", Short: "Look for all that keeps the cache from working, and say how to mend it", Args: cobra.NoArgs,
+		Use: "check", Short: "Look for all that keeps the cache from working, and say how to mend it",
+		Args: cobra.NoArgs,
 		Long: `check asks the API server and every agent, and prints a line for each thing that is amiss, with its mend and a link. It exits
 with 1 where pulls suffer. With --pre it looks at what an installation needs before there is one.`,
 		Example: "  kubectl shoal check\n  kubectl shoal check --pre\n  kubectl shoal check -o json | jq '.findings[] | select(.grave)'",
@@ -119,7 +120,8 @@ func (p *plugin) checkBefore(ctx context.Context) (checked, error) {
 	minor, _ := strconv.Atoi(strings.TrimRight(version.Minor, "+"))
 	r.Looked = append(r.Looked, "API server: Kubernetes "+version.GitVersion)
 	if minor < minVersion {
-		d.before(true, "KubernetesTooOld", "", fmt.Sprintf("this is Kubernetes %s, and the chart needs 1.%d", version.GitVersion, minVersion), "upgrade the cluster")
+		d.before(true, "KubernetesTooOld", "", fmt.Sprintf("this is Kubernetes %s, and the chart needs 1.%d",
+			version.GitVersion, minVersion), "upgrade the cluster")
 	}
 	if err := p.rights(ctx, d, &r); err != nil {
 		return r, err
@@ -139,11 +141,13 @@ func (p *plugin) checkBefore(ctx context.Context) (checked, error) {
 	var ns corev1.Namespace
 	switch err := p.api.Get(ctx, types.NamespacedName{Name: namespace}, &ns); {
 	case apierrors.IsNotFound(err):
-		d.before(false, "NamespaceMissing", "", fmt.Sprintf("there is no namespace %s yet", namespace), "kubectl create namespace "+namespace)
+		d.before(false, "NamespaceMissing", "", fmt.Sprintf("there is no namespace %s yet", namespace),
+			"kubectl create namespace "+namespace)
 	case err != nil:
 		return r, err
 	case ns.Labels["pod-security.kubernetes.io/enforce"] != "privileged":
-		d.before(false, "NamespaceNotPrivileged", "", "where pod security is enforced by default, agents are refused: they use the node's network and folders",
+		d.before(false, "NamespaceNotPrivileged", "",
+			"where pod security is enforced by default, agents are refused: they use the node's network and folders",
 			"kubectl label namespace "+namespace+" pod-security.kubernetes.io/enforce=privileged")
 	}
 	r.Findings = d.found
@@ -171,7 +175,8 @@ func (p *plugin) rights(ctx context.Context, d *diagnosis, r *checked) error {
 		}
 		asked++
 		if !review.Status.Allowed {
-			d.before(true, "NotAllowed", "", fmt.Sprintf("you may not create %s", a.Resource), "install as somebody who may, such as cluster-admin")
+			d.before(true, "NotAllowed", "", fmt.Sprintf("you may not create %s", a.Resource),
+				"install as somebody who may, such as cluster-admin")
 		}
 	}
 	r.Looked = append(r.Looked, fmt.Sprintf("Rights: %d that helm install needs", asked))
@@ -187,22 +192,27 @@ func (d *diagnosis) nodeBefore(n *corev1.Node) {
 	number, _ := strconv.Atoi(minor)
 	switch {
 	case info.OperatingSystem != "" && info.OperatingSystem != "linux":
-		d.before(false, "NotLinux", n.Name, "agents run on Linux only; pods of this node pull as without a cache", "nothing is to be done")
+		d.before(false, "NotLinux", n.Name, "agents run on Linux only; pods of this node pull as without a cache",
+			"nothing is to be done")
 	case runtime == "docker":
-		d.before(true, "DockerRuntime", n.Name, "Docker's daemon mirrors Docker Hub only", "move the node to containerd")
+		d.before(true, "DockerRuntime", n.Name, "Docker's daemon mirrors Docker Hub only",
+			"move the node to containerd")
 	case runtime == "cri-o":
-		d.before(false, "CRIO", n.Name, "CRI-O reads mirrors when it is reloaded, and has none for all registries", "--set runtime.flavour=crio, and name mirror.registries")
+		d.before(false, "CRIO", n.Name, "CRI-O reads mirrors when it is reloaded, and has none for all registries",
+			"--set runtime.flavour=crio, and name mirror.registries")
 	case runtime == "containerd" && major == "2" && number >= 2:
 		d.before(false, "ConfigPathList", n.Name,
 			fmt.Sprintf("containerd %s takes its own default config_path, a list, for the name of one folder, and reads no mirrors", release),
 			"set config_path = \"/etc/containerd/certs.d\" in its config.toml, or --set mirror.fixConfigPath=true")
 	case runtime == "containerd":
-		d.before(false, "ConfigPathUnset", n.Name, fmt.Sprintf("containerd %s reads mirrors only where its config.toml has a config_path, which the API does not tell", release),
+		d.before(false, "ConfigPathUnset", n.Name,
+			fmt.Sprintf("containerd %s reads mirrors only where its config.toml has a config_path, which the API does not tell", release),
 			"see that it is set; kubectl shoal check names the nodes where it is not, once the chart is installed")
 	}
 	for _, cond := range n.Status.Conditions {
 		if cond.Type == corev1.NodeDiskPressure && cond.Status == corev1.ConditionTrue {
-			d.before(false, reasonDiskFull, n.Name, "the node is under disk pressure: "+cond.Message, "make room, or set agent.store.capacity")
+			d.before(false, reasonDiskFull, n.Name, "the node is under disk pressure: "+cond.Message,
+				"make room, or set agent.store.capacity")
 		}
 	}
 }
@@ -246,9 +256,10 @@ func (p *plugin) top(ctx context.Context) ([]topRow, error) {
 		return nil, err
 	}
 	var rows []topRow
-	for _, a := range askAll(ctx, p, running(c.Agents, ""), func(ctx context.Context, c *view.Client) ([]view.Fetch, error) {
-		return view.Get[[]view.Fetch](ctx, c, view.FetchesPath, nil)
-	}) {
+	for _, a := range askAll(ctx, p, running(c.Agents, ""),
+		func(ctx context.Context, c *view.Client) ([]view.Fetch, error) {
+			return view.Get[[]view.Fetch](ctx, c, view.FetchesPath, nil)
+		}) {
 		row := topRow{Node: a.Node, Fetches: a.Value}
 		if a.Err != nil {
 			row.Problem = a.Err.Error()
@@ -259,7 +270,8 @@ func (p *plugin) top(ctx context.Context) ([]topRow, error) {
 }
 
 func writeTop(w io.Writer, all []topRow) error {
-	rows := [][]string{{"NODE", "BLOB", "REPOSITORY", "ARRIVED", "SIZE", "FROM PEERS", "FROM REGISTRY", "FOR", "READERS"}}
+	rows := [][]string{{"NODE", "BLOB", "REPOSITORY", "ARRIVED", "SIZE", "FROM PEERS", "FROM REGISTRY", "FOR",
+		"READERS"}}
 	quiet := 0
 	for _, n := range all {
 		if n.Problem != "" {
@@ -268,7 +280,8 @@ func writeTop(w io.Writer, all []topRow) error {
 			quiet++
 		}
 		for _, f := range n.Fetches {
-			rows = append(rows, []string{n.Node, view.Short(f.Digest), f.Repository, view.Ratio(f.Present, f.Size), view.Bytes(f.Size), view.Bytes(f.FromPeers),
+			rows = append(rows, []string{n.Node, view.Short(f.Digest), f.Repository, view.Ratio(f.Present, f.Size),
+				view.Bytes(f.Size), view.Bytes(f.FromPeers),
 				view.Bytes(f.FromUpstream), view.Duration(time.Since(f.Started)), strconv.Itoa(f.Readers)})
 		}
 	}

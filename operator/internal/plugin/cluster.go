@@ -114,8 +114,8 @@ func sizeOf(q *resource.Quantity) int64 {
 	return q.Value()
 }
 
-// skew is how far a node's clock is from the API server's: between what the agent wrote as the time of its report and when the API
-// server took it down. ok is false where that is not known.
+// skew is how far a node's clock is from the API server's: between what the agent wrote as the time of its report and
+// when the API server took it down. ok is false where that is not known.
 func skew(c *v1alpha1.NodeCache) (d time.Duration, ok bool) {
 	if c.Status.ReportedAt == nil {
 		return 0, false

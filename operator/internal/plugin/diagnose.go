@@ -95,7 +95,8 @@ func (d *diagnosis) add(grave bool, reason, node, format string, args ...any) {
 		mend = strings.ReplaceAll(mend, "NODE", node)
 	}
 	d.found = append(d.found, finding{
-		Reason: reason, Grave: grave, Node: node, Message: fmt.Sprintf(format, args...), Mend: mend, Link: troubleshooting + strings.ToLower(reason),
+		Reason: reason, Grave: grave, Node: node, Message: fmt.Sprintf(format, args...), Mend: mend,
+		Link: troubleshooting + strings.ToLower(reason),
 	})
 }
 
@@ -136,10 +137,13 @@ func diagnose(c *cluster, agents []agentView[shown], now time.Time) []finding {
 func (d *diagnosis) pods(c *cluster) {
 	for _, s := range c.Daemons {
 		if missing := s.Status.DesiredNumberScheduled - s.Status.CurrentNumberScheduled; missing > 0 {
-			d.add(true, reasonAgentMissing, "", "%d of %d nodes have no agent's pod", missing, s.Status.DesiredNumberScheduled)
+			d.add(true, reasonAgentMissing, "", "%d of %d nodes have no agent's pod", missing,
+				s.Status.DesiredNumberScheduled)
 		}
-		if old := s.Status.DesiredNumberScheduled - s.Status.UpdatedNumberScheduled; old > 0 && s.Status.ObservedGeneration > 0 {
-			d.add(false, reasonVersionsDiffer, "", "%d of %d agents are not of the version that the chart says", old, s.Status.DesiredNumberScheduled)
+		if old := s.Status.DesiredNumberScheduled - s.Status.UpdatedNumberScheduled; old > 0 &&
+			s.Status.ObservedGeneration > 0 {
+			d.add(false, reasonVersionsDiffer, "", "%d of %d agents are not of the version that the chart says", old,
+				s.Status.DesiredNumberScheduled)
 		}
 	}
 	for i := range c.Agents {
@@ -154,7 +158,8 @@ func (d *diagnosis) pods(c *cluster) {
 			case s.State.Waiting != nil:
 				why = fmt.Sprintf("%s: %s %s", s.Name, s.State.Waiting.Reason, s.State.Waiting.Message)
 			case s.State.Terminated != nil:
-				why = fmt.Sprintf("%s ended with code %d: %s", s.Name, s.State.Terminated.ExitCode, s.State.Terminated.Reason)
+				why = fmt.Sprintf("%s ended with code %d: %s", s.Name, s.State.Terminated.ExitCode,
+					s.State.Terminated.Reason)
 			default:
 				why = s.Name + " does not pass its readiness probe"
 			}
@@ -204,7 +209,8 @@ func (d *diagnosis) reports(c *cluster, now time.Time) {
 	for i := range c.Caches {
 		n := &c.Caches[i]
 		d.reported(n, now)
-		for _, kind := range []string{v1alpha1.ConditionMirrorConfigured, v1alpha1.ConditionStoreUsable, v1alpha1.ConditionPolicyApplied} {
+		for _, kind := range []string{v1alpha1.ConditionMirrorConfigured, v1alpha1.ConditionStoreUsable,
+			v1alpha1.ConditionPolicyApplied} {
 			cond := apimeta.FindStatusCondition(n.Status.Conditions, kind)
 			if cond != nil && cond.Status == metav1.ConditionFalse {
 				d.add(kind != v1alpha1.ConditionPolicyApplied, cond.Reason, n.Name, "%s", cond.Message)
@@ -233,7 +239,8 @@ func (d *diagnosis) pins(c *cluster) {
 			continue
 		}
 		switch ready.Reason {
-		case v1alpha1.ReasonFetching, v1alpha1.ReasonSuspended, v1alpha1.ReasonWaitingForSchedule, v1alpha1.ReasonExpired, v1alpha1.ReasonResolving:
+		case v1alpha1.ReasonFetching, v1alpha1.ReasonSuspended, v1alpha1.ReasonWaitingForSchedule,
+			v1alpha1.ReasonExpired, v1alpha1.ReasonResolving:
 			continue
 		}
 		d.add(false, reasonPinFails, "", "pin %s/%s: %s: %s", p.Namespace, p.Name, ready.Reason, ready.Message)
@@ -261,7 +268,8 @@ func (d *diagnosis) shown(c *cluster, agents []agentView[shown]) {
 		for _, r := range a.Value.Registries {
 			switch {
 			case r.Problem == "":
-			case strings.Contains(r.Problem, "x509"), strings.Contains(r.Problem, "certificate signed by unknown authority"):
+			case strings.Contains(r.Problem, "x509"),
+				strings.Contains(r.Problem, "certificate signed by unknown authority"):
 				d.add(true, reasonRegistryCA, a.Node, "%s is not trusted from here: %s", r.Host, r.Problem)
 			default:
 				d.add(false, reasonRegistrySilent, a.Node, "%s does not answer from here: %s", r.Host, r.Problem)

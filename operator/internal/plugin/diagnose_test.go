@@ -26,30 +26,37 @@ func sound() (*cluster, []agentView[shown]) {
 	for _, name := range []string{"node1", "node2"} {
 		at := metav1.NewTime(now.Add(-10 * time.Second))
 		id := "12D3KooW" + name
-		c.Peers = append(c.Peers, v1alpha1.Peer{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.PeerSpec{PeerID: id},
+		c.Peers = append(c.Peers, v1alpha1.Peer{ObjectMeta: metav1.ObjectMeta{Name: name},
+			Spec:   v1alpha1.PeerSpec{PeerID: id},
 			Status: v1alpha1.PeerStatus{Admitted: true, AdmittedPeerID: id}})
 		c.Caches = append(c.Caches, v1alpha1.NodeCache{
 			ObjectMeta: metav1.ObjectMeta{Name: name, ManagedFields: []metav1.ManagedFieldsEntry{
 				{Manager: v1alpha1.AgentFieldManager, Subresource: "status", Time: &at}}},
 			Status: v1alpha1.NodeCacheStatus{ReportedAt: &at, Conditions: []metav1.Condition{
-				{Type: v1alpha1.ConditionMirrorConfigured, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonMirrorConfigured},
+				{Type: v1alpha1.ConditionMirrorConfigured, Status: metav1.ConditionTrue,
+					Reason: v1alpha1.ReasonMirrorConfigured},
 				{Type: v1alpha1.ConditionStoreUsable, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonDiskWorks},
 			}},
 		})
 		c.Nodes = append(c.Nodes, corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: corev1.NodeStatus{
 			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}}})
-		c.Agents = append(c.Agents, corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "agent-" + name, Namespace: "shoal-system"},
-			Spec:   corev1.PodSpec{NodeName: name},
-			Status: corev1.PodStatus{Phase: corev1.PodRunning, ContainerStatuses: []corev1.ContainerStatus{{Name: "agent", Ready: true}}}})
-		answers = append(answers, agentView[shown]{Node: name, Value: shown{Peers: []view.Peer{{ID: "other"}}, Registries: []view.Registry{{Host: "docker.io"}}}})
+		c.Agents = append(c.Agents, corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "agent-" + name,
+			Namespace: "shoal-system"},
+			Spec: corev1.PodSpec{NodeName: name},
+			Status: corev1.PodStatus{Phase: corev1.PodRunning,
+				ContainerStatuses: []corev1.ContainerStatus{{Name: "agent", Ready: true}}}})
+		answers = append(answers, agentView[shown]{Node: name,
+			Value: shown{Peers: []view.Peer{{ID: "other"}}, Registries: []view.Registry{{Host: "docker.io"}}}})
 	}
-	c.Daemons = []appsv1.DaemonSet{{Status: appsv1.DaemonSetStatus{DesiredNumberScheduled: 2, CurrentNumberScheduled: 2, UpdatedNumberScheduled: 2}}}
+	c.Daemons = []appsv1.DaemonSet{{Status: appsv1.DaemonSetStatus{DesiredNumberScheduled: 2, CurrentNumberScheduled: 2,
+		UpdatedNumberScheduled: 2}}}
 	return c, answers
 }
 
 func mirrorReason(reason string) func(*cluster, []agentView[shown]) {
 	return func(c *cluster, _ []agentView[shown]) {
-		c.Caches[0].Status.Conditions[0] = metav1.Condition{Type: v1alpha1.ConditionMirrorConfigured, Status: metav1.ConditionFalse, Reason: reason, Message: "what it is"}
+		c.Caches[0].Status.Conditions[0] = metav1.Condition{Type: v1alpha1.ConditionMirrorConfigured,
+			Status: metav1.ConditionFalse, Reason: reason, Message: "what it is"}
 	}
 }
 
@@ -67,7 +74,8 @@ var planted = map[string]struct {
 	}},
 	"a port that is closed": {reasonNoPeers, func(_ *cluster, a []agentView[shown]) { a[0].Value.Peers = nil }},
 	"a peer that is not admitted": {reasonNotAdmitted, func(c *cluster, _ []agentView[shown]) {
-		c.Peers[0].Status = v1alpha1.PeerStatus{Conditions: []metav1.Condition{{Type: v1alpha1.ConditionAdmitted, Status: metav1.ConditionFalse, Reason: "Denied", Message: "no"}}}
+		c.Peers[0].Status = v1alpha1.PeerStatus{Conditions: []metav1.Condition{{Type: v1alpha1.ConditionAdmitted,
+			Status: metav1.ConditionFalse, Reason: "Denied", Message: "no"}}}
 	}},
 	"a clock that is behind": {reasonClockOff, func(c *cluster, _ []agentView[shown]) {
 		c.Caches[0].Status.ReportedAt = &metav1.Time{Time: now.Add(-time.Hour)}
@@ -76,7 +84,8 @@ var planted = map[string]struct {
 		c.Caches[0].Status.ReportedAt = &metav1.Time{Time: now.Add(time.Hour)}
 	}},
 	"a disk that is full": {v1alpha1.ReasonDiskFull, func(c *cluster, _ []agentView[shown]) {
-		c.Caches[0].Status.Conditions[1] = metav1.Condition{Type: v1alpha1.ConditionStoreUsable, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonDiskFull}
+		c.Caches[0].Status.Conditions[1] = metav1.Condition{Type: v1alpha1.ConditionStoreUsable,
+			Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonDiskFull}
 	}},
 	"the same, not reported yet either": {v1alpha1.ReasonDiskFull, func(_ *cluster, a []agentView[shown]) {
 		a[0].Value.Node.Store.Problem = "write /var/lib/shoal: no space left on device"
@@ -95,9 +104,11 @@ var planted = map[string]struct {
 		c.Agents[0].Status.ContainerStatuses[0] = corev1.ContainerStatus{Name: "agent", State: corev1.ContainerState{
 			Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}}}
 	}},
-	"a node without an agent": {reasonAgentMissing, func(c *cluster, _ []agentView[shown]) { c.Daemons[0].Status.CurrentNumberScheduled = 1 }},
-	"no Swarm":                {reasonNoSwarm, func(c *cluster, _ []agentView[shown]) { c.Swarm = nil }},
-	"nothing installed":       {reasonNotInstalled, func(c *cluster, _ []agentView[shown]) { *c = cluster{} }},
+	"a node without an agent": {reasonAgentMissing, func(c *cluster, _ []agentView[shown]) {
+		c.Daemons[0].Status.CurrentNumberScheduled = 1
+	}},
+	"no Swarm":          {reasonNoSwarm, func(c *cluster, _ []agentView[shown]) { c.Swarm = nil }},
+	"nothing installed": {reasonNotInstalled, func(c *cluster, _ []agentView[shown]) { *c = cluster{} }},
 }
 
 func TestDiagnose_NamesEachPlantedFaultAndNothingElse(t *testing.T) {
@@ -125,20 +136,25 @@ func TestDiagnose_EveryReasonHasItsSectionInTheTroubleshootingPage(t *testing.T)
 	page, err := os.ReadFile("../../../charts/shoal/TROUBLESHOOTING.md")
 	require.NoError(t, err)
 	for reason := range mends {
-		require.True(t, slices.ContainsFunc(strings.Split(string(page), "\n"), func(line string) bool { return line == "### "+reason }), "%s", reason)
+		require.True(t, slices.ContainsFunc(strings.Split(string(page), "\n"), func(line string) bool {
+			return line == "### "+reason
+		}), "%s", reason)
 	}
 }
 
 func TestRedact_TakesOutWhatLooksLikeACredential(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{
-		"Authorization: Bearer hunter2hunter2", "authorization=Basic aHVudGVyMg==hunter2", "https://user:hunter2@registry.example/v2/",
-		"https://s3.example/a?X-Amz-Signature=hunter2&x=1", `{"password":"hunter2"}`, "token: hunter2", `"auth": "hunter2"`,
+		"Authorization: Bearer hunter2hunter2", "authorization=Basic aHVudGVyMg==hunter2",
+		"https://user:hunter2@registry.example/v2/",
+		"https://s3.example/a?X-Amz-Signature=hunter2&x=1", `{"password":"hunter2"}`, "token: hunter2",
+		`"auth": "hunter2"`,
 		"GET https://blob.example/x?sv=1&sig=hunter2%3D", "identitytoken=hunter2",
 	} {
 		require.NotContains(t, string(redact([]byte(text))), "hunter2", text)
 	}
-	for _, text := range []string{"pulled image=docker.io/library/redis:7 took=2s", "sha256:0123456789", `{"peerID":"12D3KooW"}`} {
+	for _, text := range []string{"pulled image=docker.io/library/redis:7 took=2s", "sha256:0123456789",
+		`{"peerID":"12D3KooW"}`} {
 		require.Equal(t, text, string(redact([]byte(text))))
 	}
 }

@@ -38,7 +38,8 @@ type pinFlags struct {
 func (p *plugin) pinCommand() *cobra.Command {
 	var f pinFlags
 	cmd := &cobra.Command{
-		Use: "pin IMAGE…", Short: "Keep images on nodes, whatever is evicted and whichever node goes", Args: cobra.MinimumNArgs(1),
+		Use: "pin IMAGE…", Short: "Keep images on nodes, whatever is evicted and whichever node goes",
+		Args:    cobra.MinimumNArgs(1),
 		Example: "  kubectl shoal pin docker.io/library/debian:stable-slim --replicas 3\n  kubectl shoal pin registry.example/team/app:1.2 --pull-secret login --wait",
 		RunE:    func(cmd *cobra.Command, args []string) error { return p.pin(cmd.Context(), args, "pin", f) },
 	}
@@ -49,7 +50,8 @@ func (p *plugin) pinCommand() *cobra.Command {
 func (p *plugin) preheatCommand() *cobra.Command {
 	var f pinFlags
 	cmd := &cobra.Command{
-		Use: "preheat IMAGE…", Short: "Bring images to the nodes before a rollout needs them", Args: cobra.MinimumNArgs(1),
+		Use: "preheat IMAGE…", Short: "Bring images to the nodes before a rollout needs them",
+		Args: cobra.MinimumNArgs(1),
 		Long: `preheat pins images on all nodes for a while, so that a rollout finds them there. The pin ends by itself after --ttl, and the
 images then stay in the cache like any others.`,
 		Example: "  kubectl shoal preheat registry.example/team/app:1.3 --wait\n  kubectl shoal preheat registry.example/team/app:1.3 --node-selector pool=gpu --ttl 2h",
@@ -97,7 +99,8 @@ func (f *pinFlags) spec(images []string) (v1alpha1.ArtifactPinSpec, error) {
 
 var unusable = regexp.MustCompile(`[^a-z0-9-]+`)
 
-// nameOf is a name for a pin of images: the last word of the first, and a hash of all, so that the same images make the same pin.
+// nameOf is a name for a pin of images: the last word of the first, and a hash of all, so that the same images make the
+// same pin.
 func nameOf(prefix string, images []string) string {
 	word := images[0]
 	word = word[strings.LastIndex(word, "/")+1:]
@@ -152,13 +155,16 @@ func (p *plugin) made(ctx context.Context, pin *v1alpha1.ArtifactPin, how string
 	p.say("artifactpin %s/%s %s; waiting for %s at most", pin.Namespace, pin.Name, how, view.Duration(p.timeout))
 	shown := map[string]string{}
 	err = p.until(ctx, func(ctx context.Context) (bool, error) { return p.progress(ctx, pin, shown) })
-	if printed := p.print(pin, func(w io.Writer) error { return writePins(w, []v1alpha1.ArtifactPin{*pin}) }); printed != nil {
+	if printed := p.print(pin, func(w io.Writer) error {
+		return writePins(w, []v1alpha1.ArtifactPin{*pin})
+	}); printed != nil {
 		return printed
 	}
 	return err
 }
 
-// progress shows how far nodes are with a pin, a line for each that has moved on, and reports whether all copies are whole.
+// progress shows how far nodes are with a pin, a line for each that has moved on, and reports whether all copies are
+// whole.
 func (p *plugin) progress(ctx context.Context, pin *v1alpha1.ArtifactPin, shown map[string]string) (bool, error) {
 	if err := p.api.Get(ctx, client.ObjectKeyFromObject(pin), pin); err != nil {
 		return false, err
@@ -172,7 +178,8 @@ func (p *plugin) progress(ctx context.Context, pin *v1alpha1.ArtifactPin, shown 
 			if types.UID(s.UID) != pin.UID {
 				continue
 			}
-			line := fmt.Sprintf("%s %s %s of %s", bar(s.BytesHeld, s.BytesWanted), s.State, view.Bytes(s.BytesHeld), view.Bytes(s.BytesWanted))
+			line := fmt.Sprintf("%s %s %s of %s", bar(s.BytesHeld, s.BytesWanted), s.State, view.Bytes(s.BytesHeld),
+				view.Bytes(s.BytesWanted))
 			if s.Message != "" {
 				line += ": " + s.Message
 			}
@@ -205,7 +212,8 @@ func bar(part, whole int64) string {
 
 func (p *plugin) unpinCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "unpin NAME|IMAGE…", Short: "Let go of pins, by their names or by the images that they keep", Args: cobra.MinimumNArgs(1),
+		Use: "unpin NAME|IMAGE…", Short: "Let go of pins, by their names or by the images that they keep",
+		Args:    cobra.MinimumNArgs(1),
 		Example: "  kubectl shoal unpin docker.io/library/debian:stable-slim\n  kubectl shoal unpin base -n default",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := p.connect(); err != nil {

@@ -1,5 +1,5 @@
-// Package plugin is kubectl shoal. It reads the API server, and the agents' admin addresses by port-forwards of the API server, so
-// that it needs no right but the user's own and no address of an agent is open.
+// Package plugin is kubectl shoal. It reads the API server, and the agents' admin addresses by port-forwards of the API
+// server, so that it needs no right but the user's own and no address of an agent is open.
 //
 //	plugin.go    the command, its output and exit codes
 //	cluster.go   what the API server knows
@@ -137,7 +137,8 @@ Exit codes: 0 all is well; 1 something is wrong, or what was asked for is not th
 	f.StringVar(&p.system, "agents-namespace", "", "`namespace` of Shoal's agents; default: wherever they are")
 	f.DurationVar(&p.timeout, "timeout", 5*time.Minute, "how long --wait waits")
 	f.DurationVar(&p.tolerance, "agent-timeout", 10*time.Second, "how long an agent may take to answer")
-	root.AddCommand(p.statusCommand(), p.checkCommand(), p.topCommand(), p.whereCommand(), p.lsCommand(), p.whyCommand(),
+	root.AddCommand(p.statusCommand(), p.checkCommand(), p.topCommand(), p.whereCommand(), p.lsCommand(),
+		p.whyCommand(),
 		p.pinCommand(), p.unpinCommand(), p.pinsCommand(), p.preheatCommand(), p.reportCommand(), p.testCommand())
 	return root
 }

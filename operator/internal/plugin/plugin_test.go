@@ -68,9 +68,11 @@ func kubectl(t *testing.T, agents agents, args ...string) (code int, out, errOut
 
 func TestHelp_NeedsNoCluster(t *testing.T) {
 	t.Parallel()
-	for _, verb := range []string{"", "status", "check", "top", "where", "ls", "why", "pin", "unpin", "pins", "preheat", "report", "test"} {
+	for _, verb := range []string{"", "status", "check", "top", "where", "ls", "why", "pin", "unpin", "pins", "preheat",
+		"report", "test"} {
 		var out bytes.Buffer
-		code := Run(t.Context(), "test", strings.Fields(verb+" --help"), genericiooptions.IOStreams{In: os.Stdin, Out: &out, ErrOut: &out})
+		code := Run(t.Context(), "test", strings.Fields(verb+" --help"),
+			genericiooptions.IOStreams{In: os.Stdin, Out: &out, ErrOut: &out})
 		require.Equal(t, ExitWell, code, verb)
 		require.Contains(t, out.String(), "kubectl shoal "+verb, "help has an example")
 	}
@@ -122,7 +124,8 @@ func TestVerbs(t *testing.T) {
 		require.NoError(t, operator.Create(ctx, cache))
 		at := metav1.Now()
 		reported := cache.DeepCopy()
-		reported.Status = v1alpha1.NodeCacheStatus{ReportedAt: &at, Counters: v1alpha1.CacheCounters{Hits: 3, Misses: 1}}
+		reported.Status = v1alpha1.NodeCacheStatus{ReportedAt: &at,
+			Counters: v1alpha1.CacheCounters{Hits: 3, Misses: 1}}
 		require.NoError(t, agent.Status().Patch(ctx, reported, client.MergeFrom(cache)))
 		pod := &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Name: "agent-" + node, Namespace: apitest.Namespace, Labels: agentLabels},
@@ -134,10 +137,13 @@ func TestVerbs(t *testing.T) {
 		require.NoError(t, c.Client.Status().Update(ctx, pod))
 		agents[node] = map[string]any{
 			view.NodePath: view.Node{Version: "test"}, view.PeersPath: []view.Peer{{ID: "other"}}, view.RegistriesPath: []view.Registry{},
-			view.FetchesPath: []view.Fetch{{Digest: "sha256:0123456789abcdef", Repository: "docker.io/library/redis", Size: 100, Present: 50, FromPeers: 50}},
-			view.BlobsPath:   []view.Blob{{Digest: "sha256:0123456789abcdef", Size: 100, Source: "store"}},
-			view.ImagePath:   view.Image{Name: "redis:7", Digest: "sha256:aa", Complete: i == 0, Parts: []view.ImagePart{{Digest: "sha256:aa", Size: 100, Held: i == 0}}},
-			view.PullsPath: []view.Pull{{Repository: "docker.io/library/redis", Reference: "7", Started: time.Now(), Took: 3 * time.Second,
+			view.FetchesPath: []view.Fetch{{Digest: "sha256:0123456789abcdef", Repository: "docker.io/library/redis",
+				Size: 100, Present: 50, FromPeers: 50}},
+			view.BlobsPath: []view.Blob{{Digest: "sha256:0123456789abcdef", Size: 100, Source: "store"}},
+			view.ImagePath: view.Image{Name: "redis:7", Digest: "sha256:aa", Complete: i == 0,
+				Parts: []view.ImagePart{{Digest: "sha256:aa", Size: 100, Held: i == 0}}},
+			view.PullsPath: []view.Pull{{Repository: "docker.io/library/redis", Reference: "7", Started: time.Now(),
+				Took:  3 * time.Second,
 				Parts: []view.PullPart{{Kind: "manifest", Resolve: 2 * time.Second, Authorize: 2 * time.Second}}}},
 		}
 	}
@@ -182,7 +188,8 @@ func TestVerbs(t *testing.T) {
 	code, _, errOut = kubectl(t, agents, "pin", "https://Redis")
 	require.Equal(t, ExitFailed, code)
 	require.Contains(t, errOut, "image is not a reference such as")
-	code, _, errOut = kubectl(t, agents, "preheat", "docker.io/library/redis:8", "--wait", "--timeout", "1s", "--name", "warm")
+	code, _, errOut = kubectl(t, agents, "preheat", "docker.io/library/redis:8", "--wait", "--timeout", "1s", "--name",
+		"warm")
 	require.Equal(t, ExitTimedOut, code, "nobody brings it here")
 	require.Contains(t, errOut, "artifactpin default/warm made")
 	var warm v1alpha1.ArtifactPin

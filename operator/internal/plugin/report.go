@@ -20,7 +20,8 @@ import (
 	"github.com/shoal-cache/shoal/api/view"
 )
 
-// secretWords are what is taken out of a report: credentials in URLs, tokens in headers, signatures of storage addresses.
+// secretWords are what is taken out of a report: credentials in URLs, tokens in headers, signatures of storage
+// addresses.
 var secretWords = []*regexp.Regexp{
 	regexp.MustCompile(`(?i)((?:authorization|x-amz-security-token|proxy-authorization)["']?\s*[:=]\s*["']?)(?:bearer |basic )?[^\s"',;]+`),
 	regexp.MustCompile(`(?i)(bearer |basic )[a-z0-9._~+/=-]{8,}`),
@@ -60,7 +61,8 @@ takes out of the rest what looks like a credential. It names your images, nodes 
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(p.Out, "%s: %d files, %s. It names your images, nodes and registries.\n", file, files, view.Bytes(int64(archive.Len())))
+			_, err = fmt.Fprintf(p.Out, "%s: %d files, %s. It names your images, nodes and registries.\n", file, files,
+				view.Bytes(int64(archive.Len())))
 			return err
 		},
 	}
@@ -80,7 +82,8 @@ func (a *archive) add(name string, data []byte) {
 		return
 	}
 	data = redact(data)
-	a.err = a.tar.WriteHeader(&tar.Header{Name: "shoal-report/" + name, Mode: 0o644, Size: int64(len(data)), ModTime: time.Now()})
+	a.err = a.tar.WriteHeader(&tar.Header{Name: "shoal-report/" + name, Mode: 0o644, Size: int64(len(data)),
+		ModTime: time.Now()})
 	if a.err == nil {
 		_, a.err = a.tar.Write(data)
 	}
@@ -120,8 +123,11 @@ func (p *plugin) report(ctx context.Context, w io.Writer) (int, error) {
 		pods[i].ManagedFields = nil
 		a.addYAML("pods/"+pods[i].Spec.NodeName+".yaml", pods[i])
 	}
-	for _, path := range []string{view.NodePath, view.PeersPath, view.FetchesPath, view.PullsPath, view.RegistriesPath, "/readyz", "/metrics"} {
-		for _, answer := range askAll(ctx, p, pods, func(ctx context.Context, c *view.Client) ([]byte, error) { return c.Text(ctx, path, nil) }) {
+	for _, path := range []string{view.NodePath, view.PeersPath, view.FetchesPath, view.PullsPath, view.RegistriesPath,
+		"/readyz", "/metrics"} {
+		for _, answer := range askAll(ctx, p, pods, func(ctx context.Context, c *view.Client) ([]byte, error) {
+			return c.Text(ctx, path, nil)
+		}) {
 			data := answer.Value
 			if answer.Err != nil {
 				data = []byte(answer.Err.Error())

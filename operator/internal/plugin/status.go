@@ -99,7 +99,8 @@ func stateOf(c *cluster, found []finding, now time.Time) state {
 func (p *plugin) statusCommand() *cobra.Command {
 	var wait bool
 	cmd := &cobra.Command{
-		Use: "status", Short: "Say how the cache is: agents, hits, bytes saved, pins, and what is wrong", Args: cobra.NoArgs,
+		Use: "status", Short: "Say how the cache is: agents, hits, bytes saved, pins, and what is wrong",
+		Args:    cobra.NoArgs,
 		Example: "  kubectl shoal status\n  kubectl shoal status --wait --timeout 10m\n  kubectl shoal status -o json | jq .sums.saved",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := p.status(cmd.Context())
@@ -142,10 +143,13 @@ func (p *plugin) writeState(w io.Writer, s state) error {
 	}
 	for _, line := range [][2]string{
 		{"Agents", fmt.Sprintf("%d running, %d ready, %d admitted, in %s", s.Agents, s.Ready, s.Admitted, zones)},
-		{"Hits", fmt.Sprintf("%s of %d requests were answered from the node's own disk", view.Ratio(s.Sums.Hits, s.Sums.Requests), s.Sums.Requests)},
-		{"Saved", fmt.Sprintf("%s need not be read from registries; %s were, %s came from peers", view.Bytes(s.Sums.Saved),
+		{"Hits", fmt.Sprintf("%s of %d requests were answered from the node's own disk",
+			view.Ratio(s.Sums.Hits, s.Sums.Requests), s.Sums.Requests)},
+		{"Saved", fmt.Sprintf("%s need not be read from registries; %s were, %s came from peers",
+			view.Bytes(s.Sums.Saved),
 			view.Bytes(s.Sums.Upstream), view.Bytes(s.Sums.Peers))},
-		{"Disk", fmt.Sprintf("%s of %s used, %s pinned", view.Bytes(s.Sums.Bytes), view.Bytes(s.Sums.Capacity), view.Bytes(s.Sums.Pinned))},
+		{"Disk", fmt.Sprintf("%s of %s used, %s pinned", view.Bytes(s.Sums.Bytes), view.Bytes(s.Sums.Capacity),
+			view.Bytes(s.Sums.Pinned))},
 		{"Pins", fmt.Sprintf("%d/%d ready", s.Whole, s.Pins)},
 	} {
 		if _, err := fmt.Fprintf(w, "%-8s %s\n", line[0]+":", line[1]); err != nil {
@@ -153,13 +157,15 @@ func (p *plugin) writeState(w io.Writer, s state) error {
 		}
 	}
 	for _, what := range s.Hidden {
-		if _, err := fmt.Fprintf(w, "%s you may not list %s, so nothing is said about them\n", p.colour(yellow, "!"), what); err != nil {
+		if _, err := fmt.Fprintf(w, "%s you may not list %s, so nothing is said about them\n", p.colour(yellow, "!"),
+			what); err != nil {
 			return err
 		}
 	}
 	if len(s.Nodes) > 0 && (len(s.Nodes) <= 20 || p.output == "wide") {
 		_, _ = fmt.Fprintln(w)
-		rows := [][]string{{"NODE", "ZONE", "ADMITTED", "MIRROR", "USED", "HITS", "FROM PEERS", "FROM REGISTRY", "SAVED", "REPORTED"}}
+		rows := [][]string{{"NODE", "ZONE", "ADMITTED", "MIRROR", "USED", "HITS", "FROM PEERS", "FROM REGISTRY",
+			"SAVED", "REPORTED"}}
 		if p.output == "wide" {
 			rows[0] = append(rows[0], "CAPACITY", "VERSION")
 		}
@@ -168,7 +174,8 @@ func (p *plugin) writeState(w io.Writer, s state) error {
 			if n.Reported >= 0 {
 				reported = view.Duration(n.Reported) + " ago"
 			}
-			row := []string{n.Name, n.Zone, strconv.FormatBool(n.Admitted), n.Mirror, view.Bytes(n.Used), view.Ratio(n.Hits, n.Requests),
+			row := []string{n.Name, n.Zone, strconv.FormatBool(n.Admitted), n.Mirror, view.Bytes(n.Used),
+				view.Ratio(n.Hits, n.Requests),
 				view.Bytes(n.Peers), view.Bytes(n.Upstream), view.Bytes(n.Saved), reported}
 			if p.output == "wide" {
 				row = append(row, view.Bytes(n.Capacity), n.Version)
@@ -195,7 +202,8 @@ func (p *plugin) writeFindings(w io.Writer, all []finding) error {
 		if f.Node != "" {
 			where = f.Node + ": "
 		}
-		if _, err := fmt.Fprintf(w, "%s %s: %s%s\n    mend: %s\n    more: %s\n", mark, f.Reason, where, strings.TrimSpace(f.Message), f.Mend, f.Link); err != nil {
+		if _, err := fmt.Fprintf(w, "%s %s: %s%s\n    mend: %s\n    more: %s\n", mark, f.Reason, where,
+			strings.TrimSpace(f.Message), f.Mend, f.Link); err != nil {
 			return err
 		}
 	}

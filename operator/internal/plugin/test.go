@@ -24,7 +24,8 @@ import (
 func (p *plugin) testCommand() *cobra.Command {
 	var image string
 	cmd := &cobra.Command{
-		Use: "test --image IMAGE", Short: "Pull an image over every node at once, and show what came from where", Args: cobra.NoArgs,
+		Use: "test --image IMAGE", Short: "Pull an image over every node at once, and show what came from where",
+		Args: cobra.NoArgs,
 		Long: `test pulls an image that anyone may read through the agent of every node at once, as a container runtime would, and throws the
 bytes away. The bytes also travel from the nodes to you. Where no node had the image, the sum of what came from the registry is
 one copy. What was held before shows as neither.`,
@@ -124,12 +125,14 @@ type puller struct {
 
 func (c *puller) get(ctx context.Context, path string) (*http.Response, error) {
 	query := url.Values{"ns": {reference.Domain(c.ref)}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.client.Base+"/v2/"+reference.Path(c.ref)+path+"?"+query.Encode(), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet,
+		c.client.Base+"/v2/"+reference.Path(c.ref)+path+"?"+query.Encode(), nil)
 	if err != nil {
 		return nil, err
 	}
 	req.Header["Accept"] = []string{v1.MediaTypeImageIndex, v1.MediaTypeImageManifest,
-		"application/vnd.docker.distribution.manifest.list.v2+json", "application/vnd.docker.distribution.manifest.v2+json"}
+		"application/vnd.docker.distribution.manifest.list.v2+json",
+		"application/vnd.docker.distribution.manifest.v2+json"}
 	resp, err := c.client.HTTP.Do(req)
 	if err != nil {
 		return nil, err
@@ -168,7 +171,9 @@ func (c *puller) manifest(ctx context.Context, name, system string, pod *corev1.
 		if len(m.Manifests) == 0 {
 			return append([]v1.Descriptor{m.Config}, m.Layers...), nil
 		}
-		i := slices.IndexFunc(m.Manifests, func(d v1.Descriptor) bool { return d.Platform != nil && d.Platform.OS == system })
+		i := slices.IndexFunc(m.Manifests, func(d v1.Descriptor) bool {
+			return d.Platform != nil && d.Platform.OS == system
+		})
 		if i < 0 {
 			return nil, fmt.Errorf("%s has no image for %s (node %s)", c.ref, system, pod.Spec.NodeName)
 		}
@@ -207,7 +212,8 @@ func writeTested(w io.Writer, all []tested) error {
 		if result == "" {
 			result = "right"
 		}
-		rows = append(rows, []string{t.Node, view.Duration(t.Took), view.Bytes(t.Bytes), view.Bytes(t.Peers), view.Bytes(t.Upstream), result})
+		rows = append(rows, []string{t.Node, view.Duration(t.Took), view.Bytes(t.Bytes), view.Bytes(t.Peers),
+			view.Bytes(t.Upstream), result})
 		upstream += t.Upstream
 		largest = max(largest, t.Bytes)
 	}
@@ -218,6 +224,7 @@ func writeTested(w io.Writer, all []tested) error {
 	if largest > 0 {
 		copies = fmt.Sprintf("%.2f", float64(upstream)/float64(largest))
 	}
-	_, err := fmt.Fprintf(w, "The registry sent %s to %d nodes: %s copies. Other pulls of this time are among it.\n", view.Bytes(upstream), len(all), copies)
+	_, err := fmt.Fprintf(w, "The registry sent %s to %d nodes: %s copies. Other pulls of this time are among it.\n",
+		view.Bytes(upstream), len(all), copies)
 	return err
 }

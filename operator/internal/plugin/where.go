@@ -72,7 +72,8 @@ func (p *plugin) where(ctx context.Context, pods []corev1.Pod, name string) []pl
 	for _, a := range askAll(ctx, p, pods, func(ctx context.Context, c *view.Client) (view.Image, error) {
 		return view.Get[view.Image](ctx, c, view.ImagePath, named(name))
 	}) {
-		at := place{Node: a.Node, Complete: a.Value.Complete, Held: a.Value.Held(), Known: len(a.Value.Parts), Digest: a.Value.Digest}
+		at := place{Node: a.Node, Complete: a.Value.Complete, Held: a.Value.Held(), Known: len(a.Value.Parts),
+			Digest: a.Value.Digest}
 		for _, part := range a.Value.Parts {
 			if part.Held {
 				at.Parts++
@@ -100,7 +101,8 @@ func writePlaces(w io.Writer, name string, places []place) error {
 		case p.Parts > 0:
 			holds = "a part"
 		}
-		rows = append(rows, []string{p.Node, holds, view.Bytes(p.Held), fmt.Sprintf("%d/%d", p.Parts, p.Known), p.Digest})
+		rows = append(rows, []string{p.Node, holds, view.Bytes(p.Held), fmt.Sprintf("%d/%d", p.Parts, p.Known),
+			p.Digest})
 	}
 	if _, err := fmt.Fprintf(w, "%d of %d nodes hold all of %s.\n", holders, len(places), name); err != nil {
 		return err
@@ -125,9 +127,10 @@ func (p *plugin) lsCommand() *cobra.Command {
 				return err
 			}
 			by := map[string]*listed{}
-			for _, a := range askAll(cmd.Context(), p, pods, func(ctx context.Context, c *view.Client) ([]view.Blob, error) {
-				return view.Get[[]view.Blob](ctx, c, view.BlobsPath, url.Values{})
-			}) {
+			for _, a := range askAll(cmd.Context(), p, pods,
+				func(ctx context.Context, c *view.Client) ([]view.Blob, error) {
+					return view.Get[[]view.Blob](ctx, c, view.BlobsPath, url.Values{})
+				}) {
 				if a.Err != nil {
 					p.say("%s: %v", a.Node, a.Err)
 				}
@@ -146,7 +149,8 @@ func (p *plugin) lsCommand() *cobra.Command {
 				all = append(all, *l)
 			}
 			slices.SortFunc(all, func(a, b listed) int {
-				return cmp.Or(cmp.Compare(len(b.Nodes), len(a.Nodes)), cmp.Compare(b.Size, a.Size), cmp.Compare(a.Digest, b.Digest))
+				return cmp.Or(cmp.Compare(len(b.Nodes), len(a.Nodes)), cmp.Compare(b.Size, a.Size),
+					cmp.Compare(a.Digest, b.Digest))
 			})
 			return p.print(all, func(w io.Writer) error { return p.writeListed(w, all) })
 		},
@@ -161,7 +165,8 @@ func (p *plugin) writeListed(w io.Writer, all []listed) error {
 		rows[0] = append(rows[0], "ON")
 	}
 	for _, l := range all {
-		row := []string{l.Digest, view.Bytes(l.Size), fmt.Sprint(len(l.Nodes)), map[bool]string{true: "yes", false: "no"}[l.Pinned], l.MediaType}
+		row := []string{l.Digest, view.Bytes(l.Size), fmt.Sprint(len(l.Nodes)),
+			map[bool]string{true: "yes", false: "no"}[l.Pinned], l.MediaType}
 		if p.output == "wide" {
 			row = append(row, fmt.Sprint(l.Nodes))
 		}
@@ -181,7 +186,8 @@ func (p *plugin) whyCommand() *cobra.Command {
 	var node string
 	var most int
 	cmd := &cobra.Command{
-		Use: "why [IMAGE]", Short: "Say why pulls were slow, or did not come from the cache", Args: cobra.MaximumNArgs(1),
+		Use: "why [IMAGE]", Short: "Say why pulls were slow, or did not come from the cache",
+		Args: cobra.MaximumNArgs(1),
 		Long: `why asks agents for the pulls of the last two hours: how long the registry took to name the tag and to let the caller in, how
 long it took to find other nodes and to get a plan, when the first byte went out, and what came from where.`,
 		Example: "  kubectl shoal why docker.io/library/debian:stable-slim\n  kubectl shoal why --node node1",
@@ -195,9 +201,10 @@ long it took to find other nodes and to get a plan, when the first byte went out
 				return err
 			}
 			var all []reason
-			for _, a := range askAll(cmd.Context(), p, pods, func(ctx context.Context, c *view.Client) ([]view.Pull, error) {
-				return view.Get[[]view.Pull](ctx, c, view.PullsPath, nil)
-			}) {
+			for _, a := range askAll(cmd.Context(), p, pods,
+				func(ctx context.Context, c *view.Client) ([]view.Pull, error) {
+					return view.Get[[]view.Pull](ctx, c, view.PullsPath, nil)
+				}) {
 				if a.Err != nil {
 					p.say("%s: %v", a.Node, a.Err)
 				}

@@ -1,5 +1,5 @@
-// Package policy shows how CachePolicies fare: how many nodes each matches, how many run with it, and which disagree. It
-// decides nothing: agents merge policies by themselves, by the same v1alpha1.Effective.
+// Package policy shows how CachePolicies fare: how many nodes each matches, how many run with it, and which disagree.
+// It decides nothing: agents merge policies by themselves, by the same v1alpha1.Effective.
 package policy
 
 import (
@@ -93,9 +93,11 @@ func (r *Reconciler) report(p *v1alpha1.CachePolicy, before v1alpha1.CachePolicy
 	switch has := len(p.Status.Conflicts) > 0; {
 	case has && !had:
 		c := p.Status.Conflicts[0]
-		r.Recorder.Eventf(p, nil, corev1.EventTypeWarning, v1alpha1.ReasonSamePriority, "Merge", "disagrees with %s about %s", c.Policy, c.Field)
+		r.Recorder.Eventf(p, nil, corev1.EventTypeWarning, v1alpha1.ReasonSamePriority, "Merge",
+			"disagrees with %s about %s", c.Policy, c.Field)
 	case had && !has:
-		r.Recorder.Eventf(p, nil, corev1.EventTypeNormal, v1alpha1.ReasonNoConflict, "Merge", "disagrees with no other policy")
+		r.Recorder.Eventf(p, nil, corev1.EventTypeNormal, v1alpha1.ReasonNoConflict, "Merge",
+			"disagrees with no other policy")
 	}
 }
 
@@ -107,20 +109,23 @@ type answer struct {
 
 func answerOf(c *v1alpha1.NodeCache) answer {
 	a := answer{revision: c.Status.PolicyRevision}
-	if applied := apimeta.FindStatusCondition(c.Status.Conditions, v1alpha1.ConditionPolicyApplied); applied != nil && applied.Reason == v1alpha1.ReasonPolicyRejected {
+	if applied := apimeta.FindStatusCondition(c.Status.Conditions, v1alpha1.ConditionPolicyApplied); applied != nil &&
+		applied.Reason == v1alpha1.ReasonPolicyRejected {
 		a.rejected = applied.Message
 	}
 	return a
 }
 
 // Describe is the status of each policy, in order, that follows from what there is.
-func Describe(policies []v1alpha1.CachePolicy, nodes []corev1.Node, caches []v1alpha1.NodeCache, now time.Time) []v1alpha1.CachePolicyStatus {
+func Describe(policies []v1alpha1.CachePolicy, nodes []corev1.Node, caches []v1alpha1.NodeCache,
+	now time.Time) []v1alpha1.CachePolicyStatus {
 	answers := make(map[string]answer, len(caches))
 	for i := range caches {
 		answers[caches[i].Name] = answerOf(&caches[i])
 	}
 	rejections := make([][]string, len(policies))
-	statuses := make([]v1alpha1.CachePolicyStatus, len(policies)) // of nodes without NodeCache nothing counts: no agent runs there
+	// of nodes without NodeCache nothing counts: no agent runs there
+	statuses := make([]v1alpha1.CachePolicyStatus, len(policies))
 	index := make(map[string]int, len(policies))
 	for i := range policies {
 		policies[i].Status.DeepCopyInto(&statuses[i])
@@ -164,7 +169,8 @@ func conclude(p *v1alpha1.CachePolicy, s *v1alpha1.CachePolicyStatus, rejections
 	})
 	s.Conflicts = s.Conflicts[:min(len(s.Conflicts), maxConflicts)]
 	set := func(kind string, status bool, reason, message string) {
-		condition.Set(&s.Conditions, metav1.Condition{Type: kind, Status: condition.Status(status), Reason: reason, Message: message,
+		condition.Set(&s.Conditions, metav1.Condition{Type: kind, Status: condition.Status(status), Reason: reason,
+			Message:            message,
 			ObservedGeneration: p.Generation}, now)
 	}
 	_, err := v1alpha1.Selects(p.Spec.NodeSelector, nil)
@@ -172,17 +178,21 @@ func conclude(p *v1alpha1.CachePolicy, s *v1alpha1.CachePolicyStatus, rejections
 	case err != nil:
 		set(v1alpha1.ConditionReady, false, v1alpha1.ReasonInvalidSelector, fmt.Sprintf("nodeSelector: %v", err))
 	case s.MatchedNodes == 0:
-		set(v1alpha1.ConditionReady, true, v1alpha1.ReasonNoNodeMatches, "nodeSelector matches no node that runs an agent")
+		set(v1alpha1.ConditionReady, true, v1alpha1.ReasonNoNodeMatches,
+			"nodeSelector matches no node that runs an agent")
 	case len(rejections) > 0:
 		set(v1alpha1.ConditionReady, false, v1alpha1.ReasonPolicyRejected, fmt.Sprintf(
 			"%d of %d nodes reject what this policy and the others that match them come to, and go on with what they had: %s", len(rejections), s.MatchedNodes, slices.Min(rejections)))
 	case s.AppliedNodes < s.MatchedNodes:
-		set(v1alpha1.ConditionReady, false, v1alpha1.ReasonApplying, fmt.Sprintf("%d of %d nodes run with it", s.AppliedNodes, s.MatchedNodes))
+		set(v1alpha1.ConditionReady, false, v1alpha1.ReasonApplying,
+			fmt.Sprintf("%d of %d nodes run with it", s.AppliedNodes, s.MatchedNodes))
 	default:
-		set(v1alpha1.ConditionReady, true, v1alpha1.ReasonApplied, fmt.Sprintf("all %d nodes run with it", s.MatchedNodes))
+		set(v1alpha1.ConditionReady, true, v1alpha1.ReasonApplied,
+			fmt.Sprintf("all %d nodes run with it", s.MatchedNodes))
 	}
 	if len(s.Conflicts) == 0 {
-		set(v1alpha1.ConditionConflicting, false, v1alpha1.ReasonNoConflict, "no other policy of the same priority disagrees")
+		set(v1alpha1.ConditionConflicting, false, v1alpha1.ReasonNoConflict,
+			"no other policy of the same priority disagrees")
 		return
 	}
 	var parts []string
@@ -197,7 +207,8 @@ func conclude(p *v1alpha1.CachePolicy, s *v1alpha1.CachePolicyStatus, rejections
 		"policies of the same priority disagree, and the first name decides; give one of them another priority: "+strings.Join(parts, ", "))
 }
 
-// merger merges policies once for each set of policies that some node matches, of which there are few, instead of once for each node.
+// merger merges policies once for each set of policies that some node matches, of which there are few, instead of once
+// for each node.
 type merger struct {
 	policies  []v1alpha1.CachePolicy
 	bySet     map[string]*merged

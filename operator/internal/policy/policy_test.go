@@ -18,18 +18,21 @@ func TestWhatBecomesOfAPolicy(t *testing.T) {
 	t.Parallel()
 	var nodes []corev1.Node
 	for _, name := range []string{"a", "b", "bare"} {
-		nodes = append(nodes, corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"node": name}}})
+		nodes = append(nodes, corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name,
+			Labels: map[string]string{"node": name}}})
 	}
 	selects := func(node string) *metav1.LabelSelector {
 		return &metav1.LabelSelector{MatchLabels: map[string]string{"node": node}}
 	}
 	inForce, _ := v1alpha1.Effective([]v1alpha1.CachePolicy{{}}, nil)
 	runs := func(node string) v1alpha1.NodeCache {
-		return v1alpha1.NodeCache{ObjectMeta: metav1.ObjectMeta{Name: node}, Status: v1alpha1.NodeCacheStatus{PolicyRevision: inForce.Revision}}
+		return v1alpha1.NodeCache{ObjectMeta: metav1.ObjectMeta{Name: node},
+			Status: v1alpha1.NodeCacheStatus{PolicyRevision: inForce.Revision}}
 	}
 	silent := v1alpha1.NodeCache{ObjectMeta: metav1.ObjectMeta{Name: "b"}}
 	rejects := *silent.DeepCopy()
-	rejects.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionPolicyApplied, Status: metav1.ConditionFalse,
+	rejects.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionPolicyApplied,
+		Status: metav1.ConditionFalse,
 		Reason: v1alpha1.ReasonPolicyRejected, Message: "capacity is below one chunk"}}
 
 	for name, tc := range map[string]struct {
@@ -39,15 +42,21 @@ func TestWhatBecomesOfAPolicy(t *testing.T) {
 		ready            bool
 		reason, message  string
 	}{
-		"all agents run with it":                  {nil, []v1alpha1.NodeCache{runs("a"), runs("b")}, 2, 2, true, v1alpha1.ReasonApplied, "all 2 nodes"},
-		"one does not yet":                        {nil, []v1alpha1.NodeCache{runs("a"), silent}, 2, 1, false, v1alpha1.ReasonApplying, "1 of 2 nodes"},
-		"one rejects it":                          {nil, []v1alpha1.NodeCache{runs("a"), rejects}, 2, 1, false, v1alpha1.ReasonPolicyRejected, "b: capacity is below one chunk"},
-		"what one node rejects troubles no other": {selects("a"), []v1alpha1.NodeCache{runs("a"), rejects}, 1, 1, true, v1alpha1.ReasonApplied, "all 1 nodes"},
-		"a node without agent does not count":     {selects("bare"), []v1alpha1.NodeCache{runs("a")}, 0, 0, true, v1alpha1.ReasonNoNodeMatches, "runs an agent"},
+		"all agents run with it": {nil, []v1alpha1.NodeCache{runs("a"), runs("b")}, 2, 2, true,
+			v1alpha1.ReasonApplied, "all 2 nodes"},
+		"one does not yet": {nil, []v1alpha1.NodeCache{runs("a"), silent}, 2, 1, false,
+			v1alpha1.ReasonApplying, "1 of 2 nodes"},
+		"one rejects it": {nil, []v1alpha1.NodeCache{runs("a"), rejects}, 2, 1, false,
+			v1alpha1.ReasonPolicyRejected, "b: capacity is below one chunk"},
+		"what one node rejects troubles no other": {selects("a"), []v1alpha1.NodeCache{runs("a"), rejects}, 1, 1, true,
+			v1alpha1.ReasonApplied, "all 1 nodes"},
+		"a node without agent does not count": {selects("bare"), []v1alpha1.NodeCache{runs("a")}, 0, 0, true,
+			v1alpha1.ReasonNoNodeMatches, "runs an agent"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := v1alpha1.CachePolicy{ObjectMeta: metav1.ObjectMeta{Name: "p", Generation: 3}, Spec: v1alpha1.CachePolicySpec{NodeSelector: tc.selector}}
+			p := v1alpha1.CachePolicy{ObjectMeta: metav1.ObjectMeta{Name: "p", Generation: 3},
+				Spec: v1alpha1.CachePolicySpec{NodeSelector: tc.selector}}
 			s := policy.Describe([]v1alpha1.CachePolicy{p}, nodes, tc.caches, time.Now())[0]
 			require.Equal(t, []int32{tc.matched, tc.applied}, []int32{s.MatchedNodes, s.AppliedNodes})
 			c := apimeta.FindStatusCondition(s.Conditions, v1alpha1.ConditionReady)

@@ -1,5 +1,5 @@
-// Package resolve turns what a pin names into digests, by asking the registries: tags to digests, the size of one copy, the
-// platforms an index has, and what refers to an artifact. It reads manifests, never layers.
+// Package resolve turns what a pin names into digests, by asking the registries: tags to digests, the size of one copy,
+// the platforms an index has, and what refers to an artifact. It reads manifests, never layers.
 package resolve
 
 import (
@@ -126,7 +126,8 @@ func (r *Resolver) outage(host string) error {
 		delete(r.down, host)
 		return nil
 	}
-	return &Error{Reason: v1alpha1.ReasonRegistryUnreachable, Err: fmt.Errorf("registry %s did not answer a moment ago: %w", host, o.cause)}
+	return &Error{Reason: v1alpha1.ReasonRegistryUnreachable,
+		Err: fmt.Errorf("registry %s did not answer a moment ago: %w", host, o.cause)}
 }
 
 // identify fills in what follows from the artifact's name alone.
@@ -209,10 +210,12 @@ func (r *Resolver) ask(ctx context.Context, resolved *v1alpha1.ResolvedArtifact,
 	if err != nil {
 		return &Error{Reason: v1alpha1.ReasonInvalidSpec, Err: err}
 	}
-	options := []remote.Option{remote.WithContext(ctx), remote.WithTransport(r.transport(repository.RegistryStr())), remote.WithAuth(authOf(o.Credentials, resolved.Repository))}
+	options := []remote.Option{remote.WithContext(ctx), remote.WithTransport(r.transport(repository.RegistryStr())),
+		remote.WithAuth(authOf(o.Credentials, resolved.Repository))}
 
 	if p := o.Previous; p != nil && p.Source == resolved.Source && p.Size > 0 && !o.Referrers {
-		if head, err := remote.Head(referenceOf(repository, resolved), options...); err == nil && head.Digest.String() == p.Digest {
+		if head, err := remote.Head(referenceOf(repository, resolved), options...); err == nil &&
+			head.Digest.String() == p.Digest {
 			*resolved = *p
 			return nil
 		}
@@ -250,7 +253,8 @@ func referenceOf(repository name.Repository, resolved *v1alpha1.ResolvedArtifact
 }
 
 // askBlob is for a digest that is no manifest of the repository.
-func askBlob(repository name.Repository, resolved *v1alpha1.ResolvedArtifact, options []remote.Option, notManifest error) error {
+func askBlob(repository name.Repository, resolved *v1alpha1.ResolvedArtifact, options []remote.Option,
+	notManifest error) error {
 	blob, err := remote.Layer(repository.Digest(resolved.Digest), options...)
 	if err != nil {
 		return err
@@ -262,8 +266,8 @@ func askBlob(repository name.Repository, resolved *v1alpha1.ResolvedArtifact, op
 	return err
 }
 
-// copySize is the number of bytes of one copy: of an index the chosen platforms, or where the nodes' own are chosen, the
-// largest of them.
+// copySize is the number of bytes of one copy: of an index the chosen platforms, or where the nodes' own are chosen,
+// the largest of them.
 func copySize(d *remote.Descriptor, o Options) (int64, error) {
 	size := int64(len(d.Manifest))
 	if !d.MediaType.IsIndex() {
@@ -310,12 +314,13 @@ func childSize(index v1.ImageIndex, m v1.Descriptor) (int64, error) {
 	return total(max(0, m.Size), manifest)
 }
 
-// total adds the sizes of a manifest's blobs to its own. What a registry claims is not to be counted on: a negative size would give
-// a node's cache room that it has not.
+// total adds the sizes of a manifest's blobs to its own. What a registry claims is not to be counted on: a negative
+// size would give a node's cache room that it has not.
 func total(size int64, m *v1.Manifest) (int64, error) {
 	for _, blob := range append([]v1.Descriptor{m.Config}, m.Layers...) {
 		if size += blob.Size; blob.Size < 0 || size > maxSize {
-			return 0, &Error{Reason: v1alpha1.ReasonInvalidManifest, Err: fmt.Errorf("blob %s has %d bytes, says the manifest: it is malformed", blob.Digest, blob.Size)}
+			return 0, &Error{Reason: v1alpha1.ReasonInvalidManifest,
+				Err: fmt.Errorf("blob %s has %d bytes, says the manifest: it is malformed", blob.Digest, blob.Size)}
 		}
 	}
 	return size, nil
@@ -359,7 +364,8 @@ func choose(d *remote.Descriptor, o Options) ([]v1.Descriptor, error) {
 	for _, w := range o.Platforms {
 		if w != "*" && !found[w] && len(has) > 0 {
 			return nil, &Error{Reason: v1alpha1.ReasonNoSuchPlatform,
-				Err: fmt.Errorf("index %s has no manifest for platform %s; it has %s", d.Digest, w, strings.Join(has, ", "))}
+				Err: fmt.Errorf("index %s has no manifest for platform %s; it has %s", d.Digest, w,
+					strings.Join(has, ", "))}
 		}
 	}
 	if len(has) == 0 {

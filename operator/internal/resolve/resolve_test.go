@@ -77,9 +77,12 @@ func TestPlatformsOfAnIndex(t *testing.T) {
 	host, _ := newRegistry(t)
 	amd, arm := newImage(t, 1000), newImage(t, 3000)
 	index := mutate.AppendManifests(empty.Index,
-		mutate.IndexAddendum{Add: amd, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "amd64"}}},
-		mutate.IndexAddendum{Add: arm, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "arm64", Variant: "v8"}}},
-		mutate.IndexAddendum{Add: newImage(t, 50), Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "unknown", Architecture: "unknown"}}})
+		mutate.IndexAddendum{Add: amd, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux",
+			Architecture: "amd64"}}},
+		mutate.IndexAddendum{Add: arm, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux",
+			Architecture: "arm64", Variant: "v8"}}},
+		mutate.IndexAddendum{Add: newImage(t, 50),
+			Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "unknown", Architecture: "unknown"}}})
 	push(t, host+"/app:1", index, nil)
 	own, err := index.Size()
 	require.NoError(t, err)
@@ -89,16 +92,23 @@ func TestPlatformsOfAnIndex(t *testing.T) {
 		want    int64
 		fails   string
 	}{
-		"one platform":                      {resolve.Options{Platforms: []string{"linux/amd64"}}, own + bytesOf(t, amd), ""},
-		"with its variant":                  {resolve.Options{Platforms: []string{"linux/arm64/v8"}}, own + bytesOf(t, arm), ""},
-		"several are all kept":              {resolve.Options{Platforms: []string{"linux/amd64", "linux/arm64"}}, own + bytesOf(t, amd) + bytesOf(t, arm), ""},
-		"each node's own: the largest":      {resolve.Options{NodePlatforms: []string{"linux/amd64", "linux/arm64"}}, own + bytesOf(t, arm), ""},
-		"one that the index does not have":  {resolve.Options{Platforms: []string{"windows/amd64"}}, 0, "it has linux/amd64, linux/arm64/v8"},
-		"a variant that the index has none": {resolve.Options{Platforms: []string{"linux/amd64/v3"}}, 0, "no manifest for platform linux/amd64/v3"},
+		"one platform": {resolve.Options{Platforms: []string{"linux/amd64"}},
+			own + bytesOf(t, amd), ""},
+		"with its variant": {resolve.Options{Platforms: []string{"linux/arm64/v8"}},
+			own + bytesOf(t, arm), ""},
+		"several are all kept": {resolve.Options{Platforms: []string{"linux/amd64", "linux/arm64"}},
+			own + bytesOf(t, amd) + bytesOf(t, arm), ""},
+		"each node's own: the largest": {resolve.Options{NodePlatforms: []string{"linux/amd64", "linux/arm64"}},
+			own + bytesOf(t, arm), ""},
+		"one that the index does not have": {resolve.Options{Platforms: []string{"windows/amd64"}}, 0,
+			"it has linux/amd64, linux/arm64/v8"},
+		"a variant that the index has none": {resolve.Options{Platforms: []string{"linux/amd64/v3"}}, 0,
+			"no manifest for platform linux/amd64/v3"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			got, err := resolve.New(direct, time.Now).Resolve(t.Context(), v1alpha1.Artifact{Image: host + "/app:1"}, tc.options)
+			got, err := resolve.New(direct, time.Now).Resolve(t.Context(), v1alpha1.Artifact{Image: host + "/app:1"},
+				tc.options)
 			if tc.fails != "" {
 				var failure *resolve.Error
 				require.ErrorAs(t, err, &failure)
@@ -116,7 +126,8 @@ func TestNamesWithoutRegistry(t *testing.T) {
 	t.Parallel()
 	r := resolve.New(nil, time.Now)
 	digest := "sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824" // of "hello"
-	cid := "bafkreibm6jg3ux5qumhcn2b3flc3tyu6dmlb4xa7u5bf44yegnrjhc4yeq"                // as any IPFS client computes it
+	// as any IPFS client computes it
+	cid := "bafkreibm6jg3ux5qumhcn2b3flc3tyu6dmlb4xa7u5bf44yegnrjhc4yeq"
 
 	got, err := r.Resolve(t.Context(), v1alpha1.Artifact{Digest: digest}, resolve.Options{})
 	require.NoError(t, err)
@@ -166,7 +177,8 @@ func TestAManifestThatClaimsWhatCanNotBe(t *testing.T) {
 			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if r.URL.Path != "/v2/" {
 					w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
-					_, _ = fmt.Fprintf(w, `{"schemaVersion": 2, "config": {"size": 2, "digest": "sha256:%[1]064x"}, "layers": `+layers+`}`, 1)
+					_, _ = fmt.Fprintf(w,
+						`{"schemaVersion": 2, "config": {"size": 2, "digest": "sha256:%[1]064x"}, "layers": `+layers+`}`, 1)
 				}
 			}))
 			t.Cleanup(server.Close)
@@ -188,11 +200,14 @@ func TestReferrers(t *testing.T) {
 	require.NoError(t, err)
 	size, err := image.Size()
 	require.NoError(t, err)
-	signature := mutate.Subject(newImage(t, 20), v1.Descriptor{MediaType: "application/vnd.docker.distribution.manifest.v2+json", Digest: digest, Size: size}).(v1.Image)
+	signature := mutate.Subject(newImage(t, 20),
+		v1.Descriptor{MediaType: "application/vnd.docker.distribution.manifest.v2+json", Digest: digest,
+			Size: size}).(v1.Image)
 	push(t, host+"/app:signature", nil, signature)
 	want, err := signature.Digest()
 	require.NoError(t, err)
-	got, err := resolve.New(direct, time.Now).Resolve(t.Context(), v1alpha1.Artifact{Image: host + "/app:1"}, resolve.Options{Referrers: true})
+	got, err := resolve.New(direct, time.Now).Resolve(t.Context(), v1alpha1.Artifact{Image: host + "/app:1"},
+		resolve.Options{Referrers: true})
 	require.NoError(t, err)
 	require.Equal(t, []string{want.String()}, got.Referrers)
 }

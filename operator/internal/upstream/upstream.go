@@ -1,5 +1,5 @@
-// Package upstream sends what is asked of a registry to where the administrator says that it is reached: another address, plain
-// HTTP, a certificate of one's own. Its configuration is that of the agents.
+// Package upstream sends what is asked of a registry to where the administrator says that it is reached: another
+// address, plain HTTP, a certificate of one's own. Its configuration is that of the agents.
 package upstream
 
 import (
@@ -76,9 +76,9 @@ func newRoute(u registries.Upstream, log *slog.Logger) (*route, error) {
 	return &route{endpoints: endpoints, transport: transport}, nil
 }
 
-// For is the transport for pulls from one registry, which its caller names by host. Requests to others that the registry sends a
-// client to, such as its token server, go where they are addressed, by HTTPS_PROXY where the environment sets it, and with the
-// trust and the certificate that the registry has.
+// For is the transport for pulls from one registry, which its caller names by host. Requests to others that the
+// registry sends a client to, such as its token server, go where they are addressed, by HTTPS_PROXY where the
+// environment sets it, and with the trust and the certificate that the registry has.
 func (u *Upstreams) For(registry string) http.RoundTripper {
 	p := &pulls{registry: registries.Canonical(registry), route: u.fallback}
 	if r := u.byName[p.registry]; r != nil {
@@ -95,7 +95,8 @@ type pulls struct {
 
 // RoundTrip implements http.RoundTripper.
 func (p *pulls) RoundTrip(r *http.Request) (*http.Response, error) {
-	asksRegistry := registries.Canonical(r.URL.Host) == p.registry && (r.URL.Path == "/v2" || strings.HasPrefix(r.URL.Path, "/v2/"))
+	asksRegistry := registries.Canonical(r.URL.Host) == p.registry &&
+		(r.URL.Path == "/v2" || strings.HasPrefix(r.URL.Path, "/v2/"))
 	switch {
 	case asksRegistry && len(p.route.endpoints) > 0:
 		return p.ask(r)
@@ -106,8 +107,8 @@ func (p *pulls) RoundTrip(r *http.Request) (*http.Response, error) {
 	return p.route.transport.RoundTrip(r)
 }
 
-// ask sends a request to the registry's endpoints, in order, until one gives an answer that settles the matter. Where none does, it
-// is the last one's.
+// ask sends a request to the registry's endpoints, in order, until one gives an answer that settles the matter. Where
+// none does, it is the last one's.
 func (p *pulls) ask(r *http.Request) (*http.Response, error) {
 	var resp *http.Response
 	var failures []error

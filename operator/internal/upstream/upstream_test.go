@@ -83,7 +83,8 @@ func TestCredentialsAreNotSentInTheClearUnasked(t *testing.T) {
 	t.Parallel()
 	ways, err := upstream.New(nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
-	for _, host := range []string{"10.0.0.7:5000", "192.168.1.2", "registry.local:5000"} { // with which the library would try it
+	// with which the library would try it
+	for _, host := range []string{"10.0.0.7:5000", "192.168.1.2", "registry.local:5000"} {
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+host+"/v2/", nil)
 		require.NoError(t, err)
 		_, err = ways.For(host).RoundTrip(request)
@@ -112,17 +113,20 @@ func TestARegistryIsReachedWhereTheAdministratorSays(t *testing.T) {
 	gone := httptest.NewServer(nil)
 	gone.Close()
 	ca := filepath.Join(t.TempDir(), "ca.pem")
-	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw}), 0o600))
+	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+		Bytes: secure.Certificate().Raw}), 0o600))
 
 	at := func(endpoints ...string) registries.Upstream {
 		return registries.Upstream{Registry: "registry.example", Endpoints: endpoints}
 	}
 	for what, u := range map[string]registries.Upstream{
-		"plain HTTP at another address":            at(plain.URL),
-		"below a prefix":                           at(plain.URL + "/mirror/v2/"),
-		"by another name in capitals":              {Registry: "Registry.Example", Endpoints: []string{plain.URL}},
-		"a certificate of one's own":               {Registry: "registry.example", Endpoints: []string{secure.URL}, CAFile: ca},
-		"a certificate that is not checked":        {Registry: "registry.example", Endpoints: []string{secure.URL}, InsecureSkipVerify: true},
+		"plain HTTP at another address": at(plain.URL),
+		"below a prefix":                at(plain.URL + "/mirror/v2/"),
+		"by another name in capitals":   {Registry: "Registry.Example", Endpoints: []string{plain.URL}},
+		"a certificate of one's own": {Registry: "registry.example", Endpoints: []string{secure.URL},
+			CAFile: ca},
+		"a certificate that is not checked": {Registry: "registry.example", Endpoints: []string{secure.URL},
+			InsecureSkipVerify: true},
 		"the second where the first is down":       at(gone.URL, plain.URL),
 		"the second where the first is broken":     at(broken.URL, plain.URL),
 		"an address that redirects to another one": at(moved.URL),
@@ -167,10 +171,12 @@ func TestCertificatesThatAreRenewedAreUsedWithoutARestart(t *testing.T) {
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	write := func(certificate []byte) {
 		t.Helper()
-		require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), 0o600))
+		require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}),
+			0o600))
 	}
 	write(registriestest.Certificate(t).Certificate[0])
-	ways, err := upstream.New([]registries.Upstream{{Registry: "registry.example", Endpoints: []string{secure.URL}, CAFile: ca}}, slog.New(slog.DiscardHandler))
+	ways, err := upstream.New([]registries.Upstream{{Registry: "registry.example", Endpoints: []string{secure.URL},
+		CAFile: ca}}, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	transport := ways.For("registry.example")
 	_, err = resolveBy(transport)
@@ -187,7 +193,8 @@ func TestCertificatesThatAreRenewedAreUsedWithoutARestart(t *testing.T) {
 	require.Equal(t, digest, got)
 	write(registriestest.Certificate(t).Certificate[0])
 	_, err = resolveBy(transport)
-	require.ErrorContains(t, err, "certificate", "a connection that an authority of before vouched for is not used again")
+	require.ErrorContains(t, err, "certificate",
+		"a connection that an authority of before vouched for is not used again")
 }
 
 const token = "let-me-in"
@@ -212,7 +219,8 @@ func TestCredentialsAreNotSentToATokenServerInTheClear(t *testing.T) {
 	var asked atomic.Bool
 	tokens := serve(t, false, func(w http.ResponseWriter, _ *http.Request) { asked.Store(true) })
 	secure := serve(t, true, wantsToken(h, byName(tokens)+"/token"))
-	_, err := resolve([]registries.Upstream{{Registry: "registry.example", Endpoints: []string{secure.URL}, InsecureSkipVerify: true}},
+	_, err := resolve([]registries.Upstream{{Registry: "registry.example", Endpoints: []string{secure.URL},
+		InsecureSkipVerify: true}},
 		remote.WithAuth(&authn.Basic{Username: "u", Password: "p"}))
 	require.ErrorContains(t, err, "not allowed for a secure registry")
 	require.False(t, asked.Load())
@@ -244,18 +252,23 @@ func TestATokenServerIsTrustedAsTheRegistryThatNamesIt(t *testing.T) {
 	tokens := serve(t, true, func(w http.ResponseWriter, _ *http.Request) { giveToken(w) })
 	locked := serve(t, true, wantsToken(h, byName(tokens)+"/v2/token"))
 	ca := filepath.Join(t.TempDir(), "ca.pem")
-	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: locked.Certificate().Raw}), 0o600))
-	registry := registries.Upstream{Registry: "registry.example", Endpoints: []string{locked.URL}, InsecureSkipVerify: true}
+	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+		Bytes: locked.Certificate().Raw}), 0o600))
+	registry := registries.Upstream{Registry: "registry.example", Endpoints: []string{locked.URL},
+		InsecureSkipVerify: true}
 	trusted := registries.Upstream{Registry: "registry.example", Endpoints: []string{locked.URL}, CAFile: ca}
 	tokenHost := strings.TrimPrefix(byName(tokens), "https://")
 	for name, c := range map[string]struct {
 		upstreams []registries.Upstream
 		refused   string
 	}{
-		"one that nobody listed":                             {[]registries.Upstream{registry}, ""},
-		"one beside a mirror of all other registries":        {[]registries.Upstream{registry, {Endpoints: []string{"https://mirror.invalid"}}}, ""},
-		"one that is listed too, otherwise":                  {[]registries.Upstream{registry, {Registry: tokenHost, Endpoints: []string{"https://r.invalid"}}}, ""},
-		"one that is listed as trusted, unlike its registry": {[]registries.Upstream{trusted, {Registry: tokenHost, InsecureSkipVerify: true}}, "certificate"},
+		"one that nobody listed": {[]registries.Upstream{registry}, ""},
+		"one beside a mirror of all other registries": {[]registries.Upstream{registry,
+			{Endpoints: []string{"https://mirror.invalid"}}}, ""},
+		"one that is listed too, otherwise": {[]registries.Upstream{registry,
+			{Registry: tokenHost, Endpoints: []string{"https://r.invalid"}}}, ""},
+		"one that is listed as trusted, unlike its registry": {[]registries.Upstream{trusted,
+			{Registry: tokenHost, InsecureSkipVerify: true}}, "certificate"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -32,7 +32,8 @@ type Image struct {
 func NewImage(repository string, private bool, seed uint64, layers ...int64) (*Image, error) {
 	m := &Image{Repository: repository, Private: private, content: map[digest.Digest][]byte{}}
 	config, err := json.Marshal(v1.Image{
-		Platform: v1.Platform{Architecture: runtime.GOARCH, OS: "linux"}, Author: fmt.Sprintf("%s %x", repository, seed),
+		Platform: v1.Platform{Architecture: runtime.GOARCH, OS: "linux"},
+		Author:   fmt.Sprintf("%s %x", repository, seed),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("image config: %w", err)
@@ -48,7 +49,8 @@ func NewImage(repository string, private bool, seed uint64, layers ...int64) (*I
 		m.add(v1.MediaTypeImageLayer, layer)
 	}
 	m.Manifest, err = json.Marshal(v1.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest, Config: m.Blobs[0], Layers: m.Blobs[1:],
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest, Config: m.Blobs[0],
+		Layers: m.Blobs[1:],
 	})
 	if err != nil {
 		return nil, fmt.Errorf("image manifest: %w", err)

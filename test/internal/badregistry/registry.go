@@ -1,5 +1,5 @@
-// Package badregistry is a registry for tests that can be all that a registry should not: slow, broken, throttling, lying. A
-// Mode says what is wrong with it now; it may change at any time.
+// Package badregistry is a registry for tests that can be all that a registry should not: slow, broken, throttling,
+// lying. A Mode says what is wrong with it now; it may change at any time.
 package badregistry
 
 import (
@@ -29,21 +29,22 @@ type Mode string
 // Modes. Those that chaos plans have are called as there.
 const (
 	Good      Mode = ""
-	Down      Mode = "down"      // connections are reset as soon as they are made
-	Dead      Mode = "dead"      // nothing is ever answered
-	Flap      Mode = "flap"      // every other second it is down
-	Reset     Mode = "reset"     // one blob of three breaks off half-way with a TCP reset
-	Drip      Mode = "drip"      // bodies come at 256 KiB/s
-	Throttle  Mode = "throttle"  // every other request is answered with 429
-	Errors    Mode = "errors"    // every other request is answered with 500 and an HTML page
-	WrongData Mode = "wrong"     // blobs have the right length and wrong bytes
-	WrongSize Mode = "size"      // blobs end cleanly before or after their end
-	NoRange   Mode = "norange"   // Range is answered with 200 and the whole
-	Encoded   Mode = "encoded"   // bodies are gzipped, whatever the client accepts
-	Redirect  Mode = "redirect"  // blobs are redirected to RedirectTo
-	OddRange  Mode = "oddrange"  // Content-Range says other bytes than were asked for and are sent
-	Claims    Mode = "claims"    // HEAD of any digest is answered with 200, GET with 500
-	HTML      Mode = "html"      // an HTML page with 200 and the type of a manifest or a blob, its own length and the asked digest
+	Down      Mode = "down"     // connections are reset as soon as they are made
+	Dead      Mode = "dead"     // nothing is ever answered
+	Flap      Mode = "flap"     // every other second it is down
+	Reset     Mode = "reset"    // one blob of three breaks off half-way with a TCP reset
+	Drip      Mode = "drip"     // bodies come at 256 KiB/s
+	Throttle  Mode = "throttle" // every other request is answered with 429
+	Errors    Mode = "errors"   // every other request is answered with 500 and an HTML page
+	WrongData Mode = "wrong"    // blobs have the right length and wrong bytes
+	WrongSize Mode = "size"     // blobs end cleanly before or after their end
+	NoRange   Mode = "norange"  // Range is answered with 200 and the whole
+	Encoded   Mode = "encoded"  // bodies are gzipped, whatever the client accepts
+	Redirect  Mode = "redirect" // blobs are redirected to RedirectTo
+	OddRange  Mode = "oddrange" // Content-Range says other bytes than were asked for and are sent
+	Claims    Mode = "claims"   // HEAD of any digest is answered with 200, GET with 500
+	// an HTML page with 200 and the type of a manifest or a blob, its own length and the asked digest
+	HTML      Mode = "html"
 	Endless   Mode = "endless"   // bodies never end
 	Bomb      Mode = "bomb"      // gzip of 1 GiB of zeros, as Content-Encoding
 	BigHeader Mode = "bigheader" // 8 MiB of headers
@@ -227,7 +228,8 @@ func (r *Registry) answer(w http.ResponseWriter, q *http.Request, mirror bool) {
 }
 
 // send sends a blob or manifest in the way of the mode. Manifests are wrong where a mode is about their content.
-func (r *Registry) send(w http.ResponseWriter, q *http.Request, d digest.Digest, content []byte, manifest, mirror bool) {
+func (r *Registry) send(w http.ResponseWriter, q *http.Request, d digest.Digest, content []byte, manifest,
+	mirror bool) {
 	body := &body{ResponseWriter: w, registry: r, context: q.Context()}
 	if mirror {
 		body.digest = d
@@ -310,7 +312,8 @@ func (b *body) Write(p []byte) (int, error) {
 			return total, net.ErrClosed
 		}
 		if b.registry.Mode() == Dead || b.stallAt > 0 && b.sent >= b.stallAt {
-			_ = http.NewResponseController(b.ResponseWriter).Flush() // it may have been hijacked, and then there is nothing to flush
+			// it may have been hijacked, and then there is nothing to flush
+			_ = http.NewResponseController(b.ResponseWriter).Flush()
 			for b.registry.Mode() == Dead || b.stallAt > 0 {
 				if !pause(b.context, 50*time.Millisecond) {
 					return total, b.context.Err()
@@ -367,7 +370,8 @@ func claim(w http.ResponseWriter, q *http.Request, reference string) {
 // oddToken challenges for a token of its own, and the answers to that are no tokens.
 func (r *Registry) oddToken(w http.ResponseWriter, q *http.Request) {
 	if q.URL.Path != "/token" {
-		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="s",scope="repository:x:pull"`, q.Host))
+		w.Header().Set("WWW-Authenticate",
+			fmt.Sprintf(`Bearer realm="http://%s/token",service="s",scope="repository:x:pull"`, q.Host))
 		refuse(w, http.StatusUnauthorized, "UNAUTHORIZED")
 		return
 	}

@@ -21,8 +21,8 @@ type Fault struct {
 	Rate Rate
 }
 
-// SetFault puts a fault in the place of the host's last one. A cut takes one direction away, so a partition is a fault on
-// either side.
+// SetFault puts a fault in the place of the host's last one. A cut takes one direction away, so a partition is a fault
+// on either side.
 func (n *Network) SetFault(ctx context.Context, h *Host, f Fault) error {
 	filter := exec.CommandContext(ctx, "nsenter", "--net=/run/netns/"+h.namespace, "nft", "-f", "-")
 	filter.Stdin = strings.NewReader(f.rules())

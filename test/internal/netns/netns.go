@@ -1,6 +1,6 @@
-// Package netns builds the network of a benchmark run: hosts as Linux network namespaces, joined by bridges that live in
-// a namespace of their own, each link shaped both ways with a token bucket filter. Nothing appears in the machine's own
-// namespace, so runs disturb neither it nor one another.
+// Package netns builds the network of a benchmark run: hosts as Linux network namespaces, joined by bridges that live
+// in a namespace of their own, each link shaped both ways with a token bucket filter. Nothing appears in the machine's
+// own namespace, so runs disturb neither it nor one another.
 package netns
 
 import (

@@ -46,7 +46,8 @@ type Layer struct {
 
 // Write makes an image of random, and so incompressible, layers below dir.
 func Write(dir, repository, tag string, layers []Layer) (Image, error) {
-	config, err := json.Marshal(v1.Image{Platform: v1.Platform{Architecture: runtime.GOARCH, OS: "linux"}, Author: repository + ":" + tag})
+	config, err := json.Marshal(v1.Image{Platform: v1.Platform{Architecture: runtime.GOARCH, OS: "linux"},
+		Author: repository + ":" + tag})
 	if err != nil {
 		return Image{}, fmt.Errorf("image config: %w", err)
 	}

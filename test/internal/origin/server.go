@@ -47,7 +47,8 @@ func NewServer(dir string) *Server { return &Server{dir: dir} }
 // Stats may be called at any time.
 func (s *Server) Stats() Stats {
 	return Stats{
-		Bytes: s.bytes.Load(), ManifestBytes: s.manifestBytes.Load(), Requests: s.all.Load(), BlobRequests: s.blobs.Load(),
+		Bytes: s.bytes.Load(), ManifestBytes: s.manifestBytes.Load(), Requests: s.all.Load(),
+		BlobRequests: s.blobs.Load(),
 	}
 }
 

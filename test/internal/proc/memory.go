@@ -14,10 +14,10 @@ const (
 	memoryEvery = 20 * time.Millisecond
 )
 
-// Memory is held for a measurement, and let go while others take it. A virtual machine returns memory that is free to its
-// host within seconds, and then pays for each page that it takes anew, some 3 s of processor time for a GiB. A contender
-// that keeps what it pulls would pay that in the midst of a measurement, and one that meets pages which another has just let go
-// would not.
+// Memory is held for a measurement, and let go while others take it. A virtual machine returns memory that is free to
+// its host within seconds, and then pays for each page that it takes anew, some 3 s of processor time for a GiB. A
+// contender that keeps what it pulls would pay that in the midst of a measurement, and one that meets pages which
+// another has just let go would not.
 type Memory struct {
 	all  []byte
 	held []byte // the end of all that has not been let go
@@ -26,7 +26,8 @@ type Memory struct {
 	done chan struct{}
 }
 
-// HoldMemory takes n bytes, but no more than half of what is free, and lets them go as others take as much. The caller closes it.
+// HoldMemory takes n bytes, but no more than half of what is free, and lets them go as others take as much. The caller
+// closes it.
 func HoldMemory(n int64) (*Memory, error) {
 	free, err := freeMemory()
 	if err != nil {
@@ -34,7 +35,8 @@ func HoldMemory(n int64) (*Memory, error) {
 	}
 	m := &Memory{stop: make(chan struct{}), done: make(chan struct{})}
 	if n = min(n, free/2); n > 0 {
-		m.all, err = unix.Mmap(-1, 0, int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE|unix.MAP_POPULATE)
+		m.all, err = unix.Mmap(-1, 0, int(n), unix.PROT_READ|unix.PROT_WRITE,
+			unix.MAP_ANON|unix.MAP_PRIVATE|unix.MAP_POPULATE)
 		if err != nil {
 			return nil, fmt.Errorf("take %d bytes of memory: %w", n, err)
 		}

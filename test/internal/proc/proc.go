@@ -122,7 +122,8 @@ func (p *Process) Usage() (Usage, error) {
 	if err != nil {
 		return Usage{}, err
 	}
-	return Usage{CPU: cpu, RSS: parseMemory(string(status), "VmRSS:"), PeakRSS: parseMemory(string(status), "VmHWM:")}, nil
+	return Usage{CPU: cpu, RSS: parseMemory(string(status), "VmRSS:"), PeakRSS: parseMemory(string(status), "VmHWM:")},
+		nil
 }
 
 // parseStat is the CPU time in a /proc/PID/stat line: fields 14 and 15 (proc_pid_stat(5)). The second field, the name
@@ -163,8 +164,8 @@ func ReadMachine() (Machine, error) {
 	return parseMachine(string(b))
 }
 
-// parseMachine reads the first line of /proc/stat (proc_stat(5)): user, nice, system, idle, iowait, irq, softirq, steal.
-// Time that the hypervisor gave to others counts as busy: this machine could not have used it.
+// parseMachine reads the first line of /proc/stat (proc_stat(5)): user, nice, system, idle, iowait, irq, softirq,
+// steal. Time that the hypervisor gave to others counts as busy: this machine could not have used it.
 func parseMachine(stat string) (Machine, error) {
 	line, _, _ := strings.Cut(stat, "\n")
 	fields := strings.Fields(line)

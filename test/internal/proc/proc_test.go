@@ -42,7 +42,8 @@ func TestStolenTimeIsBusyAndWaitingForDisksIsNot(t *testing.T) {
 
 func TestAProcessThatEndsIsNoticedAndQuoted(t *testing.T) {
 	t.Parallel()
-	p, err := Start(exec.CommandContext(t.Context(), "sh", "-c", "echo no such key: swram >&2; exit 3"), filepath.Join(t.TempDir(), "log"))
+	p, err := Start(exec.CommandContext(t.Context(), "sh", "-c", "echo no such key: swram >&2; exit 3"),
+		filepath.Join(t.TempDir(), "log"))
 	require.NoError(t, err)
 	<-p.done
 	require.ErrorContains(t, p.Exited(), "no such key: swram")

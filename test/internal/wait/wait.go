@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Until tries, with the given time between two tries, until there is no error, and fails the test with the last one when the
-// time is over.
+// Until tries, with the given time between two tries, until there is no error, and fails the test with the last one
+// when the time is over.
 func Until(t *testing.T, within, between time.Duration, try func() error) {
 	t.Helper()
 	deadline := time.NewTimer(within)

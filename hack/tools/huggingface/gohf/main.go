@@ -1,4 +1,5 @@
-// Command gohf downloads all files of a model with go-huggingface from the hub that HF_ENDPOINT names, and prints where they are.
+// Command gohf downloads all files of a model with go-huggingface from the hub that HF_ENDPOINT names, and prints where
+// they are.
 package main
 
 import (

@@ -28,7 +28,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// A real containerd pulls a private image through a mirror of another address than the registry's, with the pin's credentials.
+// A real containerd pulls a private image through a mirror of another address than the registry's, with the pin's
+// credentials.
 func TestContainerdShowsTheMirrorThePinsCredentials(t *testing.T) {
 	t.Parallel()
 	program := containerd(t)
@@ -95,7 +96,8 @@ state = %q
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, images.Close()) })
 	wanted := pin.Image{
-		Repository: content.Repository{Registry: "private.example", Name: "team/app"}, Tag: "1", Digest: digest.FromBytes(raw),
+		Repository: content.Repository{Registry: "private.example", Name: "team/app"}, Tag: "1",
+		Digest: digest.FromBytes(raw),
 	}
 	require.Eventually(t, func() bool {
 		held, err := images.Holds(t.Context(), wanted)

@@ -1,5 +1,6 @@
-// Package cri loads images into the node's container runtime by the Kubernetes Container Runtime Interface, so that a pod
-// starts without any pull. The runtime pulls by itself, through the mirror of its node, which has the image already.
+// Package cri loads images into the node's container runtime by the Kubernetes Container Runtime Interface, so that a
+// pod starts without any pull. The runtime pulls by itself, through the mirror of its node, which has the image
+// already.
 package cri
 
 import (
@@ -20,7 +21,8 @@ import (
 const (
 	// maxMessage bounds an answer of the runtime in bytes, as the kubelet does.
 	maxMessage = 16 << 20
-	// statusTimeout bounds a question that the runtime answers out of its memory. One that hangs is not to hold up other pins.
+	// statusTimeout bounds a question that the runtime answers out of its memory. One that hangs is not to hold up
+	// other pins.
 	statusTimeout = 10 * time.Second
 )
 
@@ -33,8 +35,8 @@ type Images struct {
 
 var _ pin.Runtime = (*Images)(nil)
 
-// New makes a client of the runtime at a socket such as "unix:///run/containerd/containerd.sock". It connects when it is used
-// first. Close ends it.
+// New makes a client of the runtime at a socket such as "unix:///run/containerd/containerd.sock". It connects when it
+// is used first. Close ends it.
 func New(endpoint string) (*Images, error) {
 	// A Unix socket is guarded by its file mode; there is nobody between.
 	conn, err := grpc.NewClient(endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -50,11 +52,12 @@ func New(endpoint string) (*Images, error) {
 // Close ends the connection.
 func (i *Images) Close() error { return i.conn.Close() }
 
-// Load has the runtime pull the image by its tag, or by its digest where it has none. It fails where the runtime, asked for
-// the tag, came to another digest: the tag has moved.
+// Load has the runtime pull the image by its tag, or by its digest where it has none. It fails where the runtime, asked
+// for the tag, came to another digest: the tag has moved.
 func (i *Images) Load(ctx context.Context, image pin.Image) error {
 	name := reference(image)
-	_, err := i.client.PullImage(ctx, &runtimev1.PullImageRequest{Image: &runtimev1.ImageSpec{Image: name}, Auth: auth(image)})
+	_, err := i.client.PullImage(ctx, &runtimev1.PullImageRequest{Image: &runtimev1.ImageSpec{Image: name},
+		Auth: auth(image)})
 	if err != nil {
 		return fmt.Errorf("pull %s into the runtime: %w", name, err)
 	}
@@ -81,7 +84,8 @@ func (i *Images) Holds(ctx context.Context, image pin.Image) (bool, error) {
 	}), nil
 }
 
-// Pulled lists what the runtime has pulled, each as repository@digest. What was brought to it otherwise has no such name.
+// Pulled lists what the runtime has pulled, each as repository@digest. What was brought to it otherwise has no such
+// name.
 func (i *Images) Pulled(ctx context.Context) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
@@ -114,8 +118,8 @@ func reference(image pin.Image) string {
 	return image.Repository.String() + "@" + image.Digest.String()
 }
 
-// auth names no ServerAddress, as the kubelet does not: containerd would show the credentials to that host alone, and so not
-// to the mirror of the node.
+// auth names no ServerAddress, as the kubelet does not: containerd would show the credentials to that host alone, and
+// so not to the mirror of the node.
 func auth(image pin.Image) *runtimev1.AuthConfig {
 	c := image.Credential
 	if c == (pullsecret.Credential{}) {

@@ -31,7 +31,8 @@ type runtime struct {
 	pulls    int
 }
 
-func (r *runtime) ImageStatus(_ context.Context, req *runtimev1.ImageStatusRequest) (*runtimev1.ImageStatusResponse, error) {
+func (r *runtime) ImageStatus(_ context.Context,
+	req *runtimev1.ImageStatusRequest) (*runtimev1.ImageStatusResponse, error) {
 	d, ok := r.images[req.Image.Image]
 	if !ok {
 		return &runtimev1.ImageStatusResponse{}, nil
@@ -70,7 +71,8 @@ func (versioned) Version(context.Context, *runtimev1.VersionRequest) (*runtimev1
 
 func TestPulled_ListsWhatHasADigestOfARepository(t *testing.T) {
 	t.Parallel()
-	images := serve(t, &runtime{images: map[string]string{"a.example/x:1": "a.example/x@sha256:1", "b.example/y:1": "b.example/y@sha256:2"}})
+	images := serve(t, &runtime{images: map[string]string{"a.example/x:1": "a.example/x@sha256:1",
+		"b.example/y:1": "b.example/y@sha256:2"}})
 	pulled, err := images.Pulled(t.Context())
 	require.NoError(t, err)
 	require.ElementsMatch(t, []string{"a.example/x@sha256:1", "b.example/y@sha256:2"}, pulled)
@@ -104,13 +106,15 @@ func TestLoad(t *testing.T) {
 			runtime: runtime{registry: map[string]string{byDigest: byDigest}}, pulls: 1, holds: byDigest,
 		},
 		"shows the pin's credentials": {
-			image:   pin.Image{Repository: repo, Tag: "1", Digest: d, Credential: pullsecret.Credential{Username: "u", Password: "p"}},
+			image: pin.Image{Repository: repo, Tag: "1", Digest: d,
+				Credential: pullsecret.Credential{Username: "u", Password: "p"}},
 			runtime: runtime{registry: map[string]string{byTag: byDigest}, password: "p"}, pulls: 1, holds: byTag,
 		},
 		"pulls again where the tag names another image": {
 			image: pin.Image{Repository: repo, Tag: "1", Digest: d},
 			runtime: runtime{
-				registry: map[string]string{byTag: byDigest}, images: map[string]string{byTag: repo.String() + "@" + moved.String()},
+				registry: map[string]string{byTag: byDigest},
+				images:   map[string]string{byTag: repo.String() + "@" + moved.String()},
 			}, pulls: 1, holds: byTag,
 		},
 		"fails where the tag has moved": {

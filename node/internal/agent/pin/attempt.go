@@ -75,8 +75,8 @@ type artifact struct {
 	err     error // why the closure could not be read whole
 }
 
-// keep makes the node hold every artifact. What the pin held before under another revision stays held until all of the new
-// is there.
+// keep makes the node hold every artifact. What the pin held before under another revision stays held until all of the
+// new is there.
 func (a *attempt) keep(ctx context.Context) ([]digest.Digest, error) {
 	artifacts, err := a.expand(ctx)
 	if err != nil {
@@ -161,8 +161,8 @@ func named(art *artifact, err error) error {
 	return fmt.Errorf("%s: %w", strings.TrimPrefix(art.Repository+"@"+name, "@"), err)
 }
 
-// expand reads the closures, as far as an attempt that only looks can. Each digest is protected in the store as soon as it is
-// known.
+// expand reads the closures, as far as an attempt that only looks can. Each digest is protected in the store as soon as
+// it is known.
 func (a *attempt) expand(ctx context.Context) ([]*artifact, error) {
 	chosen, err := parsePlatforms(a.assignment.Platforms)
 	if err != nil {
@@ -275,7 +275,8 @@ func (a *attempt) fits(whole map[digest.Digest]content.Request) error {
 	usage := a.opts.Store.Usage()
 	missing, free := wanted-held, usage.Capacity-usage.PinnedBytes
 	if usage.Capacity > 0 && missing > 0 && missing > free {
-		return fmt.Errorf("%w: %d bytes are missing, and of %d bytes of capacity %d are pinned", errExceedsCapacity, missing,
+		return fmt.Errorf("%w: %d bytes are missing, and of %d bytes of capacity %d are pinned", errExceedsCapacity,
+			missing,
 			usage.Capacity, usage.PinnedBytes)
 	}
 	return nil
@@ -346,7 +347,8 @@ func (a *attempt) fetch(ctx context.Context, art *artifact, whole map[digest.Dig
 	return a.confirm(art)
 }
 
-// confirm tells whether an artifact that was asked for by the CID of a DAG is that DAG: its digest was the word of a peer.
+// confirm tells whether an artifact that was asked for by the CID of a DAG is that DAG: its digest was the word of a
+// peer.
 func (a *attempt) confirm(art *artifact) error {
 	c, err := cid.Decode(art.CID)
 	if art.Digest != "" || err != nil || c.Type() != cid.DagProtobuf {
@@ -362,8 +364,8 @@ func (a *attempt) confirm(art *artifact) error {
 	return nil
 }
 
-// has tells whether the node's own store holds d. What only the runtime holds goes when the kubelet wants its room, on all
-// nodes at once where nobody runs the image.
+// has tells whether the node's own store holds d. What only the runtime holds goes when the kubelet wants its room, on
+// all nodes at once where nobody runs the image.
 func (a *attempt) has(d digest.Digest) bool {
 	info, err := a.opts.Store.Stat(d)
 	return err == nil && !info.FromRuntime
@@ -448,8 +450,8 @@ func failed(req content.Request, err error) error {
 	return fmt.Errorf("fetch %s %s: %w", req.Kind, req.Digest, err)
 }
 
-// trickle reads a blob no faster than the pin's bandwidth. Nothing is fetched that no reader asked for, so the blob arrives no
-// faster either. What came in an earlier attempt costs nothing.
+// trickle reads a blob no faster than the pin's bandwidth. Nothing is fetched that no reader asked for, so the blob
+// arrives no faster either. What came in an earlier attempt costs nothing.
 func (a *attempt) trickle(ctx context.Context, req content.Request) error {
 	r, err := a.opts.Fetcher.Open(ctx, req)
 	if err != nil {
@@ -538,8 +540,8 @@ func (a *attempt) taken(set *map[digest.Digest]bool) map[digest.Digest]bool {
 	return roots
 }
 
-// admit has the gate know of what has just come, so that the node can serve it when the registry is down, which is what a pin is
-// for. Where the registry can't be asked now, another attempt does it.
+// admit has the gate know of what has just come, so that the node can serve it when the registry is down, which is what
+// a pin is for. Where the registry can't be asked now, another attempt does it.
 func (a *attempt) admit(ctx context.Context, artifacts []*artifact) {
 	roots := a.taken(&a.entry.ungated)
 	for _, art := range artifacts {
@@ -565,8 +567,8 @@ func (a *attempt) admit(ctx context.Context, artifacts []*artifact) {
 	}
 }
 
-// rememberTags makes what has just come the newest answer for its tag. Of what was here before, such as when the agent starts
-// anew, a later answer of the registry may have been remembered since.
+// rememberTags makes what has just come the newest answer for its tag. Of what was here before, such as when the agent
+// starts anew, a later answer of the registry may have been remembered since.
 func (a *attempt) rememberTags(ctx context.Context, artifacts []*artifact) {
 	untold := a.taken(&a.entry.untold)
 	if a.opts.Tags == nil {

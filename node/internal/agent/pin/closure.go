@@ -54,8 +54,8 @@ func parsePlatforms(names []string) (platforms, error) {
 	return p, nil
 }
 
-// choose picks the manifests of an index that are kept: those of the wanted platforms, which it notes in found, and those that
-// are of no platform.
+// choose picks the manifests of an index that are kept: those of the wanted platforms, which it notes in found, and
+// those that are of no platform.
 func (p platforms) choose(index []ocispec.Descriptor, found []bool) []ocispec.Descriptor {
 	if p.all || !hasPlatforms(index) {
 		return index
@@ -99,8 +99,8 @@ type closure struct {
 	chooses   bool   // an index was seen that tells platforms apart
 	blobs     []content.Request
 	seen      map[digest.Digest]bool
-	// size finds the size of a blob in bytes; get commits one to the store; read returns the bytes of one that is there. What
-	// is content.ErrNotFound in a closure of what is held ends the walk below it.
+	// size finds the size of a blob in bytes; get commits one to the store; read returns the bytes of one that is
+	// there. What is content.ErrNotFound in a closure of what is held ends the walk below it.
 	size func(context.Context, content.Request) (int64, error)
 	get  func(context.Context, content.Request) error
 	read func(context.Context, content.Request) ([]byte, error)
@@ -121,8 +121,8 @@ func (c *closure) add(req content.Request) (bool, error) {
 	return true, nil
 }
 
-// walk adds a root and all below it. mediaType is empty where nobody knows whether the root is a manifest, and size 0 where
-// that is not known.
+// walk adds a root and all below it. mediaType is empty where nobody knows whether the root is a manifest, and size 0
+// where that is not known.
 func (c *closure) walk(ctx context.Context, root digest.Digest, mediaType string, size int64) error {
 	req := content.Request{Repository: c.repo, Digest: root, Size: size}
 	if !c.repo.None() {
@@ -166,8 +166,8 @@ func (c *closure) unmet() error {
 	return nil
 }
 
-// manifest adds the manifest req, whose get ended with err, and all below it. Where it is not sure to be a manifest, it may
-// turn out to be a blob.
+// manifest adds the manifest req, whose get ended with err, and all below it. Where it is not sure to be a manifest, it
+// may turn out to be a blob.
 func (c *closure) manifest(ctx context.Context, req content.Request, sure bool, depth int, err error) error {
 	if errors.Is(err, content.ErrNotFound) && c.held {
 		return nil

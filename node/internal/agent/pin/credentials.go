@@ -38,8 +38,8 @@ func (a *attempt) access(repo content.Repository) *access {
 	return a.accesses[repo]
 }
 
-// candidates are the credentials to try, in order: what served last, then those that the secrets have for the repository, at
-// last none.
+// candidates are the credentials to try, in order: what served last, then those that the secrets have for the
+// repository, at last none.
 func (c *access) candidates(ctx context.Context) []credential {
 	c.once.Do(func() {
 		secrets, problem := c.readSecrets(ctx)
@@ -55,7 +55,8 @@ func (c *access) candidates(ctx context.Context) []credential {
 	return c.all
 }
 
-// prefer has cred tried first from now on. The others stay: what cred served may have come from a peer, which asks for none.
+// prefer has cred tried first from now on. The others stay: what cred served may have come from a peer, which asks for
+// none.
 func (c *access) prefer(cred credential) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -64,14 +65,15 @@ func (c *access) prefer(cred credential) {
 	}
 }
 
-// readSecrets reads the pull secrets, once in an attempt, and not before something is missing on the node. Those that can be
-// read are used whatever becomes of the others.
+// readSecrets reads the pull secrets, once in an attempt, and not before something is missing on the node. Those that
+// can be read are used whatever becomes of the others.
 func (a *attempt) readSecrets(ctx context.Context) ([]pullsecret.Credentials, error) {
 	a.secretsOnce.Do(func() {
 		for _, name := range a.assignment.PullSecrets {
 			secret, err := a.opts.Secrets.PullSecret(ctx, a.assignment.Namespace, name)
 			if err != nil {
-				a.secretsProblem = errors.Join(a.secretsProblem, fmt.Errorf("pull secret %s/%s: %w", a.assignment.Namespace, name, err))
+				a.secretsProblem = errors.Join(a.secretsProblem,
+					fmt.Errorf("pull secret %s/%s: %w", a.assignment.Namespace, name, err))
 				continue
 			}
 			a.secrets = append(a.secrets, secret)
@@ -80,9 +82,9 @@ func (a *attempt) readSecrets(ctx context.Context) ([]pullsecret.Credentials, er
 	return a.secrets, a.secretsProblem
 }
 
-// try calls do with the Authorization header of one candidate after the other until one is not refused. Where the registry
-// can't be asked for a token, do goes without: a peer may have the content. A failure also tells which pull secrets could
-// not be read, for that may be its cause.
+// try calls do with the Authorization header of one candidate after the other until one is not refused. Where the
+// registry can't be asked for a token, do goes without: a peer may have the content. A failure also tells which pull
+// secrets could not be read, for that may be its cause.
 func (c *access) try(ctx context.Context, do func(authorization string) error) error {
 	if c.repo.None() {
 		return do("")
@@ -118,9 +120,10 @@ func (c *access) try(ctx context.Context, do func(authorization string) error) e
 	return errors.Join(c.problem, refused)
 }
 
-// renewing calls do, and again with a new token whenever the registry takes one no more: those of a large image live shorter than
-// its pull. What do has fetched until then is kept. Where no new token is given, why not is the error.
-func (c *access) renewing(ctx context.Context, cred credential, authorization string, do func(authorization string) error) error {
+// renewing calls do, and again with a new token whenever the registry takes one no more: those of a large image live
+// shorter than its pull. What do has fetched until then is kept. Where no new token is given, why not is the error.
+func (c *access) renewing(ctx context.Context, cred credential, authorization string,
+	do func(authorization string) error) error {
 	for {
 		err := do(authorization)
 		if !content.Denied(err) {

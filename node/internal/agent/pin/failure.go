@@ -26,7 +26,8 @@ var (
 	errRuntime         = errors.New("load into the container runtime")
 	errNoPeer          = errors.New("the pin names no repository, and no peer has it")
 
-	// errGap: an attempt that only looks has found something missing, or something that an attempt which fetches has to report.
+	// errGap: an attempt that only looks has found something missing, or something that an attempt which fetches has to
+	// report.
 	errGap = errors.New("not all of it is here")
 )
 

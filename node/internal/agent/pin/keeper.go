@@ -4,8 +4,8 @@
 //
 // It is level-triggered. Keeper holds the assignments that stand; an attempt (attempt.go) compares one of them with the
 // store, and where there is a gap another closes it, so the same two serve the first fetch, a repair, a restart and the
-// regular check. To look is cheap and waits for nobody who fetches. closure.go reads manifests; credentials.go finds what the
-// registry accepts; failure.go turns an error into the reason that a person reads.
+// regular check. To look is cheap and waits for nobody who fetches. closure.go reads manifests; credentials.go finds
+// what the registry accepts; failure.go turns an error into the reason that a person reads.
 package pin
 
 import (
@@ -40,7 +40,8 @@ type Store interface {
 	Unpin(owner string) error
 	Pins() map[string][]digest.Digest
 	Stat(d digest.Digest) (store.Info, error)
-	// Get, Put and ChunkMap copy what only the runtime holds. ChunkMap fails for a damaged blob, which then counts as not held.
+	// Get, Put and ChunkMap copy what only the runtime holds. ChunkMap fails for a damaged blob, which then counts as
+	// not held.
 	Get(d digest.Digest) (*store.Blob, error)
 	Put(ctx context.Context, d digest.Digest, mediaType string, r io.Reader, size int64) error
 	ChunkMap(d digest.Digest) (*content.ChunkMap, error)
@@ -59,18 +60,21 @@ type Fetcher interface {
 // Upstream turns credentials into the Authorization header that a registry wants.
 type Upstream interface {
 	Authorize(ctx context.Context, repo content.Repository, cred pullsecret.Credential) (string, error)
-	// Renew gives another header in place of one that the registry has accepted before and refuses now, "" where there is none.
+	// Renew gives another header in place of one that the registry has accepted before and refuses now, "" where there
+	// is none.
 	Renew(ctx context.Context, repo content.Repository, cred pullsecret.Credential, refused string) (string, error)
 }
 
-// Secrets reads pull secrets. Its errors match ErrSecretNotFound and pullsecret.ErrInvalid where the secret is at fault.
+// Secrets reads pull secrets. Its errors match ErrSecretNotFound and pullsecret.ErrInvalid where the secret is at
+// fault.
 type Secrets interface {
 	PullSecret(ctx context.Context, namespace, name string) (pullsecret.Credentials, error)
 }
 
 // Runtime is the node's container runtime.
 type Runtime interface {
-	// Holds tells whether the runtime has the image, named by tag, or by digest where tag is empty. It needs no credential.
+	// Holds tells whether the runtime has the image, named by tag, or by digest where tag is empty. It needs no
+	// credential.
 	Holds(ctx context.Context, image Image) (bool, error)
 	// Load has the runtime pull the image and name it so.
 	Load(ctx context.Context, image Image) error
@@ -92,8 +96,8 @@ type Tags interface {
 
 // Gate guards what the node serves to its workloads.
 type Gate interface {
-	// Admit finds out whether req's caller may read its content, and whether its repository has it, and remembers a yes for
-	// when the registry can't be asked. A no is the registry's own.
+	// Admit finds out whether req's caller may read its content, and whether its repository has it, and remembers a yes
+	// for when the registry can't be asked. A no is the registry's own.
 	Admit(ctx context.Context, req content.Request) error
 }
 
@@ -112,8 +116,8 @@ type Options struct {
 	Secrets  Secrets
 	// Runtime is nil where the agent has no access to one: pins with target CacheAndRuntime then fail.
 	Runtime Runtime
-	// Tags, Files and Gate are optional. Without a Gate nobody but who pulled from here before is served while the registry is
-	// down.
+	// Tags, Files and Gate are optional. Without a Gate nobody but who pulled from here before is served while the
+	// registry is down.
 	Tags  Tags
 	Files Files
 	Gate  Gate
@@ -124,17 +128,18 @@ type Options struct {
 }
 
 const (
-	// parallelPins is the number of pins, and parallelBlobs of blobs of one pin, that are fetched at one time. Pins of a lower
-	// priority keep no pin waiting, so there may be more of them, but no more than maxPins.
+	// parallelPins is the number of pins, and parallelBlobs of blobs of one pin, that are fetched at one time. Pins of
+	// a lower priority keep no pin waiting, so there may be more of them, but no more than maxPins.
 	parallelPins  = 2
 	maxPins       = 8
 	parallelBlobs = 3
 	// parallelLooks is the number of pins that are compared with the store, or released, at one time.
 	parallelLooks = 2
-	// checkInterval is how often a pin that is ready is compared with the store, and with the runtime, which does not tell when
-	// the kubelet removes an image.
+	// checkInterval is how often a pin that is ready is compared with the store, and with the runtime, which does not
+	// tell when the kubelet removes an image.
 	checkInterval = 5 * time.Minute
-	// defaultTimeLimit bounds an attempt that the pin does not bound. What it fetched stays, and the next goes on there.
+	// defaultTimeLimit bounds an attempt that the pin does not bound. What it fetched stays, and the next goes on
+	// there.
 	defaultTimeLimit = 6 * time.Hour
 	never            = 100 * 365 * 24 * time.Hour
 	// ownerPrefix begins the names under which pins are held in the store; the pin's UID follows.
@@ -226,7 +231,8 @@ func (e *entry) replace(a v1alpha1.PinAssignment) {
 	e.assignment, e.released, e.failures, e.due, e.lacks, e.held = *a.DeepCopy(), false, 0, time.Time{}, false, nil
 	e.untold, e.ungated = make(map[digest.Digest]bool), make(map[digest.Digest]bool)
 	e.progress = v1alpha1.PinProgress{
-		UID: a.UID, Revision: a.Revision, State: v1alpha1.PinPending, HeldRevision: before.HeldRevision, LastUsed: before.LastUsed,
+		UID: a.UID, Revision: a.Revision, State: v1alpha1.PinPending, HeldRevision: before.HeldRevision,
+		LastUsed: before.LastUsed,
 	}
 	if a.Action == v1alpha1.ActionPurge {
 		e.forgetEarlier()
@@ -363,7 +369,8 @@ func (k *Keeper) dropStrangers() {
 	}
 }
 
-// startDue starts the attempts that are due and may run, the most urgent first, and returns the time until the next is due.
+// startDue starts the attempts that are due and may run, the most urgent first, and returns the time until the next is
+// due.
 func (k *Keeper) startDue(ctx context.Context, attempts *sync.WaitGroup) time.Duration {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -405,8 +412,8 @@ func (k *Keeper) startDue(ctx context.Context, attempts *sync.WaitGroup) time.Du
 	return next
 }
 
-// mayFetch tells whether a pin may fetch beside those that do. It waits for no pin of a lower priority, which may take hours
-// over a slow registry or at the bandwidth that it is allowed.
+// mayFetch tells whether a pin may fetch beside those that do. It waits for no pin of a lower priority, which may take
+// hours over a slow registry or at the bandwidth that it is allowed.
 func mayFetch(priority int32, fetching []*attempt) bool {
 	ahead := 0
 	for _, a := range fetching {
@@ -417,8 +424,8 @@ func mayFetch(priority int32, fetching []*attempt) bool {
 	return ahead < parallelPins && len(fetching) < maxPins
 }
 
-// byUrgency puts releases first, which cost nothing and make room; then those of high priority; then by name, so that two
-// nodes with the same pins fetch them in the same order and share.
+// byUrgency puts releases first, which cost nothing and make room; then those of high priority; then by name, so that
+// two nodes with the same pins fetch them in the same order and share.
 func byUrgency(a, b *entry) int {
 	switch {
 	case a.released != b.released && a.released:
@@ -433,7 +440,8 @@ func byUrgency(a, b *entry) int {
 
 // start runs one attempt at e. The caller holds k.mu.
 func (k *Keeper) start(ctx context.Context, e *entry, attempts *sync.WaitGroup) {
-	a := &attempt{Keeper: k, entry: e, assignment: e.assignment, released: e.released, fetches: e.lacks, owner: e.owner()}
+	a := &attempt{Keeper: k, entry: e, assignment: e.assignment, released: e.released, fetches: e.lacks,
+		owner: e.owner()}
 	limit := defaultTimeLimit
 	if t := a.assignment.TimeLimit; t != nil && t.Duration > 0 {
 		limit = t.Duration
@@ -472,7 +480,8 @@ func (k *Keeper) finish(a *attempt, held []digest.Digest, err error, superseded 
 		e.lacks = false
 		changed = e.fail(err)
 		k.metrics.failures.WithLabelValues(e.progress.Reason).Inc()
-		k.log.Warn("pin failed", "pin", a.name(), "reason", e.progress.Reason, "again", time.Until(e.due).Round(time.Second), "error", err)
+		k.log.Warn("pin failed", "pin", a.name(), "reason", e.progress.Reason, "again",
+			time.Until(e.due).Round(time.Second), "error", err)
 	case e.released:
 		delete(k.entries, e.assignment.UID)
 		k.log.Info("pin released", "pin", a.name())
@@ -509,7 +518,8 @@ func (e *entry) fail(err error) bool {
 		backoff = *b
 	}
 	e.due = time.Now().Add(max(backoff.Pause(e.failures), min(retryAfter(err), maxRetryAfter)))
-	return before.State != e.progress.State || before.Reason != e.progress.Reason || before.Message != e.progress.Message
+	return before.State != e.progress.State || before.Reason != e.progress.Reason ||
+		before.Message != e.progress.Message
 }
 
 // jitter takes up to a tenth off, so that the nodes of a cluster do not act in step.

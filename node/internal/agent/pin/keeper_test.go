@@ -104,7 +104,8 @@ func (o *origin) down() {
 }
 
 // push puts an index with an image for each platform at repo:tag.
-func (o *origin) push(t *testing.T, tag string, platforms ...string) (index crv1.ImageIndex, images map[string]crv1.Image) {
+func (o *origin) push(t *testing.T, tag string,
+	platforms ...string) (index crv1.ImageIndex, images map[string]crv1.Image) {
 	t.Helper()
 	index, images = empty.Index, map[string]crv1.Image{}
 	for _, p := range platforms {
@@ -113,7 +114,8 @@ func (o *origin) push(t *testing.T, tag string, platforms ...string) (index crv1
 		image, err := random.Image(3000, 2)
 		require.NoError(t, err)
 		images[p] = image
-		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: image, Descriptor: crv1.Descriptor{Platform: platform}})
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: image,
+			Descriptor: crv1.Descriptor{Platform: platform}})
 	}
 	ref, err := crname.ParseReference(o.host + "/team/app:" + tag)
 	require.NoError(t, err)
@@ -144,7 +146,8 @@ func closureOf(t *testing.T, image crv1.Image) []digest.Digest {
 type pull struct {
 	store    *store.Store
 	upstream *upstream.Client
-	// shared are blobs that peers have and give to whoever asks, each with the authorization that it takes to play them.
+	// shared are blobs that peers have and give to whoever asks, each with the authorization that it takes to play
+	// them.
 	shared map[digest.Digest]string
 }
 
@@ -229,7 +232,8 @@ func newNode(t *testing.T, dir string, adjust func(*pin.Options, *store.Options)
 	var err error
 	n.store, err = store.Open(t.Context(), storeOptions)
 	require.NoError(t, err)
-	client, err := upstream.New(upstream.Options{AllowAddresses: loopback, Timeouts: upstream.Timeouts{Retry: 50 * time.Millisecond}})
+	client, err := upstream.New(upstream.Options{AllowAddresses: loopback,
+		Timeouts: upstream.Timeouts{Retry: 50 * time.Millisecond}})
 	require.NoError(t, err)
 	n.opts.Store = n.store
 	if n.opts.Upstream == nil {
@@ -284,7 +288,9 @@ func in(state v1alpha1.PinState, revision string) func(v1alpha1.PinProgress) boo
 // eventuallyPins waits until exactly these are pinned by uid.
 func (n *node) eventuallyPins(t *testing.T, uid string, want []digest.Digest) {
 	t.Helper()
-	require.Eventually(t, func() bool { return slices.Equal(n.pinned(uid), sorted(want)) }, patience, 5*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return slices.Equal(n.pinned(uid), sorted(want))
+	}, patience, 5*time.Millisecond)
 }
 
 func (n *node) pinned(uid string) []digest.Digest { return sorted(n.store.Pins()["pin/"+uid]) }
@@ -310,7 +316,8 @@ func (n *node) requireAbsent(t *testing.T, ds ...digest.Digest) {
 func assignment(uid, revision string, artifacts ...v1alpha1.AssignedArtifact) v1alpha1.PinAssignment {
 	return v1alpha1.PinAssignment{
 		UID: uid, Namespace: "team", Name: uid, Revision: revision, Action: v1alpha1.ActionKeep, Artifacts: artifacts,
-		Target: v1alpha1.TargetCache, Backoff: &v1alpha1.Backoff{Initial: metav1.Duration{Duration: time.Second}, Max: metav1.Duration{Duration: time.Minute}},
+		Target: v1alpha1.TargetCache, Backoff: &v1alpha1.Backoff{Initial: metav1.Duration{Duration: time.Second},
+			Max: metav1.Duration{Duration: time.Minute}},
 	}
 }
 
@@ -347,10 +354,11 @@ func TestPlatforms(t *testing.T) {
 		kept      []string
 		reason    string
 	}{
-		"a star keeps all":                       {platforms: []string{"*"}, kept: slices.Collect(maps.Keys(images))},
-		"a list keeps what it names":             {platforms: []string{other, own}, kept: []string{own, other}},
-		"a variant is told apart":                {platforms: []string{"linux/arm/v7"}, kept: []string{"linux/arm/v7"}},
-		"without a variant every variant counts": {platforms: []string{"linux/arm"}, kept: []string{"linux/arm/v6", "linux/arm/v7"}},
+		"a star keeps all":           {platforms: []string{"*"}, kept: slices.Collect(maps.Keys(images))},
+		"a list keeps what it names": {platforms: []string{other, own}, kept: []string{own, other}},
+		"a variant is told apart":    {platforms: []string{"linux/arm/v7"}, kept: []string{"linux/arm/v7"}},
+		"without a variant every variant counts": {platforms: []string{"linux/arm"},
+			kept: []string{"linux/arm/v6", "linux/arm/v7"}},
 		"a platform that is missing has its own reason": {
 			platforms: []string{own, "windows/amd64"}, reason: v1alpha1.ReasonNoSuchPlatform,
 		},
@@ -392,8 +400,9 @@ func TestPlatformsAreFoundInAnIndexWithinAnIndex(t *testing.T) {
 		state     v1alpha1.PinState
 	}{
 		"the node's own is in one of them": {nil, []crv1.Image{hereImages[own]}, v1alpha1.PinReady},
-		"each is in another":               {[]string{own, other}, []crv1.Image{hereImages[own], thereImages[other]}, v1alpha1.PinReady},
-		"one is in neither":                {[]string{own, "windows/amd64"}, nil, v1alpha1.PinFailed},
+		"each is in another": {[]string{own, other}, []crv1.Image{hereImages[own], thereImages[other]},
+			v1alpha1.PinReady},
+		"one is in neither": {[]string{own, "windows/amd64"}, nil, v1alpha1.PinFailed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -419,7 +428,8 @@ func TestAManifestIsOneWhateverTypeTheRegistryGivesIt(t *testing.T) {
 	t.Parallel()
 	o := newOrigin(t)
 	_, images := o.push(t, "1", own)
-	for _, mediaType := range []string{"application/json", "application/vnd.oci.image.manifest.v1+json; charset=utf-8", "text/plain"} {
+	for _, mediaType := range []string{"application/json", "application/vnd.oci.image.manifest.v1+json; charset=utf-8",
+		"text/plain"} {
 		n := newNode(t, t.TempDir(), nil)
 		artifact := o.artifact(digestOf(t, images[own]))
 		artifact.MediaType = mediaType
@@ -525,12 +535,14 @@ func TestEveryFailureHasItsReason(t *testing.T) {
 			o.refusing(func(*http.Request) int { return 401 })
 			a.PullSecrets = []string{"missing"}
 		}, v1alpha1.ReasonSecretNotFound, "team/missing"},
-		"a pull secret holds something else": {func(o *origin, p *pin.Options, _ *store.Options, a *v1alpha1.PinAssignment) {
+		"a pull secret holds something else": {func(o *origin, p *pin.Options, _ *store.Options,
+			a *v1alpha1.PinAssignment) {
 			o.refusing(func(*http.Request) int { return 401 })
 			p.Secrets.(vault)["team/tls"] = &corev1.Secret{Type: corev1.SecretTypeTLS}
 			a.PullSecrets = []string{"tls"}
 		}, v1alpha1.ReasonInvalidSecret, "kubernetes.io/dockerconfigjson"},
-		"it is larger than the pin allows": {func(_ *origin, _ *pin.Options, _ *store.Options, a *v1alpha1.PinAssignment) {
+		"it is larger than the pin allows": {func(_ *origin, _ *pin.Options, _ *store.Options,
+			a *v1alpha1.PinAssignment) {
 			a.SizeLimit = resource.NewQuantity(5000, resource.BinarySI)
 		}, v1alpha1.ReasonSizeLimitExceeded, "of 5000"},
 		"it is larger than the cache": {func(_ *origin, _ *pin.Options, s *store.Options, _ *v1alpha1.PinAssignment) {
@@ -543,10 +555,12 @@ func TestEveryFailureHasItsReason(t *testing.T) {
 		"nobody can be asked": {func(_ *origin, _ *pin.Options, _ *store.Options, a *v1alpha1.PinAssignment) {
 			a.Artifacts[0].Repository = ""
 		}, v1alpha1.FetchFailed, "names no repository"},
-		"there is no runtime to load into": {func(_ *origin, _ *pin.Options, _ *store.Options, a *v1alpha1.PinAssignment) {
+		"there is no runtime to load into": {func(_ *origin, _ *pin.Options, _ *store.Options,
+			a *v1alpha1.PinAssignment) {
 			a.Target = v1alpha1.TargetCacheAndRuntime
 		}, v1alpha1.FetchRuntimeFailed, "container runtime"},
-		"a CID is of a DAG that nobody can look up": {func(_ *origin, _ *pin.Options, _ *store.Options, a *v1alpha1.PinAssignment) {
+		"a CID is of a DAG that nobody can look up": {func(_ *origin, _ *pin.Options, _ *store.Options,
+			a *v1alpha1.PinAssignment) {
 			a.Artifacts[0] = v1alpha1.AssignedArtifact{CID: "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG"}
 		}, v1alpha1.FetchFailed, "names a DAG"},
 	} {
@@ -744,7 +758,10 @@ func TestALostBlobIsFetchedAgain(t *testing.T) {
 	layer := closureOf(t, images[own])[2]
 	require.NoError(t, n.store.Unpin("pin/a"))
 	require.NoError(t, n.store.Delete(layer))
-	require.Eventually(t, func() bool { _, err := n.store.Stat(layer); return err == nil }, patience, 5*time.Millisecond)
+	require.Eventually(t, func() bool {
+		_, err := n.store.Stat(layer)
+		return err == nil
+	}, patience, 5*time.Millisecond)
 	n.await(t, "a", in(v1alpha1.PinReady, "1"))
 	n.eventuallyPins(t, "a", append(closureOf(t, images[own]), digestOf(t, index)))
 }
@@ -798,7 +815,9 @@ type loads struct {
 func (l *loads) Holds(_ context.Context, image pin.Image) (bool, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.ContainsFunc(l.images, func(i pin.Image) bool { return i.Tag == image.Tag && i.Digest == image.Digest }), nil
+	return slices.ContainsFunc(l.images, func(i pin.Image) bool {
+		return i.Tag == image.Tag && i.Digest == image.Digest
+	}), nil
 }
 
 func (l *loads) Load(_ context.Context, image pin.Image) error {
@@ -893,7 +912,8 @@ func TestATagIsRememberedWhenItsArtifactComesAndNotAgainLater(t *testing.T) {
 	n.Set(tagged("2", second))
 	n.await(t, "a", in(v1alpha1.PinReady, "2"))
 	n.stop()
-	require.Equal(t, []string{"team/app:latest " + digestOf(t, first).String(), "team/app:latest " + digestOf(t, second).String()}, tags.tags)
+	require.Equal(t, []string{"team/app:latest " + digestOf(t, first).String(),
+		"team/app:latest " + digestOf(t, second).String()}, tags.tags)
 }
 
 func TestUseIsKnownToTheHour(t *testing.T) {
@@ -966,8 +986,8 @@ func TestTheGateKnowsOfAPinBeforeTheRegistryIsDown(t *testing.T) {
 	require.ElementsMatch(t, want, g.admitted, "the gate remembers by itself")
 }
 
-// script is a fetcher for tests of time: it has blobs in memory, and does what it is told before it gives one. Like the real
-// one it fetches no chunk that no reader asked for, and keeps what has come.
+// script is a fetcher for tests of time: it has blobs in memory, and does what it is told before it gives one. Like the
+// real one it fetches no chunk that no reader asked for, and keeps what has come.
 type script struct {
 	store  *store.Store
 	blobs  map[digest.Digest]string
@@ -1051,10 +1071,13 @@ func (anonymous) Renew(context.Context, content.Repository, pullsecret.Credentia
 // timed runs a Keeper in a bubble of fake time.
 func timed(t *testing.T, f func(k *pin.Keeper, s *script)) {
 	synctest.Test(t, func(t *testing.T) {
-		st, err := store.Open(t.Context(), store.Options{Path: t.TempDir(), FreeSpace: func(string) (int64, error) { return 1 << 40, nil }})
+		st, err := store.Open(t.Context(), store.Options{Path: t.TempDir(), FreeSpace: func(string) (int64, error) {
+			return 1 << 40, nil
+		}})
 		require.NoError(t, err)
 		s := &script{store: st, blobs: map[digest.Digest]string{}, begun: map[digest.Digest]map[int64]bool{}}
-		k, err := pin.New(pin.Options{Store: st, Fetcher: s, Upstream: anonymous{}, Secrets: vault{}, Registerer: prometheus.NewRegistry()})
+		k, err := pin.New(pin.Options{Store: st, Fetcher: s, Upstream: anonymous{}, Secrets: vault{},
+			Registerer: prometheus.NewRegistry()})
 		require.NoError(t, err)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
@@ -1069,7 +1092,8 @@ func timed(t *testing.T, f func(k *pin.Keeper, s *script)) {
 }
 
 func blobArtifact(d digest.Digest) v1alpha1.AssignedArtifact {
-	return v1alpha1.AssignedArtifact{Repository: "registry.example/a", Digest: d.String(), MediaType: "application/octet-stream"}
+	return v1alpha1.AssignedArtifact{Repository: "registry.example/a", Digest: d.String(),
+		MediaType: "application/octet-stream"}
 }
 
 func TestAttemptsBackOff(t *testing.T) {
@@ -1252,7 +1276,8 @@ func TestPinsThatTakeLongKeepNobodyWaiting(t *testing.T) {
 		all := []v1alpha1.PinAssignment{stuck("a"), stuck("b"), held, quick("same", 0), quick("urgent", 1)}
 		k.Set(all)
 		is(map[string]v1alpha1.PinState{
-			"a": v1alpha1.PinPending, "b": v1alpha1.PinPending, "held": v1alpha1.PinReady, "same": v1alpha1.PinPending, "urgent": v1alpha1.PinReady,
+			"a": v1alpha1.PinPending, "b": v1alpha1.PinPending, "held": v1alpha1.PinReady, "same": v1alpha1.PinPending,
+			"urgent": v1alpha1.PinReady,
 		})
 		require.Nil(t, s.store.Pins()["pin/released"])
 		k.Set(all[1:])
@@ -1287,7 +1312,8 @@ func TestHighPriorityGoesFirst(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		for pair := range slices.Chunk([]int{0, 1, 2, 3, 4, 5}, 2) { // two at a time
-			require.ElementsMatch(t, []string{fmt.Sprint(5 - pair[0]), fmt.Sprint(5 - pair[1])}, order[pair[0]:pair[1]+1])
+			require.ElementsMatch(t, []string{fmt.Sprint(5 - pair[0]), fmt.Sprint(5 - pair[1])},
+				order[pair[0]:pair[1]+1])
 		}
 	})
 }

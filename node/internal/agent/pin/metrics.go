@@ -10,7 +10,8 @@ var (
 	pinsDesc = prometheus.NewDesc("shoal_pins", "Pins that this node is to keep, by state.", []string{"state"}, nil)
 	heldDesc = prometheus.NewDesc("shoal_pins_held_bytes",
 		"Bytes that this node holds of its pins, counting a blob once for each pin.", nil, nil)
-	wantedDesc = prometheus.NewDesc("shoal_pins_wanted_bytes", "Bytes that the pins of this node need, as far as is known.", nil, nil)
+	wantedDesc = prometheus.NewDesc("shoal_pins_wanted_bytes",
+		"Bytes that the pins of this node need, as far as is known.", nil, nil)
 )
 
 type metrics struct{ failures *prometheus.CounterVec }

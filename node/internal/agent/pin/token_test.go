@@ -28,8 +28,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
 
-// tokens stands before a registry, and wants tokens that are good for a number of requests, in place of the minutes that they
-// live in truth.
+// tokens stands before a registry, and wants tokens that are good for a number of requests, in place of the minutes
+// that they live in truth.
 type tokens struct {
 	life  int  // requests
 	most  int  // after so many tokens the password is revoked; 0: never
@@ -55,7 +55,8 @@ func (k *tokens) guard(t *testing.T, o *origin) *upstream.Client {
 		case k.admit(r):
 			o.Config.Handler.ServeHTTP(w, r)
 		default:
-			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="images.test"`, r.Host))
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="images.test"`,
+				r.Host))
 			w.WriteHeader(http.StatusUnauthorized)
 		}
 	}))
@@ -147,10 +148,14 @@ func TestTokensThatLiveShorterThanThePull(t *testing.T) {
 		// refused is the most requests for tokens that have no good password: one of each blob on its way.
 		refused int
 	}{
-		"are replaced within one attempt":                              {"right", &tokens{life: 4}, v1alpha1.PinReady, 0},
-		"end the attempt once the pull secret is revoked":              {"right", &tokens{life: 4, most: 2}, v1alpha1.PinFailed, 3},
-		"end it where a revoked secret still gets tokens, but useless": {"right", &tokens{life: 4, most: 2, vague: true}, v1alpha1.PinFailed, 3},
-		"are not asked for again with a wrong secret":                  {"wrong", &tokens{life: 4}, v1alpha1.PinFailed, 1},
+		"are replaced within one attempt": {"right", &tokens{life: 4}, v1alpha1.PinReady,
+			0},
+		"end the attempt once the pull secret is revoked": {"right", &tokens{life: 4, most: 2},
+			v1alpha1.PinFailed, 3},
+		"end it where a revoked secret still gets tokens, but useless": {"right",
+			&tokens{life: 4, most: 2, vague: true}, v1alpha1.PinFailed, 3},
+		"are not asked for again with a wrong secret": {"wrong", &tokens{life: 4}, v1alpha1.PinFailed,
+			1},
 		"are not asked for again where those for a wrong secret are useless": {
 			"wrong", &tokens{life: 4, vague: true}, v1alpha1.PinFailed, 1,
 		},
@@ -165,7 +170,8 @@ func TestTokensThatLiveShorterThanThePull(t *testing.T) {
 				p.Secrets, p.Fetcher, p.Upstream = secrets, fetcher, client
 			})
 			fetcher.Fetcher = newFetcher(t, n, client)
-			a := assignment("a", "1", v1alpha1.AssignedArtifact{Repository: guarded + "/team/app", Digest: digestOf(t, image).String()})
+			a := assignment("a", "1", v1alpha1.AssignedArtifact{Repository: guarded + "/team/app",
+				Digest: digestOf(t, image).String()})
 			a.PullSecrets = []string{"secret"}
 			a.Backoff = &v1alpha1.Backoff{Initial: metav1.Duration{Duration: time.Hour}} // there is no second attempt
 			n.Set([]v1alpha1.PinAssignment{a})
@@ -201,7 +207,8 @@ func TestATokenServerThatIsDownIsNamedAsTheCause(t *testing.T) {
 		p.Secrets, p.Fetcher, p.Upstream = secrets, fetcher, client
 	})
 	fetcher.Fetcher = newFetcher(t, n, client)
-	a := assignment("a", "1", v1alpha1.AssignedArtifact{Repository: guarded + "/team/app", Digest: digest.FromString("a manifest").String()})
+	a := assignment("a", "1", v1alpha1.AssignedArtifact{Repository: guarded + "/team/app",
+		Digest: digest.FromString("a manifest").String()})
 	a.PullSecrets = []string{"secret"}
 	n.Set([]v1alpha1.PinAssignment{a})
 	p := n.await(t, "a", func(p v1alpha1.PinProgress) bool { return p.State == v1alpha1.PinFailed || p.Message != "" })

@@ -14,8 +14,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// Reader checks a reader of want, which must be of some bytes at least. Its bytes may still be arriving. open is called for each
-// check, and the reader closed after it.
+// Reader checks a reader of want, which must be of some bytes at least. Its bytes may still be arriving. open is called
+// for each check, and the reader closed after it.
 func Reader(t *testing.T, want []byte, open func(t *testing.T) content.Reader) {
 	t.Helper()
 	size := int64(len(want))
@@ -87,7 +87,8 @@ func Reader(t *testing.T, want []byte, open func(t *testing.T) content.Reader) {
 
 // ranges are offsets and lengths within size: the whole, its ends, nothing, and what crosses the bounds of chunks.
 func ranges(size int64) [][2]int64 {
-	list := [][2]int64{{0, size}, {0, 1}, {size - 1, 1}, {0, 0}, {size, 0}, {size / 2, 0}, {1, size - 2}, {size / 3, size / 3}}
+	list := [][2]int64{{0, size}, {0, 1}, {size - 1, 1}, {0, 0}, {size, 0}, {size / 2, 0}, {1, size - 2},
+		{size / 3, size / 3}}
 	for bound := int64(content.ChunkSize); bound < size; bound += content.ChunkSize {
 		list = append(list, [2]int64{bound - 1, 2}, [2]int64{bound, min(3, size-bound)})
 	}

@@ -29,19 +29,24 @@ func run() error {
 	size := flag.Int64("size", 1024, "of the image in MiB")
 	layers := flag.Int("layers", 1, "equal parts that the image has")
 	parts := flag.String("parts", "", "proportions of the image's layers, as 6:3:1, where they are not equal")
-	flag.BoolVar(&cfg.Shared, "shared", false, "what is under way shares the links, as on the rig of test/bench; for few nodes")
+	flag.BoolVar(&cfg.Shared, "shared", false,
+		"what is under way shares the links, as on the rig of test/bench; for few nodes")
 	flag.IntVar(&cfg.Parallel, "parallel", 0, "layers that a node pulls at one time (0: all)")
-	seconds := flag.Bool("seconds", false, "print for each second what came from the registry and what reached the nodes (with -shared)")
+	seconds := flag.Bool("seconds", false,
+		"print for each second what came from the registry and what reached the nodes (with -shared)")
 	link := flag.Float64("link", 10, "Gbit/s of a node's link, each way")
 	registry := flag.Float64("registry", 10, "Gbit/s of the registry's link")
-	streamRate := flag.Float64("stream", 0, "Gbit/s that the registry gives one request at the most (with -shared; 0: all)")
+	streamRate := flag.Float64("stream", 0,
+		"Gbit/s that the registry gives one request at the most (with -shared; 0: all)")
 	flag.IntVar(&cfg.Zones, "zones", 1, "zones over which the nodes are spread")
 	flag.DurationVar(&cfg.Stagger, "stagger", 0, "time over which the nodes start")
 	flag.Float64Var(&cfg.Deaths, "deaths", 0, "share of nodes that die during the pull")
 	flag.BoolVar(&cfg.SilentDeaths, "silent", false, "those that die do so without a word")
 	flag.IntVar(&cfg.Schedule.GroupSize, "group", 0, "most nodes of a group (0: the agent's default)")
-	flag.IntVar(&cfg.Schedule.UpstreamRuns, "upstream-runs", 0, "fewest runs that may be leased at one time (0: the agent's default)")
-	flag.Float64Var(&cfg.TableCharge, "table-charge", 0, "virtual time that the coordinator takes for each second its table really took")
+	flag.IntVar(&cfg.Schedule.UpstreamRuns, "upstream-runs", 0,
+		"fewest runs that may be leased at one time (0: the agent's default)")
+	flag.Float64Var(&cfg.TableCharge, "table-charge", 0,
+		"virtual time that the coordinator takes for each second its table really took")
 	flag.DurationVar(&cfg.MessageCost, "message-cost", 0, "time that the coordinator takes to write one message")
 	flag.Uint64Var(&cfg.Seed, "seed", 1, "of all that is random")
 	paper := flag.Int("paper", 0, "print instead what the DHT costs where each node holds so many blobs")
@@ -83,7 +88,8 @@ func run() error {
 		}
 		if *paper > 0 {
 			p := simulate.OnPaper(n, *paper)
-			fmt.Printf("| %d | %d, %d | %d, %d | %.0f |\n", n, p.MeanRecords, p.MostRecords, p.ProvideMessages, p.ProvideBytes, p.Rate)
+			fmt.Printf("| %d | %d, %d | %d, %d | %.0f |\n", n, p.MeanRecords, p.MostRecords, p.ProvideMessages,
+				p.ProvideBytes, p.Rate)
 			continue
 		}
 		cfg.Nodes = n
@@ -132,8 +138,8 @@ func split(size int64, proportions string) ([]int64, error) {
 	return parts, nil
 }
 
-// bySecond prints what came in each second: from the registry, and per node, and how much later than from the registry the
-// last node had it.
+// bySecond prints what came in each second: from the registry, and per node, and how much later than from the registry
+// the last node had it.
 func bySecond(r *simulate.Result) {
 	type chunk struct{ blob, index int }
 	first := map[chunk]time.Duration{}
@@ -156,6 +162,7 @@ func bySecond(r *simulate.Result) {
 	fmt.Println("| second | chunks from the registry | chunks per node | mean s until the last node had it |")
 	fmt.Println("| --- | --- | --- | --- |")
 	for s := range int(r.End.Seconds()) + 1 {
-		fmt.Printf("| %d | %d | %.1f | %.2f |\n", s, fromRegistry[s], float64(landed[s])/float64(r.Nodes), lag[s].Seconds()/float64(max(lags[s], 1)))
+		fmt.Printf("| %d | %d | %.1f | %.2f |\n", s, fromRegistry[s], float64(landed[s])/float64(r.Nodes),
+			lag[s].Seconds()/float64(max(lags[s], 1)))
 	}
 }

@@ -1,5 +1,5 @@
-// Package hostile is an admitted peer that breaks the rules of the swarm, one at a time. Tests and the program in cmd put it beside
-// agents, which have to go on as if it were not there.
+// Package hostile is an admitted peer that breaks the rules of the swarm, one at a time. Tests and the program in cmd
+// put it beside agents, which have to go on as if it were not there.
 package hostile
 
 import (
@@ -45,15 +45,18 @@ func New(key crypto.PrivKey, prefix string, listen ...string) (*Peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	h, err := libp2p.New(libp2p.Identity(key), libp2p.ListenAddrStrings(listen...), libp2p.Transport(tcp.NewTCPTransport),
-		libp2p.Security(libp2ptls.ID, libp2ptls.New), libp2p.ResourceManager(boundless), libp2p.DisableRelay(), libp2p.DisableMetrics())
+	h, err := libp2p.New(libp2p.Identity(key), libp2p.ListenAddrStrings(listen...),
+		libp2p.Transport(tcp.NewTCPTransport),
+		libp2p.Security(libp2ptls.ID,
+			libp2ptls.New), libp2p.ResourceManager(boundless), libp2p.DisableRelay(), libp2p.DisableMetrics())
 	if err != nil {
 		return nil, err
 	}
 	return &Peer{Host: h, prefix: prefix}, nil
 }
 
-// Attack is one way to break the rules towards a victim. It returns when all was said, or the victim hears no more, which is no error.
+// Attack is one way to break the rules towards a victim. It returns when all was said, or the victim hears no more,
+// which is no error.
 type Attack func(ctx context.Context, p *Peer, victim peer.AddrInfo) error
 
 // Attacks are all that this peer begins, by name. See Obey and Mislead for what it does when it is asked.

@@ -117,8 +117,8 @@ func peak(f func()) uint64 {
 	}
 }
 
-// The bounds are on the heap of the victim and the peer together, which are one process here, and on what the collector has not
-// come to yet.
+// The bounds are on the heap of the victim and the peer together, which are one process here, and on what the collector
+// has not come to yet.
 //
 //nolint:paralleltest // what it counts is what the whole process allocates
 func TestVictim_AnAttackCostsItLittleAndEndsWithTheBan(t *testing.T) {

@@ -1,5 +1,5 @@
-// Package client is the plain OCI client of the benchmark. It pulls as containerd does: the tag by HEAD, the manifest by
-// digest, then three layers at a time, each request going to the mirrors in order and to the registry last. What it
+// Package client is the plain OCI client of the benchmark. It pulls as containerd does: the tag by HEAD, the manifest
+// by digest, then three layers at a time, each request going to the mirrors in order and to the registry last. What it
 // reads it hashes and throws away, so that neither unpacking nor the disk of one machine limits many hosts.
 package client
 
@@ -61,7 +61,8 @@ type Spec struct {
 	Unverified bool
 	// CAFile is trusted for HTTPS endpoints, where set.
 	CAFile string `json:",omitempty"`
-	// Curl has blobs fetched by curl, a client of other people's making, where each layer's bytes go through a process of its own.
+	// Curl has blobs fetched by curl, a client of other people's making, where each layer's bytes go through a process
+	// of its own.
 	Curl bool `json:",omitempty"`
 	// Keep is a directory to which blobs are written, where set.
 	Keep string `json:",omitempty"`
@@ -89,7 +90,8 @@ type Result struct {
 	Curve []Point
 	// Latencies are those of the range reads, in order of their end.
 	Latencies []time.Duration `json:",omitempty"`
-	// Fallbacks are the requests that a mirror refused and the next endpoint was asked, Resumed the bodies that broke off.
+	// Fallbacks are the requests that a mirror refused and the next endpoint was asked, Resumed the bodies that broke
+	// off.
 	Fallbacks, Resumed int64
 }
 
@@ -293,7 +295,8 @@ func (p *pull) readRange(ctx context.Context, r Range) error {
 	defer response.Body.Close()
 	body := &progress{r: response.Body, pull: p}
 	if response.StatusCode != http.StatusPartialContent {
-		// A server may answer a Range with the whole (RFC 9110, section 14.2); what stands before it is read for nothing.
+		// A server may answer a Range with the whole (RFC 9110, section 14.2); what stands before it is read for
+		// nothing.
 		if _, err := io.CopyN(io.Discard, body, r.Offset); err != nil {
 			return fmt.Errorf("bytes before range %d+%d of %s: %w", r.Offset, r.Length, r.Digest, err)
 		}

@@ -24,7 +24,8 @@ const mib = 1 << 20
 func registry(t *testing.T) (string, origin.Image, *origin.Server, *httptest.Server) {
 	t.Helper()
 	dir := t.TempDir()
-	image, err := origin.Write(dir, "bench/image", "v1", []origin.Layer{{Seed: 1, Size: 3 * mib}, {Seed: 2, Size: 10_000}})
+	image, err := origin.Write(dir, "bench/image", "v1",
+		[]origin.Layer{{Seed: 1, Size: 3 * mib}, {Seed: 2, Size: 10_000}})
 	require.NoError(t, err)
 	server := origin.NewServer(dir)
 	web := httptest.NewServer(server)

@@ -12,7 +12,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// curl writes the blob's bytes from offset on to sink as curl fetches them: from the first endpoint that does not refuse.
+// curl writes the blob's bytes from offset on to sink as curl fetches them: from the first endpoint that does not
+// refuse.
 func (p *pull) curl(ctx context.Context, d digest.Digest, offset int64, sink io.Writer, buf []byte) (int64, error) {
 	var problems []error
 	for i, endpoint := range p.spec.Endpoints {
@@ -34,7 +35,8 @@ func (p *pull) curl(ctx context.Context, d digest.Digest, offset int64, sink io.
 }
 
 func (p *pull) curlFrom(ctx context.Context, target string, offset int64, sink io.Writer, buf []byte) (int64, error) {
-	args := []string{"--fail", "--silent", "--show-error", "--no-buffer", "--location", "--range", fmt.Sprintf("%d-", offset)}
+	args := []string{"--fail", "--silent", "--show-error", "--no-buffer", "--location", "--range",
+		fmt.Sprintf("%d-", offset)}
 	if offset == 0 {
 		args = args[:len(args)-2]
 	}

@@ -10,7 +10,8 @@ import (
 
 // newHTTPClient speaks HTTP/1.1 as containerd does to a plain registry, and trusts the certificates in caFile, if any.
 func newHTTPClient(caFile string) (*http.Client, error) {
-	transport := &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: parallelRanges, ReadBufferSize: 64 << 10}
+	transport := &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: parallelRanges,
+		ReadBufferSize: 64 << 10}
 	if caFile != "" {
 		pem, err := os.ReadFile(caFile)
 		if err != nil {

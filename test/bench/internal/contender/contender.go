@@ -1,5 +1,5 @@
-// Package contender holds what the benchmark compares: ways for many hosts to pull from one registry. Each brings itself
-// up on the hosts of a site, cold, and says where the clients on a host find it.
+// Package contender holds what the benchmark compares: ways for many hosts to pull from one registry. Each brings
+// itself up on the hosts of a site, cold, and says where the clients on a host find it.
 package contender
 
 import (
@@ -73,8 +73,8 @@ type Running struct {
 	Verifies bool
 	// CAFile holds the certificate of an HTTPS mirror, where set.
 	CAFile string
-	// StoreOnly tells that a client which asks for the last byte of a layer gets it once the whole layer is on its host and
-	// verified, so clients ask for no more.
+	// StoreOnly tells that a client which asks for the last byte of a layer gets it once the whole layer is on its host
+	// and verified, so clients ask for no more.
 	StoreOnly bool
 	// Keep is a directory to which clients write the blobs that they read, where set.
 	Keep string

@@ -45,7 +45,8 @@ func (h HTTPS) Start(ctx context.Context, site Site) (*Running, error) {
 		return nil, err
 	}
 	cmd := host.Command(ctx, site.Program, "origin", "-dir", site.Images,
-		"-listen", fmt.Sprintf("%s:%d", host.Addr, OriginPort), "-control", "127.0.0.1:5001", "-cert", cert, "-key", key)
+		"-listen", fmt.Sprintf("%s:%d", host.Addr, OriginPort), "-control", "127.0.0.1:5001", "-cert", cert, "-key",
+		key)
 	process, err := proc.Start(cmd, filepath.Join(site.Dir, "https.log"))
 	if err != nil {
 		return nil, err

@@ -11,9 +11,9 @@ import (
 	"github.com/shoal-cache/shoal/test/internal/proc"
 )
 
-// Launched is a peer of several processes, such as Dragonfly or Kraken, that a program of the user's brings up: a binary,
-// or a script around some. The program is started on every host, the first before the others, with these variables, and
-// is to serve the OCI pull API on 127.0.0.1:5050 until SIGTERM:
+// Launched is a peer of several processes, such as Dragonfly or Kraken, that a program of the user's brings up: a
+// binary, or a script around some. The program is started on every host, the first before the others, with these
+// variables, and is to serve the OCI pull API on 127.0.0.1:5050 until SIGTERM:
 //
 //	BENCH_INDEX     number of this host, from 0 on; what there is one of (tracker, scheduler) goes to host 0
 //	BENCH_ADDRESS   address of this host
@@ -55,7 +55,8 @@ func (l Launched) Start(ctx context.Context, site Site) (*Running, error) {
 		}
 		cmd := host.Command(ctx, l.Program)
 		cmd.Env = append(cmd.Environ(), "BENCH_INDEX="+strconv.Itoa(i), "BENCH_ADDRESS="+host.Addr.String(),
-			"BENCH_ADDRESSES="+strings.Join(addresses, ","), "BENCH_ORIGIN="+site.OriginURL(), "BENCH_REGISTRY="+Registry,
+			"BENCH_ADDRESSES="+strings.Join(addresses, ","), "BENCH_ORIGIN="+site.OriginURL(),
+			"BENCH_REGISTRY="+Registry,
 			"BENCH_DIR="+dir)
 		process, err := proc.Start(cmd, filepath.Join(site.Dir, host.Name+".log"))
 		if err != nil {

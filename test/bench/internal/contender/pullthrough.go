@@ -10,8 +10,8 @@ import (
 	"github.com/shoal-cache/shoal/test/internal/proc"
 )
 
-// PullThrough is one pull-through cache for all hosts: the distribution registry (Debian's docker-registry) on a host of
-// its own, whose link is like any other.
+// PullThrough is one pull-through cache for all hosts: the distribution registry (Debian's docker-registry) on a host
+// of its own, whose link is like any other.
 type PullThrough struct {
 	// Binary is the registry's executable.
 	Binary string

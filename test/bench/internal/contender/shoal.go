@@ -27,7 +27,8 @@ const (
 type Shoal struct {
 	// Binary is shoal-node.
 	Binary string
-	// StoreOnly has layers brought to the agent's store and no further, as for a pin, to weigh the agents by themselves.
+	// StoreOnly has layers brought to the agent's store and no further, as for a pin, to weigh the agents by
+	// themselves.
 	StoreOnly bool
 }
 

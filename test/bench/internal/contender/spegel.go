@@ -10,8 +10,8 @@ import (
 	"github.com/shoal-cache/shoal/test/internal/proc"
 )
 
-// Spegel is one Spegel on every host, over the content that containerd there holds. Its clients are containerd, since it
-// shares nothing else.
+// Spegel is one Spegel on every host, over the content that containerd there holds. Its clients are containerd, since
+// it shares nothing else.
 type Spegel struct {
 	// Binary is the user's; there is none where it is empty. The flags are those of its releases 0.3 and later.
 	Binary string
@@ -44,7 +44,8 @@ func (s Spegel) Start(ctx context.Context, site Site) (*Running, error) {
 			"--mirrored-registries", "http://"+Registry,
 			"--containerd-sock", runtime.Socket(), "--containerd-namespace", containerd.Namespace,
 			"--containerd-registry-config-path", runtime.MirrorConfig(),
-			"--containerd-content-path", runtime.ContentStore(), "--data-dir", filepath.Join(site.Dir, host.Name+"-spegel"),
+			"--containerd-content-path", runtime.ContentStore(), "--data-dir",
+			filepath.Join(site.Dir, host.Name+"-spegel"),
 			"--bootstrap-kind", "http", "--http-bootstrap-addr", ":5002",
 			"--http-bootstrap-peer", fmt.Sprintf("http://%s:5002/id", site.Hosts[0].Addr))
 		process, err := proc.Start(cmd, filepath.Join(site.Dir, host.Name+".log"))

@@ -56,13 +56,17 @@ func plot(w Workload) template.HTML {
 	y := func(share float64) float64 { return marginTop + (1-min(share, 1))*plotInnerHeight }
 
 	var b strings.Builder
-	fmt.Fprintf(&b, `<svg viewBox="0 0 %g %g" role="img" aria-label="share of the content each node has, over time">`, plotWidth, plotHeight)
+	fmt.Fprintf(&b, `<svg viewBox="0 0 %g %g" role="img" aria-label="share of the content each node has, over time">`,
+		plotWidth, plotHeight)
 	for _, share := range []float64{0, 0.25, 0.5, 0.75, 1} {
-		fmt.Fprintf(&b, `<line class="grid" x1="%g" x2="%g" y1="%.1f" y2="%.1f"/>`, marginLeft, plotWidth-marginRight, y(share), y(share))
-		fmt.Fprintf(&b, `<text class="tick" x="%g" y="%.1f" text-anchor="end">%.0f %%</text>`, marginLeft-6, y(share)+4, 100*share)
+		fmt.Fprintf(&b, `<line class="grid" x1="%g" x2="%g" y1="%.1f" y2="%.1f"/>`, marginLeft, plotWidth-marginRight,
+			y(share), y(share))
+		fmt.Fprintf(&b, `<text class="tick" x="%g" y="%.1f" text-anchor="end">%.0f %%</text>`, marginLeft-6, y(share)+4,
+			100*share)
 	}
 	for t := 0.0; t <= end+step/2; t += step {
-		fmt.Fprintf(&b, `<text class="tick" x="%.1f" y="%g" text-anchor="middle">%s s</text>`, x(t), plotHeight-marginBottom+18, trim(t))
+		fmt.Fprintf(&b, `<text class="tick" x="%.1f" y="%g" text-anchor="middle">%s s</text>`, x(t),
+			plotHeight-marginBottom+18, trim(t))
 	}
 	if ideal > 0 {
 		fmt.Fprintf(&b, `<line class="ideal" x1="%.1f" x2="%.1f" y1="%g" y2="%g"><title>ideal: %.1f s</title></line>`,

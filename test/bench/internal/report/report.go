@@ -1,5 +1,5 @@
-// Package report turns what the benchmark measured into figures: ratios within one run, targets met and missed, a table,
-// JSON, and a page of plots.
+// Package report turns what the benchmark measured into figures: ratios within one run, targets met and missed, a
+// table, JSON, and a page of plots.
 package report
 
 import (
@@ -43,7 +43,8 @@ type Run struct {
 	First, Median, Last Seconds
 	// FirstByte is the median and SlowestFirstByte the largest time from a node's start to the first byte of a blob.
 	FirstByte, SlowestFirstByte Seconds
-	// Layers are the sizes of blobs that were read whole, smallest first, with the longest that a first byte took from its request.
+	// Layers are the sizes of blobs that were read whole, smallest first, with the longest that a first byte took from
+	// its request.
 	Layers []Layer `json:",omitempty"`
 	// ReadMedian is the median latency of a range read, where the workload has such.
 	ReadMedian Seconds `json:",omitempty"`
@@ -83,7 +84,9 @@ type Layer struct {
 
 // Wait notes how long the first byte of a blob took.
 func (r *Run) Wait(size int64, took Seconds) {
-	i, known := slices.BinarySearchFunc(r.Layers, size, func(l Layer, size int64) int { return cmp.Compare(l.Size, size) })
+	i, known := slices.BinarySearchFunc(r.Layers, size, func(l Layer, size int64) int {
+		return cmp.Compare(l.Size, size)
+	})
 	if !known {
 		r.Layers = slices.Insert(r.Layers, i, Layer{Size: size})
 	}
@@ -109,8 +112,8 @@ const saturation = 0.9
 // CPUBound tells whether the machine's CPUs, rather than its links, may have been the limit of the run.
 func (r Run) CPUBound() bool { return r.Busy > saturation || r.Saturated > 0.5 }
 
-// Others is the share of the machine's CPUs, 0 to 1, that was in use by something other than the run's own processes: the
-// kernel's packet handling, and whatever else the machine was doing.
+// Others is the share of the machine's CPUs, 0 to 1, that was in use by something other than the run's own processes:
+// the kernel's packet handling, and whatever else the machine was doing.
 func (r Run) Others() float64 {
 	own := ratio(float64(r.ContenderCPU+r.ClientCPU+r.RegistryCPU), float64(r.Span)*float64(r.CPUs))
 	return max(0, r.Busy-own)
@@ -147,8 +150,8 @@ func ratio(a, b float64) float64 {
 	return a / b
 }
 
-// Median is the middle of values, of the two middle ones the lower: so a median of nodes is a node. It is the zero value
-// where there are none.
+// Median is the middle of values, of the two middle ones the lower: so a median of nodes is a node. It is the zero
+// value where there are none.
 func Median[T cmp.Ordered](values []T) T {
 	if len(values) == 0 {
 		var none T

@@ -20,12 +20,14 @@ func sample() *report.Report {
 	return &report.Report{Command: "bench -quick", Workloads: []report.Workload{
 		{Name: "cold", Title: "cold burst", Runs: []report.Run{
 			{
-				Contender: "direct", Nodes: 4, Pulls: 4, Content: 100 * mib, Ideal: 10, First: 39, Median: 39.5, Last: 40,
+				Contender: "direct", Nodes: 4, Pulls: 4, Content: 100 * mib, Ideal: 10, First: 39, Median: 39.5,
+				Last:          40,
 				RegistryBytes: 400 * mib, ClientCPU: 1,
 				Curves: []report.Curve{{Node: "h<0>", Points: [][2]float64{{0, 0}, {20, 50 * mib}, {40, 100 * mib}}}},
 			},
 			{
-				Contender: "shoal", Nodes: 4, Pulls: 4, Content: 100 * mib, Ideal: 10, First: 11, Median: 11.5, Last: 12,
+				Contender: "shoal", Nodes: 4, Pulls: 4, Content: 100 * mib, Ideal: 10, First: 11, Median: 11.5,
+				Last:          12,
 				RegistryBytes: 101 * mib, Busiest: 140 * mib, ContenderCPU: 3, ClientCPU: 1,
 				Curves: []report.Curve{{Node: "h0", Points: [][2]float64{{0, 0}, {12, 100 * mib}}}},
 			},
@@ -127,7 +129,8 @@ func TestTimesAreToStayFlatAsNodesGrow(t *testing.T) {
 	t.Parallel()
 	r := &report.Report{}
 	for name, last := range map[string]report.Seconds{"nodes-2": 10, "nodes-4": 11, "nodes-8": 15} {
-		r.Workloads = append(r.Workloads, report.Workload{Name: name, Runs: []report.Run{{Contender: "shoal", Last: last}}})
+		r.Workloads = append(r.Workloads, report.Workload{Name: name,
+			Runs: []report.Run{{Contender: "shoal", Last: last}}})
 	}
 	r.Judge()
 	last := r.Targets[len(r.Targets)-1]

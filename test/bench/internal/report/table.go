@@ -50,8 +50,10 @@ func cells(run Run) []string {
 		run.Contender,
 		known(float64(run.First), "%.2f"), known(float64(run.Median), "%.2f"), known(float64(run.Last), "%.2f"),
 		known(run.OverIdeal(), "%.2f"),
-		fmt.Sprintf("%.2f", run.RegistryCopies()), fmt.Sprint(run.RegistryRequests), fmt.Sprintf("%.2f", run.BusiestCopies()),
-		known(run.CPUPerGiB(), "%.1f"), known(float64(run.PeakMemory>>20), "%.0f"), known(float64(run.FirstByte), "%.3f"),
+		fmt.Sprintf("%.2f", run.RegistryCopies()), fmt.Sprint(run.RegistryRequests), fmt.Sprintf("%.2f",
+			run.BusiestCopies()),
+		known(run.CPUPerGiB(), "%.1f"), known(float64(run.PeakMemory>>20), "%.0f"), known(float64(run.FirstByte),
+			"%.3f"),
 		fmt.Sprintf("%d of %d", run.Failed, run.Pulls), fmt.Sprintf("%.0f %%", 100*run.Busy), note(run),
 	}
 }
@@ -59,7 +61,8 @@ func cells(run Run) []string {
 func note(run Run) string {
 	var notes []string
 	if run.CPUBound() {
-		notes = append(notes, fmt.Sprintf("CPU was the limit (%.0f %% of it not by the run's own processes)", 100*ratio(run.Others(), run.Busy)))
+		notes = append(notes, fmt.Sprintf("CPU was the limit (%.0f %% of it not by the run's own processes)",
+			100*ratio(run.Others(), run.Busy)))
 	}
 	if run.ThinLink > 0 {
 		notes = append(notes, fmt.Sprintf("%.2f copies into a zone", run.ThinLinkCopies()))

@@ -52,7 +52,8 @@ func (r *Report) Judge() {
 			continue
 		}
 		add := func(name string, got, limit float64) {
-			r.Targets = append(r.Targets, Target{Workload: w.Name, Name: name, Got: got, Limit: limit, CPUBound: run.CPUBound()})
+			r.Targets = append(r.Targets, Target{Workload: w.Name, Name: name, Got: got, Limit: limit,
+				CPUBound: run.CPUBound()})
 		}
 		addFloor := func(name string, got, limit float64) {
 			r.Targets = append(r.Targets,
@@ -71,12 +72,14 @@ func (r *Report) Judge() {
 				addFloor("throughput over plain HTTPS", ratio(run.Throughput(), plain.Throughput()), 0.85)
 				// Reading the agent's answer is the runtime's work with or without a cache, so the agents alone are
 				// weighed against sender and receiver.
-				add("CPU over plain HTTPS", ratio(float64(run.ContenderCPU), float64(plain.ContenderCPU+plain.ClientCPU)), 1.3)
+				add("CPU over plain HTTPS", ratio(float64(run.ContenderCPU),
+					float64(plain.ContenderCPU+plain.ClientCPU)), 1.3)
 			}
 			for _, from := range []string{https, kept} {
 				stored, plain := r.Find(w.Name, moved), r.Find(w.Name, from)
 				if stored != nil && plain != nil {
-					add("CPU agent to agent over "+from, ratio(float64(stored.ContenderCPU), float64(plain.ContenderCPU+plain.ClientCPU)), 1.5)
+					add("CPU agent to agent over "+from,
+						ratio(float64(stored.ContenderCPU), float64(plain.ContenderCPU+plain.ClientCPU)), 1.5)
 				}
 			}
 		}
@@ -111,7 +114,8 @@ func (r *Report) judgeFlatness() {
 		low, high = min(low, t), max(high, t)
 	}
 	r.Targets = append(r.Targets, Target{
-		Workload: strings.TrimSuffix(flatness, "-"), Name: "slowest over fastest of " + strings.Join(names, ", ") + " nodes",
-		Got: ratio(high, low), Limit: 1.4, CPUBound: bound,
+		Workload: strings.TrimSuffix(flatness, "-"),
+		Name:     "slowest over fastest of " + strings.Join(names, ", ") + " nodes",
+		Got:      ratio(high, low), Limit: 1.4, CPUBound: bound,
 	})
 }

@@ -95,7 +95,8 @@ func newBed(ctx context.Context, s Settings, layout layout, c contender.Contende
 		return b, fmt.Errorf("contender's folder: %w", err)
 	}
 	b.site = contender.Site{
-		Network: b.network, Hosts: b.hosts, Origin: b.registry, Rate: layout.rate, Dir: dir, Images: s.images(), Program: s.Program,
+		Network: b.network, Hosts: b.hosts, Origin: b.registry, Rate: layout.rate, Dir: dir, Images: s.images(),
+		Program: s.Program,
 	}
 	if err := os.MkdirAll(b.site.Images, 0o755); err != nil {
 		return b, fmt.Errorf("image folder: %w", err)
@@ -221,9 +222,11 @@ func (b *bed) pull(ctx context.Context, orders ...order) ([]pulled, error) {
 func (b *bed) runClient(ctx context.Context, o order, common time.Time) (pulled, error) {
 	spec := client.Spec{
 		Endpoints: []string{b.site.OriginURL()}, Namespace: contender.Registry,
-		Repository: o.image.Repository, Tag: o.image.Tag, Start: common.Add(o.after), Timeout: b.patience(o.image.Size()),
-		Skip: o.skip, Ranges: o.reads, Truth: b.Settings.images(),
-		Unverified: b.contender.Verifies && b.layout.rate == 0, CAFile: b.contender.CAFile, Keep: b.contender.Keep, Curl: b.Curl,
+		Repository: o.image.Repository, Tag: o.image.Tag, Start: common.Add(o.after),
+		Timeout: b.patience(o.image.Size()),
+		Skip:    o.skip, Ranges: o.reads, Truth: b.Settings.images(),
+		Unverified: b.contender.Verifies && b.layout.rate == 0, CAFile: b.contender.CAFile, Keep: b.contender.Keep,
+		Curl: b.Curl,
 	}
 	if b.contender.StoreOnly {
 		for _, layer := range o.image.Manifest.Layers {
@@ -292,7 +295,8 @@ func (b *bed) snapshot(ctx context.Context) (s snapshot, err error) {
 
 // measure runs waves of pulls and takes every figure over them. Content is what each node has to get, ideal how long
 // that takes at best.
-func (b *bed) measure(ctx context.Context, content int64, ideal time.Duration, waves ...[]order) (run report.Run, err error) {
+func (b *bed) measure(ctx context.Context, content int64, ideal time.Duration,
+	waves ...[]order) (run report.Run, err error) {
 	// What the nodes may keep, and half as much again for the processes.
 	memory, err := proc.HoldMemory(int64(len(b.hosts)) * content * 3 / 2)
 	if err != nil {

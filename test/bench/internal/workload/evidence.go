@@ -44,7 +44,8 @@ func (b *bed) keepEvidence() error {
 }
 
 // profileKinds are the profiles taken, as net/http/pprof names them, and as their files are named.
-var profileKinds = []struct{ path, name string }{{"profile", "cpu"}, {"allocs", "alloc"}, {"block", "block"}, {"mutex", "mutex"}}
+var profileKinds = []struct{ path, name string }{{"profile", "cpu"}, {"allocs", "alloc"}, {"block", "block"},
+	{"mutex", "mutex"}}
 
 // profile takes profiles of the contender on the first and the last host, over the time that the folder for logs and
 // a duration were given for, and returns a function that waits for them.

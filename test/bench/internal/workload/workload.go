@@ -1,5 +1,5 @@
-// Package workload holds the situations that the benchmark puts every contender in, and the test bed that measures them:
-// each contender gets a fresh network, a fresh registry and nothing cached.
+// Package workload holds the situations that the benchmark puts every contender in, and the test bed that measures
+// them: each contender gets a fresh network, a fresh registry and nothing cached.
 package workload
 
 import (
@@ -95,8 +95,8 @@ type Workload struct {
 	run   func(context.Context, *bed) (report.Run, error)
 }
 
-// patience is how long a client waits for content until its pull counts as failed: several times what the registry's link
-// takes to give every node a copy of its own.
+// patience is how long a client waits for content until its pull counts as failed: several times what the registry's
+// link takes to give every node a copy of its own.
 func (b *bed) patience(content int64) time.Duration {
 	return 30*time.Second + 3*time.Duration(len(b.hosts))*transfer(content, b.layout.narrowest())
 }
@@ -169,7 +169,8 @@ func All(s Settings) []Workload {
 			Name: "containerd", Title: "the cold burst with real containerd clients",
 			Text: "Half the nodes, a containerd on each, its mirrors in hosts.toml; ctr content fetch pulls. " +
 				"containerd fetches all layers at once and writes them to its disk.",
-			layout: layout{nodes: max(2, s.Nodes/2), rate: s.Rate, containerd: true}, run: burst(split(s.Size, 6, 3, 1), 0),
+			layout: layout{nodes: max(2, s.Nodes/2), rate: s.Rate, containerd: true},
+			run:    burst(split(s.Size, 6, 3, 1), 0),
 		},
 		{
 			Name: "staggered", Title: fmt.Sprintf("the nodes start %d ms apart", staggerBy.Milliseconds()),
@@ -200,7 +201,8 @@ func All(s Settings) []Workload {
 		{
 			Name: "zones", Title: "two zones, each behind a link of half a host's rate",
 			Text:   "The registry stands in neither. The ideal is the image over a zone's link.",
-			layout: layout{nodes: s.Nodes, rate: s.Rate, zones: 2, thin: s.Rate / 2}, run: burst(split(s.Size, 6, 3, 1), 0),
+			layout: layout{nodes: s.Nodes, rate: s.Rate, zones: 2, thin: s.Rate / 2},
+			run:    burst(split(s.Size, 6, 3, 1), 0),
 		},
 		{
 			Name: "outage", Title: "the registry is unreachable, half of the nodes hold the image",
@@ -212,15 +214,18 @@ func All(s Settings) []Workload {
 			layout: even, run: burst(equal(10e6, 1), 0),
 		},
 		{
-			Name: "small-4", Title: "a cold image of 10 MB in four layers on all nodes at once", Text: "Four equal layers.",
+			Name: "small-4", Title: "a cold image of 10 MB in four layers on all nodes at once",
+			Text:   "Four equal layers.",
 			layout: even, run: burst(equal(10e6, 4), 0),
 		},
 		{
-			Name: "small-single", Title: "a cold image of 10 MB on one node of them all", Text: "What a cache costs where it cannot help.",
+			Name: "small-single", Title: "a cold image of 10 MB on one node of them all",
+			Text:   "What a cache costs where it cannot help.",
 			layout: even, run: single(equal(10e6, 1)),
 		},
 		{
-			Name: "warm", Title: fmt.Sprintf("one node pulls %s from the one other that holds it, links unshaped", sizeName(s.Warm)),
+			Name: "warm", Title: fmt.Sprintf("one node pulls %s from the one other that holds it, links unshaped",
+				sizeName(s.Warm)),
 			Text: "Beside plain HTTPS with SHA-256 between the same two hosts, the bytes thrown away (https) or written to a file. Agents verify and store " +
 				"them, and send them to a client on the host (shoal), whose CPU stands apart, or to nobody (shoal-store).",
 			layout: layout{nodes: 2}, run: warm(s.Warm),
@@ -231,8 +236,10 @@ func All(s Settings) []Workload {
 	}
 	for _, n := range s.Scales {
 		all = append(all, Workload{
-			Name: fmt.Sprintf("nodes-%d", n), Title: fmt.Sprintf("the cold burst with %d nodes", n), Text: "Shoal alone.",
-			layout: layout{nodes: n, rate: s.Rate}, only: []string{contender.Shoal{}.Name()}, run: burst(split(s.Size, 6, 3, 1), 0),
+			Name: fmt.Sprintf("nodes-%d", n), Title: fmt.Sprintf("the cold burst with %d nodes", n),
+			Text:   "Shoal alone.",
+			layout: layout{nodes: n, rate: s.Rate}, only: []string{contender.Shoal{}.Name()},
+			run: burst(split(s.Size, 6, 3, 1), 0),
 		})
 	}
 	return all
@@ -321,7 +328,8 @@ func single(sizes []int64) func(context.Context, *bed) (report.Run, error) {
 		if err != nil {
 			return report.Run{}, err
 		}
-		return b.measure(ctx, image.Size(), transfer(image.Size(), b.layout.rate), []order{{host: len(b.hosts) - 1, image: image}})
+		return b.measure(ctx, image.Size(), transfer(image.Size(), b.layout.rate),
+			[]order{{host: len(b.hosts) - 1, image: image}})
 	}
 }
 

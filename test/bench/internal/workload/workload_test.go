@@ -35,7 +35,8 @@ func TestPartsAddUpToTheWhole(t *testing.T) {
 func TestEveryWorkloadHasANameOfItsOwnAndTheContendersItNeeds(t *testing.T) {
 	t.Parallel()
 	names := map[string]bool{}
-	for _, w := range All(Settings{Nodes: 8, Rate: netns.Mbit, Size: 132 * mib, Huge: mib, Warm: mib, Scales: []int{2, 16}}) {
+	for _, w := range All(Settings{Nodes: 8, Rate: netns.Mbit, Size: 132 * mib, Huge: mib, Warm: mib,
+		Scales: []int{2, 16}}) {
 		require.False(t, names[w.Name], w.Name)
 		names[w.Name] = true
 		require.True(t, w.Has(contender.Shoal{}), w.Name)

@@ -1,6 +1,6 @@
-// Package mallory is an admitted peer of the swarm that breaks every rule: it announces what it does not send, claims sizes and
-// holdings that are not, coordinates by giving nothing to do, and answers wants with other bytes. What it sends is bounded; what
-// that costs the agents is what a run watches.
+// Package mallory is an admitted peer of the swarm that breaks every rule: it announces what it does not send, claims
+// sizes and holdings that are not, coordinates by giving nothing to do, and answers wants with other bytes. What it
+// sends is bounded; what that costs the agents is what a run watches.
 package mallory
 
 import (
@@ -179,7 +179,8 @@ func (m *mallory) lie(p peer.ID) {
 		})
 		m.host.SetStreamHandler(m.protocolOf(p, "tag"), func(s network.Stream) {
 			defer s.Close()
-			_, _ = s.Write(frame(map[int]any{1: true, 2: digest.FromString("other"), 3: tib, 5: time.Now().Unix() + 1e6}))
+			_, _ = s.Write(frame(map[int]any{1: true, 2: digest.FromString("other"), 3: tib,
+				5: time.Now().Unix() + 1e6}))
 		})
 		m.host.SetStreamHandler(m.protocolOf(p, "public"), func(s network.Stream) {
 			defer s.Close()

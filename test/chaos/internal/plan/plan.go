@@ -1,6 +1,6 @@
-// Package plan says what happens in a run before it begins: which images are pulled where and when, and what goes wrong in
-// the meantime. It is pure: equal settings make equal plans, and a round is the same however many come before it. So a seed
-// brings back what was seen, as far as clocks and the kernel allow.
+// Package plan says what happens in a run before it begins: which images are pulled where and when, and what goes wrong
+// in the meantime. It is pure: equal settings make equal plans, and a round is the same however many come before it. So
+// a seed brings back what was seen, as far as clocks and the kernel allow.
 package plan
 
 import (
@@ -34,9 +34,10 @@ const (
 
 // What happens to disks.
 const (
-	Full     Kind = "full"     // something else fills a node's disk
-	ReadOnly Kind = "readonly" // a node's file system fails, and is mounted and the agent started again when the fault ends
-	Rot      Kind = "rot"      // a byte of a committed blob changes
+	Full Kind = "full" // something else fills a node's disk
+	// a node's file system fails, and is mounted and the agent started again when the fault ends
+	ReadOnly Kind = "readonly"
+	Rot      Kind = "rot" // a byte of a committed blob changes
 )
 
 // What happens to the registry; see registry.Mode.
@@ -158,8 +159,8 @@ func (r Round) Deaths() (n int) {
 	return n
 }
 
-// CopiesBounded reports whether all that goes wrong in the round leaves a burst at one copy and what deaths cost. The registry's
-// own faults take copies, a partition makes two swarms, a full disk keeps nothing, and damage is read again.
+// CopiesBounded reports whether all that goes wrong in the round leaves a burst at one copy and what deaths cost. The
+// registry's own faults take copies, a partition makes two swarms, a full disk keeps nothing, and damage is read again.
 func (r Round) CopiesBounded() bool {
 	for _, f := range r.Faults {
 		switch f.Kind {

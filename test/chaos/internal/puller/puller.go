@@ -1,6 +1,7 @@
-// Package puller is a container runtime as far as a mirror sees it, which knows the truth: it pulls as containerd does, the
-// mirror first and the registry where that refuses, reads on from where a body broke off, and compares every byte of every answer
-// with what it ought to be, so that it can tell who was wrong, and whether that one ended as if all were well.
+// Package puller is a container runtime as far as a mirror sees it, which knows the truth: it pulls as containerd does,
+// the mirror first and the registry where that refuses, reads on from where a body broke off, and compares every byte
+// of every answer with what it ought to be, so that it can tell who was wrong, and whether that one ended as if all
+// were well.
 package puller
 
 import (
@@ -49,7 +50,8 @@ type Result struct {
 	// Err is nil for a pull that ended with every byte right.
 	Err  error
 	Took time.Duration
-	// Tries is how often it was begun, Fallbacks are the requests that went to the registry, Resumed the bodies that broke off.
+	// Tries is how often it was begun, Fallbacks are the requests that went to the registry, Resumed the bodies that
+	// broke off.
 	Tries, Fallbacks, Resumed int
 	// Bad are the mirror's answers with wrong bytes; BadRegistry counts the registry's own.
 	Bad         []Bad
@@ -68,7 +70,8 @@ type Bad struct {
 // Pull pulls until all bytes are there, the tries are used up, or ctx ends.
 func Pull(ctx context.Context, spec Spec) Result {
 	p := &pull{spec: spec, began: time.Now()}
-	p.http = &http.Client{Transport: &http.Transport{DialContext: spec.Dial, DisableCompression: true, MaxIdleConnsPerHost: parallelLayers}}
+	p.http = &http.Client{Transport: &http.Transport{DialContext: spec.Dial, DisableCompression: true,
+		MaxIdleConnsPerHost: parallelLayers}}
 	defer p.http.CloseIdleConnections()
 	if spec.Tries == 0 {
 		spec.Tries = pulls
@@ -115,7 +118,8 @@ func (p *pull) once(ctx context.Context) error {
 	if got := head.Header.Get("Docker-Content-Digest"); got != m.Digest.String() {
 		return fmt.Errorf("resolve: the tag is %q", got)
 	}
-	if err := p.read(ctx, base+"/manifests/", v1.Descriptor{Digest: m.Digest, Size: int64(len(m.Manifest))}); err != nil {
+	if err := p.read(ctx, base+"/manifests/", v1.Descriptor{Digest: m.Digest,
+		Size: int64(len(m.Manifest))}); err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -126,8 +130,8 @@ func (p *pull) once(ctx context.Context) error {
 	return group.Wait()
 }
 
-// read reads a blob whole, and asks for the rest of what breaks off. Wrong bytes end it, for a runtime finds those out at the
-// end only, and then has to begin again.
+// read reads a blob whole, and asks for the rest of what breaks off. Wrong bytes end it, for a runtime finds those out
+// at the end only, and then has to begin again.
 func (p *pull) read(ctx context.Context, collection string, blob v1.Descriptor) error {
 	truth := p.spec.Image.Content(blob.Digest)
 	done := int64(0)
@@ -188,7 +192,8 @@ func (p *pull) answer(ctx context.Context, path string, d digest.Digest, truth [
 	}
 }
 
-// compare reads r to its end and returns how many bytes it had, the offset of the first wrong one or -1, and what r ended with.
+// compare reads r to its end and returns how many bytes it had, the offset of the first wrong one or -1, and what r
+// ended with.
 func compare(r io.Reader, truth []byte, at int64) (got, wrongAt int64, err error) {
 	buf := make([]byte, 64<<10)
 	wrongAt = -1
@@ -215,7 +220,8 @@ func compare(r io.Reader, truth []byte, at int64) (got, wrongAt int64, err error
 }
 
 // request asks the mirror, and the registry where that does not answer with success.
-func (p *pull) request(ctx context.Context, method, path string, offset int64) (response *http.Response, mirror bool, err error) {
+func (p *pull) request(ctx context.Context, method, path string,
+	offset int64) (response *http.Response, mirror bool, err error) {
 	var problems []error
 	if p.spec.Mirror != "" {
 		response, err := p.ask(ctx, method, p.spec.Mirror+path+"?ns="+url.QueryEscape(p.spec.Namespace), offset)
@@ -260,8 +266,8 @@ func (p *pull) ask(ctx context.Context, method, target string, offset int64) (*h
 	return response, nil
 }
 
-// Steal asks for a private image without credentials by every way that a client has, and returns those that gave out its bytes.
-// Others are names of registries and repositories under which it asks as well.
+// Steal asks for a private image without credentials by every way that a client has, and returns those that gave out
+// its bytes. Others are names of registries and repositories under which it asks as well.
 func Steal(ctx context.Context, spec Spec, others ...string) (stolen []string) {
 	web := &http.Client{Transport: &http.Transport{DialContext: spec.Dial, DisableKeepAlives: true}}
 	m := spec.Image

@@ -90,11 +90,13 @@ func (d *disk) empty() error {
 
 func (d *disk) ballast() string { return filepath.Join(d.mount, "ballast") }
 
-// rot flips a bit of one of the blobs that are committed and among the wanted ones, and says which; empty where there is none.
+// rot flips a bit of one of the blobs that are committed and among the wanted ones, and says which; empty where there
+// is none.
 func (d *disk) rot(store string, seed uint64, wanted func(digest string) bool) (string, error) {
 	var blobs []string
 	err := filepath.WalkDir(filepath.Join(store, "blobs"), func(path string, entry fs.DirEntry, err error) error {
-		if err == nil && entry.Type().IsRegular() && !strings.Contains(entry.Name(), ".") && wanted("sha256:"+entry.Name()) {
+		if err == nil && entry.Type().IsRegular() && !strings.Contains(entry.Name(), ".") &&
+			wanted("sha256:"+entry.Name()) {
 			blobs = append(blobs, path)
 		}
 		return nil // what cannot be read does not rot

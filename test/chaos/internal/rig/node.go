@@ -1,5 +1,5 @@
-// Package rig is the machinery of a chaos run: a swarm of real agents, each in a network namespace and on a file system of its
-// own, the registries that they pull from, and a hand on every part that can fail.
+// Package rig is the machinery of a chaos run: a swarm of real agents, each in a network namespace and on a file system
+// of its own, the registries that they pull from, and a hand on every part that can fail.
 package rig
 
 import (
@@ -99,7 +99,8 @@ func (n *Node) Start(ctx context.Context) error {
 		return nil
 	}
 	n.starts++
-	p, err := proc.Start(n.Host.Plain(ctx, n.binary, "--config", n.config()), fmt.Sprintf("%s.%02d.log", n.dir, n.starts))
+	p, err := proc.Start(n.Host.Plain(ctx, n.binary, "--config", n.config()),
+		fmt.Sprintf("%s.%02d.log", n.dir, n.starts))
 	if err != nil {
 		return err
 	}
@@ -141,8 +142,8 @@ func (n *Node) Died() error {
 	return n.process.Exited()
 }
 
-// FailDisk makes the file system read-only for good, MendDisk brings back a new one with what was synced. Between them the
-// agent ends.
+// FailDisk makes the file system read-only for good, MendDisk brings back a new one with what was synced. Between them
+// the agent ends.
 func (n *Node) FailDisk(ctx context.Context) error { return n.disk.fail(ctx) }
 
 // MendDisk needs an agent that has ended.

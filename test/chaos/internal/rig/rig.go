@@ -33,7 +33,8 @@ type Rig struct {
 	listeners       []net.Listener
 }
 
-// New brings up so many agents of the given executable. Files go below dir, and shall not be on a disk that is slow to sync.
+// New brings up so many agents of the given executable. Files go below dir, and shall not be on a disk that is slow to
+// sync.
 func New(ctx context.Context, dir, binary string, nodes int) (*Rig, error) {
 	network, err := netns.New(ctx)
 	if err != nil {
@@ -69,7 +70,8 @@ func (r *Rig) build(ctx context.Context, dir, binary string, nodes int) (err err
 	}
 	var bootstrap []string
 	for i := range nodes {
-		n := &Node{Index: i, dir: filepath.Join(dir, fmt.Sprintf("node%02d", i)), binary: binary, rotten: map[string]bool{}}
+		n := &Node{Index: i, dir: filepath.Join(dir, fmt.Sprintf("node%02d", i)), binary: binary,
+			rotten: map[string]bool{}}
 		r.Nodes = append(r.Nodes, n)
 		if n.Host, err = r.network.AddHost(ctx, fmt.Sprintf("n%d", i), "", 0); err != nil {
 			return err

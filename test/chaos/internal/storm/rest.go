@@ -75,7 +75,8 @@ func (s *Storm) verify(ctx context.Context, round, node int, m *badregistry.Imag
 		case got.Err == nil || ctx.Err() != nil:
 			return
 		case bounded.Err() != nil:
-			s.violate(round, "when all was healed: %s could not be had from node %d within %s: %v", m.Repository, node, within, got.Err)
+			s.violate(round, "when all was healed: %s could not be had from node %d within %s: %v", m.Repository, node,
+				within, got.Err)
 			return
 		}
 		s.log.Debug("not yet", "round", round, "node", node, "error", got.Err, "aborted", aborted)
@@ -131,7 +132,8 @@ func (s *Storm) Calm(ctx context.Context) ([]rig.State, error) {
 func (s *Storm) JudgeMemory(round int, states []rig.State) {
 	for node, state := range states {
 		if state.RSS > maxRSS {
-			s.violate(round, "node %d takes %d MiB of memory, and the chart gives it %d", node, state.RSS>>20, maxRSS>>20)
+			s.violate(round, "node %d takes %d MiB of memory, and the chart gives it %d", node, state.RSS>>20,
+				maxRSS>>20)
 		}
 	}
 }
@@ -165,7 +167,8 @@ func (s *Storm) JudgeRest(ctx context.Context, before []rig.State) {
 func grown(node int, before, now rig.State) error {
 	var errs []error
 	if limit := before.Goroutines*3/2 + 150; now.Goroutines > limit {
-		errs = append(errs, fmt.Errorf("node %d has %d goroutines, and had %d", node, now.Goroutines, before.Goroutines))
+		errs = append(errs, fmt.Errorf("node %d has %d goroutines, and had %d", node, now.Goroutines,
+			before.Goroutines))
 	}
 	if limit := before.Files*3/2 + 50; now.Files > limit {
 		errs = append(errs, fmt.Errorf("node %d has %d open files, and had %d", node, now.Files, before.Files))

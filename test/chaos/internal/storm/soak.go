@@ -84,7 +84,8 @@ func (s *Storm) JudgeGrowth(k Soak) {
 		{"open files", int64(second.Files), int64(last.Files), 20, 20},
 	} {
 		if c.now > c.then*(100+c.percent)/100+c.more {
-			s.violate(-1, "agents had %d %s in the second quarter of the run, and %d in the last", c.then, c.what, c.now)
+			s.violate(-1, "agents had %d %s in the second quarter of the run, and %d in the last", c.then, c.what,
+				c.now)
 		}
 	}
 }
@@ -107,7 +108,8 @@ func (f *Figures) Write(w io.Writer, seed uint64) error {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "\nseed %d: %d rounds, %d faults (%s)\n", seed, f.Rounds, total, strings.Join(faults, ", "))
-	fmt.Fprintf(&b, "pulls          %d; %d failed while the registry failed too; %d begun again\n", f.Pulls, f.Failed, f.Again)
+	fmt.Fprintf(&b, "pulls          %d; %d failed while the registry failed too; %d begun again\n", f.Pulls, f.Failed,
+		f.Again)
 	fmt.Fprintf(&b, "time of a pull %s median, %s for 99 of 100, %s at most\n", at(0.5), at(0.99), at(1))
 	fmt.Fprintf(&b, "requests       %d went on to the registry, %d bodies were resumed\n", f.Fallbacks, f.Resumed)
 	fmt.Fprintf(&b, "wrong bytes    %d answers broken off, %d ended cleanly\n", f.Aborted, f.Clean)

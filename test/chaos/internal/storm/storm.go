@@ -1,4 +1,5 @@
-// Package storm carries out a plan and judges what is seen: clients pull while things fail, and none of these may happen:
+// Package storm carries out a plan and judges what is seen: clients pull while things fail, and none of these may
+// happen:
 //
 //   - a wrong byte in an answer that ends as if all were well
 //   - a committed blob that is gone after a crash
@@ -61,13 +62,15 @@ type trouble struct {
 type Figures struct {
 	Rounds, Pulls, Failed int
 	Faults                map[plan.Kind]int
-	// Fallbacks are requests that went to the registry, Resumed bodies that broke off, Tries pulls that were begun again.
+	// Fallbacks are requests that went to the registry, Resumed bodies that broke off, Tries pulls that were begun
+	// again.
 	Fallbacks, Resumed, Again int
 	// Aborted are answers of mirrors with wrong bytes that were broken off, Clean those that were not.
 	Aborted, Clean int
 	// Thefts are attempts to get private bytes.
 	Thefts int
-	// Alone are rounds without faults, and the copies that the registry sent then; Bounded those in which agents died only.
+	// Alone are rounds without faults, and the copies that the registry sent then; Bounded those in which agents died
+	// only.
 	Alone, Bounded Copies
 	Slowest        time.Duration
 	// Soak is what the agents used, by quarters of the run.
@@ -80,7 +83,8 @@ type Figures struct {
 type Copies struct {
 	Rounds, Deaths int
 	Size, Sent     int64
-	// Allowed is what Sent may be, and Largest one image more: on a machine that is busy with other things an agent may seem dead.
+	// Allowed is what Sent may be, and Largest one image more: on a machine that is busy with other things an agent may
+	// seem dead.
 	Allowed float64
 	Largest int64
 }
@@ -177,12 +181,13 @@ func (s *Storm) Round(ctx context.Context, r plan.Round) error {
 	s.rest(ctx, r, m)
 	s.Figures.Rounds++
 	s.log.Info("round", "number", r.Number, "faults", fmt.Sprint(r.Faults), "image", m.Size(), "private", m.Private,
-		"copies", fmt.Sprintf("%.2f", copies), "pulls", busy.Round(time.Millisecond), "rest", (time.Since(began) - busy).Round(time.Millisecond))
+		"copies", fmt.Sprintf("%.2f", copies), "pulls", busy.Round(time.Millisecond), "rest",
+		(time.Since(began) - busy).Round(time.Millisecond))
 	return context.Cause(ctx)
 }
 
-// bring makes the round's image, and those before it where the run did not begin with the first round. It forgets the one that
-// nobody pulls any more.
+// bring makes the round's image, and those before it where the run did not begin with the first round. It forgets the
+// one that nobody pulls any more.
 func (s *Storm) bring(r plan.Round) (*badregistry.Image, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -211,7 +216,8 @@ func makeImage(r plan.Round) (*badregistry.Image, error) {
 	if r.Image.Private {
 		kind = "private"
 	}
-	return badregistry.NewImage(fmt.Sprintf("%s/round-%d", kind, r.Number), r.Image.Private, r.Image.Seed, r.Image.Layers...)
+	return badregistry.NewImage(fmt.Sprintf("%s/round-%d", kind, r.Number), r.Image.Private, r.Image.Seed,
+		r.Image.Layers...)
 }
 
 func (s *Storm) kept() map[int]*badregistry.Image {
@@ -222,7 +228,8 @@ func (s *Storm) kept() map[int]*badregistry.Image {
 
 func (s *Storm) spec(node int, m *badregistry.Image) puller.Spec {
 	return puller.Spec{
-		Image: m, Dial: s.rig.Nodes[node].Host.DialContext, Mirror: rig.Mirror, Registry: s.rig.RegistryURL, Namespace: rig.Namespace,
+		Image: m, Dial: s.rig.Nodes[node].Host.DialContext, Mirror: rig.Mirror, Registry: s.rig.RegistryURL,
+		Namespace: rig.Namespace,
 	}
 }
 
@@ -261,7 +268,8 @@ func (s *Storm) judgePull(r plan.Round, p plan.Pull, m *badregistry.Image, got p
 	}
 	s.Figures.Failed++
 	if errors.Is(got.Err, context.DeadlineExceeded) {
-		s.violate(r.Number, "a pull of %s on node %d had not ended after %s: %v", m.Repository, p.Node, pullBound, got.Err)
+		s.violate(r.Number, "a pull of %s on node %d had not ended after %s: %v", m.Repository, p.Node, pullBound,
+			got.Err)
 		return
 	}
 	if !s.excused(p.Node, end.Add(-got.Took), end) {
@@ -300,7 +308,8 @@ func (s *Storm) judgeCopies(r plan.Round, m *badregistry.Image) {
 
 // JudgeCopies is for the end of a run, since a byte more or less of a single small image means little.
 func (s *Storm) JudgeCopies() {
-	for name, c := range map[string]Copies{"without faults": s.Figures.Alone, "in which agents died": s.Figures.Bounded} {
+	for name, c := range map[string]Copies{"without faults": s.Figures.Alone,
+		"in which agents died": s.Figures.Bounded} {
 		if float64(c.Sent) > c.Allowed+float64(c.Largest) {
 			s.violate(-1, "in %d rounds %s the registry sent %.2f copies, and %.2f were allowed (%d deaths)",
 				c.Rounds, name, c.PerImage(), c.Allowed/float64(c.Size), c.Deaths)
