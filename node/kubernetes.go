@@ -168,7 +168,7 @@ func (n *node) bypassed(ctx context.Context) []agent.Finding {
 		last.Repository, last.Digest)}}
 }
 
-// mirrored tells whether the runtime is to ask the agent for the images of a registry.
+// mirrored reports whether the runtime is to ask the agent for the images of a registry.
 func (n *node) mirrored(registry string) bool {
 	named := n.config.Mirror.Registries
 	return len(named) == 0 || slices.ContainsFunc(named, func(r string) bool {

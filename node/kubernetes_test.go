@@ -56,7 +56,7 @@ type cached struct {
 	repo   content.Repository
 }
 
-// newCached lets guard answer in the origin's place, once it is there; it tells whether it has.
+// newCached lets guard answer in the origin's place, once it is there; it reports whether it has.
 func newCached(t *testing.T, guard func(w http.ResponseWriter, r *http.Request) bool) *cached {
 	c := &cached{t: t, files: crregistry.New(crregistry.Logger(log.New(io.Discard, "", 0)))}
 	c.origin = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

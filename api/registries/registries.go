@@ -41,7 +41,7 @@ type Upstream struct {
 	InsecureSkipVerify bool
 }
 
-// Every tells whether u is the entry for all registries that no other entry names.
+// Every reports whether u is the entry for all registries that no other entry names.
 func (u Upstream) Every() bool { return u.Registry == "" || u.Registry == "*" }
 
 // URLs are the endpoints, without a trailing /v2. It fails for one that is malformed or holds credentials.

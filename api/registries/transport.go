@@ -106,8 +106,8 @@ func (u Upstream) files() []os.FileInfo {
 	return files
 }
 
-// same tells whether a file has been neither written nor replaced. A mounted Secret or ConfigMap is replaced: its names
-// are links, and after an update lead to other files.
+// same reports whether a file has been neither written nor replaced. A mounted Secret or ConfigMap is replaced: its
+// names are links, and after an update lead to other files.
 func same(a, b os.FileInfo) bool {
 	if a == nil || b == nil {
 		return a == b

@@ -67,7 +67,7 @@ type PeerStatus struct {
 	// ObservedGeneration is the generation of the spec that this status is about.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
-	// Admitted tells whether agents may open streams to and accept streams from AdmittedPeerID. The connection
+	// Admitted reports whether agents may open streams to and accept streams from AdmittedPeerID. The connection
 	// gater of every agent enforces it.
 	// +optional
 	Admitted bool `json:"admitted"`
@@ -84,7 +84,7 @@ type PeerStatus struct {
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
-// IsAdmitted tells whether the operator has admitted the peer under the peer ID that it now claims.
+// IsAdmitted reports whether the operator has admitted the peer under the peer ID that it now claims.
 func (p *Peer) IsAdmitted() bool {
 	return p.DeletionTimestamp == nil && p.Status.Admitted && p.Status.AdmittedPeerID == p.Spec.PeerID
 }

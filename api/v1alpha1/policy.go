@@ -270,6 +270,6 @@ type PolicyConflict struct {
 	Policy string `json:"policy"`
 	// Field that both set, as a path within spec.
 	Field string `json:"field"`
-	// Wins tells whether this policy's value is the one in force.
+	// Wins reports whether this policy's value is the one in force.
 	Wins bool `json:"wins"`
 }

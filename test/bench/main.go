@@ -183,7 +183,7 @@ func absolute(path string) string {
 	return path
 }
 
-// chosen tells whether a name is among patterns; no pattern chooses all.
+// chosen reports whether a name is among patterns; no pattern chooses all.
 func chosen(name string, patterns []string) bool {
 	return len(patterns) == 0 || slices.ContainsFunc(patterns, func(pattern string) bool {
 		start, open := strings.CutSuffix(pattern, "*")

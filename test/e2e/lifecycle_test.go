@@ -149,7 +149,7 @@ func (c *cluster) agentVersion(ctx context.Context, node string) (string, error)
 	return view.Version, json.Unmarshal([]byte(out), &view)
 }
 
-// sawVersionsExchange watches an upgrade until ctx ends, and tells whether the first agent of the new version has
+// sawVersionsExchange watches an upgrade until ctx ends, and reports whether the first agent of the new version has
 // exchanged bytes with others: at that time all others were of the old version.
 func (c *cluster) sawVersionsExchange(ctx context.Context) bool {
 	again := time.NewTicker(500 * time.Millisecond)

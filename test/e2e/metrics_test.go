@@ -65,7 +65,7 @@ type metric struct {
 
 func (m metric) String() string { return m.name + "{" + strings.Join(m.labels, ",") + "}" }
 
-// isOf tells whether a line of the exposition format is a series of the metric.
+// isOf reports whether a line of the exposition format is a series of the metric.
 func (m metric) isOf(line string) bool {
 	rest, ok := strings.CutPrefix(line, m.name)
 	if !ok || rest == "" || !strings.ContainsRune(" {", rune(rest[0])) {

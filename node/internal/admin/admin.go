@@ -26,7 +26,7 @@ import (
 	"github.com/shoal-cache/shoal/api/view"
 )
 
-// Check tells whether one part of the agent is able to do its job.
+// Check reports whether one part of the agent is able to do its job.
 type Check struct {
 	// Name is one word: "store".
 	Name string

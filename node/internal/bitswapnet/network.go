@@ -125,7 +125,7 @@ func (n *Network) SendMessage(ctx context.Context, p peer.ID, m message.BitSwapM
 	return nil
 }
 
-// timedOut tells whether the other side took nothing for too long: it would take nothing of another stream either.
+// timedOut reports whether the other side took nothing for too long: it would take nothing of another stream either.
 func timedOut(err error) bool {
 	e, ok := errors.AsType[net.Error](err)
 	return ok && e.Timeout()

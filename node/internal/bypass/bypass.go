@@ -1,4 +1,4 @@
-// Package bypass tells whether the node's container runtime pulls past the agent. Files may say that the runtime asks
+// Package bypass reports whether the node's container runtime pulls past the agent. Files may say that the runtime asks
 // the agent first while it does not: it was started before they were written, another file undoes them, or it reads
 // them in a way of its own. What counts is that an image came to the runtime and nobody asked the agent for it.
 //
@@ -121,7 +121,7 @@ func (w *Watch) wasAsked(repository string, now time.Time) bool {
 	return false
 }
 
-// names tells whether a request for asked, which may leave out the registry, is about the repository.
+// names reports whether a request for asked, which may leave out the registry, is about the repository.
 func names(repository, asked string) bool {
 	return repository == asked || strings.HasSuffix(repository, "/"+asked)
 }

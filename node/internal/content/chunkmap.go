@@ -68,7 +68,7 @@ func (m *ChunkMap) Set(i int, c cid.Cid) error {
 
 var chunkPrefix = rawCID(unknownSum[:]).Prefix()
 
-// Complete tells whether every chunk's CID is known.
+// Complete reports whether every chunk's CID is known.
 func (m *ChunkMap) Complete() bool {
 	for i := range m.Len() {
 		if bytes.Equal(m.sums[i*hashSize:(i+1)*hashSize], unknownSum[:]) {

@@ -59,7 +59,7 @@ func Throttled(err error) bool {
 	return errors.As(err, &u) && (u.Status == http.StatusTooManyRequests || u.Status == http.StatusRequestTimeout)
 }
 
-// Denied tells whether err is upstream's refusal of the caller's credentials (401 or 403).
+// Denied reports whether err is upstream's refusal of the caller's credentials (401 or 403).
 func Denied(err error) bool {
 	var u *UpstreamError
 	return errors.As(err, &u) && (u.Status == http.StatusUnauthorized || u.Status == http.StatusForbidden)

@@ -72,7 +72,7 @@ func (f *fetch) refuse(a *asker, err error) {
 	}
 }
 
-// refused tells whether err is upstream's no to one asker, which may be a yes to another.
+// refused reports whether err is upstream's no to one asker, which may be a yes to another.
 func refused(err error) bool { return content.Denied(err) || errors.Is(err, content.ErrNotFound) }
 
 // answer is upstream's.

@@ -73,7 +73,7 @@ func (f *fetch) eagerness() float64 {
 // byOthers is how many bytes of the pull have come but for those of reliefs.
 func (f *fetch) byOthers() int64 { return f.pull.all.Load() - f.pull.own.Load() }
 
-// starves tells whether the caller lives on reliefs: nothing else has come since the last. The caller holds f.mu.
+// starves reports whether the caller lives on reliefs: nothing else has come since the last. The caller holds f.mu.
 func (f *fetch) starves(now time.Time) bool {
 	return now.Sub(f.relieved) < reliefPause && f.byOthers() == f.othersThen
 }

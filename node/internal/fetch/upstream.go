@@ -212,7 +212,7 @@ func (f *fetch) stream(in io.Reader, r schedule.Run, ignored bool, registry stri
 	return err
 }
 
-// covers tells whether a run that was leased is being read already.
+// covers reports whether a run that was leased is being read already.
 func (f *fetch) covers(r schedule.Run) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -79,7 +79,7 @@ func (o Options) dirsOf(files []configFile, releases []release) []string {
 	return []string{o.mirrors()}
 }
 
-// isOwnDir tells whether path is a directory and no link to one.
+// isOwnDir reports whether path is a directory and no link to one.
 func (o Options) isOwnDir(path string) bool {
 	info, err := os.Lstat(o.on(path))
 	return err == nil && info.IsDir()
@@ -147,7 +147,7 @@ func (o Options) why(s settings, r release, dirs []string) (f Finding, ok bool) 
 	return f, true
 }
 
-// leadsTo tells whether path is dir, or a link to it; but for one that an installation made, where that is not to
+// leadsTo reports whether path is dir, or a link to it; but for one that an installation made, where that is not to
 // count.
 func (o Options) leadsTo(path, dir string) bool {
 	to, err := os.Readlink(o.on(path))

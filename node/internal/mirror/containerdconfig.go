@@ -27,11 +27,11 @@ const (
 type settings struct {
 	// configPath is the value in force, which may be a list.
 	configPath string
-	// set tells whether a file sets config_path, other than to nothing.
+	// set reports whether a file sets config_path, other than to nothing.
 	set bool
 	// legacy tells of mirrors, or of TLS settings, in the old form.
 	legacy bool
-	// transfer tells whether the transfer service pulls, which does not split configPath.
+	// transfer reports whether the transfer service pulls, which does not split configPath.
 	transfer bool
 	// refused is why this release does not start with the configuration.
 	refused string
@@ -251,7 +251,7 @@ func (in section) read(r release) settings {
 	return s
 }
 
-// isDownloadDefault tells whether max_concurrent_downloads is left at 3, in a file or in the output of `containerd
+// isDownloadDefault reports whether max_concurrent_downloads is left at 3, in a file or in the output of `containerd
 // config dump`.
 func isDownloadDefault(v any) bool {
 	n, isInt := v.(int64)

@@ -20,7 +20,7 @@ type change struct {
 	keep    bool // nothing is to be done
 }
 
-// apply tells whether it changed anything. Half a file that a crash left beside does not count.
+// apply reports whether it changed anything. Half a file that a crash left beside does not count.
 func (c change) apply(o Options) (bool, error) {
 	path := o.on(c.path)
 	if err := removeHalf(path); err != nil {

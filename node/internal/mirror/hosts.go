@@ -55,7 +55,7 @@ func Hosts(o Options, registry string) ([]Host, error) {
 	return nil, nil
 }
 
-// installed tells whether all that a directory holds is what Install wrote, so that without the agent it would not be
+// installed reports whether all that a directory holds is what Install wrote, so that without the agent it would not be
 // there.
 func (o Options) installed(dir string) bool {
 	entries, err := os.ReadDir(o.on(dir))

@@ -381,7 +381,7 @@ func install(o Options) (Result, error) {
 	return result, st.save(o)
 }
 
-// isRefusal tells whether a file may not be written: it lies on a read-only file system, or is protected. That is so
+// isRefusal reports whether a file may not be written: it lies on a read-only file system, or is protected. That is so
 // for one registry, and not for the others.
 func isRefusal(err error) bool {
 	return errors.Is(err, syscall.EROFS) || errors.Is(err, fs.ErrPermission)
@@ -594,7 +594,7 @@ var sockets = map[Runtime]string{
 	RKE2:       "/run/k3s/containerd/containerd.sock",
 }
 
-// startedBefore tells whether the runtime was started before the file was written, as far as that shows here: its
+// startedBefore reports whether the runtime was started before the file was written, as far as that shows here: its
 // socket is made when it starts.
 func (o Options) startedBefore(path string) bool {
 	file, err := os.Stat(o.on(path))

@@ -52,7 +52,7 @@ type record struct {
 
 func (r *record) wrote(content []byte) bool { return slices.Contains(r.Written, digestOf(content)) }
 
-// mentions tells whether content holds what Install wrote and the original did not.
+// mentions reports whether content holds what Install wrote and the original did not.
 func (r *record) mentions(content []byte) bool {
 	return r.Mark != "" && bytes.Contains(content, []byte(r.Mark)) && !bytes.Contains(r.Original, []byte(r.Mark))
 }
@@ -161,10 +161,10 @@ func (st *state) settle() {
 	}
 }
 
-// made tells whether an installation made the directory.
+// made reports whether an installation made the directory.
 func (st *state) made(dir string) bool { return st != nil && slices.Contains(st.Dirs, dir) }
 
-// linked tells whether an installation made the link at path.
+// linked reports whether an installation made the link at path.
 func (st *state) linked(path string) bool { return st != nil && st.Links[path] != "" }
 
 // makeDirs notes the directories that are to be made for dir.

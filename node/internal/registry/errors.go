@@ -120,7 +120,7 @@ func (x *exchange) codeOf(status int) string {
 	return "UNSUPPORTED"
 }
 
-// isErrorDocument tells whether body is a whole OCI error document; the start of a long one is not.
+// isErrorDocument reports whether body is a whole OCI error document; the start of a long one is not.
 func isErrorDocument(body []byte) bool {
 	var doc struct {
 		Errors []json.RawMessage `json:"errors"`

@@ -53,7 +53,7 @@ func newPatience(ctx context.Context, limit time.Duration, pull func() int64) (c
 	return ctx, p
 }
 
-// watch takes in how many bytes of the blob itself have arrived. Its size is known from now on; header tells whether
+// watch takes in how many bytes of the blob itself have arrived. Its size is known from now on; header reports whether
 // that is enough for the answer's header.
 func (p *patience) watch(own func() int64, header bool) {
 	p.mu.Lock()

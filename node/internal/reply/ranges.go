@@ -14,9 +14,9 @@ var ErrUnsatisfiable = errors.New("range lies outside the content")
 // Span is a run of bytes of some content.
 type Span struct{ Off, N int64 }
 
-// ParseRange reads a Range header against content of size bytes. ok tells whether one range is to be answered with 206.
-// A header that is malformed, of another unit, or of several ranges is ignored, as RFC 9110, section 14.2 allows, and
-// so is any range of empty content.
+// ParseRange reads a Range header against content of size bytes. ok reports whether one range is to be answered with
+// 206. A header that is malformed, of another unit, or of several ranges is ignored, as RFC 9110, section 14.2 allows,
+// and so is any range of empty content.
 func ParseRange(header string, size int64) (s Span, ok bool, err error) {
 	whole := Span{0, size}
 	spec, found := strings.CutPrefix(header, "bytes=")
@@ -111,7 +111,7 @@ func RangeHeader(r *http.Request, etag string) string {
 	return r.Header.Get("Range")
 }
 
-// Unchanged tells whether If-None-Match names the content.
+// Unchanged reports whether If-None-Match names the content.
 func Unchanged(r *http.Request, etag string) bool {
 	for _, line := range r.Header.Values("If-None-Match") {
 		for tag := range strings.SplitSeq(line, ",") {

@@ -192,7 +192,7 @@ type Actions struct {
 	Report Report
 	// Pings are peers from which a sign of life is wanted.
 	Pings []peer.ID
-	// Leave: the coordinator is to be left, and another joined; Participant.Apart tells whether that may be another
+	// Leave: the coordinator is to be left, and another joined; Participant.Apart reports whether that may be another
 	// node.
 	Leave bool
 	// Hopeless is why the blob cannot be had.
@@ -288,7 +288,7 @@ func (p *Participant) Apart() bool { return p.apart }
 // Coordinator is whom the participant reports to now, "" where to no one.
 func (p *Participant) Coordinator() peer.ID { return p.coordinator }
 
-// SetUpstream tells whether upstream may be asked. A coordinator that was told otherwise, or that upstream refused
+// SetUpstream reports whether upstream may be asked. A coordinator that was told otherwise, or that upstream refused
 // this node, is joined anew.
 func (p *Participant) SetUpstream(now time.Time, may bool) {
 	switch {

@@ -44,7 +44,7 @@ func (t *Table) takesDirect(g *group) bool {
 	return holders > 0 && holders >= t.zoneActive[g.zone]
 }
 
-// planDirect has the members of g take chunks from holders. It tells whether holders can serve all that is needed.
+// planDirect has the members of g take chunks from holders. It reports whether holders can serve all that is needed.
 func (t *Table) planDirect(g *group) bool {
 	served := true
 	for _, m := range g.members {
@@ -89,7 +89,7 @@ func (t *Table) planHomes(g *group) {
 	}
 }
 
-// mayGive tells whether g has chunks that could be given a home: it is asked at every report, and mostly says no. A
+// mayGive reports whether g has chunks that could be given a home: it is asked at every report, and mostly says no. A
 // chunk without a home is known, or read by someone, whom g waits for, or it is fresh.
 func (t *Table) mayGive(g *group) bool {
 	return g.ready.size > 0 || t.fresh > 0 && t.runsLeft()
@@ -111,12 +111,12 @@ func (t *Table) turns(g *group) []*member {
 	return turn
 }
 
-// overShare tells whether m has brought more than half as much again as its share of g's chunks so far.
+// overShare reports whether m has brought more than half as much again as its share of g's chunks so far.
 func (t *Table) overShare(g *group, m *member) bool {
 	return m.brought*len(g.members)*2 > 3*g.brought+6*len(g.members)
 }
 
-// give makes m the home of the next chunks of g that it can bring, and tells whether there were any.
+// give makes m the home of the next chunks of g that it can bring, and reports whether there were any.
 func (t *Table) give(g *group, m *member) bool {
 	may := t.mayLease(m)
 	fresh := may && t.fresh > 0
@@ -187,7 +187,7 @@ func (t *Table) takesAlready(g *group, m *member, i int) *member {
 // fewBrought keeps a member that brings chunks from peers busy while it waits for orders.
 const fewBrought = 2
 
-// betterHome tells whether m is sidelined and another, who is not, needs chunk i too.
+// betterHome reports whether m is sidelined and another, who is not, needs chunk i too.
 func (t *Table) betterHome(g *group, m *member, i int) bool {
 	return m.sidelined.After(t.now) && slices.ContainsFunc(g.members, func(x *member) bool {
 		return !x.sidelined.After(t.now) && x.need.has(i) && !x.have.has(i)
@@ -272,12 +272,12 @@ func (t *Table) mayLease(m *member) bool {
 // may give each request a small part of the link, as object stores do.
 func (t *Table) peerRuns() int { return max(t.cfg.PeerRuns, t.cfg.UpstreamRuns/max(len(t.active), 1)) }
 
-// runsLeft tells whether upstream may be read by one more participant: by Config.UpstreamRuns, and one more with every
-// fewChunks that have come, up to a run for each participant, or manyRuns, or one for every sixteenth. Few requests at
-// once finish early one by one, and what is finished can be shared, which matters most while there is nothing else to
-// share. But from one lease to the next a registry has nothing to send, and where links are full the way of reports and
-// orders takes as long as several chunks. At first one run is read, then as many as chunks have come: the first bytes
-// of a layer are what readers wait for, and of all that is read at the same time each comes late.
+// runsLeft reports whether upstream may be read by one more participant: by Config.UpstreamRuns, and one more with
+// every fewChunks that have come, up to a run for each participant, or manyRuns, or one for every sixteenth. Few
+// requests at once finish early one by one, and what is finished can be shared, which matters most while there is
+// nothing else to share. But from one lease to the next a registry has nothing to send, and where links are full the
+// way of reports and orders takes as long as several chunks. At first one run is read, then as many as chunks have
+// come: the first bytes of a layer are what readers wait for, and of all that is read at the same time each comes late.
 func (t *Table) runsLeft() bool {
 	n := len(t.active)
 	if !t.noRange && t.leased > t.known.size && t.now.Sub(t.began) < slowStart {

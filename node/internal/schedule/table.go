@@ -138,7 +138,7 @@ func (t *Table) Open(now time.Time) {
 	t.plan()
 }
 
-// Known tells whether the hash of chunk i is known, so that another claim of it would tell nothing new.
+// Known reports whether the hash of chunk i is known, so that another claim of it would tell nothing new.
 func (t *Table) Known(i int) bool { return i >= 0 && t.known.has(i) }
 
 // Informed reports whether the hash of any chunk is known.
@@ -243,7 +243,7 @@ func (t *Table) Tick(now time.Time) {
 	t.plan()
 }
 
-// drips tells whether m is too slow with a lease that another could read. Of a registry without Range the other would
+// drips reports whether m is too slow with a lease that another could read. Of a registry without Range the other would
 // have to begin at the start, so there it keeps the lease. Where the others are as slow it is the registry or its link,
 // and to read anew what is half read would make it slower.
 func (t *Table) drips(m *member, l lease) bool {

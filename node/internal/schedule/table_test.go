@@ -123,7 +123,7 @@ func (s *swarm) report(n *node, r Report) {
 	s.deliver()
 }
 
-// step lets one node do one thing; pick chooses among n possibilities. It tells whether anything could be done.
+// step lets one node do one thing; pick chooses among n possibilities. It reports whether anything could be done.
 func (s *swarm) step(pick func(n int) int) bool {
 	var acts, stalls []func()
 	ids := make([]peer.ID, 0, len(s.nodes))

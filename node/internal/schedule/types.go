@@ -49,7 +49,7 @@ type Orders struct {
 	Hopeless bool
 }
 
-// Empty tells whether the orders say nothing.
+// Empty reports whether the orders say nothing.
 func (o *Orders) Empty() bool {
 	return o.Size == 0 && len(o.Leases) == 0 && len(o.Chunks) == 0 && !o.Hopeless
 }
@@ -112,7 +112,7 @@ type Report struct {
 	Complete bool
 }
 
-// Empty tells whether the report says nothing but Load.
+// Empty reports whether the report says nothing but Load.
 func (r *Report) Empty() bool {
 	return r.Size == 0 && len(r.Claims) == 0 && len(r.Have) == 0 && len(r.Need) == 0 && len(r.Failed) == 0 &&
 		len(r.Suspects) == 0 && !r.Reading && !r.Complete

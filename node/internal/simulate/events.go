@@ -35,7 +35,7 @@ func (es *events) at(at time.Duration, do func()) {
 // after has do happen when d has passed.
 func (es *events) after(d time.Duration, do func()) { es.at(es.now+d, do) }
 
-// step lets the next event happen. It tells whether there was one.
+// step lets the next event happen. It reports whether there was one.
 func (es *events) step() bool {
 	h := es.heap
 	if len(h) == 0 {

@@ -234,7 +234,7 @@ func (v blockView) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 	return b, nil
 }
 
-// Has tells whether the block is here.
+// Has reports whether the block is here.
 func (v blockView) Has(_ context.Context, c cid.Cid) (bool, error) {
 	found := false
 	err := v.find(c, func(place) bool {

@@ -33,7 +33,7 @@ const (
 	readAhead = 8
 )
 
-// stamp tells whether a file was written to. The kernel alone sets the time of change, so a tool that restores the
+// stamp reports whether a file was written to. The kernel alone sets the time of change, so a tool that restores the
 // modification time does not hide a write. Rot below the file system does not show here, but in resident.
 type stamp struct {
 	inode         uint64
@@ -186,7 +186,7 @@ func (c *checks) unlinked(path string, remove func() error) error {
 	return nil
 }
 
-// see tells whether the pages that were just read count as in memory. Where they do not, as under overlayfs, what the
+// see reports whether the pages that were just read count as in memory. Where they do not, as under overlayfs, what the
 // kernel says of this file means nothing.
 func (c *checks) see(f *os.File, off, n int64) {
 	if all, known := resident(f, off, n); known && !all {

@@ -413,7 +413,7 @@ func (s *Store) dropPartial(d digest.Digest) error {
 	return err
 }
 
-// loadPartial describes the partial ingest at path, and tells whether each of its chunks is present. It fails when
+// loadPartial describes the partial ingest at path, and reports whether each of its chunks is present. It fails when
 // there is no journal to go with the data.
 func loadPartial(path string) (p partial, complete bool, err error) {
 	data, err := os.Stat(path)

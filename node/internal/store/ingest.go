@@ -241,7 +241,7 @@ func (g *Ingest) Digest() digest.Digest { return g.digest }
 // Len is the number of chunks.
 func (g *Ingest) Len() int { return g.chunks.Len() }
 
-// Has tells whether chunk i is present.
+// Has reports whether chunk i is present.
 func (g *Ingest) Has(i int) bool {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
@@ -276,7 +276,7 @@ func (g *Ingest) Map() *content.ChunkMap {
 	return g.chunks.Clone()
 }
 
-// Complete tells whether every chunk is present.
+// Complete reports whether every chunk is present.
 func (g *Ingest) Complete() bool {
 	g.mu.RLock()
 	defer g.mu.RUnlock()

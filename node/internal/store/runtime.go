@@ -16,7 +16,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// fileID tells whether a file of the runtime still is the one that was looked at.
+// fileID reports whether a file of the runtime still is the one that was looked at.
 type fileID struct{ size, modTime int64 }
 
 func idOf(fi fs.FileInfo) fileID { return fileID{size: fi.Size(), modTime: fi.ModTime().UnixNano()} }

@@ -371,8 +371,8 @@ func (s *Store) Stat(d digest.Digest) (Info, error) {
 	return info, nil
 }
 
-// HasDigestCID tells whether c is the DigestCID of a committed blob. The blockstore holds such a CID only where it also
-// is that of a chunk.
+// HasDigestCID reports whether c is the DigestCID of a committed blob. The blockstore holds such a CID only where it
+// also is that of a chunk.
 func (s *Store) HasDigestCID(c cid.Cid) bool {
 	d, err := content.CIDDigest(c)
 	if err != nil {

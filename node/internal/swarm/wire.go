@@ -483,8 +483,8 @@ func signClaim(key crypto.PrivKey, by peer.ID, d digest.Digest, index int, sum s
 	return schedule.Claim{Index: index, Sum: sum, By: by, Signature: sig}, nil
 }
 
-// VerifyClaim tells whether the peer that a claim names really made it. A coordinator asks before it passes a claim on,
-// a participant once a claim turned out wrong.
+// VerifyClaim reports whether the peer that a claim names really made it. A coordinator asks before it passes a claim
+// on, a participant once a claim turned out wrong.
 func VerifyClaim(d digest.Digest, c schedule.Claim) error {
 	key, err := c.By.ExtractPublicKey()
 	if err != nil {

@@ -41,7 +41,7 @@ type registry struct {
 	mirroredUntil atomic.Int64
 }
 
-// plain tells whether the administrator has the registry asked without TLS.
+// plain reports whether the administrator has the registry asked without TLS.
 func (r *registry) plain() bool {
 	return slices.ContainsFunc(r.endpoints, func(e *endpoint) bool { return e.base.Scheme == "http" && !e.isMirror() })
 }
@@ -57,8 +57,8 @@ type endpoint struct {
 
 func (e *endpoint) down(now time.Time) bool { return now.UnixNano() < e.downUntil.Load() }
 
-// suspect tells whether the endpoint could not be reached a moment ago. When the moment is over, the first to ask finds
-// out for all how it is now, and to the others it stays suspect for another d.
+// suspect reports whether the endpoint could not be reached a moment ago. When the moment is over, the first to ask
+// finds out for all how it is now, and to the others it stays suspect for another d.
 func (e *endpoint) suspect(now time.Time, d time.Duration) bool {
 	until := e.downUntil.Load()
 	return until != 0 && (now.UnixNano() < until || !e.downUntil.CompareAndSwap(until, now.Add(d).UnixNano()))

@@ -107,7 +107,7 @@ func (c *Client) mirrorClient(m Mirror) (*http.Client, error) {
 	return c.newHTTPClient(d, transport), nil
 }
 
-// serves tells whether the endpoint may be asked what the call asks.
+// serves reports whether the endpoint may be asked what the call asks.
 func (ep *endpoint) serves(call call) bool {
 	if ep.mirror == nil || ep.mirror.Self {
 		return true

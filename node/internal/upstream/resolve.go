@@ -57,7 +57,7 @@ func (c *Client) Resolve(ctx context.Context, repo content.Repository, reference
 	return desc, err
 }
 
-// noHead tells whether the registry does not know the method, as a few do.
+// noHead reports whether the registry does not know the method, as a few do.
 func noHead(err error) bool {
 	var u *content.UpstreamError
 	return errors.As(err, &u) && (u.Status == http.StatusMethodNotAllowed || u.Status == http.StatusNotImplemented ||
@@ -141,8 +141,8 @@ func manifestType(resp *http.Response, data []byte) string {
 	return ""
 }
 
-// isManifestType tells whether t can be that of a manifest. The specifications leave the set open: artifacts have types
-// of their own.
+// isManifestType reports whether t can be that of a manifest. The specifications leave the set open: artifacts have
+// types of their own.
 func isManifestType(t string) bool {
 	return t == "application/json" || strings.HasPrefix(t, "application/") && (strings.HasSuffix(t, "+json") ||
 		strings.HasPrefix(t, "application/vnd.docker.distribution.manifest."))

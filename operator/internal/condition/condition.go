@@ -12,7 +12,7 @@ import (
 // maxMessage is below what the API takes (32 KiB), and as much as a person reads.
 const maxMessage = 1024
 
-// Set sets a condition as of now and tells whether its status or reason changed. A message that is too long is cut.
+// Set sets a condition as of now and reports whether its status or reason changed. A message that is too long is cut.
 func Set(conditions *[]metav1.Condition, c metav1.Condition, now time.Time) (changed bool) {
 	before := apimeta.FindStatusCondition(*conditions, c.Type)
 	changed = before == nil || before.Reason != c.Reason || before.Status != c.Status

@@ -114,7 +114,7 @@ type Summary struct {
 	Invalid string
 }
 
-// Of tells whether the summary is of the pin as it is here.
+// Of reports whether the summary is of the pin as it is here.
 func (s *Summary) Of(p *v1alpha1.ArtifactPin) bool {
 	return s.Generation == p.Generation && slices.Equal(s.PullSecrets, p.Status.PullSecrets) &&
 		equality.Semantic.DeepEqual(s.Artifacts, p.Status.Artifacts)
@@ -183,16 +183,16 @@ func (h holding) state(revision string) v1alpha1.PinState {
 	return h.progress.State
 }
 
-// kept tells whether the node is told to keep the pin.
+// kept reports whether the node is told to keep the pin.
 func (h holding) kept() bool { return h.assigned != nil && h.assigned.Action != v1alpha1.ActionPurge }
 
-// holdsEarlier tells whether the node has a revision whole that is not the one given.
+// holdsEarlier reports whether the node has a revision whole that is not the one given.
 func (h holding) holdsEarlier(revision string) bool {
 	p := h.progress
 	return p != nil && (p.HeldRevision != "" || p.Revision != revision && p.State == v1alpha1.PinReady)
 }
 
-// whole tells whether the node has reported what it was last assigned as whole, or still holds what it was assigned
+// whole reports whether the node has reported what it was last assigned as whole, or still holds what it was assigned
 // before.
 func (h holding) whole() bool {
 	return h.state(h.assigned.Revision) == v1alpha1.PinReady || h.holdsEarlier(h.assigned.Revision)
@@ -553,7 +553,7 @@ func (c *computation) has(i int, uid string) bool {
 	return slices.ContainsFunc(c.entries[i], func(a v1alpha1.PinAssignment) bool { return a.UID == uid })
 }
 
-// up tells whether a node counts as being there for a pin: it may be down for less than the repair delay.
+// up reports whether a node counts as being there for a pin: it may be down for less than the repair delay.
 func (c *computation) up(i int, p *v1alpha1.ArtifactPin) bool {
 	since := c.in.Nodes[i].DownSince
 	return since.IsZero() || c.in.Now.Sub(since) < p.Spec.RepairDelay.Duration
@@ -627,7 +627,7 @@ var closing = map[string]bool{
 	corev1.TaintNodePIDPressure: true, corev1.TaintNodeNetworkUnavailable: true,
 }
 
-// tolerated tells whether a node with these taints keeps a copy that it has, and whether it takes a new one.
+// tolerated reports whether a node with these taints keeps a copy that it has, and whether it takes a new one.
 func tolerated(taints []corev1.Taint, tolerations []corev1.Toleration) (keeps, takes bool) {
 	keeps, takes = true, true
 	for i := range taints {
@@ -671,12 +671,12 @@ func Size(p *v1alpha1.ArtifactPin) int64 {
 	return n
 }
 
-// TooLarge tells whether one copy is known to exceed spec.sizeLimit.
+// TooLarge reports whether one copy is known to exceed spec.sizeLimit.
 func TooLarge(p *v1alpha1.ArtifactPin) bool {
 	return p.Spec.SizeLimit != nil && Size(p) > p.Spec.SizeLimit.Value()
 }
 
-// expired tells whether a pin's end has come.
+// expired reports whether a pin's end has come.
 func expired(p *v1alpha1.ArtifactPin, lastUsed *metav1.Time, now time.Time) bool {
 	e := p.Spec.Expiry
 	if e == nil {
@@ -691,7 +691,7 @@ func expired(p *v1alpha1.ArtifactPin, lastUsed *metav1.Time, now time.Time) bool
 		e.UnusedFor != nil && !now.Before(used.Add(e.UnusedFor.Duration))
 }
 
-// windowOpen tells whether new work may begin.
+// windowOpen reports whether new work may begin.
 func windowOpen(s *v1alpha1.Schedule, now time.Time) (bool, error) {
 	if s == nil {
 		return true, nil

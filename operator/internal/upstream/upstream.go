@@ -140,7 +140,7 @@ func isLoopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// settles tells whether another endpoint could not say more.
+// settles reports whether another endpoint could not say more.
 func settles(status int) bool {
 	return status < 500 && status != http.StatusNotFound && status != http.StatusTooManyRequests
 }

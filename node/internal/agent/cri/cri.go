@@ -70,7 +70,7 @@ func (i *Images) Load(ctx context.Context, image pin.Image) error {
 	return nil
 }
 
-// Holds tells whether the runtime has the image under the name that Load gives it, and of this digest.
+// Holds reports whether the runtime has the image under the name that Load gives it, and of this digest.
 func (i *Images) Holds(ctx context.Context, image pin.Image) (bool, error) {
 	name := reference(image)
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)

@@ -318,7 +318,7 @@ func (a *attempt) show(wanted, held int64) {
 	}
 }
 
-// current tells whether the entry still is what the attempt works for. The caller holds Keeper.mu.
+// current reports whether the entry still is what the attempt works for. The caller holds Keeper.mu.
 func (a *attempt) current() bool {
 	return !a.entry.released && a.entry.assignment.Revision == a.assignment.Revision
 }
@@ -347,7 +347,7 @@ func (a *attempt) fetch(ctx context.Context, art *artifact, whole map[digest.Dig
 	return a.confirm(art)
 }
 
-// confirm tells whether an artifact that was asked for by the CID of a DAG is that DAG: its digest was the word of a
+// confirm reports whether an artifact that was asked for by the CID of a DAG is that DAG: its digest was the word of a
 // peer.
 func (a *attempt) confirm(art *artifact) error {
 	c, err := cid.Decode(art.CID)
@@ -364,8 +364,8 @@ func (a *attempt) confirm(art *artifact) error {
 	return nil
 }
 
-// has tells whether the node's own store holds d. What only the runtime holds goes when the kubelet wants its room, on
-// all nodes at once where nobody runs the image.
+// has reports whether the node's own store holds d. What only the runtime holds goes when the kubelet wants its room,
+// on all nodes at once where nobody runs the image.
 func (a *attempt) has(d digest.Digest) bool {
 	info, err := a.opts.Store.Stat(d)
 	return err == nil && !info.FromRuntime

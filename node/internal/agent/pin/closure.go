@@ -108,7 +108,7 @@ type closure struct {
 	held bool
 }
 
-// add lists a blob. It tells whether it is new.
+// add lists a blob. It reports whether it is new.
 func (c *closure) add(req content.Request) (bool, error) {
 	if c.seen[req.Digest] {
 		return false, nil

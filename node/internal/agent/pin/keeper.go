@@ -73,7 +73,7 @@ type Secrets interface {
 
 // Runtime is the node's container runtime.
 type Runtime interface {
-	// Holds tells whether the runtime has the image, named by tag, or by digest where tag is empty. It needs no
+	// Holds reports whether the runtime has the image, named by tag, or by digest where tag is empty. It needs no
 	// credential.
 	Holds(ctx context.Context, image Image) (bool, error)
 	// Load has the runtime pull the image and name it so.
@@ -318,7 +318,7 @@ func (k *Keeper) Used(d digest.Digest, at time.Time) {
 	}
 }
 
-// keeps tells whether d is a root of e.
+// keeps reports whether d is a root of e.
 func (e *entry) keeps(d digest.Digest) bool {
 	return !e.released && slices.ContainsFunc(e.assignment.Artifacts, func(a v1alpha1.AssignedArtifact) bool {
 		return a.Digest == d.String()
@@ -412,8 +412,8 @@ func (k *Keeper) startDue(ctx context.Context, attempts *sync.WaitGroup) time.Du
 	return next
 }
 
-// mayFetch tells whether a pin may fetch beside those that do. It waits for no pin of a lower priority, which may take
-// hours over a slow registry or at the bandwidth that it is allowed.
+// mayFetch reports whether a pin may fetch beside those that do. It waits for no pin of a lower priority, which may
+// take hours over a slow registry or at the bandwidth that it is allowed.
 func mayFetch(priority int32, fetching []*attempt) bool {
 	ahead := 0
 	for _, a := range fetching {
@@ -507,7 +507,7 @@ func (k *Keeper) finish(a *attempt, held []digest.Digest, err error, superseded 
 	}
 }
 
-// fail records a failure and when to try again. It tells whether what a person sees has changed.
+// fail records a failure and when to try again. It reports whether what a person sees has changed.
 func (e *entry) fail(err error) bool {
 	before := e.progress
 	e.progress.State = v1alpha1.PinFailed

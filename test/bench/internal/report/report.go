@@ -109,7 +109,7 @@ func ToSeconds(d time.Duration) Seconds { return Seconds(d.Seconds()) }
 // saturation is the share of CPU in use from which on the machine, not the links, is taken to have set the pace.
 const saturation = 0.9
 
-// CPUBound tells whether the machine's CPUs, rather than its links, may have been the limit of the run.
+// CPUBound reports whether the machine's CPUs, rather than its links, may have been the limit of the run.
 func (r Run) CPUBound() bool { return r.Busy > saturation || r.Saturated > 0.5 }
 
 // Others is the share of the machine's CPUs, 0 to 1, that was in use by something other than the run's own processes:
@@ -119,7 +119,7 @@ func (r Run) Others() float64 {
 	return max(0, r.Busy-own)
 }
 
-// Measured tells whether the run came to an end and can be compared.
+// Measured reports whether the run came to an end and can be compared.
 func (r Run) Measured() bool { return r.Skipped == "" && r.Problem == "" }
 
 // OverIdeal is the last node's time over the ideal, 0 where there is none.

@@ -26,7 +26,7 @@ type Target struct {
 	CPUBound bool
 }
 
-// Met tells whether the target was reached.
+// Met reports whether the target was reached.
 func (t Target) Met() bool {
 	if t.AtLeast {
 		return t.Got >= t.Limit

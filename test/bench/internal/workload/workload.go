@@ -101,7 +101,7 @@ func (b *bed) patience(content int64) time.Duration {
 	return 30*time.Second + 3*time.Duration(len(b.hosts))*transfer(content, b.layout.narrowest())
 }
 
-// Has tells whether a contender takes part.
+// Has reports whether a contender takes part.
 func (w Workload) Has(c contender.Contender) bool {
 	if len(w.only) == 0 {
 		switch c := c.(type) {
