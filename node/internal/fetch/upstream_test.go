@@ -324,7 +324,8 @@ func TestARegistryThatAnswersLateSendsOneCopy(t *testing.T) {
 		}
 		return false
 	})
-	nodes := newSwarm(t, o, 4, allPatient(t, o), func(_ int, _ *Options, so *swarm.Options) {
+	nodes := newSwarm(t, o, 4, allPatient(t, o), func(_ int, fo *Options, so *swarm.Options) {
+		fo.Patience = time.Minute // after half of which a caller's node asks by itself
 		so.Schedule.LeaseTimeout = timeout
 	})
 	req := o.request(d)

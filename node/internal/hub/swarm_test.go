@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
 	"github.com/shoal-cache/shoal/test/hubtest"
 )
 
@@ -25,7 +26,7 @@ func newAgents(t testing.TB, h *hubtest.Hub, count int) []*agent {
 	var agents []*agent
 	var boot []peer.AddrInfo
 	for range count {
-		a := newAgent(t, h, "", boot)
+		a := newAgentThatWaits(t, h, "", boot, upstream.Timeouts{Retry: time.Second, Stall: time.Minute}, 2*time.Minute)
 		agents, boot = append(agents, a), append(boot, a.info())
 	}
 	meet(t, agents)
@@ -112,16 +113,15 @@ func TestSwarm_ManyNodesCostTheHubWhatOneDoes(t *testing.T) {
 		"a gated model":   {func(r *hubtest.Repo) { r.SetGated(longToken) }, bearer(longToken), 8},
 		"a private model": {func(r *hubtest.Repo) { r.SetPrivate(longToken) }, bearer(longToken), 10},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
+		t.Run(name, func(t *testing.T) { //nolint:paralleltest // the processors are few for so many agents
 			lone := newHub(t)
-			repo, files, _ := shards(lone, "org/m", 6<<20)
+			repo, files, _ := shards(lone, "org/m", 2<<20)
 			test.restrict(repo)
 			snapshot(t, newAgent(t, lone, "", nil), "org/m", files, true, test.headers...)
 			one, _ := lone.Count()
 
 			h := newHub(t)
-			repo, files, total := shards(h, "org/m", 6<<20)
+			repo, files, total := shards(h, "org/m", 2<<20)
 			test.restrict(repo)
 			agents := newAgents(t, h, test.nodes+2)
 			var wg sync.WaitGroup

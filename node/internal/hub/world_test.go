@@ -67,6 +67,13 @@ func (nothing) FromPeers(context.Context, digest.Digest) (content.Reader, error)
 // newAgent starts an agent on the store in a directory, "" for a new one.
 func newAgent(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInfo) *agent {
 	t.Helper()
+	return newAgentThatWaits(t, h, dir, bootstrap, upstream.Timeouts{Retry: 3 * time.Second, Stall: 5 * time.Second}, 0)
+}
+
+// newAgentThatWaits is for tests of what many agents do on a machine that is too slow for them: patience is fetch's.
+func newAgentThatWaits(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInfo, hub upstream.Timeouts,
+	patience time.Duration) *agent {
+	t.Helper()
 	if dir == "" {
 		dir = t.TempDir()
 	}
@@ -75,7 +82,7 @@ func newAgent(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInf
 	a.rule.Store(&rule)
 	log := slog.New(slog.DiscardHandler)
 	if testing.Verbose() {
-		log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+		log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	}
 	reg := prometheus.NewRegistry()
 	var sw atomic.Pointer[swarm.Swarm]
@@ -101,7 +108,7 @@ func newAgent(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInf
 	a.up, err = upstream.New(upstream.Options{
 		Upstreams: []upstream.Upstream{{Registry: hubName, Endpoints: []string{h.URL()}}}, Logger: log,
 		AllowAddresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, // where the fake hub's CDN is
-		Timeouts:       upstream.Timeouts{Retry: 3 * time.Second, Stall: 5 * time.Second},
+		Timeouts:       hub,
 		Locate: func(ctx context.Context, repo content.Repository, file, authorization string, anew bool) (*url.URL,
 			error) {
 			return a.Locate(ctx, repo, file, authorization, anew)
@@ -109,7 +116,7 @@ func newAgent(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInf
 	})
 	require.NoError(t, err)
 	a.fetcher = fetch.New(fetch.Options{Store: a.store, Swarm: a.swarm, Upstream: a.up, Logger: log, Registerer: reg,
-		PeerSilence: 20 * time.Second})
+		PeerSilence: 20 * time.Second, PeerPatience: patience, CoordinatorPatience: patience, Patience: patience})
 	endpoint, transport, err := a.up.Reach(hubName)
 	require.NoError(t, err)
 	a.gate, err = gate.New(gate.Options{Cache: nothing{}, Memory: a.store.KV("gate"), Logger: log})

@@ -19,15 +19,20 @@ func TestDrip_AClientNeverWaitsLongForAByte(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := httptest.NewRecorder()
 		d := NewDrip(w)
+		sent := func() int {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			return w.Body.Len()
+		}
 		_, err := d.Write(bytes.Repeat([]byte("a"), 1000))
 		require.NoError(t, err)
-		for seen := w.Body.Len(); seen < 1000-1; seen = w.Body.Len() {
+		for seen := sent(); seen < 1000-1; seen = sent() {
 			time.Sleep(dripEvery + time.Second)
 			synctest.Wait()
-			require.Greater(t, w.Body.Len(), seen, "no byte came")
+			require.Greater(t, sent(), seen, "no byte came")
 		}
 		time.Sleep(time.Hour)
-		require.Equal(t, 1000, w.Body.Len())
+		require.Equal(t, 1000, sent())
 		_, err = d.Write([]byte("the end"))
 		require.NoError(t, err)
 		require.NoError(t, d.End())
