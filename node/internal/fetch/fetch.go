@@ -525,9 +525,6 @@ func (f *fetch) finish() {
 		f.broadcast()
 		mediaType, req = f.mediaType, f.req
 	})
-	if f.source != "" {
-		f.fr.opts.Sources.Prove(req)
-	}
 	if req.Kind == content.Manifest {
 		mediaType = f.fr.learnFrom(req.Repository, f.ing, mediaType)
 	}
@@ -535,6 +532,11 @@ func (f *fetch) finish() {
 	err = f.ing.Commit(f.fr.ctx, mediaType)
 	if err != nil {
 		f.fr.log.Warn("blob not kept", "digest", f.digest, "error", err)
+	}
+	// Not before the commit: whoever hears of the proof looks for the blob among those that hold it, and no longer in
+	// the room of its source, where this node is known to have it meanwhile.
+	if f.source != "" {
+		f.fr.opts.Sources.Prove(req)
 	}
 	f.settleBlame()
 	f.mu.Lock()

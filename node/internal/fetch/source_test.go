@@ -186,7 +186,9 @@ func TestSource_ABurstFromOneThatHasProvedNothingYetCostsOneCopy(t *testing.T) {
 	pullAll(t, nodes, o.request(d), 0)
 	require.LessOrEqual(t, o.bytes.Load(), int64(13*chunk1))
 	for _, n := range nodes {
-		require.True(t, n.opts.Sources.Proved(o.request(d)), "what came from it and matched is its proof")
+		eventually(t, "what came from it and matched is its proof", func() bool {
+			return n.opts.Sources.Proved(o.request(d))
+		})
 	}
 }
 
