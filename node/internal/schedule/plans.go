@@ -11,6 +11,10 @@ import (
 // ErrMoved: others have a plan for the size that the participant has just learned. It joins anew with what it has.
 var ErrMoved = errors.New("others know the blob's size already")
 
+// wordPatience is how long, once in all, those who do not know the size wait for one who says it to show a chunk of the
+// blob. It has just begun to read, as a rule, and what others read meanwhile would be read twice.
+const wordPatience = 5 * time.Second
+
 // maxPlans bounds the sizes that are planned for at one time.
 const maxPlans = 8
 
@@ -21,6 +25,7 @@ type Plans struct {
 	cfg    Config
 	open   bool
 	tables []*Table
+	until  time.Time // those who do not know the size are sent upstream; zero: nobody has had to wait yet
 	of     map[peer.ID]*Table
 }
 
@@ -30,9 +35,27 @@ func NewPlans(cfg Config) *Plans { return &Plans{cfg: cfg, of: map[peer.ID]*Tabl
 // Open lets participants be sent upstream.
 func (p *Plans) Open(now time.Time) {
 	p.open = true
+	p.openUp(now)
+}
+
+// openUp opens the tables but for that of those who wait for a word to be shown.
+func (p *Plans) openUp(now time.Time) {
 	for _, t := range p.tables {
-		t.Open(now)
+		if !t.open && (t.size >= 0 || !p.awaits(now)) {
+			t.Open(now)
+		}
 	}
+}
+
+// awaits reports whether someone says the size, and has yet to show that he has any of the blob.
+func (p *Plans) awaits(now time.Time) bool {
+	if p.believed(false) != nil || p.believed(true) == nil {
+		return false
+	}
+	if p.until.IsZero() {
+		p.until = now.Add(wordPatience)
+	}
+	return now.Before(p.until)
 }
 
 // Hold gives no more leases before Open. Those that were given stay.
@@ -56,7 +79,7 @@ func (p *Plans) Join(now time.Time, id peer.ID, j Join) error {
 		}
 	}
 	if t == nil {
-		if t = p.add(now); t == nil {
+		if t = p.add(now, true); t == nil {
 			return ErrSize
 		}
 	}
@@ -119,6 +142,9 @@ func (p *Plans) Leave(now time.Time, id peer.ID) {
 
 // Tick takes back leases without progress. It wants to be called about every second.
 func (p *Plans) Tick(now time.Time) {
+	if p.open {
+		p.openUp(now)
+	}
 	for _, t := range p.tables {
 		t.Tick(now)
 	}
@@ -177,7 +203,7 @@ func (p *Plans) sized(now time.Time, size int64, claimed bool) *Table {
 	if t := p.undecided(); t != nil && (claimed || t.Active() == 0) {
 		return t
 	}
-	return p.add(now)
+	return p.add(now, false)
 }
 
 // undecided is the table of those that do not know the size.
@@ -203,10 +229,10 @@ func (p *Plans) believed(anyone bool) (best *Table) {
 	return best
 }
 
-// add makes a table. Where there are too many, one gives way that nobody is in, or of whose size no more than one
-// participant has the least to show: whoever names a size has proved nothing by that. One that is sent away so may join
-// anew.
-func (p *Plans) add(now time.Time) *Table {
+// add makes a table, for those who do not know the size or for those who do. Where there are too many, one gives way
+// that nobody is in, or of whose size no more than one participant has the least to show: whoever names a size has
+// proved nothing by that. One that is sent away so may join anew.
+func (p *Plans) add(now time.Time, unsized bool) *Table {
 	if len(p.tables) >= maxPlans {
 		gone := p.least()
 		if gone == nil {
@@ -220,7 +246,7 @@ func (p *Plans) add(now time.Time) *Table {
 		p.tables = slices.DeleteFunc(p.tables, func(t *Table) bool { return t == gone })
 	}
 	t := New(p.cfg)
-	if p.open {
+	if p.open && !(unsized && p.awaits(now)) {
 		t.Open(now)
 	}
 	p.tables = append(p.tables, t)

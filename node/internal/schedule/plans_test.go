@@ -78,8 +78,8 @@ func TestPlans_OneThatKnowsNoSizeBelieves(t *testing.T) {
 		size   int64
 		leased bool // it is to ask the registry itself, at once
 	}{
-		"nobody's mere word while it can ask the registry": {map[peer.ID]Join{"x": wants(fiveChunks)},
-			Join{Upstream: true, Whole: true}, 0, true},
+		"nobody's mere word while it can ask the registry, which it does in a while": {map[peer.ID]Join{
+			"x": wants(fiveChunks)}, Join{Upstream: true, Whole: true}, 0, false},
 		"anyone's word where it cannot": {map[peer.ID]Join{"x": wants(fiveChunks)},
 			Join{Whole: true}, fiveChunks, false},
 		"two that say the same": {map[peer.ID]Join{"x": wants(fiveChunks),
@@ -107,6 +107,24 @@ func TestPlans_OneThatKnowsNoSizeBelieves(t *testing.T) {
 			require.Equal(t, c.leased, len(o.Leases) > 0)
 		})
 	}
+}
+
+func TestPlans_WhoDoesNotKnowTheSizeWaitsOnceForOneWhoSaysItToShowAChunk(t *testing.T) {
+	t.Parallel()
+	p := NewPlans(Config{})
+	p.Open(epoch)
+	require.NoError(t, p.Join(epoch, "x", wants(fiveChunks)))
+	require.NoError(t, p.Join(epoch, "new", Join{Upstream: true, Whole: true}))
+	p.Tick(epoch.Add(wordPatience - 1))
+	require.Empty(t, ordersOf(p)["new"].Leases)
+	p.Tick(epoch.Add(wordPatience))
+	require.NotEmpty(t, ordersOf(p)["new"].Leases, "the word may be a lie")
+
+	// Others who say other sizes hold up nobody any more.
+	require.NoError(t, p.Join(epoch.Add(time.Minute), "y", wants(fiveChunks+1)))
+	p.Leave(epoch.Add(time.Minute), "new")
+	require.NoError(t, p.Join(epoch.Add(time.Minute), "late", Join{Upstream: true, Whole: true}))
+	require.NotEmpty(t, ordersOf(p)["late"].Leases)
 }
 
 func TestPlans_OneThatLearnsTheSizeJoinsThoseThatKnowIt(t *testing.T) {

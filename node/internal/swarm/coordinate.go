@@ -447,6 +447,12 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID) error {
 	s.wg.Go(func() {
 		defer cancel()
 		s.log.Debug("orders end", "peer", remote, "error", writeOrders(ctx, stream, m.out))
+		// Whoever is to join anew must read what was written until now, the welcome at least. A reset would take it
+		// away, and so look like a coordinator that does not answer.
+		if ctx.Err() == nil && stream.CloseWrite() == nil {
+			_ = stream.SetReadDeadline(time.Now().Add(helloTimeout))
+			return
+		}
 		_ = stream.Reset() // so that the reader below ends too
 	})
 	for {
