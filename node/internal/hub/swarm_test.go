@@ -117,7 +117,7 @@ func TestSwarm_ManyNodesCostTheHubWhatOneDoes(t *testing.T) {
 		"a gated model":   {func(r *hubtest.Repo) { r.SetGated(longToken) }, bearer(longToken), 8},
 		"a private model": {func(r *hubtest.Repo) { r.SetPrivate(longToken) }, bearer(longToken), 9},
 	} {
-		t.Run(name, func(t *testing.T) { //nolint:paralleltest // the processors are few for so many agents
+		t.Run(name, func(t *testing.T) {
 			lone := newHub(t)
 			repo, files, _ := shards(lone, "org/m", 1<<20)
 			test.restrict(repo)
