@@ -78,27 +78,18 @@ func (f *fetch) giveWay(ctx context.Context) error {
 	}
 }
 
-// source is from where alone the bytes of a fetch come, on all nodes, because it has not proved yet that it has the
-// content. The zero value: from all that have, and from peers that hold the blob.
+// source is the repository from which alone the bytes of a fetch come, on all nodes, because it has not proved yet that
+// it has the content. The zero value: all that have, and peers that hold the blob.
 //
 // Nodes that fetch a blob from one such source share it in a room of their own, with a partial ingest of their own. So
 // whoever names a source of his own is given what that source gives, and nothing else, until the digest of the whole
-// shows that it is the content. That costs a copy where two sources are first asked for the same blob at one time.
+// shows that it is the content. That costs a copy where two repositories are first asked for the same blob at one time,
+// be they of one registry: a manifest may list any digest, and its registry need not have looked.
 type source string
 
 func (fr *Fetcher) sourceOf(req content.Request) source {
 	if req.NoUpstream() || fr.opts.Sources.Proved(req) {
 		return ""
-	}
-	return sourceNamed(req)
-}
-
-// sourceNamed is the registry of an OCI repository, and a repository of a model hub. Who may read a repository a
-// registry says itself when the gate asks it, and images that share layers are pulled at one time. In a hub's
-// repository anyone may write down a digest that the hub does not check.
-func sourceNamed(req content.Request) source {
-	if req.File == "" && req.Repository.Registry != "" {
-		return source(req.Repository.Registry)
 	}
 	return source(req.Repository.String())
 }
@@ -120,10 +111,10 @@ func (s source) mark() store.Source {
 	return store.Source(sum[:])
 }
 
-// serves reports whether a fetch may serve a request: one of the same source, or of one that has proved to have the
+// serves reports whether a fetch may serve a request: one of the same repository, or of one that has proved to have the
 // content while none but such take part.
 func (fr *Fetcher) serves(f *fetch, req content.Request) bool {
-	if f.source != "" && !req.NoUpstream() && f.source == sourceNamed(req) {
+	if f.source != "" && !req.NoUpstream() && f.source == source(req.Repository.String()) {
 		return true
 	}
 	return f.source == "" && fr.sourceOf(req) == ""

@@ -17,7 +17,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
 
-// claimant is a registry beside the origin, of which nothing has been proved. It claims to have every blob.
+// claimant is a source beside the origin's, of which nothing has been proved. It claims to have every blob.
 type claimant struct {
 	Upstream
 	sizes func(digest.Digest) int64
@@ -25,17 +25,23 @@ type claimant struct {
 	hangs bool // until whoever asks leaves; else it fails at once
 }
 
-var evil = content.Repository{Registry: "evil.test", Name: "any/image"}
+var (
+	evil = content.Repository{Registry: "evil.test", Name: "any/image"}
+	// sibling is of the registry that has the blob, and lists it in a manifest.
+	sibling = content.Repository{Registry: "images.test", Name: "any/image"}
+)
+
+func claimsOnly(repo content.Repository) bool { return repo == evil || repo == sibling }
 
 func (c *claimant) Stat(ctx context.Context, req content.Request) (int64, string, error) {
-	if req.Repository == evil {
+	if claimsOnly(req.Repository) {
 		return c.sizes(req.Digest), "", nil
 	}
 	return c.Upstream.Stat(ctx, req)
 }
 
 func (c *claimant) Open(ctx context.Context, req content.Request, off, n int64) (*upstream.Body, error) {
-	if req.Repository != evil {
+	if !claimsOnly(req.Repository) {
 		return c.Upstream.Open(ctx, req, off, n)
 	}
 	select {
@@ -75,7 +81,8 @@ func doubting(o *origin, claims *claimant) func(int, *Options, *swarm.Options) {
 func TestSource_WhoOnlyClaimsADigestIsGivenNothingThatAnotherBrings(t *testing.T) {
 	t.Parallel()
 	const size = 5*chunk1 + 3
-	for _, hangs := range []bool{false, true} {
+	for i := range 4 {
+		hangs, thief := i%2 == 1, []content.Repository{evil, sibling}[i/2]
 		for name, attack := range map[string]func(t *testing.T, o *origin, nodes []*testNode, asked chan struct{}, good,
 			bad content.Request){
 			"where it asked first, and the blob comes to the same node": func(t *testing.T, _ *origin,
@@ -129,7 +136,7 @@ func TestSource_WhoOnlyClaimsADigestIsGivenNothingThatAnotherBrings(t *testing.T
 			},
 			"where a part of the blob is left from before": func(t *testing.T, o *origin, nodes []*testNode,
 				_ chan struct{}, good, bad content.Request) {
-				ing, err := nodes[0].store.IngestFrom(good.Digest, size, sourceNamed(good).mark())
+				ing, err := nodes[0].store.IngestFrom(good.Digest, size, source(good.Repository.String()).mark())
 				require.NoError(t, err)
 				for i := range 3 {
 					data := o.blobs[good.Digest][i*chunk1 : (i+1)*chunk1]
@@ -139,13 +146,13 @@ func TestSource_WhoOnlyClaimsADigestIsGivenNothingThatAnotherBrings(t *testing.T
 				require.Empty(t, steal(t, nodes[0], bad)())
 			},
 		} {
-			t.Run(fmt.Sprintf("%s, hanging %v", name, hangs), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, hanging %v, by %s", name, hangs, thief), func(t *testing.T) {
 				t.Parallel()
 				o := newOrigin(t)
 				claims := &claimant{asked: make(chan struct{}, 1), hangs: hangs}
 				nodes := newSwarm(t, o, 2, doubting(o, claims))
 				d := o.add(t, size)
-				attack(t, o, nodes, claims.asked, o.request(d), content.Request{Repository: evil, Digest: d})
+				attack(t, o, nodes, claims.asked, o.request(d), content.Request{Repository: thief, Digest: d})
 			})
 		}
 	}
@@ -190,32 +197,6 @@ func TestSource_ABurstFromOneThatHasProvedNothingYetCostsOneCopy(t *testing.T) {
 			return n.opts.Sources.Proved(o.request(d))
 		})
 	}
-}
-
-func TestSource_RepositoriesOfOneRegistryThatShareABlobCostOneCopy(t *testing.T) {
-	t.Parallel()
-	o := newOrigin(t)
-	nodes := newSwarm(t, o, 3, doubting(o, nil))
-	d := o.add(t, 12*chunk1+5)
-	var pulls []*pull
-	for i, n := range nodes {
-		req := o.request(d)
-		req.Repository.Name = fmt.Sprintf("team/app%d", i)
-		pulls = append(pulls, n.pull(t.Context(), req))
-	}
-	for _, p := range pulls {
-		p.requireRight(t, d)
-	}
-	require.LessOrEqual(t, o.bytes.Load(), int64(13*chunk1))
-}
-
-func TestSource_FilesOfAHubAreProvedByEachRepository(t *testing.T) {
-	t.Parallel()
-	one := content.Request{Repository: content.Repository{Registry: "hub.test", Name: "a/b"},
-		File: "/a/b/resolve/main/f"}
-	other := one
-	other.Repository.Name = "c/d"
-	require.NotEqual(t, sourceNamed(one), sourceNamed(other))
 }
 
 func TestSource_OneThatBringsNothingGivesWayToOneThatDoes(t *testing.T) {
