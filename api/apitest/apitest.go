@@ -12,7 +12,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -100,10 +99,23 @@ func binDir() string {
 	return filepath.Join(cache, "shoal", "cluster", "bin")
 }
 
-// APIDir is the folder api of this repository.
+// APIDir is the folder api of the repository whose tests run: they run in a folder below its go.mod. A build with
+// -trimpath knows no paths of sources.
 func APIDir() string {
-	_, file, _, _ := runtime.Caller(0)
-	return filepath.Dir(filepath.Dir(file))
+	dir, err := os.Getwd()
+	if err != nil {
+		panic(err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return filepath.Join(dir, "api")
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			panic("apitest: no go.mod above the working directory")
+		}
+		dir = parent
+	}
 }
 
 // Start runs etcd and kube-apiserver and loads CRDs, admission policy and roles.
