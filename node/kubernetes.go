@@ -121,12 +121,23 @@ func (n *node) lookAtMirror(ctx context.Context) {
 		all = append(all, n.bypassed(ctx)...)
 	}
 	n.found.Store(&all)
-	n.mirrorFindings.Reset()
-	for _, f := range all {
-		n.mirrorFindings.WithLabelValues(f.Reason).Inc()
-	}
+	n.countFindings(all)
 	if n.kube.agent != nil {
 		n.kube.agent.SetFindings(all)
+	}
+}
+
+// countFindings gives every reason its figure, so that a query finds the metric also where nothing is amiss.
+func (n *node) countFindings(all []agent.Finding) {
+	count := make(map[string]int)
+	for _, reason := range agent.FindingReasons() {
+		count[reason] = 0
+	}
+	for _, f := range all {
+		count[f.Reason]++
+	}
+	for reason, k := range count {
+		n.mirrorFindings.WithLabelValues(reason).Set(float64(k))
 	}
 }
 

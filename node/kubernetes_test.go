@@ -18,8 +18,12 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/node/internal/agent"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/policy"
@@ -183,4 +187,16 @@ func TestAPinnedPublicImageIsServedWithoutATokenWhileTheRegistryIsDown(t *testin
 		require.Equal(t, http.StatusOK, c.get("manifests", manifest, authorization))
 		require.Equal(t, http.StatusOK, c.get("blobs", layer, authorization))
 	}
+}
+
+func TestFindings_EveryReasonHasAFigure(t *testing.T) {
+	n := &node{mirrorFindings: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "findings"}, []string{"reason"})}
+	figure := func(reason string) float64 { return testutil.ToFloat64(n.mirrorFindings.WithLabelValues(reason)) }
+	n.countFindings(nil)
+	require.Equal(t, len(agent.FindingReasons()), testutil.CollectAndCount(n.mirrorFindings))
+	require.Zero(t, figure(v1alpha1.ReasonConfigPathList))
+	n.countFindings([]agent.Finding{{Reason: v1alpha1.ReasonConfigPathList}, {Reason: v1alpha1.ReasonConfigPathList}})
+	require.EqualValues(t, 2, figure(v1alpha1.ReasonConfigPathList))
+	n.countFindings(nil)
+	require.Zero(t, figure(v1alpha1.ReasonConfigPathList), "what has been mended")
 }

@@ -84,7 +84,7 @@ func run(ctx context.Context, c *config.Config) error {
 	n.pulls = pulls.New(log.With("part", "pulls"), n.metrics)
 	n.mirrorFindings = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "shoal_mirror_findings",
-		Help: "What keeps the container runtime from asking this agent, or may do so, by reason. None: it asks.",
+		Help: "What keeps the container runtime from asking this agent, or may do so, by reason. All 0: it asks.",
 	}, []string{"reason"})
 	n.metrics.MustRegister(n.mirrorFindings)
 	n.registerInfo()

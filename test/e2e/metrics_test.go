@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -20,31 +21,40 @@ import (
 // the agents and operators that run.
 func metricsExist(t *testing.T, c *cluster) {
 	c.warm(t)
-	var series []string
-	for _, node := range c.nodes {
-		series = append(series, strings.Split(c.rig.exec(t, node, "curl", "-sf", "-m", "10",
-			"http://127.0.0.1:5051/metrics"), "\n")...)
-	}
-	var operators corev1.PodList
-	c.get(t, &operators, "pods", "-n", shoalNamespace, "-l", "app.kubernetes.io/component=operator")
-	for _, pod := range operators.Items {
-		series = append(series, strings.Split(c.kubectl(t, "get", "--raw",
-			fmt.Sprintf("/api/v1/namespaces/%s/pods/%s:8080/proxy/metrics", shoalNamespace, pod.Name)), "\n")...)
-	}
 	asked := c.metricsAsked(t)
 	require.NotEmpty(t, asked)
-	for _, m := range asked {
-		if m.name == "shoal_mirror_findings" { // which is there only where something is amiss
-			continue
+	eventually(t, time.Minute, func() error { // what a pull has saved is counted once it is over
+		var missing []error
+		series := c.series(t)
+		for _, m := range asked {
+			if !slices.ContainsFunc(series, m.isOf) {
+				missing = append(missing, fmt.Errorf("nobody has %s, for which %q asks", m, m.expression))
+			}
 		}
-		require.True(t, slices.ContainsFunc(series, m.isOf), "nobody has %s, for which %q asks", m, m.expression)
-	}
+		return errors.Join(missing...)
+	})
 	names := make(map[string]bool)
 	for _, m := range asked {
 		names[m.name] = true
 	}
 	tell(t, "all %d metrics of alerts and dashboard are there: %s", len(names),
 		strings.Join(slices.Sorted(maps.Keys(names)), ", "))
+}
+
+// series are the lines of the metrics that agents and operators export.
+func (c *cluster) series(t *testing.T) (lines []string) {
+	t.Helper()
+	for _, node := range c.nodes {
+		lines = append(lines, strings.Split(c.rig.exec(t, node, "curl", "-sf", "-m", "10",
+			"http://127.0.0.1:5051/metrics"), "\n")...)
+	}
+	var operators corev1.PodList
+	c.get(t, &operators, "pods", "-n", shoalNamespace, "-l", "app.kubernetes.io/component=operator")
+	for _, pod := range operators.Items {
+		lines = append(lines, strings.Split(c.kubectl(t, "get", "--raw",
+			fmt.Sprintf("/api/v1/namespaces/%s/pods/%s:8080/proxy/metrics", shoalNamespace, pod.Name)), "\n")...)
+	}
+	return lines
 }
 
 // warm sees to it that every node has pulled an image, the same one, through its agent.
@@ -126,6 +136,9 @@ func (c *cluster) metricsAsked(t *testing.T) []metric {
 		for _, f := range found {
 			m := metric{name: f[1], expression: expression}
 			for _, l := range matcher.FindAllStringSubmatch(f[2], -1) {
+				if l[1] == "node" { // which the PodMonitor adds
+					continue
+				}
 				label := l[1] + "="
 				if l[2] == "=" {
 					label += l[3]

@@ -36,7 +36,10 @@ func (a *Agent) SetFindings(findings []Finding) {
 	}
 }
 
-// gravity are the reasons of findings in order: first those for which the runtime asks the agent for nothing at all.
+// FindingReasons are the reasons of findings in order: first those for which the runtime asks the agent for nothing at
+// all.
+func FindingReasons() []string { return slices.Clone(gravity) }
+
 var gravity = []string{
 	v1alpha1.ReasonRuntimeBypasses, v1alpha1.ReasonConfigPathUnset, v1alpha1.ReasonConfigPathList, v1alpha1.ReasonLegacyMirrors,
 	v1alpha1.ReasonConfigPathElsewhere, v1alpha1.ReasonMirrorMissing,
