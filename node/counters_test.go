@@ -7,22 +7,18 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/registry"
+	"github.com/shoal-cache/shoal/test/registrytest"
 )
 
 func TestCounters_OfTheFrontAreAnswersAndNoRefusals(t *testing.T) {
 	t.Parallel()
-	c := newCached(t, func(w http.ResponseWriter, r *http.Request) bool {
-		if r.Header.Get("Authorization") != "" {
-			return false
-		}
-		w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
-		w.WriteHeader(http.StatusUnauthorized)
-		return true
-	})
+	c := newCached(t)
+	password := registrytest.Basic("u", "pass")
+	c.origin.Protect(c.repo.Name, password)
 	manifest, layer := c.push()
 	require.Equal(t, http.StatusUnauthorized, c.get("manifests", manifest, ""))
 	require.Equal(t, registry.Counters{}, c.front.Counters())
-	require.Equal(t, http.StatusOK, c.get("manifests", manifest, "Basic dTpwYXNz"))
-	require.Equal(t, http.StatusOK, c.get("blobs", layer, "Basic dTpwYXNz"))
+	require.Equal(t, http.StatusOK, c.get("manifests", manifest, password))
+	require.Equal(t, http.StatusOK, c.get("blobs", layer, password))
 	require.Equal(t, registry.Counters{Answered: 2}, c.front.Counters())
 }

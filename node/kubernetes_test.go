@@ -1,22 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"context"
-	"fmt"
-	"io"
-	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
-	crname "github.com/google/go-containerregistry/pkg/name"
-	crregistry "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/random"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -30,6 +23,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/registry"
 	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
+	"github.com/shoal-cache/shoal/test/registrytest"
 )
 
 // holding is a fetcher of what the store holds.
@@ -51,8 +45,7 @@ func (holding) ReadAhead(content.Request) {}
 // cached is the registry front of a node, an origin behind it, and a store that holds what is pushed there.
 type cached struct {
 	t      *testing.T
-	origin *httptest.Server
-	files  http.Handler
+	origin *registrytest.Registry
 	gate   *gate.Gate
 	client *upstream.Client
 	front  *registry.Front
@@ -60,20 +53,13 @@ type cached struct {
 	repo   content.Repository
 }
 
-// newCached lets guard answer in the origin's place, once it is there; it reports whether it has.
-func newCached(t *testing.T, guard func(w http.ResponseWriter, r *http.Request) bool) *cached {
-	c := &cached{t: t, files: crregistry.New(crregistry.Logger(log.New(io.Discard, "", 0)))}
-	c.origin = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !guard(w, r) {
-			c.files.ServeHTTP(w, r)
-		}
-	}))
-	t.Cleanup(c.origin.Close)
+func newCached(t *testing.T) *cached {
+	c := &cached{t: t, origin: registrytest.New(t)}
 	var err error
 	c.held, err = store.Open(t.Context(), store.Options{Path: t.TempDir()})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, c.held.Close()) })
-	c.repo = content.Repository{Registry: strings.TrimPrefix(c.origin.URL, "http://"), Name: "team/app"}
+	c.repo = content.Repository{Registry: c.origin.Host, Name: "team/app"}
 	c.client, err = upstream.New(upstream.Options{
 		Upstreams: []upstream.Upstream{{Registry: c.repo.Registry, Endpoints: []string{c.origin.URL}}},
 	})
@@ -86,27 +72,18 @@ func newCached(t *testing.T, guard func(w http.ResponseWriter, r *http.Request) 
 	return c
 }
 
-// push puts an image of one layer into the store and, past its guard, into the origin.
+// push puts an image of one layer into the store and the origin.
 func (c *cached) push() (manifest, layer digest.Digest) {
 	image, err := random.Image(100, 1)
 	require.NoError(c.t, err)
-	open := httptest.NewServer(c.files)
-	defer open.Close()
-	ref, err := crname.ParseReference(strings.TrimPrefix(open.URL, "http://") + "/" + c.repo.Name)
-	require.NoError(c.t, err)
-	require.NoError(c.t, remote.Write(ref, image))
+	c.origin.Push(c.t, c.repo.Name+":latest", image)
 	raw, err := image.RawManifest()
 	require.NoError(c.t, err)
-	manifest = digest.FromBytes(raw)
-	require.NoError(c.t, c.held.Put(c.t.Context(), manifest, "", strings.NewReader(string(raw)), int64(len(raw))))
-	layers, err := image.Layers()
-	require.NoError(c.t, err)
-	body, err := layers[0].Compressed()
-	require.NoError(c.t, err)
-	data, err := io.ReadAll(body)
-	require.NoError(c.t, err)
-	layer = digest.FromBytes(data)
-	require.NoError(c.t, c.held.Put(c.t.Context(), layer, "", strings.NewReader(string(data)), int64(len(data))))
+	all := registrytest.Closure(c.t, image)
+	manifest, layer = all[0], all[2]
+	for d, data := range map[digest.Digest][]byte{manifest: raw, layer: c.origin.Blob(layer)} {
+		require.NoError(c.t, c.held.Put(c.t.Context(), d, "", bytes.NewReader(data), int64(len(data))))
+	}
 	return manifest, layer
 }
 
@@ -135,15 +112,9 @@ func (c *cached) get(kind string, d digest.Digest, authorization string) int {
 
 func TestWhatThePinsTellTheFrontIsServedWhileTheRegistryIsDown(t *testing.T) {
 	t.Parallel()
-	const password = "Basic dTpwYXNz" // u:pass
-	c := newCached(t, func(w http.ResponseWriter, r *http.Request) bool {
-		if r.Header.Get("Authorization") == password {
-			return false
-		}
-		w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
-		w.WriteHeader(http.StatusUnauthorized)
-		return true
-	})
+	password := registrytest.Basic("u", "pass")
+	c := newCached(t)
+	c.origin.Protect(c.repo.Name, password)
 	told, toldLayer := c.push()
 	untold, untoldLayer := c.push()
 
@@ -163,22 +134,12 @@ func TestWhatThePinsTellTheFrontIsServedWhileTheRegistryIsDown(t *testing.T) {
 // Most public registries give anyone a token. Once they are down nobody gets one.
 func TestAPinnedPublicImageIsServedWithoutATokenWhileTheRegistryIsDown(t *testing.T) {
 	t.Parallel()
-	var given atomic.Int32
-	c := newCached(t, func(w http.ResponseWriter, r *http.Request) bool {
-		switch {
-		case r.URL.Path == "/token":
-			_, _ = fmt.Fprintf(w, `{"token":"anyone%d"}`, given.Add(1))
-		case strings.HasPrefix(r.Header.Get("Authorization"), "Bearer anyone"):
-			return false
-		default:
-			w.Header().Set("WWW-Authenticate",
-				`Bearer realm="http://`+r.Host+`/token",service="x",scope="repository:team/app:pull"`)
-			w.WriteHeader(http.StatusUnauthorized)
-		}
-		return true
-	})
+	c := newCached(t)
+	anyones := registrytest.Token{Requests: registrytest.Forever}
+	tokens := registrytest.NewTokens(c.origin.Files, func(*http.Request) registrytest.Token { return anyones })
+	c.origin.Handle(tokens)
 	manifest, layer := c.push()
-	require.NoError(t, c.admit(manifest, layer, "Bearer anyone"))
+	require.NoError(t, c.admit(manifest, layer, tokens.Give(anyones)))
 	require.Eventually(t, func() bool {
 		return c.gate.Public(gate.Repository(c.repo))
 	}, 30*time.Second, time.Millisecond)

@@ -2,21 +2,13 @@ package agent_test
 
 import (
 	"fmt"
-	"io"
-	"log"
 	"log/slog"
-	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	crname "github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/registry"
-	crv1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/random"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
@@ -33,51 +25,31 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/agent"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/test/registrytest"
 )
 
 // origin is a registry with one image, and a password where asked.
 type origin struct {
-	*httptest.Server
+	*registrytest.Registry
 	artifact v1alpha1.AssignedArtifact
 	closure  []digest.Digest
 }
 
 func newOrigin(t *testing.T, password string) *origin {
 	t.Helper()
-	o := &origin{}
-	files := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
-	closed := false
-	o.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, got, _ := r.BasicAuth(); closed && got != password {
-			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
-			w.WriteHeader(http.StatusUnauthorized)
-			return
-		}
-		files.ServeHTTP(w, r)
-	}))
-	t.Cleanup(o.Close)
+	o := &origin{Registry: registrytest.New(t)}
 	image, err := random.Image(3000, 3)
 	require.NoError(t, err)
-	name := strings.TrimPrefix(o.URL, "http://") + "/team/app"
-	ref, err := crname.ParseReference(name + ":1")
-	require.NoError(t, err)
-	require.NoError(t, remote.Write(ref, image))
-	closed = password != ""
-
-	hash := func(h crv1.Hash, err error) digest.Digest {
-		require.NoError(t, err)
-		return digest.Digest(h.String())
+	o.Push(t, "team/app:1", image)
+	if password != "" {
+		o.Protect("team/app", registrytest.Basic("u", password))
 	}
-	m, err := image.Manifest()
+	o.closure = registrytest.Closure(t, image)
+	mediaType, err := image.MediaType()
 	require.NoError(t, err)
-	root := hash(image.Digest())
-	o.closure = []digest.Digest{root, hash(m.Config.Digest, nil)}
-	for _, l := range m.Layers {
-		o.closure = append(o.closure, hash(l.Digest, nil))
-	}
+	o.artifact = v1alpha1.AssignedArtifact{Repository: o.Host + "/team/app", Tag: "1", Digest: o.closure[0].String(),
+		MediaType: string(mediaType)}
 	slices.Sort(o.closure)
-	o.artifact = v1alpha1.AssignedArtifact{Repository: name, Tag: "1", Digest: root.String(),
-		MediaType: string(m.MediaType)}
 	return o
 }
 
@@ -234,7 +206,7 @@ func TestPinsAreKeptAndReported(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Name: "pull", Namespace: "default"}, Type: corev1.SecretTypeDockerConfigJson,
 		Data: map[string][]byte{corev1.DockerConfigJsonKey: fmt.Appendf(nil,
 			`{"auths": {%q: {"username": "u", "password": "open sesame"}}}`,
-			strings.TrimPrefix(o.URL, "http://"))},
+			o.Host)},
 	}
 	require.NoError(t, cluster.Client.Create(t.Context(), secret))
 	allowSecret(t, secret)

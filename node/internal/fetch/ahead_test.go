@@ -18,17 +18,13 @@ import (
 // image adds a manifest of layers to o, in the order of their digests in list.
 func (o *origin) image(t *testing.T, list ...digest.Digest) content.Request {
 	t.Helper()
-	o.mu.Lock()
-	defer o.mu.Unlock()
 	m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: ocispec.DescriptorEmptyJSON}
 	for _, d := range list {
-		m.Layers = append(m.Layers, ocispec.Descriptor{Digest: d, Size: int64(len(o.blobs[d]))})
+		m.Layers = append(m.Layers, ocispec.Descriptor{Digest: d, Size: int64(len(o.Blob(d)))})
 	}
 	data, err := json.Marshal(m)
 	require.NoError(t, err)
-	d := digest.FromBytes(data)
-	o.blobs[d] = data
-	req := o.request(d)
+	req := o.request(o.PushManifest(t, "a/b", "", m.MediaType, string(data)))
 	req.Kind = content.Manifest
 	return req
 }
@@ -79,9 +75,7 @@ func TestReadAhead(t *testing.T) {
 			_, err := n.read(t.Context(), o.request(layers[c.asked]))
 			require.NoError(t, err)
 			begun := make(chan struct{}) // none ends before all have begun, or it could begin once more
-			o.mu.Lock()
-			o.serve = func(http.ResponseWriter, *http.Request, []byte) bool { <-begun; return false }
-			o.mu.Unlock()
+			o.Spoil(func(http.ResponseWriter, *http.Request, []byte) bool { <-begun; return false })
 			n.ReadAhead(o.request(layers[c.asked]))
 			n.ReadAhead(o.request(layers[c.asked])) // as another caller
 			require.InDelta(t, len(c.ahead), n.metric(t, "shoal_fetches_ahead_total"), 0,
@@ -118,12 +112,12 @@ func TestALayerThatIsReadAheadIsThereForWhoAsks(t *testing.T) {
 	for _, n := range nodes {
 		require.NoError(t, n.Ensure(t.Context(), image))
 	}
-	before := o.bytes.Load()
+	before := o.Bytes.Load()
 	for _, n := range nodes {
 		n.ReadAhead(o.request(a))
 	}
 	pullAll(t, nodes, o.request(b), 0)
-	require.Equal(t, int64(3*content.ChunkSize+1), o.bytes.Load()-before, "the registry gives it once")
+	require.Equal(t, int64(3*content.ChunkSize+1), o.Bytes.Load()-before, "the registry gives it once")
 }
 
 func TestALayerThatCannotBeReadAheadIsAskedForAnew(t *testing.T) {
@@ -131,17 +125,13 @@ func TestALayerThatCannotBeReadAheadIsAskedForAnew(t *testing.T) {
 	o := newOrigin(t)
 	a, b := o.add(t, 1000), o.add(t, 1000)
 	image := o.image(t, a, b)
-	o.mu.Lock()
-	data := o.blobs[b]
-	delete(o.blobs, b)
-	o.mu.Unlock()
+	data := o.Blob(b)
+	o.Delete(b)
 	n := newNode(t, o, "n", nil, func(fo *Options, _ *swarm.Options) { fo.ReadAhead = 32 << 20 })
 	require.NoError(t, n.Ensure(t.Context(), image))
 	n.ReadAhead(o.request(a))
 	eventually(t, "given up", func() bool { return len(n.Running()) == 0 })
-	o.mu.Lock()
-	o.blobs[b] = data
-	o.mu.Unlock()
+	o.Add(data)
 	got, err := n.read(t.Context(), o.request(b))
 	require.NoError(t, err)
 	require.Equal(t, data, got)

@@ -32,10 +32,8 @@ func BenchmarkAgentToAgent(b *testing.B) {
 	req := o.request(d)
 	holder := newNode(b, o, "holder", nil)
 	require.NoError(b, holder.Ensure(b.Context(), req))
-	o.down.Store(true)
-	o.mu.Lock()
-	clear(o.blobs)
-	o.mu.Unlock()
+	o.SetDown(true)
+	o.Delete(d)
 	pull := overHTTPS(b, size)
 
 	byAgents := func() time.Duration {

@@ -38,7 +38,7 @@ func TestManyCallersShareOneFetch(t *testing.T) {
 	for _, p := range pulls {
 		p.requireRight(t, d)
 	}
-	require.Equal(t, int64(12*chunk1+5), o.bytes.Load(), "the registry sent each byte once")
+	require.Equal(t, int64(12*chunk1+5), o.Bytes.Load(), "the registry sent each byte once")
 	require.InDelta(t, 8*(12*chunk1+5), n.metric(t, "shoal_served_bytes_total"), 0)
 }
 
@@ -60,7 +60,7 @@ func TestACallerThatGoesAwayDoesNotEndAnothersFetch(t *testing.T) {
 	eventually(t, "it is gone", func() bool { s, _ := n.running(d); return s.Readers == 1 })
 	v.open()
 	stays.requireRight(t, d)
-	require.Equal(t, int64(12*chunk1), o.bytes.Load())
+	require.Equal(t, int64(12*chunk1), o.Bytes.Load())
 }
 
 // To resume what an earlier boot has left is to read and hash it, which may take long.
@@ -159,7 +159,7 @@ func TestARangeOfAnAbsentBlobReadsOnlyTheChunksItNeeds(t *testing.T) {
 			t.Parallel()
 			o := newOrigin(t)
 			d := o.add(t, size)
-			want := o.blobs[d][c.off : c.off+c.n]
+			want := o.Blob(d)[c.off : c.off+c.n]
 			req := o.request(d)
 			req.Size, req.Part = c.known, true
 			for _, n := range newSwarm(t, o, c.nodes, allPatient(t, o)) {
@@ -173,7 +173,7 @@ func TestARangeOfAnAbsentBlobReadsOnlyTheChunksItNeeds(t *testing.T) {
 				require.Equal(t, digest.FromBytes(want), digest.FromBytes(got))
 				require.NoError(t, body.Close())
 			}
-			require.LessOrEqual(t, o.bytes.Load(), c.mostChunks*chunk1+1, "and the byte whose answer tells the size")
+			require.LessOrEqual(t, o.Bytes.Load(), c.mostChunks*chunk1+1, "and the byte whose answer tells the size")
 		})
 	}
 }
@@ -201,7 +201,7 @@ func TestAVerifiedRangeIsGivenOnceTheWholeBlobIsHere(t *testing.T) {
 	})
 	require.Empty(t, got, "given before the digest of the whole was known")
 	v.open()
-	require.Equal(t, o.blobs[d][2*chunk1-5:2*chunk1+5], <-got)
+	require.Equal(t, o.Blob(d)[2*chunk1-5:2*chunk1+5], <-got)
 }
 
 func verifiedRanges(fo *Options, _ *swarm.Options) { fo.VerifiedRanges = true }
@@ -236,7 +236,7 @@ func TestEnsureBringsABlobIntoTheStoreOnce(t *testing.T) {
 	info, err := n.store.Stat(d)
 	require.NoError(t, err)
 	require.Equal(t, int64(3*chunk1+1), info.Size)
-	require.Equal(t, int64(3*chunk1+1), o.bytes.Load())
+	require.Equal(t, int64(3*chunk1+1), o.Bytes.Load())
 	require.ErrorIs(t, n.Ensure(t.Context(), o.request(digest.FromString("none"))), content.ErrNotFound)
 }
 
@@ -262,7 +262,7 @@ func TestARestartGoesOnWhereItStopped(t *testing.T) {
 	v.open()
 
 	var asked atomic.Int64
-	o.misbehave(func(_ http.ResponseWriter, r *http.Request, _ []byte) bool {
+	o.Spoil(func(_ http.ResponseWriter, r *http.Request, _ []byte) bool {
 		var first, last int64
 		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last); err != nil {
 			first, last = 0, 1<<40 // all of it
@@ -293,7 +293,7 @@ func TestAStoreWithoutRoomReadsStraightFromUpstream(t *testing.T) {
 	require.NoError(t, err)
 	got, err := io.ReadAll(body)
 	require.NoError(t, err)
-	require.Equal(t, o.blobs[d][chunk1-3:chunk1+7], got)
+	require.Equal(t, o.Blob(d)[chunk1-3:chunk1+7], got)
 	require.NoError(t, body.Close())
 	n.opts.VerifiedRanges = true
 	_, err = r.Range(t.Context(), chunk1-3, 10)

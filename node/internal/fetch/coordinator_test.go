@@ -60,7 +60,7 @@ func TestAHolderThatDoesNotSignItsClaimsHarmsNoOneElse(t *testing.T) {
 	o := newOrigin(t)
 	d := o.add(t, size)
 	nodes := newSwarm(t, o, 3)
-	wrong := append([]byte(nil), o.blobs[d]...)
+	wrong := append([]byte(nil), o.Blob(d)...)
 	wrong[3*chunk1] ^= 1
 	l := newLie(t, d, wrong)
 	h := newStranger(t)

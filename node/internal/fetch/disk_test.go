@@ -21,7 +21,7 @@ func leavePartial(t *testing.T, o *origin, d digest.Digest, chunks int) store.Op
 	disk := store.Options{Path: t.TempDir(), Logger: testLogger("disk")}
 	s, err := store.Open(t.Context(), disk)
 	require.NoError(t, err)
-	data := o.blobs[d]
+	data := o.Blob(d)
 	g, err := s.Ingest(d, int64(len(data)))
 	require.NoError(t, err)
 	for i := range chunks {
@@ -38,7 +38,7 @@ func TestOpen_ABlobThatHadArrivedBeforeAKillNeedsNoRegistry(t *testing.T) {
 	o := newOrigin(t)
 	d := o.add(t, 5*chunk1+3)
 	disk := leavePartial(t, o, d, 6)
-	o.down.Store(true)
+	o.SetDown(true)
 	newNodeOn(t, o, "n", nil, disk).pull(t.Context(), o.request(d)).requireRight(t, d)
 }
 
@@ -48,7 +48,7 @@ func TestOpen_AResumeReadsNoChunkAgain(t *testing.T) {
 	d := o.add(t, 8*chunk1)
 	disk := leavePartial(t, o, d, 5)
 	newNodeOn(t, o, "n", nil, disk).pull(t.Context(), o.request(d)).requireRight(t, d)
-	require.Equal(t, int64(3*chunk1), o.bytes.Load())
+	require.Equal(t, int64(3*chunk1), o.Bytes.Load())
 }
 
 func TestOpen_AStoreThatCannotBeWrittenToPassesThrough(t *testing.T) {
@@ -77,7 +77,7 @@ func TestOpen_ADiskThatFillsInTheMiddleEndsNoAnswer(t *testing.T) {
 		}
 		return 1 << 40, nil
 	}})
-	o.serve = func(w http.ResponseWriter, r *http.Request, data []byte) bool {
+	o.Spoil(func(w http.ResponseWriter, r *http.Request, data []byte) bool {
 		if full.Load() {
 			return false
 		}
@@ -92,7 +92,7 @@ func TestOpen_ADiskThatFillsInTheMiddleEndsNoAnswer(t *testing.T) {
 		full.Store(true)
 		_, _ = w.Write(data[3*chunk1:])
 		return true
-	}
+	})
 	n.pull(t.Context(), o.request(d)).requireRight(t, d)
 	require.True(t, full.Load())
 	_, err := n.store.Stat(d)
@@ -110,12 +110,12 @@ func TestOpen_AChunkThatRottedIsGivenFromElsewhere(t *testing.T) {
 	path := filepath.Join(disk.Path, "blobs", "sha256", d.Encoded()[:2], d.Encoded())
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	require.NoError(t, err)
-	_, err = f.WriteAt([]byte{o.blobs[d][2*chunk1] ^ 1}, 2*chunk1)
+	_, err = f.WriteAt([]byte{o.Blob(d)[2*chunk1] ^ 1}, 2*chunk1)
 	require.NoError(t, err)
 	require.NoError(t, f.Close())
 	n.pull(t.Context(), o.request(d)).requireRight(t, d)
 	require.NoError(t, n.Ensure(t.Context(), o.request(d)))
-	require.LessOrEqual(t, o.bytes.Load(), int64(2*(3*chunk1+7)))
-	o.down.Store(true)
+	require.LessOrEqual(t, o.Bytes.Load(), int64(2*(3*chunk1+7)))
+	o.SetDown(true)
 	n.pull(t.Context(), o.request(d)).requireRight(t, d)
 }

@@ -62,7 +62,7 @@ func TestAnAgentThatStopsInTheMiddleOfABurstDoesNotStopTheOthers(t *testing.T) {
 					p.requireRight(t, d)
 				}
 			}
-			copies := float64(o.bytes.Load()) / size
+			copies := float64(o.Bytes.Load()) / size
 			t.Logf("%.2f copies", copies)
 			// What the victim had read and not passed on is read again, and a new coordinator that the others reach too
 			// late on a busy machine sends some of them where others already were; but not each on its own: three that
@@ -154,7 +154,7 @@ func TestAPeerThatLiesIsBannedAndNothingItSaidIsKept(t *testing.T) {
 	o := newOrigin(t)
 	d := o.add(t, size)
 	nodes := newSwarm(t, o, 2)
-	wrong := append([]byte(nil), o.blobs[d]...)
+	wrong := append([]byte(nil), o.Blob(d)...)
 	wrong[3*chunk1] ^= 1
 	liar := hostile(t, infos(nodes), newLie(t, d, wrong))
 	connected(t, nodes, liar.ID())
@@ -176,7 +176,7 @@ func TestAPeerThatLiesGetsNoWrongByteIntoAVerifiedRange(t *testing.T) {
 	d := o.add(t, size)
 	n := newNode(t, o, "n", nil, verifiedRanges)
 	<-n.swarm.Started()
-	wrong := append([]byte(nil), o.blobs[d]...)
+	wrong := append([]byte(nil), o.Blob(d)...)
 	wrong[3*chunk1] ^= 1
 	liar := hostile(t, infos([]*testNode{n}), newLie(t, d, wrong))
 	connected(t, []*testNode{n}, liar.ID())
@@ -194,7 +194,7 @@ func TestAPeerThatLiesGetsNoWrongByteIntoAVerifiedRange(t *testing.T) {
 	require.Empty(t, got)
 	got, err = read()
 	require.NoError(t, err)
-	require.Equal(t, o.blobs[d][3*chunk1:3*chunk1+10], got)
+	require.Equal(t, o.Blob(d)[3*chunk1:3*chunk1+10], got)
 	eventually(t, "banned", func() bool { return n.metric(t, "shoal_peer_bans_total") == 1 })
 }
 
@@ -204,7 +204,7 @@ func TestAPeerWhoseChunkIsTooShortIsBanned(t *testing.T) {
 	o := newOrigin(t)
 	d := o.add(t, size)
 	n := newSwarm(t, o, 1)[0]
-	l := newLie(t, d, o.blobs[d])
+	l := newLie(t, d, o.Blob(d))
 	short := []byte("short")
 	b, err := blocks.NewBlockWithCid(short, content.ChunkCID(short))
 	require.NoError(t, err)
@@ -224,7 +224,7 @@ func TestAPeerThatLiesOfTheSizeDoesNotKeepOthersFromTheBlob(t *testing.T) {
 	o := newOrigin(t)
 	d := o.add(t, size)
 	nodes := newSwarm(t, o, 2)
-	wrong := append(append([]byte(nil), o.blobs[d]...), 0)
+	wrong := append(append([]byte(nil), o.Blob(d)...), 0)
 	liar := hostile(t, infos(nodes), newLie(t, d, wrong))
 	connected(t, nodes, liar.ID())
 	for _, n := range nodes {
@@ -260,7 +260,7 @@ func TestAPeerThatStallsIsPassedOver(t *testing.T) {
 	nodes := newSwarm(t, o, 3, func(_ int, fo *Options, _ *swarm.Options) {
 		fo.PeerSilence, fo.PeerPatience = 2*time.Second, 2*time.Second
 	})
-	s := newLie(t, d, o.blobs[d]) // which is no lie: what it claims is true
+	s := newLie(t, d, o.Blob(d)) // which is no lie: what it claims is true
 	release := make(chan struct{})
 	s.blocks = stuck{s.blocks, release}
 	staller := hostile(t, infos(nodes), s)
@@ -285,7 +285,7 @@ func TestRelief_TheRegistryIsAskedWhereAHolderKeepsSilent(t *testing.T) {
 	nodes := newSwarm(t, o, 3, func(_ int, fo *Options, _ *swarm.Options) {
 		fo.PeerSilence, fo.PeerPatience, fo.Patience = 5*time.Minute, 5*time.Minute, 2*time.Second
 	})
-	s := newLie(t, d, o.blobs[d]) // which is no lie: what it claims is true
+	s := newLie(t, d, o.Blob(d)) // which is no lie: what it claims is true
 	release := make(chan struct{})
 	s.blocks = stuck{s.blocks, release}
 	silent := hostile(t, infos(nodes), s)
@@ -302,9 +302,9 @@ func TestRelief_TheRegistryIsAskedWhereAHolderKeepsSilent(t *testing.T) {
 		p.requireRight(t, d)
 		reliefs += nodes[i].metric(t, "shoal_upstream_reliefs_total")
 	}
-	t.Logf("%.0f reliefs, %.2f copies", reliefs, float64(o.bytes.Load())/size)
+	t.Logf("%.0f reliefs, %.2f copies", reliefs, float64(o.Bytes.Load())/size)
 	require.Positive(t, reliefs, "it kept silent, or this test shows nothing")
-	require.LessOrEqual(t, o.bytes.Load(), int64(3*size), "no more than without a cache")
+	require.LessOrEqual(t, o.Bytes.Load(), int64(3*size), "no more than without a cache")
 }
 
 func TestVain_AnAttemptLeavesNothingThatKeepsALaterOneFromTheBlob(t *testing.T) {
@@ -312,20 +312,20 @@ func TestVain_AnAttemptLeavesNothingThatKeepsALaterOneFromTheBlob(t *testing.T) 
 	const size = 3*chunk1 + 5
 	o := newOrigin(t)
 	d := o.add(t, size)
-	o.down.Store(true)
+	o.SetDown(true)
 	nodes := newSwarm(t, o, 3)
 	for _, n := range nodes {
 		_, err := n.read(t.Context(), o.request(d))
 		require.ErrorIs(t, err, content.ErrUnavailable)
 	}
-	require.NoError(t, nodes[2].store.Put(t.Context(), d, "", bytes.NewReader(o.blobs[d]), size))
+	require.NoError(t, nodes[2].store.Put(t.Context(), d, "", bytes.NewReader(o.Blob(d)), size))
 	for _, n := range nodes[:2] {
 		eventually(t, "found", func() bool {
 			data, err := n.read(t.Context(), o.request(d))
 			return err == nil && d == digest.FromBytes(data)
 		})
 	}
-	require.Zero(t, o.bytes.Load())
+	require.Zero(t, o.Bytes.Load())
 }
 
 // evicted is a blockstore that has nothing of what its map says.
@@ -346,7 +346,7 @@ func TestAHolderThatHasEvictedTheBlobIsNotWaitedFor(t *testing.T) {
 	n := newSwarm(t, o, 1, func(_ int, fo *Options, _ *swarm.Options) {
 		fo.PeerSilence, fo.PeerPatience = time.Minute, time.Minute
 	})[0]
-	l := newLie(t, d, o.blobs[d]) // which is no lie: what it claims is true
+	l := newLie(t, d, o.Blob(d)) // which is no lie: what it claims is true
 	l.blocks = evicted{l.blocks}
 	h := hostile(t, infos([]*testNode{n}), l)
 	connected(t, []*testNode{n}, h.ID())
@@ -397,21 +397,21 @@ func TestEachChunkCrossesIntoAZoneOnce(t *testing.T) {
 			crossed += n.metric(t, "shoal_peer_sent_bytes_total") - n.metric(t, "shoal_peer_received_bytes_total")
 		}
 	}
-	t.Logf("%.2f copies crossed, %.2f from upstream", crossed/size, float64(o.bytes.Load())/size)
+	t.Logf("%.2f copies crossed, %.2f from upstream", crossed/size, float64(o.Bytes.Load())/size)
 	require.LessOrEqual(t, crossed/size, 1.1)
-	require.LessOrEqual(t, float64(o.bytes.Load())/size, 1.05)
+	require.LessOrEqual(t, float64(o.Bytes.Load())/size, 1.05)
 }
 
 func TestRange_TheRestOfABlobThatIsWrongDoesNotEndCleanly(t *testing.T) {
 	t.Parallel()
 	o := newOrigin(t)
 	d := o.add(t, 2*chunk1+7)
-	wrong := bytes.Clone(o.blobs[d])
+	wrong := bytes.Clone(o.Blob(d))
 	wrong[5] ^= 1
-	o.serve = func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+	o.Spoil(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
 		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(wrong))
 		return true
-	}
+	})
 	n := newNode(t, o, "n", nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()

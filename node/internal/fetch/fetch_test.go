@@ -25,8 +25,8 @@ func TestABurstCostsTheRegistryOneCopy(t *testing.T) {
 			d := o.add(t, c.size)
 			nodes := newSwarm(t, o, c.nodes, allPatient(t, o))
 			pullAll(t, nodes, o.request(d), c.stagger)
-			copies := float64(o.bytes.Load()) / float64(c.size)
-			t.Logf("%.3f copies in %d requests", copies, o.requests.Load())
+			copies := float64(o.Bytes.Load()) / float64(c.size)
+			t.Logf("%.3f copies in %d requests", copies, o.Gets.Load())
 			require.LessOrEqual(t, copies, 1.05)
 			for i, n := range nodes {
 				sent := n.metric(t, "shoal_peer_sent_bytes_total") / float64(c.size)

@@ -31,7 +31,7 @@ func TestReader_PassesTheSuiteOfReaders(t *testing.T) {
 			if c.before != nil {
 				c.before(t, n, o.request(d))
 			}
-			contenttest.Reader(t, o.blobs[d], func(t *testing.T) content.Reader {
+			contenttest.Reader(t, o.Blob(d), func(t *testing.T) content.Reader {
 				r, err := n.Open(t.Context(), o.request(d))
 				require.NoError(t, err)
 				return r

@@ -69,11 +69,7 @@ func doubting(o *origin, claims *claimant) func(int, *Options, *swarm.Options) {
 		fo.Sources = &proofs{}
 		if claims != nil {
 			fo.Upstream = &claimant{Upstream: fo.Upstream, asked: claims.asked, hangs: claims.hangs,
-				sizes: func(d digest.Digest) int64 {
-					o.mu.Lock()
-					defer o.mu.Unlock()
-					return int64(len(o.blobs[d]))
-				}}
+				sizes: func(d digest.Digest) int64 { return int64(len(o.Blob(d))) }}
 		}
 	}
 }
@@ -104,8 +100,7 @@ func TestSource_WhoOnlyClaimsADigestIsGivenNothingThatAnotherBrings(t *testing.T
 			"where it asks while the blob comes": func(t *testing.T, o *origin, nodes []*testNode, _ chan struct{},
 				good, bad content.Request) {
 				half, goOn := make(chan struct{}), make(chan struct{})
-				o.mu.Lock()
-				o.serve = func(w http.ResponseWriter, _ *http.Request, data []byte) bool {
+				o.Spoil(func(w http.ResponseWriter, _ *http.Request, data []byte) bool {
 					w.Header().Set("Content-Length", fmt.Sprint(len(data)))
 					_, _ = w.Write(data[:3*chunk1])
 					_ = http.NewResponseController(w).Flush()
@@ -113,8 +108,7 @@ func TestSource_WhoOnlyClaimsADigestIsGivenNothingThatAnotherBrings(t *testing.T
 					<-goOn
 					_, _ = w.Write(data[3*chunk1:])
 					return true
-				}
-				o.mu.Unlock()
+				})
 				good.Size = 1 // it is asked for by a plain GET
 				reader := make(chan error, 1)
 				go func() {
@@ -139,7 +133,7 @@ func TestSource_WhoOnlyClaimsADigestIsGivenNothingThatAnotherBrings(t *testing.T
 				ing, err := nodes[0].store.IngestFrom(good.Digest, size, source(good.Repository.String()).mark())
 				require.NoError(t, err)
 				for i := range 3 {
-					data := o.blobs[good.Digest][i*chunk1 : (i+1)*chunk1]
+					data := o.Blob(good.Digest)[i*chunk1 : (i+1)*chunk1]
 					require.NoError(t, ing.WriteChunk(i, content.ChunkCID(data), data))
 				}
 				require.NoError(t, ing.Close())
@@ -191,7 +185,7 @@ func TestSource_ABurstFromOneThatHasProvedNothingYetCostsOneCopy(t *testing.T) {
 	nodes := newSwarm(t, o, 3, doubting(o, nil))
 	d := o.add(t, 12*chunk1+5)
 	pullAll(t, nodes, o.request(d), 0)
-	require.LessOrEqual(t, o.bytes.Load(), int64(13*chunk1))
+	require.LessOrEqual(t, o.Bytes.Load(), int64(13*chunk1))
 	for _, n := range nodes {
 		eventually(t, "what came from it and matched is its proof", func() bool {
 			return n.opts.Sources.Proved(o.request(d))
@@ -210,7 +204,7 @@ func TestSource_OneThatBringsNothingGivesWayToOneThatDoes(t *testing.T) {
 	<-claims.asked
 	n.pull(t.Context(), o.request(d)).requireRight(t, d)
 	require.NoError(t, n.Ensure(t.Context(), o.request(d)))
-	require.Equal(t, int64(2*chunk1), o.bytes.Load(), "what came is kept")
+	require.Equal(t, int64(2*chunk1), o.Bytes.Load(), "what came is kept")
 	cancel()
 	<-thief.done
 	require.Error(t, thief.err)
@@ -224,15 +218,15 @@ func TestSource_AnotherThatHasTheBlobGivesItItself(t *testing.T) {
 	other := o.request(d)
 	other.Repository.Name = "c/d"
 	require.NoError(t, n.Ensure(t.Context(), o.request(d)))
-	before := o.bytes.Load()
+	before := o.Bytes.Load()
 	data, err := n.read(t.Context(), other)
 	require.NoError(t, err)
 	require.Equal(t, d, digest.FromBytes(data))
-	require.Equal(t, before+3*chunk1+5, o.bytes.Load())
+	require.Equal(t, before+3*chunk1+5, o.Bytes.Load())
 
 	require.NoError(t, n.Ensure(t.Context(), other))
 	n.opts.Sources.Prove(other)
 	_, err = n.read(t.Context(), other)
 	require.NoError(t, err)
-	require.Equal(t, before+3*chunk1+5, o.bytes.Load(), "once it has proved that it has it, what is here is given")
+	require.Equal(t, before+3*chunk1+5, o.Bytes.Load(), "once it has proved that it has it, what is here is given")
 }

@@ -3,7 +3,6 @@ package fetch
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"sync"
@@ -13,57 +12,28 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/test/registrytest"
 )
 
-// tokens is what an origin wants to see before it gives anything out. Each is good for a number of requests, in place
-// of the minutes that they live in truth.
+// tokens stands before an origin. Each token is good for life requests.
 type tokens struct {
-	public bool // anyone gets tokens that are good for something
-	life   int  // requests
-
-	mu      sync.Mutex
-	left    map[string]int // requests, by header
-	refused int            // requests for bytes
+	*registrytest.Tokens
+	life int
 }
 
-// giveTokens makes an origin want tokens. To be called before nodes ask it.
+// giveTokens makes an origin want tokens. Those that it gives out itself are good for nothing unless it is public.
 func (o *origin) giveTokens(life int, public bool) *tokens {
-	o.tokens = &tokens{public: public, life: life, left: map[string]int{}}
+	own := registrytest.Token{}
+	if public {
+		own.Requests = registrytest.Forever
+	}
+	o.tokens = &tokens{registrytest.NewTokens(o.Files, func(*http.Request) registrytest.Token { return own }), life}
+	o.Handle(o.tokens)
 	return o.tokens
 }
 
 // give gives out a token, as an Authorization header.
-func (k *tokens) give(life int) string {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	header := fmt.Sprintf("Bearer %d", len(k.left))
-	k.left[header] = life
-	return header
-}
-
-func (k *tokens) admit(w http.ResponseWriter, r *http.Request) bool {
-	if r.URL.Path == "/token" {
-		life := 0
-		if k.public {
-			life = 1 << 20
-		}
-		_, _ = fmt.Fprintf(w, `{"token":%q}`, k.give(life)[len("Bearer "):])
-		return false
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if header := r.Header.Get("Authorization"); k.left[header] > 0 {
-		k.left[header]--
-		return true
-	}
-	if r.URL.Path != "/v2/" {
-		k.refused++
-	}
-	w.Header().Set("WWW-Authenticate",
-		`Bearer realm="http://`+r.Host+`/token",service="images.test",error="invalid_token"`)
-	w.WriteHeader(http.StatusUnauthorized)
-	return false
-}
+func (k *tokens) give(life int) string { return k.Give(registrytest.Token{Requests: life}) }
 
 // resuming reads a blob as containerd does: where the bytes end early it asks for the rest, and where it is refused it
 // gets a new token. It gives the number of tokens that it took.
@@ -132,8 +102,8 @@ func TestATokenThatExpiresInTheMiddleOfAPull(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			t.Logf("tokens %v, %.2f copies in %d requests, %d refused", took, float64(o.bytes.Load())/size,
-				o.requests.Load(), k.refused)
+			t.Logf("tokens %v, %.2f copies in %d requests, %d refused", took, float64(o.Bytes.Load())/size,
+				o.Gets.Load(), k.Refused())
 			for i := range nodes {
 				require.NoError(t, errs[i])
 				require.Equal(t, d, sums[i])
@@ -141,7 +111,7 @@ func TestATokenThatExpiresInTheMiddleOfAPull(t *testing.T) {
 					require.Equal(t, 1, took[i], "the caller notices nothing")
 				}
 			}
-			require.LessOrEqual(t, float64(o.bytes.Load())/size, 1.3)
+			require.LessOrEqual(t, float64(o.Bytes.Load())/size, 1.3)
 		})
 	}
 }
@@ -194,14 +164,14 @@ func TestACallerWithGoodCredentialsIsOfUseToANodeThatWasRefused(t *testing.T) {
 		return n.pull(t.Context(), req)
 	}
 	other := ask(nodes[1], 2) // not enough for the whole
-	eventually(t, "the other node reads", func() bool { return o.requests.Load() > 0 })
+	eventually(t, "the other node reads", func() bool { return o.Gets.Load() > 0 })
 	bad := ask(nodes[0], 0)
-	eventually(t, "the node is refused", func() bool { k.mu.Lock(); defer k.mu.Unlock(); return k.refused > 0 })
+	eventually(t, "the node is refused", func() bool { return k.Refused() > 0 })
 	good := ask(nodes[0], 1<<20)
 	eventually(t, "both wait", func() bool { s, _ := nodes[0].running(d); return s.Readers == 2 })
 	v.open()
 	for _, p := range []*pull{good, bad, other} {
 		p.requireRight(t, d)
 	}
-	require.LessOrEqual(t, float64(o.bytes.Load())/size, 1.05)
+	require.LessOrEqual(t, float64(o.Bytes.Load())/size, 1.05)
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -73,12 +74,6 @@ func once(m misbehaviour) misbehaviour {
 	}
 }
 
-func (o *origin) misbehave(m misbehaviour) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.serve = m
-}
-
 func TestWhateverTheRegistryDoesNoWrongByteIsServed(t *testing.T) {
 	t.Parallel()
 	const size = 3*chunk1 + 77
@@ -103,7 +98,7 @@ func TestWhateverTheRegistryDoesNoWrongByteIsServed(t *testing.T) {
 			t.Parallel()
 			o := newOrigin(t)
 			d := o.add(t, size)
-			o.misbehave(c.origin)
+			o.Spoil(c.origin)
 			n := newNode(t, o, "n", nil)
 			data, err := n.read(t.Context(), o.request(d))
 			switch {
@@ -130,16 +125,16 @@ func TestWhateverTheRegistryDoesNoWrongByteIsServed(t *testing.T) {
 // blink is away for d once it has sent n bytes: connections break, and no new ones are answered.
 func (o *origin) blink(n int64, d time.Duration) {
 	var once sync.Once
-	o.misbehave(func(w http.ResponseWriter, r *http.Request, data []byte) bool {
+	o.Spoil(func(w http.ResponseWriter, r *http.Request, data []byte) bool {
 		http.ServeContent(hooked{w, func() {
-			if o.bytes.Load() < n {
+			if o.Bytes.Load() < n {
 				return
 			}
 			once.Do(func() {
-				o.down.Store(true)
-				time.AfterFunc(d, func() { o.down.Store(false) })
+				o.SetDown(true)
+				time.AfterFunc(d, func() { o.SetDown(false) })
 			})
-			if o.down.Load() {
+			if o.Down() {
 				panic(http.ErrAbortHandler)
 			}
 		}}, r, "", time.Time{}, bytes.NewReader(data))
@@ -187,9 +182,9 @@ func TestBlip_OfTheRegistryEndsNoPull(t *testing.T) {
 			})
 			o.blink(c.before, c.away)
 			pullAll(t, nodes, req, 0)
-			require.False(t, o.down.Load())
+			require.False(t, o.Down())
 			// What was in the buffers of connections that broke was sent for nothing.
-			require.LessOrEqual(t, float64(o.bytes.Load())/size, 1.25)
+			require.LessOrEqual(t, float64(o.Bytes.Load())/size, 1.25)
 		})
 	}
 }
@@ -237,18 +232,15 @@ func TestSize_IsAClaimUntilTheDigestProvesIt(t *testing.T) {
 			nodes := newSwarm(t, o, 2)
 			if tc.listed > 0 {
 				raw := manifest(tc.listed, d)
-				m := digest.FromBytes(raw)
-				o.mu.Lock()
-				o.blobs[m] = raw
-				o.mu.Unlock()
-				req := o.request(m)
-				req.Kind = content.Manifest
+				where := "a/b"
 				if tc.others {
-					req.Repository.Name = "someone/else"
+					where = "someone/else"
 				}
+				req := o.request(o.PushManifest(t, where, "", ocispec.MediaTypeImageManifest, string(raw)))
+				req.Kind, req.Repository.Name = content.Manifest, where
 				pullAll(t, nodes, req, 0)
 			}
-			o.misbehave(tc.first)
+			o.Spoil(tc.first)
 			if tc.fails {
 				for _, n := range nodes {
 					if data, err := n.read(t.Context(), o.request(d)); err == nil {
@@ -277,12 +269,12 @@ func TestABlobThatWasWrongOnceIsRightTheNextTime(t *testing.T) {
 			t.Parallel()
 			o := newOrigin(t)
 			d := o.add(t, 2*chunk1+10)
-			o.misbehave(corrupt)
+			o.Spoil(corrupt)
 			n := newNodeOn(t, o, "n", nil, store.Options{Path: t.TempDir(), Limits: limits})
 			data, err := n.read(t.Context(), o.request(d))
 			require.ErrorIs(t, err, content.ErrDigestMismatch)
 			require.Less(t, len(data), 2*chunk1+10)
-			o.misbehave(nil)
+			o.Spoil(nil)
 			n.pull(t.Context(), o.request(d)).requireRight(t, d)
 		})
 	}
@@ -291,15 +283,18 @@ func TestABlobThatWasWrongOnceIsRightTheNextTime(t *testing.T) {
 func TestOneReadsARegistryWithoutRangeForTheOthers(t *testing.T) {
 	t.Parallel()
 	o := newOrigin(t)
-	o.noRange = true
+	o.Spoil(func(_ http.ResponseWriter, r *http.Request, _ []byte) bool {
+		r.Header.Del("Range")
+		return false
+	})
 	const size = 16*chunk1 + 3
 	d := o.add(t, size)
 	req := o.request(d)
 	req.Size = size // as the manifest has told
 	nodes := newSwarm(t, o, 4, allPatient(t, o))
 	pullAll(t, nodes, req, 0)
-	t.Logf("%.2f copies in %d requests", float64(o.bytes.Load())/size, o.requests.Load())
-	require.LessOrEqual(t, float64(o.bytes.Load())/size, 1.02)
+	t.Logf("%.2f copies in %d requests", float64(o.Bytes.Load())/size, o.Gets.Load())
+	require.LessOrEqual(t, float64(o.Bytes.Load())/size, 1.02)
 	var kept int64
 	for _, n := range nodes {
 		kept += n.swarm.Counters().Received
@@ -318,7 +313,7 @@ func TestARegistryThatAnswersLateSendsOneCopy(t *testing.T) {
 	const timeout = 3 * time.Second
 	o := newOrigin(t)
 	d := o.add(t, size)
-	o.misbehave(func(_ http.ResponseWriter, r *http.Request, _ []byte) bool {
+	o.Spoil(func(_ http.ResponseWriter, r *http.Request, _ []byte) bool {
 		if r.Method == http.MethodGet {
 			<-time.After(3 * timeout)
 		}
@@ -334,7 +329,7 @@ func TestARegistryThatAnswersLateSendsOneCopy(t *testing.T) {
 	pullAll(t, nodes, req, 0)
 	// A node of a slow machine may begin to ask by itself, and leave off when the chunk comes. What is leased anew is sent
 	// twice and whole.
-	require.Less(t, float64(o.bytes.Load())/size, 1.5)
+	require.Less(t, float64(o.Bytes.Load())/size, 1.5)
 }
 
 func TestARegistryThatIsDownDoesNotMatterWhereAPeerHasTheBlob(t *testing.T) {
@@ -343,9 +338,9 @@ func TestARegistryThatIsDownDoesNotMatterWhereAPeerHasTheBlob(t *testing.T) {
 	d := o.add(t, 8*chunk1+1)
 	nodes := newSwarm(t, o, 3)
 	nodes[0].pull(t.Context(), o.request(d)).requireRight(t, d)
-	o.down.Store(true)
+	o.SetDown(true)
 	pullAll(t, nodes[1:], o.request(d), 0)
-	require.Equal(t, int64(8*chunk1+1), o.bytes.Load())
+	require.Equal(t, int64(8*chunk1+1), o.Bytes.Load())
 }
 
 // A node that may not ask the registry learns all from peers, and says so at once where they know nothing.
@@ -370,7 +365,7 @@ func TestRedirect_WhereAWrongBlobCameFromIsNotAskedAgain(t *testing.T) {
 			o := newOrigin(t)
 			d := o.add(t, chunk1+5)
 			storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				data := o.blobs[d]
+				data := o.Blob(d)
 				if r.URL.Path == "/bad" {
 					data = make([]byte, len(data))
 				}
@@ -380,13 +375,13 @@ func TestRedirect_WhereAWrongBlobCameFromIsNotAskedAgain(t *testing.T) {
 			to := atomic.Pointer[string]{}
 			bad, good := storage.URL+"/bad", storage.URL+"/good"
 			to.Store(&bad)
-			o.serve = func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+			o.Spoil(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
 				if r.Method != http.MethodGet {
 					return false
 				}
 				http.Redirect(w, r, *to.Load(), http.StatusTemporaryRedirect)
 				return true
-			}
+			})
 			n := newNode(t, o, "n", nil, func(fo *Options, _ *swarm.Options) {
 				up, err := upstream.New(upstream.Options{
 					Upstreams:      []upstream.Upstream{{Registry: "images.test", Endpoints: []string{o.URL}}},

@@ -32,12 +32,10 @@ func newValve(t testing.TB, o *origin, chunks int) *valve {
 	v := &valve{after: int64(chunks) * content.ChunkSize, ready: make(chan struct{})}
 	v.open = sync.OnceFunc(func() { close(v.ready) })
 	t.Cleanup(v.open)
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.serve = func(w http.ResponseWriter, r *http.Request, data []byte) bool {
+	o.Spoil(func(w http.ResponseWriter, r *http.Request, data []byte) bool {
 		http.ServeContent(w, r, "", time.Time{}, &valved{Reader: bytes.NewReader(data), valve: v, ctx: r.Context()})
 		return true
-	}
+	})
 	return v
 }
 

@@ -7,10 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
-	"net/http/httptest"
 	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -28,85 +25,18 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
+	"github.com/shoal-cache/shoal/test/registrytest"
 )
 
-// origin is a registry of blobs that counts what it gives out.
+// origin is a registry, which may want tokens.
 type origin struct {
-	*httptest.Server
-	bytes, requests atomic.Int64
-	mu              sync.Mutex
-	blobs           map[digest.Digest][]byte
-	noRange         bool
-	down            atomic.Bool
-	serve           func(w http.ResponseWriter, r *http.Request, data []byte) bool // true: answered
-	tokens          *tokens                                                        // nil: it wants none
+	*registrytest.Registry
+	tokens *tokens
 }
 
-func newOrigin(t testing.TB) *origin {
-	o := &origin{blobs: map[digest.Digest][]byte{}}
-	o.Server = httptest.NewServer(http.HandlerFunc(o.handle))
-	t.Cleanup(o.Close)
-	return o
-}
+func newOrigin(t testing.TB) *origin { return &origin{Registry: registrytest.New(t)} }
 
-type countingWriter struct {
-	http.ResponseWriter
-	n *atomic.Int64
-}
-
-func (c countingWriter) Write(p []byte) (int, error) {
-	n, err := c.ResponseWriter.Write(p)
-	c.n.Add(int64(n))
-	return n, err
-}
-
-// Unwrap lets http.ResponseController flush.
-func (c countingWriter) Unwrap() http.ResponseWriter { return c.ResponseWriter }
-
-func (o *origin) handle(w http.ResponseWriter, r *http.Request) {
-	if o.down.Load() {
-		panic(http.ErrAbortHandler)
-	}
-	if o.tokens != nil && !o.tokens.admit(w, r) {
-		return
-	}
-	i := strings.LastIndex(r.URL.Path, "/")
-	o.mu.Lock()
-	data, ok := o.blobs[digest.Digest(r.URL.Path[i+1:])]
-	noRange, serve := o.noRange, o.serve
-	o.mu.Unlock()
-	if !ok {
-		http.NotFound(w, r)
-		return
-	}
-	w.Header().Set("Content-Type", "application/octet-stream")
-	w.Header().Set("Docker-Content-Digest", string(digest.FromBytes(data)))
-	if r.Method == http.MethodGet {
-		o.requests.Add(1)
-		w = countingWriter{w, &o.bytes}
-	}
-	if serve != nil && serve(w, r, data) {
-		return
-	}
-	if noRange {
-		r.Header.Del("Range")
-		w.Header().Set("Content-Length", fmt.Sprint(len(data)))
-		_, _ = w.Write(data)
-		return
-	}
-	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
-}
-
-func (o *origin) add(t testing.TB, size int) digest.Digest {
-	data := make([]byte, size)
-	_, err := rand.Read(data)
-	require.NoError(t, err)
-	d := digest.FromBytes(data)
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.blobs[d] = data
-	return d
-}
+func (o *origin) add(_ testing.TB, size int) digest.Digest { return o.AddRandom(size) }
 
 func (o *origin) request(d digest.Digest) content.Request {
 	return content.Request{Repository: content.Repository{Registry: "images.test", Name: "a/b"}, Digest: d}

@@ -23,11 +23,11 @@ func TestConformsToTheDistributionSpecification(t *testing.T) {
 	w := newWorld(t)
 	const repo = "conformance/repo1"
 	img := w.origin.pushImage(t, repo, "v1", "x")
-	index := w.origin.pushManifest(t, repo, "latest", v1.MediaTypeImageIndex, fmt.Sprintf(
+	index := w.origin.PushManifest(t, repo, "latest", v1.MediaTypeImageIndex, fmt.Sprintf(
 		`{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`,
 		v1.MediaTypeImageIndex, v1.MediaTypeImageManifest, img.manifest, len(img.raw)))
-	empty := w.origin.pushBlob(t, repo, []byte("{}"))
-	referrer := w.origin.pushManifest(t, repo, "", v1.MediaTypeImageManifest, fmt.Sprintf(
+	empty := w.origin.Add([]byte("{}"))
+	referrer := w.origin.PushManifest(t, repo, "", v1.MediaTypeImageManifest, fmt.Sprintf(
 		`{"schemaVersion":2,"mediaType":%q,"artifactType":"application/vnd.example","config":{"mediaType":%q,"digest":%q,"size":2},"layers":[],"subject":{"mediaType":%q,"digest":%q,"size":%d}}`,
 		v1.MediaTypeImageManifest, v1.MediaTypeEmptyJSON, empty, v1.MediaTypeImageManifest, img.manifest, len(img.raw)))
 	server := httptest.NewServer(w.front)

@@ -24,6 +24,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/registry"
+	"github.com/shoal-cache/shoal/test/registrytest"
 )
 
 const (
@@ -100,7 +101,7 @@ func TestTheMediaTypeOfAManifestIsNeverGuessedWrong(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			d := w.origin.pushManifest(t, "team/app", "v1", tc.declared, tc.body)
+			d := w.origin.PushManifest(t, "team/app", "v1", tc.declared, tc.body)
 			for _, ref := range []string{d.String(), "v1"} {
 				rep := w.get("/v2/team/app/manifests/" + ref)
 				if tc.want == "" {
@@ -119,7 +120,7 @@ func TestBlobsAndTheirRanges(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	data := []byte("0123456789")
-	d := w.origin.pushBlob(t, "team/app", data)
+	d := w.origin.Add(data)
 	etag := `"` + d.String() + `"`
 	path := "/v2/team/app/blobs/" + d.String()
 	for name, tc := range map[string]struct {
@@ -198,7 +199,7 @@ func TestWhoReadsTheWholeOfABlobIsReadAheadOf(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			d := w.origin.pushBlob(t, "team/app", []byte("0123456789"))
+			d := w.origin.Add([]byte("0123456789"))
 			require.Less(t, w.do(tc.method, "/v2/team/app/blobs/"+d.String(), tc.header...).Code, 400)
 			require.Equal(t, tc.ahead, len(w.fetcher.ahead) == 1)
 		})
@@ -211,14 +212,14 @@ func TestHeadAndGetAgree(t *testing.T) {
 	missing := digest.FromString("missing").String()
 	for name, set := range map[string]func(*world){
 		"cold":                     func(*world) {},
-		"with the registry down":   func(w *world) { w.origin.setDown(true) },
-		"for a private repository": func(w *world) { w.origin.users["team/app"] = alice },
+		"with the registry down":   func(w *world) { w.origin.SetDown(true) },
+		"for a private repository": func(w *world) { w.origin.Protect("team/app", alice) },
 		"when the policy says no":  func(w *world) { w.rule.Mode = policy.Bypass },
 		"from peers only":          func(w *world) { w.rule.Mode = policy.PeersOnly },
 		"for everybody":            func(w *world) { w.rule.Authorization.Mode = policy.Exempt },
 		"for everybody, while down": func(w *world) {
 			w.rule.Authorization.Mode = policy.Exempt
-			w.origin.setDown(true)
+			w.origin.SetDown(true)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -316,9 +317,9 @@ func TestAnAnswerThatIsNeitherSuccessNorErrorIsNotPassedOn(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t)
-				w.origin.handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.origin.Handle(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 					w.WriteHeader(status)
-				})
+				}))
 				for _, path := range []string{
 					"/v2/team/app/manifests/v1", "/v2/team/app/blobs/" + digest.FromString("any").String(),
 					"/v2/team/app/tags/list",
@@ -392,7 +393,7 @@ func TestRequestsThatMakeNoSense(t *testing.T) {
 func TestAFrontThatIsItsOwnUpstreamSaysSo(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.origin.handler = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { w.front.ServeHTTP(rw, r) })
+	w.origin.Handle(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { w.front.ServeHTTP(rw, r) }))
 	rep := w.get("/v2/team/app/manifests/v1")
 	require.Equal(t, http.StatusLoopDetected, rep.Code)
 }
@@ -404,7 +405,7 @@ func TestBypassedRepositoriesAreLeftToTheRuntime(t *testing.T) {
 	img := w.origin.pushImage(t, "team/app", "v1", "x")
 	require.Equal(t, 404, w.get("/v2/team/app/manifests/v1").Code)
 	require.Equal(t, 404, w.get("/v2/team/app/blobs/"+img.layer.String()).Code)
-	require.Empty(t, w.origin.requests())
+	require.Empty(t, w.origin.Requests())
 }
 
 func TestPeersOnlyTakesNoContentFromTheRegistry(t *testing.T) {
@@ -415,7 +416,7 @@ func TestPeersOnlyTakesNoContentFromTheRegistry(t *testing.T) {
 	require.Equal(t, 404, w.get("/v2/team/app/blobs/"+img.layer.String()).Code)
 	w.fetcher.held[img.layer] = img.layerBytes
 	require.Equal(t, 200, w.get("/v2/team/app/blobs/"+img.layer.String()).Code)
-	gets := slices.DeleteFunc(w.origin.requests(), func(r string) bool { return !strings.HasPrefix(r, "GET") })
+	gets := slices.DeleteFunc(w.origin.Requests(), func(r string) bool { return !strings.HasPrefix(r, "GET") })
 	require.Len(t, gets, 1, "but for the sample that proves that the registry has it")
 }
 
@@ -423,14 +424,14 @@ func TestBaseTellsHowToAuthenticate(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	require.Equal(t, 200, w.get("/v2/").Code)
-	w.origin.handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("WWW-Authenticate", challenge)
+	w.origin.Handle(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("WWW-Authenticate", registrytest.Challenge)
 		w.WriteHeader(http.StatusUnauthorized)
-	})
+	}))
 	rep := w.get("/v2/")
 	require.Equal(t, 401, rep.Code)
-	require.Equal(t, challenge, rep.Header().Get("WWW-Authenticate"))
-	w.origin.setDown(true)
+	require.Equal(t, registrytest.Challenge, rep.Header().Get("WWW-Authenticate"))
+	w.origin.SetDown(true)
 	require.Equal(t, 200, w.get("/v2/").Code, "what is cached can be pulled without the registry")
 }
 
@@ -442,10 +443,10 @@ func TestTagListsAndReferrersArePassedOn(t *testing.T) {
 		rep := w.get("/v2/team/app/tags/list?ns=" + images)
 		require.Equal(t, 200, rep.Code)
 		require.JSONEq(t, `{"name":"team/app","tags":["v1"]}`, rep.Body.String())
-		require.Equal(t, []string{"GET /v2/team/app/tags/list"}, w.origin.requests())
+		require.Equal(t, []string{"GET /v2/team/app/tags/list"}, w.origin.Requests())
 
 		w.get("/v2/team/app/tags/list")
-		require.Empty(t, w.origin.requests(), "kept for as long as a tag")
+		require.Empty(t, w.origin.Requests(), "kept for as long as a tag")
 		time.Sleep(w.rule.TagTTL)
 		w.origin.pushImage(t, "team/app", "v2", "y")
 		require.Contains(t, w.get("/v2/team/app/tags/list").Body.String(), "v2")
@@ -457,7 +458,7 @@ func TestTagListsAndReferrersArePassedOn(t *testing.T) {
 		require.Empty(t, rep.Header().Values("Warning"))
 		require.Empty(t, rep.Header().Values("Age"))
 
-		w.origin.setDown(true)
+		w.origin.SetDown(true)
 		time.Sleep(time.Hour)
 		for _, path := range []string{"referrers/" + img.manifest.String(), "tags/list"} {
 			rep = w.get("/v2/team/app/" + path)
@@ -474,12 +475,12 @@ func TestTagListsAndReferrersArePassedOn(t *testing.T) {
 func TestTheNextPageOfAListIsFoundThroughTheFront(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(o *registry.Options) { o.DefaultRegistry = "" })
-	w.origin.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	w.origin.Handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Get("last") == "" {
 			w.Header().Set("Link", `</prefix/v2/team/app/tags/list?last=a&n=1>; rel="next"`)
 		}
 		_, _ = io.WriteString(w, `{"tags":["`+r.URL.Query().Get("last")+`"]}`)
-	})
+	}))
 	for path, want := range map[string]string{
 		"/v2/team/app/tags/list?n=1&ns=images.test": `</v2/team/app/tags/list?last=a&n=1&ns=images.test>; rel="next"`,
 		"/v2/images.test/team/app/tags/list?n=1":    `</v2/images.test/team/app/tags/list?last=a&n=1>; rel="next"`,
@@ -501,15 +502,15 @@ func TestTagsFollowTheRegistry(t *testing.T) {
 		old := w.origin.pushImage(t, "team/app", "v1", "old").manifest.String()
 		require.Equal(t, old, w.get(path).Header().Get("Docker-Content-Digest"))
 		fresh := w.origin.pushImage(t, "team/app", "v1", "new").manifest.String()
-		w.origin.requests()
+		w.origin.Requests()
 		require.Equal(t, old, w.get(path).Header().Get("Docker-Content-Digest"), "within the TTL")
-		require.Empty(t, w.origin.requests())
+		require.Empty(t, w.origin.Requests())
 		time.Sleep(w.rule.TagTTL)
 		require.Equal(t, fresh, w.get(path).Header().Get("Docker-Content-Digest"), "after it")
 		w.rule.TagTTL = 0
-		w.origin.requests()
+		w.origin.Requests()
 		w.get(path)
-		require.Equal(t, []string{"HEAD /v2/team/app/manifests/v1"}, w.origin.requests(),
+		require.Equal(t, []string{"HEAD /v2/team/app/manifests/v1"}, w.origin.Requests(),
 			"revalidated without its body")
 	})
 }
@@ -524,7 +525,7 @@ func TestTagsOutliveTheRegistry(t *testing.T) {
 		const path = "/v2/team/app/manifests/v1"
 		img := w.origin.pushImage(t, "team/app", "v1", "x")
 		require.Equal(t, 200, w.get(path).Code)
-		w.origin.setDown(true)
+		w.origin.SetDown(true)
 		time.Sleep(time.Hour)
 		start := time.Now()
 		require.Equal(t, img.raw, w.get(path).Body.String())
@@ -546,7 +547,7 @@ shoal_tags_stale_total 1
 		time.Sleep(time.Minute)
 		require.Equal(t, newer, w.get(path).Body.String(), "the newest answer that the swarm knows")
 
-		w.origin.setDown(false)
+		w.origin.SetDown(false)
 		time.Sleep(time.Hour)
 		require.Equal(t, img.raw, w.get(path).Body.String(), "the registry has the last word")
 	})
@@ -558,7 +559,7 @@ func TestATagThatIsGoneIsGone(t *testing.T) {
 		w := newWorld(t, func(o *registry.Options) { o.Tags = new(tagMemory) })
 		w.origin.pushImage(t, "team/app", "v1", "x")
 		require.Equal(t, 200, w.get("/v2/team/app/manifests/v1").Code)
-		w.origin.handler = http.NotFoundHandler()
+		w.origin.Handle(http.NotFoundHandler())
 		time.Sleep(time.Hour)
 		require.Equal(t, 404, w.get("/v2/team/app/manifests/v1").Code)
 	})

@@ -30,8 +30,8 @@ type strict struct {
 }
 
 func (w *world) strictly(lacks map[string][]digest.Digest) *strict {
-	s := &strict{inner: w.origin.handler, lacks: lacks, also: make(map[string]string)}
-	w.origin.handler = s
+	s := &strict{inner: w.origin.Front(), lacks: lacks, also: make(map[string]string)}
+	w.origin.Handle(s)
 	return s
 }
 
@@ -93,7 +93,7 @@ func TestGate_OpensNothingThatTheRegistryHasNotAcceptedWhateverItsState(t *testi
 		"failing for another repository": func(_ *world, s *strict) { s.set(answering("/v2/other/", 503)) },
 		"throttling":                     func(_ *world, s *strict) { s.set(answering("/", 429)) },
 		"failing":                        func(_ *world, s *strict) { s.set(answering("/", 500)) },
-		"away":                           func(w *world, _ *strict) { w.origin.setDown(true) },
+		"away":                           func(w *world, _ *strict) { w.origin.SetDown(true) },
 	} {
 		up := !slices.Contains([]string{"throttling", "failing", "away"}, state)
 		for who, tc := range map[string]struct {
@@ -130,7 +130,7 @@ func TestGate_OpensNothingThatTheRegistryHasNotAcceptedWhateverItsState(t *testi
 					w := newWorld(t, func(o *registry.Options) { o.Tags = new(tagMemory) })
 					secret := w.origin.pushImage(t, "team/app", "v1", "s")
 					public := w.origin.pushImage(t, "public/app", "v1", "p")
-					w.origin.users["team/app"] = alice
+					w.origin.Protect("team/app", alice)
 					s := w.strictly(map[string][]digest.Digest{"public/app": {secret.manifest, secret.layer,
 						secret.config}})
 					s.tag("public/app", "index", fmt.Sprintf(
@@ -163,10 +163,10 @@ func TestGate_RevokedCredentialsAreRefusedThoughTheRegistryIsInTroubleElsewhere(
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t)
 			img := w.origin.pushImage(t, "team/app", "v1", "x")
-			w.origin.users["team/app"] = alice
+			w.origin.Protect("team/app", alice)
 			s := w.strictly(nil)
 			require.Equal(t, allServed, w.pull(img, "team/app", alice))
-			w.origin.users["team/app"] = bob
+			w.origin.Protect("team/app", bob)
 			s.set(answering("/v2/other/", status))
 			time.Sleep(time.Hour)
 			w.get("/v2/other/app/manifests/v1", "Authorization", alice)
@@ -199,7 +199,7 @@ func TestGate_ASourceThatOnlyClaimsADigestOpensNothing(t *testing.T) {
 					w.witness = others
 					w.restart()
 					img := w.origin.pushImage(t, "team/app", "v1", "x")
-					w.origin.users["team/app"] = alice
+					w.origin.Protect("team/app", alice)
 					require.Equal(t, allServed, w.pull(img, "team/app", alice))
 					if atPeers {
 						w.fetcher.peers, w.fetcher.held = w.fetcher.held, map[digest.Digest][]byte{}
@@ -244,10 +244,10 @@ func TestGate_ASourceProvesOnceWhatItHas(t *testing.T) {
 		img := w.origin.pushImage(t, "team/app", "v1", "x")
 		w.origin.pushImage(t, "copy/app", "v1", "x")
 		require.Equal(t, allServed, w.pull(img, "team/app", ""))
-		w.origin.requests()
+		w.origin.Requests()
 		require.Equal(t, allServed, w.pull(img, "copy/app", ""), "what came from another repository, once it is proved")
 		gets := 0
-		for _, r := range w.origin.requests() {
+		for _, r := range w.origin.Requests() {
 			if strings.HasPrefix(r, "GET") {
 				gets++
 			}
@@ -256,6 +256,6 @@ func TestGate_ASourceProvesOnceWhatItHas(t *testing.T) {
 		w.stop()
 		w.restart()
 		require.Equal(t, allServed, w.pull(img, "copy/app", ""))
-		require.Empty(t, w.origin.requests()[1:], "a proof outlives a restart; only the tag is asked for")
+		require.Empty(t, w.origin.Requests()[1:], "a proof outlives a restart; only the tag is asked for")
 	})
 }

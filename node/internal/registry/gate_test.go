@@ -15,6 +15,7 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/registry"
+	"github.com/shoal-cache/shoal/test/registrytest"
 )
 
 // paths are the ways to ask for parts of an image.
@@ -53,20 +54,20 @@ func TestWhatIsCachedOfAPrivateRepositoryIsServedOnlyToWhomTheRegistryAccepts(t 
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		img := w.origin.pushImage(t, "team/app", "v1", "x")
-		w.origin.users["team/app"] = alice
+		w.origin.Protect("team/app", alice)
 		require.Equal(t, allRefused, w.pull(img, "team/app", ""), "cold")
 		require.Equal(t, allServed, w.pull(img, "team/app", alice))
 		require.Equal(t, allRefused, w.pull(img, "team/app", ""), "warm, without credentials")
 		require.Equal(t, allRefused, w.pull(img, "team/app", bob), "warm, with another's")
 
 		rep := w.get(img.paths("team/app")[0])
-		require.Equal(t, []string{challenge}, rep.Header().Values("WWW-Authenticate"), "the registry's own challenge")
+		require.Equal(t, []string{registrytest.Challenge}, rep.Header().Values("WWW-Authenticate"), "the registry's own challenge")
 
-		w.origin.requests()
+		w.origin.Requests()
 		require.Equal(t, allServed, w.pull(img, "team/app", alice))
-		require.Empty(t, w.origin.requests(), "an acceptance is remembered")
+		require.Empty(t, w.origin.Requests(), "an acceptance is remembered")
 
-		w.origin.users["team/app"] = bob
+		w.origin.Protect("team/app", bob)
 		require.Equal(t, allServed, w.pull(img, "team/app", alice), "for its time")
 		time.Sleep(w.rule.Authorization.TTL)
 		require.Equal(t, allRefused, w.pull(img, "team/app", alice), "and no longer")
@@ -80,9 +81,9 @@ func TestNoBlobIsReadThroughARepositoryThatDoesNotHoldIt(t *testing.T) {
 	// ggcr keeps the blobs of all repositories together, so what each holds is kept apart here.
 	public := w.origin.pushImage(t, "public/app", "v1", "p")
 	secret := w.origin.pushImage(t, "private/app", "v1", "s")
-	w.origin.users["private/app"] = alice
-	inner := w.origin.handler
-	w.origin.handler = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	w.origin.Protect("private/app", alice)
+	inner := w.origin.Front()
+	w.origin.Handle(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/v2/public/app/blobs/") &&
 			(strings.Contains(r.URL.Path, secret.layer.String()) ||
 				strings.Contains(r.URL.Path, secret.config.String())) {
@@ -90,7 +91,7 @@ func TestNoBlobIsReadThroughARepositoryThatDoesNotHoldIt(t *testing.T) {
 			return
 		}
 		inner.ServeHTTP(rw, r)
-	})
+	}))
 	require.Equal(t, allServed, w.pull(secret, "private/app", alice))
 	require.Equal(t, allServed, w.pull(public, "public/app", ""))
 	for _, path := range secret.paths("public/app")[1:] {
@@ -107,14 +108,14 @@ func TestAManifestVouchesForWhatItLists(t *testing.T) {
 	img := w.origin.pushImage(t, "team/app", "v1", "x")
 	w.get("/v2/team/app/manifests/v1")
 	w.get("/v2/team/app/blobs/" + img.layer.String())
-	for _, r := range w.origin.requests() {
+	for _, r := range w.origin.Requests() {
 		require.NotContains(t, r, "HEAD /v2/team/app/blobs/", "no question about a blob that the manifest lists")
 	}
 	// The subject is not vouched for: registries take manifests whose subject they do not have.
 	referrer := `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageManifest +
 		`","subject":{"mediaType":"x","digest":"` + img.layer.String() + `","size":1}}`
 	other := newWorld(t)
-	other.origin.pushManifest(t, "evil/app", "v1", v1.MediaTypeImageManifest, referrer)
+	other.origin.PushManifest(t, "evil/app", "v1", v1.MediaTypeImageManifest, referrer)
 	require.Equal(t, 200, other.get("/v2/evil/app/manifests/v1").Code)
 	other.fetcher.held[img.layer] = img.layerBytes
 	require.Equal(t, 404, other.get("/v2/evil/app/blobs/"+img.layer.String()).Code)
@@ -150,11 +151,11 @@ func TestAManifestDoesNotVouchForWhatItsRegistryNeedNotHave(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t)
 				secret := w.origin.pushImage(t, "private/app", "v1", "s")
-				w.origin.users["private/app"] = alice
+				w.origin.Protect("private/app", alice)
 				require.Equal(t, allServed, w.pull(secret, "private/app", alice))
 				evil := tc.manifest(secret)
-				inner := w.origin.handler
-				w.origin.handler = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+				inner := w.origin.Front()
+				w.origin.Handle(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 					switch {
 					case !strings.HasPrefix(r.URL.Path, "/v2/evil/app/"):
 						inner.ServeHTTP(rw, r)
@@ -165,17 +166,17 @@ func TestAManifestDoesNotVouchForWhatItsRegistryNeedNotHave(t *testing.T) {
 					default:
 						http.NotFound(rw, r)
 					}
-				})
+				}))
 				require.Equal(t, 200, w.get("/v2/evil/app/manifests/v1").Code)
 				for _, path := range tc.paths(secret) {
 					require.Equal(t, 404, w.get(path).Code, path)
 				}
 				// Not even what was read during an outage opens a way that stays open after it.
-				w.origin.setDown(true)
+				w.origin.SetDown(true)
 				for _, path := range tc.paths(secret) {
 					w.get(path)
 				}
-				w.origin.setDown(false)
+				w.origin.SetDown(false)
 				time.Sleep(time.Hour)
 				require.Equal(t, 200, w.get("/v2/evil/app/manifests/v1").Code)
 				for _, path := range tc.paths(secret) {
@@ -196,9 +197,9 @@ func TestAnImageOfManyPlatformsIsServedWhileTheRegistryIsDown(t *testing.T) {
 		img := w.origin.pushImage(t, "team/app", "v1-amd64", "x")
 		index := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`,
 			v1.MediaTypeImageIndex, v1.MediaTypeImageManifest, img.manifest, len(img.raw))
-		w.origin.pushManifest(t, "team/app", "v1", v1.MediaTypeImageIndex, index)
+		w.origin.PushManifest(t, "team/app", "v1", v1.MediaTypeImageIndex, index)
 		require.Equal(t, 200, w.get("/v2/team/app/manifests/v1").Code)
-		w.origin.setDown(true)
+		w.origin.SetDown(true)
 		w.fetcher.peers = map[digest.Digest][]byte{
 			img.manifest: []byte(img.raw), img.layer: img.layerBytes, img.config: []byte(`{"seed":"x"}`),
 		}
@@ -219,7 +220,7 @@ func TestExemptRepositoriesAreServedToAll(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	img := w.origin.pushImage(t, "team/app", "v1", "x")
-	w.origin.users["team/app"] = alice
+	w.origin.Protect("team/app", alice)
 	require.Equal(t, allServed, w.pull(img, "team/app", alice))
 	w.rule.Authorization.Mode = policy.Exempt
 	require.Equal(t, allServed, w.pull(img, "team/app", ""))
@@ -234,7 +235,7 @@ func TestARegistryThatHangsIsNotWaitedForByEachRequestOfAPull(t *testing.T) {
 		w := newWorld(t)
 		img := w.origin.pushImage(t, "team/app", "v1", "x")
 		require.Equal(t, allServed, w.pull(img, "team/app", ""))
-		w.origin.handler = http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+		w.origin.Handle(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
 		time.Sleep(24 * time.Hour)
 		start := time.Now()
 		require.Equal(t, allServed, w.pull(img, "team/app", ""))
@@ -267,13 +268,13 @@ func TestWhileTheRegistryIsDown(t *testing.T) {
 				w.rule.Authorization.OnUnreachable = tc.offline
 				img := w.origin.pushImage(t, "team/app", "v1", "x")
 				if tc.private {
-					w.origin.users["team/app"] = alice
+					w.origin.Protect("team/app", alice)
 					require.Equal(t, allRefused, w.pull(img, "team/app", ""))
 					require.Equal(t, allServed, w.pull(img, "team/app", alice))
 				} else {
 					require.Equal(t, allServed, w.pull(img, "team/app", ""))
 				}
-				w.origin.setDown(true)
+				w.origin.SetDown(true)
 				time.Sleep(24 * time.Hour)
 				require.Equal(t, tc.want, w.pull(img, "team/app", tc.by))
 
@@ -298,7 +299,7 @@ func TestAnImageThatTheRegistryLostIsLost(t *testing.T) {
 		w := newWorld(t)
 		img := w.origin.pushImage(t, "team/app", "v1", "x")
 		require.Equal(t, allServed, w.pull(img, "team/app", ""))
-		w.origin.handler = http.NotFoundHandler() // many registries say so to whom may not know
+		w.origin.Handle(http.NotFoundHandler()) // many registries say so to whom may not know
 		time.Sleep(24 * time.Hour)
 		require.Equal(t, allMissing, w.pull(img, "team/app", ""))
 	})

@@ -1,7 +1,6 @@
 package registry_test
 
 import (
-	"fmt"
 	"net/http"
 	"strings"
 	"sync"
@@ -14,68 +13,63 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/registry"
+	"github.com/shoal-cache/shoal/test/registrytest"
 )
 
-// tokens makes an origin want Bearer tokens, as most public registries do, and gives out another one each time: to
-// anyone, who may read with it what is not private, and to alice, who may read everything.
+// tokens makes an origin want Bearer tokens, as most public registries do: anyone reads with theirs what is not private,
+// and alice reads everything.
 type tokens struct {
-	inner http.Handler
+	*registrytest.Tokens
 
 	mu      sync.Mutex
 	private map[string]bool // by repository
-	given   map[string]bool // by Authorization header; true: to alice
 	anyones int             // tokens given to anyone
 	hang    bool            // whoever asks as anyone gets no answer
 }
 
-// giveTokens comes after what is pushed, which passes by the origin's authentication only.
 func (w *world) giveTokens(private ...string) *tokens {
-	k := &tokens{inner: w.origin.handler, private: map[string]bool{}, given: map[string]bool{}}
+	k := &tokens{private: map[string]bool{}}
 	for _, repo := range private {
 		k.private[repo] = true
 	}
-	w.origin.handler = k
+	k.Tokens = registrytest.NewTokens(w.origin.Front(), k.issue)
+	w.origin.Handle(k)
 	return k
 }
 
-func (k *tokens) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == "/token" {
-		user, _, _ := r.BasicAuth()
-		k.mu.Lock()
-		hang := k.hang
-		k.mu.Unlock()
-		if hang && user == "" {
-			<-r.Context().Done()
-			return
-		}
-		_, _ = fmt.Fprintf(w, `{"token":%q}`, strings.TrimPrefix(k.give(user == "alice"), "Bearer "))
-		return
-	}
+func (k *tokens) issue(r *http.Request) registrytest.Token {
+	user, _, _ := r.BasicAuth()
 	k.mu.Lock()
-	alice, known := k.given[r.Header.Get("Authorization")]
-	for repo := range k.private {
-		known = known && (alice || !strings.HasPrefix(r.URL.Path, "/v2/"+repo+"/"))
-	}
+	hang := k.hang
 	k.mu.Unlock()
-	if !known {
-		w.Header().Set("WWW-Authenticate", `Bearer realm="http://images.test/token",service="images.test"`)
-		w.WriteHeader(http.StatusUnauthorized)
-		return
+	if hang && user == "" {
+		<-r.Context().Done()
+		return registrytest.Token{Status: -1}
 	}
-	k.inner.ServeHTTP(w, r)
+	return k.token(user == "alice")
+}
+
+func (k *tokens) token(ofAlice bool) registrytest.Token {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if ofAlice {
+		return registrytest.Token{Requests: registrytest.Forever}
+	}
+	k.anyones++
+	return registrytest.Token{Requests: registrytest.Forever, Reads: func(path string) bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		for repo := range k.private {
+			if strings.HasPrefix(path, "/v2/"+repo+"/") {
+				return false
+			}
+		}
+		return true
+	}}
 }
 
 // give gives out a token, as an Authorization header.
-func (k *tokens) give(toAlice bool) string {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	header := fmt.Sprintf("Bearer %d", len(k.given))
-	k.given[header] = toAlice
-	if !toAlice {
-		k.anyones++
-	}
-	return header
-}
+func (k *tokens) give(toAlice bool) string { return k.Give(k.token(toAlice)) }
 
 func (k *tokens) set(f func()) {
 	k.mu.Lock()
@@ -124,7 +118,7 @@ func TestWhileARegistryThatGivesOutTokensIsDown(t *testing.T) {
 				require.Equal(t, allRefused, w.pull(img, "team/app", ""),
 					"while the registry can be asked, it is its word that counts")
 
-				w.origin.setDown(true)
+				w.origin.SetDown(true)
 				time.Sleep(24 * time.Hour)
 				shows := tc.shows
 				if shows == "the same" {
@@ -170,7 +164,7 @@ func TestARepositoryThatHasBecomePrivateIsNotThereForAnyone(t *testing.T) {
 		token := k.give(true)
 		require.Equal(t, allServed, w.pull(img, "team/app", token))
 		synctest.Wait()
-		w.origin.setDown(true)
+		w.origin.SetDown(true)
 		time.Sleep(24 * time.Hour)
 		require.Equal(t, allServed, w.pull(img, "team/app", token))
 		require.Equal(t, allLater, w.pull(img, "team/app", ""))

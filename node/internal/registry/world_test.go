@@ -6,17 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	ggcr "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,135 +24,15 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/registry"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
+	"github.com/shoal-cache/shoal/test/registrytest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const images = "images.test"
 
-// origin is a real registry, reached over pipes so that tests may run on a fake clock. Repositories in users want Basic
-// authentication.
-type origin struct {
-	handler http.Handler
-	users   map[string]string // repository: Authorization header
-	conns   chan net.Conn
-	done    chan struct{}
-
-	mu   sync.Mutex
-	down bool
-	log  []string
-}
-
-func newOrigin(t *testing.T) *origin {
-	o := &origin{
-		handler: ggcr.New(ggcr.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)),
-			ggcr.WithReferrersSupport(true)),
-		users: make(map[string]string),
-		conns: make(chan net.Conn), done: make(chan struct{}),
-	}
-	server := &http.Server{Handler: o}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(o) }()
-	t.Cleanup(func() {
-		_ = server.Close()
-		require.ErrorIs(t, <-served, http.ErrServerClosed)
-	})
-	return o
-}
-
-func (o *origin) Accept() (net.Conn, error) {
-	select {
-	case c := <-o.conns:
-		return c, nil
-	case <-o.done:
-		return nil, net.ErrClosed
-	}
-}
-func (o *origin) Close() error   { close(o.done); return nil }
-func (o *origin) Addr() net.Addr { return &net.UnixAddr{Name: images} }
-
-func (o *origin) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	if o.isDown() {
-		return nil, errors.New("connection refused")
-	}
-	near, far := net.Pipe()
-	select {
-	case o.conns <- far:
-		return near, nil
-	case <-o.done:
-		return nil, net.ErrClosed
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-func (o *origin) isDown() bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.down
-}
-
-func (o *origin) setDown(down bool) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.down = down
-}
-
-// requests gives the requests since it was called last, as "GET /v2/…".
-func (o *origin) requests() []string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	log := o.log
-	o.log = nil
-	return log
-}
-
-const challenge = `Basic realm="images.test"`
-
-func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	o.mu.Lock()
-	o.log = append(o.log, r.Method+" "+r.URL.RequestURI())
-	down := o.down
-	o.mu.Unlock()
-	if down {
-		panic(http.ErrAbortHandler)
-	}
-	for repo, want := range o.users {
-		if strings.HasPrefix(r.URL.Path, "/v2/"+repo+"/") && r.Header.Get("Authorization") != want {
-			w.Header().Set("WWW-Authenticate", challenge)
-			w.Header().Set("Content-Type", "application/json")
-			w.WriteHeader(http.StatusUnauthorized)
-			_, _ = io.WriteString(w, `{"errors":[{"code":"UNAUTHORIZED","message":"said upstream"}]}`)
-			return
-		}
-	}
-	o.handler.ServeHTTP(w, r)
-}
-
-// pushBlob and pushManifest put content into the registry, past its authentication.
-func (o *origin) pushBlob(t *testing.T, repo string, data []byte) digest.Digest {
-	t.Helper()
-	d := digest.FromBytes(data)
-	w := httptest.NewRecorder()
-	o.handler.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/v2/"+repo+"/blobs/uploads/?digest="+d.String(),
-		bytes.NewReader(data)))
-	require.Equal(t, http.StatusCreated, w.Code)
-	return d
-}
-
-func (o *origin) pushManifest(t *testing.T, repo, reference, mediaType, data string) digest.Digest {
-	t.Helper()
-	d := digest.FromString(data)
-	if reference == "" {
-		reference = d.String()
-	}
-	r := httptest.NewRequest(http.MethodPut, "/v2/"+repo+"/manifests/"+reference, strings.NewReader(data))
-	r.Header.Set("Content-Type", mediaType)
-	w := httptest.NewRecorder()
-	o.handler.ServeHTTP(w, r)
-	require.Equal(t, http.StatusCreated, w.Code, w.Body)
-	return d
-}
+// origin is a registry that is reached over pipes, so that tests may run on a fake clock.
+type origin struct{ *registrytest.Registry }
 
 // image is a pushed image of one layer.
 type image struct {
@@ -165,15 +41,15 @@ type image struct {
 	layerBytes              []byte
 }
 
-func (o *origin) pushImage(t *testing.T, repo, tag, seed string) image {
+func (o origin) pushImage(t *testing.T, repo, tag, seed string) image {
 	t.Helper()
 	img := image{layerBytes: bytes.Repeat([]byte(seed), 1000)}
-	img.layer = o.pushBlob(t, repo, img.layerBytes)
+	img.layer = o.Add(img.layerBytes)
 	config := `{"seed":"` + seed + `"}`
-	img.config = o.pushBlob(t, repo, []byte(config))
+	img.config = o.Add([]byte(config))
 	img.raw = fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":%q,"digest":%q,"size":%d},"layers":[{"mediaType":%q,"digest":%q,"size":%d}]}`,
 		v1.MediaTypeImageManifest, v1.MediaTypeImageConfig, img.config, len(config), v1.MediaTypeImageLayer, img.layer, len(img.layerBytes))
-	img.manifest = o.pushManifest(t, repo, tag, v1.MediaTypeImageManifest, img.raw)
+	img.manifest = o.PushManifest(t, repo, tag, v1.MediaTypeImageManifest, img.raw)
 	return img
 }
 
@@ -311,7 +187,7 @@ func (w *word) Hear(_ context.Context, _ gate.Source, asked []digest.Digest) gat
 // world is a front with a real registry behind it.
 type world struct {
 	t       *testing.T
-	origin  *origin
+	origin  origin
 	fetcher *fetcher
 	gate    *gate.Gate
 	front   *registry.Front
@@ -324,10 +200,10 @@ type world struct {
 // newWorld makes one; set may change the options.
 func newWorld(t *testing.T, set ...func(*registry.Options)) *world {
 	t.Helper()
-	o := newOrigin(t)
+	o := origin{registrytest.NewPiped(t, images)}
 	client, err := upstream.New(upstream.Options{
 		Upstreams: []upstream.Upstream{{Registry: images, Endpoints: []string{"http://" + images}}},
-		Dial:      o.dial,
+		Dial:      o.Dial,
 	})
 	require.NoError(t, err)
 	t.Cleanup(client.Close)

@@ -3,29 +3,21 @@ package cri_test
 import (
 	"context"
 	"fmt"
-	"io"
-	"log"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	crname "github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/random"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/node/internal/agent/cri"
 	"github.com/shoal-cache/shoal/node/internal/agent/pin"
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/test/registrytest"
 )
 
 // A real containerd pulls a private image through a mirror of another address than the registry's, with the pin's
@@ -33,25 +25,11 @@ import (
 func TestContainerdShowsTheMirrorThePinsCredentials(t *testing.T) {
 	t.Parallel()
 	program := containerd(t)
-	files := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
-	closed := false
-	mirror := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, password, _ := r.BasicAuth(); closed && password != "right" {
-			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
-			w.WriteHeader(http.StatusUnauthorized)
-			return
-		}
-		files.ServeHTTP(w, r)
-	}))
-	t.Cleanup(mirror.Close)
+	mirror := registrytest.New(t)
 	image, err := random.Image(100, 1)
 	require.NoError(t, err)
-	ref, err := crname.ParseReference(strings.TrimPrefix(mirror.URL, "http://") + "/team/app:1")
-	require.NoError(t, err)
-	require.NoError(t, remote.Write(ref, image))
-	raw, err := image.RawManifest()
-	require.NoError(t, err)
-	closed = true
+	mirror.Push(t, "team/app:1", image)
+	mirror.Protect("team/app", registrytest.Basic("u", "right"))
 
 	dir := t.TempDir()
 	certs := filepath.Join(dir, "certs.d", "private.example")
@@ -97,7 +75,7 @@ state = %q
 	t.Cleanup(func() { require.NoError(t, images.Close()) })
 	wanted := pin.Image{
 		Repository: content.Repository{Registry: "private.example", Name: "team/app"}, Tag: "1",
-		Digest: digest.FromBytes(raw),
+		Digest: registrytest.Closure(t, image)[0],
 	}
 	require.Eventually(t, func() bool {
 		held, err := images.Holds(t.Context(), wanted)

@@ -6,10 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"maps"
 	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -23,7 +21,6 @@ import (
 	"time"
 
 	crname "github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/registry"
 	crv1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -45,6 +42,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
+	"github.com/shoal-cache/shoal/test/registrytest"
 )
 
 // loopback is where the registries of tests are.
@@ -60,51 +58,32 @@ func TestMain(m *testing.M) {
 	)
 }
 
-// origin is a registry that can be switched off, asks for credentials where told, and counts its requests by path.
-type origin struct {
-	*httptest.Server
-	host string
-	// refuse, if set, answers a request in place of the registry by giving a status other than 0.
-	refuse atomic.Pointer[func(*http.Request) int]
+// origin is a registry that refuses what a test says.
+type origin struct{ *registrytest.Registry }
 
-	mu   sync.Mutex
-	gets []string
-}
+func newOrigin(t *testing.T) origin { return origin{registrytest.New(t)} }
 
-func newOrigin(t *testing.T) *origin {
-	t.Helper()
-	o := &origin{}
-	files := registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithReferrersSupport(true))
-	o.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if refuse := o.refuse.Load(); refuse != nil {
-			if status := (*refuse)(r); status != 0 {
-				if status == http.StatusUnauthorized {
-					w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
-				}
-				w.WriteHeader(status)
-				return
-			}
+// refusing answers a request in place of the registry where f gives a status other than 0.
+func (o origin) refusing(f func(*http.Request) int) {
+	o.Handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch status := f(r); status {
+		case 0:
+			o.Files.ServeHTTP(w, r)
+		case http.StatusUnauthorized:
+			w.Header().Set("WWW-Authenticate", registrytest.Challenge)
+			fallthrough
+		default:
+			w.WriteHeader(status)
 		}
-		o.mu.Lock()
-		if r.Method == http.MethodGet {
-			o.gets = append(o.gets, r.URL.Path)
-		}
-		o.mu.Unlock()
-		files.ServeHTTP(w, r)
 	}))
-	t.Cleanup(o.Close)
-	o.host = strings.TrimPrefix(o.URL, "http://")
-	return o
 }
 
-func (o *origin) refusing(f func(*http.Request) int) { o.refuse.Store(&f) }
-
-func (o *origin) down() {
+func (o origin) down() {
 	o.refusing(func(*http.Request) int { return http.StatusServiceUnavailable })
 }
 
 // push puts an index with an image for each platform at repo:tag.
-func (o *origin) push(t *testing.T, tag string,
+func (o origin) push(t *testing.T, tag string,
 	platforms ...string) (index crv1.ImageIndex, images map[string]crv1.Image) {
 	t.Helper()
 	index, images = empty.Index, map[string]crv1.Image{}
@@ -117,9 +96,7 @@ func (o *origin) push(t *testing.T, tag string,
 		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: image,
 			Descriptor: crv1.Descriptor{Platform: platform}})
 	}
-	ref, err := crname.ParseReference(o.host + "/team/app:" + tag)
-	require.NoError(t, err)
-	require.NoError(t, remote.WriteIndex(ref, index))
+	o.Push(t, "team/app:"+tag, index)
 	return index, images
 }
 
@@ -128,18 +105,6 @@ func digestOf(t *testing.T, x interface{ Digest() (crv1.Hash, error) }) digest.D
 	h, err := x.Digest()
 	require.NoError(t, err)
 	return digest.Digest(h.String())
-}
-
-// closureOf is what a node needs of an image.
-func closureOf(t *testing.T, image crv1.Image) []digest.Digest {
-	t.Helper()
-	m, err := image.Manifest()
-	require.NoError(t, err)
-	all := []digest.Digest{digestOf(t, image), digest.Digest(m.Config.Digest.String())}
-	for _, l := range m.Layers {
-		all = append(all, digest.Digest(l.Digest.String()))
-	}
-	return all
 }
 
 // pull is the simplest fetcher: from the registry into the store.
@@ -321,8 +286,8 @@ func assignment(uid, revision string, artifacts ...v1alpha1.AssignedArtifact) v1
 	}
 }
 
-func (o *origin) artifact(d digest.Digest) v1alpha1.AssignedArtifact {
-	return v1alpha1.AssignedArtifact{Repository: o.host + "/team/app", Digest: d.String()}
+func (o origin) artifact(d digest.Digest) v1alpha1.AssignedArtifact {
+	return v1alpha1.AssignedArtifact{Repository: o.Host + "/team/app", Digest: d.String()}
 }
 
 var own = runtime.GOOS + "/" + runtime.GOARCH
@@ -337,10 +302,10 @@ func TestAPinKeepsTheClosureOfTheNodesOwnPlatform(t *testing.T) {
 	n.Set([]v1alpha1.PinAssignment{assignment("a", "1", o.artifact(digestOf(t, index)))})
 
 	p := n.await(t, "a", in(v1alpha1.PinReady, "1"))
-	want := append(closureOf(t, images[own]), digestOf(t, index))
+	want := append(registrytest.Closure(t, images[own]), digestOf(t, index))
 	require.Equal(t, sorted(want), n.pinned("a"))
 	n.requireHeld(t, want...)
-	n.requireAbsent(t, closureOf(t, images[other])...)
+	n.requireAbsent(t, registrytest.Closure(t, images[other])...)
 	require.Positive(t, p.BytesWanted)
 	require.Equal(t, p.BytesWanted, p.BytesHeld)
 }
@@ -378,7 +343,7 @@ func TestPlatforms(t *testing.T) {
 			n.await(t, "a", in(v1alpha1.PinReady, "1"))
 			want := []digest.Digest{digestOf(t, index)}
 			for _, p := range c.kept {
-				want = append(want, closureOf(t, images[p])...)
+				want = append(want, registrytest.Closure(t, images[p])...)
 			}
 			require.Equal(t, sorted(want), n.pinned("a"))
 		})
@@ -391,7 +356,7 @@ func TestPlatformsAreFoundInAnIndexWithinAnIndex(t *testing.T) {
 	here, hereImages := o.push(t, "1", own)
 	there, thereImages := o.push(t, "2", other)
 	outer := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: here}, mutate.IndexAddendum{Add: there})
-	ref, err := crname.ParseReference(o.host + "/team/app:all")
+	ref, err := crname.ParseReference(o.Host + "/team/app:all")
 	require.NoError(t, err)
 	require.NoError(t, remote.WriteIndex(ref, outer))
 	for name, c := range map[string]struct {
@@ -417,7 +382,7 @@ func TestPlatformsAreFoundInAnIndexWithinAnIndex(t *testing.T) {
 			}
 			want := []digest.Digest{digestOf(t, outer), digestOf(t, here), digestOf(t, there)}
 			for _, image := range c.kept {
-				want = append(want, closureOf(t, image)...)
+				want = append(want, registrytest.Closure(t, image)...)
 			}
 			require.Equal(t, sorted(want), n.pinned("a"))
 		})
@@ -435,7 +400,7 @@ func TestAManifestIsOneWhateverTypeTheRegistryGivesIt(t *testing.T) {
 		artifact.MediaType = mediaType
 		n.Set([]v1alpha1.PinAssignment{assignment("a", "1", artifact)})
 		n.await(t, "a", in(v1alpha1.PinReady, "1"))
-		require.Equal(t, sorted(closureOf(t, images[own])), n.pinned("a"), mediaType)
+		require.Equal(t, sorted(registrytest.Closure(t, images[own])), n.pinned("a"), mediaType)
 	}
 }
 
@@ -446,26 +411,26 @@ func TestReferrersAndPlainBlobsAreKept(t *testing.T) {
 	image := images[own]
 	signature, err := random.Image(100, 1)
 	require.NoError(t, err)
-	ref, err := crname.ParseReference(o.host + "/team/app:sig")
+	ref, err := crname.ParseReference(o.Host + "/team/app:sig")
 	require.NoError(t, err)
 	require.NoError(t, remote.Write(ref, signature))
 	layers, err := image.Layers()
 	require.NoError(t, err)
 	blob := digestOf(t, layers[0])
-	c, err := content.DigestCID(closureOf(t, image)[3])
+	c, err := content.DigestCID(registrytest.Closure(t, image)[3])
 	require.NoError(t, err)
 
 	signed := o.artifact(digestOf(t, image))
 	signed.Referrers = []string{digestOf(t, signature).String()}
-	byCID := v1alpha1.AssignedArtifact{Repository: o.host + "/team/app", CID: c.String()}
+	byCID := v1alpha1.AssignedArtifact{Repository: o.Host + "/team/app", CID: c.String()}
 	n := newNode(t, t.TempDir(), nil)
 	n.Set([]v1alpha1.PinAssignment{
 		assignment("signed", "1", signed), assignment("blob", "1", o.artifact(blob)), assignment("cid", "1", byCID),
 	})
 	for uid, want := range map[string][]digest.Digest{
-		"signed": append(closureOf(t, image), closureOf(t, signature)...),
+		"signed": append(registrytest.Closure(t, image), registrytest.Closure(t, signature)...),
 		"blob":   {blob},
-		"cid":    {closureOf(t, image)[3]},
+		"cid":    {registrytest.Closure(t, image)[3]},
 	} {
 		n.await(t, uid, in(v1alpha1.PinReady, "1"))
 		require.Equal(t, sorted(want), n.pinned(uid), uid)
@@ -488,7 +453,7 @@ func TestAFileIsPinnedByTheCIDOfItsRootIfItIsThatFile(t *testing.T) {
 	o := newOrigin(t)
 	image, err := random.Image(3<<20, 2)
 	require.NoError(t, err)
-	ref, err := crname.ParseReference(o.host + "/team/app:large")
+	ref, err := crname.ParseReference(o.Host + "/team/app:large")
 	require.NoError(t, err)
 	require.NoError(t, remote.Write(ref, image))
 	layers, err := image.Layers()
@@ -500,7 +465,7 @@ func TestAFileIsPinnedByTheCIDOfItsRootIfItIsThatFile(t *testing.T) {
 	first.await(t, "by digest", in(v1alpha1.PinReady, "1"))
 	held, err := first.store.Stat(asked)
 	require.NoError(t, err)
-	root := v1alpha1.AssignedArtifact{Repository: o.host + "/team/app", CID: held.Root.String()}
+	root := v1alpha1.AssignedArtifact{Repository: o.Host + "/team/app", CID: held.Root.String()}
 
 	for named, state := range map[digest.Digest]v1alpha1.PinState{asked: v1alpha1.PinReady, other: v1alpha1.PinFailed} {
 		n := newNode(t, t.TempDir(), func(p *pin.Options, _ *store.Options) { p.Files = finder{named, held.Size} })
@@ -514,13 +479,13 @@ func TestAFileIsPinnedByTheCIDOfItsRootIfItIsThatFile(t *testing.T) {
 
 func TestEveryFailureHasItsReason(t *testing.T) {
 	t.Parallel()
-	status := func(code int) func(*origin, *pin.Options, *store.Options, *v1alpha1.PinAssignment) {
-		return func(o *origin, _ *pin.Options, _ *store.Options, _ *v1alpha1.PinAssignment) {
+	status := func(code int) func(origin, *pin.Options, *store.Options, *v1alpha1.PinAssignment) {
+		return func(o origin, _ *pin.Options, _ *store.Options, _ *v1alpha1.PinAssignment) {
 			o.refusing(func(*http.Request) int { return code })
 		}
 	}
 	for name, c := range map[string]struct {
-		prepare func(*origin, *pin.Options, *store.Options, *v1alpha1.PinAssignment)
+		prepare func(origin, *pin.Options, *store.Options, *v1alpha1.PinAssignment)
 		reason  string
 		message string
 	}{
@@ -528,38 +493,38 @@ func TestEveryFailureHasItsReason(t *testing.T) {
 		"the registry fails":                 {status(503), v1alpha1.ReasonRegistryUnreachable, "503"},
 		"the registry limits the rate":       {status(429), v1alpha1.ReasonRateLimited, "429"},
 		"the registry refuses the anonymous": {status(401), v1alpha1.ReasonUnauthorized, "401"},
-		"the registry is gone": {func(o *origin, _ *pin.Options, _ *store.Options, _ *v1alpha1.PinAssignment) {
+		"the registry is gone": {func(o origin, _ *pin.Options, _ *store.Options, _ *v1alpha1.PinAssignment) {
 			o.Close()
 		}, v1alpha1.ReasonRegistryUnreachable, "refused"},
-		"a pull secret is missing": {func(o *origin, _ *pin.Options, _ *store.Options, a *v1alpha1.PinAssignment) {
+		"a pull secret is missing": {func(o origin, _ *pin.Options, _ *store.Options, a *v1alpha1.PinAssignment) {
 			o.refusing(func(*http.Request) int { return 401 })
 			a.PullSecrets = []string{"missing"}
 		}, v1alpha1.ReasonSecretNotFound, "team/missing"},
-		"a pull secret holds something else": {func(o *origin, p *pin.Options, _ *store.Options,
+		"a pull secret holds something else": {func(o origin, p *pin.Options, _ *store.Options,
 			a *v1alpha1.PinAssignment) {
 			o.refusing(func(*http.Request) int { return 401 })
 			p.Secrets.(vault)["team/tls"] = &corev1.Secret{Type: corev1.SecretTypeTLS}
 			a.PullSecrets = []string{"tls"}
 		}, v1alpha1.ReasonInvalidSecret, "kubernetes.io/dockerconfigjson"},
-		"it is larger than the pin allows": {func(_ *origin, _ *pin.Options, _ *store.Options,
+		"it is larger than the pin allows": {func(_ origin, _ *pin.Options, _ *store.Options,
 			a *v1alpha1.PinAssignment) {
 			a.SizeLimit = resource.NewQuantity(5000, resource.BinarySI)
 		}, v1alpha1.ReasonSizeLimitExceeded, "of 5000"},
-		"it is larger than the cache": {func(_ *origin, _ *pin.Options, s *store.Options, _ *v1alpha1.PinAssignment) {
+		"it is larger than the cache": {func(_ origin, _ *pin.Options, s *store.Options, _ *v1alpha1.PinAssignment) {
 			s.Limits.Capacity = 5000
 		}, v1alpha1.FetchExceedsCapacity, "5000 bytes of capacity"},
-		"the disk is full": {func(_ *origin, _ *pin.Options, s *store.Options, _ *v1alpha1.PinAssignment) {
+		"the disk is full": {func(_ origin, _ *pin.Options, s *store.Options, _ *v1alpha1.PinAssignment) {
 			s.Limits.MinFree = 1 << 20
 			s.FreeSpace = func(string) (int64, error) { return 0, nil }
 		}, v1alpha1.FetchDiskFull, "no space"},
-		"nobody can be asked": {func(_ *origin, _ *pin.Options, _ *store.Options, a *v1alpha1.PinAssignment) {
+		"nobody can be asked": {func(_ origin, _ *pin.Options, _ *store.Options, a *v1alpha1.PinAssignment) {
 			a.Artifacts[0].Repository = ""
 		}, v1alpha1.FetchFailed, "names no repository"},
-		"there is no runtime to load into": {func(_ *origin, _ *pin.Options, _ *store.Options,
+		"there is no runtime to load into": {func(_ origin, _ *pin.Options, _ *store.Options,
 			a *v1alpha1.PinAssignment) {
 			a.Target = v1alpha1.TargetCacheAndRuntime
 		}, v1alpha1.FetchRuntimeFailed, "container runtime"},
-		"a CID is of a DAG that nobody can look up": {func(_ *origin, _ *pin.Options, _ *store.Options,
+		"a CID is of a DAG that nobody can look up": {func(_ origin, _ *pin.Options, _ *store.Options,
 			a *v1alpha1.PinAssignment) {
 			a.Artifacts[0] = v1alpha1.AssignedArtifact{CID: "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG"}
 		}, v1alpha1.FetchFailed, "names a DAG"},
@@ -611,8 +576,8 @@ func TestPullSecretsAreTriedInOrder(t *testing.T) {
 	})
 	secrets := vault{}
 	secrets.add("other", "elsewhere.example", "u", "right")
-	secrets.add("stale", o.host, "u", "stale")
-	secrets.add("good", o.host, "u", "right")
+	secrets.add("stale", o.Host, "u", "stale")
+	secrets.add("good", o.Host, "u", "right")
 	n := newNode(t, t.TempDir(), func(p *pin.Options, _ *store.Options) { p.Secrets = secrets })
 	a := assignment("a", "1", o.artifact(digestOf(t, index)))
 	a.PullSecrets = []string{"missing", "other", "stale", "good"}
@@ -633,8 +598,8 @@ func TestCredentialsAreNotTakenForGoodBecauseAPeerAskedForNone(t *testing.T) {
 		return 0
 	})
 	secrets := vault{}
-	secrets.add("stale", o.host, "u", "stale")
-	secrets.add("good", o.host, "u", "right")
+	secrets.add("stale", o.Host, "u", "stale")
+	secrets.add("good", o.Host, "u", "right")
 	n := newNode(t, t.TempDir(), func(p *pin.Options, _ *store.Options) { p.Secrets = secrets })
 	n.opts.Fetcher.(*pull).shared = map[digest.Digest]string{digestOf(t, index): "Basic dTpyaWdodA=="}
 	failed := false
@@ -653,7 +618,7 @@ func TestARevisionHoldsTheOldUntilTheNewIsWhole(t *testing.T) {
 	o := newOrigin(t)
 	first, firstImages := o.push(t, "1", own)
 	second, secondImages := o.push(t, "2", own)
-	old := append(closureOf(t, firstImages[own]), digestOf(t, first))
+	old := append(registrytest.Closure(t, firstImages[own]), digestOf(t, first))
 	n := newNode(t, t.TempDir(), nil)
 	n.Set([]v1alpha1.PinAssignment{assignment("a", "1", o.artifact(digestOf(t, first)))})
 	n.await(t, "a", in(v1alpha1.PinReady, "1"))
@@ -671,7 +636,7 @@ func TestARevisionHoldsTheOldUntilTheNewIsWhole(t *testing.T) {
 	n.Retry()
 	p = n.await(t, "a", in(v1alpha1.PinReady, "3"))
 	require.Empty(t, p.HeldRevision)
-	require.Equal(t, sorted(append(closureOf(t, secondImages[own]), digestOf(t, second))), n.pinned("a"))
+	require.Equal(t, sorted(append(registrytest.Closure(t, secondImages[own]), digestOf(t, second))), n.pinned("a"))
 }
 
 func TestARevisionThatLosesABlobIsHeldNoMore(t *testing.T) {
@@ -685,7 +650,7 @@ func TestARevisionThatLosesABlobIsHeldNoMore(t *testing.T) {
 	o.down()
 	n.Set([]v1alpha1.PinAssignment{assignment("a", "2", o.artifact(digestOf(t, second)))})
 	n.await(t, "a", in(v1alpha1.PinFailed, "2"))
-	n.Lost(closureOf(t, images[own])[2])
+	n.Lost(registrytest.Closure(t, images[own])[2])
 	p := n.await(t, "a", func(p v1alpha1.PinProgress) bool { return p.HeldRevision == "" })
 	require.Equal(t, "2", p.Revision)
 }
@@ -694,7 +659,7 @@ func TestARestartHoldsPinsWithoutAnybody(t *testing.T) {
 	t.Parallel()
 	o := newOrigin(t)
 	index, images := o.push(t, "1", own)
-	held := append(closureOf(t, images[own]), digestOf(t, index))
+	held := append(registrytest.Closure(t, images[own]), digestOf(t, index))
 	dir := t.TempDir()
 	a := assignment("a", "1", o.artifact(digestOf(t, index)))
 	n := newNode(t, dir, nil)
@@ -742,8 +707,8 @@ func TestPurgeRemovesWhatNoOtherPinKeeps(t *testing.T) {
 	n.Set([]v1alpha1.PinAssignment{a, b})
 	p := n.await(t, "a", in(v1alpha1.PinPurged, "2"))
 	require.Zero(t, p.BytesHeld)
-	n.requireAbsent(t, append(closureOf(t, images[other]), digestOf(t, index))...)
-	n.requireHeld(t, closureOf(t, images[own])...)
+	n.requireAbsent(t, append(registrytest.Closure(t, images[other]), digestOf(t, index))...)
+	n.requireHeld(t, registrytest.Closure(t, images[own])...)
 	require.Empty(t, n.pinned("a"))
 }
 
@@ -755,7 +720,7 @@ func TestALostBlobIsFetchedAgain(t *testing.T) {
 	n.Set([]v1alpha1.PinAssignment{assignment("a", "1", o.artifact(digestOf(t, index)))})
 	n.await(t, "a", in(v1alpha1.PinReady, "1"))
 
-	layer := closureOf(t, images[own])[2]
+	layer := registrytest.Closure(t, images[own])[2]
 	require.NoError(t, n.store.Unpin("pin/a"))
 	require.NoError(t, n.store.Delete(layer))
 	require.Eventually(t, func() bool {
@@ -763,7 +728,7 @@ func TestALostBlobIsFetchedAgain(t *testing.T) {
 		return err == nil
 	}, patience, 5*time.Millisecond)
 	n.await(t, "a", in(v1alpha1.PinReady, "1"))
-	n.eventuallyPins(t, "a", append(closureOf(t, images[own]), digestOf(t, index)))
+	n.eventuallyPins(t, "a", append(registrytest.Closure(t, images[own]), digestOf(t, index)))
 }
 
 func TestWhatOnlyTheRuntimeHoldsIsCopied(t *testing.T) {
@@ -774,7 +739,7 @@ func TestWhatOnlyTheRuntimeHoldsIsCopied(t *testing.T) {
 	first.Set([]v1alpha1.PinAssignment{assignment("a", "1", o.artifact(digestOf(t, index)))})
 	first.await(t, "a", in(v1alpha1.PinReady, "1"))
 
-	held := append(closureOf(t, images[own]), digestOf(t, index))
+	held := append(registrytest.Closure(t, images[own]), digestOf(t, index))
 	damaged := held[2]
 	o.refusing(func(r *http.Request) int {
 		if strings.HasSuffix(r.URL.Path, damaged.String()) {
@@ -835,7 +800,7 @@ func TestTheRuntimeLoadsTheImageWithThePinsCredentials(t *testing.T) {
 	o := newOrigin(t)
 	index, _ := o.push(t, "1", own)
 	secrets := vault{}
-	secrets.add("good", o.host, "u", "right")
+	secrets.add("good", o.Host, "u", "right")
 	into := &loads{password: "right"}
 	reads := &counted{vault: secrets}
 	dir := t.TempDir()
@@ -845,7 +810,7 @@ func TestTheRuntimeLoadsTheImageWithThePinsCredentials(t *testing.T) {
 	n.Set([]v1alpha1.PinAssignment{a})
 	n.await(t, "a", in(v1alpha1.PinReady, "1"))
 	loaded := []pin.Image{{
-		Repository: content.Repository{Registry: o.host, Name: "team/app"}, Tag: "1", Digest: digestOf(t, index),
+		Repository: content.Repository{Registry: o.Host, Name: "team/app"}, Tag: "1", Digest: digestOf(t, index),
 		Credential: pullsecret.Credential{Username: "u", Password: "right"},
 	}}
 	require.Equal(t, loaded, into.images)
@@ -952,7 +917,7 @@ func TestTheGateKnowsOfAPinBeforeTheRegistryIsDown(t *testing.T) {
 	o := newOrigin(t)
 	index, images := o.push(t, "1", own)
 	secrets, dir, g := vault{}, t.TempDir(), &gate{}
-	secrets.add("good", o.host, "u", "right")
+	secrets.add("good", o.Host, "u", "right")
 	life := func() *node {
 		return newNode(t, dir, func(p *pin.Options, _ *store.Options) { p.Secrets, p.Gate = secrets, g })
 	}
@@ -965,7 +930,7 @@ func TestTheGateKnowsOfAPinBeforeTheRegistryIsDown(t *testing.T) {
 	g.open.Store(true)
 	n.Lost(digestOf(t, index)) // has the pin looked at
 	want := []string{"manifest " + digestOf(t, index).String(), "manifest " + digestOf(t, images[own]).String()}
-	for _, d := range closureOf(t, images[own])[1:] {
+	for _, d := range registrytest.Closure(t, images[own])[1:] {
 		want = append(want, "blob "+d.String())
 	}
 	for i := range want {

@@ -2,7 +2,6 @@ package pin_test
 
 import (
 	"crypto/rand"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -10,9 +9,7 @@ import (
 	"testing"
 	"time"
 
-	crname "github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/random"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	ma "github.com/multiformats/go-multiaddr"
 	"github.com/opencontainers/go-digest"
@@ -26,10 +23,10 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
+	"github.com/shoal-cache/shoal/test/registrytest"
 )
 
-// tokens stands before a registry, and wants tokens that are good for a number of requests, in place of the minutes
-// that they live in truth.
+// tokens gives out tokens that are good for a number of requests, to whoever has the password.
 type tokens struct {
 	life  int  // requests
 	most  int  // after so many tokens the password is revoked; 0: never
@@ -37,29 +34,16 @@ type tokens struct {
 	vague bool // whose password is wrong gets a token that is good for nothing, as some registries have it
 
 	mu      sync.Mutex
-	left    map[string]int // requests, by header
-	good    int            // tokens given to who had the password
-	refused int            // requests of others who showed one
+	good    int // tokens given to who had the password
+	refused int // requests of others who showed one
 }
 
 const guarded = "images.test"
 
 // guard puts tokens before o, and returns a client to which o's images are then at guarded.
-func (k *tokens) guard(t *testing.T, o *origin) *upstream.Client {
+func (k *tokens) guard(t *testing.T, o origin) *upstream.Client {
 	t.Helper()
-	k.left = map[string]int{}
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch {
-		case r.URL.Path == "/token":
-			k.give(w, r)
-		case k.admit(r):
-			o.Config.Handler.ServeHTTP(w, r)
-		default:
-			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="images.test"`,
-				r.Host))
-			w.WriteHeader(http.StatusUnauthorized)
-		}
-	}))
+	server := httptest.NewServer(registrytest.NewTokens(o.Files, k.issue))
 	t.Cleanup(server.Close)
 	client, err := upstream.New(upstream.Options{
 		Upstreams: []upstream.Upstream{{Registry: guarded, Endpoints: []string{server.URL}}},
@@ -70,41 +54,23 @@ func (k *tokens) guard(t *testing.T, o *origin) *upstream.Client {
 	return client
 }
 
-func (k *tokens) give(w http.ResponseWriter, r *http.Request) {
+func (k *tokens) issue(r *http.Request) registrytest.Token {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.down {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		return
-	}
-	life := 0
 	_, password, shown := r.BasicAuth()
-	if password == "right" && (k.most == 0 || k.good < k.most) {
+	switch {
+	case k.down:
+		return registrytest.Token{Status: http.StatusServiceUnavailable}
+	case password == "right" && (k.most == 0 || k.good < k.most):
 		k.good++
-		life = k.life
-	} else {
-		if shown {
-			k.refused++
-		}
-		if !k.vague {
-			w.WriteHeader(http.StatusUnauthorized)
-			return
-		}
+		return registrytest.Token{Requests: k.life}
+	case shown:
+		k.refused++
 	}
-	token := fmt.Sprint(len(k.left))
-	k.left["Bearer "+token] = life
-	_, _ = fmt.Fprintf(w, `{"token":%q,"expires_in":300}`, token)
-}
-
-func (k *tokens) admit(r *http.Request) bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	header := r.Header.Get("Authorization")
-	if k.left[header] == 0 {
-		return false
+	if k.vague {
+		return registrytest.Token{}
 	}
-	k.left[header]--
-	return true
+	return registrytest.Token{Status: http.StatusUnauthorized}
 }
 
 // late is a fetcher that is made once the node's store is there.
@@ -138,9 +104,7 @@ func TestTokensThatLiveShorterThanThePull(t *testing.T) {
 	o := newOrigin(t)
 	image, err := random.Image(8<<20, 2)
 	require.NoError(t, err)
-	ref, err := crname.ParseReference(o.host + "/team/app:1")
-	require.NoError(t, err)
-	require.NoError(t, remote.Write(ref, image))
+	o.Push(t, "team/app:1", image)
 	for name, c := range map[string]struct {
 		password string
 		tokens   *tokens
@@ -186,7 +150,7 @@ func TestTokensThatLiveShorterThanThePull(t *testing.T) {
 			require.LessOrEqual(t, k.refused, c.refused)
 			require.Equal(t, c.refused > 0, k.refused > 0)
 			if c.state == v1alpha1.PinReady {
-				n.requireHeld(t, closureOf(t, image)...)
+				n.requireHeld(t, registrytest.Closure(t, image)...)
 				require.Greater(t, k.good, 2, "it took some")
 				return
 			}
