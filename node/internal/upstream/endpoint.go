@@ -1,9 +1,7 @@
 package upstream
 
 import (
-	"cmp"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -20,12 +18,17 @@ import (
 
 // routes is who is reached how.
 type routes struct {
-	byName   map[string]*registry
-	fallback Upstream       // of registries not listed
-	client   *http.Client   // of the fallback
-	clients  []*http.Client // all, to close them
+	registries.Routes[route]
+	clients []*http.Client // all, to close them
 	// unlisted holds the registries that were asked for and are not listed. Callers choose the names, so it is bounded.
 	unlisted *lru.Cache[string, *registry]
+}
+
+// route is to one registry that is listed, or to all that are not.
+type route struct {
+	upstream Upstream
+	client   *http.Client
+	registry *registry // nil: the registries that are not listed
 }
 
 // registry is where one registry is reached.
@@ -77,62 +80,45 @@ func (c *Client) newRoutes(ups []Upstream) (*routes, error) {
 	if err != nil {
 		return nil, err
 	}
-	next := &routes{byName: make(map[string]*registry), unlisted: unlisted}
-	fallback := false
-	for _, u := range ups {
+	next := &routes{unlisted: unlisted}
+	next.Routes, err = registries.NewRoutes(ups, func(name string, u Upstream) (route, error) {
 		client, err := c.newClient(u)
 		if err != nil {
-			return nil, fmt.Errorf("upstream %q: %w", cmp.Or(u.Registry, "*"), err)
+			return route{}, err
 		}
 		next.clients = append(next.clients, client)
-		if u.Every() {
-			if fallback {
-				return nil, errors.New(`upstream "*": listed twice`)
-			}
-			if _, err := u.URLs(); err != nil {
-				return nil, fmt.Errorf(`upstream "*": %w`, err)
-			}
-			fallback, next.fallback, next.client = true, u, client
-			continue
-		}
-		name := registries.Canonical(u.Registry)
-		if next.byName[name] != nil {
-			return nil, fmt.Errorf("upstream %q: listed twice", u.Registry)
+		if name == "" {
+			_, err = u.URLs()
+			return route{upstream: u, client: client}, err
 		}
 		reg, err := newRegistry(name, u, client)
 		if err != nil {
-			return nil, fmt.Errorf("upstream %q: %w", u.Registry, err)
+			return route{}, err
 		}
 		reg.listed = true
-		next.byName[name] = reg
-	}
-	if !fallback {
-		client, err := c.newClient(Upstream{})
-		if err != nil {
-			return nil, err
-		}
-		next.client, next.clients = client, append(next.clients, client)
-	}
-	return next, nil
+		return route{upstream: u, client: client, registry: reg}, nil
+	})
+	return next, err
 }
 
 // registry finds how the registry of this name is reached.
 func (c *Client) registry(name string) (*registry, error) {
 	name = registries.Canonical(name)
 	table := c.routes
-	if reg := table.byName[name]; reg != nil {
-		return reg, nil
+	to, listed := table.Of(name)
+	if listed {
+		return to.registry, nil
 	}
 	before, ok := table.unlisted.Get(name)
 	now := time.Now()
 	if ok && (c.opts.Mirrors == nil || now.UnixNano() < before.mirroredUntil.Load()) {
 		return before, nil
 	}
-	reg, err := newRegistry(name, table.fallback, table.client)
+	reg, err := newRegistry(name, to.upstream, to.client)
 	if err != nil {
 		return nil, fmt.Errorf("registry %q: %w", name, err)
 	}
-	reg.namespaced = len(table.fallback.Endpoints) > 0
+	reg.namespaced = len(to.upstream.Endpoints) > 0
 	if !reg.namespaced { // where the configuration says how all are reached, that holds
 		reg = c.mirrored(reg, before, now)
 	}

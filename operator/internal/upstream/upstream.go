@@ -3,7 +3,6 @@
 package upstream
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,10 +16,7 @@ import (
 )
 
 // Upstreams say how registries are reached.
-type Upstreams struct {
-	byName   map[string]*route
-	fallback *route // to registries that are not listed
-}
+type Upstreams struct{ routes registries.Routes[*route] }
 
 // route is how one registry is reached.
 type route struct {
@@ -31,35 +27,17 @@ type route struct {
 
 // New makes Upstreams. It fails for an entry that is malformed, is there twice, or names files that can't be read.
 func New(upstreams []registries.Upstream, log *slog.Logger) (*Upstreams, error) {
-	t := &Upstreams{byName: map[string]*route{}}
-	for _, u := range upstreams {
-		r, err := newRoute(u, log)
-		if err != nil {
-			return nil, fmt.Errorf("upstream %q: %w", cmp.Or(u.Registry, "*"), err)
-		}
-		name := registries.Canonical(u.Registry)
-		if u.Every() {
-			if t.fallback != nil {
-				return nil, errors.New(`upstream "*": listed twice`)
-			}
-			r.namespaced = len(r.endpoints) > 0
-			t.fallback = r
-		} else if t.byName[name] != nil {
-			return nil, fmt.Errorf("upstream %q: listed twice", u.Registry)
-		} else {
-			t.byName[name] = r
-		}
+	routes, err := registries.NewRoutes(upstreams, func(name string, u registries.Upstream) (*route, error) {
+		return newRoute(name, u, log)
+	})
+	if err != nil {
+		return nil, err
 	}
-	if t.fallback == nil {
-		var err error
-		if t.fallback, err = newRoute(registries.Upstream{}, log); err != nil {
-			return nil, err
-		}
-	}
-	return t, nil
+	return &Upstreams{routes: routes}, nil
 }
 
-func newRoute(u registries.Upstream, log *slog.Logger) (*route, error) {
+// newRoute is to the registry of a name, or to all that have no route of their own where it is "".
+func newRoute(name string, u registries.Upstream, log *slog.Logger) (*route, error) {
 	endpoints, err := u.URLs()
 	if err != nil {
 		return nil, err
@@ -73,18 +51,15 @@ func newRoute(u registries.Upstream, log *slog.Logger) (*route, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &route{endpoints: endpoints, transport: transport}, nil
+	return &route{endpoints: endpoints, namespaced: name == "" && len(endpoints) > 0, transport: transport}, nil
 }
 
 // For is the transport for pulls from one registry, which its caller names by host. Requests to others that the
 // registry sends a client to, such as its token server, go where they are addressed, by HTTPS_PROXY where the
 // environment sets it, and with the trust and the certificate that the registry has.
 func (u *Upstreams) For(registry string) http.RoundTripper {
-	p := &pulls{registry: registries.Canonical(registry), route: u.fallback}
-	if r := u.byName[p.registry]; r != nil {
-		p.route = r
-	}
-	return p
+	route, _ := u.routes.Of(registry)
+	return &pulls{registry: registries.Canonical(registry), route: route}
 }
 
 // pulls sends the requests of who pulls from one registry.
