@@ -41,14 +41,15 @@ func (p *Plans) Open(now time.Time) {
 // openUp opens the tables but for that of those who wait for a word to be shown.
 func (p *Plans) openUp(now time.Time) {
 	for _, t := range p.tables {
-		if !t.open && (t.size >= 0 || !p.awaits(now)) {
+		if !t.open && (t.size >= 0 || !p.awaitWord(now)) {
 			t.Open(now)
 		}
 	}
 }
 
-// awaits reports whether someone says the size, and has yet to show that he has any of the blob.
-func (p *Plans) awaits(now time.Time) bool {
+// awaitWord begins, at the first call, the wait for a participant that says the size and has yet to show that it has any
+// of the blob. It reports whether the wait goes on.
+func (p *Plans) awaitWord(now time.Time) bool {
 	if p.believed(false) != nil || p.believed(true) == nil {
 		return false
 	}
@@ -246,7 +247,7 @@ func (p *Plans) add(now time.Time, unsized bool) *Table {
 		p.tables = slices.DeleteFunc(p.tables, func(t *Table) bool { return t == gone })
 	}
 	t := New(p.cfg)
-	if p.open && !(unsized && p.awaits(now)) {
+	if p.open && !(unsized && p.awaitWord(now)) {
 		t.Open(now)
 	}
 	p.tables = append(p.tables, t)
