@@ -10,9 +10,6 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
 
-// startSize is how many bytes a registry that gives no ranges must give of a blob's start.
-const startSize = 64 << 10
-
 // Registries are asked about repositories; see upstream.Client.
 type Registries interface {
 	Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error)
@@ -72,7 +69,7 @@ func (r repository) Sample(ctx context.Context, off, n int64) ([]byte, int64, er
 	}
 	defer func() { _ = body.Close() }()
 	if body.Offset != off {
-		n = min(body.Size, max(n, startSize))
+		n = min(body.Size, max(n, sampleWindow))
 	}
 	data := make([]byte, n)
 	if got, err := io.ReadFull(body, data); err != nil {

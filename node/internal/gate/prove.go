@@ -23,20 +23,25 @@ const (
 	maxSamples  = 16 << 10
 	maxHearings = 16 << 10
 
-	// sampleSize is how many bytes a source must give of what is sampled in parts. They are chosen from sampleWindow
-	// bytes as those that are the hardest to guess.
+	// sampleSize is how many bytes a source must give of what is sampled in parts, chosen from sampleWindow bytes at
+	// least. A source chooses what it gives of its own accord, and what does not know Range gives the start: so much of
+	// that, or all, must be there to choose from, for the first bytes of an archive are known to everyone.
 	sampleSize   = 1 << 10
 	sampleWindow = 64 << 10
+	// varied is how many different bytes a part has at least that nobody guesses: not zeros, nor the header of a file.
+	varied = 48
+	// maxWindows bounds the search for such a part.
+	maxWindows = 16
 	// hearingTTL is how long the other nodes' word is not asked for again.
 	hearingTTL = 5 * time.Second
 	// peersTimeout bounds the search for content at other nodes that may not be there.
 	peersTimeout = 2 * time.Second
 )
 
-// sample is a part of some content as a source gave it.
+// sample is a part of some content as a source gave it, chosen by the gate from so many bytes.
 type sample struct {
-	off, n int64
-	sum    [sha256.Size]byte
+	off, n, from int64
+	sum          [sha256.Size]byte
 }
 
 // hearing is one question to the other nodes.
@@ -84,14 +89,20 @@ func (g *Gate) proved(source Source, d digest.Digest) bool {
 		return false
 	}
 	defer func() { _ = r.Close() }()
-	own, err := read(context.Background(), r, s.off, s.n)
 	g.samples.Remove(thing)
-	if err != nil || sha256.Sum256(own) != s.sum {
+	if s.from < enough(r.Size()) {
+		return false
+	}
+	own, err := read(context.Background(), r, s.off, s.n)
+	if err != nil || sha256.Sum256(own) != s.sum || s.n < r.Size() && variety(own) < varied {
 		return false
 	}
 	g.enroll(source, d)
 	return true
 }
+
+// enough is how many bytes of some content there must be to choose a part from, where the source chose them.
+func enough(size int64) int64 { return min(size, sampleWindow) }
 
 // enroll remembers that the source has the content.
 func (g *Gate) enroll(source Source, d digest.Digest) {
@@ -173,6 +184,9 @@ func (g *Gate) compare(ctx context.Context, req Request, r content.Reader, fromP
 	if err != nil {
 		return err
 	}
+	if at != off { // it does not know Range
+		n = max(n, enough(r.Size()))
+	}
 	if int64(len(theirs)) < n || at+int64(len(theirs)) > r.Size() {
 		return fmt.Errorf("%s gave %d bytes of %s from %d, not %d from %d: %w",
 			req.Source, len(theirs), req.Digest, at, n, off, content.ErrUnavailable)
@@ -189,8 +203,8 @@ func (g *Gate) compare(ctx context.Context, req Request, r content.Reader, fromP
 	return nil
 }
 
-// choose picks what a source must give: the whole of what is small, else the bytes of a random window that are the
-// hardest to guess. Of what other nodes hold the window lies in the first chunk, which the caller needs first.
+// choose picks what a source must give: the whole of what is small, else a part at a random place that is hard to guess.
+// Of what other nodes hold it lies in the first chunk, which the caller needs first.
 func choose(ctx context.Context, r content.Reader, fromPeers bool) (off, n int64, err error) {
 	span := r.Size()
 	if span <= sampleSize {
@@ -200,26 +214,31 @@ func choose(ctx context.Context, r content.Reader, fromPeers bool) (off, n int64
 		span = min(span, content.ChunkSize)
 	}
 	window := min(span, sampleWindow)
-	start := rand.Int64N(span - window + 1)
-	data, err := read(ctx, r, start, window)
-	if err != nil {
-		return 0, 0, err
-	}
-	at, most := int64(0), -1
-	for i := int64(0); i+sampleSize <= window; i += sampleSize {
-		var seen [256]bool
-		distinct := 0
-		for _, b := range data[i : i+sampleSize] {
-			if !seen[b] {
-				seen[b] = true
-				distinct++
+	for most, tries := -1, 0; most < varied && tries < maxWindows; tries++ {
+		start := rand.Int64N(span - window + 1)
+		data, err := read(ctx, r, start, window)
+		if err != nil {
+			return 0, 0, err
+		}
+		for i := int64(0); i+sampleSize <= window; i += sampleSize {
+			if v := variety(data[i : i+sampleSize]); v > most {
+				off, most = start+i, v
 			}
 		}
-		if distinct > most {
-			at, most = i, distinct
+	}
+	return off, sampleSize, nil
+}
+
+// variety is how many different bytes there are: few where they are easy to guess.
+func variety(data []byte) (n int) {
+	var seen [256]bool
+	for _, b := range data {
+		if !seen[b] {
+			seen[b] = true
+			n++
 		}
 	}
-	return start + at, sampleSize, nil
+	return n
 }
 
 func read(ctx context.Context, r content.Reader, off, n int64) ([]byte, error) {
@@ -333,7 +352,7 @@ func (g *Gate) Given(source Source, d digest.Digest, body io.ReadCloser, off, n 
 	size := min(n, sampleSize)
 	start := rand.Int64N(n - size + 1)
 	return &given{ReadCloser: body, skip: start, left: size, sum: sha256.New(), done: func(sum []byte) {
-		g.samples.Add(thing, sample{off: off + start, n: size, sum: [sha256.Size]byte(sum)})
+		g.samples.Add(thing, sample{off: off + start, n: size, from: n, sum: [sha256.Size]byte(sum)})
 	}}
 }
 
