@@ -173,3 +173,22 @@ func TestTheSearchForHoldersEndsThoughAPeersMapDoesNot(t *testing.T) {
 	a.discover(ctx, digest.FromString("x"), func(peer.ID, string, int64, []schedule.Claim) {})
 	require.NoError(t, ctx.Err(), "it goes on for a minute")
 }
+
+func TestOrders_ThoseThatLeadNowhereUseUpTheBudgetOfTheirCoordinator(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		orders          schedule.Orders
+		atLeast, atMost int // in a second, for as long as it goes on
+	}{
+		"nothing at all":        {schedule.Orders{}, 1, 200},
+		"a size, over and over": {schedule.Orders{Size: 1}, 1, 200},
+		"a lease":               {schedule.Orders{Leases: []schedule.Run{{First: 0, Count: 1}}}, 10_000, 20_000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			perSecond := workRate / costOf(test.orders)
+			require.LessOrEqual(t, perSecond, test.atMost)
+			require.GreaterOrEqual(t, perSecond, test.atLeast)
+		})
+	}
+}

@@ -409,9 +409,18 @@ const (
 	maxLeases = 64
 	// maxPending is how many orders may wait to be taken.
 	maxPending = 4 * maxList
-	// orderWork is what taking in an order costs, in microseconds.
+	// orderWork is what taking in an order costs, in microseconds, and vainWork what one costs that leads nowhere. A fetch
+	// wakes for it all the same, and no coordinator has reason to send many.
 	orderWork = 10
+	vainWork  = 1000
 )
+
+func costOf(o schedule.Orders) int {
+	if n := len(o.Chunks) + len(o.Leases); n > 0 {
+		return orderWork * (1 + n)
+	}
+	return vainWork
+}
 
 func (s *Swarm) readOrders(ctx context.Context, p peer.ID, in *inbound) (schedule.Orders, error) {
 	var f orders
@@ -426,7 +435,7 @@ func (s *Swarm) readOrders(ctx context.Context, p peer.ID, in *inbound) (schedul
 	if err != nil {
 		return o, err
 	}
-	return o, s.guard.Charge(ctx, p, orderWork*(1+len(o.Chunks)+len(o.Leases)))
+	return o, s.guard.Charge(ctx, p, costOf(o))
 }
 
 // nearest returns the n peers nearest to d, this node among them if it is one. In a swarm that fits into the routing
