@@ -60,6 +60,23 @@ func NewImage(repository string, private bool, seed uint64, layers ...int64) (*I
 	return m, nil
 }
 
+// Listing is an image of another repository, which anyone may read. Its manifest lists the blobs of m, and its registry
+// did not look whether it has them: it has none.
+func (m *Image) Listing(repository string) (*Image, error) {
+	l := &Image{Repository: repository, Blobs: m.Blobs, content: map[digest.Digest][]byte{}}
+	var err error
+	l.Manifest, err = json.Marshal(v1.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest, Config: m.Blobs[0],
+		Layers: m.Blobs[1:], Annotations: map[string]string{v1.AnnotationTitle: repository},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("image manifest: %w", err)
+	}
+	l.Digest = digest.FromBytes(l.Manifest)
+	l.content[l.Digest] = l.Manifest
+	return l, nil
+}
+
 func (m *Image) add(mediaType string, content []byte) {
 	d := digest.FromBytes(content)
 	m.content[d] = content

@@ -267,15 +267,16 @@ func (p *pull) ask(ctx context.Context, method, target string, offset int64) (*h
 }
 
 // Steal asks for a private image without credentials by every way that a client has, and returns those that gave out
-// its bytes. Others are names of registries and repositories under which it asks as well.
+// its bytes. Others are names of registries and repositories under which it asks as well, first for what their tag is.
 func Steal(ctx context.Context, spec Spec, others ...string) (stolen []string) {
 	web := &http.Client{Transport: &http.Transport{DialContext: spec.Dial, DisableKeepAlives: true}}
 	m := spec.Image
-	paths := []string{"/v2/" + m.Repository + "/manifests/" + badregistry.Tag + "?ns=" + spec.Namespace}
+	var paths []string
 	names := append([]string{spec.Namespace + "/" + m.Repository}, others...)
 	for _, name := range names {
 		registry, repository, _ := bytes.Cut([]byte(name), []byte("/"))
 		base := "/v2/" + string(repository)
+		paths = append(paths, fmt.Sprintf("%s/manifests/%s?ns=%s", base, badregistry.Tag, registry))
 		paths = append(paths, fmt.Sprintf("%s/manifests/%s?ns=%s", base, m.Digest, registry))
 		for _, b := range m.Blobs {
 			paths = append(paths, fmt.Sprintf("%s/blobs/%s?ns=%s", base, b.Digest, registry))
@@ -292,7 +293,8 @@ func Steal(ctx context.Context, spec Spec, others ...string) (stolen []string) {
 		if err != nil {
 			continue // an agent that is down gives nothing away
 		}
-		got, _ := io.ReadAll(io.LimitReader(response.Body, 1<<10))
+		// All of a manifest, for those of other repositories may begin as the private one does.
+		got, _ := io.ReadAll(io.LimitReader(response.Body, max(1<<10, int64(len(m.Manifest))+1)))
 		response.Body.Close()
 		if response.StatusCode/100 == 2 && private(m, got) {
 			stolen = append(stolen, path)

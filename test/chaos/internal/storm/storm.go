@@ -201,9 +201,17 @@ func (s *Storm) bring(r plan.Round) (*badregistry.Image, error) {
 		}
 		s.images[number] = m
 		s.rig.Registry.Add(m)
+		if m.Private {
+			l, err := m.Listing(listing(m))
+			if err != nil {
+				return nil, err
+			}
+			s.rig.Registry.Add(l)
+		}
 	}
 	if old := s.images[r.Number-plan.Kept-1]; old != nil {
 		s.rig.Registry.Remove(old.Repository)
+		s.rig.Registry.Remove(listing(old))
 		delete(s.images, r.Number-plan.Kept-1)
 	}
 	clear(s.held)
@@ -219,6 +227,9 @@ func makeImage(r plan.Round) (*badregistry.Image, error) {
 	return badregistry.NewImage(fmt.Sprintf("%s/round-%d", kind, r.Number), r.Image.Private, r.Image.Seed,
 		r.Image.Layers...)
 }
+
+// listing is the public repository of the same registry whose manifest lists what a private image has.
+func listing(m *badregistry.Image) string { return "public/lists/" + m.Repository }
 
 func (s *Storm) kept() map[int]*badregistry.Image {
 	s.mu.Lock()
@@ -327,7 +338,7 @@ func (s *Storm) steal(ctx context.Context, round int, images map[int]*badregistr
 				}
 				s.Figures.Thefts++
 				bounded, cancel := context.WithTimeout(ctx, 20*time.Second)
-				for _, path := range puller.Steal(bounded, s.spec(node, m), s.elsewhere(images)...) {
+				for _, path := range puller.Steal(bounded, s.spec(node, m), s.elsewhere(m, images)...) {
 					s.violate(round, "node %d gave private bytes to a caller without credentials at %s", node, path)
 				}
 				cancel()
@@ -337,9 +348,12 @@ func (s *Storm) steal(ctx context.Context, round int, images map[int]*badregistr
 	}
 }
 
-// elsewhere are a public repository of the same registry, and the registry that claims to have everything.
-func (s *Storm) elsewhere(images map[int]*badregistry.Image) []string {
-	others := []string{rig.Evil + "/any/image"}
+// elsewhere are public repositories of the same registry, one of which lists what the image has, and the registry that
+// claims to have everything.
+func (s *Storm) elsewhere(private *badregistry.Image, images map[int]*badregistry.Image) []string {
+	others := []string{
+		rig.Namespace + "/" + listing(private), rig.Evil + "/any/image", rig.Evil + "/" + badregistry.Guessing + "image",
+	}
 	for _, m := range images {
 		if !m.Private {
 			return append(others, rig.Namespace+"/"+m.Repository)
