@@ -17,6 +17,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
@@ -343,7 +344,11 @@ func mountImage(t *testing.T, image string) string {
 	if out, err := exec.Command("mount", "-o", "loop,commit=600", image, dir).CombinedOutput(); err != nil {
 		t.Skipf("cannot mount a file here: %v: %s", err, out)
 	}
-	t.Cleanup(func() { require.NoError(t, syscall.Unmount(dir, 0)) })
+	t.Cleanup(func() {
+		// A process that another test is about to start has our open files until it is.
+		require.Eventually(t, func() bool { return !errors.Is(syscall.Unmount(dir, 0), syscall.EBUSY) }, time.Minute,
+			50*time.Millisecond)
+	})
 	return dir
 }
 

@@ -291,7 +291,7 @@ func (s *Store) evictAll(victims []victim, must, want int64, room sync.Locker) e
 // shortfall tells how many bytes must go at least so that extra more fit, and how many should go when the store is
 // above its high watermark. Neither is above 0 when nothing need be done.
 func (s *Store) shortfall(extra int64) (must, want int64) {
-	free, err := s.opts.FreeSpace(s.opts.Path)
+	free, err := s.freeDisk()
 	if err != nil {
 		s.log.Warn("free disk space is not known", "error", err)
 		free = math.MaxInt64

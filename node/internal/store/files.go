@@ -179,13 +179,31 @@ func freeSpace(path string) (int64, error) {
 	return int64(st.Bavail) * st.Bsize, nil
 }
 
-// DiskSize is the number of bytes of the file system that holds the store.
-func (s *Store) DiskSize() (int64, error) {
+func diskSize(path string) (int64, error) {
 	var st syscall.Statfs_t
-	if err := syscall.Statfs(s.opts.Path, &st); err != nil {
-		return 0, fmt.Errorf("size of the disk that holds %s: %w", s.opts.Path, err)
+	if err := syscall.Statfs(path, &st); err != nil {
+		return 0, fmt.Errorf("size of the disk that holds %s: %w", path, err)
 	}
 	return int64(st.Blocks) * st.Bsize, nil
+}
+
+// DiskSize is the number of bytes of the file system that holds the store.
+func (s *Store) DiskSize() (int64, error) { return s.disksWord(diskSize) }
+
+func (s *Store) freeDisk() (int64, error) { return s.disksWord(s.opts.FreeSpace) }
+
+// disksWord asks the file system, which may hang as any other read.
+func (s *Store) disksWord(ask func(path string) (int64, error)) (int64, error) {
+	said := make(chan int64, 1)
+	err := s.within(s.opts.Path, func() error {
+		n, err := ask(s.opts.Path)
+		said <- n
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return <-said, nil
 }
 
 // allocated is the number of bytes that a sparse file takes on disk.

@@ -134,6 +134,35 @@ func TestHealth_AReadThatHangsKeepsNobodyWaiting(t *testing.T) {
 	})
 }
 
+func TestHealth_ADiskThatHangsKeepsNobodyWaitingWhoAsksForFigures(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		var hanging atomic.Bool
+		s := openFaulty(t, Options{FreeSpace: func(string) (int64, error) {
+			if hanging.Load() {
+				<-release
+			}
+			return 1 << 40, nil
+		}}, func(string, string) error { return nil })
+		require.EqualValues(t, 1<<40, s.Usage().FreeDisk)
+		hanging.Store(true)
+		start := time.Now()
+		require.EqualValues(t, -1, s.Usage().FreeDisk, "it is not known")
+		require.Equal(t, readPatience, time.Since(start))
+		time.Sleep(hangsAfter)
+		require.ErrorContains(t, s.Hangs(), "the disk hangs: ", "though nobody asked for content")
+		start = time.Now()
+		require.EqualValues(t, -1, s.Usage().FreeDisk)
+		require.Zero(t, time.Since(start))
+		hanging.Store(false)
+		close(release)
+		synctest.Wait()
+		require.EqualValues(t, 1<<40, s.Usage().FreeDisk)
+		require.NoError(t, s.Close())
+	})
+}
+
 func TestHealth_FoldersThatAreRemovedAreMadeAgain(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Options{})

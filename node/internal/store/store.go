@@ -424,7 +424,7 @@ func (s *Store) List(ctx context.Context) ([]Info, error) {
 
 // Usage tells what the store takes.
 func (s *Store) Usage() Usage {
-	free, err := s.opts.FreeSpace(s.opts.Path)
+	free, err := s.freeDisk()
 	if err != nil {
 		free = -1
 	}
