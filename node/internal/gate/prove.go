@@ -3,12 +3,13 @@ package gate
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
-	"math/rand/v2"
+	"math/big"
 	"slices"
 	"time"
 
@@ -215,7 +216,7 @@ func choose(ctx context.Context, r content.Reader, fromPeers bool) (off, n int64
 	}
 	window := min(span, sampleWindow)
 	for most, tries := -1, 0; most < varied && tries < maxWindows; tries++ {
-		start := rand.Int64N(span - window + 1)
+		start := anywhere(span - window + 1)
 		data, err := read(ctx, r, start, window)
 		if err != nil {
 			return 0, 0, err
@@ -227,6 +228,15 @@ func choose(ctx context.Context, r content.Reader, fromPeers bool) (off, n int64
 		}
 	}
 	return off, sampleSize, nil
+}
+
+// anywhere is a number from 0 to below n that nobody foretells.
+func anywhere(n int64) int64 {
+	i, err := rand.Int(rand.Reader, big.NewInt(n))
+	if err != nil {
+		panic(err) // never fails, says crypto/rand
+	}
+	return i.Int64()
 }
 
 // variety is how many different bytes there are: few where they are easy to guess.
@@ -350,7 +360,7 @@ func (g *Gate) Given(source Source, d digest.Digest, body io.ReadCloser, off, n 
 		return body
 	}
 	size := min(n, sampleSize)
-	start := rand.Int64N(n - size + 1)
+	start := anywhere(n - size + 1)
 	return &given{ReadCloser: body, skip: start, left: size, sum: sha256.New(), done: func(sum []byte) {
 		g.samples.Add(thing, sample{off: off + start, n: size, from: n, sum: [sha256.Size]byte(sum)})
 	}}

@@ -720,6 +720,9 @@ func TestRedirect_WhereWrongBytesCameFromIsRememberedNoLonger(t *testing.T) {
 			_, _ = w.Write(data[:1000])
 			panic(http.ErrAbortHandler)
 		}, resumed: true},
+		"answers that break off wherever they begin": {bad: func(w http.ResponseWriter, r *http.Request) {
+			flaw{after: 1000, how: breakOff}.serve(w, r, data)
+		}, resumed: true},
 		"an error page": {bad: func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/html")
 			_, _ = io.WriteString(w, "<html>log in</html>")
@@ -736,8 +739,11 @@ func TestRedirect_WhereWrongBytesCameFromIsRememberedNoLonger(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			bad, good := serve(t, tc.bad), serve(t, full)
-			var asked atomic.Int32
+			var asked, badAsked atomic.Int32
+			bad, good := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				badAsked.Add(1)
+				tc.bad(w, r)
+			}), serve(t, full)
 			c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, r *http.Request) {
 				if asked.Add(1) == 1 {
 					http.Redirect(w, r, bad, http.StatusTemporaryRedirect)
@@ -754,6 +760,7 @@ func TestRedirect_WhereWrongBytesCameFromIsRememberedNoLonger(t *testing.T) {
 					require.NoError(t, err)
 					require.Equal(t, digest.FromBytes(data), digest.FromBytes(got))
 					require.EqualValues(t, 2, asked.Load())
+					require.EqualValues(t, 1, badAsked.Load(), "it has broken off once")
 					return
 				}
 			}
