@@ -13,3 +13,16 @@ for values in "$chart"/ci/*-values.yaml; do
   "$helm" lint --strict --quiet "$chart" --values "$values"
 done
 go tool -modfile=hack/tools/chart/go.mod helm-unittest "$chart"
+
+# The alerts by Prometheus' own tool: are they well formed, and do they fire when they should.
+if ! command -v promtool >/dev/null; then
+  echo "no promtool, so the alerts are not played (apt-get install prometheus)"
+  exit
+fi
+rules=$(mktemp -d)
+trap 'rm -rf "$rules"' EXIT
+"$helm" template shoal "$chart" --show-only templates/monitoring.yaml --set metrics.alerts.create=true |
+  sed -n '/^spec:$/,$ s/^  //p' >"$rules/alerts.yaml"
+cp "$chart/tests/alerts.promtool.yaml" "$rules/"
+promtool check rules "$rules/alerts.yaml"
+promtool test rules "$rules/alerts.promtool.yaml"
