@@ -157,8 +157,8 @@ func New(opts Options) (*Agent, error) {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	a.totals = newTotals(opts.Memory, a.log)
-	a.peer = newWriter("Peer", v1alpha1.PeerInterval, a.writePeer, a.metrics, a.log)
-	a.report = newWriter("NodeCache", v1alpha1.ReportInterval, a.writeReport, a.metrics, a.log)
+	a.peer = newWriter("Peer", v1alpha1.PeerInterval, 1, a.writePeer, a.metrics, a.log)
+	a.report = newWriter("NodeCache", v1alpha1.ReportInterval, 2, a.writeReport, a.metrics, a.log)
 	a.events = newEvents(a.api, opts.NodeName, a.metrics)
 	a.keeper, err = pin.New(pin.Options{
 		Store: opts.Store, Fetcher: opts.Fetcher, Upstream: opts.Upstream, Secrets: secrets{a.api},

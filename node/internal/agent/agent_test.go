@@ -239,7 +239,7 @@ func TestPinsAreKeptAndReported(t *testing.T) {
 	require.False(t, c.Status.ReportedAt.After(time.Now()))
 	require.Equal(t, o.closure, slices.Sorted(slices.Values(m.store.Pins()["pin/private"])))
 	writes := m.writes("NodeCache")
-	require.LessOrEqual(t, writes, int(time.Since(began)/v1alpha1.ReportInterval)+1)
+	require.LessOrEqual(t, writes, int(time.Since(began)/v1alpha1.ReportInterval)+2, "what comes at once is written at once, or with the next")
 
 	// A NodeCache that is gone releases nothing, an entry that is gone does.
 	require.NoError(t, cluster.Client.Delete(t.Context(), c))

@@ -95,7 +95,7 @@ func TestAPolicyThatMakesNoSenseIsSaidToBeRejected(t *testing.T) {
 	m, err := newMetrics(nil, nil)
 	require.NoError(t, err)
 	a := &Agent{log: slog.New(slog.DiscardHandler),
-		report: newWriter("NodeCache", time.Minute, nil, m, slog.New(slog.DiscardHandler))}
+		report: newWriter("NodeCache", time.Minute, 1, nil, m, slog.New(slog.DiscardHandler))}
 	a.opts.BasePolicy = policy.Default()
 	require.Equal(t, v1alpha1.ReasonApplying, a.policyApplied().Reason)
 	newer := v1alpha1.EffectivePolicy{Policies: []string{"base"},

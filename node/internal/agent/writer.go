@@ -7,16 +7,19 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"golang.org/x/time/rate"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 )
 
-// writer writes one object to the API server when it should differ, never twice within an interval, and looks whether
-// it should at least once in a heartbeat. Changes that come faster are written together.
+// writer writes one object to the API server when it should differ, once in an interval in the mean, and looks whether
+// it should at least once in a heartbeat. Changes that come faster are written together. A second change after a quiet
+// time is written soon, so that who waits for a pin that is begun learns that it is there.
 type writer struct {
 	kind     string
 	interval time.Duration
+	burst    int // the writes that a quiet time leaves room for
 	changed  signal
 	// write brings the object up to date. It reports whether it asked the API server to write anything.
 	write   func(ctx context.Context) (wrote bool, err error)
@@ -24,12 +27,16 @@ type writer struct {
 	log     *slog.Logger
 }
 
-// firstRetry is the pause after a first failure to reach the API server.
-const firstRetry = time.Second
+const (
+	// firstRetry is the pause after a first failure to reach the API server.
+	firstRetry = time.Second
+	// gather is the part of the interval that is between two writes of a burst.
+	gather = 6
+)
 
-func newWriter(kind string, interval time.Duration,
+func newWriter(kind string, interval time.Duration, burst int,
 	write func(context.Context) (bool, error), m *metrics, log *slog.Logger) *writer {
-	return &writer{kind: kind, interval: interval, changed: newSignal(), write: write, metrics: m, log: log}
+	return &writer{kind: kind, interval: interval, burst: burst, changed: newSignal(), write: write, metrics: m, log: log}
 }
 
 // run writes until ctx ends.
@@ -38,6 +45,7 @@ func (w *writer) run(ctx context.Context) {
 	heartbeat := time.NewTimer(0)
 	defer heartbeat.Stop()
 	retry := firstRetry
+	limit := rate.NewLimiter(rate.Every(w.interval), w.burst)
 	for {
 		beat := false
 		select {
@@ -65,7 +73,8 @@ func (w *writer) run(ctx context.Context) {
 			w.changed.raise()
 		case wrote:
 			w.metrics.writes.WithLabelValues(w.kind, "written").Inc()
-			pause, retry = w.interval, firstRetry
+			_ = limit.Allow()
+			pause, retry = max(w.interval/gather, time.Duration((1-limit.Tokens())*float64(w.interval))), firstRetry
 		}
 		if wrote || beat {
 			heartbeat.Reset(jitter(v1alpha1.HeartbeatInterval))
