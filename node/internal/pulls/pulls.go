@@ -10,6 +10,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -57,8 +58,8 @@ type Record struct {
 	saved *prometheus.CounterVec
 
 	mu      sync.Mutex
-	running map[string]*pull // by repository
-	over    []*pull          // the newest last
+	running []*pull // the newest last; the last of a repository takes what is asked of it
+	over    []*pull // the newest last
 	fetches *lru.Cache[string, Fetched]
 	sum     int64 // of saved
 }
@@ -77,7 +78,7 @@ func New(log *slog.Logger, reg prometheus.Registerer) *Record {
 		panic(err) // only a size that is not positive fails
 	}
 	r := &Record{
-		log: log, running: map[string]*pull{}, fetches: fetches,
+		log: log, fetches: fetches,
 		saved: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shoal_saved_bytes_total",
 			Help: "Bytes given to callers that were not read from their registry by this node: what the cache has saved it.",
@@ -95,13 +96,11 @@ func (r *Record) Asked(registry, name string) func(Answer) {
 	repository := registry + "/" + name
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p := r.running[repository]
+	p := r.latest(repository)
 	if p == nil {
-		if len(r.running) >= maxRunning {
+		if p = r.begin(registry, repository, now); p == nil {
 			return func(Answer) {}
 		}
-		p = &pull{registry: registry, Pull: view.Pull{Repository: repository, Started: now}}
-		r.running[repository] = p
 	}
 	p.open++
 	p.last = now
@@ -110,8 +109,48 @@ func (r *Record) Asked(registry, name string) func(Answer) {
 		defer r.mu.Unlock()
 		p.open--
 		p.last = time.Now()
+		if into := r.other(p, a); into != p {
+			into.last = p.last
+			into.add(a)
+			return
+		}
 		p.add(a)
 	}
+}
+
+// latest is the newest pull of a repository that is under way; nil where there is none. The caller holds r.mu.
+func (r *Record) latest(repository string) *pull {
+	for _, p := range slices.Backward(r.running) {
+		if p.Repository == repository {
+			return p
+		}
+	}
+	return nil
+}
+
+// begin makes a pull; nil where too many are under way. The caller holds r.mu.
+func (r *Record) begin(registry, repository string, at time.Time) *pull {
+	if len(r.running) >= maxRunning {
+		return nil
+	}
+	p := &pull{registry: registry, last: at, Pull: view.Pull{Repository: repository, Started: at}}
+	r.running = append(r.running, p)
+	return p
+}
+
+// other is the pull that an answer belongs to. A second tag of a repository is another image, and so another pull. The
+// caller holds r.mu.
+func (r *Record) other(p *pull, a Answer) *pull {
+	tag := a.Kind == "manifest" && a.Reference != a.Digest && !strings.Contains(a.Reference, ":")
+	if !tag || p.Reference == "" || p.Reference == a.Reference {
+		return p
+	}
+	for _, q := range r.running {
+		if q.Repository == p.Repository && q.Reference == a.Reference {
+			return q
+		}
+	}
+	return cmp.Or(r.begin(p.registry, p.Repository, a.Start), p)
 }
 
 // Fetched is called when a fetch has ended.
@@ -172,11 +211,10 @@ func (r *Record) sweep(now time.Time) []view.Pull {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var ended []view.Pull
-	for repository, p := range r.running {
-		if p.open > 0 || now.Sub(p.last) < Quiet {
-			continue
-		}
-		delete(r.running, repository)
+	over := func(p *pull) bool { return p.open == 0 && now.Sub(p.last) >= Quiet }
+	quiet := slices.DeleteFunc(slices.Clone(r.running), func(p *pull) bool { return !over(p) })
+	r.running = slices.DeleteFunc(r.running, over)
+	for _, p := range quiet {
 		p.Pull = r.show(p)
 		if len(p.Parts) == 0 {
 			continue

@@ -110,6 +110,36 @@ func TestPull_IsOneWhileALongLayerIsUnderWay(t *testing.T) {
 	require.Equal(t, 1, bytes.Count([]byte(log), []byte("msg=pulled")), log)
 }
 
+func TestPull_OfAnotherTagIsAnother(t *testing.T) {
+	t.Parallel()
+	recording(t, func(r *pulls.Record, _ *prometheus.Registry) {
+		ask := func(kind, reference, digest string) {
+			end := r.Asked("docker.io", "library/web")
+			end(pulls.Answer{Kind: kind, Reference: reference, Digest: digest, Code: "200", Bytes: 10, Start: time.Now()})
+		}
+		late := r.Asked("docker.io", "library/web") // a layer of the first, which ends after the second has begun
+		ask("manifest", "1", "sha256:aa")
+		ask("manifest", "sha256:aa", "sha256:aa")
+		ask("blob", layer(1), layer(1))
+		ask("manifest", "2", "sha256:bb")
+		ask("manifest", "2", "sha256:bb")
+		ask("blob", layer(2), layer(2))
+		late(pulls.Answer{Kind: "blob", Reference: layer(3), Digest: layer(3), Code: "200", Bytes: 10, Start: time.Now()})
+		parts := map[string][]string{}
+		for _, p := range r.Pulls() {
+			for _, part := range p.Parts {
+				parts[p.Image()] = append(parts[p.Image()], part.Digest)
+			}
+		}
+		require.Equal(t, map[string][]string{
+			"docker.io/library/web:1": {"sha256:aa", layer(1), layer(3)},
+			"docker.io/library/web:2": {"sha256:bb", layer(2)},
+		}, parts)
+		time.Sleep(pulls.Quiet + 2*time.Second)
+		require.Len(t, r.Pulls(), 2, "and both end")
+	})
+}
+
 func TestPull_OfTheSameImageLaterIsAnother(t *testing.T) {
 	t.Parallel()
 	recording(t, func(r *pulls.Record, _ *prometheus.Registry) {
@@ -180,7 +210,7 @@ func TestWhy_NamesWhatMadeAPullSlow(t *testing.T) {
 			"took 4s to say what to ask of whom"},
 		"bytes that took their time": {view.PullPart{Kind: "blob", Bytes: 10 * mib, Took: 5 * time.Second,
 			Fetch: &view.PullFetch{FromPeers: 10 * mib,
-				Peers: map[string]int64{"a": 1, "b": 2}}}, "5s of 10.0MiB (2.0MiB/s): 10.0MiB from 2 peers"},
+				Peers: map[string]int64{"a": 1, "b": 2}}}, "5s for 10.0MiB (2.0MiB/s): 10.0MiB from 2 peers"},
 		"nothing at all": {view.PullPart{}, "nothing was slow"},
 	} {
 		var said bytes.Buffer
