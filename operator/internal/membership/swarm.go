@@ -68,6 +68,7 @@ func (r *SwarmReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		For(&v1alpha1.Swarm{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.Peer{}, swarm).
 		Watches(&corev1.Node{}, swarm, builder.WithPredicates(predicate.Or(existenceOrLabels(), ReadinessChanged()))).
+		Watches(&v1alpha1.NodeCache{}, swarm, builder.WithPredicates(mirrorChanged())).
 		Complete(r)
 }
 
@@ -190,6 +191,20 @@ func summarize(caches []v1alpha1.NodeCache) v1alpha1.SwarmSummary {
 	s.Hits, s.Used, s.FromPeers = v1alpha1.Percent(hits, requests), v1alpha1.GiB(used), v1alpha1.GiB(peers)
 	s.FromUpstream, s.Saved = v1alpha1.GiB(upstream), v1alpha1.GiB(saved)
 	return s
+}
+
+// mirrorChanged passes updates of a NodeCache whose runtime has begun or ceased to ask its agent, for the Swarm's status
+// counts those that do not.
+func mirrorChanged() predicate.Predicate {
+	unmirrored := func(o client.Object) bool {
+		c, ok := o.(*v1alpha1.NodeCache)
+		return ok && apimeta.IsStatusConditionFalse(c.Status.Conditions, v1alpha1.ConditionMirrorConfigured)
+	}
+	return predicate.Funcs{
+		CreateFunc:  func(event.CreateEvent) bool { return false },
+		GenericFunc: func(event.GenericEvent) bool { return false },
+		UpdateFunc:  func(e event.UpdateEvent) bool { return unmirrored(e.ObjectOld) != unmirrored(e.ObjectNew) },
+	}
 }
 
 // ReadinessChanged passes updates of a Node in which its condition Ready changes.
