@@ -67,7 +67,7 @@ func (n *node) newKubernetes(zone string) (kubernetes, error) {
 		Config: n.kubeAPI, NodeName: c.NodeName, Version: version, Zone: zone,
 		Key: n.identity, Swarm: n.swarm, Memory: n.store.KV("kubernetes"),
 		Policy: n.policy, BasePolicy: n.config.EffectivePolicy(),
-		Store: n.store, StoreHealth: n.store.Health, Fetcher: n.fetcher, Upstream: n.upstream, Tags: n.tags,
+		Store: n.store, StoreHealth: n.storeProblem, Fetcher: n.fetcher, Upstream: n.upstream, Tags: n.tags,
 		Files: n.files, Gate: pinGate{n.gate, n.upstream, n.policy},
 		Counters: n.counters, Logger: n.log.With("part", "agent"), Registerer: n.metrics,
 	}
@@ -95,6 +95,9 @@ func (n *node) followMirror(ctx context.Context) {
 	if n.config.Mirror.StateDir == "" {
 		return
 	}
+	if !n.awaitMirror(ctx) {
+		return
+	}
 	tick := time.NewTicker(mirrorCheckInterval)
 	defer tick.Stop()
 	for {
@@ -102,6 +105,28 @@ func (n *node) followMirror(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-tick.C:
+		}
+	}
+}
+
+// awaitMirror waits until something is installed, for the guard does that once the agent answers: an agent that has just
+// started does not report as amiss what is about to be done. It waits no longer than the time between two looks, and
+// tells false when ctx ended before.
+func (n *node) awaitMirror(ctx context.Context) bool {
+	tick := time.NewTicker(mirrorCheckInterval / 60)
+	defer tick.Stop()
+	longest := time.NewTimer(mirrorCheckInterval)
+	defer longest.Stop()
+	for {
+		if result, err := mirror.Status(n.config.MirrorOptions()); err != nil || len(result.Changed) > 0 {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-longest.C:
+			return true
 		case <-tick.C:
 		}
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -60,7 +61,7 @@ func (n *node) viewNode() view.Node {
 			ToPeers: c.UploadedBytes, Saved: c.SavedBytes,
 		},
 	}
-	if err := n.store.Health(); err != nil {
+	if err := n.storeProblem(); err != nil {
 		v.Store.Problem = err.Error()
 	}
 	for _, a := range n.swarm.Addrs() {
@@ -74,6 +75,32 @@ func (n *node) viewNode() view.Node {
 		}
 	}
 	return v
+}
+
+// storeProblem is why the store takes nothing in; nil where it does.
+func (n *node) storeProblem() error {
+	if err := n.store.Health(); err != nil {
+		return err
+	}
+	disk, err := n.store.DiskSize()
+	if err != nil {
+		return nil //nolint:nilerr // where the disk's size cannot be told nothing can be said of its room
+	}
+	return noRoom(n.store.Usage(), n.policy.Load().Store.On(disk).MinFree)
+}
+
+// leastRoom is the room below which a store is of no use: few layers fit.
+const leastRoom = 16 << 20
+
+// noRoom is the complaint of a store whose disk is at its floor of free space, where there is nothing to evict for what
+// comes. A disk that the cache itself has filled to there is as it should be.
+func noRoom(u store.Usage, floor int64) error {
+	evictable := u.Bytes - u.PinnedBytes
+	if u.FreeDisk < 0 || u.FreeDisk-floor+evictable >= leastRoom {
+		return nil
+	}
+	return fmt.Errorf("the file system has %s free, of which %s are to stay free (minFree), and the cache has %s that may be evicted: %w",
+		view.Bytes(u.FreeDisk), view.Bytes(floor), view.Bytes(evictable), content.ErrNoSpace)
 }
 
 func (n *node) viewPeers() []view.Peer {
