@@ -2,9 +2,15 @@ package pullsecret
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 )
+
+// providesCredentials matches the registries of clouds for which kubelets are set up with a credential provider, so that
+// pods pull without a Secret: ECR, Artifact Registry, its predecessor, and ACR.
+var providesCredentials = regexp.MustCompile(
+	`\.dkr[.-]ecr[a-z-]*\..*\.amazonaws\.com(\.cn)?$|\.pkg\.dev$|^(.+\.)?gcr\.io$|\.azurecr\.(io|cn|us)$`)
 
 // maxHosts are named of the registries that secrets have credentials for.
 const maxHosts = 4
@@ -18,7 +24,11 @@ func (all Credentials) Refused(repository string, secrets int) string {
 		return fmt.Sprintf("the registry refuses the credentials of the pull secret: they are wrong, have expired, or may not read %s", repository)
 	}
 	if secrets == 0 {
-		return fmt.Sprintf("it was asked without credentials: name a Secret with those of %s in spec.pullSecrets, or look whether the repository exists", host)
+		said := fmt.Sprintf("it was asked without credentials: name a Secret with those of %s in spec.pullSecrets, or look whether the repository exists", host)
+		if providesCredentials.MatchString(host) {
+			said += "; pods pull from there with the kubelet's credential provider, which pins do not have"
+		}
+		return said
 	}
 	var hosts []string
 	for _, e := range all {

@@ -1,6 +1,7 @@
 package pullsecret_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -31,5 +32,18 @@ func TestRefused_TellsNoSecretAWrongOneAndThatOfAnotherRegistryApart(t *testing.
 		said := c.credentials.Refused("a.example/team/app", c.secrets)
 		require.Contains(t, said, c.says, what)
 		require.NotContains(t, said, "hunter2", what)
+	}
+}
+
+func TestRefused_SaysThatPinsHaveNoCredentialProvider(t *testing.T) {
+	t.Parallel()
+	for host, provided := range map[string]bool{
+		"123456789012.dkr.ecr.eu-west-1.amazonaws.com": true, "123456789012.dkr.ecr-fips.us-east-1.amazonaws.com": true,
+		"europe-docker.pkg.dev": true, "eu.gcr.io": true, "gcr.io": true, "team.azurecr.io": true,
+		"docker.io": false, "ghcr.io": false, "quay.io": false, "notgcr.io": false, "pkg.dev.example": false,
+	} {
+		said := pullsecret.Credentials{}.Refused(host+"/team/app", 0)
+		require.Contains(t, said, "spec.pullSecrets")
+		require.Equal(t, provided, strings.Contains(said, "credential provider"), host)
 	}
 }
