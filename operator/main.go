@@ -22,15 +22,18 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"strings"
 	_ "time/tzdata" // schedules name time zones, and a minimal image has none
 
 	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"github.com/spf13/viper"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/yaml"
 
 	"github.com/shoal-cache/shoal/api/registries"
@@ -91,6 +94,14 @@ func command() *cobra.Command {
 	return cmd
 }
 
+// buildInfo tells which operator runs, beside the metrics of what it does.
+func buildInfo() prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "shoal_operator_build_info", Help: "1, with the version of the operator and of Go that built it.",
+		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
+	}, func() float64 { return 1 })
+}
+
 func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
@@ -122,6 +133,9 @@ func run(ctx context.Context, v *viper.Viper) error {
 	}
 	config.QPS, config.Burst = float32(v.GetFloat64("kube-api-qps")), v.GetInt("kube-api-burst")
 
+	if err := metrics.Registry.Register(buildInfo()); err != nil {
+		return fmt.Errorf("metrics: %w", err)
+	}
 	mgr, err := manager.New(ctx, config, manager.Options{
 		MetricsAddress: v.GetString("metrics-bind-address"),
 		HealthAddress:  v.GetString("health-probe-bind-address"),

@@ -4,8 +4,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 )
 
@@ -35,6 +38,14 @@ func TestTheConfigurationIsWhatTheChartWrites(t *testing.T) {
 	}
 	_, _, err := readFile("", slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
+}
+
+func TestMetrics_TellWhichOperatorRuns(t *testing.T) {
+	t.Parallel()
+	require.NoError(t, testutil.CollectAndCompare(buildInfo(), strings.NewReader(
+		"# HELP shoal_operator_build_info 1, with the version of the operator and of Go that built it.\n"+
+			"# TYPE shoal_operator_build_info gauge\n"+
+			`shoal_operator_build_info{goversion="`+runtime.Version()+`",version="dev"} 1`+"\n")))
 }
 
 func TestPullSecrets(t *testing.T) {
