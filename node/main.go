@@ -82,7 +82,7 @@ agents of the swarm, and what none of them holds from the registry, each byte on
   shoal-node config --config FILE   print the configuration in force
   shoal-node mirror install         make the runtime pull through it
   shoal-node mirror status          say whether it does
-  shoal-node status                 say how the agent of this machine is; also ls, where, why`,
+  shoal-node status                 say how the agent of this machine is; also ls, where, why, get, add`,
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -143,6 +143,7 @@ agents of the swarm, and what none of them holds from the registry, each byte on
 	}
 	root.AddCommand(id, show, mirror.Command(guard.Command), versions)
 	root.AddCommand(lookCommands(load)...)
+	root.AddCommand(contentsCommands(load)...)
 	return root
 }
 

@@ -295,6 +295,9 @@ func (n *node) listenAll(ctx context.Context) ([]server, error) {
 		}
 		servers[i].listener = l
 	}
+	if s, ok := n.contentsServer(ctx); ok {
+		servers = append(servers, s)
+	}
 	return servers, nil
 }
 

@@ -1,0 +1,49 @@
+package view
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// ContentsPath is where the administrator's socket of an agent gives and takes content; a digest follows it.
+const ContentsPath = "/contents/"
+
+// Save writes content to a file once it has proved to be that of the digest, or to out where file is "-". There, who
+// reads it has got it before its end is checked, and learns of a mismatch by the error.
+func Save(file string, out io.Writer, d digest.Digest, body io.Reader) error {
+	if file == "-" {
+		return copyVerified(out, d, body)
+	}
+	temporary, err := os.CreateTemp(filepath.Dir(file), ".shoal-*")
+	if err != nil {
+		return err
+	}
+	err = errors.Join(copyVerified(temporary, d, body), temporary.Close())
+	if err == nil {
+		err = os.Chmod(temporary.Name(), 0o644) //nolint:gosec // as any file that a person saves
+	}
+	if err == nil {
+		err = os.Rename(temporary.Name(), file)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(temporary.Name()))
+	}
+	return nil
+}
+
+func copyVerified(w io.Writer, d digest.Digest, body io.Reader) error {
+	sum := d.Verifier()
+	n, err := io.Copy(io.MultiWriter(w, sum), body)
+	if err != nil {
+		return fmt.Errorf("%s: %w after %s", d, err, Bytes(n))
+	}
+	if !sum.Verified() {
+		return fmt.Errorf("%s: the bytes that came do not match it", d)
+	}
+	return nil
+}
