@@ -25,6 +25,8 @@ build: ## Build bin/shoal-node, bin/shoal-operator and bin/kubectl-shoal
 	$(GO_BUILD) -o bin/shoal-node ./node
 	$(GO_BUILD) -o bin/shoal-operator ./operator
 	$(GO_BUILD) -o bin/kubectl-shoal ./operator/cmd/kubectl-shoal
+	@printf '#!/bin/sh\nexec kubectl-shoal __complete "$$@"\n' >bin/kubectl_complete-shoal    # kubectl completes by it
+	@chmod +x bin/kubectl_complete-shoal
 
 .PHONY: images
 images: ## Build the container images without a container engine; ARGS="push REGISTRY/PATH" pushes them

@@ -52,6 +52,22 @@ func Duration(d time.Duration) string {
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
 }
 
+// Ago writes how long ago something was, in whole seconds: what is told of it is no more exact.
+func Ago(d time.Duration) string {
+	if d < time.Second {
+		return "now"
+	}
+	return Duration(d.Truncate(time.Second)) + " ago"
+}
+
+// Count writes a number of things: 1 pin, 2 pins.
+func Count(n int, one string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %ss", n, one)
+}
+
 // Ratio writes a part of a whole in percent; a dash where there is no whole.
 func Ratio(part, whole int64) string {
 	if whole <= 0 {
@@ -135,6 +151,9 @@ func optional(d time.Duration) string {
 // notable is how long a step takes before it is named as a reason.
 const notable = 250 * time.Millisecond
 
+// worthSharing is the size from which it is worth a word that a blob came from the registry alone.
+const worthSharing = 1 << 20
+
 // Why names what made a pull slow or kept it from the cache, the gravest first, in sentences.
 func (p Pull) Why() []string {
 	var said []string
@@ -164,7 +183,7 @@ func (p Pull) Why() []string {
 		case f.Outcome == "passed through":
 			say("%s went straight through from the registry: the store has no room for it, or its disk fails",
 				Short(part.Digest))
-		case whole > 0 && f.FromPeers == 0 && f.FromUpstream > 0 && part.Kind == "blob":
+		case whole > 0 && f.FromPeers == 0 && f.FromUpstream >= worthSharing && part.Kind == "blob":
 			say("%s came from the registry alone: no other node held it or asked for it", Short(part.Digest))
 		}
 		if f.Discovery >= notable {
@@ -183,7 +202,7 @@ func (p Pull) Why() []string {
 			from = fmt.Sprintf("%s from %d peers, %s from the registry", Bytes(f.FromPeers), len(f.Peers),
 				Bytes(f.FromUpstream))
 		}
-		say("longest: %s %s, %s of %s (%s/s): %s", slowest.Kind, Short(slowest.Digest), Duration(slowest.Took),
+		say("longest: %s %s took %s for %s (%s/s): %s", slowest.Kind, Short(slowest.Digest), Duration(slowest.Took),
 			Bytes(slowest.Bytes),
 			Bytes(int64(float64(slowest.Bytes)/slowest.Took.Seconds())), from)
 	}
@@ -209,7 +228,7 @@ func WriteBlobs(w io.Writer, blobs []Blob, now time.Time) error {
 	for _, b := range blobs {
 		used := ""
 		if !b.Used.IsZero() {
-			used = Duration(now.Sub(b.Used)) + " ago"
+			used = Ago(now.Sub(b.Used))
 		}
 		rows = append(rows, []string{b.Digest, Bytes(b.Size), b.Source,
 			map[bool]string{true: "yes", false: "no"}[b.Pinned], used, b.MediaType})

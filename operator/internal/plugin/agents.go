@@ -22,6 +22,7 @@ import (
 
 // agents reaches the admin address of an agent's pod.
 type agents interface {
+	runner
 	// open gives a client, and what ends it.
 	open(ctx context.Context, pod *corev1.Pod, port string) (*view.Client, func(), error)
 }
@@ -157,6 +158,20 @@ func askHealth(ctx context.Context, c *view.Client) (shown, error) {
 		err = nil
 	}
 	return s, err
+}
+
+// short is why an agent gave no answer, without the address of the port-forward, which means nothing to anybody.
+func short(err error) string {
+	if asked, ok := errors.AsType[*url.Error](err); ok {
+		err = asked.Err
+	}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return "it gave no answer in time"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "its connection ended without an answer"
+	}
+	return err.Error()
 }
 
 func named(name string) url.Values { return url.Values{"name": {name}} }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -13,9 +15,12 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/discovery"
 
+	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/api/view"
 )
 
@@ -23,15 +28,25 @@ func isTimeout(err error) bool { return errors.Is(err, errTimedOut) }
 
 // checked is what check prints.
 type checked struct {
-	Looked   []string  `json:"lookedAt"`
+	Looked   []looked  `json:"lookedAt"`
 	Findings []finding `json:"findings"`
+}
+
+// looked is something that was looked at. Well: nothing is amiss with it.
+type looked struct {
+	What string `json:"what"`
+	Well bool   `json:"well"`
+}
+
+func (r *checked) looked(well bool, format string, args ...any) {
+	r.Looked = append(r.Looked, looked{fmt.Sprintf(format, args...), well})
 }
 
 func (p *plugin) checkCommand() *cobra.Command {
 	var pre bool
 	cmd := &cobra.Command{
 		Use: "check", Short: "Look for all that keeps the cache from working, and say how to mend it",
-		Args: cobra.NoArgs,
+		Args: arguments(0, 0),
 		Long: `check asks the API server and every agent, and prints a line for each thing that is amiss, with its mend and a link. It exits
 with 1 where pulls suffer. With --pre it looks at what an installation needs before there is one.`,
 		Example: "  kubectl shoal check\n  kubectl shoal check --pre\n  kubectl shoal check -o json | jq '.findings[] | select(.grave)'",
@@ -58,8 +73,12 @@ with 1 where pulls suffer. With --pre it looks at what an installation needs bef
 }
 
 func (p *plugin) writeChecked(w io.Writer, r checked) error {
-	for _, s := range r.Looked {
-		if _, err := fmt.Fprintf(w, "%s %s\n", p.colour(green, "✓"), s); err != nil {
+	for _, l := range r.Looked {
+		mark := p.colour(green, "✓")
+		if !l.Well {
+			mark = p.colour(yellow, "!")
+		}
+		if _, err := fmt.Fprintf(w, "%s %s\n", mark, l.What); err != nil {
 			return err
 		}
 	}
@@ -81,22 +100,75 @@ func (p *plugin) check(ctx context.Context) (checked, error) {
 	}
 	pods := running(c.Agents, "")
 	answers := askAll(ctx, p, pods, askHealth)
-	var r checked
-	r.Findings = diagnose(c, answers, time.Now())
-	answered := 0
-	for _, a := range answers {
-		if a.Err == nil {
-			answered++
-		}
-	}
-	r.Looked = []string{
-		fmt.Sprintf("API server: %d peers, %d node caches, %d pins", len(c.Peers), len(c.Caches), len(c.Pins)),
-		fmt.Sprintf("Agents: %d of %d that run have answered", answered, len(pods)),
-	}
+	r := checked{Findings: diagnose(c, answers, time.Now())}
+	r.looked(true, "API server: %s, %s, %s", view.Count(len(c.Peers), "peer"), view.Count(len(c.Caches), "node cache"),
+		view.Count(len(c.Pins), "pin"))
+	r.areas(c, answers)
 	for _, what := range c.Hidden {
-		r.Looked = append(r.Looked, "not looked at, for you may not list them: "+what)
+		r.looked(false, "You may not list %s, so nothing is said about them", what)
 	}
 	return r, nil
+}
+
+// areas says of each thing that keeps a cache from working on how many nodes it is well.
+func (r *checked) areas(c *cluster, answers []agentView[shown]) {
+	nodes := len(answers)
+	if nodes == 0 {
+		return
+	}
+	for _, area := range []struct {
+		what    string
+		reasons []string
+	}{
+		{"run and answer", []string{reasonAgentSilent, reasonAgentNotReady, reasonAgentRestarts}},
+		{"are admitted and connected to the others", []string{reasonNotAdmitted, reasonNotRegistered, reasonNoPeers}},
+		{"have reported lately, and their clocks are right", []string{reasonNotReported, reasonClockOff}},
+		{"write to their disks", []string{reasonDiskFull, v1alpha1.ReasonDiskFails}},
+	} {
+		bad := r.nodesWith(func(reason string) bool { return slices.Contains(area.reasons, reason) })
+		r.looked(bad == 0, "Agents: %d of %d %s", max(0, nodes-bad), nodes, area.what)
+	}
+	r.runtimes(c)
+	reached := map[string]bool{}
+	for _, a := range answers {
+		for _, registry := range a.Value.Registries {
+			reached[registry.Host] = reached[registry.Host] || registry.Problem != ""
+		}
+	}
+	for _, host := range slices.Sorted(maps.Keys(reached)) {
+		if !reached[host] {
+			r.looked(true, "Registry %s: every agent reaches it", host)
+		}
+	}
+}
+
+// runtimes says how many runtimes ask their agents, as the agents have reported.
+func (r *checked) runtimes(c *cluster) {
+	asking, known := 0, 0
+	for i := range c.Caches {
+		cond := apimeta.FindStatusCondition(c.Caches[i].Status.Conditions, v1alpha1.ConditionMirrorConfigured)
+		if cond == nil || cond.Status == metav1.ConditionUnknown {
+			continue
+		}
+		known++
+		if cond.Status == metav1.ConditionTrue {
+			asking++
+		}
+	}
+	if known > 0 {
+		r.looked(asking == known, "Runtimes: %d of %d are set up to ask their agent", asking, known)
+	}
+}
+
+// nodesWith counts the nodes that have a finding of such a reason.
+func (r *checked) nodesWith(reason func(string) bool) int {
+	nodes := map[string]bool{}
+	for _, f := range r.Findings {
+		if f.Node != "" && reason(f.Reason) {
+			nodes[f.Node] = true
+		}
+	}
+	return len(nodes)
 }
 
 // minVersion is the oldest minor version of Kubernetes 1 that the chart takes.
@@ -118,7 +190,7 @@ func (p *plugin) checkBefore(ctx context.Context) (checked, error) {
 		return r, fmt.Errorf("reach the API server: %w", err)
 	}
 	minor, _ := strconv.Atoi(strings.TrimRight(version.Minor, "+"))
-	r.Looked = append(r.Looked, "API server: Kubernetes "+version.GitVersion)
+	r.looked(minor >= minVersion, "API server: Kubernetes %s", version.GitVersion)
 	if minor < minVersion {
 		d.before(true, "KubernetesTooOld", "", fmt.Sprintf("this is Kubernetes %s, and the chart needs 1.%d",
 			version.GitVersion, minVersion), "upgrade the cluster")
@@ -133,7 +205,7 @@ func (p *plugin) checkBefore(ctx context.Context) (checked, error) {
 	for i := range nodes.Items {
 		d.nodeBefore(&nodes.Items[i])
 	}
-	r.Looked = append(r.Looked, fmt.Sprintf("Nodes: %d, by what they say of their runtimes", len(nodes.Items)))
+	r.looked(true, "Nodes: %d, by what they say of their runtimes", len(nodes.Items))
 	namespace := p.system
 	if namespace == "" {
 		namespace = "shoal-system"
@@ -161,7 +233,7 @@ func (d *diagnosis) before(grave bool, reason, node, message, mend string) {
 
 // rights looks whether the user may install the chart.
 func (p *plugin) rights(ctx context.Context, d *diagnosis, r *checked) error {
-	asked := 0
+	asked, allowed := 0, 0
 	for _, a := range []authorizationv1.ResourceAttributes{
 		{Group: "apiextensions.k8s.io", Resource: "customresourcedefinitions", Verb: "create"},
 		{Group: "rbac.authorization.k8s.io", Resource: "clusterroles", Verb: "create"},
@@ -174,12 +246,14 @@ func (p *plugin) rights(ctx context.Context, d *diagnosis, r *checked) error {
 			return fmt.Errorf("ask what you may do: %w", err)
 		}
 		asked++
-		if !review.Status.Allowed {
+		if review.Status.Allowed {
+			allowed++
+		} else {
 			d.before(true, "NotAllowed", "", fmt.Sprintf("you may not create %s", a.Resource),
 				"install as somebody who may, such as cluster-admin")
 		}
 	}
-	r.Looked = append(r.Looked, fmt.Sprintf("Rights: %d that helm install needs", asked))
+	r.looked(allowed == asked, "Rights: you have %d of %d that helm install needs", allowed, asked)
 	return nil
 }
 
@@ -227,7 +301,7 @@ type topRow struct {
 func (p *plugin) topCommand() *cobra.Command {
 	var watch bool
 	cmd := &cobra.Command{
-		Use: "top", Short: "Show what arrives at the nodes now, and from where", Args: cobra.NoArgs,
+		Use: "top", Short: "Show what arrives at the nodes now, and from where", Args: arguments(0, 0),
 		Example: "  kubectl shoal top\n  kubectl shoal top --watch",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			for {
@@ -262,7 +336,7 @@ func (p *plugin) top(ctx context.Context) ([]topRow, error) {
 		}) {
 		row := topRow{Node: a.Node, Fetches: a.Value}
 		if a.Err != nil {
-			row.Problem = a.Err.Error()
+			row.Problem = short(a.Err)
 		}
 		rows = append(rows, row)
 	}

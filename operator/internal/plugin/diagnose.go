@@ -37,6 +37,7 @@ const (
 	reasonAgentMissing     = "AgentMissing"
 	reasonAgentNotReady    = "AgentNotReady"
 	reasonAgentSilent      = "AgentSilent"
+	reasonAgentRestarts    = "AgentRestarts"
 	reasonNotReported      = "NotReported"
 	reasonNotRegistered    = "NotRegistered"
 	reasonNotAdmitted      = "NotAdmitted"
@@ -58,6 +59,7 @@ var mends = map[string]string{
 	reasonAgentMissing:                     "look at the events of the DaemonSet: kubectl describe daemonset --all-namespaces -l app.kubernetes.io/part-of=shoal",
 	reasonAgentNotReady:                    "read its log: kubectl logs POD -c agent",
 	reasonAgentSilent:                      "end it; kubelet starts it anew: kubectl delete pod POD",
+	reasonAgentRestarts:                    "read why it ended: kubectl logs POD -c agent --previous",
 	reasonNotReported:                      "read the agent's log: can it reach the API server? kubectl logs POD -c agent",
 	reasonNotRegistered:                    "read the agent's log: it registers when it reaches the API server",
 	reasonNotAdmitted:                      "see kubectl describe peer NODE, and spec.admission of kubectl get swarm default -o yaml",
@@ -105,7 +107,7 @@ const maxSkew = 30 * time.Second
 
 // diagnose says what is amiss. agents is what they show; nil where they were not asked.
 func diagnose(c *cluster, agents []agentView[shown], now time.Time) []finding {
-	d := &diagnosis{}
+	d := &diagnosis{found: []finding{}} // a list also where nothing is amiss, for those who read JSON
 	if c.Swarm == nil && len(c.Peers) == 0 && len(c.Agents) == 0 && len(c.Daemons) == 0 {
 		d.add(true, reasonNotInstalled, "", "no agent runs in this cluster")
 		return d.found
@@ -114,11 +116,14 @@ func diagnose(c *cluster, agents []agentView[shown], now time.Time) []finding {
 		d.add(true, reasonNoSwarm, "", "there is no Swarm \"default\", so no agent is admitted")
 	}
 	d.pods(c)
+	d.restarts(c, now)
 	d.members(c)
 	d.reports(c, now)
 	d.pins(c)
 	d.shown(c, agents)
+	d.consequences()
 	for i := range d.found {
+		d.found[i].Message = strings.TrimPrefix(d.found[i].Message, d.found[i].Reason+": ")
 		for _, p := range c.Agents {
 			if d.found[i].Node == p.Spec.NodeName {
 				d.found[i].Mend = strings.ReplaceAll(d.found[i].Mend, "POD", "-n "+p.Namespace+" "+p.Name)
@@ -132,6 +137,29 @@ func diagnose(c *cluster, agents []agentView[shown], now time.Time) []finding {
 		return cmp.Or(cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Node, b.Node))
 	})
 	return d.found
+}
+
+// notReadyYet is said of a container that runs and does not pass its readiness probe.
+const notReadyYet = " does not pass its readiness probe"
+
+// consequences leaves out what follows from another finding of the same node: who is not admitted has no peers, and who
+// has no peers or no disk is not ready.
+func (d *diagnosis) consequences() {
+	has := func(node string, reasons ...string) bool {
+		return slices.ContainsFunc(d.found, func(f finding) bool {
+			return f.Node == node && slices.Contains(reasons, f.Reason)
+		})
+	}
+	d.found = slices.DeleteFunc(slices.Clone(d.found), func(f finding) bool {
+		switch f.Reason {
+		case reasonNoPeers:
+			return has(f.Node, reasonNotAdmitted)
+		case reasonAgentNotReady:
+			return strings.Contains(f.Message, notReadyYet) &&
+				has(f.Node, reasonNotAdmitted, reasonNoPeers, reasonDiskFull, v1alpha1.ReasonDiskFails, reasonAgentSilent)
+		}
+		return false
+	})
 }
 
 func (d *diagnosis) pods(c *cluster) {
@@ -161,10 +189,10 @@ func (d *diagnosis) pods(c *cluster) {
 				why = fmt.Sprintf("%s ended with code %d: %s", s.Name, s.State.Terminated.ExitCode,
 					s.State.Terminated.Reason)
 			default:
-				why = s.Name + " does not pass its readiness probe"
+				why = s.Name + notReadyYet
 			}
 			if last := s.LastTerminationState.Terminated; last != nil && why != "" {
-				why += fmt.Sprintf("; it ended %d times, last with code %d", s.RestartCount, last.ExitCode)
+				why += fmt.Sprintf("; it was restarted %s, and ended last with code %d", times(int(s.RestartCount)), last.ExitCode)
 			}
 		}
 		if why == "" && p.Status.Phase != corev1.PodRunning {
@@ -174,6 +202,29 @@ func (d *diagnosis) pods(c *cluster) {
 			d.add(true, reasonAgentNotReady, p.Spec.NodeName, "%s", strings.TrimSpace(why))
 		}
 	}
+}
+
+// restartedLately is for how long an agent that ended by itself is worth a word.
+const restartedLately = time.Hour
+
+func (d *diagnosis) restarts(c *cluster, now time.Time) {
+	for i := range c.Agents {
+		for _, s := range c.Agents[i].Status.ContainerStatuses {
+			last := s.LastTerminationState.Terminated
+			if !s.Ready || last == nil || now.Sub(last.FinishedAt.Time) > restartedLately {
+				continue
+			}
+			d.add(false, reasonAgentRestarts, c.Agents[i].Spec.NodeName, "%s was restarted %s, last %s, after it had ended with code %d",
+				s.Name, times(int(s.RestartCount)), view.Ago(now.Sub(last.FinishedAt.Time)), last.ExitCode)
+		}
+	}
+}
+
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
 }
 
 func (d *diagnosis) members(c *cluster) {
@@ -259,11 +310,12 @@ func (d *diagnosis) shown(c *cluster, agents []agentView[shown]) {
 	}
 	for _, a := range agents {
 		if a.Err != nil {
-			d.add(true, reasonAgentSilent, a.Node, "its agent does not answer: %v", a.Err)
+			d.add(true, reasonAgentSilent, a.Node, "its agent does not answer: %s", short(a.Err))
 			continue
 		}
+		d.notReady(a)
 		if admitted > 1 && len(a.Value.Peers) == 0 {
-			d.add(true, reasonNoPeers, a.Node, "its agent is connected to none of %d others", admitted-1)
+			d.add(true, reasonNoPeers, a.Node, "its agent is connected to none of the others (%d)", admitted-1)
 		}
 		for _, r := range a.Value.Registries {
 			switch {
@@ -276,9 +328,12 @@ func (d *diagnosis) shown(c *cluster, agents []agentView[shown]) {
 			}
 		}
 		for _, f := range a.Value.Node.Findings {
-			if !slices.ContainsFunc(d.found, func(k finding) bool { return k.Reason == f.Reason && k.Node == a.Node }) {
+			i := slices.IndexFunc(d.found, func(k finding) bool { return k.Reason == f.Reason && k.Node == a.Node })
+			if i < 0 {
 				d.add(true, f.Reason, a.Node, "%s", f.Message)
+				continue
 			}
+			d.found[i].Message = f.Message // that of the condition names all the others too
 		}
 		if problem := a.Value.Node.Store.Problem; problem != "" {
 			known := func(k finding) bool {
@@ -291,6 +346,24 @@ func (d *diagnosis) shown(c *cluster, agents []agentView[shown]) {
 				}
 				d.add(true, reason, a.Node, "%s", problem)
 			}
+		}
+	}
+}
+
+// notReady says why an agent does not pass its readiness probe, in its own words.
+func (d *diagnosis) notReady(a agentView[shown]) {
+	if a.Value.Ready == nil {
+		return
+	}
+	var why []string
+	for line := range strings.Lines(a.Value.Ready.Error()) {
+		if _, what, ok := strings.Cut(line, ": not ready: "); ok {
+			why = append(why, strings.TrimSpace(what))
+		}
+	}
+	for i := range d.found {
+		if f := &d.found[i]; f.Node == a.Node && f.Reason == reasonAgentNotReady && len(why) > 0 {
+			f.Message += ": " + strings.Join(why, "; ")
 		}
 	}
 }

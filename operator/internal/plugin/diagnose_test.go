@@ -131,6 +131,80 @@ func TestDiagnose_NamesEachPlantedFaultAndNothingElse(t *testing.T) {
 	}
 }
 
+func TestDiagnose_ARestartOfLatelyIsWorthAWord(t *testing.T) {
+	t.Parallel()
+	c, answers := sound()
+	ended := func(ago time.Duration) {
+		c.Agents[0].Status.ContainerStatuses[0] = corev1.ContainerStatus{Name: "agent", Ready: true, RestartCount: 2,
+			LastTerminationState: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 137,
+				FinishedAt: metav1.NewTime(now.Add(-ago))}}}
+	}
+	ended(19 * time.Second)
+	found := diagnose(c, answers, now)
+	require.Len(t, found, 1)
+	require.False(t, found[0].Grave, "it works again")
+	require.Equal(t, "agent was restarted 2 times, last 19s ago, after it had ended with code 137", found[0].Message)
+	require.Equal(t, "read why it ended: kubectl logs -n shoal-system agent-node1 -c agent --previous", found[0].Mend)
+	ended(2 * time.Hour)
+	require.Empty(t, diagnose(c, answers, now))
+}
+
+func TestDiagnose_WhatFollowsFromAnotherFindingIsLeftOut(t *testing.T) {
+	t.Parallel()
+	unready := func(c *cluster, a []agentView[shown]) {
+		c.Agents[0].Status.ContainerStatuses[0] = corev1.ContainerStatus{Name: "agent", State: corev1.ContainerState{
+			Running: &corev1.ContainerStateRunning{}}}
+		a[0].Value.Ready = errors.New("GET /readyz: 503: swarm: not ready: no peer answers\nstore: ready")
+	}
+	c, answers := sound()
+	unready(c, answers)
+	found := diagnose(c, answers, now)
+	require.Len(t, found, 1)
+	require.Equal(t, "agent does not pass its readiness probe: no peer answers", found[0].Message, "in the agent's words")
+	for _, fault := range []string{"a peer that is not admitted", "a port that is closed", "a disk that is full"} {
+		c, answers := sound()
+		unready(c, answers)
+		planted[fault].plant(c, answers)
+		answers[0].Value.Peers = nil
+		if fault == "a disk that is full" {
+			answers[0].Value.Peers = []view.Peer{{ID: "other"}}
+		}
+		found := diagnose(c, answers, now)
+		require.Len(t, found, 1, "%s: %+v", fault, found)
+		require.Equal(t, planted[fault].reason, found[0].Reason, fault)
+	}
+}
+
+func TestDiagnose_AMessageDoesNotRepeatItsReason(t *testing.T) {
+	t.Parallel()
+	c, answers := sound()
+	mirrorReason(v1alpha1.ReasonConfigPathUnset)(c, answers)
+	c.Caches[0].Status.Conditions[0].Message = "ConfigPathUnset: none; ConfigPathList: a list"
+	answers[0].Value.Node.Findings = []view.Finding{
+		{Reason: v1alpha1.ReasonConfigPathUnset, Message: "ConfigPathUnset: none"},
+		{Reason: v1alpha1.ReasonConfigPathList, Message: "ConfigPathList: a list"},
+	}
+	found := diagnose(c, answers, now)
+	require.Len(t, found, 2)
+	require.Equal(t, []string{"a list", "none"}, []string{found[0].Message, found[1].Message})
+}
+
+func TestTogether_WhatNodesHaveInCommonIsSaidOnce(t *testing.T) {
+	t.Parallel()
+	d := &diagnosis{}
+	for _, node := range []string{"a", "b", "c", "d", "e", "f", "g"} {
+		d.add(true, reasonAgentSilent, node, "no answer")
+	}
+	d.add(true, reasonAgentSilent, "h", "another answer")
+	d.add(true, reasonNoSwarm, "", "none")
+	groups := together(d.found)
+	require.Len(t, groups, 3)
+	require.Equal(t, "a, b, c, d, e and 2 more", groups[0].on())
+	require.Equal(t, "h", groups[1].on())
+	require.Equal(t, "AgentSilent (a, b, c, d, e and 2 more), AgentSilent (h), NoSwarm (cluster), no agent runs",
+		state{Findings: d.found}.wrong())
+}
+
 func TestDiagnose_EveryReasonHasItsSectionInTheTroubleshootingPage(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../../../charts/shoal/TROUBLESHOOTING.md")

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,7 +40,7 @@ func (p *plugin) pinCommand() *cobra.Command {
 	var f pinFlags
 	cmd := &cobra.Command{
 		Use: "pin IMAGE…", Short: "Keep images on nodes, whatever is evicted and whichever node goes",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    arguments(1, -1),
 		Example: "  kubectl shoal pin docker.io/library/debian:stable-slim --replicas 3\n  kubectl shoal pin registry.example/team/app:1.2 --pull-secret login --wait",
 		RunE:    func(cmd *cobra.Command, args []string) error { return p.pin(cmd.Context(), args, "pin", f) },
 	}
@@ -51,7 +52,7 @@ func (p *plugin) preheatCommand() *cobra.Command {
 	var f pinFlags
 	cmd := &cobra.Command{
 		Use: "preheat IMAGE…", Short: "Bring images to the nodes before a rollout needs them",
-		Args: cobra.MinimumNArgs(1),
+		Args: arguments(1, -1),
 		Long: `preheat pins images on all nodes for a while, so that a rollout finds them there. The pin ends by itself after --ttl, and the
 images then stay in the cache like any others.`,
 		Example: "  kubectl shoal preheat registry.example/team/app:1.3 --wait\n  kubectl shoal preheat registry.example/team/app:1.3 --node-selector pool=gpu --ttl 2h",
@@ -197,8 +198,15 @@ func (p *plugin) progress(ctx context.Context, pin *v1alpha1.ArtifactPin, shown 
 		shown[""] = cond.Reason
 		p.say("%-24s %s: %s", "pin", cond.Reason, cond.Message)
 	}
+	if slices.Contains(hopeless, cond.Reason) {
+		return false, errNotWell
+	}
 	return cond.Status == metav1.ConditionTrue, nil
 }
+
+// hopeless are the reasons that stay until somebody changes something, so that nobody is kept waiting for them.
+var hopeless = []string{v1alpha1.ReasonNotFoundUpstream, v1alpha1.ReasonUnauthorized, v1alpha1.ReasonInsufficientCapacity,
+	v1alpha1.ReasonSizeLimitExceeded, v1alpha1.ReasonInvalidSpec, v1alpha1.ReasonSecretNotFound}
 
 // bar draws a part of a whole.
 func bar(part, whole int64) string {
@@ -213,7 +221,7 @@ func bar(part, whole int64) string {
 func (p *plugin) unpinCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "unpin NAME|IMAGE…", Short: "Let go of pins, by their names or by the images that they keep",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    arguments(1, -1),
 		Example: "  kubectl shoal unpin docker.io/library/debian:stable-slim\n  kubectl shoal unpin base -n default",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := p.connect(); err != nil {
@@ -265,7 +273,7 @@ func keeps(pin *v1alpha1.ArtifactPin, name string) bool {
 func (p *plugin) pinsCommand() *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
-		Use: "pins", Short: "List pins, and how far they are", Args: cobra.NoArgs,
+		Use: "pins", Short: "List pins, and how far they are", Args: arguments(0, 0),
 		Example: "  kubectl shoal pins -A",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := p.connect(); err != nil {

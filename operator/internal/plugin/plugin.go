@@ -5,20 +5,23 @@
 //	cluster.go   what the API server knows
 //	agents.go    what the agents themselves show
 //	diagnose.go  what is amiss, and how to mend it: a pure function of both
-//	status.go, check.go, where.go, pins.go, report.go   the verbs
+//	status.go, check.go, where.go, pins.go, contents.go, report.go   the verbs
 package plugin
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
+	"strings"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
@@ -72,11 +75,8 @@ func Run(ctx context.Context, version string, args []string, streams genericioop
 }
 
 func (p *plugin) run(ctx context.Context, args []string) int {
-	quiet := flag.NewFlagSet("klog", flag.ContinueOnError)
-	klog.InitFlags(quiet)
-	_ = quiet.Set("logtostderr", "false") // what client-go says between the lines is for nobody here
-	klog.SetOutput(io.Discard)
-	cmd := p.command() //nolint:contextcheck // each command takes the context that it is executed with
+	klog.SetLogger(logr.Discard()) // what client-go says between the lines is for nobody here
+	cmd := p.command()             //nolint:contextcheck // each command takes the context that it is executed with
 	cmd.SetArgs(args)
 	cmd.SetIn(p.In)
 	cmd.SetOut(p.Out)
@@ -90,7 +90,11 @@ func (p *plugin) run(ctx context.Context, args []string) int {
 	case errors.Is(err, errTimedOut):
 		return ExitTimedOut
 	}
-	_, _ = fmt.Fprintln(p.ErrOut, "kubectl shoal:", explain(err))
+	text := explain(err)
+	if strings.HasPrefix(text, "unknown ") {
+		text = strings.TrimRight(text, "\n") + "; kubectl shoal --help lists what there is"
+	}
+	_, _ = fmt.Fprintln(p.ErrOut, "kubectl shoal:", text)
 	return ExitFailed
 }
 
@@ -104,7 +108,35 @@ func explain(err error) string {
 	case errors.Is(err, context.Canceled):
 		return "interrupted"
 	}
+	var usage *usageError
+	if dial, ok := errors.AsType[*url.Error](err); ok && !errors.As(err, &usage) {
+		at := dial.URL
+		if u, parsed := url.Parse(dial.URL); parsed == nil {
+			at = u.Scheme + "://" + u.Host
+		}
+		return fmt.Sprintf("the API server does not answer at %s: %v; is this the right cluster (kubectl config current-context)?",
+			at, dial.Err)
+	}
 	return err.Error()
+}
+
+// usageError is a command line that cannot be carried out.
+type usageError struct{ error }
+
+// arguments refuses too few or too many arguments, and says what is wanted, by the command's own usage line.
+func arguments(least, most int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		want := strings.TrimSpace(strings.TrimPrefix(cmd.Use, cmd.Name()))
+		switch {
+		case len(args) < least:
+			return &usageError{fmt.Errorf("%s: %s is missing, as in\n%s", cmd.Name(), want, cmd.Example)}
+		case most == 0 && len(args) > 0:
+			return &usageError{fmt.Errorf("%s takes no arguments, and was given %s", cmd.Name(), strings.Join(args, " "))}
+		case most >= 0 && len(args) > most:
+			return &usageError{fmt.Errorf("%s takes %s alone, and was given %s", cmd.Name(), want, strings.Join(args, " "))}
+		}
+		return nil
+	}
 }
 
 func (p *plugin) command() *cobra.Command {
@@ -114,7 +146,9 @@ func (p *plugin) command() *cobra.Command {
 		Long: `kubectl shoal says whether the cache of this cluster works, and why not.
 
 Exit codes: 0 all is well; 1 something is wrong, or what was asked for is not there; 2 the command could not be carried out;
-3 --wait has waited for long enough.`,
+3 --wait has waited for long enough.
+
+The flags by which kubectl finds its cluster (--context, --kubeconfig, --namespace, --as, --token and so on) work here too.`,
 		Example: `  kubectl shoal status --wait
   kubectl shoal check
   kubectl shoal where docker.io/library/debian:stable-slim
@@ -133,14 +167,27 @@ Exit codes: 0 all is well; 1 something is wrong, or what was asked for is not th
 	}
 	f := root.PersistentFlags()
 	p.flags.AddFlags(f)
+	hideMost(f)
 	f.StringVarP(&p.output, "output", "o", "", "json, yaml or wide")
 	f.StringVar(&p.system, "agents-namespace", "", "`namespace` of Shoal's agents; default: wherever they are")
 	f.DurationVar(&p.timeout, "timeout", 5*time.Minute, "how long --wait waits")
 	f.DurationVar(&p.tolerance, "agent-timeout", 10*time.Second, "how long an agent may take to answer")
 	root.AddCommand(p.statusCommand(), p.checkCommand(), p.topCommand(), p.whereCommand(), p.lsCommand(),
 		p.whyCommand(),
-		p.pinCommand(), p.unpinCommand(), p.pinsCommand(), p.preheatCommand(), p.reportCommand(), p.testCommand())
+		p.pinCommand(), p.unpinCommand(), p.pinsCommand(), p.preheatCommand(), p.reportCommand(), p.testCommand(),
+		p.getCommand(), p.addCommand())
 	return root
+}
+
+// hideMost keeps kubectl's own flags out of the help, but for those that everybody uses: kubectl options lists them.
+func hideMost(f *pflag.FlagSet) {
+	f.VisitAll(func(flag *pflag.Flag) {
+		switch flag.Name {
+		case "namespace", "context", "kubeconfig":
+		default:
+			flag.Hidden = true
+		}
+	})
 }
 
 // connect makes the clients, once the flags are known.

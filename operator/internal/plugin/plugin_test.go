@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -55,6 +56,23 @@ func (s served) open(_ context.Context, pod *corev1.Pod, _ string) (*view.Client
 	return &view.Client{HTTP: server.Client(), Base: server.URL}, server.Close, nil
 }
 
+// run plays shoal-node: what is added is kept in views under the digest, and given from there.
+func (s served) run(_ context.Context, pod *corev1.Pod, args []string, in io.Reader, out io.Writer) error {
+	views, last := s[pod.Spec.NodeName], args[len(args)-1]
+	if args[0] == "add" {
+		data, err := io.ReadAll(in)
+		views[args[2]] = string(data)
+		views[view.BlobsPath] = []view.Blob{{Digest: args[2]}}
+		return err
+	}
+	text, ok := views[last].(string)
+	if !ok {
+		return errors.New("this machine does not hold " + last)
+	}
+	_, err := io.WriteString(out, text)
+	return err
+}
+
 // kubectl runs the plugin as kubectl does.
 func kubectl(t *testing.T, agents agents, args ...string) (code int, out, errOut string) {
 	t.Helper()
@@ -69,7 +87,7 @@ func kubectl(t *testing.T, agents agents, args ...string) (code int, out, errOut
 func TestHelp_NeedsNoCluster(t *testing.T) {
 	t.Parallel()
 	for _, verb := range []string{"", "status", "check", "top", "where", "ls", "why", "pin", "unpin", "pins", "preheat",
-		"report", "test"} {
+		"report", "test", "get", "add"} {
 		var out bytes.Buffer
 		code := Run(t.Context(), "test", strings.Fields(verb+" --help"),
 			genericiooptions.IOStreams{In: os.Stdin, Out: &out, ErrOut: &out})
@@ -94,6 +112,39 @@ func TestFailures_AreOneLineWithoutAStack(t *testing.T) {
 		require.True(t, strings.HasPrefix(errOut.String(), "kubectl shoal: "), errOut.String())
 		require.NotContains(t, errOut.String(), "goroutine", what)
 	}
+}
+
+func TestFailures_SayWhatToDo(t *testing.T) {
+	t.Parallel()
+	for args, want := range map[string]string{
+		"status extra":                        "status takes no arguments, and was given extra",
+		"where":                               "where: IMAGE|DIGEST is missing, as in",
+		"where a b":                           "where takes IMAGE|DIGEST alone, and was given a b",
+		"where A:::":                          `"A:::" names no image`,
+		"pin":                                 "pin: IMAGE… is missing, as in",
+		"statsu":                              "kubectl shoal --help lists what there is",
+		"status --bad":                        "kubectl shoal --help lists what there is",
+		"status --server https://127.0.0.1:1": "the API server does not answer at https://127.0.0.1:1",
+	} {
+		var out, errOut bytes.Buffer
+		Run(t.Context(), "test", strings.Fields(args), genericiooptions.IOStreams{In: os.Stdin, Out: &out, ErrOut: &errOut})
+		require.Contains(t, errOut.String(), want, args)
+	}
+}
+
+func TestHelp_LeavesOutWhatKubectlExplains(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	Run(t.Context(), "test", []string{"status", "--help"}, genericiooptions.IOStreams{In: os.Stdin, Out: &out, ErrOut: &out})
+	require.NotContains(t, out.String(), "--tls-server-name")
+	require.Contains(t, out.String(), "--context")
+}
+
+func TestTest_GivesTheRegistrysOwnWords(t *testing.T) {
+	t.Parallel()
+	require.EqualError(t, refused("/manifests/1", "404 Not Found",
+		[]byte(`{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no such tag"}]}`)), "no such tag")
+	require.EqualError(t, refused("/manifests/1", "502 Bad Gateway", []byte("<html>")), "GET /manifests/1: 502 Bad Gateway")
 }
 
 // TestVerbs plays them in turn on one cluster: before there is anything, with two nodes, and with pins.
@@ -160,17 +211,26 @@ func TestVerbs(t *testing.T) {
 	code, out, errOut = kubectl(t, agents, "check")
 	require.Equal(t, ExitWell, code, out+errOut)
 	require.Contains(t, out, "Nothing is amiss.")
+	require.Contains(t, out, "✓ Agents: 2 of 2 run and answer")
+	code, out, _ = kubectl(t, agents, "check", "-o", "json")
+	require.Equal(t, ExitWell, code)
+	require.Contains(t, out, `"findings": []`, "a list also where nothing is amiss")
 	code, out, _ = kubectl(t, served{"node1": agents["node1"]}, "check")
 	require.Equal(t, ExitNotWell, code)
 	require.Contains(t, out, "✗ AgentSilent: node2: its agent does not answer")
+	require.Contains(t, out, "! Agents: 1 of 2 run and answer")
 	require.Contains(t, out, "kubectl delete pod -n shoal-system agent-node2")
 
 	code, out, _ = kubectl(t, agents, "where", "redis:7")
 	require.Equal(t, ExitWell, code)
 	require.Contains(t, out, "1 of 2 nodes hold all of redis:7.")
+	require.NotContains(t, out, "node2", "who holds nothing is left out")
+	code, out, _ = kubectl(t, agents, "where", "redis:7", "-o", "wide")
+	require.Equal(t, ExitWell, code)
+	require.Contains(t, out, "node2", "but for those who want all")
 	code, out, _ = kubectl(t, agents, "ls", "-o", "wide")
 	require.Equal(t, ExitWell, code)
-	require.Contains(t, out, "[node1 node2]")
+	require.Contains(t, out, "node1,node2")
 	code, out, _ = kubectl(t, agents, "why", "redis:7", "--node", "node2")
 	require.Equal(t, ExitWell, code)
 	require.Contains(t, out, "on node2")
@@ -204,6 +264,30 @@ func TestVerbs(t *testing.T) {
 	require.Equal(t, 2, strings.Count(out, "deleted"))
 	code, _, _ = kubectl(t, agents, "unpin", "warm")
 	require.Equal(t, ExitNotWell, code)
+
+	model := filepath.Join(t.TempDir(), "model")
+	require.NoError(t, os.WriteFile(model, []byte("weights"), 0o600))
+	code, out, errOut = kubectl(t, agents, "add", model, "--node", "node2")
+	require.Equal(t, ExitWell, code, errOut)
+	added := strings.TrimSpace(out)
+	require.Equal(t, digest.FromString("weights").String(), added, "the digest alone, for scripts")
+	agents["node1"][view.BlobsPath] = []view.Blob{}
+	saved := filepath.Join(t.TempDir(), "saved")
+	code, _, errOut = kubectl(t, agents, "get", added, "-o", saved)
+	require.Equal(t, ExitWell, code, errOut)
+	require.FileExists(t, saved)
+	code, out, _ = kubectl(t, agents, "get", added)
+	require.Equal(t, ExitWell, code)
+	require.Equal(t, "weights", out)
+	agents["node2"][added] = "other bytes"
+	code, _, errOut = kubectl(t, agents, "get", added, "-o", saved+"2")
+	require.Equal(t, ExitFailed, code)
+	require.Contains(t, errOut, "do not match")
+	require.NoFileExists(t, saved+"2", "nothing wrong is left under the name")
+	agents["node2"][view.BlobsPath] = []view.Blob{}
+	code, _, errOut = kubectl(t, agents, "get", added)
+	require.Equal(t, ExitNotWell, code)
+	require.Contains(t, errOut, "none of 2 nodes holds")
 
 	file := filepath.Join(t.TempDir(), "report.tar.gz")
 	agents["node1"][view.PullsPath] = []view.Pull{{Parts: []view.PullPart{{Problem: "GET https://me:hunter2@registry.example/v2/"}}}}

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -100,15 +101,20 @@ func (p *plugin) statusCommand() *cobra.Command {
 	var wait bool
 	cmd := &cobra.Command{
 		Use: "status", Short: "Say how the cache is: agents, hits, bytes saved, pins, and what is wrong",
-		Args:    cobra.NoArgs,
+		Args:    arguments(0, 0),
 		Example: "  kubectl shoal status\n  kubectl shoal status --wait --timeout 10m\n  kubectl shoal status -o json | jq .sums.saved",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := p.status(cmd.Context())
 			if wait && err == nil && (s.Agents == 0 || grave(s.Findings)) {
 				p.say("waiting until nothing is wrong, for %s at most", view.Duration(p.timeout))
+				told := ""
 				err = p.until(cmd.Context(), func(ctx context.Context) (bool, error) {
 					var err error
 					s, err = p.status(ctx)
+					if now := s.wrong(); err == nil && now != told {
+						told = now
+						p.say("  still wrong: %s", now)
+					}
 					return err == nil && s.Agents > 0 && !grave(s.Findings), err
 				})
 			}
@@ -126,6 +132,20 @@ func (p *plugin) statusCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until nothing is wrong")
 	return cmd
+}
+
+// wrong names in one line what is wrong.
+func (s state) wrong() string {
+	var said []string
+	for _, g := range together(s.Findings) {
+		if g.Grave {
+			said = append(said, g.Reason+" ("+g.on()+")")
+		}
+	}
+	if s.Agents == 0 {
+		said = append(said, "no agent runs")
+	}
+	return cmp.Or(strings.Join(said, ", "), "nothing")
 }
 
 func (p *plugin) status(ctx context.Context) (state, error) {
@@ -172,7 +192,7 @@ func (p *plugin) writeState(w io.Writer, s state) error {
 		for _, n := range s.Nodes {
 			reported := "never"
 			if n.Reported >= 0 {
-				reported = view.Duration(n.Reported) + " ago"
+				reported = view.Ago(n.Reported)
 			}
 			row := []string{n.Name, n.Zone, strconv.FormatBool(n.Admitted), n.Mirror, view.Bytes(n.Used),
 				view.Ratio(n.Hits, n.Requests),
@@ -193,19 +213,61 @@ func (p *plugin) writeState(w io.Writer, s state) error {
 }
 
 func (p *plugin) writeFindings(w io.Writer, all []finding) error {
-	for _, f := range all {
+	for _, g := range together(all) {
 		mark := p.colour(yellow, "!")
-		if f.Grave {
+		if g.Grave {
 			mark = p.colour(red, "✗")
 		}
 		where := ""
-		if f.Node != "" {
-			where = f.Node + ": "
+		if len(g.nodes) > 0 {
+			where = g.on() + ": "
 		}
-		if _, err := fmt.Fprintf(w, "%s %s: %s%s\n    mend: %s\n    more: %s\n", mark, f.Reason, where,
-			strings.TrimSpace(f.Message), f.Mend, f.Link); err != nil {
+		if _, err := fmt.Fprintf(w, "%s %s: %s%s\n    mend: %s\n    more: %s\n", mark, g.Reason, where,
+			strings.TrimSpace(g.Message), g.Mend, g.Link); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// group is a finding that several nodes have in common.
+type group struct {
+	finding
+	nodes []string
+}
+
+// together joins findings that differ by the node alone.
+func together(all []finding) []group {
+	var groups []group
+	for _, f := range all {
+		i := slices.IndexFunc(groups, func(g group) bool {
+			return g.Reason == f.Reason && g.Grave == f.Grave && g.Message == f.Message &&
+				g.general() == f.general() && len(g.nodes) > 0 && f.Node != ""
+		})
+		if i < 0 {
+			groups = append(groups, group{finding: f})
+			i = len(groups) - 1
+		}
+		if f.Node != "" {
+			groups[i].nodes = append(groups[i].nodes, f.Node)
+		}
+	}
+	return groups
+}
+
+// general is a mend without the names of its node and pod: what it is for any of them.
+func (f finding) general() string {
+	if f.Node == "" {
+		return f.Mend
+	}
+	return cmp.Or(mends[f.Reason], f.Mend)
+}
+
+// on names the nodes of a group, the first of them where they are many.
+func (g group) on() string {
+	const most = 5
+	if n := len(g.nodes); n > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(g.nodes[:most], ", "), n-most)
+	}
+	return cmp.Or(strings.Join(g.nodes, ", "), "cluster")
 }

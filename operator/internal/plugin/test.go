@@ -25,7 +25,7 @@ func (p *plugin) testCommand() *cobra.Command {
 	var image string
 	cmd := &cobra.Command{
 		Use: "test --image IMAGE", Short: "Pull an image over every node at once, and show what came from where",
-		Args: cobra.NoArgs,
+		Args: arguments(0, 0),
 		Long: `test pulls an image that anyone may read through the agent of every node at once, as a container runtime would, and throws the
 bytes away. The bytes also travel from the nodes to you. Where no node had the image, the sum of what came from the registry is
 one copy. What was held before shows as neither.`,
@@ -69,7 +69,7 @@ func (p *plugin) test(ctx context.Context, pods []corev1.Pod, ref reference.Name
 			err := p.pullThrough(ctx, &pods[i], ref, &all[i])
 			all[i].Took = time.Since(start)
 			if err != nil {
-				all[i].Problem = err.Error()
+				all[i].Problem = short(err)
 			}
 		})
 	}
@@ -138,11 +138,23 @@ func (c *puller) get(ctx context.Context, path string) (*http.Response, error) {
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		body, _ := io.ReadAll(io.LimitReader(resp.Body, 300))
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
 		_ = resp.Body.Close()
-		return nil, fmt.Errorf("GET %s: %s %s", path, resp.Status, body)
+		return nil, refused(path, resp.Status, body)
 	}
 	return resp, nil
+}
+
+// maxRefusal bounds what is read of an error.
+const maxRefusal = 4 << 10
+
+// refused is an error answer in words: that of the registry where there is one.
+func refused(path, status string, body []byte) error {
+	var answer struct{ Errors []struct{ Message string } }
+	if json.Unmarshal(body, &answer) == nil && len(answer.Errors) > 0 && answer.Errors[0].Message != "" {
+		return errors.New(answer.Errors[0].Message)
+	}
+	return fmt.Errorf("GET %s: %s", path, status)
 }
 
 // maxManifest bounds what is read of a manifest.
@@ -220,11 +232,10 @@ func writeTested(w io.Writer, all []tested) error {
 	if err := view.Table(w, rows); err != nil {
 		return err
 	}
-	copies := "-"
-	if largest > 0 {
-		copies = fmt.Sprintf("%.2f", float64(upstream)/float64(largest))
+	if largest == 0 {
+		return nil
 	}
-	_, err := fmt.Fprintf(w, "The registry sent %s to %d nodes: %s copies. Other pulls of this time are among it.\n",
-		view.Bytes(upstream), len(all), copies)
+	_, err := fmt.Fprintf(w, "The registry sent %s to %s: %.2f copies. What else was pulled meanwhile is counted with it.\n",
+		view.Bytes(upstream), view.Count(len(all), "node"), float64(upstream)/float64(largest))
 	return err
 }

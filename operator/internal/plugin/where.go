@@ -7,8 +7,11 @@ import (
 	"io"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 
@@ -46,17 +49,20 @@ func (p *plugin) pods(ctx context.Context, node string) ([]corev1.Pod, error) {
 
 func (p *plugin) whereCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "where IMAGE|DIGEST", Short: "Say which nodes hold an image, or a part of it", Args: cobra.ExactArgs(1),
+		Use: "where IMAGE|DIGEST", Short: "Say which nodes hold an image, or a part of it", Args: arguments(1, 1),
 		Long: `where asks every agent what it holds of an image. A tag is what each agent was told last, so nodes may name different digests
 after a tag has moved. It exits with 1 where no node holds all of it.`,
 		Example: "  kubectl shoal where docker.io/library/debian:stable-slim\n  kubectl shoal where sha256:4b…",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := nameable(args[0]); err != nil {
+				return err
+			}
 			pods, err := p.pods(cmd.Context(), "")
 			if err != nil {
 				return err
 			}
 			places := p.where(cmd.Context(), pods, args[0])
-			if err := p.print(places, func(w io.Writer) error { return writePlaces(w, args[0], places) }); err != nil {
+			if err := p.print(places, func(w io.Writer) error { return p.writePlaces(w, args[0], places) }); err != nil {
 				return err
 			}
 			if !slices.ContainsFunc(places, func(p place) bool { return p.Complete }) {
@@ -80,32 +86,59 @@ func (p *plugin) where(ctx context.Context, pods []corev1.Pod, name string) []pl
 			}
 		}
 		if a.Err != nil {
-			at.Problem = a.Err.Error()
+			at.Problem = short(a.Err)
 		}
 		all = append(all, at)
 	}
 	return all
 }
 
-func writePlaces(w io.Writer, name string, places []place) error {
-	rows := [][]string{{"NODE", "HOLDS", "BYTES", "PARTS", "DIGEST"}}
-	holders := 0
-	for _, p := range places {
-		holds := "nothing"
-		switch {
-		case p.Problem != "":
-			holds = p.Problem
-		case p.Complete:
-			holds = "all"
-			holders++
-		case p.Parts > 0:
-			holds = "a part"
-		}
-		rows = append(rows, []string{p.Node, holds, view.Bytes(p.Held), fmt.Sprintf("%d/%d", p.Parts, p.Known),
-			p.Digest})
+// nameable refuses what is neither an image nor a digest.
+func nameable(name string) error {
+	if digest.Digest(name).Validate() == nil {
+		return nil
 	}
-	if _, err := fmt.Fprintf(w, "%d of %d nodes hold all of %s.\n", holders, len(places), name); err != nil {
+	if _, err := reference.ParseDockerRef(name); err != nil {
+		return fmt.Errorf("%q names no image: %w; write registry.example/team/app:1.2, or a digest", name, err)
+	}
+	return nil
+}
+
+// writePlaces lists the nodes that hold something, or that could not be asked; -o wide lists all.
+func (p *plugin) writePlaces(w io.Writer, name string, places []place) error {
+	rows := [][]string{{"NODE", "HOLDS", "BYTES", "PARTS", "DIGEST"}}
+	holders, idle := 0, 0
+	for _, at := range places {
+		row := []string{at.Node, "nothing", "", "", at.Digest}
+		if at.Known > 0 {
+			row[2], row[3] = view.Bytes(at.Held), fmt.Sprintf("%d/%d", at.Parts, at.Known)
+		}
+		switch {
+		case at.Problem != "":
+			row[1] = at.Problem
+		case at.Complete:
+			row[1] = "all"
+			holders++
+		case at.Parts > 0:
+			row[1] = "a part"
+		default:
+			idle++
+			if p.output != "wide" {
+				continue
+			}
+		}
+		rows = append(rows, row)
+	}
+	if _, err := fmt.Fprintf(w, "%d of %s hold all of %s.\n", holders, view.Count(len(places), "node"), name); err != nil {
 		return err
+	}
+	if idle == len(places) {
+		if _, err := fmt.Fprintln(w, "No node holds a part of it. A node knows the tags that were asked of it."); err != nil {
+			return err
+		}
+	}
+	if len(rows) == 1 {
+		return nil
 	}
 	return view.Table(w, rows)
 }
@@ -119,7 +152,7 @@ type listed struct {
 func (p *plugin) lsCommand() *cobra.Command {
 	var node string
 	cmd := &cobra.Command{
-		Use: "ls", Short: "List what the nodes hold", Args: cobra.NoArgs,
+		Use: "ls", Short: "List what the nodes hold", Args: arguments(0, 0),
 		Example: "  kubectl shoal ls\n  kubectl shoal ls --node node1 -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			pods, err := p.pods(cmd.Context(), node)
@@ -132,7 +165,7 @@ func (p *plugin) lsCommand() *cobra.Command {
 					return view.Get[[]view.Blob](ctx, c, view.BlobsPath, url.Values{})
 				}) {
 				if a.Err != nil {
-					p.say("%s: %v", a.Node, a.Err)
+					p.say("%s: %s", a.Node, short(a.Err))
 				}
 				for _, b := range a.Value {
 					l := by[b.Digest]
@@ -168,7 +201,7 @@ func (p *plugin) writeListed(w io.Writer, all []listed) error {
 		row := []string{l.Digest, view.Bytes(l.Size), fmt.Sprint(len(l.Nodes)),
 			map[bool]string{true: "yes", false: "no"}[l.Pinned], l.MediaType}
 		if p.output == "wide" {
-			row = append(row, fmt.Sprint(l.Nodes))
+			row = append(row, strings.Join(l.Nodes, ","))
 		}
 		rows = append(rows, row)
 	}
@@ -187,7 +220,7 @@ func (p *plugin) whyCommand() *cobra.Command {
 	var most int
 	cmd := &cobra.Command{
 		Use: "why [IMAGE]", Short: "Say why pulls were slow, or did not come from the cache",
-		Args: cobra.MaximumNArgs(1),
+		Args: arguments(0, 1),
 		Long: `why asks agents for the pulls of the last two hours: how long the registry took to name the tag and to let the caller in, how
 long it took to find other nodes and to get a plan, when the first byte went out, and what came from where.`,
 		Example: "  kubectl shoal why docker.io/library/debian:stable-slim\n  kubectl shoal why --node node1",
@@ -195,6 +228,9 @@ long it took to find other nodes and to get a plan, when the first byte went out
 			name := ""
 			if len(args) > 0 {
 				name = args[0]
+				if err := nameable(name); err != nil {
+					return err
+				}
 			}
 			pods, err := p.pods(cmd.Context(), node)
 			if err != nil {
@@ -206,7 +242,7 @@ long it took to find other nodes and to get a plan, when the first byte went out
 					return view.Get[[]view.Pull](ctx, c, view.PullsPath, nil)
 				}) {
 				if a.Err != nil {
-					p.say("%s: %v", a.Node, a.Err)
+					p.say("%s: %s", a.Node, short(a.Err))
 				}
 				for _, pull := range a.Value {
 					if pull.Matches(name) {

@@ -1,0 +1,150 @@
+package plugin
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/remotecommand"
+
+	"github.com/shoal-cache/shoal/api/view"
+)
+
+// runner runs the agent's program in the agent's container. That takes the right to exec, as content takes that no
+// registry has been asked about: an agent gives it to its administrator alone, at a socket that no port leads to.
+type runner interface {
+	run(ctx context.Context, pod *corev1.Pod, args []string, in io.Reader, out io.Writer) error
+}
+
+// agentContainer is the name that the chart gives the agent's container, and configFile is its configuration there.
+const (
+	agentContainer = "agent"
+	configFile     = "/etc/shoal/config.yaml"
+)
+
+func (f *forwarded) run(ctx context.Context, pod *corev1.Pod, args []string, in io.Reader, out io.Writer) error {
+	target := f.core.CoreV1().RESTClient().Post().Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("exec").
+		VersionedParams(&corev1.PodExecOptions{Container: agentContainer, Stdin: in != nil, Stdout: true, Stderr: true,
+			Command: append([]string{"/shoal-node", args[0], "--config", configFile}, args[1:]...)}, scheme.ParameterCodec).URL()
+	executor, err := remotecommand.NewSPDYExecutor(f.config, "POST", target)
+	if err != nil {
+		return err
+	}
+	var said bytes.Buffer
+	err = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: out, Stderr: &said})
+	if text := strings.TrimSpace(strings.TrimPrefix(said.String(), "shoal-node: ")); err != nil && text != "" {
+		err = errors.New(text)
+	}
+	if err != nil {
+		return fmt.Errorf("on %s: %w", pod.Spec.NodeName, err)
+	}
+	return nil
+}
+
+func (p *plugin) getCommand() *cobra.Command {
+	var file, node string
+	cmd := &cobra.Command{
+		Use: "get DIGEST", Short: "Write content that a node holds to a file", Args: arguments(1, 1),
+		Long: `get writes a blob or a manifest from a node that holds it to a file, once its digest has been checked. It runs shoal-node in
+the agent's pod, so it takes the right to exec there.`,
+		Example: "  kubectl shoal get sha256:4b… -o layer.tar\n  kubectl shoal get sha256:4b… -o - | tar t",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			d := digest.Digest(args[0])
+			if err := d.Validate(); err != nil {
+				return fmt.Errorf("%q is no digest: %w; kubectl shoal ls lists what there is", args[0], err)
+			}
+			pod, err := p.holder(cmd.Context(), d, node)
+			if err != nil {
+				return err
+			}
+			from, to := io.Pipe()
+			go func() { to.CloseWithError(p.agents.run(cmd.Context(), pod, []string{"get", d.String()}, nil, to)) }()
+			defer func() { _ = from.Close() }()
+			return view.Save(file, p.Out, d, from)
+		},
+	}
+	cmd.Flags().StringVarP(&file, "output", "o", "-", "the `file` to write; - for standard output")
+	cmd.Flags().StringVar(&node, "node", "", "from this node; default: one that holds it")
+	return cmd
+}
+
+// holder is the agent of a node that holds content.
+func (p *plugin) holder(ctx context.Context, d digest.Digest, node string) (*corev1.Pod, error) {
+	pods, err := p.pods(ctx, node)
+	if err != nil {
+		return nil, err
+	}
+	var problem error
+	for _, a := range askAll(ctx, p, pods, func(ctx context.Context, c *view.Client) ([]view.Blob, error) {
+		return view.Get[[]view.Blob](ctx, c, view.BlobsPath, url.Values{"digest": {d.String()}})
+	}) {
+		if a.Err != nil {
+			problem = fmt.Errorf("; %s did not answer: %s", a.Node, short(a.Err))
+			continue
+		}
+		if len(a.Value) == 0 {
+			continue
+		}
+		for i := range pods {
+			if pods[i].Spec.NodeName == a.Node {
+				return &pods[i], nil
+			}
+		}
+	}
+	if problem != nil {
+		return nil, fmt.Errorf("no node that answers holds %s%w", d, problem)
+	}
+	p.say("none of %s holds %s", view.Count(len(pods), "node"), d)
+	return nil, errNotWell
+}
+
+func (p *plugin) addCommand() *cobra.Command {
+	var node string
+	cmd := &cobra.Command{
+		Use: "add FILE", Short: "Put a file into the cache, under its digest, and print that", Args: arguments(1, 1),
+		Long: `add puts a file into the cache of one node as a blob. Every other node takes it from there by its digest. It is evicted like any
+other blob, unless it is pinned. It runs shoal-node in the agent's pod, so it takes the right to exec there.`,
+		Example: "  kubectl shoal add model.safetensors\n  kubectl shoal add model.safetensors --node node1",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f, err := os.Open(args[0])
+			if err != nil {
+				return err
+			}
+			defer func() { _ = f.Close() }()
+			sum := sha256.New()
+			size, err := io.Copy(sum, f)
+			if err == nil {
+				_, err = f.Seek(0, io.SeekStart)
+			}
+			if err != nil {
+				return err
+			}
+			pods, err := p.pods(cmd.Context(), node)
+			if err != nil {
+				return err
+			}
+			d := digest.NewDigest(digest.SHA256, sum)
+			err = p.agents.run(cmd.Context(), &pods[0], []string{"add", "--digest", d.String(), "--size",
+				strconv.FormatInt(size, 10), "-"}, f, io.Discard)
+			if err != nil {
+				return err
+			}
+			p.say("%s is on %s", view.Bytes(size), pods[0].Spec.NodeName)
+			_, err = fmt.Fprintln(p.Out, d)
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&node, "node", "", "on this node; default: any")
+	return cmd
+}
