@@ -78,6 +78,12 @@ func (c *cluster) signalAgent(t *testing.T, node, signal string) {
 	c.rig.exec(t, node, "pkill", "-"+signal, "-f", "^/shoal-node --config")
 }
 
+// signalGuard sends a signal to the guard of a node, and not to its agent.
+func (c *cluster) signalGuard(t *testing.T, node, signal string) {
+	t.Helper()
+	c.rig.exec(t, node, "pkill", "-"+signal, "-f", "^/shoal-node mirror guard")
+}
+
 // agentFrozen stops an agent in the middle of a pull: its port goes on to accept connections, and nobody answers. The
 // guard ends it, so that the runtime goes on without it.
 func agentFrozen(t *testing.T, c *cluster) {
@@ -285,6 +291,11 @@ func noMirrorsRead(t *testing.T, c *cluster) {
 		c.awaitFinding(t, node, reasons[node]...)
 	}
 	c.show(t, "get", "nodecaches")
+	var found diagnosis
+	require.Equal(t, 1, c.shoal(t, &found, "check"))
+	for node := range edits {
+		require.True(t, found.names(node, reasons[node]...), "%s: %+v", node, found)
+	}
 
 	set := func(value string) {
 		c.helm(t, "upgrade", release, c.current.chart, "-n", shoalNamespace, "--reuse-values", "--set",

@@ -27,6 +27,7 @@ func TestShoal(t *testing.T) { //nolint:paralleltest // its steps have the clust
 		{"a starting node takes pods once its pins are there", startupTaint, false},
 		{"a policy changes without a restart", policyChange, false},
 		{"the metrics that alerts and dashboard ask for are there", metricsExist, false},
+		{"kubectl shoal says how the cluster is, and finds a frozen agent", pluginWorks, false},
 		{"an agent killed in the middle of a pull", agentKilled, false},
 		{"an agent frozen in the middle of a pull", agentFrozen, false},
 		{"every agent down and pods still start", agentsDown, false},
