@@ -276,11 +276,11 @@ func (d *diagnosis) nodeBefore(n *corev1.Node) {
 			"--set runtime.flavour=crio, and name mirror.registries")
 	case runtime == "containerd" && major == "2" && number >= 2:
 		d.before(false, "ConfigPathList", n.Name,
-			fmt.Sprintf("containerd %s takes its own default config_path, a list, for the name of one folder, and reads no mirrors", release),
-			"set config_path = \"/etc/containerd/certs.d\" in its config.toml, or --set mirror.fixConfigPath=true")
+			fmt.Sprintf("containerd %s reads no mirrors where its config.toml names no config_path, for it takes its own default, a list, for the name of one folder; the API does not tell what is set", release),
+			"see that config_path = \"/etc/containerd/certs.d\" is set there, or install with --set mirror.fixConfigPath=true")
 	case runtime == "containerd":
 		d.before(false, "ConfigPathUnset", n.Name,
-			fmt.Sprintf("containerd %s reads mirrors only where its config.toml has a config_path, which the API does not tell", release),
+			fmt.Sprintf("containerd %s reads no mirrors where its config.toml names no config_path; the API does not tell what is set", release),
 			"see that it is set; kubectl shoal check names the nodes where it is not, once the chart is installed")
 	}
 	for _, cond := range n.Status.Conditions {
