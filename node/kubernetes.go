@@ -111,25 +111,31 @@ func (n *node) followMirror(ctx context.Context) {
 }
 
 // awaitMirror waits until something is installed, for the guard does that once the agent answers: an agent that has just
-// started does not report as amiss what is about to be done. It waits no longer than the time between two looks, and
-// tells false when ctx ended before.
+// started does not report as amiss what is about to be done. It tells false when ctx ended before.
 func (n *node) awaitMirror(ctx context.Context) bool {
-	tick := time.NewTicker(mirrorCheckInterval / 60)
+	return within(ctx, mirrorCheckInterval, func() bool {
+		result, err := mirror.Status(n.config.MirrorOptions())
+		return err != nil || len(result.Changed) > 0
+	})
+}
+
+// within looks every second until there is nothing to wait for any more, or the time is over. It tells false when ctx
+// ended before.
+func within(ctx context.Context, longest time.Duration, over func() bool) bool {
+	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	longest := time.NewTimer(mirrorCheckInterval)
-	defer longest.Stop()
-	for {
-		if result, err := mirror.Status(n.config.MirrorOptions()); err != nil || len(result.Changed) > 0 {
-			return true
-		}
+	end := time.NewTimer(longest)
+	defer end.Stop()
+	for !over() {
 		select {
 		case <-ctx.Done():
 			return false
-		case <-longest.C:
+		case <-end.C:
 			return true
 		case <-tick.C:
 		}
 	}
+	return true
 }
 
 // lookAtMirror compares what the files say, and what the runtime does.

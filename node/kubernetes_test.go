@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/random"
@@ -160,4 +161,26 @@ func TestFindings_EveryReasonHasAFigure(t *testing.T) {
 	require.EqualValues(t, 2, figure(v1alpha1.ReasonConfigPathList))
 	n.countFindings(nil)
 	require.Zero(t, figure(v1alpha1.ReasonConfigPathList), "what has been mended")
+}
+
+func TestMirror_IsAwaitedUntilTheGuardHasInstalledItAndNoLonger(t *testing.T) {
+	t.Parallel()
+	for what, tc := range map[string]struct {
+		installed, stopped, want time.Duration
+		goesOn                   bool
+	}{
+		"there before":         {0, time.Hour, 0, true},
+		"installed soon":       {2500 * time.Millisecond, time.Hour, 3 * time.Second, true},
+		"never installed":      {time.Hour, time.Hour, time.Minute, true},
+		"the agent ends first": {time.Hour, 5500 * time.Millisecond, 5500 * time.Millisecond, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), tc.stopped)
+			defer cancel()
+			start := time.Now()
+			goesOn := within(ctx, time.Minute, func() bool { return time.Since(start) >= tc.installed })
+			require.Equal(t, tc.goesOn, goesOn, what)
+			require.Equal(t, tc.want, time.Since(start), what)
+		})
+	}
 }
