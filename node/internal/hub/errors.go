@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"net"
 	"net/http"
 	"strconv"
 
@@ -29,11 +30,20 @@ var (
 	errLoop    = &httpError{http.StatusLoopDetected, "",
 		"the request comes from an agent: hub.endpoint leads back to the cache"}
 	errDraining = &httpError{http.StatusServiceUnavailable, "", "shutting down"}
-	errOutside  = &httpError{http.StatusForbidden, "", "this address is not in hub.allowFrom of the agent"}
 	errTooLong  = &httpError{http.StatusRequestEntityTooLarge, "",
 		fmt.Sprintf("the body is longer than %d bytes", maxQuestion)}
 	errQuestion = &httpError{http.StatusBadRequest, "", "the body is neither a form nor JSON with paths"}
 )
+
+// errOutside refuses a caller by its address.
+func errOutside(remote string) error {
+	host, _, err := net.SplitHostPort(remote)
+	if err != nil {
+		host = remote
+	}
+	return &httpError{http.StatusForbidden, "", fmt.Sprintf("address %s may not use this cache: it is in none of the "+
+		"ranges of hub.allowFrom, to which whoever runs the agents can add it", host)}
+}
 
 // errPeersOnly stands for the hub's answer where the policy has it not asked.
 var errPeersOnly = fmt.Errorf("the policy takes this repository from peers only: %w", content.ErrUnavailable)

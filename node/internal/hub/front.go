@@ -181,7 +181,7 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (f *Front) serve(x *exchange) error {
 	if !f.allows(x.R.RemoteAddr) {
-		return errOutside
+		return errOutside(x.R.RemoteAddr)
 	}
 	if strings.Contains(x.R.Header.Get("Via"), " shoal") {
 		return errLoop
