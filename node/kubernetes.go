@@ -71,6 +71,9 @@ func (n *node) newKubernetes(zone string) (kubernetes, error) {
 		Files: n.files, Gate: pinGate{n.gate, n.upstream, n.policy},
 		Counters: n.counters, Logger: n.log.With("part", "agent"), Registerer: n.metrics,
 	}
+	if n.hub != nil {
+		o.Hub = n.hub
+	}
 	k := kubernetes{}
 	if c.RuntimeEndpoint != "" {
 		images, err := cri.New(c.RuntimeEndpoint)

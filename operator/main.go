@@ -21,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"runtime"
 	"strings"
@@ -79,6 +80,7 @@ func command() *cobra.Command {
 	f.String("pull-secrets", string(pullSecretsAll),
 		"where pins may name pull secrets: All, Off, or Namespaces, those of --pull-secret-namespaces")
 	f.StringSlice("pull-secret-namespaces", nil, "`namespaces` where pins may name pull secrets")
+	f.String("hub-endpoint", "", "base `URL` of the model hub whose files pins may name, as in the agents' hub.endpoint; none: no pin may")
 	f.String("metrics-bind-address", ":8080", "address of /metrics; 0 for none")
 	f.String("health-probe-bind-address", ":8081", "address of /healthz and /readyz; 0 for none")
 	f.Bool("leader-elect", true, "let one of several replicas work at a time")
@@ -127,6 +129,10 @@ func run(ctx context.Context, v *viper.Viper) error {
 	if err != nil {
 		return err
 	}
+	hub, err := hubEndpoint(v.GetString("hub-endpoint"))
+	if err != nil {
+		return err
+	}
 	config, err := apiConfig()
 	if err != nil {
 		return err
@@ -148,6 +154,7 @@ func run(ctx context.Context, v *viper.Viper) error {
 		OwnPin:      file.OwnPin,
 		OwnPinName:  v.GetString("own-pin-name"),
 		Registries:  upstreams.For,
+		Hub:         hub,
 	})
 	if err != nil {
 		return err
@@ -167,6 +174,18 @@ func newLogger(v *viper.Viper) (*slog.Logger, error) {
 	logger := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	ctrl.SetLogger(logr.FromSlogHandler(logger.Handler()))
 	return logger, nil
+}
+
+// hubEndpoint reads a base URL; nil for "".
+func hubEndpoint(s string) (*url.URL, error) {
+	if s == "" {
+		return nil, nil //nolint:nilnil // there may be none
+	}
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, fmt.Errorf("--hub-endpoint %q: want a URL such as https://huggingface.co", s)
+	}
+	return u, nil
 }
 
 func apiConfig() (*rest.Config, error) {

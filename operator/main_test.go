@@ -73,3 +73,17 @@ func TestPullSecrets(t *testing.T) {
 		require.False(t, tc.out != "" && scope.Allows(tc.out), what)
 	}
 }
+
+func TestTheHubsEndpointIsAURL(t *testing.T) {
+	t.Parallel()
+	u, err := hubEndpoint("")
+	require.NoError(t, err)
+	require.Nil(t, u)
+	u, err = hubEndpoint("https://hub.example/base")
+	require.NoError(t, err)
+	require.Equal(t, "hub.example", u.Host)
+	for _, bad := range []string{"hub.example", "ftp://hub.example", "https://", ":"} {
+		_, err := hubEndpoint(bad)
+		require.ErrorContains(t, err, "--hub-endpoint")
+	}
+}

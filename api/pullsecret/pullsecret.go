@@ -3,6 +3,7 @@
 package pullsecret
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -28,6 +29,9 @@ type Credential struct {
 	// RegistryToken is a bearer token that is sent as it is.
 	RegistryToken string
 }
+
+// HubToken is what a model hub is shown, which knows bearer tokens alone.
+func (c Credential) HubToken() string { return cmp.Or(c.RegistryToken, c.IdentityToken, c.Password) }
 
 // Credentials are entries of one or more secrets, in the order of these.
 type Credentials []entry

@@ -135,7 +135,8 @@ type PinAssignment struct {
 }
 
 // AssignedArtifact is one artifact of a PinAssignment. The agent keeps its whole closure: of an index the manifests
-// of the chosen platforms, of each manifest its config and layers; of a digest or CID that is no manifest, the blob.
+// of the chosen platforms, of each manifest its config and layers; of a digest or CID that is no manifest, the blob; of
+// a hub's repository the files and what the hub tells of them.
 type AssignedArtifact struct {
 	// Repository that has the artifact, as host/path. Empty: none is known, only peers can be asked.
 	// +optional
@@ -158,6 +159,9 @@ type AssignedArtifact struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=255
 	MediaType string `json:"mediaType,omitempty"`
+	// Hub says that the artifact is files of a model hub's repository, which Repository names as host/name.
+	// +optional
+	Hub *ResolvedHub `json:"hub,omitempty"`
 	// Referrers are digests of manifests in Repository that refer to the root (signatures, SBOMs), to keep as well.
 	// +optional
 	// +listType=atomic

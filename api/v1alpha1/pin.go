@@ -1,6 +1,10 @@
 package v1alpha1
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"strings"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -48,7 +52,9 @@ type ArtifactPinList struct {
 //
 // +kubebuilder:validation:XValidation:rule="has(self.artifacts) != has(self.workloads)",message="say what to pin: either artifacts (a list) or workloads (a selector of pods), and not both"
 // +kubebuilder:validation:XValidation:rule="self.resolve.policy != 'Digest' || !has(self.artifacts) || self.artifacts.all(a, !has(a.image) || a.image.contains('@'))",message="resolve.policy Digest takes no tags: write every image as repository@sha256:…"
-// +kubebuilder:validation:XValidation:rule="self.target != 'CacheAndRuntime' || !has(self.artifacts) || self.artifacts.all(a, has(a.image))",message="target CacheAndRuntime loads images into the container runtime: it takes artifacts given as image, not as digest or cid"
+// +kubebuilder:validation:XValidation:rule="self.target != 'CacheAndRuntime' || !has(self.artifacts) || self.artifacts.all(a, has(a.image))",message="target CacheAndRuntime loads images into the container runtime: it takes artifacts given as image, not as digest, cid or hub"
+// +kubebuilder:validation:XValidation:rule="self.resolve.policy != 'Digest' || !has(self.artifacts) || self.artifacts.all(a, !has(a.hub) || a.hub.revision.matches('^[0-9a-f]{40}$'))",message="resolve.policy Digest takes no branches or tags: write every hub.revision as a commit, of 40 hexadecimal digits"
+// +kubebuilder:validation:XValidation:rule="!has(self.expiry) || !has(self.expiry.unusedFor) || !has(self.artifacts) || self.artifacts.all(a, !has(a.hub))",message="expiry.unusedFor counts pulls of images: for files of a hub set until or ttl"
 // +kubebuilder:validation:XValidation:rule="!has(self.minReplicas) || type(self.replicas) != int || self.minReplicas <= int(self.replicas)",message="minReplicas must not exceed replicas"
 // +kubebuilder:validation:XValidation:rule="!has(self.spread) || !has(self.spread.minDomains) || type(self.replicas) != int || self.spread.minDomains <= int(self.replicas)",message="spread.minDomains must not exceed replicas: so many copies can't cover so many domains"
 type ArtifactPinSpec struct {
@@ -176,9 +182,9 @@ type ArtifactPinSpec struct {
 	RepairDelay metav1.Duration `json:"repairDelay,omitzero"`
 }
 
-// Artifact is one thing to keep, named in one of three ways.
+// Artifact is one thing to keep, named in one of four ways.
 //
-// +kubebuilder:validation:XValidation:rule="[has(self.image), has(self.digest), has(self.cid)].filter(x, x).size() == 1",message="name an artifact in exactly one way: image, digest or cid"
+// +kubebuilder:validation:XValidation:rule="[has(self.image), has(self.digest), has(self.cid), has(self.hub)].filter(x, x).size() == 1",message="name an artifact in exactly one way: image, digest, cid or hub"
 // +kubebuilder:validation:XValidation:rule="!has(self.repository) || has(self.digest) || has(self.cid)",message="repository goes with digest or cid; an image names its own"
 type Artifact struct {
 	// Image is a reference to an image or any other OCI artifact: registry.example/team/app:1.2, or …@sha256:….
@@ -203,6 +209,88 @@ type Artifact struct {
 	// +kubebuilder:validation:MaxLength=512
 	// +kubebuilder:validation:XValidation:rule="self.matches('^([a-z0-9A-Z][a-z0-9A-Z._-]*|[[][a-fA-F0-9:]+[]])(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+$')",message="repository is written host/path, such as registry.example/team/app, with no scheme, tag or digest"
 	Repository string `json:"repository,omitempty"`
+	// Hub names files of a repository of the model hub that the agents are a front for.
+	// +optional
+	Hub *HubArtifact `json:"hub,omitempty"`
+}
+
+// HubArtifact is files of a repository of a model hub, at one of its commits. A token for it is in a pull secret, as
+// the password for the hub's host.
+type HubArtifact struct {
+	// Repository of a model as owner/name, of a dataset as datasets/owner/name, of a space as spaces/owner/name.
+	// +kubebuilder:validation:MaxLength=200
+	// +kubebuilder:validation:XValidation:rule="self.matches('^((datasets|spaces)/)?([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*$')",message="hub.repository is written owner/name, datasets/owner/name or spaces/owner/name, with no scheme, host or revision"
+	Repository string `json:"repository"`
+	// Revision is a branch, a tag or a commit. Where a branch moves, copies follow as resolve says.
+	// +kubebuilder:default=main
+	// +kubebuilder:validation:MaxLength=128
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[A-Za-z0-9_][A-Za-z0-9_./-]*$') && !self.contains('..')",message="hub.revision is not the name of a branch, tag or commit"
+	Revision string `json:"revision,omitempty"`
+	// Files are patterns of paths within the repository, such as *.safetensors. * stands for any characters, slashes too,
+	// ? for one; a pattern that ends with / for all below that folder. Empty: all files.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=128
+	// +kubebuilder:validation:XValidation:rule="self.all(f, !f.startsWith('/') && !f.contains('..'))",message="hub.files are patterns of paths within the repository, such as *.safetensors or onnx/*, with neither a leading / nor .."
+	Files []string `json:"files,omitempty"`
+}
+
+// Keeps reports whether the patterns match a path.
+func (h *HubArtifact) Keeps(path string) bool { return MatchesFiles(h.Files, path) }
+
+// MatchesFiles reports whether one of the patterns of HubArtifact.files matches a path. None match all.
+func MatchesFiles(patterns []string, path string) bool {
+	for _, p := range patterns {
+		if strings.HasSuffix(p, "/") {
+			p += "*"
+		}
+		if matchFile(p, path) {
+			return true
+		}
+	}
+	return len(patterns) == 0
+}
+
+// matchFile takes time in proportion to the product of the lengths, whatever the pattern.
+func matchFile(pattern, path string) bool {
+	p, s, star, from := 0, 0, -1, 0
+	for s < len(path) {
+		switch {
+		case p < len(pattern) && pattern[p] == '*':
+			star, from = p, s
+			p++
+		case p < len(pattern) && (pattern[p] == '?' || pattern[p] == path[s]):
+			p++
+			s++
+		case star >= 0: // the last star takes one character more
+			from++
+			p, s = star+1, from
+		default:
+			return false
+		}
+	}
+	return strings.Trim(pattern[p:], "*") == ""
+}
+
+// maxSource is what ResolvedArtifact.source holds.
+const maxSource = 512
+
+// Source names the artifact as the spec does, in one line.
+func (a Artifact) Source() string {
+	if a.Hub == nil {
+		return a.Image + a.Digest + a.CID
+	}
+	s := "hub:" + a.Hub.Repository + "@" + a.Hub.Revision
+	if len(a.Hub.Files) > 0 {
+		s += " " + strings.Join(a.Hub.Files, ",")
+	}
+	if len(s) > maxSource {
+		sum := sha256.Sum256([]byte(s))
+		s = strings.ToValidUTF8(s[:maxSource-20], "") + "… " + hex.EncodeToString(sum[:8])
+	}
+	return s
 }
 
 // WorkloadSelector selects pods of the pin's namespace, whose images are kept.
@@ -442,6 +530,9 @@ type ResolvedArtifact struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=255
 	MediaType string `json:"mediaType,omitempty"`
+	// Hub is the commit that the revision was, and the patterns of the files that are kept.
+	// +optional
+	Hub *ResolvedHub `json:"hub,omitempty"`
 	// Size in bytes of the closure on one node, 0 where it is not known. Where platforms differ, that of the largest.
 	// +optional
 	Size int64 `json:"size,omitempty"`
@@ -450,6 +541,27 @@ type ResolvedArtifact struct {
 	// +kubebuilder:validation:MaxItems=32
 	// +kubebuilder:validation:items:MaxLength=256
 	Referrers []string `json:"referrers,omitempty"`
+}
+
+// ResolvedHub is files of a repository of a model hub at a commit.
+type ResolvedHub struct {
+	// Commit of the repository.
+	// +kubebuilder:validation:Pattern=`^[0-9a-f]{40}$`
+	Commit string `json:"commit"`
+	// Files are patterns of paths, as HubArtifact has them.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=128
+	Files []string `json:"files,omitempty"`
+}
+
+// Root is what the artifact was found to be: a digest, a commit of a hub, or else "".
+func (r *ResolvedArtifact) Root() string {
+	if r.Hub != nil {
+		return r.Hub.Commit
+	}
+	return r.Digest
 }
 
 // NodeFailure is why one node has no copy.

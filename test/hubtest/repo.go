@@ -184,3 +184,13 @@ func xetHash(f *file) string {
 	sum := sha256.Sum256([]byte("xet " + f.sha256))
 	return hex.EncodeToString(sum[:])
 }
+
+// Files are those of a branch or commit, by path.
+func (r *Repo) Files(revision string) map[string]File {
+	_, files := r.commit(revision)
+	out := make(map[string]File, len(files))
+	for path, f := range files {
+		out[path] = f.File
+	}
+	return out
+}

@@ -86,10 +86,11 @@ type Options struct {
 
 	Fetcher  pin.Fetcher
 	Upstream pin.Upstream
-	// Runtime, Tags, Files and Gate are optional; see package pin.
+	// Runtime, Tags, Files, Hub and Gate are optional; see package pin.
 	Runtime pin.Runtime
 	Tags    pin.Tags
 	Files   pin.Files
+	Hub     pin.Hub
 	Gate    pin.Gate
 	// Counters gives the numbers to report. Optional.
 	Counters func() Counters
@@ -163,7 +164,7 @@ func New(opts Options) (*Agent, error) {
 	a.keeper, err = pin.New(pin.Options{
 		Store: opts.Store, Fetcher: opts.Fetcher, Upstream: opts.Upstream, Secrets: secrets{a.api},
 		Runtime: opts.Runtime,
-		Tags:    opts.Tags, Files: opts.Files, Gate: opts.Gate, Changed: a.report.changed.raise, Logger: a.log,
+		Tags:    opts.Tags, Files: opts.Files, Gate: opts.Gate, Hub: opts.Hub, Changed: a.report.changed.raise, Logger: a.log,
 		Registerer: opts.Registerer,
 	})
 	if err != nil {

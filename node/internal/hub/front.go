@@ -195,8 +195,8 @@ func (f *Front) serve(x *exchange) error {
 		switch x.rule.Mode {
 		case policy.Bypass:
 			x.route.action = actPass
-		case policy.PeersOnly:
-			x.R = x.R.WithContext(context.WithValue(x.R.Context(), peersOnly{}, true))
+		default:
+			x.R = x.R.WithContext(ruled(x.R.Context(), x.rule))
 		}
 	}
 	switch x.route.action {
@@ -216,6 +216,14 @@ func (f *Front) serve(x *exchange) error {
 	}
 	f.pass(x)
 	return nil
+}
+
+// ruled is ctx with the word that the hub is not to be asked, where the policy has that.
+func ruled(ctx context.Context, rule policy.Rule) context.Context {
+	if rule.Mode == policy.PeersOnly {
+		return context.WithValue(ctx, peersOnly{}, true)
+	}
+	return ctx
 }
 
 // allows reports whether a caller's address may use the front: this machine's own, and those that the configuration

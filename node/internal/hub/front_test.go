@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -236,4 +237,23 @@ func TestPass_WhatIsNotKnownGoesToTheHubAndNowhereElse(t *testing.T) {
 		" 401 ",
 		"the name in a request for a proxy is not gone to")
 	require.Equal(t, http.StatusLoopDetected, a.ask(t, http.MethodGet, "/api/models/org/m", "Via", "1.1 shoal").status)
+}
+
+func TestFront_AnAddressOutsideIsToldWhatToAskFor(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	model(h, "org/m")
+	a := newAgent(t, h, "", nil)
+	for _, path := range []string{resolve("org/m", "main", "config.json"), "/api/models/org/m", "/whoami", "/"} {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil)
+		r.RemoteAddr = "10.9.8.7:1234"
+		w := httptest.NewRecorder()
+		a.ServeHTTP(w, r)
+		require.Equal(t, http.StatusForbidden, w.Code, path)
+		require.Contains(t, w.Body.String(), "10.9.8.7")
+		require.Contains(t, w.Body.String(), "hub.allowFrom")
+		require.Equal(t, w.Body.String(), w.Header().Get("X-Error-Message"), "clients show this one")
+	}
+	n, _ := h.Count()
+	require.Zero(t, n)
 }

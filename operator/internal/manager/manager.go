@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -55,6 +56,8 @@ type Options struct {
 	OwnPinName string
 	// Registries gives the transport for pulls from a registry, which it is given by host.
 	Registries func(registry string) http.RoundTripper
+	// Hub is the base URL of the model hub whose files pins may name; nil: none.
+	Hub *url.URL
 	// Clock is the real one where it is nil.
 	Clock clock.Clock
 	// Metrics is controller-runtime's registry where it is nil.
@@ -183,8 +186,10 @@ func addControllers(ctx context.Context, mgr ctrl.Manager, o Options) error {
 			return (&pin.StartupReconciler{Client: c, Recorder: recorder, Board: board}).SetupWithManager(mgr)
 		},
 		"resolver": func() error {
+			registries := resolve.New(o.Registries, o.Clock.Now)
+			registries.Hub = o.Hub
 			r := &pin.Resolver{Client: c, Live: mgr.GetAPIReader(), Secrets: o.PullSecrets,
-				Registries: resolve.New(o.Registries, o.Clock.Now), Recorder: recorder, Clock: o.Clock,
+				Registries: registries, Recorder: recorder, Clock: o.Clock,
 				Metrics: o.Metrics}
 			return r.SetupWithManager(mgr)
 		},

@@ -252,11 +252,9 @@ func due(p *v1alpha1.ArtifactPin, artifacts []v1alpha1.Artifact, now time.Time) 
 func sameSources(resolved []v1alpha1.ResolvedArtifact, artifacts []v1alpha1.Artifact) bool {
 	return slices.EqualFunc(resolved, artifacts[:min(len(artifacts), maxResolved)],
 		func(r v1alpha1.ResolvedArtifact, a v1alpha1.Artifact) bool {
-			return r.Source == sourceOf(a)
+			return r.Source == a.Source()
 		})
 }
-
-func sourceOf(a v1alpha1.Artifact) string { return a.Image + a.Digest + a.CID }
 
 func interval(p *v1alpha1.ArtifactPin) time.Duration {
 	if p.Spec.Resolve.Policy == v1alpha1.ResolveInterval && p.Spec.Resolve.Interval != nil {
@@ -325,8 +323,8 @@ func (o *outcome) add(p *v1alpha1.ArtifactPin, a v1alpha1.Artifact, result v1alp
 	before := kept(p, a)
 	if err == nil {
 		if p.Spec.Resolve.Policy == v1alpha1.ResolveOnce && before != nil &&
-			p.Status.ResolvedGeneration == p.Generation && before.Digest != result.Digest {
-			o.moved = append(o.moved, fmt.Sprintf("%s names %s now", a.Image, result.Digest))
+			p.Status.ResolvedGeneration == p.Generation && before.Root() != result.Root() {
+			o.moved = append(o.moved, fmt.Sprintf("%s names %s now", a.Source(), result.Root()))
 			result = *before
 		}
 		o.resolved = append(o.resolved, result)
@@ -336,10 +334,10 @@ func (o *outcome) add(p *v1alpha1.ArtifactPin, a v1alpha1.Artifact, result v1alp
 	if !errors.As(err, &failure) {
 		failure = &resolve.Error{Reason: v1alpha1.ReasonRegistryUnreachable, Err: err}
 	}
-	if before != nil && before.Digest != "" {
+	if before != nil && before.Root() != "" {
 		o.resolved = append(o.resolved, *before)
 		if failure.Reason == v1alpha1.ReasonNotFoundUpstream {
-			o.vanished = append(o.vanished, sourceOf(a))
+			o.vanished = append(o.vanished, a.Source())
 		}
 	} else if result.Digest != "" && a.Image == "" {
 		// Peers may have a digest that the registry does not.
@@ -351,7 +349,7 @@ func (o *outcome) add(p *v1alpha1.ArtifactPin, a v1alpha1.Artifact, result v1alp
 // kept is how an artifact was resolved last, nil if it was not.
 func kept(p *v1alpha1.ArtifactPin, a v1alpha1.Artifact) *v1alpha1.ResolvedArtifact {
 	for i := range p.Status.Artifacts {
-		if p.Status.Artifacts[i].Source == sourceOf(a) {
+		if p.Status.Artifacts[i].Source == a.Source() {
 			return &p.Status.Artifacts[i]
 		}
 	}
@@ -473,7 +471,7 @@ func conclude(p *v1alpha1.ArtifactPin, o outcome, artifacts []v1alpha1.Artifact,
 func conditions(o outcome, artifacts []v1alpha1.Artifact, complete bool) (resolved, upToDate metav1.Condition) {
 	resolved = metav1.Condition{Type: v1alpha1.ConditionResolved, Status: metav1.ConditionTrue,
 		Reason:  v1alpha1.ReasonResolved,
-		Message: fmt.Sprintf("%d artifacts have a digest or CID", len(o.resolved))}
+		Message: fmt.Sprintf("%d artifacts have a digest, CID or commit", len(o.resolved))}
 	upToDate = metav1.Condition{Type: v1alpha1.ConditionUpToDate, Status: metav1.ConditionTrue,
 		Reason:  v1alpha1.ReasonCurrent,
 		Message: "upstream names the digests that are kept"}
@@ -513,7 +511,7 @@ func summary(artifacts []v1alpha1.Artifact) string {
 	if len(artifacts) == 0 {
 		return ""
 	}
-	s := sourceOf(artifacts[0])
+	s := artifacts[0].Source()
 	if len(s) > 200 {
 		s = s[:200] + "..."
 	}
@@ -546,9 +544,9 @@ func (r *Resolver) report(before, after *v1alpha1.ArtifactPin) {
 		b := slices.IndexFunc(before.Status.Artifacts, func(x v1alpha1.ResolvedArtifact) bool {
 			return x.Source == a.Source
 		})
-		if b >= 0 && before.Status.Artifacts[b].Digest != a.Digest {
+		if b >= 0 && before.Status.Artifacts[b].Root() != a.Root() {
 			r.Recorder.Eventf(after, nil, corev1.EventTypeNormal, "TagFollowed", "Resolve", "%s: from %s to %s",
-				a.Source, before.Status.Artifacts[b].Digest, a.Digest)
+				a.Source, before.Status.Artifacts[b].Root(), a.Root())
 		}
 	}
 }

@@ -724,7 +724,8 @@ func Entry(p *v1alpha1.ArtifactPin) v1alpha1.PinAssignment {
 	}
 	for _, a := range p.Status.Artifacts {
 		assigned := v1alpha1.AssignedArtifact{
-			Repository: a.Repository, Tag: a.Tag, Digest: a.Digest, MediaType: a.MediaType, Referrers: a.Referrers}
+			Repository: a.Repository, Tag: a.Tag, Digest: a.Digest, MediaType: a.MediaType, Referrers: a.Referrers,
+			Hub: a.Hub}
 		if a.Digest == "" {
 			assigned.CID = a.CID
 		}

@@ -1,5 +1,6 @@
 // Package resolve turns what a pin names into digests, by asking the registries: tags to digests, the size of one copy,
-// the platforms an index has, and what refers to an artifact. It reads manifests, never layers.
+// the platforms an index has, and what refers to an artifact; and revisions of a model hub's repositories to commits, by
+// asking the hub. It reads manifests and listings, never layers or files.
 package resolve
 
 import (
@@ -9,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -67,6 +69,9 @@ type Options struct {
 
 // Resolver asks registries. It may be used concurrently.
 type Resolver struct {
+	// Hub is the base URL of the model hub; nil: none is known. It is set before the first use.
+	Hub *url.URL
+
 	transport func(registry string) http.RoundTripper
 	now       func() time.Time
 
@@ -88,7 +93,7 @@ func New(transport func(registry string) http.RoundTripper, now func() time.Time
 func (r *Resolver) Resolve(ctx context.Context, a v1alpha1.Artifact, o Options) (v1alpha1.ResolvedArtifact, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	resolved, err := identify(a)
+	resolved, err := r.identify(a)
 	if err != nil {
 		return resolved, &Error{Reason: v1alpha1.ReasonInvalidSpec, Err: err}
 	}
@@ -99,7 +104,11 @@ func (r *Resolver) Resolve(ctx context.Context, a v1alpha1.Artifact, o Options) 
 	if err := r.outage(host); err != nil {
 		return resolved, err
 	}
-	err = r.ask(ctx, &resolved, o)
+	if a.Hub != nil {
+		err = r.askHub(ctx, &resolved, a.Hub, o)
+	} else {
+		err = r.ask(ctx, &resolved, o)
+	}
 	if err == nil {
 		return resolved, nil
 	}
@@ -131,8 +140,10 @@ func (r *Resolver) outage(host string) error {
 }
 
 // identify fills in what follows from the artifact's name alone.
-func identify(a v1alpha1.Artifact) (v1alpha1.ResolvedArtifact, error) {
+func (r *Resolver) identify(a v1alpha1.Artifact) (v1alpha1.ResolvedArtifact, error) {
 	switch {
+	case a.Hub != nil:
+		return r.identifyHub(a)
 	case a.Image != "":
 		resolved := v1alpha1.ResolvedArtifact{Source: a.Image}
 		named, err := reference.ParseNormalizedNamed(a.Image)
@@ -411,11 +422,13 @@ func classify(err error) *Error {
 	if known, ok := errors.AsType[*Error](err); ok {
 		return &Error{Reason: known.Reason, Err: err}
 	}
-	var answer *transport.Error
-	if !errors.As(err, &answer) {
-		return &Error{Reason: v1alpha1.ReasonRegistryUnreachable, Err: err}
+	status := 0
+	if answer, ok := errors.AsType[*transport.Error](err); ok {
+		status = answer.StatusCode
+	} else if answer, ok := errors.AsType[*refusal](err); ok {
+		status = answer.status
 	}
-	switch answer.StatusCode {
+	switch status {
 	case http.StatusNotFound:
 		return &Error{Reason: v1alpha1.ReasonNotFoundUpstream, Err: err}
 	case http.StatusUnauthorized, http.StatusForbidden:

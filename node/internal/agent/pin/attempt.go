@@ -2,6 +2,7 @@ package pin
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -150,9 +151,9 @@ func named(art *artifact, err error) error {
 	if err == nil {
 		return nil
 	}
-	name := art.Digest
-	if name == "" {
-		name = art.CID
+	name := cmp.Or(art.Digest, art.CID)
+	if art.Hub != nil {
+		name = art.Hub.Commit
 	}
 	if art.Tag != "" {
 		name = art.Tag + "@" + name
@@ -218,6 +219,9 @@ func (a *attempt) newClosure(repo content.Repository, chosen platforms) *closure
 
 // walk reads the closure of one artifact and of its referrers. before is what the pin held in the store.
 func (a *attempt) walk(ctx context.Context, art *artifact, before []digest.Digest) error {
+	if art.Hub != nil {
+		return a.listHub(ctx, art)
+	}
 	root, size, err := a.resolve(ctx, art.AssignedArtifact)
 	if err != nil {
 		return err
@@ -385,7 +389,7 @@ func (a *attempt) get(ctx context.Context, req content.Request) error {
 			return failed(req, fmt.Errorf("in the runtime: %w", content.ErrDigestMismatch))
 		}
 	}
-	err := a.access(req.Repository).try(ctx, func(authorization string) error {
+	err := a.accessFor(req).try(ctx, func(authorization string) error {
 		req.Authorization = authorization
 		if a.limiter != nil {
 			if err := a.trickle(ctx, req); err != nil {
@@ -545,8 +549,8 @@ func (a *attempt) taken(set *map[digest.Digest]bool) map[digest.Digest]bool {
 func (a *attempt) admit(ctx context.Context, artifacts []*artifact) {
 	roots := a.taken(&a.entry.ungated)
 	for _, art := range artifacts {
-		if a.opts.Gate == nil || !roots[art.root] || art.closure.repo.None() {
-			continue
+		if a.opts.Gate == nil || !roots[art.root] || art.closure.repo.None() || art.Hub != nil {
+			continue // the hub's front knows by itself who may read what
 		}
 		for _, req := range art.closure.blobs {
 			err := a.access(req.Repository).try(ctx, func(authorization string) error {
@@ -576,7 +580,7 @@ func (a *attempt) rememberTags(ctx context.Context, artifacts []*artifact) {
 	}
 	for _, art := range artifacts {
 		info, err := a.opts.Store.Stat(art.root)
-		if art.Tag == "" || !untold[art.root] || err != nil {
+		if art.Tag == "" || art.Hub != nil || !untold[art.root] || err != nil {
 			continue
 		}
 		a.opts.Tags.Remember(ctx, art.closure.repo, art.Tag, ocispec.Descriptor{
@@ -589,6 +593,9 @@ func (a *attempt) rememberTags(ctx context.Context, artifacts []*artifact) {
 func (a *attempt) purge(ctx context.Context) error {
 	doomed := a.opts.Store.Pins()[a.owner]
 	for _, assigned := range a.assignment.Artifacts {
+		if assigned.Hub != nil {
+			continue // the store knows what the pin held
+		}
 		c := a.newClosure(repository(assigned.Repository), platforms{all: true})
 		c.held, c.size = true, a.heldSize
 		c.get = func(ctx context.Context, req content.Request) error {

@@ -18,6 +18,7 @@ type credential = pullsecret.Credential
 type access struct {
 	*attempt
 	repo content.Repository
+	hub  bool // it is one of a model hub, which takes a token as it is
 
 	once    sync.Once
 	problem error // why not all pull secrets could be read
@@ -26,14 +27,21 @@ type access struct {
 	all []credential // in the order in which they are tried
 }
 
-func (a *attempt) access(repo content.Repository) *access {
+func (a *attempt) access(repo content.Repository) *access { return a.accessTo(repo, false) }
+
+// accessFor is that to the repository that has what req asks for: that of a model hub has it at the path of a file.
+func (a *attempt) accessFor(req content.Request) *access {
+	return a.accessTo(req.Repository, req.File != "")
+}
+
+func (a *attempt) accessTo(repo content.Repository, hub bool) *access {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.accesses == nil {
 		a.accesses = make(map[content.Repository]*access)
 	}
 	if a.accesses[repo] == nil {
-		a.accesses[repo] = &access{attempt: a, repo: repo}
+		a.accesses[repo] = &access{attempt: a, repo: repo, hub: hub}
 	}
 	return a.accesses[repo]
 }
@@ -91,7 +99,7 @@ func (c *access) try(ctx context.Context, do func(authorization string) error) e
 	}
 	var refused error
 	for _, cred := range c.candidates(ctx) {
-		authorization, authErr := c.opts.Upstream.Authorize(ctx, c.repo, cred)
+		authorization, authErr := c.authorize(ctx, cred)
 		if content.Denied(authErr) {
 			refused = errors.Join(refused, authErr)
 			continue
@@ -120,13 +128,24 @@ func (c *access) try(ctx context.Context, do func(authorization string) error) e
 	return errors.Join(c.problem, refused)
 }
 
+// authorize gives the Authorization header for a credential.
+func (c *access) authorize(ctx context.Context, cred credential) (string, error) {
+	if !c.hub {
+		return c.opts.Upstream.Authorize(ctx, c.repo, cred)
+	}
+	if token := cred.HubToken(); token != "" {
+		return "Bearer " + token, nil
+	}
+	return "", nil
+}
+
 // renewing calls do, and again with a new token whenever the registry takes one no more: those of a large image live
 // shorter than its pull. What do has fetched until then is kept. Where no new token is given, why not is the error.
 func (c *access) renewing(ctx context.Context, cred credential, authorization string,
 	do func(authorization string) error) error {
 	for {
 		err := do(authorization)
-		if !content.Denied(err) {
+		if !content.Denied(err) || c.hub {
 			return err
 		}
 		var renewErr error

@@ -24,6 +24,7 @@ var (
 	errExceedsCapacity = errors.New("larger than what other pins leave of the cache")
 	errTimeLimit       = errors.New("not done within the time limit")
 	errRuntime         = errors.New("load into the container runtime")
+	errNoHub           = errors.New("files of a model hub")
 	errNoPeer          = errors.New("the pin names no repository, and no peer has it")
 
 	// errGap: an attempt that only looks has found something missing, or something that an attempt which fetches has to
@@ -54,6 +55,7 @@ var reasons = []struct {
 	{v1alpha1.ReasonInvalidSecret, is(pullsecret.ErrInvalid)},
 	{v1alpha1.ReasonUnauthorized, content.Denied},
 	{v1alpha1.FetchFailed, is(errNoPeer)},
+	{v1alpha1.FetchFailed, is(errNoHub)},
 	{v1alpha1.ReasonRateLimited, func(err error) bool {
 		var u *content.UpstreamError
 		return errors.As(err, &u) && u.Status == http.StatusTooManyRequests

@@ -108,6 +108,15 @@ type Files interface {
 	Resolve(ctx context.Context, c cid.Cid) (digest.Digest, int64, error)
 }
 
+// Hub is the model hub that this agent is a front for.
+type Hub interface {
+	// Files lists what there is to hold of a repository at a commit: what the hub tells of it first, then the files whose
+	// paths keep takes. revision is what the commit was found under. What is small is fetched with that. Where get is
+	// false nothing is, and it fails with content.ErrNotFound where something is not here.
+	Files(ctx context.Context, repo content.Repository, revision, commit, authorization string,
+		keep func(path string) bool, get bool) ([]content.Request, error)
+}
+
 // Options configure a Keeper. Store, Fetcher, Upstream and Secrets are required.
 type Options struct {
 	Store    Store
@@ -121,6 +130,8 @@ type Options struct {
 	Tags  Tags
 	Files Files
 	Gate  Gate
+	// Hub is nil where this agent is no front for one: pins of its files then fail.
+	Hub Hub
 	// Changed is called, without locks held, when the state or the failure of a pin has changed. Optional.
 	Changed    func()
 	Logger     *slog.Logger

@@ -1,0 +1,104 @@
+package resolve_test
+
+import (
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/shoal-cache/shoal/api/pullsecret"
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/operator/internal/resolve"
+	"github.com/shoal-cache/shoal/test/hubtest"
+)
+
+func hubResolver(t *testing.T, h *hubtest.Hub) (r *resolve.Resolver, host string) {
+	t.Helper()
+	r = resolve.New(direct, time.Now)
+	u, err := url.Parse(h.URL())
+	require.NoError(t, err)
+	r.Hub = u
+	return r, u.Host
+}
+
+func TestHub_ARevisionIsResolvedToACommitAndItsFilesAreMeasured(t *testing.T) {
+	t.Parallel()
+	h := hubtest.New()
+	t.Cleanup(h.Close)
+	h.PageSize = 2
+	files := map[string]hubtest.File{
+		"config.json": {Data: hubtest.Text("12345")}, "onnx/a.onnx": {Data: hubtest.Random(1, 300), LFS: true},
+		"a.safetensors": {Data: hubtest.Random(2, 1000), LFS: true}, "b.safetensors": {Data: hubtest.Random(3, 2000), LFS: true},
+	}
+	model, dataset := h.Repo("models", "org/m"), h.Repo("datasets", "org/d")
+	commit := model.Commit("main", files)
+	pr := model.Commit("refs/pr/1", map[string]hubtest.File{"config.json": {Data: hubtest.Text("1")}})
+	data := dataset.Commit("main", files)
+	secret := h.Repo("models", "org/secret")
+	hidden := secret.Commit("main", files)
+	secret.SetPrivate("good")
+	r, host := hubResolver(t, h)
+	token, err := pullsecret.Parse(&corev1.Secret{Type: corev1.SecretTypeDockerConfigJson, Data: map[string][]byte{
+		corev1.DockerConfigJsonKey: []byte(`{"auths": {"` + host + `": {"username": "any", "password": "good"}}}`)}})
+	require.NoError(t, err)
+
+	for name, tc := range map[string]struct {
+		hub    v1alpha1.HubArtifact
+		secret pullsecret.Credentials
+		commit string
+		size   int64
+		reason string
+	}{
+		"all of it":       {v1alpha1.HubArtifact{Repository: "org/m"}, nil, commit, 3305, ""},
+		"some files":      {v1alpha1.HubArtifact{Repository: "org/m", Files: []string{"*.safetensors", "*.json"}}, nil, commit, 3005, ""},
+		"a folder":        {v1alpha1.HubArtifact{Repository: "org/m", Files: []string{"onnx/"}}, nil, commit, 300, ""},
+		"a dataset":       {v1alpha1.HubArtifact{Repository: "datasets/org/d"}, nil, data, 3305, ""},
+		"a pull request":  {v1alpha1.HubArtifact{Repository: "org/m", Revision: "refs/pr/1"}, nil, pr, 1, ""},
+		"a commit":        {v1alpha1.HubArtifact{Repository: "org/m", Revision: commit}, nil, commit, 3305, ""},
+		"with a token":    {v1alpha1.HubArtifact{Repository: "org/secret"}, token, hidden, 3305, ""},
+		"without a token": {v1alpha1.HubArtifact{Repository: "org/secret"}, nil, "", 0, v1alpha1.ReasonUnauthorized},
+		"no such branch":  {v1alpha1.HubArtifact{Repository: "org/m", Revision: "nosuch"}, nil, "", 0, v1alpha1.ReasonNotFoundUpstream},
+		"nothing matches": {v1alpha1.HubArtifact{Repository: "org/m", Files: []string{"*.gguf"}}, nil, "", 0, v1alpha1.ReasonNotFoundUpstream},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if tc.hub.Revision == "" {
+				tc.hub.Revision = "main"
+			}
+			got, err := r.Resolve(t.Context(), v1alpha1.Artifact{Hub: &tc.hub}, resolve.Options{Credentials: tc.secret,
+				Secrets: len(tc.secret)})
+			if tc.reason != "" {
+				var failure *resolve.Error
+				require.ErrorAs(t, err, &failure)
+				require.Equal(t, tc.reason, failure.Reason, err)
+				require.NotContains(t, err.Error(), "good")
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, host+"/"+tc.hub.Repository, got.Repository)
+			require.Equal(t, tc.commit, got.Hub.Commit)
+			require.Equal(t, tc.size, got.Size)
+			require.Equal(t, tc.hub.Files, got.Hub.Files)
+		})
+	}
+}
+
+func TestHub_WhichIsNotKnownOrAwayIsSaid(t *testing.T) {
+	t.Parallel()
+	artifact := v1alpha1.Artifact{Hub: &v1alpha1.HubArtifact{Repository: "org/m", Revision: "main"}}
+	reason := func(r *resolve.Resolver) string {
+		_, err := r.Resolve(t.Context(), artifact, resolve.Options{})
+		var failure *resolve.Error
+		require.ErrorAs(t, err, &failure)
+		return failure.Reason
+	}
+	require.Equal(t, v1alpha1.ReasonInvalidSpec, reason(resolve.New(direct, time.Now)))
+	for status, want := range map[int]string{429: v1alpha1.ReasonRateLimited, 503: v1alpha1.ReasonRegistryUnreachable} {
+		h := hubtest.New()
+		t.Cleanup(h.Close)
+		h.Set(hubtest.Trouble{Status: status})
+		r, _ := hubResolver(t, h)
+		require.Equal(t, want, reason(r))
+	}
+}
