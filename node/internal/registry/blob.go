@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/reply"
@@ -96,6 +97,9 @@ func (x *exchange) blobAnswer(req content.Request, etag string, size int64) {
 	x.WriteHeader(http.StatusOK)
 }
 
+// blobHeader sets the header of an answer with a blob. Ollama asks for the whole of a blob only to learn from Location
+// where it lies, and reads it there in parts; without a Location it gives up. Others are not told one, which says
+// nothing with 200.
 func (x *exchange) blobHeader(req content.Request, etag string, length int64) {
 	h := x.W.Header()
 	h.Set("Content-Type", "application/octet-stream")
@@ -103,4 +107,7 @@ func (x *exchange) blobHeader(req content.Request, etag string, length int64) {
 	h.Set("Accept-Ranges", "bytes")
 	h.Set("Docker-Content-Digest", req.Digest.String())
 	h.Set("Etag", etag)
+	if strings.HasPrefix(x.R.UserAgent(), "ollama/") && x.R.Header.Get("Range") == "" {
+		h.Set("Location", x.R.URL.RequestURI())
+	}
 }
