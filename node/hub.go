@@ -29,7 +29,7 @@ func (n *node) newHub() (*hub.Front, error) {
 		Endpoint: endpoint, Transport: transport, Hub: c.Name(), Gate: n.gate,
 		Fetcher: n.fetcher, Upstream: n.upstream, Store: n.store,
 		Memory: n.store.KV("hub"), Rules: func(r content.Repository) policy.Rule { return n.policy.Load().For(r) },
-		AllowFrom: c.Allowed(), Logger: n.log.With("part", "hub"), Registerer: n.metrics,
+		AllowFrom: c.Allowed(), URLs: c.Below(), Logger: n.log.With("part", "hub"), Registerer: n.metrics,
 	})
 	if err != nil {
 		return nil, err
@@ -44,17 +44,25 @@ func (n *node) locate(ctx context.Context, repo content.Repository, file, author
 	return n.hub.Locate(ctx, repo, file, authorization, anew)
 }
 
-// upstreams are those of the configuration, and the hub where it is in use and not among them.
+// upstreams are those of the configuration, and the hub and the hosts of hub.urls where they are not among them.
 func upstreams(list []config.Upstream, h config.Hub) []upstream.Upstream {
 	out := make([]upstream.Upstream, len(list))
 	for i, u := range list {
 		out[i] = upstream.Upstream(u)
 	}
-	listed := slices.ContainsFunc(out, func(u upstream.Upstream) bool {
-		return registries.Canonical(u.Registry) == h.Name()
-	})
-	if h.Enabled && !listed {
-		out = append(out, upstream.Upstream{Registry: h.Name(), Endpoints: []string{h.Endpoint}})
+	if !h.Enabled {
+		return out
+	}
+	add := func(name, endpoint string) {
+		if !slices.ContainsFunc(out, func(u upstream.Upstream) bool {
+			return registries.Canonical(u.Registry) == name
+		}) {
+			out = append(out, upstream.Upstream{Registry: name, Endpoints: []string{endpoint}})
+		}
+	}
+	add(h.Name(), h.Endpoint)
+	for _, u := range h.Below() {
+		add(registries.Canonical(u.Host), u.Scheme+"://"+u.Host)
 	}
 	return out
 }

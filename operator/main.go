@@ -80,7 +80,8 @@ func command() *cobra.Command {
 	f.String("pull-secrets", string(pullSecretsAll),
 		"where pins may name pull secrets: All, Off, or Namespaces, those of --pull-secret-namespaces")
 	f.StringSlice("pull-secret-namespaces", nil, "`namespaces` where pins may name pull secrets")
-	f.String("hub-endpoint", "", "base `URL` of the model hub whose files pins may name, as in the agents' hub.endpoint; none: no pin may")
+	f.String("hub-endpoint", "",
+		"base `URL` of the model hub whose files pins may name, as in the agents' hub.endpoint; none: no pin may")
 	f.String("metrics-bind-address", ":8080", "address of /metrics; 0 for none")
 	f.String("health-probe-bind-address", ":8081", "address of /healthz and /readyz; 0 for none")
 	f.Bool("leader-elect", true, "let one of several replicas work at a time")

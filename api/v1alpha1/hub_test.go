@@ -49,7 +49,8 @@ func TestHubPolicy_PodsOfLabelledNamespacesAreGivenTheAddress(t *testing.T) {
 
 	own := corev1.EnvVar{Name: "HF_ENDPOINT", Value: "https://hub.example"}
 	secret := corev1.EnvVar{Name: "HF_ENDPOINT", ValueFrom: &corev1.EnvVarSource{
-		SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "s"}, Key: "k"}}}
+		SecretKeyRef: &corev1.SecretKeySelector{Key: "k",
+			LocalObjectReference: corev1.LocalObjectReference{Name: "s"}}}}
 	other := corev1.EnvVar{Name: "HF_TOKEN", Value: "t"}
 	for name, tc := range map[string]struct {
 		pod  corev1.Pod

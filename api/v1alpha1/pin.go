@@ -226,8 +226,8 @@ type HubArtifact struct {
 	// +kubebuilder:validation:MaxLength=128
 	// +kubebuilder:validation:XValidation:rule="self.matches('^[A-Za-z0-9_][A-Za-z0-9_./-]*$') && !self.contains('..')",message="hub.revision is not the name of a branch, tag or commit"
 	Revision string `json:"revision,omitempty"`
-	// Files are patterns of paths within the repository, such as *.safetensors. * stands for any characters, slashes too,
-	// ? for one; a pattern that ends with / for all below that folder. Empty: all files.
+	// Files are patterns of paths within the repository, such as *.safetensors. * stands for any characters, slashes
+	// too, ? for one; a pattern that ends with / for all below that folder. Empty: all files.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=16

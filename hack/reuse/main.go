@@ -1,7 +1,7 @@
 // Command reuse measures how much of a new version of a model's weights a node has already that holds the old version,
-// by whole files, by fixed chunks of 1 MiB, and by chunks whose bounds the content defines. The weights are made: values
-// of bfloat16 around zero, in tensors of a transformer's sizes, in files of the format safetensors. It prints the table
-// of node/MODELS.md.
+// by whole files, by fixed chunks of 1 MiB, and by chunks whose bounds the content defines. The weights are made:
+// values of bfloat16 around zero, in tensors of a transformer's sizes, in files of the format safetensors. It prints
+// the table of node/MODELS.md.
 package main
 
 import (
@@ -107,8 +107,8 @@ var gear = func() (g [256]uint64) {
 	return g
 }()
 
-// defined cuts where a rolling hash over the last 64 bytes says so: on average after 1<<bits bytes, not before a quarter
-// of that nor after four times as much (FastCDC).
+// defined cuts where a rolling hash over the last 64 bytes says so: on average after 1<<bits bytes, not before a
+// quarter of that nor after four times as much (FastCDC).
 func defined(bits int) cut {
 	least, most, mask := 1<<(bits-2), 1<<(bits+2), ^uint64(0)<<(64-bits)
 	return func(file []byte) (out [][]byte) {

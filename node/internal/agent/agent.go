@@ -164,7 +164,8 @@ func New(opts Options) (*Agent, error) {
 	a.keeper, err = pin.New(pin.Options{
 		Store: opts.Store, Fetcher: opts.Fetcher, Upstream: opts.Upstream, Secrets: secrets{a.api},
 		Runtime: opts.Runtime,
-		Tags:    opts.Tags, Files: opts.Files, Gate: opts.Gate, Hub: opts.Hub, Changed: a.report.changed.raise, Logger: a.log,
+		Tags:    opts.Tags, Files: opts.Files, Gate: opts.Gate, Hub: opts.Hub,
+		Changed: a.report.changed.raise, Logger: a.log,
 		Registerer: opts.Registerer,
 	})
 	if err != nil {

@@ -73,6 +73,19 @@ type Hub struct {
 	// AllowFrom are the address ranges, such as 10.42.0.0/16, of the callers that may use the front besides this
 	// machine's own.
 	AllowFrom []string `yaml:"allowFrom"`
+	// URLs are those, such as https://files.example/models/, below which the front gives files by their digest and URL.
+	URLs []string `yaml:"urls"`
+}
+
+// Below are the URLs.
+func (h Hub) Below() []*url.URL {
+	var out []*url.URL
+	for _, s := range h.URLs {
+		if u, err := url.Parse(s); err == nil { // Load has checked each
+			out = append(out, u)
+		}
+	}
+	return out
 }
 
 // Name is the hub's in policies: the host of its endpoint.

@@ -69,6 +69,7 @@ var options = []option{
 	{"hub.listen", "address `host:port` of the hub front"},
 	{"hub.endpoint", "base `URL` of the hub; the front asks no other"},
 	{"hub.allowFrom", "address `ranges`, such as 10.42.0.0/16, of callers that may use the hub front besides this machine's own"},
+	{"hub.urls", "`URLs`, such as https://files.example/models/, below which GET /sha256/DIGEST/https/HOST/PATH of the hub front gives files; none: it gives none"},
 	{"admin.listen", "address `host:port` of health, metrics, profiles and the read-only view"},
 	{"metrics.listen", "address `host:port` of metrics alone, for other machines; empty: none"},
 	{"metrics.certFile", "`file` with the certificate of metrics.listen, as PEM; empty: plain HTTP"},

@@ -108,6 +108,20 @@ func (c *Config) validateHub(p *problems) {
 				"%q is no address range; want one such as 10.42.0.0/16 or fd00::/8", s)
 		}
 	}
+	scheme := map[string]string{}
+	for i, s := range c.Hub.URLs {
+		key := fmt.Sprintf("hub.urls[%d]", i)
+		checkEndpoint(p, key, s)
+		u, err := url.Parse(s)
+		if err != nil {
+			continue
+		}
+		host := strings.ToLower(u.Host)
+		if scheme[host] != "" && scheme[host] != u.Scheme {
+			p.add(key, "%s is listed as %s too; name one of them", s, scheme[host])
+		}
+		scheme[host] = u.Scheme
+	}
 	if !c.Hub.Enabled {
 		return
 	}

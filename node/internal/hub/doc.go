@@ -12,6 +12,7 @@
 //	locate.go      where the hub has the bytes of a large file for the moment
 //	api.go         info, tree, paths-info and refs out of what is known
 //	pass.go        everything else, to the hub and back
+//	url.go         a file of another host, named by its digest and its URL
 //	pin.go         what of a repository a node that is to keep it holds
 //	memo.go        what the hub said, remembered here and asked once for all nodes
 //	origin.go      asking the hub

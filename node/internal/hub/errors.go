@@ -57,7 +57,7 @@ func (x *exchange) fail(err error) {
 	x.Err = err
 	h := x.W.Header()
 	for _, name := range []string{"Etag", "Content-Length", "Content-Disposition", "X-Linked-Etag", "X-Linked-Size",
-		"X-Xet-Hash", "Link", "Accept-Ranges"} {
+		"X-Xet-Hash", "Link", "X-Hf-Warning", "Accept-Ranges"} {
 		h.Del(name) // of the answer that did not come about
 	}
 	h.Set("Cache-Control", "no-store")
@@ -108,7 +108,7 @@ func (x *exchange) verdict(err error) (int, []byte) {
 		return http.StatusBadGateway, nil
 	}
 	h.Set("Retry-After", strconv.Itoa(retrySoon))
-	h.Set("X-Error-Message", "the hub cannot be asked, and what is asked for is not known here")
+	h.Set("X-Error-Message", "the hub, or the host of the URL, cannot be asked, and what is asked for is not known here")
 	return http.StatusServiceUnavailable, nil
 }
 

@@ -24,6 +24,12 @@ import (
 )
 
 const (
+	// tooLarge is said of files that huggingface_hub does not take by plain HTTP. It shows its user what follows the
+	// topic.
+	tooLarge = "shoal-xet; above 50 GB huggingface_hub goes past this cache, by Xet: leave HF_HUB_DISABLE_XET unset " +
+		"and install hf_xet, or load the file with curl"
+	// worthKeeping is the size in bytes from which it is said of a file that it is not kept.
+	worthKeeping = 1 << 20
 	// proofSize is how many bytes are compared to prove that a repository has a file.
 	proofSize = 4 << 10
 )
@@ -56,7 +62,16 @@ func (f *Front) file(x *exchange) error {
 		return nil
 	}
 	f.describe(x, e, commit)
-	etag := `"` + e.etag() + `"`
+	f.warn(x, e)
+	return f.give(ctx, x, e.Size, `"`+e.etag()+`"`, func() (content.Reader, error) {
+		return f.open(ctx, x, e, commit)
+	}, func() error { return f.ready(ctx, x, e, commit) })
+}
+
+// give answers with the part of a file that the caller wants, once ready, which finds out while a failure can still be
+// told by a status whether the bytes may be had. The header that tells of the whole is set.
+func (f *Front) give(ctx context.Context, x *exchange, size int64, etag string, open func() (content.Reader, error),
+	ready func() error) error {
 	if reply.Unchanged(x.R, etag) {
 		x.W.Header().Del("Content-Length")
 		x.WriteHeader(http.StatusNotModified)
@@ -66,27 +81,25 @@ func (f *Front) file(x *exchange) error {
 		x.WriteHeader(http.StatusOK)
 		return nil
 	}
-	part, partial, err := reply.ParseRange(reply.RangeHeader(x.R, etag), e.Size)
+	part, partial, err := reply.ParseRange(reply.RangeHeader(x.R, etag), size)
 	if err != nil {
-		x.W.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", e.Size))
+		x.W.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", size))
 		x.W.Header().Del("Content-Length")
 		return err
 	}
-	if e.Size == 0 && x.R.Header.Get("Range") != "" {
+	if size == 0 && x.R.Header.Get("Range") != "" {
 		x.W.Header().Set("Content-Range", "bytes */0") // where some clients look for the size
 	}
 	status := http.StatusOK
 	if partial {
 		status = http.StatusPartialContent
-		x.W.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", part.Off, part.Off+part.N-1, e.Size))
+		x.W.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", part.Off, part.Off+part.N-1, size))
 	}
 	x.W.Header().Set("Content-Length", strconv.FormatInt(part.N, 10))
-	if err := f.ready(ctx, x, e, commit); err != nil {
+	if err := ready(); err != nil {
 		return err
 	}
-	body := &steady{ctx: ctx, pos: part.Off, left: part.N, open: func() (content.Reader, error) {
-		return f.open(ctx, x, e, commit)
-	}}
+	body := &steady{ctx: ctx, pos: part.Off, left: part.N, open: open}
 	defer func() { _ = body.Close() }()
 	return x.stream(status, body, part.N)
 }
@@ -121,6 +134,30 @@ func (f *Front) describe(x *exchange, e *entry, commit string) {
 		h.Set("X-Xet-Hash", e.XetHash)
 		token := x.host() + x.route.repo.api() + "/xet-read-token/" + commit
 		h.Set("Link", "<"+token+`>; rel="xet-auth"`)
+		h.Set("X-Hf-Warning", tooLarge)
+	}
+}
+
+// warn tells of a large file that can't be kept here, whatever is evicted for it: it then comes from the hub again for
+// each who asks.
+func (f *Front) warn(x *exchange, e *entry) {
+	if e.LFS == nil || e.Size < worthKeeping {
+		return
+	}
+	if _, err := f.opts.Store.Stat(e.digest()); err == nil {
+		return
+	}
+	u := f.opts.Store.Usage()
+	room := u.Capacity - u.PinnedBytes
+	if u.Capacity == 0 || e.Size <= room {
+		return
+	}
+	x.W.Header().Add("X-Hf-Warning", fmt.Sprintf("shoal-room; %+q has %d bytes and the node's cache has room for %d "+
+		"(store.capacity), so it is not kept", e.Path, e.Size, max(0, room)))
+	if x.R.Method != http.MethodHead {
+		f.metrics.noRoom.Inc()
+		f.log.Warn("a file has no room in the cache, and comes from the hub for each node that asks", "repository",
+			x.route.repo.name(), "path", e.Path, "size", e.Size, "room", max(0, room))
 	}
 }
 

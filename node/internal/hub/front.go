@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -22,7 +23,6 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/reply"
 	"github.com/shoal-cache/shoal/node/internal/store"
-	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
 
 // Fetcher has the content: from this node, its peers, or the hub.
@@ -30,15 +30,14 @@ type Fetcher interface {
 	Open(ctx context.Context, req content.Request) (content.Reader, error)
 }
 
-// Upstream reads files from the hub.
-type Upstream interface {
-	Open(ctx context.Context, req content.Request, off, n int64) (*upstream.Body, error)
-}
+// Upstream reads files from the hub, and from the hosts of URLs.
+type Upstream = gate.Registries
 
 // Store keeps documents and small files.
 type Store interface {
 	Put(ctx context.Context, d digest.Digest, mediaType string, r io.Reader, size int64) error
 	Stat(d digest.Digest) (store.Info, error)
+	Usage() store.Usage
 }
 
 // Options configure a Front. Endpoint, Transport, Hub, Gate, Fetcher, Upstream and Store are required.
@@ -58,6 +57,8 @@ type Options struct {
 	Memory Memory
 	// Rules gives the policy for a repository; nil: policy.DefaultRule.
 	Rules func(content.Repository) policy.Rule
+	// URLs are those below which files are given by their digest and URL. None: no such file is.
+	URLs []*url.URL
 	// AllowFrom are the address ranges of callers, besides this machine's own.
 	AllowFrom  []netip.Prefix
 	Logger     *slog.Logger
@@ -76,6 +77,7 @@ type Front struct {
 	listings *lru.Cache[string, *listing]
 	flights  flights
 	running  reply.Running
+	callers  callers
 
 	ctx     context.Context // of what goes on behind an answer
 	cancel  context.CancelFunc
@@ -183,6 +185,12 @@ func (f *Front) serve(x *exchange) error {
 	if !f.allows(x.R.RemoteAddr) {
 		return errOutside(x.R.RemoteAddr)
 	}
+	leave, err := f.callers.enter(x.R.RemoteAddr)
+	if err != nil {
+		x.W.Header().Set("Retry-After", strconv.Itoa(retrySoon))
+		return err
+	}
+	defer leave()
 	if strings.Contains(x.R.Header.Get("Via"), " shoal") {
 		return errLoop
 	}
@@ -200,6 +208,8 @@ func (f *Front) serve(x *exchange) error {
 		}
 	}
 	switch x.route.action {
+	case actURL:
+		return f.url(x)
 	case actTelemetry:
 		x.WriteHeader(http.StatusOK)
 		return nil
@@ -224,6 +234,42 @@ func ruled(ctx context.Context, rule policy.Rule) context.Context {
 		return context.WithValue(ctx, peersOnly{}, true)
 	}
 	return ctx
+}
+
+// maxRunning is how many requests of one address run at a time: more than all clients of a pod make, and so few that
+// one pod can't take a node's memory. This machine's own are not counted.
+const maxRunning = 1024
+
+// callers are the requests that run, by address.
+type callers struct {
+	mu      sync.Mutex
+	running map[netip.Addr]int
+}
+
+// enter counts a request until leave.
+func (c *callers) enter(remote string) (leave func(), err error) {
+	at, err := netip.ParseAddrPort(remote)
+	if err != nil || at.Addr().Unmap().IsLoopback() {
+		return func() {}, nil //nolint:nilerr // allows has judged it
+	}
+	addr := at.Addr().Unmap().WithZone("")
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.running == nil {
+		c.running = map[netip.Addr]int{}
+	}
+	if c.running[addr] >= maxRunning {
+		return nil, &httpError{http.StatusTooManyRequests, "", fmt.Sprintf("address %s has %d requests running, which "+
+			"is as many as one may", addr, maxRunning)}
+	}
+	c.running[addr]++
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.running[addr]--; c.running[addr] == 0 {
+			delete(c.running, addr)
+		}
+	}, nil
 }
 
 // allows reports whether a caller's address may use the front: this machine's own, and those that the configuration

@@ -257,3 +257,55 @@ func TestFront_AnAddressOutsideIsToldWhatToAskFor(t *testing.T) {
 	n, _ := h.Count()
 	require.Zero(t, n)
 }
+
+// What is asked for by HEAD before it is by GET must be the same thing, for clients name what they keep by it.
+func TestFile_HEADSaysWhatGETSays(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	repo, commit, files := model(h, "org/m")
+	repo.Commit("refs/pr/1", files)
+	a := newAgent(t, h, "", nil)
+	for path := range files {
+		for _, revision := range []string{"main", commit, "refs/pr/1"} {
+			at := resolve("org/m", revision, path)
+			get, head := a.ask(t, http.MethodGet, at), a.ask(t, http.MethodHead, at)
+			require.Equal(t, http.StatusOK, get.status, at)
+			for _, g := range []got{get, head} {
+				g.header.Del("Date")
+			}
+			require.Equal(t, get.header, head.header, at)
+			require.Empty(t, head.body)
+		}
+	}
+	require.Equal(t, a.ask(t, http.MethodGet, resolve("org/m", commit, "none")).header.Get("X-Error-Code"),
+		a.ask(t, http.MethodHead, resolve("org/m", commit, "none")).header.Get("X-Error-Code"))
+	for _, path := range []string{"/api/models/org/m/revision/refs%2Fpr%2F1", "/api/models/org/m/tree/refs%2Fpr%2F1",
+		"/api/models/org/m/revision/refs/pr/1", "/api/models/org/m/tree/refs/pr/1"} {
+		require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, path).status, path)
+	}
+}
+
+func TestFront_OneAddressCannotTakeAllOfANode(t *testing.T) {
+	t.Parallel()
+	var c callers
+	var leave []func()
+	for range maxRunning {
+		l, err := c.enter("10.0.0.1:1")
+		require.NoError(t, err)
+		leave = append(leave, l)
+	}
+	_, err := c.enter("10.0.0.1:2")
+	require.ErrorContains(t, err, "10.0.0.1")
+	_, err = c.enter("[::ffff:10.0.0.1]:2")
+	require.Error(t, err, "the same address in the other family's form")
+	other, err := c.enter("10.0.0.2:1")
+	require.NoError(t, err)
+	other()
+	leave[0]()
+	l, err := c.enter("10.0.0.1:2")
+	require.NoError(t, err)
+	for _, l := range append(leave[1:], l) {
+		l()
+	}
+	require.Empty(t, c.running)
+}

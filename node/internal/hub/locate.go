@@ -25,6 +25,9 @@ const (
 // asks for all, for each question counts against the hub's limits. It is upstream.Options.Locate.
 func (f *Front) Locate(ctx context.Context, repo content.Repository, file, authorization string,
 	anew bool) (*url.URL, error) {
+	if repo.Registry != f.opts.Hub {
+		return nil, nil //nolint:nilnil // says Options.Locate
+	}
 	k := key("at", repo.Name, file)
 	rec, age, known := f.memo.own(k)
 	if !known || anew || !rec.good(age) {

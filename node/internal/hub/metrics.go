@@ -13,6 +13,7 @@ type metrics struct {
 	*reply.Metrics
 	questions *prometheus.CounterVec
 	stale     prometheus.Counter
+	noRoom    prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
@@ -27,11 +28,15 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "shoal_hub_stale_total",
 			Help: "Answers out of memory because the hub could not be asked.",
 		}),
+		noRoom: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "shoal_hub_no_room_total",
+			Help: "Answers with a file that the cache has no room to keep, so that it comes from the hub each time.",
+		}),
 	}
 	if r == nil {
 		return m, err
 	}
-	return m, errors.Join(err, r.Register(m.questions), r.Register(m.stale))
+	return m, errors.Join(err, r.Register(m.questions), r.Register(m.stale), r.Register(m.noRoom))
 }
 
 func (m *metrics) asked(method string, code int) {

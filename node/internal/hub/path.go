@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
@@ -25,6 +27,8 @@ const (
 	actPaths action = "paths-info"
 	// actRefs lists branches and tags: /api/models/{id}/refs.
 	actRefs action = "refs"
+	// actURL gives a file by its digest and its URL: /sha256/{digest}/{scheme}/{host}/{path}.
+	actURL action = "url"
 	// actTelemetry counts what the clients do. It is answered here, for it must never make a client wait.
 	actTelemetry action = "telemetry"
 )
@@ -73,6 +77,9 @@ type route struct {
 	repo     repo
 	revision string
 	path     string
+	// of actURL, whose path is escaped
+	digest digest.Digest
+	from   *url.URL // scheme and host
 }
 
 // mainRevision is the branch that is meant where none is named.
@@ -95,6 +102,8 @@ func parseRoute(method, escapedPath string) (r route, ok bool) {
 	}
 	reads := method == http.MethodGet || method == http.MethodHead
 	switch {
+	case parts[0] == "sha256" && reads && len(parts) > 4:
+		parseURL(&r, parts, escapedPath)
 	case parts[0] != "api":
 		if reads {
 			parseFile(&r, parts)

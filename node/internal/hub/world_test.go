@@ -55,24 +55,31 @@ type agent struct {
 	gate    *gate.Gate
 }
 
-// nothing is a gate's cache in which nothing is: the hub front proves by itself what a repository has.
-type nothing struct{}
+// keptBlobs is what an agent has, for its gate.
+type keptBlobs struct{ a *agent }
 
-func (nothing) Held(digest.Digest) (content.Reader, error) { return nil, content.ErrNotFound }
+func (k keptBlobs) Held(d digest.Digest) (content.Reader, error) {
+	blob, err := k.a.store.Get(d)
+	if err != nil {
+		return nil, err
+	}
+	return blob, nil
+}
 
-func (nothing) FromPeers(context.Context, digest.Digest) (content.Reader, error) {
+func (k keptBlobs) FromPeers(context.Context, digest.Digest) (content.Reader, error) {
 	return nil, content.ErrNotFound
 }
 
 // newAgent starts an agent on the store in a directory, "" for a new one.
-func newAgent(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInfo) *agent {
+func newAgent(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInfo, others ...string) *agent {
 	t.Helper()
-	return newAgentThatWaits(t, h, dir, bootstrap, upstream.Timeouts{Retry: 3 * time.Second, Stall: 5 * time.Second}, 0)
+	return newAgentThatWaits(t, h, dir, bootstrap, upstream.Timeouts{Retry: 3 * time.Second, Stall: 5 * time.Second}, 0,
+		others...)
 }
 
 // newAgentThatWaits is for tests of what many agents do on a machine that is too slow for them: patience is fetch's.
 func newAgentThatWaits(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInfo, hub upstream.Timeouts,
-	patience time.Duration) *agent {
+	patience time.Duration, others ...string) *agent {
 	t.Helper()
 	if dir == "" {
 		dir = t.TempDir()
@@ -105,8 +112,13 @@ func newAgentThatWaits(t testing.TB, h *hubtest.Hub, dir string, bootstrap []pee
 	})
 	require.NoError(t, err)
 	sw.Store(a.swarm)
+	upstreams := []upstream.Upstream{{Registry: hubName, Endpoints: []string{h.URL()}}}
+	for _, base := range others { // hosts of URLs
+		upstreams = append(upstreams, upstream.Upstream{Registry: strings.TrimPrefix(base, "http://"),
+			Endpoints: []string{base}})
+	}
 	a.up, err = upstream.New(upstream.Options{
-		Upstreams: []upstream.Upstream{{Registry: hubName, Endpoints: []string{h.URL()}}}, Logger: log,
+		Upstreams: upstreams, Logger: log,
 		AllowAddresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, // where the fake hub's CDN is
 		Timeouts:       hub,
 		Locate: func(ctx context.Context, repo content.Repository, file, authorization string, anew bool) (*url.URL,
@@ -115,11 +127,12 @@ func newAgentThatWaits(t testing.TB, h *hubtest.Hub, dir string, bootstrap []pee
 		},
 	})
 	require.NoError(t, err)
-	a.fetcher = fetch.New(fetch.Options{Store: a.store, Swarm: a.swarm, Upstream: a.up, Logger: log, Registerer: reg,
+	a.gate, err = gate.New(gate.Options{Cache: keptBlobs{a}, Memory: a.store.KV("gate"), Logger: log})
+	require.NoError(t, err)
+	a.fetcher = fetch.New(fetch.Options{Store: a.store, Swarm: a.swarm, Upstream: a.gate.Observe(a.up),
+		Logger: log, Registerer: reg,
 		PeerSilence: 20 * time.Second, PeerPatience: patience, CoordinatorPatience: patience, Patience: patience})
 	endpoint, transport, err := a.up.Reach(hubName)
-	require.NoError(t, err)
-	a.gate, err = gate.New(gate.Options{Cache: nothing{}, Memory: a.store.KV("gate"), Logger: log})
 	require.NoError(t, err)
 	a.Front, err = New(Options{
 		Endpoint: endpoint, Transport: transport, Hub: hubName, Gate: a.gate, Fetcher: a.fetcher, Upstream: a.up,

@@ -1,6 +1,6 @@
 // Package resolve turns what a pin names into digests, by asking the registries: tags to digests, the size of one copy,
-// the platforms an index has, and what refers to an artifact; and revisions of a model hub's repositories to commits, by
-// asking the hub. It reads manifests and listings, never layers or files.
+// the platforms an index has, and what refers to an artifact; and revisions of a model hub's repositories to commits,
+// by asking the hub. It reads manifests and listings, never layers or files.
 package resolve
 
 import (

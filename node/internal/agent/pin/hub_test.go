@@ -34,7 +34,8 @@ func (m *model) Files(ctx context.Context, repo content.Repository, _, at, autho
 		if authorization != m.token {
 			return nil, &content.UpstreamError{Op: "ask the hub", Status: http.StatusUnauthorized}
 		}
-		if err := m.store.Put(ctx, digest.FromBytes(listing), "", bytes.NewReader(listing), int64(len(listing))); err != nil {
+		err := m.store.Put(ctx, digest.FromBytes(listing), "", bytes.NewReader(listing), int64(len(listing)))
+		if err != nil {
 			return nil, err
 		}
 	} else if _, err := m.store.Stat(digest.FromBytes(listing)); err != nil {
