@@ -102,10 +102,6 @@ func shards(h *hubtest.Hub, id string, size int64) (*hubtest.Repo, map[string]hu
 // longToken is as long as the hub's are.
 const longToken = "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH"
 
-// tooSlow is how long a burst may take on the machine that runs the tests. A node waits for another's answer about as
-// long before it asks the hub itself.
-const tooSlow = 12 * time.Second
-
 func TestSwarm_ManyNodesCostTheHubWhatOneDoes(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -128,13 +124,11 @@ func TestSwarm_ManyNodesCostTheHubWhatOneDoes(t *testing.T) {
 			repo, files, total := shards(h, "org/m", 1<<20)
 			test.restrict(repo)
 			agents := newAgents(t, h, test.nodes+2)
-			started := time.Now()
 			var wg sync.WaitGroup
 			for i, a := range agents[:test.nodes] {
 				wg.Go(func() { snapshot(t, a, "org/m", files, i%2 == 0, test.headers...) })
 			}
 			wg.Wait()
-			took := time.Since(started)
 			many, sent := h.Count()
 			t.Logf("one node: %d questions to the hub; %d: %d, and %.3f copies", one, test.nodes, many,
 				float64(sent)/float64(total))
@@ -142,9 +136,6 @@ func TestSwarm_ManyNodesCostTheHubWhatOneDoes(t *testing.T) {
 				if !r.CDN {
 					t.Logf("%s %s %d %s", r.Method, r.Path, r.Status, r.Authorization)
 				}
-			}
-			if took > tooSlow {
-				t.Skipf("the burst took %s: nodes have stopped waiting for each other, and no promise is left to judge", took)
 			}
 			require.LessOrEqual(t, float64(sent), 1.05*float64(total))
 			require.LessOrEqual(t, float64(many), 1.5*float64(one))

@@ -16,11 +16,15 @@ import (
 const (
 	// errandHomes is how many peers are tried as the home of a question before a node asks without one.
 	errandHomes = 2
-	// errandPatience bounds the wait for the home's first word, errandWait that for what another node asks meanwhile,
-	// and errandLease the time that a node has to ask.
+	// errandPatience bounds the wait for the home's first word.
 	errandPatience = 1500 * time.Millisecond
-	errandWait     = 12 * time.Second
-	errandLease    = 20 * time.Second
+	// errandBeat is how often who is waited for says that it is still about it, and errandSilence for how long it may
+	// say nothing. An upstream may take long: the others wait up to errandEnd for one who says so. One of the release
+	// before says nothing, and has errandLease to ask.
+	errandBeat    = time.Second
+	errandSilence = 12 * time.Second
+	errandLease   = 20 * time.Second
+	errandEnd     = time.Minute
 	// maxErrandKey is the longest key in bytes that is taken from a peer.
 	maxErrandKey = 8 << 10
 )
@@ -34,6 +38,8 @@ type Errands struct {
 	swarm *Swarm
 	known func(key string) (value []byte, age time.Duration, ok bool)
 	told  func(key string, value []byte, age time.Duration)
+
+	beat, silence time.Duration
 
 	mu      sync.Mutex
 	running map[string]*errand    // those that this node is the home of
@@ -53,7 +59,10 @@ func NewErrands(
 	s *Swarm, known func(key string) (value []byte, age time.Duration, ok bool), told func(key string, value []byte,
 		age time.Duration),
 ) *Errands {
-	e := &Errands{swarm: s, known: known, told: told, running: map[string]*errand{}, silent: map[peer.ID]time.Time{}}
+	e := &Errands{
+		swarm: s, known: known, told: told, beat: errandBeat, silence: errandSilence, running: map[string]*errand{},
+		silent: map[peer.ID]time.Time{},
+	}
 	s.host.SetStreamHandler(s.protocol("errand"), e.serve)
 	answer(s, "remember", func(q rememberQuery) errandAnswer {
 		value, age, ok := known(q.Key)
@@ -118,7 +127,7 @@ func first[T any](n int, list []T) []T { return list[:min(n, len(list))] }
 func (e *Errands) atHome(
 	ctx context.Context, key string, maxAge time.Duration, ask func(context.Context) ([]byte, error),
 ) (value []byte, age time.Duration, done bool, err error) {
-	waiting, cancel := context.WithTimeout(ctx, errandWait)
+	waiting, cancel := context.WithTimeout(ctx, errandEnd)
 	defer cancel()
 	value, age, finish := e.enter(waiting, key, maxAge, nil)
 	switch {
@@ -133,8 +142,8 @@ func (e *Errands) atHome(
 }
 
 // enter gives the value of a key at its home; or, where nobody is asking, a function that must be called with what was
-// found out; or neither, where the one who was asking has failed or ctx has ended. wait is called before another's
-// answer is waited for.
+// found out; or neither, where the one who was asking has failed or ctx has ended. wait is called every errandBeat
+// while another's answer is waited for, and before.
 func (e *Errands) enter(ctx context.Context, key string, maxAge time.Duration,
 	wait func()) (value []byte, age time.Duration, finish func([]byte, bool)) {
 	if value, age, ok := e.known(key); ok && age <= maxAge {
@@ -149,18 +158,25 @@ func (e *Errands) enter(ctx context.Context, key string, maxAge time.Duration,
 		return nil, 0, func(value []byte, ok bool) { e.finish(key, r, value, ok) }
 	}
 	e.mu.Unlock()
-	if wait != nil {
-		wait()
+	if wait == nil {
+		wait = func() {}
 	}
-	select {
-	case <-r.done:
-	case <-ctx.Done():
-		return nil, 0, nil
+	wait()
+	beat := time.NewTicker(e.beat)
+	defer beat.Stop()
+	for {
+		select {
+		case <-r.done:
+			if r.ok {
+				return r.value, 0, nil
+			}
+			return nil, 0, nil
+		case <-beat.C:
+			wait()
+		case <-ctx.Done():
+			return nil, 0, nil
+		}
 	}
-	if r.ok {
-		return r.value, 0, nil
-	}
-	return nil, 0, nil
 }
 
 func (e *Errands) finish(key string, r *errand, value []byte, ok bool) {
@@ -189,15 +205,15 @@ func (e *Errands) away(
 	_ = stream.SetDeadline(time.Now().Add(errandPatience))
 	in := bufio.NewReader(stream)
 	var a errandAnswer
-	if err = writeFrame(stream, errandQuery{Key: key, MaxAge: maxAge.Milliseconds()}); err == nil {
+	if err = writeFrame(stream, errandQuery{Key: key, MaxAge: maxAge.Milliseconds(), Beats: true}); err == nil {
 		err = readFrame(in, &a)
 	}
 	if err != nil {
 		e.failed(ctx, p, err)
 		return nil, 0, false, ctx.Err()
 	}
-	if a.State == errandWaiting {
-		_ = stream.SetDeadline(time.Now().Add(errandWait))
+	for end := time.Now().Add(errandEnd); a.State == errandWaiting; {
+		_ = stream.SetDeadline(earlier(time.Now().Add(e.silence), end))
 		a = errandAnswer{}
 		if readFrame(in, &a) != nil { // it lives, and will be asked again
 			return nil, 0, false, ctx.Err()
@@ -210,13 +226,40 @@ func (e *Errands) away(
 	default:
 		return nil, 0, false, ctx.Err()
 	}
+	beating := make(chan struct{})
+	beaten := make(chan struct{})
+	e.swarm.wg.Go(func() {
+		defer close(beaten)
+		if a.Beats {
+			e.sayAsking(stream, beating)
+		}
+	})
 	value, err = ask(ctx)
+	close(beating)
+	<-beaten
 	_ = stream.SetDeadline(time.Now().Add(errandPatience))
 	if writeFrame(stream, errandResult{OK: err == nil, Value: value}) == nil {
 		_ = stream.CloseWrite()
 		_, _ = in.ReadByte() // until it has been taken in: a reset would overtake it
 	}
 	return value, 0, true, err
+}
+
+// sayAsking tells the home that this node is still asking, until it has asked.
+func (e *Errands) sayAsking(stream network.Stream, asked <-chan struct{}) {
+	beat := time.NewTicker(e.beat)
+	defer beat.Stop()
+	for {
+		select {
+		case <-beat.C:
+			_ = stream.SetWriteDeadline(time.Now().Add(errandPatience))
+			if writeFrame(stream, errandResult{Asking: true}) != nil {
+				return
+			}
+		case <-asked:
+			return
+		}
+	}
 }
 
 func (e *Errands) failed(ctx context.Context, p peer.ID, err error) {
@@ -240,11 +283,22 @@ func (e *Errands) serve(stream network.Stream) {
 		_ = stream.Reset()
 		return
 	}
-	ctx, cancel := context.WithTimeout(e.swarm.ctx, errandWait)
+	most := errandSilence // of one that takes a second word for the last
+	if q.Beats {
+		most = errandEnd
+	}
+	ctx, cancel := context.WithTimeout(e.swarm.ctx, most)
 	defer cancel()
+	told := false
 	value, age, finish := e.enter(ctx, q.Key, time.Duration(q.MaxAge)*time.Millisecond, func() {
-		_ = stream.SetDeadline(time.Now().Add(errandWait + queryTimeout))
-		_ = writeFrame(stream, errandAnswer{State: errandWaiting}) // what fails now fails again below
+		if told && !q.Beats {
+			return
+		}
+		told = true
+		_ = stream.SetDeadline(time.Now().Add(queryTimeout))
+		if writeFrame(stream, errandAnswer{State: errandWaiting}) != nil {
+			cancel() // nobody waits any more
+		}
 	})
 	_ = stream.SetDeadline(time.Now().Add(queryTimeout))
 	switch {
@@ -257,13 +311,24 @@ func (e *Errands) serve(stream network.Stream) {
 	}
 	var r errandResult
 	defer func() { finish(r.Value, r.OK) }()
-	if err := writeFrame(stream, errandAnswer{State: errandAsk}); err != nil {
+	if err := writeFrame(stream, errandAnswer{State: errandAsk, Beats: true}); err != nil {
 		return
 	}
-	_ = stream.SetDeadline(time.Now().Add(errandLease))
-	if err := readFrame(in, &r); err != nil {
+	silence := errandLease
+	if q.Beats {
+		silence = e.silence
+	}
+	for end := time.Now().Add(errandEnd); ; {
+		_ = stream.SetDeadline(earlier(time.Now().Add(silence), end))
 		r = errandResult{}
-		_ = stream.Reset()
+		if err := readFrame(in, &r); err != nil {
+			r = errandResult{}
+			_ = stream.Reset()
+			return
+		}
+		if !r.Asking {
+			return
+		}
 	}
 }
 

@@ -248,21 +248,25 @@ type (
 
 // The protocols of questions that one node asks for all. Who has one opens the stream with it. Its home answers that it
 // knows, that this node is to ask, or that another is asking, and in the last case answers again. Ages are in
-// milliseconds.
+// milliseconds. Who waits on this stream is sent something every errandBeat: one that sets Beats knows that the answer
+// "another is asking" may come again and again, and a result with Asking set says that there is none yet.
 type (
 	errandQuery struct {
 		Key    string `cbor:"1,keyasint,omitempty"`
 		MaxAge int64  `cbor:"2,keyasint,omitempty"`
+		Beats  bool   `cbor:"3,keyasint,omitempty"`
 	}
 	errandAnswer struct {
 		State errandState `cbor:"1,keyasint,omitempty"`
 		Value []byte      `cbor:"2,keyasint,omitempty"`
 		Age   int64       `cbor:"3,keyasint,omitempty"`
+		Beats bool        `cbor:"4,keyasint,omitempty"`
 	}
 	// errandResult is what a node that was to ask has found out.
 	errandResult struct {
-		OK    bool   `cbor:"1,keyasint,omitempty"`
-		Value []byte `cbor:"2,keyasint,omitempty"`
+		OK     bool   `cbor:"1,keyasint,omitempty"`
+		Value  []byte `cbor:"2,keyasint,omitempty"`
+		Asking bool   `cbor:"3,keyasint,omitempty"`
 	}
 	rememberQuery struct {
 		Key string `cbor:"1,keyasint,omitempty"`
