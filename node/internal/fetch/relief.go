@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"context"
 	"encoding/binary"
 	"hash/fnv"
 	"time"
@@ -15,6 +16,10 @@ const longHunger = 30 * time.Second
 const (
 	// reliefSteps is how often, in Options.Patience, it is looked at how a caller who waits fares.
 	reliefSteps = 20
+	// mostPatience is the part of Options.Patience that a caller waits at the least while another node is known to wait
+	// for the registry. A registry that is asked by one more answers no sooner. But the other may be cut off from it, and
+	// what is left is for asking it.
+	mostPatience = 0.75
 	// reliefPause is for how long a vain relief is not repeated, and how soon after one that helped the next may
 	// follow.
 	reliefPause = 2 * time.Second
@@ -35,6 +40,7 @@ type hunger struct {
 	accused  bool      // the peer that was asked has been passed over
 	stopped  bool
 	patience time.Duration // with nothing moving
+	most     time.Duration // the same, while the coordinator says that another node reads from upstream
 	long     time.Duration // with something moving
 }
 
@@ -48,6 +54,7 @@ func (f *fetch) hungry(want func() int) (sated func()) {
 	h := &hunger{
 		f: f, want: want, since: now, seen: f.byOthers(), moved: now,
 		patience: time.Duration(spread * float64(f.fr.opts.Patience/2)),
+		most:     time.Duration((mostPatience + spread/reliefSteps) * float64(f.fr.opts.Patience)),
 		long:     time.Duration(spread * float64(longHunger)),
 	}
 	if now.Sub(f.relieved) < longHunger {
@@ -96,7 +103,11 @@ func (h *hunger) look() {
 		if n := f.byOthers(); n != h.seen {
 			h.seen, h.moved = n, now
 		}
-		still := now.Sub(h.moved) >= h.patience
+		patience := h.patience
+		if f.part.Awaited(now) {
+			patience = max(patience, h.most)
+		}
+		still := now.Sub(h.moved) >= patience
 		if still || now.Sub(h.since) >= h.long || f.starves(now) {
 			h.relieve(now, still)
 		}
@@ -137,13 +148,22 @@ func (h *hunger) relieve(now time.Time, still bool) {
 
 // relief reads a run that was not leased. It takes no turn among the leased ones, which may be what stands still.
 func (f *fetch) relief(r schedule.Run) {
-	err := f.read(r, true)
+	ctx, cancel := context.WithCancel(f.ctx)
+	defer cancel()
+	here := func() bool { return r.First < f.part.Len() && f.part.Has(r.First) }
+	f.fr.wg.Go(func() { // what comes from elsewhere meanwhile is not sent twice
+		if f.await(ctx, here) == nil {
+			cancel()
+		}
+	})
+	err := f.read(ctx, r, true)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.relieving = false
 	switch {
 	case err == nil:
 		f.relieved = time.Now()
+	case here():
 	case f.ctx.Err() == nil:
 		f.noRelief = time.Now().Add(reliefPause)
 		f.upErr = err

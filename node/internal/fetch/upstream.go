@@ -73,26 +73,26 @@ func (f *fetch) readRun(r schedule.Run) error {
 	if rest.Count == 0 {
 		return nil
 	}
-	return f.read(rest, false)
+	return f.read(f.ctx, rest, false)
 }
 
 // read reads a run and claims its chunks as they come; own: of this node's own accord.
-func (f *fetch) read(r schedule.Run, own bool) error {
+func (f *fetch) read(ctx context.Context, r schedule.Run, own bool) error {
 	for {
-		err := f.readOnce(r, own)
+		err := f.readOnce(ctx, r, own)
 		if !refused(err) {
 			return err
 		}
 		f.mu.Lock()
 		a := f.asker() // one who has just come
 		f.mu.Unlock()
-		if a == nil || f.ctx.Err() != nil {
+		if a == nil || ctx.Err() != nil {
 			return err
 		}
 	}
 }
 
-func (f *fetch) readOnce(r schedule.Run, own bool) error {
+func (f *fetch) readOnce(ctx context.Context, r schedule.Run, own bool) error {
 	f.awaited.Add(1)
 	f.unanswered.Add(1)
 	answered := sync.OnceFunc(func() { f.awaited.Add(-1); f.unanswered.Add(-1) })
@@ -114,7 +114,7 @@ func (f *fetch) readOnce(r schedule.Run, own bool) error {
 	case whole || small:
 		n = -1 // a plain GET, which every registry and every cache in front of one understands
 	}
-	ctx, cancel := context.WithCancel(f.ctx)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	body, err := f.outlast(ctx, off, n)
 	if err != nil {

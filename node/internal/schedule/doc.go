@@ -36,6 +36,13 @@
 // after it take it from the zone. So a thin link between zones carries one copy, and in a swarm of thousands a node
 // keeps connections to its group and a few others instead of to everyone.
 //
+// # Who is waited for
+//
+// What decides is who lives, and not how long something takes. While a reader of upstream says that it reads, the
+// table tells those who need what it reads, and they go on waiting, up to an end. A peer that was asked for chunks and
+// is silent is pinged; it is passed over when it takes far longer to answer than it and others took so far. One of which
+// several participants say so, and which does not report itself, loses its leases.
+//
 // # What is said, and what is so
 //
 // A size, a run and a holding are what a peer says until the digest has proved them. Plans keep a Table for each size

@@ -25,14 +25,16 @@ type ParticipantConfig struct {
 	// Running counts the blobs that the node fetches now, which share Window. nil: one.
 	Running func() int
 	// PeerSilence is for how long a peer that was asked for chunks may not be heard of at all before it is passed
-	// over; default 5 s. So long may a coordinator be silent, too.
+	// over; default 5 s. So long may a coordinator be silent, too. A peer is passed over sooner where it and others
+	// have answered much sooner so far.
 	PeerSilence time.Duration
 	// PeerPatience is for how long a peer may send no chunk though it is alive: it may wait for the chunk itself, or
 	// many may share its link; default 30 s. One that has the chunk already gets a third of that. One from which bytes
 	// of any kind come gets four times as long.
 	PeerPatience time.Duration
 	// CoordinatorPatience is for how long a coordinator may leave the participant without anything to do; default 10
-	// s. Then the participant reads one chunk of its own choice, and if that was not the beginning of more, leaves.
+	// s. Then the participant reads one chunk of its own choice, and if that was not the beginning of more, leaves. One
+	// that says again and again that another reads what the participant needs gets four times as long.
 	CoordinatorPatience time.Duration
 }
 
@@ -75,8 +77,14 @@ const (
 	batch = 8
 	// fewBefore is how many chunks a peer sends before another, if that is to be raised.
 	fewBefore = 2
-	// longPatience is for how many times ParticipantConfig.PeerPatience a peer may send bytes, and no chunk.
+	// longPatience is for how many times ParticipantConfig.PeerPatience a peer may send bytes, and no chunk; and for how
+	// many times CoordinatorPatience a coordinator may say that another reads.
 	longPatience = 4
+	// pingAfter is after how long a peer that is asked and not heard of is pinged. One that then keeps silent for
+	// farLonger times as long as the slowest answer so far, and shortSilence at the least, is dead.
+	pingAfter    = 500 * time.Millisecond
+	farLonger    = 4
+	shortSilence = time.Second
 	// flow is how many bytes show that a peer sends more than signs of life.
 	flow = 64 << 10
 )
@@ -116,13 +124,16 @@ type Participant struct {
 	tie         tie
 	coordinator peer.ID
 	link        source
-	upstream    bool      // upstream may be asked
-	offered     bool      // the coordinator was told so
-	failed      bool      // upstream was asked, and gave not all that it was asked for
-	apart       bool      // other coordinators were of no use: the node is its own
-	progress    time.Time // when orders last led to a chunk
-	idle        time.Time // since when there is nothing to wait for
-	helped      bool      // it has read a chunk of its own choice since
+	upstream    bool          // upstream may be asked
+	offered     bool          // the coordinator was told so
+	failed      bool          // upstream was asked, and gave not all that it was asked for
+	apart       bool          // other coordinators were of no use: the node is its own
+	progress    time.Time     // when orders last led to a chunk
+	ticked      time.Time     // when Tick was last called
+	lag         time.Duration // how long the slowest of all peers took to answer a ping, of late
+	idle        time.Time     // since when there is nothing to wait for
+	awaited     time.Time     // when the coordinator last said that another reads what is needed
+	helped      bool          // it has read a chunk of its own choice since
 
 	unsaid []int // chunks that arrived and are not reported yet
 	out    Actions
@@ -163,7 +174,9 @@ type source struct {
 	flowed      time.Time // when they last grew by much
 	mark        int64     // how many there were then
 	pinged      time.Time
-	again       time.Time // when its wants were sent once more
+	unanswered  time.Time     // when it was pinged first of the times that it has not answered; zero: it has
+	lag         time.Duration // how long it took to answer, of late
+	again       time.Time     // when its wants were sent once more
 }
 
 // Want asks a peer for a chunk. One that is sent again with a higher rank replaces the earlier.
@@ -418,7 +431,7 @@ func (p *Participant) Join() Join {
 func (p *Participant) Joined(now time.Time, coordinator peer.ID) {
 	p.tie, p.coordinator = tied, coordinator
 	p.link = source{moved: now, heard: now, flowed: now}
-	p.progress, p.idle, p.helped = now, now, false
+	p.progress, p.idle, p.awaited, p.helped = now, now, time.Time{}, false
 	if p.upstream && !p.offered { // someone in whose name upstream may be asked has come meanwhile
 		p.leave(now, nil)
 	}
@@ -442,6 +455,9 @@ func (p *Participant) Orders(now time.Time, o Orders) {
 		if r.First >= 0 && r.Count > 0 && (p.size < 0 || r.First < len(p.pieces) && r.Count <= len(p.pieces)-r.First) {
 			p.lease(r, true)
 		}
+	}
+	if o.Awaited {
+		p.awaited = now
 	}
 	if o.Hopeless && p.inFlight == 0 && len(p.leased) == 0 {
 		p.hopeless(now)
@@ -601,7 +617,7 @@ func (p *Participant) ask(now time.Time, i int, urgent bool) bool {
 		return false
 	}
 	if s.asked == 0 {
-		s.moved, s.heard, s.flowed = now, now, now
+		s.moved, s.heard, s.flowed, s.unanswered = now, now, now, time.Time{}
 	}
 	s.asked++
 	if c.held {
@@ -761,9 +777,23 @@ func (p *Participant) Tick(now time.Time, heard func(peer.ID) int64) {
 	if p.closed {
 		return
 	}
+	p.excuse(now)
 	p.passOver(now, heard)
 	p.say()
 	p.watchCoordinator(now, heard)
+}
+
+// excuse gives peers the time for which this node itself was held up: their answers wait to be taken in.
+func (p *Participant) excuse(now time.Time) {
+	late := now.Sub(p.ticked) - TickEvery
+	if !p.ticked.IsZero() && late > 0 {
+		for _, s := range p.peers {
+			if !s.unanswered.IsZero() {
+				s.unanswered = s.unanswered.Add(late)
+			}
+		}
+	}
+	p.ticked = now
 }
 
 // Watched lists the peers that are waited for, and the coordinator.
@@ -790,12 +820,12 @@ func (p *Participant) passOver(now time.Time, heard func(peer.ID) int64) {
 		if s.asked == 0 {
 			continue
 		}
-		p.listen(id, s, now, heard)
+		p.listen(id, s, pingAfter, now, heard)
 		silent, noChunk := now.Sub(s.heard), now.Sub(s.moved)
 		// While bytes of any kind flow from it, chunks take long because links are slow. Not for ever: it might send
 		// anything.
 		idle := max(min(noChunk, now.Sub(s.flowed)), noChunk/longPatience)
-		dead := silent > p.cfg.PeerSilence || idle > p.cfg.PeerPatience
+		dead := silent > p.cfg.PeerSilence || p.ignoresPings(s, now) || idle > p.cfg.PeerPatience
 		// It has the chunks, and there is no sign that others keep it from sending them.
 		mute := s.held > 0 && min(noChunk, now.Sub(s.flowed)) > p.cfg.PeerPatience/3
 		if !dead && !mute {
@@ -833,17 +863,33 @@ func (p *Participant) askAgain(id peer.ID, s *source, now time.Time) {
 	}
 }
 
-// listen notes what was heard of a peer, and wants a sign of life of one that is silent.
-func (p *Participant) listen(id peer.ID, s *source, now time.Time, heard func(peer.ID) int64) {
+// ignoresPings reports whether a peer has not answered for much longer than it and others took so far. Where machines
+// are slow, answers are, and so is this.
+func (p *Participant) ignoresPings(s *source, now time.Time) bool {
+	slowest := max(s.lag, p.lag)
+	return slowest > 0 && !s.unanswered.IsZero() && now.Sub(s.unanswered) > max(farLonger*slowest, shortSilence)
+}
+
+// listen notes what was heard of a peer, and wants a sign of life of one that is silent for so long.
+func (p *Participant) listen(
+	id peer.ID, s *source, every time.Duration, now time.Time, heard func(peer.ID) int64,
+) {
 	bytes := heard(id)
 	if bytes != s.bytes {
+		if !s.unanswered.IsZero() {
+			lag := now.Sub(s.unanswered)
+			s.lag, p.lag, s.unanswered = max(lag, s.lag-s.lag/8), max(lag, p.lag-p.lag/32), time.Time{}
+		}
 		s.bytes, s.heard = bytes, now
 	}
 	if bytes-s.mark >= flow {
 		s.mark, s.flowed = bytes, now
 	}
-	if every := p.cfg.PeerSilence / 4; now.Sub(s.heard) > every && now.Sub(s.pinged) > every {
+	if every = min(every, p.cfg.PeerSilence/4); now.Sub(s.heard) > every && now.Sub(s.pinged) > every {
 		s.pinged = now
+		if s.unanswered.IsZero() {
+			s.unanswered = now
+		}
 		p.out.Pings = append(p.out.Pings, id)
 	}
 }
@@ -854,7 +900,7 @@ func (p *Participant) watchCoordinator(now time.Time, heard func(peer.ID) int64)
 	if p.tie != tied || p.coordinator == p.self {
 		return
 	}
-	p.listen(p.coordinator, &p.link, now, heard)
+	p.listen(p.coordinator, &p.link, p.cfg.PeerSilence/4, now, heard)
 	last := &PassedOver{Peer: p.coordinator, Silent: now.Sub(p.link.heard), NoChunk: now.Sub(p.progress)}
 	if last.Silent > p.cfg.PeerSilence {
 		p.leave(now, last)
@@ -869,6 +915,9 @@ func (p *Participant) watchCoordinator(now time.Time, heard func(peer.ID) int64)
 		if now.Sub(p.progress) <= 2*p.cfg.PeerPatience || len(p.leased) > 0 {
 			return
 		}
+	case p.Awaited(now) && now.Sub(p.progress) <= longPatience*p.cfg.CoordinatorPatience:
+		p.idle = now
+		return
 	case !p.upstream:
 		if now.Sub(p.idle) > p.cfg.PeerPatience {
 			p.out.Hopeless = content.ErrUnavailable
@@ -889,6 +938,11 @@ func (p *Participant) watchCoordinator(now time.Time, heard func(peer.ID) int64)
 	}
 	p.apart = true
 	p.leave(now, last)
+}
+
+// Awaited reports whether another reads what is needed from upstream, by what the coordinator said just now.
+func (p *Participant) Awaited(now time.Time) bool {
+	return p.tie == tied && !p.awaited.IsZero() && now.Sub(p.awaited) <= p.cfg.PeerSilence
 }
 
 // ownChoice is a chunk to read though no one said so: one that the coordinator has named no one for, and another for

@@ -49,3 +49,200 @@ func TestPatience_WithAPeerGoesByTheBytesThatComeFromIt(t *testing.T) {
 		})
 	}
 }
+
+func TestPatience_WithARegistryThatThinksGoesByWhoAsksIt(t *testing.T) {
+	t.Parallel()
+	const limit = 10 * time.Second
+	for name, c := range map[string]struct {
+		says            bool // the reader says that it reads
+		mute            bool // and the coordinator nothing of it
+		atLeast, atMost time.Duration
+	}{
+		"a reader that lives":                         {true, false, longPatience * limit, (longPatience + 2) * limit},
+		"a reader that lives, of which nobody speaks": {true, true, limit, limit + time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			begin := time.Unix(1e9, 0)
+			table := New(Config{ChunkTimeout: time.Hour, UpstreamRuns: 1})
+			table.Open(begin)
+			const size = 4 * content.ChunkSize
+			require.NoError(t, table.Join(begin, "reader", Join{Upstream: true, Whole: true,
+				Report: Report{Size: size}}))
+			p := NewParticipant(ParticipantConfig{CoordinatorPatience: limit}, "waits")
+			p.SetUpstream(begin, true)
+			p.SetSize(size, func(int) bool { return false })
+			p.Demand(begin, Run{Count: 4})
+			require.NoError(t, table.Join(begin, "waits", p.Join()))
+			p.Joined(begin, "coordinator")
+			now, read := begin, false
+			for !read {
+				now = now.Add(TickEvery)
+				require.LessOrEqual(t, now.Sub(begin), c.atMost)
+				require.NoError(t, table.Report(now, "reader", Report{Reading: c.says}))
+				if now.UnixMilli()%1000 == 0 {
+					table.Tick(now)
+				}
+				table.Take(func(to peer.ID, o Orders) {
+					if to == "waits" && !c.mute {
+						require.Empty(t, o.Leases)
+						p.Orders(now, o)
+					}
+				})
+				p.Tick(now, func(peer.ID) int64 { return now.Unix() })
+				read = len(p.Take().Leases) > 0
+			}
+			require.GreaterOrEqual(t, now.Sub(begin), c.atLeast)
+		})
+	}
+}
+
+func TestReassure_OnlyThoseAreToldWhoNeedWhatIsRead(t *testing.T) {
+	t.Parallel()
+	table := New(Config{UpstreamRuns: 1})
+	table.Open(epoch)
+	for _, id := range []peer.ID{"reader", "waits", "wants another"} {
+		require.NoError(t, table.Join(epoch, id, Join{Upstream: true, Whole: id != "wants another",
+			Report: Report{Size: 4 * content.ChunkSize}}))
+	}
+	require.NoError(t, table.Report(epoch, "wants another", Report{Need: []Run{{First: 3, Count: 1}}}))
+	table.Take(func(peer.ID, Orders) {})
+	told := func(after time.Duration) (all []peer.ID) {
+		require.NoError(t, table.Report(epoch.Add(after), "reader", Report{Reading: true}))
+		table.Tick(epoch.Add(after))
+		table.Take(func(to peer.ID, o Orders) {
+			if o.Awaited {
+				all = append(all, to)
+			}
+		})
+		return all
+	}
+	require.Empty(t, told(time.Second), "not before it takes long")
+	require.ElementsMatch(t, []peer.ID{"reader", "waits"}, told(4*time.Second))
+	require.NoError(t, table.Report(epoch.Add(5*time.Second), "reader", Report{Claims: []Claim{{Sum: sum(0),
+		By: "reader"}}}))
+	require.Empty(t, told(6*time.Second), "it comes")
+}
+
+// How long a peer may be silent is what it and others took to answer before, and not a clock: on slow machines answers
+// are slow.
+func TestPatience_WithAPeerThatIsSilentGoesByHowFastAnswersWere(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		lag             time.Duration // of the peers that live
+		atLeast, atMost time.Duration // until the dead one is passed over
+	}{
+		"answers at once":           {0, time.Second, 2500 * time.Millisecond},
+		"answers after a while":     {700 * time.Millisecond, 3 * time.Second, 5 * time.Second},
+		"answers that took forever": {3 * time.Second, 5 * time.Second, 6 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			begin := time.Unix(1e9, 0)
+			p := NewParticipant(ParticipantConfig{}, "self")
+			p.SetUpstream(begin, true)
+			p.SetSize(3*content.ChunkSize, func(int) bool { return false })
+			p.Demand(begin, Run{Count: 3})
+			p.Join()
+			p.Joined(begin, "self")
+			p.Orders(begin, Orders{Chunks: []Assignment{{Claim: Claim{Index: 0, Sum: sum(0)}, From: "live"}}})
+			now, pinged := begin, time.Time{}
+			bytes := map[peer.ID]int64{}
+			tick := func() {
+				now = now.Add(TickEvery)
+				if !pinged.IsZero() && now.Sub(pinged) > c.lag {
+					bytes["live"]++
+					pinged = time.Time{}
+				}
+				p.Tick(now, func(id peer.ID) int64 { return bytes[id] })
+				for _, id := range p.Take().Pings {
+					if id == "live" && pinged.IsZero() {
+						pinged = now
+					}
+				}
+			}
+			for now.Sub(begin) < 10*time.Second {
+				tick()
+			}
+			require.Equal(t, peer.ID("live"), p.AskedOf(0), "it lives, and says so")
+			p.Orders(now, Orders{Chunks: []Assignment{{Claim: Claim{Index: 1, Sum: sum(1)}, From: "dead"}}})
+			asked := now
+			for p.AskedOf(1) != "" {
+				tick()
+				require.LessOrEqual(t, now.Sub(asked), c.atMost)
+			}
+			require.GreaterOrEqual(t, now.Sub(asked), c.atLeast)
+			require.Equal(t, peer.ID("live"), p.AskedOf(0))
+		})
+	}
+}
+
+func TestAccuse_LeasesOfOneThatIsDeadForOthersTooAreGivenAnew(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		speaks  bool // it reports, whatever others say of it
+		accused int
+		anew    bool
+	}{
+		"two got nothing from it, and it says nothing": {false, 2, true},
+		"two got nothing from it, and it reads":        {true, 2, false},
+		"one got nothing from it":                      {false, 1, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			table := New(Config{UpstreamRuns: 1})
+			table.Open(epoch)
+			ids := []peer.ID{"suspect"}
+			for k := range 9 {
+				ids = append(ids, id(k))
+			}
+			for _, id := range ids {
+				require.NoError(t, table.Join(epoch, id, Join{Upstream: id == "suspect", Whole: true,
+					Report: Report{Size: 4 * content.ChunkSize}}))
+			}
+			require.NoError(t, table.Report(epoch, "suspect", Report{Claims: []Claim{{Sum: sum(0), By: "suspect"}}}))
+			require.Positive(t, table.leased, "it reads on")
+			now := epoch.Add(3 * time.Second)
+			if c.speaks {
+				require.NoError(t, table.Report(now.Add(-time.Second), "suspect", Report{Reading: true}))
+			}
+			for k := range c.accused {
+				require.NoError(t, table.Report(now, id(k), Report{Suspects: []Suspicion{{Index: 0,
+					From: "suspect"}}}))
+			}
+			require.Equal(t, c.anew, table.leased == 0)
+		})
+	}
+}
+
+func TestPatience_TheTimeForWhichANodeItselfSleptIsNobodysSilence(t *testing.T) {
+	t.Parallel()
+	p := NewParticipant(ParticipantConfig{}, "self")
+	now := epoch
+	p.SetUpstream(now, true)
+	p.SetSize(2*content.ChunkSize, func(int) bool { return false })
+	p.Demand(now, Run{Count: 2})
+	p.Join()
+	p.Joined(now, "self")
+	p.Orders(now, Orders{Chunks: []Assignment{{Claim: Claim{Index: 0, Sum: sum(0)}, From: "peer"}}})
+	bytes := int64(0)
+	tick := func(after time.Duration) bool { // reports whether the peer is pinged
+		now = now.Add(after)
+		p.Tick(now, func(peer.ID) int64 { return bytes })
+		return len(p.Take().Pings) > 0
+	}
+	for pings := 0; pings < 3; {
+		if tick(TickEvery) {
+			bytes++
+			pings++
+		}
+	}
+	for !tick(TickEvery) {
+	}
+	tick(3 * time.Second)
+	require.Equal(t, peer.ID("peer"), p.AskedOf(0))
+	for range 5 {
+		tick(TickEvery)
+	}
+	require.Empty(t, p.AskedOf(0), "it has had the time by now")
+}

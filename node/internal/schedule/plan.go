@@ -256,7 +256,7 @@ func (t *Table) holder(m *member, i int, sameZone bool) (best *member) {
 
 func (t *Table) mayLease(m *member) bool {
 	// Before it has read anything it gets one run: who comes a moment later is to have something to read as well.
-	if !t.open || !m.upstream || len(m.runs) >= min(t.peerRuns(), 1+m.read) || m.barred.After(t.now) {
+	if !t.open || !m.upstream || m.lost || len(m.runs) >= min(t.peerRuns(), 1+m.read) || m.barred.After(t.now) {
 		return false
 	}
 	if t.noRange {

@@ -42,6 +42,7 @@ type Table struct {
 	known    set           // chunks whose hash is known
 	leased   int           // runs being read from upstream
 	began    time.Time     // when the oldest of them was leased while none was
+	claimed  time.Time     // when a chunk of one was last claimed
 	pace     time.Duration // what a chunk from upstream takes, of late
 	fresh    int           // chunks whose hash is not known and that no one reads from upstream
 	streamer *member       // where upstream has no Range: the one that reads the whole blob
@@ -49,6 +50,8 @@ type Table struct {
 
 	out      map[peer.ID]*Orders
 	outOrder []peer.ID
+	ticked   time.Time // when Tick was last called
+	lack     []*member // memory that spread uses again
 }
 
 type chunk struct {
@@ -82,6 +85,8 @@ type member struct {
 	rank uint64
 	// barred is until when it is not sent upstream, which failed it.
 	barred time.Time
+	heard  time.Time // when it last reported
+	lost   bool      // it is dead by what others say, and has not reported since
 	// sidelined is until when others are preferred to it as a source, since several participants got nothing from it.
 	// accusers are those, and when.
 	sidelined time.Time
@@ -166,6 +171,7 @@ func (t *Table) Join(now time.Time, id peer.ID, j Join) error {
 	}
 	m := &member{
 		id: id, zone: j.Zone, upstream: j.Upstream, whole: j.Whole, rank: t.rank(id), tried: map[int][]peer.ID{},
+		heard: now,
 	}
 	t.members[id] = m
 	t.initMember(m)
@@ -214,6 +220,7 @@ func (t *Table) Report(now time.Time, id peer.ID, r Report) error {
 			return err
 		}
 	}
+	m.heard, m.lost = now, false
 	t.apply(m, r)
 	t.plan()
 	return nil
@@ -226,9 +233,18 @@ func (t *Table) Leave(now time.Time, id peer.ID) {
 	t.plan()
 }
 
-// Tick takes back leases without progress. It wants to be called about every second.
+// tickEvery is how often Tick wants to be called.
+const tickEvery = time.Second
+
+// Tick takes back leases without progress. It wants to be called every tickEvery.
 func (t *Table) Tick(now time.Time) {
 	t.now = now
+	if late := now.Sub(t.ticked) - tickEvery; !t.ticked.IsZero() && late > 0 {
+		for _, m := range t.active { // what they said meanwhile waits to be taken in
+			m.heard = m.heard.Add(late)
+		}
+	}
+	t.ticked = now
 	for _, m := range slices.Clone(t.active) {
 		for _, l := range slices.Clone(m.runs) {
 			switch {
@@ -240,7 +256,32 @@ func (t *Table) Tick(now time.Time) {
 			}
 		}
 	}
+	t.reassure()
 	t.plan()
+}
+
+// quiet is for how long nothing has come from upstream when those who wait for it are told that it is awaited.
+const quiet = 2 * time.Second
+
+// reassure tells participants that what they need is being read, where that takes long. Else each of them would have to
+// take a registry that thinks, or a reader whose machine is slow, for a coordinator that is of no use, and read itself
+// what another reads.
+func (t *Table) reassure() {
+	if t.leased == 0 || t.now.Sub(t.began) < quiet || t.now.Sub(t.claimed) < quiet {
+		return
+	}
+	var reading set
+	for i, ch := range t.chunks {
+		if ch.lessee != nil && !ch.known {
+			reading.add(i)
+		}
+	}
+	for _, m := range t.active {
+		_, waits := m.need.first(0, []*set{&reading}, []*set{&m.have})
+		if waits || t.size < 0 {
+			t.tell(m).Awaited = true
+		}
+	}
 }
 
 // drips reports whether m is too slow with a lease that another could read. Of a registry without Range the other would
@@ -365,15 +406,18 @@ func (t *Table) leastBusy(m *member, i int, home *member) *member {
 	if i == 0 { // all readers wait for it: it goes down a tree
 		worth = detour
 	}
+	tried := m.tried[i]
 	for _, x := range m.group.members {
-		if x == m || x == home || x.sidelined.After(t.now) || slices.Contains(m.tried[i], x.id) {
+		cost := x.busy()
+		if x == m || x == home || cost > least {
 			continue
 		}
-		cost := x.busy()
-		if !x.have.has(i) {
+		has := x.have.has(i)
+		if !has {
 			cost += worth
 		}
-		if cost > least || cost == least && (best == home || best.rank < x.rank) || !x.have.has(i) && !t.relays(x, i) {
+		if cost > least || cost == least && (best == home || best.rank < x.rank) || !has && !t.relays(x, i) ||
+			x.sidelined.After(t.now) || slices.Contains(tried, x.id) {
 			continue
 		}
 		best, least = x, cost
@@ -482,7 +526,7 @@ func (t *Table) progress(m *member, i int) {
 		l.left--
 		m.read++
 		t.pace = (3*t.pace + t.now.Sub(l.claimed)) / 4
-		l.expires, l.claimed = t.now.Add(t.cfg.LeaseTimeout), t.now
+		l.expires, l.claimed, t.claimed = t.now.Add(t.cfg.LeaseTimeout), t.now, t.now
 		t.extend(m, l)
 		if l.left <= 0 {
 			m.runs = slices.Delete(m.runs, k, k+1)
@@ -529,18 +573,20 @@ func (t *Table) setRoot(g *group, i int, m *member) {
 
 // spread tells those in g who need chunk i, and have room to be told, whom to ask for it: it has a home now.
 func (t *Table) spread(g *group, i int) {
-	for _, q := range idlestFirst(g.members) {
+	lack := t.lack[:0]
+	for _, q := range g.members {
 		if q != g.roots[i] && len(q.source) < t.told(q) && !q.told.has(i) && q.need.has(i) && !q.have.has(i) {
-			t.assign(q, i, t.leastBusy(q, i, g.roots[i]), false)
+			lack = append(lack, q)
 		}
 	}
-}
-
-// idlestFirst orders members by what they have to send. Who is told of a chunk first may be the one who passes it on.
-func idlestFirst(members []*member) []*member {
-	return slices.SortedStableFunc(slices.Values(members), func(a, b *member) int {
+	// Who is told of a chunk first may be the one who passes it on: who has the least to send.
+	slices.SortStableFunc(lack, func(a, b *member) int {
 		return cmp.Or(cmp.Compare(a.busy(), b.busy()), cmp.Compare(a.rank, b.rank))
 	})
+	for _, q := range lack {
+		t.assign(q, i, t.leastBusy(q, i, g.roots[i]), false)
+	}
+	t.lack = lack
 }
 
 func (t *Table) assign(m *member, i int, from *member, root bool) {
@@ -824,8 +870,30 @@ func (t *Table) accuse(m *member, by peer.ID) {
 			delete(m.accusers, p)
 		}
 	}
-	if len(m.accusers) >= max(min(2, len(t.active)-1), len(t.active)/4) {
+	switch few := max(min(2, len(t.active)-1), 1); {
+	case len(m.accusers) >= few && t.mute(m):
 		m.sidelined = t.now.Add(t.cfg.Penalty)
+		t.expire(m)
+	case len(m.accusers) >= max(few, len(t.active)/4):
+		m.sidelined = t.now.Add(t.cfg.Penalty)
+	}
+}
+
+// muteAfter is for how long one that others accuse says nothing itself before it counts as dead. Who reads or gets
+// chunks says so several times a second.
+const muteAfter = 1500 * time.Millisecond
+
+// mute reports whether m has said nothing for a while, though it has something to say.
+func (t *Table) mute(m *member) bool {
+	return !m.complete && t.now.Sub(m.heard) > muteAfter
+}
+
+// expire takes back the leases of one that is dead by what others say, without waiting for their end, and gives it no
+// more until it reports.
+func (t *Table) expire(m *member) {
+	m.lost = true
+	for _, l := range slices.Clone(m.runs) {
+		t.fail(m, Failure{Run: l.run, Trouble: Returned})
 	}
 }
 

@@ -47,11 +47,14 @@ type Orders struct {
 	Chunks []Assignment
 	// Hopeless: no participant can ask upstream, and no holder is known.
 	Hopeless bool
+	// Awaited: who reads from upstream what the participant needs is alive, and nothing has come for a while. It is
+	// said again for as long as that is so.
+	Awaited bool
 }
 
 // Empty reports whether the orders say nothing.
 func (o *Orders) Empty() bool {
-	return o.Size == 0 && len(o.Leases) == 0 && len(o.Chunks) == 0 && !o.Hopeless
+	return o.Size == 0 && len(o.Leases) == 0 && len(o.Chunks) == 0 && !o.Hopeless && !o.Awaited
 }
 
 // Merge adds later orders to o.
@@ -62,6 +65,7 @@ func (o *Orders) Merge(later Orders) {
 	o.Leases = append(o.Leases, later.Leases...)
 	o.Chunks = append(o.Chunks, later.Chunks...)
 	o.Hopeless = o.Hopeless || later.Hopeless
+	o.Awaited = o.Awaited || later.Awaited
 }
 
 // Trouble says why a participant gives a lease back.

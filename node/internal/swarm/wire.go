@@ -197,6 +197,7 @@ type (
 		Peers    [][]byte     `cbor:"3,keyasint,omitempty"`
 		Chunks   []assignment `cbor:"4,keyasint,omitempty"`
 		Hopeless bool         `cbor:"5,keyasint,omitempty"`
+		Awaited  bool         `cbor:"6,keyasint,omitempty"`
 	}
 )
 
@@ -429,7 +430,7 @@ func (f *report) decode() (schedule.Report, error) {
 }
 
 func toOrders(o schedule.Orders) []orders {
-	out := []orders{{Size: o.Size, Leases: toRuns(o.Leases), Hopeless: o.Hopeless}}
+	out := []orders{{Size: o.Size, Leases: toRuns(o.Leases), Hopeless: o.Hopeless, Awaited: o.Awaited}}
 	for f := &out[0]; ; {
 		var peers peerTable
 		for _, a := range page(&o.Chunks) {
@@ -447,7 +448,7 @@ func toOrders(o schedule.Orders) []orders {
 }
 
 func (f *orders) decode() (schedule.Orders, error) {
-	o := schedule.Orders{Size: f.Size, Leases: fromRuns(f.Leases), Hopeless: f.Hopeless}
+	o := schedule.Orders{Size: f.Size, Leases: fromRuns(f.Leases), Hopeless: f.Hopeless, Awaited: f.Awaited}
 	for i := range f.Chunks {
 		a := &f.Chunks[i]
 		c, err := a.Claim.decode(f.Peers)

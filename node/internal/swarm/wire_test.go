@@ -125,6 +125,7 @@ func TestOrdersArriveAsTheyWereGiven(t *testing.T) {
 	for name, o := range map[string]schedule.Orders{
 		"that say nothing":             {},
 		"that all is lost":             {Hopeless: true},
+		"that another reads":           {Awaited: true},
 		"of leases":                    {Size: 5, Leases: []schedule.Run{{First: 0, Count: 3}, {First: 7, Count: 1}}},
 		"of chunks":                    {Chunks: assignments(5)},
 		"of more than a frame's list":  {Size: 5, Chunks: assignments(2*maxList + 1)},
