@@ -79,3 +79,37 @@ func TestTable_AFrameCostsItsLengthAndNotWhatItNames(t *testing.T) {
 		})
 	}
 }
+
+// BenchmarkTable_ABurst is what the plan of a burst costs: 64 nodes bring a blob of 256 chunks in, and take it from each
+// other.
+func BenchmarkTable_ABurst(b *testing.B) {
+	const nodes, chunks = 64, 256
+	for b.Loop() {
+		table := New(Config{})
+		table.Open(epoch)
+		for k := range nodes {
+			require.NoError(b, table.Join(epoch, id(k), Join{Upstream: true, Whole: true,
+				Report: Report{Size: chunks * content.ChunkSize}}))
+		}
+		given := map[peer.ID][]int{}
+		take := func() {
+			table.Take(func(to peer.ID, o Orders) {
+				for _, a := range o.Chunks {
+					given[to] = append(given[to], a.Index)
+				}
+			})
+		}
+		for i := range chunks {
+			home := id(i % nodes)
+			require.NoError(b, table.Report(epoch, home, Report{Claims: []Claim{{Index: i, Sum: sum(i), By: home}}}))
+			take()
+			for k := range nodes {
+				if got := given[id(k)]; len(got) >= batch {
+					require.NoError(b, table.Report(epoch, id(k), Report{Have: got}))
+					given[id(k)] = nil
+				}
+			}
+			take()
+		}
+	}
+}

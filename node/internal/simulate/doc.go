@@ -20,7 +20,8 @@
 //     each run gets.
 //   - Messages (reports, orders, wants) take the latency between two nodes. Orders leave the coordinator through its
 //     up-link, ahead of chunks; those that pile up for one participant reach it as one message, as its mailbox has it.
-//   - A node pulls the layers in their order, some at a time, and reads each from its start. It reads as many runs from the registry at one
+//   - A node pulls the layers in their order, some at a time, and reads each from its start. It gets some of those that
+//     come after them ahead (Config.ReadAhead), as an agent does. It reads as many runs from the registry at one
 //     time as an agent does. A want that is sent again raises the priority of a chunk that waits, and has one that has
 //     gone sent again, as boxo's server does.
 //

@@ -57,7 +57,9 @@ type fetch struct {
 	asked    []int32 // who was asked last, -1 where no one
 	position int     // of the one reader
 	complete bool
-	began    time.Duration // when its reader came
+	begun    bool
+	pulled   bool          // by a reader
+	began    time.Duration // when that came
 	moved    bool
 	streams  map[int]struct{} // of the registry, that are being read
 	came     int64            // bytes of chunks that are under way on them
@@ -84,20 +86,41 @@ func (n *node) start() {
 	}
 }
 
-// pull begins with the next blob, of which a reader wants all from the start.
+// pull has a reader ask for the next blob that is not here, from its start. The blobs after it are begun, too, as far as
+// Config.ReadAhead goes.
 func (n *node) pull() {
-	if n.next == len(n.sim.blobs) {
+	for n.next < len(n.fetches) && n.fetches[n.next].complete {
+		n.next++
+	}
+	if n.next == len(n.fetches) {
 		return
 	}
 	f := n.fetches[n.next]
 	n.next++
-	n.asking++
 	f.began = n.sim.now
-	now := n.sim.clock()
+	f.pulled = true
+	f.begin()
+	f.advance()
+	left := n.sim.cfg.ReadAhead
+	for _, ahead := range n.fetches[n.next:] {
+		if left -= ahead.blob.size; left < 0 {
+			return
+		}
+		ahead.begin()
+	}
+}
+
+// begin starts the getting of all of a blob, unless it has begun.
+func (f *fetch) begin() {
+	if f.begun {
+		return
+	}
+	f.begun = true
+	f.n.asking++
+	now := f.n.sim.clock()
 	f.part.SetUpstream(now, true)
 	f.part.SetSize(f.blob.size, func(int) bool { return false })
 	f.part.Demand(now, schedule.Run{Count: f.blob.chunks})
-	f.part.SetPosition(now, 0, 0)
 	f.join()
 	f.tick()
 }
@@ -142,6 +165,9 @@ func (f *fetch) act() {
 	for _, r := range a.Leases {
 		f.lease(r)
 	}
+	for _, id := range a.Pings {
+		f.n.ping(f.n.sim.nodes[indexOf(id)])
+	}
 	if !a.Report.Empty() {
 		a.Report.Load = f.n.owed
 		f.send(func(c *coordinator) { c.report(f.n, a.Report) })
@@ -180,11 +206,20 @@ func (f *fetch) flows() bool {
 	return came > before
 }
 
-// heardFrom counts the bytes from a peer: chunks, and signs of life, which a live peer gives when it is asked.
+// heardFrom counts the bytes from a peer: chunks, and signs of life.
 func (n *node) heardFrom(id peerID) int64 {
 	other := n.sim.nodes[indexOf(id)]
-	lived := min(n.sim.now, other.died)
-	return n.heard[other.index] + other.up.part(n.index) + int64(lived/tickEvery)*pingBytes
+	return n.heard[other.index] + other.up.part(n.index)
+}
+
+// ping wants a sign of life, which a live peer gives at once.
+func (n *node) ping(other *node) {
+	s := n.sim
+	s.after(s.latency(n, other), func() {
+		if !other.dead() {
+			s.after(s.latency(other, n), func() { n.heard[other.index] += pingBytes })
+		}
+	})
 }
 
 // obey carries out orders.
@@ -349,6 +384,10 @@ func (f *fetch) land(i int, upstream bool) {
 // advance moves the reader on, and reports a blob that has become complete.
 func (f *fetch) advance() {
 	n := f.n
+	if !f.pulled {
+		f.end()
+		return
+	}
 	if f.position == 0 && f.have.Test(0) {
 		f.blob.firstByte = max(f.blob.firstByte, n.sim.now-f.began)
 	}
@@ -356,6 +395,12 @@ func (f *fetch) advance() {
 		f.position++
 	}
 	f.part.SetPosition(n.sim.clock(), 0, f.position)
+	f.end()
+}
+
+// end reports a blob that has become complete.
+func (f *fetch) end() {
+	n := f.n
 	if f.part.Absent() > 0 || f.complete {
 		f.act()
 		return
@@ -364,7 +409,9 @@ func (f *fetch) advance() {
 	f.part.Complete()
 	f.act()
 	n.asking--
-	n.pull()
+	if f.pulled {
+		n.pull()
+	}
 	if n.asking == 0 {
 		n.done = n.sim.now
 		n.sim.unfinished--

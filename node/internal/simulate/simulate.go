@@ -42,6 +42,8 @@ type Config struct {
 	Queue  time.Duration
 	// Parallel is how many blobs a node pulls at one time, in their order; default: all.
 	Parallel int
+	// ReadAhead is how many bytes of the blobs after one that a node pulls it begins to get as well; default 0: none.
+	ReadAhead int64
 	// Discovery is how long a coordinator looks for holders before it sends anyone upstream; default 20 ms, a few
 	// round trips of a DHT lookup (swarm.Options.DiscoveryGrace bounds it in an agent).
 	Discovery time.Duration

@@ -32,6 +32,7 @@ func run() error {
 	flag.BoolVar(&cfg.Shared, "shared", false,
 		"what is under way shares the links, as on the rig of test/bench; for few nodes")
 	flag.IntVar(&cfg.Parallel, "parallel", 0, "layers that a node pulls at one time (0: all)")
+	ahead := flag.Int64("ahead", 0, "MiB of the layers after those that a node pulls that it gets as well")
 	seconds := flag.Bool("seconds", false,
 		"print for each second what came from the registry and what reached the nodes (with -shared)")
 	link := flag.Float64("link", 10, "Gbit/s of a node's link, each way")
@@ -71,6 +72,7 @@ func run() error {
 			return err
 		}
 	}
+	cfg.ReadAhead = *ahead << 20
 	cfg.NodeRate, cfg.RegistryRate, cfg.StreamRate = *link*1e9, *registry*1e9, *streamRate*1e9
 
 	head := "| nodes | ideal s | first | median | last over ideal | longest wait for a layer's first byte s | duplicates " +
