@@ -120,7 +120,7 @@ func (r *checked) areas(c *cluster, answers []agentView[shown]) {
 		what    string
 		reasons []string
 	}{
-		{"run and answer", []string{reasonAgentSilent, reasonAgentNotReady, reasonAgentRestarts}},
+		{"run and answer", []string{reasonAgentSilent, reasonAgentNotReady}},
 		{"are admitted and connected to the others", []string{reasonNotAdmitted, reasonNotRegistered, reasonNoPeers}},
 		{"have reported lately, and their clocks are right", []string{reasonNotReported, reasonClockOff}},
 		{"write to their disks", []string{reasonDiskFull, v1alpha1.ReasonDiskFails}},

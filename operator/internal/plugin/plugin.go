@@ -92,7 +92,7 @@ func (p *plugin) run(ctx context.Context, args []string) int {
 	}
 	text := explain(err)
 	if strings.HasPrefix(text, "unknown ") {
-		text = strings.TrimRight(text, "\n") + "; kubectl shoal --help lists what there is"
+		text = suggest(text)
 	}
 	_, _ = fmt.Fprintln(p.ErrOut, "kubectl shoal:", text)
 	return ExitFailed
@@ -118,6 +118,16 @@ func explain(err error) string {
 			at, dial.Err)
 	}
 	return err.Error()
+}
+
+// suggest writes what cobra says of a word that it does not know on one line, and where to look.
+func suggest(text string) string {
+	said, others, found := strings.Cut(strings.TrimSpace(text), "\n\nDid you mean this?\n")
+	said += "."
+	if found {
+		said += " Did you mean " + strings.Join(strings.Fields(others), " or ") + "?"
+	}
+	return said + " kubectl shoal --help lists what there is"
 }
 
 // usageError is a command line that cannot be carried out.
