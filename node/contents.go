@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
@@ -59,11 +60,7 @@ func (b *bothClosed) Close() error { return errors.Join(b.ReadCloser.Close(), b.
 
 // listenPrivately listens at a socket in a folder that nobody else may enter.
 func listenPrivately(ctx context.Context, path string) (net.Listener, error) {
-	folder := filepath.Dir(path)
-	if err := os.MkdirAll(folder, 0o700); err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(folder, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) { // of an agent that was killed
@@ -196,14 +193,7 @@ func askSocket(ctx context.Context, socket, method string, d digest.Digest, body
 		if resp.StatusCode == http.StatusNotFound {
 			return nil, fmt.Errorf("this machine does not hold %s", d)
 		}
-		return nil, errors.New(string(trimNewline(said)))
+		return nil, errors.New(strings.TrimSpace(string(said)))
 	}
 	return resp, nil
-}
-
-func trimNewline(b []byte) []byte {
-	for len(b) > 0 && b[len(b)-1] == '\n' {
-		b = b[:len(b)-1]
-	}
-	return b
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"log/slog"
 	"net/http"
 	"os"
@@ -20,10 +19,7 @@ import (
 // administered is an agent of which the administrator's socket alone answers.
 func administered(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "shoal") // a socket's path must be short, and t.TempDir has the test's name in it
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	c, err := config.Load("", nil, []string{"SHOAL_STORE_PATH=" + filepath.Join(dir, "store")})
+	c, err := config.Load("", nil, []string{"SHOAL_STORE_PATH=" + t.TempDir()})
 	require.NoError(t, err)
 	s, err := store.Open(t.Context(), store.Options{Path: c.Store.Path})
 	require.NoError(t, err)
@@ -89,7 +85,7 @@ func TestSocket_IsEnteredByTheAgentsUserAlone(t *testing.T) {
 	folder, err := os.Stat(filepath.Dir(socket))
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o700), folder.Mode().Perm())
-	l, err := listenPrivately(context.Background(), socket) // an agent that was killed has left one
+	l, err := listenPrivately(t.Context(), socket) // an agent that was killed has left one
 	require.NoError(t, err)
 	require.NoError(t, l.Close())
 }

@@ -84,7 +84,7 @@ func (n *node) storeProblem() error {
 	}
 	disk, err := n.store.DiskSize()
 	if err != nil {
-		return nil //nolint:nilerr // where the disk's size cannot be told nothing can be said of its room
+		return nil // where the disk's size cannot be told nothing can be said of its room
 	}
 	return noRoom(n.store.Usage(), n.policy.Load().Store.On(disk).MinFree)
 }

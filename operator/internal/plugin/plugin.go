@@ -108,8 +108,7 @@ func explain(err error) string {
 	case errors.Is(err, context.Canceled):
 		return "interrupted"
 	}
-	var usage *usageError
-	if dial, ok := errors.AsType[*url.Error](err); ok && !errors.As(err, &usage) {
+	if dial, ok := errors.AsType[*url.Error](err); ok {
 		at := dial.URL
 		if u, parsed := url.Parse(dial.URL); parsed == nil {
 			at = u.Scheme + "://" + u.Host
@@ -130,20 +129,17 @@ func suggest(text string) string {
 	return said + " kubectl shoal --help lists what there is"
 }
 
-// usageError is a command line that cannot be carried out.
-type usageError struct{ error }
-
 // arguments refuses too few or too many arguments, and says what is wanted, by the command's own usage line.
 func arguments(least, most int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		want := strings.TrimSpace(strings.TrimPrefix(cmd.Use, cmd.Name()))
 		switch {
 		case len(args) < least:
-			return &usageError{fmt.Errorf("%s: %s is missing, as in\n%s", cmd.Name(), want, cmd.Example)}
+			return fmt.Errorf("%s: %s is missing, as in\n%s", cmd.Name(), want, cmd.Example)
 		case most == 0 && len(args) > 0:
-			return &usageError{fmt.Errorf("%s takes no arguments, and was given %s", cmd.Name(), strings.Join(args, " "))}
+			return fmt.Errorf("%s takes no arguments, and was given %s", cmd.Name(), strings.Join(args, " "))
 		case most >= 0 && len(args) > most:
-			return &usageError{fmt.Errorf("%s takes %s alone, and was given %s", cmd.Name(), want, strings.Join(args, " "))}
+			return fmt.Errorf("%s takes %s alone, and was given %s", cmd.Name(), want, strings.Join(args, " "))
 		}
 		return nil
 	}
