@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"sigs.k8s.io/yaml"
 
 	"github.com/shoal-cache/shoal/api/view"
 	"github.com/shoal-cache/shoal/node/internal/config"
@@ -26,7 +24,7 @@ import (
 type look struct {
 	load    func(*cobra.Command) (*config.Config, error)
 	address string
-	output  string
+	output  view.Output
 }
 
 // errNotWell ends a command with exit code 1 that has said already what is wrong.
@@ -61,15 +59,15 @@ func lookCommands(load func(*cobra.Command) (*config.Config, error)) []*cobra.Co
 		config.Flags(cmd.Flags())
 		cmd.Flags().StringVar(&l.address, "admin", "",
 			"the agent's admin `address`; default: admin.listen of the configuration")
-		cmd.Flags().StringVarP(&l.output, "output", "o", "", "json or yaml")
+		cmd.Flags().StringVarP((*string)(&l.output), "output", "o", "", "json or yaml")
 	}
 	return all
 }
 
 // client asks the agent of this machine.
 func (l *look) client(cmd *cobra.Command) (*view.Client, error) {
-	if l.output != "" && l.output != "json" && l.output != "yaml" {
-		return nil, fmt.Errorf("--output %q: want json or yaml", l.output)
+	if err := l.output.Check(view.JSON, view.YAML); err != nil {
+		return nil, err
 	}
 	address := l.address
 	if address == "" {
@@ -108,26 +106,6 @@ func ask[T any](ctx context.Context, c *view.Client, path string, query url.Valu
 	return v, err
 }
 
-// print writes a value as -o asks, or else by human.
-func (l *look) print(w io.Writer, value any, human func(io.Writer) error) error {
-	var data []byte
-	var err error
-	switch l.output {
-	case "json":
-		data, err = json.MarshalIndent(value, "", "  ")
-		data = append(data, '\n')
-	case "yaml":
-		data, err = yaml.Marshal(value)
-	default:
-		return human(w)
-	}
-	if err != nil {
-		return err
-	}
-	_, err = w.Write(data)
-	return err
-}
-
 // machine is what status prints.
 type machine struct {
 	Ready    bool            `json:"ready"`
@@ -161,7 +139,7 @@ func (l *look) status(cmd *cobra.Command) error {
 		return err
 	}
 	m.Problems, m.Silent = problems(m, registries)
-	err = l.print(cmd.OutOrStdout(), m, m.write)
+	err = l.output.Print(cmd.OutOrStdout(), m, m.write)
 	if err == nil && len(m.Problems) > 0 {
 		return errNotWell
 	}
@@ -241,7 +219,7 @@ func (l *look) list(cmd *cobra.Command) error {
 		return err
 	}
 	slices.SortFunc(blobs, func(a, b view.Blob) int { return b.Used.Compare(a.Used) })
-	return l.print(cmd.OutOrStdout(), blobs, func(w io.Writer) error { return view.WriteBlobs(w, blobs, time.Now()) })
+	return l.output.Print(cmd.OutOrStdout(), blobs, func(w io.Writer) error { return view.WriteBlobs(w, blobs, time.Now()) })
 }
 
 func (l *look) where(cmd *cobra.Command, name string) error {
@@ -253,7 +231,7 @@ func (l *look) where(cmd *cobra.Command, name string) error {
 	if err != nil {
 		return err
 	}
-	err = l.print(cmd.OutOrStdout(), image, func(w io.Writer) error { return view.WriteImage(w, image) })
+	err = l.output.Print(cmd.OutOrStdout(), image, func(w io.Writer) error { return view.WriteImage(w, image) })
 	if err == nil && !image.Complete {
 		return errNotWell
 	}
@@ -275,7 +253,7 @@ func (l *look) why(cmd *cobra.Command, name string) error {
 		return fmt.Errorf("this agent remembers no pull of %s in the last two hours. Either it was longer ago, or the runtime did not ask the agent: see shoal-node mirror status", what)
 	}
 	all = all[:min(len(all), 5)]
-	return l.print(cmd.OutOrStdout(), all, func(w io.Writer) error {
+	return l.output.Print(cmd.OutOrStdout(), all, func(w io.Writer) error {
 		for _, p := range all {
 			if err := view.WritePull(w, "", p); err != nil {
 				return err

@@ -290,7 +290,7 @@ func (p *plugin) pinsCommand() *cobra.Command {
 			if err := p.api.List(cmd.Context(), &pins, client.InNamespace(namespace)); err != nil {
 				return err
 			}
-			if len(pins.Items) == 0 && p.output != "json" && p.output != "yaml" {
+			if len(pins.Items) == 0 && p.output.ForPeople() {
 				p.say("no pins here")
 				return nil
 			}

@@ -10,7 +10,6 @@ package plugin
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -30,13 +29,13 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/yaml"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	kruntime "k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/api/view"
 )
 
 // Exit codes.
@@ -57,7 +56,7 @@ var (
 type plugin struct {
 	genericiooptions.IOStreams
 	flags     *genericclioptions.ConfigFlags
-	output    string
+	output    view.Output
 	system    string // namespace of the agents; empty: wherever they are
 	version   string
 	timeout   time.Duration
@@ -163,18 +162,14 @@ The flags by which kubectl finds its cluster (--context, --kubeconfig, --namespa
 		Version:       p.version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			switch p.output {
-			case "", "json", "yaml", "wide":
-				return nil
-			}
-			return fmt.Errorf("--output %q: want json, yaml or wide", p.output)
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			return p.output.Check(view.JSON, view.YAML, view.Wide)
 		},
 	}
 	f := root.PersistentFlags()
 	p.flags.AddFlags(f)
 	hideMost(f)
-	f.StringVarP(&p.output, "output", "o", "", "json, yaml or wide")
+	f.StringVarP((*string)(&p.output), "output", "o", "", "json, yaml or wide")
 	f.StringVar(&p.system, "agents-namespace", "", "`namespace` of Shoal's agents; default: wherever they are")
 	f.DurationVar(&p.timeout, "timeout", 5*time.Minute, "how long --wait waits")
 	f.DurationVar(&p.tolerance, "agent-timeout", 10*time.Second, "how long an agent may take to answer")
@@ -233,21 +228,7 @@ func (p *plugin) namespace() (string, error) {
 
 // print writes a value as -o asks, or else by human.
 func (p *plugin) print(value any, human func(w io.Writer) error) error {
-	var data []byte
-	var err error
-	switch p.output {
-	case "json":
-		data, err = json.MarshalIndent(value, "", "  ")
-		data = append(data, '\n')
-	case "yaml":
-		data, err = yaml.Marshal(value)
-	default:
-		return human(p.Out)
-	}
-	if err == nil {
-		_, err = p.Out.Write(data)
-	}
-	return err
+	return p.output.Print(p.Out, value, human)
 }
 
 // Colours of a terminal.

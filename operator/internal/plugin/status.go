@@ -182,11 +182,11 @@ func (p *plugin) writeState(w io.Writer, s state) error {
 			return err
 		}
 	}
-	if len(s.Nodes) > 0 && (len(s.Nodes) <= 20 || p.output == "wide") {
+	if len(s.Nodes) > 0 && (len(s.Nodes) <= 20 || p.output == view.Wide) {
 		_, _ = fmt.Fprintln(w)
 		rows := [][]string{{"NODE", "ZONE", "ADMITTED", "MIRROR", "USED", "HITS", "FROM PEERS", "FROM REGISTRY",
 			"SAVED", "REPORTED"}}
-		if p.output == "wide" {
+		if p.output == view.Wide {
 			rows[0] = append(rows[0], "CAPACITY", "VERSION")
 		}
 		for _, n := range s.Nodes {
@@ -197,7 +197,7 @@ func (p *plugin) writeState(w io.Writer, s state) error {
 			row := []string{n.Name, n.Zone, strconv.FormatBool(n.Admitted), n.Mirror, view.Bytes(n.Used),
 				view.Ratio(n.Hits, n.Requests),
 				view.Bytes(n.Peers), view.Bytes(n.Upstream), view.Bytes(n.Saved), reported}
-			if p.output == "wide" {
+			if p.output == view.Wide {
 				row = append(row, view.Bytes(n.Capacity), n.Version)
 			}
 			rows = append(rows, row)

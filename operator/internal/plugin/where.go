@@ -194,13 +194,13 @@ func (p *plugin) lsCommand() *cobra.Command {
 
 func (p *plugin) writeListed(w io.Writer, all []listed) error {
 	rows := [][]string{{"DIGEST", "SIZE", "NODES", "PINNED", "TYPE"}}
-	if p.output == "wide" {
+	if p.output == view.Wide {
 		rows[0] = append(rows[0], "ON")
 	}
 	for _, l := range all {
 		row := []string{l.Digest, view.Bytes(l.Size), fmt.Sprint(len(l.Nodes)),
 			map[bool]string{true: "yes", false: "no"}[l.Pinned], l.MediaType}
-		if p.output == "wide" {
+		if p.output == view.Wide {
 			row = append(row, strings.Join(l.Nodes, ","))
 		}
 		rows = append(rows, row)
@@ -252,7 +252,7 @@ long it took to find other nodes and to get a plan, when the first byte went out
 			}
 			slices.SortFunc(all, func(a, b reason) int { return b.Started.Compare(a.Started) })
 			all = all[:min(len(all), most)]
-			if len(all) == 0 && p.output != "json" && p.output != "yaml" {
+			if len(all) == 0 && p.output.ForPeople() {
 				p.say("no agent remembers such a pull of the last two hours. Either it was longer ago, or the runtime did not ask the agent: see kubectl shoal check")
 				return errNotWell
 			}

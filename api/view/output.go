@@ -1,0 +1,57 @@
+package view
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+)
+
+// Output is the form that the flag -o asks for. Empty: text for people.
+type Output string
+
+// The forms. Wide is text for people, with more columns.
+const (
+	JSON Output = "json"
+	YAML Output = "yaml"
+	Wide Output = "wide"
+)
+
+// Check refuses a form that is neither empty nor one of those that a command has.
+func (o Output) Check(forms ...Output) error {
+	if o == "" || slices.Contains(forms, o) {
+		return nil
+	}
+	names := make([]string, len(forms))
+	for i, f := range forms {
+		names[i] = string(f)
+	}
+	last := len(names) - 1
+	return fmt.Errorf("--output %q: want %s or %s", string(o), strings.Join(names[:last], ", "), names[last])
+}
+
+// ForPeople reports whether people read it.
+func (o Output) ForPeople() bool { return o != JSON && o != YAML }
+
+// Print writes a value as JSON or YAML, or lets human write it for people.
+func (o Output) Print(w io.Writer, value any, human func(io.Writer) error) error {
+	var data []byte
+	var err error
+	switch o {
+	case JSON:
+		data, err = json.MarshalIndent(value, "", "  ")
+		data = append(data, '\n')
+	case YAML:
+		data, err = yaml.Marshal(value)
+	default:
+		return human(w)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(data)
+	return err
+}
