@@ -75,13 +75,12 @@ type Options struct {
 	Key    crypto.PrivKey
 	Swarm  Swarm
 	Memory content.Memory
-	// Policy is told of every policy that comes into force; BasePolicy decides what no CachePolicy sets. A nil
-	// BasePolicy is policy.Default().
+	// Policy is told of every policy that comes into force; BasePolicy decides what no CachePolicy sets.
 	Policy     *policy.Live
 	BasePolicy *policy.Policy
 
 	Store pin.Store
-	// StoreHealth is nil while the store can write to its disk. Optional.
+	// StoreHealth returns nil while the store can write to its disk.
 	StoreHealth func() error
 
 	Fetcher  pin.Fetcher
@@ -92,7 +91,7 @@ type Options struct {
 	Files   pin.Files
 	Hub     pin.Hub
 	Gate    pin.Gate
-	// Counters gives the numbers to report. Optional.
+	// Counters gives the numbers to report.
 	Counters func() Counters
 
 	// Logger and Registerer are optional.
@@ -124,21 +123,12 @@ type Agent struct {
 
 // New makes an Agent. It asks nothing of the API server. It fails for options that can't work.
 func New(opts Options) (*Agent, error) {
-	switch {
-	case opts.Config == nil, opts.NodeName == "", opts.Key == nil, opts.Swarm == nil, opts.Memory == nil,
-		opts.Policy == nil:
-		return nil, errors.New("agent: needs Config, NodeName, Key, Swarm, Memory and Policy")
-	case opts.Logger == nil:
+	if opts.Config == nil || opts.NodeName == "" || opts.Key == nil || opts.Swarm == nil || opts.Memory == nil ||
+		opts.Policy == nil || opts.BasePolicy == nil || opts.StoreHealth == nil || opts.Counters == nil {
+		return nil, errors.New("agent: needs Config, NodeName, Key, Swarm, Memory, Policy, BasePolicy, StoreHealth and Counters")
+	}
+	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
-	}
-	if opts.BasePolicy == nil {
-		opts.BasePolicy = policy.Default()
-	}
-	if opts.Counters == nil {
-		opts.Counters = func() Counters { return Counters{} }
-	}
-	if opts.StoreHealth == nil {
-		opts.StoreHealth = func() error { return nil }
 	}
 	if id, err := peer.IDFromPrivateKey(opts.Key); err != nil || id != opts.Swarm.ID() {
 		return nil, fmt.Errorf("agent: Key is not that of peer %s", opts.Swarm.ID())

@@ -179,7 +179,7 @@ func (m *machine) start() {
 	m.agent, err = agent.New(agent.Options{
 		Config: m.config, NodeName: m.name, Version: "v0-test", Zone: m.zone, Key: m.key, Swarm: m.swarm,
 		Memory: m.store.KV("agent"),
-		Policy: m.live, Store: m.store, Fetcher: reads, Upstream: up, Registerer: m.registry,
+		Policy: m.live, BasePolicy: policy.Default(), Store: m.store, StoreHealth: m.store.Health, Fetcher: reads, Upstream: up, Registerer: m.registry,
 		Counters: func() agent.Counters { return agent.Counters{Hits: 7, PeerBytes: 1 << 20} },
 	})
 	require.NoError(t, err)

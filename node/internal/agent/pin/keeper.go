@@ -188,14 +188,11 @@ func (e *entry) owner() string { return ownerPrefix + e.assignment.UID }
 
 // New makes a Keeper, which does nothing until Run.
 func New(opts Options) (*Keeper, error) {
-	if opts.Store == nil || opts.Fetcher == nil || opts.Upstream == nil || opts.Secrets == nil {
-		return nil, fmt.Errorf("pins: need a Store, a Fetcher, an Upstream and Secrets")
+	if opts.Store == nil || opts.Fetcher == nil || opts.Upstream == nil || opts.Secrets == nil || opts.Changed == nil {
+		return nil, errors.New("pins: need a Store, a Fetcher, an Upstream, Secrets and Changed")
 	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
-	}
-	if opts.Changed == nil {
-		opts.Changed = func() {}
 	}
 	k := &Keeper{opts: opts, log: opts.Logger, kick: make(chan struct{}, 1), entries: make(map[string]*entry)}
 	var err error

@@ -1042,7 +1042,7 @@ func timed(t *testing.T, f func(k *pin.Keeper, s *script)) {
 		require.NoError(t, err)
 		s := &script{store: st, blobs: map[digest.Digest]string{}, begun: map[digest.Digest]map[int64]bool{}}
 		k, err := pin.New(pin.Options{Store: st, Fetcher: s, Upstream: anonymous{}, Secrets: vault{},
-			Registerer: prometheus.NewRegistry()})
+			Changed: func() {}, Registerer: prometheus.NewRegistry()})
 		require.NoError(t, err)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
