@@ -18,6 +18,11 @@ import (
 
 // EffectivePolicy is what all policies that match one node come to. What no policy sets is nil, and left to the
 // agent's defaults.
+//
+// A new field of a policy goes to four places: its section or RepositoryRule here, with its validation; the node's
+// policy.Store, Bandwidth or Rule, which checks it and is read by whoever acts on it; the agent's compile functions,
+// which make the second of the first; and the options of the agent's configuration, which have the default. The merge
+// below finds it by itself.
 type EffectivePolicy struct {
 	Storage   StoragePolicy
 	Bandwidth BandwidthPolicy
@@ -84,58 +89,57 @@ func Effective(policies []CachePolicy, nodeLabels map[string]string) (EffectiveP
 
 // mergedField is a field, or fields that mean one thing together, that one policy decides.
 type mergedField struct {
-	path  string
-	value func(*CachePolicySpec) []any
-	take  func(*EffectivePolicy, *CachePolicySpec)
+	path    string   // of the first
+	section string   // field of CachePolicySpec, and of EffectivePolicy
+	names   []string // fields of the section
 }
 
-var mergedFields = []mergedField{
-	{"storage.capacity", storage(func(s *StoragePolicy) []any { return []any{s.Capacity, s.CapacityPercent} }),
-		func(e *EffectivePolicy, s *CachePolicySpec) {
-			e.Storage.Capacity, e.Storage.CapacityPercent = s.Storage.Capacity, s.Storage.CapacityPercent
-		}},
-	{"storage.highWatermarkPercent", storage(func(s *StoragePolicy) []any {
-		return []any{s.HighWatermarkPercent, s.LowWatermarkPercent}
-	}),
-		func(e *EffectivePolicy, s *CachePolicySpec) {
-			e.Storage.HighWatermarkPercent, e.Storage.LowWatermarkPercent = s.Storage.HighWatermarkPercent, s.Storage.LowWatermarkPercent
-		}},
-	{"storage.minFree", storage(func(s *StoragePolicy) []any { return []any{s.MinFree, s.MinFreePercent} }),
-		func(e *EffectivePolicy, s *CachePolicySpec) {
-			e.Storage.MinFree, e.Storage.MinFreePercent = s.Storage.MinFree, s.Storage.MinFreePercent
-		}},
-	{"storage.eviction", storage(func(s *StoragePolicy) []any { return []any{s.Eviction} }),
-		func(e *EffectivePolicy, s *CachePolicySpec) { e.Storage.Eviction = s.Storage.Eviction }},
-	{"bandwidth.upload", bandwidth(func(b *BandwidthPolicy) []any { return []any{b.Upload} }),
-		func(e *EffectivePolicy, s *CachePolicySpec) { e.Bandwidth.Upload = s.Bandwidth.Upload }},
-	{"bandwidth.download", bandwidth(func(b *BandwidthPolicy) []any { return []any{b.Download} }),
-		func(e *EffectivePolicy, s *CachePolicySpec) { e.Bandwidth.Download = s.Bandwidth.Download }},
-}
+// mergedFields are those of the sections of a policy: each field alone, a size with its percentage, and the watermarks.
+var mergedFields = append(fieldsOf[StoragePolicy]("Storage"), fieldsOf[BandwidthPolicy]("Bandwidth")...)
 
-func storage(get func(*StoragePolicy) []any) func(*CachePolicySpec) []any {
-	return func(s *CachePolicySpec) []any {
-		if s.Storage == nil {
-			return nil
+func fieldsOf[Section any](section string) (all []mergedField) {
+	place := map[string]int{} // in all, by what the fields mean
+	for f := range reflect.TypeFor[Section]().Fields() {
+		meaning := strings.TrimSuffix(f.Name, "Percent")
+		if meaning == "LowWatermark" {
+			meaning = "HighWatermark"
 		}
-		return get(s.Storage)
+		i, more := place[meaning]
+		if !more {
+			i, place[meaning] = len(all), len(all)
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			all = append(all, mergedField{path: strings.ToLower(section) + "." + name, section: section})
+		}
+		all[i].names = append(all[i].names, f.Name)
 	}
+	return all
 }
 
-func bandwidth(get func(*BandwidthPolicy) []any) func(*CachePolicySpec) []any {
-	return func(s *CachePolicySpec) []any {
-		if s.Bandwidth == nil {
-			return nil
-		}
-		return get(s.Bandwidth)
+// values are those of the fields in a policy, nil where it has no such section.
+func (f mergedField) values(s *CachePolicySpec) (all []any) {
+	section := reflect.ValueOf(s).Elem().FieldByName(f.section)
+	if section.IsNil() {
+		return nil
 	}
+	for _, name := range f.names {
+		all = append(all, section.Elem().FieldByName(name).Interface())
+	}
+	return all
 }
 
 func (f mergedField) isSet(s *CachePolicySpec) bool {
-	return slices.ContainsFunc(f.value(s), func(v any) bool { return !isNil(v) })
+	return slices.ContainsFunc(f.values(s), func(v any) bool { return !reflect.ValueOf(v).IsNil() })
 }
 
 func (f mergedField) equal(a, b *CachePolicySpec) bool {
-	return equality.Semantic.DeepEqual(f.value(a), f.value(b))
+	return equality.Semantic.DeepEqual(f.values(a), f.values(b))
+}
+
+func (f mergedField) take(e *EffectivePolicy, s *CachePolicySpec) {
+	to := reflect.ValueOf(e).Elem().FieldByName(f.section)
+	for i, v := range f.values(s) {
+		to.FieldByName(f.names[i]).Set(reflect.ValueOf(v))
+	}
 }
 
 // ruleConflicts finds rules of p that a policy behind it of the same priority repeats with other content.
@@ -227,6 +231,3 @@ func Selects(s *metav1.LabelSelector, set map[string]string) (bool, error) {
 	}
 	return sel.Matches(labels.Set(set)), nil
 }
-
-// isNil reports whether a field, which is a pointer, is not set.
-func isNil(v any) bool { return reflect.ValueOf(v).IsNil() }
