@@ -111,11 +111,11 @@ func compileStore(s v1alpha1.StoragePolicy, base policy.Store) policy.Store {
 	compiled.Capacity = size(s.Capacity, s.CapacityPercent, base.Capacity)
 	compiled.MinFree = size(s.MinFree, s.MinFreePercent, base.MinFree)
 	if s.HighWatermarkPercent != nil && s.LowWatermarkPercent != nil {
-		compiled.HighWatermark = float64(*s.HighWatermarkPercent) / 100
+		compiled.HighWatermarkPercent = policy.Percent(*s.HighWatermarkPercent)
 		// A store evicts down to something; 0 is how the policy package writes "not set".
-		compiled.LowWatermark = float64(max(*s.LowWatermarkPercent, 1)) / 100
-		if compiled.LowWatermark >= compiled.HighWatermark {
-			compiled.LowWatermark = compiled.HighWatermark / 2
+		compiled.LowWatermarkPercent = policy.Percent(max(*s.LowWatermarkPercent, 1))
+		if compiled.LowWatermarkPercent >= compiled.HighWatermarkPercent {
+			compiled.LowWatermarkPercent = compiled.HighWatermarkPercent / 2
 		}
 	}
 	set(&compiled.Eviction, s.Eviction)

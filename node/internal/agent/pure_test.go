@@ -154,7 +154,7 @@ func TestCompile(t *testing.T) {
 	base := policy.Default()
 	base.Rules = []policy.Rule{{Match: []string{"configured.example/**"}, Mode: policy.PeersOnly,
 		Authorization: policy.Authorization{Mode: policy.Registry, OnUnreachable: policy.Deny}}}
-	base.Store = policy.Store{Capacity: policy.Size{Bytes: 1 << 30}, HighWatermark: 0.95, LowWatermark: 0.85,
+	base.Store = policy.Store{Capacity: policy.Size{Bytes: 1 << 30}, HighWatermarkPercent: 95, LowWatermarkPercent: 85,
 		Eviction: policy.LRU}
 	repo := content.Repository{Registry: "a.example", Name: "team/app"}
 	rule := func(r v1alpha1.RepositoryRule) v1alpha1.EffectivePolicy {
@@ -210,7 +210,7 @@ func TestCompile(t *testing.T) {
 				MinFreePercent:      new(int32(10)), Eviction: new(v1alpha1.EvictionAlgorithm("SLRU")),
 			}}, func(t *testing.T, p *policy.Policy) {
 				require.Equal(t, policy.Store{
-					Capacity: policy.Size{Share: 0.4}, HighWatermark: 0.8, LowWatermark: 0.6,
+					Capacity: policy.Size{Share: 0.4}, HighWatermarkPercent: 80, LowWatermarkPercent: 60,
 					MinFree: policy.Size{Share: 0.1}, Eviction: policy.SLRU,
 				}, p.Store)
 			},
@@ -218,7 +218,7 @@ func TestCompile(t *testing.T) {
 		"watermarks at the edge of what the API takes": {
 			v1alpha1.EffectivePolicy{Storage: v1alpha1.StoragePolicy{HighWatermarkPercent: new(int32(1)),
 				LowWatermarkPercent: new(int32(0))}},
-			func(t *testing.T, p *policy.Policy) { require.InDelta(t, 0.01, p.Store.HighWatermark, 0) },
+			func(t *testing.T, p *policy.Policy) { require.InDelta(t, 1, float64(p.Store.HighWatermarkPercent), 0) },
 		},
 		"bandwidth": {
 			v1alpha1.EffectivePolicy{Bandwidth: v1alpha1.BandwidthPolicy{Upload: resource.NewQuantity(1<<20,

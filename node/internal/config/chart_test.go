@@ -65,8 +65,8 @@ func TestDefaults_OfACachePolicyAreThoseOfTheAgent(t *testing.T) {
 	minutes := func(d time.Duration) string { return fmt.Sprintf("%.0fm", d.Minutes()) }
 	require.Equal(t, map[string]string{
 		"storage.capacity":                  "the agent's `store.capacity`",
-		"storage.highWatermarkPercent":      percent(c.Store.HighWatermark),
-		"storage.lowWatermarkPercent":       percent(c.Store.LowWatermark),
+		"storage.highWatermarkPercent":      percent(c.Store.HighWatermarkPercent.Share()),
+		"storage.lowWatermarkPercent":       percent(c.Store.LowWatermarkPercent.Share()),
 		"storage.minFreePercent":            percent(c.Store.MinFree.Share),
 		"storage.eviction":                  string(c.Store.Eviction),
 		"bandwidth.upload":                  "no limit",
@@ -132,6 +132,7 @@ func TestTheChartKnowsEveryKey(t *testing.T) {
 	require.True(t, ok)
 	delete(store, "path")
 	delete(store, "runtimePath")
+	store["highWatermark"], store["lowWatermark"] = nil, nil // the older names still work
 	kubernetes, ok := keys["kubernetes"].(map[string]any)
 	require.True(t, ok)
 	delete(kubernetes, "nodeName")

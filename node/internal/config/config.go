@@ -45,6 +45,8 @@ type Config struct {
 	Mirror     Mirror     `yaml:"mirror"`
 	Log        Log        `yaml:"log"`
 	Kubernetes Kubernetes `yaml:"kubernetes"`
+
+	renamed []string // what is to be said of keys by their old names
 }
 
 // Registry configures the registry front.
@@ -177,14 +179,8 @@ type Connections struct {
 // Store configures what is kept on disk.
 type Store struct {
 	Path string `yaml:"path"`
-	// Capacity is how much all blobs may use.
-	Capacity policy.Size `yaml:"capacity"`
-	// HighWatermark and LowWatermark are shares of Capacity between which eviction works.
-	HighWatermark float64 `yaml:"highWatermark"`
-	LowWatermark  float64 `yaml:"lowWatermark"`
-	// MinFree is how much of the disk is left free whatever Capacity says.
-	MinFree  policy.Size     `yaml:"minFree"`
-	Eviction policy.Eviction `yaml:"eviction"`
+	// Store bounds what is kept. A CachePolicy resource takes its place where Kubernetes is enabled.
+	policy.Store `yaml:",inline"`
 	// RuntimePath is containerd's content store, read for blobs that it holds. Empty: not used.
 	RuntimePath string `yaml:"runtimePath"`
 	// ScrubInterval is the time in which every blob is read and checked once. 0: never.
@@ -290,13 +286,7 @@ func (c *Config) EffectivePolicy() *policy.Policy {
 		Rules:     c.Policy.Rules,
 		Default:   c.Policy.Defaults,
 		Bandwidth: c.Policy.Bandwidth,
-		Store: policy.Store{
-			Capacity:      c.Store.Capacity,
-			HighWatermark: c.Store.HighWatermark,
-			LowWatermark:  c.Store.LowWatermark,
-			MinFree:       c.Store.MinFree,
-			Eviction:      c.Store.Eviction,
-		},
+		Store:     c.Store.Store,
 	}
 }
 

@@ -106,13 +106,38 @@ func TestPrecedence(t *testing.T) {
 	}
 }
 
+func TestLoad_KeysByTheirOlderNamesWorkAndAreWarnedOf(t *testing.T) {
+	t.Parallel()
+	for name, args := range map[string]struct {
+		file    string
+		environ []string
+		flags   []string
+	}{
+		"in the file":      {"store: {highWatermark: 0.7, lowWatermark: 55%}", nil, nil},
+		"in variables":     {"", []string{"SHOAL_STORE_HIGHWATERMARK=70%", "SHOAL_STORE_LOWWATERMARK=0.55"}, nil},
+		"as flags":         {"", nil, []string{"--store-high-watermark=0.7", "--store-low-watermark=0.55"}},
+		"beside the newer": {"store: {highWatermark: 0.1, highWatermarkPercent: 70, lowWatermark: 0.55}", nil, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, err := load(t, args.file, args.environ, args.flags...)
+			require.NoError(t, err)
+			require.InDelta(t, 70, float64(c.Store.HighWatermarkPercent), 0)
+			require.InDelta(t, 55, float64(c.Store.LowWatermarkPercent), 0)
+			warnings := strings.Join(c.Warnings(), "\n")
+			require.Contains(t, warnings, "store.highWatermark: is called store.highWatermarkPercent now")
+			require.Contains(t, warnings, "store.lowWatermark: is called store.lowWatermarkPercent now")
+		})
+	}
+}
+
 func TestEveryFormOfValueFromTheEnvironmentAndFlags(t *testing.T) {
 	t.Parallel()
 	c, err := load(t, "",
 		[]string{
 			"SHOAL_SWARM_LISTEN=/ip4/127.0.0.1/tcp/1, /ip6/::1/tcp/2",
 			"SHOAL_KUBERNETES_ENABLED=true", "SHOAL_KUBERNETES_NODENAME=n1",
-			"SHOAL_STORE_HIGHWATERMARK=90%", "SHOAL_STORE_LOWWATERMARK=0.5",
+			"SHOAL_STORE_HIGHWATERMARKPERCENT=90%", "SHOAL_STORE_LOWWATERMARKPERCENT=50.5",
 			`SHOAL_UPSTREAMS=[{"registry": "a.example", "caFile": "/ca"}, {"registry": "b.example:5000", "insecureSkipVerify": true}]`,
 			"SHOAL_POLICY_DEFAULTS_TAGTTL=3s",
 			"SHOAL_SWARM_CONNECTIONS_LOW=7",
@@ -126,8 +151,8 @@ func TestEveryFormOfValueFromTheEnvironmentAndFlags(t *testing.T) {
 	require.Len(t, c.BootstrapPeers()[0].Addrs, 2, "both addresses of the one peer")
 	require.True(t, c.Kubernetes.Enabled)
 	require.Equal(t, config.AdmitKubernetes, c.Swarm.Admission)
-	require.InDelta(t, 0.9, c.Store.HighWatermark, 1e-9)
-	require.InDelta(t, 0.5, c.Store.LowWatermark, 1e-9)
+	require.InDelta(t, 90, float64(c.Store.HighWatermarkPercent), 1e-9)
+	require.InDelta(t, 50.5, float64(c.Store.LowWatermarkPercent), 1e-9)
 	require.Equal(t, "/ca", c.Upstreams[0].CAFile)
 	require.True(t, c.Upstreams[1].InsecureSkipVerify)
 	require.Equal(t, 3*time.Second, c.Policy.Defaults.TagTTL)
@@ -190,8 +215,8 @@ func TestMistakesAreNamed(t *testing.T) {
 			[]string{"swarm.connections.low", "many"}},
 		"a bool that is none": {"kubernetes: {enabled: perhaps}", nil,
 			[]string{"kubernetes.enabled", "perhaps"}},
-		"a share that is none": {"store: {highWatermark: most}", nil,
-			[]string{"store.highWatermark", "most"}},
+		"a share that is none": {"store: {highWatermark: most, highWatermarkPercent: much}", nil,
+			[]string{"store.highWatermark: ", "most", "store.highWatermarkPercent", "much"}},
 		"a malformed multiaddr": {"swarm: {listen: [127.0.0.1:5052]}", nil,
 			[]string{"swarm.listen[0]", "127.0.0.1:5052", "/ip4/"}},
 		"a transport that is not TCP": {"swarm: {listen: [/ip4/0.0.0.0/udp/5052/quic-v1]}", nil,
@@ -203,8 +228,8 @@ func TestMistakesAreNamed(t *testing.T) {
 		"nowhere to listen": {"swarm: {listen: []}", nil, []string{"swarm.listen"}},
 		"a prefix that is no path": {"swarm: {protocolPrefix: shoal/}", nil,
 			[]string{"swarm.protocolPrefix", "shoal/"}},
-		"watermarks the wrong way round": {"store: {highWatermark: 0.5, lowWatermark: 0.6}", nil,
-			[]string{"store.lowWatermark", "0.6"}},
+		"watermarks the wrong way round": {"store: {highWatermarkPercent: 50, lowWatermark: 0.6}", nil,
+			[]string{"store.lowWatermarkPercent", "60"}},
 		"a share above the whole": {"store: {capacity: 120%}", nil, []string{"store.capacity", "120%"}},
 		"no capacity":             {"store: {capacity: 0}", nil, []string{"store.capacity"}},
 		"an unknown eviction algorithm": {"store: {eviction: Random}", nil,
@@ -433,6 +458,9 @@ func TestEveryKeyHasItsFlag(t *testing.T) {
 	}
 	flags := 0
 	fs.VisitAll(func(f *pflag.Flag) {
+		if f.Hidden { // an older name
+			return
+		}
 		flags++
 		require.NotEmpty(t, f.Usage, f.Name)
 	})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"os"
 	"reflect"
 	"regexp"
@@ -46,10 +47,16 @@ func Load(path string, flags *pflag.FlagSet, environ []string) (*Config, error) 
 				}
 			}
 		}
+		for old := range olderNames {
+			if f := flags.Lookup(option{key: old}.flag()); f != nil && f.Changed {
+				v.Set(old, f.Value.String())
+			}
+		}
 	}
 
 	c := new(Config)
 	settings := v.AllSettings()
+	problems = append(problems, c.adopt(v, settings)...)
 	problems = append(problems, unknown("", settings)...)
 	problems = append(problems, slices.DeleteFunc(decode(settings, c), func(err error) bool {
 		return errors.Is(err, errNoTable) && !index.MatchString(err.Error()) // told above, with the keys that there are
@@ -95,6 +102,9 @@ func readEnvironment(v *viper.Viper, environ []string) []error {
 	}
 	for _, key := range tables {
 		keys[variable(key)] = key
+	}
+	for old := range olderNames {
+		keys[variable(old)] = old
 	}
 	var problems []error
 	for _, entry := range environ {
@@ -165,6 +175,7 @@ func nest(key string, value any) map[string]any {
 func decode(settings map[string]any, target any) []error {
 	d, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{
 		TagName:          "yaml",
+		SquashTagOption:  "inline",
 		Result:           target,
 		WeaklyTypedInput: true, // a port that YAML reads as a number is fine where text is wanted
 		DecodeHook:       mapstructure.DecodeHookFuncType(fromText),
@@ -231,6 +242,39 @@ func noSection(value any) bool {
 		return false
 	}
 	return true
+}
+
+// olderNames are keys that still work by the name they once had, when they were shares and no percentages.
+var olderNames = map[string]string{
+	"store.highWatermark": "store.highWatermarkPercent",
+	"store.lowWatermark":  "store.lowWatermarkPercent",
+}
+
+// adopt gives keys what their older names say, unless they are set themselves, and notes a warning of each.
+func (c *Config) adopt(v *viper.Viper, settings map[string]any) []error {
+	section, _ := settings["store"].(map[string]any)
+	var problems []error
+	for _, old := range slices.Sorted(maps.Keys(olderNames)) {
+		key := olderNames[old]
+		_, was, _ := strings.Cut(strings.ToLower(old), ".")
+		_, is, _ := strings.Cut(strings.ToLower(key), ".")
+		value, ok := section[was]
+		if !ok {
+			continue
+		}
+		delete(section, was)
+		share, err := fromText(reflect.TypeOf(value), reflect.TypeFor[float64](), value)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("%s: %w", old, err))
+			continue
+		}
+		percent := math.Round(share.(float64)*1e6) / 1e4
+		c.renamed = append(c.renamed, fmt.Sprintf("%s: is called %s now, and %v of it is %v", old, key, value, percent))
+		if !v.InConfig(key) {
+			section[is] = percent
+		}
+	}
+	return problems
 }
 
 // before are the keys that a policy once had, in lower case, and what they are called now.
@@ -343,6 +387,12 @@ func fromText(from, to reflect.Type, data any) (any, error) {
 		return d, nil
 	case reflect.TypeFor[policy.Size]():
 		return policy.ParseSize(s)
+	case reflect.TypeFor[policy.Percent]():
+		f, err := strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(s, "%")), 64)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no percentage; want a number such as 95", s)
+		}
+		return f, nil
 	case reflect.TypeFor[ma.Multiaddr]():
 		addr, err := ma.NewMultiaddr(s)
 		if err != nil {

@@ -37,12 +37,14 @@ func Default() *Config {
 			Connections:    Connections{Low: swarm.DefaultLowConnections, High: swarm.DefaultHighConnections},
 		},
 		Store: Store{
-			Path:          "/var/lib/shoal",
-			Capacity:      policy.Size{Bytes: 20 << 30},
-			HighWatermark: store.DefaultHigh,
-			LowWatermark:  store.DefaultLow,
-			MinFree:       policy.Size{Share: 0.05},
-			Eviction:      store.DefaultEviction,
+			Path: "/var/lib/shoal",
+			Store: policy.Store{
+				Capacity:             policy.Size{Bytes: 20 << 30},
+				HighWatermarkPercent: 100 * store.DefaultHigh,
+				LowWatermarkPercent:  100 * store.DefaultLow,
+				MinFree:              policy.Size{Share: 0.05},
+				Eviction:             store.DefaultEviction,
+			},
 			ScrubInterval: 7 * 24 * time.Hour,
 		},
 		Policy: Policy{Defaults: policy.DefaultRule()},
@@ -90,8 +92,8 @@ var options = []option{
 	{"swarm.connections.high", "`number` of connections above which the least useful ones are closed"},
 	{"store.path", "`directory` of blobs, chunk index and the agent's identity"},
 	{"store.capacity", "`size` that all blobs may use: 20GiB, or a share of the disk: 30%"},
-	{"store.highWatermark", "`share` of the capacity above which eviction starts: 0.95 or 95%"},
-	{"store.lowWatermark", "`share` of the capacity at which eviction ends: 0.85 or 85%"},
+	{"store.highWatermarkPercent", "`percent` of the capacity above which eviction starts"},
+	{"store.lowWatermarkPercent", "`percent` of the capacity at which eviction ends"},
 	{"store.minFree", "`size`, or share of the disk, that is left free whatever the capacity"},
 	{"store.eviction", "`algorithm` that chooses what goes first: LRU or SLRU"},
 	{"store.runtimePath",
@@ -141,6 +143,10 @@ var tables = []string{"upstreams", "policy.rules"}
 // Flags adds a flag for every key to fs, but for the lists of tables.
 func Flags(fs *pflag.FlagSet) {
 	defaults := values(Default())
+	for old := range olderNames {
+		fs.String(option{key: old}.flag(), "", "share of the capacity, such as 0.95")
+		_ = fs.MarkHidden(option{key: old}.flag()) // it is there
+	}
 	for _, o := range options {
 		help := o.help + " (" + o.key + ", " + o.variable() + ")"
 		switch v := defaults[o.key].(type) {
@@ -190,10 +196,15 @@ func values(c *Config) map[string]any {
 	var walk func(prefix string, v reflect.Value)
 	walk = func(prefix string, v reflect.Value) {
 		for i := range v.NumField() {
-			name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("yaml"), ",")
+			name, option, _ := strings.Cut(v.Type().Field(i).Tag.Get("yaml"), ",")
 			key, f := prefix+name, v.Field(i)
+			if !v.Type().Field(i).IsExported() {
+				continue
+			}
 			_, isText := text(f)
 			switch {
+			case option == "inline":
+				walk(prefix, f)
 			case f.Kind() == reflect.Slice && f.Type().Elem().Kind() == reflect.Struct: // a list of tables
 			case f.Kind() == reflect.Slice && !isText:
 				list := make([]string, f.Len())

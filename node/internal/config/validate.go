@@ -252,8 +252,8 @@ func (c *Config) validateStore(p *problems) {
 	if s.ScrubInterval < 0 {
 		p.add("store.scrubInterval", "%s is negative; want 0 for never, or more", s.ScrubInterval)
 	}
-	if s.HighWatermark == 0 && s.LowWatermark == 0 {
-		p.add("store.highWatermark", "0; want 0 < lowWatermark < highWatermark <= 1")
+	if s.HighWatermarkPercent == 0 && s.LowWatermarkPercent == 0 {
+		p.add("store.highWatermarkPercent", "0; want 0 < lowWatermarkPercent < highWatermarkPercent <= 100")
 	}
 }
 
@@ -366,7 +366,7 @@ func (l Log) SlogLevel() (slog.Level, error) {
 
 // Warnings are about what is allowed but seldom meant.
 func (c *Config) Warnings() []string {
-	var warnings []string
+	warnings := slices.Clone(c.renamed)
 	host, _, _ := net.SplitHostPort(c.Registry.Listen)
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
 		warnings = append(warnings,

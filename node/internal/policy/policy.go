@@ -102,17 +102,23 @@ type Bandwidth struct {
 	Download Size `json:"download,omitzero" yaml:"download"`
 }
 
+// Percent is a share of something, in hundredths.
+type Percent float64
+
+// Share is the share of 1.
+func (p Percent) Share() float64 { return float64(p) / 100 }
+
 // Store bounds what the node's store may use. Every field holds: its compiler has filled in what no policy sets.
 type Store struct {
 	// Capacity is how much the blobs may use, in bytes or as a share of the disk.
-	Capacity Size `json:"capacity,omitzero"`
-	// HighWatermark and LowWatermark are shares of the capacity, in (0, 1]: eviction starts above the high one and ends
-	// below the low one. Both or none are set.
-	HighWatermark float64 `json:"highWatermark,omitempty"`
-	LowWatermark  float64 `json:"lowWatermark,omitempty"`
+	Capacity Size `json:"capacity,omitzero" yaml:"capacity"`
+	// Eviction starts above HighWatermarkPercent of the capacity, and ends below LowWatermarkPercent. Both or none are
+	// set.
+	HighWatermarkPercent Percent `json:"highWatermarkPercent,omitempty" yaml:"highWatermarkPercent"`
+	LowWatermarkPercent  Percent `json:"lowWatermarkPercent,omitempty" yaml:"lowWatermarkPercent"`
 	// MinFree is how much of the disk stays free whatever the capacity says.
-	MinFree  Size     `json:"minFree,omitzero"`
-	Eviction Eviction `json:"eviction,omitempty"`
+	MinFree  Size     `json:"minFree,omitzero" yaml:"minFree"`
+	Eviction Eviction `json:"eviction,omitempty" yaml:"eviction"`
 }
 
 // Limits are a Store's on one disk: what is a share there is in bytes here.
@@ -126,8 +132,8 @@ type Limits struct {
 // On is what s comes to on a disk of so many bytes.
 func (s Store) On(disk int64) Limits {
 	return Limits{
-		Capacity: s.Capacity.Of(disk), High: s.HighWatermark, Low: s.LowWatermark, MinFree: s.MinFree.Of(disk),
-		Eviction: string(s.Eviction),
+		Capacity: s.Capacity.Of(disk), High: s.HighWatermarkPercent.Share(), Low: s.LowWatermarkPercent.Share(),
+		MinFree: s.MinFree.Of(disk), Eviction: string(s.Eviction),
 	}
 }
 
@@ -223,12 +229,11 @@ func (r Rule) validate(at string, checkPattern func(string) error) []error {
 
 func (s Store) validate() []error {
 	var problems []error
-	switch {
-	case s.HighWatermark == 0 && s.LowWatermark == 0:
-	case !(s.LowWatermark > 0 && s.LowWatermark < s.HighWatermark && s.HighWatermark <= 1):
-		problems = append(problems, fmt.Errorf(
-			"store.lowWatermark, store.highWatermark: %v and %v; want 0 < low < high <= 1, or neither", s.LowWatermark,
-			s.HighWatermark))
+	switch low, high := s.LowWatermarkPercent, s.HighWatermarkPercent; {
+	case high == 0 && low == 0:
+	case !(low > 0 && low < high && high <= 100):
+		problems = append(problems, fmt.Errorf("store.lowWatermarkPercent, store.highWatermarkPercent: %v and %v; "+
+			"want 0 < low < high <= 100, or neither", low, high))
 	}
 	switch s.Eviction {
 	case "", LRU, SLRU:

@@ -121,7 +121,7 @@ func TestValidateNamesEveryProblem(t *testing.T) {
 		Default:   policy.DefaultRule(),
 		Bandwidth: policy.Bandwidth{Upload: policy.Size{Bytes: -1}, Download: policy.Size{Share: 0.5}},
 		Store: policy.Store{
-			HighWatermark: 0.5, LowWatermark: 0.9, Eviction: "FIFO",
+			HighWatermarkPercent: 50, LowWatermarkPercent: 90, Eviction: "FIFO",
 			Capacity: policy.Size{Bytes: 1, Share: 0.5}, MinFree: policy.Size{Share: 2},
 		},
 	}
@@ -133,7 +133,7 @@ func TestValidateNamesEveryProblem(t *testing.T) {
 		"rules[0].authorization.onUnreachable", "rules[0].tagTTL", "rules[0].authorization.ttl",
 		"rules[0].rateLimit.requestsPerSecond",
 		"rules[0].rateLimit.bytesPerSecond", "bandwidth.upload", "bandwidth.download",
-		"store.lowWatermark", "store.eviction", "store.capacity", "store.minFree",
+		"store.lowWatermarkPercent", "store.eviction", "store.capacity", "store.minFree",
 	} {
 		require.Contains(t, err.Error(), part)
 	}
