@@ -132,7 +132,7 @@ type Options struct {
 	Gate  Gate
 	// Hub is nil where this agent is no front for one: pins of its files then fail.
 	Hub Hub
-	// Changed is called, without locks held, when the state or the failure of a pin has changed. Optional.
+	// Changed is called, without locks held, when the state or the failure of a pin has changed.
 	Changed    func()
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
