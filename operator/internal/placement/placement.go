@@ -42,11 +42,12 @@ type Fleet struct {
 }
 
 type group struct {
-	hash    uint64
-	members []member
+	hash       uint64
+	candidates []ranked
 }
 
-type member struct {
+// ranked is a candidate and its place in the list.
+type ranked struct {
 	hash  uint64
 	index int
 }
@@ -61,7 +62,7 @@ func NewFleet(candidates []Candidate) *Fleet {
 			byName[c.Domain] = d
 			f.domains = append(f.domains, group{hash: Hash(c.Domain)})
 		}
-		f.domains[d].members = append(f.domains[d].members, member{c.Hash, i})
+		f.domains[d].candidates = append(f.domains[d].candidates, ranked{c.Hash, i})
 	}
 	return f
 }
@@ -74,7 +75,7 @@ func (f *Fleet) Pick(key string, n int, accept func(i int) bool) []int {
 	k := Hash(key)
 	turns := make([]turn, len(f.domains))
 	for i := range f.domains {
-		turns[i] = turn{key: k, score: score(k, f.domains[i].hash), members: f.domains[i].members}
+		turns[i] = turn{key: k, score: score(k, f.domains[i].hash), candidates: f.domains[i].candidates}
 	}
 	slices.SortFunc(turns, func(a, b turn) int { return cmp.Compare(b.score, a.score) })
 	var chosen []int
@@ -94,20 +95,20 @@ func (f *Fleet) Pick(key string, n int, accept func(i int) bool) []int {
 	return chosen
 }
 
-// turn is a domain's place in one Pick. Few of many are taken, so the members are not sorted: each turn looks for the
+// turn is a domain's place in one Pick. Few of many are taken, so the candidates are not sorted: each turn looks for the
 // best of those behind the last.
 type turn struct {
 	key, score uint64
-	members    []member
+	candidates []ranked
 	begun      bool
-	last       uint64 // score of the member that was looked at last
+	last       uint64 // score of the candidate that was looked at last
 	lastIndex  int
 }
 
 func (t *turn) next(accept func(int) bool) (int, bool) {
 	for {
 		best, bestScore := -1, uint64(0)
-		for _, m := range t.members {
+		for _, m := range t.candidates {
 			s := score(t.key, m.hash)
 			behind := !t.begun || s < t.last || s == t.last && m.index > t.lastIndex
 			if behind && (best < 0 || s > bestScore || s == bestScore && m.index < best) {

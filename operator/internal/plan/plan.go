@@ -75,11 +75,11 @@ type Input struct {
 
 // Plan is what is to be.
 type Plan struct {
-	// Assignments by node, in order of UID. Every node of the input that is a member or has entries is a key.
+	// Assignments by node, in order of UID. Every node of the input that is a member or has assignments is a key.
 	Assignments map[string][]v1alpha1.PinAssignment
 	// Pins by UID.
 	Pins map[types.UID]*Summary
-	// Gates are, by node, the pins with startup Gate that are not ready there. A node without entry waits for none.
+	// Gates are, by node, the pins with startup Gate that are not ready there. A node without assignment waits for none.
 	Gates map[string][]types.NamespacedName
 	// Waived are, by node, the pins with startup Gate that are not ready there and have been waited for long enough.
 	Waived map[string][]types.NamespacedName
@@ -106,7 +106,7 @@ type Summary struct {
 	// TooSmall is the number of eligible nodes without capacity for a copy, Full of those with as many pins as a node
 	// keeps, Down of those that are down for longer than the repair delay.
 	TooSmall, Full, Down int32
-	// Holding is the number of nodes that are up and have an entry, whatever its action.
+	// Holding is the number of nodes that are up and have an assignment, whatever its action.
 	Holding int32
 	// Expired and Suspended say why nothing is wanted or done, WindowShut that work waits for the schedule.
 	Expired, Suspended, WindowShut bool
@@ -138,36 +138,36 @@ func Compute(in Input) *Plan {
 	c.orphans()
 	for i := range in.Nodes {
 		if n := &in.Nodes[i]; n.Member || len(n.Assigned) > 0 {
-			entries := fit(c.entries[i], n.Assigned)
-			slices.SortFunc(entries, func(a, b v1alpha1.PinAssignment) int { return cmp.Compare(a.UID, b.UID) })
-			c.plan.Assignments[n.Name] = entries
+			assignments := fit(c.assignments[i], n.Assigned)
+			slices.SortFunc(assignments, func(a, b v1alpha1.PinAssignment) int { return cmp.Compare(a.UID, b.UID) })
+			c.plan.Assignments[n.Name] = assignments
 		}
 	}
 	return c.plan
 }
 
-// fit leaves out what is new, the last first, of more entries than a NodeCache holds. That happens while copies that
+// fit leaves out what is new, the last first, of more assignments than a NodeCache holds. That happens while copies that
 // are to go wait for their successors, or to be purged; were it all handed out, the API server would refuse it all.
-func fit(entries, assigned []v1alpha1.PinAssignment) []v1alpha1.PinAssignment {
-	for k := len(entries) - 1; k >= 0 && len(entries) > v1alpha1.MaxPinsPerNode; k-- {
-		if !slices.ContainsFunc(assigned, func(a v1alpha1.PinAssignment) bool { return a.UID == entries[k].UID }) {
-			entries = slices.Delete(entries, k, k+1)
+func fit(assignments, assigned []v1alpha1.PinAssignment) []v1alpha1.PinAssignment {
+	for k := len(assignments) - 1; k >= 0 && len(assignments) > v1alpha1.MaxPinsPerNode; k-- {
+		if !slices.ContainsFunc(assigned, func(a v1alpha1.PinAssignment) bool { return a.UID == assignments[k].UID }) {
+			assignments = slices.Delete(assignments, k, k+1)
 		}
 	}
-	return entries
+	return assignments
 }
 
 // computation is the state of one Compute.
 type computation struct {
-	in       Input
-	plan     *Plan
-	hashes   []uint64                    // of node names
-	holdings map[string]map[int]holding  // by pin UID, then node
-	entries  [][]v1alpha1.PinAssignment  // by node: the plan in the making
-	room     []room                      // by node: what is left of it
-	weights  map[string]int              // of entries in a NodeCache, by revision
-	eligible map[string]eligibility      // by selector and tolerations, which many pins share
-	fleets   map[string]*placement.Fleet // by these and the topology key
+	in          Input
+	plan        *Plan
+	hashes      []uint64                    // of node names
+	holdings    map[string]map[int]holding  // by pin UID, then node
+	assignments [][]v1alpha1.PinAssignment  // by node: the plan in the making
+	room        []room                      // by node: what is left of it
+	weights     map[string]int              // of assignments in a NodeCache, by revision
+	eligible    map[string]eligibility      // by selector and tolerations, which many pins share
+	fleets      map[string]*placement.Fleet // by these and the topology key
 }
 
 // holding is what a node has of a pin now.
@@ -200,19 +200,19 @@ func (h holding) whole() bool {
 
 // room is what is left of a node.
 type room struct {
-	pins   int   // entries of its NodeCache
+	pins   int   // assignments of its NodeCache
 	object int   // bytes of these
 	bytes  int64 // of its cache
-	// roots are the sizes of artifacts that count already, by digest: pins share what they have in common. Nil where
+	// counted are the sizes of artifacts that count already, by digest: pins share what they have in common. Nil where
 	// the cache's capacity is not known.
-	roots map[string]int64
+	counted map[string]int64
 }
 
 // takes is the number of bytes that a pin's copy adds to the cache.
 func (r *room) takes(p *v1alpha1.ArtifactPin) (n int64) {
 	for i := range p.Status.Artifacts {
 		a := &p.Status.Artifacts[i]
-		n += max(0, a.Size-r.roots[a.Digest])
+		n += max(0, a.Size-r.counted[a.Digest])
 	}
 	return n
 }
@@ -233,7 +233,7 @@ func newComputation(in Input) *computation {
 			Gates:       map[string][]types.NamespacedName{},
 			Waived:      map[string][]types.NamespacedName{},
 		},
-		hashes: make([]uint64, n), entries: make([][]v1alpha1.PinAssignment, n), room: make([]room, n),
+		hashes: make([]uint64, n), assignments: make([][]v1alpha1.PinAssignment, n), room: make([]room, n),
 		holdings: map[string]map[int]holding{}, weights: map[string]int{},
 		eligible: map[string]eligibility{}, fleets: map[string]*placement.Fleet{},
 	}
@@ -242,7 +242,7 @@ func newComputation(in Input) *computation {
 		c.hashes[i] = placement.Hash(node.Name)
 		c.room[i] = room{pins: v1alpha1.MaxPinsPerNode, object: v1alpha1.MaxPinBytesPerNode, bytes: node.Capacity}
 		if node.Capacity > 0 {
-			c.room[i].roots = map[string]int64{}
+			c.room[i].counted = map[string]int64{}
 		}
 		for j := range node.Assigned {
 			a := &node.Assigned[j]
@@ -312,12 +312,12 @@ func (c *computation) place(p *v1alpha1.ArtifactPin) *Summary {
 	return s
 }
 
-// assign picks nodes for a pin that is to be kept, and hands out its entry.
+// assign picks nodes for a pin that is to be kept, and hands out its assignment.
 func (c *computation) assign(p *v1alpha1.ArtifactPin, s *Summary, candidates eligibility, held map[int]holding,
 	open bool) {
-	entry := Entry(p)
+	assignment := Assignment(p)
 	s.Desired = replicas(p.Spec.Replicas, int(s.Eligible))
-	picked := c.pick(p, s, candidates, held, c.weight(&entry))
+	picked := c.pick(p, s, candidates, held, c.weight(&assignment))
 	isPicked := make(map[int]bool, len(picked))
 	for _, i := range picked {
 		isPicked[i] = true
@@ -327,14 +327,14 @@ func (c *computation) assign(p *v1alpha1.ArtifactPin, s *Summary, candidates eli
 	copied := false
 	inFlight, ready := 0, 0
 	for i, h := range held {
-		switch h.state(entry.Revision) {
+		switch h.state(assignment.Revision) {
 		case v1alpha1.PinReady:
 			copied = true
 			if isPicked[i] && !c.in.Nodes[i].Unheard {
 				ready++
 			}
 		case v1alpha1.PinPending, v1alpha1.PinFetching:
-			if h.assigned.Revision == entry.Revision && c.up(i, p) {
+			if h.assigned.Revision == assignment.Revision && c.up(i, p) {
 				inFlight++
 			}
 		}
@@ -346,16 +346,16 @@ func (c *computation) assign(p *v1alpha1.ArtifactPin, s *Summary, candidates eli
 	for _, i := range picked {
 		h, has := held[i]
 		switch {
-		case has && h.assigned.Revision == entry.Revision:
+		case has && h.assigned.Revision == assignment.Revision:
 			c.keep(i, p, *h.assigned)
 		case slots > 0 && (open || copied):
 			slots--
-			c.keep(i, p, entry)
+			c.keep(i, p, assignment)
 		case has:
 			c.keep(i, p, *h.assigned)
 			s.WindowShut = s.WindowShut || !open
 		default:
-			c.reserve(i, p, &entry)
+			c.reserve(i, p, &assignment)
 			s.WindowShut = s.WindowShut || !open
 		}
 	}
@@ -370,8 +370,8 @@ func (c *computation) assign(p *v1alpha1.ArtifactPin, s *Summary, candidates eli
 			c.release(p.Spec.DeletionPolicy, i, h)
 		}
 	}
-	c.count(p, s, picked, held, entry.Revision)
-	c.gate(p, picked, func(i int) bool { return held[i].state(entry.Revision) == v1alpha1.PinReady })
+	c.count(p, s, picked, held, assignment.Revision)
+	c.gate(p, picked, func(i int) bool { return held[i].state(assignment.Revision) == v1alpha1.PinReady })
 }
 
 // gate records, of a pin with startup Gate, the nodes that are not ready.
@@ -408,7 +408,7 @@ func (c *computation) pick(p *v1alpha1.ArtifactPin, s *Summary, candidates eligi
 		case candidates.closed[i] && !held[i].kept():
 		case !c.up(i, p):
 			s.Down++
-		case r.roots != nil && r.takes(p) > r.bytes:
+		case r.counted != nil && r.takes(p) > r.bytes:
 			s.TooSmall++
 		case r.pins == 0 || weight > r.object:
 			s.Full++
@@ -491,40 +491,40 @@ func (c *computation) count(p *v1alpha1.ArtifactPin, s *Summary, picked []int, h
 	s.Pending = max(0, s.Desired-s.Ready-s.Failed)
 }
 
-// keep puts an entry into the plan and takes its room.
-func (c *computation) keep(i int, p *v1alpha1.ArtifactPin, entry v1alpha1.PinAssignment) {
-	c.entries[i] = append(c.entries[i], entry)
-	c.reserve(i, p, &entry)
+// keep puts an assignment into the plan and takes its room.
+func (c *computation) keep(i int, p *v1alpha1.ArtifactPin, assignment v1alpha1.PinAssignment) {
+	c.assignments[i] = append(c.assignments[i], assignment)
+	c.reserve(i, p, &assignment)
 }
 
-// reserve takes the room of an entry, which may have to wait for its slot.
-func (c *computation) reserve(i int, p *v1alpha1.ArtifactPin, entry *v1alpha1.PinAssignment) {
+// reserve takes the room of an assignment, which may have to wait for its slot.
+func (c *computation) reserve(i int, p *v1alpha1.ArtifactPin, assignment *v1alpha1.PinAssignment) {
 	r := &c.room[i]
 	r.pins--
-	r.object -= c.weight(entry)
-	if r.roots == nil {
+	r.object -= c.weight(assignment)
+	if r.counted == nil {
 		return
 	}
 	r.bytes -= r.takes(p)
 	for k := range p.Status.Artifacts {
 		a := &p.Status.Artifacts[k]
 		if a.Digest != "" {
-			r.roots[a.Digest] = max(r.roots[a.Digest], a.Size)
+			r.counted[a.Digest] = max(r.counted[a.Digest], a.Size)
 		}
 	}
 }
 
-// weight is the number of bytes of an entry in a NodeCache.
-func (c *computation) weight(entry *v1alpha1.PinAssignment) int {
-	n, ok := c.weights[entry.Revision]
+// weight is the number of bytes of an assignment in a NodeCache.
+func (c *computation) weight(assignment *v1alpha1.PinAssignment) int {
+	n, ok := c.weights[assignment.Revision]
 	if !ok {
-		n = len(encode(entry))
-		c.weights[entry.Revision] = n
+		n = len(encode(assignment))
+		c.weights[assignment.Revision] = n
 	}
 	return n
 }
 
-// release lets a copy go: the entry is dropped, or turned into an order to purge that stands until the node has
+// release lets a copy go: the assignment is dropped, or turned into an order to purge that stands until the node has
 // reported it done.
 func (c *computation) release(policy v1alpha1.DeletionPolicy, i int, h holding) {
 	if policy != v1alpha1.DeletionPurge && h.assigned.Action != v1alpha1.ActionPurge {
@@ -536,11 +536,11 @@ func (c *computation) release(policy v1alpha1.DeletionPolicy, i int, h holding) 
 		purge.Revision = Revision(purge)
 	}
 	if h.state(purge.Revision) != v1alpha1.PinPurged {
-		c.entries[i] = append(c.entries[i], purge)
+		c.assignments[i] = append(c.assignments[i], purge)
 	}
 }
 
-// orphans releases the copies of pins that are gone, each as its entry says.
+// orphans releases the copies of pins that are gone, each as its assignment says.
 func (c *computation) orphans() {
 	for _, held := range c.holdings {
 		for i, h := range held {
@@ -550,7 +550,7 @@ func (c *computation) orphans() {
 }
 
 func (c *computation) has(i int, uid string) bool {
-	return slices.ContainsFunc(c.entries[i], func(a v1alpha1.PinAssignment) bool { return a.UID == uid })
+	return slices.ContainsFunc(c.assignments[i], func(a v1alpha1.PinAssignment) bool { return a.UID == uid })
 }
 
 // up reports whether a node counts as being there for a pin: it may be down for less than the repair delay.
@@ -708,8 +708,8 @@ func windowOpen(s *v1alpha1.Schedule, now time.Time) (bool, error) {
 	return !start.IsZero() && !start.After(now), nil
 }
 
-// Entry is what a node that keeps the pin is told.
-func Entry(p *v1alpha1.ArtifactPin) v1alpha1.PinAssignment {
+// Assignment is what a node that keeps the pin is told.
+func Assignment(p *v1alpha1.ArtifactPin) v1alpha1.PinAssignment {
 	e := v1alpha1.PinAssignment{
 		UID: string(p.UID), Namespace: p.Namespace, Name: p.Name, Action: v1alpha1.ActionKeep,
 		Platforms: p.Spec.Platforms, Target: p.Spec.Target, PullSecrets: p.Status.PullSecrets,
@@ -735,7 +735,7 @@ func Entry(p *v1alpha1.ArtifactPin) v1alpha1.PinAssignment {
 	return e
 }
 
-// Revision identifies the content of an entry: 16 hexadecimal digits.
+// Revision identifies the content of an assignment: 16 hexadecimal digits.
 func Revision(e v1alpha1.PinAssignment) string {
 	e.Revision = ""
 	sum := sha256.Sum256(encode(&e))

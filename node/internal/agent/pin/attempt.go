@@ -27,7 +27,7 @@ import (
 // attempt compares one assignment with the store, and closes the gap if it is one that fetches.
 type attempt struct {
 	*Keeper
-	entry      *entry // guarded by Keeper.mu
+	task       *task // guarded by Keeper.mu
 	assignment v1alpha1.PinAssignment
 	released   bool
 	// fetches: an attempt that does not ends with errGap where something is missing.
@@ -72,7 +72,7 @@ func (a *attempt) run(ctx context.Context) (held []digest.Digest, err error) {
 type artifact struct {
 	v1alpha1.AssignedArtifact
 	closure *closure
-	root    digest.Digest
+	top     digest.Digest
 	err     error // why the closure could not be read whole
 }
 
@@ -134,7 +134,7 @@ func (a *attempt) fill(ctx context.Context, artifacts []*artifact, whole map[dig
 		return errors.Join(append(problems, err)...)
 	}
 	for _, art := range artifacts {
-		if art.root == "" {
+		if art.top == "" {
 			continue // nobody knows what it is, as art.err says
 		}
 		err := a.fetch(ctx, art, whole)
@@ -222,15 +222,15 @@ func (a *attempt) walk(ctx context.Context, art *artifact, before []digest.Diges
 	if art.Hub != nil {
 		return a.listHub(ctx, art)
 	}
-	root, size, err := a.resolve(ctx, art.AssignedArtifact)
+	top, size, err := a.resolve(ctx, art.AssignedArtifact)
 	if err != nil {
 		return err
 	}
-	art.root = root
-	if !slices.Contains(before, root) || !a.has(root) {
-		a.news(root)
+	art.top = top
+	if !slices.Contains(before, top) || !a.has(top) {
+		a.news(top)
 	}
-	if err := art.closure.walk(ctx, root, art.MediaType, size); err != nil {
+	if err := art.closure.walk(ctx, top, art.MediaType, size); err != nil {
 		return err
 	}
 	for _, name := range art.Referrers {
@@ -245,7 +245,7 @@ func (a *attempt) walk(ctx context.Context, art *artifact, before []digest.Diges
 	return nil
 }
 
-// resolve finds the digest of an artifact's root, and its size in bytes where that is known.
+// resolve finds the digest at the top of an artifact, and its size in bytes where that is known.
 func (a *attempt) resolve(ctx context.Context, art v1alpha1.AssignedArtifact) (digest.Digest, int64, error) {
 	if art.Digest != "" {
 		d, err := digest.Parse(art.Digest)
@@ -306,7 +306,7 @@ func (a *attempt) measure(whole map[digest.Digest]content.Request) (wanted, held
 // until more bytes have come.
 func (a *attempt) show(wanted, held int64) {
 	a.Keeper.mu.Lock()
-	p := &a.entry.progress
+	p := &a.task.progress
 	changed := false
 	if a.current() {
 		changed = p.BytesWanted != wanted || p.BytesHeld != held
@@ -322,9 +322,9 @@ func (a *attempt) show(wanted, held int64) {
 	}
 }
 
-// current reports whether the entry still is what the attempt works for. The caller holds Keeper.mu.
+// current reports whether the task still is what the attempt works for. The caller holds Keeper.mu.
 func (a *attempt) current() bool {
-	return !a.entry.released && a.entry.assignment.Revision == a.assignment.Revision
+	return !a.task.released && a.task.assignment.Revision == a.assignment.Revision
 }
 
 // fetch gets what is missing of one artifact, and gives up at the first failure.
@@ -358,12 +358,12 @@ func (a *attempt) confirm(art *artifact) error {
 	if art.Digest != "" || err != nil || c.Type() != cid.DagProtobuf {
 		return nil
 	}
-	info, err := a.opts.Store.Stat(art.root)
+	info, err := a.opts.Store.Stat(art.top)
 	if err != nil {
 		return err
 	}
 	if info.Root.Defined() && !bytes.Equal(info.Root.Hash(), c.Hash()) { // of either version
-		return fmt.Errorf("a peer named %s, whose root is %s: %w", art.root, info.Root, content.ErrDigestMismatch)
+		return fmt.Errorf("a peer named %s, whose root is %s: %w", art.top, info.Root, content.ErrDigestMismatch)
 	}
 	return nil
 }
@@ -491,7 +491,7 @@ func (a *attempt) trickle(ctx context.Context, req content.Request) error {
 
 // image is an artifact as the runtime knows it.
 func (art *artifact) image() Image {
-	return Image{Repository: art.closure.repo, Tag: art.Tag, Digest: art.root}
+	return Image{Repository: art.closure.repo, Tag: art.Tag, Digest: art.top}
 }
 
 func (a *attempt) loaded(ctx context.Context, art *artifact) (bool, error) {
@@ -523,33 +523,33 @@ func (a *attempt) load(ctx context.Context, art *artifact) error {
 	return fmt.Errorf("%w: %w", errRuntime, errors.Join(errs...))
 }
 
-// news notes a root that came to the node with this pin.
-func (a *attempt) news(root digest.Digest) {
+// news notes an artifact that came to the node with this pin.
+func (a *attempt) news(top digest.Digest) {
 	a.Keeper.mu.Lock()
 	defer a.Keeper.mu.Unlock()
 	if a.current() {
-		a.entry.untold[root], a.entry.ungated[root] = true, true
+		a.task.untold[top], a.task.ungated[top] = true, true
 	}
 }
 
-// taken are the roots of a set of the entry, which is empty from then on.
+// taken are the artifacts of a set of the task, which is empty from then on.
 func (a *attempt) taken(set *map[digest.Digest]bool) map[digest.Digest]bool {
 	a.Keeper.mu.Lock()
 	defer a.Keeper.mu.Unlock()
 	if !a.current() {
 		return nil
 	}
-	roots := *set
+	tops := *set
 	*set = make(map[digest.Digest]bool)
-	return roots
+	return tops
 }
 
 // admit has the gate know of what has just come, so that the node can serve it when the registry is down, which is what
 // a pin is for. Where the registry can't be asked now, another attempt does it.
 func (a *attempt) admit(ctx context.Context, artifacts []*artifact) {
-	roots := a.taken(&a.entry.ungated)
+	tops := a.taken(&a.task.ungated)
 	for _, art := range artifacts {
-		if a.opts.Gate == nil || !roots[art.root] || art.closure.repo.None() || art.Hub != nil {
+		if a.opts.Gate == nil || !tops[art.top] || art.closure.repo.None() || art.Hub != nil {
 			continue // the hub's front knows by itself who may read what
 		}
 		for _, req := range art.closure.blobs {
@@ -562,7 +562,7 @@ func (a *attempt) admit(ctx context.Context, artifacts []*artifact) {
 					"pin", a.name(), "digest", req.Digest, "error", err)
 				a.Keeper.mu.Lock()
 				if a.current() {
-					maps.Copy(a.entry.ungated, roots)
+					maps.Copy(a.task.ungated, tops)
 				}
 				a.Keeper.mu.Unlock()
 				return
@@ -574,17 +574,17 @@ func (a *attempt) admit(ctx context.Context, artifacts []*artifact) {
 // rememberTags makes what has just come the newest answer for its tag. Of what was here before, such as when the agent
 // starts anew, a later answer of the registry may have been remembered since.
 func (a *attempt) rememberTags(ctx context.Context, artifacts []*artifact) {
-	untold := a.taken(&a.entry.untold)
+	untold := a.taken(&a.task.untold)
 	if a.opts.Tags == nil {
 		return
 	}
 	for _, art := range artifacts {
-		info, err := a.opts.Store.Stat(art.root)
-		if art.Tag == "" || art.Hub != nil || !untold[art.root] || err != nil {
+		info, err := a.opts.Store.Stat(art.top)
+		if art.Tag == "" || art.Hub != nil || !untold[art.top] || err != nil {
 			continue
 		}
 		a.opts.Tags.Remember(ctx, art.closure.repo, art.Tag, ocispec.Descriptor{
-			MediaType: art.MediaType, Digest: art.root, Size: info.Size,
+			MediaType: art.MediaType, Digest: art.top, Size: info.Size,
 		})
 	}
 }
@@ -602,11 +602,11 @@ func (a *attempt) purge(ctx context.Context) error {
 			_, err := a.heldSize(ctx, req)
 			return err
 		}
-		root, _, err := a.resolve(ctx, assigned)
+		top, _, err := a.resolve(ctx, assigned)
 		if err != nil {
 			continue // nothing is here of what can't even be named
 		}
-		for _, name := range append(assigned.Referrers, root.String()) {
+		for _, name := range append(assigned.Referrers, top.String()) {
 			if err := c.walk(ctx, digest.Digest(name), "", 0); err != nil {
 				a.log.Warn("purge: closure not read whole", "pin", a.name(), "digest", name, "error", err)
 			}
@@ -624,7 +624,7 @@ func (a *attempt) purge(ctx context.Context) error {
 	}
 	a.Keeper.mu.Lock()
 	if a.current() {
-		a.entry.progress.BytesHeld, a.entry.progress.BytesWanted = 0, 0
+		a.task.progress.BytesHeld, a.task.progress.BytesWanted = 0, 0
 	}
 	a.Keeper.mu.Unlock()
 	return nil

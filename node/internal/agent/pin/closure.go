@@ -91,11 +91,11 @@ func platformOf(d ocispec.Descriptor) crv1.Platform {
 	return p
 }
 
-// closure is everything that one artifact needs, its root first and each manifest before what it refers to.
+// closure is everything that one artifact needs, its top first and each manifest before what it refers to.
 type closure struct {
 	repo      content.Repository
 	platforms platforms
-	found     []bool // which of the wanted platforms, in the root or an index within it
+	found     []bool // which of the wanted platforms, in the top or an index within it
 	chooses   bool   // an index was seen that tells platforms apart
 	blobs     []content.Request
 	seen      map[digest.Digest]bool
@@ -121,10 +121,10 @@ func (c *closure) add(req content.Request) (bool, error) {
 	return true, nil
 }
 
-// walk adds a root and all below it. mediaType is empty where nobody knows whether the root is a manifest, and size 0
+// walk adds the top of an artifact and all below it. mediaType is empty where nobody knows whether it is a manifest, and size 0
 // where that is not known.
-func (c *closure) walk(ctx context.Context, root digest.Digest, mediaType string, size int64) error {
-	req := content.Request{Repository: c.repo, Digest: root, Size: size}
+func (c *closure) walk(ctx context.Context, top digest.Digest, mediaType string, size int64) error {
+	req := content.Request{Repository: c.repo, Digest: top, Size: size}
 	if !c.repo.None() {
 		req.Kind = content.Manifest
 	}

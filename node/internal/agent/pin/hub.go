@@ -8,7 +8,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// listHub makes the closure of files of a model hub. Its root is what the hub tells of the commit.
+// listHub makes the closure of files of a model hub. Its top is what the hub tells of the commit.
 func (a *attempt) listHub(ctx context.Context, art *artifact) error {
 	if a.opts.Hub == nil {
 		return fmt.Errorf("%w: this agent is no front for a model hub; set hub.enabled in the chart", errNoHub)
@@ -32,6 +32,6 @@ func (a *attempt) listHub(ctx context.Context, art *artifact) error {
 			return err
 		}
 	}
-	art.root = files[0].Digest
+	art.top = files[0].Digest
 	return nil
 }

@@ -164,13 +164,13 @@ type Keeper struct {
 	metrics *metrics
 	kick    chan struct{} // holds one signal: something may be due
 
-	mu      sync.Mutex
-	set     bool // by Set, since dropStrangers last looked
-	entries map[string]*entry
+	mu    sync.Mutex
+	set   bool // by Set, since dropStrangers last looked
+	tasks map[string]*task
 }
 
-// entry is one assignment and how far the node is with it. Keeper.mu guards it.
-type entry struct {
+// task is one assignment and how far the node is with it. Keeper.mu guards it.
+type task struct {
 	assignment v1alpha1.PinAssignment
 	progress   v1alpha1.PinProgress
 	released   bool // no longer assigned: what is left is to unpin it
@@ -180,11 +180,11 @@ type entry struct {
 	failures   int32                  // in a row
 	held       []digest.Digest        // the closure, once Ready
 	earlier    []digest.Digest        // the closure of progress.HeldRevision
-	untold     map[digest.Digest]bool // roots that are new here, and whose tags are remembered once all is whole
-	ungated    map[digest.Digest]bool // roots that are new here, and of which the gate does not know yet
+	untold     map[digest.Digest]bool // artifacts that are new here, by their top, and whose tags are remembered once all is whole
+	ungated    map[digest.Digest]bool // artifacts that are new here, by their top, and of which the gate does not know yet
 }
 
-func (e *entry) owner() string { return ownerPrefix + e.assignment.UID }
+func (e *task) owner() string { return ownerPrefix + e.assignment.UID }
 
 // New makes a Keeper, which does nothing until Run.
 func New(opts Options) (*Keeper, error) {
@@ -194,7 +194,7 @@ func New(opts Options) (*Keeper, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	k := &Keeper{opts: opts, log: opts.Logger, kick: make(chan struct{}, 1), entries: make(map[string]*entry)}
+	k := &Keeper{opts: opts, log: opts.Logger, kick: make(chan struct{}, 1), tasks: make(map[string]*task)}
 	var err error
 	if k.metrics, err = newMetrics(opts.Registerer, k); err != nil {
 		return nil, fmt.Errorf("pins: %w", err)
@@ -210,16 +210,16 @@ func (k *Keeper) Set(assignments []v1alpha1.PinAssignment) {
 	listed := make(map[string]bool, len(assignments))
 	for _, a := range assignments {
 		listed[a.UID] = true
-		e := k.entries[a.UID]
+		e := k.tasks[a.UID]
 		if e == nil {
-			e = &entry{}
-			k.entries[a.UID] = e
+			e = &task{}
+			k.tasks[a.UID] = e
 		} else if !e.released && e.assignment.Revision == a.Revision {
 			continue
 		}
 		e.replace(a)
 	}
-	for uid, e := range k.entries {
+	for uid, e := range k.tasks {
 		if !listed[uid] && !e.released {
 			e.release()
 		}
@@ -230,7 +230,7 @@ func (k *Keeper) Set(assignments []v1alpha1.PinAssignment) {
 }
 
 // replace starts e anew for another revision. The store keeps what it holds for the pin until the new is whole.
-func (e *entry) replace(a v1alpha1.PinAssignment) {
+func (e *task) replace(a v1alpha1.PinAssignment) {
 	e.stop()
 	before := e.progress
 	if before.State == v1alpha1.PinReady {
@@ -248,14 +248,14 @@ func (e *entry) replace(a v1alpha1.PinAssignment) {
 }
 
 // forgetEarlier is for when the earlier revision is not held whole any more.
-func (e *entry) forgetEarlier() { e.progress.HeldRevision, e.earlier = "", nil }
+func (e *task) forgetEarlier() { e.progress.HeldRevision, e.earlier = "", nil }
 
-func (e *entry) release() {
+func (e *task) release() {
 	e.stop()
 	e.released, e.due, e.lacks, e.failures = true, time.Time{}, false, 0
 }
 
-func (e *entry) stop() {
+func (e *task) stop() {
 	if e.running != nil {
 		e.running.cancel()
 	}
@@ -265,8 +265,8 @@ func (e *entry) stop() {
 func (k *Keeper) Progress() []v1alpha1.PinProgress {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	all := make([]v1alpha1.PinProgress, 0, len(k.entries))
-	for _, e := range k.entries {
+	all := make([]v1alpha1.PinProgress, 0, len(k.tasks))
+	for _, e := range k.tasks {
 		if !e.released {
 			all = append(all, *e.progress.DeepCopy())
 		}
@@ -279,7 +279,7 @@ func (k *Keeper) Progress() []v1alpha1.PinProgress {
 func (k *Keeper) Lost(d digest.Digest) {
 	k.mu.Lock()
 	changed := false
-	for _, e := range k.entries {
+	for _, e := range k.tasks {
 		if !e.released && slices.Contains(e.held, d) {
 			e.due = time.Time{}
 		}
@@ -298,7 +298,7 @@ func (k *Keeper) Lost(d digest.Digest) {
 // Retry has every pin that waits for its back-off try at once: the store was given more room, or a registry is back.
 func (k *Keeper) Retry() {
 	k.mu.Lock()
-	for _, e := range k.entries {
+	for _, e := range k.tasks {
 		if e.progress.State == v1alpha1.PinFailed {
 			e.due = time.Time{}
 		}
@@ -311,7 +311,7 @@ func (k *Keeper) Retry() {
 func (k *Keeper) Used(d digest.Digest, at time.Time) {
 	k.mu.Lock()
 	changed := false
-	for _, e := range k.entries {
+	for _, e := range k.tasks {
 		if !e.keeps(d) {
 			continue
 		}
@@ -326,8 +326,8 @@ func (k *Keeper) Used(d digest.Digest, at time.Time) {
 	}
 }
 
-// keeps reports whether d is a root of e.
-func (e *entry) keeps(d digest.Digest) bool {
+// keeps reports whether d is the top of an artifact of e.
+func (e *task) keeps(d digest.Digest) bool {
 	return !e.released && slices.ContainsFunc(e.assignment.Artifacts, func(a v1alpha1.AssignedArtifact) bool {
 		return a.Digest == d.String()
 	})
@@ -369,10 +369,10 @@ func (k *Keeper) dropStrangers() {
 	k.set = false
 	for owner := range k.opts.Store.Pins() {
 		uid, ours := strings.CutPrefix(owner, ownerPrefix)
-		if ours && k.entries[uid] == nil {
-			e := &entry{assignment: v1alpha1.PinAssignment{UID: uid}}
+		if ours && k.tasks[uid] == nil {
+			e := &task{assignment: v1alpha1.PinAssignment{UID: uid}}
 			e.release()
-			k.entries[uid] = e
+			k.tasks[uid] = e
 		}
 	}
 }
@@ -386,8 +386,8 @@ func (k *Keeper) startDue(ctx context.Context, attempts *sync.WaitGroup) time.Du
 	next := checkInterval
 	looking := 0
 	var fetching []*attempt
-	var line []*entry // those that are due or looked at
-	for _, e := range k.entries {
+	var line []*task // those that are due or looked at
+	for _, e := range k.tasks {
 		switch {
 		case e.running != nil && e.running.fetches:
 			fetching = append(fetching, e.running)
@@ -434,7 +434,7 @@ func mayFetch(priority int32, fetching []*attempt) bool {
 
 // byUrgency puts releases first, which cost nothing and make room; then those of high priority; then by name, so that
 // two nodes with the same pins fetch them in the same order and share.
-func byUrgency(a, b *entry) int {
+func byUrgency(a, b *task) int {
 	switch {
 	case a.released != b.released && a.released:
 		return -1
@@ -447,8 +447,8 @@ func byUrgency(a, b *entry) int {
 }
 
 // start runs one attempt at e. The caller holds k.mu.
-func (k *Keeper) start(ctx context.Context, e *entry, attempts *sync.WaitGroup) {
-	a := &attempt{Keeper: k, entry: e, assignment: e.assignment, released: e.released, fetches: e.lacks,
+func (k *Keeper) start(ctx context.Context, e *task, attempts *sync.WaitGroup) {
+	a := &attempt{Keeper: k, task: e, assignment: e.assignment, released: e.released, fetches: e.lacks,
 		owner: e.owner()}
 	limit := defaultTimeLimit
 	if t := a.assignment.TimeLimit; t != nil && t.Duration > 0 {
@@ -471,7 +471,7 @@ func (k *Keeper) start(ctx context.Context, e *entry, attempts *sync.WaitGroup) 
 // finish records what came of an attempt.
 func (k *Keeper) finish(a *attempt, held []digest.Digest, err error, superseded bool) {
 	k.mu.Lock()
-	e := a.entry
+	e := a.task
 	e.running = nil
 	changed := false
 	switch {
@@ -491,7 +491,7 @@ func (k *Keeper) finish(a *attempt, held []digest.Digest, err error, superseded 
 		k.log.Warn("pin failed", "pin", a.name(), "reason", e.progress.Reason, "again",
 			time.Until(e.due).Round(time.Second), "error", err)
 	case e.released:
-		delete(k.entries, e.assignment.UID)
+		delete(k.tasks, e.assignment.UID)
 		k.log.Info("pin released", "pin", a.name())
 	default:
 		state, again := v1alpha1.PinReady, jitter(checkInterval)
@@ -516,7 +516,7 @@ func (k *Keeper) finish(a *attempt, held []digest.Digest, err error, superseded 
 }
 
 // fail records a failure and when to try again. It reports whether what a person sees has changed.
-func (e *entry) fail(err error) bool {
+func (e *task) fail(err error) bool {
 	before := e.progress
 	e.progress.State = v1alpha1.PinFailed
 	e.progress.Reason, e.progress.Message = explain(err)
