@@ -34,8 +34,8 @@ was installed.
 
 Runtimes and what is written for them:
 
-  containerd     <host>/hosts.toml in the first directory of config_path (/etc/containerd/certs.d); all registries: _default,
-                 and what there is for single ones
+  containerd     <host>/hosts.toml in the first directory of config_path (/etc/containerd/certs.d); all registries:
+                 _default, and what there is for single ones
   microk8s       the same in /var/snap/microk8s/current/args/certs.d
   talos          the same in /etc/cri/conf.d/hosts
   cri-o          ` + dropIn + ` in /etc/containers/registries.conf.d, for podman too; registries have to be named

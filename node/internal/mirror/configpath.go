@@ -85,7 +85,8 @@ func (o Options) isOwnDir(path string) bool {
 	return err == nil && info.IsDir()
 }
 
-const registryTables2and3 = `[plugins."io.containerd.cri.v1.images".registry] (version 3) or [plugins."io.containerd.grpc.v1.cri".registry] (version 2)`
+const registryTables2and3 = `[plugins."io.containerd.cri.v1.images".registry] (version 3) or ` +
+	`[plugins."io.containerd.grpc.v1.cri".registry] (version 2)`
 
 // unread are the reasons why the releases do not read dirs[0]. A finding that is not one of all of them names its own.
 func (o Options) unread(files []configFile, releases []release, dirs []string) []Finding {

@@ -16,8 +16,8 @@ import (
 	"github.com/shoal-cache/shoal/test/registrytest"
 )
 
-// tokens makes an origin want Bearer tokens, as most public registries do: anyone reads with theirs what is not private,
-// and alice reads everything.
+// tokens makes an origin want Bearer tokens, as most public registries do: anyone reads with theirs what is not
+// private, and alice reads everything.
 type tokens struct {
 	*registrytest.Tokens
 

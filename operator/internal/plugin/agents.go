@@ -83,7 +83,8 @@ func (f *forwarded) open(ctx context.Context, pod *corev1.Pod, port string) (*vi
 	if number == 0 {
 		return nil, nil, fmt.Errorf("pod %s/%s names no port %s", pod.Namespace, pod.Name, port)
 	}
-	target := f.core.CoreV1().RESTClient().Post().Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("portforward").URL()
+	target := f.core.CoreV1().RESTClient().Post().Resource("pods").
+		Namespace(pod.Namespace).Name(pod.Name).SubResource("portforward").URL()
 	transport, upgrader, err := spdy.RoundTripperFor(f.config)
 	if err != nil {
 		return nil, nil, err

@@ -241,7 +241,8 @@ func (p *plugin) rights(ctx context.Context, d *diagnosis, r *checked) error {
 		{Group: "admissionregistration.k8s.io", Resource: "validatingadmissionpolicies", Verb: "create"},
 		{Group: "apps", Resource: "daemonsets", Verb: "create", Namespace: "shoal-system"},
 	} {
-		review := &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &a}}
+		spec := authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &a}
+		review := &authorizationv1.SelfSubjectAccessReview{Spec: spec}
 		if err := p.api.Create(ctx, review); err != nil {
 			return fmt.Errorf("ask what you may do: %w", err)
 		}

@@ -204,7 +204,8 @@ func conclude(p *v1alpha1.CachePolicy, s *v1alpha1.CachePolicyStatus, rejections
 		parts = append(parts, fmt.Sprintf("%s %s %s", c.Field, verb, c.Policy))
 	}
 	set(v1alpha1.ConditionConflicting, true, v1alpha1.ReasonSamePriority,
-		"policies of the same priority disagree, and the first name decides; give one of them another priority: "+strings.Join(parts, ", "))
+		"policies of the same priority disagree, and the first name decides; "+
+			"give one of them another priority: "+strings.Join(parts, ", "))
 }
 
 // merger merges policies once for each set of policies that some node matches, of which there are few, instead of once

@@ -175,13 +175,14 @@ type task struct {
 	progress   v1alpha1.PinProgress
 	released   bool // no longer assigned: what is left is to unpin it
 	running    *attempt
-	due        time.Time              // of the next attempt
-	lacks      bool                   // the last look found a gap, so the next attempt fetches
-	failures   int32                  // in a row
-	held       []digest.Digest        // the closure, once Ready
-	earlier    []digest.Digest        // the closure of progress.HeldRevision
-	untold     map[digest.Digest]bool // artifacts that are new here, by their top, and whose tags are remembered once all is whole
-	ungated    map[digest.Digest]bool // artifacts that are new here, by their top, and of which the gate does not know yet
+	due        time.Time       // of the next attempt
+	lacks      bool            // the last look found a gap, so the next attempt fetches
+	failures   int32           // in a row
+	held       []digest.Digest // the closure, once Ready
+	earlier    []digest.Digest // the closure of progress.HeldRevision
+	// Artifacts that are new here, by their top: those whose tags are remembered once all is whole, and those of which
+	// the gate does not know yet.
+	untold, ungated map[digest.Digest]bool
 }
 
 func (e *task) owner() string { return ownerPrefix + e.assignment.UID }

@@ -60,7 +60,8 @@ func Start(ctx context.Context, host *netns.Host, dir string) (*Daemon, error) {
 		"grpc":  map[string]any{"address": d.Socket()},
 		"ttrpc": map[string]any{"address": d.Socket() + ".ttrpc"},
 		"plugins": map[string]any{
-			"io.containerd.grpc.v1.cri":     map[string]any{"registry": map[string]any{"config_path": d.MirrorConfig()}},
+			"io.containerd.grpc.v1.cri": map[string]any{
+				"registry": map[string]any{"config_path": d.MirrorConfig()}},
 			"io.containerd.internal.v1.opt": map[string]any{"path": filepath.Join(dir, "opt")},
 		},
 	})
