@@ -263,7 +263,7 @@ func (c *Config) adopt(v *viper.Viper, settings map[string]any) []error {
 			continue
 		}
 		delete(section, was)
-		share, err := fromText(reflect.TypeOf(value), reflect.TypeFor[float64](), value)
+		share, err := parseShare(strings.TrimSpace(fmt.Sprint(value)))
 		if err != nil {
 			problems = append(problems, fmt.Errorf("%s: %w", old, err))
 			continue
@@ -378,45 +378,12 @@ func fromText(from, to reflect.Type, data any) (any, error) {
 		return data, nil
 	}
 	s := strings.TrimSpace(fmt.Sprint(data))
-	switch to {
-	case reflect.TypeFor[time.Duration]():
-		d, err := time.ParseDuration(s)
-		if err != nil {
-			return nil, fmt.Errorf("%q is no duration; want a number with a unit, such as 90s, 5m or 24h", s)
-		}
-		return d, nil
-	case reflect.TypeFor[policy.Size]():
-		return policy.ParseSize(s)
-	case reflect.TypeFor[policy.Percent]():
-		f, err := strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(s, "%")), 64)
-		if err != nil {
-			return nil, fmt.Errorf("%q is no percentage; want a number such as 95", s)
-		}
-		return f, nil
-	case reflect.TypeFor[ma.Multiaddr]():
-		addr, err := ma.NewMultiaddr(s)
-		if err != nil {
-			return nil, fmt.Errorf("%q is no multiaddr (%w); want one such as /ip4/10.0.0.1/tcp/5052 or /ip6/fd00::1/tcp/5052", s, err)
-		}
-		return addr, nil
-	case reflect.TypeFor[peer.ID]():
-		id, err := peer.Decode(s)
-		if err != nil {
-			return nil, fmt.Errorf("%q is no peer ID (%w); `shoal-node id` prints an agent's", s, err)
-		}
-		return id, nil
+	if parse, ok := parsers[to]; ok {
+		return parse(s)
 	}
 	switch to.Kind() {
 	case reflect.Float64:
-		number, percent := strings.CutSuffix(s, "%")
-		f, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
-		if err != nil {
-			return nil, fmt.Errorf("%q is no number", s)
-		}
-		if percent {
-			f /= 100
-		}
-		return f, nil
+		return parseShare(s)
 	case reflect.Int:
 		n, err := strconv.Atoi(s)
 		if err != nil {
@@ -430,18 +397,69 @@ func fromText(from, to reflect.Type, data any) (any, error) {
 		}
 		return b, nil
 	case reflect.Slice:
-		if from.Kind() != reflect.String {
-			return data, nil
+		if from.Kind() == reflect.String {
+			return parseList(s), nil
 		}
-		list := []string{}
-		for item := range strings.SplitSeq(s, ",") {
-			if item = strings.TrimSpace(item); item != "" {
-				list = append(list, item)
-			}
-		}
-		return list, nil
 	}
 	return data, nil
+}
+
+// parsers read the types that are written in a way of their own.
+var parsers = map[reflect.Type]func(string) (any, error){
+	reflect.TypeFor[policy.Size](): func(s string) (any, error) { return policy.ParseSize(s) },
+	reflect.TypeFor[policy.Percent](): func(s string) (any, error) {
+		f, err := strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(s, "%")), 64)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no percentage; want a number such as 95", s)
+		}
+		return f, nil
+	},
+	reflect.TypeFor[time.Duration](): func(s string) (any, error) {
+		d, err := time.ParseDuration(s)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no duration; want a number with a unit, such as 90s, 5m or 24h", s)
+		}
+		return d, nil
+	},
+	reflect.TypeFor[ma.Multiaddr](): func(s string) (any, error) {
+		addr, err := ma.NewMultiaddr(s)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no multiaddr (%w); "+
+				"want one such as /ip4/10.0.0.1/tcp/5052 or /ip6/fd00::1/tcp/5052", s, err)
+		}
+		return addr, nil
+	},
+	reflect.TypeFor[peer.ID](): func(s string) (any, error) {
+		id, err := peer.Decode(s)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no peer ID (%w); `shoal-node id` prints an agent's", s, err)
+		}
+		return id, nil
+	},
+}
+
+// parseShare reads a number, or a percentage as the share that it is.
+func parseShare(s string) (any, error) {
+	number, percent := strings.CutSuffix(s, "%")
+	f, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+	if err != nil {
+		return nil, fmt.Errorf("%q is no number", s)
+	}
+	if percent {
+		f /= 100
+	}
+	return f, nil
+}
+
+// parseList reads what stands between commas.
+func parseList(s string) []string {
+	list := []string{}
+	for item := range strings.SplitSeq(s, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			list = append(list, item)
+		}
+	}
+	return list
 }
 
 // isScalar reports whether values of the type are written as one word.
