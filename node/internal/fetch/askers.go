@@ -26,31 +26,35 @@ type asker struct {
 	refused       bool // and gives nothing any more
 }
 
-// admitAsker takes in with whose credentials upstream may be asked. The newest are the ones least likely to have
-// expired, so they are used first. The caller holds f.mu.
-func (f *fetch) admitAsker(req content.Request) {
-	if req.NoUpstream() || f.fr.opts.PeersOnly(req.Repository) {
-		return
-	}
+// askers are those in whose name a fetch may ask.
+type askers struct {
+	callers []*asker // the newest last
+	nobody  *asker   // goes before them, once there was reason to try
+	refusal error    // the last of a caller's credentials
+}
+
+// admit takes in with whose credentials upstream may be asked. The newest are the ones least likely to have expired, so
+// they are used first.
+func (k *askers) admit(req content.Request) {
 	a := &asker{repo: req.Repository, file: req.File, authorization: req.Authorization}
-	if i := slices.IndexFunc(f.askers, func(b *asker) bool {
+	if i := slices.IndexFunc(k.callers, func(b *asker) bool {
 		return b.repo == a.repo && b.file == a.file && b.authorization == a.authorization
 	}); i >= 0 {
-		a = f.askers[i] // as it is: what was refused once in this fetch is not shown again
-		f.askers = slices.Delete(f.askers, i, i+1)
+		a = k.callers[i] // as it is: what was refused once in this fetch is not shown again
+		k.callers = slices.Delete(k.callers, i, i+1)
 	}
-	f.askers = append(f.askers, a)
-	if len(f.askers) > maxAskers {
-		f.askers = slices.Delete(f.askers, 0, 1)
+	k.callers = append(k.callers, a)
+	if len(k.callers) > maxAskers {
+		k.callers = slices.Delete(k.callers, 0, 1)
 	}
 }
 
-// asker is the one to ask as next, nil where there is none. The caller holds f.mu.
-func (f *fetch) asker() *asker {
-	if f.nobody != nil && !f.nobody.refused {
-		return f.nobody
+// next is the one to ask, nil where there is none.
+func (k *askers) next() *asker {
+	if k.nobody != nil && !k.nobody.refused {
+		return k.nobody
 	}
-	for _, a := range slices.Backward(f.askers) {
+	for _, a := range slices.Backward(k.callers) {
 		if !a.refused {
 			return a
 		}
@@ -59,17 +63,25 @@ func (f *fetch) asker() *asker {
 }
 
 // refuse notes that upstream gives nothing to a. Where it gave something before, the token has expired, as a rule. Most
-// images are there for anyone: whether this one is is asked once, and goes on without the callers' tokens if so. The
-// caller holds f.mu.
-func (f *fetch) refuse(a *asker, err error) {
+// images are there for anyone: whether this one is is asked once, and goes on without the callers' tokens if so.
+func (k *askers) refuse(a *asker, err error) {
 	a.refused = true
 	if a.nobody {
 		return
 	}
-	f.refusal = err
-	if a.accepted && content.Denied(err) && f.nobody == nil {
-		f.nobody = &asker{repo: a.repo, file: a.file, nobody: true}
+	k.refusal = err
+	if a.accepted && content.Denied(err) && k.nobody == nil {
+		k.nobody = &asker{repo: a.repo, file: a.file, nobody: true}
 	}
+}
+
+// anew are the callers for another fetch, which refuses none of them yet.
+func (k *askers) anew() (another askers) {
+	for _, a := range k.callers {
+		another.callers = append(another.callers,
+			&asker{repo: a.repo, file: a.file, authorization: a.authorization, accepted: a.accepted})
+	}
+	return another
 }
 
 // refused reports whether err is upstream's no to one asker, which may be a yes to another.
@@ -98,7 +110,7 @@ func (e *openError) Unwrap() error { return e.err }
 func (f *fetch) open(ctx context.Context, off, n int64) (*answer, error) {
 	for {
 		f.mu.Lock()
-		a, req, refusal := f.asker(), f.req, f.refusal
+		a, req, refusal := f.askers.next(), f.req, f.askers.refusal
 		if f.size >= 0 {
 			req.Size = f.size
 		}
@@ -115,8 +127,8 @@ func (f *fetch) open(ctx context.Context, off, n int64) (*answer, error) {
 		case err == nil:
 			a.accepted = true
 		case another:
-			f.refuse(a, err)
-			f.part.SetUpstream(time.Now(), f.asker() != nil)
+			f.askers.refuse(a, err)
+			f.part.SetUpstream(time.Now(), f.askers.next() != nil)
 		}
 		f.mu.Unlock()
 		switch {

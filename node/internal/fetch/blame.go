@@ -24,7 +24,7 @@ func (f *fetch) mismatch(err error) {
 		f.suspects = append(f.suspects, suspect{claim: c, coordinator: coordinator})
 	})
 	told, all := len(f.suspects), f.part.Len()
-	asked := slices.Clone(f.askers)
+	asked := slices.Clone(f.askers.callers)
 	f.mu.Unlock()
 	for _, a := range asked {
 		f.fr.opts.Upstream.Distrust(content.Request{Repository: a.repo, File: a.file, Digest: f.digest})
@@ -41,11 +41,8 @@ func (f *fetch) again() *fetch {
 	ing := f.ing
 	f.ing = nil // readers see it gone
 	misled := f.sizeTold || f.sizeWrong || len(f.suspects) > 0
-	askers := make([]*asker, len(f.askers)) // its own: runs of f may still end
-	for i, a := range f.askers {
-		askers[i] = &asker{repo: a.repo, file: a.file, authorization: a.authorization, accepted: a.accepted}
-	}
-	upstream := f.asker() != nil
+	askers := f.askers.anew() // its own: runs of f may still end
+	upstream := f.askers.next() != nil
 	f.mu.Unlock()
 	if ing != nil {
 		if err := ing.Discard(); err != nil {

@@ -51,8 +51,7 @@ type fetch struct {
 	acted   *sync.Cond
 	changed chan struct{}   // closed, and made anew, whenever what a reader may wait for has changed
 	req     content.Request // of the newest caller
-	askers  []*asker        // callers, the newest last
-	nobody  *asker          // goes before them, once there was reason to try
+	askers  askers          // in whose name upstream is asked
 	readers int
 	streams int       // readers that there have been, to number them
 	idle    time.Time // since when there is no reader
@@ -60,7 +59,6 @@ type fetch struct {
 	drop    context.CancelFunc // leaves the session
 	err     error              // why the fetch ended
 	upErr   error              // the last word of upstream
-	refusal error              // its last refusal of a caller's credentials
 
 	size      int64 // bytes; -1 while not known
 	sizeTold  bool  // size is someone's word, which upstream has not confirmed
@@ -101,11 +99,11 @@ func startFetch(fr *Fetcher, req content.Request, from source, set func(*fetch))
 	f.room = f.source.room(f.digest)
 	f.acted = sync.NewCond(&f.mu)
 	f.partOnly = req.Part
-	f.admitAsker(req)
+	f.admit(req)
 	if set != nil {
 		set(f)
 	}
-	f.part.SetUpstream(f.start, f.asker() != nil)
+	f.part.SetUpstream(f.start, f.askers.next() != nil)
 	f.idle = f.start
 	f.ctx, f.cancel = context.WithCancel(fr.ctx)
 	fr.wg.Go(f.run)
@@ -190,14 +188,21 @@ func (f *fetch) attach(req content.Request) (ok bool) {
 		if !req.NoUpstream() {
 			f.req.Repository, f.req.Authorization, f.req.Kind = req.Repository, req.Authorization, req.Kind
 		}
-		before := f.asker()
-		f.admitAsker(req)
+		before := f.askers.next()
+		f.admit(req)
 		if before == nil {
 			f.upErr = nil // which was said to others
 		}
-		f.part.SetUpstream(now, f.asker() != nil)
+		f.part.SetUpstream(now, f.askers.next() != nil)
 	})
 	return ok
+}
+
+// admit takes in a caller's credentials, where policy lets upstream be asked with them.
+func (f *fetch) admit(req content.Request) {
+	if !req.NoUpstream() && !f.fr.opts.PeersOnly(req.Repository) {
+		f.askers.admit(req)
+	}
 }
 
 func (f *fetch) detach() {
@@ -320,7 +325,7 @@ func (f *fetch) join() (swarm.Session, error) {
 	f.mu.Lock()
 	j := f.part.Join()
 	apart := f.alone || f.part.Apart()
-	if j.Upstream && f.fr.ignoresRange(f.asker().repo.Registry) {
+	if j.Upstream && f.fr.ignoresRange(f.askers.next().repo.Registry) {
 		j.Failed = []schedule.Failure{{Run: schedule.Run{First: -1}, Trouble: schedule.NoRange}}
 	}
 	f.mu.Unlock()

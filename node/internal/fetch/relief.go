@@ -118,7 +118,7 @@ func (h *hunger) look() {
 // relieve has what the caller waits for read from upstream, or first asked of another peer. The caller holds f.mu.
 func (h *hunger) relieve(now time.Time, still bool) {
 	f, i := h.f, h.want()
-	if f.relieving || f.rooming.Load() > 0 || now.Before(f.noRelief) || f.asker() == nil || i < 0 {
+	if f.relieving || f.rooming.Load() > 0 || now.Before(f.noRelief) || f.askers.next() == nil || i < 0 {
 		return
 	}
 	if f.unanswered.Load() > 0 && (i >= f.part.Len() || f.part.Reads(i)) {

@@ -84,7 +84,7 @@ func (f *fetch) read(ctx context.Context, r schedule.Run, own bool) error {
 			return err
 		}
 		f.mu.Lock()
-		a := f.asker() // one who has just come
+		a := f.askers.next() // one who has just come
 		f.mu.Unlock()
 		if a == nil || ctx.Err() != nil {
 			return err
