@@ -82,10 +82,11 @@ type want struct {
 
 // sender sends wants and cancels to one peer.
 type sender struct {
-	box *mailbox[[]entry]
+	box *mailbox[[]change]
 }
 
-type entry struct {
+// change is what a peer is told of the wantlist that this node has with it.
+type change struct {
 	cid      cid.Cid
 	priority int32
 	held     bool // the peer is thought to hold it, and is to say so if it does not
@@ -151,7 +152,7 @@ func (e *exchange) ask(p peer.ID, c cid.Cid, priority int32, held bool, s Sink) 
 		w.asked = append(w.asked, p)
 	}
 	e.past.Add(asked{p, c}, struct{}{})
-	e.queue(p, entry{cid: c, priority: priority, held: held})
+	e.queue(p, change{cid: c, priority: priority, held: held})
 	e.mu.Unlock()
 }
 
@@ -169,7 +170,7 @@ func (e *exchange) forget(c cid.Cid, s Sink) {
 	}
 	delete(e.wants, c)
 	for _, p := range w.asked {
-		e.queue(p, entry{cid: c, cancel: true})
+		e.queue(p, change{cid: c, cancel: true})
 	}
 }
 
@@ -179,15 +180,15 @@ func (e *exchange) have(b blocks.Block) {
 	_ = e.server.NotifyNewBlocks(e.ctx, b) // it only fails to do so when the server is closed
 }
 
-// queue hands an entry to p's sender. The caller holds e.mu.
-func (e *exchange) queue(p peer.ID, en entry) {
+// queue hands a change to p's sender. The caller holds e.mu.
+func (e *exchange) queue(p peer.ID, ch change) {
 	s := e.senders[p]
 	if s == nil {
-		s = &sender{box: newMailbox(func(have *[]entry, later []entry) { *have = append(*have, later...) })}
+		s = &sender{box: newMailbox(func(have *[]change, later []change) { *have = append(*have, later...) })}
 		e.senders[p] = s
 		e.wg.Go(func() { e.send(p, s) })
 	}
-	s.box.put([]entry{en})
+	s.box.put([]change{ch})
 }
 
 // send is the goroutine of a sender. It ends when the peer cannot be reached or nothing was sent for a while.
@@ -200,7 +201,7 @@ func (e *exchange) send(p peer.ID, s *sender) {
 	}()
 	for {
 		idle, cancel := context.WithTimeout(e.ctx, senderIdle)
-		entries, err := s.box.take(idle)
+		changes, err := s.box.take(idle)
 		cancel()
 		if err != nil {
 			if e.ctx.Err() == nil && !e.retire(p, s) {
@@ -210,12 +211,12 @@ func (e *exchange) send(p peer.ID, s *sender) {
 		}
 		m := message.New(false)
 		bytes := 0
-		for _, en := range entries {
-			if en.cancel {
-				m.Cancel(en.cid)
+		for _, ch := range changes {
+			if ch.cancel {
+				m.Cancel(ch.cid)
 				continue
 			}
-			m.AddEntry(en.cid, en.priority, pb.Message_Wantlist_Block, en.held)
+			m.AddEntry(ch.cid, ch.priority, pb.Message_Wantlist_Block, ch.held)
 			bytes += content.ChunkSize
 		}
 		if m.Empty() {
@@ -317,7 +318,7 @@ func (e *exchange) unwanted(p peer.ID, c cid.Cid, size int) {
 	e.mu.Lock()
 	losses := e.giveUp(p)
 	for _, l := range losses {
-		e.queue(p, entry{cid: l.cid, cancel: true})
+		e.queue(p, change{cid: l.cid, cancel: true})
 	}
 	e.mu.Unlock()
 	e.guard.Blame(p, bitswapnet.RuleWrong, fmt.Errorf("it sent block %s of %d bytes, for which it was not asked", c,
@@ -341,7 +342,7 @@ func (e *exchange) ReceiveMessage(_ context.Context, from peer.ID, m message.Bit
 			delete(e.wants, c)
 			for _, p := range w.asked {
 				if p != from {
-					e.queue(p, entry{cid: c, cancel: true})
+					e.queue(p, change{cid: c, cancel: true})
 				}
 			}
 		}
@@ -368,7 +369,7 @@ func (e *exchange) lacks(p peer.ID, c cid.Cid) {
 	if len(w.asked) == 0 {
 		delete(e.wants, c)
 	}
-	e.queue(p, entry{cid: c, cancel: true})
+	e.queue(p, change{cid: c, cancel: true})
 	e.mu.Unlock()
 	for _, s := range w.sinks {
 		s.Lost(p, c)
@@ -380,13 +381,13 @@ func (e *exchange) lacks(p peer.ID, c cid.Cid) {
 // (decision.Engine.MessageReceived, v0.43.0). The server is a receiver before this one, so it has noted the wants by
 // now.
 func (e *exchange) again(m message.BitSwapMessage) {
-	for _, en := range m.Wantlist() {
-		came, ok := e.recent.Get(en.Cid)
-		if !ok || en.Cancel || time.Since(came.at) > recentFor {
+	for _, ch := range m.Wantlist() {
+		came, ok := e.recent.Get(ch.Cid)
+		if !ok || ch.Cancel || time.Since(came.at) > recentFor {
 			continue
 		}
 		// The server only takes the size from it, and reads the bytes from the blockstore.
-		if b, err := blocks.NewBlockWithCid(filler[:came.size], en.Cid); err == nil {
+		if b, err := blocks.NewBlockWithCid(filler[:came.size], ch.Cid); err == nil {
 			_ = e.server.NotifyNewBlocks(e.ctx, b)
 		}
 	}
@@ -425,11 +426,11 @@ type tracer struct {
 }
 
 func (t tracer) MessageReceived(p peer.ID, m message.BitSwapMessage) {
-	for _, en := range m.Wantlist() {
-		if en.Cancel || en.WantType != pb.Message_Wantlist_Block {
-			t.owed.settle(p, en.Cid)
+	for _, ch := range m.Wantlist() {
+		if ch.Cancel || ch.WantType != pb.Message_Wantlist_Block {
+			t.owed.settle(p, ch.Cid)
 		} else {
-			t.owed.add(p, en.Cid)
+			t.owed.add(p, ch.Cid)
 		}
 	}
 }

@@ -49,11 +49,11 @@ func (c *Client) Authorize(ctx context.Context, repo content.Repository, cred pu
 	if t, ok := c.tokens.Get(key); ok && time.Now().Before(t.expires) {
 		return t.authorization, nil
 	}
-	// Callers share one exchange, so it must not end with the context of the first of them.
-	done := c.exchanges.DoChan(string(key[:]), func() (any, error) {
+	// Callers share one request, so it must not end with the context of the first of them.
+	done := c.asking.DoChan(string(key[:]), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tokenTimeout)
 		defer cancel()
-		t, err := c.exchange(ctx, repo, cred)
+		t, err := c.newToken(ctx, repo, cred)
 		if err != nil {
 			return "", fmt.Errorf("authorize at %s: %w", repo, err)
 		}
@@ -92,7 +92,7 @@ func (c *Client) tokenKey(repo content.Repository, cred pullsecret.Credential) c
 	return c.key(registries.Canonical(repo.Registry), repo.Name, cred.Username, cred.Password, cred.IdentityToken)
 }
 
-func (c *Client) exchange(ctx context.Context, repo content.Repository, cred pullsecret.Credential) (token, error) {
+func (c *Client) newToken(ctx context.Context, repo content.Repository, cred pullsecret.Credential) (token, error) {
 	reg, err := c.registry(repo.Registry)
 	if err != nil {
 		return token{}, err

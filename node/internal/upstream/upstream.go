@@ -108,7 +108,7 @@ type Client struct {
 	tokens    *lru.Cache[cacheKey, token]
 	throttles *lru.Cache[cacheKey, throttle]
 	accepted  *lru.Cache[cacheKey, struct{}] // what registries have answered with success to, for Renew
-	exchanges singleflight.Group
+	asking    singleflight.Group             // for tokens
 }
 
 const (
