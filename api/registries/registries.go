@@ -1,5 +1,5 @@
-// Package registries is what an administrator says of how registries are reached, as agents and operator both read it,
-// and the transport that keeps to the certificates he names when they are renewed.
+// Package registries is how registries are reached, in agents as in the operator: what an administrator says of it, the
+// Routes that this makes, and the Transport that follows the certificates when they are renewed.
 package registries
 
 import (
