@@ -51,7 +51,6 @@ func TestBlocksThatAreNotHere(t *testing.T) {
 	bs := s.Blockstore()
 	whole, err := content.DigestCID(b.digest)
 	require.NoError(t, err)
-	require.True(t, s.HasDigestCID(whole))
 	m, err := s.ChunkMap(b.digest)
 	require.NoError(t, err)
 	sha512, err := content.DigestCID(digest.SHA512.FromString("x"))
@@ -73,8 +72,6 @@ func TestBlocksThatAreNotHere(t *testing.T) {
 			require.True(t, ipld.IsNotFound(err), err)
 		})
 	}
-	require.False(t, s.HasDigestCID(sha512))
-	require.False(t, s.HasDigestCID(cid.Undef))
 }
 
 func TestBlockSizesAndKeys(t *testing.T) {

@@ -292,7 +292,7 @@ func ingestAndClose(t *testing.T, s *Store, b sample) []byte {
 	t.Helper()
 	g := ingest(t, s, b)
 	defer func() { require.NoError(t, g.Close()) }()
-	return g.Bitmap()
+	return presentIn(g)
 }
 
 func TestTheDiskFloorIsKept(t *testing.T) {

@@ -162,7 +162,7 @@ func TestAFullDiskKeepsTheChunksThatWereThere(t *testing.T) {
 	write(t, g, b, 0, 1)
 	full.Store(true)
 	require.ErrorIs(t, g.WriteChunk(2, content.ChunkCID(b.chunk(2)), b.chunk(2)), content.ErrNoSpace)
-	require.Equal(t, bits(0, 1), g.Bitmap())
+	require.Equal(t, bits(0, 1), presentIn(g))
 	full.Store(false)
 	write(t, g, b, 2)
 	require.NoError(t, g.Commit(t.Context(), ""))
@@ -213,7 +213,7 @@ func TestAFailedFsyncIsNeverFollowedByACommit(t *testing.T) {
 	require.ErrorIs(t, g.Commit(t.Context(), ""), syscall.EIO)
 	require.NoError(t, g.Close())
 	requireGone(t, s, b)
-	require.Equal(t, bits(), ingest(t, s, b).Bitmap())
+	require.Equal(t, bits(), presentIn(ingest(t, s, b)))
 }
 
 // mountSmall mounts a file system of the given size, where that is allowed.

@@ -262,13 +262,6 @@ func (g *Ingest) CID(i int) cid.Cid {
 	return g.chunks.CID(i)
 }
 
-// Bitmap is a copy of the set of present chunks: chunk i is bit i%8 (1<<(i%8)) of byte i/8.
-func (g *Ingest) Bitmap() []byte {
-	g.mu.RLock()
-	defer g.mu.RUnlock()
-	return bytes.Clone(g.present)
-}
-
 // Map is a copy of the chunk map as far as chunks are present.
 func (g *Ingest) Map() *content.ChunkMap {
 	g.mu.RLock()

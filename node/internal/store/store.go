@@ -371,17 +371,6 @@ func (s *Store) Stat(d digest.Digest) (Info, error) {
 	return info, nil
 }
 
-// HasDigestCID reports whether c is the DigestCID of a committed blob. The blockstore holds such a CID only where it
-// also is that of a chunk.
-func (s *Store) HasDigestCID(c cid.Cid) bool {
-	d, err := content.CIDDigest(c)
-	if err != nil {
-		return false
-	}
-	_, err = s.Stat(d)
-	return err == nil
-}
-
 // Digests lists what List describes.
 func (s *Store) Digests(ctx context.Context) ([]digest.Digest, error) {
 	infos, err := s.List(ctx)
