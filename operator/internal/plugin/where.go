@@ -123,7 +123,7 @@ func (p *plugin) writePlaces(w io.Writer, name string, places []place) error {
 			row[1] = "a part"
 		default:
 			idle++
-			if p.output != "wide" {
+			if p.output != view.Wide {
 				continue
 			}
 		}
