@@ -27,6 +27,9 @@ type cluster struct {
 	Hidden  []string
 }
 
+// hiddenPods is what Hidden says of pods.
+const hiddenPods = "the agents' pods"
+
 // agentLabels select the agents' pods, whatever the release is called.
 var agentLabels = client.MatchingLabels{"app.kubernetes.io/part-of": "shoal", "app.kubernetes.io/component": "agent"}
 
@@ -62,7 +65,7 @@ func (p *plugin) look(ctx context.Context) (*cluster, error) {
 	}{
 		{"pins", &pins, nil},
 		{"nodes", &nodes, nil},
-		{"the agents' pods", &agents, []client.ListOption{agentLabels, client.InNamespace(p.system)}},
+		{hiddenPods, &agents, []client.ListOption{agentLabels, client.InNamespace(p.system)}},
 		{"the agents' DaemonSet", &daemons, []client.ListOption{agentLabels, client.InNamespace(p.system)}},
 	} {
 		err := p.api.List(ctx, l.list, l.opts...)

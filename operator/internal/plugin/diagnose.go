@@ -108,8 +108,12 @@ const maxSkew = 30 * time.Second
 // diagnose says what is amiss. agents is what they show; nil where they were not asked.
 func diagnose(c *cluster, agents []agentView[shown], now time.Time) []finding {
 	d := &diagnosis{found: []finding{}} // a list also where nothing is amiss, for those who read JSON
-	if c.Swarm == nil && len(c.Peers) == 0 && len(c.Agents) == 0 && len(c.Daemons) == 0 {
-		d.add(true, reasonNotInstalled, "", "no agent runs in this cluster")
+	if c.Swarm == nil && len(c.Agents) == 0 && len(c.Daemons) == 0 && !slices.Contains(c.Hidden, hiddenPods) {
+		message := "no agent runs in this cluster"
+		if len(c.Peers) > 0 {
+			message += "; what is still there of Peers and NodeCaches an earlier installation has left"
+		}
+		d.add(true, reasonNotInstalled, "", "%s", message)
 		return d.found
 	}
 	if c.Swarm == nil {

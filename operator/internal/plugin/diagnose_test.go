@@ -109,6 +109,9 @@ var planted = map[string]struct {
 	}},
 	"no Swarm":          {reasonNoSwarm, func(c *cluster, _ []agentView[shown]) { c.Swarm = nil }},
 	"nothing installed": {reasonNotInstalled, func(c *cluster, _ []agentView[shown]) { *c = cluster{} }},
+	"what an installation left": {reasonNotInstalled, func(c *cluster, _ []agentView[shown]) {
+		*c = cluster{Peers: c.Peers, Caches: c.Caches}
+	}},
 }
 
 func TestDiagnose_NamesEachPlantedFaultAndNothingElse(t *testing.T) {

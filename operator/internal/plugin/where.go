@@ -39,7 +39,7 @@ func (p *plugin) pods(ctx context.Context, node string) ([]corev1.Pod, error) {
 	switch {
 	case len(pods) > 0:
 		return pods, nil
-	case slices.Contains(c.Hidden, "the agents' pods"):
+	case slices.Contains(c.Hidden, hiddenPods):
 		return nil, fmt.Errorf("you may not list pods of all namespaces: name that of Shoal's agents with --agents-namespace")
 	case node != "":
 		return nil, fmt.Errorf("no agent runs on node %q", node)
