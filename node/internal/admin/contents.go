@@ -41,6 +41,8 @@ func NewContents(s Shelf, log *slog.Logger) http.Handler {
 		}
 		if err == nil {
 			err = s.Put(r.Context(), d, r.Body, r.ContentLength)
+			// To a client that still sends, an answer that comes before the end is a broken connection.
+			_, _ = io.Copy(io.Discard, r.Body)
 		}
 		if err != nil {
 			refuse(w, err)
