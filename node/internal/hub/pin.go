@@ -98,10 +98,8 @@ func (f *Front) filesAt(ctx context.Context, x *exchange, revision, commit strin
 		}
 	}
 	out := []content.Request{{Digest: rec.Digest, Size: rec.Size}}
-	for _, k := range []string{infoKey(x.route.repo, commit, "")} {
-		if info, _, ok := f.memo.own(k); ok && info.Digest != "" && f.holds(info) {
-			out = append(out, content.Request{Digest: info.Digest, Size: info.Size})
-		}
+	if info, _, ok := f.memo.own(infoKey(x.route.repo, commit, "")); ok && info.Digest != "" && f.holds(info) {
+		out = append(out, content.Request{Digest: info.Digest, Size: info.Size})
 	}
 	var kept []*entry
 	for _, e := range known.entries {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -69,7 +70,7 @@ func (f *fileHost) at(sum, path string) string {
 func (f *fileHost) requests() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return append([]string{}, f.asked...)
+	return slices.Clone(f.asked)
 }
 
 func hexOf(data []byte) string {
