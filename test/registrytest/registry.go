@@ -58,7 +58,7 @@ type Registry struct {
 
 // New serves a registry on loopback until the test ends.
 func New(t testing.TB) *Registry {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	return serve(t, l, pipes{})
 }
