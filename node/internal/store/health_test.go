@@ -94,12 +94,12 @@ func TestHealth_AReadThatHangsKeepsNobodyWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
 		var hanging atomic.Bool
-		s := openFaulty(t, Options{}, func(string, string) error { return nil })
-		s.disk.beforeRead = func(string) {
+		s, err := openWith(t.Context(), quiet(Options{Path: t.TempDir()}), disk{beforeRead: func(string) {
 			if hanging.Load() {
 				<-release
 			}
-		}
+		}})
+		require.NoError(t, err)
 		held := newSample(1, 2*chunkSize)
 		put(t, s, held)
 		b, err := s.Get(held.digest)
