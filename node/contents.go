@@ -24,8 +24,8 @@ import (
 // has no credentials: whoever reaches it could read the store's files as well.
 func socketOf(c *config.Config) string { return filepath.Join(c.Store.Path, "admin", "socket") }
 
-// contentsServer serves the administrator's socket. Where it cannot be made (its path may be too long for one) the agent
-// does without.
+// contentsServer serves the administrator's socket. Where it cannot be made (its path may be too long for one) the
+// agent does without.
 func (n *node) contentsServer(ctx context.Context) (s server, ok bool) {
 	l, err := listenPrivately(ctx, socketOf(n.config))
 	if err != nil {
@@ -88,8 +88,8 @@ func contentsCommands(load func(*cobra.Command) (*config.Config, error)) []*cobr
 	var size int64
 	add := &cobra.Command{
 		Use: "add FILE", Short: "Put a file into the cache, under its digest, and print that", Args: cobra.ExactArgs(1),
-		Long: `add puts a file into the cache of this machine as a blob, from where every admitted machine takes it by its digest. It is
-evicted like any other. With - for FILE it reads standard input, and wants --digest and --size.`,
+		Long: `add puts a file into the cache of this machine as a blob, from where every admitted machine takes it by
+its digest. It is evicted like any other. With - for FILE it reads standard input, and wants --digest and --size.`,
 		Example: "  shoal-node add model.safetensors",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := load(cmd)
@@ -168,7 +168,8 @@ const maxRefusal = 4 << 10
 
 func askSocket(ctx context.Context, socket, method string, d digest.Digest, body io.Reader,
 	size int64) (*http.Response, error) {
-	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn,
+		error) {
 		var dialer net.Dialer
 		return dialer.DialContext(ctx, "unix", socket)
 	}}}
@@ -182,7 +183,8 @@ func askSocket(ctx context.Context, socket, method string, d digest.Digest, body
 	}
 	resp, err := client.Do(req)
 	if dial, ok := errors.AsType[*net.OpError](err); ok && dial.Op == "dial" {
-		return nil, fmt.Errorf("no agent answers at %s (%w): does it run (systemctl status shoal-node), is this its store.path, and are you its user?", socket, dial.Err)
+		return nil, fmt.Errorf("no agent answers at %s (%w): does it run (systemctl status shoal-node), is this its "+
+			"store.path, and are you its user?", socket, dial.Err)
 	}
 	if err != nil {
 		return nil, err

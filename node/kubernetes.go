@@ -113,8 +113,8 @@ func (n *node) followMirror(ctx context.Context) {
 	}
 }
 
-// awaitMirror waits until something is installed, for the guard does that once the agent answers: an agent that has just
-// started does not report as amiss what is about to be done. It tells false when ctx ended before.
+// awaitMirror waits until something is installed, for the guard does that once the agent answers: an agent that has
+// just started does not report as amiss what is about to be done. It tells false when ctx ended before.
 func (n *node) awaitMirror(ctx context.Context) bool {
 	return within(ctx, mirrorCheckInterval, func() bool {
 		result, err := mirror.Status(n.config.MirrorOptions())
@@ -209,7 +209,9 @@ func (n *node) bypassed(ctx context.Context) []agent.Finding {
 	}
 	last := past[len(past)-1]
 	return []agent.Finding{{Reason: v1alpha1.ReasonRuntimeBypasses, Message: fmt.Sprintf(
-		"the container runtime pulled %s@%s and did not ask the agent; run shoal-node mirror status on this node, and restart the runtime where it was started before its mirror was configured",
+		"the container runtime pulled %s@%s and did not ask the agent; "+
+			"run shoal-node mirror status on this node, and restart the runtime where it was started before "+
+			"its mirror was configured",
 		last.Repository, last.Digest)}}
 }
 
@@ -228,7 +230,8 @@ func findings(result mirror.Result) []agent.Finding {
 	}
 	if len(result.Changed) == 0 && len(out) == 0 {
 		out = append(out, agent.Finding{Reason: v1alpha1.ReasonMirrorMissing,
-			Message: "nothing is installed: the container runtime does not ask the agent; run shoal-node mirror install"})
+			Message: "nothing is installed: the container runtime does not ask the agent; " +
+				"run shoal-node mirror install"})
 	}
 	return out
 }

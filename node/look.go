@@ -35,8 +35,9 @@ func lookCommands(load func(*cobra.Command) (*config.Config, error)) []*cobra.Co
 	status := &cobra.Command{
 		Use: "status", Short: "Say whether the agent of this machine works, and what is wrong", Args: cobra.NoArgs,
 		Example: "  shoal-node status\n  shoal-node status -o json",
-		Long:    "status asks the agent of this machine how it is. It exits with 1 where something is wrong, and names it and its mend.",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return l.status(cmd) },
+		Long: "status asks the agent of this machine how it is. " +
+			"It exits with 1 where something is wrong, and names it and its mend.",
+		RunE: func(cmd *cobra.Command, _ []string) error { return l.status(cmd) },
 	}
 	ls := &cobra.Command{
 		Use: "ls", Short: "List the content that this machine can serve", Args: cobra.NoArgs,
@@ -101,7 +102,8 @@ func local(listen string) (string, error) {
 func ask[T any](ctx context.Context, c *view.Client, path string, query url.Values) (T, error) {
 	v, err := view.Get[T](ctx, c, path, query)
 	if dial, ok := errors.AsType[*net.OpError](err); ok {
-		return v, fmt.Errorf("no agent answers at %s (%w): does it run (systemctl status shoal-node), and is this its admin.listen? --admin names another", c.Base, dial.Err)
+		return v, fmt.Errorf("no agent answers at %s (%w): does it run (systemctl status shoal-node), and is this "+
+			"its admin.listen? --admin names another", c.Base, dial.Err)
 	}
 	return v, err
 }
@@ -219,7 +221,8 @@ func (l *look) list(cmd *cobra.Command) error {
 		return err
 	}
 	slices.SortFunc(blobs, func(a, b view.Blob) int { return b.Used.Compare(a.Used) })
-	return l.output.Print(cmd.OutOrStdout(), blobs, func(w io.Writer) error { return view.WriteBlobs(w, blobs, time.Now()) })
+	return l.output.Print(cmd.OutOrStdout(), blobs,
+		func(w io.Writer) error { return view.WriteBlobs(w, blobs, time.Now()) })
 }
 
 func (l *look) where(cmd *cobra.Command, name string) error {
@@ -250,7 +253,8 @@ func (l *look) why(cmd *cobra.Command, name string) error {
 	all = slices.DeleteFunc(all, func(p view.Pull) bool { return !p.Matches(name) })
 	if len(all) == 0 {
 		what := cmp.Or(name, "anything")
-		return fmt.Errorf("this agent remembers no pull of %s in the last two hours. Either it was longer ago, or the runtime did not ask the agent: see shoal-node mirror status", what)
+		return fmt.Errorf("this agent remembers no pull of %s in the last two hours. "+
+			"Either it was longer ago, or the runtime did not ask the agent: see shoal-node mirror status", what)
 	}
 	all = all[:min(len(all), 5)]
 	return l.output.Print(cmd.OutOrStdout(), all, func(w io.Writer) error {

@@ -74,8 +74,8 @@ func command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "shoal-node",
 		Short: "Peer-to-peer content cache of a node: the container runtime's registry mirror",
-		Long: `shoal-node serves the container runtime of this node as a registry mirror. What it does not hold it takes from the other
-agents of the swarm, and what none of them holds from the registry, each byte once for all of them.
+		Long: `shoal-node serves the container runtime of this node as a registry mirror. What it does not hold it takes
+from the other agents of the swarm, and what none of them holds from the registry, each byte once for all of them.
 
   shoal-node --config FILE          run the agent
   shoal-node id --config FILE       print its peer ID, for the swarm.bootstrap of others

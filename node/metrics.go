@@ -47,7 +47,8 @@ func (n *node) registerInfo() {
 		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
 	}, func() float64 { return 1 }), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "shoal_mirror_in_force",
-		Help: "1 where the container runtime is set up to ask this agent and does, 0 where not, -1 while that is not known.",
+		Help: "1 where the container runtime is set up to ask this agent and does, 0 where not, " +
+			"-1 while that is not known.",
 	}, func() float64 {
 		switch found := n.found.Load(); {
 		case found == nil:

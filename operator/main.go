@@ -76,7 +76,8 @@ func command() *cobra.Command {
 			"ownPin, the spec of the pin of Shoal's own images")
 	f.String("own-pin-name", "shoal", "`name` in --namespace of the pin that the configuration's ownPin describes")
 	f.String("owner", "",
-		"`name` of the ClusterRole that owns the rights and pins that the operator makes, so that they go with it; none: they stay")
+		"`name` of the ClusterRole that owns the rights and pins that the operator makes, so that they go with it; "+
+			"none: they stay")
 	f.String("pull-secrets", string(pullSecretsAll),
 		"where pins may name pull secrets: All, Off, or Namespaces, those of --pull-secret-namespaces")
 	f.StringSlice("pull-secret-namespaces", nil, "`namespaces` where pins may name pull secrets")

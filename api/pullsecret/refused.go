@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// providesCredentials matches the registries of clouds for which kubelets are set up with a credential provider, so that
-// pods pull without a Secret: ECR, Artifact Registry, its predecessor, and ACR.
+// providesCredentials matches the registries of clouds for which kubelets are set up with a credential provider, so
+// that pods pull without a Secret: ECR, Artifact Registry, its predecessor, and ACR.
 var providesCredentials = regexp.MustCompile(
 	`\.dkr[.-]ecr[a-z-]*\..*\.amazonaws\.com(\.cn)?$|\.pkg\.dev$|^(.+\.)?gcr\.io$|\.azurecr\.(io|cn|us)$`)
 
@@ -21,10 +21,12 @@ const maxHosts = 4
 func (all Credentials) Refused(repository string, secrets int) string {
 	host, _, _ := strings.Cut(repository, "/")
 	if _, ok := all.For(repository); ok {
-		return fmt.Sprintf("the registry refuses the credentials of the pull secret: they are wrong, have expired, or may not read %s", repository)
+		return fmt.Sprintf("the registry refuses the credentials of the pull secret: "+
+			"they are wrong, have expired, or may not read %s", repository)
 	}
 	if secrets == 0 {
-		said := fmt.Sprintf("it was asked without credentials: name a Secret with those of %s in spec.pullSecrets, or look whether the repository exists", host)
+		said := fmt.Sprintf("it was asked without credentials: "+
+			"name a Secret with those of %s in spec.pullSecrets, or look whether the repository exists", host)
 		if providesCredentials.MatchString(host) {
 			said += "; pods pull from there with the kubelet's credential provider, which pins do not have"
 		}

@@ -20,7 +20,8 @@ const (
 )
 
 // What an agent may write. An agent writes its Peer when it starts and when what it says has changed, and the status of
-// its NodeCache. Together these bound its writes to 3 a minute in the mean, and 1 in HeartbeatInterval when nothing happens.
+// its NodeCache. Together these bound its writes to 3 a minute in the mean, and 1 in HeartbeatInterval when nothing
+// happens.
 const (
 	// ReportInterval is the mean time between two writes of NodeCache.status by one agent, at least. After a quiet time
 	// a second write may follow the first sooner.

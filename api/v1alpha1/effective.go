@@ -199,9 +199,11 @@ func CheckPattern(pattern string) error {
 		return fmt.Errorf("%q is no pattern of host/path such as registry.example/team-*/** or [::1]:5000/**: "+
 			`write letters, digits, ".", "_", "-" and "*" in each part, with no scheme, tag or digest`, pattern)
 	case !namesRegistry.MatchString(host):
-		return fmt.Errorf("%q names no registry, so it matches nothing: write it with the registry in front, such as %s", pattern, onDockerHub(pattern))
+		return fmt.Errorf("%q names no registry, so it matches nothing: "+
+			"write it with the registry in front, such as %s", pattern, onDockerHub(pattern))
 	case misnamesHub.MatchString(strings.ToLower(pattern)):
-		return fmt.Errorf("%q matches nothing, for Docker Hub is known as docker.io and its images by two parts: write %s", pattern, onDockerHub(path))
+		return fmt.Errorf("%q matches nothing, for Docker Hub is known as docker.io and its images by two parts: "+
+			"write %s", pattern, onDockerHub(path))
 	case !hasPath && !strings.Contains(pattern, "**"):
 		return fmt.Errorf("%q has no path, so it matches nothing: write %s/** for everything there", pattern, pattern)
 	}

@@ -131,7 +131,8 @@ func WritePull(w io.Writer, node string, p Pull) error {
 			optional(part.Resolve),
 			optional(part.Authorize), optional(part.FirstByte), Duration(part.Took), "", "", "", "", part.Code}
 		if f := part.Fetch; f != nil {
-			row[8], row[9], row[10], row[11] = optional(f.Discovery), optional(f.Plan), Bytes(f.FromPeers), Bytes(f.FromUpstream)
+			row[8], row[9], row[10], row[11] = optional(f.Discovery), optional(f.Plan), Bytes(f.FromPeers),
+				Bytes(f.FromUpstream)
 		}
 		rows = append(rows, row)
 	}

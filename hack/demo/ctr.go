@@ -29,7 +29,8 @@ func startContainerd(ctx context.Context, children *processes, o options, dir st
 	_, noClient := exec.LookPath("ctr")
 	if reason := errors.Join(missing, noClient); reason != nil || os.Geteuid() != 0 {
 		if o.ctr == "yes" {
-			return nil, fmt.Errorf("containerd cannot be run here: it needs root and the programs containerd and ctr: %w", reason)
+			return nil, fmt.Errorf("containerd cannot be run here: "+
+				"it needs root and the programs containerd and ctr: %w", reason)
 		}
 		say("without containerd: it needs root and the programs containerd and ctr")
 		return nil, nil
@@ -47,7 +48,8 @@ func startContainerd(ctx context.Context, children *processes, o options, dir st
 	}
 	c := &containerd{socket: filepath.Join(home, "containerd.sock"),
 		hosts: filepath.Join(home, "node/etc/containerd/certs.d"), img: img}
-	config := fmt.Sprintf("version = 2\nroot = %q\nstate = %q\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = %q\n[ttrpc]\naddress = %q\n",
+	config := fmt.Sprintf("version = 2\nroot = %q\nstate = %q\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n"+
+		"[grpc]\naddress = %q\n[ttrpc]\naddress = %q\n",
 		filepath.Join(home, "root"), filepath.Join(home, "state"), c.socket, c.socket+".ttrpc")
 	path := filepath.Join(home, "config.toml")
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {

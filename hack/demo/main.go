@@ -72,7 +72,8 @@ func dispatch(ctx context.Context, args []string) error {
 	fs.DurationVar(&o.stagger, "stagger", 0, "time between the starts of two pulls, such as 200ms")
 	fs.BoolVar(&o.killOne, "kill-one", false, "kill an agent in the middle; all other pulls have to complete")
 	fs.StringVar(&o.ctr, "ctr", "auto",
-		"also pull with a containerd of its own through the last agent: auto (as root, where it is installed), yes or no")
+		"also pull with a containerd of its own through the last agent: "+
+			"auto (as root, where it is installed), yes or no")
 	fs.StringVar(&o.node, "node", "", "shoal-node program (default: build it)")
 	fs.BoolVar(&o.keep, "keep", false, "keep the working directory with configurations and logs")
 	fs.Float64Var(&o.maxSent, "max-sent", 1.6,

@@ -79,11 +79,14 @@ func demonstrateModel(ctx context.Context, children *processes, o options, dir s
 
 	problems := reportModel(ctx, results, alone)
 	copies, ratio := float64(sent)/float64(size), float64(questions)/float64(one)
-	fmt.Printf("\nmodel %s, %d agents: the hub sent %s of large files, %.3f copies (promise: at most %.2f; without a cache: %d)\n",
+	fmt.Printf("\nmodel %s, %d agents: the hub sent %s of large files, %.3f copies (promise: at most %.2f; "+
+		"without a cache: %d)\n",
 		mebibytes(size), working, mebibytes(sent), copies, maxUpstream, working)
-	fmt.Printf("and was asked %d times, where one node without a cache asks %d: %.2f (promise: at most %.1f; without a cache: %d)\n",
+	fmt.Printf("and was asked %d times, where one node without a cache asks %d: %.2f (promise: at most %.1f; "+
+		"without a cache: %d)\n",
 		questions, one, ratio, maxQuestions, working)
-	fmt.Printf("the %d agents that came late took %s of large files from it, and asked it %d times (promise: 0 bytes)\n",
+	fmt.Printf("the %d agents that came late took %s of large files from it, and asked it %d times (promise: "+
+		"0 bytes)\n",
 		lateAgents, mebibytes(lateSent), lateQuestions)
 	if copies > maxUpstream {
 		problems = append(problems, fmt.Errorf("promise broken: the hub sent %.3f copies", copies))

@@ -56,7 +56,8 @@ func report(ctx context.Context, agents []*agent, results []result, registryByte
 	}
 
 	upstream := float64(registryBytes) / size
-	fmt.Printf("\nimage %s, %d agents: the registry sent %s of blobs, %.3f images (promise: at most %.2f; without a cache: %d)\n",
+	fmt.Printf("\nimage %s, %d agents: the registry sent %s of blobs, %.3f images (promise: at most %.2f; "+
+		"without a cache: %d)\n",
 		mebibytes(img.size()), len(agents), mebibytes(registryBytes), upstream, maxUpstream, len(agents))
 	fmt.Printf("the busiest agent sent %.2f images (promise: at most %.1f)\n", busiest, o.maxSent)
 	if o.killOne {
@@ -64,7 +65,8 @@ func report(ctx context.Context, agents []*agent, results []result, registryByte
 			problems = append(problems,
 				errors.New("all pulls were done before an agent could be killed in the middle; use a larger --mib"))
 		}
-		fmt.Println("an agent was killed, so what it alone had taken from the registry was taken again: only the other pulls are judged")
+		fmt.Println("an agent was killed, so what it alone had taken from the registry was taken again: " +
+			"only the other pulls are judged")
 		return errors.Join(problems...)
 	}
 	if upstream > maxUpstream {

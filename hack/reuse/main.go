@@ -196,7 +196,8 @@ func main() {
 	cuts := []struct {
 		name string
 		cut  cut
-	}{{"whole files", whole}, {"fixed, 1 MiB", fixed}, {"defined, 64 KiB", defined(16)}, {"defined, 1 MiB", defined(20)}}
+	}{{"whole files", whole}, {"fixed, 1 MiB", fixed}, {"defined, 64 KiB", defined(16)},
+		{"defined, 1 MiB", defined(20)}}
 	fmt.Print("| new version |")
 	for _, c := range cuts {
 		fmt.Printf(" %s |", c.name)

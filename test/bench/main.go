@@ -107,7 +107,8 @@ func parse(args []string) (options, error) {
 	scales := flags.String("scales", "", "numbers of nodes to compare, by commas (2,4,8,16; quick: 2,4,8)")
 	workloads := flags.String("workload", "", "only these workloads, by commas; a trailing * stands for any ending")
 	peers := flags.String("peers", "",
-		"only these contenders, by commas (https, https-kept, direct, pull-through, shoal, shoal-store, spegel, dragonfly, kraken)")
+		"only these contenders, by commas (https, https-kept, direct, pull-through, shoal, shoal-store, "+
+			"spegel, dragonfly, kraken)")
 	shoal := flags.String("shoal", "bin/shoal-node", "the Shoal agent's executable")
 	registry := flags.String("registry", "docker-registry", "the distribution registry's executable")
 	spegel := flags.String("spegel", "", "Spegel's executable")
@@ -159,7 +160,8 @@ func parse(args []string) (options, error) {
 	}
 	o.workloads, o.peers = list(*workloads), list(*peers)
 	o.contenders = []contender.Contender{
-		contender.HTTPS{}, contender.HTTPS{Keep: true}, contender.Direct{}, contender.PullThrough{Binary: *registry}, contender.Shoal{Binary: absolute(*shoal)},
+		contender.HTTPS{}, contender.HTTPS{Keep: true}, contender.Direct{}, contender.PullThrough{Binary: *registry},
+		contender.Shoal{Binary: absolute(*shoal)},
 		contender.Shoal{Binary: absolute(*shoal), StoreOnly: true},
 		contender.Spegel{Binary: absolute(*spegel)}, contender.Launched{Peer: "dragonfly",
 			Program: absolute(*dragonfly)},

@@ -207,8 +207,10 @@ func report(w io.Writer, o options, s *storm.Storm) error {
 	if len(s.Violations) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%d violations, and again with -seed %d -first %d -rounds %d -nodes %d -pulls %d -faults %d; logs are in %s:\n%s",
-		len(s.Violations), o.settings.Seed, o.first, f.Rounds, o.settings.Nodes, o.settings.Pulls, o.settings.Faults, o.out,
+	return fmt.Errorf("%d violations, and again with -seed %d -first %d -rounds %d -nodes %d -pulls %d -faults %d; "+
+		"logs are in %s:\n%s",
+		len(s.Violations), o.settings.Seed, o.first, f.Rounds, o.settings.Nodes, o.settings.Pulls, o.settings.Faults,
+		o.out,
 		strings.Join(s.Violations, "\n"))
 }
 

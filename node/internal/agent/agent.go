@@ -125,7 +125,8 @@ type Agent struct {
 func New(opts Options) (*Agent, error) {
 	if opts.Config == nil || opts.NodeName == "" || opts.Key == nil || opts.Swarm == nil || opts.Memory == nil ||
 		opts.Policy == nil || opts.BasePolicy == nil || opts.StoreHealth == nil || opts.Counters == nil {
-		return nil, errors.New("agent: needs Config, NodeName, Key, Swarm, Memory, Policy, BasePolicy, StoreHealth and Counters")
+		return nil, errors.New("agent: needs Config, NodeName, Key, Swarm, Memory, Policy, " +
+			"BasePolicy, StoreHealth and Counters")
 	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
@@ -172,7 +173,8 @@ func (a *Agent) Run(ctx context.Context) {
 	var parts sync.WaitGroup
 	defer parts.Wait()
 	for _, part := range []func(context.Context){
-		a.api.run, a.followMembers, a.followPolicy, a.followPins, a.registerPeer, a.reportCache, a.keeper.Run, a.events.run,
+		a.api.run, a.followMembers, a.followPolicy, a.followPins, a.registerPeer, a.reportCache, a.keeper.Run,
+		a.events.run,
 	} {
 		parts.Go(func() { part(ctx) })
 	}

@@ -58,9 +58,11 @@ func (a *Agent) policyApplied() metav1.Condition {
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, v1alpha1.ReasonPolicyRejected, pin.Shorten(*rejected,
 			maxConditionMessage)
 	case inForce == nil:
-		c.Status, c.Reason, c.Message = metav1.ConditionUnknown, v1alpha1.ReasonApplying, "the policies have not been read yet"
+		c.Status, c.Reason, c.Message = metav1.ConditionUnknown, v1alpha1.ReasonApplying,
+			"the policies have not been read yet"
 	case len(inForce.Policies) == 0:
-		c.Status, c.Reason, c.Message = metav1.ConditionTrue, v1alpha1.ReasonApplied, "no CachePolicy matches; the agent's configuration holds"
+		c.Status, c.Reason, c.Message = metav1.ConditionTrue, v1alpha1.ReasonApplied,
+			"no CachePolicy matches; the agent's configuration holds"
 	default:
 		c.Status, c.Reason = metav1.ConditionTrue, v1alpha1.ReasonApplied
 		c.Message = pin.Shorten("in force, in order of precedence: "+strings.Join(inForce.Policies, ", "),
@@ -99,7 +101,8 @@ func storeUsable(err error) metav1.Condition {
 		Reason: v1alpha1.ReasonDiskFails}
 	switch {
 	case err == nil:
-		c.Status, c.Reason, c.Message = metav1.ConditionTrue, v1alpha1.ReasonDiskWorks, "the agent can write to its disk"
+		c.Status, c.Reason, c.Message = metav1.ConditionTrue, v1alpha1.ReasonDiskWorks,
+			"the agent can write to its disk"
 		return c
 	case errors.Is(err, content.ErrNoSpace):
 		c.Reason = v1alpha1.ReasonDiskFull

@@ -16,7 +16,8 @@ func newMetrics(reg prometheus.Registerer, a *Agent) (*metrics, error) {
 	m := &metrics{
 		writes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shoal_agent_api_writes_total",
-			Help: "Writes to the API server, by kind and by result: written, refused, or unreachable, which never arrived.",
+			Help: "Writes to the API server, by kind and by result: " +
+				"written, refused, or unreachable, which never arrived.",
 		}, []string{"kind", "result"}),
 		admitted: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "shoal_agent_admitted_peers", Help: "Peers that the swarm's gate lets in.",
@@ -27,7 +28,8 @@ func newMetrics(reg prometheus.Registerer, a *Agent) (*metrics, error) {
 	}
 	synced := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "shoal_agent_api_synced",
-		Help: "1 once every watch has read its first list from the API server; 0 while the agent goes by what it remembers.",
+		Help: "1 once every watch has read its first list from the API server; " +
+			"0 while the agent goes by what it remembers.",
 	}, func() float64 {
 		for _, i := range a.api.informers() {
 			if !i.HasSynced() {

@@ -36,7 +36,8 @@ const (
 
 func newWriter(kind string, interval time.Duration, burst int,
 	write func(context.Context) (bool, error), m *metrics, log *slog.Logger) *writer {
-	return &writer{kind: kind, interval: interval, burst: burst, changed: newSignal(), write: write, metrics: m, log: log}
+	return &writer{kind: kind, interval: interval, burst: burst, changed: newSignal(), write: write, metrics: m,
+		log: log}
 }
 
 // run writes until ctx ends.

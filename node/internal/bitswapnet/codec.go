@@ -77,7 +77,8 @@ func decode(frame []byte) (message.BitSwapMessage, error) {
 		return nil, fmt.Errorf("decode Bitswap message: %w", err)
 	}
 	if len(rest) > maxRest || len(payload) > maxBlocks {
-		return nil, fmt.Errorf("decode Bitswap message: %d blocks, of which %d are allowed, and %d bytes besides them, of which %d are",
+		return nil, fmt.Errorf("decode Bitswap message: %d blocks, of which %d are allowed, and %d bytes "+
+			"besides them, of which %d are",
 			len(payload), maxBlocks, len(rest), maxRest)
 	}
 	m, _, err := message.FromMsgReader(&single{msg: rest})

@@ -61,32 +61,40 @@ var options = []option{
 	{"registry.listen", "address `host:port` of the registry front, which the runtime uses as a mirror"},
 	{"registry.defaultRegistry",
 		"registry `host` meant by requests that name none, as those of Docker, ORAS and skopeo do"},
-	{"registry.ranges", "what a request for a part of a blob that is not here gets: Chunks, just those it needs, by the word of the agent that read them from the registry; or Verified, nothing before the whole is here and matches its digest"},
+	{"registry.ranges", "what a request for a part of a blob that is not here gets: " +
+		"Chunks, just those it needs, by the word of the agent that read them from the registry; " +
+		"or Verified, nothing before the whole is here and matches its digest"},
 	{"registry.readAhead",
-		"`size` of the next layers of an image that are fetched, at most, before the runtime, which downloads a few at a time, asks for them; 0: none"},
+		"`size` of the next layers of an image that are fetched, at most, before the runtime, which downloads a few " +
+			"at a time, asks for them; 0: none"},
 	{"registry.firstByteTimeout",
 		"bound on the wait for the first byte of an answer; then the runtime is sent to the registry itself"},
 	{"registry.drainTimeout", "bound on the wait for running answers at shutdown"},
 	{"hub.enabled", "serve clients of a model hub, such as huggingface_hub, whose HF_ENDPOINT is http://<hub.listen>"},
 	{"hub.listen", "address `host:port` of the hub front"},
 	{"hub.endpoint", "base `URL` of the hub; the front asks no other"},
-	{"hub.allowFrom", "address `ranges`, such as 10.42.0.0/16, of callers that may use the hub front besides this machine's own"},
-	{"hub.urls", "`URLs`, such as https://files.example/models/, below which GET /sha256/DIGEST/https/HOST/PATH of the hub front gives files; none: it gives none"},
+	{"hub.allowFrom", "address `ranges`, such as 10.42.0.0/16, of callers that may use the hub front " +
+		"besides this machine's own"},
+	{"hub.urls", "`URLs`, such as https://files.example/models/, below which GET /sha256/DIGEST/https/HOST/PATH of " +
+		"the hub front gives files; none: it gives none"},
 	{"admin.listen", "address `host:port` of health, metrics, profiles and the read-only view"},
 	{"metrics.listen", "address `host:port` of metrics alone, for other machines; empty: none"},
 	{"metrics.certFile", "`file` with the certificate of metrics.listen, as PEM; empty: plain HTTP"},
 	{"metrics.keyFile", "`file` with the key of metrics.certFile"},
 	{"metrics.tokenReview",
-		"give the metrics of metrics.listen only to who shows the token of an account that the API server lets GET /metrics"},
+		"give the metrics of metrics.listen only to who shows the token of an account that the " +
+			"API server lets GET /metrics"},
 	{"upstream.allowAddresses",
-		"`ranges` of the node's own addresses, such as 127.0.0.0/8, at which registries are asked though upstreams does not list them; others of loopback, link-local, multicast and metadata services are not"},
+		"`ranges` of the node's own addresses, such as 127.0.0.0/8, at which registries are asked though upstreams " +
+			"does not list them; others of loopback, link-local, multicast and metadata services are not"},
 	{"swarm.listen", "TCP `multiaddrs` to listen on for other agents, IPv4 and IPv6"},
 	{"swarm.announce", "`multiaddrs` told to other agents instead of the listening ones"},
 	{"swarm.bootstrap", "`multiaddrs` with /p2p/<peer ID> of the agents to start from; none starts a swarm"},
 	{"swarm.zone", "`name` of the node's zone; bytes of a pull cross into a zone once"},
 	{"swarm.protocolPrefix",
 		"`prefix` of the swarm's protocols; agents with different ones do not speak with one another"},
-	{"swarm.admission", "who may join: Open, List or Kubernetes (default: Kubernetes where kubernetes.enabled, List where swarm.peers is set, else Open)"},
+	{"swarm.admission", "who may join: Open, List or Kubernetes (default: " +
+		"Kubernetes where kubernetes.enabled, List where swarm.peers is set, else Open)"},
 	{"swarm.peers", "`peer IDs` that may join when admission is List, besides those of swarm.bootstrap"},
 	{"swarm.connections.low", "`number` of connections left after closing the least useful ones"},
 	{"swarm.connections.high", "`number` of connections above which the least useful ones are closed"},
@@ -112,7 +120,8 @@ var options = []option{
 		"bound on the bytes read from a registry, a `size` per second; 0: none"},
 	{"policy.bandwidth.upload", "bound on the bytes sent to other agents, a `size` per second; 0: none"},
 	{"policy.bandwidth.download", "bound on the bytes taken from other agents, a `size` per second; 0: none"},
-	{"mirror.stateDir", "`directory` of the originals that mirror install keeps; what is amiss with the mirrors is reported; empty: it is not"},
+	{"mirror.stateDir", "`directory` of the originals that mirror install keeps; " +
+		"what is amiss with the mirrors is reported; empty: it is not"},
 	{"mirror.runtime", "the node's runtime, as mirror install was told: " + runtimes()},
 	{"mirror.root", "`directory` where the node's file system is mounted"},
 	{"mirror.path", "`path` on the node of the runtime's mirror configuration; empty: the runtime's"},
@@ -125,7 +134,8 @@ var options = []option{
 	{"kubernetes.kubeconfig", "`file` with the API server's address and credentials; empty: the pod's service account"},
 	{"kubernetes.namespace", "`namespace` that the agent runs in"},
 	{"kubernetes.runtimeEndpoint",
-		"`address` of the runtime's CRI socket, such as unix:///run/containerd/containerd.sock, for pins that load images into it"},
+		"`address` of the runtime's CRI socket, such as unix:///run/containerd/containerd.sock, for " +
+			"pins that load images into it"},
 }
 
 // runtimes lists what mirror.runtime may be.

@@ -64,7 +64,8 @@ func (c *Config) validateMetrics(p *problems) {
 	}
 	if (m.CertFile == "") != (m.KeyFile == "") {
 		p.add("metrics.certFile",
-			"a certificate needs its key, and a key its certificate; set metrics.certFile and metrics.keyFile, or neither")
+			"a certificate needs its key, and a key its certificate; "+
+				"set metrics.certFile and metrics.keyFile, or neither")
 	}
 	if m.TokenReview && !c.Kubernetes.Enabled {
 		p.add("metrics.tokenReview", "the API server reviews tokens, and kubernetes.enabled is false")
@@ -174,7 +175,8 @@ var domain = regexp.MustCompile(`^(?:` + reference.DomainRegexp.String() + `)$`)
 
 func checkRegistry(p *problems, key, host string) {
 	if !domain.MatchString(host) {
-		p.add(key, "%q is no registry; want a host as image references spell it, such as registry.example or 10.0.0.1:5000, without scheme or path", host)
+		p.add(key, "%q is no registry; want a host as image references spell it, such as registry.example or "+
+			"10.0.0.1:5000, without scheme or path", host)
 	}
 }
 
@@ -226,7 +228,8 @@ func (c *Config) validateSwarm(p *problems) {
 		p.add("swarm.admission", "Kubernetes needs kubernetes.enabled; set it, or choose Open or List")
 	}
 	if s.Admission == AdmitList && len(s.Peers) == 0 {
-		p.add("swarm.peers", "empty, so with admission List nobody could join; list peer IDs (`shoal-node id` prints an agent's), or choose another admission")
+		p.add("swarm.peers", "empty, so with admission List nobody could join; "+
+			"list peer IDs (`shoal-node id` prints an agent's), or choose another admission")
 	}
 	if s.Admission != AdmitList && len(s.Peers) > 0 {
 		p.add("swarm.peers", "has no effect when swarm.admission is %s; choose List, or leave swarm.peers empty",
@@ -236,7 +239,8 @@ func (c *Config) validateSwarm(p *problems) {
 
 func checkTCP(p *problems, key string, addr ma.Multiaddr) {
 	if len(addr) < 2 || addr[len(addr)-1].Code() != ma.P_TCP {
-		p.add(key, "%s; want an address and a TCP port, such as /ip4/0.0.0.0/tcp/5052 or /ip6/::/tcp/5052 (TCP is the only transport)", addr)
+		p.add(key, "%s; want an address and a TCP port, such as /ip4/0.0.0.0/tcp/5052 or /ip6/::/tcp/5052 "+
+			"(TCP is the only transport)", addr)
 	}
 }
 
@@ -247,7 +251,8 @@ func (c *Config) validateStore(p *problems) {
 	}
 	if s.Capacity.Share == 0 && s.Capacity.Bytes < content.ChunkSize {
 		p.add("store.capacity",
-			"%s is less than a chunk of 1MiB; want a size with its unit, such as 20GiB, or a share of the disk such as 30%%", s.Capacity)
+			"%s is less than a chunk of 1MiB; "+
+				"want a size with its unit, such as 20GiB, or a share of the disk such as 30%%", s.Capacity)
 	}
 	if s.ScrubInterval < 0 {
 		p.add("store.scrubInterval", "%s is negative; want 0 for never, or more", s.ScrubInterval)
@@ -370,7 +375,8 @@ func (c *Config) Warnings() []string {
 	host, _, _ := net.SplitHostPort(c.Registry.Listen)
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
 		warnings = append(warnings,
-			fmt.Sprintf("registry.listen: %s is reachable from other machines, and credentials arrive there without encryption; "+
+			fmt.Sprintf("registry.listen: %s is reachable from other machines, and credentials arrive "+
+				"there without encryption; "+
 				"127.0.0.1 serves the runtime of this node", c.Registry.Listen))
 	}
 	if path := c.Store.RuntimePath; path != "" {
@@ -390,7 +396,8 @@ func (c *Config) Warnings() []string {
 	}
 	if c.Swarm.Admission == AdmitAll {
 		warnings = append(warnings,
-			"swarm.admission: Open lets every machine that reaches swarm.listen read what is cached; use List or Kubernetes outside of trusted networks")
+			"swarm.admission: Open lets every machine that reaches swarm.listen read what is cached; "+
+				"use List or Kubernetes outside of trusted networks")
 	}
 	return warnings
 }

@@ -4,7 +4,8 @@
 // Files in the order in which a cold blob meets them:
 //
 //	fetcher.go   Open: a blob that the store has, a running fetch, or a new one
-//	fetch.go     one running fetch: its file, its tie to the coordinator, its end. What to ask of whom a schedule.Participant chooses
+//	fetch.go     one running fetch: its file, its tie to the coordinator, its end. What to ask of whom a
+//	             schedule.Participant chooses
 //	upstream.go  reading the runs that the coordinator leased to this node
 //	askers.go    with whose credentials; tokens that expire in the middle
 //	reader.go    callers that follow the growing blob; the last chunk is held back until the digest is known to match

@@ -643,7 +643,7 @@ func (f *fetch) tick(ctx context.Context) {
 			}
 			making := f.rooming.Load() > 0
 			reading := f.moved.Swap(false) || f.awaited.Load() > 0 || making
-			f.update(func(now time.Time) { //nolint:contextcheck // a lease is read for all callers, under the fetch's own context
+			f.update(func(now time.Time) {
 				f.hear(now, heard)
 				if making {
 					f.part.Busy(now)

@@ -213,7 +213,8 @@ func New(o Options) *Fetcher {
 		}),
 		reliefs: reg.NewCounter(prometheus.CounterOpts{
 			Name: "shoal_upstream_reliefs_total",
-			Help: "Pieces that a caller waited for and nobody brought, so that this node read them from upstream itself.",
+			Help: "Pieces that a caller waited for and nobody brought, so that this node read " +
+				"them from upstream itself.",
 		}),
 		stalls: reg.NewCounter(prometheus.CounterOpts{
 			Name: "shoal_peer_stalls_total", Help: "Chunks that a peer did not send in time or could not be asked for.",
@@ -367,7 +368,7 @@ func (fr *Fetcher) attach(ctx context.Context, req content.Request) (*fetch, err
 			if err := f.giveWay(ctx); err != nil {
 				return nil, err
 			}
-		} else if f.attach(req) { //nolint:contextcheck // a lease is read for all callers, under the fetch's own context
+		} else if f.attach(req) {
 			return f, nil
 		}
 		select { // it has ended, and a new one can start as soon as it lets go of the ingest

@@ -84,7 +84,7 @@ func (r *reader) Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 		if toEnd := off+n == size && !r.part; held || toEnd {
 			first, last = 0, content.Chunks(size)-1
 		}
-		r.f.demand(first, last) //nolint:contextcheck // a lease is read for all callers, under the fetch's own context
+		r.f.demand(first, last)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	return &stream{f: r.f, number: r.f.number(), ctx: ctx, cancel: cancel, pos: off, left: n, held: held}, nil
@@ -93,7 +93,7 @@ func (r *reader) Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 // ensure waits until the whole blob is committed.
 func (r *reader) ensure(ctx context.Context) error {
 	f := r.f
-	f.demand(0, content.Chunks(r.Size())-1) //nolint:contextcheck // a lease is read for all callers, under the fetch's own context
+	f.demand(0, content.Chunks(r.Size())-1)
 	defer f.hungry(f.part.FirstAbsent)()
 	if err := f.await(ctx, func() bool { return f.committed }); err != nil {
 		return fmt.Errorf("ensure %s: %w", f.digest, err)
@@ -202,7 +202,7 @@ func (f *fetch) awaitChunk(ctx context.Context, reader, i int, held bool) error 
 		return f.part.Has(i) && (i < f.part.Len()-1 || !f.part.NeedsAll())
 	}
 	now := false
-	f.update(func(at time.Time) { //nolint:contextcheck // a lease is read for all callers, under the fetch's own context
+	f.update(func(at time.Time) {
 		if now = there(); !now {
 			f.part.SetPosition(at, reader, i)
 		}

@@ -17,8 +17,8 @@ const (
 	// reliefSteps is how often, in Options.Patience, it is looked at how a caller who waits fares.
 	reliefSteps = 20
 	// mostPatience is the part of Options.Patience that a caller waits at the least while another node is known to wait
-	// for the registry. A registry that is asked by one more answers no sooner. But the other may be cut off from it, and
-	// what is left is for asking it.
+	// for the registry. A registry that is asked by one more answers no sooner. But the other may be cut off from it,
+	// and what is left is for asking it.
 	mostPatience = 0.75
 	// reliefPause is for how long a vain relief is not repeated, and how soon after one that helped the next may
 	// follow.

@@ -4,13 +4,14 @@
 //
 // The gate remembers two things, and a caller reads content when both hold.
 //
-//   - Whom a source accepted. It is asked with the caller's own credentials, and its yes holds for the policy's time. Where
-//     callers show tokens, which do not outlive an outage, it is also asked what it lets anyone read.
-//   - What a source has. A source that says so claims it. The claim proves nothing, because a digest is no secret, and anyone
-//     may name a host that claims every digest. So a claim is enough only for content that nobody in the swarm holds: it then
-//     comes from that source or not at all. Content that came from elsewhere is given in the name of a source once the source
-//     has proved that it has it too: by bytes that it gave to this node before, by the word of another node to which it proved
-//     it, or by a sample at a place of the gate's choosing. Manifests are sampled whole.
+//   - Whom a source accepted. It is asked with the caller's own credentials, and its yes holds for the policy's time.
+//     Where callers show tokens, which do not outlive an outage, it is also asked what it lets anyone read.
+//   - What a source has. A source that says so claims it. The claim proves nothing, because a digest is no secret, and
+//     anyone may name a host that claims every digest. So a claim is enough only for content that nobody in the swarm
+//     holds: it then comes from that source or not at all. Content that came from elsewhere is given in the name of a
+//     source once the source has proved that it has it too: by bytes that it gave to this node before, by the word of
+//     another node to which it proved it, or by a sample at a place of the gate's choosing. Manifests are sampled
+//     whole.
 //
 // What a manifest lists is proof of nothing: whoever pushed it made it up.
 //

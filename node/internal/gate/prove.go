@@ -204,8 +204,8 @@ func (g *Gate) compare(ctx context.Context, req Request, r content.Reader, fromP
 	return nil
 }
 
-// choose picks what a source must give: the whole of what is small, else a part at a random place that is hard to guess.
-// Of what other nodes hold it lies in the first chunk, which the caller needs first.
+// choose picks what a source must give: the whole of what is small, else a part at a random place that is hard to
+// guess. Of what other nodes hold it lies in the first chunk, which the caller needs first.
 func choose(ctx context.Context, r content.Reader, fromPeers bool) (off, n int64, err error) {
 	span := r.Size()
 	if span <= sampleSize {

@@ -19,8 +19,8 @@ func Command(m *mirror.Options) *cobra.Command {
 
 It runs beside the agent, as a process of its own, until it is told to end. While the agent answers, the guard keeps the
 mirror installed. An agent whose port accepts connections and does not answer holds up every pull of the node: the guard
-ends such an agent after --patience, so that pulls go on from the registry, and removes the mirror if that does not help.
-Whatever started the agent has to start it again. When the guard ends it removes the mirror.`,
+ends such an agent after --patience, so that pulls go on from the registry, and removes the mirror if that does not
+help. Whatever started the agent has to start it again. When the guard ends it removes the mirror.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.Mirror = *m

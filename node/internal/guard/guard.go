@@ -226,6 +226,7 @@ func (g *guard) leave() error {
 	case err := <-left:
 		return err
 	case <-late.C:
-		return fmt.Errorf("the mirror is not removed: a disk has not answered for %s; run shoal-node mirror remove when it does", leaveWithin)
+		return fmt.Errorf("the mirror is not removed: a disk has not answered for %s; "+
+			"run shoal-node mirror remove when it does", leaveWithin)
 	}
 }

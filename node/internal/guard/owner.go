@@ -50,7 +50,8 @@ func end(port uint64) (int, error) {
 		killed++
 	}
 	if killed == 0 {
-		return 0, fmt.Errorf("the process that listens on port %d cannot be seen; the guard needs the agent's process namespace and user", port)
+		return 0, fmt.Errorf("the process that listens on port %d cannot be seen; "+
+			"the guard needs the agent's process namespace and user", port)
 	}
 	return killed, nil
 }

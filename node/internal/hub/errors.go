@@ -108,7 +108,8 @@ func (x *exchange) verdict(err error) (int, []byte) {
 		return http.StatusBadGateway, nil
 	}
 	h.Set("Retry-After", strconv.Itoa(retrySoon))
-	h.Set("X-Error-Message", "the hub, or the host of the URL, cannot be asked, and what is asked for is not known here")
+	h.Set("X-Error-Message", "the hub, or the host of the URL, cannot be asked, and what is "+
+		"asked for is not known here")
 	return http.StatusServiceUnavailable, nil
 }
 

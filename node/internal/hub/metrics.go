@@ -22,7 +22,8 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		Metrics: answers,
 		questions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shoal_hub_questions_total",
-			Help: "Requests that this node sent to the hub itself, but for ranges of large files, by method and status code (0: no answer).",
+			Help: "Requests that this node sent to the hub itself, but for ranges of large files, by method and " +
+				"status code (0: no answer).",
 		}, []string{"method", "code"}),
 		stale: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "shoal_hub_stale_total",

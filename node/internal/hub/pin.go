@@ -27,7 +27,7 @@ func (f *Front) Files(ctx context.Context, repository content.Repository, revisi
 	if err != nil {
 		return nil, err
 	}
-	files, err := f.filesAt(x.R.Context(), x, revision, commit, keep, get)
+	files, err := f.filesAt(x.R.Context(), x, revision, commit, keep, get) //nolint:contextcheck // ctx and the rule
 	if err != nil {
 		return nil, upstreamError(err)
 	}

@@ -51,8 +51,9 @@ func (f *Front) url(x *exchange) error {
 		return errBadPath
 	}
 	if !f.permits(x.route.from, x.route.path) {
-		return &httpError{http.StatusForbidden, "", fmt.Sprintf("%s://%s%s is below no URL of hub.urls, to which whoever "+
-			"runs the agents can add one", x.route.from.Scheme, x.route.from.Host, x.route.path)}
+		return &httpError{http.StatusForbidden, "",
+			fmt.Sprintf("%s://%s%s is below no URL of hub.urls, to which whoever "+
+				"runs the agents can add one", x.route.from.Scheme, x.route.from.Host, x.route.path)}
 	}
 	repository := urlSource(x.route.from, x.route.path, query)
 	if x.rule = f.opts.Rules(repository); x.rule.Mode == policy.Bypass {

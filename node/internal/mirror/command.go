@@ -45,8 +45,8 @@ Where containerd does not read the directory, install and status say so. With --
 config_path that is a list, as it is by default since containerd 2.2, needs no restart; one that is not set is set in
 containerd's configuration, and then containerd has to be restarted.
 
-The exit code of status is 0 where the runtime asks the agent for the registries it was installed for, and 1 where it does
-not, as far as the files show. The exit code of remove is 1 where an entry could not be taken out.`,
+The exit code of status is 0 where the runtime asks the agent for the registries it was installed for, and 1 where it
+does not, as far as the files show. The exit code of remove is 1 where an entry could not be taken out.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -60,7 +60,8 @@ not, as far as the files show. The exit code of remove is 1 where an entry could
 		"the node's `runtime`: "+strings.Join(runtimes, ", "))
 	flags.StringVar(&o.Endpoint, "endpoint", "http://127.0.0.1:5050", "`URL` of the agent's registry front")
 	flags.StringSliceVar(&o.Registries, "registry", nil,
-		"`host` to mirror, as image references spell it; may be given again (default: all that have no configuration of their own)")
+		"`host` to mirror, as image references spell it; may be given again (default: "+
+			"all that have no configuration of their own)")
 	flags.StringVar(&o.Root, "root", "/", "`directory` where the node's file system is mounted")
 	flags.StringVar(&o.Path, "path", "",
 		"`path` on the node of the runtime's mirror configuration (default: the runtime's)")

@@ -125,22 +125,27 @@ func (o Options) why(s settings, r release, dirs []string) (f Finding, ok bool) 
 			s.refused)
 	case s.legacy:
 		f.Kind, f.Message = LegacyMirrors, fmt.Sprintf(
-			"has registry.mirrors or registry.configs with tls, with which containerd does not read %s; move them to hosts.toml files, set config_path = %q in %s, and restart containerd",
+			"has registry.mirrors or registry.configs with tls, with which containerd does not read %s; "+
+				"move them to hosts.toml files, set config_path = %q in %s, and restart containerd",
 			o.mirrors(), o.mirrors(), registryTables2and3)
 	case s.configPath == "":
 		f.Kind, f.Message = ConfigPathUnset, fmt.Sprintf(
-			"does not set config_path, without which containerd before 2.2 reads no mirrors; set config_path = %q in %s, and restart containerd, or install with --fix-config-path",
+			"does not set config_path, without which containerd before 2.2 reads no mirrors; "+
+				"set config_path = %q in %s, and restart containerd, or install with --fix-config-path",
 			o.mirrors(), registryTables2and3)
 	case !s.set && !slices.Contains(list, dirs[0]):
 		f.Kind, f.Message = ConfigPathUnset, fmt.Sprintf(
-			"does not set config_path, without which this containerd reads %q, and not %s; set config_path = %q in %s, and restart containerd, or install with --fix-config-path",
+			"does not set config_path, without which this containerd reads %q, and not %s; "+
+				"set config_path = %q in %s, and restart containerd, or install with --fix-config-path",
 			s.configPath, dirs[0], dirs[0], registryTables2and3)
 	case !slices.Contains(list, dirs[0]) && s.configPath != dirs[0]:
 		f.Kind, f.Message = ConfigPathElsewhere, fmt.Sprintf(
-			"has config_path = %q, so containerd does not read %s; give one of those directories, or change config_path and restart containerd", s.configPath, dirs[0])
+			"has config_path = %q, so containerd does not read %s; "+
+				"give one of those directories, or change config_path and restart containerd", s.configPath, dirs[0])
 	case s.transfer && len(list) > 1 && !o.leadsTo(s.configPath, dirs[0]):
 		f.Kind, f.Message = ConfigPathList, fmt.Sprintf(
-			"config_path is %q, which containerd 2.1 and later take for one directory of that name, so they read no mirrors; install with --fix-config-path, or set config_path = %q in %s and restart containerd",
+			"config_path is %q, which containerd 2.1 and later take for one directory of that name, so they read no "+
+				"mirrors; install with --fix-config-path, or set config_path = %q in %s and restart containerd",
 			s.configPath, dirs[0], registryTables2and3)
 	default:
 		return f, false

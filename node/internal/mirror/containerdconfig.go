@@ -171,7 +171,8 @@ func mergeV1(files []configFile, r release) section {
 	for _, f := range files {
 		for _, plugin := range slices.Sorted(maps.Keys(f.plugins)) {
 			if version == 2 && (!strings.HasPrefix(plugin, "io.containerd.") || strings.Count(plugin, ".") < 3) {
-				return section{refused: fmt.Sprintf("%s names the plugin %q as version 1 does, and the files together have version 2", f.path, plugin)}
+				return section{refused: fmt.Sprintf("%s names the plugin %q as version 1 does, and the "+
+					"files together have version 2", f.path, plugin)}
 			}
 		}
 		if f.plugins[name] != nil {
@@ -191,7 +192,8 @@ func mergeV2(files []configFile) section {
 		case f.version >= 2:
 			version = f.version
 		case version > 3:
-			return section{refused: fmt.Sprintf("%s comes after one of version %d, which this release cannot bring it to", f.path, version)}
+			return section{refused: fmt.Sprintf("%s comes after one of version %d, which this "+
+				"release cannot bring it to", f.path, version)}
 		case f.plugins[criV1] != nil:
 			f.plugins = merged(f.plugins, map[string]any{criV2: f.plugins[criV1]})
 		}

@@ -220,7 +220,8 @@ func (o *Options) check() error {
 		if registry != All &&
 			(registry == "" || registry == "_default" || strings.ContainsAny(registry, "/\\*\"'# \t\n") ||
 				strings.HasPrefix(registry, ".")) {
-			return fmt.Errorf("registry %q: want a host as image references spell it, such as docker.io or registry.example:5000, or %q for all", registry, All)
+			return fmt.Errorf("registry %q: want a host as image references spell it, such as docker.io or "+
+				"registry.example:5000, or %q for all", registry, All)
 		}
 	}
 	u, err := url.Parse(o.Endpoint)
@@ -535,14 +536,17 @@ func Status(o Options) (Result, error) {
 			}
 			continue
 		case err == nil && now.exists == rec.Existed && bytes.Equal(now.content, rec.Original):
-			f.Kind, f.Message = Missing, "does not hold what was to be written: an installation did not come to its end; install again, or remove the mirror"
+			f.Kind, f.Message = Missing, "does not hold what was to be written: "+
+				"an installation did not come to its end; install again, or remove the mirror"
 		case err != nil || !now.exists:
 			f.Kind, f.Message = Missing, "was removed since it was written; install again, or remove the mirror"
 		case !rec.mentions(now.content):
-			f.Kind, f.Message = Missing, "was edited since it was written, and does not name the agent any more; install again, or remove the mirror"
+			f.Kind, f.Message = Missing, "was edited since it was written, and does not name the agent any more; "+
+				"install again, or remove the mirror"
 		default:
 			result.Changed = append(result.Changed, path)
-			f.Kind, f.Message = Edited, "was edited since it was written; removal keeps the edit and takes out the agent's entries"
+			f.Kind, f.Message = Edited, "was edited since it was written; "+
+				"removal keeps the edit and takes out the agent's entries"
 		}
 		result.Findings = append(result.Findings, f)
 	}
@@ -566,7 +570,8 @@ func (st *state) without(o Options, targets []target) (found []Finding) {
 			continue
 		}
 		f := Finding{Missing, t.path,
-			"does not name the agent, and so is not mirrored: it was not there when the mirror was installed; install again"}
+			"does not name the agent, and so is not mirrored: it was not there when the mirror was installed; " +
+				"install again"}
 		now, err := readFile(o.on(t.path))
 		if err == nil {
 			_, err = t.insert(now.content)

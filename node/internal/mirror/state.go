@@ -87,7 +87,8 @@ func loadState(dir string) (*state, error) {
 		return nil, fmt.Errorf("state file %s: %w", path, err)
 	}
 	if st.Version != stateVersion {
-		return nil, fmt.Errorf("state file %s has version %d; this program knows %d: use the one that installed the mirror", path, st.Version, stateVersion)
+		return nil, fmt.Errorf("state file %s has version %d; this program knows %d: "+
+			"use the one that installed the mirror", path, st.Version, stateVersion)
 	}
 	return st, nil
 }

@@ -73,7 +73,8 @@ func checkPattern(pattern string) error {
 		switch {
 		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', strings.ContainsRune("*./-_:[]", c):
 		default:
-			return fmt.Errorf("pattern %q: %q occurs in no repository; want host/path such as registry.example/team-*/**", pattern, c)
+			return fmt.Errorf("pattern %q: %q occurs in no repository; "+
+				"want host/path such as registry.example/team-*/**", pattern, c)
 		}
 	}
 	if pattern == "" || strings.Contains(pattern, "//") || strings.HasPrefix(pattern, "/") ||

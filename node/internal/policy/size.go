@@ -30,7 +30,8 @@ func ParseSize(text string) (Size, error) {
 	end := strings.LastIndexAny(s, "0123456789.") + 1
 	number, err := strconv.ParseFloat(s[:end], 64)
 	if err != nil || math.IsInf(number, 0) || math.IsNaN(number) || number < 0 {
-		return Size{}, fmt.Errorf("size %q: want a number with a unit, such as 20GiB or 500MB, or a share of the disk, such as 80%%", text)
+		return Size{}, fmt.Errorf("size %q: want a number with a unit, such as 20GiB or 500MB, or a share "+
+			"of the disk, such as 80%%", text)
 	}
 	unit := strings.TrimSpace(s[end:])
 	if unit == "%" {

@@ -81,7 +81,8 @@ func New(log *slog.Logger, reg prometheus.Registerer) *Record {
 		log: log, fetches: fetches,
 		saved: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shoal_saved_bytes_total",
-			Help: "Bytes given to callers that were not read from their registry by this node: what the cache has saved it.",
+			Help: "Bytes given to callers that were not read from their registry by this node: " +
+				"what the cache has saved it.",
 		}, []string{"registry"}),
 	}
 	if reg != nil {

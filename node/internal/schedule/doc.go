@@ -40,8 +40,8 @@
 //
 // What decides is who lives, and not how long something takes. While a reader of upstream says that it reads, the
 // table tells those who need what it reads, and they go on waiting, up to an end. A peer that was asked for chunks and
-// is silent is pinged; it is passed over when it takes far longer to answer than it and others took so far. One of which
-// several participants say so, and which does not report itself, loses its leases.
+// is silent is pinged; it is passed over when it takes far longer to answer than it and others took so far. One of
+// which several participants say so, and which does not report itself, loses its leases.
 //
 // # What is said, and what is so
 //

@@ -77,8 +77,8 @@ const (
 	batch = 8
 	// fewBefore is how many chunks a peer sends before another, if that is to be raised.
 	fewBefore = 2
-	// longPatience is for how many times ParticipantConfig.PeerPatience a peer may send bytes, and no chunk; and for how
-	// many times CoordinatorPatience a coordinator may say that another reads.
+	// longPatience is for how many times ParticipantConfig.PeerPatience a peer may send bytes, and no chunk; and for
+	// how many times CoordinatorPatience a coordinator may say that another reads.
 	longPatience = 4
 	// pingAfter is after how long a peer that is asked and not heard of is pinged. One that then keeps silent for
 	// farLonger times as long as the slowest answer so far, and shortSilence at the least, is dead.

@@ -47,8 +47,8 @@ func (p *Plans) openUp(now time.Time) {
 	}
 }
 
-// awaitWord begins, at the first call, the wait for a participant that says the size and has yet to show that it has any
-// of the blob. It reports whether the wait goes on.
+// awaitWord begins, at the first call, the wait for a participant that says the size and has yet to show that it has
+// any of the blob. It reports whether the wait goes on.
 func (p *Plans) awaitWord(now time.Time) bool {
 	if p.believed(false) != nil || p.believed(true) == nil {
 		return false

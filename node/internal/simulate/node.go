@@ -86,8 +86,8 @@ func (n *node) start() {
 	}
 }
 
-// pull has a reader ask for the next blob that is not here, from its start. The blobs after it are begun, too, as far as
-// Config.ReadAhead goes.
+// pull has a reader ask for the next blob that is not here, from its start. The blobs after it are begun, too, as far
+// as Config.ReadAhead goes.
 func (n *node) pull() {
 	for n.next < len(n.fetches) && n.fetches[n.next].complete {
 		n.next++

@@ -9,8 +9,8 @@
 //	<path>/ingest/sha256/<hex>        a sparse file: chunk i at offset i MiB
 //	<path>/ingest/sha256/<hex>.chunks its journal: which chunks are present, under which CIDs
 //	<path>/runtime/sha256/ab/<hex>.map the map of a blob whose bytes are in the runtime's content store
-//	<path>/index.db                   bbolt: chunk and node CID to blob; last uses. Made again from the maps if lost, when the
-//	                                  last use of a blob is taken to be its commit
+//	<path>/index.db                   bbolt: chunk and node CID to blob; last uses. Made again from the maps if lost,
+//	                                  when the last use of a blob is taken to be its commit
 //	<path>/state.db                   bbolt: pins and other packages' memories (KV). Synced at every change
 //
 // A name that ends in .tmp is a small file being replaced; recovery removes it.
@@ -31,8 +31,9 @@
 //  2. fail (content.ErrNoSpace) if no eviction could make the whole size fit. Nothing is evicted yet, because a size is
 //     somebody's word until the digest has been checked
 //  3. open file and journal; take over present chunks, after hashing each if the journal is of an earlier boot
-//  4. for each chunk, in any order: evict until it fits below the limits, or fail (content.ErrNoSpace); pwrite the bytes; then
-//     pwrite the journal slot; then it is visible as a block. Above the high watermark the maintainer evicts on meanwhile
+//  4. for each chunk, in any order: evict until it fits below the limits, or fail (content.ErrNoSpace); pwrite the
+//     bytes; then pwrite the journal slot; then it is visible as a block. Above the high watermark the maintainer
+//     evicts on meanwhile
 //  5. behind the contiguous prefix a goroutine computes the blob's digest from the page cache
 //
 // # Commit

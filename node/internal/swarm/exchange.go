@@ -94,7 +94,8 @@ type change struct {
 }
 
 func newExchange(
-	ctx context.Context, net network.BitSwapNetwork, bs blockstore.Blockstore, guard bitswapnet.Guard, m *metrics, log *slog.Logger,
+	ctx context.Context, net network.BitSwapNetwork, bs blockstore.Blockstore, guard bitswapnet.Guard, m *metrics,
+	log *slog.Logger,
 ) *exchange {
 	recent, err := lru.New[cid.Cid, arrival](maxRecent)
 	if err != nil {

@@ -18,7 +18,8 @@ func LoadIdentity(path string) (crypto.PrivKey, error) {
 	if err == nil {
 		key, err := crypto.UnmarshalPrivateKey(raw)
 		if err != nil {
-			return nil, fmt.Errorf("identity %s holds no private key: %w; restore it, or remove it to get a new peer ID", path, err)
+			return nil, fmt.Errorf("identity %s holds no private key: %w; "+
+				"restore it, or remove it to get a new peer ID", path, err)
 		}
 		return key, nil
 	}

@@ -409,8 +409,8 @@ const (
 	maxLeases = 64
 	// maxPending is how many orders may wait to be taken.
 	maxPending = 4 * maxList
-	// orderWork is what taking in an order costs, in microseconds, and vainWork what one costs that leads nowhere. A fetch
-	// wakes for it all the same, and no coordinator has reason to send many.
+	// orderWork is what taking in an order costs, in microseconds, and vainWork what one costs that leads nowhere. A
+	// fetch wakes for it all the same, and no coordinator has reason to send many.
 	orderWork = 10
 	vainWork  = 1000
 )

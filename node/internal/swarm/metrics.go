@@ -46,7 +46,8 @@ func newMetrics(r prometheus.Registerer, s *Swarm) *metrics {
 		}),
 		joins: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "shoal_coordinator_joins_total",
-			Help: "Fetches that joined a coordinator, by who it was: remote, self, or alone where none answered in time.",
+			Help: "Fetches that joined a coordinator, by who it was: " +
+				"remote, self, or alone where none answered in time.",
 		}, []string{"coordinator"}),
 		bans: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "shoal_peer_bans_total", Help: "Peers banned, by what they did.",

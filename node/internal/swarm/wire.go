@@ -27,10 +27,12 @@ import (
 //
 // The wire grows by fields, not by versions, so that agents of two releases share one coordinator and one plan:
 //
-//   - A new field takes a new number. A receiver that does not know it passes over it, a sender leaves out what is empty.
+//   - A new field takes a new number. A receiver that does not know it passes over it, a sender leaves out what is
+//     empty.
 //   - What a field is without must mean what it meant before the field was there.
-//   - A number is never given to another field, and a field never changes its type or its unit. Indexes and runs count chunks:
-//     whoever wants pieces smaller than a chunk, or several blobs in one room, says so in a field of hello and of welcome.
+//   - A number is never given to another field, and a field never changes its type or its unit. Indexes and runs count
+//     chunks: whoever wants pieces smaller than a chunk, or several blobs in one room, says so in a field of hello and
+//     of welcome.
 //   - An enumeration treats a value that it does not know as its first one.
 const (
 	maxFrame = 1 << 20

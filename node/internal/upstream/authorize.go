@@ -120,7 +120,8 @@ func (c *Client) newToken(ctx context.Context, repo content.Repository, cred pul
 		challenge.Insecure = true
 		if u, err := url.Parse(challenge.Parameters["realm"]); err == nil {
 			if u.Scheme == "http" && cred != (pullsecret.Credential{}) && !reg.plain() {
-				return token{}, fmt.Errorf("the token server %s of registry %s has no TLS, so it is sent no credentials: "+
+				return token{}, fmt.Errorf("the token server %s of registry %s has no TLS, so "+
+					"it is sent no credentials: "+
 					"have the registry name one with https, or list an endpoint of it with http", u.Redacted(),
 					reg.name)
 			}

@@ -253,7 +253,8 @@ func stripPod(o any) (any, error) {
 	p.ManagedFields, p.Annotations, p.OwnerReferences = nil, nil, nil
 	p.Spec = corev1.PodSpec{Containers: bare(p.Spec.Containers), InitContainers: bare(p.Spec.InitContainers)}
 	p.Status = corev1.PodStatus{Phase: p.Status.Phase,
-		ContainerStatuses: bareStatuses(p.Status.ContainerStatuses), InitContainerStatuses: bareStatuses(p.Status.InitContainerStatuses)}
+		ContainerStatuses:     bareStatuses(p.Status.ContainerStatuses),
+		InitContainerStatuses: bareStatuses(p.Status.InitContainerStatuses)}
 	return p, nil
 }
 

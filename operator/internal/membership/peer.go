@@ -61,7 +61,8 @@ type PeerReconciler struct {
 // SetupWithManager wires the reconciler to what it watches.
 func (r *PeerReconciler) SetupWithManager(ctx context.Context, mgr ctrl.Manager) error {
 	r.verdicts = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "shoal_operator_peer_verdicts_total", Help: "Changes of verdict about peers, by reason."}, []string{"reason"})
+		Name: "shoal_operator_peer_verdicts_total", Help: "Changes of verdict about peers, by reason."},
+		[]string{"reason"})
 	if err := r.Metrics.Register(r.verdicts); err != nil {
 		return fmt.Errorf("peer controller: %w", err)
 	}
@@ -178,7 +179,8 @@ func (r *PeerReconciler) publish(ctx context.Context, p *v1alpha1.Peer, v Verdic
 	status.Admitted = v.Admitted
 	status.AdmittedPeerID = p.Spec.PeerID
 	changed := condition.Set(&status.Conditions, metav1.Condition{Type: v1alpha1.ConditionAdmitted,
-		Status: condition.Status(v.Admitted), Reason: v.Reason, Message: v.Message, ObservedGeneration: p.Generation}, r.Clock.Now())
+		Status: condition.Status(v.Admitted), Reason: v.Reason, Message: v.Message, ObservedGeneration: p.Generation},
+		r.Clock.Now())
 	if equality.Semantic.DeepEqual(status, &p.Status) {
 		return nil
 	}

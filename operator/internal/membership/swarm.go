@@ -156,7 +156,8 @@ func (r *SwarmReconciler) describe(swarm *v1alpha1.Swarm, peers []v1alpha1.Peer,
 	for _, name := range bootstrap.Choose(members, before, int(swarm.Spec.BootstrapPeers)) {
 		p := peerOf[name]
 		status.Bootstrap = append(status.Bootstrap, v1alpha1.BootstrapPeer{
-			NodeName: name, PeerID: p.Spec.PeerID, Addresses: p.Spec.Addresses, Zone: nodeOf[name].Labels[swarm.Spec.ZoneKey]})
+			NodeName: name, PeerID: p.Spec.PeerID, Addresses: p.Spec.Addresses,
+			Zone: nodeOf[name].Labels[swarm.Spec.ZoneKey]})
 	}
 	switch {
 	case len(members) == 0:
@@ -178,7 +179,8 @@ func summarize(caches []v1alpha1.NodeCache) v1alpha1.SwarmSummary {
 		hits += c.Counters.Hits
 		requests += c.Counters.Hits + c.Counters.Misses
 		for sum, q := range map[*int64]*resource.Quantity{
-			&used: c.Usage.Bytes, &peers: c.Counters.PeerBytes, &upstream: c.Counters.UpstreamBytes, &saved: c.Counters.SavedBytes,
+			&used: c.Usage.Bytes, &peers: c.Counters.PeerBytes, &upstream: c.Counters.UpstreamBytes,
+			&saved: c.Counters.SavedBytes,
 		} {
 			if q != nil {
 				*sum += q.Value()
@@ -193,8 +195,8 @@ func summarize(caches []v1alpha1.NodeCache) v1alpha1.SwarmSummary {
 	return s
 }
 
-// mirrorChanged passes updates of a NodeCache whose runtime has begun or ceased to ask its agent, for the Swarm's status
-// counts those that do not.
+// mirrorChanged passes updates of a NodeCache whose runtime has begun or ceased to ask its agent, for the Swarm's
+// status counts those that do not.
 func mirrorChanged() predicate.Predicate {
 	unmirrored := func(o client.Object) bool {
 		c, ok := o.(*v1alpha1.NodeCache)

@@ -88,7 +88,8 @@ func peerIDIsUnique(f Facts) (string, string, bool) {
 			continue
 		}
 		return v1alpha1.ReasonDuplicatePeerID,
-			fmt.Sprintf("node %s joined with the same peer ID: was a disk cloned? Remove the agent's identity on one of the two nodes", other.Name), true
+			fmt.Sprintf("node %s joined with the same peer ID: "+
+				"was a disk cloned? Remove the agent's identity on one of the two nodes", other.Name), true
 	}
 	return "", "", false
 }

@@ -64,7 +64,8 @@ func (r *Planner) SetupWithManager(mgr ctrl.Manager) error {
 		Name: "shoal_operator_plan_seconds", Help: "Time to compute a plan for all nodes and pins.",
 		Buckets: prometheus.ExponentialBuckets(0.001, 4, 8)})
 	r.copies = prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "shoal_operator_pin_copies", Help: "Copies of all pins, by state: desired, ready, pending, failed."}, []string{"state"})
+		Name: "shoal_operator_pin_copies", Help: "Copies of all pins, by state: desired, ready, pending, failed."},
+		[]string{"state"})
 	for _, m := range []prometheus.Collector{r.seconds, r.copies} {
 		if err := r.Metrics.Register(m); err != nil {
 			return fmt.Errorf("planner: %w", err)

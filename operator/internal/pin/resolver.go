@@ -92,7 +92,8 @@ type Resolver struct {
 // all their pods in this process.
 func (r *Resolver) SetupWithManager(mgr ctrl.Manager) error {
 	r.attempts = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "shoal_operator_resolutions_total", Help: "Attempts to resolve a pin, by the reason of its condition Resolved."}, []string{"reason"})
+		Name: "shoal_operator_resolutions_total", Help: "Attempts to resolve a pin, by the reason " +
+			"of its condition Resolved."}, []string{"reason"})
 	if err := r.Metrics.Register(r.attempts); err != nil {
 		return fmt.Errorf("resolver: %w", err)
 	}
@@ -302,7 +303,8 @@ func (r *Resolver) resolveAll(ctx context.Context, p *v1alpha1.ArtifactPin, arti
 	for i, a := range artifacts {
 		calls.Go(func() error {
 			options := resolve.Options{Platforms: p.Spec.Platforms, NodePlatforms: platforms,
-				Referrers: p.Spec.Referrers == v1alpha1.Include, Credentials: credentials, Secrets: len(p.Spec.PullSecrets)}
+				Referrers: p.Spec.Referrers == v1alpha1.Include, Credentials: credentials,
+				Secrets: len(p.Spec.PullSecrets)}
 			if p.Status.ResolvedGeneration == p.Generation {
 				options.Previous = kept(p, a)
 			}
@@ -376,7 +378,8 @@ func (r *Resolver) credentials(ctx context.Context,
 	account := p.Spec.ServiceAccountName
 	if (account != "" || len(names) > 0) && !r.Secrets.Allows(p.Namespace) {
 		return nil, nil, &resolve.Error{Reason: v1alpha1.ReasonPullSecretsNotAllowed, Err: fmt.Errorf(
-			"pull secrets may not be read in namespace %s: take them off the pin, or allow them with the chart's value pins.pullSecrets", p.Namespace)}
+			"pull secrets may not be read in namespace %s: "+
+				"take them off the pin, or allow them with the chart's value pins.pullSecrets", p.Namespace)}
 	}
 	if account != "" {
 		var sa corev1.ServiceAccount

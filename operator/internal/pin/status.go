@@ -121,7 +121,8 @@ func describe(p *v1alpha1.ArtifactPin, s *plan.Summary, now time.Time) v1alpha1.
 	mine := own(p.Status)
 	status := *mine.DeepCopy()
 	status.ObservedGeneration = p.Generation
-	status.Eligible, status.Desired, status.Ready, status.Pending, status.Failed = s.Eligible, s.Desired, s.Ready, s.Pending, s.Failed
+	status.Eligible, status.Desired, status.Ready, status.Pending, status.Failed = s.Eligible, s.Desired, s.Ready,
+		s.Pending, s.Failed
 	status.Domains, status.LastUsed, status.Failures = s.Domains, s.LastUsed, s.Failures
 	status.BytesHeld, status.BytesWanted = resource.NewQuantity(s.BytesHeld,
 		resource.BinarySI), resource.NewQuantity(s.BytesWanted, resource.BinarySI)
@@ -218,8 +219,10 @@ func isFetching(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool)
 
 func lacksCapacity(p *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
 	return v1alpha1.ReasonInsufficientCapacity,
-		fmt.Sprintf("one copy has %s bytes, more than pins of higher priority leave of the cache of %d of %d eligible nodes",
-			resource.NewQuantity(plan.Size(p), resource.BinarySI), s.TooSmall, s.Eligible), s.TooSmall > 0 && s.Pending > 0
+		fmt.Sprintf("one copy has %s bytes, more than pins of higher priority leave of the cache "+
+			"of %d of %d eligible nodes",
+			resource.NewQuantity(plan.Size(p), resource.BinarySI), s.TooSmall, s.Eligible),
+		s.TooSmall > 0 && s.Pending > 0
 }
 
 func exceedsPinLimit(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
@@ -261,7 +264,8 @@ func degradation(p *v1alpha1.ArtifactPin, s *plan.Summary) metav1.Condition {
 		c.Reason, c.Message = v1alpha1.ReasonTooFewDomains, fmt.Sprintf("copies in %d domains of %s, the minimum is %d",
 			s.WholeDomains, p.Spec.Spread.TopologyKey, domains)
 	default:
-		c.Status, c.Reason, c.Message = metav1.ConditionFalse, v1alpha1.ReasonEnoughCopies, fmt.Sprintf("%d copies are whole, the minimum is %d", s.Whole, minimum)
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, v1alpha1.ReasonEnoughCopies,
+			fmt.Sprintf("%d copies are whole, the minimum is %d", s.Whole, minimum)
 	}
 	return c
 }

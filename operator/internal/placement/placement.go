@@ -95,8 +95,8 @@ func (f *Fleet) Pick(key string, n int, accept func(i int) bool) []int {
 	return chosen
 }
 
-// turn is a domain's place in one Pick. Few of many are taken, so the candidates are not sorted: each turn looks for the
-// best of those behind the last.
+// turn is a domain's place in one Pick. Few of many are taken, so the candidates are not sorted: each turn looks for
+// the best of those behind the last.
 type turn struct {
 	key, score uint64
 	candidates []ranked

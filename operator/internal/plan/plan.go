@@ -6,15 +6,15 @@
 //
 //  1. Pins are placed by priority, then age, so that where room is short the lower and the younger go without.
 //  2. A suspended pin stands as it is. An expired or deleted one is released, or purged.
-//  3. Eligible are members that match the pin's selector and whose taints it tolerates. Of these, package placement picks
-//     as many as are wanted among those that are up and have room. A node that Kubernetes has closed for a while (a cordon,
-//     pressure) keeps what it has and is given nothing new.
-//  4. A node that is down, or whose peer is not admitted for now, keeps its assignment: what it holds is there when it comes
-//     back.
-//  5. A copy on a node that is no longer picked, be it of an earlier revision, is released only when as many picked nodes are
-//     ready as are wanted, not counting those of whose agents the operator has yet to hear.
-//  6. New work waits for a slot (parallelism) and for the schedule; making a copy again from a copy that exists waits for neither
-//     schedule nor registry.
+//  3. Eligible are members that match the pin's selector and whose taints it tolerates. Of these, package placement
+//     picks as many as are wanted among those that are up and have room. A node that Kubernetes has closed for a while
+//     (a cordon, pressure) keeps what it has and is given nothing new.
+//  4. A node that is down, or whose peer is not admitted for now, keeps its assignment: what it holds is there when it
+//     comes back.
+//  5. A copy on a node that is no longer picked, be it of an earlier revision, is released only when as many picked
+//     nodes are ready as are wanted, not counting those of whose agents the operator has yet to hear.
+//  6. New work waits for a slot (parallelism) and for the schedule; making a copy again from a copy that exists waits
+//     for neither schedule nor registry.
 //  7. A starting node waits for its pins, but not for ever.
 package plan
 
@@ -79,7 +79,8 @@ type Plan struct {
 	Assignments map[string][]v1alpha1.PinAssignment
 	// Pins by UID.
 	Pins map[types.UID]*Summary
-	// Gates are, by node, the pins with startup Gate that are not ready there. A node without assignment waits for none.
+	// Gates are, by node, the pins with startup Gate that are not ready there. A node without assignment waits for
+	// none.
 	Gates map[string][]types.NamespacedName
 	// Waived are, by node, the pins with startup Gate that are not ready there and have been waited for long enough.
 	Waived map[string][]types.NamespacedName
@@ -146,8 +147,9 @@ func Compute(in Input) *Plan {
 	return c.plan
 }
 
-// fit leaves out what is new, the last first, of more assignments than a NodeCache holds. That happens while copies that
-// are to go wait for their successors, or to be purged; were it all handed out, the API server would refuse it all.
+// fit leaves out what is new, the last first, of more assignments than a NodeCache holds. That happens while copies
+// that are to go wait for their successors, or to be purged; were it all handed out, the API server would refuse it
+// all.
 func fit(assignments, assigned []v1alpha1.PinAssignment) []v1alpha1.PinAssignment {
 	for k := len(assignments) - 1; k >= 0 && len(assignments) > v1alpha1.MaxPinsPerNode; k-- {
 		if !slices.ContainsFunc(assigned, func(a v1alpha1.PinAssignment) bool { return a.UID == assignments[k].UID }) {
@@ -698,7 +700,8 @@ func windowOpen(s *v1alpha1.Schedule, now time.Time) (bool, error) {
 	}
 	zone, err := time.LoadLocation(s.TimeZone)
 	if err != nil {
-		return false, fmt.Errorf("schedule.timeZone %q: not a name of the IANA time zone database, such as Europe/Berlin", s.TimeZone)
+		return false, fmt.Errorf("schedule.timeZone %q: not a name of the IANA time zone "+
+			"database, such as Europe/Berlin", s.TimeZone)
 	}
 	times, err := cron.ParseStandard(s.Cron)
 	if err != nil {

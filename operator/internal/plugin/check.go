@@ -47,9 +47,10 @@ func (p *plugin) checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "check", Short: "Look for all that keeps the cache from working, and say how to mend it",
 		Args: arguments(0, 0),
-		Long: `check asks the API server and every agent, and prints a line for each thing that is amiss, with its mend and a link. It exits
-with 1 where pulls suffer. With --pre it looks at what an installation needs before there is one.`,
-		Example: "  kubectl shoal check\n  kubectl shoal check --pre\n  kubectl shoal check -o json | jq '.findings[] | select(.grave)'",
+		Long: `check asks the API server and every agent, and prints a line for each thing that is amiss, with its mend
+and a link. It exits with 1 where pulls suffer. With --pre it looks at what an installation needs before there is one.`,
+		Example: "  kubectl shoal check\n  kubectl shoal check --pre\n" +
+			"  kubectl shoal check -o json | jq '.findings[] | select(.grave)'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			look := p.check
 			if pre {
@@ -277,11 +278,14 @@ func (d *diagnosis) nodeBefore(n *corev1.Node) {
 			"--set runtime.flavour=crio, and name mirror.registries")
 	case runtime == "containerd" && major == "2" && number >= 2:
 		d.before(false, "ConfigPathList", n.Name,
-			fmt.Sprintf("containerd %s reads no mirrors where its config.toml names no config_path, for it takes its own default, a list, for the name of one folder; the API does not tell what is set", release),
-			"see that config_path = \"/etc/containerd/certs.d\" is set there, or install with --set mirror.fixConfigPath=true")
+			fmt.Sprintf("containerd %s reads no mirrors where its config.toml names no config_path, for it takes its "+
+				"own default, a list, for the name of one folder; the API does not tell what is set", release),
+			"see that config_path = \"/etc/containerd/certs.d\" is set there, or install with --set "+
+				"mirror.fixConfigPath=true")
 	case runtime == "containerd":
 		d.before(false, "ConfigPathUnset", n.Name,
-			fmt.Sprintf("containerd %s reads no mirrors where its config.toml names no config_path; the API does not tell what is set", release),
+			fmt.Sprintf("containerd %s reads no mirrors where its config.toml names no config_path; "+
+				"the API does not tell what is set", release),
 			"see that it is set; kubectl shoal check names the nodes where it is not, once the chart is installed")
 	}
 	for _, cond := range n.Status.Conditions {

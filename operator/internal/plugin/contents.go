@@ -34,9 +34,11 @@ const (
 )
 
 func (f *forwarded) run(ctx context.Context, pod *corev1.Pod, args []string, in io.Reader, out io.Writer) error {
-	target := f.core.CoreV1().RESTClient().Post().Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("exec").
+	target := f.core.CoreV1().RESTClient().Post().
+		Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("exec").
 		VersionedParams(&corev1.PodExecOptions{Container: agentContainer, Stdin: in != nil, Stdout: true, Stderr: true,
-			Command: append([]string{"/shoal-node", args[0], "--config", configFile}, args[1:]...)}, scheme.ParameterCodec).URL()
+			Command: append([]string{"/shoal-node", args[0], "--config", configFile}, args[1:]...)},
+			scheme.ParameterCodec).URL()
 	executor, err := remotecommand.NewSPDYExecutor(f.config, "POST", target)
 	if err != nil {
 		return err
@@ -56,8 +58,8 @@ func (p *plugin) getCommand() *cobra.Command {
 	var file, node string
 	cmd := &cobra.Command{
 		Use: "get DIGEST", Short: "Write content that a node holds to a file", Args: arguments(1, 1),
-		Long: `get writes a blob or a manifest from a node that holds it to a file, once its digest has been checked. It runs shoal-node in
-the agent's pod, so it takes the right to exec there.`,
+		Long: `get writes a blob or a manifest from a node that holds it to a file, once its digest has been checked. It
+runs shoal-node in the agent's pod, so it takes the right to exec there.`,
 		Example: "  kubectl shoal get sha256:4b… -o layer.tar\n  kubectl shoal get sha256:4b… -o - | tar t",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d := digest.Digest(args[0])
@@ -113,8 +115,9 @@ func (p *plugin) addCommand() *cobra.Command {
 	var node string
 	cmd := &cobra.Command{
 		Use: "add FILE", Short: "Put a file into the cache, under its digest, and print that", Args: arguments(1, 1),
-		Long: `add puts a file into the cache of one node as a blob. Every other node takes it from there by its digest. It is evicted like any
-other blob, unless it is pinned. It runs shoal-node in the agent's pod, so it takes the right to exec there.`,
+		Long: `add puts a file into the cache of one node as a blob. Every other node takes it from there by its digest.
+It is evicted like any other blob, unless it is pinned. It runs shoal-node in the agent's pod, so it takes the right to
+exec there.`,
 		Example: "  kubectl shoal add model.safetensors\n  kubectl shoal add model.safetensors --node node1",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f, err := os.Open(args[0])

@@ -54,35 +54,48 @@ const (
 
 // mends say what to do, by reason.
 var mends = map[string]string{
-	reasonNotInstalled:                     "install the chart: helm install shoal ./charts/shoal --namespace shoal-system --create-namespace --wait",
-	reasonNoSwarm:                          "make the Swarm \"default\": helm upgrade with swarm.create=true",
-	reasonAgentMissing:                     "look at the events of the DaemonSet: kubectl describe daemonset --all-namespaces -l app.kubernetes.io/part-of=shoal",
-	reasonAgentNotReady:                    "read its log: kubectl logs POD -c agent",
-	reasonAgentSilent:                      "end it; kubelet starts it anew: kubectl delete pod POD",
-	reasonAgentRestarts:                    "read why it ended: kubectl logs POD -c agent --previous",
-	reasonNotReported:                      "read the agent's log: can it reach the API server? kubectl logs POD -c agent",
-	reasonNotRegistered:                    "read the agent's log: it registers when it reaches the API server",
-	reasonNotAdmitted:                      "see kubectl describe peer NODE, and spec.admission of kubectl get swarm default -o yaml",
-	reasonClockOff:                         "set the node's clock, by chrony or systemd-timesyncd",
-	reasonNoPeers:                          "open TCP port 5052 (agent.ports.swarm) between the nodes",
-	reasonDiskFull:                         "make room on the file system of agent.store.path, or lower agent.store.capacity",
-	v1alpha1.ReasonDiskFails:               "look at the node's disk (dmesg) and at the rights of agent.store.path",
-	reasonRegistrySilent:                   "reach it from the node: name resolution, proxy (agent.env), firewall",
-	reasonRegistryCA:                       "give agents and operator its CA: upstreams[].caFile and upstreamsSecret of the chart",
-	reasonPinFails:                         "see kubectl describe artifactpin NAME",
-	reasonVersionsDiffer:                   "end the upgrade: kubectl rollout status daemonset",
-	reasonNodeNotReady:                     "see kubectl describe node NODE; its copies of pins count as lost after repairDelay",
-	reasonOwnImagesNotKept:                 "set selfPin.create=true, so that agents start during an outage of the registry",
-	v1alpha1.ReasonConfigPathUnset:         "set config_path = \"/etc/containerd/certs.d\" in containerd's config.toml and restart containerd, or helm upgrade --set mirror.fixConfigPath=true",
-	v1alpha1.ReasonConfigPathElsewhere:     "set runtime.mirrorPath to the folder that containerd reads",
-	v1alpha1.ReasonConfigPathList:          "containerd takes a list of folders for the name of one: name one folder as config_path, or helm upgrade --set mirror.fixConfigPath=true",
-	v1alpha1.ReasonLegacyMirrors:           "move registry.mirrors and registry.configs of containerd's config.toml into hosts.toml files; they exclude config_path",
-	v1alpha1.ReasonRuntimeConfigUnreadable: "let the agent read containerd's configuration, or run shoal-node mirror status on the node",
-	v1alpha1.ReasonNotMirrored:             "look at the hosts.toml that the message names",
-	v1alpha1.ReasonRestartNeeded:           "restart the node's container runtime",
-	v1alpha1.ReasonMirrorEdited:            "undo the change, or delete the agent's pod so that the guard writes the file anew",
-	v1alpha1.ReasonMirrorMissing:           "delete the agent's pod: its guard installs the mirror anew",
-	v1alpha1.ReasonRuntimeBypasses:         "restart the node's container runtime if it was started before the mirror was configured; else shoal-node mirror status on the node",
+	reasonNotInstalled: "install the chart: helm install shoal ./charts/shoal --namespace " +
+		"shoal-system --create-namespace --wait",
+	reasonNoSwarm: "make the Swarm \"default\": helm upgrade with swarm.create=true",
+	reasonAgentMissing: "look at the events of the DaemonSet: " +
+		"kubectl describe daemonset --all-namespaces -l app.kubernetes.io/part-of=shoal",
+	reasonAgentNotReady: "read its log: kubectl logs POD -c agent",
+	reasonAgentSilent:   "end it; kubelet starts it anew: kubectl delete pod POD",
+	reasonAgentRestarts: "read why it ended: kubectl logs POD -c agent --previous",
+	reasonNotReported: "read the agent's log: can it reach the API server? " +
+		"kubectl logs POD -c agent",
+	reasonNotRegistered: "read the agent's log: it registers when it reaches the API server",
+	reasonNotAdmitted: "see kubectl describe peer NODE, and spec.admission of kubectl " +
+		"get swarm default -o yaml",
+	reasonClockOff: "set the node's clock, by chrony or systemd-timesyncd",
+	reasonNoPeers:  "open TCP port 5052 (agent.ports.swarm) between the nodes",
+	reasonDiskFull: "make room on the file system of agent.store.path, or " +
+		"lower agent.store.capacity",
+	v1alpha1.ReasonDiskFails: "look at the node's disk (dmesg) and at the rights of agent.store.path",
+	reasonRegistrySilent:     "reach it from the node: name resolution, proxy (agent.env), firewall",
+	reasonRegistryCA: "give agents and operator its CA: " +
+		"upstreams[].caFile and upstreamsSecret of the chart",
+	reasonPinFails:       "see kubectl describe artifactpin NAME",
+	reasonVersionsDiffer: "end the upgrade: kubectl rollout status daemonset",
+	reasonNodeNotReady: "see kubectl describe node NODE; " +
+		"its copies of pins count as lost after repairDelay",
+	reasonOwnImagesNotKept: "set selfPin.create=true, so that agents start during " +
+		"an outage of the registry",
+	v1alpha1.ReasonConfigPathUnset: "set config_path = \"/etc/containerd/certs.d\" in containerd's " +
+		"config.toml and restart containerd, or helm upgrade --set mirror.fixConfigPath=true",
+	v1alpha1.ReasonConfigPathElsewhere: "set runtime.mirrorPath to the folder that containerd reads",
+	v1alpha1.ReasonConfigPathList: "containerd takes a list of folders for the name of one: " +
+		"name one folder as config_path, or helm upgrade --set mirror.fixConfigPath=true",
+	v1alpha1.ReasonLegacyMirrors: "move registry.mirrors and registry.configs of containerd's config.toml " +
+		"into hosts.toml files; they exclude config_path",
+	v1alpha1.ReasonRuntimeConfigUnreadable: "let the agent read containerd's configuration, or run shoal-node " +
+		"mirror status on the node",
+	v1alpha1.ReasonNotMirrored:   "look at the hosts.toml that the message names",
+	v1alpha1.ReasonRestartNeeded: "restart the node's container runtime",
+	v1alpha1.ReasonMirrorEdited:  "undo the change, or delete the agent's pod so that the guard writes the file anew",
+	v1alpha1.ReasonMirrorMissing: "delete the agent's pod: its guard installs the mirror anew",
+	v1alpha1.ReasonRuntimeBypasses: "restart the node's container runtime if it was started before the mirror was " +
+		"configured; else shoal-node mirror status on the node",
 }
 
 // diagnosis gathers findings.
@@ -160,7 +173,8 @@ func (d *diagnosis) consequences() {
 			return has(f.Node, reasonNotAdmitted)
 		case reasonAgentNotReady:
 			return strings.Contains(f.Message, notReadyYet) &&
-				has(f.Node, reasonNotAdmitted, reasonNoPeers, reasonDiskFull, v1alpha1.ReasonDiskFails, reasonAgentSilent)
+				has(f.Node, reasonNotAdmitted, reasonNoPeers, reasonDiskFull, v1alpha1.ReasonDiskFails,
+					reasonAgentSilent)
 		}
 		return false
 	})
@@ -196,7 +210,8 @@ func (d *diagnosis) pods(c *cluster) {
 				why = s.Name + notReadyYet
 			}
 			if last := s.LastTerminationState.Terminated; last != nil && why != "" {
-				why += fmt.Sprintf("; it was restarted %s, and ended last with code %d", times(int(s.RestartCount)), last.ExitCode)
+				why += fmt.Sprintf("; it was restarted %s, and ended last with code %d", times(int(s.RestartCount)),
+					last.ExitCode)
 			}
 		}
 		if why == "" && p.Status.Phase != corev1.PodRunning {
@@ -218,7 +233,8 @@ func (d *diagnosis) restarts(c *cluster, now time.Time) {
 			if !s.Ready || last == nil || now.Sub(last.FinishedAt.Time) > restartedLately {
 				continue
 			}
-			d.add(false, reasonAgentRestarts, c.Agents[i].Spec.NodeName, "%s was restarted %s, last %s, after it had ended with code %d",
+			d.add(false, reasonAgentRestarts, c.Agents[i].Spec.NodeName,
+				"%s was restarted %s, last %s, after it had ended with code %d",
 				s.Name, times(int(s.RestartCount)), view.Ago(now.Sub(last.FinishedAt.Time)), last.ExitCode)
 		}
 	}

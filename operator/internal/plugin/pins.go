@@ -40,9 +40,10 @@ func (p *plugin) pinCommand() *cobra.Command {
 	var f pinFlags
 	cmd := &cobra.Command{
 		Use: "pin IMAGE…", Short: "Keep images on nodes, whatever is evicted and whichever node goes",
-		Args:    arguments(1, -1),
-		Example: "  kubectl shoal pin docker.io/library/debian:stable-slim --replicas 3\n  kubectl shoal pin registry.example/team/app:1.2 --pull-secret login --wait",
-		RunE:    func(cmd *cobra.Command, args []string) error { return p.pin(cmd.Context(), args, "pin", f) },
+		Args: arguments(1, -1),
+		Example: "  kubectl shoal pin docker.io/library/debian:stable-slim --replicas 3\n" +
+			"  kubectl shoal pin registry.example/team/app:1.2 --pull-secret login --wait",
+		RunE: func(cmd *cobra.Command, args []string) error { return p.pin(cmd.Context(), args, "pin", f) },
 	}
 	f.add(cmd, "3", 0)
 	return cmd
@@ -53,10 +54,11 @@ func (p *plugin) preheatCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "preheat IMAGE…", Short: "Bring images to the nodes before a rollout needs them",
 		Args: arguments(1, -1),
-		Long: `preheat pins images on all nodes for a while, so that a rollout finds them there. The pin ends by itself after --ttl, and the
-images then stay in the cache like any others.`,
-		Example: "  kubectl shoal preheat registry.example/team/app:1.3 --wait\n  kubectl shoal preheat registry.example/team/app:1.3 --node-selector pool=gpu --ttl 2h",
-		RunE:    func(cmd *cobra.Command, args []string) error { return p.pin(cmd.Context(), args, "preheat", f) },
+		Long: `preheat pins images on all nodes for a while, so that a rollout finds them there. The pin ends by itself
+after --ttl, and the images then stay in the cache like any others.`,
+		Example: "  kubectl shoal preheat registry.example/team/app:1.3 --wait\n" +
+			"  kubectl shoal preheat registry.example/team/app:1.3 --node-selector pool=gpu --ttl 2h",
+		RunE: func(cmd *cobra.Command, args []string) error { return p.pin(cmd.Context(), args, "preheat", f) },
 	}
 	f.add(cmd, v1alpha1.AllNodes, 6*time.Hour)
 	return cmd
@@ -205,7 +207,8 @@ func (p *plugin) progress(ctx context.Context, pin *v1alpha1.ArtifactPin, shown 
 }
 
 // hopeless are the reasons that stay until somebody changes something, so that nobody is kept waiting for them.
-var hopeless = []string{v1alpha1.ReasonNotFoundUpstream, v1alpha1.ReasonUnauthorized, v1alpha1.ReasonInsufficientCapacity,
+var hopeless = []string{v1alpha1.ReasonNotFoundUpstream, v1alpha1.ReasonUnauthorized,
+	v1alpha1.ReasonInsufficientCapacity,
 	v1alpha1.ReasonSizeLimitExceeded, v1alpha1.ReasonInvalidSpec, v1alpha1.ReasonSecretNotFound}
 
 // bar draws a part of a whole.

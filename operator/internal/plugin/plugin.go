@@ -101,7 +101,8 @@ func (p *plugin) run(ctx context.Context, args []string) int {
 func explain(err error) string {
 	switch {
 	case meta.IsNoMatchError(err), kruntime.IsNotRegisteredError(err):
-		return "this cluster has no resource definitions of Shoal: install the chart first, or try kubectl shoal check --pre"
+		return "this cluster has no resource definitions of Shoal: " +
+			"install the chart first, or try kubectl shoal check --pre"
 	case apierrors.IsForbidden(err):
 		return err.Error() + "; charts/shoal/README.md says which rights kubectl shoal needs"
 	case errors.Is(err, context.Canceled):
@@ -112,7 +113,8 @@ func explain(err error) string {
 		if u, parsed := url.Parse(dial.URL); parsed == nil {
 			at = u.Scheme + "://" + u.Host
 		}
-		return fmt.Sprintf("the API server does not answer at %s: %v; is this the right cluster (kubectl config current-context)?",
+		return fmt.Sprintf("the API server does not answer at %s: %v; "+
+			"is this the right cluster (kubectl config current-context)?",
 			at, dial.Err)
 	}
 	return err.Error()
@@ -150,10 +152,11 @@ func (p *plugin) command() *cobra.Command {
 		Short: "See whether the cache of this cluster works, and why not",
 		Long: `kubectl shoal says whether the cache of this cluster works, and why not.
 
-Exit codes: 0 all is well; 1 something is wrong, or what was asked for is not there; 2 the command could not be carried out;
-3 --wait has waited for long enough.
+Exit codes: 0 all is well; 1 something is wrong, or what was asked for is not there; 2 the command could not be carried
+out; 3 --wait has waited for long enough.
 
-The flags by which kubectl finds its cluster (--context, --kubeconfig, --namespace, --as, --token and so on) work here too.`,
+The flags by which kubectl finds its cluster (--context, --kubeconfig, --namespace, --as, --token and so on) work here
+too.`,
 		Example: `  kubectl shoal status --wait
   kubectl shoal check
   kubectl shoal where docker.io/library/debian:stable-slim

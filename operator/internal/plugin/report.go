@@ -46,8 +46,9 @@ func (p *plugin) reportCommand() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use: "report", Short: "Write one archive for a bug report, without secrets", Args: arguments(0, 0),
-		Long: `report writes what check finds, the objects of Shoal, and what each agent shows and has logged lately. It reads no Secret, and
-takes out of the rest what looks like a credential. It names your images, nodes and registries: look at it before you give it away.`,
+		Long: `report writes what check finds, the objects of Shoal, and what each agent shows and has logged lately. It
+reads no Secret, and takes out of the rest what looks like a credential. It names your images, nodes and registries:
+look at it before you give it away.`,
 		Example: "  kubectl shoal report -f shoal-report.tar.gz",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if file == "" {

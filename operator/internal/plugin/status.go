@@ -82,7 +82,8 @@ func stateOf(c *cluster, found []finding, now time.Time) state {
 			st := n.Status
 			r.Used, r.Capacity, r.Version = sizeOf(st.Usage.Bytes), sizeOf(st.Usage.Capacity), st.Version
 			r.Hits, r.Requests = st.Counters.Hits, st.Counters.Hits+st.Counters.Misses
-			r.Peers, r.Upstream, r.Saved = sizeOf(st.Counters.PeerBytes), sizeOf(st.Counters.UpstreamBytes), sizeOf(st.Counters.SavedBytes)
+			r.Peers, r.Upstream, r.Saved = sizeOf(st.Counters.PeerBytes), sizeOf(st.Counters.UpstreamBytes),
+				sizeOf(st.Counters.SavedBytes)
 			if cond := apimeta.FindStatusCondition(st.Conditions, v1alpha1.ConditionMirrorConfigured); cond != nil {
 				r.Mirror = cond.Reason
 			}
@@ -101,8 +102,9 @@ func (p *plugin) statusCommand() *cobra.Command {
 	var wait bool
 	cmd := &cobra.Command{
 		Use: "status", Short: "Say how the cache is: agents, hits, bytes saved, pins, and what is wrong",
-		Args:    arguments(0, 0),
-		Example: "  kubectl shoal status\n  kubectl shoal status --wait --timeout 10m\n  kubectl shoal status -o json | jq .sums.saved",
+		Args: arguments(0, 0),
+		Example: "  kubectl shoal status\n  kubectl shoal status --wait --timeout 10m\n" +
+			"  kubectl shoal status -o json | jq .sums.saved",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := p.status(cmd.Context())
 			if wait && err == nil && (s.Agents == 0 || grave(s.Findings)) {

@@ -26,9 +26,9 @@ func (p *plugin) testCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "test --image IMAGE", Short: "Pull an image over every node at once, and show what came from where",
 		Args: arguments(0, 0),
-		Long: `test pulls an image that anyone may read through the agent of every node at once, as a container runtime would, and throws the
-bytes away. The bytes also travel from the nodes to you. Where no node had the image, the sum of what came from the registry is
-one copy. What was held before shows as neither.`,
+		Long: `test pulls an image that anyone may read through the agent of every node at once, as a container runtime
+would, and throws the bytes away. The bytes also travel from the nodes to you. Where no node had the image, the sum of
+what came from the registry is one copy. What was held before shows as neither.`,
 		Example: "  kubectl shoal test --image docker.io/library/alpine:3.22",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if image == "" {
@@ -112,7 +112,8 @@ func (p *plugin) pullThrough(ctx context.Context, pod *corev1.Pod, ref reference
 		return err
 	}
 	after, err := view.Get[view.Node](ctx, admin, view.NodePath, nil)
-	t.Peers, t.Upstream = after.Traffic.FromPeers-before.Traffic.FromPeers, after.Traffic.FromUpstream-before.Traffic.FromUpstream
+	t.Peers, t.Upstream = after.Traffic.FromPeers-before.Traffic.FromPeers,
+		after.Traffic.FromUpstream-before.Traffic.FromUpstream
 	return err
 }
 
@@ -235,7 +236,8 @@ func writeTested(w io.Writer, all []tested) error {
 	if largest == 0 {
 		return nil
 	}
-	_, err := fmt.Fprintf(w, "The registry sent %s to %s: %.2f copies. What else was pulled meanwhile is counted with it.\n",
+	_, err := fmt.Fprintf(w, "The registry sent %s to %s: %.2f copies. "+
+		"What else was pulled meanwhile is counted with it.\n",
 		view.Bytes(upstream), view.Count(len(all), "node"), float64(upstream)/float64(largest))
 	return err
 }

@@ -40,7 +40,8 @@ func (p *plugin) pods(ctx context.Context, node string) ([]corev1.Pod, error) {
 	case len(pods) > 0:
 		return pods, nil
 	case slices.Contains(c.Hidden, hiddenPods):
-		return nil, fmt.Errorf("you may not list pods of all namespaces: name that of Shoal's agents with --agents-namespace")
+		return nil, fmt.Errorf(
+			"you may not list pods of all namespaces: name that of Shoal's agents with --agents-namespace")
 	case node != "":
 		return nil, fmt.Errorf("no agent runs on node %q", node)
 	}
@@ -50,8 +51,8 @@ func (p *plugin) pods(ctx context.Context, node string) ([]corev1.Pod, error) {
 func (p *plugin) whereCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "where IMAGE|DIGEST", Short: "Say which nodes hold an image, or a part of it", Args: arguments(1, 1),
-		Long: `where asks every agent what it holds of an image. A tag is what each agent was told last, so nodes may name different digests
-after a tag has moved. It exits with 1 where no node holds all of it.`,
+		Long: `where asks every agent what it holds of an image. A tag is what each agent was told last, so nodes may
+name different digests after a tag has moved. It exits with 1 where no node holds all of it.`,
 		Example: "  kubectl shoal where docker.io/library/debian:stable-slim\n  kubectl shoal where sha256:4b…",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := nameable(args[0]); err != nil {
@@ -62,7 +63,8 @@ after a tag has moved. It exits with 1 where no node holds all of it.`,
 				return err
 			}
 			places := p.where(cmd.Context(), pods, args[0])
-			if err := p.print(places, func(w io.Writer) error { return p.writePlaces(w, args[0], places) }); err != nil {
+			err = p.print(places, func(w io.Writer) error { return p.writePlaces(w, args[0], places) })
+			if err != nil {
 				return err
 			}
 			if !slices.ContainsFunc(places, func(p place) bool { return p.Complete }) {
@@ -129,11 +131,13 @@ func (p *plugin) writePlaces(w io.Writer, name string, places []place) error {
 		}
 		rows = append(rows, row)
 	}
-	if _, err := fmt.Fprintf(w, "%d of %s hold all of %s.\n", holders, view.Count(len(places), "node"), name); err != nil {
+	_, err := fmt.Fprintf(w, "%d of %s hold all of %s.\n", holders, view.Count(len(places), "node"), name)
+	if err != nil {
 		return err
 	}
 	if idle == len(places) {
-		if _, err := fmt.Fprintln(w, "No node holds a part of it. A node knows the tags that were asked of it."); err != nil {
+		_, err = fmt.Fprintln(w, "No node holds a part of it. A node knows the tags that were asked of it.")
+		if err != nil {
 			return err
 		}
 	}
@@ -221,8 +225,9 @@ func (p *plugin) whyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "why [IMAGE]", Short: "Say why pulls were slow, or did not come from the cache",
 		Args: arguments(0, 1),
-		Long: `why asks agents for the pulls of the last two hours: how long the registry took to name the tag and to let the caller in, how
-long it took to find other nodes and to get a plan, when the first byte went out, and what came from where.`,
+		Long: `why asks agents for the pulls of the last two hours: how long the registry took to name the tag and to
+let the caller in, how long it took to find other nodes and to get a plan, when the first byte went out, and what came
+from where.`,
 		Example: "  kubectl shoal why docker.io/library/debian:stable-slim\n  kubectl shoal why --node node1",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := ""
@@ -253,7 +258,8 @@ long it took to find other nodes and to get a plan, when the first byte went out
 			slices.SortFunc(all, func(a, b reason) int { return b.Started.Compare(a.Started) })
 			all = all[:min(len(all), most)]
 			if len(all) == 0 && p.output.ForPeople() {
-				p.say("no agent remembers such a pull of the last two hours. Either it was longer ago, or the runtime did not ask the agent: see kubectl shoal check")
+				p.say("no agent remembers such a pull of the last two hours. Either it was longer ago, or the " +
+					"runtime did not ask the agent: see kubectl shoal check")
 				return errNotWell
 			}
 			return p.print(all, func(w io.Writer) error {

@@ -182,7 +182,8 @@ func conclude(p *v1alpha1.CachePolicy, s *v1alpha1.CachePolicyStatus, rejections
 			"nodeSelector matches no node that runs an agent")
 	case len(rejections) > 0:
 		set(v1alpha1.ConditionReady, false, v1alpha1.ReasonPolicyRejected, fmt.Sprintf(
-			"%d of %d nodes reject what this policy and the others that match them come to, and go on with what they had: %s", len(rejections), s.MatchedNodes, slices.Min(rejections)))
+			"%d of %d nodes reject what this policy and the others that match them come to, and go "+
+				"on with what they had: %s", len(rejections), s.MatchedNodes, slices.Min(rejections)))
 	case s.AppliedNodes < s.MatchedNodes:
 		set(v1alpha1.ConditionReady, false, v1alpha1.ReasonApplying,
 			fmt.Sprintf("%d of %d nodes run with it", s.AppliedNodes, s.MatchedNodes))

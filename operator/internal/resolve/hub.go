@@ -48,7 +48,8 @@ type hub struct {
 func (r *Resolver) identifyHub(a v1alpha1.Artifact) (v1alpha1.ResolvedArtifact, error) {
 	resolved := v1alpha1.ResolvedArtifact{Source: a.Source(), Tag: a.Hub.Revision}
 	if r.Hub == nil {
-		return resolved, errors.New("this operator knows no hub: set --hub-endpoint, which the chart does with hub.enabled")
+		return resolved, errors.New("this operator knows no hub: set --hub-endpoint, which the " +
+			"chart does with hub.enabled")
 	}
 	resolved.Repository = registries.Canonical(r.Hub.Host) + "/" + a.Hub.Repository
 	return resolved, nil

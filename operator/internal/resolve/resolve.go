@@ -177,7 +177,8 @@ func (r *Resolver) identify(a v1alpha1.Artifact) (v1alpha1.ResolvedArtifact, err
 		if d, ok := cidDigest(c); ok {
 			resolved.Digest = d.String()
 		} else if a.Repository != "" {
-			return resolved, fmt.Errorf("cid %s names a DAG and not the bytes of a blob, so no registry has it: remove repository", a.CID)
+			return resolved, fmt.Errorf("cid %s names a DAG and not the bytes of a blob, so no registry has it: "+
+				"remove repository", a.CID)
 		}
 		return resolved, nil
 	}

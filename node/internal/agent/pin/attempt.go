@@ -496,7 +496,8 @@ func (art *artifact) image() Image {
 
 func (a *attempt) loaded(ctx context.Context, art *artifact) (bool, error) {
 	if a.opts.Runtime == nil {
-		return false, fmt.Errorf("%w: this agent may not use the runtime's socket; set runtime.loadImages=true in the chart, or give the pin the target Cache", errRuntime)
+		return false, fmt.Errorf("%w: this agent may not use the runtime's socket; "+
+			"set runtime.loadImages=true in the chart, or give the pin the target Cache", errRuntime)
 	}
 	held, err := a.opts.Runtime.Holds(ctx, art.image())
 	if err != nil {

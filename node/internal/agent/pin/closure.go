@@ -121,8 +121,8 @@ func (c *closure) add(req content.Request) (bool, error) {
 	return true, nil
 }
 
-// walk adds the top of an artifact and all below it. mediaType is empty where nobody knows whether it is a manifest, and size 0
-// where that is not known.
+// walk adds the top of an artifact and all below it. mediaType is empty where nobody knows whether it is a manifest,
+// and size 0 where that is not known.
 func (c *closure) walk(ctx context.Context, top digest.Digest, mediaType string, size int64) error {
 	req := content.Request{Repository: c.repo, Digest: top, Size: size}
 	if !c.repo.None() {

@@ -111,8 +111,8 @@ type Files interface {
 // Hub is the model hub that this agent is a front for.
 type Hub interface {
 	// Files lists what there is to hold of a repository at a commit: what the hub tells of it first, then the files
-	// whose paths keep takes. revision is what the commit was found under. What is small is fetched with that. Where get is
-	// false nothing is, and it fails with content.ErrNotFound where something is not here.
+	// whose paths keep takes. revision is what the commit was found under. What is small is fetched with that. Where
+	// get is false nothing is, and it fails with content.ErrNotFound where something is not here.
 	Files(ctx context.Context, repo content.Repository, revision, commit, authorization string,
 		keep func(path string) bool, get bool) ([]content.Request, error)
 }

@@ -75,7 +75,8 @@ func run() error {
 	cfg.ReadAhead = *ahead << 20
 	cfg.NodeRate, cfg.RegistryRate, cfg.StreamRate = *link*1e9, *registry*1e9, *streamRate*1e9
 
-	head := "| nodes | ideal s | first | median | last over ideal | longest wait for a layer's first byte s | duplicates " +
+	head := "| nodes | ideal s | first | median | last over ideal | longest wait for a layer's " +
+		"first byte s | duplicates " +
 		"| end s | registry copies | requests | busiest sent | peers median, most " +
 		"| into a zone | reports | orders | assignments | control MB in, out | table CPU s (per GiB) | died | run s |"
 	if *paper > 0 {
@@ -100,10 +101,14 @@ func run() error {
 		if err != nil {
 			return err
 		}
-		fmt.Printf("| %d | %.3f | %.2f | %.2f | %.2f | %s | %d | %.2f | %.3f | %d | %.2f | %d, %d | %.3f | %d | %d | %d | %.1f, %.1f | %.1f (%.4f) | %d | %.0f |\n",
-			n, r.Ideal.Seconds(), r.OverIdeal(r.First), r.OverIdeal(r.Median), r.OverIdeal(r.Last), waits(r.FirstByte), r.Duplicates, r.End.Seconds(), r.RegistryCopies,
-			r.RegistryRequests, r.BusiestCopies, r.MedianPartners, r.MostPartners, r.CrossingCopies, r.Reports, r.Orders, r.Assignments,
-			float64(r.ControlIn)/1e6, float64(r.ControlOut)/1e6, r.TableCPU.Seconds(), r.TableCPUPerGiB(), r.Died, time.Since(start).Seconds())
+		fmt.Printf("| %d | %.3f | %.2f | %.2f | %.2f | %s | %d | %.2f | %.3f | %d | %.2f | %d, %d | %.3f | %d | %d | "+
+			"%d | %.1f, %.1f | %.1f (%.4f) | %d | %.0f |\n",
+			n, r.Ideal.Seconds(), r.OverIdeal(r.First), r.OverIdeal(r.Median), r.OverIdeal(r.Last), waits(r.FirstByte),
+			r.Duplicates, r.End.Seconds(), r.RegistryCopies,
+			r.RegistryRequests, r.BusiestCopies, r.MedianPartners, r.MostPartners, r.CrossingCopies, r.Reports,
+			r.Orders, r.Assignments,
+			float64(r.ControlIn)/1e6, float64(r.ControlOut)/1e6, r.TableCPU.Seconds(), r.TableCPUPerGiB(), r.Died,
+			time.Since(start).Seconds())
 		if *seconds {
 			bySecond(r)
 		}

@@ -80,7 +80,8 @@ func plot(w Workload) template.HTML {
 				fmt.Fprintf(&b, "%.1f,%.1f ", x(p[0]), y(ratio(p[1], float64(run.Content))))
 			}
 			fmt.Fprintf(&b, `"><title>%s, %s: %.1f s</title></polyline>`,
-				template.HTMLEscapeString(run.Contender), template.HTMLEscapeString(c.Node), c.Points[len(c.Points)-1][0])
+				template.HTMLEscapeString(run.Contender), template.HTMLEscapeString(c.Node),
+				c.Points[len(c.Points)-1][0])
 		}
 	}
 	b.WriteString("</svg>")

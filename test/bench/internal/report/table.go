@@ -7,7 +7,8 @@ import (
 	"text/tabwriter"
 )
 
-const columns = "contender\tfirst s\tmedian s\tlast s\tover ideal\tregistry copies\trequests\tbusiest sent\tCPU s/GiB\tpeak MiB\tfirst byte s\tfailed\tCPU busy\tnote"
+const columns = "contender\tfirst s\tmedian s\tlast s\tover ideal\tregistry copies\trequests\tbusiest sent\tCPU " +
+	"s/GiB\tpeak MiB\tfirst byte s\tfailed\tCPU busy\tnote"
 
 // WriteTable writes the figures as text for a terminal.
 func (r *Report) WriteTable(w io.Writer) error {

@@ -162,7 +162,8 @@ func All(s Settings) []Workload {
 		},
 		{
 			Name: "uneven", Title: fmt.Sprintf("the same with layers of %s", layerNames(split(s.Size, 1, 8, 24))),
-			Text:   "A small layer has few chunks, and shares every link with large ones. Its first byte is what shows whether it starves.",
+			Text: "A small layer has few chunks, and shares every link with large ones. " +
+				"Its first byte is what shows whether it starves.",
 			layout: even, run: burst(split(s.Size, 1, 8, 24), 0),
 		},
 		{
@@ -194,7 +195,8 @@ func All(s Settings) []Workload {
 		},
 		{
 			Name: "ranges", Title: "range reads (lazy loading)",
-			Text: fmt.Sprintf("Every node reads the same tenth of a cold layer in %d KiB pieces, in an order of its own, %s.",
+			Text: fmt.Sprintf("Every node reads the same tenth of a cold layer in %d KiB pieces, "+
+				"in an order of its own, %s.",
 				readSize>>10, "four at a time"),
 			layout: even, plain: true, run: ranges(s.Size),
 		},
@@ -226,11 +228,14 @@ func All(s Settings) []Workload {
 		{
 			Name: "warm", Title: fmt.Sprintf("one node pulls %s from the one other that holds it, links unshaped",
 				sizeName(s.Warm)),
-			Text: "Beside plain HTTPS with SHA-256 between the same two hosts, the bytes thrown away (https) or written to a file. Agents verify and store " +
-				"them, and send them to a client on the host (shoal), whose CPU stands apart, or to nobody (shoal-store).",
+			Text: "Beside plain HTTPS with SHA-256 between the same two hosts, the bytes thrown away (https) or " +
+				"written to a file. Agents verify and store " +
+				"them, and send them to a client on the host (shoal), whose CPU stands apart, " +
+				"or to nobody (shoal-store).",
 			layout: layout{nodes: 2}, run: warm(s.Warm),
 			only: []string{
-				contender.HTTPS{}.Name(), contender.HTTPS{Keep: true}.Name(), contender.Shoal{}.Name(), contender.Shoal{StoreOnly: true}.Name(),
+				contender.HTTPS{}.Name(), contender.HTTPS{Keep: true}.Name(), contender.Shoal{}.Name(),
+				contender.Shoal{StoreOnly: true}.Name(),
 			},
 		},
 	}

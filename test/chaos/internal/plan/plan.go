@@ -64,7 +64,8 @@ const Mallory Kind = "mallory"
 func Kinds() []Kind {
 	return []Kind{
 		Kill, Freeze, Restart, Rolling, Unplug, Partition, Deaf, Loss, Slow, Full, ReadOnly, Rot,
-		Down, Dead, Flap, Reset, Drip, Throttle, Errors, WrongData, WrongSize, NoRange, Encoded, Redirect, OddRange, Mallory,
+		Down, Dead, Flap, Reset, Drip, Throttle, Errors, WrongData, WrongSize, NoRange, Encoded, Redirect, OddRange,
+		Mallory,
 	}
 }
 

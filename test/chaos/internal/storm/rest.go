@@ -87,7 +87,8 @@ func (s *Storm) verify(ctx context.Context, round, node int, m *badregistry.Imag
 func (s *Storm) judgeVerified(round, node int, got puller.Result) {
 	for _, bad := range got.Bad {
 		if bad.Clean {
-			s.violate(round, "when all was healed: node %d gave %s wrong from %d on, and ended it as if all were well (rotten there: %v)",
+			s.violate(round, "when all was healed: node %d gave %s wrong from %d on, and ended it as if all "+
+				"were well (rotten there: %v)",
 				node, bad.Digest, bad.Offset, s.rig.Nodes[node].Rotten(bad.Digest.String()))
 		}
 		s.mu.Lock()

@@ -284,7 +284,8 @@ func (s *Storm) judgePull(r plan.Round, p plan.Pull, m *badregistry.Image, got p
 		return
 	}
 	if !s.excused(p.Node, end.Add(-got.Took), end) {
-		s.violate(r.Number, "a pull of %s on node %d, begun at %s, failed after %s and %d tries with a good registry: %v",
+		s.violate(r.Number, "a pull of %s on node %d, begun at %s, failed after %s and %d "+
+			"tries with a good registry: %v",
 			m.Repository, p.Node, p.At, got.Took.Round(time.Millisecond), got.Tries, got.Err)
 	}
 }
@@ -352,7 +353,8 @@ func (s *Storm) steal(ctx context.Context, round int, images map[int]*badregistr
 // claims to have everything.
 func (s *Storm) elsewhere(private *badregistry.Image, images map[int]*badregistry.Image) []string {
 	others := []string{
-		rig.Namespace + "/" + listing(private), rig.Evil + "/any/image", rig.Evil + "/" + badregistry.Guessing + "image",
+		rig.Namespace + "/" + listing(private), rig.Evil + "/any/image",
+		rig.Evil + "/" + badregistry.Guessing + "image",
 	}
 	for _, m := range images {
 		if !m.Private {
