@@ -156,7 +156,9 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	case r.down():
 		reset(w)
 	case m == Dead:
-		<-q.Context().Done()
+		for r.Mode() == Dead && pause(q.Context(), 50*time.Millisecond) {
+		}
+		reset(w) // a registry that lives again knows nothing of who had asked
 	case m == Throttle && r.turn.Add(1)%2 == 0:
 		w.Header().Set("Retry-After", "1")
 		refuse(w, http.StatusTooManyRequests, "TOOMANYREQUESTS")
