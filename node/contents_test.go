@@ -26,12 +26,12 @@ func administered(t *testing.T) string {
 	n := &node{config: c, log: slog.New(slog.DiscardHandler), store: s}
 	server, ok := n.contentsServer(t.Context())
 	require.True(t, ok)
-	h := &http.Server{Handler: server.handler} //nolint:gosec // nobody is slow here
+	h := &http.Server{Handler: server.handler}
 	served := make(chan error, 1)
 	go func() { served <- h.Serve(server.listener) }()
 	t.Cleanup(func() {
 		require.NoError(t, h.Close())
-		<-served
+		require.ErrorIs(t, <-served, http.ErrServerClosed)
 		require.NoError(t, s.Close())
 	})
 	return socketOf(c)

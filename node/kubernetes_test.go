@@ -152,7 +152,8 @@ func TestAPinnedPublicImageIsServedWithoutATokenWhileTheRegistryIsDown(t *testin
 }
 
 func TestFindings_EveryReasonHasAFigure(t *testing.T) {
-	n := &node{mirrorFindings: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "findings"}, []string{"reason"})}
+	t.Parallel()
+	n := &node{mirrorFindings: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "findings", Help: "Findings."}, []string{"reason"})}
 	figure := func(reason string) float64 { return testutil.ToFloat64(n.mirrorFindings.WithLabelValues(reason)) }
 	n.countFindings(nil)
 	require.Equal(t, len(agent.FindingReasons()), testutil.CollectAndCount(n.mirrorFindings))
