@@ -73,6 +73,7 @@ func TestASecondChangeAfterAQuietTimeIsWrittenSoon(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		go w.run(ctx)
 		time.Sleep(2 * v1alpha1.ReportInterval)
+		synctest.Wait()
 		before := len(at)
 		w.changed.raise() // a pin is begun
 		synctest.Wait()

@@ -3,6 +3,7 @@ package registry_test
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"testing"
 
@@ -22,7 +23,8 @@ func TestModelPack_AnArtifactIsPulledByItsTagOnce(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			weights := bytes.Repeat([]byte("weights "), 50_000)
+			weights := make([]byte, 400_000)
+			_, _ = rand.NewChaCha8([32]byte{}).Read(weights) // it never fails
 			layer := w.origin.Add(weights)
 			config := w.origin.Add([]byte(`{"descriptor":{"name":"tiny"}}`))
 			raw := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"artifactType":%q,"config":{"mediaType":%q,"digest":%q,"size":30},"layers":[{"mediaType":%q,"digest":%q,"size":%d,"annotations":{"org.cncf.model.filepath":"model.safetensors"}}]}`,

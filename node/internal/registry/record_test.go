@@ -23,10 +23,13 @@ func TestRecord_HearsOfAPullAndOfWhyItFailed(t *testing.T) {
 	require.Equal(t, http.StatusOK, w.do(http.MethodGet, "/v2/").Code)
 
 	all := record.Pulls()
-	require.Len(t, all, 1, "questions for the base are no pull")
-	require.Equal(t, images+"/team/app:v1", all[0].Image())
-	require.Len(t, all[0].Parts, 3)
-	manifest, layer, missing := all[0].Parts[0], all[0].Parts[1], all[0].Parts[2]
+	require.Len(t, all, 2, "each tag is a pull of its own, and questions for the base are none")
+	failed, pulled := all[0], all[1]
+	require.Equal(t, images+"/team/app:v2", failed.Image())
+	require.Len(t, failed.Parts, 1)
+	require.Equal(t, images+"/team/app:v1", pulled.Image())
+	require.Len(t, pulled.Parts, 2)
+	manifest, layer, missing := pulled.Parts[0], pulled.Parts[1], failed.Parts[0]
 	require.Equal(t, img.manifest.String(), manifest.Digest)
 	require.Positive(t, manifest.Bytes)
 	require.Positive(t, manifest.Resolve)
