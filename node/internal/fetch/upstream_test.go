@@ -315,7 +315,10 @@ func TestARegistryThatAnswersLateSendsOneCopy(t *testing.T) {
 	d := o.add(t, size)
 	o.Spoil(func(_ http.ResponseWriter, r *http.Request, _ []byte) bool {
 		if r.Method == http.MethodGet {
-			<-time.After(3 * timeout)
+			select {
+			case <-time.After(3 * timeout):
+			case <-r.Context().Done():
+			}
 		}
 		return false
 	})

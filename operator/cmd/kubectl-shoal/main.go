@@ -8,7 +8,9 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/go-logr/logr"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"k8s.io/klog/v2"
 
 	"github.com/shoal-cache/shoal/operator/internal/plugin"
 )
@@ -17,6 +19,7 @@ import (
 var version = "dev"
 
 func main() {
+	klog.SetLogger(logr.Discard()) // what client-go says between the lines is for nobody here
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := plugin.Run(ctx, version, os.Args[1:],
 		genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr})

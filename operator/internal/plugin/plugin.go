@@ -18,7 +18,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
@@ -27,7 +26,6 @@ import (
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/klog/v2"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -74,8 +72,7 @@ func Run(ctx context.Context, version string, args []string, streams genericioop
 }
 
 func (p *plugin) run(ctx context.Context, args []string) int {
-	klog.SetLogger(logr.Discard()) // what client-go says between the lines is for nobody here
-	cmd := p.command()             //nolint:contextcheck // each command takes the context that it is executed with
+	cmd := p.command() //nolint:contextcheck // each command takes the context that it is executed with
 	cmd.SetArgs(args)
 	cmd.SetIn(p.In)
 	cmd.SetOut(p.Out)
