@@ -13,6 +13,9 @@ var (
 	// "[map[Action:pull]]".
 	dumps  = regexp.MustCompile(`[;,:]?\s*\[?(?:&?map\[[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*\]\s*)+\]?`)
 	spaces = regexp.MustCompile(`[ \t]+`)
+	// steps name a digest and nothing else, as one layer after the other does: "fetch sha256:…: ingest sha256:…".
+	steps   = regexp.MustCompile(`^[a-z]+ (sha(?:256|512):[0-9a-f]{64,128})$`)
+	digests = regexp.MustCompile(`sha(?:256|512):[0-9a-f]{64,128}`)
 )
 
 // repeated are words that one layer after the other adds. The last of them is enough.
@@ -33,11 +36,18 @@ func Plain(text string) string {
 	return strings.Join(seen, "; ")
 }
 
-// once leaves of the repeated words the last.
+// once leaves of the repeated words the last, and of the steps with one digest the first.
 func once(line string) string {
 	parts := strings.Split(line, ": ")
 	kept := parts[:0]
+	named := make(map[string]bool)
 	for i, part := range parts {
+		if step := steps.FindStringSubmatch(part); step != nil && named[step[1]] {
+			continue
+		}
+		for _, d := range digests.FindAllString(part, -1) {
+			named[d] = true
+		}
 		again := slices.Contains(parts[i+1:], part)
 		if again && (slices.Contains(repeated, part) || parts[i+1] == part) {
 			continue

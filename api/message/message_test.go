@@ -2,6 +2,7 @@ package message_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -11,6 +12,7 @@ import (
 
 func TestPlain_SaysItOnceAndWithoutGo(t *testing.T) {
 	t.Parallel()
+	digest, other := strings.Repeat("a", 64), strings.Repeat("b", 64)
 	for text, want := range map[string]string{
 		"GET https://a.example/v2/b/manifests/1: MANIFEST_UNKNOWN: manifest unknown; map[Tag:1]":             "GET https://a.example/v2/b/manifests/1: MANIFEST_UNKNOWN: manifest unknown",
 		"UNAUTHORIZED: authentication required; [map[Action:pull Class: Name:b Type:repository]]":            "UNAUTHORIZED: authentication required",
@@ -19,7 +21,9 @@ func TestPlain_SaysItOnceAndWithoutGo(t *testing.T) {
 		"context deadline exceeded: GET https://a.example: context deadline exceeded":                        "GET https://a.example: context deadline exceeded",
 		errors.Join(errors.New("one"), errors.New("two"),
 			errors.New("one")).Error(): "one; two",
-		"dial tcp [::1]:5000: connect: connection refused": "dial tcp [::1]:5000: connect: connection refused",
+		"dial tcp [::1]:5000: connect: connection refused":                                                               "dial tcp [::1]:5000: connect: connection refused",
+		"fetch manifest sha256:" + digest + ": fetch sha256:" + digest + ": ingest sha256:" + digest + ": chunk 0: disk": "fetch manifest sha256:" + digest + ": chunk 0: disk",
+		"fetch sha256:" + digest + ": ingest sha256:" + other + ": no":                                                   "fetch sha256:" + digest + ": ingest sha256:" + other + ": no",
 		"": "",
 	} {
 		require.Equal(t, want, message.Plain(text))
