@@ -84,7 +84,7 @@ const (
 	// farLonger times as long as the slowest answer so far, and shortSilence at the least, is dead.
 	pingAfter    = 500 * time.Millisecond
 	farLonger    = 4
-	shortSilence = time.Second
+	shortSilence = 3 * time.Second
 	// flow is how many bytes show that a peer sends more than signs of life.
 	flow = 64 << 10
 )

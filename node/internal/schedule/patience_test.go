@@ -132,7 +132,7 @@ func TestPatience_WithAPeerThatIsSilentGoesByHowFastAnswersWere(t *testing.T) {
 		lag             time.Duration // of the peers that live
 		atLeast, atMost time.Duration // until the dead one is passed over
 	}{
-		"answers at once":           {0, time.Second, 2500 * time.Millisecond},
+		"answers at once":           {0, shortSilence, shortSilence + 1500*time.Millisecond},
 		"answers after a while":     {700 * time.Millisecond, 3 * time.Second, 5 * time.Second},
 		"answers that took forever": {3 * time.Second, 5 * time.Second, 6 * time.Second},
 	} {
@@ -202,7 +202,7 @@ func TestAccuse_LeasesOfOneThatIsDeadForOthersTooAreGivenAnew(t *testing.T) {
 			}
 			require.NoError(t, table.Report(epoch, "suspect", Report{Claims: []Claim{{Sum: sum(0), By: "suspect"}}}))
 			require.Positive(t, table.leased, "it reads on")
-			now := epoch.Add(3 * time.Second)
+			now := epoch.Add(muteAfter + time.Second)
 			if c.speaks {
 				require.NoError(t, table.Report(now.Add(-time.Second), "suspect", Report{Reading: true}))
 			}
@@ -241,7 +241,7 @@ func TestPatience_TheTimeForWhichANodeItselfSleptIsNobodysSilence(t *testing.T) 
 	}
 	tick(3 * time.Second)
 	require.Equal(t, peer.ID("peer"), p.AskedOf(0))
-	for range 5 {
+	for range int(shortSilence/TickEvery) + 1 {
 		tick(TickEvery)
 	}
 	require.Empty(t, p.AskedOf(0), "it has had the time by now")

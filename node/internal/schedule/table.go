@@ -880,8 +880,8 @@ func (t *Table) accuse(m *member, by peer.ID) {
 }
 
 // muteAfter is for how long one that others accuse says nothing itself before it counts as dead. Who reads or gets
-// chunks says so several times a second.
-const muteAfter = 1500 * time.Millisecond
+// chunks says so several times a second, but what it says may stand behind bulk on a full link for seconds.
+const muteAfter = 5 * time.Second
 
 // mute reports whether m has said nothing for a while, though it has something to say.
 func (t *Table) mute(m *member) bool {
