@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -131,15 +130,11 @@ func toAdd(file, name string, size int64, in io.Reader) (io.ReadCloser, digest.D
 	if err != nil {
 		return nil, "", 0, err
 	}
-	sum := sha256.New()
-	n, err := io.Copy(sum, f)
-	if err == nil {
-		_, err = f.Seek(0, io.SeekStart)
-	}
+	d, n, err := view.Sum(f)
 	if err != nil {
 		return nil, "", 0, errors.Join(err, f.Close())
 	}
-	return f, digest.NewDigest(digest.SHA256, sum), n, nil
+	return f, d, n, nil
 }
 
 func get(ctx context.Context, socket, name, file string, out io.Writer) error {

@@ -36,6 +36,15 @@ func Save(file string, out io.Writer, d digest.Digest, body io.Reader) error {
 	return nil
 }
 
+// Sum finds out the digest of content and its size in bytes, and goes back to its start.
+func Sum(content io.ReadSeeker) (d digest.Digest, size int64, err error) {
+	sum := digest.SHA256.Digester()
+	if size, err = io.Copy(sum.Hash(), content); err == nil {
+		_, err = content.Seek(0, io.SeekStart)
+	}
+	return sum.Digest(), size, err
+}
+
 func copyVerified(w io.Writer, d digest.Digest, body io.Reader) error {
 	sum := d.Verifier()
 	n, err := io.Copy(io.MultiWriter(w, sum), body)

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -190,5 +189,5 @@ func (f *Front) pinned(ctx context.Context, x *exchange, e *entry, commit string
 	if rec = f.keep(ctx, data); !f.holds(rec) {
 		return content.Request{}, fmt.Errorf("%s: %w", file, content.ErrNoSpace)
 	}
-	return content.Request{Digest: digest.FromBytes(data), Size: e.Size}, nil
+	return content.Request{Digest: rec.Digest, Size: rec.Size}, nil
 }

@@ -3,7 +3,6 @@ package plugin
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -125,11 +124,7 @@ exec there.`,
 				return err
 			}
 			defer func() { _ = f.Close() }()
-			sum := sha256.New()
-			size, err := io.Copy(sum, f)
-			if err == nil {
-				_, err = f.Seek(0, io.SeekStart)
-			}
+			d, size, err := view.Sum(f)
 			if err != nil {
 				return err
 			}
@@ -137,7 +132,6 @@ exec there.`,
 			if err != nil {
 				return err
 			}
-			d := digest.NewDigest(digest.SHA256, sum)
 			err = p.agents.run(cmd.Context(), &pods[0], []string{"add", "--digest", d.String(), "--size",
 				strconv.FormatInt(size, 10), "-"}, f, io.Discard)
 			if err != nil {
