@@ -117,6 +117,10 @@ func TestLoad_KeysByTheirOlderNamesWorkAndAreWarnedOf(t *testing.T) {
 		"in variables":     {"", []string{"SHOAL_STORE_HIGHWATERMARK=70%", "SHOAL_STORE_LOWWATERMARK=0.55"}, nil},
 		"as flags":         {"", nil, []string{"--store-high-watermark=0.7", "--store-low-watermark=0.55"}},
 		"beside the newer": {"store: {highWatermark: 0.1, highWatermarkPercent: 70, lowWatermark: 0.55}", nil, nil},
+		"beside the newer in a variable": {"store: {highWatermark: 0.1, lowWatermark: 0.55}",
+			[]string{"SHOAL_STORE_HIGHWATERMARKPERCENT=70"}, nil},
+		"beside the newer as a flag": {"store: {highWatermark: 0.1, lowWatermark: 0.55}", nil,
+			[]string{"--store-high-watermark-percent=70"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

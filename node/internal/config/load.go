@@ -56,7 +56,7 @@ func Load(path string, flags *pflag.FlagSet, environ []string) (*Config, error) 
 
 	c := new(Config)
 	settings := v.AllSettings()
-	problems = append(problems, c.adopt(v, settings)...)
+	problems = append(problems, c.adopt(v, flags, settings)...)
 	problems = append(problems, unknown("", settings)...)
 	problems = append(problems, slices.DeleteFunc(decode(settings, c), func(err error) bool {
 		return errors.Is(err, errNoTable) && !index.MatchString(err.Error()) // told above, with the keys that there are
@@ -250,8 +250,9 @@ var olderNames = map[string]string{
 	"store.lowWatermark":  "store.lowWatermarkPercent",
 }
 
-// adopt gives keys what their older names say, unless they are set themselves, and notes a warning of each.
-func (c *Config) adopt(v *viper.Viper, settings map[string]any) []error {
+// adopt gives keys what their older names say, unless they are set themselves in whatever way, and notes a warning of
+// each.
+func (c *Config) adopt(v *viper.Viper, flags *pflag.FlagSet, settings map[string]any) []error {
 	section, _ := settings["store"].(map[string]any)
 	var problems []error
 	for _, old := range slices.Sorted(maps.Keys(olderNames)) {
@@ -270,7 +271,7 @@ func (c *Config) adopt(v *viper.Viper, settings map[string]any) []error {
 		}
 		percent := math.Round(share.(float64)*1e6) / 1e4
 		c.renamed = append(c.renamed, fmt.Sprintf("%s: is called %s now, and %v of it is %v", old, key, value, percent))
-		if !v.InConfig(key) {
+		if !v.InConfig(key) && (flags == nil || !flags.Changed(option{key: key}.flag())) {
 			section[is] = percent
 		}
 	}
