@@ -34,6 +34,9 @@ func ChunkCID(data []byte) cid.Cid {
 	return rawCID(sum[:])
 }
 
+// OfNothing reports whether a digest is that of no bytes.
+func OfNothing(d digest.Digest) bool { return d != "" && d == d.Algorithm().FromBytes(nil) }
+
 // DigestCID is CIDv1(raw, the OCI digest itself): the key under which a blob is provided in the DHT. Of a blob of one
 // chunk it also is that chunk's CID. It fails for digests other than sha256 and sha512.
 func DigestCID(d digest.Digest) (cid.Cid, error) {

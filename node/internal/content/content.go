@@ -66,6 +66,8 @@ type Request struct {
 	Size int64
 	// Part: the caller wants a part of it only, so that nothing else need be read.
 	Part bool
+	// Since is when the caller came: what it has waited for before counts as well. The zero value: it comes now.
+	Since time.Time
 	// Authorization is the caller's own Authorization header, sent to the registry and to no one else. It is never
 	// stored and never logged. Empty: anonymous.
 	Authorization string
@@ -96,13 +98,3 @@ type Reader interface {
 	// Close releases the reader.
 	Close() error
 }
-
-// Source says where the bytes of an answer came from; the values label the metric shoal_served_bytes_total.
-type Source string
-
-// The sources of bytes.
-const (
-	FromLocal    Source = "local"
-	FromPeer     Source = "peer"
-	FromUpstream Source = "upstream"
-)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"time"
 )
 
@@ -12,8 +13,15 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrUnavailable: the content may exist but cannot be had now, within the time allowed (HTTP 503).
 	ErrUnavailable = errors.New("unavailable")
+	// ErrBadAnswer: upstream answered, and that was no answer to the question: another range, a page for people,
+	// redirects in a circle. To ask again brings the same, as a rule. Like all ErrUnavailable it says nothing of the
+	// content.
+	ErrBadAnswer = fmt.Errorf("upstream's answer is of no use: %w", ErrUnavailable)
 	// ErrDigestMismatch: bytes did not match the digest or CID that names them. Nothing of them is kept.
 	ErrDigestMismatch = errors.New("digest mismatch")
+	// ErrMisled goes with ErrDigestMismatch where other nodes' word was among what did not match. Whoever asks again
+	// gets what the registry alone says.
+	ErrMisled = errors.New("other nodes may have been wrong about it")
 	// ErrNoSpace: the store cannot take the content: the disk or the capacity is full of what may not be evicted.
 	ErrNoSpace = errors.New("no space in the store")
 	// ErrStorage: the node's own disk cannot be read or written, or hangs. Like ErrNoSpace it says nothing about the
@@ -63,4 +71,18 @@ func Throttled(err error) bool {
 func Denied(err error) bool {
 	var u *UpstreamError
 	return errors.As(err, &u) && (u.Status == http.StatusUnauthorized || u.Status == http.StatusForbidden)
+}
+
+// RetryAfter reads the value of Retry-After (RFC 9110, section 10.2.3): seconds, or a date. after is not negative, and
+// at most a day. said reports whether it is one of the two.
+func RetryAfter(v string) (after time.Duration, said bool) {
+	const most = 24 * time.Hour
+	s, err := strconv.ParseUint(v, 10, 64)
+	if err == nil || errors.Is(err, strconv.ErrRange) { // then s is the largest there is
+		return time.Duration(min(s, uint64(most/time.Second))) * time.Second, true
+	}
+	if at, err := http.ParseTime(v); err == nil {
+		return min(max(time.Until(at), 0), most), true
+	}
+	return 0, false
 }

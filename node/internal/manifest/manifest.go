@@ -26,9 +26,6 @@ var ErrMalformed = errors.New("malformed manifest")
 
 // The media types that image-spec has no constant of.
 const (
-	// DockerList and DockerManifest are those of the image manifest version 2, schema 2.
-	DockerList     = string(types.DockerManifestList)
-	DockerManifest = string(types.DockerManifestSchema2)
 	// schema1 and schema1Signed are those of version 2, schema 1, which does not name its own.
 	schema1       = string(types.DockerManifestSchema1)
 	schema1Signed = string(types.DockerManifestSchema1Signed)

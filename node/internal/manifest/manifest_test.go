@@ -5,20 +5,23 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 )
+
+const dockerManifest = string(types.DockerManifestSchema2)
 
 const some = `{"mediaType":"application/octet-stream","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":1}`
 
 func TestType_IsItsOwnWordThenTheDeclaredThenWhatTheFieldsSay(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ raw, declared, want string }{
-		"its own word goes before the declared one": {`{"schemaVersion":2,"mediaType":"` + DockerManifest +
-			`","config":` + some + `}`, v1.MediaTypeImageIndex, DockerManifest},
-		"the declared one before the fields": {`{"schemaVersion":2,"layers":[]}`, DockerManifest,
-			DockerManifest},
+		"its own word goes before the declared one": {`{"schemaVersion":2,"mediaType":"` + dockerManifest +
+			`","config":` + some + `}`, v1.MediaTypeImageIndex, dockerManifest},
+		"the declared one before the fields": {`{"schemaVersion":2,"layers":[]}`, dockerManifest,
+			dockerManifest},
 		"an image without a type is OCI's": {`{"schemaVersion":2,"config":` + some + `,"layers":[]}`, "",
 			v1.MediaTypeImageManifest},
 		"so is an index": {`{"schemaVersion":2,"manifests":[]}`, "", v1.MediaTypeImageIndex},

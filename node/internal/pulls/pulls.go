@@ -14,10 +14,10 @@ import (
 	"sync"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/shoal-cache/shoal/api/view"
+	"github.com/shoal-cache/shoal/node/internal/lru"
 )
 
 const (
@@ -73,12 +73,8 @@ type pull struct {
 
 // New makes a Record.
 func New(log *slog.Logger, reg prometheus.Registerer) *Record {
-	fetches, err := lru.New[string, Fetched](maxFetches)
-	if err != nil {
-		panic(err) // only a size that is not positive fails
-	}
 	r := &Record{
-		log: log, fetches: fetches,
+		log: log, fetches: lru.New[string, Fetched](maxFetches),
 		saved: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shoal_saved_bytes_total",
 			Help: "Bytes given to callers that were not read from their registry by this node: " +
@@ -152,6 +148,17 @@ func (r *Record) other(p *pull, a Answer) *pull {
 		}
 	}
 	return cmp.Or(r.begin(p.registry, p.Repository, a.Start), p)
+}
+
+// How tells how a blob came to this node; nil where that is not known any more.
+func (r *Record) How(digest string) *view.PullFetch {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f, ok := r.fetches.Peek(digest)
+	if !ok {
+		return nil
+	}
+	return &f.PullFetch
 }
 
 // Fetched is called when a fetch has ended.

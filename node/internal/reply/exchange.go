@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/shoal-cache/shoal/node/internal/trace"
 )
 
 // StatusClientGone is what logs and metrics say of a caller that left before an answer. Nobody receives it.
@@ -102,10 +104,19 @@ func NewMetrics(r prometheus.Registerer, front, label string) (*Metrics, error) 
 
 // Observe counts an exchange about what.
 func (m *Metrics) Observe(x *Exchange, what string) {
-	code := x.Code()
+	code, id := x.Code(), trace.ID(x.R.Context())
 	m.requests.WithLabelValues(what, code).Inc()
-	m.duration.WithLabelValues(what, code).Observe(time.Since(x.Start).Seconds())
+	observe(m.duration.WithLabelValues(what, code), time.Since(x.Start), id)
 	if x.Status != 0 {
-		m.firstByte.WithLabelValues(what, code).Observe(x.FirstByte.Seconds())
+		observe(m.firstByte.WithLabelValues(what, code), x.FirstByte, id)
 	}
+}
+
+// observe counts a time, with the trace that shows where it went as its exemplar.
+func observe(o prometheus.Observer, took time.Duration, id string) {
+	if e, ok := o.(prometheus.ExemplarObserver); ok && id != "" {
+		e.ObserveWithExemplar(took.Seconds(), prometheus.Labels{"trace_id": id})
+		return
+	}
+	o.Observe(took.Seconds())
 }

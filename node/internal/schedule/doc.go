@@ -7,7 +7,7 @@
 //
 // A blob of n bytes that N nodes want should leave the registry once, and no node should send much more than n bytes.
 // The bandwidth-optimal broadcast does that: scatter the chunks over the nodes, then let everyone take every chunk from
-// the node that has it. So each chunk has a root among the participants, its chunk home:
+// the node that has it. So each chunk has a chunk home among the participants:
 //
 //  1. A participant that has room is leased a run of chunks that no one has been leased yet. It reads them from
 //     upstream with one Range request, and claims each chunk as it arrives: index and SHA-256, signed by it.
@@ -40,12 +40,33 @@
 //
 // What decides is who lives, and not how long something takes. While a reader of upstream says that it reads, the
 // table tells those who need what it reads, and they go on waiting, up to an end. A peer that was asked for chunks and
-// is silent is pinged; it is passed over when it takes far longer to answer than it and others took so far. One of
-// which several participants say so, and which does not report itself, loses its leases.
+// is silent is pinged; it is passed over when it takes far longer to answer than it and others took so far. Where
+// several participants say so of a peer that does not report itself, nobody asks that peer for a while. A participant
+// that says nothing of a lease loses it, and is given none until it reports.
 //
 // # What is said, and what is so
 //
 // A size, a run and a holding are what a peer says until the digest has proved them. Plans keep a Table for each size
 // that is said, so a wrong one holds up those that believe it. A Table costs what was sent to it: its sets are of
 // pages, and it books a lease a little at a time.
+//
+// # Files
+//
+//	types.go                      claims, orders, reports: what a table and a participant tell each other
+//	table.go                      the plan of one blob as its coordinator keeps it
+//	table_members.go              participants and holders, their groups, and who of them is dead
+//	table_homes.go                who has which chunk, and whose word on it counts
+//	table_suppliers.go            of whom each participant is told to ask for a chunk
+//	table_leases.go               who reads which run from upstream
+//	plan.go                       what can be handed out now
+//	pace.go                       participants that hold few chunks at a time wait for each other
+//	plans.go                      a table for each size that is said
+//	participant.go                one node's part in the plan
+//	participant_coordinator.go    its orders, and when it leaves who gives them
+//	participant_chunks.go         what is here, and who is told
+//	participant_readers.go        what readers need, and where they are
+//	participant_wants.go          which chunk is asked for next
+//	participant_peers.go          who is asked, and passed over
+//	participant_leases.go         what this node reads from upstream
+//	set.go                        sets of chunks
 package schedule

@@ -177,31 +177,21 @@ func TestPatience_WithAPeerThatIsSilentGoesByHowFastAnswersWere(t *testing.T) {
 	}
 }
 
-func TestAccuse_LeasesOfOneThatIsDeadForOthersTooAreGivenAnew(t *testing.T) {
+func TestAccuse_OfOneThatSaysNothingItselfTwoAreEnough(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		speaks  bool // it reports, whatever others say of it
-		accused int
-		anew    bool
+		speaks    bool // it reports, whatever others say of it
+		accused   int
+		sidelined bool
 	}{
-		"two got nothing from it, and it says nothing": {false, 2, true},
-		"two got nothing from it, and it reads":        {true, 2, false},
-		"one got nothing from it":                      {false, 1, false},
+		"two got nothing from it, and it says nothing":       {false, 2, true},
+		"two got nothing from it, and it reads":              {true, 2, false},
+		"one got nothing from it":                            {false, 1, false},
+		"a quarter of all got nothing from it, and it reads": {true, 3, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			table := New(Config{UpstreamRuns: 1})
-			table.Open(epoch)
-			ids := []peer.ID{"suspect"}
-			for k := range 9 {
-				ids = append(ids, id(k))
-			}
-			for _, id := range ids {
-				require.NoError(t, table.Join(epoch, id, Join{Upstream: id == "suspect", Whole: true,
-					Report: Report{Size: 4 * content.ChunkSize}}))
-			}
-			require.NoError(t, table.Report(epoch, "suspect", Report{Claims: []Claim{{Sum: sum(0), By: "suspect"}}}))
-			require.Positive(t, table.leased, "it reads on")
+			table := accusedTable(t)
 			now := epoch.Add(muteAfter + time.Second)
 			if c.speaks {
 				require.NoError(t, table.Report(now.Add(-time.Second), "suspect", Report{Reading: true}))
@@ -210,9 +200,40 @@ func TestAccuse_LeasesOfOneThatIsDeadForOthersTooAreGivenAnew(t *testing.T) {
 				require.NoError(t, table.Report(now, id(k), Report{Suspects: []Suspicion{{Index: 0,
 					From: "suspect"}}}))
 			}
-			require.Equal(t, c.anew, table.leased == 0)
+			require.Equal(t, c.sidelined, table.members["suspect"].sidelined.After(now))
 		})
 	}
+}
+
+// accusedTable has a participant that reads from upstream, and eleven who cannot and need what it reads.
+func accusedTable(t *testing.T) *Table {
+	t.Helper()
+	table := New(Config{UpstreamRuns: 1})
+	table.Open(epoch)
+	ids := []peer.ID{"suspect"}
+	for k := range 11 {
+		ids = append(ids, id(k))
+	}
+	for _, id := range ids {
+		require.NoError(t, table.Join(epoch, id, Join{Upstream: id == "suspect", Whole: true,
+			Report: Report{Size: 4 * content.ChunkSize}}))
+	}
+	require.NoError(t, table.Report(epoch, "suspect", Report{Claims: []Claim{{Sum: sum(0), By: "suspect"}}}))
+	require.Positive(t, table.leased, "it reads on")
+	return table
+}
+
+func TestTick_WhoSaysNothingOfALeaseIsGivenNoneUntilItReports(t *testing.T) {
+	t.Parallel()
+	table := accusedTable(t)
+	now := epoch.Add(table.cfg.LeaseTimeout + time.Second)
+	table.Tick(now)
+	require.Zero(t, table.leased)
+	now = now.Add(table.cfg.Penalty + time.Second)
+	table.Tick(now)
+	require.Zero(t, table.leased, "it may be dead")
+	require.NoError(t, table.Report(now, "suspect", Report{Have: []int{0}}))
+	require.Positive(t, table.leased)
 }
 
 func TestPatience_TheTimeForWhichANodeItselfSleptIsNobodysSilence(t *testing.T) {

@@ -136,7 +136,7 @@ func (p *Plans) Leave(now time.Time, id peer.ID) {
 	}
 	delete(p.of, id)
 	t.Leave(now, id)
-	if len(t.members) == 0 && len(p.tables) > 1 {
+	if len(t.members) == 0 { // nobody has what was claimed, and it may have been wrong
 		p.tables = slices.DeleteFunc(p.tables, func(x *Table) bool { return x == t })
 	}
 }
@@ -158,9 +158,9 @@ func (p *Plans) Take(give func(to peer.ID, o Orders)) {
 	}
 }
 
-// Known reports whether the hash of chunk i is known to id, or to those that name a size, so that another claim would
-// tell nothing new.
-func (p *Plans) Known(id peer.ID, size int64, i int) bool {
+// Known reports whether a chunk's hash is known to be what c says to id, or to those that name a size, so that c tells
+// nothing new.
+func (p *Plans) Known(id peer.ID, size int64, c Claim) bool {
 	t := p.of[id]
 	if size > 0 {
 		k := slices.IndexFunc(p.tables, func(x *Table) bool { return x.size == size })
@@ -169,7 +169,7 @@ func (p *Plans) Known(id peer.ID, size int64, i int) bool {
 		}
 		t = p.tables[k]
 	}
-	return t != nil && t.Known(i)
+	return t != nil && t.Known(c)
 }
 
 // Holders is the number of peers known to have the whole blob.
@@ -186,6 +186,13 @@ func (p *Plans) Active() (n int) {
 		n += t.Active()
 	}
 	return n
+}
+
+// Upstream reports whether any participant can be sent upstream.
+func (p *Plans) Upstream() bool {
+	return slices.ContainsFunc(p.tables, func(t *Table) bool {
+		return slices.ContainsFunc(t.active, func(m *member) bool { return m.upstream })
+	})
 }
 
 // Informed reports whether the hash of any chunk is known.

@@ -2,8 +2,8 @@ package schedule
 
 import "math/bits"
 
-// set is a set of chunks. It costs what is in it and not what the blob's size makes possible, for that is a peer's
-// word: a page is there once a chunk of it is, and all pages that are full are one.
+// set is a set of chunks. It costs what is in it and not what the blob's size makes possible, because that is a peer's
+// word. A page is there once a chunk of it is, and all pages that are full are one.
 type set struct {
 	pages []*page // nil where empty
 	size  int

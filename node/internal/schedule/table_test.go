@@ -215,7 +215,7 @@ func (s *swarm) lacking() string {
 				return string(m.id)
 			}
 			return fmt.Sprintf("%s lacks chunk %d: asks %q, told %v, home %s, hash known %v, read by %s, tried %d peers",
-				string(n.id), i, string(n.from[i]), m.told.has(i), name(m.group.roots[i]), c.known, name(c.lessee), len(m.tried[i]))
+				string(n.id), i, string(n.from[i]), m.told.has(i), name(m.group.homes[i]), c.known, name(c.lessee), len(m.tried[i]))
 		}
 	}
 	return ""
@@ -409,9 +409,9 @@ func TestChains_NobodyWaitsForOneWhoWaitsForOneWhoWaits(t *testing.T) {
 		}
 		for s.step(pick) {
 			for _, m := range s.table.active {
-				for i, from := range m.source {
+				for i, from := range m.supplier {
 					links := 1
-					for ; !from.have.has(i) && from.source[i] != nil; from = from.source[i] {
+					for ; !from.have.has(i) && from.supplier[i] != nil; from = from.supplier[i] {
 						links++
 					}
 					require.LessOrEqual(rt, links, 2, "chunk %d of %s", i, m.id)
@@ -697,6 +697,60 @@ func TestHopelessIsSaidAtOnce(t *testing.T) {
 	require.True(t, n.hopeless, "its only upstream refuses")
 }
 
+func TestAHoldersWordOnAChunkGoesBeforeAReaders(t *testing.T) {
+	t.Parallel()
+	const reader, early, second, late = 0, 1, 2, 3
+	says := func(second Sum) func(by peer.ID) []Claim {
+		return func(by peer.ID) []Claim {
+			return []Claim{{Index: 0, Sum: sum(0), By: by}, {Index: 1, Sum: second, By: by}}
+		}
+	}
+	right, wrong := says(sum(1)), says(Sum{1})
+	for name, tc := range map[string]struct {
+		first, then func(by peer.ID) []Claim
+		holders     [2]bool // whether they hold the whole blob
+		want        Sum
+	}{
+		"a reader was misled":                 {first: wrong, then: right, holders: [2]bool{false, true}, want: sum(1)},
+		"a holder lies to one that is right":  {first: right, then: wrong, holders: [2]bool{true, true}, want: sum(1)},
+		"a reader says something else":        {first: wrong, then: right, want: Sum{1}},
+		"a reader says other than the holder": {first: right, then: wrong, holders: [2]bool{true, false}, want: sum(1)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			now := time.Unix(1e9, 0)
+			table := New(Config{})
+			table.Open(now)
+			told := map[peer.ID]Assignment{}
+			join := func(i int, claims func(peer.ID) []Claim, holds bool) {
+				r := Report{Size: 2 * content.ChunkSize, Complete: holds}
+				if claims != nil {
+					r.Claims = claims(id(i))
+				}
+				require.NoError(t, table.Join(now, id(i), Join{Whole: true, Report: r}))
+				table.Take(func(to peer.ID, o Orders) {
+					for _, a := range o.Chunks {
+						if a.Index == 1 {
+							told[to] = a
+						}
+					}
+				})
+			}
+			join(reader, tc.first, tc.holders[0])
+			join(early, nil, false)
+			require.NotEmpty(t, told[id(early)])
+			join(second, tc.then, tc.holders[1])
+			join(late, nil, false)
+			for _, i := range []int{early, late} {
+				require.Equal(t, tc.want, told[id(i)].Sum)
+				if tc.first(id(reader))[1].Sum != tc.want {
+					require.NotEqual(t, id(reader), told[id(i)].From, "it has another chunk")
+				}
+			}
+		})
+	}
+}
+
 func TestOnlyOneReadsTheWholeStreamOfARegistryWithoutRange(t *testing.T) {
 	t.Parallel()
 	s := newSwarm(t, Config{}, 30)
@@ -753,4 +807,41 @@ func TestARangeBringsOnlyTheChunksItNeeds(t *testing.T) {
 	for s.step(func(int) int { return 0 }) {
 	}
 	require.Equal(t, map[int]bool{10: true, 11: true, 12: true}, n.have)
+}
+
+// One that was misled may have claimed the same chunk first.
+func TestComplete_WhatTheNodeHasReadItselfIsClaimedByAHolder(t *testing.T) {
+	t.Parallel()
+	const size = 2 * content.ChunkSize
+	now := time.Unix(1e9, 0)
+	p := NewParticipant(ParticipantConfig{}, "self")
+	p.SetSize(size, func(int) bool { return false })
+	p.Joined(now, "coordinator")
+	own := Claim{Index: 1, Sum: sum(1), By: "self"}
+	p.Claimed(now, own)
+	p.Claimed(now, Claim{Index: 0, Sum: sum(0), By: "another"})
+	p.Take()
+	p.Complete()
+	r := p.Take().Report
+	require.True(t, r.Complete)
+	require.Equal(t, []Claim{own}, r.Claims)
+
+	table := New(Config{})
+	table.Open(now)
+	join := func(who peer.ID, claims ...Claim) {
+		require.NoError(t, table.Join(now, who, Join{Whole: true, Report: Report{Size: size, Claims: claims}}))
+	}
+	join("misled", Claim{Index: 0, Sum: sum(0), By: "misled"}, Claim{Index: 1, Sum: Sum{1}, By: "misled"})
+	join("self")
+	require.NoError(t, table.Report(now, "self", r))
+	join("late")
+	told := map[int]Sum{}
+	table.Take(func(to peer.ID, o Orders) {
+		for _, a := range o.Chunks {
+			if to == "late" {
+				told[a.Index] = a.Sum
+			}
+		}
+	})
+	require.Equal(t, sum(1), told[1])
 }

@@ -31,8 +31,8 @@ func (r Run) End() int { return r.First + r.Count }
 type Assignment struct {
 	Claim
 	From peer.ID
-	// Root is set where the participant is the chunk's home in its group: its progress with it is awaited.
-	Root bool
+	// Home is set where the participant is the chunk's home in its group: its progress with it is awaited.
+	Home bool
 	// Held: From has the chunk already. Otherwise it is about to get it, and answers then.
 	Held bool
 }
@@ -89,7 +89,7 @@ type Failure struct {
 	Trouble Trouble
 }
 
-// Suspicion reports that a peer did not deliver a chunk that it was the source of.
+// Suspicion reports that a peer did not deliver a chunk that it was to supply.
 type Suspicion struct {
 	Index int
 	From  peer.ID
@@ -99,10 +99,14 @@ type Suspicion struct {
 type Report struct {
 	// Size of the blob in bytes, once upstream has told it.
 	Size int64
+	// Slots is how many chunks the participant can hold at a time. 0: all of them, or it does not say.
+	Slots int
 	// Claims of chunks that the participant has read from upstream. They imply Have.
 	Claims []Claim
 	// Have are chunks that the participant has and has checked against their claims.
 	Have []int
+	// Gone are chunks that it had and has let go of, for want of room. It needs them no more, unless Need names them.
+	Gone []int
 	// Need are further runs that its readers want.
 	Need     []Run
 	Failed   []Failure
@@ -118,8 +122,8 @@ type Report struct {
 
 // Empty reports whether the report says nothing but Load.
 func (r *Report) Empty() bool {
-	return r.Size == 0 && len(r.Claims) == 0 && len(r.Have) == 0 && len(r.Need) == 0 && len(r.Failed) == 0 &&
-		len(r.Suspects) == 0 && !r.Reading && !r.Complete
+	return r.Size == 0 && r.Slots == 0 && len(r.Claims) == 0 && len(r.Have) == 0 && len(r.Gone) == 0 &&
+		len(r.Need) == 0 && len(r.Failed) == 0 && len(r.Suspects) == 0 && !r.Reading && !r.Complete
 }
 
 // Merge adds a later report to r.
@@ -127,8 +131,12 @@ func (r *Report) Merge(later Report) {
 	if later.Size != 0 {
 		r.Size = later.Size
 	}
+	if later.Slots != 0 {
+		r.Slots = later.Slots
+	}
 	r.Claims = append(r.Claims, later.Claims...)
 	r.Have = append(r.Have, later.Have...)
+	r.Gone = append(r.Gone, later.Gone...)
 	r.Need = append(r.Need, later.Need...)
 	r.Failed = append(r.Failed, later.Failed...)
 	r.Suspects = append(r.Suspects, later.Suspects...)
@@ -161,17 +169,8 @@ type Config struct {
 	// UpstreamRuns is the least number of runs that may be leased at one time, over all participants; default 4, as
 	// many requests as a single client opens for an image's layers. See Table.runsLeft.
 	UpstreamRuns int
-	// PeerRuns is how many runs are leased to one participant at one time, once it has read a chunk; default 2. While
-	// there are few participants each gets its part of UpstreamRuns.
-	PeerRuns int
-	// MaxRun is the most chunks of a run; default 16.
-	MaxRun int
 	// Window is how many chunks a participant is told to bring into its group from peers at one time; default 16.
 	Window int
-	// DirectWindow is how many chunks it is told to take from complete holders at one time; default 24.
-	DirectWindow int
-	// Told is how many chunks with a home a participant is told to ask for at one time; default 32.
-	Told int
 	// LeaseTimeout is after how long without a claim or a report of reading a lease is given to another;
 	// default 5 s.
 	LeaseTimeout time.Duration
@@ -182,6 +181,18 @@ type Config struct {
 	Penalty time.Duration
 }
 
+const (
+	// peerRuns is how many runs are leased to one participant at one time, once it has read a chunk. While there are
+	// few participants each gets its part of Config.UpstreamRuns.
+	peerRuns = 2
+	// maxRun is the most chunks of a run.
+	maxRun = 16
+	// directWindow is how many chunks a participant is told to take from complete holders at one time.
+	directWindow = 24
+	// mostTold is how many chunks with a home a participant is told to ask for at one time.
+	mostTold = 32
+)
+
 func (c Config) withDefaults() Config {
 	def := func(v *int, d int) {
 		if *v <= 0 {
@@ -190,11 +201,7 @@ func (c Config) withDefaults() Config {
 	}
 	def(&c.GroupSize, 64)
 	def(&c.UpstreamRuns, 4)
-	def(&c.PeerRuns, 2)
-	def(&c.MaxRun, 16)
 	def(&c.Window, 16)
-	def(&c.DirectWindow, 24)
-	def(&c.Told, 32)
 	if c.LeaseTimeout <= 0 {
 		c.LeaseTimeout = 5 * time.Second
 	}

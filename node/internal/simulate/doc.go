@@ -15,7 +15,8 @@
 //     without holding the sender up; the window of each node bounds it. The network between has no other limit.
 //     Where Config.Shared is set, all that is under way shares the links instead, as TCP has it on a slow network: what
 //     begins together ends together, parts of chunks count as signs of progress, and messages wait in the queues of
-//     busy links. So a rig of few nodes is modelled (test/bench); headers, which take 4 to 5 % of such links, are not.
+//     busy links, and behind some of the chunk that is under way to the same peer (Config.Behind). So a rig of few
+//     nodes is modelled (test/bench); headers, which take 4 to 5 % of such links, are not.
 //   - The registry has an up-link of its own, shared chunk by chunk by the runs that are read from it.
 //     Config.StreamRate bounds what each run gets.
 //   - Messages (reports, orders, wants) take the latency between two nodes. Orders leave the coordinator through its

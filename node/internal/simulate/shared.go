@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Bounds of the swarm package's exchange: how many blocks a node sends at one time, in all and to one peer.
+// Bounds of Bitswap in the swarm package: how many blocks a node sends at one time, in all and to one peer.
 const (
 	senders        = 16
 	sendersPerPeer = 1
@@ -68,6 +68,17 @@ func (n *fabric) part(l *line) int64 {
 		}
 	}
 	return int64(gone)
+}
+
+// left is how long what is under way in a line takes, of which no more than the given bytes count.
+func (n *fabric) left(l *line, most int64) (longest time.Duration) {
+	for _, f := range n.flows {
+		if f.line == l && f.rate > 0 {
+			left := min(f.left-f.rate*(n.events.now-n.since).Seconds(), float64(most))
+			longest = max(longest, time.Duration(left/f.rate*float64(time.Second)))
+		}
+	}
+	return longest
 }
 
 // shortest is the line with the least under way of those that may send one more, and of those the one with the most to

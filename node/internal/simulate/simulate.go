@@ -40,6 +40,9 @@ type Config struct {
 	// test/bench.
 	Shared bool
 	Queue  time.Duration
+	// Behind is how many bytes of a chunk that is under way to a peer go out before a message to it; default: what
+	// takes twice the time of Queue.
+	Behind int64
 	// Parallel is how many blobs a node pulls at one time, in their order; default: all.
 	Parallel int
 	// ReadAhead is how many bytes of the blobs after one that a node pulls it begins to get as well; default 0: none.
@@ -240,13 +243,21 @@ func (s *simulation) latency(a, b *node) time.Duration {
 	if a.up.underWay > 0 {
 		d += s.cfg.Queue
 		if l := a.up.lines[b.index]; l != nil && l.underWay > 0 {
-			d += 2 * s.cfg.Queue // it waits in the sender's buffer besides
+			d += s.buffered(a.up, l)
 		}
 	}
 	if b.down.underWay > 0 {
 		d += s.cfg.Queue
 	}
 	return d
+}
+
+// buffered is how long a message waits in the sender's buffer, behind what is under way in the same line.
+func (s *simulation) buffered(up *uplink, l *line) time.Duration {
+	if s.cfg.Behind > 0 {
+		return up.fabric.left(l, s.cfg.Behind)
+	}
+	return 2 * s.cfg.Queue
 }
 
 func (s *simulation) result(starts []time.Duration) *Result {

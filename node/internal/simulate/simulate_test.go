@@ -88,6 +88,20 @@ func TestBurst_SmallLayersOfManyNodesAreNotStarved(t *testing.T) {
 	}
 }
 
+func TestShared_MessagesThatWaitForAllOfAChunkHoldUpTheBurst(t *testing.T) {
+	t.Parallel()
+	last := func(behind int64) time.Duration {
+		r, err := Run(Config{
+			Nodes: 8, Blobs: []int64{4 * mib, 32 * mib}, NodeRate: 100e6, RegistryRate: 100e6, Shared: true,
+			Behind: behind, Seed: 1,
+		})
+		require.NoError(t, err)
+		require.InDelta(t, 1.0, r.RegistryCopies, 0)
+		return r.Last
+	}
+	require.Greater(t, last(1*mib), last(32<<10))
+}
+
 func TestWhatSharesALinkTakesItsTimeTogether(t *testing.T) {
 	t.Parallel()
 	es := &events{}

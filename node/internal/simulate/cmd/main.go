@@ -39,6 +39,9 @@ func run() error {
 	registry := flag.Float64("registry", 10, "Gbit/s of the registry's link")
 	streamRate := flag.Float64("stream", 0,
 		"Gbit/s that the registry gives one request at the most (with -shared; 0: all)")
+	behind := flag.Int64("behind", 0,
+		"KiB of a chunk under way to a peer that go out before a message to it "+
+			"(with -shared; 0: what twice 50 ms take)")
 	flag.IntVar(&cfg.Zones, "zones", 1, "zones over which the nodes are spread")
 	flag.DurationVar(&cfg.Stagger, "stagger", 0, "time over which the nodes start")
 	flag.Float64Var(&cfg.Deaths, "deaths", 0, "share of nodes that die during the pull")
@@ -72,29 +75,54 @@ func run() error {
 			return err
 		}
 	}
-	cfg.ReadAhead = *ahead << 20
+	cfg.ReadAhead, cfg.Behind = *ahead<<20, *behind<<10
 	cfg.NodeRate, cfg.RegistryRate, cfg.StreamRate = *link*1e9, *registry*1e9, *streamRate*1e9
 
-	head := "| nodes | ideal s | first | median | last over ideal | longest wait for a layer's " +
-		"first byte s | duplicates " +
-		"| end s | registry copies | requests | busiest sent | peers median, most " +
-		"| into a zone | reports | orders | assignments | control MB in, out | table CPU s (per GiB) | died | run s |"
-	if *paper > 0 {
-		head = "| nodes | records mean, most | messages and bytes to provide a blob | bytes/s per node |"
+	counts, err := numbers(*nodes)
+	if err != nil {
+		return err
 	}
-	fmt.Println(head)
-	fmt.Println(strings.Repeat("| --- ", strings.Count(head, "|")-1) + "|")
-	for field := range strings.SplitSeq(*nodes, ",") {
+	if *paper > 0 {
+		onPaper(counts, *paper)
+		return nil
+	}
+	return simulated(cfg, counts, *seconds)
+}
+
+// numbers reads the value of -nodes.
+func numbers(list string) (counts []int, err error) {
+	for field := range strings.SplitSeq(list, ",") {
 		n, err := strconv.Atoi(field)
 		if err != nil || n < 1 {
-			return fmt.Errorf("-nodes %q: %q is no number of nodes", *nodes, field)
+			return nil, fmt.Errorf("-nodes %q: %q is no number of nodes", list, field)
 		}
-		if *paper > 0 {
-			p := simulate.OnPaper(n, *paper)
-			fmt.Printf("| %d | %d, %d | %d, %d | %.0f |\n", n, p.MeanRecords, p.MostRecords, p.ProvideMessages,
-				p.ProvideBytes, p.Rate)
-			continue
-		}
+		counts = append(counts, n)
+	}
+	return counts, nil
+}
+
+func printHead(head string) {
+	fmt.Println(head)
+	fmt.Println(strings.Repeat("| --- ", strings.Count(head, "|")-1) + "|")
+}
+
+// onPaper prints what the DHT costs where each node holds so many blobs.
+func onPaper(counts []int, blobs int) {
+	printHead("| nodes | records mean, most | messages and bytes to provide a blob | bytes/s per node |")
+	for _, n := range counts {
+		p := simulate.OnPaper(n, blobs)
+		fmt.Printf("| %d | %d, %d | %d, %d | %.0f |\n", n, p.MeanRecords, p.MostRecords, p.ProvideMessages,
+			p.ProvideBytes, p.Rate)
+	}
+}
+
+// simulated runs a burst for each number of nodes, and prints what it cost.
+func simulated(cfg simulate.Config, counts []int, seconds bool) error {
+	printHead("| nodes | ideal s | first | median | last over ideal | longest wait for a layer's " +
+		"first byte s | duplicates " +
+		"| end s | registry copies | requests | busiest sent | peers median, most " +
+		"| into a zone | reports | orders | assignments | control MB in, out | table CPU s (per GiB) | died | run s |")
+	for _, n := range counts {
 		cfg.Nodes = n
 		start := time.Now()
 		r, err := simulate.Run(cfg)
@@ -109,7 +137,7 @@ func run() error {
 			r.Orders, r.Assignments,
 			float64(r.ControlIn)/1e6, float64(r.ControlOut)/1e6, r.TableCPU.Seconds(), r.TableCPUPerGiB(), r.Died,
 			time.Since(start).Seconds())
-		if *seconds {
+		if seconds {
 			bySecond(r)
 		}
 	}

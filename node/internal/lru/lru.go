@@ -1,0 +1,20 @@
+// Package lru makes caches of the entries that were used last. Their sizes are constants of the program, so that making
+// one cannot fail.
+package lru
+
+import lru "github.com/hashicorp/golang-lru/v2"
+
+// Cache is a map of bounded size. It is safe for concurrent use.
+type Cache[K comparable, V any] = lru.Cache[K, V]
+
+// New returns a cache of the size entries that were used last. The size must be positive.
+func New[K comparable, V any](size int) *Cache[K, V] { return NewWithEvict[K, V](size, nil) }
+
+// NewWithEvict is New with a function that is called for each entry that leaves the cache.
+func NewWithEvict[K comparable, V any](size int, left func(K, V)) *Cache[K, V] {
+	cache, err := lru.NewWithEvict(size, left)
+	if err != nil {
+		panic(err) // of a size that is not positive
+	}
+	return cache
+}

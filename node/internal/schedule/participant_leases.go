@@ -1,0 +1,89 @@
+package schedule
+
+import (
+	"encoding/binary"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+// maxLeased is how many leases a participant has at most. What a coordinator gives beyond that goes back.
+const maxLeased = 64
+
+func (p *Participant) lease(r Run, ordered bool) {
+	if _, reads := p.leased[r]; reads {
+		return
+	}
+	if len(p.leased) >= maxLeased {
+		p.report(Report{Failed: []Failure{{Run: r, Trouble: Returned}}})
+		return
+	}
+	p.leased[r] = ordered
+	p.out.Leases = append(p.out.Leases, r)
+}
+
+// ownChoice is a chunk to read though no one said so: one that the coordinator has named no one for, and another for
+// each participant.
+func (p *Participant) ownChoice() Run {
+	if p.size < 0 {
+		return Run{First: 0, Count: 1}
+	}
+	var open []int
+	for i := range p.pieces {
+		if c := &p.pieces[i]; !c.present && !c.arriving && c.from == "" && p.need.Test(uint(i)) {
+			open = append(open, i)
+		}
+	}
+	if len(open) == 0 {
+		for u, ok := p.need.NextSet(0); ok; u, ok = p.need.NextSet(u + 1) {
+			if !p.pieces[u].present {
+				return Run{First: int(u), Count: 1}
+			}
+		}
+	}
+	return Run{First: open[spread(p.self)%uint32(len(open))], Count: 1}
+}
+
+// spread is a number that differs from peer to peer.
+func spread(id peer.ID) uint32 {
+	if len(id) < 4 {
+		return 0
+	}
+	return binary.BigEndian.Uint32([]byte(id[len(id)-4:]))
+}
+
+// Rest is what of a run that is to be read now has not come from elsewhere meanwhile. The coordinator is told again
+// who read what has, so that it does not wait for it.
+func (p *Participant) Rest(r Run) Run {
+	for r.Count > 0 && r.First < len(p.pieces) && p.pieces[r.First].present && p.pieces[r.First].claimed {
+		p.report(Report{Claims: []Claim{p.pieces[r.First].claim}})
+		r = Run{First: r.First + 1, Count: r.Count - 1}
+	}
+	return r
+}
+
+// Reading tells that bytes of leases come, or that the answer to one is awaited.
+func (p *Participant) Reading() { p.report(Report{Reading: true}) }
+
+// LeaseEnded tells that a run has been read, or with trouble that not all of it could be.
+func (p *Participant) LeaseEnded(now time.Time, r Run, trouble Trouble) {
+	if _, reads := p.leased[r]; !reads {
+		return
+	}
+	delete(p.leased, r)
+	p.idle = now
+	if trouble != 0 {
+		p.failed = p.failed || trouble != Returned
+		p.report(Report{Failed: []Failure{{Run: r, Trouble: trouble}}})
+	}
+}
+
+// Reads reports whether chunk i is in a run that is being read from upstream.
+func (p *Participant) Reads(i int) bool {
+	for r := range p.leased {
+		if r.First <= i && i < r.End() {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,299 @@
+package schedule
+
+import (
+	"slices"
+	"time"
+)
+
+// lease is a run that is read from upstream. It is booked a little at a time: what one stream reads may be the whole
+// blob.
+type lease struct {
+	run     Run
+	next    int // the chunks before it are booked
+	left    int // how many of those are still to be claimed
+	expires time.Time
+	claimed time.Time // when a chunk of it was last claimed, or it was given
+}
+
+// bookAhead is how many chunks of a lease are booked at one time, more than a run has that is not a whole stream.
+const bookAhead = 64
+
+func (t *Table) mayLease(m *member) bool {
+	// Before it has read anything it gets one run: who comes a moment later is to have something to read as well.
+	if !t.open || !m.upstream || m.lost || len(m.runs) >= min(t.peerRuns(), 1+m.read) || m.barred.After(t.now) {
+		return false
+	}
+	if t.noRange {
+		if t.streamer == nil || !t.streamer.upstream {
+			t.streamer = m
+		}
+		return t.streamer == m && len(m.runs) == 0
+	}
+	return t.runsLeft()
+}
+
+// peerRuns is how many runs one participant may read at one time. While there are few, each may read more: a registry
+// may give each request a small part of the link, as object stores do.
+func (t *Table) peerRuns() int { return max(peerRuns, t.cfg.UpstreamRuns/max(len(t.active), 1)) }
+
+// runsLeft reports whether upstream may be read by one more participant: by Config.UpstreamRuns, and one more with
+// every fewChunks that have come, up to a run for each participant, or manyRuns, or one for every sixteenth. Few
+// requests at once finish early one by one, and what is finished can be shared, which matters most while there is
+// nothing else to share. But from one lease to the next a registry has nothing to send, and where links are full the
+// way of reports and orders takes as long as several chunks. At first one run is read, then as many as chunks have
+// come: the first bytes of a layer are what readers wait for, and of all that is read at the same time each comes late.
+func (t *Table) runsLeft() bool {
+	n := len(t.active)
+	if !t.noRange && t.leased > t.known.size && t.now.Sub(t.began) < slowStart {
+		return false
+	}
+	return t.noRange || t.leased < max(n/16, min(t.cfg.UpstreamRuns+t.known.size/fewChunks,
+		max(t.cfg.UpstreamRuns, min(n, manyRuns))))
+}
+
+// Found with node/internal/simulate, on links of 0.1 to 10 Gbit/s. manyRuns are enough to hide the time between leases
+// on the fastest.
+const (
+	fewChunks = 4
+	manyRuns  = 16
+)
+
+// slowStart is for how long others wait for the first one who reads: he may be slow, or dead.
+const slowStart = 2 * time.Second
+
+// run is how much m is leased from chunk i on: an equal share of a quarter of what is left, so that runs shrink towards
+// the end (guided self-scheduling, Polychronopoulos and Kuck 1987). The first are short, for whoever comes first is
+// alone only for a moment, and what it was leased then the others would wait for.
+func (t *Table) run(g *group, m *member, i int) Run {
+	if t.noRange {
+		return Run{First: i, Count: t.n - i}
+	}
+	able := 0
+	for _, x := range t.active {
+		if x.upstream {
+			able++
+		}
+	}
+	most := min(max(t.fresh/(4*max(able, 1)), 1), 1+m.read, maxRun)
+	r := Run{First: i, Count: 1}
+	for r.Count < most && r.End() < t.n {
+		k := r.End()
+		if g.homes[k] != nil || t.known.has(k) || t.lessee(k) != nil || !m.need.has(k) || m.have.has(k) {
+			break
+		}
+		r.Count++
+	}
+	return r
+}
+
+// lease sends m upstream for a run.
+func (t *Table) lease(m *member, r Run) {
+	t.book(m, r)
+	t.firstGroup = slices.Index(t.groups, m.group) + 1 // the next of upstream's few leases is another group's to choose
+	o := t.tell(m)
+	o.Leases = append(o.Leases, r)
+}
+
+// book records that m reads a run from upstream, and so is the home of its chunks. Of a whole stream those chunks do
+// not count that others have brought already. While the blob's size is not known there are no chunks to be home of.
+func (t *Table) book(m *member, r Run) {
+	if t.leased == 0 {
+		t.began = t.now
+	}
+	m.runs = append(m.runs, lease{run: r, next: r.First, expires: t.now.Add(t.cfg.LeaseTimeout), claimed: t.now})
+	t.leased++
+	t.extend(m, &m.runs[len(m.runs)-1])
+}
+
+// extend books the next chunks of a lease.
+func (t *Table) extend(m *member, l *lease) {
+	for ; l.left < bookAhead && l.next < min(l.run.End(), t.n); l.next++ {
+		i := l.next
+		if !t.bookable(m, i) {
+			continue
+		}
+		t.chunk(i).lessee = m
+		if !t.known.has(i) {
+			t.fresh--
+		}
+		l.left++
+		if m.group.homes[i] == nil {
+			t.setHome(m.group, i, m)
+			if t.known.has(i) { // by one who is gone: the others may ask for it at once
+				t.spread(m.group, i)
+			}
+		}
+		m.told.add(i)
+		m.bring()
+	}
+}
+
+// bookable: no one reads chunk i from upstream, and in m's group no one has it.
+func (t *Table) bookable(m *member, i int) bool {
+	return t.lessee(i) == nil && (!t.known.has(i) || m.group.homes[i] == nil)
+}
+
+// resume takes in a run that m reads from upstream already, or what is left of it. What it says counts as far as the
+// table would have leased it, or one who says that it reads everything would keep all others from upstream.
+func (t *Table) resume(m *member, r Run, stream bool) {
+	if m.group == nil || r.First < 0 || r.Count <= 0 || r.First > t.n-r.Count || len(m.runs) >= t.peerRuns() {
+		return
+	}
+	if !stream {
+		r.Count = min(r.Count, maxRun)
+	}
+	for i := r.First; i < r.End(); i++ {
+		if t.bookable(m, i) {
+			t.book(m, r)
+			return
+		}
+	}
+	// Someone else has all of it by now: m's own reading does no harm, but no one waits for it.
+}
+
+// progress notes that a chunk of one of m's leases is done.
+func (t *Table) progress(m *member, i int) {
+	for k := range m.runs {
+		l := &m.runs[k]
+		if i < l.run.First || i >= l.run.End() {
+			continue
+		}
+		l.left--
+		m.read++
+		t.pace = (3*t.pace + t.now.Sub(l.claimed)) / 4
+		l.expires, l.claimed, t.claimed = t.now.Add(t.cfg.LeaseTimeout), t.now, t.now
+		t.extend(m, l)
+		if l.left <= 0 {
+			m.runs = slices.Delete(m.runs, k, k+1)
+			t.leased--
+		}
+		return
+	}
+}
+
+func (t *Table) fail(m *member, f Failure) {
+	k := slices.IndexFunc(m.runs, func(l lease) bool { return l.run.First == f.Run.First })
+	if k >= 0 {
+		l := m.runs[k]
+		m.runs = slices.Delete(m.runs, k, k+1)
+		t.leased--
+		for i := l.run.First; i < l.next; i++ {
+			t.release(m, i)
+		}
+	}
+	switch f.Trouble {
+	case Returned:
+	case Refused:
+		m.upstream = false
+	case NoRange:
+		t.noRange = true
+		t.releaseLeases(m)
+		// Who has just seen it has the answer in hand, and reads on.
+		if t.streamer == nil || !t.streamer.upstream || k >= 0 && len(t.streamer.runs) == 0 {
+			t.streamer = m
+		}
+	default:
+		m.barred = t.now.Add(t.cfg.Penalty)
+		if t.streamer == m {
+			t.streamer = nil
+		}
+	}
+}
+
+// releaseLeases takes m's leases back; others may be given them.
+func (t *Table) releaseLeases(m *member) {
+	for _, l := range m.runs {
+		t.leased--
+		for i := l.run.First; i < l.next; i++ {
+			t.release(m, i)
+		}
+	}
+	m.runs = nil
+}
+
+// release takes the lease of chunk i from m, if it has it.
+func (t *Table) release(m *member, i int) {
+	if t.lessee(i) != m {
+		return
+	}
+	if ch := t.chunks[i]; ch.known {
+		ch.lessee = nil
+	} else {
+		delete(t.chunks, i)
+		t.fresh++
+	}
+	if !m.have.has(i) {
+		t.vacate(m.group, i)
+	}
+}
+
+// unlease takes chunk i, whose hash is known, out of the lease of a member that others got nothing from. Else whoever
+// were to read it next would not be its home, and it would be leased to everyone.
+func (t *Table) unlease(m *member, i int) {
+	ch := t.chunks[i]
+	if ch == nil || ch.lessee != m || !ch.known {
+		return
+	}
+	ch.lessee = nil
+	for k := range m.runs {
+		l := &m.runs[k]
+		if i < l.run.First || i >= l.run.End() {
+			continue
+		}
+		l.left--
+		if t.extend(m, l); l.left <= 0 {
+			m.runs = slices.Delete(m.runs, k, k+1)
+			t.leased--
+		}
+		return
+	}
+}
+
+// lessee is who reads chunk i from upstream now, nil where no one does.
+func (t *Table) lessee(i int) *member {
+	if ch := t.chunks[i]; ch != nil {
+		return ch.lessee
+	}
+	return nil
+}
+
+// drips reports whether m is too slow with a lease that another could read. Of a registry without Range the other would
+// have to begin at the start, so there it keeps the lease. Where the others are as slow it is the registry or its link,
+// and to read anew what is half read would make it slower.
+func (t *Table) drips(m *member, l lease) bool {
+	// not longer: the slow one sets the pace too
+	patience := min(max(t.cfg.ChunkTimeout, slower*t.pace), slower*t.cfg.ChunkTimeout)
+	return !t.noRange && t.now.Sub(l.claimed) > patience && slices.ContainsFunc(t.active, func(x *member) bool {
+		return x != m && x.upstream && !x.barred.After(t.now)
+	})
+}
+
+// slower is how many times as long as of late, and as Config.ChunkTimeout, a chunk from upstream may take.
+const slower = 4
+
+// slowPenalties is for how many times Config.Penalty one that is slow with upstream is not sent there again.
+const slowPenalties = 10
+
+// reassure tells participants that what they need is being read, where that takes long. Else each of them would have to
+// take a registry that thinks, or a reader whose machine is slow, for a coordinator that is of no use, and read itself
+// what another reads.
+func (t *Table) reassure() {
+	if t.leased == 0 || t.now.Sub(t.began) < quiet || t.now.Sub(t.claimed) < quiet {
+		return
+	}
+	var reading set
+	for i, ch := range t.chunks {
+		if ch.lessee != nil && !ch.known {
+			reading.add(i)
+		}
+	}
+	for _, m := range t.active {
+		_, waits := m.need.first(0, []*set{&reading}, []*set{&m.have})
+		if waits || t.size < 0 {
+			t.tell(m).Awaited = true
+		}
+	}
+}
+
+// quiet is for how long nothing has come from upstream when those who wait for it are told that it is awaited.
+const quiet = 2 * time.Second
