@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -20,12 +22,12 @@ import (
 type Options struct {
 	// Mirror is the mirror to keep installed. Its endpoint is the agent's registry front.
 	Mirror mirror.Options
-	// Health is the URL of the agent's liveness, such as http://127.0.0.1:5051/healthz. An answer of 503 counts as
-	// silence. Empty: only the front is looked at.
+	// Health is the URL of the agent's liveness, such as http://127.0.0.1:5051/healthz. An answer of 503 says that the
+	// agent cannot serve. Empty: only the front is looked at.
 	Health string
-	// Every is the time between two looks, and the time that an answer may take is twice that. Default: 1 s.
+	// Every is the time between the beginnings of two looks. Default: 1 s.
 	Every time.Duration
-	// Patience is how long an agent may be silent before it is ended. Default: 5 s.
+	// Patience is how long an agent may be silent before it is ended, and how long one look may take. Default: 5 s.
 	Patience time.Duration
 	// Recheck is how often a mirror that is installed is compared with what it should be. Default: 30 s.
 	Recheck time.Duration
@@ -38,11 +40,23 @@ type guard struct {
 	client *http.Client
 	port   uint64
 	state  State
-	// files is held by whoever works on the mirror's files, which is done beside the looks: a disk that hangs holds it
-	// up, and the agent, which then hangs as well, has to be ended all the same.
-	files     chan struct{}
-	installed time.Time // when the mirror was last found or put in place; zero when it is not installed
-	problem   string    // why it could not be put in place
+	reason string // of the last answer that was none, or a bad one
+	node   node
+	// files is held by whoever works on the mirror's files, killing by whoever ends the agent. Both is done beside the
+	// looks: a disk that hangs holds it up, and the agent, which then hangs as well, has to be ended all the same.
+	files, killing chan struct{}
+	installed      time.Time // when the mirror was last found or put in place; zero when it is not installed
+	removed        bool      // the mirror is known to be away; a guard before this one may have left it
+	problem        string    // why it could not be put in place
+}
+
+// node is what the guard looks at and works on.
+type node interface {
+	// ask looks at the agent.
+	ask(ctx context.Context) (a Answer, reason string)
+	install()
+	remove(reason string)
+	end(reason string)
 }
 
 // leaveWithin is how long the guard tries to remove the mirror when it is told to end.
@@ -56,23 +70,17 @@ func Run(ctx context.Context, o Options) error {
 		return fmt.Errorf("guard: %w", err)
 	}
 	g.Logger.Info("guard started", "endpoint", g.Mirror.Endpoint, "runtime", string(g.Mirror.Runtime))
-	tick := time.NewTicker(g.Every)
-	defer tick.Stop()
-	for {
-		g.look(ctx)
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return g.leave()
-		}
-	}
+	g.watch(ctx)
+	return g.leave()
 }
 
 func newGuard(o Options) (*guard, error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
 	u, err := url.Parse(o.Mirror.Endpoint)
-	if err != nil || u.Host == "" {
-		return nil, fmt.Errorf("endpoint %q: want the URL of the registry front, such as http://127.0.0.1:5050",
-			o.Mirror.Endpoint)
+	if err != nil {
+		return nil, err
 	}
 	port := u.Port()
 	if port == "" {
@@ -80,7 +88,7 @@ func newGuard(o Options) (*guard, error) {
 	}
 	number, err := strconv.ParseUint(port, 10, 16)
 	if err != nil {
-		return nil, fmt.Errorf("endpoint %q: port %q is not a number", o.Mirror.Endpoint, port)
+		return nil, fmt.Errorf("endpoint %q: %w", o.Mirror.Endpoint, err)
 	}
 	for _, d := range []struct {
 		at       *time.Duration
@@ -93,42 +101,96 @@ func newGuard(o Options) (*guard, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &guard{
-		Options: o, port: number, files: make(chan struct{}, 1),
-		state: State{Patience: o.Patience, Grace: 2 * o.Every},
+	g := &guard{
+		Options: o, port: number, files: make(chan struct{}, 1), killing: make(chan struct{}, 1),
+		state: State{Patience: o.Patience, Every: o.Every},
 		// Each look is a connection of its own, for an old one says nothing about who accepts new ones.
-		client: &http.Client{Timeout: 2 * o.Every, Transport: &http.Transport{DisableKeepAlives: true, Proxy: nil}},
-	}, nil
+		client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true, Proxy: nil}},
+	}
+	g.node = g
+	return g, nil
 }
 
-// look looks at the agent once and does what follows.
-func (g *guard) look(ctx context.Context) {
-	began := time.Now()
-	answer, reason := g.ask(ctx)
-	if ctx.Err() != nil {
-		return
+// check refuses what Install would refuse with every look, and times and addresses that make no sense.
+func (o Options) check() error {
+	if err := o.Mirror.Installable(); err != nil {
+		return err
 	}
-	switch g.state.Next(began, answer) {
+	if o.Patience < 0 {
+		return fmt.Errorf("patience %s: want how long an agent may be silent, such as 5s", o.Patience)
+	}
+	if u, err := url.Parse(o.Health); o.Health != "" &&
+		(err != nil || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https") {
+		return fmt.Errorf("health %q: want the URL of the agent's liveness, such as http://127.0.0.1:5051/healthz, "+
+			"or nothing", o.Health)
+	}
+	return nil
+}
+
+// heard is the answer to a look.
+type heard struct {
+	began  time.Time
+	answer Answer
+	reason string
+}
+
+// watch begins a look with each tick, and does what follows from the answers and from their absence.
+func (g *guard) watch(ctx context.Context) {
+	tick := time.NewTicker(g.Every)
+	defer tick.Stop()
+	answers := make(chan heard)
+	var looks sync.WaitGroup
+	defer looks.Wait()
+	for {
+		g.act(g.state.Tick(time.Now()))
+		looks.Go(func() { g.look(ctx, answers) })
+		for ticked := false; !ticked; {
+			select {
+			case h := <-answers:
+				g.reason = h.reason
+				g.act(g.state.Heard(h.began, h.answer))
+			case <-tick.C:
+				ticked = true
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+// look looks at the agent once, for as long as the agent may be silent.
+func (g *guard) look(ctx context.Context, answers chan<- heard) {
+	began := time.Now()
+	within, cancel := context.WithTimeout(ctx, g.Patience)
+	defer cancel()
+	answer, reason := g.node.ask(within)
+	select {
+	case answers <- heard{began, answer, reason}:
+	case <-ctx.Done():
+	}
+}
+
+func (g *guard) act(a Action) {
+	reason := cmp.Or(g.reason, "no answer yet")
+	switch a {
 	case Install:
-		g.work(func() { g.install(began) })
+		beside(g.files, g.node.install)
 	case End:
-		killed, err := end(g.port)
-		g.Logger.Warn("agent does not answer; its process was ended, so that pulls go on without it",
-			"endpoint", g.Mirror.Endpoint, "silence", g.Patience, "reason", reason, "processes", killed, "error", err)
+		beside(g.killing, func() { g.node.end(reason) })
 	case Remove:
-		g.work(func() { g.remove(reason) })
+		beside(g.files, func() { g.node.remove(reason) })
 	case Nothing:
 	}
 }
 
-// work does something to the mirror's files, unless the last such work is still under way: the next look asks for it
+// beside does something beside the looks, unless the last such work is still under way: the next look asks for it
 // again.
-func (g *guard) work(do func()) {
+func beside(work chan struct{}, do func()) {
 	select {
-	case g.files <- struct{}{}:
+	case work <- struct{}{}:
 		go func() {
 			do()
-			<-g.files
+			<-work
 		}()
 	default:
 	}
@@ -152,7 +214,7 @@ func (g *guard) ask(ctx context.Context) (answer Answer, reason string) {
 	case err != nil:
 		return Silent, err.Error()
 	case status == http.StatusServiceUnavailable:
-		return Silent, "the agent says that it cannot serve: " + g.Health
+		return Sick, "the agent says that it cannot serve: " + g.Health
 	}
 	return Well, ""
 }
@@ -175,10 +237,23 @@ func (g *guard) get(ctx context.Context, at string) (int, error) {
 	return resp.StatusCode, nil
 }
 
-func (g *guard) install(now time.Time) {
+func (g *guard) end(reason string) {
+	killed, err := end(g.port)
+	if killed == 0 {
+		g.Logger.Warn("agent does not answer, and its process cannot be ended", "endpoint", g.Mirror.Endpoint,
+			"silence", g.Patience, "reason", reason, "error", err)
+		return
+	}
+	g.Logger.Warn("agent does not answer; its process was ended, so that pulls go on without it",
+		"endpoint", g.Mirror.Endpoint, "silence", g.Patience, "reason", reason, "processes", killed, "error", err)
+}
+
+func (g *guard) install() {
+	now := time.Now()
 	if !g.installed.IsZero() && now.Sub(g.installed) < g.Recheck {
 		return
 	}
+	g.removed = false
 	result, err := mirror.Install(g.Mirror)
 	if err != nil {
 		if g.problem != err.Error() { // it is tried again with every look
@@ -198,15 +273,16 @@ func (g *guard) install(now time.Time) {
 }
 
 func (g *guard) remove(reason string) {
-	if g.installed.IsZero() {
+	if g.removed {
 		return
 	}
 	result, err := mirror.Remove(g.Mirror)
 	if err != nil {
-		g.Logger.Error("mirror of an agent that does not answer was not removed", "error", err)
+		g.Logger.Error("mirror of an agent that does not answer was not removed", "error", err, "findings",
+			result.Findings)
 		return
 	}
-	g.installed = time.Time{}
+	g.installed, g.removed = time.Time{}, true
 	g.Logger.Warn("mirror is removed until the agent answers again", "restored", result.Changed, "reason", reason)
 }
 
@@ -218,8 +294,8 @@ func (g *guard) leave() error {
 	go func() {
 		g.files <- struct{}{}
 		result, err := mirror.Remove(g.Mirror)
-		g.Logger.Info("guard ends, and the runtime goes to the registry itself", "restored", result.Changed, "error",
-			err)
+		g.Logger.Info("guard ends, and the runtime goes to the registry itself", "restored", result.Changed, "findings",
+			result.Findings, "error", err)
 		left <- err
 	}()
 	select {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -154,10 +155,9 @@ func TestGuard_InstallsNothingWithoutAnAgent(t *testing.T) {
 	w := newWorld(t, address)
 	g, err := newGuard(w.o)
 	require.NoError(t, err)
-	for range 3 {
-		g.look(t.Context())
-	}
-	require.False(t, w.installed())
+	answer, _ := g.ask(t.Context())
+	require.Equal(t, Away, answer)
+	require.Equal(t, Nothing, g.state.Heard(time.Now(), answer))
 }
 
 func TestGuard_EndsAnAgentThatIsStoppedAndItsOpenPullsWithIt(t *testing.T) {
@@ -208,22 +208,16 @@ func TestGuard_EndsAnAgentThatIsStoppedWhileItsOwnDiskHangs(t *testing.T) {
 	require.False(t, w.installed())
 }
 
-func TestGuard_RemovesTheMirrorWhereItCannotEndWhoListens(t *testing.T) {
-	t.Parallel()
-	a := startAgent(t, "127.0.0.1:0")
-	w := newWorld(t, a.address)
-	// Somebody else holds the port: a program that is no agent. It is left alone, however silent.
-	sleeper := filepath.Join(t.TempDir(), "somebody-else")
+// startSomebodyElse starts a program that is no agent, and that holds the port. A guard leaves it alone, however silent
+// it is.
+func startSomebodyElse(t *testing.T, address string) *exec.Cmd {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "somebody-else")
 	binary, err := os.ReadFile(os.Args[0])
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(sleeper, binary, 0o700))
-	w.run()
-	w.eventually(w.installed, "the mirror is installed")
-	a.signal(syscall.SIGKILL)
-	<-a.gone
-
-	cmd := exec.Command(sleeper)
-	cmd.Env = append(os.Environ(), asAgent+"="+a.address)
+	require.NoError(t, os.WriteFile(program, binary, 0o700))
+	cmd := exec.Command(program)
+	cmd.Env = append(os.Environ(), asAgent+"="+address)
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
@@ -233,16 +227,83 @@ func TestGuard_RemovesTheMirrorWhereItCannotEndWhoListens(t *testing.T) {
 	})
 	_, err = bufio.NewReader(out).ReadString('\n')
 	require.NoError(t, err)
-	require.NoError(t, cmd.Process.Signal(syscall.SIGSTOP))
+	return cmd
+}
+
+func TestGuard_RemovesTheMirrorWhereItCannotEndWhoListens(t *testing.T) {
+	t.Parallel()
+	a := startAgent(t, "127.0.0.1:0")
+	w := newWorld(t, a.address)
+	w.run()
+	w.eventually(w.installed, "the mirror is installed")
+	a.signal(syscall.SIGKILL)
+	<-a.gone
+
+	other := startSomebodyElse(t, a.address)
+	require.NoError(t, other.Process.Signal(syscall.SIGSTOP))
 	w.eventually(func() bool { return !w.installed() }, "the mirror is removed")
-	require.NoError(t, cmd.Process.Signal(syscall.SIGCONT))
+	require.NoError(t, other.Process.Signal(syscall.SIGCONT))
 	w.eventually(w.installed, "and put back when somebody answers")
 }
 
-func TestGuard_CountsAnAgentThatSaysItCannotServeAsSilent(t *testing.T) {
+// A guard that is killed leaves the mirror. The next one has never seen the agent answer, and must not leave it so.
+func TestGuard_RemovesWhatAGuardBeforeItInstalled(t *testing.T) {
 	t.Parallel()
 	a := startAgent(t, "127.0.0.1:0")
+	a.signal(syscall.SIGKILL)
+	<-a.gone
+	w := newWorld(t, a.address)
+	_, err := mirror.Install(w.o.Mirror)
+	require.NoError(t, err)
+	other := startSomebodyElse(t, a.address)
+	require.NoError(t, other.Process.Signal(syscall.SIGSTOP))
+	w.run()
+	w.eventually(func() bool { return !w.installed() }, "the mirror is removed")
+}
+
+// What an administrator deletes comes back: the entry with its folder, the folder of originals, or both.
+func TestGuard_HoldsTheMirror(t *testing.T) {
+	t.Parallel()
+	a := startAgent(t, "127.0.0.1:0")
+	w := newWorld(t, a.address)
+	end := w.run()
+	for range 2 {
+		w.eventually(w.installed, "the mirror is installed")
+		// The guard may be at work in a folder, so it goes as a whole.
+		require.NoError(t, os.Rename(filepath.Dir(w.hosts), filepath.Join(t.TempDir(), "gone")))
+		w.eventually(w.installed, "without its folder")
+		require.NoError(t, os.Rename(w.o.Mirror.StateDir, filepath.Join(t.TempDir(), "gone")))
+		w.eventually(func() bool {
+			_, err := os.Stat(filepath.Join(w.o.Mirror.StateDir, "state.json"))
+			return err == nil
+		}, "without its state")
+	}
+	end()
+	require.False(t, w.installed())
+}
+
+func TestGuard_RefusesWhatInstallRefuses(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*Options){
+		`runtime "docker" is unknown`:  func(o *Options) { o.Mirror.Runtime = "docker" },
+		`registry "https://a.example"`: func(o *Options) { o.Mirror.Registries = []string{"https://a.example"} },
+		"name those that are":          func(o *Options) { o.Mirror.Runtime = mirror.CRIO },
+		`endpoint "127.0.0.1:5050"`:    func(o *Options) { o.Mirror.Endpoint = "127.0.0.1:5050" },
+		"patience -5s":                 func(o *Options) { o.Patience = -5 * time.Second },
+		`health "127.0.0.1:5051"`:      func(o *Options) { o.Health = "127.0.0.1:5051" },
+	} {
+		w := newWorld(t, "127.0.0.1:5050")
+		change(&w.o)
+		require.ErrorContains(t, Run(t.Context(), w.o), name)
+	}
+}
+
+func TestGuard_UnplugsAnAgentThatSaysItCannotServeAndLeavesItToItsPulls(t *testing.T) {
+	t.Parallel()
+	a := startAgent(t, "127.0.0.1:0")
+	var looks atomic.Int64
 	sick := http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		looks.Add(1)
 		http.Error(w, "disk does not answer", http.StatusServiceUnavailable)
 	}), ReadHeaderTimeout: time.Second}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -251,10 +312,17 @@ func TestGuard_CountsAnAgentThatSaysItCannotServeAsSilent(t *testing.T) {
 	t.Cleanup(func() { _ = sick.Close() })
 	w := newWorld(t, a.address)
 	w.o.Health = "http://" + l.Addr().String() + "/healthz"
+	_, err = mirror.Install(w.o.Mirror) // by a guard before, which was killed
+	require.NoError(t, err)
+	require.True(t, w.installed())
 	w.run()
+	w.eventually(func() bool { return !w.installed() }, "the mirror is removed")
+	enough := looks.Load() + 3*int64(w.o.Patience/w.o.Every)
+	w.eventually(func() bool { return looks.Load() >= enough }, "it is looked at for three times the patience")
 	select {
 	case <-a.gone:
-	case <-time.After(30 * time.Second):
-		t.Fatal("the agent was not ended")
+		t.Fatal("the agent was ended")
+	default:
 	}
+	require.False(t, w.installed())
 }

@@ -10,8 +10,9 @@ const (
 	Well Answer = iota
 	// Away means that nobody listens on the agent's port.
 	Away
-	// Silent means that somebody accepted the connection and did not answer, or that the agent says of itself that it
-	// cannot serve.
+	// Sick means that the agent says of itself that it cannot serve.
+	Sick
+	// Silent means that somebody accepted the connection and gave no answer that makes sense, or none in time.
 	Silent
 )
 
@@ -29,41 +30,58 @@ const (
 	Remove
 )
 
-// State decides what to do about an agent. The zero value knows nothing yet.
+// State decides what to do about an agent. It is told of each tick, which begins a look, and of each answer. The zero
+// value knows nothing yet.
 type State struct {
-	// Patience is how long an agent may be silent before it is ended.
+	// Patience is how long an agent may be silent before it is ended. It is ended again after each further Patience,
+	// because the one that is silent now may be another, started since.
 	Patience time.Duration
-	// Grace is how long after that the mirror is removed if the agent's port still accepts connections. The agent is
-	// ended again after each Patience, for who is silent now may be another, started since.
-	Grace time.Duration
+	// Every is the time between two ticks. Where a tick comes much later the guard itself was held up, and is no
+	// witness of what the agent did meanwhile.
+	Every time.Duration
 
-	last   time.Time // the look before
-	silent time.Time // since when the agent is silent; zero when it is not
-	ended  time.Time // when the guard last asked for its end during this silence
+	last     time.Time     // the tick before
+	newest   time.Time     // when the newest look began that has brought an answer
+	answered bool          // since the tick before
+	silence  time.Duration // of the agent, as far as the guard is a witness
+	ended    time.Duration // the silence at which its end was last asked for; 0 when it was not
 }
 
-// Next says what to do after a look that began at the given time and had the given answer. Where looks are far apart
-// the guard itself was held up, and so is no witness of what the agent did meanwhile.
-func (s *State) Next(began time.Time, a Answer) Action {
-	held := began.Sub(s.last) > 2*s.Patience
-	s.last = began
-	switch {
-	case a == Well:
-		s.silent, s.ended = time.Time{}, time.Time{}
-		return Install
-	case a == Away:
-		s.silent, s.ended = time.Time{}, time.Time{}
+// Tick says what to do as time goes on.
+func (s *State) Tick(now time.Time) Action {
+	passed := min(now.Sub(s.last), 2*s.Every)
+	first := s.last.IsZero()
+	s.last = now
+	if s.answered || first {
+		s.answered = false
 		return Nothing
-	case s.silent.IsZero() || held:
-		s.silent, s.ended = began, time.Time{}
-		return Nothing
-	case began.Sub(s.silent) < s.Patience:
-		return Nothing
-	case s.ended.IsZero() || began.Sub(s.ended) >= s.Patience:
-		s.ended = began
-		return End
-	case began.Sub(s.silent) >= s.Patience+s.Grace:
-		return Remove
 	}
-	return Nothing
+	s.silence += passed
+	switch {
+	case s.silence < s.Patience:
+		return Nothing
+	case s.ended == 0 || s.silence-s.ended >= s.Patience:
+		s.ended = s.silence
+		return End
+	}
+	return Remove // its end did not help
+}
+
+// Heard says what to do after the answer to a look that began at a time. One that is sick is passed by at once, because
+// to put the mirror back costs little. It is not ended. It answers, and so it goes on with the pulls that are open, by
+// the registry. A process that waits for its disk does not end before the disk does, and neither do its connections.
+func (s *State) Heard(began time.Time, a Answer) Action {
+	if a == Silent || began.Before(s.newest) {
+		return Nothing
+	}
+	s.newest = began
+	s.answered, s.silence, s.ended = true, 0, 0
+	switch a {
+	case Well:
+		return Install
+	case Sick:
+		return Remove
+	default:
+		return Nothing
+	}
 }

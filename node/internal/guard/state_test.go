@@ -7,52 +7,70 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestState_Next(t *testing.T) {
+func TestState(t *testing.T) {
 	t.Parallel()
-	type look struct {
+	const none = Answer(-1)
+	type event struct {
 		at     time.Duration
-		answer Answer
+		answer Answer // none: a tick
 		want   Action
 	}
-	for name, looks := range map[string][]look{
+	const s = time.Second
+	tick := func(at time.Duration, want Action) event { return event{at, none, want} }
+	for name, events := range map[string][]event{
 		"installs the mirror each time the agent answers": {
-			{0, Well, Install}, {time.Second, Well, Install},
+			tick(0, Nothing), {0, Well, Install}, tick(s, Nothing), {s, Well, Install},
 		},
 		"leaves the mirror in place while nobody listens, for the runtime is refused at once": {
-			{0, Well, Install}, {time.Second, Away, Nothing}, {time.Hour, Away, Nothing},
+			tick(0, Nothing), {0, Well, Install}, tick(s, Nothing), {s, Away, Nothing}, tick(2*s, Nothing),
 		},
 		"bears a silence that is shorter than its patience": {
-			{0, Silent, Nothing}, {4 * time.Second, Silent, Nothing}, {5 * time.Second, Well, Install},
-			{6 * time.Second, Silent, Nothing}, {10 * time.Second, Silent, Nothing},
+			tick(0, Nothing), tick(s, Nothing), tick(3*s, Nothing), {0, Well, Install}, tick(4*s, Nothing),
+			tick(5*s, Nothing), tick(7*s, Nothing), {6 * s, Well, Install},
 		},
 		"ends an agent that is silent for longer": {
-			{0, Silent, Nothing}, {5 * time.Second, Silent, End}, {6 * time.Second, Away, Nothing}, {9 * time.Second,
-				Well, Install},
+			tick(0, Nothing), tick(s, Nothing), tick(3*s, Nothing), tick(5*s, End), {5 * s, Away, Nothing},
+			tick(6*s, Nothing), {6 * s, Well, Install},
 		},
-		"removes the mirror where the end of the agent did not help": {
-			{0, Silent, Nothing}, {5 * time.Second, Silent, End}, {6 * time.Second, Silent, Nothing},
-			{7 * time.Second, Silent, Remove}, {8 * time.Second, Silent, Remove}, {13 * time.Second, Well, Install},
+		"removes the mirror where the end of the agent did not help, and ends it again": {
+			tick(0, Nothing), tick(2*s, Nothing), tick(4*s, Nothing), tick(5*s, End), tick(6*s, Remove),
+			tick(8*s, Remove), tick(10*s, End), tick(11*s, Remove), {11 * s, Well, Install},
 		},
 		"ends an agent that freezes again": {
-			{0, Silent, Nothing}, {5 * time.Second, Silent, End}, {6 * time.Second, Well, Install},
-			{7 * time.Second, Silent, Nothing}, {12 * time.Second, Silent, End},
+			tick(0, Nothing), tick(2*s, Nothing), tick(4*s, Nothing), tick(5*s, End), {5 * s, Well, Install},
+			tick(6*s, Nothing), tick(8*s, Nothing), tick(10*s, Nothing), tick(11*s, End),
 		},
-		"ends an agent that was started and froze between two looks": {
-			{0, Silent, Nothing}, {5 * time.Second, Silent, End}, {7 * time.Second, Silent, Remove},
-			{10 * time.Second, Silent, End}, {11 * time.Second, Silent, Remove}, {15 * time.Second, Silent, End},
+		"takes an answer that makes no sense for none": {
+			tick(0, Nothing), {0, Silent, Nothing}, tick(2*s, Nothing), {2 * s, Silent, Nothing}, tick(4*s, Nothing),
+			{4 * s, Silent, Nothing}, tick(5*s, End),
 		},
-		"does not count the time for which it was stopped itself": {
-			{0, Silent, Nothing}, {time.Minute, Silent, Nothing}, {64 * time.Second, Silent,
-				Nothing}, {65 * time.Second, Silent, End},
-			{2 * time.Minute, Silent, Nothing}, {125 * time.Second, Silent, End},
+		"removes the mirror at once where the agent says that it cannot serve, and leaves it to its open pulls": {
+			tick(0, Nothing), {0, Sick, Remove}, tick(2*s, Nothing), {2 * s, Sick, Remove}, tick(4*s, Nothing),
+			{4 * s, Sick, Remove}, tick(6*s, Nothing), {6 * s, Sick, Remove}, tick(8*s, Nothing), {8 * s, Well, Install},
+		},
+		"ends one that says so and then falls silent": {
+			tick(0, Nothing), {0, Sick, Remove}, tick(s, Nothing), tick(3*s, Nothing), tick(5*s, Nothing),
+			tick(6*s, End),
+		},
+		"goes by the newest look, whichever is answered last": {
+			tick(0, Nothing), tick(s, Nothing), {s, Sick, Remove}, {0, Well, Nothing}, tick(2*s, Nothing),
+			{2 * s, Well, Install},
+		},
+		"does not count the time for which it was held up itself": {
+			tick(0, Nothing), tick(60*s, Nothing), tick(120*s, Nothing), tick(121*s, End),
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			start := time.Now()
-			s := State{Patience: 5 * time.Second, Grace: 2 * time.Second}
-			for _, l := range looks {
-				require.Equal(t, l.want, s.Next(start.Add(l.at), l.answer), "after %s", l.at)
+			s := State{Patience: 5 * time.Second, Every: time.Second}
+			for i, e := range events {
+				at := start.Add(e.at)
+				if e.answer == none {
+					require.Equal(t, e.want, s.Tick(at), "event %d, the tick after %s", i, e.at)
+				} else {
+					require.Equal(t, e.want, s.Heard(at, e.answer), "event %d, the answer to the look at %s", i, e.at)
+				}
 			}
 		})
 	}

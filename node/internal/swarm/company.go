@@ -85,7 +85,7 @@ func (s *Swarm) remember(ctx context.Context) {
 	}
 	var peers []peer.AddrInfo
 	for _, p := range s.host.Network().Peers() {
-		if info := s.host.Peerstore().PeerInfo(p); len(info.Addrs) > 0 && s.gate.admits(p) {
+		if info := s.host.Peerstore().PeerInfo(p); len(info.Addrs) > 0 && s.admission.admits(p) {
 			peers = append(peers, info)
 		}
 	}

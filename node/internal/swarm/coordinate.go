@@ -14,10 +14,11 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
+	"github.com/shoal-cache/shoal/node/internal/trace"
 )
 
 const (
-	// helloTimeout bounds the first exchange on a coordinator stream.
+	// helloTimeout bounds the first question and answer on a coordinator stream.
 	helloTimeout = 2 * time.Second
 	// writeTimeout bounds each write on it: a participant that takes no orders for so long has left.
 	writeTimeout = 10 * time.Second
@@ -56,7 +57,10 @@ type room struct {
 	bereaved time.Time // when the first came from a coordinator that was lost
 	openAt   time.Time // no one is sent upstream before
 	searched time.Time // when holders were looked for last
+	compared time.Time // when a nearer peer was last asked whether it plans the same blob
+	unions   int       // how often one did, and all were sent there
 	search   chan struct{}
+	awaited  bool // a peer says that it holds the blob, and what its claims are is still to come
 	closed   bool
 }
 
@@ -138,10 +142,13 @@ func (r *room) serve(ctx context.Context) {
 		}
 		done := make(chan struct{})
 		found = done
+		r.mu.Lock()
+		r.awaited = false
+		r.mu.Unlock()
 		grace.Reset(r.swarm.opts.DiscoveryGrace)
 		r.swarm.wg.Go(func() {
 			defer close(done)
-			r.swarm.discover(ctx, r.digest, r.addHolder)
+			r.swarm.discover(ctx, r.digest, r)
 		})
 	}
 	open := func() {
@@ -165,7 +172,12 @@ func (r *room) serve(ctx context.Context) {
 			found = nil
 			open()
 		case <-grace.C:
-			open()
+			switch longer, wait := r.afterGrace(found != nil); {
+			case wait > 0:
+				grace.Reset(wait)
+			case !longer:
+				open()
+			}
 		case now := <-tick.C:
 			if r.expired(now) {
 				return
@@ -174,8 +186,32 @@ func (r *room) serve(ctx context.Context) {
 			r.table.Tick(now)
 			r.deliver()
 			r.mu.Unlock()
+			r.compare(ctx, now)
 		}
 	}
+}
+
+// afterGrace reports whether holders are waited for beyond the grace, and for how long, where not until the search
+// ends.
+func (r *room) afterGrace(searching bool) (longer bool, wait time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case !searching:
+		return false, 0
+	case !r.table.Upstream(): // then a holder is the only hope
+		return true, 0
+	case r.awaited: // once: it may not keep its word
+		r.awaited = false
+		return true, mapTimeout
+	}
+	return false, 0
+}
+
+func (r *room) promised() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.awaited = true
 }
 
 // expired closes the room when no one has been in it for long.
@@ -224,7 +260,7 @@ func (r *room) vouch(
 	}
 	r.mu.Lock()
 	fresh := slices.DeleteFunc(slices.Clone(claims), func(c schedule.Claim) bool {
-		return r.table.Known(from, size, c.Index)
+		return r.table.Known(from, size, c)
 	})
 	r.mu.Unlock()
 	forged := map[int]bool{}
@@ -246,12 +282,14 @@ func (r *room) vouch(
 }
 
 func (r *room) addHolder(p peer.ID, zone string, size int64, claims []schedule.Claim) {
-	if _, err := r.vouch(r.swarm.ctx, p, size, claims); err != nil {
+	claims, err := r.vouch(r.swarm.ctx, p, size, claims)
+	if err != nil {
 		r.swarm.log.Warn("holder not used", "digest", r.digest, "peer", p, "error", err)
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.awaited = false
 	if err := r.table.AddHolder(time.Now(), p, zone, size, claims); err != nil {
 		r.swarm.log.Warn("holder not used", "digest", r.digest, "peer", p, "error", err)
 	}
@@ -392,6 +430,7 @@ func (s *Swarm) handleCoordinate(stream network.Stream) {
 	_ = stream.Close()
 }
 
+// coordinate serves one participant until it leaves.
 func (s *Swarm) coordinate(stream network.Stream, remote peer.ID) error {
 	in := newInbound(stream)
 	var h hello
@@ -409,11 +448,7 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID) error {
 	_ = stream.SetWriteDeadline(time.Now().Add(helloTimeout))
 	if !h.Forced {
 		if near, ok := s.nearerThanSelf(d); ok && near.ID != remote {
-			w := welcome{Nearer: []byte(near.ID)}
-			for _, a := range near.Addrs {
-				w.Addrs = append(w.Addrs, a.Bytes())
-			}
-			return writeFrame(stream, w)
+			return writeFrame(stream, sendOn(near))
 		}
 	}
 	rep, err := first.decode()
@@ -425,11 +460,7 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID) error {
 		return err
 	}
 	m := newMember(remote)
-	r, err := s.room(d, remote)
-	if err != nil {
-		return errors.Join(err, writeFrame(stream, welcome{Error: err.Error()}))
-	}
-	err = r.join(s.ctx, m, schedule.Join{
+	r, err := s.letIn(d, m, schedule.Join{
 		Zone: h.Zone, Upstream: h.Upstream, Whole: h.Whole, Orphan: h.Orphan, Leased: fromRuns(first.Leased),
 		Report: rep,
 	})
@@ -438,6 +469,12 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID) error {
 	}
 	complete := false
 	defer func() { r.leave(m, complete) }()
+	if len(h.Trace) > 0 {
+		_, span := s.opts.Tracer.Start(trace.WithParent(s.ctx, h.Trace), "coordinate")
+		span.Text("shoal.digest", string(d))
+		span.Text("shoal.participant", remote.String())
+		defer span.End(nil)
+	}
 	if err := writeFrame(stream, welcome{}); err != nil {
 		return err
 	}
@@ -446,34 +483,63 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID) error {
 	defer cancel()
 	s.wg.Go(func() {
 		defer cancel()
-		s.log.Debug("orders end", "peer", remote, "error", writeOrders(ctx, stream, m.out))
-		// Whoever is to join anew must read what was written until now, the welcome at least. A reset would take it
-		// away, and so look like a coordinator that does not answer.
-		if ctx.Err() == nil && stream.CloseWrite() == nil {
-			_ = stream.SetReadDeadline(time.Now().Add(helloTimeout))
-			return
-		}
-		_ = stream.Reset() // so that the reader below ends too
+		s.giveOrders(ctx, stream, m)
 	})
+	complete, err = s.takeReports(ctx, in, r, m)
+	return err
+}
+
+// sendOn is the answer to a participant for which another coordinator is nearer to the blob.
+func sendOn(near peer.AddrInfo) welcome {
+	w := welcome{Nearer: []byte(near.ID)}
+	for _, a := range near.Addrs {
+		w.Addrs = append(w.Addrs, a.Bytes())
+	}
+	return w
+}
+
+// letIn lets a participant into the room of d.
+func (s *Swarm) letIn(d digest.Digest, m *member, j schedule.Join) (*room, error) {
+	r, err := s.room(d, m.id)
+	if err != nil {
+		return nil, err
+	}
+	return r, r.join(s.ctx, m, j)
+}
+
+// giveOrders sends a participant what the table orders, and ends the stream when there will be no more.
+func (s *Swarm) giveOrders(ctx context.Context, stream network.Stream, m *member) {
+	s.log.Debug("orders end", "peer", m.id, "error", writeOrders(ctx, stream, m.out))
+	// Whoever is to join anew must read what was written until now, the welcome at least. A reset would take it away,
+	// and so look like a coordinator that does not answer.
+	if ctx.Err() == nil && stream.CloseWrite() == nil {
+		_ = stream.SetReadDeadline(time.Now().Add(helloTimeout))
+		return
+	}
+	_ = stream.Reset() // so that takeReports ends too
+}
+
+// takeReports hands a participant's reports to the room until it leaves, and reports whether it has the whole blob.
+func (s *Swarm) takeReports(ctx context.Context, in *inbound, r *room, m *member) (complete bool, err error) {
 	for {
 		var f report
 		if err := in.read(&f, maxFrame, sessionIdle); err != nil {
 			if complete {
-				return nil
+				return true, nil
 			}
-			return err
+			return false, err
 		}
 		rep, err := f.decode()
 		if err != nil {
-			return err
+			return complete, err
 		}
 		// The table is everyone's: who says much in a short time waits, and what one who has gone said is dropped.
-		if err := s.guard.Charge(ctx, remote, f.work()); err != nil {
-			return err
+		if err := s.guard.Charge(ctx, m.id, f.work()); err != nil {
+			return complete, err
 		}
 		complete = complete || rep.Complete
 		if err := r.report(ctx, m, rep); err != nil {
-			return err
+			return complete, err
 		}
 	}
 }

@@ -19,7 +19,7 @@ import (
 )
 
 // newMesh starts nodes that all know each other, and returns them by their distance to d, the nearest first. They have
-// more patience than by default, for a machine that runs tests may be slow.
+// more patience than by default, because a machine that runs tests may be slow.
 func newMesh(t *testing.T, d digest.Digest, n int) []*testSwarm {
 	t.Helper()
 	var nodes []*testSwarm
@@ -170,8 +170,38 @@ func TestTheSearchForHoldersEndsThoughAPeersMapDoesNot(t *testing.T) {
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	a.discover(ctx, digest.FromString("x"), func(peer.ID, string, int64, []schedule.Claim) {})
+	d := digest.FromString("x")
+	r := newRoom(a.Swarm, d)
+	a.discover(ctx, d, r)
 	require.NoError(t, ctx.Err(), "it goes on for a minute")
+	require.True(t, r.awaited, "it has said that it holds the blob")
+}
+
+func TestRoom_WhoSaysToHoldTheBlobIsWaitedForBeyondTheGrace(t *testing.T) {
+	t.Parallel()
+	for sentence, tc := range map[string]struct {
+		upstream, searching, promised bool
+		longer, longerStill           bool
+	}{
+		"not where nobody says so":                {upstream: true, searching: true},
+		"once, for it may not keep its word":      {upstream: true, searching: true, promised: true, longer: true},
+		"not once the search is over":             {upstream: true, promised: true},
+		"for ever where there is no other source": {searching: true, longer: true, longerStill: true},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			t.Parallel()
+			r := newRoom(&Swarm{}, digest.FromString("x"))
+			j := schedule.Join{Upstream: tc.upstream, Whole: true, Report: schedule.Report{Size: 100}}
+			require.NoError(t, r.table.Join(time.Now(), "someone", j))
+			if tc.promised {
+				r.promised()
+			}
+			longer, _ := r.afterGrace(tc.searching)
+			require.Equal(t, tc.longer, longer)
+			longer, _ = r.afterGrace(tc.searching)
+			require.Equal(t, tc.longerStill, longer)
+		})
+	}
 }
 
 func TestOrders_ThoseThatLeadNowhereUseUpTheBudgetOfTheirCoordinator(t *testing.T) {
@@ -189,6 +219,53 @@ func TestOrders_ThoseThatLeadNowhereUseUpTheBudgetOfTheirCoordinator(t *testing.
 			perSecond := workRate / costOf(test.orders)
 			require.LessOrEqual(t, perSecond, test.atMost)
 			require.GreaterOrEqual(t, perSecond, test.atLeast)
+		})
+	}
+}
+
+// A claim that takes the place of another is passed on, and so it has to be signed by whom it names.
+func TestVouch_AHolderReplacesNoClaimButBySigningItsOwn(t *testing.T) {
+	t.Parallel()
+	d := digest.FromString("x")
+	known, right := schedule.Sum{1}, schedule.Sum{2}
+	for name, tc := range map[string]struct {
+		change func(c *schedule.Claim, reader schedule.Claim)
+		fails  bool
+		want   schedule.Sum
+	}{
+		"signed":                {change: func(*schedule.Claim, schedule.Claim) {}, want: right},
+		"not signed":            {change: func(c *schedule.Claim, _ schedule.Claim) { c.Signature = nil }, fails: true, want: known},
+		"in another's name":     {change: func(c *schedule.Claim, r schedule.Claim) { c.By = r.By }, want: known},
+		"another's word, again": {change: func(c *schedule.Claim, r schedule.Claim) { *c = r }, want: known},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newTestSwarm(t)
+			r, err := s.room(d, s.ID())
+			require.NoError(t, err)
+			claim := func(sum schedule.Sum) schedule.Claim {
+				key := newKey(t)
+				by, err := peer.IDFromPrivateKey(key)
+				require.NoError(t, err)
+				c, err := signClaim(key, by, d, 0, sum)
+				require.NoError(t, err)
+				return c
+			}
+			size := int64(content.ChunkSize)
+			read, held := claim(known), claim(right)
+			holder := held.By
+			tc.change(&held, read)
+			join := func(p peer.ID, c schedule.Claim, complete bool) error {
+				return r.join(t.Context(), newMember(p), schedule.Join{Upstream: true, Whole: true, Report: schedule.Report{
+					Size: size, Claims: []schedule.Claim{c}, Complete: complete}})
+			}
+			require.NoError(t, join(read.By, read, false))
+			err = join(holder, held, true)
+			require.Equal(t, tc.fails, err != nil, err)
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			want := schedule.Claim{Index: 0, Sum: tc.want}
+			require.True(t, r.table.Known(holder, size, want))
 		})
 	}
 }

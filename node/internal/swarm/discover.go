@@ -38,13 +38,18 @@ const (
 	enoughProviders = 20
 )
 
-// addHolder takes in a peer that holds the blob, with its claims for every chunk.
-type addHolder func(p peer.ID, zone string, size int64, claims []schedule.Claim)
+// finder is told who holds the blob that is looked for.
+type finder interface {
+	// promised: a peer says that it does, and its claims are to come.
+	promised()
+	// addHolder takes in a peer that does, with its claims for every chunk.
+	addHolder(p peer.ID, zone string, size int64, claims []schedule.Claim)
+}
 
 // discover finds who holds d whole: this node, those whose provider records this node or the DHT has, and (where the
 // DHT knows nothing, or is broken) whoever of the connected peers says so. It returns when all have answered or timed
 // out.
-func (s *Swarm) discover(ctx context.Context, d digest.Digest, add addHolder) {
+func (s *Swarm) discover(ctx context.Context, d digest.Digest, to finder) {
 	ctx, cancel := context.WithTimeout(ctx, discoverTimeout)
 	defer cancel()
 	if s.searches.Acquire(ctx, 1) != nil {
@@ -52,7 +57,7 @@ func (s *Swarm) discover(ctx context.Context, d digest.Digest, add addHolder) {
 	}
 	defer s.searches.Release(1)
 	if claims, size, err := s.ownClaims(d); err == nil {
-		add(s.host.ID(), s.opts.Zone, size, claims)
+		to.addHolder(s.host.ID(), s.opts.Zone, size, claims)
 	}
 	key, err := content.DigestCID(d)
 	if err != nil {
@@ -70,10 +75,10 @@ func (s *Swarm) discover(ctx context.Context, d digest.Digest, add addHolder) {
 		}
 		asked[p] = true
 		wg.Go(func() {
-			size, zone, claims, err := s.askMap(ctx, p, d)
+			size, zone, claims, err := s.askMap(ctx, p, d, to.promised)
 			switch {
 			case err == nil:
-				add(p, zone, size, claims)
+				to.addHolder(p, zone, size, claims)
 			case !errors.Is(err, content.ErrNotFound):
 				s.log.Debug("peer did not say whether it holds a blob", "digest", d, "peer", p, "error", err)
 			}
@@ -126,9 +131,16 @@ func (s *Swarm) ownClaims(d digest.Digest) ([]schedule.Claim, int64, error) {
 	return claims, m.Size(), nil
 }
 
-// askMap asks p for its claims of d. It fails with content.ErrNotFound where p does not hold it.
-func (s *Swarm) askMap(ctx context.Context, p peer.ID,
-	d digest.Digest) (size int64, zone string, claims []schedule.Claim, err error) {
+// HeldBy asks p whether it holds d whole, and for its claims then. It fails with content.ErrNotFound where p does not.
+func (s *Swarm) HeldBy(ctx context.Context, p peer.ID, d digest.Digest) ([]schedule.Claim, error) {
+	_, _, claims, err := s.askMap(ctx, p, d, func() {})
+	return claims, err
+}
+
+// askMap asks p for its claims of d, and calls held once p says that it holds it. It fails with content.ErrNotFound
+// where p does not.
+func (s *Swarm) askMap(ctx context.Context, p peer.ID, d digest.Digest,
+	held func()) (size int64, zone string, claims []schedule.Claim, err error) {
 	end, ok := ctx.Deadline()
 	if !ok {
 		end = time.Now().Add(discoverTimeout)
@@ -156,6 +168,7 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID,
 	if head.Size < 0 || head.Size > content.MaxSize {
 		return 0, "", nil, fmt.Errorf("%w: a blob of %d bytes", errFrame, head.Size)
 	}
+	held()
 	want := content.Chunks(head.Size)
 	defer func() { s.maps.Release(int64(len(claims))) }()
 	for len(claims) < want {
@@ -203,10 +216,10 @@ func (s *Swarm) handleMap(stream network.Stream) {
 	_ = stream.SetWriteDeadline(time.Now().Add(discoverTimeout))
 	claims, size, err := s.ownClaims(d)
 	if err != nil {
-		_ = writeFrame(stream, mapHead{})
+		_ = writeFrame(stream, mapHead{Plans: s.plans(d)})
 		return
 	}
-	err = writeFrame(stream, mapHead{Found: true, Size: size, Zone: s.opts.Zone})
+	err = writeFrame(stream, mapHead{Found: true, Size: size, Zone: s.opts.Zone, Plans: s.plans(d)})
 	for len(claims) > 0 && err == nil {
 		n := min(len(claims), maxList)
 		part := mapPart{}

@@ -16,7 +16,7 @@ import (
 const (
 	// errandHomes is how many peers are tried as the home of a question before a node asks without one.
 	errandHomes = 2
-	// errandPatience bounds the wait for the home's first word.
+	// errandPatience bounds the wait for each word of an errand but the home's first.
 	errandPatience = 1500 * time.Millisecond
 	// errandBeat is how often who is waited for says that it is still about it, and errandSilence for how long it may
 	// say nothing. An upstream may take long: the others wait up to errandEnd for one who says so. One of the release
@@ -194,7 +194,8 @@ func (e *Errands) finish(key string, r *errand, value []byte, ok bool) {
 func (e *Errands) away(
 	ctx context.Context, p peer.ID, key string, maxAge time.Duration, ask func(context.Context) ([]byte, error),
 ) (value []byte, age time.Duration, done bool, err error) {
-	opening, cancel := context.WithTimeout(ctx, errandPatience)
+	patience := e.swarm.opts.JoinTimeout / 2 // a home is waited for like a coordinator
+	opening, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	stream, err := e.swarm.host.NewStream(opening, p, e.swarm.protocol("errand"))
 	if err != nil {
@@ -202,7 +203,7 @@ func (e *Errands) away(
 		return nil, 0, false, ctx.Err()
 	}
 	defer func() { _ = stream.Reset() }()
-	_ = stream.SetDeadline(time.Now().Add(errandPatience))
+	_ = stream.SetDeadline(time.Now().Add(patience))
 	in := bufio.NewReader(stream)
 	var a errandAnswer
 	if err = writeFrame(stream, errandQuery{Key: key, MaxAge: maxAge.Milliseconds(), Beats: true}); err == nil {
@@ -334,18 +335,25 @@ func (e *Errands) serve(stream network.Stream) {
 
 func (a errandAnswer) age() time.Duration { return max(0, time.Duration(a.Age)*time.Millisecond) }
 
-// Peers is how many connected peers may be the home of a question.
+// Peers is how many connected peers have said that they take errands.
 func (e *Errands) Peers() (n int) {
 	for _, p := range e.swarm.host.Network().Peers() {
-		if e.serves(p) {
+		if _, errands := e.speaks(p); errands {
 			n++
 		}
 	}
 	return n
 }
 
-// serves reports whether p takes errands, as one does that serves the same kind of upstream.
+// serves reports whether p takes errands, as one does that serves the same kind of upstream. One that has not said what
+// it speaks is asked: on a busy node that may never come, and nobody asks for it again.
 func (e *Errands) serves(p peer.ID) bool {
-	can, err := e.swarm.host.Peerstore().SupportsProtocols(p, e.swarm.protocol("errand"))
-	return err == nil && len(can) > 0
+	said, errands := e.speaks(p)
+	return !said || errands
+}
+
+// speaks reports whether p has said what it speaks, and whether errands are among that.
+func (e *Errands) speaks(p peer.ID) (said, errands bool) {
+	all, err := e.swarm.host.Peerstore().GetProtocols(p)
+	return err != nil || len(all) > 0, slices.Contains(all, e.swarm.protocol("errand"))
 }

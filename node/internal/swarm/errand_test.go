@@ -50,3 +50,33 @@ func TestErrands_WhoStillAsksIsWaitedFor(t *testing.T) {
 	wg.Wait()
 	require.EqualValues(t, 1, asked.Load())
 }
+
+// What a peer speaks comes once, after the connection is made, and on a busy machine it may be lost.
+func TestErrands_APeerThatHasNotSaidWhatItSpeaksIsAsked(t *testing.T) {
+	t.Parallel()
+	a := newTestSwarm(t)
+	b := newTestSwarm(t, startingFrom(a))
+	var all []*Errands
+	for _, s := range []*testSwarm{a, b} {
+		var value atomic.Pointer[[]byte]
+		all = append(all, NewErrands(s.Swarm, func(string) ([]byte, time.Duration, bool) {
+			if v := value.Load(); v != nil {
+				return *v, 0, true
+			}
+			return nil, 0, false
+		}, func(_ string, v []byte, _ time.Duration) { value.Store(&v) }))
+	}
+	for i, other := range []*testSwarm{b, a} {
+		eventually(t, "both know each other", func() bool { return all[i].Peers() == 1 })
+		require.NoError(t, all[i].swarm.host.Peerstore().SetProtocols(other.ID()))
+	}
+	var asked atomic.Int32
+	for _, e := range all {
+		_, _, err := e.Do(t.Context(), "question", time.Hour, func(context.Context) ([]byte, error) {
+			asked.Add(1)
+			return []byte("answer"), nil
+		})
+		require.NoError(t, err)
+	}
+	require.EqualValues(t, 1, asked.Load())
+}

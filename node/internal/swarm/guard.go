@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	dhtpb "github.com/libp2p/go-libp2p-kad-dht/pb"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
@@ -18,6 +17,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/shoal-cache/shoal/node/internal/bitswapnet"
+	"github.com/shoal-cache/shoal/node/internal/lru"
 )
 
 // The services by which libp2p's resource manager counts the streams that peers open, and the memory of the frames that
@@ -116,11 +116,10 @@ type standing struct {
 }
 
 func newGuard(own peer.ID, log *slog.Logger, m *metrics, ban func(peer.ID, string, time.Duration)) *guard {
-	standings, err := lru.New[peer.ID, *standing](maxStandings)
-	if err != nil {
-		panic(err) // only a size that is not positive fails
+	return &guard{
+		own: own, log: log, m: m, ban: ban, standings: lru.New[peer.ID, *standing](maxStandings),
+		named: map[peer.ID]bool{},
 	}
-	return &guard{own: own, log: log, m: m, ban: ban, standings: standings, named: map[peer.ID]bool{}}
 }
 
 func (g *guard) standing(p peer.ID) *standing {

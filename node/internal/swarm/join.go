@@ -16,6 +16,7 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
+	"github.com/shoal-cache/shoal/node/internal/trace"
 )
 
 const (
@@ -127,7 +128,7 @@ func (s *Swarm) walk(
 		switch {
 		case p == s.host.ID():
 			return nil, true
-		case p == "" || tried[p] || s.isShunned(p) || !s.gate.admits(p):
+		case p == "" || tried[p] || s.isShunned(p) || !s.admission.admits(p):
 			return insist()
 		}
 		tried[p] = true
@@ -235,7 +236,7 @@ func (s *Swarm) joinSelf(d digest.Digest, j schedule.Join) (*session, error) {
 
 func (s *Swarm) enterRoom(r *room, j schedule.Join) (*session, error) {
 	m := newMember(s.host.ID())
-	j.Load = s.exchange.owed.count()
+	j.Load = s.bitswap.owed.count()
 	if err := r.join(s.ctx, m, j); err != nil {
 		return nil, err
 	}
@@ -247,7 +248,7 @@ func (s *Swarm) enterRoom(r *room, j schedule.Join) (*session, error) {
 			if rep.Complete {
 				complete.Store(true)
 			}
-			rep.Load = s.exchange.owed.count()
+			rep.Load = s.bitswap.owed.count()
 			if err := r.report(s.ctx, m, rep); err != nil {
 				m.out.close(err)
 			}
@@ -261,14 +262,14 @@ func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, d digest.Digest, j sc
 	forced bool) (*session, peer.ID, error) {
 	ctx, cancel := s.patient(ctx, p)
 	defer cancel()
-	j.Load = s.exchange.owed.count()
+	j.Load = s.bitswap.owed.count()
 	stream, err := s.host.NewStream(ctx, p, s.protocol("coordinate"))
 	if err != nil {
 		return nil, "", err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = stream.Reset() })
 	in := newInbound(stream)
-	w, err := greet(stream, in, d, j, forced)
+	w, err := greet(ctx, stream, in, d, j, forced)
 	if !stop() {
 		return nil, "", fmt.Errorf("no answer in time: %w", context.Cause(ctx))
 	}
@@ -288,8 +289,8 @@ func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, d digest.Digest, j sc
 }
 
 // patient is ctx for as long as an answer of p may take: half of Options.JoinTimeout, and as much again while much goes
-// to and fro between p and this node, for the answer waits its turn among it. If others went on without a coordinator
-// that is only busy, the registry would be asked twice.
+// to and fro between p and this node, because the answer waits its turn among it. If others went on without a
+// coordinator that is only busy, the registry would be asked twice.
 func (s *Swarm) patient(ctx context.Context, p peer.ID) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(ctx, patience*s.opts.JoinTimeout/2)
 	s.wg.Go(func() {
@@ -311,10 +312,11 @@ func (s *Swarm) patient(ctx context.Context, p peer.ID) (context.Context, contex
 	return ctx, cancel
 }
 
-func greet(stream network.Stream, in *inbound, d digest.Digest, j schedule.Join, forced bool) (welcome, error) {
+func greet(ctx context.Context, stream network.Stream, in *inbound, d digest.Digest, j schedule.Join,
+	forced bool) (welcome, error) {
 	h := hello{
 		Digest: string(d), Size: j.Size, Zone: j.Zone, Upstream: j.Upstream, Whole: j.Whole, Forced: forced,
-		Orphan: j.Orphan,
+		Orphan: j.Orphan, Trace: trace.Parent(ctx),
 	}
 	if err := writeFrame(stream, h); err != nil {
 		return welcome{}, err
@@ -342,65 +344,75 @@ func (s *Swarm) learn(w welcome) peer.ID {
 	return p
 }
 
+// remoteSession is a session with a coordinator that has let this node in on a stream.
 func (s *Swarm) remoteSession(p peer.ID, d digest.Digest, stream network.Stream, in *inbound) *session {
 	ctx, cancel := context.WithCancel(s.ctx)
-	ordersBox := newMember(p).out
+	orders := newMember(p).out
 	reports := newMailbox(func(have *schedule.Report, later schedule.Report) { have.Merge(later) })
 	lost := func(err error) {
 		if ctx.Err() == nil && s.host.Network().Connectedness(p) != network.Connected {
 			s.bereave(d) // before anyone joins anew
 		}
-		ordersBox.close(fmt.Errorf("coordinator %s: %w", p, err))
+		orders.close(fmt.Errorf("coordinator %s: %w", p, err))
 		_ = stream.Reset()
 	}
 	s.wg.Go(func() {
 		defer cancel()
-		for {
-			o, err := s.readOrders(ctx, p, in)
-			if err == nil {
-				// What a coordinator says faster than it can be done is not read.
-				err = ordersBox.space(ctx, func(o schedule.Orders) bool {
-					return len(o.Chunks)+len(o.Leases) > maxPending
-				})
-			}
-			if err == nil {
-				ordersBox.put(o)
-				continue
-			}
-			s.guard.breach(p, err)
-			lost(err)
-			return
-		}
+		err := s.takeOrders(ctx, p, in, orders)
+		s.guard.breach(p, err)
+		lost(err)
 	})
 	s.wg.Go(func() {
-		for {
-			rep, err := reports.take(ctx)
-			if err != nil {
-				// What was reported is on its way: end the stream cleanly, so that it arrives. The coordinator then
-				// ends its side, and the reader above sees that.
-				_ = stream.CloseWrite()
-				select {
-				case <-time.After(writeTimeout):
-					_ = stream.Reset()
-				case <-ctx.Done(): // the reader has ended
-				}
-				return
-			}
-			rep.Load = s.exchange.owed.count()
-			for _, f := range toReports(rep, nil) {
-				_ = stream.SetWriteDeadline(time.Now().Add(writeTimeout))
-				if err := writeFrame(stream, f); err != nil {
-					lost(err)
-					return
-				}
-			}
+		if err := s.giveReports(ctx, stream, reports); err != nil {
+			lost(err)
 		}
 	})
 	return &session{
 		coordinator: p,
-		orders:      ordersBox,
+		orders:      orders,
 		send:        reports.put,
-		close:       func() { reports.close(errLeft); ordersBox.close(errLeft) },
+		close:       func() { reports.close(errLeft); orders.close(errLeft) },
+	}
+}
+
+// takeOrders puts what a coordinator orders into the mailbox, until it fails. What is said faster than it can be done
+// is not read.
+func (s *Swarm) takeOrders(ctx context.Context, p peer.ID, in *inbound, to *mailbox[schedule.Orders]) error {
+	for {
+		o, err := s.readOrders(ctx, p, in)
+		if err != nil {
+			return err
+		}
+		err = to.space(ctx, func(o schedule.Orders) bool { return len(o.Chunks)+len(o.Leases) > maxPending })
+		if err != nil {
+			return err
+		}
+		to.put(o)
+	}
+}
+
+// giveReports sends the coordinator what is put into the mailbox, until that is closed or ctx ends.
+func (s *Swarm) giveReports(ctx context.Context, stream network.Stream, from *mailbox[schedule.Report]) error {
+	for {
+		rep, err := from.take(ctx)
+		if err != nil {
+			// What was reported is on its way: end the stream cleanly, so that it arrives. The coordinator then ends
+			// its side, which whoever takes its orders sees.
+			_ = stream.CloseWrite()
+			select {
+			case <-time.After(writeTimeout):
+				_ = stream.Reset()
+			case <-ctx.Done():
+			}
+			return nil
+		}
+		rep.Load = s.bitswap.owed.count()
+		for _, f := range toReports(rep, nil) {
+			_ = stream.SetWriteDeadline(time.Now().Add(writeTimeout))
+			if err := writeFrame(stream, f); err != nil {
+				return err
+			}
+		}
 	}
 }
 
@@ -447,7 +459,10 @@ func (s *Swarm) nearest(ctx context.Context, d digest.Digest, n int) []peer.ID {
 	}
 	key := string(c.Hash())
 	var peers []peer.ID
-	if s.dht.RoutingTable().Size() >= s.dht.BucketSize() {
+	if !s.knowsAll() {
+		// Half of the time is for asking those who are found.
+		ctx, cancel := context.WithTimeout(ctx, s.opts.JoinTimeout/2)
+		defer cancel()
 		if found, err := s.dht.GetClosestPeers(ctx, key); err == nil {
 			peers = found
 		}
@@ -456,9 +471,23 @@ func (s *Swarm) nearest(ctx context.Context, d digest.Digest, n int) []peer.ID {
 	if len(peers) == 0 {
 		peers = s.around(target, n)
 	}
-	peers = slices.DeleteFunc(peers, func(p peer.ID) bool { return s.isShunned(p) || !s.gate.admits(p) })
+	peers = slices.DeleteFunc(peers, func(p peer.ID) bool { return s.isShunned(p) || !s.admission.admits(p) })
 	peers = kb.SortClosestPeers(append(peers, s.host.ID()), target)
 	return peers[:min(n, len(peers))]
+}
+
+// knowsAll reports whether the DHT can name no one that this node does not know: a routing table leaves somebody out
+// only where one of its buckets is full.
+func (s *Swarm) knowsAll() bool {
+	table, left := s.dht.RoutingTable(), s.dht.RoutingTable().Size()
+	for cpl := uint(0); left > 0 && cpl < 256; cpl++ {
+		in := table.NPeersForCpl(cpl)
+		if in >= s.dht.BucketSize() {
+			return false
+		}
+		left -= in
+	}
+	return true
 }
 
 // around returns the n connected agents nearest to target, but for those shunned. The routing table is not asked: a

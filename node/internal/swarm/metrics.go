@@ -39,6 +39,15 @@ func newMetrics(r prometheus.Registerer, s *Swarm) *metrics {
 	f.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "shoal_coordinated_blobs", Help: "Blobs that this node coordinates now.",
 	}, func() float64 { return float64(s.roomCount()) })
+	f.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "shoal_swarm_identity_shared",
+		Help: "1 while another process uses this node's identity, as after its disk was copied; else 0.",
+	}, func() float64 {
+		if s.twins.there() {
+			return 1
+		}
+		return 0
+	})
 	m := &metrics{
 		unwanted: f.NewCounter(prometheus.CounterOpts{
 			Name: "shoal_peer_unwanted_bytes_total",

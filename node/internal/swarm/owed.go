@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"sync"
+	"time"
 
 	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -14,11 +15,11 @@ const maxOwed = 256
 // are told the number, since each of them sees but one blob.
 type owed struct {
 	mu sync.Mutex
-	to map[peer.ID]map[cid.Cid]struct{}
+	to map[peer.ID]map[cid.Cid]time.Time // since when
 	n  int
 }
 
-func newOwed() *owed { return &owed{to: map[peer.ID]map[cid.Cid]struct{}{}} }
+func newOwed() *owed { return &owed{to: map[peer.ID]map[cid.Cid]time.Time{}} }
 
 func (o *owed) count() int {
 	o.mu.Lock()
@@ -31,13 +32,13 @@ func (o *owed) add(p peer.ID, c cid.Cid) {
 	defer o.mu.Unlock()
 	wants := o.to[p]
 	if wants == nil {
-		wants = map[cid.Cid]struct{}{}
+		wants = map[cid.Cid]time.Time{}
 		o.to[p] = wants
 	}
 	if _, known := wants[c]; known || len(wants) >= maxOwed {
 		return
 	}
-	wants[c] = struct{}{}
+	wants[c] = time.Now()
 	o.n++
 }
 
@@ -54,6 +55,23 @@ func (o *owed) settle(p peer.ID, c cid.Cid) {
 	if len(wants) == 0 {
 		delete(o.to, p)
 	}
+}
+
+// before lists what peers have waited for since an earlier time than that, and any of it where it is more than most.
+func (o *owed) before(then time.Time, most int) (waited []asked) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for p, wants := range o.to {
+		for c, since := range wants {
+			if len(waited) == most {
+				return waited
+			}
+			if since.Before(then) {
+				waited = append(waited, asked{p, c})
+			}
+		}
+	}
+	return waited
 }
 
 func (o *owed) forget(p peer.ID) {

@@ -21,6 +21,11 @@ const (
 
 // answer has the swarm's protocol name answer each question of a peer by f.
 func answer[Question, Answer any](s *Swarm, name string, f func(Question) Answer) {
+	answerFrom(s, name, func(_ network.Conn, q Question) Answer { return f(q) })
+}
+
+// answerFrom is answer by what is to know who asks.
+func answerFrom[Question, Answer any](s *Swarm, name string, f func(network.Conn, Question) Answer) {
 	s.host.SetStreamHandler(s.protocol(name), func(stream network.Stream) {
 		if !s.guard.admit(stream, serviceQuery) {
 			return
@@ -38,7 +43,7 @@ func answer[Question, Answer any](s *Swarm, name string, f func(Question) Answer
 			return
 		}
 		_ = stream.SetWriteDeadline(time.Now().Add(queryTimeout))
-		if writeFrame(stream, f(q)) != nil {
+		if writeFrame(stream, f(stream.Conn(), q)) != nil {
 			_ = stream.Reset()
 		}
 	})

@@ -4,7 +4,6 @@ import (
 	"context"
 	"sync/atomic"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/ipfs/boxo/blockstore"
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
@@ -12,6 +11,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/shoal-cache/shoal/node/internal/bitswapnet"
+	"github.com/shoal-cache/shoal/node/internal/lru"
 )
 
 // servedBlocks are the blocks as the server reads them: paced by the upload limit, and each read once where several
@@ -27,11 +27,8 @@ type servedBlocks struct {
 const keptBlocks = 16
 
 func newServedBlocks(bs blockstore.Blockstore, limit *rate.Limiter) *servedBlocks {
-	recent, err := lru.NewWithEvict(keptBlocks, func(_ cid.Cid, b *sharedBlock) { b.Release() })
-	if err != nil {
-		panic(err) // only a size that is not positive fails
-	}
-	return &servedBlocks{Blockstore: bs, limit: limit, recent: recent}
+	release := func(_ cid.Cid, b *sharedBlock) { b.Release() }
+	return &servedBlocks{Blockstore: bs, limit: limit, recent: lru.NewWithEvict(keptBlocks, release)}
 }
 
 // Get reads a block. A block that was just read is not read again, though its blob may be gone: it is the block all the

@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/ipfs/boxo/blockstore"
 	"github.com/ipfs/boxo/bootstrap"
 	blocks "github.com/ipfs/go-block-format"
@@ -37,7 +36,9 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/bitswapnet"
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/lru"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
+	"github.com/shoal-cache/shoal/node/internal/trace"
 )
 
 // Store is what the swarm serves from.
@@ -76,8 +77,10 @@ type Options struct {
 	// DiscoveryGrace is how long a coordinator looks for holders before it sends anyone upstream; default 250 ms.
 	DiscoveryGrace time.Duration
 	// Schedule bounds the coordinator's decisions.
-	Schedule   schedule.Config
-	Store      Store
+	Schedule schedule.Config
+	Store    Store
+	// Tracer makes spans of what is coordinated for others. Optional.
+	Tracer     *trace.Tracer
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -91,27 +94,30 @@ const (
 
 // Swarm is this node's part in the swarm.
 type Swarm struct {
-	opts     Options
-	log      *slog.Logger
-	m        *metrics
-	host     host.Host
-	dht      *dht.IpfsDHT
-	gate     *gate
-	guard    *guard
-	exchange *exchange
-	provider *provider
-	traffic  *bandwidth.BandwidthCounter
-	signed   *lru.Cache[digest.Digest, []schedule.Claim]
-	asking   *semaphore.Weighted // questions to peers
-	searches *semaphore.Weighted // for holders of blobs
-	maps     *semaphore.Weighted // claims that holders are sending
-	newPeer  chan struct{}
-	company  chan struct{} // a peer has come or gone
-	started  chan struct{} // closed once the first round of bootstrapping is over
+	opts      Options
+	log       *slog.Logger
+	m         *metrics
+	host      host.Host
+	dht       *dht.IpfsDHT
+	admission *admission
+	guard     *guard
+	bitswap   *bitswap
+	provider  *provider
+	twins     *twins
+	traffic   *bandwidth.BandwidthCounter
+	signed    *lru.Cache[digest.Digest, []schedule.Claim]
+	asking    *semaphore.Weighted // questions to peers
+	searches  *semaphore.Weighted // for holders of blobs
+	maps      *semaphore.Weighted // claims that holders are sending
+	newPeer   chan struct{}
+	company   chan struct{} // a peer has come or gone
+	started   chan struct{} // closed once the first round of bootstrapping is over
 
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+	// refreshing is held for reading while a refresh of the DHT's table begins. None may begin once the DHT ends.
+	refreshing sync.RWMutex
 
 	mu           sync.Mutex
 	bootstrap    []peer.AddrInfo
@@ -138,20 +144,17 @@ func New(o Options) (*Swarm, error) {
 	if o.DiscoveryGrace <= 0 {
 		o.DiscoveryGrace = 250 * time.Millisecond
 	}
-	signed, err := lru.New[digest.Digest, []schedule.Claim](64)
-	if err != nil {
-		return nil, err
-	}
 	s := &Swarm{
-		opts: o, log: o.Logger, gate: newGate(o.Open), signed: signed, bootstrap: o.Bootstrap,
-		traffic: bandwidth.NewBandwidthCounter(), asking: semaphore.NewWeighted(questionsAtOnce),
+		opts: o, log: o.Logger, admission: newAdmission(o.Open), signed: lru.New[digest.Digest, []schedule.Claim](64),
+		bootstrap: o.Bootstrap, traffic: bandwidth.NewBandwidthCounter(),
+		asking:   semaphore.NewWeighted(questionsAtOnce),
 		searches: semaphore.NewWeighted(searchesAtOnce), maps: semaphore.NewWeighted(claimsAtOnce),
 		newPeer: make(chan struct{}, 1), company: make(chan struct{}, 1), aloneSince: time.Now(),
 		started: make(chan struct{}),
 		rooms:   map[digest.Digest]*room{}, shunnedUntil: map[peer.ID]time.Time{},
 		orphans: map[digest.Digest]time.Time{},
 	}
-	s.gate.admit(o.Admitted)
+	s.admission.admit(o.Admitted)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if err := s.start(); err != nil {
 		return nil, errors.Join(err, s.Close())
@@ -161,7 +164,7 @@ func New(o Options) (*Swarm, error) {
 
 func (s *Swarm) start() error {
 	var err error
-	if s.host, err = newHost(s.opts, s.gate, s.traffic); err != nil {
+	if s.host, err = newHost(s.opts, s.admission, s.traffic); err != nil {
 		return fmt.Errorf("swarm: %w", err)
 	}
 	s.m = newMetrics(s.opts.Registerer, s)
@@ -178,18 +181,20 @@ func (s *Swarm) start() error {
 		return fmt.Errorf("swarm: DHT: %w", err)
 	}
 	s.provider = newProvider(s)
+	s.twins = newTwins(s)
 	if err := s.watchPeers(); err != nil {
 		return fmt.Errorf("swarm: %w", err)
 	}
-	s.exchange = newExchange(s.ctx, bitswapnet.New(s.host, s.guard), s.opts.Store.Blockstore(), s.guard, s.m, s.log)
+	s.bitswap = newBitswap(s.ctx, bitswapnet.New(s.host, s.guard), s.opts.Store.Blockstore(), s.guard, s.m, s.log)
 	s.host.SetStreamHandler(s.protocol("coordinate"), s.handleCoordinate)
 	s.host.SetStreamHandler(s.protocol("map"), s.handleMap)
 	s.wg.Go(func() { s.provider.run(s.ctx) })
+	s.wg.Go(func() { s.twins.run(s.ctx) })
 	s.wg.Go(func() { s.findPeers(s.ctx) })
 	return nil
 }
 
-func newHost(o Options, g *gate, traffic bandwidth.Reporter) (host.Host, error) {
+func newHost(o Options, gater *admission, traffic bandwidth.Reporter) (host.Host, error) {
 	// libp2p bounds connections by address, too: 8 for an IPv4 address, and 8 for a /56 of IPv6, within which a whole
 	// cluster may lie. Here it is the gater that keeps strangers out, so an address says nothing.
 	resources, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(resourceLimits()), rcmgr.WithMetricsDisabled(),
@@ -205,7 +210,7 @@ func newHost(o Options, g *gate, traffic bandwidth.Reporter) (host.Host, error) 
 	opts := []libp2p.Option{
 		libp2p.Identity(o.Identity), libp2p.ListenAddrs(o.Listen...),
 		libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(libp2ptls.ID, newTLS),
-		libp2p.ConnectionGater(g), libp2p.ResourceManager(resources), libp2p.ConnectionManager(conns),
+		libp2p.ConnectionGater(gater), libp2p.ResourceManager(resources), libp2p.ConnectionManager(conns),
 		libp2p.DisableRelay(), libp2p.DisableMetrics(), libp2p.BandwidthReporter(traffic), libp2p.UserAgent("shoal"),
 	}
 	if len(o.Announce) > 0 {
@@ -216,10 +221,12 @@ func newHost(o Options, g *gate, traffic bandwidth.Reporter) (host.Host, error) 
 
 // Close leaves the swarm and ends all that was started.
 func (s *Swarm) Close() error {
+	s.refreshing.Lock()
 	s.cancel()
+	s.refreshing.Unlock()
 	var errs []error
-	if s.exchange != nil {
-		s.exchange.close()
+	if s.bitswap != nil {
+		s.bitswap.close()
 	}
 	if s.dht != nil {
 		errs = append(errs, s.dht.Close())
@@ -272,9 +279,9 @@ func (s *Swarm) Started() <-chan struct{} { return s.started }
 
 // SetAdmitted replaces the set of peers that may join. Connections to others are closed.
 func (s *Swarm) SetAdmitted(ids []peer.ID) {
-	s.gate.admit(ids)
+	s.admission.admit(ids)
 	for _, p := range s.host.Network().Peers() {
-		if !s.gate.admits(p) {
+		if !s.admission.admits(p) {
 			s.log.Info("peer is not admitted", "peer", p)
 			_ = s.host.Network().ClosePeer(p)
 		}
@@ -291,13 +298,13 @@ func (s *Swarm) SetBootstrap(peers []peer.AddrInfo) {
 }
 
 // SetBandwidth limits the bytes per second of blocks to and from peers; 0 means no limit.
-func (s *Swarm) SetBandwidth(up, down int64) { s.exchange.setBandwidth(up, down) }
+func (s *Swarm) SetBandwidth(up, down int64) { s.bitswap.setBandwidth(up, down) }
 
 // Ban refuses a peer for an hour. The reason labels a metric.
 func (s *Swarm) Ban(p peer.ID, reason string) { s.banFor(p, reason, time.Hour) }
 
 func (s *Swarm) banFor(p peer.ID, reason string, d time.Duration) {
-	if p == s.host.ID() || !s.gate.ban(p, time.Now().Add(d)) {
+	if p == s.host.ID() || !s.admission.ban(p, time.Now().Add(d)) {
 		return
 	}
 	s.m.bans.WithLabelValues(reason).Inc()
@@ -313,14 +320,22 @@ func (s *Swarm) Claim(d digest.Digest, index int, sum schedule.Sum) (schedule.Cl
 // Want asks p for block c on behalf of sink. Higher priorities are answered first. A peer that is thought to hold the
 // block already is asked to say so if it does not; that it is Lost then.
 func (s *Swarm) Want(p peer.ID, c cid.Cid, priority int32, held bool, sink Sink) {
-	s.exchange.ask(p, c, priority, held, sink)
+	s.bitswap.ask(p, c, priority, held, sink)
 }
 
 // Forget takes back all wants of a sink for c.
-func (s *Swarm) Forget(c cid.Cid, sink Sink) { s.exchange.forget(c, sink) }
+func (s *Swarm) Forget(c cid.Cid, sink Sink) { s.bitswap.forget(c, sink) }
 
 // Have tells waiting peers that a block is in the blockstore now.
-func (s *Swarm) Have(b blocks.Block) { s.exchange.have(b) }
+func (s *Swarm) Have(b blocks.Block) { s.bitswap.have(b) }
+
+// Gone tells that a block is not in the blockstore any more, which it was a moment ago. A peer that asks for it now is
+// told so.
+func (s *Swarm) Gone(c cid.Cid) { s.bitswap.drop(c) }
+
+// Awaits sets what reports whether a block may be about to come to this node. Who waits for one that is not, and is not
+// here, is told so.
+func (s *Swarm) Awaits(may func(c cid.Cid) bool) { s.bitswap.awaits.Store(&may) }
 
 // HeardFrom is the number of bytes of any kind that have come from p, parts of blocks among them. It is up to a second
 // old.
@@ -377,7 +392,7 @@ func (s *Swarm) changed(e event.EvtPeerConnectednessChanged) {
 	default:
 	}
 	if e.Connectedness == network.Connected {
-		if !s.gate.admits(e.Peer) { // its admission was withdrawn while the connection was being made
+		if !s.admission.admits(e.Peer) { // its admission was withdrawn while the connection was being made
 			_ = s.host.Network().ClosePeer(e.Peer)
 			return
 		}
@@ -480,7 +495,7 @@ func (s *Swarm) connect(ctx context.Context, peers []peer.AddrInfo) int {
 	var mu sync.Mutex
 	n := 0
 	for _, p := range peers {
-		if p.ID == s.host.ID() || !s.gate.admits(p.ID) {
+		if p.ID == s.host.ID() || !s.admission.admits(p.ID) {
 			continue
 		}
 		if n, ok := s.host.Network().(*libp2pswarm.Swarm); ok {
@@ -511,8 +526,15 @@ func (s *Swarm) connectSoon() {
 
 // refresh looks for the peers around this node's own place in the DHT.
 func (s *Swarm) refresh(ctx context.Context) {
+	s.refreshing.RLock()
+	if ctx.Err() != nil {
+		s.refreshing.RUnlock()
+		return
+	}
+	done := s.dht.RefreshRoutingTable()
+	s.refreshing.RUnlock()
 	select {
-	case err := <-s.dht.RefreshRoutingTable():
+	case err := <-done:
 		if err != nil {
 			s.log.Debug("routing table not refreshed", "error", err)
 		}

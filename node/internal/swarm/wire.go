@@ -86,7 +86,7 @@ func frameLength(r *bufio.Reader, most uint64) (int64, error) {
 }
 
 func readBody(r io.Reader, n int64, v any) error {
-	// The buffer grows with what comes: a length alone must not cost memory, for a peer may open many streams.
+	// The buffer grows with what comes: a length alone must not cost memory, since a peer may open many streams.
 	var body bytes.Buffer
 	if _, err := io.CopyN(&body, r, n); err != nil {
 		return err
@@ -149,6 +149,8 @@ type (
 		Forced bool `cbor:"6,keyasint,omitempty"`
 		// Orphan: the coordinator that it took part with was lost just now.
 		Orphan bool `cbor:"7,keyasint,omitempty"`
+		// Trace is the span that the participant is in; see trace.Parent. Empty: nobody looks.
+		Trace []byte `cbor:"20,keyasint,omitempty"`
 	}
 	welcome struct {
 		// Nearer is the peer that is the coordinator, where this one is not; empty where it is.
@@ -186,11 +188,13 @@ type (
 		Reading  bool        `cbor:"9,keyasint,omitempty"`
 		Complete bool        `cbor:"10,keyasint,omitempty"`
 		Load     uint32      `cbor:"11,keyasint,omitempty"`
+		Gone     []uint32    `cbor:"12,keyasint,omitempty"`
+		Slots    uint32      `cbor:"13,keyasint,omitempty"`
 	}
 	assignment struct {
 		Claim claim  `cbor:"1,keyasint,omitempty"`
 		From  uint32 `cbor:"2,keyasint,omitempty"` // index into Peers
-		Root  bool   `cbor:"3,keyasint,omitempty"`
+		Home  bool   `cbor:"3,keyasint,omitempty"`
 		Held  bool   `cbor:"4,keyasint,omitempty"`
 	}
 	orders struct {
@@ -213,6 +217,7 @@ type (
 		Found bool   `cbor:"1,keyasint,omitempty"`
 		Size  int64  `cbor:"2,keyasint,omitempty"`
 		Zone  string `cbor:"3,keyasint,omitempty"`
+		Plans bool   `cbor:"4,keyasint,omitempty"`
 	}
 	mapPart struct {
 		Sums       []byte   `cbor:"1,keyasint,omitempty"` // 32 bytes for each chunk, in order
@@ -236,7 +241,9 @@ type (
 	}
 )
 
-// The witness protocol: one query, one answer, which names contents by their place in the query.
+// The witness protocol: one query, one answer, which names contents by their place in the query. Field 2 of the answer
+// is what Proven was when a few bytes that anyone can guess were proof enough: what older agents say there is not
+// taken.
 type (
 	witnessQuery struct {
 		Source   string   `cbor:"1,keyasint"`
@@ -244,8 +251,8 @@ type (
 	}
 	witnessAnswer struct {
 		Public bool  `cbor:"1,keyasint,omitempty"`
-		Proven []int `cbor:"2,keyasint,omitempty"`
 		Held   []int `cbor:"3,keyasint,omitempty"`
+		Proven []int `cbor:"4,keyasint,omitempty"`
 	}
 )
 
@@ -371,7 +378,8 @@ func fromRuns(rs []run) []schedule.Run {
 
 // toReports splits a report into frames. leased goes into the first.
 func toReports(r schedule.Report, leased []schedule.Run) []report {
-	out := []report{{Size: r.Size, Leased: toRuns(leased), Reading: r.Reading, Load: uint32(r.Load)}}
+	out := []report{{Size: r.Size, Leased: toRuns(leased), Reading: r.Reading, Load: uint32(r.Load),
+		Slots: uint32(r.Slots)}}
 	for f := &out[0]; ; {
 		var peers peerTable
 		for _, c := range page(&r.Claims) {
@@ -379,6 +387,9 @@ func toReports(r schedule.Report, leased []schedule.Run) []report {
 		}
 		for _, i := range page(&r.Have) {
 			f.Have = append(f.Have, uint32(i))
+		}
+		for _, i := range page(&r.Gone) {
+			f.Gone = append(f.Gone, uint32(i))
 		}
 		f.Need = toRuns(page(&r.Need))
 		for _, x := range page(&r.Failed) {
@@ -388,7 +399,8 @@ func toReports(r schedule.Report, leased []schedule.Run) []report {
 			f.Suspects = append(f.Suspects, suspicion{Index: uint32(x.Index), From: []byte(x.From)})
 		}
 		f.Peers = peers.list
-		if len(r.Claims) == 0 && len(r.Have) == 0 && len(r.Need) == 0 && len(r.Failed) == 0 && len(r.Suspects) == 0 {
+		if len(r.Claims) == 0 && len(r.Have) == 0 && len(r.Gone) == 0 && len(r.Need) == 0 && len(r.Failed) == 0 &&
+			len(r.Suspects) == 0 {
 			f.Complete = r.Complete
 			return out
 		}
@@ -407,7 +419,7 @@ func page[T any](list *[]T) []T {
 
 func (f *report) decode() (schedule.Report, error) {
 	r := schedule.Report{Size: f.Size, Need: fromRuns(f.Need), Reading: f.Reading, Load: int(f.Load),
-		Complete: f.Complete}
+		Complete: f.Complete, Slots: int(f.Slots)}
 	for i := range f.Claims {
 		c, err := f.Claims[i].decode(f.Peers)
 		if err != nil {
@@ -417,6 +429,9 @@ func (f *report) decode() (schedule.Report, error) {
 	}
 	for _, i := range f.Have {
 		r.Have = append(r.Have, int(i))
+	}
+	for _, i := range f.Gone {
+		r.Gone = append(r.Gone, int(i))
 	}
 	for _, x := range f.Failed {
 		r.Failed = append(r.Failed, schedule.Failure{Run: x.Run.decode(), Trouble: schedule.Trouble(x.Trouble)})
@@ -437,7 +452,7 @@ func toOrders(o schedule.Orders) []orders {
 		var peers peerTable
 		for _, a := range page(&o.Chunks) {
 			f.Chunks = append(f.Chunks, assignment{
-				Claim: toClaim(&peers, a.Claim), From: peers.num(a.From), Root: a.Root, Held: a.Held,
+				Claim: toClaim(&peers, a.Claim), From: peers.num(a.From), Home: a.Home, Held: a.Held,
 			})
 		}
 		f.Peers = peers.list
@@ -461,7 +476,7 @@ func (f *orders) decode() (schedule.Orders, error) {
 		if err != nil {
 			return o, err
 		}
-		o.Chunks = append(o.Chunks, schedule.Assignment{Claim: c, From: from, Root: a.Root, Held: a.Held})
+		o.Chunks = append(o.Chunks, schedule.Assignment{Claim: c, From: from, Home: a.Home, Held: a.Held})
 	}
 	return o, nil
 }
@@ -471,7 +486,8 @@ const maxSignature = 128
 
 // work is what a report costs the table, in microseconds. Claims are charged for when they are verified.
 func (f *report) work() int {
-	return 20 + 4*len(f.Have) + 2*(len(f.Need)+len(f.Leased)+len(f.Claims)) + 10*len(f.Failed) + 50*len(f.Suspects)
+	return 20 + 4*len(f.Have) + 20*len(f.Gone) +
+		2*(len(f.Need)+len(f.Leased)+len(f.Claims)) + 10*len(f.Failed) + 50*len(f.Suspects)
 }
 
 // claimBytes is what the signature of a claim is made over: a label, the blob's digest, the chunk's index and its sum.

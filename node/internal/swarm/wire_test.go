@@ -76,14 +76,15 @@ func TestAReportArrivesAsItWasSent(t *testing.T) {
 	t.Parallel()
 	peers := []peer.ID{somePeer(t), somePeer(t), somePeer(t)}
 	for name, r := range map[string]schedule.Report{
-		"that says nothing":            {},
-		"of a size":                    {Size: 1 << 40},
-		"of claims by several":         {Claims: someClaims(peers, 7)},
-		"of chunks held":               {Have: upTo(100)},
-		"of needs":                     {Need: []schedule.Run{{First: 0, Count: 4}, {First: 9, Count: 1}}},
-		"that reading goes on":         {Reading: true},
-		"of what the node has to send": {Have: upTo(maxList + 1), Load: 77},
-		"that all is done":             {Have: []int{3}, Complete: true},
+		"that says nothing":    {},
+		"of a size":            {Size: 1 << 40},
+		"of claims by several": {Claims: someClaims(peers, 7)},
+		"of chunks held":       {Have: upTo(100)},
+		"of needs":             {Need: []schedule.Run{{First: 0, Count: 4}, {First: 9, Count: 1}}},
+		"that reading goes on": {Reading: true},
+		"of what was let go of, for want of slots": {Gone: upTo(maxList + 1), Slots: 32},
+		"of what the node has to send":             {Have: upTo(maxList + 1), Load: 77},
+		"that all is done":                         {Have: []int{3}, Complete: true},
 		"of troubles": {Failed: []schedule.Failure{{Run: schedule.Run{First: 5, Count: 2},
 			Trouble: schedule.NoRange}}},
 		"of suspicions": {Suspects: []schedule.Suspicion{{Index: 8, From: peers[1]},
@@ -118,7 +119,7 @@ func TestOrdersArriveAsTheyWereGiven(t *testing.T) {
 	assignments := func(n int) []schedule.Assignment {
 		out := make([]schedule.Assignment, n)
 		for i, c := range someClaims(peers[:2], n) {
-			out[i] = schedule.Assignment{Claim: c, From: peers[i%3], Root: i%2 == 0}
+			out[i] = schedule.Assignment{Claim: c, From: peers[i%3], Home: i%2 == 0}
 		}
 		return out
 	}

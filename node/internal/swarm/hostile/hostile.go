@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -314,10 +315,42 @@ var Sessions = map[string]Session{
 		}
 		return every(ctx, 10*time.Millisecond, func() error { return write(map[int]any{1: int64(huge), 2: runs}) })
 	},
+	// As many orders that say nothing as the participant reads.
+	"flood": func(ctx context.Context, write func(map[int]any) error) error {
+		return endlessly(ctx, func(int) error { return write(nil) })
+	},
+	// The same, each with another size.
+	"size-flood": func(ctx context.Context, write func(map[int]any) error) error {
+		return endlessly(ctx, func(i int) error { return write(map[int]any{1: int64(i)}) })
+	},
+	// The same, each with a chunk of a peer that is not there.
+	"chunk-flood": func(ctx context.Context, write func(map[int]any) error) error {
+		nobody := make([]byte, 38)
+		return endlessly(ctx, func(i int) error {
+			binary.BigEndian.PutUint32(nobody[2:], uint32(i))
+			claim := map[int]any{1: 0, 2: make([]byte, 32), 3: 0, 4: make([]byte, 64)}
+			return write(map[int]any{3: [][]byte{nobody}, 4: []any{map[int]any{1: claim, 2: 0, 4: true}}})
+		})
+	},
+	// One lease, and then word without end that another reads.
+	"promises": func(ctx context.Context, write func(map[int]any) error) error {
+		if err := write(map[int]any{2: []any{run(0, 1)}}); err != nil {
+			return err
+		}
+		return every(ctx, time.Second, func() error { return write(map[int]any{6: true}) })
+	},
 	"silent": func(ctx context.Context, _ func(map[int]any) error) error {
 		<-ctx.Done()
 		return ctx.Err()
 	},
+}
+
+// endlessly writes for as long as the participant reads.
+func endlessly(ctx context.Context, write func(i int) error) (err error) {
+	for i := 1; err == nil && ctx.Err() == nil; i++ {
+		err = write(i)
+	}
+	return err
 }
 
 func every(ctx context.Context, d time.Duration, do func() error) error {
@@ -335,16 +368,23 @@ func every(ctx context.Context, d time.Duration, do func() error) error {
 	}
 }
 
-// Run attacks by name: an Attack, or a Session for as long as ctx lasts.
+// Run attacks by name: an Attack, or a Session, a Holding, or both with a plus between, for as long as ctx lasts.
 func (p *Peer) Run(ctx context.Context, name string, victim peer.AddrInfo) error {
 	if attack, ok := Attacks[name]; ok {
 		return attack(ctx, p, victim)
 	}
-	session, ok := Sessions[name]
-	if !ok {
-		return fmt.Errorf("unknown attack %q", name)
+	for part := range strings.SplitSeq(name, "+") {
+		session, coordinates := Sessions[part]
+		holding, holds := Holdings[part]
+		switch {
+		case coordinates:
+			p.Coordinate(ctx, session)
+		case holds:
+			p.Hold(ctx, holding)
+		default:
+			return fmt.Errorf("unknown attack %q", part)
+		}
 	}
-	p.Coordinate(ctx, session)
 	if err := p.Connect(ctx, victim); err != nil {
 		return err
 	}

@@ -24,6 +24,7 @@ import (
 func main() {
 	names := slices.Sorted(maps.Keys(hostile.Attacks))
 	names = append(names, slices.Sorted(maps.Keys(hostile.Sessions))...)
+	names = append(names, slices.Sorted(maps.Keys(hostile.Holdings))...)
 	attack := flag.String("attack", "", "what to do: "+strings.Join(names, ", "))
 	victim := flag.String("victim", "", "multiaddr of an agent, with its peer ID")
 	identity := flag.String("identity", "", "file of the key of an admitted peer; a new key if empty")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"sync/atomic"
 	"testing"
 
 	"github.com/ipfs/boxo/bitswap/server"
@@ -63,7 +64,7 @@ func TestHolder_ThatAnswersWithOtherBytesOrCannotReadIsGivenUpAtOnce(t *testing.
 				require.Fail(t, "other bytes were taken for those that were asked for")
 			case <-t.Context().Done():
 			}
-			require.True(t, s.gate.admits(h.ID()), "it may be its disk: once is no reason to ban it")
+			require.True(t, s.admission.admits(h.ID()), "it may be its disk: once is no reason to ban it")
 		})
 	}
 }
@@ -76,7 +77,30 @@ func TestHolder_ThatAnswersLateBreaksNoRule(t *testing.T) {
 	w := sink{came: make(chan cid.Cid, 1), lost: make(chan peer.ID, 9)}
 	s.Want(other, c, 1, true, w)
 	s.Forget(c, w)
-	s.exchange.unwanted(other, c, 1)
+	s.bitswap.unwanted(other, c, 1)
 	require.Empty(t, w.lost)
 	require.EqualValues(t, breachBurst, s.guard.standing(other).breaches.Tokens())
+}
+
+// A peer that may be about to get a block itself is waited for, as a relay is. One that is not says so.
+func TestWant_WhoWillNotGetABlockSaysSoAndWhoMayIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	asker, asked := newTestSwarm(t), newTestSwarm(t)
+	require.NoError(t, asker.host.Connect(t.Context(), asked.host.Peerstore().PeerInfo(asked.ID())))
+	eventually(t, "connected", func() bool { return len(asked.Peers()) == 1 && len(asker.Peers()) == 1 })
+	coming := content.SumCID(sha256.Sum256([]byte("coming")))
+	var comes atomic.Bool
+	comes.Store(true)
+	asked.Awaits(func(c cid.Cid) bool { return c == coming && comes.Load() })
+	awaited := sink{came: make(chan cid.Cid, 1), lost: make(chan peer.ID, 1)}
+	asker.Want(asked.ID(), coming, 1, false, awaited)
+	for i := range 2 { // two rounds of looking at what is waited for
+		w := sink{came: make(chan cid.Cid, 1), lost: make(chan peer.ID, 1)}
+		asker.Want(asked.ID(), content.SumCID(sha256.Sum256([]byte{byte(i)})), 1, false, w)
+		require.Equal(t, asked.ID(), <-w.lost)
+	}
+	require.Empty(t, awaited.lost)
+	comes.Store(false)
+	require.Equal(t, asked.ID(), <-awaited.lost)
+	eventually(t, "nothing is owed any more", func() bool { return asked.bitswap.owed.count() == 0 })
 }

@@ -6,9 +6,9 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/ipfs/boxo/bitswap/message"
 	pb "github.com/ipfs/boxo/bitswap/message/pb"
 	"github.com/ipfs/boxo/bitswap/network"
@@ -21,6 +21,7 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/bitswapnet"
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/lru"
 )
 
 const (
@@ -34,6 +35,11 @@ const (
 	// senders is how many peers the server sends a block to at the same time. Each holds a block and its encoding, so
 	// with what the network buffers this bounds the memory of sending to about 64 MiB.
 	senders = 16
+	// refuseAfter is after how long a peer that waits for a block is told that it is not here, where it is not about to
+	// come either, and how often that is looked at. A relay may be asked before its own orders come.
+	refuseAfter = 2 * time.Second
+	// lookedAtOnce bounds how many waiting peers' wants are looked at each time; the others have their turn later.
+	lookedAtOnce = 1024
 )
 
 // Sink takes what comes of wants. Its methods are called on the goroutine that reads from the peer: they may write the
@@ -46,11 +52,12 @@ type Sink interface {
 	Lost(from peer.ID, c cid.Cid)
 }
 
-// exchange sends wants to the peers that it is told to, and answers those of others through boxo's Bitswap server. It
+// bitswap sends wants to the peers that it is told to, and answers those of others through boxo's Bitswap server. It
 // takes the place of boxo's client, whose sessions ask everyone who has a block: that way one seed sends every copy.
-type exchange struct {
+type bitswap struct {
 	ctx    context.Context
 	net    network.BitSwapNetwork
+	blocks blockstore.Blockstore
 	server *server.Server
 	log    *slog.Logger
 	m      *metrics
@@ -60,12 +67,15 @@ type exchange struct {
 	mu      sync.Mutex
 	wants   map[cid.Cid]*want
 	senders map[peer.ID]*sender
-	recent  *lru.Cache[cid.Cid, arrival] // blocks that have just come; see again
+	recent  *lru.Cache[cid.Cid, arrival]   // blocks that have just come; see again
+	gone    *lru.Cache[cid.Cid, time.Time] // blocks that have just gone; see denyGone
 	// what was asked of whom, the newest: it may come though no one waits for it any more
-	past  *lru.Cache[asked, struct{}]
-	owed  *owed
-	guard bitswapnet.Guard
-	wg    sync.WaitGroup
+	past *lru.Cache[asked, struct{}]
+	owed *owed
+	// awaits reports whether a block may be about to come to this node. nil: that is not known.
+	awaits atomic.Pointer[func(cid.Cid) bool]
+	guard  bitswapnet.Guard
+	wg     sync.WaitGroup
 }
 
 // asked is a block that a peer was asked for.
@@ -91,45 +101,40 @@ type change struct {
 	priority int32
 	held     bool // the peer is thought to hold it, and is to say so if it does not
 	cancel   bool
+	lacks    bool // it is no change of this node's wants, but says that a block which the peer wants is not here
 }
 
-func newExchange(
+func newBitswap(
 	ctx context.Context, net network.BitSwapNetwork, bs blockstore.Blockstore, guard bitswapnet.Guard, m *metrics,
 	log *slog.Logger,
-) *exchange {
-	recent, err := lru.New[cid.Cid, arrival](maxRecent)
-	if err != nil {
-		panic(err) // only a size that is not positive fails
-	}
-	past, err := lru.New[asked, struct{}](maxPast)
-	if err != nil {
-		panic(err) // as above
-	}
-	e := &exchange{
-		ctx: ctx, net: net, log: log, m: m, wants: map[cid.Cid]*want{}, senders: map[peer.ID]*sender{},
-		recent: recent, past: past, owed: newOwed(), guard: guard,
+) *bitswap {
+	b := &bitswap{
+		ctx: ctx, net: net, blocks: bs, log: log, m: m, wants: map[cid.Cid]*want{}, senders: map[peer.ID]*sender{},
+		recent: lru.New[cid.Cid, arrival](maxRecent), gone: lru.New[cid.Cid, time.Time](maxRecent),
+		past: lru.New[asked, struct{}](maxPast), owed: newOwed(), guard: guard,
 		up: rate.NewLimiter(rate.Inf, 4*content.ChunkSize), down: rate.NewLimiter(rate.Inf, 4*content.ChunkSize),
 	}
-	e.server = server.New(ctx, net, newServedBlocks(bs, e.up),
+	b.server = server.New(ctx, net, newServedBlocks(bs, b.up),
 		server.MaxOutstandingBytesPerPeer(outstandingPerPeer),
 		server.TaskWorkerCount(senders),
-		server.WithTracer(tracer{m, e.owed}),
+		server.WithTracer(tracer{m, b.owed}),
 		// A peer asks whole blobs of us by wants, and never whether we have more than one block at a time.
 		server.WithWantHaveReplaceSize(0),
 	)
-	net.Start(e.server, e)
-	return e
+	net.Start(b.server, b)
+	b.wg.Go(b.refuse)
+	return b
 }
 
-func (e *exchange) close() {
-	e.net.Stop()
-	e.server.Close()
-	e.wg.Wait()
+func (b *bitswap) close() {
+	b.net.Stop()
+	b.server.Close()
+	b.wg.Wait()
 }
 
 // setBandwidth limits the bytes of blocks per second to and from peers; 0 means no limit.
-func (e *exchange) setBandwidth(up, down int64) {
-	for l, v := range map[*rate.Limiter]int64{e.up: up, e.down: down} {
+func (b *bitswap) setBandwidth(up, down int64) {
+	for l, v := range map[*rate.Limiter]int64{b.up: up, b.down: down} {
 		if v <= 0 {
 			l.SetLimit(rate.Inf)
 		} else {
@@ -139,12 +144,12 @@ func (e *exchange) setBandwidth(up, down int64) {
 }
 
 // ask wants c of peer p for s. A block that arrives from any peer goes to every sink that wants it.
-func (e *exchange) ask(p peer.ID, c cid.Cid, priority int32, held bool, s Sink) {
-	e.mu.Lock()
-	w := e.wants[c]
+func (b *bitswap) ask(p peer.ID, c cid.Cid, priority int32, held bool, s Sink) {
+	b.mu.Lock()
+	w := b.wants[c]
 	if w == nil {
 		w = &want{}
-		e.wants[c] = w
+		b.wants[c] = w
 	}
 	if !slices.Contains(w.sinks, s) {
 		w.sinks = append(w.sinks, s)
@@ -152,16 +157,16 @@ func (e *exchange) ask(p peer.ID, c cid.Cid, priority int32, held bool, s Sink) 
 	if !slices.Contains(w.asked, p) {
 		w.asked = append(w.asked, p)
 	}
-	e.past.Add(asked{p, c}, struct{}{})
-	e.queue(p, change{cid: c, priority: priority, held: held})
-	e.mu.Unlock()
+	b.past.Add(asked{p, c}, struct{}{})
+	b.queue(p, change{cid: c, priority: priority, held: held})
+	b.mu.Unlock()
 }
 
 // forget: s wants nothing of c any more, of anyone.
-func (e *exchange) forget(c cid.Cid, s Sink) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	w := e.wants[c]
+func (b *bitswap) forget(c cid.Cid, s Sink) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	w := b.wants[c]
 	if w == nil {
 		return
 	}
@@ -169,31 +174,38 @@ func (e *exchange) forget(c cid.Cid, s Sink) {
 	if len(w.sinks) > 0 {
 		return
 	}
-	delete(e.wants, c)
+	delete(b.wants, c)
 	for _, p := range w.asked {
-		e.queue(p, change{cid: c, cancel: true})
+		b.queue(p, change{cid: c, cancel: true})
 	}
 }
 
 // have tells the peers that wait for a block that it is in the blockstore now.
-func (e *exchange) have(b blocks.Block) {
-	e.recent.Add(b.Cid(), arrival{size: len(b.RawData()), at: time.Now()})
-	_ = e.server.NotifyNewBlocks(e.ctx, b) // it only fails to do so when the server is closed
+func (b *bitswap) have(block blocks.Block) {
+	b.gone.Remove(block.Cid())
+	b.recent.Add(block.Cid(), arrival{size: len(block.RawData()), at: time.Now()})
+	_ = b.server.NotifyNewBlocks(b.ctx, block) // it only fails to do so when the server is closed
 }
 
-// queue hands a change to p's sender. The caller holds e.mu.
-func (e *exchange) queue(p peer.ID, ch change) {
-	s := e.senders[p]
+// drop notes that a block has gone.
+func (b *bitswap) drop(c cid.Cid) {
+	b.recent.Remove(c)
+	b.gone.Add(c, time.Now())
+}
+
+// queue hands a change to p's sender. The caller holds b.mu.
+func (b *bitswap) queue(p peer.ID, ch change) {
+	s := b.senders[p]
 	if s == nil {
 		s = &sender{box: newMailbox(func(have *[]change, later []change) { *have = append(*have, later...) })}
-		e.senders[p] = s
-		e.wg.Go(func() { e.send(p, s) })
+		b.senders[p] = s
+		b.wg.Go(func() { b.send(p, s) })
 	}
 	s.box.put([]change{ch})
 }
 
 // send is the goroutine of a sender. It ends when the peer cannot be reached or nothing was sent for a while.
-func (e *exchange) send(p peer.ID, s *sender) {
+func (b *bitswap) send(p peer.ID, s *sender) {
 	var out network.MessageSender
 	defer func() {
 		if out != nil {
@@ -201,11 +213,11 @@ func (e *exchange) send(p peer.ID, s *sender) {
 		}
 	}()
 	for {
-		idle, cancel := context.WithTimeout(e.ctx, senderIdle)
+		idle, cancel := context.WithTimeout(b.ctx, senderIdle)
 		changes, err := s.box.take(idle)
 		cancel()
 		if err != nil {
-			if e.ctx.Err() == nil && !e.retire(p, s) {
+			if b.ctx.Err() == nil && !b.retire(p, s) {
 				continue
 			}
 			return
@@ -213,56 +225,92 @@ func (e *exchange) send(p peer.ID, s *sender) {
 		m := message.New(false)
 		bytes := 0
 		for _, ch := range changes {
-			if ch.cancel {
+			switch {
+			case ch.lacks:
+				m.AddDontHave(ch.cid)
+			case ch.cancel:
 				m.Cancel(ch.cid)
-				continue
+			default:
+				m.AddEntry(ch.cid, ch.priority, pb.Message_Wantlist_Block, ch.held)
+				bytes += content.ChunkSize
 			}
-			m.AddEntry(ch.cid, ch.priority, pb.Message_Wantlist_Block, ch.held)
-			bytes += content.ChunkSize
 		}
 		if m.Empty() {
 			continue
 		}
-		e.pace(bytes)
+		b.pace(bytes)
 		if out == nil {
 			opts := &network.MessageSenderOpts{MaxRetries: 1, SendTimeout: sendTimeout,
 				SendErrorBackoff: 100 * time.Millisecond}
-			dial, cancel := context.WithTimeout(e.ctx, sendTimeout)
-			out, err = e.net.NewMessageSender(dial, p, opts)
+			dial, cancel := context.WithTimeout(b.ctx, sendTimeout)
+			out, err = b.net.NewMessageSender(dial, p, opts)
 			cancel()
 		}
 		if err == nil {
-			err = out.SendMsg(e.ctx, m)
+			err = out.SendMsg(b.ctx, m)
 		}
 		if err != nil {
-			e.log.Debug("wants not sent", "peer", p, "error", err)
-			e.lose(p, s)
+			b.log.Debug("wants not sent", "peer", p, "error", err)
+			b.lose(p, s)
 			return
 		}
 	}
 }
 
-func (e *exchange) pace(bytes int) {
-	for e.down.Limit() != rate.Inf && bytes > 0 {
-		n := min(bytes, e.down.Burst())
-		if e.down.WaitN(e.ctx, n) != nil {
+func (b *bitswap) pace(bytes int) {
+	for b.down.Limit() != rate.Inf && bytes > 0 {
+		n := min(bytes, b.down.Burst())
+		if b.down.WaitN(b.ctx, n) != nil {
 			return
 		}
 		bytes -= n
 	}
 }
 
+// refuse tells peers that wait for a block which is not here, and is not about to come, that it is not. boxo's server
+// says so only to those that ask it to, and at once. Whoever is told to ask a relay must not ask it to, because the
+// relay has yet to get the block itself. Without a word such a peer would wait until it gives this node up.
+func (b *bitswap) refuse() {
+	tick := time.NewTicker(refuseAfter)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-b.ctx.Done():
+			return
+		}
+		awaits := b.awaits.Load()
+		if awaits == nil {
+			continue
+		}
+		for _, w := range b.owed.before(time.Now().Add(-refuseAfter), lookedAtOnce) {
+			if has, err := b.blocks.Has(b.ctx, w.cid); has || err != nil || (*awaits)(w.cid) {
+				continue
+			}
+			b.deny(w.peer, w.cid)
+		}
+	}
+}
+
+// deny tells a peer that a block which it waits for is not here.
+func (b *bitswap) deny(p peer.ID, c cid.Cid) {
+	b.owed.settle(p, c)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.queue(p, change{cid: c, lacks: true})
+}
+
 // retire ends an idle sender, unless it was given something meanwhile.
-func (e *exchange) retire(p peer.ID, s *sender) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
+func (b *bitswap) retire(p peer.ID, s *sender) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	s.box.mu.Lock()
 	defer s.box.mu.Unlock()
 	if s.box.full {
 		return false
 	}
-	if e.senders[p] == s {
-		delete(e.senders, p)
+	if b.senders[p] == s {
+		delete(b.senders, p)
 	}
 	return true
 }
@@ -274,27 +322,27 @@ type loss struct {
 }
 
 // lose tells the sinks that p will not answer. A nil sender means whichever there is.
-func (e *exchange) lose(p peer.ID, s *sender) {
-	e.mu.Lock()
-	if s == nil || e.senders[p] == s {
-		delete(e.senders, p)
+func (b *bitswap) lose(p peer.ID, s *sender) {
+	b.mu.Lock()
+	if s == nil || b.senders[p] == s {
+		delete(b.senders, p)
 	}
-	losses := e.giveUp(p)
-	e.mu.Unlock()
+	losses := b.giveUp(p)
+	b.mu.Unlock()
 	tell(p, losses)
 }
 
-// giveUp takes back all that p was asked for. The caller holds e.mu.
-func (e *exchange) giveUp(p peer.ID) []loss {
+// giveUp takes back all that p was asked for. The caller holds b.mu.
+func (b *bitswap) giveUp(p peer.ID) []loss {
 	var losses []loss
-	for c, w := range e.wants {
+	for c, w := range b.wants {
 		if !slices.Contains(w.asked, p) {
 			continue
 		}
 		w.asked = without(w.asked, p)
 		losses = append(losses, loss{c, append([]Sink(nil), w.sinks...)})
 		if len(w.asked) == 0 {
-			delete(e.wants, c)
+			delete(b.wants, c)
 		}
 	}
 	return losses
@@ -311,67 +359,68 @@ func tell(p peer.ID, losses []loss) {
 // unwanted takes a block that no one waits for. One that p was asked for comes too late, as happens. Any other is p's
 // answer to something else that it was asked for: what it has of that is damaged, or it lies. Which block was meant the
 // answer does not say, so all that p was asked for is asked of others.
-func (e *exchange) unwanted(p peer.ID, c cid.Cid, size int) {
-	e.m.unwanted.Add(float64(size))
-	if e.past.Contains(asked{p, c}) {
+func (b *bitswap) unwanted(p peer.ID, c cid.Cid, size int) {
+	b.m.unwanted.Add(float64(size))
+	if b.past.Contains(asked{p, c}) {
 		return
 	}
-	e.mu.Lock()
-	losses := e.giveUp(p)
+	b.mu.Lock()
+	losses := b.giveUp(p)
 	for _, l := range losses {
-		e.queue(p, change{cid: l.cid, cancel: true})
+		b.queue(p, change{cid: l.cid, cancel: true})
 	}
-	e.mu.Unlock()
-	e.guard.Blame(p, bitswapnet.RuleWrong, fmt.Errorf("it sent block %s of %d bytes, for which it was not asked", c,
+	b.mu.Unlock()
+	b.guard.Blame(p, bitswapnet.RuleWrong, fmt.Errorf("it sent block %s of %d bytes, for which it was not asked", c,
 		size))
 	tell(p, losses)
 }
 
 // ReceiveMessage hands the blocks of a message to those who want them. boxo has made each block's CID from its bytes,
 // so a block that was asked for by CID is what it should be.
-func (e *exchange) ReceiveMessage(_ context.Context, from peer.ID, m message.BitSwapMessage) {
-	e.again(m)
+func (b *bitswap) ReceiveMessage(_ context.Context, from peer.ID, m message.BitSwapMessage) {
+	b.again(m)
+	b.denyGone(from, m)
 	for _, c := range m.DontHaves() {
-		e.lacks(from, c)
+		b.lacks(from, c)
 	}
-	for _, b := range m.Blocks() {
-		c := b.Cid()
-		e.m.received.Add(int64(len(b.RawData())))
-		e.mu.Lock()
-		w := e.wants[c]
+	for _, block := range m.Blocks() {
+		c := block.Cid()
+		b.m.received.Add(int64(len(block.RawData())))
+		b.mu.Lock()
+		w := b.wants[c]
 		if w != nil {
-			delete(e.wants, c)
+			delete(b.wants, c)
 			for _, p := range w.asked {
 				if p != from {
-					e.queue(p, change{cid: c, cancel: true})
+					b.queue(p, change{cid: c, cancel: true})
 				}
 			}
 		}
-		e.mu.Unlock()
+		b.mu.Unlock()
 		if w == nil {
-			e.unwanted(from, c, len(b.RawData()))
+			b.unwanted(from, c, len(block.RawData()))
 			continue
 		}
 		for _, s := range w.sinks {
-			s.Block(from, c, b.RawData())
+			s.Block(from, c, block.RawData())
 		}
 	}
 }
 
 // lacks tells the sinks that a peer, which was thought to hold a block, does not.
-func (e *exchange) lacks(p peer.ID, c cid.Cid) {
-	e.mu.Lock()
-	w := e.wants[c]
+func (b *bitswap) lacks(p peer.ID, c cid.Cid) {
+	b.mu.Lock()
+	w := b.wants[c]
 	if w == nil || !slices.Contains(w.asked, p) {
-		e.mu.Unlock()
+		b.mu.Unlock()
 		return
 	}
 	w.asked = without(w.asked, p)
 	if len(w.asked) == 0 {
-		delete(e.wants, c)
+		delete(b.wants, c)
 	}
-	e.queue(p, change{cid: c, cancel: true})
-	e.mu.Unlock()
+	b.queue(p, change{cid: c, cancel: true})
+	b.mu.Unlock()
 	for _, s := range w.sinks {
 		s.Lost(p, c)
 	}
@@ -381,18 +430,32 @@ func (e *exchange) lacks(p peer.ID, c cid.Cid) {
 // blockstore before it notes the want, so a block that comes in between is neither found nor waited for
 // (decision.Engine.MessageReceived, v0.43.0). The server is a receiver before this one, so it has noted the wants by
 // now.
-func (e *exchange) again(m message.BitSwapMessage) {
+func (b *bitswap) again(m message.BitSwapMessage) {
 	for _, ch := range m.Wantlist() {
-		came, ok := e.recent.Get(ch.Cid)
+		came, ok := b.recent.Get(ch.Cid)
 		if !ok || ch.Cancel || time.Since(came.at) > recentFor {
 			continue
 		}
 		// The server only takes the size from it, and reads the bytes from the blockstore.
-		if b, err := blocks.NewBlockWithCid(filler[:came.size], ch.Cid); err == nil {
-			_ = e.server.NotifyNewBlocks(e.ctx, b)
+		if block, err := blocks.NewBlockWithCid(filler[:came.size], ch.Cid); err == nil {
+			_ = b.server.NotifyNewBlocks(b.ctx, block)
 		}
 	}
 }
+
+// denyGone denies a peer at once what it wants and has just gone. A peer that thinks that this node has yet to get the
+// blocks does not ask to be told, and would wait until refuse looks.
+func (b *bitswap) denyGone(p peer.ID, m message.BitSwapMessage) {
+	for _, ch := range m.Wantlist() {
+		at, ok := b.gone.Get(ch.Cid)
+		if ok && !ch.Cancel && !ch.SendDontHave && time.Since(at) < goneFor {
+			b.deny(p, ch.Cid)
+		}
+	}
+}
+
+// goneFor is how long a peer may take, at most, from being told whom to ask for a block until it asks.
+const goneFor = time.Minute
 
 const (
 	maxPast   = 1 << 16 // what is asked in a minute over a link of 10 Gbit/s
@@ -409,15 +472,15 @@ type arrival struct {
 var filler [content.ChunkSize]byte
 
 // ReceiveError is told of streams that broke; PeerDisconnected tells what follows from that.
-func (e *exchange) ReceiveError(err error) { e.log.Debug("bitswap stream", "error", err) }
+func (b *bitswap) ReceiveError(err error) { b.log.Debug("bitswap stream", "error", err) }
 
 // PeerConnected needs nothing done.
-func (e *exchange) PeerConnected(peer.ID) {}
+func (b *bitswap) PeerConnected(peer.ID) {}
 
 // PeerDisconnected gives up what the peer was asked for, and what it asked for.
-func (e *exchange) PeerDisconnected(p peer.ID) {
-	e.owed.forget(p)
-	e.lose(p, nil)
+func (b *bitswap) PeerDisconnected(p peer.ID) {
+	b.owed.forget(p)
+	b.lose(p, nil)
 }
 
 // tracer is told what the server receives and sends.

@@ -108,13 +108,13 @@ func TestABannedPeerIsShutOutEvenOfAnOpenSwarm(t *testing.T) {
 
 func TestABanEndsWithItsTime(t *testing.T) {
 	t.Parallel()
-	g := newGate(true)
+	a := newAdmission(true)
 	p, other := somePeer(t), somePeer(t)
-	g.ban(p, time.Now().Add(time.Hour))
-	require.False(t, g.admits(p))
-	require.True(t, g.admits(other))
-	g.ban(p, time.Now().Add(-time.Second))
-	require.True(t, g.admits(p))
+	a.ban(p, time.Now().Add(time.Hour))
+	require.False(t, a.admits(p))
+	require.True(t, a.admits(other))
+	a.ban(p, time.Now().Add(-time.Second))
+	require.True(t, a.admits(p))
 }
 
 // libp2p's own limits by subnet are for the public Internet; a cluster's nodes may well share one.
@@ -137,7 +137,7 @@ func TestNoOneBansItself(t *testing.T) {
 	t.Parallel()
 	s := newTestSwarm(t)
 	s.Ban(s.ID(), "wrong-claim")
-	require.True(t, s.gate.admits(s.ID()))
+	require.True(t, s.admission.admits(s.ID()))
 }
 
 // What an admitted but broken peer sends ends its stream, and nothing else.

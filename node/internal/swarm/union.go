@@ -1,0 +1,81 @@
+package swarm
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/opencontainers/go-digest"
+)
+
+// Two peers may plan one blob at the same time: a coordinator was too busy to answer somebody in time, or is back after
+// a restart, or has come while others pull. Each plan then reads the blob from the registry once. So the peer that is
+// farther from the digest gives up its room, and its participants join the nearer peer with what they have.
+
+// compareEvery is how often a coordinator asks a nearer peer whether it plans the same blob. A node that has joined the
+// nearer one in vain passes it over until then.
+const compareEvery = shunned
+
+// errUnited: a nearer peer plans the blob as well. The participants join there.
+var errUnited = errors.New("a nearer peer coordinates the blob")
+
+// compare asks a nearer peer, if there is one and it is time, whether it plans the same blob, and gives up the room if
+// it does.
+func (r *room) compare(ctx context.Context, now time.Time) {
+	r.mu.Lock()
+	due := len(r.members) > 0 && now.Sub(r.compared) >= compareEvery<<min(r.unions, 6)
+	if due {
+		r.compared = now
+	}
+	r.mu.Unlock()
+	if !due {
+		return
+	}
+	near, ok := r.swarm.nearerThanSelf(r.digest)
+	if !ok {
+		return
+	}
+	r.swarm.wg.Go(func() {
+		if r.swarm.askPlans(ctx, near.ID, r.digest) {
+			r.swarm.log.Info("others pull by a nearer peer's plan: united with them", "digest", r.digest,
+				"peer", near.ID)
+			r.unite()
+		}
+	})
+}
+
+// unite sends all participants to the nearer peer. If they come back, that peer does not do what it says, and is asked
+// again half as often.
+func (r *room) unite() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.unions++
+	r.idle = time.Now()
+	for id, m := range r.members {
+		m.out.close(errUnited)
+		delete(r.members, id)
+		r.table.Leave(r.idle, id)
+	}
+}
+
+// plans reports whether others pull d by this node's plan.
+func (s *Swarm) plans(d digest.Digest) bool {
+	s.mu.Lock()
+	r := s.rooms[d]
+	s.mu.Unlock()
+	if r == nil {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.members) > 0
+}
+
+// askPlans asks p whether others pull d by its plan. No answer counts as no.
+func (s *Swarm) askPlans(ctx context.Context, p peer.ID, d digest.Digest) bool {
+	ctx, cancel := context.WithTimeout(ctx, mapTimeout)
+	defer cancel()
+	var head mapHead
+	return s.query(ctx, p, "map", mapQuery{Digest: string(d)}, &head) == nil && head.Plans
+}

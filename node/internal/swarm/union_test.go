@@ -1,0 +1,58 @@
+package swarm
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/schedule"
+)
+
+// Who finds the nearest peer too busy to answer takes the next for the coordinator, and others that come later do not.
+func TestRooms_OfOneBlobUniteAtTheNearest(t *testing.T) {
+	t.Parallel()
+	d := digest.FromString("x")
+	nodes := newMesh(t, d, 4)
+	nearest, next, early, late := nodes[0], nodes[1], nodes[2], nodes[3]
+	early.opts.JoinTimeout = 4 * time.Second
+	nearest.host.SetStreamHandler(nearest.protocol("coordinate"), func(s network.Stream) { _ = s.Reset() })
+	join := func(s *testSwarm) Session {
+		session, err := s.Join(t.Context(), d,
+			schedule.Join{Upstream: true, Whole: true, Report: schedule.Report{Size: 5 << 20}})
+		require.NoError(t, err)
+		t.Cleanup(session.Close)
+		return session
+	}
+	apart := join(early)
+	require.Equal(t, next.ID(), apart.Coordinator())
+
+	nearest.host.SetStreamHandler(nearest.protocol("coordinate"), nearest.handleCoordinate)
+	require.Equal(t, nearest.ID(), join(late).Coordinator())
+
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var sentAway error
+	for sentAway == nil {
+		_, sentAway = apart.Next(ctx)
+	}
+	require.NoError(t, ctx.Err(), "it takes part apart from the others for good")
+	apart.Close()
+	eventually(t, "united", func() bool { return join(early).Coordinator() == nearest.ID() })
+}
+
+// A nearer peer that plans nothing is no reason to send those away who take part.
+func TestRooms_StayWhereTheNearestPlansNothing(t *testing.T) {
+	t.Parallel()
+	d := digest.FromString("x")
+	nodes := newMesh(t, d, 3)
+	require.False(t, nodes[1].askPlans(t.Context(), nodes[0].ID(), d))
+	session, err := nodes[2].Join(t.Context(), d, schedule.Join{Whole: true, Report: schedule.Report{Size: 5 << 20}})
+	require.NoError(t, err)
+	require.True(t, nodes[1].askPlans(t.Context(), nodes[0].ID(), d))
+	session.Close()
+	eventually(t, "nobody takes part", func() bool { return !nodes[1].askPlans(t.Context(), nodes[0].ID(), d) })
+}
