@@ -22,6 +22,9 @@
 //   - table: the committed blobs in memory, made from the files at start. A blob is visible if it is in the table; what
 //     index.db says is a hint to be checked against it.
 //   - partial: an ingest that nobody has open. present: a chunk whose bytes and journal slot are written.
+//   - pool: images, or models. Each has a capacity of its own, and what comes into one evicts nothing of the other.
+//     Both share the disk: who finds it full makes room in his own pool.
+//   - window: an ingest of a blob that does not fit. It has slots for a few chunks, in a file without a name.
 //   - boot: one run of the kernel. Within a boot every write that ended is read back, whatever becomes of the process
 //     (the page cache outlives it); across boots only what was synced.
 //
@@ -75,9 +78,9 @@
 //
 // A full disk or quota is content.ErrNoSpace, any other refusal of the system content.ErrStorage. Callers pass through
 // what they cannot keep. Health tells what is wrong from the operation that failed until a small file can be written
-// again, which is tried every 30 s. An operation that takes more than 10 s counts as hanging; then nothing new is
-// begun. Folders that were removed are made again. An index that is damaged while the store runs is made again from the
-// maps; a damaged state.db is used no more until the next start.
+// again, which is tried every 30 s. An operation that takes more than 10 s, or a read more than 4 s, counts as hanging;
+// then nothing new is begun. Folders that were removed are made again. An index that is damaged while the store runs is
+// made again from the maps; a damaged state.db is used no more until the next start.
 //
 // # What is checked when
 //

@@ -23,8 +23,10 @@ import (
 type Limits struct {
 	// Capacity bounds the bytes of committed and arriving blobs. 0: only the disk bounds them.
 	Capacity int64
-	// High and Low are shares of Capacity, 0 < Low <= High <= 1. Above High the store evicts, down to Low. 0 stands for
-	// DefaultHigh and DefaultLow.
+	// ModelCapacity bounds those of models, which then count no more in Capacity. 0: they do.
+	ModelCapacity int64
+	// High and Low are shares of either capacity, 0 < Low <= High <= 1. Above High the store evicts, down to Low. 0
+	// stands for DefaultHigh and DefaultLow.
 	High, Low float64
 	// MinFree is the free disk space in bytes below which the store evicts and takes nothing in.
 	MinFree int64
@@ -53,9 +55,9 @@ func (l Limits) withDefaults() (Limits, error) {
 	}
 	l.Eviction = strings.ToUpper(l.Eviction)
 	switch {
-	case l.Capacity < 0 || l.MinFree < 0:
-		return l, fmt.Errorf("limits: capacity of %d and free disk of %d bytes must not be negative", l.Capacity,
-			l.MinFree)
+	case l.Capacity < 0 || l.ModelCapacity < 0 || l.MinFree < 0:
+		return l, fmt.Errorf("limits: capacities of %d and %d and free disk of %d bytes must not be negative",
+			l.Capacity, l.ModelCapacity, l.MinFree)
 	case !(0 < l.Low && l.Low <= l.High && l.High <= 1): // written so that a NaN fails
 		return l, fmt.Errorf("limits: watermarks %g and %g are not 0 < low <= high <= 1", l.Low, l.High)
 	case policies[l.Eviction] == nil:
@@ -140,6 +142,7 @@ type partial struct {
 	size  int64     // of the blob
 	bytes int64     // on disk
 	used  time.Time // when it was closed
+	pool  Pool
 	// finish is set while a complete one, which the last process left, is being hashed. Calling it ends that.
 	finish context.CancelFunc
 }
@@ -158,8 +161,8 @@ func (s *Store) admit(ing *Ingest) error {
 	s.mu.RLock()
 	need := ing.size - s.partials[ing.digest].bytes
 	s.mu.RUnlock()
-	if _, _, err := s.evictable(max(need, 0), ing.digest); err != nil {
-		s.metrics.noSpace.Inc()
+	if _, _, err := s.evictable(ing.origin.Pool, max(need, 0), ing.digest); err != nil {
+		s.metrics.refused(ing.origin.Pool)
 		return err
 	}
 	s.mu.Lock()
@@ -177,20 +180,20 @@ func (s *Store) admit(ing *Ingest) error {
 	return nil
 }
 
-// reserve makes room for n bytes that have arrived, and holds it until release. It fails with content.ErrNoSpace,
-// having evicted nothing, when no eviction would make them fit. Above the high watermark the maintainer evicts on
-// meanwhile.
-func (s *Store) reserve(n int64) (release func(), err error) {
+// reserve makes room in a pool for n bytes that have arrived, and holds it until release. It fails with
+// content.ErrNoSpace, having evicted nothing, when no eviction would make them fit. Above the high watermark the
+// maintainer evicts on meanwhile.
+func (s *Store) reserve(pool Pool, n int64) (release func(), err error) {
 	s.room.Lock()
 	defer s.room.Unlock()
-	if err := s.makeRoom(s.reserved+n, ""); err != nil {
+	if err := s.makeRoom(pool, n); err != nil {
 		return nil, err
 	}
-	s.reserved += n
+	s.reserved[pool] += n
 	return func() {
 		s.room.Lock()
 		defer s.room.Unlock()
-		s.reserved -= n
+		s.reserved[pool] -= n
 	}, nil
 }
 
@@ -213,39 +216,71 @@ func (s *Store) claimableLocked(d digest.Digest) error {
 }
 
 // trim evicts what is above the limits, as far as it may be. It fails with content.ErrNoSpace when that is not enough.
-// An admission waits for the eviction of one blob at most.
+// An admission waits for the eviction of one blob at most. Where others fill the disk the pool that has more gives
+// first.
 func (s *Store) trim() error {
 	s.trimming.Lock()
 	defer s.trimming.Unlock()
-	must, want := s.shortfall(0)
-	if want <= 0 {
-		return nil
+	s.mu.RLock()
+	pools := []Pool{Images}
+	if !s.limits.share(Images, Models) {
+		pools = append(pools, Models)
 	}
-	return s.evictAll(s.victims(""), must, want, &s.room)
+	slices.SortStableFunc(pools, func(a, b Pool) int { return cmp.Compare(s.held[b].bytes, s.held[a].bytes) })
+	s.mu.RUnlock()
+	var errs []error
+	for _, pool := range pools {
+		short := func() (must, want int64) { return s.shortfall(pool, 0, 0) }
+		if _, want := short(); want <= 0 {
+			continue
+		}
+		s.room.Lock() // or an admission may evict what is short between the two
+		must, want := short()
+		victims := s.victims(pool, "")
+		s.room.Unlock()
+		errs = append(errs, s.evictAll(victims, must, want, &s.room, short))
+	}
+	for _, pool := range pools {
+		if must, _ := s.shortfall(pool, 0, 0); must > 0 {
+			return errors.Join(errs...)
+		}
+	}
+	return nil // what one pool could not give another gave
 }
 
-// makeRoom evicts until extra bytes more fit, and spares the partial ingest of keep; what is above the high watermark
-// then it leaves to the maintainer. It fails with content.ErrNoSpace, having evicted nothing, when no eviction would
-// make them fit. The caller holds s.room.
-func (s *Store) makeRoom(extra int64, keep digest.Digest) error {
-	must, victims, err := s.evictable(extra, keep)
+// makeRoom evicts from a pool until extra bytes more fit into it; what is above the high watermark then it leaves to
+// the maintainer. It fails with content.ErrNoSpace, having evicted nothing, when no eviction would make them fit. The
+// caller holds s.room.
+func (s *Store) makeRoom(pool Pool, extra int64) error {
+	must, victims, err := s.evictable(pool, extra, "")
 	if err != nil || must <= 0 {
 		return err
 	}
-	return s.evictAll(victims, must, must, noLock{})
+	return s.evictAll(victims, must, must, noLock{}, nil)
 }
 
-// evictable tells how many bytes must go so that extra more fit, and what may go. It fails with content.ErrNoSpace when
-// that is not enough.
-func (s *Store) evictable(extra int64, keep digest.Digest) (must int64, victims []victim, err error) {
-	must, want := s.shortfall(extra)
+// evictable tells how many bytes of a pool must go so that extra more fit into it, and what may go: all but the partial
+// ingest of keep. It fails with content.ErrNoSpace when that is not enough. The caller holds s.room.
+func (s *Store) evictable(pool Pool, extra int64, keep digest.Digest) (must int64, victims []victim, err error) {
+	var others int64
+	s.mu.RLock()
+	l := s.limits
+	s.mu.RUnlock()
+	for p, n := range s.reserved {
+		if l.share(Pool(p), pool) {
+			extra += n
+		} else {
+			others += n
+		}
+	}
+	must, want := s.shortfall(pool, extra, others)
 	if want > 0 {
 		s.wakeMaintainer()
 	}
 	if must <= 0 {
 		return 0, nil, nil
 	}
-	victims = s.victims(keep)
+	victims = s.victims(pool, keep)
 	var bytes int64
 	for _, v := range victims {
 		bytes += v.bytes
@@ -263,8 +298,9 @@ func (noLock) Lock()   {}
 func (noLock) Unlock() {}
 
 // evictAll evicts in order until want bytes are free, each with room locked. It fails when not even must bytes could be
-// had.
-func (s *Store) evictAll(victims []victim, must, want int64, room sync.Locker) error {
+// had. again tells anew how many must go and should, where others evict meanwhile. nil: nobody does.
+func (s *Store) evictAll(victims []victim, must, want int64, room sync.Locker,
+	again func() (must, want int64)) error {
 	for _, v := range victims {
 		if want <= 0 {
 			break
@@ -279,6 +315,10 @@ func (s *Store) evictAll(victims []victim, must, want int64, room sync.Locker) e
 			}
 			continue
 		}
+		if freed == 0 && again != nil { // somebody else has evicted it, or it is needed now
+			must, want = again()
+			continue
+		}
 		want -= freed
 		must -= freed
 	}
@@ -288,9 +328,9 @@ func (s *Store) evictAll(victims []victim, must, want int64, room sync.Locker) e
 	return nil
 }
 
-// shortfall tells how many bytes must go at least so that extra more fit, and how many should go when the store is
-// above its high watermark. Neither is above 0 when nothing need be done.
-func (s *Store) shortfall(extra int64) (must, want int64) {
+// shortfall tells how many bytes of a pool must go at least so that extra more fit into it and others elsewhere on the
+// disk, and how many should go when the pool is above its high watermark. Neither is above 0 when nothing need be done.
+func (s *Store) shortfall(pool Pool, extra, others int64) (must, want int64) {
 	free, err := s.freeDisk()
 	if err != nil {
 		s.log.Warn("free disk space is not known", "error", err)
@@ -298,21 +338,30 @@ func (s *Store) shortfall(extra int64) (must, want int64) {
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	used := s.bytes
-	for _, ing := range s.ingests {
-		used += ing.taken()
-	}
-	for _, p := range s.partials {
-		used += p.bytes
-	}
 	l := s.limits
-	if l.Capacity > 0 {
-		must = used + extra - l.Capacity
-		if used+extra > share(l.Capacity, l.High) {
-			want = used + extra - share(l.Capacity, l.Low)
+	var used int64
+	for p, h := range s.held {
+		if l.share(Pool(p), pool) {
+			used += h.bytes
 		}
 	}
-	disk := l.MinFree + extra - free
+	for _, ing := range s.ingests {
+		if l.share(ing.origin.Pool, pool) {
+			used += ing.taken()
+		}
+	}
+	for _, p := range s.partials {
+		if l.share(p.pool, pool) {
+			used += p.bytes
+		}
+	}
+	if capacity := l.capacity(pool); capacity > 0 {
+		must = used + extra - capacity
+		if used+extra > share(capacity, l.High) {
+			want = used + extra - share(capacity, l.Low)
+		}
+	}
+	disk := l.MinFree + extra + others - free
 	return max(must, disk), max(want, disk)
 }
 
@@ -325,15 +374,21 @@ type victim struct {
 	evict  func() (freed int64, err error)
 }
 
-// victims lists all that may go, the first to go first: stale partial ingests; blobs that the runtime holds too; blobs
-// that other nodes hold; the other blobs; and the partial ingests that may yet be resumed. Within each kind of blob the
-// policy decides.
-func (s *Store) victims(keep digest.Digest) []victim {
+// victims lists all that may go of a pool, the first to go first. Within each kind of blob the policy decides.
+//
+//  1. stale partial ingests
+//  2. blobs that the runtime holds too
+//  3. blobs that other nodes hold
+//  4. the other blobs
+//  5. what was used a moment ago, because a pull may be at it
+//  6. the partial ingests that may yet be resumed
+func (s *Store) victims(pool Pool, keep digest.Digest) []victim {
 	s.mu.RLock()
-	order, capacity := policies[s.limits.Eviction], s.limits.Capacity
+	l := s.limits
+	order, capacity := policies[l.Eviction], l.capacity(pool)
 	var blobs []candidate
 	for d, e := range s.blobs {
-		if !e.runtime && s.pinned[d] == 0 {
+		if !e.runtime && l.share(e.pool, pool) && s.pinned[d] == 0 {
 			blobs = append(blobs, candidate{digest: d, size: e.size, lastUsed: e.lastUsed.Load(), hits: e.hits.Load()})
 		}
 	}
@@ -341,7 +396,7 @@ func (s *Store) victims(keep digest.Digest) []victim {
 	for d, p := range s.partials {
 		v := victim{digest: d, bytes: p.bytes, evict: func() (int64, error) { return s.evictPartial(d) }}
 		switch {
-		case d == keep:
+		case d == keep || !l.share(p.pool, pool):
 		case time.Since(p.used) > stale:
 			old = append(old, v)
 		default:
@@ -351,9 +406,9 @@ func (s *Store) victims(keep digest.Digest) []victim {
 	s.mu.RUnlock()
 
 	order(blobs, capacity)
-	worth := make(map[digest.Digest]int, len(blobs))
+	worth, now := make(map[digest.Digest]int, len(blobs)), time.Now()
 	for _, b := range blobs {
-		worth[b.digest] = s.worth(b.digest)
+		worth[b.digest] = s.worth(b, now)
 	}
 	slices.SortStableFunc(blobs, func(a, b candidate) int { return cmp.Compare(worth[a.digest], worth[b.digest]) })
 	all := old
@@ -365,12 +420,15 @@ func (s *Store) victims(keep digest.Digest) []victim {
 	return append(all, young...)
 }
 
-// worth ranks a blob by how easily it would be had again.
-func (s *Store) worth(d digest.Digest) int {
-	if _, err := s.runtimeFile(d); err == nil {
+// worth ranks a blob by how easily it would be had again, and whether a pull may be at it.
+func (s *Store) worth(b candidate, now time.Time) int {
+	if _, err := s.runtimeFile(b.digest); err == nil {
 		return 0
 	}
-	if s.opts.Holders != nil && s.opts.Holders(d) > 0 {
+	switch {
+	case now.UnixNano()-b.lastUsed < int64(sameUse):
+		return 3
+	case s.opts.Holders != nil && s.opts.Holders(b.digest) > 0:
 		return 1
 	}
 	return 2
@@ -425,12 +483,13 @@ func loadPartial(path string) (p partial, complete bool, err error) {
 		return partial{}, false, err
 	}
 	defer func() { _ = f.Close() }() // read only
-	size, complete, err := readJournal(f)
+	size, from, complete, err := readJournal(f)
 	if err != nil {
 		return partial{}, false, err
 	}
 	if n := allocated(data); n > 0 {
-		return partial{size: size, bytes: min(n, size), used: data.ModTime()}, complete && data.Size() == size, nil
+		p = partial{size: size, bytes: min(n, size), used: data.ModTime(), pool: from.Pool}
+		return p, complete && data.Size() == size, nil
 	}
 	return partial{}, false, fs.ErrNotExist
 }

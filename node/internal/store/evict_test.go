@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -160,6 +161,34 @@ func TestEviction(t *testing.T) {
 	}
 }
 
+// All nodes of a burst hold what they pull, and it would go at once for the sake of blobs that nobody else is known to
+// hold.
+func TestEvict_WhatAPullIsAtGoesLast(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var others sync.Map
+		s := openTest(t, Options{
+			Limits: Limits{Capacity: 10 * chunkSize, High: 0.6, Low: 0.4},
+			Holders: func(d digest.Digest) int {
+				if _, held := others.Load(d); held {
+					return 1
+				}
+				return 0
+			},
+		})
+		blobs := aged(t, s, 4)
+		for i := range uint64(3) {
+			b := newSample(i, chunkSize)
+			others.Store(b.digest, true)
+			put(t, s, b)
+			blobs = append(blobs, b)
+		}
+		synctest.Wait()
+		requireHeld(t, s, blobs, gone, gone, gone, held, held, held, held)
+		require.NoError(t, s.Close())
+	})
+}
+
 func TestEvict_WhatCannotFitEvictsNothing(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Options{Limits: Limits{Capacity: 10 * chunkSize}})
@@ -174,7 +203,7 @@ func TestEvict_WhatCannotFitEvictsNothing(t *testing.T) {
 	put(t, s, newSample(4, 6*chunkSize))
 	requireHas(t, s, pinned)
 	requireGone(t, s, other)
-	require.Zero(t, s.reserved)
+	require.Zero(t, s.reserved[Images])
 }
 
 // What comes waits for no more evictions than it needs; the maintainer sees to the watermarks.

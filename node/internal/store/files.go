@@ -147,7 +147,7 @@ func lockDir(path string) (*os.File, error) {
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		_ = f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("another process has the store open (its lock: %s)", f.Name())
+			return nil, fmt.Errorf("%w (its lock: %s)", ErrInUse, f.Name())
 		}
 		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}

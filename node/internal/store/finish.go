@@ -71,7 +71,7 @@ func (s *Store) finish(ctx context.Context, d digest.Digest) error {
 	case err != nil:
 		return err
 	}
-	ing, err := s.ingest(d, p.size, AnySource, true)
+	ing, err := s.ingest(d, p.size, Origin{Pool: p.pool}, true)
 	switch {
 	case errors.Is(err, ErrBusy), errors.Is(err, ErrExists):
 		return nil

@@ -15,8 +15,9 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// hangsAfter is how long an operation on the disk may take before the disk counts as hanging.
-const hangsAfter = 10 * time.Second
+// hangsAfter is how long an operation on the disk may take before the disk counts as hanging, and readHangsAfter is
+// that of a read, for which a caller waits. The guard unplugs the node with the first answer that says so.
+const hangsAfter, readHangsAfter = 10 * time.Second, 4 * time.Second
 
 // health is what is wrong with the disk, as the operations on it show.
 type health struct {
@@ -92,7 +93,11 @@ func (h *health) hangs(reads bool) error {
 		if reads && !o.read {
 			continue
 		}
-		if took := time.Since(o.start); took > hangsAfter {
+		patience := hangsAfter
+		if o.read {
+			patience = readHangsAfter
+		}
+		if took := time.Since(o.start); took > patience {
 			return fmt.Errorf("the disk hangs: %s has taken %s: %w", o.name, took.Round(time.Second),
 				content.ErrStorage)
 		}

@@ -89,6 +89,7 @@ type record struct {
 	ModTime   int64  `cbor:"6,keyasint,omitempty"`
 	LastUsed  int64  `cbor:"7,keyasint,omitempty"` // nanoseconds of Unix time
 	Hits      uint32 `cbor:"8,keyasint,omitempty"`
+	Pool      Pool   `cbor:"9,keyasint,omitempty"`
 }
 
 func openIndex(path string) (*index, error) {

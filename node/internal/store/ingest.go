@@ -27,7 +27,7 @@ type Ingest struct {
 	store  *Store
 	digest digest.Digest
 	size   int64
-	source Source
+	origin Origin
 
 	// writing lets one writer at a time into the file, as the kernel does: there the others would spin until it is
 	// their turn.
@@ -36,6 +36,7 @@ type Ingest struct {
 	commits sync.Mutex // one Commit, Discard or Close at a time
 	renamed *entry     // what a commit has made of it; guarded by commits
 	lost    error      // of fsync; guarded by commits
+	window  *window    // nil: the whole is to be held; set once
 	earlier partial    // what was there before; set once
 	proved  bool       // it was hashed before it was opened
 	closed  chan struct{}
@@ -75,12 +76,12 @@ const (
 //
 // After a restart of the machine the chunks of a partial ingest are hashed here before they count as present.
 func (s *Store) Ingest(d digest.Digest, size int64) (*Ingest, error) {
-	return s.IngestFrom(d, size, AnySource)
+	return s.IngestFrom(d, size, Origin{})
 }
 
-// IngestFrom is Ingest, but that it drops a partial ingest of another source.
-func (s *Store) IngestFrom(d digest.Digest, size int64, source Source) (*Ingest, error) {
-	ing, err := s.ingest(d, size, source, false)
+// IngestFrom is Ingest into a pool. It drops a partial ingest of another source.
+func (s *Store) IngestFrom(d digest.Digest, size int64, origin Origin) (*Ingest, error) {
+	ing, err := s.ingest(d, size, origin, false)
 	if err != nil {
 		return nil, fmt.Errorf("ingest %s of %d bytes: %w", d, size, diskError(err))
 	}
@@ -88,23 +89,12 @@ func (s *Store) IngestFrom(d digest.Digest, size int64, source Source) (*Ingest,
 }
 
 // ingest is Ingest. proved: every chunk is present and was hashed, and so was the whole.
-func (s *Store) ingest(d digest.Digest, size int64, source Source, proved bool) (*Ingest, error) {
-	if _, err := content.DigestCID(d); err != nil {
-		return nil, err
-	}
-	chunks, err := content.NewChunkMap(size)
+func (s *Store) ingest(d digest.Digest, size int64, origin Origin, proved bool) (*Ingest, error) {
+	ing, err := s.newIngest(d, size, origin)
 	if err != nil {
 		return nil, err
 	}
-	ing := &Ingest{
-		store: s, digest: d, size: size, source: source, chunks: chunks, missing: chunks.Len(),
-		present: make([]byte, (chunks.Len()+7)/8), bySum: make(map[[sumSize]byte]int32),
-		proved: proved, closed: make(chan struct{}),
-	}
-	ing.follow = follower{ing: ing, sum: d.Algorithm().Hash(), done: make(chan struct{}), stop: make(chan struct{})}
-	if err := s.health.hung(); err != nil {
-		return nil, err
-	}
+	ing.proved = proved
 	err = s.admit(ing)
 	for other := s.committing(d); errors.Is(err, ErrBusy) && other != nil; other = s.committing(d) {
 		<-other.closed // at most for the time of an fsync
@@ -124,6 +114,23 @@ func (s *Store) ingest(d digest.Digest, size int64, source Source, proved bool) 
 	return ing, nil
 }
 
+// newIngest makes an ingest that claims nothing yet.
+func (s *Store) newIngest(d digest.Digest, size int64, origin Origin) (*Ingest, error) {
+	if _, err := content.DigestCID(d); err != nil {
+		return nil, err
+	}
+	chunks, err := content.NewChunkMap(size)
+	if err != nil {
+		return nil, err
+	}
+	ing := &Ingest{
+		store: s, digest: d, size: size, origin: origin, chunks: chunks, missing: chunks.Len(),
+		present: make([]byte, (chunks.Len()+7)/8), bySum: make(map[[sumSize]byte]int32), closed: make(chan struct{}),
+	}
+	ing.follow = follower{ing: ing, sum: d.Algorithm().Hash(), done: make(chan struct{}), stop: make(chan struct{})}
+	return ing, s.health.hung()
+}
+
 // committing is the open ingest of d that the store itself only has to commit, nil where there is none.
 func (s *Store) committing(d digest.Digest) *Ingest {
 	s.mu.RLock()
@@ -139,23 +146,16 @@ func (s *Store) committing(d digest.Digest) *Ingest {
 func (g *Ingest) open() error {
 	g.commits.Lock() // so that the store may be closed before or after, but not meanwhile
 	defer g.commits.Unlock()
-	if g.currentPhase() != phaseOpening {
-		return content.ErrClosed
-	}
 	s, path := g.store, flat(g.store.ingestDir, g.digest)
-	if err := s.disk.mkdirAll(filepath.Dir(path)); err != nil {
-		return err
-	}
-	file, err := s.disk.create(path)
+	file, err := g.create(path)
 	if err != nil {
 		return err
 	}
-	g.setFiles(file, nil)
 	fi, err := file.Stat()
 	if err != nil {
 		return err
 	}
-	j, err := openJournal(s.disk, path+journalSuffix, g.size, g.source, s.boot)
+	j, err := openJournal(s.disk, path+journalSuffix, g.size, g.origin, s.boot)
 	if err != nil {
 		return err
 	}
@@ -178,6 +178,22 @@ func (g *Ingest) open() error {
 	}
 	g.setPhase(phaseOpen)
 	return nil
+}
+
+// create opens or makes the file of the chunks. It fails with content.ErrClosed once the ingest has been closed. The
+// caller holds g.commits.
+func (g *Ingest) create(path string) (*os.File, error) {
+	if g.currentPhase() != phaseOpening {
+		return nil, content.ErrClosed
+	}
+	if err := g.store.disk.mkdirAll(filepath.Dir(path)); err != nil {
+		return nil, err
+	}
+	file, err := g.store.disk.create(path)
+	if err == nil {
+		g.setFiles(file, nil)
+	}
+	return file, err
 }
 
 func (g *Ingest) setFiles(file *os.File, j *journal) {
@@ -280,7 +296,10 @@ func (g *Ingest) Complete() bool {
 func (g *Ingest) taken() int64 {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
-	if g.phase == phaseOpening {
+	switch {
+	case g.window != nil:
+		return int64(g.window.size) * content.ChunkSize
+	case g.phase == phaseOpening:
 		return max(g.bytes, g.earlier.bytes)
 	}
 	return g.bytes
@@ -327,7 +346,10 @@ func (g *Ingest) writeChunk(i int, c cid.Cid, data []byte) error {
 	case phase != phaseOpen:
 		return content.ErrClosed
 	}
-	release, err := g.store.reserve(n)
+	if g.window != nil {
+		return g.writeSlot(i, c, data)
+	}
+	release, err := g.store.reserve(g.origin.Pool, n)
 	if err != nil {
 		return g.failedWrite(err)
 	}
@@ -350,7 +372,7 @@ func (g *Ingest) failedWrite(err error) error {
 	case errors.Is(err, os.ErrClosed):
 		return content.ErrClosed
 	case errors.Is(err, content.ErrNoSpace):
-		g.store.metrics.noSpace.Inc()
+		g.store.metrics.refused(g.origin.Pool)
 		g.store.wakeMaintainer()
 	}
 	return err
@@ -358,6 +380,9 @@ func (g *Ingest) failedWrite(err error) error {
 
 // ReadChunk reads into p from the present chunk i at offset off within it, as io.ReaderAt does.
 func (g *Ingest) ReadChunk(i int, p []byte, off int64) (int, error) {
+	if g.window != nil {
+		return g.readSlot(i, p, off)
+	}
 	file, start, n, err := g.chunkFile(i)
 	if err != nil {
 		return 0, fmt.Errorf("ingest %s: read chunk %d: %w", g.digest, i, err)
@@ -368,6 +393,9 @@ func (g *Ingest) ReadChunk(i int, p []byte, off int64) (int, error) {
 // SectionWriterTo opens n bytes from offset off of the present chunk i. The result also is an io.WriterTo, and sends by
 // sendfile(2) where Blob.Range does. The caller closes it; it outlives the ingest.
 func (g *Ingest) SectionWriterTo(ctx context.Context, i int, off, n int64) (io.ReadCloser, error) {
+	if g.window != nil {
+		return g.slotSection(ctx, i, off, n)
+	}
 	file, start, size, err := g.chunkFile(i)
 	if err == nil && (off < 0 || n < 0 || off > size-n) {
 		err = fmt.Errorf("range of %d bytes at %d is outside its %d bytes", n, off, size)
@@ -481,6 +509,7 @@ func (g *Ingest) publish(mediaType string) error {
 	s, path := g.store, g.store.blobPath(g.digest)
 	defer s.lockDigest(g.digest)()
 	e := newEntry(g.digest, g.size, mediaType, time.Now())
+	e.pool = g.origin.Pool
 	if g.currentPhase() == phaseOpen {
 		// The map and the index come before the rename: without the blob's file neither means anything, and recovery
 		// removes them; the blob's file, once it is there, has both.
@@ -562,7 +591,7 @@ func (g *Ingest) end(keep bool) error {
 		errs = append(errs, j.close())
 	}
 	if was != phaseCommitted {
-		errs = append(errs, g.leave(was, keep && g.lost == nil))
+		errs = append(errs, g.leave(was, keep && g.lost == nil && g.window == nil))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("ingest %s: close: %w", g.digest, err)
@@ -573,7 +602,7 @@ func (g *Ingest) end(keep bool) error {
 // leave gives up the claim on the digest, and keeps or drops the partial bytes.
 func (g *Ingest) leave(was phase, keep bool) error {
 	s, path := g.store, flat(g.store.ingestDir, g.digest)
-	left := partial{size: g.size, bytes: g.received(), used: time.Now()}
+	left := partial{size: g.size, bytes: g.received(), used: time.Now(), pool: g.origin.Pool}
 	var err error
 	switch {
 	case was == phaseOpening && g.earlier.bytes > 0:
@@ -702,14 +731,20 @@ func isChunkCID(c cid.Cid) bool {
 // exactly size bytes with digest d, and otherwise as Ingest does. A blob that exists already is left alone, but for a
 // media type that was not known.
 func (s *Store) Put(ctx context.Context, d digest.Digest, mediaType string, r io.Reader, size int64) error {
-	if err := s.put(ctx, d, mediaType, r, size); err != nil {
+	return s.PutInto(ctx, Images, d, mediaType, r, size)
+}
+
+// PutInto is Put into a pool.
+func (s *Store) PutInto(ctx context.Context, pool Pool, d digest.Digest, mediaType string, r io.Reader,
+	size int64) error {
+	if err := s.put(ctx, pool, d, mediaType, r, size); err != nil {
 		return fmt.Errorf("put %s: %w", d, err)
 	}
 	return nil
 }
 
-func (s *Store) put(ctx context.Context, d digest.Digest, mediaType string, r io.Reader, size int64) error {
-	ing, err := s.Ingest(d, size)
+func (s *Store) put(ctx context.Context, pool Pool, d digest.Digest, mediaType string, r io.Reader, size int64) error {
+	ing, err := s.IngestFrom(d, size, Origin{Pool: pool})
 	if errors.Is(err, ErrExists) {
 		if info, err := s.Stat(d); err != nil || info.MediaType != "" || mediaType == "" {
 			return err

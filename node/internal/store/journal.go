@@ -18,7 +18,7 @@ import (
 // journal is the file <ingest>.chunks: which chunks of the ingest are present, under which CIDs. It is a header and one
 // slot for each chunk at a fixed place, so that a chunk is marked by one write of 36 bytes and a torn mark is no mark.
 //
-//	header: magic[8] size[8] bootID[36] crc32c[4] source[8]     64 bytes
+//	header: magic[8] pool[1] size[7] bootID[36] crc32c[4] source[8]     64 bytes
 //	slot i: sha256[32] crc32c[4] over (i, sha256)               36 bytes at 64 + 36·i
 //
 // Numbers are big endian. A slot whose checksum does not match, such as one of a hole, stands for an absent chunk.
@@ -28,7 +28,7 @@ type journal struct {
 	slots    []byte // as they were when opened; nil after adopt
 	boot     string
 	size     int64
-	source   Source
+	origin   Origin
 	sameBoot bool
 	signed   bool // the header says all this already
 	fresh    bool // nothing was there to resume
@@ -39,24 +39,26 @@ const (
 	journalMagic  = "SHOALIN1"
 	journalHeader = 64
 	journalSlot   = sumSize + 4
+	// journalPool is the bit from which on the number that tells the size tells the pool.
+	journalPool = 56
 )
 
 // openJournal opens or makes the journal. One that is of another size or source or damaged is started anew.
-func openJournal(k disk, path string, size int64, source Source, boot string) (*journal, error) {
+func openJournal(k disk, path string, size int64, origin Origin, boot string) (*journal, error) {
 	f, err := k.create(path)
 	if err != nil {
 		return nil, err
 	}
-	j := &journal{disk: k, file: f, boot: boot, size: size, source: source}
+	j := &journal{disk: k, file: f, boot: boot, size: size, origin: origin}
 	b, err := io.ReadAll(io.LimitReader(f, journalHeader+int64(content.Chunks(size))*journalSlot))
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	was, from, wrote, err := decodeJournalHeader(b)
-	if err == nil && was == size && (source == AnySource || source == from) {
+	if err == nil && was == size && (origin.Source == AnySource || origin.Source == from.Source) {
 		j.slots = b[journalHeader:]
 		j.sameBoot = boot != "" && wrote == boot
-		j.signed = j.sameBoot && source == from
+		j.signed = j.sameBoot && origin == from
 		return j, nil
 	}
 	if err := j.reset(); err != nil {
@@ -71,38 +73,39 @@ func (j *journal) reset() error {
 	return j.disk.truncate(j.file, 0)
 }
 
-func decodeJournalHeader(b []byte) (size int64, from Source, boot string, err error) {
+func decodeJournalHeader(b []byte) (size int64, from Origin, boot string, err error) {
 	if len(b) < journalHeader || string(b[:8]) != journalMagic ||
 		crc32.Checksum(b[:52], castagnoli) != binary.BigEndian.Uint32(b[52:]) {
 		return 0, from, "", errors.New("no journal header")
 	}
-	n := binary.BigEndian.Uint64(b[8:])
+	n := binary.BigEndian.Uint64(b[8:]) & (1<<journalPool - 1)
 	if n > content.MaxSize {
 		return 0, from, "", fmt.Errorf("journal of a blob of %d bytes", n)
 	}
-	return int64(n), Source(b[56:journalHeader]), string(bytes.TrimRight(b[16:52], "\x00")), nil
+	from = Origin{Source: Source(b[56:journalHeader]), Pool: Pool(b[8]).known()}
+	return int64(n), from, string(bytes.TrimRight(b[16:52], "\x00")), nil
 }
 
-// readJournal tells of which size a journal's blob is, and whether it marks every chunk as present.
-func readJournal(f io.Reader) (size int64, complete bool, err error) {
+// readJournal tells of which size a journal's blob is and for whom, and whether it marks every chunk as present.
+func readJournal(f io.Reader) (size int64, from Origin, complete bool, err error) {
 	r := bufio.NewReader(f)
 	head := make([]byte, journalHeader)
 	if _, err := io.ReadFull(r, head); err != nil {
-		return 0, false, err
+		return 0, from, false, err
 	}
-	if size, _, _, err = decodeJournalHeader(head); err != nil {
-		return 0, false, err
+	if size, from, _, err = decodeJournalHeader(head); err != nil {
+		return 0, from, false, err
 	}
 	slot := make([]byte, journalSlot)
 	for i := range content.Chunks(size) {
 		if _, err := io.ReadFull(r, slot); err != nil {
-			return size, false, nil
+			return size, from, false, nil
 		}
 		if _, ok := decodeSlot(i, slot); !ok {
-			return size, false, nil
+			return size, from, false, nil
 		}
 	}
-	return size, true, nil
+	return size, from, true, nil
 }
 
 // adopt signs the journal as of this boot and source. What it held from an earlier boot has been checked by now.
@@ -113,10 +116,10 @@ func (j *journal) adopt() error {
 	}
 	b := make([]byte, journalHeader)
 	copy(b, journalMagic)
-	binary.BigEndian.PutUint64(b[8:], uint64(j.size))
+	binary.BigEndian.PutUint64(b[8:], uint64(j.size)|uint64(j.origin.Pool)<<journalPool)
 	copy(b[16:52], j.boot)
 	binary.BigEndian.PutUint32(b[52:], crc32.Checksum(b[:52], castagnoli))
-	copy(b[56:], j.source[:])
+	copy(b[56:], j.origin.Source[:])
 	return j.disk.writeAt(j.file, b, 0)
 }
 

@@ -24,6 +24,7 @@ type meta struct {
 	// ModTime is the modification time, in nanoseconds of Unix time, of the runtime's file when its map was computed.
 	// It is 0 for the store's own blobs.
 	ModTime int64  `cbor:",omitempty"`
+	Pool    Pool   `cbor:",omitempty"`
 	Map     []byte // content.ChunkMap, encoded
 
 	chunks *content.ChunkMap
@@ -32,7 +33,7 @@ type meta struct {
 func metaOf(e *entry, chunks *content.ChunkMap) *meta {
 	return &meta{
 		Digest: e.digest, MediaType: *e.mediaType.Load(), Committed: e.committed.UnixNano(), ModTime: e.modTime,
-		chunks: chunks,
+		Pool: e.pool, chunks: chunks,
 	}
 }
 

@@ -7,9 +7,10 @@ import (
 )
 
 type metrics struct {
-	reg                                          prometheus.Registerer
-	all, registered                              []prometheus.Collector
-	evicted, damaged, ingested, noSpace, checked prometheus.Counter
+	reg                                 prometheus.Registerer
+	all, registered                     []prometheus.Collector
+	evicted, damaged, ingested, checked prometheus.Counter
+	noSpace                             *prometheus.CounterVec // by pool
 }
 
 func newMetrics(reg prometheus.Registerer, s *Store) *metrics {
@@ -28,8 +29,12 @@ func newMetrics(reg prometheus.Registerer, s *Store) *metrics {
 		ingested: counter("shoal_store_ingested_bytes_total", "Bytes of chunks written to ingests."),
 		checked: counter("shoal_store_checked_bytes_total",
 			"Bytes of blobs that were hashed because they were about to be given out."),
-		noSpace: counter("shoal_store_no_space_total",
-			"Ingests and chunk writes refused because the store or the disk was full."),
+		noSpace: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "shoal_store_no_space_total",
+			Help: "Ingests and chunk writes refused because the pool (images, models) or the disk was full."},
+			[]string{"pool"}),
+	}
+	for pool := range poolCount { // so that each is there before it counts
+		m.noSpace.WithLabelValues(pool.String())
 	}
 	m.all = []prometheus.Collector{
 		m.evicted, m.damaged, m.ingested, m.noSpace, m.checked,
@@ -37,6 +42,11 @@ func newMetrics(reg prometheus.Registerer, s *Store) *metrics {
 		gauge("shoal_store_pinned_bytes", "Bytes of committed blobs that are pinned.", func(u Usage) int64 {
 			return u.PinnedBytes
 		}),
+		gauge("shoal_store_model_bytes", "Bytes of committed blobs of models, a part of shoal_store_bytes.",
+			func(u Usage) int64 { return u.Models.Bytes }),
+		gauge("shoal_store_model_capacity_bytes",
+			"Capacity for models in bytes, a part of shoal_store_capacity_bytes; 0 where they have none of their own.",
+			func(u Usage) int64 { return u.Models.Capacity }),
 		gauge("shoal_store_ingest_bytes", "Bytes present in open and partial ingests.", func(u Usage) int64 {
 			return u.IngestBytes
 		}),
@@ -73,3 +83,6 @@ func (m *metrics) unregister() {
 	}
 	m.registered = nil
 }
+
+// refused counts what a pool has no room for.
+func (m *metrics) refused(p Pool) { m.noSpace.WithLabelValues(p.String()).Inc() }

@@ -76,15 +76,7 @@ func openWith(ctx context.Context, o Options, k disk) (_ *Store, err error) {
 			s.abandon()
 		}
 	}()
-	orphans, err := s.recover(ctx)
-	for want := int64(firstSacrifice); errors.Is(err, content.ErrNoSpace); want *= 2 {
-		freed, removeErr := s.sacrifice(ctx, want)
-		if removeErr != nil || freed == 0 {
-			return nil, errors.Join(err, removeErr)
-		}
-		s.forget()
-		orphans, err = s.recover(ctx)
-	}
+	orphans, err := s.recoverOnAnyDisk(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -102,6 +94,20 @@ func openWith(ctx context.Context, o Options, k disk) (_ *Store, err error) {
 	s.workers.Go(func() { s.finishAll(s.stopping) })
 	s.wakeMaintainer()
 	return s, nil
+}
+
+// recoverOnAnyDisk recovers as recover does, and makes room for that on a disk that is full.
+func (s *Store) recoverOnAnyDisk(ctx context.Context) (orphans []orphan, err error) {
+	orphans, err = s.recover(ctx)
+	for want := int64(firstSacrifice); errors.Is(err, content.ErrNoSpace); want *= 2 {
+		freed, removeErr := s.sacrifice(ctx, want)
+		if removeErr != nil || freed == 0 {
+			return nil, errors.Join(err, removeErr)
+		}
+		s.forget()
+		orphans, err = s.recover(ctx)
+	}
+	return orphans, err
 }
 
 // firstSacrifice is how many bytes are given up at first on a disk that is too full to open the store on.
@@ -327,6 +333,7 @@ type recovery struct {
 type orphan struct {
 	digest    digest.Digest
 	mediaType string // as the index remembers it
+	pool      Pool   // likewise
 }
 
 // batchChunks is the number of chunks that are indexed in one transaction while the index is made again.
@@ -389,21 +396,28 @@ func (r *recovery) blob(d digest.Digest, fi fs.FileInfo) error {
 	mapPath := r.s.blobPath(d) + mapSuffix
 	rec, ok := r.known[d]
 	if _, err := os.Stat(mapPath); err == nil && ok && !rec.Runtime && rec.Size == fi.Size() {
-		e, err := entryOf(d, rec)
-		if err != nil {
-			return err
-		}
-		delete(r.known, d)
-		r.s.enlist(e)
-		return nil
+		return r.reinstate(d, rec)
 	}
 	m, err := readMeta(mapPath, d)
 	if err != nil || m.chunks.Size() != fi.Size() {
-		r.orphans = append(r.orphans, orphan{digest: d, mediaType: rec.MediaType})
+		r.orphans = append(r.orphans, orphan{digest: d, mediaType: rec.MediaType, pool: rec.Pool.known()})
 		return nil
 	}
 	delete(r.known, d)
-	return r.add(newEntry(d, fi.Size(), m.MediaType, time.Unix(0, m.Committed)), m.chunks)
+	e := newEntry(d, fi.Size(), m.MediaType, time.Unix(0, m.Committed))
+	e.pool = m.Pool.known()
+	return r.add(e, m.chunks)
+}
+
+// reinstate enlists a blob as the index has it.
+func (r *recovery) reinstate(d digest.Digest, rec record) error {
+	e, err := entryOf(d, rec)
+	if err != nil {
+		return err
+	}
+	delete(r.known, d)
+	r.s.enlist(e)
+	return nil
 }
 
 func entryOf(d digest.Digest, r record) (*entry, error) {
@@ -412,7 +426,7 @@ func entryOf(d digest.Digest, r record) (*entry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("index record of %s: root: %w", d, err)
 	}
-	e.root, e.runtime, e.modTime = root, r.Runtime, r.ModTime
+	e.root, e.runtime, e.modTime, e.pool = root, r.Runtime, r.ModTime, r.Pool.known()
 	e.lastUsed.Store(r.LastUsed)
 	e.hits.Store(r.Hits)
 	return e, nil
@@ -432,13 +446,7 @@ func (r *recovery) runtime(ctx context.Context) error {
 		}
 		rec, ok := r.known[d]
 		if err == nil && ok && rec.Runtime && idOf(fi) == (fileID{rec.Size, rec.ModTime}) {
-			e, err := entryOf(d, rec)
-			if err != nil {
-				return err
-			}
-			delete(r.known, d)
-			r.s.enlist(e)
-			return nil
+			return r.reinstate(d, rec)
 		}
 		m, metaErr := readMeta(path, d)
 		switch {
@@ -571,6 +579,7 @@ func (s *Store) publishOrphan(o orphan, f *os.File, chunks *content.ChunkMap) er
 		return errors.Join(s.disk.remove(path), s.disk.remove(path+mapSuffix), s.index.remove(d, nil))
 	}
 	e := newEntry(d, chunks.Size(), o.mediaType, time.Now())
+	e.pool = o.pool
 	e.checks.noteWhole(f, e.size)
 	if err := s.writeMap(e, chunks); err != nil {
 		return err

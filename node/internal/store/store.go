@@ -24,6 +24,8 @@ import (
 var (
 	// ErrBusy: another ingest of the same digest is open.
 	ErrBusy = errors.New("an ingest of this digest is open")
+	// ErrInUse: another process has the store open.
+	ErrInUse = errors.New("another process has the store open")
 	// ErrExists: the blob is committed already.
 	ErrExists = errors.New("blob exists")
 	// ErrPinned: a pinned blob is not deleted.
@@ -101,8 +103,10 @@ type Usage struct {
 	PinnedBytes int64
 	// IngestBytes is what open ingests have received and partial ones of earlier days hold.
 	IngestBytes int64
-	// Capacity is the limit, 0 where there is none.
+	// Capacity is the limit, of all pools together, 0 where there is none.
 	Capacity int64
+	// Models is the part of all this that is in the pool of models.
+	Models PoolUsage
 	// FreeDisk is the free space of the file system, -1 where it cannot be told.
 	FreeDisk int64
 }
@@ -126,7 +130,7 @@ type Store struct {
 	digestLocks [64]sync.Mutex
 	// room serialises admissions and reservations, so that two never take the same free bytes.
 	room     sync.Mutex
-	reserved int64              // bytes that are being written; guarded by room
+	reserved [poolCount]int64   // bytes that are being written; guarded by room
 	trimming sync.Mutex         // one trim at a time; taken before room
 	pinning  sync.Mutex         // serialises changes of pins
 	mapping  singleflight.Group // of the runtime's blobs
@@ -141,8 +145,7 @@ type Store struct {
 	closed   bool
 	limits   Limits
 	blobs    map[digest.Digest]*entry
-	bytes    int64 // of own blobs
-	count    int   // of own blobs
+	held     [poolCount]holding // of own blobs
 	ingests  map[digest.Digest]*Ingest
 	partials map[digest.Digest]partial
 	arrived  []digest.Digest // partials that were complete at the start; set once
@@ -158,6 +161,7 @@ type entry struct {
 	size      int64
 	committed time.Time
 	root      cid.Cid
+	pool      Pool
 	runtime   bool
 	modTime   int64 // of the runtime's file
 
@@ -189,7 +193,7 @@ func (e *entry) record() record {
 	return record{
 		Size: e.size, MediaType: *e.mediaType.Load(), Committed: e.committed.UnixNano(), Root: e.root.Bytes(),
 		Runtime: e.runtime,
-		ModTime: e.modTime, LastUsed: e.lastUsed.Load(), Hits: e.hits.Load(),
+		ModTime: e.modTime, LastUsed: e.lastUsed.Load(), Hits: e.hits.Load(), Pool: e.pool,
 	}
 }
 
@@ -419,17 +423,31 @@ func (s *Store) Usage() Usage {
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	u := Usage{Bytes: s.bytes, Blobs: s.count, Capacity: s.limits.Capacity, FreeDisk: free}
+	var pools [poolCount]PoolUsage
+	for p := range pools {
+		pools[p].Bytes = s.held[p].bytes
+	}
 	for d := range s.pinned {
 		if e := s.blobs[d]; e != nil && !e.runtime {
-			u.PinnedBytes += e.size
+			pools[e.pool].PinnedBytes += e.size
 		}
 	}
 	for _, ing := range s.ingests {
-		u.IngestBytes += ing.received()
+		pools[ing.origin.Pool].IngestBytes += ing.received()
 	}
 	for _, p := range s.partials {
-		u.IngestBytes += p.bytes
+		pools[p.pool].IngestBytes += p.bytes
+	}
+	u := Usage{Capacity: s.limits.Capacity, Models: pools[Models], FreeDisk: free}
+	if u.Capacity > 0 {
+		u.Models.Capacity = s.limits.ModelCapacity
+		u.Capacity += s.limits.ModelCapacity
+	}
+	for p, pool := range pools {
+		u.Blobs += s.held[p].count
+		u.Bytes += pool.Bytes
+		u.PinnedBytes += pool.PinnedBytes
+		u.IngestBytes += pool.IngestBytes
 	}
 	return u
 }
@@ -585,16 +603,16 @@ func (s *Store) enlist(e *entry) {
 	}
 	s.blobs[e.digest] = e
 	if !e.runtime {
-		s.bytes += e.size
-		s.count++
+		s.held[e.pool].bytes += e.size
+		s.held[e.pool].count++
 	}
 }
 
 func (s *Store) unlist(e *entry) {
 	delete(s.blobs, e.digest)
 	if !e.runtime {
-		s.bytes -= e.size
-		s.count--
+		s.held[e.pool].bytes -= e.size
+		s.held[e.pool].count--
 	}
 }
 

@@ -1,0 +1,236 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/ipfs/go-cid"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+const (
+	// mostWindow and leastWindow bound the chunks of a window. The more it has, the later a node may begin and still
+	// find with others what they have read.
+	mostWindow  = 128
+	leastWindow = 16
+	// windowSuffix marks a window's file, which has no name any more once it is open.
+	windowSuffix = ".window"
+)
+
+// window is the part of an ingest that is here at a time, of a blob that has no room as a whole. Its file has a slot
+// for each of a few chunks, and nothing of it outlives the process.
+type window struct {
+	size int         // slots
+	free []int       // slots without a chunk
+	at   map[int]int // chunk to slot
+}
+
+// Window opens an ingest of a blob that does not fit: it holds a few chunks at a time, and they are given to peers like
+// any others. Its writer makes room before, by Drop. It is never complete. It takes what it may hold at once from its
+// pool: at most half of what other windows leave, within bounds, so that several fit. It fails as Ingest does, also
+// with content.ErrNoSpace where not even a small window fits.
+func (s *Store) Window(d digest.Digest, size int64, origin Origin) (*Ingest, error) {
+	g, err := s.openWindow(d, size, origin)
+	if err != nil {
+		return nil, fmt.Errorf("window of %s of %d bytes: %w", d, size, diskError(err))
+	}
+	return g, nil
+}
+
+func (s *Store) openWindow(d digest.Digest, size int64, origin Origin) (*Ingest, error) {
+	g, err := s.newIngest(d, size, origin)
+	if err != nil {
+		return nil, err
+	}
+	g.window = &window{at: map[int]int{}}
+	if err := s.dropPartial(d); err != nil {
+		return nil, err
+	}
+	if err := s.admitWindow(g); err != nil {
+		return nil, err
+	}
+	if err := g.openWindow(); err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	return g, nil
+}
+
+// admitWindow claims the digest, and makes room for as large a window as there may be.
+func (s *Store) admitWindow(g *Ingest) error {
+	s.room.Lock()
+	defer s.room.Unlock()
+	if err := s.claimable(g.digest); err != nil {
+		return err
+	}
+	pool := g.origin.Pool
+	left, bounded := s.windowsLeft(pool)
+	for n := mostWindow; n >= leastWindow; n /= 2 {
+		bytes := int64(n) * content.ChunkSize
+		tooMuch := bounded && bytes > max(left/2, leastWindow*content.ChunkSize)
+		if bytes >= g.size || tooMuch || s.makeRoom(pool, bytes) != nil {
+			continue
+		}
+		for slot := range n {
+			g.window.free = append(g.window.free, n-1-slot)
+		}
+		g.window.size = n
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if err := s.claimableLocked(g.digest); err != nil {
+			return err
+		}
+		s.ingests[g.digest] = g
+		return nil
+	}
+	s.metrics.refused(pool)
+	return fmt.Errorf("not even a window fits: %w", content.ErrNoSpace)
+}
+
+// windowsLeft is what a pool may hold beside the windows that it has. bounded is false where only the disk says how
+// much.
+func (s *Store) windowsLeft(pool Pool) (left int64, bounded bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	left = s.limits.capacity(pool)
+	if left == 0 {
+		return 0, false
+	}
+	for _, g := range s.ingests {
+		if g.window != nil && s.limits.share(pool, g.origin.Pool) {
+			left -= int64(g.window.size) * content.ChunkSize
+		}
+	}
+	return left, true
+}
+
+// openWindow makes the file.
+func (g *Ingest) openWindow() error {
+	g.commits.Lock() // so that the store may be closed before or after, but not meanwhile
+	defer g.commits.Unlock()
+	path := flat(g.store.ingestDir, g.digest) + windowSuffix
+	if _, err := g.create(path); err != nil {
+		return err
+	}
+	if err := g.store.disk.remove(path); err != nil {
+		return err
+	}
+	g.setPhase(phaseOpen)
+	return nil
+}
+
+// Slots is how many chunks the ingest may hold at a time, 0 where that is all of them.
+func (g *Ingest) Slots() int {
+	if g.window == nil {
+		return 0
+	}
+	return g.window.size
+}
+
+// Drop lets go of chunk i of a window. What is read of it now is read to its end. It reports whether no other chunk of
+// the window has the same bytes, as far as is known.
+func (g *Ingest) Drop(i int) (gone bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.window == nil || !g.has(i) {
+		return false
+	}
+	_, n := content.ChunkRange(g.size, i)
+	g.present[i/8] &^= 1 << (i % 8)
+	g.missing++
+	g.bytes -= n
+	if sum := [sumSize]byte(cidSum(g.chunks.CID(i))); g.bySum[sum] == int32(i) {
+		delete(g.bySum, sum)
+		gone = true
+	}
+	g.window.free = append(g.window.free, g.window.at[i])
+	delete(g.window.at, i)
+	return gone
+}
+
+// writeSlot stores chunk i in a free slot. A chunk that was here before must be the same again: so whoever has read all
+// of the window, in order and once, knows about all that was ever given of it.
+func (g *Ingest) writeSlot(i int, c cid.Cid, data []byte) error {
+	g.mu.Lock()
+	if had := g.chunks.CID(i); had.Defined() && had != c {
+		g.mu.Unlock()
+		return fmt.Errorf("it was here as %s, not %s: %w", had, c, content.ErrDigestMismatch)
+	}
+	last := len(g.window.free) - 1
+	if last < 0 {
+		g.mu.Unlock()
+		return fmt.Errorf("the window holds its %d chunks: %w", g.window.size, content.ErrNoSpace)
+	}
+	slot := g.window.free[last]
+	g.window.free = g.window.free[:last]
+	file := g.file
+	g.mu.Unlock()
+
+	err := g.store.disk.writeAt(file, data, int64(slot)*content.ChunkSize)
+	g.mu.Lock()
+	if err != nil {
+		g.window.free = append(g.window.free, slot)
+	} else {
+		g.window.at[i] = slot
+	}
+	g.mu.Unlock()
+	if err != nil {
+		return g.failedWrite(err)
+	}
+	if err := g.note(i, c); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	g.bySum[[sumSize]byte(cidSum(c))] = int32(i) // the newest of chunks that are alike stays longest
+	g.mu.Unlock()
+	g.store.metrics.ingested.Add(float64(len(data)))
+	return nil
+}
+
+// readSlot reads from chunk i of a window, which stays until that is done.
+func (g *Ingest) readSlot(i int, p []byte, off int64) (int, error) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	switch {
+	case g.phase == phaseOpening || g.phase == phaseClosed:
+		return 0, content.ErrClosed
+	case !g.has(i):
+		return 0, content.ErrNotFound
+	}
+	_, n := content.ChunkRange(g.size, i)
+	return io.NewSectionReader(g.file, int64(g.window.at[i])*content.ChunkSize, n).ReadAt(p, off)
+}
+
+// lentSection is a part of a chunk of a window, in a buffer that is another's once it is closed.
+type lentSection struct {
+	*bytes.Reader
+	buffer *[content.ChunkSize]byte
+}
+
+// Close gives the buffer back.
+func (s *lentSection) Close() error {
+	if s.buffer != nil {
+		s.Reset(nil)
+		chunkBuffers.Put(s.buffer)
+		s.buffer = nil
+	}
+	return nil
+}
+
+// slotSection is SectionWriterTo for a window.
+func (g *Ingest) slotSection(_ context.Context, i int, off, n int64) (io.ReadCloser, error) {
+	_, size := content.ChunkRange(g.size, i)
+	if off < 0 || n < 0 || off > size-n {
+		return nil, fmt.Errorf("range of %d bytes at %d is outside its %d bytes", n, off, size)
+	}
+	buffer := chunkBuffers.Get().(*[content.ChunkSize]byte)
+	if _, err := g.readSlot(i, buffer[:n], off); err != nil && !errors.Is(err, io.EOF) {
+		chunkBuffers.Put(buffer)
+		return nil, err
+	}
+	return &lentSection{Reader: bytes.NewReader(buffer[:n]), buffer: buffer}, nil
+}
