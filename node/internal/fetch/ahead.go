@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -77,7 +78,7 @@ func (fr *Fetcher) begin(req content.Request) {
 	if fr.fetches[req.Digest] != nil || fr.ctx.Err() != nil {
 		return
 	}
-	f := startFetch(fr, req, from, nil)
+	f := startFetch(fr.ctx, fr, req, from, true, nil)
 	fr.fetches[req.Digest] = f
 	fr.m.ahead.Inc()
 	fr.wg.Go(func() {
@@ -85,7 +86,7 @@ func (fr *Fetcher) begin(req content.Request) {
 		defer func() { _ = r.Close() }()
 		ctx, cancel := context.WithTimeout(fr.ctx, fr.opts.Linger)
 		defer cancel()
-		err := f.awaitSize(ctx)
+		err := f.awaitSize(ctx, time.Time{})
 		if err == nil {
 			err = r.ensure(ctx)
 		}

@@ -128,7 +128,7 @@ func (f *fetch) open(ctx context.Context, off, n int64) (*answer, error) {
 			a.accepted = true
 		case another:
 			f.askers.refuse(a, err)
-			f.part.SetUpstream(time.Now(), f.askers.next() != nil)
+			f.askUpstream(time.Now())
 		}
 		f.mu.Unlock()
 		switch {

@@ -1,36 +1,70 @@
 package fetch
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
 )
 
-// suspect is another peer's claim in a blob that did not match its digest, and the coordinator that passed it on.
+// suspect is a claim in a blob that did not match its digest, and the coordinator that passed it on.
 type suspect struct {
 	claim       schedule.Claim
 	coordinator peer.ID
 }
 
+// charge is that a blob did not match its digest: by whose claims, and when. Who was wrong shows once the whole is
+// known.
+type charge struct {
+	digest, room digest.Digest
+	begun, at    time.Time // when the fetch of it began, and when it did not match
+	suspects     []suspect
+}
+
+// open reports whether it is to be found out who was wrong.
+func (c *charge) open() bool { return c != nil && len(c.suspects) > 0 }
+
 // mismatch ends a fetch whose bytes are not the blob's.
 func (f *fetch) mismatch(err error) {
+	now, self := time.Now(), f.fr.opts.Swarm.ID()
 	f.mu.Lock()
-	f.part.Hearsay(func(c schedule.Claim, coordinator peer.ID) {
-		f.suspects = append(f.suspects, suspect{claim: c, coordinator: coordinator})
+	told, all := 0, f.part.Len()
+	first := f.err == nil && !f.verified // of several who read through one window
+	if first && f.charge == nil {
+		f.charge = &charge{digest: f.digest, room: f.room, begun: f.start, at: now}
+	}
+	f.part.Claims(func(c schedule.Claim, coordinator peer.ID) {
+		if c.By != self {
+			told++
+		}
+		if first {
+			f.charge.suspects = append(f.charge.suspects, suspect{claim: c, coordinator: coordinator})
+		}
 	})
-	told, all := len(f.suspects), f.part.Len()
-	asked := slices.Clone(f.askers.callers)
+	f.misled = told > 0 || f.sizeTold || f.sizeWrong
+	misled, own := f.misled, !f.misled && f.kept == 0
+	asked, registry := slices.Clone(f.askers.callers), f.req.Repository.Registry
 	f.mu.Unlock()
 	for _, a := range asked {
 		f.fr.opts.Upstream.Distrust(content.Request{Repository: a.repo, File: a.file, Digest: f.digest})
 	}
+	if own && f.ended() == nil {
+		f.fr.doubts.misled(now, registry)
+	}
 	f.fr.sizes.Remove(f.digest)
-	f.fail(fmt.Errorf("%w (%d of %d chunks by peers' word)", err, told, all))
+	err = fmt.Errorf("%w (%d of %d chunks by peers' word)", err, told, all)
+	if misled {
+		err = fmt.Errorf("%w: %w", err, content.ErrMisled)
+	}
+	f.fail(err)
 }
 
 // again drops what does not match and starts to read the blob from upstream alone, so that the next caller gets the
@@ -38,11 +72,10 @@ func (f *fetch) mismatch(err error) {
 // all was its own word already.
 func (f *fetch) again() *fetch {
 	f.mu.Lock()
-	ing := f.ing
+	ing, misled := f.ing, f.misled
 	f.ing = nil // readers see it gone
-	misled := f.sizeTold || f.sizeWrong || len(f.suspects) > 0
-	askers := f.askers.anew() // its own: runs of f may still end
 	upstream := f.askers.next() != nil
+	askers := f.askers.anew() // its own: runs of f may still end
 	f.mu.Unlock()
 	if ing != nil {
 		if err := ing.Discard(); err != nil {
@@ -50,32 +83,129 @@ func (f *fetch) again() *fetch {
 			return nil
 		}
 	}
-	if f.alone || !misled || !upstream || f.fr.ctx.Err() != nil {
+	if f.alone || f.window != nil || !misled || !upstream || f.fr.ctx.Err() != nil {
 		return nil
 	}
 	req := f.req
 	req.Size = 0 // it may have been the size that was wrong
-	return startFetch(f.fr, req, f.source, func(g *fetch) {
-		g.alone, g.suspects, g.readers, g.askers = true, f.suspects, 0, askers
+	return startFetch(f.ctx, f.fr, req, f.source, true, func(g *fetch) {
+		g.alone, g.charge, g.readers, g.askers = true, f.charge, 0, askers
 	})
 }
 
-// settleBlame bans those whose claims differ from what upstream sent. A claim that its author did not sign was forged
-// by the coordinator, which passes on none that it has not checked.
-func (f *fetch) settleBlame() {
-	for _, s := range f.suspects {
-		i := s.claim.Index
-		if i < 0 || i >= f.ing.Len() || sumOf(f.ing.CID(i)) == s.claim.Sum {
+// settle finds out whose claims differ from what upstream sent. A claim that its author did not sign was forged by the
+// coordinator, which passes on none that it has not checked.
+func (fr *Fetcher) settle(c *charge, registry string, chunks int, right func(i int) schedule.Sum) {
+	self := fr.opts.Swarm.ID()
+	wrong := map[peer.ID]schedule.Claim{} // as it should have been
+	var who []peer.ID
+	for _, s := range c.suspects {
+		i, by := s.claim.Index, s.claim.By
+		if i < 0 || i >= chunks || right(i) == s.claim.Sum {
 			continue
 		}
-		if err := swarm.VerifyClaim(f.room, s.claim); err != nil {
-			f.fr.log.Error("coordinator forged a claim", "digest", f.digest, "peer", s.coordinator, "error", err)
-			f.fr.opts.Swarm.Ban(s.coordinator, "forged-claim")
+		if err := swarm.VerifyClaim(c.room, s.claim); by != self && err != nil {
+			fr.log.Error("coordinator forged a claim", "digest", c.digest, "peer", s.coordinator, "error", err)
+			fr.opts.Swarm.Ban(s.coordinator, "forged-claim")
 			continue
 		}
-		f.fr.log.Error("peer claimed a wrong chunk", "digest", f.digest, "peer", s.claim.By, "chunk", i)
-		f.fr.opts.Swarm.Ban(s.claim.By, "wrong-claim")
+		if _, known := wrong[by]; !known {
+			wrong[by] = schedule.Claim{Index: i, Sum: right(i), By: by}
+			who = append(who, by)
+		}
 	}
+	if len(who) > 0 {
+		fr.wg.Go(func() { fr.blame(c, registry, who, wrong) })
+	}
+}
+
+// blame bans who says to hold the whole of a blob, and so to have checked its digest, and has a wrong chunk of it.
+// Whoever else claimed one may have been misled by the registry as well as lie: that is a doubt, see doubts.
+func (fr *Fetcher) blame(c *charge, registry string, who []peer.ID, wrong map[peer.ID]schedule.Claim) {
+	var doubted []peer.ID
+	for _, p := range who {
+		switch {
+		case p == fr.opts.Swarm.ID():
+			doubted = append(doubted, p)
+		case fr.insists(c, p, wrong[p]):
+			fr.log.Error("peer holds a blob with a wrong chunk", "digest", c.digest, "peer", p, "chunk", wrong[p].Index)
+			fr.m.wrong.WithLabelValues("held").Inc()
+			fr.opts.Swarm.Ban(p, "wrong-claim")
+		default:
+			fr.log.Warn("peer claimed a wrong chunk: it was misled by the registry, or lies", "digest", c.digest,
+				"peer", p, "registry", registry, "chunk", wrong[p].Index)
+			fr.m.wrong.WithLabelValues("read").Inc()
+			doubted = append(doubted, p)
+		}
+	}
+	for _, p := range fr.doubts.wrong(time.Now(), c.begun, registry, doubted) {
+		fr.log.Error("peer claims wrong chunks again and again, and nobody else does", "peer", p, "registry", registry)
+		fr.opts.Swarm.Ban(p, "wrong-claim")
+	}
+}
+
+// insists reports whether a peer says that it holds the whole blob, with another chunk than is right.
+func (fr *Fetcher) insists(c *charge, p peer.ID, right schedule.Claim) bool {
+	for range 3 {
+		claims, err := fr.opts.Swarm.HeldBy(fr.ctx, p, c.digest)
+		switch {
+		case err == nil:
+			return right.Index >= len(claims) || claims[right.Index].Sum != right.Sum
+		case errors.Is(err, content.ErrNotFound) || errors.Is(err, context.Canceled):
+			return false
+		}
+	}
+	return false // one that does not answer is not believed anyway
+}
+
+// trusted are orders without what this node would have to take a doubted peer's word for. It reads that itself. The
+// caller holds f.mu.
+func (f *fetch) trusted(now time.Time, o schedule.Orders) schedule.Orders {
+	a := f.askers.next()
+	if a == nil {
+		return o // better a doubtful word than none: the digest decides
+	}
+	var own []schedule.Run
+	o.Chunks = slices.DeleteFunc(o.Chunks, func(c schedule.Assignment) bool {
+		if c.Index < 0 || c.Index >= f.part.Len() || f.part.Has(c.Index) ||
+			!f.fr.doubts.doubted(now, a.repo.Registry, c.By) {
+			return false
+		}
+		if k := len(own) - 1; k >= 0 && own[k].End() == c.Index {
+			own[k].Count++
+		} else if !f.part.Reads(c.Index) {
+			own = append(own, schedule.Run{First: c.Index, Count: 1})
+		}
+		return true
+	})
+	o.Leases = append(o.Leases, own...)
+	return o
+}
+
+// askUpstream tells the participant whether upstream may be asked for others too. The caller holds f.mu.
+func (f *fetch) askUpstream(now time.Time) {
+	f.withheld = false
+	f.withheld = f.wary()
+	f.part.SetUpstream(now, f.askers.next() != nil && !f.withheld)
+}
+
+// wary reports whether the registry is one to read from only what nobody else has, and for nobody else. The participant
+// may have been told so before the registry was found to be right again, and goes on without it. The caller holds f.mu.
+func (f *fetch) wary() bool {
+	a := f.askers.next()
+	return a != nil && !f.alone && !f.seceded &&
+		(f.withheld || f.fr.doubts.wary(time.Now(), a.repo.Registry))
+}
+
+// secede has a wary fetch go on by itself, for the others do not have what it needs. It reports whether it does now.
+// The caller holds f.mu.
+func (f *fetch) secede(now time.Time) bool {
+	if f.err != nil || !f.wary() {
+		return false
+	}
+	f.seceded = true
+	f.part.Secede(now)
+	return true
 }
 
 var _ swarm.Sink = (*fetch)(nil)

@@ -74,7 +74,7 @@ func TestACallerMayLeaveWhileAnIngestIsResumed(t *testing.T) {
 			d := o.add(t, 3*chunk1)
 			n := newNode(t, o, "n", nil)
 			resuming, goOn := make(chan struct{}), make(chan struct{})
-			n.ingest = func(d digest.Digest, size int64, from store.Source) (*store.Ingest, error) {
+			n.ingest = func(d digest.Digest, size int64, from store.Origin) (*store.Ingest, error) {
 				close(resuming)
 				<-goOn
 				return n.store.IngestFrom(d, size, from)

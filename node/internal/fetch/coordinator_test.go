@@ -120,7 +120,7 @@ func TestACoordinatorThatFallsSilentIsLeft(t *testing.T) {
 		_, _ = io.Copy(io.Discard, s)
 	})
 	enter(t, h, []*testNode{n})
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	for !asked.Load() { // until a blob is one for it to coordinate
 		d := o.add(t, size)

@@ -10,10 +10,12 @@
 //	askers.go    with whose credentials; tokens that expire in the middle
 //	reader.go    callers that follow the growing blob; the last chunk is held back until the digest is known to match
 //	progress.go  how many bytes come, which tells a pull that is slow from one that is stuck
-//	relief.go    what nobody brings to a caller who waits, the node reads itself before the caller is sent away
-//	blame.go     a blob that does not match: read again from upstream alone, and who claimed a wrong chunk is banned
+//	relief.go    the node itself reads what nobody brings to a caller that waits, before the caller is sent away
+//	blame.go     a blob that does not match: read again from upstream alone, to learn who claimed a wrong chunk
+//	doubt.go     peers that were wrong about a registry's content: they lied, or the registry misled them
 //	source.go    whose bytes may be given in whose name
 //	manifest.go  what manifests tell of the sizes and the order of other blobs
 //	ahead.go     the next layers, before they are asked for
-//	through.go   when the store has no room: straight from upstream, kept nowhere
+//	window.go    when the store has no room: a moving part of the blob, shared with the others like a whole one
+//	through.go   where not even that helps: straight from upstream, kept nowhere
 package fetch

@@ -79,7 +79,7 @@ func hostile(t *testing.T, bootstrap []peer.AddrInfo, s swarm.Store) *swarm.Swar
 	require.NoError(t, err)
 	sw, err := swarm.New(swarm.Options{
 		Identity: key, Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Bootstrap: bootstrap, Open: true,
-		Store:  s,
+		Store: s, DiscoveryGrace: 30 * time.Second, // or who has it says so too late on a slow machine
 		Logger: testLogger("hostile"), Registerer: prometheus.NewRegistry(),
 	})
 	require.NoError(t, err)
@@ -162,6 +162,7 @@ func TestAPeerThatLiesIsBannedAndNothingItSaidIsKept(t *testing.T) {
 	n := nodes[0]
 	data, err := n.read(t.Context(), o.request(d))
 	require.ErrorIs(t, err, content.ErrDigestMismatch)
+	require.ErrorIs(t, err, content.ErrMisled)
 	require.Less(t, len(data), size, "an answer with a wrong byte must not end as if it were whole")
 	n.pull(t.Context(), o.request(d)).requireRight(t, d)
 	eventually(t, "banned", func() bool { return n.metric(t, "shoal_peer_bans_total") == 1 })

@@ -85,7 +85,12 @@ func (s *script) Forget(c cid.Cid, _ swarm.Sink) {
 	s.forgotten = append(s.forgotten, c)
 }
 
-func (s *script) Have(blocks.Block)       {}
+func (s *script) Have(blocks.Block)         {}
+func (s *script) Gone(cid.Cid)              {}
+func (s *script) Awaits(func(cid.Cid) bool) {}
+func (s *script) HeldBy(context.Context, peer.ID, digest.Digest) ([]schedule.Claim, error) {
+	return nil, content.ErrNotFound
+}
 func (s *script) Ban(peer.ID, string)     {}
 func (s *script) HeardFrom(peer.ID) int64 { return time.Now().UnixNano() } // all are alive
 func (s *script) Ping(peer.ID)            {}
@@ -339,7 +344,9 @@ func TestFetch_ASizeThatPeersNameWrongIsForgottenWithTheAttempt(t *testing.T) {
 	}()
 	liar := s.next(t)
 	liar.orders <- schedule.Orders{Size: 40 * content.ChunkSize, Leases: []schedule.Run{{First: 0, Count: 1}}}
-	require.ErrorIs(t, <-first, content.ErrDigestMismatch)
+	err := <-first
+	require.ErrorIs(t, err, content.ErrDigestMismatch)
+	require.ErrorIs(t, err, content.ErrMisled)
 	alone := s.next(t)
 	require.Equal(t, s.ID(), alone.coordinator, "it is read from upstream alone")
 	require.Zero(t, alone.joined.Size)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -19,6 +20,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
+	"github.com/shoal-cache/shoal/node/internal/trace"
 )
 
 // aloneFor is for how long a node that could not reach the coordinator goes on alone before it tries again.
@@ -26,19 +28,19 @@ const aloneFor = 3 * time.Second
 
 // A fetch downloads one blob. Its participant chooses what to ask of whom; the fetch does what comes of that, and
 // keeps what a blob has besides: its file, its readers, the credentials to ask upstream with, its end. Its goroutines
-// are run (the coordinator's orders), tick (time), one for each leased run, and those of the exchange that bring
+// are run (the coordinator's orders), tick (time), one for each leased run, and those of Bitswap that bring
 // blocks.
 type fetch struct {
 	fr     *Fetcher
 	digest digest.Digest
 	source source        // see source.go
 	room   digest.Digest // by which the swarm knows the fetch
-	// alone: peers are not asked, for what they claimed was wrong. suspects is what they claimed.
-	alone    bool
-	suspects []suspect
-	start    time.Time
-	ctx      context.Context
-	cancel   context.CancelFunc
+	// alone: peers are not asked, for what was claimed was wrong. charge is what was.
+	alone  bool
+	charge *charge
+	start  time.Time
+	ctx    context.Context
+	cancel context.CancelFunc
 
 	making  sync.Mutex   // held while room is made for the blob; before mu
 	rooming atomic.Int32 // calls that make room on the disk, or wait for that
@@ -63,17 +65,22 @@ type fetch struct {
 	size      int64 // bytes; -1 while not known
 	sizeTold  bool  // size is someone's word, which upstream has not confirmed
 	sizeWrong bool  // upstream tells another
+	misled    bool  // what did not match was others' word, or some of it
+	seceded   bool  // it has left the others, see blame.go
+	withheld  bool  // upstream is kept from the participant, see blame.go
 	partOnly  bool  // all callers so far want a part of it only
+	passing   bool  // some caller wants all of it once, whether or not it is kept
 	mediaType string
 	ing       *store.Ingest
-	streaming bool             // an answer is read to the end of the blob, whatever was leased
-	covered   []schedule.Run   // leases that were given meanwhile
-	sources   []content.Source // for each chunk where it came from
-	verified  bool             // the digest is known to match
-	finishing bool             // the digest is being checked
-	committed bool             // the store has the blob
-	closing   bool             // no reader may be added
-	released  chan struct{}    // closed once the fetch holds nothing of the store any more
+	window    *window        // nil: the whole is kept
+	streaming bool           // an answer is read to the end of the blob, whatever was leased
+	covered   []schedule.Run // leases that were given meanwhile
+	cameFrom  []provenance   // for each chunk where it came from
+	verified  bool           // the digest is known to match
+	finishing bool           // the digest is being checked
+	committed bool           // the store has the blob
+	closing   bool           // no reader may be added
+	released  chan struct{}  // closed once the fetch holds nothing of the store any more
 
 	arrived, fromPeers, fromUpstream int64
 	kept                             int64        // bytes, of an earlier try
@@ -86,10 +93,13 @@ type fetch struct {
 	pull                             *bytesOf     // the same of all that comes from this repository
 	ears                             map[peer.ID]ear
 	steps                            steps
+	span                             trace.Span
 }
 
-// startFetch starts a fetch of what a source gives, with one reader attached unless set says otherwise.
-func startFetch(fr *Fetcher, req content.Request, from source, set func(*fetch)) *fetch {
+// startFetch starts a fetch of what a source gives, with one reader attached unless set says otherwise. It outlives
+// ctx, and is in its trace. keep: that reader has no use for a blob that passes by.
+func startFetch(ctx context.Context, fr *Fetcher, req content.Request, from source, keep bool,
+	set func(*fetch)) *fetch {
 	f := &fetch{
 		fr: fr, digest: req.Digest, source: from, start: time.Now(), changed: make(chan struct{}), req: req, readers: 1,
 		size: -1,
@@ -98,14 +108,15 @@ func startFetch(fr *Fetcher, req content.Request, from source, set func(*fetch))
 	}
 	f.room = f.source.room(f.digest)
 	f.acted = sync.NewCond(&f.mu)
-	f.partOnly = req.Part
+	f.partOnly, f.passing = req.Part, !keep && !req.Part
 	f.admit(req)
 	if set != nil {
 		set(f)
 	}
-	f.part.SetUpstream(f.start, f.askers.next() != nil)
+	f.askUpstream(f.start)
 	f.idle = f.start
-	f.ctx, f.cancel = context.WithCancel(fr.ctx)
+	f.ctx, f.cancel = context.WithCancel(trace.Carry(fr.ctx, ctx))
+	f.ctx, f.span = fr.opts.Tracer.Start(f.ctx, "fetch")
 	fr.wg.Go(f.run)
 	return f
 }
@@ -134,10 +145,12 @@ func (f *fetch) act() {
 		if a.Leave {
 			drop()
 		}
-		if a.Hopeless != nil {
-			f.fail(hopeless)
-		}
 		f.mu.Lock()
+		if a.Hopeless != nil && !f.secede(time.Now()) {
+			f.mu.Unlock()
+			f.fail(hopeless)
+			f.mu.Lock()
+		}
 	}
 	f.acting = false
 	f.acted.Broadcast()
@@ -177,14 +190,15 @@ func (f *fetch) settle() {
 	}
 }
 
-// attach adds a reader. It fails for a fetch that has ended.
-func (f *fetch) attach(req content.Request) (ok bool) {
+// attach adds a reader; see startFetch. It fails for a fetch that has ended.
+func (f *fetch) attach(req content.Request, keep bool) (ok bool) {
 	f.update(func(now time.Time) {
 		if ok = f.err == nil && !f.closing; !ok {
 			return
 		}
 		f.readers++
 		f.partOnly = f.partOnly && req.Part
+		f.passing = f.passing || !keep && !req.Part
 		if !req.NoUpstream() {
 			f.req.Repository, f.req.Authorization, f.req.Kind = req.Repository, req.Authorization, req.Kind
 		}
@@ -193,7 +207,7 @@ func (f *fetch) attach(req content.Request) (ok bool) {
 		if before == nil {
 			f.upErr = nil // which was said to others
 		}
-		f.part.SetUpstream(now, f.askers.next() != nil)
+		f.askUpstream(now)
 	})
 	return ok
 }
@@ -216,6 +230,16 @@ func (f *fetch) detach() {
 func (f *fetch) knownSize() int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.size
+}
+
+// confirmedSize is the size that is not only someone's word; -1 while there is none.
+func (f *fetch) confirmedSize() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.sizeTold && !f.verified {
+		return -1
+	}
 	return f.size
 }
 
@@ -248,8 +272,8 @@ func (f *fetch) await(ctx context.Context, ok func() bool) error {
 	}
 }
 
-func (f *fetch) awaitSize(ctx context.Context) error {
-	defer f.hungry(func() int { // the answer to any chunk tells it
+func (f *fetch) awaitSize(ctx context.Context, came time.Time) error {
+	defer f.hungry(came, func() int { // the answer to any chunk tells it
 		if f.size >= 0 {
 			return -1
 		}
@@ -262,6 +286,11 @@ func (f *fetch) awaitSize(ctx context.Context) error {
 func (f *fetch) fail(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.failNow(err)
+}
+
+// failNow does what fail does. The caller holds f.mu.
+func (f *fetch) failNow(err error) {
 	if f.err != nil || f.verified {
 		return
 	}
@@ -300,7 +329,7 @@ func (f *fetch) run() {
 // manifests say is not among it: everyone who joins in would have to believe them.
 func (f *fetch) sizeHere() (size int64, ok bool) {
 	// That no bytes are to come the digest tells, and nobody else: a size of 0 is none in what peers say.
-	if f.digest == f.digest.Algorithm().FromBytes(nil) {
+	if content.OfNothing(f.digest) {
 		return 0, true
 	}
 	if size, ok := f.fr.sizes.Get(f.digest); ok {
@@ -332,7 +361,12 @@ func (f *fetch) join() (swarm.Session, error) {
 	if apart {
 		return f.fr.opts.Swarm.JoinAlone(f.room, j)
 	}
-	session, err := f.fr.opts.Swarm.Join(f.ctx, f.room, j)
+	ctx, span := f.fr.opts.Tracer.Start(f.ctx, "join")
+	session, err := f.fr.opts.Swarm.Join(ctx, f.room, j)
+	if err == nil && span.On() {
+		span.Text("shoal.coordinator", session.Coordinator().String())
+	}
+	span.End(err)
 	if errors.Is(err, schedule.ErrSize) { // someone told others a wrong size: let the digest decide
 		session, err = f.fr.opts.Swarm.JoinAlone(f.room, j)
 	}
@@ -368,7 +402,7 @@ func (f *fetch) follow(session swarm.Session) {
 			f.makeRoom(o.Size, true)
 		}
 		f.update(func(now time.Time) {
-			f.part.Orders(now, o)
+			f.part.Orders(now, f.trusted(now, o))
 			f.reach(&f.steps.plan, now)
 		})
 	}
@@ -392,7 +426,7 @@ func (f *fetch) makeRoom(size int64, told bool) {
 	if done {
 		return
 	}
-	ing, err := f.fr.ingest(f.digest, size, f.source.mark())
+	ing, err := f.place(size)
 	if err == nil && size == 0 {
 		err = ing.WriteChunk(0, content.ChunkCID(nil), nil)
 	}
@@ -408,13 +442,14 @@ func (f *fetch) makeRoom(size int64, told bool) {
 		if f.err != nil { // end gives it back
 			return
 		}
-		f.size, f.sizeTold = size, told
-		f.sources = slices.Repeat([]content.Source{content.FromLocal}, ing.Len())
+		f.size, f.sizeTold, f.window = size, told, newWindow(ing.Slots())
+		f.cameFrom = slices.Repeat([]provenance{fromHere}, ing.Len())
 		for i := range ing.Len() {
 			if _, n := content.ChunkRange(size, i); ing.Has(i) { // of an earlier try
 				f.kept += n
 			}
 		}
+		f.part.Limit(ing.Slots())
 		f.part.SetSize(size, ing.Has)
 		if f.alone {
 			f.part.Demand(now, schedule.Run{Count: ing.Len()})
@@ -430,7 +465,7 @@ func (f *fetch) demand(first, last int) {
 }
 
 // land stores a chunk whose bytes were checked against c, and calls landed with the lock held once it is here.
-func (f *fetch) land(i int, c cid.Cid, data []byte, from content.Source, landed func(now time.Time)) {
+func (f *fetch) land(i int, c cid.Cid, data []byte, from provenance, landed func(now time.Time)) {
 	f.mu.Lock()
 	ing, present := f.ing, f.part.Has(i)
 	f.mu.Unlock()
@@ -445,7 +480,14 @@ func (f *fetch) land(i int, c cid.Cid, data []byte, from content.Source, landed 
 		f.mismatch(fmt.Errorf("chunk %d is of %d bytes, want %d: %w", i, len(data), n, content.ErrDigestMismatch))
 		return
 	}
-	err := ing.WriteChunk(i, c, data)
+	undo, err := f.makeWay()
+	if err != nil {
+		f.fail(err)
+		return
+	}
+	if err = ing.WriteChunk(i, c, data); err != nil {
+		f.update(func(time.Time) { undo() })
+	}
 	switch {
 	case errors.Is(err, content.ErrClosed):
 		return
@@ -461,18 +503,22 @@ func (f *fetch) land(i int, c cid.Cid, data []byte, from content.Source, landed 
 	}
 	f.update(func(now time.Time) {
 		if f.part.Has(i) { // from elsewhere, meanwhile
+			undo()
 			landed(now)
 			return
 		}
+		if f.window != nil {
+			f.window.filled(i, from)
+		}
 		n := int64(len(data))
-		f.sources[i] = from
+		f.cameFrom[i] = from
 		f.arrived += n
 		f.reach(&f.steps.first, now)
 		switch from {
-		case content.FromPeer:
+		case fromPeer:
 			f.countBytes(n)
 			f.fromPeers += n
-		case content.FromUpstream:
+		case fromUpstream:
 			f.fromUpstream += n
 		}
 		landed(now)
@@ -486,7 +532,7 @@ func (f *fetch) Block(from peer.ID, c cid.Cid, data []byte) {
 	var indexes []int
 	f.update(func(now time.Time) { indexes = f.part.Arrived(now, from, sumOf(c)) })
 	for _, i := range indexes {
-		f.land(i, c, data, content.FromPeer, func(now time.Time) {
+		f.land(i, c, data, fromPeer, func(now time.Time) {
 			f.part.Landed(now, i)
 			if f.steps.byPeer == nil {
 				f.steps.byPeer = map[peer.ID]int64{}
@@ -524,11 +570,15 @@ func (f *fetch) finish() {
 	f.fr.m.duration.Observe(time.Since(f.start).Seconds())
 	var mediaType string
 	var req content.Request
-	f.update(func(time.Time) {
+	var c *charge
+	f.update(func(now time.Time) {
 		f.verified = true
 		f.part.Complete()
 		f.broadcast()
-		mediaType, req = f.mediaType, f.req
+		mediaType, req, c = f.mediaType, f.req, f.charge
+		if f.fromUpstream == f.size {
+			f.fr.doubts.right(now, req.Repository.Registry)
+		}
 	})
 	if req.Kind == content.Manifest {
 		mediaType = f.fr.learnFrom(req.Repository, f.ing, mediaType)
@@ -543,7 +593,9 @@ func (f *fetch) finish() {
 	if f.source != "" {
 		f.fr.opts.Sources.Prove(req)
 	}
-	f.settleBlame()
+	if c.open() {
+		f.fr.settle(c, req.Repository.Registry, f.ing.Len(), func(i int) schedule.Sum { return sumOf(f.ing.CID(i)) })
+	}
 	f.mu.Lock()
 	f.committed = err == nil
 	if err != nil {
@@ -582,6 +634,7 @@ func (f *fetch) end() {
 	}
 	f.fr.m.fetches.WithLabelValues(outcome).Inc()
 	f.tell(outcome, err)
+	f.trace(outcome, err)
 	f.fr.m.ended.Add(1)
 
 	defer close(f.released)
@@ -631,7 +684,7 @@ func (f *fetch) tick(ctx context.Context) {
 			f.mu.Lock()
 			watched := f.part.Watched()
 			// One that is to tell liars from those misled goes on, whoever waits.
-			unwanted := f.readers == 0 && !f.finishing && len(f.suspects) == 0 && time.Since(f.idle) > f.fr.opts.Linger
+			unwanted := f.readers == 0 && !f.finishing && !f.charge.open() && time.Since(f.idle) > f.fr.opts.Linger
 			f.mu.Unlock()
 			if unwanted {
 				f.fail(context.Canceled)
@@ -664,12 +717,36 @@ func (f *fetch) status() Status {
 	defer f.mu.Unlock()
 	s := Status{
 		Digest: f.digest, Repository: f.req.Repository, Size: f.size, Arrived: f.arrived, FromPeers: f.fromPeers,
-		FromUpstream: f.fromUpstream, Readers: f.readers, Started: f.start,
+		FromUpstream: f.fromUpstream, Readers: f.readers, Started: f.start, ByPeer: maps.Clone(f.steps.byPeer),
+		Filled: f.filled(),
 	}
 	if f.session != nil {
 		s.Coordinator = f.session.Coordinator()
 	}
 	return s
+}
+
+// filled tells of each part of the blob how many tenths of it are here; nil while the size is not known. The caller
+// holds f.mu.
+func (f *fetch) filled() []byte {
+	if f.part == nil || f.part.Len() == 0 {
+		return nil
+	}
+	n := f.part.Len()
+	parts := min(n, filledParts)
+	of, here := make([]int, parts), make([]int, parts)
+	for i := range n {
+		at := i * parts / n
+		of[at]++
+		if f.part.Has(i) {
+			here[at]++
+		}
+	}
+	tenths := make([]byte, parts)
+	for i := range tenths {
+		tenths[i] = byte(10 * here[i] / of[i])
+	}
+	return tenths
 }
 
 func sumOf(c cid.Cid) schedule.Sum {

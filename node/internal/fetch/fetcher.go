@@ -12,20 +12,19 @@ import (
 	"sync/atomic"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promauto"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/lru"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
+	"github.com/shoal-cache/shoal/node/internal/trace"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
 
@@ -47,7 +46,13 @@ type Swarm interface {
 	Want(p peer.ID, c cid.Cid, priority int32, held bool, s swarm.Sink)
 	Forget(c cid.Cid, s swarm.Sink)
 	Have(b blocks.Block)
+	Gone(c cid.Cid)
+	// Awaits sets what reports whether a block may be about to come.
+	Awaits(may func(c cid.Cid) bool)
 	Claim(d digest.Digest, index int, sum schedule.Sum) (schedule.Claim, error)
+	// HeldBy are the claims of a peer that says to hold the whole blob. It fails with content.ErrNotFound for one that
+	// does not.
+	HeldBy(ctx context.Context, p peer.ID, d digest.Digest) ([]schedule.Claim, error)
 	Ban(p peer.ID, reason string)
 	// HeardFrom counts all bytes from a peer; Ping provokes some from a live one.
 	HeardFrom(p peer.ID) int64
@@ -68,7 +73,7 @@ type Options struct {
 	// Window, PeerWindow, PeerSilence, PeerPatience and CoordinatorPatience are those of schedule.ParticipantConfig.
 	Window, PeerWindow                             int
 	PeerSilence, PeerPatience, CoordinatorPatience time.Duration
-	// UpstreamStreams is the most runs that this node reads from upstream at one time; default
+	// UpstreamStreams is the most runs that this node reads from one registry at one time; default
 	// schedule.UpstreamStreams.
 	UpstreamStreams int64
 	// Patience is how long a caller is kept waiting while nothing comes. After half of it the node itself reads what
@@ -83,7 +88,9 @@ type Options struct {
 	// Linger is for how long a fetch that no caller waits for any more goes on; default 30 s.
 	Linger time.Duration
 	// Ended is told how each fetch went. Optional.
-	Ended      func(Story)
+	Ended func(Story)
+	// Tracer makes a span of each fetch. Optional.
+	Tracer     *trace.Tracer
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -101,13 +108,13 @@ type Fetcher struct {
 	opts    Options
 	log     *slog.Logger
 	m       *metrics
-	streams *semaphore.Weighted
+	turns   turns
 	sizes   *lru.Cache[digest.Digest, int64] // of blobs that matched their digests
 	hints   *lru.Cache[hint, int64]
 	places  *lru.Cache[digest.Digest, place]
 	buffers sync.Pool
 	// ingest is the store's.
-	ingest func(d digest.Digest, size int64, source store.Source) (*store.Ingest, error)
+	ingest func(d digest.Digest, size int64, origin store.Origin) (*store.Ingest, error)
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -120,6 +127,7 @@ type Fetcher struct {
 	// one stream from the start.
 	noRange sync.Map
 	pulls   pulls
+	doubts  *doubts
 	gave    *lru.Cache[string, time.Time] // when each registry last gave something
 }
 
@@ -144,16 +152,6 @@ type Counters struct {
 // Counters are the sums of now.
 func (fr *Fetcher) Counters() Counters { return Counters{Fetches: fr.m.ended.Load()} }
 
-type metrics struct {
-	ended    atomic.Int64
-	served   *prometheus.CounterVec
-	fetches  *prometheus.CounterVec
-	duration prometheus.Histogram
-	stalls   prometheus.Counter
-	reliefs  prometheus.Counter
-	ahead    prometheus.Counter
-}
-
 // New returns a Fetcher. Close ends it.
 func New(o Options) *Fetcher {
 	if o.UpstreamStreams <= 0 {
@@ -171,69 +169,44 @@ func New(o Options) *Fetcher {
 	if o.PeersOnly == nil {
 		o.PeersOnly = func(content.Repository) bool { return false }
 	}
-	sizes, err := lru.New[digest.Digest, int64](1 << 16)
-	if err != nil {
-		panic(err) // only a size that is not positive fails
-	}
-	hints, err := lru.New[hint, int64](1 << 16)
-	if err != nil {
-		panic(err) // as above
-	}
-	places, err := lru.New[digest.Digest, place](knownLayers)
-	if err != nil {
-		panic(err) // as above
-	}
-	gave, err := lru.New[string, time.Time](knownRegistries)
-	if err != nil {
-		panic(err) // as above
-	}
 	f := &Fetcher{
-		opts: o, log: o.Logger, streams: semaphore.NewWeighted(o.UpstreamStreams), sizes: sizes, hints: hints,
-		places: places, gave: gave, pulls: newPulls(),
+		opts: o, log: o.Logger, turns: newTurns(o.UpstreamStreams), pulls: newPulls(),
+		doubts: newDoubts(o.Swarm.ID()),
+		sizes:  lru.New[digest.Digest, int64](1 << 16), hints: lru.New[hint, int64](1 << 16),
+		places: lru.New[digest.Digest, place](knownLayers), gave: lru.New[string, time.Time](knownRegistries),
 		buffers: sync.Pool{New: func() any { b := make([]byte, content.ChunkSize); return &b }},
 		fetches: map[digest.Digest]*fetch{}, ingest: o.Store.IngestFrom,
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
-	reg := promauto.With(o.Registerer)
-	f.m = &metrics{
-		served: reg.NewCounterVec(prometheus.CounterOpts{
-			Name: "shoal_served_bytes_total",
-			Help: "Bytes of blobs and manifests given to callers, by where this node had them from when it was asked.",
-		}, []string{"source"}),
-		fetches: reg.NewCounterVec(prometheus.CounterOpts{
-			Name: "shoal_fetches_total", Help: "Fetches of blobs that were not here, by outcome.",
-		}, []string{"outcome"}),
-		duration: reg.NewHistogram(prometheus.HistogramOpts{
-			Name:    "shoal_fetch_duration_seconds",
-			Help:    "Time from the first demand for a blob until its digest was checked.",
-			Buckets: prometheus.ExponentialBuckets(0.01, 3, 10),
-		}),
-		ahead: reg.NewCounter(prometheus.CounterOpts{
-			Name: "shoal_fetches_ahead_total", Help: "Fetches of layers that began before they were asked for.",
-		}),
-		reliefs: reg.NewCounter(prometheus.CounterOpts{
-			Name: "shoal_upstream_reliefs_total",
-			Help: "Pieces that a caller waited for and nobody brought, so that this node read " +
-				"them from upstream itself.",
-		}),
-		stalls: reg.NewCounter(prometheus.CounterOpts{
-			Name: "shoal_peer_stalls_total", Help: "Chunks that a peer did not send in time or could not be asked for.",
-		}),
+	o.Swarm.Awaits(f.mayGet)
+	f.m = newMetrics(o.Registerer, func() float64 { return float64(len(f.running())) })
+	return f
+}
+
+// running are the fetches that run now.
+func (fr *Fetcher) running() []*fetch {
+	fr.mu.Lock()
+	defer fr.mu.Unlock()
+	return slices.Collect(maps.Values(fr.fetches))
+}
+
+// mayGet reports whether a running fetch may be about to get a block.
+func (fr *Fetcher) mayGet(c cid.Cid) bool {
+	if h := c.Hash(); len(h) < len(schedule.Sum{}) || !c.Equals(content.SumCID(sumOf(c))) {
+		return false // peers ask for anything
 	}
-	for _, s := range []content.Source{content.FromLocal, content.FromPeer, content.FromUpstream} {
-		f.m.served.WithLabelValues(string(s))
-	}
-	reg.NewGaugeFunc(prometheus.GaugeOpts{Name: "shoal_fetches_running", Help: "Fetches running now."}, func() float64 {
+	return slices.ContainsFunc(fr.running(), func(f *fetch) bool {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		return float64(len(f.fetches))
+		return f.part.MayGet(sumOf(c))
 	})
-	return f
 }
 
 // Close ends the running fetches; what has arrived is kept for the next start.
 func (fr *Fetcher) Close() {
+	fr.mu.Lock() // nothing begins from now on
 	fr.cancel()
+	fr.mu.Unlock()
 	fr.wg.Wait()
 }
 
@@ -262,7 +235,7 @@ func (fr *Fetcher) open(ctx context.Context, req content.Request) (content.Reade
 				return fr.openThrough(ctx, req, err)
 			}
 		}
-		r, err := fr.follow(ctx, req)
+		r, err := fr.follow(ctx, req, false)
 		switch {
 		case errors.Is(err, store.ErrExists): // committed since we looked
 			continue
@@ -272,6 +245,32 @@ func (fr *Fetcher) open(ctx context.Context, req content.Request) (content.Reade
 		return r, err
 	}
 	return nil, fmt.Errorf("open %s: %w", req.Digest, content.ErrUnavailable)
+}
+
+// OpenHere is Open of what this node or the swarm has or gets to keep: it fails with content.ErrNoSpace, in place of
+// reading straight from upstream, and so do ranges of what passes through a window.
+func (fr *Fetcher) OpenHere(ctx context.Context, req content.Request) (content.Reader, error) {
+	for range 3 {
+		if b, err := fr.opts.Store.Get(req.Digest); err == nil {
+			return &local{blob: b, m: fr.m}, nil
+		}
+		fr.mu.Lock()
+		f := fr.fetches[req.Digest]
+		fr.mu.Unlock()
+		if f != nil && f.passes() { // nor is upstream asked for it in this name
+			return nil, fmt.Errorf("open %s: it passes by: %w", req.Digest, content.ErrNoSpace)
+		}
+		r, err := fr.follow(ctx, req, true)
+		if !errors.Is(err, store.ErrExists) { // committed since we looked
+			return r, err
+		}
+	}
+	return nil, fmt.Errorf("open %s: %w", req.Digest, content.ErrUnavailable)
+}
+
+// OpenPast opens a blob straight from upstream, and shares nothing of it.
+func (fr *Fetcher) OpenPast(ctx context.Context, req content.Request) (content.Reader, error) {
+	return fr.openThrough(ctx, req, errForeign)
 }
 
 // Stat tells size and media type of what Open would give, without fetching it.
@@ -284,7 +283,7 @@ func (fr *Fetcher) Stat(ctx context.Context, req content.Request) (size int64, m
 		f := fr.fetches[req.Digest]
 		fr.mu.Unlock()
 		if f != nil && fr.serves(f, req) {
-			if size := f.knownSize(); size >= 0 {
+			if size := f.confirmedSize(); size >= 0 {
 				return size, "", nil
 			}
 		}
@@ -310,7 +309,7 @@ func (fr *Fetcher) Ensure(ctx context.Context, req content.Request) error {
 		if _, err := fr.opts.Store.Stat(req.Digest); err == nil {
 			return nil
 		}
-		r, err := fr.follow(ctx, req)
+		r, err := fr.follow(ctx, req, true)
 		// whose it is does not matter here, once it has matched its digest
 		if foreign, ok := errors.AsType[*foreignError](err); ok {
 			if err := foreign.wait(ctx); err != nil {
@@ -330,17 +329,18 @@ func (fr *Fetcher) Ensure(ctx context.Context, req content.Request) error {
 	return fmt.Errorf("ensure %s: %w", req.Digest, content.ErrUnavailable)
 }
 
-// follow joins the running fetch of a digest, or starts one, and waits until its size is known.
-func (fr *Fetcher) follow(ctx context.Context, req content.Request) (content.Reader, error) {
+// follow joins the running fetch of a digest, or starts one, and waits until its size is known. keep: the blob is
+// wanted here, and not only to be read once.
+func (fr *Fetcher) follow(ctx context.Context, req content.Request, keep bool) (content.Reader, error) {
 	if req.Size == 0 {
 		req.Size, _ = fr.hints.Get(hint{req.Repository, req.Digest})
 	}
-	f, err := fr.attach(ctx, req)
+	f, err := fr.attach(ctx, req, keep)
 	if err != nil {
 		return nil, err
 	}
-	r := &reader{f: f, part: req.Part}
-	if err := f.awaitSize(ctx); err != nil {
+	r := &reader{f: f, part: req.Part, unchecked: req.File != "", keep: keep, came: req.Since}
+	if err := f.awaitSize(ctx, req.Since); err != nil {
 		_ = r.Close()
 		return nil, err
 	}
@@ -348,7 +348,7 @@ func (fr *Fetcher) follow(ctx context.Context, req content.Request) (content.Rea
 }
 
 // attach adds a reader to the running fetch of a digest, or to a new one.
-func (fr *Fetcher) attach(ctx context.Context, req content.Request) (*fetch, error) {
+func (fr *Fetcher) attach(ctx context.Context, req content.Request, keep bool) (*fetch, error) {
 	from := fr.sourceOf(req)
 	for {
 		fr.mu.Lock()
@@ -358,7 +358,7 @@ func (fr *Fetcher) attach(ctx context.Context, req content.Request) (*fetch, err
 		}
 		f := fr.fetches[req.Digest]
 		if f == nil {
-			f = startFetch(fr, req, from, nil)
+			f = startFetch(ctx, fr, req, from, keep, nil)
 			fr.fetches[req.Digest] = f
 			fr.mu.Unlock()
 			return f, nil
@@ -368,7 +368,7 @@ func (fr *Fetcher) attach(ctx context.Context, req content.Request) (*fetch, err
 			if err := f.giveWay(ctx); err != nil {
 				return nil, err
 			}
-		} else if f.attach(req) {
+		} else if f.attach(req, keep) {
 			return f, nil
 		}
 		select { // it has ended, and a new one can start as soon as it lets go of the ingest
@@ -402,15 +402,19 @@ type Status struct {
 	Readers                          int
 	Coordinator                      peer.ID
 	Started                          time.Time
+	// ByPeer are the bytes that came from each peer so far. Filled is how much of each part of the blob is here, in
+	// tenths, the blob being cut into filledParts parts at most.
+	ByPeer map[peer.ID]int64
+	Filled []byte
 }
+
+// filledParts is how exactly a Status tells which parts of a blob are here.
+const filledParts = 64
 
 // Running lists the fetches that run now.
 func (fr *Fetcher) Running() []Status {
-	fr.mu.Lock()
-	running := slices.Collect(maps.Values(fr.fetches))
-	fr.mu.Unlock()
-	out := make([]Status, 0, len(running))
-	for _, f := range running {
+	out := []Status{}
+	for _, f := range fr.running() {
 		out = append(out, f.status())
 	}
 	slices.SortFunc(out, func(a, b Status) int { return strings.Compare(string(a.Digest), string(b.Digest)) })

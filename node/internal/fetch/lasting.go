@@ -33,6 +33,13 @@ func (l *lasting) again(ctx context.Context, err error) (content.Reader, error) 
 
 func (l *lasting) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	body, err := l.Reader.Range(ctx, off, n)
+	if errors.Is(err, content.ErrNoSpace) { // it passes through a window, which is of no use to this caller
+		through, openErr := l.again(ctx, err)
+		if openErr != nil {
+			return nil, err
+		}
+		return through.Range(ctx, off, n)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -6,10 +6,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/lru"
 )
 
 const (
@@ -31,14 +31,20 @@ type pulls struct {
 type bytesOf struct {
 	all atomic.Int64
 	own atomic.Int64 // those of reliefs, see relief.go
+	at  atomic.Int64 // when the last came; 0: none has
 }
 
-func newPulls() pulls {
-	c, err := lru.New[content.Repository, *bytesOf](knownPulls)
-	if err != nil {
-		panic(err) // only a size that is not positive fails
-	}
-	return pulls{c}
+func newPulls() pulls { return pulls{lru.New[content.Repository, *bytesOf](knownPulls)} }
+
+// add counts n bytes.
+func (b *bytesOf) add(n int64) {
+	b.at.Store(time.Now().UnixNano())
+	b.all.Add(n)
+}
+
+// still is for how long nothing has come for a caller that came at a time.
+func (b *bytesOf) still(now, came time.Time) time.Duration {
+	return max(0, min(now.Sub(came), now.Sub(time.Unix(0, b.at.Load()))))
 }
 
 func (p pulls) of(repo content.Repository) *bytesOf {
@@ -66,7 +72,7 @@ func (fr *Fetcher) Progress(req content.Request) int64 {
 func (f *fetch) countBytes(n int64) {
 	f.came.Add(n)
 	f.cameAt.Store(int64(time.Since(f.start)))
-	f.pull.all.Add(n)
+	f.pull.add(n)
 }
 
 // upstreamBytes counts what is read from upstream.

@@ -27,34 +27,47 @@ func (l *local) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) 
 	if err != nil {
 		return nil, err
 	}
-	return &counted{ReadCloser: r, m: l.m, source: content.FromLocal}, nil
+	return &counted{ReadCloser: r, m: l.m, from: fromHere}, nil
 }
+
+// provenance is where this node had bytes from when it was asked for them. The values label the metric
+// shoal_served_bytes_total.
+type provenance string
+
+const (
+	fromHere     provenance = "local"
+	fromPeer     provenance = "peer"
+	fromUpstream provenance = "upstream"
+)
 
 // counted counts the bytes that a caller is given.
 type counted struct {
 	io.ReadCloser
-	m      *metrics
-	source content.Source
+	m    *metrics
+	from provenance
 }
 
 func (c *counted) Read(p []byte) (int, error) {
 	n, err := c.ReadCloser.Read(p)
-	c.m.served.WithLabelValues(string(c.source)).Add(float64(n))
+	c.m.served.WithLabelValues(string(c.from)).Add(float64(n))
 	return n, err
 }
 
 // WriteTo keeps the way to sendfile open.
 func (c *counted) WriteTo(w io.Writer) (int64, error) {
 	n, err := io.Copy(w, c.ReadCloser)
-	c.m.served.WithLabelValues(string(c.source)).Add(float64(n))
+	c.m.served.WithLabelValues(string(c.from)).Add(float64(n))
 	return n, err
 }
 
 // reader follows a blob that is arriving.
 type reader struct {
-	f    *fetch
-	part bool // the caller wants a part only, wherever it lies
-	once sync.Once
+	f         *fetch
+	part      bool // the caller wants a part only, wherever it lies
+	unchecked bool // it checks no digest, as clients of model hubs
+	keep      bool // it has no use for a blob that passes by
+	came      time.Time
+	once      sync.Once
 }
 
 func (r *reader) Size() int64 { return r.f.knownSize() }
@@ -76,6 +89,9 @@ func (r *reader) Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	if off < 0 || n < 0 || off > size-n {
 		return nil, fmt.Errorf("%s: range of %d bytes at %d is outside its %d bytes", r.f.digest, n, off, size)
 	}
+	if r.f.passes() {
+		return r.passThrough(ctx, off, n)
+	}
 	held := r.f.fr.opts.VerifiedRanges && n < size
 	if n > 0 || size == 0 {
 		first, last := int(off/content.ChunkSize), int((off+max(n, 1)-1)/content.ChunkSize)
@@ -87,14 +103,18 @@ func (r *reader) Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 		r.f.demand(first, last)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	return &stream{f: r.f, number: r.f.number(), ctx: ctx, cancel: cancel, pos: off, left: n, held: held}, nil
+	return &stream{f: r.f, number: r.f.number(), came: r.came, ctx: ctx, cancel: cancel, pos: off, left: n, held: held,
+		early: r.part}, nil
 }
 
 // ensure waits until the whole blob is committed.
 func (r *reader) ensure(ctx context.Context) error {
 	f := r.f
+	if f.passes() {
+		return fmt.Errorf("ensure %s: %w", f.digest, content.ErrNoSpace)
+	}
 	f.demand(0, content.Chunks(r.Size())-1)
-	defer f.hungry(f.part.FirstAbsent)()
+	defer f.hungry(time.Time{}, f.part.FirstAbsent)()
 	if err := f.await(ctx, func() bool { return f.committed }); err != nil {
 		return fmt.Errorf("ensure %s: %w", f.digest, err)
 	}
@@ -104,14 +124,17 @@ func (r *reader) ensure(ctx context.Context) error {
 // stream is one range of a blob that is arriving. It goes from chunk to chunk as they come.
 type stream struct {
 	f      *fetch
-	number int // among the fetch's readers
+	number int       // among the fetch's readers
+	came   time.Time // when the caller did, which has been given nothing yet; else zero
 	ctx    context.Context
 	cancel context.CancelFunc
 	pos    int64
 	left   int64
 	held   bool          // until the digest of the whole is known to match
+	early  bool          // wants a part alone, whatever others want of the blob
+	end    bool          // the last chunk alone is held so, of a blob that passes by
 	part   io.ReadCloser // the rest of the current chunk
-	source content.Source
+	from   provenance
 }
 
 // next opens the chunk at the stream's position, once it is there. io.EOF: the range is at its end.
@@ -123,16 +146,16 @@ func (s *stream) next() error {
 		return io.EOF
 	}
 	i := int(s.pos / content.ChunkSize)
-	if err := s.f.awaitChunk(s.ctx, s.number, i, s.held); err != nil {
+	if err := s.await(i); err != nil {
 		return err
 	}
 	start, size := content.ChunkRange(s.f.size, i)
 	n := min(s.left, start+size-s.pos)
-	part, source, err := s.f.section(s.ctx, i, s.pos-start, n)
+	part, from, err := s.f.section(s.ctx, i, s.pos-start, n)
 	if err != nil {
 		return err
 	}
-	s.part, s.source = part, source
+	s.part, s.from = part, from
 	return nil
 }
 
@@ -140,13 +163,17 @@ func (s *stream) next() error {
 func (s *stream) advance(n int64, err error) error {
 	s.pos += n
 	s.left -= n
-	s.f.fr.m.served.WithLabelValues(string(s.source)).Add(float64(n))
+	s.came = time.Time{}
+	s.f.fr.m.served.WithLabelValues(string(s.from)).Add(float64(n))
 	if s.left > 0 && s.pos%content.ChunkSize != 0 && err == nil {
 		return nil
 	}
 	if err == nil || errors.Is(err, io.EOF) {
 		err = s.part.Close()
 		s.part = nil
+	}
+	if ended := s.f.ended(); err != nil && ended != nil {
+		return fmt.Errorf("%w: %w", ended, err) // what was read is closed when the fetch ends, which says less
 	}
 	return err
 }
@@ -180,7 +207,12 @@ func (s *stream) WriteTo(w io.Writer) (total int64, err error) {
 
 func (s *stream) Close() error {
 	s.cancel()
-	s.f.update(func(time.Time) { s.f.part.RemoveReader(s.number) })
+	s.f.update(func(time.Time) {
+		s.f.part.RemoveReader(s.number)
+		if s.f.window != nil {
+			s.f.window.leave(s.number)
+		}
+	})
 	if s.part == nil {
 		return nil
 	}
@@ -189,34 +221,40 @@ func (s *stream) Close() error {
 	return part.Close()
 }
 
-// awaitChunk waits until chunk i may be given to a caller. The last chunk of a blob that is fetched whole waits for the
-// digest of the whole, so that no answer with a wrong byte in it ends as if it were right; so does each where held.
-func (f *fetch) awaitChunk(ctx context.Context, reader, i int, held bool) error {
+// await waits until chunk i may be given to the caller. The last chunk of a blob that is fetched whole waits for the
+// digest of the whole, so that no answer with a wrong byte in it ends as if it were right; so does each where held. Who
+// wants a part alone need not know the whole.
+func (s *stream) await(i int) error {
+	f, held := s.f, s.held || s.end && i == s.f.part.Len()-1
 	there := func() bool {
 		if f.verified {
 			return true
 		}
+		if w := f.window; w != nil {
+			return f.err == nil && f.part.Has(i) && (!held || w.proved)
+		}
 		if f.err != nil || held {
 			return false
 		}
-		return f.part.Has(i) && (i < f.part.Len()-1 || !f.part.NeedsAll())
+		return f.part.Has(i) && (i < f.part.Len()-1 || s.early || !f.part.NeedsAll())
 	}
 	now := false
 	f.update(func(at time.Time) {
+		f.advance(at, s.number, i)
 		if now = there(); !now {
-			f.part.SetPosition(at, reader, i)
+			f.part.SetPosition(at, s.number, i)
 		}
 	})
 	if now {
 		return nil
 	}
-	defer f.hungry(func() int {
+	defer f.hungry(s.came, func() int {
 		if held || f.part.Has(i) {
 			return f.part.FirstAbsent()
 		}
 		return i
 	})()
-	return f.await(ctx, there)
+	return f.await(s.ctx, there)
 }
 
 // number gives a reader its number.
@@ -228,13 +266,16 @@ func (f *fetch) number() int {
 }
 
 // section opens n bytes from offset off of the present chunk i.
-func (f *fetch) section(ctx context.Context, i int, off, n int64) (io.ReadCloser, content.Source, error) {
+func (f *fetch) section(ctx context.Context, i int, off, n int64) (io.ReadCloser, provenance, error) {
 	f.mu.Lock()
-	source, ing, err := f.sources[i], f.ing, f.err
+	from, ing, err := f.cameFrom[i], f.ing, f.err
 	f.mu.Unlock()
 	if ing == nil { // it did not match, and was dropped since
-		return nil, source, err
+		return nil, from, err
 	}
 	part, err := ing.SectionWriterTo(ctx, i, off, n)
-	return part, source, err
+	if errors.Is(err, content.ErrNotFound) { // it was let go of in this moment
+		err = fmt.Errorf("%w: %w", content.ErrNoSpace, err)
+	}
+	return part, from, err
 }

@@ -6,12 +6,26 @@ import (
 	"hash/fnv"
 	"time"
 
+	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 )
 
-// longHunger is how long a caller waits at one place, while much else of its pull comes, until this node reads what it
-// waits for itself: half of what the front allows for it at the most.
-const longHunger = 30 * time.Second
+// A caller may wait at one place while much else of its pull comes, because all of that shares one link. What decides
+// is how much comes. On a slow link each has to wait for longer. To read for a caller what others are about to bring
+// would only cost that link and the registry more. Time alone decides where an end is near.
+const (
+	// longHunger is how long such a caller waits at the least, and fairShare how many bytes come before him.
+	longHunger = 30 * time.Second
+	fairShare  = 48 * content.ChunkSize
+	// againShare is the same after a relief: a caller that has waited for so long does not wait as long at each place.
+	// So what is read in vain at the most is a small part of what comes.
+	againShare = 16 * content.ChunkSize
+	// The front gives a blob up of which nothing came for 60 s, and one whose size is not known after 25 s. Reading a
+	// chunk takes a while, too.
+	blobStandsStill, sizeStaysAway = 40 * time.Second, 15 * time.Second
+	// longestHunger is how long anybody waits at one place. An answer that has begun is kept alive for two minutes.
+	longestHunger = 100 * time.Second
+)
 
 const (
 	// reliefSteps is how often, in Options.Patience, it is looked at how a caller who waits fares.
@@ -20,6 +34,14 @@ const (
 	// for the registry. A registry that is asked by one more answers no sooner. But the other may be cut off from it,
 	// and what is left is for asking it.
 	mostPatience = 0.75
+	// lastCall is the part of Options.Patience after which nobody is waited for any more: the caller's front is about
+	// to send it away.
+	lastCall = 0.8
+	// leastWait is the part that others have in any case to bring what is wanted, half of it or all by eagerness.
+	leastWait = 0.15
+	// beforehand is the part of a caller's patience that it may have used up before it came here. The rest is for
+	// others to bring what it waits for.
+	beforehand = 0.75
 	// reliefPause is for how long a vain relief is not repeated, and how soon after one that helped the next may
 	// follow.
 	reliefPause = 2 * time.Second
@@ -36,30 +58,42 @@ type hunger struct {
 	// Guarded by f.mu.
 	since    time.Time
 	seen     int64
-	moved    time.Time // when bytes of the pull were last seen to come
+	moved    time.Time // when bytes of the pull were last seen to come; where that was before it began, a while later
+	quiet    time.Time // the same with nothing added
 	accused  bool      // the peer that was asked has been passed over
 	stopped  bool
 	patience time.Duration // with nothing moving
 	most     time.Duration // the same, while the coordinator says that another node reads from upstream
-	long     time.Duration // with something moving
+	wait     wait          // with something moving
 }
 
-// hungry watches over a caller's waiting until the returned function is called.
-func (f *fetch) hungry(want func() int) (sated func()) {
+// wait is how long a caller waits at one place while bytes of its pull come.
+type wait struct {
+	since, ownMoved time.Time // when it began; when a chunk of the blob was last seen to come
+	others, own     int64     // bytes by others of the pull when it began; bytes of the blob that were seen
+	share           int64     // how many bytes of the pull come before it
+	least           time.Duration
+	still           time.Duration // in which no chunk of the blob comes
+}
+
+// long reports whether it has lasted for long enough.
+func (w *wait) long(now time.Time, others, own int64) bool {
+	if own != w.own {
+		w.own, w.ownMoved = own, now
+	}
+	waited := now.Sub(w.since)
+	return waited >= w.least && others-w.others >= w.share || now.Sub(w.ownMoved) >= w.still || waited >= longestHunger
+}
+
+// hungry watches over a caller's waiting until the returned function is called. The front counts from when the caller
+// came, zero where that does not matter any more. Before it came here it may have waited to be let in, and for what
+// other nodes said to have and did not bring.
+func (f *fetch) hungry(came time.Time, want func() int) (sated func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
-	// Nodes wait for the same together. The first to lose patience is who the others have the piece from.
-	spread := 1 + f.eagerness()/2
-	h := &hunger{
-		f: f, want: want, since: now, seen: f.byOthers(), moved: now,
-		patience: time.Duration(spread * float64(f.fr.opts.Patience/2)),
-		most:     time.Duration((mostPatience + spread/reliefSteps) * float64(f.fr.opts.Patience)),
-		long:     time.Duration(spread * float64(longHunger)),
-	}
-	if now.Sub(f.relieved) < longHunger {
-		h.long = h.patience // it has waited for long already, at another place
-	}
+	h := f.hunger(now, came)
+	h.want = want
 	h.timer = time.AfterFunc(h.step(now), h.look)
 	return func() {
 		h.timer.Stop()
@@ -67,6 +101,41 @@ func (f *fetch) hungry(want func() int) (sated func()) {
 		defer f.mu.Unlock()
 		h.stopped = true
 	}
+}
+
+// hunger begins now, of a caller that came at a time. The caller of it holds f.mu.
+func (f *fetch) hunger(now, came time.Time) *hunger {
+	// Nodes wait for the same together. The first to lose patience is who the others have the piece from.
+	spread := 1 + f.eagerness()/2
+	h := &hunger{
+		f: f, since: now, seen: f.byOthers(), moved: now,
+		patience: time.Duration(spread * float64(f.fr.opts.Patience/2)),
+		most:     time.Duration((mostPatience + spread/reliefSteps) * float64(f.fr.opts.Patience)),
+	}
+	h.quiet = now
+	if !came.IsZero() {
+		still := f.pull.still(now, came)
+		h.quiet = now.Add(-still)
+		h.moved = now.Add(-min(still, time.Duration(beforehand*float64(h.patience))))
+	}
+	h.wait = f.waits(now, spread, h.patience)
+	return h
+}
+
+// waits is how a caller's waiting begins. The caller holds f.mu.
+func (f *fetch) waits(now time.Time, spread float64, patience time.Duration) wait {
+	w := wait{
+		since: now, ownMoved: now, others: f.byOthers(), own: f.arrived, share: fairShare,
+		least: time.Duration(spread * float64(longHunger)),
+		still: time.Duration((1 + spread) / 2 * float64(blobStandsStill)),
+	}
+	if f.size < 0 {
+		w.still = time.Duration(spread * float64(sizeStaysAway))
+	}
+	if now.Sub(f.relieved) < longHunger {
+		w.share, w.least = againShare, patience // it has waited for long already, at another place
+	}
+	return w
 }
 
 // eagerness is a number from 0 to 1 of this node's and the blob's own.
@@ -85,13 +154,20 @@ func (f *fetch) starves(now time.Time) bool {
 	return now.Sub(f.relieved) < reliefPause && f.byOthers() == f.othersThen
 }
 
-// step is when to look next: soon, where the caller starves.
+// untilLastCall is for how much longer others may be waited for at the most.
+func (h *hunger) untilLastCall(now time.Time) time.Duration {
+	patience := float64(h.f.fr.opts.Patience)
+	here := time.Duration((1+h.f.eagerness())/2*leastWait*patience) - now.Sub(h.since)
+	return max(here, time.Duration(lastCall*patience)-now.Sub(h.quiet))
+}
+
+// step is when to look next: soon, where the caller starves or has no time any more.
 func (h *hunger) step(now time.Time) time.Duration {
-	step := h.f.fr.opts.Patience / reliefSteps
-	if h.f.starves(now) {
+	step, left := h.f.fr.opts.Patience/reliefSteps, h.untilLastCall(now)
+	if h.f.starves(now) || left <= 0 {
 		return step / 4
 	}
-	return step
+	return min(step, left)
 }
 
 func (h *hunger) look() {
@@ -101,14 +177,14 @@ func (h *hunger) look() {
 			return
 		}
 		if n := f.byOthers(); n != h.seen {
-			h.seen, h.moved = n, now
+			h.seen, h.moved, h.quiet = n, now, now
 		}
 		patience := h.patience
 		if f.part.Awaited(now) {
 			patience = max(patience, h.most)
 		}
-		still := now.Sub(h.moved) >= patience
-		if still || now.Sub(h.since) >= h.long || f.starves(now) {
+		still := now.Sub(h.moved) >= patience || h.untilLastCall(now) <= 0
+		if long := h.wait.long(now, h.seen, f.arrived); still || long || f.starves(now) {
 			h.relieve(now, still)
 		}
 		h.timer.Reset(h.step(now))
@@ -121,7 +197,12 @@ func (h *hunger) relieve(now time.Time, still bool) {
 	if f.relieving || f.rooming.Load() > 0 || now.Before(f.noRelief) || f.askers.next() == nil || i < 0 {
 		return
 	}
-	if f.unanswered.Load() > 0 && (i >= f.part.Len() || f.part.Reads(i)) {
+	if f.secede(now) {
+		return // which begins with what is missing first
+	}
+	// Clients of a model hub give up after 10 s without a byte, and it is a machine of many that does not answer.
+	hangs := f.req.File != "" && now.Sub(h.since) >= h.most
+	if f.unanswered.Load() > 0 && (i >= f.part.Len() || f.part.Reads(i)) && !hangs {
 		return // upstream is asked already, and thinks
 	}
 	if i < f.part.Len() {
@@ -134,7 +215,9 @@ func (h *hunger) relieve(now time.Time, still bool) {
 			f.fr.log.Warn("peer does not send what a caller waits for", "digest", f.digest, "chunk", i, "peer", asked,
 				"coordinator", f.part.Coordinator(), "waited", now.Sub(h.since))
 			f.part.PassOver(now, i)
-			return
+			if h.untilLastCall(now) > 0 {
+				return
+			}
 		case !still && f.part.Reads(i):
 			return
 		}

@@ -103,6 +103,11 @@ func (s source) room(d digest.Digest) digest.Digest {
 	return digest.SHA256.FromString("source\x00" + string(s) + "\x00" + d.String())
 }
 
+// origin is what the store is to know of an ingest for a request from the source.
+func (s source) origin(req content.Request) store.Origin {
+	return store.Origin{Source: s.mark(), Pool: store.PoolOf(req)}
+}
+
 func (s source) mark() store.Source {
 	if s == "" {
 		return store.AnySource

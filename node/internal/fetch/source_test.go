@@ -130,7 +130,8 @@ func TestSource_WhoOnlyClaimsADigestIsGivenNothingThatAnotherBrings(t *testing.T
 			},
 			"where a part of the blob is left from before": func(t *testing.T, o *origin, nodes []*testNode,
 				_ chan struct{}, good, bad content.Request) {
-				ing, err := nodes[0].store.IngestFrom(good.Digest, size, source(good.Repository.String()).mark())
+				ing, err := nodes[0].store.IngestFrom(good.Digest, size,
+					source(good.Repository.String()).origin(good))
 				require.NoError(t, err)
 				for i := range 3 {
 					data := o.Blob(good.Digest)[i*chunk1 : (i+1)*chunk1]

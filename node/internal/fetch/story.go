@@ -66,6 +66,31 @@ func (f *fetch) tell(outcome string, err error) {
 	f.fr.opts.Ended(s)
 }
 
+// trace tells the fetch's span what came from where. The lock is not held.
+func (f *fetch) trace(outcome string, err error) {
+	if !f.span.On() {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.span.Text("shoal.digest", string(f.digest))
+	f.span.Text("shoal.repository", f.req.Repository.String())
+	f.span.Text("shoal.outcome", outcome)
+	f.span.Number("shoal.size", f.size)
+	f.span.Number("shoal.from_peers", f.fromPeers)
+	f.span.Number("shoal.from_registry", f.fromUpstream)
+	f.span.Number("shoal.discovery_ms", f.steps.discovery.Milliseconds())
+	f.span.Number("shoal.plan_ms", f.steps.plan.Milliseconds())
+	f.span.Number("shoal.first_chunk_ms", f.steps.first.Milliseconds())
+	for p, bytes := range f.steps.byPeer {
+		f.span.Number("shoal.from."+p.String(), bytes)
+	}
+	if outcome != outcomeFailed {
+		err = nil
+	}
+	f.span.End(err)
+}
+
 // passedThrough tells of a blob that is read past the store.
 func (fr *Fetcher) passedThrough(req content.Request, size int64) {
 	if fr.opts.Ended != nil {

@@ -2,12 +2,16 @@ package fetch
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"log/slog"
+	"time"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
 )
 
 // through reads straight from upstream and keeps nothing: what a node does whose store has no room, or that may not
@@ -75,27 +79,78 @@ func (t *through) Range(ctx context.Context, off, n int64) (io.ReadCloser, error
 	r := io.LimitReader(in, n) // a registry that ignores Range sends all
 	if whole {
 		// All but the end goes out before the digest is known; the end does not, if it is wrong.
-		r = &judged{content.NewVerifier(r, t.req.Digest, t.size), t}
+		r = &judged{content.NewVerifier(r, t.req.Digest, t.size), func(error) { t.fr.opts.Upstream.Distrust(t.req) }}
+		if _, open := t.fr.doubts.passes(time.Now(), t.req.Digest); open {
+			r = &weighed{Reader: r, t: t, sum: sha256.New()}
+		}
 	}
 	counted := &counted{ReadCloser: struct {
 		io.Reader
 		io.Closer
-	}{r, body}, m: t.fr.m, source: content.FromUpstream}
+	}{r, body}, m: t.fr.m, from: fromUpstream}
 	return counted, nil
 }
 
-// judged reads what is checked against its digest, and tells upstream where that does not match.
+// judged reads what is checked against its digest, and tells where that does not match.
 type judged struct {
 	io.Reader
-	t *through
+	wrong func(error)
 }
 
 func (j *judged) Read(b []byte) (int, error) {
 	n, err := j.Reader.Read(b)
 	if errors.Is(err, content.ErrDigestMismatch) {
-		j.t.fr.opts.Upstream.Distrust(j.t.req)
+		j.wrong(err)
 	}
 	return n, err
+}
+
+// weighed reads a blob of which a window gave wrong bytes, and tells at its end, where it matches its digest, whose
+// claims were wrong.
+type weighed struct {
+	io.Reader
+	t    *through
+	sum  hash.Hash // of the chunk at which it is
+	n    int64     // bytes of that chunk so far
+	sums []schedule.Sum
+	told bool
+}
+
+func (w *weighed) Read(b []byte) (int, error) {
+	n, err := w.Reader.Read(b)
+	for b := b[:n]; len(b) > 0; {
+		part := b[:min(int64(len(b)), content.ChunkSize-w.n)]
+		_, _ = w.sum.Write(part) // a hash never fails
+		if w.n += int64(len(part)); w.n == content.ChunkSize {
+			w.next()
+		}
+		b = b[len(part):]
+	}
+	if errors.Is(err, io.EOF) && !w.told {
+		w.told = true
+		w.tell()
+	}
+	return n, err
+}
+
+func (w *weighed) next() {
+	w.sums = append(w.sums, schedule.Sum(w.sum.Sum(nil)))
+	w.sum.Reset()
+	w.n = 0
+}
+
+func (w *weighed) tell() {
+	if w.n > 0 {
+		w.next()
+	}
+	fr := w.t.fr
+	fr.mu.Lock() // Close comes before, or waits
+	defer fr.mu.Unlock()
+	if fr.ctx.Err() != nil {
+		return
+	}
+	c := fr.doubts.take(w.t.req.Digest)
+	fr.settle(&c, w.t.req.Repository.Registry, len(w.sums), func(i int) schedule.Sum { return w.sums[i] })
 }
 
 // passing counts what comes.
@@ -106,6 +161,6 @@ type passing struct {
 
 func (p *passing) Read(b []byte) (int, error) {
 	n, err := p.r.Read(b)
-	p.pull.all.Add(int64(n))
+	p.pull.add(int64(n))
 	return n, err
 }

@@ -14,8 +14,17 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
 
-// answerPatience bounds the wait for a registry's answer during which a lease is kept.
-const answerPatience = 15 * time.Second
+const (
+	// answerPatience bounds the wait for a registry's answer during which a lease is kept, and filePatience that for a
+	// file of a hub.
+	answerPatience, filePatience = 15 * time.Second, 40 * time.Second
+	// anotherMachine is how long a relief waits for an answer with a file of a hub. Another may reach a machine that
+	// does not hang.
+	anotherMachine = 10 * time.Second
+	// mostBadAnswers is how many answers of no use are taken. The first may be that of one machine of many. Where the
+	// registry has given some of the blob, something in between may be in trouble for a moment: see blip.
+	mostBadAnswers = 2
+)
 
 // blip is for how long a registry that has just given something is asked again when it cannot be reached: it is
 // restarting, as a rule, or the network is. To give up would end the pulls of all nodes, for none of them reaches it.
@@ -38,11 +47,12 @@ func (f *fetch) readLease(r schedule.Run) {
 			f.fr.log.Info("upstream failed", "digest", f.digest, "first", r.First, "chunks", r.Count, "error", err)
 			f.upErr = err
 		}
-		f.part.LeaseEnded(now, r, troubleOf(err))
+		f.part.LeaseEnded(now, r, f.troubleOf(err))
 	})
 }
 
-func troubleOf(err error) schedule.Trouble {
+// troubleOf is what the coordinator is told of a run that was not read. The caller holds f.mu.
+func (f *fetch) troubleOf(err error) schedule.Trouble {
 	switch {
 	case err == nil:
 		return 0
@@ -50,23 +60,32 @@ func troubleOf(err error) schedule.Trouble {
 		return schedule.Returned
 	case errors.Is(err, errNoRange):
 		return schedule.NoRange
-	case refused(err), errors.Is(err, content.ErrDigestMismatch):
+	case refused(err), errors.Is(err, content.ErrDigestMismatch), isBadAnswer(err) && f.fromUpstream == 0:
 		return schedule.Refused
 	}
 	return schedule.Transient
 }
 
+// isBadAnswer tells an answer of no use from one that broke off, and was no use from there.
+func isBadAnswer(err error) bool {
+	_, opening := errors.AsType[*openError](err)
+	return opening && errors.Is(err, content.ErrBadAnswer)
+}
+
 // readRun reads a leased run when it is its turn on this node.
 func (f *fetch) readRun(r schedule.Run) error {
 	f.awaited.Add(1)
+	f.mu.Lock()
+	turns := f.fr.turns.at(f.req.Repository.Registry)
+	f.mu.Unlock()
 	turn := func() error {
 		defer f.awaited.Add(-1)
-		return f.fr.streams.Acquire(f.ctx, 1)
+		return turns.Acquire(f.ctx, 1)
 	}
 	if err := turn(); err != nil {
 		return err
 	}
-	defer f.fr.streams.Release(1)
+	defer turns.Release(1)
 	// What has come from elsewhere meanwhile is not read again.
 	rest := r
 	f.update(func(time.Time) { rest = f.part.Rest(r) })
@@ -99,24 +118,18 @@ func (f *fetch) readOnce(ctx context.Context, r schedule.Run, own bool) error {
 	defer answered()
 	// While the registry's answer is awaited the lease is kept, within reason: to give it to another would only have
 	// the registry do the work twice.
-	defer time.AfterFunc(answerPatience, answered).Stop()
-	off := int64(r.First) * content.ChunkSize
-	n := int64(r.Count) * content.ChunkSize
-	whole := false
-	if size := f.knownSize(); size > 0 {
-		n = min(n, size-off)
-		whole = off == 0 && n == size
+	f.mu.Lock()
+	isFile := f.req.File != ""
+	f.mu.Unlock()
+	patience := answerPatience
+	if isFile {
+		patience = filePatience
 	}
-	partOnly, small := f.sizeOnly()
-	switch {
-	case partOnly && !own:
-		n = 1 // the answer to any byte tells the size, and which chunks are wanted is known after
-	case whole || small:
-		n = -1 // a plain GET, which every registry and every cache in front of one understands
-	}
+	defer time.AfterFunc(patience, answered).Stop()
+	off, n, sizeOnly := f.extent(r, own)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	body, err := f.outlast(ctx, off, n)
+	body, err := f.answerBefore(ctx, cancel, own && isFile, off, n)
 	if err != nil {
 		return err
 	}
@@ -132,7 +145,7 @@ func (f *fetch) readOnce(ctx context.Context, r schedule.Run, own bool) error {
 	if err := f.sized(body.Body); err != nil {
 		return err
 	}
-	if partOnly && !own && !body.Whole {
+	if sizeOnly && !body.Whole {
 		return errReturned
 	}
 	in := &upstreamBytes{r: body, f: f, own: own}
@@ -161,12 +174,58 @@ func (f *fetch) readOnce(ctx context.Context, r schedule.Run, own bool) error {
 	return f.readChunks(in, r)
 }
 
+// extent is what the registry is asked for to read a run: n bytes from offset off, or all from there where n is -1.
+// sizeOnly: the answer is to tell the size.
+func (f *fetch) extent(r schedule.Run, own bool) (off, n int64, sizeOnly bool) {
+	off, n = int64(r.First)*content.ChunkSize, int64(r.Count)*content.ChunkSize
+	whole := false
+	if size := f.knownSize(); size > 0 {
+		n = min(n, size-off)
+		whole = off == 0 && n == size
+	}
+	partOnly, small := f.sizeOnly()
+	switch {
+	case partOnly && !own:
+		return off, 1, true // the answer to any byte tells the size, and which chunks are wanted is known after
+	case whole || small:
+		n = -1 // a plain GET, which every registry and every cache in front of one understands
+	}
+	return off, n, false
+}
+
+// answerBefore opens as outlast does; brief: and cancels where a machine of many may hang.
+func (f *fetch) answerBefore(ctx context.Context, cancel func(), brief bool, off, n int64) (*answer, error) {
+	if !brief {
+		return f.outlast(ctx, off, n)
+	}
+	hangs := time.AfterFunc(anotherMachine, cancel)
+	a, err := f.outlast(ctx, off, n)
+	if late := !hangs.Stop(); late {
+		if err == nil {
+			_ = a.Close()
+		}
+		return nil, fmt.Errorf("read %s: no answer within %s: %w", f.digest, anotherMachine, content.ErrUnavailable)
+	}
+	return a, err
+}
+
 // outlast opens as open does, over a blip of the registry.
 func (f *fetch) outlast(ctx context.Context, off, n int64) (*answer, error) {
+	bad := 0
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		a, err := f.open(ctx, off, n)
-		if err == nil || !f.fr.mayBeBlip(err) {
-			return a, err
+		switch {
+		case err == nil:
+			return a, nil
+		case isBadAnswer(err):
+			if bad++; bad >= mostBadAnswers && !(f.hasReadSome() && f.fr.mayBeBlip(err)) {
+				return nil, err
+			}
+			if bad > 1 {
+				pause = time.Second
+			}
+		case !f.fr.mayBeBlip(err):
+			return nil, err
 		}
 		select {
 		case <-time.After(pause):
@@ -174,6 +233,13 @@ func (f *fetch) outlast(ctx context.Context, off, n int64) (*answer, error) {
 			return nil, err
 		}
 	}
+}
+
+// hasReadSome reports whether upstream has given some of the blob.
+func (f *fetch) hasReadSome() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.fromUpstream > 0
 }
 
 // mayBeBlip tells of an error of open whether the registry may be back in a moment: it gave something a moment ago.
@@ -205,7 +271,7 @@ func (f *fetch) stream(in io.Reader, r schedule.Run, ignored bool, registry stri
 	f.update(func(now time.Time) {
 		f.streaming = false
 		for _, c := range f.covered {
-			f.part.LeaseEnded(now, c, troubleOf(err))
+			f.part.LeaseEnded(now, c, f.troubleOf(err))
 		}
 		f.covered = nil
 	})
@@ -277,7 +343,7 @@ func (f *fetch) readChunks(body io.Reader, r schedule.Run) error {
 		if err != nil {
 			return err
 		}
-		f.land(i, c, data, content.FromUpstream, func(now time.Time) { f.part.Claimed(now, claim) })
+		f.land(i, c, data, fromUpstream, func(now time.Time) { f.part.Claimed(now, claim) })
 		if err := f.ended(); err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -16,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
 	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
@@ -262,6 +264,134 @@ func TestSize_IsAClaimUntilTheDigestProvesIt(t *testing.T) {
 	}
 }
 
+// hanging is upstream with a registry besides that never answers.
+type hanging struct {
+	Upstream
+	asked chan struct{}
+}
+
+func (h hanging) Open(ctx context.Context, req content.Request, off, n int64) (*upstream.Body, error) {
+	if req.Repository.Registry != "hanging.test" {
+		return h.Upstream.Open(ctx, req, off, n)
+	}
+	h.asked <- struct{}{}
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// anotherRange answers with another part than was asked for.
+func anotherRange(w http.ResponseWriter, _ *http.Request, data []byte) bool {
+	w.Header().Set("Content-Range", fmt.Sprintf("bytes 1-2/%d", len(data)))
+	w.WriteHeader(http.StatusPartialContent)
+	_, _ = w.Write(data[1:3])
+	return true
+}
+
+// severalRanges answers as if several parts had been asked for.
+func severalRanges(w http.ResponseWriter, _ *http.Request, data []byte) bool {
+	w.Header().Set("Content-Type", "multipart/byteranges; boundary=x")
+	w.WriteHeader(http.StatusPartialContent)
+	_, _ = w.Write(data[:100])
+	return true
+}
+
+// circle redirects to where the request came.
+func circle(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+	http.Redirect(w, r, r.URL.RequestURI(), http.StatusTemporaryRedirect)
+	return true
+}
+
+// onAndOn redirects without an end.
+func onAndOn(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+	http.Redirect(w, r, r.URL.Path+"?"+r.URL.RawQuery+"x", http.StatusTemporaryRedirect)
+	return true
+}
+
+// What a registry answers is no blip: whoever has just given something is asked again, but not for seconds.
+func TestBadAnswers_CostFewRequestsAndAreToldAtOnce(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		answer misbehaviour
+		most   int
+	}{
+		"another range":                 {anotherRange, 2},
+		"several ranges":                {severalRanges, 2},
+		"a page":                        {page, 2},
+		"redirects in a circle":         {circle, 2},
+		"redirects that go on for ever": {onAndOn, 12},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOrigin(t)
+			n := newNode(t, o, "n", nil)
+			_, err := n.read(t.Context(), o.request(o.add(t, 100)))
+			require.NoError(t, err) // it gives something a moment before
+			d := o.add(t, 3*chunk1)
+			o.Requests()
+			o.Spoil(func(w http.ResponseWriter, r *http.Request, data []byte) bool {
+				return r.Method == http.MethodGet && c.answer(w, r, data)
+			})
+			_, err = n.read(t.Context(), o.request(d))
+			require.ErrorIs(t, err, content.ErrBadAnswer)
+			require.LessOrEqual(t, len(o.Requests()), c.most)
+			o.Spoil(nil)
+			_, err = n.read(t.Context(), o.request(d))
+			require.NoError(t, err, "whoever comes afterwards asks anew")
+		})
+	}
+}
+
+func TestBadAnswers_OneOfManyMachinesGivesEndsNoPull(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	d := o.add(t, 3*chunk1)
+	o.Spoil(once(circle))
+	data, err := newNode(t, o, "n", nil).read(t.Context(), o.request(d))
+	require.NoError(t, err)
+	require.Equal(t, d, digest.FromBytes(data))
+}
+
+func TestBadAnswers_ForAMomentEndNoPullThatHasBegun(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	d := o.add(t, 12*chunk1)
+	var answers, bad atomic.Int32
+	o.Spoil(func(w http.ResponseWriter, r *http.Request, data []byte) bool {
+		if r.Method != http.MethodGet || answers.Add(1) < 3 || bad.Add(1) > 4 {
+			return false
+		}
+		return page(w, r, data)
+	})
+	data, err := newNode(t, o, "n", nil).read(t.Context(), o.request(d))
+	require.NoError(t, err)
+	require.Equal(t, d, digest.FromBytes(data))
+	require.Greater(t, bad.Load(), int32(mostBadAnswers), "there were some")
+}
+
+func TestTurns_ARegistryThatHangsKeepsNobodyFromAnother(t *testing.T) {
+	t.Parallel()
+	const blobs = 2 * schedule.UpstreamStreams
+	o := newOrigin(t)
+	asked := make(chan struct{}, 100*blobs)
+	n := newNode(t, o, "n", nil, func(fo *Options, _ *swarm.Options) {
+		fo.Upstream, fo.Patience = hanging{fo.Upstream, asked}, time.Hour // no relief takes their place
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	var callers sync.WaitGroup
+	for range blobs {
+		req := o.request(o.add(t, 5))
+		req.Repository.Registry = "hanging.test"
+		callers.Go(func() { _, _ = n.read(ctx, req) })
+	}
+	for range schedule.UpstreamStreams {
+		<-asked
+	}
+	d := o.add(t, 3*chunk1+5)
+	n.pull(t.Context(), o.request(d)).requireRight(t, d)
+	cancel()
+	callers.Wait()
+}
+
 func TestABlobThatWasWrongOnceIsRightTheNextTime(t *testing.T) {
 	t.Parallel()
 	for name, limits := range map[string]store.Limits{"stored": {}, "passed through": {Capacity: chunk1}} {
@@ -393,7 +523,7 @@ func TestRedirect_WhereAWrongBlobCameFromIsNotAskedAgain(t *testing.T) {
 				fo.Upstream = up
 			})
 			if full {
-				n.ingest = func(digest.Digest, int64, store.Source) (*store.Ingest, error) {
+				n.ingest = func(digest.Digest, int64, store.Origin) (*store.Ingest, error) {
 					return nil, content.ErrNoSpace
 				}
 			}

@@ -88,8 +88,8 @@ func newNodeOn(
 		Identity: key, Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Bootstrap: bootstrap, Open: true,
 		Store: n.store, Logger: log, Registerer: n.reg,
 		// A machine that runs tests may be slow; none of these times is what a test is about.
-		JoinTimeout: 30 * time.Second, Schedule: schedule.Config{LeaseTimeout: time.Minute,
-			ChunkTimeout: 2 * time.Minute},
+		JoinTimeout: 30 * time.Second, DiscoveryGrace: 30 * time.Second,
+		Schedule: schedule.Config{LeaseTimeout: time.Minute, ChunkTimeout: 2 * time.Minute},
 	}
 	up, err := upstream.New(upstream.Options{
 		Upstreams: []upstream.Upstream{{Registry: "images.test", Endpoints: []string{o.URL}}}, Logger: log,
@@ -157,6 +157,9 @@ func (n *testNode) readTo(ctx context.Context, w io.Writer, req content.Request)
 		return err
 	}
 	defer func() { _ = r.Close() }()
+	if all, ok := w.(*bytes.Buffer); ok { // what is copied and let go of is dear with the race detector
+		all.Grow(int(min(r.Size(), 64<<20)) + bytes.MinRead)
+	}
 	body, err := r.Range(ctx, 0, r.Size())
 	if err != nil {
 		return err

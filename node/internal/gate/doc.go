@@ -26,6 +26,9 @@
 // source and credentials that were asked about, so nobody can make an outage for others, and an acceptance is never
 // widened to whom the source has not accepted.
 //
+// A source that has let anyone read, as this node or another knows, is waited for no longer than Hedge, where its
+// content can be had without it.
+//
 // While content arrives for the first time it is held by nobody, so the gate lets in whoever's source claims it. What
 // such a caller is given package fetch decides by Proved: the bytes of its own source alone, until that has proved to
 // have the content.

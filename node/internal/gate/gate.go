@@ -13,12 +13,12 @@ import (
 	"sync"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/lru"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 )
 
@@ -169,22 +169,15 @@ func New(opts Options) (*Gate, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	g := &Gate{opts: opts, log: opts.Logger, secret: make([]byte, secretSize),
-		asking: semaphore.NewWeighted(anyoneAtOnce)}
+	g := &Gate{
+		opts: opts, log: opts.Logger, secret: make([]byte, secretSize), asking: semaphore.NewWeighted(anyoneAtOnce),
+		accepted: lru.New[mark, time.Time](maxAccepted), silences: lru.New[mark, time.Time](maxSilences),
+		proven: lru.New[mark, struct{}](maxContents), claimed: lru.New[mark, struct{}](maxContents),
+		samples: lru.New[mark, sample](maxSamples), hearings: lru.New[mark, *hearing](maxHearings),
+		challenges: lru.New[Source, []string](maxChallenges), anyone: lru.New[Source, time.Time](maxAnyone),
+	}
 	g.ctx, g.end = context.WithCancel(context.Background())
 	_, _ = rand.Read(g.secret) // never fails, says crypto/rand
-	var errs [8]error
-	g.accepted, errs[0] = lru.New[mark, time.Time](maxAccepted)
-	g.proven, errs[1] = lru.New[mark, struct{}](maxContents)
-	g.claimed, errs[2] = lru.New[mark, struct{}](maxContents)
-	g.challenges, errs[3] = lru.New[Source, []string](maxChallenges)
-	g.silences, errs[4] = lru.New[mark, time.Time](maxSilences)
-	g.anyone, errs[5] = lru.New[Source, time.Time](maxAnyone)
-	g.samples, errs[6] = lru.New[mark, sample](maxSamples)
-	g.hearings, errs[7] = lru.New[mark, *hearing](maxHearings)
-	if err := errors.Join(errs[:]...); err != nil {
-		return nil, fmt.Errorf("gate: %w", err)
-	}
 	g.load()
 	return g, nil
 }
@@ -342,13 +335,10 @@ func (g *Gate) own(ctx context.Context, timeout time.Duration) (context.Context,
 // impatience returns a channel that is closed when a source has been waited for long enough whose content may be had
 // without its word. It is never closed for others. The caller calls stop.
 func (g *Gate) impatience(ctx context.Context, req Request) (enough chan struct{}, stop func()) {
-	if !g.Public(req.Source) {
-		return nil, func() {}
-	}
 	enough = make(chan struct{})
 	ctx, cancel := context.WithCancel(ctx)
 	timer := time.AfterFunc(Hedge, func() {
-		if g.knows(ctx, req) {
+		if g.HeardPublic(ctx, req.Source) && g.knows(ctx, req) {
 			close(enough)
 		}
 	})
@@ -393,11 +383,8 @@ func (g *Gate) Offline(ctx context.Context, rule policy.Rule, source Source, cre
 	if rule.Authorization.OnUnreachable != policy.Remembered {
 		return fmt.Errorf("the policy denies %s while it cannot be asked: %w", source, cause)
 	}
-	if !g.Public(source) {
-		g.hear(ctx, source, "") // and note if it is
-	}
 	// Who may read without credentials may read with any.
-	if g.accepted.Contains(g.caller(source, credentials)) || g.Public(source) {
+	if g.HeardPublic(ctx, source) || g.accepted.Contains(g.caller(source, credentials)) {
 		return nil
 	}
 	if challenge, ok := g.challenges.Get(source); ok && credentials == "" {
@@ -414,6 +401,15 @@ func (g *Gate) Public(source Source) bool {
 	return g.accepted.Contains(g.caller(source, "")) || g.accepted.Contains(g.everyone(source))
 }
 
+// HeardPublic is Public by the word of any node. It asks the others where this one does not know.
+func (g *Gate) HeardPublic(ctx context.Context, source Source) bool {
+	if !g.Public(source) {
+		g.hear(ctx, source, "") // and note if it is
+	}
+	return g.Public(source)
+}
+
+// publicWithin reports whether this node has itself seen, within a time, that the source lets anyone read.
 func (g *Gate) publicWithin(source Source, span time.Duration) bool {
 	for _, who := range []mark{g.caller(source, ""), g.everyone(source)} {
 		if at, ok := g.accepted.Get(who); ok && time.Since(at) < span {
@@ -468,6 +464,9 @@ func (g *Gate) Refused(source Source, credentials string, err error) {
 	up, ok := errors.AsType[*content.UpstreamError](err)
 	if ok && len(up.Challenge) > 0 && strings.HasPrefix(strings.ToLower(up.Challenge[0]), "basic") {
 		g.challenges.Add(source, up.Challenge)
+		if credentials == "" { // where tokens are given to anyone, who comes without one is refused all the same
+			g.accepted.Remove(g.everyone(source))
+		}
 	}
 }
 

@@ -10,7 +10,10 @@ const (
 	memoryKey  = "gate"
 	saveDelay  = time.Minute
 	secretSize = 32
-	version    = 2
+	version    = 3
+	// beforeProofs is the version whose proofs do not count: a few bytes that anyone can guess were enough for one. Who
+	// was accepted was so by the registry.
+	beforeProofs = 2
 )
 
 // saveSoon saves what the gate knows, once in saveDelay at most.
@@ -92,9 +95,10 @@ func (g *Gate) load() {
 
 func (g *Gate) decode(b []byte) error {
 	const entry = len(mark{}) + 8
-	if len(b) < 1+secretSize+4 || b[0] != version {
+	if len(b) < 1+secretSize+4 || b[0] != version && b[0] != beforeProofs {
 		return fmt.Errorf("saved callers: no version %d header in %d bytes", version, len(b))
 	}
+	proofs := b[0] != beforeProofs
 	secret, b := b[1:1+secretSize], b[1+secretSize:]
 	n, b := int(binary.BigEndian.Uint32(b)), b[4:]
 	if n > maxAccepted || len(b) < n*entry || (len(b)-n*entry)%len(mark{}) != 0 {
@@ -107,7 +111,7 @@ func (g *Gate) decode(b []byte) error {
 		g.accepted.Add(mark(b[:len(mark{})]), time.Unix(min(int64(at), now), 0))
 		b = b[entry:]
 	}
-	for ; len(b) > 0; b = b[len(mark{}):] {
+	for ; proofs && len(b) > 0; b = b[len(mark{}):] {
 		g.proven.Add(mark(b[:len(mark{})]), struct{}{})
 	}
 	return nil

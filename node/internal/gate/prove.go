@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"math"
 	"math/big"
 	"slices"
 	"time"
@@ -35,9 +36,14 @@ const (
 	maxWindows = 16
 	// hearingTTL is how long the other nodes' word is not asked for again.
 	hearingTTL = 5 * time.Second
-	// peersTimeout bounds the search for content at other nodes that may not be there.
+	// peersTimeout bounds the search for content at other nodes that may not be there, and bringTimeout how long
+	// nothing of it may come that they say to have.
 	peersTimeout = 2 * time.Second
+	bringTimeout = 3 * time.Second
 )
+
+// errPeers is that other nodes do not bring what they say to have, or something else. So it is as if they had none.
+var errPeers = fmt.Errorf("what other nodes say to have tells nothing: %w", content.ErrNotFound)
 
 // sample is a part of some content as a source gave it, chosen by the gate from so many bytes.
 type sample struct {
@@ -130,24 +136,85 @@ func (g *Gate) prove(ctx context.Context, rule policy.Rule, req Request) error {
 		return nil
 	}
 	r, fromPeers, err := g.elsewhere(ctx, req)
+	if err == nil {
+		err = g.sample(ctx, req, r, fromPeers)
+		if !errors.Is(err, errPeers) {
+			return err
+		}
+	}
 	if errors.Is(err, content.ErrNotFound) {
 		if g.claimed.Contains(g.thing(req.Source, req.Digest)) {
 			return nil // it comes from the source, or not at all
 		}
 		return g.ask(ctx, rule, req)
 	}
-	if err != nil {
-		return err
+	return err
+}
+
+// sample has the source give a part of the content that r reads, and closes r.
+func (g *Gate) sample(ctx context.Context, req Request, r content.Reader, fromPeers bool) error {
+	if fromPeers {
+		r = brought{r}
 	}
 	defer func() { _ = r.Close() }()
-	err = g.await(ctx, "sample", req, func(ctx context.Context) error { return g.compare(ctx, req, r, fromPeers) })
+	err := g.await(ctx, "sample", req, func(ctx context.Context) error { return g.compare(ctx, req, r, fromPeers) })
 	switch {
+	case errors.Is(err, errPeers):
 	case Unanswered(err):
 		g.Silence(req.Source, req.Credentials)
 	case err != nil:
 		g.Refused(req.Source, req.Credentials, err)
 	}
 	return err
+}
+
+// brought reads content that other nodes bring, and fails with errPeers where they do not, or bring something else.
+type brought struct{ content.Reader }
+
+func (b brought) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	body, err := b.Reader.Range(ctx, off, n)
+	if err != nil {
+		cancel(nil)
+		return nil, fmt.Errorf("%w: %w", errPeers, err)
+	}
+	go func() {
+		tick := time.NewTicker(bringTimeout)
+		defer tick.Stop()
+		for before := b.Arrived(); ; {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+			now := b.Arrived()
+			if now == before {
+				cancel(errPeers)
+				return
+			}
+			before = now
+		}
+	}()
+	return &awaited{body, cancel}, nil
+}
+
+// awaited is a body that is read as long as it comes.
+type awaited struct {
+	io.ReadCloser
+	end context.CancelCauseFunc
+}
+
+func (a *awaited) Read(p []byte) (int, error) {
+	n, err := a.ReadCloser.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = fmt.Errorf("%w: %w", errPeers, err)
+	}
+	return n, err
+}
+
+func (a *awaited) Close() error {
+	a.end(nil)
+	return a.ReadCloser.Close()
 }
 
 // elsewhere opens content that this node or another holds. It fails with content.ErrNotFound where none does.
@@ -162,9 +229,8 @@ func (g *Gate) elsewhere(ctx context.Context, req Request) (r content.Reader, fr
 	}
 	ctx, cancel := context.WithTimeout(ctx, peersTimeout)
 	defer cancel()
-	r, err = g.opts.Cache.FromPeers(ctx, req.Digest)
-	if err != nil && !h.held[req.Digest] {
-		err = fmt.Errorf("%w: %w", content.ErrNotFound, err)
+	if r, err = g.opts.Cache.FromPeers(ctx, req.Digest); err != nil {
+		err = fmt.Errorf("%w: %w", errPeers, err)
 	}
 	return r, true, err
 }
@@ -172,15 +238,29 @@ func (g *Gate) elsewhere(ctx context.Context, req Request) (r content.Reader, fr
 // compare has the source give a part of the content, and compares that with what r gives.
 func (g *Gate) compare(ctx context.Context, req Request, r content.Reader, fromPeers bool) error {
 	off, n := int64(0), r.Size()
-	if req.Upstream.Whole() && n > manifest.MaxSize {
-		return fmt.Errorf("%s of %d bytes is no manifest: %w", req.Digest, n, content.ErrNotFound)
-	}
-	if !req.Upstream.Whole() {
+	switch {
+	case !req.Upstream.Whole():
 		var err error
 		if off, n, err = choose(ctx, r, fromPeers); err != nil {
 			return err
 		}
+	case fromPeers: // what can be checked is, before the source is asked for the same
+		if err := check(ctx, req.Digest, r); err != nil {
+			return err
+		}
+	case n > manifest.MaxSize:
+		return fmt.Errorf("%s of %d bytes is no manifest: %w", req.Digest, n, content.ErrNotFound)
 	}
+	err := g.match(ctx, req, r, off, n)
+	if err != nil && fromPeers && !req.Upstream.Whole() && ctx.Err() == nil && !settles(err) {
+		// It may be they who are wrong, of the size or of bytes. What is given in the source's name is its own then.
+		return fmt.Errorf("%w: %w", errPeers, err)
+	}
+	return err
+}
+
+// match has the source give n bytes of the content from off, and fails where they are not those that r gives.
+func (g *Gate) match(ctx context.Context, req Request, r content.Reader, off, n int64) error {
 	theirs, at, err := req.Upstream.Sample(ctx, off, n)
 	if err != nil {
 		return err
@@ -190,7 +270,7 @@ func (g *Gate) compare(ctx context.Context, req Request, r content.Reader, fromP
 	}
 	if int64(len(theirs)) < n || at+int64(len(theirs)) > r.Size() {
 		return fmt.Errorf("%s gave %d bytes of %s from %d, not %d from %d: %w",
-			req.Source, len(theirs), req.Digest, at, n, off, content.ErrUnavailable)
+			req.Source, len(theirs), req.Digest, at, n, off, content.ErrBadAnswer)
 	}
 	own, err := read(ctx, r, at, int64(len(theirs)))
 	if err != nil {
@@ -202,6 +282,25 @@ func (g *Gate) compare(ctx context.Context, req Request, r content.Reader, fromP
 	}
 	g.enroll(req.Source, req.Digest)
 	return nil
+}
+
+// settles reports whether an error is the source's word on the caller, the content or the rate of requests, or that it
+// gives none, whatever was asked for.
+func settles(err error) bool {
+	return content.Denied(err) || errors.Is(err, content.ErrNotFound) || content.Throttled(err) ||
+		Unanswered(err) && !errors.Is(err, content.ErrBadAnswer)
+}
+
+// check fails with errPeers where what other nodes have is not the manifest.
+func check(ctx context.Context, d digest.Digest, r content.Reader) error {
+	if r.Size() > manifest.MaxSize {
+		return fmt.Errorf("%s of %d bytes is no manifest: %w", d, r.Size(), errPeers)
+	}
+	data, err := read(ctx, r, 0, r.Size())
+	if err == nil && d.Algorithm().FromBytes(data) != d {
+		err = fmt.Errorf("%s: %w", d, errPeers)
+	}
+	return err
 }
 
 // choose picks what a source must give: the whole of what is small, else a part at a random place that is hard to
@@ -339,7 +438,8 @@ const MaxHeard = 512
 
 // Testify is this node's answer to another node that hears it.
 func (g *Gate) Testify(source Source, contents []digest.Digest) Testimony {
-	t := Testimony{Public: g.Public(source)}
+	// What it has only heard itself is not passed on: nobody would ever take it back.
+	t := Testimony{Public: g.publicWithin(source, math.MaxInt64)}
 	for _, d := range contents[:min(len(contents), MaxHeard)] {
 		if g.proved(source, d) {
 			t.Proven = append(t.Proven, d)

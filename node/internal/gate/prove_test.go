@@ -3,9 +3,12 @@ package gate_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -114,6 +117,165 @@ func TestGate_ASourceWithoutRangeGivesMoreThanAnyoneKnows(t *testing.T) {
 					Source: "oci r.test/a", Digest: digest.FromBytes(layer), Upstream: startOnly(test.gives),
 				})
 				require.Equal(t, test.admits, err == nil, "%v", err)
+			})
+		})
+	}
+}
+
+// memory is what a gate saves.
+type memory map[string][]byte
+
+func (m memory) Get(key string) ([]byte, bool) { v, ok := m[key]; return v, ok }
+func (m memory) Put(key string, v []byte) error {
+	m[key] = bytes.Clone(v)
+	return nil
+}
+
+// Agents saved as proof what a few guessed bytes had shown. Who was accepted, the registry has accepted.
+func TestGate_ProofsOfTheReleaseBeforeAreForgottenAndCallersAreNot(t *testing.T) {
+	t.Parallel()
+	layer := random(3 << 20)
+	repo := content.Repository{Registry: "evil.test", Name: "a/b"}
+	source := gate.Repository(repo)
+	req := content.Request{Repository: repo, Digest: digest.FromBytes(layer)}
+	var rule policy.Rule
+	rule.Authorization.TTL = time.Hour
+	for name, test := range map[string]struct {
+		version byte
+		proved  bool
+	}{
+		"of the release before": {version: 2},
+		"of this one":           {version: 3, proved: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			saved := memory{}
+			open := func() *gate.Gate {
+				g, err := gate.New(gate.Options{Cache: cache(layer), Timeout: time.Second, Memory: saved})
+				require.NoError(t, err)
+				return g
+			}
+			g := open()
+			g.Accept(source, "alice", time.Now())
+			_, err := io.Copy(io.Discard, g.Given(source, req.Digest, io.NopCloser(bytes.NewReader(layer)), 0, 3<<20))
+			require.NoError(t, err)
+			require.True(t, g.Proved(req))
+			require.NoError(t, g.Close())
+			require.Equal(t, byte(3), saved["gate"][0])
+			saved["gate"][0] = test.version
+			g = open()
+			defer g.Close()
+			require.Equal(t, test.proved, g.Proved(req))
+			require.True(t, g.Accepts(rule, source, "alice"))
+		})
+	}
+}
+
+// elsewhere is a cache that holds nothing itself; other nodes say that they have some content.
+type elsewhere struct{ content.Reader }
+
+func (elsewhere) Held(digest.Digest) (content.Reader, error) { return nil, content.ErrNotFound }
+func (e elsewhere) FromPeers(ctx context.Context, _ digest.Digest) (content.Reader, error) {
+	if e.Reader == nil {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return e.Reader, nil
+}
+
+// broken is content of which the half is wrong.
+type broken struct{ cache }
+
+func (b broken) Range(context.Context, int64, int64) (io.ReadCloser, error) {
+	wrong := iotest.ErrReader(fmt.Errorf("chunk 0: %w: %w", content.ErrDigestMismatch, content.ErrMisled))
+	return io.NopCloser(io.MultiReader(bytes.NewReader(b.cache[:len(b.cache)/2]), wrong)), nil
+}
+
+// promised is content that never comes.
+type promised struct{ cache }
+
+func (promised) Arrived() int64 { return 0 }
+func (p promised) Range(ctx context.Context, _, _ int64) (io.ReadCloser, error) {
+	return io.NopCloser(waiting{ctx}), nil
+}
+
+type waiting struct{ ctx context.Context }
+
+func (w waiting) Read([]byte) (int, error) {
+	<-w.ctx.Done()
+	return 0, context.Cause(w.ctx)
+}
+
+// honest is a source that has what it is asked for.
+type honest struct {
+	cache
+	whole bool
+}
+
+func (h honest) Ask(context.Context) error          { return nil }
+func (h honest) AskForAnyone(context.Context) error { return nil }
+func (h honest) Whole() bool                        { return h.whole }
+func (h honest) Arrived() int64                     { return 0 }
+func (h honest) Sample(_ context.Context, off, n int64) ([]byte, int64, error) {
+	if off >= int64(len(h.cache)) {
+		return nil, 0, &content.UpstreamError{Op: "GET", Status: http.StatusRequestedRangeNotSatisfiable}
+	}
+	data := h.cache[off:min(off+n, int64(len(h.cache)))]
+	if int64(len(data)) < n {
+		return nil, 0, io.ErrUnexpectedEOF
+	}
+	return data, off, nil
+}
+
+type unheard struct{}
+
+func (unheard) Hear(context.Context, gate.Source, []digest.Digest) gate.Testimony {
+	return gate.Testimony{}
+}
+
+// sworn is the word of a node that it holds whatever it is asked for.
+type sworn struct{}
+
+func (sworn) Hear(_ context.Context, _ gate.Source, all []digest.Digest) gate.Testimony {
+	return gate.Testimony{Held: all}
+}
+
+// One hostile node must not make a registry look like a liar, nor cost a caller all his patience.
+func TestGate_WhatOtherNodesOnlySayToHaveKeepsNobodyFromTheRegistry(t *testing.T) {
+	t.Parallel()
+	blob, doc := random(3<<20), random(5000)
+	for name, test := range map[string]struct {
+		peers content.Reader
+		has   honest
+	}{
+		"a blob that does not come":        {peers: promised{blob}, has: honest{cache: blob}},
+		"a blob of another size":           {peers: promised{blob[:1]}, has: honest{cache: blob}},
+		"a manifest that does not come":    {peers: promised{doc}, has: honest{cache: doc, whole: true}},
+		"a manifest of other bytes":        {peers: cache(random(6000)[1000:]), has: honest{cache: doc, whole: true}},
+		"a manifest of another size":       {peers: cache(doc[:1]), has: honest{cache: doc, whole: true}},
+		"a manifest larger than there are": {peers: cache(random(9 << 20)), has: honest{cache: doc, whole: true}},
+		"a blob of other bytes":            {peers: cache(random(4 << 20)[1<<20:]), has: honest{cache: blob}},
+		"a blob that is longer":            {peers: cache(random(5 << 20)), has: honest{cache: blob[:100<<10]}},
+		"a blob that is shorter":           {peers: cache(blob[:100]), has: honest{cache: blob}},
+		"a blob that breaks off":           {peers: broken{blob}, has: honest{cache: blob}},
+		"a manifest that breaks off":       {peers: broken{doc}, has: honest{cache: doc, whole: true}},
+		"a blob that is not there":         {has: honest{cache: blob}},
+		"the manifest":                     {peers: cache(doc), has: honest{cache: doc, whole: true}},
+		"the blob":                         {peers: cache(blob), has: honest{cache: blob}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				for _, word := range []gate.Witness{unheard{}, sworn{}} {
+					g, err := gate.New(gate.Options{Cache: elsewhere{test.peers}, Timeout: 8 * time.Second, Witness: word})
+					require.NoError(t, err)
+					defer g.Close()
+					began := time.Now()
+					require.NoError(t, g.Admit(t.Context(), policy.Rule{}, gate.Request{
+						Source: "oci r.test/a", Digest: digest.FromBytes(test.has.cache), Upstream: test.has,
+					}))
+					require.LessOrEqual(t, time.Since(began), 4*time.Second, "the caller has 10 s")
+				}
 			})
 		})
 	}

@@ -1,0 +1,127 @@
+package fetch
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// What a caller's front does, see package registry.
+const (
+	frontHeaderBy, frontHardEnd = 25 * time.Second, 60 * time.Second
+	mebibitPerSecond            = 1 << 17
+)
+
+func TestWait_LastsForAsLongAsTheLinkIsSlowAndTheFrontAllows(t *testing.T) {
+	t.Parallel()
+	const never = time.Hour
+	for name, tc := range map[string]struct {
+		mebibits  int64         // per second, all of which is for other callers of the pull
+		ownEvery  time.Duration // how often a chunk of the blob comes, at another place
+		unsized   bool
+		again     bool // a relief helped a moment ago
+		from, til time.Duration
+	}{
+		"on a fast link for half of what the front allows": {
+			mebibits: 100, ownEvery: never, from: 30 * time.Second, til: 45 * time.Second,
+		},
+		"on a slow link until the front's end is near, while nothing of the blob comes": {
+			mebibits: 10, ownEvery: never, from: 38 * time.Second, til: 50 * time.Second,
+		},
+		"on a very slow link no longer than that": {
+			mebibits: 1, ownEvery: never, from: 40 * time.Second, til: 50 * time.Second,
+		},
+		"on a slow link for longer, while the blob comes at other places": {
+			mebibits: 6, ownEvery: 20 * time.Second, from: 64 * time.Second, til: 65 * time.Second,
+		},
+		"no longer than an answer is kept alive": {
+			mebibits: 1, ownEvery: 20 * time.Second, from: 100 * time.Second, til: 100 * time.Second,
+		},
+		"until the front has to say something, while the size is not known": {
+			mebibits: 10, ownEvery: never, unsized: true, from: 15 * time.Second, til: 22500 * time.Millisecond,
+		},
+		"shorter after a relief": {
+			mebibits: 100, ownEvery: time.Second, again: true, from: 5 * time.Second, til: 7500 * time.Millisecond,
+		},
+		"and not so much shorter on a slow link": {
+			mebibits: 4, ownEvery: time.Second, again: true, from: 32 * time.Second, til: 33 * time.Second,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for _, spread := range []float64{1, 1.25, 1.5} {
+				start := time.Now()
+				f := &fetch{size: 200 * content.ChunkSize, pull: &bytesOf{}}
+				if tc.unsized {
+					f.size = -1
+				}
+				if tc.again {
+					f.relieved = start.Add(-time.Second)
+				}
+				patience := time.Duration(spread * float64(content.DefaultFirstByte/2))
+				w := f.waits(start, spread, patience)
+				waited := time.Duration(0)
+				for step := 100 * time.Millisecond; ; waited += step {
+					others := int64(waited.Seconds() * float64(tc.mebibits*mebibitPerSecond))
+					own := int64(waited / tc.ownEvery * content.ChunkSize)
+					if w.long(start.Add(waited), others, own) {
+						break
+					}
+				}
+				require.GreaterOrEqual(t, waited, tc.from, "spread %v", spread)
+				require.LessOrEqual(t, waited, tc.til, "spread %v", spread)
+				switch {
+				case tc.unsized:
+					require.Less(t, waited, frontHeaderBy)
+				case tc.ownEvery == never:
+					require.LessOrEqual(t, waited, frontHardEnd-frontHardEnd/6, "and time to read a chunk")
+				}
+			}
+		})
+	}
+}
+
+func TestHunger_WhatACallerHasWaitedForBeforeCounts(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	ago := func(d time.Duration) time.Time { return now.Add(-d) }
+	fr := &Fetcher{opts: Options{Swarm: newScript(), Patience: time.Minute}}
+	for sentence, tc := range map[string]struct {
+		came, lastByte time.Time     // zero: now; never
+		used           time.Duration // of the caller's patience
+	}{
+		"a caller that has just come has all of it":     {},
+		"one that was let in late has the rest":         {came: ago(10 * time.Second), used: 10 * time.Second},
+		"what moved meanwhile begins it anew":           {ago(10 * time.Second), ago(time.Second), time.Second},
+		"what moved before it came was none of its own": {ago(10 * time.Second), ago(time.Hour), 10 * time.Second},
+		"a byte of this very moment leaves all of it":   {ago(10 * time.Second), ago(-time.Second), 0},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			t.Parallel()
+			f := &fetch{fr: fr, size: -1, pull: &bytesOf{}}
+			if !tc.lastByte.IsZero() {
+				f.pull.at.Store(tc.lastByte.UnixNano())
+			}
+			require.Equal(t, tc.used, now.Sub(f.hunger(now, tc.came).moved))
+		})
+	}
+	t.Run("a front that is about to send the caller away is waited for no longer", func(t *testing.T) {
+		t.Parallel()
+		h := (&fetch{fr: fr, size: -1, pull: &bytesOf{}}).hunger(now, ago(40*time.Second))
+		require.Equal(t, 8*time.Second, h.untilLastCall(now), "of a minute")
+		require.Less(t, 8*time.Second, h.most-now.Sub(h.moved), "though another node is said to read")
+		h = (&fetch{fr: fr, size: -1, pull: &bytesOf{}}).hunger(now, ago(50*time.Second))
+		left := h.untilLastCall(now)
+		require.Positive(t, left, "where that is now others have a little while all the same")
+		require.LessOrEqual(t, left, 9*time.Second)
+		require.Less(t, h.step(now.Add(left)), time.Second, "and no longer")
+	})
+	t.Run("others always have a while to bring what is wanted", func(t *testing.T) {
+		t.Parallel()
+		h := (&fetch{fr: fr, size: -1, pull: &bytesOf{}}).hunger(now, ago(time.Hour))
+		require.InDelta(t, h.patience/4, h.patience-now.Sub(h.moved), float64(time.Microsecond))
+	})
+}
