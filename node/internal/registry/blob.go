@@ -2,7 +2,9 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -22,16 +24,46 @@ func (f *Front) blob(x *exchange) error {
 	if err := f.admit(ctx, x, asked); err != nil {
 		return err
 	}
-	etag := `"` + req.Digest.String() + `"`
-	headerOnly := x.R.Method == http.MethodHead || reply.Unchanged(x.R, etag)
-	if headerOnly {
+	if etag := etagOf(req); x.headerOnly(etag) {
 		if size, _, err := f.opts.Fetcher.Stat(ctx, req); err == nil {
 			x.blobAnswer(req, etag, size)
 			return nil
 		}
 		// The registry does not tell. Peers may have it even so, and GET would find out.
 	}
-	reader, err := f.opts.Fetcher.Open(ctx, req)
+	err := f.giveBlob(ctx, x, patience, req, false)
+	if errors.Is(err, content.ErrMisled) && x.Status == 0 {
+		// Nothing has gone out yet, and the fetch that follows believes the registry alone.
+		err = f.giveBlob(ctx, x, patience, req, false)
+	}
+	return err
+}
+
+// etagOf is the entity tag of what a request is for.
+func etagOf(req content.Request) string { return `"` + req.Digest.String() + `"` }
+
+// headerOnly reports whether the caller is to be given no body.
+func (x *exchange) headerOnly(etag string) bool {
+	return x.R.Method == http.MethodHead || reply.Unchanged(x.R, etag)
+}
+
+// isOfAnotherSize reports whether a blob is not of the size that others may have named.
+func (f *Front) isOfAnotherSize(ctx context.Context, req content.Request, size int64) bool {
+	right, _, err := f.opts.Fetcher.Stat(ctx, req)
+	return err == nil && right != size
+}
+
+// giveBlob answers with a blob; past: straight from upstream.
+func (f *Front) giveBlob(
+	ctx context.Context, x *exchange, patience *patience, req content.Request, past bool,
+) error {
+	etag := etagOf(req)
+	headerOnly := x.headerOnly(etag)
+	open := f.opts.Fetcher.Open
+	if past {
+		open = f.opts.Fetcher.OpenPast
+	}
+	reader, err := open(ctx, req)
 	if err != nil {
 		return because(ctx, err)
 	}
@@ -41,6 +73,9 @@ func (f *Front) blob(x *exchange) error {
 	size := reader.Size()
 	part, partial, err := reply.ParseRange(reply.RangeHeader(x.R, etag), size)
 	if err != nil {
+		if !past && f.isOfAnotherSize(ctx, req, size) {
+			return f.giveBlob(ctx, x, patience, req, true)
+		}
 		x.W.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", size))
 		return err
 	}
@@ -55,15 +90,7 @@ func (f *Front) blob(x *exchange) error {
 	if !headerOnly && part.N == size {
 		f.opts.Fetcher.ReadAhead(req)
 	}
-	header := func() {
-		x.blobHeader(req, etag, part.N)
-		status := http.StatusOK
-		if partial {
-			status = http.StatusPartialContent
-			x.W.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", part.Off, part.Off+part.N-1, size))
-		}
-		x.WriteHeader(status)
-	}
+	header := func() { x.partHeader(req, etag, part, partial, size) }
 	first, err := x.First(body, part.N, patience.header, header)
 	if err != nil {
 		return because(ctx, fmt.Errorf("blob %s: %w", req.Digest, err))
@@ -76,14 +103,30 @@ func (f *Front) blob(x *exchange) error {
 		x.blobAnswer(req, etag, size)
 		return nil
 	}
+	return because(ctx, x.blobBody(first, body, part.N, header))
+}
+
+// blobBody is an answer with a body, of which the first bytes are here. The header may have gone out before.
+func (x *exchange) blobBody(first []byte, body io.Reader, n int64, header func()) error {
 	if x.Status == 0 {
 		header()
 	}
-	if err := x.Stream(first, body, part.N); err != nil {
-		return because(ctx, err)
+	if err := x.Stream(first, body, n); err != nil {
+		return err
 	}
-	x.bytes = part.N
+	x.bytes = n
 	return nil
+}
+
+// partHeader begins an answer with a part of a blob, or with all of it where partial is not set.
+func (x *exchange) partHeader(req content.Request, etag string, part reply.Span, partial bool, size int64) {
+	x.blobHeader(req, etag, part.N)
+	status := http.StatusOK
+	if partial {
+		status = http.StatusPartialContent
+		x.W.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", part.Off, part.Off+part.N-1, size))
+	}
+	x.WriteHeader(status)
 }
 
 // blobAnswer is an answer without a body: the header that GET would have, or that the caller has the blob already.

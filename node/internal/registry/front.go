@@ -1,10 +1,17 @@
 // Package registry is the registry front: the HTTP server that speaks the pull half of the OCI distribution
 // specification to container runtimes and other clients.
 //
-// In the order a request meets them: path.go finds registry, repository and what is asked for; tags.go turns a tag into
-// a digest; package gate lets only those callers on whom the registry lets on; manifest.go and blob.go answer, with
-// what package reply has of plain HTTP; errors.go makes every failure an answer on which the runtime can act; pages.go
-// passes on tag lists and referrers.
+// Files in the order in which a request meets them:
+//
+//	path.go       registry, repository, and what is asked for
+//	tags.go       from a tag to a digest
+//	manifest.go   the answer with a manifest
+//	blob.go       the answer with a blob
+//	patience.go   how long the runtime is kept waiting
+//	errors.go     every failure as an answer on which the runtime can act
+//	pages.go      tag lists and referrers, passed on
+//
+// Package gate lets only those callers on whom the registry lets on, and package reply has what is plain HTTP.
 //
 // Two rules hold everywhere. HEAD says what GET would do, so a HEAD of a manifest fetches it. And an answer either ends
 // with the right bytes or with an aborted connection.
@@ -29,12 +36,15 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/pulls"
 	"github.com/shoal-cache/shoal/node/internal/reply"
+	"github.com/shoal-cache/shoal/node/internal/trace"
 )
 
 // Fetcher has the content: from this node, its peers, or upstream.
 type Fetcher interface {
 	// Open gives a reader of a blob or manifest, whose bytes may still be arriving. The reader ends with ctx.
 	Open(ctx context.Context, req content.Request) (content.Reader, error)
+	// OpenPast is Open straight from upstream, whatever others say.
+	OpenPast(ctx context.Context, req content.Request) (content.Reader, error)
 	// Stat tells what Open would give: size in bytes and media type ("" where that is not known), without fetching.
 	Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error)
 	// Progress is how many bytes have arrived at this node of what req is for, and of all else from its repository. It
@@ -89,8 +99,10 @@ type Options struct {
 	// UpstreamTimeout bounds a question to the registry; a registry that takes longer counts as silent. 0: gate.Timeout
 	// of FirstByteTimeout.
 	UpstreamTimeout time.Duration
-	Logger          *slog.Logger
-	Registerer      prometheus.Registerer
+	// Tracer makes a span of each request. Optional.
+	Tracer     *trace.Tracer
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
 }
 
 // Front is the registry front. It is an http.Handler for one listener.
@@ -151,6 +163,12 @@ func (f *Front) admit(ctx context.Context, x *exchange, req content.Request) err
 	x.digest = req.Digest
 	err := f.opts.Gate.Admit(ctx, x.rule, gate.Blob(f.opts.Upstream, req))
 	x.authorized = time.Since(x.Start)
+	// Elsewhere a source that has proved nothing is given what it gives itself. Here its registry is asked for nothing.
+	if err == nil && x.rule.Mode == policy.PeersOnly && x.rule.Authorization.Mode != policy.Exempt &&
+		!f.opts.Gate.Proved(req) { //nolint:contextcheck // what was proved is remembered whether the caller waits or not
+		return fmt.Errorf("%s of %s, whose registry has not shown that it has it: %w", req.Digest, req.Repository,
+			content.ErrNotFound)
+	}
 	return err
 }
 
@@ -164,19 +182,21 @@ type exchange struct {
 	digest               digest.Digest      // of what was asked for, once it is known
 	resolved, authorized time.Duration      // since its start
 	bytes                int64              // of the content that went out
+	span                 trace.Span
 }
 
 // request is what the exchange asks of the Fetcher and of the gate.
 func (x *exchange) request(kind content.Kind) content.Request {
 	return content.Request{
-		Repository: x.route.repo, Kind: kind, Digest: x.route.digest, Authorization: x.Authorization(),
+		Repository: x.route.repo, Kind: kind, Digest: x.route.digest, Authorization: x.Authorization(), Since: x.Start,
 	}
 }
 
 // ServeHTTP answers one request. As http.Handler allows, it panics with http.ErrAbortHandler when an answer that has
 // begun cannot be ended rightly.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := &exchange{Exchange: reply.New(w, r), route: route{endpoint: endUnknown}}
+	r, span := f.opts.Tracer.Answer(r, "pull")
+	x := &exchange{Exchange: reply.New(w, r), route: route{endpoint: endUnknown}, span: span}
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 	if !f.running.Enter() {
 		w.Header().Set("Connection", "close")
@@ -264,9 +284,26 @@ func (x *exchange) writeJSON(body []byte, mediaType string) error {
 	return err
 }
 
+// trace tells the request's span what came of it.
+func (x *exchange) trace() {
+	if !x.span.On() {
+		return
+	}
+	x.span.Text("shoal.kind", string(x.route.endpoint))
+	x.span.Text("shoal.repository", x.route.repo.String())
+	x.span.Text("shoal.reference", x.route.reference())
+	x.span.Text("http.response.status_code", x.Code())
+	x.span.Number("shoal.bytes", x.bytes)
+	x.span.Number("shoal.resolve_ms", x.resolved.Milliseconds())
+	x.span.Number("shoal.authorize_ms", x.authorized.Milliseconds())
+	x.span.Number("shoal.first_byte_ms", x.FirstByte.Milliseconds())
+	x.span.End(x.Err)
+}
+
 // finish counts and logs an exchange. It runs also when the handler panics to abort.
 func (f *Front) finish(x *exchange) {
 	f.metrics.count(x)
+	x.trace()
 	if x.answered != nil {
 		x.answered(pulls.Answer{
 			Kind: string(x.route.endpoint), Reference: x.route.reference(), Digest: x.digest.String(), Code: x.Code(),

@@ -306,6 +306,10 @@ func (d *distant) Stat(context.Context, content.Request) (int64, string, error) 
 	return 0, "", d.refusal
 }
 
+func (d *distant) OpenPast(context.Context, content.Request) (content.Reader, error) {
+	return nil, d.refusal
+}
+
 func (*distant) ReadAhead(content.Request)      {}
 func (*distant) Progress(content.Request) int64 { return 0 }
 
@@ -418,6 +422,39 @@ func TestPeersOnlyTakesNoContentFromTheRegistry(t *testing.T) {
 	require.Equal(t, 200, w.get("/v2/team/app/blobs/"+img.layer.String()).Code)
 	gets := slices.DeleteFunc(w.origin.Requests(), func(r string) bool { return !strings.HasPrefix(r, "GET") })
 	require.Len(t, gets, 1, "but for the sample that proves that the registry has it")
+}
+
+// A registry's word that it has some content opens nothing that others have. As a rule its callers get its own bytes
+// then, and here they get none.
+func TestPeersOnly_ARegistryThatOnlyClaimsContentIsGivenNothingOfPeers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.rule.Mode = policy.PeersOnly
+	img := w.origin.pushImage(t, "team/app", "v1", "x")
+	w.fetcher.peers = map[digest.Digest][]byte{img.layer: img.layerBytes, img.manifest: []byte(img.raw)}
+	w.fetcher.slow = true
+	w.witness = &word{held: []digest.Digest{img.layer, img.manifest}}
+	w.restart()
+	require.Equal(t, 404, w.get("/v2/team/app/blobs/"+img.layer.String()).Code)
+	require.Equal(t, 404, w.get("/v2/team/app/manifests/"+img.manifest.String()).Code)
+	w.fetcher.slow = false
+	require.Equal(t, 200, w.get("/v2/team/app/blobs/"+img.layer.String()).Code)
+	require.Equal(t, 200, w.get("/v2/team/app/manifests/"+img.manifest.String()).Code)
+}
+
+func TestMisled_ByOtherNodesIsNoReasonToSendACallerAway(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	img := w.origin.pushImage(t, "team/app", "v1", "x")
+	for _, path := range []string{"manifests/" + img.manifest.String(), "blobs/" + img.layer.String()} {
+		w.fetcher.misled = 1
+		require.Equal(t, 200, w.get("/v2/team/app/"+path).Code, path)
+		require.Negative(t, w.fetcher.misled)
+	}
+	w.fetcher.short = true
+	part := w.get("/v2/team/app/blobs/"+img.layer.String(), "Range", "bytes=10-19")
+	require.Equal(t, 206, part.Code, "though others name a size below that")
+	require.Equal(t, img.layerBytes[10:20], part.Body.Bytes())
 }
 
 func TestBaseTellsHowToAuthenticate(t *testing.T) {
@@ -591,10 +628,45 @@ func TestDrainWaitsForRunningRequests(t *testing.T) {
 	})
 }
 
+// Where other nodes were wrong about a manifest the registry is asked, once. Where the registry itself is wrong it is
+// not asked for the same once more.
+func TestManifest_OfWhichOthersWereWrongIsReadByTheRegistrysWord(t *testing.T) {
+	t.Parallel()
+	mismatch := fmt.Errorf("fetch: %w", content.ErrDigestMismatch)
+	for name, c := range map[string]struct {
+		err          error
+		opened, code int
+	}{
+		"others":       {fmt.Errorf("%w: %w", mismatch, content.ErrMisled), 2, http.StatusOK},
+		"the registry": {mismatch, 1, http.StatusServiceUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			opened := 0
+			data := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`
+			w := newWorld(t, func(o *registry.Options) {
+				o.Fetcher = opener(func(context.Context, content.Request) (content.Reader, error) {
+					if opened++; opened == 1 {
+						return nil, c.err
+					}
+					return held(data), nil
+				})
+			})
+			w.rule.Authorization.Mode = policy.Exempt
+			require.Equal(t, c.code, w.get("/v2/team/app/manifests/"+digest.FromString(data).String()).Code)
+			require.Equal(t, c.opened, opened)
+		})
+	}
+}
+
 // opener is a Fetcher of what the function opens.
 type opener func(context.Context, content.Request) (content.Reader, error)
 
 func (f opener) Open(ctx context.Context, req content.Request) (content.Reader, error) {
+	return f(ctx, req)
+}
+
+func (f opener) OpenPast(ctx context.Context, req content.Request) (content.Reader, error) {
 	return f(ctx, req)
 }
 

@@ -37,6 +37,10 @@ func (f *Front) manifest(x *exchange) error {
 	req = x.fetchable(req)
 	patience.follow(f.progress(req))
 	data, err := f.readManifest(ctx, patience, req)
+	if errors.Is(err, content.ErrMisled) {
+		// Nothing has gone out yet, and the fetch that follows believes the registry alone.
+		data, err = f.readManifest(ctx, patience, req)
+	}
 	if err != nil {
 		return err
 	}
@@ -49,7 +53,7 @@ func (f *Front) manifest(x *exchange) error {
 		f.opts.Gate.Learn(ctx, gate.Repository(x.route.repo), m)
 	}
 
-	etag := `"` + req.Digest.String() + `"`
+	etag := etagOf(req)
 	h := x.W.Header()
 	h.Set("Docker-Content-Digest", req.Digest.String())
 	h.Set("Etag", etag)

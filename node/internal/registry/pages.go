@@ -10,10 +10,9 @@ import (
 	"strings"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
-
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/gate"
+	"github.com/shoal-cache/shoal/node/internal/lru"
 )
 
 const (
@@ -40,11 +39,7 @@ type page struct {
 }
 
 func newPages(upstream Upstream, timeout time.Duration, gate *gate.Gate) *pages {
-	recent, err := lru.New[string, page](maxPages)
-	if err != nil {
-		panic(err) // only for a size that is not positive
-	}
-	return &pages{upstream: upstream, timeout: timeout, gate: gate, recent: recent}
+	return &pages{upstream: upstream, timeout: timeout, gate: gate, recent: lru.New[string, page](maxPages)}
 }
 
 // page answers tags/list and referrers.

@@ -41,8 +41,8 @@ func (r route) reference() string {
 }
 
 // parseRoute reads the URL path of a request. The registry comes from ns where the client sends one, as containerd
-// does; else it is the first component of the repository if that looks like a host as in image references; else it is
-// defaultRegistry. Its errors are *apiError.
+// does. Where it does not, the registry is the first component of the repository if that looks like a host as in image
+// references, or else defaultRegistry. The errors are *apiError.
 func parseRoute(path, ns, defaultRegistry string) (route, error) {
 	rest, ok := strings.CutPrefix(path, "/v2")
 	if ok && (rest == "" || rest == "/") {

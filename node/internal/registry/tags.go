@@ -10,12 +10,12 @@ import (
 	"sync"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/gate"
+	"github.com/shoal-cache/shoal/node/internal/lru"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 )
 
@@ -44,11 +44,10 @@ type answer struct {
 
 func newTags(upstream Upstream, timeout time.Duration, memory TagMemory, g *gate.Gate, m *metrics,
 	log *slog.Logger) *tags {
-	recent, err := lru.New[string, answer](maxTags)
-	if err != nil {
-		panic(err) // only for a size that is not positive
+	t := &tags{
+		upstream: upstream, timeout: timeout, memory: memory, gate: g, metrics: m, log: log,
+		recent: lru.New[string, answer](maxTags),
 	}
-	t := &tags{upstream: upstream, timeout: timeout, memory: memory, gate: g, metrics: m, log: log, recent: recent}
 	t.ctx, t.end = context.WithCancel(context.Background())
 	return t
 }
@@ -100,8 +99,8 @@ func (t *tags) resolve(ctx context.Context, x *exchange) (v1.Descriptor, error) 
 }
 
 // await puts the question to the registry, once for all callers with the same credentials. After a moment of silence it
-// answers from memory, where anyone may read and something is remembered. The registry's answer is taken note of then,
-// too.
+// answers from memory, where anyone may read, as this node or another knows, and something is remembered. The
+// registry's answer is taken note of then, too.
 func (t *tags) await(ctx context.Context, q question) (v1.Descriptor, error) {
 	done := t.questions.DoChan(q.authorization+"\x00"+q.key, func() (any, error) {
 		t.running.Add(1)
@@ -111,7 +110,12 @@ func (t *tags) await(ctx context.Context, q question) (v1.Descriptor, error) {
 		defer context.AfterFunc(t.ctx, cancel)() //nolint:contextcheck // the front's end ends the question too
 		return t.ask(ctx, q)
 	})
-	hedge := time.NewTimer(gate.Hedge)
+	silent := make(chan struct{}, 1)
+	hedge := time.AfterFunc(gate.Hedge, func() {
+		if t.gate.HeardPublic(ctx, q.source()) { // which asks others, and the registry may answer meanwhile
+			silent <- struct{}{}
+		}
+	})
 	defer hedge.Stop()
 	for {
 		select {
@@ -122,10 +126,7 @@ func (t *tags) await(ctx context.Context, q question) (v1.Descriptor, error) {
 			return r.Val.(v1.Descriptor), nil
 		case <-ctx.Done():
 			return v1.Descriptor{}, fmt.Errorf("resolve %s:%s: %w", q.repo, q.tag, context.Cause(ctx))
-		case <-hedge.C:
-			if !t.gate.Public(q.source()) {
-				continue
-			}
+		case <-silent:
 			cause := fmt.Errorf("no answer within %s: %w", gate.Hedge, content.ErrUnavailable)
 			if desc, err := t.recall(ctx, q, cause); err == nil {
 				t.gate.Silence(q.source(), q.authorization)

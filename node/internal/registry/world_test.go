@@ -57,9 +57,13 @@ func (o origin) pushImage(t *testing.T, repo, tag, seed string) image {
 type fetcher struct {
 	upstream *upstream.Client
 	source   *gate.Observed
+	proved   func(content.Request) bool
 	mu       sync.Mutex
 	held     map[digest.Digest][]byte
 	peers    map[digest.Digest][]byte // what other nodes hold
+	slow     bool                     // they do not bring it as long as the gate waits
+	short    bool                     // they name a size that is too small, once
+	misled   int                      // how often others' word leads it astray from now on
 	ahead    []digest.Digest          // whose successors may be fetched
 }
 
@@ -72,12 +76,18 @@ func (f *fetcher) ReadAhead(req content.Request) {
 }
 
 func (f *fetcher) get(ctx context.Context, req content.Request) ([]byte, error) {
+	mayGive := f.proved == nil || req.NoUpstream() || f.proved(req) // see fetch.Sources
 	f.mu.Lock()
 	data, ok := f.held[req.Digest]
-	if !ok {
+	if !ok && mayGive {
 		data, ok = f.peers[req.Digest]
 	}
+	f.misled--
+	misled := f.misled >= 0
 	f.mu.Unlock()
+	if misled {
+		return nil, fmt.Errorf("%s: %w: %w", req.Digest, content.ErrDigestMismatch, content.ErrMisled)
+	}
 	if ok {
 		return data, nil
 	}
@@ -110,7 +120,7 @@ func (f *fetcher) Held(d digest.Digest) (content.Reader, error) {
 }
 
 func (f *fetcher) FromPeers(_ context.Context, d digest.Digest) (content.Reader, error) {
-	if data, ok := f.peers[d]; ok {
+	if data, ok := f.peers[d]; ok && !f.slow {
 		return held(data), nil
 	}
 	return nil, content.ErrNotFound
@@ -121,7 +131,15 @@ func (f *fetcher) Open(ctx context.Context, req content.Request) (content.Reader
 	if err != nil {
 		return nil, err
 	}
+	if f.short {
+		f.short = false
+		return held(data[:1]), nil
+	}
 	return held(data), nil
+}
+
+func (f *fetcher) OpenPast(ctx context.Context, req content.Request) (content.Reader, error) {
+	return f.Open(ctx, req)
 }
 
 func (f *fetcher) Stat(ctx context.Context, req content.Request) (int64, string, error) {
@@ -220,7 +238,7 @@ func (w *world) restart(set ...func(*registry.Options)) {
 	w.metrics = prometheus.NewRegistry()
 	g, err := gate.New(gate.Options{Cache: w.fetcher, Memory: w.memory, Witness: w.witness})
 	require.NoError(w.t, err)
-	w.gate, w.fetcher.source = g, g.Observe(w.fetcher.upstream)
+	w.gate, w.fetcher.source, w.fetcher.proved = g, g.Observe(w.fetcher.upstream), g.Proved
 	opts := registry.Options{
 		Fetcher: w.fetcher, Upstream: w.fetcher.upstream, Gate: g, DefaultRegistry: images, Registerer: w.metrics,
 		Rules: func(content.Repository) policy.Rule { return w.rule },

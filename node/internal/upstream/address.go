@@ -59,11 +59,25 @@ func refused(ip netip.Addr) string {
 	return ""
 }
 
+// shared is what a provider has for its customers' devices (RFC 6598), which is no network of all either.
+var shared = netip.MustParsePrefix("100.64.0.0/10")
+
+// private reports whether an address is one of a private network.
+func private(ip netip.Addr) bool {
+	ip = ip.Unmap().WithZone("")
+	if nat64.Contains(ip) {
+		b := ip.As16()
+		ip = netip.AddrFrom4([4]byte(b[12:]))
+	}
+	return ip.IsPrivate() || shared.Contains(ip)
+}
+
 // dialer dials where registries may be asked. What it is given are the addresses that names resolve to, at the moment
 // of the dial, so a name whose address changes does not pass.
 type dialer struct {
 	net.Dialer
 	allowed []netip.Prefix
+	outward bool            // private networks are not asked either
 	named   map[string]bool // host:port of the endpoints that the administrator wrote down
 	proxies sync.Map        // host:port of the proxies that the administrator has set
 }
@@ -127,6 +141,9 @@ func (d *dialer) checkURL(u *url.URL) error {
 
 func (d *dialer) check(address string, ip netip.Addr) error {
 	kind := refused(ip)
+	if kind == "" && d.outward && private(ip) {
+		kind = "an address of a private network"
+	}
 	if kind == "" {
 		return nil
 	}

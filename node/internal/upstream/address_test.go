@@ -3,8 +3,12 @@ package upstream
 import (
 	"context"
 	"encoding/binary"
+	"errors"
+	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
+	"net/url"
 	"sync/atomic"
 	"testing"
 
@@ -26,6 +30,40 @@ func TestRefused_AreTheAddressesOfTheNodeItselfAndOfNobody(t *testing.T) {
 	} {
 		require.Equal(t, want, refused(netip.MustParseAddr(address)) != "", address)
 	}
+}
+
+// Anyone may have files asked for at the hosts of URLs, so those must not lead into the network around.
+func TestOutward_AFilesHostLeadsIntoNoPrivateNetwork(t *testing.T) {
+	t.Parallel()
+	base, err := url.Parse("https://files.example/models/")
+	require.NoError(t, err)
+	c, err := New(Options{Outward: []*url.URL{base}, Logger: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	t.Cleanup(c.Close)
+	for name, want := range map[string]bool{"files.example": true, "images.example": false} {
+		client, err := c.newClient(Upstream{Registry: name})
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel() // nothing is sent in any case
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://10.0.0.1/admin", nil)
+		require.NoError(t, err)
+		_, err = client.Do(req)
+		require.Equal(t, want, errors.Is(err, ErrAddress), "%s: %v", name, err)
+	}
+	d := &dialer{outward: true, named: map[string]bool{"files.example:443": true}}
+	for address, want := range map[string]bool{
+		"10.0.0.1": true, "172.16.0.1": true, "192.168.1.1": true, "fd12::1": true, "100.64.0.1": true,
+		"::ffff:10.0.0.1": true, "64:ff9b::a00:1": true, "127.0.0.1": true, "169.254.169.254": true,
+		"192.0.2.1": false, "2001:db8::1": false,
+	} {
+		at := &url.URL{Scheme: "http", Host: net.JoinHostPort(address, "80")}
+		require.Equal(t, want, d.checkURL(at) != nil, "as the URL says: %s", address)
+		err := d.check("files.example:80", netip.MustParseAddr(address))
+		require.Equal(t, want, err != nil, "as dialled: %s", address)
+	}
+	require.NoError(t, d.checkURL(&url.URL{Scheme: "https", Host: "files.example"}))
+	plain := &dialer{}
+	require.NoError(t, plain.check("registry:443", netip.MustParseAddr("10.0.0.1")), "registries may be there")
 }
 
 // names is a DNS server that answers questions for IPv4 addresses, each with the next address. The last answers all

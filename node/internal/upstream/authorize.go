@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/api/registries"
@@ -68,10 +69,10 @@ func (c *Client) Authorize(ctx context.Context, repo content.Repository, cred pu
 	}
 }
 
-// Renew is Authorize for who was refused with what it gave, for a token may end in the middle of a pull. It gives ""
-// where there is nothing else to show. A token that the registry has never taken is not replaced, for the next would
-// fare no better. So who asks for one after the other comes to an end: each was good for some request before the next
-// is given.
+// Renew is Authorize for a caller that was refused with what it gave: a token may end in the middle of a pull. It gives
+// "" where there is nothing else to show. A token that the registry has never taken is not replaced, because the next
+// would fare no better. So a caller that asks for one after the other comes to an end: each was good for some request
+// before the next is given.
 func (c *Client) Renew(ctx context.Context, repo content.Repository, cred pullsecret.Credential,
 	refused string) (string, error) {
 	if !c.accepted.Contains(c.key(refused)) {
@@ -118,16 +119,8 @@ func (c *Client) newToken(ctx context.Context, repo content.Repository, cred pul
 		// The library refuses token servers at private addresses unless they are the registry itself. That of a
 		// registry which the administrator configured may be anywhere.
 		challenge.Insecure = true
-		if u, err := url.Parse(challenge.Parameters["realm"]); err == nil {
-			if u.Scheme == "http" && cred != (pullsecret.Credential{}) && !reg.plain() {
-				return token{}, fmt.Errorf("the token server %s of registry %s has no TLS, so "+
-					"it is sent no credentials: "+
-					"have the registry name one with https, or list an endpoint of it with http", u.Redacted(),
-					reg.name)
-			}
-			if host, err = name.NewRegistry(u.Host); err != nil {
-				return token{}, fmt.Errorf("realm of the challenge: %w", err)
-			}
+		if host, err = reg.tokenServer(host, challenge.Parameters["realm"], cred); err != nil {
+			return token{}, err
 		}
 	}
 	auth := authn.Anonymous
@@ -140,14 +133,35 @@ func (c *Client) newToken(ctx context.Context, repo content.Repository, cred pul
 	if err != nil {
 		return token{}, err
 	}
+	authorization := "Bearer " + cmp.Or(got.Token, got.AccessToken)
+	if !httpguts.ValidHeaderFieldValue(authorization) {
+		return token{}, fmt.Errorf("the token of registry %s has characters that no HTTP header may have", reg.name)
+	}
 	life := defaultTokenLife
 	if got.ExpiresIn > 0 {
 		life = time.Duration(min(got.ExpiresIn, int(maxTokenLife/time.Second))) * time.Second
 	}
 	return token{
-		authorization: "Bearer " + cmp.Or(got.Token, got.AccessToken),
+		authorization: authorization,
 		expires:       time.Now().Add(max(life-tokenMargin, life/2)),
 	}, nil
+}
+
+// tokenServer is whom the realm of a challenge names: the registry itself, where it is no URL.
+func (r *registry) tokenServer(host name.Registry, realm string, cred pullsecret.Credential) (name.Registry, error) {
+	u, err := url.Parse(realm)
+	if err != nil {
+		return host, nil
+	}
+	if u.Scheme == "http" && cred != (pullsecret.Credential{}) && !r.plain() {
+		return host, fmt.Errorf("the token server %s of registry %s has no TLS, so it is sent no credentials: "+
+			"have the registry name one with https, or list an endpoint of it with http", u.Redacted(), r.name)
+	}
+	host, err = name.NewRegistry(u.Host)
+	if err != nil {
+		return host, fmt.Errorf("realm of the challenge: %w", err)
+	}
+	return host, nil
 }
 
 // tokenTransport sends the library's ping of a registry to the registry's endpoints, with their fail-over, and all else

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
@@ -77,7 +79,11 @@ var (
 	errNoSize = errors.New("answer does not tell the blob's size")
 	errRange  = errors.New("answer is not the range that was asked for")
 	errPage   = errors.New("answer is a page for people, and of another size than the blob")
+	errEmpty  = errors.New("answer is empty, and the digest is not that of nothing")
 )
+
+// mayBeEmpty reports whether the digest allows content of no bytes. "": it is not known.
+func mayBeEmpty(d digest.Digest) bool { return d == "" || content.OfNothing(d) }
 
 // newBody checks that an answer's header fits the request; last is -1 for "to the end".
 func newBody(resp *http.Response, req content.Request, off, last int64) (*Body, error) {
@@ -119,6 +125,9 @@ func newBody(resp *http.Response, req content.Request, off, last int64) (*Body, 
 			return nil, errNoSize
 		}
 		body.Size, body.Whole = due, true
+	}
+	if body.Size == 0 && !mayBeEmpty(req.Digest) {
+		return nil, errEmpty
 	}
 	if body.Size > content.MaxSize {
 		return nil, fmt.Errorf("blob of %d bytes is larger than %d", body.Size, int64(content.MaxSize))
@@ -169,7 +178,8 @@ func (c *Client) Stat(ctx context.Context, req content.Request) (size int64, med
 	resp, err := c.send(ctx, blobCall(http.MethodHead, req))
 	if err == nil {
 		_ = resp.Body.Close()
-		if resp.ContentLength >= 0 && (!isPage(resp) || resp.ContentLength == req.Size) {
+		known := resp.ContentLength > 0 || resp.ContentLength == 0 && mayBeEmpty(req.Digest)
+		if known && (!isPage(resp) || resp.ContentLength == req.Size) {
 			return resp.ContentLength, resp.Header.Get("Content-Type"), nil
 		}
 	} else if !noHead(err) {
@@ -193,7 +203,7 @@ func (c *Client) statByRange(ctx context.Context, req content.Request) (int64, s
 	defer func() { _ = resp.Body.Close() }()
 	body, err := newBody(resp, req, 0, 0)
 	if err != nil {
-		return 0, "", fmt.Errorf("%s: %w: %w", describe(resp.Request), content.ErrUnavailable, err)
+		return 0, "", fmt.Errorf("%s: %w: %w", describe(resp.Request), content.ErrBadAnswer, err)
 	}
 	return body.Size, body.MediaType, nil
 }

@@ -103,8 +103,8 @@ func (s *stream) Read(p []byte) (int, error) {
 	return n, io.EOF
 }
 
-// pace waits until n bytes are within the limit: in pieces, for a policy may have made its burst smaller since they
-// were asked for.
+// pace waits until n bytes are within the limit. It does so in pieces, because a policy may have made the burst smaller
+// since they were asked for.
 func (s *stream) pace(n int) error {
 	for s.limit != nil && n > 0 {
 		piece := min(n, max(s.limit.Burst(), 1))
@@ -145,6 +145,6 @@ func readAll(resp *http.Response) ([]byte, error) {
 }
 
 func tooLong(resp *http.Response) error {
-	return fmt.Errorf("%s: %w: %w: more than %d bytes", describe(resp.Request), content.ErrUnavailable, errTooLong,
+	return fmt.Errorf("%s: %w: %w: more than %d bytes", describe(resp.Request), content.ErrBadAnswer, errTooLong,
 		manifest.MaxSize)
 }

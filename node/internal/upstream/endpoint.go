@@ -11,9 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
-
 	"github.com/shoal-cache/shoal/api/registries"
+	"github.com/shoal-cache/shoal/node/internal/lru"
 )
 
 // routes is who is reached how.
@@ -69,6 +68,7 @@ func (e *endpoint) suspect(now time.Time, d time.Duration) bool {
 
 func (e *endpoint) mark(reached bool, now time.Time, d time.Duration) {
 	if reached {
+		e.unreachable.Store(false)
 		e.downUntil.Store(0)
 		return
 	}
@@ -76,11 +76,8 @@ func (e *endpoint) mark(reached bool, now time.Time, d time.Duration) {
 }
 
 func (c *Client) newRoutes(ups []Upstream) (*routes, error) {
-	unlisted, err := lru.New[string, *registry](maxUnlisted)
-	if err != nil {
-		return nil, err
-	}
-	next := &routes{unlisted: unlisted}
+	var err error
+	next := &routes{unlisted: lru.New[string, *registry](maxUnlisted)}
 	next.Routes, err = registries.NewRoutes(ups, func(name string, u Upstream) (route, error) {
 		client, err := c.newClient(u)
 		if err != nil {
@@ -164,6 +161,16 @@ func (c *Client) newClient(u Upstream) (*http.Client, error) {
 		endpoints = []string{defaultEndpoint(u.Registry)}
 	}
 	d := c.newDialer(endpoints)
+	for _, at := range c.opts.Outward {
+		if registries.Canonical(at.Host) == registries.Canonical(u.Registry) {
+			d.outward = true
+		}
+	}
+	for _, at := range c.opts.Outward {
+		if d.outward {
+			d.named[hostPort(at)] = true
+		}
+	}
 	transport, err := registries.NewTransport(u, c.baseTransport(d), c.log)
 	if err != nil {
 		return nil, err

@@ -36,12 +36,13 @@ import (
 func TestABlackHoleDelaysOneCallAtATime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		hole := true
+		var hole atomic.Bool // a dial may outlast the call that it was for
+		hole.Store(true)
 		c, err := upstream.New(upstream.Options{
 			Upstreams: []upstream.Upstream{{Registry: images,
 				Endpoints: []string{"http://hole.test", "http://good.test"}}},
 			Dial: func(ctx context.Context, _, address string) (net.Conn, error) {
-				if hole && strings.HasPrefix(address, "hole.test") {
+				if hole.Load() && strings.HasPrefix(address, "hole.test") {
 					select {
 					case <-ctx.Done():
 					case <-time.After(5 * time.Second):
@@ -76,7 +77,7 @@ func TestABlackHoleDelaysOneCallAtATime(t *testing.T) {
 		group.Wait()
 		require.LessOrEqual(t, slow.Load(), int32(12), "of 600 calls in a minute, one each time 5 s are over")
 
-		hole = false
+		hole.Store(false)
 		time.Sleep(10 * time.Second)
 		ask()
 		slow.Store(0)
@@ -188,7 +189,7 @@ func TestCertificatesThatAreRenewedAreUsedWithoutARestart(t *testing.T) {
 		Timeouts: upstream.Timeouts{Retry: 100 * time.Millisecond},
 		Logger:   slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
-	pull := func(user string) error { // each with a token of its own, for tokens are remembered
+	pull := func(user string) error { // each with a token of its own, because tokens are remembered
 		images.CloseClientConnections()
 		tokens.CloseClientConnections()
 		authorization, err := c.Authorize(t.Context(), repo, pullsecret.Credential{Username: user, Password: "secret"})

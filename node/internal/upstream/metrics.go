@@ -7,10 +7,16 @@ import (
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/shoal-cache/shoal/node/internal/lru"
 )
 
-// maxLabels bounds the values of the label registry, because callers of the registry front choose the names.
-const maxLabels = 64
+const (
+	// maxLabels bounds the values of the label registry, because callers of the registry front choose the names.
+	maxLabels = 64
+	// maxCounted bounds of how many registries it is known how much has come.
+	maxCounted = 1024
+)
 
 // Counters are sums since the client was made.
 type Counters struct {
@@ -21,15 +27,12 @@ type Counters struct {
 // Counters are the sums of now.
 func (c *Client) Counters() Counters { return Counters{Bytes: c.metrics.read.Load()} }
 
-// BytesFrom counts the bytes of answers that have been read from a registry. Registries beyond the first maxLabels are
-// counted together.
-func (c *Client) BytesFrom(registry string) int64 {
-	return c.metrics.of(c.metrics.label(registry)).Load()
-}
+// BytesFrom counts the bytes of answers that have been read from a registry of late.
+func (c *Client) BytesFrom(registry string) int64 { return c.metrics.of(registry).Load() }
 
 type metrics struct {
 	read     atomic.Int64
-	from     sync.Map // label to *atomic.Int64
+	from     *lru.Cache[string, *atomic.Int64]
 	bytes    *prometheus.CounterVec
 	requests *prometheus.CounterVec
 	retries  *prometheus.CounterVec
@@ -38,19 +41,27 @@ type metrics struct {
 	labels map[string]bool
 }
 
-func newMetrics(r prometheus.Registerer) (*metrics, error) {
+// newMetrics names the known registries in any case.
+func newMetrics(r prometheus.Registerer, known []Upstream) (*metrics, error) {
 	m := &metrics{
+		from: lru.New[string, *atomic.Int64](maxCounted),
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shoal_upstream_bytes_total", Help: "Bytes of answers' bodies read from upstream registries.",
 		}, []string{"registry"}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shoal_upstream_requests_total",
-			Help: "Requests to upstream registries by HTTP method and status code; code 0: there was no answer.",
+			Help: "Requests to upstream registries by HTTP method and status code; code 0: there was no answer. " +
+				"Registries that have given nothing yet are counted as other.",
 		}, []string{"registry", "method", "code"}),
 		retries: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shoal_upstream_retries_total", Help: "Rounds of requests to upstream registries after a failed one.",
 		}, []string{"registry"}),
 		labels: make(map[string]bool),
+	}
+	for _, u := range known {
+		if u.Registry != "*" {
+			m.labels[u.Registry] = true
+		}
 	}
 	if r == nil {
 		return m, nil
@@ -59,6 +70,9 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 }
 
 func (m *metrics) request(registry, method string, code int) {
+	if code >= 200 && code < 300 {
+		m.name(registry)
+	}
 	registry = m.label(registry)
 	m.requests.WithLabelValues(registry, method, strconv.Itoa(code)).Inc()
 	m.retries.WithLabelValues(registry) // at 0, so that the first retry is an increase
@@ -67,7 +81,7 @@ func (m *metrics) request(registry, method string, code int) {
 // counter counts the bytes that are read from a registry.
 func (m *metrics) counter(registry string) func(n int) {
 	label := m.label(registry)
-	of, from := m.bytes.WithLabelValues(label), m.of(label)
+	of, from := m.bytes.WithLabelValues(label), m.of(registry)
 	return func(n int) {
 		m.read.Add(int64(n))
 		from.Add(int64(n))
@@ -75,21 +89,31 @@ func (m *metrics) counter(registry string) func(n int) {
 	}
 }
 
-func (m *metrics) of(label string) *atomic.Int64 {
-	n, _ := m.from.LoadOrStore(label, new(atomic.Int64))
-	return n.(*atomic.Int64)
+func (m *metrics) of(registry string) *atomic.Int64 {
+	fresh := new(atomic.Int64)
+	if known, ok, _ := m.from.PeekOrAdd(registry, fresh); ok {
+		m.from.Get(registry) // it is used
+		return known
+	}
+	return fresh
 }
 
-// label is the registry itself for the first of them, and "other" for the rest.
+// name gives a registry a label of its own, as long as there are some. It has given something: a name that somebody has
+// invented does not, as a rule.
+func (m *metrics) name(registry string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.labels) < maxLabels {
+		m.labels[registry] = true
+	}
+}
+
+// label is the registry itself where it has a label of its own, and "other" for the rest.
 func (m *metrics) label(registry string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.labels[registry] {
 		return registry
 	}
-	if len(m.labels) >= maxLabels {
-		return "other"
-	}
-	m.labels[registry] = true
-	return registry
+	return "other"
 }

@@ -22,7 +22,7 @@ const (
 // errElsewhere is the error of a host that the registry redirects to. It says nothing about the registry.
 var errElsewhere = errors.New("the registry redirects there")
 
-var errRedirects = errors.New("redirects that lead nowhere")
+var errRedirects = fmt.Errorf("redirects that lead nowhere: %w", content.ErrBadAnswer)
 
 // redirect is where the bytes of a blob were found a moment ago.
 type redirect struct {
@@ -80,40 +80,52 @@ func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call c
 			c.redirects.Remove(key) // expired, as a rule: ask the registry for a new one
 		}
 	}
-	at, home := origin, true
+	resp, at, home, err := c.walk(ctx, reg, ep, call, origin, origin)
+	switch {
+	case err != nil && !home:
+		return nil, fmt.Errorf("%w: %w", errElsewhere, err)
+	case err != nil:
+		return nil, err
+	case !success(resp):
+		return nil, refusal(resp, !home)
+	}
+	if call.authorization != "" {
+		c.accepted.Add(c.key(call.authorization), struct{}{})
+	}
+	if call.remember && !home {
+		c.redirects.Add(key, redirect{blob: call.blob(), to: at, expires: time.Now().Add(redirectTTL)})
+	}
+	return resp, nil
+}
+
+// walk sends the call to a place, and after it to wherever that redirects, until an answer is none. It tells where that
+// was, and whether it never left the endpoint's own origin: where it did, credentials stay behind, also if it leads
+// back.
+func (c *Client) walk(ctx context.Context, reg *registry, ep *endpoint, call call, at, origin *url.URL) (
+	resp *http.Response, last *url.URL, home bool, err error) {
+	home = true
+	seen := make(map[string]bool)
 	for range maxHops + 1 {
 		home = home && sameOrigin(at, origin)
-		resp, err := c.hop(ctx, reg, ep, call, at, home)
-		if err != nil && !home {
-			return nil, fmt.Errorf("%w: %w", errElsewhere, err)
-		}
-		if err != nil {
-			return nil, err
-		}
-		if success(resp) {
-			if call.authorization != "" {
-				c.accepted.Add(c.key(call.authorization), struct{}{})
-			}
-			if call.remember && !home {
-				c.redirects.Add(key, redirect{blob: call.blob(), to: at, expires: time.Now().Add(redirectTTL)})
-			}
-			return resp, nil
-		}
-		if !redirects(resp) {
-			return nil, refusal(resp, !home)
+		seen[at.String()] = true
+		if resp, err = c.hop(ctx, reg, ep, call, at, home); err != nil || !redirects(resp) {
+			return resp, at, home, err
 		}
 		discard(resp.Body)
 		next, err := resp.Location()
 		if err != nil {
-			return nil, fmt.Errorf("%s: answered %d: %w: %w", describe(resp.Request), resp.StatusCode, errRedirects,
-				err)
+			return nil, at, true, fmt.Errorf("%s: answered %d: %w: %w", describe(resp.Request), resp.StatusCode,
+				errRedirects, err)
 		}
 		if next.Scheme != "http" && next.Scheme != "https" || next.Host == "" {
-			return nil, fmt.Errorf("%s: %w: to scheme %q", describe(resp.Request), errRedirects, next.Scheme)
+			return nil, at, true, fmt.Errorf("%s: %w: to scheme %q", describe(resp.Request), errRedirects, next.Scheme)
+		}
+		if seen[next.String()] {
+			return nil, at, true, fmt.Errorf("%s: %w: in a circle", describe(resp.Request), errRedirects)
 		}
 		at = next
 	}
-	return nil, fmt.Errorf("%s %s: %w: more than %d", call.method, origin.Redacted(), errRedirects, maxHops)
+	return nil, at, true, fmt.Errorf("%s %s: %w: more than %d", call.method, origin.Redacted(), errRedirects, maxHops)
 }
 
 // located sends the call to where its file lies for the moment, and asks anew for that place where it does not serve
@@ -128,8 +140,7 @@ func (c *Client) located(ctx context.Context, reg *registry, ep *endpoint, call 
 		if at == nil || err != nil {
 			return nil, err
 		}
-		home := sameOrigin(at, origin)
-		resp, err := c.hop(ctx, reg, ep, call, at, home)
+		resp, _, home, err := c.walk(ctx, reg, ep, call, at, origin)
 		switch {
 		case err != nil || success(resp):
 			return resp, err

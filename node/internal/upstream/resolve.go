@@ -92,7 +92,7 @@ func (c *Client) getManifest(ctx context.Context, call call, reference string) (
 	}
 	if encoded(resp) {
 		return v1.Descriptor{}, nil, fmt.Errorf("%s: %w: answer is encoded as %q, which was not asked for",
-			describe(resp.Request), content.ErrUnavailable, resp.Header.Get("Content-Encoding"))
+			describe(resp.Request), content.ErrBadAnswer, resp.Header.Get("Content-Encoding"))
 	}
 	desc := v1.Descriptor{MediaType: manifestType(resp, data), Digest: digest.FromBytes(data), Size: int64(len(data))}
 	stated := digest.Digest(resp.Header.Get("Docker-Content-Digest"))
@@ -108,7 +108,7 @@ func (c *Client) getManifest(ctx context.Context, call call, reference string) (
 	}
 	if _, err := manifest.Parse(data); err != nil || desc.MediaType == "" {
 		return v1.Descriptor{}, nil, fmt.Errorf("%s: %w: answer of type %q is no manifest: %w",
-			describe(resp.Request), content.ErrUnavailable, resp.Header.Get("Content-Type"), cmp.Or(err,
+			describe(resp.Request), content.ErrBadAnswer, resp.Header.Get("Content-Type"), cmp.Or(err,
 				manifest.ErrMalformed))
 	}
 	return desc, data, nil
@@ -168,7 +168,7 @@ func (c *Client) Forward(ctx context.Context, repo content.Repository, path stri
 		return nil, err
 	}
 	if repo.Name != "" && !json.Valid(data) {
-		return nil, fmt.Errorf("%s: %w: answer of type %q is no JSON", describe(resp.Request), content.ErrUnavailable,
+		return nil, fmt.Errorf("%s: %w: answer of type %q is no JSON", describe(resp.Request), content.ErrBadAnswer,
 			mediaType(resp))
 	}
 	if t := mediaType(resp); t != "application/json" && !strings.HasSuffix(t, "+json") {

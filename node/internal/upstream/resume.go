@@ -91,6 +91,7 @@ func (r *resumed) reopen() error {
 		defer r.owner.OnBreak(false)
 	}
 	deadline := time.Now().Add(r.client.opts.Timeouts.Resume)
+	bad := 0
 	for round := 0; ; round++ {
 		if again := r.breaks + round - 1; again > 0 { // at once where the last answer had been of use
 			pause := backoff(again - 1)
@@ -111,7 +112,10 @@ func (r *resumed) reopen() error {
 			r.body, r.cause, r.fresh = body, nil, 0
 			return nil
 		}
-		if !judge(err).transient || errors.Is(err, errResume) {
+		if errors.Is(err, content.ErrBadAnswer) { // the first may be that of one machine of many
+			bad++
+		}
+		if !judge(err).transient && bad != 1 || errors.Is(err, errResume) {
 			return fmt.Errorf("%w; then %w", r.cause, err)
 		}
 	}
@@ -212,15 +216,18 @@ func (c *Client) openRange(ctx context.Context, req content.Request, off, last i
 		return nil, err
 	}
 	body, err := newBody(resp, req, off, last)
+	kind := content.ErrBadAnswer
 	if errors.Is(err, errNoSize) {
 		if req.Size, _, err = c.Stat(ctx, req); err == nil {
 			body, err = newBody(resp, req, off, last)
+		} else {
+			kind = content.ErrUnavailable
 		}
 	}
 	if err != nil {
 		_ = resp.Body.Close()
 		c.distrust(call.blob())
-		return nil, fmt.Errorf("%s: %w: %w", describe(resp.Request), content.ErrUnavailable, err)
+		return nil, fmt.Errorf("%s: %w: %w", describe(resp.Request), kind, err)
 	}
 	return body, nil
 }

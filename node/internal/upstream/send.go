@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -12,12 +13,14 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
-	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/trace"
 )
 
 const (
@@ -55,7 +58,11 @@ type call struct {
 // send tries the endpoints of the call's registry in order, and again after a pause where that may help, until one
 // answers with success. The caller closes the answer's body. Other answers are a *content.UpstreamError; where no
 // endpoint answered the error is content.ErrUnavailable.
-func (c *Client) send(ctx context.Context, call call) (*http.Response, error) {
+func (c *Client) send(ctx context.Context, call call) (resp *http.Response, err error) {
+	ctx, span := c.opts.Tracer.Start(ctx, "upstream")
+	if span.On() {
+		defer func() { call.trace(span, resp, err) }()
+	}
 	reg, err := c.registry(call.repo.Registry)
 	if err != nil {
 		return nil, err
@@ -64,13 +71,16 @@ func (c *Client) send(ctx context.Context, call call) (*http.Response, error) {
 		return nil, err
 	}
 	suspects := make(map[*endpoint]bool) // known to be down by other calls than this one
+	brief := make(map[*endpoint]bool)    // given a short time only
 	var able []*endpoint
 	unreachable := 0
 	for _, ep := range reg.endpoints {
 		if ep.serves(call) {
+			was := ep.unreachable.Load()
 			suspects[ep] = ep.suspect(time.Now(), c.opts.Timeouts.Down)
+			brief[ep] = suspects[ep] || was
 			able = append(able, ep)
-			if suspects[ep] && ep.unreachable.Load() {
+			if suspects[ep] && was {
 				unreachable++
 			}
 		}
@@ -82,7 +92,7 @@ func (c *Client) send(ctx context.Context, call call) (*http.Response, error) {
 	}
 	order := lastly(able, func(ep *endpoint) bool { return suspects[ep] })
 	return c.retry(ctx, reg, func() (*http.Response, failure) {
-		resp, fails := c.round(ctx, reg, order, suspects, call)
+		resp, fails := c.round(ctx, reg, order, brief, call)
 		order = lastly(order, func(ep *endpoint) bool { return ep.down(time.Now()) })
 		if content.Throttled(fails.err) {
 			c.throttle(reg, call, fails)
@@ -90,6 +100,18 @@ func (c *Client) send(ctx context.Context, call call) (*http.Response, error) {
 		}
 		return resp, fails
 	})
+}
+
+// trace tells the call's span what was asked and answered. Credentials and queries are no part of it.
+func (call call) trace(span trace.Span, resp *http.Response, err error) {
+	span.Text("http.request.method", call.method)
+	span.Text("shoal.repository", call.repo.String())
+	span.Text("shoal.path", cmp.Or(call.path, call.file))
+	span.Text("shoal.range", call.byteRange)
+	if resp != nil {
+		span.Number("http.response.status_code", int64(resp.StatusCode))
+	}
+	span.End(err)
 }
 
 // throttle remembers that the registry wants to be asked less often by these credentials.
@@ -180,16 +202,21 @@ type failure struct {
 
 // round tries each endpoint once, and gives none so much of the time left that the others get no turn. It stops at the
 // first answer that settles the matter. Of several failures it gives the one that says most.
-func (c *Client) round(ctx context.Context, reg *registry, order []*endpoint, suspects map[*endpoint]bool,
+//
+// An endpoint that is given a short time only is one that other calls have tried long enough.
+func (c *Client) round(ctx context.Context, reg *registry, order []*endpoint, brief map[*endpoint]bool,
 	call call) (*http.Response, failure) {
 	var worst failure
 	worstIsMirror := false // what the registry says counts more
 	for i, ep := range order {
 		wait := c.opts.Timeouts.Header
+		if call.file != "" && i == len(order)-1 { // there is nobody else to ask
+			wait = c.opts.Timeouts.File
+		}
 		if end, ok := ctx.Deadline(); ok && i < len(order)-1 {
 			wait = min(wait, time.Until(end)/time.Duration(len(order)-i))
 		}
-		if suspects[ep] {
+		if brief[ep] {
 			wait = min(wait, suspectWait)
 		}
 		resp, err := c.attempt(ctx, reg, ep, call, wait)
@@ -200,8 +227,8 @@ func (c *Client) round(ctx context.Context, reg *registry, order []*endpoint, su
 			return nil, failure{err: err}
 		}
 		f := judge(err)
-		if suspects[ep] && !answered(err) {
-			f.transient = false // other calls have tried long enough
+		if !answered(err) && (brief[ep] || call.byteRange == "" && isDialTimeout(err)) {
+			f.transient = false // it was tried long enough
 		}
 		if worst.err == nil || worstIsMirror && !ep.isMirror() || worstIsMirror == ep.isMirror() &&
 			telling(err) > telling(worst.err) {
@@ -232,10 +259,16 @@ func answered(err error) bool {
 	return ok
 }
 
+// isDialTimeout reports whether nothing answered an attempt to connect, as behind a firewall that drops packets. That
+// was sent more than once already.
+func isDialTimeout(err error) bool {
+	dial, ok := errors.AsType[*net.OpError](err)
+	return ok && dial.Op == "dial" && dial.Timeout()
+}
+
 func judge(err error) failure {
 	f := failure{err: err, rounds: maxRounds}
-	var dial *net.OpError
-	if errors.As(err, &dial) && dial.Op == "dial" {
+	if dial, ok := errors.AsType[*net.OpError](err); ok && dial.Op == "dial" {
 		f.rounds = maxDials
 	}
 	var u *content.UpstreamError
@@ -245,7 +278,8 @@ func judge(err error) failure {
 		f.transient = u.Status == http.StatusTooManyRequests || u.Status == http.StatusRequestTimeout ||
 			u.Status >= 500 && u.Status != http.StatusNotImplemented && u.Status != http.StatusLoopDetected
 		f.retryAfter = u.RetryAfter
-	case errors.As(err, &cert), errors.Is(err, errRedirects), errors.Is(err, errLimit), errors.Is(err, ErrAddress):
+	case errors.As(err, &cert), errors.Is(err, content.ErrBadAnswer), errors.Is(err, errLimit),
+		errors.Is(err, ErrAddress):
 	default:
 		f.transient = true
 	}
@@ -277,6 +311,15 @@ func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call 
 	}
 	start := time.Now()
 	ctx, cancel := context.WithCancelCause(ctx)
+	var connected atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
+		TLSHandshakeDone: func(_ tls.ConnectionState, err error) {
+			if late, ok := errors.AsType[net.Error](err); err != nil && !(ok && late.Timeout()) {
+				connected.Store(true) // by somebody who broke it off
+			}
+		},
+	})
 	timer := time.AfterFunc(wait, func() { cancel(errNoHeader) })
 	defer timer.Stop()
 	resp, err := c.follow(ctx, reg, ep, call)
@@ -296,10 +339,10 @@ func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call 
 		if errors.Is(err, errElsewhere) {
 			return nil, fmt.Errorf("%w: %w", content.ErrUnavailable, err)
 		}
-		var dial *net.OpError
-		ep.unreachable.Store(errors.As(err, &dial) && dial.Op == "dial")
 		// A caller that gave up says something about the endpoint only after a while.
 		if cause == nil || errors.Is(cause, errNoHeader) || time.Since(start) >= suspectWait {
+			// By what was reached and not by the error: an attempt to connect may have lasted longer than the caller.
+			ep.unreachable.Store(!connected.Load())
 			ep.mark(false, time.Now(), c.opts.Timeouts.Down)
 		}
 		return nil, fmt.Errorf("%w: %w", content.ErrUnavailable, err)
@@ -340,7 +383,7 @@ func (call call) request(ctx context.Context, u *url.URL, trusted bool) (*http.R
 		return nil, err
 	}
 	if len(call.accept) > 0 {
-		// one line, for there are registries that read no second
+		// one line: there are registries that read no second
 		req.Header.Set("Accept", strings.Join(call.accept, ", "))
 	}
 	if call.byteRange != "" {
@@ -358,12 +401,12 @@ func (call call) request(ctx context.Context, u *url.URL, trusted bool) (*http.R
 
 // refusal makes an answer other than success an error, and closes its body. A host that the registry redirected to may
 // know that something is not there, but what it says of credentials is not about the caller's. That counts as trouble
-// of the registry; of HEAD as a method that is not known there, for URLs that are signed for GET are refused to it.
+// of the registry. Of HEAD it counts as a method that is not known there, because a URL that is signed for GET refuses
+// it.
 func refusal(resp *http.Response, foreign bool) error {
 	defer discard(resp.Body)
-	e := &content.UpstreamError{
-		Op: describe(resp.Request), Status: resp.StatusCode, RetryAfter: retryAfter(resp.Header.Get("Retry-After")),
-	}
+	after, _ := content.RetryAfter(resp.Header.Get("Retry-After"))
+	e := &content.UpstreamError{Op: describe(resp.Request), Status: resp.StatusCode, RetryAfter: after}
 	if foreign {
 		switch {
 		case resp.StatusCode >= 500, resp.StatusCode == http.StatusTooManyRequests,
@@ -388,18 +431,6 @@ func refusal(resp *http.Response, foreign bool) error {
 // describe names a request for errors. The query is left out: that of object storage is a credential.
 func describe(req *http.Request) string {
 	return req.Method + " " + req.URL.Scheme + "://" + req.URL.Host + req.URL.Path
-}
-
-// retryAfter reads the header of RFC 9110, section 10.2.3: seconds, or a date. It is at most a day.
-func retryAfter(v string) time.Duration {
-	const most = 24 * time.Hour
-	if s, err := strconv.Atoi(v); err == nil {
-		return time.Duration(min(max(s, 0), int(most/time.Second))) * time.Second
-	}
-	if at, err := http.ParseTime(v); err == nil {
-		return min(max(time.Until(at), 0), most)
-	}
-	return 0
 }
 
 // cacheKey is a keyed hash, so that memory holds no credentials as keys.

@@ -2,10 +2,17 @@
 // the registry and to nobody else, reads blobs whole or by Range, and turns whatever a registry may do wrong (short
 // bodies, wrong lengths, endless redirects, silence, an HTML page) into an error that says so.
 //
-// In the order a request meets them: endpoint.go finds where a registry is reached, and mirrors.go what the node's
-// administrator has put before it; send.go tries its endpoints, with backoff; redirect.go follows to object storage
-// without the credentials; body.go reads the answer and watches that it moves; resume.go reads on where an answer broke
-// off; resolve.go and blob.go are the operations; authorize.go obtains credentials for pulls that no client drives.
+// Files in the order in which a request meets them:
+//
+//	endpoint.go    where a registry is reached
+//	mirrors.go     what the node's administrator has put before it
+//	send.go        trying its endpoints, with back-off
+//	redirect.go    following to object storage, without the credentials
+//	body.go        reading the answer, and watching that it moves
+//	resume.go      reading on where an answer broke off
+//	resolve.go     tags and descriptors
+//	blob.go        blobs and manifests
+//	authorize.go   credentials for pulls that no client drives
 //
 // The back-off is two lines of this package's own: it ends with the caller's time, gives way to Retry-After, and skips
 // endpoints that are down, none of which a library's loop would leave to it.
@@ -22,13 +29,14 @@ import (
 	"net/url"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
 
 	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/lru"
+	"github.com/shoal-cache/shoal/node/internal/trace"
 )
 
 // Upstream says how one registry is reached.
@@ -40,6 +48,9 @@ type Timeouts struct {
 	Dial time.Duration
 	// Header is from sending a request to the header of its final answer, redirects included: 10 s.
 	Header time.Duration
+	// File is the same of a file of a hub: 40 s. Who asks for one has nobody else to ask, and there is storage that
+	// thinks for half a minute.
+	File time.Duration
 	// Stall is the longest wait for some KiB more of a body: 15 s.
 	Stall time.Duration
 	// Resume is how long a body that broke off is asked for anew until more of it comes: 15 s.
@@ -54,7 +65,8 @@ func (t Timeouts) withDefaults() Timeouts {
 	for _, f := range []struct {
 		field *time.Duration
 		value time.Duration
-	}{{&t.Dial, 5 * time.Second}, {&t.Header, 10 * time.Second}, {&t.Stall, 15 * time.Second},
+	}{{&t.Dial, 5 * time.Second}, {&t.Header, 10 * time.Second},
+		{&t.File, 40 * time.Second}, {&t.Stall, 15 * time.Second},
 		{&t.Resume, 15 * time.Second},
 		{&t.Retry, 30 * time.Second}, {&t.Down, 5 * time.Second}} {
 		if *f.field == 0 {
@@ -83,6 +95,9 @@ type Options struct {
 	// AllowAddresses are ranges at which registries are asked although they are those of the node itself, such as
 	// loopback. Of the endpoints in Upstreams that is true without it.
 	AllowAddresses []netip.Prefix
+	// Outward are URLs that anyone may have files asked for at. What their hosts redirect to is asked at no address of
+	// a private network, but for the hosts of one another.
+	Outward []*url.URL
 	// Locate finds where the bytes of a content.Request with a File lie, such as at a signed URL: as it is remembered,
 	// or anew. nil: with the endpoint itself. Its errors are those of Open. Optional: without it redirects are
 	// followed.
@@ -90,7 +105,9 @@ type Options struct {
 	// Dial replaces the dialler of TCP connections, and its checks of addresses.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Proxy chooses the proxy of a request. Nil: the variables HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
-	Proxy      func(*http.Request) (*url.URL, error)
+	Proxy func(*http.Request) (*url.URL, error)
+	// Tracer makes a span of each question. Optional.
+	Tracer     *trace.Tracer
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -127,16 +144,16 @@ func New(opts Options) (*Client, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	c := &Client{opts: opts, log: opts.Logger, secret: make([]byte, 32)}
+	c := &Client{
+		opts: opts, log: opts.Logger, secret: make([]byte, 32),
+		redirects: lru.New[cacheKey, redirect](maxRedirects), moved: lru.New[blob, struct{}](maxRedirects),
+		tokens: lru.New[cacheKey, token](maxTokens), accepted: lru.New[cacheKey, struct{}](maxTokens),
+		throttles: lru.New[cacheKey, throttle](maxThrottles),
+	}
 	_, _ = rand.Read(c.secret) // never fails, says crypto/rand
-	var errs [7]error
-	c.redirects, errs[0] = lru.New[cacheKey, redirect](maxRedirects)
-	c.tokens, errs[1] = lru.New[cacheKey, token](maxTokens)
-	c.accepted, errs[2] = lru.New[cacheKey, struct{}](maxTokens)
-	c.metrics, errs[3] = newMetrics(opts.Registerer)
-	c.throttles, errs[5] = lru.New[cacheKey, throttle](maxThrottles)
-	c.moved, errs[6] = lru.New[blob, struct{}](maxRedirects)
-	c.routes, errs[4] = c.newRoutes(opts.Upstreams)
+	var errs [2]error
+	c.metrics, errs[0] = newMetrics(opts.Registerer, opts.Upstreams)
+	c.routes, errs[1] = c.newRoutes(opts.Upstreams)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package upstream_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -18,19 +19,19 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
-	ggcr "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/random"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
@@ -41,6 +42,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/manifest"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
+	"github.com/shoal-cache/shoal/test/registrytest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -72,17 +74,19 @@ func serve(t *testing.T, h http.HandlerFunc) string {
 	return s.URL
 }
 
-// blobServer serves data under its digest as a registry with Range does.
-func blobServer(t *testing.T, data []byte) (string, content.Request) {
+// holding is the URL of a registry that has data, and how to ask for it.
+func holding(t *testing.T, data []byte) (string, content.Request) {
 	t.Helper()
-	d := digest.FromBytes(data)
-	return serve(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/v2/team/app/blobs/"+d.String() {
-			http.NotFound(w, r)
-			return
-		}
-		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
-	}), content.Request{Repository: repo, Digest: d}
+	r := registrytest.New(t)
+	return r.URL, content.Request{Repository: repo, Digest: r.Add(data)}
+}
+
+// asksForTokens answers as a registry does to whoever shows no token of the token server.
+func asksForTokens(tokens string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="images.test"`, tokens))
+		w.WriteHeader(http.StatusUnauthorized)
+	}
 }
 
 func randomBytes(n int) []byte {
@@ -102,18 +106,15 @@ func read(t *testing.T, b *upstream.Body) []byte {
 
 func TestPullsAnImageFromARealRegistry(t *testing.T) {
 	t.Parallel()
-	server := httptest.NewServer(ggcr.New(ggcr.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo))))
-	defer server.Close()
+	registry := registrytest.New(t)
 	image, err := random.Image(3<<20, 2)
 	require.NoError(t, err)
-	ref, err := name.ParseReference(strings.TrimPrefix(server.URL, "http://") + "/team/app:v1")
-	require.NoError(t, err)
-	require.NoError(t, remote.Write(ref, image))
+	registry.Push(t, "team/app:v1", image)
 	want, err := image.Digest()
 	require.NoError(t, err)
 
 	metrics := prometheus.NewRegistry()
-	c := newClient(t, upstream.Options{Registerer: metrics}, server.URL)
+	c := newClient(t, upstream.Options{Registerer: metrics}, registry.URL)
 	ctx := t.Context()
 	desc, err := c.Resolve(ctx, repo, "v1", nil, "")
 	require.NoError(t, err)
@@ -161,7 +162,7 @@ shoal_upstream_bytes_total{registry="images.test"} %s
 func TestOpenReadsRanges(t *testing.T) {
 	t.Parallel()
 	data := randomBytes(100_000)
-	url, req := blobServer(t, data)
+	url, req := holding(t, data)
 	c := newClient(t, upstream.Options{}, url)
 	for name, tc := range map[string]struct{ off, n, from, to int64 }{
 		"the whole":                         {0, -1, 0, 100_000},
@@ -254,6 +255,7 @@ func TestBadAnswersToABlobAreErrors(t *testing.T) {
 		"a page for people": {
 			handler: write(200, map[string]string{"Content-Type": "text/html; charset=utf-8", "Content-Length": "900"},
 				data[:900]), n: -1, want: "page for people"},
+		"an empty answer":         {handler: write(200, map[string]string{"Content-Length": "0"}, nil), n: -1, want: "empty"},
 		"rubbish instead of HTTP": {handler: raw("SSH-2.0\r\n"), n: -1, want: "malformed"},
 		"nothing at all":          {handler: raw(""), n: -1, want: "EOF"},
 		"server errors":           {handler: write(500, nil, nil), n: -1, want: "500"},
@@ -846,7 +848,7 @@ func TestStatWorksWhereHeadDoesNot(t *testing.T) {
 func TestEndpointsAreTriedInOrder(t *testing.T) {
 	t.Parallel()
 	data := randomBytes(100)
-	good, req := blobServer(t, data)
+	good, req := holding(t, data)
 	refusing, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	refused := "http://" + refusing.Addr().String()
@@ -903,7 +905,7 @@ func TestEndpointsAreTriedInOrder(t *testing.T) {
 func TestAnEndpointThatIsDownIsTriedLastForAWhile(t *testing.T) {
 	t.Parallel()
 	data := randomBytes(100)
-	good, req := blobServer(t, data)
+	good, req := holding(t, data)
 	var dials atomic.Int32
 	var dialer net.Dialer
 	c := newClient(t, upstream.Options{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -1052,9 +1054,9 @@ func TestMistakesInTheConfigurationAreNamed(t *testing.T) {
 		"query or a fragment": {{Registry: images, Endpoints: []string{"https://images.test?x=1"}}},
 		"listed twice":        {{Registry: images}, {Registry: "Images.test"}},
 		`"*": listed twice`:   {{}, {Registry: "*"}},
-		"CA file":             {{Registry: images, CAFile: "/nonexistent"}},
+		"caFile: open":        {{Registry: images, CAFile: "/nonexistent"}},
 		"no PEM certificate":  {{Registry: images, CAFile: os.DevNull}},
-		"client certificate":  {{Registry: images, ClientCertFile: "/nonexistent"}},
+		"clientCertFile":      {{Registry: images, ClientCertFile: "/nonexistent"}},
 	} {
 		t.Run(want, func(t *testing.T) {
 			t.Parallel()
@@ -1067,7 +1069,7 @@ func TestMistakesInTheConfigurationAreNamed(t *testing.T) {
 
 func TestTheRateLimitOfThePolicyHolds(t *testing.T) {
 	t.Parallel()
-	url, req := blobServer(t, []byte("x"))
+	url, req := holding(t, []byte("x"))
 	limiter := rate.NewLimiter(rate.Every(time.Hour), 1)
 	c := newClient(t, upstream.Options{Limits: func(content.Repository) upstream.Limits {
 		return upstream.Limits{Requests: limiter}
@@ -1084,7 +1086,7 @@ func TestTheRateLimitOfThePolicyHolds(t *testing.T) {
 func TestBytesComeNoFasterThanThePolicyLets(t *testing.T) {
 	t.Parallel()
 	data := randomBytes(4 << 10)
-	url, req := blobServer(t, data)
+	url, req := holding(t, data)
 	limiter := rate.NewLimiter(rate.Every(time.Hour), 3<<10)
 	c := newClient(t, upstream.Options{Limits: func(content.Repository) upstream.Limits {
 		return upstream.Limits{Bytes: limiter}
@@ -1137,6 +1139,97 @@ func TestARegistryThatSaysNothingIsGivenUp(t *testing.T) {
 	})
 }
 
+// Storage may think for half a minute before it answers. Who asks for a file of a hub can ask nobody else.
+func TestFiles_OfStorageThatThinksForHalfAMinuteAreWaitedFor(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, err := upstream.New(upstream.Options{
+			Upstreams: []upstream.Upstream{{Registry: images, Endpoints: []string{"http://images.test"}}},
+			Dial: func(context.Context, string, string) (net.Conn, error) {
+				near, far := net.Pipe()
+				go func() {
+					defer func() { _ = far.Close() }()
+					if _, err := http.ReadRequest(bufio.NewReader(far)); err != nil {
+						return
+					}
+					time.Sleep(30 * time.Second)
+					_, _ = io.WriteString(far, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nbytes")
+				}()
+				return near, nil
+			},
+		})
+		require.NoError(t, err)
+		req := content.Request{Repository: repo, Digest: digest.FromString("bytes"), File: "/a"}
+		body, err := c.Open(t.Context(), req, 0, -1)
+		require.NoError(t, err)
+		require.Equal(t, "bytes", string(read(t, body)))
+		require.NoError(t, body.Close())
+		c.Close()
+
+		start := time.Now()
+		req.File = "" // a runtime goes on to the registry itself
+		_, err = c.Open(t.Context(), req, 0, -1)
+		require.ErrorIs(t, err, content.ErrUnavailable)
+		require.Less(t, time.Since(start), 50*time.Second)
+		time.Sleep(time.Minute) // for what was asked last
+	})
+}
+
+// A firewall that drops packets costs one attempt to connect, however long the callers wait for it. From then on it
+// costs one call in five seconds a short while, and the others nothing, until the registry can be reached again.
+func TestARegistryBehindAFirewallIsWaitedForOnce(t *testing.T) {
+	t.Parallel()
+	for name, patience := range map[string]time.Duration{
+		"callers that wait longer than an attempt to connect": time.Minute,
+		"callers that do not": 3 * time.Second,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var open atomic.Bool
+				c, err := upstream.New(upstream.Options{
+					Upstreams: []upstream.Upstream{{Registry: images, Endpoints: []string{"http://images.test"}}},
+					Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+						if open.Load() {
+							return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ECONNREFUSED}
+						}
+						select {
+						case <-time.After(5 * time.Second):
+							return nil, &net.OpError{Op: "dial", Net: network, Err: os.ErrDeadlineExceeded}
+						case <-ctx.Done():
+							return nil, ctx.Err()
+						}
+					},
+				})
+				require.NoError(t, err)
+				ask := func() (took time.Duration, err error) {
+					ctx, cancel := context.WithTimeout(t.Context(), patience)
+					defer cancel()
+					start := time.Now()
+					_, err = c.Resolve(ctx, repo, "v1", nil, "")
+					require.ErrorIs(t, err, content.ErrUnavailable)
+					return time.Since(start), err
+				}
+				took, _ := ask()
+				require.Equal(t, min(patience, 5*time.Second), took)
+				for range 4 {
+					for range 3 {
+						took, _ = ask()
+						require.Zero(t, took, "no connection could be made a moment ago")
+					}
+					time.Sleep(5 * time.Second)
+					took, _ = ask()
+					require.Equal(t, 2*time.Second, took, "one finds out for all how it is")
+				}
+				open.Store(true)
+				time.Sleep(5 * time.Second)
+				_, err = ask()
+				require.ErrorIs(t, err, syscall.ECONNREFUSED, "it was tried again")
+			})
+		})
+	}
+}
+
 func TestForwardTakesNothingButJSON(t *testing.T) {
 	t.Parallel()
 	body := "<html>"
@@ -1155,27 +1248,24 @@ func TestForwardTakesNothingButJSON(t *testing.T) {
 // tokenRegistry wants a Bearer token, and its token server hands one out to anonymous callers for public/, and for the
 // rest to alice.
 func tokenRegistry(t *testing.T, asked *atomic.Int32) string {
-	tokens := serve(t, func(w http.ResponseWriter, r *http.Request) {
+	r := registrytest.New(t)
+	for _, repository := range []string{"public/app", "team/app"} {
+		r.PushManifest(t, repository, "v1", v1.MediaTypeImageIndex, "{}")
+	}
+	r.Handle(registrytest.NewTokens(r.Files, func(q *http.Request) registrytest.Token {
 		asked.Add(1)
-		scope := r.FormValue("scope")
-		user, password, _ := r.BasicAuth()
-		refreshed := r.Method == http.MethodPost && r.PostFormValue("grant_type") == "refresh_token" &&
-			r.PostFormValue("refresh_token") == "alice's" && r.PostFormValue("service") == "images.test"
-		if !strings.HasPrefix(scope, "repository:public/") && (user != "alice" || password != "secret") && !refreshed {
-			w.WriteHeader(http.StatusUnauthorized)
-			return
+		user, password, _ := q.BasicAuth()
+		refreshed := q.Method == http.MethodPost && q.PostFormValue("grant_type") == "refresh_token" &&
+			q.PostFormValue("refresh_token") == "alice's" && q.PostFormValue("service") == "images.test"
+		name := strings.TrimSuffix(strings.TrimPrefix(q.FormValue("scope"), "repository:"), ":pull")
+		if !strings.HasPrefix(name, "public/") && (user != "alice" || password != "secret") && !refreshed {
+			return registrytest.Token{Status: http.StatusUnauthorized}
 		}
-		_, _ = fmt.Fprintf(w, `{"access_token":"for %s","expires_in":300}`, scope)
-	})
-	return serve(t, func(w http.ResponseWriter, r *http.Request) {
-		name := strings.TrimSuffix(strings.TrimPrefix(r.URL.Path, "/v2/"), "/tags/list")
-		if name == "" || r.Header.Get("Authorization") != "Bearer for repository:"+name+":pull" {
-			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="images.test"`, tokens))
-			w.WriteHeader(http.StatusUnauthorized)
-			return
-		}
-		_, _ = io.WriteString(w, `{"tags":["v1"]}`)
-	})
+		return registrytest.Token{Requests: registrytest.Forever, Reads: func(path string) bool {
+			return strings.HasPrefix(path, "/v2/"+name+"/")
+		}}
+	}))
+	return r.URL
 }
 
 func TestAuthorizeObtainsTokens(t *testing.T) {
@@ -1277,11 +1367,7 @@ func TestCredentialsDoNotGoFromARegistryWithTLSToATokenServerWithout(t *testing.
 		asked.Add(1)
 		_, _ = io.WriteString(w, `{"token":"good"}`)
 	})
-	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="images.test"`, tokens))
-		w.WriteHeader(http.StatusUnauthorized)
-	})
-	secure := httptest.NewTLSServer(handler)
+	secure := httptest.NewTLSServer(asksForTokens(tokens))
 	t.Cleanup(secure.Close)
 	c := newClient(t, upstream.Options{
 		Upstreams: []upstream.Upstream{{Registry: images, Endpoints: []string{secure.URL}, InsecureSkipVerify: true}},
@@ -1321,10 +1407,7 @@ func TestATokenServerInTroubleIsWaitedFor(t *testing.T) {
 					_, _ = io.WriteString(w, `{"token":"good"}`)
 				}
 			})
-			c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, _ *http.Request) {
-				w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="images.test"`, tokens))
-				w.WriteHeader(http.StatusUnauthorized)
-			}))
+			c := newClient(t, upstream.Options{}, serve(t, asksForTokens(tokens)))
 			authorization, err := c.Authorize(t.Context(), repo, tc.credential)
 			require.Equal(t, tc.asked, asked.Load())
 			if tc.want != nil {
@@ -1338,6 +1421,60 @@ func TestATokenServerInTroubleIsWaitedFor(t *testing.T) {
 			require.Equal(t, "Bearer good", authorization)
 		})
 	}
+}
+
+// A port that accepts and then says nothing, as a firewall's may, is as far away as one that drops packets.
+func TestABlackHoleThatAcceptsConnectionsIsRememberedToo(t *testing.T) {
+	t.Parallel()
+	for _, patience := range []time.Duration{3 * time.Second, time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			c, err := upstream.New(upstream.Options{
+				Upstreams: []upstream.Upstream{{Registry: images, Endpoints: []string{"https://images.test"}}},
+				Dial: func(context.Context, string, string) (net.Conn, error) {
+					ours, theirs := net.Pipe()
+					go func() {
+						_, _ = io.Copy(io.Discard, theirs)
+						_ = theirs.Close()
+					}()
+					return ours, nil
+				},
+			})
+			require.NoError(t, err)
+			defer c.Close()
+			ask := func() time.Duration {
+				ctx, cancel := context.WithTimeout(t.Context(), patience)
+				defer cancel()
+				start := time.Now()
+				_, err := c.Resolve(ctx, repo, "v1", nil, "")
+				require.ErrorIs(t, err, content.ErrUnavailable)
+				return time.Since(start)
+			}
+			require.Positive(t, ask())
+			require.Zero(t, ask(), "no connection could be made a moment ago")
+		})
+	}
+}
+
+func TestStat_AnEmptyAnswerIsNoBlobOfNothing(t *testing.T) {
+	t.Parallel()
+	c := newClient(t, upstream.Options{Timeouts: upstream.Timeouts{Retry: time.Second}}, serve(t,
+		func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Length", "0") }))
+	_, _, err := c.Stat(t.Context(), content.Request{Repository: repo, Digest: digest.FromString("x")})
+	require.ErrorContains(t, err, "empty")
+	size, _, err := c.Stat(t.Context(), content.Request{Repository: repo, Digest: digest.FromString("")})
+	require.NoError(t, err)
+	require.Zero(t, size)
+}
+
+// What a header cannot hold the agent itself could not send, and the registry would count as out of reach.
+func TestATokenThatNoHeaderCanHoldIsRefused(t *testing.T) {
+	t.Parallel()
+	tokens := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `{"token":"a\r\nX: 1"}`)
+	})
+	c := newClient(t, upstream.Options{}, serve(t, asksForTokens(tokens)))
+	_, err := c.Authorize(t.Context(), repo, pullsecret.Credential{})
+	require.ErrorContains(t, err, "token of registry images.test has characters")
 }
 
 func TestAuthorizeUsesBasicWhereTheRegistryDoes(t *testing.T) {
@@ -1391,16 +1528,42 @@ func TestABlobOfUntoldLengthIsAskedForItsSize(t *testing.T) {
 func TestCallersCannotFloodTheMetricsWithNames(t *testing.T) {
 	t.Parallel()
 	metrics := prometheus.NewRegistry()
-	url := serve(t, http.NotFound)
-	c := newClient(t, upstream.Options{
-		Registerer: metrics, Upstreams: []upstream.Upstream{{Registry: "*", Endpoints: []string{url}}},
+	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("ns") != "good.test" {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+		_, _ = fmt.Fprintf(w, `{"config":{"mediaType":"a/b","digest":%q,"size":1}}`, digest.FromString("x"))
 	})
-	for i := range 200 {
-		_, err := c.Resolve(t.Context(), content.Repository{Registry: fmt.Sprintf("r%d.test", i), Name: "a"}, "v1", nil,
-			"")
-		require.ErrorIs(t, err, content.ErrNotFound)
+	c := newClient(t, upstream.Options{
+		Registerer: metrics, Upstreams: []upstream.Upstream{
+			{Registry: "*", Endpoints: []string{url}}, {Registry: "listed.test", Endpoints: []string{url}},
+		},
+	})
+	resolve := func(registry string) error {
+		_, err := c.Resolve(t.Context(), content.Repository{Registry: registry, Name: "a"}, "v1", nil, "")
+		return err
 	}
-	n, err := testutil.GatherAndCount(metrics, "shoal_upstream_requests_total")
+	for i := range 200 {
+		require.ErrorIs(t, resolve(fmt.Sprintf("r%d.test", i)), content.ErrNotFound)
+	}
+	require.NoError(t, resolve("good.test"))
+	require.ErrorIs(t, resolve("listed.test"), content.ErrNotFound)
+	families, err := metrics.Gather()
 	require.NoError(t, err)
-	require.Less(t, n, 100)
+	var named []string
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == "shoal_upstream_requests_total" {
+				for _, l := range m.GetLabel() {
+					if l.GetName() == "registry" {
+						named = append(named, l.GetValue())
+					}
+				}
+			}
+		}
+	}
+	slices.Sort(named)
+	require.Equal(t, []string{"good.test", "listed.test", "other"}, slices.Compact(named))
 }
