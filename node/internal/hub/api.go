@@ -10,12 +10,17 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
 const (
 	// maxQuestion is the longest body in bytes of a question about paths.
 	maxQuestion = 8 << 20
-	// pageSize is how many entries a page of a tree has, as at the hub.
+	// harnessesTTL is for how long the list of harnesses is used. Clients keep it for a day.
+	harnessesTTL = time.Hour
+	// pageSize is how many elements a page of a tree has, as at the hub.
 	pageSize = 1000
 )
 
@@ -25,14 +30,17 @@ func (f *Front) info(x *exchange) error {
 	ctx, r := x.R.Context(), x.route.repo
 	query := canonical(x.R.URL.Query())
 	if x.R.URL.Query().Has("revision") { // names the revision in another way
-		f.pass(x)
-		return nil
+		return f.pass(x)
 	}
 	commit, err := f.enter(ctx, x)
-	if err != nil {
+	switch {
+	case errors.Is(err, errNoRepository): // what has the form of a name need be none: /api/models/gpt2/likers
+		return f.pass(x)
+	case err != nil:
 		return err
 	}
-	doc, _, err := f.document(ctx, x, infoKey(r, commit, query), infoTTL, func(ctx context.Context) (record, error) {
+	k := infoKey(r, commit, query)
+	doc, _, err := f.document(ctx, x, k, f.sinceWrite(r, infoTTL), func(ctx context.Context) (record, error) {
 		a, err := f.askOpen(ctx, call{
 			method: http.MethodGet, path: r.api() + "/revision/" + commit, query: query,
 			authorization: x.Authorization(),
@@ -59,44 +67,44 @@ func canonical(q url.Values) string { return q.Encode() }
 // tree lists files at a revision, out of the listing of the whole where there is one.
 func (f *Front) tree(x *exchange) error {
 	ctx, q := x.R.Context(), x.R.URL.Query()
-	if truth(q.Get("expand")) { // when each was changed last, which is told page by page
-		f.pass(x)
-		return nil
-	}
 	commit, err := f.enter(ctx, x)
 	if err != nil {
 		return err
 	}
 	x.W.Header().Set("X-Repo-Commit", commit)
+	if truth(q.Get("expand")) { // what was found in each, and when it was changed, is told page by page
+		return f.page(ctx, x, commit, f.sinceWrite(x.route.repo, infoTTL))
+	}
 	l, err := f.list(ctx, x, commit)
 	if err != nil {
 		return err
 	}
 	if l.large {
-		return f.page(ctx, x, commit)
+		return f.page(ctx, x, commit, forever)
 	}
-	entries, ok := l.under(x.route.path, truth(q.Get("recursive")))
+	elements, ok := l.under(x.route.path, truth(q.Get("recursive")))
 	if !ok {
-		return errNoEntry
+		return &httpError{errNoEntry.status, errNoEntry.code, fmt.Sprintf("%+q does not exist on %+q", x.route.path,
+			x.route.revision)}
 	}
 	first, err := strconv.Atoi(q.Get("cursor"))
-	if err != nil || first < 0 || first > len(entries) {
+	if err != nil || first < 0 || first > len(elements) {
 		first = 0
 	}
 	size, err := strconv.Atoi(q.Get("limit"))
 	if err != nil || size < 1 || size > pageSize {
 		size = pageSize
 	}
-	last := min(first+size, len(entries))
-	if last < len(entries) {
+	last := min(first+size, len(elements))
+	if last < len(elements) {
 		q.Set("cursor", strconv.Itoa(last))
 		x.next(x.R.URL.EscapedPath() + "?" + q.Encode())
 	}
-	return x.entries(entries[first:last])
+	return x.elements(elements[first:last])
 }
 
-// page gives a page of a tree that is too large to be known as a whole.
-func (f *Front) page(ctx context.Context, x *exchange, commit string) error {
+// page gives a page of a tree that is not known as a whole.
+func (f *Front) page(ctx context.Context, x *exchange, commit string, maxAge time.Duration) error {
 	r := x.route.repo
 	path := r.api() + "/tree/" + commit
 	if x.route.path != "" {
@@ -104,7 +112,7 @@ func (f *Front) page(ctx context.Context, x *exchange, commit string) error {
 	}
 	query := canonical(x.R.URL.Query())
 	k := key("page", r.name(), commit, x.route.path, query)
-	doc, rec, err := f.document(ctx, x, k, forever, func(ctx context.Context) (record, error) {
+	doc, rec, err := f.document(ctx, x, k, maxAge, func(ctx context.Context) (record, error) {
 		a, err := f.askOpen(ctx, call{method: http.MethodGet, path: path, query: query,
 			authorization: x.Authorization()})
 		if err != nil {
@@ -146,31 +154,36 @@ func (f *Front) paths(x *exchange) error {
 	if err != nil {
 		return errQuestion
 	}
-	x.again(body)
-	if expand {
-		f.pass(x)
-		return nil
-	}
 	commit, err := f.enter(ctx, x)
 	if err != nil {
 		return err
+	}
+	x.W.Header().Set("X-Repo-Commit", commit)
+	if expand {
+		doc, err := f.askPaths(ctx, x, commit, paths, true, f.sinceWrite(x.route.repo, infoTTL))
+		if err != nil {
+			return err
+		}
+		return x.json(doc)
 	}
 	l, err := f.list(ctx, x, commit)
 	if err != nil {
 		return err
 	}
 	if l.large {
-		f.pass(x)
-		return nil
+		doc, err := f.askPaths(ctx, x, commit, paths, false, forever)
+		if err != nil {
+			return err
+		}
+		return x.json(doc)
 	}
-	x.W.Header().Set("X-Repo-Commit", commit)
-	found := []*entry{}
+	found := []*element{}
 	for _, p := range paths {
 		if e := l.byPath[strings.Trim(p, "/")]; e != nil {
 			found = append(found, e)
 		}
 	}
-	return x.entries(found)
+	return x.elements(found)
 }
 
 // refs lists branches and tags.
@@ -190,7 +203,7 @@ func (f *Front) refs(x *exchange) error {
 		return err
 	}
 	k := key("refs", r.name(), canonical(x.R.URL.Query()))
-	doc, _, err := f.document(ctx, x, k, x.rule.TagTTL, func(ctx context.Context) (record, error) {
+	doc, _, err := f.document(ctx, x, k, f.sinceWrite(r, x.rule.TagTTL), func(ctx context.Context) (record, error) {
 		a, err := ask(ctx, x.Authorization())
 		if refused, ok := errors.AsType[*refusal](err); ok && refused.status == http.StatusUnauthorized &&
 			x.Authorization() != "" {
@@ -207,9 +220,31 @@ func (f *Front) refs(x *exchange) error {
 	return x.json(doc)
 }
 
-func (x *exchange) entries(entries []*entry) error {
-	raws := make([]json.RawMessage, len(entries))
-	for i, e := range entries {
+// harnesses gives the list by which clients tell what they run in. All nodes ask for it once.
+func (f *Front) harnesses(x *exchange) error {
+	if x.R.URL.RawQuery != "" {
+		return f.pass(x)
+	}
+	doc, _, err := f.document(x.R.Context(), x, key("harnesses"), harnessesTTL,
+		func(ctx context.Context) (record, error) {
+			a, err := f.origin.ask(ctx, call{method: http.MethodGet, path: "/api/agent-harnesses"})
+			if err != nil {
+				return record{}, err
+			}
+			if !json.Valid(a.body) {
+				return record{}, fmt.Errorf("the hub's list of harnesses is no JSON: %w", content.ErrUnavailable)
+			}
+			return f.keep(ctx, a.body), nil
+		})
+	if err != nil {
+		return err
+	}
+	return x.json(doc)
+}
+
+func (x *exchange) elements(elements []*element) error {
+	raws := make([]json.RawMessage, len(elements))
+	for i, e := range elements {
 		raws[i] = e.raw
 	}
 	doc, err := json.Marshal(raws)

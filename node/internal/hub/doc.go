@@ -8,10 +8,13 @@
 //	repository.go  a revision's commit, the listing of its files, what is told of it
 //	access.go      who may read it: the hub's word, for each caller's own token
 //	file.go        one file: its header, its bytes, the proof that a repository has it
+//	ending.go      the end of a file, for who asks for nothing else of it
 //	stream.go      writing bytes that may still be arriving, and reading on where that breaks off
+//	room.go        what is said of a file that has no room here
 //	locate.go      where the hub has the bytes of a large file for the moment
 //	api.go         info, tree, paths-info and refs out of what is known
 //	pass.go        everything else, to the hub and back
+//	writes.go      what callers have changed at the hub, so that they meet it
 //	url.go         a file of another host, named by its digest and its URL
 //	pin.go         what of a repository a node that is to keep it holds
 //	memo.go        what the hub said, remembered here and asked once for all nodes

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/policy"
@@ -46,7 +47,8 @@ func errOutside(remote string) error {
 }
 
 // errPeersOnly stands for the hub's answer where the policy has it not asked.
-var errPeersOnly = fmt.Errorf("the policy takes this repository from peers only: %w", content.ErrUnavailable)
+var errPeersOnly = fmt.Errorf("the policy takes this repository from peers only, and none has what is asked for: %w",
+	content.ErrUnavailable)
 
 // retrySoon is the Retry-After in seconds of an answer that may be better in a moment.
 const retrySoon = 2
@@ -72,10 +74,28 @@ func (x *exchange) fail(err error) {
 		h.Del("Content-Range")
 	}
 	h.Set("Content-Length", strconv.Itoa(len(body)))
+	if status == http.StatusServiceUnavailable && x.repeatsOnThrottle() {
+		status = http.StatusTooManyRequests
+	}
 	x.WriteHeader(status)
 	if x.R.Method != http.MethodHead {
 		_, _ = x.W.Write(body) // the caller has gone, if it fails
 	}
+}
+
+// repeatsOnThrottle reports whether the caller is one that asks again for the bytes of a file after a 429, and gives up
+// on a 503: huggingface_hub since 1.0. It asks for parts by other means, which repeat on both.
+func (x *exchange) repeatsOnThrottle() bool {
+	if x.R.Method != http.MethodGet || x.route.action != actFile {
+		return false
+	}
+	if part := x.R.Header.Get("Range"); part != "" && !strings.HasSuffix(part, "-") {
+		return false
+	}
+	_, version, ok := strings.Cut(x.R.UserAgent(), "hf_hub/")
+	major, _, _ := strings.Cut(version, ".")
+	n, isNumber := reply.Number(major)
+	return ok && isNumber && n > 0
 }
 
 // verdict sets the header of an error's answer and gives its status, and its body where that is not the error's text.
@@ -94,6 +114,9 @@ func (x *exchange) verdict(err error) (int, []byte) {
 		return e.status, nil
 	}
 	switch up, ok := errors.AsType[*content.UpstreamError](err); {
+	case errors.Is(err, errPeersOnly): // waiting helps nobody. Without a code of the hub's, clients use what they have
+		h.Set("X-Error-Message", errPeersOnly.Error())
+		return http.StatusForbidden, nil
 	case ok && (up.Status == http.StatusTooManyRequests || content.Denied(err) || up.Status == http.StatusNotFound):
 		if up.RetryAfter > 0 {
 			h.Set("Retry-After", strconv.FormatInt(int64(math.Ceil(up.RetryAfter.Seconds())), 10))

@@ -13,13 +13,14 @@ import (
 	"net/http"
 	"path"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/lru"
 	"github.com/shoal-cache/shoal/node/internal/reply"
 )
 
@@ -28,8 +29,6 @@ const (
 	// topic.
 	tooLarge = "shoal-xet; above 50 GB huggingface_hub goes past this cache, by Xet: leave HF_HUB_DISABLE_XET unset " +
 		"and install hf_xet, or load the file with curl"
-	// worthKeeping is the size in bytes from which it is said of a file that it is not kept.
-	worthKeeping = 1 << 20
 	// proofSize is how many bytes are compared to prove that a repository has a file.
 	proofSize = 4 << 10
 )
@@ -58,20 +57,22 @@ func (f *Front) file(x *exchange) error {
 	}
 	if !e.usable() {
 		x.W.Header().Del("X-Repo-Commit")
-		f.pass(x)
-		return nil
+		return f.pass(x)
 	}
 	f.describe(x, e, commit)
 	f.warn(x, e)
-	return f.give(ctx, x, e.Size, `"`+e.etag()+`"`, func() (content.Reader, error) {
-		return f.open(ctx, x, e, commit)
+	given := newEarly()
+	return f.give(ctx, x, e.Size, `"`+e.etag()+`"`, func(off, n int64) (content.Reader, error) {
+		if off+n == e.Size && off >= lastChunk(e.Size) {
+			return f.open(ctx, x, e, commit, given)
+		}
+		return f.open(ctx, x, e, commit, nil)
 	}, func() error { return f.ready(ctx, x, e, commit) })
 }
 
 // give answers with the part of a file that the caller wants, once ready, which finds out while a failure can still be
 // told by a status whether the bytes may be had. The header that tells of the whole is set.
-func (f *Front) give(ctx context.Context, x *exchange, size int64, etag string, open func() (content.Reader, error),
-	ready func() error) error {
+func (f *Front) give(ctx context.Context, x *exchange, size int64, etag string, open opener, ready func() error) error {
 	if reply.Unchanged(x.R, etag) {
 		x.W.Header().Del("Content-Length")
 		x.WriteHeader(http.StatusNotModified)
@@ -114,7 +115,7 @@ func (f *Front) head(file string) probe {
 
 // describe sets the header that clients read off a file. They name what they keep by the ETag, so it is the hub's very
 // own.
-func (f *Front) describe(x *exchange, e *entry, commit string) {
+func (f *Front) describe(x *exchange, e *element, commit string) {
 	h := x.W.Header()
 	h.Set("Etag", `"`+e.etag()+`"`)
 	h.Set("Accept-Ranges", "bytes")
@@ -138,33 +139,16 @@ func (f *Front) describe(x *exchange, e *entry, commit string) {
 	}
 }
 
-// warn tells of a large file that can't be kept here, whatever is evicted for it: it then comes from the hub again for
-// each who asks.
-func (f *Front) warn(x *exchange, e *entry) {
-	if e.LFS == nil || e.Size < worthKeeping {
-		return
-	}
-	if _, err := f.opts.Store.Stat(e.digest()); err == nil {
-		return
-	}
-	u := f.opts.Store.Usage()
-	room := u.Capacity - u.PinnedBytes
-	if u.Capacity == 0 || e.Size <= room {
-		return
-	}
-	x.W.Header().Add("X-Hf-Warning", fmt.Sprintf("shoal-room; %+q has %d bytes and the node's cache has room for %d "+
-		"(store.capacity), so it is not kept", e.Path, e.Size, max(0, room)))
-	if x.R.Method != http.MethodHead {
-		f.metrics.noRoom.Inc()
-		f.log.Warn("a file has no room in the cache, and comes from the hub for each node that asks", "repository",
-			x.route.repo.name(), "path", e.Path, "size", e.Size, "room", max(0, room))
-	}
-}
-
 // ready finds out, while a failure can still be told by a status, that a file in large storage may be had: that the
 // repository has it, and where the hub has its bytes, or who else.
-func (f *Front) ready(ctx context.Context, x *exchange, e *entry, commit string) error {
-	if e.LFS == nil {
+func (f *Front) ready(ctx context.Context, x *exchange, e *element, commit string) error {
+	switch {
+	case e.LFS == nil:
+		return nil
+	case e.Size == 0 && !content.OfNothing(e.digest()):
+		return fmt.Errorf("%s is not the digest of no bytes, and the hub says 0: %w", e.digest(),
+			content.ErrDigestMismatch)
+	case e.Size == 0: // which nobody need be asked for: storage has no first byte to give
 		return nil
 	}
 	req := f.request(x, e, commit)
@@ -179,7 +163,7 @@ func (f *Front) ready(ctx context.Context, x *exchange, e *entry, commit string)
 	return err
 }
 
-func (f *Front) request(x *exchange, e *entry, commit string) content.Request {
+func (f *Front) request(x *exchange, e *element, commit string) content.Request {
 	return content.Request{
 		Repository: x.route.repo.source(f.opts.Hub), Kind: content.Blob, Digest: e.digest(), Size: e.Size,
 		Authorization: x.Authorization(), File: x.route.repo.file(commit, e.Path),
@@ -187,22 +171,40 @@ func (f *Front) request(x *exchange, e *entry, commit string) content.Request {
 	}
 }
 
-// open opens a file for a caller who may read it.
-func (f *Front) open(ctx context.Context, x *exchange, e *entry, commit string) (content.Reader, error) {
+// opener opens a file for who reads n bytes of it at off.
+type opener func(off, n int64) (content.Reader, error)
+
+// open opens a file for a caller who may read it. given: it reads no more than what is in the last chunk, of which the
+// answer has given so much early.
+func (f *Front) open(
+	ctx context.Context, x *exchange, e *element, commit string, given *early,
+) (content.Reader, error) {
 	if e.LFS == nil {
 		return newLater(e.Size, func() ([]byte, error) { return f.gitFile(ctx, x, e, commit) }), nil
 	}
-	req := f.request(x, e, commit)
-	reader, err := f.opts.Fetcher.Open(ctx, req)
+	req, open := f.request(x, e, commit), f.opts.Fetcher.Open
+	if x.past {
+		open = f.opts.Fetcher.OpenPast
+	}
+	sized := func(req content.Request) (content.Reader, error) {
+		reader, err := open(ctx, req)
+		if err == nil && reader.Size() != e.Size {
+			_ = reader.Close()
+			return nil, fmt.Errorf("%s is of %d bytes, and the hub says %d: %w", req.Digest, reader.Size(), e.Size,
+				content.ErrDigestMismatch)
+		}
+		return reader, err
+	}
+	if given == nil || req.Part || x.past || lastChunk(e.Size) == 0 {
+		return sized(req)
+	}
+	part := req
+	part.Part = true
+	reader, err := sized(part)
 	if err != nil {
 		return nil, err
 	}
-	if reader.Size() != e.Size {
-		_ = reader.Close()
-		return nil, fmt.Errorf("%s is of %d bytes, and the hub says %d: %w", req.Digest, reader.Size(), e.Size,
-			content.ErrDigestMismatch)
-	}
-	return reader, nil
+	return &ending{reader, func() (content.Reader, error) { return sized(req) }, given}, nil
 }
 
 // prove keeps a caller from reading, through a repository that only claims to have a file, what this node or a peer has
@@ -220,6 +222,10 @@ func (f *Front) prove(ctx context.Context, x *exchange, req content.Request) (pr
 	proved, err := f.memo.do(ctx, k, forever, f.who(x), func(ctx context.Context) (record, error) {
 		return record{Yes: true}, f.compare(ctx, req)
 	})
+	if errors.Is(err, errIncomparable) {
+		x.past = true
+		return false, nil
+	}
 	if err != nil {
 		return present, err
 	}
@@ -255,7 +261,16 @@ func blobKey(d digest.Digest, name string) string { return key("blob", d.String(
 func (f *Front) Committed(d digest.Digest) {
 	if name, ok := f.flights.only(d); ok {
 		f.memo.learn(heldKey(name, d), record{Yes: true}, 0, true)
-		f.telling.Go(func() { f.memo.tell(f.ctx, heldKey(name, d), record{Yes: true}) })
+		f.tell(heldKey(name, d), record{Yes: true})
+	}
+}
+
+// tell lets the other nodes know, and does not wait for it. A blob may be whole when the front has been closed.
+func (f *Front) tell(key string, rec record) {
+	f.closing.Lock()
+	defer f.closing.Unlock()
+	if f.ctx.Err() == nil {
+		f.telling.Go(func() { f.memo.tell(f.ctx, key, rec) })
 	}
 }
 
@@ -306,6 +321,17 @@ func (f *flights) only(d digest.Digest) (name string, ok bool) {
 	return name, len(names) == 1
 }
 
+// errIncomparable: nothing is kept that could be compared with what the hub has.
+var errIncomparable = errors.New("nothing of it is kept")
+
+// incomparable is err, with errIncomparable where the disk has no room, or fails.
+func incomparable(err error) error {
+	if errors.Is(err, content.ErrNoSpace) || errors.Is(err, content.ErrStorage) {
+		return fmt.Errorf("%w: %w", errIncomparable, err)
+	}
+	return err
+}
+
 // compare reads the same bytes of a file from the hub and from where else they are.
 func (f *Front) compare(ctx context.Context, req content.Request) error {
 	n := min(req.Size, proofSize)
@@ -322,9 +348,9 @@ func (f *Front) compare(ctx context.Context, req content.Request) error {
 	if _, err := io.ReadFull(theirs, want); err != nil {
 		return fmt.Errorf("read %s from the hub: %w: %w", req.File, content.ErrUnavailable, err)
 	}
-	reader, err := f.opts.Fetcher.Open(ctx, req)
+	reader, err := f.opts.Fetcher.OpenHere(ctx, req)
 	if err != nil {
-		return err
+		return incomparable(err)
 	}
 	defer func() { _ = reader.Close() }()
 	if reader.Size() != req.Size {
@@ -333,12 +359,12 @@ func (f *Front) compare(ctx context.Context, req content.Request) error {
 	}
 	ours, err := reader.Range(ctx, off, n)
 	if err != nil {
-		return err
+		return incomparable(err)
 	}
 	defer func() { _ = ours.Close() }()
 	got := make([]byte, n)
 	if _, err := io.ReadFull(ours, got); err != nil {
-		return err
+		return incomparable(err)
 	}
 	if !bytes.Equal(got, want) {
 		f.log.Error("the hub has other bytes than it says", "file", req.File, "digest", req.Digest)
@@ -348,7 +374,7 @@ func (f *Front) compare(ctx context.Context, req content.Request) error {
 }
 
 // gitFile is a file out of git: remembered, with a peer, or from the hub. Its name is checked wherever it comes from.
-func (f *Front) gitFile(ctx context.Context, x *exchange, e *entry, commit string) ([]byte, error) {
+func (f *Front) gitFile(ctx context.Context, x *exchange, e *element, commit string) ([]byte, error) {
 	r := x.route.repo
 	k := key("git", r.name(), e.OID)
 	for range 2 {
@@ -377,11 +403,11 @@ func (f *Front) gitFile(ctx context.Context, x *exchange, e *entry, commit strin
 }
 
 // names reports whether data is the git object that e names.
-func (e *entry) names(data []byte) bool {
+func (e *element) names(data []byte) bool {
 	sum := sha1.New() //nolint:gosec // as above
 	_, _ = fmt.Fprintf(sum, "blob %d\x00", len(data))
 	_, _ = sum.Write(data) // a hash never fails
-	return int64(len(data)) == e.Size && hex.EncodeToString(sum.Sum(nil)) == e.OID
+	return int64(len(data)) == e.Size && hex.EncodeToString(sum.Sum(nil)) == strings.ToLower(e.OID)
 }
 
 // later is a reader of a file that comes as a whole. Its size is known before, so that the header of an answer need not

@@ -2,6 +2,9 @@ package hub
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -14,6 +17,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content/contenttest"
 	"github.com/shoal-cache/shoal/node/internal/reply"
 	"github.com/shoal-cache/shoal/node/internal/store"
+	"github.com/shoal-cache/shoal/test/hubtest"
 )
 
 func TestLater_IsAReader(t *testing.T) {
@@ -55,4 +59,44 @@ func TestFile_OneThatHasNoRoomIsGivenAndIsSaidToBe(t *testing.T) {
 		}
 	}
 	require.InDelta(t, 1, testutil.ToFloat64(a.metrics.noRoom), 0)
+}
+
+// What has no room is nowhere to be compared with. So whoever only lists another's file is given what his own
+// repository has, however the other's passes by meanwhile.
+func TestFile_OneWithoutRoomIsSharedWithNobodyWhoOnlyListsIt(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	const size = 40 << 20
+	secret := hubtest.Random(9, size)
+	private := h.Repo("models", "org/private")
+	private.Commit("main", map[string]hubtest.File{"model.bin": {Data: secret, LFS: true}})
+	sum := sha256.Sum256(read(t, secret))
+	own := hubtest.Random(10, size)
+	h.Repo("models", "org/liar").Commit("main", map[string]hubtest.File{"model.bin": {
+		Data: own, LFS: true, ClaimedSHA256: hex.EncodeToString(sum[:]),
+	}})
+	a := newAgent(t, h, "", nil)
+	require.NoError(t, a.store.SetLimits(store.Limits{Capacity: 32 << 20}))
+
+	at := a.URL + resolve("org/private", "main", "model.bin")
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, at, nil)
+	require.NoError(t, err)
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	defer func() { _ = resp.Body.Close() }()
+	got := make([]byte, 3<<20)
+	_, err = io.ReadFull(resp.Body, got)
+	require.NoError(t, err)
+
+	stolen := a.ask(t, http.MethodGet, resolve("org/liar", "main", "model.bin"))
+	require.Error(t, stolen.err, "what the liar's repository has is not what it lists")
+	secretBytes, ownBytes := read(t, secret), read(t, own)
+	require.Less(t, len(stolen.body), size)
+	require.False(t, bytes.HasPrefix(secretBytes, stolen.body[:min(len(stolen.body), 1<<20)]) && len(stolen.body) > 0,
+		"none of the private bytes are given")
+	require.True(t, bytes.HasPrefix(ownBytes, stolen.body), "but those of the repository itself")
+
+	rest, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(secretBytes, append(got, rest...)))
 }

@@ -14,20 +14,24 @@ import (
 	"sync"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/gate"
+	"github.com/shoal-cache/shoal/node/internal/lru"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/reply"
 	"github.com/shoal-cache/shoal/node/internal/store"
+	"github.com/shoal-cache/shoal/node/internal/trace"
 )
 
 // Fetcher has the content: from this node, its peers, or the hub.
 type Fetcher interface {
 	Open(ctx context.Context, req content.Request) (content.Reader, error)
+	// OpenHere fails with content.ErrNoSpace for what is not kept, and OpenPast shares nothing.
+	OpenHere(ctx context.Context, req content.Request) (content.Reader, error)
+	OpenPast(ctx context.Context, req content.Request) (content.Reader, error)
 }
 
 // Upstream reads files from the hub, and from the hosts of URLs.
@@ -35,7 +39,7 @@ type Upstream = gate.Registries
 
 // Store keeps documents and small files.
 type Store interface {
-	Put(ctx context.Context, d digest.Digest, mediaType string, r io.Reader, size int64) error
+	PutInto(ctx context.Context, pool store.Pool, d digest.Digest, mediaType string, r io.Reader, size int64) error
 	Stat(d digest.Digest) (store.Info, error)
 	Usage() store.Usage
 }
@@ -60,7 +64,9 @@ type Options struct {
 	// URLs are those below which files are given by their digest and URL. None: no such file is.
 	URLs []*url.URL
 	// AllowFrom are the address ranges of callers, besides this machine's own.
-	AllowFrom  []netip.Prefix
+	AllowFrom []netip.Prefix
+	// Tracer makes a span of each request, and of each question to the hub. Optional.
+	Tracer     *trace.Tracer
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -76,12 +82,15 @@ type Front struct {
 	proxy    http.Handler
 	listings *lru.Cache[string, *listing]
 	flights  flights
+	writes   writes
 	running  reply.Running
 	callers  callers
+	crowded  crowd
 
 	ctx     context.Context // of what goes on behind an answer
 	cancel  context.CancelFunc
 	telling sync.WaitGroup
+	closing sync.Mutex // held while ctx ends, and while telling goes up
 }
 
 // maxListings bounds the listings in memory.
@@ -99,24 +108,23 @@ func New(opts Options) (*Front, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	f := &Front{opts: opts, log: opts.Logger}
-	f.ctx, f.cancel = context.WithCancel(context.Background())
-	var errs [4]error
-	f.metrics, errs[0] = newMetrics(opts.Registerer)
-	f.memo, errs[1] = newMemo(opts.Memory, f.log)
-	f.listings, errs[2] = lru.New[string, *listing](maxListings)
-	f.flights.of, errs[3] = lru.New[digest.Digest, map[string]time.Time](maxFlights)
-	if f.memo != nil {
-		f.access = &access{memo: f.memo, gate: opts.Gate, hub: opts.Hub}
-		f.origin = &origin{
-			base: opts.Endpoint, transport: opts.Transport, metrics: f.metrics, throttled: map[mark]throttle{},
-			key: f.memo.mark,
-		}
-		f.memo.down = f.origin.down
-	}
-	if err := errors.Join(errs[:]...); err != nil {
+	metrics, err := newMetrics(opts.Registerer)
+	if err != nil {
 		return nil, fmt.Errorf("hub front: %w", err)
 	}
+	f := &Front{
+		opts: opts, log: opts.Logger, metrics: metrics, memo: newMemo(opts.Memory, opts.Logger),
+		listings: lru.New[string, *listing](maxListings),
+	}
+	f.ctx, f.cancel = context.WithCancel(context.Background())
+	f.flights.of = lru.New[digest.Digest, map[string]time.Time](maxFlights)
+	f.writes.last = lru.New[string, time.Time](maxWrites)
+	f.access = &access{memo: f.memo, gate: opts.Gate, hub: opts.Hub}
+	f.origin = &origin{
+		base: opts.Endpoint, transport: opts.Transport, metrics: f.metrics, throttled: map[mark]throttle{},
+		key: f.memo.mark, tracer: opts.Tracer,
+	}
+	f.memo.down = f.origin.down
 	f.proxy = f.newProxy()
 	return f, nil
 }
@@ -138,7 +146,9 @@ func (f *Front) Told(key string, value []byte, age time.Duration) { f.memo.told(
 
 // Close ends what goes on behind the answers.
 func (f *Front) Close() {
+	f.closing.Lock() // nothing is told from now on
 	f.cancel()
+	f.closing.Unlock()
 	f.telling.Wait()
 }
 
@@ -156,6 +166,8 @@ type exchange struct {
 	route route
 	rule  policy.Rule
 	stale bool // the hub could not be asked
+	past  bool // what others have of the file could not be compared with the hub's, so it comes from the hub alone
+	span  trace.Span
 }
 
 // host is the base URL at which the client reaches the front.
@@ -170,7 +182,8 @@ func (x *exchange) host() string {
 // ServeHTTP answers one request. As http.Handler allows, it panics with http.ErrAbortHandler when an answer that has
 // begun cannot be ended rightly.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := &exchange{Exchange: reply.New(w, r), route: route{action: actPass}, rule: policy.DefaultRule()}
+	r, span := f.opts.Tracer.Answer(r, "download")
+	x := &exchange{Exchange: reply.New(w, r), route: route{action: actPass}, rule: policy.DefaultRule(), span: span}
 	if !f.running.Enter() {
 		w.Header().Set("Connection", "close")
 		x.fail(errDraining)
@@ -213,6 +226,8 @@ func (f *Front) serve(x *exchange) error {
 	case actTelemetry:
 		x.WriteHeader(http.StatusOK)
 		return nil
+	case actHarnesses:
+		return f.harnesses(x)
 	case actFile:
 		return f.file(x)
 	case actInfo:
@@ -224,8 +239,7 @@ func (f *Front) serve(x *exchange) error {
 	case actRefs:
 		return f.refs(x)
 	}
-	f.pass(x)
-	return nil
+	return f.pass(x)
 }
 
 // ruled is ctx with the word that the hub is not to be asked, where the policy has that.
@@ -309,9 +323,24 @@ func (f *Front) admit(ctx context.Context, x *exchange, l level, ask probe) erro
 	return nil
 }
 
+// trace tells the request's span what came of it.
+func (x *exchange) trace() {
+	if !x.span.On() {
+		return
+	}
+	x.span.Text("shoal.action", string(x.route.action))
+	x.span.Text("shoal.repository", x.route.repo.name())
+	x.span.Text("shoal.reference", x.route.revision)
+	x.span.Text("shoal.path", x.route.path)
+	x.span.Text("http.response.status_code", x.Code())
+	x.span.Number("shoal.first_byte_ms", x.FirstByte.Milliseconds())
+	x.span.End(x.Err)
+}
+
 // finish counts and logs an exchange. It runs also when the handler panics to abort.
 func (f *Front) finish(x *exchange) {
 	f.metrics.Observe(&x.Exchange, string(x.route.action))
+	x.trace()
 	if x.stale {
 		f.metrics.stale.Inc()
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/test/hubtest"
 )
 
@@ -68,6 +69,7 @@ func TestFile_RangesAreThoseThatClientsSend(t *testing.T) {
 			"bytes=0-0":                              data[:1],
 			fmt.Sprintf("bytes=%d-", size/2):         data[size/2:],
 			"bytes=-8":                               data[max(0, size-8):],
+			byteRange(max(0, size-8), size-1):        data[max(0, size-8):],
 			fmt.Sprintf("bytes=%d-%d", size/3, size): data[size/3:], // one past the end
 			fmt.Sprintf("bytes=0-%d", size+1000):     data,
 		} {
@@ -138,10 +140,10 @@ func TestInfo_TreeAndPathsComeWithoutXetAndWithTheFrontsOwnLinks(t *testing.T) {
 		g := ask(t, "", http.MethodGet, next, nil)
 		require.Equal(t, http.StatusOK, g.status)
 		require.NotContains(t, string(g.body), "xetHash")
-		var entries []entry
-		require.NoError(t, json.Unmarshal(g.body, &entries))
-		require.LessOrEqual(t, len(entries), 4)
-		for _, e := range entries {
+		var elements []element
+		require.NoError(t, json.Unmarshal(g.body, &elements))
+		require.LessOrEqual(t, len(elements), 4)
+		for _, e := range elements {
 			seen[e.Path] = e.Type == "file"
 		}
 		next = ""
@@ -159,10 +161,10 @@ func TestInfo_TreeAndPathsComeWithoutXetAndWithTheFrontsOwnLinks(t *testing.T) {
 	} {
 		g := ask(t, a.URL, http.MethodPost, "/api/models/org/m/paths-info/main", strings.NewReader(body),
 			"Content-Type", contentType)
-		var entries []entry
-		require.NoError(t, json.Unmarshal(g.body, &entries))
-		require.Len(t, entries, 2)
-		require.Equal(t, "directory", entries[1].Type)
+		var elements []element
+		require.NoError(t, json.Unmarshal(g.body, &elements))
+		require.Len(t, elements, 2)
+		require.Equal(t, "directory", elements[1].Type)
 	}
 	g := a.ask(t, http.MethodGet, "/api/models/org/m/tree/main/onnx")
 	require.Contains(t, string(g.body), "onnx/model.onnx")
@@ -308,4 +310,30 @@ func TestFront_OneAddressCannotTakeAllOfANode(t *testing.T) {
 		l()
 	}
 	require.Empty(t, c.running)
+}
+
+func TestFront_ARepositoryThatThePolicyKeepsFromTheHubSaysSo(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	_, commit, files := model(h, "org/m")
+	a := newAgent(t, h, "", nil)
+	rule := policy.DefaultRule()
+	rule.Mode = policy.PeersOnly
+	a.rule.Store(&rule)
+	for _, path := range []string{resolve("org/m", "main", "config.json"), resolve("org/m", commit, large),
+		"/api/models/org/m/revision/main"} {
+		g := a.ask(t, http.MethodGet, path)
+		require.Equal(t, http.StatusForbidden, g.status, path)
+		require.Contains(t, g.header.Get("X-Error-Message"), "the policy takes this repository from peers only")
+		require.Empty(t, g.header.Get("X-Error-Code"), "else clients do not use what they have on disk")
+	}
+	require.Empty(t, h.Requests())
+
+	open := policy.DefaultRule()
+	a.rule.Store(&open)
+	require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, resolve("org/m", "main", large)).status)
+	a.rule.Store(&rule)
+	g := a.ask(t, http.MethodGet, resolve("org/m", "main", large))
+	require.Equal(t, http.StatusOK, g.status, "what is here is given")
+	require.True(t, bytes.Equal(read(t, files[large].Data), g.body))
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -16,11 +15,11 @@ import (
 	"sync"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/lru"
 )
 
 // Shared has one node of the swarm ask for all. Its values are opaque to it.
@@ -74,6 +73,8 @@ type record struct {
 	Next string `json:"next,omitempty"`
 	// Large: there are more files than a listing of the whole is made of.
 	Large bool `json:"large,omitempty"`
+	// Endless is the page of a listing that comes after itself.
+	Endless string `json:"endless,omitempty"`
 	// URL is where a file's bytes are for the moment, and Expires the Unix time at which that ends.
 	URL     string `json:"url,omitempty"`
 	Expires int64  `json:"expires,omitempty"`
@@ -102,19 +103,16 @@ type memo struct {
 	kept   int                        // records on disk, about
 }
 
-func newMemo(memory Memory, log *slog.Logger) (*memo, error) {
-	m := &memo{memory: memory, log: log, secret: make([]byte, sha256.Size)}
-	_, _ = rand.Read(m.secret) // never fails, says crypto/rand
-	var errs [2]error
-	m.recent, errs[0] = lru.New[string, remembered](maxRecords)
-	m.inline, errs[1] = lru.NewWithEvict[string, []byte](maxRecords, func(_ string, b []byte) { m.size -= len(b) })
-	if err := errors.Join(errs[:]...); err != nil {
-		return nil, err
+func newMemo(memory Memory, log *slog.Logger) *memo {
+	m := &memo{
+		memory: memory, log: log, secret: make([]byte, sha256.Size), recent: lru.New[string, remembered](maxRecords),
 	}
+	m.inline = lru.NewWithEvict(maxRecords, func(_ string, b []byte) { m.size -= len(b) })
+	_, _ = rand.Read(m.secret) // never fails, says crypto/rand
 	if memory != nil {
 		m.prune()
 	}
-	return m, nil
+	return m
 }
 
 // key makes a key of its parts, which hold no zero byte: they come from URLs that were taken apart, and the front
@@ -288,7 +286,7 @@ const savedAgain = time.Minute
 
 func same(a, b record) bool {
 	return a.Yes == b.Yes && a.Commit == b.Commit && a.Digest == b.Digest && a.Size == b.Size && a.Next == b.Next &&
-		a.Large == b.Large
+		a.Large == b.Large && a.Endless == b.Endless
 }
 
 // kept is a record on disk.
@@ -390,7 +388,8 @@ func (m *memo) known(key string) (value []byte, age time.Duration, ok bool) {
 
 func (m *memo) told(key string, value []byte, age time.Duration) {
 	var rec record
-	if json.Unmarshal(value, &rec) == nil && len(rec.Commit)+len(rec.Digest)+len(rec.Next)+len(rec.URL) <= maxTold {
+	if json.Unmarshal(value, &rec) == nil && maxTold >=
+		len(rec.Commit)+len(rec.Digest)+len(rec.Next)+len(rec.URL)+len(rec.Endless) {
 		m.learn(key, rec, age, false)
 	}
 }

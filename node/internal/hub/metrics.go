@@ -31,7 +31,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		}),
 		noRoom: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "shoal_hub_no_room_total",
-			Help: "Answers with a file that the cache has no room to keep, so that it comes from the hub each time.",
+			Help: "Answers with a file that the cache has no room to keep.",
 		}),
 	}
 	if r == nil {

@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +17,8 @@ import (
 	"time"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/reply"
+	"github.com/shoal-cache/shoal/node/internal/trace"
 )
 
 const (
@@ -39,6 +43,7 @@ type origin struct {
 	base      *url.URL
 	transport http.RoundTripper
 	metrics   *metrics
+	tracer    *trace.Tracer
 
 	mu        sync.Mutex
 	downUntil time.Time
@@ -144,7 +149,11 @@ func (o *origin) throttledFor(authorization string) *refusal {
 	}
 	said := *t.said
 	said.header = said.header.Clone()
-	said.header.Set("Retry-After", strconv.Itoa(int(left.Seconds())+1))
+	seconds := strconv.Itoa(int(left.Seconds()) + 1)
+	said.header.Set("Retry-After", seconds)
+	if limit := said.header.Get("RateLimit"); limit != "" { // which clients heed first
+		said.header.Set("RateLimit", rateLimit.ReplaceAllString(limit, "${1}${2}${3}"+seconds))
+	}
 	return &said
 }
 
@@ -177,19 +186,22 @@ const (
 	maxRetryAfter = 10 * time.Minute
 )
 
-// retryAfter reads the wish of a 429: Retry-After in seconds, or the time that the RateLimit header has left.
+// rateLimit is what a RateLimit header says of one limit: "api";r=0;t=55, no request is left for 55 seconds.
+var rateLimit = regexp.MustCompile(`(;\s*r\s*=\s*)(\d+)(\s*;\s*t\s*=\s*)(\d+)`)
+
+// retryAfter reads the wish of a 429: Retry-After in seconds or as a date, or the time that is left of a limit in the
+// RateLimit header. The hub tells of its limits with every answer. Only one of which nothing is left is meant.
 func retryAfter(h http.Header) time.Duration {
-	if s, err := strconv.Atoi(h.Get("Retry-After")); err == nil {
-		return min(max(time.Duration(s)*time.Second, 0), maxRetryAfter)
+	after, said := content.RetryAfter(h.Get("Retry-After"))
+	if said {
+		return min(after, maxRetryAfter)
 	}
-	for part := range strings.SplitSeq(h.Get("RateLimit"), ";") { // "api";r=0;t=55
-		if t, ok := strings.CutPrefix(strings.TrimSpace(part), "t="); ok {
-			if s, err := strconv.Atoi(t); err == nil {
-				return min(max(time.Duration(s)*time.Second, 0), maxRetryAfter)
-			}
+	for _, limit := range rateLimit.FindAllStringSubmatch(h.Get("RateLimit"), -1) {
+		if t, _ := content.RetryAfter(limit[4]); strings.Trim(limit[2], "0") == "" {
+			after = max(after, t)
 		}
 	}
-	return 0
+	return min(after, maxRetryAfter)
 }
 
 // ask asks the hub and reads its whole answer. Redirects within the hub are followed. Its error is a *refusal for what
@@ -203,6 +215,9 @@ func (o *origin) ask(ctx context.Context, c call) (*answer, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
+	ctx, span := o.tracer.Start(ctx, "ask")
+	span.Text("http.request.method", c.method)
+	span.Text("shoal.path", c.path)
 	was := o.down()
 	got, err := o.once(ctx, c)
 	if err != nil && again(err) && !was {
@@ -213,6 +228,7 @@ func (o *origin) ask(ctx context.Context, c call) (*answer, error) {
 		}
 	}
 	o.note(ctx, c.authorization, err)
+	span.End(err)
 	return got, err
 }
 
@@ -229,7 +245,37 @@ func again(err error) bool {
 	return errors.Is(err, content.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded)
 }
 
+// once sends a call one time. Of a mirror that knows no HEAD it asks the first byte, whose header tells the same, and
+// of one that does not say then of how many, the whole, of which it reads the header alone.
 func (o *origin) once(ctx context.Context, c call) (*answer, error) {
+	a, err := o.put(ctx, c)
+	refused, ok := errors.AsType[*refusal](err)
+	if !ok || c.method != http.MethodHead ||
+		refused.status != http.StatusMethodNotAllowed && refused.status != http.StatusNotImplemented {
+		return a, err
+	}
+	whole := c
+	whole.method, whole.headerOnly = http.MethodGet, true
+	first := whole
+	if first.header = c.header.Clone(); first.header == nil {
+		first.header = http.Header{}
+	}
+	first.header.Set("Range", "bytes=0-0")
+	if a, err = o.put(ctx, first); err != nil {
+		return nil, err
+	}
+	_, size, partial := strings.Cut(a.header.Get("Content-Range"), "/")
+	switch _, known := reply.Number(size); {
+	case partial && known:
+		a.header.Set("Content-Length", size)
+	case partial:
+		return o.put(ctx, whole)
+	}
+	return a, nil
+}
+
+// put sends a call one time, as it is.
+func (o *origin) put(ctx context.Context, c call) (*answer, error) {
 	resp, err := o.follow(ctx, c)
 	if err != nil {
 		return nil, err
@@ -246,24 +292,52 @@ func (o *origin) once(ctx context.Context, c call) (*answer, error) {
 		}
 		return nil, o.refusal(c, resp)
 	}
-	if enc := resp.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
-		return nil, fmt.Errorf("%s: %w: the answer is encoded as %q, which was not asked for", c,
-			content.ErrUnavailable, enc)
-	}
 	a := &answer{header: resp.Header, next: o.nextPage(resp)}
 	if c.method == http.MethodHead || c.headerOnly {
+		if encoding(resp) != "" { // what is said of the length is not about the file
+			a.header.Del("Content-Length")
+		}
 		return a, nil
 	}
-	a.body, err = io.ReadAll(io.LimitReader(resp.Body, maxDoc+1))
-	switch {
-	case err != nil:
+	if a.body, err = bodyOf(resp); err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", c, content.ErrUnavailable, err)
-	case len(a.body) > maxDoc:
-		return nil, fmt.Errorf("%s: %w: the answer is longer than %d bytes", c, content.ErrUnavailable, maxDoc)
-	case resp.ContentLength >= 0 && int64(len(a.body)) != resp.ContentLength:
-		return nil, fmt.Errorf("%s: %w: %d of %d bytes", c, content.ErrUnavailable, len(a.body), resp.ContentLength)
 	}
 	return a, nil
+}
+
+// encoding is how the body of an answer is encoded, "" where it is as it is.
+func encoding(resp *http.Response) string {
+	if enc := strings.ToLower(resp.Header.Get("Content-Encoding")); enc != "identity" {
+		return enc
+	}
+	return ""
+}
+
+// bodyOf reads the body of an answer. Storage that has it packed sends it so, whatever was asked for.
+func bodyOf(resp *http.Response) ([]byte, error) {
+	in := io.Reader(resp.Body)
+	enc := encoding(resp)
+	switch enc {
+	case "":
+	case "gzip", "x-gzip":
+		z, err := gzip.NewReader(in)
+		if err != nil {
+			return nil, fmt.Errorf("the answer is no gzip, as it says: %w", err)
+		}
+		in = z
+	default:
+		return nil, fmt.Errorf("the answer is encoded as %q, which was not asked for", enc)
+	}
+	body, err := io.ReadAll(io.LimitReader(in, maxDoc+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case len(body) > maxDoc:
+		return nil, fmt.Errorf("the answer is longer than %d bytes", maxDoc)
+	case enc == "" && resp.ContentLength >= 0 && int64(len(body)) != resp.ContentLength:
+		return nil, fmt.Errorf("%d of %d bytes", len(body), resp.ContentLength)
+	}
+	return body, nil
 }
 
 // follow sends a call, and after it to wherever the hub redirects within itself. A redirect elsewhere is the answer.
@@ -278,7 +352,7 @@ func (o *origin) follow(ctx context.Context, c call) (*http.Response, error) {
 			return nil, err
 		}
 		next := o.within(resp)
-		if next == nil || c.stay && resp.Header.Get("X-Repo-Commit") != "" {
+		if next == nil || c.stay && resp.Header.Get("X-Repo-Commit") != "" && !renamed(next) {
 			return resp, nil
 		}
 		_, _ = io.CopyN(io.Discard, resp.Body, maxErrorDoc)
@@ -288,7 +362,12 @@ func (o *origin) follow(ctx context.Context, c call) (*http.Response, error) {
 	return nil, fmt.Errorf("%s: %w: more than %d redirects", c, content.ErrUnavailable, maxHops)
 }
 
-// within is where a redirect leads that stays at the hub; nil: it is none.
+// renamed reports whether a redirect leads to the same file under another name of its repository. The hub may not have
+// looked yet at who asks.
+func renamed(to *url.URL) bool { return strings.Contains(to.Path, "/resolve/") }
+
+// within is where a redirect leads that stays at the hub; nil: it is none, or it leads to large file storage, which
+// some hubs have at their own host.
 func (o *origin) within(resp *http.Response) *url.URL {
 	switch resp.StatusCode {
 	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect,
@@ -297,11 +376,18 @@ func (o *origin) within(resp *http.Response) *url.URL {
 		return nil
 	}
 	next, err := resp.Location()
-	if err != nil || !sameOrigin(next, o.base) || resp.Header.Get("X-Linked-Etag") != "" {
+	if err != nil || !sameOrigin(next, o.base) {
+		return nil
+	}
+	// The hub links a file in git, too, by the name of its git object.
+	if linked := bare(resp.Header.Get("X-Linked-Etag")); linked != "" && !isCommit(strings.ToLower(linked)) {
 		return nil
 	}
 	return next
 }
+
+// bare is what an ETag has between its quotes.
+func bare(etag string) string { return strings.Trim(strings.TrimPrefix(etag, "W/"), `"`) }
 
 func (o *origin) send(ctx context.Context, c call, at *url.URL) (*http.Response, error) {
 	var body io.Reader
@@ -345,6 +431,11 @@ func (o *origin) refusal(c call, resp *http.Response) *refusal {
 		if relayed(name) {
 			r.header[name] = values
 		}
+	}
+	dropWarnings(r.header)
+	_, seconds := reply.Number(r.header.Get("Retry-After"))
+	if after := retryAfter(r.header); after > 0 && !seconds && r.status == http.StatusTooManyRequests {
+		r.header.Set("Retry-After", strconv.Itoa(int(after.Seconds())+1)) // clients read no date
 	}
 	r.body, _ = io.ReadAll(io.LimitReader(resp.Body, maxErrorDoc)) // the status and the header say what clients act on
 	return r

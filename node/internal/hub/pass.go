@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -15,16 +16,14 @@ import (
 // maxRewritten is the longest JSON document in bytes out of which Xet is taken on its way through.
 const maxRewritten = maxDoc
 
-// again lets a body that was read be read once more.
-func (x *exchange) again(body []byte) {
-	x.R.Body = io.NopCloser(bytes.NewReader(body))
-	x.R.ContentLength = int64(len(body))
-}
-
 // pass hands a request to the hub, with the caller's own token, and the answer back. Nothing of it is kept.
-func (f *Front) pass(x *exchange) {
+func (f *Front) pass(x *exchange) error {
+	if x.R.Context().Value(peersOnly{}) != nil {
+		return errPeersOnly
+	}
 	ctx := context.WithValue(x.R.Context(), frontHost{}, x.host())
 	f.proxy.ServeHTTP(&passed{ResponseWriter: x.W, x: x}, x.R.WithContext(ctx))
+	return nil
 }
 
 // frontHost is the key under which a request's context holds the base URL at which its client reaches the front.
@@ -101,14 +100,27 @@ func withoutXetType(accept string) string {
 	return strings.Join(rest, ", ")
 }
 
-// rewrite keeps the clients of an answer at the front: links within the hub become the front's own, and Xet goes.
+// pathAtHub is the path of what an answer is about, below the hub's own.
+func (f *Front) pathAtHub(resp *http.Response) string {
+	return strings.TrimPrefix(resp.Request.URL.Path, strings.TrimSuffix(f.origin.base.Path, "/"))
+}
+
+// ofBucket reports whether an answer is about a bucket, whose files the hub gives by Xet alone.
+func (f *Front) ofBucket(resp *http.Response) bool {
+	path := f.pathAtHub(resp)
+	return strings.HasPrefix(path, "/buckets/") || strings.HasPrefix(path, "/api/buckets/")
+}
+
+// rewrite keeps the clients of an answer at the front: links within the hub become the front's own, and what leads to a
+// file by Xet goes. The hub's answers to who asks for a token of Xet, in order to upload, stay as they are.
 func (f *Front) rewrite(resp *http.Response) error {
 	f.metrics.asked(resp.Request.Method, resp.StatusCode)
 	h, base := resp.Header, f.origin.base
-	for name := range h {
-		if strings.HasPrefix(name, "X-Xet-") {
-			h.Del(name)
-		}
+	f.noteWrite(resp)
+	bucket := f.ofBucket(resp)
+	if !bucket {
+		h.Del("X-Xet-Hash")
+		h.Del("X-Xet-Refresh-Route")
 	}
 	if to, err := resp.Location(); err == nil && sameOrigin(to, base) {
 		h.Set("Location", strings.TrimPrefix(to.RequestURI(), strings.TrimSuffix(base.EscapedPath(), "/")))
@@ -119,7 +131,7 @@ func (f *Front) rewrite(resp *http.Response) error {
 		for _, l := range links(h) {
 			at, err := resp.Request.URL.Parse(l.target)
 			switch {
-			case strings.HasPrefix(l.rel, "xet-"):
+			case strings.HasPrefix(l.rel, "xet-") && !bucket:
 				continue
 			case err == nil && sameOrigin(at, base):
 				own := host + strings.TrimPrefix(at.RequestURI(), strings.TrimSuffix(base.EscapedPath(), "/"))
@@ -132,23 +144,32 @@ func (f *Front) rewrite(resp *http.Response) error {
 			h.Set("Link", strings.Join(kept, ", "))
 		}
 	}
-	var warnings []string
-	for _, v := range h.Values("X-Hf-Warning") { // which is about the agent's address, not about the client
-		if !strings.HasPrefix(strings.ToLower(v), "unauthenticated") {
-			warnings = append(warnings, v)
-		}
-	}
-	if h.Del("X-Hf-Warning"); len(warnings) > 0 {
-		h["X-Hf-Warning"] = warnings
-	}
+	dropWarnings(h)
 	return f.rewriteBody(resp)
 }
 
-// rewriteBody takes Xet out of a listing.
+// dropWarnings takes those out that are about the agent's address and not about the client.
+func dropWarnings(h http.Header) {
+	kept := slices.DeleteFunc(h.Values("X-Hf-Warning"), func(v string) bool {
+		return strings.HasPrefix(strings.ToLower(v), "unauthenticated")
+	})
+	if h.Del("X-Hf-Warning"); len(kept) > 0 {
+		h["X-Hf-Warning"] = kept
+	}
+}
+
+// knownHub is the host whose URLs clients take for those of their HF_ENDPOINT.
+const knownHub = "huggingface.co"
+
+// rewriteBody takes Xet out of a listing. It has the URLs of what was made or changed be the front's own, because
+// huggingface_hub takes a repository's name out of them, and knows no other hub than HF_ENDPOINT and knownHub.
 func (f *Front) rewriteBody(resp *http.Response) error {
-	path := resp.Request.URL.Path
-	listing := strings.Contains(path, "/tree/") || strings.Contains(path, "/paths-info/")
-	if !listing || resp.StatusCode != http.StatusOK || !strings.Contains(resp.Header.Get("Content-Type"), "json") {
+	path := f.pathAtHub(resp)
+	listing := !f.ofBucket(resp) && (strings.Contains(path, "/tree/") || strings.Contains(path, "/paths-info/"))
+	made := resp.Request.Method == http.MethodPost && f.origin.base.Hostname() != knownHub &&
+		(strings.Contains(path, "/commit/") || strings.HasPrefix(path, "/api/repos/"))
+	document := resp.StatusCode == http.StatusOK && strings.Contains(resp.Header.Get("Content-Type"), "json")
+	if !document || !listing && !made {
 		return nil
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxRewritten+1))
@@ -163,7 +184,11 @@ func (f *Front) rewriteBody(resp *http.Response) error {
 		return nil
 	}
 	_ = resp.Body.Close()
-	if clean, err := withoutXet(body, plainLimit); err == nil {
+	if made {
+		host, _ := resp.Request.Context().Value(frontHost{}).(string)
+		base := strings.TrimSuffix(f.origin.base.String(), "/")
+		body = bytes.ReplaceAll(body, []byte(`"`+base+`/`), []byte(`"`+host+`/`))
+	} else if clean, err := withoutXet(body, plainLimit); err == nil {
 		body = clean
 	}
 	resp.Body = io.NopCloser(bytes.NewReader(body))

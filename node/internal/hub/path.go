@@ -29,6 +29,8 @@ const (
 	actRefs action = "refs"
 	// actURL gives a file by its digest and its URL: /sha256/{digest}/{scheme}/{host}/{path}.
 	actURL action = "url"
+	// actHarnesses gives what huggingface_hub asks for once a day wherever it runs: /api/agent-harnesses.
+	actHarnesses action = "agent-harnesses"
 	// actTelemetry counts what the clients do. It is answered here, for it must never make a client wait.
 	actTelemetry action = "telemetry"
 )
@@ -110,6 +112,8 @@ func parseRoute(method, escapedPath string) (r route, ok bool) {
 		}
 	case len(parts) > 1 && parts[1] == "telemetry":
 		r.action = actTelemetry
+	case len(parts) == 2 && parts[1] == "agent-harnesses" && method == http.MethodGet:
+		r.action = actHarnesses
 	case len(parts) > 2 && slices.Contains(kinds, parts[1]):
 		parseAPI(&r, method, parts[1], parts[2:])
 	}
@@ -146,7 +150,7 @@ func parseAPI(r *route, method, kind string, parts []string) {
 		n = 1
 	}
 	id, rest := strings.Join(parts[:n], "/"), parts[n:]
-	if slices.Contains(parts[:n], "") {
+	if slices.Contains(parts[:n], "") || n == 1 && !ownerless(kind) {
 		return
 	}
 	out := route{action: actPass, repo: repo{kind, id}}
@@ -171,6 +175,9 @@ func parseAPI(r *route, method, kind string, parts []string) {
 		*r = out
 	}
 }
+
+// ownerless reports whether repositories of a kind may have no owner: /api/spaces/hardware is none.
+func ownerless(kind string) bool { return kind == "models" || kind == "datasets" }
 
 // revisionOf takes the revision off the front of a path. Some clients do not escape the slashes of the hub's own refs.
 func revisionOf(parts []string) (revision string, rest []string) {

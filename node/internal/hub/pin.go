@@ -100,8 +100,8 @@ func (f *Front) filesAt(ctx context.Context, x *exchange, revision, commit strin
 	if info, _, ok := f.memo.own(infoKey(x.route.repo, commit, "")); ok && info.Digest != "" && f.holds(info) {
 		out = append(out, content.Request{Digest: info.Digest, Size: info.Size})
 	}
-	var kept []*entry
-	for _, e := range known.entries {
+	var kept []*element
+	for _, e := range known.elements {
 		if e.Type == "file" && keep(e.Path) {
 			kept = append(kept, e)
 		}
@@ -157,7 +157,7 @@ func (f *Front) holds(rec record) bool {
 }
 
 // pinned is what has to be held of one file.
-func (f *Front) pinned(ctx context.Context, x *exchange, e *entry, commit string, get bool) (content.Request, error) {
+func (f *Front) pinned(ctx context.Context, x *exchange, e *element, commit string, get bool) (content.Request, error) {
 	r := x.route.repo
 	file := r.file(commit, e.Path)
 	if !e.usable() {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/reply"
+	"github.com/shoal-cache/shoal/node/internal/store"
 )
 
 const (
@@ -26,6 +27,8 @@ const (
 	// maxPages bounds the pages of a listing that is made of the whole of a repository. Of a larger one single paths
 	// are asked for.
 	maxPages = 10
+	// maxEndless is how much is told of a page that comes after itself.
+	maxEndless = 200
 	// heldTimeout bounds the getting of a document that a peer has, with a second more for each heldRate bytes.
 	heldTimeout = 5 * time.Second
 	heldRate    = 1 << 20
@@ -33,8 +36,8 @@ const (
 	plainLimit = 50_000_000_000
 )
 
-// entry is what a listing says of one path.
-type entry struct {
+// element is what a listing says of one path.
+type element struct {
 	Type string `json:"type"` // "file" or "directory"
 	OID  string `json:"oid"`
 	Size int64  `json:"size"`
@@ -49,17 +52,20 @@ type entry struct {
 }
 
 // etag is the hub's: the sha256 of a file in large file storage, the git object name of another.
-func (e *entry) etag() string {
+func (e *element) etag() string {
 	if e.LFS != nil {
 		return strings.TrimPrefix(e.LFS.OID, "sha256:")
 	}
 	return e.OID
 }
 
-func (e *entry) digest() digest.Digest { return digest.NewDigestFromEncoded(digest.SHA256, e.etag()) }
+// digest is that of a file in large file storage. Some hubs write it in capitals, which names the same.
+func (e *element) digest() digest.Digest {
+	return digest.NewDigestFromEncoded(digest.SHA256, strings.ToLower(e.etag()))
+}
 
 // usable reports whether e says what is needed to give the file.
-func (e *entry) usable() bool {
+func (e *element) usable() bool {
 	if e.Size < 0 || e.Size > content.MaxSize {
 		return false
 	}
@@ -67,14 +73,14 @@ func (e *entry) usable() bool {
 		return e.digest().Validate() == nil && e.LFS.Size == e.Size
 	}
 	// git's names have one form; the hub has what is above 10 MB in large file storage
-	return isCommit(e.OID) && e.Size <= maxDoc
+	return isCommit(strings.ToLower(e.OID)) && e.Size <= maxDoc
 }
 
 // listing is the files of a repository at a commit.
 type listing struct {
-	entries []*entry
-	byPath  map[string]*entry
-	large   bool // there are too many: it holds none
+	elements []*element
+	byPath   map[string]*element
+	large    bool // there are too many: it holds none
 }
 
 func newListing(doc []byte) (*listing, error) {
@@ -82,28 +88,28 @@ func newListing(doc []byte) (*listing, error) {
 	if err := json.Unmarshal(doc, &raws); err != nil {
 		return nil, fmt.Errorf("listing: %w", err)
 	}
-	l := &listing{byPath: make(map[string]*entry, len(raws))}
+	l := &listing{byPath: make(map[string]*element, len(raws))}
 	for _, raw := range raws {
-		e := new(entry)
+		e := new(element)
 		if err := json.Unmarshal(raw, e); err != nil {
 			return nil, fmt.Errorf("listing: %w", err)
 		}
 		e.raw = raw
-		l.entries = append(l.entries, e)
+		l.elements = append(l.elements, e)
 		l.byPath[e.Path] = e
 	}
 	return l, nil
 }
 
 // under lists what is below a folder, or in it alone. ok is false where there is no such folder.
-func (l *listing) under(folder string, recursive bool) (out []*entry, ok bool) {
+func (l *listing) under(folder string, recursive bool) (out []*element, ok bool) {
 	prefix := ""
 	if folder != "" {
 		prefix = folder + "/"
 		d := l.byPath[folder]
 		ok = d != nil && d.Type == "directory"
 	}
-	for _, e := range l.entries {
+	for _, e := range l.elements {
 		rest, below := strings.CutPrefix(e.Path, prefix)
 		if below && (recursive || !strings.Contains(rest, "/")) {
 			out = append(out, e)
@@ -114,7 +120,7 @@ func (l *listing) under(folder string, recursive bool) (out []*entry, ok bool) {
 
 // anyFile is the path of a file, "" where there is none.
 func (l *listing) anyFile() string {
-	for _, e := range l.entries {
+	for _, e := range l.elements {
 		if e.Type == "file" {
 			return e.Path
 		}
@@ -132,7 +138,7 @@ func (f *Front) enter(ctx context.Context, x *exchange) (commit string, err erro
 	if isCommit(revision) {
 		return revision, f.enterAt(ctx, x, revision)
 	}
-	rev, err := f.memo.do(ctx, revisionKey(r, revision), x.rule.TagTTL, f.who(x),
+	rev, err := f.memo.do(ctx, revisionKey(r, revision), f.sinceWrite(r, x.rule.TagTTL), f.who(x),
 		func(ctx context.Context) (record, error) {
 			return f.askRevision(ctx, x)
 		})
@@ -190,6 +196,9 @@ func (f *Front) learnInfo(r repo, rev record) {
 	}
 }
 
+// errNoRepository: what the hub tells under the name of a repository is about something else.
+var errNoRepository = fmt.Errorf("the hub tells of no repository: %w", content.ErrUnavailable)
+
 // askRevision asks which commit the exchange's revision is, as anyone, or else with the caller's token. Yes of its
 // record says that anyone may ask.
 func (f *Front) askRevision(ctx context.Context, x *exchange) (record, error) {
@@ -207,7 +216,11 @@ func (f *Front) askRevision(ctx context.Context, x *exchange) (record, error) {
 	var info struct {
 		SHA string `json:"sha"`
 	}
-	if err := json.Unmarshal(doc, &info); err != nil {
+	err = json.Unmarshal(doc, &info)
+	switch {
+	case x.route.revision == "" && info.SHA == "":
+		return record{}, errNoRepository
+	case err != nil:
 		return record{}, fmt.Errorf("what the hub tells of %s: %w: %w", r.name(), content.ErrUnavailable, err)
 	}
 	rec := f.keep(ctx, doc)
@@ -265,7 +278,7 @@ func (f *Front) keep(ctx context.Context, doc []byte) record {
 	if len(doc) <= maxInline {
 		rec.Inline = doc
 	}
-	if err := f.opts.Store.Put(ctx, rec.Digest, "", bytes.NewReader(doc), rec.Size); err != nil {
+	if err := f.opts.Store.PutInto(ctx, store.Models, rec.Digest, "", bytes.NewReader(doc), rec.Size); err != nil {
 		f.log.Debug("document not kept", "size", rec.Size, "cause", err)
 	}
 	return rec
@@ -308,11 +321,19 @@ func (f *Front) list(ctx context.Context, x *exchange, commit string) (*listing,
 	if l, ok := f.listings.Get(k); ok {
 		return l, nil
 	}
-	doc, rec, err := f.document(ctx, x, k, forever, func(ctx context.Context) (record, error) {
+	maxAge := forever
+	if old, _, known := f.memo.own(k); known && old.Endless != "" {
+		maxAge = infoTTL // a hub may mend its listing
+	}
+	doc, rec, err := f.document(ctx, x, k, maxAge, func(ctx context.Context) (record, error) {
 		return f.askTree(ctx, r, commit, x.Authorization())
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case rec.Endless != "":
+		return nil, &httpError{http.StatusBadGateway, "", fmt.Sprintf("the hub's listing of %s at %s has no end: the "+
+			"page %q comes after itself", r.name(), commit, rec.Endless)}
 	}
 	l := &listing{large: true}
 	if !rec.Large {
@@ -325,10 +346,10 @@ func (f *Front) list(ctx context.Context, x *exchange, commit string) (*listing,
 	return l, nil
 }
 
-// askTree walks the pages of the whole tree.
+// askTree walks the pages of the whole tree. One that is too long for a document is large.
 func (f *Front) askTree(ctx context.Context, r repo, commit, authorization string) (record, error) {
 	path, query := r.api()+"/tree/"+commit, "recursive=true&expand=false"
-	all := []json.RawMessage{}
+	all, size, seen := []json.RawMessage{}, 0, map[string]bool{}
 	for range maxPages {
 		page, err := f.askOpen(ctx, call{method: http.MethodGet, path: path, query: query,
 			authorization: authorization})
@@ -339,11 +360,14 @@ func (f *Front) askTree(ctx context.Context, r repo, commit, authorization strin
 		if err != nil {
 			return record{}, err
 		}
-		var entries []json.RawMessage
-		if err := json.Unmarshal(clean, &entries); err != nil {
+		var elements []json.RawMessage
+		if err := json.Unmarshal(clean, &elements); err != nil {
 			return record{}, fmt.Errorf("tree of %s at %s: %w: %w", r.name(), commit, content.ErrUnavailable, err)
 		}
-		all = append(all, entries...)
+		all = append(all, elements...)
+		if size += len(clean); size > maxDoc {
+			return record{Large: true}, nil
+		}
 		if page.next == "" {
 			doc, err := json.Marshal(all)
 			if err != nil {
@@ -351,6 +375,10 @@ func (f *Front) askTree(ctx context.Context, r repo, commit, authorization strin
 			}
 			return f.keep(ctx, doc), nil
 		}
+		if seen[page.next] {
+			return record{Endless: page.next[:min(len(page.next), maxEndless)]}, nil
+		}
+		seen[page.next] = true
 		path, query, _ = strings.Cut(page.next, "?")
 	}
 	return record{Large: true}, nil
@@ -372,7 +400,7 @@ func (f *Front) askOpen(ctx context.Context, c call) (*answer, error) {
 
 // find is what there is at the exchange's path at a commit; nil: nothing is. other is the path of some file of that
 // commit.
-func (f *Front) find(ctx context.Context, x *exchange, commit string) (e *entry, other string, err error) {
+func (f *Front) find(ctx context.Context, x *exchange, commit string) (e *element, other string, err error) {
 	l, err := f.list(ctx, x, commit)
 	switch {
 	case err != nil && (ctx.Err() != nil || away(err)):
@@ -391,39 +419,46 @@ func (f *Front) find(ctx context.Context, x *exchange, commit string) (e *entry,
 }
 
 // findAlone asks about one path of a repository whose listing is long.
-func (f *Front) findAlone(ctx context.Context, x *exchange, commit string) (*entry, error) {
-	r, path := x.route.repo, x.route.path
-	doc, _, err := f.document(ctx, x, key("path", r.name(), commit, path), forever,
-		func(ctx context.Context) (record, error) {
-			body, err := json.Marshal(map[string]any{"paths": []string{path}, "expand": false})
-			if err != nil {
-				return record{}, err
-			}
-			a, err := f.askOpen(ctx, call{
-				method: http.MethodPost, path: r.api() + "/paths-info/" + commit, authorization: x.Authorization(),
-				header: http.Header{"Content-Type": {"application/json"}}, body: string(body),
-			})
-			if err != nil {
-				return record{}, err
-			}
-			clean, err := withoutXet(a.body, plainLimit)
-			if err != nil {
-				return record{}, err
-			}
-			return f.keep(ctx, clean), nil
-		})
+func (f *Front) findAlone(ctx context.Context, x *exchange, commit string) (*element, error) {
+	doc, err := f.askPaths(ctx, x, commit, []string{x.route.path}, false, forever)
 	if err != nil {
 		return nil, err
 	}
 	l, err := newListing(doc)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %w", r.name(), content.ErrUnavailable, err)
+		return nil, fmt.Errorf("%s: %w: %w", x.route.repo.name(), content.ErrUnavailable, err)
 	}
-	return l.byPath[path], nil
+	return l.byPath[x.route.path], nil
+}
+
+// askPaths asks what the hub tells of some paths at a commit.
+func (f *Front) askPaths(ctx context.Context, x *exchange, commit string, paths []string, expand bool,
+	maxAge time.Duration) ([]byte, error) {
+	r := x.route.repo
+	question, err := json.Marshal(map[string]any{"paths": paths, "expand": expand})
+	if err != nil {
+		return nil, err
+	}
+	k := key("path", r.name(), commit, digest.FromBytes(question).Encoded())
+	doc, _, err := f.document(ctx, x, k, maxAge, func(ctx context.Context) (record, error) {
+		a, err := f.askOpen(ctx, call{
+			method: http.MethodPost, path: r.api() + "/paths-info/" + commit, authorization: x.Authorization(),
+			header: http.Header{"Content-Type": {"application/json"}}, body: string(question),
+		})
+		if err != nil {
+			return record{}, err
+		}
+		clean, err := withoutXet(a.body, plainLimit)
+		if err != nil {
+			return record{}, err
+		}
+		return f.keep(ctx, clean), nil
+	})
+	return doc, err
 }
 
 // findByHead learns of a file what the header of an answer tells.
-func (f *Front) findByHead(ctx context.Context, x *exchange, commit string) (*entry, error) {
+func (f *Front) findByHead(ctx context.Context, x *exchange, commit string) (*element, error) {
 	r, path := x.route.repo, x.route.path
 	doc, _, err := f.document(ctx, x, key("head", r.name(), commit, path), forever,
 		func(ctx context.Context) (record, error) {
@@ -462,7 +497,7 @@ func entryOf(path string, h http.Header) (map[string]any, error) {
 	if size == "" && h.Get("Location") == "" {
 		size = h.Get("Content-Length")
 	}
-	etag = strings.Trim(strings.TrimPrefix(etag, "W/"), `"`)
+	etag = bare(etag)
 	n, ok := reply.Number(size)
 	if !ok {
 		return nil, errors.New("no size in the answer")

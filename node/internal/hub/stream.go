@@ -51,7 +51,7 @@ func (x *exchange) stream(status int, body *steady, n int64) error {
 // when an answer is cut.
 type steady struct {
 	ctx       context.Context // of the request
-	open      func() (content.Reader, error)
+	open      opener
 	pos, left int64
 	// promised: the header of the answer is out, so that there is no other way any more to tell of a failure than to
 	// cut it.
@@ -69,7 +69,7 @@ func (s *steady) next() (err error) {
 		return nil
 	}
 	if s.reader == nil {
-		if s.reader, err = s.open(); err != nil {
+		if s.reader, err = s.open(s.pos, s.left); err != nil {
 			return err
 		}
 	}

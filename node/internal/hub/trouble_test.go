@@ -2,6 +2,7 @@ package hub
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
 	"github.com/shoal-cache/shoal/test/hubtest"
 )
 
@@ -40,6 +42,30 @@ func TestTrouble_WhatTheHubsCDNDoesNeverCutsAClient(t *testing.T) {
 			require.Equal(t, http.StatusOK, g.status)
 			require.NoError(t, g.err)
 			require.True(t, bytes.Equal(read(t, files[large].Data), g.body))
+		})
+	}
+}
+
+func TestTrouble_AHubThatKnowsNoHEADIsAskedByGET(t *testing.T) {
+	t.Parallel()
+	for name, trouble := range map[string]hubtest.Trouble{
+		"with listings":    {NoHead: true},
+		"without listings": {NoHead: true, NoTree: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHub(t)
+			_, _, files := model(h, "org/m")
+			h.Set(trouble)
+			a := newAgent(t, h, "", nil)
+			for _, path := range []string{large, "config.json"} {
+				g := a.ask(t, http.MethodHead, resolve("org/m", "main", path))
+				require.Equal(t, http.StatusOK, g.status, path)
+				require.Equal(t, fmt.Sprint(files[path].Data.Size()), g.header.Get("Content-Length"), path)
+				g = a.ask(t, http.MethodGet, resolve("org/m", "main", path))
+				require.NoError(t, g.err, path)
+				require.True(t, bytes.Equal(read(t, files[path].Data), g.body), path)
+			}
 		})
 	}
 }
@@ -139,6 +165,29 @@ func TestStream_BytesThatStayAwayAndURLsThatExpireMeanwhileNeverCutAClient(t *te
 	require.Greater(t, gap, 2*time.Second, "the bytes did stay away")
 }
 
+// One of the CDN's machines hangs: another answers at once. There is nothing yet that could be given meanwhile.
+func TestStream_AMachineOfTheCDNThatHangsBeforeTheFirstByteCostsNoClient(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	_, _, files := model(h, "org/m")
+	h.Set(hubtest.Trouble{Hang: 1})
+	a := newAgentThatWaits(t, h, "", nil, upstream.Timeouts{Header: 5 * time.Minute}, 2*time.Second)
+	start := time.Now()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, a.URL+resolve("org/m", "main", large), nil)
+	require.NoError(t, err)
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	defer func() { _ = resp.Body.Close() }()
+	first := make([]byte, 1)
+	_, err = io.ReadFull(resp.Body, first)
+	require.NoError(t, err)
+	require.Less(t, time.Since(start), time.Minute, "the answer that hangs is not waited for")
+	h.Set(hubtest.Trouble{})
+	rest, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(read(t, files[large].Data), append(first, rest...)))
+}
+
 func TestTrouble_WithTheHubAwayANewClientGetsWhatIsKnown(t *testing.T) {
 	t.Parallel()
 	for name, trouble := range map[string]hubtest.Trouble{
@@ -222,6 +271,34 @@ func TestRevision_ABranchThatMovesIsSeenAndNoSnapshotMixesTwoCommits(t *testing.
 	repo.Commit("refs/pr/1", map[string]hubtest.File{"config.json": {Data: hubtest.Text("pr")}})
 	require.Equal(t, "pr", string(a.ask(t, http.MethodGet, resolve("org/m", "refs/pr/1", "config.json")).body))
 	require.Equal(t, "pr", string(a.ask(t, http.MethodGet, "/org/m/resolve/refs/pr/1/config.json").body))
+}
+
+// Readers of tables ask for the footer first, by its place in the file. Python gives up after 10 s without a byte.
+func TestStream_TheEndAloneComesButForItsLastBytesWhileTheRestIsOnItsWay(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	const size, footer = 3<<20 + 5000, 4000
+	table := hubtest.Random(11, size)
+	h.Repo("datasets", "org/d").Commit("main", map[string]hubtest.File{"table.parquet": {Data: table, LFS: true}})
+	h.Set(hubtest.Trouble{StopAfter: 2 << 20})
+	a := newAgent(t, h, "", nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet,
+		a.URL+"/datasets/org/d/resolve/main/table.parquet", nil)
+	require.NoError(t, err)
+	req.Header.Set("Range", byteRange(size-footer, size-1))
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	defer func() { _ = resp.Body.Close() }()
+	require.Equal(t, http.StatusPartialContent, resp.StatusCode)
+	got := make([]byte, footer-2*endSize)
+	_, err = io.ReadFull(resp.Body, got)
+	require.NoError(t, err)
+	_, sent := h.Count()
+	require.Less(t, sent, int64(size), "the file is not whole yet")
+	h.Set(hubtest.Trouble{})
+	rest, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(read(t, table)[size-footer:], append(got, rest...)))
 }
 
 func TestStream_TheHeaderGoesOutBeforeThereAreBytes(t *testing.T) {

@@ -39,37 +39,16 @@ func parseURL(r *route, parts []string, escaped string) {
 // host and nowhere else, and the host has the word on whether the caller may have the file, as a registry does.
 func (f *Front) url(x *exchange) error {
 	ctx := x.R.Context()
-	if err := x.route.digest.Validate(); err != nil {
-		return &httpError{http.StatusBadRequest, "", "want /sha256/DIGEST/https/HOST/PATH with the 64 hexadecimal " +
-			"digits of the file's sha256, in lower case"}
-	}
-	file, query := x.route.path, x.R.URL.RawQuery
-	if query != "" {
-		file += "?" + query
-	}
-	if len(file) > maxURL || ambiguous(x.route.path) {
-		return errBadPath
-	}
-	if !f.permits(x.route.from, x.route.path) {
-		return &httpError{http.StatusForbidden, "",
-			fmt.Sprintf("%s://%s%s is below no URL of hub.urls, to which whoever "+
-				"runs the agents can add one", x.route.from.Scheme, x.route.from.Host, x.route.path)}
-	}
-	repository := urlSource(x.route.from, x.route.path, query)
-	if x.rule = f.opts.Rules(repository); x.rule.Mode == policy.Bypass {
-		return &httpError{http.StatusForbidden, "", "the policy keeps " + x.route.from.Host +
-			" out of the cache: ask it itself"}
-	}
-	req := content.Request{
-		Repository: repository, Kind: content.Blob, Digest: x.route.digest, File: file,
-		Authorization: x.Authorization(), Part: reply.WantsPart(x.R, reply.NobodyChecks),
+	req, err := f.urlRequest(x)
+	if err != nil {
+		return err
 	}
 	question := gate.Blob(f.opts.Upstream, req)
 	question.Upstream = urlHost{question.Upstream, f.opts.Upstream, req}
 	if err := f.opts.Gate.Admit(ctx, x.rule, question); err != nil {
 		return err
 	}
-	if x.R.Method == http.MethodHead || req.Digest == digest.FromBytes(nil) {
+	if x.R.Method == http.MethodHead || content.OfNothing(req.Digest) {
 		size, err := f.measure(ctx, x, req)
 		if err != nil {
 			return err
@@ -83,7 +62,7 @@ func (f *Front) url(x *exchange) error {
 	}
 	size := reader.Size()
 	describeURL(x, size)
-	open := func() (content.Reader, error) {
+	open := func(int64, int64) (content.Reader, error) {
 		if reader != nil { // the one that told the size
 			r := reader
 			reader = nil
@@ -105,8 +84,37 @@ func (f *Front) url(x *exchange) error {
 	return f.give(ctx, x, size, `"`+req.Digest.String()+`"`, open, func() error { return nil })
 }
 
+// urlRequest is the request for the file that an exchange is about, and gives the exchange its rule.
+func (f *Front) urlRequest(x *exchange) (req content.Request, err error) {
+	if err := x.route.digest.Validate(); err != nil {
+		return req, &httpError{http.StatusBadRequest, "", "want /sha256/DIGEST/https/HOST/PATH with the " +
+			"64 hexadecimal digits of the file's sha256, in lower case"}
+	}
+	file, query := x.route.path, x.R.URL.RawQuery
+	if query != "" {
+		file += "?" + query
+	}
+	if len(file) > maxURL || ambiguous(x.route.path) {
+		return req, errBadPath
+	}
+	if !f.permits(x.route.from, x.route.path) {
+		return req, &httpError{http.StatusForbidden, "",
+			fmt.Sprintf("%s://%s%s is below no URL of hub.urls, to which whoever "+
+				"runs the agents can add one", x.route.from.Scheme, x.route.from.Host, x.route.path)}
+	}
+	repository := urlSource(x.route.from, x.route.path, query)
+	if x.rule = f.opts.Rules(repository); x.rule.Mode == policy.Bypass {
+		return req, &httpError{http.StatusForbidden, "", "the policy keeps " + x.route.from.Host +
+			" out of the cache: ask it itself"}
+	}
+	return content.Request{
+		Repository: repository, Kind: content.Blob, Digest: x.route.digest, File: file,
+		Authorization: x.Authorization(), Part: reply.WantsPart(x.R, reply.NobodyChecks),
+	}, nil
+}
+
 // nothing opens what has no byte.
-func nothing() (content.Reader, error) {
+func nothing(int64, int64) (content.Reader, error) {
 	return newLater(0, func() ([]byte, error) { return nil, nil }), nil
 }
 
@@ -136,6 +144,12 @@ func urlSource(from *url.URL, file, query string) content.Repository {
 	return content.Repository{Registry: from.Host, Name: name}
 }
 
+// IsURL reports whether a repository stands for a file by its URL, and not for one of the hub.
+func IsURL(r content.Repository) bool {
+	scheme, _, ok := strings.Cut(r.Name, ":")
+	return ok && (scheme == "http" || scheme == "https")
+}
+
 // permits reports whether a URL is below one that the configuration names.
 func (f *Front) permits(from *url.URL, file string) bool {
 	for _, u := range f.opts.URLs {
@@ -150,7 +164,7 @@ func (f *Front) permits(from *url.URL, file string) bool {
 
 // measure finds the size of a file of which no byte is wanted.
 func (f *Front) measure(ctx context.Context, x *exchange, req content.Request) (int64, error) {
-	if req.Digest == digest.FromBytes(nil) {
+	if content.OfNothing(req.Digest) {
 		return 0, nil
 	}
 	if info, err := f.opts.Store.Stat(req.Digest); err == nil {
