@@ -66,8 +66,8 @@ func headerTable(b *strings.Builder, name string, header map[string]any) error {
 // hostKeys are the lines of one host's keys.
 func hostKeys(settings map[string]any, base string) (string, error) {
 	settings = maps.Clone(settings)
-	for _, key := range []string{"ca", "client"} {
-		if v, ok := settings[key]; ok {
+	for key, v := range settings {
+		if strings.EqualFold(key, "ca") || strings.EqualFold(key, "client") {
 			settings[key] = absolute(v, base)
 		}
 	}

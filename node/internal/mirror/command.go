@@ -3,25 +3,25 @@ package mirror
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // Command is `shoal-node mirror` with its sub-commands. More of them come from others, who get the options that the
 // flags fill in.
 func Command(more ...func(*Options) *cobra.Command) *cobra.Command {
 	var o Options
-	var runtimes []string
-	for _, r := range Runtimes {
-		runtimes = append(runtimes, string(r))
-	}
 	mirror := &cobra.Command{
 		Use:   "mirror",
 		Short: "Make the container runtime pull through the agent, or undo it",
@@ -38,7 +38,8 @@ Runtimes and what is written for them:
                  _default, and what there is for single ones
   microk8s       the same in /var/snap/microk8s/current/args/certs.d
   talos          the same in /etc/cri/conf.d/hosts
-  cri-o          ` + dropIn + ` in /etc/containers/registries.conf.d, for podman too; registries have to be named
+  cri-o          ` + dropIn + ` in /etc/containers/registries.conf.d, for podman too; registries have to be named, and
+                 CRI-O has to be reloaded
   k3s, rke2      /etc/rancher/<k3s or rke2>/registries.yaml; the service has to be restarted
 
 Where containerd does not read the directory, install and status say so. With --fix-config-path install mends it: a
@@ -46,8 +47,21 @@ config_path that is a list, as it is by default since containerd 2.2, needs no r
 containerd's configuration, and then containerd has to be restarted.
 
 The exit code of status is 0 where the runtime asks the agent for the registries it was installed for, and 1 where it
-does not, as far as the files show. The exit code of remove is 1 where an entry could not be taken out.`,
+does not, where what was installed is not what would be by now, or where the runtime was started before something was
+written that it reads only then, as far as that shows. The exit code of remove is
+1 where an entry could not be taken out, and where somebody's lines went with it. Those are kept in the state
+directory.`,
 		Args: cobra.ArbitraryArgs,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if file := cmd.Flags().Lookup("config"); file != nil && file.Changed {
+				return errors.New("mirror: --config is for the agent: give --endpoint where its registry.listen is " +
+					"not 127.0.0.1:5050, --registry for its mirror.registries, --state-dir for its mirror.stateDir")
+			}
+			if cmd.Flags().Changed("registry") && len(o.Registries) == 0 { // an empty value, such as an unset variable
+				return CheckRegistry("")
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return unknown(cmd, args[0])
@@ -55,22 +69,7 @@ does not, as far as the files show. The exit code of remove is 1 where an entry 
 			return cmd.Help()
 		},
 	}
-	flags := mirror.PersistentFlags()
-	flags.StringVar((*string)(&o.Runtime), "runtime", string(Containerd),
-		"the node's `runtime`: "+strings.Join(runtimes, ", "))
-	flags.StringVar(&o.Endpoint, "endpoint", "http://127.0.0.1:5050", "`URL` of the agent's registry front")
-	flags.StringSliceVar(&o.Registries, "registry", nil,
-		"`host` to mirror, as image references spell it; may be given again (default: "+
-			"all that have no configuration of their own)")
-	flags.StringVar(&o.Root, "root", "/", "`directory` where the node's file system is mounted")
-	flags.StringVar(&o.Path, "path", "",
-		"`path` on the node of the runtime's mirror configuration (default: the runtime's)")
-	flags.StringVar(&o.RuntimeConfig, "runtime-config", "",
-		"`path` on the node of containerd's configuration file, which is only read (default: the runtime's)")
-	flags.StringVar(&o.Release, "runtime-version", "",
-		"containerd's `version`, such as 2.4.2 (default: what it says itself, with --root /)")
-	flags.StringVar(&o.StateDir, "state-dir", "/var/lib/shoal/mirror",
-		"`directory` of the originals that removal restores")
+	o.flags(mirror.PersistentFlags())
 
 	run := func(use, short string, do func(context.Context, Options) (Result, error), verb string) *cobra.Command {
 		return &cobra.Command{
@@ -79,6 +78,7 @@ does not, as far as the files show. The exit code of remove is 1 where an entry 
 			Args:  cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				o.ask(cmd.Context())
+				o.AnyEndpoint = !cmd.Flags().Changed("endpoint")
 				result, err := do(cmd.Context(), o)
 				return errors.Join(report(cmd.OutOrStdout(), result, verb), err)
 			},
@@ -100,14 +100,45 @@ does not, as far as the files show. The exit code of remove is 1 where an entry 
 		"make containerd read the directory of mirrors where its configuration keeps it from that")
 	for _, c := range []*cobra.Command{install, remove} {
 		c.Flags().BoolVar(&restart, "restart", false,
-			"restart the runtime's service, with systemctl, where a change needs it")
+			"restart the runtime's service, or reload CRI-O's, with systemctl, where a change needs it")
 	}
-	mirror.AddCommand(install, remove, run("status", "Show what is installed and what somebody should look at", inForce,
-		"installed"))
+	var to string
+	status := run("status", "Show what is installed and what somebody should look at",
+		func(ctx context.Context, o Options) (Result, error) {
+			result, err := inForce(ctx, o)
+			if to != "" {
+				err = errors.Join(err, reportTo(to, result))
+			}
+			return result, err
+		}, "installed")
+	status.Flags().StringVar(&to, "report", "", "write what was found to a `file` too, as JSON")
+	mirror.AddCommand(install, remove, status)
 	for _, command := range more {
 		mirror.AddCommand(command(&o))
 	}
 	return mirror
+}
+
+// flags are those that all sub-commands have.
+func (o *Options) flags(flags *pflag.FlagSet) {
+	var runtimes []string
+	for _, r := range Runtimes {
+		runtimes = append(runtimes, string(r))
+	}
+	flags.StringVar((*string)(&o.Runtime), "runtime", string(Containerd),
+		"the node's `runtime`: "+strings.Join(runtimes, ", "))
+	flags.StringVar(&o.Endpoint, "endpoint", "http://127.0.0.1:5050", "`URL` of the agent's registry front")
+	flags.StringSliceVar(&o.Registries, "registry", nil,
+		"`host` to mirror, as image references spell it; may be given again (default: all)")
+	flags.StringVar(&o.Root, "root", "/", "`directory` where the node's file system is mounted")
+	flags.StringVar(&o.Path, "path", "",
+		"`path` on the node of the runtime's mirror configuration (default: the runtime's)")
+	flags.StringVar(&o.RuntimeConfig, "runtime-config", "",
+		"`path` on the node of containerd's configuration file, which is only read (default: the runtime's)")
+	flags.StringVar(&o.Release, "runtime-version", "",
+		"containerd's `version`, such as 2.4.2 (default: what it says itself, with --root /)")
+	flags.StringVar(&o.StateDir, "state-dir", "/var/lib/shoal/mirror",
+		"`directory` of the originals that removal restores")
 }
 
 // unknown is the error about a sub-command that there is none of.
@@ -142,9 +173,10 @@ func restarted(ctx context.Context, o Options, findings []Finding) ([]Finding, e
 	}
 	var problems []error
 	for _, unit := range o.Runtime.units() {
-		out, err := exec.CommandContext(ctx, "systemctl", "try-restart", unit).CombinedOutput()
+		out, err := exec.CommandContext(ctx, "systemctl", o.Runtime.renewal(), unit).CombinedOutput()
 		if err != nil {
-			problems = append(problems, fmt.Errorf("restart %s: %w: %s", unit, err, strings.TrimSpace(string(out))))
+			problems = append(problems, fmt.Errorf("%s %s: %w: %s", o.Runtime.renewal(), unit, err,
+				strings.TrimSpace(string(out))))
 		}
 	}
 	if len(problems) > 0 {
@@ -156,23 +188,47 @@ func restarted(ctx context.Context, o Options, findings []Finding) ([]Finding, e
 // ask fills in what the containerd of this machine says of itself, where it is this machine's configuration that is
 // meant.
 func (o *Options) ask(ctx context.Context) {
-	if o.Runtime != Containerd || filepath.Clean(o.Root) != "/" {
+	if filepath.Clean(o.Root) != "/" {
 		return
 	}
-	program, err := exec.LookPath("containerd")
-	if err != nil {
+	o.reloaded = func(since time.Time) bool { return crioReloaded(ctx, since) }
+	if o.Runtime != Containerd {
 		return
-	}
-	if o.Release == "" {
-		out, err := exec.CommandContext(ctx, program, "--version").Output()
-		if err == nil && releasePattern.Match(out) {
-			o.Release = string(out)
-		}
 	}
 	config := cmp.Or(o.RuntimeConfig, paths[o.Runtime].config)
-	o.dump = func() ([]byte, error) {
-		return exec.CommandContext(ctx, program, "--config", config, "config", "dump").Output()
+	asked := *o
+	asked.RuntimeConfig = config
+	p, runs := asked.process(o.Runtime) // the one in the PATH may be another
+	if !runs || p.program == "" {
+		program, err := exec.LookPath("containerd")
+		if err != nil {
+			return
+		}
+		p = process{program: program, dir: "/"}
 	}
+	out, err := exec.CommandContext(ctx, p.program, "--version").Output()
+	if err != nil || !releasePattern.Match(out) {
+		return
+	}
+	says, _ := parseRelease(string(out))
+	if given, known := o.release(); known && given != says {
+		return // it is of another that the question is
+	}
+	o.Release = string(out)
+	o.dump = func() ([]byte, error) {
+		dump := exec.CommandContext(ctx, p.program, "--config", config, "config", "dump")
+		dump.Dir = p.dir // where old releases look for what a relative pattern imports
+		return dump.Output()
+	}
+}
+
+// reportTo writes what was found to a file that is there, such as a container's last words.
+func reportTo(path string, r Result) error {
+	text, err := json.Marshal(map[string]any{"inForce": r.InForce(), "installed": r.Changed, "findings": r.Findings})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(text, '\n'), newFileMode)
 }
 
 func report(w io.Writer, r Result, verb string) error {

@@ -2,7 +2,6 @@ package mirror
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
@@ -45,10 +43,40 @@ func containerdDirs(o Options) directories {
 	}
 	d := directories{dirs: o.dirsOf(files, releases)}
 	d.findings = o.unread(files, releases, d.dirs)
-	if o.FixConfigPath && !o.asIs {
-		return o.mended(d, files, releases)
+	switch mended, reasons := o.mended(d, files, releases); {
+	case o.FixConfigPath && !o.asIs:
+		d = mended
+		d.findings = advised(d.findings, d.findings, reasons)
+	default:
+		d.findings = advised(d.findings, mended.findings, reasons)
 	}
+	d.findings = append(perRelease(files, releases, o.disabled), d.findings...)
 	return d
+}
+
+// advised are the findings with the advice to mend them, or with the reason why that would not help: unmended are those
+// that the mend leaves.
+func advised(findings, unmended []Finding, reasons []string) []Finding {
+	findings = slices.Clone(findings)
+	for i, f := range findings {
+		mendable := f.Kind == ConfigPathUnset || f.Kind == ConfigPathList
+		left := slices.ContainsFunc(unmended, func(u Finding) bool { return u.Kind == f.Kind })
+		switch {
+		case mendable && !left:
+			findings[i].Message += ", or install with --fix-config-path"
+		case mendable && len(reasons) > 0:
+			findings[i].Message += "; --fix-config-path can't do that here: " + strings.Join(reasons, "; ")
+		}
+	}
+	return findings
+}
+
+// disabled tells that a release with these settings serves no CRI. Docker's package for containerd writes such a
+// configuration.
+func (o Options) disabled(s settings, _ release) (f Finding, ok bool) {
+	return Finding{CRIDisabled, o.RuntimeConfig, fmt.Sprintf("disabled_plugins turns %s off (\"cri\" for short, as "+
+		"Docker's package for containerd writes it), so that Kubernetes cannot pull through this containerd; take "+
+		"that out, and restart containerd", strings.Join(s.disabled, ", "))}, len(s.disabled) > 0
 }
 
 // dirsOf are the directories that the configuration names, for the first of the releases that starts with it.
@@ -69,6 +97,8 @@ func (o Options) dirsOf(files []configFile, releases []release) []string {
 		}
 		dirs := filepath.SplitList(s.configPath)
 		switch {
+		case slices.ContainsFunc(dirs, func(dir string) bool { return !filepath.IsAbs(dir) }):
+			return []string{o.mirrors()} // where a relative path leads only containerd knows
 		case o.Path != "" && !slices.Contains(dirs, o.Path):
 			return []string{o.Path}
 		case len(releases) == 1 && s.transfer && len(dirs) > 1 && o.isOwnDir(s.configPath):
@@ -88,25 +118,33 @@ func (o Options) isOwnDir(path string) bool {
 const registryTables2and3 = `[plugins."io.containerd.cri.v1.images".registry] (version 3) or ` +
 	`[plugins."io.containerd.grpc.v1.cri".registry] (version 2)`
 
-// unread are the reasons why the releases do not read dirs[0]. A finding that is not one of all of them names its own.
+// unread are the reasons why the releases do not read dirs[0].
 func (o Options) unread(files []configFile, releases []release, dirs []string) []Finding {
+	return perRelease(files, releases, func(s settings, r release) (Finding, bool) { return o.why(s, r, dirs) })
+}
+
+// perRelease are the findings of all releases. One that is not one of all of them names its own.
+func perRelease(files []configFile, releases []release, look func(settings, release) (Finding, bool)) []Finding {
 	var found []Finding
 	by := make(map[Finding][]string)
 	started := 0
+	if !slices.ContainsFunc(releases, func(r release) bool { return settingsOf(files, r).refused == "" }) {
+		releases = releases[len(releases)-1:] // none starts, and the newest tells why best
+	}
 	for _, r := range releases {
 		s := settingsOf(files, r)
 		if s.refused != "" && len(releases) > 1 {
 			continue
 		}
 		started++
-		f, ok := o.why(s, r, dirs)
+		f, ok := look(s, r)
 		if !ok {
 			continue
 		}
 		if by[f] == nil {
 			found = append(found, f)
 		}
-		by[f] = append(by[f], r.String())
+		by[f] = append(by[f], r.spans())
 	}
 	for i, f := range found {
 		if len(by[f]) < started {
@@ -121,8 +159,7 @@ func (o Options) why(s settings, r release, dirs []string) (f Finding, ok bool) 
 	f = Finding{Path: o.RuntimeConfig}
 	switch list := filepath.SplitList(s.configPath); {
 	case s.refused != "":
-		f.Kind, f.Message = RuntimeConfigUnreadable, fmt.Sprintf("containerd %s does not start with it: %s", r,
-			s.refused)
+		f.Kind, f.Message = RuntimeConfigUnreadable, "containerd does not start with it: "+s.refused
 	case s.legacy:
 		f.Kind, f.Message = LegacyMirrors, fmt.Sprintf(
 			"has registry.mirrors or registry.configs with tls, with which containerd does not read %s; "+
@@ -131,12 +168,12 @@ func (o Options) why(s settings, r release, dirs []string) (f Finding, ok bool) 
 	case s.configPath == "":
 		f.Kind, f.Message = ConfigPathUnset, fmt.Sprintf(
 			"does not set config_path, without which containerd before 2.2 reads no mirrors; "+
-				"set config_path = %q in %s, and restart containerd, or install with --fix-config-path",
+				"set config_path = %q in %s, and restart containerd",
 			o.mirrors(), registryTables2and3)
 	case !s.set && !slices.Contains(list, dirs[0]):
 		f.Kind, f.Message = ConfigPathUnset, fmt.Sprintf(
 			"does not set config_path, without which this containerd reads %q, and not %s; "+
-				"set config_path = %q in %s, and restart containerd, or install with --fix-config-path",
+				"set config_path = %q in %s, and restart containerd",
 			s.configPath, dirs[0], dirs[0], registryTables2and3)
 	case !slices.Contains(list, dirs[0]) && s.configPath != dirs[0]:
 		f.Kind, f.Message = ConfigPathElsewhere, fmt.Sprintf(
@@ -145,7 +182,7 @@ func (o Options) why(s settings, r release, dirs []string) (f Finding, ok bool) 
 	case s.transfer && len(list) > 1 && !o.leadsTo(s.configPath, dirs[0]):
 		f.Kind, f.Message = ConfigPathList, fmt.Sprintf(
 			"config_path is %q, which containerd 2.1 and later take for one directory of that name, so they read no "+
-				"mirrors; install with --fix-config-path, or set config_path = %q in %s and restart containerd",
+				"mirrors; set config_path = %q in %s, and restart containerd",
 			s.configPath, dirs[0], registryTables2and3)
 	default:
 		return f, false
@@ -160,33 +197,61 @@ func (o Options) leadsTo(path, dir string) bool {
 	return path == dir || err == nil && filepath.Clean(to) == dir && (o.asIs || !o.state.linked(filepath.Clean(path)))
 }
 
-// mended is d with what makes containerd read d.dirs.
+// mended is d with what makes containerd read d.dirs, and the reasons why a part of that cannot be done.
 //
 // A list: containerd then looks for one directory of that name, colons and all. It gets one, a link to the first
 // directory of the list, and there links to what stands in the others. Containerd reads it with the next pull, and no
-// file of anybody is changed. Nothing set: config_path goes into the configuration, and containerd has to be restarted.
+// file of anybody is changed. A list that names but one directory, and nothing set: config_path goes into the
+// configuration, and containerd has to be restarted.
 //
 // Where the release is not known both may be asked for: the link serves at once, and those that restart read
 // config_path.
-func (o Options) mended(d directories, files []configFile, releases []release) directories {
+func (o Options) mended(d directories, files []configFile, releases []release) (mended directories, reasons []string) {
+	mended = directories{dirs: d.dirs}
 	was := files
+	set := false
 	for _, f := range d.findings {
+		links := []link(nil)
 		switch f.Kind {
 		case ConfigPathList:
-			d.mend.links = append(d.mend.links, o.linked(d.dirs, was, releases)...)
-		case ConfigPathUnset:
-			t := o.toSetConfigPath(files)
-			if after, err := o.with(files, t); err == nil {
-				files = after
-				d.mend.targets = append(d.mend.targets, t)
+			if links = o.linked(d.dirs, was, releases); len(links) == 0 && !o.namesOne(was, releases) {
+				reasons = append(reasons, "its list has a path that does not begin with /")
+				continue
 			}
+		case ConfigPathUnset:
+		default:
+			continue
 		}
+		mended.mend.links = append(mended.mend.links, links...)
+		if set || len(links) > 0 {
+			continue
+		}
+		set = true
+		t, after, err := o.toSetConfigPath(files, releases, d.dirs)
+		if err != nil {
+			reasons = append(reasons, err.Error())
+			continue
+		}
+		files = after
+		mended.mend.targets = append(mended.mend.targets, t)
 	}
-	linked := len(d.mend.links) > 0
-	d.findings = slices.DeleteFunc(o.unread(files, releases, d.dirs), func(f Finding) bool {
+	linked := len(mended.mend.links) > 0
+	mended.findings = slices.DeleteFunc(o.unread(files, releases, d.dirs), func(f Finding) bool {
 		return linked && f.Kind == ConfigPathList
 	})
-	return d
+	return mended, reasons
+}
+
+// namesOne reports whether the list that a release takes for one directory holds, but for empty elements, no other
+// directory than the one that is written to.
+func (o Options) namesOne(files []configFile, releases []release) bool {
+	for _, r := range releases {
+		if s := settingsOf(files, r); s.transfer && strings.Contains(s.configPath, ":") {
+			rest := slices.DeleteFunc(filepath.SplitList(s.configPath), func(dir string) bool { return dir == "" })
+			return len(rest) == 1 && rest[0] == o.mirrors()
+		}
+	}
+	return false
 }
 
 // linked are the links that give containerd the one directory that it takes a list for.
@@ -245,9 +310,38 @@ func (o Options) registryDirs(dir string, others []string) []string {
 	return names
 }
 
-// toSetConfigPath sets config_path in the file whose word is the last on the CRI plugin.
-func (o Options) toSetConfigPath(files []configFile) target {
-	path, name := o.RuntimeConfig, criV2
+// toSetConfigPath sets config_path where the releases read it: in the file whose word is the last on the CRI plugin,
+// and there under the name that leaves the fewest findings. What a file without a version, or of an old one, may call
+// the plugin is not the same in all releases. It returns the files with that.
+func (o Options) toSetConfigPath(files []configFile, releases []release, dirs []string) (target, []configFile, error) {
+	var best target
+	var after []configFile
+	var problems []error
+	left := len(o.unread(files, releases, dirs))
+	path, name := o.lastWord(files)
+	for _, plugin := range []string{name, criV3, criV2, criV1} {
+		t := o.settingConfigPath(path, plugin)
+		changed, err := o.with(files, t)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("%s: %w", path, err))
+			continue
+		}
+		if n := len(o.unread(changed, releases, dirs)); n < left {
+			best, after, left = t, changed, n
+		}
+	}
+	switch {
+	case after != nil:
+		return best, after, nil
+	case len(problems) > 0:
+		return target{}, nil, problems[0]
+	}
+	return target{}, nil, fmt.Errorf("%s: no form of config_path is read there", path)
+}
+
+// lastWord is the file that is merged last of those that configure the CRI plugin, and what its version calls that.
+func (o Options) lastWord(files []configFile) (path, name string) {
+	path, name = o.RuntimeConfig, criV2
 	for i, f := range files {
 		own := criV3
 		switch {
@@ -260,10 +354,18 @@ func (o Options) toSetConfigPath(files []configFile) target {
 			path, name = f.path, own
 		}
 	}
+	return path, name
+}
+
+func (o Options) settingConfigPath(path, plugin string) target {
 	return target{
 		path: path, restart: true, mark: fmt.Sprintf("config_path = %q", o.mirrors()),
 		insert: func(content []byte) ([]byte, error) {
-			return setConfigPath(content, fmt.Sprintf("plugins.%q.registry", name), o.mirrors())
+			plugin := plugin
+			if len(bytes.TrimSpace(content)) == 0 { // it gets a version, and so the plugin of that
+				plugin = criV2
+			}
+			return setConfigPath(content, []string{"plugins", plugin, "registry"}, o.mirrors())
 		},
 	}
 }
@@ -290,82 +392,6 @@ func (o Options) with(files []configFile, t target) ([]configFile, error) {
 		}
 	}
 	return append([]configFile{changed}, after...), nil
-}
-
-// setConfigPath gives a TOML file's table the key config_path, in place of an empty one. Where it has no such table, it
-// gets one.
-func setConfigPath(content []byte, tableName, value string) ([]byte, error) {
-	key := fmt.Sprintf("config_path = %q\n", value)
-	var header string
-	at, until := len(content), len(content)
-	if len(bytes.TrimSpace(content)) == 0 {
-		header = "version = 2\n[" + tableName + "]\n"
-	} else {
-		found, start, stop, err := findKey(content, tableName, "config_path")
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", errForeign, err)
-		}
-		if at, until = start, stop; !found {
-			header = "[" + tableName + "]\n"
-		}
-	}
-	head, was, tail := content[:at], content[at:until], content[until:]
-	var b bytes.Buffer
-	b.Write(head)
-	if len(head) > 0 && !bytes.HasSuffix(head, []byte("\n")) {
-		b.WriteByte('\n')
-	}
-	b.WriteString(begin + header)
-	if len(was) > 0 {
-		b.WriteString(replaced + strings.TrimRight(string(was), "\r\n") + "\n")
-	}
-	b.WriteString(key + end)
-	b.Write(tail)
-	var check map[string]any
-	if err := toml.Unmarshal(b.Bytes(), &check); err != nil {
-		return nil, fmt.Errorf("%w: its form leaves no place for config_path: %w", errForeign, err)
-	}
-	return b.Bytes(), nil
-}
-
-// findKey finds a table, and a key in it. found tells of the table. start and stop are around the key's line, or where
-// it may be put.
-func findKey(content []byte, tableName, key string) (found bool, start, stop int, err error) {
-	want, err := keyParts("[" + tableName + "]")
-	if err != nil {
-		return false, 0, 0, err
-	}
-	start, stop = len(content), len(content)
-	var p unstable.Parser
-	p.Reset(content)
-	inside := false
-	for p.NextExpression() {
-		e := p.Expression()
-		parts, offset := keyOf(e)
-		switch {
-		case e.Kind == unstable.Table:
-			if inside = slices.Equal(parts, want); inside {
-				found = true
-				start = lineEnd(content, offset)
-				stop = start
-			}
-		case e.Kind == unstable.ArrayTable:
-			inside = false
-		case inside && e.Kind == unstable.KeyValue && slices.Equal(parts, []string{key}):
-			return true, bytes.LastIndexByte(content[:offset], '\n') + 1, lineEnd(content, offset), nil
-		}
-	}
-	return found, start, stop, p.Error()
-}
-
-func keyParts(header string) ([]string, error) {
-	var p unstable.Parser
-	p.Reset([]byte(header))
-	if !p.NextExpression() {
-		return nil, errors.Join(errors.New("no table"), p.Error())
-	}
-	parts, _ := keyOf(p.Expression())
-	return parts, nil
 }
 
 // keyOf are the parts of an expression's key, and the offset of the first.
@@ -399,12 +425,22 @@ func (o Options) dumped(files []configFile) ([]configFile, error) {
 	if err != nil {
 		return files, nil //nolint:nilerr // the files are there to be read
 	}
-	var c struct {
-		Version int            `toml:"version"`
-		Plugins map[string]any `toml:"plugins"`
-	}
-	if err := toml.Unmarshal(out, &c); err != nil {
+	f, err := parseDump(o.RuntimeConfig, out)
+	if err != nil {
 		return nil, fmt.Errorf("containerd config dump: %w", err)
 	}
-	return []configFile{{o.RuntimeConfig, c.Version, c.Plugins}}, nil
+	return []configFile{f}, nil
+}
+
+// parseDump reads what containerd prints of its configuration. Containerd 1 prints it as of version 2, and plugins that
+// are turned off by the names that version 1 has for them.
+func parseDump(path string, out []byte) (configFile, error) {
+	f, _, err := parseConfigFile(path, out)
+	for i, plugin := range f.disabled {
+		if plugin == criV1 {
+			f.disabled[i] = criV2
+		}
+	}
+	f.disabled = slices.DeleteFunc(f.disabled, func(plugin string) bool { return !strings.Contains(plugin, ".") })
+	return f, err
 }

@@ -1,8 +1,10 @@
 package mirror
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,6 +68,20 @@ func TestFindings_SayWhetherTheReleaseReadsTheDirectory(t *testing.T) {
 		}, "2.0.0", nil},
 		"a version that the release does not know": {tree{config: configured}, "1.7.30",
 			[]FindingKind{RuntimeConfigUnreadable}},
+		"a list that is written as one": {tree{config: strings.Replace(configured, "\"/etc/containerd/certs.d\"",
+			"[\"/etc/containerd/certs.d\"]", 1)}, "2.4.2", []FindingKind{RuntimeConfigUnreadable}},
+		"a list that is written as one, not known which": {tree{config: strings.Replace(configured,
+			"\"/etc/containerd/certs.d\"", "[\"/etc/containerd/certs.d\"]", 1)}, "",
+			[]FindingKind{RuntimeConfigUnreadable}},
+		"keys in capitals, 2.4": {tree{config: strings.Replace(configured, "config_path", "Config_Path", 1)}, "2.4.2", nil},
+		"keys in capitals, 1.7": {tree{config: strings.Replace(v2with("/etc/containerd/certs.d"), "config_path",
+			"Config_Path", 1)}, "1.7.28", []FindingKind{ConfigPathUnset}},
+		"keys that are all capitals, 1.7": {tree{config: strings.Replace(v2with("/etc/containerd/certs.d"), "config_path",
+			"CONFIG_PATH", 1)}, "1.7.28", nil},
+		"a byte order mark, 1.7": {tree{config: byteOrderMark + v2with("/etc/containerd/certs.d")}, "1.7.28", nil},
+		"a byte order mark, 2.4": {tree{config: byteOrderMark + configured}, "2.4.2", []FindingKind{RuntimeConfigUnreadable}},
+		"CR alone at the ends of lines": {tree{config: strings.ReplaceAll(configured, "\n", "\r")}, "2.4.2",
+			[]FindingKind{RuntimeConfigUnreadable}},
 		"an import that is not there": {tree{config: "imports = [\"/etc/more.toml\"]\n" + configured},
 			"2.0.0", []FindingKind{RuntimeConfigUnreadable}},
 		"a root that looks like a pattern": {tree{config: "imports = [\"/etc/x/*.toml\"]\nversion = 3\n",
@@ -87,9 +103,7 @@ func TestFindings_SayWhetherTheReleaseReadsTheDirectory(t *testing.T) {
 			status, err := Status(o)
 			require.NoError(t, err)
 			require.Equal(t, len(c.want) == 0, status.InForce())
-			_, err = Remove(o)
-			require.NoError(t, err)
-			require.Equal(t, before, read(t, o.Root))
+			requireUndone(t, o, before)
 		})
 	}
 }
@@ -136,9 +150,7 @@ func TestFixConfigPath_GivesAListTheOneDirectoryThatContainerdLooksFor(t *testin
 			o.Registries = nil
 			_, err = Install(o)
 			require.NoError(t, err)
-			_, err = Remove(o)
-			require.NoError(t, err)
-			require.Equal(t, was, read(t, o.Root))
+			requireUndone(t, o, was)
 		})
 	}
 }
@@ -203,6 +215,24 @@ func TestFixConfigPath_SetsWhatIsNotSet(t *testing.T) {
 			require.Contains(t, kinds(removed), RestartNeeded)
 			require.Equal(t, before, read(t, o.Root))
 		})
+	}
+}
+
+// A file that is there and says nothing gets a version, and with it the plugin's name of that version: containerd 1.x does
+// not start with another.
+func TestFixConfigPath_GivesAnEmptyFileWhatEachReleaseReads(t *testing.T) {
+	t.Parallel()
+	for _, empty := range []string{"", "\n", "  \n\n"} {
+		for _, release := range []string{"1.6.20", "1.7.35", "2.0.14", "2.1.9"} {
+			o := node(t, Containerd, tree{config: empty})
+			o.Release, o.FixConfigPath = release, true
+			_, err := Install(o)
+			require.NoError(t, err)
+			require.Contains(t, content(t, o, config), "version = 2\n[plugins.\""+criV2+"\".registry]\n", release)
+			_, err = Remove(o)
+			require.NoError(t, err)
+			require.Equal(t, empty, content(t, o, config))
+		}
 	}
 }
 
@@ -285,9 +315,7 @@ ca = "last.crt"
 	require.Empty(t, again.Changed)
 	list, _ = hosts(t, content(t, o, certs+"up.example_5000_/hosts.toml"))
 	require.Equal(t, []string{front, "https://b.example", "https://a.example"}, list)
-	_, err = Remove(o)
-	require.NoError(t, err)
-	require.Equal(t, was, read(t, o.Root))
+	requireUndone(t, o, was)
 }
 
 func TestInherited_CertificatesOfTheDefaultHold(t *testing.T) {
@@ -324,6 +352,41 @@ func TestEndpoint_IsWrittenSoThatEveryRuntimeReadsIt(t *testing.T) {
 	require.ErrorContains(t, err, "IPv6")
 }
 
+// Where localhost is another address than ::1, no runtime would come to an agent that listens there.
+func TestEndpoint_IsNotInForceWhereItsNameLeadsElsewhere(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		hosts, endpoint string
+		elsewhere       bool
+	}{
+		"localhost is 127.0.0.1 alone":        {"127.0.0.1\tlocalhost\n", "http://[::1]:5050", true},
+		"a comment names ::1":                 {"127.0.0.1 localhost # ::1 localhost\n", "http://[::1]:5050", true},
+		"localhost is both":                   {"127.0.0.1 localhost\n::1 ip6-loopback localhost\n", "http://[::1]:5050", false},
+		"the file does not know localhost":    {"10.0.0.1 node\n", "http://[::1]:5050", false},
+		"there is no file":                    {"", "http://[::1]:5050", false},
+		"the agent listens on all addresses":  {"127.0.0.1 localhost\n", "http://[::]:5050", false},
+		"the agent listens on 127.0.0.1":      {"127.0.0.1 localhost\n", "http://127.0.0.1:5050", false},
+		"the endpoint is the name from first": {"127.0.0.1 localhost\n", "http://localhost:5050", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			files := tree{config: configured}
+			if c.hosts != "" {
+				files[hostsFile] = c.hosts
+			}
+			o := node(t, Containerd, files)
+			o.Endpoint = c.endpoint
+			result, err := Install(o)
+			require.NoError(t, err)
+			about := func(f Finding) bool { return f.Kind == NotMirrored && f.Path == hostsFile }
+			require.Equal(t, c.elsewhere, slices.ContainsFunc(result.Findings, about), result.Findings)
+			result, err = Status(o)
+			require.NoError(t, err)
+			require.Equal(t, c.elsewhere, !result.InForce(), result.Findings)
+		})
+	}
+}
+
 // A registry that gets a directory of its own after the installation is pulled past the agent.
 func TestStatus_NamesWhatCameAfterTheInstallation(t *testing.T) {
 	t.Parallel()
@@ -341,4 +404,126 @@ func TestStatus_NamesWhatCameAfterTheInstallation(t *testing.T) {
 	status, err = Status(o)
 	require.NoError(t, err)
 	require.True(t, status.InForce(), status.Findings)
+}
+
+// However somebody has written the table, what is mended is what the releases read, and nothing else; and what cannot be
+// mended is not said to be.
+func TestFixConfigPath_MendsEveryForm(t *testing.T) {
+	t.Parallel()
+	const grpc = "\"io.containerd.grpc.v1.cri\""
+	const images = "\"io.containerd.cri.v1.images\""
+	for name, c := range map[string]struct {
+		content string
+		release string
+		refused string
+	}{
+		"dotted keys":            {"version = 2\nplugins." + grpc + ".registry.config_path = \"\"\nroot = \"/r\"\n", "1.7.28", ""},
+		"dotted keys beside it":  {"version = 2\nplugins." + grpc + ".registry.headers.a = [\"b\"]\n", "1.7.28", ""},
+		"dotted keys in a table": {"version = 2\n[plugins." + grpc + "]\nregistry.config_path = ''\nsandbox_image = \"x\"\n", "1.6.20", ""},
+		"dotted keys above it":   {"version = 2\nplugins." + grpc + ".sandbox_image = \"x\"\n", "1.7.28", ""},
+		"a table within a line":  {"version = 2\n[plugins." + grpc + "]\nregistry = { config_path = \"\" }\n", "1.7.28", ""},
+		"a table within a line, empty": {"version = 3\n[plugins." + images + "]\nregistry = {}\nuse_local_image_pull = true\n",
+			"2.1.0", ""},
+		"a table within a line, with more": {"version = 3\n[plugins." + images + "]\n" +
+			"registry = { headers = {a = [\"b\"]} } # mine\n", "2.1.0", ""},
+		"all within a line": {"version = 2\nplugins = {" + grpc + " = {sandbox_image = \"x\"}}\n", "1.7.28", ""},
+		"a string of many lines": {"version = 2\n[plugins." + grpc + ".registry]\nconfig_path = \"\"\"\n\"\"\"\n# c\n",
+			"1.7.28", ""},
+		"a colon before":      {v2with(":/etc/containerd/certs.d"), "2.4.2", ""},
+		"a colon after":       {v2with("/etc/containerd/certs.d:"), "2.4.2", ""},
+		"no version, 2.1":     {"[plugins." + images + ".registry]\nconfig_path = \"\"\n", "2.1.5", ""},
+		"no version, no name": {"root = \"/r\"\n", "2.1.5", ""},
+		"no version, 1.7":     {"[plugins.cri]\nsandbox_image = \"x\"\n", "1.7.28", ""},
+		"no version, 2.4":     {"[plugins.cri]\nsandbox_image = \"x\"\n", "2.4.2", ""},
+		"no string":           {"version = 2\n[plugins." + grpc + ".registry]\nconfig_path = 1\n", "1.7.28", "config_path is no string"},
+		"no table":            {"version = 2\n[plugins." + grpc + "]\nregistry = 1\n", "1.7.28", "is no table"},
+		"a list of relative":  {v2with("certs.d:/etc/containerd/certs.d"), "2.4.2", "does not begin with /"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := node(t, Containerd, tree{config: c.content, certs: ""})
+			o.Release = c.release
+			before := read(t, o.Root)
+			plain, err := Install(o)
+			require.NoError(t, err)
+			o.FixConfigPath = true
+			result, err := Install(o)
+			require.NoError(t, err)
+			if c.refused != "" {
+				for _, r := range []Result{plain, result} {
+					require.NotContains(t, fmt.Sprint(r.Findings), "install with --fix-config-path")
+					require.Contains(t, fmt.Sprint(r.Findings), c.refused)
+				}
+			} else {
+				if c.release != "2.4.2" || c.content[0] == 'v' {
+					require.Contains(t, fmt.Sprint(plain.Findings), "install with --fix-config-path")
+				}
+				for _, f := range result.Findings {
+					require.Equal(t, RestartNeeded, f.Kind, "%s\n%s", f, content(t, o, config))
+				}
+				status, err := Status(o)
+				require.NoError(t, err)
+				require.True(t, status.InForce(), status.Findings)
+				again, err := Install(o)
+				require.NoError(t, err)
+				require.Empty(t, again.Changed)
+				require.Equal(t, c.content, string(stripMarked([]byte(content(t, o, config)))))
+			}
+			requireUndone(t, o, before)
+		})
+	}
+}
+
+func TestFindings_SayThatContainerdServesNoCRI(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		before  tree
+		release string
+		want    bool
+	}{
+		"Docker's package": {tree{config: "disabled_plugins = [\"cri\"]\n"}, "1.7.28", true},
+		"version 2":        {tree{config: v2with("/etc/containerd/certs.d") + "", "/x": ""}, "1.7.28", false},
+		"by its name":      {tree{config: "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n" + configured}, "2.4.2", true},
+		"images alone":     {tree{config: "disabled_plugins = [\"io.containerd.cri.v1.images\"]\n" + configured}, "2.1.0", true},
+		"runtime alone":    {tree{config: "disabled_plugins = [\"io.containerd.cri.v1.runtime\"]\n" + configured}, "2.1.0", true},
+		"another one":      {tree{config: "disabled_plugins = [\"io.containerd.snapshotter.v1.btrfs\"]\n" + configured}, "2.1.0", false},
+		"by an import": {tree{config: "imports = [\"/etc/containerd/off.toml\"]\n" + configured,
+			"/etc/containerd/off.toml": "version = 3\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n"}, "2.4.2", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := node(t, Containerd, c.before)
+			o.Release = c.release
+			for what, run := range map[string]func(Options) (Result, error){"install": Install, "status": Status} {
+				result, err := run(o)
+				require.NoError(t, err)
+				require.Equal(t, c.want, slices.Contains(kinds(result), CRIDisabled), "%s: %v", what, result.Findings)
+			}
+			status, err := Status(o)
+			require.NoError(t, err)
+			require.Equal(t, !c.want, status.InForce(), status.Findings)
+		})
+	}
+}
+
+// A registry that is named takes over what _default says when the mirror is installed. What that says later has to be
+// taken over too.
+func TestStatus_TellsThatTheDefaultHasChangedSince(t *testing.T) {
+	t.Parallel()
+	o := node(t, Containerd, tree{config: configured, certs + "_default/hosts.toml": "[host.\"https://m\"]\n"})
+	o.Release, o.Registries = "2.4.2", []string{"a.example"}
+	_, err := Install(o)
+	require.NoError(t, err)
+	status, err := Status(o)
+	require.NoError(t, err)
+	require.True(t, status.InForce(), status.Findings)
+	(tree{certs + "_default/hosts.toml": "[host.\"https://n\"]\n"}).write(t, o.Root)
+	status, err = Status(o)
+	require.NoError(t, err)
+	require.Equal(t, []FindingKind{Outdated}, kinds(status))
+	require.False(t, status.InForce())
+	_, err = Install(o)
+	require.NoError(t, err)
+	list, _ := hosts(t, content(t, o, certs+"a.example/hosts.toml"))
+	require.Equal(t, []string{front, "https://n"}, list)
 }

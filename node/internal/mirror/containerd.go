@@ -106,7 +106,9 @@ func (o Options) hostsTOML(dirs []string, dir string) target {
 		path: filepath.Join(dir, "hosts.toml"),
 		insert: func(content []byte) ([]byte, error) {
 			if len(content) > 0 {
-				return insertHost(content, o.Endpoint, "", "")
+				rest := o.asRead(content)
+				inserted, err := insertHost(rest, o.Endpoint, "", "")
+				return slices.Concat(content[:len(content)-len(rest)], inserted), err
 			}
 			if _, err := os.Lstat(o.on(dir)); errors.Is(err, fs.ErrNotExist) || o.state.made(dir) {
 				// The registry gets a directory of its own, and so loses what _default says.
@@ -133,7 +135,7 @@ func (o Options) inherited(dirs []string) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if content := stripMarked(now.content); len(content) > 0 {
+		if content := o.asRead(stripMarked(now.content)); len(content) > 0 {
 			keys, hosts, err := carried(content, base)
 			if err == nil {
 				return insertHost(nil, o.Endpoint, keys, hosts)
@@ -160,6 +162,9 @@ func insertHost(content []byte, endpoint, rootKeys, moreTables string) ([]byte, 
 		Host map[string]any `toml:"host"`
 	}
 	if err := toml.Unmarshal(content, &before); err != nil {
+		if mark, _ := cutMark(content); len(mark) > 0 {
+			err = errors.New("it begins with a byte order mark, which containerd 2 stops at; save it without one")
+		}
 		return nil, fmt.Errorf("%w: containerd cannot read it either: %w", errForeign, err)
 	}
 	for host := range before.Host {
@@ -253,7 +258,7 @@ func certificateKeys(dir, prefix string) (string, error) {
 func (certsD) strip(content []byte) []byte { return stripMarked(content) }
 
 // stripMarked takes out what stands between the markers, and puts back the lines that it stands for. An editor may have
-// changed how lines end.
+// changed how lines end, or copied them.
 func stripMarked(content []byte) []byte {
 	head, rest, found := cutLine(content, begin)
 	if !found {
@@ -265,18 +270,42 @@ func stripMarked(content []byte) []byte {
 	}
 	out := bytes.Clone(head)
 	for line := range bytes.Lines(block) {
-		if was, ok := bytes.CutPrefix(line, []byte(replaced)); ok {
+		if was, ok := bytes.CutPrefix(bytes.TrimLeft(line, " \t"), []byte(replaced)); ok {
 			out = append(out, was...)
 		}
 	}
-	return append(out, tail...)
+	return stripMarked(append(out, tail...))
+}
+
+func (certsD) marked(content []byte) []string { return markedLines(content) }
+
+// markedLines are the lines that stripMarked takes out and does not put back, without the spaces around them.
+func markedLines(content []byte) (lines []string) {
+	for {
+		_, rest, found := cutLine(content, begin)
+		if !found {
+			return lines
+		}
+		block, tail, found := cutLine(rest, end)
+		if !found {
+			return lines
+		}
+		for line := range bytes.Lines(block) {
+			text := string(bytes.TrimSpace(line))
+			if text != "" && !strings.HasPrefix(text, strings.TrimSpace(replaced)) {
+				lines = append(lines, text)
+			}
+		}
+		content = tail
+	}
 }
 
 // cutLine cuts content around a line, however that ends.
 func cutLine(content []byte, line string) (before, after []byte, found bool) {
 	line = strings.TrimSpace(line)
-	at := 0
-	for l := range bytes.Lines(content) {
+	mark, _ := cutMark(content)
+	at := len(mark)
+	for l := range bytes.Lines(content[at:]) {
 		if string(bytes.TrimSpace(l)) == line {
 			return content[:at], content[at+len(l):], true
 		}

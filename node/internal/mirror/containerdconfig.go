@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -21,6 +22,8 @@ const (
 	criV1 = "cri"
 	criV2 = "io.containerd.grpc.v1.cri"
 	criV3 = "io.containerd.cri.v1.images"
+	// criRuntime is what containerd 2 has split off. Its service needs that, and criV3, too.
+	criRuntime = "io.containerd.cri.v1.runtime"
 )
 
 // settings are what containerd's configuration says about the pulls of CRI, as one release merges it.
@@ -33,6 +36,8 @@ type settings struct {
 	legacy bool
 	// transfer reports whether the transfer service pulls, which does not split configPath.
 	transfer bool
+	// disabled are the plugins, of those that serve the CRI, that are turned off.
+	disabled []string
 	// refused is why this release does not start with the configuration.
 	refused string
 }
@@ -42,10 +47,15 @@ type configFile struct {
 	path    string // on the node
 	version int
 	plugins map[string]any
+	// disabled are the plugins that it turns off.
+	disabled []string
+	// marked tells that it begins with a byte order mark.
+	marked bool
 }
 
 // readConfigFiles reads the configuration file and those that it imports, in the order in which containerd merges them:
-// a queue, and no file twice. A main file that is not there configures nothing: containerd runs on its defaults then.
+// a queue, and no file twice. A main file that is not there configures nothing, unless it was named: containerd runs on
+// its defaults then.
 func readConfigFiles(o Options) ([]configFile, error) {
 	if o.RuntimeConfig == "" {
 		return nil, fs.ErrNotExist
@@ -64,12 +74,19 @@ func readConfigFiles(o Options) ([]configFile, error) {
 			return nil, err
 		}
 		if !now.exists {
-			if path == o.RuntimeConfig {
+			if path == o.RuntimeConfig && !o.named {
 				return nil, nil
+			}
+			if path == o.RuntimeConfig {
+				return nil, fmt.Errorf("%s does not exist here, and containerd does not start with a file that is "+
+					"named and not there", path)
 			}
 			return nil, fmt.Errorf("%s is imported and does not exist here", path)
 		}
 		content := now.content
+		if o.Runtime == MicroK8s {
+			content = snapData.ReplaceAll(content, []byte(snapCurrent))
+		}
 		if !o.asIs {
 			if content = stripMarked(content); path == o.RuntimeConfig && len(content) == 0 && len(now.content) > 0 {
 				return nil, nil // all of it was installed
@@ -89,16 +106,24 @@ func readConfigFiles(o Options) ([]configFile, error) {
 	return files, nil
 }
 
+// snapCurrent is the link to the folder of the snap's revision that is in use. MicroK8s writes its configuration anew
+// for each revision, and names the folder itself.
+const snapCurrent = "/var/snap/microk8s/current/"
+
+var snapData = regexp.MustCompile(`/var/snap/microk8s/x?[0-9]+/|\$\{SNAP_DATA\}/`)
+
 func parseConfigFile(path string, content []byte) (f configFile, imports []string, err error) {
 	var c struct {
-		Version int            `toml:"version"`
-		Imports []string       `toml:"imports"`
-		Plugins map[string]any `toml:"plugins"`
+		Version  int            `toml:"version"`
+		Imports  []string       `toml:"imports"`
+		Plugins  map[string]any `toml:"plugins"`
+		Disabled []string       `toml:"disabled_plugins"`
 	}
+	mark, content := cutMark(content)
 	if err := toml.Unmarshal(content, &c); err != nil {
 		return configFile{}, nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return configFile{path, c.Version, c.Plugins}, c.Imports, nil
+	return configFile{path, c.Version, c.Plugins, c.Disabled, len(mark) > 0}, c.Imports, nil
 }
 
 // imports are the paths, on the node, of what a file imports. Only a pattern with a star is one.
@@ -135,14 +160,42 @@ func (o Options) glob(pattern string) ([]string, error) {
 }
 
 // settingsOf merges the files as a release does.
-func settingsOf(files []configFile, r release) settings {
+func settingsOf(files []configFile, r release) (s settings) {
 	switch {
 	case r.major == 1:
-		return mergeV1(files, r).read(r)
+		s = mergeV1(files, r).read(r)
 	case r.before(firstMigrateEach):
-		return mergeV2(files).read(r)
+		s = mergeV2(files).read(r)
+	default:
+		s = mergeEach(files).read(r)
 	}
-	return mergeEach(files).read(r)
+	s.disabled = disabledOf(files, r)
+	for _, f := range files {
+		if f.marked && r.major > 1 {
+			s.refused = f.path + " begins with a byte order mark; save it without one"
+		}
+	}
+	return s
+}
+
+// disabledOf are the plugins that serve the CRI and that a file turns off. Containerd puts the lists of all files
+// together, and takes the older name for the newer.
+func disabledOf(files []configFile, r release) (off []string) {
+	serving := []string{criV2}
+	if r.major > 1 {
+		serving = append(serving, criV3, criRuntime)
+	}
+	for _, f := range files {
+		for _, plugin := range f.disabled {
+			if plugin == criV1 {
+				plugin = criV2
+			}
+			if slices.Contains(serving, plugin) && !slices.Contains(off, plugin) {
+				off = append(off, plugin)
+			}
+		}
+	}
+	return off
 }
 
 // section is the CRI plugin's, or why containerd does not start.
@@ -169,10 +222,10 @@ func mergeV1(files []configFile, r release) section {
 	}
 	var s section
 	for _, f := range files {
-		for _, plugin := range slices.Sorted(maps.Keys(f.plugins)) {
-			if version == 2 && (!strings.HasPrefix(plugin, "io.containerd.") || strings.Count(plugin, ".") < 3) {
+		for _, plugin := range slices.Concat(slices.Sorted(maps.Keys(f.plugins)), f.disabled) {
+			if version >= 2 && (!strings.HasPrefix(plugin, "io.containerd.") || strings.Count(plugin, ".") < 3) {
 				return section{refused: fmt.Sprintf("%s names the plugin %q as version 1 does, and the "+
-					"files together have version 2", f.path, plugin)}
+					"files together have version %d", f.path, plugin, version)}
 			}
 		}
 		if f.plugins[name] != nil {
@@ -231,15 +284,22 @@ func mergeEach(files []configFile) section {
 
 // read reads the keys that matter to mirrors.
 func (in section) read(r release) settings {
-	section := in.keys
-	registry := table(section, "registry")
+	section := folded(in.keys, r)
+	registry := folded(table(section, "registry"), r)
 	s := settings{refused: in.refused}
-	s.configPath, _ = registry["config_path"].(string)
+	path, isString := registry[configPathKey].(string)
+	if v, given := registry[configPathKey]; given && !isString {
+		s.refused = fmt.Sprintf("its config_path is no string: %v; write one directory between quotes", v)
+	}
+	s.configPath = path
 	s.set = s.configPath != ""
 	mirrors := table(registry, "mirrors")
 	configs := table(registry, "configs")
 	// Beside a directory of mirrors containerd takes configs with auth, but none with tls.
-	s.legacy = len(mirrors) > 0 || slices.ContainsFunc(slices.Collect(maps.Values(configs)), hasTLS)
+	s.legacy = len(mirrors) > 0 || slices.ContainsFunc(slices.Collect(maps.Values(configs)), func(config any) bool {
+		keys, _ := config.(map[string]any)
+		return folded(keys, r)["tls"] != nil
+	})
 	if !s.set && len(mirrors) == 0 && !r.before(firstDefaultPath) {
 		s.configPath = defaultConfigPath
 	}
@@ -308,7 +368,21 @@ func table(of map[string]any, key string) map[string]any {
 	return t
 }
 
-func hasTLS(config any) bool {
-	keys, _ := config.(map[string]any)
-	return keys["tls"] != nil
+// folded is a section with its keys as they are documented. Containerd 1 reads keys that are all in capitals as well,
+// where the others are not there, and containerd 2 those in any case, one after the other in the order of bytes.
+func folded(section map[string]any, r release) map[string]any {
+	out := make(map[string]any, len(section))
+	for _, key := range slices.Sorted(maps.Keys(section)) {
+		v, name := section[key], strings.ToLower(key)
+		if r.major == 1 {
+			if _, plain := section[name]; key != name && (plain || key != strings.ToUpper(key)) {
+				continue
+			}
+		}
+		if inner, isTable := v.(map[string]any); isTable && table(out, name) != nil {
+			v = merged(table(out, name), inner)
+		}
+		out[name] = v
+	}
+	return out
 }

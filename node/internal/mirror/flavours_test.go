@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -23,6 +24,9 @@ func TestFlavours_AreReadAsTheirContainerdReadsThem(t *testing.T) {
 		aks = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"pause\"\n" +
 			"[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n" +
 			"[plugins.\"io.containerd.grpc.v1.cri\".registry.headers]\nX-Meta-Source-Client = [\"azure/aks\"]\n"
+		aksNewName = "version = 2\noom_score = -999\n[plugins.\"io.containerd.cri.v1.images\"]\n" +
+			"[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n" +
+			"[plugins.\"io.containerd.cri.v1.images\".registry.headers]\nX-Meta-Source-Client = [\"azure/aks\"]\n"
 		talos       = "version = 3\nimports = [\"/etc/cri/conf.d/cri.toml\"]\n"
 		talosImport = "version = 3\n[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"/etc/cri/conf.d/hosts\"\n"
 		microk8s    = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/var/snap/microk8s/current/args/certs.d\"\n"
@@ -64,6 +68,10 @@ func TestFlavours_AreReadAsTheirContainerdReadsThem(t *testing.T) {
 			changed: []string{certs + "_default/hosts.toml"}},
 		"AKS with containerd 2": {before: tree{config: aks}, release: "2.0.5",
 			changed: []string{certs + "_default/hosts.toml"}},
+		"AKS with containerd 2, which names the plugin anew": {before: tree{config: aksNewName}, release: "2.1.5",
+			changed: []string{certs + "_default/hosts.toml"}},
+		"AKS with containerd 2.3": {before: tree{config: strings.Replace(aksNewName, "version = 2", "version = 4", 1)},
+			release: "2.3.1", changed: []string{certs + "_default/hosts.toml"}},
 		"Talos": {
 			runtime: Talos, before: tree{"/etc/cri/containerd.toml": talos, "/etc/cri/conf.d/cri.toml": talosImport},
 			release: "2.1.4",
@@ -76,6 +84,20 @@ func TestFlavours_AreReadAsTheirContainerdReadsThem(t *testing.T) {
 			},
 			changed: []string{"/var/snap/microk8s/current/args/certs.d/_default/hosts.toml",
 				"/var/snap/microk8s/current/args/certs.d/docker.io/hosts.toml"},
+		},
+		"MicroK8s, which names the folder of its revision": {
+			runtime: MicroK8s, release: "1.7.28", before: tree{
+				"/var/snap/microk8s/current/args/containerd.toml": strings.ReplaceAll(microk8s, "/current/", "/7394/")},
+			changed: []string{"/var/snap/microk8s/current/args/certs.d/_default/hosts.toml"},
+		},
+		"MicroK8s, by its template": {
+			runtime: MicroK8s, release: "1.7.28", before: tree{"/var/snap/microk8s/current/args/containerd.toml": strings.ReplaceAll(
+				microk8s, "/var/snap/microk8s/current", "${SNAP_DATA}")},
+			changed: []string{"/var/snap/microk8s/current/args/certs.d/_default/hosts.toml"},
+		},
+		"a relative config_path": {
+			release: "2.4.2", before: tree{config: strings.ReplaceAll(configured, "/etc/containerd/", "")},
+			want: []FindingKind{ConfigPathElsewhere}, changed: []string{certs + "_default/hosts.toml"},
 		},
 		"an old MicroK8s": {
 			runtime: MicroK8s, release: "1.5.13",
@@ -108,7 +130,7 @@ func TestFlavours_AreReadAsTheirContainerdReadsThem(t *testing.T) {
 		},
 		"kind": {before: tree{config: kind}, release: "2.1.3", changed: []string{certs + "_default/hosts.toml"}},
 		"OpenShift": {
-			runtime: CRIO, registries: []string{"quay.io"},
+			runtime: CRIO, registries: []string{"quay.io"}, want: []FindingKind{DigestsOnly},
 			before:  tree{"/etc/containers/registries.conf": openShift, "/etc/containers/registries.conf.d/": ""},
 			changed: []string{"/etc/containers/registries.conf.d/zz-shoal.conf"},
 		},
@@ -117,7 +139,7 @@ func TestFlavours_AreReadAsTheirContainerdReadsThem(t *testing.T) {
 			changed: []string{"/etc/rancher/rke2/registries.yaml"},
 		},
 		"kubeadm on Docker's package": {
-			before: tree{config: docker}, release: "1.7.28", want: []FindingKind{ConfigPathUnset},
+			before: tree{config: docker}, release: "1.7.28", want: []FindingKind{CRIDisabled, ConfigPathUnset},
 			changed: []string{certs + "_default/hosts.toml"},
 		},
 		"containerd 2.2 with nothing": {
@@ -147,9 +169,7 @@ func TestFlavours_AreReadAsTheirContainerdReadsThem(t *testing.T) {
 				require.NoError(t, err)
 				require.True(t, status.InForce(), status.Findings)
 			}
-			_, err = Remove(o)
-			require.NoError(t, err)
-			require.Equal(t, before, read(t, o.Root))
+			requireUndone(t, o, before)
 		})
 	}
 }

@@ -89,7 +89,7 @@ func (o Options) hostsIn(dir string) ([]Host, error) {
 	if err != nil && !errors.Is(err, errForeign) {
 		return nil, err
 	}
-	content := stripMarked(now.content)
+	content := o.asRead(stripMarked(now.content))
 	var file map[string]any
 	order, orderErr := hostOrder(content)
 	if len(content) == 0 || toml.Unmarshal(content, &file) != nil || orderErr != nil {
@@ -110,14 +110,26 @@ func (o Options) hostsIn(dir string) ([]Host, error) {
 		}
 		hosts = append(hosts, h)
 	}
-	server, _ := file["server"].(string)
+	r, _ := o.release()
+	server, _ := folded(file, r)["server"].(string)
 	self, err := o.host(dir, server, file)
 	self.Self = true
 	return append(hosts, self), err
 }
 
+// asRead is content as the node's containerd reads it: containerd 1 passes over a byte order mark, and others stop at
+// it.
+func (o Options) asRead(content []byte) []byte {
+	if r, known := o.release(); known && r.major == 1 {
+		_, content = cutMark(content)
+	}
+	return content
+}
+
 // host reads the keys of one host.
 func (o Options) host(dir, name string, keys map[string]any) (h Host, err error) {
+	r, _ := o.release()
+	keys = folded(keys, r)
 	if name != "" {
 		if !strings.HasPrefix(name, "http") {
 			name = "https://" + name

@@ -14,13 +14,18 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+	"go.yaml.in/yaml/v3"
 )
 
 // Runtime names a family of runtimes that share a way to configure mirrors.
@@ -52,6 +57,8 @@ type Options struct {
 	Runtime Runtime
 	// Endpoint is the URL of the agent's registry front, such as http://127.0.0.1:5050.
 	Endpoint string
+	// AnyEndpoint has Status take the endpoint of what is installed for the right one, where nobody says which it is.
+	AnyEndpoint bool
 	// Registries are the hosts to mirror, as image references spell them. Empty: All.
 	Registries []string
 	// Root is where the node's file system is mounted. Empty: "/". All paths below are those on the node.
@@ -67,15 +74,23 @@ type Options struct {
 	// Release is the version of the node's runtime, as that reports it. Empty: not known, unless the node is this
 	// machine.
 	Release string
+	// Socket is where the runtime's socket is found here, which tells when it was started. Empty: where it usually is.
+	Socket string
 	// StateDir is where the originals are kept until removal. It is used by nobody else.
 	StateDir string
 
+	// byName tells that Endpoint names the IPv6 loopback "localhost", as every runtime reads it.
+	byName bool
 	// asIs has the runtime's configuration read as it is now, and not as it would be without what Install did to it.
 	asIs bool
 	// state is what an earlier installation left.
 	state *state
 	// dump is the configuration that the node's containerd says it has; nil where it can't be asked.
 	dump func() ([]byte, error)
+	// reloaded reports whether CRI-O has read its configuration again after a time; nil where that can't be told.
+	reloaded func(since time.Time) bool
+	// named tells that RuntimeConfig was given, and is not where the runtime looks by itself.
+	named bool
 	// crash, in tests, is called before every write to disk, and its error ends the run there.
 	crash func() error
 }
@@ -105,6 +120,12 @@ const (
 	LegacyMirrors FindingKind = "LegacyMirrors"
 	// RuntimeConfigUnreadable: containerd's configuration could not be read, so nothing is known about it.
 	RuntimeConfigUnreadable FindingKind = "RuntimeConfigUnreadable"
+	// CRIDisabled: containerd is configured not to serve the CRI, so that Kubernetes cannot pull through it.
+	CRIDisabled FindingKind = "CRIDisabled"
+	// Outdated: what Install wrote was made from other files, which say something else by now.
+	Outdated FindingKind = "Outdated"
+	// EditSaved: somebody had written between the marks of what Install wrote. That was taken out with it, and saved.
+	EditSaved FindingKind = "EditSaved"
 	// NotMirrored: an entry had to be left as it is, so its registry is not mirrored.
 	NotMirrored FindingKind = "NotMirrored"
 	// RestartNeeded: the runtime reads the change only when it starts.
@@ -114,23 +135,30 @@ const (
 	// NotUndone: what Install wrote can no longer be told from the rest of a file, so Remove left it. Reported by
 	// Remove, with ErrNotUndone.
 	NotUndone FindingKind = "NotUndone"
+	// DigestsOnly: a registry's mirrors are for images that are named by digest alone, as the administrator has it.
+	// Others do not ask the agent.
+	DigestsOnly FindingKind = "DigestsOnly"
 	// Missing: somebody removed a file after Install wrote it. Reported by Status.
 	Missing FindingKind = "Missing"
 )
 
 // Finding is something that somebody should look at.
 type Finding struct {
-	Kind FindingKind
+	Kind FindingKind `json:"reason"`
 	// Path is the file it is about, on the node.
-	Path string
+	Path string `json:"path"`
 	// Message says what was found and what to do.
-	Message string
+	Message string `json:"message"`
 }
 
 func (f Finding) String() string { return fmt.Sprintf("%s: %s: %s", f.Kind, f.Path, f.Message) }
 
 // ErrNotUndone is that Remove could not take out all of the agent's entries. The findings tell where.
 var ErrNotUndone = errors.New("the agent's entries are not all taken out")
+
+// ErrEditSaved is that somebody had written between the marks of what Install wrote, so that Remove took it out with
+// the rest. The findings tell where it is kept.
+var ErrEditSaved = errors.New("somebody's lines were between the agent's, and are saved")
 
 // errForeign is that an entry, or a file, must be left as it is. On installation the reason becomes a finding.
 var errForeign = errors.New("left as it is")
@@ -173,6 +201,8 @@ type driver interface {
 	plan(o Options) (plan, error)
 	// strip takes out of a file's content what Install put there. It returns content itself where there is nothing.
 	strip(content []byte) []byte
+	// marked are the lines, or values, that strip takes out for good.
+	marked(content []byte) []string
 	// written lists the files that may hold the agent's entries, for a removal without state.
 	written(o Options) ([]string, error)
 }
@@ -199,63 +229,32 @@ var paths = map[Runtime]struct{ mirrors, config string }{
 	RKE2:       {"/etc/rancher/rke2/registries.yaml", ""},
 }
 
-// check fills in what is left out and refuses what cannot work.
-func (o *Options) check() error {
-	if _, err := driverOf(o.Runtime); err != nil {
-		return err
-	}
-	if o.Root == "" {
-		o.Root = "/"
-	}
-	if o.StateDir == "" {
-		return errors.New("no state directory is given")
-	}
-	if o.RuntimeConfig == "" {
-		o.RuntimeConfig = paths[o.Runtime].config
-	}
-	if len(o.Registries) == 0 {
-		o.Registries = []string{All}
-	}
-	for _, registry := range o.Registries {
-		if registry != All &&
-			(registry == "" || registry == "_default" || strings.ContainsAny(registry, "/\\*\"'# \t\n") ||
-				strings.HasPrefix(registry, ".")) {
-			return fmt.Errorf("registry %q: want a host as image references spell it, such as docker.io or "+
-				"registry.example:5000, or %q for all", registry, All)
-		}
-	}
-	u, err := url.Parse(o.Endpoint)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" ||
-		u.User != nil || u.RawQuery != "" ||
-		strings.ContainsAny(o.Endpoint, "\"\\\n") {
-		return fmt.Errorf("endpoint %q: want the URL of the registry front, such as http://127.0.0.1:5050", o.Endpoint)
-	}
-	o.Endpoint, err = readable(u)
-	if err != nil {
-		return fmt.Errorf("endpoint %q: %w", o.Endpoint, err)
-	}
-	if o.Release != "" {
-		if _, ok := o.release(); !ok {
-			return fmt.Errorf("runtime version %q: want one such as 2.4.2", o.Release)
-		}
-	}
-	return nil
-}
+// hostsFile is where runtimes look up names first: hosts(5).
+const hostsFile = "/etc/hosts"
 
-// readable is the endpoint in a form that every runtime reads. Containerd 1.6 drops a hosts.toml, and podman refuses
-// all pulls of the registry, where an IPv6 address is in it.
-func readable(endpoint *url.URL) (string, error) {
-	host := endpoint.Host
-	if ip := net.ParseIP(endpoint.Hostname()); ip != nil && ip.To4() == nil {
-		if !ip.IsLoopback() && !ip.IsUnspecified() {
-			return "", errors.New("some runtimes read no IPv6 address here: give a name, or 127.0.0.1")
-		}
-		host = "localhost"
-		if port := endpoint.Port(); port != "" {
-			host += ":" + port
-		}
+// misnamed is a finding where the endpoint is on the IPv6 loopback and the node's name for that leads elsewhere.
+func (o Options) misnamed() []Finding {
+	now, err := readFile(o.on(hostsFile))
+	if !o.byName || err != nil {
+		return nil
 	}
-	return endpoint.Scheme + "://" + host, nil
+	elsewhere := false
+	for line := range strings.Lines(string(now.content)) {
+		line, _, _ = strings.Cut(line, "#")
+		fields := strings.Fields(line)
+		if len(fields) == 0 || !slices.Contains(fields[1:], "localhost") {
+			continue
+		}
+		if net.ParseIP(fields[0]).Equal(net.IPv6loopback) {
+			return nil
+		}
+		elsewhere = true
+	}
+	if !elsewhere {
+		return nil
+	}
+	return []Finding{{NotMirrored, hostsFile, "leads localhost to other addresses than ::1, and no runtime reads " +
+		"[::1] itself in its configuration: have the agent listen on 127.0.0.1, or add a line \"::1 localhost\""}}
 }
 
 // on is where the node's path is found here.
@@ -272,7 +271,7 @@ func (o Options) mirrors() string {
 // Install makes the runtime use the front. Installing again, also with other options, changes what the difference
 // requires.
 func Install(o Options) (Result, error) {
-	if err := o.check(); err != nil {
+	if err := o.checkInstall(); err != nil {
 		return Result{}, fmt.Errorf("install mirror: %w", err)
 	}
 	result, err := install(o)
@@ -283,10 +282,7 @@ func Install(o Options) (Result, error) {
 }
 
 func install(o Options) (Result, error) {
-	if err := os.MkdirAll(o.StateDir, 0o700); err != nil {
-		return Result{}, err
-	}
-	unlock, err := lock(o.StateDir)
+	unlock, err := lockMade(o.StateDir)
 	if err != nil {
 		return Result{}, err
 	}
@@ -301,7 +297,7 @@ func install(o Options) (Result, error) {
 		return Result{}, err
 	}
 	p, err := d.plan(o)
-	result := Result{Findings: p.findings}
+	result := Result{Findings: append(p.findings, o.misnamed()...)}
 	if err != nil {
 		return result, err
 	}
@@ -310,6 +306,13 @@ func install(o Options) (Result, error) {
 	var changes []change
 	wanted := make(map[string]bool)
 	restart := st.restarts()
+	for _, path := range st.paths() {
+		saved, err := st.saveEdit(o, path)
+		if err != nil {
+			return result, err
+		}
+		result.Findings = append(result.Findings, saved...)
+	}
 	for _, t := range p.targets {
 		c, err := st.prepare(o, t)
 		if errors.Is(err, errForeign) {
@@ -363,6 +366,9 @@ func install(o Options) (Result, error) {
 		}
 		if did {
 			result.Changed = append(result.Changed, c.path)
+			if rec := st.Files[c.path]; rec != nil {
+				rec.At = time.Now()
+			}
 		}
 	}
 	if len(refused) > 0 && len(refused) == len(changes) {
@@ -398,25 +404,6 @@ func restarts(changed []string, restart map[string]Runtime) (found []Finding) {
 	return found
 }
 
-func restartNeeded(path string, r Runtime) Finding {
-	return Finding{RestartNeeded, path,
-		fmt.Sprintf("%s reads it only when it starts: on this node, run systemctl try-restart %s", r,
-			strings.Join(r.units(), " "))}
-}
-
-// units are the runtime's services, of which a node runs one.
-func (r Runtime) units() []string {
-	switch r {
-	case MicroK8s:
-		return []string{"snap.microk8s.daemon-containerd"}
-	case RKE2:
-		return []string{"rke2-agent", "rke2-server"}
-	case K3s:
-		return []string{"k3s-agent", "k3s"}
-	}
-	return []string{string(r)}
-}
-
 // Remove undoes what Install did. Where nothing was installed it does nothing.
 func Remove(o Options) (Result, error) {
 	if err := o.check(); err != nil {
@@ -431,29 +418,44 @@ func Remove(o Options) (Result, error) {
 
 func remove(o Options) (Result, error) {
 	st := newState()
-	if _, err := os.Stat(o.StateDir); err == nil {
-		unlock, err := lock(o.StateDir)
-		if err != nil {
+	switch unlock, err := lock(o.StateDir); {
+	case err == nil:
+		defer unlock()
+		if st, err = loadState(o.StateDir); err != nil {
+			return Result{}, err
+		}
+	case !errors.Is(err, errGone):
+		return Result{}, err
+	default:
+		// Nothing is installed, or the state was lost. Only the latter is worth a folder for the lock.
+		if strays, err := st.strays(o); err != nil || len(strays) == 0 {
+			return Result{}, err
+		}
+		if unlock, err = lockMade(o.StateDir); err != nil {
 			return Result{}, err
 		}
 		defer unlock()
 		if st, err = loadState(o.StateDir); err != nil {
 			return Result{}, err
 		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return Result{}, err
 	}
 
 	var changes []change
+	var stuck []Finding
 	var result Result
 	restart := st.restarts()
 	for _, path := range st.paths() {
-		c, stuck, err := st.restore(o, path)
+		saved, err := st.saveEdit(o, path)
+		if err != nil {
+			return Result{}, err
+		}
+		result.Findings = append(result.Findings, saved...)
+		c, left, err := st.restore(o, path)
 		if err != nil {
 			return Result{}, fmt.Errorf("%s: %w", path, err)
 		}
-		if stuck != nil {
-			result.Findings = append(result.Findings, *stuck)
+		if left != nil {
+			stuck = append(stuck, *left)
 		}
 		changes = append(changes, c)
 	}
@@ -461,24 +463,32 @@ func remove(o Options) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	var unwritable error // one file that cannot be written keeps none of the others
 	for _, c := range append(changes, strays...) {
 		did, err := c.apply(o)
-		if err != nil {
-			return result, err
-		}
-		if did {
+		unwritable = errors.Join(unwritable, err)
+		if did && err == nil {
 			result.Changed = append(result.Changed, c.path)
 		}
 	}
-	if len(result.Findings) > 0 {
-		return result, st.keep(o, result.Findings)
+	if unwritable != nil {
+		return result, fmt.Errorf("make these writable (lsattr, mount, df), and remove the mirror again: %w",
+			unwritable)
 	}
-	result.Findings = restarts(result.Changed, restart)
+	var edits error
+	if len(result.Findings) > 0 {
+		edits = fmt.Errorf("%w: %d of its files, see the notes", ErrEditSaved, len(result.Findings))
+	}
+	if len(stuck) > 0 {
+		result.Findings = append(result.Findings, stuck...)
+		return result, errors.Join(edits, st.keep(o, stuck))
+	}
+	result.Findings = append(result.Findings, restarts(result.Changed, restart)...)
 	st.Files, st.Links = nil, nil
 	if err := st.removeDirs(o); err != nil {
 		return result, err
 	}
-	return result, dropState(o.StateDir)
+	return result, errors.Join(edits, dropState(o.StateDir))
 }
 
 // keep saves what could not be undone, and says so. The originals stay in the state.
@@ -516,7 +526,44 @@ func Status(o Options) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	var result Result
+	result, intact, edited, err := st.found(o)
+	if err != nil {
+		return result, fmt.Errorf("mirror status: %w", err)
+	}
+	o.state, o.asIs = st, true
+	p, err := d.plan(o)
+	if err != nil {
+		return result, fmt.Errorf("mirror status: %w", err)
+	}
+	for _, path := range slices.Sorted(maps.Keys(edited)) {
+		f := Finding{Edited, path,
+			"was edited since it was written; removal keeps the edit and takes out the agent's entries"}
+		if o.unplugged(d, p, st.Files[path], path, edited[path]) {
+			f.Kind, f.Message = Missing, "was edited since it was written, and does not lead to the agent first any "+
+				"more; install again, or remove the mirror"
+		} else {
+			result.Changed = append(result.Changed, path)
+		}
+		if added := st.Files[path].addedTo(edited[path]); len(added) > 0 {
+			f.Message += fmt.Sprintf("; %q is between the agent's marks, and would be taken out with it: write it "+
+				"outside", added[0])
+		}
+		result.Findings = append(result.Findings, f)
+	}
+	if slices.Equal(slices.Sorted(slices.Values(o.Registries)), slices.Sorted(slices.Values(st.Registries))) {
+		result.Findings = append(result.Findings, st.outdated(o, p.targets, intact)...)
+	}
+	result.Findings = slices.Concat(result.Findings, p.findings, o.misnamed(), st.unloaded(o, intact))
+	if len(result.Changed) > 0 {
+		result.Findings = append(result.Findings, st.without(o, p.targets)...)
+	}
+	return result, nil
+}
+
+// found compares the files with what Install wrote: those that are as they were written, and those that were edited and
+// name the agent still. The result tells of the others.
+func (st *state) found(o Options) (result Result, intact, edited map[string][]byte, err error) {
+	intact, edited = map[string][]byte{}, map[string][]byte{}
 	for _, path := range st.paths() {
 		rec, isFile := st.Files[path]
 		if !isFile {
@@ -525,41 +572,107 @@ func Status(o Options) (Result, error) {
 		}
 		now, err := readFile(o.on(path))
 		if err != nil && !errors.Is(err, errForeign) {
-			return result, fmt.Errorf("mirror status: %w", err)
+			return result, nil, nil, err
 		}
 		f := Finding{Path: path}
 		switch {
 		case err == nil && rec.wrote(now.content):
+			intact[path] = now.content
 			result.Changed = append(result.Changed, path)
-			if rec.Restart && o.startedBefore(path) {
+			// What installed in a pod saw no process of the node.
+			due := rec.Restart || rec.Runtime == CRIO && o.hasToBeRenewed()
+			if due && !st.servesAtOnce() && o.readBefore(rec.Runtime, o.writtenAt(path, rec)) {
 				result.Findings = append(result.Findings, restartNeeded(path, rec.Runtime))
 			}
 			continue
+		case err == nil && !now.exists && !rec.Existed:
+			f.Kind, f.Message = Missing, "is not there: it was removed since it was written, or an installation did "+
+				"not come to its end; install again, or remove the mirror"
 		case err == nil && now.exists == rec.Existed && bytes.Equal(now.content, rec.Original):
 			f.Kind, f.Message = Missing, "does not hold what was to be written: "+
 				"an installation did not come to its end; install again, or remove the mirror"
-		case err != nil || !now.exists:
+		case err == nil && !now.exists:
 			f.Kind, f.Message = Missing, "was removed since it was written; install again, or remove the mirror"
-		case !rec.mentions(now.content):
+		case err != nil:
+			f.Kind, f.Message = Missing, "cannot be read any more, so that nothing is known of it: "+err.Error()
+		case !rec.mentions(uncommented(now.content)):
 			f.Kind, f.Message = Missing, "was edited since it was written, and does not name the agent any more; "+
 				"install again, or remove the mirror"
 		default:
-			result.Changed = append(result.Changed, path)
-			f.Kind, f.Message = Edited, "was edited since it was written; "+
-				"removal keeps the edit and takes out the agent's entries"
+			edited[path] = now.content
+			continue
 		}
 		result.Findings = append(result.Findings, f)
 	}
-	o.state, o.asIs = st, true
-	p, err := d.plan(o)
-	if err != nil {
-		return result, fmt.Errorf("mirror status: %w", err)
+	return result, intact, edited, nil
+}
+
+// outdated are findings for files that are as Install wrote them, and that it would write otherwise by now. It takes
+// over mirrors and certificates from other files, which somebody may have changed. Or the agent is at another endpoint.
+func (st *state) outdated(o Options, targets []target, intact map[string][]byte) (found []Finding) {
+	for _, t := range targets {
+		rec, content := st.Files[t.path], intact[t.path]
+		if content == nil {
+			continue
+		}
+		switch mark := o.markOf(t); {
+		case mark == rec.Mark:
+			fresh, err := t.insert(rec.Original)
+			if err != nil || !bytes.Equal(content, fresh) && !sameMeaning(t.path, o.asRead(content), o.asRead(fresh)) {
+				found = append(found, Finding{Outdated, t.path, "takes over what other files say of mirrors and " +
+					"certificates, and they were changed since it was written; install again"})
+			}
+		case t.mark == "" && rec.Mark != "" && !o.AnyEndpoint:
+			found = append(found, Finding{Outdated, t.path, fmt.Sprintf("leads to an agent at %s, and not to the one "+
+				"at %s; install again", rec.Mark, mark)})
+		}
 	}
-	result.Findings = append(result.Findings, p.findings...)
-	if len(result.Changed) > 0 {
-		result.Findings = append(result.Findings, st.without(o, p.targets)...)
+	return found
+}
+
+// unplugged reports whether a file that names the agent, and was edited, says something else than if the agent's
+// entries were put in once more. Where their marks are gone it is enough that the file can be read.
+func (o Options) unplugged(d driver, p plan, rec *record, path string, content []byte) bool {
+	if _, isHosts := d.(certsD); isHosts {
+		content = o.asRead(content)
+	} else {
+		_, content = cutMark(content)
 	}
-	return result, nil
+	if !sameMeaning(path, content, content) {
+		return true
+	}
+	bare := d.strip(content)
+	for _, t := range p.targets {
+		if t.path == path && o.markOf(t) == rec.Mark && !bytes.Equal(bare, content) {
+			fresh, err := t.insert(bare)
+			return err != nil || !sameMeaning(path, content, fresh)
+		}
+	}
+	return false
+}
+
+// sameMeaning reports whether two contents of a file say the same to who reads it. What cannot be read says nothing.
+func sameMeaning(path string, a, b []byte) bool {
+	var inA, inB any
+	if filepath.Ext(path) == ".yaml" {
+		return yaml.Unmarshal(a, &inA) == nil && yaml.Unmarshal(b, &inB) == nil && reflect.DeepEqual(inA, inB)
+	}
+	if toml.Unmarshal(a, &inA) != nil || toml.Unmarshal(b, &inB) != nil || !reflect.DeepEqual(inA, inB) {
+		return false
+	}
+	orderA, errA := hostOrder(a) // which containerd goes by
+	orderB, errB := hostOrder(b)
+	return errA == nil && errB == nil && slices.Equal(orderA, orderB)
+}
+
+// uncommented is content without its lines of comment.
+func uncommented(content []byte) (rest []byte) {
+	for line := range bytes.Lines(content) {
+		if !bytes.HasPrefix(bytes.TrimSpace(line), []byte("#")) {
+			rest = append(rest, line...)
+		}
+	}
+	return rest
 }
 
 // without are findings for what an installation would write and none has written: a registry that got a directory of
@@ -585,33 +698,22 @@ func (st *state) without(o Options, targets []target) (found []Finding) {
 }
 
 // InForce tells, of a result of Status, whether the runtime asks the agent for the registries that it was installed
-// for.
+// for, as far as its administrator lets it ask mirrors.
 func (r Result) InForce() bool {
-	return len(r.Changed) > 0 && !slices.ContainsFunc(r.Findings, func(f Finding) bool { return f.Kind != Edited })
-}
-
-// sockets are where the runtimes listen.
-var sockets = map[Runtime]string{
-	Containerd: "/run/containerd/containerd.sock",
-	MicroK8s:   "/var/snap/microk8s/common/run/containerd.sock",
-	Talos:      "/run/containerd/containerd.sock",
-	K3s:        "/run/k3s/containerd/containerd.sock",
-	RKE2:       "/run/k3s/containerd/containerd.sock",
-}
-
-// startedBefore reports whether the runtime was started before the file was written, as far as that shows here: its
-// socket is made when it starts.
-func (o Options) startedBefore(path string) bool {
-	file, err := os.Stat(o.on(path))
-	if err != nil {
-		return false
-	}
-	socket, err := os.Stat(o.on(sockets[o.Runtime]))
-	return err == nil && socket.Mode()&fs.ModeSocket != 0 && socket.ModTime().Before(file.ModTime())
+	return len(r.Changed) > 0 && !slices.ContainsFunc(r.Findings, func(f Finding) bool {
+		return f.Kind != Edited && f.Kind != DigestsOnly
+	})
 }
 
 // prepare works out a target's new content, and puts into the state what is needed to undo it.
 func (st *state) prepare(o Options, t target) (change, error) {
+	d, err := driverOf(o.Runtime)
+	if err != nil {
+		return change{}, err
+	}
+	if err := o.contains(t.path); err != nil {
+		return change{}, err
+	}
 	now, err := readFile(o.on(t.path))
 	if errors.Is(err, fs.ErrPermission) {
 		err = fmt.Errorf("%w: %w", errForeign, err)
@@ -632,13 +734,13 @@ func (st *state) prepare(o Options, t target) (change, error) {
 		}
 		if ours := !bytes.Equal(stripped, now.content); ours {
 			original.content = stripped
-			original.exists = known && rec.Existed || len(bytes.TrimSpace(stripped)) > 0
+			original.exists = known && rec.Existed || !isBlank(stripped)
 		}
 		written := []string(nil)
 		if known {
 			written = rec.Written
 		}
-		rec = &record{Existed: original.exists, Mode: original.mode, Original: original.content, Written: written}
+		rec = &record{Existed: original.exists, Original: original.content, Written: written}
 	}
 	content, err := t.insert(rec.Original)
 	if err != nil {
@@ -646,14 +748,18 @@ func (st *state) prepare(o Options, t target) (change, error) {
 	}
 	rec.Runtime, rec.Mark, rec.Restart = o.Runtime, o.markOf(t), t.restart
 	rec.latest = digestOf(content)
+	rec.Marked = d.marked(content)
 	if !slices.Contains(rec.Written, rec.latest) {
 		rec.Written = append(rec.Written, rec.latest)
 	}
 	st.Files[t.path] = rec
 	st.makeDirs(o, filepath.Dir(t.path))
-	mode := rec.Mode
-	if !rec.Existed {
+	mode := now.mode
+	if !now.exists {
 		mode = newFileMode
+	}
+	if !bytes.Equal(now.content, content) {
+		rec.At = time.Time{} // not known until it is written
 	}
 	return change{path: t.path, content: content, mode: mode}, nil
 }
@@ -690,8 +796,11 @@ func (st *state) restore(o Options, path string) (c change, stuck *Finding, err 
 		return change{path: path, remove: true, keep: err != nil || now != to}, nil, nil
 	}
 	rec := st.Files[path]
-	now, err := readFile(o.on(path))
+	now, err := readUpTo(o.on(path), maxGrown)
 	switch {
+	case errors.Is(err, errTooLarge):
+		return change{path: path, keep: true}, &Finding{NotUndone, path,
+			err.Error() + "; take out the lines that hold " + rec.Mark + " by hand, and remove the mirror again"}, nil
 	case errors.Is(err, errForeign), err == nil && !now.exists:
 		// somebody removed it, or put a link in its place, and wants it so
 		return change{path: path, keep: true}, nil, nil
@@ -701,11 +810,8 @@ func (st *state) restore(o Options, path string) (c change, stuck *Finding, err 
 	// A link in the place of a file that was made is somebody's own, and so is what it leads to.
 	made := !rec.Existed && !isLink(o.on(path))
 	if rec.wrote(now.content) {
-		mode := rec.Mode
-		if !rec.Existed {
-			mode = now.mode
-		}
-		return change{path: path, content: rec.Original, mode: mode, remove: made}, nil, nil
+		// Somebody may have changed the mode since, and wants it so.
+		return change{path: path, content: rec.Original, mode: now.mode, remove: made}, nil, nil
 	}
 	stripped, err := strip(now.content, rec, o)
 	if err != nil {
@@ -715,7 +821,7 @@ func (st *state) restore(o Options, path string) (c change, stuck *Finding, err 
 		return change{path: path, keep: true}, &Finding{NotUndone, path,
 			rec.unmarked() + ", and remove the mirror again"}, nil
 	}
-	empty := len(bytes.TrimSpace(stripped)) == 0
+	empty := isBlank(stripped)
 	return change{path: path, content: stripped, mode: now.mode, remove: empty && made}, nil, nil
 }
 
@@ -739,7 +845,7 @@ func (st *state) strays(o Options) ([]change, error) {
 		if _, known := st.Files[path]; known {
 			continue
 		}
-		now, err := readFile(o.on(path))
+		now, err := readUpTo(o.on(path), maxGrown)
 		if errors.Is(err, errForeign) {
 			continue
 		}
@@ -747,7 +853,7 @@ func (st *state) strays(o Options) ([]change, error) {
 			return nil, err
 		}
 		if stripped := d.strip(now.content); !bytes.Equal(stripped, now.content) {
-			empty := len(bytes.TrimSpace(stripped)) == 0
+			empty := isBlank(stripped)
 			changes = append(changes, change{path: path, content: stripped, mode: now.mode, remove: empty &&
 				!isLink(o.on(path))})
 		}

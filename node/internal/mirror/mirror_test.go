@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -38,6 +39,13 @@ func (tr tree) write(t require.TestingT, root string) {
 		}
 		require.NoError(t, os.WriteFile(full, []byte(tr[path]), 0o640))
 	}
+}
+
+// requireUndone removes the mirror, after which all is as it was before.
+func requireUndone(t require.TestingT, o Options, before map[string]string) {
+	_, err := Remove(o)
+	require.NoError(t, err)
+	require.Equal(t, before, read(t, o.Root))
 }
 
 // read gives everything below root with modes, so that a difference of any kind shows.
@@ -152,9 +160,7 @@ func TestContainerdTriesTheFrontFirstAndTheRegistryLast(t *testing.T) {
 			require.NoError(t, err)
 			require.Empty(t, again.Changed, "the second installation has nothing to do")
 
-			_, err = Remove(o)
-			require.NoError(t, err)
-			require.Equal(t, before, read(t, o.Root))
+			requireUndone(t, o, before)
 			require.NoDirExists(t, o.StateDir)
 		})
 	}
@@ -222,9 +228,7 @@ func TestContainerdDirectories(t *testing.T) {
 			require.Equal(t, len(c.want), written, "nothing else was touched")
 			_, err = Install(o)
 			require.NoError(t, err)
-			_, err = Remove(o)
-			require.NoError(t, err)
-			require.Equal(t, before, read(t, o.Root))
+			requireUndone(t, o, before)
 		})
 	}
 }
@@ -248,9 +252,7 @@ func TestContainerdKeepsUsingCertificates(t *testing.T) {
 	require.NoError(t, toml.Unmarshal([]byte(content(t, o, dir+"hosts.toml")), &c))
 	require.Equal(t, []string{"ca.crt"}, c.CA)
 	require.Equal(t, [][2]string{{"a.cert", "a.key"}, {"both.cert", ""}}, c.Client)
-	_, err = Remove(o)
-	require.NoError(t, err)
-	require.Equal(t, before, read(t, o.Root))
+	requireUndone(t, o, before)
 }
 
 func TestWhatCannotBeChangedIsLeftAndReported(t *testing.T) {
@@ -274,9 +276,7 @@ func TestWhatCannotBeChangedIsLeftAndReported(t *testing.T) {
 			require.Equal(t, before, content(t, o, "/etc/containerd/certs.d/up.example/hosts.toml"))
 			require.Equal(t, []string{"/etc/containerd/certs.d/other.example/hosts.toml"}, result.Changed,
 				"the others are mirrored all the same")
-			_, err = Remove(o)
-			require.NoError(t, err)
-			require.Equal(t, was, read(t, o.Root))
+			requireUndone(t, o, was)
 		})
 	}
 }
@@ -356,9 +356,7 @@ func TestOtherOptionsReplaceEarlierOnes(t *testing.T) {
 		list, _ := hosts(t, content(t, o, dir+registry+"/hosts.toml"))
 		require.Equal(t, []string{"http://127.0.0.1:7070"}, list)
 	}
-	_, err = Remove(o)
-	require.NoError(t, err)
-	require.Equal(t, before, read(t, o.Root))
+	requireUndone(t, o, before)
 }
 
 func TestRemovalKeepsWhatSomebodyDidSince(t *testing.T) {
@@ -395,6 +393,57 @@ func TestRemovalKeepsWhatSomebodyDidSince(t *testing.T) {
 	require.NoDirExists(t, filepath.Join(o.Root, dir+"c.example"))
 	require.FileExists(t, filepath.Join(o.Root, dir+"d.example/ca.crt"))
 	require.NoFileExists(t, filepath.Join(o.Root, dir+"d.example/hosts.toml"))
+}
+
+// An edit is harmless or takes the agent's entry out of force, and status has to know which.
+func TestStatus_TellsAnEditThatUnplugsTheAgent(t *testing.T) {
+	t.Parallel()
+	const path = "/etc/containerd/certs.d/a.example/hosts.toml"
+	before := "server = \"https://a\"\n[host.\"https://m.example\"]\n  capabilities = [\"pull\"]\n"
+	for name, tc := range map[string]struct {
+		edit    func(string) string
+		inForce bool
+	}{
+		"a comment":            {func(s string) string { return "# mine\n" + s }, true},
+		"other ends of lines":  {func(s string) string { return strings.ReplaceAll(s, "\n", "\r\n") }, true},
+		"one more host behind": {func(s string) string { return s + "[host.\"https://n.example\"]\n" }, true},
+		"no comments any more": {func(s string) string { return string(uncommented([]byte(s))) }, true},
+		"one more host before": {func(s string) string {
+			return strings.Replace(s, begin, "[host.\"https://n.example\"]\n"+begin, 1)
+		}, false},
+		"the agent's entry behind another": {func(s string) string {
+			at, until := strings.Index(s, begin), strings.Index(s, end)+len(end)
+			return s[:at] + s[until:] + s[at:until]
+		}, false},
+		"another port": {func(s string) string { return strings.Replace(s, "127.0.0.1:5050", "127.0.0.1:50501", 1) }, false},
+		"no right to pull": {func(s string) string {
+			return strings.Replace(s, "[\"pull\", \"resolve\"]", "[\"push\"]", 1)
+		}, false},
+		"the entry as a comment": {func(s string) string {
+			at := strings.Index(s, "[host.\"http://127")
+			until := strings.Index(s, end)
+			return s[:at] + "#" + strings.ReplaceAll(strings.TrimSuffix(s[at:until], "\n"), "\n", "\n#") + "\n" + s[until:]
+		}, false},
+		"only a comment that names it": {func(string) string {
+			return "# 127.0.0.1:5050 was here\nserver = \"https://a\"\n"
+		}, false},
+		"what containerd cannot read": {func(s string) string { return s + "[[[\n" }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := node(t, Containerd, tree{"/etc/containerd/config.toml": configured, path: before})
+			o.Registries = []string{"a.example"}
+			_, err := Install(o)
+			require.NoError(t, err)
+			was := content(t, o, path)
+			edited := tc.edit(was)
+			require.NotEqual(t, was, edited)
+			require.NoError(t, os.WriteFile(filepath.Join(o.Root, path), []byte(edited), 0o644))
+			status, err := Status(o)
+			require.NoError(t, err)
+			require.Equal(t, tc.inForce, status.InForce(), "%v\n%s", status.Findings, edited)
+		})
+	}
 }
 
 func TestAnEditBetweenTwoInstallationsIsTheNewOriginal(t *testing.T) {
@@ -446,9 +495,7 @@ func TestRemovalFindsItsEntriesWhenTheStateIsLost(t *testing.T) {
 	_, err := Install(o)
 	require.NoError(t, err)
 	require.NoError(t, os.RemoveAll(o.StateDir))
-	_, err = Remove(o)
-	require.NoError(t, err)
-	require.Equal(t, before, read(t, o.Root))
+	requireUndone(t, o, before)
 }
 
 func TestACrashInTheMiddleOfAFileLeavesNoTrace(t *testing.T) {
@@ -495,7 +542,12 @@ func TestACrashInTheMiddleOfAFileLeavesNoTrace(t *testing.T) {
 		_, err = Install(straight)
 		require.NoError(t, err)
 		require.Equal(t, read(t, straight.Root), read(t, o.Root))
-		require.Equal(t, read(t, straight.StateDir), read(t, o.StateDir))
+		times := regexp.MustCompile(`"at": ".*"`)
+		want, got := read(t, straight.StateDir), read(t, o.StateDir)
+		for path := range want {
+			want[path], got[path] = times.ReplaceAllString(want[path], ""), times.ReplaceAllString(got[path], "")
+		}
+		require.Equal(t, want, got)
 	})
 }
 
@@ -517,9 +569,7 @@ func TestALinkThatLeadsNowhereLeavesTheOthersToBeMirrored(t *testing.T) {
 		require.Equal(t, NotMirrored, f.Kind)
 		require.Contains(t, f.Message, "symbolic link to /nowhere")
 	}
-	_, err = Remove(o)
-	require.NoError(t, err)
-	require.Equal(t, before, read(t, o.Root))
+	requireUndone(t, o, before)
 }
 
 func TestALinkedFileStaysALink(t *testing.T) {
@@ -530,9 +580,7 @@ func TestALinkedFileStaysALink(t *testing.T) {
 	_, err := Install(o)
 	require.NoError(t, err)
 	require.Contains(t, content(t, o, "/etc/rancher/k3s/real.yaml"), front)
-	_, err = Remove(o)
-	require.NoError(t, err)
-	require.Equal(t, before, read(t, o.Root))
+	requireUndone(t, o, before)
 }
 
 func TestK3s(t *testing.T) {
@@ -582,9 +630,7 @@ func TestK3s(t *testing.T) {
 			require.NoError(t, err)
 			require.Empty(t, again.Changed)
 			require.Empty(t, again.Findings)
-			_, err = Remove(o)
-			require.NoError(t, err)
-			require.Equal(t, before, read(t, o.Root))
+			requireUndone(t, o, before)
 		})
 	}
 }
@@ -641,11 +687,17 @@ func TestCRIO(t *testing.T) {
 	result, err := Install(o)
 	require.NoError(t, err)
 	require.Equal(t, []string{ours}, result.Changed)
-	var notMirrored []string
+	var notMirrored, digestsOnly []string
 	for _, f := range result.Findings {
+		if f.Kind == DigestsOnly {
+			digestsOnly = append(digestsOnly, f.Message)
+			continue
+		}
 		require.Equal(t, NotMirrored, f.Kind)
 		notMirrored = append(notMirrored, strings.Fields(f.Message)[0])
 	}
+	require.Len(t, digestsOnly, 1)
+	require.Contains(t, digestsOnly[0], "docker.io: what is named by a tag asks no mirror")
 	require.ElementsMatch(t, []string{"docker.io/bad", "docker.io/port", "up.example:5000"}, notMirrored)
 
 	type mirrorTable struct {
@@ -672,9 +724,7 @@ func TestCRIO(t *testing.T) {
 	again, err := Install(o)
 	require.NoError(t, err)
 	require.Empty(t, again.Changed)
-	_, err = Remove(o)
-	require.NoError(t, err)
-	require.Equal(t, before, read(t, o.Root))
+	requireUndone(t, o, before)
 }
 
 // A table of its own takes a registry out of the wildcard that was in force for it.
@@ -694,7 +744,7 @@ blocked = true
 prefix = "*.moved.test"
 location = "new.test/all"
 `})
-	o.Registries = []string{"a.example.com", "b.bad.example.com", "c.moved.test", "example.com"}
+	o.Registries = []string{"aa.example.com", "b.bad.example.com", "cc.moved.test", "example.com"}
 	result, err := Install(o)
 	require.NoError(t, err)
 	require.Len(t, result.Findings, 1)
@@ -704,33 +754,129 @@ location = "new.test/all"
 	mirror := func(location string) any { return map[string]any{"location": location, "insecure": true} }
 	require.Equal(t, []map[string]any{
 		{
-			"prefix": "a.example.com", "location": "a.example.com", "insecure": true,
-			"mirror": []any{mirror("127.0.0.1:5050/a.example.com"), map[string]any{"location": "m.example.com"}},
+			"prefix": "aa.example.com", "location": "aa.example.com", "insecure": true,
+			"mirror": []any{mirror("127.0.0.1:5050/aa.example.com"), map[string]any{"location": "m.example.com"}},
 		},
-		{"prefix": "c.moved.test", "location": "new.test/all", "mirror": []any{mirror("127.0.0.1:5050/new.test/all")}},
+		{"prefix": "cc.moved.test", "location": "new.test/all", "mirror": []any{mirror("127.0.0.1:5050/new.test/all")}},
 		{"prefix": "example.com", "location": "example.com", "mirror": []any{mirror("127.0.0.1:5050/example.com")}},
 	}, got.Registry)
+}
+
+// A file of somebody's may take the agent out, however its drop-in looks.
+func TestCRIO_StatusTellsWhatTakesTheAgentOut(t *testing.T) {
+	t.Parallel()
+	const dir = "/etc/containers/"
+	const mirror = "[[registry.mirror]]\nlocation = \"m.example\"\n"
+	for name, c := range map[string]struct {
+		path, content string
+		want          []FindingKind
+		says          string
+		mended        bool // by another installation
+	}{
+		"nothing": {"registries.conf.d/a.conf", "", nil, "", true},
+		"a later file": {"registries.conf.d/zzz.conf", "[[registry]]\nlocation = \"docker.io\"\n" + mirror,
+			[]FindingKind{Outdated, NotMirrored}, "comes after zz-shoal.conf", false},
+		"a later file that names a folder": {"registries.conf.d/zzz.conf",
+			"[[registry]]\nprefix = \"docker.io/library\"\nlocation = \"docker.io/library\"\n",
+			[]FindingKind{Outdated, NotMirrored}, "comes after zz-shoal.conf", false},
+		"a later file of another registry": {"registries.conf.d/zzz.conf", "[[registry]]\nlocation = \"quay.io\"\n", nil,
+			"", true},
+		"a later file with the agent first": {"registries.conf.d/zzz.conf", "[[registry]]\nlocation = \"docker.io\"\n" +
+			"[[registry.mirror]]\nlocation = \"127.0.0.1:5050/docker.io\"\ninsecure = true\n",
+			[]FindingKind{Outdated}, "", true},
+		"a mirror, in an earlier file": {"registries.conf", "[[registry]]\nlocation = \"docker.io\"\n" + mirror,
+			[]FindingKind{Outdated}, "install again", true},
+		"a folder, in an earlier file": {"registries.conf", "[[registry]]\nlocation = \"docker.io/library\"\n" + mirror,
+			[]FindingKind{Outdated, NotMirrored}, "install again", true},
+		"a wildcard that is no shorter": {"registries.conf", "[[registry]]\nprefix = \"*.example\"\n" + mirror,
+			[]FindingKind{Outdated, NotMirrored}, "*.example goes before", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := node(t, CRIO, tree{dir + "registries.conf.d/": ""})
+			o.Registries = []string{"docker.io", "a.example"}
+			_, err := Install(o)
+			require.NoError(t, err)
+			for asked, inForce := range map[string]bool{"": true, "docker.io": true, "a.example docker.io": true,
+				"quay.io": false} {
+				of := o
+				of.Registries = strings.Fields(asked)
+				status, err := Status(of)
+				require.NoError(t, err)
+				require.Equal(t, inForce, status.InForce(), "%s: %v", asked, status.Findings)
+			}
+			(tree{dir + c.path: c.content}).write(t, o.Root)
+
+			status, err := Status(o)
+			require.NoError(t, err)
+			require.Equal(t, c.want, kinds(status), status.Findings)
+			require.Equal(t, len(c.want) == 0, status.InForce())
+			require.Contains(t, fmt.Sprint(status.Findings), c.says)
+			again, err := Install(o)
+			require.NoError(t, err)
+			status, err = Status(o)
+			require.NoError(t, err)
+			if c.mended {
+				require.Empty(t, again.Findings)
+				require.True(t, status.InForce(), status.Findings)
+			} else if slices.Contains(c.want, NotMirrored) {
+				require.Contains(t, fmt.Sprint(again.Findings), c.says, "an installation says it too")
+				require.False(t, status.InForce())
+			}
+			_, err = Remove(o)
+			require.NoError(t, err)
+			require.NoFileExists(t, filepath.Join(o.Root, dir, "registries.conf.d", dropIn))
+		})
+	}
 }
 
 func TestOptionsAreChecked(t *testing.T) {
 	t.Parallel()
 	good := Options{Runtime: Containerd, Endpoint: front, Root: t.TempDir(), StateDir: t.TempDir()}
-	for name, change := range map[string]func(*Options){
-		"an unknown runtime":         func(o *Options) { o.Runtime = "docker" },
-		"no state directory":         func(o *Options) { o.StateDir = "" },
-		"an endpoint without scheme": func(o *Options) { o.Endpoint = "127.0.0.1:5050" },
-		"an endpoint with a path":    func(o *Options) { o.Endpoint = front + "/v2" },
-		"a registry with a scheme":   func(o *Options) { o.Registries = []string{"https://a.example"} },
-		"a registry that climbs":     func(o *Options) { o.Registries = []string{".."} },
-		"an empty registry":          func(o *Options) { o.Registries = []string{""} },
-		"an endpoint with a quote":   func(o *Options) { o.Endpoint = "http://a\"b" },
+	registry := func(name string) func(*Options) {
+		return func(o *Options) { o.Registries = []string{"docker.io", name} }
+	}
+	for name, c := range map[string]struct {
+		change func(*Options)
+		says   string
+	}{
+		"an unknown runtime":            {func(o *Options) { o.Runtime = "docker" }, `runtime "docker" is unknown`},
+		"no state directory":            {func(o *Options) { o.StateDir = "" }, "no state directory"},
+		"a root that is not there":      {func(o *Options) { o.Root = "/nowhere/at/all" }, `root "/nowhere/at/all" is not there`},
+		"a root that is a file":         {func(o *Options) { o.Root = "/etc/passwd" }, `root "/etc/passwd" is no directory`},
+		"an endpoint without scheme":    {func(o *Options) { o.Endpoint = "127.0.0.1:5050" }, "want the URL"},
+		"an endpoint with a path":       {func(o *Options) { o.Endpoint = front + "/v2" }, "want the URL"},
+		"an endpoint with a quote":      {func(o *Options) { o.Endpoint = "http://a\"b" }, "want the URL"},
+		"an endpoint without a host":    {func(o *Options) { o.Endpoint = "http://:5050" }, "want the URL"},
+		"an endpoint on port 0":         {func(o *Options) { o.Endpoint = "http://127.0.0.1:0" }, `port "0"`},
+		"an endpoint on port 99999":     {func(o *Options) { o.Endpoint = "http://127.0.0.1:99999" }, `port "99999"`},
+		"a path that is relative":       {func(o *Options) { o.Path = "certs.d" }, "begins with /"},
+		"a registry with a scheme":      {registry("https://a.example"), "it has a scheme; leave that out"},
+		"a registry with a path":        {registry("docker.io/library"), "it has a path; leave that out"},
+		"a registry that climbs":        {registry(".."), "it ends in a dot"},
+		"an empty registry":             {registry(""), "it is empty"},
+		"a registry in upper case":      {registry("DOCKER.io"), "write docker.io"},
+		"a registry with a space":       {registry("a b.example"), "it is no host"},
+		"a registry that is a pattern":  {registry("*.example"), "it is no host"},
+		"a registry that ends in a dot": {registry("quay.io."), "it ends in a dot"},
+		"a registry on port 0":          {registry("a.example:0"), `its port "0" is no number from 1 to 65535`},
+		"a registry on port 99999":      {registry("a.example:99999"), `its port "99999"`},
+		"a registry without a port":     {registry("a.example:"), `its port ""`},
+		"a registry of another name":    {registry("index.docker.io"), "runtimes call it docker.io"},
+		"a registry that is a folder":   {registry("library"), "runtimes take it for a folder of docker.io"},
+		"a registry with open brackets": {registry("[::1"), "no IPv6 address"},
+		"the directory of all":          {registry("_default"), "it is no host"},
 	} {
 		o := good
-		change(&o)
+		c.change(&o)
 		for _, run := range []func(Options) (Result, error){Install, Remove, Status} {
 			_, err := run(o)
-			require.Error(t, err, name)
+			require.ErrorContains(t, err, c.says, name)
 		}
+	}
+	for _, name := range []string{All, "docker.io", "a.example:5000", "localhost", "localhost:5000", "127.0.0.1",
+		"127.0.0.1:5000", "[::1]:5000", "[2001:db8::1]", "registry:5000", "xn--bcher-kva.example"} {
+		require.NoError(t, CheckRegistry(name))
 	}
 }
 
@@ -893,4 +1039,35 @@ func FuzzInsertHost(f *testing.F) {
 			require.Equal(t, string(before), string(stripMarked(after)))
 		}
 	})
+}
+
+func TestCRIO_TheBlockOfAnAdministratorIsLiftedByNoForm(t *testing.T) {
+	t.Parallel()
+	const file = "/etc/containers/registries.conf"
+	for name, c := range map[string]struct {
+		content string
+		err     string // of Install
+		finding string
+	}{
+		"the first form of the file": {content: "[registries.block]\nregistries = [\"reg.test\"]\n", err: "first form of this file"},
+		"keys in capitals":           {content: "[[Registry]]\nLocation = \"reg.test\"\nBlocked = true\n", finding: "is blocked"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := node(t, CRIO, tree{file: c.content})
+			o.Registries = []string{"reg.test"}
+			result, err := Install(o)
+			if c.err != "" {
+				require.ErrorContains(t, err, c.err)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, []FindingKind{NotMirrored}, kinds(result))
+			require.Contains(t, result.Findings[0].Message, c.finding)
+			result, err = Status(o)
+			require.NoError(t, err)
+			require.Equal(t, []FindingKind{NotMirrored}, kinds(result))
+			require.Equal(t, c.content, content(t, o, file))
+		})
+	}
 }

@@ -114,9 +114,7 @@ func TestInstall_PassesOverDirectoriesWhoseNamesNoImageCanSpell(t *testing.T) {
 	status, err := Status(o)
 	require.NoError(t, err)
 	require.True(t, status.InForce(), status.Findings)
-	_, err = Remove(o)
-	require.NoError(t, err)
-	require.Equal(t, was, read(t, o.Root))
+	requireUndone(t, o, was)
 }
 
 func TestRemove_GivesBackAFileThatNobodyMayRead(t *testing.T) {
@@ -134,4 +132,64 @@ func TestRemove_GivesBackAFileThatNobodyMayRead(t *testing.T) {
 	info, err := os.Stat(path)
 	require.NoError(t, err)
 	require.Zero(t, info.Mode().Perm())
+}
+
+func TestInstall_ALinkThatLeadsNowhereIsNamed(t *testing.T) {
+	t.Parallel()
+	o := node(t, Containerd, tree{config: configured, "/etc/containerd/certs.d": "-> /nowhere/at/all"})
+	before := read(t, o.Root)
+	result, err := Install(o)
+	require.NoError(t, err)
+	require.Equal(t, []FindingKind{NotMirrored}, kinds(result))
+	require.Contains(t, result.Findings[0].Message, "symbolic link to /nowhere/at/all")
+	status, err := Status(o)
+	require.NoError(t, err)
+	require.False(t, status.InForce())
+	requireUndone(t, o, before)
+}
+
+// What could not be installed needs no writing to be removed.
+func TestRemove_HasNothingToDoOnAFileSystemThatIsReadOnly(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to mount")
+	}
+	o := node(t, Containerd, tree{config: configured})
+	etc := filepath.Join(o.Root, "etc")
+	if err := syscall.Mount(etc, etc, "", syscall.MS_BIND, ""); err != nil {
+		t.Skip("nothing can be mounted here: ", err)
+	}
+	t.Cleanup(func() { require.NoError(t, syscall.Unmount(etc, syscall.MNT_DETACH)) })
+	require.NoError(t, syscall.Mount("", etc, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, ""))
+	_, err := Install(o)
+	require.ErrorContains(t, err, "read-only")
+	_, err = Remove(o)
+	require.NoError(t, err)
+	require.NoDirExists(t, o.StateDir)
+}
+
+// Where a node's file system is mounted elsewhere, an absolute link on it leads into this machine's.
+func TestInstall_WritesNothingOutsideOfTheRoot(t *testing.T) {
+	t.Parallel()
+	outside := t.TempDir()
+	for name, before := range map[string]tree{
+		"the folder of mirrors is a link": {config: configured, "/etc/containerd/certs.d": "-> " + outside},
+		"a registry's folder is a link":   {config: configured, certs + "a.example": "-> " + outside},
+		"a file is a link":                {config: configured, certs + "a.example/hosts.toml": "-> " + outside + "/hosts.toml"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := node(t, Containerd, before)
+			o.Registries = []string{"a.example"}
+			was := read(t, o.Root)
+			result, err := Install(o)
+			require.NoError(t, err)
+			require.Empty(t, result.Changed)
+			require.Equal(t, []FindingKind{NotMirrored}, kinds(result))
+			entries, err := os.ReadDir(outside)
+			require.NoError(t, err)
+			require.Empty(t, entries)
+			requireUndone(t, o, was)
+		})
+	}
 }

@@ -27,6 +27,17 @@ var (
 	firstMigrateEach = release{2, 3, 0}
 )
 
+// spans says which releases one of knownReleases stands for.
+func (r release) spans() string {
+	switch r {
+	case knownReleases[0]:
+		return "1.x"
+	case knownReleases[len(knownReleases)-1]:
+		return r.String() + " and later"
+	}
+	return r.String()
+}
+
 // knownReleases stand for all that treat a configuration differently, for a node whose containerd is not known.
 var knownReleases = []release{{1, 7, newest}, {2, 0, newest}, firstTransfer, firstDefaultPath, firstMigrateEach}
 

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/pelletier/go-toml/v2"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 )
@@ -93,12 +92,13 @@ func TestSettings_AreThoseThatContainerdDumps(t *testing.T) {
 					continue
 				}
 				require.Empty(t, got.refused, "what containerd takes is refused: %v", tr)
-				var c struct {
-					Version int            `toml:"version"`
-					Plugins map[string]any `toml:"plugins"`
+				dumped, err := parseDump(dir+"/config.toml", out)
+				require.NoError(t, err)
+				want := settingsOf([]configFile{dumped}, r)
+				if len(got.disabled) > 0 { // and then it prints nothing else of the plugin
+					require.Equal(t, want.disabled, got.disabled, "%v", tr)
+					continue
 				}
-				require.NoError(t, toml.Unmarshal(out, &c))
-				want := settingsOf([]configFile{{dir + "/config.toml", c.Version, c.Plugins}}, r)
 				require.Equal(t, want, got, "%v", tr)
 			}
 		})
@@ -111,9 +111,17 @@ func genConfig(t *rapid.T, path, dir string) string {
 	draw := func(what string, choices ...string) {
 		b.WriteString(rapid.SampledFrom(choices).Draw(t, path+" "+what))
 	}
+	if rapid.IntRange(0, 19).Draw(t, path+" byte order mark") == 0 {
+		b.WriteString(byteOrderMark)
+	}
 	version := rapid.SampledFrom([]int{0, 1, 2, 2, 3, 3, 4}).Draw(t, path+" version")
 	if version > 0 {
 		fmt.Fprintf(&b, "version = %d\n", version)
+	}
+	if version > 1 {
+		draw("disabled", "", "", "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n")
+	} else {
+		draw("disabled", "", "", "disabled_plugins = [\"cri\"]\n")
 	}
 	switch path {
 	case "/config.toml":
@@ -122,7 +130,11 @@ func genConfig(t *rapid.T, path, dir string) string {
 	case "/conf.d/10.toml":
 		draw("imports", "", "imports = [\"../nested/n.toml\"]\n", "imports = [\"../config.toml\"]\n")
 	}
+	both := false
 	for _, plugin := range []string{criV1, criV2, criV3} {
+		if plugin == criV2 && both {
+			continue // of both in a file without a version, containerd takes one by chance
+		}
 		if plugin == criV1 && version > 1 || plugin != criV1 && version == 1 {
 			continue // containerd 1 refuses names without dots
 		}
@@ -130,6 +142,7 @@ func genConfig(t *rapid.T, path, dir string) string {
 		if !rapid.Bool().Draw(t, path+" "+section) {
 			continue
 		}
+		both = plugin == criV1
 		fmt.Fprintf(&b, "[%s]\n", section)
 		draw(section, "", "sandbox_image = \"x\"\n", "max_concurrent_downloads = 3\n", "max_concurrent_downloads = 5\n")
 		if plugin != criV3 {
@@ -144,6 +157,11 @@ func genConfig(t *rapid.T, path, dir string) string {
 			fmt.Sprintf("[%s.registry]\nconfig_path = \"\"\n", section),
 			fmt.Sprintf("[%s.registry]\nconfig_path = \"/a\"\n",
 				section), fmt.Sprintf("[%s.registry]\nconfig_path = \"/a:/b\"\n", section),
+			fmt.Sprintf("[%s.registry]\nconfig_path = [\"/a\"]\n", section),
+			fmt.Sprintf("[%s.registry]\nCONFIG_PATH = \"/c\"\n", section),
+			fmt.Sprintf("[%s.registry]\nConfig_Path = \"/d\"\nconfig_path = \"/e\"\n", section),
+			fmt.Sprintf("[%s.Registry]\nConfig_Path = \"/f\"\n", section),
+			fmt.Sprintf("[%s.REGISTRY]\nconfig_path = \"/g\"\n", section),
 			fmt.Sprintf("[%s.registry.mirrors.\"docker.io\"]\nendpoint = [\"https://m\"]\n", section))
 	}
 	return b.String()

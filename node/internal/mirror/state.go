@@ -12,7 +12,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
+	"time"
 )
 
 const (
@@ -35,17 +37,20 @@ type state struct {
 // record is one file's past.
 type record struct {
 	Runtime Runtime `json:"runtime"`
-	// Existed, Mode and Original are the file as it was.
-	Existed  bool        `json:"existed"`
-	Mode     fs.FileMode `json:"mode,omitempty"`
-	Original []byte      `json:"original,omitempty"`
+	// Existed and Original are the file as it was.
+	Existed  bool   `json:"existed"`
+	Original []byte `json:"original,omitempty"`
 	// Written are the SHA-256 digests of the contents that Install wrote or was about to write when it was interrupted.
 	Written []string `json:"written"`
 	// Mark is what shows that the file holds what Install wrote. Empty: not known, of an earlier version of this
 	// program.
 	Mark string `json:"mark,omitempty"`
+	// Marked are the lines, or values, that Remove takes out of the file, so that what somebody added to them is found.
+	Marked []string `json:"marked,omitempty"`
 	// Restart tells that the runtime reads the file only when it starts.
 	Restart bool `json:"restart,omitempty"`
+	// At is when the file was written. Zero: not known, and the file's own time counts.
+	At time.Time `json:"at,omitzero"`
 
 	latest string // the digest of what this run writes
 }
@@ -61,6 +66,57 @@ func (r *record) mentions(content []byte) bool {
 func (r *record) unmarked() string {
 	return fmt.Sprintf("was edited since it was written, and what holds %s is no longer marked; take that out by hand",
 		r.Mark)
+}
+
+// addedTo are the marked lines of content that Install did not write.
+func (r *record) addedTo(content []byte) (added []string) {
+	d, err := driverOf(r.Runtime)
+	if err != nil || len(r.Marked) == 0 || r.wrote(content) {
+		return nil
+	}
+	left := slices.Clone(r.Marked)
+	for _, line := range d.marked(content) {
+		if i := slices.Index(left, line); i >= 0 {
+			left = slices.Delete(left, i, i+1)
+			continue
+		}
+		if !slices.Contains(r.Marked, line) { // an editor may have copied all
+			added = append(added, line)
+		}
+	}
+	return added
+}
+
+// savedEdits is the folder, in that of the state, for files in which somebody had written between the marks.
+const savedEdits = "edited"
+
+// saveEdit keeps a copy of a file in which somebody has written between the marks, for what stands there is about to be
+// taken out.
+func (st *state) saveEdit(o Options, path string) ([]Finding, error) {
+	rec, isFile := st.Files[path]
+	if !isFile {
+		return nil, nil
+	}
+	now, err := readUpTo(o.on(path), maxGrown)
+	if err != nil || !now.exists {
+		return nil, nil //nolint:nilerr // whoever changes the file says so
+	}
+	added := rec.addedTo(now.content)
+	if len(added) == 0 {
+		return nil, nil
+	}
+	dir := filepath.Join(o.StateDir, savedEdits)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	copied := filepath.Join(dir, strings.ReplaceAll(strings.TrimPrefix(path, "/"), "/", "_")+"."+
+		digestOf(now.content)[:8])
+	if err := writeFile(copied, now.content, 0o600); err != nil {
+		return nil, err
+	}
+	return []Finding{{EditSaved, path, fmt.Sprintf("had lines of somebody's between the marks of the agent's, such as "+
+		"%q; they are taken out with it, and the file as it was is kept as %s: write them outside of the marks",
+		added[0], copied)}}, nil
 }
 
 func digestOf(content []byte) string {
@@ -84,7 +140,8 @@ func loadState(dir string) (*state, error) {
 	}
 	st := newState()
 	if err := json.Unmarshal(b, st); err != nil {
-		return nil, fmt.Errorf("state file %s: %w", path, err)
+		return nil, fmt.Errorf("state file %s is damaged: %w; move it away, and remove takes out what stands between "+
+			"its marks, but knows of no original", path, err)
 	}
 	if st.Version != stateVersion {
 		return nil, fmt.Errorf("state file %s has version %d; this program knows %d: "+
@@ -122,17 +179,46 @@ func dropState(dir string) error {
 	return removeIfEmpty(dir)
 }
 
-// lock keeps other runs of this program out of dir.
+// lock keeps other runs of this program out of dir. Whoever had it before may have removed the directory meanwhile, and
+// somebody may have made another: only a lock on the one that is there counts. errGone tells that none is.
 func lock(dir string) (unlock func(), err error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+	for {
+		f, err := os.Open(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, errGone
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+			_ = f.Close()
+			return nil, fmt.Errorf("lock %s: %w", dir, err)
+		}
+		held, err := f.Stat()
+		if err != nil {
+			_ = f.Close()
+			return nil, err
+		}
+		if there, err := os.Stat(dir); err == nil && os.SameFile(held, there) {
+			return func() { _ = f.Close() }, nil
+		}
 		_ = f.Close()
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
-	return func() { _ = f.Close() }, nil
+}
+
+// errGone is that there is no directory of the state: nothing is installed.
+var errGone = errors.New("no state directory")
+
+// lockMade is lock with a directory that is made where there is none.
+func lockMade(dir string) (unlock func(), err error) {
+	for {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+		if unlock, err = lock(dir); !errors.Is(err, errGone) {
+			return unlock, err
+		}
+	}
 }
 
 // paths are those of all files and links, sorted.
@@ -164,6 +250,18 @@ func (st *state) settle() {
 
 // made reports whether an installation made the directory.
 func (st *state) made(dir string) bool { return st != nil && slices.Contains(st.Dirs, dir) }
+
+// servesAtOnce reports whether an installation made the one directory that containerd takes a list for. Containerd
+// reads it with the next pull, whether or not it has read what else was written for releases that know no such
+// directory.
+func (st *state) servesAtOnce() bool {
+	for path := range st.Links {
+		if strings.Contains(path, ":") {
+			return true
+		}
+	}
+	return false
+}
 
 // linked reports whether an installation made the link at path.
 func (st *state) linked(path string) bool { return st != nil && st.Links[path] != "" }
