@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
@@ -69,10 +70,10 @@ func listenPrivately(ctx context.Context, path string) (net.Listener, error) {
 	return lc.Listen(ctx, "unix", path)
 }
 
-func contentsCommands(load func(*cobra.Command) (*config.Config, error)) []*cobra.Command {
+func contentsCommands(load loader) []*cobra.Command {
 	var file string
 	get := &cobra.Command{
-		Use: "get DIGEST", Short: "Write content that this machine holds to a file", Args: cobra.ExactArgs(1),
+		Use: "get DIGEST", Short: "Write content that this machine holds to a file", Args: one("a digest"),
 		Example: "  shoal-node get sha256:… -o layer.tar\n  shoal-node get sha256:… -o - | tar t",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := load(cmd)
@@ -86,7 +87,8 @@ func contentsCommands(load func(*cobra.Command) (*config.Config, error)) []*cobr
 	var name string
 	var size int64
 	add := &cobra.Command{
-		Use: "add FILE", Short: "Put a file into the cache, under its digest, and print that", Args: cobra.ExactArgs(1),
+		Use: "add FILE", Short: "Put a file into the cache, under its digest, and print that",
+		Args: one("a file"),
 		Long: `add puts a file into the cache of this machine as a blob, from where every admitted machine takes it by
 its digest. It is evicted like any other. With - for FILE it reads standard input, and wants --digest and --size.`,
 		Example: "  shoal-node add model.safetensors",
@@ -167,7 +169,7 @@ func askSocket(ctx context.Context, socket, method string, d digest.Digest, body
 		error) {
 		var dialer net.Dialer
 		return dialer.DialContext(ctx, "unix", socket)
-	}}}
+	}, ExpectContinueTimeout: time.Minute}}
 	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+view.ContentsPath+d.String(), body)
 	if err != nil {
 		return nil, err
@@ -175,6 +177,8 @@ func askSocket(ctx context.Context, socket, method string, d digest.Digest, body
 	req.ContentLength = size
 	if size == 0 {
 		req.Body = http.NoBody
+	} else if body != nil {
+		req.Header.Set("Expect", "100-continue") // so that what is refused is not sent
 	}
 	resp, err := client.Do(req)
 	if dial, ok := errors.AsType[*net.OpError](err); ok && dial.Op == "dial" {

@@ -8,6 +8,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/fetch"
 	"github.com/shoal-cache/shoal/node/internal/gate"
+	"github.com/shoal-cache/shoal/node/internal/hub"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
@@ -47,13 +48,15 @@ func (c cache) FromPeers(ctx context.Context, d digest.Digest) (content.Reader, 
 type sources struct {
 	*gate.Gate
 	policy *policy.Live
+	hub    string // the registry that stands for the hub itself
 }
 
-// Proved implements fetch.Sources. Whom the policy exempts is given whatever is here, and a hub is one that the
-// configuration names.
+// Proved implements fetch.Sources. Whom the policy exempts is given whatever is here. The hub itself is one that the
+// configuration names, and its front has each repository prove what it has. A host of hub.urls has to prove it here, as
+// a registry does: whoever may put a file there could claim any digest.
 func (s sources) Proved(req content.Request) bool {
-	return req.File != "" || s.policy.Load().For(req.Repository).Authorization.Mode == policy.Exempt ||
-		s.Gate.Proved(req)
+	ofHub := req.File != "" && req.Repository.Registry == s.hub && !hub.IsURL(req.Repository)
+	return ofHub || s.policy.Load().For(req.Repository).Authorization.Mode == policy.Exempt || s.Gate.Proved(req)
 }
 
 // otherNodes is the swarm as the gate's witness.

@@ -29,7 +29,8 @@ func (n *node) newHub() (*hub.Front, error) {
 		Endpoint: endpoint, Transport: transport, Hub: c.Name(), Gate: n.gate,
 		Fetcher: n.fetcher, Upstream: n.upstream, Store: n.store,
 		Memory: n.store.KV("hub"), Rules: func(r content.Repository) policy.Rule { return n.policy.Load().For(r) },
-		AllowFrom: c.Allowed(), URLs: c.Below(), Logger: n.log.With("part", "hub"), Registerer: n.metrics,
+		AllowFrom: c.Allowed(), URLs: c.Below(), Tracer: n.tracer, Logger: n.log.With("part", "hub"),
+		Registerer: n.metrics,
 	})
 	if err != nil {
 		return nil, err

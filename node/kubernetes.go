@@ -35,11 +35,15 @@ func (n *node) kubeConfig() (*rest.Config, error) {
 		return nil, nil
 	}
 	if c.Kubeconfig != "" {
-		return clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+		config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+		if err != nil {
+			return nil, fmt.Errorf("kubeconfig: %s: %w", c.Kubeconfig, err)
+		}
+		return config, nil
 	}
 	config, err := rest.InClusterConfig()
 	if err != nil {
-		return nil, fmt.Errorf("%w; outside of a pod set kubernetes.kubeconfig", err)
+		return nil, fmt.Errorf("enabled: %w; outside of a pod set kubernetes.kubeconfig", err)
 	}
 	return config, nil
 }
@@ -72,7 +76,7 @@ func (n *node) newKubernetes(zone string) (kubernetes, error) {
 		Counters: n.counters, Logger: n.log.With("part", "agent"), Registerer: n.metrics,
 	}
 	if n.hub != nil {
-		o.Hub = n.hub
+		o.Hub, o.Crowded = n.hub, n.hub.Crowded
 	}
 	k := kubernetes{}
 	if c.RuntimeEndpoint != "" {
@@ -113,8 +117,8 @@ func (n *node) followMirror(ctx context.Context) {
 	}
 }
 
-// awaitMirror waits until something is installed, for the guard does that once the agent answers: an agent that has
-// just started does not report as amiss what is about to be done. It tells false when ctx ended before.
+// awaitMirror waits until something is installed. The guard does that once the agent answers, so an agent that has just
+// started does not report as amiss what is about to be done. It reports false when ctx ended before.
 func (n *node) awaitMirror(ctx context.Context) bool {
 	return within(ctx, mirrorCheckInterval, func() bool {
 		result, err := mirror.Status(n.config.MirrorOptions())
@@ -226,7 +230,9 @@ func (n *node) mirrored(registry string) bool {
 func findings(result mirror.Result) []agent.Finding {
 	out := make([]agent.Finding, 0, len(result.Findings))
 	for _, f := range result.Findings {
-		out = append(out, agent.Finding{Reason: string(f.Kind), Message: f.String()})
+		if f.Kind != mirror.DigestsOnly { // the administrator has it so, and nothing is amiss
+			out = append(out, agent.Finding{Reason: string(f.Kind), Message: f.String()})
+		}
 	}
 	if len(result.Changed) == 0 && len(out) == 0 {
 		out = append(out, agent.Finding{Reason: v1alpha1.ReasonMirrorMissing,

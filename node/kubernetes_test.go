@@ -34,6 +34,10 @@ func (h holding) Open(_ context.Context, req content.Request) (content.Reader, e
 	return h.Get(req.Digest)
 }
 
+func (h holding) OpenPast(ctx context.Context, req content.Request) (content.Reader, error) {
+	return h.Open(ctx, req)
+}
+
 func (h holding) Stat(_ context.Context, req content.Request) (int64, string, error) {
 	info, err := h.Store.Stat(req.Digest)
 	return info.Size, info.MediaType, err

@@ -22,7 +22,7 @@ import (
 // look are the commands that show what the agent of this machine does. They ask it at its admin address, so they need
 // no right but to reach that.
 type look struct {
-	load    func(*cobra.Command) (*config.Config, error)
+	load    loader
 	address string
 	output  view.Output
 }
@@ -30,7 +30,7 @@ type look struct {
 // errNotWell ends a command with exit code 1 that has said already what is wrong.
 var errNotWell = errors.New("not well")
 
-func lookCommands(load func(*cobra.Command) (*config.Config, error)) []*cobra.Command {
+func lookCommands(load loader) []*cobra.Command {
 	l := &look{load: load}
 	status := &cobra.Command{
 		Use: "status", Short: "Say whether the agent of this machine works, and what is wrong", Args: cobra.NoArgs,
@@ -45,7 +45,8 @@ func lookCommands(load func(*cobra.Command) (*config.Config, error)) []*cobra.Co
 		RunE:    func(cmd *cobra.Command, _ []string) error { return l.list(cmd) },
 	}
 	where := &cobra.Command{
-		Use: "where IMAGE|DIGEST", Short: "Say which parts of an image this machine holds", Args: cobra.ExactArgs(1),
+		Use: "where IMAGE|DIGEST", Short: "Say which parts of an image this machine holds",
+		Args:    one("an image or a digest"),
 		Example: "  shoal-node where docker.io/library/debian:stable-slim",
 		RunE:    func(cmd *cobra.Command, args []string) error { return l.where(cmd, args[0]) },
 	}
@@ -63,6 +64,20 @@ func lookCommands(load func(*cobra.Command) (*config.Config, error)) []*cobra.Co
 		cmd.Flags().StringVarP((*string)(&l.output), "output", "o", "", "json or yaml")
 	}
 	return all
+}
+
+// patience is how long an agent may take to answer.
+const patience = 20 * time.Second
+
+// one refuses all but one argument, and shows how the command is used.
+func one(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 1 {
+			return nil
+		}
+		return fmt.Errorf("%s takes %s, and was given %s; for example:\n%s", cmd.Name(), what,
+			cmp.Or(strings.Join(args, " "), "nothing"), cmd.Example)
+	}
 }
 
 // client asks the agent of this machine.
@@ -83,7 +98,7 @@ func (l *look) client(cmd *cobra.Command) (*view.Client, error) {
 	if !strings.Contains(address, "://") {
 		address = "http://" + address
 	}
-	return &view.Client{HTTP: &http.Client{Timeout: time.Minute}, Base: address}, nil
+	return &view.Client{HTTP: &http.Client{Timeout: patience}, Base: address}, nil
 }
 
 // local is where this machine reaches an address that is listened at.
@@ -101,6 +116,10 @@ func local(listen string) (string, error) {
 // ask reads a view, and says what to do where the agent does not answer.
 func ask[T any](ctx context.Context, c *view.Client, path string, query url.Values) (T, error) {
 	v, err := view.Get[T](ctx, c, path, query)
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
+		return v, fmt.Errorf("the agent at %s takes connections and gives no answer within %s: it may be frozen, so "+
+			"start it anew (systemctl restart shoal-node)", c.Base, view.Duration(patience))
+	}
 	if dial, ok := errors.AsType[*net.OpError](err); ok {
 		return v, fmt.Errorf("no agent answers at %s (%w): does it run (systemctl status shoal-node), and is this "+
 			"its admin.listen? --admin names another", c.Base, dial.Err)

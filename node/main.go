@@ -9,8 +9,8 @@
 //	internal/gate       who may read what: the word of the sources, remembered
 //	internal/fetch      one fetch for each missing blob: from peers, else from upstream; streaming while it arrives
 //	internal/store      blobs and unfinished ingests on disk; eviction, pins, scrub
-//	internal/swarm      libp2p host, admission, DHT, coordinators, Bitswap exchange
-//	internal/bitswapnet the exchange's network, which copies no block
+//	internal/swarm      libp2p host, admission, DHT, coordinators, Bitswap
+//	internal/bitswapnet the network under Bitswap, which copies no block
 //	internal/schedule   who asks whom for which chunk: the coordinator's decisions, without I/O
 //	internal/upstream   requests to the registries, with the callers' own credentials
 //
@@ -22,6 +22,7 @@
 //	internal/agent      the Kubernetes side: Peer, admission, CachePolicy, pins
 //	internal/admin      health, metrics, profiles, a JSON view
 //	internal/pulls      how the last pulls went, and a line in the log for each
+//	internal/trace      spans of pulls for OpenTelemetry, where somebody wants them
 //	internal/mirror     the runtime's mirror configuration: install, remove, is it in force
 //	internal/bypass     whether the runtime pulls past the agent all the same
 //	internal/guard      a process of its own: keeps the mirror installed, ends an agent that does not answer
@@ -66,6 +67,9 @@ func main() {
 	}
 }
 
+// loader reads the configuration by the flags of a command.
+type loader = func(*cobra.Command) (*config.Config, error)
+
 func command() *cobra.Command {
 	var file string
 	load := func(cmd *cobra.Command) (*config.Config, error) {
@@ -96,8 +100,14 @@ from the other agents of the swarm, and what none of them holds from the registr
 	}
 	root.PersistentFlags().StringVar(&file, "config", "", "YAML `file` with the configuration; see shoal-node config")
 	config.Flags(root.Flags())
+	root.AddCommand(idCommand(load), configCommand(load), mirror.Command(guard.Command), versionCommand())
+	root.AddCommand(lookCommands(load)...)
+	root.AddCommand(contentsCommands(load)...)
+	return root
+}
 
-	id := &cobra.Command{
+func idCommand(load loader) *cobra.Command {
+	cmd := &cobra.Command{
 		Use:   "id",
 		Short: "Print the peer ID, and make the identity where there is none",
 		Args:  cobra.NoArgs,
@@ -108,7 +118,7 @@ from the other agents of the swarm, and what none of them holds from the registr
 			}
 			key, err := swarm.LoadIdentity(c.IdentityPath())
 			if err != nil {
-				return err
+				return storePathProblem(c.Store.Path, err)
 			}
 			p, err := peer.IDFromPrivateKey(key)
 			if err != nil {
@@ -118,8 +128,12 @@ from the other agents of the swarm, and what none of them holds from the registr
 			return err
 		},
 	}
-	config.Flags(id.Flags())
-	show := &cobra.Command{
+	config.Flags(cmd.Flags())
+	return cmd
+}
+
+func configCommand(load loader) *cobra.Command {
+	cmd := &cobra.Command{
 		Use:   "config",
 		Short: "Print the configuration in force as YAML",
 		Args:  cobra.NoArgs,
@@ -131,8 +145,12 @@ from the other agents of the swarm, and what none of them holds from the registr
 			return c.Write(cmd.OutOrStdout())
 		},
 	}
-	config.Flags(show.Flags())
-	versions := &cobra.Command{
+	config.Flags(cmd.Flags())
+	return cmd
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
@@ -141,10 +159,6 @@ from the other agents of the swarm, and what none of them holds from the registr
 			return err
 		},
 	}
-	root.AddCommand(id, show, mirror.Command(guard.Command), versions)
-	root.AddCommand(lookCommands(load)...)
-	root.AddCommand(contentsCommands(load)...)
-	return root
 }
 
 func newLogger(c config.Log) (*slog.Logger, error) {

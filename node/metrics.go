@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/tls"
 	"fmt"
 	"runtime"
 
@@ -22,22 +21,9 @@ func (n *node) metricsServer() (server, error) {
 		}
 		s.handler = admin.Reviewed(admin.ByCluster(api), s.handler)
 	}
-	if m.CertFile == "" {
-		return s, nil
-	}
-	if _, err := tls.LoadX509KeyPair(m.CertFile, m.KeyFile); err != nil {
-		return s, fmt.Errorf("metrics.certFile: %w", err)
-	}
-	s.tls = &tls.Config{
-		MinVersion: tls.VersionTLS12,
-		NextProtos: []string{"http/1.1"},
-		// The files are read for each connection, so a renewed certificate needs no restart.
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			pair, err := tls.LoadX509KeyPair(m.CertFile, m.KeyFile)
-			return &pair, err
-		},
-	}
-	return s, nil
+	var err error
+	s.tls, err = serverTLS(s.name, m.CertFile, m.KeyFile)
+	return s, err
 }
 
 // registerInfo registers what does not count: which program this is, and whether the runtime asks it.

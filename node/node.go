@@ -2,13 +2,10 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,7 +16,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/rest"
 
 	"github.com/shoal-cache/shoal/node/internal/agent"
@@ -35,6 +31,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/registry"
 	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
+	"github.com/shoal-cache/shoal/node/internal/trace"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
 
@@ -64,6 +61,7 @@ type node struct {
 	mirrorFindings *prometheus.GaugeVec
 	found          atomic.Pointer[[]agent.Finding] // the same in words; nil while it is not known
 	pulls          *pulls.Record
+	tracer         *trace.Tracer // nil: there are no traces
 }
 
 // run starts the agent and serves until ctx ends.
@@ -92,16 +90,55 @@ func run(ctx context.Context, c *config.Config) error {
 	if err == nil {
 		err = n.serve(ctx)
 	}
-	return errors.Join(err, n.close())
+	return errors.Join(err, n.close(ctx))
 }
 
 // start makes the parts, those below first.
 func (n *node) start(ctx context.Context) (err error) {
 	c := n.config
 	if n.identity, err = swarm.LoadIdentity(c.IdentityPath()); err != nil {
-		return err
+		return storePathProblem(c.Store.Path, err)
+	}
+	n.tracer, err = trace.New(ctx, trace.Options{Endpoint: c.Tracing.Endpoint, Protocol: c.Tracing.Protocol,
+		Ratio: c.Tracing.Ratio, Node: n.name(), Version: version, Log: n.log.With("part", "trace")})
+	if err != nil {
+		return fmt.Errorf("tracing: %w", err)
 	}
 	events := &storeEvents{}
+	if err := n.openStore(ctx, events); err != nil {
+		return storePathProblem(c.Store.Path, err)
+	}
+	n.upstream, err = upstream.New(upstream.Options{
+		Upstreams: upstreams(c.Upstreams, c.Hub), Mirrors: n.mirrors, AllowAddresses: c.AllowAddresses(),
+		Locate: n.locate, Outward: c.Hub.Below(),
+		Limits: newRates(n.policy).of, Tracer: n.tracer,
+		Logger: n.log.With("part", "upstream"), Registerer: n.metrics,
+	})
+	if err != nil {
+		return fmt.Errorf("upstreams: %w", err)
+	}
+	if n.kubeAPI, err = n.kubeConfig(); err != nil {
+		return fmt.Errorf("kubernetes.%w", err)
+	}
+	n.inZone = n.zone(ctx)
+	if err := n.joinSwarm(); err != nil {
+		return err
+	}
+	if err := n.makeFronts(); err != nil { //nolint:contextcheck // what was proved is remembered whether the caller waits or not
+		return err
+	}
+	if n.kube, err = n.newKubernetes(n.inZone); err != nil {
+		return err
+	}
+	events.follow(n.storeChanged)
+	n.applyPolicy(n.policy.Load())
+	n.policy.Subscribe(n.applyPolicy)
+	return nil
+}
+
+// openStore opens the store, and gives it the limits of the policy that was in force last.
+func (n *node) openStore(ctx context.Context, events *storeEvents) (err error) {
+	c := n.config
 	// It opens without limits: which are in force is known from what it remembers itself.
 	n.store, err = store.Open(ctx, store.Options{
 		Path: c.Store.Path, RuntimePath: c.Store.RuntimePath, OnEvent: events.on, Holders: n.holders,
@@ -116,32 +153,24 @@ func (n *node) start(ctx context.Context) (err error) {
 			n.policy.Store(p)
 		}
 	}
-	if err := n.limit(n.policy.Load()); err != nil {
+	return n.limit(n.policy.Load())
+}
+
+// joinSwarm starts the node's part in the swarm.
+func (n *node) joinSwarm() (err error) {
+	c := n.config
+	if err := checkSwarmListen(c.Swarm.Listen); err != nil {
 		return err
 	}
-	n.upstream, err = upstream.New(upstream.Options{
-		Upstreams: upstreams(c.Upstreams, c.Hub), Mirrors: n.mirrors, AllowAddresses: c.AllowAddresses(),
-		Locate: n.locate,
-		Limits: newRates(n.policy).of,
-		Logger: n.log.With("part", "upstream"), Registerer: n.metrics,
-	})
-	if err != nil {
-		return err
-	}
-	if n.kubeAPI, err = n.kubeConfig(); err != nil {
-		return fmt.Errorf("kubernetes: %w", err)
-	}
-	zone := n.zone(ctx)
-	n.inZone = zone
 	memory := n.store.KV("peers")
 	n.swarm, err = swarm.New(swarm.Options{
 		Identity: n.identity, Listen: c.Swarm.Listen, Announce: c.Swarm.Announce, Bootstrap: c.BootstrapPeers(),
 		LoadPeers: func(context.Context) []peer.AddrInfo { return loadPeers(memory) },
 		SavePeers: func(_ context.Context, peers []peer.AddrInfo) { n.savePeers(memory, peers) },
-		Zone:      zone, ProtocolPrefix: c.Swarm.ProtocolPrefix,
+		Zone:      n.inZone, ProtocolPrefix: c.Swarm.ProtocolPrefix,
 		Open: c.Swarm.Admission == config.AdmitAll, Admitted: n.listed(),
 		LowConnections: c.Swarm.Connections.Low, HighConnections: c.Swarm.Connections.High,
-		Store: n.store, Logger: n.log.With("part", "swarm"), Registerer: n.metrics,
+		Store: n.store, Tracer: n.tracer, Logger: n.log.With("part", "swarm"), Registerer: n.metrics,
 	})
 	if err != nil {
 		return err
@@ -149,48 +178,61 @@ func (n *node) start(ctx context.Context) (err error) {
 	n.joined.Store(n.swarm)
 	n.tags = swarm.NewTags(n.swarm, n.store.KV("tags"))
 	n.files = swarm.NewFiles(n.swarm, n.fileOf)
-	if n.gate, err = n.newGate(); err != nil { //nolint:contextcheck // what was proved is remembered whether the caller waits or not
+	return nil
+}
+
+// makeFronts makes what stands between the swarm and those who ask: the gate, the fetcher and the fronts.
+func (n *node) makeFronts() (err error) {
+	c := n.config
+	if n.gate, err = n.newGate(); err != nil {
 		return err
 	}
 	n.fetcher = fetch.New(fetch.Options{
-		Store: n.store, Swarm: n.swarm, Upstream: n.gate.Observe(n.upstream), Zone: zone,
-		Sources:        sources{n.gate, n.policy},
+		Store: n.store, Swarm: n.swarm, Upstream: n.gate.Observe(n.upstream), Zone: n.inZone,
+		Sources:        sources{n.gate, n.policy, c.Hub.Name()},
 		PeersOnly:      func(r content.Repository) bool { return n.policy.Load().For(r).Mode == policy.PeersOnly },
 		VerifiedRanges: c.Registry.Ranges == config.RangesVerified, ReadAhead: c.Registry.ReadAhead.Bytes,
-		Ended: n.told, Patience: c.Registry.FirstByteTimeout,
+		Ended: n.told, Tracer: n.tracer, Patience: c.Registry.FirstByteTimeout,
 		Logger: n.log.With("part", "fetch"), Registerer: n.metrics,
 	})
 	n.front, err = registry.New(registry.Options{
 		Fetcher: n.fetcher, Upstream: n.upstream, Gate: n.gate, Tags: n.tags,
 		Rules:           func(r content.Repository) policy.Rule { return n.policy.Load().For(r) },
 		DefaultRegistry: c.Registry.DefaultRegistry, FirstByteTimeout: c.Registry.FirstByteTimeout,
-		Record:         n.pulls,
+		Record: n.pulls, Tracer: n.tracer,
 		ManifestServed: func(d digest.Digest) { n.kube.manifestServed(d) },
 		Logger:         n.log.With("part", "registry"), Registerer: n.metrics,
 	})
 	if err != nil {
 		return err
 	}
-	if n.hub, err = n.newHub(); err != nil {
-		return err
-	}
-	if n.kube, err = n.newKubernetes(zone); err != nil {
-		return err
-	}
-	events.follow(func(e store.Event) {
-		switch e.Type {
-		case store.Committed:
-			n.swarm.Provide(e.Info.Digest)
-			if n.hub != nil {
-				n.hub.Committed(e.Info.Digest)
-			}
-		case store.Removed:
-			n.kube.blobRemoved(e.Info.Digest)
+	n.hub, err = n.newHub()
+	return err
+}
+
+// storeChanged tells those who are to know of blobs that come and go.
+func (n *node) storeChanged(e store.Event) {
+	switch e.Type {
+	case store.Committed:
+		n.swarm.Provide(e.Info.Digest)
+		if n.hub != nil {
+			n.hub.Committed(e.Info.Digest)
 		}
-	})
-	n.applyPolicy(n.policy.Load())
-	n.policy.Subscribe(n.applyPolicy)
-	return nil
+	case store.Removed:
+		n.kube.blobRemoved(e.Info.Digest)
+	}
+}
+
+// name is how others know the node: by its name in the cluster, or else by its peer ID.
+func (n *node) name() string {
+	if name := n.config.Kubernetes.NodeName; name != "" {
+		return name
+	}
+	id, err := peer.IDFromPrivateKey(n.identity)
+	if err != nil {
+		return ""
+	}
+	return id.String()
 }
 
 // holders is how many other nodes are known to hold a blob.
@@ -217,7 +259,7 @@ func (n *node) fileOf(root cid.Cid) (digest.Digest, int64, bool) {
 }
 
 // close ends the parts, those above first.
-func (n *node) close() error {
+func (n *node) close(ctx context.Context) error {
 	errs := []error{n.kube.close()}
 	if n.hub != nil {
 		n.hub.Close()
@@ -237,103 +279,8 @@ func (n *node) close() error {
 	if n.store != nil {
 		errs = append(errs, n.store.Close())
 	}
+	errs = append(errs, n.tracer.Close(ctx))
 	return errors.Join(errs...)
-}
-
-// server is an address and what answers at it.
-type server struct {
-	name, address string
-	handler       http.Handler
-	drain         func(context.Context) error // ends the running answers first, where it is not nil
-	tls           *tls.Config                 // nil: plain HTTP
-	listener      net.Listener
-}
-
-// serve runs the servers until ctx ends, then lets running answers end. All ports are bound before anything is served.
-func (n *node) serve(ctx context.Context) error {
-	servers, err := n.listenAll(ctx)
-	if err != nil {
-		for _, s := range servers {
-			err = errors.Join(err, s.listener.Close())
-		}
-		return err
-	}
-	group, ctx := errgroup.WithContext(ctx)
-	for _, s := range servers {
-		group.Go(func() error { return n.answer(ctx, s) })
-	}
-	group.Go(func() error { n.kube.run(ctx); return nil })
-	group.Go(func() error { n.followMirror(ctx); return nil })
-	group.Go(func() error { n.pulls.Run(ctx); return nil })
-	n.log.Info("agent started", "version", version, "peer", n.swarm.ID(), "addresses", n.swarm.Addrs())
-	return group.Wait()
-}
-
-// listenAll opens the address of every server. On failure it returns those that it opened.
-func (n *node) listenAll(ctx context.Context) ([]server, error) {
-	servers := []server{
-		{name: "admin", address: n.config.Admin.Listen, handler: n.adminHandler()}, //nolint:contextcheck // what it reads is on this node's disk
-		{name: "registry", address: n.config.Registry.Listen, handler: n.watch.Handler(n.front), drain: n.front.Drain},
-	}
-	if n.hub != nil {
-		servers = append(servers, server{name: "hub", address: n.config.Hub.Listen, handler: n.hub, drain: n.hub.Drain})
-	}
-	if n.config.Metrics.Listen != "" {
-		s, err := n.metricsServer()
-		if err != nil {
-			return nil, err
-		}
-		servers = append(servers, s)
-	}
-	for i := range servers {
-		l, err := listen(ctx, servers[i].name, servers[i].address)
-		if err != nil {
-			return servers[:i], err
-		}
-		if servers[i].tls != nil {
-			l = tls.NewListener(l, servers[i].tls)
-		}
-		servers[i].listener = l
-	}
-	if s, ok := n.contentsServer(ctx); ok {
-		servers = append(servers, s)
-	}
-	return servers, nil
-}
-
-func listen(ctx context.Context, name, address string) (net.Listener, error) {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("%s.listen: %w", name, err)
-	}
-	return l, nil
-}
-
-// answer runs a server until ctx ends.
-func (n *node) answer(ctx context.Context, s server) error {
-	server := &http.Server{
-		Handler: s.handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
-		ErrorLog: slog.NewLogLogger(n.log.With("part", s.name).Handler(), slog.LevelDebug),
-	}
-	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(s.listener) }()
-	select {
-	case err := <-failed:
-		return fmt.Errorf("%s.listen: %w", s.name, err)
-	case <-ctx.Done():
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.config.Registry.DrainTimeout)
-	defer cancel()
-	if s.drain != nil {
-		if err := s.drain(ctx); err != nil {
-			n.log.Warn("not all answers ended in time", "part", s.name, "error", err)
-		}
-	}
-	if err := server.Shutdown(ctx); err != nil {
-		return errors.Join(fmt.Errorf("%s.listen: %w", s.name, err), server.Close())
-	}
-	return nil
 }
 
 // applyPolicy puts a policy into force where it is not asked for anew each time.
@@ -350,7 +297,11 @@ func (n *node) limit(p *policy.Policy) error {
 	if err != nil {
 		return err
 	}
-	return n.store.SetLimits(store.Limits(p.Store.On(disk)))
+	l := store.Limits(p.Store.On(disk))
+	if !n.config.Hub.Enabled {
+		l.ModelCapacity = 0 // nothing comes into that pool
+	}
+	return n.store.SetLimits(l)
 }
 
 // listed are the peers that the configuration admits by name.

@@ -62,5 +62,5 @@ kubernetes: {enabled: true, nodeName: n, kubeconfig: `+kubeconfig+`}`)
 	require.NoError(t, n.start(t.Context()))
 	require.Equal(t, 4, n.store.Usage().Blobs)
 	require.EqualValues(t, 1<<30, n.store.Usage().Capacity)
-	require.NoError(t, n.close())
+	require.NoError(t, n.close(t.Context()))
 }

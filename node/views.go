@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-cache/shoal/api/view"
@@ -131,6 +132,9 @@ func (n *node) viewBlobs(digests []string) []view.Blob {
 			Digest: info.Digest.String(), Size: info.Size, MediaType: info.MediaType, Source: "store",
 			Pinned: info.Pinned, Used: info.LastUsed,
 		}
+		if len(digests) > 0 {
+			out[i].Fetch = n.pulls.How(info.Digest.String())
+		}
 		if info.FromRuntime {
 			out[i].Source = "runtime"
 		}
@@ -144,10 +148,15 @@ func (n *node) viewBlobs(digests []string) []view.Blob {
 func (n *node) viewFetches() []view.Fetch {
 	var out []view.Fetch
 	for _, s := range n.fetcher.Running() {
-		out = append(out, view.Fetch{
+		f := view.Fetch{
 			Digest: s.Digest.String(), Repository: s.Repository.String(), Size: s.Size, Present: s.Arrived,
 			FromPeers: s.FromPeers, FromUpstream: s.FromUpstream, Started: s.Started, Readers: s.Readers,
-		})
+			Peers: byName(s.ByPeer),
+		}
+		for _, tenths := range s.Filled {
+			f.Map = append(f.Map, int(tenths))
+		}
+		out = append(out, f)
 	}
 	return out
 }
@@ -182,16 +191,23 @@ func (n *node) told(s fetch.Story) {
 		Discovery: s.Discovery, Plan: s.Plan, FirstChunk: s.FirstChunk, Took: s.Took, Size: s.Size, Kept: s.Kept,
 		FromPeers: s.FromPeers, FromUpstream: s.FromUpstream, Outcome: s.Outcome,
 	}}
-	if len(s.ByPeer) > 0 {
-		f.Peers = make(map[string]int64, len(s.ByPeer))
-		for p, bytes := range s.ByPeer {
-			f.Peers[p.String()] = bytes
-		}
-	}
+	f.Peers = byName(s.ByPeer)
 	if s.Err != nil {
 		f.Problem = s.Err.Error()
 	}
 	n.pulls.Fetched(f)
+}
+
+// byName names peers as people and other programs do; nil where there are none.
+func byName(bytes map[peer.ID]int64) map[string]int64 {
+	if len(bytes) == 0 {
+		return nil
+	}
+	named := make(map[string]int64, len(bytes))
+	for p, n := range bytes {
+		named[p.String()] = n
+	}
+	return named
 }
 
 // knownRegistries are those that the configuration names and those that were pulled from lately.

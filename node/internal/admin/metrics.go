@@ -10,13 +10,14 @@ import (
 	"strings"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/shoal-cache/shoal/node/internal/lru"
 )
 
 // Metrics is the handler of an address that serves metrics and nothing else: no profiles, and not what the cache holds.
@@ -73,11 +74,7 @@ type cluster struct {
 
 // ByCluster is a Reviewer that asks the API server with a TokenReview and a SubjectAccessReview.
 func ByCluster(api kubernetes.Interface) Reviewer {
-	known, err := lru.New[[sha256.Size]byte, time.Time](reviewsKept)
-	if err != nil {
-		panic(err) // only a size below one fails
-	}
-	return &cluster{api: api, known: known}
+	return &cluster{api: api, known: lru.New[[sha256.Size]byte, time.Time](reviewsKept)}
 }
 
 func (c *cluster) Review(ctx context.Context, token, path string) error {

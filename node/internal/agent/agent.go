@@ -82,6 +82,8 @@ type Options struct {
 	Store pin.Store
 	// StoreHealth returns nil while the store can write to its disk.
 	StoreHealth func() error
+	// Crowded tells of a file of a model that had no room of late; empty: none had. nil: the node has no hub front.
+	Crowded func() string
 
 	Fetcher  pin.Fetcher
 	Upstream pin.Upstream
@@ -198,9 +200,6 @@ func (a *Agent) Ready() error {
 	}
 	return nil
 }
-
-// AddressesChanged tells that Swarm.Addrs may have changed.
-func (a *Agent) AddressesChanged() { a.peer.changed.raise() }
 
 // BlobRemoved tells that the store no longer has a blob. Pins that need it are repaired at once.
 func (a *Agent) BlobRemoved(d digest.Digest) { a.keeper.Lost(d) }

@@ -21,8 +21,12 @@ func (a *Agent) conditions(pins []v1alpha1.PinProgress, now time.Time) []metav1.
 	if c, ok := a.api.caches.get(a.opts.NodeName); ok {
 		all = append(all, c.Status.Conditions...)
 	}
-	for _, c := range []metav1.Condition{a.mirrorConfigured(), a.policyApplied(), pinsReady(pins),
-		storeUsable(a.opts.StoreHealth())} {
+	told := []metav1.Condition{a.mirrorConfigured(), a.policyApplied(), pinsReady(pins),
+		storeUsable(a.opts.StoreHealth())}
+	if a.opts.Crowded != nil {
+		told = append(told, modelsFit(a.opts.Crowded()))
+	}
+	for _, c := range told {
 		c.LastTransitionTime = metav1.NewTime(now)
 		apimeta.SetStatusCondition(&all, c)
 	}
@@ -109,6 +113,17 @@ func storeUsable(err error) metav1.Condition {
 	}
 	c.Message = pin.Shorten(fmt.Sprintf("what is not cached passes through from the registry: %v", err),
 		maxConditionMessage)
+	return c
+}
+
+// modelsFit says what it means that a file had no room.
+func modelsFit(crowded string) metav1.Condition {
+	c := metav1.Condition{Type: v1alpha1.ConditionModelsFit, Status: metav1.ConditionTrue,
+		Reason: v1alpha1.ReasonModelsFit, Message: "every file of a model that was asked for of late has room"}
+	if crowded != "" {
+		c.Status, c.Reason = metav1.ConditionFalse, v1alpha1.ReasonNoRoomForModels
+		c.Message = pin.Shorten(crowded, maxConditionMessage)
+	}
 	return c
 }
 

@@ -41,10 +41,12 @@ func (a *Agent) SetFindings(findings []Finding) {
 func FindingReasons() []string { return slices.Clone(gravity) }
 
 var gravity = []string{
-	v1alpha1.ReasonRuntimeBypasses, v1alpha1.ReasonConfigPathUnset, v1alpha1.ReasonConfigPathList,
+	v1alpha1.ReasonRuntimeBypasses, v1alpha1.ReasonCRIDisabled, v1alpha1.ReasonConfigPathUnset,
+	v1alpha1.ReasonConfigPathList,
 	v1alpha1.ReasonLegacyMirrors,
 	v1alpha1.ReasonConfigPathElsewhere, v1alpha1.ReasonMirrorMissing,
 	v1alpha1.ReasonRestartNeeded, v1alpha1.ReasonRuntimeConfigUnreadable, v1alpha1.ReasonNotMirrored,
+	v1alpha1.ReasonMirrorOutdated,
 	v1alpha1.ReasonMirrorEdited,
 }
 

@@ -26,7 +26,7 @@ const (
 // followMembers keeps the swarm's gate and bootstrap set as the API server has them. Until it has answered, what is
 // remembered holds.
 func (a *Agent) followMembers(ctx context.Context) {
-	known, ok := recall[members](a.opts.Memory, a.log, keyMembers)
+	known, ok := recall[knownPeers](a.opts.Memory, a.log, keyMembers)
 	if ok {
 		a.admit(known)
 		a.log.Info("members as they were last seen", "admitted", len(known.Admitted))
@@ -67,28 +67,28 @@ func (a *Agent) followMembers(ctx context.Context) {
 
 // seenMembers are the members by the informers. Of a Swarm that has not been seen yet the remembered bootstrap set
 // stands.
-func (a *Agent) seenMembers(before members) members {
-	m := members{Admitted: []member{}, Bootstrap: []member{}}
+func (a *Agent) seenMembers(before knownPeers) knownPeers {
+	m := knownPeers{Admitted: []knownPeer{}, Bootstrap: []knownPeer{}}
 	for _, p := range a.api.peers.list() {
 		if p.IsAdmitted() {
-			m.Admitted = append(m.Admitted, member{ID: p.Spec.PeerID, Addresses: p.Spec.Addresses})
+			m.Admitted = append(m.Admitted, knownPeer{ID: p.Spec.PeerID, Addresses: p.Spec.Addresses})
 		}
 	}
-	slices.SortFunc(m.Admitted, func(a, b member) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(m.Admitted, func(a, b knownPeer) int { return cmp.Compare(a.ID, b.ID) })
 	if !a.api.swarms.HasSynced() {
 		m.Bootstrap = before.Bootstrap
 		return m
 	}
 	if s, ok := a.api.swarms.get(v1alpha1.SwarmName); ok {
 		for _, b := range s.Status.Bootstrap {
-			m.Bootstrap = append(m.Bootstrap, member{ID: b.PeerID, Addresses: b.Addresses})
+			m.Bootstrap = append(m.Bootstrap, knownPeer{ID: b.PeerID, Addresses: b.Addresses})
 		}
 	}
 	return m
 }
 
 // admit puts the members in force.
-func (a *Agent) admit(m members) {
+func (a *Agent) admit(m knownPeers) {
 	ids := make([]peer.ID, 0, len(m.Admitted))
 	for _, p := range m.Admitted {
 		id, err := peer.Decode(p.ID)
@@ -106,9 +106,9 @@ func (a *Agent) admit(m members) {
 
 // bootstrapOf are the peers that self starts from: the published set, and a few of the other members, which are chosen
 // by rendezvous so that they stay the same while members come and go.
-func bootstrapOf(self peer.ID, m members) []peer.AddrInfo {
+func bootstrapOf(self peer.ID, m knownPeers) []peer.AddrInfo {
 	var infos []peer.AddrInfo
-	add := func(p member) bool {
+	add := func(p knownPeer) bool {
 		info, err := p.info()
 		if err != nil || info.ID == self || slices.ContainsFunc(infos, func(i peer.AddrInfo) bool {
 			return i.ID == info.ID
@@ -122,7 +122,7 @@ func bootstrapOf(self peer.ID, m members) []peer.AddrInfo {
 		add(p)
 	}
 	type ranked struct {
-		member
+		knownPeer
 		rank [sha256.Size]byte
 	}
 	others := make([]ranked, len(m.Admitted))
@@ -135,20 +135,20 @@ func bootstrapOf(self peer.ID, m members) []peer.AddrInfo {
 		if extra == extraBootstrap {
 			break
 		}
-		if add(p.member) {
+		if add(p.knownPeer) {
 			extra++
 		}
 	}
 	return infos
 }
 
-func (m member) info() (peer.AddrInfo, error) {
-	id, err := peer.Decode(m.ID)
+func (p knownPeer) info() (peer.AddrInfo, error) {
+	id, err := peer.Decode(p.ID)
 	if err != nil {
 		return peer.AddrInfo{}, err
 	}
 	info := peer.AddrInfo{ID: id}
-	for _, s := range m.Addresses {
+	for _, s := range p.Addresses {
 		if addr, err := ma.NewMultiaddr(s); err == nil {
 			info.Addrs = append(info.Addrs, addr)
 		}

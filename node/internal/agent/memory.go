@@ -11,21 +11,21 @@ import (
 
 // The keys of the memory by which an agent rejoins while the API server is away. A value is the JSON of the type named.
 const (
-	keyMembers = "members" // members
+	keyMembers = "members" // knownPeers
 	keyPolicy  = "policy"  // v1alpha1.EffectivePolicy
 	keyPins    = "pins"    // []v1alpha1.PinAssignment
 	keyZone    = "zone"    // string
 	keyTotals  = "totals"  // Counters
 )
 
-// members are the peers of the swarm as they were last seen.
-type members struct {
-	Admitted  []member `json:"admitted"`
-	Bootstrap []member `json:"bootstrap"`
+// knownPeers are the peers of the swarm as they were last seen.
+type knownPeers struct {
+	Admitted  []knownPeer `json:"admitted"`
+	Bootstrap []knownPeer `json:"bootstrap"`
 }
 
-// member is one peer. Addresses are multiaddrs without /p2p.
-type member struct {
+// knownPeer is one peer. Addresses are multiaddrs without /p2p.
+type knownPeer struct {
 	ID        string   `json:"id"`
 	Addresses []string `json:"addresses"`
 }

@@ -109,6 +109,7 @@ func compile(e v1alpha1.EffectivePolicy, base *policy.Policy) *policy.Policy {
 func compileStore(s v1alpha1.StoragePolicy, base policy.Store) policy.Store {
 	compiled := base
 	compiled.Capacity = size(s.Capacity, s.CapacityPercent, base.Capacity)
+	compiled.ModelCapacity = size(s.ModelCapacity, s.ModelCapacityPercent, base.ModelCapacity)
 	compiled.MinFree = size(s.MinFree, s.MinFreePercent, base.MinFree)
 	if s.HighWatermarkPercent != nil && s.LowWatermarkPercent != nil {
 		compiled.HighWatermarkPercent = policy.Percent(*s.HighWatermarkPercent)

@@ -50,22 +50,22 @@ func TestDialable(t *testing.T) {
 	}
 }
 
-func newMember(t *testing.T) member {
+func newMember(t *testing.T) knownPeer {
 	t.Helper()
 	_, public, err := crypto.GenerateEd25519Key(rand.Reader)
 	require.NoError(t, err)
 	id, err := peer.IDFromPublicKey(public)
 	require.NoError(t, err)
-	return member{ID: id.String(), Addresses: []string{"/ip4/10.0.0.1/tcp/1"}}
+	return knownPeer{ID: id.String(), Addresses: []string{"/ip4/10.0.0.1/tcp/1"}}
 }
 
 func TestAnAgentStartsFromThePublishedSetAndAFewOthers(t *testing.T) {
 	t.Parallel()
-	var m members
+	var m knownPeers
 	for range 100 {
 		m.Admitted = append(m.Admitted, newMember(t))
 	}
-	m.Bootstrap = []member{m.Admitted[3], m.Admitted[7], newMember(t)}
+	m.Bootstrap = []knownPeer{m.Admitted[3], m.Admitted[7], newMember(t)}
 	self, err := peer.Decode(m.Admitted[7].ID)
 	require.NoError(t, err)
 
@@ -80,7 +80,7 @@ func TestAnAgentStartsFromThePublishedSetAndAFewOthers(t *testing.T) {
 
 	// A member that goes takes at most its own place with it.
 	gone := first[len(first)-1].ID.String()
-	var rest members
+	var rest knownPeers
 	rest.Bootstrap = m.Bootstrap
 	for _, p := range m.Admitted {
 		if p.ID != gone {
@@ -138,7 +138,7 @@ func TestEveryFindingIsAReasonOfTheAPI(t *testing.T) {
 	t.Parallel()
 	kinds := []mirror.FindingKind{
 		mirror.ConfigPathUnset, mirror.ConfigPathElsewhere, mirror.LegacyMirrors, mirror.RuntimeConfigUnreadable, mirror.NotMirrored,
-		mirror.RestartNeeded, mirror.Edited, mirror.Missing, mirror.ConfigPathList, v1alpha1.ReasonRuntimeBypasses,
+		mirror.RestartNeeded, mirror.CRIDisabled, mirror.Outdated, mirror.Edited, mirror.Missing, mirror.ConfigPathList, v1alpha1.ReasonRuntimeBypasses,
 	}
 	for _, kind := range kinds {
 		require.Contains(t, gravity, string(kind))
@@ -280,10 +280,10 @@ func TestThePolicyInForceIsKnownBeforeTheAgentRuns(t *testing.T) {
 func TestDamagedMemoryCountsAsNone(t *testing.T) {
 	t.Parallel()
 	m := memory{keyMembers: []byte(`{"admitted": [`)}
-	_, ok := recall[members](m, slog.New(slog.DiscardHandler), keyMembers)
+	_, ok := recall[knownPeers](m, slog.New(slog.DiscardHandler), keyMembers)
 	require.False(t, ok)
-	remember(m, slog.New(slog.DiscardHandler), keyMembers, members{Admitted: []member{{ID: "x"}}})
-	got, ok := recall[members](m, slog.New(slog.DiscardHandler), keyMembers)
+	remember(m, slog.New(slog.DiscardHandler), keyMembers, knownPeers{Admitted: []knownPeer{{ID: "x"}}})
+	got, ok := recall[knownPeers](m, slog.New(slog.DiscardHandler), keyMembers)
 	require.True(t, ok)
 	require.Equal(t, "x", got.Admitted[0].ID)
 }

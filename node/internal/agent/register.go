@@ -35,7 +35,7 @@ func (a *Agent) registerPeer(ctx context.Context) {
 func (a *Agent) writePeer(ctx context.Context) (wrote bool, err error) {
 	spec := a.peerSpec()
 	if len(spec.Addresses) == 0 {
-		return false, nil // the API takes no Peer that can't be dialled; AddressesChanged comes when there is one
+		return false, nil // the API takes no Peer that can't be dialled; the heartbeat looks again
 	}
 	if now, ok := a.api.peers.get(a.opts.NodeName); ok && now.DeletionTimestamp == nil &&
 		equality.Semantic.DeepEqual(now.Spec, spec) {

@@ -92,6 +92,9 @@ func (a *Agent) status(now time.Time) v1alpha1.NodeCacheStatus {
 		},
 		Pins: a.keeper.Progress(),
 	}
+	if usage.Models.Capacity > 0 {
+		s.Usage.ModelCapacity = quantity(usage.Models.Capacity)
+	}
 	if policy := a.inForce.Load(); policy != nil {
 		s.PolicyRevision = policy.Revision
 	}

@@ -55,7 +55,7 @@ func (a *Agent) watchCounters(ctx context.Context) {
 		case <-tick.C:
 			if now := a.opts.Counters(); now != last {
 				last = now
-				a.report.changed.raise()
+				a.report.moved.raise()
 			}
 		case <-ctx.Done():
 			a.totals.sum(a.opts.Counters()) // for the next agent

@@ -15,12 +15,14 @@ import (
 
 // writer writes one object to the API server when it should differ, once in an interval in the mean, and looks whether
 // it should at least once in a heartbeat. Changes that come faster are written together. A second change after a quiet
-// time is written soon, so that who waits for a pin that is begun learns that it is there.
+// time is written soon, so that who waits for a pin that is begun learns that it is there. What merely moves, such as a
+// counter, is written where nothing else was for an interval, and takes no room from changes.
 type writer struct {
 	kind     string
 	interval time.Duration
 	burst    int // the writes that a quiet time leaves room for
 	changed  signal
+	moved    signal
 	// write brings the object up to date. It reports whether it asked the API server to write anything.
 	write   func(ctx context.Context) (wrote bool, err error)
 	metrics *metrics
@@ -36,8 +38,8 @@ const (
 
 func newWriter(kind string, interval time.Duration, burst int,
 	write func(context.Context) (bool, error), m *metrics, log *slog.Logger) *writer {
-	return &writer{kind: kind, interval: interval, burst: burst, changed: newSignal(), write: write, metrics: m,
-		log: log}
+	return &writer{kind: kind, interval: interval, burst: burst, changed: newSignal(), moved: newSignal(), write: write,
+		metrics: m, log: log}
 }
 
 // run writes until ctx ends.
@@ -47,12 +49,25 @@ func (w *writer) run(ctx context.Context) {
 	defer heartbeat.Stop()
 	retry := firstRetry
 	limit := rate.NewLimiter(rate.Every(w.interval), w.burst)
+	var last time.Time // when something was written
+	later := time.NewTimer(w.interval)
+	later.Stop() // until something moves
+	defer later.Stop()
 	for {
-		beat := false
+		beat, idle := false, false
 		select {
 		case <-ctx.Done():
 			return
 		case <-w.changed:
+		case <-w.moved:
+			later.Reset(w.interval - time.Since(last))
+			continue
+		case <-later.C:
+			select {
+			case <-w.changed:
+			default:
+				idle = true
+			}
 		case <-heartbeat.C:
 			beat = true
 		}
@@ -74,7 +89,10 @@ func (w *writer) run(ctx context.Context) {
 			w.changed.raise()
 		case wrote:
 			w.metrics.writes.WithLabelValues(w.kind, "written").Inc()
-			_ = limit.Allow()
+			later.Stop() // what has moved was taken along
+			if last = time.Now(); !idle {
+				_ = limit.Reserve() // what is written counts, though the turn may come by a rounding error later
+			}
 			pause, retry = max(w.interval/gather, time.Duration((1-limit.Tokens())*float64(w.interval))), firstRetry
 		}
 		if wrote || beat {

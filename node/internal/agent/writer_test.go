@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -83,6 +85,49 @@ func TestASecondChangeAfterAQuietTimeIsWrittenSoon(t *testing.T) {
 		synctest.Wait()
 		require.Len(t, at, before+2)
 		require.Equal(t, v1alpha1.ReportInterval/gather, at[before+1].Sub(at[before]))
+	})
+}
+
+func TestCountersThatMoveTakeNoRoomFromChanges(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m, err := newMetrics(nil, nil)
+		require.NoError(t, err)
+		var mu sync.Mutex
+		var written []time.Time
+		w := newWriter("NodeCache", v1alpha1.ReportInterval, 2, func(context.Context) (bool, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			written = append(written, time.Now())
+			return true, nil
+		}, m, slog.New(slog.DiscardHandler))
+		writes := func() []time.Time {
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(written)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		go w.run(ctx)
+		for range 100 { // a long pull
+			time.Sleep(v1alpha1.ReportInterval / 10)
+			w.moved.raise()
+		}
+		at := writes()
+		require.Len(t, at, 11, "counters are reported as often as ever")
+		for i := 2; i < len(at); i++ { // the first two are of the start
+			require.GreaterOrEqual(t, at[i].Sub(at[i-1]), v1alpha1.ReportInterval)
+		}
+		time.Sleep(time.Until(at[len(at)-1].Add(v1alpha1.ReportInterval + v1alpha1.ReportInterval/10)))
+		w.moved.raise()
+		before := len(writes()) // right after counters were written
+		w.changed.raise()       // a pin is begun
+		time.Sleep(v1alpha1.ReportInterval / gather)
+		require.Len(t, writes(), before+1)
+		w.changed.raise() // and is there
+		time.Sleep(v1alpha1.ReportInterval / gather)
+		cancel()
+		require.Len(t, writes(), before+2)
 	})
 }
 

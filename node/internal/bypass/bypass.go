@@ -12,7 +12,7 @@ import (
 	"sync"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/shoal-cache/shoal/node/internal/lru"
 )
 
 const (
@@ -45,11 +45,7 @@ type Watch struct {
 
 // New returns a Watch of the images of those registries that mirrored tells.
 func New(mirrored func(registry string) bool) *Watch {
-	asked, err := lru.New[string, time.Time](remembered)
-	if err != nil {
-		panic(err) // only a size below 1 fails
-	}
-	return &Watch{mirrored: mirrored, asked: asked}
+	return &Watch{mirrored: mirrored, asked: lru.New[string, time.Time](remembered)}
 }
 
 // Handler notes what is asked for on its way to next.

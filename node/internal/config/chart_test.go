@@ -65,6 +65,7 @@ func TestDefaults_OfACachePolicyAreThoseOfTheAgent(t *testing.T) {
 	minutes := func(d time.Duration) string { return fmt.Sprintf("%.0fm", d.Minutes()) }
 	require.Equal(t, map[string]string{
 		"storage.capacity":                  "the agent's `store.capacity`",
+		"storage.modelCapacity":             "the agent's `store.modelCapacity`",
 		"storage.highWatermarkPercent":      percent(c.Store.HighWatermarkPercent.Share()),
 		"storage.lowWatermarkPercent":       percent(c.Store.LowWatermarkPercent.Share()),
 		"storage.minFreePercent":            percent(c.Store.MinFree.Share),
@@ -87,8 +88,11 @@ func TestDefaults_OfTheChartAreThoseOfTheAgent(t *testing.T) {
 	require.NoError(t, err)
 	var values struct {
 		Agent struct {
-			Ports                         struct{ Registry, Admin, Swarm int }
-			Store                         struct{ Path, Capacity string }
+			Ports struct{ Registry, Admin, Swarm int }
+			Store struct {
+				Path, Capacity string
+				ModelCapacity  string `yaml:"modelCapacity"`
+			}
 			TerminationGracePeriodSeconds int `yaml:"terminationGracePeriodSeconds"`
 		}
 	}
@@ -98,6 +102,7 @@ func TestDefaults_OfTheChartAreThoseOfTheAgent(t *testing.T) {
 	require.Equal(t, c.Admin.Listen, fmt.Sprintf("127.0.0.1:%d", agent.Ports.Admin))
 	require.Equal(t, c.Swarm.Listen[0].String(), fmt.Sprintf("/ip4/0.0.0.0/tcp/%d", agent.Ports.Swarm))
 	require.Equal(t, c.Store.Path, agent.Store.Path)
+	require.Equal(t, c.Store.ModelCapacity.String(), agent.Store.ModelCapacity)
 	require.Equal(t, c.Store.Capacity.String(), agent.Store.Capacity)
 	require.Contains(t, string(data), fmt.Sprintf("(%s)", c.Registry.DrainTimeout), "values.yaml names drainTimeout")
 	require.Greater(t, float64(agent.TerminationGracePeriodSeconds), c.Registry.DrainTimeout.Seconds())
@@ -126,7 +131,7 @@ func TestTheChartKnowsEveryKey(t *testing.T) {
 	require.NoError(t, config.Default().Write(&written))
 	var keys map[string]any
 	require.NoError(t, yaml.Unmarshal(written.Bytes(), &keys))
-	// The chart has values of its own for these, for they are what it mounts, or sets them from the pod's fields.
+	// The chart has values of its own for these, as for what it mounts, or sets them from the pod's fields.
 	delete(keys, "upstreams")
 	store, ok := keys["store"].(map[string]any)
 	require.True(t, ok)

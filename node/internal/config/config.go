@@ -20,6 +20,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -44,6 +45,7 @@ type Config struct {
 	Policy     Policy     `yaml:"policy"`
 	Mirror     Mirror     `yaml:"mirror"`
 	Log        Log        `yaml:"log"`
+	Tracing    Tracing    `yaml:"tracing"`
 	Kubernetes Kubernetes `yaml:"kubernetes"`
 
 	renamed []string // what is to be said of keys by their old names
@@ -77,6 +79,10 @@ type Hub struct {
 	AllowFrom []string `yaml:"allowFrom"`
 	// URLs are those, such as https://files.example/models/, below which the front gives files by their digest and URL.
 	URLs []string `yaml:"urls"`
+	// CertFile and KeyFile are the front's certificate and key, as PEM. They are read anew for each connection. Empty:
+	// plain HTTP.
+	CertFile string `yaml:"certFile"`
+	KeyFile  string `yaml:"keyFile"`
 }
 
 // Below are the URLs.
@@ -124,6 +130,16 @@ const (
 type Admin struct {
 	// Listen is "host:port".
 	Listen string `yaml:"listen"`
+}
+
+// Tracing configures where spans of pulls are sent.
+type Tracing struct {
+	// Endpoint is the base URL of an OTLP receiver. Empty: there are no spans.
+	Endpoint string `yaml:"endpoint"`
+	// Protocol is one of trace.Protocols. Empty: as OpenTelemetry's variables say, and else HTTP.
+	Protocol string `yaml:"protocol"`
+	// Ratio is the share of pulls that are traced, from 0 to 1, where no client says which.
+	Ratio float64 `yaml:"ratio"`
 }
 
 // Metrics configures a server for metrics alone, which other machines may reach: it has no profiles, and does not show
@@ -296,6 +312,7 @@ func (c *Config) MirrorOptions() mirror.Options {
 	return mirror.Options{
 		Runtime: m.Runtime, Endpoint: "http://" + c.Registry.Listen, Registries: m.Registries,
 		Root: m.Root, Path: m.Path, RuntimeConfig: m.RuntimeConfig, StateDir: m.StateDir,
+		Socket: strings.TrimPrefix(c.Kubernetes.RuntimeEndpoint, "unix://"),
 	}
 }
 

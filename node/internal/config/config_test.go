@@ -209,6 +209,8 @@ func TestMistakesAreNamed(t *testing.T) {
 		"text that is no YAML": {"store: [", nil, []string{"config.yaml"}},
 		"a value where a section belongs": {"store: 5", nil,
 			[]string{"store: 5 is no table; want keys below it: store.capacity"}},
+		"an empty list where a section belongs": {"kubernetes: []", nil,
+			[]string{"kubernetes: [] is no table; want keys below it: kubernetes.enabled"}},
 		"a list where a value belongs": {"store: {path: [a, b]}", nil,
 			[]string{"store.path", "[a b]", "one value"}},
 		"a size without sense": {"store: {capacity: 20 parsecs}", nil,
@@ -249,6 +251,8 @@ func TestMistakesAreNamed(t *testing.T) {
 		"metrics on the registry front's address": {"{registry: {listen: ':5051'}, admin: {listen: ':5055'}, metrics: {listen: ':5051'}}", nil, []string{"metrics.listen", "another port"}},
 		"a metrics certificate without key": {"metrics: {listen: ':5053', certFile: /c}", nil,
 			[]string{"metrics.certFile", "metrics.keyFile"}},
+		"a hub's certificate without key": {"hub: {enabled: true, certFile: /c}", nil,
+			[]string{"hub.certFile", "hub.keyFile"}},
 		"metrics settings without an address": {"metrics: {certFile: /c, keyFile: /k}", nil,
 			[]string{"metrics.listen"}},
 		"a review of tokens without Kubernetes": {"metrics: {listen: ':5053', tokenReview: true}", nil,
@@ -284,6 +288,11 @@ func TestMistakesAreNamed(t *testing.T) {
 			[]string{"policy.defaults.match: no such key"}},
 		"an unknown mode": {"policy: {rules: [{mode: Never}]}", nil,
 			[]string{"policy.rules[0].mode", "Never"}},
+		"a rule that says nothing": {"policy: {rules: [{mode: Bypass, match: ['a.example/**']}, {}]}", nil,
+			[]string{"policy.rules[1]", "says nothing", "match"}},
+		"a rule whose keys say nothing": {"policy: {rules: [{match: [], mode: , authorization: {ttl: }}]}", nil,
+			[]string{"policy.rules[0]", "says nothing"}},
+		"a rule that is left out": {"policy: {rules: [null]}", nil, []string{"policy.rules[0]", "says nothing"}},
 		"a share as bandwidth": {"policy: {bandwidth: {upload: 50%}}", nil,
 			[]string{"policy.bandwidth.upload", "50%"}},
 		"a bandwidth by its old name": {
@@ -487,6 +496,10 @@ func TestWarnings(t *testing.T) {
 		"the front on IPv6 loopback":     {"{registry: {listen: '[::1]:1'}, swarm: {peers: [" + id + "]}}", 0},
 		"no such content store":          {"{store: {runtimePath: /no/such}, swarm: {peers: [" + id + "]}}", 1},
 		"the front on a machine address": {"{registry: {listen: '10.0.0.1:1'}, swarm: {peers: [" + id + "]}}", 1},
+		"a rule that nothing comes to": {"{policy: {rules: [{mode: Bypass}, {mode: PeersOnly}]}, swarm: {peers: [" + id +
+			"]}}", 1},
+		"a rule for all at the end": {"{policy: {rules: [{match: [a.example/**]}, {mode: PeersOnly}]}, " +
+			"swarm: {peers: [" + id + "]}}", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -58,6 +58,7 @@ func Load(path string, flags *pflag.FlagSet, environ []string) (*Config, error) 
 	settings := v.AllSettings()
 	problems = append(problems, c.adopt(v, flags, settings)...)
 	problems = append(problems, unknown("", settings)...)
+	problems = append(problems, emptyRules(settings)...)
 	problems = append(problems, slices.DeleteFunc(decode(settings, c), func(err error) bool {
 		return errors.Is(err, errNoTable) && !index.MatchString(err.Error()) // told above, with the keys that there are
 	})...)
@@ -236,9 +237,35 @@ func unknown(at string, value any) []error {
 	return problems
 }
 
+// emptyRules are the rules of the policy that say nothing. Such a one would hold for every repository, and keep those
+// behind it from holding.
+func emptyRules(settings map[string]any) (problems []error) {
+	section, _ := settings["policy"].(map[string]any)
+	rules, _ := section["rules"].([]any)
+	for i, rule := range rules {
+		if saysNothing(rule) {
+			problems = append(problems, fmt.Errorf("policy.rules[%d]: says nothing; want what holds, such as mode, "+
+				"and by match for which repositories, or no such rule", i))
+		}
+	}
+	return problems
+}
+
+func saysNothing(value any) bool {
+	switch value := value.(type) {
+	case nil:
+		return true
+	case map[string]any:
+		return !slices.ContainsFunc(slices.Collect(maps.Values(value)), func(v any) bool { return !saysNothing(v) })
+	case []any:
+		return len(value) == 0
+	}
+	return false
+}
+
 func noSection(value any) bool {
 	switch value.(type) {
-	case nil, map[string]any, []any:
+	case nil, map[string]any:
 		return false
 	}
 	return true

@@ -40,6 +40,7 @@ func Default() *Config {
 			Path: "/var/lib/shoal",
 			Store: policy.Store{
 				Capacity:             policy.Size{Bytes: 20 << 30},
+				ModelCapacity:        policy.Size{Share: 0.3},
 				HighWatermarkPercent: 100 * store.DefaultHigh,
 				LowWatermarkPercent:  100 * store.DefaultLow,
 				MinFree:              policy.Size{Share: 0.05},
@@ -50,6 +51,8 @@ func Default() *Config {
 		Policy: Policy{Defaults: policy.DefaultRule()},
 		Mirror: Mirror{Runtime: mirror.Containerd},
 		Log:    Log{Level: "info", Format: "json"},
+		// Who names a receiver wants to see something.
+		Tracing: Tracing{Ratio: 1},
 	}
 }
 
@@ -77,6 +80,9 @@ var options = []option{
 		"besides this machine's own"},
 	{"hub.urls", "`URLs`, such as https://files.example/models/, below which GET /sha256/DIGEST/https/HOST/PATH of " +
 		"the hub front gives files; none: it gives none"},
+	{"hub.certFile",
+		"`file` with the certificate of hub.listen, as PEM, whose CA clients must trust; empty: plain HTTP"},
+	{"hub.keyFile", "`file` with the key of hub.certFile"},
 	{"admin.listen", "address `host:port` of health, metrics, profiles and the read-only view"},
 	{"metrics.listen", "address `host:port` of metrics alone, for other machines; empty: none"},
 	{"metrics.certFile", "`file` with the certificate of metrics.listen, as PEM; empty: plain HTTP"},
@@ -100,6 +106,8 @@ var options = []option{
 	{"swarm.connections.high", "`number` of connections above which the least useful ones are closed"},
 	{"store.path", "`directory` of blobs, chunk index and the agent's identity"},
 	{"store.capacity", "`size` that all blobs may use: 20GiB, or a share of the disk: 30%"},
+	{"store.modelCapacity", "`size`, or share of the disk, that files of the hub and of hub.urls may use beside the " +
+		"capacity, where hub.enabled; 0: they share the capacity"},
 	{"store.highWatermarkPercent", "`percent` of the capacity above which eviction starts"},
 	{"store.lowWatermarkPercent", "`percent` of the capacity at which eviction ends"},
 	{"store.minFree", "`size`, or share of the disk, that is left free whatever the capacity"},
@@ -127,6 +135,11 @@ var options = []option{
 	{"mirror.path", "`path` on the node of the runtime's mirror configuration; empty: the runtime's"},
 	{"mirror.runtimeConfig", "`path` on the node of containerd's configuration file; empty: the runtime's"},
 	{"mirror.registries", "`hosts` that are mirrored; empty: all"},
+	{"tracing.endpoint",
+		"base `URL` of an OpenTelemetry receiver, such as http://otel-collector:4318; empty: no traces"},
+	{"tracing.protocol", "http/protobuf or grpc; " +
+		"empty: as OTEL_EXPORTER_OTLP_PROTOCOL says, and http/protobuf without that"},
+	{"tracing.ratio", "`share` of pulls that are traced, from 0 to 1, where the client does not say which"},
 	{"log.level", "debug, info, warn or error"},
 	{"log.format", "json or text"},
 	{"kubernetes.enabled", "register with, and take admission, policy and pins from, the Kubernetes API"},

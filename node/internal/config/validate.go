@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"net/url"
@@ -22,6 +23,7 @@ import (
 	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/mirror"
+	"github.com/shoal-cache/shoal/node/internal/trace"
 )
 
 // problems collects what is wrong, one error for each key.
@@ -62,13 +64,17 @@ func (c *Config) validateMetrics(p *problems) {
 				other.listen)
 		}
 	}
-	if (m.CertFile == "") != (m.KeyFile == "") {
-		p.add("metrics.certFile",
-			"a certificate needs its key, and a key its certificate; "+
-				"set metrics.certFile and metrics.keyFile, or neither")
-	}
+	checkPair(p, "metrics", m.CertFile, m.KeyFile)
 	if m.TokenReview && !c.Kubernetes.Enabled {
 		p.add("metrics.tokenReview", "the API server reviews tokens, and kubernetes.enabled is false")
+	}
+}
+
+// checkPair checks the keys of a server's certificate.
+func checkPair(p *problems, server, certFile, keyFile string) {
+	if (certFile == "") != (keyFile == "") {
+		p.add(server+".certFile", "a certificate needs its key, and a key its certificate; set %[1]s.certFile and "+
+			"%[1]s.keyFile, or neither", server)
 	}
 }
 
@@ -103,6 +109,7 @@ func (c *Config) validateServers(p *problems) {
 func (c *Config) validateHub(p *problems) {
 	checkListen(p, "hub.listen", c.Hub.Listen)
 	checkEndpoint(p, "hub.endpoint", c.Hub.Endpoint)
+	checkPair(p, "hub", c.Hub.CertFile, c.Hub.KeyFile)
 	for i, s := range c.Hub.AllowFrom {
 		if _, err := netip.ParsePrefix(s); err != nil {
 			p.add(fmt.Sprintf("hub.allowFrom[%d]", i),
@@ -335,6 +342,11 @@ func (c *Config) validateMirror(p *problems) {
 	if !slices.Contains(mirror.Runtimes, c.Mirror.Runtime) {
 		p.add("mirror.runtime", "%q is none of %s", c.Mirror.Runtime, runtimes())
 	}
+	for _, registry := range c.Mirror.Registries {
+		if err := mirror.CheckRegistry(registry); err != nil {
+			p.add("mirror.registries", "%v", err)
+		}
+	}
 	if c.Mirror.StateDir != "" && c.Mirror.Runtime == mirror.CRIO && len(c.Mirror.Registries) == 0 {
 		p.add("mirror.registries",
 			"empty; %s has no mirror for all registries, so name those that mirror install was given", mirror.CRIO)
@@ -342,6 +354,17 @@ func (c *Config) validateMirror(p *problems) {
 }
 
 func (c *Config) validateRest(p *problems) {
+	if c.Tracing.Endpoint != "" {
+		if err := trace.CheckEndpoint(c.Tracing.Endpoint); err != nil {
+			p.add("tracing.endpoint", "%q: %w", c.Tracing.Endpoint, err)
+		}
+	}
+	if protocol := c.Tracing.Protocol; protocol != "" && !slices.Contains(trace.Protocols(), protocol) {
+		p.add("tracing.protocol", "%q is none of %s", protocol, strings.Join(trace.Protocols(), ", "))
+	}
+	if r := c.Tracing.Ratio; r < 0 || r > 1 || math.IsNaN(r) {
+		p.add("tracing.ratio", "%v; want a share from 0 to 1", r)
+	}
 	if _, err := c.Log.SlogLevel(); err != nil {
 		p.add("log.level", "%q is none of debug, info, warn, error", c.Log.Level)
 	}
@@ -392,6 +415,14 @@ func (c *Config) Warnings() []string {
 			warnings = append(warnings,
 				fmt.Sprintf("hub.allowFrom: empty, so that only this machine may use hub.listen, %s; "+
 					"list the ranges of those who are to use it", c.Hub.Listen))
+		}
+	}
+	for i, r := range c.Policy.Rules {
+		if behind := len(c.Policy.Rules) - i - 1; len(r.Match) == 0 && behind > 0 {
+			warnings = append(warnings, fmt.Sprintf("policy.rules[%d]: has no match, so it holds for every repository "+
+				"that no rule before it matches, and the %d behind it for none; give it a match, or put it last",
+				i, behind))
+			break
 		}
 	}
 	if c.Swarm.Admission == AdmitAll {

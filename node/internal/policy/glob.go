@@ -6,8 +6,8 @@ import (
 )
 
 // Match reports whether a pattern matches a repository written host/path. "*" stands for any run of characters but "/",
-// also for none; "**" for any run of characters; every other character for itself, whatever its case. "/**" at the end
-// also matches the part before it. These are the patterns of a CachePolicy.
+// also for none, and "**" for any run of characters. Every other character stands for itself, whatever its case. "/**"
+// at the end also matches the part before it. These are the patterns of a CachePolicy.
 //
 //	docker.io/library/*   docker.io/library/redis
 //	docker.io/**          docker.io/library/redis, docker.io/a/b/c

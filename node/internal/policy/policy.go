@@ -112,6 +112,8 @@ func (p Percent) Share() float64 { return float64(p) / 100 }
 type Store struct {
 	// Capacity is how much the blobs may use, in bytes or as a share of the disk.
 	Capacity Size `json:"capacity,omitzero" yaml:"capacity"`
+	// ModelCapacity is how much the files of model hubs may use beside that. The zero Size: they share Capacity.
+	ModelCapacity Size `json:"modelCapacity,omitzero" yaml:"modelCapacity"`
 	// Eviction starts above HighWatermarkPercent of the capacity, and ends below LowWatermarkPercent. Both or none are
 	// set.
 	HighWatermarkPercent Percent `json:"highWatermarkPercent,omitempty" yaml:"highWatermarkPercent"`
@@ -123,16 +125,17 @@ type Store struct {
 
 // Limits are a Store's on one disk: what is a share there is in bytes here.
 type Limits struct {
-	Capacity  int64
-	High, Low float64
-	MinFree   int64
-	Eviction  string
+	Capacity, ModelCapacity int64
+	High, Low               float64
+	MinFree                 int64
+	Eviction                string
 }
 
 // On is what s comes to on a disk of so many bytes.
 func (s Store) On(disk int64) Limits {
 	return Limits{
-		Capacity: s.Capacity.Of(disk), High: s.HighWatermarkPercent.Share(), Low: s.LowWatermarkPercent.Share(),
+		Capacity: s.Capacity.Of(disk), ModelCapacity: s.ModelCapacity.Of(disk),
+		High: s.HighWatermarkPercent.Share(), Low: s.LowWatermarkPercent.Share(),
 		MinFree: s.MinFree.Of(disk), Eviction: string(s.Eviction),
 	}
 }
@@ -242,6 +245,9 @@ func (s Store) validate() []error {
 	}
 	if err := s.Capacity.check(); err != nil {
 		problems = append(problems, fmt.Errorf("store.capacity: %w", err))
+	}
+	if err := s.ModelCapacity.check(); err != nil {
+		problems = append(problems, fmt.Errorf("store.modelCapacity: %w", err))
 	}
 	if err := s.MinFree.check(); err != nil {
 		problems = append(problems, fmt.Errorf("store.minFree: %w", err))

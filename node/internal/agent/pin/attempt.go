@@ -275,15 +275,24 @@ func (a *attempt) fits(whole map[digest.Digest]content.Request) error {
 	if limit := a.assignment.SizeLimit; limit != nil && wanted > limit.Value() {
 		return fmt.Errorf("%w: %d bytes of %d", errSizeLimit, wanted, limit.Value())
 	}
-	// PinnedBytes counts what is held already of this pin as well.
-	usage := a.opts.Store.Usage()
-	missing, free := wanted-held, usage.Capacity-usage.PinnedBytes
-	if usage.Capacity > 0 && missing > 0 && missing > free {
-		return fmt.Errorf("%w: %d bytes are missing, and of %d bytes of capacity %d are pinned", errExceedsCapacity,
-			missing,
-			usage.Capacity, usage.PinnedBytes)
+	// What is pinned counts what is held already of this pin as well.
+	usage, pool := a.opts.Store.Usage(), poolOf(whole)
+	missing := wanted - held
+	if free, capacity, bounded := usage.Room(pool); bounded && missing > 0 && missing > free {
+		return fmt.Errorf("%w: %d bytes are missing, and of %d bytes of capacity for %s %d are pinned",
+			errExceedsCapacity, missing, capacity, pool, capacity-free)
 	}
 	return nil
+}
+
+// poolOf is the pool that a closure goes into: one of a hub's files has nothing else to speak of.
+func poolOf(whole map[digest.Digest]content.Request) store.Pool {
+	for _, req := range whole {
+		if pool := store.PoolOf(req); pool != store.Images {
+			return pool
+		}
+	}
+	return store.Images
 }
 
 // measure sums up the bytes of the closure and those of it that are held.
