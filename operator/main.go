@@ -11,9 +11,11 @@
 //	plan        who is to keep what: a pure function of everything
 //	placement   which nodes keep one artifact: rendezvous hashing over domains
 //	access      agents may read the pull secrets that pins name
+//	survey      what the API server and the agents say together: how the cache is, and what is amiss
+//	page        the status page, which shows that
 //	debounce, apply, condition   many events into one, server-side apply, conditions
 //
-// Agents need none of this to serve what they have: see promise 6 of the design.
+// Agents need none of this to serve what they have.
 package main
 
 import (
@@ -85,6 +87,11 @@ func command() *cobra.Command {
 		"base `URL` of the model hub whose files pins may name, as in the agents' hub.endpoint; none: no pin may")
 	f.String("metrics-bind-address", ":8080", "address of /metrics; 0 for none")
 	f.String("health-probe-bind-address", ":8081", "address of /healthz and /readyz; 0 for none")
+	f.String("status-page-bind-address", "",
+		"`address` of the status page, such as :8082, which anybody who reaches it may read; none: there is no page")
+	f.Bool("status-page-live", false,
+		"let the status page ask the agents in --namespace what moves now, which takes the right to forward ports "+
+			"there")
 	f.Bool("leader-elect", true, "let one of several replicas work at a time")
 	f.String("agent-service-account", "shoal-agent", "service account of the agents, in --namespace")
 	f.Float32("kube-api-qps", 500, "requests to the API server in a second")
@@ -157,6 +164,8 @@ func run(ctx context.Context, v *viper.Viper) error {
 		OwnPinName:  v.GetString("own-pin-name"),
 		Registries:  upstreams.For,
 		Hub:         hub,
+		StatusPage:  v.GetString("status-page-bind-address"), StatusPageLive: v.GetBool("status-page-live"),
+		Version: version,
 	})
 	if err != nil {
 		return err

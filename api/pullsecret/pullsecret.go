@@ -34,9 +34,10 @@ type Credential struct {
 func (c Credential) HubToken() string { return cmp.Or(c.RegistryToken, c.IdentityToken, c.Password) }
 
 // Credentials are entries of one or more secrets, in the order of these.
-type Credentials []entry
+type Credentials []login
 
-type entry struct {
+// login is the credential for a host, or for what lies below a path there.
+type login struct {
 	host, path string
 	credential Credential
 }
@@ -71,7 +72,7 @@ func Parse(s *corev1.Secret) (Credentials, error) {
 			return nil, fmt.Errorf("secret %s: %w: entry %q: %w", name, ErrInvalid, key, err)
 		}
 		host, rest := split(key)
-		all = append(all, entry{host, rest, credential})
+		all = append(all, login{host, rest, credential})
 	}
 	return all, nil
 }

@@ -125,21 +125,21 @@ func (u Upstream) tls() (*tls.Config, error) {
 	if u.CAFile != "" {
 		pem, err := os.ReadFile(u.CAFile)
 		if err != nil {
-			return nil, fmt.Errorf("CA file: %w", err)
+			return nil, fmt.Errorf("caFile: %w", err)
 		}
 		pool, err := x509.SystemCertPool()
 		if err != nil {
 			pool = x509.NewCertPool()
 		}
 		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("CA file %s: holds no PEM certificate", u.CAFile)
+			return nil, fmt.Errorf("caFile: %s: holds no PEM certificate", u.CAFile)
 		}
 		config.RootCAs = pool
 	}
 	if u.ClientCertFile != "" || u.ClientKeyFile != "" {
 		pair, err := tls.LoadX509KeyPair(u.ClientCertFile, u.ClientKeyFile)
 		if err != nil {
-			return nil, fmt.Errorf("client certificate: %w", err)
+			return nil, fmt.Errorf("clientCertFile, clientKeyFile: %w", err)
 		}
 		config.Certificates = []tls.Certificate{pair}
 	}

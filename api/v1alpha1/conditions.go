@@ -20,11 +20,12 @@ const (
 )
 
 // What an agent may write. An agent writes its Peer when it starts and when what it says has changed, and the status of
-// its NodeCache. Together these bound its writes to 3 a minute in the mean, and 1 in HeartbeatInterval when nothing
+// its NodeCache. Together these bound its writes to 4 a minute in the mean, and 1 in HeartbeatInterval when nothing
 // happens.
 const (
-	// ReportInterval is the mean time between two writes of NodeCache.status by one agent, at least. After a quiet time
-	// a second write may follow the first sooner.
+	// ReportInterval is the mean time between two writes of NodeCache.status by one agent because something has
+	// changed, at least. After a quiet time a second write may follow the first sooner. Counters that move are written
+	// where nothing was for so long.
 	ReportInterval = 30 * time.Second
 	// PeerInterval is the least time between two writes of a Peer by its agent, but for the first.
 	PeerInterval = time.Minute
@@ -65,6 +66,9 @@ const (
 	// ConditionStoreUsable: NodeCache. The agent can write to its disk. While it cannot, what is not cached passes
 	// through from the registry.
 	ConditionStoreUsable = "StoreUsable"
+	// ConditionModelsFit: NodeCache, where the hub front is on. Every file of a model that was asked for in the last
+	// hour has room in the cache. One that has none is shared while it is read, and not kept.
+	ConditionModelsFit = "ModelsFit"
 )
 
 // Reasons of Swarm's condition Ready.
@@ -77,7 +81,8 @@ const (
 	ReasonNoLiveMembers = "NoLiveMembers"
 )
 
-// Reasons of Peer's condition Admitted.
+// Reasons of Peer's condition Admitted, besides ReasonInvalidSelector: the nodeSelector of the Swarm's spec.admission
+// is malformed.
 const (
 	// ReasonNodeVerified: the node exists and the proof holds.
 	ReasonNodeVerified = "NodeVerified"
@@ -115,6 +120,8 @@ const (
 	ReasonConfigPathList = "ConfigPathList"
 	// ReasonRuntimeBypasses: the runtime pulled an image that the mirror is for, and did not ask the agent.
 	ReasonRuntimeBypasses = "RuntimeBypasses"
+	// ReasonCRIDisabled: containerd is configured not to serve the CRI, so that Kubernetes cannot pull through it.
+	ReasonCRIDisabled = "CRIDisabled"
 	// ReasonLegacyMirrors: containerd's configuration holds mirrors in the old form, which excludes a directory of
 	// mirrors.
 	ReasonLegacyMirrors = "LegacyMirrors"
@@ -122,6 +129,8 @@ const (
 	ReasonRuntimeConfigUnreadable = "RuntimeConfigUnreadable"
 	// ReasonNotMirrored: some registry's entry had to be left as it is, so that registry is not mirrored.
 	ReasonNotMirrored = "NotMirrored"
+	// ReasonMirrorOutdated: the mirror configuration takes over what other files say, and they were changed since.
+	ReasonMirrorOutdated = "Outdated"
 	// ReasonRestartNeeded: the runtime reads the change only when it starts.
 	ReasonRestartNeeded = "RestartNeeded"
 	// ReasonMirrorEdited: somebody changed a file of the mirror configuration since it was written.
@@ -138,6 +147,14 @@ const (
 	ReasonDiskFull = "DiskFull"
 	// ReasonDiskFails: the disk refuses to be written to, or hangs.
 	ReasonDiskFails = "DiskFails"
+)
+
+// Reasons of NodeCache's condition ModelsFit.
+const (
+	// ReasonModelsFit: nothing has been too large of late.
+	ReasonModelsFit = "ModelsFit"
+	// ReasonNoRoomForModels: a file is larger than what the cache has for models. The message names it and the key.
+	ReasonNoRoomForModels = "NoRoomForModels"
 )
 
 // Reasons of CachePolicy's conditions, and of NodeCache's PolicyApplied.

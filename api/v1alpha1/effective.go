@@ -87,17 +87,24 @@ func Effective(policies []CachePolicy, nodeLabels map[string]string) (EffectiveP
 	return e, conflicts
 }
 
-// mergedField is a field, or fields that mean one thing together, that one policy decides.
+// mergedField is a field of a section of a policy, or fields that mean one thing together, that one policy decides.
 type mergedField struct {
-	path    string   // of the first
-	section string   // field of CachePolicySpec, and of EffectivePolicy
-	names   []string // fields of the section
+	path    string // of the first
+	section func(*CachePolicySpec) reflect.Value
+	into    func(*EffectivePolicy) reflect.Value
+	fields  []int // of the section
 }
 
 // mergedFields are those of the sections of a policy: each field alone, a size with its percentage, and the watermarks.
-var mergedFields = append(fieldsOf[StoragePolicy]("Storage"), fieldsOf[BandwidthPolicy]("Bandwidth")...)
+var mergedFields = append(
+	fieldsOf("storage", func(s *CachePolicySpec) *StoragePolicy { return s.Storage },
+		func(e *EffectivePolicy) *StoragePolicy { return &e.Storage }),
+	fieldsOf("bandwidth", func(s *CachePolicySpec) *BandwidthPolicy { return s.Bandwidth },
+		func(e *EffectivePolicy) *BandwidthPolicy { return &e.Bandwidth })...)
 
-func fieldsOf[Section any](section string) (all []mergedField) {
+func fieldsOf[Section any](
+	name string, section func(*CachePolicySpec) *Section, into func(*EffectivePolicy) *Section,
+) (all []mergedField) {
 	place := map[string]int{} // in all, by what the fields mean
 	for f := range reflect.TypeFor[Section]().Fields() {
 		meaning := strings.TrimSuffix(f.Name, "Percent")
@@ -107,22 +114,26 @@ func fieldsOf[Section any](section string) (all []mergedField) {
 		i, more := place[meaning]
 		if !more {
 			i, place[meaning] = len(all), len(all)
-			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-			all = append(all, mergedField{path: strings.ToLower(section) + "." + name, section: section})
+			field, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			all = append(all, mergedField{
+				path:    name + "." + field,
+				section: func(s *CachePolicySpec) reflect.Value { return reflect.ValueOf(section(s)) },
+				into:    func(e *EffectivePolicy) reflect.Value { return reflect.ValueOf(into(e)).Elem() },
+			})
 		}
-		all[i].names = append(all[i].names, f.Name)
+		all[i].fields = append(all[i].fields, f.Index[0])
 	}
 	return all
 }
 
 // values are those of the fields in a policy, nil where it has no such section.
 func (f mergedField) values(s *CachePolicySpec) (all []any) {
-	section := reflect.ValueOf(s).Elem().FieldByName(f.section)
+	section := f.section(s)
 	if section.IsNil() {
 		return nil
 	}
-	for _, name := range f.names {
-		all = append(all, section.Elem().FieldByName(name).Interface())
+	for _, i := range f.fields {
+		all = append(all, section.Elem().Field(i).Interface())
 	}
 	return all
 }
@@ -136,9 +147,9 @@ func (f mergedField) equal(a, b *CachePolicySpec) bool {
 }
 
 func (f mergedField) take(e *EffectivePolicy, s *CachePolicySpec) {
-	to := reflect.ValueOf(e).Elem().FieldByName(f.section)
-	for i, v := range f.values(s) {
-		to.FieldByName(f.names[i]).Set(reflect.ValueOf(v))
+	section := f.section(s).Elem()
+	for _, i := range f.fields {
+		f.into(e).Field(i).Set(section.Field(i))
 	}
 }
 
@@ -202,7 +213,7 @@ func CheckPattern(pattern string) error {
 		return fmt.Errorf("%q names no registry, so it matches nothing: "+
 			"write it with the registry in front, such as %s", pattern, onDockerHub(pattern))
 	case misnamesHub.MatchString(strings.ToLower(pattern)):
-		return fmt.Errorf("%q matches nothing, for Docker Hub is known as docker.io and its images by two parts: "+
+		return fmt.Errorf("%q matches nothing, because Docker Hub is known as docker.io and its images by two parts: "+
 			"write %s", pattern, onDockerHub(path))
 	case !hasPath && !strings.Contains(pattern, "**"):
 		return fmt.Errorf("%q has no path, so it matches nothing: write %s/** for everything there", pattern, pattern)

@@ -202,7 +202,7 @@ type NodeCacheStatus struct {
 	// +listMapKey=uid
 	// +kubebuilder:validation:MaxItems=512
 	Pins []PinProgress `json:"pins,omitempty"`
-	// Conditions: MirrorConfigured, PolicyApplied, PinsReady, StoreUsable.
+	// Conditions: MirrorConfigured, PolicyApplied, PinsReady, StoreUsable; ModelsFit where the hub front is on.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -260,6 +260,10 @@ type CacheUsage struct {
 	// Capacity that the effective policy gives the cache on this node.
 	// +optional
 	Capacity *resource.Quantity `json:"capacity,omitempty"`
+	// ModelCapacity is the part of Capacity that is for files of model hubs and nothing else. Absent: they share the
+	// capacity with images.
+	// +optional
+	ModelCapacity *resource.Quantity `json:"modelCapacity,omitempty"`
 	// PinnedBytes are those of Bytes that pins keep.
 	// +optional
 	PinnedBytes *resource.Quantity `json:"pinnedBytes,omitempty"`

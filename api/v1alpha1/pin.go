@@ -142,13 +142,15 @@ type ArtifactPinSpec struct {
 	// +optional
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('64Ki')) >= 0",message="bandwidth must be at least 64Ki bytes per second"
+	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="bandwidth is a number with a unit of Kubernetes, such as 500M or 50Gi (Gi, not GiB)"
+	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('64Ki')) >= 0",message="bandwidth must be at least 64Ki bytes per second"
 	Bandwidth *resource.Quantity `json:"bandwidth,omitempty"`
 	// SizeLimit bounds the bytes of one copy.
 	// +optional
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).isGreaterThan(quantity('0'))",message="sizeLimit must be above 0, such as 20Gi"
+	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="sizeLimit is a number with a unit of Kubernetes, such as 500M or 50Gi (Gi, not GiB)"
+	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).isGreaterThan(quantity('0'))",message="sizeLimit must be above 0, such as 20Gi"
 	SizeLimit *resource.Quantity `json:"sizeLimit,omitempty"`
 	// TimeLimit bounds one attempt of a node.
 	// +optional

@@ -78,28 +78,43 @@ const (
 // StoragePolicy bounds the cache's disk space.
 //
 // +kubebuilder:validation:XValidation:rule="!(has(self.capacity) && has(self.capacityPercent))",message="set capacity (bytes) or capacityPercent (share of the disk), not both"
+// +kubebuilder:validation:XValidation:rule="!(has(self.modelCapacity) && has(self.modelCapacityPercent))",message="set modelCapacity (bytes) or modelCapacityPercent (share of the disk), not both"
 // +kubebuilder:validation:XValidation:rule="!has(self.lowWatermarkPercent) || !has(self.highWatermarkPercent) || self.lowWatermarkPercent < self.highWatermarkPercent",message="lowWatermarkPercent must be below highWatermarkPercent: eviction starts at the high one and ends at the low one"
 // +kubebuilder:validation:XValidation:rule="has(self.lowWatermarkPercent) == has(self.highWatermarkPercent)",message="set lowWatermarkPercent and highWatermarkPercent together"
 // +kubebuilder:validation:XValidation:rule="!(has(self.minFree) && has(self.minFreePercent))",message="set minFree (bytes) or minFreePercent (share of the disk), not both"
-// +kubebuilder:validation:XValidation:rule="!has(self.capacityPercent) || !has(self.minFreePercent) || self.capacityPercent + self.minFreePercent <= 100",message="capacityPercent and minFreePercent together exceed the disk (100)"
+// +kubebuilder:validation:XValidation:rule="(has(self.capacityPercent) ? self.capacityPercent : 0) + (has(self.modelCapacityPercent) ? self.modelCapacityPercent : 0) + (has(self.minFreePercent) ? self.minFreePercent : 0) <= 100",message="modelCapacityPercent, capacityPercent and minFreePercent together exceed the disk (100)"
 type StoragePolicy struct {
 	// Capacity of the cache in bytes. Default: the agent's `store.capacity`.
 	// +optional
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).isGreaterThan(quantity('0'))",message="capacity must be above 0, such as 50Gi"
+	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="capacity is a number with a unit of Kubernetes, such as 500M or 50Gi (Gi, not GiB)"
+	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).isGreaterThan(quantity('0'))",message="capacity must be above 0, such as 50Gi"
 	Capacity *resource.Quantity `json:"capacity,omitempty"`
 	// CapacityPercent is the capacity as a share of the disk that holds the cache.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=95
 	CapacityPercent *int32 `json:"capacityPercent,omitempty"`
-	// HighWatermarkPercent of the capacity starts eviction. Default: 95.
+	// ModelCapacity is how many bytes the files of model hubs may use beside the capacity, so that images and models do
+	// not evict each other. 0: they share the capacity. Default: the agent's `store.modelCapacity`.
+	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="modelCapacity is a number with a unit of Kubernetes, such as 500G or 500Gi (Gi, not GiB)"
+	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('0')) >= 0",message="modelCapacity can't be negative"
+	ModelCapacity *resource.Quantity `json:"modelCapacity,omitempty"`
+	// ModelCapacityPercent is the same as a share of the disk that holds the cache.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=95
+	ModelCapacityPercent *int32 `json:"modelCapacityPercent,omitempty"`
+	// HighWatermarkPercent of either capacity starts eviction. Default: 95.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=100
 	HighWatermarkPercent *int32 `json:"highWatermarkPercent,omitempty"`
-	// LowWatermarkPercent of the capacity ends eviction. Default: 85.
+	// LowWatermarkPercent of either capacity ends eviction. Default: 85.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=99
@@ -108,7 +123,8 @@ type StoragePolicy struct {
 	// +optional
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('0')) >= 0",message="minFree can't be negative"
+	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="minFree is a number with a unit of Kubernetes, such as 500M or 50Gi (Gi, not GiB)"
+	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('0')) >= 0",message="minFree can't be negative"
 	MinFree *resource.Quantity `json:"minFree,omitempty"`
 	// MinFreePercent is the floor as a share of the disk. Default: 5.
 	// +optional
@@ -126,13 +142,15 @@ type BandwidthPolicy struct {
 	// +optional
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('64Ki')) >= 0",message="upload must be at least 64Ki bytes per second"
+	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="upload is a number with a unit of Kubernetes, such as 500M or 50Gi (Gi, not GiB)"
+	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('64Ki')) >= 0",message="upload must be at least 64Ki bytes per second"
 	Upload *resource.Quantity `json:"upload,omitempty"`
 	// Download from peers in bytes per second. Default: no limit.
 	// +optional
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('64Ki')) >= 0",message="download must be at least 64Ki bytes per second"
+	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="download is a number with a unit of Kubernetes, such as 500M or 50Gi (Gi, not GiB)"
+	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('64Ki')) >= 0",message="download must be at least 64Ki bytes per second"
 	Download *resource.Quantity `json:"download,omitempty"`
 }
 
@@ -237,7 +255,8 @@ type RateLimit struct {
 	// +optional
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('64Ki')) >= 0",message="bytesPerSecond must be at least 64Ki"
+	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="bytesPerSecond is a number with a unit of Kubernetes, such as 500M or 50Gi (Gi, not GiB)"
+	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('64Ki')) >= 0",message="bytesPerSecond must be at least 64Ki"
 	BytesPerSecond *resource.Quantity `json:"bytesPerSecond,omitempty"`
 }
 

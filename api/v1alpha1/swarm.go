@@ -62,7 +62,7 @@ type SwarmSpec struct {
 	ZoneKey string `json:"zoneKey,omitempty"`
 
 	// ProtocolPrefix is the prefix of every libp2p protocol that agents speak among themselves. It keeps this swarm
-	// apart from other libp2p networks and can't be changed, for that would split the swarm.
+	// apart from other libp2p networks. It can't be changed, because that would split the swarm.
 	// +kubebuilder:default="/shoal"
 	// +kubebuilder:validation:MaxLength=64
 	// +kubebuilder:validation:XValidation:rule="self.matches('^(/[a-z0-9-]+)+$')",message="protocolPrefix is a path of lower-case letters, digits and '-', such as '/shoal'"

@@ -571,6 +571,11 @@ func (in *CacheUsage) DeepCopyInto(out *CacheUsage) {
 		x := (*in).DeepCopy()
 		*out = &x
 	}
+	if in.ModelCapacity != nil {
+		in, out := &in.ModelCapacity, &out.ModelCapacity
+		x := (*in).DeepCopy()
+		*out = &x
+	}
 	if in.PinnedBytes != nil {
 		in, out := &in.PinnedBytes, &out.PinnedBytes
 		x := (*in).DeepCopy()
@@ -1181,6 +1186,16 @@ func (in *StoragePolicy) DeepCopyInto(out *StoragePolicy) {
 	}
 	if in.CapacityPercent != nil {
 		in, out := &in.CapacityPercent, &out.CapacityPercent
+		*out = new(int32)
+		**out = **in
+	}
+	if in.ModelCapacity != nil {
+		in, out := &in.ModelCapacity, &out.ModelCapacity
+		x := (*in).DeepCopy()
+		*out = &x
+	}
+	if in.ModelCapacityPercent != nil {
+		in, out := &in.ModelCapacityPercent, &out.ModelCapacityPercent
 		*out = new(int32)
 		**out = **in
 	}

@@ -45,11 +45,20 @@ func Duration(d time.Duration) string {
 	case d < time.Minute:
 		return fmt.Sprintf("%.0fs", math.Round(d.Seconds()))
 	case d < time.Hour:
-		return strings.TrimSuffix(d.Round(time.Second).String(), "0s")
+		return withoutZero(d.Round(time.Second).String(), "0s")
 	case d < 48*time.Hour:
-		return strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
+		return withoutZero(withoutZero(d.Round(time.Minute).String(), "0s"), "0m")
 	}
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+// withoutZero takes a last unit of which there are none off a duration: 1m0s is 1m, and 1m30s stays.
+func withoutZero(text, zero string) string {
+	rest, ok := strings.CutSuffix(text, zero)
+	if !ok || rest[len(rest)-1] >= '0' && rest[len(rest)-1] <= '9' {
+		return text
+	}
+	return rest
 }
 
 // Ago writes how long ago something was, in whole seconds: what is told of it is no more exact.
@@ -60,12 +69,23 @@ func Ago(d time.Duration) string {
 	return Duration(d.Truncate(time.Second)) + " ago"
 }
 
-// Count writes a number of things: 1 pin, 2 pins.
-func Count(n int, one string) string {
-	if n == 1 {
+// Count writes a number of things: 1 pin, 2 pins, 3 copies.
+func Count[N int | int32](n N, one string) string {
+	switch stem, y := strings.CutSuffix(one, "y"); {
+	case n == 1:
 		return "1 " + one
+	case y && !strings.HasSuffix(stem, "a"):
+		return fmt.Sprintf("%d %sies", n, stem)
 	}
 	return fmt.Sprintf("%d %ss", n, one)
+}
+
+// Are writes a number of things and the verb that goes with it: 1 copy is, 2 copies are.
+func Are[N int | int32](n N, one string) string {
+	if n == 1 {
+		return Count(n, one) + " is"
+	}
+	return Count(n, one) + " are"
 }
 
 // Ratio writes a part of a whole in percent; a dash where there is no whole.
@@ -200,7 +220,7 @@ func (p Pull) Why() []string {
 	if slowest := p.slowest(); slowest != nil && slowest.Took >= notable {
 		from := "this node's disk"
 		if f := slowest.Fetch; f != nil {
-			from = fmt.Sprintf("%s from %d peers, %s from the registry", Bytes(f.FromPeers), len(f.Peers),
+			from = fmt.Sprintf("%s from %s, %s from the registry", Bytes(f.FromPeers), Count(len(f.Peers), "peer"),
 				Bytes(f.FromUpstream))
 		}
 		say("longest: %s %s took %s for %s (%s/s): %s", slowest.Kind, Short(slowest.Digest), Duration(slowest.Took),

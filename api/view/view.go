@@ -91,6 +91,9 @@ type Blob struct {
 	Source string    `json:"source"`
 	Pinned bool      `json:"pinned,omitempty"`
 	Used   time.Time `json:"used,omitzero"`
+	// Fetch is how it came to this node, in answers about single digests. It is nil where the agent does not know: the
+	// blob was here before the agent, or was put in by hand.
+	Fetch *PullFetch `json:"fetch,omitempty"`
 }
 
 // Fetch is a blob that is arriving.
@@ -106,6 +109,11 @@ type Fetch struct {
 	Started      time.Time `json:"started"`
 	// Readers are the requests that wait for bytes of it.
 	Readers int `json:"readers"`
+	// Map is how much of each part of the blob is here, in tenths: the blob in at most 64 parts of the same size. Empty
+	// while the size is not known.
+	Map []int `json:"map,omitempty"`
+	// Peers are the bytes that have come from each peer, by its ID.
+	Peers map[string]int64 `json:"peers,omitempty"`
 }
 
 // Image is what a node knows of an image: the content that it is made of, and which of it is here.

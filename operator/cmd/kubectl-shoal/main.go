@@ -11,6 +11,7 @@ import (
 	"github.com/go-logr/logr"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"k8s.io/klog/v2"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/shoal-cache/shoal/operator/internal/plugin"
 )
@@ -19,7 +20,10 @@ import (
 var version = "dev"
 
 func main() {
-	klog.SetLogger(logr.Discard()) // what client-go says between the lines is for nobody here
+	// What the libraries say between the lines is for nobody here. One that is told of no logger says so after half a
+	// minute, with a stack.
+	klog.SetLogger(logr.Discard())
+	log.SetLogger(logr.Discard())
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := plugin.Run(ctx, version, os.Args[1:],
 		genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr})

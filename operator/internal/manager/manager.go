@@ -4,10 +4,12 @@ package manager
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -15,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
@@ -30,9 +33,11 @@ import (
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/operator/internal/access"
 	"github.com/shoal-cache/shoal/operator/internal/membership"
+	"github.com/shoal-cache/shoal/operator/internal/page"
 	"github.com/shoal-cache/shoal/operator/internal/pin"
 	"github.com/shoal-cache/shoal/operator/internal/policy"
 	"github.com/shoal-cache/shoal/operator/internal/resolve"
+	"github.com/shoal-cache/shoal/operator/internal/survey"
 )
 
 // LeaseName is the name of the Lease by which one operator leads.
@@ -58,8 +63,13 @@ type Options struct {
 	Registries func(registry string) http.RoundTripper
 	// Hub is the base URL of the model hub whose files pins may name; nil: none.
 	Hub *url.URL
+	// StatusPage is the address of the status page; empty: there is none. StatusPageLive lets it ask the agents too.
+	StatusPage     string
+	StatusPageLive bool
+	// Version of the operator, as the status page shows it.
+	Version string
 	// Clock is the real one where it is nil.
-	Clock clock.Clock
+	Clock clock.WithTicker
 	// Metrics is controller-runtime's registry where it is nil.
 	Metrics prometheus.Registerer
 	// RetireAfter is membership.DefaultRetireAfter where it is 0.
@@ -106,6 +116,11 @@ func New(ctx context.Context, restConfig *rest.Config, o Options) (ctrl.Manager,
 	if err := addControllers(ctx, mgr, o); err != nil {
 		return nil, err
 	}
+	if o.StatusPage != "" {
+		if err := addPage(mgr, o); err != nil {
+			return nil, fmt.Errorf("status page: %w", err)
+		}
+	}
 	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {
 		return nil, fmt.Errorf("health check: %w", err)
 	}
@@ -121,6 +136,23 @@ func New(ctx context.Context, restConfig *rest.Config, o Options) (ctrl.Manager,
 		return nil, fmt.Errorf("readiness check: %w", err)
 	}
 	return mgr, nil
+}
+
+// +kubebuilder:rbac:groups="",namespace=shoal-system,resources=pods/portforward,verbs=create
+// +kubebuilder:rbac:groups=apps,namespace=shoal-system,resources=daemonsets,verbs=list
+
+// addPage adds the status page. It reads from the API server itself what the cache keeps a part of only.
+func addPage(mgr ctrl.Manager, o Options) error {
+	p := page.Options{Address: o.StatusPage, Live: mgr.GetAPIReader(), Cached: mgr.GetClient(), Namespace: o.Namespace,
+		Version: o.Version, Clock: o.Clock, Log: slog.New(logr.ToSlogHandler(mgr.GetLogger().WithName("page")))}
+	if o.StatusPageLive {
+		core, err := kubernetes.NewForConfigAndClient(mgr.GetConfig(), mgr.GetHTTPClient())
+		if err != nil {
+			return err
+		}
+		p.Agents = &survey.Forwarded{Config: mgr.GetConfig(), Core: core}
+	}
+	return mgr.Add(page.New(p))
 }
 
 // +kubebuilder:rbac:groups=rbac.authorization.k8s.io,resources=clusterroles,verbs=get

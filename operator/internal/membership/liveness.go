@@ -4,6 +4,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
@@ -52,6 +53,19 @@ func (l *Liveness) Look(nodes []corev1.Node, peers map[string]*v1alpha1.Peer, ca
 	}
 	l.seen = seen
 	return lives
+}
+
+// ByName are the objects of a list by their names.
+func ByName[T any, P interface {
+	*T
+	metav1.Object
+}](list []T) map[string]P {
+	byName := make(map[string]P, len(list))
+	for i := range list {
+		o := P(&list[i])
+		byName[o.GetName()] = o
+	}
+	return byName
 }
 
 // next is the sighting that follows s, if it is known, or is the first. peer and cache may be nil.

@@ -23,6 +23,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/api/view"
 	"github.com/shoal-cache/shoal/operator/internal/apply"
 	"github.com/shoal-cache/shoal/operator/internal/bootstrap"
 	"github.com/shoal-cache/shoal/operator/internal/condition"
@@ -107,22 +108,10 @@ func (r *SwarmReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl
 // describe is the status that follows from what there is, but for the condition, and the reason and message of that.
 func (r *SwarmReconciler) describe(swarm *v1alpha1.Swarm, peers []v1alpha1.Peer, nodes []corev1.Node,
 	caches []v1alpha1.NodeCache) (*v1alpha1.SwarmStatus, string, string) {
-	nodeOf := make(map[string]*corev1.Node, len(nodes))
-	for i := range nodes {
-		nodeOf[nodes[i].Name] = &nodes[i]
-	}
-	cacheOf := make(map[string]*v1alpha1.NodeCache, len(caches))
-	for i := range caches {
-		cacheOf[caches[i].Name] = &caches[i]
-	}
-	peerOf := make(map[string]*v1alpha1.Peer, len(peers))
-	for i := range peers {
-		peerOf[peers[i].Name] = &peers[i]
-	}
-	lives := r.liveness.Look(nodes, peerOf, cacheOf, r.Clock.Now())
-	zones, live := map[string]bool{}, 0
+	nodeOf, peerOf := ByName(nodes), ByName(peers)
+	lives := r.liveness.Look(nodes, peerOf, ByName(caches), r.Clock.Now())
+	zones, down := map[string]bool{}, []string(nil)
 	var members []bootstrap.Peer
-	var down []string
 	for i := range peers {
 		p := &peers[i]
 		if !p.IsAdmitted() {
@@ -133,14 +122,13 @@ func (r *SwarmReconciler) describe(swarm *v1alpha1.Swarm, peers []v1alpha1.Peer,
 		if node := nodeOf[p.Name]; node != nil {
 			m.Zone = node.Labels[swarm.Spec.ZoneKey]
 		}
-		if m.Live {
-			live++
-		} else {
+		if !m.Live {
 			down = append(down, p.Name)
 		}
 		zones[m.Zone] = true
 		members = append(members, m)
 	}
+	live := len(members) - len(down)
 	before := make([]string, 0, len(swarm.Status.Bootstrap))
 	for _, b := range swarm.Status.Bootstrap {
 		before = append(before, b.NodeName)
@@ -164,10 +152,11 @@ func (r *SwarmReconciler) describe(swarm *v1alpha1.Swarm, peers []v1alpha1.Peer,
 		return status, v1alpha1.ReasonNoMembers, "no peer is admitted yet"
 	case live == 0:
 		return status, v1alpha1.ReasonNoLiveMembers,
-			fmt.Sprintf("none of %d admitted peers is on a Ready node and reports", len(members))
+			fmt.Sprintf("none of %s is on a Ready node and reports", view.Count(len(members), "admitted peer"))
 	}
 	return status, v1alpha1.ReasonBootstrapPublished,
-		fmt.Sprintf("%d members in %d zones, %d of them to start from", len(members), len(zones), len(status.Bootstrap))
+		fmt.Sprintf("%s in %s, %d of them to start from", view.Count(len(members), "member"),
+			view.Count(len(zones), "zone"), len(status.Bootstrap))
 }
 
 // summarize sums up what the nodes report.

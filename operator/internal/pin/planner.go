@@ -99,7 +99,8 @@ func pinInputChanged(e event.UpdateEvent) bool {
 func cacheInputChanged(e event.UpdateEvent) bool {
 	a, b := e.ObjectOld.(*v1alpha1.NodeCache), e.ObjectNew.(*v1alpha1.NodeCache)
 	return a.Generation != b.Generation || !equality.Semantic.DeepEqual(a.Status.Pins, b.Status.Pins) ||
-		!equality.Semantic.DeepEqual(a.Status.Usage.Capacity, b.Status.Usage.Capacity)
+		!equality.Semantic.DeepEqual(a.Status.Usage.Capacity, b.Status.Usage.Capacity) ||
+		!equality.Semantic.DeepEqual(a.Status.Usage.ModelCapacity, b.Status.Usage.ModelCapacity)
 }
 
 // Reconcile makes a plan and tells the other controllers where it differs from what is.
@@ -176,22 +177,18 @@ func (r *Planner) input(ctx context.Context) (in plan.Input, cacheOf map[string]
 			in.ZoneKey = key
 		}
 	}
-	peerOf := make(map[string]*v1alpha1.Peer, len(peers.Items))
 	for i := range peers.Items {
-		peerOf[peers.Items[i].Name] = &peers.Items[i]
 		if peers.Items[i].Status.AdmittedPeerID == "" {
 			unjudged++
 		}
 	}
-	cacheOf = make(map[string]*v1alpha1.NodeCache, len(caches.Items))
-	for i := range caches.Items {
-		cacheOf[caches.Items[i].Name] = &caches.Items[i]
-	}
+	peerOf := membership.ByName(peers.Items)
+	cacheOf = membership.ByName(caches.Items)
 	lives := r.liveness.Look(nodes.Items, peerOf, cacheOf, in.Now)
 	in.Nodes = make([]plan.Node, 0, len(nodes.Items))
 	for i := range nodes.Items {
 		name := nodes.Items[i].Name
-		in.Nodes = append(in.Nodes, view(&nodes.Items[i], peerOf[name], cacheOf[name], lives[name]))
+		in.Nodes = append(in.Nodes, planned(&nodes.Items[i], peerOf[name], cacheOf[name], lives[name]))
 	}
 	in.Pins = make([]*v1alpha1.ArtifactPin, len(pins.Items))
 	for i := range pins.Items {
@@ -200,8 +197,8 @@ func (r *Planner) input(ctx context.Context) (in plan.Input, cacheOf map[string]
 	return in, cacheOf, unjudged, nil
 }
 
-// view is a node as the plan sees it. peer and cache may be nil.
-func view(node *corev1.Node, peer *v1alpha1.Peer, cache *v1alpha1.NodeCache, life membership.Life) plan.Node {
+// planned is a node as the plan sees it. peer and cache may be nil.
+func planned(node *corev1.Node, peer *v1alpha1.Peer, cache *v1alpha1.NodeCache, life membership.Life) plan.Node {
 	n := plan.Node{
 		Name: node.Name, Labels: node.Labels, Taints: node.Spec.Taints,
 		Member:    peer != nil && peer.IsAdmitted() && node.DeletionTimestamp.IsZero(),
@@ -215,6 +212,9 @@ func view(node *corev1.Node, peer *v1alpha1.Peer, cache *v1alpha1.NodeCache, lif
 		n.Assigned, n.Progress = cache.Spec.Pins, cache.Status.Pins
 		if c := cache.Status.Usage.Capacity; c != nil {
 			n.Capacity = c.Value()
+		}
+		if c := cache.Status.Usage.ModelCapacity; c != nil {
+			n.ModelCapacity = c.Value()
 		}
 	}
 	return n

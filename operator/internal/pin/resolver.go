@@ -30,6 +30,7 @@ import (
 
 	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/api/view"
 	"github.com/shoal-cache/shoal/operator/internal/access"
 	"github.com/shoal-cache/shoal/operator/internal/apply"
 	"github.com/shoal-cache/shoal/operator/internal/condition"
@@ -474,7 +475,7 @@ func conclude(p *v1alpha1.ArtifactPin, o outcome, artifacts []v1alpha1.Artifact,
 func conditions(o outcome, artifacts []v1alpha1.Artifact, complete bool) (resolved, upToDate metav1.Condition) {
 	resolved = metav1.Condition{Type: v1alpha1.ConditionResolved, Status: metav1.ConditionTrue,
 		Reason:  v1alpha1.ReasonResolved,
-		Message: fmt.Sprintf("%d artifacts have a digest, CID or commit", len(o.resolved))}
+		Message: view.Count(len(o.resolved), "artifact") + " resolved to a digest, CID or commit"}
 	upToDate = metav1.Condition{Type: v1alpha1.ConditionUpToDate, Status: metav1.ConditionTrue,
 		Reason:  v1alpha1.ReasonCurrent,
 		Message: "upstream names the digests that are kept"}

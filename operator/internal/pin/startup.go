@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/api/view"
 )
 
 // +kubebuilder:rbac:groups="",resources=nodes,verbs=get;list;watch;patch
@@ -51,8 +52,8 @@ func (r *StartupReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 	}
 	if waived := made.Waived[req.Name]; len(waived) > 0 {
 		r.Recorder.Eventf(&node, nil, corev1.EventTypeWarning, "PinsNotReady", "LiftTaint",
-			"lifted taint %s, though %d pins are not ready, %s among them: they were waited for long enough",
-			v1alpha1.StartupTaint, len(waived), waived[0])
+			"lifted taint %s, though %s not ready, %s among them: waited for long enough",
+			v1alpha1.StartupTaint, view.Are(len(waived), "pin"), waived[0])
 		return ctrl.Result{}, nil
 	}
 	r.Recorder.Eventf(&node, nil, corev1.EventTypeNormal, "PinsReady", "LiftTaint",

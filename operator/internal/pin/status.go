@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/api/view"
 	"github.com/shoal-cache/shoal/operator/internal/apply"
 	"github.com/shoal-cache/shoal/operator/internal/condition"
 	"github.com/shoal-cache/shoal/operator/internal/plan"
@@ -149,11 +150,24 @@ func readiness(p *v1alpha1.ArtifactPin, s *plan.Summary) metav1.Condition {
 	}
 	return metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue,
 		Reason:  v1alpha1.ReasonAllReady,
-		Message: fmt.Sprintf("all %d copies are whole", s.Ready)}
+		Message: wholeOf(s.Ready, s.Ready)}
+}
+
+// wholeOf says how many copies are whole.
+func wholeOf(ready, desired int32) string {
+	switch {
+	case desired == 1 && ready == 0:
+		return "the one copy is not whole yet"
+	case ready < desired:
+		return fmt.Sprintf("%d of %s are whole", ready, view.Count(desired, "copy"))
+	case ready == 1:
+		return "the one copy is whole"
+	}
+	return fmt.Sprintf("all %d copies are whole", ready)
 }
 
 func purging(p *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
-	return v1alpha1.ReasonPurging, fmt.Sprintf("%d nodes have still to remove their copy", s.Holding),
+	return v1alpha1.ReasonPurging, fmt.Sprintf("%s still to be removed", view.Are(s.Holding, "copy")),
 		!p.DeletionTimestamp.IsZero()
 }
 
@@ -191,8 +205,8 @@ func isTooLarge(p *v1alpha1.ArtifactPin, _ *plan.Summary) (string, string, bool)
 	if !plan.TooLarge(p) {
 		return "", "", false
 	}
-	return v1alpha1.ReasonSizeLimitExceeded, fmt.Sprintf("one copy has %s bytes, sizeLimit is %s",
-		resource.NewQuantity(plan.Size(p), resource.BinarySI), p.Spec.SizeLimit), true
+	return v1alpha1.ReasonSizeLimitExceeded, fmt.Sprintf("one copy has %s, and sizeLimit is %s",
+		view.Bytes(plan.Size(p)), view.Bytes(p.Spec.SizeLimit.Value())), true
 }
 
 func hasFailed(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
@@ -200,46 +214,51 @@ func hasFailed(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) 
 		return "", "", false
 	}
 	f := s.Failures[0]
-	return v1alpha1.ReasonFetchFailed, fmt.Sprintf("%d of %d copies fail, on node %s: %s: %s", s.Failed, s.Desired,
-		f.NodeName, f.Reason, f.Message), true
+	return v1alpha1.ReasonFetchFailed, fmt.Sprintf("%d of %s cannot be fetched, on node %s: %s: %s", s.Failed,
+		view.Count(s.Desired, "copy"), f.NodeName, f.Reason, f.Message), true
 }
 
 func waitsForWindow(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
-	return v1alpha1.ReasonWaitingForSchedule, fmt.Sprintf("%d copies wait for the next window of spec.schedule",
-		s.Pending), s.WindowShut
+	return v1alpha1.ReasonWaitingForSchedule, fmt.Sprintf("%s still to be fetched, in the next window of spec.schedule",
+		view.Are(s.Pending, "copy")), s.WindowShut
 }
 
 func isFetching(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
-	message := fmt.Sprintf("%d of %d copies are whole", s.Ready, s.Desired)
+	message := wholeOf(s.Ready, s.Desired)
 	if earlier := s.Whole - s.Ready; earlier > 0 {
-		message += fmt.Sprintf("; %d nodes hold what was pinned before until theirs is", earlier)
+		message += fmt.Sprintf("; on %s what was pinned before is kept until the new copy is whole",
+			view.Count(earlier, "node"))
 	}
 	return v1alpha1.ReasonFetching, message, s.Ready < s.Chosen
 }
 
 func lacksCapacity(p *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
+	cache := "the cache"
+	if slices.ContainsFunc(p.Status.Artifacts, func(a v1alpha1.ResolvedArtifact) bool { return a.Hub != nil }) {
+		cache = "what the cache has for models"
+	}
 	return v1alpha1.ReasonInsufficientCapacity,
-		fmt.Sprintf("one copy has %s bytes, more than pins of higher priority leave of the cache "+
-			"of %d of %d eligible nodes",
-			resource.NewQuantity(plan.Size(p), resource.BinarySI), s.TooSmall, s.Eligible),
+		fmt.Sprintf("one copy has %s, more than pins of higher priority leave of %s of %d of %s",
+			view.Bytes(plan.Size(p)), cache, s.TooSmall, view.Count(s.Eligible, "eligible node")),
 		s.TooSmall > 0 && s.Pending > 0
 }
 
 func exceedsPinLimit(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
 	return v1alpha1.ReasonPinLimit,
-		fmt.Sprintf("%d of %d eligible nodes keep as many pins as one node can: %d, of %d KiB together",
-			s.Full, s.Eligible, v1alpha1.MaxPinsPerNode, v1alpha1.MaxPinBytesPerNode>>10), s.Full > 0 && s.Pending > 0
+		fmt.Sprintf("%d of %s keep as many pins as one node can: %d, of %d KiB together",
+			s.Full, view.Count(s.Eligible, "eligible node"), v1alpha1.MaxPinsPerNode, v1alpha1.MaxPinBytesPerNode>>10),
+		s.Full > 0 && s.Pending > 0
 }
 
 func awaitsNodes(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
 	return v1alpha1.ReasonNodesDown,
-		fmt.Sprintf("%d of %d copies are whole; %d eligible nodes are not Ready, or their agents are silent",
-			s.Ready, s.Desired, s.Down), s.Down > 0 && s.Pending > 0
+		fmt.Sprintf("%s; %s not Ready, or silent", wholeOf(s.Ready, s.Desired), view.Are(s.Down, "eligible node")),
+		s.Down > 0 && s.Pending > 0
 }
 
 func hasTooFewNodes(_ *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bool) {
-	return v1alpha1.ReasonTooFewNodes, fmt.Sprintf("%d copies are wanted, and only %d nodes are eligible", s.Desired,
-		s.Eligible), s.Ready < s.Desired
+	return v1alpha1.ReasonTooFewNodes, fmt.Sprintf("%s wanted, and only %s eligible", view.Are(s.Desired, "copy"),
+		view.Are(s.Eligible, "node")), s.Ready < s.Desired
 }
 
 func degradation(p *v1alpha1.ArtifactPin, s *plan.Summary) metav1.Condition {
@@ -258,14 +277,15 @@ func degradation(p *v1alpha1.ArtifactPin, s *plan.Summary) metav1.Condition {
 	case s.Expired:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, v1alpha1.ReasonExpired, "no copies are wanted any more"
 	case s.Whole < minimum:
-		c.Reason, c.Message = v1alpha1.ReasonTooFewCopies, fmt.Sprintf("%d copies are whole, the minimum is %d",
-			s.Whole, minimum)
+		c.Reason, c.Message = v1alpha1.ReasonTooFewCopies, fmt.Sprintf("%s whole, and the minimum is %d",
+			view.Are(s.Whole, "copy"), minimum)
 	case s.WholeDomains < domains:
-		c.Reason, c.Message = v1alpha1.ReasonTooFewDomains, fmt.Sprintf("copies in %d domains of %s, the minimum is %d",
-			s.WholeDomains, p.Spec.Spread.TopologyKey, domains)
+		c.Reason = v1alpha1.ReasonTooFewDomains
+		c.Message = fmt.Sprintf("there are copies in %s of %s, and the minimum is %d",
+			view.Count(s.WholeDomains, "domain"), p.Spec.Spread.TopologyKey, domains)
 	default:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, v1alpha1.ReasonEnoughCopies,
-			fmt.Sprintf("%d copies are whole, the minimum is %d", s.Whole, minimum)
+			fmt.Sprintf("%s whole, and the minimum is %d", view.Are(s.Whole, "copy"), minimum)
 	}
 	return c
 }

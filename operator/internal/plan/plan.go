@@ -25,6 +25,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -57,8 +58,9 @@ type Node struct {
 	Unheard bool
 	// Joined is when node and peer were both there.
 	Joined time.Time
-	// Capacity of the cache in bytes; 0 when the agent has not reported it.
-	Capacity int64
+	// Capacity of the cache in bytes; 0 when the agent has not reported it. ModelCapacity is the part of it that is for
+	// files of model hubs and nothing else; 0: they share the capacity with images.
+	Capacity, ModelCapacity int64
 	// Assigned is the spec, Progress the status, of the node's NodeCache.
 	Assigned []v1alpha1.PinAssignment
 	Progress []v1alpha1.PinProgress
@@ -204,19 +206,55 @@ func (h holding) whole() bool {
 type room struct {
 	pins   int   // assignments of its NodeCache
 	object int   // bytes of these
-	bytes  int64 // of its cache
-	// counted are the sizes of artifacts that count already, by digest: pins share what they have in common. Nil where
-	// the cache's capacity is not known.
+	bytes  int64 // of its cache, where models have a part of their own without that
+	models int64 // bytes of that part
+	apart  bool  // there is one
+	// counted are the sizes of artifacts that count already, by what names them: pins share what they have in common.
+	// Nil where the cache's capacity is not known.
 	counted map[string]int64
 }
 
-// takes is the number of bytes that a pin's copy adds to the cache.
-func (r *room) takes(p *v1alpha1.ArtifactPin) (n int64) {
+func newRoom(n *Node) room {
+	r := room{pins: v1alpha1.MaxPinsPerNode, object: v1alpha1.MaxPinBytesPerNode, bytes: n.Capacity}
+	if n.Capacity > 0 {
+		r.counted = map[string]int64{}
+	}
+	if n.ModelCapacity > 0 {
+		r.apart, r.models, r.bytes = true, n.ModelCapacity, n.Capacity-n.ModelCapacity
+		if r.bytes <= 0 { // what is for images only the disk bounds
+			r.bytes = math.MaxInt64
+		}
+	}
+	return r
+}
+
+// takes is the number of bytes that a pin's copy adds to the cache, and to what the cache has for models alone.
+func (r *room) takes(p *v1alpha1.ArtifactPin) (bytes, models int64) {
 	for i := range p.Status.Artifacts {
 		a := &p.Status.Artifacts[i]
-		n += max(0, a.Size-r.counted[a.Digest])
+		n := max(0, a.Size-r.counted[name(a)])
+		if a.Hub != nil && r.apart {
+			models += n
+		} else {
+			bytes += n
+		}
 	}
-	return n
+	return bytes, models
+}
+
+// fits reports whether a pin's copy has room.
+func (r *room) fits(p *v1alpha1.ArtifactPin) bool {
+	bytes, models := r.takes(p)
+	return r.counted == nil || (bytes == 0 || bytes <= r.bytes) && (models == 0 || models <= r.models)
+}
+
+// name is the same for artifacts that are the same bytes: the digest, or the commit of a hub with what is kept of it.
+// "": not known.
+func name(a *v1alpha1.ResolvedArtifact) string {
+	if a.Hub == nil {
+		return a.Digest
+	}
+	return a.Repository + "@" + a.Hub.Commit + " " + strings.Join(a.Hub.Files, " ")
 }
 
 type eligibility struct {
@@ -242,10 +280,7 @@ func newComputation(in Input) *computation {
 	for i := range in.Nodes {
 		node := &in.Nodes[i]
 		c.hashes[i] = placement.Hash(node.Name)
-		c.room[i] = room{pins: v1alpha1.MaxPinsPerNode, object: v1alpha1.MaxPinBytesPerNode, bytes: node.Capacity}
-		if node.Capacity > 0 {
-			c.room[i].counted = map[string]int64{}
-		}
+		c.room[i] = newRoom(node)
 		for j := range node.Assigned {
 			a := &node.Assigned[j]
 			if c.holdings[a.UID] == nil {
@@ -410,7 +445,7 @@ func (c *computation) pick(p *v1alpha1.ArtifactPin, s *Summary, candidates eligi
 		case candidates.closed[i] && !held[i].kept():
 		case !c.up(i, p):
 			s.Down++
-		case r.counted != nil && r.takes(p) > r.bytes:
+		case !r.fits(p):
 			s.TooSmall++
 		case r.pins == 0 || weight > r.object:
 			s.Full++
@@ -507,11 +542,12 @@ func (c *computation) reserve(i int, p *v1alpha1.ArtifactPin, assignment *v1alph
 	if r.counted == nil {
 		return
 	}
-	r.bytes -= r.takes(p)
+	bytes, models := r.takes(p)
+	r.bytes, r.models = r.bytes-bytes, r.models-models
 	for k := range p.Status.Artifacts {
 		a := &p.Status.Artifacts[k]
-		if a.Digest != "" {
-			r.counted[a.Digest] = max(r.counted[a.Digest], a.Size)
+		if n := name(a); n != "" {
+			r.counted[n] = max(r.counted[n], a.Size)
 		}
 	}
 }

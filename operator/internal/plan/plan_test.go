@@ -417,6 +417,69 @@ func TestPinsShareWhatTheyHaveInCommon(t *testing.T) {
 	require.Equal(t, int32(1), made.Pins["d"].TooSmall)
 }
 
+// ofHub makes a pin's artifact files of a hub's repository at a commit.
+func ofHub(commit string, size int64) func(*v1alpha1.ArtifactPin) {
+	return func(p *v1alpha1.ArtifactPin) {
+		p.Status.Artifacts = []v1alpha1.ResolvedArtifact{{Source: "s", Repository: "hub.example/org/model", Size: size,
+			Hub: &v1alpha1.ResolvedHub{Commit: commit, Files: []string{"*.safetensors"}}}}
+	}
+}
+
+func ofImage(size int64) func(*v1alpha1.ArtifactPin) {
+	return func(p *v1alpha1.ArtifactPin) { p.Status.Artifacts[0].Size = size }
+}
+
+func TestRoom_ModelsAndImagesAreEachPlannedByTheirOwn(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		capacity, models int64
+		first, then      func(*v1alpha1.ArtifactPin) // first has the higher priority
+		want             int32                       // nodes too small for the second
+	}{
+		"a model that is larger than what is for models, though the whole would hold it": {1000, 300, ofImage(1),
+			ofHub("a", 301), 1},
+		"a model that just fits":                             {1000, 300, ofImage(1), ofHub("a", 300), 0},
+		"an image that is larger than what is for images":    {1000, 300, ofHub("a", 1), ofImage(701), 1},
+		"an image that just fits":                            {1000, 300, ofHub("a", 1), ofImage(700), 0},
+		"an image takes nothing from models":                 {1000, 300, ofImage(700), ofHub("a", 300), 0},
+		"a model takes nothing from images":                  {1000, 300, ofHub("a", 300), ofImage(700), 0},
+		"a second model has what the first leaves":           {1000, 300, ofHub("a", 200), ofHub("b", 101), 1},
+		"the same files of a commit take room once":          {1000, 300, ofHub("a", 200), ofHub("a", 200), 0},
+		"where they share, a model has what an image leaves": {1000, 0, ofImage(800), ofHub("a", 201), 1},
+		"where they share, a model may have all":             {1000, 0, ofImage(0), ofHub("a", 1000), 0},
+		"where only the disk bounds images":                  {300, 300, ofHub("a", 300), ofImage(5000), 0},
+		"where the node has not reported":                    {0, 0, ofImage(1), ofHub("a", 1<<50), 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newModel(1)
+			m.Nodes[0].Capacity, m.Nodes[0].ModelCapacity = tc.capacity, tc.models
+			m.pin("first", 1, tc.first).Spec.Priority = 1
+			m.pin("then", 1, tc.then)
+			made := m.settle()
+			require.Zero(t, made.Pins["first"].TooSmall)
+			require.Equal(t, tc.want, made.Pins["then"].TooSmall)
+			require.Len(t, m.on("then"), int(1-tc.want))
+		})
+	}
+}
+
+// A node whose part for models is too small is passed over, and the copy goes where there is room.
+func TestRoom_AModelGoesToNodesWithRoomForModels(t *testing.T) {
+	t.Parallel()
+	m := newModel(9)
+	for i := range m.Nodes {
+		m.Nodes[i].ModelCapacity = int64(100 * (1 + i%2)) // node-1, node-3, … have more
+	}
+	m.pin("a", 4, ofHub("a", 150))
+	made := m.settle()
+	require.Len(t, m.on("a"), 4)
+	for _, name := range m.on("a") {
+		require.EqualValues(t, 200, m.node(name).ModelCapacity, name)
+	}
+	require.EqualValues(t, 4, made.Pins["a"].Ready)
+}
+
 // referrers is as many as one artifact can have.
 func referrers(seed int) []string {
 	var all []string

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,14 +23,15 @@ import (
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/api/view"
+	"github.com/shoal-cache/shoal/operator/internal/survey"
 )
 
 func isTimeout(err error) bool { return errors.Is(err, errTimedOut) }
 
 // checked is what check prints.
 type checked struct {
-	Looked   []looked  `json:"lookedAt"`
-	Findings []finding `json:"findings"`
+	Looked   []looked         `json:"lookedAt"`
+	Findings []survey.Finding `json:"findings"`
 }
 
 // looked is something that was looked at. Well: nothing is amiss with it.
@@ -43,33 +45,64 @@ func (r *checked) looked(well bool, format string, args ...any) {
 }
 
 func (p *plugin) checkCommand() *cobra.Command {
-	var pre bool
+	var pre, wait bool
+	nodes := &preflight{}
 	cmd := &cobra.Command{
 		Use: "check", Short: "Look for all that keeps the cache from working, and say how to mend it",
 		Args: arguments(0, 0),
 		Long: `check asks the API server and every agent, and prints a line for each thing that is amiss, with its mend
-and a link. It exits with 1 where pulls suffer. With --pre it looks at what an installation needs before there is one.`,
+and a link. It exits with 1 where pulls suffer. With --pre it looks at what an installation needs before there is one.
+
+With --pre --image it also looks at every node from within: a pod of that image, which is shoal-node's, reads how the
+node's containerd is configured. The pod may read /etc/containerd and nothing else, lives for two minutes at most, and
+is removed, whatever happens here. That also shows whether the node gets the image.`,
 		Example: "  kubectl shoal check\n  kubectl shoal check --pre\n" +
+			"  kubectl shoal check --pre --image registry.example/shoal/shoal-node:1.0\n" +
 			"  kubectl shoal check -o json | jq '.findings[] | select(.grave)'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			look := p.check
-			if pre {
-				look = p.checkBefore
+			switch {
+			case pre && wait && nodes.image != "":
+				return errors.New("--image looks once: leave --wait out")
+			case pre:
+				look = func(ctx context.Context) (checked, error) { return p.checkBefore(ctx, nodes) }
+			case nodes.image != "":
+				return errors.New("--image is for --pre: agents that run look at their nodes themselves")
 			}
-			r, err := look(cmd.Context())
+			ctx, cancel := p.within(cmd.Context(), wait)
+			defer cancel()
+			r, err := look(ctx)
 			if err != nil {
+				return p.late(ctx, err)
+			}
+			if wait && survey.Grave(r.Findings) {
+				p.say("waiting until nothing is wrong, for %s at most", view.Duration(p.timeout))
+				err = p.until(ctx, func(ctx context.Context) (bool, error) {
+					now, err := look(ctx)
+					if err == nil { // what is known last is said, also where the time was over in the middle of a look
+						r = now
+					}
+					return err == nil && !survey.Grave(r.Findings), err
+				})
+			}
+			if err != nil && !isTimeout(err) {
 				return err
 			}
-			if err := p.print(r, func(w io.Writer) error { return p.writeChecked(w, r) }); err != nil {
-				return err
+			if printed := p.print(r, func(w io.Writer) error { return p.writeChecked(w, r) }); printed != nil {
+				return printed
 			}
-			if grave(r.Findings) {
+			if err == nil && survey.Grave(r.Findings) {
 				return errNotWell
 			}
-			return nil
+			return err
 		},
 	}
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait until nothing is wrong")
 	cmd.Flags().BoolVar(&pre, "pre", false, "before an installation: what the cluster lacks for one")
+	cmd.Flags().StringVar(&nodes.image, "image", "",
+		"with --pre: `name` of shoal-node's image, of which a pod looks at each node")
+	cmd.Flags().StringSliceVar(&nodes.secrets, "pull-secret", nil,
+		"with --image: `secret` that the image is pulled with")
 	return cmd
 }
 
@@ -99,20 +132,25 @@ func (p *plugin) check(ctx context.Context) (checked, error) {
 	if err != nil {
 		return checked{}, err
 	}
-	pods := running(c.Agents, "")
-	answers := askAll(ctx, p, pods, askHealth)
-	r := checked{Findings: diagnose(c, answers, time.Now())}
+	pods := survey.Running(c.Agents, "")
+	answers, shut := askAll(ctx, p, pods, survey.AskHealth)
+	r := checked{Findings: survey.Diagnose(c, answers, time.Now())}
 	r.looked(true, "API server: %s, %s, %s", view.Count(len(c.Peers), "peer"), view.Count(len(c.Caches), "node cache"),
 		view.Count(len(c.Pins), "pin"))
-	r.areas(c, answers)
+	r.areas(answers)
+	r.runtimes(c)
+	r.registries(answers)
 	for _, what := range c.Hidden {
 		r.looked(false, "You may not list %s, so nothing is said about them", what)
+	}
+	if shut != nil {
+		r.looked(false, "Agents: not asked: %s", explain(shut))
 	}
 	return r, nil
 }
 
 // areas says of each thing that keeps a cache from working on how many nodes it is well.
-func (r *checked) areas(c *cluster, answers []agentView[shown]) {
+func (r *checked) areas(answers []survey.Answer[survey.Shown]) {
 	nodes := len(answers)
 	if nodes == 0 {
 		return
@@ -121,15 +159,19 @@ func (r *checked) areas(c *cluster, answers []agentView[shown]) {
 		what    string
 		reasons []string
 	}{
-		{"run and answer", []string{reasonAgentSilent, reasonAgentNotReady}},
-		{"are admitted and connected to the others", []string{reasonNotAdmitted, reasonNotRegistered, reasonNoPeers}},
-		{"have reported lately, and their clocks are right", []string{reasonNotReported, reasonClockOff}},
-		{"write to their disks", []string{reasonDiskFull, v1alpha1.ReasonDiskFails}},
+		{"run and answer", []string{survey.ReasonAgentSilent, survey.ReasonAgentNotReady}},
+		{"are admitted and connected to the others",
+			[]string{survey.ReasonNotAdmitted, survey.ReasonNotRegistered, survey.ReasonNoPeers}},
+		{"have reported lately, and their clocks are right", []string{survey.ReasonNotReported, survey.ReasonClockOff}},
+		{"write to their disks", []string{survey.ReasonDiskFull, v1alpha1.ReasonDiskFails}},
 	} {
 		bad := r.nodesWith(func(reason string) bool { return slices.Contains(area.reasons, reason) })
 		r.looked(bad == 0, "Agents: %d of %d %s", max(0, nodes-bad), nodes, area.what)
 	}
-	r.runtimes(c)
+}
+
+// registries names those that every agent reaches.
+func (r *checked) registries(answers []survey.Answer[survey.Shown]) {
 	reached := map[string]bool{}
 	for _, a := range answers {
 		for _, registry := range a.Value.Registries {
@@ -144,7 +186,7 @@ func (r *checked) areas(c *cluster, answers []agentView[shown]) {
 }
 
 // runtimes says how many runtimes ask their agents, as the agents have reported.
-func (r *checked) runtimes(c *cluster) {
+func (r *checked) runtimes(c *survey.Cluster) {
 	asking, known := 0, 0
 	for i := range c.Caches {
 		cond := apimeta.FindStatusCondition(c.Caches[i].Status.Conditions, v1alpha1.ConditionMirrorConfigured)
@@ -172,16 +214,19 @@ func (r *checked) nodesWith(reason func(string) bool) int {
 	return len(nodes)
 }
 
+// agentsNamespace is where the agents are, or will be.
+func (p *plugin) agentsNamespace() string { return cmp.Or(p.system, survey.DefaultNamespace) }
+
 // minVersion is the oldest minor version of Kubernetes 1 that the chart takes.
 const minVersion = 32
 
 // checkBefore looks at what an installation needs.
-func (p *plugin) checkBefore(ctx context.Context) (checked, error) {
+func (p *plugin) checkBefore(ctx context.Context, within *preflight) (checked, error) {
 	if err := p.connect(); err != nil {
 		return checked{}, err
 	}
 	var r checked
-	d := &diagnosis{}
+	d := &diagnosis{found: []survey.Finding{}} // a list also where nothing is amiss, for those who read JSON
 	api, err := discovery.NewDiscoveryClientForConfig(p.config)
 	if err != nil {
 		return r, err
@@ -200,22 +245,22 @@ func (p *plugin) checkBefore(ctx context.Context) (checked, error) {
 		return r, err
 	}
 	var nodes corev1.NodeList
-	if err := p.api.List(ctx, &nodes); err != nil {
+	switch err := p.api.List(ctx, &nodes); {
+	case apierrors.IsForbidden(err):
+		r.looked(false, "You may not list nodes, so nothing is said about them")
+	case err != nil:
 		return r, err
 	}
-	for i := range nodes.Items {
-		d.nodeBefore(&nodes.Items[i])
-	}
-	r.looked(true, "Nodes: %d, by what they say of their runtimes", len(nodes.Items))
-	namespace := p.system
-	if namespace == "" {
-		namespace = "shoal-system"
-	}
+	namespace := p.agentsNamespace()
+	within.api, within.namespace, within.timeout = p.api, namespace, p.timeout
 	var ns corev1.Namespace
 	switch err := p.api.Get(ctx, types.NamespacedName{Name: namespace}, &ns); {
 	case apierrors.IsNotFound(err):
+		within.namespace = ""
 		d.before(false, "NamespaceMissing", "", fmt.Sprintf("there is no namespace %s yet", namespace),
 			"kubectl create namespace "+namespace)
+	case apierrors.IsForbidden(err):
+		r.looked(false, "You may not get namespace %s, so nothing is said about its labels", namespace)
 	case err != nil:
 		return r, err
 	case ns.Labels["pod-security.kubernetes.io/enforce"] != "privileged":
@@ -223,13 +268,60 @@ func (p *plugin) checkBefore(ctx context.Context) (checked, error) {
 			"where pod security is enforced by default, agents are refused: they use the node's network and folders",
 			"kubectl label namespace "+namespace+" pod-security.kubernetes.io/enforce=privileged")
 	}
+	d.nodesBefore(ctx, nodes.Items, within, &r)
 	r.Findings = d.found
 	return r, nil
 }
 
+// nodesBefore looks at the nodes: from within, where there is an image and a namespace for that, and else by what they
+// say of themselves.
+func (d *diagnosis) nodesBefore(ctx context.Context, nodes []corev1.Node, within *preflight, r *checked) {
+	seen, read := map[string]nodeLook{}, 0
+	if inside := preflightNodes(nodes); within.image != "" && len(inside) > 0 {
+		var err error
+		if within.namespace == "" {
+			err = errors.New("the namespace for their pods is not there")
+		} else {
+			seen, err = within.look(ctx, inside)
+		}
+		for _, look := range seen {
+			if look.err == nil {
+				read++
+			}
+		}
+		if err != nil {
+			r.looked(false, "Nodes: not looked at from within: %v", err)
+		} else {
+			r.looked(read == len(inside), "Nodes: %d of %d looked at from within", read, len(inside))
+		}
+	}
+	for i := range nodes {
+		n := &nodes[i]
+		look, ok := seen[n.Name]
+		if ok && look.err != nil {
+			d.before(true, "NodeNotLookedAt", n.Name, "its pod could not look: "+look.err.Error(),
+				"agents will need the same image and folder: mend that, or see the node's events")
+		}
+		if !ok || look.err != nil {
+			d.nodeBefore(n)
+			continue
+		}
+		for _, f := range look.findings {
+			d.before(true, f.Reason, n.Name, f.Message, survey.Mend(f.Reason))
+		}
+		d.pressed(n)
+	}
+	if len(nodes) > 0 {
+		r.looked(true, "Nodes: %d, by what they say of their runtimes", len(nodes)-read)
+	}
+}
+
+// diagnosis gathers what is amiss before an installation.
+type diagnosis struct{ found []survey.Finding }
+
 func (d *diagnosis) before(grave bool, reason, node, message, mend string) {
-	d.add(grave, reason, node, "%s", message)
-	d.found[len(d.found)-1].Mend = mend
+	d.found = append(d.found, survey.Finding{Reason: reason, Grave: grave, Node: node, Message: message, Mend: mend,
+		Link: survey.Link(reason)})
 }
 
 // rights looks whether the user may install the chart.
@@ -240,7 +332,7 @@ func (p *plugin) rights(ctx context.Context, d *diagnosis, r *checked) error {
 		{Group: "rbac.authorization.k8s.io", Resource: "clusterroles", Verb: "create"},
 		{Group: "rbac.authorization.k8s.io", Resource: "clusterrolebindings", Verb: "create"},
 		{Group: "admissionregistration.k8s.io", Resource: "validatingadmissionpolicies", Verb: "create"},
-		{Group: "apps", Resource: "daemonsets", Verb: "create", Namespace: "shoal-system"},
+		{Group: "apps", Resource: "daemonsets", Verb: "create", Namespace: p.agentsNamespace()},
 	} {
 		spec := authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &a}
 		review := &authorizationv1.SelfSubjectAccessReview{Spec: spec}
@@ -278,8 +370,8 @@ func (d *diagnosis) nodeBefore(n *corev1.Node) {
 			"--set runtime.flavour=crio, and name mirror.registries")
 	case runtime == "containerd" && major == "2" && number >= 2:
 		d.before(false, "ConfigPathList", n.Name,
-			fmt.Sprintf("containerd %s reads no mirrors where its config.toml names no config_path, for it takes its "+
-				"own default, a list, for the name of one folder; the API does not tell what is set", release),
+			fmt.Sprintf("containerd %s reads no mirrors where its config.toml names no config_path, because it takes "+
+				"its own default, a list, for the name of one folder; the API does not tell what is set", release),
 			"see that config_path = \"/etc/containerd/certs.d\" is set there, or install with --set "+
 				"mirror.fixConfigPath=true")
 	case runtime == "containerd":
@@ -288,9 +380,14 @@ func (d *diagnosis) nodeBefore(n *corev1.Node) {
 				"the API does not tell what is set", release),
 			"see that it is set; kubectl shoal check names the nodes where it is not, once the chart is installed")
 	}
+	d.pressed(n)
+}
+
+// pressed looks whether a node lacks room.
+func (d *diagnosis) pressed(n *corev1.Node) {
 	for _, cond := range n.Status.Conditions {
 		if cond.Type == corev1.NodeDiskPressure && cond.Status == corev1.ConditionTrue {
-			d.before(false, reasonDiskFull, n.Name, "the node is under disk pressure: "+cond.Message,
+			d.before(false, survey.ReasonDiskFull, n.Name, "the node is under disk pressure: "+cond.Message,
 				"make room, or set agent.store.capacity")
 		}
 	}
@@ -314,8 +411,14 @@ func (p *plugin) topCommand() *cobra.Command {
 				if err == nil {
 					err = p.print(rows, func(w io.Writer) error { return writeTop(w, rows) })
 				}
+				if err == nil && !watch && slices.ContainsFunc(rows, func(r topRow) bool { return r.Problem != "" }) {
+					return errNotWell
+				}
 				if err != nil || !watch {
 					return err
+				}
+				if p.output == view.YAML {
+					_, _ = fmt.Fprintln(p.Out, "---")
 				}
 				select {
 				case <-time.After(2 * time.Second):
@@ -330,18 +433,22 @@ func (p *plugin) topCommand() *cobra.Command {
 }
 
 func (p *plugin) top(ctx context.Context) ([]topRow, error) {
-	c, err := p.look(ctx)
+	pods, err := p.pods(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	answers, err := askAll(ctx, p, pods,
+		func(ctx context.Context, c *view.Client) ([]view.Fetch, error) {
+			return view.Get[[]view.Fetch](ctx, c, view.FetchesPath, nil)
+		})
 	if err != nil {
 		return nil, err
 	}
 	var rows []topRow
-	for _, a := range askAll(ctx, p, running(c.Agents, ""),
-		func(ctx context.Context, c *view.Client) ([]view.Fetch, error) {
-			return view.Get[[]view.Fetch](ctx, c, view.FetchesPath, nil)
-		}) {
+	for _, a := range answers {
 		row := topRow{Node: a.Node, Fetches: a.Value}
 		if a.Err != nil {
-			row.Problem = short(a.Err)
+			row.Problem = survey.Short(a.Err)
 		}
 		rows = append(rows, row)
 	}
@@ -365,7 +472,7 @@ func writeTop(w io.Writer, all []topRow) error {
 		}
 	}
 	if quiet == len(all) {
-		_, err := fmt.Fprintf(w, "Nothing arrives at any of %d nodes.\n", quiet)
+		_, err := fmt.Fprintf(w, "Nothing arrives at any of %s.\n", view.Count(quiet, "node"))
 		return err
 	}
 	return view.Table(w, rows)

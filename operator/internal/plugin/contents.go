@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/tools/remotecommand"
 
 	"github.com/shoal-cache/shoal/api/view"
+	"github.com/shoal-cache/shoal/operator/internal/survey"
 )
 
 // runner runs the agent's program in the agent's container. That takes the right to exec, as content takes that no
@@ -32,18 +33,25 @@ const (
 	configFile     = "/etc/shoal/config.yaml"
 )
 
-func (f *forwarded) run(ctx context.Context, pod *corev1.Pod, args []string, in io.Reader, out io.Writer) error {
-	target := f.core.CoreV1().RESTClient().Post().
+// forwarded reaches agents by port-forwards and by exec.
+type forwarded struct{ *survey.Forwarded }
+
+func (f forwarded) run(ctx context.Context, pod *corev1.Pod, args []string, in io.Reader, out io.Writer) error {
+	target := f.Core.CoreV1().RESTClient().Post().
 		Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("exec").
 		VersionedParams(&corev1.PodExecOptions{Container: agentContainer, Stdin: in != nil, Stdout: true, Stderr: true,
 			Command: append([]string{"/shoal-node", args[0], "--config", configFile}, args[1:]...)},
 			scheme.ParameterCodec).URL()
-	executor, err := remotecommand.NewSPDYExecutor(f.config, "POST", target)
+	config, forbidden := survey.Watched(f.Config)
+	executor, err := remotecommand.NewSPDYExecutor(config, "POST", target)
 	if err != nil {
 		return err
 	}
 	var said bytes.Buffer
 	err = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: out, Stderr: &said})
+	if err != nil && forbidden.Load() {
+		return &survey.NotAllowedError{What: "you may not create pods/exec in namespace " + pod.Namespace}
+	}
 	if text := strings.TrimSpace(strings.TrimPrefix(said.String(), "shoal-node: ")); err != nil && text != "" {
 		err = errors.New(text)
 	}
@@ -76,7 +84,7 @@ runs shoal-node in the agent's pod, so it takes the right to exec there.`,
 		},
 	}
 	cmd.Flags().StringVarP(&file, "output", "o", "-", "the `file` to write; - for standard output")
-	cmd.Flags().StringVar(&node, "node", "", "from this node; default: one that holds it")
+	p.nodeFlag(cmd, &node, "from this node; default: one that holds it")
 	return cmd
 }
 
@@ -86,12 +94,16 @@ func (p *plugin) holder(ctx context.Context, d digest.Digest, node string) (*cor
 	if err != nil {
 		return nil, err
 	}
-	var problem error
-	for _, a := range askAll(ctx, p, pods, func(ctx context.Context, c *view.Client) ([]view.Blob, error) {
+	answers, err := askAll(ctx, p, pods, func(ctx context.Context, c *view.Client) ([]view.Blob, error) {
 		return view.Get[[]view.Blob](ctx, c, view.BlobsPath, url.Values{"digest": {d.String()}})
-	}) {
+	})
+	if err != nil {
+		return nil, err
+	}
+	var problem error
+	for _, a := range answers {
 		if a.Err != nil {
-			problem = fmt.Errorf("; %s did not answer: %s", a.Node, short(a.Err))
+			problem = fmt.Errorf("; %s did not answer: %s", a.Node, survey.Short(a.Err))
 			continue
 		}
 		if len(a.Value) == 0 {
@@ -110,10 +122,18 @@ func (p *plugin) holder(ctx context.Context, d digest.Digest, node string) (*cor
 	return nil, errNotWell
 }
 
+// added is what add has put into the cache.
+type added struct {
+	Digest digest.Digest `json:"digest"`
+	Size   int64         `json:"size"`
+	Node   string        `json:"node"`
+}
+
 func (p *plugin) addCommand() *cobra.Command {
 	var node string
 	cmd := &cobra.Command{
 		Use: "add FILE", Short: "Put a file into the cache, under its digest, and print that", Args: arguments(1, 1),
+		ValidArgsFunction: completeFile,
 		Long: `add puts a file into the cache of one node as a blob. Every other node takes it from there by its digest.
 It is evicted like any other blob, unless it is pinned. It runs shoal-node in the agent's pod, so it takes the right to
 exec there.`,
@@ -138,10 +158,12 @@ exec there.`,
 				return err
 			}
 			p.say("%s is on %s", view.Bytes(size), pods[0].Spec.NodeName)
-			_, err = fmt.Fprintln(p.Out, d)
-			return err
+			return p.print(added{d, size, pods[0].Spec.NodeName}, func(w io.Writer) error {
+				_, err := fmt.Fprintln(w, d)
+				return err
+			})
 		},
 	}
-	cmd.Flags().StringVar(&node, "node", "", "on this node; default: any")
+	p.nodeFlag(cmd, &node, "on this node; default: any")
 	return cmd
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/api/view"
+	"github.com/shoal-cache/shoal/operator/internal/survey"
 )
 
 // fieldManager is that of what this command writes.
@@ -43,7 +44,7 @@ func (p *plugin) pinCommand() *cobra.Command {
 		Args: arguments(1, -1),
 		Example: "  kubectl shoal pin docker.io/library/debian:stable-slim --replicas 3\n" +
 			"  kubectl shoal pin registry.example/team/app:1.2 --pull-secret login --wait",
-		RunE: func(cmd *cobra.Command, args []string) error { return p.pin(cmd.Context(), args, "pin", f) },
+		RunE: func(cmd *cobra.Command, args []string) error { return p.pinWithin(cmd.Context(), args, "pin", f) },
 	}
 	f.add(cmd, "3", 0)
 	return cmd
@@ -58,7 +59,7 @@ func (p *plugin) preheatCommand() *cobra.Command {
 after --ttl, and the images then stay in the cache like any others.`,
 		Example: "  kubectl shoal preheat registry.example/team/app:1.3 --wait\n" +
 			"  kubectl shoal preheat registry.example/team/app:1.3 --node-selector pool=gpu --ttl 2h",
-		RunE: func(cmd *cobra.Command, args []string) error { return p.pin(cmd.Context(), args, "preheat", f) },
+		RunE: func(cmd *cobra.Command, args []string) error { return p.pinWithin(cmd.Context(), args, "preheat", f) },
 	}
 	f.add(cmd, v1alpha1.AllNodes, 6*time.Hour)
 	return cmd
@@ -87,6 +88,9 @@ func (f *pinFlags) spec(images []string) (v1alpha1.ArtifactPinSpec, error) {
 	for _, name := range f.secrets {
 		s.PullSecrets = append(s.PullSecrets, corev1.LocalObjectReference{Name: name})
 	}
+	if f.ttl < 0 {
+		return s, fmt.Errorf("--ttl %s: want 0, for a pin that stays until it is removed, or more", f.ttl)
+	}
 	if f.ttl > 0 {
 		s.Expiry = &v1alpha1.Expiry{TTL: &metav1.Duration{Duration: f.ttl}}
 	}
@@ -111,6 +115,12 @@ func nameOf(prefix string, images []string) string {
 	word = strings.Trim(unusable.ReplaceAllString(strings.ToLower(word), "-"), "-")
 	sum := sha256.Sum256([]byte(strings.Join(images, "\n")))
 	return fmt.Sprintf("%s-%s-%s", prefix, word[:min(len(word), 40)], hex.EncodeToString(sum[:4]))
+}
+
+func (p *plugin) pinWithin(ctx context.Context, images []string, prefix string, f pinFlags) error {
+	ctx, cancel := p.within(ctx, f.wait)
+	defer cancel()
+	return p.late(ctx, p.pin(ctx, images, prefix, f))
 }
 
 func (p *plugin) pin(ctx context.Context, images []string, prefix string, f pinFlags) error {
@@ -150,7 +160,7 @@ func (p *plugin) made(ctx context.Context, pin *v1alpha1.ArtifactPin, how string
 		return err
 	}
 	if !f.wait {
-		return p.print(pin, func(w io.Writer) error {
+		return p.print(plainPin(pin), func(w io.Writer) error {
 			_, err := fmt.Fprintf(w, "artifactpin %s/%s %s; see kubectl shoal pins\n", pin.Namespace, pin.Name, how)
 			return err
 		})
@@ -158,12 +168,20 @@ func (p *plugin) made(ctx context.Context, pin *v1alpha1.ArtifactPin, how string
 	p.say("artifactpin %s/%s %s; waiting for %s at most", pin.Namespace, pin.Name, how, view.Duration(p.timeout))
 	shown := map[string]string{}
 	err = p.until(ctx, func(ctx context.Context) (bool, error) { return p.progress(ctx, pin, shown) })
-	if printed := p.print(pin, func(w io.Writer) error {
+	if printed := p.print(plainPin(pin), func(w io.Writer) error {
 		return writePins(w, []v1alpha1.ArtifactPin{*pin})
 	}); printed != nil {
 		return printed
 	}
 	return err
+}
+
+// plainPin is a pin as kubectl get prints it: with its kind, without what only the API server wants to know.
+func plainPin(pin *v1alpha1.ArtifactPin) *v1alpha1.ArtifactPin {
+	pin = pin.DeepCopy()
+	pin.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("ArtifactPin"))
+	pin.ManagedFields = nil
+	return pin
 }
 
 // progress shows how far nodes are with a pin, a line for each that has moved on, and reports whether all copies are
@@ -221,10 +239,16 @@ func bar(part, whole int64) string {
 	return "[" + strings.Repeat("#", full) + strings.Repeat(".", width-full) + "]"
 }
 
+// unpinned is a pin that unpin has deleted.
+type unpinned struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+}
+
 func (p *plugin) unpinCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "unpin NAME|IMAGE…", Short: "Let go of pins, by their names or by the images that they keep",
-		Args:    arguments(1, -1),
+		Args: arguments(1, -1), ValidArgsFunction: p.completePins,
 		Example: "  kubectl shoal unpin docker.io/library/debian:stable-slim\n  kubectl shoal unpin base -n default",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := p.connect(); err != nil {
@@ -238,7 +262,7 @@ func (p *plugin) unpinCommand() *cobra.Command {
 			if err := p.api.List(cmd.Context(), &pins, client.InNamespace(namespace)); err != nil {
 				return err
 			}
-			missing := false
+			missing, gone := false, []unpinned{}
 			for _, name := range args {
 				found := false
 				for i := range pins.Items {
@@ -249,17 +273,25 @@ func (p *plugin) unpinCommand() *cobra.Command {
 					if err := p.api.Delete(cmd.Context(), &pins.Items[i]); client.IgnoreNotFound(err) != nil {
 						return err
 					}
-					_, _ = fmt.Fprintf(p.Out, "artifactpin %s/%s deleted\n", namespace, pins.Items[i].Name)
+					gone = append(gone, unpinned{namespace, pins.Items[i].Name})
 				}
 				if !found {
 					p.say("no pin in namespace %s is called %s, or keeps it alone", namespace, name)
 					missing = true
 				}
 			}
-			if missing {
+			err = p.print(gone, func(w io.Writer) error {
+				for _, pin := range gone {
+					if _, err := fmt.Fprintf(w, "artifactpin %s/%s deleted\n", pin.Namespace, pin.Name); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err == nil && missing {
 				return errNotWell
 			}
-			return nil
+			return err
 		},
 	}
 }
@@ -297,6 +329,10 @@ func (p *plugin) pinsCommand() *cobra.Command {
 				p.say("no pins here")
 				return nil
 			}
+			pins.Items = append([]v1alpha1.ArtifactPin{}, pins.Items...) // a list also where there is none
+			for i := range pins.Items {
+				pins.Items[i] = *plainPin(&pins.Items[i])
+			}
 			return p.print(pins.Items, func(w io.Writer) error { return writePins(w, pins.Items) })
 		},
 	}
@@ -313,7 +349,7 @@ func writePins(w io.Writer, pins []v1alpha1.ArtifactPin) error {
 			status = c.Reason
 		}
 		rows = append(rows, []string{pins[i].Namespace, pins[i].Name, fmt.Sprintf("%d/%d", s.Ready, s.Desired), status,
-			view.Bytes(sizeOf(s.BytesHeld)), view.Bytes(sizeOf(s.BytesWanted)), s.Summary})
+			view.Bytes(survey.SizeOf(s.BytesHeld)), view.Bytes(survey.SizeOf(s.BytesWanted)), s.Summary})
 	}
 	return view.Table(w, rows)
 }

@@ -1,14 +1,12 @@
 // Package plugin is kubectl shoal. It reads the API server, and the agents' admin addresses by port-forwards of the API
 // server, so that it needs no right but the user's own and no address of an agent is open.
 //
-//	plugin.go    the command, its output and exit codes
-//	cluster.go   what the API server knows
-//	agents.go    what the agents themselves show
-//	diagnose.go  what is amiss, and how to mend it: a pure function of both
-//	status.go, check.go, where.go, pins.go, contents.go, report.go   the verbs
+// plugin.go is the command, its output and exit codes. The other files are the verbs. Package survey tells what a
+// cluster and its agents say, and what is amiss.
 package plugin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
@@ -34,6 +33,7 @@ import (
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/api/view"
+	"github.com/shoal-cache/shoal/operator/internal/survey"
 )
 
 // Exit codes.
@@ -59,6 +59,7 @@ type plugin struct {
 	version   string
 	timeout   time.Duration
 	tolerance time.Duration // how long an agent may take to answer
+	patience  time.Duration // how long the API server may
 
 	config *rest.Config
 	api    client.Client
@@ -94,28 +95,59 @@ func (p *plugin) run(ctx context.Context, args []string) int {
 	return ExitFailed
 }
 
+// unnamed is where client-go looks for an API server when it is told of none.
+const unnamed = "http://localhost:8080"
+
 // explain says what to do about errors of the API server.
 func explain(err error) string {
 	switch {
 	case meta.IsNoMatchError(err), kruntime.IsNotRegisteredError(err):
 		return "this cluster has no resource definitions of Shoal: " +
 			"install the chart first, or try kubectl shoal check --pre"
-	case apierrors.IsForbidden(err):
-		return err.Error() + "; charts/shoal/README.md says which rights kubectl shoal needs"
+	case apierrors.IsUnauthorized(err):
+		return "the API server does not take your credentials, which may be out of date; kubectl auth whoami shows " +
+			"whether it takes them at all"
+	case apierrors.IsForbidden(err), errors.As(err, new(*survey.NotAllowedError)):
+		return err.Error() + "; which rights kubectl shoal takes, and how an administrator gives them: " +
+			survey.RightsLink
 	case errors.Is(err, context.Canceled):
 		return "interrupted"
 	}
 	if dial, ok := errors.AsType[*url.Error](err); ok {
-		at := dial.URL
-		if u, parsed := url.Parse(dial.URL); parsed == nil {
-			at = u.Scheme + "://" + u.Host
-		}
-		return fmt.Sprintf("the API server does not answer at %s: %v; "+
-			"is this the right cluster (kubectl config current-context)?",
-			at, dial.Err)
+		return unreached(dial)
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return "it took longer than --timeout allows"
 	}
 	return err.Error()
 }
+
+// unreached says what to do where the API server has not answered.
+func unreached(dial *url.Error) string {
+	at, why := dial.URL, dial.Err.Error()
+	if u, err := url.Parse(dial.URL); err == nil {
+		at = u.Scheme + "://" + u.Host
+	}
+	switch {
+	case at == unnamed:
+		return fmt.Sprintf("no kubeconfig names a cluster, and none answers at %s, which is then asked: set "+
+			"KUBECONFIG, or give --kubeconfig or --server", at)
+	case strings.HasPrefix(why, gettingCredentials):
+		return "the program that your kubeconfig names to log in with fails: " +
+			strings.TrimPrefix(why, gettingCredentials)
+	case dial.Timeout():
+		return fmt.Sprintf("the API server at %s gave no answer in time; --request-timeout gives it longer than %s",
+			at, view.Duration(patience))
+	}
+	return fmt.Sprintf("the API server does not answer at %s: %s; is this the right cluster "+
+		"(kubectl config current-context)?", at, why)
+}
+
+// gettingCredentials begins the errors of client-go where no request was made for want of credentials.
+const gettingCredentials = "getting credentials: "
+
+// patience is how long an answer of the API server may take where --request-timeout does not say.
+const patience = time.Minute
 
 // suggest writes what cobra says of a word that it does not know on one line, and where to look.
 func suggest(text string) string {
@@ -163,21 +195,48 @@ too.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
-			return p.output.Check(view.JSON, view.YAML, view.Wide)
+			return p.checkFlags()
 		},
 	}
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	f := root.PersistentFlags()
 	p.flags.AddFlags(f)
 	hideMost(f)
 	f.StringVarP((*string)(&p.output), "output", "o", "", "json, yaml or wide")
+	completeFlag(root, "output", cobra.FixedCompletions([]string{string(view.JSON), string(view.YAML),
+		string(view.Wide)}, cobra.ShellCompDirectiveNoFileComp))
 	f.StringVar(&p.system, "agents-namespace", "", "`namespace` of Shoal's agents; default: wherever they are")
 	f.DurationVar(&p.timeout, "timeout", 5*time.Minute, "how long --wait waits")
 	f.DurationVar(&p.tolerance, "agent-timeout", 10*time.Second, "how long an agent may take to answer")
 	root.AddCommand(p.statusCommand(), p.checkCommand(), p.topCommand(), p.whereCommand(), p.lsCommand(),
 		p.whyCommand(),
 		p.pinCommand(), p.unpinCommand(), p.pinsCommand(), p.preheatCommand(), p.reportCommand(), p.testCommand(),
-		p.getCommand(), p.addCommand())
+		p.getCommand(), p.addCommand(), p.versionCommand())
 	return root
+}
+
+// checkFlags refuses flags that make no sense.
+func (p *plugin) checkFlags() error {
+	for name, d := range map[string]time.Duration{"timeout": p.timeout, "agent-timeout": p.tolerance} {
+		if d <= 0 {
+			return fmt.Errorf("--%s %s: want more than nothing, such as 30s", name, d)
+		}
+	}
+	return p.output.Check(view.JSON, view.YAML, view.Wide)
+}
+
+func (p *plugin) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version of this command", Args: arguments(0, 0),
+		Long:    "version prints the version of this command. kubectl shoal status -o wide prints those of the agents.",
+		Example: "  kubectl shoal version",
+		RunE: func(*cobra.Command, []string) error {
+			return p.print(map[string]string{"version": p.version}, func(w io.Writer) error {
+				_, err := fmt.Fprintln(w, p.version)
+				return err
+			})
+		},
+	}
 }
 
 // hideMost keeps kubectl's own flags out of the help, but for those that everybody uses: kubectl options lists them.
@@ -191,6 +250,30 @@ func hideMost(f *pflag.FlagSet) {
 	})
 }
 
+// agents reaches the agents' pods.
+type agents interface {
+	survey.Agents
+	runner
+}
+
+// askAll asks every agent the same, each for as long as --agent-timeout says. It fails where the user may not ask.
+func askAll[T any](ctx context.Context, p *plugin, pods []corev1.Pod,
+	ask func(context.Context, *view.Client) (T, error)) ([]survey.Answer[T], error) {
+	answers := survey.AskAll(ctx, p.agents, p.tolerance, pods, ask)
+	if err := survey.NotAllowed(answers); err != nil {
+		return nil, err
+	}
+	return answers, nil
+}
+
+// look reads what the API server knows.
+func (p *plugin) look(ctx context.Context) (*survey.Cluster, error) {
+	if err := p.connect(); err != nil {
+		return nil, err
+	}
+	return survey.Look(ctx, p.api, p.system)
+}
+
 // connect makes the clients, once the flags are known.
 func (p *plugin) connect() error {
 	if p.api != nil {
@@ -201,6 +284,9 @@ func (p *plugin) connect() error {
 		return err
 	}
 	config.UserAgent = "kubectl-shoal/" + p.version
+	if config.Timeout == 0 { // an API server that takes connections and is silent keeps nobody for ever
+		config.Timeout = cmp.Or(p.patience, patience)
+	}
 	config.QPS = -1 // a command asks little, and the API server has its own bounds
 	scheme := kruntime.NewScheme()
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
@@ -215,7 +301,7 @@ func (p *plugin) connect() error {
 		if err != nil {
 			return err
 		}
-		p.agents = &forwarded{config: config, core: core}
+		p.agents = forwarded{&survey.Forwarded{Config: config, Core: core}}
 	}
 	return nil
 }
@@ -250,6 +336,25 @@ func (p *plugin) colour(code, text string) string {
 // say writes a line for people only.
 func (p *plugin) say(format string, args ...any) {
 	_, _ = fmt.Fprintf(p.ErrOut, format+"\n", args...)
+}
+
+// within bounds all of a command that waits, its first look too, by --timeout.
+func (p *plugin) within(ctx context.Context, wait bool) (context.Context, context.CancelFunc) {
+	if !wait {
+		return ctx, func() {}
+	}
+	// A client that finds out what an API server has is bounded by this alone.
+	p.patience = min(patience, p.timeout+time.Second)
+	return context.WithTimeout(ctx, p.timeout)
+}
+
+// late is errTimedOut where --timeout has cut off the request that failed, once it is said.
+func (p *plugin) late(ctx context.Context, err error) error {
+	if err == nil || errors.Is(err, errTimedOut) || !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return err
+	}
+	p.say("the API server gave no answer within %s", view.Duration(p.timeout))
+	return errTimedOut
 }
 
 // until calls look until it says that it is done, or --timeout has passed.

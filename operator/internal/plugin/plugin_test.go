@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
@@ -24,20 +25,25 @@ import (
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/shoal-cache/shoal/api/apitest"
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/api/view"
+	"github.com/shoal-cache/shoal/operator/internal/survey"
 )
 
 var cluster1 *apitest.Cluster
 
-func TestMain(m *testing.M) { apitest.Main(m, func(c *apitest.Cluster) { cluster1 = c }) }
+func TestMain(m *testing.M) {
+	log.SetLogger(logr.Discard()) // as the program does
+	apitest.Main(m, func(c *apitest.Cluster) { cluster1 = c })
+}
 
 // served are agents that tests play: what each shows, by the node's name. One that is not there does not answer.
 type served map[string]map[string]any
 
-func (s served) open(_ context.Context, pod *corev1.Pod, _ string) (*view.Client, func(), error) {
+func (s served) Open(_ context.Context, pod *corev1.Pod, _ string) (*view.Client, func(), error) {
 	views, ok := s[pod.Spec.NodeName]
 	if !ok {
 		return nil, nil, errors.New("it does not answer")
@@ -73,6 +79,29 @@ func (s served) run(_ context.Context, pod *corev1.Pod, args []string, in io.Rea
 	return err
 }
 
+// spread are agents among whom what is added to one is at once on all.
+type spread struct{ served }
+
+func (s spread) run(ctx context.Context, pod *corev1.Pod, args []string, in io.Reader, out io.Writer) error {
+	err := s.served.run(ctx, pod, args, in, out)
+	for node, views := range s.served {
+		blob := view.Blob{Digest: args[2], Size: 8 << 20}
+		if node != pod.Spec.NodeName {
+			blob.Fetch = &view.PullFetch{Took: time.Second, FromPeers: blob.Size,
+				Peers: map[string]int64{"peer of " + pod.Spec.NodeName: blob.Size}}
+		}
+		views[view.BlobsPath] = []view.Blob{blob}
+	}
+	return err
+}
+
+// shut are agents whom the user may not ask.
+type shut struct{ served }
+
+func (shut) Open(context.Context, *corev1.Pod, string) (*view.Client, func(), error) {
+	return nil, nil, &survey.NotAllowedError{What: "you may not create pods/portforward in namespace shoal-system"}
+}
+
 // kubectl runs the plugin as kubectl does.
 func kubectl(t *testing.T, agents agents, args ...string) (code int, out, errOut string) {
 	t.Helper()
@@ -87,7 +116,7 @@ func kubectl(t *testing.T, agents agents, args ...string) (code int, out, errOut
 func TestHelp_NeedsNoCluster(t *testing.T) {
 	t.Parallel()
 	for _, verb := range []string{"", "status", "check", "top", "where", "ls", "why", "pin", "unpin", "pins", "preheat",
-		"report", "test", "get", "add"} {
+		"report", "test", "get", "add", "version"} {
 		var out bytes.Buffer
 		code := Run(t.Context(), "test", strings.Fields(verb+" --help"),
 			genericiooptions.IOStreams{In: os.Stdin, Out: &out, ErrOut: &out})
@@ -122,6 +151,8 @@ func TestFailures_SayWhatToDo(t *testing.T) {
 		"where a b":                           "where takes IMAGE|DIGEST alone, and was given a b",
 		"where A:::":                          `"A:::" names no image`,
 		"pin":                                 "pin: IMAGE… is missing, as in",
+		"status --kubeconfig /dev/null":       "no kubeconfig names a cluster, and none answers at http://localhost:8080",
+		"version 1":                           "version takes no arguments, and was given 1",
 		"statsu":                              "kubectl shoal --help lists what there is",
 		"status --bad":                        "kubectl shoal --help lists what there is",
 		"status --server https://127.0.0.1:1": "the API server does not answer at https://127.0.0.1:1",
@@ -152,6 +183,12 @@ func TestVerbs(t *testing.T) {
 	t.Parallel()
 	c := apitest.Require(t, cluster1)
 	ctx := t.Context()
+	for _, args := range [][]string{{"top"}, {"where", "redis:7"}, {"ls"}, {"why"}, {"test"}, {"get", some}} {
+		code, out, errOut := kubectl(t, served{}, args...)
+		require.Equal(t, ExitFailed, code, args)
+		require.Equal(t, "kubectl shoal: no agent runs in this cluster; see kubectl shoal check\n", errOut, args)
+		require.Empty(t, out, args)
+	}
 	code, out, errOut := kubectl(t, served{}, "status")
 	require.Equal(t, ExitNotWell, code, errOut)
 	require.Contains(t, out, "NotInstalled", "before an installation")
@@ -179,15 +216,17 @@ func TestVerbs(t *testing.T) {
 			Counters: v1alpha1.CacheCounters{Hits: 3, Misses: 1}}
 		require.NoError(t, agent.Status().Patch(ctx, reported, client.MergeFrom(cache)))
 		pod := &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Name: "agent-" + node, Namespace: apitest.Namespace, Labels: agentLabels},
-			Spec:       corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "agent", Image: "shoal"}}},
+			ObjectMeta: metav1.ObjectMeta{Name: "agent-" + node, Namespace: apitest.Namespace, Labels: survey.AgentLabels,
+				Annotations: map[string]string{corev1.LastAppliedConfigAnnotation: `{"name":"MY_PAT","value":"hunter2"}`}},
+			Spec: corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "agent", Image: "shoal",
+				Env: []corev1.EnvVar{{Name: "MY_PAT", Value: "hunter2"}}}}},
 		}
 		require.NoError(t, c.Client.Create(ctx, pod))
 		pod.Status.Phase = corev1.PodRunning
 		pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "agent", Ready: true}}
 		require.NoError(t, c.Client.Status().Update(ctx, pod))
 		agents[node] = map[string]any{
-			view.NodePath: view.Node{Version: "test"}, view.PeersPath: []view.Peer{{ID: "other"}}, view.RegistriesPath: []view.Registry{},
+			view.NodePath: view.Node{Version: "test", PeerID: "peer of " + node}, view.PeersPath: []view.Peer{{ID: "other"}}, view.RegistriesPath: []view.Registry{},
 			view.FetchesPath: []view.Fetch{{Digest: "sha256:0123456789abcdef", Repository: "docker.io/library/redis",
 				Size: 100, Present: 50, FromPeers: 50}},
 			view.BlobsPath: []view.Blob{{Digest: "sha256:0123456789abcdef", Size: 100, Source: "store"}},
@@ -205,7 +244,7 @@ func TestVerbs(t *testing.T) {
 	require.Contains(t, out, "75% of 8 requests")
 	code, out, _ = kubectl(t, agents, "status", "-o", "json")
 	require.Equal(t, ExitWell, code)
-	var s state
+	var s survey.State
 	require.NoError(t, json.Unmarshal([]byte(out), &s))
 	require.Equal(t, 2, s.Ready)
 	code, out, errOut = kubectl(t, agents, "check")
@@ -220,6 +259,17 @@ func TestVerbs(t *testing.T) {
 	require.Contains(t, out, "✗ AgentSilent: node2: its agent does not answer")
 	require.Contains(t, out, "! Agents: 1 of 2 run and answer")
 	require.Contains(t, out, "kubectl delete pod -n shoal-system agent-node2")
+	code, out, errOut = kubectl(t, served{"node1": agents["node1"]}, "check", "--wait", "--timeout", "1s")
+	require.Equal(t, ExitTimedOut, code)
+	require.Contains(t, errOut, "waiting until nothing is wrong, for 1s at most")
+	require.Contains(t, out, "✗ AgentSilent: node2", "it says what it has waited for")
+
+	requireShut(t)
+	requireForms(t, agents, "status", "check", "check --pre", "top", "where redis:7", "ls", "why", "why nginx", "pins",
+		"pin redis:7 --name form", "pins", "unpin form", "unpin form", "version", "report -f "+filepath.Join(t.TempDir(), "r"))
+	code, out, errOut = kubectl(t, agents, "check", "--agents-namespace", "elsewhere")
+	require.Equal(t, ExitNotWell, code, out+errOut)
+	require.Contains(t, out, "there is neither an agent's pod nor a DaemonSet of agents in namespace elsewhere")
 
 	code, out, _ = kubectl(t, agents, "where", "redis:7")
 	require.Equal(t, ExitWell, code)
@@ -238,6 +288,25 @@ func TestVerbs(t *testing.T) {
 	code, _, errOut = kubectl(t, agents, "why", "nginx")
 	require.Equal(t, ExitNotWell, code)
 	require.Contains(t, errOut, "kubectl shoal check")
+	code, out, _ = kubectl(t, agents, "why", "nginx", "-o", "json")
+	require.Equal(t, ExitNotWell, code)
+	require.Equal(t, "[]\n", out, "a list for scripts also where there is nothing")
+	code, out, errOut = kubectl(t, served{"node1": agents["node1"]}, "ls")
+	require.Equal(t, ExitNotWell, code, "a list that is not whole says so")
+	require.Contains(t, out, "sha256:0123456789abcdef")
+	require.Contains(t, errOut, "node2: it does not answer")
+	code, out, _ = kubectl(t, served{"node1": agents["node1"]}, "top")
+	require.Equal(t, ExitNotWell, code, "the same of what moves")
+	require.Contains(t, out, "it does not answer")
+	code, out, _ = kubectl(t, agents, "pin", "docker.io/library/redis:7", "-o", "yaml", "--name", "seven")
+	require.Equal(t, ExitWell, code)
+	require.Contains(t, out, "kind: ArtifactPin")
+	require.NotContains(t, out, "managedFields")
+	code, out, _ = kubectl(t, agents, "pins", "-o", "json")
+	require.Equal(t, ExitWell, code)
+	require.Contains(t, out, `"kind": "ArtifactPin"`)
+	code, _, _ = kubectl(t, agents, "unpin", "seven")
+	require.Equal(t, ExitWell, code)
 	code, out, _ = kubectl(t, agents, "top")
 	require.Equal(t, ExitWell, code)
 	require.Contains(t, out, "50%")
@@ -271,6 +340,7 @@ func TestVerbs(t *testing.T) {
 	require.Equal(t, ExitWell, code, errOut)
 	added := strings.TrimSpace(out)
 	require.Equal(t, digest.FromString("weights").String(), added, "the digest alone, for scripts")
+	requireForms(t, agents, "add "+model)
 	agents["node1"][view.BlobsPath] = []view.Blob{}
 	saved := filepath.Join(t.TempDir(), "saved")
 	code, _, errOut = kubectl(t, agents, "get", added, "-o", saved)
@@ -289,6 +359,25 @@ func TestVerbs(t *testing.T) {
 	require.Equal(t, ExitNotWell, code)
 	require.Contains(t, errOut, "none of 2 nodes holds")
 
+	code, out, errOut = kubectl(t, spread{agents}, "test")
+	require.Equal(t, ExitWell, code, out+errOut)
+	require.Equal(t, 1, strings.Count(out, "right"), out)
+	require.Equal(t, 1, strings.Count(out, "had it from you"), out)
+	require.Contains(t, out, "Copies that nodes sent: node1 1.00.", "by the nodes' names")
+	code, out, errOut = kubectl(t, spread{agents}, "test", "-o", "json")
+	require.Equal(t, ExitWell, code, out+errOut)
+	var all []tested
+	require.NoError(t, json.Unmarshal([]byte(out), &all))
+	require.Equal(t, map[string]int64{"node1": 8 << 20}, all[1].From)
+	require.Equal(t, time.Second, all[1].Fetched)
+	agents["node2"][view.BlobsPath] = []view.Blob{}
+	code, out, _ = kubectl(t, agents, "test", "--timeout", "5s")
+	require.Equal(t, ExitNotWell, code)
+	require.Contains(t, out, "it has not come in time")
+	var left v1alpha1.ArtifactPinList
+	require.NoError(t, c.Client.List(ctx, &left, client.InNamespace("default")))
+	require.Empty(t, left.Items, "nothing stays pinned")
+
 	file := filepath.Join(t.TempDir(), "report.tar.gz")
 	agents["node1"][view.PullsPath] = []view.Pull{{Parts: []view.PullPart{{Problem: "GET https://me:hunter2@registry.example/v2/"}}}}
 	code, out, errOut = kubectl(t, agents, "report", "-f", file)
@@ -296,8 +385,11 @@ func TestVerbs(t *testing.T) {
 	require.Contains(t, out, "files")
 	text := unpack(t, file)
 	require.Contains(t, text, "2 running, 2 ready, 2 admitted")
-	require.Contains(t, text, "https://me:REMOVED@registry.example")
+	require.Contains(t, text, "https://REMOVED@registry.example")
 	require.NotContains(t, text, "hunter2")
+	for _, part := range []string{"cachepolicies.yaml", "nodes.yaml", "events.yaml", "pods/operators.yaml", "Kubernetes v1."} {
+		require.Contains(t, text, part)
+	}
 }
 
 func unpack(t *testing.T, file string) string {

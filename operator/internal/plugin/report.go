@@ -9,46 +9,29 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"regexp"
 	"time"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
+	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/api/view"
+	"github.com/shoal-cache/shoal/operator/internal/survey"
 )
-
-// secretWords are what is taken out of a report: credentials in URLs, tokens in headers, signatures of storage
-// addresses.
-var secretWords = []*regexp.Regexp{
-	regexp.MustCompile(`(?i)((?:authorization|x-amz-security-token|proxy-authorization)["']?\s*[:=]\s*["']?)(?:bearer |basic )?[^\s"',;]+`),
-	regexp.MustCompile(`(?i)(bearer |basic )[a-z0-9._~+/=-]{8,}`),
-	regexp.MustCompile(`(://[^/\s:@]+:)[^@/\s]+(@)`),
-	regexp.MustCompile(`(?i)([?&](?:x-amz-signature|x-amz-credential|x-amz-security-token|signature|sig|token|access_token|key-pair-id|policy|password|se|sp|sv)=)[^&\s"']+`),
-	regexp.MustCompile(`(?i)("?(?:password|secret|token|auth|identitytoken|registrytoken)"?\s*[:=]\s*"?)[^\s",}]{4,}`),
-}
-
-// redact takes secrets out of a text.
-func redact(text []byte) []byte {
-	for _, w := range secretWords {
-		replacement := "${1}REMOVED"
-		if w.NumSubexp() == 2 {
-			replacement += "${2}"
-		}
-		text = w.ReplaceAll(text, []byte(replacement))
-	}
-	return text
-}
 
 func (p *plugin) reportCommand() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use: "report", Short: "Write one archive for a bug report, without secrets", Args: arguments(0, 0),
-		Long: `report writes what check finds, the objects of Shoal, and what each agent shows and has logged lately. It
-reads no Secret, and takes out of the rest what looks like a credential. It names your images, nodes and registries:
-look at it before you give it away.`,
+		Long: `report writes what check finds, the objects of Shoal, and what agents and operators show and have logged
+lately. It reads no Secret, and takes out of the rest what looks like a credential, and the values of environment
+variables that are not Shoal's own. It names your images, nodes and registries: look at it before you give it away.`,
 		Example: "  kubectl shoal report -f shoal-report.tar.gz",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if file == "" {
@@ -62,13 +45,22 @@ look at it before you give it away.`,
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(p.Out, "%s: %d files, %s. It names your images, nodes and registries.\n", file, files,
-				view.Bytes(int64(archive.Len())))
-			return err
+			return p.print(reported{file, files, archive.Len()}, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "%s: %d files, %s. It names your images, nodes and registries.\n", file, files,
+					view.Bytes(int64(archive.Len())))
+				return err
+			})
 		},
 	}
 	cmd.Flags().StringVarP(&file, "file", "f", "", "name of the archive; default: shoal-report-TIME.tar.gz")
 	return cmd
+}
+
+// reported is what report has written.
+type reported struct {
+	File  string `json:"file"`
+	Files int    `json:"files"`
+	Bytes int    `json:"bytes"`
 }
 
 // archive is a report that is being written.
@@ -105,30 +97,96 @@ func (p *plugin) report(ctx context.Context, w io.Writer) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	core, err := kubernetes.NewForConfig(p.config)
+	if err != nil {
+		return 0, err
+	}
 	zipped := gzip.NewWriter(w)
 	a := &archive{tar: tar.NewWriter(zipped)}
-	pods := running(c.Agents, "")
-	answers := askAll(ctx, p, pods, askHealth)
-	findings := diagnose(c, answers, time.Now())
+	pods := survey.Running(c.Agents, "")
+	answers, shut := askAll(ctx, p, pods, survey.AskHealth)
+	findings := survey.Diagnose(c, answers, time.Now())
 	var text bytes.Buffer
-	_ = p.writeState(&text, stateOf(c, findings, time.Now()))
+	_ = p.writeState(&text, survey.StateOf(c, findings, time.Now()))
 	a.add("status.txt", text.Bytes())
 	a.addYAML("findings.yaml", findings)
-	a.add("version.txt", fmt.Appendf(nil, "kubectl-shoal %s\n", p.version))
+	a.addVersions(p.version, core)
+	a.addObjects(c)
+	var policies v1alpha1.CachePolicyList
+	a.addList("cachepolicies.yaml", &policies, func() any { return policies.Items }, p.api.List(ctx, &policies))
+	if shut != nil {
+		a.add("agents/not-asked.txt", []byte(explain(shut)))
+	} else {
+		p.addAgents(ctx, a, pods)
+	}
+	p.addSystem(ctx, a, core, c)
+	return a.files, errors.Join(a.err, a.tar.Close(), zipped.Close())
+}
+
+func (a *archive) addVersions(own string, core kubernetes.Interface) {
+	text := fmt.Appendf(nil, "kubectl-shoal %s\n", own)
+	if version, err := core.Discovery().ServerVersion(); err == nil {
+		text = fmt.Appendf(text, "Kubernetes %s\n", version.GitVersion)
+	}
+	a.add("version.txt", text)
+}
+
+// addObjects writes what the API server knows of the cache.
+func (a *archive) addObjects(c *survey.Cluster) {
+	if c.Swarm != nil {
+		plainMeta(c.Swarm)
+	}
+	for i := range c.Peers {
+		plainMeta(&c.Peers[i])
+	}
+	for i := range c.Pins {
+		plainMeta(&c.Pins[i])
+	}
+	nodes := map[string]corev1.NodeStatus{}
+	for _, n := range c.Nodes {
+		nodes[n.Name] = corev1.NodeStatus{NodeInfo: n.Status.NodeInfo, Conditions: n.Status.Conditions,
+			Capacity: n.Status.Capacity}
+	}
+	for i := range c.Daemons {
+		plainMeta(&c.Daemons[i])
+		withoutSecrets(&c.Daemons[i].Spec.Template.Spec)
+	}
+	for i := range c.Agents {
+		plainMeta(&c.Agents[i])
+		withoutSecrets(&c.Agents[i].Spec)
+		a.addYAML("pods/"+c.Agents[i].Spec.NodeName+".yaml", c.Agents[i])
+	}
 	a.addYAML("swarm.yaml", c.Swarm)
 	a.addYAML("peers.yaml", c.Peers)
-	a.addYAML("nodecaches.yaml", c.Caches)
+	a.addYAML("nodecaches.yaml", c.Caches) // with their managed fields: when the API server took a report down
 	a.addYAML("artifactpins.yaml", c.Pins)
 	a.addYAML("daemonsets.yaml", c.Daemons)
-	for i := range pods {
-		pods[i].ManagedFields = nil
-		a.addYAML("pods/"+pods[i].Spec.NodeName+".yaml", pods[i])
+	a.addYAML("nodes.yaml", nodes)
+}
+
+// addList writes the objects that were listed, or why they were not.
+func (a *archive) addList(name string, list client.ObjectList, of func() any, err error) {
+	if err != nil {
+		a.add(name, []byte(err.Error()))
+		return
 	}
+	_ = meta.EachListItem(list, func(o runtime.Object) error {
+		if m, ok := o.(metav1.Object); ok {
+			plainMeta(m)
+		}
+		return nil
+	})
+	a.addYAML(name, of())
+}
+
+// addAgents writes what the agents show.
+func (p *plugin) addAgents(ctx context.Context, a *archive, pods []corev1.Pod) {
 	for _, path := range []string{view.NodePath, view.PeersPath, view.FetchesPath, view.PullsPath, view.RegistriesPath,
 		"/readyz", "/metrics"} {
-		for _, answer := range askAll(ctx, p, pods, func(ctx context.Context, c *view.Client) ([]byte, error) {
+		answers, _ := askAll(ctx, p, pods, func(ctx context.Context, c *view.Client) ([]byte, error) {
 			return c.Text(ctx, path, nil)
-		}) {
+		})
+		for _, answer := range answers {
 			data := answer.Value
 			if answer.Err != nil {
 				data = []byte(answer.Err.Error())
@@ -136,18 +194,36 @@ func (p *plugin) report(ctx context.Context, w io.Writer) (int, error) {
 			a.add("agents/"+answer.Node+path+".txt", data)
 		}
 	}
-	if core, err := kubernetes.NewForConfig(p.config); err == nil {
-		for i := range c.Agents {
-			p.addLogs(ctx, a, core, &c.Agents[i])
-		}
+}
+
+// addSystem writes what is in the agents' namespace besides: operators, events and logs.
+func (p *plugin) addSystem(ctx context.Context, a *archive, core kubernetes.Interface, c *survey.Cluster) {
+	namespace := p.agentsNamespace()
+	if len(c.Agents) > 0 {
+		namespace = c.Agents[0].Namespace
 	}
-	return a.files, errors.Join(a.err, a.tar.Close(), zipped.Close())
+	var operators corev1.PodList
+	a.addList("pods/operators.yaml", &operators, func() any {
+		for i := range operators.Items {
+			withoutSecrets(&operators.Items[i].Spec)
+		}
+		return operators.Items
+	}, p.api.List(ctx, &operators, client.InNamespace(namespace), survey.OperatorLabels))
+	var events corev1.EventList
+	a.addList("events.yaml", &events, func() any { return events.Items },
+		p.api.List(ctx, &events, client.InNamespace(namespace)))
+	for i := range c.Agents {
+		p.addLogs(ctx, a, core, &c.Agents[i], c.Agents[i].Spec.NodeName)
+	}
+	for i := range operators.Items {
+		p.addLogs(ctx, a, core, &operators.Items[i], operators.Items[i].Name)
+	}
 }
 
 // logLines bounds what is taken of each log.
 const logLines = 2000
 
-func (p *plugin) addLogs(ctx context.Context, a *archive, core kubernetes.Interface, pod *corev1.Pod) {
+func (p *plugin) addLogs(ctx context.Context, a *archive, core kubernetes.Interface, pod *corev1.Pod, of string) {
 	lines := int64(logLines)
 	for _, c := range pod.Spec.Containers {
 		for _, previous := range []bool{false, true} {
@@ -155,7 +231,7 @@ func (p *plugin) addLogs(ctx context.Context, a *archive, core kubernetes.Interf
 			data, err := core.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name,
 				&corev1.PodLogOptions{Container: c.Name, TailLines: &lines, Previous: previous}).DoRaw(ctx)
 			cancel()
-			name := "logs/" + pod.Spec.NodeName + "-" + c.Name
+			name := "logs/" + of + "-" + c.Name
 			if previous {
 				if err != nil {
 					continue // there was none

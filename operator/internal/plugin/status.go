@@ -1,7 +1,6 @@
 package plugin
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -10,93 +9,11 @@ import (
 	"strings"
 	"time"
 
-	apimeta "k8s.io/apimachinery/pkg/api/meta"
-
 	"github.com/spf13/cobra"
 
-	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/api/view"
+	"github.com/shoal-cache/shoal/operator/internal/survey"
 )
-
-// state is what status prints.
-type state struct {
-	Agents   int       `json:"agents"`
-	Ready    int       `json:"ready"`
-	Admitted int       `json:"admitted"`
-	Zones    []string  `json:"zones"`
-	Sums     sums      `json:"sums"`
-	Pins     int       `json:"pins"`
-	Whole    int       `json:"pinsReady"`
-	Nodes    []nodeRow `json:"nodes"`
-	Findings []finding `json:"findings"`
-	Hidden   []string  `json:"notReadable,omitempty"`
-}
-
-type nodeRow struct {
-	Name     string `json:"name"`
-	Zone     string `json:"zone,omitempty"`
-	Admitted bool   `json:"admitted"`
-	Mirror   string `json:"mirror"`
-	Used     int64  `json:"used"`
-	Capacity int64  `json:"capacity"`
-	Hits     int64  `json:"hits"`
-	Requests int64  `json:"requests"`
-	Peers    int64  `json:"fromPeers"`
-	Upstream int64  `json:"fromUpstream"`
-	Saved    int64  `json:"saved"`
-	Version  string `json:"version,omitempty"`
-	// Reported is how long ago the agent reported, by the API server's clock; -1: never.
-	Reported time.Duration `json:"reported"`
-}
-
-func stateOf(c *cluster, found []finding, now time.Time) state {
-	s := state{Agents: len(running(c.Agents, "")), Sums: c.sums(), Pins: len(c.Pins), Findings: found, Hidden: c.Hidden}
-	for _, p := range running(c.Agents, "") {
-		whole := true
-		for _, container := range p.Status.ContainerStatuses {
-			whole = whole && container.Ready
-		}
-		if whole {
-			s.Ready++
-		}
-	}
-	for i := range c.Pins {
-		if apimeta.IsStatusConditionTrue(c.Pins[i].Status.Conditions, v1alpha1.ConditionReady) {
-			s.Whole++
-		}
-	}
-	caches := map[string]*v1alpha1.NodeCache{}
-	for i := range c.Caches {
-		caches[c.Caches[i].Name] = &c.Caches[i]
-	}
-	for i := range c.Peers {
-		p := &c.Peers[i]
-		r := nodeRow{Name: p.Name, Zone: p.Spec.Zone, Admitted: p.IsAdmitted(), Reported: -1}
-		if r.Admitted {
-			s.Admitted++
-		}
-		if !slices.Contains(s.Zones, r.Zone) {
-			s.Zones = append(s.Zones, r.Zone)
-		}
-		if n := caches[p.Name]; n != nil {
-			st := n.Status
-			r.Used, r.Capacity, r.Version = sizeOf(st.Usage.Bytes), sizeOf(st.Usage.Capacity), st.Version
-			r.Hits, r.Requests = st.Counters.Hits, st.Counters.Hits+st.Counters.Misses
-			r.Peers, r.Upstream, r.Saved = sizeOf(st.Counters.PeerBytes), sizeOf(st.Counters.UpstreamBytes),
-				sizeOf(st.Counters.SavedBytes)
-			if cond := apimeta.FindStatusCondition(st.Conditions, v1alpha1.ConditionMirrorConfigured); cond != nil {
-				r.Mirror = cond.Reason
-			}
-			if st.ReportedAt != nil {
-				r.Reported = max(0, now.Sub(st.ReportedAt.Time))
-			}
-		}
-		s.Nodes = append(s.Nodes, r)
-	}
-	slices.Sort(s.Zones)
-	slices.SortFunc(s.Nodes, func(a, b nodeRow) int { return compare(a.Name, b.Name) })
-	return s
-}
 
 func (p *plugin) statusCommand() *cobra.Command {
 	var wait bool
@@ -106,18 +23,26 @@ func (p *plugin) statusCommand() *cobra.Command {
 		Example: "  kubectl shoal status\n  kubectl shoal status --wait --timeout 10m\n" +
 			"  kubectl shoal status -o json | jq .sums.saved",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := p.status(cmd.Context())
-			if wait && err == nil && (s.Agents == 0 || grave(s.Findings)) {
+			ctx, cancel := p.within(cmd.Context(), wait)
+			defer cancel()
+			s, err := p.status(ctx)
+			if err != nil {
+				return p.late(ctx, err)
+			}
+			if wait && !settled(s) {
 				p.say("waiting until nothing is wrong, for %s at most", view.Duration(p.timeout))
 				told := ""
-				err = p.until(cmd.Context(), func(ctx context.Context) (bool, error) {
-					var err error
-					s, err = p.status(ctx)
-					if now := s.wrong(); err == nil && now != told {
-						told = now
-						p.say("  still wrong: %s", now)
+				err = p.until(ctx, func(ctx context.Context) (bool, error) {
+					now, err := p.status(ctx)
+					if err != nil {
+						return false, err // what is known from before is said at the end
 					}
-					return err == nil && s.Agents > 0 && !grave(s.Findings), err
+					s = now
+					if wrong := s.Wrong(); wrong != told {
+						told = wrong
+						p.say("  still wrong: %s", wrong)
+					}
+					return settled(s), nil
 				})
 			}
 			if err != nil && !isTimeout(err) {
@@ -126,7 +51,7 @@ func (p *plugin) statusCommand() *cobra.Command {
 			if printed := p.print(s, func(w io.Writer) error { return p.writeState(w, s) }); printed != nil {
 				return printed
 			}
-			if err == nil && grave(s.Findings) {
+			if err == nil && survey.Grave(s.Findings) {
 				return errNotWell
 			}
 			return err
@@ -136,35 +61,33 @@ func (p *plugin) statusCommand() *cobra.Command {
 	return cmd
 }
 
-// wrong names in one line what is wrong.
-func (s state) wrong() string {
-	var said []string
-	for _, g := range together(s.Findings) {
-		if g.Grave {
-			said = append(said, g.Reason+" ("+g.on()+")")
-		}
-	}
-	if s.Agents == 0 {
-		said = append(said, "no agent runs")
-	}
-	return cmp.Or(strings.Join(said, ", "), "nothing")
+// settled reports whether agents run, as far as the user may know, and nothing is wrong.
+func settled(s survey.State) bool {
+	return (s.Agents > 0 || unseen(s) && s.Admitted > 0) && !survey.Grave(s.Findings)
 }
 
-func (p *plugin) status(ctx context.Context) (state, error) {
+// unseen reports whether the user may not see the agents' pods.
+func unseen(s survey.State) bool { return slices.Contains(s.Hidden, survey.HiddenPods) }
+
+func (p *plugin) status(ctx context.Context) (survey.State, error) {
 	c, err := p.look(ctx)
 	if err != nil {
-		return state{}, err
+		return survey.State{}, err
 	}
-	return stateOf(c, diagnose(c, nil, time.Now()), time.Now()), nil
+	return survey.StateOf(c, survey.Diagnose(c, nil, time.Now()), time.Now()), nil
 }
 
-func (p *plugin) writeState(w io.Writer, s state) error {
+func (p *plugin) writeState(w io.Writer, s survey.State) error {
 	zones := fmt.Sprintf("%d zones", len(s.Zones))
 	if len(s.Zones) == 1 {
 		zones = "one zone"
 	}
+	agents := fmt.Sprintf("%d running, %d ready, %d admitted, in %s", s.Agents, s.Ready, s.Admitted, zones)
+	if unseen(s) {
+		agents = fmt.Sprintf("%d admitted, in %s", s.Admitted, zones)
+	}
 	for _, line := range [][2]string{
-		{"Agents", fmt.Sprintf("%d running, %d ready, %d admitted, in %s", s.Agents, s.Ready, s.Admitted, zones)},
+		{"Agents", agents},
 		{"Hits", fmt.Sprintf("%s of %d requests were answered from the node's own disk",
 			view.Ratio(s.Sums.Hits, s.Sums.Requests), s.Sums.Requests)},
 		{"Saved", fmt.Sprintf("%s need not be read from registries; %s were, %s came from peers",
@@ -214,15 +137,15 @@ func (p *plugin) writeState(w io.Writer, s state) error {
 	return p.writeFindings(w, s.Findings)
 }
 
-func (p *plugin) writeFindings(w io.Writer, all []finding) error {
-	for _, g := range together(all) {
+func (p *plugin) writeFindings(w io.Writer, all []survey.Finding) error {
+	for _, g := range survey.Together(all) {
 		mark := p.colour(yellow, "!")
 		if g.Grave {
 			mark = p.colour(red, "✗")
 		}
 		where := ""
-		if len(g.nodes) > 0 {
-			where = g.on() + ": "
+		if len(g.Nodes) > 0 {
+			where = g.On() + ": "
 		}
 		if _, err := fmt.Fprintf(w, "%s %s: %s%s\n    mend: %s\n    more: %s\n", mark, g.Reason, where,
 			strings.TrimSpace(g.Message), g.Mend, g.Link); err != nil {
@@ -230,46 +153,4 @@ func (p *plugin) writeFindings(w io.Writer, all []finding) error {
 		}
 	}
 	return nil
-}
-
-// group is a finding that several nodes have in common.
-type group struct {
-	finding
-	nodes []string
-}
-
-// together joins findings that differ by the node alone.
-func together(all []finding) []group {
-	var groups []group
-	for _, f := range all {
-		i := slices.IndexFunc(groups, func(g group) bool {
-			return g.Reason == f.Reason && g.Grave == f.Grave && g.Message == f.Message &&
-				g.general() == f.general() && len(g.nodes) > 0 && f.Node != ""
-		})
-		if i < 0 {
-			groups = append(groups, group{finding: f})
-			i = len(groups) - 1
-		}
-		if f.Node != "" {
-			groups[i].nodes = append(groups[i].nodes, f.Node)
-		}
-	}
-	return groups
-}
-
-// general is a mend without the names of its node and pod: what it is for any of them.
-func (f finding) general() string {
-	if f.Node == "" {
-		return f.Mend
-	}
-	return cmp.Or(mends[f.Reason], f.Mend)
-}
-
-// on names the nodes of a group, the first of them where they are many.
-func (g group) on() string {
-	const most = 5
-	if n := len(g.nodes); n > most {
-		return fmt.Sprintf("%s and %d more", strings.Join(g.nodes[:most], ", "), n-most)
-	}
-	return cmp.Or(strings.Join(g.nodes, ", "), "cluster")
 }

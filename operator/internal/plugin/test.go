@@ -1,14 +1,20 @@
 package plugin
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,33 +23,92 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/api/view"
+	"github.com/shoal-cache/shoal/operator/internal/survey"
 )
+
+// What test brings along, in MiB.
+const (
+	testSize = 8
+	perfSize = 128
+)
+
+// tested is what one node made of test's content.
+type tested struct {
+	Node string `json:"node"`
+	// Took is until all of it was there.
+	Took     time.Duration `json:"took"`
+	Bytes    int64         `json:"bytes"`
+	Peers    int64         `json:"fromPeers"`
+	Upstream int64         `json:"fromUpstream"`
+	// Fetched is how long the agent was at it, and From are the bytes by the node that sent them, where it tells.
+	Fetched time.Duration    `json:"fetched,omitempty"`
+	From    map[string]int64 `json:"from,omitempty"`
+	// Had: it was put there, and did not come from another.
+	Had     bool   `json:"had,omitempty"`
+	Problem string `json:"problem,omitempty"`
+
+	peerID string
+}
+
+// rate is how many bytes came in a second.
+func (t *tested) rate(bytes int64) string {
+	took := cmp.Or(t.Fetched, t.Took)
+	if took <= 0 {
+		return ""
+	}
+	return view.Bytes(int64(float64(bytes)/took.Seconds())) + "/s"
+}
 
 func (p *plugin) testCommand() *cobra.Command {
 	var image string
+	var perf bool
 	cmd := &cobra.Command{
-		Use: "test --image IMAGE", Short: "Pull an image over every node at once, and show what came from where",
+		Use: "test", Short: "Send something over every node, and show what came from where",
 		Args: arguments(0, 0),
-		Long: `test pulls an image that anyone may read through the agent of every node at once, as a container runtime
+		Long: `test puts 8 MiB that nobody had before (--perf: 128 MiB) on one node, and has a pin bring them to all
+others, which take them from that node and from each other. It shows which node got how many bytes from which, and
+with --perf at which rate. Then it lets go of them again. It takes the rights of add and of pin. No registry is asked.
+
+With --image it pulls an image that anyone may read through the agent of every node at once, as a container runtime
 would, and throws the bytes away. The bytes also travel from the nodes to you. Where no node had the image, the sum of
 what came from the registry is one copy. What was held before shows as neither.`,
-		Example: "  kubectl shoal test --image docker.io/library/alpine:3.22",
+		Example: "  kubectl shoal test\n  kubectl shoal test --perf\n" +
+			"  kubectl shoal test --image docker.io/library/alpine:3.22",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if image == "" {
-				return errors.New("--image: name an image that anyone may read, best a small one that no node holds")
+			size := int64(testSize)
+			if perf {
+				size = perfSize
 			}
-			ref, err := reference.ParseDockerRef(image)
-			if err != nil {
-				return fmt.Errorf("--image %q: %w", image, err)
+			pull := func(ctx context.Context, pods []corev1.Pod) ([]tested, error) {
+				return p.bring(ctx, pods, size<<20)
+			}
+			if image != "" {
+				if perf {
+					return errors.New("--perf goes without --image: how large an image is does not depend on it")
+				}
+				ref, err := reference.ParseDockerRef(image)
+				if err != nil {
+					return fmt.Errorf("--image %q: %w", image, err)
+				}
+				pull = func(ctx context.Context, pods []corev1.Pod) ([]tested, error) {
+					return p.test(ctx, pods, ref), nil
+				}
 			}
 			pods, err := p.pods(cmd.Context(), "")
 			if err != nil {
 				return err
 			}
-			all := p.test(cmd.Context(), pods, ref)
-			if err := p.print(all, func(w io.Writer) error { return writeTested(w, all) }); err != nil {
+			all, err := pull(cmd.Context(), pods)
+			if err != nil {
+				return err
+			}
+			if err := p.print(all, func(w io.Writer) error { return p.writeTested(w, all, perf) }); err != nil {
 				return err
 			}
 			if slices.ContainsFunc(all, func(t tested) bool { return t.Problem != "" }) {
@@ -52,8 +117,133 @@ what came from the registry is one copy. What was held before shows as neither.`
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&image, "image", "", "the image to pull")
+	cmd.Flags().StringVar(&image, "image", "", "pull this `image` instead")
+	cmd.Flags().BoolVar(&perf, "perf", false, "send so much that the rate can be told")
 	return cmd
+}
+
+// bring puts content that nobody had on one node, and has a pin bring it to all.
+func (p *plugin) bring(ctx context.Context, pods []corev1.Pod, size int64) ([]tested, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.timeout)
+	defer cancel()
+	namespace, err := p.namespace()
+	if err != nil {
+		return nil, err
+	}
+	body := make([]byte, size)
+	if _, err := rand.Read(body); err != nil {
+		return nil, err
+	}
+	d := digest.FromBytes(body)
+	add := []string{"add", "--digest", d.String(), "--size", strconv.FormatInt(size, 10), "-"}
+	err = p.agents.run(ctx, &pods[0], add, bytes.NewReader(body), io.Discard)
+	if err != nil {
+		return nil, err
+	}
+	p.say("%s are on %s; now they go to all others", view.Bytes(size), pods[0].Spec.NodeName)
+	pin := &v1alpha1.ArtifactPin{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "shoal-test-" + d.Encoded()[:8]},
+		Spec: v1alpha1.ArtifactPinSpec{
+			Artifacts: []v1alpha1.Artifact{{Digest: d.String()}}, Replicas: intstr.FromString(v1alpha1.AllNodes),
+			DeletionPolicy: v1alpha1.DeletionPurge,
+			// Should this command be killed.
+			Expiry: &v1alpha1.Expiry{TTL: &metav1.Duration{Duration: time.Hour}},
+		},
+	}
+	start := time.Now()
+	if err := p.api.Create(ctx, pin, client.FieldOwner(fieldManager)); err != nil {
+		return nil, err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.tolerance)
+		defer cancel()
+		if err := p.api.Delete(ctx, pin); client.IgnoreNotFound(err) != nil {
+			p.say("artifactpin %s/%s stays for an hour: %s", pin.Namespace, pin.Name, explain(err))
+		}
+	}()
+	all := make([]tested, len(pods))
+	var waiting sync.WaitGroup
+	for i := range pods {
+		waiting.Go(func() {
+			all[i].Node = pods[i].Spec.NodeName
+			if err := p.arrives(ctx, &pods[i], d, start, i == 0, &all[i]); err != nil {
+				all[i].Problem = survey.Short(err)
+			}
+		})
+	}
+	waiting.Wait()
+	nameSources(all)
+	slices.SortFunc(all, func(a, b tested) int { return strings.Compare(a.Node, b.Node) })
+	return all, nil
+}
+
+// nameSources puts the nodes' names in the place of their agents' peer IDs.
+func nameSources(all []tested) {
+	names := map[string]string{}
+	for _, t := range all {
+		names[t.peerID] = t.Node
+	}
+	for i := range all {
+		from := make(map[string]int64, len(all[i].From))
+		for id, bytes := range all[i].From {
+			from[cmp.Or(names[id], id)] += bytes
+		}
+		all[i].From = from
+	}
+}
+
+const (
+	// lookAgain is the time between two looks whether something is there.
+	lookAgain = 200 * time.Millisecond
+	// tellsWithin is how many looks more an agent has to tell how it got what is there.
+	tellsWithin = 5
+)
+
+// arrives waits until a node holds content. had: it is the one that had it before.
+func (p *plugin) arrives(ctx context.Context, pod *corev1.Pod, d digest.Digest, start time.Time, had bool,
+	t *tested) error {
+	admin, end, err := p.agents.Open(ctx, pod, "admin")
+	if err != nil {
+		return err
+	}
+	defer end()
+	before, err := view.Get[view.Node](ctx, admin, view.NodePath, nil)
+	if err != nil {
+		return err
+	}
+	t.peerID, t.Had = before.PeerID, had
+	tick := time.NewTicker(lookAgain)
+	defer tick.Stop()
+	for untold := 0; ; {
+		held, err := view.Get[[]view.Blob](ctx, admin, view.BlobsPath, url.Values{"digest": {d.String()}})
+		if err != nil {
+			return err
+		}
+		if i := slices.IndexFunc(held, func(b view.Blob) bool { return b.Digest == d.String() }); i >= 0 {
+			if t.Bytes = held[i].Size; t.Took == 0 {
+				t.Took = time.Since(start)
+			}
+			if f := held[i].Fetch; f != nil {
+				t.Peers, t.Upstream, t.Fetched, t.From = f.FromPeers, f.FromUpstream, f.Took, f.Peers
+				return nil
+			}
+			if untold++; had || untold > tellsWithin {
+				break
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			if t.Took == 0 {
+				return errors.New("it has not come in time")
+			}
+			return nil
+		}
+	}
+	after, err := view.Get[view.Node](ctx, admin, view.NodePath, nil)
+	t.Peers, t.Upstream = after.Traffic.FromPeers-before.Traffic.FromPeers,
+		after.Traffic.FromUpstream-before.Traffic.FromUpstream
+	return err
 }
 
 // test pulls through all agents at once.
@@ -69,22 +259,22 @@ func (p *plugin) test(ctx context.Context, pods []corev1.Pod, ref reference.Name
 			err := p.pullThrough(ctx, &pods[i], ref, &all[i])
 			all[i].Took = time.Since(start)
 			if err != nil {
-				all[i].Problem = short(err)
+				all[i].Problem = survey.Short(err)
 			}
 		})
 	}
 	pulling.Wait()
-	slices.SortFunc(all, func(a, b tested) int { return compare(a.Node, b.Node) })
+	slices.SortFunc(all, func(a, b tested) int { return strings.Compare(a.Node, b.Node) })
 	return all
 }
 
 func (p *plugin) pullThrough(ctx context.Context, pod *corev1.Pod, ref reference.Named, t *tested) error {
-	front, end, err := p.agents.open(ctx, pod, "registry")
+	front, end, err := p.agents.Open(ctx, pod, "registry")
 	if err != nil {
 		return err
 	}
 	defer end()
-	admin, endAdmin, err := p.agents.open(ctx, pod, "admin")
+	admin, endAdmin, err := p.agents.Open(ctx, pod, "admin")
 	if err != nil {
 		return err
 	}
@@ -217,16 +407,20 @@ func (c *puller) blob(ctx context.Context, d v1.Descriptor) error {
 	return nil
 }
 
-func writeTested(w io.Writer, all []tested) error {
-	rows := [][]string{{"NODE", "TOOK", "BYTES", "FROM PEERS", "FROM REGISTRY", "RESULT"}}
+// writeTested shows how it went on each node, and who sent how much to whom.
+func (p *plugin) writeTested(w io.Writer, all []tested, rates bool) error {
+	rows := [][]string{{"NODE", "TOOK", "BYTES", "RATE", "FROM PEERS", "FROM REGISTRY", "RESULT"}}
 	var upstream, largest int64
 	for _, t := range all {
-		result := t.Problem
-		if result == "" {
-			result = "right"
+		row := []string{t.Node, view.Duration(t.Took), view.Bytes(t.Bytes), t.rate(t.Bytes), view.Bytes(t.Peers),
+			view.Bytes(t.Upstream), "right"}
+		switch {
+		case t.Problem != "":
+			row = []string{t.Node, "", "", "", "", "", t.Problem}
+		case t.Had:
+			row = []string{t.Node, "", view.Bytes(t.Bytes), "", "", "", "had it from you"}
 		}
-		rows = append(rows, []string{t.Node, view.Duration(t.Took), view.Bytes(t.Bytes), view.Bytes(t.Peers),
-			view.Bytes(t.Upstream), result})
+		rows = append(rows, row)
 		upstream += t.Upstream
 		largest = max(largest, t.Bytes)
 	}
@@ -236,8 +430,60 @@ func writeTested(w io.Writer, all []tested) error {
 	if largest == 0 {
 		return nil
 	}
+	if shown, err := p.writeMatrix(w, all, largest, rates); shown || err != nil {
+		return err // the content was the test's own, and no registry has it
+	}
 	_, err := fmt.Fprintf(w, "The registry sent %s to %s: %.2f copies. "+
 		"What else was pulled meanwhile is counted with it.\n",
 		view.Bytes(upstream), view.Count(len(all), "node"), float64(upstream)/float64(largest))
 	return err
+}
+
+// matrixOf is how many nodes fit on a screen beside each other.
+const matrixOf = 12
+
+// writeMatrix shows which node got how many bytes from which, and how many copies of size the nodes sent, where the
+// agents have told.
+func (p *plugin) writeMatrix(w io.Writer, all []tested, size int64, rates bool) (shown bool, err error) {
+	sent := map[string]int64{}
+	for _, t := range all {
+		for from, bytes := range t.From {
+			sent[from] += bytes
+		}
+	}
+	if len(sent) == 0 {
+		return false, nil
+	}
+	if senders := slices.Sorted(maps.Keys(sent)); len(senders) <= matrixOf || p.output == view.Wide {
+		rows := [][]string{{"TO \\ FROM"}}
+		rows[0] = append(rows[0], senders...)
+		for _, t := range all {
+			row := []string{t.Node}
+			for _, from := range senders {
+				cell := ""
+				if bytes := t.From[from]; bytes > 0 {
+					cell = view.Bytes(bytes)
+					if rates {
+						cell += " " + t.rate(bytes)
+					}
+				}
+				row = append(row, cell)
+			}
+			rows = append(rows, row)
+		}
+		_, _ = fmt.Fprintln(w)
+		if err := view.Table(w, rows); err != nil {
+			return true, err
+		}
+		_, _ = fmt.Fprintln(w)
+	}
+	busiest := slices.SortedFunc(maps.Keys(sent), func(a, b string) int {
+		return cmp.Or(cmp.Compare(sent[b], sent[a]), cmp.Compare(a, b))
+	})
+	var copies []string
+	for _, node := range busiest[:min(len(busiest), 5)] {
+		copies = append(copies, fmt.Sprintf("%s %.2f", node, float64(sent[node])/float64(size)))
+	}
+	_, err = fmt.Fprintf(w, "Copies that nodes sent: %s.\n", strings.Join(copies, ", "))
+	return true, err
 }

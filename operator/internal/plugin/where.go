@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -16,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/shoal-cache/shoal/api/view"
+	"github.com/shoal-cache/shoal/operator/internal/survey"
 )
 
 // place is what one node holds of an image.
@@ -35,13 +35,13 @@ func (p *plugin) pods(ctx context.Context, node string) ([]corev1.Pod, error) {
 	if err != nil {
 		return nil, err
 	}
-	pods := running(c.Agents, node)
+	pods := survey.Running(c.Agents, node)
 	switch {
 	case len(pods) > 0:
 		return pods, nil
-	case slices.Contains(c.Hidden, hiddenPods):
-		return nil, fmt.Errorf(
-			"you may not list pods of all namespaces: name that of Shoal's agents with --agents-namespace")
+	case slices.Contains(c.Hidden, survey.HiddenPods):
+		return nil, &survey.NotAllowedError{What: fmt.Sprintf("you may not list pods in namespace %s, where Shoal's "+
+			"agents are looked for; --agents-namespace names another", c.Namespace)}
 	case node != "":
 		return nil, fmt.Errorf("no agent runs on node %q", node)
 	}
@@ -62,7 +62,10 @@ name different digests after a tag has moved. It exits with 1 where no node hold
 			if err != nil {
 				return err
 			}
-			places := p.where(cmd.Context(), pods, args[0])
+			places, err := p.where(cmd.Context(), pods, args[0])
+			if err != nil {
+				return err
+			}
 			err = p.print(places, func(w io.Writer) error { return p.writePlaces(w, args[0], places) })
 			if err != nil {
 				return err
@@ -75,11 +78,15 @@ name different digests after a tag has moved. It exits with 1 where no node hold
 	}
 }
 
-func (p *plugin) where(ctx context.Context, pods []corev1.Pod, name string) []place {
+func (p *plugin) where(ctx context.Context, pods []corev1.Pod, name string) ([]place, error) {
+	answers, err := askAll(ctx, p, pods, func(ctx context.Context, c *view.Client) (view.Image, error) {
+		return view.Get[view.Image](ctx, c, view.ImagePath, url.Values{"name": {name}})
+	})
+	if err != nil {
+		return nil, err
+	}
 	var all []place
-	for _, a := range askAll(ctx, p, pods, func(ctx context.Context, c *view.Client) (view.Image, error) {
-		return view.Get[view.Image](ctx, c, view.ImagePath, named(name))
-	}) {
+	for _, a := range answers {
 		at := place{Node: a.Node, Complete: a.Value.Complete, Held: a.Value.Held(), Known: len(a.Value.Parts),
 			Digest: a.Value.Digest}
 		for _, part := range a.Value.Parts {
@@ -88,11 +95,11 @@ func (p *plugin) where(ctx context.Context, pods []corev1.Pod, name string) []pl
 			}
 		}
 		if a.Err != nil {
-			at.Problem = short(a.Err)
+			at.Problem = survey.Short(a.Err)
 		}
 		all = append(all, at)
 	}
-	return all
+	return all, nil
 }
 
 // nameable refuses what is neither an image nor a digest.
@@ -163,13 +170,18 @@ func (p *plugin) lsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			by := map[string]*listed{}
-			for _, a := range askAll(cmd.Context(), p, pods,
+			answers, err := askAll(cmd.Context(), p, pods,
 				func(ctx context.Context, c *view.Client) ([]view.Blob, error) {
 					return view.Get[[]view.Blob](ctx, c, view.BlobsPath, url.Values{})
-				}) {
+				})
+			if err != nil {
+				return err
+			}
+			by, silent := map[string]*listed{}, false
+			for _, a := range answers {
 				if a.Err != nil {
-					p.say("%s: %s", a.Node, short(a.Err))
+					silent = true
+					p.say("%s: %s", a.Node, survey.Short(a.Err))
 				}
 				for _, b := range a.Value {
 					l := by[b.Digest]
@@ -189,10 +201,14 @@ func (p *plugin) lsCommand() *cobra.Command {
 				return cmp.Or(cmp.Compare(len(b.Nodes), len(a.Nodes)), cmp.Compare(b.Size, a.Size),
 					cmp.Compare(a.Digest, b.Digest))
 			})
-			return p.print(all, func(w io.Writer) error { return p.writeListed(w, all) })
+			err = p.print(all, func(w io.Writer) error { return p.writeListed(w, all) })
+			if err == nil && silent {
+				return errNotWell
+			}
+			return err
 		},
 	}
-	cmd.Flags().StringVar(&node, "node", "", "of this node only")
+	p.nodeFlag(cmd, &node, "of this node only")
 	return cmd
 }
 
@@ -230,6 +246,9 @@ let the caller in, how long it took to find other nodes and to get a plan, when 
 from where.`,
 		Example: "  kubectl shoal why docker.io/library/debian:stable-slim\n  kubectl shoal why --node node1",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if most < 1 {
+				return fmt.Errorf("--most %d: want 1 or more", most)
+			}
 			name := ""
 			if len(args) > 0 {
 				name = args[0]
@@ -241,13 +260,17 @@ from where.`,
 			if err != nil {
 				return err
 			}
-			var all []reason
-			for _, a := range askAll(cmd.Context(), p, pods,
+			answers, err := askAll(cmd.Context(), p, pods,
 				func(ctx context.Context, c *view.Client) ([]view.Pull, error) {
 					return view.Get[[]view.Pull](ctx, c, view.PullsPath, nil)
-				}) {
+				})
+			if err != nil {
+				return err
+			}
+			all := []reason{}
+			for _, a := range answers {
 				if a.Err != nil {
-					p.say("%s: %s", a.Node, short(a.Err))
+					p.say("%s: %s", a.Node, survey.Short(a.Err))
 				}
 				for _, pull := range a.Value {
 					if pull.Matches(name) {
@@ -257,10 +280,13 @@ from where.`,
 			}
 			slices.SortFunc(all, func(a, b reason) int { return b.Started.Compare(a.Started) })
 			all = all[:min(len(all), most)]
-			if len(all) == 0 && p.output.ForPeople() {
+			if len(all) == 0 {
+				if !p.output.ForPeople() {
+					err = p.print(all, nil)
+				}
 				p.say("no agent remembers such a pull of the last two hours. Either it was longer ago, or the " +
 					"runtime did not ask the agent: see kubectl shoal check")
-				return errNotWell
+				return cmp.Or(err, errNotWell)
 			}
 			return p.print(all, func(w io.Writer) error {
 				for _, r := range all {
@@ -272,17 +298,7 @@ from where.`,
 			})
 		},
 	}
-	cmd.Flags().StringVar(&node, "node", "", "of this node only")
+	p.nodeFlag(cmd, &node, "of this node only")
 	cmd.Flags().IntVar(&most, "most", 5, "how many pulls to show, the newest first")
 	return cmd
-}
-
-// tested is what one node made of test's image.
-type tested struct {
-	Node     string        `json:"node"`
-	Took     time.Duration `json:"took"`
-	Bytes    int64         `json:"bytes"`
-	Peers    int64         `json:"fromPeers"`
-	Upstream int64         `json:"fromUpstream"`
-	Problem  string        `json:"problem,omitempty"`
 }

@@ -25,6 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/api/view"
 	"github.com/shoal-cache/shoal/operator/internal/apply"
 	"github.com/shoal-cache/shoal/operator/internal/condition"
 	"github.com/shoal-cache/shoal/operator/internal/debounce"
@@ -182,14 +183,15 @@ func conclude(p *v1alpha1.CachePolicy, s *v1alpha1.CachePolicyStatus, rejections
 			"nodeSelector matches no node that runs an agent")
 	case len(rejections) > 0:
 		set(v1alpha1.ConditionReady, false, v1alpha1.ReasonPolicyRejected, fmt.Sprintf(
-			"%d of %d nodes reject what this policy and the others that match them come to, and go "+
-				"on with what they had: %s", len(rejections), s.MatchedNodes, slices.Min(rejections)))
+			"rejected by %d of %s, which go on with what they had: it makes no sense together with the "+
+				"other policies that select them: %s", len(rejections), view.Count(s.MatchedNodes, "node"),
+			slices.Min(rejections)))
 	case s.AppliedNodes < s.MatchedNodes:
 		set(v1alpha1.ConditionReady, false, v1alpha1.ReasonApplying,
-			fmt.Sprintf("%d of %d nodes run with it", s.AppliedNodes, s.MatchedNodes))
+			fmt.Sprintf("in force on %d of %s", s.AppliedNodes, view.Count(s.MatchedNodes, "node")))
 	default:
 		set(v1alpha1.ConditionReady, true, v1alpha1.ReasonApplied,
-			fmt.Sprintf("all %d nodes run with it", s.MatchedNodes))
+			"in force on "+view.Count(s.MatchedNodes, "node"))
 	}
 	if len(s.Conflicts) == 0 {
 		set(v1alpha1.ConditionConflicting, false, v1alpha1.ReasonNoConflict,

@@ -43,13 +43,13 @@ func TestWhatBecomesOfAPolicy(t *testing.T) {
 		reason, message  string
 	}{
 		"all agents run with it": {nil, []v1alpha1.NodeCache{runs("a"), runs("b")}, 2, 2, true,
-			v1alpha1.ReasonApplied, "all 2 nodes"},
+			v1alpha1.ReasonApplied, "in force on 2 nodes"},
 		"one does not yet": {nil, []v1alpha1.NodeCache{runs("a"), silent}, 2, 1, false,
 			v1alpha1.ReasonApplying, "1 of 2 nodes"},
 		"one rejects it": {nil, []v1alpha1.NodeCache{runs("a"), rejects}, 2, 1, false,
 			v1alpha1.ReasonPolicyRejected, "b: capacity is below one chunk"},
 		"what one node rejects troubles no other": {selects("a"), []v1alpha1.NodeCache{runs("a"), rejects}, 1, 1, true,
-			v1alpha1.ReasonApplied, "all 1 nodes"},
+			v1alpha1.ReasonApplied, "in force on 1 node"},
 		"a node without agent does not count": {selects("bare"), []v1alpha1.NodeCache{runs("a")}, 0, 0, true,
 			v1alpha1.ReasonNoNodeMatches, "runs an agent"},
 	} {

@@ -98,7 +98,12 @@ func kindOf(repository string) string {
 
 // measure sums up the files that match.
 func (h *hub) measure(ctx context.Context, path string, a *v1alpha1.HubArtifact) (size int64, files int, err error) {
+	seen := map[string]bool{}
 	for range maxPages {
+		if seen[path] {
+			return 0, 0, fmt.Errorf("the hub's listing has no end: the page %.200q comes after itself", path)
+		}
+		seen[path] = true
 		var page []struct {
 			Type string `json:"type"`
 			Path string `json:"path"`

@@ -102,3 +102,18 @@ func TestHub_WhichIsNotKnownOrAwayIsSaid(t *testing.T) {
 		require.Equal(t, want, reason(r))
 	}
 }
+
+// What comes round again would be counted again, and a pin would be planned by a size that it does not have.
+func TestHub_AListingThatHasNoEndIsRefusedInWords(t *testing.T) {
+	t.Parallel()
+	h := hubtest.New()
+	t.Cleanup(h.Close)
+	h.Repo("models", "org/m").Commit("main", map[string]hubtest.File{"a": {Data: hubtest.Text("1")}})
+	h.SetOdd(hubtest.OddPages(func(int) string { return "1" }))
+	r, _ := hubResolver(t, h)
+	_, err := r.Resolve(t.Context(), v1alpha1.Artifact{Hub: &v1alpha1.HubArtifact{Repository: "org/m",
+		Revision: "main"}}, resolve.Options{})
+	require.ErrorContains(t, err, "listing has no end")
+	asked, _ := h.Count()
+	require.LessOrEqual(t, asked, 4)
+}

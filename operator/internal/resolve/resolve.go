@@ -86,7 +86,10 @@ type outageOf struct {
 
 // New makes a Resolver that pulls from a registry, named by host, by the transport for it.
 func New(transport func(registry string) http.RoundTripper, now func() time.Time) *Resolver {
-	return &Resolver{transport: transport, now: now, down: map[string]outageOf{}}
+	return &Resolver{
+		transport: func(registry string) http.RoundTripper { return bounded{transport(registry)} },
+		now:       now, down: map[string]outageOf{},
+	}
 }
 
 // Resolve resolves one artifact. It fails with *Error.

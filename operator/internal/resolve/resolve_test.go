@@ -264,3 +264,25 @@ func TestARegistryThatIsDownIsNotAskedAgainAtOnce(t *testing.T) {
 	resolveIt()
 	require.Greater(t, asked.Load(), first)
 }
+
+func TestAManifestWithoutEndIsReadNoFurtherThanOneMayBeLong(t *testing.T) {
+	t.Parallel()
+	var sent atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.Contains(r.URL.Path, "/manifests/") {
+			return
+		}
+		w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+		for r.Context().Err() == nil && sent.Load() < 90<<20 { // which the library itself would take
+			n, err := w.Write(make([]byte, 64<<10))
+			if sent.Add(int64(n)); err != nil {
+				return
+			}
+		}
+	}))
+	t.Cleanup(server.Close)
+	image := strings.TrimPrefix(server.URL, "http://") + "/app:1"
+	_, err := resolve.New(direct, time.Now).Resolve(t.Context(), v1alpha1.Artifact{Image: image}, resolve.Options{})
+	require.ErrorContains(t, err, "is longer than 8388608 bytes, the most that is read of one")
+	require.Less(t, sent.Load(), int64(64<<20), "what lies in the connection's buffers is all that came beside")
+}

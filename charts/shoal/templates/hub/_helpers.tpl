@@ -1,7 +1,10 @@
 {{/* The hub front's Service, and where pods of any namespace reach it. */}}
 {{- define "shoal.hub" -}}{{ include "shoal.fullname" . }}-hub{{- end -}}
+{{- define "shoal.hubScheme" -}}{{ ternary "https" "http" (not (empty .Values.hub.tlsSecret)) }}{{- end -}}
+{{- define "shoal.hubPort" -}}{{ .Values.hub.service.port | default (ternary 443 80 (not (empty .Values.hub.tlsSecret))) | int }}{{- end -}}
 {{- define "shoal.hubEndpoint" -}}
-http://{{ include "shoal.hub" . }}.{{ include "shoal.namespace" . }}.svc{{ if ne (int .Values.hub.service.port) 80 }}:{{ .Values.hub.service.port }}{{ end }}
+{{- $scheme := include "shoal.hubScheme" . -}}{{- $port := include "shoal.hubPort" . -}}
+{{ $scheme }}://{{ include "shoal.hub" . }}.{{ include "shoal.namespace" . }}.svc{{ if ne $port (ternary "443" "80" (eq $scheme "https")) }}:{{ $port }}{{ end }}
 {{- end -}}
 
 {{/* What of the agent's configuration the hub front needs. It listens where the DaemonSet says: on the node's address. */}}
@@ -9,7 +12,11 @@ http://{{ include "shoal.hub" . }}.{{ include "shoal.namespace" . }}.svc{{ if ne
 {{- if and (not .Values.hub.allowFrom) (not (dig "hub" "allowFrom" "" .Values.agent.config)) -}}
 {{- fail "hub.allowFrom is empty, so that no pod could use the hub front: name the address ranges of pods, and those of nodes, such as [10.42.0.0/16, 192.168.7.0/24]" -}}
 {{- end -}}
-{{- dict "enabled" true "endpoint" .Values.hub.endpoint "allowFrom" .Values.hub.allowFrom | toJson -}}
+{{- $config := dict "enabled" true "endpoint" .Values.hub.endpoint "allowFrom" .Values.hub.allowFrom -}}
+{{- if .Values.hub.tlsSecret -}}
+{{- $_ := set $config "certFile" "/etc/shoal-hub/tls.crt" -}}{{- $_ := set $config "keyFile" "/etc/shoal-hub/tls.key" -}}
+{{- end -}}
+{{- $config | toJson -}}
 {{- end -}}
 
 {{/* To which agent the Service leads: to the pod's own node's, and where it is away to another's, if Kubernetes can. */}}

@@ -1,7 +1,8 @@
-package plugin
+package survey
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -15,8 +16,8 @@ import (
 	"github.com/shoal-cache/shoal/api/view"
 )
 
-// finding is something that is amiss.
-type finding struct {
+// Finding is something that is amiss.
+type Finding struct {
 	// Reason is one word, and the anchor of its section in the troubleshooting page.
 	Reason string `json:"reason"`
 	// Grave: pulls suffer, or will. Otherwise it is worth a look.
@@ -27,23 +28,32 @@ type finding struct {
 	Link    string `json:"link"`
 }
 
-// troubleshooting is the page that says more of each reason.
-const troubleshooting = "https://github.com/shoal-cache/shoal/blob/main/charts/shoal/TROUBLESHOOTING.md#"
+// documents are the addresses of the chart's pages; troubleshooting is the one that says more of each reason.
+const (
+	documents       = "https://github.com/shoal-cache/shoal/blob/main/charts/shoal/"
+	troubleshooting = documents + "TROUBLESHOOTING.md#"
+)
+
+// RightsLink leads to the rights that kubectl shoal takes.
+const RightsLink = documents + "GUIDE.md#which-rights-kubectl-shoal-needs"
+
+// Link leads to a reason's section there.
+func Link(reason string) string { return troubleshooting + strings.ToLower(reason) }
 
 // The reasons that are not the API's own.
 const (
 	reasonNotInstalled     = "NotInstalled"
 	reasonNoSwarm          = "NoSwarm"
 	reasonAgentMissing     = "AgentMissing"
-	reasonAgentNotReady    = "AgentNotReady"
-	reasonAgentSilent      = "AgentSilent"
+	ReasonAgentNotReady    = "AgentNotReady"
+	ReasonAgentSilent      = "AgentSilent"
 	reasonAgentRestarts    = "AgentRestarts"
-	reasonNotReported      = "NotReported"
-	reasonNotRegistered    = "NotRegistered"
-	reasonNotAdmitted      = "NotAdmitted"
-	reasonClockOff         = "ClockOff"
-	reasonNoPeers          = "NoPeers"
-	reasonDiskFull         = v1alpha1.ReasonDiskFull
+	ReasonNotReported      = "NotReported"
+	ReasonNotRegistered    = "NotRegistered"
+	ReasonNotAdmitted      = "NotAdmitted"
+	ReasonClockOff         = "ClockOff"
+	ReasonNoPeers          = "NoPeers"
+	ReasonDiskFull         = v1alpha1.ReasonDiskFull
 	reasonRegistrySilent   = "RegistrySilent"
 	reasonRegistryCA       = "RegistryCAMissing"
 	reasonPinFails         = "PinFails"
@@ -52,6 +62,9 @@ const (
 	reasonOwnImagesNotKept = "OwnImagesNotPinned"
 )
 
+// Mend says what to do about a reason.
+func Mend(reason string) string { return cmp.Or(mends[reason], "see the link") }
+
 // mends say what to do, by reason.
 var mends = map[string]string{
 	reasonNotInstalled: "install the chart: helm install shoal ./charts/shoal --namespace " +
@@ -59,20 +72,24 @@ var mends = map[string]string{
 	reasonNoSwarm: "make the Swarm \"default\": helm upgrade with swarm.create=true",
 	reasonAgentMissing: "look at the events of the DaemonSet: " +
 		"kubectl describe daemonset --all-namespaces -l app.kubernetes.io/part-of=shoal",
-	reasonAgentNotReady: "read its log: kubectl logs POD -c agent",
-	reasonAgentSilent:   "end it; kubelet starts it anew: kubectl delete pod POD",
+	ReasonAgentNotReady: "read its log: kubectl logs POD -c agent",
+	ReasonAgentSilent:   "end it; kubelet starts it anew: kubectl delete pod POD",
 	reasonAgentRestarts: "read why it ended: kubectl logs POD -c agent --previous",
-	reasonNotReported: "read the agent's log: can it reach the API server? " +
+	ReasonNotReported: "read the agent's log: can it reach the API server? " +
 		"kubectl logs POD -c agent",
-	reasonNotRegistered: "read the agent's log: it registers when it reaches the API server",
-	reasonNotAdmitted: "see kubectl describe peer NODE, and spec.admission of kubectl " +
+	ReasonNotRegistered: "read the agent's log: it registers when it reaches the API server",
+	ReasonNotAdmitted: "see kubectl describe peer NODE, and spec.admission of kubectl " +
 		"get swarm default -o yaml",
-	reasonClockOff: "set the node's clock, by chrony or systemd-timesyncd",
-	reasonNoPeers:  "open TCP port 5052 (agent.ports.swarm) between the nodes",
-	reasonDiskFull: "make room on the file system of agent.store.path, or " +
+	ReasonClockOff: "set the node's clock, by chrony or systemd-timesyncd",
+	ReasonNoPeers:  "open TCP port 5052 (agent.ports.swarm) between the nodes",
+	ReasonDiskFull: "make room on the file system of agent.store.path, or " +
 		"lower agent.store.capacity",
 	v1alpha1.ReasonDiskFails: "look at the node's disk (dmesg) and at the rights of agent.store.path",
-	reasonRegistrySilent:     "reach it from the node: name resolution, proxy (agent.env), firewall",
+	v1alpha1.ReasonNoRoomForModels: "raise agent.store.modelCapacity of the chart, or modelCapacity in a " +
+		"CachePolicy; until then the file is shared while it is read, and not kept",
+	v1alpha1.ReasonPolicyRejected: "change the CachePolicy that the message is about; the agent goes on with the " +
+		"last policy that made sense",
+	reasonRegistrySilent: "reach it from the node: name resolution, proxy (agent.env), firewall",
 	reasonRegistryCA: "give agents and operator its CA: " +
 		"upstreams[].caFile and upstreamsSecret of the chart",
 	reasonPinFails:       "see kubectl describe artifactpin NAME",
@@ -86,12 +103,16 @@ var mends = map[string]string{
 	v1alpha1.ReasonConfigPathElsewhere: "set runtime.mirrorPath to the folder that containerd reads",
 	v1alpha1.ReasonConfigPathList: "containerd takes a list of folders for the name of one: " +
 		"name one folder as config_path, or helm upgrade --set mirror.fixConfigPath=true",
+	v1alpha1.ReasonCRIDisabled: "take the CRI out of disabled_plugins in containerd's config.toml and " +
+		"restart containerd",
 	v1alpha1.ReasonLegacyMirrors: "move registry.mirrors and registry.configs of containerd's config.toml " +
 		"into hosts.toml files; they exclude config_path",
 	v1alpha1.ReasonRuntimeConfigUnreadable: "let the agent read containerd's configuration, or run shoal-node " +
 		"mirror status on the node",
 	v1alpha1.ReasonNotMirrored:   "look at the hosts.toml that the message names",
 	v1alpha1.ReasonRestartNeeded: "restart the node's container runtime",
+	v1alpha1.ReasonMirrorOutdated: "wait a minute for the guard, or run shoal-node mirror install again on a machine " +
+		"without Kubernetes",
 	v1alpha1.ReasonMirrorEdited:  "undo the change, or delete the agent's pod so that the guard writes the file anew",
 	v1alpha1.ReasonMirrorMissing: "delete the agent's pod: its guard installs the mirror anew",
 	v1alpha1.ReasonRuntimeBypasses: "restart the node's container runtime if it was started before the mirror was " +
@@ -99,35 +120,41 @@ var mends = map[string]string{
 }
 
 // diagnosis gathers findings.
-type diagnosis struct{ found []finding }
+type diagnosis struct{ found []Finding }
 
 func (d *diagnosis) add(grave bool, reason, node, format string, args ...any) {
-	mend := mends[reason]
-	if mend == "" {
-		mend = "see the link"
-	}
+	mend := Mend(reason)
 	if node != "" {
 		mend = strings.ReplaceAll(mend, "NODE", node)
 	}
-	d.found = append(d.found, finding{
+	d.found = append(d.found, Finding{
 		Reason: reason, Grave: grave, Node: node, Message: fmt.Sprintf(format, args...), Mend: mend,
-		Link: troubleshooting + strings.ToLower(reason),
+		Link: Link(reason),
 	})
 }
 
 // maxSkew is how far a clock may be off. Tokens of registries and certificates are the first to fail, at some minutes.
 const maxSkew = 30 * time.Second
 
-// diagnose says what is amiss. agents is what they show; nil where they were not asked.
-func diagnose(c *cluster, agents []agentView[shown], now time.Time) []finding {
-	d := &diagnosis{found: []finding{}} // a list also where nothing is amiss, for those who read JSON
-	if c.Swarm == nil && len(c.Agents) == 0 && len(c.Daemons) == 0 && !slices.Contains(c.Hidden, hiddenPods) {
+// Diagnose says what is amiss. agents is what they show; nil where they were not asked.
+func Diagnose(c *Cluster, agents []Answer[Shown], now time.Time) []Finding {
+	d := &diagnosis{found: []Finding{}} // a list also where nothing is amiss, for those who read JSON
+	if c.Swarm == nil && len(c.Agents) == 0 && len(c.Daemons) == 0 && !slices.Contains(c.Hidden, HiddenPods) {
 		message := "no agent runs in this cluster"
 		if len(c.Peers) > 0 {
 			message += "; what is still there of Peers and NodeCaches an earlier installation has left"
 		}
 		d.add(true, reasonNotInstalled, "", "%s", message)
 		return d.found
+	}
+	if c.Swarm != nil && len(c.Agents) == 0 && len(c.Daemons) == 0 && !slices.Contains(c.Hidden, HiddenPods) {
+		where := "in any namespace"
+		if c.Namespace != "" {
+			where = "in namespace " + c.Namespace
+		}
+		d.add(true, reasonAgentMissing, "", "there is neither an agent's pod nor a DaemonSet of agents %s", where)
+		d.found[0].Mend = "see where the chart is installed: helm list --all-namespaces; --agents-namespace names " +
+			"its namespace"
 	}
 	if c.Swarm == nil {
 		d.add(true, reasonNoSwarm, "", "there is no Swarm \"default\", so no agent is admitted")
@@ -147,7 +174,7 @@ func diagnose(c *cluster, agents []agentView[shown], now time.Time) []finding {
 			}
 		}
 	}
-	slices.SortStableFunc(d.found, func(a, b finding) int {
+	slices.SortStableFunc(d.found, func(a, b Finding) int {
 		if a.Grave != b.Grave {
 			return map[bool]int{true: -1, false: 1}[a.Grave]
 		}
@@ -163,24 +190,24 @@ const notReadyYet = " does not pass its readiness probe"
 // has no peers or no disk is not ready.
 func (d *diagnosis) consequences() {
 	has := func(node string, reasons ...string) bool {
-		return slices.ContainsFunc(d.found, func(f finding) bool {
+		return slices.ContainsFunc(d.found, func(f Finding) bool {
 			return f.Node == node && slices.Contains(reasons, f.Reason)
 		})
 	}
-	d.found = slices.DeleteFunc(slices.Clone(d.found), func(f finding) bool {
+	d.found = slices.DeleteFunc(slices.Clone(d.found), func(f Finding) bool {
 		switch f.Reason {
-		case reasonNoPeers:
-			return has(f.Node, reasonNotAdmitted)
-		case reasonAgentNotReady:
+		case ReasonNoPeers:
+			return has(f.Node, ReasonNotAdmitted)
+		case ReasonAgentNotReady:
 			return strings.Contains(f.Message, notReadyYet) &&
-				has(f.Node, reasonNotAdmitted, reasonNoPeers, reasonDiskFull, v1alpha1.ReasonDiskFails,
-					reasonAgentSilent)
+				has(f.Node, ReasonNotAdmitted, ReasonNoPeers, ReasonDiskFull, v1alpha1.ReasonDiskFails,
+					ReasonAgentSilent)
 		}
 		return false
 	})
 }
 
-func (d *diagnosis) pods(c *cluster) {
+func (d *diagnosis) pods(c *Cluster) {
 	for _, s := range c.Daemons {
 		if missing := s.Status.DesiredNumberScheduled - s.Status.CurrentNumberScheduled; missing > 0 {
 			d.add(true, reasonAgentMissing, "", "%d of %d nodes have no agent's pod", missing,
@@ -218,7 +245,7 @@ func (d *diagnosis) pods(c *cluster) {
 			why = "its phase is " + string(p.Status.Phase)
 		}
 		if why != "" {
-			d.add(true, reasonAgentNotReady, p.Spec.NodeName, "%s", strings.TrimSpace(why))
+			d.add(true, ReasonAgentNotReady, p.Spec.NodeName, "%s", strings.TrimSpace(why))
 		}
 	}
 }
@@ -226,7 +253,7 @@ func (d *diagnosis) pods(c *cluster) {
 // restartedLately is for how long an agent that ended by itself is worth a word.
 const restartedLately = time.Hour
 
-func (d *diagnosis) restarts(c *cluster, now time.Time) {
+func (d *diagnosis) restarts(c *Cluster, now time.Time) {
 	for i := range c.Agents {
 		for _, s := range c.Agents[i].Status.ContainerStatuses {
 			last := s.LastTerminationState.Terminated
@@ -247,7 +274,7 @@ func times(n int) string {
 	return fmt.Sprintf("%d times", n)
 }
 
-func (d *diagnosis) members(c *cluster) {
+func (d *diagnosis) members(c *Cluster) {
 	peers := map[string]bool{}
 	for i := range c.Peers {
 		p := &c.Peers[i]
@@ -259,11 +286,11 @@ func (d *diagnosis) members(c *cluster) {
 		if cond := apimeta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionAdmitted); cond != nil {
 			why = cond.Reason + ": " + cond.Message
 		}
-		d.add(true, reasonNotAdmitted, p.Name, "its agent is not admitted to the swarm: %s", why)
+		d.add(true, ReasonNotAdmitted, p.Name, "its agent is not admitted to the swarm: %s", why)
 	}
-	for _, p := range running(c.Agents, "") {
+	for _, p := range Running(c.Agents, "") {
 		if !peers[p.Spec.NodeName] {
-			d.add(true, reasonNotRegistered, p.Spec.NodeName, "its agent runs, and has not registered")
+			d.add(true, ReasonNotRegistered, p.Spec.NodeName, "its agent runs, and has not registered")
 		}
 	}
 	for i := range c.Nodes {
@@ -276,15 +303,16 @@ func (d *diagnosis) members(c *cluster) {
 	}
 }
 
-func (d *diagnosis) reports(c *cluster, now time.Time) {
+func (d *diagnosis) reports(c *Cluster, now time.Time) {
 	for i := range c.Caches {
 		n := &c.Caches[i]
 		d.reported(n, now)
 		for _, kind := range []string{v1alpha1.ConditionMirrorConfigured, v1alpha1.ConditionStoreUsable,
-			v1alpha1.ConditionPolicyApplied} {
+			v1alpha1.ConditionPolicyApplied, v1alpha1.ConditionModelsFit} {
 			cond := apimeta.FindStatusCondition(n.Status.Conditions, kind)
 			if cond != nil && cond.Status == metav1.ConditionFalse {
-				d.add(kind != v1alpha1.ConditionPolicyApplied, cond.Reason, n.Name, "%s", cond.Message)
+				grave := kind == v1alpha1.ConditionMirrorConfigured || kind == v1alpha1.ConditionStoreUsable
+				d.add(grave, cond.Reason, n.Name, "%s", cond.Message)
 			}
 		}
 	}
@@ -292,17 +320,17 @@ func (d *diagnosis) reports(c *cluster, now time.Time) {
 
 func (d *diagnosis) reported(n *v1alpha1.NodeCache, now time.Time) {
 	if n.Status.ReportedAt == nil {
-		d.add(true, reasonNotReported, n.Name, "its agent has never reported")
+		d.add(true, ReasonNotReported, n.Name, "its agent has never reported")
 		return
 	}
 	if off, ok := skew(n); ok && max(off, -off) > maxSkew {
-		d.add(true, reasonClockOff, n.Name, "its clock is off by %s: tokens and certificates fail", view.Duration(off))
+		d.add(true, ReasonClockOff, n.Name, "its clock is off by %s: tokens and certificates fail", view.Duration(off))
 	} else if silent := now.Sub(n.Status.ReportedAt.Time); silent > v1alpha1.StaleAfter {
-		d.add(true, reasonNotReported, n.Name, "its agent has not reported for %s", view.Duration(silent))
+		d.add(true, ReasonNotReported, n.Name, "its agent has not reported for %s", view.Duration(silent))
 	}
 }
 
-func (d *diagnosis) pins(c *cluster) {
+func (d *diagnosis) pins(c *Cluster) {
 	for i := range c.Pins {
 		p := &c.Pins[i]
 		ready := apimeta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady)
@@ -321,7 +349,7 @@ func (d *diagnosis) pins(c *cluster) {
 }
 
 // shown is what only the agents themselves tell.
-func (d *diagnosis) shown(c *cluster, agents []agentView[shown]) {
+func (d *diagnosis) shown(c *Cluster, agents []Answer[Shown]) {
 	admitted := 0
 	for i := range c.Peers {
 		if c.Peers[i].IsAdmitted() {
@@ -330,12 +358,12 @@ func (d *diagnosis) shown(c *cluster, agents []agentView[shown]) {
 	}
 	for _, a := range agents {
 		if a.Err != nil {
-			d.add(true, reasonAgentSilent, a.Node, "its agent does not answer: %s", short(a.Err))
+			d.silent(a)
 			continue
 		}
 		d.notReady(a)
 		if admitted > 1 && len(a.Value.Peers) == 0 {
-			d.add(true, reasonNoPeers, a.Node, "its agent is connected to none of the others (%d)", admitted-1)
+			d.add(true, ReasonNoPeers, a.Node, "its agent is connected to none of the others (%d)", admitted-1)
 		}
 		for _, r := range a.Value.Registries {
 			switch {
@@ -348,7 +376,7 @@ func (d *diagnosis) shown(c *cluster, agents []agentView[shown]) {
 			}
 		}
 		for _, f := range a.Value.Node.Findings {
-			i := slices.IndexFunc(d.found, func(k finding) bool { return k.Reason == f.Reason && k.Node == a.Node })
+			i := slices.IndexFunc(d.found, func(k Finding) bool { return k.Reason == f.Reason && k.Node == a.Node })
 			if i < 0 {
 				d.add(true, f.Reason, a.Node, "%s", f.Message)
 				continue
@@ -356,13 +384,13 @@ func (d *diagnosis) shown(c *cluster, agents []agentView[shown]) {
 			d.found[i].Message = f.Message // that of the condition names all the others too
 		}
 		if problem := a.Value.Node.Store.Problem; problem != "" {
-			known := func(k finding) bool {
-				return k.Node == a.Node && (k.Reason == reasonDiskFull || k.Reason == v1alpha1.ReasonDiskFails)
+			known := func(k Finding) bool {
+				return k.Node == a.Node && (k.Reason == ReasonDiskFull || k.Reason == v1alpha1.ReasonDiskFails)
 			}
 			if !slices.ContainsFunc(d.found, known) {
 				reason := v1alpha1.ReasonDiskFails
 				if strings.Contains(problem, "no space") {
-					reason = reasonDiskFull
+					reason = ReasonDiskFull
 				}
 				d.add(true, reason, a.Node, "%s", problem)
 			}
@@ -370,8 +398,21 @@ func (d *diagnosis) shown(c *cluster, agents []agentView[shown]) {
 	}
 }
 
+// silent says why an agent shows nothing, unless that is for want of a right: the agent is not to blame for that.
+func (d *diagnosis) silent(a Answer[Shown]) {
+	_, mayNot := errors.AsType[*NotAllowedError](a.Err)
+	switch {
+	case mayNot:
+	case errors.Is(a.Err, view.ErrNotShown):
+		d.add(false, reasonVersionsDiffer, a.Node,
+			"its agent answers, and is of a version that does not show its state to this command")
+	default:
+		d.add(true, ReasonAgentSilent, a.Node, "its agent does not answer: %s", Short(a.Err))
+	}
+}
+
 // notReady says why an agent does not pass its readiness probe, in its own words.
-func (d *diagnosis) notReady(a agentView[shown]) {
+func (d *diagnosis) notReady(a Answer[Shown]) {
 	if a.Value.Ready == nil {
 		return
 	}
@@ -382,13 +423,13 @@ func (d *diagnosis) notReady(a agentView[shown]) {
 		}
 	}
 	for i := range d.found {
-		if f := &d.found[i]; f.Node == a.Node && f.Reason == reasonAgentNotReady && len(why) > 0 {
+		if f := &d.found[i]; f.Node == a.Node && f.Reason == ReasonAgentNotReady && len(why) > 0 {
 			f.Message += ": " + strings.Join(why, "; ")
 		}
 	}
 }
 
-// grave reports whether pulls suffer.
-func grave(all []finding) bool {
-	return slices.ContainsFunc(all, func(f finding) bool { return f.Grave })
+// Grave reports whether pulls suffer.
+func Grave(all []Finding) bool {
+	return slices.ContainsFunc(all, func(f Finding) bool { return f.Grave })
 }

@@ -1,10 +1,10 @@
-package plugin
+package survey
 
 import (
 	"errors"
-	"os"
-	"slices"
-	"strings"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"testing"
 	"time"
 
@@ -12,6 +12,8 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/api/view"
@@ -20,9 +22,9 @@ import (
 var now = time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
 
 // sound is a cluster of two nodes in which nothing is amiss, and what their agents show.
-func sound() (*cluster, []agentView[shown]) {
-	c := &cluster{Swarm: &v1alpha1.Swarm{}}
-	var answers []agentView[shown]
+func sound() (*Cluster, []Answer[Shown]) {
+	c := &Cluster{Swarm: &v1alpha1.Swarm{}}
+	var answers []Answer[Shown]
 	for _, name := range []string{"node1", "node2"} {
 		at := metav1.NewTime(now.Add(-10 * time.Second))
 		id := "12D3KooW" + name
@@ -45,16 +47,16 @@ func sound() (*cluster, []agentView[shown]) {
 			Spec: corev1.PodSpec{NodeName: name},
 			Status: corev1.PodStatus{Phase: corev1.PodRunning,
 				ContainerStatuses: []corev1.ContainerStatus{{Name: "agent", Ready: true}}}})
-		answers = append(answers, agentView[shown]{Node: name,
-			Value: shown{Peers: []view.Peer{{ID: "other"}}, Registries: []view.Registry{{Host: "docker.io"}}}})
+		answers = append(answers, Answer[Shown]{Node: name,
+			Value: Shown{Peers: []view.Peer{{ID: "other"}}, Registries: []view.Registry{{Host: "docker.io"}}}})
 	}
 	c.Daemons = []appsv1.DaemonSet{{Status: appsv1.DaemonSetStatus{DesiredNumberScheduled: 2, CurrentNumberScheduled: 2,
 		UpdatedNumberScheduled: 2}}}
 	return c, answers
 }
 
-func mirrorReason(reason string) func(*cluster, []agentView[shown]) {
-	return func(c *cluster, _ []agentView[shown]) {
+func mirrorReason(reason string) func(*Cluster, []Answer[Shown]) {
+	return func(c *Cluster, _ []Answer[Shown]) {
 		c.Caches[0].Status.Conditions[0] = metav1.Condition{Type: v1alpha1.ConditionMirrorConfigured,
 			Status: metav1.ConditionFalse, Reason: reason, Message: "what it is"}
 	}
@@ -63,67 +65,70 @@ func mirrorReason(reason string) func(*cluster, []agentView[shown]) {
 // planted are faults, by the reason that must name them.
 var planted = map[string]struct {
 	reason string
-	plant  func(*cluster, []agentView[shown])
+	plant  func(*Cluster, []Answer[Shown])
 }{
 	"no config_path":               {v1alpha1.ReasonConfigPathUnset, mirrorReason(v1alpha1.ReasonConfigPathUnset)},
 	"a config_path that is a list": {v1alpha1.ReasonConfigPathList, mirrorReason(v1alpha1.ReasonConfigPathList)},
 	"a mirror that was removed":    {v1alpha1.ReasonMirrorMissing, mirrorReason(v1alpha1.ReasonMirrorMissing)},
 	"a runtime that does not ask":  {v1alpha1.ReasonRuntimeBypasses, mirrorReason(v1alpha1.ReasonRuntimeBypasses)},
-	"the same, not reported yet": {v1alpha1.ReasonMirrorMissing, func(_ *cluster, a []agentView[shown]) {
+	"the same, not reported yet": {v1alpha1.ReasonMirrorMissing, func(_ *Cluster, a []Answer[Shown]) {
 		a[0].Value.Node.Findings = []view.Finding{{Reason: v1alpha1.ReasonMirrorMissing, Message: "gone"}}
 	}},
-	"a port that is closed": {reasonNoPeers, func(_ *cluster, a []agentView[shown]) { a[0].Value.Peers = nil }},
-	"a peer that is not admitted": {reasonNotAdmitted, func(c *cluster, _ []agentView[shown]) {
+	"a port that is closed": {ReasonNoPeers, func(_ *Cluster, a []Answer[Shown]) { a[0].Value.Peers = nil }},
+	"a peer that is not admitted": {ReasonNotAdmitted, func(c *Cluster, _ []Answer[Shown]) {
 		c.Peers[0].Status = v1alpha1.PeerStatus{Conditions: []metav1.Condition{{Type: v1alpha1.ConditionAdmitted,
 			Status: metav1.ConditionFalse, Reason: "Denied", Message: "no"}}}
 	}},
-	"a clock that is behind": {reasonClockOff, func(c *cluster, _ []agentView[shown]) {
+	"a clock that is behind": {ReasonClockOff, func(c *Cluster, _ []Answer[Shown]) {
 		c.Caches[0].Status.ReportedAt = &metav1.Time{Time: now.Add(-time.Hour)}
 	}},
-	"a clock that is ahead": {reasonClockOff, func(c *cluster, _ []agentView[shown]) {
+	"a clock that is ahead": {ReasonClockOff, func(c *Cluster, _ []Answer[Shown]) {
 		c.Caches[0].Status.ReportedAt = &metav1.Time{Time: now.Add(time.Hour)}
 	}},
-	"a disk that is full": {v1alpha1.ReasonDiskFull, func(c *cluster, _ []agentView[shown]) {
+	"a disk that is full": {v1alpha1.ReasonDiskFull, func(c *Cluster, _ []Answer[Shown]) {
 		c.Caches[0].Status.Conditions[1] = metav1.Condition{Type: v1alpha1.ConditionStoreUsable,
 			Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonDiskFull}
 	}},
-	"the same, not reported yet either": {v1alpha1.ReasonDiskFull, func(_ *cluster, a []agentView[shown]) {
+	"the same, not reported yet either": {v1alpha1.ReasonDiskFull, func(_ *Cluster, a []Answer[Shown]) {
 		a[0].Value.Node.Store.Problem = "write /var/lib/shoal: no space left on device"
 	}},
-	"a registry's CA that is missing": {reasonRegistryCA, func(_ *cluster, a []agentView[shown]) {
+	"a registry's CA that is missing": {reasonRegistryCA, func(_ *Cluster, a []Answer[Shown]) {
 		a[0].Value.Registries[0].Problem = "tls: failed to verify certificate: x509: certificate signed by unknown authority"
 	}},
-	"an agent that is frozen": {reasonAgentSilent, func(_ *cluster, a []agentView[shown]) {
+	"an agent that is frozen": {ReasonAgentSilent, func(_ *Cluster, a []Answer[Shown]) {
 		a[0].Err = errors.New("context deadline exceeded")
 	}},
-	"an agent that is silent": {reasonNotReported, func(c *cluster, _ []agentView[shown]) {
+	"an agent that is silent": {ReasonNotReported, func(c *Cluster, _ []Answer[Shown]) {
 		at := metav1.NewTime(now.Add(-time.Hour))
 		c.Caches[0].Status.ReportedAt, c.Caches[0].ManagedFields[0].Time = &at, &at
 	}},
-	"an agent that crashes": {reasonAgentNotReady, func(c *cluster, _ []agentView[shown]) {
+	"an agent that crashes": {ReasonAgentNotReady, func(c *Cluster, _ []Answer[Shown]) {
 		c.Agents[0].Status.ContainerStatuses[0] = corev1.ContainerStatus{Name: "agent", State: corev1.ContainerState{
 			Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}}}
 	}},
-	"a node without an agent": {reasonAgentMissing, func(c *cluster, _ []agentView[shown]) {
+	"a node without an agent": {reasonAgentMissing, func(c *Cluster, _ []Answer[Shown]) {
 		c.Daemons[0].Status.CurrentNumberScheduled = 1
 	}},
-	"no Swarm":          {reasonNoSwarm, func(c *cluster, _ []agentView[shown]) { c.Swarm = nil }},
-	"nothing installed": {reasonNotInstalled, func(c *cluster, _ []agentView[shown]) { *c = cluster{} }},
-	"what an installation left": {reasonNotInstalled, func(c *cluster, _ []agentView[shown]) {
-		*c = cluster{Peers: c.Peers, Caches: c.Caches}
+	"no agent at all, and no DaemonSet": {reasonAgentMissing, func(c *Cluster, _ []Answer[Shown]) {
+		c.Agents, c.Daemons = nil, nil
+	}},
+	"no Swarm":          {reasonNoSwarm, func(c *Cluster, _ []Answer[Shown]) { c.Swarm = nil }},
+	"nothing installed": {reasonNotInstalled, func(c *Cluster, _ []Answer[Shown]) { *c = Cluster{} }},
+	"what an installation left": {reasonNotInstalled, func(c *Cluster, _ []Answer[Shown]) {
+		*c = Cluster{Peers: c.Peers, Caches: c.Caches}
 	}},
 }
 
 func TestDiagnose_NamesEachPlantedFaultAndNothingElse(t *testing.T) {
 	t.Parallel()
 	c, answers := sound()
-	require.Empty(t, diagnose(c, answers, now), "where nothing is amiss nothing is said")
+	require.Empty(t, Diagnose(c, answers, now), "where nothing is amiss nothing is said")
 	for what, p := range planted {
 		c, answers := sound()
 		p.plant(c, answers)
-		found := diagnose(c, answers, now)
+		found := Diagnose(c, answers, now)
 		if p.reason == reasonNotInstalled {
-			found = diagnose(c, nil, now)
+			found = Diagnose(c, nil, now)
 		}
 		require.Len(t, found, 1, "%s: %+v", what, found)
 		require.Equal(t, p.reason, found[0].Reason, what)
@@ -132,6 +137,42 @@ func TestDiagnose_NamesEachPlantedFaultAndNothingElse(t *testing.T) {
 		require.NotContains(t, found[0].Mend, "NODE", what)
 		require.NotEqual(t, "see the link", found[0].Mend, what)
 	}
+}
+
+func TestDiagnose_AnAgentIsNotBlamedForWhatItIsNotAsked(t *testing.T) {
+	t.Parallel()
+	c, answers := sound()
+	answers[0].Err = &NotAllowedError{"you may not"}
+	require.Empty(t, Diagnose(c, answers, now), "for want of a right of the user")
+	answers[0].Err = fmt.Errorf("GET /debug/shoal/node: %w", view.ErrNotShown)
+	found := Diagnose(c, answers, now)
+	require.Len(t, found, 1)
+	require.Equal(t, reasonVersionsDiffer, found[0].Reason)
+	require.False(t, found[0].Grave)
+}
+
+func TestForwarded_SaysWhichRightIsMissing(t *testing.T) {
+	t.Parallel()
+	for code, want := range map[int]string{
+		http.StatusForbidden:  "you may not create pods/portforward in namespace shoal-system",
+		http.StatusBadGateway: "reach the agent on node1",
+	} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }))
+		t.Cleanup(server.Close)
+		config := &rest.Config{Host: server.URL}
+		core, err := kubernetes.NewForConfig(config)
+		require.NoError(t, err)
+		pod := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "a", Namespace: "shoal-system"}, Spec: corev1.PodSpec{
+			NodeName: "node1", Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "admin", ContainerPort: 1}}}}}}
+		_, _, err = (&Forwarded{Config: config, Core: core}).Open(t.Context(), &pod, "admin")
+		require.ErrorContains(t, err, want)
+		require.Equal(t, code == http.StatusForbidden, NotAllowed([]Answer[int]{{Err: err}}) != nil)
+	}
+}
+
+func TestShort_LeavesOutTheAddressOfAPortForward(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, "GET /readyz: 503", Short(errors.New("GET http://127.0.0.1:34567/readyz: 503")))
 }
 
 func TestDiagnose_ARestartOfLatelyIsWorthAWord(t *testing.T) {
@@ -143,25 +184,25 @@ func TestDiagnose_ARestartOfLatelyIsWorthAWord(t *testing.T) {
 				FinishedAt: metav1.NewTime(now.Add(-ago))}}}
 	}
 	ended(19 * time.Second)
-	found := diagnose(c, answers, now)
+	found := Diagnose(c, answers, now)
 	require.Len(t, found, 1)
 	require.False(t, found[0].Grave, "it works again")
 	require.Equal(t, "agent was restarted 2 times, last 19s ago, after it had ended with code 137", found[0].Message)
 	require.Equal(t, "read why it ended: kubectl logs -n shoal-system agent-node1 -c agent --previous", found[0].Mend)
 	ended(2 * time.Hour)
-	require.Empty(t, diagnose(c, answers, now))
+	require.Empty(t, Diagnose(c, answers, now))
 }
 
 func TestDiagnose_WhatFollowsFromAnotherFindingIsLeftOut(t *testing.T) {
 	t.Parallel()
-	unready := func(c *cluster, a []agentView[shown]) {
+	unready := func(c *Cluster, a []Answer[Shown]) {
 		c.Agents[0].Status.ContainerStatuses[0] = corev1.ContainerStatus{Name: "agent", State: corev1.ContainerState{
 			Running: &corev1.ContainerStateRunning{}}}
 		a[0].Value.Ready = errors.New("GET /readyz: 503: swarm: not ready: no peer answers\nstore: ready")
 	}
 	c, answers := sound()
 	unready(c, answers)
-	found := diagnose(c, answers, now)
+	found := Diagnose(c, answers, now)
 	require.Len(t, found, 1)
 	require.Equal(t, "agent does not pass its readiness probe: no peer answers", found[0].Message, "in the agent's words")
 	for _, fault := range []string{"a peer that is not admitted", "a port that is closed", "a disk that is full"} {
@@ -172,7 +213,7 @@ func TestDiagnose_WhatFollowsFromAnotherFindingIsLeftOut(t *testing.T) {
 		if fault == "a disk that is full" {
 			answers[0].Value.Peers = []view.Peer{{ID: "other"}}
 		}
-		found := diagnose(c, answers, now)
+		found := Diagnose(c, answers, now)
 		require.Len(t, found, 1, "%s: %+v", fault, found)
 		require.Equal(t, planted[fault].reason, found[0].Reason, fault)
 	}
@@ -187,7 +228,7 @@ func TestDiagnose_AMessageDoesNotRepeatItsReason(t *testing.T) {
 		{Reason: v1alpha1.ReasonConfigPathUnset, Message: "ConfigPathUnset: none"},
 		{Reason: v1alpha1.ReasonConfigPathList, Message: "ConfigPathList: a list"},
 	}
-	found := diagnose(c, answers, now)
+	found := Diagnose(c, answers, now)
 	require.Len(t, found, 2)
 	require.Equal(t, []string{"a list", "none"}, []string{found[0].Message, found[1].Message})
 }
@@ -196,42 +237,14 @@ func TestTogether_WhatNodesHaveInCommonIsSaidOnce(t *testing.T) {
 	t.Parallel()
 	d := &diagnosis{}
 	for _, node := range []string{"a", "b", "c", "d", "e", "f", "g"} {
-		d.add(true, reasonAgentSilent, node, "no answer")
+		d.add(true, ReasonAgentSilent, node, "no answer")
 	}
-	d.add(true, reasonAgentSilent, "h", "another answer")
+	d.add(true, ReasonAgentSilent, "h", "another answer")
 	d.add(true, reasonNoSwarm, "", "none")
-	groups := together(d.found)
+	groups := Together(d.found)
 	require.Len(t, groups, 3)
-	require.Equal(t, "a, b, c, d, e and 2 more", groups[0].on())
-	require.Equal(t, "h", groups[1].on())
+	require.Equal(t, "a, b, c, d, e and 2 more", groups[0].On())
+	require.Equal(t, "h", groups[1].On())
 	require.Equal(t, "AgentSilent (a, b, c, d, e and 2 more), AgentSilent (h), NoSwarm (cluster), no agent runs",
-		state{Findings: d.found}.wrong())
-}
-
-func TestDiagnose_EveryReasonHasItsSectionInTheTroubleshootingPage(t *testing.T) {
-	t.Parallel()
-	page, err := os.ReadFile("../../../charts/shoal/TROUBLESHOOTING.md")
-	require.NoError(t, err)
-	for reason := range mends {
-		require.True(t, slices.ContainsFunc(strings.Split(string(page), "\n"), func(line string) bool {
-			return line == "### "+reason
-		}), "%s", reason)
-	}
-}
-
-func TestRedact_TakesOutWhatLooksLikeACredential(t *testing.T) {
-	t.Parallel()
-	for _, text := range []string{
-		"Authorization: Bearer hunter2hunter2", "authorization=Basic aHVudGVyMg==hunter2",
-		"https://user:hunter2@registry.example/v2/",
-		"https://s3.example/a?X-Amz-Signature=hunter2&x=1", `{"password":"hunter2"}`, "token: hunter2",
-		`"auth": "hunter2"`,
-		"GET https://blob.example/x?sv=1&sig=hunter2%3D", "identitytoken=hunter2",
-	} {
-		require.NotContains(t, string(redact([]byte(text))), "hunter2", text)
-	}
-	for _, text := range []string{"pulled image=docker.io/library/redis:7 took=2s", "sha256:0123456789",
-		`{"peerID":"12D3KooW"}`} {
-		require.Equal(t, text, string(redact([]byte(text))))
-	}
+		State{Findings: d.found}.Wrong())
 }

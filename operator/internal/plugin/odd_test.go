@@ -1,0 +1,239 @@
+package plugin
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"sigs.k8s.io/yaml"
+
+	"github.com/shoal-cache/shoal/api/apitest"
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/operator/internal/survey"
+)
+
+// alone runs the command without a cluster of the tests.
+func alone(t *testing.T, args ...string) (code int, out, errOut string) {
+	t.Helper()
+	var o, e bytes.Buffer
+	code = Run(t.Context(), "test", args, genericiooptions.IOStreams{In: os.Stdin, Out: &o, ErrOut: &e})
+	require.NotContains(t, e.String(), "goroutine", "a stack")
+	return code, o.String(), e.String()
+}
+
+// kubeconfig is one that names a server and a user.
+func kubeconfig(t *testing.T, server, user string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, `apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: %q}}]
+users: [{name: u, user: %s}]
+contexts: [{name: x, context: {cluster: c, user: u}}]
+current-context: x
+`, server, user), 0o600))
+	return file
+}
+
+// silent is an API server that takes connections and says nothing.
+func silent(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	return "http://" + l.Addr().String()
+}
+
+// answering is an API server that answers everything with this.
+func answering(t *testing.T, code int, body string) string {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(code)
+		_, _ = w.Write([]byte(body))
+	}))
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+func TestKubeconfig_WhateverIsOddAboutItIsNamed(t *testing.T) {
+	t.Parallel()
+	ended := `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Unauthorized","code":401}`
+	broken := filepath.Join(t.TempDir(), "broken")
+	require.NoError(t, os.WriteFile(broken, []byte("clusters: [}"), 0o600))
+	good := kubeconfig(t, "http://127.0.0.1:1", "{token: t}")
+	for what, c := range map[string]struct {
+		args []string
+		want string
+	}{
+		"a context that is not there": {[]string{"status", "--kubeconfig", good, "--context", "other"},
+			`context "other" does not exist`},
+		"a cluster that is not there": {[]string{"status", "--kubeconfig", good, "--cluster", "other"},
+			`cluster "other" does not exist`},
+		"a file that is none": {[]string{"status", "--kubeconfig", broken}, broken},
+		"a login that has ended": {[]string{"status", "--kubeconfig",
+			kubeconfig(t, answering(t, http.StatusUnauthorized, ended), "{token: old}")},
+			"the API server does not take your credentials"},
+		"a program to log in with that is not there": {[]string{"status", "--kubeconfig", kubeconfig(t,
+			"https://127.0.0.1:1", "{exec: {apiVersion: client.authentication.k8s.io/v1, command: no-such-program, "+
+				"interactiveMode: Never}}")},
+			"the program that your kubeconfig names to log in with fails: exec: executable no-such-program not found"},
+		"a server that is no API server": {[]string{"status", "--kubeconfig",
+			kubeconfig(t, answering(t, http.StatusOK, "<html>"), "{token: t}")}, "kubectl shoal: "},
+		"a server that is silent": {[]string{"status", "--kubeconfig", kubeconfig(t, silent(t), "{token: t}"),
+			"--request-timeout", "300ms"}, "gave no answer in time; --request-timeout gives it longer"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			code, out, errOut := alone(t, c.args...)
+			require.Equal(t, ExitFailed, code, errOut)
+			require.Empty(t, out)
+			require.Contains(t, errOut, c.want)
+			require.True(t, strings.HasPrefix(errOut, "kubectl shoal: "), errOut)
+		})
+	}
+}
+
+// A server that is silent keeps nobody for longer than he wants to wait.
+func TestWait_EndsInTimeAlsoWhereTheAPIServerIsSilent(t *testing.T) {
+	t.Parallel()
+	file := kubeconfig(t, silent(t), "{token: t}")
+	for _, verb := range []string{"status", "check", "pin redis:7", "preheat redis:7"} {
+		t.Run(verb, func(t *testing.T) {
+			t.Parallel()
+			start := time.Now()
+			code, out, errOut := alone(t, append(strings.Fields(verb), "--kubeconfig", file, "--wait", "--timeout", "300ms")...)
+			require.Less(t, time.Since(start), patience/2)
+			require.Equal(t, ExitTimedOut, code, errOut)
+			require.Empty(t, out)
+			require.Contains(t, errOut, "the API server gave no answer within 300ms")
+		})
+	}
+}
+
+func TestFlags_ThatMakeNoSenseAreRefused(t *testing.T) {
+	t.Parallel()
+	for args, want := range map[string]string{
+		"why --most 0":              "--most 0: want 1 or more",
+		"why --most -1":             "--most -1: want 1 or more",
+		"top --agent-timeout 0s":    "--agent-timeout 0s: want more than nothing",
+		"status --wait --timeout 0": "--timeout 0s: want more than nothing",
+		"pin redis:7 --ttl -1h":     "--ttl -1h0m0s: want 0",
+		"pin redis:7 --node-selector =,= --server http://127.0.0.1:1": "--node-selector",
+		"status -o table":         `--output "table": want json, yaml or wide`,
+		"top --agent-timeout ten": "invalid argument",
+	} {
+		code, out, errOut := alone(t, strings.Fields(args)...)
+		require.Equal(t, ExitFailed, code, args)
+		require.Empty(t, out, args)
+		require.Contains(t, errOut, want, args)
+	}
+}
+
+func TestCompletion_KnowsVerbsFlagsAndTheirValues(t *testing.T) {
+	t.Parallel()
+	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
+		code, out, errOut := alone(t, "completion", shell)
+		require.Equal(t, ExitWell, code, errOut)
+		require.Contains(t, out, "kubectl-shoal", shell)
+	}
+	code, out, _ := alone(t, "__complete", "status", "-o", "")
+	require.Equal(t, ExitWell, code)
+	require.Equal(t, "json\nyaml\nwide\n:4\n", out)
+	_, out, _ = alone(t, "__complete", "wh")
+	require.Contains(t, out, "where\t")
+	require.Contains(t, out, "why\t")
+	_, out, _ = alone(t, "__complete", "status", "")
+	require.Equal(t, ":4\n", out, "status takes no file")
+	_, out, _ = alone(t, "__complete", "add", "")
+	require.Equal(t, ":0\n", out, "add does")
+	file := kubeconfig(t, silent(t), "{token: t}")
+	_, out, _ = alone(t, "__complete", "--kubeconfig", file, "--request-timeout", "300ms", "why", "--node", "")
+	require.Equal(t, ":1\n", out, "an API server that is silent completes nothing")
+}
+
+// TestRights_AreNamedByEachVerbThatLacksThem asks as somebody who may nothing, and then as one who may read the kinds
+// of Shoal alone.
+func TestRights_AreNamedByEachVerbThatLacksThem(t *testing.T) {
+	t.Parallel()
+	c := apitest.Require(t, cluster1)
+	model := filepath.Join(t.TempDir(), "model")
+	require.NoError(t, os.WriteFile(model, []byte("weights"), 0o600))
+	for _, verb := range []string{"status", "status --wait", "check", "check --wait", "top", "where redis:7", "ls", "why",
+		"report", "test", "get " + some, "add " + model, "pins", "pin redis:7", "pin redis:7 --wait", "unpin x",
+		"preheat redis:7"} {
+		code, out, errOut := kubectl(t, served{}, append(strings.Fields(verb), "--as", "nobody")...)
+		require.Equal(t, ExitFailed, code, verb+errOut)
+		require.Empty(t, out, verb)
+		require.Regexp(t, `User "nobody" cannot (get|list) resource "(swarms|artifactpins)"`, errOut, verb)
+		require.Contains(t, errOut, survey.RightsLink, verb)
+	}
+	code, out, errOut := kubectl(t, served{}, "check", "--pre", "--as", "nobody")
+	require.Equal(t, ExitNotWell, code, errOut)
+	require.Contains(t, out, "! You may not list nodes")
+	require.Contains(t, out, "✗ NotAllowed: you may not create customresourcedefinitions")
+
+	meta := metav1.ObjectMeta{Name: "reads-shoal"}
+	require.NoError(t, c.Client.Create(t.Context(), &rbacv1.ClusterRole{ObjectMeta: meta, Rules: []rbacv1.PolicyRule{{
+		APIGroups: []string{v1alpha1.GroupVersion.Group}, Resources: []string{"*"}, Verbs: []string{"get", "list"}}}}))
+	require.NoError(t, c.Client.Create(t.Context(), &rbacv1.ClusterRoleBinding{ObjectMeta: meta,
+		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: meta.Name},
+		Subjects: []rbacv1.Subject{{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: "reader"}}}))
+	for _, verb := range []string{"top", "where redis:7", "ls", "why", "test", "get " + some, "add " + model} {
+		for again := time.Tick(100 * time.Millisecond); ; <-again { // until the API server has heard of the role
+			code, _, errOut = kubectl(t, served{}, append(strings.Fields(verb), "--as", "reader")...)
+			if !strings.Contains(errOut, "swarms") || t.Context().Err() != nil {
+				break
+			}
+		}
+		require.Equal(t, ExitFailed, code, verb)
+		require.Contains(t, errOut, "you may not list pods in namespace shoal-system, where Shoal's agents are looked for")
+		require.Contains(t, errOut, survey.RightsLink, verb)
+	}
+	_, out, errOut = kubectl(t, served{}, "status", "--as", "reader")
+	require.Contains(t, out, "you may not list nodes, so nothing is said about them", errOut)
+	require.NotContains(t, out, "running", "who may not see pods is not told that none runs")
+}
+
+// Who may not forward ports learns just that. The agents are not to blame.
+func requireShut(t *testing.T) {
+	t.Helper()
+	code, out, errOut := kubectl(t, shut{}, "check")
+	require.Equal(t, ExitWell, code, out+errOut)
+	require.Contains(t, out, "! Agents: not asked: you may not create pods/portforward in namespace shoal-system")
+	require.NotContains(t, out, survey.ReasonAgentSilent)
+	for _, verb := range []string{"top", "where redis:7", "ls", "why", "get " + some} {
+		code, out, errOut := kubectl(t, shut{}, strings.Fields(verb)...)
+		require.Equal(t, ExitFailed, code, verb)
+		require.Empty(t, out, verb)
+		require.Contains(t, errOut, "you may not create pods/portforward in namespace shoal-system", verb)
+		require.Contains(t, errOut, survey.RightsLink, verb)
+	}
+}
+
+// requireForms runs verbs with each form of output that is for programs.
+func requireForms(t *testing.T, agents agents, verbs ...string) {
+	t.Helper()
+	for _, verb := range verbs {
+		_, out, errOut := kubectl(t, agents, append(strings.Fields(verb), "-o", "json")...)
+		require.True(t, json.Valid([]byte(out)), "%s: %s%s", verb, out, errOut)
+		require.NotEqual(t, "null\n", out, verb)
+		require.NotContains(t, out, ": null", "%s: a list is one also where it is empty", verb)
+		_, out, errOut = kubectl(t, agents, append(strings.Fields(verb), "-o", "yaml")...)
+		var value any
+		require.NoError(t, yaml.Unmarshal([]byte(out), &value), "%s: %s%s", verb, out, errOut)
+		require.NotNil(t, value, verb)
+	}
+}
