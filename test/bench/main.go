@@ -13,6 +13,8 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -28,6 +30,7 @@ import (
 	"github.com/shoal-cache/shoal/test/bench/internal/contender"
 	"github.com/shoal-cache/shoal/test/bench/internal/report"
 	"github.com/shoal-cache/shoal/test/bench/internal/workload"
+	"github.com/shoal-cache/shoal/test/hubtest"
 	"github.com/shoal-cache/shoal/test/internal/netns"
 	"github.com/shoal-cache/shoal/test/internal/origin"
 )
@@ -50,6 +53,10 @@ func dispatch(ctx context.Context, args []string) error {
 			return runClient(ctx)
 		case "origin":
 			return runOrigin(ctx, args[1:])
+		case "hub":
+			return runHub(ctx, args[1:])
+		case "file":
+			return runFile(ctx, args[1:])
 		}
 	}
 	return runBenchmark(ctx, args)
@@ -85,6 +92,49 @@ func runOrigin(ctx context.Context, args []string) error {
 	return origin.Run(ctx, o)
 }
 
+// runHub is the origin of a model: a hub and its storage, with counters as a registry has them.
+func runHub(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("bench hub", flag.ContinueOnError)
+	listen := flags.String("listen", "", "address of the hub")
+	control := flags.String("control", "", "address of its counters")
+	model := flags.String("model", "", "name of the model")
+	size := flags.Int64("size", 0, "bytes of its large files")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", *listen)
+	if err != nil {
+		return err
+	}
+	hub := hubtest.NewOn(l)
+	defer hub.Close()
+	hub.Model(*model, *size)
+	return serve(ctx, *control, func(w http.ResponseWriter, _ *http.Request) {
+		requests, bytes := hub.Count()
+		_ = json.NewEncoder(w).Encode(origin.Stats{Bytes: bytes, Requests: int64(requests)}) // else who asked has gone
+	})
+}
+
+// runFile serves one file, as plainly as Go can.
+func runFile(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("bench file", flag.ContinueOnError)
+	listen := flags.String("listen", "", "address")
+	file := flags.String("file", "", "the file")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	return serve(ctx, *listen, func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, *file) })
+}
+
+func serve(ctx context.Context, listen string, handler http.HandlerFunc) error {
+	server := &http.Server{Addr: listen, Handler: handler, ReadHeaderTimeout: time.Minute}
+	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
+	if err := server.ListenAndServe(); ctx.Err() == nil {
+		return fmt.Errorf("serve at %s: %w", listen, err)
+	}
+	return nil
+}
+
 // options are the command line.
 type options struct {
 	settings   workload.Settings
@@ -98,11 +148,12 @@ type options struct {
 func parse(args []string) (options, error) {
 	var o options
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	quick := flags.Bool("quick", false, "small sizes and few nodes, for under five minutes in all")
+	quick := flags.Bool("quick", false, "small sizes and few nodes, for under ten minutes in all")
 	nodes := flags.Int("nodes", 0, "hosts that pull (8; quick: 4)")
 	size := flags.Int64("size", 0, "size of the cold burst's image in MiB (132; quick: 32)")
 	huge := flags.Int64("huge", 0, "size of the huge blob in MiB (512; quick: 64)")
 	warm := flags.Int64("warm", 0, "size of the warm pull's blob in MiB (1024; quick: 256)")
+	model := flags.Int64("model", 0, "size of the model's large files in MiB (600; quick: 64)")
 	rate := flags.Float64("rate", 100, "rate of every host's link in Mbit/s each way")
 	scales := flags.String("scales", "", "numbers of nodes to compare, by commas (2,4,8,16; quick: 2,4,8)")
 	workloads := flags.String("workload", "", "only these workloads, by commas; a trailing * stands for any ending")
@@ -141,6 +192,7 @@ func parse(args []string) (options, error) {
 	s.Size = pick(*size, 132, 32) << 20
 	s.Huge = pick(*huge, 512, 64) << 20
 	s.Warm = pick(*warm, 1024, 256) << 20
+	s.Model = pick(*model, 600, 64) << 20
 	s.Rate = netns.Rate(*rate) * netns.Mbit
 	if *scales == "" {
 		*scales = "2,4,8,16"

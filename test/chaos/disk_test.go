@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -12,11 +13,13 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/test/chaos/internal/puller"
 	"github.com/shoal-cache/shoal/test/internal/badregistry"
+	"github.com/shoal-cache/shoal/test/internal/proc"
 )
 
 // fuseDisk is an ext4 file system that a process serves. While that is stopped, whoever reads from the disk or writes
@@ -91,30 +94,31 @@ func get(ctx context.Context, url string) (int, string, error) {
 func (a *agent) says(ctx context.Context, path string, status int, text string) error {
 	got, body, err := get(ctx, a.admin+path)
 	if err == nil && (got != status || !strings.Contains(body, text)) {
-		err = fmt.Errorf("%s: %d %s", path, got, body)
+		err = fmt.Errorf("%s: %d, without %q or with another status", path, got, text)
 	}
 	return err
 }
 
-func TestHungDisk_CallersGoThroughToTheRegistryAndTheAgentSaysSo(t *testing.T) {
-	t.Parallel()
-	disk := newFuseDisk(t)
-	registry := badregistry.New()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+// hungDisk is an agent that holds an image on a disk which hangs while its server is stopped, and how the image is pulled.
+func hungDisk(t *testing.T) (disk *fuseDisk, a *agent, spec puller.Spec, registry net.Listener) {
+	t.Helper()
+	disk = newFuseDisk(t)
+	served := badregistry.New()
+	registry, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	defer listener.Close()
-	go func() { _ = registry.Serve(listener) }() // it ends with the listener
-	url := "http://" + listener.Addr().String()
+	t.Cleanup(func() { registry.Close() })
+	go func() { _ = served.Serve(registry) }() // it ends with the listener
+	url := "http://" + registry.Addr().String()
 	image, err := badregistry.NewImage("team/app", false, 1, 5<<20, 2<<20, 300<<10)
 	require.NoError(t, err)
-	registry.Add(image)
-	spec := puller.Spec{Image: image, Dial: (&net.Dialer{}).DialContext, Namespace: "images.test", Tries: 1}
+	served.Add(image)
+	spec = puller.Spec{Image: image, Dial: (&net.Dialer{}).DialContext, Namespace: "images.test", Tries: 1}
 
 	require.NoError(t, disk.mount(t.Context()))
-	defer func() { disk.unmount() }()
+	t.Cleanup(func() { disk.unmount() })
 	dir := t.TempDir()
 	require.NoError(t, os.Symlink(disk.dir, filepath.Join(dir, "store")))
-	a, err := startAgent(t.Context(), dir, url)
+	a, err = startAgent(t.Context(), dir, url)
 	require.NoError(t, err)
 	spec.Mirror = a.mirror
 	require.NoError(t, puller.Pull(t.Context(), spec).Err, "by the agent alone")
@@ -123,12 +127,15 @@ func TestHungDisk_CallersGoThroughToTheRegistryAndTheAgentSaysSo(t *testing.T) {
 	// Mounted anew, so that nothing of what it holds is in memory.
 	disk.unmount()
 	require.NoError(t, disk.mount(t.Context()))
-	a, err = startAgent(t.Context(), dir, url)
-	require.NoError(t, err)
-	defer a.process.Kill()
-	spec.Mirror = a.mirror
-	require.NoError(t, disk.server.Process.Signal(syscall.SIGSTOP))
+	require.NoError(t, a.start(t.Context()))
+	t.Cleanup(func() { a.process.Kill() })
+	return disk, a, spec, registry
+}
 
+func TestHungDisk_CallersGoThroughToTheRegistryAndTheAgentSaysSo(t *testing.T) {
+	t.Parallel()
+	disk, a, spec, registry := hungDisk(t)
+	require.NoError(t, disk.server.Process.Signal(syscall.SIGSTOP))
 	for range 2 {
 		pulled := puller.Pull(t.Context(), spec)
 		require.NoError(t, pulled.Err, "by the agent alone, which reads from the registry")
@@ -144,7 +151,50 @@ func TestHungDisk_CallersGoThroughToTheRegistryAndTheAgentSaysSo(t *testing.T) {
 	require.NoError(t, disk.server.Process.Signal(syscall.SIGCONT))
 	require.NoError(t, until(t.Context(), func() error { return a.says(t.Context(), "/healthz", http.StatusOK, "") }))
 	require.NoError(t, until(t.Context(), a.ready))
-	listener.Close()
+	registry.Close()
 	require.NoError(t, until(t.Context(), func() error { return puller.Pull(t.Context(), spec).Err }),
 		"of what it held all the time")
+}
+
+// The guard is the one who acts on what the agent says. The test is in the place of what starts an agent again.
+func TestHungDisk_TheGuardUnplugsTheNodeAndPlugsItInAgain(t *testing.T) {
+	t.Parallel()
+	disk, a, spec, _ := hungDisk(t)
+	root := t.TempDir()
+	guard, err := proc.Start(exec.Command(agentBinary, "mirror", "guard", "--root", root, "--path", "/certs.d",
+		"--state-dir", "/state", "--endpoint", a.mirror, "--health", a.admin+"/healthz"),
+		filepath.Join(t.TempDir(), "guard"))
+	require.NoError(t, err)
+	defer guard.Kill()
+	plugged := func() error {
+		if err := guard.Exited(); err != nil {
+			return err
+		}
+		hosts, err := os.ReadFile(filepath.Join(root, "certs.d/_default/hosts.toml"))
+		if err == nil && !strings.Contains(string(hosts), a.mirror) {
+			err = fmt.Errorf("the runtime is told: %s", hosts)
+		}
+		return err
+	}
+	require.NoError(t, until(t.Context(), plugged))
+
+	require.NoError(t, disk.server.Process.Signal(syscall.SIGSTOP))
+	began := time.Now()
+	_ = puller.Pull(t.Context(), spec) // by which the agent meets the disk, and in whose midst it may be ended
+	require.NoError(t, until(t.Context(), func() error {
+		c, err := net.DialTimeout("tcp", strings.TrimPrefix(a.mirror, "http://"), time.Second)
+		if err != nil || plugged() != nil {
+			return nil //nolint:nilerr // nobody is asked any more who does not answer
+		}
+		return errors.Join(errors.New("the node is still plugged in"), c.Close(), guard.Exited())
+	}))
+	t.Logf("unplugged after %s", time.Since(began))
+
+	require.NoError(t, disk.server.Process.Signal(syscall.SIGCONT))
+	a.process.Kill() // which the guard did before, as a rule
+	require.NoError(t, a.start(t.Context()))
+	require.NoError(t, until(t.Context(), plugged))
+	require.NoError(t, puller.Pull(t.Context(), spec).Err, "by the agent alone")
+	guard.Stop()
+	require.Error(t, plugged(), "the guard leaves nothing behind")
 }

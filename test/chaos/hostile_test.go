@@ -34,11 +34,13 @@ const (
 // agent is one agent by itself, whose only registry is the given one.
 type agent struct {
 	mirror, admin string
+	config, log   string // files
+	flags         []string
 	process       *proc.Process
 }
 
-func startAgent(ctx context.Context, dir, registry string) (*agent, error) {
-	a := &agent{}
+func startAgent(ctx context.Context, dir, registry string, flags ...string) (*agent, error) {
+	a := &agent{config: filepath.Join(dir, "config.yaml"), log: filepath.Join(dir, "log"), flags: flags}
 	for _, address := range []*string{&a.mirror, &a.admin} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -57,16 +59,20 @@ func startAgent(ctx context.Context, dir, registry string) (*agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	file := filepath.Join(dir, "config.yaml")
-	if err := os.WriteFile(file, config, 0o600); err != nil {
+	if err := os.WriteFile(a.config, config, 0o600); err != nil {
 		return nil, err
 	}
-	a.process, err = proc.Start(exec.CommandContext(context.WithoutCancel(ctx), agentBinary, "--config", file),
-		filepath.Join(dir, "log"))
+	return a, a.start(ctx)
+}
+
+// start starts the agent's process, and waits until it is ready.
+func (a *agent) start(ctx context.Context) (err error) {
+	a.process, err = proc.Start(exec.CommandContext(context.WithoutCancel(ctx), agentBinary,
+		append([]string{"--config", a.config}, a.flags...)...), a.log)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return a, until(ctx, a.ready)
+	return until(ctx, a.ready)
 }
 
 func (a *agent) ready() error {
@@ -101,7 +107,7 @@ func until(ctx context.Context, try func() error) error {
 	}
 }
 
-var agentBinary string
+var agentBinary, hostileBinary string
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
@@ -111,10 +117,11 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(dir)
-		agentBinary = filepath.Join(dir, "shoal-node")
-		build := exec.Command("go", "build", "-o", agentBinary, "github.com/shoal-cache/shoal/node")
+		agentBinary, hostileBinary = filepath.Join(dir, "node"), filepath.Join(dir, "cmd")
+		build := exec.Command("go", "build", "-o", dir, "github.com/shoal-cache/shoal/node",
+			"github.com/shoal-cache/shoal/node/internal/swarm/hostile/cmd")
 		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build the agent: %v: %s\n", err, out)
+			fmt.Fprintf(os.Stderr, "build the agent and the hostile peer: %v: %s\n", err, out)
 			return 1
 		}
 		return m.Run()

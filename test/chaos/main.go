@@ -52,6 +52,7 @@ type options struct {
 	first, rounds int
 	limit         time.Duration
 	binary, out   string
+	pin           string
 	soak, print   bool
 	verbose       bool
 }
@@ -63,11 +64,12 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.settings.Nodes, "nodes", 5, "agents")
 	flags.IntVar(&o.settings.Pulls, "pulls", 12, "pulls in a round")
 	flags.IntVar(&o.settings.Faults, "faults", 3, "what goes wrong in a round at most")
-	only := flags.String("only", "", "only these kinds of faults, by commas")
+	only := flags.String("only", "", fmt.Sprintf("only these kinds of faults, by commas, of %v", plan.Kinds()))
 	flags.IntVar(&o.first, "first", 0, "number of the first round")
 	flags.IntVar(&o.rounds, "rounds", 20, "rounds")
 	flags.DurationVar(&o.limit, "for", 0, "no round begins after this time; 0: no limit")
 	flags.StringVar(&o.binary, "shoal", "bin/shoal-node", "the agent's executable")
+	flags.StringVar(&o.pin, "pin", "bin/pin", "what pins an image on each node; empty: nothing is pinned")
 	flags.StringVar(&o.out, "out", "bin/chaos", "directory for logs and figures")
 	flags.BoolVar(&o.soak, "soak", false, "judge whether the agents grow over the run")
 	flags.BoolVar(&o.print, "print", false, "print the plan and do nothing")
@@ -164,6 +166,11 @@ func runMallory(ctx context.Context, args []string) error {
 // rounds carries out the plan.
 func rounds(ctx context.Context, o options, s *storm.Storm) error {
 	began := time.Now()
+	if o.pin != "" {
+		if err := s.Pin(ctx, o.pin); err != nil {
+			return err
+		}
+	}
 	before, err := s.Calm(ctx)
 	if err != nil {
 		return err

@@ -27,29 +27,61 @@ type agent struct {
 	defaultRegistry string
 }
 
+// agentOptions say how an agent is configured.
+type agentOptions struct {
+	// front is the address of the registry front. Empty: a free one.
+	front string
+	// defaultRegistry is what requests mean that name no registry.
+	defaultRegistry string
+	// upstreams and mirror are the sections of the configuration of that name.
+	upstreams []any
+	mirror    map[string]any
+}
+
 // startAgents starts an agent for each default registry, which may be empty. They know one another and the registry.
 func startAgents(t *testing.T, r *registry, defaultRegistries ...string) []*agent {
 	t.Helper()
-	upstreams := []any{map[string]any{"registry": r.host, "endpoints": []string{r.url}}}
+	options := make([]agentOptions, len(defaultRegistries))
+	for i, registry := range defaultRegistries {
+		options[i] = agentOptions{defaultRegistry: registry, upstreams: r.upstreams()}
+	}
+	return startAgentsWith(t, options...)
+}
+
+// upstreams tell an agent where the registry is.
+func (r *registry) upstreams() []any {
+	return []any{map[string]any{"registry": r.host, "endpoints": []string{r.url}}}
+}
+
+// startAgentsWith starts an agent for each of the options. They know one another.
+func startAgentsWith(t *testing.T, options ...agentOptions) []*agent {
+	t.Helper()
 	node := program(t, "shoal-node")
-	agents := make([]*agent, len(defaultRegistries))
-	for i := range agents {
+	agents := make([]*agent, len(options))
+	for i, o := range options {
 		dir := t.TempDir()
-		a := &agent{front: freeAddress(t), admin: freeAddress(t), defaultRegistry: defaultRegistries[i]}
+		a := &agent{front: o.front, admin: freeAddress(t), defaultRegistry: o.defaultRegistry}
+		if a.front == "" {
+			a.front = freeAddress(t)
+		}
 		_, port, _ := strings.Cut(freeAddress(t), ":")
 		listen := "/ip4/127.0.0.1/tcp/" + port
 		var bootstrap []string
 		if i > 0 {
 			bootstrap = []string{agents[0].swarm}
 		}
-		config, err := yaml.Marshal(map[string]any{
+		settings := map[string]any{
 			"registry":  map[string]any{"listen": a.front, "defaultRegistry": a.defaultRegistry},
 			"admin":     map[string]any{"listen": a.admin},
 			"swarm":     map[string]any{"listen": []string{listen}, "bootstrap": bootstrap},
 			"store":     map[string]any{"path": filepath.Join(dir, "store"), "capacity": "8GiB", "minFree": "100MiB"},
-			"upstreams": upstreams,
+			"upstreams": o.upstreams,
 			"log":       map[string]any{"format": "text"},
-		})
+		}
+		if o.mirror != nil {
+			settings["mirror"] = o.mirror
+		}
+		config, err := yaml.Marshal(settings)
 		require.NoError(t, err)
 		path := filepath.Join(dir, "shoal.yaml")
 		require.NoError(t, os.WriteFile(path, config, 0o600))
@@ -119,6 +151,7 @@ func (a *agent) installMirror(t *testing.T, runtime, host, path string) string {
 	t.Helper()
 	dir := t.TempDir()
 	root := filepath.Join(dir, "node")
+	require.NoError(t, os.Mkdir(root, 0o755))
 	_, err := run(t.Context(), nil, program(t, "shoal-node"), "mirror", "install", "--runtime="+runtime,
 		"--endpoint=http://"+a.front,
 		"--registry="+host, "--root="+root, "--state-dir="+filepath.Join(dir, "state"))

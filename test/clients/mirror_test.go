@@ -61,6 +61,36 @@ type step struct {
 	name     string
 	requests int64 // that came to the agent
 	took     time.Duration
+	failed   bool
+	note     string // what is to be said instead
+}
+
+// life are the names of the steps of one configuration.
+var life = []string{"before", "installed", "mended", "agent frozen", "agent dead", "removed"}
+
+// cells are the steps as cells of a row, in their order in life.
+func cells(steps []step) []string {
+	row := make([]string, len(life))
+	for _, s := range steps {
+		cell := fmt.Sprintf("%d in %.1f s", s.requests, s.took.Seconds())
+		if s.failed {
+			cell = fmt.Sprintf("fails in %.1f s", s.took.Seconds())
+		}
+		if s.note != "" {
+			cell = s.note
+		}
+		row[slices.Index(life, s.name)] = cell
+	}
+	return row
+}
+
+// mirrored is a machine on which the mirror is installed.
+type mirrored interface {
+	// pull pulls an image with the machine's client.
+	pull(t *testing.T, reference string) error
+	// mirror runs shoal-node mirror on the machine, with flags.
+	mirror(t *testing.T, args ...string) (string, error)
+	flags() []string
 }
 
 // Whether a runtime asks the agent is seen where the requests arrive. Each containerd that is here, in each
@@ -71,23 +101,12 @@ func TestMirror_IsAskedWhereItIsSaidToBe(t *testing.T) { //nolint:paralleltest /
 	needsRoot(t)
 	var table strings.Builder
 	w := tabwriter.NewWriter(&table, 0, 4, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w,
-		"containerd\tconfiguration\tbefore\tinstalled\tmended\tagent frozen\tagent dead\tremoved\tmend")
+	_, _ = fmt.Fprintf(w, "containerd\tconfiguration\t%s\tmend\n", strings.Join(life, "\t"))
 	for _, daemon := range daemons(t) {
 		for _, c := range configurations() {
 			t.Run(daemon.version+" "+c.name, func(t *testing.T) {
 				steps, mend := live(t, daemon, c)
-				row := []string{daemon.version, c.name}
-				for _, name := range []string{"before", "installed", "mended", "agent frozen", "agent dead",
-					"removed"} {
-					cell := ""
-					for _, s := range steps {
-						if s.name == name {
-							cell = fmt.Sprintf("%d in %.1f s", s.requests, s.took.Seconds())
-						}
-					}
-					row = append(row, cell)
-				}
+				row := slices.Concat([]string{daemon.version, c.name}, cells(steps))
 				row = append(row, mend)
 				t.Logf("%q", row)
 				_, _ = fmt.Fprintln(w, strings.Join(row, "\t"))
@@ -122,14 +141,14 @@ func live(t *testing.T, d daemon, c configuration) (steps []step, mend string) {
 			t.Skip("this containerd knows no image by that name: ", img.reference()) // 1.6, of an IPv6 address
 		}
 		require.NoError(t, err, name)
-		steps = append(steps, step{name, requests() - before, time.Since(start)})
+		steps = append(steps, step{name: name, requests: requests() - before, took: time.Since(start)})
 		require.Equal(t, asked, requests() > before, "%s: %v", name, steps)
 	}
 	requests := func() int64 { return a.metric(t, "shoal_registry_requests_total") }
 	none := func() int64 { return 0 }
 	pull("before", false, requests)
 
-	was := n.files(t)
+	was := filesBelow(t, n.dir+"/etc")
 	said, err := n.mirror(t, "install", "--endpoint=http://"+a.front)
 	require.NoError(t, err)
 	_, statusErr := n.mirror(t, "status", "--endpoint=http://"+a.front)
@@ -142,20 +161,24 @@ func live(t *testing.T, d daemon, c configuration) (steps []step, mend string) {
 		mend = "no restart"
 		if strings.Contains(said, "RestartNeeded") {
 			mend = "restart"
+			_, err = n.mirror(t, "status", "--endpoint=http://"+a.front)
+			require.Error(t, err, "the containerd that runs has not read it: %s", said)
 			n.restart(t)
 		}
 		_, err = n.mirror(t, "status", "--endpoint=http://"+a.front)
 		require.NoError(t, err, said)
 		pull("mended", true, requests)
 	}
-	steps = append(steps, n.pullFromFrozen(t, a, registry, c.fix))
+	frozen, err := pullFromFrozen(t, n, a, registry, c.fix...)
+	require.NoError(t, err, "the pull whose agent stopped")
+	steps = append(steps, frozen)
 	pull("agent dead", false, none)
 	_, err = n.mirror(t, "remove")
 	require.NoError(t, err)
 	if mend == "restart" {
 		n.restart(t)
 	}
-	require.Equal(t, was, n.files(t))
+	require.Equal(t, was, filesBelow(t, n.dir+"/etc"))
 	pull("removed", false, none)
 	return steps, mend
 }
@@ -165,9 +188,9 @@ const frozenCost = 15 * time.Second
 
 // pullFromFrozen stops the agent in the middle of a pull. A guard is there, as beside every agent, and is killed in the
 // end: it then leaves everything as it is.
-func (n *mirrorNode) pullFromFrozen(t *testing.T, a *agent, registry *registry, fix []string) step {
+func pullFromFrozen(t *testing.T, n mirrored, a *agent, registry *registry, flags ...string) (step, error) {
 	t.Helper()
-	guard := n.guard(t, a, fix...)
+	guard := startGuard(t, n, a, flags...)
 	img := registry.push(t, unique())
 	requests := a.metric(t, "shoal_registry_requests_total")
 	had := a.metric(t, "shoal_upstream_bytes_total")
@@ -185,15 +208,15 @@ func (n *mirrorNode) pullFromFrozen(t *testing.T, a *agent, registry *registry, 
 	require.NoError(t, syscall.Kill(a.pid, syscall.SIGSTOP))
 	stopped := time.Now()
 	registry.slow.Store(false)
-	require.NoError(t, <-pulled, "the pull whose agent stopped")
+	err := <-pulled
 	took := time.Since(stopped)
-	require.LessOrEqual(t, took, frozenCost, "what the agent that stopped cost")
+	require.LessOrEqual(t, took, frozenCost, "what the agent that stopped cost: %v", err)
 	require.NoError(t, guard.Signal(syscall.SIGKILL))
-	return step{"agent frozen", requests, took}
+	return step{name: "agent frozen", requests: requests, took: took, failed: err != nil}, err
 }
 
-// guard starts the guard of an agent on the node.
-func (n *mirrorNode) guard(t *testing.T, a *agent, more ...string) *os.Process {
+// startGuard starts the guard of an agent on the machine.
+func startGuard(t *testing.T, n mirrored, a *agent, more ...string) *os.Process {
 	t.Helper()
 	args := slices.Concat([]string{"mirror", "guard", "--endpoint=http://" + a.front,
 		"--health=http://" + a.admin + "/healthz"}, n.flags(), more)
@@ -322,11 +345,11 @@ func (n *mirrorNode) flags() []string {
 		"--state-dir=" + filepath.Join(n.dir, "shoal")}, n.named...)
 }
 
-// files are those below /etc.
-func (n *mirrorNode) files(t *testing.T) map[string]string {
+// filesBelow are all files below a folder, each as what it holds.
+func filesBelow(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	all := map[string]string{}
-	require.NoError(t, filepath.WalkDir(filepath.Join(n.dir, "etc"), func(path string, d fs.DirEntry, err error) error {
+	require.NoError(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			all[path] = "directory"
 			return err

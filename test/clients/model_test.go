@@ -1,23 +1,31 @@
 package clients
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/shoal-cache/shoal/hack/httpget"
 	"github.com/shoal-cache/shoal/test/hubtest"
+	"github.com/shoal-cache/shoal/test/registrytest"
 )
 
 const modelName = "org/model"
@@ -235,4 +243,188 @@ func TestModel_EveryCommandOfModelsInFiveMinutesRuns(t *testing.T) { //nolint:pa
 		ran++
 	}
 	require.GreaterOrEqual(t, ran, 6)
+}
+
+// quoted are the commands that the page quotes amid its text.
+var quoted = regexp.MustCompile("`((?:curl|go run|ollama) [^`]+)`")
+
+// What stands after the five minutes a reader types as well. Each command runs as it stands, at smaller sizes and other
+// addresses, and one that no rule here knows fails.
+func TestModel_EveryOtherCommandOfThePageRuns(t *testing.T) { //nolint:paralleltest // it starts agents of its own, and the processors are few
+	node, ollamaget := program(t, "shoal-node"), program(t, "ollamaget")
+	page, err := os.ReadFile("../../node/MODELS.md")
+	require.NoError(t, err)
+	_, rest, found := strings.Cut(string(page), "## What a client gets")
+	require.True(t, found)
+
+	file := weights(3, 3<<20)
+	files := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(file))
+	}))
+	t.Cleanup(files.Close)
+	host := strings.TrimPrefix(files.URL, "http://")
+	m := newModels(t)
+	m.env = append(m.env, "SHOAL_HUB_URLS="+files.URL+"/models/")
+	startModelAgent(t, m, []string{node, "--hub-enabled", "--store-path", filepath.Join(t.TempDir(), "store")})
+	r := registrytest.New(t)
+	artifact(t, r, "library/llama3.2", "application/vnd.docker.distribution.manifest.v2+json", "",
+		"application/vnd.docker.container.image.v1+json", "application/vnd.ollama.image.tensor", weights(4, 2<<20))
+	registry := modelAgents(t, r, "registry.ollama.test")[0].front
+
+	words := strings.NewReplacer(
+		"make build && ", "", "-size 64GiB -capacity 1GiB", "-size 80MiB -capacity 40MiB -shoal "+node,
+		"-size 16GiB -capacity 20GiB", "-size 40MiB -capacity 1GiB -shoal "+node,
+		"sha256/9f86d0…/https/files.example", "sha256/"+sumOf(t, bytes.NewReader(file))+"/http/"+host,
+		"$HF_ENDPOINT", "http://"+m.front, "org/name/resolve/main/file", modelName+"/resolve/main/model.safetensors",
+		"ollama pull --insecure 127.0.0.1:5050/library/llama3.2", ollamaget+" http://"+registry+" library/llama3.2 1 "+
+			t.TempDir(),
+		"hack/reuse", "hack/reuse -layers 2", "go run ./", "go run -C ../.. ./")
+	var commands []string
+	for line := range strings.Lines(rest) {
+		if command, indented := strings.CutPrefix(line, "    "); indented {
+			commands = append(commands, strings.TrimSpace(command))
+		}
+	}
+	for _, match := range quoted.FindAllStringSubmatch(strings.ReplaceAll(rest, "\n", " "), -1) {
+		commands = append(commands, strings.Join(strings.Fields(match[1]), " "))
+	}
+	for _, command := range commands {
+		dir := t.TempDir()
+		typed := words.Replace(command)
+		require.NotEqual(t, command, typed, "no rule of this test knows it")
+		if strings.HasPrefix(typed, "curl") {
+			typed = "cd " + dir + " && " + typed
+		}
+		out, err := run(t.Context(), nil, "sh", "-c", typed)
+		require.NoError(t, err, "%s\n%s", command, out)
+		if strings.HasSuffix(command, "/weights.bin") {
+			got, err := os.ReadFile(filepath.Join(dir, "weights.bin"))
+			require.NoError(t, err)
+			require.True(t, bytes.Equal(file, got))
+		}
+		if strings.HasSuffix(command, "resolve/main/file") {
+			m.right(t, "model.safetensors", filepath.Join(dir, "model.safetensors"))
+		}
+	}
+	require.GreaterOrEqual(t, len(commands), 5)
+}
+
+// service stands for the Service of the hub fronts: a new connection goes to the agent of the node, and to another's
+// where that one is away.
+func service(t *testing.T, own, other string) string {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return // the test is over
+			}
+			agent, err := new(net.Dialer).Dial("tcp", own)
+			if err != nil {
+				agent, err = new(net.Dialer).Dial("tcp", other)
+			}
+			if err != nil {
+				_ = client.Close()
+				continue
+			}
+			join := func(to, from net.Conn) {
+				_, _ = io.Copy(to, from) // however it ends, both end
+				_ = to.Close()
+				_ = from.Close()
+			}
+			go join(agent, client)
+			go join(client, agent)
+		}
+	}()
+	return "http://" + l.Addr().String()
+}
+
+// resumed downloads a file as huggingface_hub does since 1.20: where an answer is cut, or none comes, it asks for the
+// rest, and gives up after the fifth time without a byte more. came is how many bytes it has.
+func resumed(ctx context.Context, url string, size int64, came *atomic.Int64) (sum string, err error) {
+	digest := sha256.New()
+	for tries := 0; tries <= 5; tries++ {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return "", err
+		}
+		if came.Load() > 0 {
+			req.Header.Set("Range", fmt.Sprintf("bytes=%d-", came.Load()))
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err == nil {
+			n := int64(0)
+			if resp.StatusCode == http.StatusOK && came.Load() == 0 || resp.StatusCode == http.StatusPartialContent {
+				n, err = io.Copy(io.MultiWriter(digest, counter{came}), resp.Body)
+			}
+			_ = resp.Body.Close()
+			if n > 0 {
+				tries = 0
+			}
+		}
+		if err == nil && came.Load() == size {
+			return hex.EncodeToString(digest.Sum(nil)), nil
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
+	return "", fmt.Errorf("%d of %d bytes of %s", came.Load(), size, url)
+}
+
+// counter counts the bytes that are written to it.
+type counter struct{ n *atomic.Int64 }
+
+func (c counter) Write(p []byte) (int, error) {
+	c.n.Add(int64(len(p)))
+	return len(p), nil
+}
+
+func TestModel_AnAgentThatIsKilledInMidDownloadCostsItsClientNothing(t *testing.T) { //nolint:paralleltest // it starts agents of its own, and the processors are few
+	node := program(t, "shoal-node")
+	own, other := newModels(t), newModels(t)
+	folder := filepath.Join(t.TempDir(), "store")
+	id, err := run(t.Context(), nil, node, "id", "--store-path", folder)
+	require.NoError(t, err)
+	agent := start(t, own.env, func(ctx context.Context) error {
+		_, err := httpget.Body(ctx, "http://"+own.admin+"/readyz")
+		return err
+	}, node, "--hub-enabled", "--store-path", folder)
+	other.env = append(other.env, "SHOAL_HUB_ENDPOINT="+own.URL())
+	startModelAgent(t, other, []string{node, "--hub-enabled", "--store-path", filepath.Join(t.TempDir(), "store"),
+		"--swarm-bootstrap", own.swarm + "/p2p/" + strings.TrimSpace(id)})
+
+	const file, stopsAfter = "model.safetensors", 16 << 20
+	size := own.files[file].Data.Size()
+	own.Set(hubtest.Trouble{StopAfter: stopsAfter})
+	var came [2]atomic.Int64
+	var sums [2]string
+	var group errgroup.Group
+	for i, front := range []string{service(t, own.front, other.front), "http://" + other.front} {
+		group.Go(func() (err error) {
+			sums[i], err = resumed(t.Context(), front+"/"+modelName+"/resolve/main/"+file, size, &came[i])
+			return err
+		})
+	}
+	eventually(t, startTimeout, func() error {
+		for i := range came {
+			if n := came[i].Load(); n < stopsAfter/2 {
+				return fmt.Errorf("client %d has %d bytes", i, n)
+			}
+		}
+		return nil
+	})
+	require.Less(t, came[0].Load(), size)
+	require.NoError(t, agent.Kill())
+	own.Set(hubtest.Trouble{})
+	require.NoError(t, group.Wait())
+	want := sumOf(t, io.NewSectionReader(own.files[file].Data, 0, size))
+	require.Equal(t, [2]string{want, want}, sums)
+	_, sent := own.Count()
+	require.LessOrEqual(t, float64(sent), 1.3*float64(size), "the killed agent's client began where it had been")
 }

@@ -45,8 +45,9 @@ type registry struct {
 	address, url string
 	private      bool
 
-	sent atomic.Int64
-	slow atomic.Bool // blobs then go out at slowRate
+	sent  atomic.Int64 // bytes of blobs
+	asked atomic.Int64 // requests for manifests and blobs
+	slow  atomic.Bool  // blobs then go out at slowRate
 }
 
 // slowRate is in bytes a second.
@@ -94,9 +95,12 @@ func (r *registry) gateway(t *testing.T, address string) string {
 	return gateway.URL
 }
 
-// count counts the bytes of blobs that go out.
+// count counts what is asked for, and the bytes of blobs that go out.
 func (r *registry) count(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+		if request.URL.Path != "/v2/" {
+			r.asked.Add(1)
+		}
 		if request.Method == http.MethodGet && strings.Contains(request.URL.Path, "/blobs/") {
 			w = countingWriter{w, request.Context(), r}
 		}

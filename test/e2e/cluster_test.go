@@ -15,6 +15,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/shoal-cache/shoal/test/hubtest"
 )
 
 const (
@@ -32,6 +34,7 @@ type cluster struct {
 	current         version
 	previous        version // what upgrades start from
 
+	hub      *hubtest.Hub      // where models come from
 	cold     image             // what every node's cache holds
 	original map[string]string // each node's mirror configuration before Shoal was installed
 }
@@ -45,6 +48,7 @@ func connect(t *testing.T) *cluster {
 		current:  version{chart: setting(t, "SHOAL_E2E_CHART"), tag: setting(t, "SHOAL_E2E_TAG")},
 		previous: version{chart: setting(t, "SHOAL_E2E_PREVIOUS_CHART"), tag: setting(t, "SHOAL_E2E_PREVIOUS_TAG")},
 	}
+	c.hub = startHub(t, c.public)
 	c.nodes = c.rig.nodes(t)
 	require.GreaterOrEqual(t, len(c.nodes), 3, "the suite needs three nodes")
 	if _, err := run(t.Context(), "", "kubectl", "get", "namespace", workNamespace); err != nil {

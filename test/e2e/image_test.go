@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"crypto/rand"
+	"encoding/json"
 	"fmt"
 	"os"
 	"runtime"
@@ -15,6 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/test/internal/layer"
@@ -80,6 +82,42 @@ func (r registry) pushFiles(t *testing.T, repository string, layers ...map[strin
 	require.NoError(t, err)
 	return image{ref: r.address + "/" + repository + ":1", id: id.String(), size: blobBytes(t, img)}
 }
+
+// pushModel pushes an artifact of the ModelPack specification with one layer, of random weights.
+func (r registry) pushModel(t *testing.T, repository string, size int) image {
+	t.Helper()
+	data := make([]byte, size)
+	_, _ = rand.Read(data) // never fails
+	weights := layer.Archive(t, map[string][]byte{"weights": data})
+	tag, err := name.NewTag(r.address+"/"+repository+":1", name.Insecure)
+	require.NoError(t, err)
+	blob := func(data []byte, kind string) map[string]any {
+		l := static.NewLayer(data, types.MediaType(kind))
+		require.NoError(t, remote.WriteLayer(tag.Context(), l, remote.WithContext(t.Context())))
+		return map[string]any{"mediaType": kind, "digest": digest.FromBytes(data), "size": len(data)}
+	}
+	config, err := json.Marshal(map[string]any{
+		"descriptor": map[string]any{"name": repository},
+		"config":     map[string]any{"format": "text"},
+		"modelfs":    map[string]any{"type": "layers", "diffIds": []any{digest.FromBytes(weights)}},
+	})
+	require.NoError(t, err)
+	manifest, err := json.Marshal(map[string]any{
+		"schemaVersion": 2, "mediaType": types.OCIManifestSchema1,
+		"artifactType": "application/vnd.cncf.model.manifest.v1+json",
+		"config":       blob(config, "application/vnd.cncf.model.config.v1+json"),
+		"layers":       []any{blob(weights, "application/vnd.cncf.model.weight.v1.tar")},
+	})
+	require.NoError(t, err)
+	require.NoError(t, remote.Put(tag, rawManifest(manifest), remote.WithContext(t.Context())))
+	return image{ref: tag.String(), size: int64(len(weights) + len(config)), own: int64(size)}
+}
+
+// rawManifest is a manifest as it is.
+type rawManifest []byte
+
+func (m rawManifest) RawManifest() ([]byte, error)        { return m, nil }
+func (m rawManifest) MediaType() (types.MediaType, error) { return types.OCIManifestSchema1, nil }
 
 func blobBytes(t *testing.T, img v1.Image) int64 {
 	t.Helper()

@@ -86,18 +86,23 @@ func (c *cluster) values(t *testing.T, v version) string {
 	// kind's control plane is a node that no test may switch off.
 	exclude := map[string]any{"key": "kubernetes.io/hostname", "operator": "NotIn",
 		"values": []string{os.Getenv("SHOAL_E2E_EXCLUDE")}}
-	data, err := json.Marshal(map[string]any{
+	values := map[string]any{
 		"agent": map[string]any{
 			"image": image("shoal-node"),
-			// The nodes share one small disk.
-			"store": map[string]any{"capacity": "4GiB"},
+			// The nodes share the machine's disk, and what else is on it is not theirs to weigh.
+			"store":  map[string]any{"capacity": "4GiB"},
+			"config": map[string]any{"store": map[string]any{"minFree": "100MiB"}},
 			"affinity": map[string]any{"nodeAffinity": map[string]any{"requiredDuringSchedulingIgnoredDuringExecution": map[string]any{
 				"nodeSelectorTerms": []any{map[string]any{"matchExpressions": []any{exclude}}}}}},
 		},
 		"operator":  map[string]any{"image": image("shoal-operator")},
 		"runtime":   map[string]any{"loadImages": true},
 		"upstreams": []any{endpoint(c.public), endpoint(c.private)},
-	})
+	}
+	if v == c.current {
+		values["hub"] = map[string]any{"enabled": true, "endpoint": c.hub.URL(), "allowFrom": []string{"10.0.0.0/8"}}
+	}
+	data, err := json.Marshal(values)
 	require.NoError(t, err)
 	file := filepath.Join(t.TempDir(), "values.yaml")
 	require.NoError(t, os.WriteFile(file, data, 0o600))

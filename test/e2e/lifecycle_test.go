@@ -37,7 +37,7 @@ func upgrade(t *testing.T, c *cluster) {
 	for i, command := range commands {
 		if strings.HasPrefix(command, "helm ") {
 			// Time in which old and new agents serve each other, for every node.
-			commands[i] += " --timeout=5m -f " + c.values(t, c.current) + " --set agent.minReadySeconds=30"
+			commands[i] += " --timeout=5m -f " + c.values(t, c.current) + " --set agent.minReadySeconds=20"
 		}
 		tell(t, "$ %s", command)
 	}

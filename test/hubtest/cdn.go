@@ -61,6 +61,10 @@ func (h *Hub) serveCDN(rw http.ResponseWriter, r *http.Request) {
 		http.Error(w, "too large to be cached", http.StatusBadRequest)
 		return
 	}
+	if h.takeHang() {
+		<-r.Context().Done()
+		return
+	}
 	if t.Stall > 0 {
 		select {
 		case <-time.After(t.Stall):
@@ -85,6 +89,17 @@ func (h *Hub) serveCDN(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	http.ServeContent(w, r, "", time.Time{}, body)
+}
+
+// takeHang reports whether this request is one of those that are left without an answer.
+func (h *Hub) takeHang() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.trouble.Hang == 0 {
+		return false
+	}
+	h.trouble.Hang--
+	return true
 }
 
 // takeCut reports whether this answer is one of those to be cut.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -14,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -50,6 +52,10 @@ type Trouble struct {
 	Wrong bool
 	// Stall makes the CDN wait before its first byte.
 	Stall time.Duration
+	// Hang has so many requests to the CDN be left without an answer.
+	Hang int
+	// NoHead has the hub answer HEAD with 405.
+	NoHead bool
 	// NoTree has the hub know no listings, as mirrors do.
 	NoTree bool
 }
@@ -64,20 +70,40 @@ type Hub struct {
 	SameHost bool
 
 	hub, cdn *httptest.Server
+	odd      atomic.Pointer[Odd]
 	mu       sync.Mutex
 	repos    map[string]*Repo
-	tokens   map[string]bool // that exist
+	renamed  map[string]string // kind and id, by what they were
+	tokens   map[string]bool   // that exist
 	trouble  Trouble
 	epoch    int // signed URLs of earlier ones are void
+	answered int
 	log      []Request
 }
 
 // New starts a hub on loopback. Close ends it.
 func New() *Hub {
-	h := &Hub{PageSize: 1000, URLLife: time.Hour, repos: map[string]*Repo{}, tokens: map[string]bool{}}
-	h.hub = httptest.NewServer(http.HandlerFunc(h.serveHub))
-	h.cdn = httptest.NewServer(http.HandlerFunc(h.serveCDN))
+	h := empty()
+	h.hub = httptest.NewServer(h.oddly(h.serveHub))
+	h.cdn = httptest.NewServer(h.oddly(h.serveCDN))
 	return h
+}
+
+// NewOn starts a hub on a listener, that of its CDN too. Close ends it.
+func NewOn(l net.Listener) *Hub {
+	h := empty()
+	h.SameHost = true
+	h.hub = httptest.NewUnstartedServer(h.oddly(h.serveHub))
+	_ = h.hub.Listener.Close() // nobody has come to it
+	h.hub.Listener = l
+	h.hub.Start()
+	h.cdn = h.hub
+	return h
+}
+
+func empty() *Hub {
+	return &Hub{PageSize: 1000, URLLife: time.Hour, repos: map[string]*Repo{}, renamed: map[string]string{},
+		tokens: map[string]bool{}}
 }
 
 // Close stops the servers.
@@ -191,6 +217,9 @@ func (h *Hub) serveHub(rw http.ResponseWriter, r *http.Request) {
 	case t.Down:
 		w.status = 0
 		panic(http.ErrAbortHandler)
+	case t.NoHead && r.Method == http.MethodHead:
+		http.Error(w, "no HEAD here", http.StatusMethodNotAllowed)
+		return
 	case t.Status != 0:
 		if t.RetryAfter > 0 {
 			w.Header().Set("Retry-After", strconv.Itoa(t.RetryAfter))
@@ -200,6 +229,8 @@ func (h *Hub) serveHub(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h.mu.Lock()
+	h.answered++
+	w.Header().Set("X-Request-Id", fmt.Sprintf("Root=1-%d", h.answered))
 	known := h.tokens[r.Header.Get("Authorization")]
 	for _, repo := range h.repos {
 		known = known || repo.readers[r.Header.Get("Authorization")]
@@ -210,9 +241,20 @@ func (h *Hub) serveHub(rw http.ResponseWriter, r *http.Request) {
 		http.Error(w, `{"error":"Invalid credentials in Authorization header"}`, http.StatusUnauthorized)
 		return
 	}
+	// The hub tells of its limits with every answer.
+	w.Header().Set("RateLimit", `"resolvers";r=2998;t=172`)
+	w.Header().Set("RateLimit-Policy", `"fixed window";"resolvers";q=3000;w=300`)
+	if r.Header.Get("Authorization") == "" {
+		w.Header().Set("X-HF-Warning", "unauthenticated; You are sending unauthenticated requests to the HF Hub.")
+	}
 	parts := strings.Split(strings.TrimPrefix(r.URL.EscapedPath(), "/"), "/")
 	for i := range parts {
 		parts[i], _ = url.PathUnescape(parts[i])
+	}
+	if to := h.newName(parts); to != "" {
+		w.Header().Set("Location", to+strings.TrimSuffix("?"+r.URL.RawQuery, "?"))
+		w.WriteHeader(http.StatusTemporaryRedirect)
+		return
 	}
 	switch {
 	case parts[0] == "api" && len(parts) > 1 && parts[1] == "whoami-v2":
@@ -221,6 +263,8 @@ func (h *Hub) serveHub(rw http.ResponseWriter, r *http.Request) {
 			return
 		}
 		reply(w, map[string]any{"name": "someone", "type": "user"})
+	case r.URL.Path == "/api/agent-harnesses":
+		reply(w, map[string]any{"standardEnvVars": []string{"AI_AGENT"}, "harnesses": map[string]any{}})
 	case parts[0] == "api" && len(parts) > 5 && parts[1] == "resolve-cache":
 		h.resolveCache(w, r, parts[2:])
 	case parts[0] == "api" && len(parts) > 2:
@@ -228,6 +272,32 @@ func (h *Hub) serveHub(rw http.ResponseWriter, r *http.Request) {
 	default:
 		h.resolve(w, r, parts)
 	}
+}
+
+// newName is the path that parts have now, where they name a repository by what it was.
+func (h *Hub) newName(parts []string) string {
+	at, kind := 0, "models"
+	switch {
+	case parts[0] == "api":
+		if len(parts) < 3 {
+			return ""
+		}
+		at, kind = 2, parts[1]
+	case slices.Contains([]string{"datasets", "spaces"}, parts[0]):
+		at, kind = 1, parts[0]
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for n := min(2, len(parts)-at); n > 0; n-- {
+		if to := h.renamed[kind+"/"+strings.Join(parts[at:at+n], "/")]; to != "" {
+			all := append(slices.Clone(parts[:at]), strings.Split(to, "/")...)
+			for _, p := range parts[at+n:] {
+				all = append(all, url.PathEscape(p))
+			}
+			return "/" + strings.Join(all, "/")
+		}
+	}
+	return ""
 }
 
 // find is the repository at the head of parts, and what is behind it.
@@ -298,7 +368,11 @@ func (h *Hub) api(w http.ResponseWriter, r *http.Request, kind string, parts []s
 			branches = append(branches, map[string]any{"name": b, "ref": "refs/heads/" + b,
 				"targetCommit": repo.branches[b]})
 		}
-		reply(w, map[string]any{"branches": branches, "tags": []any{}, "converts": []any{}})
+		refs := map[string]any{"branches": branches, "tags": []any{}, "converts": []any{}}
+		if r.URL.Query().Get("include_prs") != "" {
+			refs["pullRequests"] = []any{}
+		}
+		reply(w, refs)
 		return
 	}
 	if len(rest) < 2 {
@@ -317,7 +391,12 @@ func (h *Hub) api(w http.ResponseWriter, r *http.Request, kind string, parts []s
 		h.tree(w, r, files, strings.Join(rest[2:], "/"))
 	case rest[0] == "paths-info" && !t.NoTree:
 		h.pathsInfo(w, r, files)
-	case rest[0] == "xet-read-token":
+	case rest[0] == "preupload" || rest[0] == "commit":
+		repo.write(w, r, rest[0], rest[1])
+	case rest[0] == "xet-read-token" || rest[0] == "xet-write-token":
+		w.Header().Set("X-Xet-Cas-Url", h.URL()+"/cas") // older clients read these, newer ones the body
+		w.Header().Set("X-Xet-Access-Token", "xet")
+		w.Header().Set("X-Xet-Token-Expiration", strconv.FormatInt(time.Now().Add(time.Hour).Unix(), 10))
 		reply(w, map[string]any{"casUrl": h.URL() + "/cas", "exp": time.Now().Add(time.Hour).Unix(),
 			"accessToken": "xet"})
 	default:
@@ -358,7 +437,7 @@ func (h *Hub) tree(w http.ResponseWriter, r *http.Request, files map[string]*fil
 		if folder != "" {
 			rest, below = strings.CutPrefix(e["path"].(string), folder+"/")
 		}
-		if below && (q.Get("recursive") == "true" || !strings.Contains(rest, "/")) {
+		if below && (truth(q.Get("recursive")) || !strings.Contains(rest, "/")) {
 			list = append(list, e)
 		}
 	}
@@ -367,7 +446,12 @@ func (h *Hub) tree(w http.ResponseWriter, r *http.Request, files map[string]*fil
 		return
 	}
 	first, _ := strconv.Atoi(q.Get("cursor"))
-	last := min(first+h.PageSize, len(list))
+	size := h.PageSize
+	if truth(q.Get("expand")) {
+		size = min(size, expandedPage)
+		list = expanded(list)
+	}
+	last := min(first+size, len(list))
 	if last < len(list) {
 		q.Set("cursor", strconv.Itoa(last))
 		w.Header().Set("Link", "<"+h.URL()+r.URL.EscapedPath()+"?"+q.Encode()+`>; rel="next"`)
@@ -377,14 +461,16 @@ func (h *Hub) tree(w http.ResponseWriter, r *http.Request, files map[string]*fil
 
 func (h *Hub) pathsInfo(w http.ResponseWriter, r *http.Request, files map[string]*file) {
 	var paths []string
+	var expand bool
 	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/json") {
 		var q struct {
-			Paths []string `json:"paths"`
+			Paths  []string `json:"paths"`
+			Expand bool     `json:"expand"`
 		}
 		_ = json.NewDecoder(r.Body).Decode(&q) // then there are none
-		paths = q.Paths
+		paths, expand = q.Paths, q.Expand
 	} else if r.ParseForm() == nil {
-		paths = r.PostForm["paths"]
+		paths, expand = r.PostForm["paths"], truth(r.PostForm.Get("expand"))
 	}
 	out := []map[string]any{}
 	for _, e := range tree(files) {
@@ -392,7 +478,29 @@ func (h *Hub) pathsInfo(w http.ResponseWriter, r *http.Request, files map[string
 			out = append(out, e)
 		}
 	}
+	if expand {
+		out = expanded(out)
+	}
 	reply(w, out)
+}
+
+// expandedPage is how many entries a page has at most that tells more of each.
+const expandedPage = 50
+
+// truth reads a boolean as the clients write it.
+func truth(s string) bool { return slices.Contains([]string{"true", "1"}, strings.ToLower(s)) }
+
+// expanded tells of each entry what takes the hub longer to say.
+func expanded(list []map[string]any) []map[string]any {
+	for _, e := range list {
+		e["lastCommit"] = map[string]any{"id": strings.Repeat("0", 40), "title": "made",
+			"date": "2026-01-01T00:00:00.000Z"}
+		if e["type"] == "file" {
+			e["securityFileStatus"] = map[string]any{"status": "safe", "avScan": map[string]any{"status": "safe"},
+				"pickleImportScan": nil}
+		}
+	}
+	return list
 }
 
 // resolve answers for a file.
@@ -423,8 +531,15 @@ func (h *Hub) resolve(w http.ResponseWriter, r *http.Request, parts []string) {
 	}
 	if !f.LFS {
 		to := "/api/resolve-cache/" + kind + "/" + repo.id + "/" + sha + "/" + escape(p)
-		w.Header().Set("Location", to+"?"+url.Values{"etag": {`"` + f.oid + `"`}}.Encode())
+		to += "?" + url.Values{r.URL.Path: {""}, "etag": {`"` + f.oid + `"`}}.Encode()
+		w.Header().Set("X-Linked-Etag", `"`+f.oid+`"`)
+		w.Header().Set("X-Linked-Size", strconv.FormatInt(f.Data.Size(), 10))
+		w.Header().Set("Location", to)
+		w.Header().Set("Content-Length", strconv.Itoa(len(to))) // of the text, as with each redirect of the hub's
 		w.WriteHeader(http.StatusTemporaryRedirect)
+		if r.Method != http.MethodHead {
+			_, _ = io.WriteString(w, to) // the caller has gone, if it fails
+		}
 		return
 	}
 	w.Header().Set("X-Linked-Etag", `"`+f.sha256+`"`)

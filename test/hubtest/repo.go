@@ -28,8 +28,18 @@ func Bytes(b []byte) Data { return bytes.NewReader(b) }
 // Text is data at hand.
 func Text(s string) Data { return strings.NewReader(s) }
 
-// Random is n bytes that are made as they are read, the same for the same seed.
-func Random(seed uint64, n int64) Data { return &random{seed: seed, size: n} }
+// Random is n bytes, the same for the same seed. They are made as they are read, where they are many.
+func Random(seed uint64, n int64) Data {
+	r := &random{seed: seed, size: n}
+	if n > manyBytes {
+		return r
+	}
+	all := make([]byte, n)
+	_, _ = r.ReadAt(all, 0) // never fails within the size
+	return Bytes(all)
+}
+
+const manyBytes = 8 << 20
 
 type random struct {
 	seed uint64
@@ -64,6 +74,8 @@ type File struct {
 	LFS bool
 	// ClaimedSHA256 is what the hub says in place of the file's own digest.
 	ClaimedSHA256 string
+	// SHA256 is the file's own digest, where the caller knows it: to take it of a very large file is dear.
+	SHA256 string
 }
 
 type file struct {
@@ -75,11 +87,13 @@ type file struct {
 func newFile(f File) *file {
 	out := &file{File: f}
 	if f.LFS {
-		sum := sha256.New()
-		if _, err := io.Copy(sum, io.NewSectionReader(f.Data, 0, f.Data.Size())); err != nil {
-			panic(err) // what is made or in memory can be read
+		if out.sha256 = f.SHA256; out.sha256 == "" {
+			sum := sha256.New()
+			if _, err := io.Copy(sum, io.NewSectionReader(f.Data, 0, f.Data.Size())); err != nil {
+				panic(err) // what is made or in memory can be read
+			}
+			out.sha256 = hex.EncodeToString(sum.Sum(nil))
 		}
-		out.sha256 = hex.EncodeToString(sum.Sum(nil))
 		if f.ClaimedSHA256 != "" {
 			out.sha256 = f.ClaimedSHA256
 		}
@@ -128,6 +142,16 @@ func (r *Repo) Commit(branch string, files map[string]File) string {
 	defer r.mu.Unlock()
 	r.commits[sha], r.branches[branch] = made, sha
 	return sha
+}
+
+// Rename gives the repository another id. By the old one the hub leads to the new one.
+func (r *Repo) Rename(id string) {
+	r.hub.mu.Lock()
+	defer r.hub.mu.Unlock()
+	delete(r.hub.repos, r.kind+"/"+r.id)
+	r.hub.renamed[r.kind+"/"+r.id] = id
+	r.id = id
+	r.hub.repos[r.kind+"/"+id] = r
 }
 
 // SetPrivate hides the repository from all but the holders of tokens. No tokens make it public.

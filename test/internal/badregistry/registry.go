@@ -34,6 +34,7 @@ const (
 	Flap      Mode = "flap"     // every other second it is down
 	Reset     Mode = "reset"    // one blob of three breaks off half-way with a TCP reset
 	Drip      Mode = "drip"     // bodies come at 256 KiB/s
+	Late      Mode = "late"     // every answer begins a second late
 	Throttle  Mode = "throttle" // every other request is answered with 429
 	Errors    Mode = "errors"   // every other request is answered with 500 and an HTML page
 	WrongData Mode = "wrong"    // blobs have the right length and wrong bytes
@@ -151,6 +152,9 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	mirror := q.Header.Get("User-Agent") != Client
 	if mirror {
 		r.requests.Add(1)
+	}
+	if r.Mode() == Late && !pause(q.Context(), time.Second) {
+		return // who asked has gone
 	}
 	switch m := r.Mode(); {
 	case r.down():

@@ -46,6 +46,9 @@ func Start(cmd *exec.Cmd, log string) (*Process, error) {
 	return p, nil
 }
 
+// PID is the process's number.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Exited is an error that quotes the end of the log when the process has ended, and nil while it runs.
 func (p *Process) Exited() error {
 	select {

@@ -24,6 +24,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/shoal-cache/shoal/test/hubtest"
 	"github.com/shoal-cache/shoal/test/internal/origin"
 )
 
@@ -47,6 +48,9 @@ type Spec struct {
 	Namespace  string
 	Repository string
 	Tag        string
+	// Model, where set, is downloaded from the first endpoint, which is a model hub's, in place of an image: clients of
+	// hubs know one address.
+	Model string `json:",omitempty"`
 	// Start is when to begin; the process is up and waiting by then.
 	Start time.Time
 	// Timeout is how long the pull may take from Start on.
@@ -119,7 +123,7 @@ func Run(ctx context.Context, spec Spec) (Result, error) {
 	case <-time.After(time.Until(spec.Start)):
 	}
 	p := &pull{spec: spec, http: web, started: time.Now()}
-	stop := p.sample()
+	stop := Sample(p.started, sampleEvery, p.bytes.Load)
 	deadline, cancel := context.WithTimeout(ctx, spec.Timeout)
 	defer cancel()
 	err = p.run(deadline)
@@ -148,6 +152,10 @@ type pull struct {
 }
 
 func (p *pull) run(ctx context.Context) error {
+	if p.spec.Model != "" {
+		_, err := hubtest.Snapshot(ctx, p.spec.Endpoints[0], p.spec.Model, p.came)
+		return err
+	}
 	manifest, err := p.manifest(ctx)
 	if err != nil {
 		return err
@@ -366,13 +374,13 @@ func (p *pull) ask(ctx context.Context, method, target string, header http.Heade
 	return response, nil
 }
 
-// sample begins the progress curve. The function it returns ends it.
-func (p *pull) sample() (stop func() []Point) {
+// Sample begins a progress curve with a point after each interval. The function it returns ends it.
+func Sample(began time.Time, every time.Duration, bytes func() int64) (stop func() []Point) {
 	ended := make(chan struct{})
 	curve := make(chan []Point, 1)
 	go func() {
 		var points []Point
-		ticker := time.NewTicker(sampleEvery)
+		ticker := time.NewTicker(every)
 		defer ticker.Stop()
 		for {
 			select {
@@ -380,7 +388,7 @@ func (p *pull) sample() (stop func() []Point) {
 				curve <- points
 				return
 			case now := <-ticker.C:
-				points = append(points, Point{At: now.Sub(p.started), Bytes: p.bytes.Load()})
+				points = append(points, Point{At: now.Sub(began), Bytes: bytes()})
 			}
 		}
 	}()
@@ -398,8 +406,13 @@ type progress struct {
 
 func (c *progress) Read(b []byte) (int, error) {
 	n, err := c.r.Read(b)
-	if n > 0 && c.pull.bytes.Add(int64(n)) == int64(n) {
-		c.pull.first.Store(int64(time.Since(c.pull.started)))
-	}
+	c.pull.came(n)
 	return n, err
+}
+
+// came notes n bytes that have come.
+func (p *pull) came(n int) {
+	if n > 0 && p.bytes.Add(int64(n)) == int64(n) {
+		p.first.Store(int64(time.Since(p.started)))
+	}
 }

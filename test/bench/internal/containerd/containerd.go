@@ -134,7 +134,7 @@ func (d *Daemon) Pull(ctx context.Context, spec client.Spec) (client.Result, tim
 	}
 	held := d.contentSize()
 	r := client.Result{Started: time.Now()}
-	curve := d.watch(r.Started, held)
+	curve := client.Sample(r.Started, sampleEvery, func() int64 { return d.contentSize() - held })
 	deadline, cancel := context.WithTimeout(ctx, spec.Timeout)
 	defer cancel()
 	reference := fmt.Sprintf("%s/%s:%s", spec.Namespace, spec.Repository, spec.Tag)
@@ -179,30 +179,6 @@ func (d *Daemon) writeMirrors(spec client.Spec) error {
 		return fmt.Errorf("mirrors of %s: %w", d.host.Name, err)
 	}
 	return nil
-}
-
-// watch samples how much content has arrived until the function that it returns is called.
-func (d *Daemon) watch(began time.Time, held int64) (stop func() []client.Point) {
-	ended := make(chan struct{})
-	curve := make(chan []client.Point, 1)
-	go func() {
-		var points []client.Point
-		ticker := time.NewTicker(sampleEvery)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-ended:
-				curve <- points
-				return
-			case now := <-ticker.C:
-				points = append(points, client.Point{At: now.Sub(began), Bytes: d.contentSize() - held})
-			}
-		}
-	}()
-	return func() []client.Point {
-		close(ended)
-		return <-curve
-	}
 }
 
 // contentSize is the size of what the content store holds, committed or arriving.

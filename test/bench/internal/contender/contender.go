@@ -55,6 +55,8 @@ type Site struct {
 	Dir, Images string
 	// Program is this benchmark's own executable.
 	Program string
+	// Hub tells that the origin is a model hub.
+	Hub bool
 }
 
 // OriginURL is the origin registry's base URL.
@@ -65,6 +67,8 @@ type Running struct {
 	// Mirrors are the base URLs that the clients on each host ask before the origin, in order of Site.Hosts. Empty: the
 	// clients ask the origin.
 	Mirrors []string
+	// Hubs are the same where the origin is a model hub.
+	Hubs []string
 	// Processes are the contender's own, whose use of CPU and memory counts.
 	Processes []*proc.Process
 	// Admin is the base URL, the same on every host, of a server of /metrics and /debug/pprof. Empty: there is none.

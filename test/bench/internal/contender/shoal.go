@@ -18,6 +18,7 @@ import (
 const (
 	shoalRegistry = "127.0.0.1:5050"
 	shoalAdmin    = "127.0.0.1:5051"
+	shoalHub      = "127.0.0.1:5054"
 	shoalSwarm    = 5052
 	// shoalBootstrap is the number of agents that every other knows from the start.
 	shoalBootstrap = 3
@@ -74,6 +75,9 @@ func (s Shoal) Start(ctx context.Context, site Site) (*Running, error) {
 		}
 		running.Processes = append(running.Processes, process)
 		running.Mirrors = append(running.Mirrors, "http://"+shoalRegistry)
+		if site.Hub {
+			running.Hubs = append(running.Hubs, "http://"+shoalHub)
+		}
 	}
 	for i, host := range site.Hosts {
 		if err := awaitOK(ctx, host, running.Processes[i], "http://"+shoalAdmin+"/readyz"); err != nil {
@@ -108,13 +112,18 @@ func (s Shoal) writeConfig(path string, site Site, host *netns.Host, bootstrap [
 	if s.StoreOnly {
 		registry["ranges"] = "Verified"
 	}
-	b, err := yaml.Marshal(map[string]any{
+	config := map[string]any{
 		"registry":  registry,
 		"admin":     map[string]any{"listen": shoalAdmin},
 		"swarm":     swarm,
 		"store":     map[string]any{"path": filepath.Join(site.Dir, host.Name), "capacity": "20GiB"},
 		"upstreams": []any{map[string]any{"registry": Registry, "endpoints": []string{site.OriginURL()}}},
-	})
+	}
+	if site.Hub {
+		config["hub"] = map[string]any{"enabled": true, "listen": shoalHub, "endpoint": site.OriginURL()}
+		config["upstream"] = map[string]any{"allowAddresses": []string{site.Origin.Addr.String() + "/32"}}
+	}
+	b, err := yaml.Marshal(config)
 	if err != nil {
 		return fmt.Errorf("configure the agent of %s: %w", host.Name, err)
 	}

@@ -13,7 +13,7 @@ import (
 // Spegel is one Spegel on every host, over the content that containerd there holds. Its clients are containerd, since
 // it shares nothing else.
 type Spegel struct {
-	// Binary is the user's; there is none where it is empty. The flags are those of its releases 0.3 and later.
+	// Binary is the user's; there is none where it is empty. The flags are those of its releases 0.7 and later.
 	Binary string
 }
 
@@ -43,11 +43,10 @@ func (s Spegel) Start(ctx context.Context, site Site) (*Running, error) {
 			"--registry-addr", ":5050", "--router-addr", fmt.Sprintf("%s:5001", host.Addr), "--metrics-addr", ":9090",
 			"--mirrored-registries", "http://"+Registry,
 			"--containerd-sock", runtime.Socket(), "--containerd-namespace", containerd.Namespace,
-			"--containerd-registry-config-path", runtime.MirrorConfig(),
 			"--containerd-content-path", runtime.ContentStore(), "--data-dir",
 			filepath.Join(site.Dir, host.Name+"-spegel"),
 			"--bootstrap-kind", "http", "--http-bootstrap-addr", ":5002",
-			"--http-bootstrap-peer", fmt.Sprintf("http://%s:5002/id", site.Hosts[0].Addr))
+			"--http-bootstrap-url", fmt.Sprintf("http://%s:5002/id", site.Hosts[0].Addr))
 		process, err := proc.Start(cmd, filepath.Join(site.Dir, host.Name+".log"))
 		if err != nil {
 			running.Stop()

@@ -62,6 +62,11 @@ type Run struct {
 	Busiest  int64
 	ThinLink int64 `json:",omitempty"`
 
+	// Late is what nodes that began after all others took from the origin, and WarmRatio how fast a node gives a file
+	// that it has, in what http.ServeFile makes of it. Both are of a model alone.
+	Late      *Late   `json:",omitempty"`
+	WarmRatio float64 `json:",omitempty"`
+
 	// ContenderCPU, ClientCPU and RegistryCPU are CPU time by whose processes used it.
 	ContenderCPU, ClientCPU, RegistryCPU Seconds
 	// PeakMemory is the largest resident set of any of the contender's processes.
@@ -74,6 +79,12 @@ type Run struct {
 	CPUs int
 
 	Curves []Curve `json:",omitempty"`
+}
+
+// Late is what nodes took from the origin that began when all others were done.
+type Late struct {
+	Nodes           int
+	Bytes, Requests int64
 }
 
 // Layer is how long the first byte of the blobs of one size took at the most.

@@ -114,6 +114,25 @@ func TestAWarmPullIsJudgedAgainstPlainHTTPS(t *testing.T) {
 	}, verdicts(r))
 }
 
+func TestAModelIsJudgedByTheHubsPromises(t *testing.T) {
+	t.Parallel()
+	r := &report.Report{Workloads: []report.Workload{{Name: "model", Runs: []report.Run{
+		{Contender: "direct", Content: 600 * mib, Last: 400, Pulls: 8, RegistryRequests: 8 * 31},
+		{Contender: "shoal", Content: 600 * mib, Ideal: 50, Last: 60, Pulls: 10, RegistryBytes: 610 * mib,
+			RegistryRequests: 40, Late: &report.Late{Nodes: 2, Bytes: 1}, WarmRatio: 0.95},
+	}}}}
+	r.Judge()
+	require.Equal(t, map[string]bool{
+		"model: pulls that failed": true, "model: last node over ideal": true, "model: hub's bytes over model": true,
+		"model: bytes of late nodes from the hub": false, "model: warm throughput over http.ServeFile": true,
+		"model: hub's requests over those of one node": true, "model: last node over direct": true,
+	}, verdicts(r))
+	var table strings.Builder
+	require.NoError(t, r.WriteTable(&table))
+	require.Contains(t, table.String(), "2 late nodes took 1 bytes from the origin in 0 requests; warm 0.95 of "+
+		"http.ServeFile")
+}
+
 func TestASmallImageOnOneNodeMayCostFiftyMilliseconds(t *testing.T) {
 	t.Parallel()
 	for last, want := range map[report.Seconds]bool{1.04: true, 1.06: false} {

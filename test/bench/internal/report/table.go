@@ -78,6 +78,13 @@ func note(run Run) string {
 		}
 		notes = append(notes, "first byte of each blob, smallest first, after at most "+strings.Join(waits, ", ")+" s")
 	}
+	if run.Late != nil {
+		notes = append(notes, fmt.Sprintf("%d late nodes took %d bytes from the origin in %d requests", run.Late.Nodes,
+			run.Late.Bytes, run.Late.Requests))
+	}
+	if run.WarmRatio > 0 {
+		notes = append(notes, fmt.Sprintf("warm %.2f of http.ServeFile", run.WarmRatio))
+	}
 	if run.Fallbacks > 0 {
 		notes = append(notes, fmt.Sprintf("%d requests were refused and fell back to the registry", run.Fallbacks))
 	}

@@ -41,6 +41,7 @@ const (
 	warmPull    = "warm"
 	smallSingle = "small-single"
 	zones       = "zones"
+	model       = "model"
 )
 
 // Judge fills in the targets that this run has figures for.
@@ -65,6 +66,19 @@ func (r *Report) Judge() {
 			add("last node over ideal", run.OverIdeal(), 1.25)
 			add("registry bytes over image", run.RegistryCopies(), 1.05)
 			add("sent by the busiest node over image", run.BusiestCopies(), 1.3)
+		case w.Name == model:
+			add("last node over ideal", run.OverIdeal(), 1.3)
+			add("hub's bytes over model", run.RegistryCopies(), 1.05)
+			if run.Late != nil {
+				add("bytes of late nodes from the hub", float64(run.Late.Bytes), 0)
+			}
+			if run.WarmRatio > 0 {
+				addFloor("warm throughput over http.ServeFile", run.WarmRatio, 0.9)
+			}
+			if plain := r.Find(w.Name, direct); plain != nil && plain.Failed == 0 {
+				one := ratio(float64(plain.RegistryRequests), float64(plain.Pulls))
+				add("hub's requests over those of one node", ratio(float64(run.RegistryRequests), one), 1.5)
+			}
 		case w.Name == zones:
 			add("bytes into a zone over image", run.ThinLinkCopies(), 1.1)
 		case w.Name == warmPull:

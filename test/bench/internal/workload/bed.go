@@ -55,6 +55,8 @@ type order struct {
 	after time.Duration
 	skip  []digest.Digest
 	reads []client.Range
+	// model, where set, is what is downloaded in place of an image.
+	model string
 }
 
 // newBed makes the network, and starts registry and contender.
@@ -96,7 +98,7 @@ func newBed(ctx context.Context, s Settings, layout layout, c contender.Contende
 	}
 	b.site = contender.Site{
 		Network: b.network, Hosts: b.hosts, Origin: b.registry, Rate: layout.rate, Dir: dir, Images: s.images(),
-		Program: s.Program,
+		Program: s.Program, Hub: layout.hub,
 	}
 	if err := os.MkdirAll(b.site.Images, 0o755); err != nil {
 		return b, fmt.Errorf("image folder: %w", err)
@@ -125,8 +127,13 @@ func (b *bed) startRuntimes(ctx context.Context) error {
 func zoneName(i int) string { return "zone" + string(rune('a'+i)) }
 
 func (b *bed) startOrigin(ctx context.Context) error {
-	cmd := b.registry.Command(ctx, b.Program, "origin", "-dir", b.Settings.images(),
-		"-listen", fmt.Sprintf("%s:%d", b.registry.Addr, contender.OriginPort), "-control", originControl)
+	args := []string{"origin", "-dir", b.Settings.images()}
+	if b.layout.hub {
+		args = []string{"hub", "-model", modelName, "-size", fmt.Sprint(b.Model)}
+	}
+	args = append(args, "-listen", fmt.Sprintf("%s:%d", b.registry.Addr, contender.OriginPort), "-control",
+		originControl)
+	cmd := b.registry.Command(ctx, b.Program, args...)
 	process, err := proc.Start(cmd, filepath.Join(b.Dir, "origin.log"))
 	if err != nil {
 		return err
@@ -135,9 +142,9 @@ func (b *bed) startOrigin(ctx context.Context) error {
 	return b.await(ctx, func() error { _, err := b.stats(ctx); return err }, process)
 }
 
-// await tries until attempt succeeds, p ends, or ten seconds have passed.
+// await tries until attempt succeeds, p ends, or a minute has passed: a hub takes the digests of its files first.
 func (b *bed) await(ctx context.Context, attempt func() error, p *proc.Process) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
 		err := attempt()
@@ -235,6 +242,12 @@ func (b *bed) runClient(ctx context.Context, o order, common time.Time) (pulled,
 	}
 	if len(b.contender.Mirrors) > 0 {
 		spec.Endpoints = append([]string{b.contender.Mirrors[o.host]}, spec.Endpoints...)
+	}
+	if o.model != "" {
+		spec.Model, spec.Timeout = o.model, b.patience(b.Model)
+		if len(b.contender.Hubs) > 0 {
+			spec.Endpoints = []string{b.contender.Hubs[o.host]}
+		}
 	}
 	if len(b.runtimes) > 0 {
 		result, cpu, err := b.runtimes[o.host].Pull(ctx, spec)

@@ -50,6 +50,8 @@ type Settings struct {
 	Size int64
 	// Huge is the size of the one huge blob and Warm that of the warm pull's, in bytes.
 	Huge, Warm int64
+	// Model is that of a model's large files together, in bytes.
+	Model int64
 	// Scales are the numbers of nodes over which a burst's time is to stay flat.
 	Scales []int
 }
@@ -65,6 +67,8 @@ type layout struct {
 	thin  netns.Rate
 	// containerd makes the clients real containerds.
 	containerd bool
+	// hub makes the origin a model hub.
+	hub bool
 }
 
 // narrowest is the rate of the narrowest link on the way from the registry to a host.
@@ -239,6 +243,7 @@ func All(s Settings) []Workload {
 			},
 		},
 	}
+	all = append(all, model(s))
 	for _, n := range s.Scales {
 		all = append(all, Workload{
 			Name: fmt.Sprintf("nodes-%d", n), Title: fmt.Sprintf("the cold burst with %d nodes", n),

@@ -21,6 +21,7 @@ const (
 	Freeze  Kind = "freeze"  // SIGSTOP until the fault ends: to the agent its clocks jump forward
 	Restart Kind = "restart" // SIGTERM, and started again at once
 	Rolling Kind = "rolling" // Restart of one node after the other
+	Stutter Kind = "stutter" // stopped for most of the time, as on an overloaded machine: all it says is late
 )
 
 // What happens to the network.
@@ -55,6 +56,7 @@ const (
 	Encoded   Kind = "encoded"  // bodies have a Content-Encoding that nobody asked for
 	Redirect  Kind = "redirect" // blobs are redirected to an address that is not to be asked
 	OddRange  Kind = "oddrange" // Content-Range says something else than was asked for
+	Late      Kind = "late"     // every answer begins late
 )
 
 // Mallory is a peer of the swarm that breaks every rule.
@@ -65,7 +67,7 @@ func Kinds() []Kind {
 	return []Kind{
 		Kill, Freeze, Restart, Rolling, Unplug, Partition, Deaf, Loss, Slow, Full, ReadOnly, Rot,
 		Down, Dead, Flap, Reset, Drip, Throttle, Errors, WrongData, WrongSize, NoRange, Encoded, Redirect, OddRange,
-		Mallory,
+		Mallory, Stutter, Late,
 	}
 }
 
@@ -73,6 +75,7 @@ func Kinds() []Kind {
 func (k Kind) OfRegistry() bool {
 	return slices.Contains([]Kind{
 		Down, Dead, Flap, Reset, Drip, Throttle, Errors, WrongData, WrongSize, NoRange, Encoded, Redirect, OddRange,
+		Late,
 	}, k)
 }
 

@@ -240,6 +240,34 @@ func (n *Node) Held(ctx context.Context) (map[string]bool, error) {
 	return held, err
 }
 
+// Evicted are the digests of the blobs that the agent says it has evicted since a time.
+func (n *Node) Evicted(since time.Time) (map[string]bool, error) {
+	logs, err := filepath.Glob(n.dir + ".*.log")
+	if err != nil {
+		return nil, err
+	}
+	evicted := map[string]bool{}
+	for _, path := range logs {
+		log, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		for line := range bytes.Lines(log) {
+			var said struct {
+				Time        time.Time
+				Msg, Digest string
+			}
+			if !bytes.Contains(line, []byte(`"evicted a blob"`)) || json.Unmarshal(line, &said) != nil {
+				continue // or the last line of one that was killed
+			}
+			if said.Msg == "evicted a blob" && said.Time.After(since) {
+				evicted[said.Digest] = true
+			}
+		}
+	}
+	return evicted, nil
+}
+
 // Goroutines are the stacks of the agent.
 func (n *Node) Goroutines(ctx context.Context) (stacks string, err error) {
 	err = n.get(ctx, "/debug/pprof/goroutine?debug=1", func(b []byte) error { stacks = string(b); return nil })

@@ -45,6 +45,9 @@ func (s *Storm) suffer(ctx context.Context, f plan.Fault) error {
 	return errors.Join(errs...)
 }
 
+// stop and run are for how long, in turn, an agent that stutters stands still and goes on.
+const stop, run = 150 * time.Millisecond, 50 * time.Millisecond
+
 // harm is what happens to one node.
 func (s *Storm) harm(ctx context.Context, node int, f plan.Fault) error {
 	n := s.rig.Nodes[node]
@@ -58,6 +61,13 @@ func (s *Storm) harm(ctx context.Context, node int, f plan.Fault) error {
 		n.Signal(syscall.SIGSTOP)
 		sleep(ctx, f.For)
 		n.Signal(syscall.SIGCONT)
+	case plan.Stutter:
+		for end := time.Now().Add(f.For); time.Now().Before(end) && ctx.Err() == nil; {
+			n.Signal(syscall.SIGSTOP)
+			sleep(ctx, stop)
+			n.Signal(syscall.SIGCONT)
+			sleep(ctx, run)
+		}
 	case plan.Restart:
 		s.remember(ctx, node)
 		n.Stop()
@@ -143,13 +153,14 @@ func (s *Storm) partition(ctx context.Context, f plan.Fault) error {
 
 // remember notes what a node holds before it may lose it.
 func (s *Storm) remember(ctx context.Context, node int) {
-	held, err := s.rig.Nodes[node].Held(ctx)
+	at := time.Now()
+	blobs, err := s.rig.Nodes[node].Held(ctx)
 	if err != nil {
 		return // it is not up yet, so it holds what it held when it went down
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.held[node] = held
+	s.held[node] = holding{at: at, blobs: blobs}
 }
 
 func sleep(ctx context.Context, d time.Duration) {

@@ -28,9 +28,14 @@ func (s *Storm) rest(ctx context.Context, r plan.Round, m *badregistry.Image) {
 		return
 	}
 	s.judgeHeld(ctx, r.Number)
+	s.judgePins(ctx, r.Number)
+	s.judgeWhole(ctx, r.Number)
 	s.everywhere(func(node int) { s.verify(ctx, r.Number, node, m, healBound) })
 	if r.Number%offlineEvery == offlineEvery-1 {
 		s.offline(ctx, r.Number, m)
+	}
+	if r.Number%shareEvery == 1 {
+		s.share(ctx, r.Number)
 	}
 }
 
@@ -42,6 +47,12 @@ func (s *Storm) everywhere(do func(node int)) {
 	group.Wait()
 }
 
+// holding is what a node held at a time: digests.
+type holding struct {
+	at    time.Time
+	blobs map[string]bool
+}
+
 // judgeHeld compares what the nodes hold with what they held before they were ended.
 func (s *Storm) judgeHeld(ctx context.Context, round int) {
 	for node, before := range s.held {
@@ -51,8 +62,13 @@ func (s *Storm) judgeHeld(ctx context.Context, round int) {
 			s.violate(round, "when all was healed: %v", err)
 			continue
 		}
-		for digest := range before {
-			if !now[digest] && s.known(digest) && !n.Rotten(digest) {
+		evicted, err := n.Evicted(before.at)
+		if err != nil {
+			s.violate(round, "what node %d has evicted is not known: %v", node, err)
+			continue
+		}
+		for digest := range before.blobs {
+			if !now[digest] && s.known(digest) && !n.Rotten(digest) && !evicted[digest] {
 				s.violate(round, "node %d held %s before it was ended, and not after", node, digest)
 			}
 		}
@@ -61,8 +77,7 @@ func (s *Storm) judgeHeld(ctx context.Context, round int) {
 
 // verify has a node's mirror, and it alone, give the image within a time.
 func (s *Storm) verify(ctx context.Context, round, node int, m *badregistry.Image, within time.Duration) {
-	spec := s.spec(node, m)
-	spec.Registry, spec.Tries = "", 1
+	spec := s.alone(node, m)
 	bounded, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	for {
@@ -117,6 +132,9 @@ func (s *Storm) offline(ctx context.Context, round int, m *badregistry.Image) {
 		}
 		if whole {
 			s.verify(ctx, round, node, m, healBound/3)
+		}
+		if s.pinned != nil {
+			s.verify(ctx, round, node, s.pinned, healBound/3)
 		}
 	})
 }

@@ -116,6 +116,7 @@ func (f *Figures) Write(w io.Writer, seed uint64) error {
 	fmt.Fprintf(&b, "thefts         %d attempts\n", f.Thefts)
 	fmt.Fprintf(&b, "copies         %.3f in %d rounds without faults; %.3f in %d rounds with %d deaths\n",
 		f.Alone.PerImage(), f.Alone.Rounds, f.Bounded.PerImage(), f.Bounded.Rounds, f.Bounded.Deaths)
+	fmt.Fprintf(&b, "when healed    %.3f copies in %d bursts\n", f.Healed.PerImage(), f.Healed.Rounds)
 	for _, q := range f.Soak {
 		fmt.Fprintf(&b, "until %-8s memory %d MiB (at most %d), heap %d MiB, %d goroutines, %d open files, %d peers\n",
 			q.Until.Round(time.Second), q.RSS>>20, q.MaxRSS>>20, q.Heap>>20, q.Goroutines, q.Files, q.Peers)

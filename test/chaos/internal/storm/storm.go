@@ -6,7 +6,9 @@
 //   - a byte of a private image for a caller without credentials
 //   - a pull that does not end in time, or fails while the client itself could reach a good registry
 //   - more copies from the registry than 1.05 and one for each agent that died
+//   - a blob that is pinned on a node and not there
 //   - an agent that ends by itself, or that is not as it was before once all is healed
+//   - when all is healed, agents that are not connected with one another, or a burst of more than 1.05 copies
 package storm
 
 import (
@@ -46,7 +48,9 @@ type Storm struct {
 
 	mu         sync.Mutex
 	images     map[int]*badregistry.Image // by round
-	held       map[int]map[string]bool    // by node, before it was last ended
+	held       map[int]holding            // by node, before it was last ended
+	pinned     *badregistry.Image         // on every node; nil: none
+	pins       []string                   // its digests
 	troubles   []trouble
 	Figures    Figures
 	Violations []string
@@ -71,8 +75,9 @@ type Figures struct {
 	Thefts int
 	// Alone are rounds without faults, and the copies that the registry sent then; Bounded those in which agents died
 	// only.
-	Alone, Bounded Copies
-	Slowest        time.Duration
+	// Healed is the same of bursts when all was healed.
+	Alone, Bounded, Healed Copies
+	Slowest                time.Duration
 	// Soak is what the agents used, by quarters of the run.
 	Soak []Quarter `json:",omitempty"`
 	// Took are the times of pulls, sorted.
@@ -95,7 +100,7 @@ func (c Copies) PerImage() float64 { return float64(c.Sent) / float64(max(1, c.S
 // New makes a run on a rig.
 func New(r *rig.Rig, settings plan.Settings, log *slog.Logger) *Storm {
 	return &Storm{
-		rig: r, settings: settings, log: log, images: map[int]*badregistry.Image{}, held: map[int]map[string]bool{},
+		rig: r, settings: settings, log: log, images: map[int]*badregistry.Image{}, held: map[int]holding{},
 		Figures: Figures{Faults: map[plan.Kind]int{}},
 	}
 }
@@ -321,7 +326,7 @@ func (s *Storm) judgeCopies(r plan.Round, m *badregistry.Image) {
 // JudgeCopies is for the end of a run, since a byte more or less of a single small image means little.
 func (s *Storm) JudgeCopies() {
 	for name, c := range map[string]Copies{"without faults": s.Figures.Alone,
-		"in which agents died": s.Figures.Bounded} {
+		"in which agents died": s.Figures.Bounded, "when all was healed": s.Figures.Healed} {
 		if float64(c.Sent) > c.Allowed+float64(c.Largest) {
 			s.violate(-1, "in %d rounds %s the registry sent %.2f copies, and %.2f were allowed (%d deaths)",
 				c.Rounds, name, c.PerImage(), c.Allowed/float64(c.Size), c.Deaths)

@@ -1,0 +1,139 @@
+package e2e
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/shoal-cache/shoal/test/hubtest"
+)
+
+// startHub starts a model hub at the address of this machine that is on the registry's network, as the nodes are.
+func startHub(t *testing.T, beside registry) *hubtest.Hub {
+	t.Helper()
+	// Nothing is sent: the kernel only says from where it would be.
+	route, err := new(net.Dialer).DialContext(t.Context(), "udp", beside.address)
+	require.NoError(t, err)
+	host, _, err := net.SplitHostPort(route.LocalAddr().String())
+	require.NoError(t, err)
+	require.NoError(t, route.Close())
+	var listen net.ListenConfig
+	l, err := listen.Listen(t.Context(), "tcp", net.JoinHostPort(host, "0"))
+	require.NoError(t, err)
+	h := hubtest.NewOn(l)
+	t.Cleanup(h.Close)
+	return h
+}
+
+// model makes a model repository with one large file, and returns the file's digest.
+func (c *cluster) model(t *testing.T, id string, seed uint64) string {
+	t.Helper()
+	weights := hubtest.Random(seed, 16*mib)
+	c.hub.Repo("models", id).Commit("main", map[string]hubtest.File{
+		"config.json":       {Data: hubtest.Text(`{"model_type":"tiny"}`)},
+		"model.safetensors": {Data: weights, LFS: true},
+	})
+	sum := sha256.New()
+	_, err := io.Copy(sum, io.NewSectionReader(weights, 0, weights.Size()))
+	require.NoError(t, err)
+	return hex.EncodeToString(sum.Sum(nil))
+}
+
+// hubModels has pods of a labelled namespace read a model from what HF_ENDPOINT is in them, and one that is pinned
+// while the hub is away.
+func hubModels(t *testing.T, c *cluster) {
+	read, pinned := c.model(t, "org/read", 1), c.model(t, "org/pinned", 2)
+	c.kubectl(t, "label", "--overwrite", "namespace", workNamespace, "shoal.dev/hub=enabled")
+	defer c.kubectl(t, "label", "namespace", workNamespace, "shoal.dev/hub-") // not a cleanup: its context has ended
+	t.Cleanup(func() { c.delete(t, "artifactpin", "model") })
+	c.apply(t, `{apiVersion: shoal.dev/v1alpha1, kind: ArtifactPin, metadata: {name: model},
+		spec: {artifacts: [{hub: {repository: org/pinned, revision: main, files: ["*.safetensors"]}}], replicas: 2}}`)
+	c.rollout(t, workload{name: "models", image: c.cold.ref}, time.Minute)
+	var pods struct{ Items []corev1.Pod }
+	c.get(t, &pods, "pods", "-n", workNamespace, "-l", "app=models")
+	require.Len(t, pods.Items, len(c.nodes))
+	endpoint := ""
+	for _, v := range pods.Items[0].Spec.Containers[0].Env {
+		if v.Name == "HF_ENDPOINT" {
+			endpoint = v.Value
+		}
+	}
+	require.NotEmpty(t, endpoint, "the pods are given the agents' address")
+
+	_, before := c.hub.Count()
+	c.readByPods(t, pods.Items, endpoint+"/org/read/resolve/main/model.safetensors", read)
+	_, sent := c.hub.Count()
+	c.awaitPin(t, "model", 2, time.Minute)
+	_, all := c.hub.Count()
+	tell(t, "pods of %d nodes have read a model of 16 MiB: the hub sent %s, and %s with the pin of another one",
+		len(c.nodes), mebibytes(sent-before), mebibytes(all))
+	require.LessOrEqual(t, all, int64(2*16*mib*105/100), "bytes that the hub sent of two models")
+
+	c.hub.Set(hubtest.Trouble{Down: true})
+	defer c.hub.Set(hubtest.Trouble{})
+	c.readByPods(t, pods.Items, endpoint+"/org/pinned/resolve/main/model.safetensors", pinned)
+	tell(t, "with the hub away every pod reads the pinned model")
+}
+
+// readByPods has each of the pods read a URL, and compares the digest.
+func (c *cluster) readByPods(t *testing.T, pods []corev1.Pod, url, digest string) {
+	t.Helper()
+	for _, pod := range pods {
+		got := c.rig.exec(t, pod.Spec.NodeName, "sh", "-c",
+			fmt.Sprintf("curl -s -m 30 'http://%s:8080/get?url=%s' | sha256sum", pod.Status.PodIP, url))
+		require.Equal(t, digest+"  -", got, "what the pod on %s read", pod.Spec.NodeName)
+	}
+}
+
+// agentKilledInModel ends an agent while a client on its node reads a model through the Service of the agents. The
+// client asks for the rest, as huggingface_hub does, and gets it from another node's agent or from the new one.
+func agentKilledInModel(t *testing.T, c *cluster) {
+	const stopsAfter = 6 * mib
+	sum := c.model(t, "org/killed", 3)
+	address := c.kubectl(t, "get", "service", "-n", shoalNamespace, "shoal-hub", "-o", "jsonpath={.spec.clusterIP}")
+	read := fmt.Sprintf(`rm -f /run/model
+		for i in $(seq 60); do curl -sSf -m 60 -C - -o /run/model http://%s/org/killed/resolve/main/model.safetensors && break
+		sleep 1; done; sha256sum < /run/model; rm -f /run/model`, strings.TrimSpace(address))
+	_, before := c.hub.Count()
+	sent := func() int64 {
+		_, n := c.hub.Count()
+		return n - before
+	}
+	c.hub.Set(hubtest.Trouble{StopAfter: stopsAfter})
+	defer c.hub.Set(hubtest.Trouble{})
+	killed, other := c.nodes[len(c.nodes)-1], c.nodes[0]
+	var group errgroup.Group
+	for _, node := range []string{killed, other} {
+		group.Go(func() error {
+			got, err := c.rig.tryExec(t.Context(), node, "sh", "-c", read)
+			if err == nil && got != sum+"  -" {
+				err = fmt.Errorf("%s read %s, want %s", node, got, sum)
+			}
+			return err
+		})
+	}
+	eventually(t, time.Minute, func() error {
+		if n := sent(); n < stopsAfter-1 {
+			return fmt.Errorf("the hub has sent %d bytes", n)
+		}
+		return nil
+	})
+	c.killAgent(t, killed)
+	start := time.Now()
+	c.hub.Set(hubtest.Trouble{})
+	require.NoError(t, group.Wait())
+	tell(t, "both nodes had the model %s after the agent of one was killed; the hub sent %s of %s",
+		time.Since(start).Round(100*time.Millisecond), mebibytes(sent()), mebibytes(16*mib))
+	require.LessOrEqual(t, sent(), int64(16*mib*3/2), "what the killed agent had is with the other")
+	c.awaitAgents(t)
+	c.awaitMirror(t, killed)
+}
