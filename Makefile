@@ -25,12 +25,15 @@ build: ## Build bin/shoal-node, bin/shoal-operator and bin/kubectl-shoal
 	$(GO_BUILD) -o bin/shoal-node ./node
 	$(GO_BUILD) -o bin/shoal-operator ./operator
 	$(GO_BUILD) -o bin/kubectl-shoal ./operator/cmd/kubectl-shoal
-	@printf '#!/bin/sh\nexec kubectl-shoal __complete "$$@"\n' >bin/kubectl_complete-shoal    # kubectl completes by it
-	@chmod +x bin/kubectl_complete-shoal
+	install -m 755 hack/kubectl_complete-shoal bin/    # kubectl completes by it
 
 .PHONY: images
 images: ## Build the container images without a container engine; ARGS="push REGISTRY/PATH" pushes them
 	hack/images.sh $(ARGS)
+
+.PHONY: release-dry-run
+release-dry-run: ## Make all that a release has, for amd64 and arm64, below bin/release, and publish nothing
+	hack/release.sh
 
 .PHONY: generate
 generate: ## Make again what is made from the API and the chart's values
@@ -81,6 +84,11 @@ containerds: ## Build the versions of containerd that make clients and the tests
 clients: ## Pull with containerd, podman, skopeo, crane, oras, stargz and kubo (root)
 	hack/clients.sh $(ARGS)
 
+.PHONY: planted
+planted: ## Plant nine faults, seven of them in real agents, and see that what check goes by finds each
+	$(GO_BUILD) -o bin/shoal-node ./node
+	SHOAL_NODE=$(CURDIR)/bin/shoal-node go test -count=1 -run TestPlanted -v ./operator/internal/survey $(ARGS)
+
 .PHONY: e2e
 e2e: ## Install on a real Kubernetes cluster on this machine and test it end to end (root)
 	hack/e2e.sh $(ARGS)
@@ -88,12 +96,14 @@ e2e: ## Install on a real Kubernetes cluster on this machine and test it end to 
 .PHONY: chaos
 chaos: build ## Let everything fail by a seeded plan while clients compare every byte (root): ARGS="-seed 7 -rounds 20"
 	go build -o bin/chaos ./test/chaos
+	go build -o bin/pin ./node/internal/store/pin
 	bin/chaos $(ARGS)
 
 # Half an hour unless ARGS say otherwise: make soak ARGS="-for 10m".
 .PHONY: soak
 soak: build ## The same for half an hour, and whether memory, goroutines or open files grow (root)
 	go build -o bin/chaos ./test/chaos
+	go build -o bin/pin ./node/internal/store/pin
 	bin/chaos -soak -for 30m -out bin/soak $(ARGS)
 
 ##@ See it run

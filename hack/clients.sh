@@ -11,7 +11,7 @@ clients=${CLIENTS:-$HOME/.cache/shoal/clients}
 export CGO_ENABLED=0
 
 missing=()
-for p in containerd docker-registry fuse3 podman skopeo; do
+for p in containerd docker-registry fuse3 iproute2 nftables podman skopeo; do
   dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p")
 done
 [ ${#missing[@]} = 0 ] || { echo "clients.sh: missing: apt-get install --no-install-recommends ${missing[*]}" >&2; exit 1; }
@@ -26,6 +26,7 @@ mkdir -p "$clients"
 build clients github.com/google/go-containerregistry/cmd/crane oras.land/oras/cmd/oras
 build containerd ./stargz github.com/containerd/containerd/v2/cmd/containerd github.com/containerd/containerd/v2/cmd/ctr
 build huggingface ./gohf
+build ollama ./ollamaget
 build kubo github.com/ipfs/kubo/cmd/ipfs
 go build -trimpath -o "$clients/shoal-node" ./node
 if ! command -v npm >/dev/null; then

@@ -17,11 +17,12 @@ for version in "${versions[@]}"; do
   module=github.com/containerd/containerd
   [[ $version == v1.* ]] || module=$module/v2
   # The module is built as it is in the module cache, by its own go.mod and go.sum: go install refuses those with excludes.
+  # That of v2.0 has a part of a vendor directory, which go would take all packages from without -mod=mod.
   source=$(go mod download -json "$module@$version" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
   mod=$(mktemp -d)
   cp "$source/go.mod" "$source/go.sum" "$mod/"
   chmod u+w "$mod"/*
-  CGO_ENABLED=0 nice -n 19 go -C "$source" build -modfile "$mod/go.mod" -trimpath -tags "no_btrfs no_devmapper no_zfs" -ldflags "-s -w" \
+  CGO_ENABLED=0 nice -n 19 go -C "$source" build -mod=mod -modfile "$mod/go.mod" -trimpath -tags "no_btrfs no_devmapper no_zfs" -ldflags "-s -w" \
     -o "$target/containerd" ./cmd/containerd
   rm -r "$mod"
 done

@@ -8,6 +8,9 @@
 #                                upgrade need those that install
 #   KEEP=1 e2e.sh                leaves the cluster up: make cluster-shell, make cluster-down
 #
+# It needs 6 GiB of free disk below this repository and below $WORKDIR (MIN_DISK_GIB says otherwise): images in two
+# versions, on three nodes, in two registries; the Go compiler's files; and what nodes keep free for themselves.
+#
 # Writes the JUnit report bin/e2e/junit.xml.
 set -o errexit -o nounset -o pipefail
 cd "$(dirname "$0")/.."
@@ -19,7 +22,18 @@ step() { log "== $* (at $((SECONDS - started)) s)"; }
 export ARCHITECTURES=${ARCHITECTURES:-$(go env GOARCH)}
 VERSION=e2e-$(date +%s)
 export VERSION
-mkdir -p bin/e2e
+mkdir -p bin/e2e "$WORKDIR"
+
+# enough_disk FOLDER: says what is free there, and ends here where that is too little, for half an hour later it would
+# look like a fault of the cache.
+enough_disk() {
+  local free need=${MIN_DISK_GIB:-6}
+  free=$(df --output=avail --block-size=1M "$1" | tail -n 1)
+  log "disk at $1: $free MiB free, $((need * 1024)) MiB needed"
+  [ "$free" -ge $((need * 1024)) ] || die "too little free disk at $1: make room, or set WORKDIR to a folder on a larger disk"
+}
+enough_disk "$PWD"
+enough_disk "$WORKDIR"
 
 step "programs of the cluster"
 hack/cluster/build.sh

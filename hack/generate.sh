@@ -14,6 +14,8 @@ gen=$(mktemp -d)/controller-gen
 go -C hack/tools build -o "$gen" sigs.k8s.io/controller-tools/cmd/controller-gen
 "$gen" object paths=./api/v1alpha1 output:object:dir="$out/v1alpha1"
 "$gen" crd:maxDescLen=600 paths=./api/v1alpha1 output:crd:dir="$out/crds"
+# A quantity that people write has a rule with a sentence. The generator's regular expression would be told them instead.
+sed -i '/^ *maxLength: 32$/{n;/^ *pattern: ^(\\+|-)?((\[0-9\]/d}' "$out"/crds/*.yaml
 if [ -d operator/internal ]; then
   "$gen" rbac:roleName=shoal-operator paths=./operator/... output:rbac:dir="$out/rbac"
 fi

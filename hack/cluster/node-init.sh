@@ -11,6 +11,8 @@ i=$1 name=$(node_name "$1") ip=$(node_ip "$1") nd=$(node_dir "$1")
 mkdir -p "$nd"/{root,upper,work,run,kubelet,containerd,fake}
 rm -rf "$nd"/run/*                     # /run is empty after a boot
 mount -t overlay overlay -o "lowerdir=/,upperdir=$nd/upper,workdir=$nd/work" "$nd/root"
+# Of an agent that the machine itself has run all nodes would have the identity. After a reboot it is the node's own.
+[ -e "$nd/upper/var/lib/shoal" ] || rm -rf "$nd/root/var/lib/shoal"
 root=$nd/root
 mkdir -p "$root"/{opt/cluster/{bin,pki},var/lib/{kubelet,containerd},var/log/{pods,containers},etc/{containerd,cni/net.d,kubernetes},opt/cni/bin}
 mount --bind "$nd/run" "$root/run"

@@ -104,6 +104,9 @@ func (a *agent) writeConfig(path string, bootstrap, peers []string, upstream str
 		"upstreams": []any{map[string]any{"registry": host, "endpoints": []string{upstream}}},
 		"log":       map[string]any{"format": "text"},
 	}
+	if o.room > 0 {
+		c["store"].(map[string]any)["modelCapacity"] = fmt.Sprint(o.room)
+	}
 	if o.hub != "" {
 		c["hub"] = map[string]any{"enabled": true, "listen": a.hub, "endpoint": o.hub}
 		c["upstream"] = map[string]any{"allowAddresses": []string{"127.0.0.0/8"}} // where the hub has its large files

@@ -37,12 +37,13 @@ func startContainerd(ctx context.Context, children *processes, o options, dir st
 	}
 
 	home := filepath.Join(dir, "containerd")
-	if err := os.MkdirAll(home, 0o700); err != nil {
+	root := filepath.Join(home, "node")
+	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, err
 	}
 	install := exec.CommandContext(ctx, o.node, "mirror", "install", "--runtime=containerd",
 		"--endpoint=http://"+a.registry,
-		"--registry="+host, "--root="+filepath.Join(home, "node"), "--state-dir="+filepath.Join(home, "mirror"))
+		"--registry="+host, "--root="+root, "--state-dir="+filepath.Join(home, "mirror"))
 	if out, err := install.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("shoal-node mirror install: %w: %s", err, out)
 	}

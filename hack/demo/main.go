@@ -36,6 +36,7 @@ type options struct {
 	timeout time.Duration
 	model   bool
 	hub     string // base URL; "": there is none
+	room    int64  // bytes that each agent may keep of models; 0: as many as it gets
 }
 
 func main() {
@@ -63,12 +64,15 @@ func dispatch(ctx context.Context, args []string) error {
 	}
 
 	var o options
-	mib := int64(0)
+	mib, room := int64(0), int64(0)
 	fs := flag.NewFlagSet("demo", flag.ContinueOnError)
 	fs.IntVar(&o.agents, "agents", 8, "number of agents, at least 2")
 	fs.Int64Var(&mib, "mib", 0,
 		"size of the image or model in MiB, at least 16 (default: an image of 256, a model of 600)")
 	fs.BoolVar(&o.model, "model", false, "download a model as huggingface_hub does, from a hub, in place of an image")
+	fs.Int64Var(&room, "room", 0,
+		"with --model, how many MiB each agent may keep, at least 128 (default: all). The files that have no room "+
+			"are shared through windows, and kept nowhere: at most 1.3 copies")
 	fs.DurationVar(&o.stagger, "stagger", 0, "time between the starts of two pulls, such as 200ms")
 	fs.BoolVar(&o.killOne, "kill-one", false, "kill an agent in the middle; all other pulls have to complete")
 	fs.StringVar(&o.ctr, "ctr", "auto",
@@ -87,9 +91,12 @@ func dispatch(ctx context.Context, args []string) error {
 			mib = 600
 		}
 	}
-	o.size = mib << 20
+	o.size, o.room = mib<<20, room<<20
 	if o.agents < 2 || mib < 16 || fs.NArg() > 0 {
 		return errors.New("want at least 2 agents, at least 16 MiB, and flags only; see --help")
+	}
+	if room != 0 && (room < 128 || !o.model) {
+		return errors.New("--room wants --model, and at least 128 MiB: four windows of 16 MiB, and as much again")
 	}
 	return demonstrate(ctx, o)
 }

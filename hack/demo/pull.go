@@ -107,7 +107,7 @@ func newClients(ctx context.Context, children *processes, o options, dir string,
 	var clients []client
 	for _, a := range agents {
 		clients = append(clients, client{a, "OCI client", func(ctx context.Context) (pulled, error) {
-			return runPull(ctx, self, a)
+			return inProcess(ctx, self, "pull", a.registry, fmt.Sprintf("%s/%s:%s", host, repository, tag))
 		}})
 	}
 	containerd, err := startContainerd(ctx, children, o, dir, agents[len(agents)-1], img)
@@ -120,8 +120,9 @@ func newClients(ctx context.Context, children *processes, o options, dir string,
 	return clients, nil
 }
 
-func runPull(ctx context.Context, self string, a *agent) (pulled, error) {
-	cmd := exec.CommandContext(ctx, self, "pull", a.registry, fmt.Sprintf("%s/%s:%s", host, repository, tag))
+// inProcess has a process of this program pull, and returns what that printed.
+func inProcess(ctx context.Context, self string, args ...string) (pulled, error) {
+	cmd := exec.CommandContext(ctx, self, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

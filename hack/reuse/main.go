@@ -8,17 +8,21 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
 	"time"
 )
 
 const (
-	layers = 16
 	hidden = 1024
 	shards = 4
 )
+
+// layers is how many layers the model has, of 32 MiB each.
+var layers = flag.Int("layers", 16, "layers of the model, of 32 MiB each; at least 2")
 
 // tensor is a name and its values, two bytes each.
 type tensor struct {
@@ -30,7 +34,7 @@ type tensor struct {
 func weights(seed uint64) []tensor {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	var out []tensor
-	for l := range layers {
+	for l := range *layers {
 		for i, n := range []int{1, 1, 1, 1, 4, 4, 4} {
 			data := make([]byte, 2*n*hidden*hidden)
 			fill(data, rng)
@@ -145,6 +149,12 @@ func had(before, after [][]byte, c cut) float64 {
 }
 
 func main() {
+	flag.Parse()
+	if *layers < 2 {
+		fmt.Fprintf(os.Stderr, "-layers is %d: it has to be at least 2, because one of the versions differs in the "+
+			"last 2\n", *layers)
+		os.Exit(2)
+	}
 	base := weights(1)
 	rng := rand.New(rand.NewPCG(2, 2))
 	anew := func(data []byte) []byte {
@@ -180,9 +190,9 @@ func main() {
 				}
 				return d
 			}), shards, "")},
-		{"the last 2 of 16 layers trained on",
+		{fmt.Sprintf("the last 2 of %d layers trained on", *layers),
 			files(change(base, func(i int, d []byte) []byte {
-				if i/7 >= layers-2 {
+				if i/7 >= *layers-2 {
 					return anew(d)
 				}
 				return d
