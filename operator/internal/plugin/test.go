@@ -199,6 +199,14 @@ const (
 	tellsWithin = 5
 )
 
+// late is what a node comes to whose time is over, though its agent answers.
+func (t *tested) late() error {
+	if t.Took == 0 {
+		return errors.New("it has not come in time")
+	}
+	return nil
+}
+
 // arrives waits until a node holds content. had: it is the one that had it before.
 func (p *plugin) arrives(ctx context.Context, pod *corev1.Pod, d digest.Digest, start time.Time, had bool,
 	t *tested) error {
@@ -216,6 +224,9 @@ func (p *plugin) arrives(ctx context.Context, pod *corev1.Pod, d digest.Digest, 
 	defer tick.Stop()
 	for untold := 0; ; {
 		held, err := view.Get[[]view.Blob](ctx, admin, view.BlobsPath, url.Values{"digest": {d.String()}})
+		if err != nil && ctx.Err() != nil {
+			return t.late() // the time ended in the middle of a look; the agent has answered before
+		}
 		if err != nil {
 			return err
 		}
@@ -234,10 +245,7 @@ func (p *plugin) arrives(ctx context.Context, pod *corev1.Pod, d digest.Digest, 
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			if t.Took == 0 {
-				return errors.New("it has not come in time")
-			}
-			return nil
+			return t.late()
 		}
 	}
 	after, err := view.Get[view.Node](ctx, admin, view.NodePath, nil)
