@@ -14,6 +14,8 @@ const (
 	// beforeProofs is the version whose proofs do not count: a few bytes that anyone can guess were enough for one. Who
 	// was accepted was so by the registry.
 	beforeProofs = 2
+	// heard stands for the Unix time of what this node knows from others alone, which is the zero time in memory.
+	heard = 0
 )
 
 // saveSoon saves what the gate knows, once in saveDelay at most.
@@ -66,13 +68,19 @@ func (g *Gate) save() error {
 // was proved.
 func (g *Gate) encode() []byte {
 	b := append([]byte{version}, g.secret...)
-	callers := g.accepted.Keys()
-	b = binary.BigEndian.AppendUint32(b, uint32(len(callers)))
-	for _, m := range callers {
-		at, _ := g.accepted.Peek(m) // one that was dropped meanwhile is saved as accepted long ago
+	count := len(b)
+	b = binary.BigEndian.AppendUint32(b, 0)
+	var n uint32
+	for _, m := range g.accepted.Keys() {
+		at, ok := g.accepted.Peek(m)
+		if !ok { // it was dropped meanwhile
+			continue
+		}
+		n++
 		b = append(b, m[:]...)
-		b = binary.BigEndian.AppendUint64(b, uint64(max(at.Unix(), 0)))
+		b = binary.BigEndian.AppendUint64(b, uint64(max(at.Unix(), heard)))
 	}
+	binary.BigEndian.PutUint32(b[count:], n)
 	for _, m := range g.proven.Keys() {
 		b = append(b, m[:]...)
 	}
@@ -107,8 +115,11 @@ func (g *Gate) decode(b []byte) error {
 	copy(g.secret, secret)
 	now := time.Now().Unix()
 	for range n {
-		at := binary.BigEndian.Uint64(b[len(mark{}):entry])
-		g.accepted.Add(mark(b[:len(mark{})]), time.Unix(min(int64(at), now), 0))
+		var at time.Time
+		if unix := int64(binary.BigEndian.Uint64(b[len(mark{}):entry])); unix != heard {
+			at = time.Unix(min(unix, now), 0)
+		}
+		g.accepted.Add(mark(b[:len(mark{})]), at)
 		b = b[entry:]
 	}
 	for ; proofs && len(b) > 0; b = b[len(mark{}):] {

@@ -171,6 +171,47 @@ func TestGate_ProofsOfTheReleaseBeforeAreForgottenAndCallersAreNot(t *testing.T)
 	}
 }
 
+// says is what other nodes say of any source.
+type says gate.Testimony
+
+func (s says) Hear(context.Context, gate.Source, []digest.Digest) gate.Testimony {
+	return gate.Testimony(s)
+}
+
+// Nodes that told each other what they have only heard would never take it back.
+func TestGate_TestifiesToWhatItHasSeenItselfAlsoAfterARestart(t *testing.T) {
+	t.Parallel()
+	const source = gate.Source("oci r.test/a")
+	for name, test := range map[string]struct {
+		learn  func(*gate.Gate)
+		public bool
+	}{
+		"others say that anyone may read": {learn: func(g *gate.Gate) { g.HeardPublic(t.Context(), source) }},
+		"the source let someone read without credentials": {
+			learn: func(g *gate.Gate) { g.Accept(source, "", time.Now().Add(-time.Hour)) }, public: true,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			saved := memory{}
+			for range 2 {
+				g, err := gate.New(gate.Options{
+					Cache: nothing{}, Timeout: time.Second, Memory: saved, Witness: says{Public: true},
+				})
+				require.NoError(t, err)
+				test.learn(g)
+				require.Equal(t, test.public, g.Testify(source, nil).Public)
+				require.NoError(t, g.Close())
+			}
+			g, err := gate.New(gate.Options{Cache: nothing{}, Timeout: time.Second, Memory: saved})
+			require.NoError(t, err)
+			defer g.Close()
+			require.True(t, g.Public(source), "it is known after the restart")
+			require.Equal(t, test.public, g.Testify(source, nil).Public)
+		})
+	}
+}
+
 // elsewhere is a cache that holds nothing itself; other nodes say that they have some content.
 type elsewhere struct{ content.Reader }
 
