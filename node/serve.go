@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -18,6 +19,7 @@ type server struct {
 	name, address string
 	handler       http.Handler
 	drain         func(context.Context) error // ends the running answers first, where it is not nil
+	bodies        bodies                      // of its requests; questions where it is zero
 	tls           *tls.Config                 // nil: plain HTTP
 	listener      net.Listener
 }
@@ -55,7 +57,7 @@ func (n *node) listenAll(ctx context.Context) ([]server, error) {
 			return nil, err
 		}
 		servers = append(servers, server{
-			name: "hub", address: h.Listen, handler: n.hub, drain: n.hub.Drain, tls: config,
+			name: "hub", address: h.Listen, handler: n.hub, drain: n.hub.Drain, bodies: uploads, tls: config,
 		})
 	}
 	if n.config.Metrics.Listen != "" {
@@ -66,7 +68,7 @@ func (n *node) listenAll(ctx context.Context) ([]server, error) {
 		servers = append(servers, s)
 	}
 	for i := range servers {
-		servers[i].handler = boundBodies(servers[i].handler)
+		servers[i].handler = cmp.Or(servers[i].bodies, questions).bound(servers[i].handler)
 		l, err := listen(ctx, servers[i].name, servers[i].address)
 		if err != nil {
 			return servers[:i], err
@@ -109,13 +111,16 @@ func (n *node) answer(ctx context.Context, s server) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.config.Registry.DrainTimeout)
 	defer cancel()
+	var late error
 	if s.drain != nil {
-		if err := s.drain(ctx); err != nil {
-			n.log.Warn("not all answers ended in time", "part", s.name, "error", err)
-		}
+		late = s.drain(ctx)
 	}
 	if err := server.Shutdown(ctx); err != nil {
-		return errors.Join(fmt.Errorf("%s.listen: %w", s.name, err), server.Close())
+		late = cmp.Or(late, err)
+	}
+	if late != nil { // as it was asked to end, that is no failure of the agent
+		n.log.Warn("not all answers ended in time", "part", s.name, "error", late)
+		_ = server.Close()
 	}
 	return nil
 }
