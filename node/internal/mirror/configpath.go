@@ -284,6 +284,15 @@ func (o Options) lifted(dirs []string, home string, withDefault bool) []link {
 	return links
 }
 
+// madeFor is the directory that an installation made the link at path for, and otherwise path itself. After a restart
+// containerd may no longer look into that directory but by the link.
+func (o Options) madeFor(path string) string {
+	if to, err := os.Readlink(o.on(path)); err == nil && o.state.linked(path) && to == o.state.Links[path] {
+		return to
+	}
+	return path
+}
+
 // hostName is what a registry's directory may be called. Containerd looks for no other: an image's reference has no
 // other host.
 var hostName = regexp.MustCompile(`^[A-Za-z0-9_\[][A-Za-z0-9._:\[\]-]*$`)

@@ -174,6 +174,7 @@ func TestFixConfigPath_SetsWhatIsNotSet(t *testing.T) {
 			"/etc/containerd/conf.d/a.toml": "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"x\"\n"}, "1.6.20", "/etc/containerd/conf.d/a.toml"},
 		"lines that end in CR LF": {tree{config: strings.ReplaceAll(v2with(""), "\n", "\r\n")}, "1.7.28",
 			config},
+		"certificates that Docker has": {tree{"/etc/docker/certs.d/up.example/ca.crt": "PEM"}, "1.6.20", config},
 		"a key that follows, not in TOML": {tree{config: v2with("") +
 			"[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"native\"\n"}, "2.1.0", config},
 	} {
@@ -331,7 +332,7 @@ func TestInherited_CertificatesOfTheDefaultHold(t *testing.T) {
 	}
 	require.NoError(t, toml.Unmarshal([]byte(content(t, o, certs+"up.example/hosts.toml")), &got))
 	require.Equal(t, []string{certs + "_default/ca.crt"}, got.CA)
-	require.Equal(t, [][2]string{{certs + "_default/c.cert", ""}}, got.Client)
+	require.Equal(t, [][2]string{{certs + "_default/c.cert", certs + "_default/c.cert"}}, got.Client)
 }
 
 // Some runtimes drop a file that holds an IPv6 address, brackets and all.

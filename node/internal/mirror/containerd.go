@@ -57,7 +57,7 @@ func (o Options) dirOf(dirs []string, registry string) string {
 		there := o.registryDirs(dir, dirs)
 		for _, name := range names {
 			if slices.Contains(there, name) {
-				return filepath.Join(dir, name)
+				return o.madeFor(filepath.Join(dir, name))
 			}
 		}
 	}
@@ -88,7 +88,7 @@ func (o Options) planDefault(dirs []string, p *plan) []string {
 	for _, dir := range dirs {
 		for _, name := range o.registryDirs(dir, dirs) {
 			if !seen[name] {
-				wanted = append(wanted, filepath.Join(dir, name))
+				wanted = append(wanted, o.madeFor(filepath.Join(dir, name)))
 			}
 			seen[name] = true
 		}
@@ -107,6 +107,9 @@ func (o Options) hostsTOML(dirs []string, dir string) target {
 		insert: func(content []byte) ([]byte, error) {
 			if len(content) > 0 {
 				rest := o.asRead(content)
+				if err := o.accepted(rest); err != nil {
+					return nil, err
+				}
 				inserted, err := insertHost(rest, o.Endpoint, "", "")
 				return slices.Concat(content[:len(content)-len(rest)], inserted), err
 			}
@@ -135,14 +138,12 @@ func (o Options) inherited(dirs []string) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if content := o.asRead(stripMarked(now.content)); len(content) > 0 {
+		if content := o.asRead(stripMarked(now.content)); len(content) > 0 && o.accepted(content) == nil {
 			keys, hosts, err := carried(content, base)
-			if err == nil {
-				return insertHost(nil, o.Endpoint, keys, hosts)
-			}
-			if errors.Is(err, errForeign) {
+			if err != nil {
 				return nil, fmt.Errorf("%s: %w", base, err)
 			}
+			return insertHost(nil, o.Endpoint, keys, hosts)
 		}
 		// As containerd does with a file that it can't read.
 		certificates, err := certificateKeys(o.on(base), base+"/")
@@ -162,10 +163,7 @@ func insertHost(content []byte, endpoint, rootKeys, moreTables string) ([]byte, 
 		Host map[string]any `toml:"host"`
 	}
 	if err := toml.Unmarshal(content, &before); err != nil {
-		if mark, _ := cutMark(content); len(mark) > 0 {
-			err = errors.New("it begins with a byte order mark, which containerd 2 stops at; save it without one")
-		}
-		return nil, fmt.Errorf("%w: containerd cannot read it either: %w", errForeign, err)
+		return nil, fmt.Errorf("%w: %w", errForeign, err)
 	}
 	for host := range before.Host {
 		if strings.TrimSuffix(host, "/") == endpoint {
@@ -233,14 +231,14 @@ func certificateKeys(dir, prefix string) (string, error) {
 	}
 	var authorities, clients []string
 	for _, e := range entries {
-		switch name := e.Name(); filepath.Ext(name) {
-		case ".crt":
+		switch name := e.Name(); {
+		case e.IsDir():
+		case filepath.Ext(name) == ".crt":
 			authorities = append(authorities, fmt.Sprintf("%q", prefix+name))
-		case ".cert":
+		case filepath.Ext(name) == ".cert":
 			key := strings.TrimSuffix(name, ".cert") + ".key"
 			if _, err := os.Stat(filepath.Join(dir, key)); err != nil {
-				clients = append(clients, fmt.Sprintf("[%q, \"\"]", prefix+name))
-				continue
+				key = name // it holds both; an empty name would be that of the directory
 			}
 			clients = append(clients, fmt.Sprintf("[%q, %q]", prefix+name, prefix+key))
 		}

@@ -91,16 +91,19 @@ func (o Options) hostsIn(dir string) ([]Host, error) {
 	}
 	content := o.asRead(stripMarked(now.content))
 	var file map[string]any
-	order, orderErr := hostOrder(content)
-	if len(content) == 0 || toml.Unmarshal(content, &file) != nil || orderErr != nil {
+	if len(content) == 0 || o.accepted(content) != nil {
 		keys, err := certificateKeys(o.on(dir), "")
-		if err == nil {
-			err = toml.Unmarshal([]byte(keys), &file)
-		}
 		if err != nil {
 			return nil, err
 		}
-		order = nil
+		content = []byte(keys)
+	}
+	if err := toml.Unmarshal(content, &file); err != nil {
+		return nil, err
+	}
+	order, err := hostOrder(content)
+	if err != nil {
+		return nil, err
 	}
 	var hosts []Host
 	for _, name := range order {

@@ -135,7 +135,7 @@ func TestContainerdTriesTheFrontFirstAndTheRegistryLast(t *testing.T) {
 		"headers of the server": {"[header]\n  x = \"y\"\n[host.\"https://m.example\"]\n",
 			[]string{front, "https://m.example"}, ""},
 		"headers of a mirror":             {"[host.\"https://m.example\"]\n[host.\"https://m.example\".header]\nx = [\"y\"]\n", []string{front, "https://m.example"}, ""},
-		"a header that looks like a text": {"server = '''\n[host.x]\n'''\n  [ host . \"https://m.example\" ] # indented\n", []string{front, "https://m.example"}, "[host.x]\n"},
+		"a header that looks like a text": {"mine = '''\n[host.x]\n'''\n  [ host . \"https://m.example\" ] # indented\n", []string{front, "https://m.example"}, ""},
 		"lines that end in CR LF": {"server = \"https://up.example\"\r\n[host.\"https://m.example\"]\r\n",
 			[]string{front, "https://m.example"}, "https://up.example"},
 	} {
@@ -240,6 +240,7 @@ func TestContainerdKeepsUsingCertificates(t *testing.T) {
 	o := node(t, Containerd, tree{
 		"/etc/containerd/config.toml": configured,
 		dir + "ca.crt":                "PEM", dir + "a.cert": "PEM", dir + "a.key": "PEM", dir + "both.cert": "PEM",
+		dir + "old.crt/": "", dir + "old.cert/": "",
 	})
 	o.Registries = []string{"up.example"}
 	before := read(t, o.Root)
@@ -251,7 +252,8 @@ func TestContainerdKeepsUsingCertificates(t *testing.T) {
 	}
 	require.NoError(t, toml.Unmarshal([]byte(content(t, o, dir+"hosts.toml")), &c))
 	require.Equal(t, []string{"ca.crt"}, c.CA)
-	require.Equal(t, [][2]string{{"a.cert", "a.key"}, {"both.cert", ""}}, c.Client)
+	require.Equal(t, [][2]string{{"a.cert", "a.key"}, {"both.cert", "both.cert"}}, c.Client,
+		"an empty name would be that of the directory")
 	requireUndone(t, o, before)
 }
 
@@ -428,6 +430,9 @@ func TestStatus_TellsAnEditThatUnplugsTheAgent(t *testing.T) {
 			return "# 127.0.0.1:5050 was here\nserver = \"https://a\"\n"
 		}, false},
 		"what containerd cannot read": {func(s string) string { return s + "[[[\n" }, false},
+		"what containerd does not take, and no marks": {func(s string) string {
+			return string(uncommented([]byte(s))) + "  capabilities = [\"pul\"]\n"
+		}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -59,7 +59,9 @@ func pass() { time.Sleep(3 * clockPrecision) }
 // Whoever runs containerd at another place has no socket where it usually is.
 func TestStatus_TellsThatAContainerdThatRunsHasNotReadItsConfiguration(t *testing.T) {
 	t.Parallel()
-	o := node(t, Containerd, tree{config: "version = 2\n"})
+	o := node(t, Containerd, tree{config: "version = 2\n",
+		// It gets a link, as a list of directories does.
+		"/etc/docker/certs.d/up.example:5000/ca.crt": "PEM"})
 	o.Release, o.FixConfigPath = "1.7.28", true
 	stop := runs(t, "containerd", "--address", "/x.sock", "--config", filepath.Join(o.Root, config))
 	pass()

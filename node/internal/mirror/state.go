@@ -255,8 +255,8 @@ func (st *state) made(dir string) bool { return st != nil && slices.Contains(st.
 // reads it with the next pull, whether or not it has read what else was written for releases that know no such
 // directory.
 func (st *state) servesAtOnce() bool {
-	for path := range st.Links {
-		if strings.Contains(path, ":") {
+	for path, to := range st.Links {
+		if strings.HasPrefix(path, to+":") { // a list, and not a registry with its port
 			return true
 		}
 	}
