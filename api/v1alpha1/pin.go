@@ -418,7 +418,7 @@ type Schedule struct {
 //
 // +kubebuilder:validation:XValidation:rule="has(self.until) || has(self.ttl) || has(self.unusedFor)",message="expiry is empty: set until, ttl, unusedFor or several"
 type Expiry struct {
-	// Until is a point in time.
+	// Until is a point in time, such as 2026-12-31T00:00:00Z.
 	// +optional
 	Until *metav1.Time `json:"until,omitempty"`
 	// TTL counts from the pin's creation.

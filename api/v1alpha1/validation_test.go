@@ -204,6 +204,8 @@ func TestRefusals(t *testing.T) {
 				"schedule.window must be between 1m and 168h"},
 			"an expiry without an end": {image + "\nexpiry: {}",
 				"expiry is empty: set until, ttl, unusedFor or several"},
+			"an expiry at a time that Go does not read": {
+				image + "\nexpiry: {until: '2026-12-31t00:00:00z', ttl: 1h}", "spec.expiry.until in body should match"},
 			"an expiry at once": {image + "\nexpiry: {ttl: 1s}", "expiry.ttl must be at least 1m"},
 			"an expiry after a minute of disuse": {image + "\nexpiry: {unusedFor: 1m}",
 				"expiry.unusedFor must be at least 1h"},
@@ -257,6 +259,8 @@ func TestAccepted(t *testing.T) {
 			"workloads: {selector: {matchLabels: {app: web}}}\ntarget: CacheAndRuntime", nil},
 		"a pin with everything that goes": {"ArtifactPin",
 			image + "\nplatforms: [linux/amd64, linux/arm64/v8, '*']\nspread: {topologyKey: zone, minDomains: 3}\nschedule: {cron: '0 2 * * *', timeZone: Europe/Berlin}\nexpiry: {ttl: 24h}\nparallelism: 2\nbandwidth: 10M\nsizeLimit: 2Gi\ntimeLimit: 1h\npullSecrets: [{name: a.b-1}]\ntolerations: [{operator: Exists}, {key: gpu, value: yes-it-has, effect: NoSchedule}]", map[string]any{"spec.schedule.window": "1h"}},
+		"a pin until a time with an offset": {"ArtifactPin",
+			image + "\nexpiry: {until: '2026-12-31T00:00:00.5+01:00'}", nil},
 		"a pin from a registry by its IPv6 address": {"ArtifactPin",
 			"artifacts: [{image: '[::1]:5000/team/app:1'}, {image: '[fd00::5]/app@" + digestA + "'}, {digest: '" +
 				digestA + "', repository: '[::1]:5000/app'}]", nil},
