@@ -20,6 +20,10 @@ sed -i '/^ *maxLength: 32$/{n;/^ *pattern: ^(\\+|-)?((\[0-9\]/d}' "$out"/crds/*.
 # would keep every list of its kind from being decoded.
 time='^[1-9][0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$'
 sed -i "s/^\( *\)format: date-time$/&\n\1pattern: $time/" "$out"/crds/*.yaml
+# Likewise the generator's expression for quantities that programs write: 1e1.5 does not decode, and at 1e-999999999 Go
+# computes a number of so many digits.
+quantity='^[+-]?[0-9]{1,32}(\\.[0-9]{1,32})?([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]{1,2})?$'
+sed -i "s/^\( *pattern: \)^(\\\\+|-)?((\[0-9\].*/\1$quantity/" "$out"/crds/*.yaml
 if [ -d operator/internal ]; then
   "$gen" rbac:roleName=shoal-operator paths=./operator/... output:rbac:dir="$out/rbac"
 fi

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -38,26 +39,76 @@ var times = map[string]struct {
 	"a year that UTC turns negative, which Go writes and the API server refuses": {"0000-01-01T00:00:00+01:00", false},
 }
 
+// quantities that programs report.
+var quantities = map[string]struct {
+	value string
+	taken bool
+}{
+	"bytes":                           {"5368709120", true},
+	"a unit of 1024s":                 {"5Gi", true},
+	"a unit of 1000s":                 {"12E", true},
+	"a part of one":                   {"0.5", true},
+	"thousandths":                     {"1500m", true},
+	"an exponent":                     {"5e-3", true},
+	"a sum that has overflowed":       {"-9223372036854775808", true},
+	"an exponent with a part of one":  {"1e1.5", false},
+	"an exponent that takes for ever": {"1e-999999999", false},
+	"a number that takes for ever":    {strings.Repeat("9", 1<<20), false},
+}
+
 // TestWhatTheAPIServerTakesGoDecodes holds for every time and quantity of every kind: one object that does not decode
 // keeps all of its kind from being listed.
 func TestWhatTheAPIServerTakesGoDecodes(t *testing.T) {
 	t.Parallel()
-	schemas := 0
+	ofTime, ofQuantity := 0, 0
 	eachSchema(t, func(path string, s *apiextensionsv1.JSONSchemaProps) {
-		if s.Format == "date-time" {
-			schemas++
-			pattern := regexp.MustCompile(s.Pattern)
+		takes := func(value string) bool {
+			return s.Pattern != "" && regexp.MustCompile(s.Pattern).MatchString(value)
+		}
+		switch {
+		case s.Format == "date-time":
+			ofTime++
 			for name, c := range times {
-				require.Equal(t, c.taken, s.Pattern != "" && pattern.MatchString(c.value), "%s: %s", path, name)
+				require.Equal(t, c.taken, takes(c.value), "%s: %s", path, name)
+			}
+		case s.XIntOrString && len(s.XValidations) == 0: // where there are rules, they ask Go
+			ofQuantity++
+			for name, c := range quantities {
+				require.Equal(t, c.taken, takes(c.value), "%s: %s", path, name)
 			}
 		}
 	})
-	require.Greater(t, schemas, 10)
+	require.Greater(t, ofTime, 10)
+	require.Greater(t, ofQuantity, 10)
 	for name, c := range times {
 		if c.taken {
 			var decoded metav1.Time
 			require.NoError(t, json.Unmarshal([]byte(strconv.Quote(c.value)), &decoded), name)
 		}
+	}
+	for name, c := range quantities {
+		if c.taken {
+			var decoded resource.Quantity
+			require.NoError(t, json.Unmarshal([]byte(strconv.Quote(c.value)), &decoded), name)
+		}
+	}
+}
+
+// TestPercent has parts and wholes that are sums of what agents report, be it true or not.
+func TestPercent(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		part, whole int64
+		want        string
+	}{
+		"a part":                           {3, 4, "75%"},
+		"all":                              {4, 4, "100%"},
+		"nothing of nothing":               {0, 0, ""},
+		"a whole that has overflowed":      {5, -3, ""},
+		"a part beyond an overflown whole": {4e18, 1, "100%"},
+		"a part that has overflowed":       {-4e18, 1, "0%"},
+	} {
+		require.Equal(t, c.want, v1alpha1.Percent(c.part, c.whole), name)
 	}
 }
 
@@ -110,6 +161,11 @@ func TestAReportThatGoCouldNotDecodeIsRefused(t *testing.T) {
 		"a report at a time in small letters": {"{reportedAt: '2026-12-31t00:00:00z'}", false},
 		"a pin used at no time": {"{pins: [{uid: a, revision: b, state: Ready, bytesHeld: 1, bytesWanted: 1, " +
 			"lastUsed: '2026-12-31T00:00:00+99:00'}]}", false},
+		"a quantity that Go refuses":         {"{usage: {bytes: 1e1.5}}", false},
+		"a quantity that Go never ends with": {"{counters: {peerBytes: '1e-999999999'}}", false},
+		"fewer hits than none":               {"{counters: {hits: -1}}", false},
+		"fewer misses than none":             {"{counters: {misses: -1}}", false},
+		"more ready pins than 32 bits hold":  {"{pinsReady: 3000000000}", false},
 		"a condition of no time": {"{conditions: [{type: A, status: 'True', reason: B, message: '', " +
 			"lastTransitionTime: '2026-12-31T00:00:00z'}]}", false},
 	} {

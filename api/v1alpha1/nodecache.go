@@ -195,6 +195,7 @@ type NodeCacheStatus struct {
 	Summary CacheSummary `json:"summary,omitzero"`
 	// PinsReady is the number of entries of Pins that are Ready.
 	// +optional
+	// +kubebuilder:validation:Minimum=0
 	PinsReady int32 `json:"pinsReady"`
 	// Pins is the progress of each entry of spec.pins, and PinPurged for entries that were to be purged.
 	// +optional
@@ -244,12 +245,13 @@ type CacheSummary struct {
 // GiB writes bytes in GiB, so that a column of sizes has one unit.
 func GiB(bytes int64) string { return fmt.Sprintf("%.2fGiB", float64(bytes)/(1<<30)) }
 
-// Percent writes a part of a whole; empty where there is no whole.
+// Percent writes a part of a whole, of 0% to 100%; empty where there is no whole. Sums of what agents report may have
+// overflowed.
 func Percent(part, whole int64) string {
 	if whole <= 0 {
 		return ""
 	}
-	return fmt.Sprintf("%.0f%%", 100*float64(part)/float64(whole))
+	return fmt.Sprintf("%.0f%%", 100*float64(min(max(part, 0), whole))/float64(whole))
 }
 
 // CacheUsage is the disk space of a node's cache in bytes.
@@ -269,6 +271,7 @@ type CacheUsage struct {
 	PinnedBytes *resource.Quantity `json:"pinnedBytes,omitempty"`
 	// Blobs is the number of whole blobs.
 	// +optional
+	// +kubebuilder:validation:Minimum=0
 	Blobs int64 `json:"blobs,omitempty"`
 }
 
@@ -276,9 +279,11 @@ type CacheUsage struct {
 type CacheCounters struct {
 	// Hits are requests answered from this node's disk.
 	// +optional
+	// +kubebuilder:validation:Minimum=0
 	Hits int64 `json:"hits"`
 	// Misses are requests that took bytes from peers or upstream.
 	// +optional
+	// +kubebuilder:validation:Minimum=0
 	Misses int64 `json:"misses"`
 	// PeerBytes were taken from peers.
 	// +optional
@@ -334,8 +339,10 @@ type PinProgress struct {
 	Message string `json:"message,omitempty"`
 	// BytesHeld of BytesWanted. BytesWanted is 0 until the manifests have been read.
 	// +optional
+	// +kubebuilder:validation:Minimum=0
 	BytesHeld int64 `json:"bytesHeld"`
 	// +optional
+	// +kubebuilder:validation:Minimum=0
 	BytesWanted int64 `json:"bytesWanted"`
 	// LastUsed is when a workload of this node last pulled any artifact of the pin, to the hour, so that use alone
 	// makes few writes.
