@@ -169,7 +169,8 @@ func (r *Resolver) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result
 		return ctrl.Result{}, err
 	}
 	r.report(before, &p)
-	return ctrl.Result{RequeueAfter: due(&p, artifacts, r.Clock.Now())}, nil
+	// The status has the last attempt to the second, so the next may be due already; and 0 would mean never.
+	return ctrl.Result{RequeueAfter: max(time.Second, due(&p, artifacts, r.Clock.Now()))}, nil
 }
 
 // named lists what the pin names: its artifacts, or the images of its pods. malformed says what in the spec keeps it

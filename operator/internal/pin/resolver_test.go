@@ -1,0 +1,86 @@
+package pin
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
+	clocktesting "k8s.io/utils/clock/testing"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/operator/internal/resolve"
+)
+
+// store holds one pin, and takes whatever is applied to its status.
+type store struct {
+	client.Client
+	pin *v1alpha1.ArtifactPin
+}
+
+func (s store) Get(_ context.Context, _ client.ObjectKey, object client.Object, _ ...client.GetOption) error {
+	s.pin.DeepCopyInto(object.(*v1alpha1.ArtifactPin))
+	return nil
+}
+
+func (store) List(context.Context, client.ObjectList, ...client.ListOption) error { return nil }
+
+func (store) Scheme() *runtime.Scheme {
+	scheme := runtime.NewScheme()
+	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+		panic(err)
+	}
+	return scheme
+}
+
+func (s store) Status() client.SubResourceWriter { return statusOf{} }
+
+type statusOf struct{ client.SubResourceWriter }
+
+func (statusOf) Apply(context.Context, runtime.ApplyConfiguration, ...client.SubResourceApplyOption) error {
+	return nil
+}
+
+// registries answer every resolution alike, and remember what they were asked with.
+type registries struct {
+	err   error
+	asked *resolve.Options
+}
+
+func (r registries) Resolve(_ context.Context, _ v1alpha1.Artifact,
+	options resolve.Options) (v1alpha1.ResolvedArtifact, error) {
+	if r.asked != nil {
+		*r.asked = options
+	}
+	return v1alpha1.ResolvedArtifact{}, r.err
+}
+
+func newResolver(p *v1alpha1.ArtifactPin, of registries, at clock.Clock) *Resolver {
+	return &Resolver{Client: store{pin: p}, Registries: of, Recorder: events.NewFakeRecorder(100), Clock: at,
+		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "attempts"}, []string{"reason"})}
+}
+
+func TestAResolutionThatFailsIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	p := &v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{Namespace: "team", Name: "a", UID: "a", Generation: 1}}
+	p.Spec.Artifacts = []v1alpha1.Artifact{{Image: "registry.example/app:1"}}
+	p.Spec.Backoff = v1alpha1.Backoff{Initial: metav1.Duration{Duration: time.Second},
+		Max: metav1.Duration{Duration: time.Second}}
+	// The status has the second in which an attempt was made, and this is its end.
+	at := clocktesting.NewFakeClock(time.Date(2026, 6, 1, 12, 0, 0, 999_999_999, time.UTC))
+	r := newResolver(p, registries{err: errors.New("no route")}, at)
+	for range 100 { // the pause is drawn
+		result, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(p)})
+		require.NoError(t, err)
+		require.Positive(t, result.RequeueAfter, "0 means never")
+	}
+}
