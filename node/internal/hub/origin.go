@@ -22,8 +22,10 @@ import (
 )
 
 const (
-	// askTimeout bounds a question to the hub. Clients wait 10 s for the header of an answer.
-	askTimeout = 9 * time.Second
+	// askTimeout bounds the wait for the header of the hub's answer, for which clients wait 10 s. From then on it bounds
+	// the wait for each minProgress bytes of the body, which may take long as a whole.
+	askTimeout  = 9 * time.Second
+	minProgress = 4 << 10
 	// downFor is for how long a hub that could not be asked is not asked where something older will do.
 	downFor = 5 * time.Second
 	// maxDoc is the longest answer in bytes that is read into memory: a page of a tree, or what is told of a repository
@@ -67,6 +69,8 @@ type call struct {
 	body          string
 	headerOnly    bool // the body of the answer is not read
 	stay          bool // a redirect within the hub is not followed, but the answer
+	// progress tells that more of the answer has come.
+	progress func()
 }
 
 func (c call) String() string { return c.method + " " + c.path }
@@ -213,8 +217,11 @@ func (o *origin) ask(ctx context.Context, c call) (*answer, error) {
 	if said := o.throttledFor(c.authorization); said != nil {
 		return nil, said
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	patience := time.AfterFunc(askTimeout, func() { cancel(context.DeadlineExceeded) })
+	defer patience.Stop()
+	c.progress = func() { patience.Reset(askTimeout) }
 	ctx, span := o.tracer.Start(ctx, "ask")
 	span.Text("http.request.method", c.method)
 	span.Text("shoal.path", c.path)
@@ -299,7 +306,10 @@ func (o *origin) put(ctx context.Context, c call) (*answer, error) {
 		}
 		return a, nil
 	}
-	if a.body, err = bodyOf(resp); err != nil {
+	if a.body, err = bodyOf(resp, c); err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
 		return nil, fmt.Errorf("%s: %w: %w", c, content.ErrUnavailable, err)
 	}
 	return a, nil
@@ -313,9 +323,26 @@ func encoding(resp *http.Response) string {
 	return ""
 }
 
-// bodyOf reads the body of an answer. Storage that has it packed sends it so, whatever was asked for.
-func bodyOf(resp *http.Response) ([]byte, error) {
-	in := io.Reader(resp.Body)
+// moving tells of each minProgress bytes that were read.
+type moving struct {
+	io.Reader
+	progress func()
+	fresh    int
+}
+
+func (m *moving) Read(p []byte) (int, error) {
+	n, err := m.Reader.Read(p)
+	if m.fresh += n; m.fresh >= minProgress {
+		m.fresh = 0
+		m.progress()
+	}
+	return n, err
+}
+
+// bodyOf reads the body of the answer to a call. Storage that has it packed sends it so, whatever was asked for.
+func bodyOf(resp *http.Response, c call) ([]byte, error) {
+	c.progress() // the header has come
+	in := io.Reader(&moving{Reader: resp.Body, progress: c.progress})
 	enc := encoding(resp)
 	switch enc {
 	case "":
