@@ -44,19 +44,28 @@ func (c cache) FromPeers(ctx context.Context, d digest.Digest) (content.Reader, 
 	return c.fetcher().Open(ctx, content.Request{Digest: d})
 }
 
-// sources is what the fetcher sees of the gate.
+// sources is what the fetcher sees of the gate, and of the hub's front for the hub's own repositories.
 type sources struct {
 	*gate.Gate
 	policy *policy.Live
-	hub    string // the registry that stands for the hub itself
+	hub    string               // the registry that stands for the hub itself
+	front  func() fetch.Sources // made after the fetcher
 }
 
-// Proved implements fetch.Sources. Whom the policy exempts is given whatever is here. The hub itself is one that the
-// configuration names, and its front has each repository prove what it has. A host of hub.urls has to prove it here, as
-// a registry does: whoever may put a file there could claim any digest.
+// Proved implements fetch.Sources. Whom the policy exempts is given whatever is here.
 func (s sources) Proved(req content.Request) bool {
-	ofHub := req.File != "" && req.Repository.Registry == s.hub && !hub.IsURL(req.Repository)
-	return ofHub || s.policy.Load().For(req.Repository).Authorization.Mode == policy.Exempt || s.Gate.Proved(req)
+	return s.policy.Load().For(req.Repository).Authorization.Mode == policy.Exempt || s.of(req).Proved(req)
+}
+
+// Prove implements fetch.Sources.
+func (s sources) Prove(req content.Request) { s.of(req).Prove(req) }
+
+// of is where it is known what a repository has proved. A host of hub.urls proves it to the gate, as a registry does.
+func (s sources) of(req content.Request) fetch.Sources {
+	if req.File != "" && req.Repository.Registry == s.hub && !hub.IsURL(req.Repository) {
+		return s.front()
+	}
+	return s.Gate
 }
 
 // otherNodes is the swarm as the gate's witness.

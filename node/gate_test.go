@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/fetch"
 	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 )
@@ -14,17 +15,28 @@ import (
 // held is a cache of nothing.
 type held struct{ gate.Cache }
 
+// front is what the hub's front knows.
+type front map[content.Request]bool
+
+func (f front) Proved(req content.Request) bool { return f[req] }
+func (f front) Prove(req content.Request)       { f[req] = true }
+
 func TestSources_OnlyTheHubItselfHasItsFrontForAProof(t *testing.T) {
 	t.Parallel()
 	g, err := gate.New(gate.Options{Cache: held{}})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, g.Close()) })
-	s := sources{g, policy.NewLive(policy.Default()), "hub.test"}
+	of := front{}
+	s := sources{g, policy.NewLive(policy.Default()), "hub.test", func() fetch.Sources { return of }}
 	file := func(registry, name string) content.Request {
 		return content.Request{Repository: content.Repository{Registry: registry, Name: name}, Kind: content.Blob,
 			Digest: digest.FromString("x"), File: "/x"}
 	}
-	require.True(t, s.Proved(file("hub.test", "models/org/m")))
+	model := file("hub.test", "models/org/m")
+	require.False(t, s.Proved(model), "a repository that only lists it")
+	s.Prove(model)
+	require.True(t, of[model])
+	require.True(t, s.Proved(model))
 	for what, req := range map[string]content.Request{
 		"a file by its URL":            file("files.test", "https:public/a.bin"),
 		"one whose host is the hub's":  file("hub.test", "http:public/a.bin"),

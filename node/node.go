@@ -189,7 +189,7 @@ func (n *node) makeFronts() (err error) {
 	}
 	n.fetcher = fetch.New(fetch.Options{
 		Store: n.store, Swarm: n.swarm, Upstream: n.gate.Observe(n.upstream), Zone: n.inZone,
-		Sources:        sources{n.gate, n.policy, c.Hub.Name()},
+		Sources:        sources{n.gate, n.policy, c.Hub.Name(), func() fetch.Sources { return n.hub }},
 		PeersOnly:      func(r content.Repository) bool { return n.policy.Load().For(r).Mode == policy.PeersOnly },
 		VerifiedRanges: c.Registry.Ranges == config.RangesVerified, ReadAhead: c.Registry.ReadAhead.Bytes,
 		Ended: n.told, Tracer: n.tracer, Patience: c.Registry.FirstByteTimeout,
@@ -215,9 +215,6 @@ func (n *node) storeChanged(e store.Event) {
 	switch e.Type {
 	case store.Committed:
 		n.swarm.Provide(e.Info.Digest)
-		if n.hub != nil {
-			n.hub.Committed(e.Info.Digest)
-		}
 	case store.Removed:
 		n.kube.blobRemoved(e.Info.Digest)
 	}

@@ -1,10 +1,14 @@
 package hub
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"net/http"
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/policy"
@@ -138,9 +142,11 @@ func TestAccess_ARepositoryThatOnlyListsADigestOpensNothing(t *testing.T) {
 	})
 	fake := func() got { return a.ask(t, http.MethodGet, resolve("evil/fake", "main", "w.safetensors")) }
 	require.NotEqual(t, digest, fake().sha256())
+	a.rest(t)
 
 	require.Equal(t, digest, a.ask(t, http.MethodGet, resolve("org/secret", "main", "w.safetensors"),
 		bearer("good")...).sha256())
+	a.rest(t) // the last bytes are given before the file is kept
 	for range 3 {
 		g := fake()
 		require.NotEqual(t, digest, g.sha256())
@@ -156,6 +162,37 @@ func TestAccess_ARepositoryThatOnlyListsADigestOpensNothing(t *testing.T) {
 	require.Equal(t, digest, a.ask(t, http.MethodGet, resolve("org/fork", "main", "w.safetensors")).sha256())
 	_, bytes := h.Count()
 	require.LessOrEqual(t, bytes, int64(proofSize))
+}
+
+// The blob comes to the node after all, by a way that is none of the hub's: an image, or a file by its URL.
+func TestAccess_ARepositoryThatOnlyListsADigestGetsNothingThatAnotherFrontBrings(t *testing.T) {
+	t.Parallel()
+	secret := read(t, hubtest.Random(1, 3<<20))
+	sum := sha256.Sum256(secret)
+	for when, fetched := range map[string]func(t *testing.T, a *agent, fetch func()){
+		"before it is asked": func(_ *testing.T, _ *agent, fetch func()) { fetch() },
+		"after it was asked": func(t *testing.T, a *agent, fetch func()) {
+			require.NotEqual(t, secret, a.ask(t, http.MethodGet, resolve("evil/fake", "main", "w")).body)
+			a.rest(t)
+			fetch()
+		},
+	} {
+		t.Run(when, func(t *testing.T) {
+			t.Parallel()
+			h := newHub(t)
+			h.Repo("models", "evil/fake").Commit("main", map[string]hubtest.File{
+				"w": {Data: hubtest.Random(2, 3<<20), LFS: true, ClaimedSHA256: hex.EncodeToString(sum[:])},
+			})
+			a := newAgent(t, h, "", nil)
+			fetched(t, a, func() {
+				require.NoError(t, a.store.Put(t.Context(), digest.FromBytes(secret), "", bytes.NewReader(secret),
+					int64(len(secret))))
+			})
+			g := a.ask(t, http.MethodGet, resolve("evil/fake", "main", "w"))
+			require.Equal(t, http.StatusBadGateway, g.status)
+			require.NotEqual(t, secret, g.body)
+		})
+	}
 }
 
 func TestAccess_ARevokedTokenIsRefusedOnceItIsAskedAbout(t *testing.T) {

@@ -14,13 +14,10 @@ import (
 	"path"
 	"strconv"
 	"strings"
-	"sync"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
-	"github.com/shoal-cache/shoal/node/internal/lru"
 	"github.com/shoal-cache/shoal/node/internal/reply"
 )
 
@@ -209,16 +206,14 @@ func (f *Front) open(
 
 // prove keeps a caller from reading, through a repository that only claims to have a file, what this node or a peer has
 // of it from elsewhere: some bytes of it, at a place that nobody can know before, are compared with the hub's. Nothing
-// is asked about what is nowhere yet, for then the hub itself has to give every byte. present tells that it is here or
-// with a peer.
+// is asked about what nobody holds yet: until the whole has come and matched, the fetch gives what the repository itself
+// has (see fetch.Sources). present tells that it is here or with a peer.
 func (f *Front) prove(ctx context.Context, x *exchange, req content.Request) (present bool, err error) {
-	name := x.route.repo.name()
-	k := heldKey(name, req.Digest)
-	present = f.has(req.Digest, name) || f.peersHave(ctx, req.Digest, name)
-	if held, _, known := f.memo.own(k); known && held.Yes || !present {
-		f.flights.begin(req.Digest, name)
+	present = f.has(req.Digest) || f.peersHave(ctx, req.Digest)
+	if f.Proved(req) || !present {
 		return present, nil
 	}
+	k := heldKey(req)
 	proved, err := f.memo.do(ctx, k, forever, f.who(x), func(ctx context.Context) (record, error) {
 		return record{Yes: true}, f.compare(ctx, req)
 	})
@@ -234,36 +229,38 @@ func (f *Front) prove(ctx context.Context, x *exchange, req content.Request) (pr
 		return present, fmt.Errorf("%s: %w: it is not known that the repository has it", req.File,
 			content.ErrUnavailable)
 	}
-	f.flights.begin(req.Digest, name)
 	return present, nil
 }
 
-func heldKey(name string, d digest.Digest) string { return key("held", name, d.String()) }
+// heldKey is that of whether a repository has a file. Agents that say "held" there have not looked whose bytes it was.
+func heldKey(req content.Request) string { return key("has", req.Repository.Name, req.Digest.String()) }
 
-// has reports whether this node has a file, or is getting it for another repository than the one that is named.
-func (f *Front) has(d digest.Digest, name string) bool {
-	if _, err := f.opts.Store.Stat(d); err == nil {
-		return true
-	}
-	return f.flights.others(d, name)
+// Proved reports whether the repository of a request for a file of the hub has proved to have it, as fetch.Sources has
+// it.
+func (f *Front) Proved(req content.Request) bool {
+	rec, _, known := f.memo.own(heldKey(req))
+	return known && rec.Yes
 }
 
-func (f *Front) peersHave(ctx context.Context, d digest.Digest, name string) bool {
-	_, ok := f.memo.recall(ctx, blobKey(d, name), record{}, 0, false)
+// Prove notes, for all nodes, that all of a file came from its repository, and matched.
+func (f *Front) Prove(req content.Request) {
+	f.memo.learn(heldKey(req), record{Yes: true}, 0, true)
+	f.tell(heldKey(req), record{Yes: true})
+}
+
+// has reports whether this node holds a file.
+func (f *Front) has(d digest.Digest) bool {
+	_, err := f.opts.Store.Stat(d)
+	return err == nil
+}
+
+func (f *Front) peersHave(ctx context.Context, d digest.Digest) bool {
+	_, ok := f.memo.recall(ctx, blobKey(d), record{}, 0, false)
 	return ok
 }
 
 // blobKey asks a node what has says. Nothing is remembered under it.
-func blobKey(d digest.Digest, name string) string { return key("blob", d.String(), name) }
-
-// Committed tells that the store has a blob. Where it was got for one repository alone, and matched, that repository
-// has it.
-func (f *Front) Committed(d digest.Digest) {
-	if name, ok := f.flights.only(d); ok {
-		f.memo.learn(heldKey(name, d), record{Yes: true}, 0, true)
-		f.tell(heldKey(name, d), record{Yes: true})
-	}
-}
+func blobKey(d digest.Digest) string { return key("blob", d.String()) }
 
 // tell lets the other nodes know, and does not wait for it. A blob may be whole when the front has been closed.
 func (f *Front) tell(key string, rec record) {
@@ -274,63 +271,8 @@ func (f *Front) tell(key string, rec record) {
 	}
 }
 
-// flights are the files that were asked for lately, and for which repositories.
-type flights struct {
-	mu sync.Mutex
-	of *lru.Cache[digest.Digest, map[string]time.Time]
-}
-
-const (
-	maxFlights = 4096
-	// flightTime is how long a fetch goes on, at most, after it was last asked for.
-	flightTime = 2 * time.Minute
-)
-
-func (f *flights) begin(d digest.Digest, name string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	names, ok := f.of.Get(d)
-	if !ok {
-		names = map[string]time.Time{}
-		f.of.Add(d, names)
-	}
-	names[name] = time.Now()
-}
-
-// others reports whether d was asked for lately for another repository.
-func (f *flights) others(d digest.Digest, name string) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	names, _ := f.of.Get(d)
-	for other, at := range names {
-		if other != name && time.Since(at) < flightTime {
-			return true
-		}
-	}
-	return false
-}
-
-// only is the repository for which alone d was asked for since it was last forgotten, and forgets it.
-func (f *flights) only(d digest.Digest) (name string, ok bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	names, _ := f.of.Get(d)
-	for name = range names {
-	}
-	f.of.Remove(d)
-	return name, len(names) == 1
-}
-
 // errIncomparable: nothing is kept that could be compared with what the hub has.
 var errIncomparable = errors.New("nothing of it is kept")
-
-// incomparable is err, with errIncomparable where the disk has no room, or fails.
-func incomparable(err error) error {
-	if errors.Is(err, content.ErrNoSpace) || errors.Is(err, content.ErrStorage) {
-		return fmt.Errorf("%w: %w", errIncomparable, err)
-	}
-	return err
-}
 
 // compare reads the same bytes of a file from the hub and from where else they are.
 func (f *Front) compare(ctx context.Context, req content.Request) error {
@@ -348,29 +290,41 @@ func (f *Front) compare(ctx context.Context, req content.Request) error {
 	if _, err := io.ReadFull(theirs, want); err != nil {
 		return fmt.Errorf("read %s from the hub: %w: %w", req.File, content.ErrUnavailable, err)
 	}
-	reader, err := f.opts.Fetcher.OpenHere(ctx, req)
-	if err != nil {
-		return incomparable(err)
-	}
-	defer func() { _ = reader.Close() }()
-	if reader.Size() != req.Size {
-		return fmt.Errorf("%s is of %d bytes, and the hub says %d: %w", req.Digest, reader.Size(), req.Size,
-			content.ErrDigestMismatch)
-	}
-	ours, err := reader.Range(ctx, off, n)
-	if err != nil {
-		return incomparable(err)
-	}
-	defer func() { _ = ours.Close() }()
-	got := make([]byte, n)
-	if _, err := io.ReadFull(ours, got); err != nil {
-		return incomparable(err)
-	}
-	if !bytes.Equal(got, want) {
+	got, err := f.elsewhere(ctx, req, off, n)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return fmt.Errorf("%w: %w", errIncomparable, err)
+	case !bytes.Equal(got, want):
 		f.log.Error("the hub has other bytes than it says", "file", req.File, "digest", req.Digest)
 		return fmt.Errorf("%s: the hub has other bytes than its listing says: %w", req.File, content.ErrDigestMismatch)
 	}
 	return nil
+}
+
+// elsewhere reads n bytes of a file from off as this node holds them, or peers. The hub is not asked, which would prove
+// itself by itself.
+func (f *Front) elsewhere(ctx context.Context, req content.Request, off, n int64) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, heldTimeout)
+	defer cancel()
+	reader, err := f.opts.Fetcher.OpenHere(ctx, req.WithoutUpstream())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = reader.Close() }()
+	if reader.Size() != req.Size {
+		return nil, fmt.Errorf("%s is of %d bytes, and the hub says %d: %w", req.Digest, reader.Size(), req.Size,
+			content.ErrDigestMismatch)
+	}
+	ours, err := reader.Range(ctx, off, n)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = ours.Close() }()
+	got := make([]byte, n)
+	_, err = io.ReadFull(ours, got)
+	return got, err
 }
 
 // gitFile is a file out of git: remembered, with a peer, or from the hub. Its name is checked wherever it comes from.

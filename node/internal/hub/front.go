@@ -81,7 +81,6 @@ type Front struct {
 	access   *access
 	proxy    http.Handler
 	listings *lru.Cache[string, *listing]
-	flights  flights
 	writes   writes
 	running  reply.Running
 	callers  callers
@@ -117,7 +116,6 @@ func New(opts Options) (*Front, error) {
 		listings: lru.New[string, *listing](maxListings),
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
-	f.flights.of = lru.New[digest.Digest, map[string]time.Time](maxFlights)
 	f.writes.last = lru.New[string, time.Time](maxWrites)
 	f.access = &access{memo: f.memo, gate: opts.Gate, hub: opts.Hub}
 	f.origin = &origin{
@@ -135,8 +133,8 @@ func (f *Front) Join(shared Shared) { f.memo.shared = shared }
 // Known answers other nodes out of what this one remembers; see Shared.
 func (f *Front) Known(key string) (value []byte, age time.Duration, ok bool) {
 	if blob, asks := strings.CutPrefix(key, "blob\x00"); asks {
-		d, name, _ := strings.Cut(blob, "\x00")
-		return []byte("{}"), 0, f.has(digest.Digest(d), name)
+		d, _, _ := strings.Cut(blob, "\x00") // agents of before name a repository behind it
+		return []byte("{}"), 0, f.has(digest.Digest(d))
 	}
 	return f.memo.known(key)
 }

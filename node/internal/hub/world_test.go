@@ -71,6 +71,22 @@ func (k keptBlobs) FromPeers(context.Context, digest.Digest) (content.Reader, er
 	return nil, content.ErrNotFound
 }
 
+// proofs are the Sources of an agent's fetches.
+type proofs struct{ a *agent }
+
+func (p proofs) of(req content.Request) fetch.Sources {
+	if req.Repository.Registry == hubName {
+		return p.a.Front
+	}
+	return p.a.gate
+}
+
+func (p proofs) Proved(req content.Request) bool {
+	return p.a.rule.Load().Authorization.Mode == policy.Exempt || p.of(req).Proved(req)
+}
+
+func (p proofs) Prove(req content.Request) { p.of(req).Prove(req) }
+
 // newAgent starts an agent on the store in a directory, "" for a new one.
 func newAgent(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInfo, others ...string) *agent {
 	t.Helper()
@@ -97,7 +113,6 @@ func newAgentThatWaits(t testing.TB, h *hubtest.Hub, dir string, bootstrap []pee
 	var err error
 	a.store, err = store.Open(t.Context(), store.Options{Path: dir, Logger: log, OnEvent: func(e store.Event) {
 		if s := sw.Load(); s != nil && e.Type == store.Committed {
-			a.Committed(e.Info.Digest)
 			s.Provide(e.Info.Digest)
 		}
 	}})
@@ -130,7 +145,7 @@ func newAgentThatWaits(t testing.TB, h *hubtest.Hub, dir string, bootstrap []pee
 	require.NoError(t, err)
 	a.gate, err = gate.New(gate.Options{Cache: keptBlobs{a}, Memory: a.store.KV("gate"), Logger: log})
 	require.NoError(t, err)
-	a.fetcher = fetch.New(fetch.Options{Store: a.store, Swarm: a.swarm, Upstream: a.gate.Observe(a.up),
+	a.fetcher = fetch.New(fetch.Options{Store: a.store, Swarm: a.swarm, Upstream: a.gate.Observe(a.up), Sources: proofs{a},
 		Logger: log, Registerer: reg,
 		PeerSilence: 20 * time.Second, PeerPatience: patience, CoordinatorPatience: patience, Patience: patience})
 	endpoint, transport, err := a.up.Reach(hubName)
@@ -160,6 +175,12 @@ func (a *agent) stop(t testing.TB) {
 		a.up.Close()
 		require.NoError(t, a.store.Close())
 	})
+}
+
+// rest returns when no fetch runs any more: one that has failed may not have ended yet.
+func (a *agent) rest(t testing.TB) {
+	t.Helper()
+	require.Eventually(t, func() bool { return len(a.fetcher.Running()) == 0 }, time.Minute, 10*time.Millisecond)
 }
 
 func (a *agent) info() peer.AddrInfo { return peer.AddrInfo{ID: a.swarm.ID(), Addrs: a.swarm.Addrs()} }
