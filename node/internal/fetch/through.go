@@ -79,7 +79,8 @@ func (t *through) Range(ctx context.Context, off, n int64) (io.ReadCloser, error
 	r := io.LimitReader(in, n) // a registry that ignores Range sends all
 	if whole {
 		// All but the end goes out before the digest is known; the end does not, if it is wrong.
-		r = &judged{content.NewVerifier(r, t.req.Digest, t.size), func(error) { t.fr.opts.Upstream.Distrust(t.req) }}
+		r = &judged{content.NewVerifier(r, t.req.Digest, t.size), func() { t.fr.opts.Sources.Prove(t.req) },
+			func(error) { t.fr.opts.Upstream.Distrust(t.req) }}
 		if _, open := t.fr.doubts.passes(time.Now(), t.req.Digest); open {
 			r = &weighed{Reader: r, t: t, sum: sha256.New()}
 		}
@@ -91,16 +92,20 @@ func (t *through) Range(ctx context.Context, off, n int64) (io.ReadCloser, error
 	return counted, nil
 }
 
-// judged reads what is checked against its digest, and tells where that does not match.
+// judged reads what is checked against its digest, and tells whether that matches. right may be nil.
 type judged struct {
 	io.Reader
+	right func()
 	wrong func(error)
 }
 
 func (j *judged) Read(b []byte) (int, error) {
 	n, err := j.Reader.Read(b)
-	if errors.Is(err, content.ErrDigestMismatch) {
+	switch {
+	case errors.Is(err, content.ErrDigestMismatch):
 		j.wrong(err)
+	case errors.Is(err, io.EOF) && j.right != nil:
+		j.right()
 	}
 	return n, err
 }

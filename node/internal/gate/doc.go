@@ -9,9 +9,9 @@
 //   - What a source has. A source that says so claims it. The claim proves nothing, because a digest is no secret, and
 //     anyone may name a host that claims every digest. So a claim is enough only for content that nobody in the swarm
 //     holds: it then comes from that source or not at all. Content that came from elsewhere is given in the name of a
-//     source once the source has proved that it has it too: by bytes that it gave to this node before, by the word of
-//     another node to which it proved it, or by a sample at a place of the gate's choosing. Manifests are sampled
-//     whole.
+//     source once the source has proved that it has it too: by all of it that it gave to this node before, by the word
+//     of another node to which it proved it, or by a sample at a place of the gate's choosing. Manifests and what is
+//     little are sampled whole. What gives no such sample is given its own bytes alone.
 //
 // What a manifest lists is proof of nothing: whoever pushed it made it up.
 //

@@ -76,8 +76,8 @@ type Upstream interface {
 	// AskForAnyone asks the same for whoever comes: without credentials, or with such as the source gives to anyone. It
 	// returns nil for a yes.
 	AskForAnyone(ctx context.Context) error
-	// Sample reads n bytes of the content from offset off, with the caller's credentials. It returns the offset at
-	// which the bytes lie: 0 where the source gives no part but the start.
+	// Sample reads n bytes of the content from offset off, with the caller's credentials. It returns the offset from
+	// which the source gives it: 0, and no bytes, where that is the start and not off.
 	Sample(ctx context.Context, off, n int64) (data []byte, at int64, err error)
 	// Whole reports whether only the whole content can be sampled.
 	Whole() bool
@@ -139,7 +139,6 @@ type Gate struct {
 	accepted   *lru.Cache[mark, time.Time]  // by source and credentials: when the source last said yes
 	proven     *lru.Cache[mark, struct{}]   // by source and content
 	claimed    *lru.Cache[mark, struct{}]   // by source and content
-	samples    *lru.Cache[mark, sample]     // by source and content: what the source gave on its own
 	hearings   *lru.Cache[mark, *hearing]   // by source and content: what other nodes said a moment ago
 	challenges *lru.Cache[Source, []string] // what the source asks of callers without credentials
 	silences   *lru.Cache[mark, time.Time]  // by source and credentials: when the source last did not answer
@@ -173,7 +172,7 @@ func New(opts Options) (*Gate, error) {
 		opts: opts, log: opts.Logger, secret: make([]byte, secretSize), asking: semaphore.NewWeighted(anyoneAtOnce),
 		accepted: lru.New[mark, time.Time](maxAccepted), silences: lru.New[mark, time.Time](maxSilences),
 		proven: lru.New[mark, struct{}](maxContents), claimed: lru.New[mark, struct{}](maxContents),
-		samples: lru.New[mark, sample](maxSamples), hearings: lru.New[mark, *hearing](maxHearings),
+		hearings:   lru.New[mark, *hearing](maxHearings),
 		challenges: lru.New[Source, []string](maxChallenges), anyone: lru.New[Source, time.Time](maxAnyone),
 	}
 	g.ctx, g.end = context.WithCancel(context.Background())
@@ -208,7 +207,7 @@ func (g *Gate) Admit(ctx context.Context, rule policy.Rule, req Request) error {
 		return nil
 	}
 	accepted := g.Accepts(rule, req.Source, req.Credentials)
-	if accepted && g.proves(req) { //nolint:contextcheck // what was proved is remembered whether the caller waits or not
+	if accepted && g.proved(req.Source, req.Digest) {
 		return nil
 	}
 	if !accepted {

@@ -10,9 +10,9 @@ const (
 	memoryKey  = "gate"
 	saveDelay  = time.Minute
 	secretSize = 32
-	version    = 3
-	// beforeProofs is the version whose proofs do not count: a few bytes that anyone can guess were enough for one. Who
-	// was accepted was so by the registry.
+	version    = 4
+	// beforeProofs is the first version that is read. Only of this one do proofs count: before, bytes that many know,
+	// such as the start of some content, were enough for one. Who was accepted was so by the registry.
 	beforeProofs = 2
 	// heard stands for the Unix time of what this node knows from others alone, which is the zero time in memory.
 	heard = 0
@@ -103,10 +103,10 @@ func (g *Gate) load() {
 
 func (g *Gate) decode(b []byte) error {
 	const entry = len(mark{}) + 8
-	if len(b) < 1+secretSize+4 || b[0] != version && b[0] != beforeProofs {
+	if len(b) < 1+secretSize+4 || b[0] < beforeProofs || b[0] > version {
 		return fmt.Errorf("saved callers: no version %d header in %d bytes", version, len(b))
 	}
-	proofs := b[0] != beforeProofs
+	proofs := b[0] == version
 	secret, b := b[1:1+secretSize], b[1+secretSize:]
 	n, b := int(binary.BigEndian.Uint32(b)), b[4:]
 	if n > maxAccepted || len(b) < n*entry || (len(b)-n*entry)%len(mark{}) != 0 {

@@ -69,7 +69,7 @@ func (r repository) Sample(ctx context.Context, off, n int64) ([]byte, int64, er
 	}
 	defer func() { _ = body.Close() }()
 	if body.Offset != off {
-		n = min(body.Size, max(n, sampleWindow))
+		return nil, body.Offset, nil
 	}
 	data := make([]byte, n)
 	if got, err := io.ReadFull(body, data); err != nil {
@@ -79,7 +79,7 @@ func (r repository) Sample(ctx context.Context, off, n int64) ([]byte, int64, er
 	return data, body.Offset, nil
 }
 
-// Observe returns registries whose answers to Open prove to the gate what they have.
+// Observe returns registries whose manifests prove to the gate what they have.
 func (g *Gate) Observe(c *upstream.Client) *Observed { return &Observed{Client: c, gate: g} }
 
 // Observed is an upstream.Client that a gate looks at.
@@ -94,15 +94,8 @@ func (o *Observed) Open(ctx context.Context, req content.Request, off, n int64) 
 	if err != nil {
 		return nil, err
 	}
-	source := Repository(req.Repository)
 	if req.Kind == content.Manifest { // it came whole, and matched its digest
-		o.gate.enroll(source, req.Digest)
-		return body, nil
+		o.gate.Prove(req)
 	}
-	due := body.Size - body.Offset
-	if n > 0 && body.Offset == off {
-		due = min(due, n)
-	}
-	body.ReadCloser = o.gate.Given(source, req.Digest, body.ReadCloser, body.Offset, due)
 	return body, nil
 }

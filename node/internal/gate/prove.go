@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"math"
 	"math/big"
@@ -22,12 +20,10 @@ import (
 )
 
 const (
-	maxSamples  = 16 << 10
 	maxHearings = 16 << 10
 
-	// sampleSize is how many bytes a source must give of what is sampled in parts, chosen from sampleWindow bytes at
-	// least. A source chooses what it gives of its own accord, and what does not know Range gives the start: so much of
-	// that, or all, must be there to choose from, for the first bytes of an archive are known to everyone.
+	// sampleSize is how many bytes a source must give of what is sampled in parts: the most varied of sampleWindow
+	// bytes, for the first bytes of an archive are known to everyone. What is no longer than a window is sampled whole.
 	sampleSize   = 1 << 10
 	sampleWindow = 64 << 10
 	// varied is how many different bytes a part has at least that nobody guesses: not zeros, nor the header of a file.
@@ -45,11 +41,9 @@ const (
 // errPeers is that other nodes do not bring what they say to have, or something else. So it is as if they had none.
 var errPeers = fmt.Errorf("what other nodes say to have tells nothing: %w", content.ErrNotFound)
 
-// sample is a part of some content as a source gave it, chosen by the gate from so many bytes.
-type sample struct {
-	off, n, from int64
-	sum          [sha256.Size]byte
-}
+// errStart is that a source gives no part of some content but from its start, which proves nothing: much of what is
+// private begins as something public does. What is given in its name is its own, until all of it has matched.
+var errStart = fmt.Errorf("its registry gives it from the start only: %w", content.ErrNotFound)
 
 // hearing is one question to the other nodes.
 type hearing struct {
@@ -78,38 +72,14 @@ func (g *Gate) Learn(ctx context.Context, source Source, m *manifest.Manifest) {
 	g.begin(ctx, source, listed)
 }
 
-// proves reports whether the source has proved that it has the content of req.
-func (g *Gate) proves(req Request) bool { return g.proved(req.Source, req.Digest) }
-
 func (g *Gate) proved(source Source, d digest.Digest) bool {
 	thing := g.thing(source, d)
-	if g.proven.Contains(thing) {
-		g.proven.Get(thing) // it was used
-		return true
-	}
-	s, ok := g.samples.Get(thing)
-	if !ok {
+	if !g.proven.Contains(thing) {
 		return false
 	}
-	r, err := g.opts.Cache.Held(d)
-	if err != nil {
-		return false
-	}
-	defer func() { _ = r.Close() }()
-	g.samples.Remove(thing)
-	if s.from < enough(r.Size()) {
-		return false
-	}
-	own, err := read(context.Background(), r, s.off, s.n)
-	if err != nil || sha256.Sum256(own) != s.sum || s.n < r.Size() && variety(own) < varied {
-		return false
-	}
-	g.enroll(source, d)
+	g.proven.Get(thing) // it was used
 	return true
 }
-
-// enough is how many bytes of some content there must be to choose a part from, where the source chose them.
-func enough(size int64) int64 { return min(size, sampleWindow) }
 
 // enroll remembers that the source has the content.
 func (g *Gate) enroll(source Source, d digest.Digest) {
@@ -119,7 +89,7 @@ func (g *Gate) enroll(source Source, d digest.Digest) {
 
 // knows reports whether this node or another has proof that the source has the content.
 func (g *Gate) knows(ctx context.Context, req Request) bool {
-	if g.proves(req) { //nolint:contextcheck // what was proved is remembered whether the caller waits or not
+	if g.proved(req.Source, req.Digest) {
 		return true
 	}
 	h := g.hear(ctx, req.Source, req.Digest)
@@ -138,7 +108,7 @@ func (g *Gate) prove(ctx context.Context, rule policy.Rule, req Request) error {
 	r, fromPeers, err := g.elsewhere(ctx, req)
 	if err == nil {
 		err = g.sample(ctx, req, r, fromPeers)
-		if !errors.Is(err, errPeers) {
+		if !errors.Is(err, errPeers) && !errors.Is(err, errStart) {
 			return err
 		}
 	}
@@ -159,7 +129,7 @@ func (g *Gate) sample(ctx context.Context, req Request, r content.Reader, fromPe
 	defer func() { _ = r.Close() }()
 	err := g.await(ctx, "sample", req, func(ctx context.Context) error { return g.compare(ctx, req, r, fromPeers) })
 	switch {
-	case errors.Is(err, errPeers):
+	case errors.Is(err, errPeers), errors.Is(err, errStart):
 	case Unanswered(err):
 		g.Silence(req.Source, req.Credentials)
 	case err != nil:
@@ -265,14 +235,14 @@ func (g *Gate) match(ctx context.Context, req Request, r content.Reader, off, n 
 	if err != nil {
 		return err
 	}
-	if at != off { // it does not know Range
-		n = max(n, enough(r.Size()))
+	switch {
+	case at != off: // it does not know Range
+		return fmt.Errorf("%s of %s: %w", req.Digest, req.Source, errStart)
+	case int64(len(theirs)) != n:
+		return fmt.Errorf("%s gave %d bytes of %s from %d, not %d: %w", req.Source, len(theirs), req.Digest, off, n,
+			content.ErrBadAnswer)
 	}
-	if int64(len(theirs)) < n || at+int64(len(theirs)) > r.Size() {
-		return fmt.Errorf("%s gave %d bytes of %s from %d, not %d from %d: %w",
-			req.Source, len(theirs), req.Digest, at, n, off, content.ErrBadAnswer)
-	}
-	own, err := read(ctx, r, at, int64(len(theirs)))
+	own, err := read(ctx, r, off, n)
 	if err != nil {
 		return err
 	}
@@ -307,20 +277,19 @@ func check(ctx context.Context, d digest.Digest, r content.Reader) error {
 // guess. Of what other nodes hold it lies in the first chunk, which the caller needs first.
 func choose(ctx context.Context, r content.Reader, fromPeers bool) (off, n int64, err error) {
 	span := r.Size()
-	if span <= sampleSize {
+	if span <= sampleWindow {
 		return 0, span, nil
 	}
 	if fromPeers {
 		span = min(span, content.ChunkSize)
 	}
-	window := min(span, sampleWindow)
 	for most, tries := -1, 0; most < varied && tries < maxWindows; tries++ {
-		start := anywhere(span - window + 1)
-		data, err := read(ctx, r, start, window)
+		start := anywhere(span - sampleWindow + 1)
+		data, err := read(ctx, r, start, sampleWindow)
 		if err != nil {
 			return 0, 0, err
 		}
-		for i := int64(0); i+sampleSize <= window; i += sampleSize {
+		for i := int64(0); i+sampleSize <= sampleWindow; i += sampleSize {
 			if v := variety(data[i : i+sampleSize]); v > most {
 				off, most = start+i, v
 			}
@@ -450,45 +419,4 @@ func (g *Gate) Testify(source Source, contents []digest.Digest) Testimony {
 		}
 	}
 	return t
-}
-
-// Given returns body, of which a part is remembered as it is read: content that lies at off in d, as the source gives
-// it. Once the content is held, that part is the proof that the source has it. n is how many bytes come.
-func (g *Gate) Given(source Source, d digest.Digest, body io.ReadCloser, off, n int64) io.ReadCloser {
-	thing := g.thing(source, d)
-	if n <= 0 || g.proven.Contains(thing) {
-		return body
-	}
-	size := min(n, sampleSize)
-	start := anywhere(n - size + 1)
-	return &given{ReadCloser: body, skip: start, left: size, sum: sha256.New(), done: func(sum []byte) {
-		g.samples.Add(thing, sample{off: off + start, n: size, from: n, sum: [sha256.Size]byte(sum)})
-	}}
-}
-
-type given struct {
-	io.ReadCloser
-	skip, left int64
-	sum        hash.Hash
-	done       func([]byte)
-}
-
-func (b *given) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if b.left > 0 {
-		b.note(p[:n])
-	}
-	return n, err
-}
-
-func (b *given) note(p []byte) {
-	if skipped := min(int64(len(p)), b.skip); skipped > 0 {
-		b.skip -= skipped
-		p = p[skipped:]
-	}
-	p = p[:min(int64(len(p)), b.left)]
-	_, _ = b.sum.Write(p) // a hash never fails
-	if b.left -= int64(len(p)); b.left == 0 && len(p) > 0 {
-		b.done(b.sum.Sum(nil))
-	}
 }

@@ -90,7 +90,7 @@ func TestARealClientPullsFromTheDistributionRegistryWithItsPassword(t *testing.T
 	held := &fetcher{upstream: client, held: make(map[digest.Digest][]byte)}
 	g, err := gate.New(gate.Options{Cache: held})
 	require.NoError(t, err)
-	held.source = g.Observe(client)
+	held.source, held.prove = g.Observe(client), g.Prove
 	front, err := registry.New(registry.Options{Fetcher: held, Upstream: client, Gate: g, DefaultRegistry: images})
 	require.NoError(t, err)
 	server := httptest.NewServer(front)

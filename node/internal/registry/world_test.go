@@ -58,6 +58,7 @@ type fetcher struct {
 	upstream *upstream.Client
 	source   *gate.Observed
 	proved   func(content.Request) bool
+	prove    func(content.Request)
 	mu       sync.Mutex
 	held     map[digest.Digest][]byte
 	peers    map[digest.Digest][]byte // what other nodes hold
@@ -103,6 +104,7 @@ func (f *fetcher) get(ctx context.Context, req content.Request) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
+	f.prove(req)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.held[req.Digest] = data
@@ -238,7 +240,8 @@ func (w *world) restart(set ...func(*registry.Options)) {
 	w.metrics = prometheus.NewRegistry()
 	g, err := gate.New(gate.Options{Cache: w.fetcher, Memory: w.memory, Witness: w.witness})
 	require.NoError(w.t, err)
-	w.gate, w.fetcher.source, w.fetcher.proved = g, g.Observe(w.fetcher.upstream), g.Proved
+	w.gate, w.fetcher.source = g, g.Observe(w.fetcher.upstream)
+	w.fetcher.proved, w.fetcher.prove = g.Proved, g.Prove
 	opts := registry.Options{
 		Fetcher: w.fetcher, Upstream: w.fetcher.upstream, Gate: g, DefaultRegistry: images, Registerer: w.metrics,
 		Rules: func(content.Repository) policy.Rule { return w.rule },
