@@ -52,6 +52,13 @@ func TestHubPolicy_PodsOfLabelledNamespacesAreGivenTheAddress(t *testing.T) {
 		SecretKeyRef: &corev1.SecretKeySelector{Key: "k",
 			LocalObjectReference: corev1.LocalObjectReference{Name: "s"}}}}
 	other := corev1.EnvVar{Name: "HF_TOKEN", Value: "t"}
+	resolving := func(pod corev1.Pod, hostNetwork bool, by corev1.DNSPolicy) corev1.Pod {
+		pod.Spec.HostNetwork, pod.Spec.DNSPolicy = hostNetwork, by
+		if by == corev1.DNSNone {
+			pod.Spec.DNSConfig = &corev1.PodDNSConfig{Nameservers: []string{"192.0.2.53"}}
+		}
+		return pod
+	}
 	for name, tc := range map[string]struct {
 		pod  corev1.Pod
 		want [][]corev1.EnvVar // of each container
@@ -65,6 +72,19 @@ func TestHubPolicy_PodsOfLabelledNamespacesAreGivenTheAddress(t *testing.T) {
 		},
 		"a pod that declines is left alone": {
 			in("models", map[string]string{"shoal.dev/hub": "disabled"}, container("a")), [][]corev1.EnvVar{nil},
+		},
+		"the host's network with the node's DNS": {
+			resolving(in("models", nil, container("a")), true, corev1.DNSClusterFirst), [][]corev1.EnvVar{nil},
+		},
+		"the host's network with the cluster's DNS": {
+			resolving(in("models", nil, container("a")), true, corev1.DNSClusterFirstWithHostNet),
+			[][]corev1.EnvVar{{given}},
+		},
+		"the node's DNS": {
+			resolving(in("models", nil, container("a")), false, corev1.DNSDefault), [][]corev1.EnvVar{nil},
+		},
+		"a DNS of its own": {
+			resolving(in("models", nil, container("a")), false, corev1.DNSNone), [][]corev1.EnvVar{nil},
 		},
 		"a namespace that does not ask is left alone": {in("plain", nil, container("a")), [][]corev1.EnvVar{nil}},
 		"a namespace that declines is left alone":     {in("declined", nil, container("a")), [][]corev1.EnvVar{nil}},

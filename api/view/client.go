@@ -1,6 +1,7 @@
 package view
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,8 +15,8 @@ import (
 // ErrNotShown is wrapped where an agent has no such view: it is of an older version.
 var ErrNotShown = errors.New("this agent does not show it; it is of an older version")
 
-// maxAnswer bounds what is read of an answer.
-const maxAnswer = 256 << 20
+// mostBytes is how long an answer may be where Client.MostBytes is zero.
+const mostBytes = 256 << 20
 
 // Client reads the views of one agent.
 type Client struct {
@@ -23,6 +24,9 @@ type Client struct {
 	HTTP *http.Client
 	// Base is the admin address, as http://127.0.0.1:5051.
 	Base string
+	// MostBytes is how long an answer may be; 0: 256 MiB. A longer one is an error. What is decoded of an answer may
+	// take many times as much memory.
+	MostBytes int64
 }
 
 // Get reads a view into a value.
@@ -57,10 +61,13 @@ func (c *Client) Text(ctx context.Context, path string, query url.Values) ([]byt
 		return nil, err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	most := cmp.Or(c.MostBytes, mostBytes)
+	body, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("GET %s: %w", address, err)
+	case int64(len(body)) > most:
+		return nil, fmt.Errorf("GET %s: the answer is longer than %s", address, Bytes(most))
 	case resp.StatusCode == http.StatusNotFound:
 		return nil, fmt.Errorf("GET %s: %w", address, ErrNotShown)
 	case resp.StatusCode != http.StatusOK:

@@ -26,6 +26,9 @@ const (
 	agentPatience = 3 * time.Second
 	// mostAsked is how many agents are asked; of more, that many which are spread evenly over their names.
 	mostAsked = 300
+	// longestAnswer is how many bytes one view of an agent may have. What 5,000 peers are called fits, and an agent that
+	// somebody has taken over does not fill the operator's memory.
+	longestAnswer = 2 << 20
 	// registriesEvery is the time between two questions which registries answer: for each, every agent asks them all.
 	registriesEvery = 5 * time.Minute
 )
@@ -137,6 +140,7 @@ func (g *gatherer) gather(ctx context.Context) (*gathered, error) {
 	// One connection for all questions.
 	answers := survey.AskAll(ctx, g.agents, agentPatience, pods,
 		func(ctx context.Context, c *view.Client) (b both, err error) {
+			c.MostBytes = longestAnswer
 			if b.health, err = ask(ctx, c); err == nil {
 				b.moving, err = view.Get[[]view.Fetch](ctx, c, view.FetchesPath, nil)
 			}
