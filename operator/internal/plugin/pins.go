@@ -35,6 +35,7 @@ type pinFlags struct {
 	secrets  []string
 	wait     bool
 	selector string
+	given    func(flag string) bool // reports whether the user gave it
 }
 
 func (p *plugin) pinCommand() *cobra.Command {
@@ -67,6 +68,7 @@ after --ttl, and the images then stay in the cache like any others.`,
 
 func (f *pinFlags) add(cmd *cobra.Command, replicas string, ttl time.Duration) {
 	flags := cmd.Flags()
+	f.given = flags.Changed
 	flags.StringVar(&f.name, "name", "", "name of the pin; default: made of the images")
 	flags.StringVar(&f.replicas, "replicas", replicas, "a count, a percentage of the nodes, or All")
 	flags.DurationVar(&f.ttl, "ttl", ttl, "how long it holds; 0: until it is removed")
@@ -102,6 +104,29 @@ func (f *pinFlags) spec(images []string) (v1alpha1.ArtifactPinSpec, error) {
 		s.NodeSelector = selector
 	}
 	return s, nil
+}
+
+// change changes a pin as the user asked for, and leaves all else as it is.
+func (f *pinFlags) change(pin *v1alpha1.ArtifactPinSpec, to v1alpha1.ArtifactPinSpec) {
+	for i, a := range to.Artifacts { // one that is pinned already keeps what is said of it
+		same := func(b v1alpha1.Artifact) bool { return a.Image == b.Image && a.Digest == b.Digest }
+		if j := slices.IndexFunc(pin.Artifacts, same); j >= 0 {
+			to.Artifacts[i] = pin.Artifacts[j]
+		}
+	}
+	pin.Artifacts = to.Artifacts
+	if f.given("replicas") {
+		pin.Replicas = to.Replicas
+	}
+	if f.given("ttl") {
+		pin.Expiry = to.Expiry
+	}
+	if f.given("pull-secret") {
+		pin.PullSecrets = to.PullSecrets
+	}
+	if f.given("node-selector") {
+		pin.NodeSelector = to.NodeSelector
+	}
 }
 
 var unusable = regexp.MustCompile(`[^a-z0-9-]+`)
@@ -141,12 +166,15 @@ func (p *plugin) pin(ctx context.Context, images []string, prefix string, f pinF
 	}
 	var existing v1alpha1.ArtifactPin
 	switch err := p.api.Get(ctx, client.ObjectKeyFromObject(pin), &existing); {
+	case err == nil && prefix == "preheat" && (existing.Spec.Expiry == nil || existing.Spec.Expiry.TTL == nil):
+		return fmt.Errorf("artifactpin %s/%s is there already and is not made to end after a while, as preheat's are; "+
+			"give another --name", pin.Namespace, pin.Name)
 	case err == nil && prefix == "preheat" && existing.DeletionTimestamp == nil: // its time begins anew
 		if err := p.api.Delete(ctx, &existing); err != nil {
 			return err
 		}
 	case err == nil:
-		existing.Spec = pin.Spec
+		f.change(&existing.Spec, pin.Spec)
 		err := p.api.Update(ctx, &existing, client.FieldOwner(fieldManager))
 		return p.made(ctx, &existing, "changed", f, err)
 	case client.IgnoreNotFound(err) != nil:
