@@ -45,6 +45,7 @@ type settings struct {
 // configFile is one file of containerd's configuration.
 type configFile struct {
 	path    string // on the node
+	digest  string // of what it says, comments aside
 	version int
 	plugins map[string]any
 	// disabled are the plugins that it turns off.
@@ -123,7 +124,8 @@ func parseConfigFile(path string, content []byte) (f configFile, imports []strin
 	if err := toml.Unmarshal(content, &c); err != nil {
 		return configFile{}, nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return configFile{path, c.Version, c.Plugins, c.Disabled, len(mark) > 0}, c.Imports, nil
+	return configFile{path: path, digest: digestOf(fmt.Appendf(nil, "%#v", c)), version: c.Version, plugins: c.Plugins,
+		disabled: c.Disabled, marked: len(mark) > 0}, c.Imports, nil
 }
 
 // imports are the paths, on the node, of what a file imports. Only a pattern with a star is one.

@@ -348,6 +348,8 @@ func install(o Options) (Result, error) {
 	}
 
 	st.Registries = o.Registries
+	st.see(o)
+	readers := o.readers(o.Runtime)
 	// The state is on disk before the first change is, and names all that may be found after a crash.
 	if err := st.save(o); err != nil {
 		return result, err
@@ -367,7 +369,7 @@ func install(o Options) (Result, error) {
 		if did {
 			result.Changed = append(result.Changed, c.path)
 			if rec := st.Files[c.path]; rec != nil {
-				rec.At = time.Now()
+				rec.At, rec.Readers = time.Now(), readers
 			}
 		}
 	}
@@ -581,7 +583,7 @@ func (st *state) found(o Options) (result Result, intact, edited map[string][]by
 			result.Changed = append(result.Changed, path)
 			// What installed in a pod saw no process of the node.
 			due := rec.Restart || rec.Runtime == CRIO && o.hasToBeRenewed()
-			if due && !st.servesAtOnce() && o.readBefore(rec.Runtime, o.writtenAt(path, rec)) {
+			if due && !st.servesAtOnce() && o.readBefore(path, rec) {
 				result.Findings = append(result.Findings, restartNeeded(path, rec.Runtime))
 			}
 			continue
@@ -762,7 +764,7 @@ func (st *state) prepare(o Options, t target) (change, error) {
 		mode = newFileMode
 	}
 	if !bytes.Equal(now.content, content) {
-		rec.At = time.Time{} // not known until it is written
+		rec.At, rec.Readers = time.Time{}, nil // not known until it is written
 	}
 	return change{path: t.path, content: content, mode: mode}, nil
 }

@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -70,16 +71,46 @@ func restartNeeded(path string, r Runtime) Finding {
 // clockPrecision is how far the start of a process may be off.
 const clockPrecision = 20 * time.Millisecond
 
-// readBefore reports whether the node's runtime last read its configuration before a time, as far as that shows here.
-func (o Options) readBefore(r Runtime, written time.Time) bool {
-	read, known := o.started(r)
+// readBefore reports whether the node's runtime last read its configuration before a file was written, as far as that
+// shows here.
+func (o Options) readBefore(path string, rec *record) bool {
+	written := o.writtenAt(path, rec)
+	before, known := same(o.readers(rec.Runtime), rec.Readers)
 	if !known {
-		read, known = o.listensSince(r)
+		read, seen := o.started(rec.Runtime)
+		if !seen {
+			read, seen = o.listensSince(rec.Runtime)
+		}
+		before = seen && read.Before(written) && !written.After(time.Now()) // the clock has been set back since
 	}
-	if !known || !read.Before(written) || written.After(time.Now()) { // the clock has been set back since
-		return false
+	return before && (rec.Runtime != CRIO || o.reloaded == nil || !o.reloaded(written))
+}
+
+// readers tell the runtime that runs from one that was started earlier or later, whatever the clock says. Each is a
+// word for how it was seen, and what was seen.
+func (o Options) readers(r Runtime) (all []string) {
+	if p, found := o.process(r); found {
+		all = append(all, "process "+p.id)
 	}
-	return r != CRIO || o.reloaded == nil || !o.reloaded(written)
+	if socket, known := o.socketOf(r); known {
+		if inode, ok := socket.Sys().(*syscall.Stat_t); ok {
+			all = append(all, fmt.Sprintf("socket %d %d", inode.Ino, socket.ModTime().UnixNano()))
+		}
+	}
+	return all
+}
+
+// same reports whether two readers that were seen in the same way are the same. known is false where there are none.
+func same(now, then []string) (same, known bool) {
+	for _, reader := range now {
+		how, _, _ := strings.Cut(reader, " ")
+		for _, other := range then {
+			if strings.HasPrefix(other, how+" ") {
+				return reader == other, true
+			}
+		}
+	}
+	return false, false
 }
 
 // writtenAt is when Install wrote a file.
@@ -101,15 +132,20 @@ func (o Options) changedAt(path string) time.Time {
 
 // listensSince is when the runtime's socket was made, which it makes when it starts.
 func (o Options) listensSince(r Runtime) (time.Time, bool) {
+	socket, known := o.socketOf(r)
+	if !known {
+		return time.Time{}, false
+	}
+	return socket.ModTime(), true
+}
+
+func (o Options) socketOf(r Runtime) (fs.FileInfo, bool) {
 	path := o.Socket
 	if path == "" {
 		path = o.on(sockets[r])
 	}
 	socket, err := os.Stat(path)
-	if err != nil || socket.Mode()&fs.ModeSocket == 0 {
-		return time.Time{}, false
-	}
-	return socket.ModTime(), true
+	return socket, err == nil && socket.Mode()&fs.ModeSocket != 0
 }
 
 // started is when the process of the node's runtime was started, at the latest.
@@ -121,6 +157,8 @@ func (o Options) started(r Runtime) (time.Time, bool) {
 // process is one of a runtime.
 type process struct {
 	started time.Time
+	// id is of this process alone.
+	id string
 	// program is a path that runs what it runs, and dir where it works. Both are empty where those are not of the files
 	// that are seen here.
 	program, dir string
@@ -145,13 +183,20 @@ func (o Options) process(r Runtime) (oldest process, found bool) {
 		if err != nil || found && !at.Before(oldest.started) {
 			continue
 		}
-		oldest, found = process{started: at}, true
+		oldest, found = process{started: at, id: idOf(p)}, true
 		if dir, err := p.Cwd(); err == nil && seesSameFiles(p) {
 			// This names the program also after an upgrade has replaced the file.
 			oldest.program, oldest.dir = filepath.Join(procOf(p), "exe"), dir
 		}
 	}
 	return oldest, found
+}
+
+// idOf tells a process from those that have its number before or after it.
+func idOf(p procfs.Proc) string {
+	boot, _ := os.ReadFile(filepath.Join(procfs.DefaultMountPoint, "sys/kernel/random/boot_id"))
+	stat, _ := p.Stat()
+	return fmt.Sprintf("%s %d %d", bytes.TrimSpace(boot), p.PID, stat.Starttime)
 }
 
 func procOf(p procfs.Proc) string {
@@ -268,17 +313,52 @@ func startOf(p procfs.Proc) (time.Time, error) {
 	return time.Now().Add(clockPrecision - age), nil
 }
 
+// loaded is what a containerd has read of its configuration.
+type loaded struct {
+	Readers []string `json:"readers"`
+	// Files are the SHA-256 digests by path; empty for a file that was changed before it was seen here and after
+	// containerd was started.
+	Files map[string]string `json:"files"`
+}
+
+// see notes the configuration of a containerd that was not seen before.
+func (st *state) see(o Options) {
+	readers := o.readers(o.Runtime)
+	if known, _ := same(readers, st.Loaded.Readers); known || len(readers) == 0 {
+		return
+	}
+	o.asIs = true
+	files, err := readConfigFiles(o)
+	if err != nil {
+		return
+	}
+	st.Loaded = loaded{Readers: readers, Files: map[string]string{}}
+	for _, f := range files {
+		st.Loaded.Files[f.path] = f.digest
+		if o.changedSince(f.path) {
+			st.Loaded.Files[f.path] = ""
+		}
+	}
+}
+
+// changedSince reports whether a file was changed after containerd was started, as its time has it.
+func (o Options) changedSince(path string) bool {
+	started, known := o.started(o.Runtime)
+	changed := o.changedAt(path)
+	return known && started.Before(changed) && !changed.After(time.Now()) // nor where the clock was set back since
+}
+
 // unloaded are findings for files of containerd's configuration that somebody changed after it was started.
 func (st *state) unloaded(o Options, intact map[string][]byte) (found []Finding) {
 	files, err := readConfigFiles(o)
 	if err != nil {
 		return nil // the plan tells of it
 	}
-	started, known := o.started(o.Runtime)
+	seen, _ := same(o.readers(o.Runtime), st.Loaded.Readers)
 	for _, f := range files {
-		changed := o.changedAt(f.path)
-		if intact[f.path] != nil || !known || !started.Before(changed) || changed.After(time.Now()) {
-			continue // nor where the clock has been set back since
+		changed := seen && st.Loaded.Files[f.path] != f.digest || !seen && o.changedSince(f.path)
+		if intact[f.path] != nil || !changed {
+			continue
 		}
 		found = append(found, Finding{RestartNeeded, f.path, fmt.Sprintf("was changed after %s was started, which "+
 			"reads it only then, so that what it says of mirrors may not hold yet: on this node, run systemctl "+

@@ -98,6 +98,84 @@ func TestStatus_TellsThatAContainerdThatRunsHasNotReadItsConfiguration(t *testin
 	stop()
 }
 
+// A clock that is set tells nothing of which was first: the process that runs, or the file.
+func TestStatus_ARestartIsDueWhateverTheClockSays(t *testing.T) {
+	t.Parallel()
+	for name, written := range map[string]time.Time{
+		"the clock was set back since":    time.Now().Add(time.Hour),
+		"the clock was set forward since": time.Now().Add(-time.Hour),
+	} {
+		for how, begin := range map[string]func(*testing.T, *Options) (stop func()){
+			"a process": func(t *testing.T, o *Options) func() {
+				return runs(t, "containerd", "-c", filepath.Join(o.Root, config))
+			},
+			"a socket": func(t *testing.T, o *Options) func() {
+				l, err := new(net.ListenConfig).Listen(t.Context(), "unix", o.Socket)
+				require.NoError(t, err)
+				return func() {
+					_ = os.Rename(o.Socket, o.Socket+".old") // the next has another inode
+					_ = l.Close()
+				}
+			},
+		} {
+			t.Run(name+", "+how, func(t *testing.T) {
+				t.Parallel()
+				o := node(t, Containerd, tree{config: "version = 2\n"})
+				o.Release, o.FixConfigPath, o.Socket = "1.7.28", true, filepath.Join(t.TempDir(), "s")
+				stop := begin(t, &o)
+				_, err := Install(o)
+				require.NoError(t, err)
+				st, err := loadState(o.StateDir)
+				require.NoError(t, err)
+				st.Files[config].At = written
+				require.NoError(t, st.save(o))
+				status, err := Status(o)
+				require.NoError(t, err)
+				require.Equal(t, []FindingKind{RestartNeeded}, kinds(status))
+				stop()
+				t.Cleanup(begin(t, &o))
+				status, err = Status(o)
+				require.NoError(t, err)
+				require.True(t, status.InForce(), status.Findings)
+			})
+		}
+	}
+}
+
+// What counts is what the file said when containerd read it, and not the file's time, which a copy may keep.
+func TestStatus_TellsThatAContainerdReadSomethingElse(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		edit string
+		want []FindingKind
+	}{
+		"another directory of mirrors": {v2with("/etc/containerd/certs.d:/x"), []FindingKind{RestartNeeded}},
+		"a comment":                    {"# mine\n" + v2with("/etc/containerd/certs.d"), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := node(t, Containerd, tree{config: v2with("/etc/containerd/certs.d")})
+			o.Release = "1.7.28"
+			pass()
+			stop := runs(t, "containerd", "-c", filepath.Join(o.Root, config))
+			_, err := Install(o)
+			require.NoError(t, err)
+			was, err := os.Stat(filepath.Join(o.Root, config))
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(filepath.Join(o.Root, config), []byte(c.edit), 0o600))
+			require.NoError(t, os.Chtimes(filepath.Join(o.Root, config), was.ModTime(), was.ModTime()))
+			status, err := Status(o)
+			require.NoError(t, err)
+			require.Equal(t, c.want, kinds(status))
+			stop()
+			runs(t, "containerd", "-c", filepath.Join(o.Root, config))
+			status, err = Status(o)
+			require.NoError(t, err)
+			require.Empty(t, status.Findings)
+		})
+	}
+}
+
 // Where the release is not known the link serves the new ones at once, and config_path those that restart.
 func TestStatus_ALinkThatServesAtOnceWaitsForNoRestart(t *testing.T) {
 	t.Parallel()

@@ -32,6 +32,8 @@ type state struct {
 	Links map[string]string  `json:"links,omitempty"`
 	// Dirs are the directories that were made, outer ones before inner ones.
 	Dirs []string `json:"dirs,omitempty"`
+	// Loaded is what the containerd that runs has read.
+	Loaded loaded `json:"loaded,omitzero"`
 }
 
 // record is one file's past.
@@ -51,6 +53,8 @@ type record struct {
 	Restart bool `json:"restart,omitempty"`
 	// At is when the file was written. Zero: not known, and the file's own time counts.
 	At time.Time `json:"at,omitzero"`
+	// Readers are those of the runtime that ran when the file was written.
+	Readers []string `json:"readers,omitempty"`
 
 	latest string // the digest of what this run writes
 }
