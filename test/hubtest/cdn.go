@@ -81,7 +81,7 @@ func (h *Hub) serveCDN(rw http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Etag", `"`+f.sha256[:32]+`"`) // of the storage, not of the file
 	w.Header().Set("Content-Type", "application/octet-stream")
-	if t.StopAfter > 0 {
+	if t.StopAfter > 0 || t.SlowAfter > 0 {
 		w.ResponseWriter = &stopping{ResponseWriter: rw, hub: h, ctx: r.Context()}
 	}
 	if h.takeCut() {
@@ -132,13 +132,15 @@ func (c *cutting) Write(p []byte) (int, error) {
 // stopping stands still when the CDN has given what it may.
 type stopping struct {
 	http.ResponseWriter
-	hub *Hub
-	ctx context.Context // of the request
+	hub  *Hub
+	ctx  context.Context // of the request
+	sent int64
 }
 
 func (s *stopping) Write(p []byte) (given int, err error) {
 	for {
-		n, err := s.ResponseWriter.Write(p[given : given+s.hub.allow(len(p)-given)])
+		n, err := s.ResponseWriter.Write(p[given : given+s.hub.allow(s.sent, len(p)-given)])
+		s.sent += int64(n)
 		if given += n; err != nil || given == len(p) {
 			return given, err
 		}
@@ -153,10 +155,14 @@ func (s *stopping) Write(p []byte) (given int, err error) {
 	}
 }
 
-// allow takes n bytes, or as many as are left, of those after which the CDN stands still.
-func (h *Hub) allow(n int) int {
+// allow takes n bytes, or as many as are left, of those after which the CDN stands still. sent: this answer has
+// so many.
+func (h *Hub) allow(sent int64, n int) int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if slow := h.trouble.SlowAfter; slow > 0 {
+		n = int(min(int64(n), max(slow-sent, 0)))
+	}
 	if h.trouble.StopAfter == 0 {
 		return n
 	}

@@ -44,6 +44,9 @@ type Trouble struct {
 	Cuts     int
 	// StopAfter has the CDN stand still after so many bytes in all, if it is not 0, until the trouble is another.
 	StopAfter int64
+	// SlowAfter has each answer of the CDN stand still after so many bytes, if it is not 0, until the trouble is
+	// another.
+	SlowAfter int64
 	// NoRange has the CDN answer with whole files.
 	NoRange bool
 	// RangeOnly has the CDN refuse what asks for a whole file, as it does above 50 GB.

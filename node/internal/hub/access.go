@@ -155,7 +155,7 @@ func (a *access) accept(r repo, l level, authorization string) {
 	a.gate.Accept(a.source(r, l), authorization, time.Now())
 }
 
-// anyone reports whether everybody may read r at a level. It fails only when ctx ends.
+// anyone reports whether everybody may read r at a level. It fails only when the caller has left.
 func (a *access) anyone(ctx context.Context, r repo, l level, ttl time.Duration, ask probe) (found, error) {
 	k, maxAge := openKey(r, l), ttl
 	if old, _, known := a.memo.own(k); known && !old.Yes {
@@ -174,7 +174,7 @@ func (a *access) anyone(ctx context.Context, r repo, l level, ttl time.Duration,
 	switch {
 	case err == nil:
 		return open, nil
-	case ctx.Err() != nil:
+	case errors.Is(ctx.Err(), context.Canceled):
 		return found{}, fmt.Errorf("ask the hub about %s: %w", r.name(), context.Cause(ctx))
 	}
 	return found{}, nil // it is not known; the caller's own question tells it why

@@ -10,6 +10,7 @@
 //	file.go        one file: its header, its bytes, the proof that a repository has it
 //	ending.go      the end of a file, for who asks for nothing else of it
 //	stream.go      writing bytes that may still be arriving, and reading on where that breaks off
+//	peek.go        the first few bytes, where those of the file stay away
 //	room.go        what is said of a file that has no room here
 //	locate.go      where the hub has the bytes of a large file for the moment
 //	api.go         info, tree, paths-info and refs out of what is known

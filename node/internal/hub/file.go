@@ -33,6 +33,12 @@ const (
 // file answers GET and HEAD of a file.
 func (f *Front) file(x *exchange) error {
 	ctx, r := x.R.Context(), x.route.repo
+	if x.R.Method == http.MethodHead {
+		// Up to three questions come before the answer. What they find out too late is known to who asks next.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, x.Start.Add(askTimeout))
+		defer cancel()
+	}
 	commit, err := f.enter(ctx, x)
 	if err != nil {
 		return err
@@ -58,18 +64,22 @@ func (f *Front) file(x *exchange) error {
 	}
 	f.describe(x, e, commit)
 	f.warn(x, e)
-	given := newEarly()
+	given, peek := newEarly(), peeker(nil)
+	if e.LFS != nil {
+		peek = f.peek(ctx, f.request(x, e, commit))
+	}
 	return f.give(ctx, x, e.Size, `"`+e.etag()+`"`, func(off, n int64) (content.Reader, error) {
 		if off+n == e.Size && off >= lastChunk(e.Size) {
 			return f.open(ctx, x, e, commit, given)
 		}
 		return f.open(ctx, x, e, commit, nil)
-	}, func() error { return f.ready(ctx, x, e, commit) })
+	}, peek, func() error { return f.ready(ctx, x, e, commit) })
 }
 
 // give answers with the part of a file that the caller wants, once ready, which finds out while a failure can still be
 // told by a status whether the bytes may be had. The header that tells of the whole is set.
-func (f *Front) give(ctx context.Context, x *exchange, size int64, etag string, open opener, ready func() error) error {
+func (f *Front) give(ctx context.Context, x *exchange, size int64, etag string, open opener, peek peeker,
+	ready func() error) error {
 	if reply.Unchanged(x.R, etag) {
 		x.W.Header().Del("Content-Length")
 		x.WriteHeader(http.StatusNotModified)
@@ -99,7 +109,7 @@ func (f *Front) give(ctx context.Context, x *exchange, size int64, etag string, 
 	}
 	body := &steady{ctx: ctx, pos: part.Off, left: part.N, open: open}
 	defer func() { _ = body.Close() }()
-	return x.stream(status, body, part.N)
+	return x.stream(status, body, part.N, peek)
 }
 
 // head asks whether the hub gives a file. That it leads elsewhere for it is a yes.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/gate"
@@ -85,6 +86,7 @@ type Front struct {
 	running  reply.Running
 	callers  callers
 	crowded  crowd
+	peeks    singleflight.Group
 
 	ctx     context.Context // of what goes on behind an answer
 	cancel  context.CancelFunc

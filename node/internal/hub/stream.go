@@ -24,24 +24,35 @@ const (
 
 // stream writes n bytes of a file. The header goes out at once, for the size is known. From then on a failure is a
 // connection that is cut, never an answer that ends too early.
-func (x *exchange) stream(status int, body *steady, n int64) error {
+func (x *exchange) stream(status int, body *steady, n int64, peek peeker) error {
+	var drip *reply.Drip
 	header := func() {
 		body.promised.Store(true)
 		x.WriteHeader(status)
+		drip = reply.NewDrip(x.W)
+		x.W = drip
 	}
 	due := make(chan struct{})
 	defer time.AfterFunc(headerWait, func() { close(due) }).Stop()
-	first, err := x.First(body, n, due, header)
+	early, off := &foretaste{}, body.pos
+	first, err := x.First(body, n, due, func() {
+		header()
+		early.begin(drip, peek, off, n)
+	})
+	if drip != nil {
+		defer drip.Stop()
+	}
+	if early.end(); err == nil {
+		first, err = early.after(first, body)
+	}
 	if err != nil {
 		return err
 	}
-	if x.Status == 0 {
+	if drip == nil {
 		header()
+		defer drip.Stop()
 	}
-	drip := reply.NewDrip(x.W)
-	defer drip.Stop()
-	x.W = drip
-	if err := x.Stream(first, body, n); err != nil {
+	if err := x.Stream(first, body, n-int64(len(early.given))); err != nil {
 		return err
 	}
 	return drip.End()

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/reply"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 	"github.com/shoal-cache/shoal/test/hubtest"
 )
@@ -316,4 +318,103 @@ func TestStream_TheHeaderGoesOutBeforeThereAreBytes(t *testing.T) {
 	h.Set(hubtest.Trouble{})
 	_, _ = io.CopyN(io.Discard, resp.Body, 0)
 	_ = resp.Body.Close()
+}
+
+// Storage may be slow and alive. Python gives up after 10 s without a byte, and a chunk takes far longer than that.
+func TestStream_StorageThatGivesNoChunkForLongKeepsTheClient(t *testing.T) {
+	t.Parallel()
+	const size = 3<<20 + 17
+	want := read(t, hubtest.Random(12, size))
+	for name, part := range map[string]struct{ first, last int }{
+		"the whole":                          {0, size - 1},
+		"a part without the middle":          {100, 1 << 20},
+		"the last bytes, which wait for all": {size - endSize, size - 1},
+	} {
+		for how, wrong := range map[string]bool{"": false, ", and the file is wrong": true} {
+			t.Run(name+how, func(t *testing.T) {
+				t.Parallel()
+				h := newHub(t)
+				h.Repo("models", "org/m").Commit("main",
+					map[string]hubtest.File{large: {Data: hubtest.Bytes(want), LFS: true}})
+				h.Set(hubtest.Trouble{SlowAfter: 100})
+				a := newAgent(t, h, "", nil)
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodGet,
+					a.URL+resolve("org/m", "main", large), nil)
+				require.NoError(t, err)
+				req.Header.Set("Range", byteRange(part.first, part.last))
+				resp, err := http.DefaultClient.Do(req)
+				require.NoError(t, err)
+				defer func() { _ = resp.Body.Close() }()
+				got := make([]byte, 1)
+				_, err = io.ReadFull(resp.Body, got)
+				require.NoError(t, err, "a byte comes before a chunk does")
+				h.Set(hubtest.Trouble{Wrong: wrong})
+				rest, err := io.ReadAll(resp.Body)
+				if wrong && part.last == size-1 {
+					require.Error(t, err)
+					return
+				}
+				require.NoError(t, err)
+				require.True(t, bytes.Equal(want[part.first:part.last+1], append(got, rest...)))
+			})
+		}
+	}
+}
+
+func TestForetaste_WhatWasGivenBeforeIsComparedAndNotGivenAgain(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		given, first, body, rest string
+		wrong                    bool
+	}{
+		"nothing was given":            {first: "abc", body: "def", rest: "abc"},
+		"less than what comes first":   {given: "ab", first: "abc", body: "def", rest: "c"},
+		"as much":                      {given: "abc", first: "abc", body: "def", rest: ""},
+		"more":                         {given: "abcde", first: "abc", body: "def", rest: ""},
+		"another byte":                 {given: "aX", first: "abc", wrong: true},
+		"another byte behind the rest": {given: "abcX", first: "abc", body: "def", wrong: true},
+		"more than there is":           {given: "abcd", first: "abc", wrong: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rest, err := (&foretaste{given: []byte(test.given)}).after([]byte(test.first), strings.NewReader(test.body))
+			require.Equal(t, test.wrong, err != nil, "%v", err)
+			require.Equal(t, test.rest, string(rest))
+		})
+	}
+}
+
+// Three questions may come before the answer to a HEAD, and clients wait 10 s for all of them together.
+func TestFile_TheQuestionsBeforeAHEADHaveOneTimeTogether(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	model(h, "org/m")
+	asked, answer, inTime := make(chan struct{}), make(chan struct{}), make(chan bool, 1)
+	once := sync.OnceFunc(func() { close(asked) })
+	h.SetOdd(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if strings.Contains(r.URL.Path, "/tree/") {
+			once()
+			select {
+			case <-answer:
+				inTime <- true
+			case <-r.Context().Done():
+				inTime <- false
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+	a := newAgent(t, h, "", nil)
+	a.ask(t, http.MethodGet, "/api/models/org/m") // the first question
+	w := httptest.NewRecorder()
+	r := httptest.NewRequestWithContext(t.Context(), http.MethodHead, resolve("org/m", "main", large), http.NoBody)
+	r.RemoteAddr = "127.0.0.1:1"
+	x := &exchange{Exchange: reply.New(w, r), rule: policy.DefaultRule()}
+	x.Start = x.Start.Add(-askTimeout) // which is over
+	x.Settle(a.serve(x), x.fail)
+	require.Equal(t, http.StatusServiceUnavailable, w.Code)
+	require.NotEmpty(t, w.Header().Get("Retry-After"))
+	<-asked
+	close(answer)
+	require.True(t, <-inTime, "the answer was not waited for, and the question goes on")
+	require.Equal(t, http.StatusOK, a.ask(t, http.MethodHead, resolve("org/m", "main", large)).status)
 }

@@ -54,7 +54,7 @@ func (f *Front) url(x *exchange) error {
 			return err
 		}
 		describeURL(x, size)
-		return f.give(ctx, x, size, `"`+req.Digest.String()+`"`, nothing, func() error { return nil })
+		return f.give(ctx, x, size, `"`+req.Digest.String()+`"`, nothing, nil, func() error { return nil })
 	}
 	reader, err := f.opts.Fetcher.Open(ctx, req)
 	if err != nil {
@@ -81,7 +81,8 @@ func (f *Front) url(x *exchange) error {
 			_ = reader.Close()
 		}
 	}()
-	return f.give(ctx, x, size, `"`+req.Digest.String()+`"`, open, func() error { return nil })
+	return f.give(ctx, x, size, `"`+req.Digest.String()+`"`, open, f.peek(ctx, req),
+		func() error { return nil })
 }
 
 // urlRequest is the request for the file that an exchange is about, and gives the exchange its rule.

@@ -1,0 +1,108 @@
+package hub
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+const (
+	// peekAfter is how long bytes are waited for after the header before storage is asked for the first few alone. Most
+	// clients give up after 10 s without a byte, and a chunk takes longer than that from slow storage.
+	peekAfter = 3500 * time.Millisecond
+	// peekSize is how many bytes are asked for then: one to be given at once, and those that keep an answer alive while
+	// it waits for more. The last byte of an answer is never one of them.
+	peekSize = 33
+)
+
+// peeker reads n bytes at off from storage, past what is being fetched.
+type peeker func(off, n int64) ([]byte, error)
+
+// peek is the peeker of a file, nil where nobody but peers is to be asked. What many callers wait for is asked for
+// once. It goes on when they have left: to break it off would look like trouble of the storage.
+func (f *Front) peek(ctx context.Context, req content.Request) peeker {
+	if ctx.Value(peersOnly{}) != nil {
+		return nil
+	}
+	return func(off, n int64) ([]byte, error) {
+		k := key(req.Repository.String(), req.File, req.Authorization, fmt.Sprint(off, n))
+		b, err, _ := f.peeks.Do(k, func() (any, error) {
+			body, err := f.opts.Upstream.Open(f.ctx, req, off, n)
+			if err != nil {
+				return nil, err
+			}
+			defer func() { _ = body.Close() }()
+			if body.Offset != off {
+				return nil, errors.New("the storage ignores Range")
+			}
+			b := make([]byte, n)
+			_, err = io.ReadFull(body, b)
+			return b, err
+		})
+		if err != nil {
+			return nil, err
+		}
+		return b.([]byte), nil
+	}
+}
+
+// foretaste is the first few bytes of an answer, given before those come that are checked. They are compared with those
+// before anything else is given. So no answer ends well with a wrong byte in it.
+type foretaste struct {
+	timer *time.Timer
+	mu    sync.Mutex // is held while they are given
+	ended bool
+	given []byte
+}
+
+// begin gives a few of n bytes at off to w after a while. The header of the answer is out.
+func (t *foretaste) begin(w http.ResponseWriter, peek peeker, off, n int64) {
+	if n = min(peekSize, n-1); peek == nil || n < 1 {
+		return
+	}
+	t.timer = time.AfterFunc(peekAfter, func() {
+		b, err := peek(off, n)
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if err != nil || t.ended {
+			return
+		}
+		t.given = b
+		_, _ = w.Write(b) // who writes next hears of it, if it fails
+		_ = http.NewResponseController(w).Flush()
+	})
+}
+
+// end gives no more.
+func (t *foretaste) end() {
+	if t.timer == nil {
+		return
+	}
+	t.timer.Stop()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ended = true
+}
+
+// after is what is left of first, which body began with, behind what was given.
+func (t *foretaste) after(first []byte, body io.Reader) ([]byte, error) {
+	if more := len(t.given) - len(first); more > 0 {
+		rest := make([]byte, more)
+		if _, err := io.ReadFull(body, rest); err != nil {
+			return nil, err
+		}
+		first = append(first, rest...)
+	}
+	rest, ok := bytes.CutPrefix(first, t.given)
+	if !ok {
+		return nil, fmt.Errorf("storage gave other bytes before: %w", content.ErrDigestMismatch)
+	}
+	return rest, nil
+}
