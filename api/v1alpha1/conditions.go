@@ -40,6 +40,10 @@ const (
 // unless the pin's timeLimit is longer.
 const StartupPatience = 10 * time.Minute
 
+// LongestStartupPatience bounds what a pin's time limit adds to StartupPatience: a pin is of one namespace, and a node
+// of all.
+const LongestStartupPatience = 30 * time.Minute
+
 // Condition types.
 const (
 	// ConditionReady: Swarm, CachePolicy, ArtifactPin. The object does what its spec asks.

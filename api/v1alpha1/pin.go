@@ -113,7 +113,7 @@ type ArtifactPinSpec struct {
 	// +kubebuilder:default=Cache
 	Target PinTarget `json:"target,omitempty"`
 	// Startup says whether nodes that start with the taint shoal.dev/starting keep it until this pin is ready on them,
-	// for 10 minutes or timeLimit, whichever is longer.
+	// for 10 minutes or timeLimit, whichever is longer, and for 30 minutes at most.
 	// +kubebuilder:default=Ignore
 	Startup StartupPolicy `json:"startup,omitempty"`
 

@@ -12,7 +12,9 @@
 //  4. A node that is down, or whose peer is not admitted for now, keeps its assignment: what it holds is there when it
 //     comes back.
 //  5. A copy on a node that is no longer picked, be it of an earlier revision, is released only when as many picked
-//     nodes are ready as are wanted, not counting those of whose agents the operator has yet to hear.
+//     nodes are ready as are wanted, not counting those of whose agents the operator has yet to hear. Where no node is
+//     picked it stays, and one of an earlier revision stays until as many are ready as the pin asks for, as long as
+//     its node has room beside pins of higher priority.
 //  6. New work waits for a slot (parallelism) and for the schedule; making a copy again from a copy that exists waits
 //     for neither schedule nor registry.
 //  7. A starting node waits for its pins, but not for ever.
@@ -304,12 +306,15 @@ func (c *computation) place(p *v1alpha1.ArtifactPin) *Summary {
 	held := c.holdings[string(p.UID)]
 	s := &Summary{
 		Generation: p.Generation, Artifacts: p.Status.Artifacts, PullSecrets: p.Status.PullSecrets,
-		LastUsed: p.Status.LastUsed,
+		LastUsed: c.past(p.Status.LastUsed),
 	}
 	for _, h := range held {
-		if h.progress != nil && h.progress.LastUsed != nil &&
-			(s.LastUsed == nil || s.LastUsed.Before(h.progress.LastUsed)) {
-			s.LastUsed = h.progress.LastUsed
+		if h.progress == nil {
+			continue
+		}
+		used := c.past(h.progress.LastUsed)
+		if used != nil && (s.LastUsed == nil || s.LastUsed.Before(used)) {
+			s.LastUsed = used
 		}
 	}
 	open, err := windowOpen(p.Spec.Schedule, c.in.Now)
@@ -347,6 +352,15 @@ func (c *computation) place(p *v1alpha1.ArtifactPin) *Summary {
 		}
 	}
 	return s
+}
+
+// past is the time, or where it has yet to come by this clock, that of the hour that has begun: one node whose clock is
+// years ahead would else keep a pin for as long.
+func (c *computation) past(t *metav1.Time) *metav1.Time {
+	if t == nil || !t.After(c.in.Now) {
+		return t
+	}
+	return &metav1.Time{Time: c.in.Now.Truncate(time.Hour)}
 }
 
 // assign picks nodes for a pin that is to be kept, and hands out its assignment.
@@ -396,19 +410,58 @@ func (c *computation) assign(p *v1alpha1.ArtifactPin, s *Summary, candidates eli
 			s.WindowShut = s.WindowShut || !open
 		}
 	}
+	c.leave(p, s, candidates, held, isPicked, ready, assignment.Revision)
+	c.count(p, s, picked, held, assignment.Revision)
+	c.gate(p, picked, func(i int) bool { return held[i].state(assignment.Revision) == v1alpha1.PinReady })
+}
+
+// leave decides about the copies on nodes that are not picked, while so many of the picked are ready with a revision.
+func (c *computation) leave(p *v1alpha1.ArtifactPin, s *Summary, candidates eligibility, held map[int]holding,
+	picked map[int]bool, ready int, revision string) {
 	for i, h := range held {
+		_, eligible := slices.BinarySearch(candidates.nodes, i)
+		earlier := h.assigned.Revision != revision
 		switch {
-		case isPicked[i]:
+		case picked[i]:
 		case !c.in.Nodes[i].Member, !c.up(i, p):
 			c.keep(i, p, *h.assigned)
-		case ready < min(int(s.Desired), len(picked)) && h.whole() && h.kept():
+		case !h.whole() || !h.kept():
+			c.release(p.Spec.DeletionPolicy, i, h)
+		case ready < min(int(s.Desired), len(picked)): // its successor is on its way
 			c.keep(i, p, *h.assigned)
+		case (len(picked) == 0 || ready < int(s.Desired) && eligible && earlier) && c.retain(i, p, h, earlier):
+			// It has no successor: no node matches, or has room for what the pin is now.
 		default:
 			c.release(p.Spec.DeletionPolicy, i, h)
 		}
 	}
-	c.count(p, s, picked, held, assignment.Revision)
-	c.gate(p, picked, func(i int) bool { return held[i].state(assignment.Revision) == v1alpha1.PinReady })
+}
+
+// retain keeps a copy that is whole if the node has the room for it: of an earlier revision as much as it reports, for
+// nothing else tells its size any more.
+func (c *computation) retain(i int, p *v1alpha1.ArtifactPin, h holding, earlier bool) bool {
+	r := &c.room[i]
+	if !earlier {
+		if !r.fits(p) {
+			return false
+		}
+		c.keep(i, p, *h.assigned)
+		return true
+	}
+	left := &r.bytes
+	if r.apart && slices.ContainsFunc(h.assigned.Artifacts, func(a v1alpha1.AssignedArtifact) bool {
+		return a.Hub != nil
+	}) {
+		left = &r.models
+	}
+	if r.counted != nil && *left < h.progress.BytesHeld {
+		return false
+	}
+	*left -= h.progress.BytesHeld
+	r.pins--
+	r.object -= c.weight(h.assigned)
+	c.assignments[i] = append(c.assignments[i], *h.assigned)
+	return true
 }
 
 // gate records, of a pin with startup Gate, the nodes that are not ready.
@@ -418,7 +471,7 @@ func (c *computation) gate(p *v1alpha1.ArtifactPin, nodes []int, ready func(i in
 	}
 	patience := v1alpha1.StartupPatience
 	if p.Spec.TimeLimit != nil {
-		patience = max(patience, p.Spec.TimeLimit.Duration)
+		patience = max(patience, min(p.Spec.TimeLimit.Duration, v1alpha1.LongestStartupPatience))
 	}
 	name := types.NamespacedName{Namespace: p.Namespace, Name: p.Name}
 	for _, i := range nodes {
@@ -587,8 +640,10 @@ func (c *computation) orphans() {
 	}
 }
 
+// has reports whether a node has an assignment of the pin that was placed last.
 func (c *computation) has(i int, uid string) bool {
-	return slices.ContainsFunc(c.assignments[i], func(a v1alpha1.PinAssignment) bool { return a.UID == uid })
+	a := c.assignments[i]
+	return len(a) > 0 && a[len(a)-1].UID == uid
 }
 
 // up reports whether a node counts as being there for a pin: it may be down for less than the repair delay.

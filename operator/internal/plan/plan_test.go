@@ -319,6 +319,83 @@ func TestACopyIsReleasedOnlyWhenItsSuccessorIsReady(t *testing.T) {
 	require.Len(t, m.on("a"), 1)
 }
 
+func TestACopyThatHasNoSuccessorStays(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		change func(*model, *v1alpha1.ArtifactPin)
+		stays  bool
+	}{
+		"the tag moves to what fits no node": {func(_ *model, p *v1alpha1.ArtifactPin) {
+			p.Status.Artifacts[0].Digest, p.Status.Artifacts[0].Size = "sha256:large", 2000
+		}, true},
+		"the selector matches no node": {func(_ *model, p *v1alpha1.ArtifactPin) {
+			p.Spec.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"zone": "none"}}
+		}, true},
+		"the selector matches no node, of a pin on every node": {func(_ *model, p *v1alpha1.ArtifactPin) {
+			p.Spec.Replicas = intstr.FromString("All")
+			p.Spec.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"zone": "none"}}
+		}, true},
+		"the selector matches nodes without room": {func(m *model, p *v1alpha1.ArtifactPin) {
+			p.Spec.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"zone": "small"}}
+			m.Nodes = append(m.Nodes, plan.Node{Name: "small", Labels: map[string]string{"zone": "small"}, Member: true,
+				Capacity: 1})
+		}, true},
+		"a pin of higher priority takes the room": {func(m *model, p *v1alpha1.ArtifactPin) {
+			p.Status.Artifacts[0].Digest, p.Status.Artifacts[0].Size = "sha256:large", 2000
+			m.pin("high", "All", ofImage(995)).Spec.Priority = 1
+		}, false},
+		"a pin of higher priority takes the room of the present revision": {
+			func(m *model, _ *v1alpha1.ArtifactPin) { m.pin("high", "All", ofImage(995)).Spec.Priority = 1 }, false},
+		"nodes elsewhere are ready instead": {func(_ *model, p *v1alpha1.ArtifactPin) {
+			p.Spec.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"zone": "z1"}}
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newModel(9)
+			p := m.pin("a", 3, func(p *v1alpha1.ArtifactPin) { p.Spec.DeletionPolicy = v1alpha1.DeletionPurge })
+			m.settle()
+			before := m.on("a")
+			tc.change(m, p)
+			m.settle()
+			if tc.stays {
+				require.Equal(t, before, m.on("a"))
+			} else {
+				require.NotSubset(t, m.on("a"), before)
+			}
+		})
+	}
+
+	t.Log("it goes when what the pin is now has room elsewhere")
+	m := newModel(9)
+	p := m.pin("a", 3, nil)
+	m.settle()
+	before := m.on("a")
+	p.Status.Artifacts[0].Digest, p.Status.Artifacts[0].Size = "sha256:large", 2000
+	m.settle()
+	for i := range m.Nodes {
+		if !slices.Contains(before, m.Nodes[i].Name) {
+			m.Nodes[i].Capacity = 5000
+		}
+	}
+	m.settle()
+	require.Len(t, m.on("a"), 3)
+	require.NotSubset(t, m.on("a"), before)
+}
+
+// A copy of an earlier revision takes the room that it has, and not that of what the pin is now.
+func TestACopyThatHasNoSuccessorLeavesRoomForOthers(t *testing.T) {
+	t.Parallel()
+	m := newModel(3)
+	first := m.pin("first", "All", nil)
+	m.pin("other", "All", ofImage(900)).Spec.Priority = -1
+	m.settle()
+	first.Status.Artifacts[0].Digest, first.Status.Artifacts[0].Size = "sha256:large", 2000
+	m.settle()
+	require.Len(t, m.on("first"), 3)
+	require.Len(t, m.on("other"), 3)
+}
+
 func TestWhatIsHeldOfAnEarlierRevisionIsWhole(t *testing.T) {
 	t.Parallel()
 	m := newModel(9)
@@ -572,6 +649,28 @@ func TestUnusedPinsExpire(t *testing.T) {
 	require.Empty(t, m.on("a"))
 }
 
+func TestANodeWhoseClockIsAheadDoesNotKeepAPin(t *testing.T) {
+	t.Parallel()
+	m := newModel(3)
+	p := m.pin("a", "All", func(p *v1alpha1.ArtifactPin) {
+		p.Spec.Expiry = &v1alpha1.Expiry{UnusedFor: &metav1.Duration{Duration: 24 * time.Hour}}
+	})
+	m.settle()
+	m.Now = now.Add(20*time.Hour + time.Minute)
+	m.Nodes[0].Progress[0].LastUsed = &metav1.Time{Time: now.AddDate(70, 0, 0)}
+	p.Status.LastUsed = m.hand().Pins["a"].LastUsed
+	require.Equal(t, now.Add(20*time.Hour), p.Status.LastUsed.Time, "the same for an hour: it is not written all the time")
+	m.report(v1alpha1.PinReady, "") // its clock is set
+	m.Now = now.Add(43 * time.Hour)
+	require.False(t, m.hand().Pins["a"].Expired)
+	m.Now = now.Add(45 * time.Hour)
+	require.True(t, m.hand().Pins["a"].Expired)
+
+	t.Log("what an earlier operator noted is no reason either")
+	p.Status.LastUsed = &metav1.Time{Time: now.AddDate(70, 0, 0)}
+	require.Equal(t, m.Now, m.hand().Pins["a"].LastUsed.Time)
+}
+
 func TestGates(t *testing.T) {
 	t.Parallel()
 	m := newModel(2)
@@ -591,6 +690,9 @@ func TestGates(t *testing.T) {
 	require.Contains(t, made.Waived, "node-1")
 	m.Pins[0].Spec.TimeLimit = &metav1.Duration{Duration: time.Hour}
 	require.Contains(t, m.hand().Gates, "node-1", "what may take longer is waited for longer")
+	m.Pins[0].Spec.TimeLimit.Duration = 168 * time.Hour
+	m.Nodes[1].Joined = now.Add(-v1alpha1.LongestStartupPatience)
+	require.NotContains(t, m.hand().Gates, "node-1", "a user of one namespace keeps no node out for a week")
 }
 
 // TestNoCopyIsLost drives the model by random events. Once a node has had a copy whole, some node always has one, of
@@ -618,6 +720,17 @@ func TestNoCopyIsLost(t *testing.T) {
 				n := &m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")]
 				if n.Unheard = rapid.Bool().Draw(t, "unheard"); n.Unheard {
 					n.DownSince = time.Time{}
+				}
+			},
+			"what the pin is moves, and may fit no node": func(t *rapid.T) {
+				a := &p.Status.Artifacts[0]
+				a.Size = rapid.SampledFrom([]int64{10, 20, 2000}).Draw(t, "size")
+				a.Digest = fmt.Sprint("sha256:", a.Size)
+			},
+			"the selector matches all nodes, or none": func(t *rapid.T) {
+				p.Spec.NodeSelector = nil
+				if rapid.Bool().Draw(t, "none") {
+					p.Spec.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"zone": "none"}}
 				}
 			},
 			"label": func(t *rapid.T) {
@@ -657,7 +770,8 @@ func TestNoCopyIsLost(t *testing.T) {
 		for i := range m.Nodes {
 			m.Nodes[i].DownSince, m.Nodes[i].Unheard = time.Time{}, false
 		}
-		p.Spec.Suspend = false
+		p.Spec.Suspend, p.Spec.NodeSelector, p.Status.Artifacts[0].Size = false, nil, 10
+		p.Status.Artifacts[0].Digest = "sha256:10"
 		m.settle()
 		require.Len(t, m.on("a"), int(p.Spec.Replicas.IntVal))
 	})
