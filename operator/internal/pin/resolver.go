@@ -306,7 +306,7 @@ func (r *Resolver) resolveAll(ctx context.Context, p *v1alpha1.ArtifactPin, arti
 		calls.Go(func() error {
 			options := resolve.Options{Platforms: p.Spec.Platforms, NodePlatforms: platforms,
 				Referrers: p.Spec.Referrers == v1alpha1.Include, Credentials: credentials,
-				Secrets: len(p.Spec.PullSecrets)}
+				Secrets: len(secrets)}
 			if p.Status.ResolvedGeneration == p.Generation {
 				options.Previous = kept(p, a)
 			}
@@ -370,7 +370,8 @@ func keptOf(p *v1alpha1.ArtifactPin, artifacts []v1alpha1.Artifact) []v1alpha1.R
 	return all
 }
 
-// credentials reads the pull secrets of the pin and of its service account.
+// credentials reads the pull secrets of the pin and of its service account. It names those that it found to be some,
+// for agents are let read what is named; where the API server gives no answer, those that were named before.
 func (r *Resolver) credentials(ctx context.Context,
 	p *v1alpha1.ArtifactPin) ([]string, pullsecret.Credentials, *resolve.Error) {
 	var names []string
@@ -387,8 +388,8 @@ func (r *Resolver) credentials(ctx context.Context,
 		var sa corev1.ServiceAccount
 		err := r.Live.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: account}, &sa)
 		if err != nil {
-			return names, nil, missing(err, v1alpha1.ReasonServiceAccountNotFound, "service account", p.Namespace,
-				account)
+			return stillNamed(p, err, nil), nil, missing(err, v1alpha1.ReasonServiceAccountNotFound, "service account",
+				p.Namespace, account)
 		}
 		for _, s := range sa.ImagePullSecrets {
 			if !slices.Contains(names, s.Name) {
@@ -405,15 +406,24 @@ func (r *Resolver) credentials(ctx context.Context,
 		}
 		var secret corev1.Secret
 		if err := r.Live.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: name}, &secret); err != nil {
-			return names, nil, missing(err, v1alpha1.ReasonSecretNotFound, "pull secret", p.Namespace, name)
+			return stillNamed(p, err, names[:i]), nil, missing(err, v1alpha1.ReasonSecretNotFound, "pull secret",
+				p.Namespace, name)
 		}
 		credentials, err := pullsecret.Parse(&secret)
 		if err != nil {
-			return names, nil, &resolve.Error{Reason: v1alpha1.ReasonInvalidSecret, Err: err}
+			return names[:i], nil, &resolve.Error{Reason: v1alpha1.ReasonInvalidSecret, Err: err}
 		}
 		all = append(all, credentials...)
 	}
 	return names, all, nil
+}
+
+// stillNamed are the pull secrets that stay named when the next thing could not be read.
+func stillNamed(p *v1alpha1.ArtifactPin, err error, found []string) []string {
+	if apierrors.IsNotFound(err) {
+		return found
+	}
+	return p.Status.PullSecrets
 }
 
 func missing(err error, reason, what, namespace, name string) *resolve.Error {

@@ -8,6 +8,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
@@ -82,5 +84,65 @@ func TestAResolutionThatFailsIsTriedAgain(t *testing.T) {
 		result, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(p)})
 		require.NoError(t, err)
 		require.Positive(t, result.RequeueAfter, "0 means never")
+	}
+}
+
+// secrets are what the API server has; of those without a Secret it gives no answer.
+type secrets struct {
+	client.Reader
+	all map[string]*corev1.Secret
+}
+
+func (s secrets) Get(_ context.Context, key client.ObjectKey, object client.Object, _ ...client.GetOption) error {
+	if account, ok := object.(*corev1.ServiceAccount); ok {
+		account.ImagePullSecrets = []corev1.LocalObjectReference{{Name: key.Name}}
+		return nil
+	}
+	switch secret, has := s.all[key.Name]; {
+	case !has:
+		return apierrors.NewNotFound(corev1.Resource("secrets"), key.Name)
+	case secret == nil:
+		return errors.New("no answer")
+	default:
+		secret.DeepCopyInto(object.(*corev1.Secret))
+		return nil
+	}
+}
+
+// TestOnlyWhatIsAPullSecretIsNamed holds because agents are let read what a pin's status names.
+func TestOnlyWhatIsAPullSecretIsNamed(t *testing.T) {
+	t.Parallel()
+	login := &corev1.Secret{Type: corev1.SecretTypeDockerConfigJson,
+		Data: map[string][]byte{
+			corev1.DockerConfigJsonKey: []byte(`{"auths": {"registry.example": {"auth": "YTpi"}}}`)}}
+	reader := secrets{all: map[string]*corev1.Secret{
+		"login": login, "other": {Type: corev1.SecretTypeOpaque}, "silent": nil}}
+	for name, tc := range map[string]struct {
+		named, account string
+		want           []string
+		counted        int // -1: no registry is asked
+	}{
+		"a pull secret":                {named: "login", want: []string{"login"}, counted: 1},
+		"a service account's":          {account: "login", want: []string{"login"}, counted: 1},
+		"one that is missing":          {named: "none", counted: -1},
+		"one of another type":          {named: "other", counted: -1},
+		"an account's of another type": {named: "login", account: "other", want: []string{"login"}, counted: -1},
+		"one that is not answered for": {named: "silent", want: []string{"before"}, counted: -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := &v1alpha1.ArtifactPin{}
+			p.Status.PullSecrets = []string{"before"}
+			p.Spec.ServiceAccountName = tc.account
+			if tc.named != "" {
+				p.Spec.PullSecrets = []corev1.LocalObjectReference{{Name: tc.named}}
+			}
+			asked := resolve.Options{Secrets: -1}
+			r := newResolver(p, registries{asked: &asked}, clock.RealClock{})
+			r.Live = reader
+			o := r.resolveAll(t.Context(), p, []v1alpha1.Artifact{{Image: "registry.example/app:1"}})
+			require.ElementsMatch(t, tc.want, o.secrets)
+			require.Equal(t, tc.counted, asked.Secrets)
+		})
 	}
 }
