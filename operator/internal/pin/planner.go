@@ -130,7 +130,7 @@ func (r *Planner) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, e
 			r.Board.nodes.send(types.NamespacedName{Name: name}, 0)
 		}
 	}
-	changed, states := 0, map[string]int32{}
+	changed, states := 0, map[string]int32{"desired": 0, "ready": 0, "pending": 0, "failed": 0} // of no pin, none
 	for _, p := range in.Pins {
 		s := made.Pins[p.UID]
 		states["desired"] += s.Desired

@@ -146,3 +146,21 @@ func TestOnlyWhatIsAPullSecretIsNamed(t *testing.T) {
 		})
 	}
 }
+
+func TestWithNoPinThereAreNoCopies(t *testing.T) {
+	t.Parallel()
+	all := prometheus.NewRegistry()
+	r := &Planner{Client: store{}, Clock: clock.RealClock{}, Board: &Board{}, seconds: prometheus.NewHistogram(
+		prometheus.HistogramOpts{Name: "seconds"}), copies: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "copies"},
+		[]string{"state"})}
+	all.MustRegister(r.copies)
+	r.copies.WithLabelValues("ready").Set(3) // of a pin that was
+	_, err := r.Reconcile(t.Context(), ctrl.Request{})
+	require.NoError(t, err)
+	families, err := all.Gather()
+	require.NoError(t, err)
+	require.Len(t, families[0].GetMetric(), 4)
+	for _, m := range families[0].GetMetric() {
+		require.Zero(t, m.GetGauge().GetValue(), m.GetLabel())
+	}
+}
