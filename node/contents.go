@@ -83,7 +83,7 @@ func contentsCommands(load loader) []*cobra.Command {
 			return get(cmd.Context(), socketOf(c), args[0], file, cmd.OutOrStdout())
 		},
 	}
-	get.Flags().StringVarP(&file, "output", "o", "-", "the `file` to write; - for standard output")
+	get.Flags().StringVarP(&file, "output", "o", "", "the `file` to write; default, or -: standard output")
 	var name string
 	var size int64
 	add := &cobra.Command{
@@ -140,6 +140,9 @@ func toAdd(file, name string, size int64, in io.Reader) (io.ReadCloser, digest.D
 }
 
 func get(ctx context.Context, socket, name, file string, out io.Writer) error {
+	if err := view.Saved(file, out); err != nil {
+		return err
+	}
 	d := digest.Digest(name)
 	if err := d.Validate(); err != nil {
 		return fmt.Errorf("%q is no digest: %w; shoal-node where IMAGE lists those of an image", name, err)

@@ -216,7 +216,7 @@ func (m machine) write(w io.Writer) error {
 		}
 	}
 	for _, p := range m.Problems {
-		if _, err := fmt.Fprintf(w, "! %s\n", p); err != nil {
+		if _, err := fmt.Fprintf(w, "! %s\n", view.Line(p)); err != nil {
 			return err
 		}
 	}

@@ -61,7 +61,7 @@ func main() {
 	stop()
 	if err != nil {
 		if !errors.Is(err, errNotWell) {
-			fmt.Fprintf(os.Stderr, "shoal-node: %v\n", err)
+			_, _ = fmt.Fprintf(view.ForTerminal(os.Stderr), "shoal-node: %v\n", err)
 		}
 		os.Exit(1)
 	}

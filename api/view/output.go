@@ -43,11 +43,11 @@ func (o Output) Print(w io.Writer, value any, human func(io.Writer) error) error
 	switch o {
 	case JSON:
 		data, err = json.MarshalIndent(value, "", "  ")
-		data = append(data, '\n')
+		data = append(visible(data), '\n')
 	case YAML:
 		data, err = yaml.Marshal(value)
 	default:
-		return human(w)
+		return human(ForTerminal(w))
 	}
 	if err != nil {
 		return err

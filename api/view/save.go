@@ -13,10 +13,19 @@ import (
 // ContentsPath is where the administrator's socket of an agent gives and takes content; a digest follows it.
 const ContentsPath = "/contents/"
 
-// Save writes content to a file once it has proved to be that of the digest, or to out where file is "-". There, who
-// reads it has got it before its end is checked, and learns of a mismatch by the error.
+// Saved refuses content for a terminal where file, the flag -o, does not ask for that: it is no text, and a terminal
+// may obey a part of it.
+func Saved(file string, out io.Writer) error {
+	if file == "" && IsTerminal(out) {
+		return errors.New("content is no text for a terminal: -o FILE writes it to a file, and -o - here all the same")
+	}
+	return nil
+}
+
+// Save writes content to a file once it has proved to be that of the digest, or to out where file is "-" or empty.
+// There, who reads it has got it before its end is checked, and learns of a mismatch by the error.
 func Save(file string, out io.Writer, d digest.Digest, body io.Reader) error {
-	if file == "-" {
+	if file == "-" || file == "" {
 		return copyVerified(out, d, body)
 	}
 	temporary, err := os.CreateTemp(filepath.Dir(file), ".shoal-*")

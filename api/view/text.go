@@ -1,6 +1,7 @@
 package view
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"math"
@@ -111,9 +112,7 @@ func Table(w io.Writer, rows [][]string) error {
 	for _, row := range rows {
 		cells := slices.Clone(row)
 		for i, c := range cells {
-			if c == "" {
-				cells[i] = "-"
-			}
+			cells[i] = cmp.Or(Line(c), "-")
 		}
 		if _, err := fmt.Fprintln(t, strings.Join(cells, "\t")); err != nil {
 			return err
@@ -133,13 +132,13 @@ func WritePull(w io.Writer, node string, p Pull) error {
 	if p.Running {
 		state = fmt.Sprintf("is running for %s", Duration(p.Took))
 	}
-	if _, err := fmt.Fprintf(w, "%s%s, %s: %s\n  %s from this node, %s from peers, %s from the registry\n", p.Image(),
-		where,
-		p.Started.Local().Format("15:04:05"), state, Bytes(local), Bytes(peers), Bytes(upstream)); err != nil {
+	if _, err := fmt.Fprintf(w, "%s%s, %s: %s\n  %s from this node, %s from peers, %s from the registry\n",
+		Line(p.Image()), Line(where), p.Started.Local().Format("15:04:05"), state, Bytes(local), Bytes(peers),
+		Bytes(upstream)); err != nil {
 		return err
 	}
 	for _, s := range p.Why() {
-		if _, err := fmt.Fprintf(w, "  %s\n", s); err != nil {
+		if _, err := fmt.Fprintf(w, "  %s\n", Line(s)); err != nil {
 			return err
 		}
 	}
@@ -260,14 +259,15 @@ func WriteBlobs(w io.Writer, blobs []Blob, now time.Time) error {
 // WriteImage lists the parts of an image.
 func WriteImage(w io.Writer, i Image) error {
 	if i.Digest == "" {
-		_, err := fmt.Fprintf(w, "%s: this node does not know the tag\n", i.Name)
+		_, err := fmt.Fprintf(w, "%s: this node does not know the tag\n", Line(i.Name))
 		return err
 	}
 	state := "not complete"
 	if i.Complete {
 		state = "complete"
 	}
-	if _, err := fmt.Fprintf(w, "%s is %s: %s here (%s)\n", i.Name, i.Digest, Bytes(i.Held()), state); err != nil {
+	if _, err := fmt.Fprintf(w, "%s is %s: %s here (%s)\n", Line(i.Name), Line(i.Digest), Bytes(i.Held()),
+		state); err != nil {
 		return err
 	}
 	rows := [][]string{{"PART", "KIND", "PLATFORM", "SIZE", "HERE"}}

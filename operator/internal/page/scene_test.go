@@ -59,10 +59,11 @@ func scene(nodes, zones int, name string) *gathered {
 // from the node before it.
 func burst(g *gathered, repository string, layers int) {
 	for l := range layers {
+		layer := digest.FromString(fmt.Sprint(repository, l)).String()
 		for i := range g.moving {
 			a := &g.moving[i]
-			f := view.Fetch{Digest: digest.FromString(fmt.Sprint(repository, l)).String(), Repository: repository,
-				Size: 256 << 20, Started: g.at.Add(-10 * time.Second), Readers: 1}
+			f := view.Fetch{Digest: layer, Repository: repository, Size: 256 << 20, Readers: 1,
+				Started: g.at.Add(-10 * time.Second)}
 			for cell := range 64 {
 				f.Map = append(f.Map, max(0, min(10, 4*((cell*7+i*11)%16)-i%20)))
 			}

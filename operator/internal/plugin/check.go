@@ -72,6 +72,9 @@ is removed, whatever happens here. That also shows whether the node gets the ima
 			ctx, cancel := p.within(cmd.Context(), wait)
 			defer cancel()
 			r, err := look(ctx)
+			if err == nil {
+				err = cmd.Context().Err() // what is broken off finds fault with everything
+			}
 			if err != nil {
 				return p.late(ctx, err)
 			}
@@ -408,6 +411,9 @@ func (p *plugin) topCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			for {
 				rows, err := p.top(cmd.Context())
+				if watch && cmd.Context().Err() != nil {
+					return nil
+				}
 				if err == nil {
 					err = p.print(rows, func(w io.Writer) error { return writeTop(w, rows) })
 				}

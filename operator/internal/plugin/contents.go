@@ -69,6 +69,9 @@ func (p *plugin) getCommand() *cobra.Command {
 runs shoal-node in the agent's pod, so it takes the right to exec there.`,
 		Example: "  kubectl shoal get sha256:4b… -o layer.tar\n  kubectl shoal get sha256:4b… -o - | tar t",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := view.Saved(file, p.Out); err != nil {
+				return err
+			}
 			d := digest.Digest(args[0])
 			if err := d.Validate(); err != nil {
 				return fmt.Errorf("%q is no digest: %w; kubectl shoal ls lists what there is", args[0], err)
@@ -83,7 +86,7 @@ runs shoal-node in the agent's pod, so it takes the right to exec there.`,
 			return view.Save(file, p.Out, d, from)
 		},
 	}
-	cmd.Flags().StringVarP(&file, "output", "o", "-", "the `file` to write; - for standard output")
+	cmd.Flags().StringVarP(&file, "output", "o", "", "the `file` to write; default, or -: standard output")
 	p.nodeFlag(cmd, &node, "from this node; default: one that holds it")
 	return cmd
 }

@@ -2,8 +2,11 @@ package plugin
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -14,13 +17,20 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/yaml"
+
+	kruntime "k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 
 	"github.com/shoal-cache/shoal/api/apitest"
 	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/api/view"
 	"github.com/shoal-cache/shoal/operator/internal/survey"
 )
 
@@ -220,6 +230,84 @@ func requireShut(t *testing.T) {
 		require.Empty(t, out, verb)
 		require.Contains(t, errOut, "you may not create pods/portforward in namespace shoal-system", verb)
 		require.Contains(t, errOut, survey.RightsLink, verb)
+	}
+}
+
+func TestOutput_WhatAgentsSayForgesNoLine(t *testing.T) {
+	t.Parallel()
+	verbs := func(said string) map[string]func(*plugin, io.Writer) error {
+		found := []survey.Finding{{Reason: survey.ReasonNoPeers, Grave: true, Node: "node1", Message: said, Mend: said}}
+		return map[string]func(*plugin, io.Writer) error{
+			"status": func(p *plugin, w io.Writer) error {
+				return p.writeState(w, survey.State{Findings: found, Nodes: []survey.NodeState{{Version: said, Zone: said}}})
+			},
+			"check": func(p *plugin, w io.Writer) error { return p.writeChecked(w, checked{Findings: found}) },
+			"where": func(p *plugin, w io.Writer) error {
+				return p.writePlaces(w, "redis:7", []place{{Node: "node1", Problem: said}})
+			},
+			"top": func(_ *plugin, w io.Writer) error {
+				return writeTop(w, []topRow{{Problem: said}, {Fetches: []view.Fetch{{Repository: said}}}})
+			},
+			"ls": func(p *plugin, w io.Writer) error {
+				return p.writeListed(w, []listed{{Blob: view.Blob{MediaType: said}}})
+			},
+			"pins": func(_ *plugin, w io.Writer) error {
+				return writePins(w, []v1alpha1.ArtifactPin{{Status: v1alpha1.ArtifactPinStatus{Summary: said}}})
+			},
+			"test": func(p *plugin, w io.Writer) error { return p.writeTested(w, []tested{{Problem: said}}, false) },
+		}
+	}
+	const evil = "x\r\n✗ Forged:\t\x1b[2J\n    mend: \u009b2J"
+	for verb := range verbs("") {
+		written := func(said string) string {
+			var out bytes.Buffer
+			p := &plugin{IOStreams: genericiooptions.IOStreams{Out: &out}}
+			write := verbs(said)[verb]
+			require.NoError(t, p.print(nil, func(w io.Writer) error { return write(p, w) }))
+			return out.String()
+		}
+		require.Equal(t, strings.Count(written("x"), "\n"), strings.Count(written(evil), "\n"), verb)
+		require.NotRegexp(t, "[\x1b\r\u009b]", written(evil), verb)
+		require.Contains(t, written(evil), `\u001b[2J`, verb)
+	}
+}
+
+// leaving are agents whose user presses Ctrl-C as soon as one is asked.
+type leaving struct {
+	leave func()
+}
+
+func (l leaving) Open(ctx context.Context, _ *corev1.Pod, _ string) (*view.Client, func(), error) {
+	l.leave()
+	return nil, nil, ctx.Err()
+}
+
+func (l leaving) run(ctx context.Context, _ *corev1.Pod, _ []string, _ io.Reader, _ io.Writer) error {
+	l.leave()
+	return ctx.Err()
+}
+
+func TestInterrupt_SaysNothingOfAgentsThatCouldNotAnswerAnyMore(t *testing.T) {
+	t.Parallel()
+	scheme := kruntime.NewScheme()
+	require.NoError(t, errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)))
+	pod := &corev1.Pod{Spec: corev1.PodSpec{NodeName: "node1"}, Status: corev1.PodStatus{Phase: corev1.PodRunning},
+		ObjectMeta: metav1.ObjectMeta{Name: "agent", Namespace: survey.DefaultNamespace, Labels: survey.AgentLabels}}
+	for verb, code := range map[string]int{"check": ExitFailed, "check --wait": ExitFailed, "top": ExitFailed,
+		"top --watch": ExitWell, "where redis:7": ExitFailed, "ls": ExitFailed, "why": ExitFailed, "test": ExitFailed,
+		"test --image redis:7": ExitFailed, "get " + some: ExitFailed} {
+		t.Run(verb, func(t *testing.T) {
+			t.Parallel()
+			ctx, leave := context.WithCancel(t.Context())
+			streams, _, out, errOut := genericiooptions.NewTestIOStreams()
+			p := &plugin{IOStreams: streams, flags: genericclioptions.NewConfigFlags(true), agents: leaving{leave: leave},
+				api: fake.NewClientBuilder().WithScheme(scheme).WithObjects(pod.DeepCopy()).Build()}
+			require.Equal(t, code, p.run(ctx, strings.Fields(verb)), errOut)
+			require.Empty(t, out.String())
+			if code != ExitWell {
+				require.Equal(t, "kubectl shoal: interrupted\n", errOut.String())
+			}
+		})
 	}
 }
 

@@ -18,7 +18,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"golang.org/x/term"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
@@ -73,6 +72,7 @@ func Run(ctx context.Context, version string, args []string, streams genericioop
 }
 
 func (p *plugin) run(ctx context.Context, args []string) int {
+	p.ErrOut = view.ForTerminal(p.ErrOut)
 	cmd := p.command() //nolint:contextcheck // each command takes the context that it is executed with
 	cmd.SetArgs(args)
 	cmd.SetIn(p.In)
@@ -260,6 +260,9 @@ type agents interface {
 func askAll[T any](ctx context.Context, p *plugin, pods []corev1.Pod,
 	ask func(context.Context, *view.Client) (T, error)) ([]survey.Answer[T], error) {
 	answers := survey.AskAll(ctx, p.agents, p.tolerance, pods, ask)
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return nil, ctx.Err() // that no agent answers any more is the user's doing
+	}
 	if err := survey.NotAllowed(answers); err != nil {
 		return nil, err
 	}
@@ -326,8 +329,7 @@ const (
 
 // colour writes text in a colour where a terminal shows it and nobody has set NO_COLOR.
 func (p *plugin) colour(code, text string) string {
-	f, ok := p.Out.(*os.File)
-	if !ok || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" || !term.IsTerminal(int(f.Fd())) {
+	if os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" || !view.IsTerminal(p.Out) {
 		return text
 	}
 	return "\x1b[" + code + "m" + text + "\x1b[0m"

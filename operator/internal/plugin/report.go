@@ -120,7 +120,7 @@ func (p *plugin) report(ctx context.Context, w io.Writer) (int, error) {
 		p.addAgents(ctx, a, pods)
 	}
 	p.addSystem(ctx, a, core, c)
-	return a.files, errors.Join(a.err, a.tar.Close(), zipped.Close())
+	return a.files, errors.Join(ctx.Err(), a.err, a.tar.Close(), zipped.Close())
 }
 
 func (a *archive) addVersions(own string, core kubernetes.Interface) {

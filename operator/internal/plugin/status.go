@@ -6,7 +6,6 @@ import (
 	"io"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -148,7 +147,7 @@ func (p *plugin) writeFindings(w io.Writer, all []survey.Finding) error {
 			where = g.On() + ": "
 		}
 		if _, err := fmt.Fprintf(w, "%s %s: %s%s\n    mend: %s\n    more: %s\n", mark, g.Reason, where,
-			strings.TrimSpace(g.Message), g.Mend, g.Link); err != nil {
+			view.Line(g.Message), view.Line(g.Mend), g.Link); err != nil {
 			return err
 		}
 	}

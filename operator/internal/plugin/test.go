@@ -105,6 +105,9 @@ what came from the registry is one copy. What was held before shows as neither.`
 				return err
 			}
 			all, err := pull(cmd.Context(), pods)
+			if err == nil {
+				err = cmd.Context().Err()
+			}
 			if err != nil {
 				return err
 			}

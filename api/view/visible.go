@@ -1,0 +1,56 @@
+package view
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+	"unicode/utf16"
+
+	"golang.org/x/term"
+)
+
+// Text for people has parts that others write: agents, registries, whoever may write a condition. A terminal obeys some
+// characters, and others turn what is read around. These are shown as JSON writes them, \u001b.
+//
+// unseen are those characters, and the colours of kubectl shoal, which stay.
+var unseen = regexp.MustCompile(`\x1b\[(?:0|3[1-3])m|[^\pL\pM\pN\pP\pS\p{Zs}\n\t]`)
+
+func visible(text []byte) []byte {
+	return unseen.ReplaceAllFunc(bytes.ToValidUTF8(text, []byte("\ufffd")), func(c []byte) (shown []byte) {
+		if len(c) > 1 && c[0] == '\x1b' {
+			return c
+		}
+		for _, unit := range utf16.Encode([]rune(string(c))) {
+			shown = fmt.Appendf(shown, `\u%04x`, unit)
+		}
+		return shown
+	})
+}
+
+// IsTerminal reports whether what is written to w is on somebody's screen.
+func IsTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// ForTerminal shows on w what a terminal would obey. Each write has whole characters.
+func ForTerminal(w io.Writer) io.Writer { return terminal{w} }
+
+type terminal struct{ io.Writer }
+
+func (t terminal) Write(text []byte) (int, error) {
+	if _, err := t.Writer.Write(visible(text)); err != nil {
+		return 0, err
+	}
+	return len(text), nil
+}
+
+// Line is a text that others wrote on one line, so that it cannot pass for more lines of ours.
+func Line(text string) string {
+	return string(visible([]byte(strings.Join(strings.FieldsFunc(text, func(r rune) bool {
+		return r == '\n' || r == '\r' || r == '\t'
+	}), " "))))
+}
