@@ -23,16 +23,21 @@ type rule struct {
 // value is a value after a name: in quotes, in quotes that are escaped, or a word.
 const value = `(?:\\"(?:[^"\\]|\\[^"])*\\"|"(?:[^"\\]|\\.)*"|'[^'\n]*'|[^\s"'\\,;{}\[\]]+)`
 
+// keyNames are names that nothing but a secret has, whatever stands before them.
+const keyNames = `passw(?:or)?d|passphrase|pwd|(?:secret|access|api|account|private)[_-]?key`
+
 // secretNames are names of what is secret, at the end of a longer name or alone.
-const secretNames = `(?:passw(?:or)?d|passphrase|secret|token|api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key|` +
-	`credentials?|auth|\.?dockerconfigjson|\.?dockercfg|cookie)`
+const secretNames = `(?:` + keyNames + `|secret|token|access[_-]?key[_-]?id|credentials?|` +
+	`auth|\.?dockerconfigjson|\.?dockercfg|cookie)`
 
 // rules are applied one after the other: what is known by its own form first.
 var rules = []rule{
 	{from: regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)`),
 		to: removed},
 	// Tokens of well-known services, and whatever is JSON or PEM in base64, as JWTs and Docker's configuration are.
-	{from: regexp.MustCompile(`\b(?:hf_\w{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|` +
+	{from: regexp.MustCompile(`\b(?:hf_\w{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|gl[a-z]{2,5}-[\w-]{16,}|` +
+		`npm_\w{16,}|sk-[\w-]{20,}|AIza[\w-]{30,}|ya29\.[\w-]{16,}|hv[sbr]\.[\w-]{20,}|` +
+		`(?:nvapi|pypi)-[\w-]{16,}|` +
 		`dckr_[a-z]+_[\w-]{16,}|xox[a-z]-[\w-]{10,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|eyJ[\w+/=.-]{16,}|` +
 		`LS0tLS1CRUdJTi[\w+/=]{16,})`), to: removed},
 	{from: regexp.MustCompile(`(?i)\b((?:bearer|basic|negotiate)(?:\s+|%20|\+))[a-z0-9._~+/=-]{8,}`),
@@ -63,7 +68,13 @@ var rules = []rule{
 	// A block of YAML, and what else is indented below it.
 	{from: regexp.MustCompile(`(?im)(^[ \t-]*[\w.-]*` + secretNames + `:[ \t]+)[|>][^\n]*(?:\n[ \t]+[^\n]*)+`),
 		to: "${1}" + removed},
-	{from: regexp.MustCompile(`(?i)(passw(?:or)?d:[ \t]*)(` + value + `)`), to: "${1}" + removed, keep: harmless},
+	{from: regexp.MustCompile(`(?i)((?:` + keyNames + `):[ \t]*)(` + value + `)`),
+		to: "${1}" + removed, keep: harmless},
+	// Arguments of commands, and .netrc.
+	{from: regexp.MustCompile(`(?i)((?:--(?:[\w-]*-)?(?:token|` + keyNames + `)|login[ \t]+\S+[ \t]+password)[ \t]+)(` +
+		value + `)`), to: "${1}" + removed},
+	{from: regexp.MustCompile(`(\b(?:curl|login)\b[^\n]*?[ \t](?:-\w*u[ \t]*[^\s:]+:|-p[ \t]+))[^\s"'\\]+`),
+		to: "${1}" + removed},
 }
 
 // harmless are values that are no secrets, whatever they are called.

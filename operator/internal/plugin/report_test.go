@@ -41,6 +41,13 @@ func TestRedact_TakesOutWhatLooksLikeACredential(t *testing.T) {
 		`.dockerconfigjson: hunter2`, `".dockerconfigjson":"hunter2"`,
 		"-----BEGIN EC PRIVATE KEY-----\nhunter2\n-----END EC PRIVATE KEY-----",
 		"-----BEGIN PRIVATE KEY-----\nhunter2", // the log was cut off
+		"curl -su user:hunter2 https://registry.example", "docker login -u user -p hunter2 registry.example",
+		"curl -u user:hunter2 https://registry.example", "--password hunter2", "--auth-token hunter2",
+		"machine registry.example login user password hunter2", "X-Api-Key:hunter2", "pwd=hunter2", "secretKey: hunter2",
+		"AccountName=a;AccountKey=hunter2==;EndpointSuffix=x", "{SecretAccessKey:hunter2}", "secret_key=hunter2",
+		"npm_hunter2hunter2hunter2", "sk-proj-hunter2hunter2hunter2", "AIzaSyhunter2hunter2hunter2hunter2hunter2",
+		"ya29.hunter2hunter2hunter2", "hvs.hunter2hunter2hunter2", "nvapi-hunter2hunter2hunter2",
+		"pypi-hunter2hunter2hunter2", "gldt-hunter2hunter2hunter2",
 	} {
 		require.NotContains(t, string(redact([]byte(text))), "hunter2", text)
 	}
@@ -58,7 +65,7 @@ func TestRedact_LeavesTheRest(t *testing.T) {
 		"automountServiceAccountToken: false",
 		"ask the registry for a token: 401 Unauthorized",
 		`Www-Authenticate: Bearer realm="https://auth.example/token",service="registry"`,
-		"pullSecrets:\n- name: login",
+		"pullSecrets:\n- name: login", "kubectl shoal pin redis:7 --pull-secret login", "login failed -p", "task-1-risk-x",
 		"https://auth.example/token?scope=repository:library/redis:pull&service=registry.docker.io",
 		"/ip4/10.0.0.1/tcp/5052/p2p/12D3KooW",
 	} {
