@@ -25,6 +25,13 @@ type change struct {
 
 // apply reports whether it changed anything. Half a file that a crash left beside does not count.
 func (c change) apply(o Options) (bool, error) {
+	at := c.path
+	if c.remove || c.linkTo != "" {
+		at = filepath.Dir(at) // it is not the file behind a link that is meant
+	}
+	if err := o.contains(at); err != nil && !c.keep {
+		return false, fmt.Errorf("%s: %w", c.path, err)
+	}
 	path := o.on(c.path)
 	if err := removeHalf(path); err != nil {
 		return false, err

@@ -357,7 +357,7 @@ func install(o Options) (Result, error) {
 	var refused []error
 	for _, c := range changes {
 		did, err := c.apply(o)
-		if isRefusal(err) {
+		if isRefusal(err) || errors.Is(err, errForeign) {
 			refused = append(refused, err)
 			wanted[c.path] = true // it is kept in the state
 			result.Findings = append(result.Findings, Finding{NotMirrored, c.path, err.Error()})

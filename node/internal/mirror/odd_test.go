@@ -193,3 +193,36 @@ func TestInstall_WritesNothingOutsideOfTheRoot(t *testing.T) {
 		})
 	}
 }
+
+// Nor is a link made there, nor an entry taken out.
+func TestMirror_ChangesNothingOutsideOfTheRoot(t *testing.T) {
+	t.Parallel()
+	t.Run("a link of a registry", func(t *testing.T) {
+		t.Parallel()
+		outside := t.TempDir()
+		o := node(t, Containerd, tree{config: v2with("/etc/containerd/certs.d:/etc/docker/certs.d"),
+			"/etc/containerd/certs.d": "-> " + outside, "/etc/docker/certs.d/a.example/ca.crt": "PEM"})
+		was := read(t, o.Root)
+		result, err := Install(o)
+		require.NoError(t, err)
+		require.Contains(t, kinds(result), NotMirrored)
+		entries, err := os.ReadDir(outside)
+		require.NoError(t, err)
+		require.Empty(t, entries)
+		requireUndone(t, o, was)
+	})
+	t.Run("a folder of mirrors that was moved", func(t *testing.T) {
+		t.Parallel()
+		outside := filepath.Join(t.TempDir(), "certs.d")
+		o := node(t, Containerd, tree{config: configured, certs + "a.example/hosts.toml": "server = \"https://a\"\n"})
+		_, err := Install(o)
+		require.NoError(t, err)
+		require.NoError(t, os.Rename(filepath.Join(o.Root, certs), outside))
+		require.NoError(t, os.Symlink(outside, filepath.Join(o.Root, certs)))
+		was := read(t, outside)
+		_, err = Remove(o)
+		require.ErrorContains(t, err, "out of the root")
+		require.Equal(t, was, read(t, outside))
+		require.FileExists(t, filepath.Join(o.StateDir, stateFile), "the originals are kept")
+	})
+}
