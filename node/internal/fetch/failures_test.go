@@ -427,3 +427,55 @@ func TestRange_TheRestOfABlobThatIsWrongDoesNotEndCleanly(t *testing.T) {
 	}
 	require.Error(t, err, "whoever goes on with a download has the wrong byte already")
 }
+
+// Whether a caller wants a part is read off its question before the size is known, which may turn out to be smaller.
+func TestRange_TheEndWaitsForTheDigestButOfAPartAlone(t *testing.T) {
+	t.Parallel()
+	const size = 2*chunk1 + 7
+	for name, c := range map[string]struct {
+		part   bool
+		off    int64
+		waits  bool
+		ranges func(*Options, *swarm.Options)
+	}{
+		"all":                         {false, 0, true, nil},
+		"the rest of a download":      {false, chunk1, true, nil},
+		"a part with the end":         {true, chunk1, false, nil},
+		"a part that is all":          {true, 0, true, nil},
+		"a verified part":             {true, chunk1, true, verifiedRanges},
+		"a verified part that is all": {true, 0, true, verifiedRanges},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOrigin(t)
+			d := o.add(t, size)
+			v := newValve(t, o, 1)
+			set := []func(*Options, *swarm.Options){patient(t, o)}
+			if c.ranges != nil {
+				set = append(set, c.ranges)
+			}
+			n := newNode(t, o, "n", nil, set...)
+			req := o.request(d)
+			req.Part = c.part
+			r, err := n.Open(t.Context(), req)
+			require.NoError(t, err)
+			defer func() { _ = r.Close() }()
+			f := n.Fetcher.running()[0]
+			f.update(func(time.Time) { f.finishing = true }) // nobody checks the digest
+			ctx, cancel := context.WithCancel(t.Context())
+			body, err := r.Range(ctx, c.off, size-c.off)
+			require.NoError(t, err)
+			defer func() { _ = body.Close() }()
+			v.open()
+			s := body.(*lastingRange).ReadCloser.(*stream)
+			require.NoError(t, f.await(t.Context(), func() bool { return f.part.Has(2) && f.part.Has(1) }))
+			cancel()
+			err = s.await(2)
+			if c.waits {
+				require.ErrorIs(t, err, context.Canceled, "it is given before the digest is known to match")
+				return
+			}
+			require.NoError(t, err)
+		})
+	}
+}

@@ -63,7 +63,7 @@ func (c *counted) WriteTo(w io.Writer) (int64, error) {
 // reader follows a blob that is arriving.
 type reader struct {
 	f         *fetch
-	part      bool // the caller wants a part only, wherever it lies
+	part      bool // the caller asked for a part only, wherever it lies
 	unchecked bool // it checks no digest, as clients of model hubs
 	keep      bool // it has no use for a blob that passes by
 	came      time.Time
@@ -92,19 +92,21 @@ func (r *reader) Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	if r.f.passes() {
 		return r.passThrough(ctx, off, n)
 	}
+	// Who asked for a part may not have known that it is all there is.
+	part := r.part && n < size
 	held := r.f.fr.opts.VerifiedRanges && n < size
 	if n > 0 || size == 0 {
 		first, last := int(off/content.ChunkSize), int((off+max(n, 1)-1)/content.ChunkSize)
 		// Who reads up to the end, and not a part only, has the bytes before it from an earlier answer. The end is
 		// given when the digest of the whole is known to match.
-		if toEnd := off+n == size && !r.part; held || toEnd {
+		if toEnd := off+n == size && !part; held || toEnd {
 			first, last = 0, content.Chunks(size)-1
 		}
 		r.f.demand(first, last)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	return &stream{f: r.f, number: r.f.number(), came: r.came, ctx: ctx, cancel: cancel, pos: off, left: n, held: held,
-		early: r.part}, nil
+		early: part}, nil
 }
 
 // ensure waits until the whole blob is committed.

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"net/http"
 	"testing"
+	"testing/iotest"
 
 	"github.com/stretchr/testify/require"
 
@@ -68,4 +70,56 @@ func TestEnding_DoesNotEndWellAfterBytesThatTheDigestDoesNotCover(t *testing.T) 
 		_, err = read(given, right, off+20)
 		require.ErrorIs(t, err, content.ErrDigestMismatch)
 	})
+}
+
+// breaking opens a file whose first reader breaks off, and notes who asks for a part.
+type breaking struct {
+	Fetcher
+	plain
+	parts []bool
+}
+
+func (b *breaking) Open(_ context.Context, req content.Request) (content.Reader, error) {
+	b.parts = append(b.parts, req.Part)
+	return b, nil
+}
+
+func (b *breaking) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	if len(b.parts) > 1 {
+		return b.plain.Range(ctx, off, n)
+	}
+	body, err := b.plain.Range(ctx, off, n/2)
+	return &joined{io.MultiReader(body, iotest.ErrReader(content.ErrUnavailable)), []io.Closer{body}}, err
+}
+
+func TestStream_AnAnswerThatHasAllOfAFileIsNoPartWhateverWasAskedFor(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		headers []string
+		part    bool
+	}{
+		"a suffix":                      {[]string{"Range", "bytes=-1000"}, true},
+		"a suffix longer than the file": {[]string{"Range", "bytes=-99999999"}, false},
+		"a suffix of another file":      {[]string{"Range", "bytes=-1000", "If-Range", `"other"`}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h, host := newHub(t), newFileHost(t)
+			_, _, files := model(h, "org/m")
+			data := read(t, files[large].Data)
+			for where, path := range map[string]string{
+				"of the hub": resolve("org/m", "main", large), "by URL": host.put("/weights.bin", data),
+			} {
+				a := newAgent(t, h, "", nil, host.URL)
+				a.allow(t, host.URL+"/")
+				b := &breaking{Fetcher: a.opts.Fetcher, plain: data}
+				a.opts.Fetcher = b
+				g := a.ask(t, http.MethodGet, path, c.headers...)
+				require.NoError(t, g.err, where)
+				require.True(t, bytes.HasSuffix(data, g.body), where)
+				require.Len(t, b.parts, 2, where)
+				require.Equal(t, c.part, b.parts[1], where)
+			}
+		})
+	}
 }

@@ -90,6 +90,7 @@ func (f *Front) give(ctx context.Context, x *exchange, size int64, etag string, 
 		return nil
 	}
 	part, partial, err := reply.ParseRange(reply.RangeHeader(x.R, etag), size)
+	x.whole = part.N == size
 	if err != nil {
 		x.W.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", size))
 		x.W.Header().Del("Content-Length")
@@ -174,7 +175,7 @@ func (f *Front) request(x *exchange, e *element, commit string) content.Request 
 	return content.Request{
 		Repository: x.route.repo.source(f.opts.Hub), Kind: content.Blob, Digest: e.digest(), Size: e.Size,
 		Authorization: x.Authorization(), File: x.route.repo.file(commit, e.Path),
-		Part: reply.WantsPart(x.R, reply.NobodyChecks),
+		Part: x.wantsPart(),
 	}
 }
 

@@ -166,9 +166,14 @@ type exchange struct {
 	route route
 	rule  policy.Rule
 	stale bool // the hub could not be asked
+	whole bool // the answer has all of the file
 	past  bool // what others have of the file could not be compared with the hub's, so it comes from the hub alone
 	span  trace.Span
 }
+
+// wantsPart reports whether the caller wants a part alone. Of an answer that has all of the file no rest is one either:
+// the answer may be opened anew in its middle.
+func (x *exchange) wantsPart() bool { return !x.whole && reply.WantsPart(x.R, reply.NobodyChecks) }
 
 // host is the base URL at which the client reaches the front.
 func (x *exchange) host() string {

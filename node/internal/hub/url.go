@@ -19,7 +19,6 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/policy"
-	"github.com/shoal-cache/shoal/node/internal/reply"
 )
 
 // maxURL bounds the URL of a file in bytes.
@@ -68,6 +67,7 @@ func (f *Front) url(x *exchange) error {
 			reader = nil
 			return r, nil
 		}
+		req.Part = x.wantsPart()
 		r, err := f.opts.Fetcher.Open(ctx, req)
 		if err == nil && r.Size() != size {
 			_ = r.Close()
@@ -110,7 +110,7 @@ func (f *Front) urlRequest(x *exchange) (req content.Request, err error) {
 	}
 	return content.Request{
 		Repository: repository, Kind: content.Blob, Digest: x.route.digest, File: file,
-		Authorization: x.Authorization(), Part: reply.WantsPart(x.R, reply.NobodyChecks),
+		Authorization: x.Authorization(), Part: x.wantsPart(),
 	}, nil
 }
 
