@@ -1,10 +1,13 @@
 package fetch
 
 import (
+	"bytes"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -118,4 +121,71 @@ func TestOpen_AChunkThatRottedIsGivenFromElsewhere(t *testing.T) {
 	require.LessOrEqual(t, o.Bytes.Load(), int64(2*(3*chunk1+7)))
 	o.SetDown(true)
 	n.pull(t.Context(), o.request(d)).requireRight(t, d)
+}
+
+// What peers gave before is their word, and what follows it comes from the registry.
+func TestOpen_AnAnswerWhoseRestComesFromElsewhereEndsOnlyWhereItsBeginningIsRight(t *testing.T) {
+	t.Parallel()
+	const chunks = 20
+	for name, c := range map[string]struct {
+		off, n, given int64
+		wrong, window bool
+	}{
+		"all, after a right chunk":                    {0, chunks * chunk1, chunk1, false, false},
+		"all, in the middle of a right chunk":         {0, chunks * chunk1, 5, false, false},
+		"all, before any byte":                        {0, chunks * chunk1, 0, true, false},
+		"all, after a wrong chunk":                    {0, chunks * chunk1, chunk1, true, false},
+		"all, in the middle of a wrong chunk":         {0, chunks * chunk1, 5, true, false},
+		"all, after a right chunk of a window":        {0, chunks * chunk1, chunk1, false, true},
+		"all, after a wrong chunk of a window":        {0, chunks * chunk1, chunk1, true, true},
+		"the rest of a download, after a right chunk": {7, chunks*chunk1 - 7, chunk1 - 7, false, false},
+		"the rest of a download, after a wrong chunk": {7, chunks*chunk1 - 7, chunk1 - 7, true, false},
+		"a range, in the middle of a right chunk":     {7, 100, 50, false, false},
+		"a range, in the middle of a wrong chunk":     {7, 100, 50, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			fr, s, req, data := scripted(t, chunks, nil)
+			if c.window {
+				fr.ingest = func(digest.Digest, int64, store.Origin) (*store.Ingest, error) {
+					return nil, content.ErrNoSpace
+				}
+			}
+			theirs := bytes.Clone(data)
+			if c.wrong {
+				theirs[6] ^= 1 // which no caller need have been given
+			}
+			var r content.Reader
+			var err error
+			var opening sync.WaitGroup
+			opening.Go(func() { r, err = fr.Open(t.Context(), req) })
+			session := s.next(t)
+			session.orders <- assigned(theirs, "home", 0)
+			opening.Wait()
+			require.NoError(t, err)
+			defer func() { _ = r.Close() }()
+			body, err := r.Range(t.Context(), c.off, c.n)
+			require.NoError(t, err)
+			defer func() { _ = body.Close() }()
+			if c.given > 0 {
+				go func() {
+					w := <-s.wants
+					w.sink.Block("home", w.cid, chunkOf(theirs, 0))
+				}()
+			}
+			first := make([]byte, c.given)
+			_, err = io.ReadFull(body, first)
+			require.NoError(t, err)
+
+			err = body.(*lastingRange).replace(content.ErrStorage)
+			if c.wrong && c.given > 0 {
+				require.ErrorIs(t, err, content.ErrDigestMismatch)
+				return
+			}
+			require.NoError(t, err)
+			rest, err := io.ReadAll(body)
+			require.NoError(t, err)
+			require.True(t, bytes.Equal(data[c.off:c.off+c.n], append(first, rest...)))
+		})
+	}
 }

@@ -1,10 +1,12 @@
 package fetch
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
@@ -75,23 +77,59 @@ func (r *lastingRange) replace(err error) error {
 	return nil
 }
 
-// reopen gives the rest of the range. Of a whole blob all is read once more: only so the end can wait for the digest.
+// reopen gives the rest of the range, once what was given of it before is seen to be the same elsewhere, as far as that
+// was peers' word. Of a whole blob all is read once more in any case: only so the end can wait for the digest.
 func (r *lastingRange) reopen(next content.Reader) (io.ReadCloser, error) {
-	if size := next.Size(); size != r.of.Size() {
+	size := next.Size()
+	if size != r.of.Size() {
 		return nil, fmt.Errorf("%s is of %d bytes elsewhere, want %d: %w", r.of.req.Digest, size, r.of.Size(),
 			content.ErrDigestMismatch)
 	}
-	if r.n < next.Size() {
-		return next.Range(r.ctx, r.off+r.given, r.n-r.given)
-	}
-	body, err := next.Range(r.ctx, 0, r.n)
+	at, end := r.off+r.given, r.off+r.n
+	claims, err := r.of.claims()
 	if err != nil {
 		return nil, err
 	}
-	if _, err := io.CopyN(io.Discard, body, r.given); err != nil {
-		return nil, errors.Join(err, body.Close())
+	if r.given == 0 || claims == nil && r.n < size {
+		return next.Range(r.ctx, at, end-at)
 	}
-	return body, nil
+	first, last := r.off/content.ChunkSize, (at-1)/content.ChunkSize
+	start := first * content.ChunkSize
+	body, err := next.Range(r.ctx, start, max(end, min((last+1)*content.ChunkSize, size))-start)
+	if err != nil {
+		return nil, err
+	}
+	var chunk []byte
+	for i := int(first); i <= int(last); i++ {
+		_, n := content.ChunkRange(size, i)
+		chunk = slices.Grow(chunk[:0], int(n))[:n]
+		if _, err = io.ReadFull(body, chunk); err == nil && claims != nil && claims.CID(i) != content.ChunkCID(chunk) {
+			err = fmt.Errorf("chunk %d is another elsewhere than was given: %w", i, content.ErrDigestMismatch)
+		}
+		if err != nil {
+			return nil, errors.Join(err, body.Close())
+		}
+	}
+	rest := io.MultiReader(bytes.NewReader(chunk[at-last*content.ChunkSize:]), body)
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(rest, end-at), body}, nil
+}
+
+// claims are the chunks by the word of which a blob arrives; nil where what was given is known to be right.
+func (l *lasting) claims() (*content.ChunkMap, error) {
+	r, arriving := l.Reader.(*reader)
+	if !arriving {
+		return nil, nil
+	}
+	r.f.mu.Lock()
+	ing, err := r.f.ing, r.f.err
+	r.f.mu.Unlock()
+	if ing == nil { // it did not match, and was dropped since
+		return nil, err
+	}
+	return ing.Map(), nil
 }
 
 func (r *lastingRange) Read(p []byte) (int, error) {
