@@ -19,7 +19,8 @@ const (
 	redirectTTL = 30 * time.Second
 )
 
-// errElsewhere is the error of a host that the registry redirects to. It says nothing about the registry.
+// errElsewhere is the error of a host that the registry redirects to, or where a file of it is known to lie. It says
+// nothing about the registry.
 var errElsewhere = errors.New("the registry redirects there")
 
 var errRedirects = fmt.Errorf("redirects that lead nowhere: %w", content.ErrBadAnswer)
@@ -82,8 +83,6 @@ func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call c
 	}
 	resp, at, home, err := c.walk(ctx, reg, ep, call, origin, origin)
 	switch {
-	case err != nil && !home:
-		return nil, fmt.Errorf("%w: %w", errElsewhere, err)
 	case err != nil:
 		return nil, err
 	case !success(resp):
@@ -108,7 +107,11 @@ func (c *Client) walk(ctx context.Context, reg *registry, ep *endpoint, call cal
 	for range maxHops + 1 {
 		home = home && sameOrigin(at, origin)
 		seen[at.String()] = true
-		if resp, err = c.hop(ctx, reg, ep, call, at, home); err != nil || !redirects(resp) {
+		resp, err = c.hop(ctx, reg, ep, call, at, home)
+		if err != nil && !home {
+			err = fmt.Errorf("%w: %w", errElsewhere, err)
+		}
+		if err != nil || !redirects(resp) {
 			return resp, at, home, err
 		}
 		discard(resp.Body)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -100,6 +101,37 @@ func TestCredentialsGoToTheRegistryHoweverItIsWritten(t *testing.T) {
 			require.NoError(t, err)
 			read(t, b)
 			require.Equal(t, tc.want, <-moved)
+		})
+	}
+}
+
+func TestRedirect_AHostThatCannotBeReachedSaysNothingAboutTheRegistry(t *testing.T) {
+	t.Parallel()
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
+	for name, located := range map[string]bool{"that it redirects to": false, "where a file is known to lie": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			registry := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/file" {
+					http.Redirect(w, r, gone.URL, http.StatusFound)
+					return
+				}
+				w.Header().Set("Content-Length", "7")
+			})
+			o := upstream.Options{}
+			if located {
+				o.Locate = func(context.Context, content.Repository, string, string, bool) (*url.URL, error) {
+					return url.Parse(gone.URL + "/file")
+				}
+			}
+			c := newClient(t, o, registry)
+			_, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromString("x"),
+				File: "/file"}, 0, 1)
+			require.ErrorIs(t, err, content.ErrUnavailable)
+			size, _, err := c.Stat(t.Context(), content.Request{Repository: repo, Digest: digest.FromString("y")})
+			require.NoError(t, err)
+			require.EqualValues(t, 7, size)
 		})
 	}
 }
