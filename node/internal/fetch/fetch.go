@@ -551,13 +551,14 @@ func (f *fetch) Lost(from peer.ID, c cid.Cid) {
 func (f *fetch) finishIfComplete() {
 	if f.part.Absent() == 0 && !f.finishing && f.err == nil {
 		f.finishing = true
-		f.fr.wg.Go(f.finish)
+		ing := f.ing
+		f.fr.wg.Go(func() { f.finish(ing) })
 	}
 }
 
 // finish checks the digest, lets the last chunk go, and makes the blob a committed one.
-func (f *fetch) finish() {
-	err := f.ing.Verify(f.ctx)
+func (f *fetch) finish(ing *store.Ingest) {
+	err := ing.Verify(f.ctx)
 	switch {
 	case errors.Is(err, content.ErrDigestMismatch):
 		f.mismatch(err)
@@ -566,12 +567,15 @@ func (f *fetch) finish() {
 		f.fail(err)
 		return
 	}
-	f.fr.sizes.Add(f.digest, f.size)
-	f.fr.m.duration.Observe(time.Since(f.start).Seconds())
 	var mediaType string
 	var req content.Request
 	var c *charge
 	f.update(func(now time.Time) {
+		if f.err != nil { // another chunk did not match meanwhile, and all was dropped
+			return
+		}
+		f.fr.sizes.Add(f.digest, f.size)
+		f.fr.m.duration.Observe(now.Sub(f.start).Seconds())
 		f.verified = true
 		f.part.Complete()
 		f.broadcast()
@@ -580,11 +584,14 @@ func (f *fetch) finish() {
 			f.fr.doubts.right(now, req.Repository.Registry)
 		}
 	})
+	if !f.complete() {
+		return
+	}
 	if req.Kind == content.Manifest {
-		mediaType = f.fr.learnFrom(req.Repository, f.ing, mediaType)
+		mediaType = f.fr.learnFrom(req.Repository, ing, mediaType)
 	}
 	// Callers are served already: commit even when the last of them has gone, unless the node stops.
-	err = f.ing.Commit(f.fr.ctx, mediaType)
+	err = ing.Commit(f.fr.ctx, mediaType)
 	if err != nil {
 		f.fr.log.Warn("blob not kept", "digest", f.digest, "error", err)
 	}
@@ -594,7 +601,7 @@ func (f *fetch) finish() {
 		f.fr.opts.Sources.Prove(req)
 	}
 	if c.open() {
-		f.fr.settle(c, req.Repository.Registry, f.ing.Len(), func(i int) schedule.Sum { return sumOf(f.ing.CID(i)) })
+		f.fr.settle(c, req.Repository.Registry, ing.Len(), func(i int) schedule.Sum { return sumOf(ing.CID(i)) })
 	}
 	f.mu.Lock()
 	f.committed = err == nil

@@ -534,3 +534,37 @@ func TestRedirect_WhereAWrongBlobCameFromIsNotAskedAgain(t *testing.T) {
 		})
 	}
 }
+
+func TestFinish_AFetchThatEndedWhileItsDigestWasCheckedIsNotWhole(t *testing.T) {
+	t.Parallel()
+	for name, why := range map[string]error{
+		"by other bytes, on which all is dropped": content.ErrDigestMismatch,
+		"by something else":                       content.ErrUnavailable,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOrigin(t)
+			d := o.add(t, chunk1+7)
+			v := newValve(t, o, 1)
+			n := newNode(t, o, "n", nil, patient(t, o))
+			r, err := n.Open(t.Context(), o.request(d))
+			require.NoError(t, err)
+			defer func() { _ = r.Close() }()
+			f := n.Fetcher.running()[0]
+			f.update(func(time.Time) { f.finishing = true }) // the test does it
+			body, err := r.Range(t.Context(), 0, r.Size())
+			require.NoError(t, err)
+			defer func() { _ = body.Close() }()
+			v.open()
+			require.NoError(t, f.await(t.Context(), func() bool { return f.part.Absent() == 0 }))
+			ing := f.ing
+			require.NoError(t, ing.Verify(t.Context()))
+			f.fail(why)
+			<-f.released
+			f.finish(ing)
+			require.False(t, f.complete())
+			_, err = n.store.Stat(d)
+			require.ErrorIs(t, err, content.ErrNotFound)
+		})
+	}
+}
