@@ -108,10 +108,10 @@ func (d *Drip) send(l *io.LimitedReader) (n int64, err error) {
 		return 0, d.err
 	}
 	body := &io.LimitedReader{R: l.R, N: l.N - spareSize}
-	n, d.err = io.Copy(d.ResponseWriter, body)
+	n, err = io.Copy(d.ResponseWriter, body) // which may be one of reading, and a connection that is gone shows again
 	l.N -= n
 	d.moved = time.Now()
-	return n, d.err
+	return n, err
 }
 
 type onlyWriter struct{ io.Writer }

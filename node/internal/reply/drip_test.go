@@ -6,7 +6,10 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"strings"
+	"syscall"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -94,4 +97,19 @@ func TestDrip_AShortSourceIsToldAsItIs(t *testing.T) {
 	require.Equal(t, int64(50), n)
 	require.NoError(t, d.End())
 	require.NoError(t, http.NewResponseController(d).Flush())
+}
+
+// Who reads on from elsewhere writes on.
+func TestDrip_ASourceThatFailsSaysNothingAboutTheConnection(t *testing.T) {
+	t.Parallel()
+	w := httptest.NewRecorder()
+	d := NewDrip(w)
+	n, err := d.ReadFrom(&io.LimitedReader{R: io.MultiReader(strings.NewReader("all "), iotest.ErrReader(syscall.EIO)),
+		N: 100})
+	require.ErrorIs(t, err, syscall.EIO)
+	require.EqualValues(t, 4, n)
+	_, err = d.Write([]byte("that there is"))
+	require.NoError(t, err)
+	require.NoError(t, d.End())
+	require.Equal(t, "all that there is", w.Body.String())
 }

@@ -2,8 +2,10 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"sync"
 	"syscall"
@@ -123,7 +125,7 @@ func (s *section) Read(p []byte) (int, error) {
 	if err == io.EOF && n > 0 {
 		err = nil
 	}
-	return n, err
+	return n, readError(err)
 }
 
 // clear returns how many bytes may go out now, at most.
@@ -174,7 +176,7 @@ func (s *section) WriteTo(w io.Writer) (total int64, err error) {
 		total += n
 		s.advance(n)
 		if err != nil {
-			return total, err
+			return total, readError(err)
 		}
 		if n < want {
 			return total, s.short()
@@ -184,7 +186,15 @@ func (s *section) WriteTo(w io.Writer) (total int64, err error) {
 }
 
 func (s *section) short() error {
-	return fmt.Errorf("%s: file ends %d bytes early: %w", s.name, s.left, io.ErrUnexpectedEOF)
+	return fmt.Errorf("%s: file ends %d bytes early: %w: %w", s.name, s.left, content.ErrStorage, io.ErrUnexpectedEOF)
+}
+
+// readError is the error of a copy, which is a diskError where reading failed, and not the connection.
+func readError(err error) error {
+	if _, reading := errors.AsType[*fs.PathError](err); reading || errors.Is(err, syscall.EIO) { // of sendfile
+		return diskError(err)
+	}
+	return err
 }
 
 func (s *section) Close() error { return s.file.Close() }
