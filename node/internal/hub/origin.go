@@ -22,8 +22,8 @@ import (
 )
 
 const (
-	// askTimeout bounds the wait for the header of the hub's answer, for which clients wait 10 s. From then on it bounds
-	// the wait for each minProgress bytes of the body, which may take long as a whole.
+	// askTimeout bounds the wait for the header of the hub's answer, for which clients wait 10 s. From then on it
+	// bounds the wait for each minProgress bytes of the body, which may take long as a whole.
 	askTimeout  = 9 * time.Second
 	minProgress = 4 << 10
 	// downFor is for how long a hub that could not be asked is not asked where something older will do.
