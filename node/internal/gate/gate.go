@@ -53,6 +53,10 @@ const Hedge = time.Second
 // errSilent ends a question to a source that is silent.
 var errSilent = errors.New("the source is silent")
 
+// errUnsure is a yes that may be about anything: there are proxies that answer every question with a page, of a login
+// or for the time of an outage. It accepts nobody.
+var errUnsure = errors.New("the answer does not show that it is about the content")
+
 // Source names who decides who may read some content. Fronts choose the names; those of different fronts must differ.
 type Source string
 
@@ -71,11 +75,11 @@ type Request struct {
 // Upstream puts the questions of one Request to its source, in the source's own protocol. Its errors are
 // *content.UpstreamError for what the source answered, and content.ErrUnavailable where it did not answer.
 type Upstream interface {
-	// Ask asks whether the caller may read the content. It returns nil for a yes.
-	Ask(ctx context.Context) error
-	// AskForAnyone asks the same for whoever comes: without credentials, or with such as the source gives to anyone. It
-	// returns nil for a yes.
-	AskForAnyone(ctx context.Context) error
+	// Ask asks whether the caller may read the content. Without an error it is a yes, and size is how many bytes of it
+	// there are by that answer; negative: the answer itself shows that it is about the content.
+	Ask(ctx context.Context) (size int64, err error)
+	// AskForAnyone asks the same for whoever comes: without credentials, or with such as the source gives to anyone.
+	AskForAnyone(ctx context.Context) (size int64, err error)
 	// Sample reads n bytes of the content from offset off, with the caller's credentials. It returns the offset from
 	// which the source gives it: 0, and no bytes, where that is the start and not off.
 	Sample(ctx context.Context, off, n int64) (data []byte, at int64, err error)
@@ -138,7 +142,7 @@ type Gate struct {
 
 	accepted   *lru.Cache[mark, time.Time]  // by source and credentials: when the source last said yes
 	proven     *lru.Cache[mark, struct{}]   // by source and content
-	claimed    *lru.Cache[mark, struct{}]   // by source and content
+	claimed    *lru.Cache[mark, int64]      // by source and content: its size as a manifest has it, or 0
 	hearings   *lru.Cache[mark, *hearing]   // by source and content: what other nodes said a moment ago
 	challenges *lru.Cache[Source, []string] // what the source asks of callers without credentials
 	silences   *lru.Cache[mark, time.Time]  // by source and credentials: when the source last did not answer
@@ -171,7 +175,7 @@ func New(opts Options) (*Gate, error) {
 	g := &Gate{
 		opts: opts, log: opts.Logger, secret: make([]byte, secretSize), asking: semaphore.NewWeighted(anyoneAtOnce),
 		accepted: lru.New[mark, time.Time](maxAccepted), silences: lru.New[mark, time.Time](maxSilences),
-		proven: lru.New[mark, struct{}](maxContents), claimed: lru.New[mark, struct{}](maxContents),
+		proven: lru.New[mark, struct{}](maxContents), claimed: lru.New[mark, int64](maxContents),
 		hearings:   lru.New[mark, *hearing](maxHearings),
 		challenges: lru.New[Source, []string](maxChallenges), anyone: lru.New[Source, time.Time](maxAnyone),
 	}
@@ -219,6 +223,9 @@ func (g *Gate) Admit(ctx context.Context, rule policy.Rule, req Request) error {
 		if Unanswered(err) && g.knows(ctx, req) {
 			return g.Offline(ctx, rule, req.Source, req.Credentials, err)
 		}
+		if errors.Is(err, errUnsure) {
+			return g.makeSure(ctx, rule, req)
+		}
 		if err != nil {
 			return err
 		}
@@ -226,11 +233,54 @@ func (g *Gate) Admit(ctx context.Context, rule policy.Rule, req Request) error {
 	return g.prove(ctx, rule, req)
 }
 
+// makeSure decides about a caller to whom the source said a yes that may be about anything: by a sample, which the
+// source gives in the caller's name, of what could be given away by mistake. Where there is nothing, the caller is let
+// on to what the source gives itself.
+func (g *Gate) makeSure(ctx context.Context, rule policy.Rule, req Request) error {
+	r, fromPeers, err := g.elsewhere(ctx, req)
+	if err == nil {
+		if err = g.sample(ctx, req, r, fromPeers); err == nil {
+			g.Confirm(ctx, rule, req)
+			return nil
+		}
+		if !errors.Is(err, errPeers) && !errors.Is(err, errStart) {
+			return err
+		}
+	}
+	if g.proved(req.Source, req.Digest) { // it might come from where it was not found just now
+		return fmt.Errorf("%s of %s: %w: %w", req.Digest, req.Source, content.ErrUnavailable, errUnsure)
+	}
+	return nil
+}
+
+// sure returns nil where a yes is about the content, by the size that it names. The size is known of what this node
+// holds; a manifest of the source may have a wrong one.
+func (g *Gate) sure(req Request, size int64) error {
+	if size < 0 {
+		return nil
+	}
+	if r, err := g.opts.Cache.Held(req.Digest); err == nil {
+		defer func() { _ = r.Close() }()
+		if size != r.Size() {
+			return fmt.Errorf("%s says that %s is of %d bytes, and it is of %d: %w", req.Source, req.Digest, size,
+				r.Size(), content.ErrBadAnswer)
+		}
+		return nil
+	}
+	if listed, _ := g.claimed.Get(g.thing(req.Source, req.Digest)); listed == 0 || listed != size {
+		return errUnsure
+	}
+	return nil
+}
+
 // ask puts the request to its source, once for all who ask the same at that time, and remembers the answer. Where the
 // source throttles, what anyone could read a while ago is let pass.
 func (g *Gate) ask(ctx context.Context, rule policy.Rule, req Request) error {
 	err := g.await(ctx, "ask", req, func(ctx context.Context) error {
-		err := req.Upstream.Ask(ctx)
+		size, err := req.Upstream.Ask(ctx)
+		if err == nil {
+			err = g.sure(req, size)
+		}
 		switch {
 		case err == nil:
 			g.Confirm(ctx, rule, req)
@@ -424,7 +474,9 @@ func (g *Gate) Confirm(ctx context.Context, rule policy.Rule, req Request) {
 	g.silences.Remove(caller)
 	news := g.accept(caller)
 	if req.Digest != "" {
-		g.claimed.Add(g.thing(req.Source, req.Digest), struct{}{})
+		if thing := g.thing(req.Source, req.Digest); !g.claimed.Contains(thing) {
+			g.claimed.Add(thing, 0)
+		}
 		g.askForAnyone(ctx, rule, req)
 	}
 	if news {
@@ -485,8 +537,11 @@ func (g *Gate) askForAnyone(ctx context.Context, rule policy.Rule, req Request) 
 		defer g.asking.Release(1)
 		ctx, cancel := g.own(ctx, g.opts.Timeout)
 		defer cancel()
-		err := req.Upstream.AskForAnyone(ctx)
-		if Unanswered(err) || content.Throttled(err) {
+		size, err := req.Upstream.AskForAnyone(ctx)
+		if err == nil {
+			err = g.sure(req, size)
+		}
+		if errors.Is(err, errUnsure) || Unanswered(err) || content.Throttled(err) {
 			return
 		}
 		g.anyone.Add(req.Source, time.Now().Add(max(rule.Authorization.TTL, anyonePause)))

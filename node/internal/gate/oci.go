@@ -45,15 +45,18 @@ type repository struct {
 	req        content.Request
 }
 
-func (r repository) Ask(ctx context.Context) error {
-	_, _, err := r.registries.Stat(ctx, r.req)
-	return err
+func (r repository) Ask(ctx context.Context) (size int64, err error) {
+	size, _, err = r.registries.Stat(ctx, r.req)
+	if r.req.Kind == content.Manifest { // whose digest the answer named
+		size = -1
+	}
+	return size, err
 }
 
-func (r repository) AskForAnyone(ctx context.Context) (err error) {
+func (r repository) AskForAnyone(ctx context.Context) (size int64, err error) {
 	r.req.Authorization, err = r.registries.Authorize(ctx, r.req.Repository, pullsecret.Credential{})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	return r.Ask(ctx)
 }

@@ -62,7 +62,7 @@ func (g *Gate) Learn(ctx context.Context, source Source, m *manifest.Manifest) {
 	listed := make([]digest.Digest, 0, len(m.Manifests)+len(m.Layers)+1)
 	for _, d := range m.Blobs() {
 		if len(d.URLs) == 0 && manifest.Distributable(d) {
-			g.claimed.Add(g.thing(source, d.Digest), struct{}{})
+			g.claimed.Add(g.thing(source, d.Digest), d.Size)
 		}
 		listed = append(listed, d.Digest)
 	}
@@ -116,7 +116,9 @@ func (g *Gate) prove(ctx context.Context, rule policy.Rule, req Request) error {
 		if g.claimed.Contains(g.thing(req.Source, req.Digest)) {
 			return nil // it comes from the source, or not at all
 		}
-		return g.ask(ctx, rule, req)
+		if err = g.ask(ctx, rule, req); errors.Is(err, errUnsure) {
+			return nil // as above
+		}
 	}
 	return err
 }
@@ -193,9 +195,11 @@ func (g *Gate) elsewhere(ctx context.Context, req Request) (r content.Reader, fr
 		return r, false, nil
 	}
 	err = fmt.Errorf("%w: %w", content.ErrNotFound, err)
-	h := g.hear(ctx, req.Source, req.Digest)
-	if !h.held[req.Digest] && h.testimony.Everyone {
-		return nil, false, err
+	if !g.proved(req.Source, req.Digest) { // else others are not heard about it
+		h := g.hear(ctx, req.Source, req.Digest)
+		if !h.held[req.Digest] && h.testimony.Everyone {
+			return nil, false, err
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, peersTimeout)
 	defer cancel()

@@ -107,6 +107,54 @@ func TestGate_LittleContentIsSampledWhole(t *testing.T) {
 	}
 }
 
+// yes says yes to everything, with a page of so many bytes.
+type yes struct{ honest }
+
+func (y yes) Sample(_ context.Context, _, n int64) ([]byte, int64, error) {
+	return nil, 0, fmt.Errorf("%d of %d bytes: %w", y.Size(), n, io.ErrUnexpectedEOF)
+}
+
+// A proxy in front of a registry may answer everything with a page.
+func TestGate_AYesThatMayBeAboutAnythingAcceptsNobody(t *testing.T) {
+	t.Parallel()
+	layer, login := random(3<<20), honest{cache: cache("please log in")}
+	repo := content.Repository{Registry: "r.test", Name: "a"}
+	rule := policy.DefaultRule()
+	for name, test := range map[string]struct {
+		from     gate.Cache
+		upstream gate.Upstream
+		proved   bool
+		admits   bool
+		accepts  bool
+	}{
+		"to what this node holds":            {from: cache(layer), upstream: yes{login}, proved: true},
+		"to what other nodes hold":           {from: elsewhere{cache(layer)}, upstream: yes{login}, proved: true},
+		"to what nobody is found to hold":    {from: elsewhere{}, upstream: yes{login}, proved: true},
+		"to what it has to give itself":      {from: elsewhere{}, upstream: yes{login}, admits: true},
+		"unless it gives what others hold":   {from: elsewhere{cache(layer)}, upstream: honest{cache: layer}, proved: true, admits: true, accepts: true},
+		"unless it knows how long that is":   {from: cache(layer), upstream: honest{cache: layer}, proved: true, admits: true, accepts: true},
+		"unless others are wrong about that": {from: elsewhere{cache(layer[1:])}, upstream: honest{cache: layer}, admits: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				g, err := gate.New(gate.Options{Cache: test.from, Timeout: time.Second, Witness: unheard{}})
+				require.NoError(t, err)
+				defer g.Close()
+				req := content.Request{Repository: repo, Digest: digest.FromBytes(layer)}
+				if test.proved {
+					g.Prove(req)
+				}
+				err = g.Admit(t.Context(), rule, gate.Request{
+					Source: gate.Repository(repo), Digest: req.Digest, Upstream: test.upstream,
+				})
+				require.Equal(t, test.admits, err == nil, "%v", err)
+				require.Equal(t, test.accepts, g.Accepts(rule, gate.Repository(repo), ""))
+			})
+		})
+	}
+}
+
 // memory is what a gate saves.
 type memory map[string][]byte
 
@@ -238,10 +286,10 @@ type honest struct {
 	whole bool
 }
 
-func (h honest) Ask(context.Context) error          { return nil }
-func (h honest) AskForAnyone(context.Context) error { return nil }
-func (h honest) Whole() bool                        { return h.whole }
-func (h honest) Arrived() int64                     { return 0 }
+func (h honest) Ask(context.Context) (int64, error)          { return h.Size(), nil }
+func (h honest) AskForAnyone(context.Context) (int64, error) { return h.Size(), nil }
+func (h honest) Whole() bool                                 { return h.whole }
+func (h honest) Arrived() int64                              { return 0 }
 func (h honest) Sample(_ context.Context, off, n int64) ([]byte, int64, error) {
 	if off >= int64(len(h.cache)) {
 		return nil, 0, &content.UpstreamError{Op: "GET", Status: http.StatusRequestedRangeNotSatisfiable}

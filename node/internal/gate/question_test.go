@@ -28,17 +28,17 @@ type busy struct {
 	after, sends time.Duration
 }
 
-func (b busy) Ask(ctx context.Context) error {
+func (b busy) Ask(ctx context.Context) (int64, error) {
 	select {
 	case <-time.After(b.after):
-		return nil
+		return -1, nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return 0, ctx.Err()
 	}
 }
-func (b busy) AskForAnyone(context.Context) error { return content.ErrUnavailable }
-func (b busy) Whole() bool                        { return false }
-func (b busy) Arrived() int64                     { return int64(min(time.Since(b.began), b.sends) / time.Millisecond) }
+func (b busy) AskForAnyone(context.Context) (int64, error) { return 0, content.ErrUnavailable }
+func (b busy) Whole() bool                                 { return false }
+func (b busy) Arrived() int64                              { return int64(min(time.Since(b.began), b.sends) / time.Millisecond) }
 func (b busy) Sample(context.Context, int64, int64) ([]byte, int64, error) {
 	return nil, 0, content.ErrUnavailable
 }

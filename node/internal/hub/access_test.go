@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -191,6 +192,35 @@ func TestAccess_ARepositoryThatOnlyListsADigestGetsNothingThatAnotherFrontBrings
 			g := a.ask(t, http.MethodGet, resolve("evil/fake", "main", "w"))
 			require.Equal(t, http.StatusBadGateway, g.status)
 			require.NotEqual(t, secret, g.body)
+		})
+	}
+}
+
+func TestAccess_APageInThePlaceOfTheHubLetsNobodyIn(t *testing.T) {
+	t.Parallel()
+	for mediaType, text := range map[string]string{
+		"application/json": `{"status":"away"}`, "text/plain": "please log in", "text/html": "<p>log in</p>",
+	} {
+		t.Run(mediaType, func(t *testing.T) {
+			t.Parallel()
+			h := newHub(t)
+			repo, commit, _ := model(h, "org/secret")
+			repo.SetPrivate("good")
+			a := newAgent(t, h, "", nil)
+			rule := policy.DefaultRule()
+			rule.Authorization.TTL = 0
+			a.rule.Store(&rule)
+			file := resolve("org/secret", commit, "config.json")
+			require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, file, bearer("good")...).status)
+			h.SetOdd(func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+				w.Header().Set("Content-Type", mediaType)
+				_, _ = io.WriteString(w, text) // of HEAD net/http sends none
+			})
+			for _, token := range [][]string{nil, bearer("bad")} {
+				told := a.ask(t, http.MethodGet, "/api/models/org/secret/revision/"+commit, token...)
+				require.Equal(t, text, string(told.body), "what is none of the hub's answers passes through")
+				require.GreaterOrEqual(t, a.ask(t, http.MethodGet, file, token...).status, 400)
+			}
 		})
 	}
 }

@@ -113,10 +113,14 @@ func (f *Front) give(ctx context.Context, x *exchange, size int64, etag string, 
 	return x.stream(status, body, part.N, peek)
 }
 
-// head asks whether the hub gives a file. That it leads elsewhere for it is a yes.
+// head asks whether the hub gives a file. That it leads elsewhere for it is a yes. Each names the commit, without which
+// no client takes a file; the page of a proxy, which would let in everyone, does not.
 func (f *Front) head(file string) probe {
 	return func(ctx context.Context, authorization string) error {
-		_, err := f.origin.ask(ctx, call{method: http.MethodHead, path: file, authorization: authorization, stay: true})
+		a, err := f.origin.ask(ctx, call{method: http.MethodHead, path: file, authorization: authorization, stay: true})
+		if err == nil && a.header.Get("X-Repo-Commit") == "" {
+			return fmt.Errorf("HEAD %s: the hub names no commit: %w", file, content.ErrUnavailable)
+		}
 		return err
 	}
 }

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -237,6 +238,10 @@ func (f *Front) askInfo(ctx context.Context, r repo, revision, query, authorizat
 	a, err := f.origin.ask(ctx, call{method: http.MethodGet, path: path, query: query, authorization: authorization})
 	if err != nil {
 		return nil, err
+	}
+	var info struct{ ID, ModelID, SHA string }
+	if err := json.Unmarshal(a.body, &info); err != nil || cmp.Or(info.ID, info.ModelID, info.SHA) == "" {
+		return nil, fmt.Errorf("%s: %w", path, errNoRepository) // but some page, which would let in everyone
 	}
 	return withoutXet(a.body, 0)
 }

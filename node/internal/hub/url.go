@@ -194,10 +194,22 @@ type urlHost struct {
 	req      content.Request
 }
 
-func (h urlHost) AskForAnyone(ctx context.Context) error {
+func (h urlHost) AskForAnyone(ctx context.Context) (size int64, err error) {
 	h.req.Authorization = ""
-	_, _, err := h.upstream.Stat(ctx, h.req)
-	return err
+	return h.Ask(ctx)
+}
+
+// Ask asks for the first byte. No page that a proxy has for every question is given in parts.
+func (h urlHost) Ask(ctx context.Context) (size int64, err error) {
+	body, err := h.upstream.Open(ctx, h.req, 0, 1)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = body.Close() }()
+	if body.Whole {
+		return body.Size, nil
+	}
+	return -1, nil
 }
 
 func describeURL(x *exchange, size int64) {

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -83,6 +84,16 @@ func answering(prefix string, status int) func(http.ResponseWriter, *http.Reques
 	}
 }
 
+// page is a trouble of one page for every question, as proxies have it for a login or the time of an outage.
+func page(mediaType, text string) func(http.ResponseWriter, *http.Request) bool {
+	return func(w http.ResponseWriter, _ *http.Request) bool {
+		w.Header().Set("Content-Type", mediaType)
+		w.Header().Set("Content-Length", strconv.Itoa(len(text)))
+		_, _ = io.WriteString(w, text) // of HEAD net/http sends none
+		return true
+	}
+}
+
 // Whoever may read what: by the state of the registry, by the caller, and by how the digest is known.
 func TestGate_OpensNothingThatTheRegistryHasNotAcceptedWhateverItsState(t *testing.T) {
 	t.Parallel()
@@ -94,8 +105,12 @@ func TestGate_OpensNothingThatTheRegistryHasNotAcceptedWhateverItsState(t *testi
 		"throttling":                     func(_ *world, s *strict) { s.set(answering("/", 429)) },
 		"failing":                        func(_ *world, s *strict) { s.set(answering("/", 500)) },
 		"away":                           func(w *world, _ *strict) { w.origin.SetDown(true) },
+		"behind a page of JSON":          func(_ *world, s *strict) { s.set(page("application/json", `{"status":"away"}`)) },
+		"behind a page of text":          func(_ *world, s *strict) { s.set(page("text/plain", "please log in")) },
+		"behind a page for people":       func(_ *world, s *strict) { s.set(page("text/html", "<p>log in</p>")) },
+		"behind a page of no type":       func(_ *world, s *strict) { s.set(page("application/octet-stream", "away")) },
 	} {
-		up := !slices.Contains([]string{"throttling", "failing", "away"}, state)
+		up := !slices.Contains([]string{"throttling", "failing", "away"}, state) && !strings.HasPrefix(state, "behind")
 		for who, tc := range map[string]struct {
 			authorization string
 			path          func(public, secret image) string
@@ -113,6 +128,10 @@ func TestGate_OpensNothingThatTheRegistryHasNotAcceptedWhateverItsState(t *testi
 			}, refused},
 			"nor the private manifest": {"", func(_, s image) string {
 				return "/v2/team/app/manifests/" + s.manifest.String()
+			}, refused},
+			"nor the private tags": {"", func(_, _ image) string { return "/v2/team/app/tags/list" }, refused},
+			"nor what refers to the private manifest": {"", func(_, s image) string {
+				return "/v2/team/app/referrers/" + s.manifest.String()
 			}, refused},
 			"nor through a public index that lists the manifest": {"",
 				func(_, s image) string { return "/v2/public/app/manifests/" + s.manifest.String() }, refused},

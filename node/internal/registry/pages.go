@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -118,10 +119,27 @@ func (p *pages) ask(ctx context.Context, repo content.Repository, path string, q
 	if err != nil {
 		return page{}, err
 	}
+	if !answers(path, body) {
+		return page{}, fmt.Errorf("%s of %s: %w: some other document", path, repo, content.ErrBadAnswer)
+	}
 	return page{
 		body: body, mediaType: resp.Header.Get("Content-Type"), link: resp.Header.Get("Link"),
 		filters: resp.Header.Get("OCI-Filters-Applied"), at: time.Now(),
 	}, nil
+}
+
+// answers reports whether a document is what was asked for, and not the page of some proxy, which would accept everyone.
+func answers(path string, document []byte) bool {
+	list := "tags"
+	if strings.HasPrefix(path, "referrers/") {
+		list = "manifests"
+	}
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(document, &fields) != nil {
+		return false
+	}
+	_, ok := fields[list]
+	return ok
 }
 
 // nextPage is the registry's Link header for a client of this front: the same path as the client used, with the
