@@ -3,7 +3,7 @@ package store
 import "sync"
 
 // events delivers the store's events one after the other, in the order in which they happened, without a goroutine of
-// its own and without a lock held while the listener runs.
+// its own and without a lock held, but that of trims, while the listener runs.
 type events struct {
 	listener func(Event)
 

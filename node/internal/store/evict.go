@@ -182,7 +182,7 @@ func (s *Store) admit(ing *Ingest) error {
 
 // reserve makes room in a pool for n bytes that have arrived, and holds it until release. It fails with
 // content.ErrNoSpace, having evicted nothing, when no eviction would make them fit. Above the high watermark the
-// maintainer evicts on meanwhile.
+// maintainer evicts on meanwhile. The caller has the events delivered once it holds no lock.
 func (s *Store) reserve(pool Pool, n int64) (release func(), err error) {
 	s.room.Lock()
 	defer s.room.Unlock()
@@ -238,7 +238,7 @@ func (s *Store) trim() error {
 		must, want := short()
 		victims := s.victims(pool, "")
 		s.room.Unlock()
-		errs = append(errs, s.evictAll(victims, must, want, &s.room, short))
+		errs = append(errs, s.evictAll(victims, must, want, telling{s}, short))
 	}
 	for _, pool := range pools {
 		if must, _ := s.shortfall(pool, 0, 0); must > 0 {
@@ -250,7 +250,7 @@ func (s *Store) trim() error {
 
 // makeRoom evicts from a pool until extra bytes more fit into it; what is above the high watermark then it leaves to
 // the maintainer. It fails with content.ErrNoSpace, having evicted nothing, when no eviction would make them fit. The
-// caller holds s.room.
+// caller holds s.room, and has the events delivered once it does not.
 func (s *Store) makeRoom(pool Pool, extra int64) error {
 	must, victims, err := s.evictable(pool, extra, "")
 	if err != nil || must <= 0 {
@@ -296,6 +296,15 @@ type noLock struct{}
 
 func (noLock) Lock()   {}
 func (noLock) Unlock() {}
+
+// telling is the lock of the room for one who tells, once it is released, what was evicted meanwhile.
+type telling struct{ s *Store }
+
+func (t telling) Lock() { t.s.room.Lock() }
+func (t telling) Unlock() {
+	t.s.room.Unlock()
+	t.s.events.deliver()
+}
 
 // evictAll evicts in order until want bytes are free, each with room locked. It fails when not even must bytes could be
 // had. again tells anew how many must go and should, where others evict meanwhile. nil: nobody does.
@@ -434,8 +443,9 @@ func (s *Store) worth(b candidate, now time.Time) int {
 	return 2
 }
 
+// evict removes a blob and leaves the event to be delivered: a listener that is slow must not keep s.room.
 func (s *Store) evict(d digest.Digest) (int64, error) {
-	e, err := s.remove(d, nil)
+	e, err := s.removeFiles(d, nil)
 	if e == nil {
 		return 0, err
 	}

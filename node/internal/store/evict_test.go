@@ -356,6 +356,51 @@ func TestTheDiskFloorIsKept(t *testing.T) {
 	})
 }
 
+// A listener may wait for a disk or for a lock of its own. What others pull must come in meanwhile.
+func TestEviction_AListenerKeepsNobodyFromWriting(t *testing.T) {
+	t.Parallel()
+	arriving := newSample(9, leastWindow*chunkSize)
+	for name, evict := range map[string]func(t *testing.T, s *Store){
+		"a chunk evicts": func(t *testing.T, s *Store) { put(t, s, newSample(8, 2*chunkSize)) },
+		"a window evicts": func(t *testing.T, s *Store) {
+			g, err := s.Window(newSample(8, 0).digest, 100*chunkSize, Origin{})
+			require.NoError(t, err)
+			require.NoError(t, g.Close())
+		},
+		"new limits evict": func(t *testing.T, s *Store) {
+			require.NoError(t, s.SetLimits(Limits{Capacity: (leastWindow + 1) * chunkSize}))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			removed, goOn := make(chan struct{}), make(chan struct{})
+			var once sync.Once
+			s := openTest(t, Options{
+				Limits: Limits{Capacity: (2*leastWindow + 1) * chunkSize, High: 1, Low: 1},
+				OnEvent: func(ev Event) {
+					if ev.Type == Removed {
+						once.Do(func() { close(removed); <-goOn })
+					}
+				},
+			})
+			for i := range uint64(leastWindow) {
+				put(t, s, newSample(100+i, 2*chunkSize))
+			}
+			g := ingest(t, s, arriving)
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				evict(t, s)
+			}()
+			<-removed
+			write(t, g, arriving, 0) // it waits for ever where the listener has a lock
+			close(goOn)
+			<-done
+			require.NoError(t, g.Close())
+		})
+	}
+}
+
 func TestUnknownFreeSpaceStopsNothing(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Options{FreeSpace: func(string) (int64, error) { return 0, errors.New("no statfs") }})

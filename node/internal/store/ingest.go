@@ -315,7 +315,9 @@ func (g *Ingest) received() int64 {
 // alone; it is an error if it has another CID, for one of the two is not of this blob. It fails with content.ErrNoSpace
 // on a full disk and with content.ErrStorage where the disk refuses, after which the ingest is as it was.
 func (g *Ingest) WriteChunk(i int, c cid.Cid, data []byte) error {
-	if err := g.writeChunk(i, c, data); err != nil {
+	err := g.writeChunk(i, c, data)
+	g.store.events.deliver() // of what had to go for it
+	if err != nil {
 		return fmt.Errorf("ingest %s: write chunk %d: %w", g.digest, i, err)
 	}
 	return nil

@@ -41,7 +41,7 @@ type Options struct {
 	// source of blobs and never written. Empty: none.
 	RuntimePath string
 	// OnEvent hears of blobs that were committed or removed, one after the other and in order, from any goroutine that
-	// changes the store. No lock is held meanwhile. It should return soon.
+	// changes the store. No lock is held meanwhile that an arriving chunk waits for. It should return soon.
 	OnEvent func(Event)
 	// Holders tells how many other nodes hold a blob, as far as is known; those are evicted first. nil: not known.
 	Holders func(digest.Digest) int

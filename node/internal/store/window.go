@@ -36,6 +36,7 @@ type window struct {
 // with content.ErrNoSpace where not even a small window fits.
 func (s *Store) Window(d digest.Digest, size int64, origin Origin) (*Ingest, error) {
 	g, err := s.openWindow(d, size, origin)
+	s.events.deliver() // of what had to go for it
 	if err != nil {
 		return nil, fmt.Errorf("window of %s of %d bytes: %w", d, size, diskError(err))
 	}
