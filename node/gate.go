@@ -21,7 +21,7 @@ func (n *node) newGate() (*gate.Gate, error) {
 	g, err := gate.New(gate.Options{
 		Timeout: gate.Timeout(n.config.Registry.FirstByteTimeout),
 		Cache:   cache{n.store, func() *fetch.Fetcher { return n.fetcher }},
-		Memory:  n.store.KV("gate"), Witness: others, Logger: n.log.With("part", "gate"),
+		Memory:  n.store.Notes("gate"), Witness: others, Logger: n.log.With("part", "gate"),
 	})
 	if err != nil {
 		return nil, err

@@ -28,7 +28,7 @@ func (n *node) newHub() (*hub.Front, error) {
 	front, err := hub.New(hub.Options{
 		Endpoint: endpoint, Transport: transport, Hub: c.Name(), Gate: n.gate,
 		Fetcher: n.fetcher, Upstream: n.upstream, Store: n.store,
-		Memory: n.store.KV("hub"), Rules: func(r content.Repository) policy.Rule { return n.policy.Load().For(r) },
+		Memory: n.store.Notes("hub"), Rules: func(r content.Repository) policy.Rule { return n.policy.Load().For(r) },
 		AllowFrom: c.Allowed(), URLs: c.Below(), Tracer: n.tracer, Logger: n.log.With("part", "hub"),
 		Registerer: n.metrics,
 	})

@@ -176,7 +176,7 @@ func (n *node) joinSwarm() (err error) {
 		return err
 	}
 	n.joined.Store(n.swarm)
-	n.tags = swarm.NewTags(n.swarm, n.store.KV("tags"))
+	n.tags = swarm.NewTags(n.swarm, n.store.Notes("tags"))
 	n.files = swarm.NewFiles(n.swarm, n.fileOf)
 	return nil
 }

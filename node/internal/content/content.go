@@ -45,11 +45,11 @@ func (k Kind) String() string {
 	return "blob"
 }
 
-// Memory is a small map that survives a restart; the store's KV is one.
+// Memory is a small map that survives a restart; the store's KV and Notes are such.
 type Memory interface {
 	// Get reports false where nothing was put under key.
 	Get(key string) ([]byte, bool)
-	// Put has the value survive a crash once it has returned.
+	// Put has the value survive a restart, and where the implementation says so a crash once it has returned.
 	Put(key string, value []byte) error
 }
 

@@ -1,7 +1,6 @@
 package hub
 
 import (
-	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -9,8 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"maps"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,11 +30,10 @@ type Shared interface {
 	Recall(ctx context.Context, key string) (value []byte, age time.Duration, ok bool)
 }
 
-// Memory keeps small values across restarts.
+// Memory keeps small values across restarts. No method may wait for a write to the disk: requests would wait for it.
 type Memory interface {
 	content.Memory
 	Delete(key string) error
-	ForEach(f func(key string, value []byte) error) error
 }
 
 // forever is the greatest age of what never changes.
@@ -49,9 +45,6 @@ const (
 	maxInlineBytes = 32 << 20
 	// maxInline is the longest document that is, so that a record fits into a message of the swarm's.
 	maxInline = 256 << 10
-	// maxKept bounds the records on disk, and keptAfter is how many are left when there are more.
-	maxKept   = 128 << 10
-	keptAfter = maxKept / 2
 	// maxTold is the longest record in bytes, but for its document, that is taken from another node.
 	maxTold = 8 << 10
 	// staleAfter is how long an answer of the hub's is waited for where something older will do.
@@ -100,7 +93,6 @@ type memo struct {
 	recent *lru.Cache[string, remembered]
 	inline *lru.Cache[string, []byte] // by key; recent's records hold none
 	size   int                        // bytes of inline
-	kept   int                        // records on disk, about
 }
 
 func newMemo(memory Memory, log *slog.Logger) *memo {
@@ -109,9 +101,6 @@ func newMemo(memory Memory, log *slog.Logger) *memo {
 	}
 	m.inline = lru.NewWithEvict(maxRecords, func(_ string, b []byte) { m.size -= len(b) })
 	_, _ = rand.Read(m.secret) // never fails, says crypto/rand
-	if memory != nil {
-		m.prune()
-	}
 	return m
 }
 
@@ -323,9 +312,6 @@ func (m *memo) save(key string, r remembered) bool {
 		m.log.Warn("what the hub said is not remembered across a restart", "error", err)
 		return false
 	}
-	if m.kept++; m.kept > maxKept {
-		m.prune()
-	}
 	return true
 }
 
@@ -341,26 +327,6 @@ func (m *memo) tell(ctx context.Context, key string, rec record) {
 	}
 	if err != nil {
 		m.log.Debug("others are not told", "cause", err)
-	}
-}
-
-// prune drops the oldest records from disk where there are too many.
-func (m *memo) prune() {
-	ages := map[string]int64{}
-	err := m.memory.ForEach(func(key string, value []byte) error {
-		var k kept
-		_ = json.Unmarshal(value, &k) // what cannot be read is the oldest
-		ages[key] = k.Unix
-		return nil
-	})
-	if m.kept = len(ages); err != nil || m.kept <= maxKept {
-		return
-	}
-	keys := slices.SortedFunc(maps.Keys(ages), func(a, b string) int { return cmp.Compare(ages[b], ages[a]) })
-	for _, key := range keys[keptAfter:] {
-		if m.memory.Delete(key) == nil {
-			m.kept--
-		}
 	}
 }
 

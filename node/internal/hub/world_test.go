@@ -143,7 +143,7 @@ func newAgentThatWaits(t testing.TB, h *hubtest.Hub, dir string, bootstrap []pee
 		},
 	})
 	require.NoError(t, err)
-	a.gate, err = gate.New(gate.Options{Cache: keptBlobs{a}, Memory: a.store.KV("gate"), Logger: log})
+	a.gate, err = gate.New(gate.Options{Cache: keptBlobs{a}, Memory: a.store.Notes("gate"), Logger: log})
 	require.NoError(t, err)
 	a.fetcher = fetch.New(fetch.Options{Store: a.store, Swarm: a.swarm, Upstream: a.gate.Observe(a.up), Sources: proofs{a},
 		Logger: log, Registerer: reg,
@@ -152,7 +152,7 @@ func newAgentThatWaits(t testing.TB, h *hubtest.Hub, dir string, bootstrap []pee
 	require.NoError(t, err)
 	a.Front, err = New(Options{
 		Endpoint: endpoint, Transport: transport, Hub: hubName, Gate: a.gate, Fetcher: a.fetcher, Upstream: a.up,
-		Store: a.store, Memory: a.store.KV("hub"),
+		Store: a.store, Memory: a.store.Notes("hub"),
 		Rules: func(content.Repository) policy.Rule { return *a.rule.Load() }, Logger: log, Registerer: reg,
 	})
 	require.NoError(t, err)

@@ -11,7 +11,7 @@
 //	<path>/runtime/sha256/ab/<hex>.map the map of a blob whose bytes are in the runtime's content store
 //	<path>/index.db                   bbolt: chunk and node CID to blob; last uses. Made again from the maps if lost,
 //	                                  when the last use of a blob is taken to be its commit
-//	<path>/state.db                   bbolt: pins and other packages' memories (KV). Synced at every change
+//	<path>/state.db                   bbolt: pins and other packages' memories (KV, Notes). Synced at every change
 //
 // A name that ends in .tmp is a small file being replaced; recovery removes it.
 //

@@ -226,6 +226,18 @@ func TestHealth_DamagedPinsAreToldAndEndNothing(t *testing.T) {
 	require.Error(t, s.Close())
 }
 
+// The kernel faults at what is past the end of the file, in whatever goroutine reads it.
+func TestHealth_ARememberedValueThatCannotBeWrittenEndsNothing(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Options{})
+	kv := s.KV("x")
+	require.NoError(t, kv.Put("a", []byte("b")))
+	require.NoError(t, os.Truncate(s.dir("state.db"), 0))
+	require.ErrorIs(t, kv.Put("a", []byte("c")), errDatabaseDamaged)
+	require.NoError(t, s.Notes("y").Put("a", nil), "which nobody waits for")
+	require.Error(t, s.Close())
+}
+
 // overwrite fills all of a file with what makes no sense, as a tool does that writes to the wrong place.
 func overwrite(t *testing.T, path string) {
 	t.Helper()

@@ -27,7 +27,6 @@ func openState(path string) (*state, error) {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	db.AllocSize = 64 << 10
-	db.MaxBatchDelay = 2 * time.Millisecond
 	return &state{database{db: db, broken: new(atomic.Bool)}}, nil
 }
 
@@ -129,8 +128,8 @@ func (s *Store) loadPins() error {
 	})
 }
 
-// KV is a small persistent map for another package's memory. Writes are synced to disk, so it is not for what changes
-// with every request.
+// KV is a small persistent map for another package's memory. Writes are synced to disk, and wait for it: what changes
+// with requests goes into Notes.
 type KV struct {
 	database
 	bucket []byte
@@ -165,15 +164,13 @@ func (kv KV) Delete(key string) error {
 }
 
 func (kv KV) change(op, key string, f func(*bolt.Bucket) error) error {
-	// Batch lets concurrent writers share one fsync.
-	err := kv.do(func() error {
-		return kv.db.Batch(func(tx *bolt.Tx) error {
-			b, err := tx.CreateBucketIfNotExists(kv.bucket)
-			if err != nil {
-				return err
-			}
-			return f(b)
-		})
+	// Not by bbolt's Batch: that commits in a goroutine of its own, where damage would end the process.
+	err := kv.update(func(tx *bolt.Tx) error {
+		b, err := tx.CreateBucketIfNotExists(kv.bucket)
+		if err != nil {
+			return err
+		}
+		return f(b)
 	})
 	if err != nil {
 		return fmt.Errorf("%s %s in %s: %w", op, key, kv.bucket, err)

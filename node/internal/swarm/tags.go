@@ -22,7 +22,8 @@ type tagRecord struct {
 	Unix       int64              `json:"unix"`
 }
 
-// NewTags returns the swarm's memory of tags, kept on this node in memory, and answers other nodes from it.
+// NewTags returns the swarm's memory of tags, kept on this node in memory, and answers other nodes from it. Pulls wait
+// for the memory's Put, so it should not wait for the disk.
 func NewTags(s *Swarm, memory content.Memory) *Tags {
 	t := &Tags{swarm: s, memory: memory}
 	answer(s, "tag", t.answer)
