@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/shoal-cache/shoal/node/internal/policy"
 )
 
 // maxRewritten is the longest JSON document in bytes out of which Xet is taken on its way through.
@@ -20,6 +22,13 @@ const maxRewritten = maxDoc
 func (f *Front) pass(x *exchange) error {
 	if x.R.Context().Value(peersOnly{}) != nil {
 		return errPeersOnly
+	}
+	if x.route.repo.id == "" { // what it asks is not known here, but it may be known of what
+		for _, r := range mentioned(x.R.URL.Path) {
+			if f.opts.Rules(r.source(f.opts.Hub)).Mode == policy.PeersOnly {
+				return errPeersOnly
+			}
+		}
 	}
 	ctx := context.WithValue(x.R.Context(), frontHost{}, x.host())
 	f.proxy.ServeHTTP(&passed{ResponseWriter: x.W, x: x}, x.R.WithContext(ctx))

@@ -91,10 +91,17 @@ func TestPass_APolicyThatKeepsARepositoryFromTheHubHoldsForAllThatIsAskedOfIt(t 
 	rule.Mode = policy.PeersOnly
 	a.rule.Store(&rule)
 	for _, path := range []string{"/api/models/org/m?revision=main", "/api/models/org/m", "/api/models/org/m/refs",
-		"/api/models/org/m/tree/" + commit + "?expand=true"} {
+		"/api/models/org/m/tree/" + commit + "?expand=true",
+		"/org/m/raw/main/config.json", "/org%2Fm/raw/main/config.json", "//org/m/raw/main/config.json",
+		"/api/resolve-cache/models/org/m/" + commit + "/config.json", "/api/models/org/m/commits/main",
+		"/org/m.git/info/refs", "/datasets/org/m/raw/main/config.json", "/gpt2/raw/main/config.json"} {
 		require.Equal(t, http.StatusForbidden, a.ask(t, http.MethodGet, path).status, path)
 	}
+	require.Equal(t, http.StatusForbidden,
+		a.ask(t, http.MethodPost, "/org/m.git/info/lfs/objects/batch").status)
 	require.Empty(t, h.Requests())
+	a.ask(t, http.MethodGet, "/api/whoami-v2")
+	require.Len(t, h.Requests(), 1, "it is about no repository")
 }
 
 // Clients that know a repository by its old name, as most know gpt2, need no redirect to it.

@@ -120,6 +120,30 @@ func parseRoute(method, escapedPath string) (r route, ok bool) {
 	return r, true
 }
 
+// mentioned are the repositories that the path of a request may be about which is passed on: that of the first name,
+// and that of the first two.
+func mentioned(path string) (out []repo) {
+	parts := strings.FieldsFunc(path, func(c rune) bool { return c == '/' })
+	api := len(parts) > 0 && parts[0] == "api"
+	if api {
+		parts = parts[1:]
+		if len(parts) > 0 && parts[0] == "resolve-cache" {
+			parts = parts[1:]
+		}
+	}
+	kind := kinds[0]
+	switch i := slices.Index(kinds, append(parts, "")[0]); {
+	case i > 0, i == 0 && api:
+		kind, parts = parts[0], parts[1:]
+	case api:
+		return nil
+	}
+	for n := range min(2, len(parts)) {
+		out = append(out, repo{kind, strings.TrimSuffix(strings.Join(parts[:n+1], "/"), ".git")})
+	}
+	return out
+}
+
 // parseFile reads [kind/]id/resolve/revision/path.
 func parseFile(r *route, parts []string) {
 	kind := "models"

@@ -2,7 +2,6 @@ package hub
 
 import (
 	"net/http"
-	"slices"
 	"strings"
 	"time"
 
@@ -31,19 +30,14 @@ func changed(method, path string) []repo {
 	if method == http.MethodGet || method == http.MethodHead || method == http.MethodOptions {
 		return nil
 	}
-	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
-	if parts[0] == "api" && len(parts) > 3 && slices.Contains(kinds, parts[1]) {
-		return []repo{{parts[1], parts[2]}, {parts[1], parts[2] + "/" + parts[3]}} // not all have an owner
+	of := mentioned(path)
+	switch {
+	case strings.HasPrefix(path, "/api/") && len(of) == 2:
+		return of // not all have an owner
+	case strings.HasSuffix(path, "/git-receive-pack") && len(of) > 0:
+		return of[len(of)-1:]
 	}
-	id, pushed := strings.CutSuffix(strings.TrimPrefix(path, "/"), "/git-receive-pack")
-	if !pushed {
-		return nil
-	}
-	kind := "models"
-	if slices.Contains(kinds[1:], parts[0]) {
-		kind, id = parts[0], strings.TrimPrefix(id, parts[0]+"/")
-	}
-	return []repo{{kind, strings.TrimSuffix(id, ".git")}}
+	return nil
 }
 
 // sinceWrite is maxAge, or less where a caller has changed the repository since.
