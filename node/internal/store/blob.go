@@ -21,6 +21,8 @@ type Blob struct {
 	info  Info
 	file  *os.File
 	check *checker
+
+	release func() // says that it is not open any more
 }
 
 var _ content.Reader = (*Blob)(nil)
@@ -59,7 +61,10 @@ func (b *Blob) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 }
 
 // Close releases the file.
-func (b *Blob) Close() error { return b.file.Close() }
+func (b *Blob) Close() error {
+	b.release()
+	return b.file.Close()
+}
 
 // section reads a range of a file whose bytes are all there.
 type section struct {

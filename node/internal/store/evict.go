@@ -72,6 +72,7 @@ type candidate struct {
 	size     int64
 	lastUsed int64  // nanoseconds of Unix time; of the commit where there was no use
 	hits     uint32 // uses since the commit, those less than sameUse apart counted once
+	open     bool   // somebody reads it
 }
 
 // policy orders blobs in place, the one to evict first at the front. Capacity is the store's, in bytes, 0 for none.
@@ -389,7 +390,8 @@ type victim struct {
 //  2. blobs that the runtime holds too
 //  3. blobs that other nodes hold
 //  4. the other blobs
-//  5. what was used a moment ago, because a pull may be at it
+//  5. what was used a moment ago, because a pull may be at it, and what somebody reads: its bytes would come back only
+//     when that has ended, and others would be evicted for them meanwhile
 //  6. the partial ingests that may yet be resumed
 func (s *Store) victims(pool Pool, keep digest.Digest) []victim {
 	s.mu.RLock()
@@ -398,7 +400,8 @@ func (s *Store) victims(pool Pool, keep digest.Digest) []victim {
 	var blobs []candidate
 	for d, e := range s.blobs {
 		if !e.runtime && l.share(e.pool, pool) && s.pinned[d] == 0 {
-			blobs = append(blobs, candidate{digest: d, size: e.size, lastUsed: e.lastUsed.Load(), hits: e.hits.Load()})
+			blobs = append(blobs, candidate{digest: d, size: e.size, lastUsed: e.lastUsed.Load(), hits: e.hits.Load(),
+				open: e.readers.Load() > 0})
 		}
 	}
 	var old, young []victim
@@ -431,6 +434,9 @@ func (s *Store) victims(pool Pool, keep digest.Digest) []victim {
 
 // worth ranks a blob by how easily it would be had again, and whether a pull may be at it.
 func (s *Store) worth(b candidate, now time.Time) int {
+	if b.open {
+		return 3
+	}
 	if _, err := s.runtimeFile(b.digest); err == nil {
 		return 0
 	}

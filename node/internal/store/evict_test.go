@@ -189,6 +189,28 @@ func TestEvict_WhatAPullIsAtGoesLast(t *testing.T) {
 	})
 }
 
+// What is read keeps its bytes on the disk though it is evicted, and for each chunk that arrives another would go.
+func TestEvict_WhatSomebodyReadsGoesLast(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := openTest(t, Options{Limits: Limits{Capacity: 3 * chunkSize, High: 1, Low: 1}})
+		blobs := aged(t, s, 3)
+		read, err := s.Get(blobs[0].digest)
+		require.NoError(t, err)
+		time.Sleep(2 * sameUse)
+		put(t, s, newSample(1, chunkSize))
+		requireHeld(t, s, blobs, held, gone, held)
+		put(t, s, newSample(2, chunkSize))
+		requireHeld(t, s, blobs, held, gone, gone)
+		require.NoError(t, read.Close())
+		require.Error(t, read.Close(), "a second time changes nothing")
+		time.Sleep(2 * sameUse)
+		put(t, s, newSample(3, chunkSize))
+		requireHeld(t, s, blobs, gone, gone, gone)
+		require.NoError(t, s.Close())
+	})
+}
+
 func TestEvict_WhatCannotFitEvictsNothing(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Options{Limits: Limits{Capacity: 10 * chunkSize}})

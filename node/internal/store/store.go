@@ -167,6 +167,7 @@ type entry struct {
 
 	mediaType atomic.Pointer[string]
 	lastUsed  atomic.Int64 // nanoseconds of Unix time
+	readers   atomic.Int32 // Blobs that are open
 	hits      atomic.Uint32
 	dirty     atomic.Bool // lastUsed or hits are newer than the index
 	checks    checks
@@ -310,7 +311,11 @@ func (s *Store) opened(e *entry, f *os.File) *Blob {
 }
 
 func (s *Store) newBlob(info Info, f *os.File, e *entry) *Blob {
-	b := &Blob{info: info, file: f, check: s.newChecker(info.Digest, info.Size, e)}
+	b := &Blob{info: info, file: f, check: s.newChecker(info.Digest, info.Size, e), release: func() {}}
+	if e != nil {
+		e.readers.Add(1)
+		b.release = sync.OnceFunc(func() { e.readers.Add(-1) })
+	}
 	b.check.load()
 	return b
 }
