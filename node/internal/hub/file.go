@@ -14,6 +14,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 
@@ -192,7 +193,10 @@ func (f *Front) open(
 	ctx context.Context, x *exchange, e *element, commit string, given *early,
 ) (content.Reader, error) {
 	if e.LFS == nil {
-		return newLater(e.Size, func() ([]byte, error) { return f.gitFile(ctx, x, e, commit) }), nil
+		return newLater(e.Size, func() (content.Reader, error) {
+			file, _, err := f.gitFile(ctx, x, e, commit)
+			return file, err
+		}), nil
 	}
 	req, open := f.request(x, e, commit), f.opts.Fetcher.Open
 	if x.past {
@@ -343,11 +347,54 @@ func (f *Front) elsewhere(ctx context.Context, req content.Request, off, n int64
 }
 
 // gitFile is a file out of git: remembered, with a peer, or from the hub. Its name is checked wherever it comes from.
-func (f *Front) gitFile(ctx context.Context, x *exchange, e *element, commit string) ([]byte, error) {
+// What is in the store by then is read from there, so that readers hold no copies of it.
+func (f *Front) gitFile(ctx context.Context, x *exchange, e *element, commit string) (content.Reader, record, error) {
+	k := key("git", x.route.repo.name(), e.OID)
+	if e.Size <= maxInline {
+		data, rec, err := f.gitBytes(ctx, x, e, commit, k)
+		return inMemory{data, func() {}}, rec, err
+	}
+	if file, rec, ok := f.checkedFile(ctx, k); ok {
+		return file, rec, nil
+	}
+	n := min(e.Size, maxGitBytes)
+	if err := f.gitRoom.Acquire(ctx, n); err != nil {
+		return nil, record{}, context.Cause(ctx)
+	}
+	release := sync.OnceFunc(func() { f.gitRoom.Release(n) })
+	if file, rec, ok := f.checkedFile(ctx, k); ok { // by another reader, meanwhile
+		release()
+		return file, rec, nil
+	}
+	data, rec, err := f.gitBytes(ctx, x, e, commit, k)
+	if err != nil {
+		release()
+		return nil, record{}, err
+	}
+	f.checked.Add(k, record{Digest: rec.Digest, Size: rec.Size})
+	if file, rec, ok := f.checkedFile(ctx, k); ok {
+		release()
+		return file, rec, nil
+	}
+	return inMemory{data, release}, rec, nil
+}
+
+// checkedFile is the file under a key, where it is in the store and its name was checked.
+func (f *Front) checkedFile(ctx context.Context, k string) (content.Reader, record, bool) {
+	rec, ok := f.checked.Get(k)
+	if !ok || !f.holds(rec) {
+		return nil, record{}, false
+	}
+	file, err := f.opts.Fetcher.Open(ctx, content.Request{Digest: rec.Digest, Size: rec.Size})
+	return file, rec, err == nil
+}
+
+// gitBytes are the bytes of a file out of git, under a key of the memo.
+func (f *Front) gitBytes(ctx context.Context, x *exchange, e *element, commit, k string) ([]byte, record, error) {
 	r := x.route.repo
-	k := key("git", r.name(), e.OID)
+	fresh := make(chan record, 1) // what this caller has got from the hub itself; the bytes are inline
 	for range 2 {
-		data, _, err := f.document(ctx, x, k, forever, func(ctx context.Context) (record, error) {
+		data, rec, err := f.document(ctx, x, k, forever, func(ctx context.Context) (record, error) {
 			a, err := f.askOpen(ctx, call{method: http.MethodGet, path: r.file(commit, e.Path),
 				authorization: x.Authorization()})
 			if err != nil {
@@ -357,18 +404,28 @@ func (f *Front) gitFile(ctx context.Context, x *exchange, e *element, commit str
 				return record{}, fmt.Errorf("GET %s: the hub's %d bytes are not those of git object %s: %w",
 					r.file(commit, e.Path), len(a.body), e.OID, content.ErrDigestMismatch)
 			}
-			return f.keep(ctx, a.body), nil
+			rec := f.keep(ctx, a.body)
+			select {
+			case fresh <- record{Digest: rec.Digest, Size: rec.Size, Inline: a.body}:
+			default:
+			}
+			return rec, nil
 		})
 		if err != nil {
-			return nil, err
+			select {
+			case rec = <-fresh: // it has no room in the store
+				return rec.Inline, rec, nil
+			default:
+				return nil, record{}, err
+			}
 		}
 		if e.names(data) {
-			return data, nil
+			return data, rec, nil
 		}
 		f.log.Error("another node's file is not what it is named", "file", r.file(commit, e.Path), "object", e.OID)
 		f.memo.forget(k)
 	}
-	return nil, fmt.Errorf("%s: %w", e.Path, content.ErrDigestMismatch)
+	return nil, record{}, fmt.Errorf("%s: %w", e.Path, content.ErrDigestMismatch)
 }
 
 // names reports whether data is the git object that e names.
@@ -384,15 +441,26 @@ func (e *element) names(data []byte) bool {
 type later struct {
 	size int64
 	done chan struct{}
-	data []byte
-	err  error
+
+	mu     sync.Mutex
+	closed bool
+	file   content.Reader // set before done is closed, as err is
+	err    error
 }
 
-func newLater(size int64, get func() ([]byte, error)) *later {
+func newLater(size int64, get func() (content.Reader, error)) *later {
 	l := &later{size: size, done: make(chan struct{})}
 	go func() {
 		defer close(l.done)
-		l.data, l.err = get()
+		file, err := get()
+		if err == nil && file.Size() != size {
+			err = fmt.Errorf("%d bytes came of %d: %w", file.Size(), size, content.ErrDigestMismatch)
+		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.file, l.err = file, err; l.closed && file != nil {
+			_ = file.Close()
+		}
 	}()
 	return l
 }
@@ -403,25 +471,36 @@ func (l *later) Size() int64 { return l.size }
 func (l *later) Arrived() int64 {
 	select {
 	case <-l.done:
-		return int64(len(l.data))
+		if l.err == nil {
+			return l.file.Arrived()
+		}
 	default:
-		return 0
 	}
+	return 0
 }
 
-func (l *later) Close() error { return nil }
+func (l *later) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := l.closed
+	if l.closed = true; was || l.file == nil {
+		return nil
+	}
+	return l.file.Close()
+}
 
 func (l *later) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	if off < 0 || n < 0 || off > l.size-n {
 		return nil, errors.New("range outside the file")
 	}
-	return io.NopCloser(&laterRange{l: l, ctx: ctx, off: off, left: n}), nil
+	return &laterRange{l: l, ctx: ctx, off: off, n: n}, nil
 }
 
 type laterRange struct {
-	l         *later
-	ctx       context.Context // of the reading
-	off, left int64
+	l      *later
+	ctx    context.Context // of the reading
+	off, n int64
+	part   io.ReadCloser // nil: the file has not come yet
 }
 
 func (r *laterRange) Read(p []byte) (int, error) {
@@ -433,10 +512,39 @@ func (r *laterRange) Read(p []byte) (int, error) {
 	if r.l.err != nil {
 		return 0, r.l.err
 	}
-	n := copy(p, r.l.data[r.off:r.off+r.left])
-	r.off, r.left = r.off+int64(n), r.left-int64(n)
-	if n == 0 && len(p) > 0 {
-		return 0, io.EOF
+	if r.part == nil {
+		var err error
+		if r.part, err = r.l.file.Range(r.ctx, r.off, r.n); err != nil {
+			return 0, err
+		}
 	}
-	return n, nil
+	return r.part.Read(p)
+}
+
+func (r *laterRange) Close() error {
+	if r.part == nil {
+		return nil
+	}
+	return r.part.Close()
+}
+
+// inMemory is a reader of bytes that are here. release is called once nobody needs them.
+type inMemory struct {
+	data    []byte
+	release func()
+}
+
+func (m inMemory) Size() int64    { return int64(len(m.data)) }
+func (m inMemory) Arrived() int64 { return int64(len(m.data)) }
+
+func (m inMemory) Close() error {
+	m.release()
+	return nil
+}
+
+func (m inMemory) Range(_ context.Context, off, n int64) (io.ReadCloser, error) {
+	if off < 0 || n < 0 || off > m.Size()-n {
+		return nil, errors.New("range outside the file")
+	}
+	return io.NopCloser(bytes.NewReader(m.data[off : off+n])), nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -86,6 +87,8 @@ type Front struct {
 	running  reply.Running
 	callers  callers
 	crowded  crowd
+	checked  *lru.Cache[string, record] // files out of git whose names were checked
+	gitRoom  *semaphore.Weighted        // for the bytes of those that are read or come
 	peeks    singleflight.Group
 
 	ctx     context.Context // of what goes on behind an answer
@@ -94,8 +97,14 @@ type Front struct {
 	closing sync.Mutex // held while ctx ends, and while telling goes up
 }
 
-// maxListings bounds the listings in memory.
-const maxListings = 32
+const (
+	// maxListings bounds the listings in memory.
+	maxListings = 32
+	// maxChecked bounds the files out of git of which it is remembered that they are what they are named.
+	maxChecked = 16 << 10
+	// maxGitBytes bounds the bytes of files out of git in memory, but for small ones. Others wait.
+	maxGitBytes = 128 << 20
+)
 
 // New makes a front of a node that is alone. Join gives it the others.
 func New(opts Options) (*Front, error) {
@@ -116,6 +125,7 @@ func New(opts Options) (*Front, error) {
 	f := &Front{
 		opts: opts, log: opts.Logger, metrics: metrics, memo: newMemo(opts.Memory, opts.Logger),
 		listings: lru.New[string, *listing](maxListings),
+		checked:  lru.New[string, record](maxChecked), gitRoom: semaphore.NewWeighted(maxGitBytes),
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	f.writes.last = lru.New[string, time.Time](maxWrites)

@@ -182,11 +182,15 @@ func (f *Front) pinned(ctx context.Context, x *exchange, e *element, commit stri
 	if !get {
 		return content.Request{}, fmt.Errorf("%s: %w", file, content.ErrNotFound)
 	}
-	data, err := f.gitFile(ctx, x, e, commit)
+	got, rec, err := f.gitFile(ctx, x, e, commit)
 	if err != nil {
 		return content.Request{}, err
 	}
-	if rec = f.keep(ctx, data); !f.holds(rec) {
+	defer func() { _ = got.Close() }()
+	if m, ok := got.(inMemory); ok {
+		rec = f.keep(ctx, m.data)
+	}
+	if !f.holds(rec) {
 		return content.Request{}, fmt.Errorf("%s: %w", file, content.ErrNoSpace)
 	}
 	return content.Request{Digest: rec.Digest, Size: rec.Size}, nil

@@ -116,7 +116,7 @@ func (f *Front) urlRequest(x *exchange) (req content.Request, err error) {
 
 // nothing opens what has no byte.
 func nothing(int64, int64) (content.Reader, error) {
-	return newLater(0, func() ([]byte, error) { return nil, nil }), nil
+	return inMemory{release: func() {}}, nil
 }
 
 // ambiguous reports whether some host would take an escaped path for another than it seems to be: a backslash for a
