@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"net/url"
 	"os"
 	"runtime"
@@ -74,8 +75,8 @@ func command() *cobra.Command {
 	all.String("log-level", "info", "debug, info, warn or error")
 	f := cmd.Flags()
 	f.String("config", "",
-		"`file` with the keys upstreams, a list of how registries are reached, as in the agents' configuration, and "+
-			"ownPin, the spec of the pin of Shoal's own images")
+		"`file` with the keys upstreams, a list of how registries are reached, as in the agents' configuration, "+
+			"allowAddresses, as upstream.allowAddresses there, and ownPin, the spec of the pin of Shoal's own images")
 	f.String("own-pin-name", "shoal", "`name` in --namespace of the pin that the configuration's ownPin describes")
 	f.String("owner", "",
 		"`name` of the ClusterRole that owns the rights and pins that the operator makes, so that they go with it; "+
@@ -210,8 +211,9 @@ func apiConfig() (*rest.Config, error) {
 
 // configuration is what the file says.
 type configuration struct {
-	Upstreams []registries.Upstream     `json:"upstreams"`
-	OwnPin    *v1alpha1.ArtifactPinSpec `json:"ownPin"`
+	Upstreams      []registries.Upstream     `json:"upstreams"`
+	AllowAddresses []netip.Prefix            `json:"allowAddresses"`
+	OwnPin         *v1alpha1.ArtifactPinSpec `json:"ownPin"`
 }
 
 // readFile reads the configuration. Without a file registries are reached at their own addresses, and there is no own
@@ -227,7 +229,7 @@ func readFile(path string, logger *slog.Logger) (configuration, *upstream.Upstre
 			return c, nil, fmt.Errorf("--config %s: %w", path, err)
 		}
 	}
-	upstreams, err := upstream.New(c.Upstreams, logger)
+	upstreams, err := upstream.New(c.Upstreams, c.AllowAddresses, logger)
 	if err != nil {
 		return c, nil, fmt.Errorf("--config %s: %w", path, err)
 	}

@@ -15,12 +15,14 @@ import (
 func TestTheConfigurationIsWhatTheChartWrites(t *testing.T) {
 	t.Parallel()
 	for what, tc := range map[string]struct{ file, problem string }{
-		"every key of an upstream":    {"upstreams: [{registry: a.example, endpoints: ['http://10.0.0.1:5000'], insecureSkipVerify: true}]", ""},
-		"nothing":                     {"upstreams: []", ""},
-		"the own pin":                 {"ownPin: {artifacts: [{image: a.example/node:1}], replicas: All, nodeSelector: {matchLabels: {Zone: A}}}", ""},
-		"a key that is no pin's":      {"ownPin: {artefacts: []}", "artefacts"},
-		"a key that is no upstream's": {"upstreams: [{registry: a.example, endpoint: 'http://10.0.0.1'}]", "endpoint"},
-		"a key that is none":          {"upstream: []", "upstream"},
+		"every key of an upstream":              {"upstreams: [{registry: a.example, endpoints: ['http://10.0.0.1:5000'], insecureSkipVerify: true}]", ""},
+		"nothing":                               {"upstreams: []", ""},
+		"the own pin":                           {"ownPin: {artifacts: [{image: a.example/node:1}], replicas: All, nodeSelector: {matchLabels: {Zone: A}}}", ""},
+		"addresses that are asked all the same": {"allowAddresses: [127.0.0.0/8, '::1/128']", ""},
+		"addresses that are none":               {"allowAddresses: [localhost]", "localhost"},
+		"a key that is no pin's":                {"ownPin: {artefacts: []}", "artefacts"},
+		"a key that is no upstream's":           {"upstreams: [{registry: a.example, endpoint: 'http://10.0.0.1'}]", "endpoint"},
+		"a key that is none":                    {"upstream: []", "upstream"},
 		"an endpoint that is none": {"upstreams: [{registry: a.example, endpoints: [a.example]}]",
 			"want http(s)://"},
 		"a file that is missing": {"upstreams: [{registry: a.example, caFile: /nonexistent}]", "caFile: open"},

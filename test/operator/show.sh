@@ -104,7 +104,8 @@ until_ok 30 "the Swarm" k apply -f - <<<'{apiVersion: shoal.dev/v1alpha1, kind: 
 
 operator_token=$(k -n shoal-system create token shoal-operator --duration 2h)
 kubeconfig "$WORK/operator.kubeconfig" "$operator_token"
-daemon shoal-operator env KUBECONFIG="$WORK/operator.kubeconfig" bin/shoal-operator --metrics-bind-address 0 --health-probe-bind-address 0
+echo 'allowAddresses: [127.0.0.0/8]' >"$WORK/operator.yaml"    # where the registry of this show is
+daemon shoal-operator env KUBECONFIG="$WORK/operator.kubeconfig" bin/shoal-operator --config "$WORK/operator.yaml" --metrics-bind-address 0 --health-probe-bind-address 0
 
 # --- four machines, each with its agent and a token that the API server bound to a pod on it ---
 ready() { # NODE STATUS

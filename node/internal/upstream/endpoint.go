@@ -160,15 +160,20 @@ func (c *Client) newClient(u Upstream) (*http.Client, error) {
 	if len(endpoints) == 0 && !u.Every() {
 		endpoints = []string{defaultEndpoint(u.Registry)}
 	}
-	d := c.newDialer(endpoints)
-	for _, at := range c.opts.Outward {
-		if registries.Canonical(at.Host) == registries.Canonical(u.Registry) {
-			d.outward = true
+	d := c.newDialer()
+	for _, e := range endpoints {
+		if at, err := url.Parse(e); err == nil {
+			d.Name(at)
 		}
 	}
 	for _, at := range c.opts.Outward {
-		if d.outward {
-			d.named[hostPort(at)] = true
+		if registries.Canonical(at.Host) == registries.Canonical(u.Registry) {
+			d.Outward = true
+		}
+	}
+	for _, at := range c.opts.Outward {
+		if d.Outward {
+			d.Name(at)
 		}
 	}
 	transport, err := registries.NewTransport(u, c.baseTransport(d), c.log)
@@ -178,9 +183,13 @@ func (c *Client) newClient(u Upstream) (*http.Client, error) {
 	return c.newHTTPClient(d, transport), nil
 }
 
-func (c *Client) newHTTPClient(d *dialer, transport http.RoundTripper) *http.Client {
+func (c *Client) newDialer() *registries.Dialer {
+	return &registries.Dialer{Dialer: net.Dialer{Timeout: c.opts.Timeouts.Dial}, Allowed: c.opts.AllowAddresses}
+}
+
+func (c *Client) newHTTPClient(d *registries.Dialer, transport http.RoundTripper) *http.Client {
 	if c.opts.Dial == nil {
-		transport = &checkedTransport{transport, d.checkURL}
+		transport = &checkedTransport{transport, d.CheckURL}
 	}
 	return &http.Client{
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -189,13 +198,13 @@ func (c *Client) newHTTPClient(d *dialer, transport http.RoundTripper) *http.Cli
 }
 
 // baseTransport is the transport without TLS settings.
-func (c *Client) baseTransport(d *dialer) *http.Transport {
+func (c *Client) baseTransport(d *registries.Dialer) *http.Transport {
 	dial := c.opts.Dial
 	if dial == nil {
 		dial = d.DialContext
 	}
 	return &http.Transport{
-		Proxy:               d.proxy(c.opts.Proxy),
+		Proxy:               d.Proxy(c.opts.Proxy),
 		DialContext:         dial,
 		TLSHandshakeTimeout: c.opts.Timeouts.Dial,
 		// Blobs are named by the digest of the bytes as stored, so nothing may be decoded on the way.

@@ -97,11 +97,10 @@ func (c *Client) mirrorClient(m Mirror) (*http.Client, error) {
 		}
 		config.Certificates = append(config.Certificates, cert)
 	}
-	var named []string
+	d := c.newDialer()
 	if m.URL != nil {
-		named = []string{m.URL.String()}
+		d.Name(m.URL)
 	}
-	d := c.newDialer(named)
 	transport := c.baseTransport(d)
 	transport.TLSClientConfig = config
 	return c.newHTTPClient(d, transport), nil

@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/trace"
 )
@@ -279,7 +280,7 @@ func judge(err error) failure {
 			u.Status >= 500 && u.Status != http.StatusNotImplemented && u.Status != http.StatusLoopDetected
 		f.retryAfter = u.RetryAfter
 	case errors.As(err, &cert), errors.Is(err, content.ErrBadAnswer), errors.Is(err, errLimit),
-		errors.Is(err, ErrAddress):
+		errors.Is(err, registries.ErrAddress):
 	default:
 		f.transient = true
 	}
@@ -333,7 +334,7 @@ func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call 
 			ep.mark(true, time.Now(), 0)
 			return nil, err
 		}
-		if errors.Is(err, ErrAddress) {
+		if errors.Is(err, registries.ErrAddress) {
 			return nil, err // which says nothing about the registry
 		}
 		if errors.Is(err, errElsewhere) {

@@ -39,6 +39,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/shoal-cache/shoal/api/pullsecret"
+	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/manifest"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
@@ -552,7 +553,7 @@ func TestAddresses_OfTheNodeItselfAreNotAskedUnlessTheyAreAllowed(t *testing.T) 
 			}
 			b, err := c.Open(t.Context(), req, 0, -1)
 			if tc.refused {
-				require.ErrorIs(t, err, upstream.ErrAddress)
+				require.ErrorIs(t, err, registries.ErrAddress)
 				require.ErrorContains(t, err, "upstream.allowAddresses", "the key that allows it is named")
 				require.NotErrorIs(t, err, content.ErrUnavailable, "it is no outage")
 				return

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"time"
@@ -23,12 +24,15 @@ type route struct {
 	endpoints  []*url.URL
 	namespaced bool // requests carry the query parameter ns
 	transport  *registries.Transport
+	dialer     *registries.Dialer
 }
 
-// New makes Upstreams. It fails for an entry that is malformed, is there twice, or names files that can't be read.
-func New(upstreams []registries.Upstream, log *slog.Logger) (*Upstreams, error) {
+// New makes Upstreams. Whoever may make a pin chooses the host of an image, and that host chooses where its redirects
+// lead, so addresses of the operator's own machine are not asked unless they are allowed or are those of an endpoint. It
+// fails for an entry that is malformed, is there twice, or names files that can't be read.
+func New(upstreams []registries.Upstream, allowed []netip.Prefix, log *slog.Logger) (*Upstreams, error) {
 	routes, err := registries.NewRoutes(upstreams, func(name string, u registries.Upstream) (*route, error) {
-		return newRoute(name, u, log)
+		return newRoute(name, u, allowed, log)
 	})
 	if err != nil {
 		return nil, err
@@ -37,21 +41,31 @@ func New(upstreams []registries.Upstream, log *slog.Logger) (*Upstreams, error) 
 }
 
 // newRoute is to the registry of a name, or to all that have no route of their own where it is "".
-func newRoute(name string, u registries.Upstream, log *slog.Logger) (*route, error) {
+func newRoute(name string, u registries.Upstream, allowed []netip.Prefix, log *slog.Logger) (*route, error) {
 	endpoints, err := u.URLs()
 	if err != nil {
 		return nil, err
 	}
+	dialer := &registries.Dialer{Dialer: net.Dialer{Timeout: 10 * time.Second}, Allowed: allowed}
+	for _, at := range endpoints {
+		dialer.Name(at)
+	}
+	if name != "" && len(endpoints) == 0 { // it is listed, and is where its name says
+		dialer.Name(&url.URL{Scheme: "https", Host: name})
+		dialer.Name(&url.URL{Scheme: "http", Host: name})
+	}
 	base := http.DefaultTransport.(*http.Transport).Clone()
 	// A registry that gives no answer within seconds is taken for unreachable.
 	base.ResponseHeaderTimeout = 15 * time.Second
-	base.DialContext = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
+	base.DialContext = dialer.DialContext
+	base.Proxy = dialer.Proxy(base.Proxy)
 	base.MaxIdleConnsPerHost = 4
 	transport, err := registries.NewTransport(u, base, log)
 	if err != nil {
 		return nil, err
 	}
-	return &route{endpoints: endpoints, namespaced: name == "" && len(endpoints) > 0, transport: transport}, nil
+	return &route{endpoints: endpoints, namespaced: name == "" && len(endpoints) > 0, transport: transport,
+		dialer: dialer}, nil
 }
 
 // For is the transport for pulls from one registry, which its caller names by host. Requests to others that the
@@ -78,6 +92,9 @@ func (p *pulls) RoundTrip(r *http.Request) (*http.Response, error) {
 	case asksRegistry && r.URL.Scheme == "http" && !isLoopback(r.URL.Hostname()):
 		// The library tries it with registries in private networks, credentials and all; agents do not.
 		return nil, fmt.Errorf("%s: plain HTTP only where upstreams give the registry an endpoint http://…", r.URL.Host)
+	}
+	if err := p.route.dialer.CheckURL(r.URL); err != nil {
+		return nil, err
 	}
 	return p.route.transport.RoundTrip(r)
 }

@@ -6,8 +6,10 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -55,12 +57,15 @@ func serve(t *testing.T, tls bool, h http.HandlerFunc) *httptest.Server {
 	return s
 }
 
+// loopback is where the servers of tests are.
+var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
+
 // byName is the server's URL by a name, for no registry may send its clients to private addresses.
 func byName(s *httptest.Server) string { return strings.Replace(s.URL, "127.0.0.1", "localhost", 1) }
 
 // resolve asks for registry.example/team/app:1, a name that leads nowhere by itself.
 func resolve(upstreams []registries.Upstream, options ...remote.Option) (string, error) {
-	ways, err := upstream.New(upstreams, slog.New(slog.DiscardHandler))
+	ways, err := upstream.New(upstreams, loopback, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return "", err
 	}
@@ -81,7 +86,7 @@ func resolveBy(transport http.RoundTripper, options ...remote.Option) (string, e
 
 func TestCredentialsAreNotSentInTheClearUnasked(t *testing.T) {
 	t.Parallel()
-	ways, err := upstream.New(nil, slog.New(slog.DiscardHandler))
+	ways, err := upstream.New(nil, loopback, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	// with which the library would try it
 	for _, host := range []string{"10.0.0.7:5000", "192.168.1.2", "registry.local:5000"} {
@@ -89,6 +94,48 @@ func TestCredentialsAreNotSentInTheClearUnasked(t *testing.T) {
 		require.NoError(t, err)
 		_, err = ways.For(host).RoundTrip(request)
 		require.ErrorContains(t, err, host+": plain HTTP only where upstreams give the registry an endpoint http://")
+	}
+}
+
+// Whoever may make a pin names any host, and what a registry answers stands in the pin's conditions.
+func TestAddressesOfTheOperatorsOwnMachineAreNotAsked(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	secret := serve(t, false, func(http.ResponseWriter, *http.Request) { asked.Add(1) })
+	port := secret.Listener.Addr().(*net.TCPAddr).Port
+	for name, c := range map[string]struct {
+		url     string
+		allowed []netip.Prefix
+		ups     []registries.Upstream
+		reached bool
+	}{
+		"a registry on it":             {url: fmt.Sprintf("https://127.0.0.1:%d/v2/", port)},
+		"what a registry redirects to": {url: fmt.Sprintf("http://127.0.0.1:%d/latest/meta-data", port)},
+		"a name that leads there":      {url: fmt.Sprintf("http://localhost:%d/token", port)},
+		"a cloud's metadata":           {url: "http://169.254.169.254/latest/meta-data"},
+		"one that is allowed": {url: fmt.Sprintf("http://127.0.0.1:%d/token", port), reached: true,
+			allowed: loopback},
+		"one that the administrator has named": {url: "http://registry.example/v2/", reached: true,
+			ups: []registries.Upstream{{Registry: "registry.example", Endpoints: []string{secret.URL}}}},
+		"one that is listed without an endpoint": {url: fmt.Sprintf("http://localhost:%d/v2/", port), reached: true,
+			ups: []registries.Upstream{{Registry: fmt.Sprintf("localhost:%d", port)}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ways, err := upstream.New(c.ups, c.allowed, slog.New(slog.DiscardHandler))
+			require.NoError(t, err)
+			request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, c.url, nil)
+			require.NoError(t, err)
+			before := asked.Load()
+			answer, err := ways.For(request.URL.Host).RoundTrip(request)
+			if c.reached {
+				require.NoError(t, err)
+				require.NoError(t, answer.Body.Close())
+				require.Equal(t, before+1, asked.Load())
+				return
+			}
+			require.ErrorIs(t, err, registries.ErrAddress)
+			require.Equal(t, before, asked.Load())
+		})
 	}
 }
 
@@ -176,7 +223,7 @@ func TestCertificatesThatAreRenewedAreUsedWithoutARestart(t *testing.T) {
 	}
 	write(registriestest.Certificate(t).Certificate[0])
 	ways, err := upstream.New([]registries.Upstream{{Registry: "registry.example", Endpoints: []string{secure.URL},
-		CAFile: ca}}, slog.New(slog.DiscardHandler))
+		CAFile: ca}}, loopback, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	transport := ways.For("registry.example")
 	_, err = resolveBy(transport)
@@ -294,7 +341,7 @@ func TestNewSaysWhatIsWrong(t *testing.T) {
 		`"*": listed twice`:     {{}, {Registry: "*"}},
 		`"B.example": listed t`: {{Registry: "b.example"}, {Registry: "B.example"}},
 	} {
-		_, err := upstream.New(ups, slog.New(slog.DiscardHandler))
+		_, err := upstream.New(ups, nil, slog.New(slog.DiscardHandler))
 		require.ErrorContains(t, err, want)
 		require.NotContains(t, err.Error(), "u:p@")
 	}

@@ -1,4 +1,4 @@
-package upstream
+package registries
 
 import (
 	"cmp"
@@ -72,27 +72,25 @@ func private(ip netip.Addr) bool {
 	return ip.IsPrivate() || shared.Contains(ip)
 }
 
-// dialer dials where registries may be asked. What it is given are the addresses that names resolve to, at the moment
+// Dialer dials where registries may be asked. What it is given are the addresses that names resolve to, at the moment
 // of the dial, so a name whose address changes does not pass.
-type dialer struct {
+type Dialer struct {
 	net.Dialer
-	allowed []netip.Prefix
-	outward bool            // private networks are not asked either
-	named   map[string]bool // host:port of the endpoints that the administrator wrote down
+	// Allowed are ranges at which registries are asked although they are those of the machine itself.
+	Allowed []netip.Prefix
+	// Outward: private networks are not asked either.
+	Outward bool
+
+	named   map[string]bool // host:port of what the administrator wrote down
 	proxies sync.Map        // host:port of the proxies that the administrator has set
 }
 
-// newDialer makes a dialer that asks at the named URLs wherever they are, since the administrator wrote them down.
-func (c *Client) newDialer(urls []string) *dialer {
-	d := &dialer{
-		Dialer: net.Dialer{Timeout: c.opts.Timeouts.Dial}, allowed: c.opts.AllowAddresses, named: make(map[string]bool),
+// Name has it dial a URL wherever that is, since the administrator wrote it down. It is to be called before any dial.
+func (d *Dialer) Name(u *url.URL) {
+	if d.named == nil {
+		d.named = make(map[string]bool)
 	}
-	for _, e := range urls {
-		if at, err := url.Parse(e); err == nil {
-			d.named[hostPort(at)] = true
-		}
-	}
-	return d
+	d.named[hostPort(u)] = true
 }
 
 // hostPort is what a dial for u is given.
@@ -102,8 +100,8 @@ func hostPort(u *url.URL) string {
 	return net.JoinHostPort(strings.ToLower(u.Hostname()), p)
 }
 
-// proxy is choose, whose choices may be dialled.
-func (d *dialer) proxy(choose func(*http.Request) (*url.URL, error)) func(*http.Request) (*url.URL, error) {
+// Proxy is choose, whose choices may be dialled.
+func (d *Dialer) Proxy(choose func(*http.Request) (*url.URL, error)) func(*http.Request) (*url.URL, error) {
 	return func(r *http.Request) (*url.URL, error) {
 		u, err := choose(r)
 		if u != nil {
@@ -114,7 +112,7 @@ func (d *dialer) proxy(choose func(*http.Request) (*url.URL, error)) func(*http.
 }
 
 // DialContext is that of net.Dialer.
-func (d *dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	checked := d.Dialer
 	if _, proxy := d.proxies.Load(address); !proxy && !d.named[strings.ToLower(address)] {
 		checked.ControlContext = func(_ context.Context, _, resolved string, _ syscall.RawConn) error {
@@ -128,9 +126,9 @@ func (d *dialer) DialContext(ctx context.Context, network, address string) (net.
 	return checked.DialContext(ctx, network, address)
 }
 
-// checkURL fails for a URL that names an address instead of a host, where that is not asked. A proxy would resolve it
+// CheckURL fails for a URL that names an address instead of a host, where that is not asked. A proxy would resolve it
 // otherwise.
-func (d *dialer) checkURL(u *url.URL) error {
+func (d *Dialer) CheckURL(u *url.URL) error {
 	address := hostPort(u)
 	ip, err := netip.ParseAddr(u.Hostname())
 	if err != nil || d.named[address] {
@@ -139,16 +137,16 @@ func (d *dialer) checkURL(u *url.URL) error {
 	return d.check(address, ip)
 }
 
-func (d *dialer) check(address string, ip netip.Addr) error {
+func (d *Dialer) check(address string, ip netip.Addr) error {
 	kind := refused(ip)
-	if kind == "" && d.outward && private(ip) {
+	if kind == "" && d.Outward && private(ip) {
 		kind = "an address of a private network"
 	}
 	if kind == "" {
 		return nil
 	}
 	ip = ip.Unmap().WithZone("")
-	for _, p := range d.allowed {
+	for _, p := range d.Allowed {
 		if p.Contains(ip) {
 			return nil
 		}
