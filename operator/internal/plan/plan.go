@@ -101,8 +101,8 @@ type Summary struct {
 	// Chosen is the number of nodes that are to have a copy now: Desired, but for those that are TooSmall, Full or
 	// Down.
 	Chosen int32
-	// Whole is Ready and the nodes that hold an earlier revision whole while the present one is on its way,
-	// WholeDomains the domains of these.
+	// Whole is Ready and the nodes that hold an earlier revision whole while the present one is on its way, or one
+	// that has no successor. WholeDomains are the domains of these.
 	Whole, WholeDomains    int32
 	BytesHeld, BytesWanted int64
 	LastUsed               *metav1.Time
@@ -339,7 +339,7 @@ func (c *computation) place(p *v1alpha1.ArtifactPin) *Summary {
 			c.keep(i, p, *h.assigned)
 		}
 		s.Desired = replicas(p.Spec.Replicas, int(s.Eligible))
-		c.count(p, s, slices.Collect(maps.Keys(held)), held, "")
+		c.count(p, s, slices.Collect(maps.Keys(held)), nil, held, "")
 		if p.Spec.Replicas.StrVal == v1alpha1.AllNodes && len(p.Status.Artifacts) == 0 {
 			c.gate(p, candidates.nodes, func(int) bool { return false })
 		}
@@ -410,14 +410,15 @@ func (c *computation) assign(p *v1alpha1.ArtifactPin, s *Summary, candidates eli
 			s.WindowShut = s.WindowShut || !open
 		}
 	}
-	c.leave(p, s, candidates, held, isPicked, ready, assignment.Revision)
-	c.count(p, s, picked, held, assignment.Revision)
+	stayed := c.leave(p, s, candidates, held, isPicked, ready, assignment.Revision)
+	c.count(p, s, picked, stayed, held, assignment.Revision)
 	c.gate(p, picked, func(i int) bool { return held[i].state(assignment.Revision) == v1alpha1.PinReady })
 }
 
-// leave decides about the copies on nodes that are not picked, while so many of the picked are ready with a revision.
+// leave decides about the copies on nodes that are not picked, while so many of the picked are ready with a revision. It
+// returns the nodes whose copies stay for want of a successor.
 func (c *computation) leave(p *v1alpha1.ArtifactPin, s *Summary, candidates eligibility, held map[int]holding,
-	picked map[int]bool, ready int, revision string) {
+	picked map[int]bool, ready int, revision string) (stayed []int) {
 	for i, h := range held {
 		_, eligible := slices.BinarySearch(candidates.nodes, i)
 		earlier := h.assigned.Revision != revision
@@ -431,16 +432,21 @@ func (c *computation) leave(p *v1alpha1.ArtifactPin, s *Summary, candidates elig
 			c.keep(i, p, *h.assigned)
 		case (len(picked) == 0 || ready < int(s.Desired) && eligible && earlier) && c.retain(i, p, h, earlier):
 			// It has no successor: no node matches, or has room for what the pin is now.
+			stayed = append(stayed, i)
 		default:
 			c.release(p.Spec.DeletionPolicy, i, h)
 		}
 	}
+	return stayed
 }
 
 // retain keeps a copy that is whole if the node has the room for it: of an earlier revision as much as it reports, for
 // nothing else tells its size any more.
 func (c *computation) retain(i int, p *v1alpha1.ArtifactPin, h holding, earlier bool) bool {
 	r := &c.room[i]
+	if r.pins <= 0 || c.weight(h.assigned) > r.object {
+		return false // a pin before it in rank has the place
+	}
 	if !earlier {
 		if !r.fits(p) {
 			return false
@@ -500,7 +506,7 @@ func (c *computation) pick(p *v1alpha1.ArtifactPin, s *Summary, candidates eligi
 			s.Down++
 		case !r.fits(p):
 			s.TooSmall++
-		case r.pins == 0 || weight > r.object:
+		case r.pins <= 0 || weight > r.object:
 			s.Full++
 		default:
 			return true
@@ -534,8 +540,10 @@ func (c *computation) fleet(p *v1alpha1.ArtifactPin, eligible []int, topologyKey
 	return f
 }
 
-// count fills in how far the picked nodes are with a revision; with revision "", with what each was last assigned.
-func (c *computation) count(p *v1alpha1.ArtifactPin, s *Summary, picked []int, held map[int]holding, revision string) {
+// count fills in how far the picked nodes are with a revision; with revision "", with what each was last assigned. What
+// stayed elsewhere is whole.
+func (c *computation) count(p *v1alpha1.ArtifactPin, s *Summary, picked, stayed []int, held map[int]holding,
+	revision string) {
 	key := c.in.ZoneKey
 	if p.Spec.Spread != nil {
 		key = p.Spec.Spread.TopologyKey
@@ -575,6 +583,10 @@ func (c *computation) count(p *v1alpha1.ArtifactPin, s *Summary, picked []int, h
 			}
 		default:
 		}
+	}
+	for _, i := range stayed {
+		s.Whole++
+		wholeDomains[c.in.Nodes[i].Labels[key]] = true
 	}
 	s.Chosen = int32(len(picked))
 	s.Domains, s.WholeDomains = int32(len(domains)), int32(len(wholeDomains))

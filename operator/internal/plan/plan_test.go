@@ -357,9 +357,10 @@ func TestACopyThatHasNoSuccessorStays(t *testing.T) {
 			m.settle()
 			before := m.on("a")
 			tc.change(m, p)
-			m.settle()
+			made := m.settle()
 			if tc.stays {
 				require.Equal(t, before, m.on("a"))
+				require.Equal(t, []int32{3, 3}, []int32{made.Pins["a"].Whole, made.Pins["a"].WholeDomains}, "and counts")
 			} else {
 				require.NotSubset(t, m.on("a"), before)
 			}
@@ -625,6 +626,20 @@ func TestANodeKeepsNoMorePinsThanFitItsObject(t *testing.T) {
 		full += int(s.Full)
 	}
 	require.Equal(t, 10, full)
+}
+
+func TestAPinOfHigherRankGetsThePlaceOfOneThatHasNone(t *testing.T) {
+	t.Parallel()
+	m := newModel(1)
+	m.Nodes[0].Capacity = 0
+	for i := range v1alpha1.MaxPinsPerNode {
+		m.pin(fmt.Sprintf("p%04d", i), 1, nil)
+	}
+	m.settle()
+	m.pin("new", 1, func(p *v1alpha1.ArtifactPin) { p.Spec.Priority = 1 })
+	m.settle()
+	require.Len(t, m.Nodes[0].Assigned, v1alpha1.MaxPinsPerNode)
+	require.Equal(t, []string{"node-0"}, m.on("new"))
 }
 
 func TestUnusedPinsExpire(t *testing.T) {
