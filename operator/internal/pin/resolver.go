@@ -1,6 +1,7 @@
 package pin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -384,12 +385,15 @@ func (r *Resolver) credentials(ctx context.Context,
 			"pull secrets may not be read in namespace %s: "+
 				"take them off the pin, or allow them with the chart's value pins.pullSecrets", p.Namespace)}
 	}
+	var problem *resolve.Error // the first; what is in order is used whatever becomes of the rest
 	if account != "" {
 		var sa corev1.ServiceAccount
 		err := r.Live.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: account}, &sa)
 		if err != nil {
-			return stillNamed(p, err, nil), nil, missing(err, v1alpha1.ReasonServiceAccountNotFound, "service account",
-				p.Namespace, account)
+			problem = missing(err, v1alpha1.ReasonServiceAccountNotFound, "service account", p.Namespace, account)
+		}
+		if problem != nil && problem.Reason == v1alpha1.ReasonResolving {
+			return p.Status.PullSecrets, nil, problem
 		}
 		for _, s := range sa.ImagePullSecrets {
 			if !slices.Contains(names, s.Name) {
@@ -397,35 +401,40 @@ func (r *Resolver) credentials(ctx context.Context,
 			}
 		}
 	}
-	names = names[:min(len(names), 16)] // what PinAssignment holds
+	var found []string
 	var all pullsecret.Credentials
-	for i, name := range names {
-		if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 { // a service account names what it likes
-			return names[:i], nil, &resolve.Error{Reason: v1alpha1.ReasonSecretNotFound,
-				Err: fmt.Errorf("%.64q can't be the name of a pull secret: %s", name, strings.Join(problems, ", "))}
+	for _, name := range names[:min(len(names), 16)] { // what PinAssignment holds
+		credentials, err := r.pullSecret(ctx, p.Namespace, name)
+		switch {
+		case err == nil:
+			found, all = append(found, name), append(all, credentials...)
+		case err.Reason == v1alpha1.ReasonResolving:
+			return p.Status.PullSecrets, nil, err
+		default:
+			problem = cmp.Or(problem, err)
 		}
-		var secret corev1.Secret
-		if err := r.Live.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: name}, &secret); err != nil {
-			return stillNamed(p, err, names[:i]), nil, missing(err, v1alpha1.ReasonSecretNotFound, "pull secret",
-				p.Namespace, name)
-		}
-		credentials, err := pullsecret.Parse(&secret)
-		if err != nil {
-			return names[:i], nil, &resolve.Error{Reason: v1alpha1.ReasonInvalidSecret, Err: err}
-		}
-		all = append(all, credentials...)
 	}
-	return names, all, nil
+	return found, all, problem
 }
 
-// stillNamed are the pull secrets that stay named when the next thing could not be read.
-func stillNamed(p *v1alpha1.ArtifactPin, err error, found []string) []string {
-	if apierrors.IsNotFound(err) {
-		return found
+// pullSecret reads one pull secret.
+func (r *Resolver) pullSecret(ctx context.Context, namespace, name string) (pullsecret.Credentials, *resolve.Error) {
+	if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 { // a service account names what it likes
+		return nil, &resolve.Error{Reason: v1alpha1.ReasonSecretNotFound,
+			Err: fmt.Errorf("%.64q can't be the name of a pull secret: %s", name, strings.Join(problems, ", "))}
 	}
-	return p.Status.PullSecrets
+	var secret corev1.Secret
+	if err := r.Live.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &secret); err != nil {
+		return nil, missing(err, v1alpha1.ReasonSecretNotFound, "pull secret", namespace, name)
+	}
+	credentials, err := pullsecret.Parse(&secret)
+	if err != nil {
+		return nil, &resolve.Error{Reason: v1alpha1.ReasonInvalidSecret, Err: err}
+	}
+	return credentials, nil
 }
 
+// missing is the error of what was to be read. Its reason is ReasonResolving where the API server gave no answer.
 func missing(err error, reason, what, namespace, name string) *resolve.Error {
 	if apierrors.IsNotFound(err) {
 		return &resolve.Error{Reason: reason,

@@ -3,6 +3,7 @@ package pin
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -118,24 +119,26 @@ func TestOnlyWhatIsAPullSecretIsNamed(t *testing.T) {
 	reader := secrets{all: map[string]*corev1.Secret{
 		"login": login, "other": {Type: corev1.SecretTypeOpaque}, "silent": nil}}
 	for name, tc := range map[string]struct {
-		named, account string
+		named, account string // names apart by a space, a name
 		want           []string
 		counted        int // -1: no registry is asked
 	}{
-		"a pull secret":                {named: "login", want: []string{"login"}, counted: 1},
-		"a service account's":          {account: "login", want: []string{"login"}, counted: 1},
-		"one that is missing":          {named: "none", counted: -1},
-		"one of another type":          {named: "other", counted: -1},
-		"an account's of another type": {named: "login", account: "other", want: []string{"login"}, counted: -1},
-		"one that is not answered for": {named: "silent", want: []string{"before"}, counted: -1},
+		"a pull secret":                  {named: "login", want: []string{"login"}, counted: 1},
+		"a service account's":            {account: "login", want: []string{"login"}, counted: 1},
+		"one that is missing":            {named: "none", counted: -1},
+		"one of another type":            {named: "other", counted: -1},
+		"an account's of another type":   {named: "login", account: "other", want: []string{"login"}, counted: -1},
+		"one beside one that is missing": {named: "none login", want: []string{"login"}, counted: -1},
+		"one without its account":        {named: "login", account: "none", want: []string{"login"}, counted: -1},
+		"one that is not answered for":   {named: "silent", want: []string{"before"}, counted: -1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := &v1alpha1.ArtifactPin{}
 			p.Status.PullSecrets = []string{"before"}
 			p.Spec.ServiceAccountName = tc.account
-			if tc.named != "" {
-				p.Spec.PullSecrets = []corev1.LocalObjectReference{{Name: tc.named}}
+			for _, name := range strings.Fields(tc.named) {
+				p.Spec.PullSecrets = append(p.Spec.PullSecrets, corev1.LocalObjectReference{Name: name})
 			}
 			asked := resolve.Options{Secrets: -1}
 			r := newResolver(p, registries{asked: &asked}, clock.RealClock{})
