@@ -43,7 +43,7 @@ func (o Output) Print(w io.Writer, value any, human func(io.Writer) error) error
 	switch o {
 	case JSON:
 		data, err = json.MarshalIndent(value, "", "  ")
-		data = append(visible(data), '\n')
+		data = append(visible(unseen, data), '\n')
 	case YAML:
 		data, err = yaml.Marshal(value)
 	default:

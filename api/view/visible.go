@@ -15,10 +15,13 @@ import (
 // Text for people has parts that others write: agents, registries, whoever may write a condition. A terminal obeys some
 // characters, and others turn what is read around. These are shown as JSON writes them, \u001b.
 //
-// unseen are those characters, and the colours of kubectl shoal, which stay.
-var unseen = regexp.MustCompile(`\x1b\[(?:0|3[1-3])m|[^\pL\pM\pN\pP\pS\p{Zs}\n\t]`)
+// unseen are those characters. In what we write ourselves the colours of kubectl shoal stay.
+var (
+	unseen = regexp.MustCompile(`[^\pL\pM\pN\pP\pS\p{Zs}\n\t]`)
+	ours   = regexp.MustCompile(`\x1b\[(?:0|3[1-3])m|` + unseen.String())
+)
 
-func visible(text []byte) []byte {
+func visible(unseen *regexp.Regexp, text []byte) []byte {
 	return unseen.ReplaceAllFunc(bytes.ToValidUTF8(text, []byte("\ufffd")), func(c []byte) (shown []byte) {
 		if len(c) > 1 && c[0] == '\x1b' {
 			return c
@@ -42,7 +45,7 @@ func ForTerminal(w io.Writer) io.Writer { return terminal{w} }
 type terminal struct{ io.Writer }
 
 func (t terminal) Write(text []byte) (int, error) {
-	if _, err := t.Writer.Write(visible(text)); err != nil {
+	if _, err := t.Writer.Write(visible(ours, text)); err != nil {
 		return 0, err
 	}
 	return len(text), nil
@@ -50,7 +53,7 @@ func (t terminal) Write(text []byte) (int, error) {
 
 // Line is a text that others wrote on one line, so that it cannot pass for more lines of ours.
 func Line(text string) string {
-	return string(visible([]byte(strings.Join(strings.FieldsFunc(text, func(r rune) bool {
+	return string(visible(unseen, []byte(strings.Join(strings.FieldsFunc(text, func(r rune) bool {
 		return r == '\n' || r == '\r' || r == '\t'
 	}), " "))))
 }

@@ -42,6 +42,11 @@ func TestForTerminal_ShowsWhatATerminalWouldObey(t *testing.T) {
 	}
 }
 
+func TestLine_LeavesNoColourToOthers(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, `\u001b[32m✓ all is well ✗`, view.Line("\x1b[32m✓ all is well\r\n✗"))
+}
+
 // evil is what an agent or a registry may say.
 const evil = "x\r\n\t\v\f\x1b[2J\u009b31m\x7f\u202e\n✗ Forged: line"
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -141,6 +142,7 @@ func TestFlags_ThatMakeNoSenseAreRefused(t *testing.T) {
 		"top --agent-timeout 0s":    "--agent-timeout 0s: want more than nothing",
 		"status --wait --timeout 0": "--timeout 0s: want more than nothing",
 		"pin redis:7 --ttl -1h":     "--ttl -1h0m0s: want 0",
+		"preheat redis:7 --ttl 0":   "--ttl 0: what preheat brings ends after a while",
 		"pin redis:7 --node-selector =,= --server http://127.0.0.1:1": "--node-selector",
 		"status -o table":         `--output "table": want json, yaml or wide`,
 		"top --agent-timeout ten": "invalid argument",
@@ -269,6 +271,23 @@ func TestOutput_WhatAgentsSayForgesNoLine(t *testing.T) {
 		require.Equal(t, strings.Count(written("x"), "\n"), strings.Count(written(evil), "\n"), verb)
 		require.NotRegexp(t, "[\x1b\r\u009b]", written(evil), verb)
 		require.Contains(t, written(evil), `\u001b[2J`, verb)
+	}
+}
+
+func TestOutput_WhatAgentsSayOfPinsForgesNoLineAndEndsNoCommand(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	p := &plugin{IOStreams: genericiooptions.IOStreams{ErrOut: &out}}
+	p.say("  %s: %s", "node1", "x\r\n✗ Forged\x1b[32m")
+	require.Equal(t, "  node1: x ✗ Forged\\u001b[32m\n", out.String())
+	for what, c := range map[string]struct {
+		part, whole int64
+		filled      int
+	}{
+		"half": {1, 2, 10}, "nothing of nothing": {0, 0, 0}, "more than all": {3, 2, 20}, "less than nothing": {-1, 2, 0},
+		"more than can be": {600_000_000_000_000_000, 1, 20}, "as much as can be": {math.MaxInt64, math.MaxInt64, 20},
+	} {
+		require.Equal(t, c.filled, strings.Count(bar(c.part, c.whole), "#"), what)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"regexp"
@@ -60,7 +61,12 @@ func (p *plugin) preheatCommand() *cobra.Command {
 after --ttl, and the images then stay in the cache like any others.`,
 		Example: "  kubectl shoal preheat registry.example/team/app:1.3 --wait\n" +
 			"  kubectl shoal preheat registry.example/team/app:1.3 --node-selector pool=gpu --ttl 2h",
-		RunE: func(cmd *cobra.Command, args []string) error { return p.pinWithin(cmd.Context(), args, "preheat", f) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if f.ttl == 0 {
+				return errors.New("--ttl 0: what preheat brings ends after a while; kubectl shoal pin makes a pin that stays")
+			}
+			return p.pinWithin(cmd.Context(), args, "preheat", f)
+		},
 	}
 	f.add(cmd, v1alpha1.AllNodes, 6*time.Hour)
 	return cmd
@@ -119,7 +125,15 @@ func (f *pinFlags) change(pin *v1alpha1.ArtifactPinSpec, to v1alpha1.ArtifactPin
 		pin.Replicas = to.Replicas
 	}
 	if f.given("ttl") {
-		pin.Expiry = to.Expiry
+		if pin.Expiry == nil {
+			pin.Expiry = &v1alpha1.Expiry{}
+		}
+		if pin.Expiry.TTL = nil; to.Expiry != nil {
+			pin.Expiry.TTL = to.Expiry.TTL
+		}
+		if *pin.Expiry == (v1alpha1.Expiry{}) {
+			pin.Expiry = nil
+		}
 	}
 	if f.given("pull-secret") {
 		pin.PullSecrets = to.PullSecrets
@@ -261,8 +275,8 @@ var hopeless = []string{v1alpha1.ReasonNotFoundUpstream, v1alpha1.ReasonUnauthor
 func bar(part, whole int64) string {
 	const width = 20
 	full := 0
-	if whole > 0 {
-		full = int(min(width, part*width/whole))
+	if whole > 0 { // what agents report may be anything
+		full = int(width * max(0, min(1, float64(part)/float64(whole))))
 	}
 	return "[" + strings.Repeat("#", full) + strings.Repeat(".", width-full) + "]"
 }

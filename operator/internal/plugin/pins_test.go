@@ -35,6 +35,9 @@ func TestPin_OfAPinThatIsThereOnlyWhatFlagsNameIsChanged(t *testing.T) {
 			want: func(s *v1alpha1.ArtifactPinSpec) { s.Replicas = intstr.FromInt32(3) }},
 		"that it does not end": {flags: []string{"--ttl", "0"},
 			want: func(s *v1alpha1.ArtifactPinSpec) { s.Expiry = nil }},
+		"how long it holds": {flags: []string{"--ttl", "2h"}, want: func(s *v1alpha1.ArtifactPinSpec) {
+			s.Expiry.TTL.Duration = 2 * time.Hour
+		}},
 		"other secrets": {flags: []string{"--pull-secret", "other"},
 			want: func(s *v1alpha1.ArtifactPinSpec) { s.PullSecrets[0].Name = "other" }},
 		"that any node will do": {flags: []string{"--node-selector", ""},

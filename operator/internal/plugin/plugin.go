@@ -337,7 +337,7 @@ func (p *plugin) colour(code, text string) string {
 
 // say writes a line for people only.
 func (p *plugin) say(format string, args ...any) {
-	_, _ = fmt.Fprintf(p.ErrOut, format+"\n", args...)
+	_, _ = fmt.Fprintln(p.ErrOut, view.Line(fmt.Sprintf(format, args...)))
 }
 
 // within bounds all of a command that waits, its first look too, by --timeout.

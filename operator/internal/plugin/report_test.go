@@ -66,6 +66,7 @@ func TestRedact_LeavesTheRest(t *testing.T) {
 		"ask the registry for a token: 401 Unauthorized",
 		`Www-Authenticate: Bearer realm="https://auth.example/token",service="registry"`,
 		"pullSecrets:\n- name: login", "kubectl shoal pin redis:7 --pull-secret login", "login failed -p", "task-1-risk-x",
+		"global-registry-mirror-1", "gloo-mirror-eu-central-1", "sk-bratislava-worker-node-01",
 		"https://auth.example/token?scope=repository:library/redis:pull&service=registry.docker.io",
 		"/ip4/10.0.0.1/tcp/5052/p2p/12D3KooW",
 	} {
