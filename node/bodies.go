@@ -21,8 +21,8 @@ var (
 	uploads = bodies{pause: 30 * time.Second}
 )
 
-// bound answers requests whose bodies do not come. Otherwise net/http reads a body before it sends the answer, and waits
-// for one that never comes for as long as the connection stays.
+// bound answers requests whose bodies do not come. Otherwise net/http reads a body before it sends the answer, and
+// waits for one that never comes for as long as the connection stays.
 func (b bodies) bound(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength == 0 {

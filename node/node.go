@@ -124,7 +124,7 @@ func (n *node) start(ctx context.Context) (err error) {
 	if err := n.joinSwarm(); err != nil {
 		return err
 	}
-	if err := n.makeFronts(); err != nil { //nolint:contextcheck // what was proved is remembered whether the caller waits or not
+	if err := n.makeFronts(); err != nil {
 		return err
 	}
 	if n.kube, err = n.newKubernetes(n.inZone); err != nil {

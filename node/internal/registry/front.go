@@ -165,7 +165,7 @@ func (f *Front) admit(ctx context.Context, x *exchange, req content.Request) err
 	x.authorized = time.Since(x.Start)
 	// Elsewhere a source that has proved nothing is given what it gives itself. Here its registry is asked for nothing.
 	if err == nil && x.rule.Mode == policy.PeersOnly && x.rule.Authorization.Mode != policy.Exempt &&
-		!f.opts.Gate.Proved(req) { //nolint:contextcheck // what was proved is remembered whether the caller waits or not
+		!f.opts.Gate.Proved(req) {
 		return fmt.Errorf("%s of %s, whose registry has not shown that it has it: %w", req.Digest, req.Repository,
 			content.ErrNotFound)
 	}

@@ -128,7 +128,8 @@ func (p *pages) ask(ctx context.Context, repo content.Repository, path string, q
 	}, nil
 }
 
-// answers reports whether a document is what was asked for, and not the page of some proxy, which would accept everyone.
+// answers reports whether a document is what was asked for, and not the page of some proxy, which would accept
+// everyone.
 func answers(path string, document []byte) bool {
 	list := "tags"
 	if strings.HasPrefix(path, "referrers/") {

@@ -26,8 +26,8 @@ const (
 	agentPatience = 3 * time.Second
 	// mostAsked is how many agents are asked; of more, that many which are spread evenly over their names.
 	mostAsked = 300
-	// longestAnswer is how many bytes one view of an agent may have. What 5,000 peers are called fits, and an agent that
-	// somebody has taken over does not fill the operator's memory.
+	// longestAnswer is how many bytes one view of an agent may have. What 5,000 peers are called fits, and an agent
+	// that somebody has taken over does not fill the operator's memory.
 	longestAnswer = 2 << 20
 	// registriesEvery is the time between two questions which registries answer: for each, every agent asks them all.
 	registriesEvery = 5 * time.Minute

@@ -69,7 +69,7 @@ func (r registries) Resolve(_ context.Context, _ v1alpha1.Artifact,
 
 func newResolver(p *v1alpha1.ArtifactPin, of registries, at clock.Clock) *Resolver {
 	return &Resolver{Client: store{pin: p}, Registries: of, Recorder: events.NewFakeRecorder(100), Clock: at,
-		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "attempts"}, []string{"reason"})}
+		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "attempts_total", Help: "Attempts."}, []string{"reason"})}
 }
 
 func TestAResolutionThatFailsIsTriedAgain(t *testing.T) {
@@ -153,9 +153,9 @@ func TestOnlyWhatIsAPullSecretIsNamed(t *testing.T) {
 func TestWithNoPinThereAreNoCopies(t *testing.T) {
 	t.Parallel()
 	all := prometheus.NewRegistry()
-	r := &Planner{Client: store{}, Clock: clock.RealClock{}, Board: &Board{}, seconds: prometheus.NewHistogram(
-		prometheus.HistogramOpts{Name: "seconds"}), copies: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "copies"},
-		[]string{"state"})}
+	r := &Planner{Client: store{}, Clock: clock.RealClock{}, Board: &Board{},
+		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "seconds", Help: "Seconds."}),
+		copies:  prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "copies", Help: "Copies."}, []string{"state"})}
 	all.MustRegister(r.copies)
 	r.copies.WithLabelValues("ready").Set(3) // of a pin that was
 	_, err := r.Reconcile(t.Context(), ctrl.Request{})
