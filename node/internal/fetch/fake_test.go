@@ -353,3 +353,42 @@ func TestFetch_ASizeThatPeersNameWrongIsForgottenWithTheAttempt(t *testing.T) {
 	alone.orders <- schedule.Orders{Leases: []schedule.Run{{First: 0, Count: 2}}}
 	require.Equal(t, data, readAll(t, fr, req)())
 }
+
+// An answer's header goes out with the size, before any byte of what peers claim could be compared.
+func TestFetch_ASizeThatPeersNameIsConfirmedWhereTheManifestNamesAnother(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		listed, told int64 // in chunks
+		wrong        bool  // the told one is
+	}{
+		"the peers are wrong":    {listed: 2, told: 40, wrong: true},
+		"the manifest is wrong":  {listed: 40, told: 2},
+		"no manifest tells":      {listed: 0, told: 2},
+		"they name the same one": {listed: 2, told: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			fr, s, req, data := scripted(t, 2, nil)
+			req.Size = c.listed * content.ChunkSize
+			opened := make(chan error, 1)
+			var r content.Reader
+			go func() {
+				var err error
+				r, err = fr.Open(t.Context(), req)
+				opened <- err
+			}()
+			s.next(t).orders <- schedule.Orders{Size: c.told * content.ChunkSize} // nobody brings anything yet
+			if c.wrong {
+				require.ErrorIs(t, <-opened, content.ErrMisled)
+				alone := s.next(t)
+				require.Equal(t, s.ID(), alone.coordinator, "it is read from upstream alone")
+				alone.orders <- schedule.Orders{Leases: []schedule.Run{{First: 0, Count: 2}}}
+				require.Equal(t, data, readAll(t, fr, req)())
+				return
+			}
+			require.NoError(t, <-opened)
+			require.Equal(t, int64(len(data)), r.Size())
+			require.NoError(t, r.Close())
+		})
+	}
+}

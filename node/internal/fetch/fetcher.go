@@ -340,7 +340,10 @@ func (fr *Fetcher) follow(ctx context.Context, req content.Request, keep bool) (
 		return nil, err
 	}
 	r := &reader{f: f, part: req.Part, unchecked: req.File != "", keep: keep, came: req.Since}
-	if err := f.awaitSize(ctx, req.Since); err != nil {
+	if err = f.awaitSize(ctx, req.Since); err == nil {
+		err = f.confirmSize(ctx, req)
+	}
+	if err != nil {
 		_ = r.Close()
 		return nil, err
 	}

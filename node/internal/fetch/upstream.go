@@ -329,6 +329,36 @@ func (f *fetch) sized(body *upstream.Body) error {
 	return err
 }
 
+// confirming is how long upstream has to tell a size.
+const confirming = 2 * time.Second
+
+// confirmSize asks upstream for the size where peers tell another than the request or a manifest does. The header of an
+// answer goes out with it, and a client that is told a wrong size gives up. Where upstream is silent the peers' word
+// stands.
+func (f *fetch) confirmSize(ctx context.Context, req content.Request) error {
+	f.sizing.Lock()
+	defer f.sizing.Unlock()
+	size := f.knownSize()
+	if f.confirmedSize() >= 0 || req.Size <= 0 || size == req.Size || req.NoUpstream() ||
+		f.fr.opts.PeersOnly(req.Repository) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, confirming)
+	defer cancel()
+	known, _, err := f.fr.opts.Upstream.Stat(ctx, req)
+	if err != nil {
+		return nil //nolint:nilerr // as above
+	}
+	f.mu.Lock()
+	f.sizeTold, f.sizeWrong = known != size, known != size
+	f.mu.Unlock()
+	if known == size {
+		return nil
+	}
+	f.mismatch(fmt.Errorf("%s is of %d bytes upstream, want %d: %w", f.digest, known, size, content.ErrDigestMismatch))
+	return f.ended()
+}
+
 func (f *fetch) readChunks(body io.Reader, r schedule.Run) error {
 	buf := f.fr.buffers.Get().(*[]byte)
 	defer f.fr.buffers.Put(buf)
