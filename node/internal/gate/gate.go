@@ -28,6 +28,7 @@ const (
 	maxChallenges = 1 << 10
 	maxSilences   = 4 << 10
 	maxAnyone     = 4 << 10
+	maxUnsure     = 16 << 10
 
 	// silenceTTL is how long a source that did not answer a caller is not asked again for that caller, where the policy
 	// lets the gate do without. Otherwise each request of a pull would wait for it anew.
@@ -54,7 +55,7 @@ const Hedge = time.Second
 var errSilent = errors.New("the source is silent")
 
 // errUnsure is a yes that may be about anything: there are proxies that answer every question with a page, of a login
-// or for the time of an outage. It accepts nobody.
+// or for the time of an outage. It accepts nobody: such a caller is given what the source gives itself.
 var errUnsure = errors.New("the answer does not show that it is about the content")
 
 // Source names who decides who may read some content. Fronts choose the names; those of different fronts must differ.
@@ -145,6 +146,7 @@ type Gate struct {
 	claimed    *lru.Cache[mark, int64]      // by source and content: its size as a manifest has it, or 0
 	hearings   *lru.Cache[mark, *hearing]   // by source and content: what other nodes said a moment ago
 	challenges *lru.Cache[Source, []string] // what the source asks of callers without credentials
+	unsure     *lru.Cache[mark, time.Time]  // by source, credentials and content: when the yes to it was last errUnsure
 	silences   *lru.Cache[mark, time.Time]  // by source and credentials: when the source last did not answer
 	questions  singleflight.Group
 
@@ -176,7 +178,7 @@ func New(opts Options) (*Gate, error) {
 		opts: opts, log: opts.Logger, secret: make([]byte, secretSize), asking: semaphore.NewWeighted(anyoneAtOnce),
 		accepted: lru.New[mark, time.Time](maxAccepted), silences: lru.New[mark, time.Time](maxSilences),
 		proven: lru.New[mark, struct{}](maxContents), claimed: lru.New[mark, int64](maxContents),
-		hearings:   lru.New[mark, *hearing](maxHearings),
+		hearings: lru.New[mark, *hearing](maxHearings), unsure: lru.New[mark, time.Time](maxUnsure),
 		challenges: lru.New[Source, []string](maxChallenges), anyone: lru.New[Source, time.Time](maxAnyone),
 	}
 	g.ctx, g.end = context.WithCancel(context.Background())
@@ -204,53 +206,71 @@ func (g *Gate) thing(source Source, d digest.Digest) mark {
 	return g.mark("content", source, d.String())
 }
 
+// pair stands for one content that one caller asks for.
+func (g *Gate) pair(source Source, credentials string, d digest.Digest) mark {
+	return g.mark("pair", source, credentials+"\x00"+d.String()) // no header holds a zero byte
+}
+
 // Admit returns nil when the caller may read the content. Otherwise the error is the source's own refusal, or
 // content.ErrUnavailable where the source does not decide and the policy does not vouch for the caller.
 func (g *Gate) Admit(ctx context.Context, rule policy.Rule, req Request) error {
 	if rule.Authorization.Mode == policy.Exempt {
 		return nil
 	}
+	pair := g.pair(req.Source, req.Credentials, req.Digest)
 	accepted := g.Accepts(rule, req.Source, req.Credentials)
 	if accepted && g.proved(req.Source, req.Digest) {
+		g.unsure.Remove(pair)
 		return nil
 	}
-	if !accepted {
-		if g.Silent(req.Source, req.Credentials) && g.knows(ctx, req) &&
-			g.Offline(ctx, rule, req.Source, req.Credentials, content.ErrUnavailable) == nil {
-			return nil
-		}
-		err := g.ask(ctx, rule, req)
-		if Unanswered(err) && g.knows(ctx, req) {
-			return g.Offline(ctx, rule, req.Source, req.Credentials, err)
-		}
-		if errors.Is(err, errUnsure) {
-			return g.makeSure(ctx, rule, req)
-		}
-		if err != nil {
-			return err
-		}
+	err := g.decide(ctx, rule, req, accepted)
+	switch {
+	case errors.Is(err, errUnsure):
+		g.unsure.Add(pair, time.Now())
+		return nil
+	case err == nil:
+		g.unsure.Remove(pair)
 	}
-	return g.prove(ctx, rule, req)
+	return err
+}
+
+// decide is Admit of what is not known already. It fails with errUnsure for a caller who may be given what the source
+// gives itself, and nothing else.
+func (g *Gate) decide(ctx context.Context, rule policy.Rule, req Request, accepted bool) error {
+	if accepted {
+		return g.prove(ctx, rule, req)
+	}
+	if g.Silent(req.Source, req.Credentials) && g.knows(ctx, req) &&
+		g.Offline(ctx, rule, req.Source, req.Credentials, content.ErrUnavailable) == nil {
+		return nil
+	}
+	err := g.ask(ctx, rule, req)
+	switch {
+	case err == nil:
+		return g.prove(ctx, rule, req)
+	case Unanswered(err) && g.knows(ctx, req):
+		return g.Offline(ctx, rule, req.Source, req.Credentials, err)
+	case errors.Is(err, errUnsure):
+		return g.makeSure(ctx, rule, req)
+	}
+	return err
 }
 
 // makeSure decides about a caller to whom the source said a yes that may be about anything: by a sample, which the
-// source gives in the caller's name, of what could be given away by mistake. Where there is nothing, the caller is let
-// on to what the source gives itself.
+// source gives in the caller's name, of what others hold. It fails with errUnsure where there is nothing to sample.
 func (g *Gate) makeSure(ctx context.Context, rule policy.Rule, req Request) error {
 	r, fromPeers, err := g.elsewhere(ctx, req)
-	if err == nil {
-		if err = g.sample(ctx, req, r, fromPeers); err == nil {
-			g.Confirm(ctx, rule, req)
-			return nil
-		}
-		if !errors.Is(err, errPeers) && !errors.Is(err, errStart) {
-			return err
-		}
+	if err != nil {
+		return errUnsure
 	}
-	if g.proved(req.Source, req.Digest) { // it might come from where it was not found just now
-		return fmt.Errorf("%s of %s: %w: %w", req.Digest, req.Source, content.ErrUnavailable, errUnsure)
+	err = g.sample(ctx, req, r, fromPeers)
+	switch {
+	case err == nil:
+		g.Confirm(ctx, rule, req)
+	case errors.Is(err, errPeers), errors.Is(err, errStart):
+		return errUnsure
 	}
-	return nil
+	return err
 }
 
 // sure returns nil where a yes is about the content, by the size that it names. The size is known of what this node

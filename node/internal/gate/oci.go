@@ -31,9 +31,11 @@ func Blob(r Registries, req content.Request) Request {
 	}
 }
 
-// Proved reports whether a repository has proved that it has the content of req, to this node or to one that told so.
+// Proved reports whether the caller of req may be given what is held of its content: a repository has proved that it
+// has it, to this node or to one that told so, and its yes to the caller was surely about that.
 func (g *Gate) Proved(req content.Request) bool {
-	return g.proved(Repository(req.Repository), req.Digest)
+	source := Repository(req.Repository)
+	return g.proved(source, req.Digest) && !g.unsure.Contains(g.pair(source, req.Authorization, req.Digest))
 }
 
 // Prove notes that the content of req came from its repository, all of it, and matched its digest.

@@ -116,9 +116,7 @@ func (g *Gate) prove(ctx context.Context, rule policy.Rule, req Request) error {
 		if g.claimed.Contains(g.thing(req.Source, req.Digest)) {
 			return nil // it comes from the source, or not at all
 		}
-		if err = g.ask(ctx, rule, req); errors.Is(err, errUnsure) {
-			return nil // as above
-		}
+		err = g.ask(ctx, rule, req)
 	}
 	return err
 }

@@ -78,9 +78,13 @@ func TestGate_TheStartOfSomeContentIsNoProof(t *testing.T) {
 					Source: gate.Repository(req.Repository), Digest: req.Digest,
 					Upstream: startOnly{honest{cache: layer}},
 				}))
+				proven := func() []digest.Digest {
+					return g.Testify(gate.Repository(req.Repository), []digest.Digest{req.Digest}).Proven
+				}
 				require.False(t, g.Proved(req))
+				require.Empty(t, proven())
 				g.Prove(req) // the fetch has had all of it from there
-				require.True(t, g.Proved(req))
+				require.NotEmpty(t, proven())
 			})
 		})
 	}
@@ -126,14 +130,28 @@ func TestGate_AYesThatMayBeAboutAnythingAcceptsNobody(t *testing.T) {
 		proved   bool
 		admits   bool
 		accepts  bool
+		given    bool // what others have
 	}{
-		"to what this node holds":            {from: cache(layer), upstream: yes{login}, proved: true},
-		"to what other nodes hold":           {from: elsewhere{cache(layer)}, upstream: yes{login}, proved: true},
-		"to what nobody is found to hold":    {from: elsewhere{}, upstream: yes{login}, proved: true},
-		"to what it has to give itself":      {from: elsewhere{}, upstream: yes{login}, admits: true},
-		"unless it gives what others hold":   {from: elsewhere{cache(layer)}, upstream: honest{cache: layer}, proved: true, admits: true, accepts: true},
-		"unless it knows how long that is":   {from: cache(layer), upstream: honest{cache: layer}, proved: true, admits: true, accepts: true},
-		"unless others are wrong about that": {from: elsewhere{cache(layer[1:])}, upstream: honest{cache: layer}, admits: true},
+		"to what this node holds": {from: cache(layer), upstream: yes{login}, proved: true},
+		"to what other nodes hold": {
+			from: elsewhere{cache(layer)}, upstream: yes{login}, proved: true, admits: true,
+		},
+		"to what nobody is found to hold": {from: elsewhere{}, upstream: yes{login}, proved: true, admits: true},
+		"to what it has to give itself":   {from: elsewhere{}, upstream: yes{login}, admits: true},
+		"to what it gives from its start only": {
+			from: elsewhere{cache(layer)}, upstream: startOnly{honest{cache: layer}},
+			proved: true, admits: true,
+		},
+		"though it has what nobody holds any more": {from: elsewhere{}, upstream: honest{cache: layer}, proved: true,
+			admits: true},
+		"unless it gives what others hold": {
+			from: elsewhere{cache(layer)}, upstream: honest{cache: layer}, proved: true,
+			admits: true, accepts: true, given: true,
+		},
+		"unless it knows how long that is": {from: cache(layer), upstream: honest{cache: layer}, proved: true,
+			admits: true, accepts: true, given: true},
+		"unless others are wrong about that": {from: elsewhere{cache(layer[1:])}, upstream: honest{cache: layer},
+			admits: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -145,11 +163,20 @@ func TestGate_AYesThatMayBeAboutAnythingAcceptsNobody(t *testing.T) {
 				if test.proved {
 					g.Prove(req)
 				}
-				err = g.Admit(t.Context(), rule, gate.Request{
-					Source: gate.Repository(repo), Digest: req.Digest, Upstream: test.upstream,
-				})
-				require.Equal(t, test.admits, err == nil, "%v", err)
-				require.Equal(t, test.accepts, g.Accepts(rule, gate.Repository(repo), ""))
+				for range 2 {
+					err = g.Admit(t.Context(), rule, gate.Request{
+						Source: gate.Repository(repo), Digest: req.Digest, Upstream: test.upstream,
+					})
+					require.Equal(t, test.admits, err == nil, "%v", err)
+					require.Equal(t, test.accepts, g.Accepts(rule, gate.Repository(repo), ""))
+					if test.admits {
+						require.Equal(t, test.given, g.Proved(req))
+					}
+					g.Prove(req) // as another caller may bring it about at any time
+				}
+				others := req
+				others.Authorization = "Basic another"
+				require.True(t, g.Proved(others), "what a source has does not hang on one caller")
 			})
 		})
 	}
