@@ -34,6 +34,10 @@ const (
 	// lets the gate do without. Otherwise each request of a pull would wait for it anew.
 	silenceTTL = 10 * time.Second
 
+	// unsureTTL is for how long, at most, a source is not asked again about a caller and a content of which its yes was
+	// unsure. A puller that reads a blob in many ranges would wait for that, and for a search, each time.
+	unsureTTL = time.Minute
+
 	// longest bounds a question whose source goes on sending other bytes, in Options.Timeout; looks is how often in
 	// that time the gate looks for such bytes.
 	longest, looks = 3, 8
@@ -146,7 +150,7 @@ type Gate struct {
 	claimed    *lru.Cache[mark, int64]      // by source and content: its size as a manifest has it, or 0
 	hearings   *lru.Cache[mark, *hearing]   // by source and content: what other nodes said a moment ago
 	challenges *lru.Cache[Source, []string] // what the source asks of callers without credentials
-	unsure     *lru.Cache[mark, time.Time]  // by source, credentials and content: when the yes to it was last errUnsure
+	unsure     *lru.Cache[mark, time.Time]  // by source, credentials and content: since when the yes to it is errUnsure
 	silences   *lru.Cache[mark, time.Time]  // by source and credentials: when the source last did not answer
 	questions  singleflight.Group
 
@@ -223,6 +227,13 @@ func (g *Gate) Admit(ctx context.Context, rule policy.Rule, req Request) error {
 		g.unsure.Remove(pair)
 		return nil
 	}
+	since, unsure := g.unsure.Get(pair)
+	// Where the source must give nothing itself, others may have it since.
+	if unsure && time.Since(since) < min(rule.Authorization.TTL, unsureTTL) && rule.Mode != policy.PeersOnly {
+		if size, held := g.size(req); size == 0 && !held { // else another answer may be sure
+			return nil
+		}
+	}
 	err := g.decide(ctx, rule, req, accepted)
 	switch {
 	case errors.Is(err, errUnsure):
@@ -273,24 +284,31 @@ func (g *Gate) makeSure(ctx context.Context, rule policy.Rule, req Request) erro
 	return err
 }
 
-// sure returns nil where a yes is about the content, by the size that it names. The size is known of what this node
-// holds; a manifest of the source may have a wrong one.
+// size is how long the content is, by what this node holds, or else by a manifest of the source, which may be wrong. 0:
+// not known.
+func (g *Gate) size(req Request) (n int64, held bool) {
+	if r, err := g.opts.Cache.Held(req.Digest); err == nil {
+		defer func() { _ = r.Close() }()
+		return r.Size(), true
+	}
+	n, _ = g.claimed.Get(g.thing(req.Source, req.Digest))
+	return n, false
+}
+
+// sure returns nil where a yes is about the content, by the size that it names.
 func (g *Gate) sure(req Request, size int64) error {
 	if size < 0 {
 		return nil
 	}
-	if r, err := g.opts.Cache.Held(req.Digest); err == nil {
-		defer func() { _ = r.Close() }()
-		if size != r.Size() {
-			return fmt.Errorf("%s says that %s is of %d bytes, and it is of %d: %w", req.Source, req.Digest, size,
-				r.Size(), content.ErrBadAnswer)
-		}
+	switch known, held := g.size(req); {
+	case size == known && (held || known > 0):
 		return nil
-	}
-	if listed, _ := g.claimed.Get(g.thing(req.Source, req.Digest)); listed == 0 || listed != size {
+	case held:
+		return fmt.Errorf("%s says that %s is of %d bytes, and it is of %d: %w", req.Source, req.Digest, size, known,
+			content.ErrBadAnswer)
+	default:
 		return errUnsure
 	}
-	return nil
 }
 
 // ask puts the request to its source, once for all who ask the same at that time, and remembers the answer. Where the

@@ -13,10 +13,12 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/gate"
+	"github.com/shoal-cache/shoal/node/internal/manifest"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 )
 
@@ -177,6 +179,69 @@ func TestGate_AYesThatMayBeAboutAnythingAcceptsNobody(t *testing.T) {
 				others := req
 				others.Authorization = "Basic another"
 				require.True(t, g.Proved(others), "what a source has does not hang on one caller")
+			})
+		})
+	}
+}
+
+// asked counts the questions to a source that is asked about content that it has.
+type asked struct {
+	honest
+	n *int
+}
+
+func (a asked) Ask(ctx context.Context) (int64, error) { *a.n++; return a.honest.Ask(ctx) }
+
+// Some pullers read a blob in many ranges, and ask for no manifest that tells its size.
+func TestGate_AnUnsureYesIsNotAskedForWithEachRange(t *testing.T) {
+	t.Parallel()
+	layer := random(3 << 20)
+	repo := content.Repository{Registry: "r.test", Name: "a"}
+	source := gate.Repository(repo)
+	listed := &manifest.Manifest{Layers: []v1.Descriptor{{Digest: digest.FromBytes(layer), Size: 3 << 20}}}
+	for name, test := range map[string]struct {
+		rule   policy.Rule
+		before func(*gate.Gate)
+		then   func(*gate.Gate)
+		asked  int
+		sure   bool
+	}{
+		"in a short time": {rule: policy.DefaultRule(), asked: 1},
+		"of what was proved earlier": {rule: policy.DefaultRule(), asked: 1, before: func(g *gate.Gate) {
+			g.Prove(content.Request{Repository: repo, Digest: digest.FromBytes(layer)})
+		}},
+		"by a caller who is accepted": {rule: policy.DefaultRule(), asked: 1,
+			before: func(g *gate.Gate) { g.Accept(source, "", time.Now()) }},
+		"but is after a minute": {rule: policy.DefaultRule(), asked: 2,
+			then: func(*gate.Gate) { time.Sleep(time.Minute) }},
+		"but is where the policy has it asked each time": {asked: 10},
+		"but is where it may come from other nodes alone": {asked: 10, rule: policy.Rule{
+			Mode: policy.PeersOnly, Authorization: policy.DefaultRule().Authorization,
+		}},
+		"but is once a manifest tells the size": {rule: policy.DefaultRule(), asked: 2, sure: true,
+			then: func(g *gate.Gate) { g.Learn(t.Context(), source, listed) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				g, err := gate.New(gate.Options{Cache: nothing{}, Timeout: time.Second})
+				require.NoError(t, err)
+				defer g.Close()
+				if test.before != nil {
+					test.before(g)
+				}
+				accepted := g.Accepts(test.rule, source, "")
+				n := 0
+				for i := range 10 {
+					if i == 5 && test.then != nil {
+						test.then(g)
+					}
+					require.NoError(t, g.Admit(t.Context(), test.rule, gate.Request{
+						Source: source, Digest: digest.FromBytes(layer), Upstream: asked{honest{cache: layer}, &n},
+					}))
+				}
+				require.Equal(t, test.asked, n)
+				require.Equal(t, test.sure || accepted, g.Accepts(test.rule, source, ""))
 			})
 		})
 	}
