@@ -51,14 +51,16 @@ func (e *foreignError) wait(ctx context.Context) error {
 // mayStandStill is for how long a fetch that brings nothing keeps other sources from bringing the blob.
 const mayStandStill = 3 * time.Second
 
-// giveWay ends a fetch that stands still, for the sake of another source. It fails with errForeign for one that does
-// not.
+// giveWay ends a fetch that stands still or that nobody wants, for the sake of another source. It fails with errForeign
+// for any other.
 func (f *fetch) giveWay(ctx context.Context) error {
 	tick := time.NewTicker(mayStandStill / 30)
 	defer tick.Stop()
 	for {
 		still := time.Since(f.start) - time.Duration(f.cameAt.Load())
 		switch {
+		case f.endUnwanted():
+			return nil
 		case still >= mayStandStill:
 			f.fail(errForeign)
 			if f.ended() == nil { // it only has yet to be committed
@@ -76,6 +78,18 @@ func (f *fetch) giveWay(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// endUnwanted ends a fetch that was to show what peers hold, as for a sample, once its reader has gone. Nobody comes back
+// for it, and a source that must give its own bytes would find it in the way on each node. It reports whether the fetch
+// has failed.
+func (f *fetch) endUnwanted() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.readers == 0 && len(f.askers.callers) == 0 && !f.finishing && !f.charge.open() {
+		f.failNow(errForeign)
+	}
+	return f.err != nil
 }
 
 // source is the repository from which alone the bytes of a fetch come, on all nodes, because it has not proved yet that

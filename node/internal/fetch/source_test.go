@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
@@ -228,4 +230,66 @@ func TestSource_AnotherThatHasTheBlobGivesItItself(t *testing.T) {
 	_, err = n.read(t.Context(), other)
 	require.NoError(t, err)
 	require.Equal(t, before+3*chunk1+5, o.Bytes.Load(), "that was the proof, so what is here is given")
+}
+
+// The gate looks at what peers hold before it lets in a caller of a source that has proved nothing.
+func TestSource_WhatWasFetchedForASampleGivesWayToItOnceThatIsTaken(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		of       content.Repository // zero: of no source, as a sample is
+		stays    bool
+		givesWay bool
+	}{
+		"a sample that was taken":             {givesWay: true},
+		"but not one that is being taken":     {stays: true},
+		"nor a fetch for callers, if they go": {of: content.Repository{Registry: "images.test", Name: "c/d"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			proved := &proofs{}
+			fr, s, req, data := scripted(t, 3, func(o *Options) { o.Sources = proved })
+			first := content.Request{Repository: test.of, Digest: req.Digest, Size: req.Size}
+			proved.Prove(first)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			took, left := make(chan error, 1), make(chan struct{})
+			go func() {
+				defer close(left)
+				r, err := fr.Open(ctx, first)
+				if err == nil {
+					_, err = read(ctx, r, content.ChunkSize)
+					defer func() { _ = r.Close() }()
+				}
+				took <- err
+				<-ctx.Done()
+			}()
+			session := s.next(t)
+			session.orders <- assigned(data, "home", 0)
+			w := s.want(t, 1)[0]
+			w.sink.Block("home", w.cid, chunkOf(data, 0))
+			require.NoError(t, <-took)
+			if !test.stays {
+				cancel()
+				<-left
+			}
+			got := readAll(t, fr, req)
+			if test.givesWay {
+				<-session.closed
+				s.next(t).orders <- schedule.Orders{Leases: []schedule.Run{{First: 0, Count: 3}}}
+			}
+			require.Equal(t, data, got())
+			if !test.givesWay {
+				require.Len(t, fr.running(), 1, "it goes on, and the source is read past it")
+			}
+		})
+	}
+}
+
+func read(ctx context.Context, r content.Reader, n int64) ([]byte, error) {
+	body, err := r.Range(ctx, 0, n)
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(body)
+	return data, errors.Join(err, body.Close())
 }
