@@ -29,6 +29,7 @@ const (
 	maxSilences   = 4 << 10
 	maxAnyone     = 4 << 10
 	maxUnsure     = 16 << 10
+	maxStarts     = 4 << 10
 
 	// silenceTTL is how long a source that did not answer a caller is not asked again for that caller, where the policy
 	// lets the gate do without. Otherwise each request of a pull would wait for it anew.
@@ -145,13 +146,14 @@ type Gate struct {
 	log    *slog.Logger
 	secret []byte
 
-	accepted   *lru.Cache[mark, time.Time]  // by source and credentials: when the source last said yes
-	proven     *lru.Cache[mark, struct{}]   // by source and content
-	claimed    *lru.Cache[mark, int64]      // by source and content: its size as a manifest has it, or 0
-	hearings   *lru.Cache[mark, *hearing]   // by source and content: what other nodes said a moment ago
-	challenges *lru.Cache[Source, []string] // what the source asks of callers without credentials
-	unsure     *lru.Cache[mark, time.Time]  // by source, credentials and content: since when the yes to it is errUnsure
-	silences   *lru.Cache[mark, time.Time]  // by source and credentials: when the source last did not answer
+	accepted   *lru.Cache[mark, time.Time]   // by source and credentials: when the source last said yes
+	proven     *lru.Cache[mark, struct{}]    // by source and content
+	claimed    *lru.Cache[mark, int64]       // by source and content: its size as a manifest has it, or 0
+	hearings   *lru.Cache[mark, *hearing]    // by source and content: what other nodes said a moment ago
+	challenges *lru.Cache[Source, []string]  // what the source asks of callers without credentials
+	unsure     *lru.Cache[mark, time.Time]   // by source, credentials and content: since when the yes to it is errUnsure
+	starts     *lru.Cache[Source, time.Time] // when each last gave no part of some content but from its start
+	silences   *lru.Cache[mark, time.Time]   // by source and credentials: when the source last did not answer
 	questions  singleflight.Group
 
 	asking *semaphore.Weighted           // bounds the questions that no caller waits for
@@ -183,6 +185,7 @@ func New(opts Options) (*Gate, error) {
 		accepted: lru.New[mark, time.Time](maxAccepted), silences: lru.New[mark, time.Time](maxSilences),
 		proven: lru.New[mark, struct{}](maxContents), claimed: lru.New[mark, int64](maxContents),
 		hearings: lru.New[mark, *hearing](maxHearings), unsure: lru.New[mark, time.Time](maxUnsure),
+		starts:     lru.New[Source, time.Time](maxStarts),
 		challenges: lru.New[Source, []string](maxChallenges), anyone: lru.New[Source, time.Time](maxAnyone),
 	}
 	g.ctx, g.end = context.WithCancel(context.Background())

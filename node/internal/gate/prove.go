@@ -36,6 +36,9 @@ const (
 	// nothing of it may come that they say to have.
 	peersTimeout = 2 * time.Second
 	bringTimeout = 3 * time.Second
+	// startAgain is after how long a source that gave some content from its start only is asked for another part again:
+	// it may have been a cache in between.
+	startAgain = 10 * time.Minute
 )
 
 // errPeers is that other nodes do not bring what they say to have, or something else. So it is as if they had none.
@@ -187,12 +190,16 @@ func (a *awaited) Close() error {
 	return a.ReadCloser.Close()
 }
 
-// elsewhere opens content that this node or another holds. It fails with content.ErrNotFound where none does.
+// elsewhere opens content that this node or another holds. It fails with content.ErrNotFound where none does, or where
+// the source would give no sample.
 func (g *Gate) elsewhere(ctx context.Context, req Request) (r content.Reader, fromPeers bool, err error) {
 	if r, err = g.opts.Cache.Held(req.Digest); err == nil { // a disk that fails is as good as one without it
 		return r, false, nil
 	}
 	err = fmt.Errorf("%w: %w", content.ErrNotFound, err)
+	if g.startOnly(req) {
+		return nil, false, errStart // and peers are asked for nothing that cannot be compared
+	}
 	if !g.proved(req.Source, req.Digest) { // else others are not heard about it
 		h := g.hear(ctx, req.Source, req.Digest)
 		if !h.held[req.Digest] && h.testimony.Everyone {
@@ -205,6 +212,14 @@ func (g *Gate) elsewhere(ctx context.Context, req Request) (r content.Reader, fr
 		err = fmt.Errorf("%w: %w", errPeers, err)
 	}
 	return r, true, err
+}
+
+// startOnly reports whether the source, by what it did a while ago, gives no sample of the content.
+func (g *Gate) startOnly(req Request) bool {
+	at, seen := g.starts.Get(req.Source)
+	listed, _ := g.claimed.Get(g.thing(req.Source, req.Digest))
+	whole := req.Upstream.Whole() || listed > 0 && listed <= sampleWindow // which begins at the start
+	return seen && time.Since(at) < startAgain && !whole
 }
 
 // compare has the source give a part of the content, and compares that with what r gives.
@@ -239,6 +254,7 @@ func (g *Gate) match(ctx context.Context, req Request, r content.Reader, off, n 
 	}
 	switch {
 	case at != off: // it does not know Range
+		g.starts.Add(req.Source, time.Now())
 		return fmt.Errorf("%s of %s: %w", req.Digest, req.Source, errStart)
 	case int64(len(theirs)) != n:
 		return fmt.Errorf("%s gave %d bytes of %s from %d, not %d: %w", req.Source, len(theirs), req.Digest, off, n,

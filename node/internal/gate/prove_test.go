@@ -92,6 +92,64 @@ func TestGate_TheStartOfSomeContentIsNoProof(t *testing.T) {
 	}
 }
 
+// counted counts the searches for what other nodes hold.
+type counted struct {
+	elsewhere
+	n *int
+}
+
+func (c counted) FromPeers(ctx context.Context, d digest.Digest) (content.Reader, error) {
+	*c.n++
+	return c.elsewhere.FromPeers(ctx, d)
+}
+
+// What peers bring for a sample is in the way of the source's own bytes, and costs them.
+func TestGate_NothingIsBroughtToCompareWithASourceThatGivesStartsOnly(t *testing.T) {
+	t.Parallel()
+	layer, config := random(3<<20), random(60<<10)
+	source := gate.Source("oci r.test/a")
+	for name, test := range map[string]struct {
+		data     []byte
+		source   gate.Source
+		whole    bool
+		listed   int64
+		after    time.Duration
+		searches int
+	}{
+		"of another blob":             {data: layer[1:], source: source},
+		"but of one listed as little": {data: config, source: source, listed: 60 << 10, searches: 1},
+		"but of a manifest":           {data: config, source: source, whole: true, searches: 1},
+		"but with another source":     {data: layer, source: "oci r.test/b", searches: 1},
+		"but after a while":           {data: layer, source: source, after: 10 * time.Minute, searches: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				n := 0
+				from := &counted{elsewhere{cache(layer)}, &n}
+				g, err := gate.New(gate.Options{Cache: from, Timeout: time.Second, Witness: unheard{}})
+				require.NoError(t, err)
+				defer g.Close()
+				admit := func(data []byte, source gate.Source, whole bool) {
+					require.NoError(t, g.Admit(t.Context(), policy.Rule{}, gate.Request{
+						Source: source, Digest: digest.FromBytes(data),
+						Upstream: startOnly{honest{cache: data, whole: whole}},
+					}))
+				}
+				admit(layer, source, false)
+				require.Equal(t, 1, n)
+				n, from.elsewhere = 0, elsewhere{cache(test.data)}
+				time.Sleep(test.after)
+				g.Learn(t.Context(), source, &manifest.Manifest{Layers: []v1.Descriptor{
+					{Digest: digest.FromBytes(config), Size: test.listed},
+				}})
+				admit(test.data, test.source, test.whole)
+				require.Equal(t, test.searches, n)
+			})
+		})
+	}
+}
+
 // Which part of little content is the most varied, anyone can tell who knows how such content looks.
 func TestGate_LittleContentIsSampledWhole(t *testing.T) {
 	t.Parallel()
