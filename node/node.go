@@ -190,6 +190,7 @@ func (n *node) makeFronts() (err error) {
 	n.fetcher = fetch.New(fetch.Options{
 		Store: n.store, Swarm: n.swarm, Upstream: n.gate.Observe(n.upstream), Zone: n.inZone,
 		Sources:        sources{n.gate, n.policy, c.Hub.Name(), func() fetch.Sources { return n.hub }},
+		Gave:           n.gate.Gave,
 		PeersOnly:      func(r content.Repository) bool { return n.policy.Load().For(r).Mode == policy.PeersOnly },
 		VerifiedRanges: c.Registry.Ranges == config.RangesVerified, ReadAhead: c.Registry.ReadAhead.Bytes,
 		Ended: n.told, Tracer: n.tracer, Patience: c.Registry.FirstByteTimeout,

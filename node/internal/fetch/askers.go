@@ -75,6 +75,14 @@ func (k *askers) refuse(a *asker, err error) {
 	}
 }
 
+// only is the one who was given whatever came from upstream, nil where it may have been several.
+func (k *askers) only() *asker {
+	if len(k.callers) != 1 || k.nobody != nil || !k.callers[0].accepted {
+		return nil
+	}
+	return k.callers[0]
+}
+
 // anew are the callers for another fetch, which refuses none of them yet.
 func (k *askers) anew() (another askers) {
 	for _, a := range k.callers {

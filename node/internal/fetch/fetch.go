@@ -599,7 +599,7 @@ func (f *fetch) finish(ing *store.Ingest) {
 	// Not before the commit: whoever hears of the proof looks for the blob among those that hold it, and no longer in
 	// the room of its source, where this node is known to have it meanwhile.
 	if f.source != "" {
-		f.fr.opts.Sources.Prove(req)
+		f.proved(req)
 	}
 	if c.open() {
 		f.fr.settle(c, req.Repository.Registry, ing.Len(), func(i int) schedule.Sum { return sumOf(ing.CID(i)) })

@@ -68,6 +68,9 @@ type Options struct {
 	Zone string
 	// Sources is optional: without it each source may be given what any other has.
 	Sources Sources
+	// Gave is told that the repository of a request has itself given its caller some of a blob which matched its digest
+	// as a whole, where the repository had not proved before to have it. Optional.
+	Gave func(content.Request)
 	// PeersOnly tells of a repository that its registry must not be asked. nil: none.
 	PeersOnly func(content.Repository) bool
 	// Window, PeerWindow, PeerSilence, PeerPatience and CoordinatorPatience are those of schedule.ParticipantConfig.
@@ -165,6 +168,9 @@ func New(o Options) *Fetcher {
 	}
 	if o.Sources == nil {
 		o.Sources = everyone{}
+	}
+	if o.Gave == nil {
+		o.Gave = func(content.Request) {}
 	}
 	if o.PeersOnly == nil {
 		o.PeersOnly = func(content.Repository) bool { return false }

@@ -48,6 +48,18 @@ func (e *foreignError) wait(ctx context.Context) error {
 	}
 }
 
+// proved notes that the source of a fetch has given the whole, and to whom.
+func (f *fetch) proved(req content.Request) {
+	f.fr.opts.Sources.Prove(req)
+	f.mu.Lock()
+	given, some := f.askers.only(), f.fromUpstream > 0
+	f.mu.Unlock()
+	if given != nil && some {
+		req.Repository, req.Authorization = given.repo, given.authorization
+		f.fr.opts.Gave(req)
+	}
+}
+
 // mayStandStill is for how long a fetch that brings nothing keeps other sources from bringing the blob.
 const mayStandStill = 3 * time.Second
 

@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -292,4 +293,60 @@ func read(ctx context.Context, r content.Reader, n int64) ([]byte, error) {
 	}
 	data, err := io.ReadAll(body)
 	return data, errors.Join(err, body.Close())
+}
+
+// Whom a repository gives wholly right bytes, it lets read. Of several callers at one time it may be any one.
+func TestSource_WhoWasGivenTheBlobItselfIsTold(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		callers []string
+		peers   bool
+		told    []string
+	}{
+		"of the only caller":              {callers: []string{"a"}, told: []string{"a"}},
+		"of one who asks twice":           {callers: []string{"a", "a"}, told: []string{"a"}},
+		"but of none of several":          {callers: []string{"a", "b"}},
+		"and of none where peers give it": {callers: []string{"a"}, peers: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			told := make(chan string, 8)
+			fr, s, req, data := scripted(t, 2, func(o *Options) {
+				o.Sources = &proofs{}
+				o.Gave = func(req content.Request) { told <- req.Authorization }
+			})
+			var got []func() []byte
+			for _, who := range test.callers {
+				req.Authorization = who
+				got = append(got, readAll(t, fr, req))
+			}
+			session := s.next(t)
+			eventually(t, "all are there", func() bool {
+				running := fr.Running()
+				return len(running) == 1 && running[0].Readers == len(test.callers)
+			})
+			if !test.peers {
+				session.orders <- schedule.Orders{Leases: []schedule.Run{{First: 0, Count: 2}}}
+			} else {
+				session.orders <- assigned(data, "home", 0, 1)
+				for _, w := range s.want(t, 2) {
+					i := 0
+					if w.cid.Equals(content.SumCID(sha256.Sum256(chunkOf(data, 1)))) {
+						i = 1
+					}
+					w.sink.Block("home", w.cid, chunkOf(data, i))
+				}
+			}
+			for _, of := range got {
+				require.Equal(t, data, of())
+			}
+			fr.Close() // the fetch has ended
+			close(told)
+			var all []string
+			for who := range told {
+				all = append(all, who)
+			}
+			require.Equal(t, test.told, all)
+		})
+	}
 }

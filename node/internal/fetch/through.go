@@ -79,7 +79,7 @@ func (t *through) Range(ctx context.Context, off, n int64) (io.ReadCloser, error
 	r := io.LimitReader(in, n) // a registry that ignores Range sends all
 	if whole {
 		// All but the end goes out before the digest is known; the end does not, if it is wrong.
-		r = &judged{content.NewVerifier(r, t.req.Digest, t.size), func() { t.fr.opts.Sources.Prove(t.req) },
+		r = &judged{content.NewVerifier(r, t.req.Digest, t.size), t.matched,
 			func(error) { t.fr.opts.Upstream.Distrust(t.req) }}
 		if _, open := t.fr.doubts.passes(time.Now(), t.req.Digest); open {
 			r = &weighed{Reader: r, t: t, sum: sha256.New()}
@@ -90,6 +90,12 @@ func (t *through) Range(ctx context.Context, off, n int64) (io.ReadCloser, error
 		io.Closer
 	}{r, body}, m: t.fr.m, from: fromUpstream}
 	return counted, nil
+}
+
+// matched notes that the source has given the whole.
+func (t *through) matched() {
+	t.fr.opts.Sources.Prove(t.req)
+	t.fr.opts.Gave(t.req)
 }
 
 // judged reads what is checked against its digest, and tells whether that matches. right may be nil.

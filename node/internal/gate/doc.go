@@ -9,7 +9,7 @@
 //     A yes must be about the content: it names its digest, or its size, where that is known. Else a sample decides,
 //     because a proxy in front of a source may answer every question with a page. Where there is nothing to sample,
 //     the caller is given what the source gives him itself, whatever it has proved, and is not asked about anew for a
-//     minute.
+//     minute. What he was given so shows it too, once the whole has matched.
 //   - What a source has. A source that says so claims it. The claim proves nothing, because a digest is no secret, and
 //     anyone may name a host that claims every digest. So a claim is enough only for content that nobody in the swarm
 //     holds: it then comes from that source or not at all. Content that came from elsewhere is given in the name of a

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -40,6 +41,15 @@ func (g *Gate) Proved(req content.Request) bool {
 
 // Prove notes that the content of req came from its repository, all of it, and matched its digest.
 func (g *Gate) Prove(req content.Request) { g.enroll(Repository(req.Repository), req.Digest) }
+
+// Gave notes that the repository of req has itself given its caller some of the content, all of which matched. So its
+// yes to that caller was about the content, if it was unsure.
+func (g *Gate) Gave(req content.Request) {
+	source := Repository(req.Repository)
+	if g.unsure.Remove(g.pair(source, req.Authorization, req.Digest)) {
+		g.Accept(source, req.Authorization, time.Now())
+	}
+}
 
 // repository is the Upstream of one request.
 type repository struct {

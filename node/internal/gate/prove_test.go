@@ -188,14 +188,12 @@ func TestGate_AYesThatMayBeAboutAnythingAcceptsNobody(t *testing.T) {
 		from     gate.Cache
 		upstream gate.Upstream
 		proved   bool
-		admits   bool
-		accepts  bool
-		given    bool // what others have
+		admits, accepts,
+		given bool // what others have
 	}{
 		"to what this node holds": {from: cache(layer), upstream: yes{login}, proved: true},
-		"to what other nodes hold": {
-			from: elsewhere{cache(layer)}, upstream: yes{login}, proved: true, admits: true,
-		},
+		"to what other nodes hold": {from: elsewhere{cache(layer)}, upstream: yes{login}, proved: true,
+			admits: true},
 		"to what nobody is found to hold": {from: elsewhere{}, upstream: yes{login}, proved: true, admits: true},
 		"to what it has to give itself":   {from: elsewhere{}, upstream: yes{login}, admits: true},
 		"to what it gives from its start only": {
@@ -240,6 +238,30 @@ func TestGate_AYesThatMayBeAboutAnythingAcceptsNobody(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Else a caller who has asked once would be sent away in an outage that comes then.
+func TestGate_WhoWasGivenTheContentAfterAnUnsureYesIsAccepted(t *testing.T) {
+	t.Parallel()
+	layer := random(3 << 20)
+	rule := policy.DefaultRule()
+	req := content.Request{Repository: content.Repository{Registry: "r.test", Name: "a"}, Authorization: "alice",
+		Digest: digest.FromBytes(layer)}
+	source := gate.Repository(req.Repository)
+	g, err := gate.New(gate.Options{Cache: nothing{}, Timeout: time.Minute})
+	require.NoError(t, err)
+	defer g.Close()
+	require.NoError(t, g.Admit(t.Context(), rule, gate.Request{
+		Source: source, Digest: req.Digest, Credentials: "alice", Upstream: honest{cache: layer},
+	}))
+	g.Prove(req)
+	require.False(t, g.Proved(req) || g.Accepts(rule, source, "alice"))
+	bobs := req
+	bobs.Authorization = "bob"
+	g.Gave(bobs)
+	require.False(t, g.Accepts(rule, source, "bob"), "there was no question about him")
+	g.Gave(req)
+	require.True(t, g.Proved(req) && g.Accepts(rule, source, "alice"))
 }
 
 // asked counts the questions to a source that is asked about content that it has.

@@ -146,6 +146,7 @@ func newAgentThatWaits(t testing.TB, h *hubtest.Hub, dir string, bootstrap []pee
 	a.gate, err = gate.New(gate.Options{Cache: keptBlobs{a}, Memory: a.store.Notes("gate"), Logger: log})
 	require.NoError(t, err)
 	a.fetcher = fetch.New(fetch.Options{Store: a.store, Swarm: a.swarm, Upstream: a.gate.Observe(a.up), Sources: proofs{a},
+		Gave:   a.gate.Gave,
 		Logger: log, Registerer: reg,
 		PeerSilence: 20 * time.Second, PeerPatience: patience, CoordinatorPatience: patience, Patience: patience})
 	endpoint, transport, err := a.up.Reach(hubName)
