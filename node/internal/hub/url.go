@@ -199,17 +199,14 @@ func (h urlHost) AskForAnyone(ctx context.Context) (size int64, err error) {
 	return h.Ask(ctx)
 }
 
-// Ask asks for the first byte. No page that a proxy has for every question is given in parts.
+// Ask asks for the first byte. The answer tells the size, in parts or not: there are hosts that give in parts, too, the
+// page that they have for every question.
 func (h urlHost) Ask(ctx context.Context) (size int64, err error) {
 	body, err := h.upstream.Open(ctx, h.req, 0, 1)
 	if err != nil {
 		return 0, err
 	}
-	defer func() { _ = body.Close() }()
-	if body.Whole {
-		return body.Size, nil
-	}
-	return -1, nil
+	return body.Size, body.Close()
 }
 
 func describeURL(x *exchange, size int64) {

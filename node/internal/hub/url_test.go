@@ -29,7 +29,8 @@ type fileHost struct {
 	files   map[string][]byte
 	asked   []string // paths, with the authorization
 	down    atomic.Bool
-	private string // prefix of paths that want the token "good"
+	page    atomic.Bool // what it gives for everything, as a file that may be read in parts
+	private string      // prefix of paths that want the token "good"
 }
 
 func newFileHost(t testing.TB) *fileHost {
@@ -43,6 +44,8 @@ func newFileHost(t testing.TB) *fileHost {
 		switch {
 		case f.down.Load():
 			panic(http.ErrAbortHandler)
+		case f.page.Load():
+			http.ServeContent(w, r, "page.html", time.Time{}, strings.NewReader("<html>back soon</html>"))
 		case strings.HasPrefix(r.URL.Path, f.private) && r.Header.Get("Authorization") != "Bearer good" &&
 			r.URL.Query().Get("signature") != "right":
 			http.Error(w, "no", http.StatusUnauthorized)
@@ -213,5 +216,45 @@ func TestURL_WhatIsHereIsGivenToThoseWhomTheHostGivesIt(t *testing.T) {
 	require.GreaterOrEqual(t, a.ask(t, http.MethodGet, private).status, 400)
 	for _, r := range h.Requests() {
 		require.Empty(t, r.Authorization, "a token for the host went to the hub")
+	}
+}
+
+// Static pages are given in parts, as files are.
+func TestURL_AHostThatAnswersEverythingWithAPageLetsNobodyIn(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ held bool }{
+		"to what is here":     {held: true},
+		"to what comes later": {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h, host := newHub(t), newFileHost(t)
+			data := read(t, hubtest.Random(7, 2<<20))
+			private := host.put("/private/a.bin", data)
+			a := newAgent(t, h, "", nil, host.URL)
+			a.allow(t, host.URL)
+			fill := func() {
+				require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, private, bearer("good")...).status)
+				require.Eventually(t, func() bool { // the last bytes are given before the file is kept
+					_, err := a.store.Stat(digest.FromBytes(data))
+					return err == nil
+				}, time.Minute, 5*time.Millisecond)
+			}
+			if test.held {
+				fill()
+			}
+			host.page.Store(true)
+			g := a.ask(t, http.MethodGet, private)
+			require.True(t, g.status >= 400 || g.err != nil, "%d", g.status)
+			require.False(t, bytes.Contains(g.body, data[:64]))
+			host.page.Store(false)
+			if !test.held {
+				fill()
+			}
+			for range 2 { // and in an outage
+				require.GreaterOrEqual(t, a.ask(t, http.MethodGet, private).status, 400)
+				host.down.Store(true)
+			}
+		})
 	}
 }
