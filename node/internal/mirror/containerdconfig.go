@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"encoding/json"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -124,7 +125,12 @@ func parseConfigFile(path string, content []byte) (f configFile, imports []strin
 	if err := toml.Unmarshal(content, &c); err != nil {
 		return configFile{}, nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return configFile{path: path, digest: digestOf(fmt.Appendf(nil, "%#v", c)), version: c.Version, plugins: c.Plugins,
+	// Digests are stored, so they are of the values alone: names of types and fields change from release to release.
+	values, err := json.Marshal([]any{c.Version, c.Imports, c.Plugins, c.Disabled})
+	if err != nil {
+		values = content // JSON has no infinity, nor what is no number
+	}
+	return configFile{path: path, digest: digestOf(values), version: c.Version, plugins: c.Plugins,
 		disabled: c.Disabled, marked: len(mark) > 0}, c.Imports, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -297,6 +298,30 @@ func TestCRIO_StatusTellsThatAReloadIsDue(t *testing.T) {
 	status, err = Status(o)
 	require.NoError(t, err)
 	require.True(t, status.InForce(), "podman reads it with every pull: %v", status.Findings)
+}
+
+// Digests are kept while releases come and go. With one that changes, each containerd would seem to be due for a
+// restart.
+func TestParseConfigFile_TheDigestIsOfWhatAFileSaysAndTheSameInAllReleases(t *testing.T) {
+	t.Parallel()
+	const file = "version = 2\nimports = [\"/a\"]\ndisabled_plugins = [\"b\"]\n[plugins.c]\nd = 1\ne = 2026-11-29\n"
+	of := func(content string) string {
+		f, _, err := parseConfigFile("/x", []byte(content))
+		require.NoError(t, err)
+		return f.digest
+	}
+	require.Equal(t, digestOf([]byte(`[2,["/a"],{"c":{"d":1,"e":"2026-11-29"}},["b"]]`)), of(file))
+	require.Equal(t, of(file), of("# mine\n"+strings.Replace(file, "d = 1\ne = 2026-11-29", "e = 2026-11-29\nd=1", 1)))
+	for what, other := range map[string]string{
+		"another value":  strings.Replace(file, "d = 1", "d = 2", 1),
+		"another key":    strings.Replace(file, "d = 1", "f = 1", 1),
+		"another import": strings.Replace(file, "/a", "/b", 1),
+		"no number":      file + "f = nan\n",
+		"infinity":       file + "f = inf\n",
+	} {
+		require.NotEqual(t, of(file), of(other), what)
+	}
+	require.NotEqual(t, of(file+"f = nan\n"), of(file+"f = inf\n"))
 }
 
 func TestFollowsRegistries_TheLastFileThatSaysSoCounts(t *testing.T) {
