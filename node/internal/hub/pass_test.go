@@ -244,6 +244,8 @@ func TestRevision_WhoUploadsMeetsWhatItUploaded(t *testing.T) {
 	require.Empty(t, h.Requests(), "what was asked since is remembered like any other")
 	require.Equal(t, []repo{{"datasets", "org/d"}}, changed(http.MethodPost, "/datasets/org/d.git/git-receive-pack"))
 	require.Equal(t, []repo{{"models", "org/m"}}, changed(http.MethodPost, "/org/m/git-receive-pack"))
+	require.Equal(t, []repo{{"models", "gpt2"}}, changed(http.MethodPost, "/gpt2.git/git-receive-pack"))
+	require.Equal(t, []repo{{"datasets", "squad"}}, changed(http.MethodPost, "/datasets/squad.git/git-receive-pack"))
 	require.Nil(t, changed(http.MethodPost, "/org/m.git/git-upload-pack"))
 	require.Nil(t, changed(http.MethodGet, "/api/models/org/m"))
 }

@@ -30,12 +30,13 @@ func changed(method, path string) []repo {
 	if method == http.MethodGet || method == http.MethodHead || method == http.MethodOptions {
 		return nil
 	}
+	path, pushed := strings.CutSuffix(path, "/git-receive-pack")
 	of := mentioned(path)
 	switch {
+	case pushed && len(of) > 0:
+		return of[len(of)-1:]
 	case strings.HasPrefix(path, "/api/") && len(of) == 2:
 		return of // not all have an owner
-	case strings.HasSuffix(path, "/git-receive-pack") && len(of) > 0:
-		return of[len(of)-1:]
 	}
 	return nil
 }
