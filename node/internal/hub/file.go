@@ -224,31 +224,33 @@ func (f *Front) open(
 }
 
 // prove keeps a caller from reading, through a repository that only claims to have a file, what this node or a peer has
-// of it from elsewhere: some bytes of it, at a place that nobody can know before, are compared with the hub's. Nothing
-// is asked about what nobody holds yet: until the whole has come and matched, the fetch gives what the repository itself
-// has (see fetch.Sources). present tells that it is here or with a peer.
+// of it from elsewhere: some bytes of it, at a place that nobody can know before, are compared with the hub's. One node
+// compares for all, and who finds nobody that holds the file asks what the others know, too: of many nodes only some
+// are asked what they hold. Nothing is compared of what nobody holds yet: until the whole has come and matched, the
+// fetch gives what the repository itself has (see fetch.Sources). present tells that it is here or with a peer.
 func (f *Front) prove(ctx context.Context, x *exchange, req content.Request) (present bool, err error) {
 	present = f.has(req.Digest) || f.peersHave(ctx, req.Digest)
-	if f.Proved(req) || !present {
+	if f.Proved(req) {
 		return present, nil
 	}
 	k := heldKey(req)
 	proved, err := f.memo.do(ctx, k, forever, f.who(x), func(ctx context.Context) (record, error) {
+		if !present {
+			return record{}, errNobody
+		}
 		return record{Yes: true}, f.compare(ctx, req)
 	})
-	if errors.Is(err, errIncomparable) {
+	switch {
+	case errors.Is(err, errNobody):
+		return false, nil
+	case errors.Is(err, errIncomparable):
 		x.past = true
 		return false, nil
-	}
-	if err != nil {
-		return present, err
-	}
-	if !proved.Yes {
+	case err == nil && !proved.Yes: // another's word, and nobody says so rightly
 		f.memo.forget(k)
-		return present, fmt.Errorf("%s: %w: it is not known that the repository has it", req.File,
-			content.ErrUnavailable)
+		return false, nil
 	}
-	return present, nil
+	return present, err
 }
 
 // heldKey is that of whether a repository has a file. Agents that say "held" there have not looked whose bytes it was.
@@ -290,8 +292,12 @@ func (f *Front) tell(key string, rec record) {
 	}
 }
 
-// errIncomparable: nothing is kept that could be compared with what the hub has.
-var errIncomparable = errors.New("nothing of it is kept")
+var (
+	// errNobody: nobody is known to hold what could be compared with what the hub has.
+	errNobody = errors.New("nobody is known to hold it")
+	// errIncomparable: nothing is kept that could be compared with what the hub has.
+	errIncomparable = errors.New("nothing of it is kept")
+)
 
 // compare reads the same bytes of a file from the hub and from where else they are.
 func (f *Front) compare(ctx context.Context, req content.Request) error {

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"io/fs"
@@ -13,8 +14,10 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
+	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 	"github.com/shoal-cache/shoal/test/hubtest"
@@ -150,6 +153,34 @@ func TestSwarm_ManyNodesCostTheHubWhatOneDoes(t *testing.T) {
 			require.Zero(t, late)
 		})
 	}
+}
+
+// strangers are the other nodes where none of those that are asked at random remembers anything.
+type strangers struct{ Shared }
+
+func (strangers) Recall(context.Context, string) ([]byte, time.Duration, bool) { return nil, 0, false }
+
+// Of many nodes only some are asked whether they hold a file.
+func TestSwarm_AFileThatNoneOfThoseAskedHoldsIsNotTakenFromTheHubAgain(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	_, commit, files := model(h, "org/m")
+	agents := newAgents(t, h, 3)
+	data := read(t, files[large].Data)
+	req := content.Request{Repository: repo{"models", "org/m"}.source(hubName), Digest: digest.FromBytes(data)}
+	// It came to the first so long ago that nobody remembers who took part.
+	require.NoError(t, agents[0].store.Put(t.Context(), req.Digest, "", bytes.NewReader(data), int64(len(data))))
+	agents[0].Prove(req)
+	agents[0].telling.Wait()
+	late := agents[1]
+	if late.Proved(req) { // it is the home of this question
+		late = agents[2]
+	}
+	require.False(t, late.Proved(req))
+	late.Join(strangers{late.errands})
+	require.Equal(t, data, late.ask(t, http.MethodGet, resolve("org/m", commit, large)).body)
+	_, sent := h.Count()
+	require.Zero(t, sent)
 }
 
 func TestSwarm_WithTheHubAwayANodeThatHasNothingGetsWhatOthersHave(t *testing.T) {
