@@ -293,9 +293,9 @@ func (f *Front) tell(key string, rec record) {
 }
 
 var (
-	// errNobody: nobody is known to hold what could be compared with what the hub has.
-	errNobody = errors.New("nobody is known to hold it")
-	// errIncomparable: nothing is kept that could be compared with what the hub has.
+	// errNobody: nobody is known to give what could be compared with what the hub has.
+	errNobody = errors.New("nobody is known to give it")
+	// errIncomparable: this node cannot keep what would have to be compared with what the hub has.
 	errIncomparable = errors.New("nothing of it is kept")
 )
 
@@ -319,8 +319,10 @@ func (f *Front) compare(ctx context.Context, req content.Request) error {
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return context.Cause(ctx)
-	case err != nil:
+	case errors.Is(err, content.ErrNoSpace), errors.Is(err, content.ErrStorage):
 		return fmt.Errorf("%w: %w", errIncomparable, err)
+	case err != nil: // who holds it is busy, or has dropped it since
+		return fmt.Errorf("%w: %w", errNobody, err)
 	case !bytes.Equal(got, want):
 		f.log.Error("the hub has other bytes than it says", "file", req.File, "digest", req.Digest)
 		return fmt.Errorf("%s: the hub has other bytes than its listing says: %w", req.File, content.ErrDigestMismatch)

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -181,6 +182,32 @@ func TestSwarm_AFileThatNoneOfThoseAskedHoldsIsNotTakenFromTheHubAgain(t *testin
 	require.Equal(t, data, late.ask(t, http.MethodGet, resolve("org/m", commit, large)).body)
 	_, sent := h.Count()
 	require.Zero(t, sent)
+}
+
+// credulous hears that somebody holds each file.
+type credulous struct{ Shared }
+
+func (c credulous) Recall(ctx context.Context, key string) ([]byte, time.Duration, bool) {
+	if strings.HasPrefix(key, blobKey("")) {
+		return []byte("{}"), 0, true
+	}
+	return c.Shared.Recall(ctx, key)
+}
+
+func TestSwarm_AFileThatNobodyGivesForTheComparisonComesFromTheHubOnceAndIsKept(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	_, commit, files := model(h, "org/m")
+	data := read(t, files[large].Data)
+	for _, a := range newAgents(t, h, 2) {
+		a.Join(credulous{a.errands}) // who holds it may have dropped it since, or be busy
+		require.Equal(t, data, a.ask(t, http.MethodGet, resolve("org/m", commit, large)).body)
+		a.rest(t)
+		_, err := a.store.Stat(digest.FromBytes(data))
+		require.NoError(t, err)
+	}
+	_, sent := h.Count()
+	require.LessOrEqual(t, sent, int64(len(data)+2*proofSize))
 }
 
 func TestSwarm_WithTheHubAwayANodeThatHasNothingGetsWhatOthersHave(t *testing.T) {
