@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -29,6 +30,9 @@ const (
 		"and install hf_xet, or load the file with curl"
 	// proofSize is how many bytes are compared to prove that a repository has a file.
 	proofSize = 4 << 10
+	// incomparableFor is for how long it is not tried again to compare what this node could not keep.
+	incomparableFor = time.Minute
+	maxIncomparable = 1 << 10
 )
 
 // file answers GET and HEAD of a file.
@@ -229,11 +233,15 @@ func (f *Front) open(
 // are asked what they hold. Nothing is compared of what nobody holds yet: until the whole has come and matched, the
 // fetch gives what the repository itself has (see fetch.Sources). present tells that it is here or with a peer.
 func (f *Front) prove(ctx context.Context, x *exchange, req content.Request) (present bool, err error) {
+	k := heldKey(req)
+	if at, ok := f.apart.Get(k); ok && time.Since(at) < incomparableFor && !f.Proved(req) {
+		x.past = true
+		return false, nil
+	}
 	present = f.has(req.Digest) || f.peersHave(ctx, req.Digest)
 	if f.Proved(req) {
 		return present, nil
 	}
-	k := heldKey(req)
 	proved, err := f.memo.do(ctx, k, forever, f.who(x), func(ctx context.Context) (record, error) {
 		if !present {
 			return record{}, errNobody
@@ -244,6 +252,7 @@ func (f *Front) prove(ctx context.Context, x *exchange, req content.Request) (pr
 	case errors.Is(err, errNobody):
 		return false, nil
 	case errors.Is(err, errIncomparable):
+		f.apart.Add(k, time.Now())
 		x.past = true
 		return false, nil
 	case err == nil && !proved.Yes: // another's word, and nobody says so rightly

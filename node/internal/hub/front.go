@@ -83,6 +83,7 @@ type Front struct {
 	access   *access
 	proxy    http.Handler
 	listings *lru.Cache[string, *listing]
+	apart    *lru.Cache[string, time.Time] // when it was last tried in vain to compare a file
 	writes   writes
 	running  reply.Running
 	callers  callers
@@ -124,8 +125,8 @@ func New(opts Options) (*Front, error) {
 	}
 	f := &Front{
 		opts: opts, log: opts.Logger, metrics: metrics, memo: newMemo(opts.Memory, opts.Logger),
-		listings: lru.New[string, *listing](maxListings),
-		checked:  lru.New[string, record](maxChecked), gitRoom: semaphore.NewWeighted(maxGitBytes),
+		listings: lru.New[string, *listing](maxListings), apart: lru.New[string, time.Time](maxIncomparable),
+		checked: lru.New[string, record](maxChecked), gitRoom: semaphore.NewWeighted(maxGitBytes),
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	f.writes.last = lru.New[string, time.Time](maxWrites)

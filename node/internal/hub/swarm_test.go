@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 	"github.com/shoal-cache/shoal/test/hubtest"
 )
@@ -208,6 +210,31 @@ func TestSwarm_AFileThatNobodyGivesForTheComparisonComesFromTheHubOnceAndIsKept(
 	}
 	_, sent := h.Count()
 	require.LessOrEqual(t, sent, int64(len(data)+2*proofSize))
+}
+
+func TestSwarm_WhatANodeHasNoRoomToCompareIsNotComparedForEachRange(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	_, commit, files := model(h, "org/m")
+	agents := newAgents(t, h, 2)
+	data := read(t, files[large].Data)
+	require.NoError(t, agents[0].store.Put(t.Context(), digest.FromBytes(data), "", bytes.NewReader(data),
+		int64(len(data))))
+	require.NoError(t, agents[1].store.SetLimits(store.Limits{Capacity: 2 << 20}))
+	var compared atomic.Int32
+	h.SetOdd(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		var first, last int
+		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last); err == nil &&
+			last-first+1 == proofSize {
+			compared.Add(1)
+		}
+		next.ServeHTTP(w, r)
+	})
+	for off := range 3 {
+		require.Equal(t, data[off:off+100], agents[1].ask(t, http.MethodGet, resolve("org/m", commit, large), "Range",
+			byteRange(off, off+99)).body)
+	}
+	require.EqualValues(t, 1, compared.Load())
 }
 
 func TestSwarm_WithTheHubAwayANodeThatHasNothingGetsWhatOthersHave(t *testing.T) {
