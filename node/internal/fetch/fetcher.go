@@ -274,6 +274,14 @@ func (fr *Fetcher) OpenHere(ctx context.Context, req content.Request) (content.R
 	return nil, fmt.Errorf("open %s: %w", req.Digest, content.ErrUnavailable)
 }
 
+// Serves reports whether a fetch that runs here serves a request.
+func (fr *Fetcher) Serves(req content.Request) bool {
+	fr.mu.Lock()
+	f := fr.fetches[req.Digest]
+	fr.mu.Unlock()
+	return f != nil && fr.serves(f, req)
+}
+
 // OpenPast opens a blob straight from upstream, and shares nothing of it.
 func (fr *Fetcher) OpenPast(ctx context.Context, req content.Request) (content.Reader, error) {
 	return fr.openThrough(ctx, req, errForeign)

@@ -233,12 +233,17 @@ func (f *Front) open(
 // are asked what they hold. Nothing is compared of what nobody holds yet: until the whole has come and matched, the
 // fetch gives what the repository itself has (see fetch.Sources). present tells that it is here or with a peer.
 func (f *Front) prove(ctx context.Context, x *exchange, req content.Request) (present bool, err error) {
-	k := heldKey(req)
-	if at, ok := f.apart.Get(k); ok && time.Since(at) < incomparableFor && !f.Proved(req) {
-		x.past = true
-		return false, nil
+	k, here := heldKey(req), f.has(req.Digest)
+	if !f.Proved(req) {
+		if !here && f.opts.Fetcher.Serves(req) { // it gives what the repository itself has
+			return false, nil
+		}
+		if at, ok := f.apart.Get(k); ok && time.Since(at) < incomparableFor {
+			x.past = true
+			return false, nil
+		}
 	}
-	present = f.has(req.Digest) || f.peersHave(ctx, req.Digest)
+	present = here || f.peersHave(ctx, req.Digest)
 	if f.Proved(req) {
 		return present, nil
 	}

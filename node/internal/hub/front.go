@@ -34,6 +34,9 @@ type Fetcher interface {
 	// OpenHere fails with content.ErrNoSpace for what is not kept, and OpenPast shares nothing.
 	OpenHere(ctx context.Context, req content.Request) (content.Reader, error)
 	OpenPast(ctx context.Context, req content.Request) (content.Reader, error)
+	// Serves reports whether Open would give what is being fetched for the same source, or for one that has proved to
+	// have the content.
+	Serves(req content.Request) bool
 }
 
 // Upstream reads files from the hub, and from the hosts of URLs.

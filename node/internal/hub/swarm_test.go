@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -212,6 +213,62 @@ func TestSwarm_AFileThatNobodyGivesForTheComparisonComesFromTheHubOnceAndIsKept(
 	require.LessOrEqual(t, sent, int64(len(data)+2*proofSize))
 }
 
+// isComparison reports whether a question to storage is for as many bytes as are compared.
+func isComparison(r *http.Request) bool {
+	var first, last int
+	_, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last)
+	return err == nil && last-first+1 == proofSize
+}
+
+// Meanwhile a peer gets the file by another way, as out of an image.
+func TestSwarm_NoRangeOfAFileThatIsOnItsWayFromItsRepositoryIsCompared(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	_, commit, files := model(h, "org/m")
+	agents := newAgents(t, h, 2)
+	data := read(t, files[large].Data)
+	h.Set(hubtest.Trouble{SlowAfter: 1<<20 + 1000}) // more than a chunk
+	more := make(chan struct{})
+	h.SetOdd(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		part := r.Header.Get("Range")
+		switch {
+		case isComparison(r):
+			http.Error(w, "it is not needed", http.StatusServiceUnavailable)
+			return
+		case part != "" && !strings.HasPrefix(part, "bytes=0-"):
+			select {
+			case <-more:
+			case <-r.Context().Done():
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+	path := resolve("org/m", commit, large)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, agents[0].URL+path, nil)
+	require.NoError(t, err)
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	defer func() { _ = resp.Body.Close() }()
+	first := make([]byte, 1<<19)
+	_, err = io.ReadFull(resp.Body, first)
+	require.NoError(t, err)
+	require.NoError(t, agents[1].store.Put(t.Context(), digest.FromBytes(data), "", bytes.NewReader(data),
+		int64(len(data))))
+
+	require.Equal(t, data[:100], agents[0].ask(t, http.MethodGet, path, "Range", byteRange(0, 99)).body)
+	for name, serves := range map[string]bool{"org/m": true, "org/fork": false} {
+		require.Equal(t, serves, agents[0].fetcher.Serves(content.Request{
+			Repository: repo{"models", name}.source(hubName), File: path, Digest: digest.FromBytes(data),
+		}), name)
+	}
+	close(more)
+	h.Set(hubtest.Trouble{})
+	rest, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(data, append(first, rest...)))
+}
+
 func TestSwarm_WhatANodeHasNoRoomToCompareIsNotComparedForEachRange(t *testing.T) {
 	t.Parallel()
 	h := newHub(t)
@@ -223,9 +280,7 @@ func TestSwarm_WhatANodeHasNoRoomToCompareIsNotComparedForEachRange(t *testing.T
 	require.NoError(t, agents[1].store.SetLimits(store.Limits{Capacity: 2 << 20}))
 	var compared atomic.Int32
 	h.SetOdd(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-		var first, last int
-		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last); err == nil &&
-			last-first+1 == proofSize {
+		if isComparison(r) {
 			compared.Add(1)
 		}
 		next.ServeHTTP(w, r)
