@@ -225,6 +225,52 @@ func TestAccess_APageInThePlaceOfTheHubLetsNobodyIn(t *testing.T) {
 	}
 }
 
+// without is an answer that lacks some headers.
+type without struct {
+	http.ResponseWriter
+	names []string
+}
+
+func (w without) WriteHeader(status int) {
+	for _, name := range w.names {
+		w.Header().Del(name)
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func TestAccess_AMirrorThatLosesTheCommitDoesWhereItTellsOfTheFileAsItWasListed(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		path   string
+		loses  []string
+		noTree bool
+		status int
+	}{
+		"a large file by its name":       {large, []string{"X-Repo-Commit"}, false, 200},
+		"a small file by its name":       {"config.json", []string{"X-Repo-Commit"}, false, 200},
+		"by its size":                    {large, []string{"X-Repo-Commit", "Etag", "X-Linked-Etag"}, false, 200},
+		"by a size that a page may have": {"config.json", []string{"X-Repo-Commit", "Etag"}, false, 503},
+		"one that was not listed":        {large, []string{"X-Repo-Commit"}, true, 503},
+		"nothing is told of a large file": {large,
+			[]string{"X-Repo-Commit", "Etag", "X-Linked-Etag", "X-Linked-Size"}, false, 503},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHub(t)
+			_, commit, _ := model(h, "org/m")
+			h.Set(hubtest.Trouble{NoTree: test.noTree})
+			h.SetOdd(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if r.Method == http.MethodHead {
+					w = without{w, test.loses}
+				}
+				next.ServeHTTP(w, r)
+			})
+			a := newAgent(t, h, "", nil)
+			require.Equal(t, test.status, a.ask(t, http.MethodHead, resolve("org/m", commit, test.path)).status)
+		})
+	}
+}
+
 func TestAccess_ARevokedTokenIsRefusedOnceItIsAskedAbout(t *testing.T) {
 	t.Parallel()
 	h := newHub(t)

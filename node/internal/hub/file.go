@@ -57,7 +57,7 @@ func (f *Front) file(x *exchange) error {
 	if e == nil && other != "" {
 		asked = other // whether a caller may read the files is found out with one that is there
 	}
-	if err := f.admit(ctx, x, levelFiles, f.head(r.file(commit, asked))); err != nil {
+	if err := f.admit(ctx, x, levelFiles, f.head(r, commit, asked)); err != nil {
 		return err
 	}
 	if e == nil {
@@ -118,16 +118,32 @@ func (f *Front) give(ctx context.Context, x *exchange, size int64, etag string, 
 	return x.stream(status, body, part.N, peek)
 }
 
-// head asks whether the hub gives a file. That it leads elsewhere for it is a yes. Each names the commit, without which
-// no client takes a file; the page of a proxy, which would let in everyone, does not.
-func (f *Front) head(file string) probe {
+// head asks whether the hub gives a file. That it leads elsewhere for it is a yes. Each names the commit, or the file
+// as it was listed; the page of a proxy, which would let in everyone, does not.
+func (f *Front) head(r repo, commit, path string) probe {
+	file := r.file(commit, path)
 	return func(ctx context.Context, authorization string) error {
 		a, err := f.origin.ask(ctx, call{method: http.MethodHead, path: file, authorization: authorization, stay: true})
-		if err == nil && a.header.Get("X-Repo-Commit") == "" {
+		if err == nil && a.header.Get("X-Repo-Commit") == "" && !f.isListed(r, commit, path, a.header) {
 			return fmt.Errorf("HEAD %s: the hub names no commit: %w", file, content.ErrUnavailable)
 		}
 		return err
 	}
+}
+
+// isListed reports whether a header is of the file that the hub has listed: by its name, or by a size that no page has.
+// Some mirrors lose the commit. What is known of a file by such a header alone does not count.
+func (f *Front) isListed(r repo, commit, path string, h http.Header) bool {
+	l, ok := f.listings.Get(treeKey(r, commit))
+	if !ok || l.byPath[path] == nil {
+		return false
+	}
+	e := l.byPath[path]
+	if tag := e.etag(); tag != "" && (bare(h.Get("X-Linked-Etag")) == tag || bare(h.Get("Etag")) == tag) {
+		return true
+	}
+	told, err := entryOf(path, h)
+	return err == nil && e.Size > maxErrorDoc && told["size"] == any(e.Size)
 }
 
 // describe sets the header that clients read off a file. They name what they keep by the ETag, so it is the hub's very

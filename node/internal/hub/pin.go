@@ -92,7 +92,7 @@ func (f *Front) filesAt(ctx context.Context, x *exchange, revision, commit strin
 		return nil, err
 	}
 	if get {
-		if err := f.admit(ctx, x, levelFiles, f.head(x.route.repo.file(commit, known.anyFile()))); err != nil {
+		if err := f.admit(ctx, x, levelFiles, f.head(x.route.repo, commit, known.anyFile())); err != nil {
 			return nil, err
 		}
 	}

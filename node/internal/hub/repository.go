@@ -172,7 +172,7 @@ func (f *Front) enterAt(ctx context.Context, x *exchange, commit string) error {
 	if l, ok := f.listings.Get(treeKey(r, commit)); ok && x.Authorization() != "" && !f.access.open(r, levelInfo) {
 		for _, path := range []string{x.route.path, l.anyFile()} {
 			if e := l.byPath[path]; e != nil && e.Type == "file" &&
-				f.admit(ctx, x, levelFiles, f.head(r.file(commit, path))) == nil {
+				f.admit(ctx, x, levelFiles, f.head(r, commit, path)) == nil {
 				return nil
 			}
 		}
