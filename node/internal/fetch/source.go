@@ -92,9 +92,9 @@ func (f *fetch) giveWay(ctx context.Context) error {
 	}
 }
 
-// endUnwanted ends a fetch that was to show what peers hold, as for a sample, once its reader has gone. Nobody comes back
-// for it, and a source that must give its own bytes would find it in the way on each node. It reports whether the fetch
-// has failed.
+// endUnwanted ends a fetch that was to show what peers hold, as for a sample, once its reader has gone. Nobody comes
+// back for it, and a source that must give its own bytes would find it in the way on each node. It reports whether the
+// fetch has failed.
 func (f *fetch) endUnwanted() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

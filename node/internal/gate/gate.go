@@ -151,7 +151,7 @@ type Gate struct {
 	claimed    *lru.Cache[mark, int64]       // by source and content: its size as a manifest has it, or 0
 	hearings   *lru.Cache[mark, *hearing]    // by source and content: what other nodes said a moment ago
 	challenges *lru.Cache[Source, []string]  // what the source asks of callers without credentials
-	unsure     *lru.Cache[mark, time.Time]   // by source, credentials and content: since when the yes to it is errUnsure
+	unsure     *lru.Cache[mark, time.Time]   // by source, credentials and content: since when its yes is errUnsure
 	starts     *lru.Cache[Source, time.Time] // when each last gave no part of some content but from its start
 	silences   *lru.Cache[mark, time.Time]   // by source and credentials: when the source last did not answer
 	questions  singleflight.Group

@@ -415,8 +415,8 @@ func (c *computation) assign(p *v1alpha1.ArtifactPin, s *Summary, candidates eli
 	c.gate(p, picked, func(i int) bool { return held[i].state(assignment.Revision) == v1alpha1.PinReady })
 }
 
-// leave decides about the copies on nodes that are not picked, while so many of the picked are ready with a revision. It
-// returns the nodes whose copies stay for want of a successor.
+// leave decides about the copies on nodes that are not picked, while so many of the picked are ready with a revision.
+// It returns the nodes whose copies stay for want of a successor.
 func (c *computation) leave(p *v1alpha1.ArtifactPin, s *Summary, candidates eligibility, held map[int]holding,
 	picked map[int]bool, ready int, revision string) (stayed []int) {
 	for i, h := range held {

@@ -63,7 +63,8 @@ after --ttl, and the images then stay in the cache like any others.`,
 			"  kubectl shoal preheat registry.example/team/app:1.3 --node-selector pool=gpu --ttl 2h",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if f.ttl == 0 {
-				return errors.New("--ttl 0: what preheat brings ends after a while; kubectl shoal pin makes a pin that stays")
+				return errors.New("--ttl 0: what preheat brings ends after a while; " +
+					"kubectl shoal pin makes a pin that stays")
 			}
 			return p.pinWithin(cmd.Context(), args, "preheat", f)
 		},

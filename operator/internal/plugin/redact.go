@@ -35,8 +35,9 @@ var rules = []rule{
 	{from: regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)`),
 		to: removed},
 	// Tokens of well-known services, and whatever is JSON or PEM in base64, as JWTs and Docker's configuration are.
-	{from: regexp.MustCompile(`\b(?:hf_\w{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|gl(?:pat|dt|rt|ft|ptt|cbt|soat|oas|imt|agent)-[\w-]{16,}|` +
-		`npm_\w{16,}|sk-(?:proj-|ant-[a-z0-9]+-|svcacct-)?\w[\w]{19,}|AIza[\w-]{30,}|ya29\.[\w-]{16,}|hv[sbr]\.[\w-]{20,}|` +
+	{from: regexp.MustCompile(`\b(?:hf_\w{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|` +
+		`gl(?:pat|dt|rt|ft|ptt|cbt|soat|oas|imt|agent)-[\w-]{16,}|npm_\w{16,}|` +
+		`sk-(?:proj-|ant-[a-z0-9]+-|svcacct-)?\w{20,}|AIza[\w-]{30,}|ya29\.[\w-]{16,}|hv[sbr]\.[\w-]{20,}|` +
 		`(?:nvapi|pypi)-[\w-]{16,}|` +
 		`dckr_[a-z]+_[\w-]{16,}|xox[a-z]-[\w-]{10,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|eyJ[\w+/=.-]{16,}|` +
 		`LS0tLS1CRUdJTi[\w+/=]{16,})`), to: removed},

@@ -28,8 +28,8 @@ type route struct {
 }
 
 // New makes Upstreams. Whoever may make a pin chooses the host of an image, and that host chooses where its redirects
-// lead, so addresses of the operator's own machine are not asked unless they are allowed or are those of an endpoint. It
-// fails for an entry that is malformed, is there twice, or names files that can't be read.
+// lead. So addresses of the operator's own machine are not asked unless they are allowed or are those of an endpoint.
+// New fails for an entry that is malformed, is there twice, or names files that can't be read.
 func New(upstreams []registries.Upstream, allowed []netip.Prefix, log *slog.Logger) (*Upstreams, error) {
 	routes, err := registries.NewRoutes(upstreams, func(name string, u registries.Upstream) (*route, error) {
 		return newRoute(name, u, allowed, log)
