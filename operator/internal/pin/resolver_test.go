@@ -137,7 +137,7 @@ func TestOnlyWhatIsAPullSecretIsNamed(t *testing.T) {
 			p := &v1alpha1.ArtifactPin{}
 			p.Status.PullSecrets = []string{"before"}
 			p.Spec.ServiceAccountName = tc.account
-			for _, name := range strings.Fields(tc.named) {
+			for name := range strings.FieldsSeq(tc.named) {
 				p.Spec.PullSecrets = append(p.Spec.PullSecrets, corev1.LocalObjectReference{Name: name})
 			}
 			asked := resolve.Options{Secrets: -1}
