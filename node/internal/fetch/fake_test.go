@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -391,4 +392,40 @@ func TestFetch_ASizeThatPeersNameIsConfirmedWhereTheManifestNamesAnother(t *test
 			require.NoError(t, r.Close())
 		})
 	}
+}
+
+// silent is an upstream that does not tell sizes, and counts who asks.
+type silent struct {
+	shelf
+	asked *atomic.Int32
+}
+
+func (s silent) Stat(context.Context, content.Request) (int64, string, error) {
+	s.asked.Add(1)
+	return 0, "", content.ErrUnavailable
+}
+
+func TestFetch_ASizeThatUpstreamDoesNotTellIsAskedForOnceForAllCallers(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	fr, s, req, data := scripted(t, 2, func(o *Options) { o.Upstream = silent{o.Upstream.(shelf), &asked} })
+	req.Size++ // by a manifest that is wrong
+	opened := make(chan error, 1)
+	open := func() {
+		r, err := fr.Open(t.Context(), req)
+		if err == nil {
+			err = r.Close()
+		}
+		opened <- err
+	}
+	go open()
+	s.next(t).orders <- schedule.Orders{Size: int64(len(data))}
+	require.NoError(t, <-opened)
+	for range 3 {
+		go open()
+	}
+	for range 3 {
+		require.NoError(t, <-opened)
+	}
+	require.EqualValues(t, 1, asked.Load())
 }

@@ -42,8 +42,11 @@ type fetch struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 
-	making  sync.Mutex   // held while room is made for the blob; before mu
-	sizing  sync.Mutex   // held while upstream is asked for the size; before mu
+	making sync.Mutex // held while room is made for the blob; before mu
+
+	sizing    sync.Mutex // held while upstream is asked for the size; before mu
+	sizeAsked bool       // it has been; guarded by sizing
+
 	rooming atomic.Int32 // calls that make room on the disk, or wait for that
 	awaited atomic.Int32 // what waits for its turn on this node, or for the registry's answer
 	moved   atomic.Bool  // bytes have come from upstream since the last tick

@@ -334,19 +334,20 @@ const confirming = 2 * time.Second
 
 // confirmSize asks upstream for the size where peers tell another than the request or a manifest does. The header of an
 // answer goes out with it, and a client that is told a wrong size gives up. Where upstream is silent the peers' word
-// stands.
+// stands, for all callers: each of them waiting in turn would have no end.
 func (f *fetch) confirmSize(ctx context.Context, req content.Request) error {
 	f.sizing.Lock()
 	defer f.sizing.Unlock()
 	size := f.knownSize()
-	if f.confirmedSize() >= 0 || req.Size <= 0 || size == req.Size || req.NoUpstream() ||
+	if f.sizeAsked || f.confirmedSize() >= 0 || req.Size <= 0 || size == req.Size || req.NoUpstream() ||
 		f.fr.opts.PeersOnly(req.Repository) {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, confirming)
+	within, cancel := context.WithTimeout(ctx, confirming)
 	defer cancel()
-	known, _, err := f.fr.opts.Upstream.Stat(ctx, req)
-	if err != nil {
+	known, _, err := f.fr.opts.Upstream.Stat(within, req)
+	f.sizeAsked = ctx.Err() == nil // else the caller has left
+	if err != nil || f.confirmedSize() >= 0 {
 		return nil //nolint:nilerr // as above
 	}
 	f.mu.Lock()
