@@ -196,6 +196,21 @@ func TestAccess_ARepositoryThatOnlyListsADigestGetsNothingThatAnotherFrontBrings
 	}
 }
 
+// secret is a private model that "good" may read, and an agent that has given it to that token and asks anew each time.
+func secret(t *testing.T) (h *hubtest.Hub, repo *hubtest.Repo, commit string, a *agent) {
+	t.Helper()
+	h = newHub(t)
+	repo, commit, _ = model(h, "org/secret")
+	repo.SetPrivate("good")
+	a = newAgent(t, h, "", nil)
+	rule := policy.DefaultRule()
+	rule.Authorization.TTL = 0
+	a.rule.Store(&rule)
+	require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, resolve("org/secret", commit, "config.json"),
+		bearer("good")...).status)
+	return h, repo, commit, a
+}
+
 func TestAccess_APageInThePlaceOfTheHubLetsNobodyIn(t *testing.T) {
 	t.Parallel()
 	for mediaType, text := range map[string]string{
@@ -203,15 +218,8 @@ func TestAccess_APageInThePlaceOfTheHubLetsNobodyIn(t *testing.T) {
 	} {
 		t.Run(mediaType, func(t *testing.T) {
 			t.Parallel()
-			h := newHub(t)
-			repo, commit, _ := model(h, "org/secret")
-			repo.SetPrivate("good")
-			a := newAgent(t, h, "", nil)
-			rule := policy.DefaultRule()
-			rule.Authorization.TTL = 0
-			a.rule.Store(&rule)
+			h, _, commit, a := secret(t)
 			file := resolve("org/secret", commit, "config.json")
-			require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, file, bearer("good")...).status)
 			h.SetOdd(func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
 				w.Header().Set("Content-Type", mediaType)
 				_, _ = io.WriteString(w, text) // of HEAD net/http sends none
@@ -273,15 +281,7 @@ func TestAccess_AMirrorThatLosesTheCommitDoesWhereItTellsOfTheFileAsItWasListed(
 
 func TestAccess_ARevokedTokenIsRefusedOnceItIsAskedAbout(t *testing.T) {
 	t.Parallel()
-	h := newHub(t)
-	repo, commit, _ := model(h, "org/secret")
-	repo.SetPrivate("good")
-	a := newAgent(t, h, "", nil)
-	rule := policy.DefaultRule()
-	rule.Authorization.TTL = 0
-	a.rule.Store(&rule)
-	require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, resolve("org/secret", commit, "config.json"),
-		bearer("good")...).status)
+	h, repo, commit, a := secret(t)
 	repo.SetPrivate("new")
 	require.GreaterOrEqual(t, a.ask(t, http.MethodGet, resolve("org/secret", commit, "config.json"),
 		bearer("good")...).status, 400)

@@ -390,7 +390,7 @@ func (f *Front) gitFile(ctx context.Context, x *exchange, e *element, commit str
 	k := key("git", x.route.repo.name(), e.OID)
 	if e.Size <= maxInline {
 		data, rec, err := f.gitBytes(ctx, x, e, commit, k)
-		return inMemory{data, func() {}}, rec, err
+		return inMemory{data: data}, rec, err
 	}
 	if file, rec, ok := f.checkedFile(ctx, k); ok {
 		return file, rec, nil
@@ -566,7 +566,7 @@ func (r *laterRange) Close() error {
 	return r.part.Close()
 }
 
-// inMemory is a reader of bytes that are here. release is called once nobody needs them.
+// inMemory is a reader of bytes that are here. release, where it is not nil, is called once nobody needs them.
 type inMemory struct {
 	data    []byte
 	release func()
@@ -576,7 +576,9 @@ func (m inMemory) Size() int64    { return int64(len(m.data)) }
 func (m inMemory) Arrived() int64 { return int64(len(m.data)) }
 
 func (m inMemory) Close() error {
-	m.release()
+	if m.release != nil {
+		m.release()
+	}
 	return nil
 }
 

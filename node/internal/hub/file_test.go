@@ -24,9 +24,9 @@ func TestLater_IsAReader(t *testing.T) {
 	t.Parallel()
 	data := []byte("0123456789")
 	contenttest.Reader(t, data, func(*testing.T) content.Reader {
-		return newLater(int64(len(data)), func() (content.Reader, error) { return inMemory{data, func() {}}, nil })
+		return newLater(int64(len(data)), func() (content.Reader, error) { return inMemory{data: data}, nil })
 	})
-	contenttest.Reader(t, data, func(*testing.T) content.Reader { return inMemory{data, func() {}} })
+	contenttest.Reader(t, data, func(*testing.T) content.Reader { return inMemory{data: data} })
 }
 
 func TestFile_OneThatHuggingfaceHubTakesByXetAloneSaysWhatToSet(t *testing.T) {

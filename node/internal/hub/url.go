@@ -116,7 +116,7 @@ func (f *Front) urlRequest(x *exchange) (req content.Request, err error) {
 
 // nothing opens what has no byte.
 func nothing(int64, int64) (content.Reader, error) {
-	return inMemory{release: func() {}}, nil
+	return inMemory{}, nil
 }
 
 // ambiguous reports whether some host would take an escaped path for another than it seems to be: a backslash for a
