@@ -391,9 +391,9 @@ func (r *Resolver) credentials(ctx context.Context,
 		err := r.Live.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: account}, &sa)
 		if err != nil {
 			problem = missing(err, v1alpha1.ReasonServiceAccountNotFound, "service account", p.Namespace, account)
-		}
-		if problem != nil && problem.Reason == v1alpha1.ReasonResolving {
-			return p.Status.PullSecrets, nil, problem
+			if problem.Reason == v1alpha1.ReasonResolving {
+				return p.Status.PullSecrets, nil, problem
+			}
 		}
 		for _, s := range sa.ImagePullSecrets {
 			if !slices.Contains(names, s.Name) {
