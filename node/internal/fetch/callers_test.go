@@ -77,7 +77,7 @@ func TestACallerMayLeaveWhileAnIngestIsResumed(t *testing.T) {
 			n.ingest = func(d digest.Digest, size int64, from store.Origin) (*store.Ingest, error) {
 				close(resuming)
 				<-goOn
-				return n.store.IngestFrom(d, size, from)
+				return n.store.Ingest(d, size, from)
 			}
 			req := o.request(d)
 			req.Size = size

@@ -25,7 +25,7 @@ func leavePartial(t *testing.T, o *origin, d digest.Digest, chunks int) store.Op
 	s, err := store.Open(t.Context(), disk)
 	require.NoError(t, err)
 	data := o.Blob(d)
-	g, err := s.Ingest(d, int64(len(data)))
+	g, err := s.Ingest(d, int64(len(data)), store.Origin{})
 	require.NoError(t, err)
 	for i := range chunks {
 		off, n := content.ChunkRange(int64(len(data)), i)

@@ -181,7 +181,7 @@ func New(o Options) *Fetcher {
 		sizes:  lru.New[digest.Digest, int64](1 << 16), hints: lru.New[hint, int64](1 << 16),
 		places: lru.New[digest.Digest, place](knownLayers), gave: lru.New[string, time.Time](knownRegistries),
 		buffers: sync.Pool{New: func() any { b := make([]byte, content.ChunkSize); return &b }},
-		fetches: map[digest.Digest]*fetch{}, ingest: o.Store.IngestFrom,
+		fetches: map[digest.Digest]*fetch{}, ingest: o.Store.Ingest,
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	o.Swarm.Awaits(f.mayGet)

@@ -133,7 +133,7 @@ func TestSource_WhoOnlyClaimsADigestIsGivenNothingThatAnotherBrings(t *testing.T
 			},
 			"where a part of the blob is left from before": func(t *testing.T, o *origin, nodes []*testNode,
 				_ chan struct{}, good, bad content.Request) {
-				ing, err := nodes[0].store.IngestFrom(good.Digest, size,
+				ing, err := nodes[0].store.Ingest(good.Digest, size,
 					source(good.Repository.String()).origin(good))
 				require.NoError(t, err)
 				for i := range 3 {

@@ -52,9 +52,6 @@ func ParseSize(text string) (Size, error) {
 	return Size{Bytes: int64(bytes)}, nil
 }
 
-// IsZero reports whether the size is not set.
-func (s Size) IsZero() bool { return s == Size{} }
-
 // Of is the size in bytes on a disk of total bytes.
 func (s Size) Of(total int64) int64 {
 	if s.Share > 0 {

@@ -48,7 +48,7 @@ func BenchmarkIngest(b *testing.B) {
 	b.SetBytes(x.size())
 	b.ReportAllocs()
 	for b.Loop() {
-		g, err := s.Ingest(x.digest, x.size())
+		g, err := s.Ingest(x.digest, x.size(), Origin{})
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -324,6 +324,7 @@ func (c *checker) read(f *os.File, i int, sum, data []byte) error {
 	return nil
 }
 
+// damaged drops a blob, or stops using it where it is the runtime's.
 func (c *checker) damaged(f *os.File, reason string) error {
 	if c.entry != nil && !c.entry.runtime {
 		return c.store.dropDamaged(c.entry, reason)

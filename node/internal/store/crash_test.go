@@ -141,7 +141,7 @@ func childLoop(s *Store, mode string, rnd *rand.Rand) error {
 }
 
 func childIngest(s *Store, b sample, rnd *rand.Rand) error {
-	g, err := s.Ingest(b.digest, b.size())
+	g, err := s.Ingest(b.digest, b.size(), Origin{})
 	if errors.Is(err, ErrExists) || errors.Is(err, content.ErrNoSpace) {
 		return nil
 	}
@@ -264,7 +264,7 @@ func requireBlocks(t *testing.T, s *Store, b sample) {
 // requireTrueChunks checks that whatever a partial ingest says is present has the right bytes.
 func requireTrueChunks(t *testing.T, s *Store, b sample) {
 	t.Helper()
-	g, err := s.Ingest(b.digest, b.size())
+	g, err := s.Ingest(b.digest, b.size(), Origin{})
 	require.NoError(t, err)
 	for i := range b.chunks() {
 		if !g.Has(i) {

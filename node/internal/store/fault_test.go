@@ -255,7 +255,7 @@ func TestARealFullDisk(t *testing.T) {
 
 	s = openTest(t, Options{Path: path})
 	requireHas(t, s, kept)
-	_, err = s.Ingest(big.digest, big.size())
+	_, err = s.Ingest(big.digest, big.size(), Origin{})
 	require.ErrorIs(t, err, content.ErrNoSpace, "the free space is looked at first")
 	requireHas(t, s, kept)
 	requireHas(t, s, small)

@@ -55,7 +55,7 @@ func TestFinish_WhoAsksMeanwhileHasTheBlobOrItsChunks(t *testing.T) {
 	b := newSample(1, 4*chunkSize)
 	for range 20 {
 		s := openTest(t, Options{Path: arriveAndDie(t, b)})
-		g, err := s.Ingest(b.digest, b.size())
+		g, err := s.Ingest(b.digest, b.size(), Origin{})
 		if err == nil {
 			require.True(t, g.Complete())
 			require.NoError(t, g.Commit(t.Context(), ""))

@@ -77,7 +77,7 @@ func TestHealth_AHangingDiskKeepsNobodyWaiting(t *testing.T) {
 		go func() { wrote <- g.WriteChunk(0, content.ChunkCID(b.chunk(0)), b.chunk(0)) }()
 		time.Sleep(hangsAfter + time.Second)
 		require.ErrorContains(t, s.Health(), "the disk hangs: write ")
-		_, err := s.Ingest(newSample(3, 5).digest, 5)
+		_, err := s.Ingest(newSample(3, 5).digest, 5, Origin{})
 		require.ErrorIs(t, err, content.ErrStorage)
 		requireHas(t, s, held)
 		hanging.Store(false)

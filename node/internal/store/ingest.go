@@ -69,18 +69,13 @@ const (
 	phaseClosed
 )
 
-// Ingest opens the ingest of d, of size bytes. It resumes a partial one of the same size that an earlier ingest left,
-// and drops one of another size. It fails with ErrExists for a blob that is committed here, ErrBusy while another
+// Ingest opens the ingest of d, of size bytes, into a pool. It resumes a partial one of the same size that an earlier
+// ingest left, and drops one of another size or source. It fails with ErrExists for a blob that is committed here, ErrBusy while another
 // ingest of d is open, content.ErrNoSpace when size bytes could not be made room for, and content.ErrStorage where the
 // disk refuses or hangs. Room itself is made for each chunk as it is written. The caller must Close it.
 //
 // After a restart of the machine the chunks of a partial ingest are hashed here before they count as present.
-func (s *Store) Ingest(d digest.Digest, size int64) (*Ingest, error) {
-	return s.IngestFrom(d, size, Origin{})
-}
-
-// IngestFrom is Ingest into a pool. It drops a partial ingest of another source.
-func (s *Store) IngestFrom(d digest.Digest, size int64, origin Origin) (*Ingest, error) {
+func (s *Store) Ingest(d digest.Digest, size int64, origin Origin) (*Ingest, error) {
 	ing, err := s.ingest(d, size, origin, false)
 	if err != nil {
 		return nil, fmt.Errorf("ingest %s of %d bytes: %w", d, size, diskError(err))
@@ -746,7 +741,7 @@ func (s *Store) PutInto(ctx context.Context, pool Pool, d digest.Digest, mediaTy
 }
 
 func (s *Store) put(ctx context.Context, pool Pool, d digest.Digest, mediaType string, r io.Reader, size int64) error {
-	ing, err := s.IngestFrom(d, size, Origin{Pool: pool})
+	ing, err := s.Ingest(d, size, Origin{Pool: pool})
 	if errors.Is(err, ErrExists) {
 		if info, err := s.Stat(d); err != nil || info.MediaType != "" || mediaType == "" {
 			return err

@@ -19,7 +19,7 @@ import (
 
 func ingest(t testing.TB, s *Store, b sample) *Ingest {
 	t.Helper()
-	g, err := s.Ingest(b.digest, b.size())
+	g, err := s.Ingest(b.digest, b.size(), Origin{})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = g.Close() })
 	return g
@@ -183,7 +183,7 @@ func TestResumingAnIngestHoldsUpNobody(t *testing.T) {
 	slow.Store(true)
 	opened := make(chan error, 1)
 	go func() {
-		g, err := s.Ingest(b.digest, b.size())
+		g, err := s.Ingest(b.digest, b.size(), Origin{})
 		if err == nil {
 			err = g.Close()
 		}
@@ -194,7 +194,7 @@ func TestResumingAnIngestHoldsUpNobody(t *testing.T) {
 	requireHas(t, s, other)
 	requireBlocks(t, s, other)
 	require.Equal(t, other.size(), s.Usage().Bytes)
-	_, err := s.Ingest(b.digest, b.size())
+	_, err := s.Ingest(b.digest, b.size(), Origin{})
 	require.ErrorIs(t, err, ErrBusy)
 	put(t, s, newSample(3, 10))
 	close(goOn)
@@ -222,7 +222,7 @@ func TestAPartialOfAnotherSizeIsDropped(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Options{})
 	b := newSample(1, 2*chunkSize)
-	g, err := s.Ingest(b.digest, 3*chunkSize)
+	g, err := s.Ingest(b.digest, 3*chunkSize, Origin{})
 	require.NoError(t, err)
 	write(t, g, b, 0, 1)
 	require.NoError(t, g.Close())
@@ -322,16 +322,16 @@ func TestOneIngestOfADigestAtATime(t *testing.T) {
 	s := openTest(t, Options{})
 	b := newSample(1, chunkSize)
 	g := ingest(t, s, b)
-	_, err := s.Ingest(b.digest, b.size())
+	_, err := s.Ingest(b.digest, b.size(), Origin{})
 	require.ErrorIs(t, err, ErrBusy)
 	write(t, g, b, 0)
 	require.NoError(t, g.Commit(t.Context(), ""))
-	_, err = s.Ingest(b.digest, b.size())
+	_, err = s.Ingest(b.digest, b.size(), Origin{})
 	require.ErrorIs(t, err, ErrExists)
 	require.NoError(t, g.Close())
-	_, err = s.Ingest(b.digest, content.MaxSize+1)
+	_, err = s.Ingest(b.digest, content.MaxSize+1, Origin{})
 	require.Error(t, err)
-	_, err = s.Ingest(b.digest, -1)
+	_, err = s.Ingest(b.digest, -1, Origin{})
 	require.Error(t, err)
 }
 

@@ -91,7 +91,7 @@ func (m *model) Ingest(t *rapid.T) {
 	g := m.open[b.digest]
 	if g == nil {
 		var err error
-		g, err = m.store.Ingest(b.digest, b.size())
+		g, err = m.store.Ingest(b.digest, b.size(), Origin{})
 		if errors.Is(err, content.ErrNoSpace) {
 			return
 		}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -20,6 +21,8 @@ const (
 	maxNotes = 128 << 10
 	// maxUnwritten bounds those that wait for the disk.
 	maxUnwritten = 16 << 10
+	// notesAgain is how long after a failure they are written again.
+	notesAgain = 10 * time.Second
 )
 
 // Notes is a persistent map of what another package would like to find again after a restart. Nobody waits for the
@@ -96,15 +99,19 @@ func (n *Notes) note(key string, value []byte) error {
 
 // write writes what is noted, until ctx ends.
 func (n *Notes) write(ctx context.Context, s *Store) {
+	var again <-chan time.Time
 	for ended := false; !ended; {
 		select {
 		case <-n.wake:
+		case <-again:
 		case <-ctx.Done():
 			n.mu.Lock()
 			n.closed, ended = true, true
 			n.mu.Unlock()
 		}
+		again = nil
 		if err := n.flush(); err != nil {
+			again = time.After(notesAgain)
 			s.log.Warn("what is remembered is not on disk; a restart would forget it", "part", string(n.kv.bucket),
 				"error", err)
 		}
@@ -132,7 +139,7 @@ func (n *Notes) flush() error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if err != nil { // they go with the next, unless there is something newer
+	if err != nil { // they go with the next try, but for what is newer by now
 		maps.Copy(n.writing, n.unwritten)
 		n.unwritten = n.writing
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"time"
 
@@ -71,6 +70,10 @@ func (s *Store) scrubBlob(ctx context.Context, e *entry, report *ScrubReport) er
 	if err != nil {
 		return ctx.Err()
 	}
+	damaged := func(reason string) {
+		_ = s.newChecker(e.digest, e.size, e).damaged(f, reason)
+		report.Damaged = append(report.Damaged, e.digest)
+	}
 	h := e.digest.Algorithm().Hash()
 	for i := range content.Chunks(e.size) {
 		off, n := content.ChunkRange(e.size, i)
@@ -78,16 +81,14 @@ func (s *Store) scrubBlob(ctx context.Context, e *entry, report *ScrubReport) er
 			return err
 		}
 		if err := hashRange(h, f, off, n); err != nil {
-			s.damagedBlob(e, f, err.Error())
-			report.Damaged = append(report.Damaged, e.digest)
+			damaged(err.Error())
 			return nil
 		}
 		report.Bytes += n
 	}
 	report.Blobs++
 	if got := digest.NewDigest(e.digest.Algorithm(), h); got != e.digest {
-		s.damagedBlob(e, f, "its bytes are those of "+got.String())
-		report.Damaged = append(report.Damaged, e.digest)
+		damaged("its bytes are those of " + got.String())
 		return nil
 	}
 	e.checks.note(st, e.size, 0, content.Chunks(e.size)-1)
@@ -156,15 +157,4 @@ func recallTime(memory KV, key string) (t time.Time, ok bool) {
 		return time.Time{}, false
 	}
 	return t, true
-}
-
-// damagedBlob drops a blob, or stops using it where it is the runtime's.
-func (s *Store) damagedBlob(e *entry, f *os.File, reason string) {
-	if !e.runtime {
-		_ = s.dropDamaged(e, reason)
-		return
-	}
-	if fi, err := f.Stat(); err == nil {
-		s.reject(e.digest, fi)
-	}
 }

@@ -155,40 +155,16 @@ func (kv KV) Get(key string) (value []byte, ok bool) {
 
 // Put sets the value of key, which must not be empty. It survives a crash once Put has returned.
 func (kv KV) Put(key string, value []byte) error {
-	return kv.change("put", key, func(b *bolt.Bucket) error { return b.Put([]byte(key), value) })
-}
-
-// Delete removes key. It is no error if it is not there.
-func (kv KV) Delete(key string) error {
-	return kv.change("delete", key, func(b *bolt.Bucket) error { return b.Delete([]byte(key)) })
-}
-
-func (kv KV) change(op, key string, f func(*bolt.Bucket) error) error {
 	// Not by bbolt's Batch: that commits in a goroutine of its own, where damage would end the process.
 	err := kv.update(func(tx *bolt.Tx) error {
 		b, err := tx.CreateBucketIfNotExists(kv.bucket)
 		if err != nil {
 			return err
 		}
-		return f(b)
+		return b.Put([]byte(key), value)
 	})
 	if err != nil {
-		return fmt.Errorf("%s %s in %s: %w", op, key, kv.bucket, err)
-	}
-	return nil
-}
-
-// ForEach calls f with a copy of every pair, in the order of the keys, until it fails. f must not change the map.
-func (kv KV) ForEach(f func(key string, value []byte) error) error {
-	err := kv.view(func(tx *bolt.Tx) error {
-		b := tx.Bucket(kv.bucket)
-		if b == nil {
-			return nil
-		}
-		return b.ForEach(func(k, v []byte) error { return f(string(k), append([]byte{}, v...)) })
-	})
-	if err != nil {
-		return fmt.Errorf("read %s: %w", kv.bucket, err)
+		return fmt.Errorf("put %s in %s: %w", key, kv.bucket, err)
 	}
 	return nil
 }

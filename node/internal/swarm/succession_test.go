@@ -15,6 +15,7 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
+	"github.com/shoal-cache/shoal/node/internal/store"
 )
 
 // puller is a participant that does what it is told. What it takes from peers it takes from their memory.
@@ -254,7 +255,7 @@ func TestRoom_HoldersAreLookedForAgainAfterAVainAttempt(t *testing.T) {
 	vain.Close()
 
 	other := newTestSwarm(t, startingFrom(s))
-	ing, err := other.store.Ingest(d, 100)
+	ing, err := other.store.Ingest(d, 100, store.Origin{})
 	require.NoError(t, err)
 	require.NoError(t, ing.WriteChunk(0, content.ChunkCID(data), data))
 	require.NoError(t, ing.Verify(t.Context()))
