@@ -22,10 +22,20 @@ import (
 // flags fill in.
 func Command(more ...func(*Options) *cobra.Command) *cobra.Command {
 	var o Options
-	mirror := &cobra.Command{
-		Use:   "mirror",
-		Short: "Make the container runtime pull through the agent, or undo it",
-		Long: `Make the container runtime pull through the agent, or undo it.
+	mirror := o.command()
+	o.flags(mirror.PersistentFlags())
+	install := o.changing("install", "Put the agent before the other mirrors of the runtime", "changed", Install)
+	install.Flags().BoolVar(&o.FixConfigPath, "fix-config-path", false,
+		"make containerd read the directory of mirrors where its configuration keeps it from that")
+	mirror.AddCommand(install, o.changing("remove", "Restore what was there before install", "restored", Remove),
+		o.status())
+	for _, command := range more {
+		mirror.AddCommand(command(&o))
+	}
+	return mirror
+}
+
+const long = `Make the container runtime pull through the agent, or undo it.
 
 The agent's registry front becomes the first mirror of the given registries. Other mirrors, TLS files, headers and
 comments stay as they are, and the registry itself stays the last resort: without a running agent the node pulls as
@@ -50,8 +60,15 @@ The exit code of status is 0 where the runtime asks the agent for the registries
 does not, where what was installed is not what would be by now, or where the runtime was started before something was
 written that it reads only then, as far as that shows. The exit code of remove is
 1 where an entry could not be taken out, and where somebody's lines went with it. Those are kept in the state
-directory.`,
-		Args: cobra.ArbitraryArgs,
+directory.`
+
+// command is the one that has the others.
+func (o *Options) command() *cobra.Command {
+	return &cobra.Command{
+		Use:   "mirror",
+		Short: "Make the container runtime pull through the agent, or undo it",
+		Long:  long,
+		Args:  cobra.ArbitraryArgs,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if file := cmd.Flags().Lookup("config"); file != nil && file.Changed {
 				return errors.New("mirror: --config is for the agent: give --endpoint where its registry.listen is " +
@@ -69,54 +86,50 @@ directory.`,
 			return cmd.Help()
 		},
 	}
-	o.flags(mirror.PersistentFlags())
+}
 
-	run := func(use, short string, do func(context.Context, Options) (Result, error), verb string) *cobra.Command {
-		return &cobra.Command{
-			Use:   use,
-			Short: short,
-			Args:  cobra.NoArgs,
-			RunE: func(cmd *cobra.Command, _ []string) error {
-				o.ask(cmd.Context())
-				o.AnyEndpoint = !cmd.Flags().Changed("endpoint")
-				result, err := do(cmd.Context(), o)
-				return errors.Join(report(cmd.OutOrStdout(), result, verb), err)
-			},
-		}
+// verb is a sub-command that does something and prints what came of it. done is said of each path.
+func (o *Options) verb(use, short, done string, do func(context.Context) (Result, error)) *cobra.Command {
+	return &cobra.Command{
+		Use:   use,
+		Short: short,
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.ask(cmd.Context())
+			o.AnyEndpoint = !cmd.Flags().Changed("endpoint")
+			result, err := do(cmd.Context())
+			return errors.Join(report(cmd.OutOrStdout(), result, done), err)
+		},
 	}
+}
+
+// changing is a verb that changes files, after which the runtime may have to be restarted.
+func (o *Options) changing(use, short, done string, do func(Options) (Result, error)) *cobra.Command {
 	var restart bool
-	restarting := func(do func(Options) (Result, error)) func(context.Context, Options) (Result, error) {
-		return func(ctx context.Context, o Options) (Result, error) {
-			result, err := do(o)
-			if err == nil && restart {
-				result.Findings, err = restarted(ctx, o, result.Findings)
-			}
-			return result, err
+	c := o.verb(use, short, done, func(ctx context.Context) (Result, error) {
+		result, err := do(*o)
+		if err == nil && restart {
+			result.Findings, err = restarted(ctx, *o, result.Findings)
 		}
-	}
-	install := run("install", "Put the agent before the other mirrors of the runtime", restarting(Install), "changed")
-	remove := run("remove", "Restore what was there before install", restarting(Remove), "restored")
-	install.Flags().BoolVar(&o.FixConfigPath, "fix-config-path", false,
-		"make containerd read the directory of mirrors where its configuration keeps it from that")
-	for _, c := range []*cobra.Command{install, remove} {
-		c.Flags().BoolVar(&restart, "restart", false,
-			"restart the runtime's service, or reload CRI-O's, with systemctl, where a change needs it")
-	}
+		return result, err
+	})
+	c.Flags().BoolVar(&restart, "restart", false,
+		"restart the runtime's service, or reload CRI-O's, with systemctl, where a change needs it")
+	return c
+}
+
+func (o *Options) status() *cobra.Command {
 	var to string
-	status := run("status", "Show what is installed and what somebody should look at",
-		func(ctx context.Context, o Options) (Result, error) {
-			result, err := inForce(ctx, o)
+	c := o.verb("status", "Show what is installed and what somebody should look at", "installed",
+		func(context.Context) (Result, error) {
+			result, err := inForce(*o)
 			if to != "" {
 				err = errors.Join(err, reportTo(to, result))
 			}
 			return result, err
-		}, "installed")
-	status.Flags().StringVar(&to, "report", "", "write what was found to a `file` too, as JSON")
-	mirror.AddCommand(install, remove, status)
-	for _, command := range more {
-		mirror.AddCommand(command(&o))
-	}
-	return mirror
+		})
+	c.Flags().StringVar(&to, "report", "", "write what was found to a `file` too, as JSON")
+	return c
 }
 
 // flags are those that all sub-commands have.
@@ -151,7 +164,7 @@ func unknown(cmd *cobra.Command, name string) error {
 }
 
 // inForce is Status, with an error where the runtime does not ask the agent.
-func inForce(_ context.Context, o Options) (Result, error) {
+func inForce(o Options) (Result, error) {
 	result, err := Status(o)
 	switch {
 	case err != nil || result.InForce():

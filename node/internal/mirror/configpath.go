@@ -73,7 +73,7 @@ func advised(findings, unmended []Finding, reasons []string) []Finding {
 
 // disabled tells that a release with these settings serves no CRI. Docker's package for containerd writes such a
 // configuration.
-func (o Options) disabled(s settings, _ release) (f Finding, ok bool) {
+func (o Options) disabled(s settings) (f Finding, ok bool) {
 	return Finding{CRIDisabled, o.RuntimeConfig, fmt.Sprintf("disabled_plugins turns %s off (\"cri\" for short, as "+
 		"Docker's package for containerd writes it), so that Kubernetes cannot pull through this containerd; take "+
 		"that out, and restart containerd", strings.Join(s.disabled, ", "))}, len(s.disabled) > 0
@@ -120,11 +120,11 @@ const registryTables2and3 = `[plugins."io.containerd.cri.v1.images".registry] (v
 
 // unread are the reasons why the releases do not read dirs[0].
 func (o Options) unread(files []configFile, releases []release, dirs []string) []Finding {
-	return perRelease(files, releases, func(s settings, r release) (Finding, bool) { return o.why(s, r, dirs) })
+	return perRelease(files, releases, func(s settings) (Finding, bool) { return o.why(s, dirs) })
 }
 
 // perRelease are the findings of all releases. One that is not one of all of them names its own.
-func perRelease(files []configFile, releases []release, look func(settings, release) (Finding, bool)) []Finding {
+func perRelease(files []configFile, releases []release, look func(settings) (Finding, bool)) []Finding {
 	var found []Finding
 	by := make(map[Finding][]string)
 	started := 0
@@ -137,7 +137,7 @@ func perRelease(files []configFile, releases []release, look func(settings, rele
 			continue
 		}
 		started++
-		f, ok := look(s, r)
+		f, ok := look(s)
 		if !ok {
 			continue
 		}
@@ -155,7 +155,7 @@ func perRelease(files []configFile, releases []release, look func(settings, rele
 }
 
 // why a release with these settings does not read dirs[0].
-func (o Options) why(s settings, r release, dirs []string) (f Finding, ok bool) {
+func (o Options) why(s settings, dirs []string) (f Finding, ok bool) {
 	f = Finding{Path: o.RuntimeConfig}
 	switch list := filepath.SplitList(s.configPath); {
 	case s.refused != "":

@@ -64,19 +64,11 @@ func (registriesConf) plan(o Options) (plan, error) {
 	if len(ours) == 0 {
 		return p, nil
 	}
-	body, err := toml.Marshal(map[string]any{"registry": ours})
+	insert, err := inserting(ours)
 	if err != nil {
 		return p, err
 	}
-	block := slices.Concat([]byte(begin), body, []byte(end))
-	insert := func(content []byte) ([]byte, error) {
-		if len(content) > 0 && !bytes.HasSuffix(content, []byte("\n")) {
-			content = append(bytes.Clone(content), '\n')
-		}
-		return slices.Concat(content, block), nil
-	}
 	p.targets = []target{{path: path, insert: insert, restart: o.hasToBeRenewed()}}
-
 	content := now.content
 	if !o.asIs {
 		if content, err = insert(stripMarked(content)); err != nil {
@@ -93,6 +85,21 @@ func (registriesConf) plan(o Options) (plan, error) {
 		p.findings = append(p.findings, o.passing(tables, registry)...)
 	}
 	return p, nil
+}
+
+// inserting puts tables at the end of a file.
+func inserting(tables []map[string]any) (insert func(content []byte) ([]byte, error), err error) {
+	body, err := toml.Marshal(map[string]any{"registry": tables})
+	if err != nil {
+		return nil, err
+	}
+	block := slices.Concat([]byte(begin), body, []byte(end))
+	return func(content []byte) ([]byte, error) {
+		if len(content) > 0 && !bytes.HasSuffix(content, []byte("\n")) {
+			content = append(bytes.Clone(content), '\n')
+		}
+		return slices.Concat(content, block), nil
+	}, nil
 }
 
 // passing are findings for the tables that hold for images of a registry and do not have the agent as their first

@@ -94,18 +94,25 @@ func (r *record) addedTo(content []byte) (added []string) {
 // savedEdits is the folder, in that of the state, for files in which somebody had written between the marks.
 const savedEdits = "edited"
 
-// saveEdit keeps a copy of a file in which somebody has written between the marks, for what stands there is about to be
-// taken out.
-func (st *state) saveEdit(o Options, path string) ([]Finding, error) {
-	rec, isFile := st.Files[path]
-	if !isFile {
-		return nil, nil
+// saveEdits keeps copies of the files in which somebody has written between the marks, for what stands there is about to
+// be taken out.
+func (st *state) saveEdits(o Options) (found []Finding, err error) {
+	for _, path := range slices.Sorted(maps.Keys(st.Files)) {
+		saved, err := st.saveEdit(o, path)
+		if err != nil {
+			return found, err
+		}
+		found = append(found, saved...)
 	}
+	return found, nil
+}
+
+func (st *state) saveEdit(o Options, path string) ([]Finding, error) {
 	now, err := readUpTo(o.on(path), maxGrown)
 	if err != nil || !now.exists {
 		return nil, nil //nolint:nilerr // whoever changes the file says so
 	}
-	added := rec.addedTo(now.content)
+	added := st.Files[path].addedTo(now.content)
 	if len(added) == 0 {
 		return nil, nil
 	}
@@ -223,6 +230,18 @@ func lockMade(dir string) (unlock func(), err error) {
 			return unlock, err
 		}
 	}
+}
+
+// lockedState reads the state once lock has kept other runs out, which it does until unlock.
+func lockedState(dir string, lock func(dir string) (func(), error)) (st *state, unlock func(), err error) {
+	if unlock, err = lock(dir); err != nil {
+		return nil, nil, err
+	}
+	if st, err = loadState(dir); err != nil {
+		unlock()
+		return nil, nil, err
+	}
+	return st, unlock, nil
 }
 
 // paths are those of all files and links, sorted.
