@@ -95,32 +95,49 @@ func (f *Fleet) Pick(key string, n int, accept func(i int) bool) []int {
 	return chosen
 }
 
-// turn is a domain's place in one Pick. Few of many are taken, so the candidates are not sorted: each turn looks for
-// the best of those behind the last.
+// turn is a domain's place in one Pick.
 type turn struct {
 	key, score uint64
 	candidates []ranked
 	begun      bool
-	last       uint64 // score of the candidate that was looked at last
-	lastIndex  int
+	rest       []ranked // all that follow the best, in their order, once one of them is asked for
 }
 
+// next gives the best candidate that is left and that accept takes. Mostly that is the best of all, which is found by
+// looking at each. The others are sorted once, for where a zone is lost accept refuses them all.
 func (t *turn) next(accept func(int) bool) (int, bool) {
-	for {
-		best, bestScore := -1, uint64(0)
-		for _, m := range t.candidates {
-			s := score(t.key, m.hash)
-			behind := !t.begun || s < t.last || s == t.last && m.index > t.lastIndex
-			if behind && (best < 0 || s > bestScore || s == bestScore && m.index < best) {
-				best, bestScore = m.index, s
-			}
-		}
-		if best < 0 {
-			return 0, false
-		}
-		t.begun, t.last, t.lastIndex = true, bestScore, best
-		if accept(best) {
+	if !t.begun {
+		t.begun = true
+		if best := t.best(); accept(best) {
 			return best, true
 		}
 	}
+	if t.rest == nil {
+		t.rest = slices.SortedFunc(slices.Values(t.candidates), t.compare)[1:]
+	}
+	for i, c := range t.rest {
+		if accept(c.index) {
+			t.rest = t.rest[i+1:]
+			return c.index, true
+		}
+	}
+	return 0, false
+}
+
+func (t *turn) best() int {
+	best, bestScore := 0, uint64(0)
+	for i, c := range t.candidates {
+		if s := score(t.key, c.hash); i == 0 || s > bestScore {
+			best, bestScore = c.index, s
+		}
+	}
+	return best
+}
+
+// compare puts the higher score first, and of equal ones the earlier candidate.
+func (t *turn) compare(a, b ranked) int {
+	if c := cmp.Compare(score(t.key, b.hash), score(t.key, a.hash)); c != 0 {
+		return c
+	}
+	return cmp.Compare(a.index, b.index)
 }

@@ -82,6 +82,29 @@ func TestANodeThatLeavesMovesLittle(t *testing.T) {
 	})
 }
 
+func TestPick_WhoIsRefusedCountsAsAbsent(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		f, n := drawFleet(t), rapid.IntRange(0, 12).Draw(t, "n")
+		refused := rapid.SliceOfN(rapid.Bool(), len(f.names), len(f.names)).Draw(t, "refused")
+		asked := map[int]int{}
+		var got []string
+		for _, i := range placement.NewFleet(f.candidates).Pick("key", n, func(i int) bool {
+			asked[i]++
+			return !refused[i]
+		}) {
+			got = append(got, f.names[i])
+		}
+		for i := len(f.names) - 1; i >= 0; i-- {
+			require.LessOrEqual(t, asked[i], 1, "asked about %s", f.names[i])
+			if refused[i] {
+				f = f.without(i)
+			}
+		}
+		require.ElementsMatch(t, f.pick("key", n), got)
+	})
+}
+
 func TestPickDoesNotDependOnTheOrderOfNodes(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {

@@ -3,6 +3,7 @@ package plan_test
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/shoal-cache/shoal/operator/internal/plan"
 )
@@ -23,6 +24,26 @@ func BenchmarkCompute(b *testing.B) {
 	}
 	m.hand()
 	m.report("Ready", "")
+	b.ReportAllocs()
+	for b.Loop() {
+		plan.Compute(m.Input)
+	}
+}
+
+// BenchmarkCompute_WithoutAZone is one plan of 5,000 nodes and 100 pins while one of three zones is lost.
+func BenchmarkCompute_WithoutAZone(b *testing.B) {
+	m := newModel(5000)
+	for i := range m.Nodes {
+		m.Nodes[i].Capacity = 0
+	}
+	for i := range 100 {
+		m.pin(fmt.Sprint("pin-", i), 3, nil)
+	}
+	m.hand()
+	m.report("Ready", "")
+	for i := 0; i < len(m.Nodes); i += 3 {
+		m.Nodes[i].DownSince = now.Add(-time.Hour)
+	}
 	b.ReportAllocs()
 	for b.Loop() {
 		plan.Compute(m.Input)
