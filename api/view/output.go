@@ -45,7 +45,7 @@ func (o Output) Print(w io.Writer, value any, human func(io.Writer) error) error
 		data, err = json.MarshalIndent(value, "", "  ")
 		data = append(visible(unseen, data), '\n')
 	case YAML:
-		data, err = yaml.Marshal(value)
+		data, err = asYAML(value)
 	default:
 		return human(ForTerminal(w))
 	}
@@ -54,4 +54,16 @@ func (o Output) Print(w io.Writer, value any, human func(io.Writer) error) error
 	}
 	_, err = w.Write(data)
 	return err
+}
+
+// asYAML writes a value as YAML. Of characters that nobody sees, YAML leaves some as they are and refuses others. So a
+// value with such a character is written as JSON, which is YAML too: there each stands in quotes, where it is escaped.
+func asYAML(value any) ([]byte, error) {
+	if data, err := yaml.Marshal(value); err == nil && !unseen.Match(data) {
+		return data, nil
+	}
+	data, err := json.MarshalIndent(value, "", "  ")
+	return escaped(unseen, append(data, '\n'), func(shown []byte, c rune) []byte {
+		return fmt.Appendf(shown, `\U%08x`, c) // YAML knows no pairs of surrogates
+	}), err
 }

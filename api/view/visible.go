@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"unicode/utf16"
+	"unicode/utf8"
 
 	"golang.org/x/term"
 )
@@ -22,14 +23,21 @@ var (
 )
 
 func visible(unseen *regexp.Regexp, text []byte) []byte {
-	return unseen.ReplaceAllFunc(bytes.ToValidUTF8(text, []byte("\ufffd")), func(c []byte) (shown []byte) {
-		if len(c) > 1 && c[0] == '\x1b' {
-			return c
-		}
-		for _, unit := range utf16.Encode([]rune(string(c))) {
+	return escaped(unseen, text, func(shown []byte, c rune) []byte {
+		for _, unit := range utf16.Encode([]rune{c}) {
 			shown = fmt.Appendf(shown, `\u%04x`, unit)
 		}
 		return shown
+	})
+}
+
+func escaped(unseen *regexp.Regexp, text []byte, escape func(shown []byte, c rune) []byte) []byte {
+	return unseen.ReplaceAllFunc(bytes.ToValidUTF8(text, []byte("\ufffd")), func(c []byte) []byte {
+		if len(c) > 1 && c[0] == '\x1b' {
+			return c
+		}
+		r, _ := utf8.DecodeRune(c)
+		return escape(nil, r)
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
+	"sigs.k8s.io/yaml"
 
 	"github.com/shoal-cache/shoal/api/view"
 )
@@ -73,6 +74,18 @@ func TestOutput_WhatOthersSayNeitherMovesTheCursorNorForgesALine(t *testing.T) {
 	var back []any
 	require.NoError(t, json.Unmarshal([]byte(said), &back))
 	require.Equal(t, evil, back[0], "a program reads what was said")
+}
+
+func TestOutput_YAMLHasNothingThatATerminalObeysAndReadsBack(t *testing.T) {
+	t.Parallel()
+	for _, said := range []string{evil, "\u202e", "a\u200b", "\u2028", "\U000e0001", "\U0001f600", "plain: text\nof two lines"} {
+		var out bytes.Buffer
+		require.NoError(t, view.YAML.Print(&out, map[string][]string{"said": {said}}, nil))
+		require.NotRegexp(t, `[^\pL\pM\pN\pP\pS\p{Zs}\n]`, out.String())
+		var back map[string][]string
+		require.NoError(t, yaml.Unmarshal(out.Bytes(), &back), "%q", out.String())
+		require.Equal(t, said, back["said"][0])
+	}
 }
 
 func TestSaved_ATerminalGetsContentOnlyWhereItIsAskedFor(t *testing.T) {
