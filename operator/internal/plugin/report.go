@@ -9,9 +9,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -63,18 +65,21 @@ type reported struct {
 	Bytes int    `json:"bytes"`
 }
 
-// archive is a report that is being written.
+// archive is a report that is being written. Its methods may be called concurrently.
 type archive struct {
+	mu    sync.Mutex
 	tar   *tar.Writer
 	files int
 	err   error
 }
 
 func (a *archive) add(name string, data []byte) {
+	data = redact(data)
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if a.err != nil {
 		return
 	}
-	data = redact(data)
 	a.err = a.tar.WriteHeader(&tar.Header{Name: "shoal-report/" + name, Mode: 0o644, Size: int64(len(data)),
 		ModTime: time.Now()})
 	if a.err == nil {
@@ -212,36 +217,46 @@ func (p *plugin) addSystem(ctx context.Context, a *archive, core kubernetes.Inte
 	var events corev1.EventList
 	a.addList("events.yaml", &events, func() any { return events.Items },
 		p.api.List(ctx, &events, client.InNamespace(namespace)))
+	var reading errgroup.Group
+	reading.SetLimit(logsAtOnce)
+	read := func(pod *corev1.Pod, of string) {
+		for _, c := range pod.Spec.Containers {
+			reading.Go(func() error { p.addLogs(ctx, a, core, pod, c.Name, of); return nil })
+		}
+	}
 	for i := range c.Agents {
-		p.addLogs(ctx, a, core, &c.Agents[i], c.Agents[i].Spec.NodeName)
+		read(&c.Agents[i], c.Agents[i].Spec.NodeName)
 	}
 	for i := range operators.Items {
-		p.addLogs(ctx, a, core, &operators.Items[i], operators.Items[i].Name)
+		read(&operators.Items[i], operators.Items[i].Name)
 	}
+	_ = reading.Wait() // each writes into the archive why it failed
 }
 
-// logLines bounds what is taken of each log.
-const logLines = 2000
+const (
+	// logLines bounds what is taken of each log, logsAtOnce how many are read at one time.
+	logLines, logsAtOnce = 2000, 16
+)
 
-func (p *plugin) addLogs(ctx context.Context, a *archive, core kubernetes.Interface, pod *corev1.Pod, of string) {
+// addLogs writes the log of a container, and that of the one before it.
+func (p *plugin) addLogs(ctx context.Context, a *archive, core kubernetes.Interface, pod *corev1.Pod,
+	container, of string) {
 	lines := int64(logLines)
-	for _, c := range pod.Spec.Containers {
-		for _, previous := range []bool{false, true} {
-			ctx, cancel := context.WithTimeout(ctx, p.tolerance)
-			data, err := core.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name,
-				&corev1.PodLogOptions{Container: c.Name, TailLines: &lines, Previous: previous}).DoRaw(ctx)
-			cancel()
-			name := "logs/" + of + "-" + c.Name
-			if previous {
-				if err != nil {
-					continue // there was none
-				}
-				name += "-before"
-			}
+	for _, previous := range []bool{false, true} {
+		ctx, cancel := context.WithTimeout(ctx, p.tolerance)
+		data, err := core.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name,
+			&corev1.PodLogOptions{Container: container, TailLines: &lines, Previous: previous}).DoRaw(ctx)
+		cancel()
+		name := "logs/" + of + "-" + container
+		if previous {
 			if err != nil {
-				data = []byte(err.Error())
+				continue // there was none
 			}
-			a.add(name+".log", data)
+			name += "-before"
 		}
+		if err != nil {
+			data = []byte(err.Error())
+		}
+		a.add(name+".log", data)
 	}
 }

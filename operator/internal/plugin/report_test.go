@@ -1,10 +1,23 @@
 package plugin
 
 import (
+	"archive/tar"
+	"bytes"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"github.com/shoal-cache/shoal/operator/internal/survey"
 )
 
 func TestRedact_TakesOutWhatLooksLikeACredential(t *testing.T) {
@@ -90,4 +103,39 @@ func TestReport_ShowsOfTheEnvironmentWhatIsKnown(t *testing.T) {
 	require.Equal(t, map[string]string{"MY_PAT": removed, "OTEL_EXPORTER_OTLP_HEADERS": removed,
 		"GOMEMLIMIT": "460MiB", "https_proxy": "http://proxy:3128", "HTTPS_PROXY": removed + "@proxy:3128",
 		"http_proxy": "http://" + removed + "@proxy:3128", "NODE_IP": ""}, values)
+}
+
+// A kubelet that answers late must not be waited for once for each node.
+func TestReport_ReadsTheLogsOfManyNodesAtOnce(t *testing.T) {
+	t.Parallel()
+	const nodes = 8
+	var all sync.WaitGroup
+	all.Add(nodes)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("previous") == "true" {
+			http.Error(w, "none", http.StatusNotFound)
+			return
+		}
+		all.Done()
+		all.Wait()
+		_, _ = w.Write([]byte("log of " + strings.Split(r.URL.Path, "/")[6]))
+	}))
+	defer server.Close()
+	core, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL, QPS: -1})
+	require.NoError(t, err)
+	c := &survey.Cluster{}
+	for i := range nodes {
+		pod := corev1.Pod{}
+		pod.Namespace, pod.Name, pod.Spec.NodeName = "shoal-system", fmt.Sprint("pod", i), fmt.Sprint("node", i)
+		pod.Spec.Containers = []corev1.Container{{Name: "agent"}}
+		c.Agents = append(c.Agents, pod)
+	}
+	var text bytes.Buffer
+	a := &archive{tar: tar.NewWriter(&text)}
+	(&plugin{api: fake.NewClientBuilder().Build(), tolerance: time.Minute}).addSystem(t.Context(), a, core, c)
+	require.NoError(t, a.err)
+	for i := range nodes {
+		require.Contains(t, text.String(), fmt.Sprintf("logs/node%d-agent.log", i))
+		require.Contains(t, text.String(), fmt.Sprint("log of pod", i))
+	}
 }
