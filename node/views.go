@@ -100,9 +100,8 @@ func noRoom(u store.Usage, floor int64) error {
 	if u.FreeDisk < 0 || u.FreeDisk-floor+evictable >= leastRoom {
 		return nil
 	}
-	return fmt.Errorf("the file system has %s free, of which %s are to stay free (minFree), and the cache has "+
-		"%s that may be evicted: %w",
-		view.Bytes(u.FreeDisk), view.Bytes(floor), view.Bytes(evictable), content.ErrNoSpace)
+	return fmt.Errorf("%s of the file system are to stay free (minFree), %s are free, and the cache has %s that may "+
+		"be evicted: %w", view.Bytes(floor), view.Bytes(u.FreeDisk), view.Bytes(evictable), content.ErrNoSpace)
 }
 
 func (n *node) viewPeers() []view.Peer {

@@ -238,7 +238,7 @@ func lacksCapacity(p *v1alpha1.ArtifactPin, s *plan.Summary) (string, string, bo
 		cache = "what the cache has for models"
 	}
 	return v1alpha1.ReasonInsufficientCapacity,
-		fmt.Sprintf("one copy has %s, more than pins of higher priority leave of %s of %d of %s",
+		fmt.Sprintf("beside pins of higher priority there is no room for a copy of %s in %s of %d of %s",
 			view.Bytes(plan.Size(p)), cache, s.TooSmall, view.Count(s.Eligible, "eligible node")),
 		s.TooSmall > 0 && s.Pending > 0
 }
