@@ -130,6 +130,11 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "this page can only be read", http.StatusMethodNotAllowed)
 		return
 	}
+	if misled(r) {
+		http.Error(w, "through a port-forward this page is at localhost, or at an address, and not at "+r.Host,
+			http.StatusMisdirectedRequest)
+		return
+	}
 	dir, file := path.Split(r.URL.Path)
 	switch file {
 	case "":
@@ -153,6 +158,15 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.Set("Location", "./"+url.PathEscape(file)+"/")
 		w.WriteHeader(http.StatusFound)
 	}
+}
+
+// misled reports whether a name of somebody else's led a browser through the port-forward of its user: a site may have
+// its name point at the user's own machine, and would read the page. A port-forward arrives on loopback, and the API
+// server's proxy and an Ingress, which have names of their own, do not.
+func misled(r *http.Request) bool {
+	at, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	host := (&url.URL{Host: r.Host}).Hostname()
+	return ok && at.IP.IsLoopback() && host != "localhost" && net.ParseIP(host) == nil
 }
 
 // shown is what the templates are given.

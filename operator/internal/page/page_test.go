@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"regexp"
 	"strings"
@@ -305,4 +307,28 @@ func TestPage_AnAPIServerThatFailsIsSaidWithoutItsWords(t *testing.T) {
 	require.Equal(t, http.StatusServiceUnavailable, status)
 	require.Contains(t, body, "Pulls do not depend on that")
 	require.NotContains(t, body, "secret")
+}
+
+func TestPage_AForwardedPortAnswersToNobodyElsesName(t *testing.T) {
+	t.Parallel()
+	_, server := serve(t, scene(2, 1, "node"))
+	port := server.URL[strings.LastIndexByte(server.URL, ':'):]
+	for host, want := range map[string]int{
+		"localhost" + port: http.StatusOK, "127.0.0.1" + port: http.StatusOK, "[::1]" + port: http.StatusOK,
+		"evil.example" + port: http.StatusMisdirectedRequest, "127.0.0.1.evil.example": http.StatusMisdirectedRequest,
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL+"/state.json", nil)
+		require.NoError(t, err)
+		req.Host = host
+		resp, err := http.DefaultClient.Do(req)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		require.Equal(t, want, resp.StatusCode, host)
+	}
+	recorder := httptest.NewRecorder()
+	p, _ := serve(t, scene(2, 1, "node"))
+	r := httptest.NewRequest(http.MethodGet, "http://shoal.example/", nil)
+	address := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 7), Port: 8082}
+	p.ServeHTTP(recorder, r.WithContext(context.WithValue(t.Context(), http.LocalAddrContextKey, address)))
+	require.Equal(t, http.StatusOK, recorder.Code, "an Ingress has a name of its own")
 }
