@@ -34,8 +34,8 @@ import (
 const (
 	// timeout bounds everything that is asked of registries for one artifact.
 	timeout = 30 * time.Second
-	// outage is how long a registry that did not answer is not asked again. It keeps pins of a registry that is
-	// down from taking the workers that pins of other registries need.
+	// outage is how long a registry that did not answer is not asked again, and then for one artifact alone until it has
+	// answered. That keeps pins of a registry that is down from taking the workers that pins of other registries need.
 	outage = 10 * time.Second
 	// maxReferrers is what an AssignedArtifact holds.
 	maxReferrers = 32
@@ -113,6 +113,7 @@ func (r *Resolver) Resolve(ctx context.Context, a v1alpha1.Artifact, o Options) 
 		err = r.ask(ctx, &resolved, o)
 	}
 	if err == nil {
+		r.note(host, nil)
 		return resolved, nil
 	}
 	classified := classify(fmt.Errorf("%s: %w", resolved.Source, err))
@@ -120,13 +121,24 @@ func (r *Resolver) Resolve(ctx context.Context, a v1alpha1.Artifact, o Options) 
 		classified.Err = fmt.Errorf("%w; %s", classified.Err, o.Credentials.Refused(resolved.Repository, o.Secrets))
 	}
 	if classified.Reason == v1alpha1.ReasonRegistryUnreachable {
-		r.mu.Lock()
-		r.down[host] = outageOf{r.now().Add(outage), err}
-		r.mu.Unlock()
+		r.note(host, err)
+	} else {
+		r.note(host, nil)
 	}
 	return resolved, classified
 }
 
+// note remembers of a registry that it has answered, or why not.
+func (r *Resolver) note(host string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if delete(r.down, host); err != nil {
+		r.down[host] = outageOf{r.now().Add(outage), err}
+	}
+}
+
+// outage is why a registry is not asked now. Who is let ask one that has been down keeps all others from it for as long
+// as that may take.
 func (r *Resolver) outage(host string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -134,8 +146,8 @@ func (r *Resolver) outage(host string) error {
 	if !ok {
 		return nil
 	}
-	if !r.now().Before(o.until) {
-		delete(r.down, host)
+	if now := r.now(); !now.Before(o.until) {
+		r.down[host] = outageOf{now.Add(timeout), o.cause}
 		return nil
 	}
 	return &Error{Reason: v1alpha1.ReasonRegistryUnreachable,

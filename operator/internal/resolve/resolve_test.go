@@ -1,6 +1,7 @@
 package resolve_test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log"
@@ -263,6 +264,64 @@ func TestARegistryThatIsDownIsNotAskedAgainAtOnce(t *testing.T) {
 	now = now.Add(time.Minute)
 	resolveIt()
 	require.Greater(t, asked.Load(), first)
+}
+
+// Were each pin of a registry that hangs to find that out anew, they would take all workers from the other pins.
+func TestResolve_ARegistryThatHangsAfterAnOutageHoldsOneCallerAlone(t *testing.T) {
+	t.Parallel()
+	asked, goOn := make(chan struct{}), make(chan struct{})
+	var hangs atomic.Bool
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if hangs.Load() {
+			asked <- struct{}{}
+			<-goOn
+		}
+		w.WriteHeader(http.StatusNotImplemented)
+	}))
+	t.Cleanup(server.Close)
+	var minutes atomic.Int64
+	start := time.Now()
+	r := resolve.New(direct, func() time.Time { return start.Add(time.Duration(minutes.Load()) * time.Minute) })
+	a := v1alpha1.Artifact{Image: strings.TrimPrefix(server.URL, "http://") + "/app:1"}
+	ctx, end := context.WithCancel(t.Context())
+	first := func() error { _, err := r.Resolve(ctx, a, resolve.Options{}); return err }
+	require.Error(t, first())
+
+	hangs.Store(true)
+	minutes.Store(1)
+	ended := make(chan error)
+	go func() { ended <- first() }()
+	<-asked
+	for range 3 {
+		_, err := r.Resolve(t.Context(), a, resolve.Options{})
+		require.ErrorContains(t, err, "did not answer a moment ago")
+	}
+	end()
+	require.Error(t, <-ended)
+	close(goOn)
+}
+
+// A registry that answers again is asked by all, whatever it answers.
+func TestResolve_ARegistryThatAnswersAgainIsAskedByAll(t *testing.T) {
+	t.Parallel()
+	status := http.StatusNotImplemented
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(status)
+	}))
+	t.Cleanup(server.Close)
+	now := time.Now()
+	r := resolve.New(direct, func() time.Time { return now })
+	reason := func() string {
+		_, err := r.Resolve(t.Context(), v1alpha1.Artifact{Image: strings.TrimPrefix(server.URL, "http://") + "/app:1"},
+			resolve.Options{})
+		var failure *resolve.Error
+		require.ErrorAs(t, err, &failure)
+		return failure.Reason
+	}
+	require.Equal(t, v1alpha1.ReasonRegistryUnreachable, reason())
+	status, now = http.StatusNotFound, now.Add(time.Minute)
+	require.Equal(t, v1alpha1.ReasonNotFoundUpstream, reason())
+	require.Equal(t, v1alpha1.ReasonNotFoundUpstream, reason())
 }
 
 func TestAManifestWithoutEndIsReadNoFurtherThanOneMayBeLong(t *testing.T) {
