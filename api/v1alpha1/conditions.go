@@ -2,15 +2,12 @@ package v1alpha1
 
 import "time"
 
-// Labels, annotations, taints and finalizers.
+// Labels, taints and field managers.
 const (
 	// StartupTaint is a taint (effect NoSchedule) that an administrator gives nodes at registration. The operator
 	// lifts it when every pin with startup Gate that chose the node is ready there, or has been waited for long enough
 	// (StartupPatience): a tag that is gone must not keep every new node out for ever.
 	StartupTaint = "shoal.dev/starting"
-	// PurgeFinalizer held a pin with deletionPolicy Purge until the nodes had removed its copies. It is only taken off:
-	// a pin that waits for an operator could not be deleted where there is none.
-	PurgeFinalizer = "shoal.dev/purge"
 	// ManagedByLabel marks the Roles and RoleBindings by which the operator lets agents read pull secrets.
 	ManagedByLabel = "app.kubernetes.io/managed-by"
 	// ManagedByOperator is the value of ManagedByLabel, and the operator's only server-side apply field manager.

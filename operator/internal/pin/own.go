@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"k8s.io/apimachinery/pkg/api/equality"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -41,15 +40,15 @@ func (r *OwnReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		Complete(r)
 }
 
-// Reconcile makes the pin, or brings it back to what it should be.
+// Reconcile makes the pin, or brings it back to what it should be. Only the API server knows whether a field is there
+// that was once applied and is no more, so it is asked each time; where nothing differs it writes nothing.
 func (r *OwnReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
 	var have v1alpha1.ArtifactPin
 	err := r.Client.Get(ctx, client.ObjectKeyFromObject(r.Pin), &have)
 	if client.IgnoreNotFound(err) != nil {
 		return reconcile.Result{}, fmt.Errorf("own pin: %w", err)
 	}
-	if err == nil && (!have.DeletionTimestamp.IsZero() || equality.Semantic.DeepDerivative(r.Pin.Spec, have.Spec) &&
-		equality.Semantic.DeepEqual(r.Pin.OwnerReferences, have.OwnerReferences)) {
+	if err == nil && !have.DeletionTimestamp.IsZero() {
 		return reconcile.Result{}, nil
 	}
 	return reconcile.Result{}, apply.Object(ctx, r.Client, r.Pin)

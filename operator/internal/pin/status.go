@@ -17,7 +17,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
-	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 
@@ -35,9 +34,8 @@ var statusFields = []string{"observedGeneration", "eligible", "desired", "ready"
 // statusConditions likewise.
 var statusConditions = []string{v1alpha1.ConditionReady, v1alpha1.ConditionDegraded, v1alpha1.ConditionExpired}
 
-// +kubebuilder:rbac:groups=shoal.dev,resources=artifactpins,verbs=get;list;watch;patch
+// +kubebuilder:rbac:groups=shoal.dev,resources=artifactpins,verbs=get;list;watch
 // +kubebuilder:rbac:groups=shoal.dev,resources=artifactpins/status,verbs=patch
-// +kubebuilder:rbac:groups=shoal.dev,resources=artifactpins/finalizers,verbs=update
 
 // StatusReconciler writes how each pin fares.
 type StatusReconciler struct {
@@ -74,10 +72,10 @@ func (r *StatusReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctr
 	if made == nil || made.Pins[p.UID] == nil || !made.Pins[p.UID].Of(&p) {
 		return ctrl.Result{}, nil // the next plan has it as it is now, and tells
 	}
-	s := made.Pins[p.UID]
-	if err := r.letGo(ctx, &p); err != nil || !p.DeletionTimestamp.IsZero() {
-		return ctrl.Result{}, err
+	if !p.DeletionTimestamp.IsZero() {
+		return ctrl.Result{}, nil
 	}
+	s := made.Pins[p.UID]
 	want := describe(&p, s, r.Clock.Now())
 	if equality.Semantic.DeepEqual(want, own(p.Status)) {
 		return ctrl.Result{}, nil
@@ -89,19 +87,6 @@ func (r *StatusReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctr
 	}
 	r.report(&p, before.Conditions)
 	return ctrl.Result{}, nil
-}
-
-// letGo takes off a pin the finalizer that operators before this one set. Copies are purged by what a node's entry
-// says, whether the pin is still there or not.
-func (r *StatusReconciler) letGo(ctx context.Context, p *v1alpha1.ArtifactPin) error {
-	patch := client.MergeFromWithOptions(p.DeepCopy(), client.MergeFromWithOptimisticLock{})
-	if !controllerutil.RemoveFinalizer(p, v1alpha1.PurgeFinalizer) {
-		return nil
-	}
-	if err := r.Client.Patch(ctx, p, patch); client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("finalizer of pin %s: %w", client.ObjectKeyFromObject(p), err)
-	}
-	return nil
 }
 
 // own is the part of a status that this controller writes.
