@@ -58,7 +58,7 @@ func (p *plugin) preheatCommand() *cobra.Command {
 		Use: "preheat IMAGE…", Short: "Bring images to the nodes before a rollout needs them",
 		Args: arguments(1, -1),
 		Long: `preheat pins images on all nodes for a while, so that a rollout finds them there. The pin ends by itself
-after --ttl, and the images then stay in the cache like any others.`,
+after --ttl, and the images then stay in the cache like any others. The next preheat in the namespace deletes it.`,
 		Example: "  kubectl shoal preheat registry.example/team/app:1.3 --wait\n" +
 			"  kubectl shoal preheat registry.example/team/app:1.3 --node-selector pool=gpu --ttl 2h",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -179,6 +179,10 @@ func (p *plugin) pin(ctx context.Context, images []string, prefix string, f pinF
 	if pin.Name == "" {
 		pin.Name = nameOf(prefix, images)
 	}
+	if prefix == "preheat" {
+		pin.Labels = map[string]string{v1alpha1.ManagedByLabel: fieldManager}
+		p.sweep(ctx, namespace)
+	}
 	var existing v1alpha1.ArtifactPin
 	switch err := p.api.Get(ctx, client.ObjectKeyFromObject(pin), &existing); {
 	case err == nil && prefix == "preheat" && (existing.Spec.Expiry == nil || existing.Spec.Expiry.TTL == nil):
@@ -196,6 +200,22 @@ func (p *plugin) pin(ctx context.Context, images []string, prefix string, f pinF
 		return err
 	}
 	return p.made(ctx, pin, "made", f, p.api.Create(ctx, pin, client.FieldOwner(fieldManager)))
+}
+
+// sweep deletes the pins of earlier preheats that have ended, for else each version that was ever preheated would leave
+// one. Where that fails the next preheat does it.
+func (p *plugin) sweep(ctx context.Context, namespace string) {
+	var pins v1alpha1.ArtifactPinList
+	if err := p.api.List(ctx, &pins, client.InNamespace(namespace),
+		client.MatchingLabels{v1alpha1.ManagedByLabel: fieldManager}); err != nil {
+		return
+	}
+	for i := range pins.Items {
+		pin := &pins.Items[i]
+		if apimeta.IsStatusConditionTrue(pin.Status.Conditions, v1alpha1.ConditionExpired) {
+			_ = p.api.Delete(ctx, pin, client.Preconditions{UID: &pin.UID, ResourceVersion: &pin.ResourceVersion})
+		}
+	}
 }
 
 func (p *plugin) made(ctx context.Context, pin *v1alpha1.ArtifactPin, how string, f pinFlags, err error) error {
