@@ -78,7 +78,8 @@ func TestOutput_WhatOthersSayNeitherMovesTheCursorNorForgesALine(t *testing.T) {
 
 func TestOutput_YAMLHasNothingThatATerminalObeysAndReadsBack(t *testing.T) {
 	t.Parallel()
-	for _, said := range []string{evil, "\u202e", "a\u200b", "\u2028", "\U000e0001", "\U0001f600", "plain: text\nof two lines"} {
+	for _, said := range []string{evil, "\u202e", "a\u200b", "\u2028", "\U000e0001", "\U0001f600",
+		"plain: text\nof two lines"} {
 		var out bytes.Buffer
 		require.NoError(t, view.YAML.Print(&out, map[string][]string{"said": {said}}, nil))
 		require.NotRegexp(t, `[^\pL\pM\pN\pP\pS\p{Zs}\n]`, out.String())

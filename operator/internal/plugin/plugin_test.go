@@ -335,7 +335,8 @@ func TestVerbs(t *testing.T) {
 			Reason: v1alpha1.ReasonExpired, LastTransitionTime: metav1.Now()}}
 		require.NoError(t, c.Client.Status().Update(ctx, p))
 	}
-	for _, args := range [][]string{{"preheat", "redis:8", "--name", "old"}, {"pin", "redis:8", "--name", "kept", "--ttl", "1h"}} {
+	for _, args := range [][]string{{"preheat", "redis:8", "--name", "old"},
+		{"pin", "redis:8", "--name", "kept", "--ttl", "1h"}} {
 		code, _, errOut = kubectl(t, agents, args...)
 		require.Equal(t, ExitWell, code, errOut)
 		expire(args[3])

@@ -24,46 +24,50 @@ type rule struct {
 const value = `(?:\\"(?:[^"\\]|\\[^"])*\\"|"(?:[^"\\]|\\.)*"|'[^'\n]*'|[^\s"'\\,;{}\[\]]+)`
 
 // keyNames are names that nothing but a secret has, whatever stands before them.
-const keyNames = `passw(?:or)?d|passphrase|pwd|(?:secret|access|api|account|private)[_-]?key`
+const keyNames = `pass(?:wor)?d|passwd|passphrase|pwd|` +
+	`(?:secret|access|api|account|private|signing|encryption|master)[_-]?key|client-key-data`
 
 // secretNames are names of what is secret, at the end of a longer name or alone.
 const secretNames = `(?:` + keyNames + `|secret|token|access[_-]?key[_-]?id|credentials?|` +
-	`auth|\.?dockerconfigjson|\.?dockercfg|cookie)`
+	`auth|creds|pass|jwt|\.?dockerconfigjson|\.?dockercfg|cookie)`
 
 // rules are applied one after the other: what is known by its own form first.
 var rules = []rule{
-	{from: regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)`),
+	{from: regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----.*?` +
+		`(?:-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|$)`),
 		to: removed},
 	// Tokens of well-known services, and whatever is JSON or PEM in base64, as JWTs and Docker's configuration are.
 	{from: regexp.MustCompile(`\b(?:hf_\w{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|` +
 		`gl(?:pat|dt|rt|ft|ptt|cbt|soat|oas|imt|agent)-[\w-]{16,}|npm_\w{16,}|` +
-		`sk-(?:proj-|ant-[a-z0-9]+-|svcacct-)?\w{20,}|AIza[\w-]{30,}|ya29\.[\w-]{16,}|hv[sbr]\.[\w-]{20,}|` +
-		`(?:nvapi|pypi)-[\w-]{16,}|` +
+		`sk-(?:proj-|or-v\d-|ant-[a-z0-9]+-|svcacct-)?\w{20,}|AIza[\w-]{30,}|ya29\.[\w-]{16,}|hv[sbr]\.[\w-]{20,}|` +
+		`(?:nvapi|pypi)-[\w-]{16,}|(?:api_org|dop_v1|gsk|r8)_\w{16,}|AKCp\w{20,}|cmVmdGtu\w{16,}|` +
 		`dckr_[a-z]+_[\w-]{16,}|xox[a-z]-[\w-]{10,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|eyJ[\w+/=.-]{16,}|` +
 		`LS0tLS1CRUdJTi[\w+/=]{16,})`), to: removed},
 	{from: regexp.MustCompile(`(?i)\b((?:bearer|basic|negotiate)(?:\s+|%20|\+))[a-z0-9._~+/=-]{8,}`),
 		to: "${1}" + removed},
 	// Credentials in addresses, and those with a slash in a password. A digest after an @ belongs to a reference.
-	{from: regexp.MustCompile(`(://)[^\s/"'<>]*@`), to: "${1}" + removed + "@"},
+	{from: regexp.MustCompile(`(:(?:\\?/){2})[^\s/"'<>]*@`), to: "${1}" + removed + "@"},
 	{from: regexp.MustCompile(`(://)([^\s"'<>@]+)@(sha256:|sha512:)?`), to: "${1}" + removed + "@${3}",
 		keep: func(g [][]byte) bool { return len(g[3]) > 0 && bytes.ContainsRune(g[2], '/') }},
+	{from: regexp.MustCompile(`(\b[\w.%+-]+:)([^\s/"'<>@]+)@(sha256:|sha512:)?`), to: "${1}" + removed + "@",
+		keep: func(g [][]byte) bool { return len(g[3]) > 0 }},
 	{from: regexp.MustCompile(`(?i)(%3A%2F%2F)[^\s"'<>@&]+?%40`), to: "${1}" + removed + "%40"},
 	// Signatures in addresses of storage. An & is often written in another way.
-	{from: regexp.MustCompile(`(?i)((?:[?&]|\\u0026|&amp;|%26)(?:x-(?:amz|goog)-(?:signature|credential|security-token)|` +
-		`signature|sig|policy|key-pair-id|awsaccesskeyid|googleaccessid|se|sp|sv|[\w-]*` + secretNames +
+	{from: regexp.MustCompile(`(?i)((?:[?&]|\\u0026|&amp;|%26)(?:x-(?:amz|goog)-(?:credential|security-token)|` +
+		`[\w-]*signature|sig|policy|key-pair-id|awsaccesskeyid|googleaccessid|se|sp|sv|[\w-]*` + secretNames +
 		`)(?:=|%3D))[^&\s"'\\<>]+`), to: "${1}" + removed},
 	// Headers. Of some the rest of the line is the secret.
 	{from: regexp.MustCompile(`(?i)(authorization\\?["']?[ \t]*[:=][ \t]*[\[\\"']*)(?:digest|aws4-hmac-sha256)[ \t][^\n]*`),
 		to: "${1}" + removed},
 	{from: regexp.MustCompile(`(?i)(\bcookie[ \t]*[:=][ \t]*)[^\n"'\\\]]+`), to: "${1}" + removed},
-	{from: regexp.MustCompile(`(?i)((?:proxy-)?authorization|x-registry-auth|x-auth-token|x-amz-security-token|` +
-		`(?:set-)?cookie)(\\?["']?[ \t]*[:=][ \t]*)([\[\\"']*)` +
-		`(?:(?:bearer|basic|negotiate|token)[ \t]+)?[^\s"'\\,;{}\[\]]+`),
+	{from: regexp.MustCompile(`(?i)((?:proxy-)?authorization|x-registry-auth|x-auth(?:-token)?|x-jfrog-art-api|` +
+		`x-amz-security-token|(?:set-)?cookie)(\\?["']?[ \t]*[:=][ \t]*)([\[\\"']*)` +
+		`(?:(?:bearer|basic|negotiate|token|api-?key)[ \t]+)?[^\s"'\\,;{}\[\]]+`),
 		to: "${1}${2}${3}" + removed},
 	// A name and its value, as in JSON, as in a log, and as a line of YAML.
-	{from: regexp.MustCompile(`(?i)([\w.-]*` + secretNames + `(?:\\?["'][ \t]*:|=)[ \t]*)(` + value + `)`),
+	{from: regexp.MustCompile(`(?i)([\w.-]*` + secretNames + `(?:\\?["'][ \t]*:|[ \t]*:?=>?)[ \t]*)(` + value + `)`),
 		to: "${1}" + removed, keep: harmless},
-	{from: regexp.MustCompile(`(?im)(^[ \t-]*[\w.-]*` + secretNames + `:[ \t]+)` +
+	{from: regexp.MustCompile(`(?im)(^[ \t-]*[\w.-]*` + secretNames + `[ \t]*:[ \t]+)` +
 		`("(?:[^"\\]|\\.)*"|'[^'\n]*'|[^\s{\[|>#][^\n]*)`),
 		to: "${1}" + removed, keep: harmless},
 	// A block of YAML, and what else is indented below it.
@@ -74,6 +78,7 @@ var rules = []rule{
 	// Arguments of commands, and .netrc.
 	{from: regexp.MustCompile(`(?i)((?:--(?:[\w-]*-)?(?:token|` + keyNames + `)|login[ \t]+\S+[ \t]+password)[ \t]+)(` +
 		value + `)`), to: "${1}" + removed},
+	{from: regexp.MustCompile(`(--(?:[\w-]*-)?(?:creds|user)[ \t=]+[^\s:]+:)[^\s"'\\]+`), to: "${1}" + removed},
 	{from: regexp.MustCompile(`(\b(?:curl|login)\b[^\n]*?[ \t](?:-\w*u[ \t]*[^\s:]+:|-p[ \t]+))[^\s"'\\]+`),
 		to: "${1}" + removed},
 }

@@ -60,7 +60,15 @@ func TestRedact_TakesOutWhatLooksLikeACredential(t *testing.T) {
 		"AccountName=a;AccountKey=hunter2==;EndpointSuffix=x", "{SecretAccessKey:hunter2}", "secret_key=hunter2",
 		"npm_hunter2hunter2hunter2", "sk-proj-hunter2hunter2hunter2", "AIzaSyhunter2hunter2hunter2hunter2hunter2",
 		"ya29.hunter2hunter2hunter2", "hvs.hunter2hunter2hunter2", "nvapi-hunter2hunter2hunter2",
-		"pypi-hunter2hunter2hunter2", "gldt-hunter2hunter2hunter2",
+		"pypi-hunter2hunter2hunter2", "gldt-hunter2hunter2hunter2", "api_org_hunter2hunter2hunter2",
+		"AKCphunter2hunter2hunter2", "sk-or-v1-hunter2hunter2hunter2",
+		"Authorization: ApiKey hunter2", "X-JFrog-Art-Api: hunter2", "password = hunter2", `:password=>"hunter2"`,
+		"  password : hunter2", "user:hunter2@registry.example", "//user:hunter2@10.0.0.1:5000/v2",
+		`https:\/\/user:hunter2@registry.example`, "https://s3.example/?x-oss-signature=hunter2",
+		"https://x/?jwt=hunter2",
+		"skopeo copy --src-creds user:hunter2 a b", "ctr images pull --user=user:hunter2 a", "DB_PASS=hunter2",
+		"signing-key: hunter2", "client-key-data: hunter2",
+		"-----BEGIN PGP PRIVATE KEY BLOCK-----\nhunter2\n-----END PGP PRIVATE KEY BLOCK-----",
 	} {
 		require.NotContains(t, string(redact([]byte(text))), "hunter2", text)
 	}
@@ -72,7 +80,8 @@ func TestRedact_LeavesTheRest(t *testing.T) {
 		"pulled image=docker.io/library/redis:7 took=2s", "sha256:0123456789",
 		`{"peerID":"12D3KooW"}`,
 		"GET https://registry.example:5000/v2/a/b@sha256:0123: 404",
-		"docker://registry.example/a/b@sha256:0123",
+		"docker://registry.example/a/b@sha256:0123", "image redis:7@sha256:0123 is here", "redis:7@sha256:0123",
+		"agent@node1", "12:30:45 node@home",
 		"authorization:\n  mode: Exempt",
 		`{"authorization":{"mode":"Exempt"}}`,
 		"automountServiceAccountToken: false",
