@@ -2,8 +2,10 @@ package message_test
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 
@@ -28,4 +30,18 @@ func TestPlain_SaysItOnceAndWithoutGo(t *testing.T) {
 	} {
 		require.Equal(t, want, message.Plain(text))
 	}
+}
+
+// A registry chooses how long its answer is, and how many parts that has.
+func TestPlain_OfALongTextTakesTheBeginning(t *testing.T) {
+	t.Parallel()
+	var long strings.Builder
+	for i := range 1 << 20 {
+		fmt.Fprintf(&long, "%d: ü%d\n", i, i)
+	}
+	got := message.Plain("GET https://a.example: 500: " + long.String())
+	require.True(t, strings.HasPrefix(got, "GET https://a.example: 500: 0: ü0; 1: ü1"), got[:60])
+	require.True(t, strings.HasSuffix(got, "…"), got[len(got)-60:])
+	require.Less(t, len(got), 16<<10)
+	require.True(t, utf8.ValidString(got))
 }
