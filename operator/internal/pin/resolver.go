@@ -46,6 +46,9 @@ const (
 	checkInterval = time.Hour
 	// resolveWorkers is the number of pins that are resolved at one time, registryCalls that of artifacts of one pin.
 	resolveWorkers, registryCalls = 16, 4
+	// namespaceWorkers is the number of those for pins of one namespace, which may name registries that are silent. Of
+	// such a namespace the pins beyond that look every namespacePause whether it is their turn.
+	namespaceWorkers, namespacePause = 12, time.Second
 	// maxResolved is what ArtifactPinStatus holds.
 	maxResolved = 64
 	// podGather is how long changes of pods are gathered before the pins of their namespace are looked at.
@@ -88,6 +91,7 @@ type Resolver struct {
 	mu           sync.Mutex
 	platforms    []string // of the cluster's nodes
 	platformsDue time.Time
+	working      map[string]int // workers, by the namespace of their pins
 }
 
 // SetupWithManager wires the resolver to pins, and to pods as soon as a pin selects some: most clusters then never hold
@@ -156,6 +160,10 @@ func (r *Resolver) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result
 	if wait := due(&p, artifacts, r.Clock.Now()); wait > 0 {
 		return ctrl.Result{RequeueAfter: wait}, nil
 	}
+	if !r.enter(p.Namespace) {
+		return ctrl.Result{RequeueAfter: namespacePause}, nil
+	}
+	defer r.leave(p.Namespace)
 	before := p.DeepCopy()
 	outcome := outcome{resolved: p.Status.Artifacts, secrets: p.Status.PullSecrets,
 		failures: []*resolve.Error{malformed}}
@@ -172,6 +180,28 @@ func (r *Resolver) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result
 	r.report(before, &p)
 	// The status has the last attempt to the second, so the next may be due already; and 0 would mean never.
 	return ctrl.Result{RequeueAfter: max(time.Second, due(&p, artifacts, r.Clock.Now()))}, nil
+}
+
+// enter takes a worker for a pin of a namespace, if that has one left.
+func (r *Resolver) enter(namespace string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.working[namespace] == namespaceWorkers {
+		return false
+	}
+	if r.working == nil {
+		r.working = map[string]int{}
+	}
+	r.working[namespace]++
+	return true
+}
+
+func (r *Resolver) leave(namespace string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.working[namespace]--; r.working[namespace] == 0 {
+		delete(r.working, namespace)
+	}
 }
 
 // named lists what the pin names: its artifacts, or the images of its pods. malformed says what in the spec keeps it
@@ -537,7 +567,7 @@ func summary(artifacts []v1alpha1.Artifact) string {
 	}
 	s := artifacts[0].Source()
 	if len(s) > 200 {
-		s = s[:200] + "..."
+		s = strings.ToValidUTF8(s[:200], "") + "..."
 	}
 	if len(artifacts) > 1 {
 		s += fmt.Sprintf(" and %d more", len(artifacts)-1)

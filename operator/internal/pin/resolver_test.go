@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -86,6 +87,48 @@ func TestAResolutionThatFailsIsTriedAgain(t *testing.T) {
 		require.NoError(t, err)
 		require.Positive(t, result.RequeueAfter, "0 means never")
 	}
+}
+
+// silent are registries that give no answer before they are let.
+type silent struct{ asked, goOn chan struct{} }
+
+func (s silent) Resolve(context.Context, v1alpha1.Artifact, resolve.Options) (v1alpha1.ResolvedArtifact, error) {
+	s.asked <- struct{}{}
+	<-s.goOn
+	return v1alpha1.ResolvedArtifact{}, errors.New("no route")
+}
+
+func TestResolver_ANamespaceOfSilentRegistriesLeavesWorkersForOthers(t *testing.T) {
+	t.Parallel()
+	hole := silent{make(chan struct{}), make(chan struct{})}
+	pinOf := func(namespace string) *v1alpha1.ArtifactPin {
+		p := &v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "a", UID: "a", Generation: 1}}
+		p.Spec.Artifacts = []v1alpha1.Artifact{{Image: "registry.example/app:1"}}
+		p.Spec.Backoff = v1alpha1.Backoff{Initial: metav1.Duration{Duration: time.Minute},
+			Max: metav1.Duration{Duration: time.Minute}}
+		return p
+	}
+	p := pinOf("hostile")
+	r := newResolver(p, registries{}, clock.RealClock{})
+	r.Registries = hole
+	reconcile := func() (ctrl.Result, error) {
+		return r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(p)})
+	}
+	var working sync.WaitGroup
+	for range namespaceWorkers {
+		working.Go(func() { _, _ = reconcile() })
+		<-hole.asked
+	}
+	result, err := reconcile()
+	require.NoError(t, err)
+	require.Equal(t, namespacePause, result.RequeueAfter, "its pins that are left wait, and hold no worker")
+	require.Less(t, namespaceWorkers, resolveWorkers)
+	require.True(t, r.enter("other"))
+	r.leave("other")
+
+	close(hole.goOn)
+	working.Wait()
+	require.Empty(t, r.working)
 }
 
 // secrets are what the API server has; of those without a Secret it gives no answer.
