@@ -511,24 +511,28 @@ func (f *fetch) land(i int, c cid.Cid, data []byte, from provenance, landed func
 			landed(now)
 			return
 		}
-		if f.window != nil {
-			f.window.filled(i, from)
-		}
-		n := int64(len(data))
-		f.cameFrom[i] = from
-		f.arrived += n
-		f.reach(&f.steps.first, now)
-		switch from {
-		case fromPeer:
-			f.countBytes(n)
-			f.fromPeers += n
-		case fromUpstream:
-			f.fromUpstream += n
-		}
+		f.credit(now, i, from, int64(len(data)))
 		landed(now)
 		f.broadcast()
 		f.finishIfComplete()
 	})
+}
+
+// credit notes where a chunk that is here came from. The caller holds f.mu.
+func (f *fetch) credit(now time.Time, i int, from provenance, n int64) {
+	if f.window != nil {
+		f.window.filled(i, from)
+	}
+	f.cameFrom[i] = from
+	f.arrived += n
+	f.reach(&f.steps.first, now)
+	switch from {
+	case fromPeer:
+		f.countBytes(n)
+		f.fromPeers += n
+	case fromUpstream:
+		f.fromUpstream += n
+	}
 }
 
 // Block takes a block that was asked for.

@@ -35,36 +35,12 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 func open(ctx context.Context, o Options) (*Store, error) { return openWith(ctx, o, disk{}) }
 
 func openWith(ctx context.Context, o Options, k disk) (_ *Store, err error) {
-	if o.Path == "" {
-		return nil, errors.New("no path")
-	}
-	limits, err := o.Limits.withDefaults()
-	if err != nil {
+	if o, err = o.withDefaults(); err != nil {
 		return nil, err
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
-	if o.FreeSpace == nil {
-		o.FreeSpace = freeSpace
-	}
-	if o.ScrubRate <= 0 {
-		o.ScrubRate = defaultScrubRate
-	}
-	s := &Store{
-		opts: o, log: o.Logger, disk: k, boot: bootID(), limits: limits,
-		wake: make(chan struct{}, 1), finished: make(chan struct{}),
-		scrubbing: rate.NewLimiter(rate.Limit(o.ScrubRate), content.ChunkSize),
-		blobs:     make(map[digest.Digest]*entry), ingests: make(map[digest.Digest]*Ingest),
-		partials: make(map[digest.Digest]partial), pins: make(map[string][]digest.Digest),
-		pinned: make(map[digest.Digest]int), rejected: make(map[digest.Digest]fileID),
-	}
-	s.disk.health, k.health = &s.health, &s.health
-	s.events.listener = o.OnEvent
-	s.metrics = newMetrics(o.Registerer, s)
-	s.blobsDir, s.ingestDir, s.runtimeMaps = s.dir("blobs"), s.dir("ingest"), s.dir("runtime")
+	s := newStore(o, k)
 	for _, dir := range []string{s.blobsDir, s.ingestDir, s.runtimeMaps} {
-		if err := k.mkdirAll(dir); err != nil {
+		if err := s.disk.mkdirAll(dir); err != nil {
 			return nil, err
 		}
 	}
@@ -94,6 +70,43 @@ func openWith(ctx context.Context, o Options, k disk) (_ *Store, err error) {
 	s.workers.Go(func() { s.finishAll(s.stopping) })
 	s.wakeMaintainer()
 	return s, nil
+}
+
+// withDefaults checks o and fills in what it leaves open.
+func (o Options) withDefaults() (_ Options, err error) {
+	if o.Path == "" {
+		return o, errors.New("no path")
+	}
+	if o.Limits, err = o.Limits.withDefaults(); err != nil {
+		return o, err
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.FreeSpace == nil {
+		o.FreeSpace = freeSpace
+	}
+	if o.ScrubRate <= 0 {
+		o.ScrubRate = defaultScrubRate
+	}
+	return o, nil
+}
+
+// newStore is a store that knows nothing yet of what is on its disk.
+func newStore(o Options, k disk) *Store {
+	s := &Store{
+		opts: o, log: o.Logger, disk: k, boot: bootID(), limits: o.Limits,
+		wake: make(chan struct{}, 1), finished: make(chan struct{}),
+		scrubbing: rate.NewLimiter(rate.Limit(o.ScrubRate), content.ChunkSize),
+		blobs:     make(map[digest.Digest]*entry), ingests: make(map[digest.Digest]*Ingest),
+		partials: make(map[digest.Digest]partial), pins: make(map[string][]digest.Digest),
+		pinned: make(map[digest.Digest]int), rejected: make(map[digest.Digest]fileID),
+	}
+	s.disk.health = &s.health
+	s.events.listener = o.OnEvent
+	s.metrics = newMetrics(o.Registerer, s)
+	s.blobsDir, s.ingestDir, s.runtimeMaps = s.dir("blobs"), s.dir("ingest"), s.dir("runtime")
+	return s
 }
 
 // recoverOnAnyDisk recovers as recover does, and makes room for that on a disk that is full.

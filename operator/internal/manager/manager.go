@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/url"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -175,8 +177,8 @@ func addControllers(ctx context.Context, mgr ctrl.Manager, o Options) error {
 	if err != nil {
 		return err
 	}
-	c, recorder, board := mgr.GetClient(), mgr.GetEventRecorder("shoal-operator"), &pin.Board{}
-	for name, setup := range map[string]func() error{
+	c, recorder := mgr.GetClient(), mgr.GetEventRecorder("shoal-operator")
+	all := map[string]func() error{
 		"peer": func() error {
 			r := &membership.PeerReconciler{Client: c, Live: mgr.GetAPIReader(), Recorder: recorder, Clock: o.Clock,
 				Metrics: o.Metrics, RetireAfter: o.RetireAfter}
@@ -197,6 +199,21 @@ func addControllers(ctx context.Context, mgr ctrl.Manager, o Options) error {
 				Owners: owned}
 			return r.SetupWithManager(mgr)
 		},
+	}
+	maps.Copy(all, pinControllers(mgr, o, owned, recorder))
+	for name, setup := range all {
+		if err := setup(); err != nil {
+			return fmt.Errorf("controller %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// pinControllers are those that see to pins.
+func pinControllers(mgr ctrl.Manager, o Options, owned []metav1.OwnerReference,
+	recorder events.EventRecorder) map[string]func() error {
+	c, board := mgr.GetClient(), &pin.Board{}
+	return map[string]func() error{
 		"ownpin": func() error {
 			if o.OwnPin == nil {
 				return nil
@@ -225,12 +242,7 @@ func addControllers(ctx context.Context, mgr ctrl.Manager, o Options) error {
 				Metrics: o.Metrics}
 			return r.SetupWithManager(mgr)
 		},
-	} {
-		if err := setup(); err != nil {
-			return fmt.Errorf("controller %s: %w", name, err)
-		}
 	}
-	return nil
 }
 
 // cacheOptions keep in memory only what the controllers read, and watch Roles only where the operator may.

@@ -69,35 +69,7 @@ is removed, whatever happens here. That also shows whether the node gets the ima
 			case nodes.image != "":
 				return errors.New("--image is for --pre: agents that run look at their nodes themselves")
 			}
-			ctx, cancel := p.within(cmd.Context(), wait)
-			defer cancel()
-			r, err := look(ctx)
-			if err == nil {
-				err = cmd.Context().Err() // what is broken off finds fault with everything
-			}
-			if err != nil {
-				return p.late(ctx, err)
-			}
-			if wait && survey.Grave(r.Findings) {
-				p.say("waiting until nothing is wrong, for %s at most", view.Duration(p.timeout))
-				err = p.until(ctx, func(ctx context.Context) (bool, error) {
-					now, err := look(ctx)
-					if err == nil { // what is known last is said, also where the time was over in the middle of a look
-						r = now
-					}
-					return err == nil && !survey.Grave(r.Findings), err
-				})
-			}
-			if err != nil && !isTimeout(err) {
-				return err
-			}
-			if printed := p.print(r, func(w io.Writer) error { return p.writeChecked(w, r) }); printed != nil {
-				return printed
-			}
-			if err == nil && survey.Grave(r.Findings) {
-				return errNotWell
-			}
-			return err
+			return p.runCheck(cmd.Context(), look, wait)
 		},
 	}
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until nothing is wrong")
@@ -107,6 +79,39 @@ is removed, whatever happens here. That also shows whether the node gets the ima
 	cmd.Flags().StringSliceVar(&nodes.secrets, "pull-secret", nil,
 		"with --image: `secret` that the image is pulled with")
 	return cmd
+}
+
+// runCheck looks, again and again where it is to wait until nothing is wrong, and prints what was found last.
+func (p *plugin) runCheck(whole context.Context, look func(context.Context) (checked, error), wait bool) error {
+	ctx, cancel := p.within(whole, wait)
+	defer cancel()
+	r, err := look(ctx)
+	if err == nil {
+		err = whole.Err() // what is broken off finds fault with everything
+	}
+	if err != nil {
+		return p.late(ctx, err)
+	}
+	if wait && survey.Grave(r.Findings) {
+		p.say("waiting until nothing is wrong, for %s at most", view.Duration(p.timeout))
+		err = p.until(ctx, func(ctx context.Context) (bool, error) {
+			now, err := look(ctx)
+			if err == nil { // what is known last is said, also where the time was over in the middle of a look
+				r = now
+			}
+			return err == nil && !survey.Grave(r.Findings), err
+		})
+	}
+	if err != nil && !isTimeout(err) {
+		return err
+	}
+	if printed := p.print(r, func(w io.Writer) error { return p.writeChecked(w, r) }); printed != nil {
+		return printed
+	}
+	if err == nil && survey.Grave(r.Findings) {
+		return errNotWell
+	}
+	return err
 }
 
 func (p *plugin) writeChecked(w io.Writer, r checked) error {

@@ -256,49 +256,60 @@ from where.`,
 					return err
 				}
 			}
-			pods, err := p.pods(cmd.Context(), node)
+			all, err := p.reasons(cmd.Context(), node, name)
 			if err != nil {
 				return err
 			}
-			answers, err := askAll(cmd.Context(), p, pods,
-				func(ctx context.Context, c *view.Client) ([]view.Pull, error) {
-					return view.Get[[]view.Pull](ctx, c, view.PullsPath, nil)
-				})
-			if err != nil {
-				return err
-			}
-			all := []reason{}
-			for _, a := range answers {
-				if a.Err != nil {
-					p.say("%s: %s", a.Node, survey.Short(a.Err))
-				}
-				for _, pull := range a.Value {
-					if pull.Matches(name) {
-						all = append(all, reason{Node: a.Node, Why: pull.Why(), Pull: pull})
-					}
-				}
-			}
-			slices.SortFunc(all, func(a, b reason) int { return b.Started.Compare(a.Started) })
-			all = all[:min(len(all), most)]
-			if len(all) == 0 {
-				if !p.output.ForPeople() {
-					err = p.print(all, nil)
-				}
-				p.say("no agent remembers such a pull of the last two hours. Either it was longer ago, or the " +
-					"runtime did not ask the agent: see kubectl shoal check")
-				return cmp.Or(err, errNotWell)
-			}
-			return p.print(all, func(w io.Writer) error {
-				for _, r := range all {
-					if err := view.WritePull(w, r.Node, r.Pull); err != nil {
-						return err
-					}
-				}
-				return nil
-			})
+			return p.writeReasons(all[:min(len(all), most)])
 		},
 	}
 	p.nodeFlag(cmd, &node, "of this node only")
 	cmd.Flags().IntVar(&most, "most", 5, "how many pulls to show, the newest first")
 	return cmd
+}
+
+// reasons are the pulls of a name that agents remember, the newest first.
+func (p *plugin) reasons(ctx context.Context, node, name string) ([]reason, error) {
+	pods, err := p.pods(ctx, node)
+	if err != nil {
+		return nil, err
+	}
+	answers, err := askAll(ctx, p, pods, func(ctx context.Context, c *view.Client) ([]view.Pull, error) {
+		return view.Get[[]view.Pull](ctx, c, view.PullsPath, nil)
+	})
+	if err != nil {
+		return nil, err
+	}
+	all := []reason{}
+	for _, a := range answers {
+		if a.Err != nil {
+			p.say("%s: %s", a.Node, survey.Short(a.Err))
+		}
+		for _, pull := range a.Value {
+			if pull.Matches(name) {
+				all = append(all, reason{Node: a.Node, Why: pull.Why(), Pull: pull})
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b reason) int { return b.Started.Compare(a.Started) })
+	return all, nil
+}
+
+func (p *plugin) writeReasons(all []reason) (err error) {
+	if len(all) == 0 {
+		if !p.output.ForPeople() {
+			err = p.print(all, nil)
+		}
+		p.say("no agent remembers such a pull of the last two hours. Either it was longer ago, or the " +
+			"runtime did not ask the agent: see kubectl shoal check")
+		return cmp.Or(err, errNotWell)
+	}
+	return p.print(all, func(w io.Writer) error {
+		for _, r := range all {
+			if err := view.WritePull(w, r.Node, r.Pull); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
