@@ -23,8 +23,8 @@ const (
 	rememberMembersEvery = 5 * time.Second
 )
 
-// followMembers keeps the swarm's gate and bootstrap set as the API server has them. Until it has answered, what is
-// remembered holds.
+// followMembers keeps whom the swarm admits, and its bootstrap set, as the API server has them. Until it has answered,
+// what is remembered holds.
 func (a *Agent) followMembers(ctx context.Context) {
 	known, ok := recall[knownPeers](a.opts.Memory, a.log, keyMembers)
 	if ok {

@@ -20,7 +20,7 @@ func newMetrics(reg prometheus.Registerer, a *Agent) (*metrics, error) {
 				"written, refused, or unreachable, which never arrived.",
 		}, []string{"kind", "result"}),
 		admitted: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "shoal_agent_admitted_peers", Help: "Peers that the swarm's gate lets in.",
+			Name: "shoal_agent_admitted_peers", Help: "Peers that the swarm lets in.",
 		}),
 		policy: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "shoal_policy_info", Help: "1, with the revision of the effective policy in force.",

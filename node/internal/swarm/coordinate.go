@@ -49,38 +49,39 @@ type room struct {
 	swarm  *Swarm
 	digest digest.Digest
 
-	mu       sync.Mutex
-	table    *schedule.Plans
-	members  map[peer.ID]*member
-	begun    time.Time // when the first came, or the first after all had gone
-	idle     time.Time // since when no one takes part
-	bereaved time.Time // when the first came from a coordinator that was lost
-	openAt   time.Time // no one is sent upstream before
-	searched time.Time // when holders were looked for last
-	compared time.Time // when a nearer peer was last asked whether it plans the same blob
-	unions   int       // how often one did, and all were sent there
-	search   chan struct{}
-	awaited  bool // a peer says that it holds the blob, and what its claims are is still to come
-	closed   bool
+	mu           sync.Mutex
+	table        *schedule.Plans
+	participants map[peer.ID]*participant
+	begun        time.Time // when the first came, or the first after all had gone
+	idle         time.Time // since when no one takes part
+	bereaved     time.Time // when the first came from a coordinator that was lost
+	openAt       time.Time // no one is sent upstream before
+	searched     time.Time // when holders were looked for last
+	compared     time.Time // when a nearer peer was last asked whether it plans the same blob
+	unions       int       // how often one did, and all were sent there
+	search       chan struct{}
+	awaited      bool // a peer says that it holds the blob, and what its claims are is still to come
+	closed       bool
 }
 
 func newRoom(s *Swarm, d digest.Digest) *room {
 	cfg := s.opts.Schedule
 	cfg.Blob = string(d)
 	return &room{
-		swarm: s, digest: d, table: schedule.NewPlans(cfg), members: map[peer.ID]*member{}, idle: time.Now(),
+		swarm: s, digest: d, table: schedule.NewPlans(cfg), participants: map[peer.ID]*participant{}, idle: time.Now(),
 		search: make(chan struct{}, 1),
 	}
 }
 
-// member is a participant's mailbox of orders.
-type member struct {
+// participant is a participant's place in a room: its mailbox of orders.
+type participant struct {
 	id  peer.ID
 	out *mailbox[schedule.Orders]
 }
 
-func newMember(id peer.ID) *member {
-	return &member{id: id, out: newMailbox(func(have *schedule.Orders, later schedule.Orders) { have.Merge(later) })}
+func newParticipant(id peer.ID) *participant {
+	merge := func(have *schedule.Orders, later schedule.Orders) { have.Merge(later) }
+	return &participant{id: id, out: newMailbox(merge)}
 }
 
 // room returns the room of d, and makes it for a peer where there is none.
@@ -107,7 +108,7 @@ func (s *Swarm) forgetRoom() {
 	var oldest *room
 	for _, r := range s.rooms {
 		r.mu.Lock()
-		if len(r.members) == 0 && (oldest == nil || r.idle.Before(oldest.idle)) {
+		if len(r.participants) == 0 && (oldest == nil || r.idle.Before(oldest.idle)) {
 			oldest = r
 		}
 		r.mu.Unlock()
@@ -117,7 +118,7 @@ func (s *Swarm) forgetRoom() {
 	}
 	oldest.mu.Lock()
 	defer oldest.mu.Unlock()
-	if len(oldest.members) == 0 {
+	if len(oldest.participants) == 0 {
 		oldest.closed = true
 		delete(s.rooms, oldest.digest)
 	}
@@ -220,7 +221,7 @@ func (r *room) expired(now time.Time) bool {
 	defer r.swarm.mu.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.members) > 0 {
+	if len(r.participants) > 0 {
 		r.idle = now
 		return false
 	}
@@ -243,8 +244,8 @@ func (r *room) close(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.closed = true
-	for _, m := range r.members {
-		m.out.close(err)
+	for _, who := range r.participants {
+		who.out.close(err)
 	}
 }
 
@@ -297,9 +298,9 @@ func (r *room) addHolder(p peer.ID, zone string, size int64, claims []schedule.C
 }
 
 // join lets a participant in. It fails with schedule.ErrSize, and with errLeft for a room that has just closed.
-func (r *room) join(ctx context.Context, m *member, j schedule.Join) error {
+func (r *room) join(ctx context.Context, who *participant, j schedule.Join) error {
 	var err error
-	if j.Claims, err = r.vouch(ctx, m.id, j.Size, j.Claims); err != nil {
+	if j.Claims, err = r.vouch(ctx, who.id, j.Size, j.Claims); err != nil {
 		return err
 	}
 	r.mu.Lock()
@@ -309,13 +310,13 @@ func (r *room) join(ctx context.Context, m *member, j schedule.Join) error {
 	}
 	now := time.Now()
 	r.prepare(now, j)
-	if err := r.table.Join(now, m.id, j); err != nil {
+	if err := r.table.Join(now, who.id, j); err != nil {
 		return err
 	}
-	if old := r.members[m.id]; old != nil {
+	if old := r.participants[who.id]; old != nil {
 		old.out.close(errLeft)
 	}
-	r.members[m.id] = m
+	r.participants[who.id] = who
 	r.idle = now
 	r.deliver()
 	return nil
@@ -324,7 +325,7 @@ func (r *room) join(ctx context.Context, m *member, j schedule.Join) error {
 // prepare looks for holders again where none is known, and waits for the others where a participant comes from a
 // coordinator that was lost: they have what it lacks. The caller holds r.mu.
 func (r *room) prepare(now time.Time, j schedule.Join) {
-	first := len(r.members) == 0
+	first := len(r.participants) == 0
 	if first {
 		r.begun, r.bereaved = now, time.Time{}
 	}
@@ -359,32 +360,32 @@ func (r *room) prepare(now time.Time, j schedule.Join) {
 	}
 }
 
-func (r *room) report(ctx context.Context, m *member, rep schedule.Report) error {
+func (r *room) report(ctx context.Context, who *participant, rep schedule.Report) error {
 	var err error
-	if rep.Claims, err = r.vouch(ctx, m.id, 0, rep.Claims); err != nil {
+	if rep.Claims, err = r.vouch(ctx, who.id, 0, rep.Claims); err != nil {
 		return err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.members[m.id] != m {
+	if r.participants[who.id] != who {
 		return errLeft
 	}
-	err = r.table.Report(time.Now(), m.id, rep)
+	err = r.table.Report(time.Now(), who.id, rep)
 	r.deliver()
 	return err
 }
 
-// leave ends m's part. One that is complete stays known as a holder until its connection ends.
-func (r *room) leave(m *member, complete bool) {
+// leave ends a participant's part. One that is complete stays known as a holder until its connection ends.
+func (r *room) leave(who *participant, complete bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.members[m.id] != m {
+	if r.participants[who.id] != who {
 		return
 	}
-	delete(r.members, m.id)
+	delete(r.participants, who.id)
 	r.idle = time.Now()
 	if !complete {
-		r.table.Leave(time.Now(), m.id)
+		r.table.Leave(time.Now(), who.id)
 	}
 	r.deliver()
 }
@@ -393,9 +394,9 @@ func (r *room) leave(m *member, complete bool) {
 func (r *room) gone(p peer.ID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if m := r.members[p]; m != nil {
-		m.out.close(errLeft)
-		delete(r.members, p)
+	if who := r.participants[p]; who != nil {
+		who.out.close(errLeft)
+		delete(r.participants, p)
 	}
 	r.table.Leave(time.Now(), p)
 	r.deliver()
@@ -404,13 +405,13 @@ func (r *room) gone(p peer.ID) {
 // deliver puts the table's orders into the mailboxes. The caller holds r.mu.
 func (r *room) deliver() {
 	for _, id := range r.table.Strays() {
-		if m := r.members[id]; m != nil {
-			m.out.close(schedule.ErrMoved)
+		if who := r.participants[id]; who != nil {
+			who.out.close(schedule.ErrMoved)
 		}
 	}
 	r.table.Take(func(to peer.ID, o schedule.Orders) {
-		if m := r.members[to]; m != nil {
-			m.out.put(o)
+		if who := r.participants[to]; who != nil {
+			who.out.put(o)
 		}
 	})
 }
@@ -459,8 +460,8 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID) error {
 	if err := s.guard.Charge(s.ctx, remote, first.work()); err != nil {
 		return err
 	}
-	m := newMember(remote)
-	r, err := s.letIn(d, m, schedule.Join{
+	who := newParticipant(remote)
+	r, err := s.letIn(d, who, schedule.Join{
 		Zone: h.Zone, Upstream: h.Upstream, Whole: h.Whole, Orphan: h.Orphan, Leased: fromRuns(first.Leased),
 		Report: rep,
 	})
@@ -468,7 +469,7 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID) error {
 		return errors.Join(err, writeFrame(stream, welcome{Error: err.Error()}))
 	}
 	complete := false
-	defer func() { r.leave(m, complete) }()
+	defer func() { r.leave(who, complete) }()
 	if len(h.Trace) > 0 {
 		_, span := s.opts.Tracer.Start(trace.WithParent(s.ctx, h.Trace), "coordinate")
 		span.Text("shoal.digest", string(d))
@@ -483,9 +484,9 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID) error {
 	defer cancel()
 	s.wg.Go(func() {
 		defer cancel()
-		s.giveOrders(ctx, stream, m)
+		s.giveOrders(ctx, stream, who)
 	})
-	complete, err = s.takeReports(ctx, in, r, m)
+	complete, err = s.takeReports(ctx, in, r, who)
 	return err
 }
 
@@ -499,17 +500,17 @@ func sendOn(near peer.AddrInfo) welcome {
 }
 
 // letIn lets a participant into the room of d.
-func (s *Swarm) letIn(d digest.Digest, m *member, j schedule.Join) (*room, error) {
-	r, err := s.room(d, m.id)
+func (s *Swarm) letIn(d digest.Digest, who *participant, j schedule.Join) (*room, error) {
+	r, err := s.room(d, who.id)
 	if err != nil {
 		return nil, err
 	}
-	return r, r.join(s.ctx, m, j)
+	return r, r.join(s.ctx, who, j)
 }
 
 // giveOrders sends a participant what the table orders, and ends the stream when there will be no more.
-func (s *Swarm) giveOrders(ctx context.Context, stream network.Stream, m *member) {
-	s.log.Debug("orders end", "peer", m.id, "error", writeOrders(ctx, stream, m.out))
+func (s *Swarm) giveOrders(ctx context.Context, stream network.Stream, who *participant) {
+	s.log.Debug("orders end", "peer", who.id, "error", writeOrders(ctx, stream, who.out))
 	// Whoever is to join anew must read what was written until now, the welcome at least. A reset would take it away,
 	// and so look like a coordinator that does not answer.
 	if ctx.Err() == nil && stream.CloseWrite() == nil {
@@ -520,7 +521,7 @@ func (s *Swarm) giveOrders(ctx context.Context, stream network.Stream, m *member
 }
 
 // takeReports hands a participant's reports to the room until it leaves, and reports whether it has the whole blob.
-func (s *Swarm) takeReports(ctx context.Context, in *inbound, r *room, m *member) (complete bool, err error) {
+func (s *Swarm) takeReports(ctx context.Context, in *inbound, r *room, who *participant) (complete bool, err error) {
 	for {
 		var f report
 		if err := in.read(&f, maxFrame, sessionIdle); err != nil {
@@ -534,11 +535,11 @@ func (s *Swarm) takeReports(ctx context.Context, in *inbound, r *room, m *member
 			return complete, err
 		}
 		// The table is everyone's: who says much in a short time waits, and what one who has gone said is dropped.
-		if err := s.guard.Charge(ctx, m.id, f.work()); err != nil {
+		if err := s.guard.Charge(ctx, who.id, f.work()); err != nil {
 			return complete, err
 		}
 		complete = complete || rep.Complete
-		if err := r.report(ctx, m, rep); err != nil {
+		if err := r.report(ctx, who, rep); err != nil {
 			return complete, err
 		}
 	}

@@ -256,7 +256,7 @@ func TestVouch_AHolderReplacesNoClaimButBySigningItsOwn(t *testing.T) {
 			holder := held.By
 			tc.change(&held, read)
 			join := func(p peer.ID, c schedule.Claim, complete bool) error {
-				return r.join(t.Context(), newMember(p), schedule.Join{Upstream: true, Whole: true, Report: schedule.Report{
+				return r.join(t.Context(), newParticipant(p), schedule.Join{Upstream: true, Whole: true, Report: schedule.Report{
 					Size: size, Claims: []schedule.Claim{c}, Complete: complete}})
 			}
 			require.NoError(t, join(read.By, read, false))

@@ -235,25 +235,25 @@ func (s *Swarm) joinSelf(d digest.Digest, j schedule.Join) (*session, error) {
 }
 
 func (s *Swarm) enterRoom(r *room, j schedule.Join) (*session, error) {
-	m := newMember(s.host.ID())
+	who := newParticipant(s.host.ID())
 	j.Load = s.bitswap.owed.count()
-	if err := r.join(s.ctx, m, j); err != nil {
+	if err := r.join(s.ctx, who, j); err != nil {
 		return nil, err
 	}
 	var complete atomic.Bool
 	return &session{
 		coordinator: s.host.ID(),
-		orders:      m.out,
+		orders:      who.out,
 		send: func(rep schedule.Report) {
 			if rep.Complete {
 				complete.Store(true)
 			}
 			rep.Load = s.bitswap.owed.count()
-			if err := r.report(s.ctx, m, rep); err != nil {
-				m.out.close(err)
+			if err := r.report(s.ctx, who, rep); err != nil {
+				who.out.close(err)
 			}
 		},
-		close: func() { r.leave(m, complete.Load()); m.out.close(errLeft) },
+		close: func() { r.leave(who, complete.Load()); who.out.close(errLeft) },
 	}, nil
 }
 
@@ -347,7 +347,7 @@ func (s *Swarm) learn(w welcome) peer.ID {
 // remoteSession is a session with a coordinator that has let this node in on a stream.
 func (s *Swarm) remoteSession(p peer.ID, d digest.Digest, stream network.Stream, in *inbound) *session {
 	ctx, cancel := context.WithCancel(s.ctx)
-	orders := newMember(p).out
+	orders := newParticipant(p).out
 	reports := newMailbox(func(have *schedule.Report, later schedule.Report) { have.Merge(later) })
 	lost := func(err error) {
 		if ctx.Err() == nil && s.host.Network().Connectedness(p) != network.Connected {

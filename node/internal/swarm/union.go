@@ -24,7 +24,7 @@ var errUnited = errors.New("a nearer peer coordinates the blob")
 // it does.
 func (r *room) compare(ctx context.Context, now time.Time) {
 	r.mu.Lock()
-	due := len(r.members) > 0 && now.Sub(r.compared) >= compareEvery<<min(r.unions, 6)
+	due := len(r.participants) > 0 && now.Sub(r.compared) >= compareEvery<<min(r.unions, 6)
 	if due {
 		r.compared = now
 	}
@@ -52,9 +52,9 @@ func (r *room) unite() {
 	defer r.mu.Unlock()
 	r.unions++
 	r.idle = time.Now()
-	for id, m := range r.members {
-		m.out.close(errUnited)
-		delete(r.members, id)
+	for id, who := range r.participants {
+		who.out.close(errUnited)
+		delete(r.participants, id)
 		r.table.Leave(r.idle, id)
 	}
 }
@@ -69,7 +69,7 @@ func (s *Swarm) plans(d digest.Digest) bool {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.members) > 0
+	return len(r.participants) > 0
 }
 
 // askPlans asks p whether others pull d by its plan. No answer counts as no.
