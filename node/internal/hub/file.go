@@ -295,8 +295,13 @@ func (f *Front) Proved(req content.Request) bool {
 
 // Prove notes, for all nodes, that all of a file came from its repository, and matched.
 func (f *Front) Prove(req content.Request) {
-	f.memo.learn(heldKey(req), record{Yes: true}, 0, true)
-	f.tell(heldKey(req), record{Yes: true})
+	k, proved := heldKey(req), record{Yes: true}
+	f.memo.learn(k, proved, 0, true)
+	f.closing.Lock()
+	defer f.closing.Unlock()
+	if f.ctx.Err() == nil { // a blob may be whole when the front has been closed
+		f.telling.Go(func() { f.memo.tell(f.ctx, k, proved) }) // nobody waits for it
+	}
 }
 
 // has reports whether this node holds a file.
@@ -312,15 +317,6 @@ func (f *Front) peersHave(ctx context.Context, d digest.Digest) bool {
 
 // blobKey asks a node what has says. Nothing is remembered under it.
 func blobKey(d digest.Digest) string { return key("blob", d.String()) }
-
-// tell lets the other nodes know, and does not wait for it. A blob may be whole when the front has been closed.
-func (f *Front) tell(key string, rec record) {
-	f.closing.Lock()
-	defer f.closing.Unlock()
-	if f.ctx.Err() == nil {
-		f.telling.Go(func() { f.memo.tell(f.ctx, key, rec) })
-	}
-}
 
 var (
 	// errNobody: nobody is known to give what could be compared with what the hub has.

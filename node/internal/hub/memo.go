@@ -315,9 +315,8 @@ func (m *memo) save(key string, r remembered) bool {
 	return true
 }
 
-// tell has all nodes know a record that this one has found out by itself.
+// tell has the other nodes know a record that this one has found out by itself.
 func (m *memo) tell(ctx context.Context, key string, rec record) {
-	m.learn(key, rec, 0, true)
 	if m.shared == nil {
 		return
 	}

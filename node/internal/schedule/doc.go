@@ -54,7 +54,7 @@
 //
 //	types.go                      claims, orders, reports: what a table and a participant tell each other
 //	table.go                      the plan of one blob as its coordinator keeps it
-//	table_members.go              participants and holders, their groups, and who of them is dead
+//	table_parties.go              participants and holders, their groups, and who of them is dead
 //	table_homes.go                who has which chunk, and whose word on it counts
 //	table_suppliers.go            of whom each participant is told to ask for a chunk
 //	table_leases.go               who reads which run from upstream

@@ -24,27 +24,27 @@ const (
 	paceFor = 2 * time.Second
 )
 
-// window notes how many chunks m can hold at a time.
-func (t *Table) window(m *member, slots int) {
-	if slots > 0 && m.window.slots == 0 {
-		m.window.slots, m.window.joined, m.window.moved = slots, t.now, t.now
+// window notes how many chunks p can hold at a time.
+func (t *Table) window(p *party, slots int) {
+	if slots > 0 && p.window.slots == 0 {
+		p.window.slots, p.window.joined, p.window.moved = slots, t.now, t.now
 	}
 }
 
-// needs notes what m has come to need. What is needed at several places at once, as by a client that loads parts of a
+// needs notes what p has come to need. What is needed at several places at once, as by a client that loads parts of a
 // file side by side, has no front that others could follow: all such read as they come.
-func (t *Table) needs(m *member, run Run) {
-	w := &m.window
+func (t *Table) needs(p *party, run Run) {
+	w := &p.window
 	if w.slots > 0 && w.reach > 0 {
 		w.spread = w.spread || run.First > w.last+w.slots || run.End() < w.last-2*w.slots
 	}
-	m.need.addRun(run)
+	p.need.addRun(run)
 	w.last, w.reach = run.End(), max(w.reach, run.End())
 }
 
-// moved notes that m got a chunk.
-func (t *Table) moved(m *member) {
-	w := &m.window
+// moved notes that p got a chunk.
+func (t *Table) moved(p *party) {
+	w := &p.window
 	w.moved = t.now
 	if !w.since.IsZero() {
 		w.waited += t.now.Sub(w.since)
@@ -52,19 +52,19 @@ func (t *Table) moved(m *member) {
 	}
 }
 
-// paceOf is the first chunk that m may not read from upstream yet: one whose slot it would need before those that
+// paceOf is the first chunk that p may not read from upstream yet: one whose slot it would need before those that
 // follow have taken what is in it.
-func (t *Table) paceOf(m *member) (end int) {
+func (t *Table) paceOf(p *party) (end int) {
 	end = t.n
-	if m.window.slots == 0 || m.window.spread {
+	if p.window.slots == 0 || p.window.spread {
 		return end
 	}
-	var last *member
+	var last *party
 	for _, q := range t.active {
-		if q == m || !t.follows(q) {
+		if q == p || !t.follows(q) {
 			continue
 		}
-		if e := t.front(q) + max(m.window.slots-paceMargin, 1); e < end {
+		if e := t.front(q) + max(p.window.slots-paceMargin, 1); e < end {
 			end, last = e, q
 		}
 	}
@@ -76,7 +76,7 @@ func (t *Table) paceOf(m *member) (end int) {
 
 // follows reports whether others are to wait for q: it holds few chunks too, reads them in order, gets some, has not
 // been waited for too long, and what it needs next is not lost already.
-func (t *Table) follows(q *member) bool {
+func (t *Table) follows(q *party) bool {
 	w := &q.window
 	if w.slots == 0 || w.spread || t.now.Sub(w.moved) > paceFor || w.waited > paceFor+t.now.Sub(w.joined)/2 {
 		return false
@@ -86,7 +86,7 @@ func (t *Table) follows(q *member) bool {
 }
 
 // front is the first chunk that q needs and has not.
-func (t *Table) front(q *member) int {
+func (t *Table) front(q *party) int {
 	if i, ok := q.need.nextWithout(0, &q.have); ok {
 		return i
 	}

@@ -200,7 +200,7 @@ func TestAccuse_OfOneThatSaysNothingItselfTwoAreEnough(t *testing.T) {
 				require.NoError(t, table.Report(now, id(k), Report{Suspects: []Suspicion{{Index: 0,
 					From: "suspect"}}}))
 			}
-			require.Equal(t, c.sidelined, table.members["suspect"].sidelined.After(now))
+			require.Equal(t, c.sidelined, table.parties["suspect"].sidelined.After(now))
 		})
 	}
 }

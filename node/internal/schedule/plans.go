@@ -122,8 +122,8 @@ func (p *Plans) Strays() []peer.ID {
 		return nil
 	}
 	var out []peer.ID
-	for _, m := range t.active {
-		out = append(out, m.id)
+	for _, x := range t.active {
+		out = append(out, x.id)
 	}
 	return out
 }
@@ -136,7 +136,7 @@ func (p *Plans) Leave(now time.Time, id peer.ID) {
 	}
 	delete(p.of, id)
 	t.Leave(now, id)
-	if len(t.members) == 0 { // nobody has what was claimed, and it may have been wrong
+	if len(t.parties) == 0 { // nobody has what was claimed, and it may have been wrong
 		p.tables = slices.DeleteFunc(p.tables, func(x *Table) bool { return x == t })
 	}
 }
@@ -191,7 +191,7 @@ func (p *Plans) Active() (n int) {
 // Upstream reports whether any participant can be sent upstream.
 func (p *Plans) Upstream() bool {
 	return slices.ContainsFunc(p.tables, func(t *Table) bool {
-		return slices.ContainsFunc(t.active, func(m *member) bool { return m.upstream })
+		return slices.ContainsFunc(t.active, func(x *party) bool { return x.upstream })
 	})
 }
 
@@ -230,7 +230,7 @@ func (p *Plans) undecided() *Table {
 func (p *Plans) believed(anyone bool) (best *Table) {
 	for _, t := range p.tables {
 		told := t.known.size > 0 || len(t.holders) > 0 || len(t.active) > 1 || anyone && len(t.active) > 0
-		if t.size >= 0 && told && (best == nil || len(t.members) > len(best.members)) {
+		if t.size >= 0 && told && (best == nil || len(t.parties) > len(best.parties)) {
 			best = t
 		}
 	}
@@ -277,6 +277,6 @@ func (p *Plans) least() (least *Table) {
 
 // participates reports whether id needs chunks.
 func (t *Table) participates(id peer.ID) bool {
-	m := t.members[id]
-	return m != nil && !m.complete && m.group != nil
+	x := t.parties[id]
+	return x != nil && !x.complete && x.group != nil
 }

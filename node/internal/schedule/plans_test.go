@@ -136,7 +136,7 @@ func TestPlans_OneThatLearnsTheSizeJoinsThoseThatKnowIt(t *testing.T) {
 	require.ErrorIs(t, p.Report(epoch, "new", Report{Size: fiveChunks}), ErrMoved)
 	require.NoError(t, p.Join(epoch, "new", wants(fiveChunks)))
 	require.Equal(t, 2, p.Active(), "it is in one plan only")
-	require.Len(t, p.tables[0].members, 0)
+	require.Len(t, p.tables[0].parties, 0)
 }
 
 func TestPlans_ThoseThatWaitForTheSizeAreCalledOnceAHolderIsKnown(t *testing.T) {

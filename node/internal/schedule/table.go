@@ -27,15 +27,15 @@ type Table struct {
 	open bool  // upstream may be asked
 
 	chunks      map[int]*chunk // whose hash is known or that someone reads from upstream
-	members     map[peer.ID]*member
-	active      []*member // those that need chunks, in the order in which they joined
-	holders     []*member // those that have the whole blob
-	turn        int       // round robin over holders
-	firstGroup  int       // round robin over groups
+	parties     map[peer.ID]*party
+	active      []*party // those that need chunks, in the order in which they joined
+	holders     []*party // those that have the whole blob
+	turn        int      // round robin over holders
+	firstGroup  int      // round robin over groups
 	zoneHolders map[string]int
 	zoneActive  map[string]int // participants in need
 	groups      []*group
-	zones       map[string]map[int]*member // zone -> for each chunk the first group home that brings it into the zone
+	zones       map[string]map[int]*party // zone -> for each chunk the first group home that brings it into the zone
 
 	known    set           // chunks whose hash is known
 	leased   int           // runs being read from upstream
@@ -43,26 +43,26 @@ type Table struct {
 	claimed  time.Time     // when a chunk of one was last claimed
 	pace     time.Duration // what a chunk from upstream takes, of late
 	fresh    int           // chunks whose hash is not known and that no one reads from upstream
-	streamer *member       // where upstream has no Range: the one that reads the whole blob
+	streamer *party        // where upstream has no Range: the one that reads the whole blob
 	noRange  bool
 
 	out      map[peer.ID]*Orders
 	outOrder []peer.ID
 	ticked   time.Time // when Tick was last called
-	lack     []*member // memory that spread uses again
+	lack     []*party  // memory that spread uses again
 }
 
 type chunk struct {
 	claim  Claim
 	known  bool
-	lessee *member // who reads it from upstream now
+	lessee *party // who reads it from upstream now
 }
 
 // New makes the plan of a blob whose size is not known yet. No one is sent upstream before Open.
 func New(cfg Config) *Table {
 	return &Table{
-		cfg: cfg.withDefaults(), size: -1, chunks: map[int]*chunk{}, members: map[peer.ID]*member{},
-		zones: map[string]map[int]*member{}, zoneHolders: map[string]int{}, zoneActive: map[string]int{},
+		cfg: cfg.withDefaults(), size: -1, chunks: map[int]*chunk{}, parties: map[peer.ID]*party{},
+		zones: map[string]map[int]*party{}, zoneHolders: map[string]int{}, zoneActive: map[string]int{},
 		out: map[peer.ID]*Orders{},
 	}
 }
@@ -81,26 +81,26 @@ func (t *Table) Join(now time.Time, id peer.ID, j Join) error {
 			return err
 		}
 	}
-	if t.members[id] != nil {
+	if t.parties[id] != nil {
 		t.remove(id)
 	}
-	m := &member{
+	p := &party{
 		id: id, zone: j.Zone, upstream: j.Upstream, whole: j.Whole, rank: t.rank(id), tried: map[int][]peer.ID{},
 		heard: now,
 	}
-	t.members[id] = m
-	t.initMember(m)
+	t.parties[id] = p
+	t.initParty(p)
 	if t.size >= 0 {
-		t.tell(m).Size = t.size
+		t.tell(p).Size = t.size
 	}
 	if !j.Complete {
-		t.enter(m)
+		t.enter(p)
 	}
 	stream := t.noRange || slices.ContainsFunc(j.Failed, func(f Failure) bool { return f.Trouble == NoRange })
 	for _, r := range j.Leased {
-		t.resume(m, r, stream)
+		t.resume(p, r, stream)
 	}
-	t.apply(m, j.Report)
+	t.apply(p, j.Report)
 	t.plan()
 	return nil
 }
@@ -116,8 +116,8 @@ func (t *Table) AddHolder(now time.Time, id peer.ID, zone string, size int64, cl
 // Report takes in what a participant tells. It fails with ErrSize, and for one that has not joined.
 func (t *Table) Report(now time.Time, id peer.ID, r Report) error {
 	t.now = now
-	m := t.members[id]
-	if m == nil {
+	p := t.parties[id]
+	if p == nil {
 		return errStranger(id)
 	}
 	if r.Size > 0 {
@@ -125,8 +125,8 @@ func (t *Table) Report(now time.Time, id peer.ID, r Report) error {
 			return err
 		}
 	}
-	m.heard, m.lost = now, false
-	t.apply(m, r)
+	p.heard, p.lost = now, false
+	t.apply(p, r)
 	t.plan()
 	return nil
 }
@@ -147,20 +147,20 @@ const tickEvery = time.Second
 func (t *Table) Tick(now time.Time) {
 	t.now = now
 	if late := now.Sub(t.ticked) - tickEvery; !t.ticked.IsZero() && late > 0 {
-		for _, m := range t.active { // what they said meanwhile waits to be taken in
-			m.heard = m.heard.Add(late)
+		for _, p := range t.active { // what they said meanwhile waits to be taken in
+			p.heard = p.heard.Add(late)
 		}
 	}
 	t.ticked = now
-	for _, m := range slices.Clone(t.active) {
-		for _, l := range slices.Clone(m.runs) {
+	for _, p := range slices.Clone(t.active) {
+		for _, l := range slices.Clone(p.runs) {
 			switch {
 			case now.After(l.expires):
-				m.lost = true
-				t.fail(m, Failure{Run: l.run, Trouble: Transient})
-			case t.drips(m, l):
-				t.fail(m, Failure{Run: l.run, Trouble: Transient})
-				m.barred = now.Add(slowPenalties * t.cfg.Penalty) // it would only hold up the others again
+				p.lost = true
+				t.fail(p, Failure{Run: l.run, Trouble: Transient})
+			case t.drips(p, l):
+				t.fail(p, Failure{Run: l.run, Trouble: Transient})
+				p.barred = now.Add(slowPenalties * t.cfg.Penalty) // it would only hold up the others again
 			}
 		}
 	}
@@ -179,12 +179,12 @@ func (t *Table) Take(give func(to peer.ID, o Orders)) {
 	t.outOrder = t.outOrder[:0]
 }
 
-func (t *Table) tell(m *member) *Orders {
-	o := t.out[m.id]
+func (t *Table) tell(p *party) *Orders {
+	o := t.out[p.id]
 	if o == nil {
 		o = &Orders{}
-		t.out[m.id] = o
-		t.outOrder = append(t.outOrder, m.id)
+		t.out[p.id] = o
+		t.outOrder = append(t.outOrder, p.id)
 	}
 	return o
 }
@@ -200,64 +200,64 @@ func (t *Table) setSize(size int64) error {
 	}
 	t.size, t.n = size, content.Chunks(size)
 	t.fresh = t.n
-	for _, m := range t.active {
-		t.initMember(m)
-		t.tell(m).Size = size
-		if len(m.runs) > 0 { // the one lease that was given before the size was known
-			m.runs = nil
+	for _, p := range t.active {
+		t.initParty(p)
+		t.tell(p).Size = size
+		if len(p.runs) > 0 { // the one lease that was given before the size was known
+			p.runs = nil
 			t.leased--
-			t.book(m, Run{First: 0, Count: 1})
+			t.book(p, Run{First: 0, Count: 1})
 		}
 	}
 	return nil
 }
 
-// apply takes in one report of m.
-func (t *Table) apply(m *member, r Report) {
+// apply takes in one report of p.
+func (t *Table) apply(p *party, r Report) {
 	n := t.n
 	for _, i := range r.Gone {
 		if i >= 0 && i < n {
-			t.gone(m, i)
+			t.gone(p, i)
 		}
 	}
-	t.window(m, r.Slots)
+	t.window(p, r.Slots)
 	if need := united(r.Need, n); len(need) > 0 {
 		for _, run := range need {
-			t.needs(m, run)
+			t.needs(p, run)
 		}
-		if m.group != nil {
-			t.refill(m)
+		if p.group != nil {
+			t.refill(p)
 		}
 	}
 	for _, c := range r.Claims {
 		if c.Index >= 0 && c.Index < n {
-			if (r.Complete || m.complete) && c.By == m.id {
+			if (r.Complete || p.complete) && c.By == p.id {
 				t.overrule(c)
 			}
-			t.claim(m, c)
+			t.claim(p, c)
 		}
 	}
 	for _, i := range r.Have {
 		if i >= 0 && i < n {
-			t.have(m, i)
+			t.have(p, i)
 		}
 	}
-	m.elsewhere = min(max(r.Load-m.serving, 0), maxElsewhere)
+	p.elsewhere = min(max(r.Load-p.serving, 0), maxElsewhere)
 	if r.Reading {
-		for k := range m.runs {
-			m.runs[k].expires = t.now.Add(t.cfg.LeaseTimeout)
+		for k := range p.runs {
+			p.runs[k].expires = t.now.Add(t.cfg.LeaseTimeout)
 		}
 	}
 	for _, f := range r.Failed {
-		t.fail(m, f)
+		t.fail(p, f)
 	}
 	for _, s := range r.Suspects {
 		if s.Index >= 0 && s.Index < n {
-			t.suspect(m, s)
+			t.suspect(p, s)
 		}
 	}
-	if r.Complete && !m.complete {
-		t.complete(m)
+	if r.Complete && !p.complete {
+		t.complete(p)
 	}
 }
 

@@ -1,7 +1,7 @@
 package schedule
 
-// claim records that m knows a chunk's hash: from upstream itself, or (when it joins) as another claimed it.
-func (t *Table) claim(m *member, c Claim) {
+// claim records that p knows a chunk's hash: from upstream itself, or (when it joins) as another claimed it.
+func (t *Table) claim(p *party, c Claim) {
 	ch := t.chunk(c.Index)
 	if !ch.known {
 		ch.claim, ch.known = c, true
@@ -18,12 +18,12 @@ func (t *Table) claim(m *member, c Claim) {
 			}
 		}
 	}
-	if ch.lessee == m {
+	if ch.lessee == p {
 		ch.lessee = nil
-		t.progress(m, c.Index)
+		t.progress(p, c.Index)
 	}
-	if c.By == m.id {
-		t.have(m, c.Index)
+	if c.By == p.id {
+		t.have(p, c.Index)
 	}
 }
 
@@ -46,7 +46,7 @@ func (t *Table) overrule(c Claim) {
 	if !ch.known || ch.claim.Sum == c.Sum {
 		return
 	}
-	if by := t.members[ch.claim.By]; by != nil && by.complete {
+	if by := t.parties[ch.claim.By]; by != nil && by.complete {
 		return
 	}
 	ch.claim = c
@@ -68,48 +68,48 @@ func (t *Table) overrule(c Claim) {
 	}
 }
 
-// have records that m has chunk i; where its group has no home for it, m becomes that.
-func (t *Table) have(m *member, i int) {
-	if m.have.has(i) {
+// have records that p has chunk i; where its group has no home for it, p becomes that.
+func (t *Table) have(p *party, i int) {
+	if p.have.has(i) {
 		return
 	}
-	m.have.add(i)
-	t.moved(m)
-	t.unserve(m, i)
-	delete(m.tried, i)
-	g := m.group
+	p.have.add(i)
+	t.moved(p)
+	t.unserve(p, i)
+	delete(p.tried, i)
+	g := p.group
 	if g == nil {
 		return
 	}
-	m.bringing.remove(i)
-	m.direct.remove(i)
+	p.bringing.remove(i)
+	p.direct.remove(i)
 	if g.ready.has(i) {
-		t.setHome(g, i, m)
+		t.setHome(g, i, p)
 		t.spread(g, i)
 	}
-	if len(m.supplier) < t.told(m) {
-		t.refill(m)
+	if len(p.supplier) < t.told(p) {
+		t.refill(p)
 	}
 }
 
-// gone records that m has let go of chunk i. Who was told to ask m for it is told of another.
-func (t *Table) gone(m *member, i int) {
-	if !m.have.has(i) || m.complete {
+// gone records that p has let go of chunk i. Who was told to ask p for it is told of another.
+func (t *Table) gone(p *party, i int) {
+	if !p.have.has(i) || p.complete {
 		return
 	}
-	m.have.remove(i)
-	m.need.remove(i)
-	m.told.remove(i)
-	var waiting []*member
+	p.have.remove(i)
+	p.need.remove(i)
+	p.told.remove(i)
+	var waiting []*party
 	for _, q := range t.active {
-		if q.supplier[i] == m {
+		if q.supplier[i] == p {
 			waiting = append(waiting, q)
 			q.told.remove(i)
 			q.direct.remove(i)
 			t.unserve(q, i)
 		}
 	}
-	if g := m.group; g != nil && g.homes[i] == m && t.lessee(i) != m {
+	if g := p.group; g != nil && g.homes[i] == p && t.lessee(i) != p {
 		t.vacate(g, i)
 	}
 	for _, q := range waiting {
@@ -117,26 +117,26 @@ func (t *Table) gone(m *member, i int) {
 	}
 }
 
-func (t *Table) setHome(g *group, i int, m *member) {
+func (t *Table) setHome(g *group, i int, p *party) {
 	g.ready.remove(i)
-	g.homes[i] = m
+	g.homes[i] = p
 	if t.known.has(i) {
 		g.homed.add(i)
 	}
 	zone := t.zones[g.zone]
-	if z := zone[i]; z == nil || t.members[z.id] != z || z.sidelined.After(t.now) {
-		zone[i] = m
+	if z := zone[i]; z == nil || t.parties[z.id] != z || z.sidelined.After(t.now) {
+		zone[i] = p
 	}
 }
 
-// vacate takes the home of chunk i in g away, and gives the chunk to a member that has it, if one does.
+// vacate takes the home of chunk i in g away, and gives the chunk to a party that has it, if one does.
 func (t *Table) vacate(g *group, i int) {
 	old := g.homes[i]
 	if old == nil {
 		return
 	}
 	t.unseat(g, i)
-	for _, q := range g.members {
+	for _, q := range g.parties {
 		if !q.have.has(i) {
 			q.told.remove(i)
 			q.direct.remove(i)
@@ -146,7 +146,7 @@ func (t *Table) vacate(g *group, i int) {
 	if !t.known.has(i) {
 		return
 	}
-	for _, q := range g.members {
+	for _, q := range g.parties {
 		if q != old && q.have.has(i) && !q.sidelined.After(t.now) {
 			t.setHome(g, i, q)
 			t.spread(g, i)

@@ -18,16 +18,16 @@ type lease struct {
 // bookAhead is how many chunks of a lease are booked at one time, more than a run has that is not a whole stream.
 const bookAhead = 64
 
-func (t *Table) mayLease(m *member) bool {
+func (t *Table) mayLease(p *party) bool {
 	// Before it has read anything it gets one run: who comes a moment later is to have something to read as well.
-	if !t.open || !m.upstream || m.lost || len(m.runs) >= min(t.peerRuns(), 1+m.read) || m.barred.After(t.now) {
+	if !t.open || !p.upstream || p.lost || len(p.runs) >= min(t.peerRuns(), 1+p.read) || p.barred.After(t.now) {
 		return false
 	}
 	if t.noRange {
 		if t.streamer == nil || !t.streamer.upstream {
-			t.streamer = m
+			t.streamer = p
 		}
-		return t.streamer == m && len(m.runs) == 0
+		return t.streamer == p && len(p.runs) == 0
 	}
 	return t.runsLeft()
 }
@@ -61,10 +61,10 @@ const (
 // slowStart is for how long others wait for the first one who reads: he may be slow, or dead.
 const slowStart = 2 * time.Second
 
-// run is how much m is leased from chunk i on: an equal share of a quarter of what is left, so that runs shrink towards
+// run is how much p is leased from chunk i on: an equal share of a quarter of what is left, so that runs shrink towards
 // the end (guided self-scheduling, Polychronopoulos and Kuck 1987). The first are short, for whoever comes first is
 // alone only for a moment, and what it was leased then the others would wait for.
-func (t *Table) run(g *group, m *member, i int) Run {
+func (t *Table) run(g *group, p *party, i int) Run {
 	if t.noRange {
 		return Run{First: i, Count: t.n - i}
 	}
@@ -74,11 +74,11 @@ func (t *Table) run(g *group, m *member, i int) Run {
 			able++
 		}
 	}
-	most := min(max(t.fresh/(4*max(able, 1)), 1), 1+m.read, maxRun)
+	most := min(max(t.fresh/(4*max(able, 1)), 1), 1+p.read, maxRun)
 	r := Run{First: i, Count: 1}
 	for r.Count < most && r.End() < t.n {
 		k := r.End()
-		if g.homes[k] != nil || t.known.has(k) || t.lessee(k) != nil || !m.need.has(k) || m.have.has(k) {
+		if g.homes[k] != nil || t.known.has(k) || t.lessee(k) != nil || !p.need.has(k) || p.have.has(k) {
 			break
 		}
 		r.Count++
@@ -86,134 +86,134 @@ func (t *Table) run(g *group, m *member, i int) Run {
 	return r
 }
 
-// lease sends m upstream for a run.
-func (t *Table) lease(m *member, r Run) {
-	t.book(m, r)
-	t.firstGroup = slices.Index(t.groups, m.group) + 1 // the next of upstream's few leases is another group's to choose
-	o := t.tell(m)
+// lease sends p upstream for a run.
+func (t *Table) lease(p *party, r Run) {
+	t.book(p, r)
+	t.firstGroup = slices.Index(t.groups, p.group) + 1 // the next of upstream's few leases is another group's to choose
+	o := t.tell(p)
 	o.Leases = append(o.Leases, r)
 }
 
-// book records that m reads a run from upstream, and so is the home of its chunks. Of a whole stream those chunks do
+// book records that p reads a run from upstream, and so is the home of its chunks. Of a whole stream those chunks do
 // not count that others have brought already. While the blob's size is not known there are no chunks to be home of.
-func (t *Table) book(m *member, r Run) {
+func (t *Table) book(p *party, r Run) {
 	if t.leased == 0 {
 		t.began = t.now
 	}
-	m.runs = append(m.runs, lease{run: r, next: r.First, expires: t.now.Add(t.cfg.LeaseTimeout), claimed: t.now})
+	p.runs = append(p.runs, lease{run: r, next: r.First, expires: t.now.Add(t.cfg.LeaseTimeout), claimed: t.now})
 	t.leased++
-	t.extend(m, &m.runs[len(m.runs)-1])
+	t.extend(p, &p.runs[len(p.runs)-1])
 }
 
 // extend books the next chunks of a lease.
-func (t *Table) extend(m *member, l *lease) {
+func (t *Table) extend(p *party, l *lease) {
 	for ; l.left < bookAhead && l.next < min(l.run.End(), t.n); l.next++ {
 		i := l.next
-		if !t.bookable(m, i) {
+		if !t.bookable(p, i) {
 			continue
 		}
-		t.chunk(i).lessee = m
+		t.chunk(i).lessee = p
 		if !t.known.has(i) {
 			t.fresh--
 		}
 		l.left++
-		if m.group.homes[i] == nil {
-			t.setHome(m.group, i, m)
+		if p.group.homes[i] == nil {
+			t.setHome(p.group, i, p)
 			if t.known.has(i) { // by one who is gone: the others may ask for it at once
-				t.spread(m.group, i)
+				t.spread(p.group, i)
 			}
 		}
-		m.told.add(i)
-		m.bring()
+		p.told.add(i)
+		p.bring()
 	}
 }
 
-// bookable: no one reads chunk i from upstream, and in m's group no one has it.
-func (t *Table) bookable(m *member, i int) bool {
-	return t.lessee(i) == nil && (!t.known.has(i) || m.group.homes[i] == nil)
+// bookable: no one reads chunk i from upstream, and in p's group no one has it.
+func (t *Table) bookable(p *party, i int) bool {
+	return t.lessee(i) == nil && (!t.known.has(i) || p.group.homes[i] == nil)
 }
 
-// resume takes in a run that m reads from upstream already, or what is left of it. What it says counts as far as the
+// resume takes in a run that p reads from upstream already, or what is left of it. What it says counts as far as the
 // table would have leased it, or one who says that it reads everything would keep all others from upstream.
-func (t *Table) resume(m *member, r Run, stream bool) {
-	if m.group == nil || r.First < 0 || r.Count <= 0 || r.First > t.n-r.Count || len(m.runs) >= t.peerRuns() {
+func (t *Table) resume(p *party, r Run, stream bool) {
+	if p.group == nil || r.First < 0 || r.Count <= 0 || r.First > t.n-r.Count || len(p.runs) >= t.peerRuns() {
 		return
 	}
 	if !stream {
 		r.Count = min(r.Count, maxRun)
 	}
 	for i := r.First; i < r.End(); i++ {
-		if t.bookable(m, i) {
-			t.book(m, r)
+		if t.bookable(p, i) {
+			t.book(p, r)
 			return
 		}
 	}
-	// Someone else has all of it by now: m's own reading does no harm, but no one waits for it.
+	// Someone else has all of it by now: p's own reading does no harm, but no one waits for it.
 }
 
-// progress notes that a chunk of one of m's leases is done.
-func (t *Table) progress(m *member, i int) {
-	for k := range m.runs {
-		l := &m.runs[k]
+// progress notes that a chunk of one of p's leases is done.
+func (t *Table) progress(p *party, i int) {
+	for k := range p.runs {
+		l := &p.runs[k]
 		if i < l.run.First || i >= l.run.End() {
 			continue
 		}
 		l.left--
-		m.read++
+		p.read++
 		t.pace = (3*t.pace + t.now.Sub(l.claimed)) / 4
 		l.expires, l.claimed, t.claimed = t.now.Add(t.cfg.LeaseTimeout), t.now, t.now
-		t.extend(m, l)
+		t.extend(p, l)
 		if l.left <= 0 {
-			m.runs = slices.Delete(m.runs, k, k+1)
+			p.runs = slices.Delete(p.runs, k, k+1)
 			t.leased--
 		}
 		return
 	}
 }
 
-func (t *Table) fail(m *member, f Failure) {
-	k := slices.IndexFunc(m.runs, func(l lease) bool { return l.run.First == f.Run.First })
+func (t *Table) fail(p *party, f Failure) {
+	k := slices.IndexFunc(p.runs, func(l lease) bool { return l.run.First == f.Run.First })
 	if k >= 0 {
-		l := m.runs[k]
-		m.runs = slices.Delete(m.runs, k, k+1)
+		l := p.runs[k]
+		p.runs = slices.Delete(p.runs, k, k+1)
 		t.leased--
 		for i := l.run.First; i < l.next; i++ {
-			t.release(m, i)
+			t.release(p, i)
 		}
 	}
 	switch f.Trouble {
 	case Returned:
 	case Refused:
-		m.upstream = false
+		p.upstream = false
 	case NoRange:
 		t.noRange = true
-		t.releaseLeases(m)
+		t.releaseLeases(p)
 		// Who has just seen it has the answer in hand, and reads on.
 		if t.streamer == nil || !t.streamer.upstream || k >= 0 && len(t.streamer.runs) == 0 {
-			t.streamer = m
+			t.streamer = p
 		}
 	default:
-		m.barred = t.now.Add(t.cfg.Penalty)
-		if t.streamer == m {
+		p.barred = t.now.Add(t.cfg.Penalty)
+		if t.streamer == p {
 			t.streamer = nil
 		}
 	}
 }
 
-// releaseLeases takes m's leases back; others may be given them.
-func (t *Table) releaseLeases(m *member) {
-	for _, l := range m.runs {
+// releaseLeases takes p's leases back; others may be given them.
+func (t *Table) releaseLeases(p *party) {
+	for _, l := range p.runs {
 		t.leased--
 		for i := l.run.First; i < l.next; i++ {
-			t.release(m, i)
+			t.release(p, i)
 		}
 	}
-	m.runs = nil
+	p.runs = nil
 }
 
-// release takes the lease of chunk i from m, if it has it.
-func (t *Table) release(m *member, i int) {
-	if t.lessee(i) != m {
+// release takes the lease of chunk i from p, if it has it.
+func (t *Table) release(p *party, i int) {
+	if t.lessee(i) != p {
 		return
 	}
 	if ch := t.chunks[i]; ch.known {
@@ -222,27 +222,27 @@ func (t *Table) release(m *member, i int) {
 		delete(t.chunks, i)
 		t.fresh++
 	}
-	if !m.have.has(i) {
-		t.vacate(m.group, i)
+	if !p.have.has(i) {
+		t.vacate(p.group, i)
 	}
 }
 
-// unlease takes chunk i, whose hash is known, out of the lease of a member that others got nothing from. Else whoever
+// unlease takes chunk i, whose hash is known, out of the lease of a party that others got nothing from. Else whoever
 // were to read it next would not be its home, and it would be leased to everyone.
-func (t *Table) unlease(m *member, i int) {
+func (t *Table) unlease(p *party, i int) {
 	ch := t.chunks[i]
-	if ch == nil || ch.lessee != m || !ch.known {
+	if ch == nil || ch.lessee != p || !ch.known {
 		return
 	}
 	ch.lessee = nil
-	for k := range m.runs {
-		l := &m.runs[k]
+	for k := range p.runs {
+		l := &p.runs[k]
 		if i < l.run.First || i >= l.run.End() {
 			continue
 		}
 		l.left--
-		if t.extend(m, l); l.left <= 0 {
-			m.runs = slices.Delete(m.runs, k, k+1)
+		if t.extend(p, l); l.left <= 0 {
+			p.runs = slices.Delete(p.runs, k, k+1)
 			t.leased--
 		}
 		return
@@ -250,21 +250,21 @@ func (t *Table) unlease(m *member, i int) {
 }
 
 // lessee is who reads chunk i from upstream now, nil where no one does.
-func (t *Table) lessee(i int) *member {
+func (t *Table) lessee(i int) *party {
 	if ch := t.chunks[i]; ch != nil {
 		return ch.lessee
 	}
 	return nil
 }
 
-// drips reports whether m is too slow with a lease that another could read. Of a registry without Range the other would
+// drips reports whether p is too slow with a lease that another could read. Of a registry without Range the other would
 // have to begin at the start, so there it keeps the lease. Where the others are as slow it is the registry or its link,
 // and to read anew what is half read would make it slower.
-func (t *Table) drips(m *member, l lease) bool {
+func (t *Table) drips(p *party, l lease) bool {
 	// not longer: the slow one sets the pace too
 	patience := min(max(t.cfg.ChunkTimeout, slower*t.pace), slower*t.cfg.ChunkTimeout)
-	return !t.noRange && t.now.Sub(l.claimed) > patience && slices.ContainsFunc(t.active, func(x *member) bool {
-		return x != m && x.upstream && !x.barred.After(t.now)
+	return !t.noRange && t.now.Sub(l.claimed) > patience && slices.ContainsFunc(t.active, func(x *party) bool {
+		return x != p && x.upstream && !x.barred.After(t.now)
 	})
 }
 
@@ -287,10 +287,10 @@ func (t *Table) reassure() {
 			reading.add(i)
 		}
 	}
-	for _, m := range t.active {
-		_, waits := m.need.first(0, []*set{&reading}, []*set{&m.have})
+	for _, p := range t.active {
+		_, waits := p.need.first(0, []*set{&reading}, []*set{&p.have})
 		if waits || t.size < 0 {
-			t.tell(m).Awaited = true
+			t.tell(p).Awaited = true
 		}
 	}
 }

@@ -5,25 +5,25 @@ import (
 	"slices"
 )
 
-// refill tells m whom to ask for chunks that have a home in its group, up to mostTold at one time. The rest is told
+// refill tells p whom to ask for chunks that have a home in its group, up to mostTold at one time. The rest is told
 // as it reports what came: by then others have those chunks too, and their homes are not asked by everyone.
-func (t *Table) refill(m *member) {
-	g := m.group
-	for i := 0; len(m.supplier) < t.told(m); i++ {
+func (t *Table) refill(p *party) {
+	g := p.group
+	for i := 0; len(p.supplier) < t.told(p); i++ {
 		var ok bool
-		if i, ok = g.homed.nextIn(i, &m.need, &m.have, &m.told); !ok {
+		if i, ok = g.homed.nextIn(i, &p.need, &p.have, &p.told); !ok {
 			return
 		}
-		if g.homes[i] != m {
-			t.assign(m, i, t.leastBusy(m, i, g.homes[i]), false)
+		if g.homes[i] != p {
+			t.assign(p, i, t.leastBusy(p, i, g.homes[i]), false)
 		}
 	}
 }
 
-// told is how many chunks m is told to ask for at one time: of few that are left, few, so that what is left can be
+// told is how many chunks p is told to ask for at one time: of few that are left, few, so that what is left can be
 // spread over those who get it meanwhile.
-func (t *Table) told(m *member) int {
-	return max(min((t.n-m.have.size)/4, mostTold), fewTold)
+func (t *Table) told(p *party) int {
+	return max(min((t.n-p.have.size)/4, mostTold), fewTold)
 }
 
 // fewTold keeps a participant busy while it waits for orders.
@@ -32,13 +32,13 @@ const fewTold = 16
 // spread tells those in g who need chunk i, and have room to be told, whom to ask for it: it has a home now.
 func (t *Table) spread(g *group, i int) {
 	lack := t.lack[:0]
-	for _, q := range g.members {
+	for _, q := range g.parties {
 		if q != g.homes[i] && len(q.supplier) < t.told(q) && !q.told.has(i) && q.need.has(i) && !q.have.has(i) {
 			lack = append(lack, q)
 		}
 	}
 	// Who is told of a chunk first may be the one who passes it on: who has the least to send.
-	slices.SortStableFunc(lack, func(a, b *member) int {
+	slices.SortStableFunc(lack, func(a, b *party) int {
 		return cmp.Or(cmp.Compare(a.busy(), b.busy()), cmp.Compare(a.rank, b.rank))
 	})
 	for _, q := range lack {
@@ -47,18 +47,18 @@ func (t *Table) spread(g *group, i int) {
 	t.lack = lack
 }
 
-// leastBusy picks from whom m takes chunk i, which has a home in m's group. One that joins late finds that others have
+// leastBusy picks from whom p takes chunk i, which has a home in p's group. One that joins late finds that others have
 // the chunk too, or will, and the home would be asked for too much.
-func (t *Table) leastBusy(m *member, i int, home *member) *member {
+func (t *Table) leastBusy(p *party, i int, home *party) *party {
 	best, least := home, home.busy()
-	worth := detour * min(len(m.group.members), max(t.n/2, 1))
+	worth := detour * min(len(p.group.parties), max(t.n/2, 1))
 	if i == 0 { // all readers wait for it: it goes down a tree
 		worth = detour
 	}
-	tried := m.tried[i]
-	for _, x := range m.group.members {
+	tried := p.tried[i]
+	for _, x := range p.group.parties {
 		cost := x.busy()
-		if x == m || x == home || cost > least {
+		if x == p || x == home || cost > least {
 			continue
 		}
 		has := x.have.has(i)
@@ -72,14 +72,14 @@ func (t *Table) leastBusy(m *member, i int, home *member) *member {
 		best, least = x, cost
 	}
 	for range min(len(t.holders), 4) {
-		if h := t.holder(m, i, true); h != nil && h.busy() < least {
+		if h := t.holder(p, i, true); h != nil && h.busy() < least {
 			best, least = h, h.busy()
 		}
 	}
 	return best
 }
 
-// detour is by how much less busy than the home, for each member of their group, one must be who has yet to get a chunk
+// detour is by how much less busy than the home, for each party of their group, one must be who has yet to get a chunk
 // itself, to be asked for it. A home sends to all of its group, so that in a large one a small difference says nothing,
 // and detours only make chains on which the last ones wait. But where chunks are few so are homes, and the others have
 // nothing to send: there a small difference is worth a detour, and all the more where the same home has brought many
@@ -90,7 +90,7 @@ const detour = 3
 // relays reports whether x, who has yet to get chunk i, may be asked for it: it gets the chunk from one who has it or
 // brings it. Longer chains make those at their end wait for as many links as they have parts, each of them filled with
 // other blobs.
-func (t *Table) relays(x *member, i int) bool {
+func (t *Table) relays(x *party, i int) bool {
 	if !x.told.has(i) {
 		return false
 	}
@@ -98,130 +98,130 @@ func (t *Table) relays(x *member, i int) bool {
 	return from == nil || from.have.has(i) || t.lessee(i) == from || from.bringing.has(i)
 }
 
-func (t *Table) assign(m *member, i int, from *member, home bool) {
-	if from == m || !m.need.has(i) || m.have.has(i) {
+func (t *Table) assign(p *party, i int, from *party, home bool) {
+	if from == p || !p.need.has(i) || p.have.has(i) {
 		return
 	}
-	m.told.add(i)
-	t.unserve(m, i)
-	m.supplier[i] = from
+	p.told.add(i)
+	t.unserve(p, i)
+	p.supplier[i] = from
 	from.serving++
 	from.served++
-	o := t.tell(m)
+	o := t.tell(p)
 	o.Chunks = append(o.Chunks, Assignment{
 		Claim: t.chunks[i].claim, From: from.id, Home: home, Held: from.have.has(i),
 	})
 }
 
-// unserve: m does not wait for chunk i of anyone any more.
-func (t *Table) unserve(m *member, i int) {
-	if s := m.supplier[i]; s != nil {
+// unserve: p does not wait for chunk i of anyone any more.
+func (t *Table) unserve(p *party, i int) {
+	if s := p.supplier[i]; s != nil {
 		s.serving--
-		delete(m.supplier, i)
+		delete(p.supplier, i)
 	}
 }
 
 // suspect answers a participant whose supplier of a chunk did not deliver.
-func (t *Table) suspect(m *member, s Suspicion) {
-	if m.group == nil || m.have.has(s.Index) || t.lessee(s.Index) == m {
+func (t *Table) suspect(p *party, s Suspicion) {
+	if p.group == nil || p.have.has(s.Index) || t.lessee(s.Index) == p {
 		return
 	}
-	from := t.members[s.From]
-	if from != nil && !slices.Contains(m.tried[s.Index], s.From) { // who is no participant is not asked anyway
-		m.tried[s.Index] = append(m.tried[s.Index], s.From)
+	from := t.parties[s.From]
+	if from != nil && !slices.Contains(p.tried[s.Index], s.From) { // who is no participant is not asked anyway
+		p.tried[s.Index] = append(p.tried[s.Index], s.From)
 	}
-	m.told.remove(s.Index)
-	m.direct.remove(s.Index) // or what never comes would fill its window for good
-	t.unserve(m, s.Index)
-	g := m.group
-	if from != nil && from != m {
-		t.accuse(from, m.id)
+	p.told.remove(s.Index)
+	p.direct.remove(s.Index) // or what never comes would fill its window for good
+	t.unserve(p, s.Index)
+	g := p.group
+	if from != nil && from != p {
+		t.accuse(from, p.id)
 		t.unlease(from, s.Index)
 	}
 	home := g.homes[s.Index]
-	if home == m && t.known.has(s.Index) {
-		// The others have asked m and wait for it. Would another become the home, it and m might wait for each other.
-		if src, _ := t.supplier(g, m, s.Index); src != nil {
-			t.assign(m, s.Index, src, true)
+	if home == p && t.known.has(s.Index) {
+		// The others have asked p and wait for it. Would another become the home, it and p might wait for each other.
+		if src, _ := t.supplier(g, p, s.Index); src != nil {
+			t.assign(p, s.Index, src, true)
 			return
 		}
 	}
-	if home != nil && (home == m || home == from || t.members[home.id] != home) {
-		t.vacate(g, s.Index) // m brings it itself from elsewhere, or another home is found
+	if home != nil && (home == p || home == from || t.parties[home.id] != home) {
+		t.vacate(g, s.Index) // p brings it itself from elsewhere, or another home is found
 		home = g.homes[s.Index]
 	}
 	if home == nil || !t.known.has(s.Index) {
 		return // plan finds a home
 	}
-	if !slices.Contains(m.tried[s.Index], home.id) {
-		t.assign(m, s.Index, home, false)
+	if !slices.Contains(p.tried[s.Index], home.id) {
+		t.assign(p, s.Index, home, false)
 		return
 	}
 	// It has tried the home too: whoever else has the chunk, or upstream, or all over again.
-	src, _ := t.supplier(g, m, s.Index)
+	src, _ := t.supplier(g, p, s.Index)
 	switch {
 	case src != nil:
-		t.assign(m, s.Index, src, false)
-	case t.mayLease(m):
+		t.assign(p, s.Index, src, false)
+	case t.mayLease(p):
 		if l := t.lessee(s.Index); l != nil {
 			t.unlease(l, s.Index)
 		}
-		t.unseat(g, s.Index) // for m
-		t.lease(m, Run{First: s.Index, Count: 1})
+		t.unseat(g, s.Index) // for p
+		t.lease(p, Run{First: s.Index, Count: 1})
 	default:
-		delete(m.tried, s.Index)
-		t.assign(m, s.Index, home, false)
+		delete(p.tried, s.Index)
+		t.assign(p, s.Index, home, false)
 	}
 }
 
-// supplier finds the peer from which m can bring chunk i into g. wait: someone is bringing the chunk from upstream, so
+// supplier finds the peer from which p can bring chunk i into g. wait: someone is bringing the chunk from upstream, so
 // its hash will be known soon. Neither: only upstream can have it.
-func (t *Table) supplier(g *group, m *member, i int) (src *member, wait bool) {
+func (t *Table) supplier(g *group, p *party, i int) (src *party, wait bool) {
 	if !t.known.has(i) {
 		return nil, t.lessee(i) != nil
 	}
 	c := t.chunks[i]
-	usable := func(x *member) bool {
-		return x != nil && x != m && t.members[x.id] == x && !slices.Contains(m.tried[i], x.id) &&
+	usable := func(x *party) bool {
+		return x != nil && x != p && t.parties[x.id] == x && !slices.Contains(p.tried[i], x.id) &&
 			!x.sidelined.After(t.now)
 	}
-	if h := t.holder(m, i, true); h != nil {
+	if h := t.holder(p, i, true); h != nil {
 		return h, false
 	}
 	if z := t.zones[g.zone][i]; usable(z) && z.group != g {
 		return z, false
 	}
-	if h := t.holder(m, i, false); h != nil {
+	if h := t.holder(p, i, false); h != nil {
 		return h, false
 	}
-	if by := t.members[c.claim.By]; usable(by) && by.have.has(i) {
+	if by := t.parties[c.claim.By]; usable(by) && by.have.has(i) {
 		return by, false
 	}
 	if usable(c.lessee) {
 		return c.lessee, false // it reads the chunk anew: ask it, it answers when it has it
 	}
-	var last *member
-	for _, x := range t.members { // the usual suppliers are gone: anyone who has it
-		if x == m || !x.have.has(i) || slices.Contains(m.tried[i], x.id) {
+	var last *party
+	for _, x := range t.parties { // the usual suppliers are gone: anyone who has it
+		if x == p || !x.have.has(i) || slices.Contains(p.tried[i], x.id) {
 			continue
 		}
 		if last == nil || last.sidelined.After(x.sidelined) || last.sidelined.Equal(x.sidelined) && x.id < last.id {
 			last = x
 		}
 	}
-	if last != nil && (!last.sidelined.After(t.now) || !m.upstream || m.barred.After(t.now)) {
+	if last != nil && (!last.sidelined.After(t.now) || !p.upstream || p.barred.After(t.now)) {
 		return last, false
 	}
 	return nil, false
 }
 
-// holder picks a complete holder, each in its turn, the less busy of the next two; in m's zone only, or anywhere.
-func (t *Table) holder(m *member, i int, sameZone bool) (best *member) {
+// holder picks a complete holder, each in its turn, the less busy of the next two; in p's zone only, or anywhere.
+func (t *Table) holder(p *party, i int, sameZone bool) (best *party) {
 	found := 0
 	for range t.holders {
 		t.turn++
 		h := t.holders[t.turn%len(t.holders)]
-		if h == m || sameZone && h.zone != m.zone || h.sidelined.After(t.now) || slices.Contains(m.tried[i], h.id) {
+		if h == p || sameZone && h.zone != p.zone || h.sidelined.After(t.now) || slices.Contains(p.tried[i], h.id) {
 			continue
 		}
 		if best == nil || h.busy() < best.busy() {

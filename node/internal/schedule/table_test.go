@@ -207,8 +207,8 @@ func (s *swarm) lacking() string {
 			if n.have[i] || n.stalled {
 				continue
 			}
-			m, c := s.table.members[n.id], s.table.chunk(i)
-			name := func(m *member) string {
+			m, c := s.table.parties[n.id], s.table.chunk(i)
+			name := func(m *party) string {
 				if m == nil {
 					return "no one"
 				}
