@@ -3,6 +3,7 @@
 package registries
 
 import (
+	"cmp"
 	"fmt"
 	"net/url"
 	"strings"
@@ -14,6 +15,11 @@ const (
 	DockerHubAPI = "registry-1.docker.io"
 )
 
+// MaxElements is how many commas are taken of a manifest, or of another document that a registry gives: more than real
+// ones have, whose elements are descriptors of a hundred bytes. A byte or two suffice for one that means nothing, and
+// once parsed it takes as much memory as any.
+const MaxElements = 100_000
+
 // Canonical is the one spelling of a registry's name.
 func Canonical(name string) string {
 	name = strings.ToLower(name)
@@ -21,6 +27,14 @@ func Canonical(name string) string {
 		return DockerHub
 	}
 	return name
+}
+
+// SameOrigin compares scheme, host and port, as RFC 6454 has it.
+func SameOrigin(a, b *url.URL) bool {
+	port := func(u *url.URL) string {
+		return cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
+	}
+	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
 }
 
 // Upstream says how one registry is reached.

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/reply"
 	"github.com/shoal-cache/shoal/node/internal/trace"
@@ -403,7 +404,7 @@ func (o *origin) within(resp *http.Response) *url.URL {
 		return nil
 	}
 	next, err := resp.Location()
-	if err != nil || !sameOrigin(next, o.base) {
+	if err != nil || !registries.SameOrigin(next, o.base) {
 		return nil
 	}
 	// The hub links a file in git, too, by the name of its git object.
@@ -484,7 +485,7 @@ func (o *origin) nextPage(resp *http.Response) string {
 			continue
 		}
 		next, err := resp.Request.URL.Parse(l.target)
-		if err != nil || !sameOrigin(next, o.base) {
+		if err != nil || !registries.SameOrigin(next, o.base) {
 			return ""
 		}
 		return strings.TrimPrefix(next.RequestURI(), strings.TrimSuffix(o.base.EscapedPath(), "/"))
@@ -523,15 +524,4 @@ func links(h http.Header) (out []link) {
 		}
 	}
 	return out
-}
-
-// sameOrigin compares scheme, host and port, as RFC 6454 has it.
-func sameOrigin(a, b *url.URL) bool {
-	port := func(u *url.URL) string {
-		if p := u.Port(); p != "" {
-			return p
-		}
-		return map[string]string{"http": "80", "https": "443"}[u.Scheme]
-	}
-	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
 }

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 )
 
@@ -131,7 +132,7 @@ func (f *Front) rewrite(resp *http.Response) error {
 		h.Del("X-Xet-Hash")
 		h.Del("X-Xet-Refresh-Route")
 	}
-	if to, err := resp.Location(); err == nil && sameOrigin(to, base) {
+	if to, err := resp.Location(); err == nil && registries.SameOrigin(to, base) {
 		h.Set("Location", strings.TrimPrefix(to.RequestURI(), strings.TrimSuffix(base.EscapedPath(), "/")))
 	}
 	if len(h.Values("Link")) > 0 {
@@ -142,7 +143,7 @@ func (f *Front) rewrite(resp *http.Response) error {
 			switch {
 			case strings.HasPrefix(l.rel, "xet-") && !bucket:
 				continue
-			case err == nil && sameOrigin(at, base):
+			case err == nil && registries.SameOrigin(at, base):
 				own := host + strings.TrimPrefix(at.RequestURI(), strings.TrimSuffix(base.EscapedPath(), "/"))
 				l.text = strings.Replace(l.text, "<"+l.target+">", "<"+own+">", 1)
 			}

@@ -4,6 +4,7 @@
 package manifest
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
@@ -53,6 +55,9 @@ type Manifest struct {
 func Parse(data []byte) (*Manifest, error) {
 	if len(data) > MaxSize {
 		return nil, fmt.Errorf("%w: %d bytes; at most %d", ErrMalformed, len(data), MaxSize)
+	}
+	if n := bytes.Count(data, []byte(",")); n > registries.MaxElements { // which would take far more once parsed
+		return nil, fmt.Errorf("%w: %d elements; at most %d", ErrMalformed, n, registries.MaxElements)
 	}
 	var m Manifest
 	if err := json.Unmarshal(data, &m); err != nil {

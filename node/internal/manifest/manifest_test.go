@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -62,6 +63,20 @@ func TestParse_RefusesWhatIsNoManifest(t *testing.T) {
 			_, err := Parse([]byte(raw))
 			require.ErrorIs(t, err, ErrMalformed)
 		})
+	}
+}
+
+//nolint:paralleltest // it measures what the process allocates
+func TestParse_ManyElementsDoNotExhaustTheMemory(t *testing.T) {
+	for _, element := range []string{"{},", "0,"} {
+		raw := []byte(`{"layers":[` + strings.Repeat(element, MaxSize/len(element)-100) + `{}]}`)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := Parse(raw)
+		runtime.ReadMemStats(&after)
+		require.ErrorIs(t, err, ErrMalformed)
+		require.ErrorContains(t, err, "elements; at most 100000")
+		require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(1<<20))
 	}
 }
 

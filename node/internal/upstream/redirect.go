@@ -1,15 +1,14 @@
 package upstream
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
-	"strings"
 	"time"
 
+	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
@@ -105,7 +104,7 @@ func (c *Client) walk(ctx context.Context, reg *registry, ep *endpoint, call cal
 	home = true
 	seen := make(map[string]bool)
 	for range maxHops + 1 {
-		home = home && sameOrigin(at, origin)
+		home = home && registries.SameOrigin(at, origin)
 		seen[at.String()] = true
 		resp, err = c.hop(ctx, reg, ep, call, at, home)
 		if err != nil && !home {
@@ -153,15 +152,6 @@ func (c *Client) located(ctx context.Context, reg *registry, ep *endpoint, call 
 		discard(resp.Body)
 	}
 	return nil, errRedirects
-}
-
-// sameOrigin compares scheme, host and port, as RFC 6454 has it.
-func sameOrigin(a, b *url.URL) bool {
-	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
-}
-
-func port(u *url.URL) string {
-	return cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
 }
 
 func (c *Client) hop(ctx context.Context, reg *registry, ep *endpoint, call call, at *url.URL,

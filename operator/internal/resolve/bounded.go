@@ -1,37 +1,99 @@
 package resolve
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
+
+	"github.com/shoal-cache/shoal/api/registries"
+	"github.com/shoal-cache/shoal/api/v1alpha1"
 )
 
-// maxAnswer is how many bytes of a registry's answer are read: as many as agents take of a manifest. The library takes
-// 100 MiB, and several are read at one time.
-const maxAnswer = 8 << 20
+const (
+	// maxAnswer is how many bytes of a registry's answer are read: as many as agents take of a manifest. The library
+	// takes 100 MiB, and several are read at one time.
+	maxAnswer = 8 << 20
+	// smallAnswer and smallElements are more than the manifest of an image has, in bytes and in commas. What is no
+	// larger may be read for every pin at one time.
+	smallAnswer, smallElements = 256 << 10, 4 << 10
+	// largeReaders is how many artifacts may be resolved at one time that have larger answers.
+	largeReaders = 4
+)
 
-// bounded reads no more than maxAnswer of each answer.
-type bounded struct{ http.RoundTripper }
+// answers are those that one artifact is resolved by. It bounds what they take of memory: each one's length, how many
+// elements it has, and how many artifacts have large ones at one time.
+type answers struct {
+	http.RoundTripper
+	large chan struct{} // holds one for each artifact that has a large answer
 
-func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := b.RoundTripper.RoundTrip(r)
+	mu      sync.Mutex
+	isLarge bool
+}
+
+// RoundTrip implements http.RoundTripper.
+func (a *answers) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := a.RoundTripper.RoundTrip(r)
 	if err == nil && r.Method != http.MethodHead {
-		resp.Body = &boundedBody{resp.Body, r.URL.Host, maxAnswer}
+		resp.Body = &boundedBody{ReadCloser: resp.Body, answers: a, request: r}
 	}
 	return resp, err
 }
 
+// grow waits until the artifact may have a large answer. That lasts until all of its answers are done with.
+func (a *answers) grow(ctx context.Context) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.isLarge {
+		return nil
+	}
+	select {
+	case a.large <- struct{}{}:
+		a.isLarge = true
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait to read a large answer: %w", ctx.Err())
+	}
+}
+
+// done lets another artifact have large answers. The library may still read one that it needs no more; that is not to
+// wait for its turn, which nobody would end.
+func (a *answers) done() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.isLarge {
+		<-a.large
+	}
+	a.isLarge = true
+}
+
 type boundedBody struct {
 	io.ReadCloser
-	host string
-	left int64
+	answers       *answers
+	request       *http.Request
+	bytes, commas int
 }
 
 func (b *boundedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left+1)])
-	if b.left -= int64(n); b.left < 0 {
-		return 0, fmt.Errorf("the answer of %s is longer than %d bytes, the most that is read of one", b.host,
-			maxAnswer)
+	n, err := b.ReadCloser.Read(p)
+	b.bytes += n
+	b.commas += bytes.Count(p[:n], []byte(","))
+	switch {
+	case b.bytes > maxAnswer:
+		return 0, b.tooMuch("is longer than %d bytes", maxAnswer)
+	case b.commas > registries.MaxElements:
+		return 0, b.tooMuch("has more than %d elements", registries.MaxElements)
+	case b.bytes > smallAnswer || b.commas > smallElements:
+		if err := b.answers.grow(b.request.Context()); err != nil {
+			return 0, err
+		}
 	}
 	return n, err
+}
+
+func (b *boundedBody) tooMuch(format string, limit int) error {
+	return &Error{Reason: v1alpha1.ReasonInvalidManifest,
+		Err: fmt.Errorf("the answer of %s "+format+", the most that is read of one", b.request.URL.Host, limit)}
 }

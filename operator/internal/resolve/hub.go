@@ -15,12 +15,8 @@ import (
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 )
 
-const (
-	// maxPages bounds the pages of a listing, as agents do: a repository has a thousand files on each.
-	maxPages = 10
-	// maxPage is the longest page in bytes that is read.
-	maxPage = 8 << 20
-)
+// maxPages bounds the pages of a listing, as agents do: a repository has a thousand files on each.
+const maxPages = 10
 
 // refusal is an answer of a hub other than success.
 type refusal struct {
@@ -39,7 +35,6 @@ func (r *refusal) Error() string {
 
 // hub asks a model hub, with one caller's token.
 type hub struct {
-	base      *url.URL
 	transport http.RoundTripper
 	token     string
 }
@@ -56,13 +51,13 @@ func (r *Resolver) identifyHub(a v1alpha1.Artifact) (v1alpha1.ResolvedArtifact, 
 }
 
 // askHub finds the commit of a revision, and how large the files are that the pin keeps of it.
-func (r *Resolver) askHub(ctx context.Context, resolved *v1alpha1.ResolvedArtifact, a *v1alpha1.HubArtifact,
-	o Options) error {
-	h := &hub{base: r.Hub, transport: r.transport(r.Hub.Host)}
+func (r *Resolver) askHub(ctx context.Context, by http.RoundTripper, resolved *v1alpha1.ResolvedArtifact,
+	a *v1alpha1.HubArtifact, o Options) error {
+	h := &hub{transport: by}
 	if c, ok := o.Credentials.For(resolved.Repository); ok {
 		h.token = c.HubToken()
 	}
-	api := "/api/" + kindOf(a.Repository)
+	api := strings.TrimSuffix(r.Hub.String(), "/") + "/api/" + kindOf(a.Repository)
 	var info struct {
 		SHA string `json:"sha"`
 	}
@@ -96,20 +91,20 @@ func kindOf(repository string) string {
 	return "models/" + repository
 }
 
-// measure sums up the files that match.
-func (h *hub) measure(ctx context.Context, path string, a *v1alpha1.HubArtifact) (size int64, files int, err error) {
+// measure sums up the files that match, from the page at a URL on.
+func (h *hub) measure(ctx context.Context, at string, a *v1alpha1.HubArtifact) (size int64, files int, err error) {
 	seen := map[string]bool{}
 	for range maxPages {
-		if seen[path] {
-			return 0, 0, fmt.Errorf("the hub's listing has no end: the page %.200q comes after itself", path)
+		if seen[at] {
+			return 0, 0, fmt.Errorf("the hub's listing has no end: the page %.200q comes after itself", at)
 		}
-		seen[path] = true
+		seen[at] = true
 		var page []struct {
 			Type string `json:"type"`
 			Path string `json:"path"`
 			Size int64  `json:"size"`
 		}
-		if path, err = h.get(ctx, path, &page); err != nil {
+		if at, err = h.get(ctx, at, &page); err != nil {
 			return 0, 0, err
 		}
 		for _, e := range page {
@@ -121,7 +116,7 @@ func (h *hub) measure(ctx context.Context, path string, a *v1alpha1.HubArtifact)
 			}
 			size += e.Size
 		}
-		if path == "" {
+		if at == "" {
 			return size, files, nil
 		}
 	}
@@ -129,13 +124,14 @@ func (h *hub) measure(ctx context.Context, path string, a *v1alpha1.HubArtifact)
 		Err: fmt.Errorf("the repository has more than %d files, which no pin takes", 1000*maxPages)}
 }
 
-// get reads a JSON document, and gives the path of the next page, "" where there is none. It stays with the hub
+// get reads the JSON document at a URL, and gives that of the next page, "" where there is none. It stays with the hub
 // whatever the answer says, for the token is the hub's alone.
-func (h *hub) get(ctx context.Context, path string, into any) (next string, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(h.base.String(), "/")+path, nil)
+func (h *hub) get(ctx context.Context, at string, into any) (next string, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
 	if err != nil {
 		return "", err
 	}
+	path := req.URL.RequestURI()
 	if h.token != "" {
 		req.Header.Set("Authorization", "Bearer "+h.token)
 	}
@@ -151,29 +147,31 @@ func (h *hub) get(ctx context.Context, path string, into any) (next string, err 
 		said := resp.Header.Get("X-Error-Message")
 		return "", &refusal{path, resp.StatusCode, said[:min(len(said), 200)]}
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxPage+1))
+	body, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return "", err
-	}
-	if len(body) > maxPage {
-		return "", fmt.Errorf("GET %s: the hub's answer is longer than %d bytes", path, maxPage)
 	}
 	if err := json.Unmarshal(body, into); err != nil {
 		return "", fmt.Errorf("GET %s: the hub's answer is not what it should be: %w", path, err)
 	}
-	return nextPage(resp.Header.Values("Link")), nil
+	return nextPage(resp)
 }
 
-// nextPage reads Link headers (RFC 8288) for the path and query of rel="next".
-func nextPage(links []string) string {
-	for _, l := range links {
+// nextPage reads Link headers (RFC 8288) for the URL of rel="next".
+func nextPage(resp *http.Response) (string, error) {
+	at := resp.Request.URL
+	for _, l := range resp.Header.Values("Link") {
 		for part := range strings.SplitSeq(l, ",") {
 			target, parameters, ok := strings.Cut(strings.TrimSpace(part), ">")
-			u, err := url.Parse(strings.TrimPrefix(target, "<"))
-			if ok && err == nil && strings.Contains(parameters, `rel="next"`) {
-				return u.RequestURI()
+			if !ok || !strings.Contains(parameters, `rel="next"`) {
+				continue
 			}
+			next, err := at.Parse(strings.TrimPrefix(target, "<"))
+			if err != nil || !registries.SameOrigin(next, at) {
+				return "", fmt.Errorf("the hub's listing goes on elsewhere: %.200q", target)
+			}
+			return next.String(), nil
 		}
 	}
-	return ""
+	return "", nil
 }

@@ -1,7 +1,12 @@
 package resolve_test
 
 import (
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -116,4 +121,56 @@ func TestHub_AListingThatHasNoEndIsRefusedInWords(t *testing.T) {
 	require.ErrorContains(t, err, "listing has no end")
 	asked, _ := h.Count()
 	require.LessOrEqual(t, asked, 4)
+}
+
+// Some hubs lie below a path of their host, and name the next page with it.
+func TestHub_AListingGoesOnWhereTheHubSaysAndNowhereElse(t *testing.T) {
+	t.Parallel()
+	var elsewhere atomic.Int64
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) }))
+	t.Cleanup(other.Close)
+	otherHost := strings.TrimPrefix(other.URL, "http://")
+	for name, tc := range map[string]struct {
+		next  string // %s is the hub's own URL
+		fails string
+	}{
+		"a path of the host":     {"/models-hub/api/models/org/m/tree/page-2", ""},
+		"a path beside the page": {"page-2", ""},
+		"its own URL":            {"%s/api/models/org/m/tree/page-2", ""},
+		"another host":           {other.URL + "/page-2", "goes on elsewhere"},
+		"a host as part of a URL that the hub's would go before": {"http:@" + otherHost + "/page-2",
+			"goes on elsewhere"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var hub *httptest.Server
+			hub = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				switch path := strings.TrimPrefix(r.URL.Path, "/models-hub/api/models/org/m"); {
+				case path == "/revision/main":
+					_, _ = io.WriteString(w, `{"sha":"`+strings.Repeat("a", 40)+`"}`)
+				case path == "/tree/page-2":
+					_, _ = io.WriteString(w, `[{"type":"file","path":"b","size":2}]`)
+				case strings.HasPrefix(path, "/tree/"):
+					w.Header().Set("Link", "<"+strings.ReplaceAll(tc.next, "%s", hub.URL+"/models-hub")+`>; rel="next"`)
+					_, _ = io.WriteString(w, `[{"type":"file","path":"a","size":1}]`)
+				default:
+					http.NotFound(w, r)
+				}
+			}))
+			t.Cleanup(hub.Close)
+			r := resolve.New(direct, time.Now)
+			at, err := url.Parse(hub.URL + "/models-hub/")
+			require.NoError(t, err)
+			r.Hub = at
+			got, err := r.Resolve(t.Context(), v1alpha1.Artifact{Hub: &v1alpha1.HubArtifact{Repository: "org/m",
+				Revision: "main"}}, resolve.Options{})
+			require.Zero(t, elsewhere.Load())
+			if tc.fails != "" {
+				require.ErrorContains(t, err, tc.fails)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, int64(3), got.Size)
+		})
+	}
 }

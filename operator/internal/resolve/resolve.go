@@ -74,6 +74,7 @@ type Resolver struct {
 
 	transport func(registry string) http.RoundTripper
 	now       func() time.Time
+	large     chan struct{} // see answers
 
 	mu   sync.Mutex
 	down map[string]outageOf // by registry host
@@ -87,15 +88,12 @@ type outageOf struct {
 // New makes a Resolver that pulls from a registry, named by host, by the transport for it.
 func New(transport func(registry string) http.RoundTripper, now func() time.Time) *Resolver {
 	return &Resolver{
-		transport: func(registry string) http.RoundTripper { return bounded{transport(registry)} },
-		now:       now, down: map[string]outageOf{},
+		transport: transport, now: now, large: make(chan struct{}, largeReaders), down: map[string]outageOf{},
 	}
 }
 
 // Resolve resolves one artifact. It fails with *Error.
 func (r *Resolver) Resolve(ctx context.Context, a v1alpha1.Artifact, o Options) (v1alpha1.ResolvedArtifact, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
 	resolved, err := r.identify(a)
 	if err != nil {
 		return resolved, &Error{Reason: v1alpha1.ReasonInvalidSpec, Err: err}
@@ -107,10 +105,14 @@ func (r *Resolver) Resolve(ctx context.Context, a v1alpha1.Artifact, o Options) 
 	if err := r.outage(host); err != nil {
 		return resolved, err
 	}
+	answers := &answers{RoundTripper: r.transport(host), large: r.large}
+	defer answers.done()
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	if a.Hub != nil {
-		err = r.askHub(ctx, &resolved, a.Hub, o)
+		err = r.askHub(ctx, answers, &resolved, a.Hub, o)
 	} else {
-		err = r.ask(ctx, &resolved, o)
+		err = ask(ctx, answers, &resolved, o)
 	}
 	if err == nil {
 		r.note(host, nil)
@@ -166,13 +168,11 @@ func (r *Resolver) identify(a v1alpha1.Artifact) (v1alpha1.ResolvedArtifact, err
 			return resolved, fmt.Errorf("image %q: %w", a.Image, err)
 		}
 		resolved.Repository = named.Name()
-		if tagged, ok := named.(reference.Tagged); ok {
-			resolved.Tag = tagged.Tag()
-		}
+		// Where there is a digest, a tag beside it is no more than a comment: it may name something else by now.
 		if digested, ok := named.(reference.Digested); ok {
 			resolved.Digest = digested.Digest().String()
-		} else if resolved.Tag == "" {
-			resolved.Tag = "latest"
+		} else if tagged, ok := reference.TagNameOnly(named).(reference.Tagged); ok {
+			resolved.Tag = tagged.Tag()
 		}
 		return resolved, nil
 	case a.Digest != "":
@@ -232,13 +232,18 @@ func cidDigest(c cid.Cid) (digest.Digest, bool) {
 }
 
 // ask fills in what only the registry knows.
-func (r *Resolver) ask(ctx context.Context, resolved *v1alpha1.ResolvedArtifact, o Options) error {
+func ask(ctx context.Context, by http.RoundTripper, resolved *v1alpha1.ResolvedArtifact, o Options) error {
 	repository, err := name.NewRepository(resolved.Repository)
 	if err != nil {
 		return &Error{Reason: v1alpha1.ReasonInvalidSpec, Err: err}
 	}
-	options := []remote.Option{remote.WithContext(ctx), remote.WithTransport(r.transport(repository.RegistryStr())),
+	options := []remote.Option{remote.WithContext(ctx), remote.WithTransport(by),
 		remote.WithAuth(authOf(o.Credentials, resolved.Repository))}
+	registry, err := remote.NewPuller(options...)
+	if err != nil {
+		return err
+	}
+	options = append(options, remote.Reuse(registry)) // what follows asks with the same token
 
 	if p := o.Previous; p != nil && p.Source == resolved.Source && p.Size > 0 && !o.Referrers {
 		if head, err := remote.Head(referenceOf(repository, resolved), options...); err == nil &&
@@ -263,7 +268,10 @@ func (r *Resolver) ask(ctx context.Context, resolved *v1alpha1.ResolvedArtifact,
 		return err
 	}
 	resolved.CID = c.String()
-	if resolved.Size, err = copySize(descriptor, o); err != nil {
+	child := func(m v1.Descriptor) (*remote.Descriptor, error) {
+		return registry.Get(ctx, repository.Digest(m.Digest.String()))
+	}
+	if resolved.Size, err = copySize(descriptor, child, o); err != nil {
 		return err
 	}
 	if o.Referrers {
@@ -294,19 +302,10 @@ func askBlob(repository name.Repository, resolved *v1alpha1.ResolvedArtifact, op
 }
 
 // copySize is the number of bytes of one copy: of an index the chosen platforms, or where the nodes' own are chosen,
-// the largest of them.
-func copySize(d *remote.Descriptor, o Options) (int64, error) {
-	size := int64(len(d.Manifest))
+// the largest of them. get gives the manifests of an index.
+func copySize(d *remote.Descriptor, get func(v1.Descriptor) (*remote.Descriptor, error), o Options) (int64, error) {
 	if !d.MediaType.IsIndex() {
-		var m v1.Manifest
-		if err := json.Unmarshal(d.Manifest, &m); err != nil {
-			return 0, &Error{Reason: v1alpha1.ReasonInvalidManifest, Err: fmt.Errorf("manifest %s: %w", d.Digest, err)}
-		}
-		return total(size, &m)
-	}
-	index, err := d.ImageIndex()
-	if err != nil {
-		return 0, fmt.Errorf("index %s: %w", d.Digest, err)
+		return total(d)
 	}
 	manifests, err := choose(d, o)
 	if err != nil {
@@ -314,37 +313,34 @@ func copySize(d *remote.Descriptor, o Options) (int64, error) {
 	}
 	var sum, largest int64
 	for _, m := range manifests {
-		child, err := childSize(index, m)
-		if err != nil {
-			return 0, err
+		size := max(0, m.Size) // of an index within an index, which is rare: the nodes count it when they fetch
+		if !m.MediaType.IsIndex() {
+			child, err := get(m)
+			if err != nil {
+				return 0, fmt.Errorf("manifest %s: %w", m.Digest, err)
+			}
+			if size, err = total(child); err != nil {
+				return 0, err
+			}
 		}
-		sum, largest = sum+child, max(largest, child)
+		sum, largest = sum+size, max(largest, size)
 	}
+	size := int64(len(d.Manifest))
 	if len(o.Platforms) == 0 {
 		return size + largest, nil
 	}
 	return size + sum, nil
 }
 
-func childSize(index v1.ImageIndex, m v1.Descriptor) (int64, error) {
-	if m.MediaType.IsIndex() {
-		return max(0, m.Size), nil // an index within an index is rare, and the nodes count it when they fetch
-	}
-	image, err := index.Image(m.Digest)
-	if err != nil {
-		return 0, fmt.Errorf("manifest %s: %w", m.Digest, err)
-	}
-	manifest, err := image.Manifest()
-	if err != nil {
-		return 0, fmt.Errorf("manifest %s: %w", m.Digest, err)
-	}
-	return total(max(0, m.Size), manifest)
-}
-
 // total adds the sizes of a manifest's blobs to its own. What a registry claims is not to be counted on: a negative
 // size would give a node's cache room that it has not.
-func total(size int64, m *v1.Manifest) (int64, error) {
-	for _, blob := range append([]v1.Descriptor{m.Config}, m.Layers...) {
+func total(d *remote.Descriptor) (int64, error) {
+	var m v1.Manifest
+	if err := json.Unmarshal(d.Manifest, &m); err != nil {
+		return 0, &Error{Reason: v1alpha1.ReasonInvalidManifest, Err: fmt.Errorf("manifest %s: %w", d.Digest, err)}
+	}
+	size := int64(len(d.Manifest))
+	for _, blob := range append(m.Layers, m.Config) {
 		if size += blob.Size; blob.Size < 0 || size > maxSize {
 			return 0, &Error{Reason: v1alpha1.ReasonInvalidManifest,
 				Err: fmt.Errorf("blob %s has %d bytes, says the manifest: it is malformed", blob.Digest, blob.Size)}

@@ -148,6 +148,23 @@ func TestNamesWithoutRegistry(t *testing.T) {
 	require.ErrorContains(t, err, "remove repository")
 }
 
+// An agent remembers the tag of what it fetched as the newest answer for it.
+func TestNames_ATagBesideADigestIsNotTakenForTheTagsAnswer(t *testing.T) {
+	t.Parallel()
+	host, _ := newRegistry(t)
+	old := newImage(t, 10)
+	push(t, host+"/app:1", nil, old)
+	digest, err := old.Digest()
+	require.NoError(t, err)
+	push(t, host+"/app:1", nil, newImage(t, 11))
+
+	got, err := resolve.New(direct, time.Now).Resolve(t.Context(),
+		v1alpha1.Artifact{Image: host + "/app:1@" + digest.String()}, resolve.Options{})
+	require.NoError(t, err)
+	require.Equal(t, digest.String(), got.Digest)
+	require.Empty(t, got.Tag)
+}
+
 func TestABlobThatIsNoManifest(t *testing.T) {
 	t.Parallel()
 	host, _ := newRegistry(t)
