@@ -232,7 +232,8 @@ func pinControllers(mgr ctrl.Manager, o Options, owned []metav1.OwnerReference,
 				Board: board}).SetupWithManager(mgr)
 		},
 		"startup": func() error {
-			return (&pin.StartupReconciler{Client: c, Recorder: recorder, Board: board}).SetupWithManager(mgr)
+			r := &pin.StartupReconciler{Client: c, Recorder: recorder, Clock: o.Clock, Board: board}
+			return r.SetupWithManager(mgr)
 		},
 		"resolver": func() error {
 			registries := resolve.New(o.Registries, o.Clock.Now)
@@ -263,6 +264,7 @@ func cacheOptions(secrets access.Scope) cache.Options {
 		ByObject: map[client.Object]cache.ByObject{
 			&corev1.Node{}:        {Transform: stripNode},
 			&corev1.Pod{}:         {Transform: stripPod},
+			&v1alpha1.NodeCache{}: {Transform: stripNodeCache},
 			&rbacv1.Role{}:        managed,
 			&rbacv1.RoleBinding{}: managed,
 		},
@@ -286,6 +288,19 @@ func stripNode(o any) (any, error) {
 	}
 	n.Status = corev1.NodeStatus{Conditions: conditions}
 	return n, nil
+}
+
+// stripNodeCache keeps when each manager of its fields wrote, by which the status page compares clocks, and not which
+// fields, which is most of a NodeCache.
+func stripNodeCache(o any) (any, error) {
+	c, ok := o.(*v1alpha1.NodeCache)
+	if !ok {
+		return o, nil
+	}
+	for i := range c.ManagedFields {
+		c.ManagedFields[i].FieldsV1 = nil
+	}
+	return c, nil
 }
 
 // stripPod keeps of a Pod its labels, phase and images.

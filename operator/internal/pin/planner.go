@@ -64,7 +64,8 @@ func (r *Planner) SetupWithManager(mgr ctrl.Manager) error {
 		Name: "shoal_operator_plan_seconds", Help: "Time to compute a plan for all nodes and pins.",
 		Buckets: prometheus.ExponentialBuckets(0.001, 4, 8)})
 	r.copies = prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "shoal_operator_pin_copies", Help: "Copies of all pins, by state: desired, ready, pending, failed."},
+		Name: "shoal_operator_pin_copies", Help: "Copies of all pins that are neither suspended " +
+			"nor wait for their schedule, by state: desired, ready, pending, failed."},
 		[]string{"state"})
 	for _, m := range []prometheus.Collector{r.seconds, r.copies} {
 		if err := r.Metrics.Register(m); err != nil {
@@ -130,19 +131,15 @@ func (r *Planner) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, e
 			r.Board.nodes.send(types.NamespacedName{Name: name}, 0)
 		}
 	}
-	changed, states := 0, map[string]int32{"desired": 0, "ready": 0, "pending": 0, "failed": 0} // of no pin, none
+	changed := 0
 	for _, p := range in.Pins {
 		s := made.Pins[p.UID]
-		states["desired"] += s.Desired
-		states["ready"] += s.Ready
-		states["pending"] += s.Pending
-		states["failed"] += s.Failed
 		if before == nil || !reflect.DeepEqual(before.Pins[p.UID], s) {
 			r.Board.pins.send(client.ObjectKeyFromObject(p), time.Duration(changed)*statusPace)
 			changed++
 		}
 	}
-	for state, n := range states {
+	for state, n := range copies(made) {
 		r.copies.WithLabelValues(state).Set(float64(n))
 	}
 	for i := range in.Nodes {
@@ -151,6 +148,22 @@ func (r *Planner) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, e
 		}
 	}
 	return ctrl.Result{RequeueAfter: tick}, nil
+}
+
+// copies counts those of all pins, by state. Those of a pin that is suspended, or waits for a window of its schedule, are
+// as they are to be for now, and not among them.
+func copies(made *plan.Plan) map[string]int32 {
+	states := map[string]int32{"desired": 0, "ready": 0, "pending": 0, "failed": 0} // of no pin, none
+	for _, s := range made.Pins {
+		if s.Suspended || s.WindowShut {
+			continue
+		}
+		states["desired"] += s.Desired
+		states["ready"] += s.Ready
+		states["pending"] += s.Pending
+		states["failed"] += s.Failed
+	}
+	return states
 }
 
 func sameAssignment(a, b v1alpha1.PinAssignment) bool {

@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -20,6 +21,7 @@ import (
 type StartupReconciler struct {
 	Client   client.Client
 	Recorder events.EventRecorder
+	Clock    clock.Clock
 	Board    *Board
 }
 
@@ -28,13 +30,11 @@ func (r *StartupReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).Named("startup").WatchesRawSource(r.Board.starting.source()).Complete(r)
 }
 
-// Reconcile lifts the taint of one node. A node whose peer is not admitted yet keeps it: no pin could be placed there.
+// Reconcile lifts the taint of one node. A node whose peer is not admitted yet keeps it for some time, because no pin
+// could be placed there. It is looked at again with the next plan.
 func (r *StartupReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	made := r.Board.Plan()
 	if made == nil || len(made.Gates[req.Name]) > 0 {
-		return ctrl.Result{}, nil
-	}
-	if _, planned := made.Assignments[req.Name]; !planned {
 		return ctrl.Result{}, nil
 	}
 	var node corev1.Node
@@ -44,20 +44,29 @@ func (r *StartupReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 	if !slices.ContainsFunc(node.Spec.Taints, isStartupTaint) {
 		return ctrl.Result{}, nil
 	}
+	_, joined := made.Assignments[req.Name]
+	if !joined && r.Clock.Since(node.CreationTimestamp.Time) < v1alpha1.StartupPatience {
+		return ctrl.Result{}, nil
+	}
 	// Taints are one list, so the write must not undo what others did to it in between.
 	patch := client.MergeFromWithOptions(node.DeepCopy(), client.MergeFromWithOptimisticLock{})
 	node.Spec.Taints = slices.DeleteFunc(node.Spec.Taints, isStartupTaint)
 	if err := r.Client.Patch(ctx, &node, patch); err != nil {
 		return ctrl.Result{}, fmt.Errorf("lift taint %s of node %s: %w", v1alpha1.StartupTaint, node.Name, err)
 	}
-	if waived := made.Waived[req.Name]; len(waived) > 0 {
+	waived := made.Waived[req.Name]
+	switch {
+	case !joined:
+		r.Recorder.Eventf(&node, nil, corev1.EventTypeWarning, "AgentNotAdmitted", "LiftTaint",
+			"lifted taint %s, though no agent of the node is admitted: waited for long enough", v1alpha1.StartupTaint)
+	case len(waived) > 0:
 		r.Recorder.Eventf(&node, nil, corev1.EventTypeWarning, "PinsNotReady", "LiftTaint",
 			"lifted taint %s, though %s not ready, %s among them: waited for long enough",
 			v1alpha1.StartupTaint, view.Are(len(waived), "pin"), waived[0])
-		return ctrl.Result{}, nil
+	default:
+		r.Recorder.Eventf(&node, nil, corev1.EventTypeNormal, "PinsReady", "LiftTaint",
+			"lifted taint %s: every pin that was waited for is ready", v1alpha1.StartupTaint)
 	}
-	r.Recorder.Eventf(&node, nil, corev1.EventTypeNormal, "PinsReady", "LiftTaint",
-		"lifted taint %s: every pin that was waited for is ready", v1alpha1.StartupTaint)
 	return ctrl.Result{}, nil
 }
 

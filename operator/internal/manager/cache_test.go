@@ -1,0 +1,32 @@
+package manager
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/operator/internal/access"
+)
+
+// The status page, which reads this cache, tells a node whose clock is off by when the API server took its report down.
+func TestCache_ANodesReportIsKeptWithTheTimeWhenItCame(t *testing.T) {
+	t.Parallel()
+	came := metav1.NewTime(time.Unix(1e9, 0))
+	report := &v1alpha1.NodeCache{ObjectMeta: metav1.ObjectMeta{ManagedFields: []metav1.ManagedFieldsEntry{{
+		Manager: v1alpha1.AgentFieldManager, Subresource: "status", Time: &came,
+		FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:status":{}}`)},
+	}}}}
+	for object, of := range cacheOptions(access.Scope{}).ByObject {
+		if _, ok := object.(*v1alpha1.NodeCache); ok {
+			_, err := of.Transform(report)
+			require.NoError(t, err)
+			require.Equal(t, []metav1.ManagedFieldsEntry{{Manager: v1alpha1.AgentFieldManager, Subresource: "status",
+				Time: &came}}, report.ManagedFields)
+			return
+		}
+	}
+	require.Fail(t, "a NodeCache is kept as everything else is: without the time")
+}
