@@ -12,6 +12,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"unicode"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -87,18 +88,21 @@ type authConfig struct {
 
 func (a authConfig) credential() (Credential, error) {
 	c := Credential{a.Username, a.Password, a.IdentityToken, a.RegistryToken}
-	if a.Auth == "" {
-		return c, nil
+	if a.Auth != "" {
+		decoded, err := base64.StdEncoding.DecodeString(a.Auth)
+		if err != nil {
+			return c, errors.New("auth is not base64") // without the cause, which quotes what should be secret
+		}
+		user, password, ok := strings.Cut(string(decoded), ":")
+		if !ok {
+			return c, errors.New("auth is not user:password")
+		}
+		c.Username, c.Password = user, strings.TrimRight(password, "\x00")
 	}
-	decoded, err := base64.StdEncoding.DecodeString(a.Auth)
-	if err != nil {
-		return c, errors.New("auth is not base64") // without the cause, which quotes what should be secret
+	// A request with such a token is not sent at all, which looks as if the registry, or the hub, were down.
+	if strings.ContainsFunc(c.Username+c.Password+c.IdentityToken+c.RegistryToken, unicode.IsControl) {
+		return c, errors.New("it holds a line break, or another character that no request can carry")
 	}
-	user, password, ok := strings.Cut(string(decoded), ":")
-	if !ok {
-		return c, errors.New("auth is not user:password")
-	}
-	c.Username, c.Password = user, strings.TrimRight(password, "\x00")
 	return c, nil
 }
 

@@ -67,6 +67,10 @@ func TestParseSaysWhatIsWrongAndNotWhatIsSecret(t *testing.T) {
 		"no JSON":     {secret("hello"), "not JSON"},
 		"no base64":   {secret(`{"auths": {"a.example": {"auth": "hunter2!"}}}`), "auth is not base64"},
 		"no password": {secret(`{"auths": {"a.example": {"auth": "aHVudGVyMg=="}}}`), "auth is not user:password"},
+		"a token with the line's end": {secret(`{"auths": {"hub.example": {"registrytoken": "hunter2\n"}}}`),
+			"entry \"hub.example\": it holds a line break"},
+		"a password with it": {secret(`{"auths": {"a.example": {"auth": "aHViOmh1bnRlcjIK"}}}`),
+			"it holds a line break"},
 		"another type": {&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "team", Name: "pull"},
 			Type: corev1.SecretTypeTLS}, "make one of type kubernetes.io/dockerconfigjson"},
 	} {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"sync/atomic"
 
 	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/api/v1alpha1"
@@ -28,6 +29,7 @@ const (
 type answers struct {
 	http.RoundTripper
 	large chan struct{} // holds one for each artifact that has a large answer
+	heard atomic.Bool   // whether there was any
 
 	mu      sync.Mutex
 	isLarge bool
@@ -36,10 +38,14 @@ type answers struct {
 // RoundTrip implements http.RoundTripper.
 func (a *answers) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := a.RoundTripper.RoundTrip(r)
-	if err == nil && r.Method != http.MethodHead {
+	if err != nil {
+		return nil, err
+	}
+	a.heard.Store(true)
+	if r.Method != http.MethodHead {
 		resp.Body = &boundedBody{ReadCloser: resp.Body, answers: a, request: r}
 	}
-	return resp, err
+	return resp, nil
 }
 
 // grow waits until the artifact may have a large answer. That lasts until all of its answers are done with.

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -37,6 +38,8 @@ const (
 	// outage is how long a registry that did not answer is not asked again, and then for one artifact alone until it has
 	// answered. That keeps pins of a registry that is down from taking the workers that pins of other registries need.
 	outage = 10 * time.Second
+	// forgotten is how long after its outage a registry is remembered that nobody has asked since.
+	forgotten = 10 * time.Minute
 	// maxReferrers is what an AssignedArtifact holds.
 	maxReferrers = 32
 	// maxMediaType is what a ResolvedArtifact holds; nothing real is longer.
@@ -82,7 +85,7 @@ type Resolver struct {
 
 type outageOf struct {
 	until time.Time
-	cause error
+	cause string
 }
 
 // New makes a Resolver that pulls from a registry, named by host, by the transport for it.
@@ -114,28 +117,30 @@ func (r *Resolver) Resolve(ctx context.Context, a v1alpha1.Artifact, o Options) 
 	} else {
 		err = ask(ctx, answers, &resolved, o)
 	}
-	if err == nil {
+	if answers.heard.Load() { // whatever it said, which may be about this artifact alone
 		r.note(host, nil)
+	}
+	if err == nil {
 		return resolved, nil
 	}
 	classified := classify(fmt.Errorf("%s: %w", resolved.Source, err))
 	if classified.Reason == v1alpha1.ReasonUnauthorized {
 		classified.Err = fmt.Errorf("%w; %s", classified.Err, o.Credentials.Refused(resolved.Repository, o.Secrets))
 	}
-	if classified.Reason == v1alpha1.ReasonRegistryUnreachable {
-		r.note(host, err)
-	} else {
-		r.note(host, nil)
+	if classified.Reason == v1alpha1.ReasonRegistryUnreachable && !answers.heard.Load() {
+		r.note(host, classified)
 	}
 	return resolved, classified
 }
 
-// note remembers of a registry that it has answered, or why not.
+// note remembers of a registry that it has answered, or why not. Registries that nobody asks any more are forgotten.
 func (r *Resolver) note(host string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if delete(r.down, host); err != nil {
-		r.down[host] = outageOf{r.now().Add(outage), err}
+	now := r.now()
+	maps.DeleteFunc(r.down, func(h string, o outageOf) bool { return h == host || now.After(o.until.Add(forgotten)) })
+	if err != nil {
+		r.down[host] = outageOf{now.Add(outage), err.Error()}
 	}
 }
 
@@ -153,7 +158,7 @@ func (r *Resolver) outage(host string) error {
 		return nil
 	}
 	return &Error{Reason: v1alpha1.ReasonRegistryUnreachable,
-		Err: fmt.Errorf("registry %s did not answer a moment ago: %w", host, o.cause)}
+		Err: fmt.Errorf("registry %s did not answer a moment ago: %s", host, o.cause)}
 }
 
 // identify fills in what follows from the artifact's name alone.

@@ -2,6 +2,7 @@ package resolve_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -257,30 +258,43 @@ func TestATagThatStandsCostsNoPull(t *testing.T) {
 	require.NotEqual(t, first.Digest, moved.Digest)
 }
 
+// network is what becomes of a request to any registry.
+type network func(*http.Request) (*http.Response, error)
+
+func (n network) RoundTrip(r *http.Request) (*http.Response, error) { return n(r) }
+
+func (n network) to(string) http.RoundTripper { return n }
+
+func answer(r *http.Request, status int) (*http.Response, error) {
+	return &http.Response{StatusCode: status, Body: http.NoBody, Request: r}, nil
+}
+
+var (
+	errSilent = errors.New("it says nothing")
+	someImage = v1alpha1.Artifact{Image: "registry.example/app:1"}
+)
+
+func reason(t *testing.T, r *resolve.Resolver, a v1alpha1.Artifact) string {
+	t.Helper()
+	_, err := r.Resolve(t.Context(), a, resolve.Options{})
+	var failure *resolve.Error
+	require.ErrorAs(t, err, &failure)
+	return failure.Reason
+}
+
 func TestARegistryThatIsDownIsNotAskedAgainAtOnce(t *testing.T) {
 	t.Parallel()
-	var asked atomic.Int64
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		asked.Add(1)
-		w.WriteHeader(http.StatusNotImplemented)
-	}))
-	t.Cleanup(server.Close)
+	asked := 0
+	down := network(func(*http.Request) (*http.Response, error) { asked++; return nil, errSilent })
 	now := time.Now()
-	r := resolve.New(direct, func() time.Time { return now })
-	a := v1alpha1.Artifact{Image: strings.TrimPrefix(server.URL, "http://") + "/app:1"}
-	resolveIt := func() {
-		_, err := r.Resolve(t.Context(), a, resolve.Options{})
-		var failure *resolve.Error
-		require.ErrorAs(t, err, &failure)
-		require.Equal(t, v1alpha1.ReasonRegistryUnreachable, failure.Reason)
-	}
-	resolveIt()
-	first := asked.Load()
-	resolveIt()
-	require.Equal(t, first, asked.Load())
+	r := resolve.New(down.to, func() time.Time { return now })
+	require.Equal(t, v1alpha1.ReasonRegistryUnreachable, reason(t, r, someImage))
+	first := asked
+	require.Equal(t, v1alpha1.ReasonRegistryUnreachable, reason(t, r, someImage))
+	require.Equal(t, first, asked)
 	now = now.Add(time.Minute)
-	resolveIt()
-	require.Greater(t, asked.Load(), first)
+	require.Equal(t, v1alpha1.ReasonRegistryUnreachable, reason(t, r, someImage))
+	require.Greater(t, asked, first)
 }
 
 // Were each pin of a registry that hangs to find that out anew, they would take all workers from the other pins.
@@ -288,7 +302,7 @@ func TestResolve_ARegistryThatHangsAfterAnOutageHoldsOneCallerAlone(t *testing.T
 	t.Parallel()
 	asked := make(chan struct{})
 	var hangs atomic.Bool
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	down := network(func(r *http.Request) (*http.Response, error) {
 		if hangs.Load() {
 			select {
 			case asked <- struct{}{}:
@@ -296,15 +310,13 @@ func TestResolve_ARegistryThatHangsAfterAnOutageHoldsOneCallerAlone(t *testing.T
 			}
 			<-r.Context().Done()
 		}
-		w.WriteHeader(http.StatusNotImplemented)
-	}))
-	t.Cleanup(server.Close)
+		return nil, errSilent
+	})
 	var minutes atomic.Int64
 	start := time.Now()
-	r := resolve.New(direct, func() time.Time { return start.Add(time.Duration(minutes.Load()) * time.Minute) })
-	a := v1alpha1.Artifact{Image: strings.TrimPrefix(server.URL, "http://") + "/app:1"}
+	r := resolve.New(down.to, func() time.Time { return start.Add(time.Duration(minutes.Load()) * time.Minute) })
 	ctx, end := context.WithCancel(t.Context())
-	first := func() error { _, err := r.Resolve(ctx, a, resolve.Options{}); return err }
+	first := func() error { _, err := r.Resolve(ctx, someImage, resolve.Options{}); return err }
 	require.Error(t, first())
 
 	hangs.Store(true)
@@ -313,7 +325,7 @@ func TestResolve_ARegistryThatHangsAfterAnOutageHoldsOneCallerAlone(t *testing.T
 	go func() { ended <- first() }()
 	<-asked
 	for range 3 {
-		_, err := r.Resolve(t.Context(), a, resolve.Options{})
+		_, err := r.Resolve(t.Context(), someImage, resolve.Options{})
 		require.ErrorContains(t, err, "did not answer a moment ago")
 	}
 	end()
@@ -323,24 +335,37 @@ func TestResolve_ARegistryThatHangsAfterAnOutageHoldsOneCallerAlone(t *testing.T
 // A registry that answers again is asked by all, whatever it answers.
 func TestResolve_ARegistryThatAnswersAgainIsAskedByAll(t *testing.T) {
 	t.Parallel()
-	status := http.StatusNotImplemented
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.WriteHeader(status)
-	}))
-	t.Cleanup(server.Close)
+	down := true
+	registry := network(func(r *http.Request) (*http.Response, error) {
+		if down {
+			return nil, errSilent
+		}
+		return answer(r, http.StatusNotFound)
+	})
 	now := time.Now()
-	r := resolve.New(direct, func() time.Time { return now })
-	reason := func() string {
-		_, err := r.Resolve(t.Context(), v1alpha1.Artifact{Image: strings.TrimPrefix(server.URL, "http://") + "/app:1"},
-			resolve.Options{})
-		var failure *resolve.Error
-		require.ErrorAs(t, err, &failure)
-		return failure.Reason
-	}
-	require.Equal(t, v1alpha1.ReasonRegistryUnreachable, reason())
-	status, now = http.StatusNotFound, now.Add(time.Minute)
-	require.Equal(t, v1alpha1.ReasonNotFoundUpstream, reason())
-	require.Equal(t, v1alpha1.ReasonNotFoundUpstream, reason())
+	r := resolve.New(registry.to, func() time.Time { return now })
+	require.Equal(t, v1alpha1.ReasonRegistryUnreachable, reason(t, r, someImage))
+	down, now = false, now.Add(time.Minute)
+	require.Equal(t, v1alpha1.ReasonNotFoundUpstream, reason(t, r, someImage))
+	require.Equal(t, v1alpha1.ReasonNotFoundUpstream, reason(t, r, someImage))
+}
+
+// Else whoever may make a pin could keep all other pins of the registry from being resolved.
+func TestResolve_AnOddAnswerForOneArtifactIsNoOutageOfItsRegistry(t *testing.T) {
+	t.Parallel()
+	registry := network(func(r *http.Request) (*http.Response, error) {
+		switch {
+		case r.URL.Path == "/v2/":
+			return answer(r, http.StatusOK)
+		case strings.Contains(r.URL.Path, "/odd/"):
+			return answer(r, http.StatusNotImplemented)
+		}
+		return answer(r, http.StatusNotFound)
+	})
+	r := resolve.New(registry.to, time.Now)
+	require.Equal(t, v1alpha1.ReasonRegistryUnreachable,
+		reason(t, r, v1alpha1.Artifact{Image: "registry.example/odd/app:1"}))
+	require.Equal(t, v1alpha1.ReasonNotFoundUpstream, reason(t, r, someImage))
 }
 
 func TestAManifestWithoutEndIsReadNoFurtherThanOneMayBeLong(t *testing.T) {
