@@ -146,7 +146,7 @@ type Gate struct {
 	log    *slog.Logger
 	secret []byte
 
-	accepted   *lru.Cache[mark, time.Time]   // by source and credentials: when the source last said yes
+	accepted   *lru.Cache[mark, time.Time]   // by source and credentials: when the source last said yes; see nobody
 	proven     *lru.Cache[mark, struct{}]    // by source and content
 	claimed    *lru.Cache[mark, int64]       // by source and content: its size as a manifest has it, or 0
 	hearings   *lru.Cache[mark, *hearing]    // by source and content: what other nodes said a moment ago
@@ -208,6 +208,10 @@ func (g *Gate) caller(source Source, credentials string) mark {
 // everyone stands for whoever comes, with a token that the source gives to anyone. That is not the same as a caller
 // without credentials, whom such a source refuses as long as it can be asked.
 func (g *Gate) everyone(source Source) mark { return g.mark("everyone", source, "") }
+
+// nobody stands for whoever comes, too, at a source that has refused them when it was last asked by this node. What
+// other nodes remember of the time before counts no more then.
+func (g *Gate) nobody(source Source) mark { return g.mark("nobody", source, "") }
 
 func (g *Gate) thing(source Source, d digest.Digest) mark {
 	return g.mark("content", source, d.String())
@@ -557,7 +561,7 @@ func (g *Gate) Refused(source Source, credentials string, err error) {
 	if ok && len(up.Challenge) > 0 && strings.HasPrefix(strings.ToLower(up.Challenge[0]), "basic") {
 		g.challenges.Add(source, up.Challenge)
 		if credentials == "" { // where tokens are given to anyone, who comes without one is refused all the same
-			g.accepted.Remove(g.everyone(source))
+			g.shut(source)
 		}
 	}
 }
@@ -587,11 +591,20 @@ func (g *Gate) askForAnyone(ctx context.Context, rule policy.Rule, req Request) 
 		}
 		g.anyone.Add(req.Source, time.Now().Add(max(rule.Authorization.TTL, anyonePause)))
 		if err != nil { // it has become private, if it ever was not
-			g.accepted.Remove(g.everyone(req.Source))
+			g.shut(req.Source)
 		} else if g.accept(g.everyone(req.Source)) {
+			g.accepted.Remove(g.nobody(req.Source))
 			g.saveSoon()
 		}
 	})
+}
+
+// shut remembers that the source refuses whoever comes.
+func (g *Gate) shut(source Source) {
+	g.accepted.Remove(g.everyone(source))
+	if g.accept(g.nobody(source)) {
+		g.saveSoon()
+	}
 }
 
 // dueForAnyone reports whether it is time to ask, and notes that someone is about to.

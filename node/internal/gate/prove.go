@@ -392,7 +392,7 @@ func (g *Gate) begin(ctx context.Context, source Source, contents []digest.Diges
 		defer cancel()
 		defer close(fresh.done)
 		fresh.take(g.opts.Witness.Hear(ctx, source, ask))
-		if fresh.testimony.Public && !g.Public(source) {
+		if fresh.testimony.Public && !g.Public(source) && !g.accepted.Contains(g.nobody(source)) {
 			g.accepted.Add(g.everyone(source), time.Time{})
 		}
 	}()

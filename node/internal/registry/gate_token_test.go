@@ -171,6 +171,31 @@ func TestARepositoryThatHasBecomePrivateIsNotThereForAnyone(t *testing.T) {
 	})
 }
 
+// Others may not have asked since it became private, and remember that anyone could read it.
+func TestARepositoryThatHasBecomePrivateIsNotOpenedByWhatOtherNodesRemember(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		others := &word{public: true}
+		w := newWorld(t)
+		w.witness = others
+		w.restart()
+		img := w.origin.pushImage(t, "team/app", "v1", "x")
+		k := w.giveTokens("team/app")
+		token := k.give(true)
+		require.Equal(t, allServed, w.pull(img, "team/app", token))
+		synctest.Wait()
+		for _, when := range []string{"", "and after a restart"} {
+			if when != "" {
+				w.stop()
+				w.restart()
+			}
+			w.origin.SetDown(true)
+			time.Sleep(time.Hour)
+			require.Equal(t, allLater, w.pull(img, "team/app", ""), when)
+		}
+	})
+}
+
 func TestWhetherAnyoneMayReadIsAskedOncePerRepositoryAndTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
