@@ -112,6 +112,7 @@ type Fetcher struct {
 	log     *slog.Logger
 	m       *metrics
 	turns   turns
+	again   turns                            // for asking a registry again that has failed
 	sizes   *lru.Cache[digest.Digest, int64] // of blobs that matched their digests
 	hints   *lru.Cache[hint, int64]
 	places  *lru.Cache[digest.Digest, place]
@@ -176,7 +177,7 @@ func New(o Options) *Fetcher {
 		o.PeersOnly = func(content.Repository) bool { return false }
 	}
 	f := &Fetcher{
-		opts: o, log: o.Logger, turns: newTurns(o.UpstreamStreams), pulls: newPulls(),
+		opts: o, log: o.Logger, turns: newTurns(o.UpstreamStreams), again: newTurns(1), pulls: newPulls(),
 		doubts: newDoubts(o.Swarm.ID()),
 		sizes:  lru.New[digest.Digest, int64](1 << 16), hints: lru.New[hint, int64](1 << 16),
 		places: lru.New[digest.Digest, place](knownLayers), gave: lru.New[string, time.Time](knownRegistries),

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"sync"
 	"time"
 
@@ -209,30 +208,68 @@ func (f *fetch) answerBefore(ctx context.Context, cancel func(), brief bool, off
 	return a, err
 }
 
-// outlast opens as open does, over a blip of the registry.
+// outlast opens as open does, over a blip of the registry. Of all reads that a registry has failed one asks it again,
+// at the pace that it wishes; the others wait for what comes of that.
 func (f *fetch) outlast(ctx context.Context, off, n int64) (*answer, error) {
-	bad := 0
+	bad, mine := 0, false
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		a, err := f.open(ctx, off, n)
-		switch {
-		case err == nil:
-			return a, nil
-		case isBadAnswer(err):
-			if bad++; bad >= mostBadAnswers && !(f.hasReadSome() && f.fr.mayBeBlip(err)) {
+		if isBadAnswer(err) {
+			bad++
+		}
+		failed, ok := f.mayAskAgain(err, bad)
+		if !ok {
+			return a, err
+		}
+		if !mine {
+			again := f.fr.again.at(failed.registry)
+			first := again.TryAcquire(1)
+			if !first && again.Acquire(ctx, 1) != nil {
 				return nil, err
 			}
-			if bad > 1 {
-				pause = time.Second
+			defer again.Release(1)
+			mine = true
+			if !first && !f.fr.mayBeBlip(err) { // the others have waited long enough
+				return nil, err
 			}
-		case !f.fr.mayBeBlip(err):
-			return nil, err
+			if !first {
+				continue
+			}
 		}
 		select {
-		case <-time.After(pause):
+		case <-time.After(f.fr.pace(failed, pause, bad)):
 		case <-ctx.Done():
 			return nil, err
 		}
 	}
+}
+
+// mayAskAgain reports whether the registry is to be asked again after an error of open, of which there have been so
+// many bad answers.
+func (f *fetch) mayAskAgain(err error, bad int) (failed *openError, ok bool) {
+	switch {
+	case !errors.As(err, &failed):
+		return nil, false
+	case isBadAnswer(err) && bad < mostBadAnswers:
+		return failed, true
+	case isBadAnswer(err) && !f.hasReadSome():
+		return failed, false
+	}
+	return failed, f.fr.mayBeBlip(err)
+}
+
+// pace is how long a registry is left alone before it is asked again: as long as it wishes, but for once at the end of
+// what may be a blip.
+func (fr *Fetcher) pace(failed *openError, pause time.Duration, bad int) time.Duration {
+	if bad > 1 {
+		pause = time.Second
+	}
+	at, _ := fr.gave.Get(failed.registry)
+	up, ok := errors.AsType[*content.UpstreamError](failed.err)
+	if !ok {
+		return pause
+	}
+	return max(pause, min(up.RetryAfter, blip-time.Since(at)))
 }
 
 // hasReadSome reports whether upstream has given some of the blob.
@@ -245,16 +282,11 @@ func (f *fetch) hasReadSome() bool {
 // mayBeBlip tells of an error of open whether the registry may be back in a moment: it gave something a moment ago.
 func (fr *Fetcher) mayBeBlip(err error) bool {
 	var failed *openError
-	if !errors.As(err, &failed) || !errors.Is(err, content.ErrUnavailable) || throttled(err) {
+	if !errors.As(err, &failed) || !errors.Is(err, content.ErrUnavailable) || content.Throttled(err) {
 		return false
 	}
 	at, ok := fr.gave.Get(failed.registry)
 	return ok && time.Since(at) < blip
-}
-
-func throttled(err error) bool {
-	up, ok := errors.AsType[*content.UpstreamError](err)
-	return ok && up.Status == http.StatusTooManyRequests
 }
 
 // stream reads on to the end of the blob, where the registry sends all of it to who asked for its first run: to close

@@ -568,3 +568,23 @@ func TestFinish_AFetchThatEndedWhileItsDigestWasCheckedIsNotWhole(t *testing.T) 
 		})
 	}
 }
+
+// A registry that is in trouble is asked again by one read of a node at a time, and not before it wishes.
+func TestBlip_ARegistryThatWishesToBeAskedLaterGetsFewRequestsMeanwhile(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	d := o.add(t, 24*chunk1)
+	var given, refused atomic.Int32
+	o.Spoil(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+		if r.Method != http.MethodGet || given.Add(1) < 3 {
+			return false
+		}
+		refused.Add(1)
+		w.Header().Set("Retry-After", "60")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return true
+	})
+	_, err := newNode(t, o, "n", nil).read(t.Context(), o.request(d))
+	require.Error(t, err)
+	require.LessOrEqual(t, refused.Load(), int32(2*schedule.UpstreamStreams))
+}
