@@ -338,7 +338,7 @@ func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call 
 			return nil, err // which says nothing about the registry
 		}
 		if errors.Is(err, errElsewhere) {
-			return nil, fmt.Errorf("%w: %w", content.ErrUnavailable, err)
+			return nil, fmt.Errorf("%w: %w", err, content.ErrUnavailable)
 		}
 		// A caller that gave up says something about the endpoint only after a while.
 		if cause == nil || errors.Is(cause, errNoHeader) || time.Since(start) >= suspectWait {
@@ -346,7 +346,7 @@ func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call 
 			ep.unreachable.Store(!connected.Load())
 			ep.mark(false, time.Now(), c.opts.Timeouts.Down)
 		}
-		return nil, fmt.Errorf("%w: %w", content.ErrUnavailable, err)
+		return nil, fmt.Errorf("%w: %w", err, content.ErrUnavailable)
 	}
 	ep.mark(true, time.Now(), 0)
 	resp.Body = c.watch(ctx, cancel, reg, limits.Bytes, resp)
