@@ -207,6 +207,22 @@ func TestMistakesAreNamed(t *testing.T) {
 		"a variable that is no list": {"", []string{"SHOAL_UPSTREAMS=a: b"},
 			[]string{"SHOAL_UPSTREAMS", "list"}},
 		"text that is no YAML": {"store: [", nil, []string{"config.yaml"}},
+		"a section that is said twice": {"store: {path: /a}\nstore: {path: /b}", nil,
+			[]string{"line 2: store is said in line 1 already"}},
+		"a section in other letters": {"store: {path: /a}\nStore: {path: /b}", nil,
+			[]string{"line 2: store is said in line 1 already"}},
+		"a key in other letters": {"upstreams: [{registry: a.b, Registry: c.d}]", nil,
+			[]string{"upstreams[0].registry is said in line 1 already"}},
+		"a key in one word with its section": {"store.path: /a\nstore: {path: /b}", nil,
+			[]string{"line 2: store.path is said in line 1 already"}},
+		"a list in place of the sections": {"- store", nil, []string{"line 1: is no table", "store: {path: /var/lib/shoal}"}},
+		"a truth in place of text":        {"swarm: {zone: true}", nil, []string{"swarm.zone: true", "in quotes"}},
+		"a fraction in place of text":     {"swarm: {zone: 1.10}", nil, []string{"swarm.zone: 1.1", "in quotes"}},
+		"a mirror of an agent whose port nobody knows": {
+			"{registry: {listen: '127.0.0.1:0'}, mirror: {stateDir: /var/lib/shoal-mirror}}", nil,
+			[]string{"registry.listen: 127.0.0.1:0", "mirror.stateDir", "want a port"}},
+		"an endpoint at no port": {"upstreams: [{registry: a.b, endpoints: ['https://x:99999']}]", nil,
+			[]string{"upstreams[0].endpoints[0]: port 99999", "65535"}},
 		"a value where a section belongs": {"store: 5", nil,
 			[]string{"store: 5 is no table; want keys below it: store.capacity"}},
 		"an empty list where a section belongs": {"kubernetes: []", nil,
@@ -401,6 +417,9 @@ func TestWhatIsUnusualButMeantIsTaken(t *testing.T) {
 		"bootstrap peers found by DNS": "swarm: {bootstrap: [/dnsaddr/peers.example/p2p/" + id +
 			", /dns4/a.example/tcp/5052/p2p/" + id + "]}",
 		"patterns for all, hosts and one image": `policy: {rules: [{match: ["**", "*.example/**", "**/library/*", a.example/b, "[::1]:5000/**"]}]}`,
+		"a zone that is a number":               "swarm: {zone: 3}",
+		"a file of comments":                    "# store: {path: /x}\n",
+		"two keys of one section in one word":   "{store.path: /x, store: {capacity: 1GiB}}",
 		"a file that ends its document":         "---\nstore: {path: /x}\n...\n",
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -78,14 +78,54 @@ func readFile(v *viper.Viper, path string) error {
 	if err != nil {
 		return fmt.Errorf("configuration file: %w", err)
 	}
+	if err := checkDocument(data); err != nil {
+		return fmt.Errorf("configuration file %s: %w", path, err)
+	}
 	v.SetConfigType("yaml")
 	if err := v.ReadConfig(bytes.NewReader(data)); err != nil {
 		return fmt.Errorf("configuration file %s: %w", path, err)
 	}
-	// Of several documents the first alone would be read.
+	return nil
+}
+
+// checkDocument fails for what would be passed over in silence: other documents than the first, and a key that is said
+// again in other letters, or in one word with its section.
+func checkDocument(data []byte) error {
 	d, document := yaml.NewDecoder(bytes.NewReader(data)), new(yaml.Node)
-	if d.Decode(document) == nil && !errors.Is(d.Decode(document), io.EOF) {
-		return fmt.Errorf("configuration file %s: holds more than one YAML document; remove the lines of ---", path)
+	switch err := d.Decode(document); {
+	case errors.Is(err, io.EOF):
+		return nil
+	case err != nil:
+		return err
+	case !errors.Is(d.Decode(new(yaml.Node)), io.EOF):
+		return errors.New("holds more than one YAML document; remove the lines of ---")
+	}
+	root := document.Content[0]
+	if root.Kind != yaml.MappingNode && root.Tag != "!!null" {
+		return fmt.Errorf("line %d: is no table; want keys, such as store: {path: /var/lib/shoal}", root.Line)
+	}
+	return saidOnce("", root, make(map[string]int))
+}
+
+// saidOnce fails for a key below at that is said in a line before, by its name in lower case.
+func saidOnce(at string, n *yaml.Node, before map[string]int) error {
+	for i, item := range n.Content {
+		key := fmt.Sprintf("%s[%d]", at, i)
+		if n.Kind == yaml.MappingNode {
+			if i%2 == 1 {
+				continue
+			}
+			name := n.Content[i]
+			key, item = strings.ToLower(strings.TrimPrefix(at+"."+name.Value, ".")), n.Content[i+1]
+			if line, again := before[key]; again {
+				return fmt.Errorf("line %d: %s is said in line %d already, and capitals make no other key; say it once",
+					name.Line, key, line)
+			}
+			before[key] = name.Line
+		}
+		if err := saidOnce(key, item, before); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -398,6 +438,8 @@ func fromText(from, to reflect.Type, data any) (any, error) {
 	switch isTable, isList := from.Kind() == reflect.Map, from.Kind() == reflect.Slice; {
 	case isScalar(to) && (isTable || isList):
 		return nil, fmt.Errorf("%v is a list or table; want one value", data)
+	case to.Kind() == reflect.String && (from.Kind() == reflect.Bool || from.Kind() == reflect.Float64):
+		return nil, fmt.Errorf("%v is no text to YAML; want it in quotes", data)
 	case !isScalar(to) && to.Kind() == reflect.Struct && !isTable:
 		return nil, fmt.Errorf("%v %w", data, errNoTable)
 	case to.Kind() == reflect.Slice && isTable:

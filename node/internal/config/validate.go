@@ -319,10 +319,17 @@ func checkEndpoint(p *problems, key, endpoint string) (tls bool) {
 		p.add(key, "%q; want a URL such as https://mirror.example or http://127.0.0.1:5000", endpoint)
 	case u.RawQuery != "" || u.Fragment != "":
 		p.add(key, "%q has a query or fragment; want scheme, host and at most a path", endpoint)
+	case u.Port() != "" && !isPort(u.Port()):
+		p.add(key, "port %s of %q; want a number from 1 to 65535", u.Port(), endpoint)
 	default:
 		return u.Scheme == "https"
 	}
 	return true // unknown, so nothing is to be said about TLS settings
+}
+
+func isPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
 }
 
 func (c *Config) validatePolicy(p *problems) {
@@ -346,6 +353,10 @@ func (c *Config) validateMirror(p *problems) {
 		if err := mirror.CheckRegistry(registry); err != nil {
 			p.add("mirror.registries", "%v", err)
 		}
+	}
+	if _, port, err := net.SplitHostPort(c.Registry.Listen); c.Mirror.StateDir != "" && err == nil && port == "0" {
+		p.add("registry.listen", "%s lets the system choose the port, which no mirror of mirror.stateDir can lead to; "+
+			"want a port, such as 5050", c.Registry.Listen)
 	}
 	if c.Mirror.StateDir != "" && c.Mirror.Runtime == mirror.CRIO && len(c.Mirror.Registries) == 0 {
 		p.add("mirror.registries",
