@@ -70,7 +70,7 @@ func parse(args []string) (options, error) {
 	flags.DurationVar(&o.limit, "for", 0, "no round begins after this time; 0: no limit")
 	flags.StringVar(&o.binary, "shoal", "bin/shoal-node", "the agent's executable")
 	flags.StringVar(&o.pin, "pin", "bin/pin", "what pins an image on each node; empty: nothing is pinned")
-	flags.StringVar(&o.out, "out", "bin/chaos", "directory for logs and figures")
+	flags.StringVar(&o.out, "out", "bin/chaos-run", "directory for logs and figures")
 	flags.BoolVar(&o.soak, "soak", false, "judge whether the agents grow over the run")
 	flags.BoolVar(&o.print, "print", false, "print the plan and do nothing")
 	flags.BoolVar(&o.verbose, "v", false, "say more")
