@@ -22,8 +22,8 @@ var (
 var repeated = []string{"context deadline exceeded", "context canceled", "unavailable", "not found", "unexpected EOF",
 	"EOF"}
 
-// longest is how much of a text is looked at. A registry's whole answer may be in it, and what is looked for below takes
-// a time that grows with its square.
+// longest is how much of a text is looked at. A registry's whole answer may be in it, and what is looked for below
+// takes a time that grows with its square.
 const longest = 8 << 10
 
 // Plain is text in plain words. Of a text that is very long it is the beginning.

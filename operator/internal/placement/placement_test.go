@@ -95,7 +95,7 @@ func TestPick_WhoIsRefusedCountsAsAbsent(t *testing.T) {
 		}) {
 			got = append(got, f.names[i])
 		}
-		for i := len(f.names) - 1; i >= 0; i-- {
+		for i := range slices.Backward(f.names) {
 			require.LessOrEqual(t, asked[i], 1, "asked about %s", f.names[i])
 			if refused[i] {
 				f = f.without(i)

@@ -35,8 +35,8 @@ import (
 const (
 	// timeout bounds everything that is asked of registries for one artifact.
 	timeout = 30 * time.Second
-	// outage is how long a registry that did not answer is not asked again, and then for one artifact alone until it has
-	// answered. That keeps pins of a registry that is down from taking the workers that pins of other registries need.
+	// outage is how long a registry that did not answer is not asked again, and then for one artifact alone until it
+	// has answered. That keeps pins of a registry that is down from taking the workers that others need.
 	outage = 10 * time.Second
 	// forgotten is how long after its outage a registry is remembered that nobody has asked since.
 	forgotten = 10 * time.Minute
