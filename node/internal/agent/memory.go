@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 
-	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
@@ -29,11 +28,6 @@ type knownPeer struct {
 	ID        string   `json:"id"`
 	Addresses []string `json:"addresses"`
 }
-
-type (
-	policyMemory = v1alpha1.EffectivePolicy
-	pinMemory    = []v1alpha1.PinAssignment
-)
 
 // recall reads a remembered value. What can't be read counts as forgotten: the agent then waits for the API server.
 func recall[T any](m content.Memory, log *slog.Logger, key string) (value T, ok bool) {

@@ -8,13 +8,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/shoal-cache/shoal/api/pullsecret"
+	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/node/internal/agent/pin"
 )
 
 // followPins hands the node's assignments to the keeper. Those that were last seen stand while the API server is away,
 // and while there is no NodeCache: only an entry that has left a NodeCache is released.
 func (a *Agent) followPins(ctx context.Context) {
-	known, ok := recall[pinMemory](a.opts.Memory, a.log, keyPins)
+	known, ok := recall[[]v1alpha1.PinAssignment](a.opts.Memory, a.log, keyPins)
 	if ok {
 		a.keeper.Set(known)
 	}

@@ -19,7 +19,7 @@ import (
 // followPolicy keeps the effective policy of the node in force. Until the API server has answered, what is remembered
 // holds.
 func (a *Agent) followPolicy(ctx context.Context) {
-	if known, ok := recall[policyMemory](a.opts.Memory, a.log, keyPolicy); ok {
+	if known, ok := recall[v1alpha1.EffectivePolicy](a.opts.Memory, a.log, keyPolicy); ok {
 		a.enforce(known)
 	}
 	if !a.api.policies.synced(ctx) || !a.api.node.synced(ctx) {
@@ -42,7 +42,7 @@ func (a *Agent) followPolicy(ctx context.Context) {
 // cache that starts under the limits of its configuration alone would evict what the cluster's policy lets it keep. It
 // tells false where there is none, or it makes no sense any more.
 func RememberedPolicy(memory content.Memory, base *policy.Policy, log *slog.Logger) (*policy.Policy, bool) {
-	known, ok := recall[policyMemory](memory, log, keyPolicy)
+	known, ok := recall[v1alpha1.EffectivePolicy](memory, log, keyPolicy)
 	if !ok {
 		return nil, false
 	}

@@ -156,21 +156,28 @@ func (f *fetch) readOnce(ctx context.Context, r schedule.Run, own bool) error {
 		return f.stream(in, r, n > 0 && body.kind == content.Blob, body.registry)
 	case body.Offset == off:
 	default:
-		// The registry sends the whole blob. A lease of all the rest is the coordinator's answer to having been told;
-		// one that was given before may reach to the end by chance.
-		if body.kind == content.Blob { // a manifest comes whole from any registry
-			f.fr.noRange.Store(body.registry, time.Now())
-		} else {
-			body.knew = true
-		}
-		if !body.knew || f.lengthOf(r) < body.Size-off {
-			return errNoRange
-		}
-		if _, err := io.CopyN(io.Discard, in, off-body.Offset); err != nil {
-			return fmt.Errorf("read %s from upstream: %w", f.digest, err)
+		if err := f.passOver(in, body, r, off); err != nil {
+			return err
 		}
 	}
 	return f.readChunks(in, r)
+}
+
+// passOver reads up to off of a whole blob that the registry sends. A lease of all the rest is the coordinator's answer
+// to having been told; one that was given before may reach to the end by chance.
+func (f *fetch) passOver(in io.Reader, body *answer, r schedule.Run, off int64) error {
+	if body.kind == content.Blob { // a manifest comes whole from any registry
+		f.fr.noRange.Store(body.registry, time.Now())
+	} else {
+		body.knew = true
+	}
+	if !body.knew || f.lengthOf(r) < body.Size-off {
+		return errNoRange
+	}
+	if _, err := io.CopyN(io.Discard, in, off-body.Offset); err != nil {
+		return fmt.Errorf("read %s from upstream: %w", f.digest, err)
+	}
+	return nil
 }
 
 // extent is what the registry is asked for to read a run: n bytes from offset off, or all from there where n is -1.

@@ -164,20 +164,28 @@ func (p *plugin) bring(ctx context.Context, pods []corev1.Pod, size int64) ([]te
 			p.say("artifactpin %s/%s stays for an hour: %s", pin.Namespace, pin.Name, explain(err))
 		}
 	}()
+	all := onAll(pods, func(pod *corev1.Pod, t *tested) error {
+		return p.arrives(ctx, pod, d, start, pod == &pods[0], t)
+	})
+	nameSources(all)
+	return all, nil
+}
+
+// onAll tests all nodes at once.
+func onAll(pods []corev1.Pod, test func(pod *corev1.Pod, t *tested) error) []tested {
 	all := make([]tested, len(pods))
-	var waiting sync.WaitGroup
+	var testing sync.WaitGroup
 	for i := range pods {
-		waiting.Go(func() {
+		testing.Go(func() {
 			all[i].Node = pods[i].Spec.NodeName
-			if err := p.arrives(ctx, &pods[i], d, start, i == 0, &all[i]); err != nil {
+			if err := test(&pods[i], &all[i]); err != nil {
 				all[i].Problem = survey.Short(err)
 			}
 		})
 	}
-	waiting.Wait()
-	nameSources(all)
+	testing.Wait()
 	slices.SortFunc(all, func(a, b tested) int { return strings.Compare(a.Node, b.Node) })
-	return all, nil
+	return all
 }
 
 // nameSources puts the nodes' names in the place of their agents' peer IDs.
@@ -251,6 +259,11 @@ func (p *plugin) arrives(ctx context.Context, pod *corev1.Pod, d digest.Digest, 
 			return t.late()
 		}
 	}
+	return t.since(ctx, admin, before)
+}
+
+// since counts what has come to the node since it was as before.
+func (t *tested) since(ctx context.Context, admin *view.Client, before view.Node) error {
 	after, err := view.Get[view.Node](ctx, admin, view.NodePath, nil)
 	t.Peers, t.Upstream = after.Traffic.FromPeers-before.Traffic.FromPeers,
 		after.Traffic.FromUpstream-before.Traffic.FromUpstream
@@ -261,22 +274,11 @@ func (p *plugin) arrives(ctx context.Context, pod *corev1.Pod, d digest.Digest, 
 func (p *plugin) test(ctx context.Context, pods []corev1.Pod, ref reference.Named) []tested {
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
-	all := make([]tested, len(pods))
-	var pulling sync.WaitGroup
-	for i := range pods {
-		pulling.Go(func() {
-			all[i].Node = pods[i].Spec.NodeName
-			start := time.Now()
-			err := p.pullThrough(ctx, &pods[i], ref, &all[i])
-			all[i].Took = time.Since(start)
-			if err != nil {
-				all[i].Problem = survey.Short(err)
-			}
-		})
-	}
-	pulling.Wait()
-	slices.SortFunc(all, func(a, b tested) int { return strings.Compare(a.Node, b.Node) })
-	return all
+	return onAll(pods, func(pod *corev1.Pod, t *tested) error {
+		start := time.Now()
+		defer func() { t.Took = time.Since(start) }()
+		return p.pullThrough(ctx, pod, ref, t)
+	})
 }
 
 func (p *plugin) pullThrough(ctx context.Context, pod *corev1.Pod, ref reference.Named, t *tested) error {
@@ -312,10 +314,7 @@ func (p *plugin) pullThrough(ctx context.Context, pod *corev1.Pod, ref reference
 	if err != nil {
 		return err
 	}
-	after, err := view.Get[view.Node](ctx, admin, view.NodePath, nil)
-	t.Peers, t.Upstream = after.Traffic.FromPeers-before.Traffic.FromPeers,
-		after.Traffic.FromUpstream-before.Traffic.FromUpstream
-	return err
+	return t.since(ctx, admin, before)
 }
 
 // puller pulls through a registry front as a runtime does.
