@@ -94,8 +94,8 @@ func (r *record) addedTo(content []byte) (added []string) {
 // savedEdits is the folder, in that of the state, for files in which somebody had written between the marks.
 const savedEdits = "edited"
 
-// saveEdits keeps copies of the files in which somebody has written between the marks, for what stands there is about to
-// be taken out.
+// saveEdits keeps copies of the files in which somebody has written between the marks, for what stands there is about
+// to be taken out.
 func (st *state) saveEdits(o Options) (found []Finding, err error) {
 	for _, path := range slices.Sorted(maps.Keys(st.Files)) {
 		saved, err := st.saveEdit(o, path)
