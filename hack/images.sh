@@ -39,7 +39,7 @@ image shoal-operator ./operator 65532:65532 "Shoal's operator: admission, bootst
 if [ "${1-}" = push ]; then
   shift
   insecure=()
-  if [ "$1" = --insecure ]; then insecure=(--insecure); shift; fi
+  if [ "${1-}" = --insecure ]; then insecure=(--insecure); shift; fi
   [ $# = 1 ] || { echo "images.sh push: want one REGISTRY/PATH, such as registry.example.com/shoal" >&2; exit 2; }
   for name in shoal-node shoal-operator; do bin/shoal-images push --layout "$OUT/$name" "${insecure[@]}" "$1/$name"; done
   printf '\nInstall them with:\n  helm install shoal ./charts/shoal --namespace shoal-system --set images.registry=%s --set-string images.tag=%s --wait\n' \

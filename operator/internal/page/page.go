@@ -226,5 +226,5 @@ func (p *Page) draw(g *gathered, name string) ([]byte, error) {
 func (p *Page) fail(w http.ResponseWriter, err error) {
 	p.o.Log.Warn("status page has nothing to show", "error", err)
 	http.Error(w, "The operator cannot read the state of the cache from the API server. Pulls do not depend on that. "+
-		"Its log says more: kubectl logs deployment/shoal-operator", http.StatusServiceUnavailable)
+		"The operator's log says more.", http.StatusServiceUnavailable)
 }
