@@ -1,14 +1,17 @@
 package swarm
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	kb "github.com/libp2p/go-libp2p-kbucket"
+	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/opencontainers/go-digest"
@@ -268,4 +271,38 @@ func TestVouch_AHolderReplacesNoClaimButBySigningItsOwn(t *testing.T) {
 			require.True(t, r.table.Known(holder, size, want))
 		})
 	}
+}
+
+// lateKey is an identity that signs nothing more once it is to wait, until it may.
+type lateKey struct {
+	crypto.PrivKey
+	wait atomic.Bool
+	may  chan struct{}
+}
+
+func (k *lateKey) Sign(b []byte) ([]byte, error) {
+	if k.wait.Load() {
+		<-k.may
+	}
+	return k.PrivKey.Sign(b)
+}
+
+// Where all who hold a blob sign on few processors, the coordinator sends someone upstream before any of them is done.
+func TestDiscover_AHolderSaysSoBeforeItSigns(t *testing.T) {
+	t.Parallel()
+	a := newTestSwarm(t)
+	key := &lateKey{PrivKey: newKey(t), may: make(chan struct{})}
+	b := newTestSwarm(t, startingFrom(a), func(o *Options) { o.Identity = key })
+	eventually(t, "connected", func() bool { return len(a.Peers()) == 1 && len(b.Peers()) == 1 })
+	data := bytes.Repeat([]byte("x"), content.ChunkSize+1)
+	d := digest.FromBytes(data)
+	require.NoError(t, b.store.Put(t.Context(), d, "", bytes.NewReader(data), int64(len(data))))
+	key.wait.Store(true)
+	sign := sync.OnceFunc(func() { close(key.may) })
+	defer sign()
+	size, _, claims, err := a.askMap(t.Context(), b.ID(), d, sign)
+	require.NoError(t, err, "it has said so, and signs then")
+	require.EqualValues(t, len(data), size)
+	require.Len(t, claims, 2)
+	require.NoError(t, VerifyClaim(d, claims[1]))
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
@@ -115,20 +116,27 @@ func (s *Swarm) ownClaims(d digest.Digest) ([]schedule.Claim, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
+	claims, err := s.sign(d, m, 0, m.Len())
+	return claims, m.Size(), err
+}
+
+// sign gives this node's claims for n chunks of a blob from first on. Those for all of it are kept.
+func (s *Swarm) sign(d digest.Digest, m *content.ChunkMap, first, n int) ([]schedule.Claim, error) {
 	if claims, ok := s.signed.Get(d); ok && len(claims) == m.Len() {
-		return claims, m.Size(), nil
+		return claims[first : first+n], nil
 	}
-	claims := make([]schedule.Claim, m.Len())
-	for i := range claims {
-		h := m.CID(i).Hash()
-		if claims[i], err = s.Claim(d, i, schedule.Sum(h[len(h)-sha256.Size:])); err != nil {
-			return nil, 0, err
+	claims := make([]schedule.Claim, n)
+	for k := range claims {
+		h := m.CID(first + k).Hash()
+		var err error
+		if claims[k], err = s.Claim(d, first+k, schedule.Sum(h[len(h)-sha256.Size:])); err != nil {
+			return nil, err
 		}
 	}
-	if len(claims) <= maxSigned {
+	if n == m.Len() && n <= maxSigned {
 		s.signed.Add(d, claims)
 	}
-	return claims, m.Size(), nil
+	return claims, nil
 }
 
 // HeldBy asks p whether it holds d whole, and for its claims then. It fails with content.ErrNotFound where p does not.
@@ -169,6 +177,7 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, d digest.Digest,
 		return 0, "", nil, fmt.Errorf("%w: a blob of %d bytes", errFrame, head.Size)
 	}
 	held()
+	_ = stream.SetDeadline(earlier(time.Now().Add(mapTimeout), end)) // p has yet to sign
 	want := content.Chunks(head.Size)
 	defer func() { s.maps.Release(int64(len(claims))) }()
 	for len(claims) < want {
@@ -200,7 +209,8 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// handleMap answers askMap.
+// handleMap answers askMap. That the blob is here goes out before anything is signed: the coordinator waits longer then
+// before it sends anyone upstream, and where all who hold a blob sign on few processors that takes long.
 func (s *Swarm) handleMap(stream network.Stream) {
 	if !s.guard.admit(stream, serviceMap) {
 		return
@@ -214,25 +224,32 @@ func (s *Swarm) handleMap(stream network.Stream) {
 		return
 	}
 	_ = stream.SetWriteDeadline(time.Now().Add(discoverTimeout))
-	claims, size, err := s.ownClaims(d)
+	m, err := s.opts.Store.ChunkMap(d)
 	if err != nil {
 		_ = writeFrame(stream, mapHead{Plans: s.plans(d)})
 		return
 	}
-	err = writeFrame(stream, mapHead{Found: true, Size: size, Zone: s.opts.Zone, Plans: s.plans(d)})
-	for len(claims) > 0 && err == nil {
-		n := min(len(claims), maxList)
-		part := mapPart{}
-		for _, c := range claims[:n] {
-			part.Sums = append(part.Sums, c.Sum[:]...)
-			part.Signatures = append(part.Signatures, c.Signature)
-		}
-		claims = claims[n:]
-		err = writeFrame(stream, part)
+	err = writeFrame(stream, mapHead{Found: true, Size: m.Size(), Zone: s.opts.Zone, Plans: s.plans(d)})
+	for first := 0; first < m.Len() && err == nil; first += maxList {
+		err = s.writePart(stream, d, m, first)
 	}
 	if err != nil {
 		_ = stream.Reset()
 	}
+}
+
+// writePart writes this node's claims for as many chunks from first on as one part of a map has.
+func (s *Swarm) writePart(to io.Writer, d digest.Digest, m *content.ChunkMap, first int) error {
+	claims, err := s.sign(d, m, first, min(m.Len()-first, maxList))
+	if err != nil {
+		return err
+	}
+	part := mapPart{}
+	for _, c := range claims {
+		part.Sums = append(part.Sums, c.Sum[:]...)
+		part.Signatures = append(part.Signatures, c.Signature)
+	}
+	return writeFrame(to, part)
 }
 
 // mapQuestion reads whose map a peer asks for, and charges it for the answer.
