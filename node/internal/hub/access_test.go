@@ -258,7 +258,8 @@ func TestAccess_AMirrorThatLosesTheCommitDoesWhereItTellsOfTheFileAsItWasListed(
 		"a small file by its name":       {"config.json", []string{"X-Repo-Commit"}, false, 200},
 		"by its size":                    {large, []string{"X-Repo-Commit", "Etag", "X-Linked-Etag"}, false, 200},
 		"by a size that a page may have": {"config.json", []string{"X-Repo-Commit", "Etag"}, false, 503},
-		"one that was not listed":        {large, []string{"X-Repo-Commit"}, true, 503},
+		"one that was not listed passes": {large, []string{"X-Repo-Commit"}, true, 302},
+		"a page in its place does not":   {large, []string{"X-Repo-Commit", "Etag", "X-Linked-Etag"}, true, 503},
 		"nothing is told of a large file": {large,
 			[]string{"X-Repo-Commit", "Etag", "X-Linked-Etag", "X-Linked-Size"}, false, 503},
 	} {

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha1" //nolint:gosec // git names its objects so; the hub's answer over TLS is what vouches for them
 	"encoding/hex"
@@ -57,19 +58,21 @@ func (f *Front) file(x *exchange) error {
 	if e == nil && other != "" {
 		asked = other // whether a caller may read the files is found out with one that is there
 	}
-	if err := f.admit(ctx, x, levelFiles, f.head(r, commit, asked)); err != nil {
+	switch err := f.admit(ctx, x, levelFiles, f.head(r, commit, asked)); {
+	case errors.Is(err, errNoCommit):
+		return f.passFile(x)
+	case err != nil:
 		return err
 	}
 	if e == nil {
 		return errNoEntry
 	}
 	if !e.usable() {
-		x.W.Header().Del("X-Repo-Commit")
-		return f.pass(x)
+		return f.passFile(x)
 	}
 	f.describe(x, e, commit)
 	f.warn(x, e)
-	given, peek := newEarly(), peeker(nil)
+	given, peek := newEarly(), f.peekGit(ctx, x, r.file(commit, e.Path))
 	if e.LFS != nil {
 		peek = f.peek(ctx, f.request(x, e, commit))
 	}
@@ -79,6 +82,12 @@ func (f *Front) file(x *exchange) error {
 		}
 		return f.open(ctx, x, e, commit, nil)
 	}, peek, func() error { return f.ready(ctx, x, e, commit) })
+}
+
+// passFile passes a request for a file through, of which too little is known to keep it.
+func (f *Front) passFile(x *exchange) error {
+	x.W.Header().Del("X-Repo-Commit") // what the answer says of it holds
+	return f.pass(x)
 }
 
 // give answers with the part of a file that the caller wants, once ready, which finds out while a failure can still be
@@ -118,17 +127,29 @@ func (f *Front) give(ctx context.Context, x *exchange, size int64, etag string, 
 	return x.stream(status, body, part.N, peek)
 }
 
+// errNoCommit: what the hub tells is of a file, but nothing else vouches for that.
+var errNoCommit = errors.New("it tells of a file of some commit")
+
 // head asks whether the hub gives a file. That it leads elsewhere for it is a yes. Each names the commit, or the file
-// as it was listed; the page of a proxy, which would let in everyone, does not.
+// as it was listed; the page of a proxy, which would let in everyone, does not. Nor does it name a file.
 func (f *Front) head(r repo, commit, path string) probe {
 	file := r.file(commit, path)
 	return func(ctx context.Context, authorization string) error {
 		a, err := f.origin.ask(ctx, call{method: http.MethodHead, path: file, authorization: authorization, stay: true})
 		if err == nil && a.header.Get("X-Repo-Commit") == "" && !f.isListed(r, commit, path, a.header) {
-			return fmt.Errorf("HEAD %s: the hub names no commit: %w", file, content.ErrUnavailable)
+			err = fmt.Errorf("HEAD %s: the hub names no commit: %w", file, content.ErrUnavailable)
+			if namesFile(a.header) {
+				err = fmt.Errorf("%w: %w", err, errNoCommit)
+			}
 		}
 		return err
 	}
+}
+
+// namesFile reports whether a header names what it tells of as the hub names files.
+func namesFile(h http.Header) bool {
+	tag := strings.ToLower(bare(cmp.Or(h.Get("X-Linked-Etag"), h.Get("Etag"))))
+	return isCommit(tag) || digest.NewDigestFromEncoded(digest.SHA256, tag).Validate() == nil
 }
 
 // isListed reports whether a header is of the file that the hub has listed: by its name, or by a size that no page has.

@@ -21,6 +21,7 @@ type gitWorld struct {
 	*agent
 	hub  *hubtest.Hub
 	data []byte
+	rest []byte // the second half, as the hub gives it
 	goOn func()
 }
 
@@ -30,6 +31,7 @@ func newGitWorld(t *testing.T) *gitWorld {
 	file := hubtest.Random(11, 6<<20)
 	h.Repo("models", "org/m").Commit("main", map[string]hubtest.File{tokenizer: {Data: file}})
 	w := &gitWorld{agent: newAgent(t, h, "", nil), hub: h, data: read(t, file)}
+	w.rest = w.data[len(w.data)/2:]
 	going := make(chan struct{})
 	w.goOn = sync.OnceFunc(func() { close(going) })
 	t.Cleanup(w.goOn) // before the hub is closed
@@ -42,7 +44,7 @@ func newGitWorld(t *testing.T) *gitWorld {
 		_, _ = rw.Write(w.data[:half]) // the caller has gone, if it fails
 		_ = http.NewResponseController(rw).Flush()
 		<-going
-		_, _ = rw.Write(w.data[half:])
+		_, _ = rw.Write(w.rest)
 	})
 	return w
 }
@@ -108,5 +110,32 @@ func TestGit_AFileThatHasNoRoomIsGiven(t *testing.T) {
 	for range 2 {
 		w.requireRest(t, w.get(t))
 		w.requireNothingHeld(t)
+	}
+}
+
+// Python gives up after 10 s without a byte, and a file of 9 MB takes longer than that by a slow link.
+func TestGit_AFileThatTakesLongKeepsItsClient(t *testing.T) {
+	t.Parallel()
+	for name, wrong := range map[string]bool{"a right one": false, "a wrong one, which does not end well": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newGitWorld(t)
+			if wrong {
+				w.rest = bytes.Clone(w.rest)
+				w.rest[0] ^= 1
+			}
+			resp := w.get(t)
+			first := make([]byte, 1)
+			_, err := io.ReadFull(resp.Body, first)
+			require.NoError(t, err, "a byte comes before the file does")
+			w.goOn()
+			rest, err := io.ReadAll(resp.Body)
+			if wrong {
+				require.Error(t, err)
+				return
+			}
+			require.NoError(t, err)
+			require.True(t, bytes.Equal(w.data, append(first, rest...)))
+		})
 	}
 }

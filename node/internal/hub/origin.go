@@ -68,8 +68,9 @@ type call struct {
 	authorization string
 	header        http.Header // besides those that every question has
 	body          string
-	headerOnly    bool // the body of the answer is not read
-	stay          bool // a redirect within the hub is not followed, but the answer
+	headerOnly    bool  // the body of the answer is not read
+	only          int64 // how many bytes of the body are read; 0: all
+	stay          bool  // a redirect within the hub is not followed, but the answer
 	// progress tells that more of the answer has come.
 	progress func()
 }
@@ -355,6 +356,11 @@ func bodyOf(resp *http.Response, c call) ([]byte, error) {
 		in = z
 	default:
 		return nil, fmt.Errorf("the answer is encoded as %q, which was not asked for", enc)
+	}
+	if c.only > 0 {
+		body := make([]byte, c.only)
+		_, err := io.ReadFull(in, body)
+		return body, err
 	}
 	body, err := io.ReadAll(io.LimitReader(in, maxDoc+1))
 	switch {
