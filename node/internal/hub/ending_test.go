@@ -42,19 +42,19 @@ func TestEnding_DoesNotEndWellAfterBytesThatTheDigestDoesNotCover(t *testing.T) 
 	}
 	t.Run("right bytes are given whole", func(t *testing.T) {
 		t.Parallel()
-		data, err := read(newEarly(), right, off)
+		data, err := read(new(early), right, off)
 		require.NoError(t, err)
 		require.True(t, bytes.Equal(right[off:], data))
 	})
 	t.Run("wrong ones before the end are not followed by it", func(t *testing.T) {
 		t.Parallel()
-		data, err := read(newEarly(), wrong, off)
+		data, err := read(new(early), wrong, off)
 		require.ErrorIs(t, err, content.ErrDigestMismatch)
 		require.Less(t, int64(len(data)), size-off)
 	})
 	t.Run("nor where the answer was opened anew at its end", func(t *testing.T) {
 		t.Parallel()
-		given := newEarly()
+		given := new(early)
 		require.NoError(t, given.follows(off))
 		_, err := given.Write(wrong[off : size-endSize])
 		require.NoError(t, err)
@@ -63,13 +63,65 @@ func TestEnding_DoesNotEndWellAfterBytesThatTheDigestDoesNotCover(t *testing.T) 
 	})
 	t.Run("nor where it was opened anew at another place", func(t *testing.T) {
 		t.Parallel()
-		given := newEarly()
+		given := new(early)
 		require.NoError(t, given.follows(off))
 		_, err := given.Write(right[off : off+10])
 		require.NoError(t, err)
 		_, err = read(given, right, off+20)
 		require.ErrorIs(t, err, content.ErrDigestMismatch)
 	})
+}
+
+// onItsWay is a reader of bytes whose digest is not known yet. It breaks off in the middle of what is read of it.
+type onItsWay struct{ plain }
+
+func (o onItsWay) Arrived() int64 { return 0 }
+
+func (o onItsWay) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	body, err := o.plain.Range(ctx, off, n/2)
+	return &joined{io.MultiReader(body, iotest.ErrReader(content.ErrUnavailable)), []io.Closer{body}}, err
+}
+
+// anew opens what is on its way, and what is here after it.
+type anew struct {
+	Fetcher
+	onItsWay
+	here   plain
+	opened bool
+}
+
+func (a *anew) Open(context.Context, content.Request) (content.Reader, error) {
+	if a.opened {
+		return a.here, nil
+	}
+	a.opened = true
+	return a.onItsWay, nil
+}
+
+func TestStream_AnAnswerThatIsOpenedAnewDoesNotEndWellAfterWrongBytes(t *testing.T) {
+	t.Parallel()
+	for name, wrong := range map[string]bool{"right bytes before": false, "a wrong byte before": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h, host := newHub(t), newFileHost(t)
+			_, _, files := model(h, "org/m")
+			data := read(t, files[large].Data)
+			for where, path := range map[string]string{
+				"of the hub": resolve("org/m", "main", large), "by URL": host.put("/weights.bin", data),
+			} {
+				a := newAgent(t, h, "", nil, host.URL)
+				a.allow(t, host.URL+"/")
+				before := bytes.Clone(data)
+				if wrong {
+					before[100] ^= 1
+				}
+				a.opts.Fetcher = &anew{Fetcher: a.opts.Fetcher, onItsWay: onItsWay{before}, here: data}
+				g := a.ask(t, http.MethodGet, path)
+				require.Equal(t, wrong, g.err != nil, "%s: %v", where, g.err)
+				require.Equal(t, !wrong, bytes.Equal(data, g.body), where)
+			}
+		})
+	}
 }
 
 // breaking opens a file whose first reader breaks off, and notes who asks for a part.

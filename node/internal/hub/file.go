@@ -72,11 +72,11 @@ func (f *Front) file(x *exchange) error {
 	}
 	f.describe(x, e, commit)
 	f.warn(x, e)
-	given, peek := newEarly(), f.peekGit(ctx, x, r.file(commit, e.Path))
+	peek := f.peekGit(ctx, x, r.file(commit, e.Path))
 	if e.LFS != nil {
 		peek = f.peek(ctx, f.request(x, e, commit))
 	}
-	return f.give(ctx, x, e.Size, `"`+e.etag()+`"`, func(off, n int64) (content.Reader, error) {
+	return f.give(ctx, x, e.Size, `"`+e.etag()+`"`, func(off, n int64, given *early) (content.Reader, error) {
 		if off+n == e.Size && off >= lastChunk(e.Size) {
 			return f.open(ctx, x, e, commit, given)
 		}
@@ -225,8 +225,8 @@ func (f *Front) request(x *exchange, e *element, commit string) content.Request 
 	}
 }
 
-// opener opens a file for who reads n bytes of it at off.
-type opener func(off, n int64) (content.Reader, error)
+// opener opens a file for who reads n bytes of it at off, as the rest of an answer that has given so much early.
+type opener func(off, n int64, given *early) (content.Reader, error)
 
 // open opens a file for a caller who may read it. given: it reads no more than what is in the last chunk, of which the
 // answer has given so much early.

@@ -68,6 +68,7 @@ type steady struct {
 	// cut it.
 	promised atomic.Bool
 
+	given  early // see rest
 	reader content.Reader
 	part   io.ReadCloser
 	since  time.Time // when reading came to a halt; zero: it goes on
@@ -80,12 +81,33 @@ func (s *steady) next() (err error) {
 		return nil
 	}
 	if s.reader == nil {
-		if s.reader, err = s.open(s.pos, s.left); err != nil {
+		if s.reader, err = s.open(s.pos, s.left, &s.given); err != nil {
 			return err
 		}
 	}
-	s.part, err = s.reader.Range(s.ctx, s.pos, s.left)
+	s.part, err = s.rest()
 	return err
+}
+
+// rest reads the rest of the part. Of one that holds the end of a file that is still on its way it is noted what is
+// given. If it breaks off then, what comes in its place need not be of the same bytes, and is compared before the end.
+func (s *steady) rest() (io.ReadCloser, error) {
+	_, compares := s.reader.(*ending)
+	toEnd, arrived := s.pos+s.left == s.reader.Size(), s.reader.Arrived() == s.reader.Size()
+	switch {
+	case compares || !toEnd || arrived && s.given.n == 0:
+		return s.reader.Range(s.ctx, s.pos, s.left)
+	case s.given.n > 0:
+		n := s.pos + s.left - s.given.off
+		whole := func() (content.Reader, error) { return s.open(s.given.off, n, nil) }
+		return (&ending{s.reader, whole, &s.given}).Range(s.ctx, s.pos, s.left)
+	}
+	part, err := s.reader.Range(s.ctx, s.pos, s.left)
+	if err != nil {
+		return nil, err
+	}
+	s.given.off = s.pos
+	return &joined{io.TeeReader(part, &s.given), []io.Closer{part}}, nil
 }
 
 // again decides what comes of an error: nil if it is worth another try, after a pause.

@@ -61,7 +61,7 @@ func (f *Front) url(x *exchange) error {
 	}
 	size := reader.Size()
 	describeURL(x, size)
-	open := func(int64, int64) (content.Reader, error) {
+	open := func(int64, int64, *early) (content.Reader, error) {
 		if reader != nil { // the one that told the size
 			r := reader
 			reader = nil
@@ -115,7 +115,7 @@ func (f *Front) urlRequest(x *exchange) (req content.Request, err error) {
 }
 
 // nothing opens what has no byte.
-func nothing(int64, int64) (content.Reader, error) {
+func nothing(int64, int64, *early) (content.Reader, error) {
 	return inMemory{}, nil
 }
 
