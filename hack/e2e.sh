@@ -45,6 +45,7 @@ PREVIOUS_VERSION=$(cat bin/e2e/previous/version)
 step "the suite"
 go test -c -o bin/e2e/e2e.test ./test/e2e
 go build -o bin/kubectl-shoal ./operator/cmd/kubectl-shoal
+(cd hack/tools/huggingface && CGO_ENABLED=0 go build -o ../../../bin/e2e/gohf ./gohf)
 go build -modfile=hack/tools/e2e/go.mod -o bin/e2e/gotestsum gotest.tools/gotestsum
 
 step "cluster"
@@ -68,6 +69,7 @@ export SHOAL_E2E_CHART=$PWD/charts/shoal
 export SHOAL_E2E_REGISTRY=$REGISTRY
 export SHOAL_E2E_PRIVATE_REGISTRY=$PRIVATE_REGISTRY
 export SHOAL_E2E_PROBE=$BIN/probe
+export SHOAL_E2E_HUB_CLIENT=$PWD/bin/e2e/gohf
 export SHOAL_E2E_PLUGIN=$PWD/bin/kubectl-shoal
 export SHOAL_E2E_TAG=$VERSION
 export SHOAL_E2E_PREVIOUS_CHART=$PWD/bin/e2e/previous/shoal.tgz

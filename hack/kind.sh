@@ -108,6 +108,7 @@ suite() {
   go build -o bin/kubectl-shoal ./operator/cmd/kubectl-shoal
   go build -modfile=hack/tools/e2e/go.mod -o bin/e2e/gotestsum gotest.tools/gotestsum
   (cd hack/cluster/tools && CGO_ENABLED=0 go build -o ../../../bin/e2e/probe ./images/probe)
+  (cd hack/tools/huggingface && CGO_ENABLED=0 go build -o ../../../bin/e2e/gohf ./gohf)
   [ -n "${KEEP-}" ] || trap 'down' EXIT
   up
   for name in shoal-node shoal-operator; do
@@ -116,7 +117,8 @@ suite() {
     done
   done
   SHOAL_E2E_PREVIOUS_CHART=$PWD/bin/e2e/previous/shoal.tgz SHOAL_E2E_PREVIOUS_TAG=$(cat bin/e2e/previous/version) \
-    SHOAL_E2E_RIG=$self SHOAL_E2E_CHART=$PWD/charts/shoal SHOAL_E2E_PROBE=$PWD/bin/e2e/probe SHOAL_E2E_PLUGIN=$PWD/bin/kubectl-shoal SHOAL_E2E_TAG=$VERSION \
+    SHOAL_E2E_RIG=$self SHOAL_E2E_CHART=$PWD/charts/shoal SHOAL_E2E_PROBE=$PWD/bin/e2e/probe SHOAL_E2E_PLUGIN=$PWD/bin/kubectl-shoal \
+    SHOAL_E2E_HUB_CLIENT=$PWD/bin/e2e/gohf SHOAL_E2E_TAG=$VERSION \
     SHOAL_E2E_REGISTRY=$(address registry) SHOAL_E2E_PRIVATE_REGISTRY=$(address private-registry) SHOAL_E2E_EXCLUDE=$CONTROL \
     bin/e2e/gotestsum --format standard-verbose --junitfile bin/e2e/junit.xml --raw-command -- \
     go tool test2json -t -p e2e bin/e2e/e2e.test -test.v=test2json -test.timeout=40m "$@"

@@ -1,4 +1,4 @@
-// go-huggingface as a client of a model hub, for the suite in test/clients: "go build ./gohf" here.
+// go-huggingface as a client of a model hub, for the suites in test/clients and test/e2e: "go build ./gohf" here.
 module github.com/shoal-cache/shoal/hack/tools/huggingface
 
 go 1.26.7

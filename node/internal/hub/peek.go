@@ -27,7 +27,8 @@ type peeker func(off, n int64) ([]byte, error)
 
 // peek is the peeker of a blob.
 func (f *Front) peek(ctx context.Context, req content.Request) peeker {
-	return f.together(ctx, key(req.Repository.String(), req.File, req.Authorization), func(off, n int64) ([]byte, error) {
+	k := key(req.Repository.String(), req.File, req.Authorization)
+	return f.together(ctx, k, func(off, n int64) ([]byte, error) {
 		body, err := f.opts.Upstream.Open(f.ctx, req, off, n)
 		if err != nil {
 			return nil, err
@@ -59,8 +60,8 @@ func (f *Front) peekGit(ctx context.Context, x *exchange, path string) peeker {
 	})
 }
 
-// together is a peeker, nil where nobody but peers is to be asked. What many callers wait for is asked for once. It goes
-// on when they have left: to break it off would look like trouble of the storage.
+// together is a peeker, nil where nobody but peers is to be asked. What many callers wait for is asked for once. It
+// goes on when they have left: to break it off would look like trouble of the storage.
 func (f *Front) together(ctx context.Context, file string, ask peeker) peeker {
 	if ctx.Value(peersOnly{}) != nil {
 		return nil
