@@ -72,7 +72,7 @@ func (f *Front) file(x *exchange) error {
 	}
 	f.describe(x, e, commit)
 	f.warn(x, e)
-	peek := f.peekGit(ctx, x, r.file(commit, e.Path))
+	peek := f.peekGit(ctx, x, e, commit)
 	if e.LFS != nil {
 		peek = f.peek(ctx, f.request(x, e, commit))
 	}

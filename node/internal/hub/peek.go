@@ -25,49 +25,27 @@ const (
 // peeker reads n bytes at off from storage, past what is being fetched.
 type peeker func(off, n int64) ([]byte, error)
 
-// peek is the peeker of a blob.
+// peek is the peeker of a blob, nil where nobody but peers is to be asked. What many callers wait for is asked for
+// once. It goes on when they have left: to break it off would look like trouble of the storage.
 func (f *Front) peek(ctx context.Context, req content.Request) peeker {
-	k := key(req.Repository.String(), req.File, req.Authorization)
-	return f.together(ctx, k, func(off, n int64) ([]byte, error) {
-		body, err := f.opts.Upstream.Open(f.ctx, req, off, n)
-		if err != nil {
-			return nil, err
-		}
-		defer func() { _ = body.Close() }()
-		if body.Offset != off {
-			return nil, errNoRange
-		}
-		b := make([]byte, n)
-		_, err = io.ReadFull(body, b)
-		return b, err
-	})
-}
-
-// peekGit is the peeker of a file in git, which comes whole otherwise.
-func (f *Front) peekGit(ctx context.Context, x *exchange, path string) peeker {
-	c := call{method: http.MethodGet, path: path, authorization: x.Authorization()}
-	return f.together(ctx, key(f.opts.Hub, c.path, c.authorization), func(off, n int64) ([]byte, error) {
-		c := c
-		c.only, c.header = n, http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", off, off+n-1)}}
-		a, err := f.askOpen(f.ctx, c)
-		switch {
-		case err != nil:
-			return nil, err
-		case off > 0 && a.header.Get("Content-Range") == "":
-			return nil, errNoRange
-		}
-		return a.body, nil
-	})
-}
-
-// together is a peeker, nil where nobody but peers is to be asked. What many callers wait for is asked for once. It
-// goes on when they have left: to break it off would look like trouble of the storage.
-func (f *Front) together(ctx context.Context, file string, ask peeker) peeker {
 	if ctx.Value(peersOnly{}) != nil {
 		return nil
 	}
 	return func(off, n int64) ([]byte, error) {
-		b, err, _ := f.peeks.Do(key(file, fmt.Sprint(off, n)), func() (any, error) { return ask(off, n) })
+		k := key(req.Repository.String(), req.File, req.Authorization, fmt.Sprint(off, n))
+		b, err, _ := f.peeks.Do(k, func() (any, error) {
+			body, err := f.opts.Upstream.Open(f.ctx, req, off, n)
+			if err != nil {
+				return nil, err
+			}
+			defer func() { _ = body.Close() }()
+			if body.Offset != off {
+				return nil, errNoRange
+			}
+			b := make([]byte, n)
+			_, err = io.ReadFull(body, b)
+			return b, err
+		})
 		if err != nil {
 			return nil, err
 		}
@@ -75,7 +53,36 @@ func (f *Front) together(ctx context.Context, file string, ask peeker) peeker {
 	}
 }
 
-var errNoRange = errors.New("the storage ignores Range")
+// peekGit is the peeker of a file in git, which comes whole otherwise, nil for one that comes soon by any link. The hub
+// itself gives it, and counts each question, so one node asks for all.
+func (f *Front) peekGit(ctx context.Context, x *exchange, e *element, commit string) peeker {
+	if ctx.Value(peersOnly{}) != nil || e.Size < content.ChunkSize {
+		return nil
+	}
+	r, authorization, who := x.route.repo, x.Authorization(), f.who(x)
+	return func(off, n int64) ([]byte, error) {
+		k := key("peek", r.name(), e.OID, fmt.Sprint(off, n))
+		rec, err := f.memo.do(f.ctx, k, infoTTL, who, func(ctx context.Context) (record, error) {
+			a, err := f.askOpen(ctx, call{
+				method: http.MethodGet, path: r.file(commit, e.Path), authorization: authorization, only: n,
+				header: http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", off, off+n-1)}},
+			})
+			switch {
+			case err != nil:
+				return record{}, err
+			case off > 0 && a.header.Get("Content-Range") == "":
+				return record{}, errNoRange
+			}
+			return record{Inline: a.body}, nil
+		})
+		if err == nil && int64(len(rec.Inline)) != n {
+			err = errNoRange
+		}
+		return rec.Inline, err
+	}
+}
+
+var errNoRange = errors.New("the range is not given alone")
 
 // foretaste is the first few bytes of an answer, given before those come that are checked. They are compared with those
 // before anything else is given. So no answer ends well with a wrong byte in it.

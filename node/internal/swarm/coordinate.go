@@ -60,6 +60,7 @@ type room struct {
 	compared     time.Time // when a nearer peer was last asked whether it plans the same blob
 	unions       int       // how often one did, and all were sent there
 	search       chan struct{}
+	heard        bool // a peer has answered the search, or all have been waited for
 	awaited      bool // a peer says that it holds the blob, and what its claims are is still to come
 	closed       bool
 }
@@ -144,7 +145,7 @@ func (r *room) serve(ctx context.Context) {
 		done := make(chan struct{})
 		found = done
 		r.mu.Lock()
-		r.awaited = false
+		r.heard, r.awaited = false, false
 		r.mu.Unlock()
 		grace.Reset(r.swarm.opts.DiscoveryGrace)
 		r.swarm.wg.Go(func() {
@@ -203,16 +204,25 @@ func (r *room) afterGrace(searching bool) (longer bool, wait time.Duration) {
 	case !r.table.Upstream(): // then a holder is the only hope
 		return true, 0
 	case r.awaited: // once: it may not keep its word
-		r.awaited = false
+		r.heard, r.awaited = true, false
+		return true, mapTimeout
+	case !r.heard: // once too: this machine is slow, or theirs, and nothing is known yet
+		r.heard = true
 		return true, mapTimeout
 	}
 	return false, 0
 }
 
+func (r *room) answered() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.heard = true
+}
+
 func (r *room) promised() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.awaited = true
+	r.heard, r.awaited = true, true
 }
 
 // expired closes the room when no one has been in it for long.

@@ -183,10 +183,11 @@ func TestTheSearchForHoldersEndsThoughAPeersMapDoesNot(t *testing.T) {
 func TestRoom_WhoSaysToHoldTheBlobIsWaitedForBeyondTheGrace(t *testing.T) {
 	t.Parallel()
 	for sentence, tc := range map[string]struct {
-		upstream, searching, promised bool
-		longer, longerStill           bool
+		upstream, searching, answered, promised bool
+		longer, longerStill                     bool
 	}{
-		"not where nobody says so":                {upstream: true, searching: true},
+		"not where nobody says so":                {upstream: true, searching: true, answered: true},
+		"once, where nobody has answered yet":     {upstream: true, searching: true, longer: true},
 		"once, for it may not keep its word":      {upstream: true, searching: true, promised: true, longer: true},
 		"not once the search is over":             {upstream: true, promised: true},
 		"for ever where there is no other source": {searching: true, longer: true, longerStill: true},
@@ -196,6 +197,9 @@ func TestRoom_WhoSaysToHoldTheBlobIsWaitedForBeyondTheGrace(t *testing.T) {
 			r := newRoom(&Swarm{}, digest.FromString("x"))
 			j := schedule.Join{Upstream: tc.upstream, Whole: true, Report: schedule.Report{Size: 100}}
 			require.NoError(t, r.table.Join(time.Now(), "someone", j))
+			if tc.answered {
+				r.answered()
+			}
 			if tc.promised {
 				r.promised()
 			}

@@ -41,6 +41,8 @@ const (
 
 // finder is told who holds the blob that is looked for.
 type finder interface {
+	// answered: a peer says whether it does.
+	answered()
 	// promised: a peer says that it does, and its claims are to come.
 	promised()
 	// addHolder takes in a peer that does, with its claims for every chunk.
@@ -77,6 +79,9 @@ func (s *Swarm) discover(ctx context.Context, d digest.Digest, to finder) {
 		asked[p] = true
 		wg.Go(func() {
 			size, zone, claims, err := s.askMap(ctx, p, d, to.promised)
+			if err == nil || errors.Is(err, content.ErrNotFound) {
+				to.answered()
+			}
 			switch {
 			case err == nil:
 				to.addHolder(p, zone, size, claims)

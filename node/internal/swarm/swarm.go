@@ -74,7 +74,8 @@ type Options struct {
 	// JoinTimeout bounds the search for a blob's coordinator, and half of it one candidate's answer, twice of it that
 	// of one with whom this node exchanges much meanwhile; after it a node goes on alone for a while. Default 3 s.
 	JoinTimeout time.Duration
-	// DiscoveryGrace is how long a coordinator looks for holders before it sends anyone upstream; default 250 ms.
+	// DiscoveryGrace is how long a coordinator looks for holders before it sends anyone upstream; default 250 ms. Where
+	// no peer has answered by then, or one says that it is a holder, it looks for a second more.
 	DiscoveryGrace time.Duration
 	// Schedule bounds the coordinator's decisions.
 	Schedule schedule.Config
