@@ -34,6 +34,7 @@ type fetch struct {
 	fr     *Fetcher
 	digest digest.Digest
 	source source        // see source.go
+	keptOf store.Source  // whose chunks are resumed
 	room   digest.Digest // by which the swarm knows the fetch
 	// alone: peers are not asked, for what was claimed was wrong. charge is what was.
 	alone  bool
@@ -110,7 +111,7 @@ func startFetch(ctx context.Context, fr *Fetcher, req content.Request, from sour
 		part: schedule.NewParticipant(fr.opts.participant(fr), fr.opts.Swarm.ID()), released: make(chan struct{}),
 		pull: fr.pulls.of(req.Repository), ears: map[peer.ID]ear{},
 	}
-	f.room = f.source.room(f.digest)
+	f.room, f.keptOf = f.source.room(f.digest), fr.keptOf(from, req)
 	f.acted = sync.NewCond(&f.mu)
 	f.partOnly, f.passing = req.Part, !keep && !req.Part
 	f.admit(req)
@@ -343,7 +344,7 @@ func (f *fetch) sizeHere() (size int64, ok bool) {
 		return 0, false // what is kept may be of the wrong size
 	}
 	// What a killed process has left is read on without asking for its beginning again.
-	size = f.fr.opts.Store.SizeOf(f.digest)
+	size = f.fr.opts.Store.SizeOf(f.digest, f.keptOf)
 	return size, size > 0
 }
 

@@ -129,17 +129,23 @@ func (s source) room(d digest.Digest) digest.Digest {
 	return digest.SHA256.FromString("source\x00" + string(s) + "\x00" + d.String())
 }
 
-// origin is what the store is to know of an ingest for a request from the source.
-func (s source) origin(req content.Request) store.Origin {
-	return store.Origin{Source: s.mark(), Pool: store.PoolOf(req)}
-}
-
+// mark is the name by which the store knows the source.
 func (s source) mark() store.Source {
 	if s == "" {
-		return store.AnySource
+		return store.Source{}
 	}
 	sum := sha256.Sum256([]byte(s))
 	return store.Source(sum[:])
+}
+
+// keptOf is whose chunks the store is to resume in a fetch from a source: its own. What a repository gave before it had
+// proved to have the content it may give for it once it has, if nothing else was kept.
+func (fr *Fetcher) keptOf(from source, req content.Request) store.Source {
+	own, kept := source(req.Repository.String()).mark(), fr.opts.Store.SizeOf
+	if from == "" && !req.NoUpstream() && kept(req.Digest, from.mark()) == 0 && kept(req.Digest, own) > 0 {
+		return own
+	}
+	return from.mark()
 }
 
 // serves reports whether a fetch may serve a request: one of the same repository, or of one that has proved to have the

@@ -16,6 +16,7 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
+	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
@@ -133,14 +134,9 @@ func TestSource_WhoOnlyClaimsADigestIsGivenNothingThatAnotherBrings(t *testing.T
 			},
 			"where a part of the blob is left from before": func(t *testing.T, o *origin, nodes []*testNode,
 				_ chan struct{}, good, bad content.Request) {
-				ing, err := nodes[0].store.Ingest(good.Digest, size,
-					source(good.Repository.String()).origin(good))
-				require.NoError(t, err)
-				for i := range 3 {
-					data := o.Blob(good.Digest)[i*chunk1 : (i+1)*chunk1]
-					require.NoError(t, ing.WriteChunk(i, content.ChunkCID(data), data))
-				}
-				require.NoError(t, ing.Close())
+				data := o.Blob(good.Digest)
+				nodes[0].leave(t, source(good.Repository.String()).mark(), good.Digest, size, data[:chunk1],
+					data[chunk1:2*chunk1], data[2*chunk1:3*chunk1])
 				require.Empty(t, steal(t, nodes[0], bad)())
 			},
 		} {
@@ -349,4 +345,52 @@ func TestSource_WhoWasGivenTheBlobItselfIsTold(t *testing.T) {
 			require.Equal(t, test.told, all)
 		})
 	}
+}
+
+// leave puts chunks of a blob into a partial ingest of a source.
+func (n *testNode) leave(t *testing.T, of store.Source, d digest.Digest, size int64, chunks ...[]byte) {
+	t.Helper()
+	ing, err := n.store.Ingest(d, size, store.Origin{Source: of})
+	require.NoError(t, err)
+	for i, data := range chunks {
+		require.NoError(t, ing.WriteChunk(i, content.ChunkCID(data), data))
+	}
+	require.NoError(t, ing.Close())
+}
+
+// The gate compares what a source gives with what peers hold. Who could choose what is taken for that could choose what
+// he must give to be let in.
+func TestSource_WhatOneHasLeftIsNotTakenForWhatPeersHold(t *testing.T) {
+	t.Parallel()
+	for name, size := range map[string]int64{"of the same size": 3*chunk1 + 5, "of another": 2 * chunk1} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOrigin(t)
+			nodes := newSwarm(t, o, 2, doubting(o, nil))
+			d := o.add(t, 3*chunk1+5)
+			require.NoError(t, nodes[1].Ensure(t.Context(), o.request(d)))
+			nodes[0].leave(t, source(evil.String()).mark(), d, size, make([]byte, chunk1))
+
+			r, err := nodes[0].Open(t.Context(), content.Request{Digest: d})
+			require.NoError(t, err)
+			got, err := read(t.Context(), r, chunk1)
+			require.NoError(t, err)
+			require.Equal(t, o.Blob(d)[:chunk1], got)
+			require.NoError(t, r.Close())
+		})
+	}
+}
+
+func TestSource_WhatItGaveBeforeItHadProvedToHaveTheBlobIsResumedAfterwards(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	n := newSwarm(t, o, 1, doubting(o, nil))[0]
+	d := o.add(t, 4*chunk1)
+	n.leave(t, source(o.request(d).Repository.String()).mark(), d, 4*chunk1, o.Blob(d)[:chunk1],
+		o.Blob(d)[chunk1:2*chunk1])
+	n.opts.Sources.Prove(o.request(d))
+	got, err := n.read(t.Context(), o.request(d))
+	require.NoError(t, err)
+	require.Equal(t, o.Blob(d), got)
+	require.Equal(t, int64(2*chunk1), o.Bytes.Load())
 }

@@ -227,8 +227,8 @@ func requireIntact(t *testing.T, path string, r report) map[digest.Digest]bool {
 		requireHas(t, s, samples[info.Digest])
 		requireBlocks(t, s, samples[info.Digest])
 	}
-	for d := range s.partials {
-		requireTrueChunks(t, s, samples[d])
+	for id := range s.partials {
+		requireTrueChunks(t, s, samples[id.digest])
 	}
 	if r.round > 0 {
 		require.Len(t, s.Pins()["child"], 1)
@@ -387,8 +387,8 @@ func requireIntactAfterReboot(t *testing.T, path string, r report, committed map
 		requireHas(t, s, childSamples()[d])
 		requireBlocks(t, s, childSamples()[d])
 	}
-	for d := range s.partials {
-		requireTrueChunks(t, s, childSamples()[d])
+	for id := range s.partials {
+		requireTrueChunks(t, s, childSamples()[id.digest])
 	}
 	if r.round > 0 {
 		require.Len(t, s.Pins()["child"], 1)

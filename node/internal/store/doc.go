@@ -7,7 +7,8 @@
 //	<path>/blobs/sha256/ab/<hex>      a committed blob, its bytes and nothing else
 //	<path>/blobs/sha256/ab/<hex>.map  its map: chunk CIDs, media type, time of commit; CBOR with a checksum
 //	<path>/ingest/sha256/<hex>        a sparse file: chunk i at offset i MiB
-//	<path>/ingest/sha256/<hex>.chunks its journal: which chunks are present, under which CIDs
+//	<path>/ingest/sha256/<hex>.<id>   the same, of a source that has not proved to have the blob
+//	<path>/ingest/sha256/<hex>….chunks its journal: which chunks are present, under which CIDs
 //	<path>/runtime/sha256/ab/<hex>.map the map of a blob whose bytes are in the runtime's content store
 //	<path>/index.db                   bbolt: chunk and node CID to blob; last uses. Made again from the maps if lost,
 //	                                  when the last use of a blob is taken to be its commit
@@ -33,7 +34,8 @@
 //  1. refuse if the digest is committed (ErrExists) or its ingest is open (ErrBusy)
 //  2. fail (content.ErrNoSpace) if no eviction could make the whole size fit. Nothing is evicted yet, because a size is
 //     somebody's word until the digest has been checked
-//  3. open file and journal; take over present chunks, after hashing each if the journal is of an earlier boot
+//  3. open the source's file and journal; take over present chunks, after hashing each if the journal is of an earlier
+//     boot
 //  4. for each chunk, in any order: evict until it fits below the limits, or fail (content.ErrNoSpace); pwrite the
 //     bytes; then pwrite the journal slot; then it is visible as a block. Above the high watermark the maintainer
 //     evicts on meanwhile
@@ -48,6 +50,7 @@
 //  10. rename the file from ingest/ to blobs/: from here on the blob exists; remove the journal
 //  11. fsync the folder, which makes 8 and 10 durable
 //  12. enter the blob into the table, tell OnEvent
+//  13. remove the partial ingests of other sources
 //
 // A process killed before 10 leaves a complete partial ingest and perhaps a stray map; after 10 it leaves a blob with
 // its map. Eviction is the reverse: out of the table, remove the blob, the index entries, the map.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math"
 	"os"
 	"slices"
@@ -160,9 +161,9 @@ func (s *Store) admit(ing *Ingest) error {
 		return err
 	}
 	s.mu.RLock()
-	need := ing.size - s.partials[ing.digest].bytes
+	need := ing.size - s.partials[ing.id()].bytes
 	s.mu.RUnlock()
-	if _, _, err := s.evictable(ing.origin.Pool, max(need, 0), ing.digest); err != nil {
+	if _, _, err := s.evictable(ing.origin.Pool, max(need, 0), ing.id()); err != nil {
 		s.metrics.refused(ing.origin.Pool)
 		return err
 	}
@@ -171,12 +172,12 @@ func (s *Store) admit(ing *Ingest) error {
 	if err := s.claimableLocked(ing.digest); err != nil {
 		return err
 	}
-	ing.earlier = s.partials[ing.digest]
+	ing.earlier = s.partials[ing.id()]
 	if ing.earlier.finish != nil {
 		ing.earlier.finish()
 		ing.earlier.finish = nil
 	}
-	delete(s.partials, ing.digest)
+	delete(s.partials, ing.id())
 	s.ingests[ing.digest] = ing
 	return nil
 }
@@ -237,7 +238,7 @@ func (s *Store) trim() error {
 		}
 		s.room.Lock() // or an admission may evict what is short between the two
 		must, want := short()
-		victims := s.victims(pool, "")
+		victims := s.victims(pool, partialID{})
 		s.room.Unlock()
 		errs = append(errs, s.evictAll(victims, must, want, telling{s}, short))
 	}
@@ -253,7 +254,7 @@ func (s *Store) trim() error {
 // the maintainer. It fails with content.ErrNoSpace, having evicted nothing, when no eviction would make them fit. The
 // caller holds s.room, and has the events delivered once it does not.
 func (s *Store) makeRoom(pool Pool, extra int64) error {
-	must, victims, err := s.evictable(pool, extra, "")
+	must, victims, err := s.evictable(pool, extra, partialID{})
 	if err != nil || must <= 0 {
 		return err
 	}
@@ -262,7 +263,7 @@ func (s *Store) makeRoom(pool Pool, extra int64) error {
 
 // evictable tells how many bytes of a pool must go so that extra more fit into it, and what may go: all but the partial
 // ingest of keep. It fails with content.ErrNoSpace when that is not enough. The caller holds s.room.
-func (s *Store) evictable(pool Pool, extra int64, keep digest.Digest) (must int64, victims []victim, err error) {
+func (s *Store) evictable(pool Pool, extra int64, keep partialID) (must int64, victims []victim, err error) {
 	var others int64
 	s.mu.RLock()
 	l := s.limits
@@ -393,7 +394,7 @@ type victim struct {
 //  5. what was used a moment ago, because a pull may be at it, and what somebody reads: its bytes would come back only
 //     when that has ended, and others would be evicted for them meanwhile
 //  6. the partial ingests that may yet be resumed
-func (s *Store) victims(pool Pool, keep digest.Digest) []victim {
+func (s *Store) victims(pool Pool, keep partialID) []victim {
 	s.mu.RLock()
 	l := s.limits
 	order, capacity := policies[l.Eviction], l.capacity(pool)
@@ -405,10 +406,10 @@ func (s *Store) victims(pool Pool, keep digest.Digest) []victim {
 		}
 	}
 	var old, young []victim
-	for d, p := range s.partials {
-		v := victim{digest: d, bytes: p.bytes, evict: func() (int64, error) { return s.evictPartial(d) }}
+	for id, p := range s.partials {
+		v := victim{digest: id.digest, bytes: p.bytes, evict: func() (int64, error) { return s.evictPartial(id) }}
 		switch {
-		case d == keep || !l.share(p.pool, pool):
+		case id == keep || !l.share(p.pool, pool):
 		case time.Since(p.used) > stale:
 			old = append(old, v)
 		default:
@@ -460,36 +461,49 @@ func (s *Store) evict(d digest.Digest) (int64, error) {
 	return e.size, nil
 }
 
-// evictPartial drops the partial ingest of d. The caller holds s.room, so that nobody resumes it meanwhile.
-func (s *Store) evictPartial(d digest.Digest) (int64, error) {
+// evictPartial drops a partial ingest. The caller holds s.room, so that nobody resumes it meanwhile.
+func (s *Store) evictPartial(id partialID) (int64, error) {
 	s.mu.Lock()
-	p, ok := s.partials[d]
-	delete(s.partials, d)
+	p, ok := s.partials[id]
+	delete(s.partials, id)
 	s.mu.Unlock()
 	if !ok {
 		return 0, nil
 	}
-	path := flat(s.ingestDir, d)
+	path := id.path(s.ingestDir)
 	if err := errors.Join(s.disk.remove(path+journalSuffix), s.disk.remove(path)); err != nil {
 		s.mu.Lock()
-		s.partials[d] = p // what is left of it still takes space
+		s.partials[id] = p // what is left of it still takes space
 		s.mu.Unlock()
 		return 0, err
 	}
 	return p.bytes, nil
 }
 
-// dropPartial drops the partial ingest of d, if there is one.
-func (s *Store) dropPartial(d digest.Digest) error {
+// dropPartial drops a partial ingest, if it is there.
+func (s *Store) dropPartial(id partialID) error {
 	s.room.Lock()
 	defer s.room.Unlock()
-	_, err := s.evictPartial(d)
+	_, err := s.evictPartial(id)
+	return err
+}
+
+// dropPartials drops the partial ingests of d, of whatever source.
+func (s *Store) dropPartials(d digest.Digest) (err error) {
+	s.mu.RLock()
+	all := slices.Collect(maps.Keys(s.partials))
+	s.mu.RUnlock()
+	for _, id := range all {
+		if id.digest == d {
+			err = errors.Join(err, s.dropPartial(id))
+		}
+	}
 	return err
 }
 
 // loadPartial describes the partial ingest at path, and reports whether each of its chunks is present. It fails when
-// there is no journal to go with the data.
-func loadPartial(path string) (p partial, complete bool, err error) {
+// there is no journal to go with the data, or one of another source.
+func loadPartial(path string, of Source) (p partial, complete bool, err error) {
 	data, err := os.Stat(path)
 	if err != nil {
 		return partial{}, false, err
@@ -502,6 +516,9 @@ func loadPartial(path string) (p partial, complete bool, err error) {
 	size, from, complete, err := readJournal(f)
 	if err != nil {
 		return partial{}, false, err
+	}
+	if from.Source != of { // of a release that told them apart by the journal alone
+		return partial{}, false, fs.ErrNotExist
 	}
 	if n := allocated(data); n > 0 {
 		p = partial{size: size, bytes: min(n, size), used: data.ModTime(), pool: from.Pool}

@@ -331,10 +331,10 @@ func TestStalePartialsGoFirstAndFreshOnesLast(t *testing.T) {
 		put(t, s, newSample(4, 4*chunkSize)) // two chunks must go
 		require.Equal(t, bits(0, 1), ingestAndClose(t, s, fresh))
 		requireHas(t, s, blob)
-		require.NotContains(t, s.partials, stale.digest)
+		require.NotContains(t, s.partials, partialID{digest: stale.digest})
 		put(t, s, newSample(5, 2*chunkSize))
 		requireGone(t, s, blob)
-		require.Contains(t, s.partials, fresh.digest)
+		require.Contains(t, s.partials, partialID{digest: fresh.digest})
 		require.NoError(t, s.Close())
 	})
 }

@@ -16,13 +16,13 @@ import (
 // A process may be killed between the last chunk of a blob and its commit. The next one commits such blobs by itself:
 // it needs nobody's word for that.
 
-// SizeOf is the size of a blob of which something is here: a partial ingest, one that the store is about to commit, or
-// the blob itself. It is 0 where there is nothing. Of a partial ingest it is what whoever began it was told; the digest
-// has not proved it.
-func (s *Store) SizeOf(d digest.Digest) int64 {
+// SizeOf is the size of a blob of which something is here: a partial ingest of a source, one that the store is about to
+// commit, or the blob itself. It is 0 where there is nothing. Of a partial ingest it is what whoever began it was told;
+// the digest has not proved it.
+func (s *Store) SizeOf(d digest.Digest, source Source) int64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if p, ok := s.partials[d]; ok {
+	if p, ok := s.partials[partialID{d, source}]; ok {
 		return p.size
 	}
 	if g := s.ingests[d]; g != nil && g.proved {
@@ -37,41 +37,41 @@ func (s *Store) SizeOf(d digest.Digest) int64 {
 // finishAll commits the ingests that the last process left complete.
 func (s *Store) finishAll(ctx context.Context) {
 	defer close(s.finished)
-	for _, d := range s.arrived {
+	for _, id := range s.arrived {
 		if ctx.Err() != nil {
 			return
 		}
-		if err := s.finish(ctx, d); err != nil && ctx.Err() == nil {
-			s.log.Warn("a complete ingest is not committed", "digest", d, "error", err)
+		if err := s.finish(ctx, id); err != nil && ctx.Err() == nil {
+			s.log.Warn("a complete ingest is not committed", "digest", id.digest, "error", err)
 		}
 	}
 }
 
 // finish hashes a complete partial ingest and commits it. It gives way to a caller of Ingest, who hashes it by himself
 // while he reads what is there.
-func (s *Store) finish(ctx context.Context, d digest.Digest) error {
+func (s *Store) finish(ctx context.Context, id partialID) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s.mu.Lock()
-	p, ok := s.partials[d]
+	p, ok := s.partials[id]
 	if !ok { // somebody has it open, or it was evicted
 		s.mu.Unlock()
 		return nil
 	}
 	p.finish = cancel
-	s.partials[d] = p
+	s.partials[id] = p
 	s.mu.Unlock()
 
-	err := s.hashPartial(ctx, d, p.size)
+	err := s.hashPartial(ctx, id, p.size)
 	switch {
 	case ctx.Err() != nil:
 		return nil
 	case errors.Is(err, content.ErrDigestMismatch):
-		return errors.Join(err, s.dropPartial(d))
+		return errors.Join(err, s.dropPartial(id))
 	case err != nil:
 		return err
 	}
-	ing, err := s.ingest(d, p.size, Origin{Pool: p.pool}, true)
+	ing, err := s.ingest(id.digest, p.size, Origin{Source: id.source, Pool: p.pool}, true)
 	switch {
 	case errors.Is(err, ErrBusy), errors.Is(err, ErrExists):
 		return nil
@@ -80,15 +80,15 @@ func (s *Store) finish(ctx context.Context, d digest.Digest) error {
 	}
 	err = ing.Commit(ctx, "")
 	if err == nil {
-		s.log.Info("committed a blob that had arrived before the restart", "digest", d, "bytes", p.size)
+		s.log.Info("committed a blob that had arrived before the restart", "digest", id.digest, "bytes", p.size)
 	}
 	return errors.Join(err, ing.Close())
 }
 
 // hashPartial checks a complete partial ingest. It fails with errLostChunk where a chunk is not what its journal says,
 // which costs only that chunk, and with content.ErrDigestMismatch where all are and the whole is not the blob.
-func (s *Store) hashPartial(ctx context.Context, d digest.Digest, size int64) error {
-	path := flat(s.ingestDir, d)
+func (s *Store) hashPartial(ctx context.Context, id partialID, size int64) error {
+	path := id.path(s.ingestDir)
 	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("open partial ingest: %w", err)
@@ -99,7 +99,7 @@ func (s *Store) hashPartial(ctx context.Context, d digest.Digest, size int64) er
 		return fmt.Errorf("read journal: %w", err)
 	}
 	slots := journal[min(journalHeader, len(journal)):]
-	whole := d.Algorithm().Hash()
+	whole := id.digest.Algorithm().Hash()
 	for i := range content.Chunks(size) {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -113,7 +113,7 @@ func (s *Store) hashPartial(ctx context.Context, d digest.Digest, size int64) er
 			return fmt.Errorf("chunk %d: %w", i, errLostChunk)
 		}
 	}
-	if got := digest.NewDigest(d.Algorithm(), whole); got != d {
+	if got := digest.NewDigest(id.digest.Algorithm(), whole); got != id.digest {
 		return fmt.Errorf("the bytes are those of %s: %w", got, content.ErrDigestMismatch)
 	}
 	return nil

@@ -44,7 +44,7 @@ func TestFinish_ABlobThatHadArrivedIsCommittedAtTheNextStart(t *testing.T) {
 			}
 			requireHas(t, s, b)
 			requireBlocks(t, s, b)
-			require.Equal(t, b.size(), s.SizeOf(b.digest))
+			require.Equal(t, b.size(), s.SizeOf(b.digest, Source{}))
 			require.NoFileExists(t, flat(s.ingestDir, b.digest))
 		})
 	}
@@ -73,7 +73,7 @@ func TestFinish_ChunksThatAreNotTheBlobsAreDropped(t *testing.T) {
 	b, other := newSample(1, 2*chunkSize), newSample(2, 2*chunkSize)
 	path := arriveAndDie(t, sample{data: other.data, digest: b.digest})
 	s := openTest(t, Options{Path: path})
-	require.Eventually(t, func() bool { return s.SizeOf(b.digest) == 0 }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool { return s.SizeOf(b.digest, Source{}) == 0 }, time.Minute, time.Millisecond)
 	_, err := s.Get(b.digest)
 	require.ErrorIs(t, err, content.ErrNotFound)
 }
@@ -87,7 +87,7 @@ func TestFinish_AnIncompleteIngestStaysAndIsOfAKnownSize(t *testing.T) {
 	write(t, g, b, 0, 2)
 	kill(s)
 	s = openTest(t, Options{Path: path})
-	require.Equal(t, b.size(), s.SizeOf(b.digest))
+	require.Equal(t, b.size(), s.SizeOf(b.digest, Source{}))
 	g = ingest(t, s, b)
 	require.Equal(t, bits(0, 2), presentIn(g))
 	require.NoError(t, g.Close())

@@ -3,12 +3,14 @@ package store
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -53,11 +55,38 @@ type Ingest struct {
 }
 
 // Source tells apart where the chunks of ingests come from. What one source gave is not mixed with what another did as
-// long as the digest of the whole has not been checked.
+// long as the digest of the whole has not been checked: each has a partial ingest of its own.
 type Source [8]byte
 
-// AnySource is that of an ingest in which it does not matter.
-var AnySource Source
+// partialID names a partial ingest.
+type partialID struct {
+	digest digest.Digest
+	source Source
+}
+
+// path is where the chunks are. The zero source's is in containerd's layout.
+func (id partialID) path(ingestDir string) string {
+	path := flat(ingestDir, id.digest)
+	if id.source != (Source{}) {
+		path += "." + hex.EncodeToString(id.source[:])
+	}
+	return path
+}
+
+// partialOf reads off the path of a partial ingest, or of its journal, which one it is.
+func partialOf(path string) (id partialID, ok bool) {
+	path = strings.TrimSuffix(path, journalSuffix)
+	if mark := filepath.Ext(path); mark != "" {
+		path = strings.TrimSuffix(path, mark)
+		source, err := hex.DecodeString(mark[1:])
+		if err != nil || len(source) != len(id.source) {
+			return partialID{}, false
+		}
+		id.source = Source(source)
+	}
+	id.digest, ok = fileDigest(path)
+	return id, ok
+}
 
 type phase uint8
 
@@ -69,10 +98,11 @@ const (
 	phaseClosed
 )
 
-// Ingest opens the ingest of d, of size bytes, into a pool. It resumes a partial one of the same size that an earlier
-// ingest left, and drops one of another size or source. It fails with ErrExists for a blob that is committed here, ErrBusy while another
-// ingest of d is open, content.ErrNoSpace when size bytes could not be made room for, and content.ErrStorage where the
-// disk refuses or hangs. Room itself is made for each chunk as it is written. The caller must Close it.
+// Ingest opens the ingest of d, of size bytes, into a pool. It resumes a partial one of the same source and size that an
+// earlier ingest left, and drops one of another size. It fails with ErrExists for a blob that is committed here, ErrBusy
+// while another ingest of d is open, content.ErrNoSpace when size bytes could not be made room for, and
+// content.ErrStorage where the disk refuses or hangs. Room itself is made for each chunk as it is written. The caller
+// must Close it.
 //
 // After a restart of the machine the chunks of a partial ingest are hashed here before they count as present.
 func (s *Store) Ingest(d digest.Digest, size int64, origin Origin) (*Ingest, error) {
@@ -141,7 +171,7 @@ func (s *Store) committing(d digest.Digest) *Ingest {
 func (g *Ingest) open() error {
 	g.commits.Lock() // so that the store may be closed before or after, but not meanwhile
 	defer g.commits.Unlock()
-	s, path := g.store, flat(g.store.ingestDir, g.digest)
+	s, path := g.store, g.path()
 	file, err := g.create(path)
 	if err != nil {
 		return err
@@ -242,6 +272,11 @@ func (g *Ingest) note(i int, c cid.Cid) error {
 	}
 	return nil
 }
+
+// id names what is left of the ingest when it is closed before its commit.
+func (g *Ingest) id() partialID { return partialID{g.digest, g.origin.Source} }
+
+func (g *Ingest) path() string { return g.id().path(g.store.ingestDir) }
 
 // Size is the blob's size in bytes.
 func (g *Ingest) Size() int64 { return g.size }
@@ -493,11 +528,14 @@ func (g *Ingest) commit(ctx context.Context, mediaType string) error {
 	}
 	err := g.publish(mediaType)
 	g.store.events.deliver()
+	g.store.wakeMaintainer() // if it failed, that may be the index, which it makes again
 	if err != nil {
-		g.store.wakeMaintainer() // it may be the index, which it makes again
 		return g.failedWrite(err)
 	}
-	g.store.wakeMaintainer()
+	if err := g.store.dropPartials(g.digest); err != nil { // of other sources
+		g.store.log.Warn("a partial ingest of a committed blob stays until the next start", "digest", g.digest,
+			"error", err)
+	}
 	return nil
 }
 
@@ -516,7 +554,7 @@ func (g *Ingest) publish(mediaType string) error {
 		if err := s.index.put(indexed{entry: e, chunks: g.chunks}); err != nil {
 			return err
 		}
-		if err := s.disk.rename(flat(s.ingestDir, g.digest), path); err != nil {
+		if err := s.disk.rename(g.path(), path); err != nil {
 			return err
 		}
 		e.checks.noteWhole(g.file, g.size) // the digest was computed from these pages
@@ -598,7 +636,7 @@ func (g *Ingest) end(keep bool) error {
 
 // leave gives up the claim on the digest, and keeps or drops the partial bytes.
 func (g *Ingest) leave(was phase, keep bool) error {
-	s, path := g.store, flat(g.store.ingestDir, g.digest)
+	s, path := g.store, g.path()
 	left := partial{size: g.size, bytes: g.received(), used: time.Now(), pool: g.origin.Pool}
 	var err error
 	switch {
@@ -614,7 +652,7 @@ func (g *Ingest) leave(was phase, keep bool) error {
 	defer s.mu.Unlock()
 	delete(s.ingests, g.digest)
 	if left.bytes > 0 {
-		s.partials[g.digest] = left
+		s.partials[g.id()] = left
 	}
 	return err
 }

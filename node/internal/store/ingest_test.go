@@ -438,3 +438,71 @@ func TestEqualChunksOfOneBlob(t *testing.T) {
 	require.NoError(t, err)
 	require.False(t, has)
 }
+
+// A source that has proved nothing may give anything under the digest of a blob that it does not have.
+func TestIngest_WhatOneSourceGaveIsNoOthersAndCostsNoOtherItsOwn(t *testing.T) {
+	t.Parallel()
+	path := t.TempDir()
+	s := openTest(t, Options{Path: path})
+	b, wrong := newSample(1, 3*chunkSize), newSample(2, 4*chunkSize)
+	evil, honest := Origin{Source: Source{1}, Pool: Models}, Origin{Source: Source{2}}
+	give := func(origin Origin, of sample, chunks ...int) (before []byte) {
+		g, err := s.Ingest(b.digest, of.size(), origin)
+		require.NoError(t, err)
+		before = presentIn(g)
+		write(t, g, of, chunks...)
+		require.NoError(t, g.Close())
+		return before
+	}
+	require.Equal(t, bits(), give(honest, b, 0, 1))
+	require.Equal(t, bits(), give(evil, wrong, 0))
+	require.Equal(t, bits(), give(Origin{}, b, 2))
+	require.NoError(t, s.Close())
+
+	s = openTest(t, Options{Path: path})
+	require.Equal(t, wrong.size(), s.SizeOf(b.digest, evil.Source))
+	require.Equal(t, b.size(), s.SizeOf(b.digest, Source{}))
+	require.Equal(t, bits(0), give(evil, wrong))
+	require.Equal(t, bits(0, 1), give(honest, b))
+	require.Equal(t, bits(2), give(Origin{}, b))
+
+	put(t, s, b)
+	require.Empty(t, s.partials)
+	left, err := os.ReadDir(filepath.Dir(flat(s.ingestDir, b.digest)))
+	require.NoError(t, err)
+	require.Empty(t, left, "nobody resumes a blob that is here")
+}
+
+func TestIngest_ThatOfASourceIsCommittedAtTheNextStartIfItIsTheBlob(t *testing.T) {
+	t.Parallel()
+	path, b, other := t.TempDir(), newSample(1, 2*chunkSize), newSample(2, 2*chunkSize)
+	s := openTest(t, Options{Path: path})
+	for source, given := range map[Source]sample{{1}: other, {2}: b} {
+		g, err := s.Ingest(b.digest, b.size(), Origin{Source: source})
+		require.NoError(t, err)
+		write(t, g, given, 0, 1)
+		require.NoError(t, g.Close())
+	}
+	kill(s)
+	s = openTest(t, Options{Path: path})
+	<-s.finished
+	requireHas(t, s, b)
+}
+
+func TestIngest_ThatOfAReleaseWhichNamedNoSourceIsResumedOnlyIfItHadNone(t *testing.T) {
+	t.Parallel()
+	path, b := t.TempDir(), newSample(1, 2*chunkSize)
+	s := openTest(t, Options{Path: path})
+	g, err := s.Ingest(b.digest, b.size(), Origin{Source: Source{1}})
+	require.NoError(t, err)
+	write(t, g, b, 0)
+	was := g.path()
+	require.NoError(t, g.Close())
+	require.NoError(t, s.Close())
+	for _, suffix := range []string{"", journalSuffix} {
+		require.NoError(t, os.Rename(was+suffix, flat(filepath.Join(path, "ingest"), b.digest)+suffix))
+	}
+	s = openTest(t, Options{Path: path})
+	require.Zero(t, s.SizeOf(b.digest, Source{}))
+	require.Equal(t, bits(), presentIn(ingest(t, s, b)))
+}

@@ -146,7 +146,7 @@ func TestWindow_HoldsNoMoreThanItsSlots(t *testing.T) {
 	require.ErrorIs(t, g.Commit(t.Context(), ""), ErrIncomplete)
 	require.NoError(t, g.Close())
 	require.Zero(t, s.Usage().IngestBytes, "nothing of it stays")
-	require.Zero(t, s.SizeOf(b.digest))
+	require.Zero(t, s.SizeOf(b.digest, Source{}))
 }
 
 func TestWindow_TakesItsRoomFromItsPoolAlone(t *testing.T) {

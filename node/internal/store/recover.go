@@ -99,7 +99,7 @@ func newStore(o Options, k disk) *Store {
 		wake: make(chan struct{}, 1), finished: make(chan struct{}),
 		scrubbing: rate.NewLimiter(rate.Limit(o.ScrubRate), content.ChunkSize),
 		blobs:     make(map[digest.Digest]*entry), ingests: make(map[digest.Digest]*Ingest),
-		partials: make(map[digest.Digest]partial), pins: make(map[string][]digest.Digest),
+		partials: make(map[partialID]partial), pins: make(map[string][]digest.Digest),
 		pinned: make(map[digest.Digest]int), rejected: make(map[digest.Digest]fileID),
 	}
 	s.disk.health = &s.health
@@ -136,7 +136,8 @@ func (s *Store) sacrifice(ctx context.Context, want int64) (freed int64, err err
 	for _, root := range []string{s.ingestDir, s.blobsDir} {
 		var files []file
 		err := eachFile(ctx, root, func(path string, fi fs.FileInfo) error {
-			if d, ok := fileDigest(path); ok && !strings.HasSuffix(path, mapSuffix) && s.pinned[d] == 0 {
+			id, ok := partialOf(path) // of a blob this is its digest
+			if ok && filepath.Ext(path) != journalSuffix && s.pinned[id.digest] == 0 {
 				files = append(files, file{path, fi})
 			}
 			return nil
@@ -482,21 +483,21 @@ func (r *recovery) runtime(ctx context.Context) error {
 // recoverIngests lists the partial ingests, and removes what cannot be resumed.
 func (s *Store) recoverIngests(ctx context.Context) error {
 	return eachFile(ctx, s.ingestDir, func(path string, _ fs.FileInfo) error {
-		path = strings.TrimSuffix(path, journalSuffix)
-		d, ok := fileDigest(path)
+		id, ok := partialOf(path)
 		if !ok {
 			return s.disk.remove(path)
 		}
-		if s.partials[d].size > 0 { // met by its other file
+		if s.partials[id].size > 0 { // met by its other file
 			return nil
 		}
-		p, complete, err := loadPartial(path)
-		if err != nil || (s.blobs[d] != nil && !s.blobs[d].runtime) {
+		path = strings.TrimSuffix(path, journalSuffix)
+		p, complete, err := loadPartial(path, id.source)
+		if e := s.blobs[id.digest]; err != nil || e != nil && !e.runtime {
 			return errors.Join(s.disk.remove(path), s.disk.remove(path+journalSuffix))
 		}
-		s.partials[d] = p
+		s.partials[id] = p
 		if complete {
-			s.arrived = append(s.arrived, d)
+			s.arrived = append(s.arrived, id)
 		}
 		return nil
 	})

@@ -147,9 +147,9 @@ type Store struct {
 	blobs    map[digest.Digest]*entry
 	held     [poolCount]holding // of own blobs
 	ingests  map[digest.Digest]*Ingest
-	partials map[digest.Digest]partial
-	arrived  []digest.Digest // partials that were complete at the start; set once
-	finished chan struct{}   // closed once those are committed or given up
+	partials map[partialID]partial
+	arrived  []partialID   // partials that were complete at the start; set once
+	finished chan struct{} // closed once those are committed or given up
 	pins     map[string][]digest.Digest
 	pinned   map[digest.Digest]int    // number of owners
 	rejected map[digest.Digest]fileID // runtime files found not to match their digest
@@ -520,7 +520,7 @@ func (s *Store) setMediaType(d digest.Digest, mediaType string) error {
 	return s.index.refresh(e)
 }
 
-// Delete removes the store's own copy of a blob, and any partial ingest of it. Removal of what is not there is no
+// Delete removes the store's own copy of a blob, and all partial ingests of it. Removal of what is not there is no
 // error; it fails with ErrPinned for a pinned blob, and with ErrBusy while an ingest is open.
 func (s *Store) Delete(d digest.Digest) error {
 	if _, err := s.entry(d); err != nil {
@@ -538,7 +538,7 @@ func (s *Store) Delete(d digest.Digest) error {
 	case pinned:
 		return fmt.Errorf("delete %s: %w", d, ErrPinned)
 	}
-	err := s.dropPartial(d)
+	err := s.dropPartials(d)
 	if err == nil {
 		_, err = s.remove(d, nil)
 	}

@@ -49,7 +49,7 @@ func (s *Store) openWindow(d digest.Digest, size int64, origin Origin) (*Ingest,
 		return nil, err
 	}
 	g.window = &window{at: map[int]int{}}
-	if err := s.dropPartial(d); err != nil {
+	if err := s.dropPartial(g.id()); err != nil {
 		return nil, err
 	}
 	if err := s.admitWindow(g); err != nil {
