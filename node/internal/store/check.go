@@ -285,7 +285,7 @@ func (c *checker) hash(f *os.File, i int) error {
 	h := digest.SHA256.Hash()
 	c.store.metrics.checked.Add(float64(n))
 	if err := hashRange(h, f, off, n); err != nil {
-		return c.damaged(f, fmt.Sprintf("chunk %d cannot be read: %v", i, err))
+		return c.unreadable(f, i, err)
 	}
 	if !bytes.Equal(h.Sum(nil), want) {
 		return c.damaged(f, fmt.Sprintf("chunk %d does not match its sum", i))
@@ -305,7 +305,7 @@ func (c *checker) read(f *os.File, i int, sum, data []byte) error {
 	}
 	good, settled := c.checks.good(f, st, c.size, i, c.age), st.settled(time.Now())
 	if _, err := f.ReadAt(data, int64(i)*content.ChunkSize); err != nil {
-		return c.damaged(f, fmt.Sprintf("chunk %d cannot be read: %v", i, err))
+		return c.unreadable(f, i, err)
 	}
 	if good {
 		return nil
@@ -322,6 +322,15 @@ func (c *checker) read(f *os.File, i int, sum, data []byte) error {
 		c.checks.see(f, int64(i)*content.ChunkSize, int64(len(data)))
 	}
 	return nil
+}
+
+// unreadable is what an error in reading chunk i means. Whoever was kept waiting for too long has closed the file by
+// then, which says nothing of the blob.
+func (c *checker) unreadable(f *os.File, i int, err error) error {
+	if errors.Is(err, os.ErrClosed) || exhausted(err) {
+		return fmt.Errorf("chunk %d of %s: %w", i, c.digest, diskError(err))
+	}
+	return c.damaged(f, fmt.Sprintf("chunk %d cannot be read: %v", i, err))
 }
 
 // damaged drops a blob, or stops using it where it is the runtime's.

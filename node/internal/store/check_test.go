@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"testing"
 	"testing/synctest"
@@ -309,4 +310,29 @@ func TestCheck_ABlobWhoseFileCannotBeOpenedIsDropped(t *testing.T) {
 	requireGone(t, s, b)
 	put(t, s, b)
 	requireHas(t, s, b)
+}
+
+// As a reader does who was kept waiting for too long by a slow disk.
+func TestCheck_ABlobIsNotDamagedBecauseWhoReadItHasGoneMeanwhile(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Options{})
+	b := newSample(1, chunkSize)
+	put(t, s, b)
+	e, err := s.entry(b.digest)
+	require.NoError(t, err)
+	checked := func() int64 { return int64(testutil.ToFloat64(s.metrics.checked)) }
+	for range 50 {
+		f, err := s.openOwn(e)
+		require.NoError(t, err)
+		before, ended := checked(), make(chan error, 1)
+		go func() { ended <- s.newChecker(b.digest, b.size(), e).hash(f, 0) }()
+		for checked() == before {
+			runtime.Gosched()
+		}
+		require.NoError(t, f.Close())
+		if err := <-ended; err != nil {
+			require.ErrorIs(t, err, os.ErrClosed)
+		}
+		requireHas(t, s, b)
+	}
 }

@@ -80,7 +80,11 @@ func (s *Store) scrubBlob(ctx context.Context, e *entry, report *ScrubReport) er
 		if err := s.scrubbing.WaitN(ctx, int(n)); err != nil {
 			return err
 		}
-		if err := hashRange(h, f, off, n); err != nil {
+		err := hashRange(h, f, off, n)
+		if exhausted(err) {
+			return ctx.Err()
+		}
+		if err != nil {
 			damaged(err.Error())
 			return nil
 		}
