@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net/http"
 	"os"
@@ -188,4 +189,25 @@ func TestOpen_AnAnswerWhoseRestComesFromElsewhereEndsOnlyWhereItsBeginningIsRigh
 			require.True(t, bytes.Equal(data[c.off:c.off+c.n], append(first, rest...)))
 		})
 	}
+}
+
+func TestOpen_ABlobThatCannotBeCommittedIsGivenToOthersWhileOneReadsItSlowly(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	d := o.add(t, 3*chunk1+7)
+	disk := store.Options{Path: t.TempDir()}
+	n := newNodeOn(t, o, "n", nil, disk)
+	require.NoError(t, os.RemoveAll(filepath.Join(disk.Path, "blobs")))
+	require.NoError(t, os.WriteFile(filepath.Join(disk.Path, "blobs"), nil, 0o600))
+	slow, err := n.Open(t.Context(), o.request(d))
+	require.NoError(t, err)
+	body, err := slow.Range(t.Context(), 0, slow.Size())
+	require.NoError(t, err)
+	require.ErrorIs(t, n.Ensure(t.Context(), o.request(d)), content.ErrStorage)
+
+	n.pull(t.Context(), o.request(d)).requireRight(t, d)
+	got, err := io.ReadAll(body)
+	require.NoError(t, err)
+	require.Equal(t, o.Blob(d), got)
+	require.NoError(t, errors.Join(body.Close(), slow.Close()))
 }

@@ -670,6 +670,21 @@ func (f *fetch) end() {
 	f.fr.replace(f, nil)
 }
 
+// arrivedAs is what has become of a blob that has come and matches its digest, for who comes from then on and must not
+// wait for the readers: store.ErrExists of one that was committed, content.ErrStorage of one that could not be. It is nil
+// before.
+func (f *fetch) arrivedAs() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.committed:
+		return store.ErrExists
+	case f.verified && f.err != nil:
+		return fmt.Errorf("%w: %w", content.ErrStorage, f.err)
+	}
+	return nil
+}
+
 // awaitReaders waits until those who read the verified blob have gone, or the node stops.
 func (f *fetch) awaitReaders() {
 	for {

@@ -389,6 +389,9 @@ func (fr *Fetcher) attach(ctx context.Context, req content.Request, keep bool) (
 		} else if f.attach(req, keep) {
 			return f, nil
 		}
+		if err := f.arrivedAs(); err != nil {
+			return nil, err
+		}
 		select { // it has ended, and a new one can start as soon as it lets go of the ingest
 		case <-f.released:
 		case <-ctx.Done():

@@ -11,19 +11,20 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// lasting is a reader whose answers outlast this node's disk: where a chunk of the store turns out to be damaged, or a
-// chunk that arrives cannot be written, the caller is given the rest from elsewhere.
+// lasting is a reader whose answers outlast this node's disk, and the fetch they came from: where a chunk of the store
+// turns out to be damaged, a chunk that arrives cannot be written, or the fetch gives way to another source, the caller
+// is given the rest from elsewhere.
 type lasting struct {
 	content.Reader
 	fr  *Fetcher
 	req content.Request
 }
 
-// again opens the blob anew, if err is about the disk: straight from upstream where the disk takes nothing in, else as
-// any blob that is not here.
+// again opens the blob anew, if err is none of the blob's: straight from upstream where the disk takes nothing in or
+// another source is at it, else as any blob that is not here.
 func (l *lasting) again(ctx context.Context, err error) (content.Reader, error) {
 	switch {
-	case errors.Is(err, content.ErrNoSpace), errors.Is(err, content.ErrStorage):
+	case errors.Is(err, content.ErrNoSpace), errors.Is(err, content.ErrStorage), errors.Is(err, errForeign):
 		return l.fr.openThrough(ctx, l.req, err)
 	case errors.Is(err, content.ErrNotFound):
 		if _, held := l.Reader.(*local); held { // what was here is damaged, and dropped
@@ -54,7 +55,7 @@ type lastingRange struct {
 	of            *lasting
 	ctx           context.Context
 	off, n, given int64
-	next          content.Reader // nil before the disk failed
+	next          content.Reader // nil before that failed
 }
 
 // replace goes over to another source after err. It fails with err where there is none.
@@ -70,7 +71,7 @@ func (r *lastingRange) replace(err error) error {
 	if openErr != nil {
 		return errors.Join(err, openErr, next.Close())
 	}
-	r.of.fr.log.Warn("the disk fails in the middle of an answer: the rest comes from elsewhere",
+	r.of.fr.log.Warn("an answer cannot be ended from where it began: the rest comes from elsewhere",
 		"digest", r.of.req.Digest, "given", r.given, "error", err)
 	_ = r.ReadCloser.Close() // it has failed
 	r.next, r.ReadCloser = next, body

@@ -63,23 +63,19 @@ func (f *fetch) proved(req content.Request) {
 // mayStandStill is for how long a fetch that brings nothing keeps other sources from bringing the blob.
 const mayStandStill = 3 * time.Second
 
-// giveWay ends a fetch that stands still or that nobody wants, for the sake of another source. It fails with errForeign
-// for any other.
+// giveWay ends a fetch that stands still or that nobody wants, for the sake of another source. Whoever reads it is given
+// the rest by his own source; see lasting. It fails with errForeign for any other fetch.
 func (f *fetch) giveWay(ctx context.Context) error {
 	tick := time.NewTicker(mayStandStill / 30)
 	defer tick.Stop()
 	for {
-		still := time.Since(f.start) - time.Duration(f.cameAt.Load())
+		still := f.standsStill() >= mayStandStill
 		switch {
 		case f.endUnwanted():
 			return nil
-		case still >= mayStandStill:
-			f.fail(errForeign)
-			if f.ended() == nil { // it only has yet to be committed
-				return &foreignError{f}
-			}
+		case still && f.failUnfinished(errForeign):
 			return nil
-		case f.came.Load() > 0:
+		case still, f.came.Load() > 0: // it only has yet to be committed, or goes on
 			return &foreignError{f}
 		}
 		select {
@@ -90,6 +86,19 @@ func (f *fetch) giveWay(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// standsStill is for how long nothing has come.
+func (f *fetch) standsStill() time.Duration { return time.Since(f.start) - time.Duration(f.cameAt.Load()) }
+
+// failUnfinished ends a fetch of which not all has come, and reports whether it has failed.
+func (f *fetch) failUnfinished(err error) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.finishing {
+		f.failNow(err)
+	}
+	return f.err != nil
 }
 
 // endUnwanted ends a fetch that was to show what peers hold, as for a sample, once its reader has gone. Nobody comes

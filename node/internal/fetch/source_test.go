@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -393,4 +394,42 @@ func TestSource_WhatItGaveBeforeItHadProvedToHaveTheBlobIsResumedAfterwards(t *t
 	require.NoError(t, err)
 	require.Equal(t, o.Blob(d), got)
 	require.Equal(t, int64(2*chunk1), o.Bytes.Load())
+}
+
+func TestSource_AnAnswerThatHasBegunIsNotBrokenOffForAnother(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	n := newSwarm(t, o, 1, doubting(o, nil))[0]
+	d := o.add(t, 5*chunk1+3)
+	goOn := make(chan struct{})
+	defer close(goOn)
+	var stalls atomic.Bool
+	stalls.Store(true)
+	o.Spoil(func(w http.ResponseWriter, _ *http.Request, data []byte) bool {
+		if !stalls.Swap(false) {
+			return false
+		}
+		w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+		_, _ = w.Write(data[:3*chunk1])
+		_ = http.NewResponseController(w).Flush()
+		<-goOn
+		return true
+	})
+	first, other := o.request(d), o.request(d)
+	first.Size = 1 // it is asked for by a plain GET
+	other.Repository.Name = "c/d"
+	r, err := n.Open(t.Context(), first)
+	require.NoError(t, err)
+	body, err := r.Range(t.Context(), 0, r.Size())
+	require.NoError(t, err)
+	begun := make([]byte, chunk1)
+	_, err = io.ReadFull(body, begun)
+	require.NoError(t, err)
+
+	eventually(t, "it stands still", func() bool { return n.Fetcher.running()[0].standsStill() >= mayStandStill })
+	n.pull(t.Context(), other).requireRight(t, d)
+	rest, err := io.ReadAll(body)
+	require.NoError(t, err)
+	require.Equal(t, o.Blob(d), append(begun, rest...))
+	require.NoError(t, errors.Join(body.Close(), r.Close()))
 }
