@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -139,5 +140,28 @@ func TestAnswer_ADownloadThatOutlastsTheDrainIsNoFailureOfTheAgent(t *testing.T)
 		asked := time.Now()
 		require.NoError(t, <-ended)
 		require.Equal(t, 30*time.Second, time.Since(asked))
+	})
+}
+
+func TestAnswer_AHeaderThatIsTooLongIsRefused(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		n := &node{log: slog.New(slog.DiscardHandler), config: &config.Config{}}
+		conns := make(pipes, 1)
+		client, conn := net.Pipe()
+		conns <- conn
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() {
+			ended <- n.answer(ctx, server{name: "registry", listener: conns, handler: http.NotFoundHandler()})
+		}()
+		go func() { _, _ = io.WriteString(client, "GET / HTTP/1.1\r\nAccept: "+strings.Repeat("a", 2*mostHeader)) }()
+		answer, err := http.ReadResponse(bufio.NewReader(client), nil)
+		require.NoError(t, err)
+		require.Equal(t, http.StatusRequestHeaderFieldsTooLarge, answer.StatusCode)
+		require.NoError(t, client.Close())
+		stop()
+		require.NoError(t, <-ended)
+		time.Sleep(time.Second) // for which the server keeps the connection after a refusal
 	})
 }

@@ -93,14 +93,16 @@ func listen(ctx context.Context, name, address string) (net.Listener, error) {
 	return l, nil
 }
 
-// headerWithin is how long a request's header may take to come.
-const headerWithin = 10 * time.Second
+// headerWithin is how long a request's header may take to come, and mostHeader how long it may be, in bytes: room for
+// the longest tokens there are.
+const headerWithin, mostHeader = 10 * time.Second, 64 << 10
 
 // answer runs a server until ctx ends.
 func (n *node) answer(ctx context.Context, s server) error {
 	server := &http.Server{
-		Handler: s.handler, ReadHeaderTimeout: headerWithin, IdleTimeout: 2 * time.Minute,
-		ErrorLog: slog.NewLogLogger(n.log.With("part", s.name).Handler(), slog.LevelDebug),
+		Handler: s.handler, ReadHeaderTimeout: headerWithin, MaxHeaderBytes: mostHeader,
+		IdleTimeout: 2 * time.Minute,
+		ErrorLog:    slog.NewLogLogger(n.log.With("part", s.name).Handler(), slog.LevelDebug),
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(s.listener) }()

@@ -89,7 +89,9 @@ func (f *fetch) giveWay(ctx context.Context) error {
 }
 
 // standsStill is for how long nothing has come.
-func (f *fetch) standsStill() time.Duration { return time.Since(f.start) - time.Duration(f.cameAt.Load()) }
+func (f *fetch) standsStill() time.Duration {
+	return time.Since(f.start) - time.Duration(f.cameAt.Load())
+}
 
 // failUnfinished ends a fetch of which not all has come, and reports whether it has failed.
 func (f *fetch) failUnfinished(err error) bool {

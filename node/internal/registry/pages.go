@@ -75,7 +75,7 @@ func (p *pages) get(x *exchange, path string) (page, error) {
 	query := x.R.URL.Query()
 	query.Del("ns")
 	accept := acceptOf(x)
-	key := fmt.Sprintf("%s %s?%s %q", repo, path, query.Encode(), accept)
+	key := questionKey(repo, path+"?"+query.Encode(), accept)
 	last, known := p.recent.Get(key)
 	if known && time.Since(last.at) < x.rule.TagTTL && p.gate.Accepts(x.rule, source, authorization) {
 		return last, nil

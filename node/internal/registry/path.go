@@ -151,11 +151,15 @@ func named(registry, name string) (content.Repository, error) {
 	return content.Repository{Registry: registry, Name: name}, nil
 }
 
+// longestHost is the longest name of the DNS, with a port.
+const longestHost = 253 + len(":65535")
+
 // hostname checks s against the grammar of a reference's host and gives its one spelling: what is cached, and who may
 // read it, must not depend on which of a registry's names a client uses.
 func hostname(s string) (string, error) {
 	host := registries.Canonical(s)
-	if n, err := reference.WithName(host + "/name"); err != nil || reference.Domain(n) != host {
+	n, err := reference.WithName(host + "/name")
+	if err != nil || reference.Domain(n) != host || len(host) > longestHost {
 		return "", &apiError{http.StatusBadRequest, "NAME_INVALID", fmt.Sprintf("registry host %q is malformed", s)}
 	}
 	return host, nil

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -76,8 +77,7 @@ func (t *tags) resolve(ctx context.Context, x *exchange) (v1.Descriptor, error) 
 	q := question{
 		repo: x.route.repo, tag: x.route.tag, accept: acceptOf(x), authorization: x.Authorization(), rule: x.rule,
 	}
-	// A registry may answer a tag differently by what the client accepts, so answers are kept apart by it.
-	q.key = strings.Join(append([]string{q.repo.String() + ":" + q.tag}, q.accept...), " ")
+	q.key = questionKey(q.repo, q.tag, q.accept)
 	last, known := t.recent.Get(q.key)
 	if known && time.Since(last.at) < q.rule.TagTTL && t.gate.Accepts(q.rule, q.source(), q.authorization) {
 		return last.desc, nil
@@ -182,6 +182,13 @@ func (t *tags) recall(ctx context.Context, q question, cause error) (v1.Descript
 	t.log.Warn("tag answered from memory", "repository", q.repo, "tag", q.tag, "digest", last.desc.Digest, "cause",
 		cause)
 	return last.desc, nil
+}
+
+// questionKey names what is asked of a registry, in few bytes whatever the client sends. A registry may answer
+// differently by what the client accepts, so answers are kept apart by it.
+func questionKey(repo content.Repository, what string, accept []string) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %q %q", repo, what, accept))
+	return string(sum[:])
 }
 
 // acceptOf is the exchange's Accept header as a sorted set.
