@@ -15,9 +15,11 @@ const (
 	knownLayers = 1 << 14
 	// maxLayers bounds the layers of a manifest that is read ahead of, far above what images have.
 	maxLayers = 1 << 10
+	// mostAhead bounds the layers that are begun at one time: how large they are is the manifest's word.
+	mostAhead = 16
 )
 
-// place is where a layer stands in the manifest that named it last.
+// place is where a layer stands in the manifest of its repository that named it last.
 type place struct {
 	layers []layer // each once
 	index  int
@@ -29,8 +31,9 @@ type layer struct {
 	size   int64
 }
 
-// learnOrder remembers in which order a manifest lists its layers.
-func (fr *Fetcher) learnOrder(layers []ocispec.Descriptor) {
+// learnOrder remembers in which order a manifest of a repository lists its layers. Another repository's says nothing of
+// what a caller is going to ask this one for.
+func (fr *Fetcher) learnOrder(repo content.Repository, layers []ocispec.Descriptor) {
 	if len(layers) > maxLayers {
 		return
 	}
@@ -43,7 +46,7 @@ func (fr *Fetcher) learnOrder(layers []ocispec.Descriptor) {
 		}
 	}
 	for i, l := range once {
-		fr.places.Add(l.digest, place{once, i})
+		fr.places.Add(hint{repo, l.digest}, place{once, i})
 	}
 }
 
@@ -53,8 +56,8 @@ func (fr *Fetcher) learnOrder(layers []ocispec.Descriptor) {
 // on their way when they are asked for. It returns at once, and does nothing for what is no layer of a manifest that
 // has come by lately.
 func (fr *Fetcher) ReadAhead(req content.Request) {
-	left := fr.opts.ReadAhead
-	at, ok := fr.places.Get(req.Digest)
+	left, begun := fr.opts.ReadAhead, 0
+	at, ok := fr.places.Get(hint{req.Repository, req.Digest})
 	if left <= 0 || !ok {
 		return
 	}
@@ -62,7 +65,8 @@ func (fr *Fetcher) ReadAhead(req content.Request) {
 		if _, err := fr.opts.Store.Stat(next.digest); err == nil {
 			continue
 		}
-		if left -= next.size; left < 0 {
+		begun++
+		if left -= next.size; left < 0 || begun > mostAhead {
 			return
 		}
 		req.Kind, req.Digest, req.Size = content.Blob, next.digest, next.size

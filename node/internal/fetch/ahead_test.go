@@ -18,14 +18,19 @@ import (
 // image adds a manifest of layers to o, in the order of their digests in list.
 func (o *origin) image(t *testing.T, list ...digest.Digest) content.Request {
 	t.Helper()
+	return o.imageOf(t, "a/b", list...)
+}
+
+func (o *origin) imageOf(t *testing.T, repo string, list ...digest.Digest) content.Request {
+	t.Helper()
 	m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: ocispec.DescriptorEmptyJSON}
 	for _, d := range list {
 		m.Layers = append(m.Layers, ocispec.Descriptor{Digest: d, Size: int64(len(o.Blob(d)))})
 	}
 	data, err := json.Marshal(m)
 	require.NoError(t, err)
-	req := o.request(o.PushManifest(t, "a/b", "", m.MediaType, string(data)))
-	req.Kind = content.Manifest
+	req := o.request(o.PushManifest(t, repo, "", m.MediaType, string(data)))
+	req.Repository.Name, req.Kind = repo, content.Manifest
 	return req
 }
 
@@ -47,6 +52,7 @@ func TestReadAhead(t *testing.T) {
 			ahead: []int{3, 4, 5}},
 		"goes on from what is here": {sizes: []int{1, 1, 1}, here: []int{0}, asked: 0,
 			ahead: []int{1, 2}},
+		"is of so many layers at a time":                {sizes: make([]int, 2+mostAhead), asked: 0, ahead: upTo(mostAhead)},
 		"has nothing to do for the last":                {sizes: []int{1, 1}, asked: 1},
 		"takes a layer once though it stands there two": {sizes: []int{1, 1, 1}, again: 1, asked: 1, ahead: []int{2}},
 	} {
@@ -55,7 +61,7 @@ func TestReadAhead(t *testing.T) {
 			o := newOrigin(t)
 			var layers []digest.Digest
 			for _, size := range c.sizes {
-				layers = append(layers, o.add(t, size*unit))
+				layers = append(layers, o.add(t, max(100, size*unit)))
 			}
 			list := slices.Clone(layers)
 			if c.again > 0 {
@@ -91,6 +97,28 @@ func TestReadAhead(t *testing.T) {
 			require.Equal(t, slices.Sorted(maps.Keys(want)), slices.Sorted(maps.Keys(held)))
 		})
 	}
+}
+
+func upTo(n int) (list []int) {
+	for i := range n {
+		list = append(list, i+1)
+	}
+	return list
+}
+
+func TestReadAhead_FollowsNoManifestOfAnotherRepository(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	a, b, c := o.add(t, 1000), o.add(t, 1000), o.add(t, 1000)
+	n := newNode(t, o, "n", nil, func(fo *Options, _ *swarm.Options) { fo.ReadAhead = 32 << 20 })
+	require.NoError(t, n.Ensure(t.Context(), o.image(t, a, b)))
+	require.NoError(t, n.Ensure(t.Context(), o.imageOf(t, "c/d", a, c)))
+	n.ReadAhead(o.request(a))
+	eventually(t, "all is here", func() bool { return len(n.Running()) == 0 })
+	_, err := n.store.Stat(b)
+	require.NoError(t, err)
+	_, err = n.store.Stat(c)
+	require.ErrorIs(t, err, content.ErrNotFound)
 }
 
 func TestReadAheadIsOffWhereItIsNotWanted(t *testing.T) {

@@ -115,7 +115,7 @@ type Fetcher struct {
 	again   turns                            // for asking a registry again that has failed
 	sizes   *lru.Cache[digest.Digest, int64] // of blobs that matched their digests
 	hints   *lru.Cache[hint, int64]
-	places  *lru.Cache[digest.Digest, place]
+	places  *lru.Cache[hint, place]
 	buffers sync.Pool
 	// ingest is the store's.
 	ingest func(d digest.Digest, size int64, origin store.Origin) (*store.Ingest, error)
@@ -180,7 +180,7 @@ func New(o Options) *Fetcher {
 		opts: o, log: o.Logger, turns: newTurns(o.UpstreamStreams), again: newTurns(1), pulls: newPulls(),
 		doubts: newDoubts(o.Swarm.ID()),
 		sizes:  lru.New[digest.Digest, int64](1 << 16), hints: lru.New[hint, int64](1 << 16),
-		places: lru.New[digest.Digest, place](knownLayers), gave: lru.New[string, time.Time](knownRegistries),
+		places: lru.New[hint, place](knownLayers), gave: lru.New[string, time.Time](knownRegistries),
 		buffers: sync.Pool{New: func() any { b := make([]byte, content.ChunkSize); return &b }},
 		fetches: map[digest.Digest]*fetch{}, ingest: o.Store.Ingest,
 	}

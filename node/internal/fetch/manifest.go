@@ -8,7 +8,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/store"
 )
 
-// hint is of what a manifest says of a blob's size: it may be wrong, and counts for its own repository.
+// hint is of what a manifest says of a blob: it may be wrong, and counts for its own repository.
 type hint struct {
 	repo   content.Repository
 	digest digest.Digest
@@ -38,6 +38,6 @@ func (fr *Fetcher) learnFrom(repo content.Repository, ing *store.Ingest, declare
 			fr.hints.Add(hint{repo, d.Digest}, d.Size)
 		}
 	}
-	fr.learnOrder(m.Layers)
+	fr.learnOrder(repo, m.Layers)
 	return m.Type(declared)
 }
