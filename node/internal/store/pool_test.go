@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -175,5 +176,45 @@ func TestWindow_SeveralFindRoomInOnePool(t *testing.T) {
 		require.NoError(t, err, name)
 		require.GreaterOrEqual(t, g.Slots(), leastWindow)
 		t.Cleanup(func() { require.NoError(t, g.Close()) })
+	}
+}
+
+func TestWindow_AReadThatTheDiskHoldsUpHoldsUpNobodyAndIsNotAnotherChunks(t *testing.T) {
+	t.Parallel()
+	for name, back := range map[string]bool{"gone since": false, "gone and back since": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			reading, goOn := make(chan struct{}), make(chan struct{})
+			slow := disk{beforeRead: func(path string) {
+				if strings.HasSuffix(path, windowSuffix) {
+					close(reading)
+					<-goOn
+				}
+			}}
+			limits := Limits{ModelCapacity: leastWindow * chunkSize}
+			s, err := openWith(t.Context(), quiet(Options{Path: t.TempDir(), Limits: limits}), slow)
+			require.NoError(t, err)
+			b := newSample(1, 40*chunkSize)
+			g, err := s.Window(b.digest, b.size(), Origin{Pool: Models})
+			require.NoError(t, err)
+			write(t, g, b, 0)
+			ended := make(chan error, 1)
+			go func() {
+				_, err := g.ReadChunk(0, make([]byte, chunkSize), 0)
+				ended <- err
+			}()
+			<-reading
+			require.True(t, g.Drop(0))
+			write(t, g, b, 1)
+			if back {
+				g.Drop(1)
+				write(t, g, b, 0)
+			}
+			require.NoError(t, s.Health())
+			close(goOn)
+			require.ErrorIs(t, <-ended, content.ErrNotFound)
+			require.NoError(t, g.Close())
+			require.NoError(t, s.Close())
+		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/ipfs/go-cid"
 	"github.com/opencontainers/go-digest"
@@ -25,10 +26,14 @@ const (
 // window is the part of an ingest that is here at a time, of a blob that has no room as a whole. Its file has a slot
 // for each of a few chunks, and nothing of it outlives the process.
 type window struct {
-	size int         // slots
-	free []int       // slots without a chunk
-	at   map[int]int // chunk to slot
+	size  int         // slots
+	free  []int       // slots without a chunk
+	at    map[int]use // by chunk
+	fills int         // how often a slot has been filled
 }
+
+// use is one chunk's use of a slot: no other has the same fill.
+type use struct{ slot, fill int }
 
 // Window opens an ingest of a blob that does not fit: it holds a few chunks at a time, and they are given to peers like
 // any others. Its writer makes room before, by Drop. It is never complete. It takes what it may hold at once from its
@@ -48,7 +53,7 @@ func (s *Store) openWindow(d digest.Digest, size int64, origin Origin) (*Ingest,
 	if err != nil {
 		return nil, err
 	}
-	g.window = &window{at: map[int]int{}}
+	g.window = &window{at: map[int]use{}}
 	if err := s.dropPartial(g.id()); err != nil {
 		return nil, err
 	}
@@ -132,7 +137,7 @@ func (g *Ingest) Slots() int {
 	return g.window.size
 }
 
-// Drop lets go of chunk i of a window. What is read of it now is read to its end. It reports whether no other chunk of
+// Drop lets go of chunk i of a window. It reports whether no other chunk of
 // the window has the same bytes, as far as is known.
 func (g *Ingest) Drop(i int) (gone bool) {
 	g.mu.Lock()
@@ -148,7 +153,7 @@ func (g *Ingest) Drop(i int) (gone bool) {
 		delete(g.bySum, sum)
 		gone = true
 	}
-	g.window.free = append(g.window.free, g.window.at[i])
+	g.window.free = append(g.window.free, g.window.at[i].slot)
 	delete(g.window.at, i)
 	return gone
 }
@@ -176,7 +181,8 @@ func (g *Ingest) writeSlot(i int, c cid.Cid, data []byte) error {
 	if err != nil {
 		g.window.free = append(g.window.free, slot)
 	} else {
-		g.window.at[i] = slot
+		g.window.fills++
+		g.window.at[i] = use{slot, g.window.fills}
 	}
 	g.mu.Unlock()
 	if err != nil {
@@ -192,18 +198,38 @@ func (g *Ingest) writeSlot(i int, c cid.Cid, data []byte) error {
 	return nil
 }
 
-// readSlot reads from chunk i of a window, which stays until that is done.
+// readSlot reads from chunk i of a window. It holds no lock while the disk takes its time, and fails with
+// content.ErrNotFound where the chunk was let go of meanwhile: its slot may have been another's by then.
 func (g *Ingest) readSlot(i int, p []byte, off int64) (int, error) {
+	at, file, err := g.slot(i)
+	if err != nil {
+		return 0, err
+	}
+	if g.store.disk.beforeRead != nil {
+		g.store.disk.beforeRead(file.Name())
+	}
+	_, size := content.ChunkRange(g.size, i)
+	n, err := io.NewSectionReader(file, int64(at.slot)*content.ChunkSize, size).ReadAt(p, off)
+	switch now, _, gone := g.slot(i); {
+	case gone != nil:
+		return 0, gone
+	case now != at:
+		return 0, content.ErrNotFound
+	}
+	return n, err
+}
+
+// slot is where chunk i of a window is now.
+func (g *Ingest) slot(i int) (use, *os.File, error) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
 	switch {
 	case g.phase == phaseOpening || g.phase == phaseClosed:
-		return 0, content.ErrClosed
+		return use{}, nil, content.ErrClosed
 	case !g.has(i):
-		return 0, content.ErrNotFound
+		return use{}, nil, content.ErrNotFound
 	}
-	_, n := content.ChunkRange(g.size, i)
-	return io.NewSectionReader(g.file, int64(g.window.at[i])*content.ChunkSize, n).ReadAt(p, off)
+	return g.window.at[i], g.file, nil
 }
 
 // lentSection is a part of a chunk of a window, in a buffer that is another's once it is closed.
