@@ -115,14 +115,7 @@ func (s *Store) within(path string, read func() error) error {
 		return err
 	}
 	done := make(chan error, 1)
-	go func() {
-		running := s.health.start(&operation{name: "read " + path, start: time.Now(), read: true})
-		defer s.health.end(running, nil)
-		if s.disk.beforeRead != nil {
-			s.disk.beforeRead(path)
-		}
-		done <- read()
-	}()
+	go func() { done <- s.reading(path, read) }()
 	timer := time.NewTimer(readPatience)
 	defer timer.Stop()
 	select {
@@ -131,6 +124,16 @@ func (s *Store) within(path string, read func() error) error {
 	case <-timer.C:
 		return fmt.Errorf("read %s: no answer from the disk within %s: %w", path, readPatience, content.ErrStorage)
 	}
+}
+
+// reading runs a read of the disk for which somebody waits, so that it is known if it hangs.
+func (s *Store) reading(path string, read func() error) error {
+	running := s.health.start(&operation{name: "read " + path, start: time.Now(), read: true})
+	defer s.health.end(running, nil)
+	if s.disk.beforeRead != nil {
+		s.disk.beforeRead(path)
+	}
+	return read()
 }
 
 // Hangs is nil unless a read of the disk has not come back for so long that the disk cannot be counted on. A write may

@@ -249,3 +249,26 @@ func overwrite(t *testing.T, path string) {
 	require.NoError(t, err)
 	require.NoError(t, f.Close())
 }
+
+func TestHealth_AHashThatHangsIsKnown(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		b := newSample(1, chunkSize)
+		s, err := openWith(t.Context(), quiet(Options{Path: t.TempDir()}), disk{beforeRead: func(path string) {
+			if strings.Contains(path, b.digest.Encoded()) {
+				<-release
+			}
+		}})
+		require.NoError(t, err)
+		g := ingest(t, s, b)
+		write(t, g, b, 0)
+		time.Sleep(readHangsAfter + time.Second)
+		require.ErrorContains(t, s.Hangs(), "the disk hangs: read ")
+		close(release)
+		require.NoError(t, g.Commit(t.Context(), ""))
+		require.NoError(t, s.Hangs())
+		require.NoError(t, g.Close())
+		require.NoError(t, s.Close())
+	})
+}

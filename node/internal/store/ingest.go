@@ -699,7 +699,8 @@ func (f *follower) kick() {
 func (f *follower) run() {
 	for i, ok := f.advance(nil); ok; {
 		off, n := content.ChunkRange(f.ing.size, i)
-		err := hashRange(f.sum, f.ing.file, off, n)
+		file := f.ing.file
+		err := f.ing.store.reading(file.Name(), func() error { return hashRange(f.sum, file, off, n) })
 		i, ok = f.advance(&step{err: err})
 	}
 }
@@ -718,7 +719,7 @@ func (f *follower) advance(last *step) (i int, ok bool) {
 	switch {
 	case f.stopped:
 	case last != nil && last.err != nil:
-		f.finish(fmt.Errorf("hash chunk %d: %w", f.next, last.err))
+		f.finish(fmt.Errorf("hash chunk %d: %w: %w", f.next, content.ErrStorage, last.err))
 	case f.next == f.ing.Len():
 		f.finish(f.compare())
 	case f.ing.Has(f.next):

@@ -205,11 +205,12 @@ func (g *Ingest) readSlot(i int, p []byte, off int64) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if g.store.disk.beforeRead != nil {
-		g.store.disk.beforeRead(file.Name())
-	}
+	var n int
 	_, size := content.ChunkRange(g.size, i)
-	n, err := io.NewSectionReader(file, int64(at.slot)*content.ChunkSize, size).ReadAt(p, off)
+	err = g.store.reading(file.Name(), func() (err error) {
+		n, err = io.NewSectionReader(file, int64(at.slot)*content.ChunkSize, size).ReadAt(p, off)
+		return err
+	})
 	switch now, _, gone := g.slot(i); {
 	case gone != nil:
 		return 0, gone
