@@ -98,21 +98,24 @@ func (f *fetch) again() *fetch {
 func (fr *Fetcher) settle(c *charge, registry string, chunks int, right func(i int) schedule.Sum) {
 	self := fr.opts.Swarm.ID()
 	wrong := map[peer.ID]schedule.Claim{} // as it should have been
+	forgers := map[peer.ID]bool{}
 	var who []peer.ID
 	for _, s := range c.suspects {
 		i, by := s.claim.Index, s.claim.By
 		if i < 0 || i >= chunks || right(i) == s.claim.Sum {
 			continue
 		}
+		if _, known := wrong[by]; known || forgers[s.coordinator] { // one signature of each is enough
+			continue
+		}
 		if err := swarm.VerifyClaim(c.room, s.claim); by != self && err != nil {
 			fr.log.Error("coordinator forged a claim", "digest", c.digest, "peer", s.coordinator, "error", err)
 			fr.opts.Swarm.Ban(s.coordinator, "forged-claim")
+			forgers[s.coordinator] = true
 			continue
 		}
-		if _, known := wrong[by]; !known {
-			wrong[by] = schedule.Claim{Index: i, Sum: right(i), By: by}
-			who = append(who, by)
-		}
+		wrong[by] = schedule.Claim{Index: i, Sum: right(i), By: by}
+		who = append(who, by)
 	}
 	if len(who) > 0 {
 		fr.wg.Go(func() { fr.blame(c, registry, who, wrong) })

@@ -129,7 +129,7 @@ type Fetcher struct {
 	asking  atomic.Int32 // fetches that ask peers
 	// noRange holds registries that were seen to ignore Range requests, and when: the next of their blobs are read in
 	// one stream from the start.
-	noRange sync.Map
+	noRange *lru.Cache[string, time.Time]
 	pulls   pulls
 	doubts  *doubts
 	gave    *lru.Cache[string, time.Time] // when each registry last gave something
@@ -143,8 +143,8 @@ const knownRegistries = 1 << 8
 const rangeAgain = 10 * time.Minute
 
 func (fr *Fetcher) ignoresRange(registry string) bool {
-	at, seen := fr.noRange.Load(registry)
-	return seen && time.Since(at.(time.Time)) < rangeAgain
+	at, seen := fr.noRange.Get(registry)
+	return seen && time.Since(at) < rangeAgain
 }
 
 // Counters are sums since the Fetcher was made.
@@ -181,6 +181,7 @@ func New(o Options) *Fetcher {
 		doubts: newDoubts(o.Swarm.ID()),
 		sizes:  lru.New[digest.Digest, int64](1 << 16), hints: lru.New[hint, int64](1 << 16),
 		places: lru.New[hint, place](knownLayers), gave: lru.New[string, time.Time](knownRegistries),
+		noRange: lru.New[string, time.Time](knownRegistries),
 		buffers: sync.Pool{New: func() any { b := make([]byte, content.ChunkSize); return &b }},
 		fetches: map[digest.Digest]*fetch{}, ingest: o.Store.Ingest,
 	}

@@ -48,11 +48,7 @@ func (b *bytesOf) still(now, came time.Time) time.Duration {
 }
 
 func (p pulls) of(repo content.Repository) *bytesOf {
-	fresh := new(bytesOf)
-	if known, ok, _ := p.byRepository.PeekOrAdd(repo, fresh); ok {
-		return known
-	}
-	return fresh
+	return lru.GetOrAdd(p.byRepository, repo, new(bytesOf))
 }
 
 // Progress is how many bytes have arrived at this node of what req is for, and of all else from its repository, parts

@@ -91,12 +91,12 @@ func (f *fetch) trace(outcome string, err error) {
 	f.span.End(err)
 }
 
-// passedThrough tells of a blob that is read past the store.
-func (fr *Fetcher) passedThrough(req content.Request, size int64) {
-	if fr.opts.Ended != nil {
-		fr.opts.Ended(Story{
-			Digest: req.Digest, Repository: req.Repository, Started: time.Now(), Size: size, FromUpstream: size,
-			Outcome: outcomeThrough,
+// tell tells what has been read of the blob so far, past the store.
+func (t *through) tell() {
+	if read := t.read.Load(); read > 0 && t.fr.opts.Ended != nil {
+		t.fr.opts.Ended(Story{
+			Digest: t.req.Digest, Repository: t.req.Repository, Started: t.begun, Took: time.Since(t.begun), Size: t.size,
+			FromUpstream: read, Outcome: outcomeThrough,
 		})
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"hash"
 	"io"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -17,10 +18,12 @@ import (
 // through reads straight from upstream and keeps nothing: what a node does whose store has no room, or that may not
 // give what it has in the name of the caller's source.
 type through struct {
-	fr   *Fetcher
-	req  content.Request
-	size int64
-	pull *bytesOf
+	fr    *Fetcher
+	req   content.Request
+	begun time.Time
+	size  int64
+	pull  *bytesOf
+	read  atomic.Int64 // bytes
 }
 
 // openThrough opens a blob so for a reason.
@@ -41,8 +44,7 @@ func (fr *Fetcher) openThrough(ctx context.Context, req content.Request, reason 
 		level = slog.LevelInfo
 	}
 	fr.log.Log(ctx, level, "reading straight from upstream", "digest", req.Digest, "size", size, "reason", reason)
-	fr.passedThrough(req, size)
-	return &through{fr: fr, req: req, size: size, pull: fr.pulls.of(req.Repository)}, nil
+	return &through{fr: fr, req: req, begun: time.Now(), size: size, pull: fr.pulls.of(req.Repository)}, nil
 }
 
 // Arrived is nothing: nothing is kept.
@@ -71,7 +73,7 @@ func (t *through) Range(ctx context.Context, off, n int64) (io.ReadCloser, error
 	if err != nil {
 		return nil, err
 	}
-	in := &passing{body, t.pull}
+	in := &passing{body, t}
 	if _, err := io.CopyN(io.Discard, in, off-body.Offset); err != nil {
 		_ = body.Close()
 		return nil, fmt.Errorf("read %s from upstream: %w", t.req.Digest, err)
@@ -79,17 +81,25 @@ func (t *through) Range(ctx context.Context, off, n int64) (io.ReadCloser, error
 	r := io.LimitReader(in, n) // a registry that ignores Range sends all
 	if whole {
 		// All but the end goes out before the digest is known; the end does not, if it is wrong.
-		r = &judged{content.NewVerifier(r, t.req.Digest, t.size), t.matched,
+		r = &judged{content.NewVerifier(r, t.req.Digest, t.size), t.size, t.matched,
 			func(error) { t.fr.opts.Upstream.Distrust(t.req) }}
 		if _, open := t.fr.doubts.passes(time.Now(), t.req.Digest); open {
 			r = &weighed{Reader: r, t: t, sum: sha256.New()}
 		}
 	}
-	counted := &counted{ReadCloser: struct {
-		io.Reader
-		io.Closer
-	}{r, body}, m: t.fr.m, from: fromUpstream}
-	return counted, nil
+	return &counted{ReadCloser: &passage{r, body, t}, m: t.fr.m, from: fromUpstream}, nil
+}
+
+// passage is a range that passes through.
+type passage struct {
+	io.Reader
+	io.Closer
+	of *through
+}
+
+func (p *passage) Close() error {
+	p.of.tell()
+	return p.Closer.Close()
 }
 
 // matched notes that the source has given the whole.
@@ -98,19 +108,22 @@ func (t *through) matched() {
 	t.fr.opts.Gave(t.req)
 }
 
-// judged reads what is checked against its digest, and tells whether that matches. right may be nil.
+// judged reads what is checked against its digest, and tells whether that matches: with the last byte, for many a reader
+// knows how many there are, and never asks for the end. right may be nil.
 type judged struct {
 	io.Reader
+	left  int64
 	right func()
 	wrong func(error)
 }
 
 func (j *judged) Read(b []byte) (int, error) {
 	n, err := j.Reader.Read(b)
+	j.left -= int64(n)
 	switch {
 	case errors.Is(err, content.ErrDigestMismatch):
 		j.wrong(err)
-	case errors.Is(err, io.EOF) && j.right != nil:
+	case n > 0 && j.left == 0 && j.right != nil:
 		j.right()
 	}
 	return n, err
@@ -124,7 +137,7 @@ type weighed struct {
 	sum  hash.Hash // of the chunk at which it is
 	n    int64     // bytes of that chunk so far
 	sums []schedule.Sum
-	told bool
+	all  int64 // bytes so far
 }
 
 func (w *weighed) Read(b []byte) (int, error) {
@@ -137,8 +150,8 @@ func (w *weighed) Read(b []byte) (int, error) {
 		}
 		b = b[len(part):]
 	}
-	if errors.Is(err, io.EOF) && !w.told {
-		w.told = true
+	w.all += int64(n)
+	if n > 0 && w.all == w.t.size {
 		w.tell()
 	}
 	return n, err
@@ -160,18 +173,21 @@ func (w *weighed) tell() {
 	if fr.ctx.Err() != nil {
 		return
 	}
-	c := fr.doubts.take(w.t.req.Digest)
-	fr.settle(&c, w.t.req.Repository.Registry, len(w.sums), func(i int) schedule.Sum { return w.sums[i] })
+	fr.wg.Go(func() {
+		c := fr.doubts.take(w.t.req.Digest)
+		fr.settle(&c, w.t.req.Repository.Registry, len(w.sums), func(i int) schedule.Sum { return w.sums[i] })
+	})
 }
 
 // passing counts what comes.
 type passing struct {
-	r    io.Reader
-	pull *bytesOf
+	r  io.Reader
+	to *through
 }
 
 func (p *passing) Read(b []byte) (int, error) {
 	n, err := p.r.Read(b)
-	p.pull.add(int64(n))
+	p.to.pull.add(int64(n))
+	p.to.read.Add(int64(n))
 	return n, err
 }

@@ -18,9 +18,5 @@ func newTurns(most int64) turns {
 }
 
 func (t turns) at(registry string) *semaphore.Weighted {
-	fresh := semaphore.NewWeighted(t.most)
-	if known, ok, _ := t.of.PeekOrAdd(registry, fresh); ok {
-		return known
-	}
-	return fresh
+	return lru.GetOrAdd(t.of, registry, semaphore.NewWeighted(t.most))
 }

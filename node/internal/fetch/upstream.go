@@ -167,7 +167,7 @@ func (f *fetch) readOnce(ctx context.Context, r schedule.Run, own bool) error {
 // to having been told; one that was given before may reach to the end by chance.
 func (f *fetch) passOver(in io.Reader, body *answer, r schedule.Run, off int64) error {
 	if body.kind == content.Blob { // a manifest comes whole from any registry
-		f.fr.noRange.Store(body.registry, time.Now())
+		f.fr.noRange.Add(body.registry, time.Now())
 	} else {
 		body.knew = true
 	}
@@ -300,7 +300,7 @@ func (fr *Fetcher) mayBeBlip(err error) bool {
 // the connection would have it send the same again. What the coordinator leases of it meanwhile is being read already.
 func (f *fetch) stream(in io.Reader, r schedule.Run, ignored bool, registry string) error {
 	if ignored {
-		f.fr.noRange.Store(registry, time.Now())
+		f.fr.noRange.Add(registry, time.Now())
 	}
 	f.update(func(now time.Time) {
 		f.streaming = true

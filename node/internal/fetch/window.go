@@ -232,7 +232,7 @@ func (r *reader) passThrough(ctx context.Context, off, n int64) (io.ReadCloser, 
 	return struct {
 		io.Reader
 		io.Closer
-	}{&judged{content.NewVerifier(s, f.digest, n), nil, f.passedWrong}, s}, nil
+	}{&judged{content.NewVerifier(s, f.digest, n), n, nil, f.passedWrong}, s}, nil
 }
 
 // streamThrough is a reader of a part of a blob that passes by. nil: there are enough. own: it is the node itself.

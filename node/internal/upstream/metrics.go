@@ -90,12 +90,7 @@ func (m *metrics) counter(registry string) func(n int) {
 }
 
 func (m *metrics) of(registry string) *atomic.Int64 {
-	fresh := new(atomic.Int64)
-	if known, ok, _ := m.from.PeekOrAdd(registry, fresh); ok {
-		m.from.Get(registry) // it is used
-		return known
-	}
-	return fresh
+	return lru.GetOrAdd(m.from, registry, new(atomic.Int64))
 }
 
 // name gives a registry a label of its own, as long as there are some. It has given something: a name that somebody has
