@@ -56,12 +56,16 @@ func (fr *Fetcher) learnOrder(repo content.Repository, layers []ocispec.Descript
 // on their way when they are asked for. It returns at once, and does nothing for what is no layer of a manifest that
 // has come by lately.
 func (fr *Fetcher) ReadAhead(req content.Request) {
-	left, begun := fr.opts.ReadAhead, 0
 	at, ok := fr.places.Get(hint{req.Repository, req.Digest})
-	if left <= 0 || !ok {
-		return
+	if fr.opts.ReadAhead > 0 && ok {
+		fr.aside(func() { fr.beginAll(req, at.layers[at.index+1:]) })
 	}
-	for _, next := range at.layers[at.index+1:] {
+}
+
+// beginAll begins to fetch what is not here of some layers, for who has asked for another.
+func (fr *Fetcher) beginAll(req content.Request, layers []layer) {
+	left, begun := fr.opts.ReadAhead, 0
+	for _, next := range layers {
 		if _, err := fr.opts.Store.Stat(next.digest); err == nil {
 			continue
 		}

@@ -210,6 +210,15 @@ func (fr *Fetcher) mayGet(c cid.Cid) bool {
 	})
 }
 
+// aside runs something that nobody waits for, until Close.
+func (fr *Fetcher) aside(run func()) {
+	fr.mu.Lock() // Close comes before, or waits
+	defer fr.mu.Unlock()
+	if fr.ctx.Err() == nil {
+		fr.wg.Go(run)
+	}
+}
+
 // Close ends the running fetches; what has arrived is kept for the next start.
 func (fr *Fetcher) Close() {
 	fr.mu.Lock() // nothing begins from now on

@@ -168,12 +168,7 @@ func (w *weighed) tell() {
 		w.next()
 	}
 	fr := w.t.fr
-	fr.mu.Lock() // Close comes before, or waits
-	defer fr.mu.Unlock()
-	if fr.ctx.Err() != nil {
-		return
-	}
-	fr.wg.Go(func() {
+	fr.aside(func() {
 		c := fr.doubts.take(w.t.req.Digest)
 		fr.settle(&c, w.t.req.Repository.Registry, len(w.sums), func(i int) schedule.Sum { return w.sums[i] })
 	})

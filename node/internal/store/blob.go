@@ -139,13 +139,10 @@ func (s *section) clear(most int64) (int64, error) {
 	if s.watch == nil || most == 0 {
 		return most, nil
 	}
-	var n int64
-	err := s.watch.store.within(s.name, func() (err error) {
-		n, err = s.watch.clear(s.pos, most)
-		return err
-	})
+	pos := s.pos
+	n, err := ask(s.watch.store, s.name, func() (int64, error) { return s.watch.clear(pos, most) })
 	if err != nil {
-		return 0, fmt.Errorf("%s: at byte %d: %w", s.name, s.pos, err)
+		return 0, fmt.Errorf("%s: at byte %d: %w", s.name, pos, err)
 	}
 	return n, nil
 }

@@ -193,17 +193,8 @@ func (s *Store) DiskSize() (int64, error) { return s.disksWord(diskSize) }
 func (s *Store) freeDisk() (int64, error) { return s.disksWord(s.opts.FreeSpace) }
 
 // disksWord asks the file system, which may hang as any other read.
-func (s *Store) disksWord(ask func(path string) (int64, error)) (int64, error) {
-	said := make(chan int64, 1)
-	err := s.within(s.opts.Path, func() error {
-		n, err := ask(s.opts.Path)
-		said <- n
-		return err
-	})
-	if err != nil {
-		return 0, err
-	}
-	return <-said, nil
+func (s *Store) disksWord(question func(path string) (int64, error)) (int64, error) {
+	return ask(s, s.opts.Path, func() (int64, error) { return question(s.opts.Path) })
 }
 
 // allocated is the number of bytes that a sparse file takes on disk.

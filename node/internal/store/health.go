@@ -126,6 +126,20 @@ func (s *Store) within(path string, read func() error) error {
 	}
 }
 
+// ask is within for a read that answers something.
+func ask[T any](s *Store, path string, read func() (T, error)) (answer T, err error) {
+	said := make(chan T, 1)
+	err = s.within(path, func() error {
+		v, err := read()
+		said <- v
+		return err
+	})
+	if err == nil {
+		answer = <-said
+	}
+	return answer, err
+}
+
 // reading runs a read of the disk for which somebody waits, so that it is known if it hangs.
 func (s *Store) reading(path string, read func() error) error {
 	running := s.health.start(&operation{name: "read " + path, start: time.Now(), read: true})

@@ -272,3 +272,27 @@ func TestHealth_AHashThatHangsIsKnown(t *testing.T) {
 		require.NoError(t, s.Close())
 	})
 }
+
+func TestHealth_ARuntimesDiskThatHangsKeepsNobodyWaitingForASize(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		theirs := t.TempDir()
+		s, err := openWith(t.Context(), quiet(Options{Path: t.TempDir(), RuntimePath: theirs}),
+			disk{beforeRead: func(path string) {
+				if strings.HasPrefix(path, theirs) {
+					<-release
+				}
+			}})
+		require.NoError(t, err)
+		start := time.Now()
+		_, err = s.Stat(newSample(1, 1).digest)
+		require.ErrorIs(t, err, content.ErrStorage)
+		require.Equal(t, readPatience, time.Since(start))
+		close(release)
+		synctest.Wait()
+		_, err = s.Stat(newSample(1, 1).digest)
+		require.ErrorIs(t, err, content.ErrNotFound)
+		require.NoError(t, s.Close())
+	})
+}

@@ -26,12 +26,13 @@ func (s *Store) runtimePath(d digest.Digest) string {
 }
 
 // runtimeFile looks d up in the runtime's content store. A file there was checked by the runtime when it committed it.
-// One that was found not to match since is content.ErrNotFound.
+// One that was found not to match since is content.ErrNotFound. It keeps nobody waiting for a disk that hangs.
 func (s *Store) runtimeFile(d digest.Digest) (fs.FileInfo, error) {
 	if s.opts.RuntimePath == "" {
 		return nil, content.ErrNotFound
 	}
-	fi, err := os.Stat(s.runtimePath(d))
+	path := s.runtimePath(d)
+	fi, err := ask(s, path, func() (fs.FileInfo, error) { return os.Stat(path) })
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, content.ErrNotFound
