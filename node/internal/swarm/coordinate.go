@@ -287,7 +287,9 @@ func (r *room) vouch(
 			r.swarm.Ban(from, "forged-claim")
 			return nil, err
 		}
-		forged[c.Index] = err != nil
+		if err != nil { // whatever else is claimed of the chunk
+			forged[c.Index] = true
+		}
 	}
 	return slices.DeleteFunc(slices.Clone(claims), func(c schedule.Claim) bool { return forged[c.Index] }), nil
 }

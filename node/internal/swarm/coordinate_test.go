@@ -310,3 +310,24 @@ func TestDiscover_AHolderSaysSoBeforeItSigns(t *testing.T) {
 	require.Len(t, claims, 2)
 	require.NoError(t, VerifyClaim(d, claims[1]))
 }
+
+// Of a chunk for which a claim is forged nothing is passed on, whatever else the same report says of it: who passes a
+// forged claim on is banned for it.
+func TestVouch_ASecondClaimOfAChunkHidesNoForgedOne(t *testing.T) {
+	t.Parallel()
+	d := digest.FromString("x")
+	s := newTestSwarm(t)
+	r, err := s.room(d, s.ID())
+	require.NoError(t, err)
+	key := newKey(t)
+	by, err := peer.IDFromPrivateKey(key)
+	require.NoError(t, err)
+	signed, err := signClaim(key, by, d, 0, schedule.Sum{1})
+	require.NoError(t, err)
+	forged := schedule.Claim{Index: 0, Sum: schedule.Sum{2}, By: s.ID()}
+	for _, claims := range [][]schedule.Claim{{forged, signed}, {signed, forged}} {
+		got, err := r.vouch(t.Context(), by, content.ChunkSize, claims)
+		require.NoError(t, err)
+		require.Empty(t, got)
+	}
+}
