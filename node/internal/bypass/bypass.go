@@ -110,8 +110,9 @@ func (w *Watch) Look(images []Image, now time.Time) []Image {
 func (w *Watch) wasAsked(repository string, now time.Time) bool {
 	for _, asked := range w.asked.Keys() {
 		if names(repository, asked) {
-			at, _ := w.asked.Peek(asked)
-			return now.Sub(at) < recent
+			if at, _ := w.asked.Peek(asked); now.Sub(at) < recent {
+				return true
+			}
 		}
 	}
 	return false

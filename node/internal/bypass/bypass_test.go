@@ -65,6 +65,16 @@ func TestHandler_NotesWhatIsAskedFor(t *testing.T) {
 	}
 }
 
+func TestWatch_AnOldPullOfANameThatAnotherEndsInHidesNoNewOne(t *testing.T) {
+	t.Parallel()
+	at := func(minutes int) time.Time { return time.Unix(0, 0).Add(time.Duration(minutes) * time.Minute) }
+	w := New(func(string) bool { return true })
+	require.Empty(t, w.Look(nil, at(0)))
+	w.Asked("library/alpine", at(10))
+	w.Asked("docker.io/library/alpine", at(130))
+	require.Empty(t, w.Look([]Image{image("docker.io/library/alpine", "a")}, at(131)), "it was asked for just now")
+}
+
 // A client that sends no ns, as CRI-O with a default registry, is heard too.
 func TestWatch_TakesARequestWithoutTheRegistry(t *testing.T) {
 	t.Parallel()
