@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/semaphore"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -54,34 +55,74 @@ func Reviewed(r Reviewer, next http.Handler) http.Handler {
 		case errors.Is(err, ErrToken):
 			w.Header().Set("WWW-Authenticate", `Bearer realm="shoal-node"`)
 			text(w, http.StatusUnauthorized, "show the token of an account that may get this path, as a bearer token\n")
+		case errors.Is(err, errStrangers):
+			w.Header().Set("Retry-After", "1")
+			text(w, http.StatusServiceUnavailable, err.Error()+"\n")
 		default:
 			text(w, http.StatusForbidden, err.Error()+"\n")
 		}
 	})
 }
 
-// reviewTTL is how long a good answer of the API server holds, and reviewsKept how many are kept.
 const (
+	// reviewTTL is how long a good answer of the API server holds, and reviewsKept how many are kept.
 	reviewTTL   = time.Minute
 	reviewsKept = 256
+	// reviewTimeout bounds a review, and strangersAtOnce how many tokens are reviewed at one time that were not good
+	// before: whoever reaches the port can show some, and the scraper's own is not to wait behind them.
+	reviewTimeout   = 5 * time.Second
+	strangersAtOnce = 4
 )
 
-// cluster reviews tokens by the API server's word, as kube-rbac-proxy and the kubelet do.
-type cluster struct {
-	api   kubernetes.Interface
-	known *lru.Cache[[sha256.Size]byte, time.Time] // until when a good answer holds
+// errStrangers says that too many tokens are under review.
+var errStrangers = errors.New("many tokens are under review that the API server does not know: try again")
+
+// ByCluster is a Reviewer that asks the API server with a TokenReview and a SubjectAccessReview, and remembers good
+// answers.
+func ByCluster(api kubernetes.Interface) Reviewer { return remembering(cluster{api}) }
+
+// reviewed remembers the good answers of another Reviewer, and asks it little at one time.
+type reviewed struct {
+	by        Reviewer
+	known     *lru.Cache[[sha256.Size]byte, time.Time] // until when a good answer holds
+	strangers *semaphore.Weighted
 }
 
-// ByCluster is a Reviewer that asks the API server with a TokenReview and a SubjectAccessReview.
-func ByCluster(api kubernetes.Interface) Reviewer {
-	return &cluster{api: api, known: lru.New[[sha256.Size]byte, time.Time](reviewsKept)}
+func remembering(by Reviewer) *reviewed {
+	return &reviewed{
+		by: by, known: lru.New[[sha256.Size]byte, time.Time](reviewsKept),
+		strangers: semaphore.NewWeighted(strangersAtOnce),
+	}
 }
 
-func (c *cluster) Review(ctx context.Context, token, path string) error {
+func (c *reviewed) Review(ctx context.Context, token, path string) error {
 	key := sha256.Sum256([]byte(path + "\x00" + token))
-	if until, ok := c.known.Get(key); ok && time.Now().Before(until) {
+	until, known := c.known.Get(key)
+	if known && time.Now().Before(until) {
 		return nil
 	}
+	if !known {
+		if !c.strangers.TryAcquire(1) {
+			return errStrangers
+		}
+		defer c.strangers.Release(1)
+	}
+	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
+	defer cancel()
+	err := c.by.Review(ctx, token, path)
+	switch {
+	case err == nil:
+		c.known.Add(key, time.Now().Add(reviewTTL))
+	case errors.Is(err, ErrToken):
+		c.known.Remove(key)
+	}
+	return err
+}
+
+// cluster reviews tokens by the API server's word, as kube-rbac-proxy and the kubelet do.
+type cluster struct{ api kubernetes.Interface }
+
+func (c cluster) Review(ctx context.Context, token, path string) error {
 	who, err := c.api.AuthenticationV1().TokenReviews().Create(ctx,
 		&authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token}}, metav1.CreateOptions{})
 	if err != nil {
@@ -107,6 +148,5 @@ func (c *cluster) Review(ctx context.Context, token, path string) error {
 		return fmt.Errorf("%s may not get %s: give it a ClusterRole with nonResourceURLs [%q], verbs [get]",
 			user.Username, path, path)
 	}
-	c.known.Add(key, time.Now().Add(reviewTTL))
 	return nil
 }

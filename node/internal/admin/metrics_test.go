@@ -5,7 +5,11 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
@@ -42,6 +46,41 @@ func TestMetrics_ServesMetricsAndNothingElse(t *testing.T) {
 		"/healthz"} {
 		require.Equal(t, http.StatusNotFound, get(t, h, path, "").Code, path)
 	}
+}
+
+// slowForStrangers knows one token, and takes long to say that another is not good.
+type slowForStrangers struct{ asked *atomic.Int32 }
+
+func (s slowForStrangers) Review(ctx context.Context, token, _ string) error {
+	if token == "scraper" {
+		return nil
+	}
+	s.asked.Add(1)
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func TestReviewed_StrangersDoNotKeepTheScraperOut(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var asked atomic.Int32
+		c := remembering(slowForStrangers{&asked})
+		require.NoError(t, c.Review(t.Context(), "scraper", "/metrics"))
+		time.Sleep(2 * reviewTTL)
+		for i := range 100 {
+			go func() { _ = c.Review(t.Context(), strconv.Itoa(i), "/metrics") }()
+		}
+		synctest.Wait()
+		require.LessOrEqual(t, asked.Load(), int32(4), "the API server is not asked without end")
+		require.NoError(t, c.Review(t.Context(), "scraper", "/metrics"), "it was good before")
+		busy := get(t, Reviewed(c, http.NotFoundHandler()), "/metrics", "one more")
+		require.Equal(t, http.StatusServiceUnavailable, busy.Code)
+		time.Sleep(2 * reviewTimeout)
+		go func() { _ = c.Review(t.Context(), "later", "/metrics") }()
+		synctest.Wait()
+		require.EqualValues(t, 5, asked.Load(), "reviews end")
+		time.Sleep(2 * reviewTimeout)
+	})
 }
 
 func TestReviewed_AsksTheAPIServerWhoMayRead(t *testing.T) {
