@@ -45,6 +45,8 @@ const (
 	maxInlineBytes = 32 << 20
 	// maxInline is the longest document that is, so that a record fits into a message of the swarm's.
 	maxInline = 256 << 10
+	// maxKey is the longest key in bytes that is not replaced by its digest.
+	maxKey = 1 << 10
 	// maxTold is the longest record in bytes, but for its document, that is taken from another node.
 	maxTold = 8 << 10
 	// staleAfter is how long an answer of the hub's is waited for where something older will do.
@@ -106,7 +108,13 @@ func newMemo(memory Memory, log *slog.Logger) *memo {
 
 // key makes a key of its parts, which hold no zero byte: they come from URLs that were taken apart, and the front
 // refuses those that hold one.
-func key(parts ...string) string { return strings.Join(parts, "\x00") }
+func key(parts ...string) string {
+	k := strings.Join(parts, "\x00")
+	if len(k) <= maxKey {
+		return k
+	}
+	return parts[0] + "\x00" + digest.FromString(k).String() // callers choose how long a question is
+}
 
 // mark is a keyed hash, so that memory holds no tokens.
 type mark [16]byte

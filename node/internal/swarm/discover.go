@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/lru"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 )
 
@@ -33,8 +33,10 @@ const (
 	claimsAtOnce = 1 << 18
 	// mapWork and signWork are what it costs to say whether a blob is here, and to sign a claim, in microseconds.
 	mapWork, signWork = 200, 40
-	// maxSigned is up to how many chunks the claims of a blob are kept: fewer than 64 blobs of them are.
-	maxSigned = 4096
+	// maxSigned is how many claims are kept once they are signed.
+	maxSigned = 256 << 10
+	// mapPage is how many claims an answer has in one frame: as many as are signed while a peer waits for one.
+	mapPage = 1024
 	// enoughProviders is how many providers the DHT is asked for.
 	enoughProviders = 20
 )
@@ -121,27 +123,55 @@ func (s *Swarm) ownClaims(d digest.Digest) ([]schedule.Claim, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
+	if claims, ok := s.signed.get(d); ok {
+		return claims, m.Size(), nil
+	}
 	claims, err := s.sign(d, m, 0, m.Len())
+	if err == nil {
+		s.signed.add(d, claims)
+	}
 	return claims, m.Size(), err
 }
 
-// sign gives this node's claims for n chunks of a blob from first on. Those for all of it are kept.
-func (s *Swarm) sign(d digest.Digest, m *content.ChunkMap, first, n int) ([]schedule.Claim, error) {
-	if claims, ok := s.signed.Get(d); ok && len(claims) == m.Len() {
-		return claims[first : first+n], nil
-	}
-	claims := make([]schedule.Claim, n)
-	for k := range claims {
-		h := m.CID(first + k).Hash()
-		var err error
-		if claims[k], err = s.Claim(d, first+k, schedule.Sum(h[len(h)-sha256.Size:])); err != nil {
+// sign makes this node's claims for the chunks of d from first to end, which is not among them.
+func (s *Swarm) sign(d digest.Digest, m *content.ChunkMap, first, end int) ([]schedule.Claim, error) {
+	claims := make([]schedule.Claim, 0, end-first)
+	for i := first; i < end; i++ {
+		h := m.CID(i).Hash()
+		c, err := s.Claim(d, i, schedule.Sum(h[len(h)-sha256.Size:]))
+		if err != nil {
 			return nil, err
 		}
-	}
-	if n == m.Len() && n <= maxSigned {
-		s.signed.Add(d, claims)
+		claims = append(claims, c)
 	}
 	return claims, nil
+}
+
+// signedClaims are claims that were signed, of the blobs that were asked for last.
+type signedClaims struct {
+	mu     sync.Mutex
+	recent *lru.Cache[digest.Digest, []schedule.Claim]
+	count  int
+}
+
+func newSignedClaims() *signedClaims {
+	s := &signedClaims{}
+	s.recent = lru.NewWithEvict(maxSigned, func(_ digest.Digest, c []schedule.Claim) { s.count -= len(c) })
+	return s
+}
+
+func (s *signedClaims) get(d digest.Digest) ([]schedule.Claim, bool) { return s.recent.Get(d) }
+
+func (s *signedClaims) add(d digest.Digest, claims []schedule.Claim) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(claims) > maxSigned || s.recent.Contains(d) {
+		return
+	}
+	s.recent.Add(d, claims)
+	for s.count += len(claims); s.count > maxSigned; {
+		s.recent.RemoveOldest()
+	}
 }
 
 // HeldBy asks p whether it holds d whole, and for its claims then. It fails with content.ErrNotFound where p does not.
@@ -167,7 +197,7 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, d digest.Digest,
 	defer func() { _ = stream.Reset() }()
 	deadline, _ := ctx.Deadline()
 	_ = stream.SetDeadline(deadline)
-	if err := writeFrame(stream, mapQuery{Digest: string(d)}); err != nil {
+	if err := writeQuestion(stream, mapQuery{Digest: string(d)}); err != nil {
 		return 0, "", nil, err
 	}
 	in := bufio.NewReader(stream)
@@ -214,8 +244,7 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// handleMap answers askMap. That the blob is here goes out before anything is signed: the coordinator waits longer then
-// before it sends anyone upstream, and where all who hold a blob sign on few processors that takes long.
+// handleMap answers askMap.
 func (s *Swarm) handleMap(stream network.Stream) {
 	if !s.guard.admit(stream, serviceMap) {
 		return
@@ -223,41 +252,16 @@ func (s *Swarm) handleMap(stream network.Stream) {
 	defer func() { _ = stream.Close() }()
 	p := stream.Conn().RemotePeer()
 	d, err := s.mapQuestion(stream, p)
+	if err == nil {
+		err = s.sendMap(stream, p, d)
+	}
 	if err != nil {
 		s.guard.breach(p, err)
 		_ = stream.Reset()
-		return
-	}
-	_ = stream.SetWriteDeadline(time.Now().Add(discoverTimeout))
-	m, err := s.opts.Store.ChunkMap(d)
-	if err != nil {
-		_ = writeFrame(stream, mapHead{Plans: s.plans(d)})
-		return
-	}
-	err = writeFrame(stream, mapHead{Found: true, Size: m.Size(), Zone: s.opts.Zone, Plans: s.plans(d)})
-	for first := 0; first < m.Len() && err == nil; first += maxList {
-		err = s.writePart(stream, d, m, first)
-	}
-	if err != nil {
-		_ = stream.Reset()
 	}
 }
 
-// writePart writes this node's claims for as many chunks from first on as one part of a map has.
-func (s *Swarm) writePart(to io.Writer, d digest.Digest, m *content.ChunkMap, first int) error {
-	claims, err := s.sign(d, m, first, min(m.Len()-first, maxList))
-	if err != nil {
-		return err
-	}
-	part := mapPart{}
-	for _, c := range claims {
-		part.Sums = append(part.Sums, c.Sum[:]...)
-		part.Signatures = append(part.Signatures, c.Signature)
-	}
-	return writeFrame(to, part)
-}
-
-// mapQuestion reads whose map a peer asks for, and charges it for the answer.
+// mapQuestion reads whose map a peer asks for, and charges it for the answer but for what must be signed.
 func (s *Swarm) mapQuestion(stream network.Stream, p peer.ID) (digest.Digest, error) {
 	var q mapQuery
 	if err := newInbound(stream).read(&q, maxShort, discoverTimeout); err != nil {
@@ -267,9 +271,47 @@ func (s *Swarm) mapQuestion(stream network.Stream, p peer.ID) (digest.Digest, er
 	if err != nil {
 		return "", err
 	}
-	work := mapWork
-	if m, err := s.opts.Store.ChunkMap(d); err == nil && !s.signed.Contains(d) {
-		work += signWork * m.Len()
+	return d, s.guard.Charge(s.ctx, p, mapWork)
+}
+
+// sendMap says whether this node holds d, and then sends its claims as it signs them: the coordinator waits longer, once
+// it has heard that, before it sends anyone upstream, and where all who hold a blob sign on few processors that takes
+// long. p is charged for the claims that it waits for.
+func (s *Swarm) sendMap(stream network.Stream, p peer.ID, d digest.Digest) error {
+	_ = stream.SetWriteDeadline(time.Now().Add(discoverTimeout))
+	m, err := s.opts.Store.ChunkMap(d)
+	if err != nil {
+		return writeFrame(stream, mapHead{Plans: s.plans(d)})
 	}
-	return d, s.guard.Charge(s.ctx, p, work)
+	err = writeFrame(stream, mapHead{Found: true, Size: m.Size(), Zone: s.opts.Zone, Plans: s.plans(d)})
+	claims, known := s.signed.get(d)
+	for sent := 0; sent < m.Len() && err == nil; {
+		end := min(sent+mapPage, m.Len())
+		if !known {
+			if err = s.guard.Charge(s.ctx, p, signWork*(end-sent)); err != nil {
+				return err
+			}
+			signed, err := s.sign(d, m, sent, end)
+			if err != nil {
+				return err
+			}
+			claims = append(claims, signed...)
+		}
+		_ = stream.SetWriteDeadline(time.Now().Add(discoverTimeout))
+		err = writeFrame(stream, toMapPart(claims[sent:end]))
+		sent = end
+	}
+	if err == nil {
+		s.signed.add(d, claims)
+	}
+	return err
+}
+
+func toMapPart(claims []schedule.Claim) mapPart {
+	var part mapPart
+	for _, c := range claims {
+		part.Sums = append(part.Sums, c.Sum[:]...)
+		part.Signatures = append(part.Signatures, c.Signature)
+	}
+	return part
 }

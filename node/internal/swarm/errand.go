@@ -11,22 +11,28 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/semaphore"
 )
 
 const (
 	// errandHomes is how many peers are tried as the home of a question before a node asks without one.
 	errandHomes = 2
-	// errandPatience bounds the wait for each word of an errand but the home's first.
+	// errandPatience bounds each word of a node that asks.
 	errandPatience = 1500 * time.Millisecond
 	// errandBeat is how often who is waited for says that it is still about it, and errandSilence for how long it may
 	// say nothing. An upstream may take long: the others wait up to errandEnd for one who says so. One of the release
-	// before says nothing, and has errandLease to ask.
+	// before says nothing, and has errandLease to ask. An upstream may also be out of reach of that one node, so every
+	// errandTurn one more of those who wait asks as well.
 	errandBeat    = time.Second
+	errandTurn    = 4 * time.Second
 	errandSilence = 12 * time.Second
 	errandLease   = 20 * time.Second
 	errandEnd     = time.Minute
-	// maxErrandKey is the longest key in bytes that is taken from a peer.
-	maxErrandKey = 8 << 10
+	// errandsAtOnce is how many errands this node runs away from home at one time, fewer than a peer takes. What is
+	// beyond is asked without a home.
+	errandsAtOnce = 96
+	// beatWork is what a word of one who still asks costs, in microseconds.
+	beatWork = 20
 )
 
 // Errands has one node ask for all what all want to know of an upstream. The home of a question is the live peer
@@ -39,18 +45,21 @@ type Errands struct {
 	known func(key string) (value []byte, age time.Duration, ok bool)
 	told  func(key string, value []byte, age time.Duration)
 
-	beat, silence time.Duration
+	beat, turn, silence time.Duration
+	abroad              *semaphore.Weighted // errands away from home
 
 	mu      sync.Mutex
 	running map[string]*errand    // those that this node is the home of
 	silent  map[peer.ID]time.Time // homes that did not answer, and when
 }
 
-// errand is a question that some node is asking now.
+// errand is a question that one node is asking now, or several.
 type errand struct {
-	done  chan struct{}
-	value []byte
-	ok    bool
+	done   chan struct{}
+	askers int
+	since  time.Time // when the last of them began
+	value  []byte
+	ok     bool
 }
 
 // NewErrands returns the swarm's errands. known gives what this node remembers under a key, and told has it remember
@@ -60,8 +69,8 @@ func NewErrands(
 		age time.Duration),
 ) *Errands {
 	e := &Errands{
-		swarm: s, known: known, told: told, beat: errandBeat, silence: errandSilence, running: map[string]*errand{},
-		silent: map[peer.ID]time.Time{},
+		swarm: s, known: known, told: told, beat: errandBeat, turn: errandTurn, silence: errandSilence,
+		abroad: semaphore.NewWeighted(errandsAtOnce), running: map[string]*errand{}, silent: map[peer.ID]time.Time{},
 	}
 	s.host.SetStreamHandler(s.protocol("errand"), e.serve)
 	answer(s, "remember", func(q rememberQuery) errandAnswer {
@@ -141,9 +150,9 @@ func (e *Errands) atHome(
 	return value, 0, true, err
 }
 
-// enter gives the value of a key at its home; or, where nobody is asking, a function that must be called with what was
-// found out; or neither, where the one who was asking has failed or ctx has ended. wait is called every errandBeat
-// while another's answer is waited for, and before.
+// enter gives the value of a key at its home; or, where nobody is asking or those who are take long, a function that
+// must be called with what was found out; or neither, where those who were asking have failed or ctx has ended. wait is
+// called every errandBeat while another's answer is waited for, and before.
 func (e *Errands) enter(ctx context.Context, key string, maxAge time.Duration,
 	wait func()) (value []byte, age time.Duration, finish func([]byte, bool)) {
 	if value, age, ok := e.known(key); ok && age <= maxAge {
@@ -154,10 +163,12 @@ func (e *Errands) enter(ctx context.Context, key string, maxAge time.Duration,
 	if r == nil {
 		r = &errand{done: make(chan struct{})}
 		e.running[key] = r
-		e.mu.Unlock()
-		return nil, 0, func(value []byte, ok bool) { e.finish(key, r, value, ok) }
 	}
 	e.mu.Unlock()
+	finish = func(value []byte, ok bool) { e.finish(key, r, value, ok) }
+	if e.takeTurn(r) {
+		return nil, 0, finish
+	}
 	if wait == nil {
 		wait = func() {}
 	}
@@ -172,6 +183,9 @@ func (e *Errands) enter(ctx context.Context, key string, maxAge time.Duration,
 			}
 			return nil, 0, nil
 		case <-beat.C:
+			if e.takeTurn(r) {
+				return nil, 0, finish
+			}
 			wait()
 		case <-ctx.Done():
 			return nil, 0, nil
@@ -179,14 +193,32 @@ func (e *Errands) enter(ctx context.Context, key string, maxAge time.Duration,
 	}
 }
 
+// takeTurn reports whether it is the caller's turn to ask, and counts it as one who does then.
+func (e *Errands) takeTurn(r *errand) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if r.askers > 0 && time.Since(r.since) < e.turn {
+		return false
+	}
+	r.askers++
+	r.since = time.Now()
+	return true
+}
+
+// finish ends an errand with the first value that was found out, or when the last who asked has failed.
 func (e *Errands) finish(key string, r *errand, value []byte, ok bool) {
-	if ok && len(value) <= maxFrame/2 {
+	ok = ok && len(value) <= maxFrame/2
+	if ok {
 		e.told(key, value, 0)
-		r.value, r.ok = value, true
 	}
 	e.mu.Lock()
+	defer e.mu.Unlock()
+	r.askers--
+	if e.running[key] != r || !ok && r.askers > 0 {
+		return
+	}
+	r.value, r.ok = value, ok
 	delete(e.running, key)
-	e.mu.Unlock()
 	close(r.done)
 }
 
@@ -194,6 +226,10 @@ func (e *Errands) finish(key string, r *errand, value []byte, ok bool) {
 func (e *Errands) away(
 	ctx context.Context, p peer.ID, key string, maxAge time.Duration, ask func(context.Context) ([]byte, error),
 ) (value []byte, age time.Duration, done bool, err error) {
+	if !e.abroad.TryAcquire(1) {
+		return nil, 0, false, nil
+	}
+	defer e.abroad.Release(1)
 	patience := e.swarm.opts.JoinTimeout / 2 // a home is waited for like a coordinator
 	opening, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -206,7 +242,7 @@ func (e *Errands) away(
 	_ = stream.SetDeadline(time.Now().Add(patience))
 	in := bufio.NewReader(stream)
 	var a errandAnswer
-	if err = writeFrame(stream, errandQuery{Key: key, MaxAge: maxAge.Milliseconds(), Beats: true}); err == nil {
+	if err = writeQuestion(stream, errandQuery{Key: key, MaxAge: maxAge.Milliseconds(), Beats: true}); err == nil {
 		err = readFrame(in, &a)
 	}
 	if err != nil {
@@ -276,59 +312,80 @@ func (e *Errands) failed(ctx context.Context, p peer.ID, err error) {
 
 // serve is the home's side.
 func (e *Errands) serve(stream network.Stream) {
-	defer func() { _ = stream.Close() }()
-	_ = stream.SetDeadline(time.Now().Add(queryTimeout))
-	in := bufio.NewReader(stream)
-	var q errandQuery
-	if err := readFrame(in, &q); err != nil || len(q.Key) > maxErrandKey {
-		_ = stream.Reset()
+	guard, p := e.swarm.guard, stream.Conn().RemotePeer()
+	if !guard.admit(stream, serviceErrand) {
 		return
 	}
+	defer func() { _ = stream.Close() }()
+	in := newInbound(stream)
+	var q errandQuery
+	err := in.read(&q, maxShort, queryTimeout)
+	if err == nil {
+		err = guard.Charge(e.swarm.ctx, p, queryWork)
+	}
+	if err == nil {
+		err = e.answer(in, p, q)
+	}
+	if err != nil {
+		guard.breach(p, err)
+		_ = stream.Reset()
+	}
+}
+
+// answer gives p the value of the key that it asks for, or has it ask and takes in what it finds out.
+func (e *Errands) answer(in *inbound, p peer.ID, q errandQuery) error {
 	most := errandSilence // of one that takes a second word for the last
 	if q.Beats {
 		most = errandEnd
 	}
 	ctx, cancel := context.WithTimeout(e.swarm.ctx, most)
 	defer cancel()
+	say := func(a errandAnswer) error {
+		_ = in.stream.SetWriteDeadline(time.Now().Add(queryTimeout))
+		return writeFrame(in.stream, a)
+	}
 	told := false
 	value, age, finish := e.enter(ctx, q.Key, time.Duration(q.MaxAge)*time.Millisecond, func() {
 		if told && !q.Beats {
 			return
 		}
 		told = true
-		_ = stream.SetDeadline(time.Now().Add(queryTimeout))
-		if writeFrame(stream, errandAnswer{State: errandWaiting}) != nil {
+		if say(errandAnswer{State: errandWaiting}) != nil {
 			cancel() // nobody waits any more
 		}
 	})
-	_ = stream.SetDeadline(time.Now().Add(queryTimeout))
 	switch {
 	case value != nil:
-		_ = writeFrame(stream, errandAnswer{State: errandKnown, Value: value, Age: age.Milliseconds()})
-		return
+		return say(errandAnswer{State: errandKnown, Value: value, Age: age.Milliseconds()})
 	case finish == nil:
-		_ = writeFrame(stream, errandAnswer{State: errandAlone})
-		return
+		return say(errandAnswer{State: errandAlone})
 	}
 	var r errandResult
 	defer func() { finish(r.Value, r.OK) }()
-	if err := writeFrame(stream, errandAnswer{State: errandAsk, Beats: true}); err != nil {
-		return
+	if err := say(errandAnswer{State: errandAsk, Beats: true}); err != nil {
+		return err
 	}
+	var err error
+	r, err = e.result(in, p, q.Beats)
+	return err
+}
+
+// result is what p has found out, for which it is waited as long as it says that it asks.
+func (e *Errands) result(in *inbound, p peer.ID, beats bool) (errandResult, error) {
 	silence := errandLease
-	if q.Beats {
+	if beats {
 		silence = e.silence
 	}
 	for end := time.Now().Add(errandEnd); ; {
-		_ = stream.SetDeadline(earlier(time.Now().Add(silence), end))
-		r = errandResult{}
-		if err := readFrame(in, &r); err != nil {
-			r = errandResult{}
-			_ = stream.Reset()
-			return
+		var r errandResult
+		if err := in.read(&r, maxFrame, min(silence, time.Until(end))); err != nil {
+			return errandResult{}, err
 		}
 		if !r.Asking {
-			return
+			return r, nil
+		}
+		if err := e.swarm.guard.Charge(e.swarm.ctx, p, beatWork); err != nil {
+			return errandResult{}, err
 		}
 	}
 }

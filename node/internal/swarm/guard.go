@@ -26,6 +26,7 @@ const (
 	serviceCoordinate = "shoal.coordinate"
 	serviceMap        = "shoal.map"
 	serviceQuery      = "shoal.query"
+	serviceErrand     = "shoal.errand"
 	serviceDHT        = "shoal.dht"
 )
 
@@ -36,7 +37,7 @@ const (
 //	streams                     256 in      16,384
 //	libp2p's windows            128 MiB     1 GiB (they stop growing at the half)
 //	unfinished Bitswap messages  16 MiB     128 MiB
-//	unfinished frames             8 MiB      64 MiB
+//	unfinished frames            14 MiB     144 MiB
 func resourceLimits() rcmgr.ConcreteLimitConfig {
 	inbound := func(streams rcmgr.LimitVal, memory rcmgr.LimitVal64) rcmgr.ResourceLimits {
 		return rcmgr.ResourceLimits{StreamsInbound: streams, Memory: memory}
@@ -56,11 +57,13 @@ func resourceLimits() rcmgr.ConcreteLimitConfig {
 		},
 		Service: map[string]rcmgr.ResourceLimits{
 			bitswapnet.Service: inbound(4096, 128<<20), serviceCoordinate: inbound(8192, 64<<20),
-			serviceMap: inbound(2048, 32<<20), serviceQuery: inbound(2048, 16<<20), serviceDHT: inbound(4096, 64<<20),
+			serviceMap: inbound(2048, 32<<20), serviceQuery: inbound(2048, 16<<20), serviceErrand: inbound(4096, 32<<20),
+			serviceDHT: inbound(4096, 64<<20),
 		},
 		ServicePeer: map[string]rcmgr.ResourceLimits{
 			bitswapnet.Service: inbound(48, 16<<20), serviceCoordinate: inbound(128, 8<<20),
-			serviceMap: inbound(128, 1<<20), serviceQuery: inbound(64, 1<<20), serviceDHT: inbound(16, 1<<20),
+			serviceMap: inbound(128, 1<<20), serviceQuery: inbound(64, 1<<20), serviceErrand: inbound(128, 4<<20),
+			serviceDHT: inbound(16, 1<<20),
 		},
 	}.Build(rcmgr.InfiniteLimits)
 }

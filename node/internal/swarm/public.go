@@ -2,6 +2,8 @@ package swarm
 
 import (
 	"context"
+	"slices"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -31,8 +33,37 @@ func NewWitness(s *Swarm, known func(source string, contents []digest.Digest) Te
 	return w
 }
 
-// Hear asks connected peers about a source and at most a few hundred contents. It takes at most about a second.
-func (w *Witness) Hear(ctx context.Context, source string, contents []digest.Digest) (t Testimony) {
+const (
+	// witnessed is how many contents one question is about, so that a peer takes it.
+	witnessed = 64
+	// maxWitnessed is how many contents peers are asked about at one time. Nothing is heard of those beyond.
+	maxWitnessed = 1024
+)
+
+// Hear asks connected peers about a source and at most maxWitnessed contents. It takes at most about a second.
+func (w *Witness) Hear(ctx context.Context, source string, contents []digest.Digest) Testimony {
+	parts := slices.Collect(slices.Chunk(first(maxWitnessed, contents), witnessed))
+	if len(parts) == 0 {
+		parts = [][]digest.Digest{nil} // it may be public all the same
+	}
+	heard := make([]Testimony, len(parts))
+	var wg sync.WaitGroup
+	for i, part := range parts {
+		wg.Go(func() { heard[i] = w.hear(ctx, source, part) })
+	}
+	wg.Wait()
+	all := Testimony{Everyone: len(contents) <= maxWitnessed}
+	for _, t := range heard {
+		all.Public = all.Public || t.Public
+		all.Everyone = all.Everyone && t.Everyone
+		all.Proven = append(all.Proven, t.Proven...)
+		all.Held = append(all.Held, t.Held...)
+	}
+	return all
+}
+
+// hear asks connected peers one question.
+func (w *Witness) hear(ctx context.Context, source string, contents []digest.Digest) (t Testimony) {
 	q := witnessQuery{Source: source, Contents: make([]string, len(contents))}
 	for i, d := range contents {
 		q.Contents[i] = string(d)

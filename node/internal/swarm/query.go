@@ -81,17 +81,15 @@ func askPeers[Answer any](ctx context.Context, s *Swarm, name string, question a
 	wg.Wait()
 }
 
-// query asks a peer one question.
+// query asks a peer one question. It fails before it asks where the question is longer than a peer takes.
 func (s *Swarm) query(ctx context.Context, p peer.ID, name string, question, answer any) error {
 	stream, err := s.host.NewStream(ctx, p, s.protocol(name))
 	if err != nil {
 		return err
 	}
 	defer func() { _ = stream.Reset() }()
-	if deadline, ok := ctx.Deadline(); ok {
-		_ = stream.SetDeadline(deadline)
-	}
-	if err := writeFrame(stream, question); err != nil {
+	defer context.AfterFunc(ctx, func() { _ = stream.Reset() })() // a stream knows no context
+	if err := writeQuestion(stream, question); err != nil {
 		return err
 	}
 	return readFrame(bufio.NewReader(stream), answer)

@@ -36,7 +36,6 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/bitswapnet"
 	"github.com/shoal-cache/shoal/node/internal/content"
-	"github.com/shoal-cache/shoal/node/internal/lru"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 	"github.com/shoal-cache/shoal/node/internal/trace"
 )
@@ -106,7 +105,7 @@ type Swarm struct {
 	provider  *provider
 	twins     *twins
 	traffic   *bandwidth.BandwidthCounter
-	signed    *lru.Cache[digest.Digest, []schedule.Claim]
+	signed    *signedClaims
 	asking    *semaphore.Weighted // questions to peers
 	searches  *semaphore.Weighted // for holders of blobs
 	maps      *semaphore.Weighted // claims that holders are sending
@@ -146,7 +145,7 @@ func New(o Options) (*Swarm, error) {
 		o.DiscoveryGrace = 250 * time.Millisecond
 	}
 	s := &Swarm{
-		opts: o, log: o.Logger, admission: newAdmission(o.Open), signed: lru.New[digest.Digest, []schedule.Claim](64),
+		opts: o, log: o.Logger, admission: newAdmission(o.Open), signed: newSignedClaims(),
 		bootstrap: o.Bootstrap, traffic: bandwidth.NewBandwidthCounter(),
 		asking:   semaphore.NewWeighted(questionsAtOnce),
 		searches: semaphore.NewWeighted(searchesAtOnce), maps: semaphore.NewWeighted(claimsAtOnce),

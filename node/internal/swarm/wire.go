@@ -56,13 +56,18 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-func writeFrame(w io.Writer, v any) error {
+func writeFrame(w io.Writer, v any) error { return writeUpTo(w, v, maxFrame) }
+
+// writeQuestion writes what is refused, and blamed on this node, where it is longer than maxShort.
+func writeQuestion(w io.Writer, v any) error { return writeUpTo(w, v, maxShort) }
+
+func writeUpTo(w io.Writer, v any, most int) error {
 	body, err := encoding.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode %T: %w", v, err)
 	}
-	if len(body) > maxFrame {
-		return fmt.Errorf("encode %T: %d bytes is more than a frame may have", v, len(body))
+	if len(body) > most {
+		return fmt.Errorf("encode %T: %d bytes long, %d are allowed", v, len(body), most)
 	}
 	frame := binary.AppendUvarint(make([]byte, 0, len(body)+binary.MaxVarintLen32), uint64(len(body)))
 	_, err = w.Write(append(frame, body...))
