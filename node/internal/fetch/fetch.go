@@ -671,8 +671,8 @@ func (f *fetch) end() {
 }
 
 // arrivedAs is what has become of a blob that has come and matches its digest, for who comes from then on and must not
-// wait for the readers: store.ErrExists of one that was committed, content.ErrStorage of one that could not be. It is nil
-// before.
+// wait for the readers: store.ErrExists of one that was committed, content.ErrStorage of one that could not be. It is
+// nil before.
 func (f *fetch) arrivedAs() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

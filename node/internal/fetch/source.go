@@ -63,8 +63,8 @@ func (f *fetch) proved(req content.Request) {
 // mayStandStill is for how long a fetch that brings nothing keeps other sources from bringing the blob.
 const mayStandStill = 3 * time.Second
 
-// giveWay ends a fetch that stands still or that nobody wants, for the sake of another source. Whoever reads it is given
-// the rest by his own source; see lasting. It fails with errForeign for any other fetch.
+// giveWay ends a fetch that stands still or that nobody wants, for the sake of another source. Whoever reads it is
+// given the rest by his own source; see lasting. It fails with errForeign for any other fetch.
 func (f *fetch) giveWay(ctx context.Context) error {
 	tick := time.NewTicker(mayStandStill / 30)
 	defer tick.Stop()

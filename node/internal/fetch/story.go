@@ -95,8 +95,8 @@ func (f *fetch) trace(outcome string, err error) {
 func (t *through) tell() {
 	if read := t.read.Load(); read > 0 && t.fr.opts.Ended != nil {
 		t.fr.opts.Ended(Story{
-			Digest: t.req.Digest, Repository: t.req.Repository, Started: t.begun, Took: time.Since(t.begun), Size: t.size,
-			FromUpstream: read, Outcome: outcomeThrough,
+			Digest: t.req.Digest, Repository: t.req.Repository, Started: t.begun, Took: time.Since(t.begun),
+			Size: t.size, FromUpstream: read, Outcome: outcomeThrough,
 		})
 	}
 }

@@ -108,8 +108,8 @@ func (t *through) matched() {
 	t.fr.opts.Gave(t.req)
 }
 
-// judged reads what is checked against its digest, and tells whether that matches: with the last byte, for many a reader
-// knows how many there are, and never asks for the end. right may be nil.
+// judged reads what is checked against its digest, and tells whether that matches: with the last byte, for many a
+// reader knows how many there are, and never asks for the end. right may be nil.
 type judged struct {
 	io.Reader
 	left  int64

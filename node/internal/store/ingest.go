@@ -98,9 +98,9 @@ const (
 	phaseClosed
 )
 
-// Ingest opens the ingest of d, of size bytes, into a pool. It resumes a partial one of the same source and size that an
-// earlier ingest left, and drops one of another size. It fails with ErrExists for a blob that is committed here, ErrBusy
-// while another ingest of d is open, content.ErrNoSpace when size bytes could not be made room for, and
+// Ingest opens the ingest of d, of size bytes, into a pool. It resumes a partial one of the same source and size that
+// an earlier ingest left, and drops one of another size. It fails with ErrExists for a blob that is committed here,
+// ErrBusy while another ingest of d is open, content.ErrNoSpace when size bytes could not be made room for, and
 // content.ErrStorage where the disk refuses or hangs. Room itself is made for each chunk as it is written. The caller
 // must Close it.
 //
