@@ -31,8 +31,19 @@ type Credential struct {
 	RegistryToken string
 }
 
-// HubToken is what a model hub is shown, which knows bearer tokens alone.
-func (c Credential) HubToken() string { return cmp.Or(c.RegistryToken, c.IdentityToken, c.Password) }
+// HubToken is what a model hub is shown, which knows bearer tokens alone; "" for none.
+func (c Credential) HubToken() (string, error) {
+	return bearer(cmp.Or(c.RegistryToken, c.IdentityToken, c.Password))
+}
+
+// bearer is a token that a request can carry. One with another is not sent at all, which looks as if the registry, or
+// the hub, were down.
+func bearer(token string) (string, error) {
+	if strings.ContainsFunc(token, unicode.IsControl) {
+		return "", errors.New("the token holds a line break, or another character that no request can carry")
+	}
+	return token, nil
+}
 
 // Credentials are entries of one or more secrets, in the order of these.
 type Credentials []login
@@ -99,11 +110,9 @@ func (a authConfig) credential() (Credential, error) {
 		}
 		c.Username, c.Password = user, strings.TrimRight(password, "\x00")
 	}
-	// A request with such a token is not sent at all, which looks as if the registry, or the hub, were down.
-	if strings.ContainsFunc(c.Username+c.Password+c.IdentityToken+c.RegistryToken, unicode.IsControl) {
-		return c, errors.New("it holds a line break, or another character that no request can carry")
-	}
-	return c, nil
+	// All else may hold line breaks, as the key of a Google service account does: it is sent in base64, or as a form.
+	_, err := bearer(c.RegistryToken)
+	return c, err
 }
 
 // split takes "https://index.docker.io/v1/" or "registry.example/team" apart. The names of Docker Hub are made one.

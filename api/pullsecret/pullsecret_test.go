@@ -1,6 +1,8 @@
 package pullsecret_test
 
 import (
+	"encoding/base64"
+	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -68,9 +70,7 @@ func TestParseSaysWhatIsWrongAndNotWhatIsSecret(t *testing.T) {
 		"no base64":   {secret(`{"auths": {"a.example": {"auth": "hunter2!"}}}`), "auth is not base64"},
 		"no password": {secret(`{"auths": {"a.example": {"auth": "aHVudGVyMg=="}}}`), "auth is not user:password"},
 		"a token with the line's end": {secret(`{"auths": {"hub.example": {"registrytoken": "hunter2\n"}}}`),
-			"entry \"hub.example\": it holds a line break"},
-		"a password with it": {secret(`{"auths": {"a.example": {"auth": "aHViOmh1bnRlcjIK"}}}`),
-			"it holds a line break"},
+			"entry \"hub.example\": the token holds a line break"},
 		"another type": {&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "team", Name: "pull"},
 			Type: corev1.SecretTypeTLS}, "make one of type kubernetes.io/dockerconfigjson"},
 	} {
@@ -79,6 +79,25 @@ func TestParseSaysWhatIsWrongAndNotWhatIsSecret(t *testing.T) {
 		require.ErrorContains(t, err, "team/pull", name)
 		require.ErrorContains(t, err, tc.message, name)
 		require.NotContains(t, err.Error(), "hunter2", name)
+	}
+}
+
+// https://cloud.google.com/artifact-registry/docs/docker/authentication#json-key
+func TestParse_APasswordOfManyLinesIsTakenAsGooglesAre(t *testing.T) {
+	t.Parallel()
+	key := "{\n  \"type\": \"service_account\"\n}\n"
+	for name, entry := range map[string]string{
+		"as auth": `{"auth": "` + base64.StdEncoding.EncodeToString([]byte("_json_key:"+key)) + `"}`,
+		"apart":   `{"username": "_json_key", "password": ` + strconv.Quote(key) + `}`,
+	} {
+		all, err := pullsecret.Parse(secret(`{"auths": {"gcr.io": ` + entry + `}}`))
+		require.NoError(t, err, name)
+		got, ok := all.For("gcr.io/project/app")
+		require.True(t, ok, name)
+		require.Equal(t, pullsecret.Credential{Username: "_json_key", Password: key}, got, name)
+		_, err = got.HubToken()
+		require.ErrorContains(t, err, "the token holds a line break", name)
+		require.NotContains(t, err.Error(), "service_account", name)
 	}
 }
 

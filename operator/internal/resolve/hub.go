@@ -55,7 +55,10 @@ func (r *Resolver) askHub(ctx context.Context, by http.RoundTripper, resolved *v
 	a *v1alpha1.HubArtifact, o Options) error {
 	h := &hub{transport: by}
 	if c, ok := o.Credentials.For(resolved.Repository); ok {
-		h.token = c.HubToken()
+		var err error
+		if h.token, err = c.HubToken(); err != nil {
+			return &Error{Reason: v1alpha1.ReasonInvalidSecret, Err: fmt.Errorf("pull secret: %w", err)}
+		}
 	}
 	api := strings.TrimSuffix(r.Hub.String(), "/") + "/api/" + kindOf(a.Repository)
 	var info struct {

@@ -45,9 +45,12 @@ func TestHub_ARevisionIsResolvedToACommitAndItsFilesAreMeasured(t *testing.T) {
 	hidden := secret.Commit("main", files)
 	secret.SetPrivate("good")
 	r, host := hubResolver(t, h)
-	token, err := pullsecret.Parse(&corev1.Secret{Type: corev1.SecretTypeDockerConfigJson, Data: map[string][]byte{
-		corev1.DockerConfigJsonKey: []byte(`{"auths": {"` + host + `": {"username": "any", "password": "good"}}}`)}})
-	require.NoError(t, err)
+	login := func(password string) pullsecret.Credentials {
+		all, err := pullsecret.Parse(&corev1.Secret{Type: corev1.SecretTypeDockerConfigJson, Data: map[string][]byte{
+			corev1.DockerConfigJsonKey: []byte(`{"auths": {"` + host + `": {"password": "` + password + `"}}}`)}})
+		require.NoError(t, err)
+		return all
+	}
 
 	for name, tc := range map[string]struct {
 		hub    v1alpha1.HubArtifact
@@ -62,7 +65,8 @@ func TestHub_ARevisionIsResolvedToACommitAndItsFilesAreMeasured(t *testing.T) {
 		"a dataset":       {v1alpha1.HubArtifact{Repository: "datasets/org/d"}, nil, data, 3305, ""},
 		"a pull request":  {v1alpha1.HubArtifact{Repository: "org/m", Revision: "refs/pr/1"}, nil, pr, 1, ""},
 		"a commit":        {v1alpha1.HubArtifact{Repository: "org/m", Revision: commit}, nil, commit, 3305, ""},
-		"with a token":    {v1alpha1.HubArtifact{Repository: "org/secret"}, token, hidden, 3305, ""},
+		"with a token":    {v1alpha1.HubArtifact{Repository: "org/secret"}, login("good"), hidden, 3305, ""},
+		"a token's line":  {v1alpha1.HubArtifact{Repository: "org/secret"}, login(`good\n`), "", 0, v1alpha1.ReasonInvalidSecret},
 		"without a token": {v1alpha1.HubArtifact{Repository: "org/secret"}, nil, "", 0, v1alpha1.ReasonUnauthorized},
 		"no such branch":  {v1alpha1.HubArtifact{Repository: "org/m", Revision: "nosuch"}, nil, "", 0, v1alpha1.ReasonNotFoundUpstream},
 		"nothing matches": {v1alpha1.HubArtifact{Repository: "org/m", Files: []string{"*.gguf"}}, nil, "", 0, v1alpha1.ReasonNotFoundUpstream},

@@ -133,10 +133,14 @@ func (c *access) authorize(ctx context.Context, cred credential) (string, error)
 	if !c.hub {
 		return c.opts.Upstream.Authorize(ctx, c.repo, cred)
 	}
-	if token := cred.HubToken(); token != "" {
-		return "Bearer " + token, nil
+	token, err := cred.HubToken()
+	if err != nil {
+		return "", fmt.Errorf("pull secret: %w", err)
 	}
-	return "", nil
+	if token != "" {
+		token = "Bearer " + token
+	}
+	return token, nil
 }
 
 // renewing calls do, and again with a new token whenever the registry takes one no more: those of a large image live

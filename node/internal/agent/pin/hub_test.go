@@ -71,6 +71,7 @@ func hubNode(t *testing.T, m *model) *node {
 	secrets := vault{}
 	secrets.add("token", "hub.example", "anyone", "a-token")
 	secrets.add("another", "hub.example", "anyone", "another")
+	secrets.add("line", "hub.example", "anyone", "a-token\n")
 	n := newNode(t, t.TempDir(), func(o *pin.Options, _ *store.Options) {
 		o.Hub, o.Fetcher, o.Secrets = m, m, secrets
 	})
@@ -122,6 +123,19 @@ func TestHub_APinWithoutTheTokenSaysSo(t *testing.T) {
 	require.NotContains(t, p.Message, "a-token")
 	require.NotContains(t, p.Message, "Bearer another")
 	require.Contains(t, p.Message, commit)
+}
+
+// A request with such a token would fail as if the hub were down.
+func TestHub_ATokenWithALineBreakIsNamedAsTheCause(t *testing.T) {
+	t.Parallel()
+	m := &model{token: "Bearer a-token", weight: []byte("weights")}
+	n := hubNode(t, m)
+	a := assignment("a", "1", files())
+	a.PullSecrets = []string{"line"}
+	n.Set([]v1alpha1.PinAssignment{a})
+	p := n.await(t, "a", in(v1alpha1.PinFailed, "1"))
+	require.Equal(t, v1alpha1.ReasonUnauthorized, p.Reason)
+	require.Contains(t, p.Message, "pull secret: the token holds a line break")
 }
 
 func TestHub_AnAgentThatIsNoFrontForOneSaysSo(t *testing.T) {
