@@ -122,6 +122,9 @@ func (f *Front) page(ctx context.Context, x *exchange, commit string, maxAge tim
 		if err != nil {
 			return record{}, err
 		}
+		if elsewhere(a.next) {
+			return record{}, unending(r, commit, a.next)
+		}
 		rec := f.keep(ctx, clean)
 		rec.Next = a.next
 		return rec, nil
@@ -177,10 +180,11 @@ func (f *Front) paths(x *exchange) error {
 		}
 		return x.json(doc)
 	}
-	found := []*element{}
+	found, told := []*element{}, map[*element]bool{}
 	for _, p := range paths {
-		if e := l.byPath[strings.Trim(p, "/")]; e != nil {
-			found = append(found, e)
+		// Once, for a path takes far less of a question than of the answer.
+		if e := l.byPath[strings.Trim(p, "/")]; e != nil && !told[e] {
+			found, told[e] = append(found, e), true
 		}
 	}
 	return x.elements(found)

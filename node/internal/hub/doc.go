@@ -6,6 +6,7 @@
 //	front.go       who may come at all; what is done with which request
 //	path.go        what a URL asks for
 //	repository.go  a revision's commit, the listing of its files, what is told of it
+//	xet.go         taking Xet out of what is told
 //	access.go      who may read it: the hub's word, for each caller's own token
 //	file.go        one file: its header, its bytes, the proof that a repository has it
 //	ending.go      the end of a file, for who asks for nothing else of it

@@ -156,7 +156,7 @@ func TestInfo_TreeAndPathsComeWithoutXetAndWithTheFrontsOwnLinks(t *testing.T) {
 		require.True(t, seen[path], path)
 	}
 	for contentType, body := range map[string]string{
-		"application/x-www-form-urlencoded": "paths=config.json&paths=onnx&paths=nosuch&expand=False",
+		"application/x-www-form-urlencoded": "paths=config.json&paths=onnx&paths=nosuch&paths=config.json&expand=False",
 		"application/json":                  `{"paths":["config.json","onnx","nosuch"],"expand":false}`,
 	} {
 		g := ask(t, a.URL, http.MethodPost, "/api/models/org/m/paths-info/main", strings.NewReader(body),

@@ -235,3 +235,23 @@ func TestOdd_AnEmptyFileInLargeStorageIsGiven(t *testing.T) {
 	g := a.ask(t, http.MethodGet, resolve("org/m", "main", "lie.bin"))
 	require.Equal(t, http.StatusBadGateway, g.status, "%s", g.body)
 }
+
+func TestOdd_AListingThatGoesOnElsewhereIsNotTakenForTheWhole(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	_, commit, _ := model(h, "org/m")
+	h.SetOdd(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		w.Header().Set("Link", `<http://elsewhere.test/page-2>; rel="next"`)
+		next.ServeHTTP(w, r)
+	})
+	a := newAgent(t, h, "", nil)
+	for _, query := range []string{"?recursive=true", "?expand=true"} {
+		g := a.ask(t, http.MethodGet, "/api/models/org/m/tree/"+commit+query)
+		require.Equal(t, http.StatusBadGateway, g.status, query)
+		require.Contains(t, g.header.Get("X-Error-Message"), "elsewhere.test", query)
+	}
+	for _, path := range []string{"config.json", "onnx/model.onnx"} {
+		require.Equal(t, http.StatusOK, a.ask(t, http.MethodHead, resolve("org/m", commit, path)).status,
+			"each file can be asked for by its name")
+	}
+}

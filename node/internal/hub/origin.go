@@ -82,7 +82,7 @@ type answer struct {
 	header http.Header
 	// location is where else the content lies, nil where it lies with the hub.
 	location *url.URL
-	// next is the escaped path and query of the next page, "" where there is none.
+	// next is the escaped path and query of the next page, a URL where that is not at the hub, "" where there is none.
 	next string
 	body []byte
 }
@@ -484,20 +484,28 @@ func relayed(name string) bool {
 	}, http.CanonicalHeaderKey(name))
 }
 
-// nextPage is the escaped path and query of the page that follows an answer, below the hub's base URL.
+// nextPage is the escaped path and query of the page that follows an answer, below the hub's base URL. One that is
+// elsewhere is not read, for a token is the hub's alone. It is given as its URL, so that what was read is not taken for
+// the whole.
 func (o *origin) nextPage(resp *http.Response) string {
 	for _, l := range links(resp.Header) {
 		if l.rel != "next" {
 			continue
 		}
 		next, err := resp.Request.URL.Parse(l.target)
-		if err != nil || !registries.SameOrigin(next, o.base) {
-			return ""
+		switch {
+		case err != nil:
+			return l.target
+		case !registries.SameOrigin(next, o.base):
+			return next.String()
 		}
 		return strings.TrimPrefix(next.RequestURI(), strings.TrimSuffix(o.base.EscapedPath(), "/"))
 	}
 	return ""
 }
+
+// elsewhere reports whether a next page is not at the hub.
+func elsewhere(page string) bool { return page != "" && !strings.HasPrefix(page, "/") }
 
 // link is one of a Link header's.
 type link struct{ target, rel, text string }

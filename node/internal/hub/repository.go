@@ -28,13 +28,15 @@ const (
 	// maxPages bounds the pages of a listing that is made of the whole of a repository. Of a larger one single paths
 	// are asked for.
 	maxPages = 10
-	// maxEndless is how much is told of a page that comes after itself.
+	// maxListing and maxElements bound such a listing in bytes and in elements. In memory an element takes far more than
+	// its shortest spelling, {}, and maxListings of them are held.
+	maxListing  = 8 << 20
+	maxElements = maxPages * pageSize
+	// maxEndless is how much is told of a page that comes after itself, or is not at the hub.
 	maxEndless = 200
 	// heldTimeout bounds the getting of a document that a peer has, with a second more for each heldRate bytes.
 	heldTimeout = 5 * time.Second
 	heldRate    = 1 << 20
-	// plainLimit is the size in bytes above which huggingface_hub takes no file by plain HTTP.
-	plainLimit = 50_000_000_000
 )
 
 // element is what a listing says of one path.
@@ -84,9 +86,38 @@ type listing struct {
 	large    bool // there are too many: it holds none
 }
 
+// errLarge: a listing is longer than maxListing or maxElements.
+var errLarge = errors.New("the listing is too long to be held")
+
+// split takes a listing apart. It fails with errLarge before it takes much memory.
+func split(doc []byte) (elements []json.RawMessage, err error) {
+	if len(doc) > maxListing {
+		return nil, errLarge
+	}
+	d := json.NewDecoder(bytes.NewReader(doc))
+	if start, err := d.Token(); err != nil || start != json.Delim('[') {
+		return nil, errors.Join(errors.New("it is no list"), err)
+	}
+	for d.More() {
+		if len(elements) == maxElements {
+			return nil, errLarge
+		}
+		var e json.RawMessage
+		if err := d.Decode(&e); err != nil {
+			return nil, err
+		}
+		elements = append(elements, e)
+	}
+	_, err = d.Token() // its end
+	return elements, err
+}
+
 func newListing(doc []byte) (*listing, error) {
-	var raws []json.RawMessage
-	if err := json.Unmarshal(doc, &raws); err != nil {
+	raws, err := split(doc)
+	switch {
+	case errors.Is(err, errLarge):
+		return &listing{large: true}, nil
+	case err != nil:
 		return nil, fmt.Errorf("listing: %w", err)
 	}
 	l := &listing{byPath: make(map[string]*element, len(raws))}
@@ -337,8 +368,7 @@ func (f *Front) list(ctx context.Context, x *exchange, commit string) (*listing,
 	case err != nil:
 		return nil, err
 	case rec.Endless != "":
-		return nil, &httpError{http.StatusBadGateway, "", fmt.Sprintf("the hub's listing of %s at %s has no end: the "+
-			"page %q comes after itself", r.name(), commit, rec.Endless)}
+		return nil, unending(r, commit, rec.Endless)
 	}
 	l := &listing{large: true}
 	if !rec.Large {
@@ -351,7 +381,17 @@ func (f *Front) list(ctx context.Context, x *exchange, commit string) (*listing,
 	return l, nil
 }
 
-// askTree walks the pages of the whole tree. One that is too long for a document is large.
+// unending refuses a listing that cannot be read to its end.
+func unending(r repo, commit, next string) error {
+	why := "has no end: the page %.200q comes after itself"
+	if elsewhere(next) {
+		why = "goes on elsewhere: the next page is %.200q"
+	}
+	return &httpError{http.StatusBadGateway, "", fmt.Sprintf("the hub's listing of %s at %s "+why, r.name(), commit,
+		next)}
+}
+
+// askTree walks the pages of the whole tree. One that is too long for a listing is large.
 func (f *Front) askTree(ctx context.Context, r repo, commit, authorization string) (record, error) {
 	path, query := r.api()+"/tree/"+commit, "recursive=true&expand=false"
 	all, size, seen := []json.RawMessage{}, 0, map[string]bool{}
@@ -365,12 +405,12 @@ func (f *Front) askTree(ctx context.Context, r repo, commit, authorization strin
 		if err != nil {
 			return record{}, err
 		}
-		var elements []json.RawMessage
-		if err := json.Unmarshal(clean, &elements); err != nil {
+		elements, err := split(clean)
+		if err != nil && !errors.Is(err, errLarge) {
 			return record{}, fmt.Errorf("tree of %s at %s: %w: %w", r.name(), commit, content.ErrUnavailable, err)
 		}
-		all = append(all, elements...)
-		if size += len(clean); size > maxDoc {
+		all, size = append(all, elements...), size+len(clean)
+		if err != nil || size > maxListing || len(all) > maxElements {
 			return record{Large: true}, nil
 		}
 		if page.next == "" {
@@ -380,7 +420,7 @@ func (f *Front) askTree(ctx context.Context, r repo, commit, authorization strin
 			}
 			return f.keep(ctx, doc), nil
 		}
-		if seen[page.next] {
+		if seen[page.next] || elsewhere(page.next) {
 			return record{Endless: page.next[:min(len(page.next), maxEndless)]}, nil
 		}
 		seen[page.next] = true
@@ -512,50 +552,6 @@ func entryOf(path string, h http.Header) (map[string]any, error) {
 		e["lfs"] = map[string]any{"oid": etag, "size": n}
 	}
 	return e, nil
-}
-
-// withoutXet takes xetHash out of a JSON document wherever it stands, so that clients come for the bytes instead of
-// going around the cache. Files larger than keepAbove keep it, if that is not 0: their clients would take them no other
-// way.
-func withoutXet(doc []byte, keepAbove int64) ([]byte, error) {
-	if !bytes.Contains(doc, []byte(`"xet`)) {
-		return doc, nil
-	}
-	d := json.NewDecoder(bytes.NewReader(doc))
-	d.UseNumber() // numbers stay as they are written
-	var v any
-	if err := d.Decode(&v); err != nil {
-		return nil, fmt.Errorf("the hub's JSON: %w: %w", content.ErrUnavailable, err)
-	}
-	strip(v, keepAbove)
-	var out bytes.Buffer
-	e := json.NewEncoder(&out)
-	e.SetEscapeHTML(false)
-	if err := e.Encode(v); err != nil {
-		return nil, err
-	}
-	return bytes.TrimSpace(out.Bytes()), nil
-}
-
-func strip(v any, keepAbove int64) {
-	switch v := v.(type) {
-	case []any:
-		for _, item := range v {
-			strip(item, keepAbove)
-		}
-	case map[string]any:
-		size := int64(0)
-		if n, ok := v["size"].(json.Number); ok {
-			size, _ = n.Int64() // what is no whole number is no size
-		}
-		if keepAbove == 0 || size <= keepAbove {
-			delete(v, "xetHash")
-			delete(v, "xetEnabled")
-		}
-		for _, item := range v {
-			strip(item, keepAbove)
-		}
-	}
 }
 
 // pathsOf reads the body of a question about paths, which is a form in Python and JSON in the other clients.
