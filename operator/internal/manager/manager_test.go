@@ -555,13 +555,13 @@ func TestEachFailureHasItsReason(t *testing.T) {
 		v1alpha1.ReasonRegistryUnreachable: {image: host(down) + "/team/app:1"},
 		v1alpha1.ReasonUnauthorized:        {image: host(locked) + "/team/app:1"},
 		v1alpha1.ReasonRateLimited:         {image: host(busy) + "/team/app:1"},
-		v1alpha1.ReasonSecretNotFound: {image, func(s *v1alpha1.ArtifactPinSpec) {
+		v1alpha1.ReasonSecretNotFound: {host(locked) + "/team/app:1", func(s *v1alpha1.ArtifactPinSpec) {
 			s.PullSecrets = []corev1.LocalObjectReference{{Name: "none"}}
 		}},
-		v1alpha1.ReasonInvalidSecret: {image, func(s *v1alpha1.ArtifactPinSpec) {
+		v1alpha1.ReasonInvalidSecret: {host(locked) + "/team/app:1", func(s *v1alpha1.ArtifactPinSpec) {
 			s.PullSecrets = []corev1.LocalObjectReference{{Name: "broken"}}
 		}},
-		v1alpha1.ReasonServiceAccountNotFound: {image, func(s *v1alpha1.ArtifactPinSpec) {
+		v1alpha1.ReasonServiceAccountNotFound: {host(locked) + "/team/app:1", func(s *v1alpha1.ArtifactPinSpec) {
 			s.ServiceAccountName = "none"
 		}},
 		v1alpha1.ReasonSizeLimitExceeded: {image, func(s *v1alpha1.ArtifactPinSpec) { s.SizeLimit = &tiny }},

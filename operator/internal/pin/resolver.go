@@ -309,16 +309,14 @@ type outcome struct {
 // resolveAll resolves every artifact. What fails keeps its last resolution, and hinders no other.
 func (r *Resolver) resolveAll(ctx context.Context, p *v1alpha1.ArtifactPin, artifacts []v1alpha1.Artifact) outcome {
 	var o outcome
-	secrets, credentials, failure := r.credentials(ctx, p)
+	secrets, credentials, lacking, failure := r.credentials(ctx, p)
 	o.secrets = secrets
+	platforms, err := r.nodePlatforms(ctx)
+	if err != nil && failure == nil {
+		failure = &resolve.Error{Reason: v1alpha1.ReasonResolving, Err: err}
+	}
 	if failure != nil {
 		o.failures = append(o.failures, failure)
-		o.resolved = keptOf(p, artifacts)
-		return o
-	}
-	platforms, err := r.nodePlatforms(ctx)
-	if err != nil {
-		o.failures = append(o.failures, &resolve.Error{Reason: v1alpha1.ReasonResolving, Err: err})
 		o.resolved = keptOf(p, artifacts)
 		return o
 	}
@@ -327,6 +325,9 @@ func (r *Resolver) resolveAll(ctx context.Context, p *v1alpha1.ArtifactPin, arti
 			Err: fmt.Errorf("%d images run, and one pin holds %d: split the pin by labels", len(artifacts),
 				maxResolved)})
 		artifacts = artifacts[:maxResolved]
+	}
+	if lacking != nil { // it goes before what a registry refuses, which may be for want of it
+		o.failures = append(o.failures, lacking)
 	}
 
 	results := make([]v1alpha1.ResolvedArtifact, len(artifacts))
@@ -402,27 +403,27 @@ func keptOf(p *v1alpha1.ArtifactPin, artifacts []v1alpha1.Artifact) []v1alpha1.R
 }
 
 // credentials reads the pull secrets of the pin and of its service account. It names those that it found to be some,
-// for agents are let read what is named; where the API server gives no answer, those that were named before.
-func (r *Resolver) credentials(ctx context.Context,
-	p *v1alpha1.ArtifactPin) ([]string, pullsecret.Credentials, *resolve.Error) {
+// for agents are let read what is named; where the API server gives no answer, those that were named before. lacking is
+// the first problem that hinders nothing else: as with the kubelet, what is in order is used.
+func (r *Resolver) credentials(ctx context.Context, p *v1alpha1.ArtifactPin) (found []string,
+	all pullsecret.Credentials, lacking, failure *resolve.Error) {
 	var names []string
 	for _, s := range p.Spec.PullSecrets {
 		names = append(names, s.Name)
 	}
 	account := p.Spec.ServiceAccountName
 	if (account != "" || len(names) > 0) && !r.Secrets.Allows(p.Namespace) {
-		return nil, nil, &resolve.Error{Reason: v1alpha1.ReasonPullSecretsNotAllowed, Err: fmt.Errorf(
+		return nil, nil, nil, &resolve.Error{Reason: v1alpha1.ReasonPullSecretsNotAllowed, Err: fmt.Errorf(
 			"pull secrets may not be read in namespace %s: "+
 				"take them off the pin, or allow them with the chart's value pins.pullSecrets", p.Namespace)}
 	}
-	var problem *resolve.Error // the first; what is in order is used whatever becomes of the rest
 	if account != "" {
 		var sa corev1.ServiceAccount
 		err := r.Live.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: account}, &sa)
 		if err != nil {
-			problem = missing(err, v1alpha1.ReasonServiceAccountNotFound, "service account", p.Namespace, account)
-			if problem.Reason == v1alpha1.ReasonResolving {
-				return p.Status.PullSecrets, nil, problem
+			lacking = missing(err, v1alpha1.ReasonServiceAccountNotFound, "service account", p.Namespace, account)
+			if lacking.Reason == v1alpha1.ReasonResolving {
+				return p.Status.PullSecrets, nil, nil, lacking
 			}
 		}
 		for _, s := range sa.ImagePullSecrets {
@@ -431,20 +432,18 @@ func (r *Resolver) credentials(ctx context.Context,
 			}
 		}
 	}
-	var found []string
-	var all pullsecret.Credentials
 	for _, name := range names[:min(len(names), 16)] { // what PinAssignment holds
 		credentials, err := r.pullSecret(ctx, p.Namespace, name)
 		switch {
 		case err == nil:
 			found, all = append(found, name), append(all, credentials...)
 		case err.Reason == v1alpha1.ReasonResolving:
-			return p.Status.PullSecrets, nil, err
+			return p.Status.PullSecrets, nil, nil, err
 		default:
-			problem = cmp.Or(problem, err)
+			lacking = cmp.Or(lacking, err)
 		}
 	}
-	return found, all, problem
+	return found, all, lacking, nil
 }
 
 // pullSecret reads one pull secret.

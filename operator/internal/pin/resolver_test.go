@@ -165,15 +165,16 @@ func TestOnlyWhatIsAPullSecretIsNamed(t *testing.T) {
 		named, account string // names apart by a space, a name
 		want           []string
 		counted        int // -1: no registry is asked
+		told           string
 	}{
 		"a pull secret":                  {named: "login", want: []string{"login"}, counted: 1},
 		"a service account's":            {account: "login", want: []string{"login"}, counted: 1},
-		"one that is missing":            {named: "none", counted: -1},
-		"one of another type":            {named: "other", counted: -1},
-		"an account's of another type":   {named: "login", account: "other", want: []string{"login"}, counted: -1},
-		"one beside one that is missing": {named: "none login", want: []string{"login"}, counted: -1},
-		"one without its account":        {named: "login", account: "none", want: []string{"login"}, counted: -1},
-		"one that is not answered for":   {named: "silent", want: []string{"before"}, counted: -1},
+		"one that is missing":            {named: "none", told: v1alpha1.ReasonSecretNotFound},
+		"one of another type":            {named: "other", told: v1alpha1.ReasonInvalidSecret},
+		"an account's of another type":   {named: "login", account: "other", want: []string{"login"}, counted: 1, told: v1alpha1.ReasonInvalidSecret},
+		"one beside one that is missing": {named: "none login", want: []string{"login"}, counted: 1, told: v1alpha1.ReasonSecretNotFound},
+		"one without its account":        {named: "login", account: "none", want: []string{"login"}, counted: 1, told: v1alpha1.ReasonSecretNotFound},
+		"one that is not answered for":   {named: "silent", want: []string{"before"}, counted: -1, told: v1alpha1.ReasonResolving},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -188,7 +189,11 @@ func TestOnlyWhatIsAPullSecretIsNamed(t *testing.T) {
 			r.Live = reader
 			o := r.resolveAll(t.Context(), p, []v1alpha1.Artifact{{Image: "registry.example/app:1"}})
 			require.ElementsMatch(t, tc.want, o.secrets)
-			require.Equal(t, tc.counted, asked.Secrets)
+			require.Equal(t, tc.counted, asked.Secrets, "what is in order is used")
+			if len(o.failures) > 0 || tc.told != "" {
+				require.Len(t, o.failures, 1)
+				require.Equal(t, tc.told, o.failures[0].Reason)
+			}
 		})
 	}
 }
