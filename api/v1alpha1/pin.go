@@ -27,8 +27,8 @@ const AllNodes = "All"
 // +kubebuilder:printcolumn:name="Domains",type=integer,JSONPath=`.status.domains`
 // +kubebuilder:printcolumn:name="Status",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Artifact",type=string,JSONPath=`.status.summary`
-// +kubebuilder:printcolumn:name="Held",type=string,JSONPath=`.status.bytesHeld`,priority=1
-// +kubebuilder:printcolumn:name="Wanted",type=string,JSONPath=`.status.bytesWanted`,priority=1
+// +kubebuilder:printcolumn:name="Held",type=string,JSONPath=`.status.held`,priority=1
+// +kubebuilder:printcolumn:name="Wanted",type=string,JSONPath=`.status.wanted`,priority=1
 // +kubebuilder:printcolumn:name="Upstream",type=string,JSONPath=`.status.conditions[?(@.type=="UpToDate")].reason`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type ArtifactPin struct {
@@ -495,6 +495,13 @@ type ArtifactPinStatus struct {
 	BytesHeld *resource.Quantity `json:"bytesHeld,omitempty"`
 	// +optional
 	BytesWanted *resource.Quantity `json:"bytesWanted,omitempty"`
+	// Held and Wanted are the same as tables show them.
+	// +optional
+	// +kubebuilder:validation:MaxLength=24
+	Held string `json:"held,omitempty"`
+	// +optional
+	// +kubebuilder:validation:MaxLength=24
+	Wanted string `json:"wanted,omitempty"`
 	// LastUsed is when a node's workload last pulled any artifact of the pin.
 	// +optional
 	LastUsed *metav1.Time `json:"lastUsed,omitempty"`

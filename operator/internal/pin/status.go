@@ -29,7 +29,7 @@ import (
 
 // statusFields are those of ArtifactPin.status that this controller writes; the resolver writes the others.
 var statusFields = []string{"observedGeneration", "eligible", "desired", "ready", "pending", "failed", "domains",
-	"bytesHeld", "bytesWanted", "lastUsed", "failures", "conditions"}
+	"bytesHeld", "bytesWanted", "held", "wanted", "lastUsed", "failures", "conditions"}
 
 // statusConditions likewise.
 var statusConditions = []string{v1alpha1.ConditionReady, v1alpha1.ConditionDegraded, v1alpha1.ConditionExpired}
@@ -94,7 +94,8 @@ func own(s v1alpha1.ArtifactPinStatus) v1alpha1.ArtifactPinStatus {
 	return v1alpha1.ArtifactPinStatus{
 		ObservedGeneration: s.ObservedGeneration, Eligible: s.Eligible, Desired: s.Desired, Ready: s.Ready,
 		Pending: s.Pending,
-		Failed:  s.Failed, Domains: s.Domains, BytesHeld: s.BytesHeld, BytesWanted: s.BytesWanted, LastUsed: s.LastUsed,
+		Failed:  s.Failed, Domains: s.Domains, BytesHeld: s.BytesHeld, BytesWanted: s.BytesWanted, Held: s.Held,
+		Wanted: s.Wanted, LastUsed: s.LastUsed,
 		Failures: s.Failures,
 		Conditions: slices.DeleteFunc(slices.Clone(s.Conditions), func(c metav1.Condition) bool {
 			return !slices.Contains(statusConditions, c.Type)
@@ -112,6 +113,7 @@ func describe(p *v1alpha1.ArtifactPin, s *plan.Summary, now time.Time) v1alpha1.
 	status.Domains, status.LastUsed, status.Failures = s.Domains, s.LastUsed, s.Failures
 	status.BytesHeld, status.BytesWanted = resource.NewQuantity(s.BytesHeld,
 		resource.BinarySI), resource.NewQuantity(s.BytesWanted, resource.BinarySI)
+	status.Held, status.Wanted = v1alpha1.GiB(s.BytesHeld), v1alpha1.GiB(s.BytesWanted)
 	for _, c := range []metav1.Condition{readiness(p, s), degradation(p, s), expiry(s)} {
 		c.ObservedGeneration = p.Generation
 		condition.Set(&status.Conditions, c, now)
