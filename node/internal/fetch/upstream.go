@@ -215,39 +215,53 @@ func (f *fetch) answerBefore(ctx context.Context, cancel func(), brief bool, off
 	return a, err
 }
 
-// outlast opens as open does, over a blip of the registry. Of all reads that a registry has failed one asks it again,
-// at the pace that it wishes; the others wait for what comes of that.
+// outlast opens as open does, over a blip of the registry.
 func (f *fetch) outlast(ctx context.Context, off, n int64) (*answer, error) {
-	bad, mine := 0, false
+	bad := 0
+	var began time.Time // of the trouble
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		asked := time.Now()
 		a, err := f.open(ctx, off, n)
 		if isBadAnswer(err) {
 			bad++
 		}
 		failed, ok := f.mayAskAgain(err, bad)
-		if !ok {
+		if began.IsZero() {
+			began = asked
+		}
+		if !ok || time.Since(began) >= blip || !f.rest(ctx, failed, asked, bad, pause) {
 			return a, err
 		}
-		if !mine {
-			again := f.fr.again.at(failed.registry)
-			first := again.TryAcquire(1)
-			if !first && again.Acquire(ctx, 1) != nil {
-				return nil, err
-			}
-			defer again.Release(1)
-			mine = true
-			if !first && !f.fr.mayBeBlip(err) { // the others have waited long enough
-				return nil, err
-			}
-			if !first {
-				continue
-			}
+	}
+}
+
+// rest waits until a registry is to be asked once more that has failed a read which asked it at some time, and reports
+// whether it is. Of all reads that it has failed one at a time is about to ask again, at the pace that the registry
+// wishes. Where it has given something since, the trouble is that of one blob, and no reason to hold up another.
+func (f *fetch) rest(ctx context.Context, failed *openError, asked time.Time, bad int, pause time.Duration) bool {
+	turn := f.fr.again.at(failed.registry)
+	for !turn.TryAcquire(1) {
+		if !sleep(ctx, 50*time.Millisecond) {
+			return false
 		}
-		select {
-		case <-time.After(f.fr.pace(failed, pause, bad)):
-		case <-ctx.Done():
-			return nil, err
+		if at, _ := f.fr.gave.Get(failed.registry); at.After(asked) {
+			return sleep(ctx, pause)
 		}
+	}
+	defer turn.Release(1)
+	if _, ok := f.mayAskAgain(failed, bad); !ok { // the others have waited long enough
+		return false
+	}
+	return sleep(ctx, f.fr.pace(failed, pause, bad))
+}
+
+// sleep reports whether the time is over and ctx is not.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 

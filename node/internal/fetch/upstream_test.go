@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -587,4 +588,53 @@ func TestBlip_ARegistryThatWishesToBeAskedLaterGetsFewRequestsMeanwhile(t *testi
 	_, err := newNode(t, o, "n", nil).read(t.Context(), o.request(d))
 	require.Error(t, err)
 	require.LessOrEqual(t, refused.Load(), int32(2*schedule.UpstreamStreams))
+}
+
+// One blob that the registry cannot give is no blip of the registry, which gives all others.
+func TestBlip_ABlobThatTheRegistryNeverGivesHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	broken, flaky := o.add(t, 3*chunk1), o.add(t, 3*chunk1+1)
+	var stumbled atomic.Bool
+	asked := make(chan struct{}, 1000)
+	o.Spoil(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+		switch {
+		case r.Method != http.MethodGet:
+			return false
+		case strings.HasSuffix(r.URL.Path, broken.String()):
+			select {
+			case asked <- struct{}{}:
+			default:
+			}
+			w.Header().Set("Retry-After", "60")
+		case strings.HasSuffix(r.URL.Path, flaky.String()) && !stumbled.Swap(true):
+		default:
+			return false
+		}
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return true
+	})
+	n := newNode(t, o, "n", nil)
+	read := func(d digest.Digest) error {
+		_, err := n.read(t.Context(), o.request(d))
+		return err
+	}
+	require.NoError(t, read(o.add(t, 7)))
+	var wg sync.WaitGroup
+	wg.Go(func() { require.Error(t, read(broken), "it ends although the registry gives others") })
+	<-asked
+	others := make(chan struct{})
+	wg.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-others:
+				return
+			default:
+				require.NoError(t, read(o.add(t, 8+i)))
+			}
+		}
+	})
+	require.NoError(t, read(flaky))
+	wg.Go(func() { defer close(others); require.NoError(t, read(flaky)) })
+	wg.Wait()
 }
