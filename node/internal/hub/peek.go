@@ -33,7 +33,7 @@ func (f *Front) peek(ctx context.Context, req content.Request) peeker {
 	}
 	return func(off, n int64) ([]byte, error) {
 		k := key(req.Repository.String(), req.File, req.Authorization, fmt.Sprint(off, n))
-		b, err, _ := f.peeks.Do(k, func() (any, error) {
+		return f.peekOnce(k, func() ([]byte, error) {
 			body, err := f.opts.Upstream.Open(f.ctx, req, off, n)
 			if err != nil {
 				return nil, err
@@ -46,40 +46,41 @@ func (f *Front) peek(ctx context.Context, req content.Request) peeker {
 			_, err = io.ReadFull(body, b)
 			return b, err
 		})
-		if err != nil {
-			return nil, err
-		}
-		return b.([]byte), nil
 	}
 }
 
-// peekGit is the peeker of a file in git, which comes whole otherwise, nil for one that comes soon by any link. The hub
-// itself gives it, and counts each question, so one node asks for all.
+// peekGit is the peeker of a file in git, which comes whole otherwise, nil for one that comes soon by any link. Each
+// node asks the hub itself: what another says of the bytes cannot be checked before they are given.
 func (f *Front) peekGit(ctx context.Context, x *exchange, e *element, commit string) peeker {
 	if ctx.Value(peersOnly{}) != nil || e.Size < content.ChunkSize {
 		return nil
 	}
-	r, authorization, who := x.route.repo, x.Authorization(), f.who(x)
+	r, authorization := x.route.repo, x.Authorization()
 	return func(off, n int64) ([]byte, error) {
-		k := key("peek", r.name(), e.OID, fmt.Sprint(off, n))
-		rec, err := f.memo.do(f.ctx, k, infoTTL, who, func(ctx context.Context) (record, error) {
-			a, err := f.askOpen(ctx, call{
+		k := key(r.name(), e.OID, authorization, fmt.Sprint(off, n))
+		return f.peekOnce(k, func() ([]byte, error) {
+			a, err := f.askOpen(f.ctx, call{
 				method: http.MethodGet, path: r.file(commit, e.Path), authorization: authorization, only: n,
 				header: http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", off, off+n-1)}},
 			})
 			switch {
 			case err != nil:
-				return record{}, err
-			case off > 0 && a.header.Get("Content-Range") == "":
-				return record{}, errNoRange
+				return nil, err
+			case off > 0 && a.header.Get("Content-Range") == "" || int64(len(a.body)) != n:
+				return nil, errNoRange
 			}
-			return record{Inline: a.body}, nil
+			return a.body, nil
 		})
-		if err == nil && int64(len(rec.Inline)) != n {
-			err = errNoRange
-		}
-		return rec.Inline, err
 	}
+}
+
+// peekOnce asks once for what many callers wait for.
+func (f *Front) peekOnce(key string, ask func() ([]byte, error)) ([]byte, error) {
+	b, err, _ := f.peeks.Do(key, func() (any, error) { return ask() })
+	if err != nil {
+		return nil, err
+	}
+	return b.([]byte), nil
 }
 
 var errNoRange = errors.New("the range is not given alone")
