@@ -419,8 +419,8 @@ func set(all []digest.Digest) map[digest.Digest]bool {
 	return m
 }
 
-// MaxHeard is the most contents that are spoken of in one question to other nodes. The rest are asked about one by one
-// when callers come for them.
+// MaxHeard is the most contents of which other nodes are asked, or answer, at one time. The rest are asked about one by
+// one when callers come for them.
 const MaxHeard = 512
 
 // Testify is this node's answer to another node that hears it.

@@ -284,27 +284,31 @@ func (s *Swarm) sendMap(stream network.Stream, p peer.ID, d digest.Digest) error
 		return writeFrame(stream, mapHead{Plans: s.plans(d)})
 	}
 	err = writeFrame(stream, mapHead{Found: true, Size: m.Size(), Zone: s.opts.Zone, Plans: s.plans(d)})
+	if err != nil {
+		return err
+	}
 	claims, known := s.signed.get(d)
-	for sent := 0; sent < m.Len() && err == nil; {
+	for sent := 0; sent < m.Len(); {
 		end := min(sent+mapPage, m.Len())
 		if !known {
-			if err = s.guard.Charge(s.ctx, p, signWork*(end-sent)); err != nil {
+			if err := s.guard.Charge(s.ctx, p, signWork*(end-sent)); err != nil {
 				return err
 			}
 			signed, err := s.sign(d, m, sent, end)
 			if err != nil {
 				return err
 			}
-			claims = append(claims, signed...)
+			if claims = append(claims, signed...); end == m.Len() {
+				s.signed.add(d, claims)
+			}
 		}
 		_ = stream.SetWriteDeadline(time.Now().Add(discoverTimeout))
-		err = writeFrame(stream, toMapPart(claims[sent:end]))
+		if err := writeFrame(stream, toMapPart(claims[sent:end])); err != nil {
+			return err
+		}
 		sent = end
 	}
-	if err == nil {
-		s.signed.add(d, claims)
-	}
-	return err
+	return nil
 }
 
 func toMapPart(claims []schedule.Claim) mapPart {

@@ -31,7 +31,7 @@ func (s withMap) ChunkMap(d digest.Digest) (*content.ChunkMap, error) {
 // Of a large file the claims take long to sign. That it is here is said before.
 func TestMap_OfALargeFileIsSentAsItIsSigned(t *testing.T) {
 	t.Parallel()
-	const chunks = 20_000
+	const chunks = 10_000
 	d := digest.FromString("large")
 	m, err := content.NewChunkMap(chunks * content.ChunkSize)
 	require.NoError(t, err)

@@ -21,10 +21,11 @@ const (
 	errandPatience = 1500 * time.Millisecond
 	// errandBeat is how often who is waited for says that it is still about it, and errandSilence for how long it may
 	// say nothing. An upstream may take long: the others wait up to errandEnd for one who says so. One of the release
-	// before says nothing, and has errandLease to ask. An upstream may also be out of reach of that one node, so every
-	// errandTurn one more of those who wait asks as well.
+	// before says nothing, and has errandLease to ask. An upstream may also be out of reach of that one node, or that
+	// node may lie, so every errandTurn one more of those who wait asks as well: no sooner, for each is one more who
+	// reads from a slow upstream.
 	errandBeat    = time.Second
-	errandTurn    = 4 * time.Second
+	errandTurn    = 12 * time.Second
 	errandSilence = 12 * time.Second
 	errandLease   = 20 * time.Second
 	errandEnd     = time.Minute
@@ -166,7 +167,7 @@ func (e *Errands) enter(ctx context.Context, key string, maxAge time.Duration,
 	}
 	e.mu.Unlock()
 	finish = func(value []byte, ok bool) { e.finish(key, r, value, ok) }
-	if e.takeTurn(r) {
+	if e.takeTurn(key, r) {
 		return nil, 0, finish
 	}
 	if wait == nil {
@@ -183,7 +184,7 @@ func (e *Errands) enter(ctx context.Context, key string, maxAge time.Duration,
 			}
 			return nil, 0, nil
 		case <-beat.C:
-			if e.takeTurn(r) {
+			if e.takeTurn(key, r) {
 				return nil, 0, finish
 			}
 			wait()
@@ -194,9 +195,12 @@ func (e *Errands) enter(ctx context.Context, key string, maxAge time.Duration,
 }
 
 // takeTurn reports whether it is the caller's turn to ask, and counts it as one who does then.
-func (e *Errands) takeTurn(r *errand) bool {
+func (e *Errands) takeTurn(key string, r *errand) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.running[key] != r { // it is over
+		return false
+	}
 	if r.askers > 0 && time.Since(r.since) < e.turn {
 		return false
 	}

@@ -12,12 +12,8 @@ import (
 )
 
 // LoadIdentity reads the node's Ed25519 private key from a file in libp2p's protobuf encoding, and makes the key and
-// the file (mode 0600) where there is none. It takes no key that anyone on the machine may change.
+// the file (mode 0600) where there is none.
 func LoadIdentity(path string) (crypto.PrivKey, error) {
-	if file, err := os.Stat(path); err == nil && file.Mode().IsRegular() && file.Mode().Perm()&0o002 != 0 {
-		return nil, fmt.Errorf("identity %s may be written by anyone (mode %o); remove it to get a new peer ID, "+
-			"or set mode 600 if it is the right one", path, file.Mode().Perm())
-	}
 	raw, err := os.ReadFile(path)
 	if err == nil {
 		key, err := crypto.UnmarshalPrivateKey(raw)
