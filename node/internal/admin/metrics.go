@@ -69,7 +69,7 @@ const (
 	reviewTTL   = time.Minute
 	reviewsKept = 256
 	// reviewTimeout bounds a review, and strangersAtOnce how many tokens are reviewed at one time that were not good
-	// before: whoever reaches the port can show some, and the scraper's own is not to wait behind them.
+	// before: whoever reaches the port can show some, and one that was good is not to wait behind them.
 	reviewTimeout   = 5 * time.Second
 	strangersAtOnce = 4
 )
@@ -101,14 +101,14 @@ func (c *reviewed) Review(ctx context.Context, token, path string) error {
 	if known && time.Now().Before(until) {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
+	defer cancel()
 	if !known {
-		if !c.strangers.TryAcquire(1) {
+		if c.strangers.Acquire(ctx, 1) != nil {
 			return errStrangers
 		}
 		defer c.strangers.Release(1)
 	}
-	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
-	defer cancel()
 	err := c.by.Review(ctx, token, path)
 	switch {
 	case err == nil:
