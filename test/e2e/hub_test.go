@@ -63,6 +63,7 @@ func hubModels(t *testing.T, c *cluster) {
 	c.kubectl(t, "label", "--overwrite", "namespace", workNamespace, "shoal.dev/hub=enabled")
 	defer c.kubectl(t, "label", "namespace", workNamespace, "shoal.dev/hub-") // not a cleanup: its context has ended
 	t.Cleanup(func() { c.delete(t, "artifactpin", "model") })
+	_, unpinned := c.hub.Count()
 	c.apply(t, `{apiVersion: shoal.dev/v1alpha1, kind: ArtifactPin, metadata: {name: model},
 		spec: {artifacts: [{hub: {repository: org/pinned, revision: main, files: ["*.safetensors"]}}], replicas: 2}}`)
 	img := c.public.pushFiles(t, "models", program(t, "probe", "SHOAL_E2E_PROBE"),
@@ -80,6 +81,8 @@ func hubModels(t *testing.T, c *cluster) {
 	require.NotEmpty(t, endpoint, "the pods are given the agents' address")
 
 	c.awaitPin(t, "model", 2, time.Minute)
+	_, sent := c.hub.Count()
+	require.LessOrEqual(t, sent-unpinned, int64(16*mib*105/100), "bytes that the hub sent for two nodes' pin")
 	for i, pod := range pods.Items {
 		_, before := c.hub.Count()
 		c.loadByPod(t, pod, "org/read", files)
