@@ -97,21 +97,24 @@ func (f *fetch) again() *fetch {
 // coordinator, which passes on none that it has not checked.
 func (fr *Fetcher) settle(c *charge, registry string, chunks int, right func(i int) schedule.Sum) {
 	self := fr.opts.Swarm.ID()
-	wrong := map[peer.ID]schedule.Claim{} // as it should have been
-	forgers := map[peer.ID]bool{}
+	wrong := map[peer.ID]schedule.Claim{}                        // as it should have been
+	forgers, forged := map[peer.ID]bool{}, map[[2]peer.ID]bool{} // by coordinator, and by whom it names as well
 	var who []peer.ID
 	for _, s := range c.suspects {
 		i, by := s.claim.Index, s.claim.By
 		if i < 0 || i >= chunks || right(i) == s.claim.Sum {
 			continue
 		}
-		if _, known := wrong[by]; known || forgers[s.coordinator] { // one signature of each is enough
+		pair := [2]peer.ID{s.coordinator, by}
+		if _, known := wrong[by]; known || forged[pair] { // one signature of each is enough
 			continue
 		}
 		if err := swarm.VerifyClaim(c.room, s.claim); by != self && err != nil {
-			fr.log.Error("coordinator forged a claim", "digest", c.digest, "peer", s.coordinator, "error", err)
-			fr.opts.Swarm.Ban(s.coordinator, "forged-claim")
-			forgers[s.coordinator] = true
+			if forged[pair] = true; !forgers[s.coordinator] {
+				forgers[s.coordinator] = true
+				fr.log.Error("coordinator forged a claim", "digest", c.digest, "peer", s.coordinator, "error", err)
+				fr.opts.Swarm.Ban(s.coordinator, "forged-claim")
+			}
 			continue
 		}
 		wrong[by] = schedule.Claim{Index: i, Sum: right(i), By: by}

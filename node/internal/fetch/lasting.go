@@ -58,9 +58,13 @@ type lastingRange struct {
 	next          content.Reader // nil before that failed
 }
 
+// readAgain is how many bytes that were given are read once more for the sake of another source. Beyond that the client
+// had better read on by itself: its runtime does not wait for ever.
+const readAgain = 256 << 20
+
 // replace goes over to another source after err. It fails with err where there is none.
 func (r *lastingRange) replace(err error) error {
-	if r.next != nil || r.given == r.n {
+	if r.next != nil || r.given == r.n || errors.Is(err, errForeign) && r.given > readAgain {
 		return err
 	}
 	next, openErr := r.of.again(r.ctx, err)

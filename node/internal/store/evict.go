@@ -419,9 +419,9 @@ func (s *Store) victims(pool Pool, keep partialID) []victim {
 	s.mu.RUnlock()
 
 	order(blobs, capacity)
-	worth, now := make(map[digest.Digest]int, len(blobs)), time.Now()
+	worth, now, theirs := make(map[digest.Digest]int, len(blobs)), time.Now(), s.heldByRuntime(blobs)
 	for _, b := range blobs {
-		worth[b.digest] = s.worth(b, now)
+		worth[b.digest] = s.worth(b, theirs[b.digest], now)
 	}
 	slices.SortStableFunc(blobs, func(a, b candidate) int { return cmp.Compare(worth[a.digest], worth[b.digest]) })
 	all := old
@@ -433,15 +433,31 @@ func (s *Store) victims(pool Pool, keep partialID) []victim {
 	return append(all, young...)
 }
 
-// worth ranks a blob by how easily it would be had again, and whether a pull may be at it.
-func (s *Store) worth(b candidate, now time.Time) int {
-	if b.open {
-		return 3
+// heldByRuntime is which blobs the runtime holds too; none, where its disk hangs.
+func (s *Store) heldByRuntime(blobs []candidate) map[digest.Digest]bool {
+	if s.opts.RuntimePath == "" {
+		return nil
 	}
-	if _, err := s.runtimeFile(b.digest); err == nil {
-		return 0
-	}
+	held, _ := ask(s, s.opts.RuntimePath, func() (map[digest.Digest]bool, error) {
+		held := map[digest.Digest]bool{}
+		for _, b := range blobs {
+			if fi, err := os.Stat(s.runtimePath(b.digest)); err == nil && s.usable(b.digest, fi) {
+				held[b.digest] = true
+			}
+		}
+		return held, nil
+	})
+	return held
+}
+
+// worth ranks a blob by how easily it would be had again, and whether a pull may be at it. theirs: the runtime holds it
+// too.
+func (s *Store) worth(b candidate, theirs bool, now time.Time) int {
 	switch {
+	case b.open:
+		return 3
+	case theirs:
+		return 0
 	case now.UnixNano()-b.lastUsed < int64(sameUse):
 		return 3
 	case s.opts.Holders != nil && s.opts.Holders(b.digest) > 0:

@@ -115,7 +115,7 @@ func (s *Store) within(path string, read func() error) error {
 		return err
 	}
 	done := make(chan error, 1)
-	go func() { done <- s.reading(path, read) }()
+	go func() { done <- s.watched("read", path, true, read) }()
 	timer := time.NewTimer(readPatience)
 	defer timer.Stop()
 	select {
@@ -140,9 +140,9 @@ func ask[T any](s *Store, path string, read func() (T, error)) (answer T, err er
 	return answer, err
 }
 
-// reading runs a read of the disk for which somebody waits, so that it is known if it hangs.
-func (s *Store) reading(path string, read func() error) error {
-	running := s.health.start(&operation{name: "read " + path, start: time.Now(), read: true})
+// watched runs what reads the disk, so that it is known if it hangs. awaited: a caller waits for it.
+func (s *Store) watched(op, path string, awaited bool, read func() error) error {
+	running := s.health.start(&operation{name: op + " " + path, start: time.Now(), read: awaited})
 	defer s.health.end(running, nil)
 	if s.disk.beforeRead != nil {
 		s.disk.beforeRead(path)

@@ -700,7 +700,7 @@ func (f *follower) run() {
 	for i, ok := f.advance(nil); ok; {
 		off, n := content.ChunkRange(f.ing.size, i)
 		file := f.ing.file
-		err := f.ing.store.reading(file.Name(), func() error { return hashRange(f.sum, file, off, n) })
+		err := f.ing.store.watched("hash", file.Name(), false, func() error { return hashRange(f.sum, file, off, n) })
 		i, ok = f.advance(&step{err: err})
 	}
 }

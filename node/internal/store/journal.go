@@ -55,7 +55,7 @@ func openJournal(k disk, path string, size int64, origin Origin, boot string) (*
 		return nil, errors.Join(err, f.Close())
 	}
 	was, from, wrote, err := decodeJournalHeader(b)
-	if err == nil && was == size && (origin.Source == from.Source) {
+	if err == nil && was == size && origin.Source == from.Source {
 		j.slots = b[journalHeader:]
 		j.sameBoot = boot != "" && wrote == boot
 		j.signed = j.sameBoot && origin == from

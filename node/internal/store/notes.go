@@ -100,6 +100,7 @@ func (n *Notes) note(key string, value []byte) error {
 // write writes what is noted, until ctx ends.
 func (n *Notes) write(ctx context.Context, s *Store) {
 	var again <-chan time.Time
+	told := false
 	for ended := false; !ended; {
 		select {
 		case <-n.wake:
@@ -110,11 +111,15 @@ func (n *Notes) write(ctx context.Context, s *Store) {
 			n.mu.Unlock()
 		}
 		again = nil
-		if err := n.flush(); err != nil {
+		err := n.flush()
+		if err != nil {
 			again = time.After(notesAgain)
+		}
+		if err != nil && !told {
 			s.log.Warn("what is remembered is not on disk; a restart would forget it", "part", string(n.kv.bucket),
 				"error", err)
 		}
+		told = err != nil
 	}
 }
 

@@ -137,8 +137,8 @@ func (g *Ingest) Slots() int {
 	return g.window.size
 }
 
-// Drop lets go of chunk i of a window. It reports whether no other chunk of
-// the window has the same bytes, as far as is known.
+// Drop lets go of chunk i of a window. It reports whether no other chunk of the window has the same bytes, as far as is
+// known.
 func (g *Ingest) Drop(i int) (gone bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -207,7 +207,7 @@ func (g *Ingest) readSlot(i int, p []byte, off int64) (int, error) {
 	}
 	var n int
 	_, size := content.ChunkRange(g.size, i)
-	err = g.store.reading(file.Name(), func() (err error) {
+	err = g.store.watched("read", file.Name(), true, func() (err error) {
 		n, err = io.NewSectionReader(file, int64(at.slot)*content.ChunkSize, size).ReadAt(p, off)
 		return err
 	})
