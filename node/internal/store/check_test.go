@@ -4,12 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"testing"
 	"testing/synctest"
@@ -320,19 +320,18 @@ func TestCheck_ABlobIsNotDamagedBecauseWhoReadItHasGoneMeanwhile(t *testing.T) {
 	put(t, s, b)
 	e, err := s.entry(b.digest)
 	require.NoError(t, err)
-	checked := func() int64 { return int64(testutil.ToFloat64(s.metrics.checked)) }
-	for range 50 {
-		f, err := s.openOwn(e)
-		require.NoError(t, err)
-		before, ended := checked(), make(chan error, 1)
-		go func() { ended <- s.newChecker(b.digest, b.size(), e).hash(f, 0) }()
-		for checked() == before {
-			runtime.Gosched()
-		}
+	for _, err := range []error{os.ErrClosed, unix.EMFILE} {
+		f, openErr := s.openOwn(e)
+		require.NoError(t, openErr)
+		got := s.newChecker(b.digest, b.size(), e).unreadable(f, 0, &fs.PathError{Op: "read", Path: f.Name(), Err: err})
+		require.ErrorIs(t, got, err)
 		require.NoError(t, f.Close())
-		if err := <-ended; err != nil {
-			require.ErrorIs(t, err, os.ErrClosed)
-		}
 		requireHas(t, s, b)
 	}
+	f, err := s.openOwn(e)
+	require.NoError(t, err)
+	require.Error(t, s.newChecker(b.digest, b.size(), e).unreadable(f, 0, unix.EIO))
+	require.NoError(t, f.Close())
+	_, err = s.Stat(b.digest)
+	require.ErrorIs(t, err, content.ErrNotFound, "what the disk cannot read is damaged")
 }
