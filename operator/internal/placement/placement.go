@@ -95,25 +95,33 @@ func (f *Fleet) Pick(key string, n int, accept func(i int) bool) []int {
 	return chosen
 }
 
+// scans is how many times a turn looks at each of its candidates for the best that is left. That is less than to sort
+// them where few are asked for, and nothing is allocated.
+const scans = 8
+
 // turn is a domain's place in one Pick.
 type turn struct {
 	key, score uint64
 	candidates []ranked
-	begun      bool
-	rest       []ranked // all that follow the best, in their order, once one of them is asked for
+	scanned    int
+	last       ranked   // what the last scan found
+	rest       []ranked // all that follow it, in their order, once one of them is asked for
 }
 
-// next gives the best candidate that is left and that accept takes. Mostly that is the best of all, which is found by
-// looking at each. The others are sorted once, for where a zone is lost accept refuses them all.
+// next gives the best candidate that is left and that accept takes. Mostly that is one of the first. Where a zone is
+// lost accept refuses them all, so the others are sorted once.
 func (t *turn) next(accept func(int) bool) (int, bool) {
-	if !t.begun {
-		t.begun = true
-		if best := t.best(); accept(best) {
-			return best, true
+	for t.scanned < min(scans, len(t.candidates)) {
+		t.last = t.best()
+		if t.scanned++; accept(t.last.index) {
+			return t.last.index, true
 		}
 	}
+	if t.scanned == len(t.candidates) {
+		return 0, false
+	}
 	if t.rest == nil {
-		t.rest = slices.SortedFunc(slices.Values(t.candidates), t.compare)[1:]
+		t.rest = slices.SortedFunc(slices.Values(t.candidates), t.compare)[scans:]
 	}
 	for i, c := range t.rest {
 		if accept(c.index) {
@@ -124,11 +132,18 @@ func (t *turn) next(accept func(int) bool) (int, bool) {
 	return 0, false
 }
 
-func (t *turn) best() int {
-	best, bestScore := 0, uint64(0)
-	for i, c := range t.candidates {
-		if s := score(t.key, c.hash); i == 0 || s > bestScore {
-			best, bestScore = c.index, s
+// best is the first of those that follow the last one.
+func (t *turn) best() ranked {
+	var best ranked
+	var bestScore uint64
+	found, lastScore := false, score(t.key, t.last.hash)
+	for _, c := range t.candidates { // in the order of their indexes
+		s := score(t.key, c.hash)
+		if t.scanned > 0 && (s > lastScore || s == lastScore && c.index <= t.last.index) {
+			continue
+		}
+		if !found || s > bestScore {
+			best, bestScore, found = c, s, true
 		}
 	}
 	return best

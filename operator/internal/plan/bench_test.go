@@ -10,8 +10,18 @@ import (
 
 // BenchmarkCompute is one plan of 5,000 nodes and 2,000 pins, five of them on every node, with every copy reported. Its
 // figures are in operator/README.md.
-func BenchmarkCompute(b *testing.B) {
+func BenchmarkCompute(b *testing.B) { benchmarkCompute(b, newModel(5000)) }
+
+// BenchmarkCompute_InOneZone is the same where nodes have no zones.
+func BenchmarkCompute_InOneZone(b *testing.B) {
 	m := newModel(5000)
+	for i := range m.Nodes {
+		delete(m.Nodes[i].Labels, m.ZoneKey)
+	}
+	benchmarkCompute(b, m)
+}
+
+func benchmarkCompute(b *testing.B, m *model) {
 	for i := range m.Nodes {
 		m.Nodes[i].Capacity = 0
 	}
