@@ -20,19 +20,35 @@ const (
 	// smallAnswer and smallElements are more than the manifest of an image has, in bytes and in commas. What is no
 	// larger may be read for every pin at one time.
 	smallAnswer, smallElements = 256 << 10, 4 << 10
-	// largeReaders is how many artifacts may be resolved at one time that have larger answers.
-	largeReaders = 4
+	// largeReaders is how many artifacts may be resolved at one time that have larger answers, and namespaceReaders how
+	// many of them of one namespace, which may name registries that take their time.
+	largeReaders, namespaceReaders = 4, 2
 )
+
+// slots are those of artifacts that have large answers.
+type slots struct {
+	all chan struct{}
+	own sync.Map // a chan struct{} for each namespace that ever had one
+}
+
+// of are the slots that an artifact of a namespace takes one of each.
+func (s *slots) of(namespace string) []chan struct{} {
+	own, _ := s.own.LoadOrStore(namespace, make(chan struct{}, namespaceReaders))
+	return []chan struct{}{own.(chan struct{}), s.all}
+}
 
 // answers are those that one artifact is resolved by. It bounds what they take of memory: each one's length, how many
 // elements it has, and how many artifacts have large ones at one time.
 type answers struct {
 	http.RoundTripper
-	large chan struct{} // holds one for each artifact that has a large answer
-	heard atomic.Bool   // whether there was any
+	slots     *slots
+	namespace string
+	answered  func()      // is called at the first
+	heard     atomic.Bool // whether there was any
 
 	mu      sync.Mutex
 	isLarge bool
+	held    []chan struct{} // what holds something of the artifact
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -41,7 +57,9 @@ func (a *answers) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.heard.Store(true)
+	if !a.heard.Swap(true) {
+		a.answered()
+	}
 	if r.Method != http.MethodHead {
 		resp.Body = &boundedBody{ReadCloser: resp.Body, answers: a, request: r}
 	}
@@ -55,13 +73,17 @@ func (a *answers) grow(ctx context.Context) error {
 	if a.isLarge {
 		return nil
 	}
-	select {
-	case a.large <- struct{}{}:
-		a.isLarge = true
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("wait to read a large answer: %w", ctx.Err())
+	for _, slots := range a.slots.of(a.namespace) {
+		select {
+		case slots <- struct{}{}:
+			a.held = append(a.held, slots)
+		case <-ctx.Done():
+			return &Error{Reason: v1alpha1.ReasonResolving,
+				Err: fmt.Errorf("its answer is large, and others that are have not been read yet: %w", ctx.Err())}
+		}
 	}
+	a.isLarge = true
+	return nil
 }
 
 // done lets another artifact have large answers. The library may still read one that it needs no more; that is not to
@@ -69,8 +91,8 @@ func (a *answers) grow(ctx context.Context) error {
 func (a *answers) done() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.isLarge {
-		<-a.large
+	for _, slots := range a.held {
+		<-slots
 	}
 	a.isLarge = true
 }

@@ -3,6 +3,7 @@ package resolve_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"runtime"
@@ -32,7 +33,12 @@ func (r registryOf) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 func (r registryOf) resolve(ctx context.Context, on *resolve.Resolver, tag string) error {
-	_, err := on.Resolve(ctx, v1alpha1.Artifact{Image: "registry.example/app:" + tag}, resolve.Options{})
+	return r.resolveIn(ctx, on, "", tag)
+}
+
+func (r registryOf) resolveIn(ctx context.Context, on *resolve.Resolver, namespace, tag string) error {
+	_, err := on.Resolve(ctx, v1alpha1.Artifact{Image: "registry.example/app:" + tag},
+		resolve.Options{Namespace: namespace})
 	return err
 }
 
@@ -89,9 +95,9 @@ func TestAnswers_LargeOnesAreHadForFewArtifactsAtOneTimeAndHoldUpNoSmallOne(t *t
 		}
 		on := r.resolver()
 		var large sync.WaitGroup
-		for range 10 {
+		for i := range 10 {
 			for _, tag := range []string{"long", "many"} {
-				large.Go(func() { _ = r.resolve(t.Context(), on, tag) })
+				large.Go(func() { _ = r.resolveIn(t.Context(), on, fmt.Sprint("team-", i), tag) })
 			}
 		}
 		synctest.Wait()
@@ -101,5 +107,35 @@ func TestAnswers_LargeOnesAreHadForFewArtifactsAtOneTimeAndHoldUpNoSmallOne(t *t
 		close(end)
 		large.Wait()
 		require.Equal(t, int64(20), begun.Load(), "each has its turn")
+	})
+}
+
+func TestAnswers_LargeOnesOfANamespaceLeaveRoomForThoseOfOthers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var begun atomic.Int64
+		end := make(chan struct{})
+		r := registryOf{
+			"dribbles": func(context.Context) io.Reader {
+				return &unending{bytes.NewReader(make([]byte, 300<<10)), &begun, end}
+			},
+			"large": func(context.Context) io.Reader {
+				return strings.NewReader(`{"config":{},"layers":[]}` + strings.Repeat(" ", 300<<10))
+			},
+		}
+		on := r.resolver()
+		var waiting sync.WaitGroup
+		for range 10 {
+			waiting.Go(func() { _ = r.resolveIn(t.Context(), on, "hostile", "dribbles") })
+		}
+		synctest.Wait()
+		require.NoError(t, r.resolveIn(t.Context(), on, "team", "large"))
+
+		err := r.resolveIn(t.Context(), on, "hostile", "large")
+		var failure *resolve.Error
+		require.ErrorAs(t, err, &failure)
+		require.Equal(t, v1alpha1.ReasonResolving, failure.Reason, "the registry is not to blame")
+		close(end)
+		waiting.Wait()
 	})
 }

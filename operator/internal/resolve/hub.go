@@ -35,6 +35,7 @@ func (r *refusal) Error() string {
 
 // hub asks a model hub, with one caller's token.
 type hub struct {
+	base      *url.URL
 	transport http.RoundTripper
 	token     string
 }
@@ -53,7 +54,7 @@ func (r *Resolver) identifyHub(a v1alpha1.Artifact) (v1alpha1.ResolvedArtifact, 
 // askHub finds the commit of a revision, and how large the files are that the pin keeps of it.
 func (r *Resolver) askHub(ctx context.Context, by http.RoundTripper, resolved *v1alpha1.ResolvedArtifact,
 	a *v1alpha1.HubArtifact, o Options) error {
-	h := &hub{transport: by}
+	h := &hub{base: r.Hub, transport: by}
 	if c, ok := o.Credentials.For(resolved.Repository); ok {
 		var err error
 		if h.token, err = c.HubToken(); err != nil {
@@ -157,11 +158,12 @@ func (h *hub) get(ctx context.Context, at string, into any) (next string, err er
 	if err := json.Unmarshal(body, into); err != nil {
 		return "", fmt.Errorf("GET %s: the hub's answer is not what it should be: %w", path, err)
 	}
-	return nextPage(resp)
+	return h.nextPage(resp)
 }
 
-// nextPage reads Link headers (RFC 8288) for the URL of rel="next".
-func nextPage(resp *http.Response) (string, error) {
+// nextPage reads Link headers (RFC 8288) for the URL of rel="next". A plain proxy passes on those of the hub behind it:
+// their path is asked for below the own base.
+func (h *hub) nextPage(resp *http.Response) (string, error) {
 	at := resp.Request.URL
 	for _, l := range resp.Header.Values("Link") {
 		for part := range strings.SplitSeq(l, ",") {
@@ -170,8 +172,14 @@ func nextPage(resp *http.Response) (string, error) {
 				continue
 			}
 			next, err := at.Parse(strings.TrimPrefix(target, "<"))
-			if err != nil || !registries.SameOrigin(next, at) {
-				return "", fmt.Errorf("the hub's listing goes on elsewhere: %.200q", target)
+			if err != nil || next.Host == "" {
+				return "", fmt.Errorf("the hub's listing goes on at no URL: %.200q", target)
+			}
+			if !registries.SameOrigin(next, at) {
+				path := strings.TrimPrefix(next.EscapedPath(), strings.TrimSuffix(h.base.EscapedPath(), "/"))
+				query := next.RawQuery
+				next = h.base.JoinPath(path)
+				next.RawQuery = query
 			}
 			return next.String(), nil
 		}

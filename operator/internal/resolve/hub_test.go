@@ -28,6 +28,14 @@ func hubResolver(t *testing.T, h *hubtest.Hub) (r *resolve.Resolver, host string
 	return r, u.Host
 }
 
+func login(t *testing.T, host, password string) pullsecret.Credentials {
+	t.Helper()
+	all, err := pullsecret.Parse(&corev1.Secret{Type: corev1.SecretTypeDockerConfigJson, Data: map[string][]byte{
+		corev1.DockerConfigJsonKey: []byte(`{"auths": {"` + host + `": {"password": "` + password + `"}}}`)}})
+	require.NoError(t, err)
+	return all
+}
+
 func TestHub_ARevisionIsResolvedToACommitAndItsFilesAreMeasured(t *testing.T) {
 	t.Parallel()
 	h := hubtest.New()
@@ -45,12 +53,6 @@ func TestHub_ARevisionIsResolvedToACommitAndItsFilesAreMeasured(t *testing.T) {
 	hidden := secret.Commit("main", files)
 	secret.SetPrivate("good")
 	r, host := hubResolver(t, h)
-	login := func(password string) pullsecret.Credentials {
-		all, err := pullsecret.Parse(&corev1.Secret{Type: corev1.SecretTypeDockerConfigJson, Data: map[string][]byte{
-			corev1.DockerConfigJsonKey: []byte(`{"auths": {"` + host + `": {"password": "` + password + `"}}}`)}})
-		require.NoError(t, err)
-		return all
-	}
 
 	for name, tc := range map[string]struct {
 		hub    v1alpha1.HubArtifact
@@ -65,8 +67,8 @@ func TestHub_ARevisionIsResolvedToACommitAndItsFilesAreMeasured(t *testing.T) {
 		"a dataset":       {v1alpha1.HubArtifact{Repository: "datasets/org/d"}, nil, data, 3305, ""},
 		"a pull request":  {v1alpha1.HubArtifact{Repository: "org/m", Revision: "refs/pr/1"}, nil, pr, 1, ""},
 		"a commit":        {v1alpha1.HubArtifact{Repository: "org/m", Revision: commit}, nil, commit, 3305, ""},
-		"with a token":    {v1alpha1.HubArtifact{Repository: "org/secret"}, login("good"), hidden, 3305, ""},
-		"a token's line":  {v1alpha1.HubArtifact{Repository: "org/secret"}, login(`good\n`), "", 0, v1alpha1.ReasonInvalidSecret},
+		"with a token":    {v1alpha1.HubArtifact{Repository: "org/secret"}, login(t, host, "good"), hidden, 3305, ""},
+		"a token's line":  {v1alpha1.HubArtifact{Repository: "org/secret"}, login(t, host, `good\n`), "", 0, v1alpha1.ReasonInvalidSecret},
 		"without a token": {v1alpha1.HubArtifact{Repository: "org/secret"}, nil, "", 0, v1alpha1.ReasonUnauthorized},
 		"no such branch":  {v1alpha1.HubArtifact{Repository: "org/m", Revision: "nosuch"}, nil, "", 0, v1alpha1.ReasonNotFoundUpstream},
 		"nothing matches": {v1alpha1.HubArtifact{Repository: "org/m", Files: []string{"*.gguf"}}, nil, "", 0, v1alpha1.ReasonNotFoundUpstream},
@@ -141,9 +143,12 @@ func TestHub_AListingGoesOnWhereTheHubSaysAndNowhereElse(t *testing.T) {
 		"a path of the host":     {"/models-hub/api/models/org/m/tree/page-2", ""},
 		"a path beside the page": {"page-2", ""},
 		"its own URL":            {"%s/api/models/org/m/tree/page-2", ""},
-		"another host":           {other.URL + "/page-2", "goes on elsewhere"},
+		"the hub's behind a proxy, whose token stays here": {other.URL + "/api/models/org/m/tree/page-2?a=1", ""},
+		"the proxy's own where it ends TLS": {
+			"https://proxy.example/models-hub/api/models/org/m/tree/page-2?a=1", ""},
+		"a page that the proxy has not": {other.URL + "/page-2", "404"},
 		"a host as part of a URL that the hub's would go before": {"http:@" + otherHost + "/page-2",
-			"goes on elsewhere"},
+			"goes on at no URL"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -152,7 +157,7 @@ func TestHub_AListingGoesOnWhereTheHubSaysAndNowhereElse(t *testing.T) {
 				switch path := strings.TrimPrefix(r.URL.Path, "/models-hub/api/models/org/m"); {
 				case path == "/revision/main":
 					_, _ = io.WriteString(w, `{"sha":"`+strings.Repeat("a", 40)+`"}`)
-				case path == "/tree/page-2":
+				case path == "/tree/page-2" && (r.URL.RawQuery == "a=1" || !strings.Contains(tc.next, "?")):
 					_, _ = io.WriteString(w, `[{"type":"file","path":"b","size":2}]`)
 				case strings.HasPrefix(path, "/tree/"):
 					w.Header().Set("Link", "<"+strings.ReplaceAll(tc.next, "%s", hub.URL+"/models-hub")+`>; rel="next"`)

@@ -36,7 +36,8 @@ const (
 	// timeout bounds everything that is asked of registries for one artifact.
 	timeout = 30 * time.Second
 	// outage is how long a registry that did not answer is not asked again, and then for one artifact alone until it
-	// has answered. That keeps pins of a registry that is down from taking the workers that others need.
+	// has answered. That keeps pins of a registry that is down from taking the workers that others need. One that
+	// answers is not down, though its token server may hang: there a namespace's share of the workers is the bound.
 	outage = 10 * time.Second
 	// forgotten is how long after its outage a registry is remembered that nobody has asked since.
 	forgotten = 10 * time.Minute
@@ -62,7 +63,9 @@ type Options struct {
 	// Platforms as the pin's spec has them; where empty, NodePlatforms are those of the eligible nodes.
 	Platforms, NodePlatforms []string
 	Referrers                bool
-	Credentials              pullsecret.Credentials
+	// Namespace is the pin's, which has its share of what pins have in common.
+	Namespace   string
+	Credentials pullsecret.Credentials
 	// Secrets is the number of pull secrets that the credentials are of.
 	Secrets int
 	// Previous is how the artifact was resolved last for the same platforms, if it was. While the tag still names
@@ -77,7 +80,7 @@ type Resolver struct {
 
 	transport func(registry string) http.RoundTripper
 	now       func() time.Time
-	large     chan struct{} // see answers
+	slots     *slots
 
 	mu   sync.Mutex
 	down map[string]outageOf // by registry host
@@ -91,7 +94,8 @@ type outageOf struct {
 // New makes a Resolver that pulls from a registry, named by host, by the transport for it.
 func New(transport func(registry string) http.RoundTripper, now func() time.Time) *Resolver {
 	return &Resolver{
-		transport: transport, now: now, large: make(chan struct{}, largeReaders), down: map[string]outageOf{},
+		transport: transport, now: now, slots: &slots{all: make(chan struct{}, largeReaders)},
+		down: map[string]outageOf{},
 	}
 }
 
@@ -108,7 +112,8 @@ func (r *Resolver) Resolve(ctx context.Context, a v1alpha1.Artifact, o Options) 
 	if err := r.outage(host); err != nil {
 		return resolved, err
 	}
-	answers := &answers{RoundTripper: r.transport(host), large: r.large}
+	answers := &answers{RoundTripper: r.transport(host), slots: r.slots, namespace: o.Namespace,
+		answered: func() { r.note(host, nil) }} // whatever it says, which may be about this artifact alone
 	defer answers.done()
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -117,9 +122,6 @@ func (r *Resolver) Resolve(ctx context.Context, a v1alpha1.Artifact, o Options) 
 	} else {
 		err = ask(ctx, answers, &resolved, o)
 	}
-	if answers.heard.Load() { // whatever it said, which may be about this artifact alone
-		r.note(host, nil)
-	}
 	if err == nil {
 		return resolved, nil
 	}
@@ -127,8 +129,12 @@ func (r *Resolver) Resolve(ctx context.Context, a v1alpha1.Artifact, o Options) 
 	if classified.Reason == v1alpha1.ReasonUnauthorized {
 		classified.Err = fmt.Errorf("%w; %s", classified.Err, o.Credentials.Refused(resolved.Repository, o.Secrets))
 	}
-	if classified.Reason == v1alpha1.ReasonRegistryUnreachable && !answers.heard.Load() {
+	switch {
+	case answers.heard.Load(): // and so noted
+	case classified.Reason == v1alpha1.ReasonRegistryUnreachable:
 		r.note(host, classified)
+	default:
+		r.note(host, nil) // it was not asked
 	}
 	return resolved, classified
 }
@@ -173,10 +179,10 @@ func (r *Resolver) identify(a v1alpha1.Artifact) (v1alpha1.ResolvedArtifact, err
 			return resolved, fmt.Errorf("image %q: %w", a.Image, err)
 		}
 		resolved.Repository = named.Name()
-		// Where there is a digest, a tag beside it is no more than a comment: it may name something else by now.
 		if digested, ok := named.(reference.Digested); ok {
 			resolved.Digest = digested.Digest().String()
-		} else if tagged, ok := reference.TagNameOnly(named).(reference.Tagged); ok {
+		}
+		if tagged, ok := reference.TagNameOnly(named).(reference.Tagged); ok {
 			resolved.Tag = tagged.Tag()
 		}
 		return resolved, nil
@@ -250,15 +256,27 @@ func ask(ctx context.Context, by http.RoundTripper, resolved *v1alpha1.ResolvedA
 	}
 	options = append(options, remote.Reuse(registry)) // what follows asks with the same token
 
+	names := func(at name.Reference, digest string) bool {
+		head, err := remote.Head(at, options...)
+		return err == nil && head.Digest.String() == digest
+	}
+	// A tag beside a digest may name something else by now. Agents take what has a tag for the tag's newest answer.
+	stands := false
+	if resolved.Tag != "" && resolved.Digest != "" {
+		if stands = names(repository.Tag(resolved.Tag), resolved.Digest); !stands {
+			resolved.Tag = ""
+		}
+	}
 	if p := o.Previous; p != nil && p.Source == resolved.Source && p.Size > 0 && !o.Referrers {
-		if head, err := remote.Head(referenceOf(repository, resolved), options...); err == nil &&
-			head.Digest.String() == p.Digest {
+		if stands || names(referenceOf(repository, resolved), p.Digest) {
+			tag := resolved.Tag
 			*resolved = *p
+			resolved.Tag = tag
 			return nil
 		}
 	}
 	descriptor, err := remote.Get(referenceOf(repository, resolved), options...)
-	if isNotFound(err) && resolved.Tag == "" {
+	if isNotFound(err) && resolved.Digest != "" {
 		return askBlob(repository, resolved, options, err)
 	}
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -149,21 +150,30 @@ func TestNamesWithoutRegistry(t *testing.T) {
 	require.ErrorContains(t, err, "remove repository")
 }
 
-// An agent remembers the tag of what it fetched as the newest answer for it.
-func TestNames_ATagBesideADigestIsNotTakenForTheTagsAnswer(t *testing.T) {
+// An agent remembers the tag of what it fetched as the newest answer for it, and its runtime runs the image by it.
+func TestNames_ATagBesideADigestIsKeptForAsLongAsItNamesThat(t *testing.T) {
 	t.Parallel()
 	host, _ := newRegistry(t)
 	old := newImage(t, 10)
 	push(t, host+"/app:1", nil, old)
 	digest, err := old.Digest()
 	require.NoError(t, err)
-	push(t, host+"/app:1", nil, newImage(t, 11))
-
-	got, err := resolve.New(direct, time.Now).Resolve(t.Context(),
-		v1alpha1.Artifact{Image: host + "/app:1@" + digest.String()}, resolve.Options{})
+	r, a := resolve.New(direct, time.Now), v1alpha1.Artifact{Image: host + "/app:1@" + digest.String()}
+	got, err := r.Resolve(t.Context(), a, resolve.Options{})
 	require.NoError(t, err)
 	require.Equal(t, digest.String(), got.Digest)
-	require.Empty(t, got.Tag)
+	require.Equal(t, "1", got.Tag)
+	again, err := r.Resolve(t.Context(), a, resolve.Options{Previous: &got})
+	require.NoError(t, err)
+	require.Equal(t, got, again)
+
+	push(t, host+"/app:1", nil, newImage(t, 11))
+	for name, previous := range map[string]*v1alpha1.ResolvedArtifact{"at first": nil, "once it was kept": &got} {
+		moved, err := r.Resolve(t.Context(), a, resolve.Options{Previous: previous})
+		require.NoError(t, err, name)
+		require.Equal(t, digest.String(), moved.Digest, name)
+		require.Empty(t, moved.Tag, name)
+	}
 }
 
 func TestABlobThatIsNoManifest(t *testing.T) {
@@ -330,6 +340,38 @@ func TestResolve_ARegistryThatHangsAfterAnOutageHoldsOneCallerAlone(t *testing.T
 	}
 	end()
 	require.Error(t, <-ended)
+}
+
+// What it says first may be long in coming to an end.
+func TestResolve_ARegistryThatHasBegunToAnswerAgainIsAskedByAll(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		down := true
+		registry := network(func(r *http.Request) (*http.Response, error) {
+			switch {
+			case down:
+				return nil, errSilent
+			case strings.Contains(r.URL.Path, "/slow/"):
+				<-r.Context().Done()
+				return nil, r.Context().Err()
+			case r.URL.Path == "/v2/":
+				return answer(r, http.StatusOK)
+			}
+			return answer(r, http.StatusNotFound)
+		})
+		r := resolve.New(registry.to, time.Now)
+		require.Equal(t, v1alpha1.ReasonRegistryUnreachable, reason(t, r, someImage))
+		time.Sleep(time.Minute)
+		down = false
+		ended := make(chan error)
+		go func() {
+			_, err := r.Resolve(t.Context(), v1alpha1.Artifact{Image: "registry.example/slow/app:1"}, resolve.Options{})
+			ended <- err
+		}()
+		synctest.Wait()
+		require.Equal(t, v1alpha1.ReasonNotFoundUpstream, reason(t, r, someImage))
+		require.Error(t, <-ended)
+	})
 }
 
 // A registry that answers again is asked by all, whatever it answers.
