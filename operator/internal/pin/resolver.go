@@ -16,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
@@ -46,9 +47,9 @@ const (
 	checkInterval = time.Hour
 	// resolveWorkers is the number of pins that are resolved at one time, registryCalls that of artifacts of one pin.
 	resolveWorkers, registryCalls = 16, 4
-	// namespaceWorkers is the number of those for pins of one namespace, which may name registries that are silent. Of
-	// such a namespace the pins beyond that look every namespacePause whether it is their turn.
-	namespaceWorkers, namespacePause = 12, time.Second
+	// namespaceWorkers is the number of those for pins of one namespace, which may name registries that are silent. Its
+	// pins beyond that wait, and hold none.
+	namespaceWorkers = 12
 	// maxResolved is what ArtifactPinStatus holds.
 	maxResolved = 64
 	// podGather is how long changes of pods are gathered before the pins of their namespace are looked at.
@@ -91,7 +92,9 @@ type Resolver struct {
 	mu           sync.Mutex
 	platforms    []string // of the cluster's nodes
 	platformsDue time.Time
-	working      map[string]int // workers, by the namespace of their pins
+	working      map[string]int                    // workers, by the namespace of their pins
+	waiting      map[string][]types.NamespacedName // pins that had no worker, likewise
+	turns        inbox                             // is sent those whose turn has come
 }
 
 // SetupWithManager wires the resolver to pins, and to pods as soon as a pin selects some: most clusters then never hold
@@ -106,6 +109,7 @@ func (r *Resolver) SetupWithManager(mgr ctrl.Manager) error {
 	c, err := ctrl.NewControllerManagedBy(mgr).Named("resolver").
 		For(&v1alpha1.ArtifactPin{}, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{},
 			expiryChanged()))).
+		WatchesRawSource(r.turns.source()).
 		WithOptions(controller.Options{MaxConcurrentReconciles: resolveWorkers}).
 		Build(r)
 	if err != nil {
@@ -146,6 +150,10 @@ func (r *Resolver) pods(c cache.Cache) source.Source {
 
 // Reconcile resolves one pin if that is due, and comes back when it is due again.
 func (r *Resolver) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	if !r.enter(req.NamespacedName) {
+		return ctrl.Result{}, nil
+	}
+	defer r.leave(req.Namespace)
 	var p v1alpha1.ArtifactPin
 	if err := r.Client.Get(ctx, req.NamespacedName, &p); err != nil {
 		return ctrl.Result{}, client.IgnoreNotFound(err)
@@ -160,10 +168,6 @@ func (r *Resolver) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result
 	if wait := due(&p, artifacts, r.Clock.Now()); wait > 0 {
 		return ctrl.Result{RequeueAfter: wait}, nil
 	}
-	if !r.enter(p.Namespace) {
-		return ctrl.Result{RequeueAfter: namespacePause}, nil
-	}
-	defer r.leave(p.Namespace)
 	before := p.DeepCopy()
 	outcome := outcome{resolved: p.Status.Artifacts, secrets: p.Status.PullSecrets,
 		failures: []*resolve.Error{malformed}}
@@ -182,25 +186,37 @@ func (r *Resolver) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result
 	return ctrl.Result{RequeueAfter: max(time.Second, due(&p, artifacts, r.Clock.Now()))}, nil
 }
 
-// enter takes a worker for a pin of a namespace, if that has one left.
-func (r *Resolver) enter(namespace string) bool {
+// enter takes a worker for a pin, if its namespace has one left. If not, the pin waits for one that leaves.
+func (r *Resolver) enter(pin types.NamespacedName) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.working[namespace] == namespaceWorkers {
+	if r.working == nil {
+		r.working, r.waiting = map[string]int{}, map[string][]types.NamespacedName{}
+	}
+	if r.working[pin.Namespace] == namespaceWorkers {
+		if !slices.Contains(r.waiting[pin.Namespace], pin) {
+			r.waiting[pin.Namespace] = append(r.waiting[pin.Namespace], pin)
+		}
 		return false
 	}
-	if r.working == nil {
-		r.working = map[string]int{}
-	}
-	r.working[namespace]++
+	r.working[pin.Namespace]++
 	return true
 }
 
+// leave gives a worker back, and has the pin come again that has waited longest. Whatever becomes of that one, even if it
+// is deleted, it enters and leaves: so all have their turn.
 func (r *Resolver) leave(namespace string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.working[namespace]--; r.working[namespace] == 0 {
 		delete(r.working, namespace)
+	}
+	if waiting := r.waiting[namespace]; len(waiting) > 1 {
+		r.waiting[namespace] = waiting[1:]
+		r.turns.send(waiting[0], 0)
+	} else if len(waiting) == 1 {
+		delete(r.waiting, namespace)
+		r.turns.send(waiting[0], 0)
 	}
 }
 
@@ -338,7 +354,7 @@ func (r *Resolver) resolveAll(ctx context.Context, p *v1alpha1.ArtifactPin, arti
 		calls.Go(func() error {
 			options := resolve.Options{Platforms: p.Spec.Platforms, NodePlatforms: platforms,
 				Referrers: p.Spec.Referrers == v1alpha1.Include, Credentials: credentials,
-				Secrets: len(secrets)}
+				Secrets: len(secrets), Namespace: p.Namespace}
 			if p.Status.ResolvedGeneration == p.Generation {
 				options.Previous = kept(p, a)
 			}

@@ -3,6 +3,7 @@ package pin
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -14,8 +15,10 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/clock"
 	clocktesting "k8s.io/utils/clock/testing"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -108,27 +111,46 @@ func TestResolver_ANamespaceOfSilentRegistriesLeavesWorkersForOthers(t *testing.
 			Max: metav1.Duration{Duration: time.Minute}}
 		return p
 	}
-	p := pinOf("hostile")
-	r := newResolver(p, registries{}, clock.RealClock{})
+	r := newResolver(pinOf("hostile"), registries{}, clock.RealClock{})
 	r.Registries = hole
-	reconcile := func() (ctrl.Result, error) {
-		return r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(p)})
+	queue := workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[ctrl.Request]())
+	t.Cleanup(queue.ShutDown)
+	r.turns.queue.Store(&queue)
+	reconcile := func(name string) {
+		_, _ = r.Reconcile(t.Context(),
+			ctrl.Request{NamespacedName: types.NamespacedName{Namespace: "hostile", Name: name}})
 	}
 	var working sync.WaitGroup
-	for range namespaceWorkers {
-		working.Go(func() { _, _ = reconcile() })
+	for i := range namespaceWorkers {
+		working.Go(func() { reconcile(fmt.Sprint("silent-", i)) })
 		<-hole.asked
 	}
-	result, err := reconcile()
-	require.NoError(t, err)
-	require.Equal(t, namespacePause, result.RequeueAfter, "its pins that are left wait, and hold no worker")
+	for range 2 { // the second time something has changed
+		for _, name := range []string{"first", "second", "third"} {
+			reconcile(name) // returns at once, and holds no worker
+		}
+	}
+	require.Zero(t, queue.Len())
 	require.Less(t, namespaceWorkers, resolveWorkers)
-	require.True(t, r.enter("other"))
-	r.leave("other")
+	other := types.NamespacedName{Namespace: "other", Name: "a"}
+	require.True(t, r.enter(other))
+	r.leave(other.Namespace)
+	require.Zero(t, queue.Len(), "a worker of another namespace is not its own")
 
+	hole.goOn <- struct{}{}
+	for _, name := range []string{"first", "second", "third"} { // as the one before leaves, and no sooner
+		request, _ := queue.Get()
+		require.Equal(t, name, request.Name)
+		require.Zero(t, queue.Len())
+		working.Go(func() { reconcile(request.Name) })
+		<-hole.asked
+		hole.goOn <- struct{}{}
+		queue.Done(request)
+	}
 	close(hole.goOn)
 	working.Wait()
 	require.Empty(t, r.working)
+	require.Empty(t, r.waiting)
 }
 
 // secrets are what the API server has; of those without a Secret it gives no answer.
