@@ -34,7 +34,8 @@ const (
 )
 
 // StartupPatience is how long a node that has joined keeps StartupTaint for a pin that does not become ready there,
-// unless the pin's timeLimit is longer.
+// unless the pin's timeLimit is longer. A node whose agent is not admitted keeps it so long from when the node was
+// made, or the operator began if that was later.
 const StartupPatience = 10 * time.Minute
 
 // LongestStartupPatience bounds what a pin's time limit adds to StartupPatience: a pin is of one namespace, and a node

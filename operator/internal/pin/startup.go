@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/events"
@@ -23,6 +24,8 @@ type StartupReconciler struct {
 	Recorder events.EventRecorder
 	Clock    clock.Clock
 	Board    *Board
+
+	began time.Time // when the one worker first had a plan
 }
 
 // SetupWithManager wires the reconciler to the plan, which names the nodes with the taint each time it is made.
@@ -31,11 +34,15 @@ func (r *StartupReconciler) SetupWithManager(mgr ctrl.Manager) error {
 }
 
 // Reconcile lifts the taint of one node. A node whose peer is not admitted yet keeps it for some time, because no pin
-// could be placed there. It is looked at again with the next plan.
+// could be placed there. That counts from when this operator began at the earliest: a node may be older than Shoal. It
+// is looked at again with the next plan.
 func (r *StartupReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	made := r.Board.Plan()
 	if made == nil || len(made.Gates[req.Name]) > 0 {
 		return ctrl.Result{}, nil
+	}
+	if r.began.IsZero() {
+		r.began = r.Clock.Now()
 	}
 	var node corev1.Node
 	if err := r.Client.Get(ctx, req.NamespacedName, &node); err != nil {
@@ -45,7 +52,8 @@ func (r *StartupReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 		return ctrl.Result{}, nil
 	}
 	_, joined := made.Assignments[req.Name]
-	if !joined && r.Clock.Since(node.CreationTimestamp.Time) < v1alpha1.StartupPatience {
+	waited := min(r.Clock.Since(node.CreationTimestamp.Time), r.Clock.Since(r.began))
+	if !joined && waited < v1alpha1.StartupPatience {
 		return ctrl.Result{}, nil
 	}
 	// Taints are one list, so the write must not undo what others did to it in between.

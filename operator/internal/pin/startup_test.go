@@ -37,25 +37,31 @@ func (o oneNode) Patch(_ context.Context, object client.Object, _ client.Patch, 
 // A broken agent, or a selector that leaves the node out, must not keep all pods from it for ever.
 func TestStartup_ANodeWhoseAgentIsNeverAdmittedTakesPodsAfterAWhile(t *testing.T) {
 	t.Parallel()
-	now := clocktesting.NewFakeClock(time.Unix(1e9, 0))
-	node := &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: "new", CreationTimestamp: metav1.NewTime(now.Now())},
-		Spec:       corev1.NodeSpec{Taints: []corev1.Taint{{Key: v1alpha1.StartupTaint}}},
+	for name, age := range map[string]time.Duration{"a node that joins": 0, "one older than Shoal": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			now := clocktesting.NewFakeClock(time.Unix(1e9, 0))
+			node := &corev1.Node{
+				ObjectMeta: metav1.ObjectMeta{Name: "new", CreationTimestamp: metav1.NewTime(now.Now().Add(-age))},
+				Spec:       corev1.NodeSpec{Taints: []corev1.Taint{{Key: v1alpha1.StartupTaint}}},
+			}
+			told := events.NewFakeRecorder(1)
+			r := &StartupReconciler{Client: oneNode{node: node}, Recorder: told, Clock: now, Board: &Board{}}
+			r.Board.current.Store(&plan.Plan{})
+			look := func() {
+				_, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: types.NamespacedName{Name: "new"}})
+				require.NoError(t, err)
+			}
+			look()
+			now.Step(v1alpha1.StartupPatience - time.Second)
+			look()
+			require.NotEmpty(t, node.Spec.Taints)
+			now.Step(time.Second)
+			look()
+			require.Empty(t, node.Spec.Taints)
+			require.Contains(t, <-told.Events, "Warning AgentNotAdmitted lifted taint shoal.dev/starting")
+		})
 	}
-	told := events.NewFakeRecorder(1)
-	r := &StartupReconciler{Client: oneNode{node: node}, Recorder: told, Clock: now, Board: &Board{}}
-	r.Board.current.Store(&plan.Plan{})
-	look := func() {
-		_, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: types.NamespacedName{Name: "new"}})
-		require.NoError(t, err)
-	}
-	now.Step(v1alpha1.StartupPatience - time.Second)
-	look()
-	require.NotEmpty(t, node.Spec.Taints)
-	now.Step(time.Second)
-	look()
-	require.Empty(t, node.Spec.Taints)
-	require.Contains(t, <-told.Events, "Warning AgentNotAdmitted lifted taint shoal.dev/starting")
 }
 
 // The alert for copies that are missing is not for what somebody asked for.
