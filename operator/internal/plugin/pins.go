@@ -58,7 +58,8 @@ func (p *plugin) preheatCommand() *cobra.Command {
 		Use: "preheat IMAGE…", Short: "Bring images to the nodes before a rollout needs them",
 		Args: arguments(1, -1),
 		Long: `preheat pins images on all nodes for a while, so that a rollout finds them there. The pin ends by itself
-after --ttl, and the images then stay in the cache like any others. The next preheat in the namespace deletes it.`,
+after --ttl, and the images then stay in the cache like any others. The next preheat in the namespace deletes it;
+preheat pins that a release before this one made carry no label, and stay until kubectl shoal unpin.`,
 		Example: "  kubectl shoal preheat registry.example/team/app:1.3 --wait\n" +
 			"  kubectl shoal preheat registry.example/team/app:1.3 --node-selector pool=gpu --ttl 2h",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -212,7 +213,9 @@ func (p *plugin) sweep(ctx context.Context, namespace string) {
 	}
 	for i := range pins.Items {
 		pin := &pins.Items[i]
-		if apimeta.IsStatusConditionTrue(pin.Status.Conditions, v1alpha1.ConditionExpired) {
+		expired := apimeta.FindStatusCondition(pin.Status.Conditions, v1alpha1.ConditionExpired)
+		// One of another generation says nothing of a pin whose time somebody has made longer since.
+		if expired != nil && expired.Status == metav1.ConditionTrue && expired.ObservedGeneration == pin.Generation {
 			_ = p.api.Delete(ctx, pin, client.Preconditions{UID: &pin.UID, ResourceVersion: &pin.ResourceVersion})
 		}
 	}

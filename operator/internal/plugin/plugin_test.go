@@ -328,25 +328,29 @@ func TestVerbs(t *testing.T) {
 	code, out, _ = kubectl(t, agents, "pins")
 	require.Equal(t, ExitWell, code)
 	require.Contains(t, out, "0/0")
-	expire := func(name string) {
+	expire := func(name string, generation int64) {
 		p := &v1alpha1.ArtifactPin{}
 		require.NoError(t, c.Client.Get(ctx, types.NamespacedName{Namespace: "default", Name: name}, p))
 		p.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionExpired, Status: metav1.ConditionTrue,
-			Reason: v1alpha1.ReasonExpired, LastTransitionTime: metav1.Now()}}
+			Reason: v1alpha1.ReasonExpired, LastTransitionTime: metav1.Now(), ObservedGeneration: generation}}
 		require.NoError(t, c.Client.Status().Update(ctx, p))
 	}
 	for _, args := range [][]string{{"preheat", "redis:8", "--name", "old"},
 		{"pin", "redis:8", "--name", "kept", "--ttl", "1h"}} {
 		code, _, errOut = kubectl(t, agents, args...)
 		require.Equal(t, ExitWell, code, errOut)
-		expire(args[3])
+		expire(args[3], 1)
 	}
+	code, _, errOut = kubectl(t, agents, "preheat", "redis:8", "--name", "longer")
+	require.Equal(t, ExitWell, code, errOut)
+	expire("longer", 0) // as it was before somebody gave it more time
 	code, _, errOut = kubectl(t, agents, "preheat", "redis:8", "--name", "new")
 	require.Equal(t, ExitWell, code, errOut)
 	_, out, _ = kubectl(t, agents, "pins")
 	require.NotContains(t, out, "old", "a preheat that has ended goes with the next")
 	require.Contains(t, out, "kept", "what others made stays")
-	code, _, errOut = kubectl(t, agents, "unpin", "kept", "new")
+	require.Contains(t, out, "longer", "one that was changed since has not ended")
+	code, _, errOut = kubectl(t, agents, "unpin", "kept", "new", "longer")
 	require.Equal(t, ExitWell, code, errOut)
 	code, out, errOut = kubectl(t, agents, "unpin", "docker.io/library/redis:7", "warm")
 	require.Equal(t, ExitWell, code, errOut)
