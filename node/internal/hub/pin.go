@@ -136,8 +136,8 @@ func (f *Front) listed(ctx context.Context, x *exchange, commit string, get bool
 		return nil, record{}, err
 	}
 	if l.large {
-		return nil, record{}, fmt.Errorf("%s has more than %d files, which no pin takes", x.route.repo.name(),
-			1000*maxPages)
+		return nil, record{}, fmt.Errorf("%s has more than %d files, or a listing of more than %d bytes, "+
+			"which no pin takes", x.route.repo.name(), maxElements, maxListing)
 	}
 	if rec, _, ok = f.memo.own(k); !ok {
 		return nil, record{}, fmt.Errorf("the listing of %s: %w", commit, content.ErrUnavailable)

@@ -28,8 +28,8 @@ const (
 	// maxPages bounds the pages of a listing that is made of the whole of a repository. Of a larger one single paths
 	// are asked for.
 	maxPages = 10
-	// maxListing and maxElements bound such a listing in bytes and in elements. In memory an element takes far more than
-	// its shortest spelling, {}, and maxListings of them are held.
+	// maxListing and maxElements bound such a listing in bytes and in elements. In memory an element takes far more
+	// than its shortest spelling, {}, and maxListings of them are held.
 	maxListing  = 8 << 20
 	maxElements = maxPages * pageSize
 	// maxEndless is how much is told of a page that comes after itself, or is not at the hub.

@@ -59,7 +59,8 @@ func (s *stripper) value() {
 
 func (s *stripper) copy(n int) { s.out, s.in = append(s.out, s.in[:n]...), s.in[n:] }
 
-// object copies an object but for its members that name Xet. The hash comes last where the object turns out to be large.
+// object copies an object but for its members that name Xet. The hash comes last where the object turns out to be
+// large.
 func (s *stripper) object() {
 	s.copy(1)
 	size, hash := int64(0), []byte(nil)

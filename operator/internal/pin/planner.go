@@ -150,8 +150,8 @@ func (r *Planner) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, e
 	return ctrl.Result{RequeueAfter: tick}, nil
 }
 
-// copies counts those of all pins, by state. Those of a pin that is suspended, or waits for a window of its schedule, are
-// as they are to be for now, and not among them.
+// copies counts those of all pins, by state. Those of a pin that is suspended, or waits for a window of its schedule,
+// are as they are to be for now, and not among them.
 func copies(made *plan.Plan) map[string]int32 {
 	states := map[string]int32{"desired": 0, "ready": 0, "pending": 0, "failed": 0} // of no pin, none
 	for _, s := range made.Pins {
