@@ -203,8 +203,8 @@ func (r *Resolver) enter(pin types.NamespacedName) bool {
 	return true
 }
 
-// leave gives a worker back, and has the pin come again that has waited longest. Whatever becomes of that one, even if it
-// is deleted, it enters and leaves: so all have their turn.
+// leave gives a worker back, and has the pin come again that has waited longest. Whatever becomes of that one, even if
+// it is deleted, it enters and leaves: so all have their turn.
 func (r *Resolver) leave(namespace string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

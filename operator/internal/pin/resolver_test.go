@@ -151,6 +151,7 @@ func TestResolver_ANamespaceOfSilentRegistriesLeavesWorkersForOthers(t *testing.
 	working.Wait()
 	require.Empty(t, r.working)
 	require.Empty(t, r.waiting)
+	require.Zero(t, queue.Len(), "each came once")
 }
 
 // secrets are what the API server has; of those without a Secret it gives no answer.

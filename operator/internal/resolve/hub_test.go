@@ -61,14 +61,15 @@ func TestHub_ARevisionIsResolvedToACommitAndItsFilesAreMeasured(t *testing.T) {
 		size   int64
 		reason string
 	}{
-		"all of it":       {v1alpha1.HubArtifact{Repository: "org/m"}, nil, commit, 3305, ""},
-		"some files":      {v1alpha1.HubArtifact{Repository: "org/m", Files: []string{"*.safetensors", "*.json"}}, nil, commit, 3005, ""},
-		"a folder":        {v1alpha1.HubArtifact{Repository: "org/m", Files: []string{"onnx/"}}, nil, commit, 300, ""},
-		"a dataset":       {v1alpha1.HubArtifact{Repository: "datasets/org/d"}, nil, data, 3305, ""},
-		"a pull request":  {v1alpha1.HubArtifact{Repository: "org/m", Revision: "refs/pr/1"}, nil, pr, 1, ""},
-		"a commit":        {v1alpha1.HubArtifact{Repository: "org/m", Revision: commit}, nil, commit, 3305, ""},
-		"with a token":    {v1alpha1.HubArtifact{Repository: "org/secret"}, login(t, host, "good"), hidden, 3305, ""},
-		"a token's line":  {v1alpha1.HubArtifact{Repository: "org/secret"}, login(t, host, `good\n`), "", 0, v1alpha1.ReasonInvalidSecret},
+		"all of it":      {v1alpha1.HubArtifact{Repository: "org/m"}, nil, commit, 3305, ""},
+		"some files":     {v1alpha1.HubArtifact{Repository: "org/m", Files: []string{"*.safetensors", "*.json"}}, nil, commit, 3005, ""},
+		"a folder":       {v1alpha1.HubArtifact{Repository: "org/m", Files: []string{"onnx/"}}, nil, commit, 300, ""},
+		"a dataset":      {v1alpha1.HubArtifact{Repository: "datasets/org/d"}, nil, data, 3305, ""},
+		"a pull request": {v1alpha1.HubArtifact{Repository: "org/m", Revision: "refs/pr/1"}, nil, pr, 1, ""},
+		"a commit":       {v1alpha1.HubArtifact{Repository: "org/m", Revision: commit}, nil, commit, 3305, ""},
+		"with a token":   {v1alpha1.HubArtifact{Repository: "org/secret"}, login(t, host, "good"), hidden, 3305, ""},
+		"a token's line": {v1alpha1.HubArtifact{Repository: "org/secret"}, login(t, host, `good\n`), "", 0,
+			v1alpha1.ReasonInvalidSecret},
 		"without a token": {v1alpha1.HubArtifact{Repository: "org/secret"}, nil, "", 0, v1alpha1.ReasonUnauthorized},
 		"no such branch":  {v1alpha1.HubArtifact{Repository: "org/m", Revision: "nosuch"}, nil, "", 0, v1alpha1.ReasonNotFoundUpstream},
 		"nothing matches": {v1alpha1.HubArtifact{Repository: "org/m", Files: []string{"*.gguf"}}, nil, "", 0, v1alpha1.ReasonNotFoundUpstream},
@@ -112,6 +113,28 @@ func TestHub_WhichIsNotKnownOrAwayIsSaid(t *testing.T) {
 		r, _ := hubResolver(t, h)
 		require.Equal(t, want, reason(r))
 	}
+}
+
+// Who was let ask a hub that was away, and did not, must not keep all others from it.
+func TestHub_ATokenThatCanNotBeSentKeepsNobodyFromTheHub(t *testing.T) {
+	t.Parallel()
+	status := 0
+	hub := network(func(r *http.Request) (*http.Response, error) {
+		if status == 0 {
+			return nil, errSilent
+		}
+		return answer(r, status)
+	})
+	now := time.Now()
+	r := resolve.New(hub.to, func() time.Time { return now })
+	r.Hub = &url.URL{Scheme: "https", Host: "hub.example"}
+	model := v1alpha1.Artifact{Hub: &v1alpha1.HubArtifact{Repository: "org/m", Revision: "main"}}
+	require.Equal(t, v1alpha1.ReasonRegistryUnreachable, reason(t, r, model))
+
+	status, now = http.StatusNotFound, now.Add(time.Minute)
+	_, err := r.Resolve(t.Context(), model, resolve.Options{Credentials: login(t, "hub.example", `good\n`)})
+	require.ErrorContains(t, err, "the token holds a line break")
+	require.Equal(t, v1alpha1.ReasonNotFoundUpstream, reason(t, r, model))
 }
 
 // What comes round again would be counted again, and a pin would be planned by a size that it does not have.
