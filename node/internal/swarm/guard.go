@@ -57,8 +57,8 @@ func resourceLimits() rcmgr.ConcreteLimitConfig {
 		},
 		Service: map[string]rcmgr.ResourceLimits{
 			bitswapnet.Service: inbound(4096, 128<<20), serviceCoordinate: inbound(8192, 64<<20),
-			serviceMap: inbound(2048, 32<<20), serviceQuery: inbound(2048, 16<<20), serviceErrand: inbound(4096, 32<<20),
-			serviceDHT: inbound(4096, 64<<20),
+			serviceMap: inbound(2048, 32<<20), serviceQuery: inbound(2048, 16<<20),
+			serviceErrand: inbound(4096, 32<<20), serviceDHT: inbound(4096, 64<<20),
 		},
 		ServicePeer: map[string]rcmgr.ResourceLimits{
 			bitswapnet.Service: inbound(48, 16<<20), serviceCoordinate: inbound(128, 8<<20),

@@ -17,7 +17,7 @@ func TestCache_ANodesReportIsKeptWithTheTimeWhenItCame(t *testing.T) {
 	came := metav1.NewTime(time.Unix(1e9, 0))
 	report := &v1alpha1.NodeCache{ObjectMeta: metav1.ObjectMeta{ManagedFields: []metav1.ManagedFieldsEntry{{
 		Manager: v1alpha1.AgentFieldManager, Subresource: "status", Time: &came,
-		FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:status":{}}`)},
+		FieldsV1: metav1.NewFieldsV1(`{"f:status":{}}`),
 	}}}}
 	for object, of := range cacheOptions(access.Scope{}).ByObject {
 		if _, ok := object.(*v1alpha1.NodeCache); ok {
