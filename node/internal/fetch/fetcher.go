@@ -357,14 +357,12 @@ func (fr *Fetcher) Ensure(ctx context.Context, req content.Request) error {
 // follow joins the running fetch of a digest, or starts one, and waits until its size is known. keep: the blob is
 // wanted here, and not only to be read once.
 func (fr *Fetcher) follow(ctx context.Context, req content.Request, keep bool) (content.Reader, error) {
-	if req.Size == 0 {
-		req.Size, _ = fr.hints.Get(hint{req.Repository, req.Digest})
-	}
+	req.Size = fr.sizeNamed(req)
 	f, err := fr.attach(ctx, req, keep)
 	if err != nil {
 		return nil, err
 	}
-	r := &reader{f: f, part: req.Part, unchecked: req.File != "", keep: keep, came: req.Since}
+	r := &reader{f: f, part: req.Part, keep: keep, came: req.Since}
 	if err = f.awaitSize(ctx, req.Since); err == nil {
 		err = f.confirmSize(ctx, req)
 	}

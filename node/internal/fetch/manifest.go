@@ -14,6 +14,15 @@ type hint struct {
 	digest digest.Digest
 }
 
+// sizeNamed is the size that a request or a manifest of its repository names; 0: none does.
+func (fr *Fetcher) sizeNamed(req content.Request) int64 {
+	if req.Size != 0 {
+		return req.Size
+	}
+	size, _ := fr.hints.Get(hint{req.Repository, req.Digest})
+	return size
+}
+
 // learnFrom reads a manifest that has arrived, remembers the sizes and the order of the blobs that it lists, and
 // returns its media type; upstream called it declared.
 func (fr *Fetcher) learnFrom(repo content.Repository, ing *store.Ingest, declared string) string {

@@ -35,6 +35,7 @@ func (fr *Fetcher) openThrough(ctx context.Context, req content.Request, reason 
 	case !asked:
 		return nil, fmt.Errorf("open %s: %w", req.Digest, content.ErrNoSpace)
 	}
+	req.Size = fr.sizeNamed(req)
 	size, _, err := fr.opts.Upstream.Stat(ctx, req)
 	if err != nil {
 		return nil, err
@@ -60,34 +61,43 @@ func (t *through) Range(ctx context.Context, off, n int64) (io.ReadCloser, error
 	if n == 0 {
 		return io.NopCloser(io.LimitReader(nil, 0)), nil
 	}
-	whole := n == t.size
-	if !whole && t.fr.opts.VerifiedRanges {
+	// Who reads up to the end, and not a part only, has the bytes before it from an earlier answer, as in reader.Range.
+	whole := n == t.size || off+n == t.size && !t.req.Part
+	if !whole && (t.fr.opts.VerifiedRanges || t.disputed()) {
 		return nil, fmt.Errorf("%s: no room for the whole, so a range of it cannot be verified: %w", t.req.Digest,
 			content.ErrUnavailable)
 	}
-	count := n
+	from, count := off, n
 	if whole {
-		count = -1
+		from, count = 0, -1
 	}
-	body, err := t.fr.opts.Upstream.Open(ctx, t.req, off, count)
+	body, err := t.fr.opts.Upstream.Open(ctx, t.req, from, count)
 	if err != nil {
 		return nil, err
 	}
-	in := &passing{body, t}
-	if _, err := io.CopyN(io.Discard, in, off-body.Offset); err != nil {
+	before := off - body.Offset // a registry that ignores Range sends all
+	r := io.LimitReader(&passing{body, t}, before+n)
+	if whole {
+		r = t.judge(r)
+	}
+	if _, err := io.CopyN(io.Discard, r, before); err != nil {
 		_ = body.Close()
 		return nil, fmt.Errorf("read %s from upstream: %w", t.req.Digest, err)
 	}
-	r := io.LimitReader(in, n) // a registry that ignores Range sends all
-	if whole {
-		// All but the end goes out before the digest is known; the end does not, if it is wrong.
-		r = &judged{content.NewVerifier(r, t.req.Digest, t.size), t.size, t.matched,
-			func(error) { t.fr.opts.Upstream.Distrust(t.req) }}
-		if _, open := t.fr.doubts.passes(time.Now(), t.req.Digest); open {
-			r = &weighed{Reader: r, t: t, sum: sha256.New()}
-		}
-	}
 	return &counted{ReadCloser: &passage{r, body, t}, m: t.fr.m, from: fromUpstream}, nil
+}
+
+// disputed reports whether upstream tells another size than the blob's manifest: a part may lie beyond its end.
+func (t *through) disputed() bool { return t.req.Size > 0 && t.req.Size != t.size }
+
+// judge reads the whole: all but the end goes out before the digest is known; the end does not, if it is wrong.
+func (t *through) judge(r io.Reader) io.Reader {
+	r = &judged{content.NewVerifier(r, t.req.Digest, t.size), t.size, t.matched,
+		func(error) { t.fr.opts.Upstream.Distrust(t.req) }}
+	if _, open := t.fr.doubts.passes(time.Now(), t.req.Digest); open {
+		r = &weighed{Reader: r, t: t, sum: sha256.New()}
+	}
+	return r
 }
 
 // passage is a range that passes through.

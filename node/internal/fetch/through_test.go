@@ -2,9 +2,12 @@ package fetch
 
 import (
 	"bytes"
+	"fmt"
 	"io"
+	"net/http"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/opencontainers/go-digest"
@@ -50,6 +53,76 @@ func TestThrough_WhatWasReadIsToldAndNothingElse(t *testing.T) {
 	s := <-told
 	require.Equal(t, []any{outcomeThrough, int64(3 * chunk1), int64(7)}, []any{s.Outcome, s.Size, s.FromUpstream})
 	require.NoError(t, r.Close())
+}
+
+// readPast reads n bytes from off straight from upstream.
+func readPast(t *testing.T, n *testNode, req content.Request, off, size int64) ([]byte, error) {
+	t.Helper()
+	r, err := n.OpenPast(t.Context(), req)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, r.Close()) }()
+	body, err := r.Range(t.Context(), off, size)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { require.NoError(t, body.Close()) }()
+	return io.ReadAll(body)
+}
+
+// As a runtime asks, whose answer was broken off because it did not match.
+func TestThrough_TheRestOfADownloadEndsOnlyWhereTheWholeMatches(t *testing.T) {
+	t.Parallel()
+	const size, off = 2*chunk1 + 7, chunk1 + 5
+	for name, spoil := range map[string]func([]byte) []byte{
+		"right bytes":              func(data []byte) []byte { return data },
+		"more than there are":      func(data []byte) []byte { return append(data, "and more"...) },
+		"fewer than there are":     func(data []byte) []byte { return data[:len(data)-3] },
+		"a wrong one in the rest":  func(data []byte) []byte { data[size-1] ^= 1; return data },
+		"a wrong one given before": func(data []byte) []byte { data[0] ^= 1; return data },
+	} {
+		for _, ranges := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, the registry knows ranges: %v", name, ranges), func(t *testing.T) {
+				t.Parallel()
+				o := newOrigin(t)
+				d := o.add(t, size)
+				sent := spoil(bytes.Clone(o.Blob(d)))
+				o.Spoil(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+					if !ranges {
+						r.Header.Del("Range")
+					}
+					http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(sent))
+					return true
+				})
+				n := newNode(t, o, "n", nil)
+				got, err := readPast(t, n, o.request(d), off, int64(len(sent))-off)
+				if bytes.Equal(sent, o.Blob(d)) {
+					require.NoError(t, err)
+					require.True(t, bytes.Equal(sent[off:], got))
+					return
+				}
+				require.ErrorIs(t, err, content.ErrDigestMismatch)
+			})
+		}
+	}
+}
+
+func TestThrough_APartIsNotGivenWhereTheManifestNamesAnotherSize(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	d := o.add(t, 2*chunk1)
+	n := newNode(t, o, "n", nil)
+	req := o.request(d)
+	req.Part = true
+	n.hints.Add(hint{req.Repository, d}, 2*chunk1)
+	got, err := readPast(t, n, req, 5, 7)
+	require.NoError(t, err)
+	require.Equal(t, o.Blob(d)[5:12], got)
+	n.hints.Add(hint{req.Repository, d}, 2*chunk1-8)
+	_, err = readPast(t, n, req, 5, 7)
+	require.ErrorIs(t, err, content.ErrUnavailable)
+	got, err = readPast(t, n, req, 0, 2*chunk1)
+	require.NoError(t, err, "it is the manifest that was wrong")
+	require.True(t, bytes.Equal(o.Blob(d), got))
 }
 
 // banning counts whom it is told to ban.
