@@ -632,7 +632,11 @@ func (s *Store) dropDamaged(e *entry, reason string) error {
 		return content.ErrNotFound
 	}
 	s.metrics.damaged.Inc()
-	s.log.Error("dropped a damaged blob", "digest", e.digest, "reason", reason, "error", err)
+	if err != nil {
+		s.log.Error("a damaged blob is not all removed", "digest", e.digest, "reason", reason, "error", err)
+	} else {
+		s.log.Error("dropped a damaged blob", "digest", e.digest, "reason", reason)
+	}
 	return errDamaged
 }
 

@@ -107,22 +107,7 @@ func (d *disk) rot(store string, seed uint64, wanted func(digest string) bool) (
 	slices.Sort(blobs)
 	random := rand.New(rand.NewPCG(seed, 0))
 	path := blobs[random.IntN(len(blobs))]
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return "", nil //nolint:nilerr // it was evicted just now, so nothing rots
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil || info.Size() == 0 {
-		return "", err
-	}
-	var b [1]byte
-	at := random.Int64N(info.Size())
-	if _, err := f.ReadAt(b[:], at); err != nil {
-		return "", fmt.Errorf("rot: %w", err)
-	}
-	b[0] ^= 1 << random.IntN(8)
-	if _, err := f.WriteAt(b[:], at); err != nil {
+	if err := flip(path, random); err != nil && !errors.Is(err, fs.ErrNotExist) { // it may be evicted just now
 		return "", fmt.Errorf("rot: %w", err)
 	}
 	return "sha256:" + filepath.Base(path), nil
@@ -134,4 +119,35 @@ func run(ctx context.Context, name string, args ...string) error {
 		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, bytes.TrimSpace(out))
 	}
 	return nil
+}
+
+// flip flips a bit of a file as a disk does it: below the page cache, so that bytes stay as they were that are in memory
+// or on their way from there. The last bytes, which are no whole block, rot through it.
+func flip(path string, random *rand.Rand) error {
+	info, err := os.Stat(path)
+	if err != nil || info.Size() == 0 {
+		return err
+	}
+	const block = 4096
+	size, flags, n := info.Size()/block*block, os.O_RDWR|unix.O_DIRECT, block
+	if size == 0 {
+		size, flags, n = info.Size(), os.O_RDWR, int(info.Size())
+	}
+	at := random.Int64N(size)
+	f, err := os.OpenFile(path, flags, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	aligned, err := unix.Mmap(-1, 0, block, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Munmap(aligned) }()
+	if _, err := f.ReadAt(aligned[:n], at/block*block); err != nil {
+		return err
+	}
+	aligned[at%block] ^= 1 << random.IntN(8)
+	_, err = f.WriteAt(aligned[:n], at/block*block)
+	return err
 }
