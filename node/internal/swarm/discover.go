@@ -274,9 +274,9 @@ func (s *Swarm) mapQuestion(stream network.Stream, p peer.ID) (digest.Digest, er
 	return d, s.guard.Charge(s.ctx, p, mapWork)
 }
 
-// sendMap says whether this node holds d, and then sends its claims as it signs them. The coordinator waits longer before
-// it sends anyone upstream once it has heard that, and where all who hold a blob sign on few processors that takes long.
-// p is charged for the claims that it waits for.
+// sendMap says whether this node holds d, and then sends its claims as it signs them. Once the coordinator has heard
+// that, it waits longer before it sends anyone upstream, and where all who hold a blob sign on few processors the
+// signing takes long. p is charged for the claims that it waits for.
 func (s *Swarm) sendMap(stream network.Stream, p peer.ID, d digest.Digest) error {
 	_ = stream.SetWriteDeadline(time.Now().Add(discoverTimeout))
 	m, err := s.opts.Store.ChunkMap(d)

@@ -121,8 +121,8 @@ func run(ctx context.Context, name string, args ...string) error {
 	return nil
 }
 
-// flip flips a bit of a file as a disk does it: below the page cache, so that bytes stay as they were that are in memory
-// or on their way from there. The last bytes, which are no whole block, rot through it.
+// flip flips a bit of a file as a disk does it: below the page cache, so that bytes stay as they were that are in
+// memory or on their way from there. In a file of less than a block it goes through the cache.
 func flip(path string, random *rand.Rand) error {
 	info, err := os.Stat(path)
 	if err != nil || info.Size() == 0 {
