@@ -362,7 +362,7 @@ func (fr *Fetcher) follow(ctx context.Context, req content.Request, keep bool) (
 	if err != nil {
 		return nil, err
 	}
-	r := &reader{f: f, part: req.Part, keep: keep, came: req.Since}
+	r := &reader{f: f, part: req.Part, unchecked: req.File != "", keep: keep, came: req.Since}
 	if err = f.awaitSize(ctx, req.Since); err == nil {
 		err = f.confirmSize(ctx, req)
 	}

@@ -58,13 +58,17 @@ type lastingRange struct {
 	next          content.Reader // nil before that failed
 }
 
-// readAgain is how many bytes that were given are read once more for the sake of another source. Beyond that the client
-// had better read on by itself: its runtime does not wait for ever.
+// readAgain is how many bytes that were given are read once more for the sake of another source. Beyond that a runtime
+// had better read on by itself: it does not wait for ever.
 const readAgain = 256 << 20
+
+func (r *lastingRange) givenUp(err error) bool {
+	return errors.Is(err, errForeign) && r.given > readAgain && r.of.req.File == ""
+}
 
 // replace goes over to another source after err. It fails with err where there is none.
 func (r *lastingRange) replace(err error) error {
-	if r.next != nil || r.given == r.n || errors.Is(err, errForeign) && r.given > readAgain {
+	if r.next != nil || r.given == r.n || r.givenUp(err) {
 		return err
 	}
 	next, openErr := r.of.again(r.ctx, err)

@@ -62,11 +62,12 @@ func (c *counted) WriteTo(w io.Writer) (int64, error) {
 
 // reader follows a blob that is arriving.
 type reader struct {
-	f    *fetch
-	part bool // the caller asked for a part only, wherever it lies
-	keep bool // it has no use for a blob that passes by
-	came time.Time
-	once sync.Once
+	f         *fetch
+	part      bool // the caller asked for a part only, wherever it lies
+	unchecked bool // it checks no digest, as clients of model hubs
+	keep      bool // it has no use for a blob that passes by
+	came      time.Time
+	once      sync.Once
 }
 
 func (r *reader) Size() int64 { return r.f.knownSize() }

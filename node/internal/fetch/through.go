@@ -61,8 +61,10 @@ func (t *through) Range(ctx context.Context, off, n int64) (io.ReadCloser, error
 	if n == 0 {
 		return io.NopCloser(io.LimitReader(nil, 0)), nil
 	}
-	// Who reads up to the end, and not a part only, has the bytes before it from an earlier answer, as in reader.Range.
-	whole := n == t.size || off+n == t.size && !t.req.Part
+	// Who reads up to the end, and not a part only, has the bytes before it from an earlier answer. All is read once
+	// more where nobody else checks it: a runtime does, and one that reads side by side asks so for each of its parts.
+	rest := off+n == t.size && !t.req.Part
+	whole := n == t.size || rest && (t.req.File != "" || t.disputed())
 	if !whole && (t.fr.opts.VerifiedRanges || t.disputed()) {
 		return nil, fmt.Errorf("%s: no room for the whole, so a range of it cannot be verified: %w", t.req.Digest,
 			content.ErrUnavailable)
@@ -80,11 +82,11 @@ func (t *through) Range(ctx context.Context, off, n int64) (io.ReadCloser, error
 	if whole {
 		r = t.judge(r)
 	}
+	part := &passage{r, body, t}
 	if _, err := io.CopyN(io.Discard, r, before); err != nil {
-		_ = body.Close()
-		return nil, fmt.Errorf("read %s from upstream: %w", t.req.Digest, err)
+		return nil, fmt.Errorf("read %s from upstream: %w", t.req.Digest, errors.Join(err, part.Close()))
 	}
-	return &counted{ReadCloser: &passage{r, body, t}, m: t.fr.m, from: fromUpstream}, nil
+	return &counted{ReadCloser: part, m: t.fr.m, from: fromUpstream}, nil
 }
 
 // disputed reports whether upstream tells another size than the blob's manifest: a part may lie beyond its end.

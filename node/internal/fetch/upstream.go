@@ -227,7 +227,7 @@ func (f *fetch) outlast(ctx context.Context, off, n int64) (*answer, error) {
 		}
 		failed, ok := f.mayAskAgain(err, bad)
 		if began.IsZero() {
-			began = asked
+			began = time.Now()
 		}
 		if !ok || time.Since(began) >= blip || !f.rest(ctx, failed, asked, bad, pause) {
 			return a, err

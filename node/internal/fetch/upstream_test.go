@@ -621,9 +621,12 @@ func TestBlip_ABlobThatTheRegistryNeverGivesHoldsUpNoOther(t *testing.T) {
 	}
 	require.NoError(t, read(o.add(t, 7)))
 	var wg sync.WaitGroup
-	wg.Go(func() { require.Error(t, read(broken), "it ends although the registry gives others") })
-	<-asked
 	others := make(chan struct{})
+	wg.Go(func() {
+		defer close(others)
+		require.Error(t, read(broken), "it ends although the registry gives others")
+	})
+	<-asked
 	wg.Go(func() {
 		for i := 0; ; i++ {
 			select {
@@ -635,6 +638,5 @@ func TestBlip_ABlobThatTheRegistryNeverGivesHoldsUpNoOther(t *testing.T) {
 		}
 	})
 	require.NoError(t, read(flaky))
-	wg.Go(func() { defer close(others); require.NoError(t, read(flaky)) })
 	wg.Wait()
 }

@@ -224,7 +224,7 @@ func (r *reader) passThrough(ctx context.Context, off, n int64) (io.ReadCloser, 
 		return nil, fmt.Errorf("%s: its window has readers enough: %w", f.digest, content.ErrNoSpace)
 	}
 	if n < f.size {
-		if s.end = off+n == f.size && !r.part; s.end {
+		if s.end = off+n == f.size && r.unchecked && !r.part; s.end {
 			f.prove()
 		}
 		return s, nil

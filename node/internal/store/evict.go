@@ -433,22 +433,35 @@ func (s *Store) victims(pool Pool, keep partialID) []victim {
 	return append(all, young...)
 }
 
-// heldByRuntime is which blobs the runtime holds too; none, where its disk hangs.
+// heldByRuntime is which blobs the runtime holds too, as far as its disk tells within readPatience.
 func (s *Store) heldByRuntime(blobs []candidate) map[digest.Digest]bool {
+	held := map[digest.Digest]bool{}
 	if s.opts.RuntimePath == "" {
-		return nil
+		return held
 	}
-	held, _ := ask(s, s.opts.RuntimePath, func() (map[digest.Digest]bool, error) {
-		held := map[digest.Digest]bool{}
-		for _, b := range blobs {
-			if fi, err := os.Stat(s.runtimePath(b.digest)); err == nil && s.usable(b.digest, fi) {
-				held[b.digest] = true
+	for end := time.Now().Add(readPatience); len(blobs) > 0 && time.Now().Before(end); {
+		some := blobs[:min(len(blobs), statsAtOnce)]
+		blobs = blobs[len(some):]
+		theirs, err := ask(s, s.opts.RuntimePath, func() (theirs []digest.Digest, _ error) {
+			for _, b := range some {
+				if fi, err := os.Stat(s.runtimePath(b.digest)); err == nil && s.usable(b.digest, fi) {
+					theirs = append(theirs, b.digest)
+				}
 			}
+			return theirs, nil
+		})
+		if err != nil { // the disk hangs
+			break
 		}
-		return held, nil
-	})
+		for _, d := range theirs {
+			held[d] = true
+		}
+	}
 	return held
 }
+
+// statsAtOnce is how many files are looked up in one read: few enough that a slow disk is not taken for one that hangs.
+const statsAtOnce = 64
 
 // worth ranks a blob by how easily it would be had again, and whether a pull may be at it. theirs: the runtime holds it
 // too.

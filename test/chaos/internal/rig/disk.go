@@ -107,7 +107,10 @@ func (d *disk) rot(store string, seed uint64, wanted func(digest string) bool) (
 	slices.Sort(blobs)
 	random := rand.New(rand.NewPCG(seed, 0))
 	path := blobs[random.IntN(len(blobs))]
-	if err := flip(path, random); err != nil && !errors.Is(err, fs.ErrNotExist) { // it may be evicted just now
+	switch err := flip(path, random); {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", nil // it was evicted just now, so nothing rots
+	case err != nil:
 		return "", fmt.Errorf("rot: %w", err)
 	}
 	return "sha256:" + filepath.Base(path), nil
@@ -125,8 +128,11 @@ func run(ctx context.Context, name string, args ...string) error {
 // memory or on their way from there. In a file of less than a block it goes through the cache.
 func flip(path string, random *rand.Rand) error {
 	info, err := os.Stat(path)
-	if err != nil || info.Size() == 0 {
+	switch {
+	case err != nil:
 		return err
+	case info.Size() == 0:
+		return fs.ErrNotExist
 	}
 	const block = 4096
 	size, flags, n := info.Size()/block*block, os.O_RDWR|unix.O_DIRECT, block
