@@ -36,7 +36,7 @@ const (
 	// maxSigned is how many claims are kept once they are signed.
 	maxSigned = 256 << 10
 	// mapPage is how many claims an answer has in one frame: as many as are signed while a peer waits for one.
-	mapPage = 1024
+	mapPage = 256
 	// enoughProviders is how many providers the DHT is asked for.
 	enoughProviders = 20
 )

@@ -353,8 +353,8 @@ func (r *Resolver) resolveAll(ctx context.Context, p *v1alpha1.ArtifactPin, arti
 	for i, a := range artifacts {
 		calls.Go(func() error {
 			options := resolve.Options{Platforms: p.Spec.Platforms, NodePlatforms: platforms,
-				Referrers: p.Spec.Referrers == v1alpha1.Include, Credentials: credentials,
-				Secrets: len(secrets), Namespace: p.Namespace}
+				Referrers: p.Spec.Referrers == v1alpha1.Include, Running: p.Spec.Workloads != nil,
+				Credentials: credentials, Secrets: len(secrets), Namespace: p.Namespace}
 			if p.Status.ResolvedGeneration == p.Generation {
 				options.Previous = kept(p, a)
 			}
@@ -366,6 +366,9 @@ func (r *Resolver) resolveAll(ctx context.Context, p *v1alpha1.ArtifactPin, arti
 
 	for i, a := range artifacts {
 		o.add(p, a, results[i], errs[i])
+	}
+	if lacking != nil { // many a registry says of what is private that it is not there
+		o.vanished = nil
 	}
 	return o
 }

@@ -176,7 +176,10 @@ func (h *hub) nextPage(resp *http.Response) (string, error) {
 				return "", fmt.Errorf("the hub's listing goes on at no URL: %.200q", target)
 			}
 			if !registries.SameOrigin(next, at) {
-				path := strings.TrimPrefix(next.EscapedPath(), strings.TrimSuffix(h.base.EscapedPath(), "/"))
+				path := next.EscapedPath()
+				if rest, ok := strings.CutPrefix(path, strings.TrimSuffix(h.base.EscapedPath(), "/")+"/"); ok {
+					path = rest
+				}
 				query := next.RawQuery
 				next = h.base.JoinPath(path)
 				next.RawQuery = query

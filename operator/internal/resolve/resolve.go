@@ -63,6 +63,8 @@ type Options struct {
 	// Platforms as the pin's spec has them; where empty, NodePlatforms are those of the eligible nodes.
 	Platforms, NodePlatforms []string
 	Referrers                bool
+	// Running: the artifact is an image that pods run, by the digest that runs.
+	Running bool
 	// Namespace is the pin's, which has its share of what pins have in common.
 	Namespace   string
 	Credentials pullsecret.Credentials
@@ -134,9 +136,18 @@ func (r *Resolver) Resolve(ctx context.Context, a v1alpha1.Artifact, o Options) 
 	case classified.Reason == v1alpha1.ReasonRegistryUnreachable:
 		r.note(host, classified)
 	default:
-		r.note(host, nil) // it was not asked
+		r.untried(host)
 	}
 	return resolved, classified
+}
+
+// untried lets somebody else ask a registry that the caller was let ask and did not.
+func (r *Resolver) untried(host string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if o, ok := r.down[host]; ok {
+		r.down[host] = outageOf{r.now(), o.cause}
+	}
 }
 
 // note remembers of a registry that it has answered, or why not. Registries that nobody asks any more are forgotten.
@@ -256,19 +267,36 @@ func ask(ctx context.Context, by http.RoundTripper, resolved *v1alpha1.ResolvedA
 	}
 	options = append(options, remote.Reuse(registry)) // what follows asks with the same token
 
-	names := func(at name.Reference, digest string) bool {
+	names := func(at name.Reference, digest string) (bool, error) {
 		head, err := remote.Head(at, options...)
-		return err == nil && head.Digest.String() == digest
+		return err == nil && head.Digest.String() == digest, err
 	}
-	// A tag beside a digest may name something else by now. Agents take what has a tag for the tag's newest answer.
+	p := o.Previous
+	if p != nil && p.Source != resolved.Source {
+		p = nil
+	}
+	// A tag beside a digest may name something else by now. Agents take what has a tag for the tag's newest answer, and
+	// pull by it. So it is kept of what runs under it, while it names that.
 	stands := false
 	if resolved.Tag != "" && resolved.Digest != "" {
-		if stands = names(repository.Tag(resolved.Tag), resolved.Digest); !stands {
+		var err error
+		if o.Running {
+			stands, err = names(repository.Tag(resolved.Tag), resolved.Digest)
+		}
+		switch {
+		case stands:
+		case err != nil && !isNotFound(err) && p != nil && p.Digest == resolved.Digest:
+			resolved.Tag = p.Tag // what it names now is not known
+		default:
 			resolved.Tag = ""
 		}
 	}
-	if p := o.Previous; p != nil && p.Source == resolved.Source && p.Size > 0 && !o.Referrers {
-		if stands || names(referenceOf(repository, resolved), p.Digest) {
+	if p != nil && p.Size > 0 && !o.Referrers {
+		same := stands
+		if !same {
+			same, _ = names(referenceOf(repository, resolved), p.Digest)
+		}
+		if same {
 			tag := resolved.Tag
 			*resolved = *p
 			resolved.Tag = tag

@@ -151,6 +151,16 @@ func TestNamesWithoutRegistry(t *testing.T) {
 }
 
 // An agent remembers the tag of what it fetched as the newest answer for it, and its runtime runs the image by it.
+// throttlesTags answers no question about a tag.
+type throttlesTags struct{}
+
+func (throttlesTags) RoundTrip(req *http.Request) (*http.Response, error) {
+	if strings.HasSuffix(req.URL.Path, "/manifests/1") {
+		return &http.Response{StatusCode: http.StatusTooManyRequests, Request: req, Body: http.NoBody}, nil
+	}
+	return http.DefaultTransport.RoundTrip(req)
+}
+
 func TestNames_ATagBesideADigestIsKeptForAsLongAsItNamesThat(t *testing.T) {
 	t.Parallel()
 	host, _ := newRegistry(t)
@@ -159,17 +169,25 @@ func TestNames_ATagBesideADigestIsKeptForAsLongAsItNamesThat(t *testing.T) {
 	digest, err := old.Digest()
 	require.NoError(t, err)
 	r, a := resolve.New(direct, time.Now), v1alpha1.Artifact{Image: host + "/app:1@" + digest.String()}
-	got, err := r.Resolve(t.Context(), a, resolve.Options{})
+	got, err := r.Resolve(t.Context(), a, resolve.Options{Running: true})
 	require.NoError(t, err)
 	require.Equal(t, digest.String(), got.Digest)
 	require.Equal(t, "1", got.Tag)
-	again, err := r.Resolve(t.Context(), a, resolve.Options{Previous: &got})
+	named, err := r.Resolve(t.Context(), a, resolve.Options{Previous: &got})
+	require.NoError(t, err)
+	require.Empty(t, named.Tag, "who names a digest wants that, whatever becomes of the tag")
+	again, err := r.Resolve(t.Context(), a, resolve.Options{Running: true, Previous: &got})
 	require.NoError(t, err)
 	require.Equal(t, got, again)
 
+	throttled := resolve.New(func(string) http.RoundTripper { return throttlesTags{} }, time.Now)
+	unknown, err := throttled.Resolve(t.Context(), a, resolve.Options{Running: true, Previous: &got})
+	require.NoError(t, err)
+	require.Equal(t, got, unknown, "what the tag names now is not known")
+
 	push(t, host+"/app:1", nil, newImage(t, 11))
 	for name, previous := range map[string]*v1alpha1.ResolvedArtifact{"at first": nil, "once it was kept": &got} {
-		moved, err := r.Resolve(t.Context(), a, resolve.Options{Previous: previous})
+		moved, err := r.Resolve(t.Context(), a, resolve.Options{Running: true, Previous: previous})
 		require.NoError(t, err, name)
 		require.Equal(t, digest.String(), moved.Digest, name)
 		require.Empty(t, moved.Tag, name)
