@@ -20,12 +20,14 @@ type lasting struct {
 	req content.Request
 }
 
-// again opens the blob anew, if err is none of the blob's: straight from upstream where the disk takes nothing in or
-// another source is at it, else as any blob that is not here.
+// again opens the blob anew, if err is none of the blob's: straight from upstream where the disk takes nothing in, else
+// as any blob that is not here.
 func (l *lasting) again(ctx context.Context, err error) (content.Reader, error) {
 	switch {
-	case errors.Is(err, content.ErrNoSpace), errors.Is(err, content.ErrStorage), errors.Is(err, errForeign):
+	case errors.Is(err, content.ErrNoSpace), errors.Is(err, content.ErrStorage):
 		return l.fr.openThrough(ctx, l.req, err)
+	case errors.Is(err, errForeign): // it may be the same source, which has proved the blob meanwhile
+		return l.fr.open(ctx, l.req)
 	case errors.Is(err, content.ErrNotFound):
 		if _, held := l.Reader.(*local); held { // what was here is damaged, and dropped
 			return l.fr.open(ctx, l.req)
