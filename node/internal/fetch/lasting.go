@@ -26,7 +26,7 @@ func (l *lasting) again(ctx context.Context, err error) (content.Reader, error) 
 	switch {
 	case errors.Is(err, content.ErrNoSpace), errors.Is(err, content.ErrStorage):
 		return l.fr.openThrough(ctx, l.req, err)
-	case errors.Is(err, errForeign): // it may be the same source, which has proved the blob meanwhile
+	case errors.Is(err, errForeign): // it may have given way to who only asks what peers hold, and be free again
 		return l.fr.open(ctx, l.req)
 	case errors.Is(err, content.ErrNotFound):
 		if _, held := l.Reader.(*local); held { // what was here is damaged, and dropped

@@ -396,13 +396,11 @@ func TestSource_WhatItGaveBeforeItHadProvedToHaveTheBlobIsResumedAfterwards(t *t
 	require.Equal(t, int64(2*chunk1), o.Bytes.Load())
 }
 
-func TestSource_AnAnswerThatHasBegunIsNotBrokenOffForAnother(t *testing.T) {
-	t.Parallel()
-	o := newOrigin(t)
-	n := newSwarm(t, o, 1, doubting(o, nil))[0]
-	d := o.add(t, 5*chunk1+3)
+// stall has the origin's first answer stop after some chunks, until the test ends.
+func stall(t *testing.T, o *origin, after int) {
+	t.Helper()
 	goOn := make(chan struct{})
-	defer close(goOn)
+	t.Cleanup(func() { close(goOn) })
 	var stalls atomic.Bool
 	stalls.Store(true)
 	o.Spoil(func(w http.ResponseWriter, _ *http.Request, data []byte) bool {
@@ -410,26 +408,59 @@ func TestSource_AnAnswerThatHasBegunIsNotBrokenOffForAnother(t *testing.T) {
 			return false
 		}
 		w.Header().Set("Content-Length", fmt.Sprint(len(data)))
-		_, _ = w.Write(data[:3*chunk1])
+		_, _ = w.Write(data[:after*chunk1])
 		_ = http.NewResponseController(w).Flush()
 		<-goOn
 		return true
 	})
-	first, other := o.request(d), o.request(d)
-	first.Size = 1 // it is asked for by a plain GET
-	other.Repository.Name = "c/d"
-	r, err := n.Open(t.Context(), first)
+}
+
+// begin reads the first chunk of a blob whose origin stalls, and returns when that has stood still for long.
+func begin(t *testing.T, n *testNode, req content.Request) (begun []byte, rest func() ([]byte, error)) {
+	t.Helper()
+	req.Size = 1 // it is asked for by a plain GET
+	r, err := n.Open(t.Context(), req)
 	require.NoError(t, err)
 	body, err := r.Range(t.Context(), 0, r.Size())
 	require.NoError(t, err)
-	begun := make([]byte, chunk1)
+	begun = make([]byte, chunk1)
 	_, err = io.ReadFull(body, begun)
 	require.NoError(t, err)
-
 	eventually(t, "it stands still", func() bool { return n.Fetcher.running()[0].standsStill() >= mayStandStill })
+	return begun, func() ([]byte, error) {
+		rest, err := io.ReadAll(body)
+		return rest, errors.Join(err, body.Close(), r.Close())
+	}
+}
+
+func TestSource_AnAnswerThatHasBegunIsNotBrokenOffForAnother(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	n := newSwarm(t, o, 1, doubting(o, nil))[0]
+	d := o.add(t, 5*chunk1+3)
+	stall(t, o, 3)
+	begun, readOn := begin(t, n, o.request(d))
+	other := o.request(d)
+	other.Repository.Name = "c/d"
 	n.pull(t.Context(), other).requireRight(t, d)
-	rest, err := io.ReadAll(body)
+	rest, err := readOn()
 	require.NoError(t, err)
 	require.Equal(t, o.Blob(d), append(begun, rest...))
-	require.NoError(t, errors.Join(body.Close(), r.Close()))
+}
+
+// As a node does that compares what peers hold with what the source has.
+func TestSource_AnAnswerThatGivesWayToWhoAsksPeersAloneCostsNoSecondCopy(t *testing.T) {
+	t.Parallel()
+	const size = 5*chunk1 + 3
+	o := newOrigin(t)
+	n := newSwarm(t, o, 1, doubting(o, nil))[0]
+	d := o.add(t, size)
+	stall(t, o, 3)
+	begun, readOn := begin(t, n, o.request(d))
+	_, err := n.OpenHere(t.Context(), o.request(d).WithoutUpstream())
+	require.Error(t, err, "no peer has it")
+	rest, err := readOn()
+	require.NoError(t, err)
+	require.Equal(t, o.Blob(d), append(begun, rest...))
+	require.LessOrEqual(t, o.Bytes.Load(), int64(size+chunk1), "bytes of the origin")
 }
