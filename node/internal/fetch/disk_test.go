@@ -55,15 +55,20 @@ func TestOpen_AResumeReadsNoChunkAgain(t *testing.T) {
 	require.Equal(t, int64(3*chunk1), o.Bytes.Load())
 }
 
+// refuse has nothing be written to a directory: not even root may make a file below a file.
+func refuse(t *testing.T, directory string) {
+	t.Helper()
+	require.NoError(t, os.RemoveAll(directory))
+	require.NoError(t, os.WriteFile(directory, nil, 0o600))
+}
+
 func TestOpen_AStoreThatCannotBeWrittenToPassesThrough(t *testing.T) {
 	t.Parallel()
 	o := newOrigin(t)
 	d := o.add(t, 3*chunk1+7)
 	disk := store.Options{Path: t.TempDir()}
 	n := newNodeOn(t, o, "n", nil, disk)
-	// Not even root may make a file below a file.
-	require.NoError(t, os.RemoveAll(filepath.Join(disk.Path, "ingest")))
-	require.NoError(t, os.WriteFile(filepath.Join(disk.Path, "ingest"), nil, 0o600))
+	refuse(t, filepath.Join(disk.Path, "ingest"))
 	for range 2 {
 		n.pull(t.Context(), o.request(d)).requireRight(t, d)
 	}
@@ -197,8 +202,7 @@ func TestOpen_ABlobThatCannotBeCommittedIsGivenToOthersWhileOneReadsItSlowly(t *
 	d := o.add(t, 3*chunk1+7)
 	disk := store.Options{Path: t.TempDir()}
 	n := newNodeOn(t, o, "n", nil, disk)
-	require.NoError(t, os.RemoveAll(filepath.Join(disk.Path, "blobs")))
-	require.NoError(t, os.WriteFile(filepath.Join(disk.Path, "blobs"), nil, 0o600))
+	refuse(t, filepath.Join(disk.Path, "blobs"))
 	slow, err := n.Open(t.Context(), o.request(d))
 	require.NoError(t, err)
 	body, err := slow.Range(t.Context(), 0, slow.Size())

@@ -98,19 +98,27 @@ func (a *anew) Open(context.Context, content.Request) (content.Reader, error) {
 	return a.onItsWay, nil
 }
 
+// inBothWays has a test read one large file: as a file of the hub, and by its URL.
+func inBothWays(t *testing.T, test func(where, path string, a *agent, data []byte)) {
+	t.Helper()
+	h, host := newHub(t), newFileHost(t)
+	_, _, files := model(h, "org/m")
+	data := read(t, files[large].Data)
+	for where, path := range map[string]string{
+		"of the hub": resolve("org/m", "main", large), "by URL": host.put("/weights.bin", data),
+	} {
+		a := newAgent(t, h, "", nil, host.URL)
+		a.allow(t, host.URL+"/")
+		test(where, path, a, data)
+	}
+}
+
 func TestStream_AnAnswerThatIsOpenedAnewDoesNotEndWellAfterWrongBytes(t *testing.T) {
 	t.Parallel()
 	for name, wrong := range map[string]bool{"right bytes before": false, "a wrong byte before": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h, host := newHub(t), newFileHost(t)
-			_, _, files := model(h, "org/m")
-			data := read(t, files[large].Data)
-			for where, path := range map[string]string{
-				"of the hub": resolve("org/m", "main", large), "by URL": host.put("/weights.bin", data),
-			} {
-				a := newAgent(t, h, "", nil, host.URL)
-				a.allow(t, host.URL+"/")
+			inBothWays(t, func(where, path string, a *agent, data []byte) {
 				before := bytes.Clone(data)
 				if wrong {
 					before[100] ^= 1
@@ -119,7 +127,7 @@ func TestStream_AnAnswerThatIsOpenedAnewDoesNotEndWellAfterWrongBytes(t *testing
 				g := a.ask(t, http.MethodGet, path)
 				require.Equal(t, wrong, g.err != nil, "%s: %v", where, g.err)
 				require.Equal(t, !wrong, bytes.Equal(data, g.body), where)
-			}
+			})
 		})
 	}
 }
@@ -156,14 +164,7 @@ func TestStream_AnAnswerThatHasAllOfAFileIsNoPartWhateverWasAskedFor(t *testing.
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h, host := newHub(t), newFileHost(t)
-			_, _, files := model(h, "org/m")
-			data := read(t, files[large].Data)
-			for where, path := range map[string]string{
-				"of the hub": resolve("org/m", "main", large), "by URL": host.put("/weights.bin", data),
-			} {
-				a := newAgent(t, h, "", nil, host.URL)
-				a.allow(t, host.URL+"/")
+			inBothWays(t, func(where, path string, a *agent, data []byte) {
 				b := &breaking{Fetcher: a.opts.Fetcher, plain: data}
 				a.opts.Fetcher = b
 				g := a.ask(t, http.MethodGet, path, c.headers...)
@@ -171,7 +172,7 @@ func TestStream_AnAnswerThatHasAllOfAFileIsNoPartWhateverWasAskedFor(t *testing.
 				require.True(t, bytes.HasSuffix(data, g.body), where)
 				require.Len(t, b.parts, 2, where)
 				require.Equal(t, c.part, b.parts[1], where)
-			}
+			})
 		})
 	}
 }
