@@ -65,7 +65,12 @@ func (t *through) Range(ctx context.Context, off, n int64) (io.ReadCloser, error
 	// more where nobody else checks it: a runtime does, and one that reads side by side asks so for each of its parts.
 	rest := off+n == t.size && !t.req.Part
 	whole := n == t.size || rest && (t.req.File != "" || t.disputed())
-	if !whole && (t.fr.opts.VerifiedRanges || t.disputed()) {
+	switch {
+	case whole:
+	case t.disputed():
+		return nil, fmt.Errorf("%s: upstream says that it is of %d bytes, and the manifest of %d, so no part of it is "+
+			"given: %w", t.req.Digest, t.size, t.req.Size, content.ErrUnavailable)
+	case t.fr.opts.VerifiedRanges:
 		return nil, fmt.Errorf("%s: no room for the whole, so a range of it cannot be verified: %w", t.req.Digest,
 			content.ErrUnavailable)
 	}

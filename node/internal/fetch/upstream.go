@@ -235,9 +235,10 @@ func (f *fetch) outlast(ctx context.Context, off, n int64) (*answer, error) {
 	}
 }
 
-// rest waits until a registry is to be asked once more that has failed a read which asked it at some time, and reports
-// whether it is. Of all reads that it has failed one at a time is about to ask again, at the pace that the registry
-// wishes. Where it has given something since, the trouble is that of one blob, and no reason to hold up another.
+// rest waits after a registry has failed a read, which asked it at the time asked, and reports whether the read is to
+// ask it again. Of the reads that a registry has failed one at a time waits to ask, at the pace that the registry
+// wishes; the others wait for that one. Where the registry has given something since, the trouble is that of one blob,
+// and no reason to hold up another.
 func (f *fetch) rest(ctx context.Context, failed *openError, asked time.Time, bad int, pause time.Duration) bool {
 	turn := f.fr.again.at(failed.registry)
 	for !turn.TryAcquire(1) {

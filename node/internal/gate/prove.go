@@ -419,15 +419,14 @@ func set(all []digest.Digest) map[digest.Digest]bool {
 	return m
 }
 
-// MaxHeard is the most contents of which other nodes are asked, or answer, at one time. The rest are asked about one by
-// one when callers come for them.
-const MaxHeard = 512
+// maxTold is the most contents of one question of another node's that are answered.
+const maxTold = 512
 
 // Testify is this node's answer to another node that hears it.
 func (g *Gate) Testify(source Source, contents []digest.Digest) Testimony {
 	// What it has only heard itself is not passed on: nobody would ever take it back.
 	t := Testimony{Public: g.publicWithin(source, math.MaxInt64)}
-	for _, d := range contents[:min(len(contents), MaxHeard)] {
+	for _, d := range contents[:min(len(contents), maxTold)] {
 		if g.proved(source, d) {
 			t.Proven = append(t.Proven, d)
 		}

@@ -211,12 +211,13 @@ func (r *Resolver) leave(namespace string) {
 	if r.working[namespace]--; r.working[namespace] == 0 {
 		delete(r.working, namespace)
 	}
-	if waiting := r.waiting[namespace]; len(waiting) > 1 {
-		r.waiting[namespace] = waiting[1:]
-		r.turns.send(waiting[0], 0)
-	} else if len(waiting) == 1 {
+	waiting := r.waiting[namespace]
+	if len(waiting) == 0 {
+		return
+	}
+	r.turns.send(waiting[0], 0)
+	if r.waiting[namespace] = waiting[1:]; len(waiting) == 1 {
 		delete(r.waiting, namespace)
-		r.turns.send(waiting[0], 0)
 	}
 }
 
