@@ -13,6 +13,7 @@
 //	access      agents may read the pull secrets that pins name
 //	survey      what the API server and the agents say together: how the cache is, and what is amiss
 //	page        the status page, which shows that
+//	share       how namespaces share what the resolver has for all
 //	debounce, apply, condition   many events into one, server-side apply, conditions
 //
 // Agents need none of this to serve what they have.

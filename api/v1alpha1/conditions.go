@@ -8,6 +8,9 @@ const (
 	// lifts it when every pin with startup Gate that chose the node is ready there, or has been waited for long enough
 	// (StartupPatience): a tag that is gone must not keep every new node out for ever.
 	StartupTaint = "shoal.dev/starting"
+	// StartingSince is the annotation by which the operator remembers since when a node has had StartupTaint and no
+	// admitted agent, whatever becomes of the operator. It goes with the taint.
+	StartingSince = "shoal.dev/starting-since"
 	// ManagedByLabel marks the Roles and RoleBindings by which the operator lets agents read pull secrets.
 	ManagedByLabel = "app.kubernetes.io/managed-by"
 	// ManagedByOperator is the value of ManagedByLabel, and the operator's only server-side apply field manager.
@@ -34,8 +37,8 @@ const (
 )
 
 // StartupPatience is how long a node that has joined keeps StartupTaint for a pin that does not become ready there,
-// unless the pin's timeLimit is longer. A node whose agent is not admitted keeps it so long from when the node was
-// made, or the operator began if that was later.
+// unless the pin's timeLimit is longer. A node whose agent is not admitted keeps it so long from when an operator first
+// saw that.
 const StartupPatience = 10 * time.Minute
 
 // LongestStartupPatience bounds what a pin's time limit adds to StartupPatience: a pin is of one namespace, and a node

@@ -271,13 +271,15 @@ func cacheOptions(secrets access.Scope) cache.Options {
 	}
 }
 
-// stripNode keeps of a Node its labels, taints and condition Ready: a node lists all its images, which is most of it.
+// stripNode keeps of a Node its labels, taints, condition Ready and since when it starts: a node lists all its images,
+// which is most of it.
 func stripNode(o any) (any, error) {
 	n, ok := o.(*corev1.Node)
 	if !ok {
 		return o, nil
 	}
-	n.ManagedFields, n.Annotations = nil, nil
+	n.ManagedFields = nil
+	maps.DeleteFunc(n.Annotations, func(key, _ string) bool { return key != v1alpha1.StartingSince })
 	n.Spec = corev1.NodeSpec{Taints: n.Spec.Taints}
 	var conditions []corev1.NodeCondition
 	for _, c := range n.Status.Conditions {

@@ -876,6 +876,18 @@ func TestANodeThatFailsShowsAndAStartingNodeWaits(t *testing.T) {
 	agent.Pause(false)
 	eventually(w, node, "the taint is lifted", func(n *corev1.Node) bool { return !has(n, v1alpha1.StartupTaint) })
 	require.True(t, has(node, "other"), "other taints stay")
+
+	t.Log("a node without an agent keeps it for a while, whichever operator counts that")
+	mute := optest.NewNode("mute", "zone-a")
+	mute.Spec.Taints = []corev1.Taint{{Key: v1alpha1.StartupTaint, Effect: corev1.TaintEffectNoSchedule}}
+	require.NoError(t, w.Client.Create(ctx, mute))
+	eventually(w, mute, "since when it waits", func(n *corev1.Node) bool { return n.Annotations[v1alpha1.StartingSince] != "" })
+	require.True(t, has(mute, v1alpha1.StartupTaint))
+	mute.Annotations[v1alpha1.StartingSince] = time.Now().Add(-v1alpha1.StartupPatience).UTC().Format(time.RFC3339)
+	require.NoError(t, w.Client.Update(ctx, mute))
+	eventually(w, mute, "the taint is lifted", func(n *corev1.Node) bool {
+		return !has(n, v1alpha1.StartupTaint) && n.Annotations[v1alpha1.StartingSince] == ""
+	})
 }
 
 func TestPoliciesShowWhereTheyHoldAndConflict(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -38,6 +39,7 @@ import (
 	"github.com/shoal-cache/shoal/operator/internal/condition"
 	"github.com/shoal-cache/shoal/operator/internal/debounce"
 	"github.com/shoal-cache/shoal/operator/internal/resolve"
+	"github.com/shoal-cache/shoal/operator/internal/share"
 )
 
 const (
@@ -46,10 +48,8 @@ const (
 	// checkInterval is how often upstream is asked about pins that follow no tags, to tell whether it still has them.
 	checkInterval = time.Hour
 	// resolveWorkers is the number of pins that are resolved at one time, registryCalls that of artifacts of one pin.
-	resolveWorkers, registryCalls = 16, 4
-	// namespaceWorkers is the number of those for pins of one namespace, which may name registries that are silent. Its
-	// pins beyond that wait, and hold none.
-	namespaceWorkers = 12
+	// Namespaces share the workers, for one may name registries that are silent. Pins beyond a share wait, and hold none.
+	resolveWorkers, registryCalls = 24, 4
 	// maxResolved is what ArtifactPinStatus holds.
 	maxResolved = 64
 	// podGather is how long changes of pods are gathered before the pins of their namespace are looked at.
@@ -92,9 +92,10 @@ type Resolver struct {
 	mu           sync.Mutex
 	platforms    []string // of the cluster's nodes
 	platformsDue time.Time
-	working      map[string]int                    // workers, by the namespace of their pins
-	waiting      map[string][]types.NamespacedName // pins that had no worker, likewise
-	turns        inbox                             // is sent those whose turn has come
+	workers      *share.Places
+	waiting      map[string][]types.NamespacedName // pins that had no worker, by namespace
+	called       map[types.NamespacedName]bool     // those of them that have one now, and have not come yet
+	turns        inbox                             // is sent those
 }
 
 // SetupWithManager wires the resolver to pins, and to pods as soon as a pin selects some: most clusters then never hold
@@ -110,7 +111,8 @@ func (r *Resolver) SetupWithManager(mgr ctrl.Manager) error {
 		For(&v1alpha1.ArtifactPin{}, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{},
 			expiryChanged()))).
 		WatchesRawSource(r.turns.source()).
-		WithOptions(controller.Options{MaxConcurrentReconciles: resolveWorkers}).
+		// One more than there are workers, so that a pin of a namespace that has none is always seen.
+		WithOptions(controller.Options{MaxConcurrentReconciles: resolveWorkers + 1}).
 		Build(r)
 	if err != nil {
 		return fmt.Errorf("resolver: %w", err)
@@ -186,38 +188,47 @@ func (r *Resolver) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result
 	return ctrl.Result{RequeueAfter: max(time.Second, due(&p, artifacts, r.Clock.Now()))}, nil
 }
 
-// enter takes a worker for a pin, if its namespace has one left. If not, the pin waits for one that leaves.
+// enter takes a worker for a pin, if its namespace may have one more. If not, the pin waits for one that leaves.
 func (r *Resolver) enter(pin types.NamespacedName) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.working == nil {
-		r.working, r.waiting = map[string]int{}, map[string][]types.NamespacedName{}
+	if r.workers == nil {
+		r.workers = share.New(resolveWorkers)
+		r.waiting, r.called = map[string][]types.NamespacedName{}, map[types.NamespacedName]bool{}
 	}
-	if r.working[pin.Namespace] == namespaceWorkers {
-		if !slices.Contains(r.waiting[pin.Namespace], pin) {
-			r.waiting[pin.Namespace] = append(r.waiting[pin.Namespace], pin)
-		}
-		return false
+	if r.called[pin] {
+		delete(r.called, pin)
+		return true
 	}
-	r.working[pin.Namespace]++
-	return true
+	if r.workers.Take(pin.Namespace) {
+		return true
+	}
+	if !slices.Contains(r.waiting[pin.Namespace], pin) {
+		r.waiting[pin.Namespace] = append(r.waiting[pin.Namespace], pin)
+	}
+	return false
 }
 
-// leave gives a worker back, and has the pin come again that has waited longest. Whatever becomes of that one, even if
-// it is deleted, it enters and leaves: so all have their turn.
+// leave gives a worker back, and calls those who may have one now: first the namespace that has the fewest, and of its
+// pins the one that has waited longest. Whatever becomes of that one, even if it is deleted, it enters and leaves: so
+// all have their turn.
 func (r *Resolver) leave(namespace string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.working[namespace]--; r.working[namespace] == 0 {
-		delete(r.working, namespace)
-	}
-	waiting := r.waiting[namespace]
-	if len(waiting) == 0 {
-		return
-	}
-	r.turns.send(waiting[0], 0)
-	if r.waiting[namespace] = waiting[1:]; len(waiting) == 1 {
-		delete(r.waiting, namespace)
+	r.workers.Give(namespace)
+	for len(r.waiting) > 0 {
+		next := slices.MinFunc(slices.Collect(maps.Keys(r.waiting)), func(a, b string) int {
+			return cmp.Compare(r.workers.Of(a), r.workers.Of(b))
+		})
+		if !r.workers.Take(next) {
+			return
+		}
+		pins := r.waiting[next]
+		if r.waiting[next] = pins[1:]; len(pins) == 1 {
+			delete(r.waiting, next)
+		}
+		r.called[pins[0]] = true
+		r.turns.send(pins[0], 0)
 	}
 }
 

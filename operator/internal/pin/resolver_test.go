@@ -101,27 +101,30 @@ func (s silent) Resolve(context.Context, v1alpha1.Artifact, resolve.Options) (v1
 	return v1alpha1.ResolvedArtifact{}, errors.New("no route")
 }
 
-func TestResolver_ANamespaceOfSilentRegistriesLeavesWorkersForOthers(t *testing.T) {
-	t.Parallel()
-	hole := silent{make(chan struct{}), make(chan struct{})}
-	pinOf := func(namespace string) *v1alpha1.ArtifactPin {
-		p := &v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "a", UID: "a", Generation: 1}}
-		p.Spec.Artifacts = []v1alpha1.Artifact{{Image: "registry.example/app:1"}}
-		p.Spec.Backoff = v1alpha1.Backoff{Initial: metav1.Duration{Duration: time.Minute},
-			Max: metav1.Duration{Duration: time.Minute}}
-		return p
-	}
-	r := newResolver(pinOf("hostile"), registries{}, clock.RealClock{})
+// queued is a Resolver whose registries are silent, and the queue that it calls pins by.
+func queued(t *testing.T, hole silent) (*Resolver, workqueue.TypedRateLimitingInterface[ctrl.Request]) {
+	t.Helper()
+	p := &v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{Namespace: "team", Name: "a", UID: "a", Generation: 1}}
+	p.Spec.Artifacts = []v1alpha1.Artifact{{Image: "registry.example/app:1"}}
+	p.Spec.Backoff = v1alpha1.Backoff{Initial: metav1.Duration{Duration: time.Minute},
+		Max: metav1.Duration{Duration: time.Minute}}
+	r := newResolver(p, registries{}, clock.RealClock{})
 	r.Registries = hole
 	queue := workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[ctrl.Request]())
 	t.Cleanup(queue.ShutDown)
 	r.turns.queue.Store(&queue)
+	return r, queue
+}
+
+func TestResolver_EachPinBeyondTheShareOfItsNamespaceHasItsTurn(t *testing.T) {
+	t.Parallel()
+	hole := silent{make(chan struct{}), make(chan struct{})}
+	r, queue := queued(t, hole)
 	reconcile := func(name string) {
-		_, _ = r.Reconcile(t.Context(),
-			ctrl.Request{NamespacedName: types.NamespacedName{Namespace: "hostile", Name: name}})
+		_, _ = r.Reconcile(t.Context(), ctrl.Request{NamespacedName: types.NamespacedName{Namespace: "team", Name: name}})
 	}
 	var working sync.WaitGroup
-	for i := range namespaceWorkers {
+	for i := range resolveWorkers / 2 {
 		working.Go(func() { reconcile(fmt.Sprint("silent-", i)) })
 		<-hole.asked
 	}
@@ -131,27 +134,64 @@ func TestResolver_ANamespaceOfSilentRegistriesLeavesWorkersForOthers(t *testing.
 		}
 	}
 	require.Zero(t, queue.Len())
-	require.Less(t, namespaceWorkers, resolveWorkers)
-	other := types.NamespacedName{Namespace: "other", Name: "a"}
-	require.True(t, r.enter(other))
-	r.leave(other.Namespace)
-	require.Zero(t, queue.Len(), "a worker of another namespace is not its own")
 
 	hole.goOn <- struct{}{}
 	for _, name := range []string{"first", "second", "third"} { // as the one before leaves, and no sooner
 		request, _ := queue.Get()
 		require.Equal(t, name, request.Name)
 		require.Zero(t, queue.Len())
+		reconcile("silent-0") // what comes in between waits too
 		working.Go(func() { reconcile(request.Name) })
 		<-hole.asked
 		hole.goOn <- struct{}{}
 		queue.Done(request)
 	}
+	request, _ := queue.Get()
+	require.Equal(t, "silent-0", request.Name)
+	working.Go(func() { reconcile(request.Name) })
+	<-hole.asked
 	close(hole.goOn)
 	working.Wait()
-	require.Empty(t, r.working)
+	require.Zero(t, r.workers.Of("team"))
 	require.Empty(t, r.waiting)
+	require.Empty(t, r.called)
 	require.Zero(t, queue.Len(), "each came once")
+}
+
+func TestResolver_ManyNamespacesOfSilentRegistriesLeaveWorkersForOthers(t *testing.T) {
+	t.Parallel()
+	r, queue := queued(t, silent{})
+	hostile := func(i int) types.NamespacedName {
+		return types.NamespacedName{Namespace: fmt.Sprint("hostile-", i%5), Name: fmt.Sprint(i)}
+	}
+	var working []types.NamespacedName
+	for i := range 1000 {
+		if pin := hostile(i); r.enter(pin) {
+			working = append(working, pin)
+		}
+	}
+	leaves := func() {
+		r.leave(working[0].Namespace)
+		for working = working[1:]; queue.Len() > 0; {
+			request, _ := queue.Get()
+			require.True(t, r.enter(request.NamespacedName), "who is called has a worker")
+			working = append(working, request.NamespacedName)
+			queue.Done(request)
+		}
+	}
+	for range 100 {
+		leaves()
+	}
+	newcomer := types.NamespacedName{Namespace: "team", Name: "a"}
+	require.True(t, r.enter(newcomer))
+	for i := range 5 {
+		require.LessOrEqual(t, r.workers.Of(fmt.Sprint("hostile-", i)), resolveWorkers/6)
+	}
+	for r.enter(newcomer) { // until the team has its share
+	}
+	r.leave("team")
+	request, _ := queue.Get()
+	require.Equal(t, newcomer, request.NamespacedName, "its namespace has the fewest, so it is called first")
 }
 
 // secrets are what the API server has; of those without a Secret it gives no answer.

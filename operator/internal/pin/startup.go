@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -24,8 +25,6 @@ type StartupReconciler struct {
 	Recorder events.EventRecorder
 	Clock    clock.Clock
 	Board    *Board
-
-	began time.Time // when the one worker first had a plan
 }
 
 // SetupWithManager wires the reconciler to the plan, which names the nodes with the taint each time it is made.
@@ -34,15 +33,11 @@ func (r *StartupReconciler) SetupWithManager(mgr ctrl.Manager) error {
 }
 
 // Reconcile lifts the taint of one node. A node whose peer is not admitted yet keeps it for some time, because no pin
-// could be placed there. That counts from when this operator began at the earliest: a node may be older than Shoal. It
-// is looked at again with the next plan.
+// could be placed there. It is looked at again with the next plan.
 func (r *StartupReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	made := r.Board.Plan()
 	if made == nil || len(made.Gates[req.Name]) > 0 {
 		return ctrl.Result{}, nil
-	}
-	if r.began.IsZero() {
-		r.began = r.Clock.Now()
 	}
 	var node corev1.Node
 	if err := r.Client.Get(ctx, req.NamespacedName, &node); err != nil {
@@ -52,13 +47,15 @@ func (r *StartupReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 		return ctrl.Result{}, nil
 	}
 	_, joined := made.Assignments[req.Name]
-	waited := min(r.Clock.Since(node.CreationTimestamp.Time), r.Clock.Since(r.began))
-	if !joined && waited < v1alpha1.StartupPatience {
-		return ctrl.Result{}, nil
+	if !joined {
+		if waited, err := r.waited(ctx, &node); err != nil || waited < v1alpha1.StartupPatience {
+			return ctrl.Result{}, err
+		}
 	}
 	// Taints are one list, so the write must not undo what others did to it in between.
 	patch := client.MergeFromWithOptions(node.DeepCopy(), client.MergeFromWithOptimisticLock{})
 	node.Spec.Taints = slices.DeleteFunc(node.Spec.Taints, isStartupTaint)
+	delete(node.Annotations, v1alpha1.StartingSince)
 	if err := r.Client.Patch(ctx, &node, patch); err != nil {
 		return ctrl.Result{}, fmt.Errorf("lift taint %s of node %s: %w", v1alpha1.StartupTaint, node.Name, err)
 	}
@@ -76,6 +73,23 @@ func (r *StartupReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 			"lifted taint %s: every pin that was waited for is ready", v1alpha1.StartupTaint)
 	}
 	return ctrl.Result{}, nil
+}
+
+// waited is for how long operators have seen a node wait for its agent. The node itself remembers since when: it may be
+// older than Shoal, its clock or the API server's may be another than this one, and an operator that is started again
+// and again would never come to the end of a time of its own.
+func (r *StartupReconciler) waited(ctx context.Context, node *corev1.Node) (time.Duration, error) {
+	now := r.Clock.Now()
+	since, err := time.Parse(time.RFC3339, node.Annotations[v1alpha1.StartingSince])
+	if err == nil && !since.After(now) {
+		return now.Sub(since), nil
+	}
+	patch := client.MergeFrom(node.DeepCopy())
+	metav1.SetMetaDataAnnotation(&node.ObjectMeta, v1alpha1.StartingSince, now.UTC().Format(time.RFC3339))
+	if err := client.IgnoreNotFound(r.Client.Patch(ctx, node, patch)); err != nil {
+		return 0, fmt.Errorf("note on node %s since when it waits: %w", node.Name, err)
+	}
+	return 0, nil
 }
 
 func isStartupTaint(t corev1.Taint) bool { return t.Key == v1alpha1.StartupTaint }

@@ -34,31 +34,44 @@ func (o oneNode) Patch(_ context.Context, object client.Object, _ client.Patch, 
 	return nil
 }
 
-// A broken agent, or a selector that leaves the node out, must not keep all pods from it for ever.
+// A broken agent, or a selector that leaves the node out, must not keep all pods from it for ever. Nor must an operator
+// that is started again and again.
 func TestStartup_ANodeWhoseAgentIsNeverAdmittedTakesPodsAfterAWhile(t *testing.T) {
 	t.Parallel()
-	for name, age := range map[string]time.Duration{"a node that joins": 0, "one older than Shoal": time.Hour} {
+	now := time.Unix(1e9, 0)
+	for name, tc := range map[string]struct {
+		made   time.Time
+		marked string
+	}{
+		"a node that joins":                          {made: now},
+		"one older than Shoal":                       {made: now.Add(-time.Hour)},
+		"one whose API server is ahead":              {made: now.Add(time.Hour)},
+		"one that somebody marked with what is none": {made: now, marked: "yesterday"},
+		"one that was marked with a time to come":    {made: now, marked: "2100-01-01T00:00:00Z"},
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			now := clocktesting.NewFakeClock(time.Unix(1e9, 0))
+			at := clocktesting.NewFakeClock(now)
 			node := &corev1.Node{
-				ObjectMeta: metav1.ObjectMeta{Name: "new", CreationTimestamp: metav1.NewTime(now.Now().Add(-age))},
-				Spec:       corev1.NodeSpec{Taints: []corev1.Taint{{Key: v1alpha1.StartupTaint}}},
+				ObjectMeta: metav1.ObjectMeta{Name: "new", CreationTimestamp: metav1.NewTime(tc.made),
+					Annotations: map[string]string{v1alpha1.StartingSince: tc.marked}},
+				Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: v1alpha1.StartupTaint}}},
 			}
 			told := events.NewFakeRecorder(1)
-			r := &StartupReconciler{Client: oneNode{node: node}, Recorder: told, Clock: now, Board: &Board{}}
-			r.Board.current.Store(&plan.Plan{})
-			look := func() {
+			look := func() { // each time by an operator that has begun just now
+				r := &StartupReconciler{Client: oneNode{node: node}, Recorder: told, Clock: at, Board: &Board{}}
+				r.Board.current.Store(&plan.Plan{})
 				_, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: types.NamespacedName{Name: "new"}})
 				require.NoError(t, err)
 			}
 			look()
-			now.Step(v1alpha1.StartupPatience - time.Second)
+			at.Step(v1alpha1.StartupPatience - time.Second)
 			look()
 			require.NotEmpty(t, node.Spec.Taints)
-			now.Step(time.Second)
+			at.Step(time.Second)
 			look()
 			require.Empty(t, node.Spec.Taints)
+			require.Empty(t, node.Annotations)
 			require.Contains(t, <-told.Events, "Warning AgentNotAdmitted lifted taint shoal.dev/starting")
 		})
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/operator/internal/share"
 )
 
 const (
@@ -20,21 +21,43 @@ const (
 	// smallAnswer and smallElements are more than the manifest of an image has, in bytes and in commas. What is no
 	// larger may be read for every pin at one time.
 	smallAnswer, smallElements = 256 << 10, 4 << 10
-	// largeReaders is how many artifacts may be resolved at one time that have larger answers, and namespaceReaders how
-	// many of them of one namespace, which may name registries that take their time.
-	largeReaders, namespaceReaders = 4, 2
+	// largeReaders is how many artifacts may be resolved at one time that have larger answers. Namespaces share them,
+	// for one may name registries that take their time.
+	largeReaders = 4
 )
 
 // slots are those of artifacts that have large answers.
 type slots struct {
-	all chan struct{}
-	own sync.Map // a chan struct{} for each namespace that ever had one
+	mu     sync.Mutex
+	places *share.Places
+	given  chan struct{} // is closed when one is given back
 }
 
-// of are the slots that an artifact of a namespace takes one of each.
-func (s *slots) of(namespace string) []chan struct{} {
-	own, _ := s.own.LoadOrStore(namespace, make(chan struct{}, namespaceReaders))
-	return []chan struct{}{own.(chan struct{}), s.all}
+func newSlots() *slots { return &slots{places: share.New(largeReaders), given: make(chan struct{})} }
+
+// take waits until a namespace may have a slot more.
+func (s *slots) take(ctx context.Context, namespace string) error {
+	for {
+		s.mu.Lock()
+		taken, given := s.places.Take(namespace), s.given
+		s.mu.Unlock()
+		if taken {
+			return nil
+		}
+		select {
+		case <-given:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (s *slots) give(namespace string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.places.Give(namespace)
+	close(s.given)
+	s.given = make(chan struct{})
 }
 
 // answers are those that one artifact is resolved by. It bounds what they take of memory: each one's length, how many
@@ -46,9 +69,8 @@ type answers struct {
 	answered  func()      // is called at the first
 	heard     atomic.Bool // whether there was any
 
-	mu      sync.Mutex
-	isLarge bool
-	held    []chan struct{} // what holds something of the artifact
+	mu             sync.Mutex
+	isLarge, holds bool // whether it needs no slot any more, and has one
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -73,16 +95,11 @@ func (a *answers) grow(ctx context.Context) error {
 	if a.isLarge {
 		return nil
 	}
-	for _, slots := range a.slots.of(a.namespace) {
-		select {
-		case slots <- struct{}{}:
-			a.held = append(a.held, slots)
-		case <-ctx.Done():
-			return &Error{Reason: v1alpha1.ReasonResolving,
-				Err: fmt.Errorf("its answer is large, and others that are have not been read yet: %w", ctx.Err())}
-		}
+	if err := a.slots.take(ctx, a.namespace); err != nil {
+		return &Error{Reason: v1alpha1.ReasonResolving,
+			Err: fmt.Errorf("its answer is large, and others that are have not been read yet: %w", err)}
 	}
-	a.isLarge = true
+	a.isLarge, a.holds = true, true
 	return nil
 }
 
@@ -91,10 +108,10 @@ func (a *answers) grow(ctx context.Context) error {
 func (a *answers) done() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, slots := range a.held {
-		<-slots
+	if a.holds {
+		a.slots.give(a.namespace)
 	}
-	a.isLarge = true
+	a.isLarge, a.holds = true, false
 }
 
 type boundedBody struct {

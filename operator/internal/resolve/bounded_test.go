@@ -110,7 +110,7 @@ func TestAnswers_LargeOnesAreHadForFewArtifactsAtOneTimeAndHoldUpNoSmallOne(t *t
 	})
 }
 
-func TestAnswers_LargeOnesOfANamespaceLeaveRoomForThoseOfOthers(t *testing.T) {
+func TestAnswers_LargeOnesOfTwoNamespacesLeaveRoomForThoseOfOthers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var begun atomic.Int64
@@ -125,13 +125,13 @@ func TestAnswers_LargeOnesOfANamespaceLeaveRoomForThoseOfOthers(t *testing.T) {
 		}
 		on := r.resolver()
 		var waiting sync.WaitGroup
-		for range 10 {
-			waiting.Go(func() { _ = r.resolveIn(t.Context(), on, "hostile", "dribbles") })
+		for i := range 30 {
+			waiting.Go(func() { _ = r.resolveIn(t.Context(), on, fmt.Sprint("hostile-", i%2), "dribbles") })
 		}
 		synctest.Wait()
 		require.NoError(t, r.resolveIn(t.Context(), on, "team", "large"))
 
-		err := r.resolveIn(t.Context(), on, "hostile", "large")
+		err := r.resolveIn(t.Context(), on, "hostile-0", "large")
 		var failure *resolve.Error
 		require.ErrorAs(t, err, &failure)
 		require.Equal(t, v1alpha1.ReasonResolving, failure.Reason, "the registry is not to blame")

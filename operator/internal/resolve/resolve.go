@@ -96,7 +96,7 @@ type outageOf struct {
 // New makes a Resolver that pulls from a registry, named by host, by the transport for it.
 func New(transport func(registry string) http.RoundTripper, now func() time.Time) *Resolver {
 	return &Resolver{
-		transport: transport, now: now, slots: &slots{all: make(chan struct{}, largeReaders)},
+		transport: transport, now: now, slots: newSlots(),
 		down: map[string]outageOf{},
 	}
 }
