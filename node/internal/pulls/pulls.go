@@ -161,13 +161,11 @@ func (r *Record) How(digest string) *view.PullFetch {
 	return &f.PullFetch
 }
 
-// Fetched is called when a fetch has ended.
+// Fetched is called when a fetch has ended. Of what is read past the store it is called with each range, and then tells
+// of all ranges so far.
 func (r *Record) Fetched(f Fetched) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if last, ok := r.fetches.Peek(f.Digest); ok && last.Start.Equal(f.Start) {
-		return
-	}
 	r.fetches.Add(f.Digest, f)
 }
 

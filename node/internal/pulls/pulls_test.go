@@ -164,6 +164,24 @@ func TestPull_OldFetchesBringNothingForIt(t *testing.T) {
 	})
 }
 
+func TestPull_OfRangesPastTheStoreCountsEachOfThem(t *testing.T) {
+	t.Parallel()
+	recording(t, func(r *pulls.Record, _ *prometheus.Registry) {
+		begun := time.Now()
+		for i := range int64(3) {
+			end := r.Asked("docker.io", "library/redis")
+			time.Sleep(time.Second)
+			r.Fetched(pulls.Fetched{Digest: layer(0), Start: begun, PullFetch: view.PullFetch{
+				Took: time.Since(begun), Size: 9 * mib, FromUpstream: (i + 1) * mib, Outcome: "passed through"}})
+			end(pulls.Answer{Kind: "blob", Reference: layer(0), Digest: layer(0), Code: "206", Bytes: mib,
+				Start: time.Now().Add(-time.Second), Took: time.Second})
+		}
+		local, _, upstream := r.Pulls()[0].Sources()
+		require.EqualValues(t, 3*mib, upstream)
+		require.Zero(t, local, "nothing was here")
+	})
+}
+
 func TestRecord_IsBounded(t *testing.T) {
 	t.Parallel()
 	recording(t, func(r *pulls.Record, _ *prometheus.Registry) {
