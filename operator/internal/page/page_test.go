@@ -29,14 +29,20 @@ import (
 
 func get(t *testing.T, base, at string) (status int, body string, header http.Header) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, base+at, nil)
+	status, body, answer := getBy(t, http.DefaultClient, base+at)
+	return status, body, answer.Header
+}
+
+func getBy(t *testing.T, reader *http.Client, at string) (status int, body string, answer *http.Response) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, at, nil)
 	require.NoError(t, err)
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := reader.Do(req)
 	require.NoError(t, err)
 	defer func() { _ = resp.Body.Close() }()
 	text, err := io.ReadAll(resp.Body)
 	require.NoError(t, err)
-	return resp.StatusCode, string(text), resp.Header
+	return resp.StatusCode, string(text), resp
 }
 
 func TestPage_ShowsAllWithoutAScript(t *testing.T) {
