@@ -120,7 +120,7 @@ func (p *plugin) writeChecked(w io.Writer, r checked) error {
 		if !l.Well {
 			mark = p.colour(yellow, "!")
 		}
-		if _, err := fmt.Fprintf(w, "%s %s\n", mark, l.What); err != nil {
+		if _, err := fmt.Fprintf(w, "%s %s\n", mark, view.Line(l.What)); err != nil {
 			return err
 		}
 	}

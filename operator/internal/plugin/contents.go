@@ -53,7 +53,7 @@ func (f forwarded) run(ctx context.Context, pod *corev1.Pod, args []string, in i
 		return &survey.NotAllowedError{What: "you may not create pods/exec in namespace " + pod.Namespace}
 	}
 	if text := strings.TrimSpace(strings.TrimPrefix(said.String(), "shoal-node: ")); err != nil && text != "" {
-		err = errors.New(text)
+		err = errors.New(view.Line(text))
 	}
 	if err != nil {
 		return fmt.Errorf("on %s: %w", pod.Spec.NodeName, err)
@@ -106,7 +106,7 @@ func (p *plugin) holder(ctx context.Context, d digest.Digest, node string) (*cor
 	var problem error
 	for _, a := range answers {
 		if a.Err != nil {
-			problem = fmt.Errorf("; %s did not answer: %s", a.Node, survey.Short(a.Err))
+			problem = fmt.Errorf("; %s did not answer: %s", a.Node, view.Line(survey.Short(a.Err)))
 			continue
 		}
 		if len(a.Value) == 0 {

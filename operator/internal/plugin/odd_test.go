@@ -238,12 +238,15 @@ func requireShut(t *testing.T) {
 func TestOutput_WhatAgentsSayForgesNoLine(t *testing.T) {
 	t.Parallel()
 	verbs := func(said string) map[string]func(*plugin, io.Writer) error {
-		found := []survey.Finding{{Reason: survey.ReasonNoPeers, Grave: true, Node: "node1", Message: said, Mend: said}}
+		found := []survey.Finding{{Reason: said, Grave: true, Node: "node1", Message: said, Mend: said, Link: said}}
 		return map[string]func(*plugin, io.Writer) error{
 			"status": func(p *plugin, w io.Writer) error {
 				return p.writeState(w, survey.State{Findings: found, Nodes: []survey.NodeState{{Version: said, Zone: said}}})
 			},
 			"check": func(p *plugin, w io.Writer) error { return p.writeChecked(w, checked{Findings: found}) },
+			"check, of what is well": func(p *plugin, w io.Writer) error {
+				return p.writeChecked(w, checked{Looked: []looked{{What: said}}})
+			},
 			"where": func(p *plugin, w io.Writer) error {
 				return p.writePlaces(w, "redis:7", []place{{Node: "node1", Problem: said}})
 			},
@@ -257,6 +260,9 @@ func TestOutput_WhatAgentsSayForgesNoLine(t *testing.T) {
 				return writePins(w, []v1alpha1.ArtifactPin{{Status: v1alpha1.ArtifactPinStatus{Summary: said}}})
 			},
 			"test": func(p *plugin, w io.Writer) error { return p.writeTested(w, []tested{{Problem: said}}, false) },
+			"test, of a sender that nobody knows": func(p *plugin, w io.Writer) error {
+				return p.writeTested(w, []tested{{Bytes: 1, From: map[string]int64{said: 1}}}, true)
+			},
 		}
 	}
 	const evil = "x\r\n✗ Forged:\t\x1b[2J\n    mend: \u009b2J"
@@ -291,6 +297,35 @@ func TestOutput_WhatAgentsSayOfPinsForgesNoLineAndEndsNoCommand(t *testing.T) {
 	}
 }
 
+// forging is an agent whose answer has lines of its own.
+type forging struct{ served }
+
+func (forging) Open(context.Context, *corev1.Pod, string) (*view.Client, func(), error) {
+	return nil, nil, errors.New("x\n✗ Forged")
+}
+
+func TestOutput_WhyAnAgentDoesNotAnswerForgesNoLine(t *testing.T) {
+	t.Parallel()
+	streams, _, _, errOut := genericiooptions.NewTestIOStreams()
+	p := &plugin{IOStreams: streams, flags: genericclioptions.NewConfigFlags(true), agents: forging{},
+		api: fake.NewClientBuilder().WithScheme(kindsOf(t)).WithObjects(agentPod()).Build()}
+	require.Equal(t, ExitFailed, p.run(t.Context(), []string{"get", some}))
+	require.Equal(t, 1, strings.Count(errOut.String(), "\n"), errOut)
+	require.Contains(t, errOut.String(), "x ✗ Forged")
+}
+
+func kindsOf(t *testing.T) *kruntime.Scheme {
+	t.Helper()
+	scheme := kruntime.NewScheme()
+	require.NoError(t, errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)))
+	return scheme
+}
+
+func agentPod() *corev1.Pod {
+	return &corev1.Pod{Spec: corev1.PodSpec{NodeName: "node1"}, Status: corev1.PodStatus{Phase: corev1.PodRunning},
+		ObjectMeta: metav1.ObjectMeta{Name: "agent", Namespace: survey.DefaultNamespace, Labels: survey.AgentLabels}}
+}
+
 // leaving are agents whose user presses Ctrl-C as soon as one is asked.
 type leaving struct {
 	leave func()
@@ -308,10 +343,7 @@ func (l leaving) run(ctx context.Context, _ *corev1.Pod, _ []string, _ io.Reader
 
 func TestInterrupt_SaysNothingOfAgentsThatCouldNotAnswerAnyMore(t *testing.T) {
 	t.Parallel()
-	scheme := kruntime.NewScheme()
-	require.NoError(t, errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)))
-	pod := &corev1.Pod{Spec: corev1.PodSpec{NodeName: "node1"}, Status: corev1.PodStatus{Phase: corev1.PodRunning},
-		ObjectMeta: metav1.ObjectMeta{Name: "agent", Namespace: survey.DefaultNamespace, Labels: survey.AgentLabels}}
+	scheme, pod := kindsOf(t), agentPod()
 	for verb, code := range map[string]int{"check": ExitFailed, "check --wait": ExitFailed, "top": ExitFailed,
 		"top --watch": ExitWell, "where redis:7": ExitFailed, "ls": ExitFailed, "why": ExitFailed, "test": ExitFailed,
 		"test --image redis:7": ExitFailed, "get " + some: ExitFailed} {

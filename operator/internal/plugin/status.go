@@ -146,8 +146,8 @@ func (p *plugin) writeFindings(w io.Writer, all []survey.Finding) error {
 		if len(g.Nodes) > 0 {
 			where = g.On() + ": "
 		}
-		if _, err := fmt.Fprintf(w, "%s %s: %s%s\n    mend: %s\n    more: %s\n", mark, g.Reason, where,
-			view.Line(g.Message), view.Line(g.Mend), g.Link); err != nil {
+		if _, err := fmt.Fprintf(w, "%s %s\n    mend: %s\n    more: %s\n", mark,
+			view.Line(g.Reason+": "+where+g.Message), view.Line(g.Mend), view.Line(g.Link)); err != nil {
 			return err
 		}
 	}

@@ -494,6 +494,6 @@ func (p *plugin) writeMatrix(w io.Writer, all []tested, size int64, rates bool) 
 	for _, node := range busiest[:min(len(busiest), 5)] {
 		copies = append(copies, fmt.Sprintf("%s %.2f", node, float64(sent[node])/float64(size)))
 	}
-	_, err = fmt.Fprintf(w, "Copies that nodes sent: %s.\n", strings.Join(copies, ", "))
+	_, err = fmt.Fprintf(w, "Copies that nodes sent: %s.\n", view.Line(strings.Join(copies, ", ")))
 	return true, err
 }
