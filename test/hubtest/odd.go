@@ -72,6 +72,18 @@ func OddPages(page func(n int) string) Odd {
 	}
 }
 
+// OddNext has a listing name its next page by what next makes of its path and query.
+func OddNext(next func(path string) string) Odd {
+	return func(w http.ResponseWriter, r *http.Request, plain http.Handler) {
+		rewritten(w, r, plain, func(a *httptest.ResponseRecorder) {
+			own, _, more := strings.Cut(strings.TrimPrefix(a.Header().Get("Link"), "<http://"+r.Host), ">")
+			if more && isTree(r) {
+				a.Header().Set("Link", "<"+next(own)+`>; rel="next"`)
+			}
+		})
+	}
+}
+
 // OddGzip packs answers that nobody wants packed: of the CDN, or of the hub itself.
 func OddGzip(cdn bool) Odd {
 	return func(w http.ResponseWriter, r *http.Request, next http.Handler) {

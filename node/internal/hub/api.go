@@ -122,7 +122,7 @@ func (f *Front) page(ctx context.Context, x *exchange, commit string, maxAge tim
 		if err != nil {
 			return record{}, err
 		}
-		if elsewhere(a.next) {
+		if outside(a.next) {
 			return record{}, unending(r, commit, a.next)
 		}
 		rec := f.keep(ctx, clean)

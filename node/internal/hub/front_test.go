@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/test/hubtest"
 )
@@ -147,9 +148,9 @@ func TestInfo_TreeAndPathsComeWithoutXetAndWithTheFrontsOwnLinks(t *testing.T) {
 			seen[e.Path] = e.Type == "file"
 		}
 		next = ""
-		for _, l := range links(g.header) {
-			require.True(t, strings.HasPrefix(l.target, a.URL), "a client follows the link as it is")
-			next = l.target
+		for _, l := range registries.Links(g.header) {
+			require.True(t, strings.HasPrefix(l.Target, a.URL), "a client follows the link as it is")
+			next = l.Target
 		}
 	}
 	for path := range files {
@@ -191,9 +192,9 @@ func TestTree_OneTooLargeToBeKnownIsGivenPageByPage(t *testing.T) {
 		require.Equal(t, http.StatusOK, g.status)
 		seen += strings.Count(string(g.body), `"path"`)
 		next = ""
-		for _, l := range links(g.header) {
-			require.True(t, strings.HasPrefix(l.target, a.URL))
-			next = l.target
+		for _, l := range registries.Links(g.header) {
+			require.True(t, strings.HasPrefix(l.Target, a.URL))
+			next = l.Target
 		}
 	}
 	require.Equal(t, len(files), seen)

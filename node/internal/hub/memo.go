@@ -68,7 +68,7 @@ type record struct {
 	Next string `json:"next,omitempty"`
 	// Large: there are more files than a listing of the whole is made of.
 	Large bool `json:"large,omitempty"`
-	// Endless is the page of a listing that comes after itself.
+	// Endless is the page of a listing that comes after itself, or cannot be had.
 	Endless string `json:"endless,omitempty"`
 	// URL is where a file's bytes are for the moment, and Expires the Unix time at which that ends.
 	URL     string `json:"url,omitempty"`

@@ -3,7 +3,9 @@ package hub
 import (
 	"bytes"
 	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -236,22 +238,51 @@ func TestOdd_AnEmptyFileInLargeStorageIsGiven(t *testing.T) {
 	require.Equal(t, http.StatusBadGateway, g.status, "%s", g.body)
 }
 
-func TestOdd_AListingThatGoesOnElsewhereIsNotTakenForTheWhole(t *testing.T) {
+func TestOdd_AListingGoesOnBelowTheHubWhoeverItsLinkNames(t *testing.T) {
 	t.Parallel()
-	h := newHub(t)
-	_, commit, _ := model(h, "org/m")
-	h.SetOdd(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-		w.Header().Set("Link", `<http://elsewhere.test/page-2>; rel="next"`)
-		next.ServeHTTP(w, r)
-	})
-	a := newAgent(t, h, "", nil)
-	for _, query := range []string{"?recursive=true", "?expand=true"} {
-		g := a.ask(t, http.MethodGet, "/api/models/org/m/tree/"+commit+query)
-		require.Equal(t, http.StatusBadGateway, g.status, query)
-		require.Contains(t, g.header.Get("X-Error-Message"), "elsewhere.test", query)
-	}
-	for _, path := range []string{"config.json", "onnx/model.onnx"} {
-		require.Equal(t, http.StatusOK, a.ask(t, http.MethodHead, resolve("org/m", commit, path)).status,
-			"each file can be asked for by its name")
+	var elsewhere atomic.Int64
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) }))
+	t.Cleanup(other.Close)
+	for name, tc := range map[string]struct {
+		next  func(path string) string
+		fails string
+	}{
+		"that of the hub behind a plain proxy": {func(path string) string { return other.URL + path }, ""},
+		"the proxy's own, which ends TLS":      {func(path string) string { return "https://proxy.example" + path }, ""},
+		"a page that the hub has not":          {func(string) string { return other.URL + "/page-2" }, "no such page"},
+		"no URL of a host":                     {func(string) string { return "http:@elsewhere.test/page-2" }, "elsewhere.test"},
+		"no URL at all":                        {func(string) string { return "/%zz" }, "%zz"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHub(t)
+			h.PageSize = 2
+			_, commit, files := model(h, "org/m")
+			h.SetOdd(hubtest.OddNext(tc.next))
+			a := newAgent(t, h, "", nil)
+			for _, query := range []string{"?recursive=true", "?recursive=true&expand=true"} {
+				g := a.ask(t, http.MethodGet, "/api/models/org/m/tree/"+commit+query)
+				next, _, more := strings.Cut(strings.TrimPrefix(g.header.Get("Link"), "<"), ">")
+				switch {
+				case tc.fails == "":
+					require.Equal(t, http.StatusOK, g.status, "%s: %s", query, g.body)
+					if more {
+						next, own := strings.CutPrefix(next, a.URL)
+						require.True(t, own, "a client follows the link as it is")
+						require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, next).status)
+					}
+				case strings.Contains(query, "expand") && tc.fails == "no such page": // the client asks for that itself
+					require.Equal(t, http.StatusUnauthorized, a.ask(t, http.MethodGet, strings.TrimPrefix(next, a.URL)).status)
+				default:
+					require.Equal(t, http.StatusBadGateway, g.status, "%s: %s", query, g.body)
+					require.Contains(t, g.header.Get("X-Error-Message"), tc.fails, query)
+				}
+			}
+			for path := range files {
+				require.Equal(t, http.StatusOK, a.ask(t, http.MethodHead, resolve("org/m", commit, path)).status,
+					"each file can be asked for by its name")
+			}
+			require.Zero(t, elsewhere.Load())
+		})
 	}
 }

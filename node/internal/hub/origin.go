@@ -82,7 +82,8 @@ type answer struct {
 	header http.Header
 	// location is where else the content lies, nil where it lies with the hub.
 	location *url.URL
-	// next is the escaped path and query of the next page, a URL where that is not at the hub, "" where there is none.
+	// next is the escaped path and query of the next page, something else where that cannot be asked for, "" where there
+	// is none.
 	next string
 	body []byte
 }
@@ -484,58 +485,35 @@ func relayed(name string) bool {
 	}, http.CanonicalHeaderKey(name))
 }
 
-// nextPage is the escaped path and query of the page that follows an answer, below the hub's base URL. One that is
-// elsewhere is not read, for a token is the hub's alone. It is given as its URL, so that what was read is not taken for
-// the whole.
+// nextPage is the escaped path and query of the page that follows an answer, below the hub's base URL. Where nothing can
+// be asked it is what the answer says, so that what was read is not taken for the whole.
 func (o *origin) nextPage(resp *http.Response) string {
-	for _, l := range links(resp.Header) {
-		if l.rel != "next" {
+	for _, l := range registries.Links(resp.Header) {
+		if l.Rel != "next" {
 			continue
 		}
-		next, err := resp.Request.URL.Parse(l.target)
-		switch {
-		case err != nil:
-			return l.target
-		case !registries.SameOrigin(next, o.base):
-			return next.String()
+		next, err := o.below(resp, l.Target)
+		if err != nil {
+			return "<" + l.Target + ">"
 		}
-		return strings.TrimPrefix(next.RequestURI(), strings.TrimSuffix(o.base.EscapedPath(), "/"))
+		return next
 	}
 	return ""
 }
 
-// elsewhere reports whether a next page is not at the hub.
-func elsewhere(page string) bool { return page != "" && !strings.HasPrefix(page, "/") }
-
-// link is one of a Link header's.
-type link struct{ target, rel, text string }
-
-// links reads the Link headers (RFC 8288), as far as the hub uses them.
-func links(h http.Header) (out []link) {
-	for _, line := range h.Values("Link") {
-		for len(line) > 0 {
-			start := strings.IndexByte(line, '<')
-			if start < 0 {
-				break
-			}
-			line = line[start:]
-			target, rest, ok := strings.Cut(line[1:], ">")
-			if !ok {
-				break
-			}
-			end := strings.IndexByte(rest, '<') // of the next link
-			if end < 0 {
-				end = len(rest)
-			}
-			l := link{target: target, text: strings.TrimRight("<"+target+">"+rest[:end], ", ")}
-			for param := range strings.SplitSeq(rest[:end], ";") {
-				if rel, ok := strings.CutPrefix(strings.Trim(param, " ,"), "rel="); ok {
-					l.rel = strings.Trim(rel, `"`)
-				}
-			}
-			out = append(out, l)
-			line = rest[end:]
-		}
+// below is the escaped path and query of a link in an answer of the hub's, below its base URL.
+func (o *origin) below(resp *http.Response, link string) (string, error) {
+	at, err := registries.Below(o.base, resp.Request.URL, link)
+	if err != nil {
+		return "", err
 	}
-	return out
+	return o.path(at), nil
 }
+
+// path is the escaped path and query of a URL at the hub, below its base URL.
+func (o *origin) path(at *url.URL) string {
+	return strings.TrimPrefix(at.RequestURI(), strings.TrimSuffix(o.base.EscapedPath(), "/"))
+}
+
+// outside reports whether a next page cannot be asked for.
+func outside(page string) bool { return page != "" && !strings.HasPrefix(page, "/") }

@@ -133,21 +133,21 @@ func (f *Front) rewrite(resp *http.Response) error {
 		h.Del("X-Xet-Refresh-Route")
 	}
 	if to, err := resp.Location(); err == nil && registries.SameOrigin(to, base) {
-		h.Set("Location", strings.TrimPrefix(to.RequestURI(), strings.TrimSuffix(base.EscapedPath(), "/")))
+		h.Set("Location", f.origin.path(to))
 	}
 	if len(h.Values("Link")) > 0 {
 		host, _ := resp.Request.Context().Value(frontHost{}).(string)
 		var kept []string
-		for _, l := range links(h) {
-			at, err := resp.Request.URL.Parse(l.target)
-			switch {
-			case strings.HasPrefix(l.rel, "xet-") && !bucket:
+		for _, l := range registries.Links(h) {
+			if strings.HasPrefix(l.Rel, "xet-") && !bucket {
 				continue
-			case err == nil && registries.SameOrigin(at, base):
-				own := host + strings.TrimPrefix(at.RequestURI(), strings.TrimSuffix(base.EscapedPath(), "/"))
-				l.text = strings.Replace(l.text, "<"+l.target+">", "<"+own+">", 1)
 			}
-			kept = append(kept, l.text)
+			at, err := resp.Request.URL.Parse(l.Target)
+			if own, below := f.origin.below(resp, l.Target); below == nil && err == nil &&
+				(l.Rel == "next" || registries.SameOrigin(at, base)) {
+				l.Text = strings.Replace(l.Text, "<"+l.Target+">", "<"+host+own+">", 1)
+			}
+			kept = append(kept, l.Text)
 		}
 		h.Del("Link")
 		if len(kept) > 0 {

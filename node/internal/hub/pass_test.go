@@ -249,3 +249,16 @@ func TestRevision_WhoUploadsMeetsWhatItUploaded(t *testing.T) {
 	require.Nil(t, changed(http.MethodPost, "/org/m.git/git-upload-pack"))
 	require.Nil(t, changed(http.MethodGet, "/api/models/org/m"))
 }
+
+func TestPass_TheNextPageIsTheFrontsOwnAndOtherLinksLeadWhereTheyLed(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	h.SetOdd(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+		w.Header().Add("Link", `<https://hub.example/api/models?search=x&cursor=2>; rel="next"`)
+		w.Header().Add("Link", `<https://hub.example/terms>; rel="license"`)
+	})
+	a := newAgent(t, h, "", nil)
+	g := a.ask(t, http.MethodGet, "/api/models?search=x")
+	require.Equal(t, "<"+a.URL+`/api/models?search=x&cursor=2>; rel="next", <https://hub.example/terms>; rel="license"`,
+		g.header.Get("Link"))
+}

@@ -32,7 +32,7 @@ const (
 	// than its shortest spelling, {}, and maxListings of them are held.
 	maxListing  = 8 << 20
 	maxElements = maxPages * pageSize
-	// maxEndless is how much is told of a page that comes after itself, or is not at the hub.
+	// maxEndless is how much is told of a page that comes after itself, or cannot be had.
 	maxEndless = 200
 	// heldTimeout bounds the getting of a document that a peer has, with a second more for each heldRate bytes.
 	heldTimeout = 5 * time.Second
@@ -383,9 +383,9 @@ func (f *Front) list(ctx context.Context, x *exchange, commit string) (*listing,
 
 // unending refuses a listing that cannot be read to its end.
 func unending(r repo, commit, next string) error {
-	why := "has no end: the page %.200q comes after itself"
-	if elsewhere(next) {
-		why = "goes on elsewhere: the next page is %.200q"
+	why := "has no end: the page %.200q comes after itself, or the hub has no such page"
+	if outside(next) {
+		why = "goes on where nothing can be asked: the next page is %.200q"
 	}
 	return &httpError{http.StatusBadGateway, "", fmt.Sprintf("the hub's listing of %s at %s "+why, r.name(), commit,
 		next)}
@@ -398,6 +398,9 @@ func (f *Front) askTree(ctx context.Context, r repo, commit, authorization strin
 	for range maxPages {
 		page, err := f.askOpen(ctx, call{method: http.MethodGet, path: path, query: query,
 			authorization: authorization})
+		if len(seen) > 0 && denied(err) { // who may read the first page may read them all
+			return record{Endless: truncated(path + "?" + query)}, nil
+		}
 		if err != nil {
 			return record{}, err
 		}
@@ -420,14 +423,16 @@ func (f *Front) askTree(ctx context.Context, r repo, commit, authorization strin
 			}
 			return f.keep(ctx, doc), nil
 		}
-		if seen[page.next] || elsewhere(page.next) {
-			return record{Endless: page.next[:min(len(page.next), maxEndless)]}, nil
+		if seen[page.next] || outside(page.next) {
+			return record{Endless: truncated(page.next)}, nil
 		}
 		seen[page.next] = true
 		path, query, _ = strings.Cut(page.next, "?")
 	}
 	return record{Large: true}, nil
 }
+
+func truncated(page string) string { return page[:min(len(page), maxEndless)] }
 
 // askOpen asks with the caller's token, and as anyone where the hub does not know that token: what anyone may read is
 // then given to this caller as well.

@@ -161,31 +161,17 @@ func (h *hub) get(ctx context.Context, at string, into any) (next string, err er
 	return h.nextPage(resp)
 }
 
-// nextPage reads Link headers (RFC 8288) for the URL of rel="next". A plain proxy passes on those of the hub behind it:
-// their path is asked for below the own base.
+// nextPage is the URL of rel="next" in an answer's Link headers.
 func (h *hub) nextPage(resp *http.Response) (string, error) {
-	at := resp.Request.URL
-	for _, l := range resp.Header.Values("Link") {
-		for part := range strings.SplitSeq(l, ",") {
-			target, parameters, ok := strings.Cut(strings.TrimSpace(part), ">")
-			if !ok || !strings.Contains(parameters, `rel="next"`) {
-				continue
-			}
-			next, err := at.Parse(strings.TrimPrefix(target, "<"))
-			if err != nil || next.Host == "" {
-				return "", fmt.Errorf("the hub's listing goes on at no URL: %.200q", target)
-			}
-			if !registries.SameOrigin(next, at) {
-				path := next.EscapedPath()
-				if rest, ok := strings.CutPrefix(path, strings.TrimSuffix(h.base.EscapedPath(), "/")+"/"); ok {
-					path = rest
-				}
-				query := next.RawQuery
-				next = h.base.JoinPath(path)
-				next.RawQuery = query
-			}
-			return next.String(), nil
+	for _, l := range registries.Links(resp.Header) {
+		if l.Rel != "next" {
+			continue
 		}
+		next, err := registries.Below(h.base, resp.Request.URL, l.Target)
+		if err != nil {
+			return "", fmt.Errorf("the hub's listing goes on where nothing can be asked: %w", err)
+		}
+		return next.String(), nil
 	}
 	return "", nil
 }
