@@ -89,6 +89,7 @@ type fetch struct {
 
 	arrived, fromPeers, fromUpstream int64
 	kept                             int64        // bytes, of an earlier try
+	lost                             int          // chunks of these that the store has lost, as far as is known here
 	relieving                        bool         // see relief.go
 	unanswered                       atomic.Int32 // questions to upstream
 	relieved, noRelief               time.Time
@@ -418,8 +419,7 @@ func (f *fetch) follow(session swarm.Session) {
 	})
 }
 
-// makeRoom makes room for the blob, once; told: its size is only someone's word. What an earlier boot has left is read
-// and hashed first, which may take long.
+// makeRoom makes room for the blob, once; told: its size is only someone's word. The disk may take long.
 func (f *fetch) makeRoom(size int64, told bool) {
 	f.rooming.Add(1)
 	defer f.rooming.Add(-1)
@@ -565,10 +565,32 @@ func (f *fetch) finishIfComplete() {
 	}
 }
 
+// missLost has the chunks fetched that the store has found to have been lost with the last boot. The caller holds f.mu.
+func (f *fetch) missLost(now time.Time) {
+	if f.ing == nil || f.ing.Lost() == f.lost {
+		return
+	}
+	f.lost = f.ing.Lost()
+	for i := range f.ing.Len() {
+		if f.part.Has(i) && !f.ing.Has(i) {
+			_, n := content.ChunkRange(f.size, i)
+			f.kept -= n
+			f.part.Lose(now, i)
+		}
+	}
+}
+
 // finish checks the digest, lets the last chunk go, and makes the blob a committed one.
 func (f *fetch) finish(ing *store.Ingest) {
 	err := ing.Verify(f.ctx)
 	switch {
+	case errors.Is(err, store.ErrIncomplete): // a chunk of an earlier boot was lost
+		f.update(func(now time.Time) {
+			f.finishing = false
+			f.missLost(now)
+			f.finishIfComplete()
+		})
+		return
 	case errors.Is(err, content.ErrDigestMismatch):
 		f.mismatch(err)
 		return
@@ -729,6 +751,7 @@ func (f *fetch) tick(ctx context.Context) {
 			reading := f.moved.Swap(false) || f.awaited.Load() > 0 || making
 			f.update(func(now time.Time) {
 				f.hear(now, heard)
+				f.missLost(now)
 				if making {
 					f.part.Busy(now)
 				}

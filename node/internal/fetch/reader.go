@@ -148,17 +148,21 @@ func (s *stream) next() error {
 		return io.EOF
 	}
 	i := int(s.pos / content.ChunkSize)
-	if err := s.await(i); err != nil {
-		return err
+	for {
+		if err := s.await(i); err != nil {
+			return err
+		}
+		start, size := content.ChunkRange(s.f.size, i)
+		n := min(s.left, start+size-s.pos)
+		part, from, err := s.f.section(s.ctx, i, s.pos-start, n)
+		if err == nil {
+			s.part, s.from = part, from
+			return nil
+		}
+		if !errors.Is(err, content.ErrNotFound) || !s.f.misses(i) {
+			return err
+		}
 	}
-	start, size := content.ChunkRange(s.f.size, i)
-	n := min(s.left, start+size-s.pos)
-	part, from, err := s.f.section(s.ctx, i, s.pos-start, n)
-	if err != nil {
-		return err
-	}
-	s.part, s.from = part, from
-	return nil
 }
 
 // advance notes that n bytes were given to the caller; err is how that ended.
@@ -267,6 +271,15 @@ func (f *fetch) number() int {
 	return f.streams
 }
 
+// misses reports whether chunk i, which was here, has been found to be lost, and has it fetched then.
+func (f *fetch) misses(i int) (lost bool) {
+	f.update(func(now time.Time) {
+		f.missLost(now)
+		lost = f.window == nil && f.err == nil && !f.part.Has(i)
+	})
+	return lost
+}
+
 // section opens n bytes from offset off of the present chunk i.
 func (f *fetch) section(ctx context.Context, i int, off, n int64) (io.ReadCloser, provenance, error) {
 	f.mu.Lock()
@@ -276,7 +289,7 @@ func (f *fetch) section(ctx context.Context, i int, off, n int64) (io.ReadCloser
 		return nil, from, err
 	}
 	part, err := ing.SectionWriterTo(ctx, i, off, n)
-	if errors.Is(err, content.ErrNotFound) { // it was let go of in this moment
+	if errors.Is(err, content.ErrNotFound) && ing.Slots() > 0 { // it was let go of in this moment
 		err = fmt.Errorf("%w: %w", content.ErrNoSpace, err)
 	}
 	return part, from, err

@@ -122,6 +122,15 @@ func (p *Participant) Drop(i int) {
 	p.report(Report{Gone: []int{i}})
 }
 
+// Lose tells that chunk i, which was taken to be here, is not. It is needed as before.
+func (p *Participant) Lose(now time.Time, i int) {
+	needed := p.need.Test(uint(i))
+	p.Drop(i)
+	if needed {
+		p.Demand(now, Run{First: i, Count: 1})
+	}
+}
+
 // Complete tells that the blob is here and matches its digest. What this node has read itself it claims once more: as a
 // holder's word that goes before what a reader said who was misled.
 func (p *Participant) Complete() {

@@ -34,8 +34,8 @@
 //  1. refuse if the digest is committed (ErrExists) or its ingest is open (ErrBusy)
 //  2. fail (content.ErrNoSpace) if no eviction could make the whole size fit. Nothing is evicted yet, because a size is
 //     somebody's word until the digest has been checked
-//  3. open the source's file and journal; take over present chunks, after hashing each if the journal is of an earlier
-//     boot
+//  3. open the source's file and journal; take over present chunks. If the journal is of an earlier boot each is hashed
+//     before it is given out, and all in the background; one that is not there after all is absent from then on
 //  4. for each chunk, in any order: evict until it fits below the limits, or fail (content.ErrNoSpace); pwrite the
 //     bytes; then pwrite the journal slot; then it is visible as a block. Above the high watermark the maintainer
 //     evicts on meanwhile

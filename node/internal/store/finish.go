@@ -118,6 +118,3 @@ func (s *Store) hashPartial(ctx context.Context, id partialID, size int64) error
 	}
 	return nil
 }
-
-// errLostChunk: a loss of power took a chunk whose mark was written.
-var errLostChunk = errors.New("it is not what the journal says")

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -33,15 +32,16 @@ type Ingest struct {
 
 	// writing lets one writer at a time into the file, as the kernel does: there the others would spin until it is
 	// their turn.
-	writing sync.Mutex
-	follow  follower
-	commits sync.Mutex // one Commit, Discard or Close at a time
-	renamed *entry     // what a commit has made of it; guarded by commits
-	lost    error      // of fsync; guarded by commits
-	window  *window    // nil: the whole is to be held; set once
-	earlier partial    // what was there before; set once
-	proved  bool       // it was hashed before it was opened
-	closed  chan struct{}
+	writing   sync.Mutex
+	follow    follower
+	commits   sync.Mutex // one Commit, Discard or Close at a time
+	renamed   *entry     // what a commit has made of it; guarded by commits
+	lost      error      // of fsync; guarded by commits
+	window    *window    // nil: the whole is to be held; set once
+	earlier   partial    // what was there before; set once
+	inherited inherited
+	proved    bool // it was hashed before it was opened
+	closed    chan struct{}
 
 	mu      sync.RWMutex // guards what follows
 	phase   phase
@@ -104,7 +104,8 @@ const (
 // content.ErrStorage where the disk refuses or hangs. Room itself is made for each chunk as it is written. The caller
 // must Close it.
 //
-// After a restart of the machine the chunks of a partial ingest are hashed here before they count as present.
+// After a restart of the machine the chunks of a partial ingest count as present, and each is hashed before it is given
+// out; see inherit.go. One that was lost becomes absent.
 func (s *Store) Ingest(d digest.Digest, size int64, origin Origin) (*Ingest, error) {
 	ing, err := s.ingest(d, size, origin, false)
 	if err != nil {
@@ -151,6 +152,7 @@ func (s *Store) newIngest(d digest.Digest, size int64, origin Origin) (*Ingest, 
 	ing := &Ingest{
 		store: s, digest: d, size: size, origin: origin, chunks: chunks, missing: chunks.Len(),
 		present: make([]byte, (chunks.Len()+7)/8), bySum: make(map[[sumSize]byte]int32), closed: make(chan struct{}),
+		inherited: inherited{news: make(chan struct{})},
 	}
 	ing.follow = follower{ing: ing, sum: d.Algorithm().Hash(), done: make(chan struct{}), stop: make(chan struct{})}
 	return ing, s.health.hung()
@@ -166,8 +168,8 @@ func (s *Store) committing(d digest.Digest) *Ingest {
 	return nil
 }
 
-// open opens or makes the files. Until it ends nobody else knows the ingest but for its reserved size. It may have to
-// read all that is there, so it holds no lock that those who look at every ingest wait for.
+// open opens or makes the files. Until it ends nobody else knows the ingest but for its reserved size. The disk may take
+// its time, so it holds no lock that those who look at every ingest wait for.
 func (g *Ingest) open() error {
 	g.commits.Lock() // so that the store may be closed before or after, but not meanwhile
 	defer g.commits.Unlock()
@@ -202,6 +204,9 @@ func (g *Ingest) open() error {
 		return err
 	}
 	g.setPhase(phaseOpen)
+	if g.inherited.chunks != nil {
+		g.follow.group.Go(g.checkAll)
+	}
 	return nil
 }
 
@@ -227,30 +232,24 @@ func (g *Ingest) setFiles(file *os.File, j *journal) {
 	g.file, g.journal = file, j
 }
 
-// resume takes over the chunks that the journal has. After a reboot the journal may be ahead of the data, so then every
-// chunk is checked.
+// resume takes over the chunks that the journal has. After a reboot the journal may be ahead of the data, so each is to
+// be hashed yet.
 func (g *Ingest) resume() error {
-	check := !g.journal.sameBoot && !g.proved
+	inherit := !g.journal.sameBoot && !g.proved
 	for i := range g.chunks.Len() {
 		c, ok := g.journal.chunk(i)
-		if ok && check {
-			if g.store.stopping.Err() != nil {
-				return content.ErrClosed
-			}
-			h := digest.SHA256.Hash()
-			off, n := content.ChunkRange(g.size, i)
-			ok = hashRange(h, g.file, off, n) == nil && bytes.Equal(h.Sum(nil), cidSum(c))
-			if !ok {
-				if err := g.journal.clear(i); err != nil {
-					return err
-				}
-			}
+		if !ok {
+			continue
 		}
-		if ok {
-			if err := g.note(i, c); err != nil {
-				return err
-			}
+		if err := g.note(i, c); err != nil {
+			return err
 		}
+		if inherit {
+			g.inherit(i)
+		}
+	}
+	if g.inherited.chunks != nil {
+		return g.journal.sign("") // which no boot is
 	}
 	return g.journal.adopt()
 }
@@ -364,6 +363,9 @@ func (g *Ingest) writeChunk(i int, c cid.Cid, data []byte) error {
 	case !isChunkCID(c):
 		return fmt.Errorf("CID %s is not CIDv1, raw, sha2-256", c)
 	}
+	if err := g.check(i); err != nil && !errors.Is(err, errLostChunk) {
+		return err
+	}
 	g.writing.Lock()
 	defer g.writing.Unlock()
 
@@ -416,6 +418,9 @@ func (g *Ingest) ReadChunk(i int, p []byte, off int64) (int, error) {
 		return g.readSlot(i, p, off)
 	}
 	file, start, n, err := g.chunkFile(i)
+	if err == nil {
+		err = g.ready(i, file)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("ingest %s: read chunk %d: %w", g.digest, i, err)
 	}
@@ -431,6 +436,9 @@ func (g *Ingest) SectionWriterTo(ctx context.Context, i int, off, n int64) (io.R
 	file, start, size, err := g.chunkFile(i)
 	if err == nil && (off < 0 || n < 0 || off > size-n) {
 		err = fmt.Errorf("range of %d bytes at %d is outside its %d bytes", n, off, size)
+	}
+	if err == nil {
+		err = g.ready(i, file)
 	}
 	var sec *section
 	if err == nil {
@@ -467,7 +475,7 @@ func (g *Ingest) lookup(sum [sumSize]byte) (i int, ok bool) {
 }
 
 // Verify waits for the whole blob's digest, of which all but the tail has as a rule been computed while chunks arrived.
-// It fails with ErrIncomplete while chunks are missing and with content.ErrDigestMismatch when the bytes are not the
+// It fails with ErrIncomplete while chunks are missing, or when one is found to have been lost, and with content.ErrDigestMismatch when the bytes are not the
 // blob's; then the caller discards the ingest.
 func (g *Ingest) Verify(ctx context.Context) error {
 	if err := g.verify(ctx); err != nil {
@@ -477,7 +485,10 @@ func (g *Ingest) Verify(ctx context.Context) error {
 }
 
 func (g *Ingest) verify(ctx context.Context) error {
-	if !g.Complete() {
+	g.mu.RLock()
+	missing, lost := g.missing, g.inherited.news
+	g.mu.RUnlock()
+	if missing > 0 {
 		return ErrIncomplete
 	}
 	select {
@@ -488,6 +499,8 @@ func (g *Ingest) verify(ctx context.Context) error {
 	select {
 	case <-g.follow.done:
 		return g.follow.result()
+	case <-lost:
+		return ErrIncomplete
 	case <-g.follow.stop:
 		return content.ErrClosed
 	case <-ctx.Done():
@@ -700,7 +713,12 @@ func (f *follower) run() {
 	for i, ok := f.advance(nil); ok; {
 		off, n := content.ChunkRange(f.ing.size, i)
 		file := f.ing.file
-		err := f.ing.store.watched("hash", file.Name(), false, func() error { return hashRange(f.sum, file, off, n) })
+		err := f.ing.store.watched("hash", file.Name(), false, func() error {
+			if err := f.ing.check(i); err != nil {
+				return err
+			}
+			return hashRange(f.sum, file, off, n)
+		})
 		i, ok = f.advance(&step{err: err})
 	}
 }
@@ -718,7 +736,7 @@ func (f *follower) advance(last *step) (i int, ok bool) {
 	}
 	switch {
 	case f.stopped:
-	case last != nil && last.err != nil:
+	case last != nil && last.err != nil && !errors.Is(last.err, errLostChunk):
 		f.finish(fmt.Errorf("hash chunk %d: %w: %w", f.next, content.ErrStorage, last.err))
 	case f.next == f.ing.Len():
 		f.finish(f.compare())

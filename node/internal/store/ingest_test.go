@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -153,6 +154,7 @@ func TestChunksThatARebootLostDoNotCount(t *testing.T) {
 
 	s = openAfterReboot(t, s.opts)
 	g = ingest(t, s, b)
+	require.Eventually(t, func() bool { return g.Lost() == 1 }, time.Minute, time.Millisecond)
 	require.Equal(t, bits(0, 2), presentIn(g))
 	require.NoError(t, g.Close())
 	g = ingest(t, s, b)

@@ -114,10 +114,16 @@ func (j *journal) adopt() error {
 	if j.signed {
 		return nil
 	}
+	return j.sign(j.boot)
+}
+
+// sign writes the header, as of a boot.
+func (j *journal) sign(boot string) error {
+	j.slots = nil
 	b := make([]byte, journalHeader)
 	copy(b, journalMagic)
 	binary.BigEndian.PutUint64(b[8:], uint64(j.size)|uint64(j.origin.Pool)<<journalPool)
-	copy(b[16:52], j.boot)
+	copy(b[16:52], boot)
 	binary.BigEndian.PutUint32(b[52:], crc32.Checksum(b[:52], castagnoli))
 	copy(b[56:], j.origin.Source[:])
 	return j.disk.writeAt(j.file, b, 0)
