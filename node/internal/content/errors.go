@@ -14,7 +14,7 @@ var (
 	// ErrUnavailable: the content may exist but cannot be had now, within the time allowed (HTTP 503).
 	ErrUnavailable = errors.New("unavailable")
 	// ErrBadAnswer: upstream answered, and that was no answer to the question: another range, a page for people,
-	// redirects in a circle. To ask again brings the same, as a rule. Like all ErrUnavailable it says nothing of the
+	// redirects without an end. To ask again brings the same, as a rule. Like all ErrUnavailable it says nothing of the
 	// content.
 	ErrBadAnswer = fmt.Errorf("upstream's answer is of no use: %w", ErrUnavailable)
 	// ErrDigestMismatch: bytes did not match the digest or CID that names them. Nothing of them is kept.

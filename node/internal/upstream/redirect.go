@@ -13,7 +13,9 @@ import (
 )
 
 const (
-	maxHops = 5
+	// maxHops is how many requests one call comes to: as many as net/http sends, and with it each runtime. One that is
+	// redirected to where it came from may be answered there the next time, so that is none but one hop more.
+	maxHops = 10
 	// redirectTTL is well below the life of the signed URLs that registries redirect to.
 	redirectTTL = 30 * time.Second
 )
@@ -102,10 +104,8 @@ func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call c
 func (c *Client) walk(ctx context.Context, reg *registry, ep *endpoint, call call, at, origin *url.URL) (
 	resp *http.Response, last *url.URL, home bool, err error) {
 	home = true
-	seen := make(map[string]bool)
-	for range maxHops + 1 {
+	for range maxHops {
 		home = home && registries.SameOrigin(at, origin)
-		seen[at.String()] = true
 		resp, err = c.hop(ctx, reg, ep, call, at, home)
 		if err != nil && !home {
 			err = fmt.Errorf("%w: %w", errElsewhere, err)
@@ -122,12 +122,10 @@ func (c *Client) walk(ctx context.Context, reg *registry, ep *endpoint, call cal
 		if next.Scheme != "http" && next.Scheme != "https" || next.Host == "" {
 			return nil, at, true, fmt.Errorf("%s: %w: to scheme %q", describe(resp.Request), errRedirects, next.Scheme)
 		}
-		if seen[next.String()] {
-			return nil, at, true, fmt.Errorf("%s: %w: in a circle", describe(resp.Request), errRedirects)
-		}
 		at = next
 	}
-	return nil, at, true, fmt.Errorf("%s %s: %w: more than %d", call.method, origin.Redacted(), errRedirects, maxHops)
+	return nil, at, true, fmt.Errorf("%s %s: %w: each of %d answers is another, the last one to %s", call.method,
+		place(origin), errRedirects, maxHops, place(at))
 }
 
 // located sends the call to where its file lies for the moment, and asks anew for that place where it does not serve

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -132,6 +133,56 @@ func TestRedirect_AHostThatCannotBeReachedSaysNothingAboutTheRegistry(t *testing
 			size, _, err := c.Stat(t.Context(), content.Request{Repository: repo, Digest: digest.FromString("y")})
 			require.NoError(t, err)
 			require.EqualValues(t, 7, size)
+		})
+	}
+}
+
+func TestRedirect_AsManyAreFollowedAsNetHTTPFollows(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		redirects int
+		to        func(n int) string
+	}{
+		"one to itself, which sets a cookie": {1, func(int) string { return "" }},
+		"some to itself":                     {9, func(int) string { return "" }},
+		"too many to itself":                 {10, func(int) string { return "" }},
+		"to and fro":                         {8, func(n int) string { return []string{"/there", ""}[n%2] }},
+		"some, on and on":                    {9, func(n int) string { return fmt.Sprint("/", n) }},
+		"too many, on and on":                {10, func(n int) string { return fmt.Sprint("/", n) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var requests atomic.Int32
+			data := []byte(`{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageManifest + `"}`)
+			registry := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				n := int(requests.Add(1))
+				if n > c.redirects {
+					w.Header().Set("Content-Type", v1.MediaTypeImageManifest)
+					_, _ = w.Write(data)
+					return
+				}
+				to := c.to(n)
+				if to == "" {
+					to = "/v2/" + repo.Name + "/manifests/" + digest.FromBytes(data).String()
+				}
+				http.SetCookie(w, &http.Cookie{Name: "seen", Value: "1"})
+				http.Redirect(w, r, to, http.StatusFound)
+			})
+			resp, theirs := http.Get(registry + "/v2/")
+			if theirs == nil {
+				require.NoError(t, resp.Body.Close())
+			}
+			requests.Store(0)
+			_, err := newClient(t, upstream.Options{}, registry).Open(t.Context(), content.Request{
+				Repository: repo, Digest: digest.FromBytes(data), Kind: content.Manifest,
+			}, 0, -1)
+			if theirs == nil {
+				require.NoError(t, err)
+				return
+			}
+			require.ErrorIs(t, err, content.ErrBadAnswer)
+			require.ErrorContains(t, err, "each of 10 answers is another, the last one to "+registry)
+			require.EqualValues(t, 10, requests.Load())
 		})
 	}
 }

@@ -429,10 +429,11 @@ func refusal(resp *http.Response, foreign bool) error {
 	return e
 }
 
-// describe names a request for errors. The query is left out: that of object storage is a credential.
-func describe(req *http.Request) string {
-	return req.Method + " " + req.URL.Scheme + "://" + req.URL.Host + req.URL.Path
-}
+// describe names a request for errors.
+func describe(req *http.Request) string { return req.Method + " " + place(req.URL) }
+
+// place names a URL for errors. The query is left out: that of object storage is a credential.
+func place(u *url.URL) string { return u.Scheme + "://" + u.Host + u.Path }
 
 // cacheKey is a keyed hash, so that memory holds no credentials as keys.
 type cacheKey [sha256.Size]byte
