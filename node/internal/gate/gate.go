@@ -8,12 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/net/publicsuffix"
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
@@ -146,14 +149,18 @@ type Gate struct {
 	log    *slog.Logger
 	secret []byte
 
-	accepted   *lru.Cache[mark, time.Time]   // by source and credentials: when the source last said yes; see nobody
-	proven     *lru.Cache[mark, struct{}]    // by source and content
-	claimed    *lru.Cache[mark, int64]       // by source and content: its size as a manifest has it, or 0
+	// Whoever comes makes up names of sources and credentials, so each of these is shared among the owners of sources,
+	// and what sources refuse, or say to a token, is kept apart from what they say to lasting credentials.
+	accepted   *lru.Fair[mark, time.Time]    // by source and credentials: when the source last said yes
+	tokens     *lru.Fair[mark, time.Time]    // the same of Bearer tokens
+	refused    *lru.Fair[mark, time.Time]    // when a source last refused whoever comes; see nobody
+	proven     *lru.Fair[mark, struct{}]     // by source and content
+	claimed    *lru.Fair[mark, int64]        // by source and content: its size as a manifest has it, or 0
+	challenges *lru.Fair[Source, []string]   // what the source asks of callers without credentials
+	silences   *lru.Fair[mark, time.Time]    // by source and credentials: when the source last did not answer
 	hearings   *lru.Cache[mark, *hearing]    // by source and content: what other nodes said a moment ago
-	challenges *lru.Cache[Source, []string]  // what the source asks of callers without credentials
 	unsure     *lru.Cache[mark, time.Time]   // by source, credentials and content: since when its yes is errUnsure
 	starts     *lru.Cache[Source, time.Time] // when each last gave no part of some content but from its start
-	silences   *lru.Cache[mark, time.Time]   // by source and credentials: when the source last did not answer
 	questions  singleflight.Group
 
 	asking *semaphore.Weighted           // bounds the questions that no caller waits for
@@ -182,11 +189,12 @@ func New(opts Options) (*Gate, error) {
 	}
 	g := &Gate{
 		opts: opts, log: opts.Logger, secret: make([]byte, secretSize), asking: semaphore.NewWeighted(anyoneAtOnce),
-		accepted: lru.New[mark, time.Time](maxAccepted), silences: lru.New[mark, time.Time](maxSilences),
-		proven: lru.New[mark, struct{}](maxContents), claimed: lru.New[mark, int64](maxContents),
-		hearings: lru.New[mark, *hearing](maxHearings), unsure: lru.New[mark, time.Time](maxUnsure),
-		starts:     lru.New[Source, time.Time](maxStarts),
-		challenges: lru.New[Source, []string](maxChallenges), anyone: lru.New[Source, time.Time](maxAnyone),
+		accepted: lru.NewFair[mark, time.Time](maxAccepted), tokens: lru.NewFair[mark, time.Time](maxAccepted),
+		refused: lru.NewFair[mark, time.Time](maxAccepted), silences: lru.NewFair[mark, time.Time](maxSilences),
+		proven: lru.NewFair[mark, struct{}](maxContents), claimed: lru.NewFair[mark, int64](maxContents),
+		challenges: lru.NewFair[Source, []string](maxChallenges),
+		hearings:   lru.New[mark, *hearing](maxHearings), unsure: lru.New[mark, time.Time](maxUnsure),
+		starts: lru.New[Source, time.Time](maxStarts), anyone: lru.New[Source, time.Time](maxAnyone),
 	}
 	g.ctx, g.end = context.WithCancel(context.Background())
 	_, _ = rand.Read(g.secret) // never fails, says crypto/rand
@@ -212,6 +220,29 @@ func (g *Gate) everyone(source Source) mark { return g.mark("everyone", source, 
 // nobody stands for whoever comes, too, at a source that has refused them when it was last asked by this node. What
 // other nodes remember of the time before counts no more then.
 func (g *Gate) nobody(source Source) mark { return g.mark("nobody", source, "") }
+
+// Owner is on whose account something is remembered of a source: the domain of its registry, and the host.
+func (s Source) Owner() lru.Owner {
+	_, where, _ := strings.Cut(string(s), " ")
+	host, _, _ := strings.Cut(where, "/")
+	name := host
+	if without, _, err := net.SplitHostPort(host); err == nil {
+		name = without
+	}
+	domain, err := publicsuffix.EffectiveTLDPlusOne(name)
+	if _, notIP := netip.ParseAddr(name); err != nil || notIP == nil {
+		domain = name
+	}
+	return lru.Owner{Wide: domain, Narrow: host}
+}
+
+// yeses are where it is remembered that sources accepted such credentials.
+func (g *Gate) yeses(credentials string) *lru.Fair[mark, time.Time] {
+	if bearer(credentials) {
+		return g.tokens
+	}
+	return g.accepted
+}
 
 func (g *Gate) thing(source Source, d digest.Digest) mark {
 	return g.mark("content", source, d.String())
@@ -298,7 +329,7 @@ func (g *Gate) size(req Request) (n int64, held bool) {
 		defer func() { _ = r.Close() }()
 		return r.Size(), true
 	}
-	n, _ = g.claimed.Get(g.thing(req.Source, req.Digest))
+	n, _ = g.claimed.Get(req.Source.Owner(), g.thing(req.Source, req.Digest))
 	return n, false
 }
 
@@ -448,12 +479,12 @@ func Unanswered(err error) bool {
 
 // Silence notes that the source did not answer a question about this caller.
 func (g *Gate) Silence(source Source, credentials string) {
-	g.silences.Add(g.caller(source, credentials), time.Now())
+	g.silences.Add(source.Owner(), g.caller(source, credentials), time.Now())
 }
 
 // Silent reports whether the source did not answer about this caller a moment ago.
 func (g *Gate) Silent(source Source, credentials string) bool {
-	at, ok := g.silences.Get(g.caller(source, credentials))
+	at, ok := g.silences.Get(source.Owner(), g.caller(source, credentials))
 	return ok && time.Since(at) < silenceTTL
 }
 
@@ -462,7 +493,7 @@ func (g *Gate) Accepts(rule policy.Rule, source Source, credentials string) bool
 	if rule.Authorization.Mode == policy.Exempt {
 		return true
 	}
-	at, ok := g.accepted.Get(g.caller(source, credentials))
+	at, ok := g.yeses(credentials).Get(source.Owner(), g.caller(source, credentials))
 	return ok && time.Since(at) < rule.Authorization.TTL
 }
 
@@ -478,10 +509,10 @@ func (g *Gate) Offline(ctx context.Context, rule policy.Rule, source Source, cre
 		return fmt.Errorf("the policy denies %s while it cannot be asked: %w", source, cause)
 	}
 	// Who may read without credentials may read with any.
-	if g.HeardPublic(ctx, source) || g.accepted.Contains(g.caller(source, credentials)) {
+	if g.HeardPublic(ctx, source) || g.yeses(credentials).Contains(g.caller(source, credentials)) {
 		return nil
 	}
-	if challenge, ok := g.challenges.Get(source); ok && credentials == "" {
+	if challenge, ok := g.challenge(source); ok && credentials == "" {
 		return &content.UpstreamError{
 			Op: "while upstream cannot be asked: " + cause.Error(), Status: http.StatusUnauthorized,
 			Challenge: challenge,
@@ -489,6 +520,19 @@ func (g *Gate) Offline(ctx context.Context, rule policy.Rule, source Source, cre
 	}
 	return cause
 }
+
+// challenge is what the source asked of callers without credentials. Of one that is known to accept some it is what its
+// registry last asked for any, where made-up names have pushed out its own.
+func (g *Gate) challenge(source Source) (challenge []string, ok bool) {
+	challenge, ok = g.challenges.Get(source.Owner(), source)
+	if !ok && g.accepted.Contains(g.nobody(source)) {
+		challenge, ok = g.challenges.Get(source.Owner(), sibling(source))
+	}
+	return challenge, ok
+}
+
+// sibling stands for any source of the same registry.
+func sibling(source Source) Source { return Source("any " + source.Owner().Narrow) }
 
 // Public reports whether the source has let anyone read, without credentials or with a token that it gives to anyone.
 func (g *Gate) Public(source Source) bool {
@@ -506,7 +550,7 @@ func (g *Gate) HeardPublic(ctx context.Context, source Source) bool {
 // publicWithin reports whether this node has itself seen, within a time, that the source lets anyone read.
 func (g *Gate) publicWithin(source Source, span time.Duration) bool {
 	for _, who := range []mark{g.caller(source, ""), g.everyone(source)} {
-		if at, ok := g.accepted.Get(who); ok && time.Since(at) < span {
+		if at, ok := g.accepted.Get(source.Owner(), who); ok && time.Since(at) < span {
 			return true
 		}
 	}
@@ -517,10 +561,13 @@ func (g *Gate) publicWithin(source Source, span time.Duration) bool {
 func (g *Gate) Confirm(ctx context.Context, rule policy.Rule, req Request) {
 	caller := g.caller(req.Source, req.Credentials)
 	g.silences.Remove(caller)
-	news := g.accept(caller)
+	news := note(g.yeses(req.Credentials), req.Source, caller)
+	if nobody := g.nobody(req.Source); req.Credentials != "" && g.refused.Remove(nobody) {
+		note(g.accepted, req.Source, nobody)
+	}
 	if req.Digest != "" {
 		if thing := g.thing(req.Source, req.Digest); !g.claimed.Contains(thing) {
-			g.claimed.Add(thing, 0)
+			g.claimed.Add(req.Source.Owner(), thing, 0)
 		}
 		g.askForAnyone(ctx, rule, req)
 	}
@@ -533,21 +580,22 @@ func (g *Gate) Confirm(ctx context.Context, rule policy.Rule, req Request) {
 // own way or has heard from another node.
 func (g *Gate) Accept(source Source, credentials string, at time.Time) {
 	who := g.caller(source, credentials)
-	last, known := g.accepted.Get(who)
+	yeses := g.yeses(credentials)
+	last, known := yeses.Get(source.Owner(), who)
 	if known && !last.Before(at) {
 		return
 	}
 	g.silences.Remove(who)
-	g.accepted.Add(who, at)
+	yeses.Add(source.Owner(), who, at)
 	if !known {
 		g.saveSoon()
 	}
 }
 
-// accept remembers an acceptance by the source and reports whether it was news.
-func (g *Gate) accept(who mark) (news bool) {
-	news = !g.accepted.Contains(who)
-	g.accepted.Add(who, time.Now())
+// note remembers what a source has said of someone just now, and reports whether it was news.
+func note(said *lru.Fair[mark, time.Time], source Source, who mark) (news bool) {
+	news = !said.Contains(who)
+	said.Add(source.Owner(), who, time.Now())
 	return news
 }
 
@@ -556,12 +604,15 @@ func (g *Gate) Refused(source Source, credentials string, err error) {
 	if !content.Denied(err) {
 		return
 	}
-	g.accepted.Remove(g.caller(source, credentials))
+	g.yeses(credentials).Remove(g.caller(source, credentials))
 	up, ok := errors.AsType[*content.UpstreamError](err)
 	if ok && len(up.Challenge) > 0 && strings.HasPrefix(strings.ToLower(up.Challenge[0]), "basic") {
-		g.challenges.Add(source, up.Challenge)
-		if credentials == "" { // where tokens are given to anyone, who comes without one is refused all the same
-			g.shut(source)
+		for _, of := range []Source{source, sibling(source)} {
+			g.challenges.Add(source.Owner(), of, up.Challenge)
+		}
+		// Where tokens are given to anyone, who comes without one is refused all the same.
+		if credentials == "" && !g.accepted.Contains(g.nobody(source)) {
+			g.shut(source, g.refused)
 		}
 	}
 }
@@ -591,20 +642,27 @@ func (g *Gate) askForAnyone(ctx context.Context, rule policy.Rule, req Request) 
 		}
 		g.anyone.Add(req.Source, time.Now().Add(max(rule.Authorization.TTL, anyonePause)))
 		if err != nil { // it has become private, if it ever was not
-			g.shut(req.Source)
-		} else if g.accept(g.everyone(req.Source)) {
+			g.shut(req.Source, g.accepted)
+		} else if note(g.accepted, req.Source, g.everyone(req.Source)) {
 			g.accepted.Remove(g.nobody(req.Source))
+			g.refused.Remove(g.nobody(req.Source))
 			g.saveSoon()
 		}
 	})
 }
 
 // shut remembers that the source refuses whoever comes.
-func (g *Gate) shut(source Source) {
+func (g *Gate) shut(source Source, where *lru.Fair[mark, time.Time]) {
 	g.accepted.Remove(g.everyone(source))
-	if g.accept(g.nobody(source)) {
+	if note(where, source, g.nobody(source)) {
 		g.saveSoon()
 	}
+}
+
+// refuses reports whether the source refused whoever comes when it was last asked.
+func (g *Gate) refuses(source Source) bool {
+	nobody := g.nobody(source)
+	return g.accepted.Contains(nobody) || g.refused.Contains(nobody)
 }
 
 // dueForAnyone reports whether it is time to ask, and notes that someone is about to.

@@ -4,16 +4,18 @@ import (
 	"encoding/binary"
 	"fmt"
 	"time"
+
+	"github.com/shoal-cache/shoal/node/internal/lru"
 )
 
 const (
 	memoryKey  = "gate"
 	saveDelay  = time.Minute
 	secretSize = 32
-	version    = 4
-	// beforeProofs is the first version that is read. Only of this one do proofs count: before, bytes that many know,
-	// such as the start of some content, were enough for one. Who was accepted was so by the registry.
-	beforeProofs = 2
+	version    = 5
+	// beforeProofs is the first version that is read, and proofs the first whose proofs count: before, bytes that many
+	// know, such as the start of some content, were enough for one. Who was accepted was so by the registry.
+	beforeProofs, proofs = 2, 4
 	// heard stands for the Unix time of what this node knows from others alone, which is the zero time in memory.
 	heard = 0
 )
@@ -64,24 +66,31 @@ func (g *Gate) save() error {
 	return nil
 }
 
-// encode writes a version byte, the key of the marks, the number of accepted callers, each with the Unix time, and what
-// was proved.
+// said are what is remembered of callers, in the order in which the first byte of an entry's time numbers them from 1.
+func (g *Gate) said() [3]*lru.Fair[mark, time.Time] {
+	return [3]*lru.Fair[mark, time.Time]{g.accepted, g.tokens, g.refused}
+}
+
+// saidShift is where in the number of an entry's time stands which of said it is of. 0 is of a version that knew no
+// difference: of any.
+const saidShift = 56
+
+// encode writes a version byte, the key of the marks, the number of callers, each with the Unix time and which of said
+// it is of, and what was proved.
 func (g *Gate) encode() []byte {
 	b := append([]byte{version}, g.secret...)
 	count := len(b)
 	b = binary.BigEndian.AppendUint32(b, 0)
 	var n uint32
-	for _, m := range g.accepted.Keys() {
-		at, ok := g.accepted.Peek(m)
-		if !ok { // it was dropped meanwhile
-			continue
+	for i, said := range g.said() {
+		for m, at := range said.All() {
+			n++
+			b = append(b, m[:]...)
+			b = binary.BigEndian.AppendUint64(b, uint64(i+1)<<saidShift|uint64(max(at.Unix(), heard)))
 		}
-		n++
-		b = append(b, m[:]...)
-		b = binary.BigEndian.AppendUint64(b, uint64(max(at.Unix(), heard)))
 	}
 	binary.BigEndian.PutUint32(b[count:], n)
-	for _, m := range g.proven.Keys() {
+	for m := range g.proven.All() {
 		b = append(b, m[:]...)
 	}
 	return b
@@ -106,24 +115,30 @@ func (g *Gate) decode(b []byte) error {
 	if len(b) < 1+secretSize+4 || b[0] < beforeProofs || b[0] > version {
 		return fmt.Errorf("saved callers: no version %d header in %d bytes", version, len(b))
 	}
-	proofs := b[0] == version
+	counts := b[0] >= proofs
 	secret, b := b[1:1+secretSize], b[1+secretSize:]
 	n, b := int(binary.BigEndian.Uint32(b)), b[4:]
-	if n > maxAccepted || len(b) < n*entry || (len(b)-n*entry)%len(mark{}) != 0 {
+	said := g.said()
+	if n > len(said)*maxAccepted || len(b) < n*entry || (len(b)-n*entry)%len(mark{}) != 0 {
 		return fmt.Errorf("saved callers: %d of them and what was proved do not fit %d bytes", n, len(b))
 	}
 	copy(g.secret, secret)
 	now := time.Now().Unix()
 	for range n {
+		word := binary.BigEndian.Uint64(b[len(mark{}):entry])
 		var at time.Time
-		if unix := int64(binary.BigEndian.Uint64(b[len(mark{}):entry])); unix != heard {
+		if unix := int64(word & (1<<saidShift - 1)); unix != heard {
 			at = time.Unix(min(unix, now), 0)
 		}
-		g.accepted.Add(mark(b[:len(mark{})]), at)
+		for i := range said {
+			if of := word >> saidShift; of == 0 || of == uint64(i+1) {
+				said[i].Add(lru.Owner{}, mark(b[:len(mark{})]), at)
+			}
+		}
 		b = b[entry:]
 	}
-	for ; proofs && len(b) > 0; b = b[len(mark{}):] {
-		g.proven.Add(mark(b[:len(mark{})]), struct{}{})
+	for ; counts && len(b) > 0; b = b[len(mark{}):] {
+		g.proven.Add(lru.Owner{}, mark(b[:len(mark{})]), struct{}{})
 	}
 	return nil
 }

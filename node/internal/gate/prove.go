@@ -65,7 +65,7 @@ func (g *Gate) Learn(ctx context.Context, source Source, m *manifest.Manifest) {
 	listed := make([]digest.Digest, 0, len(m.Manifests)+len(m.Layers)+1)
 	for _, d := range m.Blobs() {
 		if len(d.URLs) == 0 && manifest.Distributable(d) {
-			g.claimed.Add(g.thing(source, d.Digest), d.Size)
+			g.claimed.Add(source.Owner(), g.thing(source, d.Digest), d.Size)
 		}
 		listed = append(listed, d.Digest)
 	}
@@ -76,17 +76,13 @@ func (g *Gate) Learn(ctx context.Context, source Source, m *manifest.Manifest) {
 }
 
 func (g *Gate) proved(source Source, d digest.Digest) bool {
-	thing := g.thing(source, d)
-	if !g.proven.Contains(thing) {
-		return false
-	}
-	g.proven.Get(thing) // it was used
-	return true
+	_, ok := g.proven.Get(source.Owner(), g.thing(source, d))
+	return ok
 }
 
 // enroll remembers that the source has the content.
 func (g *Gate) enroll(source Source, d digest.Digest) {
-	g.proven.Add(g.thing(source, d), struct{}{})
+	g.proven.Add(source.Owner(), g.thing(source, d), struct{}{})
 	g.saveSoon()
 }
 
@@ -217,7 +213,7 @@ func (g *Gate) elsewhere(ctx context.Context, req Request) (r content.Reader, fr
 // startOnly reports whether the source, by what it did a while ago, gives no sample of the content.
 func (g *Gate) startOnly(req Request) bool {
 	at, seen := g.starts.Get(req.Source)
-	listed, _ := g.claimed.Get(g.thing(req.Source, req.Digest))
+	listed, _ := g.claimed.Get(req.Source.Owner(), g.thing(req.Source, req.Digest))
 	whole := req.Upstream.Whole() || listed > 0 && listed <= sampleWindow // which begins at the start
 	return seen && time.Since(at) < startAgain && !whole
 }
@@ -392,8 +388,8 @@ func (g *Gate) begin(ctx context.Context, source Source, contents []digest.Diges
 		defer cancel()
 		defer close(fresh.done)
 		fresh.take(g.opts.Witness.Hear(ctx, source, ask))
-		if fresh.testimony.Public && !g.Public(source) && !g.accepted.Contains(g.nobody(source)) {
-			g.accepted.Add(g.everyone(source), time.Time{})
+		if fresh.testimony.Public && !g.Public(source) && !g.refuses(source) {
+			g.accepted.Add(source.Owner(), g.everyone(source), time.Time{})
 		}
 	}()
 	return all

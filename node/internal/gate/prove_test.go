@@ -351,7 +351,8 @@ func TestGate_ProofsOfTheReleaseBeforeAreForgottenAndCallersAreNot(t *testing.T)
 	}{
 		"of the release before the last": {version: 2},
 		"of the release before":          {version: 3},
-		"of this one":                    {version: 4, proved: true},
+		"of the one with proofs":         {version: 4, proved: true},
+		"of this one":                    {version: 5, proved: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -366,7 +367,7 @@ func TestGate_ProofsOfTheReleaseBeforeAreForgottenAndCallersAreNot(t *testing.T)
 			g.Prove(req)
 			require.True(t, g.Proved(req))
 			require.NoError(t, g.Close())
-			require.Equal(t, byte(4), saved["gate"][0])
+			require.Equal(t, byte(5), saved["gate"][0])
 			saved["gate"][0] = test.version
 			g = open()
 			defer g.Close()

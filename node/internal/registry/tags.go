@@ -31,7 +31,7 @@ type tags struct {
 	gate      *gate.Gate
 	metrics   *metrics
 	log       *slog.Logger
-	recent    *lru.Cache[string, answer]
+	recent    *lru.Fair[string, answer]
 	questions singleflight.Group
 	ctx       context.Context // ends with close
 	end       context.CancelFunc
@@ -47,7 +47,7 @@ func newTags(upstream Upstream, timeout time.Duration, memory TagMemory, g *gate
 	log *slog.Logger) *tags {
 	t := &tags{
 		upstream: upstream, timeout: timeout, memory: memory, gate: g, metrics: m, log: log,
-		recent: lru.New[string, answer](maxTags),
+		recent: lru.NewFair[string, answer](maxTags),
 	}
 	t.ctx, t.end = context.WithCancel(context.Background())
 	return t
@@ -78,7 +78,7 @@ func (t *tags) resolve(ctx context.Context, x *exchange) (v1.Descriptor, error) 
 		repo: x.route.repo, tag: x.route.tag, accept: acceptOf(x), authorization: x.Authorization(), rule: x.rule,
 	}
 	q.key = questionKey(q.repo, q.tag, q.accept)
-	last, known := t.recent.Get(q.key)
+	last, known := t.recent.Get(q.source().Owner(), q.key)
 	if known && time.Since(last.at) < q.rule.TagTTL && t.gate.Accepts(q.rule, q.source(), q.authorization) {
 		return last.desc, nil
 	}
@@ -141,7 +141,7 @@ func (t *tags) ask(ctx context.Context, q question) (v1.Descriptor, error) {
 	desc, err := t.upstream.Resolve(ctx, q.repo, q.tag, q.accept, q.authorization)
 	switch {
 	case err == nil:
-		t.recent.Add(q.key, answer{desc, time.Now()})
+		t.recent.Add(q.source().Owner(), q.key, answer{desc, time.Now()})
 		t.gate.Confirm(ctx, q.rule, gate.Blob(t.upstream, content.Request{
 			Repository: q.repo, Kind: content.Manifest, Digest: desc.Digest, Authorization: q.authorization,
 		}))
@@ -169,7 +169,7 @@ func (t *tags) recall(ctx context.Context, q question, cause error) (v1.Descript
 	if err := allowed(); err != nil {
 		return v1.Descriptor{}, err
 	}
-	last, known := t.recent.Get(q.key)
+	last, known := t.recent.Get(q.source().Owner(), q.key)
 	if t.memory != nil {
 		if desc, ok := t.memory.Recall(ctx, q.repo, q.tag); ok {
 			last.desc, known = desc, true
