@@ -219,6 +219,42 @@ func TestURL_WhatIsHereIsGivenToThoseWhomTheHostGivesIt(t *testing.T) {
 	}
 }
 
+// The hub's own front asks once for all where a file lies. Here that is the question of who may read it.
+func TestURL_AFileOfTheHubItselfIsGivenToThoseWhomTheHubGivesIt(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	repo, commit, files := model(h, "org/secret")
+	repo.SetPrivate("good")
+	agents := newAgents(t, h, 2)
+	for _, a := range agents {
+		a.allow(t, "http://"+hubName+"/")
+	}
+	data := read(t, files[large].Data)
+	at := func(sum string) string {
+		return "/sha256/" + sum + "/http/" + hubName + resolve("org/secret", commit, large)
+	}
+	for _, url := range []string{at(hexOf(data)), resolve("org/secret", commit, large)} { // by both ways
+		g := agents[0].ask(t, http.MethodGet, url, bearer("good")...)
+		require.Equal(t, http.StatusOK, g.status, "%s", g.body)
+		require.True(t, bytes.Equal(data, g.body))
+	}
+	agents[0].rest(t)
+	for i, a := range agents {
+		for _, token := range [][]string{nil, bearer("bad")} {
+			for what, sum := range map[string]string{"its digest": hexOf(data), "some digest": hexOf([]byte("made up"))} {
+				for _, part := range [][]string{nil, {"Range", byteRange(0, 99)}} {
+					g := a.ask(t, http.MethodGet, at(sum), append(token, part...)...)
+					require.GreaterOrEqual(t, g.status, 400, "by %s, agent %d, %v, %v", what, i, token, part)
+					require.False(t, bytes.Contains(g.body, data[:64]))
+				}
+			}
+			require.GreaterOrEqual(t, a.ask(t, http.MethodHead, at(hexOf(data)), token...).status, 400)
+		}
+	}
+	g := agents[1].ask(t, http.MethodGet, at(hexOf(data)), bearer("good")...)
+	require.True(t, bytes.Equal(data, g.body), "%d", g.status)
+}
+
 // Static pages are given in parts, as files are.
 func TestURL_AHostThatAnswersEverythingWithAPageLetsNobodyIn(t *testing.T) {
 	t.Parallel()

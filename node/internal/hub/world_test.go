@@ -75,7 +75,7 @@ func (k keptBlobs) FromPeers(context.Context, digest.Digest) (content.Reader, er
 type proofs struct{ a *agent }
 
 func (p proofs) of(req content.Request) fetch.Sources {
-	if req.Repository.Registry == hubName {
+	if req.Repository.Registry == hubName && !IsURL(req.Repository) {
 		return p.a.Front
 	}
 	return p.a.gate
