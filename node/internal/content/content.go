@@ -66,6 +66,8 @@ type Request struct {
 	Size int64
 	// Part: the caller wants a part of it only, so that nothing else need be read.
 	Part bool
+	// Held: a peer says that it holds the whole, so that who looks for holders had better wait for it.
+	Held bool
 	// Since is when the caller came: what it has waited for before counts as well. The zero value: it comes now.
 	Since time.Time
 	// Authorization is the caller's own Authorization header, sent to the registry and to no one else. It is never

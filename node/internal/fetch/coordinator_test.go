@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/bitswapnet"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
 )
 
@@ -127,5 +128,18 @@ func TestACoordinatorThatFallsSilentIsLeft(t *testing.T) {
 		data, err := n.read(ctx, o.request(d))
 		require.NoError(t, err)
 		require.Equal(t, d, digest.FromBytes(data))
+	}
+}
+
+func TestFetch_ItsCoordinatorHearsThatAPeerHoldsTheBlob(t *testing.T) {
+	t.Parallel()
+	for _, held := range []bool{true, false} {
+		fr, s, req, data := scripted(t, 2, nil)
+		req.Held = held
+		got := readAll(t, fr, req)
+		session := s.next(t)
+		require.Equal(t, held, session.joined.Held)
+		session.orders <- schedule.Orders{Size: int64(len(data)), Leases: []schedule.Run{{First: 0, Count: 2}}}
+		require.Equal(t, data, got())
 	}
 }

@@ -73,6 +73,7 @@ type fetch struct {
 	misled    bool  // what did not match was others' word, or some of it
 	seceded   bool  // it has left the others, see blame.go
 	withheld  bool  // upstream is kept from the participant, see blame.go
+	held      bool  // its first caller has heard of a peer that holds it
 	partOnly  bool  // all callers so far want a part of it only
 	passing   bool  // some caller wants all of it once, whether or not it is kept
 	mediaType string
@@ -114,7 +115,7 @@ func startFetch(ctx context.Context, fr *Fetcher, req content.Request, from sour
 	}
 	f.room, f.keptOf = f.source.room(f.digest), fr.keptOf(from, req)
 	f.acted = sync.NewCond(&f.mu)
-	f.partOnly, f.passing = req.Part, !keep && !req.Part
+	f.partOnly, f.passing, f.held = req.Part, !keep && !req.Part, req.Held
 	f.admit(req)
 	if set != nil {
 		set(f)
@@ -359,6 +360,7 @@ func (f *fetch) complete() bool {
 func (f *fetch) join() (swarm.Session, error) {
 	f.mu.Lock()
 	j := f.part.Join()
+	j.Held = f.held
 	apart := f.alone || f.part.Apart()
 	if j.Upstream && f.fr.ignoresRange(f.askers.next().repo.Registry) {
 		j.Failed = []schedule.Failure{{Run: schedule.Run{First: -1}, Trouble: schedule.NoRange}}

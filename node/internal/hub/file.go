@@ -195,7 +195,7 @@ func (f *Front) describe(x *exchange, e *element, commit string) {
 
 // ready finds out, while a failure can still be told by a status, that a file in large storage may be had: that the
 // repository has it, and where the hub has its bytes, or who else.
-func (f *Front) ready(ctx context.Context, x *exchange, e *element, commit string) error {
+func (f *Front) ready(ctx context.Context, x *exchange, e *element, commit string) (err error) {
 	switch {
 	case e.LFS == nil:
 		return nil
@@ -206,8 +206,8 @@ func (f *Front) ready(ctx context.Context, x *exchange, e *element, commit strin
 		return nil
 	}
 	req := f.request(x, e, commit)
-	present, err := f.prove(ctx, x, req)
-	if err != nil || present {
+	x.held, err = f.prove(ctx, x, req)
+	if err != nil || x.held {
 		return err
 	}
 	_, err = f.Locate(ctx, req.Repository, req.File, req.Authorization, false)
@@ -221,7 +221,7 @@ func (f *Front) request(x *exchange, e *element, commit string) content.Request 
 	return content.Request{
 		Repository: x.route.repo.source(f.opts.Hub), Kind: content.Blob, Digest: e.digest(), Size: e.Size,
 		Authorization: x.Authorization(), File: x.route.repo.file(commit, e.Path),
-		Part: x.wantsPart(),
+		Part: x.wantsPart(), Held: x.held,
 	}
 }
 

@@ -181,6 +181,7 @@ type exchange struct {
 	rule  policy.Rule
 	stale bool // the hub could not be asked
 	whole bool // the answer has all of the file
+	held  bool // a peer says that it holds the file
 	past  bool // what others have of the file could not be compared with the hub's, so it comes from the hub alone
 	span  trace.Span
 }

@@ -17,6 +17,9 @@ const (
 	// peekAfter is how long bytes are waited for after the header before storage is asked for the first few alone. Most
 	// clients give up after 10 s without a byte, and a chunk takes longer than that from slow storage.
 	peekAfter = 3500 * time.Millisecond
+	// peekHeldAfter is the same of a file that a peer holds: it is no slow storage that is waited for, but peers, whose
+	// words stand behind what else comes over this node's link.
+	peekHeldAfter = 7 * time.Second
 	// peekSize is how many bytes are asked for then: one to be given at once, and those that keep an answer alive while
 	// it waits for more. The last byte of an answer is never one of them.
 	peekSize = 33
@@ -94,12 +97,16 @@ type foretaste struct {
 	given []byte
 }
 
-// begin gives a few of n bytes at off to w after a while. The header of the answer is out.
-func (t *foretaste) begin(w http.ResponseWriter, peek peeker, off, n int64) {
+// begin gives a few of n bytes at off to w after a while. The header of the answer is out. held: a peer has them.
+func (t *foretaste) begin(w http.ResponseWriter, peek peeker, held bool, off, n int64) {
 	if n = min(peekSize, n-1); peek == nil || n < 1 {
 		return
 	}
-	t.timer = time.AfterFunc(peekAfter, func() {
+	after := peekAfter
+	if held {
+		after = peekHeldAfter
+	}
+	t.timer = time.AfterFunc(after, func() {
 		b, err := peek(off, n)
 		t.mu.Lock()
 		defer t.mu.Unlock()

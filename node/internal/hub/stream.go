@@ -37,7 +37,7 @@ func (x *exchange) stream(status int, body *steady, n int64, peek peeker) error 
 	early, off := &foretaste{}, body.pos
 	first, err := x.First(body, n, due, func() {
 		header()
-		early.begin(drip, peek, off, n)
+		early.begin(drip, peek, x.held, off, n)
 	})
 	if drip != nil {
 		defer drip.Stop()

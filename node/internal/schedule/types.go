@@ -154,6 +154,8 @@ type Join struct {
 	Whole bool
 	// Orphan: the coordinator that it took part with was lost just now, so that others may be about to come.
 	Orphan bool
+	// Held: it has heard of a holder, so that it is worth while to wait for it.
+	Held bool
 	// Leased are runs that it is reading from upstream already, on orders of an earlier coordinator.
 	Leased []Run
 	// Report is what it brings: size, claims, chunks it has.

@@ -62,6 +62,7 @@ type room struct {
 	search       chan struct{}
 	heard        bool // a peer has answered the search, or all have been waited for
 	awaited      bool // a peer says that it holds the blob, and what its claims are is still to come
+	held         bool // a participant has heard of a holder, which this search may find
 	closed       bool
 }
 
@@ -172,6 +173,9 @@ func (r *room) serve(ctx context.Context) {
 			search()
 		case <-found:
 			found = nil
+			r.mu.Lock()
+			r.held = false // who is to be found has been
+			r.mu.Unlock()
 			open()
 		case <-grace.C:
 			switch longer, wait := r.afterGrace(found != nil); {
@@ -202,6 +206,8 @@ func (r *room) afterGrace(searching bool) (longer bool, wait time.Duration) {
 	case !searching:
 		return false, 0
 	case !r.table.Upstream(): // then a holder is the only hope
+		return true, 0
+	case r.held && r.table.Holders() == 0: // whose answer waits behind what else it sends, as a rule
 		return true, 0
 	case r.awaited: // once: it may not keep its word
 		r.heard, r.awaited = true, false
@@ -338,6 +344,7 @@ func (r *room) join(ctx context.Context, who *participant, j schedule.Join) erro
 // coordinator that was lost: they have what it lacks. The caller holds r.mu.
 func (r *room) prepare(now time.Time, j schedule.Join) {
 	first := len(r.participants) == 0
+	r.held = r.held || j.Held
 	if first {
 		r.begun, r.bereaved = now, time.Time{}
 	}
@@ -474,8 +481,8 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID) error {
 	}
 	who := newParticipant(remote)
 	r, err := s.letIn(d, who, schedule.Join{
-		Zone: h.Zone, Upstream: h.Upstream, Whole: h.Whole, Orphan: h.Orphan, Leased: fromRuns(first.Leased),
-		Report: rep,
+		Zone: h.Zone, Upstream: h.Upstream, Whole: h.Whole, Orphan: h.Orphan, Held: h.Held,
+		Leased: fromRuns(first.Leased), Report: rep,
 	})
 	if err != nil {
 		return errors.Join(err, writeFrame(stream, welcome{Error: err.Error()}))

@@ -77,6 +77,25 @@ func TestTheNextNearestTakesOverFromACoordinatorThatHangs(t *testing.T) {
 	requireCoordinator(t, nodes[1].ID(), nodes[2:], d)
 }
 
+// bulk has one node send another much, a block every so often.
+func bulk(t *testing.T, from, to *testSwarm, every time.Duration) {
+	t.Helper()
+	from.host.SetStreamHandler("/bulk", func(s network.Stream) {
+		for block := make([]byte, 1<<16); ; {
+			if _, err := s.Write(block); err != nil {
+				return
+			}
+			<-time.After(every)
+		}
+	})
+	s, err := to.host.NewStream(t.Context(), from.ID(), "/bulk")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Reset() })
+	_, err = s.Write([]byte{0})
+	require.NoError(t, err)
+	go func() { _, _ = io.Copy(io.Discard, s) }()
+}
+
 // The answer of a coordinator waits its turn among the blocks that it sends, which takes long on a slow link.
 func TestACoordinatorIsWaitedForWhileMuchComesFromIt(t *testing.T) {
 	t.Parallel()
@@ -102,20 +121,7 @@ func TestACoordinatorIsWaitedForWhileMuchComesFromIt(t *testing.T) {
 				}
 			})
 			if c.busy {
-				slow.host.SetStreamHandler("/bulk", func(s network.Stream) {
-					for block := make([]byte, 1<<16); ; {
-						if _, err := s.Write(block); err != nil {
-							return
-						}
-						<-time.After(patience / 100)
-					}
-				})
-				bulk, err := asking.host.NewStream(t.Context(), slow.ID(), "/bulk")
-				require.NoError(t, err)
-				t.Cleanup(func() { _ = bulk.Reset() })
-				_, err = bulk.Write([]byte{0})
-				require.NoError(t, err)
-				go func() { _, _ = io.Copy(io.Discard, bulk) }()
+				bulk(t, slow, asking, patience/100)
 			}
 			requireCoordinator(t, nodes[c.who].ID(), []*testSwarm{asking}, d)
 		})
@@ -183,18 +189,21 @@ func TestTheSearchForHoldersEndsThoughAPeersMapDoesNot(t *testing.T) {
 func TestRoom_WhoSaysToHoldTheBlobIsWaitedForBeyondTheGrace(t *testing.T) {
 	t.Parallel()
 	for sentence, tc := range map[string]struct {
-		upstream, searching, answered, promised bool
-		longer, longerStill                     bool
+		upstream, searching, answered, promised, held bool
+		longer, longerStill                           bool
 	}{
-		"not where nobody says so":                {upstream: true, searching: true, answered: true},
-		"once, where nobody has answered yet":     {upstream: true, searching: true, longer: true},
-		"once, for it may not keep its word":      {upstream: true, searching: true, promised: true, longer: true},
-		"not once the search is over":             {upstream: true, promised: true},
+		"not where nobody says so":            {upstream: true, searching: true, answered: true},
+		"once, where nobody has answered yet": {upstream: true, searching: true, longer: true},
+		"once, for it may not keep its word":  {upstream: true, searching: true, promised: true, longer: true},
+		"not once the search is over":         {upstream: true, promised: true, held: true},
+		"to the end of the search where a participant has heard of one": {upstream: true, searching: true, answered: true,
+			held: true, longer: true, longerStill: true},
 		"for ever where there is no other source": {searching: true, longer: true, longerStill: true},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			t.Parallel()
 			r := newRoom(&Swarm{}, digest.FromString("x"))
+			r.held = tc.held
 			j := schedule.Join{Upstream: tc.upstream, Whole: true, Report: schedule.Report{Size: 100}}
 			require.NoError(t, r.table.Join(time.Now(), "someone", j))
 			if tc.answered {

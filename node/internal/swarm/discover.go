@@ -22,7 +22,8 @@ import (
 const (
 	// discoverTimeout bounds the search for holders.
 	discoverTimeout = 5 * time.Second
-	// mapTimeout bounds one peer's answer to whether it holds a blob. Dead providers cost no more than this.
+	// mapTimeout bounds one peer's answer to whether it holds a blob, but for one with whom this node exchanges much
+	// meanwhile (see Swarm.patient). Dead providers cost no more than this.
 	mapTimeout = time.Second
 	// askedAtOnce is how many connected peers are asked whether they hold a blob, besides those the DHT names.
 	askedAtOnce = 16
@@ -188,21 +189,23 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, d digest.Digest,
 	if !ok {
 		end = time.Now().Add(discoverTimeout)
 	}
-	ctx, cancel := context.WithTimeout(ctx, mapTimeout)
+	ctx, cancel := s.patient(ctx, p, mapTimeout)
 	defer cancel()
 	stream, err := s.host.NewStream(ctx, p, s.protocol("map"))
 	if err != nil {
 		return 0, "", nil, err
 	}
 	defer func() { _ = stream.Reset() }()
-	deadline, _ := ctx.Deadline()
-	_ = stream.SetDeadline(deadline)
-	if err := writeQuestion(stream, mapQuery{Digest: string(d)}); err != nil {
-		return 0, "", nil, err
-	}
+	stop := context.AfterFunc(ctx, func() { _ = stream.Reset() })
 	in := bufio.NewReader(stream)
 	var head mapHead
-	if err := readFrame(in, &head); err != nil {
+	if err = writeQuestion(stream, mapQuery{Digest: string(d)}); err == nil {
+		err = readFrame(in, &head)
+	}
+	if !stop() {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
 		return 0, "", nil, err
 	}
 	if !head.Found {

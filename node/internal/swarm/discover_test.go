@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"testing"
@@ -8,10 +9,12 @@ import (
 
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
 )
 
 // withMap holds one blob more, of which only the chunk map is there.
@@ -60,4 +63,71 @@ func TestMap_OfALargeFileIsSentAsItIsSigned(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, claims, again)
 	require.Greater(t, left.Tokens(), before-2*mapWork, "what is signed once is charged once")
+}
+
+// A late node's link is full of what it reads already, and the words of those who hold the rest stand behind that. One
+// that holds nothing sends it nothing, and so answers first.
+func TestDiscover_AHolderIsWaitedForWhileMuchComesFromIt(t *testing.T) {
+	t.Parallel()
+	data := bytes.Repeat([]byte("x"), content.ChunkSize+1)
+	d := digest.FromBytes(data)
+	for name, tc := range map[string]struct{ busy bool }{"busy": {true}, "silent": {false}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			holder := newTestSwarm(t)
+			asking := newTestSwarm(t, startingFrom(holder))
+			eventually(t, "connected", func() bool { return len(asking.Peers()) == 1 })
+			require.NoError(t, holder.store.Put(t.Context(), d, "", bytes.NewReader(data), int64(len(data))))
+			answered := make(chan struct{})
+			holder.host.SetStreamHandler(holder.protocol("map"), func(s network.Stream) {
+				defer close(answered)
+				<-time.After(mapTimeout + mapTimeout/2)
+				holder.handleMap(s)
+			})
+			t.Cleanup(func() { <-answered })
+			if tc.busy {
+				bulk(t, holder, asking, mapTimeout/100)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			claims, err := asking.HeldBy(ctx, holder.ID(), d)
+			require.Equal(t, tc.busy, err == nil, err)
+			require.Equal(t, tc.busy, len(claims) == 2)
+		})
+	}
+}
+
+// Two nodes come late, and one of them coordinates. That the other holds nothing says nothing of who does.
+func TestDiscover_AHolderOfWhomAParticipantHasHeardIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	data := bytes.Repeat([]byte("y"), content.ChunkSize+1)
+	d := digest.FromBytes(data)
+	nodes := newMesh(t, d, 3)
+	coordinator, late, holder := nodes[0], nodes[1], nodes[2]
+	require.NoError(t, holder.store.Put(t.Context(), d, "", bytes.NewReader(data), int64(len(data))))
+	answer := make(chan struct{})
+	holder.host.SetStreamHandler(holder.protocol("map"), func(s network.Stream) {
+		<-answer
+		holder.handleMap(s)
+	})
+	session, err := late.Join(t.Context(), d, schedule.Join{Upstream: true, Whole: true, Held: true})
+	require.NoError(t, err)
+	defer session.Close()
+	require.Equal(t, coordinator.ID(), session.Coordinator())
+	r, err := coordinator.room(d, late.ID())
+	require.NoError(t, err)
+	eventually(t, "who holds nothing has answered", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.heard
+	})
+	longer, _ := r.afterGrace(true)
+	require.True(t, longer)
+	close(answer)
+	for told := false; !told; {
+		o, err := session.Next(t.Context())
+		require.NoError(t, err)
+		require.Empty(t, o.Leases, "nobody is sent upstream for what a peer holds")
+		told = len(o.Chunks) > 0
+	}
 }

@@ -69,7 +69,7 @@ func TestFrame_FieldsOfALaterReleaseAreIgnored(t *testing.T) {
 	t.Parallel()
 	id := []byte(somePeer(t))
 	c := claim{Index: 3, Sum: make([]byte, 32), By: 0, Signature: make([]byte, 64)}
-	requireGrows(t, hello{Digest: "d", Size: 5, Zone: "a", Upstream: true, Whole: true, Forced: true})
+	requireGrows(t, hello{Digest: "d", Size: 5, Zone: "a", Upstream: true, Whole: true, Forced: true, Held: true})
 	requireGrows(t, welcome{Nearer: id, Addrs: [][]byte{{1, 2}}, Error: "e"})
 	requireGrows(t, report{
 		Size: 5, Peers: [][]byte{id}, Claims: []claim{c, c}, Have: []uint32{1, 2}, Need: []run{{1, 2}},

@@ -260,7 +260,7 @@ func (s *Swarm) enterRoom(r *room, j schedule.Join) (*session, error) {
 // joinRemote asks p to coordinate. It returns a session, or a nearer peer to ask instead, or an error.
 func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, d digest.Digest, j schedule.Join,
 	forced bool) (*session, peer.ID, error) {
-	ctx, cancel := s.patient(ctx, p)
+	ctx, cancel := s.patient(ctx, p, s.opts.JoinTimeout/2)
 	defer cancel()
 	j.Load = s.bitswap.owed.count()
 	stream, err := s.host.NewStream(ctx, p, s.protocol("coordinate"))
@@ -288,13 +288,13 @@ func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, d digest.Digest, j sc
 	return s.remoteSession(p, d, stream, in), "", nil
 }
 
-// patient is ctx for as long as an answer of p may take: half of Options.JoinTimeout, and as much again while much goes
-// to and fro between p and this node, because the answer waits its turn among it. If others went on without a
-// coordinator that is only busy, the registry would be asked twice.
-func (s *Swarm) patient(ctx context.Context, p peer.ID) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(ctx, patience*s.opts.JoinTimeout/2)
+// patient is ctx for as long as an answer of p may take: for a while, and as much again while much goes to and fro
+// between p and this node, because the answer waits its turn among it. If others went on without a coordinator or a
+// holder that is only busy, the registry would be asked twice.
+func (s *Swarm) patient(ctx context.Context, p peer.ID, while time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, patience*while)
 	s.wg.Go(func() {
-		tick := time.NewTicker(s.opts.JoinTimeout / 2)
+		tick := time.NewTicker(while)
 		defer tick.Stop()
 		for before := s.exchanged(p); ; {
 			select {
@@ -316,7 +316,7 @@ func greet(ctx context.Context, stream network.Stream, in *inbound, d digest.Dig
 	forced bool) (welcome, error) {
 	h := hello{
 		Digest: string(d), Size: j.Size, Zone: j.Zone, Upstream: j.Upstream, Whole: j.Whole, Forced: forced,
-		Orphan: j.Orphan, Trace: trace.Parent(ctx),
+		Orphan: j.Orphan, Held: j.Held, Trace: trace.Parent(ctx),
 	}
 	if err := writeFrame(stream, h); err != nil {
 		return welcome{}, err

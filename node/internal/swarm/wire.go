@@ -154,6 +154,8 @@ type (
 		Forced bool `cbor:"6,keyasint,omitempty"`
 		// Orphan: the coordinator that it took part with was lost just now.
 		Orphan bool `cbor:"7,keyasint,omitempty"`
+		// Held: the participant has heard of a holder.
+		Held bool `cbor:"8,keyasint,omitempty"`
 		// Trace is the span that the participant is in; see trace.Parent. Empty: nobody looks.
 		Trace []byte `cbor:"20,keyasint,omitempty"`
 	}
