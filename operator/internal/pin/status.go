@@ -175,6 +175,8 @@ func isUnresolved(p *v1alpha1.ArtifactPin, _ *plan.Summary) (string, string, boo
 	switch {
 	case c == nil:
 		return v1alpha1.ReasonResolving, "artifacts are being resolved", true
+	case c.ObservedGeneration != p.Generation: // what kept the spec before it from that may be mended by this one
+		return v1alpha1.ReasonResolving, "artifacts are being resolved for the present spec", true
 	case c.Status != metav1.ConditionTrue:
 		return c.Reason, c.Message, true
 	case p.Status.ResolvedGeneration != p.Generation:

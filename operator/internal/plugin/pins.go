@@ -232,8 +232,8 @@ func (p *plugin) made(ctx context.Context, pin *v1alpha1.ArtifactPin, how string
 		})
 	}
 	p.say("artifactpin %s/%s %s; waiting for %s at most", pin.Namespace, pin.Name, how, view.Duration(p.timeout))
-	shown := map[string]string{}
-	err = p.until(ctx, func(ctx context.Context) (bool, error) { return p.progress(ctx, pin, shown) })
+	shown, before := map[string]string{}, pin.Status.DeepCopy()
+	err = p.until(ctx, func(ctx context.Context) (bool, error) { return p.progress(ctx, pin, before, shown) })
 	if printed := p.print(plainPin(pin), func(w io.Writer) error {
 		return writePins(w, []v1alpha1.ArtifactPin{*pin})
 	}); printed != nil {
@@ -251,8 +251,9 @@ func plainPin(pin *v1alpha1.ArtifactPin) *v1alpha1.ArtifactPin {
 }
 
 // progress shows how far nodes are with a pin, a line for each that has moved on, and reports whether all copies are
-// whole.
-func (p *plugin) progress(ctx context.Context, pin *v1alpha1.ArtifactPin, shown map[string]string) (bool, error) {
+// whole. before is the pin's status as the user found it.
+func (p *plugin) progress(ctx context.Context, pin *v1alpha1.ArtifactPin, before *v1alpha1.ArtifactPinStatus,
+	shown map[string]string) (bool, error) {
 	if err := p.api.Get(ctx, client.ObjectKeyFromObject(pin), pin); err != nil {
 		return false, err
 	}
@@ -280,14 +281,28 @@ func (p *plugin) progress(ctx context.Context, pin *v1alpha1.ArtifactPin, shown 
 	if cond == nil || pin.Status.ObservedGeneration != pin.Generation {
 		return false, nil
 	}
-	if shown[""] != cond.Reason {
-		shown[""] = cond.Reason
-		p.say("%-24s %s: %s", "pin", cond.Reason, cond.Message)
+	early, again := fromEarlier(pin, cond, before), ""
+	if early {
+		again = "; that was before, and it is tried again"
 	}
-	if slices.Contains(hopeless, cond.Reason) {
+	if shown[""] != cond.Reason+again {
+		shown[""] = cond.Reason + again
+		p.say("%-24s %s: %s%s", "pin", cond.Reason, cond.Message, again)
+	}
+	if !early && slices.Contains(hopeless, cond.Reason) {
 		return false, errNotWell
 	}
 	return cond.Status == metav1.ConditionTrue, nil
+}
+
+// fromEarlier reports whether a reason is what registries or Secrets said before the user asked for the pin. He may
+// just have mended that: what counts is the next attempt.
+func fromEarlier(pin *v1alpha1.ArtifactPin, ready *metav1.Condition, before *v1alpha1.ArtifactPinStatus) bool {
+	s := &pin.Status
+	resolved := apimeta.FindStatusCondition(s.Conditions, v1alpha1.ConditionResolved)
+	return resolved != nil && resolved.Status == metav1.ConditionFalse && resolved.Reason == ready.Reason &&
+		(resolved.ObservedGeneration != pin.Generation ||
+			s.LastAttempt.Equal(before.LastAttempt) && s.FailedAttempts == before.FailedAttempts)
 }
 
 // hopeless are the reasons that stay until somebody changes something, so that nobody is kept waiting for them.
