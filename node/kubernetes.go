@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/shoal-cache/shoal/api/files"
 	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/node/internal/agent"
@@ -35,6 +36,9 @@ func (n *node) kubeConfig() (*rest.Config, error) {
 		return nil, nil
 	}
 	if c.Kubeconfig != "" {
+		if _, err := files.Read(c.Kubeconfig); err != nil { // which client-go would read to its end, if it has one
+			return nil, fmt.Errorf("kubeconfig: %w", err)
+		}
 		config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
 		if err != nil {
 			return nil, fmt.Errorf("kubeconfig: %s: %w", c.Kubeconfig, err)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,6 +30,8 @@ func TestStart_WhatKeepsAnAgentFromItIsToldWithTheKeyAndWhatToDo(t *testing.T) {
 	other, err := store.Open(t.Context(), store.Options{Path: open})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, other.Close()) })
+	pipe := filepath.Join(dir, "pipe")
+	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
 	damaged := filepath.Join(dir, "damaged")
 	require.NoError(t, os.Mkdir(damaged, 0o700))
 	require.NoError(t, os.WriteFile(filepath.Join(damaged, "identity.key"), []byte("x"), 0o600))
@@ -56,6 +59,20 @@ func TestStart_WhatKeepsAnAgentFromItIsToldWithTheKeyAndWhatToDo(t *testing.T) {
 			[]string{"upstreams", "a.example", "caFile", "/nonexistent"}},
 		"an authority that is none": {"upstreams: [{registry: a.example, caFile: FILE}]",
 			[]string{"upstreams", "a.example", "caFile", file, "PEM"}},
+		"an authority without an end": {"upstreams: [{registry: a.example, caFile: /dev/zero}]",
+			[]string{"upstreams", "a.example", "caFile", "/dev/zero", "no regular file"}},
+		"a client's certificate that nobody writes": {"upstreams: [{registry: a.example, clientCertFile: PIPE, clientKeyFile: FILE}]",
+			[]string{"upstreams", "a.example", "clientCertFile", pipe, "no regular file"}},
+		"a folder in place of a client's key": {"upstreams: [{registry: a.example, clientCertFile: FILE, clientKeyFile: /tmp}]",
+			[]string{"upstreams", "a.example", "clientKeyFile", "/tmp", "is a directory"}},
+		"a certificate of metrics without an end": {"metrics: {listen: '127.0.0.1:0', certFile: /dev/zero, keyFile: FILE}",
+			[]string{"metrics.certFile", "/dev/zero", "no regular file"}},
+		"a key of metrics that nobody writes": {"metrics: {listen: '127.0.0.1:0', certFile: FILE, keyFile: PIPE}",
+			[]string{"metrics.keyFile", pipe, "no regular file"}},
+		"a certificate of the hub without an end": {"hub: {enabled: true, listen: '127.0.0.1:0', certFile: /dev/zero, keyFile: FILE}",
+			[]string{"hub.certFile", "/dev/zero", "no regular file"}},
+		"a kubeconfig without an end": {"kubernetes: {enabled: true, nodeName: n, kubeconfig: /dev/zero}",
+			[]string{"kubernetes.kubeconfig", "/dev/zero", "no regular file"}},
 		"a kubeconfig that is not there": {"kubernetes: {enabled: true, nodeName: n, kubeconfig: /nonexistent}",
 			[]string{"kubernetes.kubeconfig", "/nonexistent"}},
 	} {
@@ -67,7 +84,8 @@ func TestStart_WhatKeepsAnAgentFromItIsToldWithTheKeyAndWhatToDo(t *testing.T) {
 				"store": "store: {path: '" + t.TempDir() + "'}",
 			}
 			section, _, _ := strings.Cut(c.set, ":")
-			lines[section] = strings.NewReplacer("PORT", port, "FILE", file, "OPEN", open, "DAMAGED", damaged).Replace(c.set)
+			lines[section] = strings.NewReplacer("PORT", port, "FILE", file, "OPEN", open, "DAMAGED", damaged,
+				"PIPE", pipe).Replace(c.set)
 			text := ""
 			for _, line := range lines {
 				text += line + "\n"

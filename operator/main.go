@@ -41,6 +41,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/yaml"
 
+	"github.com/shoal-cache/shoal/api/files"
 	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/operator/internal/access"
@@ -222,7 +223,7 @@ type configuration struct {
 func readFile(path string, logger *slog.Logger) (configuration, *upstream.Upstreams, error) {
 	var c configuration
 	if path != "" {
-		data, err := os.ReadFile(path)
+		data, err := files.Read(path)
 		if err != nil {
 			return c, nil, fmt.Errorf("--config: %w", err)
 		}

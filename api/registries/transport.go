@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/shoal-cache/shoal/api/files"
 )
 
 // rereadAfter is how soon files that could not be used are read again although they look the same: what has changed may
@@ -123,7 +125,7 @@ func (u Upstream) tls() (*tls.Config, error) {
 		MinVersion:         tls.VersionTLS12,
 	}
 	if u.CAFile != "" {
-		pem, err := os.ReadFile(u.CAFile)
+		pem, err := files.Read(u.CAFile)
 		if err != nil {
 			return nil, fmt.Errorf("caFile: %w", err)
 		}
@@ -137,9 +139,9 @@ func (u Upstream) tls() (*tls.Config, error) {
 		config.RootCAs = pool
 	}
 	if u.ClientCertFile != "" || u.ClientKeyFile != "" {
-		pair, err := tls.LoadX509KeyPair(u.ClientCertFile, u.ClientKeyFile)
+		pair, err := files.KeyPair("clientCertFile", u.ClientCertFile, "clientKeyFile", u.ClientKeyFile)
 		if err != nil {
-			return nil, fmt.Errorf("clientCertFile, clientKeyFile: %w", err)
+			return nil, err
 		}
 		config.Certificates = []tls.Certificate{pair}
 	}

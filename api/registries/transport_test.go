@@ -199,15 +199,15 @@ func TestCertificatesStayInUseWhileTheirFilesAreBroken(t *testing.T) {
 			breakIt: func(t *testing.T, dir string, other map[string][]byte) {
 				writeAll(t, dir, map[string][]byte{"ca.crt": other["ca.crt"][:100]})
 			}},
-		"an authority is not there": {want: "caFile: open",
+		"an authority is not there": {want: "caFile: stat",
 			breakIt: func(t *testing.T, dir string, _ map[string][]byte) {
 				require.NoError(t, os.Remove(filepath.Join(dir, "ca.crt")))
 			}},
-		"a certificate is there and its key is not": {want: "clientCertFile, clientKeyFile: tls: private key does not match",
+		"a certificate is there and its key is not": {want: "tls.key: tls: private key does not match",
 			breakIt: func(t *testing.T, dir string, other map[string][]byte) {
 				writeAll(t, dir, map[string][]byte{"tls.crt": other["tls.crt"]})
 			}},
-		"all is gone": {want: "caFile: open",
+		"all is gone": {want: "caFile: stat",
 			breakIt: func(t *testing.T, dir string, _ map[string][]byte) { require.NoError(t, os.RemoveAll(dir)) }},
 	} {
 		t.Run(name, func(t *testing.T) {

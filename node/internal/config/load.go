@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"math"
-	"os"
 	"reflect"
 	"regexp"
 	"slices"
@@ -22,6 +21,7 @@ import (
 	"github.com/spf13/viper"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/shoal-cache/shoal/api/files"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 )
 
@@ -74,7 +74,7 @@ func Load(path string, flags *pflag.FlagSet, environ []string) (*Config, error) 
 }
 
 func readFile(v *viper.Viper, path string) error {
-	data, err := os.ReadFile(path)
+	data, err := files.Read(path)
 	if err != nil {
 		return fmt.Errorf("configuration file: %w", err)
 	}
