@@ -403,3 +403,30 @@ func TestAccess_ARestartRemembersCallersAndNoTokenIsOnTheDisk(t *testing.T) {
 	g := a.ask(t, http.MethodGet, resolve("org/secret", commit, "config.json"), bearer(longToken+"x")...)
 	require.Equal(t, http.StatusServiceUnavailable, g.status)
 }
+
+// One node cannot reach the hub, and asks for all.
+func TestSwarm_ANodeThatTheHubDoesNotAnswerCostsNobodyElsesHead(t *testing.T) {
+	t.Parallel()
+	h, hole := newHub(t), newHub(t)
+	_, commit, _ := model(h, "org/m")
+	end := make(chan struct{})
+	asked := make(chan struct{}, 100)
+	hole.SetOdd(func(_ http.ResponseWriter, r *http.Request, _ http.Handler) {
+		asked <- struct{}{}
+		select {
+		case <-end:
+		case <-r.Context().Done():
+		}
+	})
+	stuck := newAgent(t, hole, "", nil)
+	well := newAgent(t, h, "", []peer.AddrInfo{stuck.info()})
+	meet(t, []*agent{stuck, well})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(end)
+	wg.Go(func() { _, _ = http.Head(stuck.URL + resolve("org/m", "main", "config.json")) }) //nolint:noctx,bodyclose // it ends
+	<-asked
+	g := well.ask(t, http.MethodHead, resolve("org/m", "main", "config.json"))
+	require.Equal(t, http.StatusOK, g.status)
+	require.Equal(t, commit, g.header.Get("X-Repo-Commit"))
+}

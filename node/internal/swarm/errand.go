@@ -22,9 +22,10 @@ const (
 	// errandBeat is how often who is waited for says that it is still about it, and errandSilence for how long it may
 	// say nothing. An upstream may take long: the others wait up to errandEnd for one who says so. One of the release
 	// before says nothing, and has errandLease to ask. An upstream may also be out of reach of that one node, or that
-	// node may lie, so every errandTurn one more of those who wait asks as well: no sooner, for each is one more who
-	// reads from a slow upstream.
+	// node may lie, so after errandSecond one of those who wait asks as well: clients give up after 10 s. Every
+	// errandTurn from then on one more does: no sooner, for each is one more who reads from a slow upstream.
 	errandBeat    = time.Second
+	errandSecond  = 4 * time.Second
 	errandTurn    = 12 * time.Second
 	errandSilence = 12 * time.Second
 	errandLease   = 20 * time.Second
@@ -46,8 +47,8 @@ type Errands struct {
 	known func(key string) (value []byte, age time.Duration, ok bool)
 	told  func(key string, value []byte, age time.Duration)
 
-	beat, turn, silence time.Duration
-	abroad              *semaphore.Weighted // errands away from home
+	beat, second, turn, silence time.Duration
+	abroad                      *semaphore.Weighted // errands away from home
 
 	mu      sync.Mutex
 	running map[string]*errand    // those that this node is the home of
@@ -58,6 +59,7 @@ type Errands struct {
 type errand struct {
 	done   chan struct{}
 	askers int
+	others bool      // there has been more than one
 	since  time.Time // when the last of them began
 	value  []byte
 	ok     bool
@@ -70,8 +72,8 @@ func NewErrands(
 		age time.Duration),
 ) *Errands {
 	e := &Errands{
-		swarm: s, known: known, told: told, beat: errandBeat, turn: errandTurn, silence: errandSilence,
-		abroad: semaphore.NewWeighted(errandsAtOnce), running: map[string]*errand{}, silent: map[peer.ID]time.Time{},
+		swarm: s, known: known, told: told, beat: errandBeat, second: errandSecond, turn: errandTurn,
+		silence: errandSilence, abroad: semaphore.NewWeighted(errandsAtOnce), running: map[string]*errand{}, silent: map[peer.ID]time.Time{},
 	}
 	s.host.SetStreamHandler(s.protocol("errand"), e.serve)
 	answer(s, "remember", func(q rememberQuery) errandAnswer {
@@ -201,9 +203,14 @@ func (e *Errands) takeTurn(key string, r *errand) bool {
 	if e.running[key] != r { // it is over
 		return false
 	}
-	if r.askers > 0 && time.Since(r.since) < e.turn {
+	wait := e.second
+	if r.others {
+		wait = e.turn
+	}
+	if r.askers > 0 && time.Since(r.since) < wait {
 		return false
 	}
+	r.others = r.others || r.askers > 0
 	r.askers++
 	r.since = time.Now()
 	return true

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -33,7 +34,7 @@ func TestErrands_WhoStillAsksIsWaitedFor(t *testing.T) {
 			}
 			return nil, 0, false
 		}, func(_ string, v []byte, _ time.Duration) { value.Store(&v) })
-		e.beat, e.turn, e.silence = silence/20, time.Minute, silence
+		e.beat, e.second, e.silence = silence/20, time.Minute, silence
 		all = append(all, e)
 	}
 	for _, e := range all {
@@ -59,6 +60,7 @@ func TestErrands_WhoStillAsksIsWaitedFor(t *testing.T) {
 // An upstream may be out of reach of one node only. The others wait for that one, but not for long.
 func TestErrands_WhoIsAtItForLongIsNotWaitedForAlone(t *testing.T) {
 	t.Parallel()
+	require.LessOrEqual(t, errandSecond+errandBeat, 5*time.Second, "a HEAD is answered within 9 s")
 	a := newTestSwarm(t)
 	b := newTestSwarm(t, startingFrom(a))
 	c := newTestSwarm(t, startingFrom(a, b))
@@ -66,7 +68,7 @@ func TestErrands_WhoIsAtItForLongIsNotWaitedForAlone(t *testing.T) {
 	for _, s := range []*testSwarm{a, b, c} {
 		e := NewErrands(s.Swarm, func(string) ([]byte, time.Duration, bool) { return nil, 0, false },
 			func(string, []byte, time.Duration) {})
-		e.beat, e.turn = 50*time.Millisecond, 500*time.Millisecond
+		e.beat, e.second, e.turn = 50*time.Millisecond, 500*time.Millisecond, time.Minute
 		all = append(all, e)
 	}
 	for _, e := range all {
@@ -105,6 +107,24 @@ func TestErrands_WhoIsAtItForLongIsNotWaitedForAlone(t *testing.T) {
 		close(over)
 		<-ended
 	}
+}
+
+// Each who asks is one more who reads from an upstream that is slow for all.
+func TestErrands_OneAsksAsWellSoonAndTheNextLate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		e := &Errands{second: errandSecond, turn: errandTurn, running: map[string]*errand{}}
+		r, start := &errand{}, time.Now()
+		e.running["question"] = r
+		var began []time.Duration
+		for time.Since(start) < 30*time.Second {
+			if e.takeTurn("question", r) {
+				began = append(began, time.Since(start))
+			}
+			time.Sleep(errandBeat)
+		}
+		require.Equal(t, []time.Duration{0, errandSecond, errandSecond + errandTurn, errandSecond + 2*errandTurn}, began)
+	})
 }
 
 // Results that do not come whole, and errands beyond number, are the peer's own harm.
