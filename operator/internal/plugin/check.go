@@ -170,11 +170,11 @@ func (r *checked) areas(answers []survey.Answer[survey.Shown]) {
 		{"run and answer", []string{survey.ReasonAgentSilent, survey.ReasonAgentNotReady}},
 		{"are admitted and connected to the others",
 			[]string{survey.ReasonNotAdmitted, survey.ReasonNotRegistered, survey.ReasonNoPeers}},
-		{"have reported lately, and their clocks are right", []string{survey.ReasonNotReported, survey.ReasonClockOff}},
+		{"have reported lately, by a clock that is right", []string{survey.ReasonNotReported, survey.ReasonClockOff}},
 		{"write to their disks", []string{survey.ReasonDiskFull, v1alpha1.ReasonDiskFails}},
 	} {
 		bad := r.nodesWith(func(reason string) bool { return slices.Contains(area.reasons, reason) })
-		r.looked(bad == 0, "Agents: %d of %d %s", max(0, nodes-bad), nodes, area.what)
+		r.looked(bad == 0, "Agents that %s: %d of %d", area.what, max(0, nodes-bad), nodes)
 	}
 }
 
@@ -207,7 +207,7 @@ func (r *checked) runtimes(c *survey.Cluster) {
 		}
 	}
 	if known > 0 {
-		r.looked(asking == known, "Runtimes: %d of %d are set up to ask their agent", asking, known)
+		r.looked(asking == known, "Runtimes that are set up to ask their agent: %d of %d", asking, known)
 	}
 }
 
@@ -300,7 +300,7 @@ func (d *diagnosis) nodesBefore(ctx context.Context, nodes []corev1.Node, within
 		if err != nil {
 			r.looked(false, "Nodes: not looked at from within: %v", err)
 		} else {
-			r.looked(read == len(inside), "Nodes: %d of %d looked at from within", read, len(inside))
+			r.looked(read == len(inside), "Nodes that were looked at from within: %d of %d", read, len(inside))
 		}
 	}
 	for i := range nodes {

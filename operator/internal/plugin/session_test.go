@@ -51,7 +51,7 @@ func TestSessions_AreWhatAReaderExpects(t *testing.T) {
 	}
 	check := checked{Findings: state.Findings}
 	check.looked(true, "API server: 3 peers, 3 node caches, 2 pins")
-	check.looked(false, "Runtimes: 1 of 3 are set up to ask their agent")
+	check.looked(false, "Runtimes that are set up to ask their agent: 1 of 3")
 	places := []place{
 		{Node: "node1", Complete: true, Held: 30 * mib, Parts: 3, Known: 3, Digest: some},
 		{Node: "node2", Held: 10 * mib, Parts: 1, Known: 3, Digest: some},

@@ -89,9 +89,8 @@ func (p *plugin) writeState(w io.Writer, s survey.State) error {
 		{"Agents", agents},
 		{"Hits", fmt.Sprintf("%s of %d requests were answered from the node's own disk",
 			view.Ratio(s.Sums.Hits, s.Sums.Requests), s.Sums.Requests)},
-		{"Saved", fmt.Sprintf("%s need not be read from registries; %s were, %s came from peers",
-			view.Bytes(s.Sums.Saved),
-			view.Bytes(s.Sums.Upstream), view.Bytes(s.Sums.Peers))},
+		{"Saved", fmt.Sprintf("%s did not have to be read from registries; %s were, and %s came from peers",
+			view.Bytes(s.Sums.Saved), view.Bytes(s.Sums.Upstream), view.Bytes(s.Sums.Peers))},
 		{"Disk", fmt.Sprintf("%s of %s used, %s pinned", view.Bytes(s.Sums.Bytes), view.Bytes(s.Sums.Capacity),
 			view.Bytes(s.Sums.Pinned))},
 		{"Pins", fmt.Sprintf("%d/%d ready", s.Whole, s.Pins)},
@@ -114,15 +113,14 @@ func (p *plugin) writeState(w io.Writer, s survey.State) error {
 			rows[0] = append(rows[0], "CAPACITY", "VERSION")
 		}
 		for _, n := range s.Nodes {
-			reported := "never"
+			reported, bytes := "never", func(int64) string { return "-" } // of which nothing is known
 			if n.Reported >= 0 {
-				reported = view.Ago(n.Reported)
+				reported, bytes = view.Ago(n.Reported), view.Bytes
 			}
-			row := []string{n.Name, n.Zone, strconv.FormatBool(n.Admitted), n.Mirror, view.Bytes(n.Used),
-				view.Ratio(n.Hits, n.Requests),
-				view.Bytes(n.Peers), view.Bytes(n.Upstream), view.Bytes(n.Saved), reported}
+			row := []string{n.Name, n.Zone, strconv.FormatBool(n.Admitted), n.Mirror, bytes(n.Used),
+				view.Ratio(n.Hits, n.Requests), bytes(n.Peers), bytes(n.Upstream), bytes(n.Saved), reported}
 			if p.output == view.Wide {
-				row = append(row, view.Bytes(n.Capacity), n.Version)
+				row = append(row, bytes(n.Capacity), n.Version)
 			}
 			rows = append(rows, row)
 		}

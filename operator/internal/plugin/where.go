@@ -138,7 +138,7 @@ func (p *plugin) writePlaces(w io.Writer, name string, places []place) error {
 		}
 		rows = append(rows, row)
 	}
-	_, err := fmt.Fprintf(w, "%d of %s hold all of %s.\n", holders, view.Count(len(places), "node"), name)
+	_, err := fmt.Fprintf(w, "All of %s is on %d of %s.\n", name, holders, view.Count(len(places), "node"))
 	if err != nil {
 		return err
 	}

@@ -210,12 +210,12 @@ func (d *diagnosis) consequences() {
 func (d *diagnosis) pods(c *Cluster) {
 	for _, s := range c.Daemons {
 		if missing := s.Status.DesiredNumberScheduled - s.Status.CurrentNumberScheduled; missing > 0 {
-			d.add(true, reasonAgentMissing, "", "%d of %d nodes have no agent's pod", missing,
+			d.add(true, reasonAgentMissing, "", "on %d of %d nodes there is no agent's pod", missing,
 				s.Status.DesiredNumberScheduled)
 		}
 		if old := s.Status.DesiredNumberScheduled - s.Status.UpdatedNumberScheduled; old > 0 &&
 			s.Status.ObservedGeneration > 0 {
-			d.add(false, reasonVersionsDiffer, "", "%d of %d agents are not of the version that the chart says", old,
+			d.add(false, reasonVersionsDiffer, "", "on %d of %d nodes the agent is not of the version that the chart says", old,
 				s.Status.DesiredNumberScheduled)
 		}
 	}
