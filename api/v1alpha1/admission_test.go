@@ -1,9 +1,14 @@
 package v1alpha1_test
 
 import (
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -107,6 +112,45 @@ func TestRulesHoldWhateverRBACAllows(t *testing.T) {
 	t.Log("a person with rights cleans up")
 	require.NoError(t, c.Client.Delete(ctx, cache))
 	require.NoError(t, c.Client.Delete(ctx, peer))
+}
+
+// TestGuide_ItsPolicyBoundsThePinsOfATeam applies what the guide has an administrator write.
+//
+//nolint:paralleltest // the policy is for the namespaces of other tests too
+func TestGuide_ItsPolicyBoundsThePinsOfATeam(t *testing.T) {
+	c := apitest.Require(t, cluster)
+	ctx := t.Context()
+	guide, err := os.ReadFile(filepath.Join(apitest.APIDir(), "../charts/shoal/GUIDE.md"))
+	require.NoError(t, err)
+	_, section, _ := strings.Cut(string(guide), "## Pins of several teams")
+	_, text, _ := strings.Cut(section, "```yaml\n")
+	text, _, _ = strings.Cut(text, "```")
+	file := filepath.Join(t.TempDir(), "teams.yaml")
+	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+	require.NoError(t, c.Client.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "team"}}))
+	require.NoError(t, c.Apply(ctx, file))
+	pin := func(spec string) error {
+		p := newObject(t, "ArtifactPin", image+"\n"+spec)
+		p.SetNamespace("team")
+		return c.Client.Create(ctx, p, client.DryRunAll)
+	}
+	require.Eventually(t, func() bool { return pin("sizeLimit: 21Gi") != nil }, time.Minute, 100*time.Millisecond,
+		"the API server knows the policy")
+	for spec, refused := range map[string]string{
+		"sizeLimit: 20Gi": "", "sizeLimit: 5000\npriority: -7": "", "priority: 0": "set sizeLimit",
+		"sizeLimit: 20.1Gi": "set sizeLimit", "sizeLimit: 1Gi\npriority: 1": "a priority above 0",
+	} {
+		err := pin(spec)
+		if refused == "" {
+			require.NoError(t, err, spec)
+			continue
+		}
+		require.ErrorContains(t, err, refused, spec)
+	}
+	require.NoError(t, c.Client.Delete(ctx, &admissionv1.ValidatingAdmissionPolicyBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "pins-of-teams"}}))
+	require.Eventually(t, func() bool { return pin("sizeLimit: 21Gi") == nil }, time.Minute, 100*time.Millisecond,
+		"the API server has forgotten the policy")
 }
 
 func forbidden(t *testing.T, err error, message string, args ...any) {
