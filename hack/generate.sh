@@ -16,6 +16,8 @@ go -C hack/tools build -o "$gen" sigs.k8s.io/controller-tools/cmd/controller-gen
 "$gen" crd:maxDescLen=600 paths=./api/v1alpha1 output:crd:dir="$out/crds"
 # A quantity that people write has a rule with a sentence. The generator's regular expression would be told them instead.
 sed -i '/^ *maxLength: 32$/{n;/^ *pattern: ^(\\+|-)?((\[0-9\]/d}' "$out"/crds/*.yaml
+# Likewise a time that people write.
+sed -i '/^ *format: date-time$/{N;s/.*\n\( *maxLength: 64\)$/\1/}' "$out"/crds/*.yaml
 # The API server takes times that Go does not: 2026-12-31t00:00:00z, and offsets of 99 hours. One object with such a time
 # would keep every list of its kind from being decoded.
 time='^[1-9][0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$'

@@ -86,7 +86,7 @@ type ArtifactPinSpec struct {
 	// or "All".
 	// +kubebuilder:default=3
 	// +kubebuilder:validation:XIntOrString
-	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) >= 1 && int(self) <= 5000 : string(self) == 'All' || string(self).matches('^([1-9][0-9]?|100)%$')",message="replicas is a count from 1 to 5000, a percentage of nodes from \"1%\" to \"100%\", or \"All\"; to stop work without losing copies set suspend, to let the copies go delete the pin"
+	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) >= 1 && int(self) <= 5000 : string(self) == 'All' || string(self).matches('^([1-9][0-9]?|100)%$')",message="replicas is a count from 1 to 5000 without quotes, a percentage of nodes from \"1%\" to \"100%\", or \"All\"; to stop work without losing copies set suspend, to let the copies go delete the pin"
 	Replicas intstr.IntOrString `json:"replicas,omitzero"`
 	// MinReplicas is the number of ready copies below which the pin is Degraded. 1 where it is left out.
 	// +optional
@@ -126,6 +126,7 @@ type ArtifactPinSpec struct {
 	// ServiceAccountName of this namespace whose imagePullSecrets are used after PullSecrets.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$')",message="serviceAccountName is the name of a ServiceAccount of the pin's namespace, such as builder"
 	ServiceAccountName string `json:"serviceAccountName,omitempty"`
 	// Priority orders pins: nodes fetch the higher first, and a node that can't take all leaves out the lower.
 	// +optional
@@ -143,14 +144,14 @@ type ArtifactPinSpec struct {
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=32
 	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="bandwidth is a number with a unit of Kubernetes, such as 500M or 50Gi (Gi, not GiB)"
-	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('64Ki')) >= 0",message="bandwidth must be at least 64Ki bytes per second"
+	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('64Ki')) >= 0 && quantity(string(self)).isLessThan(quantity('8Ei'))",message="bandwidth must be at least 64Ki bytes per second, and below 8Ei"
 	Bandwidth *resource.Quantity `json:"bandwidth,omitempty"`
 	// SizeLimit bounds the bytes of one copy.
 	// +optional
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=32
 	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="sizeLimit is a number with a unit of Kubernetes, such as 500M or 50Gi (Gi, not GiB)"
-	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).isGreaterThan(quantity('0'))",message="sizeLimit must be above 0, such as 20Gi"
+	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).isGreaterThan(quantity('0')) && quantity(string(self)).isLessThan(quantity('8Ei'))",message="sizeLimit must be above 0 and below 8Ei, such as 20Gi"
 	SizeLimit *resource.Quantity `json:"sizeLimit,omitempty"`
 	// TimeLimit bounds one attempt of a node.
 	// +optional
@@ -193,6 +194,7 @@ type Artifact struct {
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=512
+	// +kubebuilder:validation:XValidation:rule="!self.matches('^sha(256|512):')",message="image is a digest and names no repository: write registry.example/team/app@sha256:…, or digest instead of image"
 	// +kubebuilder:validation:XValidation:rule="self.matches('^([a-z0-9A-Z][a-z0-9A-Z._-]*|[[][a-fA-F0-9:]+[]])(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha(256:[0-9a-f]{64}|512:[0-9a-f]{128}))?$')",message="image is not a reference such as registry.example/team/app:1.2 or registry.example/team/app@sha256:… (no scheme such as https://, path in lower case)"
 	Image string `json:"image,omitempty"`
 	// Digest of a blob or manifest.
@@ -380,7 +382,7 @@ const (
 
 // Backoff is an exponentially growing pause.
 //
-// +kubebuilder:validation:XValidation:rule="!has(self.initial) || !has(self.max) || duration(self.initial) <= duration(self.max)",message="backoff.initial must not exceed backoff.max"
+// +kubebuilder:validation:XValidation:rule="!has(self.initial) || !has(self.max) || duration(self.initial) <= duration(self.max)",message="backoff.initial must not exceed backoff.max: set both, for they are 10s and 10m where they are left out"
 type Backoff struct {
 	// Initial pause; it doubles with each failure.
 	// +kubebuilder:default="10s"
@@ -400,7 +402,7 @@ type Backoff struct {
 type Schedule struct {
 	// Cron is the start of each window in the five fields of cron: minute, hour, day of month, month, day of week.
 	// +kubebuilder:validation:MaxLength=128
-	// +kubebuilder:validation:XValidation:rule="self.matches('^[^ ]+( [^ ]+){4}$')",message="schedule.cron has five fields: minute, hour, day of month, month, day of week, such as '0 2 * * *'"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[0-9A-Za-z*?,/-]+( [0-9A-Za-z*?,/-]+){4}$')",message="schedule.cron has five fields: minute, hour, day of month, month, day of week, such as '0 2 * * *'"
 	Cron string `json:"cron"`
 	// TimeZone of Cron as an IANA name.
 	// +kubebuilder:default=UTC
@@ -420,6 +422,9 @@ type Schedule struct {
 type Expiry struct {
 	// Until is a point in time, such as 2026-12-31T00:00:00Z.
 	// +optional
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[1-9][0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$') && timestamp(self) > timestamp('1000-01-01T00:00:00Z')",message="expiry.until is a time with its offset from UTC, such as 2026-12-31T00:00:00Z or 2026-12-31T01:00:00+01:00"
 	Until *metav1.Time `json:"until,omitempty"`
 	// TTL counts from the pin's creation.
 	// +optional

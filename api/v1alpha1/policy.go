@@ -89,7 +89,7 @@ type StoragePolicy struct {
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=32
 	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="capacity is a number with a unit of Kubernetes, such as 500M or 50Gi (Gi, not GiB)"
-	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).isGreaterThan(quantity('0'))",message="capacity must be above 0, such as 50Gi"
+	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).isGreaterThan(quantity('0')) && quantity(string(self)).isLessThan(quantity('8Ei'))",message="capacity must be above 0 and below 8Ei, such as 50Gi"
 	Capacity *resource.Quantity `json:"capacity,omitempty"`
 	// CapacityPercent is the capacity as a share of the disk that holds the cache.
 	// +optional
@@ -102,7 +102,7 @@ type StoragePolicy struct {
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=32
 	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="modelCapacity is a number with a unit of Kubernetes, such as 500G or 500Gi (Gi, not GiB)"
-	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('0')) >= 0",message="modelCapacity can't be negative"
+	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('0')) >= 0 && quantity(string(self)).isLessThan(quantity('8Ei'))",message="modelCapacity must be from 0 to below 8Ei, such as 500Gi"
 	ModelCapacity *resource.Quantity `json:"modelCapacity,omitempty"`
 	// ModelCapacityPercent is the same as a share of the disk that holds the cache.
 	// +optional
@@ -124,7 +124,7 @@ type StoragePolicy struct {
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=32
 	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="minFree is a number with a unit of Kubernetes, such as 500M or 50Gi (Gi, not GiB)"
-	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('0')) >= 0",message="minFree can't be negative"
+	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('0')) >= 0 && quantity(string(self)).isLessThan(quantity('8Ei'))",message="minFree must be from 0 to below 8Ei, such as 50Gi"
 	MinFree *resource.Quantity `json:"minFree,omitempty"`
 	// MinFreePercent is the floor as a share of the disk. Default: 5.
 	// +optional
@@ -143,14 +143,14 @@ type BandwidthPolicy struct {
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=32
 	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="upload is a number with a unit of Kubernetes, such as 500M or 50Gi (Gi, not GiB)"
-	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('64Ki')) >= 0",message="upload must be at least 64Ki bytes per second"
+	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('64Ki')) >= 0 && quantity(string(self)).isLessThan(quantity('8Ei'))",message="upload must be at least 64Ki bytes per second, and below 8Ei"
 	Upload *resource.Quantity `json:"upload,omitempty"`
 	// Download from peers in bytes per second. Default: no limit.
 	// +optional
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=32
 	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="download is a number with a unit of Kubernetes, such as 500M or 50Gi (Gi, not GiB)"
-	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('64Ki')) >= 0",message="download must be at least 64Ki bytes per second"
+	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('64Ki')) >= 0 && quantity(string(self)).isLessThan(quantity('8Ei'))",message="download must be at least 64Ki bytes per second, and below 8Ei"
 	Download *resource.Quantity `json:"download,omitempty"`
 }
 
@@ -256,7 +256,7 @@ type RateLimit struct {
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=32
 	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="bytesPerSecond is a number with a unit of Kubernetes, such as 500M or 50Gi (Gi, not GiB)"
-	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('64Ki')) >= 0",message="bytesPerSecond must be at least 64Ki"
+	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('64Ki')) >= 0 && quantity(string(self)).isLessThan(quantity('8Ei'))",message="bytesPerSecond must be at least 64Ki, and below 8Ei"
 	BytesPerSecond *resource.Quantity `json:"bytesPerSecond,omitempty"`
 }
 

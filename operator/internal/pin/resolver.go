@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -237,7 +238,7 @@ func (r *Resolver) leave(namespace string) {
 func (r *Resolver) named(ctx context.Context,
 	p *v1alpha1.ArtifactPin) (artifacts []v1alpha1.Artifact, malformed *resolve.Error, err error) {
 	if p.Spec.Workloads == nil {
-		return p.Spec.Artifacts, nil, nil
+		return distinct(p.Spec.Artifacts), nil, nil
 	}
 	if err := r.watchPods(); err != nil {
 		return nil, nil, fmt.Errorf("watch pods: %w", err)
@@ -253,6 +254,17 @@ func (r *Resolver) named(ctx context.Context,
 		return nil, nil, fmt.Errorf("list pods of %s: %w", p.Namespace, err)
 	}
 	return imagesOf(pods.Items, p.Spec.Workloads.InitContainers == v1alpha1.Include), nil, nil
+}
+
+// distinct leaves of artifacts that are the same the first: a registry is asked once, and a copy counts once.
+func distinct(artifacts []v1alpha1.Artifact) []v1alpha1.Artifact {
+	var all []v1alpha1.Artifact
+	for _, a := range artifacts {
+		if !slices.ContainsFunc(all, func(b v1alpha1.Artifact) bool { return equality.Semantic.DeepEqual(a, b) }) {
+			all = append(all, a)
+		}
+	}
+	return all
 }
 
 func orEverything(s *metav1.LabelSelector) *metav1.LabelSelector {
@@ -479,9 +491,10 @@ func (r *Resolver) credentials(ctx context.Context, p *v1alpha1.ArtifactPin) (fo
 
 // pullSecret reads one pull secret.
 func (r *Resolver) pullSecret(ctx context.Context, namespace, name string) (pullsecret.Credentials, *resolve.Error) {
-	if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 { // a service account names what it likes
+	if len(validation.IsDNS1123Subdomain(name)) > 0 { // a service account names what it likes
 		return nil, &resolve.Error{Reason: v1alpha1.ReasonSecretNotFound,
-			Err: fmt.Errorf("%.64q can't be the name of a pull secret: %s", name, strings.Join(problems, ", "))}
+			Err: fmt.Errorf("%.64q can't be the name of a pull secret: it has lower-case letters, digits, '-' and '.', "+
+				"from a letter or digit to a letter or digit", name)}
 	}
 	var secret corev1.Secret
 	if err := r.Live.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &secret); err != nil {

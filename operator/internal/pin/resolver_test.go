@@ -92,6 +92,19 @@ func TestAResolutionThatFailsIsTriedAgain(t *testing.T) {
 	}
 }
 
+func TestResolver_WhatAPinNamesTwiceIsAskedForOnce(t *testing.T) {
+	t.Parallel()
+	p := &v1alpha1.ArtifactPin{}
+	app, other := v1alpha1.Artifact{Image: "a.example/app:1"}, v1alpha1.Artifact{Digest: "sha256:aa", Repository: "a.example/app"}
+	elsewhere := v1alpha1.Artifact{Digest: "sha256:aa", Repository: "b.example/app"}
+	model := func() v1alpha1.Artifact { return v1alpha1.Artifact{Hub: &v1alpha1.HubArtifact{Repository: "org/m"}} }
+	p.Spec.Artifacts = []v1alpha1.Artifact{app, other, app, model(), elsewhere, model(), app}
+	named, malformed, err := (&Resolver{}).named(t.Context(), p)
+	require.NoError(t, err)
+	require.Nil(t, malformed)
+	require.Equal(t, []v1alpha1.Artifact{app, other, model(), elsewhere}, named)
+}
+
 // silent are registries that give no answer before they are let.
 type silent struct{ asked, goOn chan struct{} }
 

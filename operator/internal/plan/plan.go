@@ -802,16 +802,20 @@ func windowOpen(s *v1alpha1.Schedule, now time.Time) (bool, error) {
 		return true, nil
 	}
 	zone, err := time.LoadLocation(s.TimeZone)
-	if err != nil {
+	if err != nil || s.TimeZone == "Local" { // that is wherever the operator runs
 		return false, fmt.Errorf("schedule.timeZone %q: not a name of the IANA time zone "+
 			"database, such as Europe/Berlin", s.TimeZone)
 	}
 	times, err := cron.ParseStandard(s.Cron)
 	if err != nil {
-		return false, fmt.Errorf("schedule.cron %q: %w", s.Cron, err)
+		why, _, _ := strings.Cut(err.Error(), ": strconv.")
+		return false, fmt.Errorf("schedule.cron %q is no time in five fields, such as '0 2 * * *': %s", s.Cron, why)
 	}
 	start := times.Next(now.In(zone).Add(-s.Window.Duration))
-	return !start.IsZero() && !start.After(now), nil
+	if start.IsZero() {
+		return false, fmt.Errorf("schedule.cron %q is never: no year has such a day", s.Cron)
+	}
+	return !start.After(now), nil
 }
 
 // Assignment is what a node that keeps the pin is told.

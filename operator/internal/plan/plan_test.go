@@ -642,6 +642,31 @@ func TestAPinOfHigherRankGetsThePlaceOfOneThatHasNone(t *testing.T) {
 	require.Equal(t, []string{"node-0"}, m.on("new"))
 }
 
+func TestSchedule_OneThatCannotBeSaysWhyInPlainWords(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ cron, zone, told string }{
+		"in words": {"every day at two am", "UTC",
+			`schedule.cron "every day at two am" is no time in five fields, such as '0 2 * * *': failed to parse int from every`},
+		"of an hour that no day has": {"0 99 * * *", "UTC", "end of range (99) above maximum (23): 99"},
+		"on a day that no year has":  {"0 0 30 2 *", "UTC", `schedule.cron "0 0 30 2 *" is never: no year has such a day`},
+		"in no zone":                 {"0 2 * * *", "Mars/Phobos", "not a name of the IANA time zone database"},
+		"in the operator's own zone": {"0 2 * * *", "Local", "not a name of the IANA time zone database"},
+		"on the 29th of February":    {"0 0 29 2 *", "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newModel(1)
+			m.pin("p", 1, func(p *v1alpha1.ArtifactPin) {
+				p.Spec.Schedule = &v1alpha1.Schedule{Cron: tc.cron, TimeZone: tc.zone, Window: metav1.Duration{Duration: time.Hour}}
+			})
+			told := m.hand().Pins["p"].Invalid
+			require.Equal(t, tc.told == "", told == "", told)
+			require.Contains(t, told, tc.told)
+			require.NotContains(t, told, "strconv")
+		})
+	}
+}
+
 func TestUnusedPinsExpire(t *testing.T) {
 	t.Parallel()
 	m := newModel(3)
