@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -92,7 +93,11 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	if len(names) == 0 {
 		return ctrl.Result{}, r.remove(ctx, binding, role)
 	}
-	return ctrl.Result{}, r.grant(ctx, role, binding)
+	err := r.grant(ctx, role, binding)
+	if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+		return ctrl.Result{}, nil // its pins go too
+	}
+	return ctrl.Result{}, err
 }
 
 func (r *Reconciler) rights(namespace string, secrets []string) (*rbacv1.Role, *rbacv1.RoleBinding) {

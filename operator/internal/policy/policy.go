@@ -5,6 +5,7 @@ package policy
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -73,6 +74,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result
 		}
 	}
 	statuses := Describe(policies.Items, nodes.Items, caches.Items, r.Clock.Now())
+	var errs []error // one status that the API server does not take keeps no other from being written
 	for i := range policies.Items {
 		p := policies.Items[i].DeepCopy()
 		if equality.Semantic.DeepEqual(statuses[i], p.Status) {
@@ -81,11 +83,12 @@ func (r *Reconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result
 		before := p.Status
 		p.Status = statuses[i]
 		if err := apply.Status(ctx, r.Client, p, v1alpha1.ManagedByOperator); err != nil {
-			return ctrl.Result{}, err
+			errs = append(errs, err)
+			continue
 		}
 		r.report(p, before)
 	}
-	return ctrl.Result{}, nil
+	return ctrl.Result{}, errors.Join(errs...)
 }
 
 // report makes an event when a policy begins or ceases to conflict.

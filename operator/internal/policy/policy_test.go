@@ -1,6 +1,8 @@
 package policy_test
 
 import (
+	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -8,10 +10,42 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/operator/internal/policy"
 )
+
+func TestPolicy_AStatusThatIsNotTakenKeepsNoOtherFromBeingWritten(t *testing.T) {
+	t.Parallel()
+	scheme := runtime.NewScheme()
+	require.NoError(t, errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)))
+	var written []string
+	c := fake.NewClientBuilder().WithScheme(scheme).WithInterceptorFuncs(interceptor.Funcs{
+		SubResourceApply: func(_ context.Context, _ client.Client, _ string, o runtime.ApplyConfiguration,
+			_ ...client.SubResourceApplyOption) error {
+			named := o.(interface{ GetName() string })
+			written = append(written, named.GetName())
+			if named.GetName() == "b" {
+				return errors.New("invalid, by a rule that is newer than it")
+			}
+			return nil
+		}})
+	for _, name := range []string{"a", "b", "c"} {
+		c = c.WithObjects(&v1alpha1.CachePolicy{ObjectMeta: metav1.ObjectMeta{Name: name}})
+	}
+	_, err := (&policy.Reconciler{Client: c.Build(), Recorder: events.NewFakeRecorder(9), Clock: clock.RealClock{}}).Reconcile(
+		t.Context(), ctrl.Request{})
+	require.ErrorContains(t, err, "apply status of CachePolicy /b")
+	require.Equal(t, []string{"a", "b", "c"}, written)
+}
 
 // TestWhatBecomesOfAPolicy has two nodes with agents, a and b, and one without.
 func TestWhatBecomesOfAPolicy(t *testing.T) {
