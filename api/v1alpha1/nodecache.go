@@ -197,7 +197,8 @@ type NodeCacheStatus struct {
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	PinsReady int32 `json:"pinsReady"`
-	// Pins is the progress of each entry of spec.pins, and PinPurged for entries that were to be purged.
+	// Pins is the progress of each entry of spec.pins, PinPurged for entries that were to be purged, and that of what
+	// the node keeps though this NodeCache, which was made anew, has never listed it.
 	// +optional
 	// +listType=map
 	// +listMapKey=uid
@@ -316,6 +317,14 @@ const (
 	PinPurged PinState = "Purged"
 )
 
+// ReasonUnlisted of a PinProgress: an earlier NodeCache of the node listed the pin, and this one never has. The node
+// keeps it as it was until it is listed, and so until the operator says to keep it or to let it go.
+const ReasonUnlisted = "Unlisted"
+
+// LetsGo reports whether the entry is there to say that the node is to let go of a pin that it reports as Unlisted. It
+// lists nothing to keep, and goes once the node has reported it Ready.
+func (a *PinAssignment) LetsGo() bool { return a.Action == ActionKeep && len(a.Artifacts) == 0 }
+
 // PinProgress is how far one node is with one pin.
 type PinProgress struct {
 	// +kubebuilder:validation:MaxLength=64
@@ -329,7 +338,7 @@ type PinProgress struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=32
 	HeldRevision string `json:"heldRevision,omitempty"`
-	// Reason of a failure, one of the Fetch… reasons.
+	// Reason of a failure, one of the Fetch… reasons; or Unlisted.
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	Reason string `json:"reason,omitempty"`

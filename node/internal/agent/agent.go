@@ -119,6 +119,7 @@ type Agent struct {
 	// why the policy that was seen last is not in force; nil where it is
 	rejected  atomic.Pointer[string]
 	findings  atomic.Pointer[[]Finding] // nil where they are not known
+	unlisted  atomic.Pointer[[]string]  // listing.Unlisted
 	totals    *totals
 	admission atomic.Bool // whom to admit is known, from the API server or from memory
 }

@@ -241,8 +241,19 @@ func TestPinsAreKeptAndReported(t *testing.T) {
 	writes := m.writes("NodeCache")
 	require.LessOrEqual(t, writes, int(time.Since(began)/v1alpha1.ReportInterval)+2, "what comes at once is written at once, or with the next")
 
-	// A NodeCache that is gone releases nothing, an entry that is gone does.
+	// A NodeCache that is gone releases nothing, nor does one that is made anew; an entry that is gone does.
 	require.NoError(t, cluster.Client.Delete(t.Context(), c))
+	assign(t, m.name, private)
+	c = m.cache(func(c *v1alpha1.NodeCache) bool { return len(c.Status.Pins) == 2 })
+	require.Equal(t, []string{"", v1alpha1.ReasonUnlisted},
+		[]string{c.Status.Pins[0].Reason, c.Status.Pins[1].Reason})
+	require.NotNil(t, m.store.Pins()["pin/refused"])
+	letGo := v1alpha1.PinAssignment{UID: "refused", Revision: "gone", Action: v1alpha1.ActionKeep}
+	assign(t, m.name, private, letGo)
+	m.cache(func(c *v1alpha1.NodeCache) bool {
+		return len(c.Status.Pins) == 2 && c.Status.Pins[1].Revision == letGo.Revision &&
+			c.Status.Pins[1].State == v1alpha1.PinReady && c.Status.Pins[1].Reason == ""
+	})
 	assign(t, m.name, private)
 	eventually(t, func() bool { return m.store.Pins()["pin/refused"] == nil })
 	require.Equal(t, o.closure, slices.Sorted(slices.Values(m.store.Pins()["pin/private"])))

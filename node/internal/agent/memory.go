@@ -12,7 +12,8 @@ import (
 const (
 	keyMembers = "members" // knownPeers
 	keyPolicy  = "policy"  // v1alpha1.EffectivePolicy
-	keyPins    = "pins"    // []v1alpha1.PinAssignment
+	keyPins    = "pins"    // []v1alpha1.PinAssignment: what is kept
+	keyListed  = "listed"  // listing: by whom that is listed
 	keyZone    = "zone"    // string
 	keyTotals  = "totals"  // Counters
 )

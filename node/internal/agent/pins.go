@@ -3,20 +3,45 @@ package agent
 import (
 	"context"
 	"reflect"
+	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/node/internal/agent/pin"
 )
 
+// listing is which NodeCache lists what the node keeps, and what of it that one has never listed: an earlier one did.
+// The operator made the present one without knowing of it, so its silence releases nothing.
+type listing struct {
+	Cache    types.UID `json:"cache"`
+	Unlisted []string  `json:"unlisted,omitempty"` // UIDs of pins
+}
+
+// follow is what the node is to keep by a NodeCache, where it has kept known. Without a UID in l, known was listed by
+// that NodeCache: an agent of an earlier version remembered it.
+func (l listing) follow(c *v1alpha1.NodeCache, known []v1alpha1.PinAssignment) (listing, []v1alpha1.PinAssignment) {
+	next, keep := listing{Cache: c.UID}, slices.Clone(c.Spec.Pins)
+	for _, k := range known {
+		anew := l.Cache != "" && l.Cache != c.UID || slices.Contains(l.Unlisted, k.UID)
+		listed := slices.ContainsFunc(c.Spec.Pins, func(a v1alpha1.PinAssignment) bool { return a.UID == k.UID })
+		if anew && !listed && len(keep) < v1alpha1.MaxPinsPerNode { // the report holds no more
+			next.Unlisted, keep = append(next.Unlisted, k.UID), append(keep, k)
+		}
+	}
+	return next, keep
+}
+
 // followPins hands the node's assignments to the keeper. Those that were last seen stand while the API server is away,
 // and while there is no NodeCache: only an entry that has left a NodeCache is released.
 func (a *Agent) followPins(ctx context.Context) {
 	known, ok := recall[[]v1alpha1.PinAssignment](a.opts.Memory, a.log, keyPins)
+	by, _ := recall[listing](a.opts.Memory, a.log, keyListed)
 	if ok {
+		a.unlisted.Store(&by.Unlisted)
 		a.keeper.Set(known)
 	}
 	if !a.api.caches.synced(ctx) {
@@ -29,13 +54,36 @@ func (a *Agent) followPins(ctx context.Context) {
 			a.report.changed.raise() // now there is something to report to
 		}
 		reported = exists
-		if !exists || c.DeletionTimestamp != nil || ok && reflect.DeepEqual(known, c.Spec.Pins) {
+		if !exists || c.DeletionTimestamp != nil {
 			return
 		}
-		known, ok = c.Spec.Pins, true
+		next, keep := by.follow(c, known)
+		if ok && reflect.DeepEqual(by, next) && reflect.DeepEqual(known, keep) {
+			return
+		}
+		by, known, ok = next, keep, true
 		remember(a.opts.Memory, a.log, keyPins, known)
+		remember(a.opts.Memory, a.log, keyListed, by)
+		a.unlisted.Store(&by.Unlisted)
 		a.keeper.Set(known)
 	})
+}
+
+// isUnlisted reports whether the node keeps a pin that its NodeCache has never listed.
+func (a *Agent) isUnlisted(uid string) bool {
+	all := a.unlisted.Load()
+	return all != nil && slices.Contains(*all, uid)
+}
+
+// progress is how far the node is with what it keeps.
+func (a *Agent) progress() []v1alpha1.PinProgress {
+	all := a.keeper.Progress()
+	for i := range all {
+		if a.isUnlisted(all[i].UID) {
+			all[i].Reason = v1alpha1.ReasonUnlisted
+		}
+	}
+	return all
 }
 
 // secrets reads pull secrets from the API server, and keeps none.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
@@ -319,4 +321,50 @@ func BenchmarkPeersInMemory(b *testing.B) {
 	runtime.ReadMemStats(&after)
 	b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/n, "heap-B/peer")
 	runtime.KeepAlive(peers)
+}
+
+func TestPins_ANodeCacheMadeAnewReleasesOnlyWhatItHasListed(t *testing.T) {
+	t.Parallel()
+	cache := func(uid types.UID, pins ...string) *v1alpha1.NodeCache {
+		c := &v1alpha1.NodeCache{ObjectMeta: metav1.ObjectMeta{UID: uid}}
+		for _, p := range pins {
+			c.Spec.Pins = append(c.Spec.Pins, v1alpha1.PinAssignment{UID: p})
+		}
+		return c
+	}
+	var by listing
+	var known []v1alpha1.PinAssignment
+	for _, step := range []struct {
+		what           string
+		cache          *v1alpha1.NodeCache
+		keep, unlisted string
+	}{
+		{"the first lists two", cache("1", "a", "b", "c"), "a b c", ""},
+		{"what leaves it is released", cache("1", "a", "b"), "a b", ""},
+		{"one made anew lists another", cache("2", "x"), "x a b", "a b"},
+		{"it still lists neither", cache("2", "x", "y"), "x y a b", "a b"},
+		{"it lists one of them", cache("2", "a"), "a b", "b"},
+		{"what it has listed it may release", cache("2"), "b", "b"},
+		{"made anew once more", cache("3"), "b", "b"},
+		{"the last is listed", cache("3", "b"), "b", ""},
+		{"and released", cache("3"), "", ""},
+	} {
+		by, known = by.follow(step.cache, known)
+		var keep []string
+		for _, k := range known {
+			keep = append(keep, k.UID)
+		}
+		require.Equal(t, step.keep, strings.Join(keep, " "), step.what)
+		require.Equal(t, step.unlisted, strings.Join(by.Unlisted, " "), step.what)
+	}
+
+	_, known = listing{}.follow(cache("1"), cache("", "a").Spec.Pins)
+	require.Empty(t, known, "what an earlier version remembered was listed by the NodeCache that stands")
+
+	many := cache("1")
+	for i := range v1alpha1.MaxPinsPerNode {
+		many.Spec.Pins = append(many.Spec.Pins, v1alpha1.PinAssignment{UID: fmt.Sprint(i)})
+	}
+	_, known = listing{Cache: "1"}.follow(cache("2", "a"), many.Spec.Pins)
+	require.Len(t, known, v1alpha1.MaxPinsPerNode, "a report holds no more")
 }

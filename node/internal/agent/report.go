@@ -50,9 +50,11 @@ func (a *Agent) knowsItsPins() bool {
 		return true
 	}
 	known := make(map[string]string)
-	for _, p := range a.keeper.Progress() {
+	for _, p := range a.progress() {
 		if p.State != v1alpha1.PinPending {
 			known[p.UID] = p.Revision
+		} else if p.Reason == v1alpha1.ReasonUnlisted {
+			return false
 		}
 	}
 	return !slices.ContainsFunc(c.Spec.Pins, func(p v1alpha1.PinAssignment) bool { return known[p.UID] != p.Revision })
@@ -90,7 +92,7 @@ func (a *Agent) status(now time.Time) v1alpha1.NodeCacheStatus {
 			UpstreamBytes: quantity(counters.UpstreamBytes), UploadedBytes: quantity(counters.UploadedBytes),
 			SavedBytes: quantity(counters.SavedBytes),
 		},
-		Pins: a.keeper.Progress(),
+		Pins: a.progress(),
 	}
 	if usage.Models.Capacity > 0 {
 		s.Usage.ModelCapacity = quantity(usage.Models.Capacity)

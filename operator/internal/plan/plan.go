@@ -18,6 +18,8 @@
 //  6. New work waits for a slot (parallelism) and for the schedule; making a copy again from a copy that exists waits
 //     for neither schedule nor registry.
 //  7. A starting node waits for its pins, but not for ever.
+//  8. What a node reports as Unlisted, because its NodeCache was made anew, counts as held by it. Where it is to go, an
+//     entry says so until the node has let go of it; where it is to stay as it is, nothing need be said.
 package plan
 
 import (
@@ -180,6 +182,9 @@ type computation struct {
 type holding struct {
 	assigned *v1alpha1.PinAssignment
 	progress *v1alpha1.PinProgress // nil: no word of it yet
+	// unlisted: the node's NodeCache has no entry for it. assigned is then what the entry would be, without an Action
+	// where the node has another revision of the pin, whose content only the node knows.
+	unlisted bool
 }
 
 func (h holding) state(revision string) v1alpha1.PinState {
@@ -190,7 +195,9 @@ func (h holding) state(revision string) v1alpha1.PinState {
 }
 
 // kept reports whether the node is told to keep the pin.
-func (h holding) kept() bool { return h.assigned != nil && h.assigned.Action != v1alpha1.ActionPurge }
+func (h holding) kept() bool {
+	return h.assigned != nil && h.assigned.Action != v1alpha1.ActionPurge && !h.assigned.LetsGo()
+}
 
 // holdsEarlier reports whether the node has a revision whole that is not the one given.
 func (h holding) holdsEarlier(revision string) bool {
@@ -292,10 +299,15 @@ func newComputation(in Input) *computation {
 		}
 		for j := range node.Progress {
 			p := &node.Progress[j]
-			if h, ok := c.holdings[p.UID][i]; ok {
-				h.progress = p
-				c.holdings[p.UID][i] = h
+			h, ok := c.holdings[p.UID][i]
+			if h.unlisted = !ok && p.Reason == v1alpha1.ReasonUnlisted; !ok && !h.unlisted {
+				continue // it has left the NodeCache, and the node has yet to report so
 			}
+			if c.holdings[p.UID] == nil {
+				c.holdings[p.UID] = map[int]holding{}
+			}
+			h.progress = p
+			c.holdings[p.UID][i] = h
 		}
 	}
 	return c
@@ -304,6 +316,7 @@ func newComputation(in Input) *computation {
 // place decides about one pin.
 func (c *computation) place(p *v1alpha1.ArtifactPin) *Summary {
 	held := c.holdings[string(p.UID)]
+	adopt(p, held)
 	s := &Summary{
 		Generation: p.Generation, Artifacts: p.Status.Artifacts, PullSecrets: p.Status.PullSecrets,
 		LastUsed: c.past(p.Status.LastUsed),
@@ -336,7 +349,11 @@ func (c *computation) place(p *v1alpha1.ArtifactPin) *Summary {
 		}
 	case s.Invalid != "" || s.Suspended || len(p.Status.Artifacts) == 0 || TooLarge(p):
 		for i, h := range held {
-			c.keep(i, p, *h.assigned)
+			if h.kept() {
+				c.keep(i, p, *h.assigned)
+			} else {
+				c.release(p.Spec.DeletionPolicy, i, h)
+			}
 		}
 		s.Desired = replicas(p.Spec.Replicas, int(s.Eligible))
 		c.count(p, s, slices.Collect(maps.Keys(held)), nil, held, "")
@@ -352,6 +369,22 @@ func (c *computation) place(p *v1alpha1.ArtifactPin) *Summary {
 		}
 	}
 	return s
+}
+
+// adopt says of what nodes hold unlisted what its entries would be.
+func adopt(p *v1alpha1.ArtifactPin, held map[int]holding) {
+	for i, h := range held {
+		if !h.unlisted {
+			continue
+		}
+		entry := Assignment(p)
+		if entry.Revision != h.progress.Revision {
+			entry = v1alpha1.PinAssignment{UID: entry.UID, Namespace: p.Namespace, Name: p.Name,
+				Revision: h.progress.Revision}
+		}
+		h.assigned = &entry
+		held[i] = h
+	}
 }
 
 // past is the time, or where it has yet to come by this clock, that of the hour that has begun: one node whose clock is
@@ -466,7 +499,7 @@ func (c *computation) retain(i int, p *v1alpha1.ArtifactPin, h holding, earlier 
 	*left -= h.progress.BytesHeld
 	r.pins--
 	r.object -= c.weight(h.assigned)
-	c.assignments[i] = append(c.assignments[i], *h.assigned)
+	c.hand(i, *h.assigned)
 	return true
 }
 
@@ -595,8 +628,15 @@ func (c *computation) count(p *v1alpha1.ArtifactPin, s *Summary, picked, stayed 
 
 // keep puts an assignment into the plan and takes its room.
 func (c *computation) keep(i int, p *v1alpha1.ArtifactPin, assignment v1alpha1.PinAssignment) {
-	c.assignments[i] = append(c.assignments[i], assignment)
+	c.hand(i, assignment)
 	c.reserve(i, p, &assignment)
+}
+
+// hand puts an assignment into the plan, unless its content is not known here: then the node keeps it unlisted.
+func (c *computation) hand(i int, assignment v1alpha1.PinAssignment) {
+	if assignment.Action != "" {
+		c.assignments[i] = append(c.assignments[i], assignment)
+	}
 }
 
 // reserve takes the room of an assignment, which may have to wait for its slot.
@@ -619,6 +659,9 @@ func (c *computation) reserve(i int, p *v1alpha1.ArtifactPin, assignment *v1alph
 
 // weight is the number of bytes of an assignment in a NodeCache.
 func (c *computation) weight(assignment *v1alpha1.PinAssignment) int {
+	if assignment.Action == "" {
+		return 0 // it is in none
+	}
 	n, ok := c.weights[assignment.Revision]
 	if !ok {
 		n = len(encode(assignment))
@@ -627,26 +670,36 @@ func (c *computation) weight(assignment *v1alpha1.PinAssignment) int {
 	return n
 }
 
-// release lets a copy go: the assignment is dropped, or turned into an order to purge that stands until the node has
-// reported it done.
+// release lets a copy go: the assignment is dropped, or turned into an order that stands until the node has reported it
+// done, to purge it, or to let go of what it keeps unlisted.
 func (c *computation) release(policy v1alpha1.DeletionPolicy, i int, h holding) {
-	if policy != v1alpha1.DeletionPurge && h.assigned.Action != v1alpha1.ActionPurge {
+	order, done := *h.assigned, v1alpha1.PinPurged
+	switch {
+	case order.Action == v1alpha1.ActionPurge:
+	case policy == v1alpha1.DeletionPurge:
+		order.Action = v1alpha1.ActionPurge
+		order.Revision = Revision(order)
+	case h.unlisted:
+		order = v1alpha1.PinAssignment{UID: order.UID, Namespace: order.Namespace, Name: order.Name,
+			Action: v1alpha1.ActionKeep}
+		order.Revision = Revision(order)
+	case order.LetsGo():
+		done = v1alpha1.PinReady
+	default:
 		return
 	}
-	purge := *h.assigned
-	if purge.Action != v1alpha1.ActionPurge {
-		purge.Action = v1alpha1.ActionPurge
-		purge.Revision = Revision(purge)
-	}
-	if h.state(purge.Revision) != v1alpha1.PinPurged {
-		c.assignments[i] = append(c.assignments[i], purge)
+	if h.state(order.Revision) != done {
+		c.assignments[i] = append(c.assignments[i], order)
 	}
 }
 
 // orphans releases the copies of pins that are gone, each as its assignment says.
 func (c *computation) orphans() {
-	for _, held := range c.holdings {
+	for uid, held := range c.holdings {
 		for i, h := range held {
+			if h.unlisted {
+				h.assigned = &v1alpha1.PinAssignment{UID: uid}
+			}
 			c.release(h.assigned.DeletionPolicy, i, h)
 		}
 	}

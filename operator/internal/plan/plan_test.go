@@ -90,6 +90,18 @@ func (m *model) settle() *plan.Plan {
 	return made
 }
 
+// anew has somebody delete a node's NodeCache: the operator has forgotten what the node holds. It returns what the agent
+// will report of that once there is a NodeCache again.
+func (m *model) anew(name string) []v1alpha1.PinProgress {
+	n := m.node(name)
+	held := slices.Clone(n.Progress)
+	for i := range held {
+		held[i].Reason = v1alpha1.ReasonUnlisted
+	}
+	n.Assigned, n.Progress = nil, nil
+	return held
+}
+
 // on are the nodes that have an entry for a pin.
 func (m *model) on(uid string) []string {
 	var names []string
@@ -735,6 +747,92 @@ func TestGates(t *testing.T) {
 	require.NotContains(t, m.hand().Gates, "node-1", "a user of one namespace keeps no node out for a week")
 }
 
+func TestANodeCacheMadeAnewReleasesNothing(t *testing.T) {
+	t.Parallel()
+	shut := &v1alpha1.Schedule{Cron: "0 2 * * *", TimeZone: "UTC", Window: metav1.Duration{Duration: time.Hour}}
+	for name, tc := range map[string]struct {
+		change func(*v1alpha1.ArtifactPin)
+		listed bool // in the end, as before
+	}{
+		"of a pin that is suspended": {func(p *v1alpha1.ArtifactPin) { p.Spec.Suspend = true }, true},
+		"of a pin that is suspended, and has another revision now": {func(p *v1alpha1.ArtifactPin) {
+			p.Spec.Suspend, p.Spec.Priority = true, 7
+		}, false},
+		"of a pin that waits for its window": {func(p *v1alpha1.ArtifactPin) { p.Spec.Schedule = shut }, true},
+		"of a pin that waits for its window with what its tag names now": {func(p *v1alpha1.ArtifactPin) {
+			p.Spec.Schedule, p.Status.Artifacts[0].Digest = shut, "sha256:moved"
+		}, false},
+		"of a pin that can't be resolved now": {func(p *v1alpha1.ArtifactPin) { p.Status.Artifacts = nil }, false},
+		"of a pin that is too large now": {func(p *v1alpha1.ArtifactPin) {
+			q := resource.MustParse("9")
+			p.Spec.SizeLimit = &q
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newModel(3)
+			p := m.pin("a", 1, nil)
+			m.settle()
+			holder := m.on("a")[0]
+			tc.change(p)
+			held := m.anew(holder)
+			m.hand()
+			require.Empty(t, m.node(holder).Assigned, "nothing is known of what it holds")
+			m.node(holder).Progress = held
+			for range 3 {
+				made := m.hand()
+				require.Equal(t, int32(1), made.Pins["a"].Whole)
+				for _, n := range m.Nodes { // the agent goes on: it is told the same, or nothing
+					require.Equal(t, tc.listed && n.Name == holder, len(n.Assigned) == 1, n.Name)
+					require.False(t, len(n.Assigned) == 1 && n.Assigned[0].LetsGo())
+				}
+			}
+		})
+	}
+}
+
+func TestANodeIsToldToLetGoOfWhatItKeepsUnlisted(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*model, *v1alpha1.ArtifactPin){
+		"where the pin is gone": func(m *model, _ *v1alpha1.ArtifactPin) { m.Pins = nil },
+		"where others have taken over": func(m *model, p *v1alpha1.ArtifactPin) {
+			p.Spec.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"zone": "z1"}}
+			m.settle()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newModel(2)
+			p := m.pin("a", 1, func(p *v1alpha1.ArtifactPin) {
+				p.Spec.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"zone": "z0"}}
+			})
+			m.settle()
+			held := m.anew("node-0")
+			change(m, p)
+			m.node("node-0").Progress = held
+			for range 3 { // until it has reported so
+				m.hand()
+				require.Len(t, m.node("node-0").Assigned, 1)
+				require.True(t, m.node("node-0").Assigned[0].LetsGo())
+			}
+			m.report(v1alpha1.PinReady, "")
+			m.hand()
+			require.Empty(t, m.node("node-0").Assigned)
+			m.hand()
+			require.Empty(t, m.node("node-0").Assigned, "a report of what has left the list is no claim")
+		})
+	}
+
+	t.Log("a pin that says so is purged")
+	m := newModel(1)
+	p := m.pin("a", 1, func(p *v1alpha1.ArtifactPin) { p.Spec.DeletionPolicy = v1alpha1.DeletionPurge })
+	m.settle()
+	m.node("node-0").Progress = m.anew("node-0")
+	p.Spec.Expiry = &v1alpha1.Expiry{Until: &metav1.Time{Time: now}}
+	m.hand()
+	require.Equal(t, v1alpha1.ActionPurge, m.node("node-0").Assigned[0].Action)
+}
+
 // TestNoCopyIsLost drives the model by random events. Once a node has had a copy whole, some node always has one, of
 // whatever revision, and is told to keep it; and in the end there are as many as the pin asks for.
 func TestNoCopyIsLost(t *testing.T) {
@@ -747,6 +845,7 @@ func TestNoCopyIsLost(t *testing.T) {
 		for _, name := range m.on("a") {
 			whole[name] = true
 		}
+		unlisted := map[string][]v1alpha1.PinProgress{} // of those what they keep though their NodeCache is made anew
 		t.Repeat(map[string]func(*rapid.T){
 			"replicas": func(t *rapid.T) { p.Spec.Replicas = intstr.FromInt(rapid.IntRange(1, 4).Draw(t, "replicas")) },
 			"spec":     func(t *rapid.T) { p.Spec.Priority = rapid.Int32Range(0, 9).Draw(t, "priority") },
@@ -777,6 +876,17 @@ func TestNoCopyIsLost(t *testing.T) {
 				m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")].Labels["zone"] = "z9"
 			},
 			"hand out": func(*rapid.T) { m.hand() },
+			"a NodeCache is made anew": func(t *rapid.T) {
+				name := m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")].Name
+				if held := m.anew(name); whole[name] && len(held) > 0 {
+					unlisted[name] = held
+				}
+			},
+			"a node reports what it keeps unlisted": func(*rapid.T) {
+				for name, held := range unlisted {
+					m.node(name).Progress = held
+				}
+			},
 			"one node is ready": func(t *rapid.T) {
 				n := &m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")]
 				if len(n.Assigned) > 0 && n.DownSince.IsZero() {
@@ -799,10 +909,19 @@ func TestNoCopyIsLost(t *testing.T) {
 			"": func(t *rapid.T) {
 				keeps := m.on("a")
 				for name := range whole {
-					if !slices.Contains(keeps, name) {
+					n := m.node(name)
+					switch told := slices.Contains(keeps, name); {
+					case told && n.Assigned[0].LetsGo():
 						delete(whole, name)
-						m.node(name).Progress = nil
+					case told: // and so listed
+						delete(unlisted, name)
+						continue
+					case unlisted[name] != nil:
+						continue
 					}
+					delete(unlisted, name)
+					delete(whole, name)
+					n.Progress = nil
 				}
 				require.NotEmpty(t, whole, "no node keeps a whole copy; told to keep one: %v", keeps)
 			},

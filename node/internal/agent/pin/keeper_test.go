@@ -691,6 +691,21 @@ func TestReleaseUnpinsAndKeepsTheBlobs(t *testing.T) {
 	require.Empty(t, n.Progress())
 }
 
+func TestAnEntryThatListsNothingUnpinsAndKeepsTheBlobs(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	index, _ := o.push(t, "1", own)
+	n := newNode(t, t.TempDir(), nil)
+	n.Set([]v1alpha1.PinAssignment{assignment("a", "1", o.artifact(digestOf(t, index)))})
+	n.await(t, "a", in(v1alpha1.PinReady, "1"))
+	nothing := assignment("a", "2")
+	require.True(t, nothing.LetsGo())
+	n.Set([]v1alpha1.PinAssignment{nothing})
+	n.await(t, "a", in(v1alpha1.PinReady, "2"))
+	n.eventuallyPins(t, "a", nil)
+	n.requireHeld(t, digestOf(t, index))
+}
+
 func TestPurgeRemovesWhatNoOtherPinKeeps(t *testing.T) {
 	t.Parallel()
 	o := newOrigin(t)
