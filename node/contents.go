@@ -44,9 +44,7 @@ func (n *node) contentsServer(ctx context.Context) (s server, ok bool) {
 			}
 			return &bothClosed{body, b}, b.Size(), nil
 		},
-		Put: func(ctx context.Context, d digest.Digest, body io.Reader, size int64) error {
-			return n.store.Put(ctx, d, "", body, size)
-		},
+		Put: n.store.Put,
 	}, n.log.With("part", "admin"))}, true
 }
 

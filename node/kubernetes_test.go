@@ -87,7 +87,7 @@ func (c *cached) push() (manifest, layer digest.Digest) {
 	all := registrytest.Closure(c.t, image)
 	manifest, layer = all[0], all[2]
 	for d, data := range map[digest.Digest][]byte{manifest: raw, layer: c.origin.Blob(layer)} {
-		require.NoError(c.t, c.held.Put(c.t.Context(), d, "", bytes.NewReader(data), int64(len(data))))
+		require.NoError(c.t, c.held.Put(c.t.Context(), d, bytes.NewReader(data), int64(len(data))))
 	}
 	return manifest, layer
 }

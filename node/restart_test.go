@@ -50,7 +50,7 @@ kubernetes: {enabled: true, nodeName: n, kubeconfig: `+kubeconfig+`}`)
 	require.NoError(t, before.KV("kubernetes").Put("policy", raw))
 	for i := range 4 {
 		blob := strings.Repeat(string(rune('a'+i)), 1<<20)
-		require.NoError(t, before.Put(t.Context(), digest.FromString(blob), "", strings.NewReader(blob),
+		require.NoError(t, before.Put(t.Context(), digest.FromString(blob), strings.NewReader(blob),
 			int64(len(blob))))
 	}
 	require.NoError(t, before.Close())

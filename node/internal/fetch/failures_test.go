@@ -319,7 +319,7 @@ func TestVain_AnAttemptLeavesNothingThatKeepsALaterOneFromTheBlob(t *testing.T) 
 		_, err := n.read(t.Context(), o.request(d))
 		require.ErrorIs(t, err, content.ErrUnavailable)
 	}
-	require.NoError(t, nodes[2].store.Put(t.Context(), d, "", bytes.NewReader(o.Blob(d)), size))
+	require.NoError(t, nodes[2].store.Put(t.Context(), d, bytes.NewReader(o.Blob(d)), size))
 	for _, n := range nodes[:2] {
 		eventually(t, "found", func() bool {
 			data, err := n.read(t.Context(), o.request(d))
@@ -368,7 +368,7 @@ func TestAnEmptyBlobThatAnotherHolds(t *testing.T) {
 			if restarted {
 				s, err := store.Open(t.Context(), disk)
 				require.NoError(t, err)
-				require.NoError(t, s.Put(t.Context(), d, "", http.NoBody, 0))
+				require.NoError(t, s.Put(t.Context(), d, http.NoBody, 0))
 				require.NoError(t, s.Close())
 			}
 			a := newNodeOn(t, o, "a", nil, disk)

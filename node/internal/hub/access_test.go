@@ -186,7 +186,7 @@ func TestAccess_ARepositoryThatOnlyListsADigestGetsNothingThatAnotherFrontBrings
 			})
 			a := newAgent(t, h, "", nil)
 			fetched(t, a, func() {
-				require.NoError(t, a.store.Put(t.Context(), digest.FromBytes(secret), "", bytes.NewReader(secret),
+				require.NoError(t, a.store.Put(t.Context(), digest.FromBytes(secret), bytes.NewReader(secret),
 					int64(len(secret))))
 			})
 			g := a.ask(t, http.MethodGet, resolve("evil/fake", "main", "w"))

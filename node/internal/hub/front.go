@@ -44,7 +44,7 @@ type Upstream = gate.Registries
 
 // Store keeps documents and small files.
 type Store interface {
-	PutInto(ctx context.Context, pool store.Pool, d digest.Digest, mediaType string, r io.Reader, size int64) error
+	PutInto(ctx context.Context, pool store.Pool, d digest.Digest, r io.Reader, size int64) error
 	Stat(d digest.Digest) (store.Info, error)
 	Usage() store.Usage
 }

@@ -314,7 +314,7 @@ func (f *Front) keep(ctx context.Context, doc []byte) record {
 	if len(doc) <= maxInline {
 		rec.Inline = doc
 	}
-	if err := f.opts.Store.PutInto(ctx, store.Models, rec.Digest, "", bytes.NewReader(doc), rec.Size); err != nil {
+	if err := f.opts.Store.PutInto(ctx, store.Models, rec.Digest, bytes.NewReader(doc), rec.Size); err != nil {
 		f.log.Debug("document not kept", "size", rec.Size, "cause", err)
 	}
 	return rec

@@ -173,7 +173,7 @@ func TestSwarm_AFileThatNoneOfThoseAskedHoldsIsNotTakenFromTheHubAgain(t *testin
 	data := read(t, files[large].Data)
 	req := content.Request{Repository: repo{"models", "org/m"}.source(hubName), Digest: digest.FromBytes(data)}
 	// It came to the first so long ago that nobody remembers who took part.
-	require.NoError(t, agents[0].store.Put(t.Context(), req.Digest, "", bytes.NewReader(data), int64(len(data))))
+	require.NoError(t, agents[0].store.Put(t.Context(), req.Digest, bytes.NewReader(data), int64(len(data))))
 	agents[0].Prove(req)
 	agents[0].telling.Wait()
 	late := agents[1]
@@ -253,7 +253,7 @@ func TestSwarm_NoRangeOfAFileThatIsOnItsWayFromItsRepositoryIsCompared(t *testin
 	first := make([]byte, 1<<19)
 	_, err = io.ReadFull(resp.Body, first)
 	require.NoError(t, err)
-	require.NoError(t, agents[1].store.Put(t.Context(), digest.FromBytes(data), "", bytes.NewReader(data),
+	require.NoError(t, agents[1].store.Put(t.Context(), digest.FromBytes(data), bytes.NewReader(data),
 		int64(len(data))))
 
 	require.Equal(t, data[:100], agents[0].ask(t, http.MethodGet, path, "Range", byteRange(0, 99)).body)
@@ -275,7 +275,7 @@ func TestSwarm_WhatANodeHasNoRoomToCompareIsNotComparedForEachRange(t *testing.T
 	_, commit, files := model(h, "org/m")
 	agents := newAgents(t, h, 2)
 	data := read(t, files[large].Data)
-	require.NoError(t, agents[0].store.Put(t.Context(), digest.FromBytes(data), "", bytes.NewReader(data),
+	require.NoError(t, agents[0].store.Put(t.Context(), digest.FromBytes(data), bytes.NewReader(data),
 		int64(len(data))))
 	require.NoError(t, agents[1].store.SetLimits(store.Limits{Capacity: 2 << 20}))
 	var compared atomic.Int32

@@ -263,42 +263,8 @@ func (v blockView) GetSize(_ context.Context, c cid.Cid) (int, error) {
 	return size, nil
 }
 
-// AllKeysChan sends the CIDs of all blocks, those of equal chunks more than once.
-func (v blockView) AllKeysChan(ctx context.Context) (<-chan cid.Cid, error) {
-	if !v.s.isOpen() {
-		return nil, fmt.Errorf("all keys: %w", content.ErrClosed)
-	}
-	ch := make(chan cid.Cid)
-	go func() {
-		defer close(ch)
-		send := func(c cid.Cid) error {
-			select {
-			case ch <- c:
-				return nil
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-v.s.stopping.Done():
-				return content.ErrClosed
-			}
-		}
-		err := v.s.index.keys(ctx, func(c cid.Cid, d digest.Digest) error {
-			if e, err := v.s.known(d); err != nil || e == nil {
-				return err
-			}
-			return send(c)
-		})
-		for _, g := range v.s.openIngests() {
-			for i := 0; err == nil && i < g.Len(); i++ {
-				if c := g.CID(i); c.Defined() {
-					err = send(c)
-				}
-			}
-		}
-		if err != nil && ctx.Err() == nil {
-			v.s.log.Warn("enumeration of blocks ended early", "error", err)
-		}
-	}()
-	return ch, nil
+func (blockView) AllKeysChan(context.Context) (<-chan cid.Cid, error) {
+	return nil, fmt.Errorf("list all blocks: %w", errors.ErrUnsupported)
 }
 
 func (blockView) Put(_ context.Context, b blocks.Block) error {

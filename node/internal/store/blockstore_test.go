@@ -94,16 +94,6 @@ func TestBlockSizesAndKeys(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, n, size)
 	}
-	keys, err := bs.AllKeysChan(t.Context())
-	require.NoError(t, err)
-	got := make(map[cid.Cid]bool)
-	for c := range keys {
-		got[c] = true
-	}
-	require.Len(t, got, len(want))
-	for c := range want {
-		require.True(t, got[c], c)
-	}
 }
 
 func TestBlocksCannotBeWritten(t *testing.T) {

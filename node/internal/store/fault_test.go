@@ -39,7 +39,7 @@ func TestAFullDiskAtAnyOperation(t *testing.T) {
 	for n := int64(1); ; n++ {
 		b := newSample(uint64(100+n), 2*chunkSize+3)
 		countdown.Store(n)
-		err := s.Put(t.Context(), b.digest, "", bytes.NewReader(b.data), b.size())
+		err := s.Put(t.Context(), b.digest, bytes.NewReader(b.data), b.size())
 		if countdown.Swap(0) > 0 {
 			require.NoError(t, err)
 			break // the ingest took fewer operations
@@ -140,7 +140,7 @@ func TestAReadOnlyDiskIsNotedOnceAndStillRead(t *testing.T) {
 	require.Equal(t, int64(chunkSize), s.Usage().IngestBytes, "what could not be removed still counts")
 	require.NoError(t, s.SetLimits(Limits{Capacity: 2 * chunkSize}))
 	require.Equal(t, int64(1), failures.Load())
-	require.Error(t, s.Put(t.Context(), newSample(9, 5).digest, "", bytes.NewReader(nil), 5))
+	require.Error(t, s.Put(t.Context(), newSample(9, 5).digest, bytes.NewReader(nil), 5))
 	for _, b := range list {
 		requireHas(t, s, b)
 		requireBlocks(t, s, b)
@@ -246,7 +246,7 @@ func TestARealFullDisk(t *testing.T) {
 	requireHas(t, s, kept)
 	requireBlocks(t, s, kept)
 	small := newSample(3, 2*chunkSize)
-	require.ErrorIs(t, s.Put(t.Context(), small.digest, "", bytes.NewReader(small.data), small.size()),
+	require.ErrorIs(t, s.Put(t.Context(), small.digest, bytes.NewReader(small.data), small.size()),
 		content.ErrNoSpace)
 	require.NoError(t, g.Discard())
 	put(t, s, small)

@@ -43,7 +43,7 @@ func TestHealth_ADiskThatRefusesIsToldUntilItWorksAgain(t *testing.T) {
 			put(t, s, held)
 			require.NoError(t, s.Health())
 			failing.Store(true)
-			err := s.Put(t.Context(), b.digest, "", bytes.NewReader(b.data), b.size())
+			err := s.Put(t.Context(), b.digest, bytes.NewReader(b.data), b.size())
 			require.ErrorIs(t, err, tt.want)
 			require.ErrorIs(t, s.Health(), tt.want)
 			requireHas(t, s, held)

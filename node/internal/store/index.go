@@ -2,7 +2,6 @@ package store
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -274,53 +273,6 @@ func (x *index) lookup(bucket, sum []byte, f func(digest.Digest, []byte) bool) e
 	})
 }
 
-// keyBatch is the number of keys read in one transaction: a long read would keep bbolt from reusing pages.
-const keyBatch = 1024
-
-// keys calls f with every CID of a chunk or inner node and its blob, possibly repeating CIDs.
-func (x *index) keys(ctx context.Context, f func(cid.Cid, digest.Digest) error) error {
-	for _, b := range []struct {
-		name  []byte
-		codec uint64
-	}{{bucketChunks, cid.Raw}, {bucketNodes, cid.DagProtobuf}} {
-		var last []byte
-		for {
-			batch := make([][]byte, 0, keyBatch)
-			err := x.view(func(tx *bolt.Tx) error {
-				c := tx.Bucket(b.name).Cursor()
-				k, _ := c.Seek(last)
-				if last != nil && bytes.Equal(k, last) {
-					k, _ = c.Next()
-				}
-				for ; k != nil && len(batch) < keyBatch; k, _ = c.Next() {
-					batch = append(batch, bytes.Clone(k))
-				}
-				return nil
-			})
-			if err != nil {
-				return err
-			}
-			for _, k := range batch {
-				if err := ctx.Err(); err != nil {
-					return err
-				}
-				d, err := multihashDigest(k[sumSize:])
-				if err != nil {
-					return fmt.Errorf("index key %x: %w", k, err)
-				}
-				if err := f(sumCID(b.codec, k[:sumSize]), d); err != nil {
-					return err
-				}
-			}
-			if len(batch) < keyBatch {
-				break
-			}
-			last = batch[len(batch)-1]
-		}
-	}
-	return nil
-}
-
 // sumSize is the length of a SHA-256 sum in bytes.
 const sumSize = 32
 
@@ -361,12 +313,13 @@ func cidSum(c cid.Cid) []byte {
 	return bytes.Clone(h.Digest)
 }
 
-func sumCID(codec uint64, sum []byte) cid.Cid {
+// sumCID is the CID of the chunk with a SHA-256 sum.
+func sumCID(sum []byte) cid.Cid {
 	h, err := mh.Encode(sum, mh.SHA2_256)
 	if err != nil {
 		panic(err) // only an unknown code or a wrong length fails, and both are constants here
 	}
-	return cid.NewCidV1(codec, h)
+	return cid.NewCidV1(cid.Raw, h)
 }
 
 func multihashDigest(h []byte) (digest.Digest, error) {

@@ -782,35 +782,30 @@ func isChunkCID(c cid.Cid) bool {
 }
 
 // Put ingests and commits a blob that is at hand whole. It fails with content.ErrDigestMismatch when r does not give
-// exactly size bytes with digest d, and otherwise as Ingest does. A blob that exists already is left alone, but for a
-// media type that was not known.
-func (s *Store) Put(ctx context.Context, d digest.Digest, mediaType string, r io.Reader, size int64) error {
-	return s.PutInto(ctx, Images, d, mediaType, r, size)
+// exactly size bytes with digest d, and otherwise as Ingest does. A blob that exists already is left alone.
+func (s *Store) Put(ctx context.Context, d digest.Digest, r io.Reader, size int64) error {
+	return s.PutInto(ctx, Images, d, r, size)
 }
 
 // PutInto is Put into a pool.
-func (s *Store) PutInto(ctx context.Context, pool Pool, d digest.Digest, mediaType string, r io.Reader,
-	size int64) error {
-	if err := s.put(ctx, pool, d, mediaType, r, size); err != nil {
+func (s *Store) PutInto(ctx context.Context, pool Pool, d digest.Digest, r io.Reader, size int64) error {
+	if err := s.put(ctx, pool, d, r, size); err != nil {
 		return fmt.Errorf("put %s: %w", d, err)
 	}
 	return nil
 }
 
-func (s *Store) put(ctx context.Context, pool Pool, d digest.Digest, mediaType string, r io.Reader, size int64) error {
+func (s *Store) put(ctx context.Context, pool Pool, d digest.Digest, r io.Reader, size int64) error {
 	ing, err := s.Ingest(d, size, Origin{Pool: pool})
 	if errors.Is(err, ErrExists) {
-		if info, err := s.Stat(d); err != nil || info.MediaType != "" || mediaType == "" {
-			return err
-		}
-		return s.SetMediaType(d, mediaType)
+		return nil
 	}
 	if err != nil {
 		return err
 	}
 	err = ing.fill(ctx, content.NewVerifier(r, d, size))
 	if err == nil {
-		err = ing.Commit(ctx, mediaType)
+		err = ing.Commit(ctx, "")
 	}
 	if err != nil {
 		return errors.Join(err, ing.Discard())

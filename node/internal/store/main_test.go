@@ -107,7 +107,15 @@ func kill(s *Store) {
 
 func put(t testing.TB, s *Store, b sample) {
 	t.Helper()
-	require.NoError(t, s.Put(context.Background(), b.digest, "", bytes.NewReader(b.data), b.size()))
+	require.NoError(t, s.Put(context.Background(), b.digest, bytes.NewReader(b.data), b.size()))
+}
+
+// putAs puts what has a media type, as a fetch does.
+func putAs(t testing.TB, s *Store, b sample, mediaType string) {
+	t.Helper()
+	g := ingest(t, s, b)
+	require.NoError(t, g.fill(context.Background(), bytes.NewReader(b.data)))
+	require.NoError(t, g.Commit(context.Background(), mediaType))
 }
 
 func readRange(t testing.TB, b *Blob, off, n int64) []byte {

@@ -32,7 +32,7 @@ type meta struct {
 
 func metaOf(e *entry, chunks *content.ChunkMap) *meta {
 	return &meta{
-		Digest: e.digest, MediaType: *e.mediaType.Load(), Committed: e.committed.UnixNano(), ModTime: e.modTime,
+		Digest: e.digest, MediaType: e.mediaType, Committed: e.committed.UnixNano(), ModTime: e.modTime,
 		Pool: e.pool, chunks: chunks,
 	}
 }

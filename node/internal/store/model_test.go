@@ -75,7 +75,7 @@ func blob(t *rapid.T) sample { return modelBlobs[rapid.IntRange(0, len(modelBlob
 // Put puts a blob whole.
 func (m *model) Put(t *rapid.T) {
 	b := blob(t)
-	err := m.store.Put(t.Context(), b.digest, "", bytes.NewReader(b.data), b.size())
+	err := m.store.Put(t.Context(), b.digest, bytes.NewReader(b.data), b.size())
 	switch {
 	case errors.Is(err, content.ErrNoSpace):
 	case errors.Is(err, ErrBusy):

@@ -14,7 +14,7 @@ import (
 
 func putInto(t testing.TB, s *Store, pool Pool, b sample) {
 	t.Helper()
-	require.NoError(t, s.PutInto(t.Context(), pool, b.digest, "", bytes.NewReader(b.data), b.size()))
+	require.NoError(t, s.PutInto(t.Context(), pool, b.digest, bytes.NewReader(b.data), b.size()))
 }
 
 func TestPool_ABurstIntoOneEvictsNothingOfAnother(t *testing.T) {

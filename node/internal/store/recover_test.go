@@ -74,7 +74,7 @@ func TestTheIndexIsMadeAgainFromTheFiles(t *testing.T) {
 			require.NoError(t, err)
 			a, b := newSample(1, 3*chunkSize+7), newSample(2, 50)
 			for _, x := range []sample{a, b} {
-				require.NoError(t, s.Put(t.Context(), x.digest, "media/type", bytes.NewReader(x.data), x.size()))
+				putAs(t, s, x, "media/type")
 			}
 			if tt.clean {
 				require.NoError(t, s.Close())
@@ -231,7 +231,7 @@ func TestALostMapIsMadeAgainWhenItIsAskedFor(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Options{})
 	b := newSample(1, 2*chunkSize)
-	require.NoError(t, s.Put(t.Context(), b.digest, "media/type", bytes.NewReader(b.data), b.size()))
+	putAs(t, s, b, "media/type")
 	before, err := s.ChunkMap(b.digest)
 	require.NoError(t, err)
 	path := s.blobPath(b.digest) + mapSuffix

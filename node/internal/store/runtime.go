@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/ipfs/go-cid"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -71,8 +70,7 @@ func (s *Store) runtimeInfo(d digest.Digest, fi fs.FileInfo) (Info, *entry) {
 		return s.info(e), e
 	}
 	return Info{
-		Digest: d, Size: fi.Size(), Pinned: s.pinned[d] > 0, FromRuntime: true,
-		LastUsed: fi.ModTime(), Committed: fi.ModTime(),
+		Digest: d, Size: fi.Size(), Pinned: s.pinned[d] > 0, FromRuntime: true, LastUsed: fi.ModTime(),
 	}, nil
 }
 
@@ -269,7 +267,7 @@ func hashFile(ctx context.Context, f io.ReaderAt, size int64, d digest.Digest) (
 		if err := hashRange(io.MultiWriter(whole, chunk), f, off, n); err != nil {
 			return nil, fmt.Errorf("hash chunk %d: %w", i, err)
 		}
-		if err := m.Set(i, sumCID(cid.Raw, chunk.Sum(nil))); err != nil {
+		if err := m.Set(i, sumCID(chunk.Sum(nil))); err != nil {
 			return nil, err
 		}
 	}

@@ -90,8 +90,7 @@ type Info struct {
 	// FromRuntime: the bytes are in the runtime's content store and not in this one.
 	FromRuntime bool
 	// LastUsed is the time of the last Get, block read or, before any, the commit. It is persisted lazily.
-	LastUsed  time.Time
-	Committed time.Time
+	LastUsed time.Time
 }
 
 // Usage is what the store takes and may take, in bytes but for Blobs.
@@ -159,18 +158,18 @@ type Store struct {
 type entry struct {
 	digest    digest.Digest
 	size      int64
+	mediaType string
 	committed time.Time
 	root      cid.Cid
 	pool      Pool
 	runtime   bool
 	modTime   int64 // of the runtime's file
 
-	mediaType atomic.Pointer[string]
-	lastUsed  atomic.Int64 // nanoseconds of Unix time
-	readers   atomic.Int32 // Blobs that are open
-	hits      atomic.Uint32
-	dirty     atomic.Bool // lastUsed or hits are newer than the index
-	checks    checks
+	lastUsed atomic.Int64 // nanoseconds of Unix time
+	readers  atomic.Int32 // Blobs that are open
+	hits     atomic.Uint32
+	dirty    atomic.Bool // lastUsed or hits are newer than the index
+	checks   checks
 }
 
 // sameUse is the time within which uses of a blob count as one: a pull reads each chunk of a layer, and every node of a
@@ -188,19 +187,15 @@ func (e *entry) touch(now time.Time) {
 	}
 }
 
-func (e *entry) setMediaType(mt string) { e.mediaType.Store(&mt) }
-
 func (e *entry) record() record {
 	return record{
-		Size: e.size, MediaType: *e.mediaType.Load(), Committed: e.committed.UnixNano(), Root: e.root.Bytes(),
-		Runtime: e.runtime,
-		ModTime: e.modTime, LastUsed: e.lastUsed.Load(), Hits: e.hits.Load(), Pool: e.pool,
+		Size: e.size, MediaType: e.mediaType, Committed: e.committed.UnixNano(), Root: e.root.Bytes(),
+		Runtime: e.runtime, ModTime: e.modTime, LastUsed: e.lastUsed.Load(), Hits: e.hits.Load(), Pool: e.pool,
 	}
 }
 
 func newEntry(d digest.Digest, size int64, mediaType string, committed time.Time) *entry {
-	e := &entry{digest: d, size: size, committed: committed}
-	e.setMediaType(mediaType)
+	e := &entry{digest: d, size: size, mediaType: mediaType, committed: committed}
 	e.lastUsed.Store(committed.UnixNano())
 	return e
 }
@@ -208,8 +203,8 @@ func newEntry(d digest.Digest, size int64, mediaType string, committed time.Time
 // info describes e. The caller holds s.mu.
 func (s *Store) info(e *entry) Info {
 	return Info{
-		Digest: e.digest, Size: e.size, MediaType: *e.mediaType.Load(), Root: e.root, Pinned: s.pinned[e.digest] > 0,
-		FromRuntime: e.runtime, LastUsed: time.Unix(0, e.lastUsed.Load()), Committed: e.committed,
+		Digest: e.digest, Size: e.size, MediaType: e.mediaType, Root: e.root, Pinned: s.pinned[e.digest] > 0,
+		FromRuntime: e.runtime, LastUsed: time.Unix(0, e.lastUsed.Load()),
 	}
 }
 
@@ -486,38 +481,6 @@ func (s *Store) ChunkMap(d digest.Digest) (*content.ChunkMap, error) {
 		return nil, fmt.Errorf("chunk map of %s: %w", d, errors.Join(err, err2))
 	}
 	return repaired, nil
-}
-
-// SetMediaType records the media type of a committed blob. For a blob of the runtime this computes its chunk map.
-func (s *Store) SetMediaType(d digest.Digest, mediaType string) error {
-	if err := s.setMediaType(d, mediaType); err != nil {
-		return fmt.Errorf("set media type of %s: %w", d, err)
-	}
-	return nil
-}
-
-func (s *Store) setMediaType(d digest.Digest, mediaType string) error {
-	chunks, err := s.ChunkMap(d)
-	if err != nil {
-		return err
-	}
-	defer s.lockDigest(d)()
-	e, err := s.entry(d)
-	switch {
-	case err != nil:
-		return err
-	case e == nil:
-		return content.ErrNotFound
-	case *e.mediaType.Load() == mediaType:
-		return nil
-	}
-	m := metaOf(e, chunks)
-	m.MediaType = mediaType
-	if err := m.write(s.disk, s.mapPath(e)); err != nil {
-		return err
-	}
-	e.setMediaType(mediaType)
-	return s.index.refresh(e)
 }
 
 // Delete removes the store's own copy of a blob, and all partial ingests of it. Removal of what is not there is no

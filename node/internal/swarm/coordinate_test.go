@@ -309,7 +309,7 @@ func TestDiscover_AHolderSaysSoBeforeItSigns(t *testing.T) {
 	eventually(t, "connected", func() bool { return len(a.Peers()) == 1 && len(b.Peers()) == 1 })
 	data := bytes.Repeat([]byte("x"), content.ChunkSize+1)
 	d := digest.FromBytes(data)
-	require.NoError(t, b.store.Put(t.Context(), d, "", bytes.NewReader(data), int64(len(data))))
+	require.NoError(t, b.store.Put(t.Context(), d, bytes.NewReader(data), int64(len(data))))
 	key.wait.Store(true)
 	sign := sync.OnceFunc(func() { close(key.may) })
 	defer sign()

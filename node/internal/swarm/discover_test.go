@@ -77,7 +77,7 @@ func TestDiscover_AHolderIsWaitedForWhileMuchComesFromIt(t *testing.T) {
 			holder := newTestSwarm(t)
 			asking := newTestSwarm(t, startingFrom(holder))
 			eventually(t, "connected", func() bool { return len(asking.Peers()) == 1 })
-			require.NoError(t, holder.store.Put(t.Context(), d, "", bytes.NewReader(data), int64(len(data))))
+			require.NoError(t, holder.store.Put(t.Context(), d, bytes.NewReader(data), int64(len(data))))
 			answered := make(chan struct{})
 			holder.host.SetStreamHandler(holder.protocol("map"), func(s network.Stream) {
 				defer close(answered)
@@ -104,7 +104,7 @@ func TestDiscover_AHolderOfWhomAParticipantHasHeardIsWaitedFor(t *testing.T) {
 	d := digest.FromBytes(data)
 	nodes := newMesh(t, d, 3)
 	coordinator, late, holder := nodes[0], nodes[1], nodes[2]
-	require.NoError(t, holder.store.Put(t.Context(), d, "", bytes.NewReader(data), int64(len(data))))
+	require.NoError(t, holder.store.Put(t.Context(), d, bytes.NewReader(data), int64(len(data))))
 	answer := make(chan struct{})
 	holder.host.SetStreamHandler(holder.protocol("map"), func(s network.Stream) {
 		<-answer

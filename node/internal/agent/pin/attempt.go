@@ -427,7 +427,7 @@ func (a *attempt) adopt(ctx context.Context, d digest.Digest) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(a.opts.Store.Put(ctx, d, blob.Info().MediaType, r, blob.Size()), r.Close())
+	return errors.Join(a.opts.Store.Put(ctx, d, r, blob.Size()), r.Close())
 }
 
 // size finds how many bytes a blob has, without fetching it.

@@ -34,7 +34,7 @@ func (m *model) Files(ctx context.Context, repo content.Repository, _, at, autho
 		if authorization != m.token {
 			return nil, &content.UpstreamError{Op: "ask the hub", Status: http.StatusUnauthorized}
 		}
-		err := m.store.Put(ctx, digest.FromBytes(listing), "", bytes.NewReader(listing), int64(len(listing)))
+		err := m.store.Put(ctx, digest.FromBytes(listing), bytes.NewReader(listing), int64(len(listing)))
 		if err != nil {
 			return nil, err
 		}
@@ -56,7 +56,7 @@ func (m *model) Ensure(ctx context.Context, req content.Request) error {
 	if req.Authorization != m.token {
 		return &content.UpstreamError{Op: "GET", Status: http.StatusUnauthorized}
 	}
-	return m.store.Put(ctx, req.Digest, "", bytes.NewReader(m.weight), req.Size)
+	return m.store.Put(ctx, req.Digest, bytes.NewReader(m.weight), req.Size)
 }
 
 func (m *model) Open(ctx context.Context, req content.Request) (content.Reader, error) {

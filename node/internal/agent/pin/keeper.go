@@ -43,7 +43,7 @@ type Store interface {
 	// Get, Put and ChunkMap copy what only the runtime holds. ChunkMap fails for a damaged blob, which then counts as
 	// not held.
 	Get(d digest.Digest) (*store.Blob, error)
-	Put(ctx context.Context, d digest.Digest, mediaType string, r io.Reader, size int64) error
+	Put(ctx context.Context, d digest.Digest, r io.Reader, size int64) error
 	ChunkMap(d digest.Digest) (*content.ChunkMap, error)
 	// Delete fails with store.ErrPinned for what another owner pins. Removal of what is not there is no error.
 	Delete(d digest.Digest) error

@@ -131,7 +131,7 @@ func (p *pull) Ensure(ctx context.Context, req content.Request) error {
 		return err
 	}
 	defer func() { _ = body.Close() }()
-	return p.store.Put(ctx, req.Digest, body.MediaType, body, body.Size)
+	return p.store.Put(ctx, req.Digest, body, body.Size)
 }
 
 func (p *pull) Open(ctx context.Context, req content.Request) (content.Reader, error) {
@@ -1004,7 +1004,7 @@ func (s *script) Ensure(ctx context.Context, req content.Request) error {
 	delete(s.begun, req.Digest)
 	s.mu.Unlock()
 	blob := s.blobs[req.Digest]
-	return s.store.Put(ctx, req.Digest, "", strings.NewReader(blob), int64(len(blob)))
+	return s.store.Put(ctx, req.Digest, strings.NewReader(blob), int64(len(blob)))
 }
 
 func (s *script) Open(ctx context.Context, req content.Request) (content.Reader, error) {
