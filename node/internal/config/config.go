@@ -269,8 +269,6 @@ type Kubernetes struct {
 	NodeName string `yaml:"nodeName"`
 	// Kubeconfig is a file. Empty: the service account of the pod.
 	Kubeconfig string `yaml:"kubeconfig"`
-	// Namespace is where the agent runs.
-	Namespace string `yaml:"namespace"`
 	// RuntimeEndpoint is the runtime's CRI socket, for pins that load images into it. Empty: such pins fail.
 	RuntimeEndpoint string `yaml:"runtimeEndpoint"`
 }

@@ -145,7 +145,6 @@ var options = []option{
 	{"kubernetes.enabled", "register with, and take admission, policy and pins from, the Kubernetes API"},
 	{"kubernetes.nodeName", "`name` of the Node that the agent runs on"},
 	{"kubernetes.kubeconfig", "`file` with the API server's address and credentials; empty: the pod's service account"},
-	{"kubernetes.namespace", "`namespace` that the agent runs in"},
 	{"kubernetes.runtimeEndpoint",
 		"`address` of the runtime's CRI socket, such as unix:///run/containerd/containerd.sock, for " +
 			"pins that load images into it"},
