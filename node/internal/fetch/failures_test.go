@@ -44,13 +44,13 @@ func TestAnAgentThatStopsInTheMiddleOfABurstDoesNotStopTheOthers(t *testing.T) {
 			for _, n := range nodes {
 				eventually(t, "the burst is in its middle", func() bool {
 					s, _ := n.running(d)
-					return s.Arrived > 0 && s.Coordinator != ""
+					return s.Arrived > 0 && n.coordinator(d) != ""
 				})
 			}
-			s, _ := nodes[0].running(d)
+			coordinator := nodes[0].coordinator(d)
 			victim := 0
 			for i, n := range nodes {
-				if (n.swarm.ID() == s.Coordinator) == coordinates {
+				if (n.swarm.ID() == coordinator) == coordinates {
 					victim = i
 				}
 			}

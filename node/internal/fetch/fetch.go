@@ -771,15 +771,11 @@ func (f *fetch) tick(ctx context.Context) {
 func (f *fetch) status() Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	s := Status{
+	return Status{
 		Digest: f.digest, Repository: f.req.Repository, Size: f.size, Arrived: f.arrived, FromPeers: f.fromPeers,
 		FromUpstream: f.fromUpstream, Readers: f.readers, Started: f.start, ByPeer: maps.Clone(f.steps.byPeer),
 		Filled: f.filled(),
 	}
-	if f.session != nil {
-		s.Coordinator = f.session.Coordinator()
-	}
-	return s
 }
 
 // filled tells of each part of the blob how many tenths of it are here; nil while the size is not known. The caller

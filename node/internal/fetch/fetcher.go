@@ -429,7 +429,6 @@ type Status struct {
 	Size                             int64 // -1 while not known
 	Arrived, FromPeers, FromUpstream int64
 	Readers                          int
-	Coordinator                      peer.ID
 	Started                          time.Time
 	// ByPeer are the bytes that came from each peer so far. Filled is how much of each part of the blob is here, in
 	// tenths, the blob being cut into filledParts parts at most.

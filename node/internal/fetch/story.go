@@ -8,15 +8,12 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/opencontainers/go-digest"
-
-	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
 // Story is how a fetch went, told when it has ended. Times are since Started, and 0 where it did not come to that;
 // sizes are in bytes.
 type Story struct {
 	Digest                              digest.Digest
-	Repository                          content.Repository
 	Started                             time.Time
 	Discovery, Plan, FirstChunk, Took   time.Duration
 	Size, Kept, FromPeers, FromUpstream int64
@@ -56,11 +53,9 @@ func (f *fetch) tell(outcome string, err error) {
 	}
 	f.mu.Lock()
 	s := Story{
-		Digest: f.digest, Repository: f.req.Repository, Started: f.start, Discovery: f.steps.discovery,
-		Plan:       f.steps.plan,
+		Digest: f.digest, Started: f.start, Discovery: f.steps.discovery, Plan: f.steps.plan,
 		FirstChunk: f.steps.first, Took: time.Since(f.start), Size: f.size, Kept: f.kept, FromPeers: f.fromPeers,
-		FromUpstream: f.fromUpstream,
-		ByPeer:       maps.Clone(f.steps.byPeer), Outcome: outcome, Err: err,
+		FromUpstream: f.fromUpstream, ByPeer: maps.Clone(f.steps.byPeer), Outcome: outcome, Err: err,
 	}
 	f.mu.Unlock()
 	f.fr.opts.Ended(s)
@@ -95,8 +90,8 @@ func (f *fetch) trace(outcome string, err error) {
 func (t *through) tell() {
 	if read := t.read.Load(); read > 0 && t.fr.opts.Ended != nil {
 		t.fr.opts.Ended(Story{
-			Digest: t.req.Digest, Repository: t.req.Repository, Started: t.begun, Took: time.Since(t.begun),
-			Size: t.size, FromUpstream: read, Outcome: outcomeThrough,
+			Digest: t.req.Digest, Started: t.begun, Took: time.Since(t.begun), Size: t.size, FromUpstream: read,
+			Outcome: outcomeThrough,
 		})
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
@@ -89,6 +90,22 @@ func (n *testNode) running(d digest.Digest) (Status, bool) {
 		}
 	}
 	return Status{}, false
+}
+
+// coordinator is the peer that coordinates a blob that n fetches, or "".
+func (n *testNode) coordinator(d digest.Digest) peer.ID {
+	n.mu.Lock()
+	f := n.fetches[d]
+	n.mu.Unlock()
+	if f == nil {
+		return ""
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.session == nil {
+		return ""
+	}
+	return f.session.Coordinator()
 }
 
 // pull is a caller that reads a whole blob on its own goroutine.

@@ -180,14 +180,6 @@ func (p *Plans) Holders() (n int) {
 	return n
 }
 
-// Active is the number of participants that need chunks.
-func (p *Plans) Active() (n int) {
-	for _, t := range p.tables {
-		n += t.Active()
-	}
-	return n
-}
-
 // Upstream reports whether any participant can be sent upstream.
 func (p *Plans) Upstream() bool {
 	return slices.ContainsFunc(p.tables, func(t *Table) bool {

@@ -135,8 +135,9 @@ func TestPlans_OneThatLearnsTheSizeJoinsThoseThatKnowIt(t *testing.T) {
 	require.NoError(t, p.Join(epoch, "x", wants(fiveChunks)))
 	require.ErrorIs(t, p.Report(epoch, "new", Report{Size: fiveChunks}), ErrMoved)
 	require.NoError(t, p.Join(epoch, "new", wants(fiveChunks)))
-	require.Equal(t, 2, p.Active(), "it is in one plan only")
-	require.Len(t, p.tables[0].parties, 0)
+	require.Len(t, p.tables, 2)
+	require.Empty(t, p.tables[0].parties, "it is in one plan only")
+	require.Len(t, p.tables[1].active, 2)
 }
 
 func TestPlans_ThoseThatWaitForTheSizeAreCalledOnceAHolderIsKnown(t *testing.T) {
