@@ -202,7 +202,7 @@ func (n *node) bypassed(ctx context.Context) []agent.Finding {
 	}
 	pulled, err := n.kube.images.Pulled(ctx)
 	if err != nil {
-		n.log.Debug("what the runtime pulls is not looked at", "error", err)
+		n.log.Debug("pulls of the runtime are not watched", "error", err)
 		return nil
 	}
 	images := make([]bypass.Image, 0, len(pulled))

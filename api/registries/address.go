@@ -17,7 +17,7 @@ import (
 
 // ErrAddress is the error of an address at which no registry is asked. Whoever may create a pod chooses the host of an
 // image, and whoever has a host chooses where its name and its redirects lead: not to the node itself.
-var ErrAddress = errors.New("address that is not asked")
+var ErrAddress = errors.New("this address is not asked")
 
 // metadata are the addresses at which clouds give a machine its own credentials, besides those that are link-local.
 var metadata = []netip.Addr{

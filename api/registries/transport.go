@@ -74,7 +74,7 @@ func (t *Transport) renewed() *http.Transport {
 	before := t.current.Load()
 	if err := t.read(); err != nil {
 		t.failed = time.Now()
-		t.log.Warn("new certificates for a registry cannot be used, those of before stay", "registry", registry,
+		t.log.Warn("new certificates for a registry cannot be used; the old ones stay", "registry", registry,
 			"cause", err)
 		return before
 	}

@@ -79,7 +79,7 @@ func (s Shelf) take(w http.ResponseWriter, r *http.Request) (digest.Digest, erro
 	}
 	err = s.Put(r.Context(), d, body, r.ContentLength)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = &stopped{fmt.Errorf("nothing came of the content for %s: %w", bodyPause, err)}
+		err = &stopped{fmt.Errorf("no more of the content came for %s: %w", bodyPause, err)}
 	}
 	return d, err
 }

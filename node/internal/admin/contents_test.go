@@ -79,7 +79,7 @@ func TestContents_WhoStopsOrNamesTooMuchIsAnsweredAndHoldsNothing(t *testing.T) 
 		within time.Duration
 	}{
 		"a body that stops": {header: "Content-Length: 5", body: "hel", status: http.StatusRequestTimeout,
-			says: "nothing came of the content for 30s", within: 35 * time.Second},
+			says: "no more of the content came for 30s", within: 35 * time.Second},
 		"one that is slow": {header: "Content-Length: 5", body: "hel", drip: true, status: http.StatusNoContent,
 			within: 45 * time.Second},
 		"one that does not say how long it is": {header: "Transfer-Encoding: chunked", body: "3\r\nhel\r\n",

@@ -75,7 +75,7 @@ const (
 )
 
 // errStrangers says that too many tokens are under review.
-var errStrangers = errors.New("many tokens are under review that the API server does not know: try again")
+var errStrangers = errors.New("the API server is being asked about too many unknown tokens: try again")
 
 // ByCluster is a Reviewer that asks the API server with a TokenReview and a SubjectAccessReview, and remembers good
 // answers.
@@ -142,7 +142,7 @@ func (c cluster) Review(ctx context.Context, token, path string) error {
 			NonResourceAttributes: &authorizationv1.NonResourceAttributes{Path: path, Verb: "get"},
 		}}, metav1.CreateOptions{})
 	if err != nil {
-		return fmt.Errorf("ask the API server what the token's owner may: %w", err)
+		return fmt.Errorf("ask the API server what the token's owner may do: %w", err)
 	}
 	if !may.Status.Allowed {
 		return fmt.Errorf("%s may not get %s: give it a ClusterRole with nonResourceURLs [%q], verbs [get]",

@@ -119,7 +119,7 @@ func (a *api) watchFailed(what string) cache.WatchErrorHandlerWithContext {
 		switch {
 		case ctx.Err() != nil:
 		case apierrors.IsResourceExpired(err), apierrors.IsGone(err): // the watch was away for long, and lists anew
-			a.log.Debug("watch begins anew", "resource", what, "error", err)
+			a.log.Debug("watch starts again", "resource", what, "error", err)
 		default:
 			a.log.Warn("watch is broken; going on with what is known", "resource", what, "error", err)
 		}

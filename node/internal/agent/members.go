@@ -29,7 +29,7 @@ func (a *Agent) followMembers(ctx context.Context) {
 	known, ok := recall[knownPeers](a.opts.Memory, a.log, keyMembers)
 	if ok {
 		a.admit(known)
-		a.log.Info("members as they were last seen", "admitted", len(known.Admitted))
+		a.log.Info("members are those that were admitted last", "admitted", len(known.Admitted))
 	}
 	if !a.api.peers.synced(ctx) {
 		return
@@ -93,7 +93,7 @@ func (a *Agent) admit(m knownPeers) {
 	for _, p := range m.Admitted {
 		id, err := peer.Decode(p.ID)
 		if err != nil {
-			a.log.Warn("admitted peer has no valid ID", "peer", p.ID, "error", err)
+			a.log.Warn("the ID of an admitted peer is not valid", "peer", p.ID, "error", err)
 			continue
 		}
 		ids = append(ids, id)

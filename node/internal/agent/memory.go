@@ -2,7 +2,6 @@ package agent
 
 import (
 	"encoding/json"
-	"fmt"
 	"log/slog"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -50,7 +49,7 @@ func remember[T any](m content.Memory, log *slog.Logger, key string, value T) {
 		err = m.Put(key, data)
 	}
 	if err != nil {
-		log.Warn("not remembered for a restart without API server", "key", key, "error",
-			fmt.Errorf("remember %s: %w", key, err))
+		log.Warn("an answer of the API server was not saved, so a restart without the API server lacks it",
+			"key", key, "error", err)
 	}
 }

@@ -118,7 +118,7 @@ func saidOnce(at string, n *yaml.Node, before map[string]int) error {
 			name := n.Content[i]
 			key, item = strings.ToLower(strings.TrimPrefix(at+"."+name.Value, ".")), n.Content[i+1]
 			if line, again := before[key]; again {
-				return fmt.Errorf("line %d: %s is said in line %d already, and capitals make no other key; say it once",
+				return fmt.Errorf("line %d: %s is set in line %d already, and capitals make no other key; set it once",
 					name.Line, key, line)
 			}
 			before[key] = name.Line
@@ -284,8 +284,8 @@ func emptyRules(settings map[string]any) (problems []error) {
 	rules, _ := section["rules"].([]any)
 	for i, rule := range rules {
 		if saysNothing(rule) {
-			problems = append(problems, fmt.Errorf("policy.rules[%d]: says nothing; want what holds, such as mode, "+
-				"and by match for which repositories, or no such rule", i))
+			problems = append(problems, fmt.Errorf("policy.rules[%d]: is empty; want a setting such as mode, "+
+				"and its repositories in match, or no such rule", i))
 		}
 	}
 	return problems

@@ -16,7 +16,7 @@ var (
 	// ErrBadAnswer: upstream answered, and that was no answer to the question: another range, a page for people,
 	// redirects without an end. To ask again brings the same, as a rule. Like all ErrUnavailable it says nothing of the
 	// content.
-	ErrBadAnswer = fmt.Errorf("upstream's answer is of no use: %w", ErrUnavailable)
+	ErrBadAnswer = fmt.Errorf("upstream's answer cannot be used: %w", ErrUnavailable)
 	// ErrDigestMismatch: bytes did not match the digest or CID that names them. Nothing of them is kept.
 	ErrDigestMismatch = errors.New("digest mismatch")
 	// ErrMisled goes with ErrDigestMismatch where other nodes' word was among what did not match. Whoever asks again

@@ -212,8 +212,8 @@ func (h *hunger) relieve(now time.Time, still bool) {
 			return
 		case still && asked != "" && !h.accused: // another may have read it meanwhile
 			h.accused = true
-			f.fr.log.Warn("peer does not send what a caller waits for", "digest", f.digest, "chunk", i, "peer", asked,
-				"coordinator", f.part.Coordinator(), "waited", now.Sub(h.since))
+			f.fr.log.Warn("peer does not send a chunk that a caller waits for", "digest", f.digest, "chunk", i,
+				"peer", asked, "coordinator", f.part.Coordinator(), "waited", now.Sub(h.since))
 			f.part.PassOver(now, i)
 			if h.untilLastCall(now) > 0 {
 				return
@@ -222,8 +222,8 @@ func (h *hunger) relieve(now time.Time, still bool) {
 			return
 		}
 	}
-	f.fr.log.Warn("caller waits for what nobody brings: it is read from upstream", "digest", f.digest, "chunk", i,
-		"coordinator", f.part.Coordinator(), "waited", now.Sub(h.since))
+	f.fr.log.Warn("caller waits for a chunk that nobody brings: it is read from upstream", "digest", f.digest,
+		"chunk", i, "coordinator", f.part.Coordinator(), "waited", now.Sub(h.since))
 	f.fr.m.reliefs.Inc()
 	f.relieving, f.othersThen = true, f.byOthers()
 	f.fr.wg.Go(func() { f.relief(schedule.Run{First: i, Count: 1}) })

@@ -221,7 +221,7 @@ func (r *reader) passThrough(ctx context.Context, off, n int64) (io.ReadCloser, 
 	}
 	s := f.streamThrough(ctx, off, n, false)
 	if s == nil {
-		return nil, fmt.Errorf("%s: its window has readers enough: %w", f.digest, content.ErrNoSpace)
+		return nil, fmt.Errorf("%s: its window has enough readers: %w", f.digest, content.ErrNoSpace)
 	}
 	if n < f.size {
 		if s.end = off+n == f.size && r.unchecked && !r.part; s.end {
@@ -287,7 +287,7 @@ func (f *fetch) readWhole() error {
 		case err == io.EOF && sum.Verified():
 			return nil
 		case err == io.EOF:
-			return fmt.Errorf("what passed by: %w", content.ErrDigestMismatch)
+			return fmt.Errorf("the bytes that passed by: %w", content.ErrDigestMismatch)
 		case errors.Is(err, content.ErrNoSpace) && f.ended() == nil: // a chunk was let go of in this moment
 		case err != nil:
 			return fmt.Errorf("read the whole: %w", err)

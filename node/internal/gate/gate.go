@@ -60,7 +60,7 @@ const (
 const Hedge = time.Second
 
 // errSilent ends a question to a source that is silent.
-var errSilent = errors.New("the source is silent")
+var errSilent = errors.New("the source does not answer")
 
 // errUnsure is a yes that may be about anything: there are proxies that answer every question with a page, of a login
 // or for the time of an outage. It accepts nobody: such a caller is given what the source gives itself.

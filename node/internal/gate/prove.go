@@ -42,7 +42,7 @@ const (
 )
 
 // errPeers is that other nodes do not bring what they say to have, or something else. So it is as if they had none.
-var errPeers = fmt.Errorf("what other nodes say to have tells nothing: %w", content.ErrNotFound)
+var errPeers = fmt.Errorf("what other nodes claim to hold proves nothing: %w", content.ErrNotFound)
 
 // errStart is that a source gives no part of some content but from its start, which proves nothing: much of what is
 // private begins as something public does. What is given in its name is its own, until all of it has matched.

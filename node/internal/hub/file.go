@@ -128,7 +128,7 @@ func (f *Front) give(ctx context.Context, x *exchange, size int64, etag string, 
 }
 
 // errNoCommit: what the hub tells is of a file, but nothing else vouches for that.
-var errNoCommit = errors.New("it tells of a file of some commit")
+var errNoCommit = errors.New("the answer is about a file of a commit that it does not name")
 
 // head asks whether the hub gives a file. That it leads elsewhere for it is a yes. Each names the commit, or the file
 // as it was listed; the page of a proxy, which would let in everyone, does not. Nor does it name a file.
@@ -341,7 +341,7 @@ func blobKey(d digest.Digest) string { return key("blob", d.String()) }
 
 var (
 	// errNobody: nobody is known to give what could be compared with what the hub has.
-	errNobody = errors.New("nobody is known to give it")
+	errNobody = errors.New("no source of it is known")
 	// errIncomparable: this node cannot keep what would have to be compared with what the hub has.
 	errIncomparable = errors.New("nothing of it is kept")
 )
@@ -371,7 +371,7 @@ func (f *Front) compare(ctx context.Context, req content.Request) error {
 	case err != nil: // who holds it is busy, or has dropped it since
 		return fmt.Errorf("%w: %w", errNobody, err)
 	case !bytes.Equal(got, want):
-		f.log.Error("the hub has other bytes than it says", "file", req.File, "digest", req.Digest)
+		f.log.Error("the hub's bytes are not those that it names", "file", req.File, "digest", req.Digest)
 		return fmt.Errorf("%s: the hub has other bytes than its listing says: %w", req.File, content.ErrDigestMismatch)
 	}
 	return nil
@@ -477,7 +477,7 @@ func (f *Front) gitBytes(ctx context.Context, x *exchange, e *element, commit, k
 		if e.names(data) {
 			return data, rec, nil
 		}
-		f.log.Error("another node's file is not what it is named", "file", r.file(commit, e.Path), "object", e.OID)
+		f.log.Error("another node's file does not match its name", "file", r.file(commit, e.Path), "object", e.OID)
 		f.memo.forget(k)
 	}
 	return nil, record{}, fmt.Errorf("%s: %w", e.Path, content.ErrDigestMismatch)

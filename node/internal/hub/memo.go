@@ -317,7 +317,7 @@ func (m *memo) save(key string, r remembered) bool {
 		err = m.memory.Put(key, raw)
 	}
 	if err != nil {
-		m.log.Warn("what the hub said is not remembered across a restart", "error", err)
+		m.log.Warn("answers of the hub are not remembered across a restart", "error", err)
 		return false
 	}
 	return true
@@ -333,7 +333,7 @@ func (m *memo) tell(ctx context.Context, key string, rec record) {
 		_, _, err = m.shared.Do(ctx, key, forever, func(context.Context) ([]byte, error) { return raw, nil })
 	}
 	if err != nil {
-		m.log.Debug("others are not told", "cause", err)
+		m.log.Debug("other nodes are not told", "cause", err)
 	}
 }
 

@@ -86,7 +86,7 @@ func (f *Front) peekOnce(key string, ask func() ([]byte, error)) ([]byte, error)
 	return b.([]byte), nil
 }
 
-var errNoRange = errors.New("the range is not given alone")
+var errNoRange = errors.New("storage does not give the range alone")
 
 // foretaste is the first few bytes of an answer, given before those come that are checked. They are compared with those
 // before anything else is given. So no answer ends well with a wrong byte in it.

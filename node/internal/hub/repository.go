@@ -229,7 +229,7 @@ func (f *Front) learnInfo(r repo, rev record) {
 }
 
 // errNoRepository: what the hub tells under the name of a repository is about something else.
-var errNoRepository = fmt.Errorf("the hub tells of no repository: %w", content.ErrUnavailable)
+var errNoRepository = fmt.Errorf("the hub's answer is about no repository: %w", content.ErrUnavailable)
 
 // askRevision asks which commit the exchange's revision is, as anyone, or else with the caller's token. Yes of its
 // record says that anyone may ask.
@@ -253,7 +253,7 @@ func (f *Front) askRevision(ctx context.Context, x *exchange) (record, error) {
 	case x.route.revision == "" && info.SHA == "":
 		return record{}, errNoRepository
 	case err != nil:
-		return record{}, fmt.Errorf("what the hub tells of %s: %w: %w", r.name(), content.ErrUnavailable, err)
+		return record{}, fmt.Errorf("the hub's answer about %s: %w: %w", r.name(), content.ErrUnavailable, err)
 	}
 	rec := f.keep(ctx, doc)
 	rec.Commit, rec.Yes = info.SHA, open
@@ -304,7 +304,7 @@ func (f *Front) document(ctx context.Context, x *exchange, k string, maxAge time
 			"cause", err)
 		f.memo.forget(k)
 	}
-	return nil, record{}, fmt.Errorf("what the hub tells of %s: %w", x.route.repo.name(), content.ErrUnavailable)
+	return nil, record{}, fmt.Errorf("the hub's answer about %s: %w", x.route.repo.name(), content.ErrUnavailable)
 }
 
 // keep puts a document into the store, and gives the record that names it. Where the store has no room the record holds

@@ -120,7 +120,7 @@ func (p *pages) ask(ctx context.Context, repo content.Repository, path string, q
 		return page{}, err
 	}
 	if !answers(path, body) {
-		return page{}, fmt.Errorf("%s of %s: %w: some other document", path, repo, content.ErrBadAnswer)
+		return page{}, fmt.Errorf("%s of %s: %w: another document", path, repo, content.ErrBadAnswer)
 	}
 	return page{
 		body: body, mediaType: resp.Header.Get("Content-Type"), link: resp.Header.Get("Link"),

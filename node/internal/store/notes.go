@@ -116,7 +116,7 @@ func (n *Notes) write(ctx context.Context, s *Store) {
 			again = time.After(notesAgain)
 		}
 		if err != nil && !told {
-			s.log.Warn("what is remembered is not on disk; a restart would forget it", "part", string(n.kv.bucket),
+			s.log.Warn("notes are not on disk; a restart would forget them", "part", string(n.kv.bucket),
 				"error", err)
 		}
 		told = err != nil

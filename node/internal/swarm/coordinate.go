@@ -529,7 +529,7 @@ func (s *Swarm) letIn(d digest.Digest, who *participant, j schedule.Join) (*room
 
 // giveOrders sends a participant what the table orders, and ends the stream when there will be no more.
 func (s *Swarm) giveOrders(ctx context.Context, stream network.Stream, who *participant) {
-	s.log.Debug("orders end", "peer", who.id, "error", writeOrders(ctx, stream, who.out))
+	s.log.Debug("orders ended", "peer", who.id, "error", writeOrders(ctx, stream, who.out))
 	// Whoever is to join anew must read what was written until now, the welcome at least. A reset would take it away,
 	// and so look like a coordinator that does not answer.
 	if ctx.Err() == nil && stream.CloseWrite() == nil {

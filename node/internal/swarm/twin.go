@@ -105,7 +105,7 @@ func (t *twins) look(ctx context.Context) {
 	own := life{Process: t.process, At: time.Now().Unix()}
 	var err error
 	if own.Signature, err = s.opts.Identity.Sign(own.bytes()); err != nil {
-		s.log.Warn("no sign of life signed", "error", err)
+		s.log.Warn("sign of life not signed", "error", err)
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, askedForTwin*queryTimeout)

@@ -38,7 +38,7 @@ func (r *room) compare(ctx context.Context, now time.Time) {
 	}
 	r.swarm.wg.Go(func() {
 		if r.swarm.askPlans(ctx, near.ID, r.digest) {
-			r.swarm.log.Info("others pull by a nearer peer's plan: united with them", "digest", r.digest,
+			r.swarm.log.Info("a nearer peer has a plan as well: its participants join that", "digest", r.digest,
 				"peer", near.ID)
 			r.unite()
 		}

@@ -78,8 +78,8 @@ func (c *Client) openManifest(ctx context.Context, req content.Request) (*Body, 
 var (
 	errNoSize = errors.New("answer does not tell the blob's size")
 	errRange  = errors.New("answer is not the range that was asked for")
-	errPage   = errors.New("answer is a page for people, and of another size than the blob")
-	errEmpty  = errors.New("answer is empty, and the digest is not that of nothing")
+	errPage   = errors.New("answer is a web page, and its size is not the blob's")
+	errEmpty  = errors.New("answer is empty, and the digest is not that of an empty blob")
 )
 
 // mayBeEmpty reports whether the digest allows content of no bytes. "": it is not known.

@@ -106,9 +106,8 @@ func (r *resumed) reopen() error {
 		}
 		body, err := r.ask(deadline)
 		if err == nil {
-			r.client.log.Info("upstream broke off, and is read on", "registry", r.req.Repository.Registry, "digest",
-				r.req.Digest,
-				"at", r.next, "cause", r.cause)
+			r.client.log.Info("upstream broke off; the rest is read anew", "registry", r.req.Repository.Registry,
+				"digest", r.req.Digest, "at", r.next, "cause", r.cause)
 			r.body, r.cause, r.fresh = body, nil, 0
 			return nil
 		}

@@ -255,7 +255,7 @@ func TestBadAnswersToABlobAreErrors(t *testing.T) {
 			handler: write(200, map[string]string{"Content-Encoding": "gzip"}, data), n: -1, want: "encoded"},
 		"a page for people": {
 			handler: write(200, map[string]string{"Content-Type": "text/html; charset=utf-8", "Content-Length": "900"},
-				data[:900]), n: -1, want: "page for people"},
+				data[:900]), n: -1, want: "web page"},
 		"an empty answer":         {handler: write(200, map[string]string{"Content-Length": "0"}, nil), n: -1, want: "empty"},
 		"rubbish instead of HTTP": {handler: raw("SSH-2.0\r\n"), n: -1, want: "malformed"},
 		"nothing at all":          {handler: raw(""), n: -1, want: "EOF"},

@@ -105,7 +105,7 @@ func (p *Page) remember(ctx context.Context, ended <-chan struct{}) {
 func (p *Page) note(ctx context.Context) {
 	var caches v1alpha1.NodeCacheList
 	if err := p.o.Cached.List(ctx, &caches); err != nil {
-		p.o.Log.Debug("status page: no point in its history", "error", err)
+		p.o.Log.Debug("status page: its history got no new point", "error", err)
 		return
 	}
 	c := survey.Cluster{Caches: caches.Items}

@@ -47,7 +47,7 @@ func TestArrives_TimeThatEndsInTheMiddleOfALookIsNotTheAgentsSilence(t *testing.
 		looks   [][]view.Blob
 		problem string
 	}{
-		"it has not come":                     {looks: [][]view.Blob{{}}, problem: "it has not come in time"},
+		"it has not come":                     {looks: [][]view.Blob{{}}, problem: "it did not come in time"},
 		"it is there, from where is not told": {looks: [][]view.Blob{{there}}},
 	} {
 		t.Run(name, func(t *testing.T) {

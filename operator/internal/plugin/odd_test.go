@@ -139,10 +139,10 @@ func TestFlags_ThatMakeNoSenseAreRefused(t *testing.T) {
 	for args, want := range map[string]string{
 		"why --most 0":              "--most 0: want 1 or more",
 		"why --most -1":             "--most -1: want 1 or more",
-		"top --agent-timeout 0s":    "--agent-timeout 0s: want more than nothing",
-		"status --wait --timeout 0": "--timeout 0s: want more than nothing",
+		"top --agent-timeout 0s":    "--agent-timeout 0s: want more than 0",
+		"status --wait --timeout 0": "--timeout 0s: want more than 0",
 		"pin redis:7 --ttl -1h":     "--ttl -1h0m0s: want 0",
-		"preheat redis:7 --ttl 0":   "--ttl 0: what preheat brings ends after a while",
+		"preheat redis:7 --ttl 0":   "--ttl 0: pins of preheat end after a while",
 		"pin redis:7 --node-selector =,= --server http://127.0.0.1:1": "--node-selector",
 		"status -o table":         `--output "table": want json, yaml or wide`,
 		"top --agent-timeout ten": "invalid argument",

@@ -64,7 +64,7 @@ preheat pins that a release before this one made carry no label, and stay until 
 			"  kubectl shoal preheat registry.example/team/app:1.3 --node-selector pool=gpu --ttl 2h",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if f.ttl == 0 {
-				return errors.New("--ttl 0: what preheat brings ends after a while; " +
+				return errors.New("--ttl 0: pins of preheat end after a while; " +
 					"kubectl shoal pin makes a pin that stays")
 			}
 			return p.pinWithin(cmd.Context(), args, "preheat", f)
@@ -187,7 +187,7 @@ func (p *plugin) pin(ctx context.Context, images []string, prefix string, f pinF
 	var existing v1alpha1.ArtifactPin
 	switch err := p.api.Get(ctx, client.ObjectKeyFromObject(pin), &existing); {
 	case err == nil && prefix == "preheat" && (existing.Spec.Expiry == nil || existing.Spec.Expiry.TTL == nil):
-		return fmt.Errorf("artifactpin %s/%s is there already and is not made to end after a while, as preheat's are; "+
+		return fmt.Errorf("artifactpin %s/%s is there already, and has no ttl as the pins of preheat have; "+
 			"give another --name", pin.Namespace, pin.Name)
 	case err == nil && prefix == "preheat" && existing.DeletionTimestamp == nil: // its time begins anew
 		if err := p.api.Delete(ctx, &existing); err != nil {

@@ -219,7 +219,7 @@ too.`,
 func (p *plugin) checkFlags() error {
 	for name, d := range map[string]time.Duration{"timeout": p.timeout, "agent-timeout": p.tolerance} {
 		if d <= 0 {
-			return fmt.Errorf("--%s %s: want more than nothing, such as 30s", name, d)
+			return fmt.Errorf("--%s %s: want more than 0, such as 30s", name, d)
 		}
 	}
 	return p.output.Check(view.JSON, view.YAML, view.Wide)

@@ -397,7 +397,7 @@ func TestVerbs(t *testing.T) {
 	agents["node2"][view.BlobsPath] = []view.Blob{}
 	code, out, _ = kubectl(t, agents, "test", "--timeout", "5s")
 	require.Equal(t, ExitNotWell, code)
-	require.Contains(t, out, "it has not come in time")
+	require.Contains(t, out, "it did not come in time")
 	var left v1alpha1.ArtifactPinList
 	require.NoError(t, c.Client.List(ctx, &left, client.InNamespace("default")))
 	require.Empty(t, left.Items, "nothing stays pinned")

@@ -75,7 +75,7 @@ func TestSessions_AreWhatAReaderExpects(t *testing.T) {
 			From: map[string]int64{"node1": 64 * mib, "node3": 64 * mib}},
 		{Node: "node3", Took: 2600 * time.Millisecond, Fetched: 2 * time.Second, Bytes: 128 * mib, Peers: 128 * mib,
 			From: map[string]int64{"node1": 70 * mib, "node2": 58 * mib}},
-		{Node: "node4", Problem: "it has not come in time"},
+		{Node: "node4", Problem: "it did not come in time"},
 	}
 	pin := v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "base"},
 		Status: v1alpha1.ArtifactPinStatus{Ready: 1, Desired: 2, Summary: "docker.io/library/debian:stable-slim",

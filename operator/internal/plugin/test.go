@@ -213,7 +213,7 @@ const (
 // late is what a node comes to whose time is over, though its agent answers.
 func (t *tested) late() error {
 	if t.Took == 0 {
-		return errors.New("it has not come in time")
+		return errors.New("it did not come in time")
 	}
 	return nil
 }

@@ -97,7 +97,7 @@ func (a *answers) grow(ctx context.Context) error {
 	}
 	if err := a.slots.take(ctx, a.namespace); err != nil {
 		return &Error{Reason: v1alpha1.ReasonResolving,
-			Err: fmt.Errorf("its answer is large, and others that are have not been read yet: %w", err)}
+			Err: fmt.Errorf("its answer is large, and other large answers are still being read: %w", err)}
 	}
 	a.isLarge, a.holds = true, true
 	return nil

@@ -394,7 +394,7 @@ func total(d *remote.Descriptor) (int64, error) {
 	for _, blob := range append(m.Layers, m.Config) {
 		if size += blob.Size; blob.Size < 0 || size > maxSize {
 			return 0, &Error{Reason: v1alpha1.ReasonInvalidManifest,
-				Err: fmt.Errorf("blob %s has %d bytes, says the manifest: it is malformed", blob.Digest, blob.Size)}
+				Err: fmt.Errorf("the manifest says that blob %s has %d bytes: it is malformed", blob.Digest, blob.Size)}
 		}
 	}
 	return size, nil
