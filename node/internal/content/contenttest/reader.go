@@ -18,9 +18,19 @@ import (
 // for each check, and the reader closed after it.
 func Reader(t *testing.T, want []byte, open func(t *testing.T) content.Reader) {
 	t.Helper()
+	require.Greater(t, len(want), 3)
+	for name, check := range checks(want) {
+		t.Run(name, func(t *testing.T) {
+			r := open(t)
+			check(t, r)
+			require.NoError(t, r.Close())
+		})
+	}
+}
+
+func checks(want []byte) map[string]func(*testing.T, content.Reader) {
 	size := int64(len(want))
-	require.Greater(t, size, int64(3))
-	for name, check := range map[string]func(*testing.T, content.Reader){
+	return map[string]func(*testing.T, content.Reader){
 		"its size is known": func(t *testing.T, r content.Reader) { require.Equal(t, size, r.Size()) },
 		"no more has arrived than there is": func(t *testing.T, r content.Reader) {
 			require.GreaterOrEqual(t, r.Arrived(), int64(0))
@@ -76,12 +86,6 @@ func Reader(t *testing.T, want []byte, open func(t *testing.T) content.Reader) {
 				require.Error(t, err, "%d bytes at %d", at[1], at[0])
 			}
 		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			r := open(t)
-			check(t, r)
-			require.NoError(t, r.Close())
-		})
 	}
 }
 

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"os"
@@ -66,14 +67,10 @@ func run() error {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	for range *layers {
-		cfg.Blobs = append(cfg.Blobs, *size<<20/int64(*layers))
-	}
-	if *parts != "" {
-		var err error
-		if cfg.Blobs, err = split(*size<<20, *parts); err != nil {
-			return err
-		}
+	equal := strings.TrimSuffix(strings.Repeat("1:", max(*layers, 1)), ":")
+	var err error
+	if cfg.Blobs, err = split(*size<<20, cmp.Or(*parts, equal)); err != nil {
+		return err
 	}
 	cfg.ReadAhead, cfg.Behind = *ahead<<20, *behind<<10
 	cfg.NodeRate, cfg.RegistryRate, cfg.StreamRate = *link*1e9, *registry*1e9, *streamRate*1e9
