@@ -266,42 +266,12 @@ func ask(ctx context.Context, by http.RoundTripper, resolved *v1alpha1.ResolvedA
 		return err
 	}
 	options = append(options, remote.Reuse(registry)) // what follows asks with the same token
-
-	names := func(at name.Reference, digest string) (bool, error) {
-		head, err := remote.Head(at, options...)
-		return err == nil && head.Digest.String() == digest, err
+	q := question{resolved, o.Previous, repository, options}
+	if q.previous != nil && q.previous.Source != resolved.Source {
+		q.previous = nil
 	}
-	p := o.Previous
-	if p != nil && p.Source != resolved.Source {
-		p = nil
-	}
-	// A tag beside a digest may name something else by now. Agents take what has a tag for the tag's newest answer, and
-	// pull by it. So it is kept of what runs under it, while it names that.
-	stands := false
-	if resolved.Tag != "" && resolved.Digest != "" {
-		var err error
-		if o.Running {
-			stands, err = names(repository.Tag(resolved.Tag), resolved.Digest)
-		}
-		switch {
-		case stands:
-		case err != nil && !isNotFound(err) && p != nil && p.Digest == resolved.Digest:
-			resolved.Tag = p.Tag // what it names now is not known
-		default:
-			resolved.Tag = ""
-		}
-	}
-	if p != nil && p.Size > 0 && !o.Referrers {
-		same := stands
-		if !same {
-			same, _ = names(referenceOf(repository, resolved), p.Digest)
-		}
-		if same {
-			tag := resolved.Tag
-			*resolved = *p
-			resolved.Tag = tag
-			return nil
-		}
+	if q.unchanged(q.keepTag(o.Running), o) {
+		return nil
 	}
 	descriptor, err := remote.Get(referenceOf(repository, resolved), options...)
 	if isNotFound(err) && resolved.Digest != "" {
@@ -329,6 +299,59 @@ func ask(ctx context.Context, by http.RoundTripper, resolved *v1alpha1.ResolvedA
 		resolved.Referrers, err = referrers(repository.Digest(resolved.Digest), options)
 	}
 	return err
+}
+
+// question is what is asked of a registry about one artifact.
+type question struct {
+	resolved, previous *v1alpha1.ResolvedArtifact // previous is nil where the artifact was not resolved before
+	repository         name.Repository
+	options            []remote.Option
+}
+
+// keepTag reports whether the tag beside a digest still names it, and drops a tag that does not. It may name something
+// else by now. Agents take what has a tag for the tag's newest answer, and pull by it. So it is kept of what runs under
+// it, while it names that.
+func (q question) keepTag(running bool) (stands bool) {
+	r := q.resolved
+	if r.Tag == "" || r.Digest == "" {
+		return false
+	}
+	var err error
+	if running {
+		stands, err = q.names(q.repository.Tag(r.Tag), r.Digest)
+	}
+	switch {
+	case stands:
+	case err != nil && !isNotFound(err) && q.previous != nil && q.previous.Digest == r.Digest:
+		r.Tag = q.previous.Tag // what it names now is not known
+	default:
+		r.Tag = ""
+	}
+	return stands
+}
+
+// unchanged reports whether all that was found before still holds, and takes that over. tagStands says that the tag was
+// asked about already.
+func (q question) unchanged(tagStands bool, o Options) bool {
+	p := q.previous
+	if p == nil || p.Size <= 0 || o.Referrers {
+		return false
+	}
+	if !tagStands {
+		if same, _ := q.names(referenceOf(q.repository, q.resolved), p.Digest); !same {
+			return false
+		}
+	}
+	tag := q.resolved.Tag
+	*q.resolved = *p
+	q.resolved.Tag = tag
+	return true
+}
+
+// names reports whether a reference is to a digest.
+func (q question) names(at name.Reference, digest string) (bool, error) {
+	head, err := remote.Head(at, q.options...)
+	return err == nil && head.Digest.String() == digest, err
 }
 
 func referenceOf(repository name.Repository, resolved *v1alpha1.ResolvedArtifact) name.Reference {
