@@ -27,8 +27,8 @@ import (
 // requestTimeout bounds one request that is no watch.
 const requestTimeout = 15 * time.Second
 
-// api holds the clients and the informers. The informers keep only what the agent reads, for it sees every Peer of the
-// cluster.
+// api holds the clients and the informers. The informers keep only what the agent reads, because it sees every Peer of
+// the cluster.
 type api struct {
 	log   *slog.Logger
 	shoal *rest.RESTClient

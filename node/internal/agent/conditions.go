@@ -127,5 +127,5 @@ func modelsFit(crowded string) metav1.Condition {
 	return c
 }
 
-// maxConditionMessage is in bytes. It keeps a NodeCache small, for every one is in the operator's memory.
+// maxConditionMessage is in bytes. It keeps a NodeCache small, because every one is in the operator's memory.
 const maxConditionMessage = 1024

@@ -46,7 +46,7 @@ func newWindow(slots int) *window {
 }
 
 // ahead is what a reader is to have before it. Half of the slots are for what lies behind. Who has just come begins
-// with little, for others may come beside it, and leave less for each.
+// with little, because others may come beside it, and leave less for each.
 func (w *window) ahead(r *span) schedule.Run {
 	n := max(leastAhead, w.slots/2/max(1, len(w.readers)))
 	if whole := r.first == 0 && len(w.readers) == 1; !whole {

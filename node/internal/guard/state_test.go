@@ -21,7 +21,7 @@ func TestState(t *testing.T) {
 		"installs the mirror each time the agent answers": {
 			tick(0, Nothing), {0, Well, Install}, tick(s, Nothing), {s, Well, Install},
 		},
-		"leaves the mirror in place while nobody listens, for the runtime is refused at once": {
+		"leaves the mirror in place while nobody listens, because the runtime is refused at once": {
 			tick(0, Nothing), {0, Well, Install}, tick(s, Nothing), {s, Away, Nothing}, tick(2*s, Nothing),
 		},
 		"bears a silence that is shorter than its patience": {

@@ -22,9 +22,9 @@ const (
 )
 
 // Locate finds where the bytes of a file of the hub's lie: as a rule at a signed URL, which holds for an hour. One node
-// asks for all, for each question counts against the hub's limits. It is upstream.Options.Locate. It does so for the
-// hub's own front, which asks before who may read a file. Of a file by its URL the hub's answer decides that: such is
-// asked for in each caller's name.
+// asks for all, because each question counts against the hub's limits. It is upstream.Options.Locate. It does so for
+// the hub's own front, which asks before who may read a file. Of a file by its URL the hub's answer decides that: such
+// is asked for in each caller's name.
 func (f *Front) Locate(ctx context.Context, repo content.Repository, file, authorization string,
 	anew bool) (*url.URL, error) {
 	if repo.Registry != f.opts.Hub || IsURL(repo) {

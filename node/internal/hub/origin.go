@@ -174,7 +174,7 @@ func (o *origin) note(ctx context.Context, authorization string, err error) {
 		o.downUntil = time.Time{}
 	case answered && r.status == http.StatusTooManyRequests:
 		if wait := retryAfter(r.header); wait > 0 {
-			for k, t := range o.throttled { // few, for they end by themselves
+			for k, t := range o.throttled { // few, because they end by themselves
 				if time.Now().After(t.until) {
 					delete(o.throttled, k)
 				}

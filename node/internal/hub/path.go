@@ -31,7 +31,7 @@ const (
 	actURL action = "url"
 	// actHarnesses gives what huggingface_hub asks for once a day wherever it runs: /api/agent-harnesses.
 	actHarnesses action = "agent-harnesses"
-	// actTelemetry counts what the clients do. It is answered here, for it must never make a client wait.
+	// actTelemetry counts what the clients do. It is answered here, because it must never make a client wait.
 	actTelemetry action = "telemetry"
 )
 

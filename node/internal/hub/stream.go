@@ -22,7 +22,7 @@ const (
 	maxPause    = 2 * time.Second
 )
 
-// stream writes n bytes of a file. The header goes out at once, for the size is known. From then on a failure is a
+// stream writes n bytes of a file. The header goes out at once, because the size is known. From then on a failure is a
 // connection that is cut, never an answer that ends too early.
 func (x *exchange) stream(status int, body *steady, n int64, peek peeker) error {
 	var drip *reply.Drip

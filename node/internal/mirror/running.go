@@ -298,8 +298,8 @@ func configOf(args []string) (config string, runs bool) {
 // ticks is how many of the units in which /proc gives times are a second: proc_pid_stat(5).
 const ticks = 100
 
-// startOf is when a process was started, at the latest. It is counted from now, for the clock may have been set since
-// the machine started.
+// startOf is when a process was started, at the latest. It is counted from now, because the clock may have been set
+// since the machine started.
 func startOf(p procfs.Proc) (time.Time, error) {
 	stat, err := p.Stat()
 	if err != nil {

@@ -79,7 +79,7 @@ type section struct {
 	ended     func() // runs when the last byte has gone out; may be nil
 }
 
-// newSection opens f anew. It goes by the descriptor, for the file may have been renamed or unlinked meanwhile.
+// newSection opens f anew. It goes by the descriptor, because the file may have been renamed or unlinked meanwhile.
 func newSection(ctx context.Context, f *os.File, off, n int64) (*section, error) {
 	conn, err := f.SyscallConn()
 	if err != nil {

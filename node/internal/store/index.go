@@ -32,7 +32,8 @@ func (x *index) broken() bool                        { return x.in.Load().broken
 func (x *index) sync() error                         { return x.in.Load().do(x.in.Load().db.Sync) }
 func (x *index) close() error                        { return x.in.Load().do(x.in.Load().db.Close) }
 
-// replace goes over to the index that by has. What was there before is not closed, for that may touch damaged pages.
+// replace goes over to the index that by has. What was there before is not closed, because that may touch damaged
+// pages.
 func (x *index) replace(by *index) { x.in.Store(by.in.Load()) }
 
 var (

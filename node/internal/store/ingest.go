@@ -341,8 +341,9 @@ func (g *Ingest) received() int64 {
 }
 
 // WriteChunk stores chunk i. The caller has checked that data hashes to c. A chunk that is present already is left
-// alone; it is an error if it has another CID, for one of the two is not of this blob. It fails with content.ErrNoSpace
-// on a full disk and with content.ErrStorage where the disk refuses, after which the ingest is as it was.
+// alone; it is an error if it has another CID, because one of the two is not of this blob. It fails with
+// content.ErrNoSpace on a full disk and with content.ErrStorage where the disk refuses, after which the ingest is as it
+// was.
 func (g *Ingest) WriteChunk(i int, c cid.Cid, data []byte) error {
 	err := g.writeChunk(i, c, data)
 	g.store.events.deliver() // of what had to go for it

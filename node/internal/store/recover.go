@@ -265,7 +265,7 @@ func (s *Store) recoverState() (err error) {
 
 // recoverIndex opens the index, or a new one if the old cannot be trusted: it is never synced, so it is good after a
 // clean close, and after a kill within the same boot of the machine if it reads well, and otherwise not. While it is
-// being opened the session file says so, lest damage that ends the process ends it at every start.
+// being opened the session file says so: damage that ends the process would end it at every start.
 func (s *Store) recoverIndex() error {
 	b := make([]byte, 64)
 	n, _ := s.lock.ReadAt(b, 0)

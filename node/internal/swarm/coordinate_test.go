@@ -194,7 +194,7 @@ func TestRoom_WhoSaysToHoldTheBlobIsWaitedForBeyondTheGrace(t *testing.T) {
 	}{
 		"not where nobody says so":            {upstream: true, searching: true, answered: true},
 		"once, where nobody has answered yet": {upstream: true, searching: true, longer: true},
-		"once, for it may not keep its word":  {upstream: true, searching: true, promised: true, longer: true},
+		"once, as it may not keep its word":   {upstream: true, searching: true, promised: true, longer: true},
 		"not once the search is over":         {upstream: true, promised: true, held: true},
 		"to the end of the search where a participant has heard of one": {upstream: true, searching: true, answered: true,
 			held: true, longer: true, longerStill: true},

@@ -65,7 +65,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 		Complete(r)
 }
 
-// needed are the secrets that agents read for a pin: none when it is on its way out, for then nothing is fetched.
+// needed are the secrets that agents read for a pin: none when it is on its way out, because then nothing is fetched.
 func needed(p *v1alpha1.ArtifactPin) []string {
 	if !p.DeletionTimestamp.IsZero() || apimeta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionExpired) {
 		return nil

@@ -111,7 +111,7 @@ type world struct {
 	*apitest.Cluster
 	fleet    *optest.Fleet
 	registry string
-	// patience bounds every wait; two minutes where it is 0, for the machine may have other work.
+	// patience bounds every wait; two minutes where it is 0, because the machine may have other work.
 	patience time.Duration
 }
 

@@ -59,7 +59,7 @@ type gathered struct {
 	cluster *survey.Cluster
 	// asked: the agents were asked too; health and moving are what they said.
 	asked  bool
-	left   int // agents that were not asked, for there are too many
+	left   int // agents that were not asked, because there are too many
 	health []survey.Answer[survey.Shown]
 	moving []survey.Answer[[]view.Fetch]
 }

@@ -49,7 +49,8 @@ const (
 	// checkInterval is how often upstream is asked about pins that follow no tags, to tell whether it still has them.
 	checkInterval = time.Hour
 	// resolveWorkers is the number of pins that are resolved at one time, registryCalls that of artifacts of one pin.
-	// Namespaces share the workers, for one may name registries that are silent. Pins beyond a share wait, and hold none.
+	// Namespaces share the workers, because one may name registries that are silent. Pins beyond a share wait, and hold
+	// none.
 	resolveWorkers, registryCalls = 24, 4
 	// maxResolved is what ArtifactPinStatus holds.
 	maxResolved = 64

@@ -711,7 +711,7 @@ func TestANodeWhoseClockIsAheadDoesNotKeepAPin(t *testing.T) {
 	m.Now = now.Add(20*time.Hour + time.Minute)
 	m.Nodes[0].Progress[0].LastUsed = &metav1.Time{Time: now.AddDate(70, 0, 0)}
 	p.Status.LastUsed = m.hand().Pins["a"].LastUsed
-	require.Equal(t, now.Add(20*time.Hour), p.Status.LastUsed.Time, "the same for an hour, for it is written")
+	require.Equal(t, now.Add(20*time.Hour), p.Status.LastUsed.Time, "the same for an hour, because it is written")
 	m.report(v1alpha1.PinReady, "") // its clock is set
 	m.Now = now.Add(43 * time.Hour)
 	require.False(t, m.hand().Pins["a"].Expired)

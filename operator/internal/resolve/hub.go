@@ -129,7 +129,7 @@ func (h *hub) measure(ctx context.Context, at string, a *v1alpha1.HubArtifact) (
 }
 
 // get reads the JSON document at a URL, and gives that of the next page, "" where there is none. It stays with the hub
-// whatever the answer says, for the token is the hub's alone.
+// whatever the answer says, because the token is the hub's alone.
 func (h *hub) get(ctx context.Context, at string, into any) (next string, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
 	if err != nil {

@@ -92,7 +92,7 @@ func (a *attempt) readSecrets(ctx context.Context) ([]pullsecret.Credentials, er
 
 // try calls do with the Authorization header of one candidate after the other until one is not refused. Where the
 // registry can't be asked for a token, do goes without: a peer may have the content. A failure also tells which pull
-// secrets could not be read, for that may be its cause.
+// secrets could not be read, because that may be its cause.
 func (c *access) try(ctx context.Context, do func(authorization string) error) error {
 	if c.repo.None() {
 		return do("")

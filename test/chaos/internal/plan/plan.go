@@ -176,7 +176,7 @@ func (r Round) CopiesBounded() bool {
 	return true
 }
 
-// MakeRound makes the round of the given number. It panics for fewer than two nodes, for then there are no peers.
+// MakeRound makes the round of the given number. It panics for fewer than two nodes, because then there are no peers.
 func MakeRound(s Settings, number int) Round {
 	if s.Nodes < 2 {
 		panic("a plan needs two nodes")

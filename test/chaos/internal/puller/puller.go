@@ -293,7 +293,7 @@ func Steal(ctx context.Context, spec Spec, others ...string) (stolen []string) {
 		if err != nil {
 			continue // an agent that is down gives nothing away
 		}
-		// All of a manifest, for those of other repositories may begin as the private one does.
+		// All of a manifest, because those of other repositories may begin as the private one does.
 		got, _ := io.ReadAll(io.LimitReader(response.Body, max(1<<10, int64(len(m.Manifest))+1)))
 		response.Body.Close()
 		if response.StatusCode/100 == 2 && private(m, got) {
