@@ -2,12 +2,12 @@ package content
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
-	"fmt"
 
 	"github.com/ipfs/go-cid"
 	mh "github.com/multiformats/go-multihash"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-cache/shoal/api/cids"
 )
 
 // ChunkSize is the size in bytes of every chunk of a blob but the last, which may be shorter: the leaf size of the
@@ -37,50 +37,11 @@ func ChunkCID(data []byte) cid.Cid {
 // OfNothing reports whether a digest is that of no bytes.
 func OfNothing(d digest.Digest) bool { return d != "" && d == d.Algorithm().FromBytes(nil) }
 
-// DigestCID is CIDv1(raw, the OCI digest itself): the key under which a blob is provided in the DHT. Of a blob of one
-// chunk it also is that chunk's CID. It fails for digests other than sha256 and sha512.
-func DigestCID(d digest.Digest) (cid.Cid, error) {
-	if err := d.Validate(); err != nil {
-		return cid.Undef, fmt.Errorf("digest %q: %w", d, err)
-	}
-	code, ok := map[digest.Algorithm]uint64{digest.SHA256: mh.SHA2_256, digest.SHA512: mh.SHA2_512}[d.Algorithm()]
-	if !ok {
-		return cid.Undef, fmt.Errorf("digest %q: algorithm %s has no multihash here; sha256 and sha512 do", d,
-			d.Algorithm())
-	}
-	raw, err := hex.DecodeString(d.Encoded())
-	if err != nil {
-		return cid.Undef, fmt.Errorf("digest %q: %w", d, err)
-	}
-	hash, err := mh.Encode(raw, code)
-	if err != nil {
-		return cid.Undef, fmt.Errorf("digest %q: %w", d, err)
-	}
-	return cid.NewCidV1(cid.Raw, hash), nil
-}
+// DigestCID is the key under which a blob is provided in the DHT. Of a blob of one chunk it also is that chunk's CID.
+func DigestCID(d digest.Digest) (cid.Cid, error) { return cids.OfDigest(d) }
 
-// CIDDigest is the OCI digest that a raw CIDv1 over SHA2-256 or SHA2-512 stands for, the inverse of DigestCID.
-func CIDDigest(c cid.Cid) (digest.Digest, error) {
-	h, err := mh.Decode(c.Hash())
-	if err != nil {
-		return "", fmt.Errorf("CID %s: %w", c, err)
-	}
-	var d digest.Digest
-	switch {
-	case c.Type() != cid.Raw:
-		return "", fmt.Errorf("CID %s: codec is not raw, so its hash is not that of a blob", c)
-	case h.Code == mh.SHA2_256:
-		d = digest.NewDigestFromBytes(digest.SHA256, h.Digest)
-	case h.Code == mh.SHA2_512:
-		d = digest.NewDigestFromBytes(digest.SHA512, h.Digest)
-	default:
-		return "", fmt.Errorf("CID %s: its hash is %s; sha2-256 and sha2-512 name blobs", c, h.Name)
-	}
-	if err := d.Validate(); err != nil { // a multihash may hold a part of the hash
-		return "", fmt.Errorf("CID %s: %w", c, err)
-	}
-	return d, nil
-}
+// CIDDigest is the inverse of DigestCID.
+func CIDDigest(c cid.Cid) (digest.Digest, error) { return cids.Digest(c) }
 
 // SumCID is the CID of a chunk whose SHA-256 is sum.
 func SumCID(sum [sha256.Size]byte) cid.Cid { return rawCID(sum[:]) }

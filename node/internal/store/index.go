@@ -314,15 +314,6 @@ func cidSum(c cid.Cid) []byte {
 	return bytes.Clone(h.Digest)
 }
 
-// sumCID is the CID of the chunk with a SHA-256 sum.
-func sumCID(sum []byte) cid.Cid {
-	h, err := mh.Encode(sum, mh.SHA2_256)
-	if err != nil {
-		panic(err) // only an unknown code or a wrong length fails, and both are constants here
-	}
-	return cid.NewCidV1(cid.Raw, h)
-}
-
 func multihashDigest(h []byte) (digest.Digest, error) {
 	return content.CIDDigest(cid.NewCidV1(cid.Raw, mh.Multihash(h)))
 }

@@ -138,7 +138,7 @@ func (j *journal) chunk(i int) (cid.Cid, bool) {
 	if !ok {
 		return cid.Undef, false
 	}
-	return sumCID(sum), true
+	return content.SumCID([sumSize]byte(sum)), true
 }
 
 func decodeSlot(i int, slot []byte) (sum []byte, ok bool) {

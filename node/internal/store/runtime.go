@@ -267,7 +267,7 @@ func hashFile(ctx context.Context, f io.ReaderAt, size int64, d digest.Digest) (
 		if err := hashRange(io.MultiWriter(whole, chunk), f, off, n); err != nil {
 			return nil, fmt.Errorf("hash chunk %d: %w", i, err)
 		}
-		if err := m.Set(i, sumCID(chunk.Sum(nil))); err != nil {
+		if err := m.Set(i, content.SumCID([sumSize]byte(chunk.Sum(nil)))); err != nil {
 			return nil, err
 		}
 	}

@@ -5,7 +5,6 @@ package resolve
 
 import (
 	"context"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,9 +23,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/ipfs/go-cid"
-	mh "github.com/multiformats/go-multihash"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/shoal-cache/shoal/api/cids"
 	"github.com/shoal-cache/shoal/api/message"
 	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/api/v1alpha1"
@@ -199,7 +198,7 @@ func (r *Resolver) identify(a v1alpha1.Artifact) (v1alpha1.ResolvedArtifact, err
 		return resolved, nil
 	case a.Digest != "":
 		resolved := v1alpha1.ResolvedArtifact{Source: a.Digest, Repository: a.Repository, Digest: a.Digest}
-		c, err := DigestCID(digest.Digest(a.Digest))
+		c, err := cids.OfDigest(digest.Digest(a.Digest))
 		if err != nil {
 			return resolved, err
 		}
@@ -211,7 +210,7 @@ func (r *Resolver) identify(a v1alpha1.Artifact) (v1alpha1.ResolvedArtifact, err
 		if err != nil {
 			return resolved, fmt.Errorf("cid %q: %w", a.CID, err)
 		}
-		if d, ok := cidDigest(c); ok {
+		if d, err := cids.Digest(c); err == nil {
 			resolved.Digest = d.String()
 		} else if a.Repository != "" {
 			return resolved, fmt.Errorf("cid %s names a DAG and not the bytes of a blob, so no registry has it: "+
@@ -219,38 +218,6 @@ func (r *Resolver) identify(a v1alpha1.Artifact) (v1alpha1.ResolvedArtifact, err
 		}
 		return resolved, nil
 	}
-}
-
-// DigestCID is the CID of the bytes that a digest names: version 1, codec raw.
-func DigestCID(d digest.Digest) (cid.Cid, error) {
-	if err := d.Validate(); err != nil {
-		return cid.Undef, fmt.Errorf("digest %q: %w", d, err)
-	}
-	code, known := map[digest.Algorithm]uint64{digest.SHA256: mh.SHA2_256, digest.SHA512: mh.SHA2_512}[d.Algorithm()]
-	sum, err := hex.DecodeString(d.Encoded())
-	if err != nil || !known {
-		return cid.Undef, fmt.Errorf("digest %q: only sha256 and sha512 have a CID", d)
-	}
-	hash, err := mh.Encode(sum, code)
-	if err != nil {
-		return cid.Undef, fmt.Errorf("digest %q: %w", d, err)
-	}
-	return cid.NewCidV1(cid.Raw, hash), nil
-}
-
-// cidDigest is the digest of the bytes that a raw CID names. Other CIDs name a DAG, and have none.
-func cidDigest(c cid.Cid) (digest.Digest, bool) {
-	hash, err := mh.Decode(c.Hash())
-	if err != nil || c.Type() != cid.Raw {
-		return "", false
-	}
-	switch hash.Code {
-	case mh.SHA2_256:
-		return digest.NewDigestFromBytes(digest.SHA256, hash.Digest), true
-	case mh.SHA2_512:
-		return digest.NewDigestFromBytes(digest.SHA512, hash.Digest), true
-	}
-	return "", false
 }
 
 // ask fills in what only the registry knows.
@@ -284,7 +251,7 @@ func ask(ctx context.Context, by http.RoundTripper, resolved *v1alpha1.ResolvedA
 	if len(descriptor.MediaType) <= maxMediaType {
 		resolved.MediaType = string(descriptor.MediaType)
 	}
-	c, err := DigestCID(digest.Digest(resolved.Digest))
+	c, err := cids.OfDigest(digest.Digest(resolved.Digest))
 	if err != nil {
 		return err
 	}

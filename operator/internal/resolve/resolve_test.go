@@ -148,6 +148,11 @@ func TestNamesWithoutRegistry(t *testing.T) {
 
 	_, err = r.Resolve(t.Context(), v1alpha1.Artifact{CID: dag, Repository: "a.example/b"}, resolve.Options{})
 	require.ErrorContains(t, err, "remove repository")
+
+	cut := "bafkrefbm6jg3ux5qumhcn2b3flc3tyu6dmlb4xa" // of the first 20 bytes of the hash alone
+	got, err = r.Resolve(t.Context(), v1alpha1.Artifact{CID: cut}, resolve.Options{})
+	require.NoError(t, err)
+	require.Empty(t, got.Digest)
 }
 
 // An agent remembers the tag of what it fetched as the newest answer for it, and its runtime runs the image by it.
