@@ -14,20 +14,6 @@ import (
 // UnixFS profile unixfs-v1-2025 (IPIP-499), and well below the 2 MiB that Bitswap implementations take as a block.
 const ChunkSize = 1 << 20
 
-// Chunks is the number of chunks of a blob of size bytes. An empty blob has one chunk, of no bytes.
-func Chunks(size int64) int {
-	if size <= 0 {
-		return 1
-	}
-	return int((size + ChunkSize - 1) / ChunkSize)
-}
-
-// ChunkRange is the offset and length in bytes of chunk i of a blob of size bytes.
-func ChunkRange(size int64, i int) (off, n int64) {
-	off = int64(i) * ChunkSize
-	return off, min(ChunkSize, size-off)
-}
-
 // ChunkCID is the CID of a chunk's bytes: CIDv1, raw codec, SHA2-256.
 func ChunkCID(data []byte) cid.Cid {
 	sum := sha256.Sum256(data)

@@ -26,22 +26,25 @@ const (
 // ChunkMap is the ordered chunk CIDs of a blob. It is kept as bare SHA-256 sums, 32 bytes for each MiB of the blob.
 // The zero value is not usable; NewChunkMap makes one.
 type ChunkMap struct {
-	size int64
-	sums []byte // Chunks(size) times hashSize; all zero where a CID is not known yet
+	cut  Cut
+	sums []byte // cut.Len() times hashSize; all zero where a CID is not known yet
 }
 
 var unknownSum [hashSize]byte
 
-// NewChunkMap makes the map of a blob of size bytes, none of whose CIDs is known.
-func NewChunkMap(size int64) (*ChunkMap, error) {
-	if size < 0 || size > MaxSize {
+// NewChunkMap makes the map of a blob that is cut so, none of whose CIDs is known.
+func NewChunkMap(cut Cut) (*ChunkMap, error) {
+	if size := cut.Size(); size < 0 || size > MaxSize {
 		return nil, fmt.Errorf("blob size of %d bytes is outside 0 to %d", size, int64(MaxSize))
 	}
-	return &ChunkMap{size: size, sums: make([]byte, Chunks(size)*hashSize)}, nil
+	return &ChunkMap{cut: cut, sums: make([]byte, cut.Len()*hashSize)}, nil
 }
 
+// Cut is how the blob is cut.
+func (m *ChunkMap) Cut() Cut { return m.cut }
+
 // Size is the blob's size in bytes.
-func (m *ChunkMap) Size() int64 { return m.size }
+func (m *ChunkMap) Size() int64 { return m.cut.Size() }
 
 // Len is the number of chunks.
 func (m *ChunkMap) Len() int { return len(m.sums) / hashSize }
@@ -80,14 +83,14 @@ func (m *ChunkMap) Complete() bool {
 
 // Clone returns an independent copy.
 func (m *ChunkMap) Clone() *ChunkMap {
-	return &ChunkMap{size: m.size, sums: bytes.Clone(m.sums)}
+	return &ChunkMap{cut: m.cut, sums: bytes.Clone(m.sums)}
 }
 
 // MarshalBinary encodes the map: a version byte, the size as a uvarint, and the sums in order.
 func (m *ChunkMap) MarshalBinary() ([]byte, error) {
 	b := make([]byte, 0, 1+binary.MaxVarintLen64+len(m.sums))
 	b = append(b, chunkMapVersion)
-	b = binary.AppendUvarint(b, uint64(m.size))
+	b = binary.AppendUvarint(b, uint64(m.Size()))
 	return append(b, m.sums...), nil
 }
 
@@ -100,11 +103,11 @@ func (m *ChunkMap) UnmarshalBinary(b []byte) error {
 	if n <= 0 || size > MaxSize {
 		return fmt.Errorf("chunk map: size is malformed or above %d bytes", int64(MaxSize))
 	}
-	sums := b[1+n:]
-	if want := Chunks(int64(size)) * hashSize; len(sums) != want {
+	cut, sums := CutLeaves(int64(size)), b[1+n:]
+	if want := cut.Len() * hashSize; len(sums) != want {
 		return fmt.Errorf("chunk map of a blob of %d bytes: %d bytes of sums, want %d", size, len(sums), want)
 	}
-	m.size, m.sums = int64(size), bytes.Clone(sums)
+	m.cut, m.sums = cut, bytes.Clone(sums)
 	return nil
 }
 
@@ -121,9 +124,9 @@ func (m *ChunkMap) DAG() (root cid.Cid, inner []blocks.Block, err error) {
 	for i := range level {
 		c := m.CID(i)
 		if !c.Defined() {
-			return cid.Undef, nil, fmt.Errorf("UnixFS DAG of %d bytes: CID of chunk %d is not known", m.size, i)
+			return cid.Undef, nil, fmt.Errorf("UnixFS DAG of %d bytes: CID of chunk %d is not known", m.Size(), i)
 		}
-		_, n := ChunkRange(m.size, i)
+		_, n := m.cut.Range(i)
 		level[i] = child{cid: c, file: uint64(n), tree: uint64(n)}
 	}
 	for len(level) > 1 {

@@ -19,10 +19,10 @@ import (
 
 func mapOf(t testing.TB, data []byte) *ChunkMap {
 	t.Helper()
-	m, err := NewChunkMap(int64(len(data)))
+	m, err := NewChunkMap(CutLeaves(int64(len(data))))
 	require.NoError(t, err)
 	for i := range m.Len() {
-		off, n := ChunkRange(m.Size(), i)
+		off, n := CutLeaves(m.Size()).Range(i)
 		require.NoError(t, m.Set(i, ChunkCID(data[off:off+n])))
 	}
 	return m
@@ -64,7 +64,7 @@ func TestDAGIsThatOfTheUnixFSImporter(t *testing.T) {
 // Two levels of inner nodes need more than 1024 chunks, so this one splits made-up leaves instead of a GiB of data.
 func TestDAGOfTwoLevelsHasFullNodesFirst(t *testing.T) {
 	t.Parallel()
-	m, err := NewChunkMap(1025 * ChunkSize)
+	m, err := NewChunkMap(CutLeaves(1025 * ChunkSize))
 	require.NoError(t, err)
 	for i := range m.Len() {
 		require.NoError(t, m.Set(i, ChunkCID([]byte{byte(i), byte(i >> 8)})))
@@ -88,7 +88,7 @@ func TestChunkMapSurvivesEncoding(t *testing.T) {
 }
 
 func FuzzChunkMapUnmarshal(f *testing.F) {
-	m, _ := NewChunkMap(ChunkSize + 1)
+	m, _ := NewChunkMap(CutLeaves(ChunkSize + 1))
 	good, _ := m.MarshalBinary()
 	f.Add(good)
 	f.Add([]byte{1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})

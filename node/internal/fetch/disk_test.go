@@ -29,7 +29,7 @@ func leavePartial(t *testing.T, o *origin, d digest.Digest, chunks int) store.Op
 	g, err := s.Ingest(d, int64(len(data)), store.Origin{})
 	require.NoError(t, err)
 	for i := range chunks {
-		off, n := content.ChunkRange(int64(len(data)), i)
+		off, n := content.CutLeaves(int64(len(data))).Range(i)
 		require.NoError(t, g.WriteChunk(i, content.ChunkCID(data[off:off+n]), data[off:off+n]))
 	}
 	require.NoError(t, g.Close())

@@ -98,10 +98,10 @@ func newLie(t *testing.T, d digest.Digest, data []byte) *lie {
 	t.Helper()
 	l := &lie{digest: d, blocks: blockstore.NewBlockstore(dssync.MutexWrap(datastore.NewMapDatastore()))}
 	var err error
-	l.chunks, err = content.NewChunkMap(int64(len(data)))
+	l.chunks, err = content.NewChunkMap(content.CutLeaves(int64(len(data))))
 	require.NoError(t, err)
 	for i := range l.chunks.Len() {
-		off, n := content.ChunkRange(l.chunks.Size(), i)
+		off, n := content.CutLeaves(l.chunks.Size()).Range(i)
 		c := content.ChunkCID(data[off : off+n])
 		require.NoError(t, l.chunks.Set(i, c))
 		b, err := blocks.NewBlockWithCid(data[off:off+n], c)

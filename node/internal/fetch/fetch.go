@@ -234,6 +234,9 @@ func (f *fetch) detach() {
 	f.broadcast()
 }
 
+// cut is how a blob of the fetch's size is cut. The caller holds f.mu, or knows that the size is known.
+func (f *fetch) cut() content.Cut { return content.CutLeaves(f.size) }
+
 func (f *fetch) knownSize() int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -452,7 +455,7 @@ func (f *fetch) makeRoom(size int64, told bool) {
 		f.size, f.sizeTold, f.window = size, told, newWindow(ing.Slots())
 		f.cameFrom = slices.Repeat([]provenance{fromHere}, ing.Len())
 		for i := range ing.Len() {
-			if _, n := content.ChunkRange(size, i); ing.Has(i) { // of an earlier try
+			if _, n := ing.Cut().Range(i); ing.Has(i) { // of an earlier try
 				f.kept += n
 			}
 		}
@@ -483,7 +486,7 @@ func (f *fetch) land(i int, c cid.Cid, data []byte, from provenance, landed func
 	if ing == nil {
 		return
 	}
-	if _, n := content.ChunkRange(f.size, i); int64(len(data)) != n {
+	if _, n := f.cut().Range(i); int64(len(data)) != n {
 		f.mismatch(fmt.Errorf("chunk %d is of %d bytes, want %d: %w", i, len(data), n, content.ErrDigestMismatch))
 		return
 	}
@@ -575,7 +578,7 @@ func (f *fetch) missLost(now time.Time) {
 	f.lost = f.ing.Lost()
 	for i := range f.ing.Len() {
 		if f.part.Has(i) && !f.ing.Has(i) {
-			_, n := content.ChunkRange(f.size, i)
+			_, n := f.cut().Range(i)
 			f.kept -= n
 			f.part.Lose(now, i)
 		}

@@ -104,15 +104,16 @@ func (r *lastingRange) reopen(next content.Reader) (io.ReadCloser, error) {
 	if r.given == 0 || claims == nil && r.n < size {
 		return next.Range(r.ctx, at, end-at)
 	}
-	first, last := r.off/content.ChunkSize, (at-1)/content.ChunkSize
-	start := first * content.ChunkSize
-	body, err := next.Range(r.ctx, start, max(end, min((last+1)*content.ChunkSize, size))-start)
+	cut := content.CutLeaves(size)
+	first, last := cut.At(r.off), cut.At(at-1)
+	start := cut.Start(first)
+	body, err := next.Range(r.ctx, start, max(end, min(cut.Start(last+1), size))-start)
 	if err != nil {
 		return nil, err
 	}
 	var chunk []byte
-	for i := int(first); i <= int(last); i++ {
-		_, n := content.ChunkRange(size, i)
+	for i := first; i <= last; i++ {
+		_, n := cut.Range(i)
 		chunk = slices.Grow(chunk[:0], int(n))[:n]
 		if _, err = io.ReadFull(body, chunk); err == nil && claims != nil && claims.CID(i) != content.ChunkCID(chunk) {
 			err = fmt.Errorf("chunk %d is another elsewhere than was given: %w", i, content.ErrDigestMismatch)
@@ -121,7 +122,7 @@ func (r *lastingRange) reopen(next content.Reader) (io.ReadCloser, error) {
 			return nil, errors.Join(err, body.Close())
 		}
 	}
-	rest := io.MultiReader(bytes.NewReader(chunk[at-last*content.ChunkSize:]), body)
+	rest := io.MultiReader(bytes.NewReader(chunk[at-cut.Start(last):]), body)
 	return struct {
 		io.Reader
 		io.Closer

@@ -31,7 +31,7 @@ func (fr *Fetcher) learnFrom(repo content.Repository, ing *store.Ingest, declare
 	}
 	data := make([]byte, ing.Size())
 	for i := range ing.Len() {
-		off, n := content.ChunkRange(ing.Size(), i)
+		off, n := ing.Cut().Range(i)
 		if got, err := ing.ReadChunk(i, data[off:off+n], 0); int64(got) < n {
 			fr.log.Warn("manifest not read", "digest", ing.Digest(), "error", err)
 			return declared

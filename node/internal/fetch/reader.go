@@ -96,11 +96,12 @@ func (r *reader) Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	part := r.part && n < size
 	held := r.f.fr.opts.VerifiedRanges && n < size
 	if n > 0 || size == 0 {
-		first, last := int(off/content.ChunkSize), int((off+max(n, 1)-1)/content.ChunkSize)
+		cut := r.f.cut()
+		first, last := cut.At(off), cut.At(off+max(n, 1)-1)
 		// Who reads up to the end, and not a part only, has the bytes before it from an earlier answer. The end is
 		// given when the digest of the whole is known to match.
 		if toEnd := off+n == size && !part; held || toEnd {
-			first, last = 0, content.Chunks(size)-1
+			first, last = 0, cut.Len()-1
 		}
 		r.f.demand(first, last)
 	}
@@ -115,7 +116,7 @@ func (r *reader) ensure(ctx context.Context) error {
 	if f.passes() {
 		return fmt.Errorf("ensure %s: %w", f.digest, content.ErrNoSpace)
 	}
-	f.demand(0, content.Chunks(r.Size())-1)
+	f.demand(0, f.cut().Len()-1)
 	defer f.hungry(time.Time{}, f.part.FirstAbsent)()
 	if err := f.await(ctx, func() bool { return f.committed }); err != nil {
 		return fmt.Errorf("ensure %s: %w", f.digest, err)
@@ -147,12 +148,12 @@ func (s *stream) next() error {
 	if s.left == 0 {
 		return io.EOF
 	}
-	i := int(s.pos / content.ChunkSize)
+	i := s.f.cut().At(s.pos)
 	for {
 		if err := s.await(i); err != nil {
 			return err
 		}
-		start, size := content.ChunkRange(s.f.size, i)
+		start, size := s.f.cut().Range(i)
 		n := min(s.left, start+size-s.pos)
 		part, from, err := s.f.section(s.ctx, i, s.pos-start, n)
 		if err == nil {
@@ -171,7 +172,7 @@ func (s *stream) advance(n int64, err error) error {
 	s.left -= n
 	s.came = time.Time{}
 	s.f.fr.m.served.WithLabelValues(string(s.from)).Add(float64(n))
-	if s.left > 0 && s.pos%content.ChunkSize != 0 && err == nil {
+	if s.left > 0 && s.f.cut().At(s.pos) == s.f.cut().At(s.pos-1) && err == nil {
 		return nil
 	}
 	if err == nil || errors.Is(err, io.EOF) {

@@ -150,7 +150,7 @@ func (f *fetch) readOnce(ctx context.Context, r schedule.Run, own bool) error {
 	in := &upstreamBytes{r: body, f: f, own: own}
 	switch {
 	case own: // what comes before is wanted as well
-		first := int(body.Offset / content.ChunkSize)
+		first := f.cut().At(body.Offset)
 		r = schedule.Run{First: first, Count: r.End() - first}
 	case off == 0 && body.Whole && f.lengthOf(r) < body.Size:
 		return f.stream(in, r, n > 0 && body.kind == content.Blob, body.registry)
@@ -183,9 +183,10 @@ func (f *fetch) passOver(in io.Reader, body *answer, r schedule.Run, off int64) 
 // extent is what the registry is asked for to read a run: n bytes from offset off, or all from there where n is -1.
 // sizeOnly: the answer is to tell the size.
 func (f *fetch) extent(r schedule.Run, own bool) (off, n int64, sizeOnly bool) {
-	off, n = int64(r.First)*content.ChunkSize, int64(r.Count)*content.ChunkSize
-	whole := false
-	if size := f.knownSize(); size > 0 {
+	size, whole := f.knownSize(), false
+	cut := content.CutLeaves(size)
+	off, n = cut.Start(r.First), cut.Start(r.Count)
+	if size > 0 {
 		n = min(n, size-off)
 		whole = off == 0 && n == size
 	}
@@ -321,7 +322,7 @@ func (f *fetch) stream(in io.Reader, r schedule.Run, ignored bool, registry stri
 		f.streaming = true
 		f.part.LeaseEnded(now, r, schedule.NoRange)
 	})
-	err := f.readChunks(in, schedule.Run{Count: content.Chunks(f.knownSize())})
+	err := f.readChunks(in, schedule.Run{Count: f.cut().Len()})
 	f.update(func(now time.Time) {
 		f.streaming = false
 		for _, c := range f.covered {
@@ -353,7 +354,9 @@ func (f *fetch) sizeOnly() (only, small bool) {
 
 // lengthOf is the number of bytes of a run.
 func (f *fetch) lengthOf(r schedule.Run) int64 {
-	return min(int64(r.Count)*content.ChunkSize, f.knownSize()-int64(r.First)*content.ChunkSize)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return min(f.cut().Start(r.Count), f.size-f.cut().Start(r.First))
 }
 
 // sized learns the blob's size and type from an answer. Where that is not the size that others named, one of the two is
@@ -417,8 +420,8 @@ func (f *fetch) confirmSize(ctx context.Context, req content.Request) error {
 func (f *fetch) readChunks(body io.Reader, r schedule.Run) error {
 	buf := f.fr.buffers.Get().(*[]byte)
 	defer f.fr.buffers.Put(buf)
-	for i := r.First; i < min(r.End(), content.Chunks(f.size)); i++ {
-		_, n := content.ChunkRange(f.size, i)
+	for i := r.First; i < min(r.End(), f.cut().Len()); i++ {
+		_, n := f.cut().Range(i)
 		data := (*buf)[:n]
 		if _, err := io.ReadFull(body, data); err != nil {
 			return fmt.Errorf("read chunk %d of %s from upstream: %w", i, f.digest, err)

@@ -239,8 +239,8 @@ func (r *reader) passThrough(ctx context.Context, off, n int64) (io.ReadCloser, 
 func (f *fetch) streamThrough(ctx context.Context, off, n int64, own bool) *stream {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	first := int(off / content.ChunkSize)
-	at := &span{first: first, at: first, last: int((off + n - 1) / content.ChunkSize)}
+	first := f.cut().At(off)
+	at := &span{first: first, at: first, last: f.cut().At(off + n - 1)}
 	number := f.streams + 1
 	if own {
 		f.window.readers[number] = at
@@ -279,7 +279,7 @@ func (f *fetch) prove() {
 func (f *fetch) readWhole() error {
 	s := f.streamThrough(f.ctx, 0, f.size, true)
 	defer func() { _ = s.Close() }()
-	sum, buf := f.digest.Verifier(), make([]byte, content.ChunkSize)
+	sum, buf := f.digest.Verifier(), make([]byte, f.cut().Chunk())
 	for {
 		n, err := s.Read(buf)
 		_, _ = sum.Write(buf[:n]) // a hash never fails

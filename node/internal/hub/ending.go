@@ -13,7 +13,10 @@ import (
 const endSize = 64
 
 // lastChunk is where the last chunk of a file of size bytes begins.
-func lastChunk(size int64) int64 { return max(size-1, 0) / content.ChunkSize * content.ChunkSize }
+func lastChunk(size int64) int64 {
+	cut := content.CutLeaves(size)
+	return cut.Start(cut.Len() - 1)
+}
 
 // ending reads what lies in a file's last chunk, up to its end. That chunk waits until the digest of the whole matches,
 // so that a client who asks for nothing else, as for the footer of a table, would get nothing for long, and give up. It

@@ -15,7 +15,7 @@ func (p *Participant) Limit(slots int) { p.slots = slots }
 
 // SetSize makes the blob's size known, once; present tells which chunks an earlier try has left.
 func (p *Participant) SetSize(size int64, present func(i int) bool) {
-	n := uint(content.Chunks(size))
+	n := uint(content.CutLeaves(size).Len())
 	p.size, p.pieces, p.absent = size, make([]piece, n), int(n)
 	p.need, p.duties, p.todo = bitset.New(n), bitset.New(n), bitset.New(n)
 	for i := range p.pieces {

@@ -198,7 +198,7 @@ func (t *Table) setSize(size int64) error {
 	case size > content.MaxSize || size < 0:
 		return fmt.Errorf("%d bytes: %w", size, ErrSize)
 	}
-	t.size, t.n = size, content.Chunks(size)
+	t.size, t.n = size, content.CutLeaves(size).Len()
 	t.fresh = t.n
 	for _, p := range t.active {
 		t.initParty(p)

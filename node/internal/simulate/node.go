@@ -7,7 +7,6 @@ import (
 
 	"github.com/bits-and-blooms/bitset"
 
-	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 )
 
@@ -120,14 +119,14 @@ func (f *fetch) begin() {
 	now := f.n.sim.clock()
 	f.part.SetUpstream(now, true)
 	f.part.SetSize(f.blob.size, func(int) bool { return false })
-	f.part.Demand(now, schedule.Run{Count: f.blob.chunks})
+	f.part.Demand(now, schedule.Run{Count: f.blob.cut.Len()})
 	f.join()
 	f.tick()
 }
 
 func newFetch(n *node, b *blob) *fetch {
 	f := &fetch{
-		n: n, blob: b, have: bitset.New(uint(b.chunks)), asked: slices.Repeat([]int32{-1}, b.chunks),
+		n: n, blob: b, have: bitset.New(uint(b.cut.Len())), asked: slices.Repeat([]int32{-1}, b.cut.Len()),
 		wanted:  map[int][]want{},
 		streams: map[int]struct{}{},
 	}
@@ -391,7 +390,7 @@ func (f *fetch) advance() {
 	if f.position == 0 && f.have.Test(0) {
 		f.blob.firstByte = max(f.blob.firstByte, n.sim.now-f.began)
 	}
-	for f.position < f.blob.chunks && f.have.Test(uint(f.position)) {
+	for f.position < f.blob.cut.Len() && f.have.Test(uint(f.position)) {
 		f.position++
 	}
 	f.part.SetPosition(n.sim.clock(), 0, f.position)
@@ -453,6 +452,6 @@ func (n *node) disconnected(from *node) {
 }
 
 func (b *blob) lengthOf(i int) int64 {
-	_, n := content.ChunkRange(b.size, i)
+	_, n := b.cut.Range(i)
 	return n
 }

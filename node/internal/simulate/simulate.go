@@ -161,10 +161,11 @@ type simulation struct {
 }
 
 type blob struct {
-	index, chunks int
-	firstByte     time.Duration // of the reader who waited longest for the first chunk
-	size          int64
-	coordinator   *coordinator
+	index       int
+	firstByte   time.Duration // of the reader who waited longest for the first chunk
+	size        int64
+	cut         content.Cut
+	coordinator *coordinator
 }
 
 // Run simulates a burst. It fails with ErrUnfinished.
@@ -192,7 +193,7 @@ func Run(cfg Config) (*Result, error) {
 	}
 	hosts := map[*node]bool{}
 	for i, size := range cfg.Blobs {
-		b := &blob{index: i, size: size, chunks: content.Chunks(size)}
+		b := &blob{index: i, size: size, cut: content.CutLeaves(size)}
 		s.blobs = append(s.blobs, b)
 		host := s.nodes[random.IntN(cfg.Nodes)] // whose ID is nearest to the digest, which is as good as random
 		hosts[host] = true

@@ -40,7 +40,7 @@ func BenchmarkReadBlock(b *testing.B) {
 func BenchmarkIngest(b *testing.B) {
 	s := openTest(b, Options{})
 	x := newSample(1, 64*chunkSize)
-	m, err := content.NewChunkMap(x.size())
+	m, err := content.NewChunkMap(content.CutLeaves(x.size()))
 	require.NoError(b, err)
 	for i := range x.chunks() {
 		require.NoError(b, m.Set(i, content.ChunkCID(x.chunk(i))))

@@ -54,7 +54,7 @@ func (p place) size() int {
 	} else {
 		size = p.blob.size
 	}
-	_, n := content.ChunkRange(size, p.chunk)
+	_, n := content.CutLeaves(size).Range(p.chunk)
 	return int(n)
 }
 
@@ -85,7 +85,7 @@ func (v blockView) findChunk(c cid.Cid, sum [sumSize]byte, f func(place) bool) e
 	// Reading a place may drop its blob from the index, which must not happen within the index's own transaction.
 	var places []place
 	err := v.s.index.chunk(sum[:], func(d digest.Digest, i int) bool {
-		if e, err := v.s.known(d); err == nil && e != nil && i < content.Chunks(e.size) {
+		if e, err := v.s.known(d); err == nil && e != nil && i < content.CutLeaves(e.size).Len() {
 			places = append(places, place{blob: e, chunk: i})
 		}
 		return false

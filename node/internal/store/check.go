@@ -121,16 +121,12 @@ func (c *checks) good(f *os.File, st stamp, size int64, i int, age time.Duration
 	if !good || blind {
 		return good
 	}
-	if all, known := resident(f, int64(i)*content.ChunkSize, chunkLen(size, i)); all || !known {
+	off, n := content.CutLeaves(size).Range(i)
+	if all, known := resident(f, off, n); all || !known {
 		return true
 	}
 	c.forget(i, readAhead)
 	return false
-}
-
-func chunkLen(size int64, i int) int64 {
-	_, n := content.ChunkRange(size, i)
-	return n
 }
 
 // forget drops the checks of chunk i and of the n after it: they may have come from the disk again.
@@ -147,7 +143,7 @@ func (c *checks) note(st stamp, size int64, first, last int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.stamp != st || c.at == nil {
-		c.stamp, c.at, c.blind = st, make([]uint32, content.Chunks(size)), false
+		c.stamp, c.at, c.blind = st, make([]uint32, content.CutLeaves(size).Len()), false
 	}
 	now := clock()
 	for i := first; i <= last; i++ {
@@ -158,7 +154,7 @@ func (c *checks) note(st stamp, size int64, first, last int) {
 // noteWhole is note for all chunks of a file whose digest was found right.
 func (c *checks) noteWhole(f *os.File, size int64) {
 	if st, err := stampOf(f); err == nil && st.size == size {
-		c.note(st, size, 0, content.Chunks(size)-1)
+		c.note(st, size, 0, content.CutLeaves(size).Len()-1)
 	}
 }
 
@@ -281,7 +277,7 @@ func (c *checker) hash(f *os.File, i int) error {
 		return err
 	}
 	settled := st.settled(time.Now())
-	off, n := content.ChunkRange(c.size, i)
+	off, n := content.CutLeaves(c.size).Range(i)
 	h := digest.SHA256.Hash()
 	c.store.metrics.checked.Add(float64(n))
 	if err := hashRange(h, f, off, n); err != nil {
@@ -304,7 +300,8 @@ func (c *checker) read(f *os.File, i int, sum, data []byte) error {
 		return err
 	}
 	good, settled := c.checks.good(f, st, c.size, i, c.age), st.settled(time.Now())
-	if _, err := f.ReadAt(data, int64(i)*content.ChunkSize); err != nil {
+	off := content.CutLeaves(c.size).Start(i)
+	if _, err := f.ReadAt(data, off); err != nil {
 		return c.unreadable(f, i, err)
 	}
 	if good {
@@ -319,7 +316,7 @@ func (c *checker) read(f *os.File, i int, sum, data []byte) error {
 	}
 	if settled {
 		c.checks.note(st, c.size, i, i)
-		c.checks.see(f, int64(i)*content.ChunkSize, int64(len(data)))
+		c.checks.see(f, off, int64(len(data)))
 	}
 	return nil
 }
@@ -370,7 +367,8 @@ func (w *watch) clear(off, want int64) (int64, error) {
 			}
 		}
 	}
-	first, end := int(off/content.ChunkSize), int((off+want-1)/content.ChunkSize)
+	cut := content.CutLeaves(w.size)
+	first, end := cut.At(off), cut.At(off+want-1)
 	if err := w.ensure(st, first); err != nil {
 		return 0, err
 	}
@@ -379,7 +377,7 @@ func (w *watch) clear(off, want int64) (int64, error) {
 		last++
 	}
 	w.seen, w.first, w.last = st, first, last
-	return min(want, int64(last+1)*content.ChunkSize-off), nil
+	return min(want, cut.Start(last+1)-off), nil
 }
 
 // ensure has chunk i hashed if it has to be.

@@ -100,11 +100,12 @@ func (s *Store) hashPartial(ctx context.Context, id partialID, size int64) error
 	}
 	slots := journal[min(journalHeader, len(journal)):]
 	whole := id.digest.Algorithm().Hash()
-	for i := range content.Chunks(size) {
+	cut := content.CutLeaves(size)
+	for i := range cut.Len() {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		off, n := content.ChunkRange(size, i)
+		off, n := cut.Range(i)
 		chunk := digest.SHA256.Hash()
 		if err := hashRange(io.MultiWriter(whole, chunk), f, off, n); err != nil {
 			return fmt.Errorf("hash chunk %d: %w", i, err)

@@ -28,6 +28,7 @@ type Ingest struct {
 	store  *Store
 	digest digest.Digest
 	size   int64
+	cut    content.Cut
 	origin Origin
 
 	// writing lets one writer at a time into the file, as the kernel does: there the others would spin until it is
@@ -145,12 +146,13 @@ func (s *Store) newIngest(d digest.Digest, size int64, origin Origin) (*Ingest, 
 	if _, err := content.DigestCID(d); err != nil {
 		return nil, err
 	}
-	chunks, err := content.NewChunkMap(size)
+	cut := content.CutLeaves(size)
+	chunks, err := content.NewChunkMap(cut)
 	if err != nil {
 		return nil, err
 	}
 	ing := &Ingest{
-		store: s, digest: d, size: size, origin: origin, chunks: chunks, missing: chunks.Len(),
+		store: s, digest: d, size: size, cut: cut, origin: origin, chunks: chunks, missing: chunks.Len(),
 		present: make([]byte, (chunks.Len()+7)/8), bySum: make(map[[sumSize]byte]int32), closed: make(chan struct{}),
 		inherited: inherited{news: make(chan struct{})},
 	}
@@ -182,7 +184,7 @@ func (g *Ingest) open() error {
 	if err != nil {
 		return err
 	}
-	j, err := openJournal(s.disk, path+journalSuffix, g.size, g.origin, s.boot)
+	j, err := openJournal(s.disk, path+journalSuffix, g.cut, g.origin, s.boot)
 	if err != nil {
 		return err
 	}
@@ -261,7 +263,7 @@ func (g *Ingest) note(i int, c cid.Cid) error {
 	if err := g.chunks.Set(i, c); err != nil {
 		return err
 	}
-	_, n := content.ChunkRange(g.size, i)
+	_, n := g.cut.Range(i)
 	g.present[i/8] |= 1 << (i % 8)
 	g.missing--
 	g.bytes += n
@@ -282,6 +284,9 @@ func (g *Ingest) Size() int64 { return g.size }
 
 // Digest is the blob's digest.
 func (g *Ingest) Digest() digest.Digest { return g.digest }
+
+// Cut is how the blob is cut into the chunks that are written.
+func (g *Ingest) Cut() content.Cut { return g.cut }
 
 // Len is the number of chunks.
 func (g *Ingest) Len() int { return g.chunks.Len() }
@@ -327,7 +332,7 @@ func (g *Ingest) taken() int64 {
 	defer g.mu.RUnlock()
 	switch {
 	case g.window != nil:
-		return int64(g.window.size) * content.ChunkSize
+		return g.cut.Start(g.window.size)
 	case g.phase == phaseOpening:
 		return max(g.bytes, g.earlier.bytes)
 	}
@@ -357,7 +362,7 @@ func (g *Ingest) writeChunk(i int, c cid.Cid, data []byte) error {
 	if i < 0 || i >= g.chunks.Len() {
 		return fmt.Errorf("the blob has %d chunks", g.chunks.Len())
 	}
-	off, n := content.ChunkRange(g.size, i)
+	off, n := g.cut.Range(i)
 	switch {
 	case int64(len(data)) != n:
 		return fmt.Errorf("%d bytes, want %d", len(data), n)
@@ -460,7 +465,7 @@ func (g *Ingest) chunkFile(i int) (f *os.File, off, n int64, err error) {
 	case !g.has(i):
 		return nil, 0, 0, content.ErrNotFound
 	}
-	off, n = content.ChunkRange(g.size, i)
+	off, n = g.cut.Range(i)
 	return g.file, off, n, nil
 }
 
@@ -712,7 +717,7 @@ func (f *follower) kick() {
 
 func (f *follower) run() {
 	for i, ok := f.advance(nil); ok; {
-		off, n := content.ChunkRange(f.ing.size, i)
+		off, n := f.ing.cut.Range(i)
 		file := f.ing.file
 		err := f.ing.store.watched("hash", file.Name(), false, func() error {
 			if err := f.ing.check(i); err != nil {
@@ -816,12 +821,12 @@ func (s *Store) put(ctx context.Context, pool Pool, d digest.Digest, r io.Reader
 
 // fill writes the missing chunks from a reader over the whole blob.
 func (g *Ingest) fill(ctx context.Context, r io.Reader) error {
-	buf := make([]byte, min(g.size, content.ChunkSize))
+	buf := make([]byte, min(g.size, g.cut.Chunk()))
 	for i := range g.Len() {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		_, n := content.ChunkRange(g.size, i)
+		_, n := g.cut.Range(i)
 		if _, err := io.ReadFull(r, buf[:n]); err != nil {
 			return fmt.Errorf("chunk %d: %w", i, err)
 		}

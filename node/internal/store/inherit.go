@@ -76,7 +76,7 @@ func (g *Ingest) check(i int) error {
 	if done, err := g.checked(i); done { // another was faster
 		return err
 	}
-	off, n := content.ChunkRange(g.size, i)
+	off, n := g.cut.Range(i)
 	sum := digest.SHA256.Hash()
 	err := hashRange(sum, g.file, off, n)
 	switch {
@@ -114,7 +114,7 @@ func (g *Ingest) checked(i int) (done bool, err error) {
 func (g *Ingest) lose(i int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	_, n := content.ChunkRange(g.size, i)
+	_, n := g.cut.Range(i)
 	g.inherited.chunks[i/8] &^= 1 << (i % 8)
 	g.present[i/8] &^= 1 << (i % 8)
 	g.missing++

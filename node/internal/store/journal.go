@@ -44,18 +44,18 @@ const (
 )
 
 // openJournal opens or makes the journal. One that is of another size or source or damaged is started anew.
-func openJournal(k disk, path string, size int64, origin Origin, boot string) (*journal, error) {
+func openJournal(k disk, path string, cut content.Cut, origin Origin, boot string) (*journal, error) {
 	f, err := k.create(path)
 	if err != nil {
 		return nil, err
 	}
-	j := &journal{disk: k, file: f, boot: boot, size: size, origin: origin}
-	b, err := io.ReadAll(io.LimitReader(f, journalHeader+int64(content.Chunks(size))*journalSlot))
+	j := &journal{disk: k, file: f, boot: boot, size: cut.Size(), origin: origin}
+	b, err := io.ReadAll(io.LimitReader(f, journalHeader+int64(cut.Len())*journalSlot))
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	was, from, wrote, err := decodeJournalHeader(b)
-	if err == nil && was == size && origin.Source == from.Source {
+	if err == nil && was == cut.Size() && origin.Source == from.Source {
 		j.slots = b[journalHeader:]
 		j.sameBoot = boot != "" && wrote == boot
 		j.signed = j.sameBoot && origin == from
@@ -97,7 +97,7 @@ func readJournal(f io.Reader) (size int64, from Origin, complete bool, err error
 		return 0, from, false, err
 	}
 	slot := make([]byte, journalSlot)
-	for i := range content.Chunks(size) {
+	for i := range content.CutLeaves(size).Len() {
 		if _, err := io.ReadFull(r, slot); err != nil {
 			return size, from, false, nil
 		}

@@ -47,13 +47,13 @@ func newSample(seed uint64, size int) sample {
 }
 
 func (s sample) chunk(i int) []byte {
-	off, n := content.ChunkRange(int64(len(s.data)), i)
+	off, n := content.CutLeaves(int64(len(s.data))).Range(i)
 	return s.data[off : off+n]
 }
 
 func (s sample) size() int64 { return int64(len(s.data)) }
 
-func (s sample) chunks() int { return content.Chunks(s.size()) }
+func (s sample) chunks() int { return content.CutLeaves(s.size()).Len() }
 
 const chunkSize = content.ChunkSize
 

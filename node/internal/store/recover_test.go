@@ -332,7 +332,7 @@ func TestOpeningEndsWithItsContext(t *testing.T) {
 }
 
 func FuzzDecodeMap(f *testing.F) {
-	m, _ := content.NewChunkMap(1)
+	m, _ := content.NewChunkMap(content.CutLeaves(1))
 	_ = m.Set(0, content.ChunkCID([]byte("x")))
 	path := filepath.Join(f.TempDir(), "map")
 	require.NoError(f, (&meta{Digest: digest.FromString("x"), MediaType: "a/b", chunks: m}).write(disk{}, path))
@@ -354,7 +354,7 @@ func FuzzOpenJournal(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		path := filepath.Join(t.TempDir(), "journal")
 		require.NoError(t, os.WriteFile(path, b, 0o600))
-		j, err := openJournal(disk{}, path, 3*chunkSize, Origin{}, "boot")
+		j, err := openJournal(disk{}, path, content.CutLeaves(3*chunkSize), Origin{}, "boot")
 		require.NoError(t, err)
 		defer func() { require.NoError(t, j.close()) }()
 		for i := range 3 {

@@ -253,7 +253,7 @@ func eachName(ctx context.Context, dir *os.File, f func(name string)) error {
 
 // hashFile computes the chunk map of a file's size bytes, and checks in the same pass that their digest is d.
 func hashFile(ctx context.Context, f io.ReaderAt, size int64, d digest.Digest) (*content.ChunkMap, error) {
-	m, err := content.NewChunkMap(size)
+	m, err := content.NewChunkMap(content.CutLeaves(size))
 	if err != nil {
 		return nil, err
 	}
@@ -262,7 +262,7 @@ func hashFile(ctx context.Context, f io.ReaderAt, size int64, d digest.Digest) (
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		off, n := content.ChunkRange(size, i)
+		off, n := m.Cut().Range(i)
 		chunk := digest.SHA256.Hash()
 		if err := hashRange(io.MultiWriter(whole, chunk), f, off, n); err != nil {
 			return nil, fmt.Errorf("hash chunk %d: %w", i, err)

@@ -75,8 +75,9 @@ func (s *Store) scrubBlob(ctx context.Context, e *entry, report *ScrubReport) er
 		report.Damaged = append(report.Damaged, e.digest)
 	}
 	h := e.digest.Algorithm().Hash()
-	for i := range content.Chunks(e.size) {
-		off, n := content.ChunkRange(e.size, i)
+	cut := content.CutLeaves(e.size)
+	for i := range cut.Len() {
+		off, n := cut.Range(i)
 		if err := s.scrubbing.WaitN(ctx, int(n)); err != nil {
 			return err
 		}
@@ -95,7 +96,7 @@ func (s *Store) scrubBlob(ctx context.Context, e *entry, report *ScrubReport) er
 		damaged("its bytes are those of " + got.String())
 		return nil
 	}
-	e.checks.note(st, e.size, 0, content.Chunks(e.size)-1)
+	e.checks.note(st, e.size, 0, cut.Len()-1)
 	if _, err := readMeta(s.mapPath(e), e.digest); err != nil && !e.runtime {
 		if _, err := s.repairMap(e); err == nil {
 			report.Repaired++

@@ -76,8 +76,8 @@ func (s *Store) admitWindow(g *Ingest) error {
 	pool := g.origin.Pool
 	left, bounded := s.windowsLeft(pool)
 	for n := mostWindow; n >= leastWindow; n /= 2 {
-		bytes := int64(n) * content.ChunkSize
-		tooMuch := bounded && bytes > max(left/2, leastWindow*content.ChunkSize)
+		bytes := g.cut.Start(n)
+		tooMuch := bounded && bytes > max(left/2, g.cut.Start(leastWindow))
 		if bytes >= g.size || tooMuch || s.makeRoom(pool, bytes) != nil {
 			continue
 		}
@@ -108,7 +108,7 @@ func (s *Store) windowsLeft(pool Pool) (left int64, bounded bool) {
 	}
 	for _, g := range s.ingests {
 		if g.window != nil && s.limits.share(pool, g.origin.Pool) {
-			left -= int64(g.window.size) * content.ChunkSize
+			left -= g.cut.Start(g.window.size)
 		}
 	}
 	return left, true
@@ -145,7 +145,7 @@ func (g *Ingest) Drop(i int) (gone bool) {
 	if g.window == nil || !g.has(i) {
 		return false
 	}
-	_, n := content.ChunkRange(g.size, i)
+	_, n := g.cut.Range(i)
 	g.present[i/8] &^= 1 << (i % 8)
 	g.missing++
 	g.bytes -= n
@@ -176,7 +176,7 @@ func (g *Ingest) writeSlot(i int, c cid.Cid, data []byte) error {
 	file := g.file
 	g.mu.Unlock()
 
-	err := g.store.disk.writeAt(file, data, int64(slot)*content.ChunkSize)
+	err := g.store.disk.writeAt(file, data, g.cut.Start(slot))
 	g.mu.Lock()
 	if err != nil {
 		g.window.free = append(g.window.free, slot)
@@ -206,9 +206,9 @@ func (g *Ingest) readSlot(i int, p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	var n int
-	_, size := content.ChunkRange(g.size, i)
+	_, size := g.cut.Range(i)
 	err = g.store.watched("read", file.Name(), true, func() (err error) {
-		n, err = io.NewSectionReader(file, int64(at.slot)*content.ChunkSize, size).ReadAt(p, off)
+		n, err = io.NewSectionReader(file, g.cut.Start(at.slot), size).ReadAt(p, off)
 		return err
 	})
 	switch now, _, gone := g.slot(i); {
@@ -251,7 +251,7 @@ func (s *lentSection) Close() error {
 
 // slotSection is SectionWriterTo for a window.
 func (g *Ingest) slotSection(_ context.Context, i int, off, n int64) (io.ReadCloser, error) {
-	_, size := content.ChunkRange(g.size, i)
+	_, size := g.cut.Range(i)
 	if off < 0 || n < 0 || off > size-n {
 		return nil, fmt.Errorf("range of %d bytes at %d is outside its %d bytes", n, off, size)
 	}

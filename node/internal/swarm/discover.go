@@ -216,7 +216,7 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, d digest.Digest,
 	}
 	held()
 	_ = stream.SetDeadline(earlier(time.Now().Add(mapTimeout), end)) // p has yet to sign
-	want := content.Chunks(head.Size)
+	want := content.CutLeaves(head.Size).Len()
 	defer func() { s.maps.Release(int64(len(claims))) }()
 	for len(claims) < want {
 		var part mapPart

@@ -474,8 +474,9 @@ func (a *attempt) trickle(ctx context.Context, req content.Request) error {
 	if r.Arrived() == r.Size() {
 		return nil // it is here
 	}
-	for i := range content.Chunks(r.Size()) {
-		off, n := content.ChunkRange(r.Size(), i)
+	cut := content.CutLeaves(r.Size())
+	for i := range cut.Len() {
+		off, n := cut.Range(i)
 		before := r.Arrived()
 		rc, err := r.Range(ctx, off, n)
 		if err != nil {

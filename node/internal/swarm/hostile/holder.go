@@ -82,7 +82,7 @@ func (h *holder) answer(ctx context.Context, frames func(question map[int]any) [
 func (h *holder) list(question map[int]any) []map[int]any {
 	d, _ := question[1].(string)
 	answer := []map[int]any{{1: true, 2: h.Size}}
-	for i := range content.Chunks(h.Size) {
+	for i := range content.CutLeaves(h.Size).Len() {
 		sum := h.chunk(d, i)
 		claim := append([]byte("shoal chunk claim 1\x00"), d...)
 		claim = binary.BigEndian.AppendUint64(append(claim, 0), uint64(i)) //nolint:gosec // not negative
@@ -97,7 +97,7 @@ func (h *holder) list(question map[int]any) []map[int]any {
 
 // chunk makes chunk i of what is no blob.
 func (h *holder) chunk(d string, i int) [sha256.Size]byte {
-	_, n := content.ChunkRange(h.Size, i)
+	_, n := content.CutLeaves(h.Size).Range(i)
 	data := bytes.Repeat(append([]byte(d), byte(i)), int(n)/len(d)+1)[:n]
 	h.mu.Lock()
 	defer h.mu.Unlock()
