@@ -1,11 +1,13 @@
 package hub
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -55,4 +57,42 @@ func BenchmarkWarm(b *testing.B) {
 		theirs += read(plain.URL)
 	}
 	b.ReportMetric(float64(theirs)/float64(ours), "of-ServeFile")
+}
+
+// BenchmarkArriving reads a file while it comes from the hub, and then as the node has it. It reports the processor
+// time of both, with that of the client, and for the first also of the hub.
+func BenchmarkArriving(b *testing.B) {
+	const size = 256 << 20
+	h := newHub(b)
+	a := newAgent(b, h, "", nil)
+	var cpu [2]time.Duration
+	seed := uint64(1)
+	for b.Loop() {
+		b.StopTimer()
+		seed++
+		file := map[string]hubtest.File{"w.safetensors": {Data: hubtest.Random(seed, size), LFS: true}}
+		commit := h.Repo("models", "org/m").Commit("main", file)
+		b.StartTimer()
+		for i := range cpu {
+			before := processor(b)
+			g, err := http.Get(a.URL + resolve("org/m", commit, "w.safetensors")) //nolint:noctx // it ends
+			require.NoError(b, err)
+			n, err := io.Copy(io.Discard, g.Body)
+			require.NoError(b, errors.Join(err, g.Body.Close()))
+			require.EqualValues(b, size, n)
+			a.rest(b)
+			cpu[i] += processor(b) - before
+		}
+	}
+	perGiB := func(d time.Duration) float64 { return d.Seconds() / (float64(b.N) * size / (1 << 30)) }
+	b.ReportMetric(perGiB(cpu[0]), "arriving-CPU-s/GiB")
+	b.ReportMetric(perGiB(cpu[1]), "warm-CPU-s/GiB")
+}
+
+// processor is the processor time that this process has used.
+func processor(b *testing.B) time.Duration {
+	b.Helper()
+	var u syscall.Rusage
+	require.NoError(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

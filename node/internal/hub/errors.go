@@ -26,9 +26,10 @@ type httpError struct {
 func (e *httpError) Error() string { return e.message }
 
 var (
-	errNoEntry = &httpError{http.StatusNotFound, "EntryNotFound", "Entry not found"}
-	errBadPath = &httpError{http.StatusBadRequest, "", "the path is malformed"}
-	errLoop    = &httpError{http.StatusLoopDetected, "",
+	errNoEntry  = &httpError{http.StatusNotFound, "EntryNotFound", "Entry not found"}
+	errReplaced = &httpError{http.StatusPreconditionFailed, "", "If-Match names another file than there is"}
+	errBadPath  = &httpError{http.StatusBadRequest, "", "the path is malformed"}
+	errLoop     = &httpError{http.StatusLoopDetected, "",
 		"the request comes from an agent: hub.endpoint leads back to the cache"}
 	errDraining = &httpError{http.StatusServiceUnavailable, "", "shutting down"}
 	errTooLong  = &httpError{http.StatusRequestEntityTooLarge, "",

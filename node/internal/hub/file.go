@@ -94,6 +94,9 @@ func (f *Front) passFile(x *exchange) error {
 // told by a status whether the bytes may be had. The header that tells of the whole is set.
 func (f *Front) give(ctx context.Context, x *exchange, size int64, etag string, open opener, peek peeker,
 	ready func() error) error {
+	if reply.Replaced(x.R, etag) {
+		return errReplaced
+	}
 	if reply.Unchanged(x.R, etag) {
 		x.W.Header().Del("Content-Length")
 		x.WriteHeader(http.StatusNotModified)

@@ -86,6 +86,10 @@ func TestFile_RangesAreThoseThatClientsSend(t *testing.T) {
 		etag := a.ask(t, http.MethodHead, resolve("org/m", "main", path)).header.Get("Etag")
 		require.Equal(t, http.StatusNotModified,
 			a.ask(t, http.MethodHead, resolve("org/m", "main", path), "If-None-Match", etag).status)
+		for condition, want := range map[string]int{etag: http.StatusPartialContent, `"another"`: http.StatusPreconditionFailed} {
+			g := a.ask(t, http.MethodGet, resolve("org/m", "main", path), "If-Match", condition, "Range", "bytes=1-")
+			require.Equal(t, want, g.status, "%s of %s", condition, path)
+		}
 	}
 }
 
@@ -231,7 +235,8 @@ func TestPass_WhatIsNotKnownGoesToTheHubAndNowhereElse(t *testing.T) {
 	g := a.ask(t, http.MethodGet, "/api/whoami-v2", bearer("bad")...)
 	require.Equal(t, "Invalid credentials in Authorization header", g.header.Get("X-Error-Message"))
 	require.Equal(t, http.StatusOK, a.ask(t, http.MethodHead, "/api/telemetry/x/y").status)
-	for _, path := range []string{"/org/m/resolve/main/../../x", "/org/m/resolve/main/%2e%2e/x", "/%zz"} {
+	for _, path := range []string{"/org/m/resolve/main/../../x", "/org/m/resolve/main/%2e%2e/x", "/%zz",
+		"/org/m/resolve/main/a%00b"} {
 		req := fmt.Sprintf("GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", path)
 		require.Contains(t, raw(t, a.URL, req), " 400 ", path)
 	}

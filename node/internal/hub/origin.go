@@ -82,8 +82,8 @@ type answer struct {
 	header http.Header
 	// location is where else the content lies, nil where it lies with the hub.
 	location *url.URL
-	// next is the escaped path and query of the next page, something else where that cannot be asked for, "" where there
-	// is none.
+	// next is the escaped path and query of the next page, something else where that cannot be asked for, "" where
+	// there is none.
 	next string
 	body []byte
 }
@@ -485,8 +485,8 @@ func relayed(name string) bool {
 	}, http.CanonicalHeaderKey(name))
 }
 
-// nextPage is the escaped path and query of the page that follows an answer, below the hub's base URL. Where nothing can
-// be asked it is what the answer says, so that what was read is not taken for the whole.
+// nextPage is the escaped path and query of the page that follows an answer, below the hub's base URL. Where nothing
+// can be asked it is what the answer says, so that what was read is not taken for the whole.
 func (o *origin) nextPage(resp *http.Response) string {
 	for _, l := range registries.Links(resp.Header) {
 		if l.Rel != "next" {

@@ -95,9 +95,7 @@ func parseRoute(method, escapedPath string) (r route, ok bool) {
 	parts := strings.Split(strings.TrimPrefix(escapedPath, "/"), "/")
 	for i, p := range parts {
 		plain, err := url.PathUnescape(p)
-		if err != nil || slices.ContainsFunc(strings.Split(plain, "/"), func(s string) bool {
-			return s == "." || s == ".."
-		}) {
+		if err != nil || strings.Contains(plain, "\x00") || leadsUp(plain) {
 			return r, false
 		}
 		parts[i] = plain
@@ -118,6 +116,11 @@ func parseRoute(method, escapedPath string) (r route, ok bool) {
 		parseAPI(&r, method, parts[1], parts[2:])
 	}
 	return r, true
+}
+
+// leadsUp reports whether a part of a path is none of its own.
+func leadsUp(plain string) bool {
+	return slices.ContainsFunc(strings.Split(plain, "/"), func(s string) bool { return s == "." || s == ".." })
 }
 
 // mentioned are the repositories that the path of a request may be about which is passed on: that of the first name,

@@ -113,10 +113,21 @@ func RangeHeader(r *http.Request, etag string) string {
 
 // Unchanged reports whether If-None-Match names the content.
 func Unchanged(r *http.Request, etag string) bool {
-	for _, line := range r.Header.Values("If-None-Match") {
+	return names(r.Header.Values("If-None-Match"), func(tag string) bool { return strings.TrimPrefix(tag, "W/") == etag })
+}
+
+// Replaced reports whether If-Match names other content, and not this. Who reads a file of a branch in parts says by it
+// which file he has begun with.
+func Replaced(r *http.Request, etag string) bool {
+	conditions := r.Header.Values("If-Match")
+	return len(conditions) > 0 && !names(conditions, func(tag string) bool { return tag == etag })
+}
+
+// names reports whether one of the ETags of a condition is the content's, as "*" is of any.
+func names(condition []string, is func(tag string) bool) bool {
+	for _, line := range condition {
 		for tag := range strings.SplitSeq(line, ",") {
-			tag = strings.TrimPrefix(textproto.TrimString(tag), "W/")
-			if tag == etag || tag == "*" {
+			if tag = textproto.TrimString(tag); tag == "*" || is(tag) {
 				return true
 			}
 		}

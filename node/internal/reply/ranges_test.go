@@ -33,6 +33,19 @@ func FuzzParseRange(f *testing.F) {
 	})
 }
 
+func TestReplaced_IfMatchNamesNoneOfTheContent(t *testing.T) {
+	t.Parallel()
+	for header, want := range map[string]bool{
+		"": false, `"a"`: false, `"b", "a"`: false, "*": false, `"b"`: true, `W/"a"`: true, "a": true,
+	} {
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		if header != "" {
+			r.Header.Set("If-Match", header)
+		}
+		require.Equal(t, want, reply.Replaced(r, `"a"`), header)
+	}
+}
+
 func TestWantsPart_SaysWhoseEndMayComeBeforeTheDigestMatches(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {

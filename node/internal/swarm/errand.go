@@ -73,7 +73,8 @@ func NewErrands(
 ) *Errands {
 	e := &Errands{
 		swarm: s, known: known, told: told, beat: errandBeat, second: errandSecond, turn: errandTurn,
-		silence: errandSilence, abroad: semaphore.NewWeighted(errandsAtOnce), running: map[string]*errand{}, silent: map[peer.ID]time.Time{},
+		silence: errandSilence, abroad: semaphore.NewWeighted(errandsAtOnce), running: map[string]*errand{},
+		silent: map[peer.ID]time.Time{},
 	}
 	s.host.SetStreamHandler(s.protocol("errand"), e.serve)
 	answer(s, "remember", func(q rememberQuery) errandAnswer {
