@@ -69,6 +69,9 @@ func (a *access) admit(ctx context.Context, rule policy.Rule, r repo, l level, a
 	}
 	at, err := a.word(ctx, rule, r, l, authorization, ask)
 	switch {
+	case err == nil && authorization == "":
+		a.learn(r, l, true, time.Since(at))
+		return admitted{}, nil
 	case err == nil:
 		a.gate.Accept(a.source(r, l), authorization, at)
 		return admitted{}, nil
@@ -172,12 +175,31 @@ func (a *access) anyone(ctx context.Context, r repo, l level, ttl time.Duration,
 		return record{}, err
 	})
 	switch {
+	case err == nil && l == levelFiles && a.shutSince(r):
+		return found{}, nil
 	case err == nil:
 		return open, nil
 	case errors.Is(ctx.Err(), context.Canceled):
 		return found{}, fmt.Errorf("ask the hub about %s: %w", r.name(), context.Cause(ctx))
 	}
 	return found{}, nil // it is not known; the caller's own question tells it why
+}
+
+// shutSince reports whether everyone was refused what there is to know of r after everyone was given its files.
+func (a *access) shutSince(r repo) bool {
+	info, since, known := a.memo.own(openKey(r, levelInfo))
+	_, age, _ := a.memo.own(openKey(r, levelFiles))
+	return known && !info.Yes && since <= age
+}
+
+// learn remembers whether everybody could read r at a level so long ago. A yes counts only if it is newer than what is
+// known, of which the disk has whole seconds. A no is kept on disk only where it is news: anybody can make up names of
+// repositories that nobody may read.
+func (a *access) learn(r repo, l level, yes bool, ago time.Duration) {
+	k := openKey(r, l)
+	if was, age, known := a.memo.own(k); !yes || !known || ago+time.Second < age {
+		a.memo.learn(k, record{Yes: yes}, ago, yes || was.Yes)
+	}
 }
 
 // openKey is that of whether everybody may read a repository.

@@ -290,3 +290,52 @@ func TestAccess_ARevokedTokenIsRefusedOnceItIsAskedAbout(t *testing.T) {
 	require.GreaterOrEqual(t, a.ask(t, http.MethodGet, resolve("org/secret", commit, "config.json"),
 		bearer("good")...).status, 500)
 }
+
+// What opens a repository that anyone could read is remembered in several places.
+func TestAccess_WhatIsKnownToHaveBecomePrivateIsNotOpenedByAnOutage(t *testing.T) {
+	t.Parallel()
+	for name, ask := range map[string]func(t testing.TB, a *agent, commit string) got{
+		"who asked by its branch": func(t testing.TB, a *agent, _ string) got {
+			return a.ask(t, http.MethodGet, resolve("org/m", "main", "config.json"))
+		},
+		"who asked by its commit": func(t testing.TB, a *agent, commit string) got {
+			return a.ask(t, http.MethodGet, resolve("org/m", commit, "config.json"))
+		},
+		"who asked what it tells": func(t testing.TB, a *agent, _ string) got {
+			return a.ask(t, http.MethodGet, "/api/models/org/m")
+		},
+	} {
+		t.Run(name+" was refused", func(t *testing.T) {
+			t.Parallel()
+			h := newHub(t)
+			repo, commit, _ := model(h, "org/m")
+			dir := t.TempDir()
+			a := newAgent(t, h, dir, nil)
+			rule := policy.DefaultRule()
+			rule.TagTTL, rule.Authorization.TTL = 0, 0 // as if they were over
+			a.rule.Store(&rule)
+			all := func(a *agent, check func(status int, what string)) {
+				for _, token := range [][]string{nil, bearer("made up"), bearer(longToken)} {
+					for _, revision := range []string{"main", commit} {
+						check(a.ask(t, http.MethodGet, resolve("org/m", revision, "config.json"), token...).status, "config.json")
+						check(a.ask(t, http.MethodHead, resolve("org/m", revision, large), token...).status, large)
+						for _, what := range []string{"revision", "tree"} {
+							path := "/api/models/org/m/" + what + "/" + revision
+							check(a.ask(t, http.MethodGet, path, token...).status, path)
+						}
+					}
+				}
+			}
+			all(a, func(status int, what string) { require.Equal(t, http.StatusOK, status, what) })
+			repo.SetPrivate("good")
+			require.Equal(t, http.StatusUnauthorized, ask(t, a, commit).status)
+			h.Set(hubtest.Trouble{Down: true})
+			shut := func(status int, what string) { require.GreaterOrEqual(t, status, 400, what) }
+			all(a, shut)
+			a.stop(t)
+			a = newAgent(t, h, dir, nil) // a restart does not forget it
+			a.rule.Store(&rule)
+			all(a, shut)
+		})
+	}
+}

@@ -184,8 +184,8 @@ func (f *Front) enter(ctx context.Context, x *exchange) (commit string, err erro
 	if err := x.age(rev); err != nil {
 		return "", err
 	}
-	f.learnInfo(r, rev.record)
-	if rev.Yes {
+	f.learnInfo(r, revision, rev.record)
+	if rev.Yes && f.access.open(r, levelInfo) {
 		return rev.Commit, nil
 	}
 	return rev.Commit, f.enterAt(ctx, x, rev.Commit)
@@ -217,14 +217,15 @@ func revisionKey(r repo, revision string) string { return key("revision", r.name
 
 func infoKey(r repo, commit, query string) string { return key("info", r.name(), commit, query) }
 
-// learnInfo takes what comes with a revision: what is told of its commit, and that anyone may read it.
-func (f *Front) learnInfo(r repo, rev record) {
+// learnInfo takes what comes with a revision: what is told of its commit, and that anyone may read it, unless everyone
+// was refused since.
+func (f *Front) learnInfo(r repo, revision string, rev record) {
 	k := infoKey(r, rev.Commit, "")
 	if _, age, known := f.memo.own(k); rev.Digest != "" && (!known || age > infoTTL) {
 		f.memo.learn(k, record{Digest: rev.Digest, Size: rev.Size, Inline: rev.Inline}, 0, true)
 	}
-	if rev.Yes {
-		f.memo.learn(openKey(r, levelInfo), record{Yes: true}, 0, true)
+	if _, age, known := f.memo.own(revisionKey(r, revision)); known && rev.Yes {
+		f.access.learn(r, levelInfo, true, age)
 	}
 }
 
@@ -237,6 +238,10 @@ func (f *Front) askRevision(ctx context.Context, x *exchange) (record, error) {
 	r := x.route.repo
 	doc, err := f.askInfo(ctx, r, x.route.revision, "", "")
 	open := err == nil
+	if was, _, _ := f.memo.own(revisionKey(r, cmp.Or(x.route.revision, mainRevision))); denied(err) && !absent(err) &&
+		(was.Yes || !errors.Is(err, content.ErrNotFound)) { // some hubs say so of a revision, too
+		f.access.learn(r, levelInfo, false, 0)
+	}
 	if err != nil && x.Authorization() != "" && !absent(err) && (denied(err) || throttling(err)) {
 		if doc, err = f.askInfo(ctx, r, x.route.revision, "", x.Authorization()); err == nil {
 			f.access.accept(r, levelInfo, x.Authorization())
