@@ -17,6 +17,9 @@ var (
 	// redirects without an end. To ask again brings the same, as a rule. Like all ErrUnavailable it says nothing of the
 	// content.
 	ErrBadAnswer = fmt.Errorf("upstream's answer cannot be used: %w", ErrUnavailable)
+	// ErrRateLimit: the policy's own limit kept this node from asking upstream, or from reading on. It is as if upstream
+	// throttled.
+	ErrRateLimit = fmt.Errorf("rate limit of the policy: %w", ErrUnavailable)
 	// ErrDigestMismatch: bytes did not match the digest or CID that names them. Nothing of them is kept.
 	ErrDigestMismatch = errors.New("digest mismatch")
 	// ErrMisled goes with ErrDigestMismatch where other nodes' word was among what did not match. Whoever asks again
@@ -61,10 +64,11 @@ func (e *UpstreamError) Is(target error) bool {
 	return false
 }
 
-// Throttled reports whether err is upstream's wish to be asked less often, or later (429 or 408).
+// Throttled reports whether err is upstream's wish to be asked less often, or later (429 or 408), or the policy's.
 func Throttled(err error) bool {
 	var u *UpstreamError
-	return errors.As(err, &u) && (u.Status == http.StatusTooManyRequests || u.Status == http.StatusRequestTimeout)
+	return errors.Is(err, ErrRateLimit) ||
+		errors.As(err, &u) && (u.Status == http.StatusTooManyRequests || u.Status == http.StatusRequestTimeout)
 }
 
 // Denied reports whether err is upstream's refusal of the caller's credentials (401 or 403).

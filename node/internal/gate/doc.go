@@ -26,9 +26,9 @@
 //	does not answer, or answers 5xx | served                            | served, where Offline allows | the failure
 //	answers 401, 403 or 404         | served until the time is over     | refused                     | refused
 //
-// While it throttles, what anyone could read within the last day is served as well. Silence and 5xx count for the very
-// source and credentials that were asked about, so nobody can make an outage for others, and an acceptance is never
-// widened to whom the source has not accepted.
+// While it throttles, what anyone could read within the last day is served as well. So it is where the policy's own
+// limit keeps the node from asking. Silence and 5xx count for the very source and credentials that were asked about, so
+// nobody can make an outage for others, and an acceptance is never widened to whom the source has not accepted.
 //
 // A source that has let anyone read, as this node or another knows, is waited for no longer than Hedge, where its
 // content can be had without it.

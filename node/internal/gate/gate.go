@@ -51,9 +51,9 @@ const (
 	anyonePause  = time.Minute
 	anyoneAtOnce = 4
 
-	// throttledPublic is how long what anyone could read stays readable while its source throttles. No credentials that
+	// ThrottledPublic is how long what anyone could read stays readable while its source throttles. No credentials that
 	// may have been revoked meanwhile are in play.
-	throttledPublic = 24 * time.Hour
+	ThrottledPublic = 24 * time.Hour
 )
 
 // Hedge is how long a source that lets anyone read is waited for before its content is given without its word.
@@ -375,7 +375,7 @@ func (g *Gate) ask(ctx context.Context, rule policy.Rule, req Request) error {
 
 // Throttled decides in the source's place while it throttles; cause is its answer.
 func (g *Gate) Throttled(rule policy.Rule, source Source, credentials string, cause error) error {
-	if g.Accepts(rule, source, credentials) || g.publicWithin(source, throttledPublic) {
+	if g.Accepts(rule, source, credentials) || g.publicWithin(source, ThrottledPublic) {
 		return nil
 	}
 	return cause

@@ -2,6 +2,7 @@ package gate_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -75,6 +76,54 @@ func TestAdmit_ASourceIsSilentWhenNothingComesFromIt(t *testing.T) {
 					require.True(t, gate.Unanswered(err), "%v", err)
 				}
 				require.LessOrEqual(t, time.Since(start), test.atLatest)
+			})
+		})
+	}
+}
+
+// limited is kept from asking by the policy: for as long as it is waited for, or for so long that it does not wait.
+type limited struct {
+	busy
+	waits bool
+}
+
+func (l limited) Ask(ctx context.Context) (int64, error) {
+	if l.waits {
+		<-ctx.Done()
+	}
+	return 0, fmt.Errorf("of the policy: %w", content.ErrRateLimit)
+}
+
+// Whoever has credentials can use up what the policy lets the node ask.
+func TestAdmit_WhoIsKeptFromAskingByThePolicyIsLetOnByNoSilence(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		credentials string
+		ago         time.Duration
+		waits       bool
+		admitted    bool
+	}{
+		"who was accepted a while ago":            {"Basic alice", time.Hour, false, false},
+		"who was accepted a while ago, and waits": {"Basic alice", time.Hour, true, false},
+		"what anyone could read that day":         {"", time.Hour, false, true},
+		"what anyone could read before":           {"", 25 * time.Hour, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				g, err := gate.New(gate.Options{Cache: nothing{}})
+				require.NoError(t, err)
+				defer g.Close()
+				of := content.Request{Repository: content.Repository{Registry: "r.test", Name: "a"},
+					Kind: content.Blob, Digest: digest.FromString("x")}
+				g.Prove(of)
+				g.Accept(gate.Repository(of.Repository), test.credentials, time.Now().Add(-test.ago))
+				req := gate.Request{Source: gate.Repository(of.Repository), Digest: of.Digest,
+					Credentials: test.credentials, Upstream: limited{waits: test.waits}}
+				for range 2 { // the second within the moment in which silence is remembered
+					err = g.Admit(t.Context(), policy.DefaultRule(), req)
+					require.Equal(t, test.admitted, err == nil, "%v", err)
+				}
 			})
 		})
 	}

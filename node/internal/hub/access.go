@@ -75,7 +75,7 @@ func (a *access) admit(ctx context.Context, rule policy.Rule, r repo, l level, a
 	case err == nil:
 		a.gate.Accept(a.source(r, l), authorization, at)
 		return admitted{}, nil
-	case away(err):
+	case away(err) && !throttling(err): // which whoever has a token can bring about for himself
 		for _, source := range a.enough(r, l) {
 			if a.gate.Offline(ctx, rule, source, authorization, err) == nil {
 				return admitted{stale: err}, nil
@@ -174,8 +174,9 @@ func (a *access) anyone(ctx context.Context, r repo, l level, ttl time.Duration,
 		}
 		return record{}, err
 	})
+	_, age, _ := a.memo.own(k)
 	switch {
-	case err == nil && l == levelFiles && a.shutSince(r):
+	case err == nil && (l == levelFiles && a.shutSince(r) || throttling(open.cause) && age > gate.ThrottledPublic):
 		return found{}, nil
 	case err == nil:
 		return open, nil

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
@@ -336,6 +337,86 @@ func TestAccess_WhatIsKnownToHaveBecomePrivateIsNotOpenedByAnOutage(t *testing.T
 			a = newAgent(t, h, dir, nil) // a restart does not forget it
 			a.rule.Store(&rule)
 			all(a, shut)
+		})
+	}
+}
+
+func TestAccess_WhoIsThrottledIsLetOnByNothingThatIsOver(t *testing.T) {
+	t.Parallel()
+	throttles := func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.Header.Get("Authorization") == "Bearer new" {
+			next.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("Retry-After", "60")
+		http.Error(w, "too many", http.StatusTooManyRequests)
+	}
+	t.Run("whose token was revoked", func(t *testing.T) {
+		t.Parallel()
+		h, repo, commit, a := secret(t)
+		repo.SetPrivate("new")
+		h.SetOdd(throttles)
+		for _, revision := range []string{"main", commit} {
+			require.Equal(t, http.StatusTooManyRequests, a.ask(t, http.MethodGet, resolve("org/secret", revision,
+				"config.json"), bearer("good")...).status)
+		}
+		require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, resolve("org/secret", commit, "config.json"),
+			bearer("new")...).status)
+	})
+	for name, c := range map[string]struct {
+		ago    time.Duration
+		status int
+	}{
+		"what anyone could read a day ago":       {23 * time.Hour, http.StatusOK},
+		"what anyone could read before that day": {25 * time.Hour, http.StatusTooManyRequests},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHub(t)
+			_, commit, _ := model(h, "org/m")
+			a := newAgent(t, h, "", nil)
+			rule := policy.DefaultRule()
+			rule.Authorization.TTL = 0
+			a.rule.Store(&rule)
+			file := resolve("org/m", commit, "config.json")
+			require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, file).status)
+			for _, l := range []level{levelInfo, levelFiles} {
+				a.memo.learn(openKey(repo{"models", "org/m"}, l), record{Yes: true}, c.ago, true)
+			}
+			h.SetOdd(throttles)
+			require.Equal(t, c.status, a.ask(t, http.MethodGet, file).status)
+		})
+	}
+}
+
+// Whoever has a repository of his own has the hub answer about it as he likes.
+func TestAccess_AnAnswerThatIsWrongIsNoOutageOfTheHub(t *testing.T) {
+	t.Parallel()
+	for name, wrong := range map[string]http.HandlerFunc{
+		"it fails":        func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) },
+		"it is encoded":   func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Encoding", "br") },
+		"it breaks off":   func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Length", "9") },
+		"it leads astray": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHub(t)
+			repo, commit, _ := model(h, "org/m")
+			a := newAgent(t, h, "", nil)
+			rule := policy.DefaultRule()
+			rule.Authorization.TTL = 0
+			a.rule.Store(&rule)
+			file := resolve("org/m", commit, "config.json")
+			require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, file).status)
+			repo.SetPrivate("good")
+			h.SetOdd(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if strings.HasPrefix(r.URL.Path, "/api/models/evil/") {
+					next = wrong
+				}
+				next.ServeHTTP(w, r)
+			})
+			require.GreaterOrEqual(t, a.ask(t, http.MethodGet, "/api/models/evil/m").status, 500)
+			require.Equal(t, http.StatusUnauthorized, a.ask(t, http.MethodGet, file).status)
 		})
 	}
 }

@@ -48,10 +48,12 @@ type origin struct {
 	metrics   *metrics
 	tracer    *trace.Tracer
 
-	mu        sync.Mutex
-	downUntil time.Time
-	throttled map[mark]throttle // by whose token
-	key       func(parts ...string) mark
+	mu          sync.Mutex
+	heard       time.Time // when it last answered anything
+	downUntil   time.Time
+	failedUntil time.Time         // no question is put a second time until then
+	throttled   map[mark]throttle // by whose token
+	key         func(parts ...string) mark
 }
 
 // throttle is the hub's wish that a caller asks no more for a while.
@@ -143,6 +145,13 @@ func (o *origin) down() bool {
 	return time.Now().Before(o.downUntil)
 }
 
+// well reports whether no question failed a moment ago.
+func (o *origin) well() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return time.Now().After(o.failedUntil)
+}
+
 // throttledFor is what the hub said to a caller that it throttles, with the time that is left of it. nil: it does not.
 func (o *origin) throttledFor(authorization string) *refusal {
 	o.mu.Lock()
@@ -164,14 +173,15 @@ func (o *origin) throttledFor(authorization string) *refusal {
 	return &said
 }
 
-// note remembers how a question went.
-func (o *origin) note(ctx context.Context, authorization string, err error) {
+// note remembers how a question went that was put at a time. The hub is down where it has answered nothing since: what
+// is wrong with one answer, or long in coming, somebody may have chosen.
+func (o *origin) note(ctx context.Context, authorization string, asked time.Time, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	r, answered := errors.AsType[*refusal](err)
 	switch {
 	case err == nil, answered && r.status < 500 && r.status != http.StatusTooManyRequests:
-		o.downUntil = time.Time{}
+		o.downUntil, o.failedUntil = time.Time{}, time.Time{}
 	case answered && r.status == http.StatusTooManyRequests:
 		if wait := retryAfter(r.header); wait > 0 {
 			for k, t := range o.throttled { // few, because they end by themselves
@@ -184,7 +194,10 @@ func (o *origin) note(ctx context.Context, authorization string, err error) {
 			}
 		}
 	case !errors.Is(context.Cause(ctx), context.Canceled): // a caller that went says nothing about the hub
-		o.downUntil = time.Now().Add(downFor)
+		o.failedUntil = time.Now().Add(downFor)
+		if o.heard.Before(asked) {
+			o.downUntil = o.failedUntil
+		}
 	}
 }
 
@@ -228,16 +241,16 @@ func (o *origin) ask(ctx context.Context, c call) (*answer, error) {
 	ctx, span := o.tracer.Start(ctx, "ask")
 	span.Text("http.request.method", c.method)
 	span.Text("shoal.path", c.path)
-	was := o.down()
+	asked, tryAgain := time.Now(), o.well()
 	got, err := o.once(ctx, c)
-	if err != nil && again(err) && !was {
+	if err != nil && again(err) && tryAgain {
 		select {
 		case <-time.After(againAfter):
 			got, err = o.once(ctx, c)
 		case <-ctx.Done():
 		}
 	}
-	o.note(ctx, c.authorization, err)
+	o.note(ctx, c.authorization, asked, err)
 	span.End(err)
 	return got, err
 }
@@ -446,6 +459,9 @@ func (o *origin) send(ctx context.Context, c call, at *url.URL) (*http.Response,
 		return nil, fmt.Errorf("%s: %w: %w", c, content.ErrUnavailable, err)
 	}
 	o.metrics.asked(c.method, resp.StatusCode)
+	o.mu.Lock()
+	o.heard = time.Now()
+	o.mu.Unlock()
 	return resp, nil
 }
 

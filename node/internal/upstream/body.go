@@ -76,7 +76,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	s.patience = max(s.patience, 0)
 	s.count(n)
 	if err := s.pace(n); err != nil {
-		return 0, fmt.Errorf("%s: %w: %w: %w", s.op, content.ErrUnavailable, errLimit, err)
+		return 0, fmt.Errorf("%s: %w: %w", s.op, content.ErrRateLimit, err)
 	}
 
 	if s.due >= 0 {

@@ -95,7 +95,7 @@ func (c *Client) send(ctx context.Context, call call) (resp *http.Response, err 
 	return c.retry(ctx, reg, func() (*http.Response, failure) {
 		resp, fails := c.round(ctx, reg, order, brief, call)
 		order = lastly(order, func(ep *endpoint) bool { return ep.down(time.Now()) })
-		if content.Throttled(fails.err) {
+		if answered(fails.err) && content.Throttled(fails.err) {
 			c.throttle(reg, call, fails)
 			fails.transient, fails.rounds = call.byteRange != "" && fails.retryAfter <= throttleWait, 2
 		}
@@ -279,7 +279,7 @@ func judge(err error) failure {
 		f.transient = u.Status == http.StatusTooManyRequests || u.Status == http.StatusRequestTimeout ||
 			u.Status >= 500 && u.Status != http.StatusNotImplemented && u.Status != http.StatusLoopDetected
 		f.retryAfter = u.RetryAfter
-	case errors.As(err, &cert), errors.Is(err, content.ErrBadAnswer), errors.Is(err, errLimit),
+	case errors.As(err, &cert), errors.Is(err, content.ErrBadAnswer), errors.Is(err, content.ErrRateLimit),
 		errors.Is(err, registries.ErrAddress):
 	default:
 		f.transient = true
@@ -292,10 +292,7 @@ func backoff(round int) time.Duration {
 	return d/2 + rand.N(d/2)
 }
 
-var (
-	errNoHeader = errors.New("no answer within the time allowed")
-	errLimit    = errors.New("rate limit of the policy")
-)
+var errNoHeader = errors.New("no answer within the time allowed")
 
 // attempt sends the call to one endpoint and follows redirects. wait bounds the time to the final answer's header.
 func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call call,
@@ -306,8 +303,7 @@ func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call 
 	}
 	if limits.Requests != nil {
 		if err := limits.Requests.Wait(ctx); err != nil {
-			return nil, fmt.Errorf("%s of %s: %w: %w: %w", call.method, call.repo, content.ErrUnavailable, errLimit,
-				err)
+			return nil, fmt.Errorf("%s of %s: %w: %w", call.method, call.repo, content.ErrRateLimit, err)
 		}
 	}
 	start := time.Now()

@@ -1082,6 +1082,7 @@ func TestTheRateLimitOfThePolicyHolds(t *testing.T) {
 	defer cancel()
 	_, err = c.Open(ctx, req, 0, -1)
 	require.ErrorContains(t, err, "rate limit")
+	require.True(t, content.Throttled(err), "the registry was not asked, and is not silent")
 }
 
 func TestBytesComeNoFasterThanThePolicyLets(t *testing.T) {
