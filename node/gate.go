@@ -57,6 +57,11 @@ func (s sources) Proved(req content.Request) bool {
 	return s.policy.Load().For(req.Repository).Authorization.Mode == policy.Exempt || s.of(req).Proved(req)
 }
 
+// Doubted implements fetch.Sources.
+func (s sources) Doubted(req content.Request) bool {
+	return s.policy.Load().For(req.Repository).Authorization.Mode != policy.Exempt && s.of(req).Doubted(req)
+}
+
 // Prove implements fetch.Sources.
 func (s sources) Prove(req content.Request) { s.of(req).Prove(req) }
 

@@ -20,6 +20,7 @@ type front map[content.Request]bool
 
 func (f front) Proved(req content.Request) bool { return f[req] }
 func (f front) Prove(req content.Request)       { f[req] = true }
+func (f front) Doubted(content.Request) bool    { return false }
 
 func TestSources_OnlyTheHubItselfHasItsFrontForAProof(t *testing.T) {
 	t.Parallel()

@@ -2,6 +2,8 @@ package fetch
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -117,6 +119,7 @@ type Fetcher struct {
 	hints   *lru.Cache[hint, int64]
 	places  *lru.Cache[hint, place]
 	buffers sync.Pool
+	secret  []byte // see apart
 	// ingest is the store's.
 	ingest func(d digest.Digest, size int64, origin store.Origin) (*store.Ingest, error)
 
@@ -183,8 +186,9 @@ func New(o Options) *Fetcher {
 		places: lru.New[hint, place](knownLayers), gave: lru.New[string, time.Time](knownRegistries),
 		noRange: lru.New[string, time.Time](knownRegistries),
 		buffers: sync.Pool{New: func() any { b := make([]byte, content.ChunkSize); return &b }},
-		fetches: map[digest.Digest]*fetch{}, ingest: o.Store.Ingest,
+		fetches: map[digest.Digest]*fetch{}, ingest: o.Store.Ingest, secret: make([]byte, sha256.Size),
 	}
+	_, _ = rand.Read(f.secret) // never fails, says crypto/rand
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	o.Swarm.Awaits(f.mayGet)
 	f.m = newMetrics(o.Registerer, func() float64 { return float64(len(f.running())) })

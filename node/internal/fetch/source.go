@@ -2,9 +2,13 @@ package fetch
 
 import (
 	"context"
+	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -18,6 +22,8 @@ import (
 type Sources interface {
 	// Proved reports whether the repository has proved to have the content.
 	Proved(req content.Request) bool
+	// Doubted reports whether the repository's yes to the caller of a request may be about anything, not the content.
+	Doubted(req content.Request) bool
 	// Prove notes that it has: all of the content came from it, and matched its digest.
 	Prove(req content.Request)
 }
@@ -25,8 +31,9 @@ type Sources interface {
 // everyone is the Sources of a node on which each may be given what any other has.
 type everyone struct{}
 
-func (everyone) Proved(content.Request) bool { return true }
-func (everyone) Prove(content.Request)       {}
+func (everyone) Proved(content.Request) bool  { return true }
+func (everyone) Doubted(content.Request) bool { return false }
+func (everyone) Prove(content.Request)        {}
 
 // errForeign is that a fetch which runs for another source has the digest. It says nothing of whether the blob can be
 // had.
@@ -122,13 +129,44 @@ func (f *fetch) endUnwanted() bool {
 // whoever names a source of his own is given what that source gives, and nothing else, until the digest of the whole
 // shows that it is the content. That costs a copy where two repositories are first asked for the same blob at one time,
 // be they of one registry: a manifest may list any digest, and its registry need not have looked.
+//
+// A caller to whom the repository's yes is in doubt is given what it gives to his own credentials. So for him it is
+// another source.
 type source string
 
 func (fr *Fetcher) sourceOf(req content.Request) source {
-	if req.NoUpstream() || fr.opts.Sources.Proved(req) {
+	switch {
+	case req.NoUpstream():
+		return ""
+	case fr.opts.Sources.Doubted(req):
+		return fr.apart(req)
+	case fr.opts.Sources.Proved(req):
 		return ""
 	}
 	return source(req.Repository.String())
+}
+
+// apart is a request's repository as the source of those alone who show the same credentials. Other nodes know it by the
+// same name, unless they might find out the credentials by trying.
+func (fr *Fetcher) apart(req content.Request) source {
+	key := fr.secret
+	if req.Authorization == "" || !guessable(req.Authorization) {
+		key = nil
+	}
+	mac := hmac.New(sha256.New, key)
+	_, _ = mac.Write([]byte(req.Authorization)) // a hash never fails
+	return source(req.Repository.String() + "\x00" + hex.EncodeToString(mac.Sum(nil)))
+}
+
+// notGuessable is the length in bytes from which nobody finds a token or password by trying.
+const notGuessable = 32
+
+func guessable(authorization string) bool {
+	scheme, secret, _ := strings.Cut(authorization, " ")
+	if account, err := base64.StdEncoding.DecodeString(secret); err == nil && strings.EqualFold(scheme, "Basic") {
+		_, secret, _ = strings.Cut(string(account), ":")
+	}
+	return len(secret) < notGuessable
 }
 
 // room is the name by which the swarm knows the fetch of d: the digest itself, or one that stands for both.
@@ -136,7 +174,6 @@ func (s source) room(d digest.Digest) digest.Digest {
 	if s == "" {
 		return d
 	}
-	// Names of repositories hold no zero byte.
 	return digest.SHA256.FromString("source\x00" + string(s) + "\x00" + d.String())
 }
 
@@ -159,11 +196,14 @@ func (fr *Fetcher) keptOf(from source, req content.Request) store.Source {
 	return from.mark()
 }
 
-// serves reports whether a fetch may serve a request: one of the same repository, or of one that has proved to have the
+// serves reports whether a fetch may serve a request: one of the same source, or of one that has proved to have the
 // content while none but such take part.
 func (fr *Fetcher) serves(f *fetch, req content.Request) bool {
-	if f.source != "" && !req.NoUpstream() && f.source == source(req.Repository.String()) {
-		return true
+	switch {
+	case f.source == "":
+		return fr.sourceOf(req) == ""
+	case req.NoUpstream():
+		return false
 	}
-	return f.source == "" && fr.sourceOf(req) == ""
+	return f.source == fr.apart(req) || f.source == source(req.Repository.String()) && !fr.opts.Sources.Doubted(req)
 }

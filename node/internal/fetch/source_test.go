@@ -36,17 +36,22 @@ var (
 	sibling = content.Repository{Registry: "images.test", Name: "any/image"}
 )
 
-func claimsOnly(repo content.Repository) bool { return repo == evil || repo == sibling }
+// unsure are credentials to which each registry answers with a page.
+const unsure = "Basic unsure"
+
+func claimsOnly(req content.Request) bool {
+	return req.Repository == evil || req.Repository == sibling || req.Authorization == unsure
+}
 
 func (c *claimant) Stat(ctx context.Context, req content.Request) (int64, string, error) {
-	if claimsOnly(req.Repository) {
+	if claimsOnly(req) {
 		return c.sizes(req.Digest), "", nil
 	}
 	return c.Upstream.Stat(ctx, req)
 }
 
 func (c *claimant) Open(ctx context.Context, req content.Request, off, n int64) (*upstream.Body, error) {
-	if !claimsOnly(req.Repository) {
+	if !claimsOnly(req) {
 		return c.Upstream.Open(ctx, req, off, n)
 	}
 	select {
@@ -60,13 +65,17 @@ func (c *claimant) Open(ctx context.Context, req content.Request, off, n int64) 
 }
 
 // proofs are Sources that begin with nothing proved.
-type proofs struct{ sync.Map }
+type proofs struct {
+	sync.Map
+	doubted bool // all are
+}
 
 func (p *proofs) Proved(req content.Request) bool {
 	_, ok := p.Load(fmt.Sprint(req.Repository, req.Digest))
-	return ok
+	return ok && !p.Doubted(req)
 }
-func (p *proofs) Prove(req content.Request) { p.Store(fmt.Sprint(req.Repository, req.Digest), true) }
+func (p *proofs) Doubted(req content.Request) bool { return p.doubted || req.Authorization == unsure }
+func (p *proofs) Prove(req content.Request)        { p.Store(fmt.Sprint(req.Repository, req.Digest), true) }
 
 // doubting makes nodes that believe no source which has not proved what it has.
 func doubting(o *origin, claims *claimant) func(int, *Options, *swarm.Options) {
@@ -82,8 +91,9 @@ func doubting(o *origin, claims *claimant) func(int, *Options, *swarm.Options) {
 func TestSource_WhoOnlyClaimsADigestIsGivenNothingThatAnotherBrings(t *testing.T) {
 	t.Parallel()
 	const size = 5*chunk1 + 3
-	for i := range 4 {
-		hangs, thief := i%2 == 1, []content.Repository{evil, sibling}[i/2]
+	for i := range 6 {
+		hangs, thief := i%2 == 1, []content.Request{{Repository: evil}, {Repository: sibling},
+			{Repository: (&origin{}).request("").Repository, Authorization: unsure}}[i/2]
 		for name, attack := range map[string]func(t *testing.T, o *origin, nodes []*testNode, asked chan struct{}, good,
 			bad content.Request){
 			"where it asked first, and the blob comes to the same node": func(t *testing.T, _ *origin,
@@ -141,13 +151,14 @@ func TestSource_WhoOnlyClaimsADigestIsGivenNothingThatAnotherBrings(t *testing.T
 				require.Empty(t, steal(t, nodes[0], bad)())
 			},
 		} {
-			t.Run(fmt.Sprintf("%s, hanging %v, by %s", name, hangs, thief), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, hanging %v, by %s", name, hangs, thief.Repository), func(t *testing.T) {
 				t.Parallel()
 				o := newOrigin(t)
 				claims := &claimant{asked: make(chan struct{}, 1), hangs: hangs}
 				nodes := newSwarm(t, o, 2, doubting(o, claims))
 				d := o.add(t, size)
-				attack(t, o, nodes, claims.asked, o.request(d), content.Request{Repository: thief, Digest: d})
+				thief.Digest = d
+				attack(t, o, nodes, claims.asked, o.request(d), thief)
 			})
 		}
 	}
@@ -182,15 +193,45 @@ func steal(t *testing.T, n *testNode, req content.Request) (stolen func() []byte
 
 func TestSource_ABurstFromOneThatHasProvedNothingYetCostsOneCopy(t *testing.T) {
 	t.Parallel()
-	o := newOrigin(t)
-	nodes := newSwarm(t, o, 3, doubting(o, nil))
-	d := o.add(t, 12*chunk1+5)
-	pullAll(t, nodes, o.request(d), 0)
-	require.LessOrEqual(t, o.Bytes.Load(), int64(13*chunk1))
-	for _, n := range nodes {
-		eventually(t, "what came from it and matched is its proof", func() bool {
-			return n.opts.Sources.Proved(o.request(d))
+	for name, test := range map[string]struct {
+		authorization string
+		doubted       bool
+	}{
+		"from one that has said yes":       {},
+		"from a page's, for all we know":   {doubted: true},
+		"and so with one token":            {"Bearer abcdefghijklmnopqrstuvwxyz012345", true},
+		"and so with one account's secret": {"Basic YTphYmNkZWZnaGlqa2xtbm9wcXJzdHV2d3h5ejAxMjM0NQ==", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOrigin(t)
+			nodes := newSwarm(t, o, 3, func(_ int, fo *Options, _ *swarm.Options) {
+				fo.Sources = &proofs{doubted: test.doubted}
+			})
+			req := o.request(o.add(t, 12*chunk1+5))
+			req.Authorization = test.authorization
+			pullAll(t, nodes, req, 0)
+			require.LessOrEqual(t, o.Bytes.Load(), int64(13*chunk1))
+			for _, n := range nodes {
+				eventually(t, "what came from it and matched is its proof", func() bool {
+					_, proved := n.opts.Sources.(*proofs).Load(fmt.Sprint(req.Repository, req.Digest))
+					return proved
+				})
+			}
 		})
+	}
+}
+
+func TestSource_CredentialsThatMayBeGuessedAreNamedToNobody(t *testing.T) {
+	t.Parallel()
+	for authorization, same := range map[string]bool{
+		"": true, "Bearer abcdefghijklmnopqrstuvwxyz012345": true, "Bearer short": false,
+		"Basic dXNlcjpwYXNzd29yZA==": false, "Basic ": false, "Basic no base64 at all, but long enough": true,
+	} {
+		req := content.Request{Repository: evil, Authorization: authorization}
+		one, another := &Fetcher{secret: []byte("one")}, &Fetcher{secret: []byte("another")}
+		require.Equal(t, same, one.apart(req) == another.apart(req), authorization)
+		require.Equal(t, one.apart(req), one.apart(req))
 	}
 }
 

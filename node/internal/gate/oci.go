@@ -36,7 +36,12 @@ func Blob(r Registries, req content.Request) Request {
 // has it, to this node or to one that told so, and its yes to the caller was surely about that.
 func (g *Gate) Proved(req content.Request) bool {
 	source := Repository(req.Repository)
-	return g.proved(source, req.Digest) && !g.unsure.Contains(g.pair(source, req.Authorization, req.Digest))
+	return g.proved(source, req.Digest) && !g.Doubted(req)
+}
+
+// Doubted reports whether the repository's yes to the caller of req was unsure.
+func (g *Gate) Doubted(req content.Request) bool {
+	return g.unsure.Contains(g.pair(Repository(req.Repository), req.Authorization, req.Digest))
 }
 
 // Prove notes that the content of req came from its repository, all of it, and matched its digest.

@@ -317,6 +317,9 @@ func (f *Front) Proved(req content.Request) bool {
 	return known && rec.Yes
 }
 
+// Doubted implements fetch.Sources. The front lets in nobody by a yes that may be about anything.
+func (f *Front) Doubted(content.Request) bool { return false }
+
 // Prove notes, for all nodes, that all of a file came from its repository, and matched.
 func (f *Front) Prove(req content.Request) {
 	k, proved := heldKey(req), record{Yes: true}

@@ -85,6 +85,8 @@ func (p proofs) Proved(req content.Request) bool {
 	return p.a.rule.Load().Authorization.Mode == policy.Exempt || p.of(req).Proved(req)
 }
 
+func (p proofs) Doubted(req content.Request) bool { return p.of(req).Doubted(req) }
+
 func (p proofs) Prove(req content.Request) { p.of(req).Prove(req) }
 
 // newAgent starts an agent on the store in a directory, "" for a new one.
