@@ -315,6 +315,9 @@ func due(p *v1alpha1.ArtifactPin, artifacts []v1alpha1.Artifact, now time.Time) 
 	if s.LastAttempt == nil || resolution(p) == nil || resolution(p).ObservedGeneration != p.Generation {
 		return 0
 	}
+	if s.LastAttempt.After(now) {
+		return 0 // an operator whose clock was ahead wrote it: nobody knows when that was
+	}
 	if s.FailedAttempts > 0 {
 		return max(0, s.LastAttempt.Add(p.Spec.Backoff.Pause(s.FailedAttempts)).Sub(now))
 	}

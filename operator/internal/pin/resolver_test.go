@@ -291,3 +291,26 @@ func TestWithNoPinThereAreNoCopies(t *testing.T) {
 		require.Zero(t, m.GetGauge().GetValue(), m.GetLabel())
 	}
 }
+
+func TestResolver_AnAttemptThatIsYetToComeKeepsNoPinFromTheNext(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
+	for name, c := range map[string]struct {
+		last   time.Duration // from now
+		failed int32
+		most   time.Duration
+	}{
+		"one that is long over is due":                {last: -2 * checkInterval, most: 0},
+		"one just now is followed by the interval":    {last: 0, most: checkInterval},
+		"one of a clock that was ahead is due":        {last: 2 * time.Hour, most: 0},
+		"also where it failed, and waits for a pause": {last: 2 * time.Hour, failed: 3, most: 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := &v1alpha1.ArtifactPin{}
+			p.Status.LastAttempt, p.Status.FailedAttempts = &metav1.Time{Time: now.Add(c.last)}, c.failed
+			p.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionResolved, Status: metav1.ConditionTrue}}
+			require.Equal(t, c.most, due(p, nil, now))
+		})
+	}
+}
