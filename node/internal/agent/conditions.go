@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,15 +18,24 @@ import (
 // conditions are those of the NodeCache, as they follow from what the agent knows. The times of their transitions are
 // taken from the NodeCache as it was last seen.
 func (a *Agent) conditions(pins []v1alpha1.PinProgress, now time.Time) []metav1.Condition {
-	var all []metav1.Condition
-	if c, ok := a.api.caches.get(a.opts.NodeName); ok {
-		all = append(all, c.Status.Conditions...)
-	}
 	told := []metav1.Condition{a.mirrorConfigured(), a.policyApplied(), pinsReady(pins),
 		storeUsable(a.opts.StoreHealth())}
 	if a.opts.Crowded != nil {
 		told = append(told, modelsFit(a.opts.Crowded()))
 	}
+	var before []metav1.Condition
+	if c, ok := a.api.caches.get(a.opts.NodeName); ok {
+		before = c.Status.Conditions
+	}
+	return since(before, told, now)
+}
+
+// since gives conditions the times of their transitions. What is told no longer, as of models once the hub front is off,
+// goes.
+func since(before, told []metav1.Condition, now time.Time) []metav1.Condition {
+	all := slices.DeleteFunc(slices.Clone(before), func(b metav1.Condition) bool {
+		return apimeta.FindStatusCondition(told, b.Type) == nil
+	})
 	for _, c := range told {
 		c.LastTransitionTime = metav1.NewTime(now)
 		apimeta.SetStatusCondition(&all, c)

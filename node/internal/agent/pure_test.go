@@ -368,3 +368,18 @@ func TestPins_ANodeCacheMadeAnewReleasesOnlyWhatItHasListed(t *testing.T) {
 	_, known = listing{Cache: "1"}.follow(cache("2", "a"), many.Spec.Pins)
 	require.Len(t, known, v1alpha1.MaxPinsPerNode, "a report holds no more")
 }
+
+func TestConditions_WhatIsToldNoLongerGoes(t *testing.T) {
+	t.Parallel()
+	earlier, now := metav1.Unix(1000, 0), time.Unix(2000, 0)
+	before := []metav1.Condition{
+		{Type: v1alpha1.ConditionModelsFit, Status: metav1.ConditionFalse, LastTransitionTime: earlier},
+		{Type: v1alpha1.ConditionPinsReady, Status: metav1.ConditionTrue, LastTransitionTime: earlier},
+	}
+	got := since(before, []metav1.Condition{{Type: v1alpha1.ConditionPinsReady, Status: metav1.ConditionTrue},
+		{Type: v1alpha1.ConditionStoreUsable, Status: metav1.ConditionTrue}}, now)
+	require.Equal(t, []metav1.Condition{before[1],
+		{Type: v1alpha1.ConditionStoreUsable, Status: metav1.ConditionTrue, LastTransitionTime: metav1.NewTime(now)}}, got)
+	require.Len(t, before, 2, "the informer's own is left as it is")
+	require.Equal(t, v1alpha1.ConditionModelsFit, before[0].Type)
+}
