@@ -12,7 +12,9 @@ var (
 	// dumps are Go's maps and structs, as registries' error details come out of libraries: "; map[Tag:1]",
 	// "[map[Action:pull]]".
 	dumps  = regexp.MustCompile(`[;,:]?\s*\[?(?:&?map\[[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*\]\s*)+\]?`)
-	spaces = regexp.MustCompile(`[ \t]+`)
+	// patterns are for programs; the words and examples before them say the same.
+	patterns = regexp.MustCompile(`, regex used for validation is '[^']*'`)
+	spaces   = regexp.MustCompile(`[ \t]+`)
 	// steps name a digest and nothing else, as one layer after the other does: "fetch sha256:…: ingest sha256:…".
 	steps   = regexp.MustCompile(`^[a-z]+ (sha(?:256|512):[0-9a-f]{64,128})$`)
 	digests = regexp.MustCompile(`sha(?:256|512):[0-9a-f]{64,128}`)
@@ -34,7 +36,7 @@ func Plain(text string) string {
 	lines := strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' })
 	seen := lines[:0]
 	for _, line := range lines {
-		line = strings.TrimSpace(spaces.ReplaceAllString(dumps.ReplaceAllString(line, ""), " "))
+		line = strings.TrimSpace(spaces.ReplaceAllString(dumps.ReplaceAllString(patterns.ReplaceAllString(line, ""), ""), " "))
 		line = once(line)
 		if line != "" && !slices.Contains(seen, line) {
 			seen = append(seen, line)

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
 	"regexp"
@@ -14,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/shoal-cache/shoal/api/message"
 )
 
 // EffectivePolicy is what all policies that match one node come to. What no policy sets is nil, and left to the
@@ -235,12 +238,19 @@ func onDockerHub(path string) string {
 // Selects reports whether a label selector matches; nil and the empty selector match everything. It fails for a
 // malformed selector.
 func Selects(s *metav1.LabelSelector, set map[string]string) (bool, error) {
+	selector, err := Selector(s)
+	return err == nil && selector.Matches(labels.Set(set)), err
+}
+
+// Selector reads a label selector; nil and the empty selector match everything. It fails for a malformed one, in words
+// for who wrote it.
+func Selector(s *metav1.LabelSelector) (labels.Selector, error) {
 	if s == nil {
-		return true, nil
+		return labels.Everything(), nil
 	}
-	sel, err := metav1.LabelSelectorAsSelector(s)
+	selector, err := metav1.LabelSelectorAsSelector(s)
 	if err != nil {
-		return false, fmt.Errorf("label selector: %w", err)
+		return nil, errors.New(message.Plain(err.Error()))
 	}
-	return sel.Matches(labels.Set(set)), nil
+	return selector, nil
 }

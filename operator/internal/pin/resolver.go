@@ -244,7 +244,7 @@ func (r *Resolver) named(ctx context.Context,
 	if err := r.watchPods(); err != nil {
 		return nil, nil, fmt.Errorf("watch pods: %w", err)
 	}
-	selector, err := metav1.LabelSelectorAsSelector(orEverything(p.Spec.Workloads.Selector))
+	selector, err := v1alpha1.Selector(p.Spec.Workloads.Selector)
 	if err != nil {
 		return nil, &resolve.Error{Reason: v1alpha1.ReasonInvalidSpec, Err: fmt.Errorf("workloads.selector: %w", err)},
 			nil
@@ -266,13 +266,6 @@ func distinct(artifacts []v1alpha1.Artifact) []v1alpha1.Artifact {
 		}
 	}
 	return all
-}
-
-func orEverything(s *metav1.LabelSelector) *metav1.LabelSelector {
-	if s == nil {
-		return &metav1.LabelSelector{}
-	}
-	return s
 }
 
 // imagesOf lists the images of running pods, each once, in order, by the digest that runs where the runtime has told

@@ -724,12 +724,9 @@ func (c *computation) eligibleFor(p *v1alpha1.ArtifactPin) eligibility {
 		return e
 	}
 	e := eligibility{closed: map[int]bool{}}
-	selector := labels.Everything()
-	if p.Spec.NodeSelector != nil {
-		var err error
-		if selector, err = metav1.LabelSelectorAsSelector(p.Spec.NodeSelector); err != nil {
-			e.err = fmt.Errorf("nodeSelector: %w", err)
-		}
+	selector, err := v1alpha1.Selector(p.Spec.NodeSelector)
+	if err != nil {
+		e.err = fmt.Errorf("nodeSelector: %w", err)
 	}
 	for i := range c.in.Nodes {
 		n := &c.in.Nodes[i]
