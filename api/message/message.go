@@ -11,7 +11,7 @@ import (
 var (
 	// dumps are Go's maps and structs, as registries' error details come out of libraries: "; map[Tag:1]",
 	// "[map[Action:pull]]".
-	dumps  = regexp.MustCompile(`[;,:]?\s*\[?(?:&?map\[[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*\]\s*)+\]?`)
+	dumps = regexp.MustCompile(`[;,:]?\s*\[?(?:&?map\[[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*\]\s*)+\]?`)
 	// patterns are for programs; the words and examples before them say the same.
 	patterns = regexp.MustCompile(`, regex used for validation is '[^']*'`)
 	spaces   = regexp.MustCompile(`[ \t]+`)

@@ -24,9 +24,9 @@ func TestPlain_SaysItOnceAndWithoutGo(t *testing.T) {
 		errors.Join(errors.New("one"), errors.New("two"),
 			errors.New("one")).Error(): "one; two",
 		`key: Invalid value: "no key!": name part is so (e.g. 'MyName',  or '123-abc', regex used for validation is '([A-Z])?')`: `key: Invalid value: "no key!": name part is so (e.g. 'MyName', or '123-abc')`,
-		"dial tcp [::1]:5000: connect: connection refused":                                                               "dial tcp [::1]:5000: connect: connection refused",
-		"fetch manifest sha256:" + digest + ": fetch sha256:" + digest + ": ingest sha256:" + digest + ": chunk 0: disk": "fetch manifest sha256:" + digest + ": chunk 0: disk",
-		"fetch sha256:" + digest + ": ingest sha256:" + other + ": no":                                                   "fetch sha256:" + digest + ": ingest sha256:" + other + ": no",
+		"dial tcp [::1]:5000: connect: connection refused":                                                                       "dial tcp [::1]:5000: connect: connection refused",
+		"fetch manifest sha256:" + digest + ": fetch sha256:" + digest + ": ingest sha256:" + digest + ": chunk 0: disk":         "fetch manifest sha256:" + digest + ": chunk 0: disk",
+		"fetch sha256:" + digest + ": ingest sha256:" + other + ": no":                                                           "fetch sha256:" + digest + ": ingest sha256:" + other + ": no",
 		"": "",
 	} {
 		require.Equal(t, want, message.Plain(text))
