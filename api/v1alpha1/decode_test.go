@@ -71,6 +71,14 @@ func TestWhatTheAPIServerTakesGoDecodes(t *testing.T) {
 			for name, c := range times {
 				require.Equal(t, c.taken, takes(c.value), "%s: %s", path, name)
 			}
+		case strings.HasSuffix(path, ".expiry.until"): // people write it, so a rule says in words what is wrong
+			ofTime++
+			_, pattern, _ := strings.Cut(s.XValidations[0].Rule, "matches('")
+			pattern, more, _ := strings.Cut(pattern, "')")
+			require.Contains(t, more, "timestamp(self)", "asks Go, for not every month has 31 days")
+			for name, c := range times {
+				require.Equal(t, c.taken, regexp.MustCompile(pattern).MatchString(c.value), "%s: %s", path, name)
+			}
 		case s.XIntOrString && len(s.XValidations) == 0: // where there are rules, they ask Go
 			ofQuantity++
 			for name, c := range quantities {
