@@ -71,12 +71,25 @@ type bitswap struct {
 	gone    *lru.Cache[cid.Cid, time.Time] // blocks that have just gone; see denyGone
 	// what was asked of whom, the newest: it may come though no one waits for it any more
 	past *lru.Cache[asked, struct{}]
-	owed *owed
+	// Peers may answer what an earlier process of this node has asked them for. The first message to each takes that
+	// back, and at first a few such answers are no lies.
+	started time.Time
+	greeted *lru.Cache[peer.ID, time.Time] // when they were sent that
+	strays  *lru.Cache[peer.ID, int]
+	owed    *owed
 	// awaits reports whether a block may be about to come to this node. nil: that is not known.
 	awaits atomic.Pointer[func(cid.Cid) bool]
 	guard  bitswapnet.Guard
 	wg     sync.WaitGroup
 }
+
+const (
+	// strayFor is for how long after the start a peer may answer what an earlier process has asked, underWay for how
+	// long after that has been taken back, and maxStrays with how many blocks: as many as a node asks for at one time.
+	strayFor  = 5 * time.Minute
+	underWay  = 10 * time.Second
+	maxStrays = 32
+)
 
 // asked is a block that a peer was asked for.
 type asked struct {
@@ -111,7 +124,8 @@ func newBitswap(
 	b := &bitswap{
 		ctx: ctx, net: net, blocks: bs, log: log, m: m, wants: map[cid.Cid]*want{}, senders: map[peer.ID]*sender{},
 		recent: lru.New[cid.Cid, arrival](maxRecent), gone: lru.New[cid.Cid, time.Time](maxRecent),
-		past: lru.New[asked, struct{}](maxPast), owed: newOwed(), guard: guard,
+		past: lru.New[asked, struct{}](maxPast), owed: newOwed(), guard: guard, started: time.Now(),
+		greeted: lru.New[peer.ID, time.Time](maxPast), strays: lru.New[peer.ID, int](maxStandings),
 		up: rate.NewLimiter(rate.Inf, 4*content.ChunkSize), down: rate.NewLimiter(rate.Inf, 4*content.ChunkSize),
 	}
 	b.server = server.New(ctx, net, newServedBlocks(bs, b.up),
@@ -222,7 +236,7 @@ func (b *bitswap) send(p peer.ID, s *sender) {
 			}
 			return
 		}
-		m := message.New(false)
+		m := message.New(!b.greeted.Contains(p))
 		bytes := 0
 		for _, ch := range changes {
 			switch {
@@ -253,6 +267,9 @@ func (b *bitswap) send(p peer.ID, s *sender) {
 			b.log.Debug("wants not sent", "peer", p, "error", err)
 			b.lose(p, s)
 			return
+		}
+		if !b.greeted.Contains(p) {
+			b.greeted.Add(p, time.Now())
 		}
 	}
 }
@@ -369,10 +386,24 @@ func (b *bitswap) unwanted(p peer.ID, c cid.Cid, size int) {
 	for _, l := range losses {
 		b.queue(p, change{cid: l.cid, cancel: true})
 	}
+	stray := b.stray(p)
 	b.mu.Unlock()
-	b.guard.Blame(p, bitswapnet.RuleWrong, fmt.Errorf("it sent block %s of %d bytes, for which it was not asked", c,
-		size))
+	if !stray {
+		b.guard.Blame(p, bitswapnet.RuleWrong, fmt.Errorf("it sent block %s of %d bytes, for which it was not asked", c,
+			size))
+	}
 	tell(p, losses)
+}
+
+// stray reports whether a block that p was not asked for may be one that an earlier process of this node has asked for.
+// After a hard reset p may not know for minutes that the process has ended. The caller holds b.mu.
+func (b *bitswap) stray(p peer.ID) bool {
+	if at, ok := b.greeted.Get(p); time.Since(b.started) > strayFor || ok && time.Since(at) > underWay {
+		return false
+	}
+	n, _ := b.strays.Get(p)
+	b.strays.Add(p, n+1)
+	return n < maxStrays
 }
 
 // ReceiveMessage hands the blocks of a message to those who want them. boxo has made each block's CID from its bytes,

@@ -1,17 +1,23 @@
 package swarm
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
+	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/ipfs/boxo/bitswap/message"
+	pb "github.com/ipfs/boxo/bitswap/message/pb"
 	"github.com/ipfs/boxo/bitswap/server"
 	"github.com/ipfs/boxo/blockstore"
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/bitswapnet"
@@ -80,6 +86,64 @@ func TestHolder_ThatAnswersLateBreaksNoRule(t *testing.T) {
 	s.bitswap.unwanted(other, c, 1)
 	require.Empty(t, w.lost)
 	require.EqualValues(t, breachBurst, s.guard.standing(other).breaches.Tokens())
+}
+
+// After a hard reset of this node peers go on with what its earlier process has asked for.
+func TestHolder_ThatAnswersAnEarlierProcessBreaksNoRule(t *testing.T) {
+	t.Parallel()
+	s, other := newTestSwarm(t), somePeer(t)
+	of := func(i int) cid.Cid { return content.SumCID(sha256.Sum256([]byte{byte(i)})) }
+	tokens := func() float64 { return s.guard.standing(other).breaches.Tokens() }
+	for i := range 32 {
+		s.bitswap.unwanted(other, of(i), 1<<20)
+	}
+	require.EqualValues(t, breachBurst, tokens())
+	s.bitswap.unwanted(other, of(32), 1<<20)
+	require.Less(t, tokens(), float64(breachBurst), "so many it did not ask for")
+	third := somePeer(t)
+	s.bitswap.greeted.Add(third, time.Now())
+	s.bitswap.unwanted(third, of(0), 1<<20)
+	require.EqualValues(t, breachBurst, s.guard.standing(third).breaches.Tokens(), "it was on its way")
+	s.bitswap.greeted.Add(third, time.Now().Add(-2*underWay))
+	s.bitswap.unwanted(third, of(0), 1<<20)
+	require.Less(t, s.guard.standing(third).breaches.Tokens(), float64(breachBurst), "it was taken back long ago")
+	fourth := somePeer(t)
+	s.bitswap.started = s.bitswap.started.Add(-2 * strayFor)
+	s.bitswap.unwanted(fourth, of(0), 1<<20)
+	require.Less(t, s.guard.standing(fourth).breaches.Tokens(), float64(breachBurst), "nor so long after the start")
+}
+
+// What an earlier process of a node has asked for is not sent to the one that runs now, which has not.
+func TestWant_OfAnEarlierProcessIsTakenBackByTheFirstWordOfTheNext(t *testing.T) {
+	t.Parallel()
+	asker, asked := newTestSwarm(t), newTestSwarm(t)
+	require.NoError(t, asker.host.Connect(t.Context(), asked.host.Peerstore().PeerInfo(asked.ID())))
+	eventually(t, "connected", func() bool { return len(asked.Peers()) == 1 && len(asker.Peers()) == 1 })
+	asked.Awaits(func(cid.Cid) bool { return true })
+	early, own := []byte("for the earlier process"), []byte("for this one")
+	wanted := func(data []byte) func() bool {
+		return func() bool {
+			return slices.Contains(asked.bitswap.server.WantlistForPeer(asker.ID()), content.ChunkCID(data))
+		}
+	}
+	m := message.New(false)
+	m.AddEntry(content.ChunkCID(early), 1, pb.Message_Wantlist_Block, false)
+	require.NoError(t, asker.bitswap.net.SendMessage(t.Context(), asked.ID(), m))
+	eventually(t, "the earlier process wants a block", wanted(early))
+
+	w := sink{came: make(chan cid.Cid, 1), lost: make(chan peer.ID, 1)}
+	asker.Want(asked.ID(), content.ChunkCID(own), 1, false, w)
+	eventually(t, "this process wants another", wanted(own))
+	for _, data := range [][]byte{early, own} { // they come to the peer in that order
+		require.NoError(t, asked.store.Put(t.Context(), digest.FromBytes(data), bytes.NewReader(data), int64(len(data))))
+		block, err := blocks.NewBlockWithCid(data, content.ChunkCID(data))
+		require.NoError(t, err)
+		asked.Have(block)
+	}
+	require.Equal(t, content.ChunkCID(own), <-w.came)
+	require.Empty(t, w.lost)
+	strays, _ := asker.bitswap.strays.Get(asked.ID())
+	require.Zero(t, strays)
 }
 
 // A peer that may be about to get a block itself is waited for, as a relay is. One that is not says so.
