@@ -18,6 +18,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -253,8 +254,9 @@ func detach(dir string) error {
 	if err != nil {
 		return fmt.Errorf("look for leftovers: %w", err)
 	}
-	for _, mount := range mounts {
-		if err := syscall.Unmount(mount, syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) {
+	for _, mount := range append(mounts, dir) {
+		if err := syscall.Unmount(mount, syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) &&
+			!errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("unmount %s: %w", mount, err)
 		}
 	}

@@ -22,6 +22,19 @@ const diskSize = 384 << 20
 // disk is an ext4 file system of its own in a file, so that it can fill up and fail.
 type disk struct{ image, mount string }
 
+// share has the disks below dir unmounted everywhere when they are unmounted here. Whoever makes a namespace meanwhile,
+// as "ip netns exec" does, gets a copy of all mounts. It would keep a file system that has failed from being let go of
+// and mounted anew.
+func share(dir string) error {
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind %s: %w", dir, err)
+	}
+	if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
+		return fmt.Errorf("share %s: %w", dir, err)
+	}
+	return nil
+}
+
 func newDisk(ctx context.Context, dir string) (*disk, error) {
 	d := &disk{image: dir + ".ext4", mount: dir}
 	if err := os.Mkdir(d.mount, 0o755); err != nil {

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/shoal-cache/shoal/test/internal/badregistry"
 	"github.com/shoal-cache/shoal/test/internal/netns"
 )
@@ -48,6 +50,9 @@ func New(ctx context.Context, dir, binary string, nodes int) (*Rig, error) {
 }
 
 func (r *Rig) build(ctx context.Context, dir, binary string, nodes int) (err error) {
+	if err := share(dir); err != nil {
+		return err
+	}
 	if r.origin, err = r.network.AddHost(ctx, "origin", "", 0); err != nil {
 		return err
 	}
@@ -165,6 +170,7 @@ func (r *Rig) Close() error {
 			errs = append(errs, os.Remove(n.disk.image))
 		}
 	}
+	_ = unix.Unmount(r.dir, unix.MNT_DETACH) // unless it was never mounted
 	for _, l := range r.listeners {
 		errs = append(errs, l.Close())
 	}
