@@ -203,8 +203,8 @@ func (p *plugin) pin(ctx context.Context, images []string, prefix string, f pinF
 	return p.made(ctx, pin, "made", f, p.api.Create(ctx, pin, client.FieldOwner(fieldManager)))
 }
 
-// sweep deletes the pins of earlier preheats that have ended. Otherwise each version that was ever preheated would leave
-// one. Where that fails the next preheat does it.
+// sweep deletes the pins of earlier preheats that have ended. Otherwise each version that was ever preheated would
+// leave one. Where that fails the next preheat does it.
 func (p *plugin) sweep(ctx context.Context, namespace string) {
 	var pins v1alpha1.ArtifactPinList
 	if err := p.api.List(ctx, &pins, client.InNamespace(namespace),

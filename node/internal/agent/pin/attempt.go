@@ -569,7 +569,7 @@ func (a *attempt) admit(ctx context.Context, artifacts []*artifact) {
 				return a.opts.Gate.Admit(ctx, req)
 			})
 			if err != nil {
-				a.log.Warn("pin may not be served while its registry is down: nobody asked the registry who may read it",
+				a.log.Warn("pin may not be served while its registry is down: nobody asked who may read it",
 					"pin", a.name(), "digest", req.Digest, "error", err)
 				a.Keeper.mu.Lock()
 				if a.current() {
