@@ -60,6 +60,9 @@ func (b *body) await() {
 	_ = b.conn.SetReadDeadline(by)
 }
 
+// Within sets the time until its end, for who wants a body that is no upload.
+func (b *body) Within(all time.Duration) { b.bounds.all = all }
+
 func (b *body) Read(p []byte) (int, error) {
 	if !b.ended {
 		b.await()

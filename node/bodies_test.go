@@ -40,6 +40,7 @@ func TestBodies_WhoAnnouncesOneAndDoesNotSendItIsAnsweredAndHoldsNothing(t *test
 		wanted        bool          // the handler reads the body before it answers
 		slowly        time.Duration // how long it waits before that
 		refused       time.Duration // after how long it is
+		within        time.Duration // the handler gives it so much time in all, where that is not zero
 	}{
 		"a byte a second of what is wanted": {request: "POST /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n",
 			drip: "x", wanted: true, refused: questions.all},
@@ -55,6 +56,8 @@ func TestBodies_WhoAnnouncesOneAndDoesNotSendItIsAnsweredAndHoldsNothing(t *test
 			request: "POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nall of it"},
 		"an upload that stands still": {bodies: uploads, request: "POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nall",
 			wanted: true, refused: uploads.pause},
+		"a byte now and then of what is no upload": {bodies: uploads, drip: "x", every: 7 * time.Second, wanted: true,
+			request: "POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n", within: 20 * time.Second, refused: 20 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -63,6 +66,9 @@ func TestBodies_WhoAnnouncesOneAndDoesNotSendItIsAnsweredAndHoldsNothing(t *test
 				const answering = time.Minute // far longer than a body may take
 				server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: cmp.Or(test.bodies, questions).bound(
 					http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						if test.within > 0 {
+							r.Body.(interface{ Within(time.Duration) }).Within(test.within)
+						}
 						if test.wanted {
 							time.Sleep(test.slowly)
 							if _, err := io.Copy(io.Discard, r.Body); err != nil {

@@ -11,12 +11,13 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/hub"
 	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/room"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
 
 // newHub makes the hub front; nil where it is off.
-func (n *node) newHub() (*hub.Front, error) {
+func (n *node) newHub(documents *room.Room) (*hub.Front, error) {
 	c := n.config.Hub
 	if !c.Enabled {
 		return nil, nil //nolint:nilnil // off is no error
@@ -27,7 +28,7 @@ func (n *node) newHub() (*hub.Front, error) {
 	}
 	front, err := hub.New(hub.Options{
 		Endpoint: endpoint, Transport: transport, Hub: c.Name(), Gate: n.gate,
-		Fetcher: n.fetcher, Upstream: n.upstream, Store: n.store,
+		Fetcher: n.fetcher, Upstream: n.upstream, Store: n.store, Documents: documents,
 		Memory: n.store.Notes("hub"), Rules: func(r content.Repository) policy.Rule { return n.policy.Load().For(r) },
 		AllowFrom: c.Allowed(), URLs: c.Below(), Tracer: n.tracer, Logger: n.log.With("part", "hub"),
 		Registerer: n.metrics,

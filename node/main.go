@@ -4,6 +4,7 @@
 // Its packages, in the order in which a request meets them:
 //
 //	internal/reply      what the fronts share of HTTP: ranges, headers at the latest moment, answers that run
+//	internal/room       how much of documents all requests hold in memory together
 //	internal/registry   the registry front: HTTP in, the OCI distribution pull API
 //	internal/hub        the hub front: HTTP in, what clients of a model hub ask of it
 //	internal/gate       who may read what: the word of the sources, remembered

@@ -29,6 +29,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/pulls"
 	"github.com/shoal-cache/shoal/node/internal/registry"
+	"github.com/shoal-cache/shoal/node/internal/room"
 	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
 	"github.com/shoal-cache/shoal/node/internal/trace"
@@ -196,18 +197,19 @@ func (n *node) makeFronts() (err error) {
 		Ended: n.told, Tracer: n.tracer, Patience: c.Registry.FirstByteTimeout,
 		Logger: n.log.With("part", "fetch"), Registerer: n.metrics,
 	})
+	documents := room.New(room.Share(4))
 	n.front, err = registry.New(registry.Options{
 		Fetcher: n.fetcher, Upstream: n.upstream, Gate: n.gate, Tags: n.tags,
 		Rules:           func(r content.Repository) policy.Rule { return n.policy.Load().For(r) },
 		DefaultRegistry: c.Registry.DefaultRegistry, FirstByteTimeout: c.Registry.FirstByteTimeout,
-		Record: n.pulls, Tracer: n.tracer,
+		Record: n.pulls, Tracer: n.tracer, Documents: documents,
 		ManifestServed: func(d digest.Digest) { n.kube.manifestServed(d) },
 		Logger:         n.log.With("part", "registry"), Registerer: n.metrics,
 	})
 	if err != nil {
 		return err
 	}
-	n.hub, err = n.newHub()
+	n.hub, err = n.newHub(documents)
 	return err
 }
 

@@ -1,23 +1,29 @@
 package hub
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/room"
 )
 
 const (
 	// maxQuestion is the longest body in bytes of a question about paths.
 	maxQuestion = 8 << 20
+	// questionTimes is how many times over it is in memory: as it came, taken apart, and as it goes to the hub.
+	questionTimes = 4
+	// questionWithin is how long it may take to come.
+	questionWithin = 20 * time.Second
 	// harnessesTTL is for how long the list of harnesses is used. Clients keep it for a day.
 	harnessesTTL = time.Hour
 	// pageSize is how many elements a page of a tree has, as at the hub.
@@ -146,16 +152,11 @@ func (x *exchange) next(target string) {
 // paths tells of the paths that the body names.
 func (f *Front) paths(x *exchange) error {
 	ctx := x.R.Context()
-	body, err := io.ReadAll(io.LimitReader(x.R.Body, maxQuestion+1))
-	switch {
-	case err != nil:
-		return fmt.Errorf("read the question: %w", err)
-	case len(body) > maxQuestion:
-		return errTooLong
-	}
-	paths, expand, err := pathsOf(x.R.Header.Get("Content-Type"), body)
+	reading, end := f.opts.Questions.Lease(ctx)
+	defer end()
+	paths, expand, err := readPaths(reading, x.R)
 	if err != nil {
-		return errQuestion
+		return err
 	}
 	commit, err := f.enter(ctx, x)
 	if err != nil {
@@ -188,6 +189,25 @@ func (f *Front) paths(x *exchange) error {
 		}
 	}
 	return x.elements(found)
+}
+
+// readPaths reads a question about paths. The server gives bodies all the time that they take, for most are uploads.
+func readPaths(ctx context.Context, r *http.Request) (paths []string, expand bool, err error) {
+	if b, ok := r.Body.(interface{ Within(all time.Duration) }); ok {
+		b.Within(questionWithin)
+	}
+	body, err := room.ReadAll(ctx, r.Body, r.ContentLength, maxQuestion, questionTimes)
+	switch {
+	case errors.Is(err, room.ErrTooLong), bytes.Count(body, []byte(",")) > registries.MaxElements,
+		bytes.Count(body, []byte("&")) > registries.MaxElements:
+		return nil, false, errTooLong
+	case err != nil:
+		return nil, false, fmt.Errorf("read the question: %w", err)
+	}
+	if paths, expand, err = pathsOf(r.Header.Get("Content-Type"), body); err != nil {
+		return nil, false, errQuestion
+	}
+	return paths, expand, nil
 }
 
 // refs lists branches and tags.
@@ -247,9 +267,13 @@ func (f *Front) harnesses(x *exchange) error {
 }
 
 func (x *exchange) elements(elements []*element) error {
-	raws := make([]json.RawMessage, len(elements))
+	raws, size := make([]json.RawMessage, len(elements)), int64(0)
 	for i, e := range elements {
 		raws[i] = e.raw
+		size += int64(len(e.raw))
+	}
+	if err := room.Hold(x.R.Context(), keptTimes*size); err != nil {
+		return err
 	}
 	doc, err := json.Marshal(raws)
 	if err != nil {
@@ -263,6 +287,5 @@ func (x *exchange) json(doc []byte) error {
 	h.Set("Content-Type", "application/json; charset=utf-8")
 	h.Set("Content-Length", strconv.Itoa(len(doc)))
 	x.WriteHeader(http.StatusOK)
-	_, err := x.W.Write(doc)
-	return err
+	return x.Give(doc)
 }

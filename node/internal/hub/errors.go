@@ -10,9 +10,11 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/reply"
+	"github.com/shoal-cache/shoal/node/internal/room"
 )
 
 // httpError is a failure that the front itself finds. Its code is one of the hub's (X-Error-Code), "" where the hub has
@@ -33,7 +35,7 @@ var (
 		"the request comes from an agent: hub.endpoint leads back to the cache"}
 	errDraining = &httpError{http.StatusServiceUnavailable, "", "shutting down"}
 	errTooLong  = &httpError{http.StatusRequestEntityTooLarge, "",
-		fmt.Sprintf("the body is longer than %d bytes", maxQuestion)}
+		fmt.Sprintf("the body is longer than %d bytes, or has more than %d paths", maxQuestion, registries.MaxElements)}
 	errQuestion = &httpError{http.StatusBadRequest, "", "the body is neither a form nor JSON with paths"}
 )
 
@@ -123,6 +125,10 @@ func (x *exchange) verdict(err error) (int, []byte) {
 			h.Set("Retry-After", strconv.FormatInt(int64(math.Ceil(up.RetryAfter.Seconds())), 10))
 		}
 		return up.Status, nil
+	case errors.Is(err, room.ErrFull):
+		h.Set("Retry-After", strconv.Itoa(retrySoon))
+		h.Set("X-Error-Message", room.ErrFull.Error())
+		return http.StatusServiceUnavailable, nil
 	case errors.Is(err, reply.ErrUnsatisfiable):
 		return http.StatusRequestedRangeNotSatisfiable, nil
 	case x.R.Context().Err() != nil:

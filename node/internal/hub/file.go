@@ -410,6 +410,8 @@ func (f *Front) elsewhere(ctx context.Context, req content.Request, off, n int64
 // gitFile is a file out of git: remembered, with a peer, or from the hub. Its name is checked wherever it comes from.
 // What is in the store by then is read from there, so that readers hold no copies of it.
 func (f *Front) gitFile(ctx context.Context, x *exchange, e *element, commit string) (content.Reader, record, error) {
+	ctx, end := f.opts.Documents.Lease(ctx) // gitRoom is for what readers hold
+	defer end()
 	k := key("git", x.route.repo.name(), e.OID)
 	if e.Size <= maxInline {
 		data, rec, err := f.gitBytes(ctx, x, e, commit, k)

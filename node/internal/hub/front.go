@@ -24,6 +24,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/lru"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/reply"
+	"github.com/shoal-cache/shoal/node/internal/room"
 	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/trace"
 )
@@ -68,6 +69,8 @@ type Options struct {
 	Rules func(content.Repository) policy.Rule
 	// URLs are those below which files are given by their digest and URL. None: no such file is.
 	URLs []*url.URL
+	// Documents is the memory for documents, and Questions that for bodies of questions. nil: a front's own.
+	Documents, Questions *room.Room
 	// AllowFrom are the address ranges of callers, besides this machine's own.
 	AllowFrom []netip.Prefix
 	// Tracer makes a span of each request, and of each question to the hub. Optional.
@@ -122,12 +125,18 @@ func New(opts Options) (*Front, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
+	if opts.Documents == nil {
+		opts.Documents = room.New(room.Share(4))
+	}
+	if opts.Questions == nil {
+		opts.Questions = room.New(room.Share(16))
+	}
 	metrics, err := newMetrics(opts.Registerer)
 	if err != nil {
 		return nil, fmt.Errorf("hub front: %w", err)
 	}
 	f := &Front{
-		opts: opts, log: opts.Logger, metrics: metrics, memo: newMemo(opts.Memory, opts.Logger),
+		opts: opts, log: opts.Logger, metrics: metrics, memo: newMemo(opts.Memory, opts.Documents, opts.Logger),
 		listings: lru.New[string, *listing](maxListings), apart: lru.New[string, time.Time](maxIncomparable),
 		checked: lru.New[string, record](maxChecked), gitRoom: semaphore.NewWeighted(maxGitBytes),
 	}
@@ -210,6 +219,9 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer f.running.Leave()
+	ctx, end := f.opts.Documents.Lease(r.Context())
+	defer end()
+	x.R = r.WithContext(ctx)
 	defer f.finish(x)            //nolint:contextcheck // the exchange carries the request, and with it its context
 	x.Settle(f.serve(x), x.fail) //nolint:contextcheck // as above
 }

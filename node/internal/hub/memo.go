@@ -17,6 +17,7 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/lru"
+	"github.com/shoal-cache/shoal/node/internal/room"
 )
 
 // Shared has one node of the swarm ask for all. Its values are opaque to it.
@@ -85,6 +86,7 @@ type remembered struct {
 // all nodes.
 type memo struct {
 	shared Shared // nil: this node is alone
+	room   *room.Room
 	memory Memory // nil: a restart forgets
 	down   func() bool
 	log    *slog.Logger
@@ -97,9 +99,10 @@ type memo struct {
 	size   int                        // bytes of inline
 }
 
-func newMemo(memory Memory, log *slog.Logger) *memo {
+func newMemo(memory Memory, documents *room.Room, log *slog.Logger) *memo {
 	m := &memo{
-		memory: memory, log: log, secret: make([]byte, sha256.Size), recent: lru.New[string, remembered](maxRecords),
+		memory: memory, room: documents, log: log, secret: make([]byte, sha256.Size),
+		recent: lru.New[string, remembered](maxRecords),
 	}
 	m.inline = lru.NewWithEvict(maxRecords, func(_ string, b []byte) { m.size -= len(b) })
 	_, _ = rand.Read(m.secret) // never fails, says crypto/rand
@@ -185,7 +188,11 @@ func (m *memo) once(ctx context.Context, key string, maxAge time.Duration, share
 	if shared {
 		return m.anew(ctx, key, maxAge, mark{}, ask)
 	}
-	return m.asking.DoChan(key, func() (any, error) { return ask(context.WithoutCancel(ctx)) })
+	return m.asking.DoChan(key, func() (any, error) {
+		ctx, end := m.room.Lease(context.WithoutCancel(ctx))
+		defer end()
+		return ask(ctx)
+	})
 }
 
 // callerKind begins the keys of what the hub says of callers. Such is kept in memory alone: what is on disk of callers
@@ -195,6 +202,8 @@ const callerKind = "caller"
 // ask asks the hub, or has another node ask it.
 func (m *memo) ask(ctx context.Context, key string, maxAge time.Duration,
 	ask func(context.Context) (record, error)) (record, error) {
+	ctx, end := m.room.Lease(ctx)
+	defer end()
 	if m.shared == nil {
 		rec, err := ask(ctx)
 		if err == nil {

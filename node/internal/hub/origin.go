@@ -19,6 +19,7 @@ import (
 	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/reply"
+	"github.com/shoal-cache/shoal/node/internal/room"
 	"github.com/shoal-cache/shoal/node/internal/trace"
 )
 
@@ -31,7 +32,9 @@ const (
 	downFor = 5 * time.Second
 	// maxDoc is the longest answer in bytes that is read into memory: a page of a tree, or what is told of a repository
 	// with very many files.
-	maxDoc      = 64 << 20
+	maxDoc = 64 << 20
+	// docTimes is how many times over such an answer is in memory while Xet is taken out of it.
+	docTimes    = 3
 	maxErrorDoc = 64 << 10
 	maxHops     = 5
 	// againAfter is the pause before the hub is asked once more after an answer that was none.
@@ -180,6 +183,7 @@ func (o *origin) note(ctx context.Context, authorization string, asked time.Time
 	defer o.mu.Unlock()
 	r, answered := errors.AsType[*refusal](err)
 	switch {
+	case errors.Is(err, room.ErrFull): // which says nothing about the hub
 	case err == nil, answered && r.status < 500 && r.status != http.StatusTooManyRequests:
 		o.downUntil, o.failedUntil = time.Time{}, time.Time{}
 	case answered && r.status == http.StatusTooManyRequests:
@@ -322,7 +326,11 @@ func (o *origin) put(ctx context.Context, c call) (*answer, error) {
 		}
 		return a, nil
 	}
-	if a.body, err = bodyOf(resp, c); err != nil {
+	a.body, err = bodyOf(ctx, resp, c)
+	switch {
+	case errors.Is(err, room.ErrFull):
+		return nil, fmt.Errorf("%s: %w", c, err)
+	case err != nil:
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
@@ -356,7 +364,7 @@ func (m *moving) Read(p []byte) (int, error) {
 }
 
 // bodyOf reads the body of the answer to a call. Storage that has it packed sends it so, whatever was asked for.
-func bodyOf(resp *http.Response, c call) ([]byte, error) {
+func bodyOf(ctx context.Context, resp *http.Response, c call) ([]byte, error) {
 	c.progress() // the header has come
 	in := io.Reader(&moving{Reader: resp.Body, progress: c.progress})
 	enc := encoding(resp)
@@ -376,14 +384,16 @@ func bodyOf(resp *http.Response, c call) ([]byte, error) {
 		_, err := io.ReadFull(in, body)
 		return body, err
 	}
-	body, err := io.ReadAll(io.LimitReader(in, maxDoc+1))
+	length := resp.ContentLength
+	if enc != "" {
+		length = -1
+	}
+	body, err := room.ReadAll(ctx, in, length, maxDoc, docTimes)
 	switch {
 	case err != nil:
-		return nil, err
-	case len(body) > maxDoc:
-		return nil, fmt.Errorf("the answer is longer than %d bytes", maxDoc)
-	case enc == "" && resp.ContentLength >= 0 && int64(len(body)) != resp.ContentLength:
-		return nil, fmt.Errorf("%d of %d bytes", len(body), resp.ContentLength)
+		return nil, fmt.Errorf("the answer: %w", err)
+	case length >= 0 && int64(len(body)) != length:
+		return nil, fmt.Errorf("%d of %d bytes", len(body), length)
 	}
 	return body, nil
 }

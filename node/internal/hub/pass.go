@@ -3,6 +3,7 @@ package hub
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/room"
 )
 
 // maxRewritten is the longest JSON document in bytes out of which Xet is taken on its way through.
@@ -31,13 +33,20 @@ func (f *Front) pass(x *exchange) error {
 			}
 		}
 	}
-	ctx := context.WithValue(x.R.Context(), frontHost{}, x.host())
+	ctx := context.WithValue(x.R.Context(), passing{}, x)
+	defer x.Leisure()
 	f.proxy.ServeHTTP(&passed{ResponseWriter: x.W, x: x}, x.R.WithContext(ctx))
 	return nil
 }
 
-// frontHost is the key under which a request's context holds the base URL at which its client reaches the front.
-type frontHost struct{}
+// passing is the key under which a request's context holds its exchange.
+type passing struct{}
+
+// exchangeOf is the exchange that an answer is for.
+func exchangeOf(resp *http.Response) *exchange {
+	x, _ := resp.Request.Context().Value(passing{}).(*exchange)
+	return x
+}
 
 // passed notes the status of an answer that passes through.
 type passed struct {
@@ -86,8 +95,12 @@ func (f *Front) newProxy() http.Handler {
 			f.metrics.asked(r.Method, 0)
 			f.log.Debug("hub not reached", "method", r.Method, "path", r.URL.Path, "cause", err)
 			w.Header().Set("Retry-After", strconv.Itoa(retrySoon))
-			w.Header().Set("X-Error-Message", "the hub cannot be asked")
-			http.Error(w, "the hub cannot be asked", http.StatusServiceUnavailable)
+			message := "the hub cannot be asked"
+			if errors.Is(err, room.ErrFull) {
+				message = room.ErrFull.Error()
+			}
+			w.Header().Set("X-Error-Message", message)
+			http.Error(w, message, http.StatusServiceUnavailable)
 		},
 	}
 }
@@ -136,7 +149,7 @@ func (f *Front) rewrite(resp *http.Response) error {
 		h.Set("Location", f.origin.path(to))
 	}
 	if len(h.Values("Link")) > 0 {
-		host, _ := resp.Request.Context().Value(frontHost{}).(string)
+		host := exchangeOf(resp).host()
 		var kept []string
 		for _, l := range registries.Links(h) {
 			if strings.HasPrefix(l.Rel, "xet-") && !bucket {
@@ -182,20 +195,20 @@ func (f *Front) rewriteBody(resp *http.Response) error {
 	if !document || !listing && !made {
 		return nil
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxRewritten+1))
-	if err != nil {
-		return err
-	}
-	if len(body) > maxRewritten {
+	body, err := room.ReadAll(resp.Request.Context(), resp.Body, resp.ContentLength, maxRewritten, docTimes)
+	if errors.Is(err, room.ErrTooLong) {
 		resp.Body = struct {
 			io.Reader
 			io.Closer
 		}{io.MultiReader(bytes.NewReader(body), resp.Body), resp.Body}
 		return nil
 	}
+	if err != nil {
+		return err
+	}
 	_ = resp.Body.Close()
 	if made {
-		host, _ := resp.Request.Context().Value(frontHost{}).(string)
+		host := exchangeOf(resp).host()
 		base := strings.TrimSuffix(f.origin.base.String(), "/")
 		body = bytes.ReplaceAll(body, []byte(`"`+base+`/`), []byte(`"`+host+`/`))
 	} else if clean, err := withoutXet(body, plainLimit); err == nil {
@@ -204,5 +217,6 @@ func (f *Front) rewriteBody(resp *http.Response) error {
 	resp.Body = io.NopCloser(bytes.NewReader(body))
 	resp.ContentLength = int64(len(body))
 	resp.Header.Set("Content-Length", strconv.Itoa(len(body)))
+	exchangeOf(resp).Hurry(int64(len(body)))
 	return nil
 }

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/reply"
+	"github.com/shoal-cache/shoal/node/internal/room"
 	"github.com/shoal-cache/shoal/node/internal/store"
 )
 
@@ -37,6 +37,8 @@ const (
 	// heldTimeout bounds the getting of a document that a peer has, with a second more for each heldRate bytes.
 	heldTimeout = 5 * time.Second
 	heldRate    = 1 << 20
+	// keptTimes is how many times over such a document is in memory while it is read.
+	keptTimes = 2
 )
 
 // element is what a listing says of one path.
@@ -302,8 +304,11 @@ func (f *Front) document(ctx context.Context, x *exchange, k string, maxAge time
 		if err == nil {
 			return doc, rec.record, nil
 		}
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return nil, record{}, context.Cause(ctx)
+		case errors.Is(err, room.ErrFull):
+			return nil, record{}, err
 		}
 		f.log.Debug("a document that was known is gone", "repository", x.route.repo.name(), "digest", rec.Digest,
 			"cause", err)
@@ -331,7 +336,7 @@ func (f *Front) kept(ctx context.Context, rec record) ([]byte, error) {
 		if _, err := f.opts.Store.Stat(rec.Digest); err != nil { // it came from a peer
 			f.keep(ctx, rec.Inline)
 		}
-		return rec.Inline, nil
+		return rec.Inline, room.Hold(ctx, rec.Size)
 	}
 	if rec.Size < 0 || rec.Size > maxDoc {
 		return nil, fmt.Errorf("document of %d bytes: %w", rec.Size, content.ErrUnavailable)
@@ -352,7 +357,7 @@ func (f *Front) kept(ctx context.Context, rec record) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = body.Close() }()
-	return io.ReadAll(content.NewVerifier(body, rec.Digest, rec.Size))
+	return room.ReadAll(ctx, content.NewVerifier(body, rec.Digest, rec.Size), rec.Size, maxDoc, keptTimes)
 }
 
 // list is the listing of a repository at a commit.
@@ -366,6 +371,8 @@ func (f *Front) list(ctx context.Context, x *exchange, commit string) (*listing,
 	if old, _, known := f.memo.own(k); known && old.Endless != "" {
 		maxAge = infoTTL // a hub may mend its listing
 	}
+	ctx, end := f.opts.Documents.Lease(ctx)
+	defer end()
 	doc, rec, err := f.document(ctx, x, k, maxAge, func(ctx context.Context) (record, error) {
 		return f.askTree(ctx, r, commit, x.Authorization())
 	})
@@ -418,6 +425,9 @@ func (f *Front) askTree(ctx context.Context, r repo, commit, authorization strin
 			return record{}, fmt.Errorf("tree of %s at %s: %w: %w", r.name(), commit, content.ErrUnavailable, err)
 		}
 		all, size = append(all, elements...), size+len(clean)
+		if err := room.Hold(ctx, keptTimes*int64(min(size, maxListing))); err != nil {
+			return record{}, err
+		}
 		if err != nil || size > maxListing || len(all) > maxElements {
 			return record{Large: true}, nil
 		}

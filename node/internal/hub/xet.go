@@ -24,6 +24,7 @@ func withoutXet(doc []byte, keepAbove int64) ([]byte, error) {
 		return doc, nil
 	}
 	var compact bytes.Buffer
+	compact.Grow(len(doc))
 	if err := json.Compact(&compact, doc); err != nil {
 		return nil, fmt.Errorf("the hub's JSON: %w: %w", content.ErrUnavailable, err)
 	}

@@ -23,6 +23,9 @@ import (
 // take manifests of at least 4 MiB (section "Pushing Manifests").
 const MaxSize = 8 << 20
 
+// Times is how many times over a manifest is in memory once it is parsed: a descriptor takes more than its text.
+const Times = 8
+
 // ErrMalformed is the error of bytes that are no manifest.
 var ErrMalformed = errors.New("malformed manifest")
 

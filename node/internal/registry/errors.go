@@ -10,6 +10,7 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/reply"
+	"github.com/shoal-cache/shoal/node/internal/room"
 )
 
 // apiError is an error of the distribution specification, section "Error Codes".
@@ -34,6 +35,9 @@ var (
 // errSlow is the cause of a context that ended because nothing came within the time to the first byte.
 var errSlow = fmt.Errorf("no byte within the time allowed: %w", content.ErrUnavailable)
 
+// retrySoon is the Retry-After in seconds of an answer that may be better in a moment.
+const retrySoon = "2"
+
 // fail answers with the OCI error document for err. Upstream's own verdict reaches the caller as it is, challenge
 // included, so that the caller can do what it would do at the registry.
 func (x *exchange) fail(err error) {
@@ -54,6 +58,9 @@ func (x *exchange) fail(err error) {
 		if isErrorDocument(up.Body) {
 			body = up.Body
 		}
+	}
+	if errors.Is(err, room.ErrFull) {
+		h.Set("Retry-After", retrySoon)
 	}
 	h.Set("Content-Type", "application/json")
 	h.Set("Content-Length", strconv.Itoa(len(body)))

@@ -36,6 +36,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/pulls"
 	"github.com/shoal-cache/shoal/node/internal/reply"
+	"github.com/shoal-cache/shoal/node/internal/room"
 	"github.com/shoal-cache/shoal/node/internal/trace"
 )
 
@@ -99,6 +100,8 @@ type Options struct {
 	// UpstreamTimeout bounds a question to the registry; a registry that takes longer counts as silent. 0: gate.Timeout
 	// of FirstByteTimeout.
 	UpstreamTimeout time.Duration
+	// Documents is the memory for manifests and lists. nil: a front's own.
+	Documents *room.Room
 	// Tracer makes a span of each request. Optional.
 	Tracer     *trace.Tracer
 	Logger     *slog.Logger
@@ -136,6 +139,9 @@ func New(opts Options) (*Front, error) {
 	if opts.UpstreamTimeout == 0 {
 		opts.UpstreamTimeout = gate.Timeout(opts.FirstByteTimeout)
 	}
+	if opts.Documents == nil {
+		opts.Documents = room.New(room.Share(4))
+	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -144,7 +150,7 @@ func New(opts Options) (*Front, error) {
 	if f.metrics, err = newMetrics(opts.Registerer); err != nil {
 		return nil, fmt.Errorf("registry front: %w", err)
 	}
-	f.tags = newTags(opts.Upstream, opts.UpstreamTimeout, opts.Tags, opts.Gate, f.metrics, f.log)
+	f.tags = newTags(opts.Upstream, opts.UpstreamTimeout, opts.Tags, opts.Documents, opts.Gate, f.metrics, f.log)
 	f.pages = newPages(opts.Upstream, opts.UpstreamTimeout, opts.Gate)
 	return f, nil
 }
@@ -204,6 +210,9 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer f.running.Leave()
+	ctx, end := f.opts.Documents.Lease(r.Context())
+	defer end()
+	x.R = r.WithContext(ctx)
 	defer f.finish(x)            //nolint:contextcheck // the exchange carries the request, and with it its context
 	x.Settle(f.serve(x), x.fail) //nolint:contextcheck // as above
 }
@@ -280,8 +289,7 @@ func (x *exchange) writeJSON(body []byte, mediaType string) error {
 	if x.R.Method == http.MethodHead {
 		return nil
 	}
-	_, err := x.W.Write(body)
-	return err
+	return x.Give(body)
 }
 
 // trace tells the request's span what came of it.

@@ -14,6 +14,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/manifest"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/reply"
+	"github.com/shoal-cache/shoal/node/internal/room"
 )
 
 // manifest answers GET and HEAD of a manifest. It fetches it for both: a HEAD that promised what GET cannot give would
@@ -52,6 +53,7 @@ func (f *Front) manifest(x *exchange) error {
 	if x.rule.Authorization.Mode != policy.Exempt {
 		f.opts.Gate.Learn(ctx, gate.Repository(x.route.repo), m)
 	}
+	room.Shrink(ctx, int64(len(data))) // of m nothing is needed any more
 
 	etag := etagOf(req)
 	h := x.W.Header()
@@ -67,7 +69,7 @@ func (f *Front) manifest(x *exchange) error {
 	if x.R.Method == http.MethodHead {
 		return nil
 	}
-	if _, err = x.W.Write(data); err != nil {
+	if err = x.Give(data); err != nil {
 		return err
 	}
 	x.bytes = int64(len(data))
@@ -87,6 +89,9 @@ func (f *Front) readManifest(ctx context.Context, p *patience, req content.Reque
 	if reader.Size() > manifest.MaxSize {
 		return nil, fmt.Errorf("manifest %s of %d bytes is larger than %d: %w", req.Digest, reader.Size(),
 			manifest.MaxSize, content.ErrUnavailable)
+	}
+	if err := room.Hold(ctx, reader.Size()*manifest.Times); err != nil {
+		return nil, because(ctx, err)
 	}
 	body, err := reader.Range(ctx, 0, reader.Size())
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/lru"
+	"github.com/shoal-cache/shoal/node/internal/room"
 )
 
 const (
@@ -53,6 +54,7 @@ func (f *Front) page(x *exchange) error {
 	if err != nil {
 		return err
 	}
+	room.Shrink(x.R.Context(), int64(len(p.body)))
 	h := x.W.Header()
 	if next := nextPage(p.link, x.R.URL); next != "" {
 		h.Set("Link", next)

@@ -18,6 +18,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/lru"
 	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/room"
 )
 
 const maxTags = 8 << 10
@@ -28,6 +29,7 @@ type tags struct {
 	upstream  Upstream
 	timeout   time.Duration
 	memory    TagMemory // may be nil
+	documents *room.Room
 	gate      *gate.Gate
 	metrics   *metrics
 	log       *slog.Logger
@@ -43,10 +45,10 @@ type answer struct {
 	at   time.Time
 }
 
-func newTags(upstream Upstream, timeout time.Duration, memory TagMemory, g *gate.Gate, m *metrics,
-	log *slog.Logger) *tags {
+func newTags(upstream Upstream, timeout time.Duration, memory TagMemory, documents *room.Room, g *gate.Gate,
+	m *metrics, log *slog.Logger) *tags {
 	t := &tags{
-		upstream: upstream, timeout: timeout, memory: memory, gate: g, metrics: m, log: log,
+		upstream: upstream, timeout: timeout, memory: memory, documents: documents, gate: g, metrics: m, log: log,
 		recent: lru.NewFair[string, answer](maxTags),
 	}
 	t.ctx, t.end = context.WithCancel(context.Background())
@@ -105,7 +107,9 @@ func (t *tags) await(ctx context.Context, q question) (v1.Descriptor, error) {
 	done := t.questions.DoChan(q.authorization+"\x00"+q.key, func() (any, error) {
 		t.running.Add(1)
 		defer t.running.Done()
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.timeout)
+		ctx, leave := t.documents.Lease(context.WithoutCancel(ctx))
+		defer leave()
+		ctx, cancel := context.WithTimeout(ctx, t.timeout)
 		defer cancel()
 		defer context.AfterFunc(t.ctx, cancel)() //nolint:contextcheck // the front's end ends the question too
 		return t.ask(ctx, q)

@@ -56,6 +56,32 @@ func (x *Exchange) Level() slog.Level {
 	return slog.LevelDebug
 }
 
+const (
+	// giveWithin is how long who asked may take for a document that is in memory, and a second more for each giveRate
+	// bytes.
+	giveWithin = 15 * time.Second
+	giveRate   = 512 << 10
+)
+
+// Hurry cuts the answer off where the n bytes that follow are not taken in time. Others wait for the memory in which
+// they are. Leisure ends that.
+func (x *Exchange) Hurry(n int64) {
+	within := giveWithin + time.Duration(n/giveRate)*time.Second
+	// A writer that knows no deadline is no connection.
+	_ = http.NewResponseController(x.W).SetWriteDeadline(time.Now().Add(within))
+}
+
+// Leisure lets what is written next take as long as it does.
+func (x *Exchange) Leisure() { _ = http.NewResponseController(x.W).SetWriteDeadline(time.Time{}) }
+
+// Give writes a document that is in memory.
+func (x *Exchange) Give(document []byte) error {
+	x.Hurry(int64(len(document)))
+	defer x.Leisure()
+	_, err := x.W.Write(document)
+	return err
+}
+
 // Settle ends an exchange that serve has answered with err. fail answers with an error while there is no answer yet. Of
 // one that has begun nothing can be told any more: Settle panics with http.ErrAbortHandler, as http.Handler allows.
 func (x *Exchange) Settle(err error, fail func(error)) {

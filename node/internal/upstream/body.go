@@ -12,6 +12,7 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/manifest"
+	"github.com/shoal-cache/shoal/node/internal/room"
 )
 
 // minProgress is how many bytes of a body must come within Timeouts.Stall of waiting, so that a registry which drips
@@ -21,7 +22,6 @@ const minProgress = 4 << 10
 var (
 	errStalled = errors.New("body stalled")
 	errLonger  = errors.New("body is longer than announced")
-	errTooLong = errors.New("answer is longer than it may be")
 )
 
 // stream is the body of an answer. It ends with io.EOF only after exactly the bytes that were due.
@@ -129,22 +129,11 @@ func discard(body io.ReadCloser) {
 	_ = body.Close()
 }
 
-// readAll reads a body of at most manifest.MaxSize.
-func readAll(resp *http.Response) ([]byte, error) {
-	if resp.ContentLength > manifest.MaxSize {
-		return nil, tooLong(resp)
+// readAll reads a body of at most manifest.MaxSize, as the lease of ctx has room for it.
+func readAll(ctx context.Context, resp *http.Response) ([]byte, error) {
+	data, err := room.ReadAll(ctx, resp.Body, resp.ContentLength, manifest.MaxSize, manifest.Times)
+	if errors.Is(err, room.ErrTooLong) {
+		return nil, fmt.Errorf("%s: %w: %w", describe(resp.Request), content.ErrBadAnswer, err)
 	}
-	data, err := io.ReadAll(io.LimitReader(resp.Body, manifest.MaxSize+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > manifest.MaxSize {
-		return nil, tooLong(resp)
-	}
-	return data, nil
-}
-
-func tooLong(resp *http.Response) error {
-	return fmt.Errorf("%s: %w: %w: more than %d bytes", describe(resp.Request), content.ErrBadAnswer, errTooLong,
-		manifest.MaxSize)
+	return data, err
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/room"
 )
 
 const (
@@ -78,7 +79,8 @@ func (r *resumed) Read(p []byte) (int, error) {
 
 // brokenOff tells a body that broke off, which may be read on, from one that is wrong, or not wanted any more.
 func brokenOff(ctx context.Context, err error) bool {
-	return ctx.Err() == nil && !errors.Is(err, errLonger) && !errors.Is(err, content.ErrRateLimit)
+	return ctx.Err() == nil && !errors.Is(err, errLonger) && !errors.Is(err, content.ErrRateLimit) &&
+		!errors.Is(err, room.ErrFull)
 }
 
 // reopen asks for the rest, for as long as Timeouts.Resume.
@@ -187,9 +189,9 @@ func (c *Client) readAgain(ctx context.Context, call call) (*http.Response, []by
 		if err != nil {
 			return nil, nil, err
 		}
-		data, err := readAll(resp)
+		data, err := readAll(ctx, resp)
 		_ = resp.Body.Close()
-		if err == nil || breaks == maxBreaks || errors.Is(err, errTooLong) || !brokenOff(ctx, err) {
+		if err == nil || breaks == maxBreaks || errors.Is(err, room.ErrTooLong) || !brokenOff(ctx, err) {
 			return resp, data, err
 		}
 		select {

@@ -1,0 +1,145 @@
+package hub
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/room"
+)
+
+// live is how many bytes are in use that cannot be collected.
+func live() int64 {
+	runtime.GC()
+	runtime.GC() // of what the first has finalized
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// roomy has the front's documents and questions be of so many bytes together.
+func (a *agent) roomy(documents, questions int64) {
+	a.opts.Documents, a.opts.Questions = room.New(documents), room.New(questions)
+	a.memo.room = a.opts.Documents
+}
+
+// dial sends a request and reads no answer. said gets the first line of that once it is there.
+func dial(t *testing.T, base, request string, body io.Reader, said func(string)) net.Conn {
+	t.Helper()
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(base, "http://"))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	_, err = io.WriteString(c, request)
+	require.NoError(t, err)
+	go func() { _, _ = io.Copy(c, body) }() // the front has closed it, if it fails
+	if said != nil {
+		go func() {
+			line, err := bufio.NewReader(c).ReadString('\n')
+			if err == nil {
+				said(line)
+			}
+		}()
+	}
+	return c
+}
+
+func TestMemory_QuestionsThatLackTheirEndTakeABoundedRoomTogether(t *testing.T) { //nolint:paralleltest // it weighs the process
+	const many, long = 50, maxQuestion - 1000
+	h := newHub(t)
+	_, commit, _ := model(h, "org/m")
+	a := newAgent(t, h, "", nil)
+	a.roomy(64<<20, 24<<20)
+	ask := func(n int) got {
+		question := `{"paths":["config.json"],"expand":false` + strings.Repeat(" ", n) + `}`
+		return ask(t, a.URL, http.MethodPost, "/api/models/org/m/paths-info/"+commit, strings.NewReader(question),
+			"Content-Type", "application/json")
+	}
+	require.Equal(t, http.StatusOK, ask(0).status)
+	before := live()
+	var refused atomic.Int32
+	conns := make([]net.Conn, many)
+	for i := range conns {
+		head := fmt.Sprintf("POST /api/models/org/m/paths-info/main HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", long)
+		conns[i] = dial(t, a.URL, head, io.LimitReader(zeros{}, long-1), func(line string) {
+			if strings.Contains(line, strconv.Itoa(http.StatusServiceUnavailable)) {
+				refused.Add(1)
+			}
+		})
+	}
+	require.Eventually(t, func() bool { return refused.Load() >= many-2 }, 30*time.Second, 10*time.Millisecond)
+	t.Logf("%d questions of %d MiB without their end take %d MiB", many, long>>20, (live()-before)>>20)
+	require.Less(t, live()-before, int64(40<<20))
+	require.Equal(t, http.StatusOK, ask(10<<10).status, "who asks as one does is answered meanwhile")
+	late := ask(1 << 20)
+	require.Equal(t, http.StatusServiceUnavailable, late.status)
+	require.Equal(t, "2", late.header.Get("Retry-After"))
+	require.Equal(t, room.ErrFull.Error(), late.header.Get("X-Error-Message"))
+	require.False(t, a.origin.down(), "which says nothing of the hub")
+	for _, c := range conns {
+		_ = c.Close()
+	}
+	require.Eventually(t, func() bool { return ask(1<<20).status == http.StatusOK }, 30*time.Second, 10*time.Millisecond)
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+func TestMemory_DocumentsThatNobodyTakesHaveABoundedRoomTogether(t *testing.T) { //nolint:paralleltest // it weighs the process
+	const many, long = 40, 6 << 20
+	h := newHub(t)
+	_, commit, _ := model(h, "org/m")
+	h.SetOdd(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if !r.URL.Query().Has("x") {
+			next.ServeHTTP(w, r)
+			return
+		}
+		rewritten(w, fmt.Sprintf(`{"id":"org/m","sha":%q,"x":%q,"xetEnabled":true,"long":%q}`, commit,
+			r.URL.Query().Get("x"), bytes.Repeat([]byte("a"), long)))
+	})
+	a := newAgent(t, h, "", nil)
+	a.roomy(60<<20, 24<<20)
+	require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, "/api/models/org/m").status)
+	before := live()
+	conns := make([]net.Conn, many)
+	for i := range conns {
+		conns[i] = dial(t, a.URL, fmt.Sprintf("GET /api/models/org/m/revision/main?x=%d HTTP/1.1\r\nHost: x\r\n\r\n", i),
+			strings.NewReader(""), nil)
+	}
+	most := int64(0)
+	for began := time.Now(); time.Since(began) < 2*room.Patience; { // until all are in, or have been told
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		most = max(most, int64(m.HeapAlloc)-before)
+		require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, "/api/models/org/m").status, "what is small comes at once")
+	}
+	t.Logf("%d documents of %d MiB that nobody reads take %d MiB, and %d at most with what is not collected yet", many,
+		long>>20, (live()-before)>>20, most>>20)
+	require.Less(t, live()-before, int64(70<<20))
+	for _, c := range conns {
+		_ = c.Close()
+	}
+	require.Eventually(t, func() bool {
+		return a.ask(t, http.MethodGet, "/api/models/org/m/revision/main?x=last").status == http.StatusOK
+	}, 30*time.Second, 10*time.Millisecond)
+}
+
+func rewritten(w http.ResponseWriter, doc string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(doc)))
+	_, _ = io.WriteString(w, doc) // the caller has gone, if it fails
+}

@@ -1,0 +1,121 @@
+package registry_test
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/manifest"
+	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/registry"
+	"github.com/shoal-cache/shoal/node/internal/room"
+)
+
+// live is how many bytes are in use that cannot be collected.
+func live() int64 {
+	runtime.GC()
+	runtime.GC() // of what the first has finalized
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// longManifest is one of about size bytes.
+func longManifest(img image, size int) string {
+	layer := fmt.Sprintf(`{"digest":%q}`, img.layer)
+	head := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":%q,"digest":%q,"size":12},"layers":[`,
+		v1.MediaTypeImageManifest, v1.MediaTypeImageConfig, img.config)
+	return head + strings.TrimSuffix(strings.Repeat(layer+",", (size-len(head)-2)/(len(layer)+1)), ",") + "]}"
+}
+
+func TestMemory_ManifestsThatNobodyTakesHaveABoundedRoomTogether(t *testing.T) { //nolint:paralleltest // it weighs the process
+	const many = 40
+	w := newWorld(t, func(o *registry.Options) { o.Documents = room.New(96 << 20) })
+	w.rule.Authorization.Mode = policy.Exempt
+	img := w.origin.pushImage(t, "team/app", "v1", "x")
+	long := w.origin.PushManifest(t, "team/app", "long", v1.MediaTypeImageManifest, longManifest(img, manifest.MaxSize))
+	server := httptest.NewServer(w.front)
+	defer server.Close()
+	get := func(reference string) int {
+		resp, err := server.Client().Get(server.URL + "/v2/team/app/manifests/" + reference)
+		require.NoError(t, err)
+		defer func() { _ = resp.Body.Close() }()
+		_, err = io.Copy(io.Discard, resp.Body)
+		require.NoError(t, err)
+		if resp.StatusCode == http.StatusServiceUnavailable {
+			require.Equal(t, "2", resp.Header.Get("Retry-After"))
+		}
+		return resp.StatusCode
+	}
+	require.Equal(t, http.StatusOK, get(long.String()))
+	require.Equal(t, http.StatusOK, get(img.manifest.String()))
+	before := live()
+	conns := make([]net.Conn, many)
+	for i := range conns {
+		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(server.URL, "http://"))
+		require.NoError(t, err)
+		defer func() { _ = c.Close() }()
+		_, err = fmt.Fprintf(c, "GET /v2/team/app/manifests/%s HTTP/1.1\r\nHost: x\r\n\r\n", long)
+		require.NoError(t, err)
+		conns[i] = c
+	}
+	for began := time.Now(); time.Since(began) < 2*room.Patience; {
+		require.Equal(t, http.StatusOK, get(img.manifest.String()), "an ordinary image is pulled meanwhile")
+	}
+	held := live() - before
+	t.Logf("%d manifests of %d MiB that nobody reads take %d MiB", many, manifest.MaxSize>>20, held>>20)
+	require.Less(t, held, int64(80<<20))
+	require.Equal(t, http.StatusServiceUnavailable, get(long.String()), "and the runtime goes to the registry")
+	for _, c := range conns {
+		_ = c.Close()
+	}
+	require.Eventually(t, func() bool { return get(long.String()) == http.StatusOK }, time.Minute, 10*time.Millisecond)
+}
+
+func TestMemory_ABurstOfOrdinaryPullsIsRefusedNothing(t *testing.T) {
+	t.Parallel()
+	const pulls = 200
+	// A fourth of the memory that the agent has of a container of 512 MiB, and the least that it has.
+	for _, documents := range []int64{115 << 20, 48 << 20} {
+		t.Run(fmt.Sprintf("%d MiB", documents>>20), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, func(o *registry.Options) { o.Documents = room.New(documents) })
+			w.rule.Authorization.Mode = policy.Exempt
+			w.origin.pushImage(t, "team/app", "v1", "x")
+			img := w.origin.pushImage(t, "team/app", "v2", "y")
+			large := longManifest(img, 200<<10) // of a model of a thousand files
+			w.origin.PushManifest(t, "team/app", "large", v1.MediaTypeImageManifest, large)
+			server := httptest.NewServer(w.front)
+			defer server.Close()
+			var all sync.WaitGroup
+			codes := make([]int, pulls)
+			for i := range codes {
+				all.Go(func() {
+					tag := []string{"v1", "v2", "v1", "large"}[i%4]
+					resp, err := server.Client().Get(server.URL + "/v2/team/app/manifests/" + tag)
+					if err != nil {
+						return
+					}
+					defer func() { _ = resp.Body.Close() }()
+					if _, err := io.Copy(io.Discard, resp.Body); err == nil {
+						codes[i] = resp.StatusCode
+					}
+				})
+			}
+			all.Wait()
+			for i, code := range codes {
+				require.Equal(t, http.StatusOK, code, i)
+			}
+		})
+	}
+}

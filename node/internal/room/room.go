@@ -1,0 +1,192 @@
+// Package room bounds the bytes that many requests hold in memory together. A limit for each answer is none for all of
+// them.
+//
+// Who holds little asks for nothing, and those who hold much leave a part of the room to those who hold some. Who is in
+// stays. Who finds no place waits a while, and is told.
+package room
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+)
+
+const (
+	// free is how many bytes nobody counts: about what a connection takes anyway.
+	free = 128 << 10
+	// some is the most, in bytes, that goes into the part of the room that large documents cannot fill.
+	some = 2 << 20
+	// Patience is how long a place is waited for. Clients of a hub wait 10 s for an answer's header.
+	Patience = 5 * time.Second
+	// unbounded is the memory, in bytes, that is reckoned with where the process has no limit.
+	unbounded = 512 << 20
+)
+
+var (
+	// ErrFull is the error of who found no place in time. It says nothing of any registry, hub or content.
+	ErrFull = errors.New("this node has as many documents in memory as it may at one time: ask again in a moment")
+	// ErrTooLong is the error of a document that is longer than it may be.
+	ErrTooLong = errors.New("longer than it may be")
+)
+
+// Share is one of so many equal parts, in bytes, of the memory that this process may use, which is GOMEMLIMIT.
+func Share(parts int64) int64 {
+	limit := debug.SetMemoryLimit(-1)
+	if limit == math.MaxInt64 {
+		limit = unbounded
+	}
+	return limit / parts
+}
+
+// Room is memory for what requests hold.
+type Room struct{ small, large part }
+
+type part struct {
+	*semaphore.Weighted
+	size int64
+}
+
+// New makes a room of some bytes, a third of it for what is not large.
+func New(size int64) *Room {
+	of := func(n int64) part { return part{semaphore.NewWeighted(n), n} }
+	small := max(size/3, some)
+	return &Room{small: of(small), large: of(max(size-small, some))}
+}
+
+// lease is what one request, or one question on behalf of many, holds of a room.
+type lease struct {
+	room *Room
+
+	mu           sync.Mutex
+	small, large int64 // bytes of either part
+	ended        bool
+}
+
+type key struct{}
+
+// Lease is ctx with a place of its own for what is held in it, until end is called. What goes on behind the request
+// that began it needs another.
+func (r *Room) Lease(ctx context.Context) (leased context.Context, end func()) {
+	l := &lease{room: r}
+	return context.WithValue(ctx, key{}, l), func() {
+		l.shrink(0)
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.ended = true
+	}
+}
+
+func leaseOf(ctx context.Context) *lease {
+	l, _ := ctx.Value(key{}).(*lease)
+	return l
+}
+
+// Hold has the lease of ctx be for n bytes at least. It waits for them a while, and fails with ErrFull then. Who wants
+// more than there is has all of it to himself. What is read without a lease has no bound.
+func Hold(ctx context.Context, n int64) error {
+	l := leaseOf(ctx)
+	switch {
+	case l == nil || n <= free:
+		return nil
+	case n <= some:
+		return l.take(ctx, l.room.small, &l.small, n)
+	}
+	return l.take(ctx, l.room.large, &l.large, n)
+}
+
+// Shrink gives back what the lease of ctx has beyond n bytes.
+func Shrink(ctx context.Context, n int64) {
+	if l := leaseOf(ctx); l != nil {
+		l.shrink(n)
+	}
+}
+
+// take has n bytes of a part. What is held of it already goes back first, so that no two wait for each other.
+func (l *lease) take(ctx context.Context, p part, held *int64, n int64) error {
+	n = min(n, p.size)
+	l.mu.Lock()
+	if *held >= n {
+		l.mu.Unlock()
+		return nil
+	}
+	p.Release(*held)
+	*held = 0
+	l.mu.Unlock()
+	ctx, cancel := context.WithTimeoutCause(ctx, Patience, ErrFull)
+	defer cancel()
+	if err := p.Acquire(ctx, n); err != nil {
+		return context.Cause(ctx)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if *held += n; l.ended { // its request went meanwhile
+		p.Release(*held)
+		*held = 0
+	}
+	return nil
+}
+
+func (l *lease) shrink(n int64) {
+	if n <= free {
+		n = 0
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	small := min(l.small, n)
+	large := min(l.large, n-small)
+	l.room.small.Release(l.small - small)
+	l.room.large.Release(l.large - large)
+	l.small, l.large = small, large
+}
+
+func (l *lease) held() int64 {
+	if l == nil {
+		return 0
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.small + l.large
+}
+
+// ReadAll reads a document of at most limit bytes. The lease of ctx holds it, times over for what is made of it. length
+// is what was announced, below zero where nothing was. An error comes with what was read.
+func ReadAll(ctx context.Context, r io.Reader, length, limit, times int64) (all []byte, err error) {
+	if length > limit {
+		return nil, fmt.Errorf("%w: %d bytes, and %d are the most", ErrTooLong, length, limit)
+	}
+	before := leaseOf(ctx).held()
+	steps := []int64{free / times, some / times, limit + 1} // who announces nothing proves to be longer than each
+	if length >= 0 {
+		steps = []int64{length + 1, limit + 1}
+	}
+	for _, step := range steps {
+		step = min(step, limit+1)
+		if err := Hold(ctx, step*times); err != nil {
+			return all, err
+		}
+		more, err := io.ReadAll(io.LimitReader(r, step-int64(len(all))))
+		if all == nil {
+			all = more
+		} else {
+			all = append(all, more...)
+		}
+		if err != nil {
+			return all, err
+		}
+		if int64(len(all)) < step {
+			break
+		}
+	}
+	if int64(len(all)) > limit {
+		return all, fmt.Errorf("%w: more than %d bytes", ErrTooLong, limit)
+	}
+	Shrink(ctx, max(before, int64(len(all))*times))
+	return all, nil
+}

@@ -1,0 +1,184 @@
+package room
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"runtime/debug"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+const mib = 1 << 20
+
+func TestRoom_WhoFindsNoPlaceWaitsForAWhileAndIsTold(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := New(30 * mib)
+		in, end := r.Lease(t.Context())
+		require.NoError(t, Hold(in, 15*mib))
+		began := time.Now()
+		late, leave := r.Lease(t.Context())
+		defer leave()
+		require.ErrorIs(t, Hold(late, 15*mib), ErrFull)
+		require.Equal(t, Patience, time.Since(began))
+		require.NoError(t, Hold(in, 15*mib), "who is in stays")
+
+		came := make(chan error)
+		go func() { came <- Hold(late, 15*mib) }()
+		synctest.Wait()
+		end()
+		require.NoError(t, <-came)
+	})
+}
+
+func TestRoom_WhatIsLargeKeepsNobodyOutWhoHoldsLess(t *testing.T) {
+	t.Parallel()
+	r := New(30 * mib)
+	large, end := r.Lease(t.Context())
+	defer end()
+	require.NoError(t, Hold(large, 1000*mib), "it has all of its part for itself")
+	for range 10 {
+		ctx, end := r.Lease(t.Context())
+		defer end()
+		require.NoError(t, Hold(ctx, mib))
+	}
+	for range 10_000 {
+		ctx, end := r.Lease(t.Context())
+		defer end()
+		require.NoError(t, Hold(ctx, free))
+	}
+}
+
+func TestRoom_NoTwoWaitForEachOther(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := New(30 * mib)
+		done := make(chan error)
+		for range 8 {
+			go func() {
+				ctx, end := r.Lease(t.Context())
+				defer end()
+				for _, n := range []int64{mib, 2 * mib, 3 * mib, 20 * mib} {
+					if err := Hold(ctx, n); err != nil {
+						done <- err
+						return
+					}
+					time.Sleep(time.Second / 8)
+				}
+				done <- nil
+			}()
+		}
+		for range 8 {
+			require.NoError(t, <-done)
+		}
+	})
+}
+
+func TestRoom_WhatIsHeldComesBackInWhateverOrderThingsEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := New(30 * mib)
+		empty := func() {
+			synctest.Wait()
+			require.True(t, r.small.TryAcquire(r.small.size))
+			require.True(t, r.large.TryAcquire(r.large.size))
+			r.small.Release(r.small.size)
+			r.large.Release(r.large.size)
+		}
+		ctx, end := r.Lease(t.Context())
+		require.NoError(t, Hold(ctx, mib))
+		require.NoError(t, Hold(ctx, 15*mib))
+		Shrink(ctx, 3*mib)
+		other, leave := r.Lease(t.Context())
+		require.NoError(t, Hold(other, 15*mib), "what was given back others have")
+		waiting := make(chan error)
+		go func() { waiting <- Hold(ctx, 18*mib) }()
+		synctest.Wait()
+		end() // while it waits
+		leave()
+		require.NoError(t, <-waiting)
+		empty()
+
+		ctx, end = r.Lease(t.Context())
+		gone, cancel := context.WithCancel(ctx)
+		cancel()
+		other, leave = r.Lease(t.Context())
+		require.NoError(t, Hold(other, 20*mib))
+		require.ErrorIs(t, Hold(gone, 20*mib), context.Canceled)
+		leave()
+		end()
+		empty()
+	})
+}
+
+// pieces gives a byte in the place of each announced one as long as it is asked.
+type pieces struct{ n int64 }
+
+func (p *pieces) Read(b []byte) (int, error) {
+	if p.n == 0 {
+		return 0, io.EOF
+	}
+	n := min(int64(len(b)), p.n)
+	p.n -= n
+	return int(n), nil
+}
+
+func TestReadAll_HoldsWhatItReadsAndNoMore(t *testing.T) {
+	t.Parallel()
+	const limit, times = 8 * mib, 2
+	for name, test := range map[string]struct {
+		size, announced, held int64
+		fails                 error
+	}{
+		"little":                              {size: 1000, announced: 1000},
+		"little, of which nothing was said":   {size: 1000, announced: -1},
+		"nothing":                             {announced: 0},
+		"some":                                {size: mib / 2, announced: mib / 2, held: mib},
+		"some, of which nothing was said":     {size: mib / 2, announced: -1, held: mib},
+		"much":                                {size: 3 * mib, announced: 3 * mib, held: 6 * mib},
+		"much, of which nothing was said":     {size: 3 * mib, announced: -1, held: 6 * mib},
+		"as much as may be":                   {size: limit, announced: limit, held: 2 * limit},
+		"as much as may be, of which nothing": {size: limit, announced: -1, held: 2 * limit},
+		"more than may be":                    {size: limit + 1, announced: limit + 1, fails: ErrTooLong},
+		"more, of which nothing was said":     {size: 2 * limit, announced: -1, fails: ErrTooLong},
+		"more than was said":                  {size: mib, announced: 10, held: 2 * mib},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, end := New(64 * mib).Lease(t.Context())
+			defer end()
+			got, err := ReadAll(ctx, &pieces{test.size}, test.announced, limit, times)
+			if test.fails != nil {
+				require.ErrorIs(t, err, test.fails)
+				return
+			}
+			require.NoError(t, err)
+			require.Len(t, got, int(test.size))
+			require.LessOrEqual(t, test.held, leaseOf(ctx).held())
+			require.LessOrEqual(t, leaseOf(ctx).held(), test.held+some)
+		})
+	}
+}
+
+func TestReadAll_GivesTheBytesAsTheyAre(t *testing.T) {
+	t.Parallel()
+	want := []byte(strings.Repeat("0123456789", 300_000))
+	for _, announced := range []int64{-1, int64(len(want)), 7} {
+		got, err := ReadAll(t.Context(), bytes.NewReader(want), announced, 8*mib, 3)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(want, got))
+	}
+}
+
+func TestShare_IsOfTheMemoryThatTheProcessMayUse(t *testing.T) { //nolint:paralleltest // the limit is the process's
+	was := debug.SetMemoryLimit(400 * mib)
+	defer debug.SetMemoryLimit(was)
+	require.EqualValues(t, 100*mib, Share(4))
+	debug.SetMemoryLimit(1<<63 - 1)
+	require.EqualValues(t, unbounded/4, Share(4))
+}
