@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
@@ -271,6 +272,71 @@ func TestEvict_OnlyBytesThatArriveMakeRoom(t *testing.T) {
 	require.NoError(t, liar.Discard())
 }
 
+func TestEvict_AWindowMakesRoomForWhatArrivesAlone(t *testing.T) {
+	t.Parallel()
+	const blobs = 3 * leastWindow
+	s := openTest(t, Options{Limits: Limits{Capacity: blobs * chunkSize, High: 1, Low: 1}})
+	var list []sample
+	for i := range uint64(blobs) {
+		list = append(list, newSample(i, chunkSize))
+		put(t, s, list[i])
+	}
+	all := make([]bool, blobs)
+	for i := range all {
+		all[i] = held
+	}
+	var windows []*Ingest
+	b := newSample(100, (blobs+1)*chunkSize)
+	for i := range uint64(5) { // of blobs that are announced to be larger than all there is
+		d := b.digest
+		if i > 0 {
+			d = digest.FromString(fmt.Sprint(i))
+		}
+		g, err := s.Window(d, b.size(), Origin{})
+		if err != nil {
+			require.ErrorIs(t, err, content.ErrNoSpace)
+			break
+		}
+		windows = append(windows, g)
+	}
+	require.Greater(t, len(windows), 1)
+	require.LessOrEqual(t, len(windows), blobs/leastWindow, "together they hold no more than there may be")
+	require.NoError(t, s.trim())
+	requireHeld(t, s, list, all...)
+	for i := range leastWindow + 3 { // the last of which use slots that others had
+		if i >= leastWindow {
+			windows[0].Drop(i - leastWindow)
+		}
+		write(t, windows[0], b, i)
+		all[min(i, leastWindow-1)] = gone
+		requireHeld(t, s, list, all...)
+	}
+	for _, g := range windows {
+		require.NoError(t, g.Close())
+	}
+}
+
+// What others have taken meanwhile is missing for who only announced to need it, and for nobody else.
+func TestWindow_ASlotThatFindsNoRoomFailsAlone(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Options{Limits: Limits{Capacity: leastWindow * chunkSize, High: 1, Low: 1}})
+	b, other := newSample(1, 2*leastWindow*chunkSize), newSample(2, 4*chunkSize)
+	g, err := s.Window(b.digest, b.size(), Origin{})
+	require.NoError(t, err)
+	write(t, g, b, 0, 1)
+	require.NoError(t, s.Pin("me", []digest.Digest{other.digest}))
+	put(t, s, other)
+	for i := 2; i < leastWindow-4; i++ {
+		write(t, g, b, i)
+	}
+	i := leastWindow - 4
+	require.ErrorIs(t, g.WriteChunk(i, content.ChunkCID(b.chunk(i)), b.chunk(i)), content.ErrNoSpace)
+	requireHas(t, s, other)
+	require.True(t, g.Drop(0))
+	write(t, g, b, i)
+	require.NoError(t, g.Close())
+}
+
 func TestEvict_TheChunkThatFindsNoRoomFailsAlone(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Options{Limits: Limits{Capacity: 4 * chunkSize, High: 1, Low: 1}})
@@ -385,8 +451,10 @@ func TestEviction_AListenerKeepsNobodyFromWriting(t *testing.T) {
 	for name, evict := range map[string]func(t *testing.T, s *Store){
 		"a chunk evicts": func(t *testing.T, s *Store) { put(t, s, newSample(8, 2*chunkSize)) },
 		"a window evicts": func(t *testing.T, s *Store) {
-			g, err := s.Window(newSample(8, 0).digest, 100*chunkSize, Origin{})
+			b := newSample(8, 40*chunkSize)
+			g, err := s.Window(b.digest, b.size(), Origin{})
 			require.NoError(t, err)
+			write(t, g, b, 0, 1)
 			require.NoError(t, g.Close())
 		},
 		"new limits evict": func(t *testing.T, s *Store) {

@@ -332,7 +332,7 @@ func (g *Ingest) taken() int64 {
 	defer g.mu.RUnlock()
 	switch {
 	case g.window != nil:
-		return g.cut.Start(g.window.size)
+		return g.cut.Start(g.window.used)
 	case g.phase == phaseOpening:
 		return max(g.bytes, g.earlier.bytes)
 	}

@@ -159,6 +159,10 @@ func TestWindow_TakesItsRoomFromItsPoolAlone(t *testing.T) {
 	b := newSample(3, 40*chunkSize)
 	g, err := s.Window(b.digest, b.size(), Origin{Pool: Models})
 	require.NoError(t, err)
+	requireHas(t, s, model)
+	for i := range g.Slots() {
+		write(t, g, b, i)
+	}
 	requireHas(t, s, image)
 	requireGone(t, s, model)
 	require.NoError(t, g.Close())

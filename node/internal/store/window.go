@@ -27,7 +27,8 @@ const (
 // for each of a few chunks, and nothing of it outlives the process.
 type window struct {
 	size  int         // slots
-	free  []int       // slots without a chunk
+	free  []int       // slots without a chunk, those that never had one below the others
+	used  int         // slots that have ever had one: the file has them
 	at    map[int]use // by chunk
 	fills int         // how often a slot has been filled
 }
@@ -38,10 +39,9 @@ type use struct{ slot, fill int }
 // Window opens an ingest of a blob that does not fit: it holds a few chunks at a time, and they are given to peers like
 // any others. Its writer makes room before, by Drop. It is never complete. It takes what it may hold at once from its
 // pool: at most half of what other windows leave, within bounds, so that several fit. It fails as Ingest does, also
-// with content.ErrNoSpace where not even a small window fits.
+// with content.ErrNoSpace where not even a small window fits. As of an ingest, nothing has to go before a chunk comes.
 func (s *Store) Window(d digest.Digest, size int64, origin Origin) (*Ingest, error) {
 	g, err := s.openWindow(d, size, origin)
-	s.events.deliver() // of what had to go for it
 	if err != nil {
 		return nil, fmt.Errorf("window of %s of %d bytes: %w", d, size, diskError(err))
 	}
@@ -66,7 +66,7 @@ func (s *Store) openWindow(d digest.Digest, size int64, origin Origin) (*Ingest,
 	return g, nil
 }
 
-// admitWindow claims the digest, and makes room for as large a window as there may be.
+// admitWindow claims the digest, if room could be made for a window, for as large a one as there may be beside others.
 func (s *Store) admitWindow(g *Ingest) error {
 	s.room.Lock()
 	defer s.room.Unlock()
@@ -74,11 +74,14 @@ func (s *Store) admitWindow(g *Ingest) error {
 		return err
 	}
 	pool := g.origin.Pool
-	left, bounded := s.windowsLeft(pool)
+	left, coming, bounded := s.windowsLeft(pool)
 	for n := mostWindow; n >= leastWindow; n /= 2 {
 		bytes := g.cut.Start(n)
 		tooMuch := bounded && bytes > max(left/2, g.cut.Start(leastWindow))
-		if bytes >= g.size || tooMuch || s.makeRoom(pool, bytes) != nil {
+		if bytes >= g.size || tooMuch {
+			continue
+		}
+		if _, _, err := s.evictable(pool, coming+bytes, partialID{}); err != nil {
 			continue
 		}
 		for slot := range n {
@@ -97,21 +100,21 @@ func (s *Store) admitWindow(g *Ingest) error {
 	return fmt.Errorf("not even a window fits: %w", content.ErrNoSpace)
 }
 
-// windowsLeft is what a pool may hold beside the windows that it has. bounded is false where only the disk says how
-// much.
-func (s *Store) windowsLeft(pool Pool) (left int64, bounded bool) {
+// windowsLeft is what a pool may hold beside the windows that it has, and how much of these is still to come. bounded
+// is false where only the disk says how much.
+func (s *Store) windowsLeft(pool Pool) (left, coming int64, bounded bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	left = s.limits.capacity(pool)
-	if left == 0 {
-		return 0, false
-	}
+	bounded = left > 0
 	for _, g := range s.ingests {
 		if g.window != nil && s.limits.share(pool, g.origin.Pool) {
-			left -= g.cut.Start(g.window.size)
+			all := g.cut.Start(g.window.size)
+			left -= all
+			coming += all - g.taken()
 		}
 	}
-	return left, true
+	return left, coming, bounded
 }
 
 // openWindow makes the file.
@@ -159,7 +162,7 @@ func (g *Ingest) Drop(i int) (gone bool) {
 }
 
 // writeSlot stores chunk i in a free slot. A chunk that was here before must be the same again: so whoever has read all
-// of the window, in order and once, knows about all that was ever given of it.
+// of the window, in order and once, knows about all that was ever given of it. A slot has room made at its first use.
 func (g *Ingest) writeSlot(i int, c cid.Cid, data []byte) error {
 	g.mu.Lock()
 	if had := g.chunks.CID(i); had.Defined() && had != c {
@@ -173,15 +176,23 @@ func (g *Ingest) writeSlot(i int, c cid.Cid, data []byte) error {
 	}
 	slot := g.window.free[last]
 	g.window.free = g.window.free[:last]
-	file := g.file
+	file, fresh := g.file, slot >= g.window.used
 	g.mu.Unlock()
 
-	err := g.store.disk.writeAt(file, data, g.cut.Start(slot))
+	release, err := func() {}, error(nil)
+	if fresh {
+		release, err = g.store.reserve(g.origin.Pool, g.cut.Chunk())
+	}
+	if err == nil {
+		defer release()
+		err = g.store.disk.writeAt(file, data, g.cut.Start(slot))
+	}
 	g.mu.Lock()
 	if err != nil {
 		g.window.free = append(g.window.free, slot)
 	} else {
 		g.window.fills++
+		g.window.used = max(g.window.used, slot+1)
 		g.window.at[i] = use{slot, g.window.fills}
 	}
 	g.mu.Unlock()
