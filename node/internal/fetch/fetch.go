@@ -78,6 +78,7 @@ type fetch struct {
 	passing   bool  // some caller wants all of it once, whether or not it is kept
 	mediaType string
 	ing       *store.Ingest
+	leave     func()         // gives the memory for its chunks back
 	window    *window        // nil: the whole is kept
 	streaming bool           // an answer is read to the end of the blob, whatever was leased
 	covered   []schedule.Run // leases that were given meanwhile
@@ -109,7 +110,7 @@ func startFetch(ctx context.Context, fr *Fetcher, req content.Request, from sour
 	set func(*fetch)) *fetch {
 	f := &fetch{
 		fr: fr, digest: req.Digest, source: from, start: time.Now(), changed: make(chan struct{}), req: req, readers: 1,
-		size: -1,
+		size: -1, leave: func() {},
 		part: schedule.NewParticipant(fr.opts.participant(fr), fr.opts.Swarm.ID()), released: make(chan struct{}),
 		pull: fr.pulls.of(req.Repository), ears: map[peer.ID]ear{},
 	}
@@ -424,6 +425,9 @@ func (f *fetch) follow(session swarm.Session) {
 	})
 }
 
+// chunkCost is about how many bytes of memory a chunk takes of who fetches a blob, whether or not it comes.
+const chunkCost = 208
+
 // makeRoom makes room for the blob, once; told: its size is only someone's word. The disk may take long.
 func (f *fetch) makeRoom(size int64, told bool) {
 	f.rooming.Add(1)
@@ -436,6 +440,12 @@ func (f *fetch) makeRoom(size int64, told bool) {
 	if done {
 		return
 	}
+	leave, ok := f.fr.chunks.Try(int64(content.CutLeaves(size).Len()) * chunkCost)
+	if !ok {
+		f.fail(fmt.Errorf("%s of %d bytes, beside what else is fetched: %w", f.digest, size, content.ErrNoSpace))
+		return
+	}
+	f.leave = leave
 	ing, err := f.place(size)
 	if err == nil && size == 0 {
 		err = ing.WriteChunk(0, content.ChunkCID(nil), nil)
@@ -681,6 +691,7 @@ func (f *fetch) end() {
 	f.fr.m.ended.Add(1)
 
 	defer close(f.released)
+	defer f.leave()
 	if errors.Is(err, content.ErrDigestMismatch) {
 		f.fr.replace(f, f.again())
 		return

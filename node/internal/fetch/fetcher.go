@@ -23,6 +23,7 @@ import (
 	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/lru"
+	"github.com/shoal-cache/shoal/node/internal/room"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
@@ -119,7 +120,8 @@ type Fetcher struct {
 	hints   *lru.Cache[hint, int64]
 	places  *lru.Cache[hint, place]
 	buffers sync.Pool
-	secret  []byte // see apart
+	secret  []byte     // see apart
+	chunks  *room.Room // the memory for what is known of the chunks of all that is fetched
 	// ingest is the store's.
 	ingest func(d digest.Digest, size int64, origin store.Origin) (*store.Ingest, error)
 
@@ -187,6 +189,7 @@ func New(o Options) *Fetcher {
 		noRange: lru.New[string, time.Time](knownRegistries),
 		buffers: sync.Pool{New: func() any { b := make([]byte, content.ChunkSize); return &b }},
 		fetches: map[digest.Digest]*fetch{}, ingest: o.Store.Ingest, secret: make([]byte, sha256.Size),
+		chunks: room.New(room.Share(3)),
 	}
 	_, _ = rand.Read(f.secret) // never fails, says crypto/rand
 	f.ctx, f.cancel = context.WithCancel(context.Background())

@@ -83,6 +83,20 @@ func (r *Room) Lease(ctx context.Context) (leased context.Context, end func()) {
 	}
 }
 
+// Try takes a place for n bytes, as Hold does, until leave is called. It waits for nothing: ok is false where there is
+// none.
+func (r *Room) Try(n int64) (leave func(), ok bool) {
+	if n <= free {
+		return func() {}, true
+	}
+	p := r.large
+	if n <= some {
+		p = r.small
+	}
+	n = min(n, p.size)
+	return func() { p.Release(n) }, p.TryAcquire(n)
+}
+
 func leaseOf(ctx context.Context) *lease {
 	l, _ := ctx.Value(key{}).(*lease)
 	return l
