@@ -9,6 +9,7 @@
 //	answers                           -                 installs the mirror, and keeps it installed
 //	is away                           -                 does nothing: the runtime is refused and goes on
 //	says that it cannot serve         -                 removes the mirror, so that no new pull comes
+//	is another program by now         -                 removes the mirror
 //	is silent                         Options.Patience  ends the agent's process, so that open pulls go on
 //	has been ended, and is silent     Options.Every     removes the mirror
 //	the same                          Options.Patience  ends the agent's process again
@@ -25,6 +26,10 @@
 //	the process is ended   6 s           the mirror is removed      5 s
 //	if that did not help   1 s
 //	the mirror is removed  7 s
+//
+// Once the guard has seen the agent's process listen, it takes no other for the agent, nor one that it cannot see.
+// Where it has seen none it may be unable to, for it lacks the agent's process namespace or user. Then it goes by the
+// answer alone.
 //
 // An agent that is slow is not silent. Each look may take as long as Patience, and looks do not wait for each other.
 // Any answer ends the silence. The time for which the guard itself did not run does not count.

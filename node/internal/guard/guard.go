@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -48,6 +49,11 @@ type guard struct {
 	installed      time.Time // when the mirror was last found or put in place; zero when it is not installed
 	removed        bool      // the mirror is known to be away; a guard before this one may have left it
 	problem        string    // why it could not be put in place
+
+	looking sync.Mutex  // guards agent and sought
+	agent   held        // what the agent's process listens by; zero while it was not seen to
+	sought  time.Time   // when it was looked for
+	doubt   atomic.Bool // it is looked for, for the first time or since it was seen last
 }
 
 // node is what the guard looks at and works on.
@@ -204,7 +210,11 @@ func (g *guard) ask(ctx context.Context) (answer Answer, reason string) {
 		return Away, ""
 	case err != nil:
 		return Silent, err.Error()
-	case g.Health == "":
+	}
+	if a := g.stranger(); a != Well {
+		return a, fmt.Sprintf("port %d is not held by the agent's process", g.port)
+	}
+	if g.Health == "" {
 		return Well, ""
 	}
 	status, err := g.get(ctx, g.Health)
@@ -217,6 +227,36 @@ func (g *guard) ask(ctx context.Context) (answer Answer, reason string) {
 		return Sick, "the agent says that it cannot serve: " + g.Health
 	}
 	return Well, ""
+}
+
+// stranger is the answer where another program than the agent listens at its port, and Well where it is the agent or
+// the guard cannot tell. To find out takes long among many processes. Meanwhile other looks have no answer where there
+// is doubt.
+func (g *guard) stranger() Answer {
+	if !g.looking.TryLock() {
+		if g.doubt.Load() {
+			return Silent
+		}
+		return Well
+	}
+	defer g.looking.Unlock()
+	seen := g.agent != held{}
+	if seen && g.agent.still() || !seen && time.Since(g.sought) < g.Recheck {
+		return Well
+	}
+	g.doubt.Store(seen || g.sought.IsZero())
+	defer g.doubt.Store(false)
+	g.sought = time.Now()
+	now, listens, err := agentAt(g.port)
+	switch {
+	case err != nil:
+		g.Logger.Warn("who listens at the agent's port is not known", "error", err)
+	case now != held{}:
+		g.agent = now
+	case listens && seen: // else it has ended since it answered
+		return Stranger
+	}
+	return Well
 }
 
 // get asks for one URL and returns the status of the answer. A connection that is reset counts as an answer of nobody:

@@ -243,7 +243,61 @@ func TestGuard_RemovesTheMirrorWhereItCannotEndWhoListens(t *testing.T) {
 	require.NoError(t, other.Process.Signal(syscall.SIGSTOP))
 	w.eventually(func() bool { return !w.installed() }, "the mirror is removed")
 	require.NoError(t, other.Process.Signal(syscall.SIGCONT))
-	w.eventually(w.installed, "and put back when somebody answers")
+	require.Never(t, w.installed, 3*w.o.Recheck, 10*time.Millisecond, "somebody who answers is not the agent")
+	require.NoError(t, other.Process.Kill())
+	_ = other.Wait()
+	startAgent(t, a.address)
+	w.eventually(w.installed, "and put back when the agent answers")
+}
+
+func TestGuard_WhoAnswersInThePlaceOfTheAgentIsNotTheNodesMirror(t *testing.T) {
+	t.Parallel()
+	for name, start := range map[string]func(t *testing.T, address string) (end func()){
+		"another program": func(t *testing.T, address string) func() {
+			other := startSomebodyElse(t, address)
+			return func() {
+				require.NoError(t, other.Process.Kill())
+				_ = other.Wait()
+			}
+		},
+		"a process that the guard does not see": func(t *testing.T, address string) func() {
+			l, err := net.Listen("tcp", address) // it does not look for itself
+			require.NoError(t, err)
+			s := &http.Server{Handler: http.NotFoundHandler(), ReadHeaderTimeout: time.Second}
+			go func() { _ = s.Serve(l) }()
+			t.Cleanup(func() { _ = s.Close() })
+			return func() { require.NoError(t, s.Close()) }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := startAgent(t, "127.0.0.1:0")
+			w := newWorld(t, a.address)
+			w.o.Patience = time.Hour // no silence is the reason
+			w.run()
+			w.eventually(w.installed, "the mirror is installed")
+			a.signal(syscall.SIGKILL)
+			<-a.gone
+			end := start(t, a.address)
+			w.eventually(func() bool { return !w.installed() }, "the mirror is removed")
+			end()
+			startAgent(t, a.address)
+			w.eventually(w.installed, "it is put back for the agent")
+		})
+	}
+}
+
+// Who has never seen the agent's process may be unable to: it goes by the answer, as before.
+func TestGuard_WhereTheAgentsProcessIsNotSeenTheAnswerCounts(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	s := &http.Server{Handler: http.NotFoundHandler(), ReadHeaderTimeout: time.Second}
+	go func() { _ = s.Serve(l) }()
+	t.Cleanup(func() { _ = s.Close() })
+	w := newWorld(t, l.Addr().String())
+	w.run()
+	w.eventually(w.installed, "the mirror is installed")
 }
 
 // A guard that is killed leaves the mirror. The next one has never seen the agent answer, and must not leave it so.

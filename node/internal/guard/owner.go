@@ -36,11 +36,11 @@ func end(port uint64) (int, error) {
 	}
 	killed := 0
 	for _, p := range processes {
-		if p.PID == os.Getpid() || !owns(p, sockets) {
+		if p.PID == os.Getpid() || owned(p, sockets) == (held{}) {
 			continue
 		}
 		program, err := p.Executable()
-		if err != nil || filepath.Base(strings.TrimSuffix(program, " (deleted)")) != filepath.Base(self) {
+		if err != nil || !same(program, self) {
 			return killed, fmt.Errorf("port %d belongs to process %d, which runs %q and is no agent: it is left alone",
 				port, p.PID, program)
 		}
@@ -54,6 +54,55 @@ func end(port uint64) (int, error) {
 			"the guard needs the agent's process namespace and user", port)
 	}
 	return killed, nil
+}
+
+// held is a socket that a process has open: the link in /proc that names it, and the name.
+type held struct{ link, name string }
+
+// still reports whether the process has it open still. No other socket ever has that name.
+func (h held) still() bool {
+	name, err := os.Readlink(h.link)
+	return err == nil && name == h.name
+}
+
+// agentAt is by which socket a process listens on the port that runs the program that the guard itself is; zero where
+// none is seen to. listens: somebody does.
+func agentAt(port uint64) (agent held, listens bool, err error) {
+	fs, err := procfs.NewFS(procfs.DefaultMountPoint)
+	if err != nil {
+		return held{}, false, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return held{}, false, err
+	}
+	sockets, err := listeners(fs, port)
+	if err != nil || len(sockets) == 0 {
+		return held{}, false, err
+	}
+	processes, err := fs.AllProcs()
+	if err != nil {
+		return held{}, false, err
+	}
+	for _, p := range processes {
+		h := held{}
+		if p.PID != os.Getpid() {
+			h = owned(p, sockets)
+		}
+		if h == (held{}) {
+			continue
+		}
+		if program, err := p.Executable(); err == nil && same(program, self) {
+			return h, true, nil
+		}
+	}
+	now, err := listeners(fs, port) // or it was the agent, which has ended meanwhile
+	return held{}, slices.ContainsFunc(now, func(s string) bool { return slices.Contains(sockets, s) }), err
+}
+
+// same reports whether the link to a process's program names another program of that name.
+func same(program, self string) bool {
+	return filepath.Base(strings.TrimSuffix(program, " (deleted)")) == filepath.Base(self)
 }
 
 // listeners are the sockets that listen on the port, as links in /proc/PID/fd name them.
@@ -75,12 +124,18 @@ func listeners(fs procfs.FS, port uint64) ([]string, error) {
 	return sockets, nil
 }
 
-// owns reports whether the process holds one of the sockets. A process that has ended, or that the guard may not look
-// into, holds none.
-func owns(p procfs.Proc, sockets []string) bool {
-	targets, err := p.FileDescriptorTargets()
+// owned is one of the sockets that the process has open. One that has ended, or that the guard may not look into, has
+// none.
+func owned(p procfs.Proc, sockets []string) held {
+	numbers, err := p.FileDescriptors()
 	if err != nil {
-		return false
+		return held{}
 	}
-	return slices.ContainsFunc(targets, func(t string) bool { return slices.Contains(sockets, t) })
+	for _, n := range numbers {
+		link := fmt.Sprintf("%s/%d/fd/%d", procfs.DefaultMountPoint, p.PID, n)
+		if name, err := os.Readlink(link); err == nil && slices.Contains(sockets, name) {
+			return held{link, name}
+		}
+	}
+	return held{}
 }

@@ -12,6 +12,8 @@ const (
 	Away
 	// Sick means that the agent says of itself that it cannot serve.
 	Sick
+	// Stranger means that another program answers at the agent's port.
+	Stranger
 	// Silent means that somebody accepted the connection and gave no answer that makes sense, or none in time.
 	Silent
 )
@@ -79,7 +81,7 @@ func (s *State) Heard(began time.Time, a Answer) Action {
 	switch a {
 	case Well:
 		return Install
-	case Sick:
+	case Sick, Stranger:
 		return Remove
 	default:
 		return Nothing
