@@ -123,10 +123,12 @@ func (r *Resolver) SetupWithManager(mgr ctrl.Manager) error {
 	return nil
 }
 
-// expiryChanged passes updates in which a pin expires, or no longer has: an expired one is not resolved.
+// expiryChanged passes updates in which a pin expires, or no longer has: an expired one is not resolved. It passes too
+// that somebody has wiped a status.
 func expiryChanged() predicate.Predicate {
 	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
-		return isExpired(e.ObjectOld.(*v1alpha1.ArtifactPin)) != isExpired(e.ObjectNew.(*v1alpha1.ArtifactPin))
+		before, after := e.ObjectOld.(*v1alpha1.ArtifactPin), e.ObjectNew.(*v1alpha1.ArtifactPin)
+		return isExpired(before) != isExpired(after) || resolution(before) != nil && resolution(after) == nil
 	}}
 }
 
