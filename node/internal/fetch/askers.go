@@ -12,6 +12,9 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
 
+// throttledFor is for how long, at least, upstream is asked in other names once it throttles one.
+const throttledFor = time.Second
+
 // maxAskers bounds the callers whose credentials a fetch keeps.
 const maxAskers = 16
 
@@ -21,9 +24,10 @@ type asker struct {
 	repo          content.Repository
 	file          string // where upstream has the blob, if not where its API has it
 	authorization string
-	nobody        bool // with a token that the registry gives to anyone, and with a new one when that expires
-	accepted      bool // upstream has given something
-	refused       bool // and gives nothing any more
+	nobody        bool      // with a token that the registry gives to anyone, and with a new one when that expires
+	accepted      bool      // upstream has given something
+	refused       bool      // and gives nothing any more
+	later         time.Time // upstream wishes not to be asked in this name before
 }
 
 // askers are those in whose name a fetch may ask.
@@ -49,17 +53,34 @@ func (k *askers) admit(req content.Request) {
 	}
 }
 
-// next is the one to ask, nil where there is none.
-func (k *askers) next() *asker {
-	if k.nobody != nil && !k.nobody.refused {
-		return k.nobody
+// next is the one to ask, nil where there is none. Whom upstream throttles is asked for after the others.
+func (k *askers) next() (a *asker) {
+	all := k.callers
+	if k.nobody != nil {
+		all = append(slices.Clip(all), k.nobody)
 	}
-	for _, a := range slices.Backward(k.callers) {
-		if !a.refused {
-			return a
+	now := time.Now()
+	for _, b := range slices.Backward(all) {
+		switch {
+		case b.refused:
+		case !now.Before(b.later):
+			return b
+		case a == nil:
+			a = b
 		}
 	}
-	return nil
+	return a
+}
+
+// throttle notes that upstream throttles a, and reports whether there is another to ask.
+func (k *askers) throttle(a *asker, err error) bool {
+	wish := throttledFor
+	if up, ok := errors.AsType[*content.UpstreamError](err); ok {
+		wish = max(wish, up.RetryAfter)
+	}
+	a.later = time.Now().Add(wish)
+	b := k.next()
+	return b != nil && !time.Now().Before(b.later)
 }
 
 // refuse notes that upstream gives nothing to a. Where it gave something before, the token has expired, as a rule. Most
@@ -134,6 +155,8 @@ func (f *fetch) open(ctx context.Context, off, n int64) (*answer, error) {
 		switch {
 		case err == nil:
 			a.accepted = true
+		case content.Throttled(err) && !another:
+			another = f.askers.throttle(a, err)
 		case another:
 			f.askers.refuse(a, err)
 			f.askUpstream(time.Now())

@@ -6,12 +6,14 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
 	"github.com/shoal-cache/shoal/test/registrytest"
 )
 
@@ -174,4 +176,36 @@ func TestACallerWithGoodCredentialsIsOfUseToANodeThatWasRefused(t *testing.T) {
 		p.requireRight(t, d)
 	}
 	require.LessOrEqual(t, float64(o.Bytes.Load())/size, 1.05)
+}
+
+// Upstream throttles each caller for himself. Who comes last is asked for first.
+func TestThrottling_OfOneCallerKeepsNoOtherFromTheRegistry(t *testing.T) {
+	t.Parallel()
+	const size = 24*chunk1 + 5
+	o := newOrigin(t)
+	d := o.add(t, size)
+	both := make(chan struct{})
+	var throttled atomic.Int32
+	o.Handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") == "" {
+			throttled.Add(1)
+			w.Header().Set("Retry-After", "60")
+			w.WriteHeader(http.StatusTooManyRequests)
+			return
+		}
+		<-both
+		o.Files.ServeHTTP(w, r)
+	}))
+	n := newSwarm(t, o, 1)[0]
+	alice := o.request(d)
+	alice.Authorization = "Bearer alice"
+	pulls := []*pull{n.pull(t.Context(), alice)}
+	eventually(t, "she is there", func() bool { return len(n.Running()) == 1 })
+	pulls = append(pulls, n.pull(t.Context(), o.request(d)))
+	eventually(t, "both are there", func() bool { return n.Running()[0].Readers == 2 })
+	close(both)
+	for _, p := range pulls {
+		p.requireRight(t, d)
+	}
+	require.LessOrEqual(t, throttled.Load(), int32(schedule.UpstreamStreams), "the wish is heeded")
 }
