@@ -145,7 +145,7 @@ func Compute(in Input) *Plan {
 	c.orphans()
 	for i := range in.Nodes {
 		if n := &in.Nodes[i]; n.Member || len(n.Assigned) > 0 {
-			assignments := fit(c.assignments[i], n.Assigned)
+			assignments := c.fit(c.assignments[i], n.Assigned)
 			slices.SortFunc(assignments, func(a, b v1alpha1.PinAssignment) int { return cmp.Compare(a.UID, b.UID) })
 			c.plan.Assignments[n.Name] = assignments
 		}
@@ -153,12 +153,18 @@ func Compute(in Input) *Plan {
 	return c.plan
 }
 
-// fit leaves out what is new, the last first, of more assignments than a NodeCache holds. That happens while copies
-// that are to go wait for their successors, or to be purged; were it all handed out, the API server would refuse it
-// all.
-func fit(assignments, assigned []v1alpha1.PinAssignment) []v1alpha1.PinAssignment {
-	for k := len(assignments) - 1; k >= 0 && len(assignments) > v1alpha1.MaxPinsPerNode; k-- {
+// fit leaves out what is new, the last first, of more assignments than a NodeCache holds, by number or by bytes. That
+// happens while copies that are to go wait for their successors, or to be purged; were it all handed out, the API server
+// would refuse it all.
+func (c *computation) fit(assignments, assigned []v1alpha1.PinAssignment) []v1alpha1.PinAssignment {
+	object := 0
+	for k := range assignments {
+		object += c.weight(&assignments[k])
+	}
+	for k := len(assignments) - 1; k >= 0 &&
+		(len(assignments) > v1alpha1.MaxPinsPerNode || object > v1alpha1.MaxPinBytesPerNode); k-- {
 		if !slices.ContainsFunc(assigned, func(a v1alpha1.PinAssignment) bool { return a.UID == assignments[k].UID }) {
+			object -= c.weight(&assignments[k])
 			assignments = slices.Delete(assignments, k, k+1)
 		}
 	}

@@ -624,6 +624,39 @@ func TestAFullNodePurgesBeforeItTakesMore(t *testing.T) {
 	require.NotEmpty(t, m.on(last))
 }
 
+func TestAFullNodePurgesBeforeItTakesMore_AlsoWhereEntriesAreFewAndLarge(t *testing.T) {
+	t.Parallel()
+	m := newModel(1)
+	generation := func(name string) {
+		for i := range 256 {
+			m.pin(fmt.Sprintf("%s%04d", name, i), 1, func(p *v1alpha1.ArtifactPin) {
+				p.Spec.DeletionPolicy, p.Status.Artifacts[0].Size = v1alpha1.DeletionPurge, 0
+				for k := range 22 {
+					p.Status.Artifacts[0].Referrers = append(p.Status.Artifacts[0].Referrers, fmt.Sprintf("sha256:%090d", k))
+				}
+			})
+		}
+	}
+	object := func() int {
+		encoded, err := json.Marshal(m.Nodes[0].Assigned)
+		require.NoError(t, err)
+		return len(encoded)
+	}
+	const list = 2 * v1alpha1.MaxPinsPerNode // brackets and commas
+	generation("old")
+	m.settle()
+	require.Greater(t, object(), v1alpha1.MaxPinBytesPerNode*9/10)
+	m.Pins = nil
+	generation("new")
+	m.hand()
+	require.LessOrEqual(t, object(), v1alpha1.MaxPinBytesPerNode+list)
+	require.NotEmpty(t, m.on("old0000"))
+	m.settle()
+	require.Empty(t, m.on("old0000"))
+	require.NotEmpty(t, m.on("new0000"))
+	require.LessOrEqual(t, object(), v1alpha1.MaxPinBytesPerNode+list)
+}
+
 func TestANodeKeepsNoMorePinsThanFitItsObject(t *testing.T) {
 	t.Parallel()
 	m := newModel(1)
