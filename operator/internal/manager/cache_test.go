@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
@@ -29,4 +30,12 @@ func TestCache_ANodesReportIsKeptWithTheTimeWhenItCame(t *testing.T) {
 		}
 	}
 	require.Fail(t, "a NodeCache is kept as everything else is: without the time")
+}
+
+func TestCache_WhyANodeIsNotReadyIsKept(t *testing.T) {
+	t.Parallel()
+	ready := corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionFalse, Message: "no network plugin"}
+	kept, err := stripNode(&corev1.Node{Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{ready}}})
+	require.NoError(t, err)
+	require.Equal(t, []corev1.NodeCondition{ready}, kept.(*corev1.Node).Status.Conditions)
 }

@@ -285,7 +285,7 @@ func stripNode(o any) (any, error) {
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady {
 			conditions = append(conditions, corev1.NodeCondition{Type: c.Type, Status: c.Status,
-				LastTransitionTime: c.LastTransitionTime})
+				LastTransitionTime: c.LastTransitionTime, Message: c.Message})
 		}
 	}
 	n.Status = corev1.NodeStatus{Conditions: conditions}

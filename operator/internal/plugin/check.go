@@ -404,7 +404,7 @@ func (d *diagnosis) pressed(n *corev1.Node) {
 // topRow is what top shows of a node.
 type topRow struct {
 	Node    string       `json:"node"`
-	Fetches []view.Fetch `json:"fetches,omitempty"`
+	Fetches []view.Fetch `json:"fetches"`
 	Problem string       `json:"problem,omitempty"`
 }
 
@@ -455,9 +455,9 @@ func (p *plugin) top(ctx context.Context) ([]topRow, error) {
 	if err != nil {
 		return nil, err
 	}
-	var rows []topRow
+	rows := []topRow{}
 	for _, a := range answers {
-		row := topRow{Node: a.Node, Fetches: a.Value}
+		row := topRow{Node: a.Node, Fetches: append([]view.Fetch{}, a.Value...)}
 		if a.Err != nil {
 			row.Problem = survey.Short(a.Err)
 		}

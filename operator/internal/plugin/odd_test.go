@@ -314,6 +314,15 @@ func TestOutput_WhyAnAgentDoesNotAnswerForgesNoLine(t *testing.T) {
 	require.Contains(t, errOut.String(), "x ✗ Forged")
 }
 
+func TestTop_AListIsAListAlsoWhereItIsEmpty(t *testing.T) {
+	t.Parallel()
+	streams, _, out, errOut := genericiooptions.NewTestIOStreams()
+	p := &plugin{IOStreams: streams, flags: genericclioptions.NewConfigFlags(true), agents: forging{},
+		api: fake.NewClientBuilder().WithScheme(kindsOf(t)).WithObjects(agentPod()).Build()}
+	require.Equal(t, ExitNotWell, p.run(t.Context(), []string{"top", "-o", "json"}), errOut)
+	require.Contains(t, out.String(), `"fetches": []`)
+}
+
 func kindsOf(t *testing.T) *kruntime.Scheme {
 	t.Helper()
 	scheme := kruntime.NewScheme()

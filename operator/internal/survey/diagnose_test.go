@@ -1,6 +1,7 @@
 package survey
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -247,4 +248,15 @@ func TestTogether_WhatNodesHaveInCommonIsSaidOnce(t *testing.T) {
 	require.Equal(t, "h", groups[1].On())
 	require.Equal(t, "AgentSilent (a, b, c, d, e and 2 more), AgentSilent (h), NoSwarm (cluster), no agent runs",
 		State{Findings: d.found}.Wrong())
+}
+
+func TestState_SaysNothingOfPodsThatItsUserMayNotList(t *testing.T) {
+	t.Parallel()
+	hidden := StateOf(&Cluster{Hidden: []string{HiddenPods}}, nil, time.Now())
+	require.Equal(t, "nothing", hidden.Wrong())
+	seen := StateOf(&Cluster{}, nil, time.Now())
+	require.Equal(t, "no agent runs", seen.Wrong())
+	encoded, err := json.Marshal(seen)
+	require.NoError(t, err)
+	require.Contains(t, string(encoded), `"notReadable":[]`, "a list also where it is empty")
 }

@@ -23,7 +23,7 @@ type State struct {
 	Whole    int         `json:"pinsReady"`
 	Nodes    []NodeState `json:"nodes"`
 	Findings []Finding   `json:"findings"`
-	Hidden   []string    `json:"notReadable,omitempty"`
+	Hidden   []string    `json:"notReadable"`
 }
 
 // NodeState is one line of it.
@@ -47,7 +47,7 @@ type NodeState struct {
 // StateOf puts it together.
 func StateOf(c *Cluster, found []Finding, now time.Time) State {
 	s := State{Agents: len(Running(c.Agents, "")), Sums: c.Sums(), Pins: len(c.Pins), Findings: found,
-		Hidden: c.Hidden, Zones: []string{}, Nodes: []NodeState{}}
+		Hidden: append([]string{}, c.Hidden...), Zones: []string{}, Nodes: []NodeState{}}
 	for _, p := range Running(c.Agents, "") {
 		whole := true
 		for _, container := range p.Status.ContainerStatuses {
@@ -103,7 +103,7 @@ func (s State) Wrong() string {
 			said = append(said, g.Reason+" ("+g.On()+")")
 		}
 	}
-	if s.Agents == 0 {
+	if s.Agents == 0 && !slices.Contains(s.Hidden, HiddenPods) {
 		said = append(said, "no agent runs")
 	}
 	return cmp.Or(strings.Join(said, ", "), "nothing")
