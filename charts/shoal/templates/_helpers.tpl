@@ -19,17 +19,20 @@
 {{- define "shoal.agent" -}}{{ include "shoal.fullname" . }}-agent{{- end -}}
 {{- define "shoal.operator" -}}{{ include "shoal.fullname" . }}-operator{{- end -}}
 
-{{/* Labels of every object: (list . "agent"), or (list . "") for what belongs to no component. */}}
+{{/*
+Labels of every object: (list . "agent"), or (list . "") for what belongs to no component; a third says what the values
+have for this object alone. Each label comes once: the values say what it is, but for those by which pods are selected.
+*/}}
 {{- define "shoal.labels" -}}
 {{- $root := index . 0 -}}
-helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name ($root.Chart.Version | replace "+" "_") }}
-app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ $root.Release.Service }}
-app.kubernetes.io/part-of: shoal
-{{ include "shoal.selector" . }}
-{{- with $root.Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
+{{- $labels := dict
+  "helm.sh/chart" (printf "%s-%s" $root.Chart.Name ($root.Chart.Version | replace "+" "_"))
+  "app.kubernetes.io/version" (toString $root.Chart.AppVersion)
+  "app.kubernetes.io/managed-by" $root.Release.Service
+  "app.kubernetes.io/part-of" "shoal" -}}
+{{- $own := dict -}}
+{{- if gt (len .) 2 }}{{ $own = default dict (index . 2) }}{{ end -}}
+{{- toYaml (mergeOverwrite $labels (default dict $root.Values.commonLabels) $own (include "shoal.selector" . | fromYaml)) -}}
 {{- end -}}
 
 {{/* Labels by which pods are selected. They can't change once a DaemonSet or Deployment exists. */}}
@@ -137,11 +140,21 @@ of registries.conf, whose settings for a registry are kept when it gets a mirror
 {{- $writes := and (not (index . 1)) $root.Values.mirror.fixConfigPath }}
 - {name: runtime-config, mountPath: /host{{ include "shoal.runtimeConfigFolder" $root }}{{ if not $writes }}, readOnly: true{{ end }}}
 - {name: mirror, mountPath: /host{{ $runtime.mirror }}{{ if index . 1 }}, readOnly: true{{ end }}}
-{{- if eq $root.Values.runtime.flavour "containerd" }}
-{{- range $i, $path := $root.Values.runtime.certsPaths }}
+{{- range $i, $path := include "shoal.certsPaths" $root | fromJsonArray }}
 - {name: certs-{{ $i }}, mountPath: /host{{ $path }}, readOnly: true}
 {{- end }}
 {{- end }}
+
+{{/* The further folders of config_path, as JSON: without those that are mounted as what they are besides, and each once. */}}
+{{- define "shoal.certsPaths" -}}
+{{- $paths := list -}}
+{{- if eq .Values.runtime.flavour "containerd" -}}
+{{- $runtime := include "shoal.runtime" . | fromJson -}}
+{{- range .Values.runtime.certsPaths -}}
+{{- if not (has (clean .) (list (clean $runtime.mirror) (include "shoal.runtimeConfigFolder" $))) }}{{ $paths = append $paths (clean .) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson (uniq $paths) -}}
 {{- end }}
 
 {{/* A probe of an agent: (list . "healthz"). */}}
@@ -153,7 +166,6 @@ httpGet:
   {{- if not $root.Values.agent.exposeAdmin }}
   host: {{ include "shoal.loopback" $root }}
   {{- end }}
-timeoutSeconds: 3
 {{- end }}
 
 {{/* The times of a probe: (list .Values.agent.probes.liveness (dict "periodSeconds" 10)). What the values say goes before. */}}
