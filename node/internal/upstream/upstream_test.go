@@ -1055,8 +1055,9 @@ func TestMistakesInTheConfigurationAreNamed(t *testing.T) {
 		"query or a fragment": {{Registry: images, Endpoints: []string{"https://images.test?x=1"}}},
 		"listed twice":        {{Registry: images}, {Registry: "Images.test"}},
 		`"*": listed twice`:   {{}, {Registry: "*"}},
-		"caFile: open":        {{Registry: images, CAFile: "/nonexistent"}},
-		"no PEM certificate":  {{Registry: images, CAFile: os.DevNull}},
+		"caFile: stat":        {{Registry: images, CAFile: "/nonexistent"}},
+		"no regular file":     {{Registry: images, CAFile: os.DevNull}},
+		"no PEM certificate":  {{Registry: images, CAFile: "upstream_test.go"}},
 		"clientCertFile":      {{Registry: images, ClientCertFile: "/nonexistent"}},
 	} {
 		t.Run(want, func(t *testing.T) {
