@@ -237,6 +237,10 @@ func TestVerbs(t *testing.T) {
 				Parts: []view.PullPart{{Kind: "manifest", Resolve: 2 * time.Second, Authorize: 2 * time.Second}}}},
 		}
 	}
+	require.NoError(t, c.Client.Create(ctx, &v1alpha1.ArtifactPin{
+		ObjectMeta: metav1.ObjectMeta{Name: "shoal", Namespace: apitest.Namespace,
+			Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedByOperator}},
+		Spec: v1alpha1.ArtifactPinSpec{Artifacts: []v1alpha1.Artifact{{Image: "shoal/shoal-node:1"}}}}))
 
 	code, out, errOut = kubectl(t, agents, "status")
 	require.Equal(t, ExitWell, code, out+errOut)

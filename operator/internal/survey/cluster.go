@@ -32,8 +32,11 @@ type Cluster struct {
 // DefaultNamespace is where agents are looked for by those who may not look everywhere.
 const DefaultNamespace = "shoal-system"
 
-// HiddenPods is what Hidden says of pods.
-const HiddenPods = "the agents' pods"
+// HiddenPods and hiddenPins are what Hidden says of the agents' pods and of pins.
+const (
+	HiddenPods = "the agents' pods"
+	hiddenPins = "pins"
+)
 
 // AgentLabels and OperatorLabels select the pods of agents and operators, whatever the release is called.
 var (
@@ -70,7 +73,7 @@ func Look(ctx context.Context, api client.Reader, namespace string) (*Cluster, e
 		list client.ObjectList
 		ours bool // in the agents' namespace
 	}{
-		{"pins", &pins, false},
+		{hiddenPins, &pins, false},
 		{"nodes", &nodes, false},
 		{HiddenPods, &agents, true},
 		{"the agents' DaemonSet", &daemons, true},

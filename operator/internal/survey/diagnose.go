@@ -331,6 +331,9 @@ func (d *diagnosis) reported(n *v1alpha1.NodeCache, now time.Time) {
 }
 
 func (d *diagnosis) pins(c *Cluster) {
+	if !slices.Contains(c.Hidden, hiddenPins) && !slices.ContainsFunc(c.Pins, isOwn) {
+		d.add(false, reasonOwnImagesNotKept, "", "the operator keeps no pin of Shoal's own images")
+	}
 	for i := range c.Pins {
 		p := &c.Pins[i]
 		ready := apimeta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady)
@@ -346,6 +349,11 @@ func (d *diagnosis) pins(c *Cluster) {
 		last := &d.found[len(d.found)-1]
 		last.Mend = fmt.Sprintf("see kubectl describe artifactpin -n %s %s", p.Namespace, p.Name)
 	}
+}
+
+// isOwn reports whether a pin is the operator's, of Shoal's own images.
+func isOwn(p v1alpha1.ArtifactPin) bool {
+	return p.Labels[v1alpha1.ManagedByLabel] == v1alpha1.ManagedByOperator
 }
 
 // shown is what only the agents themselves tell.

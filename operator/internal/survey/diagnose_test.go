@@ -22,9 +22,15 @@ import (
 
 var now = time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
 
+// ownPin is the operator's pin of Shoal's own images.
+func ownPin() v1alpha1.ArtifactPin {
+	return v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{
+		Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedByOperator}}}
+}
+
 // sound is a cluster of two nodes in which nothing is amiss, and what their agents show.
 func sound() (*Cluster, []Answer[Shown]) {
-	c := &Cluster{Swarm: &v1alpha1.Swarm{}}
+	c := &Cluster{Swarm: &v1alpha1.Swarm{}, Pins: []v1alpha1.ArtifactPin{ownPin()}}
 	var answers []Answer[Shown]
 	for _, name := range []string{"node1", "node2"} {
 		at := metav1.NewTime(now.Add(-10 * time.Second))
@@ -138,6 +144,18 @@ func TestDiagnose_NamesEachPlantedFaultAndNothingElse(t *testing.T) {
 		require.NotContains(t, found[0].Mend, "NODE", what)
 		require.NotEqual(t, "see the link", found[0].Mend, what)
 	}
+}
+
+func TestDiagnose_OwnImagesThatNoPinKeepsAreWorthAWord(t *testing.T) {
+	t.Parallel()
+	c, answers := sound()
+	c.Pins[0].Labels = nil // a user's
+	found := Diagnose(c, answers, now)
+	require.Len(t, found, 1)
+	require.Equal(t, reasonOwnImagesNotKept, found[0].Reason)
+	require.False(t, found[0].Grave)
+	c.Pins, c.Hidden = nil, []string{hiddenPins}
+	require.Empty(t, Diagnose(c, answers, now), "nobody knows where pins may not be listed")
 }
 
 func TestDiagnose_AnAgentIsNotBlamedForWhatItIsNotAsked(t *testing.T) {
