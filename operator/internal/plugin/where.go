@@ -256,11 +256,15 @@ from where.`,
 					return err
 				}
 			}
-			all, err := p.reasons(cmd.Context(), node, name)
+			all, silent, err := p.reasons(cmd.Context(), node, name)
 			if err != nil {
 				return err
 			}
-			return p.writeReasons(all[:min(len(all), most)])
+			err = p.writeReasons(all[:min(len(all), most)], silent)
+			if err == nil && silent {
+				return errNotWell
+			}
+			return err
 		},
 	}
 	p.nodeFlag(cmd, &node, "of this node only")
@@ -268,21 +272,22 @@ from where.`,
 	return cmd
 }
 
-// reasons are the pulls of a name that agents remember, the newest first.
-func (p *plugin) reasons(ctx context.Context, node, name string) ([]reason, error) {
+// reasons are the pulls of a name that agents remember, the newest first. silent: some agents do not answer.
+func (p *plugin) reasons(ctx context.Context, node, name string) (all []reason, silent bool, err error) {
 	pods, err := p.pods(ctx, node)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	answers, err := askAll(ctx, p, pods, func(ctx context.Context, c *view.Client) ([]view.Pull, error) {
 		return view.Get[[]view.Pull](ctx, c, view.PullsPath, nil)
 	})
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	all := []reason{}
+	all = []reason{}
 	for _, a := range answers {
 		if a.Err != nil {
+			silent = true
 			p.say("%s: %s", a.Node, survey.Short(a.Err))
 		}
 		for _, pull := range a.Value {
@@ -292,16 +297,21 @@ func (p *plugin) reasons(ctx context.Context, node, name string) ([]reason, erro
 		}
 	}
 	slices.SortFunc(all, func(a, b reason) int { return b.Started.Compare(a.Started) })
-	return all, nil
+	return all, silent, nil
 }
 
-func (p *plugin) writeReasons(all []reason) (err error) {
+func (p *plugin) writeReasons(all []reason, silent bool) (err error) {
 	if len(all) == 0 {
 		if !p.output.ForPeople() {
 			err = p.print(all, nil)
 		}
-		p.say("no agent remembers such a pull of the last two hours. Either it was longer ago, or the " +
-			"runtime did not ask the agent: see kubectl shoal check")
+		if silent {
+			p.say("no agent that answers remembers such a pull of the last two hours; the others may: " +
+				"see kubectl shoal check")
+		} else {
+			p.say("no agent remembers such a pull of the last two hours. Either it was longer ago, or the " +
+				"runtime did not ask the agent: see kubectl shoal check")
+		}
 		return cmp.Or(err, errNotWell)
 	}
 	return p.print(all, func(w io.Writer) error {
