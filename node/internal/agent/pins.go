@@ -41,7 +41,7 @@ func (a *Agent) followPins(ctx context.Context) {
 	known, ok := recall[[]v1alpha1.PinAssignment](a.opts.Memory, a.log, keyPins)
 	by, _ := recall[listing](a.opts.Memory, a.log, keyListed)
 	if ok {
-		a.unlisted.Store(&by.Unlisted)
+		a.unlisted.Store(new(slices.Clone(by.Unlisted))) // by changes
 		a.keeper.Set(known)
 	}
 	if !a.api.caches.synced(ctx) {
@@ -64,7 +64,7 @@ func (a *Agent) followPins(ctx context.Context) {
 		by, known, ok = next, keep, true
 		remember(a.opts.Memory, a.log, keyPins, known)
 		remember(a.opts.Memory, a.log, keyListed, by)
-		a.unlisted.Store(&by.Unlisted)
+		a.unlisted.Store(new(slices.Clone(by.Unlisted))) // by changes
 		a.keeper.Set(known)
 	})
 }

@@ -880,6 +880,7 @@ func TestANodeThatFailsShowsAndAStartingNodeWaits(t *testing.T) {
 	t.Log("a node without an agent keeps it for a while, whichever operator counts that")
 	mute := optest.NewNode("mute", "zone-a")
 	mute.Spec.Taints = []corev1.Taint{{Key: v1alpha1.StartupTaint, Effect: corev1.TaintEffectNoSchedule}}
+	mute.Annotations = map[string]string{"network.example/subnet": "10.1.2.0/24"}
 	require.NoError(t, w.Client.Create(ctx, mute))
 	eventually(w, mute, "since when it waits", func(n *corev1.Node) bool { return n.Annotations[v1alpha1.StartingSince] != "" })
 	require.True(t, has(mute, v1alpha1.StartupTaint))
@@ -888,6 +889,7 @@ func TestANodeThatFailsShowsAndAStartingNodeWaits(t *testing.T) {
 	eventually(w, mute, "the taint is lifted", func(n *corev1.Node) bool {
 		return !has(n, v1alpha1.StartupTaint) && n.Annotations[v1alpha1.StartingSince] == ""
 	})
+	require.Equal(t, "10.1.2.0/24", mute.Annotations["network.example/subnet"], "what others note on a node stays")
 }
 
 func TestPoliciesShowWhereTheyHoldAndConflict(t *testing.T) {

@@ -2,12 +2,14 @@ package pin
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -52,11 +54,7 @@ func (r *StartupReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 			return ctrl.Result{}, err
 		}
 	}
-	// Taints are one list, so the write must not undo what others did to it in between.
-	patch := client.MergeFromWithOptions(node.DeepCopy(), client.MergeFromWithOptimisticLock{})
-	node.Spec.Taints = slices.DeleteFunc(node.Spec.Taints, isStartupTaint)
-	delete(node.Annotations, v1alpha1.StartingSince)
-	if err := r.Client.Patch(ctx, &node, patch); err != nil {
+	if err := r.lift(ctx, &node); err != nil {
 		return ctrl.Result{}, fmt.Errorf("lift taint %s of node %s: %w", v1alpha1.StartupTaint, node.Name, err)
 	}
 	waived := made.Waived[req.Name]
@@ -73,6 +71,24 @@ func (r *StartupReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 			"lifted taint %s: every pin that was waited for is ready", v1alpha1.StartupTaint)
 	}
 	return ctrl.Result{}, nil
+}
+
+// lift takes the taint from a node, and the annotation that went with it. Taints are one list, so the write must not
+// undo what others did to it in between. The patch is written out, and not told from two nodes: the cache knows no other
+// annotation, so their difference would be that the last is gone, and the API server would take all others away as well.
+func (r *StartupReconciler) lift(ctx context.Context, node *corev1.Node) error {
+	metadata := map[string]any{"resourceVersion": node.ResourceVersion}
+	if _, marked := node.Annotations[v1alpha1.StartingSince]; marked {
+		metadata["annotations"] = map[string]any{v1alpha1.StartingSince: nil}
+	}
+	data, err := json.Marshal(map[string]any{
+		"metadata": metadata,
+		"spec":     map[string]any{"taints": slices.DeleteFunc(slices.Clone(node.Spec.Taints), isStartupTaint)},
+	})
+	if err != nil {
+		return err
+	}
+	return r.Client.Patch(ctx, node, client.RawPatch(types.MergePatchType, data))
 }
 
 // waited is for how long operators have seen a node wait for its agent. The node itself remembers since when: it may be

@@ -2,9 +2,12 @@ package pin
 
 import (
 	"context"
+	"encoding/json"
+	"maps"
 	"testing"
 	"time"
 
+	jsonpatch "github.com/evanphx/json-patch/v5"
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -18,20 +21,34 @@ import (
 	"github.com/shoal-cache/shoal/operator/internal/plan"
 )
 
-// oneNode holds one node, and takes whatever it is patched to.
+// oneNode holds one node as an API server does, and shows of its annotations what the operator's cache keeps.
 type oneNode struct {
 	client.Client
 	node *corev1.Node
 }
 
 func (o oneNode) Get(_ context.Context, _ client.ObjectKey, object client.Object, _ ...client.GetOption) error {
-	o.node.DeepCopyInto(object.(*corev1.Node))
+	shown := object.(*corev1.Node)
+	o.node.DeepCopyInto(shown)
+	maps.DeleteFunc(shown.Annotations, func(key, _ string) bool { return key != v1alpha1.StartingSince })
 	return nil
 }
 
-func (o oneNode) Patch(_ context.Context, object client.Object, _ client.Patch, _ ...client.PatchOption) error {
-	object.(*corev1.Node).DeepCopyInto(o.node)
-	return nil
+func (o oneNode) Patch(_ context.Context, object client.Object, patch client.Patch, _ ...client.PatchOption) error {
+	change, err := patch.Data(object)
+	if err != nil {
+		return err
+	}
+	before, err := json.Marshal(o.node)
+	if err != nil {
+		return err
+	}
+	after, err := jsonpatch.MergePatch(before, change)
+	if err != nil {
+		return err
+	}
+	*o.node = corev1.Node{}
+	return json.Unmarshal(after, o.node)
 }
 
 // A broken agent, or a selector that leaves the node out, must not keep all pods from it for ever. Nor must an operator
@@ -54,7 +71,7 @@ func TestStartup_ANodeWhoseAgentIsNeverAdmittedTakesPodsAfterAWhile(t *testing.T
 			at := clocktesting.NewFakeClock(now)
 			node := &corev1.Node{
 				ObjectMeta: metav1.ObjectMeta{Name: "new", CreationTimestamp: metav1.NewTime(tc.made),
-					Annotations: map[string]string{v1alpha1.StartingSince: tc.marked}},
+					Annotations: map[string]string{v1alpha1.StartingSince: tc.marked, "network.example/subnet": "10.1.2.0/24"}},
 				Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: v1alpha1.StartupTaint}}},
 			}
 			told := events.NewFakeRecorder(1)
@@ -71,7 +88,7 @@ func TestStartup_ANodeWhoseAgentIsNeverAdmittedTakesPodsAfterAWhile(t *testing.T
 			at.Step(time.Second)
 			look()
 			require.Empty(t, node.Spec.Taints)
-			require.Empty(t, node.Annotations)
+			require.Equal(t, map[string]string{"network.example/subnet": "10.1.2.0/24"}, node.Annotations)
 			require.Contains(t, <-told.Events, "Warning AgentNotAdmitted lifted taint shoal.dev/starting")
 		})
 	}
