@@ -277,11 +277,12 @@ func assign(t *testing.T, node string, pins ...v1alpha1.PinAssignment) {
 	t.Helper()
 	c := &v1alpha1.NodeCache{ObjectMeta: metav1.ObjectMeta{Name: node}}
 	err := cluster.Client.Get(t.Context(), client.ObjectKey{Name: node}, c)
+	before := c.DeepCopy()
 	c.Spec.Pins = pins
 	if apierrors.IsNotFound(err) {
 		require.NoError(t, operator(t).Create(t.Context(), c))
 		return
 	}
 	require.NoError(t, err)
-	require.NoError(t, operator(t).Update(t.Context(), c))
+	require.NoError(t, operator(t).Patch(t.Context(), c, client.MergeFrom(before))) // it may not update
 }
