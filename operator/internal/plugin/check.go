@@ -142,7 +142,7 @@ func (p *plugin) check(ctx context.Context) (checked, error) {
 	}
 	pods := survey.Running(c.Agents, "")
 	answers, shut := askAll(ctx, p, pods, survey.AskHealth)
-	r := checked{Findings: survey.Diagnose(c, answers, time.Now())}
+	r := checked{Findings: survey.Diagnose(c, answers, p.clock.now())}
 	r.looked(true, "API server: %s, %s, %s", view.Count(len(c.Peers), "peer"), view.Count(len(c.Caches), "node cache"),
 		view.Count(len(c.Pins), "pin"))
 	r.areas(answers)

@@ -79,6 +79,23 @@ func answering(t *testing.T, code int, body string) string {
 	return server.URL
 }
 
+func TestClock_IsTheAPIServersAndNotThatOfTheUsersMachine(t *testing.T) {
+	t.Parallel()
+	for what, off := range map[string]time.Duration{"ahead": -20 * time.Minute, "behind": 20 * time.Minute} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Date", time.Now().Add(off).UTC().Format(http.TimeFormat))
+			w.WriteHeader(http.StatusNotFound)
+		}))
+		defer server.Close()
+		file := kubeconfig(t, server.URL, "{token: t}")
+		p := &plugin{flags: genericclioptions.NewConfigFlags(true), agents: served{}}
+		p.flags.KubeConfig = &file
+		_, err := p.look(t.Context())
+		require.Error(t, err)
+		require.WithinDuration(t, time.Now().Add(off), p.clock.now(), time.Minute, "this machine is %s", what)
+	}
+}
+
 func TestKubeconfig_WhateverIsOddAboutItIsNamed(t *testing.T) {
 	t.Parallel()
 	ended := `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Unauthorized","code":401}`

@@ -6,7 +6,6 @@ import (
 	"io"
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -73,7 +72,8 @@ func (p *plugin) status(ctx context.Context) (survey.State, error) {
 	if err != nil {
 		return survey.State{}, err
 	}
-	return survey.StateOf(c, survey.Diagnose(c, nil, time.Now()), time.Now()), nil
+	now := p.clock.now()
+	return survey.StateOf(c, survey.Diagnose(c, nil, now), now), nil
 }
 
 func (p *plugin) writeState(w io.Writer, s survey.State) error {

@@ -143,16 +143,17 @@ func SizeOf(q *resource.Quantity) int64 {
 	return q.Value()
 }
 
-// skew is how far a node's clock is from the API server's: between what the agent wrote as the time of its report and
-// when the API server took it down. ok is false where that is not known.
-func skew(c *v1alpha1.NodeCache) (d time.Duration, ok bool) {
-	if c.Status.ReportedAt == nil {
-		return 0, false
-	}
+// written is when the API server took a node's last report down: by its clock, which is right where the node's is off.
+// Where that is not known it is when the node says that it wrote it. The node has reported.
+func written(c *v1alpha1.NodeCache) time.Time {
 	for _, m := range c.ManagedFields {
 		if m.Manager == v1alpha1.AgentFieldManager && m.Subresource == "status" && m.Time != nil {
-			return c.Status.ReportedAt.Sub(m.Time.Time), true
+			return m.Time.Time
 		}
 	}
-	return 0, false
+	return c.Status.ReportedAt.Time
 }
+
+// skew is how far the clock of a node that has reported is from the API server's: between what the agent wrote as the
+// time of its report and when the API server took it down. It is 0 where that is not known.
+func skew(c *v1alpha1.NodeCache) time.Duration { return c.Status.ReportedAt.Sub(written(c)) }

@@ -136,7 +136,8 @@ func (d *diagnosis) add(grave bool, reason, node, format string, args ...any) {
 // maxSkew is how far a clock may be off. Tokens of registries and certificates are the first to fail, at some minutes.
 const maxSkew = 30 * time.Second
 
-// Diagnose says what is amiss. agents is what they show; nil where they were not asked.
+// Diagnose says what is amiss. agents is what they show; nil where they were not asked. now is the API server's
+// time.
 func Diagnose(c *Cluster, agents []Answer[Shown], now time.Time) []Finding {
 	d := &diagnosis{found: []Finding{}} // a list also where nothing is amiss, for those who read JSON
 	if c.Swarm == nil && len(c.Agents) == 0 && len(c.Daemons) == 0 && !slices.Contains(c.Hidden, HiddenPods) {
@@ -323,9 +324,10 @@ func (d *diagnosis) reported(n *v1alpha1.NodeCache, now time.Time) {
 		d.add(true, ReasonNotReported, n.Name, "its agent has never reported")
 		return
 	}
-	if off, ok := skew(n); ok && max(off, -off) > maxSkew {
+	if off := skew(n); max(off, -off) > maxSkew {
 		d.add(true, ReasonClockOff, n.Name, "its clock is off by %s: tokens and certificates fail", view.Duration(off))
-	} else if silent := now.Sub(n.Status.ReportedAt.Time); silent > v1alpha1.StaleAfter {
+	}
+	if silent := now.Sub(written(n)); silent > v1alpha1.StaleAfter {
 		d.add(true, ReasonNotReported, n.Name, "its agent has not reported for %s", view.Duration(silent))
 	}
 }

@@ -146,6 +146,21 @@ func TestDiagnose_NamesEachPlantedFaultAndNothingElse(t *testing.T) {
 	}
 }
 
+func TestDiagnose_AnAgentWhoseClockIsOffAndThatIsSilentIsBoth(t *testing.T) {
+	t.Parallel()
+	for what, off := range map[string]time.Duration{"ahead": 5 * time.Hour, "behind": -5 * time.Hour} {
+		c, answers := sound()
+		at := metav1.NewTime(now.Add(-3 * time.Hour))
+		said := metav1.NewTime(at.Add(off))
+		c.Caches[0].Status.ReportedAt, c.Caches[0].ManagedFields[0].Time = &said, &at
+		found := Diagnose(c, answers, now)
+		require.Len(t, found, 2, what)
+		require.Equal(t, []string{ReasonClockOff, ReasonNotReported}, []string{found[0].Reason, found[1].Reason}, what)
+		require.Equal(t, "its agent has not reported for 3h", found[1].Message, what)
+		require.Equal(t, 3*time.Hour, StateOf(c, found, now).Nodes[0].Reported, what)
+	}
+}
+
 func TestDiagnose_OwnImagesThatNoPinKeepsAreWorthAWord(t *testing.T) {
 	t.Parallel()
 	c, answers := sound()

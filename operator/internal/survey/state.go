@@ -44,7 +44,7 @@ type NodeState struct {
 	Reported time.Duration `json:"reported"`
 }
 
-// StateOf puts it together.
+// StateOf puts it together. now is the API server's time.
 func StateOf(c *Cluster, found []Finding, now time.Time) State {
 	s := State{Agents: len(Running(c.Agents, "")), Sums: c.Sums(), Pins: len(c.Pins), Findings: found,
 		Hidden: append([]string{}, c.Hidden...), Zones: []string{}, Nodes: []NodeState{}}
@@ -85,7 +85,7 @@ func StateOf(c *Cluster, found []Finding, now time.Time) State {
 				r.Mirror = cond.Reason
 			}
 			if st.ReportedAt != nil {
-				r.Reported = max(0, now.Sub(st.ReportedAt.Time))
+				r.Reported = max(0, now.Sub(written(n)))
 			}
 		}
 		s.Nodes = append(s.Nodes, r)
