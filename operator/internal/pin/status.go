@@ -47,15 +47,19 @@ type StatusReconciler struct {
 
 // SetupWithManager wires the reconciler to the plan, and to what the resolver finds.
 func (r *StatusReconciler) SetupWithManager(mgr ctrl.Manager) error {
-	changed := predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
-		a, b := e.ObjectOld.(*v1alpha1.ArtifactPin), e.ObjectNew.(*v1alpha1.ArtifactPin)
-		return pinInputChanged(e) || !equality.Semantic.DeepEqual(resolution(a), resolution(b))
-	}}
 	return ctrl.NewControllerManagedBy(mgr).Named("pinstatus").
-		For(&v1alpha1.ArtifactPin{}, builder.WithPredicates(changed)).
+		For(&v1alpha1.ArtifactPin{}, builder.WithPredicates(predicate.Funcs{UpdateFunc: pinStatusChanged})).
 		WatchesRawSource(r.Board.pins.source()).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 4}).
 		Complete(r)
+}
+
+// pinStatusChanged passes updates of what a status follows from, and of the status itself: its own last write may not
+// have been seen yet when the plan went back to what was before it, and that is noticed when it is seen.
+func pinStatusChanged(e event.UpdateEvent) bool {
+	a, b := e.ObjectOld.(*v1alpha1.ArtifactPin), e.ObjectNew.(*v1alpha1.ArtifactPin)
+	return pinInputChanged(e) || !equality.Semantic.DeepEqual(resolution(a), resolution(b)) ||
+		!equality.Semantic.DeepEqual(own(a.Status), own(b.Status))
 }
 
 func resolution(p *v1alpha1.ArtifactPin) *metav1.Condition {
