@@ -19,15 +19,17 @@ const (
 	// dagWidth is the number of links of a full inner node in the profile unixfs-v1-2025.
 	dagWidth = 1024
 
-	chunkMapVersion = 1
-	hashSize        = sha256.Size
+	leavesVersion = 1
+	piecesVersion = 2
+	hashSize      = sha256.Size
 )
 
 // ChunkMap is the ordered chunk CIDs of a blob. It is kept as bare SHA-256 sums, 32 bytes for each MiB of the blob.
 // The zero value is not usable; NewChunkMap makes one.
 type ChunkMap struct {
-	cut  Cut
-	sums []byte // cut.Len() times hashSize; all zero where a CID is not known yet
+	cut    Cut
+	sums   []byte    // cut.Len() times hashSize; all zero where a CID is not known yet
+	pieces *ChunkMap // nil while not known
 }
 
 var unknownSum [hashSize]byte
@@ -42,6 +44,18 @@ func NewChunkMap(cut Cut) (*ChunkMap, error) {
 
 // Cut is how the blob is cut.
 func (m *ChunkMap) Cut() Cut { return m.cut }
+
+// Pieces is the map of a blob's pieces, which goes with that of its leaves: this one where those are the same. It is
+// nil where it is not known.
+func (m *ChunkMap) Pieces() *ChunkMap {
+	if m.cut == Pieces.Cut(m.Size()) {
+		return m
+	}
+	return m.pieces
+}
+
+// SetPieces has the map of a blob's pieces go with that of its leaves.
+func (m *ChunkMap) SetPieces(pieces *ChunkMap) { m.pieces = pieces }
 
 // Size is the blob's size in bytes.
 func (m *ChunkMap) Size() int64 { return m.cut.Size() }
@@ -81,39 +95,48 @@ func (m *ChunkMap) Complete() bool {
 	return true
 }
 
-// Clone returns an independent copy.
+// Clone returns an independent copy, without the pieces.
 func (m *ChunkMap) Clone() *ChunkMap {
 	return &ChunkMap{cut: m.cut, sums: bytes.Clone(m.sums)}
 }
 
-// MarshalBinary encodes the map: a version byte, the size as a uvarint, and the sums in order.
+// MarshalBinary encodes the map: a version byte, which tells leaves from pieces, the size as a uvarint, and the sums in
+// order.
 func (m *ChunkMap) MarshalBinary() ([]byte, error) {
 	b := make([]byte, 0, 1+binary.MaxVarintLen64+len(m.sums))
-	b = append(b, chunkMapVersion)
+	version := byte(leavesVersion)
+	if m.cut != CutLeaves(m.Size()) {
+		version = piecesVersion
+	}
+	b = append(b, version)
 	b = binary.AppendUvarint(b, uint64(m.Size()))
 	return append(b, m.sums...), nil
 }
 
 // UnmarshalBinary decodes what MarshalBinary made. It fails for anything else, and allocates no more than len(b).
 func (m *ChunkMap) UnmarshalBinary(b []byte) error {
-	if len(b) == 0 || b[0] != chunkMapVersion {
-		return fmt.Errorf("chunk map: no version %d header in %d bytes", chunkMapVersion, len(b))
+	if len(b) == 0 || b[0] != leavesVersion && b[0] != piecesVersion {
+		return fmt.Errorf("chunk map: no header of version %d or %d in %d bytes", leavesVersion, piecesVersion, len(b))
+	}
+	grain := Leaves
+	if b[0] == piecesVersion {
+		grain = Pieces
 	}
 	size, n := binary.Uvarint(b[1:])
 	if n <= 0 || size > MaxSize {
 		return fmt.Errorf("chunk map: size is malformed or above %d bytes", int64(MaxSize))
 	}
-	cut, sums := CutLeaves(int64(size)), b[1+n:]
+	cut, sums := grain.Cut(int64(size)), b[1+n:]
 	if want := cut.Len() * hashSize; len(sums) != want {
 		return fmt.Errorf("chunk map of a blob of %d bytes: %d bytes of sums, want %d", size, len(sums), want)
 	}
-	m.cut, m.sums = cut, bytes.Clone(sums)
+	*m = ChunkMap{cut: cut, sums: bytes.Clone(sums)}
 	return nil
 }
 
 // DAG returns the blob's root CID as a UnixFS file of the profile unixfs-v1-2025 (IPIP-499: CIDv1, raw leaves of
 // 1 MiB, balanced layout of width 1024) and its inner nodes, root last. A blob of one chunk has no inner node: its
-// root is the chunk. The map must be complete.
+// root is the chunk. The map must be of leaves, and complete.
 func (m *ChunkMap) DAG() (root cid.Cid, inner []blocks.Block, err error) {
 	type child struct {
 		cid  cid.Cid

@@ -24,9 +24,10 @@ type suspect struct {
 // charge is that a blob did not match its digest: by whose claims, and when. Who was wrong shows once the whole is
 // known.
 type charge struct {
-	digest, room digest.Digest
-	begun, at    time.Time // when the fetch of it began, and when it did not match
-	suspects     []suspect
+	digest    digest.Digest
+	plan      swarm.Plan
+	begun, at time.Time // when the fetch of it began, and when it did not match
+	suspects  []suspect
 }
 
 // open reports whether it is to be found out who was wrong.
@@ -39,7 +40,7 @@ func (f *fetch) mismatch(err error) {
 	told, all := 0, f.part.Len()
 	first := f.err == nil && !f.verified // of several who read through one window
 	if first && f.charge == nil {
-		f.charge = &charge{digest: f.digest, room: f.room, begun: f.start, at: now}
+		f.charge = &charge{digest: f.digest, plan: f.plan(), begun: f.start, at: now}
 	}
 	f.part.Claims(func(c schedule.Claim, coordinator peer.ID) {
 		if c.By != self {
@@ -90,6 +91,7 @@ func (f *fetch) again() *fetch {
 	req.Size = 0 // it may have been the size that was wrong
 	return startFetch(f.ctx, f.fr, req, f.source, true, func(g *fetch) {
 		g.alone, g.charge, g.readers, g.askers = true, f.charge, 0, askers
+		g.grain = f.grain // or what was claimed could not be compared
 	})
 }
 
@@ -109,7 +111,7 @@ func (fr *Fetcher) settle(c *charge, registry string, chunks int, right func(i i
 		if _, known := wrong[by]; known || forged[pair] { // one signature of each is enough
 			continue
 		}
-		if err := swarm.VerifyClaim(c.room, s.claim); by != self && err != nil {
+		if err := swarm.VerifyClaim(c.plan, s.claim); by != self && err != nil {
 			if forged[pair] = true; !forgers[s.coordinator] {
 				forgers[s.coordinator] = true
 				fr.log.Error("coordinator forged a claim", "digest", c.digest, "peer", s.coordinator, "error", err)
@@ -153,7 +155,7 @@ func (fr *Fetcher) blame(c *charge, registry string, who []peer.ID, wrong map[pe
 // insists reports whether a peer says that it holds the whole blob, with another chunk than is right.
 func (fr *Fetcher) insists(c *charge, p peer.ID, right schedule.Claim) bool {
 	for range 3 {
-		claims, err := fr.opts.Swarm.HeldBy(fr.ctx, p, c.digest)
+		claims, err := fr.opts.Swarm.HeldBy(fr.ctx, p, swarm.Plan{Digest: c.digest, Grain: c.plan.Grain})
 		switch {
 		case err == nil:
 			return right.Index >= len(claims) || claims[right.Index].Sum != right.Sum

@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/bitswapnet"
+	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
 )
@@ -71,13 +72,13 @@ func TestAHolderThatDoesNotSignItsClaimsHarmsNoOneElse(t *testing.T) {
 	t.Cleanup(func() { exchange.Stop(); srv.Close() })
 	var sums []byte
 	var signatures [][]byte
-	for i := range l.chunks.Len() {
-		hash := l.chunks.CID(i).Hash()
+	for i := range l.maps[content.Pieces].Len() {
+		hash := l.maps[content.Pieces].CID(i).Hash()
 		sums = append(sums, hash[len(hash)-32:]...)
 		signatures = append(signatures, make([]byte, 64))
 	}
 	found, none, part := frame(t, true, size, ""), frame(t, false, 0, ""), frame(t, sums, signatures)
-	h.SetStreamHandler("/shoal/map/2.0.0", func(s network.Stream) {
+	h.SetStreamHandler("/shoal/map-pieces/2.0.0", func(s network.Stream) {
 		defer func() { _ = s.Close() }()
 		in := bufio.NewReader(s)
 		n, _ := binary.ReadUvarint(in)
@@ -115,7 +116,7 @@ func TestACoordinatorThatFallsSilentIsLeft(t *testing.T) {
 	h := newStranger(t)
 	var asked atomic.Bool
 	welcome := frame(t, []byte{}, [][]byte{}, "")
-	h.SetStreamHandler("/shoal/coordinate/2.0.0", func(s network.Stream) {
+	h.SetStreamHandler("/shoal/coordinate-pieces/2.0.0", func(s network.Stream) {
 		asked.Store(true)
 		_, _ = s.Write(welcome)
 		_, _ = io.Copy(io.Discard, s)

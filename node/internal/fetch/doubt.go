@@ -8,6 +8,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/lru"
 )
 
@@ -160,6 +161,16 @@ func (d *doubts) passes(now time.Time, of digest.Digest) (wrong, open bool) {
 	defer d.mu.Unlock()
 	c, ok := d.passed.Peek(of)
 	return ok && now.Sub(c.at) < misledFor, ok && len(c.suspects) > 0
+}
+
+// grain is how finely a blob that passed wrong was cut.
+func (d *doubts) grain(of digest.Digest) content.Grain {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if c, ok := d.passed.Peek(of); ok {
+		return c.plan.Grain
+	}
+	return content.Leaves
 }
 
 // take is what is charged of a blob that passed wrong, once.

@@ -27,6 +27,7 @@ import (
 
 // script is a swarm whose coordinator and peers say what a test tells them to say.
 type script struct {
+	grain content.Grain
 	joins chan *scriptedSession
 	wants chan asked
 
@@ -58,6 +59,8 @@ func newScript() *script {
 
 func (s *script) ID() peer.ID { return "self" }
 
+func (s *script) Grain() content.Grain { return s.grain }
+
 func (s *script) Join(_ context.Context, _ digest.Digest, j schedule.Join) (swarm.Session, error) {
 	return s.session("coordinator", j), nil
 }
@@ -76,7 +79,7 @@ func (s *script) session(coordinator peer.ID, j schedule.Join) *scriptedSession 
 	return session
 }
 
-func (s *script) Want(p peer.ID, c cid.Cid, priority int32, held bool, sink swarm.Sink) {
+func (s *script) Want(p peer.ID, c cid.Cid, _ int64, priority int32, held bool, sink swarm.Sink) {
 	s.wants <- asked{p, c, priority, held, sink}
 }
 
@@ -89,13 +92,13 @@ func (s *script) Forget(c cid.Cid, _ swarm.Sink) {
 func (s *script) Have(blocks.Block)         {}
 func (s *script) Gone(cid.Cid)              {}
 func (s *script) Awaits(func(cid.Cid) bool) {}
-func (s *script) HeldBy(context.Context, peer.ID, digest.Digest) ([]schedule.Claim, error) {
+func (s *script) HeldBy(context.Context, peer.ID, swarm.Plan) ([]schedule.Claim, error) {
 	return nil, content.ErrNotFound
 }
 func (s *script) Ban(peer.ID, string)     {}
 func (s *script) HeardFrom(peer.ID) int64 { return time.Now().UnixNano() } // all are alive
 func (s *script) Ping(peer.ID)            {}
-func (s *script) Claim(_ digest.Digest, index int, sum schedule.Sum) (schedule.Claim, error) {
+func (s *script) Claim(_ swarm.Plan, index int, sum schedule.Sum) (schedule.Claim, error) {
 	return schedule.Claim{Index: index, Sum: sum, By: s.ID()}, nil
 }
 

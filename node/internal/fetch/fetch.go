@@ -36,6 +36,7 @@ type fetch struct {
 	source source        // see source.go
 	keptOf store.Source  // whose chunks are resumed
 	room   digest.Digest // by which the swarm knows the fetch
+	grain  content.Grain // of the plan, from the beginning to the end
 	// alone: peers are not asked, for what was claimed was wrong. charge is what was.
 	alone  bool
 	charge *charge
@@ -110,8 +111,7 @@ func startFetch(ctx context.Context, fr *Fetcher, req content.Request, from sour
 	set func(*fetch)) *fetch {
 	f := &fetch{
 		fr: fr, digest: req.Digest, source: from, start: time.Now(), changed: make(chan struct{}), req: req, readers: 1,
-		size: -1, leave: func() {},
-		part: schedule.NewParticipant(fr.opts.participant(fr), fr.opts.Swarm.ID()), released: make(chan struct{}),
+		size: -1, leave: func() {}, grain: fr.opts.Swarm.Grain(), released: make(chan struct{}),
 		pull: fr.pulls.of(req.Repository), ears: map[peer.ID]ear{},
 	}
 	f.room, f.keptOf = f.source.room(f.digest), fr.keptOf(from, req)
@@ -121,6 +121,7 @@ func startFetch(ctx context.Context, fr *Fetcher, req content.Request, from sour
 	if set != nil {
 		set(f)
 	}
+	f.part = schedule.NewParticipant(fr.opts.participant(fr, f.grain), fr.opts.Swarm.ID())
 	f.askUpstream(f.start)
 	f.idle = f.start
 	f.ctx, f.cancel = context.WithCancel(trace.Carry(fr.ctx, ctx))
@@ -166,7 +167,8 @@ func (f *fetch) act() {
 
 func (f *fetch) carryOut(a schedule.Actions, session swarm.Session) {
 	for _, w := range a.Wants {
-		f.fr.opts.Swarm.Want(w.From, content.SumCID(w.Sum), w.Priority, w.Held, f)
+		_, n := f.cut().Range(w.Index)
+		f.fr.opts.Swarm.Want(w.From, content.SumCID(w.Sum), n, w.Priority, w.Held, f)
 	}
 	for _, r := range a.Leases {
 		f.fr.wg.Go(func() { f.readLease(r) })
@@ -236,7 +238,10 @@ func (f *fetch) detach() {
 }
 
 // cut is how a blob of the fetch's size is cut. The caller holds f.mu, or knows that the size is known.
-func (f *fetch) cut() content.Cut { return content.CutLeaves(f.size) }
+func (f *fetch) cut() content.Cut { return f.grain.Cut(f.size) }
+
+// plan names the plan of the fetch.
+func (f *fetch) plan() swarm.Plan { return swarm.Plan{Digest: f.room, Grain: f.grain} }
 
 func (f *fetch) knownSize() int64 {
 	f.mu.Lock()
@@ -440,7 +445,7 @@ func (f *fetch) makeRoom(size int64, told bool) {
 	if done {
 		return
 	}
-	leave, ok := f.fr.chunks.Try(int64(content.CutLeaves(size).Len()) * chunkCost)
+	leave, ok := f.fr.chunks.Try(int64(f.grain.Cut(size).Len()) * chunkCost)
 	if !ok {
 		f.fail(fmt.Errorf("%s of %d bytes, beside what else is fetched: %w", f.digest, size, content.ErrNoSpace))
 		return

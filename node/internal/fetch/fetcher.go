@@ -46,16 +46,18 @@ type Swarm interface {
 	ID() peer.ID
 	Join(ctx context.Context, d digest.Digest, j schedule.Join) (swarm.Session, error)
 	JoinAlone(d digest.Digest, j schedule.Join) (swarm.Session, error)
-	Want(p peer.ID, c cid.Cid, priority int32, held bool, s swarm.Sink)
+	// Grain is how finely the blobs are cut that are planned from now on.
+	Grain() content.Grain
+	Want(p peer.ID, c cid.Cid, size int64, priority int32, held bool, s swarm.Sink)
 	Forget(c cid.Cid, s swarm.Sink)
 	Have(b blocks.Block)
 	Gone(c cid.Cid)
 	// Awaits sets what reports whether a block may be about to come.
 	Awaits(may func(c cid.Cid) bool)
-	Claim(d digest.Digest, index int, sum schedule.Sum) (schedule.Claim, error)
+	Claim(p swarm.Plan, index int, sum schedule.Sum) (schedule.Claim, error)
 	// HeldBy are the claims of a peer that says to hold the whole blob. It fails with content.ErrNotFound for one that
 	// does not.
-	HeldBy(ctx context.Context, p peer.ID, d digest.Digest) ([]schedule.Claim, error)
+	HeldBy(ctx context.Context, p peer.ID, plan swarm.Plan) ([]schedule.Claim, error)
 	Ban(p peer.ID, reason string)
 	// HeardFrom counts all bytes from a peer; Ping provokes some from a live one.
 	HeardFrom(p peer.ID) int64
@@ -101,10 +103,11 @@ type Options struct {
 	Registerer prometheus.Registerer
 }
 
-// participant configures a participant of fr's node.
-func (o *Options) participant(fr *Fetcher) schedule.ParticipantConfig {
+// participant configures a participant of fr's node in a plan of a grain.
+func (o *Options) participant(fr *Fetcher, g content.Grain) schedule.ParticipantConfig {
 	return schedule.ParticipantConfig{
-		Zone: o.Zone, Window: o.Window, PeerWindow: o.PeerWindow, Running: func() int { return int(fr.asking.Load()) },
+		Zone: o.Zone, Grain: g, Window: o.Window, PeerWindow: o.PeerWindow,
+		Running:     func() int { return int(fr.asking.Load()) },
 		PeerSilence: o.PeerSilence, PeerPatience: o.PeerPatience, CoordinatorPatience: o.CoordinatorPatience,
 	}
 }

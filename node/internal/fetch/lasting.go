@@ -105,6 +105,9 @@ func (r *lastingRange) reopen(next content.Reader) (io.ReadCloser, error) {
 		return next.Range(r.ctx, at, end-at)
 	}
 	cut := content.CutLeaves(size)
+	if claims != nil {
+		cut = claims.Cut()
+	}
 	first, last := cut.At(r.off), cut.At(at-1)
 	start := cut.Start(first)
 	body, err := next.Range(r.ctx, start, max(end, min(cut.Start(last+1), size))-start)

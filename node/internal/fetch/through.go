@@ -2,10 +2,8 @@ package fetch
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"log/slog"
 	"sync/atomic"
@@ -102,7 +100,9 @@ func (t *through) judge(r io.Reader) io.Reader {
 	r = &judged{content.NewVerifier(r, t.req.Digest, t.size), t.size, t.matched,
 		func(error) { t.fr.opts.Upstream.Distrust(t.req) }}
 	if _, open := t.fr.doubts.passes(time.Now(), t.req.Digest); open {
-		r = &weighed{Reader: r, t: t, sum: sha256.New()}
+		if sums, err := content.NewSummer(t.fr.doubts.grain(t.req.Digest).Cut(t.size)); err == nil {
+			r = &weighed{Reader: r, t: t, sums: sums}
+		}
 	}
 	return r
 }
@@ -151,22 +151,13 @@ func (j *judged) Read(b []byte) (int, error) {
 type weighed struct {
 	io.Reader
 	t    *through
-	sum  hash.Hash // of the chunk at which it is
-	n    int64     // bytes of that chunk so far
-	sums []schedule.Sum
+	sums *content.Summer
 	all  int64 // bytes so far
 }
 
 func (w *weighed) Read(b []byte) (int, error) {
 	n, err := w.Reader.Read(b)
-	for b := b[:n]; len(b) > 0; {
-		part := b[:min(int64(len(b)), content.ChunkSize-w.n)]
-		_, _ = w.sum.Write(part) // a hash never fails
-		if w.n += int64(len(part)); w.n == content.ChunkSize {
-			w.next()
-		}
-		b = b[len(part):]
-	}
+	_, _ = w.sums.Write(b[:n]) // it never fails
 	w.all += int64(n)
 	if n > 0 && w.all == w.t.size {
 		w.tell()
@@ -174,20 +165,11 @@ func (w *weighed) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (w *weighed) next() {
-	w.sums = append(w.sums, schedule.Sum(w.sum.Sum(nil)))
-	w.sum.Reset()
-	w.n = 0
-}
-
 func (w *weighed) tell() {
-	if w.n > 0 {
-		w.next()
-	}
-	fr := w.t.fr
+	fr, right := w.t.fr, w.sums.Map()
 	fr.aside(func() {
 		c := fr.doubts.take(w.t.req.Digest)
-		fr.settle(&c, w.t.req.Repository.Registry, len(w.sums), func(i int) schedule.Sum { return w.sums[i] })
+		fr.settle(&c, w.t.req.Repository.Registry, right.Len(), func(i int) schedule.Sum { return sumOf(right.CID(i)) })
 	})
 }
 

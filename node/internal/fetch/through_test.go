@@ -147,7 +147,8 @@ func TestBlame_AForgerIsBannedOnceHoweverMuchItHasForged(t *testing.T) {
 		swarm = &banning{script: o.Swarm.(*script)}
 		o.Swarm = swarm
 	})
-	c := &charge{digest: req.Digest, room: req.Digest}
+	c := &charge{digest: req.Digest}
+	c.plan.Digest = req.Digest
 	for i := range 1000 {
 		c.suspects = append(c.suspects, suspect{schedule.Claim{Index: i % 2, By: "victim"}, "forger"})
 	}

@@ -147,6 +147,9 @@ func (f *fetch) readOnce(ctx context.Context, r schedule.Run, own bool) error {
 	if sizeOnly && !body.Whole {
 		return errReturned
 	}
+	if n > 0 { // a leaf was asked for, where it was not known how the blob is cut
+		r.Count = max(r.Count, f.cut().At(n-1)+1)
+	}
 	in := &upstreamBytes{r: body, f: f, own: own}
 	switch {
 	case own: // what comes before is wanted as well
@@ -183,8 +186,9 @@ func (f *fetch) passOver(in io.Reader, body *answer, r schedule.Run, off int64) 
 // extent is what the registry is asked for to read a run: n bytes from offset off, or all from there where n is -1.
 // sizeOnly: the answer is to tell the size.
 func (f *fetch) extent(r schedule.Run, own bool) (off, n int64, sizeOnly bool) {
-	size, whole := f.knownSize(), false
-	cut := content.CutLeaves(size)
+	f.mu.Lock()
+	size, whole, cut := f.size, false, f.cut()
+	f.mu.Unlock()
 	off, n = cut.Start(r.First), cut.Start(r.Count)
 	if size > 0 {
 		n = min(n, size-off)
@@ -427,7 +431,7 @@ func (f *fetch) readChunks(body io.Reader, r schedule.Run) error {
 			return fmt.Errorf("read chunk %d of %s from upstream: %w", i, f.digest, err)
 		}
 		c := content.ChunkCID(data)
-		claim, err := f.fr.opts.Swarm.Claim(f.room, i, sumOf(c))
+		claim, err := f.fr.opts.Swarm.Claim(f.plan(), i, sumOf(c))
 		if err != nil {
 			return err
 		}

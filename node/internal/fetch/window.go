@@ -107,7 +107,7 @@ func (w *window) filled(i int, from provenance) {
 // place opens where the chunks of a blob go: all of it if the store has room, else a window if that helps who waits.
 func (f *fetch) place(size int64) (*store.Ingest, error) {
 	f.mu.Lock()
-	origin := store.Origin{Source: f.keptOf, Pool: store.PoolOf(f.req)}
+	origin := store.Origin{Source: f.keptOf, Pool: store.PoolOf(f.req), Grain: f.grain}
 	f.mu.Unlock()
 	ing, err := f.fr.ingest(f.digest, size, origin)
 	if !errors.Is(err, content.ErrNoSpace) || !f.mayShare() {

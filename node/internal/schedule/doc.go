@@ -29,6 +29,12 @@
 // sees one blob, so each report says how many chunks of all blobs the node owes others. Where that does not decide, a
 // hash of blob and peer does, and not who came first, who would be the first at every blob of an image.
 //
+// # Leaves and pieces
+//
+// A plan is of chunks, and Config.Grain says what these are. In pieces more can be passed on sooner, and who reads a part
+// of a blob reads less that nobody wants. Windows and runs are counted in leaves all the same, since links and
+// registries do not become faster by it.
+//
 // # Groups
 //
 // Participants form groups of at most Config.GroupSize within a zone. A chunk enters each group once, by its group

@@ -5,16 +5,20 @@ import (
 
 	"github.com/bits-and-blooms/bitset"
 	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
 // ParticipantConfig bounds a participant's decisions. The zero value of a field means its default.
 type ParticipantConfig struct {
 	// Zone of the node.
 	Zone string
-	// Window is how many chunks the node asks of peers at one time, for all its blobs together; default 32. Each blob
+	// Grain is how finely the blob is cut.
+	Grain content.Grain
+	// Window is how many leaves the node asks of peers at one time, for all its blobs together; default 32. Each blob
 	// may ask for a few in any case.
 	Window int
-	// PeerWindow is the most chunks asked of one peer at one time for one blob; default 8.
+	// PeerWindow is the most leaves asked of one peer at one time for one blob; default 8.
 	PeerWindow int
 	// Running counts the blobs that the node fetches now, which share Window. nil: one.
 	Running func() int
@@ -67,6 +71,7 @@ type Participant struct {
 	self peer.ID
 
 	size      int64 // bytes; -1 while not known
+	per       int   // chunks of a leaf, in which windows are counted
 	slots     int   // chunks that may be here at a time; 0: all
 	pieces    []piece
 	missing   int // of the chunks needed
@@ -81,6 +86,7 @@ type Participant struct {
 	inFlight  int
 	turns     int          // chunks asked for, ever
 	leased    map[Run]bool // runs that are being read from upstream; true: on a coordinator's orders
+	early     Run          // what has become of the lease that was given before the size was known
 
 	tie         tie
 	coordinator peer.ID

@@ -6,8 +6,6 @@ import (
 
 	"github.com/bits-and-blooms/bitset"
 	"github.com/libp2p/go-libp2p/core/peer"
-
-	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
 // Limit tells how many chunks may be here at a time, 0 for all. It is called before SetSize.
@@ -15,7 +13,9 @@ func (p *Participant) Limit(slots int) { p.slots = slots }
 
 // SetSize makes the blob's size known, once; present tells which chunks an earlier try has left.
 func (p *Participant) SetSize(size int64, present func(i int) bool) {
-	n := uint(content.CutLeaves(size).Len())
+	cut := p.cfg.Grain.Cut(size)
+	n := uint(cut.Len())
+	p.per = cut.PerLeaf()
 	p.size, p.pieces, p.absent = size, make([]piece, n), int(n)
 	p.need, p.duties, p.todo = bitset.New(n), bitset.New(n), bitset.New(n)
 	for i := range p.pieces {
@@ -23,6 +23,11 @@ func (p *Participant) SetSize(size int64, present func(i int) bool) {
 			p.pieces[i].present = true
 			p.absent--
 		}
+	}
+	if ordered, reads := p.leased[unsized]; reads {
+		p.early = firstLeaf(cut)
+		delete(p.leased, unsized)
+		p.leased[p.early] = ordered
 	}
 	p.report(Report{Size: size, Slots: p.slots})
 }

@@ -25,7 +25,7 @@ func (p *Participant) Join() Join {
 	p.tie, p.coordinator = joining, ""
 	p.unsaid, p.out.Report, p.out.Leave = nil, Report{}, false
 	p.offered = p.upstream
-	j := Join{Zone: p.cfg.Zone, Upstream: p.upstream}
+	j := Join{Zone: p.cfg.Zone, Grain: p.cfg.Grain, Upstream: p.upstream}
 	if p.size < 0 {
 		return j
 	}

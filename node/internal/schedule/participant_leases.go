@@ -26,7 +26,7 @@ func (p *Participant) lease(r Run, ordered bool) {
 // each participant.
 func (p *Participant) ownChoice() Run {
 	if p.size < 0 {
-		return Run{First: 0, Count: 1}
+		return unsized
 	}
 	var open []int
 	for i := range p.pieces {
@@ -52,9 +52,18 @@ func spread(id peer.ID) uint32 {
 	return binary.BigEndian.Uint32([]byte(id[len(id)-4:]))
 }
 
+// meant is the run that is read where r was leased.
+func (p *Participant) meant(r Run) Run {
+	if _, reads := p.leased[p.early]; reads && r == unsized {
+		return p.early
+	}
+	return r
+}
+
 // Rest is what of a run that is to be read now has not come from elsewhere meanwhile. The coordinator is told again
 // who read what has, so that it does not wait for it.
 func (p *Participant) Rest(r Run) Run {
+	r = p.meant(r)
 	for r.Count > 0 && r.First < len(p.pieces) && p.pieces[r.First].present && p.pieces[r.First].claimed {
 		p.report(Report{Claims: []Claim{p.pieces[r.First].claim}})
 		r = Run{First: r.First + 1, Count: r.Count - 1}
@@ -67,6 +76,7 @@ func (p *Participant) Reading() { p.report(Report{Reading: true}) }
 
 // LeaseEnded tells that a run has been read, or with trouble that not all of it could be.
 func (p *Participant) LeaseEnded(now time.Time, r Run, trouble Trouble) {
+	r = p.meant(r)
 	if _, reads := p.leased[r]; !reads {
 		return
 	}

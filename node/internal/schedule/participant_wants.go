@@ -22,7 +22,7 @@ type Want struct {
 const (
 	// lookAhead bounds how far the choice of the next want looks past chunks whose peer has enough to do.
 	lookAhead = 512
-	// minWindow is how many chunks a blob may ask for however many others the node fetches: the end of a large layer
+	// minWindow is how many leaves a blob may ask for however many others the node fetches: the end of a large layer
 	// must not stop the config that comes with it.
 	minWindow = 4
 )
@@ -48,7 +48,7 @@ func (p *Participant) pump(now time.Time) {
 			p.ask(now, i, true)
 		}
 	}
-	window := max(minWindow, p.cfg.Window/max(1, p.cfg.Running()))
+	window := p.per * max(minWindow, p.cfg.Window/max(1, p.cfg.Running()))
 	for at, ok := 0, true; ok && p.inFlight < window; {
 		at, ok = p.askNext(now, p.duties, at)
 	}
@@ -92,7 +92,7 @@ func (p *Participant) ask(now time.Time, i int, urgent bool) bool {
 		s = &contact{}
 		p.peers[c.from] = s
 	}
-	if s.asked >= p.cfg.PeerWindow && !urgent {
+	if s.asked >= p.per*p.cfg.PeerWindow && !urgent {
 		return false
 	}
 	if s.asked == 0 {

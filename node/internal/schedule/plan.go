@@ -24,12 +24,12 @@ func (t *Table) plan() {
 	t.despair()
 }
 
-// askSize sends one participant upstream for the first chunk, whose answer tells the size.
+// askSize sends one participant upstream for the first leaf, whose answer tells the size.
 func (t *Table) askSize() {
 	if t.open && t.leased == 0 {
 		for _, p := range t.active {
 			if p.upstream && !p.barred.After(t.now) {
-				t.lease(p, Run{First: 0, Count: 1})
+				t.lease(p, unsized)
 				return
 			}
 		}
@@ -50,7 +50,7 @@ func (t *Table) planDirect(g *group) bool {
 		unknown, some := p.need.nextWithout(0, &p.have, &p.told, &t.known)
 		misses := 0
 		i, ok := 0, true
-		for ; p.direct.size < min(directWindow, t.told(p)) && misses < directWindow; i++ {
+		for ; p.direct.size < min(t.per*directWindow, t.told(p)) && misses < directWindow; i++ {
 			if i, ok = t.known.nextIn(i, &p.need, &p.have, &p.told); !ok {
 				break
 			}
@@ -135,7 +135,7 @@ func (t *Table) give(g *group, p *party) bool {
 			continue
 		case src != nil:
 			// As with runs from upstream: an equal share of a quarter of what is left.
-			if p.bringing.size >= max(min(g.ready.size/(4*len(g.parties)), t.cfg.Window), fewBrought) {
+			if p.bringing.size >= max(min(g.ready.size/(4*len(g.parties)), t.per*t.cfg.Window), fewBrought) {
 				return false
 			}
 			t.setHome(g, i, p)

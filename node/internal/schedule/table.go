@@ -24,6 +24,7 @@ type Table struct {
 	now  time.Time
 	size int64 // -1: not known
 	n    int   // chunks, 0 while the size is not known
+	per  int   // chunks of a leaf, in which runs and windows are counted
 	open bool  // upstream may be asked
 
 	chunks      map[int]*chunk // whose hash is known or that someone reads from upstream
@@ -61,7 +62,7 @@ type chunk struct {
 // New makes the plan of a blob whose size is not known yet. No one is sent upstream before Open.
 func New(cfg Config) *Table {
 	return &Table{
-		cfg: cfg.withDefaults(), size: -1, chunks: map[int]*chunk{}, parties: map[peer.ID]*party{},
+		cfg: cfg.withDefaults(), size: -1, per: 1, chunks: map[int]*chunk{}, parties: map[peer.ID]*party{},
 		zones: map[string]map[int]*party{}, zoneHolders: map[string]int{}, zoneActive: map[string]int{},
 		out: map[peer.ID]*Orders{},
 	}
@@ -198,7 +199,8 @@ func (t *Table) setSize(size int64) error {
 	case size > content.MaxSize || size < 0:
 		return fmt.Errorf("%d bytes: %w", size, ErrSize)
 	}
-	t.size, t.n = size, content.CutLeaves(size).Len()
+	cut := t.cfg.Grain.Cut(size)
+	t.size, t.n, t.per = size, cut.Len(), cut.PerLeaf()
 	t.fresh = t.n
 	for _, p := range t.active {
 		t.initParty(p)
@@ -206,7 +208,7 @@ func (t *Table) setSize(size int64) error {
 		if len(p.runs) > 0 { // the one lease that was given before the size was known
 			p.runs = nil
 			t.leased--
-			t.book(p, Run{First: 0, Count: 1})
+			t.book(p, firstLeaf(cut))
 		}
 	}
 	return nil

@@ -15,7 +15,7 @@ type lease struct {
 	claimed time.Time // when a chunk of it was last claimed, or it was given
 }
 
-// bookAhead is how many chunks of a lease are booked at one time, more than a run has that is not a whole stream.
+// bookAhead is how many chunks of a lease are booked at one time, as many as a run has that is not a whole stream.
 const bookAhead = 64
 
 func (t *Table) mayLease(p *party) bool {
@@ -63,7 +63,8 @@ const slowStart = 2 * time.Second
 
 // run is how much p is leased from chunk i on: an equal share of a quarter of what is left, so that runs shrink towards
 // the end (guided self-scheduling, Polychronopoulos and Kuck 1987). The first are short, for whoever comes first is
-// alone only for a moment, and what it was leased then the others would wait for.
+// alone only for a moment, and what it was leased then the others would wait for. A request is for a leaf at the least,
+// for pieces are there to be passed on, and each request costs a registry as much as the one before.
 func (t *Table) run(g *group, p *party, i int) Run {
 	if t.noRange {
 		return Run{First: i, Count: t.n - i}
@@ -74,7 +75,7 @@ func (t *Table) run(g *group, p *party, i int) Run {
 			able++
 		}
 	}
-	most := min(max(t.fresh/(4*max(able, 1)), 1), 1+p.read, maxRun)
+	most := min(max(t.fresh/(4*max(able, 1)), t.per), t.per+p.read/t.per*t.per, t.per*maxRun)
 	r := Run{First: i, Count: 1}
 	for r.Count < most && r.End() < t.n {
 		k := r.End()
@@ -140,7 +141,7 @@ func (t *Table) resume(p *party, r Run, stream bool) {
 		return
 	}
 	if !stream {
-		r.Count = min(r.Count, maxRun)
+		r.Count = min(r.Count, t.per*maxRun)
 	}
 	for i := r.First; i < r.End(); i++ {
 		if t.bookable(p, i) {

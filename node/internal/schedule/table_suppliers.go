@@ -23,7 +23,7 @@ func (t *Table) refill(p *party) {
 // told is how many chunks p is told to ask for at one time: of few that are left, few, so that what is left can be
 // spread over those who get it meanwhile.
 func (t *Table) told(p *party) int {
-	return max(min((t.n-p.have.size)/4, mostTold), fewTold)
+	return max(min((t.n-p.have.size)/4, t.per*mostTold), fewTold)
 }
 
 // fewTold keeps a participant busy while it waits for orders.

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
 // Sum is the SHA-256 of a chunk, the digest inside its CID.
@@ -26,6 +28,11 @@ type Run struct {
 
 // End is the index of the first chunk after the run.
 func (r Run) End() int { return r.First + r.Count }
+
+// unsized is a lease of a blob whose size is not known, and so neither is how it is cut. What is read is firstLeaf.
+var unsized = Run{First: 0, Count: 1}
+
+func firstLeaf(cut content.Cut) Run { return Run{First: 0, Count: min(cut.PerLeaf(), cut.Len())} }
 
 // Assignment tells a participant whom to ask for a chunk.
 type Assignment struct {
@@ -148,6 +155,8 @@ func (r *Report) Merge(later Report) {
 // Join is how a participant enters.
 type Join struct {
 	Zone string
+	// Grain is how finely the participant cuts the blob. All of a table cut it alike.
+	Grain content.Grain
 	// Upstream: it can ask the registry.
 	Upstream bool
 	// Whole: it needs every chunk. Otherwise Report.Need tells what it needs.
@@ -166,12 +175,14 @@ type Join struct {
 type Config struct {
 	// Blob tells blobs apart: which participants begin, and which pass chunks on, is another order for each.
 	Blob string
+	// Grain is how finely the blob is cut.
+	Grain content.Grain
 	// GroupSize is the most participants of a group; default 64.
 	GroupSize int
 	// UpstreamRuns is the least number of runs that may be leased at one time, over all participants; default 4, as
 	// many requests as a single client opens for an image's layers. See Table.runsLeft.
 	UpstreamRuns int
-	// Window is how many chunks a participant is told to bring into its group from peers at one time; default 16.
+	// Window is how many leaves a participant is told to bring into its group from peers at one time; default 16.
 	Window int
 	// LeaseTimeout is after how long without a claim or a report of reading a lease is given to another;
 	// default 5 s.
@@ -187,11 +198,11 @@ const (
 	// peerRuns is how many runs are leased to one participant at one time, once it has read a chunk. While there are
 	// few participants each gets its part of Config.UpstreamRuns.
 	peerRuns = 2
-	// maxRun is the most chunks of a run.
+	// maxRun is the most leaves of a run.
 	maxRun = 16
-	// directWindow is how many chunks a participant is told to take from complete holders at one time.
+	// directWindow is how many leaves a participant is told to take from complete holders at one time.
 	directWindow = 24
-	// mostTold is how many chunks with a home a participant is told to ask for at one time.
+	// mostTold is how many leaves with a home a participant is told to ask for at one time.
 	mostTold = 32
 )
 

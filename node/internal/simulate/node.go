@@ -131,7 +131,7 @@ func newFetch(n *node, b *blob) *fetch {
 		streams: map[int]struct{}{},
 	}
 	f.part = schedule.NewParticipant(schedule.ParticipantConfig{
-		Zone: n.zone, Running: func() int { return n.asking },
+		Zone: n.zone, Grain: n.sim.cfg.Schedule.Grain, Running: func() int { return n.asking },
 	}, n.id)
 	return f
 }

@@ -193,7 +193,7 @@ func Run(cfg Config) (*Result, error) {
 	}
 	hosts := map[*node]bool{}
 	for i, size := range cfg.Blobs {
-		b := &blob{index: i, size: size, cut: content.CutLeaves(size)}
+		b := &blob{index: i, size: size, cut: cfg.Schedule.Grain.Cut(size)}
 		s.blobs = append(s.blobs, b)
 		host := s.nodes[random.IntN(cfg.Nodes)] // whose ID is nearest to the digest, which is as good as random
 		hosts[host] = true

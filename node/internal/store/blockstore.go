@@ -31,7 +31,7 @@ type blockView struct{ s *Store }
 
 var _ blockstore.Blockstore = blockView{}
 
-// Blockstore is a read view: the chunks of committed blobs, of open ingests and of the runtime's blobs whose chunk map
+// Blockstore is a read view: the leaves and pieces of committed blobs, the chunks of open ingests and of the runtime's blobs whose chunk map
 // was computed, as raw blocks; and the inner nodes and roots of all but the ingests as dag-pb blocks. Blobs of the
 // runtime of at most one chunk are found without that. Writing fails with ErrReadOnly.
 func (s *Store) Blockstore() blockstore.Blockstore { return blockView{s} }
@@ -40,6 +40,7 @@ func (s *Store) Blockstore() blockstore.Blockstore { return blockView{s} }
 type place struct {
 	ing   *Ingest // for a chunk of an ingest
 	blob  *entry  // else
+	cut   content.Cut
 	chunk int
 	node  []byte // for an inner node: its bytes
 }
@@ -48,13 +49,7 @@ func (p place) size() int {
 	if p.node != nil {
 		return len(p.node)
 	}
-	var size int64
-	if p.ing != nil {
-		size = p.ing.size
-	} else {
-		size = p.blob.size
-	}
-	_, n := content.CutLeaves(size).Range(p.chunk)
+	_, n := p.cut.Range(p.chunk)
 	return int(n)
 }
 
@@ -78,15 +73,19 @@ func (v blockView) find(c cid.Cid, f func(place) bool) error {
 
 func (v blockView) findChunk(c cid.Cid, sum [sumSize]byte, f func(place) bool) error {
 	for _, ing := range v.s.openIngests() {
-		if i, ok := ing.lookup(sum); ok && f(place{ing: ing, chunk: i}) {
+		if i, ok := ing.lookup(sum); ok && f(place{ing: ing, cut: ing.cut, chunk: i}) {
 			return nil
 		}
 	}
 	// Reading a place may drop its blob from the index, which must not happen within the index's own transaction.
 	var places []place
-	err := v.s.index.chunk(sum[:], func(d digest.Digest, i int) bool {
-		if e, err := v.s.known(d); err == nil && e != nil && i < content.CutLeaves(e.size).Len() {
-			places = append(places, place{blob: e, chunk: i})
+	err := v.s.index.chunk(sum[:], func(d digest.Digest, g content.Grain, i int) bool {
+		e, err := v.s.known(d)
+		if err != nil || e == nil {
+			return false
+		}
+		if cut := g.Cut(e.size); i < cut.Len() {
+			places = append(places, place{blob: e, cut: cut, chunk: i})
 		}
 		return false
 	})
@@ -113,7 +112,7 @@ func (v blockView) findSmallRuntime(c cid.Cid, f func(place) bool) error {
 		return nil // damaged or gone, and logged
 	}
 	if e, err := v.s.known(d); err == nil && e != nil {
-		f(place{blob: e})
+		f(place{blob: e, cut: content.CutLeaves(e.size)})
 	}
 	return nil
 }
@@ -203,6 +202,9 @@ func (v blockView) readChunk(p place, sum, data []byte) error {
 	check := v.s.newChecker(p.blob.digest, p.blob.size, p.blob)
 	if len(data) <= cheapToVerify {
 		check.age = 0
+	}
+	if p.cut != content.CutLeaves(p.blob.size) {
+		return check.watch(f).read(data, p.cut.Start(p.chunk))
 	}
 	return check.read(f, p.chunk, sum, data)
 }

@@ -89,6 +89,11 @@ func TestBlockSizesAndKeys(t *testing.T) {
 	want := map[cid.Cid]int{
 		m.CID(0): chunkSize, m.CID(1): chunkSize, m.CID(2): 5, root: len(inner[0].RawData()), g.CID(1): chunkSize,
 	}
+	pieces := m.Pieces()
+	for i := range pieces.Len() {
+		_, n := pieces.Cut().Range(i)
+		want[pieces.CID(i)] = int(n)
+	}
 	for c, n := range want {
 		size, err := bs.GetSize(t.Context(), c)
 		require.NoError(t, err)

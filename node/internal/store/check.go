@@ -380,6 +380,21 @@ func (w *watch) clear(off, want int64) (int64, error) {
 	return min(want, cut.Start(last+1)-off), nil
 }
 
+// read reads what lies at an offset, having hashed the leaves in which it does where that has to be.
+func (w *watch) read(data []byte, off int64) error {
+	for len(data) > 0 {
+		n, err := w.clear(off, int64(len(data)))
+		if err != nil {
+			return err
+		}
+		if _, err := w.file.ReadAt(data[:n], off); err != nil {
+			return w.unreadable(w.file, content.CutLeaves(w.size).At(off), err)
+		}
+		data, off = data[n:], off+n
+	}
+	return nil
+}
+
 // ensure has chunk i hashed if it has to be.
 func (w *watch) ensure(st stamp, i int) error {
 	if w.checks.good(w.file, st, w.size, i, w.age) {

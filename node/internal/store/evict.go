@@ -141,7 +141,8 @@ func (s *Store) SetLimits(l Limits) error {
 
 // partial is an ingest that nobody has open.
 type partial struct {
-	size  int64     // of the blob
+	size  int64 // of the blob
+	cut   content.Cut
 	bytes int64     // on disk
 	used  time.Time // when it was closed
 	pool  Pool
@@ -542,7 +543,7 @@ func loadPartial(path string, of Source) (p partial, complete bool, err error) {
 		return partial{}, false, err
 	}
 	defer func() { _ = f.Close() }() // read only
-	size, from, complete, err := readJournal(f)
+	cut, from, complete, err := readJournal(f)
 	if err != nil {
 		return partial{}, false, err
 	}
@@ -550,7 +551,8 @@ func loadPartial(path string, of Source) (p partial, complete bool, err error) {
 		return partial{}, false, fs.ErrNotExist
 	}
 	if n := allocated(data); n > 0 {
-		p = partial{size: size, bytes: min(n, size), used: data.ModTime(), pool: from.Pool}
+		size := cut.Size()
+		p = partial{size: size, cut: cut, bytes: min(n, size), used: data.ModTime(), pool: from.Pool}
 		return p, complete && data.Size() == size, nil
 	}
 	return partial{}, false, fs.ErrNotExist

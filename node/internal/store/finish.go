@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"github.com/opencontainers/go-digest"
@@ -25,7 +24,7 @@ func (s *Store) SizeOf(d digest.Digest, source Source) int64 {
 	if p, ok := s.partials[partialID{d, source}]; ok {
 		return p.size
 	}
-	if g := s.ingests[d]; g != nil && g.proved {
+	if g := s.ingests[d]; g != nil && g.proved != nil {
 		return g.size
 	}
 	if e := s.blobs[d]; e != nil && !e.runtime {
@@ -62,7 +61,7 @@ func (s *Store) finish(ctx context.Context, id partialID) error {
 	s.partials[id] = p
 	s.mu.Unlock()
 
-	err := s.hashPartial(ctx, id, p.size)
+	chunks, err := s.hashPartial(ctx, id, p.cut)
 	switch {
 	case ctx.Err() != nil:
 		return nil
@@ -71,7 +70,11 @@ func (s *Store) finish(ctx context.Context, id partialID) error {
 	case err != nil:
 		return err
 	}
-	ing, err := s.ingest(id.digest, p.size, Origin{Source: id.source, Pool: p.pool}, true)
+	origin := Origin{Source: id.source, Pool: p.pool}
+	if p.cut != content.CutLeaves(p.size) {
+		origin.Grain = content.Pieces
+	}
+	ing, err := s.ingest(id.digest, p.size, origin, chunks)
 	switch {
 	case errors.Is(err, ErrBusy), errors.Is(err, ErrExists):
 		return nil
@@ -85,37 +88,33 @@ func (s *Store) finish(ctx context.Context, id partialID) error {
 	return errors.Join(err, ing.Close())
 }
 
-// hashPartial checks a complete partial ingest. It fails with errLostChunk where a chunk is not what its journal says,
-// which costs only that chunk, and with content.ErrDigestMismatch where all are and the whole is not the blob.
-func (s *Store) hashPartial(ctx context.Context, id partialID, size int64) error {
+// hashPartial checks a complete partial ingest, and makes its map. It fails with errLostChunk where a chunk is not what
+// its journal says, which costs only that chunk, and with content.ErrDigestMismatch where all are and the whole is not
+// the blob.
+func (s *Store) hashPartial(ctx context.Context, id partialID, cut content.Cut) (*content.ChunkMap, error) {
 	path := id.path(s.ingestDir)
 	f, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("open partial ingest: %w", err)
+		return nil, fmt.Errorf("open partial ingest: %w", err)
 	}
 	defer func() { _ = f.Close() }() // read only
 	journal, err := os.ReadFile(path + journalSuffix)
 	if err != nil {
-		return fmt.Errorf("read journal: %w", err)
+		return nil, fmt.Errorf("read journal: %w", err)
 	}
 	slots := journal[min(journalHeader, len(journal)):]
-	whole := id.digest.Algorithm().Hash()
-	cut := content.CutLeaves(size)
-	for i := range cut.Len() {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		off, n := cut.Range(i)
-		chunk := digest.SHA256.Hash()
-		if err := hashRange(io.MultiWriter(whole, chunk), f, off, n); err != nil {
-			return fmt.Errorf("hash chunk %d: %w", i, err)
-		}
-		if len(slots) < (i+1)*journalSlot || !bytes.Equal(chunk.Sum(nil), slots[i*journalSlot:][:sumSize]) {
-			return fmt.Errorf("chunk %d: %w", i, errLostChunk)
+	chunks, mismatch := sumFile(ctx, f, cut.Size(), id.digest)
+	if chunks == nil {
+		return nil, mismatch
+	}
+	own := chunks
+	if cut != chunks.Cut() {
+		own = chunks.Pieces()
+	}
+	for i := range own.Len() {
+		if len(slots) < (i+1)*journalSlot || !bytes.Equal(cidSum(own.CID(i)), slots[i*journalSlot:][:sumSize]) {
+			return nil, fmt.Errorf("chunk %d: %w", i, errLostChunk)
 		}
 	}
-	if got := digest.NewDigest(id.digest.Algorithm(), whole); got != id.digest {
-		return fmt.Errorf("the bytes are those of %s: %w", got, content.ErrDigestMismatch)
-	}
-	return nil
+	return chunks, mismatch
 }

@@ -38,7 +38,7 @@ func (x *index) replace(by *index) { x.in.Store(by.in.Load()) }
 
 var (
 	bucketBlobs  = []byte("blobs")  // digest -> record
-	bucketChunks = []byte("chunks") // SHA-256 of the chunk, multihash of the blob -> chunk number, big endian
+	bucketChunks = []byte("chunks") // SHA-256 of the chunk, multihash of the blob -> chunk number, big endian; see ofPieces
 	bucketNodes  = []byte("nodes")  // SHA-256 of the node, multihash of the blob -> the node's bytes
 )
 
@@ -168,10 +168,16 @@ func putBlob(tx *bolt.Tx, b indexed) error {
 		return err
 	}
 	chunks := tx.Bucket(bucketChunks)
-	for i, k := range slices.Backward(keys.chunks) { // so that the first of equal chunks stays
-		if err := chunks.Put(k, binary.BigEndian.AppendUint32(nil, uint32(i))); err != nil {
-			return err
+	put := func(keys [][]byte, mark uint32) error {
+		for i, k := range slices.Backward(keys) { // so that the first of equal chunks stays
+			if err := chunks.Put(k, binary.BigEndian.AppendUint32(nil, uint32(i)|mark)); err != nil {
+				return err
+			}
 		}
+		return nil
+	}
+	if err := errors.Join(put(keys.pieces, ofPieces), put(keys.chunks, 0)); err != nil {
+		return err
 	}
 	nodes := tx.Bucket(bucketNodes)
 	for i, k := range keys.nodes {
@@ -217,7 +223,7 @@ func (x *index) remove(d digest.Digest, m *content.ChunkMap) error {
 			if err != nil {
 				return err
 			}
-			for _, k := range keys.chunks {
+			for _, k := range append(keys.chunks, keys.pieces...) {
 				if err := tx.Bucket(bucketChunks).Delete(k); err != nil {
 					return err
 				}
@@ -245,10 +251,20 @@ func (x *index) records(f func(digest.Digest, record) error) error {
 	})
 }
 
+// ofPieces marks the number of a piece. Those of leaves are below 1<<20.
+const ofPieces = 1 << 31
+
 // chunk calls f with each blob and chunk number that the hash is indexed under, until f returns true.
-func (x *index) chunk(sum []byte, f func(d digest.Digest, i int) bool) error {
+func (x *index) chunk(sum []byte, f func(d digest.Digest, g content.Grain, i int) bool) error {
 	return x.lookup(bucketChunks, sum, func(d digest.Digest, v []byte) bool {
-		return len(v) == 4 && f(d, int(binary.BigEndian.Uint32(v)))
+		if len(v) != 4 {
+			return false
+		}
+		n, g := binary.BigEndian.Uint32(v), content.Leaves
+		if n&ofPieces != 0 {
+			g = content.Pieces
+		}
+		return f(d, g, int(n&^ofPieces))
 	})
 }
 
@@ -280,6 +296,7 @@ const sumSize = 32
 type keys struct {
 	root   cid.Cid
 	chunks [][]byte
+	pieces [][]byte
 	nodes  [][]byte
 	raw    [][]byte // of nodes
 }
@@ -297,6 +314,11 @@ func blobKeys(d digest.Digest, m *content.ChunkMap) (keys, error) {
 	k := keys{root: root, chunks: make([][]byte, m.Len())}
 	for i := range k.chunks {
 		k.chunks[i] = key(m.CID(i))
+	}
+	if pieces := m.Pieces(); pieces != nil && pieces != m {
+		for i := range pieces.Len() {
+			k.pieces = append(k.pieces, key(pieces.CID(i)))
+		}
 	}
 	for _, b := range inner {
 		k.nodes = append(k.nodes, key(b.Cid()))

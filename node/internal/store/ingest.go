@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -41,7 +43,7 @@ type Ingest struct {
 	window    *window    // nil: the whole is to be held; set once
 	earlier   partial    // what was there before; set once
 	inherited inherited
-	proved    bool // it was hashed before it was opened
+	proved    *content.ChunkMap // of one that was hashed before it was opened: its map; else nil
 	closed    chan struct{}
 
 	mu      sync.RWMutex // guards what follows
@@ -108,15 +110,15 @@ const (
 // After a restart of the machine the chunks of a partial ingest count as present, and each is hashed before it is given
 // out; see inherit.go. One that was lost becomes absent.
 func (s *Store) Ingest(d digest.Digest, size int64, origin Origin) (*Ingest, error) {
-	ing, err := s.ingest(d, size, origin, false)
+	ing, err := s.ingest(d, size, origin, nil)
 	if err != nil {
 		return nil, fmt.Errorf("ingest %s of %d bytes: %w", d, size, diskError(err))
 	}
 	return ing, nil
 }
 
-// ingest is Ingest. proved: every chunk is present and was hashed, and so was the whole.
-func (s *Store) ingest(d digest.Digest, size int64, origin Origin, proved bool) (*Ingest, error) {
+// ingest is Ingest. proved is the map of a blob every chunk of which is present and was hashed, as was the whole.
+func (s *Store) ingest(d digest.Digest, size int64, origin Origin, proved *content.ChunkMap) (*Ingest, error) {
 	ing, err := s.newIngest(d, size, origin)
 	if err != nil {
 		return nil, err
@@ -134,7 +136,7 @@ func (s *Store) ingest(d digest.Digest, size int64, origin Origin, proved bool) 
 		_ = ing.Close()
 		return nil, err
 	}
-	if proved {
+	if proved != nil {
 		ing.follow.skip()
 	}
 	ing.follow.kick()
@@ -146,7 +148,7 @@ func (s *Store) newIngest(d digest.Digest, size int64, origin Origin) (*Ingest, 
 	if _, err := content.DigestCID(d); err != nil {
 		return nil, err
 	}
-	cut := content.CutLeaves(size)
+	cut := origin.Grain.Cut(size)
 	chunks, err := content.NewChunkMap(cut)
 	if err != nil {
 		return nil, err
@@ -157,6 +159,9 @@ func (s *Store) newIngest(d digest.Digest, size int64, origin Origin) (*Ingest, 
 		inherited: inherited{news: make(chan struct{})},
 	}
 	ing.follow = follower{ing: ing, sum: d.Algorithm().Hash(), done: make(chan struct{}), stop: make(chan struct{})}
+	if ing.follow.other, err = newOther(cut); err != nil {
+		return nil, err
+	}
 	return ing, s.health.hung()
 }
 
@@ -164,7 +169,7 @@ func (s *Store) newIngest(d digest.Digest, size int64, origin Origin) (*Ingest, 
 func (s *Store) committing(d digest.Digest) *Ingest {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if g := s.ingests[d]; g != nil && g.proved {
+	if g := s.ingests[d]; g != nil && g.proved != nil {
 		return g
 	}
 	return nil
@@ -237,7 +242,10 @@ func (g *Ingest) setFiles(file *os.File, j *journal) {
 // resume takes over the chunks that the journal has. After a reboot the journal may be ahead of the data, so each is to
 // be hashed yet.
 func (g *Ingest) resume() error {
-	inherit := !g.journal.sameBoot && !g.proved
+	if g.journal.was != g.cut {
+		return g.recut()
+	}
+	inherit := !g.journal.sameBoot && g.proved == nil
 	for i := range g.chunks.Len() {
 		c, ok := g.journal.chunk(i)
 		if !ok {
@@ -254,6 +262,52 @@ func (g *Ingest) resume() error {
 		return g.journal.sign("") // which no boot is
 	}
 	return g.journal.adopt()
+}
+
+// recut resumes what came in leaves in pieces, or the other way round. Of what is there each chunk is hashed: such a blob
+// is no larger than 256 MiB.
+func (g *Ingest) recut() error {
+	was := g.journal.was
+	there := make([]bool, was.Len())
+	for i := range there {
+		c, ok := g.journal.chunk(i)
+		if ok && !g.journal.sameBoot {
+			sum, err := g.hash(was.Range(i))
+			if errors.Is(err, content.ErrClosed) {
+				return err
+			}
+			ok = err == nil && bytes.Equal(sum, cidSum(c))
+		}
+		there[i] = ok
+	}
+	if err := g.store.disk.truncate(g.journal.file, 0); err != nil {
+		return err
+	}
+	for i := range g.cut.Len() {
+		off, n := g.cut.Range(i)
+		if slices.Contains(there[was.At(off):was.At(off+n-1)+1], false) {
+			continue
+		}
+		sum, err := g.hash(off, n)
+		if err != nil {
+			return err
+		}
+		c := content.SumCID([sumSize]byte(sum))
+		if err := errors.Join(g.journal.set(i, c), g.note(i, c)); err != nil {
+			return err
+		}
+	}
+	return g.journal.adopt()
+}
+
+// hash is the sum of a part of the file.
+func (g *Ingest) hash(off, n int64) ([]byte, error) {
+	if g.store.stopping.Err() != nil {
+		return nil, content.ErrClosed
+	}
+	h := digest.SHA256.Hash()
+	err := hashRange(h, g.file, off, n)
+	return h.Sum(nil), err
 }
 
 // note counts chunk i as present.
@@ -567,10 +621,11 @@ func (g *Ingest) publish(mediaType string) error {
 	if g.currentPhase() == phaseOpen {
 		// The map and the index come before the rename: without the blob's file neither means anything, and recovery
 		// removes them; the blob's file, once it is there, has both.
-		if err := metaOf(e, g.chunks).write(s.disk, path+mapSuffix); err != nil {
+		chunks := g.maps()
+		if err := metaOf(e, chunks).write(s.disk, path+mapSuffix); err != nil {
 			return err
 		}
-		if err := s.index.put(indexed{entry: e, chunks: g.chunks}); err != nil {
+		if err := s.index.put(indexed{entry: e, chunks: chunks}); err != nil {
 			return err
 		}
 		if err := s.disk.rename(g.path(), path); err != nil {
@@ -593,6 +648,23 @@ func (g *Ingest) publish(mediaType string) error {
 	s.mu.Unlock()
 	g.setPhase(phaseCommitted)
 	return nil
+}
+
+// maps is the map of the leaves with that of the pieces, of a blob whose digest is known to match.
+func (g *Ingest) maps() *content.ChunkMap {
+	leaves, other := g.chunks, g.follow.other
+	switch {
+	case g.proved != nil:
+		return g.proved
+	case other == nil:
+		return leaves
+	case g.cut == content.CutLeaves(g.size):
+		leaves.SetPieces(other.Map())
+	default:
+		leaves = other.Map()
+		leaves.SetPieces(g.chunks)
+	}
+	return leaves
 }
 
 func (g *Ingest) currentPhase() phase {
@@ -656,7 +728,8 @@ func (g *Ingest) end(keep bool) error {
 // leave gives up the claim on the digest, and keeps or drops the partial bytes.
 func (g *Ingest) leave(was phase, keep bool) error {
 	s, path := g.store, g.path()
-	left := partial{size: g.size, bytes: g.received(), used: time.Now(), pool: g.origin.Pool}
+	left := partial{size: g.size, bytes: g.received(), used: time.Now(), pool: g.origin.Pool,
+		cut: g.cut}
 	var err error
 	switch {
 	case was == phaseOpening && g.earlier.bytes > 0:
@@ -691,7 +764,21 @@ type follower struct {
 	err     error
 	group   sync.WaitGroup
 
-	sum hash.Hash // used by the running goroutine only
+	// used by the running goroutine only
+	sum   hash.Hash
+	other *content.Summer // of the chunks as the ingest does not cut them; nil where both are the same
+}
+
+// newOther makes the sums of the leaves of a blob that comes in pieces, or of the pieces of one that comes in leaves.
+func newOther(cut content.Cut) (*content.Summer, error) {
+	leaves, pieces := content.CutLeaves(cut.Size()), content.Pieces.Cut(cut.Size())
+	switch {
+	case leaves == pieces:
+		return nil, nil
+	case cut == leaves:
+		return content.NewSummer(pieces)
+	}
+	return content.NewSummer(leaves)
 }
 
 // skip takes the digest for proved, if every chunk is there.
@@ -716,6 +803,10 @@ func (f *follower) kick() {
 }
 
 func (f *follower) run() {
+	var sums io.Writer = f.sum
+	if f.other != nil {
+		sums = io.MultiWriter(f.sum, f.other)
+	}
 	for i, ok := f.advance(nil); ok; {
 		off, n := f.ing.cut.Range(i)
 		file := f.ing.file
@@ -723,7 +814,7 @@ func (f *follower) run() {
 			if err := f.ing.check(i); err != nil {
 				return err
 			}
-			return hashRange(f.sum, file, off, n)
+			return hashRange(sums, file, off, n)
 		})
 		i, ok = f.advance(&step{err: err})
 	}

@@ -25,9 +25,10 @@ import (
 type journal struct {
 	disk     disk
 	file     *os.File
-	slots    []byte // as they were when opened; nil after adopt
+	slots    []byte      // as they were when opened; nil after adopt
+	was      content.Cut // of the chunks that these slots are of
 	boot     string
-	size     int64
+	cut      content.Cut
 	origin   Origin
 	sameBoot bool
 	signed   bool // the header says all this already
@@ -36,7 +37,8 @@ type journal struct {
 
 const (
 	journalSuffix = ".chunks"
-	journalMagic  = "SHOALIN1"
+	journalMagic  = "SHOALIN1" // chunks are leaves
+	piecesMagic   = "SHOALIN2" // chunks are pieces
 	journalHeader = 64
 	journalSlot   = sumSize + 4
 	// journalPool is the bit from which on the number that tells the size tells the pool.
@@ -49,18 +51,19 @@ func openJournal(k disk, path string, cut content.Cut, origin Origin, boot strin
 	if err != nil {
 		return nil, err
 	}
-	j := &journal{disk: k, file: f, boot: boot, size: cut.Size(), origin: origin}
-	b, err := io.ReadAll(io.LimitReader(f, journalHeader+int64(cut.Len())*journalSlot))
+	j := &journal{disk: k, file: f, boot: boot, cut: cut, origin: origin}
+	b, err := io.ReadAll(io.LimitReader(f, journalHeader+int64(content.Pieces.Cut(cut.Size()).Len())*journalSlot))
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	was, from, wrote, err := decodeJournalHeader(b)
-	if err == nil && was == cut.Size() && origin.Source == from.Source {
-		j.slots = b[journalHeader:]
+	if err == nil && was.Size() == cut.Size() && origin.Source == from.Source {
+		j.slots, j.was = b[journalHeader:], was
 		j.sameBoot = boot != "" && wrote == boot
-		j.signed = j.sameBoot && origin == from
+		j.signed = j.sameBoot && origin.Pool == from.Pool && was == cut
 		return j, nil
 	}
+	j.was = cut
 	if err := j.reset(); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -73,39 +76,42 @@ func (j *journal) reset() error {
 	return j.disk.truncate(j.file, 0)
 }
 
-func decodeJournalHeader(b []byte) (size int64, from Origin, boot string, err error) {
-	if len(b) < journalHeader || string(b[:8]) != journalMagic ||
+func decodeJournalHeader(b []byte) (cut content.Cut, from Origin, boot string, err error) {
+	if len(b) < journalHeader || string(b[:8]) != journalMagic && string(b[:8]) != piecesMagic ||
 		crc32.Checksum(b[:52], castagnoli) != binary.BigEndian.Uint32(b[52:]) {
-		return 0, from, "", errors.New("no journal header")
+		return cut, from, "", errors.New("no journal header")
 	}
 	n := binary.BigEndian.Uint64(b[8:]) & (1<<journalPool - 1)
 	if n > content.MaxSize {
-		return 0, from, "", fmt.Errorf("journal of a blob of %d bytes", n)
+		return cut, from, "", fmt.Errorf("journal of a blob of %d bytes", n)
 	}
 	from = Origin{Source: Source(b[56:journalHeader]), Pool: Pool(b[8]).known()}
-	return int64(n), from, string(bytes.TrimRight(b[16:52], "\x00")), nil
+	if string(b[:8]) == piecesMagic {
+		from.Grain = content.Pieces
+	}
+	return from.Grain.Cut(int64(n)), from, string(bytes.TrimRight(b[16:52], "\x00")), nil
 }
 
-// readJournal tells of which size a journal's blob is and for whom, and whether it marks every chunk as present.
-func readJournal(f io.Reader) (size int64, from Origin, complete bool, err error) {
+// readJournal tells how a journal's blob is cut and for whom it is, and whether it marks every chunk as present.
+func readJournal(f io.Reader) (cut content.Cut, from Origin, complete bool, err error) {
 	r := bufio.NewReader(f)
 	head := make([]byte, journalHeader)
 	if _, err := io.ReadFull(r, head); err != nil {
-		return 0, from, false, err
+		return cut, from, false, err
 	}
-	if size, from, _, err = decodeJournalHeader(head); err != nil {
-		return 0, from, false, err
+	if cut, from, _, err = decodeJournalHeader(head); err != nil {
+		return cut, from, false, err
 	}
 	slot := make([]byte, journalSlot)
-	for i := range content.CutLeaves(size).Len() {
+	for i := range cut.Len() {
 		if _, err := io.ReadFull(r, slot); err != nil {
-			return size, from, false, nil
+			return cut, from, false, nil
 		}
 		if _, ok := decodeSlot(i, slot); !ok {
-			return size, from, false, nil
+			return cut, from, false, nil
 		}
 	}
-	return size, from, true, nil
+	return cut, from, true, nil
 }
 
 // adopt signs the journal as of this boot and source. What it held from an earlier boot has been checked by now.
@@ -122,7 +128,10 @@ func (j *journal) sign(boot string) error {
 	j.slots = nil
 	b := make([]byte, journalHeader)
 	copy(b, journalMagic)
-	binary.BigEndian.PutUint64(b[8:], uint64(j.size)|uint64(j.origin.Pool)<<journalPool)
+	if j.cut != content.CutLeaves(j.cut.Size()) {
+		copy(b, piecesMagic)
+	}
+	binary.BigEndian.PutUint64(b[8:], uint64(j.cut.Size())|uint64(j.origin.Pool)<<journalPool)
 	copy(b[16:52], boot)
 	binary.BigEndian.PutUint32(b[52:], crc32.Checksum(b[:52], castagnoli))
 	copy(b[56:], j.origin.Source[:])

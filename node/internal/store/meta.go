@@ -25,7 +25,10 @@ type meta struct {
 	// It is 0 for the store's own blobs.
 	ModTime int64  `cbor:",omitempty"`
 	Pool    Pool   `cbor:",omitempty"`
-	Map     []byte // content.ChunkMap, encoded
+	Map     []byte // content.ChunkMap of the leaves, encoded
+	// Pieces is that of the pieces. It is empty where those are the leaves, and of a blob that a release committed which
+	// knew none.
+	Pieces []byte `cbor:",omitempty"`
 
 	chunks *content.ChunkMap
 }
@@ -47,7 +50,12 @@ func (m *meta) write(k disk, path string) error {
 	if err != nil {
 		return err
 	}
-	m.Map = chunks
+	m.Map, m.Pieces = chunks, nil
+	if pieces := m.chunks.Pieces(); pieces != nil && pieces != m.chunks {
+		if m.Pieces, err = pieces.MarshalBinary(); err != nil {
+			return err
+		}
+	}
 	b, err := cbor.Marshal(m)
 	if err != nil {
 		return fmt.Errorf("encode the map of %s: %w", m.Digest, err)
@@ -94,5 +102,16 @@ func decodeMeta(b []byte) (*meta, error) {
 	if !m.chunks.Complete() {
 		return nil, errors.New("chunk map is not complete")
 	}
+	if len(m.Pieces) == 0 {
+		return &m, nil
+	}
+	pieces := new(content.ChunkMap)
+	if err := pieces.UnmarshalBinary(m.Pieces); err != nil {
+		return nil, err
+	}
+	if pieces.Cut() != content.Pieces.Cut(m.chunks.Size()) || !pieces.Complete() {
+		return nil, errors.New("map of the pieces is not of this blob, or not complete")
+	}
+	m.chunks.SetPieces(pieces)
 	return &m, nil
 }

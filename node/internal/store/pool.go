@@ -33,10 +33,11 @@ func PoolOf(req content.Request) Pool {
 	return Images
 }
 
-// Origin tells for whom an ingest is.
+// Origin tells for whom an ingest is, and how finely what is written is cut. Both sums are kept of a blob in the end.
 type Origin struct {
 	Source Source
 	Pool   Pool
+	Grain  content.Grain
 }
 
 // capacity bounds what a pool holds, with what shares it. 0: only the disk does.

@@ -251,28 +251,45 @@ func eachName(ctx context.Context, dir *os.File, f func(name string)) error {
 	}
 }
 
-// hashFile computes the chunk map of a file's size bytes, and checks in the same pass that their digest is d.
+// hashFile computes the chunk map of a file's size bytes, with that of the pieces, and checks in the same pass that
+// their digest is d.
 func hashFile(ctx context.Context, f io.ReaderAt, size int64, d digest.Digest) (*content.ChunkMap, error) {
-	m, err := content.NewChunkMap(content.CutLeaves(size))
+	m, err := sumFile(ctx, f, size, d)
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// sumFile does what hashFile does, and gives the map also where the digest is another.
+func sumFile(ctx context.Context, f io.ReaderAt, size int64, d digest.Digest) (*content.ChunkMap, error) {
+	leaves, err := content.NewSummer(content.CutLeaves(size))
 	if err != nil {
 		return nil, err
 	}
 	whole := d.Algorithm().Hash()
+	sums := []io.Writer{whole, leaves}
+	m := leaves.Map()
+	if cut := content.Pieces.Cut(size); cut != m.Cut() {
+		pieces, err := content.NewSummer(cut)
+		if err != nil {
+			return nil, err
+		}
+		m.SetPieces(pieces.Map())
+		sums = append(sums, pieces)
+	}
+	all := io.MultiWriter(sums...)
 	for i := range m.Len() {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		off, n := m.Cut().Range(i)
-		chunk := digest.SHA256.Hash()
-		if err := hashRange(io.MultiWriter(whole, chunk), f, off, n); err != nil {
+		if err := hashRange(all, f, off, n); err != nil {
 			return nil, fmt.Errorf("hash chunk %d: %w", i, err)
-		}
-		if err := m.Set(i, content.SumCID([sumSize]byte(chunk.Sum(nil)))); err != nil {
-			return nil, err
 		}
 	}
 	if got := digest.NewDigest(d.Algorithm(), whole); got != d {
-		return nil, fmt.Errorf("the bytes are those of %s: %w", got, content.ErrDigestMismatch)
+		return m, fmt.Errorf("the bytes are those of %s: %w", got, content.ErrDigestMismatch)
 	}
 	return m, nil
 }

@@ -483,6 +483,32 @@ func (s *Store) ChunkMap(d digest.Digest) (*content.ChunkMap, error) {
 	return repaired, nil
 }
 
+// PieceMap returns the map of a committed blob's pieces, as ChunkMap that of its leaves. Of a blob that a release
+// committed which knew no pieces it is made from the bytes at the first call.
+func (s *Store) PieceMap(d digest.Digest) (*content.ChunkMap, error) {
+	m, err := s.ChunkMap(d)
+	if err != nil {
+		return nil, err
+	}
+	if m.Pieces() != nil {
+		return m.Pieces(), nil
+	}
+	made, err, _ := s.mapping.Do("pieces of "+string(d), func() (any, error) {
+		e, err := s.entry(d)
+		switch {
+		case err != nil:
+			return nil, err
+		case e == nil || e.runtime:
+			return s.computeRuntimeMap(d)
+		}
+		return s.repairMap(e)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("map of the pieces of %s: %w", d, err)
+	}
+	return made.(*content.ChunkMap).Pieces(), nil
+}
+
 // Delete removes the store's own copy of a blob, and all partial ingests of it. Removal of what is not there is no
 // error; it fails with ErrPinned for a pinned blob, and with ErrBusy while an ingest is open.
 func (s *Store) Delete(d digest.Digest) error {

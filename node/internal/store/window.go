@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// mostWindow and leastWindow bound the chunks of a window. The more it has, the later a node may begin and still
-	// find with others what they have read.
+	// mostWindow and leastWindow bound how many leaves would fit into a window. The more it has, the later a node may
+	// begin and still find with others what they have read.
 	mostWindow  = 128
 	leastWindow = 16
 	// windowSuffix marks a window's file, which has no name any more once it is open.
@@ -76,18 +76,18 @@ func (s *Store) admitWindow(g *Ingest) error {
 	pool := g.origin.Pool
 	left, coming, bounded := s.windowsLeft(pool)
 	for n := mostWindow; n >= leastWindow; n /= 2 {
-		bytes := g.cut.Start(n)
-		tooMuch := bounded && bytes > max(left/2, g.cut.Start(leastWindow))
+		bytes := int64(n) * content.ChunkSize
+		tooMuch := bounded && bytes > max(left/2, leastWindow*content.ChunkSize)
 		if bytes >= g.size || tooMuch {
 			continue
 		}
 		if _, _, err := s.evictable(pool, coming+bytes, partialID{}); err != nil {
 			continue
 		}
-		for slot := range n {
-			g.window.free = append(g.window.free, n-1-slot)
+		g.window.size = g.cut.At(bytes)
+		for slot := range g.window.size {
+			g.window.free = append(g.window.free, g.window.size-1-slot)
 		}
-		g.window.size = n
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if err := s.claimableLocked(g.digest); err != nil {

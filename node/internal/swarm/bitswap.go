@@ -111,6 +111,7 @@ type sender struct {
 // change is what a peer is told of the wantlist that this node has with it.
 type change struct {
 	cid      cid.Cid
+	size     int64 // bytes
 	priority int32
 	held     bool // the peer is thought to hold it, and is to say so if it does not
 	cancel   bool
@@ -158,7 +159,7 @@ func (b *bitswap) setBandwidth(up, down int64) {
 }
 
 // ask wants c of peer p for s. A block that arrives from any peer goes to every sink that wants it.
-func (b *bitswap) ask(p peer.ID, c cid.Cid, priority int32, held bool, s Sink) {
+func (b *bitswap) ask(p peer.ID, c cid.Cid, size int64, priority int32, held bool, s Sink) {
 	b.mu.Lock()
 	w := b.wants[c]
 	if w == nil {
@@ -172,7 +173,7 @@ func (b *bitswap) ask(p peer.ID, c cid.Cid, priority int32, held bool, s Sink) {
 		w.asked = append(w.asked, p)
 	}
 	b.past.Add(asked{p, c}, struct{}{})
-	b.queue(p, change{cid: c, priority: priority, held: held})
+	b.queue(p, change{cid: c, size: size, priority: priority, held: held})
 	b.mu.Unlock()
 }
 
@@ -237,7 +238,7 @@ func (b *bitswap) send(p peer.ID, s *sender) {
 			return
 		}
 		m := message.New(!b.greeted.Contains(p))
-		bytes := 0
+		bytes := int64(0)
 		for _, ch := range changes {
 			switch {
 			case ch.lacks:
@@ -246,7 +247,7 @@ func (b *bitswap) send(p peer.ID, s *sender) {
 				m.Cancel(ch.cid)
 			default:
 				m.AddEntry(ch.cid, ch.priority, pb.Message_Wantlist_Block, ch.held)
-				bytes += content.ChunkSize
+				bytes += ch.size
 			}
 		}
 		if m.Empty() {
@@ -274,10 +275,10 @@ func (b *bitswap) send(p peer.ID, s *sender) {
 	}
 }
 
-func (b *bitswap) pace(bytes int) {
+func (b *bitswap) pace(bytes int64) {
 	for b.down.Limit() != rate.Inf && bytes > 0 {
-		n := min(bytes, b.down.Burst())
-		if b.down.WaitN(b.ctx, n) != nil {
+		n := min(bytes, int64(b.down.Burst()))
+		if b.down.WaitN(b.ctx, int(n)) != nil {
 			return
 		}
 		bytes -= n

@@ -62,7 +62,7 @@ func TestHolder_ThatAnswersWithOtherBytesOrCannotReadIsGivenUpAtOnce(t *testing.
 			eventually(t, "connected", func() bool { return len(s.Peers()) == 1 })
 			c := content.SumCID(sha256.Sum256([]byte("what was asked for")))
 			w := sink{came: make(chan cid.Cid, 1), lost: make(chan peer.ID, 1)}
-			s.Want(h.ID(), c, 1, true, w)
+			s.Want(h.ID(), c, 1, 1, true, w)
 			select {
 			case p := <-w.lost:
 				require.Equal(t, h.ID(), p)
@@ -81,7 +81,7 @@ func TestHolder_ThatAnswersLateBreaksNoRule(t *testing.T) {
 	s, other := newTestSwarm(t), somePeer(t)
 	c := content.SumCID(sha256.Sum256([]byte("x")))
 	w := sink{came: make(chan cid.Cid, 1), lost: make(chan peer.ID, 9)}
-	s.Want(other, c, 1, true, w)
+	s.Want(other, c, 1, 1, true, w)
 	s.Forget(c, w)
 	s.bitswap.unwanted(other, c, 1)
 	require.Empty(t, w.lost)
@@ -132,7 +132,7 @@ func TestWant_OfAnEarlierProcessIsTakenBackByTheFirstWordOfTheNext(t *testing.T)
 	eventually(t, "the earlier process wants a block", wanted(early))
 
 	w := sink{came: make(chan cid.Cid, 1), lost: make(chan peer.ID, 1)}
-	asker.Want(asked.ID(), content.ChunkCID(own), 1, false, w)
+	asker.Want(asked.ID(), content.ChunkCID(own), int64(len(own)), 1, false, w)
 	eventually(t, "this process wants another", wanted(own))
 	for _, data := range [][]byte{early, own} { // they come to the peer in that order
 		require.NoError(t, asked.store.Put(t.Context(), digest.FromBytes(data), bytes.NewReader(data), int64(len(data))))
@@ -157,10 +157,10 @@ func TestWant_WhoWillNotGetABlockSaysSoAndWhoMayIsWaitedFor(t *testing.T) {
 	comes.Store(true)
 	asked.Awaits(func(c cid.Cid) bool { return c == coming && comes.Load() })
 	awaited := sink{came: make(chan cid.Cid, 1), lost: make(chan peer.ID, 1)}
-	asker.Want(asked.ID(), coming, 1, false, awaited)
+	asker.Want(asked.ID(), coming, 1, 1, false, awaited)
 	for i := range 2 { // two rounds of looking at what is waited for
 		w := sink{came: make(chan cid.Cid, 1), lost: make(chan peer.ID, 1)}
-		asker.Want(asked.ID(), content.SumCID(sha256.Sum256([]byte{byte(i)})), 1, false, w)
+		asker.Want(asked.ID(), content.SumCID(sha256.Sum256([]byte{byte(i)})), 1, 1, false, w)
 		require.Equal(t, asked.ID(), <-w.lost)
 	}
 	require.Empty(t, awaited.lost)

@@ -10,7 +10,6 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
-	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
@@ -46,8 +45,8 @@ var errLeft = errors.New("left")
 
 // room is this node's work as the coordinator of one blob: the table, and the way to its participants.
 type room struct {
-	swarm  *Swarm
-	digest digest.Digest
+	swarm *Swarm
+	plan  Plan
 
 	mu           sync.Mutex
 	table        *schedule.Plans
@@ -66,11 +65,11 @@ type room struct {
 	closed       bool
 }
 
-func newRoom(s *Swarm, d digest.Digest) *room {
+func newRoom(s *Swarm, plan Plan) *room {
 	cfg := s.opts.Schedule
-	cfg.Blob = string(d)
+	cfg.Blob, cfg.Grain = string(plan.Digest), plan.Grain
 	return &room{
-		swarm: s, digest: d, table: schedule.NewPlans(cfg), participants: map[peer.ID]*participant{}, idle: time.Now(),
+		swarm: s, plan: plan, table: schedule.NewPlans(cfg), participants: map[peer.ID]*participant{}, idle: time.Now(),
 		search: make(chan struct{}, 1),
 	}
 }
@@ -86,21 +85,21 @@ func newParticipant(id peer.ID) *participant {
 	return &participant{id: id, out: newMailbox(merge)}
 }
 
-// room returns the room of d, and makes it for a peer where there is none.
-func (s *Swarm) room(d digest.Digest, by peer.ID) (*room, error) {
+// room returns the room of a plan, and makes it for a peer where there is none.
+func (s *Swarm) room(plan Plan, by peer.ID) (*room, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := s.rooms[d]; r != nil {
+	if r := s.rooms[plan]; r != nil {
 		return r, nil
 	}
 	if len(s.rooms) >= maxRooms {
 		s.forgetRoom()
 	}
 	if len(s.rooms) >= maxRooms || !s.guard.mayOpenRoom(by) {
-		return nil, fmt.Errorf("coordinate %s: %w", d, errTooMuch)
+		return nil, fmt.Errorf("coordinate %s: %w", plan, errTooMuch)
 	}
-	r := newRoom(s, d)
-	s.rooms[d] = r
+	r := newRoom(s, plan)
+	s.rooms[plan] = r
 	s.wg.Go(func() { r.serve(s.ctx) })
 	return r, nil
 }
@@ -122,7 +121,7 @@ func (s *Swarm) forgetRoom() {
 	defer oldest.mu.Unlock()
 	if len(oldest.participants) == 0 {
 		oldest.closed = true
-		delete(s.rooms, oldest.digest)
+		delete(s.rooms, oldest.plan)
 	}
 }
 
@@ -151,7 +150,7 @@ func (r *room) serve(ctx context.Context) {
 		grace.Reset(r.swarm.opts.DiscoveryGrace)
 		r.swarm.wg.Go(func() {
 			defer close(done)
-			r.swarm.discover(ctx, r.digest, r)
+			r.swarm.discover(ctx, r.plan, r)
 		})
 	}
 	open := func() {
@@ -252,7 +251,7 @@ func (r *room) expired(now time.Time) bool {
 		return false
 	}
 	r.closed = true
-	delete(r.swarm.rooms, r.digest)
+	delete(r.swarm.rooms, r.plan)
 	return true
 }
 
@@ -288,7 +287,7 @@ func (r *room) vouch(
 		if err := r.swarm.guard.Charge(ctx, from, verifyWork); err != nil {
 			return nil, err
 		}
-		err := VerifyClaim(r.digest, c)
+		err := VerifyClaim(r.plan, c)
 		if err != nil && c.By == from {
 			r.swarm.Ban(from, "forged-claim")
 			return nil, err
@@ -303,14 +302,14 @@ func (r *room) vouch(
 func (r *room) addHolder(p peer.ID, zone string, size int64, claims []schedule.Claim) {
 	claims, err := r.vouch(r.swarm.ctx, p, size, claims)
 	if err != nil {
-		r.swarm.log.Warn("holder not used", "digest", r.digest, "peer", p, "error", err)
+		r.swarm.log.Warn("holder not used", "plan", r.plan, "peer", p, "error", err)
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.awaited = false
 	if err := r.table.AddHolder(time.Now(), p, zone, size, claims); err != nil {
-		r.swarm.log.Warn("holder not used", "digest", r.digest, "peer", p, "error", err)
+		r.swarm.log.Warn("holder not used", "plan", r.plan, "peer", p, "error", err)
 	}
 	r.deliver()
 }
@@ -436,22 +435,24 @@ func (r *room) deliver() {
 }
 
 // handleCoordinate serves a participant that takes this node for the coordinator.
-func (s *Swarm) handleCoordinate(stream network.Stream) {
-	remote := stream.Conn().RemotePeer()
-	if !s.guard.admit(stream, serviceCoordinate) {
-		return
+func (s *Swarm) handleCoordinate(g content.Grain) network.StreamHandler {
+	return func(stream network.Stream) {
+		remote := stream.Conn().RemotePeer()
+		if !s.guard.admit(stream, serviceCoordinate) {
+			return
+		}
+		if err := s.coordinate(stream, remote, g); err != nil {
+			s.guard.breach(remote, err)
+			s.log.Debug("participant left", "peer", remote, "error", err)
+			_ = stream.Reset()
+			return
+		}
+		_ = stream.Close()
 	}
-	if err := s.coordinate(stream, remote); err != nil {
-		s.guard.breach(remote, err)
-		s.log.Debug("participant left", "peer", remote, "error", err)
-		_ = stream.Reset()
-		return
-	}
-	_ = stream.Close()
 }
 
 // coordinate serves one participant until it leaves.
-func (s *Swarm) coordinate(stream network.Stream, remote peer.ID) error {
+func (s *Swarm) coordinate(stream network.Stream, remote peer.ID, g content.Grain) error {
 	in := newInbound(stream)
 	var h hello
 	if err := in.read(&h, maxShort, helloTimeout); err != nil {
@@ -465,9 +466,10 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID) error {
 	if err != nil {
 		return err
 	}
+	plan := Plan{d, g}
 	_ = stream.SetWriteDeadline(time.Now().Add(helloTimeout))
 	if !h.Forced {
-		if near, ok := s.nearerThanSelf(d); ok && near.ID != remote {
+		if near, ok := s.nearerThanSelf(plan); ok && near.ID != remote {
 			return writeFrame(stream, sendOn(near))
 		}
 	}
@@ -480,8 +482,8 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID) error {
 		return err
 	}
 	who := newParticipant(remote)
-	r, err := s.letIn(d, who, schedule.Join{
-		Zone: h.Zone, Upstream: h.Upstream, Whole: h.Whole, Orphan: h.Orphan, Held: h.Held,
+	r, err := s.letIn(plan, who, schedule.Join{
+		Zone: h.Zone, Grain: g, Upstream: h.Upstream, Whole: h.Whole, Orphan: h.Orphan, Held: h.Held,
 		Leased: fromRuns(first.Leased), Report: rep,
 	})
 	if err != nil {
@@ -518,9 +520,9 @@ func sendOn(near peer.AddrInfo) welcome {
 	return w
 }
 
-// letIn lets a participant into the room of d.
-func (s *Swarm) letIn(d digest.Digest, who *participant, j schedule.Join) (*room, error) {
-	r, err := s.room(d, who.id)
+// letIn lets a participant into the room of a plan.
+func (s *Swarm) letIn(plan Plan, who *participant, j schedule.Join) (*room, error) {
+	r, err := s.room(plan, who.id)
 	if err != nil {
 		return nil, err
 	}

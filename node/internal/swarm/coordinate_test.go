@@ -115,7 +115,7 @@ func TestACoordinatorIsWaitedForWhileMuchComesFromIt(t *testing.T) {
 			slow.host.SetStreamHandler(slow.protocol("coordinate"), func(s network.Stream) {
 				select {
 				case <-time.After(patience + patience/2):
-					slow.handleCoordinate(s)
+					slow.handleCoordinate(content.Leaves)(s)
 				case <-answer:
 					_ = s.Reset()
 				}
@@ -153,7 +153,7 @@ func TestANodeThatResumesFromItsDiskIsSentUpstreamAtOnce(t *testing.T) {
 		Report: schedule.Report{Size: 5 << 20, Have: []int{0}}})
 	require.NoError(t, err)
 	defer session.Close()
-	r, err := s.room(d, s.ID())
+	r, err := s.room(leaves(d), s.ID())
 	require.NoError(t, err)
 	r.mu.Lock()
 	require.Zero(t, r.openAt, "it waits for no one")
@@ -180,8 +180,8 @@ func TestTheSearchForHoldersEndsThoughAPeersMapDoesNot(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	d := digest.FromString("x")
-	r := newRoom(a.Swarm, d)
-	a.discover(ctx, d, r)
+	r := newRoom(a.Swarm, leaves(d))
+	a.discover(ctx, leaves(d), r)
 	require.NoError(t, ctx.Err(), "it goes on for a minute")
 	require.True(t, r.awaited, "it has said that it holds the blob")
 }
@@ -202,7 +202,7 @@ func TestRoom_WhoSaysToHoldTheBlobIsWaitedForBeyondTheGrace(t *testing.T) {
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			t.Parallel()
-			r := newRoom(&Swarm{}, digest.FromString("x"))
+			r := newRoom(&Swarm{}, leaves(digest.FromString("x")))
 			r.held = tc.held
 			j := schedule.Join{Upstream: tc.upstream, Whole: true, Report: schedule.Report{Size: 100}}
 			require.NoError(t, r.table.Join(time.Now(), "someone", j))
@@ -257,13 +257,13 @@ func TestVouch_AHolderReplacesNoClaimButBySigningItsOwn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newTestSwarm(t)
-			r, err := s.room(d, s.ID())
+			r, err := s.room(leaves(d), s.ID())
 			require.NoError(t, err)
 			claim := func(sum schedule.Sum) schedule.Claim {
 				key := newKey(t)
 				by, err := peer.IDFromPrivateKey(key)
 				require.NoError(t, err)
-				c, err := signClaim(key, by, d, 0, sum)
+				c, err := signClaim(key, by, leaves(d), 0, sum)
 				require.NoError(t, err)
 				return c
 			}
@@ -313,11 +313,11 @@ func TestDiscover_AHolderSaysSoBeforeItSigns(t *testing.T) {
 	key.wait.Store(true)
 	sign := sync.OnceFunc(func() { close(key.may) })
 	defer sign()
-	size, _, claims, err := a.askMap(t.Context(), b.ID(), d, sign)
+	size, _, claims, err := a.askMap(t.Context(), b.ID(), leaves(d), sign)
 	require.NoError(t, err, "it has said so, and signs then")
 	require.EqualValues(t, len(data), size)
 	require.Len(t, claims, 2)
-	require.NoError(t, VerifyClaim(d, claims[1]))
+	require.NoError(t, VerifyClaim(leaves(d), claims[1]))
 }
 
 // Of a chunk for which a claim is forged nothing is passed on, whatever else the same report says of it: who passes a
@@ -326,12 +326,12 @@ func TestVouch_ASecondClaimOfAChunkHidesNoForgedOne(t *testing.T) {
 	t.Parallel()
 	d := digest.FromString("x")
 	s := newTestSwarm(t)
-	r, err := s.room(d, s.ID())
+	r, err := s.room(leaves(d), s.ID())
 	require.NoError(t, err)
 	key := newKey(t)
 	by, err := peer.IDFromPrivateKey(key)
 	require.NoError(t, err)
-	signed, err := signClaim(key, by, d, 0, schedule.Sum{1})
+	signed, err := signClaim(key, by, leaves(d), 0, schedule.Sum{1})
 	require.NoError(t, err)
 	forged := schedule.Claim{Index: 0, Sum: schedule.Sum{2}, By: s.ID()}
 	for _, claims := range [][]schedule.Claim{{forged, signed}, {signed, forged}} {

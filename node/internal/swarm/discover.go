@@ -52,17 +52,18 @@ type finder interface {
 	addHolder(p peer.ID, zone string, size int64, claims []schedule.Claim)
 }
 
-// discover finds who holds d whole: this node, those whose provider records this node or the DHT has, and (where the
+// discover finds who holds the blob of a plan whole: this node, those whose provider records this node or the DHT has, and (where the
 // DHT knows nothing, or is broken) whoever of the connected peers says so. It returns when all have answered or timed
 // out.
-func (s *Swarm) discover(ctx context.Context, d digest.Digest, to finder) {
+func (s *Swarm) discover(ctx context.Context, plan Plan, to finder) {
 	ctx, cancel := context.WithTimeout(ctx, discoverTimeout)
 	defer cancel()
 	if s.searches.Acquire(ctx, 1) != nil {
 		return
 	}
 	defer s.searches.Release(1)
-	if claims, size, err := s.ownClaims(d); err == nil {
+	d := plan.Digest
+	if claims, size, err := s.ownClaims(plan); err == nil {
 		to.addHolder(s.host.ID(), s.opts.Zone, size, claims)
 	}
 	key, err := content.DigestCID(d)
@@ -81,7 +82,7 @@ func (s *Swarm) discover(ctx context.Context, d digest.Digest, to finder) {
 		}
 		asked[p] = true
 		wg.Go(func() {
-			size, zone, claims, err := s.askMap(ctx, p, d, to.promised)
+			size, zone, claims, err := s.askMap(ctx, p, plan, to.promised)
 			if err == nil || errors.Is(err, content.ErrNotFound) {
 				to.answered()
 			}
@@ -119,27 +120,35 @@ func (s *Swarm) findProviders(ctx context.Context, key cid.Cid, found func(peer.
 }
 
 // ownClaims are this node's own claims for a blob that its store has whole, and has checked against its digest.
-func (s *Swarm) ownClaims(d digest.Digest) ([]schedule.Claim, int64, error) {
-	m, err := s.opts.Store.ChunkMap(d)
+func (s *Swarm) ownClaims(plan Plan) ([]schedule.Claim, int64, error) {
+	m, err := s.mapOf(plan)
 	if err != nil {
 		return nil, 0, err
 	}
-	if claims, ok := s.signed.get(d); ok {
+	if claims, ok := s.signed.get(plan); ok {
 		return claims, m.Size(), nil
 	}
-	claims, err := s.sign(d, m, 0, m.Len())
+	claims, err := s.sign(plan, m, 0, m.Len())
 	if err == nil {
-		s.signed.add(d, claims)
+		s.signed.add(plan, claims)
 	}
 	return claims, m.Size(), err
 }
 
-// sign makes this node's claims for the chunks of d from first to end, which is not among them.
-func (s *Swarm) sign(d digest.Digest, m *content.ChunkMap, first, end int) ([]schedule.Claim, error) {
+// mapOf is the map of a blob that is held whole, as a plan cuts it.
+func (s *Swarm) mapOf(plan Plan) (*content.ChunkMap, error) {
+	if plan.Grain == content.Pieces {
+		return s.opts.Store.PieceMap(plan.Digest)
+	}
+	return s.opts.Store.ChunkMap(plan.Digest)
+}
+
+// sign makes this node's claims for the chunks of a plan from first to end, which is not among them.
+func (s *Swarm) sign(plan Plan, m *content.ChunkMap, first, end int) ([]schedule.Claim, error) {
 	claims := make([]schedule.Claim, 0, end-first)
 	for i := first; i < end; i++ {
 		h := m.CID(i).Hash()
-		c, err := s.Claim(d, i, schedule.Sum(h[len(h)-sha256.Size:]))
+		c, err := s.Claim(plan, i, schedule.Sum(h[len(h)-sha256.Size:]))
 		if err != nil {
 			return nil, err
 		}
@@ -151,39 +160,40 @@ func (s *Swarm) sign(d digest.Digest, m *content.ChunkMap, first, end int) ([]sc
 // signedClaims are claims that were signed, of the blobs that were asked for last.
 type signedClaims struct {
 	mu     sync.Mutex
-	recent *lru.Cache[digest.Digest, []schedule.Claim]
+	recent *lru.Cache[Plan, []schedule.Claim]
 	count  int
 }
 
 func newSignedClaims() *signedClaims {
 	s := &signedClaims{}
-	s.recent = lru.NewWithEvict(maxSigned, func(_ digest.Digest, c []schedule.Claim) { s.count -= len(c) })
+	s.recent = lru.NewWithEvict(maxSigned, func(_ Plan, c []schedule.Claim) { s.count -= len(c) })
 	return s
 }
 
-func (s *signedClaims) get(d digest.Digest) ([]schedule.Claim, bool) { return s.recent.Get(d) }
+func (s *signedClaims) get(p Plan) ([]schedule.Claim, bool) { return s.recent.Get(p) }
 
-func (s *signedClaims) add(d digest.Digest, claims []schedule.Claim) {
+func (s *signedClaims) add(p Plan, claims []schedule.Claim) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(claims) > maxSigned || s.recent.Contains(d) {
+	if len(claims) > maxSigned || s.recent.Contains(p) {
 		return
 	}
-	s.recent.Add(d, claims)
+	s.recent.Add(p, claims)
 	for s.count += len(claims); s.count > maxSigned; {
 		s.recent.RemoveOldest()
 	}
 }
 
-// HeldBy asks p whether it holds d whole, and for its claims then. It fails with content.ErrNotFound where p does not.
-func (s *Swarm) HeldBy(ctx context.Context, p peer.ID, d digest.Digest) ([]schedule.Claim, error) {
-	_, _, claims, err := s.askMap(ctx, p, d, func() {})
+// HeldBy asks p whether it holds a plan's blob whole, and for its claims then. It fails with content.ErrNotFound where p
+// does not.
+func (s *Swarm) HeldBy(ctx context.Context, p peer.ID, plan Plan) ([]schedule.Claim, error) {
+	_, _, claims, err := s.askMap(ctx, p, plan, func() {})
 	return claims, err
 }
 
-// askMap asks p for its claims of d, and calls held once p says that it holds it. It fails with content.ErrNotFound
+// askMap asks p for its claims of a plan, and calls held once p says that it holds it. It fails with content.ErrNotFound
 // where p does not.
-func (s *Swarm) askMap(ctx context.Context, p peer.ID, d digest.Digest,
+func (s *Swarm) askMap(ctx context.Context, p peer.ID, plan Plan,
 	held func()) (size int64, zone string, claims []schedule.Claim, err error) {
 	end, ok := ctx.Deadline()
 	if !ok {
@@ -191,7 +201,7 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, d digest.Digest,
 	}
 	ctx, cancel := s.patient(ctx, p, mapTimeout)
 	defer cancel()
-	stream, err := s.host.NewStream(ctx, p, s.protocol("map"))
+	stream, err := s.host.NewStream(ctx, p, s.planProtocol("map", plan.Grain))
 	if err != nil {
 		return 0, "", nil, err
 	}
@@ -199,7 +209,7 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, d digest.Digest,
 	stop := context.AfterFunc(ctx, func() { _ = stream.Reset() })
 	in := bufio.NewReader(stream)
 	var head mapHead
-	if err = writeQuestion(stream, mapQuery{Digest: string(d)}); err == nil {
+	if err = writeQuestion(stream, mapQuery{Digest: string(plan.Digest)}); err == nil {
 		err = readFrame(in, &head)
 	}
 	if !stop() {
@@ -216,7 +226,7 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, d digest.Digest,
 	}
 	held()
 	_ = stream.SetDeadline(earlier(time.Now().Add(mapTimeout), end)) // p has yet to sign
-	want := content.CutLeaves(head.Size).Len()
+	want := plan.Grain.Cut(head.Size).Len()
 	defer func() { s.maps.Release(int64(len(claims))) }()
 	for len(claims) < want {
 		var part mapPart
@@ -228,7 +238,7 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, d digest.Digest,
 			return 0, "", nil, fmt.Errorf("%w: %d bytes of sums and %d signatures", errFrame, len(part.Sums), n)
 		}
 		if !s.maps.TryAcquire(int64(n)) {
-			return 0, "", nil, fmt.Errorf("map of %d chunks of %s from %s: %w", want, d, p, errTooMuch)
+			return 0, "", nil, fmt.Errorf("map of the %d %s from %s: %w", want, plan, p, errTooMuch)
 		}
 		for i, sig := range part.Signatures {
 			sum := schedule.Sum(part.Sums[i*sha256.Size : (i+1)*sha256.Size])
@@ -248,19 +258,21 @@ func earlier(a, b time.Time) time.Time {
 }
 
 // handleMap answers askMap.
-func (s *Swarm) handleMap(stream network.Stream) {
-	if !s.guard.admit(stream, serviceMap) {
-		return
-	}
-	defer func() { _ = stream.Close() }()
-	p := stream.Conn().RemotePeer()
-	d, err := s.mapQuestion(stream, p)
-	if err == nil {
-		err = s.sendMap(stream, p, d)
-	}
-	if err != nil {
-		s.guard.breach(p, err)
-		_ = stream.Reset()
+func (s *Swarm) handleMap(g content.Grain) network.StreamHandler {
+	return func(stream network.Stream) {
+		if !s.guard.admit(stream, serviceMap) {
+			return
+		}
+		defer func() { _ = stream.Close() }()
+		p := stream.Conn().RemotePeer()
+		d, err := s.mapQuestion(stream, p)
+		if err == nil {
+			err = s.sendMap(stream, p, Plan{d, g})
+		}
+		if err != nil {
+			s.guard.breach(p, err)
+			_ = stream.Reset()
+		}
 	}
 }
 
@@ -277,32 +289,32 @@ func (s *Swarm) mapQuestion(stream network.Stream, p peer.ID) (digest.Digest, er
 	return d, s.guard.Charge(s.ctx, p, mapWork)
 }
 
-// sendMap says whether this node holds d, and then sends its claims as it signs them. Once the coordinator has heard
+// sendMap says whether this node holds a plan's blob, and then sends its claims as it signs them. Once the coordinator has heard
 // that, it waits longer before it sends anyone upstream, and where all who hold a blob sign on few processors the
 // signing takes long. p is charged for the claims that it waits for.
-func (s *Swarm) sendMap(stream network.Stream, p peer.ID, d digest.Digest) error {
+func (s *Swarm) sendMap(stream network.Stream, p peer.ID, plan Plan) error {
 	_ = stream.SetWriteDeadline(time.Now().Add(discoverTimeout))
-	m, err := s.opts.Store.ChunkMap(d)
+	m, err := s.mapOf(plan)
 	if err != nil {
-		return writeFrame(stream, mapHead{Plans: s.plans(d)})
+		return writeFrame(stream, mapHead{Plans: s.plans(plan)})
 	}
-	err = writeFrame(stream, mapHead{Found: true, Size: m.Size(), Zone: s.opts.Zone, Plans: s.plans(d)})
+	err = writeFrame(stream, mapHead{Found: true, Size: m.Size(), Zone: s.opts.Zone, Plans: s.plans(plan)})
 	if err != nil {
 		return err
 	}
-	claims, known := s.signed.get(d)
+	claims, known := s.signed.get(plan)
 	for sent := 0; sent < m.Len(); {
 		end := min(sent+mapPage, m.Len())
 		if !known {
 			if err := s.guard.Charge(s.ctx, p, signWork*(end-sent)); err != nil {
 				return err
 			}
-			signed, err := s.sign(d, m, sent, end)
+			signed, err := s.sign(plan, m, sent, end)
 			if err != nil {
 				return err
 			}
 			if claims = append(claims, signed...); end == m.Len() {
-				s.signed.add(d, claims)
+				s.signed.add(plan, claims)
 			}
 		}
 		_ = stream.SetWriteDeadline(time.Now().Add(discoverTimeout))

@@ -47,19 +47,19 @@ func TestMap_OfALargeFileIsSentAsItIsSigned(t *testing.T) {
 	eventually(t, "they know each other", func() bool { return len(b.Peers()) == 1 })
 	left := a.guard.standing(b.ID()).work
 
-	require.False(t, b.askPlans(t.Context(), a.ID(), d))
+	require.False(t, b.askPlans(t.Context(), a.ID(), leaves(d)))
 	require.Greater(t, left.Tokens(), float64(workBurst-signWork*chunks/4), "who asks for the plan pays for no claims")
 
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	claims, err := b.HeldBy(ctx, a.ID(), d)
+	claims, err := b.HeldBy(ctx, a.ID(), leaves(d))
 	require.NoError(t, err)
 	require.Len(t, claims, chunks)
-	require.NoError(t, VerifyClaim(d, claims[chunks-1]))
+	require.NoError(t, VerifyClaim(leaves(d), claims[chunks-1]))
 	require.EqualValues(t, breachBurst, a.guard.standing(b.ID()).breaches.Tokens())
 
 	before := left.Tokens()
-	again, err := b.HeldBy(ctx, a.ID(), d)
+	again, err := b.HeldBy(ctx, a.ID(), leaves(d))
 	require.NoError(t, err)
 	require.Equal(t, claims, again)
 	require.Greater(t, left.Tokens(), before-2*mapWork, "what is signed once is charged once")
@@ -82,7 +82,7 @@ func TestDiscover_AHolderIsWaitedForWhileMuchComesFromIt(t *testing.T) {
 			holder.host.SetStreamHandler(holder.protocol("map"), func(s network.Stream) {
 				defer close(answered)
 				<-time.After(mapTimeout + mapTimeout/2)
-				holder.handleMap(s)
+				holder.handleMap(content.Leaves)(s)
 			})
 			t.Cleanup(func() { <-answered })
 			if tc.busy {
@@ -90,7 +90,7 @@ func TestDiscover_AHolderIsWaitedForWhileMuchComesFromIt(t *testing.T) {
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			claims, err := asking.HeldBy(ctx, holder.ID(), d)
+			claims, err := asking.HeldBy(ctx, holder.ID(), leaves(d))
 			require.Equal(t, tc.busy, err == nil, err)
 			require.Equal(t, tc.busy, len(claims) == 2)
 		})
@@ -108,13 +108,13 @@ func TestDiscover_AHolderOfWhomAParticipantHasHeardIsWaitedFor(t *testing.T) {
 	answer := make(chan struct{})
 	holder.host.SetStreamHandler(holder.protocol("map"), func(s network.Stream) {
 		<-answer
-		holder.handleMap(s)
+		holder.handleMap(content.Leaves)(s)
 	})
 	session, err := late.Join(t.Context(), d, schedule.Join{Upstream: true, Whole: true, Held: true})
 	require.NoError(t, err)
 	defer session.Close()
 	require.Equal(t, coordinator.ID(), session.Coordinator())
-	r, err := coordinator.room(d, late.ID())
+	r, err := coordinator.room(leaves(d), late.ID())
 	require.NoError(t, err)
 	eventually(t, "who holds nothing has answered", func() bool {
 		r.mu.Lock()

@@ -120,7 +120,7 @@ func (e *Errands) Do(
 
 // homes are the peers to try as the home of a key, which may be this node, the best first.
 func (e *Errands) homes(ctx context.Context, key string) []peer.ID {
-	peers := e.swarm.nearest(ctx, digest.FromString("errand "+key), askedAtOnce)
+	peers := e.swarm.nearest(ctx, Plan{Digest: digest.FromString("errand " + key)}, askedAtOnce)
 	return first(errandHomes, slices.DeleteFunc(peers, func(p peer.ID) bool {
 		if p == e.swarm.host.ID() {
 			return false

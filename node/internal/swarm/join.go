@@ -11,7 +11,9 @@ import (
 	kb "github.com/libp2p/go-libp2p-kbucket"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
 	ma "github.com/multiformats/go-multiaddr"
+	multistream "github.com/multiformats/go-multistream"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -79,19 +81,20 @@ func orError(s *session, err error) (Session, error) {
 }
 
 func (s *Swarm) join(ctx context.Context, d digest.Digest, j schedule.Join) (*session, error) {
+	plan := Plan{d, j.Grain}
 	bounded, cancel := context.WithTimeout(ctx, s.opts.JoinTimeout)
 	defer cancel()
 	j.Orphan = s.isOrphan(d)
 	tried := map[peer.ID]bool{}
-	for _, p := range s.nearest(bounded, d, candidates) {
-		session, self := s.walk(ctx, bounded, p, d, j, tried)
+	for _, p := range s.nearest(bounded, plan, candidates) {
+		session, self := s.walk(ctx, bounded, p, plan, j, tried)
 		switch {
 		case session != nil:
 			s.m.joins.WithLabelValues("remote").Inc()
 			return session, nil
 		case self:
 			s.m.joins.WithLabelValues("self").Inc()
-			return s.joinSelf(d, j)
+			return s.joinSelf(plan, j)
 		}
 		if bounded.Err() != nil {
 			break
@@ -101,7 +104,7 @@ func (s *Swarm) join(ctx context.Context, d digest.Digest, j schedule.Join) (*se
 		return nil, err
 	}
 	s.m.joins.WithLabelValues("alone").Inc()
-	session, err := s.joinSelf(d, j)
+	session, err := s.joinSelf(plan, j)
 	if session != nil {
 		session.alone = true
 	}
@@ -111,7 +114,7 @@ func (s *Swarm) join(ctx context.Context, d digest.Digest, j schedule.Join) (*se
 // walk asks p to coordinate, then the nearer one that p names, and so on, as often as there are candidates. self: it is
 // this node.
 func (s *Swarm) walk(
-	ctx, bounded context.Context, p peer.ID, d digest.Digest, j schedule.Join, tried map[peer.ID]bool,
+	ctx, bounded context.Context, p peer.ID, plan Plan, j schedule.Join, tried map[peer.ID]bool,
 ) (joined *session, self bool) {
 	var namedBy peer.ID
 	// Who names one that is dead does not know it yet, and who names one that is not to be trusted never will: it is to
@@ -120,8 +123,8 @@ func (s *Swarm) walk(
 		if namedBy == "" || bounded.Err() != nil {
 			return nil, false
 		}
-		session, _, err := s.joinRemote(ctx, namedBy, d, j, true)
-		s.unanswered(ctx, namedBy, d, err)
+		session, _, err := s.joinRemote(ctx, namedBy, plan, j, true)
+		s.unanswered(ctx, namedBy, plan, err)
 		return session, false
 	}
 	for hop := 0; hop < candidates && bounded.Err() == nil; hop++ {
@@ -132,12 +135,12 @@ func (s *Swarm) walk(
 			return insist()
 		}
 		tried[p] = true
-		session, nearer, err := s.joinRemote(ctx, p, d, j, hop == candidates-1)
+		session, nearer, err := s.joinRemote(ctx, p, plan, j, hop == candidates-1)
 		if session != nil {
 			return session, false
 		}
 		if err != nil {
-			s.unanswered(ctx, p, d, err)
+			s.unanswered(ctx, p, plan, err)
 			return insist()
 		}
 		namedBy, p = p, nearer
@@ -146,12 +149,13 @@ func (s *Swarm) walk(
 }
 
 // unanswered passes p over for a while if it did not answer.
-func (s *Swarm) unanswered(ctx context.Context, p peer.ID, d digest.Digest, err error) {
+func (s *Swarm) unanswered(ctx context.Context, p peer.ID, plan Plan, err error) {
 	if err == nil {
 		return
 	}
-	s.log.Debug("coordinator did not answer", "digest", d, "peer", p, "error", err)
-	if ctx.Err() == nil && !errors.Is(err, errDeclined) {
+	s.log.Debug("coordinator did not answer", "plan", plan, "peer", p, "error", err)
+	_, older := errors.AsType[multistream.ErrNotSupported[protocol.ID]](err) // it answers, and knows no pieces
+	if ctx.Err() == nil && !older && !errors.Is(err, errDeclined) {
 		s.shun(p)
 	}
 }
@@ -181,11 +185,11 @@ func (s *Swarm) isOrphan(d digest.Digest) bool {
 
 // JoinAlone makes a session that involves no one else: used where what peers say of the blob is not to be believed.
 func (s *Swarm) JoinAlone(d digest.Digest, j schedule.Join) (Session, error) {
-	return orError(s.joinAlone(d, j))
+	return orError(s.joinAlone(Plan{d, j.Grain}, j))
 }
 
-func (s *Swarm) joinAlone(d digest.Digest, j schedule.Join) (*session, error) {
-	r := newRoom(s, d)
+func (s *Swarm) joinAlone(plan Plan, j schedule.Join) (*session, error) {
+	r := newRoom(s, plan)
 	session, err := s.enterRoom(r, j)
 	if err != nil {
 		return nil, err
@@ -218,11 +222,11 @@ func (r *room) keepTime(ctx context.Context) {
 	}
 }
 
-func (s *Swarm) joinSelf(d digest.Digest, j schedule.Join) (*session, error) {
+func (s *Swarm) joinSelf(plan Plan, j schedule.Join) (*session, error) {
 	for {
-		r, err := s.room(d, s.host.ID())
+		r, err := s.room(plan, s.host.ID())
 		if err != nil {
-			return s.joinAlone(d, j) // it has enough to do for others
+			return s.joinAlone(plan, j) // it has enough to do for others
 		}
 		session, err := s.enterRoom(r, j)
 		if !errors.Is(err, errLeft) {
@@ -258,18 +262,18 @@ func (s *Swarm) enterRoom(r *room, j schedule.Join) (*session, error) {
 }
 
 // joinRemote asks p to coordinate. It returns a session, or a nearer peer to ask instead, or an error.
-func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, d digest.Digest, j schedule.Join,
+func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, plan Plan, j schedule.Join,
 	forced bool) (*session, peer.ID, error) {
 	ctx, cancel := s.patient(ctx, p, s.opts.JoinTimeout/2)
 	defer cancel()
 	j.Load = s.bitswap.owed.count()
-	stream, err := s.host.NewStream(ctx, p, s.protocol("coordinate"))
+	stream, err := s.host.NewStream(ctx, p, s.planProtocol("coordinate", plan.Grain))
 	if err != nil {
 		return nil, "", err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = stream.Reset() })
 	in := newInbound(stream)
-	w, err := greet(ctx, stream, in, d, j, forced)
+	w, err := greet(ctx, stream, in, plan.Digest, j, forced)
 	if !stop() {
 		return nil, "", fmt.Errorf("no answer in time: %w", context.Cause(ctx))
 	}
@@ -285,7 +289,7 @@ func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, d digest.Digest, j sc
 		_ = stream.Reset()
 		return nil, s.learn(w), nil
 	}
-	return s.remoteSession(p, d, stream, in), "", nil
+	return s.remoteSession(p, plan.Digest, stream, in), "", nil
 }
 
 // patient is ctx for as long as an answer of p may take: for a while, and as much again while much goes to and fro
@@ -450,10 +454,10 @@ func (s *Swarm) readOrders(ctx context.Context, p peer.ID, in *inbound) (schedul
 	return o, s.guard.Charge(ctx, p, costOf(o))
 }
 
-// nearest returns the n peers nearest to d, this node among them if it is one. In a swarm that fits into the routing
-// table no one is asked.
-func (s *Swarm) nearest(ctx context.Context, d digest.Digest, n int) []peer.ID {
-	c, err := content.DigestCID(d)
+// nearest returns the n peers nearest to a plan's digest that may take part, this node among them if it is one. In a
+// swarm that fits into the routing table no one is asked.
+func (s *Swarm) nearest(ctx context.Context, plan Plan, n int) []peer.ID {
+	c, err := content.DigestCID(plan.Digest)
 	if err != nil {
 		return nil
 	}
@@ -469,9 +473,11 @@ func (s *Swarm) nearest(ctx context.Context, d digest.Digest, n int) []peer.ID {
 	}
 	target := kb.ConvertKey(key)
 	if len(peers) == 0 {
-		peers = s.around(target, n)
+		peers = s.around(target, plan.Grain, n)
 	}
-	peers = slices.DeleteFunc(peers, func(p peer.ID) bool { return s.isShunned(p) || !s.admission.admits(p) })
+	peers = slices.DeleteFunc(peers, func(p peer.ID) bool {
+		return s.isShunned(p) || !s.admission.admits(p) || !s.mayPlan(p, plan.Grain)
+	})
 	peers = kb.SortClosestPeers(append(peers, s.host.ID()), target)
 	return peers[:min(n, len(peers))]
 }
@@ -490,15 +496,13 @@ func (s *Swarm) knowsAll() bool {
 	return true
 }
 
-// around returns the n connected agents nearest to target, but for those shunned. The routing table is not asked: a
-// peer that has just come is connected before the table takes it in, and one that is gone stays in it for long after.
-// One that has not said yet what it speaks counts as an agent, or nodes that start together would plan apart.
-func (s *Swarm) around(target kb.ID, n int) []peer.ID {
+// around returns the n connected agents nearest to target that may take part in plans of a grain, but for those
+// shunned. The routing table is not asked: a peer that has just come is connected before the table takes it in, and one
+// that is gone stays in it for long after.
+func (s *Swarm) around(target kb.ID, g content.Grain, n int) []peer.ID {
 	var peers []peer.ID
 	for _, p := range s.host.Network().Peers() {
-		spoken, err := s.host.Peerstore().GetProtocols(p)
-		agent := len(spoken) == 0 || slices.Contains(spoken, s.protocol("coordinate"))
-		if err == nil && agent && !s.isShunned(p) {
+		if s.mayPlan(p, g) && !s.isShunned(p) {
 			peers = append(peers, p)
 		}
 	}
@@ -506,14 +510,15 @@ func (s *Swarm) around(target kb.ID, n int) []peer.ID {
 	return peers[:min(n, len(peers))]
 }
 
-// nearerThanSelf returns the connected peer that is nearer to d than this node, if there is one: it is the coordinator.
-func (s *Swarm) nearerThanSelf(d digest.Digest) (peer.AddrInfo, bool) {
-	c, err := content.DigestCID(d)
+// nearerThanSelf returns the connected peer that is nearer to a plan's digest than this node, if there is one: it is the
+// coordinator.
+func (s *Swarm) nearerThanSelf(plan Plan) (peer.AddrInfo, bool) {
+	c, err := content.DigestCID(plan.Digest)
 	if err != nil {
 		return peer.AddrInfo{}, false
 	}
 	target := kb.ConvertKey(string(c.Hash()))
-	for _, p := range kb.SortClosestPeers(append(s.around(target, candidates), s.host.ID()), target) {
+	for _, p := range kb.SortClosestPeers(append(s.around(target, plan.Grain, candidates), s.host.ID()), target) {
 		switch {
 		case p == s.host.ID():
 			return peer.AddrInfo{}, false

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
@@ -77,7 +78,7 @@ func TestPreviousRelease_ItsParticipantReadsAndTellsAsBefore(t *testing.T) {
 				require.False(t, read[i], "chunk %d is read once", i)
 				read[i] = true
 				sum := sha256.Sum256([]byte{byte(i)})
-				c, err := previous.Claim(d, int(i), sum)
+				c, err := previous.Claim(leaves(d), int(i), sum)
 				require.NoError(t, err)
 				require.NoError(t, writeFrame(stream, previousReport{Size: 2 * content.ChunkSize,
 					Peers:  [][]byte{[]byte(previous.ID())},
@@ -87,7 +88,7 @@ func TestPreviousRelease_ItsParticipantReadsAndTellsAsBefore(t *testing.T) {
 	}
 	require.NoError(t, writeFrame(stream, previousReport{Complete: true}))
 	eventually(t, "it counts as a holder", func() bool {
-		r, err := coordinator.room(d, coordinator.ID())
+		r, err := coordinator.room(leaves(d), coordinator.ID())
 		if err != nil {
 			return false
 		}
@@ -160,4 +161,48 @@ func TestPreviousRelease_WhoWaitsForAnAnswerIsToldSoOnce(t *testing.T) {
 	a = previousAnswer{}
 	require.NoError(t, readFrame(waitsIn, &a))
 	require.Equal(t, previousAnswer{State: errandKnown, Value: []byte("answer")}, a)
+}
+
+func TestPreviousRelease_AllPlanInLeavesWhileItIsConnected(t *testing.T) {
+	t.Parallel()
+	first := newTestSwarm(t)
+	previous := newTestSwarm(t, startingFrom(first), func(o *Options) { o.LeavesOnly = true })
+	second := newTestSwarm(t, startingFrom(first, previous))
+	for _, s := range []*testSwarm{first, second} {
+		eventually(t, "leaves", func() bool { return len(s.Peers()) == 2 && s.Grain() == content.Leaves })
+	}
+	require.NoError(t, previous.Close())
+	for _, s := range []*testSwarm{first, second} {
+		eventually(t, "pieces again", func() bool { return len(s.Peers()) == 1 && s.Grain() == content.Pieces })
+	}
+}
+
+func TestPreviousRelease_WhoIsAskedForPiecesIsNotPassedOver(t *testing.T) {
+	t.Parallel()
+	d := digest.FromString("x")
+	nodes := newMesh(t, d, 2) // the first is the nearest
+	previous, node := nodes[0], nodes[1]
+	previous.host.RemoveStreamHandler(previous.planProtocol("coordinate", content.Pieces))
+	eventually(t, "it has said so", func() bool { return !node.mayPlan(previous.ID(), content.Pieces) })
+	require.NoError(t, node.host.Peerstore().SetProtocols(previous.ID())) // as before it has said anything
+	session, err := node.Join(t.Context(), d, schedule.Join{Upstream: true, Whole: true, Grain: content.Pieces})
+	require.NoError(t, err)
+	defer session.Close()
+	require.Equal(t, node.ID(), session.Coordinator())
+	require.False(t, node.isShunned(previous.ID()), "it answers, and coordinates leaves")
+}
+
+func TestClaims_ThatOfALeafIsNoneOfAPiece(t *testing.T) {
+	t.Parallel()
+	key := newKey(t)
+	by, err := peer.IDFromPrivateKey(key)
+	require.NoError(t, err)
+	d := digest.FromString("x")
+	pieces := Plan{d, content.Pieces}
+	for said, other := range map[Plan]Plan{leaves(d): pieces, pieces: leaves(d)} {
+		c, err := signClaim(key, by, said, 3, schedule.Sum{1})
+		require.NoError(t, err)
+		require.NoError(t, VerifyClaim(said, c))
+		require.Error(t, VerifyClaim(other, c))
+	}
 }

@@ -118,7 +118,7 @@ func (p *puller) lease(s Session, r schedule.Run) {
 			continue
 		}
 		p.read(i)
-		c, err := p.Claim(p.d, i, schedule.Sum{byte(i)})
+		c, err := p.Claim(leaves(p.d), i, schedule.Sum{byte(i)})
 		if err != nil {
 			return
 		}

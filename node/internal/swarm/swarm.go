@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -44,6 +45,8 @@ import (
 type Store interface {
 	// ChunkMap fails with content.ErrNotFound for a blob that is not held whole.
 	ChunkMap(d digest.Digest) (*content.ChunkMap, error)
+	// PieceMap is that of its pieces.
+	PieceMap(d digest.Digest) (*content.ChunkMap, error)
 	// Digests lists the blobs held whole.
 	Digests(ctx context.Context) ([]digest.Digest, error)
 	Blockstore() blockstore.Blockstore
@@ -78,7 +81,9 @@ type Options struct {
 	DiscoveryGrace time.Duration
 	// Schedule bounds the coordinator's decisions.
 	Schedule schedule.Config
-	Store    Store
+	// LeavesOnly: the node knows no pieces, as releases before this one. For tests of swarms that are being updated.
+	LeavesOnly bool
+	Store      Store
 	// Tracer makes spans of what is coordinated for others. Optional.
 	Tracer     *trace.Tracer
 	Logger     *slog.Logger
@@ -121,7 +126,7 @@ type Swarm struct {
 
 	mu           sync.Mutex
 	bootstrap    []peer.AddrInfo
-	rooms        map[digest.Digest]*room
+	rooms        map[Plan]*room
 	shunnedUntil map[peer.ID]time.Time
 	aloneSince   time.Time                   // when it started, or the last peer went
 	orphans      map[digest.Digest]time.Time // when a blob's coordinator was lost
@@ -151,7 +156,7 @@ func New(o Options) (*Swarm, error) {
 		searches: semaphore.NewWeighted(searchesAtOnce), maps: semaphore.NewWeighted(claimsAtOnce),
 		newPeer: make(chan struct{}, 1), company: make(chan struct{}, 1), aloneSince: time.Now(),
 		started: make(chan struct{}),
-		rooms:   map[digest.Digest]*room{}, shunnedUntil: map[peer.ID]time.Time{},
+		rooms:   map[Plan]*room{}, shunnedUntil: map[peer.ID]time.Time{},
 		orphans: map[digest.Digest]time.Time{},
 	}
 	s.admission.admit(o.Admitted)
@@ -186,8 +191,13 @@ func (s *Swarm) start() error {
 		return fmt.Errorf("swarm: %w", err)
 	}
 	s.bitswap = newBitswap(s.ctx, bitswapnet.New(s.host, s.guard), s.opts.Store.Blockstore(), s.guard, s.m, s.log)
-	s.host.SetStreamHandler(s.protocol("coordinate"), s.handleCoordinate)
-	s.host.SetStreamHandler(s.protocol("map"), s.handleMap)
+	for _, g := range []content.Grain{content.Leaves, content.Pieces} {
+		if g == content.Pieces && s.opts.LeavesOnly {
+			break
+		}
+		s.host.SetStreamHandler(s.planProtocol("coordinate", g), s.handleCoordinate(g))
+		s.host.SetStreamHandler(s.planProtocol("map", g), s.handleMap(g))
+	}
 	s.wg.Go(func() { s.provider.run(s.ctx) })
 	s.wg.Go(func() { s.twins.run(s.ctx) })
 	s.wg.Go(func() { s.findPeers(s.ctx) })
@@ -244,6 +254,44 @@ const wireVersion = "2.0.0"
 
 func (s *Swarm) protocol(name string) protocol.ID {
 	return protocol.ID(s.opts.ProtocolPrefix + "/" + name + "/" + wireVersion)
+}
+
+// planProtocol is a protocol whose indexes are those of a grain.
+func (s *Swarm) planProtocol(name string, g content.Grain) protocol.ID {
+	return s.protocol(inGrain(name, g))
+}
+
+// inGrain names such a protocol. Releases that know no pieces have that of leaves alone.
+func inGrain(name string, g content.Grain) string {
+	if g == content.Pieces {
+		return name + "-pieces"
+	}
+	return name
+}
+
+// Grain is how finely this node cuts the blobs that it plans with others from now on: into leaves while it is connected
+// to an agent that is known to speak of nothing else. So while agents are updated they have one plan of a blob, all of
+// them, and the last one to be updated ends that.
+func (s *Swarm) Grain() content.Grain {
+	leaves := s.planProtocol("coordinate", content.Leaves)
+	if s.opts.LeavesOnly {
+		return content.Leaves
+	}
+	for _, p := range s.host.Network().Peers() {
+		spoken, err := s.host.Peerstore().GetProtocols(p)
+		if err == nil && slices.Contains(spoken, leaves) &&
+			!slices.Contains(spoken, s.planProtocol("coordinate", content.Pieces)) {
+			return content.Leaves
+		}
+	}
+	return content.Pieces
+}
+
+// mayPlan reports whether a peer takes part in plans of a grain. One that has not said yet what it speaks counts as an
+// agent, or nodes that start together would plan apart.
+func (s *Swarm) mayPlan(p peer.ID, g content.Grain) bool {
+	spoken, err := s.host.Peerstore().GetProtocols(p)
+	return err == nil && (len(spoken) == 0 || slices.Contains(spoken, s.planProtocol("coordinate", g)))
 }
 
 // ID is this node's peer ID.
@@ -313,14 +361,14 @@ func (s *Swarm) banFor(p peer.ID, reason string, d time.Duration) {
 }
 
 // Claim signs this node's word that a chunk has a sum.
-func (s *Swarm) Claim(d digest.Digest, index int, sum schedule.Sum) (schedule.Claim, error) {
-	return signClaim(s.opts.Identity, s.host.ID(), d, index, sum)
+func (s *Swarm) Claim(p Plan, index int, sum schedule.Sum) (schedule.Claim, error) {
+	return signClaim(s.opts.Identity, s.host.ID(), p, index, sum)
 }
 
-// Want asks p for block c on behalf of sink. Higher priorities are answered first. A peer that is thought to hold the
+// Want asks p for block c, of size bytes, on behalf of sink. Higher priorities are answered first. A peer that is thought to hold the
 // block already is asked to say so if it does not; that it is Lost then.
-func (s *Swarm) Want(p peer.ID, c cid.Cid, priority int32, held bool, sink Sink) {
-	s.bitswap.ask(p, c, priority, held, sink)
+func (s *Swarm) Want(p peer.ID, c cid.Cid, size int64, priority int32, held bool, sink Sink) {
+	s.bitswap.ask(p, c, size, priority, held, sink)
 }
 
 // Forget takes back all wants of a sink for c.

@@ -110,7 +110,7 @@ func (t *twins) look(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, askedForTwin*queryTimeout)
 	defer cancel()
-	for _, p := range s.nearest(ctx, digest.FromString("process "+s.ID().String()), askedForTwin+1) {
+	for _, p := range s.nearest(ctx, Plan{Digest: digest.FromString("process " + s.ID().String())}, askedForTwin+1) {
 		if p != s.ID() {
 			t.ask(ctx, p, own)
 		}

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
-	"github.com/opencontainers/go-digest"
 )
 
 // Two peers may plan one blob at the same time: a coordinator was too busy to answer somebody in time, or is back after
@@ -32,13 +31,13 @@ func (r *room) compare(ctx context.Context, now time.Time) {
 	if !due {
 		return
 	}
-	near, ok := r.swarm.nearerThanSelf(r.digest)
+	near, ok := r.swarm.nearerThanSelf(r.plan)
 	if !ok {
 		return
 	}
 	r.swarm.wg.Go(func() {
-		if r.swarm.askPlans(ctx, near.ID, r.digest) {
-			r.swarm.log.Info("a nearer peer has a plan as well: its participants join that", "digest", r.digest,
+		if r.swarm.askPlans(ctx, near.ID, r.plan) {
+			r.swarm.log.Info("a nearer peer has a plan as well: its participants join that", "plan", r.plan,
 				"peer", near.ID)
 			r.unite()
 		}
@@ -59,10 +58,10 @@ func (r *room) unite() {
 	}
 }
 
-// plans reports whether others pull d by this node's plan.
-func (s *Swarm) plans(d digest.Digest) bool {
+// plans reports whether others pull by a plan of this node.
+func (s *Swarm) plans(plan Plan) bool {
 	s.mu.Lock()
-	r := s.rooms[d]
+	r := s.rooms[plan]
 	s.mu.Unlock()
 	if r == nil {
 		return false
@@ -72,10 +71,11 @@ func (s *Swarm) plans(d digest.Digest) bool {
 	return len(r.participants) > 0
 }
 
-// askPlans asks p whether others pull d by its plan. No answer counts as no.
-func (s *Swarm) askPlans(ctx context.Context, p peer.ID, d digest.Digest) bool {
+// askPlans asks p whether others pull by a plan of its. No answer counts as no.
+func (s *Swarm) askPlans(ctx context.Context, p peer.ID, plan Plan) bool {
 	ctx, cancel := context.WithTimeout(ctx, mapTimeout)
 	defer cancel()
 	var head mapHead
-	return s.query(ctx, p, "map", mapQuery{Digest: string(d)}, &head) == nil && head.Plans
+	q := mapQuery{Digest: string(plan.Digest)}
+	return s.query(ctx, p, inGrain("map", plan.Grain), q, &head) == nil && head.Plans
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
+	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 )
 
@@ -30,7 +31,7 @@ func TestRooms_OfOneBlobUniteAtTheNearest(t *testing.T) {
 	apart := join(early)
 	require.Equal(t, next.ID(), apart.Coordinator())
 
-	nearest.host.SetStreamHandler(nearest.protocol("coordinate"), nearest.handleCoordinate)
+	nearest.host.SetStreamHandler(nearest.protocol("coordinate"), nearest.handleCoordinate(content.Leaves))
 	require.Equal(t, nearest.ID(), join(late).Coordinator())
 
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -49,10 +50,10 @@ func TestRooms_StayWhereTheNearestPlansNothing(t *testing.T) {
 	t.Parallel()
 	d := digest.FromString("x")
 	nodes := newMesh(t, d, 3)
-	require.False(t, nodes[1].askPlans(t.Context(), nodes[0].ID(), d))
+	require.False(t, nodes[1].askPlans(t.Context(), nodes[0].ID(), leaves(d)))
 	session, err := nodes[2].Join(t.Context(), d, schedule.Join{Whole: true, Report: schedule.Report{Size: 5 << 20}})
 	require.NoError(t, err)
-	require.True(t, nodes[1].askPlans(t.Context(), nodes[0].ID(), d))
+	require.True(t, nodes[1].askPlans(t.Context(), nodes[0].ID(), leaves(d)))
 	session.Close()
-	eventually(t, "nobody takes part", func() bool { return !nodes[1].askPlans(t.Context(), nodes[0].ID(), d) })
+	eventually(t, "nobody takes part", func() bool { return !nodes[1].askPlans(t.Context(), nodes[0].ID(), leaves(d)) })
 }

@@ -31,8 +31,7 @@ import (
 //     empty.
 //   - What a field is without must mean what it meant before the field was there.
 //   - A number is never given to another field, and a field never changes its type or its unit. Indexes and runs count
-//     chunks: whoever wants pieces smaller than a chunk, or several blobs in one room, says so in a field of hello and
-//     of welcome.
+//     leaves. Those that count pieces are said by protocols of their own, see planProtocol.
 //   - An enumeration treats a value that it does not know as its first one.
 const (
 	maxFrame = 1 << 20
@@ -497,32 +496,45 @@ func (f *report) work() int {
 		2*(len(f.Need)+len(f.Leased)+len(f.Claims)) + 10*len(f.Failed) + 50*len(f.Suspects)
 }
 
-// claimBytes is what the signature of a claim is made over: a label, the blob's digest, the chunk's index and its sum.
-func claimBytes(d digest.Digest, index int, sum schedule.Sum) []byte {
-	b := append([]byte("shoal chunk claim 1\x00"), d...)
+// Plan names what nodes plan together: a blob, and how finely they cut it.
+type Plan struct {
+	Digest digest.Digest
+	Grain  content.Grain
+}
+
+func (p Plan) String() string { return p.Grain.String() + " of " + string(p.Digest) }
+
+// claimBytes is what the signature of a claim is made over: a label, which is another for pieces than for leaves, the
+// blob's digest, the chunk's index and its sum.
+func claimBytes(p Plan, index int, sum schedule.Sum) []byte {
+	label := "shoal chunk claim 1\x00"
+	if p.Grain == content.Pieces {
+		label = "shoal piece claim 1\x00"
+	}
+	b := append([]byte(label), p.Digest...)
 	b = append(b, 0)
 	b = binary.BigEndian.AppendUint64(b, uint64(index))
 	return append(b, sum[:]...)
 }
 
-func signClaim(key crypto.PrivKey, by peer.ID, d digest.Digest, index int, sum schedule.Sum) (schedule.Claim, error) {
-	sig, err := key.Sign(claimBytes(d, index, sum))
+func signClaim(key crypto.PrivKey, by peer.ID, p Plan, index int, sum schedule.Sum) (schedule.Claim, error) {
+	sig, err := key.Sign(claimBytes(p, index, sum))
 	if err != nil {
-		return schedule.Claim{}, fmt.Errorf("sign claim of chunk %d of %s: %w", index, d, err)
+		return schedule.Claim{}, fmt.Errorf("sign claim of chunk %d of the %s: %w", index, p, err)
 	}
 	return schedule.Claim{Index: index, Sum: sum, By: by, Signature: sig}, nil
 }
 
 // VerifyClaim reports whether the peer that a claim names really made it. A coordinator asks before it passes a claim
 // on, a participant once a claim turned out wrong.
-func VerifyClaim(d digest.Digest, c schedule.Claim) error {
+func VerifyClaim(p Plan, c schedule.Claim) error {
 	key, err := c.By.ExtractPublicKey()
 	if err != nil {
-		return fmt.Errorf("claim of chunk %d of %s by %s: %w", c.Index, d, c.By, err)
+		return fmt.Errorf("claim of chunk %d of the %s by %s: %w", c.Index, p, c.By, err)
 	}
-	ok, err := key.Verify(claimBytes(d, c.Index, c.Sum), c.Signature)
+	ok, err := key.Verify(claimBytes(p, c.Index, c.Sum), c.Signature)
 	if err != nil || !ok {
-		return fmt.Errorf("claim of chunk %d of %s by %s: the signature is not that peer's", c.Index, d, c.By)
+		return fmt.Errorf("claim of chunk %d of the %s by %s: the signature is not that peer's", c.Index, p, c.By)
 	}
 	return nil
 }

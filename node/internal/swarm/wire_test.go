@@ -225,9 +225,9 @@ func TestTheSignatureOfAClaimCoversAllOfIt(t *testing.T) {
 	by, err := peer.IDFromPrivateKey(key)
 	require.NoError(t, err)
 	d := digest.FromString("a blob")
-	c, err := signClaim(key, by, d, 3, schedule.Sum{1})
+	c, err := signClaim(key, by, leaves(d), 3, schedule.Sum{1})
 	require.NoError(t, err)
-	require.NoError(t, VerifyClaim(d, c))
+	require.NoError(t, VerifyClaim(leaves(d), c))
 
 	for name, change := range map[string]func(d *digest.Digest, c *schedule.Claim){
 		"another blob":      func(d *digest.Digest, _ *schedule.Claim) { *d = digest.FromString("another") },
@@ -243,7 +243,7 @@ func TestTheSignatureOfAClaimCoversAllOfIt(t *testing.T) {
 			t.Parallel()
 			d, forged := d, c
 			change(&d, &forged)
-			require.Error(t, VerifyClaim(d, forged))
+			require.Error(t, VerifyClaim(leaves(d), forged))
 		})
 	}
 }

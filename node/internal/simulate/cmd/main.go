@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/simulate"
 )
 
@@ -47,6 +48,7 @@ func run() error {
 	flag.DurationVar(&cfg.Stagger, "stagger", 0, "time over which the nodes start")
 	flag.Float64Var(&cfg.Deaths, "deaths", 0, "share of nodes that die during the pull")
 	flag.BoolVar(&cfg.SilentDeaths, "silent", false, "those that die do so without a word")
+	leaves := flag.Bool("leaves", false, "plan in leaves, as while an agent is connected that knows no pieces")
 	flag.IntVar(&cfg.Schedule.GroupSize, "group", 0, "most nodes of a group (0: the agent's default)")
 	flag.IntVar(&cfg.Schedule.UpstreamRuns, "upstream-runs", 0,
 		"fewest runs that may be leased at one time (0: the agent's default)")
@@ -66,6 +68,9 @@ func run() error {
 			return err
 		}
 		defer pprof.StopCPUProfile()
+	}
+	if !*leaves {
+		cfg.Schedule.Grain = content.Pieces
 	}
 	equal := strings.TrimSuffix(strings.Repeat("1:", max(*layers, 1)), ":")
 	var err error

@@ -42,7 +42,8 @@ var Holdings = map[string]Holding{
 // Hold has the peer hold what it is asked for.
 func (p *Peer) Hold(ctx context.Context, h Holding) {
 	l := &holder{Peer: p, Holding: h, blocks: map[cid.Cid][]byte{}}
-	p.SetStreamHandler(p.protocol("map"), l.answer(ctx, l.list))
+	p.SetStreamHandler(p.protocol("map"), l.answer(ctx, l.list(content.Leaves)))
+	p.SetStreamHandler(p.protocol("map-pieces"), l.answer(ctx, l.list(content.Pieces)))
 	p.SetStreamHandler(p.protocol("witness"), l.answer(ctx, l.witness))
 	p.SetStreamHandler("/ipfs/bitswap/1.2.0", func(s network.Stream) { l.serve(ctx, s) })
 }
@@ -79,25 +80,29 @@ func (h *holder) answer(ctx context.Context, frames func(question map[int]any) [
 }
 
 // list claims chunks of other bytes, with signatures that hold.
-func (h *holder) list(question map[int]any) []map[int]any {
-	d, _ := question[1].(string)
-	answer := []map[int]any{{1: true, 2: h.Size}}
-	for i := range content.CutLeaves(h.Size).Len() {
-		sum := h.chunk(d, i)
-		claim := append([]byte("shoal chunk claim 1\x00"), d...)
-		claim = binary.BigEndian.AppendUint64(append(claim, 0), uint64(i)) //nolint:gosec // not negative
-		signature, err := h.key().Sign(append(claim, sum[:]...))
-		if err != nil {
-			return nil
+func (h *holder) list(g content.Grain) func(question map[int]any) []map[int]any {
+	label := map[content.Grain]string{content.Leaves: "shoal chunk claim 1\x00", content.Pieces: "shoal piece claim 1\x00"}
+	return func(question map[int]any) []map[int]any {
+		d, _ := question[1].(string)
+		answer := []map[int]any{{1: true, 2: h.Size}}
+		cut := g.Cut(h.Size)
+		for i := range cut.Len() {
+			sum := h.chunk(d, cut, i)
+			claim := append([]byte(label[g]), d...)
+			claim = binary.BigEndian.AppendUint64(append(claim, 0), uint64(i)) //nolint:gosec // not negative
+			signature, err := h.key().Sign(append(claim, sum[:]...))
+			if err != nil {
+				return nil
+			}
+			answer = append(answer, map[int]any{1: sum[:], 2: [][]byte{signature}})
 		}
-		answer = append(answer, map[int]any{1: sum[:], 2: [][]byte{signature}})
+		return answer
 	}
-	return answer
 }
 
 // chunk makes chunk i of what is no blob.
-func (h *holder) chunk(d string, i int) [sha256.Size]byte {
-	_, n := content.CutLeaves(h.Size).Range(i)
+func (h *holder) chunk(d string, cut content.Cut, i int) [sha256.Size]byte {
+	_, n := cut.Range(i)
 	data := bytes.Repeat(append([]byte(d), byte(i)), int(n)/len(d)+1)[:n]
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -184,7 +184,7 @@ func tinyBlocks(ctx context.Context, p *Peer, victim peer.AddrInfo) error {
 
 // report is a session of one participant that says the same n times.
 func (p *Peer) report(ctx context.Context, victim peer.AddrInfo, n int, fields map[int]any) error {
-	return p.say(ctx, victim, p.protocol("coordinate"), 1, true, func(int) [][]byte {
+	return p.say(ctx, victim, p.protocol("coordinate-pieces"), 1, true, func(int) [][]byte {
 		f := Frame(fields)
 		return append([][]byte{hello(some(0), huge), Frame(nil)}, slices.Repeat([][]byte{f}, n)...)
 	})
@@ -261,7 +261,7 @@ func garbage(ctx context.Context, p *Peer, victim peer.AddrInfo) error {
 
 // silence opens streams, and stops in the middle of a length on them.
 func silence(ctx context.Context, p *Peer, victim peer.AddrInfo) error {
-	for _, id := range []protocol.ID{p.protocol("coordinate"), p.protocol("map"), "/ipfs/bitswap/1.2.0"} {
+	for _, id := range []protocol.ID{p.protocol("coordinate"), p.protocol("map-pieces"), "/ipfs/bitswap/1.2.0"} {
 		if err := p.say(ctx, victim, id, 2000, true, func(int) [][]byte { return [][]byte{{0x85}} }); err != nil {
 			return err
 		}
@@ -281,7 +281,7 @@ type Session func(ctx context.Context, write func(fields map[int]any) error) err
 
 // Coordinate has the peer coordinate every blob for which it is asked.
 func (p *Peer) Coordinate(ctx context.Context, s Session) {
-	p.SetStreamHandler(p.protocol("coordinate"), func(stream network.Stream) {
+	coordinate := func(stream network.Stream) {
 		defer func() { _ = stream.Reset() }()
 		write := func(fields map[int]any) error {
 			_, err := stream.Write(Frame(fields))
@@ -291,7 +291,9 @@ func (p *Peer) Coordinate(ctx context.Context, s Session) {
 		if write(nil) == nil {
 			_ = s(ctx, write)
 		}
-	})
+	}
+	p.SetStreamHandler(p.protocol("coordinate"), coordinate)
+	p.SetStreamHandler(p.protocol("coordinate-pieces"), coordinate)
 }
 
 // Sessions are ways to coordinate badly, by name.

@@ -1,0 +1,176 @@
+package store
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+)
+
+// mapsOf are the maps of a sample's leaves and pieces, made by hand.
+func mapsOf(t *testing.T, b sample) map[content.Grain]*content.ChunkMap {
+	t.Helper()
+	maps := map[content.Grain]*content.ChunkMap{}
+	for _, g := range []content.Grain{content.Leaves, content.Pieces} {
+		m, err := content.NewChunkMap(g.Cut(b.size()))
+		require.NoError(t, err)
+		for i := range m.Len() {
+			off, n := m.Cut().Range(i)
+			require.NoError(t, m.Set(i, content.ChunkCID(b.data[off:off+n])))
+		}
+		maps[g] = m
+	}
+	return maps
+}
+
+func requireServes(t *testing.T, s *Store, b sample) {
+	t.Helper()
+	for g, want := range mapsOf(t, b) {
+		got, err := s.ChunkMap(b.digest)
+		if g == content.Pieces {
+			got, err = s.PieceMap(b.digest)
+		}
+		require.NoError(t, err)
+		require.Equal(t, want.Cut(), got.Cut(), g)
+		for i := range want.Len() {
+			require.Equal(t, want.CID(i), got.CID(i), g)
+			off, n := want.Cut().Range(i)
+			block, err := s.Blockstore().Get(t.Context(), want.CID(i))
+			require.NoError(t, err, "%s %d", g, i)
+			require.Equal(t, b.data[off:off+n], block.RawData())
+		}
+	}
+}
+
+func TestPieces_ABlobIsHeldInLeavesAndPiecesHoweverItCame(t *testing.T) {
+	t.Parallel()
+	for name, size := range map[string]int{
+		"no more than a leaf": chunkSize, "a leaf and a byte": chunkSize + 1, "some pieces": 2*chunkSize + 300_000,
+	} {
+		for _, g := range []content.Grain{content.Leaves, content.Pieces} {
+			t.Run(name+" in "+g.String(), func(t *testing.T) {
+				t.Parallel()
+				path, b := t.TempDir(), newSample(1, size)
+				s := openTest(t, Options{Path: path})
+				ing, err := s.Ingest(b.digest, b.size(), Origin{Grain: g})
+				require.NoError(t, err)
+				cut := g.Cut(b.size())
+				require.Equal(t, cut, ing.Cut())
+				for i := range cut.Len() {
+					off, n := cut.Range(i)
+					require.NoError(t, ing.WriteChunk(i, content.ChunkCID(b.data[off:off+n]), b.data[off:off+n]))
+				}
+				require.NoError(t, ing.Commit(t.Context(), ""))
+				require.NoError(t, ing.Close())
+				requireServes(t, s, b)
+				require.NoError(t, s.Close())
+				s = openTest(t, Options{Path: path})
+				requireServes(t, s, b)
+				require.NoError(t, s.Delete(b.digest))
+				for _, m := range mapsOf(t, b) {
+					has, err := s.Blockstore().Has(t.Context(), m.CID(0))
+					require.NoError(t, err)
+					require.False(t, has, "nothing of it is left in the index")
+				}
+			})
+		}
+	}
+}
+
+func TestPieces_ABlobOfAReleaseThatKnewNoneIsReadOnceForThem(t *testing.T) {
+	t.Parallel()
+	path, b := t.TempDir(), newSample(1, 2*chunkSize+5)
+	s := openTest(t, Options{Path: path})
+	put(t, s, b)
+	require.NoError(t, s.Close())
+	file := fanned(filepath.Join(path, "blobs"), b.digest) + mapSuffix
+	m, err := readMeta(file, b.digest)
+	require.NoError(t, err)
+	m.chunks.SetPieces(nil)
+	require.NoError(t, m.write(disk{}, file))
+	require.NoError(t, os.Remove(filepath.Join(path, "index.db")))
+
+	s = openTest(t, Options{Path: path})
+	leaves, err := s.ChunkMap(b.digest)
+	require.NoError(t, err)
+	require.Nil(t, leaves.Pieces())
+	requireServes(t, s, b)
+	m, err = readMeta(file, b.digest)
+	require.NoError(t, err)
+	require.NotNil(t, m.chunks.Pieces(), "they are kept")
+}
+
+func TestPieces_APartialIngestIsResumedHoweverItWasCut(t *testing.T) {
+	t.Parallel()
+	b := newSample(1, 2*chunkSize+9)
+	fill := func(t *testing.T, ing *Ingest, from, end int64) {
+		for i := ing.Cut().At(from); i <= ing.Cut().At(end-1); i++ {
+			off, n := ing.Cut().Range(i)
+			require.NoError(t, ing.WriteChunk(i, content.ChunkCID(b.data[off:off+n]), b.data[off:off+n]))
+		}
+	}
+	for name, c := range map[string]struct {
+		first, then content.Grain
+		kept, lost  int
+	}{
+		"pieces in pieces": {content.Pieces, content.Pieces, 3, 5},
+		"leaves in pieces": {content.Leaves, content.Pieces, 3, 4},
+		"pieces in leaves": {content.Pieces, content.Leaves, 0, 1},
+	} {
+		for _, rebooted := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, ", rebooted: ", rebooted), func(t *testing.T) {
+				t.Parallel()
+				s := openTest(t, Options{})
+				ing, err := s.Ingest(b.digest, b.size(), Origin{Grain: c.first})
+				require.NoError(t, err)
+				fill(t, ing, 0, chunkSize)
+				if c.first == content.Pieces {
+					fill(t, ing, chunkSize, chunkSize+1) // a part of the next leaf
+				}
+				require.NoError(t, ing.Close())
+				if rebooted {
+					s.boot = "another"
+				}
+				ing, err = s.Ingest(b.digest, b.size(), Origin{Grain: c.then})
+				require.NoError(t, err)
+				require.True(t, ing.Has(c.kept))
+				require.False(t, ing.Has(c.lost))
+				fill(t, ing, 0, b.size())
+				require.NoError(t, ing.Commit(t.Context(), ""))
+				require.NoError(t, ing.Close())
+				requireServes(t, s, b)
+			})
+		}
+	}
+}
+
+func TestPieces_ACompletePartialIngestInThemIsCommittedAtTheStart(t *testing.T) {
+	t.Parallel()
+	path, b := t.TempDir(), newSample(1, 2*chunkSize+9)
+	s := openTest(t, Options{Path: path})
+	ing, err := s.Ingest(b.digest, b.size(), Origin{Grain: content.Pieces})
+	require.NoError(t, err)
+	for i := range ing.Len() {
+		off, n := ing.Cut().Range(i)
+		require.NoError(t, ing.WriteChunk(i, content.ChunkCID(b.data[off:off+n]), b.data[off:off+n]))
+	}
+	require.NoError(t, ing.Close())
+	require.NoError(t, s.Close())
+	s = openTest(t, Options{Path: path})
+	<-s.finished
+	requireServes(t, s, b)
+}
+
+func TestPieces_AWindowTakesAsManyBytesInThemAsInLeaves(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Options{Limits: Limits{Capacity: leastWindow * chunkSize}})
+	ing, err := s.Window(digest.FromString("large"), 64*leastWindow/8*chunkSize, Origin{Grain: content.Pieces})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, ing.Close()) }()
+	require.Equal(t, 4*leastWindow, ing.Slots())
+}
