@@ -48,7 +48,7 @@ type Config struct {
 	Tracing    Tracing    `yaml:"tracing"`
 	Kubernetes Kubernetes `yaml:"kubernetes"`
 
-	renamed []string // what is to be said of keys by their old names
+	renamed []string // what is to be said of keys by their old names, and of those that are gone
 }
 
 // Registry configures the registry front.

@@ -135,6 +135,26 @@ func TestLoad_KeysByTheirOlderNamesWorkAndAreWarnedOf(t *testing.T) {
 	}
 }
 
+func TestLoad_KeysThatAreGoneAreWarnedOfAndPassedOver(t *testing.T) {
+	t.Parallel()
+	for name, args := range map[string]struct {
+		file    string
+		environ []string
+		flags   []string
+	}{
+		"in the file":   {"kubernetes: {namespace: shoal-system}", nil, nil},
+		"in a variable": {"", []string{"SHOAL_KUBERNETES_NAMESPACE=shoal-system"}, nil}, // as charts of before have it
+		"as a flag":     {"", nil, []string{"--kubernetes-namespace=shoal-system"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, err := load(t, args.file, args.environ, args.flags...)
+			require.NoError(t, err)
+			require.Contains(t, c.Warnings(), "kubernetes.namespace: is read by nothing any more; remove it")
+		})
+	}
+}
+
 func TestEveryFormOfValueFromTheEnvironmentAndFlags(t *testing.T) {
 	t.Parallel()
 	c, err := load(t, "",

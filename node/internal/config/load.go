@@ -47,7 +47,7 @@ func Load(path string, flags *pflag.FlagSet, environ []string) (*Config, error) 
 				}
 			}
 		}
-		for old := range olderNames {
+		for _, old := range former() {
 			if f := flags.Lookup(option{key: old}.flag()); f != nil && f.Changed {
 				v.Set(old, f.Value.String())
 			}
@@ -144,7 +144,7 @@ func readEnvironment(v *viper.Viper, environ []string) []error {
 	for _, key := range tables {
 		keys[variable(key)] = key
 	}
-	for old := range olderNames {
+	for _, old := range former() {
 		keys[variable(old)] = old
 	}
 	var problems []error
@@ -317,9 +317,22 @@ var olderNames = map[string]string{
 	"store.lowWatermark":  "store.lowWatermarkPercent",
 }
 
-// adopt gives keys what their older names say, unless they are set themselves in whatever way, and notes a warning of
-// each.
+// gone are keys that nothing reads any more. Who sets one is told so and no more, for a chart of before does.
+var gone = []string{"kubernetes.namespace"}
+
+// former are all keys that there once were and that may still be set.
+func former() []string { return slices.Concat(slices.Sorted(maps.Keys(olderNames)), gone) }
+
+// adopt gives keys what their older names say, unless they are set themselves in whatever way, takes away those that are
+// gone, and notes a warning of each.
 func (c *Config) adopt(v *viper.Viper, flags *pflag.FlagSet, settings map[string]any) []error {
+	for _, key := range gone {
+		at, name, _ := strings.Cut(key, ".")
+		if section, _ := settings[at].(map[string]any); section[name] != nil {
+			c.renamed = append(c.renamed, key+": is read by nothing any more; remove it")
+			delete(section, name)
+		}
+	}
 	section, _ := settings["store"].(map[string]any)
 	var problems []error
 	for _, old := range slices.Sorted(maps.Keys(olderNames)) {

@@ -165,8 +165,8 @@ var tables = []string{"upstreams", "policy.rules"}
 // Flags adds a flag for every key to fs, but for the lists of tables.
 func Flags(fs *pflag.FlagSet) {
 	defaults := values(Default())
-	for old := range olderNames {
-		fs.String(option{key: old}.flag(), "", "share of the capacity, such as 0.95")
+	for _, old := range former() {
+		fs.String(option{key: old}.flag(), "", "")
 		_ = fs.MarkHidden(option{key: old}.flag()) // it is there
 	}
 	for _, o := range options {
