@@ -53,8 +53,9 @@ func (k *askers) admit(req content.Request) {
 	}
 }
 
-// next is the one to ask, nil where there is none. Whom upstream throttles is asked for after the others.
-func (k *askers) next() (a *asker) {
+// next is the one to ask who was not tried, nil where there is none. Whom upstream throttles is asked for after the
+// others.
+func (k *askers) next(tried ...*asker) (a *asker) {
 	all := k.callers
 	if k.nobody != nil {
 		all = append(slices.Clip(all), k.nobody)
@@ -62,7 +63,7 @@ func (k *askers) next() (a *asker) {
 	now := time.Now()
 	for _, b := range slices.Backward(all) {
 		switch {
-		case b.refused:
+		case b.refused || slices.Contains(tried, b):
 		case !now.Before(b.later):
 			return b
 		case a == nil:
@@ -72,14 +73,14 @@ func (k *askers) next() (a *asker) {
 	return a
 }
 
-// throttle notes that upstream throttles a, and reports whether there is another to ask.
-func (k *askers) throttle(a *asker, err error) bool {
+// throttle notes that upstream throttles a, the last of those tried, and reports whether there is another to ask.
+func (k *askers) throttle(tried []*asker, err error) bool {
 	wish := throttledFor
 	if up, ok := errors.AsType[*content.UpstreamError](err); ok {
 		wish = max(wish, up.RetryAfter)
 	}
-	a.later = time.Now().Add(wish)
-	b := k.next()
+	tried[len(tried)-1].later = time.Now().Add(wish)
+	b := k.next(tried...)
 	return b != nil && !time.Now().Before(b.later)
 }
 
@@ -134,19 +135,23 @@ type openError struct {
 func (e *openError) Error() string { return e.err.Error() }
 func (e *openError) Unwrap() error { return e.err }
 
-// open asks upstream for n bytes from off, as one asker after the other until it answers one of them. The error is the
-// refusal of a caller's credentials, where it is one: that caller can do something about it.
+// open asks upstream for n bytes from off, as one asker after the other until it answers one of them. Each has one turn:
+// a wish that ends while others are asked would have them asked in a circle. The error is the refusal of a caller's
+// credentials, where it is one and nobody is only throttled: that caller can do something about it.
 func (f *fetch) open(ctx context.Context, off, n int64) (*answer, error) {
+	var tried []*asker
+	var throttled error
 	for {
 		f.mu.Lock()
-		a, req, refusal := f.askers.next(), f.req, f.askers.refusal
+		a, req, refusal := f.askers.next(tried...), f.req, f.askers.refusal
 		if f.size >= 0 {
 			req.Size = f.size
 		}
 		f.mu.Unlock()
 		if a == nil {
-			return nil, cmp.Or(refusal, content.ErrNotFound)
+			return nil, cmp.Or(throttled, refusal, content.ErrNotFound)
 		}
+		tried = append(tried, a)
 		req.Repository, req.File, req.Authorization = a.repo, a.file, a.authorization
 		knew := f.fr.ignoresRange(a.repo.Registry)
 		body, err := f.openAs(ctx, a, req, off, n)
@@ -156,7 +161,8 @@ func (f *fetch) open(ctx context.Context, off, n int64) (*answer, error) {
 		case err == nil:
 			a.accepted = true
 		case content.Throttled(err) && !another:
-			another = f.askers.throttle(a, err)
+			throttled = &openError{a.repo.Registry, err}
+			another = f.askers.throttle(tried, err)
 		case another:
 			f.askers.refuse(a, err)
 			f.askUpstream(time.Now())

@@ -8,12 +8,15 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
+	"github.com/shoal-cache/shoal/node/internal/swarm"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
 	"github.com/shoal-cache/shoal/test/registrytest"
 )
 
@@ -208,4 +211,39 @@ func TestThrottling_OfOneCallerKeepsNoOtherFromTheRegistry(t *testing.T) {
 		p.requireRight(t, d)
 	}
 	require.LessOrEqual(t, throttled.Load(), int32(schedule.UpstreamStreams), "the wish is heeded")
+}
+
+// A caller's wish ends while the other is asked, as one who is throttled is asked twice.
+func TestThrottling_OfEachCallerEndsThePulls(t *testing.T) {
+	t.Parallel()
+	const size = 24*chunk1 + 5
+	o := newOrigin(t)
+	d := o.add(t, size)
+	both := make(chan struct{})
+	var throttled atomic.Int32
+	o.Handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		<-both
+		throttled.Add(1)
+		w.Header().Set("Retry-After", "1")
+		w.WriteHeader(http.StatusTooManyRequests)
+	}))
+	up, err := upstream.New(upstream.Options{
+		Upstreams: []upstream.Upstream{{Registry: "images.test", Endpoints: []string{o.URL}}},
+		Timeouts:  upstream.Timeouts{Retry: 10 * time.Second}, Logger: testLogger("upstream"),
+	})
+	require.NoError(t, err)
+	t.Cleanup(up.Close)
+	n := newNode(t, o, "n", nil, func(fo *Options, _ *swarm.Options) { fo.Upstream = up })
+	alice := o.request(d)
+	alice.Size, alice.Authorization = size, "Bearer alice"
+	pulls := []*pull{n.pull(t.Context(), alice)}
+	eventually(t, "she is there", func() bool { return len(n.Running()) == 1 })
+	pulls = append(pulls, n.pull(t.Context(), o.request(d)))
+	eventually(t, "both are there", func() bool { return n.Running()[0].Readers == 2 })
+	close(both)
+	for _, p := range pulls {
+		<-p.done
+		require.True(t, content.Throttled(p.err), "%v", p.err)
+	}
+	require.LessOrEqual(t, throttled.Load(), int32(2*len(pulls)*schedule.UpstreamStreams), "each has one turn")
 }
