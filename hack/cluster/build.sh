@@ -26,6 +26,10 @@ if [ ${#missing[@]} -gt 0 ]; then
   apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
+# The cluster's shell has no way out: fetch now what make build and install.sh compile there.
+(cd "$SCRIPTS/../.." && go list -deps ./node ./operator ./operator/cmd/kubectl-shoal &&
+  cd hack/images && go list -deps .) >/dev/null
+
 version=$(cd "$TOOLS" && go list -m -f '{{.Version}}' k8s.io/kubernetes)
 IFS=. read -r major minor _ <<<"${version#v}"
 x=k8s.io/component-base/version
