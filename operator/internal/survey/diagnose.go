@@ -164,7 +164,7 @@ func Diagnose(c *Cluster, agents []Answer[Shown], now time.Time) []Finding {
 	d.restarts(c, now)
 	d.members(c)
 	d.reports(c, now)
-	d.pins(c)
+	d.pins(c, now)
 	d.shown(c, agents)
 	d.consequences()
 	for i := range d.found {
@@ -332,13 +332,22 @@ func (d *diagnosis) reported(n *v1alpha1.NodeCache, now time.Time) {
 	}
 }
 
-func (d *diagnosis) pins(c *Cluster) {
+// looksWithin is how long an operator that runs takes at most for its first look at a pin.
+const looksWithin = time.Minute
+
+func (d *diagnosis) pins(c *Cluster, now time.Time) {
 	if !slices.Contains(c.Hidden, hiddenPins) && !slices.ContainsFunc(c.Pins, isOwn) {
 		d.add(false, reasonOwnImagesNotKept, "", "the operator keeps no pin of Shoal's own images")
 	}
 	for i := range c.Pins {
 		p := &c.Pins[i]
 		ready := apimeta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady)
+		if age := now.Sub(p.CreationTimestamp.Time); ready == nil && age > looksWithin {
+			d.add(false, reasonPinFails, "", "pin %s/%s: the operator has not looked at it for %s: does it run?",
+				p.Namespace, p.Name, view.Duration(age))
+			d.found[len(d.found)-1].Mend = operatorMend
+			continue
+		}
 		if ready == nil || ready.Status != metav1.ConditionFalse {
 			continue
 		}
@@ -357,6 +366,10 @@ func (d *diagnosis) pins(c *Cluster) {
 func isOwn(p v1alpha1.ArtifactPin) bool {
 	return p.Labels[v1alpha1.ManagedByLabel] == v1alpha1.ManagedByOperator
 }
+
+// operatorMend leads to the operators' pods.
+const operatorMend = "see kubectl get pods --all-namespaces -l " +
+	"app.kubernetes.io/part-of=shoal,app.kubernetes.io/component=operator"
 
 // shown is what only the agents themselves tell.
 func (d *diagnosis) shown(c *Cluster, agents []Answer[Shown]) {

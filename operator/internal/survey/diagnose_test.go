@@ -24,7 +24,7 @@ var now = time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
 
 // ownPin is the operator's pin of Shoal's own images.
 func ownPin() v1alpha1.ArtifactPin {
-	return v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{
+	return v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{CreationTimestamp: metav1.NewTime(now),
 		Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedByOperator}}}
 }
 
@@ -225,6 +225,37 @@ func TestDiagnose_ARestartOfLatelyIsWorthAWord(t *testing.T) {
 	require.Equal(t, "read why it ended: kubectl logs -n shoal-system agent-node1 -c agent --previous", found[0].Mend)
 	ended(2 * time.Hour)
 	require.Empty(t, Diagnose(c, answers, now))
+}
+
+func TestDiagnose_APinThatNoOperatorLooksAtIsNamedAfterAMinute(t *testing.T) {
+	t.Parallel()
+	for what, c := range map[string]struct {
+		age    time.Duration
+		looked bool
+		want   string
+	}{
+		"it was made just now":            {age: looksWithin},
+		"it has waited for long":          {age: 5 * time.Minute, want: "pin team/app: the operator has not looked at it for 5m: does it run?"},
+		"it was looked at and is fetched": {age: 5 * time.Minute, looked: true},
+	} {
+		cluster, answers := sound()
+		pin := v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{Namespace: "team", Name: "app",
+			CreationTimestamp: metav1.NewTime(now.Add(-c.age))}}
+		if c.looked {
+			pin.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse,
+				Reason: v1alpha1.ReasonFetching}}
+		}
+		cluster.Pins = append(cluster.Pins, pin)
+		found := Diagnose(cluster, answers, now)
+		if c.want == "" {
+			require.Empty(t, found, what)
+			continue
+		}
+		require.Len(t, found, 1, what)
+		require.Equal(t, reasonPinFails, found[0].Reason, what)
+		require.Equal(t, c.want, found[0].Message, what)
+		require.Contains(t, found[0].Mend, "component=operator", what)
+	}
 }
 
 func TestDiagnose_WhatFollowsFromAnotherFindingIsLeftOut(t *testing.T) {
