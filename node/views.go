@@ -148,7 +148,7 @@ func (n *node) viewFetches() []view.Fetch {
 	var out []view.Fetch
 	for _, s := range n.fetcher.Running() {
 		f := view.Fetch{
-			Digest: s.Digest.String(), Repository: s.Repository.String(), Size: s.Size, Present: s.Arrived,
+			Digest: s.Digest.String(), Repository: repositoryName(s.Repository), Size: s.Size, Present: s.Arrived,
 			FromPeers: s.FromPeers, FromUpstream: s.FromUpstream, Started: s.Started, Readers: s.Readers,
 			Peers: byName(s.ByPeer),
 		}
@@ -158,6 +158,14 @@ func (n *node) viewFetches() []view.Fetch {
 		out = append(out, f)
 	}
 	return out
+}
+
+// repositoryName is empty where a download has no repository: what came by its digest alone.
+func repositoryName(r content.Repository) string {
+	if r == (content.Repository{}) {
+		return ""
+	}
+	return r.String()
 }
 
 // contents is what this node has, for the view of an image.

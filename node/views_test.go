@@ -32,3 +32,10 @@ func TestStore_ADiskThatOthersHaveFilledIsAProblem(t *testing.T) {
 		require.ErrorContains(t, err, "no space", what)
 	}
 }
+
+func TestViews_WhatHasNoRepositoryIsNotSaidToComeFromOne(t *testing.T) {
+	t.Parallel()
+	require.Empty(t, repositoryName(content.Repository{}))
+	require.Equal(t, "docker.io/library/redis",
+		repositoryName(content.Repository{Registry: "docker.io", Name: "library/redis"}))
+}
