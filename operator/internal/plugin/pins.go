@@ -9,6 +9,7 @@ import (
 	"io"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -97,6 +98,10 @@ func (f *pinFlags) spec(images []string) (v1alpha1.ArtifactPinSpec, error) {
 	}
 	for _, name := range f.secrets {
 		s.PullSecrets = append(s.PullSecrets, corev1.LocalObjectReference{Name: name})
+	}
+	if n, err := strconv.Atoi(f.replicas); err == nil && n < 1 { // the API takes 0 for "not said", which is 3
+		return s, fmt.Errorf("--replicas %s: want 1 or more, a percentage of the nodes, or All; "+
+			"kubectl shoal unpin lets the copies go", f.replicas)
 	}
 	if f.ttl < 0 {
 		return s, fmt.Errorf("--ttl %s: want 0, for a pin that stays until it is removed, or more", f.ttl)
@@ -357,7 +362,7 @@ func (p *plugin) unpinCommand() *cobra.Command {
 					gone = append(gone, unpinned{namespace, pins.Items[i].Name})
 				}
 				if !found {
-					p.say("no pin in namespace %s is called %s, or keeps it alone", namespace, name)
+					p.say("no pin in namespace %s is called %s, or keeps that and nothing else", namespace, name)
 					missing = true
 				}
 			}

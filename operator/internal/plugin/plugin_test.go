@@ -150,6 +150,8 @@ func TestFailures_SayWhatToDo(t *testing.T) {
 		"where":                               "where: IMAGE|DIGEST is missing, as in",
 		"where a b":                           "where takes IMAGE|DIGEST alone, and was given a b",
 		"where A:::":                          `"A:::" names no image`,
+		"where sha256:555ed8912831":           `"sha256:555ed8912831" is no whole digest`,
+		"why sha256:555ed8912831":             `"sha256:555ed8912831" is no whole digest`,
 		"pin":                                 "pin: IMAGE… is missing, as in",
 		"status --kubeconfig /dev/null":       "no kubeconfig names a cluster, and none answers at http://localhost:8080",
 		"version 1":                           "version takes no arguments, and was given 1",
@@ -179,6 +181,15 @@ func TestTest_GivesTheRegistrysOwnWords(t *testing.T) {
 }
 
 // TestVerbs plays them in turn on one cluster: before there is anything, with two nodes, and with pins.
+func TestTest_SaysNothingOfARegistryWhereItsOwnContentDidNotArrive(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	require.NoError(t, (&plugin{}).writeTested(&out, []tested{{Node: "node1", Bytes: 8 << 20, Had: true},
+		{Node: "node2", Problem: "it did not come in time"}}, false))
+	require.Contains(t, out.String(), "it did not come in time")
+	require.NotContains(t, out.String(), "registry sent")
+}
+
 func TestVerbs(t *testing.T) {
 	t.Parallel()
 	c := apitest.Require(t, cluster1)

@@ -443,6 +443,9 @@ func (p *plugin) writeTested(w io.Writer, all []tested, rates bool) error {
 	if shown, err := p.writeMatrix(w, all, largest, rates); shown || err != nil {
 		return err // the content was the test's own, and no registry has it
 	}
+	if slices.ContainsFunc(all, func(t tested) bool { return t.Had }) {
+		return nil // so it was here, and came nowhere
+	}
 	_, err := fmt.Fprintf(w, "The registry sent %s to %s: %.2f copies. "+
 		"What else was pulled meanwhile is counted with it.\n",
 		view.Bytes(upstream), view.Count(len(all), "node"), float64(upstream)/float64(largest))

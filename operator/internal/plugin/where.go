@@ -107,6 +107,10 @@ func nameable(name string) error {
 	if digest.Digest(name).Validate() == nil {
 		return nil
 	}
+	// As an image it would be the tag of a repository of that name, which nobody means.
+	if strings.HasPrefix(name, "sha256:") || strings.HasPrefix(name, "sha512:") {
+		return fmt.Errorf("%q is no whole digest; kubectl shoal ls lists whole ones", name)
+	}
 	if _, err := reference.ParseDockerRef(name); err != nil {
 		return fmt.Errorf("%q names no image: %w; write registry.example/team/app:1.2, or a digest", name, err)
 	}
@@ -310,7 +314,7 @@ func (p *plugin) writeReasons(all []reason, silent bool) (err error) {
 				"see kubectl shoal check")
 		} else {
 			p.say("no agent remembers such a pull of the last two hours. Either it was longer ago, or the " +
-				"runtime did not ask the agent: see kubectl shoal check")
+				"runtime did not ask the agent: see kubectl shoal check. What a pin or a preheat brings is no pull")
 		}
 		return cmp.Or(err, errNotWell)
 	}

@@ -24,8 +24,11 @@ var now = time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
 
 // ownPin is the operator's pin of Shoal's own images.
 func ownPin() v1alpha1.ArtifactPin {
-	return v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{CreationTimestamp: metav1.NewTime(now),
-		Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedByOperator}}}
+	return v1alpha1.ArtifactPin{
+		ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedByOperator}},
+		Status: v1alpha1.ArtifactPinStatus{Conditions: []metav1.Condition{{Type: v1alpha1.ConditionReady,
+			Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonAllReady}}},
+	}
 }
 
 // sound is a cluster of two nodes in which nothing is amiss, and what their agents show.
