@@ -138,6 +138,37 @@ func TestMemory_DocumentsThatNobodyTakesHaveABoundedRoomTogether(t *testing.T) {
 	}, 30*time.Second, 10*time.Millisecond)
 }
 
+func TestMemory_AFullRoomMakesNoDocumentForgotten(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	_, commit, _ := model(h, "org/m")
+	var down atomic.Bool
+	h.SetOdd(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+		if down.Load() {
+			panic(http.ErrAbortHandler)
+		}
+		rewritten(w, fmt.Sprintf(`{"id":"org/m","sha":%q,"long":%q}`, commit, bytes.Repeat([]byte("a"), 500<<10)))
+	})
+	a := newAgent(t, h, "", nil)
+	a.roomy(60<<20, 24<<20)
+	ask := func() got { return a.ask(t, http.MethodGet, "/api/models/org/m/revision/"+commit) }
+	require.Equal(t, http.StatusOK, ask().status)
+	down.Store(true)
+	var leave []func()
+	for range 10 {
+		ctx, end := a.opts.Documents.Lease(t.Context())
+		require.NoError(t, room.Hold(ctx, 2<<20))
+		leave = append(leave, end)
+	}
+	full := ask()
+	require.Equal(t, http.StatusServiceUnavailable, full.status)
+	require.Equal(t, room.ErrFull.Error(), full.header.Get("X-Error-Message"))
+	for _, end := range leave {
+		end()
+	}
+	require.Equal(t, http.StatusOK, ask().status)
+}
+
 func rewritten(w http.ResponseWriter, doc string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(len(doc)))

@@ -10,11 +10,14 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
+	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/manifest"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/registry"
@@ -80,6 +83,53 @@ func TestMemory_ManifestsThatNobodyTakesHaveABoundedRoomTogether(t *testing.T) {
 		_ = c.Close()
 	}
 	require.Eventually(t, func() bool { return get(long.String()) == http.StatusOK }, time.Minute, 10*time.Millisecond)
+}
+
+func TestMemory_AFullRoomIsNoRegistryThatDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	for name, path := range map[string]string{"a list": "tags/list", "a tag of a registry without HEAD": "manifests/v1"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				documents := room.New(30 << 20)
+				w := newWorld(t, func(o *registry.Options) {
+					o.Documents, o.UpstreamTimeout = documents, gate.Hedge/2
+				})
+				long := longManifest(image{layer: digest.FromString("x"), config: digest.FromString("y")}, 100<<10)
+				asked := 0
+				w.origin.Handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					asked++
+					switch {
+					case r.Method == http.MethodHead:
+						w.WriteHeader(http.StatusMethodNotAllowed)
+					case path == "tags/list":
+						_, _ = fmt.Fprintf(w, `{"tags":[%q]}`, strings.Repeat("v", 100<<10))
+					default:
+						w.Header().Set("Content-Type", v1.MediaTypeImageManifest)
+						_, _ = io.WriteString(w, long)
+					}
+				}))
+				require.Equal(t, http.StatusOK, w.get("/v2/team/app/"+path).Code)
+				time.Sleep(w.rule.TagTTL)
+				var leave []func()
+				for range 5 {
+					ctx, end := documents.Lease(t.Context())
+					require.NoError(t, room.Hold(ctx, 2<<20))
+					leave = append(leave, end)
+				}
+				full := w.get("/v2/team/app/" + path)
+				require.Equal(t, http.StatusServiceUnavailable, full.Code)
+				require.Contains(t, full.Body.String(), room.ErrFull.Error())
+				require.Equal(t, "2", full.Header().Get("Retry-After"))
+				for _, end := range leave {
+					end()
+				}
+				asked = 0
+				require.Equal(t, http.StatusOK, w.get("/v2/team/app/"+path).Code)
+				require.NotZero(t, asked, "it is asked as before")
+			})
+		})
+	}
 }
 
 func TestMemory_ABurstOfOrdinaryPullsIsRefusedNothing(t *testing.T) {

@@ -133,10 +133,8 @@ func (l *lease) take(ctx context.Context, p part, held *int64, n int64) error {
 	p.Release(*held)
 	*held = 0
 	l.mu.Unlock()
-	ctx, cancel := context.WithTimeoutCause(ctx, Patience, ErrFull)
-	defer cancel()
-	if err := p.Acquire(ctx, n); err != nil {
-		return context.Cause(ctx)
+	if err := wait(ctx, p.Weighted, n); err != nil {
+		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -145,6 +143,23 @@ func (l *lease) take(ctx context.Context, p part, held *int64, n int64) error {
 		*held = 0
 	}
 	return nil
+}
+
+// wait takes n of s as soon as there is so much. Where the caller's own time is over first the place was lacking all
+// the same, and whoever had been asked for the document is not to blame.
+func wait(ctx context.Context, s *semaphore.Weighted, n int64) error {
+	if ctx.Err() != nil { // it has not waited here
+		return context.Cause(ctx)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, Patience, ErrFull)
+	defer cancel()
+	if s.Acquire(ctx, n) == nil {
+		return nil
+	}
+	if cause := context.Cause(ctx); errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return ErrFull
 }
 
 func (l *lease) shrink(n int64) {

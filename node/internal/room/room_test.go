@@ -36,6 +36,24 @@ func TestRoom_WhoFindsNoPlaceWaitsForAWhileAndIsTold(t *testing.T) {
 	})
 }
 
+func TestRoom_WhoseOwnTimeIsOverFirstIsToldThatItIsFull(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := New(30 * mib)
+		in, end := r.Lease(t.Context())
+		defer end()
+		require.NoError(t, Hold(in, 15*mib))
+		late, leave := r.Lease(t.Context())
+		defer leave()
+		short, cancel := context.WithTimeout(late, Patience/2)
+		defer cancel()
+		err := Hold(short, 15*mib)
+		require.ErrorIs(t, err, ErrFull)
+		require.NotErrorIs(t, err, context.DeadlineExceeded, "which is said of who did not answer")
+		require.ErrorIs(t, Hold(short, mib), context.DeadlineExceeded, "of a place that it has not waited for")
+	})
+}
+
 func TestRoom_WhatIsLargeKeepsNobodyOutWhoHoldsLess(t *testing.T) {
 	t.Parallel()
 	r := New(30 * mib)
