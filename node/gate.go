@@ -57,9 +57,11 @@ func (s sources) Proved(req content.Request) bool {
 	return s.policy.Load().For(req.Repository).Authorization.Mode == policy.Exempt || s.of(req).Proved(req)
 }
 
-// Doubted implements fetch.Sources.
+// Doubted implements fetch.Sources. Whom the repository accepts may read what it gives to others whom it accepts: after
+// a restart no manifest may be known that says what his yes was about, and what is here of the blob is his to go on with.
 func (s sources) Doubted(req content.Request) bool {
-	return s.policy.Load().For(req.Repository).Authorization.Mode != policy.Exempt && s.of(req).Doubted(req)
+	return s.of(req).Doubted(req) &&
+		!s.Accepts(s.policy.Load().For(req.Repository), gate.Repository(req.Repository), req.Authorization)
 }
 
 // Prove implements fetch.Sources.

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
+	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
@@ -21,6 +24,45 @@ type front map[content.Request]bool
 func (f front) Proved(req content.Request) bool { return f[req] }
 func (f front) Prove(req content.Request)       { f[req] = true }
 func (f front) Doubted(content.Request) bool    { return false }
+
+// nothing is a cache of nothing, on a node without peers.
+type nothing struct{}
+
+func (nothing) Held(digest.Digest) (content.Reader, error) { return nil, content.ErrNotFound }
+func (nothing) FromPeers(context.Context, digest.Digest) (content.Reader, error) {
+	return nil, content.ErrNotFound
+}
+
+// vague is a registry whose yes may be about anything.
+type vague struct{ gate.Upstream }
+
+func (vague) Ask(context.Context) (int64, error)          { return 7, nil }
+func (vague) AskForAnyone(context.Context) (int64, error) { return 0, content.ErrUnavailable }
+func (vague) Whole() bool                                 { return true }
+func (vague) Arrived() int64                              { return 0 }
+
+func TestSources_WhomTheRepositoryAcceptsIsNotDoubtedWhereNoManifestIsKnown(t *testing.T) {
+	t.Parallel()
+	g, err := gate.New(gate.Options{Cache: nothing{}, Logger: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, g.Close()) })
+	s := sources{g, policy.NewLive(policy.Default()), "", nil}
+	req := content.Request{Repository: content.Repository{Registry: "registry.test", Name: "app"}, Kind: content.Blob,
+		Digest: digest.FromString("x"), Authorization: "Basic eDp5"}
+	source := gate.Repository(req.Repository)
+	asks := gate.Request{Source: source, Digest: req.Digest, Credentials: req.Authorization, Upstream: vague{}}
+	require.NoError(t, g.Admit(t.Context(), policy.Default().For(req.Repository), asks))
+	require.True(t, s.Doubted(req))
+	g.Accept(source, req.Authorization, time.Now())
+	require.False(t, s.Doubted(req), "as after a restart in the middle of a layer")
+	require.False(t, s.Proved(req))
+	g.Accept(source, "", time.Now())
+	other := req
+	other.Authorization = "Basic b3RoZXI6"
+	asks.Credentials = other.Authorization
+	require.NoError(t, g.Admit(t.Context(), policy.Default().For(req.Repository), asks))
+	require.True(t, s.Doubted(other), "another is no surer by that")
+}
 
 func TestSources_OnlyTheHubItselfHasItsFrontForAProof(t *testing.T) {
 	t.Parallel()
