@@ -32,6 +32,9 @@ const (
 	// outstandingPerPeer is how many bytes of blocks the server has under way to one peer at a time: one block, so that
 	// what is more urgent overtakes the rest, and orders do not wait behind it.
 	outstandingPerPeer = 1 << 20
+	// wantsPerPeer is how many wants of one peer the server keeps. Beyond it the server drops wants without a word, and
+	// the urgent ones first. A peer has up to 16 under way of each blob that it fetches.
+	wantsPerPeer = 4096
 	// senders is how many peers the server sends a block to at the same time. Each holds a block and its encoding, so
 	// with what the network buffers this bounds the memory of sending to about 64 MiB.
 	senders = 16
@@ -132,6 +135,7 @@ func newBitswap(
 	b.server = server.New(ctx, net, newServedBlocks(bs, b.up),
 		server.MaxOutstandingBytesPerPeer(outstandingPerPeer),
 		server.TaskWorkerCount(senders),
+		server.MaxQueuedWantlistEntriesPerPeer(wantsPerPeer),
 		server.WithTracer(tracer{m, b.owed}),
 		// A peer asks whole blobs of us by wants, and never whether we have more than one block at a time.
 		server.WithWantHaveReplaceSize(0),
@@ -490,7 +494,7 @@ func (b *bitswap) denyGone(p peer.ID, m message.BitSwapMessage) {
 const goneFor = time.Minute
 
 const (
-	maxPast   = 1 << 16 // what is asked in a minute over a link of 10 Gbit/s
+	maxPast   = 1 << 17 // what is asked in half a minute over a link of 10 Gbit/s, if it is in pieces
 	maxRecent = 4096
 	recentFor = 2 * time.Second
 )

@@ -191,9 +191,10 @@ func (s *Swarm) start() error {
 		return fmt.Errorf("swarm: %w", err)
 	}
 	s.bitswap = newBitswap(s.ctx, bitswapnet.New(s.host, s.guard), s.opts.Store.Blockstore(), s.guard, s.m, s.log)
-	for _, g := range []content.Grain{content.Leaves, content.Pieces} {
+	// Pieces first: who is told meanwhile what this node speaks must not take it for one that knows no pieces.
+	for _, g := range []content.Grain{content.Pieces, content.Leaves} {
 		if g == content.Pieces && s.opts.LeavesOnly {
-			break
+			continue
 		}
 		s.host.SetStreamHandler(s.planProtocol("coordinate", g), s.handleCoordinate(g))
 		s.host.SetStreamHandler(s.planProtocol("map", g), s.handleMap(g))
