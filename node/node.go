@@ -122,7 +122,7 @@ func (n *node) start(ctx context.Context) (err error) {
 		return fmt.Errorf("kubernetes.%w", err)
 	}
 	n.inZone = n.zone(ctx)
-	if err := n.joinSwarm(); err != nil {
+	if err := n.joinSwarm(); err != nil { //nolint:contextcheck // the swarm has a context of its own
 		return err
 	}
 	if err := n.makeFronts(); err != nil {

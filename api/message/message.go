@@ -36,7 +36,8 @@ func Plain(text string) string {
 	lines := strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' })
 	seen := lines[:0]
 	for _, line := range lines {
-		line = strings.TrimSpace(spaces.ReplaceAllString(dumps.ReplaceAllString(patterns.ReplaceAllString(line, ""), ""), " "))
+		line = dumps.ReplaceAllString(patterns.ReplaceAllString(line, ""), "")
+		line = strings.TrimSpace(spaces.ReplaceAllString(line, " "))
 		line = once(line)
 		if line != "" && !slices.Contains(seen, line) {
 			seen = append(seen, line)

@@ -204,7 +204,8 @@ func (p Pull) Why() []string {
 			say("%s went straight through from the registry: the store has no room for it, or its disk fails",
 				Short(part.Digest))
 		case whole > 0 && f.FromPeers == 0 && f.FromUpstream >= worthSharing && part.Kind == "blob":
-			say("%s came from the registry alone: no other node held it or had asked for it by then", Short(part.Digest))
+			say("%s came from the registry alone: no other node held it or had asked for it by then",
+				Short(part.Digest))
 		}
 		if f.Discovery >= notable {
 			say("it took %s to find out who else has or wants %s", Duration(f.Discovery), Short(part.Digest))

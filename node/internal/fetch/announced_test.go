@@ -63,7 +63,7 @@ func live() int64 {
 	return int64(m.HeapAlloc)
 }
 
-func TestMemory_SizesThatAreOnlyAnnouncedTakeABoundedRoomTogether(t *testing.T) { //nolint:paralleltest // it weighs the process
+func TestMemory_SizesThatAreOnlyAnnouncedTakeABoundedRoomTogether(t *testing.T) {
 	const many = 12
 	o := newOrigin(t)
 	honest := o.add(t, 3*chunk1)

@@ -75,7 +75,7 @@ func BenchmarkArriving(b *testing.B) {
 		b.StartTimer()
 		for i := range cpu {
 			before := processor(b)
-			g, err := http.Get(a.URL + resolve("org/m", commit, "w.safetensors")) //nolint:noctx // it ends
+			g, err := http.Get(a.URL + resolve("org/m", commit, "w.safetensors"))
 			require.NoError(b, err)
 			n, err := io.Copy(io.Discard, g.Body)
 			require.NoError(b, errors.Join(err, g.Body.Close()))

@@ -221,8 +221,8 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer f.running.Leave()
 	ctx, end := f.opts.Documents.Lease(r.Context())
 	defer end()
-	x.R = r.WithContext(ctx)
-	defer f.finish(x)            //nolint:contextcheck // the exchange carries the request, and with it its context
+	x.R = r.WithContext(ctx)     //nolint:contextcheck // the exchange carries the request, and with it its context
+	defer f.finish(x)            //nolint:contextcheck // as above
 	x.Settle(f.serve(x), x.fail) //nolint:contextcheck // as above
 }
 

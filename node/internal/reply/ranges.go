@@ -113,7 +113,9 @@ func RangeHeader(r *http.Request, etag string) string {
 
 // Unchanged reports whether If-None-Match names the content.
 func Unchanged(r *http.Request, etag string) bool {
-	return names(r.Header.Values("If-None-Match"), func(tag string) bool { return strings.TrimPrefix(tag, "W/") == etag })
+	return names(r.Header.Values("If-None-Match"), func(tag string) bool {
+		return strings.TrimPrefix(tag, "W/") == etag
+	})
 }
 
 // Replaced reports whether If-Match names other content, and not this. Who reads a file of a branch in parts says by it

@@ -37,9 +37,10 @@ func (x *index) close() error                        { return x.in.Load().do(x.i
 func (x *index) replace(by *index) { x.in.Store(by.in.Load()) }
 
 var (
-	bucketBlobs  = []byte("blobs")  // digest -> record
-	bucketChunks = []byte("chunks") // SHA-256 of the chunk, multihash of the blob -> chunk number, big endian; see ofPieces
-	bucketNodes  = []byte("nodes")  // SHA-256 of the node, multihash of the blob -> the node's bytes
+	bucketBlobs = []byte("blobs") // digest -> record
+	// SHA-256 of the chunk, multihash of the blob -> chunk number, big endian; see ofPieces
+	bucketChunks = []byte("chunks")
+	bucketNodes  = []byte("nodes") // SHA-256 of the node, multihash of the blob -> the node's bytes
 )
 
 // databaseError gives bbolt's errors the names that callers know: a closed database is content.ErrClosed and a full

@@ -22,10 +22,10 @@ const (
 	// errandBeat is how often who is waited for says that it is still about it, and errandSilence for how long it may
 	// say nothing. An upstream may take long: the others wait up to errandEnd for one who says so. One of the release
 	// before says nothing, and has errandLease to ask. An upstream may also be out of reach of that one node, or that
-	// node may lie, so after errandSecond one of those who wait asks as well: clients give up after 10 s. Every
+	// node may lie, so after errandNext one of those who wait asks as well: clients give up after 10 s. Every
 	// errandTurn from then on one more does: no sooner, for each is one more who reads from a slow upstream.
 	errandBeat    = time.Second
-	errandSecond  = 4 * time.Second
+	errandNext    = 4 * time.Second
 	errandTurn    = 12 * time.Second
 	errandSilence = 12 * time.Second
 	errandLease   = 20 * time.Second
@@ -72,7 +72,7 @@ func NewErrands(
 		age time.Duration),
 ) *Errands {
 	e := &Errands{
-		swarm: s, known: known, told: told, beat: errandBeat, second: errandSecond, turn: errandTurn,
+		swarm: s, known: known, told: told, beat: errandBeat, second: errandNext, turn: errandTurn,
 		silence: errandSilence, abroad: semaphore.NewWeighted(errandsAtOnce), running: map[string]*errand{},
 		silent: map[peer.ID]time.Time{},
 	}

@@ -60,7 +60,7 @@ func TestErrands_WhoStillAsksIsWaitedFor(t *testing.T) {
 // An upstream may be out of reach of one node only. The others wait for that one, but not for long.
 func TestErrands_WhoIsAtItForLongIsNotWaitedForAlone(t *testing.T) {
 	t.Parallel()
-	require.LessOrEqual(t, errandSecond+errandBeat, 5*time.Second, "a HEAD is answered within 9 s")
+	require.LessOrEqual(t, errandNext+errandBeat, 5*time.Second, "a HEAD is answered within 9 s")
 	a := newTestSwarm(t)
 	b := newTestSwarm(t, startingFrom(a))
 	c := newTestSwarm(t, startingFrom(a, b))
@@ -113,7 +113,7 @@ func TestErrands_WhoIsAtItForLongIsNotWaitedForAlone(t *testing.T) {
 func TestErrands_OneAsksAsWellSoonAndTheNextLate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		e := &Errands{second: errandSecond, turn: errandTurn, running: map[string]*errand{}}
+		e := &Errands{second: errandNext, turn: errandTurn, running: map[string]*errand{}}
 		r, start := &errand{}, time.Now()
 		e.running["question"] = r
 		var began []time.Duration
@@ -123,7 +123,7 @@ func TestErrands_OneAsksAsWellSoonAndTheNextLate(t *testing.T) {
 			}
 			time.Sleep(errandBeat)
 		}
-		require.Equal(t, []time.Duration{0, errandSecond, errandSecond + errandTurn, errandSecond + 2*errandTurn}, began)
+		require.Equal(t, []time.Duration{0, errandNext, errandNext + errandTurn, errandNext + 2*errandTurn}, began)
 	})
 }
 

@@ -492,8 +492,8 @@ func (r *Resolver) credentials(ctx context.Context, p *v1alpha1.ArtifactPin) (fo
 func (r *Resolver) pullSecret(ctx context.Context, namespace, name string) (pullsecret.Credentials, *resolve.Error) {
 	if len(validation.IsDNS1123Subdomain(name)) > 0 { // a service account names what it likes
 		return nil, &resolve.Error{Reason: v1alpha1.ReasonSecretNotFound,
-			Err: fmt.Errorf("%.64q can't be the name of a pull secret: it has lower-case letters, digits, '-' and '.', "+
-				"from a letter or digit to a letter or digit", name)}
+			Err: fmt.Errorf("%.64q can't be the name of a pull secret: it has lower-case letters, digits, '-' and "+
+				"'.', from a letter or digit to a letter or digit", name)}
 	}
 	var secret corev1.Secret
 	if err := r.Live.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &secret); err != nil {

@@ -81,7 +81,9 @@ func (h *holder) answer(ctx context.Context, frames func(question map[int]any) [
 
 // list claims chunks of other bytes, with signatures that hold.
 func (h *holder) list(g content.Grain) func(question map[int]any) []map[int]any {
-	label := map[content.Grain]string{content.Leaves: "shoal chunk claim 1\x00", content.Pieces: "shoal piece claim 1\x00"}
+	label := map[content.Grain]string{
+		content.Leaves: "shoal chunk claim 1\x00", content.Pieces: "shoal piece claim 1\x00",
+	}
 	return func(question map[int]any) []map[int]any {
 		d, _ := question[1].(string)
 		answer := []map[int]any{{1: true, 2: h.Size}}
