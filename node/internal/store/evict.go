@@ -154,7 +154,8 @@ type partial struct {
 const stale = time.Hour
 
 // admit claims the digest of an ingest, if its bytes could be made room for. Nothing is evicted yet: a size is
-// somebody's word until the digest has been checked, and room is made for the bytes that arrive; see reserve.
+// somebody's word until the digest has been checked, and room is made for the bytes that arrive; see reserve. What the
+// windows of the pool may still take is left to them: they are open for who reads, and each is of a bounded size.
 func (s *Store) admit(ing *Ingest) error {
 	s.room.Lock()
 	defer s.room.Unlock()
@@ -164,7 +165,8 @@ func (s *Store) admit(ing *Ingest) error {
 	s.mu.RLock()
 	need := ing.size - s.partials[ing.id()].bytes
 	s.mu.RUnlock()
-	if _, _, err := s.evictable(ing.origin.Pool, max(need, 0), ing.id()); err != nil {
+	_, coming, _ := s.windowsLeft(ing.origin.Pool)
+	if _, _, err := s.evictable(ing.origin.Pool, max(need, 0)+coming, ing.id()); err != nil {
 		s.metrics.refused(ing.origin.Pool)
 		return err
 	}

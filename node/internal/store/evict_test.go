@@ -321,11 +321,13 @@ func TestWindow_ASlotThatFindsNoRoomFailsAlone(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Options{Limits: Limits{Capacity: leastWindow * chunkSize, High: 1, Low: 1}})
 	b, other := newSample(1, 2*leastWindow*chunkSize), newSample(2, 4*chunkSize)
+	h := ingest(t, s, other)
 	g, err := s.Window(b.digest, b.size(), Origin{})
 	require.NoError(t, err)
 	write(t, g, b, 0, 1)
 	require.NoError(t, s.Pin("me", []digest.Digest{other.digest}))
-	put(t, s, other)
+	require.NoError(t, h.fill(t.Context(), bytes.NewReader(other.data)))
+	require.NoError(t, h.Commit(t.Context(), ""))
 	for i := 2; i < leastWindow-4; i++ {
 		write(t, g, b, i)
 	}
@@ -334,6 +336,29 @@ func TestWindow_ASlotThatFindsNoRoomFailsAlone(t *testing.T) {
 	requireHas(t, s, other)
 	require.True(t, g.Drop(0))
 	write(t, g, b, i)
+	require.NoError(t, g.Close())
+}
+
+// A window has few slots filled at first. What comes after it is let in beside all that it may hold, and what is there
+// stays.
+func TestWindow_HasItsSlotsWhateverComesAfterIt(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Options{Limits: Limits{Capacity: 2 * leastWindow * chunkSize, High: 1, Low: 1}})
+	old, b := newSample(1, 2*leastWindow*chunkSize), newSample(2, 3*leastWindow*chunkSize)
+	put(t, s, old)
+	g, err := s.Window(b.digest, b.size(), Origin{})
+	require.NoError(t, err)
+	large, fits := newSample(3, (2*leastWindow-2)*chunkSize), newSample(4, leastWindow*chunkSize)
+	_, err = s.Ingest(large.digest, large.size(), Origin{})
+	require.ErrorIs(t, err, content.ErrNoSpace)
+	h := ingest(t, s, fits)
+	requireHas(t, s, old)
+	write(t, g, b, 0, 1)
+	require.NoError(t, h.fill(t.Context(), bytes.NewReader(fits.data)))
+	for i := 2; i < g.Slots(); i++ {
+		write(t, g, b, i)
+	}
+	require.NoError(t, h.Commit(t.Context(), ""))
 	require.NoError(t, g.Close())
 }
 
