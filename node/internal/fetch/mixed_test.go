@@ -72,7 +72,7 @@ func TestMixedReleases_WhatOneHoldsTheOtherReadsFromIt(t *testing.T) {
 
 func TestPieces_APartOfALeafIsReadAndShared(t *testing.T) {
 	t.Parallel()
-	const size, piece = 8*chunk1 + 5, 256 << 10
+	const size = 8*chunk1 + 5
 	o := newOrigin(t)
 	nodes := ofReleases(t, o, false, false)
 	d := o.add(t, size)

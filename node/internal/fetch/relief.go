@@ -226,14 +226,24 @@ func (h *hunger) relieve(now time.Time, still bool) {
 		"chunk", i, "coordinator", f.part.Coordinator(), "waited", now.Sub(h.since))
 	f.fr.m.reliefs.Inc()
 	f.relieving, f.othersThen = true, f.byOthers()
-	f.fr.wg.Go(func() { f.relief(schedule.Run{First: i, Count: 1}) })
+	r := f.part.Lacks(i)
+	f.fr.wg.Go(func() { f.relief(r) })
 }
 
 // relief reads a run that was not leased. It takes no turn among the leased ones, which may be what stands still.
 func (f *fetch) relief(r schedule.Run) {
 	ctx, cancel := context.WithCancel(f.ctx)
 	defer cancel()
-	here := func() bool { return r.First < f.part.Len() && f.part.Has(r.First) }
+	f.mu.Lock()
+	end := f.cut().Start(r.End()) // in bytes, for while the size is not known neither is how the blob is cut
+	f.mu.Unlock()
+	here := func() bool {
+		i := r.First
+		for i < f.part.Len() && f.cut().Start(i) < end && f.part.Has(i) {
+			i++
+		}
+		return i > r.First && (i == f.part.Len() || f.cut().Start(i) >= end)
+	}
 	f.fr.wg.Go(func() { // what comes from elsewhere meanwhile is not sent twice
 		if f.await(ctx, here) == nil {
 			cancel()

@@ -1,12 +1,16 @@
 package fetch
 
 import (
+	"cmp"
+	"context"
+	"io"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
 
 // What a caller's front does, see package registry.
@@ -124,4 +128,72 @@ func TestHunger_WhatACallerHasWaitedForBeforeCounts(t *testing.T) {
 		h := (&fetch{fr: fr, size: -1, pull: &bytesOf{}}).hunger(now, ago(time.Hour))
 		require.InDelta(t, h.patience/4, h.patience-now.Sub(h.moved), float64(time.Microsecond))
 	})
+}
+
+const piece = 256 << 10
+
+// gated is an upstream each of whose answers gives the first piece of it, and the rest once the gate is open.
+type gated struct {
+	shelf
+
+	asked chan [2]int64 // offset and length
+	gate  chan struct{}
+}
+
+func (g gated) Open(ctx context.Context, req content.Request, off, n int64) (*upstream.Body, error) {
+	g.asked <- [2]int64{off, n}
+	body, err := g.shelf.Open(ctx, req, off, n)
+	if err == nil {
+		sent := body.ReadCloser
+		gate := readerFunc(func([]byte) (int, error) {
+			select {
+			case <-g.gate:
+				return 0, cmp.Or(ctx.Err(), io.EOF)
+			case <-ctx.Done():
+				return 0, ctx.Err()
+			}
+		})
+		body.ReadCloser = io.NopCloser(io.MultiReader(io.LimitReader(sent, piece), gate, sent))
+	}
+	return body, err
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
+
+func TestRelief_ReadsALeafThoughTheBlobIsInPieces(t *testing.T) {
+	t.Parallel()
+	for sentence, known := range map[string]bool{"its size is known": true, "its size is not known": false} {
+		t.Run(sentence, func(t *testing.T) {
+			t.Parallel()
+			g := gated{asked: make(chan [2]int64, 64), gate: make(chan struct{})}
+			fr, s, req, data := scripted(t, 2, func(o *Options) {
+				g.shelf = o.Upstream.(shelf)
+				o.Upstream, o.Patience, o.CoordinatorPatience = g, time.Second, time.Hour
+			})
+			s.grain = content.Pieces
+			if !known {
+				req.Size = 0
+			}
+			r, err := fr.Open(t.Context(), req)
+			require.NoError(t, err)
+			defer func() { require.NoError(t, r.Close()) }()
+			body, err := r.Range(t.Context(), 0, r.Size())
+			require.NoError(t, err)
+			defer func() { require.NoError(t, body.Close()) }()
+			got := make([]byte, len(data))
+			_, err = io.ReadFull(body, got[:piece])
+			require.NoError(t, err)
+			close(g.gate) // what the caller waited for is there, and the rest of the leaf is read all the same
+			_, err = io.ReadFull(body, got[piece:])
+			require.NoError(t, err)
+			require.Equal(t, data, got)
+			var asked [][2]int64
+			for len(g.asked) > 0 {
+				asked = append(asked, <-g.asked)
+			}
+			require.Equal(t, [][2]int64{{0, chunk1}, {chunk1, chunk1}}, asked)
+		})
+	}
 }

@@ -22,26 +22,41 @@ func (p *Participant) lease(r Run, ordered bool) {
 	p.out.Leases = append(p.out.Leases, r)
 }
 
-// ownChoice is a chunk to read though no one said so: one that the coordinator has named no one for, and another for
+// ownChoice is what to read though no one said so: chunks that the coordinator has named no one for, and others for
 // each participant.
 func (p *Participant) ownChoice() Run {
 	if p.size < 0 {
 		return unsized
 	}
+	isOpen := func(i int) bool {
+		c := &p.pieces[i]
+		return !c.present && !c.arriving && c.from == "" && p.need.Test(uint(i))
+	}
 	var open []int
 	for i := range p.pieces {
-		if c := &p.pieces[i]; !c.present && !c.arriving && c.from == "" && p.need.Test(uint(i)) {
+		if isOpen(i) {
 			open = append(open, i)
 		}
 	}
 	if len(open) == 0 {
-		for u, ok := p.need.NextSet(0); ok; u, ok = p.need.NextSet(u + 1) {
-			if !p.pieces[u].present {
-				return Run{First: int(u), Count: 1}
-			}
-		}
+		return p.Lacks(p.FirstAbsent())
 	}
-	return Run{First: open[spread(p.self)%uint32(len(open))], Count: 1}
+	return p.withinLeaf(open[spread(p.self)%uint32(len(open))], isOpen)
+}
+
+// Lacks is chunk i and those after it in its leaf that are needed and not here, up to the first that is. A request for
+// a leaf costs a registry no more than one for a piece.
+func (p *Participant) Lacks(i int) Run {
+	return p.withinLeaf(i, func(k int) bool { return !p.pieces[k].present && p.need.Test(uint(k)) })
+}
+
+// withinLeaf is chunk i, and those after it in its leaf up to the first that is not wanted.
+func (p *Participant) withinLeaf(i int, wanted func(int) bool) Run {
+	r := Run{First: i, Count: 1}
+	for k := r.End(); k < len(p.pieces) && k%p.per != 0 && wanted(k); k++ {
+		r.Count++
+	}
+	return r
 }
 
 // spread is a number that differs from peer to peer.

@@ -1,6 +1,7 @@
 package schedule
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -266,4 +267,40 @@ func TestPatience_TheTimeForWhichANodeItselfSleptIsNobodysSilence(t *testing.T) 
 		tick(TickEvery)
 	}
 	require.Empty(t, p.AskedOf(0), "it has had the time by now")
+}
+
+func TestOwnChoice_OfABlobInPiecesIsTheRestOfALeaf(t *testing.T) {
+	t.Parallel()
+	for sentence, c := range map[string]struct {
+		here, needed []int
+		want         Run
+	}{
+		"all of the leaf is missing":            {needed: []int{4, 5, 6, 7, 8}, want: Run{First: 4, Count: 4}},
+		"up to what is here":                    {here: []int{6}, needed: []int{4, 5, 6, 7, 8}, want: Run{First: 4, Count: 2}},
+		"no more than is needed":                {needed: []int{4, 5, 6}, want: Run{First: 4, Count: 3}},
+		"it begins in the middle and ends last": {needed: []int{9}, want: Run{First: 9, Count: 1}},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			t.Parallel()
+			now := epoch
+			p := NewParticipant(ParticipantConfig{Grain: content.Pieces}, "\x00\x00\x00\x00") // it takes the first
+			p.SetUpstream(now, true)
+			p.SetSize(2*content.ChunkSize+2<<18, func(i int) bool { return slices.Contains(c.here, i) })
+			for _, i := range c.needed {
+				p.Demand(now, Run{First: i, Count: 1})
+			}
+			p.Join()
+			p.Joined(now, "coordinator")
+			p.Take()
+			for range int(15 * time.Second / TickEvery) {
+				now = now.Add(TickEvery)
+				p.Tick(now, func(peer.ID) int64 { return now.Unix() })
+				if a := p.Take(); len(a.Leases) > 0 {
+					require.Equal(t, []Run{c.want}, a.Leases)
+					return
+				}
+			}
+			require.Fail(t, "it helps itself")
+		})
+	}
 }
