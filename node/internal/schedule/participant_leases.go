@@ -97,6 +97,11 @@ func (p *Participant) LeaseEnded(now time.Time, r Run, trouble Trouble) {
 	}
 	delete(p.leased, r)
 	p.idle = now
+	if trouble == 0 && r == unsized && p.per > 1 {
+		// It may have been given before the size was known, and come after. Then the coordinator takes it for a leaf,
+		// and waits for the rest, which others can read at once.
+		trouble = Returned
+	}
 	if trouble != 0 {
 		p.failed = p.failed || trouble != Returned
 		p.report(Report{Failed: []Failure{{Run: r, Trouble: trouble}}})

@@ -796,6 +796,52 @@ func TestUnknownSizeIsAskedOnce(t *testing.T) {
 	require.Equal(t, 4, sizes, "everyone is told the size")
 }
 
+func TestUnknownSize_ALeaseThatComesOnceTheSizeIsKnownHoldsUpNoPiece(t *testing.T) {
+	t.Parallel()
+	const size = 2 * content.ChunkSize
+	for sentence, late := range map[string]bool{
+		"the lease comes before the size is known": false, "the lease comes after": true,
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			t.Parallel()
+			table := New(Config{Grain: content.Pieces})
+			table.Open(epoch)
+			p := NewParticipant(ParticipantConfig{Grain: content.Pieces}, "reader")
+			p.SetUpstream(epoch, true)
+			require.NoError(t, table.Join(epoch, "reader", p.Join()))
+			p.Joined(epoch, "coordinator")
+			var mailbox Orders
+			take := func() {
+				table.Take(func(to peer.ID, o Orders) {
+					if to == "reader" {
+						mailbox.Merge(o)
+					}
+				})
+			}
+			deliver := func() { take(); p.Orders(epoch, mailbox); mailbox = Orders{} }
+			if take(); !late {
+				deliver()
+			}
+			require.NoError(t, table.Join(epoch, "other", Join{Whole: true, Report: Report{Size: size}}))
+			p.SetSize(size, func(int) bool { return false })
+			p.Demand(epoch, Run{Count: 8})
+			deliver()
+			for a := p.Take(); !a.Empty(); a = p.Take() {
+				for _, r := range a.Leases {
+					rest := p.Rest(r)
+					for i := rest.First; i < rest.End(); i++ {
+						p.Claimed(epoch, Claim{Index: i, Sum: sum(i), By: "reader"})
+					}
+					p.LeaseEnded(epoch, r, 0)
+				}
+				require.NoError(t, table.Report(epoch, "reader", a.Report))
+				deliver()
+			}
+			require.Zero(t, p.Absent(), "it was leased all of the blob, and no time went by")
+		})
+	}
+}
+
 func TestARangeBringsOnlyTheChunksItNeeds(t *testing.T) {
 	t.Parallel()
 	s := newSwarm(t, Config{}, 50)
