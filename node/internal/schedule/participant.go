@@ -31,8 +31,8 @@ type ParticipantConfig struct {
 	// of any kind come gets four times as long.
 	PeerPatience time.Duration
 	// CoordinatorPatience is for how long a coordinator may leave the participant without anything to do; default 10
-	// s. Then the participant reads up to a leaf of its own choice, and leaves if that was not the beginning of more. One
-	// that says again and again that another reads what the participant needs gets four times as long.
+	// s. Then the participant reads up to a leaf of its own choice, and if that was not the beginning of more, leaves.
+	// One that says again and again that another reads what the participant needs gets four times as long.
 	CoordinatorPatience time.Duration
 }
 
