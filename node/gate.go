@@ -58,7 +58,8 @@ func (s sources) Proved(req content.Request) bool {
 }
 
 // Doubted implements fetch.Sources. Whom the repository accepts may read what it gives to others whom it accepts: after
-// a restart no manifest may be known that says what his yes was about, and what is here of the blob is his to go on with.
+// a restart no manifest may be known that says what his yes was about, and what is here of the blob is his to go on
+// with.
 func (s sources) Doubted(req content.Request) bool {
 	return s.of(req).Doubted(req) &&
 		!s.Accepts(s.policy.Load().For(req.Repository), gate.Repository(req.Repository), req.Authorization)

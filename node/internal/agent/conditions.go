@@ -30,8 +30,8 @@ func (a *Agent) conditions(pins []v1alpha1.PinProgress, now time.Time) []metav1.
 	return since(before, told, now)
 }
 
-// since gives conditions the times of their transitions. What is told no longer, as of models once the hub front is off,
-// goes.
+// since gives conditions the times of their transitions. What is told no longer, as of models once the hub front is
+// off, goes.
 func since(before, told []metav1.Condition, now time.Time) []metav1.Condition {
 	all := slices.DeleteFunc(slices.Clone(before), func(b metav1.Condition) bool {
 		return apimeta.FindStatusCondition(told, b.Type) == nil

@@ -323,8 +323,8 @@ var gone = []string{"kubernetes.namespace"}
 // former are all keys that there once were and that may still be set.
 func former() []string { return slices.Concat(slices.Sorted(maps.Keys(olderNames)), gone) }
 
-// adopt gives keys what their older names say, unless they are set themselves in whatever way, takes away those that are
-// gone, and notes a warning of each.
+// adopt gives keys what their older names say, unless they are set themselves in whatever way, takes away those that
+// are gone, and notes a warning of each.
 func (c *Config) adopt(v *viper.Viper, flags *pflag.FlagSet, settings map[string]any) []error {
 	for _, key := range gone {
 		at, name, _ := strings.Cut(key, ".")

@@ -17,8 +17,8 @@ var (
 	// redirects without an end. To ask again brings the same, as a rule. Like all ErrUnavailable it says nothing of the
 	// content.
 	ErrBadAnswer = fmt.Errorf("upstream's answer cannot be used: %w", ErrUnavailable)
-	// ErrRateLimit: the policy's own limit kept this node from asking upstream, or from reading on. It is as if upstream
-	// throttled.
+	// ErrRateLimit: the policy's own limit kept this node from asking upstream, or from reading on. It is as if
+	// upstream throttled.
 	ErrRateLimit = fmt.Errorf("rate limit of the policy: %w", ErrUnavailable)
 	// ErrDigestMismatch: bytes did not match the digest or CID that names them. Nothing of them is kept.
 	ErrDigestMismatch = errors.New("digest mismatch")

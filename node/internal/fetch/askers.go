@@ -135,9 +135,9 @@ type openError struct {
 func (e *openError) Error() string { return e.err.Error() }
 func (e *openError) Unwrap() error { return e.err }
 
-// open asks upstream for n bytes from off, as one asker after the other until it answers one of them. Each has one turn:
-// a wish that ends while others are asked would have them asked in a circle. The error is the refusal of a caller's
-// credentials, where it is one and nobody is only throttled: that caller can do something about it.
+// open asks upstream for n bytes from off, as one asker after the other until it answers one of them. Each has one
+// turn: a wish that ends while others are asked would have them asked in a circle. The error is the refusal of a
+// caller's credentials, where it is one and nobody is only throttled: that caller can do something about it.
 func (f *fetch) open(ctx context.Context, off, n int64) (*answer, error) {
 	var tried []*asker
 	var throttled error

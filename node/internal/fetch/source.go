@@ -146,8 +146,8 @@ func (fr *Fetcher) sourceOf(req content.Request) source {
 	return source(req.Repository.String())
 }
 
-// apart is a request's repository as the source of those alone who show the same credentials. Other nodes know it by the
-// same name, unless they might find out the credentials by trying.
+// apart is a request's repository as the source of those alone who show the same credentials. Other nodes know it by
+// the same name, unless they might find out the credentials by trying.
 func (fr *Fetcher) apart(req content.Request) source {
 	key := fr.secret
 	if req.Authorization == "" || !guessable(req.Authorization) {

@@ -31,8 +31,8 @@
 //
 // # Leaves and pieces
 //
-// A plan is of chunks, and Config.Grain says what these are. In pieces more can be passed on sooner, and who reads a part
-// of a blob reads less that nobody wants. Windows and runs are counted in leaves all the same, since links and
+// A plan is of chunks, and Config.Grain says what these are. In pieces more can be passed on sooner, and who reads a
+// part of a blob reads less that nobody wants. Windows and runs are counted in leaves all the same, since links and
 // registries do not become faster by it.
 //
 // # Groups

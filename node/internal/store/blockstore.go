@@ -31,9 +31,9 @@ type blockView struct{ s *Store }
 
 var _ blockstore.Blockstore = blockView{}
 
-// Blockstore is a read view: the leaves and pieces of committed blobs, the chunks of open ingests and of the runtime's blobs whose chunk map
-// was computed, as raw blocks; and the inner nodes and roots of all but the ingests as dag-pb blocks. Blobs of the
-// runtime of at most one chunk are found without that. Writing fails with ErrReadOnly.
+// Blockstore is a read view: the leaves and pieces of committed blobs, the chunks of open ingests and of the runtime's
+// blobs whose chunk map was computed, as raw blocks; and the inner nodes and roots of all but the ingests as dag-pb
+// blocks. Blobs of the runtime of at most one chunk are found without that. Writing fails with ErrReadOnly.
 func (s *Store) Blockstore() blockstore.Blockstore { return blockView{s} }
 
 // place is where a block's bytes are.

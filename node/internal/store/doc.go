@@ -11,8 +11,8 @@
 //	<path>/ingest/sha256/<hex>.<id>   the same, of a source that has not proved to have the blob
 //	<path>/ingest/sha256/<hex>….chunks its journal: which chunks are present, under which CIDs
 //	<path>/runtime/sha256/ab/<hex>.map the map of a blob whose bytes are in the runtime's content store
-//	<path>/index.db                   bbolt: leaf, piece and node CID to blob; last uses. Made again from the maps if lost,
-//	                                  when the last use of a blob is taken to be its commit
+//	<path>/index.db                   bbolt: leaf, piece and node CID to blob; last uses. If lost it is made again from
+//	                                  the maps: the last use of a blob is taken to be its commit then
 //	<path>/state.db                   bbolt: pins and other packages' memories (KV, Notes). Synced at every change
 //
 // A name that ends in .tmp is a small file being replaced; recovery removes it.
@@ -23,10 +23,10 @@
 //     blobs/sha256/<hex>) holds; it is read, never written. A digest is one or the other, own first.
 //   - table: the committed blobs in memory, made from the files at start. A blob is visible if it is in the table; what
 //     index.db says is a hint to be checked against it.
-//   - leaf, piece, chunk: see content.Cut. An ingest is written in chunks that are leaves or pieces, as its Origin says.
-//     Where one is resumed in the others, what is there is hashed anew. While the digest of the whole is computed, so
-//     are the sums of the others. So a committed blob has both, unless a release committed it that knew no pieces; then
-//     those are made when they are asked for. What was checked when is known of leaves.
+//   - leaf, piece, chunk: see content.Cut. An ingest is written in chunks that are leaves or pieces, as its Origin
+//     says. Where one is resumed in the others, what is there is hashed anew. While the digest of the whole is
+//     computed, so are the sums of the others. So a committed blob has both, unless a release committed it that knew no
+//     pieces; then those are made when they are asked for. What was checked when is known of leaves.
 //   - partial: an ingest that nobody has open. present: a chunk whose bytes and journal slot are written.
 //   - pool: images, or models. Each has a capacity of its own, and what comes into one evicts nothing of the other.
 //     Both share the disk: who finds it full makes room in his own pool.

@@ -175,8 +175,8 @@ func (s *Store) committing(d digest.Digest) *Ingest {
 	return nil
 }
 
-// open opens or makes the files. Until it ends nobody else knows the ingest but for its reserved size. The disk may take
-// its time, so it holds no lock that those who look at every ingest wait for.
+// open opens or makes the files. Until it ends nobody else knows the ingest but for its reserved size. The disk may
+// take its time, so it holds no lock that those who look at every ingest wait for.
 func (g *Ingest) open() error {
 	g.commits.Lock() // so that the store may be closed before or after, but not meanwhile
 	defer g.commits.Unlock()
@@ -264,8 +264,8 @@ func (g *Ingest) resume() error {
 	return g.journal.adopt()
 }
 
-// recut resumes what came in leaves in pieces, or the other way round. Of what is there each chunk is hashed: such a blob
-// is no larger than 256 MiB.
+// recut resumes what came in leaves in pieces, or the other way round. Of what is there each chunk is hashed: such a
+// blob is no larger than 256 MiB.
 func (g *Ingest) recut() error {
 	was := g.journal.was
 	there := make([]bool, was.Len())
@@ -535,8 +535,8 @@ func (g *Ingest) lookup(sum [sumSize]byte) (i int, ok bool) {
 }
 
 // Verify waits for the whole blob's digest, of which all but the tail has as a rule been computed while chunks arrived.
-// It fails with ErrIncomplete while chunks are missing, or when one is found to have been lost, and with content.ErrDigestMismatch when the bytes are not the
-// blob's; then the caller discards the ingest.
+// It fails with ErrIncomplete while chunks are missing, or when one is found to have been lost, and with
+// content.ErrDigestMismatch when the bytes are not the blob's; then the caller discards the ingest.
 func (g *Ingest) Verify(ctx context.Context) error {
 	if err := g.verify(ctx); err != nil {
 		return fmt.Errorf("ingest %s: verify: %w", g.digest, err)

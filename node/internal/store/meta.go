@@ -26,8 +26,8 @@ type meta struct {
 	ModTime int64  `cbor:",omitempty"`
 	Pool    Pool   `cbor:",omitempty"`
 	Map     []byte // content.ChunkMap of the leaves, encoded
-	// Pieces is that of the pieces. It is empty where those are the leaves, and of a blob that a release committed which
-	// knew none.
+	// Pieces is that of the pieces. It is empty where those are the leaves, and of a blob that a release committed
+	// which knew none.
 	Pieces []byte `cbor:",omitempty"`
 
 	chunks *content.ChunkMap

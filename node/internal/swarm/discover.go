@@ -52,9 +52,9 @@ type finder interface {
 	addHolder(p peer.ID, zone string, size int64, claims []schedule.Claim)
 }
 
-// discover finds who holds the blob of a plan whole: this node, those whose provider records this node or the DHT has, and (where the
-// DHT knows nothing, or is broken) whoever of the connected peers says so. It returns when all have answered or timed
-// out.
+// discover finds who holds the blob of a plan whole: this node, those whose provider records this node or the DHT has,
+// and (where the DHT knows nothing, or is broken) whoever of the connected peers says so. It returns when all have
+// answered or timed out.
 func (s *Swarm) discover(ctx context.Context, plan Plan, to finder) {
 	ctx, cancel := context.WithTimeout(ctx, discoverTimeout)
 	defer cancel()
@@ -184,15 +184,15 @@ func (s *signedClaims) add(p Plan, claims []schedule.Claim) {
 	}
 }
 
-// HeldBy asks p whether it holds a plan's blob whole, and for its claims then. It fails with content.ErrNotFound where p
-// does not.
+// HeldBy asks p whether it holds a plan's blob whole, and for its claims then. It fails with content.ErrNotFound where
+// p does not.
 func (s *Swarm) HeldBy(ctx context.Context, p peer.ID, plan Plan) ([]schedule.Claim, error) {
 	_, _, claims, err := s.askMap(ctx, p, plan, func() {})
 	return claims, err
 }
 
-// askMap asks p for its claims of a plan, and calls held once p says that it holds it. It fails with content.ErrNotFound
-// where p does not.
+// askMap asks p for its claims of a plan, and calls held once p says that it holds it. It fails with
+// content.ErrNotFound where p does not.
 func (s *Swarm) askMap(ctx context.Context, p peer.ID, plan Plan,
 	held func()) (size int64, zone string, claims []schedule.Claim, err error) {
 	end, ok := ctx.Deadline()
@@ -289,9 +289,9 @@ func (s *Swarm) mapQuestion(stream network.Stream, p peer.ID) (digest.Digest, er
 	return d, s.guard.Charge(s.ctx, p, mapWork)
 }
 
-// sendMap says whether this node holds a plan's blob, and then sends its claims as it signs them. Once the coordinator has heard
-// that, it waits longer before it sends anyone upstream, and where all who hold a blob sign on few processors the
-// signing takes long. p is charged for the claims that it waits for.
+// sendMap says whether this node holds a plan's blob, and then sends its claims as it signs them. Once the coordinator
+// has heard that, it waits longer before it sends anyone upstream, and where all who hold a blob sign on few processors
+// the signing takes long. p is charged for the claims that it waits for.
 func (s *Swarm) sendMap(stream network.Stream, p peer.ID, plan Plan) error {
 	_ = stream.SetWriteDeadline(time.Now().Add(discoverTimeout))
 	m, err := s.mapOf(plan)

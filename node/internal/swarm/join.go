@@ -510,8 +510,8 @@ func (s *Swarm) around(target kb.ID, g content.Grain, n int) []peer.ID {
 	return peers[:min(n, len(peers))]
 }
 
-// nearerThanSelf returns the connected peer that is nearer to a plan's digest than this node, if there is one: it is the
-// coordinator.
+// nearerThanSelf returns the connected peer that is nearer to a plan's digest than this node, if there is one: it is
+// the coordinator.
 func (s *Swarm) nearerThanSelf(plan Plan) (peer.AddrInfo, bool) {
 	c, err := content.DigestCID(plan.Digest)
 	if err != nil {

@@ -366,8 +366,8 @@ func (s *Swarm) Claim(p Plan, index int, sum schedule.Sum) (schedule.Claim, erro
 	return signClaim(s.opts.Identity, s.host.ID(), p, index, sum)
 }
 
-// Want asks p for block c, of size bytes, on behalf of sink. Higher priorities are answered first. A peer that is thought to hold the
-// block already is asked to say so if it does not; that it is Lost then.
+// Want asks p for block c, of size bytes, on behalf of sink. Higher priorities are answered first. A peer that is
+// thought to hold the block already is asked to say so if it does not; that it is Lost then.
 func (s *Swarm) Want(p peer.ID, c cid.Cid, size int64, priority int32, held bool, sink Sink) {
 	s.bitswap.ask(p, c, size, priority, held, sink)
 }

@@ -74,8 +74,9 @@ func (r *StartupReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 }
 
 // lift takes the taint from a node, and the annotation that went with it. Taints are one list, so the write must not
-// undo what others did to it in between. The patch is written out, and not told from two nodes: the cache knows no other
-// annotation, so their difference would be that the last is gone, and the API server would take all others away as well.
+// undo what others did to it in between. The patch is written out, and not told from two nodes: the cache knows no
+// other annotation, so their difference would be that the last is gone, and the API server would take all others away
+// as well.
 func (r *StartupReconciler) lift(ctx context.Context, node *corev1.Node) error {
 	metadata := map[string]any{"resourceVersion": node.ResourceVersion}
 	if _, marked := node.Annotations[v1alpha1.StartingSince]; marked {

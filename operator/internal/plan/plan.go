@@ -154,8 +154,8 @@ func Compute(in Input) *Plan {
 }
 
 // fit leaves out what is new, the last first, of more assignments than a NodeCache holds, by number or by bytes. That
-// happens while copies that are to go wait for their successors, or to be purged; were it all handed out, the API server
-// would refuse it all.
+// happens while copies that are to go wait for their successors, or to be purged; were it all handed out, the API
+// server would refuse it all.
 func (c *computation) fit(assignments, assigned []v1alpha1.PinAssignment) []v1alpha1.PinAssignment {
 	object := 0
 	for k := range assignments {
