@@ -46,7 +46,10 @@ func Share(parts int64) int64 {
 }
 
 // Room is memory for what requests hold.
-type Room struct{ small, large part }
+type Room struct {
+	small, large part
+	growing      *semaphore.Weighted // of one lease; see grow
+}
 
 type part struct {
 	*semaphore.Weighted
@@ -57,7 +60,7 @@ type part struct {
 func New(size int64) *Room {
 	of := func(n int64) part { return part{semaphore.NewWeighted(n), n} }
 	small := max(size/3, some)
-	return &Room{small: of(small), large: of(max(size-small, some))}
+	return &Room{small: of(small), large: of(max(size-small, some)), growing: semaphore.NewWeighted(1)}
 }
 
 // lease is what one request, or one question on behalf of many, holds of a room.
@@ -66,7 +69,7 @@ type lease struct {
 
 	mu           sync.Mutex
 	small, large int64 // bytes of either part
-	ended        bool
+	grows, ended bool
 }
 
 type key struct{}
@@ -122,27 +125,55 @@ func Shrink(ctx context.Context, n int64) {
 	}
 }
 
-// take has n bytes of a part. What is held of it already goes back first, so that no two wait for each other.
+// take has n bytes of a part. What is held of it already goes back first, so that no two wait for each other, unless
+// the lease is the one that grows.
 func (l *lease) take(ctx context.Context, p part, held *int64, n int64) error {
-	n = min(n, p.size)
 	l.mu.Lock()
-	if *held >= n {
-		l.mu.Unlock()
+	more := min(n, p.size) - *held
+	if more > 0 && !l.grows {
+		more += *held
+		p.Release(*held)
+		*held = 0
+	}
+	l.mu.Unlock()
+	if more <= 0 {
 		return nil
 	}
-	p.Release(*held)
-	*held = 0
-	l.mu.Unlock()
-	if err := wait(ctx, p.Weighted, n); err != nil {
+	if err := wait(ctx, p.Weighted, more); err != nil {
 		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if *held += n; l.ended { // its request went meanwhile
+	if *held += more; l.ended { // its request went meanwhile
 		p.Release(*held)
 		*held = 0
 	}
 	return nil
+}
+
+// grow lets the lease keep what it takes of the large part from now on while it waits for more, until end is called:
+// what was read meanwhile is in memory all the time. One lease may at a time, so that no two wait for each other.
+func (l *lease) grow(ctx context.Context) (end func(), err error) {
+	if l == nil {
+		return func() {}, nil
+	}
+	l.mu.Lock()
+	l.room.large.Release(l.large)
+	l.large = 0
+	l.mu.Unlock()
+	if err := wait(ctx, l.room.growing, 1); err != nil {
+		return nil, err
+	}
+	set := func(grows bool) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.grows = grows
+	}
+	set(true)
+	return func() {
+		set(false)
+		l.room.growing.Release(1)
+	}, nil
 }
 
 // wait takes n of s as soon as there is so much. Where the caller's own time is over first the place was lacking all
@@ -190,13 +221,22 @@ func ReadAll(ctx context.Context, r io.Reader, length, limit, times int64) (all 
 	if length > limit {
 		return nil, fmt.Errorf("%w: %d bytes, and %d are the most", ErrTooLong, length, limit)
 	}
-	before := leaseOf(ctx).held()
-	steps := []int64{free / times, some / times, limit + 1} // who announces nothing proves to be longer than each
-	if length >= 0 {
-		steps = []int64{length + 1, limit + 1}
+	l := leaseOf(ctx)
+	before, grows := l.held(), false
+	step := length + 1
+	if length < 0 {
+		step = free / times
 	}
-	for _, step := range steps {
+	for ; ; step = max(2*step, some/times) { // who announces nothing, or too little, proves to be longer than each
 		step = min(step, limit+1)
+		if len(all) > 0 && step*times > max(some, before) && !grows {
+			end, err := l.grow(ctx)
+			if err != nil {
+				return all, err
+			}
+			defer end()
+			grows = true
+		}
 		if err := Hold(ctx, step*times); err != nil {
 			return all, err
 		}
@@ -209,7 +249,7 @@ func ReadAll(ctx context.Context, r io.Reader, length, limit, times int64) (all 
 		if err != nil {
 			return all, err
 		}
-		if int64(len(all)) < step {
+		if int64(len(all)) < step || step > limit {
 			break
 		}
 	}

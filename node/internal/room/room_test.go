@@ -6,6 +6,7 @@ import (
 	"io"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -181,6 +182,60 @@ func TestReadAll_HoldsWhatItReadsAndNoMore(t *testing.T) {
 			require.LessOrEqual(t, leaseOf(ctx).held(), test.held+some)
 		})
 	}
+}
+
+func TestReadAll_OfUnknownLengthWaitsForNoMoreThanItNeeds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := New(77 * mib)
+		in, end := r.Lease(t.Context())
+		defer end()
+		require.NoError(t, Hold(in, 4*mib))
+		ctx, leave := r.Lease(t.Context())
+		defer leave()
+		began := time.Now()
+		_, err := ReadAll(ctx, &pieces{mib}, -1, 64*mib, 3)
+		require.NoError(t, err)
+		require.Zero(t, time.Since(began))
+	})
+}
+
+// unfinished counts what many read and still hold.
+type unfinished struct {
+	io.Reader
+	all *atomic.Int64
+}
+
+func (u unfinished) Read(b []byte) (int, error) {
+	n, err := u.Reader.Read(b)
+	u.all.Add(int64(n))
+	return n, err
+}
+
+func TestReadAll_OfUnknownLengthsHoldsNothingThatIsNotCounted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const many, long, most = 20, 9 * mib, 30*mib + 20*free
+		r := New(30 * mib)
+		var all atomic.Int64
+		done := make(chan error)
+		for range many {
+			go func() {
+				ctx, end := r.Lease(t.Context())
+				defer end()
+				_, err := ReadAll(ctx, unfinished{&pieces{long}, &all}, -1, 64*mib, 1)
+				time.Sleep(time.Second / 8)
+				all.Add(-long)
+				done <- err
+			}()
+		}
+		synctest.Wait()
+		require.LessOrEqual(t, all.Load(), int64(most))
+		for range many {
+			require.NoError(t, <-done)
+			require.LessOrEqual(t, all.Load(), int64(most))
+		}
+	})
 }
 
 func TestReadAll_GivesTheBytesAsTheyAre(t *testing.T) {
