@@ -141,3 +141,41 @@ func TestTable_WhatOneHasLetGoOfIsHadFromAnother(t *testing.T) {
 	require.Equal(t, []Run{{First: 0, Count: 1}}, told["a"].Leases, "where nobody has it any more it is read once more")
 	require.Equal(t, peer.ID("a"), told["c"].Chunks[0].From, "for those who still wait, too")
 }
+
+func TestTable_WhatCameAndWentBeforeThatWasToldIsToldAgainWhenItIsNeeded(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(0, 0)
+	need := []Run{{First: 0, Count: 1}}
+	again := Report{Gone: []int{0}, Need: need} // in one message
+	arrange := func(t *testing.T, upstream bool, needs []Run) (*Table, func(id peer.ID) Orders) {
+		t.Helper()
+		table := New(Config{})
+		table.Open(now)
+		require.NoError(t, table.Join(now, "p", Join{Upstream: upstream, Report: Report{Size: 4 * content.ChunkSize, Need: needs}}))
+		return table, func(id peer.ID) (o Orders) {
+			table.Take(func(to peer.ID, its Orders) {
+				if to == id {
+					o = its
+				}
+			})
+			return o
+		}
+	}
+	t.Run("from a holder", func(t *testing.T) {
+		t.Parallel()
+		table, orders := arrange(t, false, need)
+		require.NoError(t, table.AddHolder(now, "h", "", 4*content.ChunkSize, []Claim{{Index: 0, Sum: Sum{1}, By: "h"}}))
+		require.Len(t, orders("p").Chunks, 1)
+		require.NoError(t, table.Report(now, "p", again))
+		require.Len(t, orders("p").Chunks, 1)
+	})
+	t.Run("from upstream", func(t *testing.T) {
+		t.Parallel()
+		table, orders := arrange(t, true, need)
+		require.Len(t, orders("p").Leases, 1)
+		again := again
+		again.Claims = []Claim{{Index: 0, Sum: Sum{1}, By: "p"}}
+		require.NoError(t, table.Report(now, "p", again))
+		require.Len(t, orders("p").Leases, 1)
+	})
+}

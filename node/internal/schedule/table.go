@@ -217,6 +217,15 @@ func (t *Table) setSize(size int64) error {
 // apply takes in one report of p.
 func (t *Table) apply(p *party, r Report) {
 	n := t.n
+	gone := make(map[int]bool, len(r.Gone))
+	for _, i := range r.Gone {
+		gone[i] = true
+	}
+	for _, c := range r.Claims { // what was read and let go of before either was told
+		if gone[c.Index] && c.Index >= 0 && c.Index < n {
+			t.claim(p, c)
+		}
+	}
 	for _, i := range r.Gone {
 		if i >= 0 && i < n {
 			t.gone(p, i)
@@ -232,7 +241,7 @@ func (t *Table) apply(p *party, r Report) {
 		}
 	}
 	for _, c := range r.Claims {
-		if c.Index >= 0 && c.Index < n {
+		if c.Index >= 0 && c.Index < n && !gone[c.Index] {
 			if (r.Complete || p.complete) && c.By == p.id {
 				t.overrule(c)
 			}

@@ -92,14 +92,17 @@ func (t *Table) have(p *party, i int) {
 	}
 }
 
-// gone records that p has let go of chunk i. Who was told to ask p for it is told of another.
+// gone records that p has let go of chunk i. Who was told to ask p for it is told of another. Of a chunk that came and
+// went soon it may never have been told that it came.
 func (t *Table) gone(p *party, i int) {
-	if !p.have.has(i) || p.complete {
+	if p.complete || !p.have.has(i) && !p.told.has(i) {
 		return
 	}
 	p.have.remove(i)
 	p.need.remove(i)
 	p.told.remove(i)
+	p.direct.remove(i)
+	t.unserve(p, i)
 	var waiting []*party
 	for _, q := range t.active {
 		if q.supplier[i] == p {
