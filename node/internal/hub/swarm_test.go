@@ -424,7 +424,7 @@ func TestSwarm_ANodeThatTheHubDoesNotAnswerCostsNobodyElsesHead(t *testing.T) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer close(end)
-	wg.Go(func() { _, _ = http.Head(stuck.URL + resolve("org/m", "main", "config.json")) }) //nolint:bodyclose // it ends
+	wg.Go(func() { _, _ = http.Head(stuck.URL + resolve("org/m", "main", "config.json")) })
 	<-asked
 	g := well.ask(t, http.MethodHead, resolve("org/m", "main", "config.json"))
 	require.Equal(t, http.StatusOK, g.status)

@@ -11,8 +11,8 @@
 //	<path>/ingest/sha256/<hex>.<id>   the same, of a source that has not proved to have the blob
 //	<path>/ingest/sha256/<hex>….chunks its journal: which chunks are present, under which CIDs
 //	<path>/runtime/sha256/ab/<hex>.map the map of a blob whose bytes are in the runtime's content store
-//	<path>/index.db                   bbolt: leaf, piece and node CID to blob; last uses. If lost it is made again from
-//	                                  the maps: the last use of a blob is taken to be its commit then
+//	<path>/index.db                   bbolt: leaf, piece and node CID to blob; last uses. If lost it is made again
+//	                                  from the maps; the last use of a blob is taken to be its commit then
 //	<path>/state.db                   bbolt: pins and other packages' memories (KV, Notes). Synced at every change
 //
 // A name that ends in .tmp is a small file being replaced; recovery removes it.

@@ -217,7 +217,8 @@ func (d *diagnosis) pods(c *Cluster) {
 		if old := s.Status.DesiredNumberScheduled - s.Status.UpdatedNumberScheduled; old > 0 &&
 			s.Status.ObservedGeneration > 0 {
 			d.add(false, reasonVersionsDiffer, "",
-				"on %d of %d nodes the agent is not of the version that the chart says", old, s.Status.DesiredNumberScheduled)
+				"on %d of %d nodes the agent is not of the version that the chart says",
+				old, s.Status.DesiredNumberScheduled)
 		}
 	}
 	for i := range c.Agents {
