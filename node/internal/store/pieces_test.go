@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -82,9 +85,9 @@ func TestPieces_ABlobIsHeldInLeavesAndPiecesHoweverItCame(t *testing.T) {
 	}
 }
 
-func TestPieces_ABlobOfAReleaseThatKnewNoneIsReadOnceForThem(t *testing.T) {
-	t.Parallel()
-	path, b := t.TempDir(), newSample(1, 2*chunkSize+5)
+// leftWithoutPieces makes a store as a release left it that knew no pieces, and returns the file of b's map.
+func leftWithoutPieces(t *testing.T, path string, b sample) string {
+	t.Helper()
 	s := openTest(t, Options{Path: path})
 	put(t, s, b)
 	require.NoError(t, s.Close())
@@ -94,13 +97,49 @@ func TestPieces_ABlobOfAReleaseThatKnewNoneIsReadOnceForThem(t *testing.T) {
 	m.chunks.SetPieces(nil)
 	require.NoError(t, m.write(disk{}, file))
 	require.NoError(t, os.Remove(filepath.Join(path, "index.db")))
+	return file
+}
 
-	s = openTest(t, Options{Path: path})
+// Of a full disk the blobs are still served, and a blob is not read again for every question.
+func TestPieces_AMapThatCannotBeWrittenIsServedFromMemory(t *testing.T) {
+	t.Parallel()
+	path, b := t.TempDir(), newSample(1, 2*chunkSize+5)
+	file := leftWithoutPieces(t, path, b)
+	var full atomic.Bool
+	s := openFaulty(t, Options{Path: path}, func(op, at string) error {
+		if full.Load() && strings.Contains(at, mapSuffix) {
+			return syscall.ENOSPC
+		}
+		return nil
+	})
+	full.Store(true)
+	requireServes(t, s, b)
+	blob := strings.TrimSuffix(file, mapSuffix)
+	require.NoError(t, os.Rename(blob, blob+".away"))
+	got, err := s.PieceMap(b.digest)
+	require.NoError(t, err, "it needs no byte of the blob")
+	require.Equal(t, mapsOf(t, b)[content.Pieces].CID(0), got.CID(0))
+	require.NoError(t, os.Rename(blob+".away", blob))
+	full.Store(false)
+	requireServes(t, s, b)
+	m, err := readMeta(file, b.digest)
+	require.NoError(t, err)
+	require.NotNil(t, m.chunks.Pieces(), "they are written once there is space")
+	e, err := s.entry(b.digest)
+	require.NoError(t, err)
+	require.Nil(t, e.unsaved.Load())
+}
+
+func TestPieces_ABlobOfAReleaseThatKnewNoneIsReadOnceForThem(t *testing.T) {
+	t.Parallel()
+	path, b := t.TempDir(), newSample(1, 2*chunkSize+5)
+	file := leftWithoutPieces(t, path, b)
+	s := openTest(t, Options{Path: path})
 	leaves, err := s.ChunkMap(b.digest)
 	require.NoError(t, err)
 	require.Nil(t, leaves.Pieces())
 	requireServes(t, s, b)
-	m, err = readMeta(file, b.digest)
+	m, err := readMeta(file, b.digest)
 	require.NoError(t, err)
 	require.NotNil(t, m.chunks.Pieces(), "they are kept")
 }

@@ -618,8 +618,40 @@ func (s *Store) writeMap(e *entry, chunks *content.ChunkMap) error {
 	return s.index.put(indexed{entry: e, chunks: chunks})
 }
 
-// repairMap makes the damaged map of a blob again from its bytes, or drops the blob if those are damaged too.
+// repairMap makes the map of a blob again, where it is damaged or has no pieces, or drops the blob if its bytes are
+// damaged too. Where only the map's file cannot be written, it gives the map with the error: the index is enough to
+// serve by. The sums are kept then, so that the blob is not read for the next attempt.
 func (s *Store) repairMap(e *entry) (*content.ChunkMap, error) {
+	chunks := e.unsaved.Load()
+	if chunks == nil {
+		var err error
+		if chunks, err = s.sumOwn(e); err != nil {
+			return nil, err
+		}
+	}
+	defer s.lockDigest(e.digest)()
+	now, err := s.entry(e.digest)
+	if err != nil {
+		return nil, err
+	}
+	if now != e {
+		return chunks, nil
+	}
+	if err = s.writeMap(e, chunks); err == nil {
+		e.unsaved.Store(nil)
+		return chunks, nil
+	}
+	if e.unsaved.Swap(chunks) == nil {
+		s.log.Warn("the map of a blob cannot be written, and is kept in memory", "digest", e.digest, "error", err)
+	}
+	if err2 := s.index.put(indexed{entry: e, chunks: chunks}); err2 != nil {
+		return nil, errors.Join(err, err2)
+	}
+	return chunks, err
+}
+
+// sumOwn makes the map of a blob from its bytes, and drops the blob if they are damaged.
+func (s *Store) sumOwn(e *entry) (*content.ChunkMap, error) {
 	f, err := s.openOwn(e)
 	if err != nil {
 		return nil, err
@@ -627,14 +659,7 @@ func (s *Store) repairMap(e *entry) (*content.ChunkMap, error) {
 	defer func() { _ = f.Close() }() // read only
 	chunks, err := hashFile(s.stopping, f, e.size, e.digest)
 	if errors.Is(err, content.ErrDigestMismatch) {
-		_ = s.dropDamaged(e, "its map and its bytes are damaged")
+		_ = s.dropDamaged(e, "its map is damaged or lacks the pieces, and its bytes are damaged")
 	}
-	if err != nil {
-		return nil, err
-	}
-	defer s.lockDigest(e.digest)()
-	if now, err := s.entry(e.digest); err != nil || now != e {
-		return chunks, err
-	}
-	return chunks, s.writeMap(e, chunks)
+	return chunks, err
 }

@@ -170,6 +170,7 @@ type entry struct {
 	hits     atomic.Uint32
 	dirty    atomic.Bool // lastUsed or hits are newer than the index
 	checks   checks
+	unsaved  atomic.Pointer[content.ChunkMap] // made again from the bytes, and not written yet
 }
 
 // sameUse is the time within which uses of a blob count as one: a pull reads each chunk of a layer, and every node of a
@@ -477,14 +478,14 @@ func (s *Store) ChunkMap(d digest.Digest) (*content.ChunkMap, error) {
 		}
 	}
 	repaired, err2 := s.repairMap(e)
-	if err2 != nil {
+	if repaired == nil {
 		return nil, fmt.Errorf("chunk map of %s: %w", d, errors.Join(err, err2))
 	}
 	return repaired, nil
 }
 
 // PieceMap returns the map of a committed blob's pieces, as ChunkMap that of its leaves. Of a blob that a release
-// committed which knew no pieces it is made from the bytes at the first call.
+// committed which knew no pieces it is made from the bytes at the first call, and kept.
 func (s *Store) PieceMap(d digest.Digest) (*content.ChunkMap, error) {
 	m, err := s.ChunkMap(d)
 	if err != nil {
@@ -501,7 +502,11 @@ func (s *Store) PieceMap(d digest.Digest) (*content.ChunkMap, error) {
 		case e == nil || e.runtime:
 			return s.computeRuntimeMap(d)
 		}
-		return s.repairMap(e)
+		m, err := s.repairMap(e)
+		if m != nil { // though it may not have been written
+			return m, nil
+		}
+		return nil, err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("map of the pieces of %s: %w", d, err)

@@ -32,6 +32,9 @@ const (
 	searchesAtOnce = 64
 	// claimsAtOnce bounds the claims that holders are sending, of all blobs: some 50 MiB.
 	claimsAtOnce = 1 << 18
+	// madeAtOnce is of how many blobs the sums of the pieces are made at one time. A release that knew no pieces left
+	// none, and a blob is read whole for them.
+	madeAtOnce = 2
 	// mapWork and signWork are what it costs to say whether a blob is here, and to sign a claim, in microseconds.
 	mapWork, signWork = 200, 40
 	// maxSigned is how many claims are kept once they are signed.
@@ -63,15 +66,17 @@ func (s *Swarm) discover(ctx context.Context, plan Plan, to finder) {
 	}
 	defer s.searches.Release(1)
 	d := plan.Digest
-	if claims, size, err := s.ownClaims(plan); err == nil {
-		to.addHolder(s.host.ID(), s.opts.Zone, size, claims)
-	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		if claims, size, err := s.ownClaims(ctx, plan, to.promised); err == nil {
+			to.addHolder(s.host.ID(), s.opts.Zone, size, claims)
+		}
+	})
 	key, err := content.DigestCID(d)
 	if err != nil {
 		return
 	}
-	var wg sync.WaitGroup
-	defer wg.Wait()
 	var mu sync.Mutex
 	asked := map[peer.ID]bool{s.host.ID(): true}
 	ask := func(p peer.ID) {
@@ -119,14 +124,19 @@ func (s *Swarm) findProviders(ctx context.Context, key cid.Cid, found func(peer.
 	s.m.lookups.Observe(time.Since(start).Seconds())
 }
 
-// ownClaims are this node's own claims for a blob that its store has whole, and has checked against its digest.
-func (s *Swarm) ownClaims(plan Plan) ([]schedule.Claim, int64, error) {
-	m, err := s.mapOf(plan)
+// ownClaims are this node's own claims for a blob that its store has whole, and has checked against its digest. It
+// calls held once it knows that.
+func (s *Swarm) ownClaims(ctx context.Context, plan Plan, held func()) ([]schedule.Claim, int64, error) {
+	m, err := s.opts.Store.ChunkMap(plan.Digest)
 	if err != nil {
 		return nil, 0, err
 	}
+	held()
 	if claims, ok := s.signed.get(plan); ok {
 		return claims, m.Size(), nil
+	}
+	if m, err = s.mapOf(ctx, plan, m); err != nil {
+		return nil, 0, err
 	}
 	claims, err := s.sign(plan, m, 0, m.Len())
 	if err == nil {
@@ -135,12 +145,21 @@ func (s *Swarm) ownClaims(plan Plan) ([]schedule.Claim, int64, error) {
 	return claims, m.Size(), err
 }
 
-// mapOf is the map of a blob that is held whole, as a plan cuts it.
-func (s *Swarm) mapOf(plan Plan) (*content.ChunkMap, error) {
-	if plan.Grain == content.Pieces {
-		return s.opts.Store.PieceMap(plan.Digest)
+// mapOf is the map of a blob as a plan cuts it, where leaves is that of its leaves. It may have to read the blob.
+func (s *Swarm) mapOf(ctx context.Context, plan Plan, leaves *content.ChunkMap) (*content.ChunkMap, error) {
+	if plan.Grain != content.Pieces {
+		return leaves, nil
 	}
-	return s.opts.Store.ChunkMap(plan.Digest)
+	if pieces := leaves.Pieces(); pieces != nil {
+		return pieces, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, discoverTimeout) // who asked waits no longer
+	defer cancel()
+	if err := s.making.Acquire(ctx, 1); err != nil {
+		return nil, err
+	}
+	defer s.making.Release(1)
+	return s.opts.Store.PieceMap(plan.Digest)
 }
 
 // sign makes this node's claims for the chunks of a plan from first to end, which is not among them.
@@ -225,7 +244,8 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, plan Plan,
 		return 0, "", nil, fmt.Errorf("%w: a blob of %d bytes", errFrame, head.Size)
 	}
 	held()
-	_ = stream.SetDeadline(earlier(time.Now().Add(mapTimeout), end)) // p has yet to sign
+	// p has yet to sign, and may have to read the blob for its pieces first.
+	_ = stream.SetDeadline(earlier(time.Now().Add(discoverTimeout), end))
 	want := plan.Grain.Cut(head.Size).Len()
 	defer func() { s.maps.Release(int64(len(claims))) }()
 	for len(claims) < want {
@@ -290,11 +310,11 @@ func (s *Swarm) mapQuestion(stream network.Stream, p peer.ID) (digest.Digest, er
 }
 
 // sendMap says whether this node holds a plan's blob, and then sends its claims as it signs them. Once the coordinator
-// has heard that, it waits longer before it sends anyone upstream, and where all who hold a blob sign on few processors
-// the signing takes long. p is charged for the claims that it waits for.
+// has heard that, it waits longer before it sends anyone upstream: where all who hold a blob sign on few processors the
+// signing takes long, and so do pieces that are not known yet. p is charged for the claims that it waits for.
 func (s *Swarm) sendMap(stream network.Stream, p peer.ID, plan Plan) error {
 	_ = stream.SetWriteDeadline(time.Now().Add(discoverTimeout))
-	m, err := s.mapOf(plan)
+	m, err := s.opts.Store.ChunkMap(plan.Digest)
 	if err != nil {
 		return writeFrame(stream, mapHead{Plans: s.plans(plan)})
 	}
@@ -303,8 +323,14 @@ func (s *Swarm) sendMap(stream network.Stream, p peer.ID, plan Plan) error {
 		return err
 	}
 	claims, known := s.signed.get(plan)
-	for sent := 0; sent < m.Len(); {
-		end := min(sent+mapPage, m.Len())
+	if !known {
+		if m, err = s.mapOf(s.ctx, plan, m); err != nil {
+			return err
+		}
+	}
+	count := plan.Grain.Cut(m.Size()).Len()
+	for sent := 0; sent < count; {
+		end := min(sent+mapPage, count)
 		if !known {
 			if err := s.guard.Charge(s.ctx, p, signWork*(end-sent)); err != nil {
 				return err
@@ -313,7 +339,7 @@ func (s *Swarm) sendMap(stream network.Stream, p peer.ID, plan Plan) error {
 			if err != nil {
 				return err
 			}
-			if claims = append(claims, signed...); end == m.Len() {
+			if claims = append(claims, signed...); end == count {
 				s.signed.add(plan, claims)
 			}
 		}

@@ -65,6 +65,63 @@ func TestMap_OfALargeFileIsSentAsItIsSigned(t *testing.T) {
 	require.Greater(t, left.Tokens(), before-2*mapWork, "what is signed once is charged once")
 }
 
+// slowPieces holds blobs whose pieces are not known, and makes them when it is told to.
+type slowPieces struct {
+	Store
+	making chan<- struct{}
+	told   <-chan struct{}
+}
+
+func (s slowPieces) ChunkMap(d digest.Digest) (*content.ChunkMap, error) {
+	m, err := s.Store.ChunkMap(d)
+	if err != nil {
+		return nil, err
+	}
+	return m.Clone(), nil
+}
+
+func (s slowPieces) PieceMap(d digest.Digest) (*content.ChunkMap, error) {
+	s.making <- struct{}{}
+	<-s.told
+	return s.Store.PieceMap(d)
+}
+
+// A release that knew no pieces has left a blob, which is read whole for them. Meanwhile nobody is sent upstream for it.
+func TestMap_ThatABlobIsHeldIsSaidBeforeItsPiecesAreMade(t *testing.T) {
+	t.Parallel()
+	data := bytes.Repeat([]byte("z"), content.ChunkSize+1)
+	plan := Plan{digest.FromBytes(data), content.Pieces}
+	for who, own := range map[string]bool{"of a peer": false, "of one's own": true} {
+		t.Run(who, func(t *testing.T) {
+			t.Parallel()
+			making, told := make(chan struct{}, 1), make(chan struct{})
+			holder := newTestSwarm(t, func(o *Options) { o.Store = slowPieces{o.Store, making, told} })
+			require.NoError(t, holder.store.Put(t.Context(), plan.Digest, bytes.NewReader(data), int64(len(data))))
+			asking := holder
+			if !own {
+				asking = newTestSwarm(t, startingFrom(holder))
+				eventually(t, "connected", func() bool { return len(asking.Peers()) == 1 })
+			}
+			r := newRoom(asking.Swarm, plan)
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				asking.discover(t.Context(), plan, r)
+			}()
+			<-making
+			eventually(t, "the holder has said that it holds the blob", func() bool {
+				r.mu.Lock()
+				defer r.mu.Unlock()
+				return r.awaited && r.table.Holders() == 0
+			})
+			<-time.After(mapTimeout + mapTimeout/2) // longer than a claim is waited for that is only to be signed
+			close(told)
+			<-done
+			require.Equal(t, 1, r.table.Holders())
+		})
+	}
+}
+
 // A late node's link is full of what it reads already, and the words of those who hold the rest stand behind that. One
 // that holds nothing sends it nothing, and so answers first.
 func TestDiscover_AHolderIsWaitedForWhileMuchComesFromIt(t *testing.T) {

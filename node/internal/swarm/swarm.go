@@ -114,6 +114,7 @@ type Swarm struct {
 	asking    *semaphore.Weighted // questions to peers
 	searches  *semaphore.Weighted // for holders of blobs
 	maps      *semaphore.Weighted // claims that holders are sending
+	making    *semaphore.Weighted // sums of pieces that are not known yet
 	newPeer   chan struct{}
 	company   chan struct{} // a peer has come or gone
 	started   chan struct{} // closed once the first round of bootstrapping is over
@@ -154,6 +155,7 @@ func New(o Options) (*Swarm, error) {
 		bootstrap: o.Bootstrap, traffic: bandwidth.NewBandwidthCounter(),
 		asking:   semaphore.NewWeighted(questionsAtOnce),
 		searches: semaphore.NewWeighted(searchesAtOnce), maps: semaphore.NewWeighted(claimsAtOnce),
+		making:  semaphore.NewWeighted(madeAtOnce),
 		newPeer: make(chan struct{}, 1), company: make(chan struct{}, 1), aloneSince: time.Now(),
 		started: make(chan struct{}),
 		rooms:   map[Plan]*room{}, shunnedUntil: map[peer.ID]time.Time{},
