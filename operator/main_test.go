@@ -25,7 +25,7 @@ func TestTheConfigurationIsWhatTheChartWrites(t *testing.T) {
 		"a key that is none":                    {"upstream: []", "upstream"},
 		"an endpoint that is none": {"upstreams: [{registry: a.example, endpoints: [a.example]}]",
 			"want http(s)://"},
-		"a file that is missing": {"upstreams: [{registry: a.example, caFile: /nonexistent}]", "caFile: open"},
+		"a file that is missing": {"upstreams: [{registry: a.example, caFile: /nonexistent}]", "caFile: stat"},
 		"no YAML":                {"{", "config"},
 	} {
 		path := filepath.Join(t.TempDir(), "config.yaml")
