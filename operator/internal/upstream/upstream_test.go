@@ -336,7 +336,7 @@ func TestNewSaysWhatIsWrong(t *testing.T) {
 		"want http(s)://":       {{Registry: "a.example", Endpoints: []string{"a.example:5000"}}},
 		"holds credentials":     {{Registry: "a.example", Endpoints: []string{"https://u:p@a.example"}}},
 		"a query":               {{Registry: "a.example", Endpoints: []string{"https://a.example?x=1"}}},
-		"caFile: open":          {{Registry: "a.example", CAFile: "/nonexistent"}},
+		"caFile: stat":          {{Registry: "a.example", CAFile: "/nonexistent"}},
 		"clientCertFile":        {{Registry: "a.example", ClientKeyFile: "/nonexistent"}},
 		`"*": listed twice`:     {{}, {Registry: "*"}},
 		`"B.example": listed t`: {{Registry: "b.example"}, {Registry: "B.example"}},
