@@ -111,6 +111,7 @@ const longToken = "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH"
 
 func TestSwarm_ManyNodesCostTheHubWhatOneDoes(t *testing.T) {
 	t.Parallel()
+	const shard = 6 << 20 // one lease that is read twice on a busy machine is less than a twentieth of four
 	for name, test := range map[string]struct {
 		restrict func(*hubtest.Repo)
 		headers  []string
@@ -122,13 +123,13 @@ func TestSwarm_ManyNodesCostTheHubWhatOneDoes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			lone := newHub(t)
-			repo, files, _ := shards(lone, "org/m", 1<<20)
+			repo, files, _ := shards(lone, "org/m", shard)
 			test.restrict(repo)
 			snapshot(t, newAgent(t, lone, "", nil), "org/m", files, true, test.headers...)
 			one, _ := lone.Count()
 
 			h := newHub(t)
-			repo, files, total := shards(h, "org/m", 1<<20)
+			repo, files, total := shards(h, "org/m", shard)
 			test.restrict(repo)
 			agents := newAgents(t, h, test.nodes+2)
 			var wg sync.WaitGroup
@@ -144,8 +145,7 @@ func TestSwarm_ManyNodesCostTheHubWhatOneDoes(t *testing.T) {
 					t.Logf("%s %s %d %s", r.Method, r.Path, r.Status, r.Authorization)
 				}
 			}
-			// On a busy machine one lease may be read twice, which of so small a model is a fourth.
-			require.LessOrEqual(t, float64(sent), 1.05*float64(total)+content.ChunkSize)
+			require.LessOrEqual(t, float64(sent), 1.05*float64(total))
 			require.LessOrEqual(t, float64(many), 1.5*float64(one))
 
 			h.Forget()
