@@ -217,13 +217,16 @@ func (t *Table) setSize(size int64) error {
 // apply takes in one report of p.
 func (t *Table) apply(p *party, r Report) {
 	n := t.n
-	gone := make(map[int]bool, len(r.Gone))
-	for _, i := range r.Gone {
-		gone[i] = true
-	}
-	for _, c := range r.Claims { // what was read and let go of before either was told
-		if gone[c.Index] && c.Index >= 0 && c.Index < n {
-			t.claim(p, c)
+	var gone map[int]bool // few reports have any
+	if len(r.Gone) > 0 {
+		gone = make(map[int]bool, len(r.Gone))
+		for _, i := range r.Gone {
+			gone[i] = true
+		}
+		for _, c := range r.Claims { // what was read and let go of before either was told
+			if gone[c.Index] && c.Index >= 0 && c.Index < n {
+				t.claim(p, c)
+			}
 		}
 	}
 	for _, i := range r.Gone {
