@@ -20,6 +20,7 @@ func TestLook_SaysWhatIsMissingAndHowItIsUsed(t *testing.T) {
 		"get":               "get takes a digest, and was given nothing",
 		"add":               "add takes a file, and was given nothing",
 		"status -o xml":     `--output "xml": want json or yaml`,
+		"help nothing":      `unknown command "nothing" for "shoal-node"`,
 		"status --admin :1": "no agent answers at http://:1",
 	} {
 		cmd := command()

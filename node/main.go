@@ -104,6 +104,7 @@ from the other agents of the swarm, and what none of them holds from the registr
 	root.AddCommand(idCommand(load), configCommand(load), mirror.Command(guard.Command), versionCommand())
 	root.AddCommand(lookCommands(load)...)
 	root.AddCommand(contentsCommands(load)...)
+	view.Strict(root)
 	return root
 }
 

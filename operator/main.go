@@ -44,6 +44,7 @@ import (
 	"github.com/shoal-cache/shoal/api/files"
 	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/api/view"
 	"github.com/shoal-cache/shoal/operator/internal/access"
 	"github.com/shoal-cache/shoal/operator/internal/manager"
 	"github.com/shoal-cache/shoal/operator/internal/upstream"
@@ -72,6 +73,7 @@ func command() *cobra.Command {
 		},
 	}
 	cmd.AddCommand(versionCommand())
+	view.Strict(cmd)
 	all := cmd.PersistentFlags()
 	all.String("namespace", "shoal-system", "namespace of the leader election lease")
 	all.String("log-level", "info", "debug, info, warn or error")

@@ -89,3 +89,10 @@ func TestTheHubsEndpointIsAURL(t *testing.T) {
 		require.ErrorContains(t, err, "--hub-endpoint")
 	}
 }
+
+func TestHelp_OfACommandThatIsNoneIsAnError(t *testing.T) {
+	t.Parallel()
+	cmd := command()
+	cmd.SetArgs([]string{"help", "nothing"})
+	require.ErrorContains(t, cmd.ExecuteContext(t.Context()), `unknown command "nothing" for "shoal-operator"`)
+}

@@ -16,6 +16,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/shoal-cache/shoal/api/view"
 )
 
 // Command is `shoal-node mirror` with its sub-commands. More of them come from others, who get the options that the
@@ -81,7 +83,7 @@ func (o *Options) command() *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return unknown(cmd, args[0])
+				return view.UnknownCommand(cmd, args[0])
 			}
 			return cmd.Help()
 		},
@@ -152,15 +154,6 @@ func (o *Options) flags(flags *pflag.FlagSet) {
 		"containerd's `version`, such as 2.4.2 (default: what it says itself, with --root /)")
 	flags.StringVar(&o.StateDir, "state-dir", "/var/lib/shoal/mirror",
 		"`directory` of the originals that removal restores")
-}
-
-// unknown is the error about a sub-command that there is none of.
-func unknown(cmd *cobra.Command, name string) error {
-	hint := ""
-	if near := cmd.SuggestionsFor(name); len(near) > 0 {
-		hint = "; did you mean " + strings.Join(near, " or ") + "?"
-	}
-	return fmt.Errorf("unknown command %q for %q%s", name, cmd.CommandPath(), hint)
 }
 
 // inForce is Status, with an error where the runtime does not ask the agent.

@@ -79,6 +79,7 @@ func (p *plugin) run(ctx context.Context, args []string) int {
 	cmd.SetIn(p.In)
 	cmd.SetOut(p.Out)
 	cmd.SetErr(p.ErrOut)
+	view.Strict(cmd)
 	err := cmd.ExecuteContext(ctx)
 	switch {
 	case err == nil:
@@ -153,7 +154,9 @@ const patience = time.Minute
 // suggest writes what cobra says of a word that it does not know on one line, and where to look.
 func suggest(text string) string {
 	said, others, found := strings.Cut(strings.TrimSpace(text), "\n\nDid you mean this?\n")
-	said += "."
+	if !strings.HasSuffix(said, "?") {
+		said += "."
+	}
 	if found {
 		said += " Did you mean " + strings.Join(strings.Fields(others), " or ") + "?"
 	}

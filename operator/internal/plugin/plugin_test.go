@@ -130,6 +130,8 @@ func TestFailures_AreOneLineWithoutAStack(t *testing.T) {
 	for what, args := range map[string][]string{
 		"an output that is none":          {"status", "-o", "xml"},
 		"a verb that is none":             {"stat"},
+		"help of a verb that is none":     {"help", "nothing"},
+		"a shell that is none":            {"completion", "nothing"},
 		"a kubeconfig that is not there":  {"status", "--kubeconfig", "/nonexistent"},
 		"an API server that is not there": {"status", "--server", "https://127.0.0.1:1"},
 		"a name that is missing":          {"where"},
@@ -156,6 +158,8 @@ func TestFailures_SayWhatToDo(t *testing.T) {
 		"status --kubeconfig /dev/null":       "no kubeconfig names a cluster, and none answers at http://localhost:8080",
 		"version 1":                           "version takes no arguments, and was given 1",
 		"statsu":                              "kubectl shoal --help lists what there is",
+		"help nothing":                        `unknown command "nothing" for "kubectl shoal". kubectl shoal --help`,
+		"help completion bas":                 `did you mean bash? kubectl shoal --help lists what there is`,
 		"status --bad":                        "kubectl shoal --help lists what there is",
 		"status --server https://127.0.0.1:1": "the API server does not answer at https://127.0.0.1:1",
 	} {
