@@ -148,17 +148,15 @@ func (f *fetch) act() {
 	}
 	f.acting = true
 	for a := f.part.Take(); !a.Empty(); a = f.part.Take() {
-		session, drop, hopeless := f.session, f.drop, cmp.Or(f.upErr, a.Hopeless)
+		session, drop := f.session, f.drop
 		f.mu.Unlock()
 		f.carryOut(a, session)
 		if a.Leave {
 			drop()
 		}
 		f.mu.Lock()
-		if a.Hopeless != nil && !f.secede(time.Now()) {
-			f.mu.Unlock()
-			f.fail(hopeless)
-			f.mu.Lock()
+		if a.Hopeless != nil && !f.part.MayRead() && !f.secede(time.Now()) {
+			f.failNow(cmp.Or(f.upErr, a.Hopeless))
 		}
 	}
 	f.acting = false

@@ -259,7 +259,9 @@ func (f *fetch) relief(r schedule.Run) {
 	case here():
 	case f.ctx.Err() == nil:
 		f.noRelief = time.Now().Add(reliefPause)
-		f.upErr = err
+		if !f.outdated(err) {
+			f.upErr = err
+		}
 		f.fr.log.Warn("upstream did not help", "digest", f.digest, "first", r.First, "error", err)
 	}
 }

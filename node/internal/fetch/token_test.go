@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -147,6 +148,47 @@ func TestAFetchGoesOnWithTheTokenOfAnyOfItsCallers(t *testing.T) {
 			for _, p := range pulls {
 				p.requireRight(t, d)
 			}
+		})
+	}
+}
+
+// The refusal is of callers that were there when upstream was asked.
+func TestAskers_ARefusalIsNotToldOfACallerWhoHasComeSince(t *testing.T) {
+	t.Parallel()
+	no := &content.UpstreamError{Status: http.StatusUnauthorized}
+	run := schedule.Run{First: 0, Count: 1}
+	for name, others := range map[string]bool{"another has come": true, "none has": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			asked := make(chan struct{}, 16)
+			fr, s, req, data := scripted(t, 2, func(o *Options) { o.Upstream = hanging{o.Upstream, asked} })
+			req.Repository.Registry, req.Authorization = "hanging.test", "bad"
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			go func() { _, _ = fr.Open(ctx, req) }()
+			session := s.next(t)
+			session.orders <- schedule.Orders{Size: int64(len(data)), Leases: []schedule.Run{run}}
+			<-asked
+			fr.mu.Lock()
+			f := fr.fetches[req.Digest]
+			fr.mu.Unlock()
+			f.update(func(now time.Time) {
+				f.askers.refuse(f.askers.next(), no)
+				if others {
+					another := req
+					another.Authorization = "good"
+					f.admit(another)
+				}
+				f.leaseEnded(now, run, no)
+			})
+			session.until(t, func(r schedule.Report) bool {
+				return slices.ContainsFunc(r.Failed, func(l schedule.Failure) bool {
+					return l.Trouble == map[bool]schedule.Trouble{true: schedule.Returned, false: schedule.Refused}[others]
+				})
+			})
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			require.Equal(t, others, f.upErr == nil)
 		})
 	}
 }

@@ -32,7 +32,7 @@ const blip = 8 * time.Second
 
 var (
 	errNoRange  = errors.New("upstream ignores Range requests")
-	errReturned = errors.New("the size is known, and no more was wanted")
+	errReturned = errors.New("no more of it was wanted, or it may be asked for in another name")
 )
 
 // readLease reads a run from upstream, and tells how that went.
@@ -41,14 +41,23 @@ func (f *fetch) readLease(r schedule.Run) {
 		return
 	}
 	err := f.readRun(r)
-	f.update(func(now time.Time) {
-		if err != nil && !errors.Is(err, errReturned) && f.ctx.Err() == nil {
-			f.fr.log.Info("upstream failed", "digest", f.digest, "first", r.First, "chunks", r.Count, "error", err)
-			f.upErr = err
-		}
-		f.part.LeaseEnded(now, r, f.troubleOf(err))
-	})
+	f.update(func(now time.Time) { f.leaseEnded(now, r, err) })
 }
+
+// leaseEnded takes in how the reading of a run went. The caller holds f.mu.
+func (f *fetch) leaseEnded(now time.Time, r schedule.Run, err error) {
+	if f.outdated(err) {
+		err = errReturned
+	}
+	if err != nil && !errors.Is(err, errReturned) && f.ctx.Err() == nil {
+		f.fr.log.Info("upstream failed", "digest", f.digest, "first", r.First, "chunks", r.Count, "error", err)
+		f.upErr = err
+	}
+	f.part.LeaseEnded(now, r, f.troubleOf(err))
+}
+
+// outdated reports whether err is a refusal of callers beside whom another has come since. The caller holds f.mu.
+func (f *fetch) outdated(err error) bool { return refused(err) && f.askers.next() != nil }
 
 // troubleOf is what the coordinator is told of a run that was not read. The caller holds f.mu.
 func (f *fetch) troubleOf(err error) schedule.Trouble {

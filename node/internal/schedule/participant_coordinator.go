@@ -116,7 +116,7 @@ func (p *Participant) assign(a Assignment) {
 
 // hopeless: no one else can have the blob, the coordinator says. But this node may not have asked upstream itself.
 func (p *Participant) hopeless(now time.Time) {
-	if p.upstream && !p.failed && !p.apart {
+	if p.MayRead() {
 		p.apart = true
 		p.leave(now, nil)
 		return
@@ -128,6 +128,10 @@ func (p *Participant) hopeless(now time.Time) {
 func (p *Participant) Left() {
 	p.tie, p.coordinator = untied, ""
 }
+
+// MayRead reports whether this node may still read upstream all that the blob lacks. What was Hopeless before a caller
+// came whom upstream may accept is so no more.
+func (p *Participant) MayRead() bool { return p.upstream && !p.failed && !p.apart }
 
 // SetUpstream reports whether upstream may be asked. A coordinator that was told otherwise, or that upstream refused
 // this node, is joined anew.

@@ -3,6 +3,7 @@ package schedule
 import (
 	"cmp"
 	"slices"
+	"time"
 )
 
 // plan hands out what can be handed out now.
@@ -199,9 +200,16 @@ func (t *Table) betterHome(g *group, p *party, i int) bool {
 // fewBrought keeps a party that brings chunks from peers busy while it waits for orders.
 const fewBrought = 2
 
+// comeback is for how long one that has left may be about to join anew. A node does that when a caller comes whom
+// upstream may accept.
+const comeback = time.Second
+
 // despair tells participants for which nothing can be done: no one can go upstream (now: a runtime had better ask the
 // registry itself than wait), and a chunk is with no one.
 func (t *Table) despair() {
+	if t.now.Sub(t.left) < comeback {
+		return
+	}
 	if !t.open || slices.ContainsFunc(t.active, func(p *party) bool { return p.upstream && !p.barred.After(t.now) }) {
 		return
 	}

@@ -22,10 +22,11 @@ var ErrSize = errors.New("blob size differs from what the other participants kno
 type Table struct {
 	cfg  Config
 	now  time.Time
-	size int64 // -1: not known
-	n    int   // chunks, 0 while the size is not known
-	per  int   // chunks of a leaf, in which runs and windows are counted
-	open bool  // upstream may be asked
+	size int64     // -1: not known
+	n    int       // chunks, 0 while the size is not known
+	per  int       // chunks of a leaf, in which runs and windows are counted
+	open bool      // upstream may be asked
+	left time.Time // when a participant in need last left
 
 	chunks      map[int]*chunk // whose hash is known or that someone reads from upstream
 	parties     map[peer.ID]*party
@@ -137,6 +138,9 @@ func errStranger(id peer.ID) error { return fmt.Errorf("report of %s, which is n
 // Leave takes a participant or holder out; what it was to bring is given to others.
 func (t *Table) Leave(now time.Time, id peer.ID) {
 	t.now = now
+	if p := t.parties[id]; p != nil && slices.Contains(t.active, p) {
+		t.left = now
+	}
 	t.remove(id)
 	t.plan()
 }

@@ -697,6 +697,27 @@ func TestHopelessIsSaidAtOnce(t *testing.T) {
 	require.True(t, n.hopeless, "its only upstream refuses")
 }
 
+func TestHopelessIsSaidOnceWhoHasLeftDoesNotComeBack(t *testing.T) {
+	t.Parallel()
+	for name, back := range map[string]bool{"it comes back at once": true, "it stays away": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSwarm(t, Config{}, 3)
+			s.join(id(0), "", true)
+			n := s.join(id(1), "", false)
+			s.leave(id(0)) // a node whose caller was refused joins anew when another comes
+			require.False(t, n.hopeless, "at once")
+			if back {
+				s.join(id(0), "", true)
+			}
+			s.now = s.now.Add(comeback)
+			s.table.Tick(s.now)
+			s.deliver()
+			require.Equal(t, !back, n.hopeless, "after a second")
+		})
+	}
+}
+
 func TestAHoldersWordOnAChunkGoesBeforeAReaders(t *testing.T) {
 	t.Parallel()
 	const reader, early, second, late = 0, 1, 2, 3
