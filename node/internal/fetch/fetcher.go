@@ -308,10 +308,14 @@ func (fr *Fetcher) OpenPast(ctx context.Context, req content.Request) (content.R
 	return fr.openThrough(ctx, req, errForeign)
 }
 
-// Stat tells size and media type of what Open would give, without fetching it.
+// Stat tells size and media type of what Open would give, without fetching it. To a source that has not proved to have
+// the content it tells what that says itself: not even that there is such content here, and of what size.
 func (fr *Fetcher) Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error) {
-	if info, err := fr.opts.Store.Stat(req.Digest); err == nil && (req.Kind == content.Blob || info.MediaType != "") {
-		return info.Size, info.MediaType, nil
+	if fr.sourceOf(req) == "" {
+		info, err := fr.opts.Store.Stat(req.Digest)
+		if err == nil && (req.Kind == content.Blob || info.MediaType != "") {
+			return info.Size, info.MediaType, nil
+		}
 	}
 	if req.Kind == content.Blob {
 		fr.mu.Lock()

@@ -271,6 +271,29 @@ func TestSource_AnotherThatHasTheBlobGivesItItself(t *testing.T) {
 	require.Equal(t, before+3*chunk1+5, o.Bytes.Load(), "that was the proof, so what is here is given")
 }
 
+func TestSource_WhoOnlyClaimsADigestIsToldNoOtherSizeThanItsOwn(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	n := newSwarm(t, o, 1, func(_ int, fo *Options, _ *swarm.Options) {
+		fo.Sources = &proofs{}
+		fo.Upstream = &claimant{Upstream: fo.Upstream, sizes: func(digest.Digest) int64 { return 7 }}
+	})[0]
+	d := o.add(t, 3*chunk1+5)
+	claims := o.request(d)
+	claims.Repository = evil
+	for _, held := range []bool{false, true} {
+		if held {
+			require.NoError(t, n.Ensure(t.Context(), o.request(d)))
+		}
+		size, _, err := n.Stat(t.Context(), claims)
+		require.NoError(t, err)
+		require.EqualValues(t, 7, size)
+	}
+	size, _, err := n.Stat(t.Context(), o.request(d))
+	require.NoError(t, err)
+	require.EqualValues(t, 3*chunk1+5, size)
+}
+
 // The gate looks at what peers hold before it lets in a caller of a source that has proved nothing.
 func TestSource_WhatWasFetchedForASampleGivesWayToItOnceThatIsTaken(t *testing.T) {
 	t.Parallel()

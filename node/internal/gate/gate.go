@@ -66,6 +66,10 @@ var errSilent = errors.New("the source does not answer")
 // or for the time of an outage. It accepts nobody: such a caller is given what the source gives itself.
 var errUnsure = errors.New("the answer does not show that it is about the content")
 
+// errOther is errUnsure of a yes that is about something else, by what this node holds. That it does is nothing for
+// whoever asks to know.
+var errOther = fmt.Errorf("it names another size: %w", errUnsure)
+
 // Source names who decides who may read some content. Fronts choose the names; those of different fronts must differ.
 type Source string
 
@@ -289,16 +293,23 @@ func (g *Gate) decide(ctx context.Context, rule policy.Rule, req Request, accept
 	if accepted {
 		return g.prove(ctx, rule, req)
 	}
-	if g.Silent(req.Source, req.Credentials) && g.knows(ctx, req) &&
-		g.Offline(ctx, rule, req.Source, req.Credentials, content.ErrUnavailable) == nil {
+	if g.Silent(req.Source, req.Credentials) &&
+		g.Offline(ctx, rule, req.Source, req.Credentials, content.ErrUnavailable) == nil && g.knows(ctx, req) {
 		return nil
 	}
 	err := g.ask(ctx, rule, req)
 	switch {
 	case err == nil:
 		return g.prove(ctx, rule, req)
-	case Unanswered(err) && g.knows(ctx, req):
-		return g.Offline(ctx, rule, req.Source, req.Credentials, err)
+	case Unanswered(err): // only who may read what is known is told, by what he is given, whether this is
+		if refused := g.Offline(ctx, rule, req.Source, req.Credentials, err); refused != nil {
+			return refused
+		}
+		if g.knows(ctx, req) {
+			return nil
+		}
+	case errors.Is(err, errOther) && g.Offline(ctx, rule, req.Source, req.Credentials, err) == nil && g.knows(ctx, req):
+		return nil // to whom it has given this before, a page in its place is an outage
 	case errors.Is(err, errUnsure):
 		return g.makeSure(ctx, rule, req)
 	}
@@ -306,20 +317,18 @@ func (g *Gate) decide(ctx context.Context, rule policy.Rule, req Request, accept
 }
 
 // makeSure decides about a caller to whom the source said a yes that may be about anything: by a sample, which the
-// source gives in the caller's name, of what others hold. It fails with errUnsure where there is nothing to sample.
+// source gives in the caller's name, of what others hold. It fails with errUnsure where there is nothing to sample, and
+// where the source gives something else: the caller's answer does not tell one from the other.
 func (g *Gate) makeSure(ctx context.Context, rule policy.Rule, req Request) error {
 	r, fromPeers, err := g.elsewhere(ctx, req)
+	if err == nil {
+		err = g.sample(ctx, req, r, fromPeers)
+	}
 	if err != nil {
 		return errUnsure
 	}
-	err = g.sample(ctx, req, r, fromPeers)
-	switch {
-	case err == nil:
-		g.Confirm(ctx, rule, req)
-	case errors.Is(err, errPeers), errors.Is(err, errStart):
-		return errUnsure
-	}
-	return err
+	g.Confirm(ctx, rule, req)
+	return nil
 }
 
 // size is how long the content is, by what this node holds, or else by a manifest of the source, which may be wrong. 0:
@@ -335,15 +344,11 @@ func (g *Gate) size(req Request) (n int64, held bool) {
 
 // sure returns nil where a yes is about the content, by the size that it names.
 func (g *Gate) sure(req Request, size int64) error {
-	if size < 0 {
-		return nil
-	}
 	switch known, held := g.size(req); {
-	case size == known && (held || known > 0):
+	case size < 0, size == known && (held || known > 0):
 		return nil
 	case held:
-		return fmt.Errorf("%s says that %s is of %d bytes, and it is of %d: %w", req.Source, req.Digest, size, known,
-			content.ErrBadAnswer)
+		return errOther
 	default:
 		return errUnsure
 	}

@@ -99,25 +99,22 @@ func (g *Gate) knows(ctx context.Context, req Request) bool {
 	return false
 }
 
-// prove returns nil once the content may be given in the name of its source.
+// prove returns nil once the content may be given in the name of its source. A sample that proves nothing leaves the
+// caller with the answer that he would have if nobody held the content, which tells him nothing of who does.
 func (g *Gate) prove(ctx context.Context, rule policy.Rule, req Request) error {
 	if g.knows(ctx, req) {
 		return nil
 	}
 	r, fromPeers, err := g.elsewhere(ctx, req)
 	if err == nil {
-		err = g.sample(ctx, req, r, fromPeers)
-		if !errors.Is(err, errPeers) && !errors.Is(err, errStart) {
-			return err
+		if err = g.sample(ctx, req, r, fromPeers); err == nil {
+			return nil
 		}
 	}
-	if errors.Is(err, content.ErrNotFound) {
-		if g.claimed.Contains(g.thing(req.Source, req.Digest)) {
-			return nil // it comes from the source, or not at all
-		}
-		err = g.ask(ctx, rule, req)
+	if !content.Denied(err) && g.claimed.Contains(g.thing(req.Source, req.Digest)) {
+		return nil // it comes from the source, or not at all
 	}
-	return err
+	return g.ask(ctx, rule, req)
 }
 
 // sample has the source give a part of the content that r reads, and closes r.

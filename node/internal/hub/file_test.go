@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 
@@ -60,6 +61,25 @@ func TestFile_OneThatHasNoRoomIsGivenAndIsSaidToBe(t *testing.T) {
 		}
 	}
 	require.InDelta(t, 1, testutil.ToFloat64(a.metrics.noRoom), 0)
+}
+
+// Whoever lists a digest and a size without an end would learn by the warning whether the node holds the file.
+func TestFile_WhoOnlyListsADigestIsNotToldThatTheFileIsHere(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	secret := read(t, hubtest.Random(1, 2<<20))
+	h.Repo("models", "evil/fake").Commit("main", map[string]hubtest.File{
+		large: {Data: hubtest.Random(2, 5<<20), LFS: true, ClaimedSHA256: digest.FromBytes(secret).Encoded()},
+	})
+	a := newAgent(t, h, "", nil)
+	require.NoError(t, a.store.SetLimits(store.Limits{Capacity: 4 << 20}))
+	warning := func() string {
+		return a.ask(t, http.MethodHead, resolve("evil/fake", "main", large)).header.Get("X-Hf-Warning")
+	}
+	before := warning()
+	require.Contains(t, before, "store.capacity")
+	require.NoError(t, a.store.Put(t.Context(), digest.FromBytes(secret), bytes.NewReader(secret), int64(len(secret))))
+	require.Equal(t, before, warning())
 }
 
 // What has no room is nowhere to be compared with. So whoever only lists another's file is given what his own

@@ -35,6 +35,8 @@ type Fetcher interface {
 	// OpenHere fails with content.ErrNoSpace for what is not kept, and OpenPast shares nothing.
 	OpenHere(ctx context.Context, req content.Request) (content.Reader, error)
 	OpenPast(ctx context.Context, req content.Request) (content.Reader, error)
+	// Stat tells the size of what Open would give.
+	Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error)
 	// Serves reports whether Open would give what is being fetched for the same source, or for one that has proved to
 	// have the content.
 	Serves(req content.Request) bool

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/store"
 )
 
@@ -22,7 +23,8 @@ func (f *Front) warn(x *exchange, e *element) {
 	if e.LFS == nil || e.Size < worthKeeping {
 		return
 	}
-	if _, err := f.opts.Store.Stat(e.digest()); err == nil {
+	held := content.Request{Repository: x.route.repo.source(f.opts.Hub), Digest: e.digest()}
+	if f.Proved(held) && f.has(e.digest()) { // who only lists a digest learns of nobody's file
 		return
 	}
 	usage, key := f.opts.Store.Usage(), "store.modelCapacity"

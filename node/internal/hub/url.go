@@ -48,7 +48,7 @@ func (f *Front) url(x *exchange) error {
 		return err
 	}
 	if x.R.Method == http.MethodHead || content.OfNothing(req.Digest) {
-		size, err := f.measure(ctx, x, req)
+		size, err := f.measure(ctx, req)
 		if err != nil {
 			return err
 		}
@@ -164,24 +164,18 @@ func (f *Front) permits(from *url.URL, file string) bool {
 }
 
 // measure finds the size of a file of which no byte is wanted.
-func (f *Front) measure(ctx context.Context, x *exchange, req content.Request) (int64, error) {
+func (f *Front) measure(ctx context.Context, req content.Request) (int64, error) {
 	if content.OfNothing(req.Digest) {
 		return 0, nil
 	}
-	if info, err := f.opts.Store.Stat(req.Digest); err == nil {
-		return info.Size, nil
+	size, _, err := f.opts.Fetcher.Stat(ctx, req)
+	if err == nil || content.Denied(err) || errors.Is(err, content.ErrNotFound) ||
+		errors.Is(err, content.ErrUnavailable) {
+		return size, err
 	}
-	var refused error
-	if x.rule.Mode != policy.PeersOnly {
-		size, _, err := f.opts.Upstream.Stat(ctx, req)
-		if err == nil || content.Denied(err) || errors.Is(err, content.ErrNotFound) {
-			return size, err
-		}
-		refused = err
-	}
-	reader, err := f.opts.Fetcher.Open(ctx, req) // a peer may have it
-	if err != nil {
-		return 0, errors.Join(refused, err)
+	reader, opened := f.opts.Fetcher.Open(ctx, req) // there are hosts that answer nothing but GET
+	if opened != nil {
+		return 0, errors.Join(err, opened)
 	}
 	defer func() { _ = reader.Close() }()
 	return reader.Size(), nil

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -280,6 +281,9 @@ func TestURL_AHostThatAnswersEverythingWithAPageLetsNobodyIn(t *testing.T) {
 				fill()
 			}
 			host.page.Store(true)
+			head := a.ask(t, http.MethodHead, private)
+			require.Equal(t, http.StatusOK, head.status)
+			require.NotEqual(t, strconv.Itoa(len(data)), head.header.Get("Content-Length"), "what is here is not for him")
 			g := a.ask(t, http.MethodGet, private)
 			require.True(t, g.status >= 400 || g.err != nil, "%d", g.status)
 			require.False(t, bytes.Contains(g.body, data[:64]))

@@ -76,13 +76,18 @@ func (f *fetcher) ReadAhead(req content.Request) {
 	f.ahead = append(f.ahead, req.Digest)
 }
 
+// mayGive reports whether a request is given what others have brought; see fetch.Sources.
+func (f *fetcher) mayGive(req content.Request) bool {
+	return f.proved == nil || req.NoUpstream() || f.proved(req)
+}
+
 func (f *fetcher) get(ctx context.Context, req content.Request) ([]byte, error) {
-	mayGive := f.proved == nil || req.NoUpstream() || f.proved(req) // see fetch.Sources
 	f.mu.Lock()
 	data, ok := f.held[req.Digest]
-	if !ok && mayGive {
+	if !ok {
 		data, ok = f.peers[req.Digest]
 	}
+	ok = ok && f.mayGive(req)
 	f.misled--
 	misled := f.misled >= 0
 	f.mu.Unlock()
@@ -148,7 +153,7 @@ func (f *fetcher) Stat(ctx context.Context, req content.Request) (int64, string,
 	f.mu.Lock()
 	data, ok := f.held[req.Digest]
 	f.mu.Unlock()
-	if ok {
+	if ok && f.mayGive(req) {
 		return int64(len(data)), "", nil
 	}
 	if req.NoUpstream() {
@@ -241,7 +246,10 @@ func (w *world) restart(set ...func(*registry.Options)) {
 	g, err := gate.New(gate.Options{Cache: w.fetcher, Memory: w.memory, Witness: w.witness})
 	require.NoError(w.t, err)
 	w.gate, w.fetcher.source = g, g.Observe(w.fetcher.upstream)
-	w.fetcher.proved, w.fetcher.prove = g.Proved, g.Prove
+	w.fetcher.proved = func(req content.Request) bool {
+		return w.rule.Authorization.Mode == policy.Exempt || g.Proved(req)
+	}
+	w.fetcher.prove = g.Prove
 	opts := registry.Options{
 		Fetcher: w.fetcher, Upstream: w.fetcher.upstream, Gate: g, DefaultRegistry: images, Registerer: w.metrics,
 		Rules: func(content.Repository) policy.Rule { return w.rule },
