@@ -239,9 +239,9 @@ func TestGatherer_AsksOnceForAllWhoLookAndRestsAfterASlowLook(t *testing.T) {
 		leave() // those who asked first do not wait
 		require.NoError(t, look(t.Context()))
 		require.EqualValues(t, 1, a.looks.Load(), "all of them got one look")
-		time.Sleep(29 * time.Second)
+		time.Sleep(34 * time.Second)
 		require.NoError(t, look(t.Context()))
-		require.EqualValues(t, 1, a.looks.Load(), "a look of six seconds holds for thirty")
+		require.EqualValues(t, 1, a.looks.Load(), "a look of seven seconds holds for thirty-five")
 		time.Sleep(2 * time.Second)
 		require.NoError(t, look(t.Context()))
 		require.EqualValues(t, 2, a.looks.Load())

@@ -25,7 +25,8 @@ var now = time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
 
 // scene is a cluster in which all is well, and nothing moves: nodes over zones, named by name.
 func scene(nodes, zones int, name string) *gathered {
-	g := &gathered{at: now, asked: true, cluster: &survey.Cluster{Swarm: &v1alpha1.Swarm{}}}
+	g := &gathered{at: now, asked: true, cluster: &survey.Cluster{Swarm: &v1alpha1.Swarm{},
+		Operators: []corev1.Pod{{Status: corev1.PodStatus{Phase: corev1.PodRunning}}}}}
 	at := metav1.NewTime(now.Add(-42 * time.Second))
 	size := func(n int64) *resource.Quantity { return resource.NewQuantity(n, resource.BinarySI) }
 	for i := range nodes {

@@ -145,6 +145,9 @@ func (p *plugin) check(ctx context.Context) (checked, error) {
 	r := checked{Findings: survey.Diagnose(c, answers, p.clock.now())}
 	r.looked(true, "API server: %s, %s, %s", view.Count(len(c.Peers), "peer"), view.Count(len(c.Caches), "node cache"),
 		view.Count(len(c.Pins), "pin"))
+	if ready, all, seen := c.ReadyOperators(); seen {
+		r.looked(ready == all && all > 0, "Operators that are ready: %d of %d", ready, all)
+	}
 	r.areas(answers)
 	r.runtimes(c)
 	r.registries(answers)
@@ -444,11 +447,11 @@ func (p *plugin) topCommand() *cobra.Command {
 }
 
 func (p *plugin) top(ctx context.Context) ([]topRow, error) {
-	pods, err := p.pods(ctx, "")
+	nodes, err := p.nodes(ctx, "")
 	if err != nil {
 		return nil, err
 	}
-	answers, err := askAll(ctx, p, pods,
+	answers, err := askNodes(ctx, p, nodes,
 		func(ctx context.Context, c *view.Client) ([]view.Fetch, error) {
 			return view.Get[[]view.Fetch](ctx, c, view.FetchesPath, nil)
 		})

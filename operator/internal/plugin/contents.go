@@ -93,11 +93,11 @@ runs shoal-node in the agent's pod, so it takes the right to exec there.`,
 
 // holder is the agent of a node that holds content.
 func (p *plugin) holder(ctx context.Context, d digest.Digest, node string) (*corev1.Pod, error) {
-	pods, err := p.pods(ctx, node)
+	nodes, err := p.nodes(ctx, node)
 	if err != nil {
 		return nil, err
 	}
-	answers, err := askAll(ctx, p, pods, func(ctx context.Context, c *view.Client) ([]view.Blob, error) {
+	answers, err := askNodes(ctx, p, nodes, func(ctx context.Context, c *view.Client) ([]view.Blob, error) {
 		return view.Get[[]view.Blob](ctx, c, view.BlobsPath, url.Values{"digest": {d.String()}})
 	})
 	if err != nil {
@@ -112,16 +112,16 @@ func (p *plugin) holder(ctx context.Context, d digest.Digest, node string) (*cor
 		if len(a.Value) == 0 {
 			continue
 		}
-		for i := range pods {
-			if pods[i].Spec.NodeName == a.Node {
-				return &pods[i], nil
+		for i := range nodes.running {
+			if pod := &nodes.running[i]; pod.Spec.NodeName == a.Node {
+				return pod, nil
 			}
 		}
 	}
 	if problem != nil {
 		return nil, fmt.Errorf("no node that answers holds %s%w", d, problem)
 	}
-	p.say("none of %s holds %s", view.Count(len(pods), "node"), d)
+	p.say("none of %s holds %s", view.Count(len(answers), "node"), d)
 	return nil, errNotWell
 }
 
@@ -151,17 +151,18 @@ exec there.`,
 			if err != nil {
 				return err
 			}
-			pods, err := p.pods(cmd.Context(), node)
+			nodes, err := p.nodes(cmd.Context(), node)
 			if err != nil {
 				return err
 			}
-			err = p.agents.run(cmd.Context(), &pods[0], []string{"add", "--digest", d.String(), "--size",
+			pod := &nodes.running[0]
+			err = p.agents.run(cmd.Context(), pod, []string{"add", "--digest", d.String(), "--size",
 				strconv.FormatInt(size, 10), "-"}, f, io.Discard)
 			if err != nil {
 				return err
 			}
-			p.say("%s is on %s", view.Bytes(size), pods[0].Spec.NodeName)
-			return p.print(added{d, size, pods[0].Spec.NodeName}, func(w io.Writer) error {
+			p.say("%s is on %s", view.Bytes(size), pod.Spec.NodeName)
+			return p.print(added{d, size, pod.Spec.NodeName}, func(w io.Writer) error {
 				_, err := fmt.Fprintln(w, d)
 				return err
 			})

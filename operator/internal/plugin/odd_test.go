@@ -342,6 +342,37 @@ func TestTop_AListIsAListAlsoWhereItIsEmpty(t *testing.T) {
 	require.Contains(t, out.String(), `"fetches": []`)
 }
 
+// One node's agent runs, and one's does not. Who asks for what the nodes hold is told that one did not answer.
+func TestNodes_OneWithoutAnAgentIsNamedByEachVerbThatAsksAll(t *testing.T) {
+	t.Parallel()
+	waits := agentPod()
+	waits.Name, waits.Spec.NodeName, waits.Status.Phase = "waits", "node2", corev1.PodPending
+	peer := &v1alpha1.Peer{ObjectMeta: metav1.ObjectMeta{Name: "node3"}}
+	agents := served{"node1": {
+		view.FetchesPath: []view.Fetch{}, view.BlobsPath: []view.Blob{}, view.PullsPath: []view.Pull{},
+		view.ImagePath: view.Image{Complete: true, Digest: some, Parts: []view.ImagePart{{Held: true, Size: 1}}}}}
+	for verb, want := range map[string]struct {
+		code int
+		says string
+	}{
+		"where redis:7": {ExitWell, "No answer came from 2 nodes, which may hold it too.\n"},
+		"ls":            {ExitNotWell, "node3: no agent runs there"},
+		"top":           {ExitNotWell, "node3   no agent runs there"},
+		"why":           {ExitNotWell, "no agent that answers remembers"},
+		"get " + some:   {ExitFailed, "node3 did not answer: no agent runs there"},
+	} {
+		t.Run(verb, func(t *testing.T) {
+			t.Parallel()
+			streams, _, out, errOut := genericiooptions.NewTestIOStreams()
+			p := &plugin{IOStreams: streams, flags: genericclioptions.NewConfigFlags(true), agents: agents,
+				api: fake.NewClientBuilder().WithScheme(kindsOf(t)).WithObjects(agentPod(), waits.DeepCopy(),
+					peer.DeepCopy()).Build()}
+			require.Equal(t, want.code, p.run(t.Context(), strings.Fields(verb)), out.String()+errOut.String())
+			require.Contains(t, out.String()+errOut.String(), want.says)
+		})
+	}
+}
+
 func kindsOf(t *testing.T) *kruntime.Scheme {
 	t.Helper()
 	scheme := kruntime.NewScheme()
@@ -352,6 +383,12 @@ func kindsOf(t *testing.T) *kruntime.Scheme {
 func agentPod() *corev1.Pod {
 	return &corev1.Pod{Spec: corev1.PodSpec{NodeName: "node1"}, Status: corev1.PodStatus{Phase: corev1.PodRunning},
 		ObjectMeta: metav1.ObjectMeta{Name: "agent", Namespace: survey.DefaultNamespace, Labels: survey.AgentLabels}}
+}
+
+func operatorPod() *corev1.Pod {
+	pod := agentPod()
+	pod.Name, pod.Labels = "operator", survey.OperatorLabels
+	return pod
 }
 
 // leaving are agents whose user presses Ctrl-C as soon as one is asked.
@@ -380,7 +417,7 @@ func TestInterrupt_SaysNothingOfAgentsThatCouldNotAnswerAnyMore(t *testing.T) {
 			ctx, leave := context.WithCancel(t.Context())
 			streams, _, out, errOut := genericiooptions.NewTestIOStreams()
 			p := &plugin{IOStreams: streams, flags: genericclioptions.NewConfigFlags(true), agents: leaving{leave: leave},
-				api: fake.NewClientBuilder().WithScheme(scheme).WithObjects(pod.DeepCopy()).Build()}
+				api: fake.NewClientBuilder().WithScheme(scheme).WithObjects(pod.DeepCopy(), operatorPod()).Build()}
 			require.Equal(t, code, p.run(ctx, strings.Fields(verb)), errOut)
 			require.Empty(t, out.String())
 			if code != ExitWell {

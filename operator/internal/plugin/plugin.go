@@ -13,6 +13,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -270,6 +271,20 @@ func askAll[T any](ctx context.Context, p *plugin, pods []corev1.Pod,
 	if err := survey.NotAllowed(answers); err != nil {
 		return nil, err
 	}
+	return answers, nil
+}
+
+// askNodes asks the agents of nodes so. A node without one is among the answers too: what it holds nobody knows.
+func askNodes[T any](ctx context.Context, p *plugin, of nodes,
+	ask func(context.Context, *view.Client) (T, error)) ([]survey.Answer[T], error) {
+	answers, err := askAll(ctx, p, of.running, ask)
+	if err != nil {
+		return nil, err
+	}
+	for _, node := range of.absent {
+		answers = append(answers, survey.Answer[T]{Node: node, Err: errAbsent})
+	}
+	slices.SortFunc(answers, func(a, b survey.Answer[T]) int { return strings.Compare(a.Node, b.Node) })
 	return answers, nil
 }
 

@@ -184,7 +184,6 @@ func TestTest_GivesTheRegistrysOwnWords(t *testing.T) {
 	require.EqualError(t, refused("/manifests/1", "502 Bad Gateway", []byte("<html>")), "GET /manifests/1: 502 Bad Gateway")
 }
 
-// TestVerbs plays them in turn on one cluster: before there is anything, with two nodes, and with pins.
 func TestTest_SaysNothingOfARegistryWhereItsOwnContentDidNotArrive(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
@@ -194,6 +193,37 @@ func TestTest_SaysNothingOfARegistryWhereItsOwnContentDidNotArrive(t *testing.T)
 	require.NotContains(t, out.String(), "registry sent")
 }
 
+func TestTest_ARateIsOfWhatCameWhileItCame(t *testing.T) {
+	t.Parallel()
+	for what, c := range map[string]struct {
+		tested
+		want string
+	}{
+		"all of it came": {tested{Took: 4 * time.Second, Fetched: 2 * time.Second, Bytes: 8 * mib, Peers: 8 * mib}, "4.0MiB/s"},
+		"half of it was there from an earlier try": {tested{Took: 4 * time.Second, Fetched: 2 * time.Second, Bytes: 8 * mib,
+			Peers: 3 * mib, Upstream: mib}, "2.0MiB/s"},
+		"the agent tells nothing of its fetch": {tested{Took: 4 * time.Second, Bytes: 8 * mib, Peers: 8 * mib}, "-"},
+	} {
+		var out bytes.Buffer
+		require.NoError(t, (&plugin{}).writeTested(&out, []tested{c.tested}, true), what)
+		row := strings.Fields(strings.Split(out.String(), "\n")[1])
+		require.Equal(t, c.want, row[3], "%s: %s", what, out.String())
+	}
+}
+
+// makeOperator makes the pod of an operator that is ready.
+func makeOperator(t *testing.T, c *apitest.Cluster) {
+	t.Helper()
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "operator", Namespace: apitest.Namespace, Labels: survey.OperatorLabels},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "operator", Image: "shoal"}}}}
+	require.NoError(t, c.Client.Create(t.Context(), pod))
+	pod.Status.Phase = corev1.PodRunning
+	pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "operator", Ready: true}}
+	require.NoError(t, c.Client.Status().Update(t.Context(), pod))
+}
+
+// TestVerbs plays them in turn on one cluster: before there is anything, with two nodes, and with pins.
 func TestVerbs(t *testing.T) {
 	t.Parallel()
 	c := apitest.Require(t, cluster1)
@@ -252,6 +282,15 @@ func TestVerbs(t *testing.T) {
 				Parts: []view.PullPart{{Kind: "manifest", Resolve: 2 * time.Second, Authorize: 2 * time.Second}}}},
 		}
 	}
+	code, out, errOut = kubectl(t, spread{agents}, "test")
+	require.Equal(t, ExitNotWell, code, "and at once")
+	require.Empty(t, out)
+	require.Contains(t, errOut, "test has a pin bring the bytes to the nodes, and no operator is ready")
+	require.Contains(t, errOut, "OperatorMissing: there is no operator's pod")
+	code, out, errOut = kubectl(t, agents, "check")
+	require.Equal(t, ExitNotWell, code, errOut)
+	require.Contains(t, out, "! Operators that are ready: 0 of 0")
+	makeOperator(t, c)
 	require.NoError(t, c.Client.Create(ctx, &v1alpha1.ArtifactPin{
 		ObjectMeta: metav1.ObjectMeta{Name: "shoal", Namespace: apitest.Namespace,
 			Labels: map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedByOperator}},
@@ -269,6 +308,7 @@ func TestVerbs(t *testing.T) {
 	code, out, errOut = kubectl(t, agents, "check")
 	require.Equal(t, ExitWell, code, out+errOut)
 	require.Contains(t, out, "Nothing is amiss.")
+	require.Contains(t, out, "✓ Operators that are ready: 1 of 1")
 	require.Contains(t, out, "✓ Agents that run and answer: 2 of 2")
 	code, out, _ = kubectl(t, agents, "check", "-o", "json")
 	require.Equal(t, ExitWell, code)
@@ -421,9 +461,10 @@ func TestVerbs(t *testing.T) {
 	require.Equal(t, map[string]int64{"node1": 8 << 20}, all[1].From)
 	require.Equal(t, time.Second, all[1].Fetched)
 	agents["node2"][view.BlobsPath] = []view.Blob{}
-	code, out, _ = kubectl(t, agents, "test", "--timeout", "5s")
+	code, out, errOut = kubectl(t, agents, "test", "--timeout", "5s")
 	require.Equal(t, ExitNotWell, code)
 	require.Contains(t, out, "it did not come in time")
+	require.Contains(t, errOut, "no operator has looked at the pin that was to bring it")
 	var left v1alpha1.ArtifactPinList
 	require.NoError(t, c.Client.List(ctx, &left, client.InNamespace("default")))
 	require.Empty(t, left.Items, "nothing stays pinned")

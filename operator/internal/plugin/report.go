@@ -162,6 +162,11 @@ func (a *archive) addObjects(c *survey.Cluster) {
 		withoutSecrets(&c.Agents[i].Spec)
 		a.addYAML("pods/"+c.Agents[i].Spec.NodeName+".yaml", c.Agents[i])
 	}
+	for i := range c.Operators {
+		plainMeta(&c.Operators[i])
+		withoutSecrets(&c.Operators[i].Spec)
+	}
+	a.addYAML("pods/operators.yaml", c.Operators)
 	a.addYAML("swarm.yaml", c.Swarm)
 	a.addYAML("peers.yaml", c.Peers)
 	a.addYAML("nodecaches.yaml", c.Caches) // with their managed fields: when the API server took a report down
@@ -202,19 +207,12 @@ func (p *plugin) addAgents(ctx context.Context, a *archive, pods []corev1.Pod) {
 	}
 }
 
-// addSystem writes what is in the agents' namespace besides: operators, events and logs.
+// addSystem writes what is in the agents' namespace besides: events, and the logs of agents and operators.
 func (p *plugin) addSystem(ctx context.Context, a *archive, core kubernetes.Interface, c *survey.Cluster) {
 	namespace := p.agentsNamespace()
 	if len(c.Agents) > 0 {
 		namespace = c.Agents[0].Namespace
 	}
-	var operators corev1.PodList
-	a.addList("pods/operators.yaml", &operators, func() any {
-		for i := range operators.Items {
-			withoutSecrets(&operators.Items[i].Spec)
-		}
-		return operators.Items
-	}, p.api.List(ctx, &operators, client.InNamespace(namespace), survey.OperatorLabels))
 	var events corev1.EventList
 	a.addList("events.yaml", &events, func() any { return events.Items },
 		p.api.List(ctx, &events, client.InNamespace(namespace)))
@@ -228,8 +226,8 @@ func (p *plugin) addSystem(ctx context.Context, a *archive, core kubernetes.Inte
 	for i := range c.Agents {
 		read(&c.Agents[i], c.Agents[i].Spec.NodeName)
 	}
-	for i := range operators.Items {
-		read(&operators.Items[i], operators.Items[i].Name)
+	for i := range c.Operators {
+		read(&c.Operators[i], c.Operators[i].Name)
 	}
 	_ = reading.Wait() // each writes into the archive why it failed
 }

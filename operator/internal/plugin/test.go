@@ -56,13 +56,13 @@ type tested struct {
 	peerID string
 }
 
-// rate is how many bytes came in a second.
+// rate is how many of the bytes came in a second while the agent fetched. Where it does not tell for how long, nobody
+// knows: Took has the operator's part in it, and the pauses between looks.
 func (t *tested) rate(bytes int64) string {
-	took := cmp.Or(t.Fetched, t.Took)
-	if took <= 0 {
+	if t.Fetched <= 0 {
 		return ""
 	}
-	return view.Bytes(int64(float64(bytes)/took.Seconds())) + "/s"
+	return view.Bytes(int64(float64(bytes)/t.Fetched.Seconds())) + "/s"
 }
 
 func (p *plugin) testCommand() *cobra.Command {
@@ -72,8 +72,11 @@ func (p *plugin) testCommand() *cobra.Command {
 		Use: "test", Short: "Send something over every node, and show what came from where",
 		Args: arguments(0, 0),
 		Long: `test puts 8 MiB that nobody had before (--perf: 128 MiB) on one node, and has a pin bring them to all
-others, which take them from that node and from each other. It shows which node got how many bytes from which, and
-with --perf at which rate. Then it lets go of them again. It takes the rights of add and of pin. No registry is asked.
+others, which take them from that node and from each other. It shows which node got how many bytes from which. Then it
+lets go of them again. It takes the rights of add and of pin, and an operator that is ready. No registry is asked.
+
+TOOK is the time from the pin until all was there, with what the operator and the agent take until the fetch begins.
+With --perf RATE is of the fetch alone: the bytes that came by the time it took, and beside each sender its part of that.
 
 With --image it pulls an image that anyone may read through the agent of every node at once, as a container runtime
 would, and throws the bytes away. The bytes also travel from the nodes to you. Where no node had the image, the sum of
@@ -100,17 +103,29 @@ what came from the registry is one copy. What was held before shows as neither.`
 					return p.test(ctx, pods, ref), nil
 				}
 			}
-			pods, err := p.pods(cmd.Context(), "")
+			c, err := p.look(cmd.Context())
 			if err != nil {
 				return err
 			}
-			all, err := pull(cmd.Context(), pods)
+			nodes, err := nodesOf(c, "")
+			if err != nil {
+				return err
+			}
+			if ready, _, seen := c.ReadyOperators(); image == "" && seen && ready == 0 {
+				return p.unoperated(c, "test has a pin bring the bytes to the nodes, and no operator is ready that "+
+					"places it; test --image needs none")
+			}
+			all, err := pull(cmd.Context(), nodes.running)
 			if err == nil {
 				err = cmd.Context().Err()
 			}
 			if err != nil {
 				return err
 			}
+			for _, node := range nodes.absent {
+				all = append(all, tested{Node: node, Problem: errAbsent.Error()})
+			}
+			slices.SortFunc(all, func(a, b tested) int { return strings.Compare(a.Node, b.Node) })
 			if err := p.print(all, func(w io.Writer) error { return p.writeTested(w, all, perf) }); err != nil {
 				return err
 			}
@@ -168,7 +183,28 @@ func (p *plugin) bring(ctx context.Context, pods []corev1.Pod, size int64) ([]te
 		return p.arrives(ctx, pod, d, start, pod == &pods[0], t)
 	})
 	nameSources(all)
+	if slices.ContainsFunc(all, func(t tested) bool { return t.Problem != "" }) {
+		p.sayUnplaced(context.WithoutCancel(ctx), pin)
+	}
 	return all, nil
+}
+
+// unoperated says what is amiss with the operators, and what the command needs one for, and ends it.
+func (p *plugin) unoperated(c *survey.Cluster, needs string) error {
+	found := slices.DeleteFunc(survey.Diagnose(c, nil, p.clock.now()), func(f survey.Finding) bool {
+		return f.Reason != survey.ReasonOperatorMissing && f.Reason != survey.ReasonOperatorNotReady
+	})
+	p.say("%s", needs)
+	return cmp.Or(p.writeFindings(p.ErrOut, found), errNotWell)
+}
+
+// sayUnplaced says so where no operator has looked at the pin: then agents are not to blame that nothing came.
+func (p *plugin) sayUnplaced(ctx context.Context, pin *v1alpha1.ArtifactPin) {
+	ctx, cancel := context.WithTimeout(ctx, p.tolerance)
+	defer cancel()
+	if p.api.Get(ctx, client.ObjectKeyFromObject(pin), pin) == nil && len(pin.Status.Conditions) == 0 {
+		p.say("no operator has looked at the pin that was to bring it: see its log, and kubectl shoal check")
+	}
 }
 
 // onAll tests all nodes at once.
@@ -419,11 +455,12 @@ func (c *puller) blob(ctx context.Context, d v1.Descriptor) error {
 
 // writeTested shows how it went on each node, and who sent how much to whom.
 func (p *plugin) writeTested(w io.Writer, all []tested, rates bool) error {
+	const rate = 3 // its column
 	rows := [][]string{{"NODE", "TOOK", "BYTES", "RATE", "FROM PEERS", "FROM REGISTRY", "RESULT"}}
 	var upstream, largest int64
 	for _, t := range all {
-		row := []string{t.Node, view.Duration(t.Took), view.Bytes(t.Bytes), t.rate(t.Bytes), view.Bytes(t.Peers),
-			view.Bytes(t.Upstream), "right"}
+		row := []string{t.Node, view.Duration(t.Took), view.Bytes(t.Bytes), t.rate(t.Peers + t.Upstream),
+			view.Bytes(t.Peers), view.Bytes(t.Upstream), "right"}
 		switch {
 		case t.Problem != "":
 			row = []string{t.Node, "", "", "", "", "", t.Problem}
@@ -433,6 +470,11 @@ func (p *plugin) writeTested(w io.Writer, all []tested, rates bool) error {
 		rows = append(rows, row)
 		upstream += t.Upstream
 		largest = max(largest, t.Bytes)
+	}
+	for i := range rows {
+		if !rates { // 8 MiB tell none, and those of an image go all the way to the user
+			rows[i] = slices.Delete(rows[i], rate, rate+1)
+		}
 	}
 	if err := view.Table(w, rows); err != nil {
 		return err
@@ -498,5 +540,9 @@ func (p *plugin) writeMatrix(w io.Writer, all []tested, size int64, rates bool) 
 		copies = append(copies, fmt.Sprintf("%s %.2f", node, float64(sent[node])/float64(size)))
 	}
 	_, err = fmt.Fprintf(w, "Copies that nodes sent: %s.\n", view.Line(strings.Join(copies, ", ")))
+	if err == nil && rates {
+		_, err = fmt.Fprintln(w, "RATE is what came by the time of the fetch alone, and beside each sender its part of that. "+
+			"TOOK begins with the pin.")
+	}
 	return true, err
 }

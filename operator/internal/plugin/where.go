@@ -3,8 +3,10 @@ package plugin
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
@@ -29,40 +31,73 @@ type place struct {
 	Problem  string `json:"problem,omitempty"`
 }
 
-// pods are the agents that run, of all nodes or of one.
-func (p *plugin) pods(ctx context.Context, node string) ([]corev1.Pod, error) {
+// nodes are those that a verb asks.
+type nodes struct {
+	running []corev1.Pod // their agents
+	absent  []string     // those that take part, and have no agent that runs
+}
+
+// errAbsent stands for the answer of a node without an agent.
+var errAbsent = errors.New("no agent runs there")
+
+// nodes are all of them, or one. It fails where no agent runs.
+func (p *plugin) nodes(ctx context.Context, node string) (nodes, error) {
 	c, err := p.look(ctx)
 	if err != nil {
-		return nil, err
+		return nodes{}, err
 	}
-	pods := survey.Running(c.Agents, node)
+	return nodesOf(c, node)
+}
+
+func nodesOf(c *survey.Cluster, node string) (nodes, error) {
+	n := nodes{running: survey.Running(c.Agents, node)}
 	switch {
-	case len(pods) > 0:
-		return pods, nil
+	case len(n.running) > 0:
+		if node == "" {
+			n.absent = absent(c)
+		}
+		return n, nil
 	case slices.Contains(c.Hidden, survey.HiddenPods):
-		return nil, &survey.NotAllowedError{What: fmt.Sprintf("you may not list pods in namespace %s, where Shoal's "+
+		return n, &survey.NotAllowedError{What: fmt.Sprintf("you may not list pods in namespace %s, where Shoal's "+
 			"agents are looked for; --agents-namespace names another", c.Namespace)}
 	case node != "":
-		return nil, fmt.Errorf("no agent runs on node %q", node)
+		return n, fmt.Errorf("no agent runs on node %q", node)
 	}
-	return nil, fmt.Errorf("no agent runs in this cluster; see kubectl shoal check")
+	return n, fmt.Errorf("no agent runs in this cluster; see kubectl shoal check")
+}
+
+// absent are the nodes with a Peer or an agent's pod, and without an agent that runs.
+func absent(c *survey.Cluster) []string {
+	names := map[string]bool{}
+	for _, peer := range c.Peers {
+		names[peer.Name] = true
+	}
+	for _, pod := range c.Agents {
+		names[pod.Spec.NodeName] = true
+	}
+	for _, pod := range survey.Running(c.Agents, "") {
+		delete(names, pod.Spec.NodeName)
+	}
+	delete(names, "") // of a pod that waits for its node
+	return slices.Sorted(maps.Keys(names))
 }
 
 func (p *plugin) whereCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "where IMAGE|DIGEST", Short: "Say which nodes hold an image, or a part of it", Args: arguments(1, 1),
 		Long: `where asks every agent what it holds of an image. A tag is what each agent was told last, so nodes may
-name different digests after a tag has moved. It exits with 1 where no node holds all of it.`,
+name different digests after a tag has moved. Nodes that do not answer are counted and named. It exits with 1 where no
+node holds all of it.`,
 		Example: "  kubectl shoal where docker.io/library/debian:stable-slim\n  kubectl shoal where sha256:4b…",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := nameable(args[0]); err != nil {
 				return err
 			}
-			pods, err := p.pods(cmd.Context(), "")
+			nodes, err := p.nodes(cmd.Context(), "")
 			if err != nil {
 				return err
 			}
-			places, err := p.where(cmd.Context(), pods, args[0])
+			places, err := p.where(cmd.Context(), nodes, args[0])
 			if err != nil {
 				return err
 			}
@@ -78,8 +113,8 @@ name different digests after a tag has moved. It exits with 1 where no node hold
 	}
 }
 
-func (p *plugin) where(ctx context.Context, pods []corev1.Pod, name string) ([]place, error) {
-	answers, err := askAll(ctx, p, pods, func(ctx context.Context, c *view.Client) (view.Image, error) {
+func (p *plugin) where(ctx context.Context, nodes nodes, name string) ([]place, error) {
+	answers, err := askNodes(ctx, p, nodes, func(ctx context.Context, c *view.Client) (view.Image, error) {
 		return view.Get[view.Image](ctx, c, view.ImagePath, url.Values{"name": {name}})
 	})
 	if err != nil {
@@ -120,7 +155,7 @@ func nameable(name string) error {
 // writePlaces lists the nodes that hold something, or that could not be asked; -o wide lists all.
 func (p *plugin) writePlaces(w io.Writer, name string, places []place) error {
 	rows := [][]string{{"NODE", "HOLDS", "BYTES", "PARTS", "DIGEST"}}
-	holders, idle := 0, 0
+	holders, idle, silent := 0, 0, 0
 	for _, at := range places {
 		row := []string{at.Node, "nothing", "", "", at.Digest}
 		if at.Known > 0 {
@@ -129,6 +164,7 @@ func (p *plugin) writePlaces(w io.Writer, name string, places []place) error {
 		switch {
 		case at.Problem != "":
 			row[1] = at.Problem
+			silent++
 		case at.Complete:
 			row[1] = "all"
 			holders++
@@ -145,6 +181,12 @@ func (p *plugin) writePlaces(w io.Writer, name string, places []place) error {
 	_, err := fmt.Fprintf(w, "All of %s is on %d of %s.\n", name, holders, view.Count(len(places), "node"))
 	if err != nil {
 		return err
+	}
+	if silent > 0 {
+		_, err = fmt.Fprintf(w, "No answer came from %s, which may hold it too.\n", view.Count(silent, "node"))
+		if err != nil {
+			return err
+		}
 	}
 	if idle == len(places) {
 		_, err = fmt.Fprintln(w, "No node holds a part of it. A node knows the tags that were asked of it.")
@@ -170,11 +212,11 @@ func (p *plugin) lsCommand() *cobra.Command {
 		Use: "ls", Short: "List what the nodes hold", Args: arguments(0, 0),
 		Example: "  kubectl shoal ls\n  kubectl shoal ls --node node1 -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			pods, err := p.pods(cmd.Context(), node)
+			nodes, err := p.nodes(cmd.Context(), node)
 			if err != nil {
 				return err
 			}
-			answers, err := askAll(cmd.Context(), p, pods,
+			answers, err := askNodes(cmd.Context(), p, nodes,
 				func(ctx context.Context, c *view.Client) ([]view.Blob, error) {
 					return view.Get[[]view.Blob](ctx, c, view.BlobsPath, url.Values{})
 				})
@@ -278,11 +320,11 @@ from where.`,
 
 // reasons are the pulls of a name that agents remember, the newest first. silent: some agents do not answer.
 func (p *plugin) reasons(ctx context.Context, node, name string) (all []reason, silent bool, err error) {
-	pods, err := p.pods(ctx, node)
+	nodes, err := p.nodes(ctx, node)
 	if err != nil {
 		return nil, false, err
 	}
-	answers, err := askAll(ctx, p, pods, func(ctx context.Context, c *view.Client) ([]view.Pull, error) {
+	answers, err := askNodes(ctx, p, nodes, func(ctx context.Context, c *view.Client) ([]view.Pull, error) {
 		return view.Get[[]view.Pull](ctx, c, view.PullsPath, nil)
 	})
 	if err != nil {

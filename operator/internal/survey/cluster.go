@@ -3,6 +3,7 @@ package survey
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -17,25 +18,28 @@ import (
 
 // Cluster is what the API server knows of the cache. What the user may not read is empty, and Hidden says so.
 type Cluster struct {
-	Swarm   *v1alpha1.Swarm
-	Peers   []v1alpha1.Peer
-	Caches  []v1alpha1.NodeCache
-	Pins    []v1alpha1.ArtifactPin
-	Nodes   []corev1.Node
-	Agents  []corev1.Pod
-	Daemons []appsv1.DaemonSet
-	Hidden  []string
-	// Namespace is where the agents were looked for; empty: everywhere.
+	Swarm  *v1alpha1.Swarm
+	Peers  []v1alpha1.Peer
+	Caches []v1alpha1.NodeCache
+	Pins   []v1alpha1.ArtifactPin
+	Nodes  []corev1.Node
+	Agents []corev1.Pod
+	// Operators are the operators' pods, in the agents' namespace. Who may see those sees these.
+	Operators []corev1.Pod
+	Daemons   []appsv1.DaemonSet
+	Hidden    []string
+	// Namespace is where the pods were looked for; empty: everywhere.
 	Namespace string
 }
 
 // DefaultNamespace is where agents are looked for by those who may not look everywhere.
 const DefaultNamespace = "shoal-system"
 
-// HiddenPods and hiddenPins are what Hidden says of the agents' pods and of pins.
+// HiddenPods, hiddenOperators and hiddenPins are what Hidden says of the agents' pods, of the operators', and of pins.
 const (
-	HiddenPods = "the agents' pods"
-	hiddenPins = "pins"
+	HiddenPods      = "the agents' pods"
+	hiddenOperators = "the operators' pods"
+	hiddenPins      = "pins"
 )
 
 // AgentLabels and OperatorLabels select the pods of agents and operators, whatever the release is called.
@@ -66,21 +70,22 @@ func Look(ctx context.Context, api client.Reader, namespace string) (*Cluster, e
 	c.Peers, c.Caches = peers.Items, caches.Items
 	var pins v1alpha1.ArtifactPinList
 	var nodes corev1.NodeList
-	var agents corev1.PodList
+	var agents, operators corev1.PodList
 	var daemons appsv1.DaemonSetList
 	for _, l := range []struct {
 		what string
 		list client.ObjectList
-		ours bool // in the agents' namespace
+		ours client.MatchingLabels // of what is in the agents' namespace
 	}{
-		{hiddenPins, &pins, false},
-		{"nodes", &nodes, false},
-		{HiddenPods, &agents, true},
-		{"the agents' DaemonSet", &daemons, true},
+		{hiddenPins, &pins, nil},
+		{"nodes", &nodes, nil},
+		{HiddenPods, &agents, AgentLabels},
+		{hiddenOperators, &operators, OperatorLabels},
+		{"the agents' DaemonSet", &daemons, AgentLabels},
 	} {
 		var err error
-		if l.ours {
-			err = c.listOurs(ctx, api, l.list)
+		if l.ours != nil {
+			err = c.listOurs(ctx, api, l.list, l.ours)
 		} else {
 			err = api.List(ctx, l.list)
 		}
@@ -90,16 +95,18 @@ func Look(ctx context.Context, api client.Reader, namespace string) (*Cluster, e
 			return nil, fmt.Errorf("list %s: %w", l.what, err)
 		}
 	}
-	c.Pins, c.Nodes, c.Agents, c.Daemons = pins.Items, nodes.Items, agents.Items, daemons.Items
+	c.Pins, c.Nodes, c.Daemons = pins.Items, nodes.Items, daemons.Items
+	c.Agents, c.Operators = agents.Items, operators.Items
 	return c, nil
 }
 
 // listOurs lists what is in the agents' namespace: in all of them where that is not known and the user may.
-func (c *Cluster) listOurs(ctx context.Context, api client.Reader, list client.ObjectList) error {
-	err := api.List(ctx, list, AgentLabels, client.InNamespace(c.Namespace))
+func (c *Cluster) listOurs(ctx context.Context, api client.Reader, list client.ObjectList,
+	labels client.MatchingLabels) error {
+	err := api.List(ctx, list, labels, client.InNamespace(c.Namespace))
 	if apierrors.IsForbidden(err) && c.Namespace == "" {
 		c.Namespace = DefaultNamespace
-		err = api.List(ctx, list, AgentLabels, client.InNamespace(c.Namespace))
+		err = api.List(ctx, list, labels, client.InNamespace(c.Namespace))
 	}
 	return err
 }
@@ -157,3 +164,21 @@ func written(c *v1alpha1.NodeCache) time.Time {
 // skew is how far the clock of a node that has reported is from the API server's: between what the agent wrote as the
 // time of its report and when the API server took it down. It is 0 where that is not known.
 func skew(c *v1alpha1.NodeCache) time.Duration { return c.Status.ReportedAt.Sub(written(c)) }
+
+// liveOperators are the operators' pods without those that have ended or are about to: others take their place.
+func (c *Cluster) liveOperators() []corev1.Pod {
+	return slices.DeleteFunc(slices.Clone(c.Operators), func(p corev1.Pod) bool {
+		return p.DeletionTimestamp != nil || p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded
+	})
+}
+
+// ReadyOperators is how many operators are ready, and of how many. seen: the user may know.
+func (c *Cluster) ReadyOperators() (ready, all int, seen bool) {
+	live := c.liveOperators()
+	for i := range live {
+		if unready(&live[i]) == "" {
+			ready++
+		}
+	}
+	return ready, len(live), !slices.Contains(c.Hidden, hiddenOperators)
+}

@@ -48,6 +48,9 @@ const (
 	ReasonAgentNotReady    = "AgentNotReady"
 	ReasonAgentSilent      = "AgentSilent"
 	reasonAgentRestarts    = "AgentRestarts"
+	ReasonOperatorMissing  = "OperatorMissing"
+	ReasonOperatorNotReady = "OperatorNotReady"
+	reasonOperatorRestarts = "OperatorRestarts"
 	ReasonNotReported      = "NotReported"
 	ReasonNotRegistered    = "NotRegistered"
 	ReasonNotAdmitted      = "NotAdmitted"
@@ -72,9 +75,13 @@ var mends = map[string]string{
 	reasonNoSwarm: "make the Swarm \"default\": helm upgrade with swarm.create=true",
 	reasonAgentMissing: "look at the events of the DaemonSet: " +
 		"kubectl describe daemonset --all-namespaces -l app.kubernetes.io/part-of=shoal",
-	ReasonAgentNotReady: "read its log: kubectl logs POD -c agent",
-	ReasonAgentSilent:   "end it; kubelet starts it anew: kubectl delete pod POD",
-	reasonAgentRestarts: "read why it ended: kubectl logs POD -c agent --previous",
+	ReasonAgentNotReady:   "read its log: kubectl logs POD -c agent",
+	ReasonAgentSilent:     "end it; kubelet starts it anew: kubectl delete pod POD",
+	reasonAgentRestarts:   "read why it ended: kubectl logs POD -c agent --previous",
+	ReasonOperatorMissing: "see why it makes no pod: kubectl describe deployment --all-namespaces -l " + operatorLabels,
+	ReasonOperatorNotReady: "see its events and its log, of the container before with --previous: kubectl describe " +
+		"pod POD; kubectl logs POD",
+	reasonOperatorRestarts: "read why it ended: kubectl logs POD --previous",
 	ReasonNotReported: "read the agent's log: can it reach the API server? " +
 		"kubectl logs POD -c agent",
 	ReasonNotRegistered: "read the agent's log: it registers when it reaches the API server",
@@ -162,6 +169,7 @@ func Diagnose(c *Cluster, agents []Answer[Shown], now time.Time) []Finding {
 	}
 	d.pods(c)
 	d.restarts(c, now)
+	d.operators(c, now)
 	d.members(c)
 	d.reports(c, now)
 	d.pins(c, now)
@@ -226,30 +234,84 @@ func (d *diagnosis) pods(c *Cluster) {
 		if p.DeletionTimestamp != nil {
 			continue
 		}
-		why := ""
-		for _, s := range p.Status.ContainerStatuses {
-			switch {
-			case s.Ready:
-			case s.State.Waiting != nil:
-				why = fmt.Sprintf("%s: %s %s", s.Name, s.State.Waiting.Reason, s.State.Waiting.Message)
-			case s.State.Terminated != nil:
-				why = fmt.Sprintf("%s ended with code %d: %s", s.Name, s.State.Terminated.ExitCode,
-					s.State.Terminated.Reason)
-			default:
-				why = s.Name + notReadyYet
-			}
-			if last := s.LastTerminationState.Terminated; last != nil && why != "" {
-				why += fmt.Sprintf("; it was restarted %s, and ended last with code %d", times(int(s.RestartCount)),
-					last.ExitCode)
-			}
-		}
-		if why == "" && p.Status.Phase != corev1.PodRunning {
-			why = "its phase is " + string(p.Status.Phase)
-		}
-		if why != "" {
-			d.add(true, ReasonAgentNotReady, p.Spec.NodeName, "%s", strings.TrimSpace(why))
+		if why := unready(p); why != "" {
+			d.add(true, ReasonAgentNotReady, p.Spec.NodeName, "%s", why)
 		}
 	}
+}
+
+// unready is why a pod is not ready, or empty where it is.
+func unready(p *corev1.Pod) string {
+	why := ""
+	for _, s := range p.Status.ContainerStatuses {
+		switch {
+		case s.Ready:
+		case s.State.Waiting != nil:
+			why = fmt.Sprintf("%s: %s %s", s.Name, s.State.Waiting.Reason, s.State.Waiting.Message)
+		case s.State.Terminated != nil:
+			why = fmt.Sprintf("%s ended with code %d: %s", s.Name, s.State.Terminated.ExitCode,
+				s.State.Terminated.Reason)
+		default:
+			why = s.Name + notReadyYet
+		}
+		if last := s.LastTerminationState.Terminated; last != nil && why != "" {
+			why += fmt.Sprintf("; it was restarted %s, and ended last with code %d", times(int(s.RestartCount)),
+				last.ExitCode)
+		}
+	}
+	if why != "" || p.Status.Phase == corev1.PodRunning {
+		return strings.TrimSpace(why)
+	}
+	why = "its phase is " + string(p.Status.Phase)
+	for _, cond := range p.Status.Conditions {
+		if cond.Type == corev1.PodScheduled && cond.Status == corev1.ConditionFalse {
+			why += ": " + cond.Message
+		}
+	}
+	return why
+}
+
+// operators looks at the operators' pods. As long as one is ready nothing suffers. Without any, running agents go on,
+// and new ones are not admitted.
+func (d *diagnosis) operators(c *Cluster, now time.Time) {
+	ready, all, seen := c.ReadyOperators()
+	if !seen || len(c.Agents)+len(c.Daemons)+all == 0 { // where nothing of Shoal is, that is said already
+		return
+	}
+	if all == 0 {
+		d.add(true, ReasonOperatorMissing, "", "there is no operator's pod: no new agent is admitted, and no pin is "+
+			"looked at")
+	}
+	for _, p := range c.liveOperators() {
+		if why := unready(&p); why != "" {
+			d.add(ready == 0, ReasonOperatorNotReady, "", "operator %s: %s", p.Name, why)
+			d.ofPod(&p)
+			continue
+		}
+		for _, s := range p.Status.ContainerStatuses {
+			if last := lately(s, now); last != nil {
+				d.add(false, reasonOperatorRestarts, "", "operator %s was restarted %s, last %s, after it had ended "+
+					"with code %d", p.Name, times(int(s.RestartCount)), view.Ago(now.Sub(last.FinishedAt.Time)),
+					last.ExitCode)
+				d.ofPod(&p)
+			}
+		}
+	}
+}
+
+// ofPod puts a pod's name into the last mend.
+func (d *diagnosis) ofPod(p *corev1.Pod) {
+	last := &d.found[len(d.found)-1]
+	last.Mend = strings.ReplaceAll(last.Mend, "POD", "-n "+p.Namespace+" "+p.Name)
+}
+
+// lately is how a container ended that works again, where that is not long ago.
+func lately(s corev1.ContainerStatus, now time.Time) *corev1.ContainerStateTerminated {
+	last := s.LastTerminationState.Terminated
+	if !s.Ready || last == nil || now.Sub(last.FinishedAt.Time) > restartedLately {
+		return nil
+	}
+	return last
 }
 
 // restartedLately is for how long an agent that ended by itself is worth a word.
@@ -258,8 +320,8 @@ const restartedLately = time.Hour
 func (d *diagnosis) restarts(c *Cluster, now time.Time) {
 	for i := range c.Agents {
 		for _, s := range c.Agents[i].Status.ContainerStatuses {
-			last := s.LastTerminationState.Terminated
-			if !s.Ready || last == nil || now.Sub(last.FinishedAt.Time) > restartedLately {
+			last := lately(s, now)
+			if last == nil {
 				continue
 			}
 			d.add(false, reasonAgentRestarts, c.Agents[i].Spec.NodeName,
@@ -369,8 +431,10 @@ func isOwn(p v1alpha1.ArtifactPin) bool {
 }
 
 // operatorMend leads to the operators' pods.
-const operatorMend = "see kubectl get pods --all-namespaces -l " +
-	"app.kubernetes.io/part-of=shoal,app.kubernetes.io/component=operator"
+const operatorMend = "see kubectl get pods --all-namespaces -l " + operatorLabels
+
+// operatorLabels are OperatorLabels, as kubectl takes them.
+const operatorLabels = "app.kubernetes.io/part-of=shoal,app.kubernetes.io/component=operator"
 
 // shown is what only the agents themselves tell.
 func (d *diagnosis) shown(c *Cluster, agents []Answer[Shown]) {

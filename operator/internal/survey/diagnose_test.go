@@ -31,9 +31,16 @@ func ownPin() v1alpha1.ArtifactPin {
 	}
 }
 
+func operatorPod(name string) corev1.Pod {
+	return corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "shoal-system"},
+		Status: corev1.PodStatus{Phase: corev1.PodRunning,
+			ContainerStatuses: []corev1.ContainerStatus{{Name: "operator", Ready: true}}}}
+}
+
 // sound is a cluster of two nodes in which nothing is amiss, and what their agents show.
 func sound() (*Cluster, []Answer[Shown]) {
-	c := &Cluster{Swarm: &v1alpha1.Swarm{}, Pins: []v1alpha1.ArtifactPin{ownPin()}}
+	c := &Cluster{Swarm: &v1alpha1.Swarm{}, Pins: []v1alpha1.ArtifactPin{ownPin()},
+		Operators: []corev1.Pod{operatorPod("one"), operatorPod("two")}}
 	var answers []Answer[Shown]
 	for _, name := range []string{"node1", "node2"} {
 		at := metav1.NewTime(now.Add(-10 * time.Second))
@@ -120,7 +127,19 @@ var planted = map[string]struct {
 		c.Daemons[0].Status.CurrentNumberScheduled = 1
 	}},
 	"no agent at all, and no DaemonSet": {reasonAgentMissing, func(c *Cluster, _ []Answer[Shown]) {
-		c.Agents, c.Daemons = nil, nil
+		c.Agents, c.Daemons, c.Operators = nil, nil, nil
+	}},
+	"no operator at all": {ReasonOperatorMissing, func(c *Cluster, _ []Answer[Shown]) { c.Operators = nil }},
+	"operators that are gone": {ReasonOperatorMissing, func(c *Cluster, _ []Answer[Shown]) {
+		c.Operators[0].Status.Phase, c.Operators[1].DeletionTimestamp = corev1.PodFailed, &metav1.Time{Time: now}
+	}},
+	"the one operator crashes": {ReasonOperatorNotReady, func(c *Cluster, _ []Answer[Shown]) {
+		c.Operators = c.Operators[:1]
+		c.Operators[0].Status.ContainerStatuses[0] = crashing
+	}},
+	"the one operator finds no node": {ReasonOperatorNotReady, func(c *Cluster, _ []Answer[Shown]) {
+		c.Operators = []corev1.Pod{{Status: corev1.PodStatus{Phase: corev1.PodPending, Conditions: []corev1.PodCondition{{
+			Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Message: "0/2 nodes are available"}}}}}
 	}},
 	"no Swarm":          {reasonNoSwarm, func(c *Cluster, _ []Answer[Shown]) { c.Swarm = nil }},
 	"nothing installed": {reasonNotInstalled, func(c *Cluster, _ []Answer[Shown]) { *c = Cluster{} }},
@@ -228,6 +247,40 @@ func TestDiagnose_ARestartOfLatelyIsWorthAWord(t *testing.T) {
 	require.Equal(t, "read why it ended: kubectl logs -n shoal-system agent-node1 -c agent --previous", found[0].Mend)
 	ended(2 * time.Hour)
 	require.Empty(t, Diagnose(c, answers, now))
+}
+
+var crashing = corev1.ContainerStatus{Name: "operator", RestartCount: 7,
+	State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff",
+		Message: "back-off 5m0s restarting"}},
+	LastTerminationState: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 1}}}
+
+func TestDiagnose_AnOperatorThatIsNotWellIsNamedAndIsGraveWhereNoOtherIsReady(t *testing.T) {
+	t.Parallel()
+	c, answers := sound()
+	c.Operators[1].Status.ContainerStatuses[0] = crashing
+	found := Diagnose(c, answers, now)
+	require.Len(t, found, 1)
+	require.Equal(t, ReasonOperatorNotReady, found[0].Reason)
+	require.False(t, found[0].Grave, "the other works")
+	require.Equal(t, "operator two: operator: CrashLoopBackOff back-off 5m0s restarting; it was restarted 7 times, and "+
+		"ended last with code 1", found[0].Message)
+	require.Contains(t, found[0].Mend, "kubectl logs -n shoal-system two")
+	c.Operators[0].Status.ContainerStatuses[0] = corev1.ContainerStatus{Name: "operator"}
+	found = Diagnose(c, answers, now)
+	require.Len(t, found, 2)
+	require.True(t, found[0].Grave && found[1].Grave, "none works")
+
+	c, answers = sound()
+	c.Operators[0].Status.ContainerStatuses[0].LastTerminationState.Terminated = &corev1.ContainerStateTerminated{
+		ExitCode: 137, FinishedAt: metav1.NewTime(now.Add(-time.Minute))}
+	found = Diagnose(c, answers, now)
+	require.Len(t, found, 1)
+	require.Equal(t, reasonOperatorRestarts, found[0].Reason)
+	require.False(t, found[0].Grave, "it works again")
+
+	c, answers = sound()
+	c.Operators, c.Hidden = nil, []string{hiddenOperators}
+	require.Empty(t, Diagnose(c, answers, now), "nobody knows where they may not be listed")
 }
 
 func TestDiagnose_APinThatNoOperatorLooksAtIsNamedAfterAMinute(t *testing.T) {

@@ -169,7 +169,8 @@ func TestPlanted_EachOfNineFaultsIsFound(t *testing.T) {
 	} {
 		r.start(node, joins, more)
 	}
-	c := &Cluster{Swarm: &v1alpha1.Swarm{}, Pins: []v1alpha1.ArtifactPin{ownPin()}}
+	c := &Cluster{Swarm: &v1alpha1.Swarm{}, Pins: []v1alpha1.ArtifactPin{ownPin()},
+		Operators: []corev1.Pod{operatorPod("one")}}
 	for _, node := range append(slices.Sorted(maps.Keys(want)), "sound") {
 		member(c, node)
 		p, cache := &c.Peers[len(c.Peers)-1], &c.Caches[len(c.Caches)-1]
