@@ -320,11 +320,7 @@ func (g *Gate) decide(ctx context.Context, rule policy.Rule, req Request, accept
 // source gives in the caller's name, of what others hold. It fails with errUnsure where there is nothing to sample, and
 // where the source gives something else: the caller's answer does not tell one from the other.
 func (g *Gate) makeSure(ctx context.Context, rule policy.Rule, req Request) error {
-	r, fromPeers, err := g.elsewhere(ctx, req)
-	if err == nil {
-		err = g.sample(ctx, req, r, fromPeers)
-	}
-	if err != nil {
+	if g.sample(ctx, req) != nil {
 		return errUnsure
 	}
 	g.Confirm(ctx, rule, req)
@@ -357,7 +353,7 @@ func (g *Gate) sure(req Request, size int64) error {
 // ask puts the request to its source, once for all who ask the same at that time, and remembers the answer. Where the
 // source throttles, what anyone could read a while ago is let pass.
 func (g *Gate) ask(ctx context.Context, rule policy.Rule, req Request) error {
-	err := g.await(ctx, "ask", req, func(ctx context.Context) error {
+	put := func(ctx context.Context) error {
 		size, err := req.Upstream.Ask(ctx)
 		if err == nil {
 			err = g.sure(req, size)
@@ -371,7 +367,8 @@ func (g *Gate) ask(ctx context.Context, rule policy.Rule, req Request) error {
 			g.Refused(req.Source, req.Credentials, err)
 		}
 		return err
-	})
+	}
+	err := g.await(ctx, "ask", req, func(ctx context.Context) error { return g.question(ctx, req.Upstream, put) })
 	if content.Throttled(err) {
 		return g.Throttled(rule, req.Source, req.Credentials, err)
 	}
@@ -386,13 +383,15 @@ func (g *Gate) Throttled(rule policy.Rule, source Source, credentials string, ca
 	return cause
 }
 
-// await runs do within the gate's time, once for all who ask the same, and goes on with it when the caller leaves. A
+// await runs do, which puts a question, within the gate's time, once for all who ask the same, and goes on with it when the caller leaves. A
 // source that lets anyone read counts as silent after a shorter wait, where its content may be had without it; do goes
 // on then.
 func (g *Gate) await(ctx context.Context, what string, req Request, do func(context.Context) error) error {
 	key := g.mark(what+req.Digest.String(), req.Source, req.Credentials)
 	done := g.questions.DoChan(string(key[:]), func() (any, error) {
-		return nil, g.question(ctx, req.Upstream, do)
+		ctx, end := g.own(ctx, g.opts.Timeout*longest)
+		defer end()
+		return nil, do(ctx)
 	})
 	enough, stop := g.impatience(ctx, req)
 	defer stop()
@@ -416,12 +415,9 @@ func (g *Gate) await(ctx context.Context, what string, req Request, do func(cont
 // source.
 func Timeout(firstByte time.Duration) time.Duration { return firstByte * 4 / 5 }
 
-// question puts a question to a source, and goes on with it when the caller leaves. The source counts as silent when
-// the gate's time has gone by without an answer and without a byte from where it is: on a link that is full its answer
-// waits behind other bytes.
+// question puts a question to a source, which counts as silent when the gate's time has gone by without an answer and
+// without a byte from where it is: on a link that is full its answer waits behind other bytes.
 func (g *Gate) question(ctx context.Context, u Upstream, do func(context.Context) error) error {
-	ctx, end := g.own(ctx, g.opts.Timeout*longest)
-	defer end()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {

@@ -105,11 +105,9 @@ func (g *Gate) prove(ctx context.Context, rule policy.Rule, req Request) error {
 	if g.knows(ctx, req) {
 		return nil
 	}
-	r, fromPeers, err := g.elsewhere(ctx, req)
+	err := g.sample(ctx, req)
 	if err == nil {
-		if err = g.sample(ctx, req, r, fromPeers); err == nil {
-			return nil
-		}
+		return nil
 	}
 	if !content.Denied(err) && g.claimed.Contains(g.thing(req.Source, req.Digest)) {
 		return nil // it comes from the source, or not at all
@@ -117,21 +115,28 @@ func (g *Gate) prove(ctx context.Context, rule policy.Rule, req Request) error {
 	return g.ask(ctx, rule, req)
 }
 
-// sample has the source give a part of the content that r reads, and closes r.
-func (g *Gate) sample(ctx context.Context, req Request, r content.Reader, fromPeers bool) error {
-	if fromPeers {
-		r = brought{r}
-	}
-	defer func() { _ = r.Close() }()
-	err := g.await(ctx, "sample", req, func(ctx context.Context) error { return g.compare(ctx, req, r, fromPeers) })
-	switch {
-	case errors.Is(err, errPeers), errors.Is(err, errStart):
-	case Unanswered(err):
-		g.Silence(req.Source, req.Credentials)
-	case err != nil:
-		g.Refused(req.Source, req.Credentials, err)
-	}
-	return err
+// sample has the source give a part of what is held elsewhere. Who comes while that goes on waits for the same, so the
+// content is open for the question itself, and not for the caller with whom it began.
+func (g *Gate) sample(ctx context.Context, req Request) error {
+	return g.await(ctx, "sample", req, func(ctx context.Context) error {
+		r, fromPeers, err := g.elsewhere(ctx, req)
+		if err != nil {
+			return err
+		}
+		if fromPeers {
+			r = brought{r}
+		}
+		defer func() { _ = r.Close() }()
+		err = g.question(ctx, req.Upstream, func(ctx context.Context) error { return g.compare(ctx, req, r, fromPeers) })
+		switch {
+		case errors.Is(err, errPeers), errors.Is(err, errStart):
+		case Unanswered(err):
+			g.Silence(req.Source, req.Credentials)
+		case err != nil:
+			g.Refused(req.Source, req.Credentials, err)
+		}
+		return err
+	})
 }
 
 // brought reads content that other nodes bring, and fails with errPeers where they do not, or bring something else.

@@ -3,6 +3,9 @@ package gate_test
 import (
 	"context"
 	"fmt"
+	"io"
+	"os"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -127,4 +130,66 @@ func TestAdmit_WhoIsKeptFromAskingByThePolicyIsLetOnByNoSilence(t *testing.T) {
 			})
 		})
 	}
+}
+
+// file is content that a cache holds, which reads nothing once it is closed.
+type file struct {
+	cache
+	closed atomic.Bool
+}
+
+func (f *file) Close() error {
+	f.closed.Store(true)
+	return nil
+}
+
+func (f *file) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	if f.closed.Load() {
+		return nil, os.ErrClosed
+	}
+	return f.cache.Range(ctx, off, n)
+}
+
+// shelf opens a file for each who asks.
+type shelf struct{ cache }
+
+func (s shelf) Held(d digest.Digest) (content.Reader, error) {
+	if _, err := s.cache.Held(d); err != nil {
+		return nil, err
+	}
+	return &file{cache: s.cache}, nil
+}
+
+// slow takes a second for a sample.
+type slow struct{ honest }
+
+func (s slow) Sample(ctx context.Context, off, n int64) ([]byte, int64, error) {
+	time.Sleep(time.Second)
+	return s.honest.Sample(ctx, off, n)
+}
+
+func TestAdmit_ASampleGoesOnWhenTheCallerLeavesWithWhomItBegan(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		layer := random(3 << 20)
+		g, err := gate.New(gate.Options{Cache: shelf{layer}})
+		require.NoError(t, err)
+		defer g.Close()
+		of := content.Request{Repository: content.Repository{Registry: "r.test", Name: "a"},
+			Digest: digest.FromBytes(layer)}
+		admit := func(ctx context.Context, done chan<- error) {
+			done <- g.Admit(ctx, policy.DefaultRule(), gate.Request{Source: gate.Repository(of.Repository),
+				Digest: of.Digest, Upstream: slow{honest{cache: layer}}})
+		}
+		ctx, leave := context.WithCancel(t.Context())
+		first, second := make(chan error, 1), make(chan error, 1)
+		go admit(ctx, first)
+		synctest.Wait()
+		go admit(t.Context(), second)
+		synctest.Wait()
+		leave()
+		<-first
+		require.NoError(t, <-second)
+		require.True(t, g.Proved(of))
+	})
 }
