@@ -78,7 +78,7 @@ type bitswap struct {
 	// back, and at first a few such answers are no lies.
 	started time.Time
 	greeted *lru.Cache[peer.ID, time.Time] // when they were sent that
-	strays  *lru.Cache[peer.ID, int]
+	strays  *lru.Cache[peer.ID, int]       // bytes of such answers
 	owed    *owed
 	// awaits reports whether a block may be about to come to this node. nil: that is not known.
 	awaits atomic.Pointer[func(cid.Cid) bool]
@@ -87,11 +87,15 @@ type bitswap struct {
 }
 
 const (
-	// strayFor is for how long after the start a peer may answer what an earlier process has asked, underWay for how
-	// long after that has been taken back, and maxStrays with how many blocks: as many as a node asks for at one time.
-	strayFor  = 5 * time.Minute
-	underWay  = 10 * time.Second
-	maxStrays = 32
+	// strayFor is for how long after the start a peer may answer what an earlier process has asked, and underWay for how
+	// long after that has been taken back: boxo's server forgets the wants, but sends what it had found already, and that
+	// may take a while where it sends to many.
+	strayFor = 5 * time.Minute
+	underWay = 30 * time.Second
+	// maxStrays is with how many bytes: what a node asks for at one time if it fetches sixteen blobs. Each block counts
+	// as leastStray at least.
+	maxStrays  = 64 << 20
+	leastStray = 256 << 10
 )
 
 // asked is a block that a peer was asked for.
@@ -379,35 +383,37 @@ func tell(p peer.ID, losses []loss) {
 }
 
 // unwanted takes a block that no one waits for. One that p was asked for comes too late, as happens. Any other is p's
-// answer to something else that it was asked for: what it has of that is damaged, or it lies. Which block was meant the
-// answer does not say, so all that p was asked for is asked of others.
+// answer to something else that it was asked for: by an earlier process of this node, or what it has of that is damaged,
+// or it lies. Which block was meant the answer does not say, so but for the first all that p was asked for is asked of
+// others.
 func (b *bitswap) unwanted(p peer.ID, c cid.Cid, size int) {
 	b.m.unwanted.Add(float64(size))
 	if b.past.Contains(asked{p, c}) {
 		return
 	}
 	b.mu.Lock()
+	if b.stray(p, size) {
+		b.mu.Unlock()
+		return
+	}
 	losses := b.giveUp(p)
 	for _, l := range losses {
 		b.queue(p, change{cid: l.cid, cancel: true})
 	}
-	stray := b.stray(p)
 	b.mu.Unlock()
-	if !stray {
-		b.guard.Blame(p, bitswapnet.RuleWrong, fmt.Errorf("it sent block %s of %d bytes, for which it was not asked", c,
-			size))
-	}
+	b.guard.Blame(p, bitswapnet.RuleWrong, fmt.Errorf("it sent block %s of %d bytes, for which it was not asked", c,
+		size))
 	tell(p, losses)
 }
 
-// stray reports whether a block that p was not asked for may be one that an earlier process of this node has asked for.
-// After a hard reset p may not know for minutes that the process has ended. The caller holds b.mu.
-func (b *bitswap) stray(p peer.ID) bool {
+// stray reports whether a block of size bytes that p was not asked for may be one that an earlier process of this node
+// has asked for. After a hard reset p may not know for minutes that the process has ended. The caller holds b.mu.
+func (b *bitswap) stray(p peer.ID, size int) bool {
 	if at, ok := b.greeted.Get(p); time.Since(b.started) > strayFor || ok && time.Since(at) > underWay {
 		return false
 	}
 	n, _ := b.strays.Get(p)
-	b.strays.Add(p, n+1)
+	b.strays.Add(p, n+max(size, leastStray))
 	return n < maxStrays
 }
 

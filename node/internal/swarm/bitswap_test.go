@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"slices"
 	"sync/atomic"
@@ -54,6 +55,9 @@ func TestHolder_ThatAnswersWithOtherBytesOrCannotReadIsGivenUpAtOnce(t *testing.
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s, h := newTestSwarm(t), newStranger(t)
+			s.bitswap.mu.Lock()
+			s.bitswap.started = s.bitswap.started.Add(-2 * strayFor) // an earlier process has asked for nothing
+			s.bitswap.mu.Unlock()
 			net := bitswapnet.New(h, nil)
 			srv := server.New(t.Context(), net, store)
 			net.Start(srv)
@@ -91,26 +95,40 @@ func TestHolder_ThatAnswersLateBreaksNoRule(t *testing.T) {
 // After a hard reset of this node peers go on with what its earlier process has asked for.
 func TestHolder_ThatAnswersAnEarlierProcessBreaksNoRule(t *testing.T) {
 	t.Parallel()
-	s, other := newTestSwarm(t), somePeer(t)
-	of := func(i int) cid.Cid { return content.SumCID(sha256.Sum256([]byte{byte(i)})) }
-	tokens := func() float64 { return s.guard.standing(other).breaches.Tokens() }
-	for i := range 32 {
-		s.bitswap.unwanted(other, of(i), 1<<20)
+	const wants = 32 << 20 // bytes that a node asks for at one time, of one peer if only that has them
+	for name, c := range map[string]struct {
+		block, bytes       int // of each, and of all
+		started, greetedAt time.Duration
+		breaks             bool
+	}{
+		"all that was under way, in leaves":        {1 << 20, wants, 0, 0, false},
+		"in pieces":                                {256 << 10, wants, 0, 0, false},
+		"in pieces, when it has just been greeted": {256 << 10, wants, time.Second, time.Second, false},
+		"more than a node ever asks for":           {256 << 10, 3 * wants, 0, 0, true},
+		"as many blocks, however small":            {1, 3 * wants / (256 << 10), 0, 0, true},
+		"one that was taken back long ago":         {1 << 20, 1 << 20, time.Minute, 2 * underWay, true},
+		"one so long after the start":              {1 << 20, 1 << 20, 2 * strayFor, 0, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, other := newTestSwarm(t), somePeer(t)
+			asked := sink{came: make(chan cid.Cid, 1), lost: make(chan peer.ID, 1)}
+			s.bitswap.mu.Lock()
+			s.bitswap.wants[content.SumCID(sha256.Sum256([]byte("by this process")))] = &want{
+				sinks: []Sink{asked}, asked: []peer.ID{other}}
+			s.bitswap.started = s.bitswap.started.Add(-c.started)
+			s.bitswap.mu.Unlock()
+			if c.greetedAt > 0 {
+				s.bitswap.greeted.Add(other, time.Now().Add(-c.greetedAt))
+			}
+			for i := range c.bytes / c.block {
+				sum := sha256.Sum256(binary.BigEndian.AppendUint32(nil, uint32(i)))
+				s.bitswap.unwanted(other, content.SumCID(sum), c.block)
+			}
+			require.Equal(t, c.breaks, s.guard.standing(other).breaches.Tokens() < breachBurst)
+			require.Equal(t, c.breaks, len(asked.lost) > 0, "what this process has asked for is taken back")
+		})
 	}
-	require.EqualValues(t, breachBurst, tokens())
-	s.bitswap.unwanted(other, of(32), 1<<20)
-	require.Less(t, tokens(), float64(breachBurst), "so many it did not ask for")
-	third := somePeer(t)
-	s.bitswap.greeted.Add(third, time.Now())
-	s.bitswap.unwanted(third, of(0), 1<<20)
-	require.EqualValues(t, breachBurst, s.guard.standing(third).breaches.Tokens(), "it was on its way")
-	s.bitswap.greeted.Add(third, time.Now().Add(-2*underWay))
-	s.bitswap.unwanted(third, of(0), 1<<20)
-	require.Less(t, s.guard.standing(third).breaches.Tokens(), float64(breachBurst), "it was taken back long ago")
-	fourth := somePeer(t)
-	s.bitswap.started = s.bitswap.started.Add(-2 * strayFor)
-	s.bitswap.unwanted(fourth, of(0), 1<<20)
-	require.Less(t, s.guard.standing(fourth).breaches.Tokens(), float64(breachBurst), "nor so long after the start")
 }
 
 // What an earlier process of a node has asked for is not sent to the one that runs now, which has not.
