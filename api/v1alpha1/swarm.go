@@ -60,14 +60,6 @@ type SwarmSpec struct {
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=317
 	ZoneKey string `json:"zoneKey,omitempty"`
-
-	// ProtocolPrefix is the prefix of every libp2p protocol that agents speak among themselves. It keeps this swarm
-	// apart from other libp2p networks. It can't be changed, because that would split the swarm.
-	// +kubebuilder:default="/shoal"
-	// +kubebuilder:validation:MaxLength=64
-	// +kubebuilder:validation:XValidation:rule="self.matches('^(/[a-z0-9-]+)+$')",message="protocolPrefix is a path of lower-case letters, digits and '-', such as '/shoal'"
-	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="protocolPrefix can't be changed: agents with the old prefix and agents with the new one would not find each other. Delete the Swarm and make it anew"
-	ProtocolPrefix string `json:"protocolPrefix,omitempty"`
 }
 
 // AdmissionMode is a rule for admitting peers.

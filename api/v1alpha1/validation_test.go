@@ -46,8 +46,6 @@ func TestRefusals(t *testing.T) {
 	}{
 		{"Swarm", map[string]struct{ spec, message string }{
 			"another name than default": {"{}", "a cluster has one Swarm: name it 'default'"},
-			"a protocol prefix that is no path": {"protocolPrefix: Shoal",
-				"protocolPrefix is a path of lower-case letters"},
 			"an admission mode that does not exist": {"admission: {mode: Open}",
 				`supported values: "Nodes", "Frozen"`},
 			"a bootstrap set that is no small set":   {"bootstrapPeers: 51", "should be less than or equal to 50"},
@@ -430,16 +428,16 @@ func definitionScheme(t *testing.T) *runtime.Scheme {
 	return scheme
 }
 
-func TestSwarmKeepsItsProtocolPrefix(t *testing.T) {
+func TestSwarm_TakesAFieldThatAnEarlierVersionHad(t *testing.T) {
 	t.Parallel()
 	c := apitest.Require(t, cluster)
-	swarm := &v1alpha1.Swarm{}
-	swarm.Name = v1alpha1.SwarmName
+	swarm := newObject(t, "Swarm", "protocolPrefix: /shoal")
+	swarm.SetName(v1alpha1.SwarmName)
 	require.NoError(t, c.Client.Create(t.Context(), swarm))
-	require.Equal(t, "/shoal", swarm.Spec.ProtocolPrefix)
-	require.Equal(t, int32(5), swarm.Spec.BootstrapPeers)
-	swarm.Spec.ProtocolPrefix = "/other"
-	require.ErrorContains(t, c.Client.Update(t.Context(), swarm), "protocolPrefix can't be changed")
+	spec, _, err := unstructured.NestedMap(swarm.Object, "spec")
+	require.NoError(t, err)
+	require.NotContains(t, spec, "protocolPrefix")
+	require.EqualValues(t, 5, spec["bootstrapPeers"])
 }
 
 func newObject(t *testing.T, kind, spec string) *unstructured.Unstructured {
