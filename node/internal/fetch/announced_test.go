@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"runtime"
 	"sync"
 	"testing"
 	"testing/iotest"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/room"
+	"github.com/shoal-cache/shoal/node/internal/room/roomtest"
 	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
@@ -55,14 +55,6 @@ type readFunc func() (int, error)
 
 func (f readFunc) Read([]byte) (int, error) { return f() }
 
-func live() int64 {
-	runtime.GC()
-	runtime.GC() // of what the first has finalized
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
-}
-
 func TestMemory_SizesThatAreOnlyAnnouncedTakeABoundedRoomTogether(t *testing.T) {
 	const many = 12
 	o := newOrigin(t)
@@ -76,7 +68,7 @@ func TestMemory_SizesThatAreOnlyAnnouncedTakeABoundedRoomTogether(t *testing.T) 
 	}}, func(fo *Options, _ *swarm.Options) { b.Upstream, fo.Upstream = fo.Upstream, b })
 	n.chunks = room.New(room.Share(3))
 	pullAll(t, []*testNode{n}, o.request(o.add(t, chunk1)), 0)
-	before := live()
+	before := roomtest.Live()
 	var all sync.WaitGroup
 	for d := range b.of {
 		all.Go(func() {
@@ -98,7 +90,7 @@ func TestMemory_SizesThatAreOnlyAnnouncedTakeABoundedRoomTogether(t *testing.T) 
 		defer b.mu.Unlock()
 		return b.asked >= many
 	})
-	held := live() - before
+	held := roomtest.Live() - before
 	t.Logf("%d blobs that are announced to be of a TiB take %d MiB", many, held>>20)
 	require.Less(t, held, int64(300<<20))
 	pullAll(t, []*testNode{n}, o.request(honest), 0)

@@ -17,16 +17,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/room"
+	"github.com/shoal-cache/shoal/node/internal/room/roomtest"
 )
-
-// live is how many bytes are in use that cannot be collected.
-func live() int64 {
-	runtime.GC()
-	runtime.GC() // of what the first has finalized
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
-}
 
 // roomy has the front's documents and questions be of so many bytes together.
 func (a *agent) roomy(documents, questions int64) {
@@ -66,7 +58,7 @@ func TestMemory_QuestionsThatLackTheirEndTakeABoundedRoomTogether(t *testing.T) 
 			"Content-Type", "application/json")
 	}
 	require.Equal(t, http.StatusOK, ask(0).status)
-	before := live()
+	before := roomtest.Live()
 	var refused atomic.Int32
 	conns := make([]net.Conn, many)
 	for i := range conns {
@@ -78,8 +70,8 @@ func TestMemory_QuestionsThatLackTheirEndTakeABoundedRoomTogether(t *testing.T) 
 		})
 	}
 	require.Eventually(t, func() bool { return refused.Load() >= many-2 }, 30*time.Second, 10*time.Millisecond)
-	t.Logf("%d questions of %d MiB without their end take %d MiB", many, long>>20, (live()-before)>>20)
-	require.Less(t, live()-before, int64(40<<20))
+	t.Logf("%d questions of %d MiB without their end take %d MiB", many, long>>20, (roomtest.Live()-before)>>20)
+	require.Less(t, roomtest.Live()-before, int64(40<<20))
 	require.Equal(t, http.StatusOK, ask(10<<10).status, "who asks as one does is answered meanwhile")
 	late := ask(1 << 20)
 	require.Equal(t, http.StatusServiceUnavailable, late.status)
@@ -114,7 +106,7 @@ func TestMemory_DocumentsThatNobodyTakesHaveABoundedRoomTogether(t *testing.T) {
 	a := newAgent(t, h, "", nil)
 	a.roomy(60<<20, 24<<20)
 	require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, "/api/models/org/m").status)
-	before := live()
+	before := roomtest.Live()
 	conns := make([]net.Conn, many)
 	for i := range conns {
 		conns[i] = dial(t, a.URL, fmt.Sprintf("GET /api/models/org/m/revision/main?x=%d HTTP/1.1\r\nHost: x\r\n\r\n", i),
@@ -128,8 +120,8 @@ func TestMemory_DocumentsThatNobodyTakesHaveABoundedRoomTogether(t *testing.T) {
 		require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, "/api/models/org/m").status, "what is small comes at once")
 	}
 	t.Logf("%d documents of %d MiB that nobody reads take %d MiB, and %d at most with what is not collected yet", many,
-		long>>20, (live()-before)>>20, most>>20)
-	require.Less(t, live()-before, int64(many*long/2)) // the room, and what is being read at the moment
+		long>>20, (roomtest.Live()-before)>>20, most>>20)
+	require.Less(t, roomtest.Live()-before, int64(many*long/2)) // the room, and what is being read at the moment
 	for _, c := range conns {
 		_ = c.Close()
 	}

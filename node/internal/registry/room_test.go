@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -22,16 +21,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/registry"
 	"github.com/shoal-cache/shoal/node/internal/room"
+	"github.com/shoal-cache/shoal/node/internal/room/roomtest"
 )
-
-// live is how many bytes are in use that cannot be collected.
-func live() int64 {
-	runtime.GC()
-	runtime.GC() // of what the first has finalized
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
-}
 
 // longManifest is one of about size bytes.
 func longManifest(img image, size int) string {
@@ -62,7 +53,7 @@ func TestMemory_ManifestsThatNobodyTakesHaveABoundedRoomTogether(t *testing.T) {
 	}
 	require.Equal(t, http.StatusOK, get(long.String()))
 	require.Equal(t, http.StatusOK, get(img.manifest.String()))
-	before := live()
+	before := roomtest.Live()
 	conns := make([]net.Conn, many)
 	for i := range conns {
 		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(server.URL, "http://"))
@@ -75,7 +66,7 @@ func TestMemory_ManifestsThatNobodyTakesHaveABoundedRoomTogether(t *testing.T) {
 	for began := time.Now(); time.Since(began) < 2*room.Patience; {
 		require.Equal(t, http.StatusOK, get(img.manifest.String()), "an ordinary image is pulled meanwhile")
 	}
-	held := live() - before
+	held := roomtest.Live() - before
 	t.Logf("%d manifests of %d MiB that nobody reads take %d MiB", many, manifest.MaxSize>>20, held>>20)
 	require.Less(t, held, int64(80<<20))
 	require.Equal(t, http.StatusServiceUnavailable, get(long.String()), "and the runtime goes to the registry")
