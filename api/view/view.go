@@ -239,11 +239,3 @@ func (p Pull) Sources() (local, peers, upstream int64) {
 	}
 	return local, peers, upstream
 }
-
-// Bytes were given to the caller.
-func (p Pull) Bytes() (n int64) {
-	for _, part := range p.Parts {
-		n += part.Bytes
-	}
-	return n
-}

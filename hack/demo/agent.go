@@ -136,7 +136,7 @@ func (a *agent) knows(ctx context.Context, n int) error {
 
 // traffic is what an agent has moved, in bytes.
 type traffic struct {
-	upstream, fromPeers, toPeers, served int64
+	upstream, fromPeers, toPeers int64
 }
 
 // traffic reads the agent's metrics.
@@ -163,7 +163,6 @@ func (a *agent) traffic(ctx context.Context) (traffic, error) {
 		upstream:  sum("shoal_upstream_bytes_total"),
 		fromPeers: sum("shoal_peer_received_bytes_total"),
 		toPeers:   sum("shoal_peer_sent_bytes_total"),
-		served:    sum("shoal_served_bytes_total"),
 	}, nil
 }
 

@@ -65,7 +65,6 @@ func byGravity(a, b Finding) int {
 type events struct {
 	node    *corev1.ObjectReference
 	sink    record.EventSink
-	metrics *metrics
 	changed signal
 
 	mu       sync.Mutex
@@ -76,8 +75,8 @@ type events struct {
 func newEvents(a *api, nodeName string, m *metrics) *events {
 	return &events{
 		// The kubelet names a Node so in its events, and kubectl describe looks for it.
-		node: &corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: nodeName, UID: types.UID(nodeName)},
-		sink: countedSink{&typedcorev1.EventSinkImpl{Interface: a.core.Events("")}, m}, metrics: m,
+		node:    &corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: nodeName, UID: types.UID(nodeName)},
+		sink:    countedSink{&typedcorev1.EventSinkImpl{Interface: a.core.Events("")}, m},
 		changed: newSignal(), findings: make(map[Finding]bool),
 	}
 }

@@ -167,14 +167,14 @@ func (w *steady) Write(p []byte) (total int, err error) {
 
 // closeStream does not wait: to close a stream is to read the other side's agreement on the protocol, and a peer that
 // has fallen silent must not hold up whoever sends to others.
-func closeStream(s libp2p.Stream, timeout time.Duration) {
-	_ = s.SetReadDeadline(time.Now().Add(timeout))
+func closeStream(s libp2p.Stream) {
+	_ = s.SetReadDeadline(time.Now().Add(minSendTimeout))
 	go func() { _ = s.Close() }()
 }
 
 // receive reads the messages of a stream that a peer has opened.
 func (n *Network) receive(s libp2p.Stream) {
-	defer closeStream(s, minSendTimeout)
+	defer closeStream(s)
 	p := s.Conn().RemotePeer()
 	if err := s.Scope().SetService(Service); err != nil {
 		_ = s.Reset()

@@ -59,7 +59,7 @@ func (s *streams) put(p peer.ID, stream libp2p.Stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.idle[p]) >= maxIdle {
-		closeStream(stream, minSendTimeout)
+		closeStream(stream)
 		return
 	}
 	i := &idleStream{Stream: stream}
@@ -67,7 +67,7 @@ func (s *streams) put(p peer.ID, stream libp2p.Stream) {
 		s.mu.Lock()
 		s.remove(p, i)
 		s.mu.Unlock()
-		closeStream(stream, minSendTimeout)
+		closeStream(stream)
 	})
 	s.idle[p] = append(s.idle[p], i)
 }
@@ -78,7 +78,7 @@ func (s *streams) closeIdle() {
 	for _, list := range s.idle {
 		for _, i := range list {
 			if i.close.Stop() {
-				closeStream(i.Stream, minSendTimeout)
+				closeStream(i.Stream)
 			}
 		}
 	}

@@ -78,8 +78,7 @@ type Options struct {
 	Gave func(content.Request)
 	// PeersOnly tells of a repository that its registry must not be asked. nil: none.
 	PeersOnly func(content.Repository) bool
-	// Window, PeerWindow, PeerSilence, PeerPatience and CoordinatorPatience are those of schedule.ParticipantConfig.
-	Window, PeerWindow                             int
+	// PeerSilence, PeerPatience and CoordinatorPatience are those of schedule.ParticipantConfig.
 	PeerSilence, PeerPatience, CoordinatorPatience time.Duration
 	// UpstreamStreams is the most runs that this node reads from one registry at one time; default
 	// schedule.UpstreamStreams.
@@ -106,7 +105,7 @@ type Options struct {
 // participant configures a participant of fr's node in a plan of a grain.
 func (o *Options) participant(fr *Fetcher, g content.Grain) schedule.ParticipantConfig {
 	return schedule.ParticipantConfig{
-		Zone: o.Zone, Grain: g, Window: o.Window, PeerWindow: o.PeerWindow,
+		Zone: o.Zone, Grain: g,
 		Running:     func() int { return int(fr.asking.Load()) },
 		PeerSilence: o.PeerSilence, PeerPatience: o.PeerPatience, CoordinatorPatience: o.CoordinatorPatience,
 	}

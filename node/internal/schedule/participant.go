@@ -15,12 +15,7 @@ type ParticipantConfig struct {
 	Zone string
 	// Grain is how finely the blob is cut.
 	Grain content.Grain
-	// Window is how many leaves the node asks of peers at one time, for all its blobs together; default 32. Each blob
-	// may ask for a few in any case.
-	Window int
-	// PeerWindow is the most leaves asked of one peer at one time for one blob; default 8.
-	PeerWindow int
-	// Running counts the blobs that the node fetches now, which share Window. nil: one.
+	// Running counts the blobs that the node fetches now, which share nodeWindow. nil: one.
 	Running func() int
 	// PeerSilence is for how long a peer that was asked for chunks may not be heard of at all before it is passed
 	// over; default 5 s. So long may a coordinator be silent, too. A peer is passed over sooner where it and others
@@ -37,8 +32,6 @@ type ParticipantConfig struct {
 }
 
 func (c ParticipantConfig) withDefaults() ParticipantConfig {
-	c.Window = positiveOr(c.Window, 32)
-	c.PeerWindow = positiveOr(c.PeerWindow, 8)
 	c.PeerSilence = positiveOr(c.PeerSilence, 5*time.Second)
 	c.PeerPatience = positiveOr(c.PeerPatience, 30*time.Second)
 	c.CoordinatorPatience = positiveOr(c.CoordinatorPatience, 10*time.Second)
@@ -48,7 +41,7 @@ func (c ParticipantConfig) withDefaults() ParticipantConfig {
 	return c
 }
 
-func positiveOr[T int | time.Duration](v, d T) T {
+func positiveOr(v, d time.Duration) time.Duration {
 	if v > 0 {
 		return v
 	}

@@ -25,6 +25,10 @@ const (
 	// minWindow is how many leaves a blob may ask for however many others the node fetches: the end of a large layer
 	// must not stop the config that comes with it.
 	minWindow = 4
+	// nodeWindow is how many leaves the node asks of peers at one time, for all its blobs together.
+	nodeWindow = 32
+	// peerWindow is the most leaves asked of one peer at one time for one blob.
+	peerWindow = 8
 )
 
 // Ranks of wants, on one scale for all blobs of a node: Bitswap answers the higher ones first. A reader waits for an
@@ -48,7 +52,7 @@ func (p *Participant) pump(now time.Time) {
 			p.ask(now, i, true)
 		}
 	}
-	window := p.per * max(minWindow, p.cfg.Window/max(1, p.cfg.Running()))
+	window := p.per * max(minWindow, nodeWindow/max(1, p.cfg.Running()))
 	for at, ok := 0, true; ok && p.inFlight < window; {
 		at, ok = p.askNext(now, p.duties, at)
 	}
@@ -92,7 +96,7 @@ func (p *Participant) ask(now time.Time, i int, urgent bool) bool {
 		s = &contact{}
 		p.peers[c.from] = s
 	}
-	if s.asked >= p.per*p.cfg.PeerWindow && !urgent {
+	if s.asked >= p.per*peerWindow && !urgent {
 		return false
 	}
 	if s.asked == 0 {

@@ -56,7 +56,7 @@ func (c *coordinator) begin() {
 		return
 	}
 	c.begun = true
-	c.sim.after(c.sim.cfg.Discovery, func() { c.call(func() { c.table.Open(c.sim.clock()) }) })
+	c.sim.after(discovery, func() { c.call(func() { c.table.Open(c.sim.clock()) }) })
 	c.tick()
 }
 

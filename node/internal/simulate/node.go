@@ -238,7 +238,7 @@ func (f *fetch) lease(r schedule.Run) {
 		f.queued--
 		n.reading++
 		n.sim.registryRequests++
-		n.sim.after(n.sim.cfg.RegistryLatency, func() { f.read(r) })
+		n.sim.after(registryLatency, func() { f.read(r) })
 	}
 	f.queued++
 	if n.reading < streams {
@@ -255,7 +255,7 @@ func (f *fetch) read(r schedule.Run) {
 	f.streams[stream] = struct{}{}
 	for i := r.First; i < r.End(); i++ {
 		n.sim.registry.offer(stream, parcel{
-			size: f.blob.lengthOf(i), latency: n.sim.cfg.RegistryLatency, to: &n.down,
+			size: f.blob.lengthOf(i), latency: registryLatency, to: &n.down,
 			arrived: func(time.Duration) {
 				if n.dead() {
 					return

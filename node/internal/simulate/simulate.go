@@ -19,6 +19,17 @@ import (
 // ErrUnfinished: there were nodes that did not get all blobs before Config.Limit.
 var ErrUnfinished = errors.New("nodes did not finish")
 
+const (
+	// zoneLatency is the one-way time of a message within a zone, farLatency between zones, and registryLatency from and
+	// to the registry.
+	zoneLatency     = 200 * time.Microsecond
+	farLatency      = 2 * time.Millisecond
+	registryLatency = 2 * time.Millisecond
+	// discovery is how long a coordinator looks for holders before it sends anyone upstream: a few round trips of a DHT
+	// lookup. In an agent swarm.Options.DiscoveryGrace bounds it.
+	discovery = 20 * time.Millisecond
+)
+
 // Config describes a burst. The zero value of a field means its default.
 type Config struct {
 	Nodes int
@@ -32,9 +43,6 @@ type Config struct {
 	StreamRate float64
 	// Zones over which the nodes are spread in turn; default 1.
 	Zones int
-	// ZoneLatency is the one-way time of a message within a zone (default 200 µs), FarLatency between zones (default
-	// 2 ms), RegistryLatency from and to the registry (default 2 ms).
-	ZoneLatency, FarLatency, RegistryLatency time.Duration
 	// Shared has everything that is under way share its links, as TCP does on a slow network, in place of one chunk
 	// after the other, and messages wait for Queue at either end of a busy link (default 50 ms), as in the rig of
 	// test/bench.
@@ -47,16 +55,11 @@ type Config struct {
 	Parallel int
 	// ReadAhead is how many bytes of the blobs after one that a node pulls it begins to get as well; default 0: none.
 	ReadAhead int64
-	// Discovery is how long a coordinator looks for holders before it sends anyone upstream; default 20 ms, a few
-	// round trips of a DHT lookup (swarm.Options.DiscoveryGrace bounds it in an agent).
-	Discovery time.Duration
 	// Stagger is the time over which the starts of the nodes are spread evenly at random; default 0, all at once.
 	Stagger time.Duration
-	// Deaths is the share of nodes that die, each at a random time within DeathsWithin (default: the ideal time) of
-	// its start. The coordinators do not. SilentDeaths: their connections are not reset, they just say nothing any
-	// more.
+	// Deaths is the share of nodes that die, each at a random time within the ideal time of its start. The coordinators
+	// do not. SilentDeaths: their connections are not reset, they just say nothing any more.
 	Deaths       float64
-	DeathsWithin time.Duration
 	SilentDeaths bool
 	// TableCharge has the coordinator take that many times the CPU time that the table's calls really took, one call
 	// after the other; default 0: none. A run with it is not reproducible. MessageCost is how long it takes to write
@@ -73,13 +76,8 @@ func (c Config) withDefaults() Config {
 	c.NodeRate = orDefault(c.NodeRate, 10e9)
 	c.RegistryRate = orDefault(c.RegistryRate, 10e9)
 	c.Zones = orDefault(c.Zones, 1)
-	c.ZoneLatency = orDefault(c.ZoneLatency, 200*time.Microsecond)
-	c.FarLatency = orDefault(c.FarLatency, 2*time.Millisecond)
-	c.RegistryLatency = orDefault(c.RegistryLatency, 2*time.Millisecond)
-	c.Discovery = orDefault(c.Discovery, 20*time.Millisecond)
 	c.Queue = orDefault(c.Queue, 50*time.Millisecond)
 	c.Parallel = orDefault(c.Parallel, max(len(c.Blobs), 1))
-	c.DeathsWithin = orDefault(c.DeathsWithin, c.ideal())
 	c.Limit = orDefault(c.Limit, 10*time.Minute)
 	return c
 }
@@ -211,7 +209,7 @@ func Run(cfg Config) (*Result, error) {
 	}
 	for _, i := range random.Perm(cfg.Nodes)[:int(cfg.Deaths*float64(cfg.Nodes))] {
 		if n := s.nodes[i]; !hosts[n] {
-			s.at(starts[i]+upTo(random, cfg.DeathsWithin), n.die)
+			s.at(starts[i]+upTo(random, cfg.ideal()), n.die)
 		}
 	}
 	for s.unfinished > 0 && s.now < cfg.Limit && s.step() {
@@ -234,9 +232,9 @@ func (s *simulation) latency(a, b *node) time.Duration {
 	if a == b {
 		return 0
 	}
-	d := s.cfg.FarLatency
+	d := farLatency
 	if a.zone == b.zone {
-		d = s.cfg.ZoneLatency
+		d = zoneLatency
 	}
 	if !s.cfg.Shared {
 		return d

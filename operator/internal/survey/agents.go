@@ -183,7 +183,6 @@ type Shown struct {
 	Ready      error // why it is not ready
 	Peers      []view.Peer
 	Registries []view.Registry
-	Asked      time.Time
 }
 
 // AskHealth asks an agent for it. An agent that is asked for registries asks those whether they answer.
@@ -209,7 +208,6 @@ func AskQuietly(ctx context.Context, c *view.Client) (Shown, error) {
 	if _, err = c.Text(ctx, "/healthz", nil); err != nil {
 		return s, err
 	}
-	s.Asked = time.Now()
 	if s.Node, err = view.Get[view.Node](ctx, c, view.NodePath, nil); err != nil {
 		return s, err
 	}

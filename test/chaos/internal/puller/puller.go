@@ -53,9 +53,8 @@ type Result struct {
 	// Tries is how often it was begun, Fallbacks are the requests that went to the registry, Resumed the bodies that
 	// broke off.
 	Tries, Fallbacks, Resumed int
-	// Bad are the mirror's answers with wrong bytes; BadRegistry counts the registry's own.
-	Bad         []Bad
-	BadRegistry int
+	// Bad are the mirror's answers with wrong bytes.
+	Bad []Bad
 }
 
 // Bad is an answer with wrong bytes, or one that ended before its end as if that were all.
@@ -172,14 +171,8 @@ func (p *pull) answer(ctx context.Context, path string, d digest.Digest, truth [
 	if short && !bad {
 		wrongAt = at + got
 	}
-	if bad || short {
-		p.note(func(r *Result) {
-			if mirror {
-				r.Bad = append(r.Bad, Bad{Digest: d, Offset: wrongAt, Clean: err == nil})
-			} else {
-				r.BadRegistry++
-			}
-		})
+	if mirror && (bad || short) {
+		p.note(func(r *Result) { r.Bad = append(r.Bad, Bad{Digest: d, Offset: wrongAt, Clean: err == nil}) })
 	}
 	n := max(0, at+got-offset)
 	switch {
