@@ -756,10 +756,11 @@ func (f *fetch) tick(ctx context.Context) {
 			f.mu.Lock()
 			watched := f.part.Watched()
 			// One that is to tell liars from those misled goes on, whoever waits.
-			unwanted := f.readers == 0 && !f.finishing && !f.charge.open() && time.Since(f.idle) > f.fr.opts.Linger
+			if f.readers == 0 && !f.finishing && !f.charge.open() && time.Since(f.idle) > f.fr.opts.Linger {
+				f.failNow(context.Canceled) // before the lock is let go, and a reader joins
+			}
 			f.mu.Unlock()
-			if unwanted {
-				f.fail(context.Canceled)
+			if ctx.Err() != nil {
 				return
 			}
 			heard := map[peer.ID]int64{}

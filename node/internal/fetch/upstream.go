@@ -156,8 +156,9 @@ func (f *fetch) readOnce(ctx context.Context, r schedule.Run, own bool) error {
 	if sizeOnly && !body.Whole {
 		return errReturned
 	}
-	if n > 0 { // a leaf was asked for, where it was not known how the blob is cut
-		r.Count = max(r.Count, f.cut().At(n-1)+1)
+	if n > 0 { // how the blob is cut may not have been known when it was asked for
+		first := f.cut().At(off)
+		r = schedule.Run{First: first, Count: f.cut().At(off+n-1) + 1 - first}
 	}
 	in := &upstreamBytes{r: body, f: f, own: own}
 	switch {

@@ -68,7 +68,7 @@ func (p *Participant) Orders(now time.Time, o Orders) {
 		p.assign(a)
 	}
 	for _, r := range o.Leases {
-		if r.First >= 0 && r.Count > 0 && (p.size < 0 || r.First < len(p.pieces) && r.Count <= len(p.pieces)-r.First) {
+		if p.isRun(r) {
 			p.lease(r, true)
 		}
 	}
@@ -79,6 +79,15 @@ func (p *Participant) Orders(now time.Time, o Orders) {
 		p.hopeless(now)
 	}
 	p.pump(now)
+}
+
+// isRun reports whether r can be read. Before the size is known an index says nothing about where in the blob a chunk
+// is.
+func (p *Participant) isRun(r Run) bool {
+	if p.size < 0 {
+		return r == unsized
+	}
+	return r.First >= 0 && r.Count > 0 && r.First < len(p.pieces) && r.Count <= len(p.pieces)-r.First
 }
 
 // assign takes in whom to ask for a chunk.
@@ -140,7 +149,7 @@ func (p *Participant) SetUpstream(now time.Time, may bool) {
 	case !may:
 		p.offered = false
 	case !p.upstream:
-		p.failed = false // which was upstream's answer to others
+		p.failed, p.out.Hopeless = false, nil // which was upstream's answer to others
 	}
 	p.upstream = may
 	if may && !p.offered && p.tie == tied {
@@ -150,7 +159,7 @@ func (p *Participant) SetUpstream(now time.Time, may bool) {
 
 // Secede has the node go on by itself, and read from upstream all that is missing. The coordinator is left.
 func (p *Participant) Secede(now time.Time) {
-	p.upstream, p.failed, p.apart = true, false, true
+	p.upstream, p.failed, p.apart, p.out.Hopeless = true, false, true, nil
 	if p.tie == tied {
 		p.leave(now, nil)
 	}

@@ -7,14 +7,15 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
-// maxLeased is how many leases a participant has at most. What a coordinator gives beyond that goes back.
+// maxLeased is how many leases a participant has at most, for each chunk of a leaf. What a coordinator gives beyond
+// that goes back.
 const maxLeased = 64
 
 func (p *Participant) lease(r Run, ordered bool) {
 	if _, reads := p.leased[r]; reads {
 		return
 	}
-	if len(p.leased) >= maxLeased {
+	if len(p.leased) >= maxLeased*max(p.per, 1) {
 		p.report(Report{Failed: []Failure{{Run: r, Trouble: Returned}}})
 		return
 	}
@@ -97,15 +98,25 @@ func (p *Participant) LeaseEnded(now time.Time, r Run, trouble Trouble) {
 	}
 	delete(p.leased, r)
 	p.idle = now
-	if trouble == 0 && r == unsized && p.per > 1 {
-		// It may have been given before the size was known, and come after. Then the coordinator takes it for a leaf,
-		// and waits for the rest, which others can read at once.
+	if trouble == 0 && (r == unsized && p.per > 1 || p.lacks(r)) {
+		// It may have been given before the size was known, and come after, or have been read so. Then the coordinator
+		// takes it for a leaf, and waits for the rest, which others can read at once.
 		trouble = Returned
 	}
 	if trouble != 0 {
 		p.failed = p.failed || trouble != Returned
 		p.report(Report{Failed: []Failure{{Run: r, Trouble: trouble}}})
 	}
+}
+
+// lacks reports whether a chunk of r is needed and not here.
+func (p *Participant) lacks(r Run) bool {
+	for i := r.First; i < min(r.End(), len(p.pieces)); i++ {
+		if !p.pieces[i].present && p.need.Test(uint(i)) {
+			return true
+		}
+	}
+	return false
 }
 
 // Reads reports whether chunk i is in a run that is being read from upstream.

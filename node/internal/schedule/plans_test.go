@@ -193,16 +193,68 @@ func TestHold_GivesNoLeaseBeforeTheWayIsOpened(t *testing.T) {
 
 func TestOrders_ACoordinatorOpensNoMoreLeasesThanItMayGive(t *testing.T) {
 	t.Parallel()
-	p := NewParticipant(ParticipantConfig{}, "self")
+	for name, tc := range map[string]struct {
+		grain content.Grain
+		most  int
+	}{
+		"of a blob in chunks": {content.Leaves, maxLeased},
+		"of a blob in pieces": {content.Pieces, 4 * maxLeased},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := NewParticipant(ParticipantConfig{Grain: tc.grain}, "self")
+			p.SetUpstream(epoch, true)
+			p.SetSize(200*content.ChunkSize, func(int) bool { return false })
+			p.Join()
+			p.Joined(epoch, "coordinator")
+			p.Take()
+			given := min(2*tc.most, tc.grain.Cut(200*content.ChunkSize).Len())
+			for i := range given {
+				p.Orders(epoch, Orders{Leases: []Run{{First: i, Count: 1}}})
+			}
+			got := p.Take()
+			require.Len(t, got.Leases, tc.most)
+			require.Len(t, got.Report.Failed, given-tc.most, "the rest goes back")
+		})
+	}
+}
+
+// An index says where in a blob a chunk is only once the size is known. Bytes that are claimed as another chunk than
+// they are would have others doubt this node.
+func TestOrders_BeforeTheSizeIsKnownOnlyTheStartIsLeased(t *testing.T) {
+	t.Parallel()
+	p := NewParticipant(ParticipantConfig{Grain: content.Pieces}, "self")
 	p.SetUpstream(epoch, true)
-	p.SetSize(1000*content.ChunkSize, func(int) bool { return false })
 	p.Join()
 	p.Joined(epoch, "coordinator")
-	p.Take()
-	for i := range 10 * maxLeased {
-		p.Orders(epoch, Orders{Leases: []Run{{First: i, Count: 1}}})
+	p.Orders(epoch, Orders{Leases: []Run{{First: 1, Count: 1}, {First: 0, Count: 4}, {First: -1, Count: 1}}})
+	require.Empty(t, p.Take().Leases)
+	p.Orders(epoch, Orders{Leases: []Run{{First: 0, Count: 1}}})
+	require.Len(t, p.Take().Leases, 1)
+}
+
+func TestLeaseEnded_WhatOfALeaseWasNotReadGoesBack(t *testing.T) {
+	t.Parallel()
+	for name, read := range map[string]int{"a piece of its leaf": 1, "all of it": 4} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := NewParticipant(ParticipantConfig{Grain: content.Pieces}, "self")
+			p.SetUpstream(epoch, true)
+			p.Join()
+			p.Joined(epoch, "coordinator")
+			p.Orders(epoch, Orders{Leases: []Run{unsized}})
+			p.SetSize(8*content.ChunkSize, func(int) bool { return false })
+			p.Demand(epoch, Run{Count: 32})
+			p.Take()
+			for i := range read {
+				p.Claimed(epoch, Claim{Index: i, Sum: sum(i), By: "self"})
+			}
+			p.LeaseEnded(epoch, unsized, 0)
+			var back []Failure
+			if read < 4 {
+				back = []Failure{{Run: Run{First: 0, Count: 4}, Trouble: Returned}}
+			}
+			require.Equal(t, back, p.Take().Report.Failed)
+		})
 	}
-	got := p.Take()
-	require.Len(t, got.Leases, maxLeased)
-	require.Len(t, got.Report.Failed, 9*maxLeased, "the rest goes back")
 }
