@@ -100,6 +100,9 @@ func New(ctx context.Context, restConfig *rest.Config, o Options) (ctrl.Manager,
 	if o.Metrics == nil {
 		o.Metrics = metrics.Registry
 	}
+	restConfig = rest.CopyConfig(restConfig)
+	server := &survey.ServerClock{Machine: o.Clock}
+	restConfig.Wrap(server.Wrap)
 	mgr, err := ctrl.NewManager(restConfig, ctrl.Options{
 		Scheme:                        scheme,
 		Metrics:                       metricsserver.Options{BindAddress: o.MetricsAddress},
@@ -119,7 +122,7 @@ func New(ctx context.Context, restConfig *rest.Config, o Options) (ctrl.Manager,
 		return nil, err
 	}
 	if o.StatusPage != "" {
-		if err := addPage(mgr, o); err != nil {
+		if err := addPage(mgr, o, server.Now); err != nil {
 			return nil, fmt.Errorf("status page: %w", err)
 		}
 	}
@@ -143,10 +146,11 @@ func New(ctx context.Context, restConfig *rest.Config, o Options) (ctrl.Manager,
 // +kubebuilder:rbac:groups="",namespace=shoal-system,resources=pods/portforward,verbs=create
 // +kubebuilder:rbac:groups=apps,namespace=shoal-system,resources=daemonsets,verbs=list
 
-// addPage adds the status page. It reads from the API server itself what the cache keeps a part of only.
-func addPage(mgr ctrl.Manager, o Options) error {
+// addPage adds the status page. It reads from the API server itself what the cache keeps a part of only,
+// and tells how old that is by the API server's clock.
+func addPage(mgr ctrl.Manager, o Options, now func() time.Time) error {
 	p := page.Options{Address: o.StatusPage, Live: mgr.GetAPIReader(), Cached: mgr.GetClient(), Namespace: o.Namespace,
-		Version: o.Version, Clock: o.Clock, Log: slog.New(logr.ToSlogHandler(mgr.GetLogger().WithName("page")))}
+		Version: o.Version, Clock: o.Clock, Now: now, Log: slog.New(logr.ToSlogHandler(mgr.GetLogger().WithName("page")))}
 	if o.StatusPageLive {
 		core, err := kubernetes.NewForConfigAndClient(mgr.GetConfig(), mgr.GetHTTPClient())
 		if err != nil {

@@ -29,6 +29,7 @@ func TestTheStatusPageReadsAllThatItShowsByTheOperatorsOwnRights(t *testing.T) {
 	newWorldOf(t, 3, 2, func(ctx context.Context, config *rest.Config) error {
 		o := options()
 		o.StatusPage, o.StatusPageLive = address, true
+		o.Clock = clockOff{by: 2 * time.Hour}
 		config.QPS, config.Burst = 500, 1000
 		mgr, err := manager.New(ctx, config, o)
 		if err != nil {
@@ -43,6 +44,7 @@ func TestTheStatusPageReadsAllThatItShowsByTheOperatorsOwnRights(t *testing.T) {
 			NotReadable []string
 		}
 		Live bool
+		At   time.Time
 	}
 	require.Eventually(t, func() bool {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+"/proxy/state.json", nil)
@@ -59,4 +61,5 @@ func TestTheStatusPageReadsAllThatItShowsByTheOperatorsOwnRights(t *testing.T) {
 	require.Len(t, shown.State.Nodes, 3)
 	require.Empty(t, shown.State.NotReadable, "the role has a right for all of it")
 	require.True(t, shown.Live)
+	require.WithinDuration(t, time.Now(), shown.At, time.Hour, "the API server's time, though the operator's clock is off")
 }

@@ -55,7 +55,7 @@ func (r reader) List(ctx context.Context, l client.ObjectList, opts ...client.Li
 
 // gathered is all that was found out at one time.
 type gathered struct {
-	at      time.Time
+	at      time.Time // by the API server's clock
 	cluster *survey.Cluster
 	// asked: the agents were asked too; health and moving are what they said.
 	asked  bool
@@ -70,6 +70,8 @@ type gatherer struct {
 	agents    survey.Agents // nil: they are not asked
 	namespace string
 	clock     clock.PassiveClock
+	// now is the API server's time, which what it holds is as old by as it says. The operator's own clock may be off.
+	now func() time.Time
 
 	asking singleflight.Group
 	// registries are what agents said of them last, at lastRegistries. One gathering at a time uses them.
@@ -122,7 +124,7 @@ func (g *gatherer) gather(ctx context.Context) (*gathered, error) {
 	if err != nil {
 		return nil, err
 	}
-	found := &gathered{at: g.clock.Now(), cluster: c}
+	found := &gathered{at: g.now(), cluster: c}
 	if g.agents == nil {
 		return found, nil
 	}

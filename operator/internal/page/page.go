@@ -34,7 +34,9 @@ type Options struct {
 	Namespace string
 	Version   string
 	Clock     clock.WithTicker
-	Log       *slog.Logger
+	// Now is the API server's time.
+	Now func() time.Time
+	Log *slog.Logger
 }
 
 // Page is the status page. Every replica of the operator serves it.
@@ -54,7 +56,7 @@ const maxConnections = 128
 // New makes a Page, which serves once it is started.
 func New(o Options) *Page {
 	return &Page{o: o, gather: &gatherer{
-		api: reader{o.Cached, o.Live}, agents: o.Agents, namespace: o.Namespace, clock: o.Clock,
+		api: reader{o.Cached, o.Live}, agents: o.Agents, namespace: o.Namespace, clock: o.Clock, now: o.Now,
 	}}
 }
 
@@ -91,7 +93,7 @@ func (p *Page) Start(ctx context.Context) error {
 func (p *Page) remember(ctx context.Context, ended <-chan struct{}) {
 	for {
 		p.note(ctx)
-		now := p.o.Clock.Now()
+		now := p.o.Now()
 		select {
 		case <-p.o.Clock.After(now.Truncate(every).Add(every).Sub(now)):
 		case <-ended:
@@ -109,7 +111,7 @@ func (p *Page) note(ctx context.Context) {
 		return
 	}
 	c := survey.Cluster{Caches: caches.Items}
-	p.history.add(p.o.Clock.Now(), c.Sums())
+	p.history.add(p.o.Now(), c.Sums())
 }
 
 // policy lets the page load its own files and nothing else.

@@ -229,7 +229,7 @@ func TestGatherer_AsksOnceForAllWhoLookAndRestsAfterASlowLook(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		a := &api{}
-		g := &gatherer{api: a, clock: clock.RealClock{}}
+		g := &gatherer{api: a, clock: clock.RealClock{}, now: time.Now}
 		look := func(ctx context.Context) error { _, err := g.get(ctx); return err }
 		gone, leave := context.WithCancel(t.Context())
 		for range 50 {
@@ -286,7 +286,7 @@ func TestGatherer_AsksSomeOfManyAgentsAndHasThemAskRegistriesSeldom(t *testing.T
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		agents := &crowd{asked: map[string]int{}}
-		g := &gatherer{api: &many{pods: 5000}, agents: agents, clock: clock.RealClock{}}
+		g := &gatherer{api: &many{pods: 5000}, agents: agents, clock: clock.RealClock{}, now: time.Now}
 		for range 10 {
 			found, err := g.get(t.Context())
 			require.NoError(t, err)

@@ -124,7 +124,7 @@ func serve(t *testing.T, g *gathered, with ...func(*gathered)) (*Page, *httptest
 	for _, change := range with {
 		change(g)
 	}
-	p := New(Options{Clock: clock.RealClock{}, Log: slog.New(slog.DiscardHandler), Version: "v0.9.1"})
+	p := New(Options{Clock: clock.RealClock{}, Now: time.Now, Log: slog.New(slog.DiscardHandler), Version: "v0.9.1"})
 	p.gather.last, p.gather.until = g, time.Now().Add(time.Hour)
 	server := httptest.NewServer(p)
 	t.Cleanup(server.Close)

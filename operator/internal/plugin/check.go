@@ -142,7 +142,7 @@ func (p *plugin) check(ctx context.Context) (checked, error) {
 	}
 	pods := survey.Running(c.Agents, "")
 	answers, shut := askAll(ctx, p, pods, survey.AskHealth)
-	r := checked{Findings: survey.Diagnose(c, answers, p.clock.now())}
+	r := checked{Findings: survey.Diagnose(c, answers, p.clock.Now())}
 	r.looked(true, "API server: %s, %s, %s", view.Count(len(c.Peers), "peer"), view.Count(len(c.Caches), "node cache"),
 		view.Count(len(c.Pins), "pin"))
 	if ready, all, seen := c.ReadyOperators(); seen {
@@ -423,7 +423,7 @@ func (p *plugin) topCommand() *cobra.Command {
 					return nil
 				}
 				if err == nil {
-					err = p.print(rows, func(w io.Writer) error { return writeTop(w, rows) })
+					err = p.print(rows, func(w io.Writer) error { return writeTop(w, rows, p.clock.Now()) })
 				}
 				if err == nil && !watch && slices.ContainsFunc(rows, func(r topRow) bool { return r.Problem != "" }) {
 					return errNotWell
@@ -469,7 +469,8 @@ func (p *plugin) top(ctx context.Context) ([]topRow, error) {
 	return rows, nil
 }
 
-func writeTop(w io.Writer, all []topRow) error {
+// writeTop shows them. now is the API server's time, which is nearer to the nodes' than that of the user's machine.
+func writeTop(w io.Writer, all []topRow, now time.Time) error {
 	rows := [][]string{{"NODE", "BLOB", "REPOSITORY", "ARRIVED", "SIZE", "FROM PEERS", "FROM REGISTRY", "FOR",
 		"READERS"}}
 	quiet := 0
@@ -482,7 +483,7 @@ func writeTop(w io.Writer, all []topRow) error {
 		for _, f := range n.Fetches {
 			rows = append(rows, []string{n.Node, view.Short(f.Digest), f.Repository, view.Ratio(f.Present, f.Size),
 				view.Bytes(f.Size), view.Bytes(f.FromPeers),
-				view.Bytes(f.FromUpstream), view.Duration(time.Since(f.Started)), strconv.Itoa(f.Readers)})
+				view.Bytes(f.FromUpstream), view.Duration(max(0, now.Sub(f.Started))), strconv.Itoa(f.Readers)})
 		}
 	}
 	if quiet == len(all) {

@@ -92,7 +92,7 @@ func TestClock_IsTheAPIServersAndNotThatOfTheUsersMachine(t *testing.T) {
 		p.flags.KubeConfig = &file
 		_, err := p.look(t.Context())
 		require.Error(t, err)
-		require.WithinDuration(t, time.Now().Add(off), p.clock.now(), time.Minute, "this machine is %s", what)
+		require.WithinDuration(t, time.Now().Add(off), p.clock.Now(), time.Minute, "this machine is %s", what)
 	}
 }
 
@@ -270,7 +270,7 @@ func TestOutput_WhatAgentsSayForgesNoLine(t *testing.T) {
 				return p.writePlaces(w, "redis:7", []place{{Node: "node1", Problem: said}})
 			},
 			"top": func(_ *plugin, w io.Writer) error {
-				return writeTop(w, []topRow{{Problem: said}, {Fetches: []view.Fetch{{Repository: said}}}})
+				return writeTop(w, []topRow{{Problem: said}, {Fetches: []view.Fetch{{Repository: said}}}}, time.Now())
 			},
 			"ls": func(p *plugin, w io.Writer) error {
 				return p.writeListed(w, []listed{{Blob: view.Blob{MediaType: said}}})

@@ -64,7 +64,7 @@ type plugin struct {
 	config *rest.Config
 	api    client.Client
 	agents agents
-	clock  serverClock
+	clock  survey.ServerClock
 }
 
 // Run runs the command, and returns its exit code.
@@ -309,7 +309,7 @@ func (p *plugin) connect() error {
 	if config.Timeout == 0 { // an API server that takes connections and is silent keeps nobody for ever
 		config.Timeout = cmp.Or(p.patience, patience)
 	}
-	config.Wrap(p.clock.wrap)
+	config.Wrap(p.clock.Wrap)
 	config.QPS = -1 // a command asks little, and the API server has its own bounds
 	scheme := kruntime.NewScheme()
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {

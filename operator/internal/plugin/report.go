@@ -111,9 +111,9 @@ func (p *plugin) report(ctx context.Context, w io.Writer) (int, error) {
 	a := &archive{tar: tar.NewWriter(zipped)}
 	pods := survey.Running(c.Agents, "")
 	answers, shut := askAll(ctx, p, pods, survey.AskHealth)
-	findings := survey.Diagnose(c, answers, p.clock.now())
+	findings := survey.Diagnose(c, answers, p.clock.Now())
 	var text bytes.Buffer
-	_ = p.writeState(&text, survey.StateOf(c, findings, p.clock.now()))
+	_ = p.writeState(&text, survey.StateOf(c, findings, p.clock.Now()))
 	a.add("status.txt", text.Bytes())
 	a.addYAML("findings.yaml", findings)
 	a.addVersions(p.version, core)

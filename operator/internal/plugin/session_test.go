@@ -94,7 +94,7 @@ func TestSessions_AreWhatAReaderExpects(t *testing.T) {
 		"why":   func(_ *plugin, w io.Writer) error { return view.WritePull(w, "node1", pull) },
 		"top": func(_ *plugin, w io.Writer) error {
 			return writeTop(w, []topRow{{Node: "node1", Fetches: []view.Fetch{fetch}}, {Node: "node2"},
-				{Node: "node3", Problem: "it gave no answer in time"}})
+				{Node: "node3", Problem: "it gave no answer in time"}}, time.Now())
 		},
 		"ls": func(p *plugin, w io.Writer) error {
 			return p.writeListed(w, []listed{{Blob: view.Blob{Digest: some, Size: 10 * mib, Pinned: true,

@@ -72,7 +72,7 @@ func (p *plugin) status(ctx context.Context) (survey.State, error) {
 	if err != nil {
 		return survey.State{}, err
 	}
-	now := p.clock.now()
+	now := p.clock.Now()
 	return survey.StateOf(c, survey.Diagnose(c, nil, now), now), nil
 }
 

@@ -191,7 +191,7 @@ func (p *plugin) bring(ctx context.Context, pods []corev1.Pod, size int64) ([]te
 
 // unoperated says what is amiss with the operators, and what the command needs one for, and ends it.
 func (p *plugin) unoperated(c *survey.Cluster, needs string) error {
-	found := slices.DeleteFunc(survey.Diagnose(c, nil, p.clock.now()), func(f survey.Finding) bool {
+	found := slices.DeleteFunc(survey.Diagnose(c, nil, p.clock.Now()), func(f survey.Finding) bool {
 		return f.Reason != survey.ReasonOperatorMissing && f.Reason != survey.ReasonOperatorNotReady
 	})
 	p.say("%s", needs)
