@@ -99,3 +99,25 @@ func TestMemory_SizesThatAreOnlyAnnouncedTakeABoundedRoomTogether(t *testing.T) 
 		return err == nil
 	})
 }
+
+func TestMemory_IsThereForOrdinaryLayersWhateverElseIsAnnounced(t *testing.T) {
+	t.Parallel()
+	fr := &Fetcher{chunks: room.New(0)}
+	for _, size := range []int64{10 << 30, content.MaxSize} { // these take all there is
+		_, ok := fr.memoryFor(content.Leaves.Cut(size))
+		for ok {
+			_, ok = fr.memoryFor(content.Leaves.Cut(size))
+		}
+	}
+	for ok, n := true, int64(2<<30); ok; { // and these what is left beside the largest
+		_, ok = fr.memoryFor(content.Leaves.Cut(n))
+	}
+	for _, g := range []content.Grain{content.Leaves, content.Pieces} {
+		for _, mib := range []int64{1, 100, 157, 158, 255, 256, 257, 600, 1024} {
+			_, ok := fr.memoryFor(g.Cut(mib << 20))
+			require.True(t, ok, "%d MiB in %s", mib, g)
+		}
+		_, ok := fr.memoryFor(g.Cut(2 << 30))
+		require.False(t, ok, "what is not free in %s", g)
+	}
+}

@@ -431,6 +431,20 @@ func (f *fetch) follow(session swarm.Session) {
 // chunkCost is about how many bytes of memory a chunk takes of who fetches a blob, whether or not it comes.
 const chunkCost = 208
 
+// freeChunks is up to how many chunks nobody counts what a blob takes: as many as the largest has that is cut into
+// pieces, so that what only announces its size keeps no ordinary layer out.
+const freeChunks = 1024
+
+// memoryFor takes the memory for what is known of a blob's chunks, until leave is called. ok is false where there is
+// none.
+func (fr *Fetcher) memoryFor(cut content.Cut) (leave func(), ok bool) {
+	n := int64(cut.Len())
+	if n <= freeChunks {
+		n = 0
+	}
+	return fr.chunks.Try(n * chunkCost)
+}
+
 // makeRoom makes room for the blob, once; told: its size is only someone's word. The disk may take long.
 func (f *fetch) makeRoom(size int64, told bool) {
 	f.rooming.Add(1)
@@ -443,7 +457,7 @@ func (f *fetch) makeRoom(size int64, told bool) {
 	if done {
 		return
 	}
-	leave, ok := f.fr.chunks.Try(int64(f.grain.Cut(size).Len()) * chunkCost)
+	leave, ok := f.fr.memoryFor(f.grain.Cut(size))
 	if !ok {
 		f.fail(fmt.Errorf("%s of %d bytes, beside what else is fetched: %w", f.digest, size, content.ErrNoSpace))
 		return
