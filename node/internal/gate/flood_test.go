@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -122,5 +123,18 @@ func TestGate_TheChallengeOfARegistryOutlastsThoseOfNamesThatAreMadeUp(t *testin
 			err = g.Offline(t.Context(), rule, of(registry, "never/asked"), "", content.ErrUnavailable)
 			require.Equal(t, content.ErrUnavailable, err, "it may be public")
 		})
+	}
+}
+
+func TestGate_AChallengeWithoutAnEndIsNotRemembered(t *testing.T) {
+	t.Parallel()
+	for n, remembered := range map[int]bool{100: true, 60 << 10: false} {
+		g, err := gate.New(gate.Options{Cache: nothing{}})
+		require.NoError(t, err)
+		defer g.Close()
+		g.Refused(of("evil.test", "a"), "", &content.UpstreamError{Status: http.StatusUnauthorized,
+			Challenge: []string{`Basic realm="` + strings.Repeat("x", n) + `"`}})
+		err = g.Offline(t.Context(), policy.DefaultRule(), of("evil.test", "a"), "", content.ErrUnavailable)
+		require.Equal(t, remembered, content.Denied(err), "%d", n)
 	}
 }

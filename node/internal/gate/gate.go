@@ -29,6 +29,7 @@ const (
 	maxAccepted   = 16 << 10
 	maxContents   = 64 << 10
 	maxChallenges = 1 << 10
+	maxChallenge  = 4 << 10 // bytes of one that is remembered: a source chooses how long it is
 	maxSilences   = 4 << 10
 	maxAnyone     = 4 << 10
 	maxUnsure     = 16 << 10
@@ -607,7 +608,8 @@ func (g *Gate) Refused(source Source, credentials string, err error) {
 	}
 	g.yeses(credentials).Remove(g.caller(source, credentials))
 	up, ok := errors.AsType[*content.UpstreamError](err)
-	if ok && len(up.Challenge) > 0 && strings.HasPrefix(strings.ToLower(up.Challenge[0]), "basic") {
+	if ok && len(up.Challenge) > 0 && strings.HasPrefix(strings.ToLower(up.Challenge[0]), "basic") &&
+		len(strings.Join(up.Challenge, "")) <= maxChallenge {
 		for _, of := range []Source{source, sibling(source)} {
 			g.challenges.Add(source.Owner(), of, up.Challenge)
 		}

@@ -90,7 +90,7 @@ type Front struct {
 	memo     *memo
 	access   *access
 	proxy    http.Handler
-	listings *lru.Cache[string, *listing]
+	listings room.Shelf[*listing]
 	apart    *lru.Cache[string, time.Time] // when it was last tried in vain to compare a file
 	writes   writes
 	running  reply.Running
@@ -107,8 +107,6 @@ type Front struct {
 }
 
 const (
-	// maxListings bounds the listings in memory.
-	maxListings = 32
 	// maxChecked bounds the files out of git of which it is remembered that they are what they are named.
 	maxChecked = 16 << 10
 	// maxGitBytes bounds the bytes of files out of git in memory, but for small ones. Others wait.
@@ -139,7 +137,7 @@ func New(opts Options) (*Front, error) {
 	}
 	f := &Front{
 		opts: opts, log: opts.Logger, metrics: metrics, memo: newMemo(opts.Memory, opts.Documents, opts.Logger),
-		listings: lru.New[string, *listing](maxListings), apart: lru.New[string, time.Time](maxIncomparable),
+		listings: room.Keep[*listing](opts.Documents, "hub's listings"), apart: lru.New[string, time.Time](maxIncomparable),
 		checked: lru.New[string, record](maxChecked), gitRoom: semaphore.NewWeighted(maxGitBytes),
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())

@@ -42,8 +42,6 @@ const forever = time.Duration(1<<63 - 1)
 
 const (
 	maxRecords = 64 << 10
-	// maxInlineBytes bounds the memory for the short documents and files that are handed on with their records.
-	maxInlineBytes = 32 << 20
 	// maxInline is the longest document that is, so that a record fits into a message of the swarm's.
 	maxInline = 256 << 10
 	// maxKey is the longest key in bytes that is not replaced by its digest.
@@ -95,16 +93,14 @@ type memo struct {
 	asking singleflight.Group
 	mu     sync.Mutex
 	recent *lru.Cache[string, remembered]
-	inline *lru.Cache[string, []byte] // by key; recent's records hold none
-	size   int                        // bytes of inline
+	inline room.Shelf[[]byte] // short documents and files, handed on with their records; recent's hold none
 }
 
 func newMemo(memory Memory, documents *room.Room, log *slog.Logger) *memo {
 	m := &memo{
 		memory: memory, room: documents, log: log, secret: make([]byte, sha256.Size),
-		recent: lru.New[string, remembered](maxRecords),
+		recent: lru.New[string, remembered](maxRecords), inline: room.Keep[[]byte](documents, "hub's documents"),
 	}
-	m.inline = lru.NewWithEvict(maxRecords, func(_ string, b []byte) { m.size -= len(b) })
 	_, _ = rand.Read(m.secret) // never fails, says crypto/rand
 	return m
 }
@@ -266,14 +262,7 @@ func (m *memo) learn(key string, rec record, age time.Duration, keep bool) {
 	defer m.mu.Unlock()
 	at := time.Now().Add(-age)
 	if len(rec.Inline) > 0 && len(rec.Inline) <= maxInline {
-		if b, ok := m.inline.Peek(key); ok {
-			m.size -= len(b)
-		}
-		m.inline.Add(key, rec.Inline)
-		m.size += len(rec.Inline)
-		for m.size > maxInlineBytes {
-			m.inline.RemoveOldest()
-		}
+		m.inline.Add(key, rec.Inline, int64(len(rec.Inline)))
 	}
 	rec.Inline = nil
 	now := remembered{record: rec, at: at}

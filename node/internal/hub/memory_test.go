@@ -2,11 +2,14 @@ package hub
 
 import (
 	"encoding/json"
+	"fmt"
 	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/room/roomtest"
 )
 
 // takes is how many bytes f takes in all, whether they are given back or not.
@@ -88,4 +91,28 @@ func FuzzWithoutXet(f *testing.F) {
 			require.True(t, json.Valid(got), "%s", got)
 		}
 	})
+}
+
+//nolint:paralleltest // it weighs the process
+func TestListing_IsKeptForWhatItTakes(t *testing.T) {
+	for name, file := range map[string]string{
+		"short names": `{"type":"file","oid":"a","size":%d,"path":"%[1]d"}`,
+		"files in large storage": `{"type":"file","oid":"` + strings.Repeat("a", 40) + `","size":%d,"path":"folder/` +
+			`model-%[1]d-of-10000.safetensors","lfs":{"oid":"` + strings.Repeat("b", 64) + `","size":%[1]d}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			var files []string
+			for i := range maxElements {
+				files = append(files, fmt.Sprintf(file, i))
+			}
+			doc := []byte("[" + strings.Join(files, ",") + "]")
+			before := roomtest.Live()
+			l, err := newListing(doc)
+			require.NoError(t, err)
+			took := roomtest.Live() - before
+			require.LessOrEqual(t, took, l.size())
+			require.LessOrEqual(t, l.size(), 3*took, "else few are kept")
+			runtime.KeepAlive(doc)
+		})
+	}
 }

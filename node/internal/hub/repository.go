@@ -29,7 +29,7 @@ const (
 	// are asked for.
 	maxPages = 10
 	// maxListing and maxElements bound such a listing in bytes and in elements. In memory an element takes far more
-	// than its shortest spelling, {}, and maxListings of them are held.
+	// than its shortest spelling, {}.
 	maxListing  = 8 << 20
 	maxElements = maxPages * pageSize
 	// maxEndless is how much is told of a page that comes after itself, or cannot be had.
@@ -86,6 +86,18 @@ type listing struct {
 	elements []*element
 	byPath   map[string]*element
 	large    bool // there are too many: it holds none
+}
+
+// perElement is about how many bytes an element takes in memory beside its texts, which are there as they came and taken
+// apart.
+const perElement = 400
+
+// size is about how many bytes a listing takes in memory.
+func (l *listing) size() (n int64) {
+	for _, e := range l.elements {
+		n += perElement + 2*int64(len(e.raw))
+	}
+	return n
 }
 
 // errLarge: a listing is longer than maxListing or maxElements.
@@ -389,7 +401,7 @@ func (f *Front) list(ctx context.Context, x *exchange, commit string) (*listing,
 			return nil, fmt.Errorf("%s at %s: %w: %w", r.name(), commit, content.ErrUnavailable, err)
 		}
 	}
-	f.listings.Add(k, l)
+	f.listings.Add(k, l, l.size())
 	return l, nil
 }
 

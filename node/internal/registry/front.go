@@ -151,7 +151,7 @@ func New(opts Options) (*Front, error) {
 		return nil, fmt.Errorf("registry front: %w", err)
 	}
 	f.tags = newTags(opts.Upstream, opts.UpstreamTimeout, opts.Tags, opts.Documents, opts.Gate, f.metrics, f.log)
-	f.pages = newPages(opts.Upstream, opts.UpstreamTimeout, opts.Gate)
+	f.pages = newPages(opts.Upstream, opts.UpstreamTimeout, opts.Gate, opts.Documents)
 	return f, nil
 }
 

@@ -13,21 +13,18 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/gate"
-	"github.com/shoal-cache/shoal/node/internal/lru"
 	"github.com/shoal-cache/shoal/node/internal/room"
 )
 
-const (
-	maxPages    = 128
-	maxKeptPage = 64 << 10 // bytes; larger ones are passed on and not kept
-)
+// maxKeptPage is the longest page in bytes that is kept. Larger ones are passed on.
+const maxKeptPage = 64 << 10
 
 // pages passes on tag lists and referrers, and keeps them for as long as a tag.
 type pages struct {
 	upstream Upstream
 	timeout  time.Duration
 	gate     *gate.Gate
-	recent   *lru.Cache[string, page]
+	recent   room.Shelf[page]
 }
 
 // page is an answer of a registry.
@@ -40,8 +37,15 @@ type page struct {
 	stale     bool // the registry could not be asked whether it still holds
 }
 
-func newPages(upstream Upstream, timeout time.Duration, gate *gate.Gate) *pages {
-	return &pages{upstream: upstream, timeout: timeout, gate: gate, recent: lru.New[string, page](maxPages)}
+func newPages(upstream Upstream, timeout time.Duration, gate *gate.Gate, documents *room.Room) *pages {
+	return &pages{
+		upstream: upstream, timeout: timeout, gate: gate, recent: room.Keep[page](documents, "registries' pages"),
+	}
+}
+
+// size is about how many bytes a page takes in memory. A registry chooses how long its headers are, too.
+func (p page) size() int64 {
+	return int64(len(p.body) + len(p.mediaType) + len(p.link) + len(p.filters))
 }
 
 // page answers tags/list and referrers.
@@ -88,8 +92,8 @@ func (p *pages) get(x *exchange, path string) (page, error) {
 	switch {
 	case err == nil:
 		p.gate.Confirm(ctx, x.rule, gate.Request{Source: source, Credentials: authorization})
-		if len(got.body) <= maxKeptPage {
-			p.recent.Add(key, got)
+		if size := got.size(); size <= maxKeptPage {
+			p.recent.Add(key, got, size)
 		}
 		return got, nil
 	case content.Throttled(err):

@@ -1,5 +1,5 @@
-// Package room bounds the bytes that many requests hold in memory together. A limit for each answer is none for all of
-// them.
+// Package room bounds the bytes that many requests hold in memory together, and those that are kept for the next. A
+// limit for each answer is none for all of them.
 //
 // Who holds little asks for nothing, and those who hold much leave a part of the room to those who hold some. Who is in
 // stays. Who finds no place waits a while, and is told.
@@ -49,6 +49,7 @@ func Share(parts int64) int64 {
 type Room struct {
 	small, large part
 	growing      *semaphore.Weighted // of one lease; see grow
+	kept         *kept
 }
 
 type part struct {
@@ -56,11 +57,13 @@ type part struct {
 	size int64
 }
 
-// New makes a room of some bytes, a third of it for what is not large.
+// New makes a room of some bytes, a third of it for what is not large. Beside it, a fourth as much is for what is kept.
 func New(size int64) *Room {
 	of := func(n int64) part { return part{semaphore.NewWeighted(n), n} }
 	small := max(size/3, some)
-	return &Room{small: of(small), large: of(max(size-small, some)), growing: semaphore.NewWeighted(1)}
+	return &Room{
+		small: of(small), large: of(max(size-small, some)), growing: semaphore.NewWeighted(1), kept: newKept(size / 4),
+	}
 }
 
 // lease is what one request, or one question on behalf of many, holds of a room.

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"io"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,4 +29,12 @@ func TestABodyGoesOnWhenAPolicyMakesItsBurstSmaller(t *testing.T) {
 	n, err := s.Read(make([]byte, 1000))
 	require.NoError(t, err)
 	require.Equal(t, 1000, n)
+}
+
+// Thousands of answers for tags are remembered with the type that a registry told.
+func TestManifestType_IsNoLongerThanATypeMayBe(t *testing.T) {
+	t.Parallel()
+	for n, want := range map[int]bool{100: true, 60 << 10: false} {
+		require.Equal(t, want, isManifestType("application/vnd."+strings.Repeat("x", n)+"+json"), n)
+	}
 }

@@ -18,6 +18,8 @@ const (
 	maxHops = 10
 	// redirectTTL is well below the life of the signed URLs that registries redirect to.
 	redirectTTL = 30 * time.Second
+	// maxRemembered is the longest URL in bytes that is remembered: a registry chooses how long those are.
+	maxRemembered = 8 << 10
 )
 
 // errElsewhere is the error of a host that the registry redirects to, or where a file of it is known to lie. It says
@@ -92,7 +94,7 @@ func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call c
 	if call.authorization != "" {
 		c.accepted.Add(c.key(call.authorization), struct{}{})
 	}
-	if call.remember && !home {
+	if call.remember && !home && len(at.String()) <= maxRemembered {
 		c.redirects.Add(key, redirect{blob: call.blob(), to: at, expires: time.Now().Add(redirectTTL)})
 	}
 	return resp, nil

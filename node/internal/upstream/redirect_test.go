@@ -186,3 +186,28 @@ func TestRedirect_AsManyAreFollowedAsNetHTTPFollows(t *testing.T) {
 		})
 	}
 }
+
+// A registry chooses how long its URLs are, and thousands are remembered.
+func TestRedirect_IsRememberedUnlessItsURLIsVeryLong(t *testing.T) {
+	t.Parallel()
+	storage := serve(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("x")) })
+	for name, tc := range map[string]struct{ long, asked int }{
+		"as of a signed URL": {2 << 10, 1}, "as of none": {9 << 10, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var asked atomic.Int32
+			registry := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				asked.Add(1)
+				http.Redirect(w, r, storage+"?"+strings.Repeat("a", tc.long), http.StatusTemporaryRedirect)
+			})
+			c := newClient(t, upstream.Options{}, registry)
+			for range 2 {
+				b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromString("x")}, 0, -1)
+				require.NoError(t, err)
+				read(t, b)
+			}
+			require.EqualValues(t, tc.asked, asked.Load())
+		})
+	}
+}

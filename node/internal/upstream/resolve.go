@@ -142,9 +142,10 @@ func manifestType(resp *http.Response, data []byte) string {
 }
 
 // isManifestType reports whether t can be that of a manifest. The specifications leave the set open: artifacts have
-// types of their own.
+// types of their own, and RFC 6838 says how long a type may be.
 func isManifestType(t string) bool {
-	return t == "application/json" || strings.HasPrefix(t, "application/") && (strings.HasSuffix(t, "+json") ||
+	const longest = 127 + len("/") + 127
+	return t == "application/json" || len(t) <= longest && strings.HasPrefix(t, "application/") && (strings.HasSuffix(t, "+json") ||
 		strings.HasPrefix(t, "application/vnd.docker.distribution.manifest."))
 }
 
