@@ -26,8 +26,11 @@ type streams struct {
 	host host.Host
 
 	mu   sync.Mutex
-	idle map[peer.ID][]*idleStream
+	idle idleStreams
 }
+
+// idleStreams are those to each peer, the one that was used the longest time ago first.
+type idleStreams map[peer.ID][]*idleStream
 
 type idleStream struct {
 	libp2p.Stream
@@ -39,7 +42,7 @@ func (s *streams) take(ctx context.Context, p peer.ID) (stream libp2p.Stream, us
 	s.mu.Lock()
 	for list := s.idle[p]; len(list) > 0; list = s.idle[p] {
 		oldest := list[0] // by turns: the other side decodes each stream's messages one after another
-		s.remove(p, oldest)
+		s.idle.remove(p, oldest)
 		if oldest.close.Stop() && !oldest.Conn().IsClosed() {
 			s.mu.Unlock()
 			return oldest.Stream, true, nil
@@ -65,7 +68,7 @@ func (s *streams) put(p peer.ID, stream libp2p.Stream) {
 	i := &idleStream{Stream: stream}
 	i.close = time.AfterFunc(idleTimeout, func() {
 		s.mu.Lock()
-		s.remove(p, i)
+		s.idle.remove(p, i)
 		s.mu.Unlock()
 		closeStream(stream)
 	})
@@ -85,12 +88,12 @@ func (s *streams) closeIdle() {
 	clear(s.idle)
 }
 
-// remove takes i out of the list of p. The caller holds s.mu.
-func (s *streams) remove(p peer.ID, i *idleStream) {
-	list := slices.DeleteFunc(s.idle[p], func(other *idleStream) bool { return other == i })
+// remove takes i out of the list of p.
+func (all idleStreams) remove(p peer.ID, i *idleStream) {
+	list := slices.DeleteFunc(all[p], func(other *idleStream) bool { return other == i })
 	if len(list) == 0 {
-		delete(s.idle, p)
+		delete(all, p)
 	} else {
-		s.idle[p] = list
+		all[p] = list
 	}
 }

@@ -100,7 +100,7 @@ type fetch struct {
 	came                             atomic.Int64 // bytes, parts of chunks among them
 	cameAt                           atomic.Int64 // when the last did, in nanoseconds since start
 	pull                             *bytesOf     // the same of all that comes from this repository
-	ears                             map[peer.ID]ear
+	ears                             ears
 	steps                            steps
 	span                             trace.Span
 }
@@ -112,7 +112,7 @@ func startFetch(ctx context.Context, fr *Fetcher, req content.Request, from sour
 	f := &fetch{
 		fr: fr, digest: req.Digest, source: from, start: time.Now(), changed: make(chan struct{}), req: req, readers: 1,
 		size: -1, leave: func() {}, grain: fr.opts.Swarm.Grain(), released: make(chan struct{}),
-		pull: fr.pulls.of(req.Repository), ears: map[peer.ID]ear{},
+		pull: fr.pulls.of(req.Repository), ears: ears{},
 	}
 	f.room, f.keptOf = f.source.room(f.digest), fr.keptOf(from, req)
 	f.acted = sync.NewCond(&f.mu)
@@ -784,7 +784,9 @@ func (f *fetch) tick(ctx context.Context) {
 			making := f.rooming.Load() > 0
 			reading := f.moved.Swap(false) || f.awaited.Load() > 0 || making
 			f.update(func(now time.Time) {
-				f.hear(now, heard)
+				if begun := f.ears.hear(now, f.part.Asks, heard); begun > 0 {
+					f.countBytes(begun)
+				}
 				f.missLost(now)
 				if making {
 					f.part.Busy(now)

@@ -91,29 +91,30 @@ func (u *upstreamBytes) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// ear counts what comes from one peer.
+// ears count what comes from peers that were asked for chunks: a chunk takes long on a slow link, and counts when it has
+// begun.
+type ears map[peer.ID]ear
+
 type ear struct {
 	bytes int64 // of any kind, when since was
 	since time.Time
 }
 
-// hear counts what peers send that were asked for chunks: a chunk takes long on a slow link, and counts when it has
-// begun. The caller holds f.mu.
-func (f *fetch) hear(now time.Time, heard map[peer.ID]int64) {
-	maps.DeleteFunc(f.ears, func(p peer.ID, _ ear) bool { return !f.part.Asks(p) })
+// hear tells how many bytes, of those that were heard, may be the beginnings of chunks.
+func (all ears) hear(now time.Time, asked func(peer.ID) bool, heard map[peer.ID]int64) (begun int64) {
+	maps.DeleteFunc(all, func(p peer.ID, _ ear) bool { return !asked(p) })
 	for p, bytes := range heard {
-		if !f.part.Asks(p) {
+		if !asked(p) {
 			continue
 		}
-		e, known := f.ears[p]
-		switch {
-		case !known:
-			f.ears[p] = ear{bytes, now}
-		case bytes-e.bytes >= enoughHeard:
-			f.countBytes(bytes - e.bytes)
-			f.ears[p] = ear{bytes, now}
-		case now.Sub(e.since) > hearing:
-			f.ears[p] = ear{bytes, now}
+		e, known := all[p]
+		much := known && bytes-e.bytes >= enoughHeard
+		if much {
+			begun += bytes - e.bytes
+		}
+		if !known || much || now.Sub(e.since) > hearing {
+			all[p] = ear{bytes, now}
 		}
 	}
+	return begun
 }

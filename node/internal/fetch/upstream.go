@@ -53,14 +53,14 @@ func (f *fetch) leaseEnded(now time.Time, r schedule.Run, err error) {
 		f.fr.log.Info("upstream failed", "digest", f.digest, "first", r.First, "chunks", r.Count, "error", err)
 		f.upErr = err
 	}
-	f.part.LeaseEnded(now, r, f.troubleOf(err))
+	f.part.LeaseEnded(now, r, troubleOf(err, f.fromUpstream > 0))
 }
 
 // outdated reports whether err is a refusal of callers beside whom another has come since. The caller holds f.mu.
 func (f *fetch) outdated(err error) bool { return refused(err) && f.askers.next() != nil }
 
-// troubleOf is what the coordinator is told of a run that was not read. The caller holds f.mu.
-func (f *fetch) troubleOf(err error) schedule.Trouble {
+// troubleOf is what the coordinator is told of a run that was not read. begun: the registry has given something before.
+func troubleOf(err error, begun bool) schedule.Trouble {
 	switch {
 	case err == nil:
 		return 0
@@ -68,7 +68,7 @@ func (f *fetch) troubleOf(err error) schedule.Trouble {
 		return schedule.Returned
 	case errors.Is(err, errNoRange):
 		return schedule.NoRange
-	case refused(err), errors.Is(err, content.ErrDigestMismatch), isBadAnswer(err) && f.fromUpstream == 0:
+	case refused(err), errors.Is(err, content.ErrDigestMismatch), isBadAnswer(err) && !begun:
 		return schedule.Refused
 	}
 	return schedule.Transient
@@ -340,7 +340,7 @@ func (f *fetch) stream(in io.Reader, r schedule.Run, ignored bool, registry stri
 	f.update(func(now time.Time) {
 		f.streaming = false
 		for _, c := range f.covered {
-			f.part.LeaseEnded(now, c, f.troubleOf(err))
+			f.part.LeaseEnded(now, c, troubleOf(err, f.fromUpstream > 0))
 		}
 		f.covered = nil
 	})

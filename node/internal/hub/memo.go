@@ -290,7 +290,7 @@ type kept struct {
 	Unix   int64  `json:"unix"`
 }
 
-// load reads a record from disk. The caller holds m.mu.
+// load reads a record from disk.
 func (m *memo) load(key string) (remembered, bool) {
 	if m.memory == nil {
 		return remembered{}, false

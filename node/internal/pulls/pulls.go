@@ -93,7 +93,7 @@ func (r *Record) Asked(registry, name string) func(Answer) {
 	repository := registry + "/" + name
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p := r.latest(repository)
+	p := latest(r.running, repository)
 	if p == nil {
 		if p = r.begin(registry, repository, now); p == nil {
 			return func(Answer) {}
@@ -115,9 +115,9 @@ func (r *Record) Asked(registry, name string) func(Answer) {
 	}
 }
 
-// latest is the newest pull of a repository that is under way; nil where there is none. The caller holds r.mu.
-func (r *Record) latest(repository string) *pull {
-	for _, p := range slices.Backward(r.running) {
+// latest is the newest pull of a repository that is under way; nil where there is none.
+func latest(running []*pull, repository string) *pull {
+	for _, p := range slices.Backward(running) {
 		if p.Repository == repository {
 			return p
 		}
@@ -221,7 +221,7 @@ func (r *Record) sweep(now time.Time) []view.Pull {
 	quiet := slices.DeleteFunc(slices.Clone(r.running), func(p *pull) bool { return !over(p) })
 	r.running = slices.DeleteFunc(r.running, over)
 	for _, p := range quiet {
-		p.Pull = r.show(p)
+		p.Pull = p.show(r.fetches.Peek)
 		if len(p.Parts) == 0 {
 			continue
 		}
@@ -241,8 +241,8 @@ func (r *Record) sweep(now time.Time) []view.Pull {
 	return ended
 }
 
-// show is p as it stands, with what is known of its fetches. The caller holds r.mu.
-func (r *Record) show(p *pull) view.Pull {
+// show is p as it stands, with what is known of its fetches.
+func (p *pull) show(known func(digest string) (Fetched, bool)) view.Pull {
 	v := p.Pull
 	v.Parts = slices.Clone(p.Parts)
 	v.Running = p.open > 0
@@ -253,7 +253,7 @@ func (r *Record) show(p *pull) view.Pull {
 	for i := range v.Parts {
 		part := &v.Parts[i]
 		asked := p.Started.Add(part.After)
-		f, ok := r.fetches.Peek(part.Digest)
+		f, ok := known(part.Digest)
 		// One that ended before the request, or began after its answer, brought nothing for it.
 		if part.Fetch != nil || !ok || f.Start.Add(f.Took).Before(asked) || f.Start.After(asked.Add(part.Took)) {
 			continue
@@ -274,7 +274,7 @@ func (r *Record) Pulls() []view.Pull {
 		all = append(all, p.Pull)
 	}
 	for _, p := range r.running {
-		all = append(all, r.show(p))
+		all = append(all, p.show(r.fetches.Peek))
 	}
 	slices.SortFunc(all, func(a, b view.Pull) int { return b.Started.Compare(a.Started) })
 	return all

@@ -100,7 +100,7 @@ func newStore(o Options, k disk) *Store {
 		scrubbing: rate.NewLimiter(rate.Limit(o.ScrubRate), content.ChunkSize),
 		blobs:     make(map[digest.Digest]*entry), ingests: make(map[digest.Digest]*Ingest),
 		partials: make(map[partialID]partial), pins: make(map[string][]digest.Digest),
-		pinned: make(map[digest.Digest]int), rejected: make(map[digest.Digest]fileID),
+		pinned: make(pinCounts), rejected: make(map[digest.Digest]fileID),
 	}
 	s.disk.health = &s.health
 	s.events.listener = o.OnEvent

@@ -60,7 +60,7 @@ func (s *Store) changePins(owner string, ds []digest.Digest, change func(*bolt.B
 		s.mu.Unlock()
 		return fmt.Errorf("pin for %s: %w", owner, content.ErrClosed)
 	}
-	s.addPins(ds)
+	s.pinned.add(ds)
 	s.mu.Unlock()
 	err := s.state.update(func(tx *bolt.Tx) error {
 		b, err := tx.CreateBucketIfNotExists(bucketPins)
@@ -72,10 +72,10 @@ func (s *Store) changePins(owner string, ds []digest.Digest, change func(*bolt.B
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
-		s.dropPins(ds)
+		s.pinned.drop(ds)
 		return fmt.Errorf("pin for %s: %w", owner, err)
 	}
-	s.dropPins(s.pins[owner])
+	s.pinned.drop(s.pins[owner])
 	delete(s.pins, owner)
 	if len(ds) > 0 {
 		s.pins[owner] = ds
@@ -84,17 +84,19 @@ func (s *Store) changePins(owner string, ds []digest.Digest, change func(*bolt.B
 	return nil
 }
 
-// addPins and dropPins count owners. The caller holds s.mu.
-func (s *Store) addPins(ds []digest.Digest) {
+// pinCounts tell how many owners pin a digest.
+type pinCounts map[digest.Digest]int
+
+func (c pinCounts) add(ds []digest.Digest) {
 	for _, d := range ds {
-		s.pinned[d]++
+		c[d]++
 	}
 }
 
-func (s *Store) dropPins(ds []digest.Digest) {
+func (c pinCounts) drop(ds []digest.Digest) {
 	for _, d := range ds {
-		if s.pinned[d]--; s.pinned[d] <= 0 {
-			delete(s.pinned, d)
+		if c[d]--; c[d] <= 0 {
+			delete(c, d)
 		}
 	}
 }
@@ -122,7 +124,7 @@ func (s *Store) loadPins() error {
 				return fmt.Errorf("pins of %s: %w", k, err)
 			}
 			s.pins[string(k)] = ds
-			s.addPins(ds)
+			s.pinned.add(ds)
 			return nil
 		})
 	})

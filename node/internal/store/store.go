@@ -150,7 +150,7 @@ type Store struct {
 	arrived  []partialID   // partials that were complete at the start; set once
 	finished chan struct{} // closed once those are committed or given up
 	pins     map[string][]digest.Digest
-	pinned   map[digest.Digest]int    // number of owners
+	pinned   pinCounts
 	rejected map[digest.Digest]fileID // runtime files found not to match their digest
 }
 
