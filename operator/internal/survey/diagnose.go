@@ -153,6 +153,9 @@ func Diagnose(c *Cluster, agents []Answer[Shown], now time.Time) []Finding {
 			message += "; what is still there of Peers and NodeCaches an earlier installation has left"
 		}
 		d.add(true, reasonNotInstalled, "", "%s", message)
+		if len(c.Peers) > 0 {
+			d.found[0].Mend += "; or remove what is left: " + documents + "README.md#uninstall"
+		}
 		return d.found
 	}
 	if c.Swarm != nil && len(c.Agents) == 0 && len(c.Daemons) == 0 && !slices.Contains(c.Hidden, HiddenPods) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -165,6 +166,7 @@ func TestDiagnose_NamesEachPlantedFaultAndNothingElse(t *testing.T) {
 		require.NotContains(t, found[0].Mend, "POD", what)
 		require.NotContains(t, found[0].Mend, "NODE", what)
 		require.NotEqual(t, "see the link", found[0].Mend, what)
+		require.Equal(t, what == "what an installation left", strings.Contains(found[0].Mend, "README.md#uninstall"), what)
 	}
 }
 
