@@ -23,6 +23,11 @@ const (
 	free = 128 << 10
 	// some is the most, in bytes, that goes into the part of the room that large documents cannot fill.
 	some = 2 << 20
+	// turn is for how long who grows keeps others from it, unless he waits for bytes of the room himself.
+	turn = time.Second / 2
+	// A large document that has no end comes within grace, and a second more for each slowest bytes: it keeps others out.
+	grace   = 30 * time.Second
+	slowest = 64 << 10
 	// Patience is how long a place is waited for. Clients of a hub wait 10 s for an answer's header.
 	Patience = 5 * time.Second
 	// unbounded is the memory, in bytes, that is reckoned with where the process has no limit.
@@ -32,6 +37,8 @@ const (
 var (
 	// ErrFull is the error of who found no place in time. It says nothing of any registry, hub or content.
 	ErrFull = errors.New("this node has as many documents in memory as it may at one time: ask again in a moment")
+	// ErrSlow is the error of a large document that comes too slowly.
+	ErrSlow = errors.New("it comes too slowly to be held in memory meanwhile")
 	// ErrTooLong is the error of a document that is longer than it may be.
 	ErrTooLong = errors.New("longer than it may be")
 )
@@ -154,29 +161,47 @@ func (l *lease) take(ctx context.Context, p part, held *int64, n int64) error {
 	return nil
 }
 
-// grow lets the lease keep what it takes of the large part from now on while it waits for more, until end is called:
-// what was read meanwhile is in memory all the time. One lease may at a time, so that no two wait for each other.
-func (l *lease) grow(ctx context.Context) (end func(), err error) {
+// growth is the growing of a lease: it keeps what it takes of the large part while it waits for more, because what was
+// read meanwhile is in memory all the time. One lease at a time waits so, so that no two wait for each other. While it
+// reads, its turn goes on to the next after a moment: what it reads may come slowly.
+type growth struct {
+	of    *lease
+	timer *time.Timer // nil: it has no turn
+}
+
+// more takes n bytes for the lease of ctx, in its turn.
+func (g *growth) more(ctx context.Context, n int64) error {
+	l := g.of
 	if l == nil {
-		return func() {}, nil
+		return nil
 	}
 	l.mu.Lock()
-	l.room.large.Release(l.large)
-	l.large = 0
+	if !l.grows {
+		l.room.large.Release(l.large)
+		l.large, l.grows = 0, true
+	}
 	l.mu.Unlock()
-	if err := wait(ctx, l.room.growing, 1); err != nil {
-		return nil, err
+	if g.timer == nil || !g.timer.Stop() {
+		if err := wait(ctx, l.room.growing, 1); err != nil {
+			g.timer = nil
+			return err
+		}
 	}
-	set := func(grows bool) {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.grows = grows
+	err := Hold(ctx, n)
+	g.timer = time.AfterFunc(turn, func() { l.room.growing.Release(1) })
+	return err
+}
+
+func (g *growth) end() {
+	if g.of == nil {
+		return
 	}
-	set(true)
-	return func() {
-		set(false)
-		l.room.growing.Release(1)
-	}, nil
+	g.of.mu.Lock()
+	g.of.grows = false
+	g.of.mu.Unlock()
+	if g.timer != nil && g.timer.Stop() {
+		g.of.room.growing.Release(1)
+	}
 }
 
 // wait takes n of s as soon as there is so much. Where the caller's own time is over first the place was lacking all
@@ -218,6 +243,28 @@ func (l *lease) held() int64 {
 	return l.small + l.large
 }
 
+// paced fails with ErrSlow where what it reads comes too slowly, once that matters.
+type paced struct {
+	io.Reader
+	since time.Time
+	n     int64
+}
+
+func (p *paced) hurry() {
+	if p.since.IsZero() {
+		p.since = time.Now()
+	}
+}
+
+func (p *paced) Read(b []byte) (int, error) {
+	n, err := p.Reader.Read(b)
+	p.n += int64(n)
+	if !p.since.IsZero() && err == nil && time.Since(p.since) > grace+time.Duration(p.n/slowest)*time.Second {
+		err = ErrSlow
+	}
+	return n, err
+}
+
 // ReadAll reads a document of at most limit bytes. The lease of ctx holds it, times over for what is made of it. length
 // is what was announced, below zero where nothing was. An error comes with what was read.
 func ReadAll(ctx context.Context, r io.Reader, length, limit, times int64) (all []byte, err error) {
@@ -225,25 +272,26 @@ func ReadAll(ctx context.Context, r io.Reader, length, limit, times int64) (all 
 		return nil, fmt.Errorf("%w: %d bytes, and %d are the most", ErrTooLong, length, limit)
 	}
 	l := leaseOf(ctx)
-	before, grows := l.held(), false
+	before, grows := l.held(), growth{of: l}
+	defer grows.end()
+	in := &paced{Reader: r}
 	step := length + 1
 	if length < 0 {
 		step = free / times
 	}
 	for ; ; step = max(2*step, some/times) { // who announces nothing, or too little, proves to be longer than each
 		step = min(step, limit+1)
-		if len(all) > 0 && step*times > max(some, before) && !grows {
-			end, err := l.grow(ctx)
-			if err != nil {
-				return all, err
-			}
-			defer end()
-			grows = true
+		hold := Hold
+		if len(all) > 0 && step*times > max(some, before) {
+			hold = grows.more
 		}
-		if err := Hold(ctx, step*times); err != nil {
+		if err := hold(ctx, step*times); err != nil {
 			return all, err
 		}
-		more, err := io.ReadAll(io.LimitReader(r, step-int64(len(all))))
+		if step*times > some {
+			in.hurry()
+		}
+		more, err := io.ReadAll(io.LimitReader(in, step-int64(len(all))))
 		if all == nil {
 			all = more
 		} else {

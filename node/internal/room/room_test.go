@@ -255,3 +255,87 @@ func TestShare_IsOfTheMemoryThatTheProcessMayUse(t *testing.T) { //nolint:parall
 	debug.SetMemoryLimit(1<<63 - 1)
 	require.EqualValues(t, unbounded/4, Share(4))
 }
+
+// drip gives so many bytes, and then one every second for an hour.
+type drip struct{ n, more int64 }
+
+func (d *drip) Read(b []byte) (int, error) {
+	if d.n > 0 {
+		n := min(int64(len(b)), d.n)
+		d.n -= n
+		return int(n), nil
+	}
+	if d.more++; d.more > 3600 {
+		return 0, io.EOF
+	}
+	time.Sleep(time.Second)
+	return 1, nil
+}
+
+func TestReadAll_WhatComesSlowlyKeepsNobodyElseFromGrowing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := New(60 * mib)
+		read := func(in io.Reader) error {
+			ctx, end := r.Lease(t.Context())
+			defer end()
+			_, err := ReadAll(ctx, in, -1, 64*mib, 1)
+			return err
+		}
+		slow := make(chan error)
+		for range 3 {
+			go func() { slow <- read(&drip{n: 3 * mib}) }()
+		}
+		synctest.Wait()
+		began := time.Now()
+		for range 10 {
+			require.NoError(t, read(&pieces{9 * mib}))
+		}
+		require.LessOrEqual(t, time.Since(began), 3*turn)
+		for range 3 {
+			require.ErrorIs(t, <-slow, ErrSlow)
+		}
+		require.True(t, r.large.TryAcquire(r.large.size), "all has been given back")
+		require.True(t, r.growing.TryAcquire(1))
+	})
+}
+
+func TestReadAll_WhatIsLargeKeepsOthersOutForABoundedTime(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		announced int64
+		in        io.Reader
+		fails     error
+		within    time.Duration
+	}{
+		"of unknown length, a byte every second": {-1, &drip{n: 3 * mib}, ErrSlow, 2 * time.Minute},
+		"of known length, a byte every second":   {9 * mib, &drip{n: 3 * mib}, ErrSlow, 2 * time.Minute},
+		"as fast as may be asked of a link": {9 * mib, &steady{9 * mib, slowest}, nil,
+			9 * mib / slowest * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				ctx, end := New(60 * mib).Lease(t.Context())
+				defer end()
+				began := time.Now()
+				_, err := ReadAll(ctx, test.in, test.announced, 64*mib, 1)
+				require.ErrorIs(t, err, test.fails)
+				require.LessOrEqual(t, time.Since(began), test.within)
+			})
+		})
+	}
+}
+
+// steady gives so many bytes, and each second some of them.
+type steady struct{ n, each int64 }
+
+func (s *steady) Read(b []byte) (int, error) {
+	if s.n == 0 {
+		return 0, io.EOF
+	}
+	n := min(int64(len(b)), s.n, s.each)
+	s.n -= n
+	time.Sleep(time.Duration(n) * time.Second / time.Duration(s.each))
+	return int(n), nil
+}
