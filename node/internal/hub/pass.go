@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/policy"
@@ -195,12 +196,20 @@ func (f *Front) rewriteBody(resp *http.Response) error {
 	if !document || !listing && !made {
 		return nil
 	}
-	body, err := room.ReadAll(resp.Request.Context(), resp.Body, resp.ContentLength, maxRewritten, docTimes)
+	ctx, x := resp.Request.Context(), exchangeOf(resp)
+	body, err := readSoon(ctx, resp)
 	if errors.Is(err, room.ErrTooLong) {
+		begun := &begun{Reader: bytes.NewReader(body), taken: func() {
+			room.Shrink(ctx, 0)
+			x.Leisure()
+		}}
 		resp.Body = struct {
 			io.Reader
 			io.Closer
-		}{io.MultiReader(bytes.NewReader(body), resp.Body), resp.Body}
+		}{io.MultiReader(begun, resp.Body), resp.Body}
+		if len(body) > 0 {
+			x.Hurry(int64(len(body)))
+		}
 		return nil
 	}
 	if err != nil {
@@ -208,7 +217,7 @@ func (f *Front) rewriteBody(resp *http.Response) error {
 	}
 	_ = resp.Body.Close()
 	if made {
-		host := exchangeOf(resp).host()
+		host := x.host()
 		base := strings.TrimSuffix(f.origin.base.String(), "/")
 		body = bytes.ReplaceAll(body, []byte(`"`+base+`/`), []byte(`"`+host+`/`))
 	} else if clean, err := withoutXet(body, plainLimit); err == nil {
@@ -217,6 +226,30 @@ func (f *Front) rewriteBody(resp *http.Response) error {
 	resp.Body = io.NopCloser(bytes.NewReader(body))
 	resp.ContentLength = int64(len(body))
 	resp.Header.Set("Content-Length", strconv.Itoa(len(body)))
-	exchangeOf(resp).Hurry(int64(len(body)))
+	x.Hurry(int64(len(body)))
 	return nil
+}
+
+// readSoon reads the body of an answer, unless that is too long. One that stands still is given up: others wait for the
+// memory in which it is.
+func readSoon(ctx context.Context, resp *http.Response) ([]byte, error) {
+	still := time.AfterFunc(askTimeout, func() { _ = resp.Body.Close() }) // which ends the reading
+	defer still.Stop()
+	in := &moving{Reader: resp.Body, progress: func() { still.Reset(askTimeout) }}
+	return room.ReadAll(ctx, in, resp.ContentLength, maxRewritten, docTimes)
+}
+
+// begun is the beginning of a body that is too long for memory. Once it is taken it is there no more.
+type begun struct {
+	io.Reader
+	taken func()
+}
+
+func (b *begun) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	if err != nil {
+		b.Reader = strings.NewReader("")
+		b.taken()
+	}
+	return n, err
 }

@@ -2,14 +2,22 @@ package hub
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"io"
 	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/reply"
+	"github.com/shoal-cache/shoal/node/internal/room"
 	"github.com/shoal-cache/shoal/test/hubtest"
 )
 
@@ -261,4 +269,83 @@ func TestPass_TheNextPageIsTheFrontsOwnAndOtherLinksLeadWhereTheyLed(t *testing.
 	g := a.ask(t, http.MethodGet, "/api/models?search=x")
 	require.Equal(t, "<"+a.URL+`/api/models?search=x&cursor=2>; rel="next", <https://hub.example/terms>; rel="license"`,
 		g.header.Get("Link"))
+}
+
+// client is where an answer goes, with the deadline by which it has to be taken.
+type client struct {
+	*httptest.ResponseRecorder
+	deadline time.Time
+}
+
+func (c *client) SetWriteDeadline(at time.Time) error {
+	c.deadline = at
+	return nil
+}
+
+// stuck gives so many bytes, and then nothing until it is closed.
+type stuck struct {
+	io.Reader
+	closed chan struct{}
+}
+
+func (s *stuck) Read(p []byte) (int, error) {
+	n, err := s.Reader.Read(p)
+	if err != nil {
+		<-s.closed
+		return 0, http.ErrBodyReadAfterClose
+	}
+	return n, nil
+}
+
+func (s *stuck) Close() error {
+	close(s.closed)
+	return nil
+}
+
+// passPage has a page of a listing pass through, whose length nobody tells.
+func passPage(t *testing.T, documents *room.Room, body io.ReadCloser) (*client, *http.Response, error) {
+	t.Helper()
+	w := &client{ResponseRecorder: httptest.NewRecorder()}
+	ctx, end := documents.Lease(t.Context())
+	t.Cleanup(end)
+	r := httptest.NewRequestWithContext(ctx, http.MethodGet, "/api/models/org/m/tree/main", nil)
+	x := &exchange{Exchange: reply.New(w, r)}
+	resp := &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}},
+		ContentLength: -1, Body: body, Request: r.WithContext(context.WithValue(ctx, passing{}, x))}
+	f := &Front{origin: &origin{base: &url.URL{Scheme: "http", Host: "hub.test"}}}
+	return w, resp, f.rewriteBody(resp)
+}
+
+func TestPass_APageThatIsTooLongForMemoryLeavesTheRoomOnceWhatWasReadIsTaken(t *testing.T) {
+	t.Parallel()
+	const size = maxRewritten + 10<<20
+	documents := room.New(60 << 20)
+	free := func() bool {
+		leave, ok := documents.Try(maxRewritten)
+		if ok {
+			leave()
+		}
+		return ok
+	}
+	w, resp, err := passPage(t, documents, io.NopCloser(io.LimitReader(zeros{}, size)))
+	require.NoError(t, err)
+	require.False(t, free())
+	require.False(t, w.deadline.IsZero(), "the client has to take it soon")
+	n, err := io.CopyN(io.Discard, resp.Body, maxRewritten+1<<20)
+	require.NoError(t, err)
+	require.True(t, free())
+	require.True(t, w.deadline.IsZero(), "what follows is in nobody's way")
+	rest, err := io.Copy(io.Discard, resp.Body)
+	require.NoError(t, err)
+	require.EqualValues(t, size, n+rest)
+}
+
+func TestPass_APageThatStandsStillLeavesTheRoom(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		_, _, err := passPage(t, room.New(60<<20), &stuck{io.LimitReader(zeros{}, 3<<20), make(chan struct{})})
+		require.Error(t, err)
+		require.Equal(t, askTimeout, time.Since(began))
+	})
 }
