@@ -384,9 +384,9 @@ func (g *Gate) Throttled(rule policy.Rule, source Source, credentials string, ca
 	return cause
 }
 
-// await runs do, which puts a question, within the gate's time, once for all who ask the same, and goes on with it when the caller leaves. A
-// source that lets anyone read counts as silent after a shorter wait, where its content may be had without it; do goes
-// on then.
+// await runs do, which puts a question, within the gate's time, once for all who ask the same, and goes on with it when
+// the caller leaves. A source that lets anyone read counts as silent after a shorter wait, where its content may be had
+// without it; do goes on then.
 func (g *Gate) await(ctx context.Context, what string, req Request, do func(context.Context) error) error {
 	key := g.mark(what+req.Digest.String(), req.Source, req.Credentials)
 	done := g.questions.DoChan(string(key[:]), func() (any, error) {

@@ -127,7 +127,9 @@ func (g *Gate) sample(ctx context.Context, req Request) error {
 			r = brought{r}
 		}
 		defer func() { _ = r.Close() }()
-		err = g.question(ctx, req.Upstream, func(ctx context.Context) error { return g.compare(ctx, req, r, fromPeers) })
+		err = g.question(ctx, req.Upstream, func(ctx context.Context) error {
+			return g.compare(ctx, req, r, fromPeers)
+		})
 		switch {
 		case errors.Is(err, errPeers), errors.Is(err, errStart):
 		case Unanswered(err):

@@ -99,6 +99,7 @@ type Front struct {
 	checked  *lru.Cache[string, record] // files out of git whose names were checked
 	gitRoom  *semaphore.Weighted        // for the bytes of those that are read or come
 	peeks    singleflight.Group
+	building singleflight.Group // of listings
 
 	ctx     context.Context // of what goes on behind an answer
 	cancel  context.CancelFunc

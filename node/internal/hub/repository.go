@@ -299,34 +299,40 @@ func (f *Front) askInfo(ctx context.Context, r repo, revision, query, authorizat
 // document is a JSON document of the hub's at a commit: remembered, or else what ask gives.
 func (f *Front) document(ctx context.Context, x *exchange, k string, maxAge time.Duration,
 	ask func(context.Context) (record, error)) ([]byte, record, error) {
+	return openDocument(ctx, f, x, k, maxAge, ask, f.kept)
+}
+
+// openDocument is what open makes of a document. It is empty where the record names none.
+func openDocument[T any](ctx context.Context, f *Front, x *exchange, k string, maxAge time.Duration,
+	ask func(context.Context) (record, error), open func(context.Context, record) (T, error)) (T, record, error) {
+	var none T
 	for range 2 {
 		rec, err := f.memo.do(ctx, k, maxAge, f.who(x), ask)
 		if err != nil {
-			return nil, record{}, err
+			return none, record{}, err
 		}
 		if maxAge != forever {
 			if err := x.age(rec); err != nil {
-				return nil, record{}, err
+				return none, record{}, err
 			}
 		}
 		if rec.Digest == "" {
-			return nil, rec.record, nil
+			return none, rec.record, nil
 		}
-		doc, err := f.kept(ctx, rec.record)
-		if err == nil {
-			return doc, rec.record, nil
-		}
+		opened, err := open(ctx, rec.record)
 		switch {
+		case err == nil:
+			return opened, rec.record, nil
 		case ctx.Err() != nil:
-			return nil, record{}, context.Cause(ctx)
+			return none, record{}, context.Cause(ctx)
 		case errors.Is(err, room.ErrFull):
-			return nil, record{}, err
+			return none, record{}, err
 		}
 		f.log.Debug("a document that was known is gone", "repository", x.route.repo.name(), "digest", rec.Digest,
 			"cause", err)
 		f.memo.forget(k)
 	}
-	return nil, record{}, fmt.Errorf("the hub's answer about %s: %w", x.route.repo.name(), content.ErrUnavailable)
+	return none, record{}, fmt.Errorf("the hub's answer about %s: %w", x.route.repo.name(), content.ErrUnavailable)
 }
 
 // keep puts a document into the store, and gives the record that names it. Where the store has no room the record holds
@@ -383,26 +389,52 @@ func (f *Front) list(ctx context.Context, x *exchange, commit string) (*listing,
 	if old, _, known := f.memo.own(k); known && old.Endless != "" {
 		maxAge = infoTTL // a hub may mend its listing
 	}
-	ctx, end := f.opts.Documents.Lease(ctx)
-	defer end()
-	doc, rec, err := f.document(ctx, x, k, maxAge, func(ctx context.Context) (record, error) {
-		return f.askTree(ctx, r, commit, x.Authorization())
-	})
+	l, rec, err := openDocument(ctx, f, x, k, maxAge,
+		func(ctx context.Context) (record, error) { return f.askTree(ctx, r, commit, x.Authorization()) },
+		func(ctx context.Context, rec record) (*listing, error) { return f.build(ctx, k, rec) })
 	switch {
 	case err != nil:
 		return nil, err
 	case rec.Endless != "":
 		return nil, unending(r, commit, rec.Endless)
+	case rec.Large:
+		l = &listing{large: true}
+		f.listings.Add(k, l, l.size())
+	case l == nil:
+		f.memo.forget(k)
+		return nil, fmt.Errorf("the listing of %s at %s: %w", r.name(), commit, content.ErrUnavailable)
 	}
-	l := &listing{large: true}
-	if !rec.Large {
-		if l, err = newListing(doc); err != nil {
-			f.memo.forget(k)
-			return nil, fmt.Errorf("%s at %s: %w: %w", r.name(), commit, content.ErrUnavailable, err)
-		}
-	}
-	f.listings.Add(k, l, l.size())
 	return l, nil
+}
+
+// build makes a listing of the document that a record names, once for all who wait for it: to read it takes far more
+// memory than there is for each of them.
+func (f *Front) build(ctx context.Context, k string, rec record) (*listing, error) {
+	built := f.building.DoChan(k+"\x00"+rec.Digest.String(), func() (any, error) {
+		if l, ok := f.listings.Get(k); ok {
+			return l, nil
+		}
+		ctx, end := f.opts.Documents.Lease(context.WithoutCancel(ctx))
+		defer end()
+		doc, err := f.kept(ctx, rec)
+		if err != nil {
+			return nil, err
+		}
+		l, err := newListing(doc)
+		if err == nil {
+			f.listings.Add(k, l, l.size())
+		}
+		return l, err
+	})
+	select {
+	case r := <-built:
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		return r.Val.(*listing), nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // unending refuses a listing that cannot be read to its end.
@@ -480,7 +512,7 @@ func (f *Front) askOpen(ctx context.Context, c call) (*answer, error) {
 func (f *Front) find(ctx context.Context, x *exchange, commit string) (e *element, other string, err error) {
 	l, err := f.list(ctx, x, commit)
 	switch {
-	case err != nil && (ctx.Err() != nil || away(err)):
+	case err != nil && (ctx.Err() != nil || away(err) || errors.Is(err, room.ErrFull)):
 		return nil, "", err
 	case err != nil: // a hub without listings, as mirrors are
 		e, err = f.findByHead(ctx, x, commit)
