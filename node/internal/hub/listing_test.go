@@ -98,3 +98,45 @@ func TestFind_WhereThereIsNoRoomForAListingNoFileIsAskedForAlone(t *testing.T) {
 	}
 	require.Equal(t, http.StatusOK, file().status)
 }
+
+func TestList_APageThatOneCallerIsRefusedIsNotMissingForOthers(t *testing.T) {
+	t.Parallel()
+	for status, forAll := range map[int]bool{
+		http.StatusUnauthorized: false, http.StatusForbidden: false, http.StatusNotFound: true, http.StatusGone: true,
+	} {
+		t.Run(http.StatusText(status), func(t *testing.T) {
+			t.Parallel()
+			h := newHub(t)
+			h.PageSize = 3
+			h.Token("alice")
+			h.Token("bob")
+			_, commit, _ := model(h, "org/m")
+			var asked atomic.Int32
+			h.SetOdd(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if r.URL.Query().Has("cursor") && r.Header.Get("Authorization") != "Bearer bob" {
+					if r.Header.Get("Authorization") != "" { // as anyone the front asks after that
+						asked.Add(1)
+					}
+					w.WriteHeader(status)
+					return
+				}
+				next.ServeHTTP(w, r)
+			})
+			a := newAgent(t, h, "", nil)
+			tree := func(token string) got {
+				return a.ask(t, http.MethodGet, "/api/models/org/m/tree/"+commit, bearer(token)...)
+			}
+			for range 2 {
+				refused := tree("alice")
+				require.Equal(t, http.StatusBadGateway, refused.status)
+				require.Contains(t, refused.header.Get("X-Error-Message"), "no such page")
+			}
+			require.EqualValues(t, 1, asked.Load(), "who was refused asks no more for a while")
+			if forAll {
+				require.Equal(t, http.StatusBadGateway, tree("bob").status)
+			} else {
+				require.Equal(t, http.StatusOK, tree("bob").status)
+			}
+		})
+	}
+}

@@ -227,6 +227,12 @@ func (f *Front) enterAt(ctx context.Context, x *exchange, commit string) error {
 
 func treeKey(r repo, commit string) string { return key("tree", r.name(), commit) }
 
+// refusedKey is that of the page of a listing that was refused to one caller.
+func (f *Front) refusedKey(r repo, commit, authorization string) string {
+	who := f.memo.mark("who", authorization)
+	return key(callerKind, "page", r.name(), commit, string(who[:]))
+}
+
 func revisionKey(r repo, revision string) string { return key("revision", r.name(), revision) }
 
 func infoKey(r repo, commit, query string) string { return key("info", r.name(), commit, query) }
@@ -389,6 +395,9 @@ func (f *Front) list(ctx context.Context, x *exchange, commit string) (*listing,
 	if old, _, known := f.memo.own(k); known && old.Endless != "" {
 		maxAge = infoTTL // a hub may mend its listing
 	}
+	if mine, age, known := f.memo.own(f.refusedKey(r, commit, x.Authorization())); known && age <= infoTTL {
+		return nil, unending(r, commit, mine.Endless)
+	}
 	l, rec, err := openDocument(ctx, f, x, k, maxAge,
 		func(ctx context.Context) (record, error) { return f.askTree(ctx, r, commit, x.Authorization()) },
 		func(ctx context.Context, rec record) (*listing, error) { return f.build(ctx, k, rec) })
@@ -455,7 +464,12 @@ func (f *Front) askTree(ctx context.Context, r repo, commit, authorization strin
 		page, err := f.askOpen(ctx, call{method: http.MethodGet, path: path, query: query,
 			authorization: authorization})
 		if len(seen) > 0 && denied(err) { // who may read the first page may read them all
-			return record{Endless: truncated(path + "?" + query)}, nil
+			rec := record{Endless: truncated(path + "?" + query)}
+			if missing(err) {
+				return rec, nil
+			}
+			f.memo.learn(f.refusedKey(r, commit, authorization), rec, 0, false) // it may be about this caller alone
+			return record{}, unending(r, commit, rec.Endless)
 		}
 		if err != nil {
 			return record{}, err
@@ -489,6 +503,12 @@ func (f *Front) askTree(ctx context.Context, r repo, commit, authorization strin
 		path, query, _ = strings.Cut(page.next, "?")
 	}
 	return record{Large: true}, nil
+}
+
+// missing reports whether the hub said that there is no such thing, whoever asks for it.
+func missing(err error) bool {
+	r, ok := errors.AsType[*refusal](err)
+	return ok && (r.status == http.StatusNotFound || r.status == http.StatusGone)
 }
 
 func truncated(page string) string { return page[:min(len(page), maxEndless)] }
