@@ -79,20 +79,6 @@ func (s Size) String() string {
 // MarshalText is String.
 func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// UnmarshalText is ParseSize; nothing is a size that is not set.
-func (s *Size) UnmarshalText(text []byte) error {
-	if len(text) == 0 {
-		*s = Size{}
-		return nil
-	}
-	parsed, err := ParseSize(string(text))
-	if err != nil {
-		return err
-	}
-	*s = parsed
-	return nil
-}
-
 func (s Size) check() error {
 	switch {
 	case s.Bytes < 0:

@@ -164,7 +164,8 @@ func TestTable_WhatCameAndWentBeforeThatWasToldIsToldAgainWhenItIsNeeded(t *test
 	t.Run("from a holder", func(t *testing.T) {
 		t.Parallel()
 		table, orders := arrange(t, false, need)
-		require.NoError(t, table.AddHolder(now, "h", "", 4*content.ChunkSize, []Claim{{Index: 0, Sum: Sum{1}, By: "h"}}))
+		claims := []Claim{{Index: 0, Sum: Sum{1}, By: "h"}}
+		require.NoError(t, addHolder(table, now, "h", "", 4*content.ChunkSize, claims))
 		require.Len(t, orders("p").Chunks, 1)
 		require.NoError(t, table.Report(now, "p", again))
 		require.Len(t, orders("p").Chunks, 1)

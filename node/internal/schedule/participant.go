@@ -180,9 +180,6 @@ func (p *Participant) Tick(now time.Time, heard func(peer.ID) int64) {
 	p.watchCoordinator(now, heard)
 }
 
-// Size is the blob's size in bytes, -1 while it is not known.
-func (p *Participant) Size() int64 { return p.size }
-
 // Len is the number of chunks, 0 while the size is not known.
 func (p *Participant) Len() int { return len(p.pieces) }
 

@@ -107,14 +107,6 @@ func (t *Table) Join(now time.Time, id peer.ID, j Join) error {
 	return nil
 }
 
-// AddHolder makes known a peer that has the whole blob. It fails with ErrSize.
-func (t *Table) AddHolder(now time.Time, id peer.ID, zone string, size int64, claims []Claim) error {
-	if t.participates(id) {
-		return nil // it knows best
-	}
-	return t.Join(now, id, Join{Zone: zone, Report: Report{Size: size, Claims: claims, Complete: true}})
-}
-
 // Report takes in what a participant tells. It fails with ErrSize, and for one that has not joined.
 func (t *Table) Report(now time.Time, id peer.ID, r Report) error {
 	t.now = now
@@ -304,12 +296,6 @@ func united(runs []Run, n int) []Run {
 func (t *Table) Known(c Claim) bool {
 	return c.Index >= 0 && t.known.has(c.Index) && t.chunk(c.Index).claim.Sum == c.Sum
 }
-
-// Informed reports whether the hash of any chunk is known.
-func (t *Table) Informed() bool { return t.known.size > 0 }
-
-// Size is the blob's size in bytes, or -1 where it is not known yet.
-func (t *Table) Size() int64 { return t.size }
 
 // Active is the number of participants that need chunks.
 func (t *Table) Active() int { return len(t.active) }

@@ -67,13 +67,21 @@ func (s *swarm) join(id peer.ID, zone string, upstream bool) *node {
 	return n
 }
 
+// addHolder makes known to a table a peer that has the whole blob.
+func addHolder(t *Table, now time.Time, id peer.ID, zone string, size int64, claims []Claim) error {
+	if t.participates(id) {
+		return nil // it knows best
+	}
+	return t.Join(now, id, Join{Zone: zone, Report: Report{Size: size, Claims: claims, Complete: true}})
+}
+
 func (s *swarm) hold(id peer.ID, zone string) {
 	n := &node{id: id, zone: zone, have: map[int]bool{}, holder: true}
 	for i := range s.chunks {
 		n.have[i] = true
 	}
 	s.nodes[id] = n
-	require.NoError(s.t, s.table.AddHolder(s.now, id, zone, s.size(), s.claims(id)))
+	require.NoError(s.t, addHolder(s.table, s.now, id, zone, s.size(), s.claims(id)))
 	s.deliver()
 }
 
@@ -604,7 +612,7 @@ func TestAHolderThatHasNothingIsPassedOver(t *testing.T) {
 			t.Parallel()
 			s := newSwarm(t, Config{}, 17)
 			h, m := id(100), id(0)
-			require.NoError(t, s.table.AddHolder(s.now, h, "", s.size(), s.claims(h)))
+			require.NoError(t, addHolder(s.table, s.now, h, "", s.size(), s.claims(h)))
 			require.NoError(t, s.table.Join(s.now, m,
 				Join{Upstream: true, Whole: true, Report: Report{Size: s.size()}}))
 			have := map[int]bool{}

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
@@ -18,38 +20,36 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, 128<<10); return &b 
 
 // Blob is an open committed blob. It stays readable after the blob's eviction, until Close.
 type Blob struct {
-	info  Info
-	file  *os.File
-	check *checker
+	digest digest.Digest
+	size   int64
+	file   *os.File
+	check  *checker
 
 	release func() // says that it is not open any more
 }
 
 var _ content.Reader = (*Blob)(nil)
 
-// Info describes the blob as it was when it was opened.
-func (b *Blob) Info() Info { return b.info }
-
 // Size is the blob's size in bytes.
-func (b *Blob) Size() int64 { return b.info.Size }
+func (b *Blob) Size() int64 { return b.size }
 
 // Arrived is its size: it is all here.
-func (b *Blob) Arrived() int64 { return b.info.Size }
+func (b *Blob) Arrived() int64 { return b.size }
 
 // Range returns the n bytes from off. Each chunk is checked before any of it is given, unless it was of late and its
 // pages have not left memory since. Where one is wrong or cannot be read, the blob is dropped, and reading fails with
 // an error that is content.ErrNotFound. The result also is an io.WriterTo; to an http.ResponseWriter over plain TCP it
 // sends by sendfile(2). It stays readable after the blob is closed.
 func (b *Blob) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	if off < 0 || n < 0 || off > b.info.Size-n {
-		return nil, fmt.Errorf("%s: range of %d bytes at %d is outside its %d bytes", b.info.Digest, n, off,
-			b.info.Size)
+	if off < 0 || n < 0 || off > b.size-n {
+		return nil, fmt.Errorf("%s: range of %d bytes at %d is outside its %d bytes", b.digest, n, off,
+			b.size)
 	}
 	sec, err := newSection(ctx, b.file, off, n)
 	if err != nil {
 		return nil, err
 	}
-	whole := n == b.info.Size
+	whole := n == b.size
 	if whole && !b.check.mapped() {
 		return b.check.prove(sec), nil
 	}

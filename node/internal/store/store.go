@@ -286,7 +286,7 @@ func (s *Store) get(d digest.Digest, e *entry) (*Blob, error) {
 		f, err := s.openOwn(e)
 		if err == nil {
 			e.touch(time.Now())
-			return s.opened(e, f), nil
+			return s.newBlob(d, e.size, f, e), nil
 		}
 		if !errors.Is(err, content.ErrNotFound) {
 			return nil, diskError(err)
@@ -296,18 +296,11 @@ func (s *Store) get(d digest.Digest, e *entry) (*Blob, error) {
 	if err != nil {
 		return nil, diskError(err)
 	}
-	return s.newBlob(info, f, e), nil
+	return s.newBlob(d, info.Size, f, e), nil
 }
 
-func (s *Store) opened(e *entry, f *os.File) *Blob {
-	s.mu.RLock()
-	info := s.info(e)
-	s.mu.RUnlock()
-	return s.newBlob(info, f, e)
-}
-
-func (s *Store) newBlob(info Info, f *os.File, e *entry) *Blob {
-	b := &Blob{info: info, file: f, check: s.newChecker(info.Digest, info.Size, e), release: func() {}}
+func (s *Store) newBlob(d digest.Digest, size int64, f *os.File, e *entry) *Blob {
+	b := &Blob{digest: d, size: size, file: f, check: s.newChecker(d, size, e), release: func() {}}
 	if e != nil {
 		e.readers.Add(1)
 		b.release = sync.OnceFunc(func() { e.readers.Add(-1) })
