@@ -176,7 +176,7 @@ func (a *access) anyone(ctx context.Context, r repo, l level, ttl time.Duration,
 	})
 	_, age, _ := a.memo.own(k)
 	switch {
-	case err == nil && (l == levelFiles && a.shutSince(r) || throttling(open.cause) && age > gate.ThrottledPublic):
+	case err == nil && (l == levelFiles && a.shutSince(r) || provoked(open.cause) && age > gate.ThrottledPublic):
 		return found{}, nil
 	case err == nil:
 		return open, nil

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -133,8 +134,8 @@ type found struct {
 	cause error
 }
 
-// do gives the record of key that is at most maxAge old, else what ask gives. While the hub cannot be asked an older
-// one will do. who tells callers apart in whose names ask asks.
+// do gives the record of key that is at most maxAge old, else what ask gives. While the hub cannot be asked, or there is
+// no room for its answer, an older one will do. who tells callers apart in whose names ask asks.
 func (m *memo) do(ctx context.Context, key string, maxAge time.Duration, who mark,
 	ask func(context.Context) (record, error)) (found, error) {
 	old, age, known := m.own(key)
@@ -153,7 +154,7 @@ func (m *memo) do(ctx context.Context, key string, maxAge time.Duration, who mar
 			if r.Err == nil {
 				return found{record: r.Val.(record)}, nil
 			}
-			if away(r.Err) {
+			if away(r.Err) || errors.Is(r.Err, room.ErrFull) {
 				if rec, ok := m.recall(ctx, key, old, age, known); ok {
 					return found{record: rec, stale: true, cause: r.Err}, nil
 				}

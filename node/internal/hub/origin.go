@@ -135,6 +135,9 @@ func throttling(err error) bool {
 	return ok && r.status == http.StatusTooManyRequests
 }
 
+// provoked reports whether err is of a kind that whoever asks much can bring about, for himself or for others.
+func provoked(err error) bool { return throttling(err) || errors.Is(err, room.ErrFull) }
+
 // away reports whether err says nothing about the caller or the content: an outage, or throttling, which anyone can
 // bring about.
 func away(err error) bool {

@@ -199,7 +199,7 @@ func (f *Front) enter(ctx context.Context, x *exchange) (commit string, err erro
 		return "", err
 	}
 	f.learnInfo(r, revision, rev.record)
-	if rev.Yes && !throttling(rev.cause) && f.access.open(r, levelInfo) {
+	if rev.Yes && !provoked(rev.cause) && f.access.open(r, levelInfo) {
 		return rev.Commit, nil
 	}
 	return rev.Commit, f.enterAt(ctx, x, rev.Commit)
