@@ -10,6 +10,7 @@
 //	is away                           -                 does nothing: the runtime is refused and goes on
 //	says that it cannot serve         -                 removes the mirror, so that no new pull comes
 //	is another program by now         -                 removes the mirror
+//	answers, and is being looked for  -                 does nothing until it knows who answers
 //	is silent                         Options.Patience  ends the agent's process, so that open pulls go on
 //	has been ended, and is silent     Options.Every     removes the mirror
 //	the same                          Options.Patience  ends the agent's process again

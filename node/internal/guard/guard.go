@@ -211,8 +211,8 @@ func (g *guard) ask(ctx context.Context) (answer Answer, reason string) {
 	case err != nil:
 		return Silent, err.Error()
 	}
-	if a := g.stranger(); a != Well {
-		return a, fmt.Sprintf("port %d is not held by the agent's process", g.port)
+	if a := g.holder(); a != Well {
+		return a, fmt.Sprintf("port %d is not held by the agent's process, as far as is known", g.port)
 	}
 	if g.Health == "" {
 		return Well, ""
@@ -229,13 +229,13 @@ func (g *guard) ask(ctx context.Context) (answer Answer, reason string) {
 	return Well, ""
 }
 
-// stranger is the answer where another program than the agent listens at its port, and Well where it is the agent or
-// the guard cannot tell. To find out takes long among many processes. Meanwhile other looks have no answer where there
-// is doubt.
-func (g *guard) stranger() Answer {
+// holder is Stranger where another program than the agent listens at its port, and Well where it is the agent or the
+// guard cannot tell. To find out takes long among many processes. Meanwhile it is Somebody where there is doubt: nobody
+// is ended who answers.
+func (g *guard) holder() Answer {
 	if !g.looking.TryLock() {
 		if g.doubt.Load() {
-			return Silent
+			return Somebody
 		}
 		return Well
 	}

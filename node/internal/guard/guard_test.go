@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -288,6 +289,21 @@ func TestGuard_WhoAnswersInThePlaceOfTheAgentIsNotTheNodesMirror(t *testing.T) {
 }
 
 // Who has never seen the agent's process may be unable to: it goes by the answer, as before.
+func TestGuard_WhoAnswersIsNotSilentWhileItsProcessIsLookedFor(t *testing.T) {
+	t.Parallel()
+	front := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(front.Close)
+	for doubt, want := range map[bool]Answer{true: Somebody, false: Well} {
+		g, err := newGuard(Options{Mirror: mirror.Options{
+			Runtime: mirror.Containerd, Endpoint: front.URL, StateDir: "/nowhere"}})
+		require.NoError(t, err)
+		g.looking.Lock() // by another look
+		g.doubt.Store(doubt)
+		got, _ := g.ask(t.Context())
+		require.Equal(t, want, got)
+	}
+}
+
 func TestGuard_WhereTheAgentsProcessIsNotSeenTheAnswerCounts(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

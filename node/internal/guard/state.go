@@ -14,6 +14,8 @@ const (
 	Sick
 	// Stranger means that another program answers at the agent's port.
 	Stranger
+	// Somebody means that somebody answers at the agent's port of whom it is not known as yet whether he is the agent.
+	Somebody
 	// Silent means that somebody accepted the connection and gave no answer that makes sense, or none in time.
 	Silent
 )
@@ -76,8 +78,11 @@ func (s *State) Heard(began time.Time, a Answer) Action {
 	if a == Silent || began.Before(s.newest) {
 		return Nothing
 	}
-	s.newest = began
 	s.answered, s.silence, s.ended = true, 0, 0
+	if a == Somebody { // an older look is to tell who
+		return Nothing
+	}
+	s.newest = began
 	switch a {
 	case Well:
 		return Install

@@ -52,6 +52,14 @@ func TestState(t *testing.T) {
 			tick(0, Nothing), {0, Sick, Remove}, tick(s, Nothing), tick(3*s, Nothing), tick(5*s, Nothing),
 			tick(6*s, End),
 		},
+		"lets somebody be who answers, while it looks for who he is": {
+			tick(0, Nothing), {0, Somebody, Nothing}, tick(2*s, Nothing), {2 * s, Somebody, Nothing},
+			tick(4*s, Nothing), {4 * s, Somebody, Nothing}, tick(6*s, Nothing), {6 * s, Somebody, Nothing},
+			tick(8*s, Nothing), {7 * s, Well, Install},
+		},
+		"hears from an older look who that is": {
+			tick(0, Nothing), tick(s, Nothing), {s, Somebody, Nothing}, tick(2*s, Nothing), {0, Stranger, Remove},
+		},
 		"goes by the newest look, whichever is answered last": {
 			tick(0, Nothing), tick(s, Nothing), {s, Sick, Remove}, {0, Well, Nothing}, tick(2*s, Nothing),
 			{2 * s, Well, Install},

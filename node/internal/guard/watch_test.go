@@ -129,6 +129,12 @@ func TestGuard_LeavesAnAgentAloneThatIsOnlySlow(t *testing.T) {
 		"it stands still for four seconds of each six": func(ctx context.Context, since time.Duration) (Answer, string) {
 			return after(max(0, 4*time.Second-since%(6*time.Second)), Well)(ctx)
 		},
+		"it answers while its process is looked for": func(_ context.Context, since time.Duration) (Answer, string) {
+			if since > time.Second {
+				return Somebody, ""
+			}
+			return Well, ""
+		},
 		"it answers one look of three": func(ctx context.Context, since time.Duration) (Answer, string) {
 			if since/time.Second%3 != 0 {
 				return after(time.Hour, Well)(ctx)
