@@ -318,7 +318,8 @@ const (
 )
 
 // ReasonUnlisted of a PinProgress: an earlier NodeCache of the node listed the pin, and this one never has. The node
-// keeps it as it was until it is listed, and so until the operator says to keep it or to let it go.
+// keeps it as it was until it is listed, and so until the operator says to keep it or to let it go. Where it fails, the
+// message begins with the reason of that.
 const ReasonUnlisted = "Unlisted"
 
 // LetsGo reports whether the entry is there to say that the node is to let go of a pin that it reports as Unlisted. It

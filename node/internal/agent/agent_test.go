@@ -247,6 +247,7 @@ func TestPinsAreKeptAndReported(t *testing.T) {
 	c = m.cache(func(c *v1alpha1.NodeCache) bool { return len(c.Status.Pins) == 2 })
 	require.Equal(t, []string{"", v1alpha1.ReasonUnlisted},
 		[]string{c.Status.Pins[0].Reason, c.Status.Pins[1].Reason})
+	require.True(t, strings.HasPrefix(c.Status.Pins[1].Message, v1alpha1.ReasonUnauthorized+": "), c.Status.Pins[1].Message)
 	require.NotNil(t, m.store.Pins()["pin/refused"])
 	letGo := v1alpha1.PinAssignment{UID: "refused", Revision: "gone", Action: v1alpha1.ActionKeep}
 	assign(t, m.name, private, letGo)

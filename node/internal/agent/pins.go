@@ -28,6 +28,9 @@ func (l listing) follow(c *v1alpha1.NodeCache, known []v1alpha1.PinAssignment) (
 	for _, k := range known {
 		anew := l.Cache != "" && l.Cache != c.UID || slices.Contains(l.Unlisted, k.UID)
 		listed := slices.ContainsFunc(c.Spec.Pins, func(a v1alpha1.PinAssignment) bool { return a.UID == k.UID })
+		if k.LetsGo() {
+			continue // it has said to keep nothing, and reported anew that would look like a copy
+		}
 		if anew && !listed && len(keep) < v1alpha1.MaxPinsPerNode { // the report holds no more
 			next.Unlisted, keep = append(next.Unlisted, k.UID), append(keep, k)
 		}
@@ -79,8 +82,11 @@ func (a *Agent) isUnlisted(uid string) bool {
 func (a *Agent) progress() []v1alpha1.PinProgress {
 	all := a.keeper.Progress()
 	for i := range all {
-		if a.isUnlisted(all[i].UID) {
-			all[i].Reason = v1alpha1.ReasonUnlisted
+		if p := &all[i]; a.isUnlisted(p.UID) {
+			if p.Reason != "" { // why it fails is for a person; the operator goes by Unlisted
+				p.Message = pin.Shorten(p.Reason+": "+p.Message, pin.MaxMessage)
+			}
+			p.Reason = v1alpha1.ReasonUnlisted
 		}
 	}
 	return all

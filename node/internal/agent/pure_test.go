@@ -358,6 +358,11 @@ func TestPins_ANodeCacheMadeAnewReleasesOnlyWhatItHasListed(t *testing.T) {
 		require.Equal(t, step.unlisted, strings.Join(by.Unlisted, " "), step.what)
 	}
 
+	lets := cache("1", "a", "b")
+	lets.Spec.Pins[0].Action, lets.Spec.Pins[1].Action = v1alpha1.ActionKeep, v1alpha1.ActionPurge
+	_, known = listing{Cache: "1"}.follow(cache("2"), lets.Spec.Pins)
+	require.Equal(t, lets.Spec.Pins[1:], known, "what was let go of is no copy, and what is to be purged still is to be")
+
 	_, known = listing{}.follow(cache("1"), cache("", "a").Spec.Pins)
 	require.Empty(t, known, "what an earlier version remembered was listed by the NodeCache that stands")
 

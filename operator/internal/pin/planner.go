@@ -223,6 +223,7 @@ func planned(node *corev1.Node, peer *v1alpha1.Peer, cache *v1alpha1.NodeCache, 
 	}
 	if cache != nil {
 		n.Assigned, n.Progress = cache.Spec.Pins, cache.Status.Pins
+		n.Unreported = cache.Status.ReportedAt == nil
 		if c := cache.Status.Usage.Capacity; c != nil {
 			n.Capacity = c.Value()
 		}

@@ -10,7 +10,8 @@
 //     picks as many as are wanted among those that are up and have room. A node that Kubernetes has closed for a while
 //     (a cordon, pressure) keeps what it has and is given nothing new.
 //  4. A node that is down, or whose peer is not admitted for now, keeps its assignment: what it holds is there when it
-//     comes back.
+//     comes back. So does one whose agent has yet to report to its NodeCache: that may have been made anew, and then the
+//     node may hold all that it lists.
 //  5. A copy on a node that is no longer picked, be it of an earlier revision, is released only when as many picked
 //     nodes are ready as are wanted, not counting those of whose agents the operator has yet to hear. Where no node is
 //     picked it stays, and one of an earlier revision stays until as many are ready as the pin asks for, as long as
@@ -60,6 +61,9 @@ type Node struct {
 	// Unheard: its agent has yet to be heard since the operator began, and its last report is old. It is taken to be
 	// up, and what it reported is not relied on.
 	Unheard bool
+	// Unreported: its agent has yet to report to its NodeCache. Where that was made anew, the node may hold whatever it
+	// lists.
+	Unreported bool
 	// Joined is when node and peer were both there.
 	Joined time.Time
 	// Capacity of the cache in bytes; 0 when the agent has not reported it. ModelCapacity is the part of it that is for
@@ -463,7 +467,7 @@ func (c *computation) leave(p *v1alpha1.ArtifactPin, s *Summary, candidates elig
 		earlier := h.assigned.Revision != revision
 		switch {
 		case picked[i]:
-		case !c.in.Nodes[i].Member, !c.up(i, p):
+		case !c.in.Nodes[i].Member, !c.up(i, p), c.in.Nodes[i].Unreported && h.kept():
 			c.keep(i, p, *h.assigned)
 		case !h.whole() || !h.kept():
 			c.release(p.Spec.DeletionPolicy, i, h)

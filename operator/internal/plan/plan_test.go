@@ -67,7 +67,7 @@ func (m *model) hand() *plan.Plan {
 func (m *model) report(state v1alpha1.PinState, reason string) {
 	for i := range m.Nodes {
 		if n := &m.Nodes[i]; n.DownSince.IsZero() {
-			n.Progress = nil
+			n.Progress, n.Unreported = nil, false
 			for _, a := range n.Assigned {
 				p := v1alpha1.PinProgress{UID: a.UID, Revision: a.Revision, State: state, Reason: reason, BytesHeld: 10,
 					BytesWanted: 10}
@@ -98,7 +98,7 @@ func (m *model) anew(name string) []v1alpha1.PinProgress {
 	for i := range held {
 		held[i].Reason = v1alpha1.ReasonUnlisted
 	}
-	n.Assigned, n.Progress = nil, nil
+	n.Assigned, n.Progress, n.Unreported = nil, nil, true
 	return held
 }
 
@@ -866,6 +866,60 @@ func TestANodeIsToldToLetGoOfWhatItKeepsUnlisted(t *testing.T) {
 	require.Equal(t, v1alpha1.ActionPurge, m.node("node-0").Assigned[0].Action)
 }
 
+// Between a NodeCache that is made anew and the agent's first report to it, the operator knows of nothing that the node
+// holds. What it lists there it does not take back, or the agent would let go of what it has.
+func TestWhatANodeCacheMadeAnewListsStaysUntilItsAgentHasReported(t *testing.T) {
+	t.Parallel()
+	for what, change := range map[string]func(*v1alpha1.ArtifactPin){
+		"the pin fits nowhere any more": func(p *v1alpha1.ArtifactPin) {
+			p.Status.Artifacts = []v1alpha1.ResolvedArtifact{{Source: "a", Digest: "sha256:b", Size: 2000}}
+		},
+		"it matches no node any more": func(p *v1alpha1.ArtifactPin) {
+			p.Spec.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"zone": "none"}}
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			m := newModel(1)
+			p := m.pin("a", 1, nil)
+			m.settle()
+			n := m.node("node-0")
+			held := m.anew("node-0")
+			m.hand()
+			listed := n.Assigned
+			require.Len(t, listed, 1)
+			change(p)
+			m.hand()
+			require.Equal(t, listed, n.Assigned, "before its agent has reported")
+			held[0].Reason = "" // it is listed
+			n.Progress, n.Unreported = held, false
+			m.hand()
+			require.Equal(t, listed, n.Assigned, "it has no successor")
+		})
+	}
+
+	t.Log("a node that holds nothing is given up as soon as it says so")
+	m := newModel(1)
+	p := m.pin("a", 1, nil)
+	m.Nodes[0].Unreported = true
+	m.hand()
+	p.Spec.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"zone": "none"}}
+	m.hand()
+	require.Len(t, m.Nodes[0].Assigned, 1)
+	m.report(v1alpha1.PinFetching, "")
+	m.hand()
+	require.Empty(t, m.Nodes[0].Assigned)
+
+	t.Log("a pin that is gone is")
+	m = newModel(1)
+	m.pin("a", 1, nil)
+	m.Nodes[0].Unreported = true
+	m.hand()
+	m.Pins = nil
+	m.hand()
+	require.Empty(t, m.Nodes[0].Assigned)
+}
+
 // TestNoCopyIsLost drives the model by random events. Once a node has had a copy whole, some node always has one, of
 // whatever revision, and is told to keep it; and in the end there are as many as the pin asks for.
 func TestNoCopyIsLost(t *testing.T) {
@@ -908,25 +962,30 @@ func TestNoCopyIsLost(t *testing.T) {
 			"label": func(t *rapid.T) {
 				m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")].Labels["zone"] = "z9"
 			},
-			// A node reports what it keeps unlisted a second after it has a NodeCache. That a pin changes within that second,
-			// and then fits nowhere, is not looked at.
-			"hand out": func(*rapid.T) {
-				m.hand()
+			"hand out": func(*rapid.T) { m.hand() },
+			"nodes report what they keep unlisted": func(*rapid.T) {
 				for name, held := range unlisted {
-					m.node(name).Progress = held
+					n := m.node(name)
+					n.Progress, n.Unreported = held, false
 				}
 			},
 			"a NodeCache is made anew": func(t *rapid.T) {
-				name := m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")].Name
-				if held := m.anew(name); whole[name] && len(held) > 0 {
-					unlisted[name] = held
+				n := &m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")]
+				listed := n.Assigned
+				held := m.anew(n.Name)
+				if len(held) == 0 && len(listed) > 0 { // it had yet to say how far it is with what it was told
+					held = []v1alpha1.PinProgress{{UID: "a", Revision: listed[0].Revision, State: v1alpha1.PinFetching,
+						HeldRevision: "earlier", Reason: v1alpha1.ReasonUnlisted}}
+				}
+				if whole[n.Name] && len(held) > 0 {
+					unlisted[n.Name] = held
 				}
 			},
 			"one node is ready": func(t *rapid.T) {
 				n := &m.Nodes[rapid.IntRange(0, len(m.Nodes)-1).Draw(t, "node")]
 				if len(n.Assigned) > 0 && n.DownSince.IsZero() {
-					n.Progress = []v1alpha1.PinProgress{{UID: "a", Revision: n.Assigned[0].Revision,
-						State: v1alpha1.PinReady}}
+					n.Progress, n.Unreported = []v1alpha1.PinProgress{{UID: "a", Revision: n.Assigned[0].Revision,
+						State: v1alpha1.PinReady}}, false
 					whole[n.Name] = true
 				}
 			},
@@ -938,7 +997,7 @@ func TestNoCopyIsLost(t *testing.T) {
 					if whole[n.Name] {
 						progress.HeldRevision = "earlier"
 					}
-					n.Progress = []v1alpha1.PinProgress{progress}
+					n.Progress, n.Unreported = []v1alpha1.PinProgress{progress}, false
 				}
 			},
 			"": func(t *rapid.T) {
@@ -962,7 +1021,7 @@ func TestNoCopyIsLost(t *testing.T) {
 			},
 		})
 		for i := range m.Nodes {
-			m.Nodes[i].DownSince, m.Nodes[i].Unheard = time.Time{}, false
+			m.Nodes[i].DownSince, m.Nodes[i].Unheard, m.Nodes[i].Unreported = time.Time{}, false, false
 		}
 		p.Spec.Suspend, p.Spec.NodeSelector, p.Status.Artifacts[0].Size = false, nil, 10
 		p.Status.Artifacts[0].Digest = "sha256:10"

@@ -33,8 +33,8 @@ var (
 )
 
 const (
-	// maxMessage is the bound of PinProgress.message in the API.
-	maxMessage = 512
+	// MaxMessage is the bound of PinProgress.message in the API.
+	MaxMessage = 512
 	// maxRetryAfter bounds how long a registry may put a pin off.
 	maxRetryAfter = time.Hour
 )
@@ -78,7 +78,7 @@ func explain(err error) (reason, said string) {
 			break
 		}
 	}
-	return reason, Shorten(message.Plain(err.Error()), maxMessage)
+	return reason, Shorten(message.Plain(err.Error()), MaxMessage)
 }
 
 // Shorten cuts s to at most n bytes of whole characters.

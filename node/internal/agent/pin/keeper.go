@@ -234,7 +234,7 @@ func (k *Keeper) Set(assignments []v1alpha1.PinAssignment) {
 func (e *task) replace(a v1alpha1.PinAssignment) {
 	e.stop()
 	before := e.progress
-	if before.State == v1alpha1.PinReady {
+	if before.State == v1alpha1.PinReady && !e.assignment.LetsGo() { // of which nothing is held
 		before.HeldRevision, e.earlier = before.Revision, e.held
 	}
 	e.assignment, e.released, e.failures, e.due, e.lacks, e.held = *a.DeepCopy(), false, 0, time.Time{}, false, nil

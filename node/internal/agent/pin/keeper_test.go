@@ -704,6 +704,11 @@ func TestAnEntryThatListsNothingUnpinsAndKeepsTheBlobs(t *testing.T) {
 	n.await(t, "a", in(v1alpha1.PinReady, "2"))
 	n.eventuallyPins(t, "a", nil)
 	n.requireHeld(t, digestOf(t, index))
+
+	o.down()
+	another, _ := o.push(t, "2", own)
+	n.Set([]v1alpha1.PinAssignment{assignment("a", "3", o.artifact(digestOf(t, another)))})
+	require.Empty(t, n.await(t, "a", in(v1alpha1.PinFailed, "3")).HeldRevision, "of revision 2 there is nothing to hold")
 }
 
 func TestPurgeRemovesWhatNoOtherPinKeeps(t *testing.T) {
