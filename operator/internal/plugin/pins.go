@@ -59,8 +59,8 @@ func (p *plugin) preheatCommand() *cobra.Command {
 		Use: "preheat IMAGE…", Short: "Bring images to the nodes before a rollout needs them",
 		Args: arguments(1, -1),
 		Long: `preheat pins images on all nodes for a while, so that a rollout finds them there. The pin ends by itself
-after --ttl, and the images then stay in the cache like any others. The next preheat in the namespace deletes it;
-preheat pins that a release before this one made carry no label, and stay until kubectl shoal unpin.`,
+after --ttl, and the images then stay in the cache like any others. The next preheat in the namespace deletes it. A
+preheat of the same images begins their time anew.`,
 		Example: "  kubectl shoal preheat registry.example/team/app:1.3 --wait\n" +
 			"  kubectl shoal preheat registry.example/team/app:1.3 --node-selector pool=gpu --ttl 2h",
 		RunE: func(cmd *cobra.Command, args []string) error {

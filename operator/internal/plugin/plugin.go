@@ -186,8 +186,8 @@ func (p *plugin) command() *cobra.Command {
 		Short: "See whether the cache of this cluster works, and why not",
 		Long: `kubectl shoal says whether the cache of this cluster works, and why not.
 
-Exit codes: 0 all is well; 1 something is wrong, or what was asked for is not there; 2 the command could not be carried
-out; 3 --wait has waited for long enough.
+Exit codes: 0 nothing grave (✗) is wrong; 1 something grave is wrong, or what was asked for is not there; 2 the command
+could not be carried out; 3 --wait has waited for long enough.
 
 The flags by which kubectl finds its cluster (--context, --kubeconfig, --namespace, --as, --token and so on) work here
 too.`,
