@@ -117,7 +117,9 @@ func newLie(t *testing.T, d digest.Digest, data []byte) *lie {
 }
 
 func (l *lie) ChunkMap(d digest.Digest) (*content.ChunkMap, error) { return l.mapOf(d, content.Leaves) }
-func (l *lie) PieceMap(d digest.Digest) (*content.ChunkMap, error) { return l.mapOf(d, content.Pieces) }
+func (l *lie) PieceMap(_ context.Context, d digest.Digest) (*content.ChunkMap, error) {
+	return l.mapOf(d, content.Pieces)
+}
 
 func (l *lie) mapOf(d digest.Digest, g content.Grain) (*content.ChunkMap, error) {
 	if d != l.digest {

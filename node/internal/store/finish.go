@@ -103,7 +103,7 @@ func (s *Store) hashPartial(ctx context.Context, id partialID, cut content.Cut) 
 		return nil, fmt.Errorf("read journal: %w", err)
 	}
 	slots := journal[min(journalHeader, len(journal)):]
-	chunks, mismatch := sumFile(ctx, f, cut.Size(), id.digest)
+	chunks, mismatch := s.sumFile(ctx, f, cut.Size(), id.digest)
 	if chunks == nil {
 		return nil, mismatch
 	}

@@ -34,8 +34,10 @@ func leftByAReboot(t *testing.T, k disk, b sample, chunks, lost []int) *Store {
 	}
 	require.NoError(t, f.Close())
 	require.NoError(t, s.Close())
-	after, err := openWith(t.Context(), o, k)
+	after, err := openWith(t.Context(), o, disk{})
 	require.NoError(t, err)
+	<-after.finished // it has read what is complete
+	after.disk.beforeRead = k.beforeRead
 	after.boot = "the boot after that one"
 	t.Cleanup(func() { require.NoError(t, after.Close()) })
 	return after

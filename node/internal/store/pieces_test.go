@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -8,6 +9,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
@@ -36,7 +38,7 @@ func requireServes(t *testing.T, s *Store, b sample) {
 	for g, want := range mapsOf(t, b) {
 		got, err := s.ChunkMap(b.digest)
 		if g == content.Pieces {
-			got, err = s.PieceMap(b.digest)
+			got, err = s.PieceMap(t.Context(), b.digest)
 		}
 		require.NoError(t, err)
 		require.Equal(t, want.Cut(), got.Cut(), g)
@@ -116,7 +118,7 @@ func TestPieces_AMapThatCannotBeWrittenIsServedFromMemory(t *testing.T) {
 	requireServes(t, s, b)
 	blob := strings.TrimSuffix(file, mapSuffix)
 	require.NoError(t, os.Rename(blob, blob+".away"))
-	got, err := s.PieceMap(b.digest)
+	got, err := s.PieceMap(t.Context(), b.digest)
 	require.NoError(t, err, "it needs no byte of the blob")
 	require.Equal(t, mapsOf(t, b)[content.Pieces].CID(0), got.CID(0))
 	require.NoError(t, os.Rename(blob+".away", blob))
@@ -212,4 +214,79 @@ func TestPieces_AWindowTakesAsManyBytesInThemAsInLeaves(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { require.NoError(t, ing.Close()) }()
 	require.Equal(t, 4*leastWindow, ing.Slots())
+}
+
+// reads is a disk each read of which says that it has begun, and goes on when it is told to.
+func reads(of string) (k disk, begun <-chan struct{}, goOn chan<- struct{}) {
+	b, g := make(chan struct{}, 99), make(chan struct{}, 99)
+	return disk{beforeRead: func(path string) {
+		if strings.Contains(path, of) {
+			b <- struct{}{}
+			<-g
+		}
+	}}, b, g
+}
+
+// A question costs a peer nothing, and this node the reading of a blob. So it is read only while somebody waits.
+func TestPieces_ABlobIsReadForThemAsLongAsSomeoneWaits(t *testing.T) {
+	t.Parallel()
+	path, b := t.TempDir(), newSample(1, 2*chunkSize+5)
+	leftWithoutPieces(t, path, b)
+	k, begun, goOn := reads(b.digest.Encoded())
+	s, err := openWith(t.Context(), quiet(Options{Path: path}), k)
+	require.NoError(t, err)
+	t.Cleanup(func() { close(goOn); _ = s.Close() })
+	ask := func() (leave func(), left <-chan error) {
+		ctx, cancel := context.WithCancel(t.Context())
+		answer := make(chan error, 1)
+		go func() {
+			_, err := s.PieceMap(ctx, b.digest)
+			answer <- err
+		}()
+		return cancel, answer
+	}
+	waiting := func(n int) func() bool {
+		return func() bool {
+			s.cutting.mu.Lock()
+			defer s.cutting.mu.Unlock()
+			r := s.cutting.running[b.digest]
+			return r != nil && r.waiting == n
+		}
+	}
+	leaveFirst, first := ask()
+	<-begun
+	leaveSecond, second := ask()
+	require.Eventually(t, waiting(2), time.Minute, time.Millisecond)
+	leaveFirst()
+	require.ErrorIs(t, <-first, context.Canceled)
+	goOn <- struct{}{}
+	<-begun // for the second
+	s.cutting.mu.Lock()
+	r := s.cutting.running[b.digest]
+	s.cutting.mu.Unlock()
+	leaveSecond()
+	require.ErrorIs(t, <-second, context.Canceled)
+	goOn <- struct{}{}
+	<-r.done
+	require.ErrorIs(t, r.err, context.Canceled)
+	require.Empty(t, begun, "the third leaf is read for nobody")
+	leaveThird, third := ask()
+	defer leaveThird()
+	for range 3 {
+		<-begun
+		goOn <- struct{}{}
+	}
+	require.NoError(t, <-third)
+}
+
+func TestPieces_OfWhatAnEarlierReleaseLeftAreSummedBehindWhatIsAsked(t *testing.T) {
+	t.Parallel()
+	path, one, other := t.TempDir(), newSample(1, 2*chunkSize+5), newSample(2, chunkSize/2)
+	file := leftWithoutPieces(t, path, one)
+	s := openTest(t, Options{Path: path})
+	put(t, s, other) // has none but its leaf
+	s.cutAll(t.Context())
+	m, err := readMeta(file, one.digest)
+	require.NoError(t, err)
+	require.NotNil(t, m.chunks.Pieces())
 }

@@ -68,6 +68,7 @@ func openWith(ctx context.Context, o Options, k disk) (_ *Store, err error) {
 		s.workers.Go(func() { s.scrubAgain(s.stopping, o.ScrubInterval) })
 	}
 	s.workers.Go(func() { s.finishAll(s.stopping) })
+	s.workers.Go(func() { s.cutLater(s.stopping) })
 	s.wakeMaintainer()
 	return s, nil
 }
@@ -570,7 +571,7 @@ func (s *Store) adopt(ctx context.Context, o orphan) error {
 	if err != nil {
 		return err
 	}
-	chunks, hashErr := hashFile(ctx, f, fi.Size(), d)
+	chunks, hashErr := s.hashFile(ctx, f, fi.Size(), d)
 	if hashErr != nil && !errors.Is(hashErr, content.ErrDigestMismatch) {
 		return hashErr
 	}
@@ -621,11 +622,11 @@ func (s *Store) writeMap(e *entry, chunks *content.ChunkMap) error {
 // repairMap makes the map of a blob again, where it is damaged or has no pieces, or drops the blob if its bytes are
 // damaged too. Where only the map's file cannot be written, it gives the map with the error: the index is enough to
 // serve by. The sums are kept then, so that the blob is not read for the next attempt.
-func (s *Store) repairMap(e *entry) (*content.ChunkMap, error) {
+func (s *Store) repairMap(ctx context.Context, e *entry) (*content.ChunkMap, error) {
 	chunks := e.unsaved.Load()
 	if chunks == nil {
 		var err error
-		if chunks, err = s.sumOwn(e); err != nil {
+		if chunks, err = s.sumOwn(ctx, e); err != nil {
 			return nil, err
 		}
 	}
@@ -651,13 +652,13 @@ func (s *Store) repairMap(e *entry) (*content.ChunkMap, error) {
 }
 
 // sumOwn makes the map of a blob from its bytes, and drops the blob if they are damaged.
-func (s *Store) sumOwn(e *entry) (*content.ChunkMap, error) {
+func (s *Store) sumOwn(ctx context.Context, e *entry) (*content.ChunkMap, error) {
 	f, err := s.openOwn(e)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }() // read only
-	chunks, err := hashFile(s.stopping, f, e.size, e.digest)
+	chunks, err := s.hashFile(ctx, f, e.size, e.digest)
 	if errors.Is(err, content.ErrDigestMismatch) {
 		_ = s.dropDamaged(e, "its map is damaged or lacks the pieces, and its bytes are damaged")
 	}

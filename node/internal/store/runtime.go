@@ -117,14 +117,14 @@ func (s *Store) mapRuntime(d digest.Digest) (*content.ChunkMap, error) {
 			return m.chunks, nil
 		}
 	}
-	m, err, _ := s.mapping.Do(string(d), func() (any, error) { return s.computeRuntimeMap(d) })
+	m, err, _ := s.mapping.Do(string(d), func() (any, error) { return s.computeRuntimeMap(s.stopping, d) })
 	if err != nil {
 		return nil, err
 	}
 	return m.(*content.ChunkMap), nil
 }
 
-func (s *Store) computeRuntimeMap(d digest.Digest) (*content.ChunkMap, error) {
+func (s *Store) computeRuntimeMap(ctx context.Context, d digest.Digest) (*content.ChunkMap, error) {
 	f, _, _, err := s.openRuntime(d)
 	if err != nil {
 		return nil, err
@@ -134,7 +134,7 @@ func (s *Store) computeRuntimeMap(d digest.Digest) (*content.ChunkMap, error) {
 	if err != nil {
 		return nil, err
 	}
-	chunks, err := hashFile(s.stopping, f, fi.Size(), d)
+	chunks, err := s.hashFile(ctx, f, fi.Size(), d)
 	if errors.Is(err, content.ErrDigestMismatch) {
 		s.reject(d, fi)
 	}
@@ -253,8 +253,8 @@ func eachName(ctx context.Context, dir *os.File, f func(name string)) error {
 
 // hashFile computes the chunk map of a file's size bytes, with that of the pieces, and checks in the same pass that
 // their digest is d.
-func hashFile(ctx context.Context, f io.ReaderAt, size int64, d digest.Digest) (*content.ChunkMap, error) {
-	m, err := sumFile(ctx, f, size, d)
+func (s *Store) hashFile(ctx context.Context, f *os.File, size int64, d digest.Digest) (*content.ChunkMap, error) {
+	m, err := s.sumFile(ctx, f, size, d)
 	if err != nil {
 		return nil, err
 	}
@@ -262,7 +262,7 @@ func hashFile(ctx context.Context, f io.ReaderAt, size int64, d digest.Digest) (
 }
 
 // sumFile does what hashFile does, and gives the map also where the digest is another.
-func sumFile(ctx context.Context, f io.ReaderAt, size int64, d digest.Digest) (*content.ChunkMap, error) {
+func (s *Store) sumFile(ctx context.Context, f *os.File, size int64, d digest.Digest) (*content.ChunkMap, error) {
 	leaves, err := content.NewSummer(content.CutLeaves(size))
 	if err != nil {
 		return nil, err
@@ -284,7 +284,8 @@ func sumFile(ctx context.Context, f io.ReaderAt, size int64, d digest.Digest) (*
 			return nil, err
 		}
 		off, n := m.Cut().Range(i)
-		if err := hashRange(all, f, off, n); err != nil {
+		err := s.watched("hash", f.Name(), false, func() error { return hashRange(all, f, off, n) })
+		if err != nil {
 			return nil, fmt.Errorf("hash chunk %d: %w", i, err)
 		}
 	}

@@ -98,7 +98,7 @@ func (s *Store) scrubBlob(ctx context.Context, e *entry, report *ScrubReport) er
 	}
 	e.checks.note(st, e.size, 0, cut.Len()-1)
 	if _, err := readMeta(s.mapPath(e), e.digest); err != nil && !e.runtime {
-		if _, err := s.repairMap(e); err == nil {
+		if _, err := s.repairMap(ctx, e); err == nil {
 			report.Repaired++
 		}
 	}

@@ -133,6 +133,7 @@ type Store struct {
 	trimming sync.Mutex         // one trim at a time; taken before room
 	pinning  sync.Mutex         // serialises changes of pins
 	mapping  singleflight.Group // of the runtime's blobs
+	cutting  cutting
 	wake     chan struct{}      // to the maintainer; holds one signal
 	cancel   context.CancelFunc // of background, which Close ends
 	workers  sync.WaitGroup
@@ -470,41 +471,11 @@ func (s *Store) ChunkMap(d digest.Digest) (*content.ChunkMap, error) {
 			return nil, fmt.Errorf("chunk map of %s: %w", d, content.ErrNotFound)
 		}
 	}
-	repaired, err2 := s.repairMap(e)
+	repaired, err2 := s.repairMap(s.stopping, e)
 	if repaired == nil {
 		return nil, fmt.Errorf("chunk map of %s: %w", d, errors.Join(err, err2))
 	}
 	return repaired, nil
-}
-
-// PieceMap returns the map of a committed blob's pieces, as ChunkMap that of its leaves. Of a blob that a release
-// committed which knew no pieces it is made from the bytes at the first call, and kept.
-func (s *Store) PieceMap(d digest.Digest) (*content.ChunkMap, error) {
-	m, err := s.ChunkMap(d)
-	if err != nil {
-		return nil, err
-	}
-	if m.Pieces() != nil {
-		return m.Pieces(), nil
-	}
-	made, err, _ := s.mapping.Do("pieces of "+string(d), func() (any, error) {
-		e, err := s.entry(d)
-		switch {
-		case err != nil:
-			return nil, err
-		case e == nil || e.runtime:
-			return s.computeRuntimeMap(d)
-		}
-		m, err := s.repairMap(e)
-		if m != nil { // though it may not have been written
-			return m, nil
-		}
-		return nil, err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("map of the pieces of %s: %w", d, err)
-	}
-	return made.(*content.ChunkMap).Pieces(), nil
 }
 
 // Delete removes the store's own copy of a blob, and all partial ingests of it. Removal of what is not there is no

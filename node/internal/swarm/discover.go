@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
@@ -135,7 +136,7 @@ func (s *Swarm) ownClaims(ctx context.Context, plan Plan, held func()) ([]schedu
 	if claims, ok := s.signed.get(plan); ok {
 		return claims, m.Size(), nil
 	}
-	if m, err = s.mapOf(ctx, plan, m); err != nil {
+	if m, err = s.mapOf(ctx, s.host.ID(), plan, m); err != nil {
 		return nil, 0, err
 	}
 	claims, err := s.sign(plan, m, 0, m.Len())
@@ -145,8 +146,9 @@ func (s *Swarm) ownClaims(ctx context.Context, plan Plan, held func()) ([]schedu
 	return claims, m.Size(), err
 }
 
-// mapOf is the map of a blob as a plan cuts it, where leaves is that of its leaves. It may have to read the blob.
-func (s *Swarm) mapOf(ctx context.Context, plan Plan, leaves *content.ChunkMap) (*content.ChunkMap, error) {
+// mapOf is the map of a blob as a plan cuts it, where leaves is that of its leaves. It may have to read the blob, which
+// p is charged for, until ctx ends.
+func (s *Swarm) mapOf(ctx context.Context, p peer.ID, plan Plan, leaves *content.ChunkMap) (*content.ChunkMap, error) {
 	if plan.Grain != content.Pieces {
 		return leaves, nil
 	}
@@ -155,11 +157,33 @@ func (s *Swarm) mapOf(ctx context.Context, plan Plan, leaves *content.ChunkMap) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, discoverTimeout) // who asked waits no longer
 	defer cancel()
+	if err := s.guard.chargeRead(ctx, p, leaves.Size()); err != nil {
+		return nil, err
+	}
 	if err := s.making.Acquire(ctx, 1); err != nil {
 		return nil, err
 	}
 	defer s.making.Release(1)
-	return s.opts.Store.PieceMap(plan.Digest)
+	return s.opts.Store.PieceMap(ctx, plan.Digest)
+}
+
+// whileAsked is ctx until the peer at the other end of a stream has gone, or stop is called.
+func whileAsked(ctx context.Context, stream network.Stream) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	_ = stream.SetReadDeadline(time.Time{})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		// It has said all that it has to say; that it says no more is no reason to think that it does not listen.
+		if _, err := io.Copy(io.Discard, io.LimitReader(stream, maxShort)); err != nil {
+			cancel()
+		}
+	}()
+	return ctx, func() {
+		_ = stream.SetReadDeadline(time.Now())
+		<-ended
+		cancel()
+	}
 }
 
 // sign makes this node's claims for the chunks of a plan from first to end, which is not among them.
@@ -218,21 +242,22 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, plan Plan,
 	if !ok {
 		end = time.Now().Add(discoverTimeout)
 	}
-	ctx, cancel := s.patient(ctx, p, mapTimeout)
+	patient, cancel := s.patient(ctx, p, mapTimeout)
 	defer cancel()
-	stream, err := s.host.NewStream(ctx, p, s.planProtocol("map", plan.Grain))
+	stream, err := s.host.NewStream(patient, p, s.planProtocol("map", plan.Grain))
 	if err != nil {
 		return 0, "", nil, err
 	}
 	defer func() { _ = stream.Reset() }()
-	stop := context.AfterFunc(ctx, func() { _ = stream.Reset() })
+	defer context.AfterFunc(ctx, func() { _ = stream.Reset() })() // so that p works for nobody who has gone
+	stop := context.AfterFunc(patient, func() { _ = stream.Reset() })
 	in := bufio.NewReader(stream)
 	var head mapHead
 	if err = writeQuestion(stream, mapQuery{Digest: string(plan.Digest)}); err == nil {
 		err = readFrame(in, &head)
 	}
 	if !stop() {
-		err = context.Cause(ctx)
+		err = context.Cause(patient)
 	}
 	if err != nil {
 		return 0, "", nil, err
@@ -324,7 +349,9 @@ func (s *Swarm) sendMap(stream network.Stream, p peer.ID, plan Plan) error {
 	}
 	claims, known := s.signed.get(plan)
 	if !known {
-		if m, err = s.mapOf(s.ctx, plan, m); err != nil {
+		asked, stop := whileAsked(s.ctx, stream)
+		m, err = s.mapOf(asked, p, plan, m)
+		if stop(); err != nil {
 			return err
 		}
 	}

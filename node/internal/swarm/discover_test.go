@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"io"
 	"testing"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -80,10 +82,14 @@ func (s slowPieces) ChunkMap(d digest.Digest) (*content.ChunkMap, error) {
 	return m.Clone(), nil
 }
 
-func (s slowPieces) PieceMap(d digest.Digest) (*content.ChunkMap, error) {
+func (s slowPieces) PieceMap(ctx context.Context, d digest.Digest) (*content.ChunkMap, error) {
 	s.making <- struct{}{}
-	<-s.told
-	return s.Store.PieceMap(d)
+	select {
+	case <-s.told:
+		return s.Store.PieceMap(ctx, d)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // A release that knew no pieces has left a blob, which is read whole for them. Meanwhile nobody is sent upstream for it.
@@ -187,4 +193,67 @@ func TestDiscover_AHolderOfWhomAParticipantHasHeardIsWaitedFor(t *testing.T) {
 		require.Empty(t, o.Leases, "nobody is sent upstream for what a peer holds")
 		told = len(o.Chunks) > 0
 	}
+}
+
+// One cheap question may make this node read a whole blob.
+func TestMap_PiecesThatAreNotKnownAreSummedForWhoWaitsAndAreChargedFor(t *testing.T) {
+	t.Parallel()
+	data := bytes.Repeat([]byte("w"), content.ChunkSize+1)
+	plan := Plan{digest.FromBytes(data), content.Pieces}
+	making, told := make(chan struct{}, 1), make(chan struct{})
+	holder := newTestSwarm(t, func(o *Options) { o.Store = slowPieces{o.Store, making, told} })
+	require.NoError(t, holder.store.Put(t.Context(), plan.Digest, bytes.NewReader(data), int64(len(data))))
+	asking := newTestSwarm(t, startingFrom(holder))
+	eventually(t, "connected", func() bool { return len(asking.Peers()) == 1 })
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan error, 1)
+	go func() {
+		_, err := asking.HeldBy(ctx, holder.ID(), plan)
+		left <- err
+	}()
+	<-making
+	require.Less(t, holder.guard.standing(asking.ID()).reads.Tokens(), float64(readBurst))
+	cancel()
+	require.Error(t, <-left)
+	require.NoError(t, holder.making.Acquire(t.Context(), madeAtOnce), "who has gone keeps nobody else waiting")
+	holder.making.Release(madeAtOnce)
+
+	dear := holder.guard.standing(asking.ID())
+	dear.reads.ReserveN(time.Now(), readBurst)
+	dear.reads.ReserveN(time.Now(), readBurst)
+	_, err := asking.HeldBy(t.Context(), holder.ID(), plan)
+	require.Error(t, err)
+	require.Empty(t, making, "it has had this node read too much of late")
+	require.EqualValues(t, breachBurst, dear.breaches.Tokens(), "but does not know that")
+}
+
+func TestMap_WhoAsksIsWorkedForUntilItGoes(t *testing.T) {
+	t.Parallel()
+	holder := newTestSwarm(t)
+	asking := newTestSwarm(t, startingFrom(holder))
+	eventually(t, "connected", func() bool { return len(asking.Peers()) == 1 })
+	asked, said := make(chan context.Context), make(chan struct{})
+	holder.host.SetStreamHandler("/asked", func(stream network.Stream) {
+		ctx, stop := whileAsked(t.Context(), stream)
+		asked <- ctx
+		<-said
+		_, err := stream.Write([]byte("what it waits for"))
+		asked <- ctx
+		<-ctx.Done()
+		stop()
+		_ = stream.Close()
+		assert.NoError(t, err)
+		close(said)
+	})
+	stream, err := asking.host.NewStream(t.Context(), holder.ID(), "/asked")
+	require.NoError(t, err)
+	_, err = stream.Write([]byte("what it asks"))
+	require.NoError(t, err)
+	<-asked
+	said <- struct{}{}
+	_, err = io.ReadFull(stream, make([]byte, len("what it waits for")))
+	require.NoError(t, err)
+	require.NoError(t, (<-asked).Err())
+	require.NoError(t, stream.Reset())
+	<-said
 }

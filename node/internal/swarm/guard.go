@@ -75,6 +75,9 @@ const (
 	workBurst = 2_000_000
 	// workPatience is for how long a peer is kept waiting that asks for more, before that counts against it.
 	workPatience = 5 * time.Second
+	// readRate and readBurst bound the bytes that this node reads and hashes because one peer asks for the pieces of
+	// blobs, where it does not know their sums: a good image at once.
+	readRate, readBurst = 64 << 20, 1 << 30
 	// recordRate and recordBurst bound the provider records that one peer leaves here: a node's blobs at its start, and
 	// again every reprovideEvery.
 	recordRate, recordBurst = 16, 32768
@@ -114,8 +117,8 @@ type guard struct {
 
 // standing is what a peer has left of its budgets.
 type standing struct {
-	work, records, rooms, breaches *rate.Limiter
-	logged                         rate.Sometimes
+	work, reads, records, rooms, breaches *rate.Limiter
+	logged                                rate.Sometimes
 }
 
 func newGuard(own peer.ID, log *slog.Logger, m *metrics, ban func(peer.ID, string, time.Duration)) *guard {
@@ -131,8 +134,9 @@ func (g *guard) standing(p peer.ID) *standing {
 	s, ok := g.standings.Get(p)
 	if !ok {
 		s = &standing{
-			work: rate.NewLimiter(workRate, workBurst), records: rate.NewLimiter(recordRate, recordBurst),
-			rooms: rate.NewLimiter(roomRate, roomBurst), breaches: rate.NewLimiter(breachRate, breachBurst),
+			work: rate.NewLimiter(workRate, workBurst), reads: rate.NewLimiter(readRate, readBurst),
+			records: rate.NewLimiter(recordRate, recordBurst),
+			rooms:   rate.NewLimiter(roomRate, roomBurst), breaches: rate.NewLimiter(breachRate, breachBurst),
 			logged: rate.Sometimes{First: 1, Interval: 10 * time.Second},
 		}
 		g.standings.Add(p, s)
@@ -146,6 +150,18 @@ func (g *guard) Charge(ctx context.Context, p peer.ID, work int) error {
 		return nil
 	}
 	return g.charge(ctx, p, g.standing(p).work, work)
+}
+
+// chargeRead waits until this node may read so many bytes more for p, which is no breach: p cannot know what this node
+// has to read for its answer.
+func (g *guard) chargeRead(ctx context.Context, p peer.ID, bytes int64) error {
+	if p == g.own {
+		return nil
+	}
+	if err := g.standing(p).reads.WaitN(ctx, int(min(bytes, readBurst))); err != nil {
+		return fmt.Errorf("read %d bytes for %s: %w", bytes, p, err)
+	}
+	return nil
 }
 
 // record charges p for a provider record.
