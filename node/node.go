@@ -109,10 +109,11 @@ func (n *node) start(ctx context.Context) (err error) {
 	if err := n.openStore(ctx, events); err != nil {
 		return storePathProblem(c.Store.Path, err)
 	}
+	documents := room.New(room.Share(4))
 	n.upstream, err = upstream.New(upstream.Options{
 		Upstreams: upstreams(c.Upstreams, c.Hub), Mirrors: n.mirrors, AllowAddresses: c.AllowAddresses(),
 		Locate: n.locate, Outward: c.Hub.Below(),
-		Limits: newRates(n.policy).of, Tracer: n.tracer,
+		Limits: newRates(n.policy).of, Documents: documents, Tracer: n.tracer,
 		Logger: n.log.With("part", "upstream"), Registerer: n.metrics,
 	})
 	if err != nil {
@@ -125,7 +126,7 @@ func (n *node) start(ctx context.Context) (err error) {
 	if err := n.joinSwarm(); err != nil { //nolint:contextcheck // the swarm has a context of its own
 		return err
 	}
-	if err := n.makeFronts(); err != nil {
+	if err := n.makeFronts(documents); err != nil {
 		return err
 	}
 	if n.kube, err = n.newKubernetes(n.inZone); err != nil {
@@ -183,7 +184,7 @@ func (n *node) joinSwarm() (err error) {
 }
 
 // makeFronts makes what stands between the swarm and those who ask: the gate, the fetcher and the fronts.
-func (n *node) makeFronts() (err error) {
+func (n *node) makeFronts(documents *room.Room) (err error) {
 	c := n.config
 	if n.gate, err = n.newGate(); err != nil {
 		return err
@@ -197,7 +198,6 @@ func (n *node) makeFronts() (err error) {
 		Ended: n.told, Tracer: n.tracer, Patience: c.Registry.FirstByteTimeout,
 		Logger: n.log.With("part", "fetch"), Registerer: n.metrics,
 	})
-	documents := room.New(room.Share(4))
 	n.front, err = registry.New(registry.Options{
 		Fetcher: n.fetcher, Upstream: n.upstream, Gate: n.gate, Tags: n.tags,
 		Rules:           func(r content.Repository) policy.Rule { return n.policy.Load().For(r) },

@@ -63,16 +63,31 @@ func blobCall(method string, req content.Request) call {
 	}
 }
 
+// openManifest reads all of a manifest, for which there is room until the body is closed. Who wants the manifest may be
+// no request, and have no room of his own.
 func (c *Client) openManifest(ctx context.Context, req content.Request) (*Body, error) {
+	ctx, end := c.opts.Documents.Lease(ctx)
 	desc, data, err := c.getManifest(ctx, call{
 		method: http.MethodGet, repo: req.Repository, path: "manifests/" + req.Digest.String(), accept: manifestTypes,
 		authorization: req.Authorization,
 	}, req.Digest.String())
 	if err != nil {
+		end()
 		return nil, err
 	}
-	return &Body{ReadCloser: io.NopCloser(bytes.NewReader(data)), Size: desc.Size, MediaType: desc.MediaType,
+	return &Body{ReadCloser: inRoom{bytes.NewReader(data), end}, Size: desc.Size, MediaType: desc.MediaType,
 		Whole: true}, nil
+}
+
+// inRoom is a document in memory.
+type inRoom struct {
+	io.Reader
+	leave func()
+}
+
+func (r inRoom) Close() error {
+	r.leave()
+	return nil
 }
 
 var (

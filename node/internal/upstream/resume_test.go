@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/room"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
 
@@ -254,4 +255,47 @@ func TestResume_AManifestThatBreaksOffIsAskedForAgain(t *testing.T) {
 		Digest: digest.FromString(manifest)}, 0, -1)
 	require.NoError(t, err)
 	require.Equal(t, manifest, string(read(t, b)))
+}
+
+func TestOpen_AManifestIsReadWhereThereIsRoomForIt(t *testing.T) {
+	t.Parallel()
+	manifest := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","x":"` +
+		strings.Repeat("x", 100_000) + `"}`
+	documents := room.New(30 << 20)
+	c := newClient(t, upstream.Options{Documents: documents}, serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+		_, _ = io.WriteString(w, manifest)
+	}))
+	open := func() (*upstream.Body, error) {
+		return c.Open(t.Context(), content.Request{Repository: repo, Kind: content.Manifest,
+			Digest: digest.FromString(manifest)}, 0, -1)
+	}
+	var leave []func()
+	for range 5 { // which is all that there is for what is not large
+		end, ok := documents.Try(2 << 20)
+		require.True(t, ok)
+		leave = append(leave, end)
+	}
+	_, err := open()
+	require.ErrorIs(t, err, room.ErrFull)
+	for _, end := range leave {
+		end()
+	}
+	b, err := open()
+	require.NoError(t, err)
+	full := func() bool { // for more than the rest
+		end, ok := documents.Try(2 << 20)
+		if ok {
+			defer end()
+		}
+		return !ok
+	}
+	for range 4 {
+		end, ok := documents.Try(2 << 20)
+		require.True(t, ok)
+		defer end()
+	}
+	require.True(t, full(), "what is read is held")
+	require.NoError(t, b.Close())
+	require.False(t, full())
 }

@@ -36,6 +36,7 @@ import (
 	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/lru"
+	"github.com/shoal-cache/shoal/node/internal/room"
 	"github.com/shoal-cache/shoal/node/internal/trace"
 )
 
@@ -106,6 +107,8 @@ type Options struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Proxy chooses the proxy of a request. Nil: the variables HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
 	Proxy func(*http.Request) (*url.URL, error)
+	// Documents is the memory for manifests that are read whole. nil: a client's own.
+	Documents *room.Room
 	// Tracer makes a span of each question. Optional.
 	Tracer     *trace.Tracer
 	Logger     *slog.Logger
@@ -140,6 +143,9 @@ func New(opts Options) (*Client, error) {
 	opts.Timeouts = opts.Timeouts.withDefaults()
 	if opts.Proxy == nil {
 		opts.Proxy = http.ProxyFromEnvironment
+	}
+	if opts.Documents == nil {
+		opts.Documents = room.New(room.Share(4))
 	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
