@@ -22,6 +22,8 @@ const (
 	recent = time.Hour
 	// remembered bounds the repositories of which a request is remembered. Clients choose their names.
 	remembered = 4096
+	// longest is the length in bytes beyond which nothing is a repository: 255 each for the host and the name, and a port.
+	longest = 520
 )
 
 // Image is one that the runtime has pulled.
@@ -51,7 +53,7 @@ func New(mirrored func(registry string) bool) *Watch {
 // Handler notes what is asked for on its way to next.
 func (w *Watch) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		if repository := requested(r); repository != "" {
+		if repository := requested(r); repository != "" && len(repository) <= longest {
 			w.Asked(repository, time.Now())
 		}
 		next.ServeHTTP(rw, r)

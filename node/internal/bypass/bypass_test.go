@@ -3,6 +3,7 @@ package bypass
 import (
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -84,4 +85,16 @@ func TestWatch_TakesARequestWithoutTheRegistry(t *testing.T) {
 	now = now.Add(time.Hour)
 	w.Asked("library/alpine", now)
 	require.Empty(t, w.Look([]Image{image("docker.io/library/alpine", "a")}, now))
+}
+
+// Whoever asks chooses the name, and thousands are remembered.
+func TestWatch_ANameThatIsTooLongForARepositoryIsNotRemembered(t *testing.T) {
+	t.Parallel()
+	for n, want := range map[int]int{200: 1, 10_000: 0} {
+		w := New(func(string) bool { return true })
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet,
+			"/v2/"+strings.Repeat("a", n)+"/manifests/v1?ns=docker.io", nil)
+		w.Handler(http.NotFoundHandler()).ServeHTTP(httptest.NewRecorder(), r)
+		require.Equal(t, want, w.asked.Len(), n)
+	}
 }
