@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -80,7 +79,7 @@ func (w *writer) run(ctx context.Context) {
 		case err != nil && unreached(err):
 			w.metrics.writes.WithLabelValues(w.kind, "unreachable").Inc()
 			w.log.Warn("API server not reached", "kind", w.kind, "again", retry, "error", err)
-			pause, retry = jitter(retry), min(2*retry, w.interval)
+			pause, retry = v1alpha1.Jitter(retry), min(2*retry, w.interval)
 			w.changed.raise()
 		case err != nil:
 			w.metrics.writes.WithLabelValues(w.kind, "refused").Inc()
@@ -96,7 +95,7 @@ func (w *writer) run(ctx context.Context) {
 			pause, retry = max(w.interval/gather, time.Duration((1-limit.Tokens())*float64(w.interval))), firstRetry
 		}
 		if wrote || beat {
-			heartbeat.Reset(jitter(v1alpha1.HeartbeatInterval))
+			heartbeat.Reset(v1alpha1.Jitter(v1alpha1.HeartbeatInterval))
 		}
 		if !sleep(ctx, pause) {
 			return
@@ -108,11 +107,6 @@ func (w *writer) run(ctx context.Context) {
 func unreached(err error) bool {
 	var status apierrors.APIStatus
 	return !errors.As(err, &status)
-}
-
-// jitter takes up to a tenth off, so that the agents of a cluster do not act in step.
-func jitter(d time.Duration) time.Duration {
-	return d - time.Duration(rand.Int64N(int64(d)/10+1))
 }
 
 // sleep tells false when ctx ended before d had passed.

@@ -23,7 +23,6 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
-	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -113,7 +112,7 @@ func New(ctx context.Context, restConfig *rest.Config, o Options) (ctrl.Manager,
 		LeaderElectionReleaseOnCancel: true, // the process ends when its manager does
 		Cache:                         cacheOptions(o.PullSecrets),
 		Controller:                    config.Controller{SkipNameValidation: &o.SkipNameValidation},
-		GracefulShutdownTimeout:       ptr.To(15 * time.Second),
+		GracefulShutdownTimeout:       new(15 * time.Second),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("manager: %w", err)

@@ -7,8 +7,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"github.com/shoal-cache/shoal/api/message"
 	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/api/v1alpha1"
@@ -101,5 +99,3 @@ func retryAfter(err error) time.Duration {
 	}
 	return 0
 }
-
-func ptrTime(t time.Time) *metav1.Time { return &metav1.Time{Time: t} }

@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +24,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/prometheus/client_golang/prometheus"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/api/v1alpha1"
@@ -317,7 +317,7 @@ func (k *Keeper) Used(d digest.Digest, at time.Time) {
 			continue
 		}
 		if e.progress.LastUsed == nil || at.Truncate(time.Hour).After(e.progress.LastUsed.Time) {
-			e.progress.LastUsed = ptrTime(at.Truncate(time.Hour))
+			e.progress.LastUsed = new(metav1.NewTime(at.Truncate(time.Hour)))
 			changed = true
 		}
 	}
@@ -495,7 +495,7 @@ func (k *Keeper) finish(a *attempt, held []digest.Digest, err error, superseded 
 		delete(k.tasks, e.assignment.UID)
 		k.log.Info("pin released", "pin", a.name())
 	default:
-		state, again := v1alpha1.PinReady, jitter(checkInterval)
+		state, again := v1alpha1.PinReady, v1alpha1.Jitter(checkInterval)
 		if e.assignment.Action == v1alpha1.ActionPurge {
 			// Once is enough: what is cached anew after that is no longer the pin's.
 			state, again = v1alpha1.PinPurged, never
@@ -529,9 +529,4 @@ func (e *task) fail(err error) bool {
 	e.due = time.Now().Add(max(backoff.Pause(e.failures), min(retryAfter(err), maxRetryAfter)))
 	return before.State != e.progress.State || before.Reason != e.progress.Reason ||
 		before.Message != e.progress.Message
-}
-
-// jitter takes up to a tenth off, so that the nodes of a cluster do not act in step.
-func jitter(d time.Duration) time.Duration {
-	return d - time.Duration(rand.Int64N(int64(d)/10+1))
 }
