@@ -33,7 +33,7 @@ const (
 	// what is more urgent overtakes the rest, and orders do not wait behind it.
 	outstandingPerPeer = 1 << 20
 	// wantsPerPeer is how many wants of one peer the server keeps. Beyond it the server drops wants without a word, and
-	// the urgent ones first. A peer has up to 16 under way of each blob that it fetches.
+	// the urgent ones first. A peer has up to 32 under way of each blob that it fetches.
 	wantsPerPeer = 4096
 	// senders is how many peers the server sends a block to at the same time. Each holds a block and its encoding, so
 	// with what the network buffers this bounds the memory of sending to about 64 MiB.
@@ -42,7 +42,7 @@ const (
 	// come either, and how often that is looked at. A relay may be asked before its own orders come.
 	refuseAfter = 2 * time.Second
 	// lookedAtOnce bounds how many waiting peers' wants are looked at each time; the others have their turn later.
-	lookedAtOnce = 1024
+	lookedAtOnce = 4096
 )
 
 // Sink takes what comes of wants. Its methods are called on the goroutine that reads from the peer: they may write the
@@ -501,7 +501,7 @@ const goneFor = time.Minute
 
 const (
 	maxPast   = 1 << 17 // what is asked in half a minute over a link of 10 Gbit/s, if it is in pieces
-	maxRecent = 4096
+	maxRecent = 1 << 14 // what comes in recentFor over such a link, and much more of what goes
 	recentFor = 2 * time.Second
 )
 

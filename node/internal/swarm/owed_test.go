@@ -76,6 +76,11 @@ func TestOwed_CountsWhatPeersWaitForAndHaveNotGot(t *testing.T) {
 			tr.MessageReceived(a, wants("x"))
 			tr.owed.forget(b)
 		}, 1},
+		"all that a peer wants of 32 layers in pieces at one time": {func(tr tracer) {
+			for i := range 32 * 32 {
+				tr.MessageReceived(a, wants(string(rune(i))))
+			}
+		}, 32 * 32},
 		"a peer that wants very much counts up to a bound": {func(tr tracer) {
 			for i := range 2 * maxOwed {
 				tr.MessageReceived(a, wants(string(rune(i))))
