@@ -89,9 +89,9 @@ type key struct{}
 func (r *Room) Lease(ctx context.Context) (leased context.Context, end func()) {
 	l := &lease{room: r}
 	return context.WithValue(ctx, key{}, l), func() {
-		l.shrink(0)
 		l.mu.Lock()
 		defer l.mu.Unlock()
+		l.keep(0, 0)
 		l.ended = true
 	}
 }
@@ -123,9 +123,9 @@ func Hold(ctx context.Context, n int64) error {
 	case l == nil || n <= free:
 		return nil
 	case n <= some:
-		return l.take(ctx, l.room.small, &l.small, n)
+		return l.take(ctx, l.room.small, n)
 	}
-	return l.take(ctx, l.room.large, &l.large, n)
+	return l.take(ctx, l.room.large, n)
 }
 
 // Shrink gives back what the lease of ctx has beyond n bytes.
@@ -135,28 +135,32 @@ func Shrink(ctx context.Context, n int64) {
 	}
 }
 
-// take has n bytes of a part. What is held of it already goes back first, so that no two wait for each other, unless
-// the lease is the one that grows.
-func (l *lease) take(ctx context.Context, p part, held *int64, n int64) error {
-	l.mu.Lock()
-	more := min(n, p.size) - *held
-	if more > 0 && !l.grows {
-		more += *held
-		p.Release(*held)
-		*held = 0
+// take has n bytes of a part, and nothing of the other. What is held already goes back first, so that no two wait for
+// each other, unless the lease is one that grows.
+func (l *lease) take(ctx context.Context, p part, n int64) error {
+	n = min(n, p.size)
+	held, keep := &l.small, func() { l.keep(l.small, 0) }
+	if p == l.room.large {
+		held, keep = &l.large, func() { l.keep(0, l.large) }
 	}
-	l.mu.Unlock()
-	if more <= 0 {
+	l.mu.Lock()
+	if l.small+l.large >= n {
+		l.mu.Unlock()
 		return nil
 	}
+	if !l.grows {
+		l.keep(0, 0)
+	}
+	more := n - *held
+	l.mu.Unlock()
 	if err := wait(ctx, p.Weighted, more); err != nil {
 		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if *held += more; l.ended { // its request went meanwhile
-		p.Release(*held)
-		*held = 0
+	*held += more
+	if keep(); l.ended { // its request went meanwhile
+		l.keep(0, 0)
 	}
 	return nil
 }
@@ -177,8 +181,8 @@ func (g *growth) more(ctx context.Context, n int64) error {
 	}
 	l.mu.Lock()
 	if !l.grows {
-		l.room.large.Release(l.large)
-		l.large, l.grows = 0, true
+		l.keep(l.small, 0)
+		l.grows = true
 	}
 	l.mu.Unlock()
 	if g.timer == nil || !g.timer.Stop() {
@@ -228,7 +232,11 @@ func (l *lease) shrink(n int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	small := min(l.small, n)
-	large := min(l.large, n-small)
+	l.keep(small, min(l.large, n-small))
+}
+
+// keep gives back what the lease has beyond so many bytes of either part. The caller holds l.mu.
+func (l *lease) keep(small, large int64) {
 	l.room.small.Release(l.small - small)
 	l.room.large.Release(l.large - large)
 	l.small, l.large = small, large
@@ -266,7 +274,7 @@ func (p *paced) Read(b []byte) (int, error) {
 }
 
 // ReadAll reads a document of at most limit bytes. The lease of ctx holds it, times over for what is made of it. length
-// is what was announced, below zero where nothing was. An error comes with what was read.
+// is what was announced, below zero where nothing was. ErrTooLong comes with what was read, which the lease holds.
 func ReadAll(ctx context.Context, r io.Reader, length, limit, times int64) (all []byte, err error) {
 	if length > limit {
 		return nil, fmt.Errorf("%w: %d bytes, and %d are the most", ErrTooLong, length, limit)
@@ -274,6 +282,12 @@ func ReadAll(ctx context.Context, r io.Reader, length, limit, times int64) (all 
 	l := leaseOf(ctx)
 	before, grows := l.held(), growth{of: l}
 	defer grows.end()
+	defer func() {
+		if err != nil && !errors.Is(err, ErrTooLong) {
+			all = nil
+			Shrink(ctx, before)
+		}
+	}()
 	in := &paced{Reader: r}
 	step := length + 1
 	if length < 0 {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -338,4 +339,98 @@ func (s *steady) Read(b []byte) (int, error) {
 	s.n -= n
 	time.Sleep(time.Duration(n) * time.Second / time.Duration(s.each))
 	return int(n), nil
+}
+
+// rest checks that all of a room has been given back.
+func (r *Room) rest(t *testing.T) {
+	t.Helper()
+	for _, p := range []part{r.small, r.large} {
+		require.True(t, p.TryAcquire(p.size))
+		p.Release(p.size)
+	}
+}
+
+func TestRoom_WhatIsLargeHoldsNothingOfThePartForWhatIsNot(t *testing.T) {
+	t.Parallel()
+	for name, take := range map[string]func(ctx context.Context) error{
+		"once it is held": func(ctx context.Context) error {
+			if err := Hold(ctx, some); err != nil {
+				return err
+			}
+			return Hold(ctx, 3*mib)
+		},
+		"once it has grown": func(ctx context.Context) error {
+			_, err := ReadAll(ctx, &pieces{3 * mib}, -1, 8*mib, 1)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := New(30 * mib)
+			ctx, end := r.Lease(t.Context())
+			require.NoError(t, take(ctx))
+			require.True(t, r.small.TryAcquire(r.small.size))
+			r.small.Release(r.small.size)
+			end()
+			r.rest(t)
+		})
+	}
+}
+
+func TestRoom_WhoWaitsForMuchKeepsNobodyOutWhoHoldsLess(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := New(30 * mib)
+		in, end := r.Lease(t.Context())
+		require.NoError(t, Hold(in, 20*mib))
+		waiting := make(chan error)
+		for range 5 { // with all that there is for what is not large
+			go func() {
+				ctx, end := r.Lease(t.Context())
+				defer end()
+				if err := Hold(ctx, some); err != nil {
+					waiting <- err
+					return
+				}
+				waiting <- Hold(ctx, 3*mib)
+			}()
+		}
+		synctest.Wait()
+		began := time.Now()
+		little, leave := r.Lease(t.Context())
+		require.NoError(t, Hold(little, some))
+		require.Zero(t, time.Since(began))
+		leave()
+		end()
+		for range 5 {
+			require.NoError(t, <-waiting)
+		}
+		synctest.Wait()
+		r.rest(t)
+	})
+}
+
+func TestReadAll_WhoFailsHoldsWhatHeHeldBefore(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		announced, before, read int64
+	}{
+		"of what is announced":   {3 * mib, 0, mib},
+		"of unknown length":      {-1, 0, mib},
+		"after it has grown":     {-1, 0, 5 * mib},
+		"with something already": {3 * mib, mib, mib},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := New(64 * mib)
+			ctx, end := r.Lease(t.Context())
+			require.NoError(t, Hold(ctx, test.before))
+			_, err := ReadAll(ctx, io.MultiReader(&pieces{test.read}, iotest.ErrReader(io.ErrUnexpectedEOF)),
+				test.announced, 8*mib, 2)
+			require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+			require.LessOrEqual(t, leaseOf(ctx).held(), test.before)
+			end()
+			r.rest(t)
+		})
+	}
 }
