@@ -162,11 +162,16 @@ func (p *plugin) check(ctx context.Context) (checked, error) {
 
 // areas says of each thing that keeps a cache from working on how many nodes it is well.
 func (r *checked) areas(answers []survey.Answer[survey.Shown]) {
-	nodes := len(answers)
+	nodes, silent := len(answers), map[string]bool{}
 	if nodes == 0 {
 		return
 	}
-	for _, area := range []struct {
+	for _, a := range answers { // also those of nodes that are down, of which no finding says that they are silent
+		if a.Err != nil && !errors.Is(a.Err, view.ErrNotShown) {
+			silent[a.Node] = true
+		}
+	}
+	for i, area := range []struct {
 		what    string
 		reasons []string
 	}{
@@ -176,8 +181,11 @@ func (r *checked) areas(answers []survey.Answer[survey.Shown]) {
 		{"have reported lately, by a clock that is right", []string{survey.ReasonNotReported, survey.ReasonClockOff}},
 		{"write to their disks", []string{survey.ReasonDiskFull, v1alpha1.ReasonDiskFails}},
 	} {
-		bad := r.nodesWith(func(reason string) bool { return slices.Contains(area.reasons, reason) })
-		r.looked(bad == 0, "Agents that %s: %d of %d", area.what, max(0, nodes-bad), nodes)
+		bad := r.nodesWith(area.reasons)
+		if i == 0 {
+			maps.Copy(bad, silent)
+		}
+		r.looked(len(bad) == 0, "Agents that %s: %d of %d", area.what, max(0, nodes-len(bad)), nodes)
 	}
 }
 
@@ -196,8 +204,11 @@ func (r *checked) registries(answers []survey.Answer[survey.Shown]) {
 	}
 }
 
-// runtimes says how many runtimes ask their agents, as the agents have reported.
+// runtimes says how many runtimes ask their agents, as the agents have reported. Where none runs none is asked.
 func (r *checked) runtimes(c *survey.Cluster) {
+	if !c.Runs() {
+		return
+	}
 	asking, known := 0, 0
 	for i := range c.Caches {
 		cond := apimeta.FindStatusCondition(c.Caches[i].Status.Conditions, v1alpha1.ConditionMirrorConfigured)
@@ -214,15 +225,15 @@ func (r *checked) runtimes(c *survey.Cluster) {
 	}
 }
 
-// nodesWith counts the nodes that have a finding of such a reason.
-func (r *checked) nodesWith(reason func(string) bool) int {
+// nodesWith are the nodes that have a finding of one of the reasons.
+func (r *checked) nodesWith(reasons []string) map[string]bool {
 	nodes := map[string]bool{}
 	for _, f := range r.Findings {
-		if f.Node != "" && reason(f.Reason) {
+		if f.Node != "" && slices.Contains(reasons, f.Reason) {
 			nodes[f.Node] = true
 		}
 	}
-	return len(nodes)
+	return nodes
 }
 
 // agentsNamespace is where the agents are, or will be.

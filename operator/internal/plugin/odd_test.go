@@ -23,6 +23,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/yaml"
 
@@ -371,6 +372,50 @@ func TestNodes_OneWithoutAnAgentIsNamedByEachVerbThatAsksAll(t *testing.T) {
 			require.Contains(t, out.String()+errOut.String(), want.says)
 		})
 	}
+}
+
+// withPeer are a node's Peer and NodeCache, as its agent and the operator have left them.
+func withPeer(node string) []client.Object {
+	id := "12D3KooW" + node
+	return []client.Object{
+		&v1alpha1.Peer{ObjectMeta: metav1.ObjectMeta{Name: node}, Spec: v1alpha1.PeerSpec{PeerID: id},
+			Status: v1alpha1.PeerStatus{Admitted: true, AdmittedPeerID: id}},
+		&v1alpha1.NodeCache{ObjectMeta: metav1.ObjectMeta{Name: node}, Status: v1alpha1.NodeCacheStatus{
+			Conditions: []metav1.Condition{{Type: v1alpha1.ConditionMirrorConfigured, Status: metav1.ConditionTrue,
+				Reason: v1alpha1.ReasonMirrorConfigured}}}}}
+}
+
+// pretend runs the plugin among these objects, without an API server.
+func pretend(t *testing.T, agents agents, objects []client.Object, args ...string) (code int, out, errOut string) {
+	t.Helper()
+	streams, _, o, e := genericiooptions.NewTestIOStreams()
+	p := &plugin{IOStreams: streams, flags: genericclioptions.NewConfigFlags(true), agents: agents,
+		api: fake.NewClientBuilder().WithScheme(kindsOf(t)).WithObjects(objects...).Build()}
+	code = p.run(t.Context(), args)
+	return code, o.String(), e.String()
+}
+
+func TestUninstalled_WhatPeersSayIsOfBefore(t *testing.T) {
+	t.Parallel()
+	for verb, says := range map[string]string{"check": "API server: 1 peer", "status": "Agents:  none runs\n"} {
+		_, out, errOut := pretend(t, served{}, withPeer("node1"), verb)
+		require.Contains(t, out, says, errOut)
+		require.NotContains(t, out, "Runtimes that are set up", verb)
+		require.NotContains(t, out, v1alpha1.ReasonMirrorConfigured, verb)
+		require.NotContains(t, out, "true", verb)
+		_, out, errOut = pretend(t, served{}, append(withPeer("node1"), agentPod()), verb)
+		require.Regexp(t, "Runtimes that are set up to ask their agent: 1 of 1|"+v1alpha1.ReasonMirrorConfigured, out, errOut)
+	}
+}
+
+func TestCheck_AnAgentOfANodeThatIsDownIsNotSaidToAnswer(t *testing.T) {
+	t.Parallel()
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node1"}, Status: corev1.NodeStatus{
+		Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionUnknown}}}}
+	_, out, errOut := pretend(t, served{}, append(withPeer("node1"), agentPod(), node), "check")
+	require.Contains(t, out, "! Agents that run and answer: 0 of 1", errOut)
+	require.Contains(t, out, "! NodeNotReady: node1")
+	require.NotContains(t, out, survey.ReasonAgentSilent)
 }
 
 func kindsOf(t *testing.T) *kruntime.Scheme {

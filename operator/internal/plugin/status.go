@@ -82,8 +82,11 @@ func (p *plugin) writeState(w io.Writer, s survey.State) error {
 		zones = "one zone"
 	}
 	agents := fmt.Sprintf("%d running, %d ready, %d admitted, in %s", s.Agents, s.Ready, s.Admitted, zones)
-	if unseen(s) {
+	switch {
+	case unseen(s):
 		agents = fmt.Sprintf("%d admitted, in %s", s.Admitted, zones)
+	case s.Agents == 0:
+		agents = "none runs"
 	}
 	for _, line := range [][2]string{
 		{"Agents", agents},
@@ -117,7 +120,11 @@ func (p *plugin) writeState(w io.Writer, s survey.State) error {
 			if n.Reported >= 0 {
 				reported, bytes = view.Ago(n.Reported), view.Bytes
 			}
-			row := []string{n.Name, n.Zone, strconv.FormatBool(n.Admitted), n.Mirror, bytes(n.Used),
+			admitted := "" // where no agent runs nothing is in the swarm
+			if s.Agents > 0 || unseen(s) {
+				admitted = strconv.FormatBool(n.Admitted)
+			}
+			row := []string{n.Name, n.Zone, admitted, n.Mirror, bytes(n.Used),
 				view.Ratio(n.Hits, n.Requests), bytes(n.Peers), bytes(n.Upstream), bytes(n.Saved), reported}
 			if p.output == view.Wide {
 				row = append(row, bytes(n.Capacity), n.Version)

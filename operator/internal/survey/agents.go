@@ -91,6 +91,23 @@ func NotAllowed[T any](answers []Answer[T]) error {
 	return nil
 }
 
+// KubeletError is that the API server does not reach the kubelet of an agent's node, through which agents are asked:
+// nothing is known of the agent.
+type KubeletError struct{ why error }
+
+func (e *KubeletError) Error() string { return "the node's kubelet does not answer: " + e.why.Error() }
+
+// dialing is what an API server says before why it does not reach a kubelet.
+const dialing = "error dialing backend: "
+
+// unreached says what keeps a port-forward from an agent. Where a connection is upgraded the error is words alone.
+func unreached(node string, err error) error {
+	if _, why, ok := strings.Cut(err.Error(), dialing); ok {
+		return &KubeletError{errors.New(why)}
+	}
+	return fmt.Errorf("reach the agent on %s: %w", node, err)
+}
+
 // Watched is the same configuration, and forbidden, which tells whether the API server has forbidden something since.
 // Where a connection is upgraded, the error says so in words alone.
 func Watched(config *rest.Config) (watched *rest.Config, forbidden *atomic.Bool) {
@@ -150,7 +167,7 @@ func (f *Forwarded) Open(ctx context.Context, pod *corev1.Pod, port string) (*vi
 		if forbidden.Load() {
 			return nil, nil, &NotAllowedError{"you may not create pods/portforward in namespace " + pod.Namespace}
 		}
-		return nil, nil, fmt.Errorf("reach the agent on %s: %w", pod.Spec.NodeName, err)
+		return nil, nil, unreached(pod.Spec.NodeName, err)
 	case <-ctx.Done():
 		end()
 		return nil, nil, fmt.Errorf("reach the agent on %s: %w", pod.Spec.NodeName, ctx.Err())

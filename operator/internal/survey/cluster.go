@@ -165,6 +165,12 @@ func written(c *v1alpha1.NodeCache) time.Time {
 // time of its report and when the API server took it down. It is 0 where that is not known.
 func skew(c *v1alpha1.NodeCache) time.Duration { return c.Status.ReportedAt.Sub(written(c)) }
 
+// Runs reports whether an agent runs, as far as the user may know. Where none does, what Peers and NodeCaches say of
+// their nodes is from before: they outlive the agents.
+func (c *Cluster) Runs() bool {
+	return len(Running(c.Agents, "")) > 0 || slices.Contains(c.Hidden, HiddenPods)
+}
+
 // liveOperators are the operators' pods without those that have ended or are about to: others take their place.
 func (c *Cluster) liveOperators() []corev1.Pod {
 	return slices.DeleteFunc(slices.Clone(c.Operators), func(p corev1.Pod) bool {

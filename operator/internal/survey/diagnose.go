@@ -70,9 +70,8 @@ func Mend(reason string) string { return cmp.Or(mends[reason], "see the link") }
 
 // mends say what to do, by reason.
 var mends = map[string]string{
-	reasonNotInstalled: "install the chart: helm install shoal ./charts/shoal --namespace " +
-		"shoal-system --create-namespace --wait",
-	reasonNoSwarm: "make the Swarm \"default\": helm upgrade with swarm.create=true",
+	reasonNotInstalled: "label a namespace and install the chart into it: " + documents + "README.md#install",
+	reasonNoSwarm:      "make the Swarm \"default\": helm upgrade with swarm.create=true",
 	reasonAgentMissing: "look at the events of the DaemonSet: " +
 		"kubectl describe daemonset --all-namespaces -l app.kubernetes.io/part-of=shoal",
 	ReasonAgentNotReady:   "read its log: kubectl logs POD -c agent",
@@ -199,7 +198,8 @@ func Diagnose(c *Cluster, agents []Answer[Shown], now time.Time) []Finding {
 const notReadyYet = " does not pass its readiness probe"
 
 // consequences leaves out what follows from another finding of the same node: who is not admitted has no peers, and who
-// has no peers or no disk is not ready.
+// has no peers or no disk is not ready. Agents are asked through their nodes' kubelets, so none answers whose node is
+// down.
 func (d *diagnosis) consequences() {
 	has := func(node string, reasons ...string) bool {
 		return slices.ContainsFunc(d.found, func(f Finding) bool {
@@ -210,6 +210,8 @@ func (d *diagnosis) consequences() {
 		switch f.Reason {
 		case ReasonNoPeers:
 			return has(f.Node, ReasonNotAdmitted)
+		case ReasonAgentSilent:
+			return has(f.Node, reasonNodeNotReady)
 		case ReasonAgentNotReady:
 			return strings.Contains(f.Message, notReadyYet) &&
 				has(f.Node, ReasonNotAdmitted, ReasonNoPeers, ReasonDiskFull, v1alpha1.ReasonDiskFails,
@@ -498,7 +500,15 @@ func (d *diagnosis) silent(a Answer[Shown]) {
 		d.add(false, reasonVersionsDiffer, a.Node,
 			"its agent answers, and is of a version that does not show its state to this command")
 	default:
-		d.add(true, ReasonAgentSilent, a.Node, "its agent does not answer: %s", Short(a.Err))
+		why := "its agent does not answer: "
+		_, down := errors.AsType[*KubeletError](a.Err)
+		if down {
+			why = ""
+		}
+		d.add(true, ReasonAgentSilent, a.Node, "%s%s", why, Short(a.Err))
+		if down {
+			d.found[len(d.found)-1].Mend = "see whether the node is down: kubectl describe node " + a.Node
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package survey
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -116,6 +117,9 @@ var planted = map[string]struct {
 	"an agent that is frozen": {ReasonAgentSilent, func(_ *Cluster, a []Answer[Shown]) {
 		a[0].Err = errors.New("context deadline exceeded")
 	}},
+	"a node that is off, which Kubernetes has not found out yet": {ReasonAgentSilent, func(_ *Cluster, a []Answer[Shown]) {
+		a[0].Err = unreached("node1", refusedDial)
+	}},
 	"an agent that is silent": {ReasonNotReported, func(c *Cluster, _ []Answer[Shown]) {
 		at := metav1.NewTime(now.Add(-time.Hour))
 		c.Caches[0].Status.ReportedAt, c.Caches[0].ManagedFields[0].Time = &at, &at
@@ -166,6 +170,7 @@ func TestDiagnose_NamesEachPlantedFaultAndNothingElse(t *testing.T) {
 		require.NotContains(t, found[0].Mend, "POD", what)
 		require.NotContains(t, found[0].Mend, "NODE", what)
 		require.NotEqual(t, "see the link", found[0].Mend, what)
+		require.NotContains(t, found[0].Mend, "helm install", "%s: what helm takes is more than fits here", what)
 		require.Equal(t, what == "what an installation left", strings.Contains(found[0].Mend, "README.md#uninstall"), what)
 	}
 }
@@ -249,6 +254,28 @@ func TestDiagnose_ARestartOfLatelyIsWorthAWord(t *testing.T) {
 	require.Equal(t, "read why it ended: kubectl logs -n shoal-system agent-node1 -c agent --previous", found[0].Mend)
 	ended(2 * time.Hour)
 	require.Empty(t, Diagnose(c, answers, now))
+}
+
+// refusedDial is what an API server answers where a node is off, as client-go words it.
+var refusedDial = errors.New("error upgrading connection: error dialing backend: dial tcp 10.0.0.3:10250: connect: " +
+	"connection refused")
+
+func TestDiagnose_AnAgentIsNotBlamedForItsNode(t *testing.T) {
+	t.Parallel()
+	c, answers := sound()
+	answers[0].Err = unreached("node1", refusedDial)
+	found := Diagnose(c, answers, now)
+	require.Len(t, found, 1)
+	require.Equal(t, "the node's kubelet does not answer: dial tcp 10.0.0.3:10250: connect: connection refused", found[0].Message)
+	require.Equal(t, "see whether the node is down: kubectl describe node node1", found[0].Mend)
+	for name, silence := range map[string]error{"refused": answers[0].Err, "in time": context.DeadlineExceeded} {
+		answers[0].Err = silence
+		c.Nodes[0].Status.Conditions[0] = corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionUnknown,
+			Message: "Kubelet stopped posting node status."}
+		found = Diagnose(c, answers, now)
+		require.Len(t, found, 1, name)
+		require.Equal(t, reasonNodeNotReady, found[0].Reason, name)
+	}
 }
 
 var crashing = corev1.ContainerStatus{Name: "operator", RestartCount: 7,
@@ -370,6 +397,25 @@ func TestTogether_WhatNodesHaveInCommonIsSaidOnce(t *testing.T) {
 	require.Equal(t, "h", groups[1].On())
 	require.Equal(t, "AgentSilent (a, b, c, d, e and 2 more), AgentSilent (h), NoSwarm (cluster), no agent runs",
 		State{Findings: d.found}.Wrong())
+}
+
+func TestState_WhatIsLeftOfAnInstallationSaysNothingOfToday(t *testing.T) {
+	t.Parallel()
+	c, _ := sound()
+	for what, c := range map[string]struct {
+		Cluster
+		admitted int
+		mirror   string
+	}{
+		"agents run":                      {*c, 2, v1alpha1.ReasonMirrorConfigured},
+		"nobody may see whether":          {Cluster{Peers: c.Peers, Caches: c.Caches, Hidden: []string{HiddenPods}}, 2, v1alpha1.ReasonMirrorConfigured},
+		"the chart is not there any more": {Cluster{Peers: c.Peers, Caches: c.Caches}, 0, ""},
+	} {
+		s := StateOf(&c.Cluster, nil, now)
+		require.Equal(t, c.admitted, s.Admitted, what)
+		require.Equal(t, c.mirror, s.Nodes[0].Mirror, what)
+		require.Equal(t, c.admitted > 0, s.Nodes[0].Admitted, what)
+	}
 }
 
 func TestState_SaysNothingOfPodsThatItsUserMayNotList(t *testing.T) {
