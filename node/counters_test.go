@@ -20,5 +20,5 @@ func TestCounters_OfTheFrontAreAnswersAndNoRefusals(t *testing.T) {
 	require.Equal(t, registry.Counters{}, c.front.Counters())
 	require.Equal(t, http.StatusOK, c.get("manifests", manifest, password))
 	require.Equal(t, http.StatusOK, c.get("blobs", layer, password))
-	require.Equal(t, registry.Counters{Answered: 2}, c.front.Counters())
+	require.Equal(t, registry.Counters{Hits: 2}, c.front.Counters())
 }

@@ -280,9 +280,9 @@ func (k kubernetes) blobRemoved(d digest.Digest) {
 
 // counters are the sums that the agent reports.
 func (n *node) counters() agent.Counters {
-	fetches, peers := n.fetcher.Counters().Fetches, n.swarm.Counters()
+	answers, peers := n.front.Counters(), n.swarm.Counters()
 	return agent.Counters{
-		Hits: max(0, n.front.Counters().Answered-fetches), Misses: fetches,
+		Hits: answers.Hits, Misses: answers.Misses,
 		PeerBytes: peers.Received, UpstreamBytes: n.upstream.Counters().Bytes, UploadedBytes: peers.Sent,
 		SavedBytes: n.pulls.Saved(),
 	}

@@ -278,11 +278,11 @@ type CacheUsage struct {
 
 // CacheCounters count what the agents of a node did.
 type CacheCounters struct {
-	// Hits are requests answered from this node's disk.
+	// Hits are container runtimes' requests that this node's disk answered alone.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Hits int64 `json:"hits"`
-	// Misses are requests that took bytes from peers or upstream.
+	// Misses are such requests that took bytes from peers or upstream. What pins take is none.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Misses int64 `json:"misses"`

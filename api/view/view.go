@@ -54,7 +54,7 @@ type Store struct {
 
 // Traffic counts what an agent did.
 type Traffic struct {
-	// Hits are requests answered from this node's disk, Misses those that took bytes from elsewhere.
+	// Hits are runtimes' requests answered from this node's disk, Misses those that took bytes from elsewhere.
 	Hits   int64 `json:"hits"`
 	Misses int64 `json:"misses"`
 	// FromPeers and FromUpstream were taken from there, ToPeers given to peers.

@@ -53,7 +53,7 @@ type Swarm interface {
 
 // Counters are sums since the agent started.
 type Counters struct {
-	// Hits are requests answered from this node's disk, Misses those that took bytes from elsewhere.
+	// Hits are runtimes' requests answered from this node's disk, Misses those that took bytes from elsewhere.
 	Hits, Misses int64
 	// PeerBytes and UpstreamBytes were taken from there, UploadedBytes given to peers.
 	PeerBytes, UpstreamBytes, UploadedBytes int64

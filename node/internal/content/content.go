@@ -100,3 +100,11 @@ type Reader interface {
 	// Close releases the reader.
 	Close() error
 }
+
+// Held reports whether this node held the whole blob when r was opened, so that nothing of it comes from elsewhere for
+// r's caller. A Reader that may read such a blob says so by a method Held; Arrived does not tell it from one that has
+// just come.
+func Held(r Reader) bool {
+	h, ok := r.(interface{ Held() bool })
+	return ok && h.Held()
+}

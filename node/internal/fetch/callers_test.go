@@ -42,6 +42,24 @@ func TestManyCallersShareOneFetch(t *testing.T) {
 	require.InDelta(t, 8*(12*chunk1+5), n.metric(t, "shoal_served_bytes_total"), 0)
 }
 
+func TestOpen_TellsWhatWasHeldBefore(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	n := newNode(t, o, "n", nil, patient(t, o))
+	held := func(d digest.Digest) bool {
+		r, err := n.Open(t.Context(), o.request(d))
+		require.NoError(t, err)
+		require.NoError(t, r.Close())
+		return content.Held(r)
+	}
+	cold, pinned := o.add(t, 5), o.add(t, 6)
+	require.False(t, held(cold), "however soon it has come")
+	require.NoError(t, n.Ensure(t.Context(), o.request(pinned)))
+	require.True(t, held(pinned))
+	require.NoError(t, n.Ensure(t.Context(), o.request(cold)))
+	require.True(t, held(cold))
+}
+
 func TestACallerThatGoesAwayDoesNotEndAnothersFetch(t *testing.T) {
 	t.Parallel()
 	o := newOrigin(t)

@@ -705,7 +705,6 @@ func (f *fetch) end() {
 	f.fr.m.fetches.WithLabelValues(outcome).Inc()
 	f.tell(outcome, err)
 	f.trace(outcome, err)
-	f.fr.m.ended.Add(1)
 
 	defer close(f.released)
 	defer f.leave()

@@ -154,15 +154,6 @@ func (fr *Fetcher) ignoresRange(registry string) bool {
 	return seen && time.Since(at) < rangeAgain
 }
 
-// Counters are sums since the Fetcher was made.
-type Counters struct {
-	// Fetches of blobs that were not here, whatever their outcome.
-	Fetches int64
-}
-
-// Counters are the sums of now.
-func (fr *Fetcher) Counters() Counters { return Counters{Fetches: fr.m.ended.Load()} }
-
 // New returns a Fetcher. Close ends it.
 func New(o Options) *Fetcher {
 	if o.UpstreamStreams <= 0 {

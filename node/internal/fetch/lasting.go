@@ -20,6 +20,9 @@ type lasting struct {
 	req content.Request
 }
 
+// Held is that of the reader which the caller was given first.
+func (l *lasting) Held() bool { return content.Held(l.Reader) }
+
 // again opens the blob anew, if err is none of the blob's: straight from upstream where the disk takes nothing in, else
 // as any blob that is not here.
 func (l *lasting) again(ctx context.Context, err error) (content.Reader, error) {

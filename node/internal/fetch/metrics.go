@@ -1,14 +1,11 @@
 package fetch
 
 import (
-	"sync/atomic"
-
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 type metrics struct {
-	ended    atomic.Int64
 	served   *prometheus.CounterVec
 	fetches  *prometheus.CounterVec
 	duration prometheus.Histogram

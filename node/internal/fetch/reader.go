@@ -20,6 +20,7 @@ type local struct {
 
 func (l *local) Size() int64    { return l.blob.Size() }
 func (l *local) Arrived() int64 { return l.blob.Size() }
+func (l *local) Held() bool     { return true }
 func (l *local) Close() error   { return l.blob.Close() }
 
 func (l *local) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {

@@ -430,7 +430,7 @@ func TestOneReadsARegistryWithoutRangeForTheOthers(t *testing.T) {
 	for _, n := range nodes {
 		kept += n.swarm.Counters().Received
 		require.Eventually(t, func() bool {
-			return n.Fetcher.Counters() == Counters{Fetches: 1}
+			return n.metric(t, "shoal_fetches_total") == 1
 		}, time.Minute, time.Millisecond,
 			"a fetch counts when it has ended")
 	}

@@ -68,6 +68,7 @@ func (f *Front) giveBlob(
 		return because(ctx, err)
 	}
 	defer func() { _ = reader.Close() }()
+	x.opened(reader)
 	patience.watch(reader.Arrived, !headerOnly)
 
 	size := reader.Size()

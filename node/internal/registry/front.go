@@ -188,7 +188,25 @@ type exchange struct {
 	digest               digest.Digest      // of what was asked for, once it is known
 	resolved, authorized time.Duration      // since its start
 	bytes                int64              // of the content that went out
+	given                given
 	span                 trace.Span
+}
+
+// given is where the content of an answer lay when it was asked for.
+type given uint8
+
+const (
+	givenNone  given = iota // no content was opened
+	givenHeld               // on this node, all of it
+	givenOther              // elsewhere, or some of it
+)
+
+// opened notes what the answer is read from.
+func (x *exchange) opened(r content.Reader) {
+	x.given = givenOther
+	if content.Held(r) {
+		x.given = givenHeld
+	}
 }
 
 // request is what the exchange asks of the Fetcher and of the gate.

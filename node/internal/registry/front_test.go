@@ -683,6 +683,62 @@ func (f opener) Stat(ctx context.Context, req content.Request) (int64, string, e
 	return r.Size(), "", nil
 }
 
+// here is a reader of what the node held before it was asked.
+type here struct{ held }
+
+func (here) Held() bool { return true }
+
+func TestCounters_AHitIsAnAnswerOfWhatTheNodeHeld(t *testing.T) {
+	t.Parallel()
+	for what, tc := range map[string]struct {
+		held  bool
+		calls func(w *world, img image)
+		want  registry.Counters
+	}{
+		"a cold pull": {false, func(w *world, img image) {
+			w.get("/v2/team/app/manifests/" + img.manifest.String())
+			w.get("/v2/team/app/blobs/" + img.layer.String())
+		}, registry.Counters{Misses: 2}},
+		"a warm one": {true, func(w *world, img image) {
+			w.get("/v2/team/app/manifests/" + img.manifest.String())
+			w.get("/v2/team/app/blobs/" + img.layer.String())
+		}, registry.Counters{Hits: 2}},
+		"a range": {true, func(w *world, img image) {
+			w.get("/v2/team/app/blobs/"+img.layer.String(), "Range", "bytes=0-0")
+		}, registry.Counters{Hits: 1}},
+		"a question for a size": {true, func(w *world, img image) {
+			w.do(http.MethodHead, "/v2/team/app/blobs/"+img.layer.String())
+		}, registry.Counters{}},
+		"what the caller has": {true, func(w *world, img image) {
+			w.get("/v2/team/app/manifests/"+img.manifest.String(), "If-None-Match", `"`+img.manifest.String()+`"`)
+		}, registry.Counters{}},
+		"a refusal": {true, func(w *world, _ image) { w.get("/v2/team/app/manifests/v2") }, registry.Counters{}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			img := w.origin.pushImage(t, "team/app", "v1", "x")
+			w.restart(func(o *registry.Options) {
+				o.Fetcher = opener(func(ctx context.Context, req content.Request) (content.Reader, error) {
+					r, err := w.fetcher.Open(ctx, req)
+					if err != nil || !tc.held {
+						return r, err
+					}
+					return here{r.(held)}, nil
+				})
+			})
+			tc.calls(w, img)
+			require.Equal(t, tc.want, w.front.Counters())
+			require.NoError(t, testutil.GatherAndCompare(w.metrics, strings.NewReader(fmt.Sprintf(`
+# HELP shoal_registry_answers_total Requests for manifests and blobs, or ranges of them, that were answered: from this node's disk (local), or with bytes that peers or a registry sent (elsewhere).
+# TYPE shoal_registry_answers_total counter
+shoal_registry_answers_total{source="elsewhere"} %d
+shoal_registry_answers_total{source="local"} %d
+`, tc.want.Misses, tc.want.Hits)), "shoal_registry_answers_total"))
+		})
+	}
+}
+
 func TestRequestsAreCountedByKindAndCode(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

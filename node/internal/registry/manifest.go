@@ -37,10 +37,10 @@ func (f *Front) manifest(x *exchange) error {
 	}
 	req = x.fetchable(req)
 	patience.follow(f.progress(req))
-	data, err := f.readManifest(ctx, patience, req)
+	data, err := f.readManifest(ctx, x, patience, req)
 	if errors.Is(err, content.ErrMisled) {
 		// Nothing has gone out yet, and the fetch that follows believes the registry alone.
-		data, err = f.readManifest(ctx, patience, req)
+		data, err = f.readManifest(ctx, x, patience, req)
 	}
 	if err != nil {
 		return err
@@ -79,12 +79,15 @@ func (f *Front) manifest(x *exchange) error {
 	return nil
 }
 
-func (f *Front) readManifest(ctx context.Context, p *patience, req content.Request) ([]byte, error) {
+func (f *Front) readManifest(
+	ctx context.Context, x *exchange, p *patience, req content.Request,
+) ([]byte, error) {
 	reader, err := f.opts.Fetcher.Open(ctx, req)
 	if err != nil {
 		return nil, because(ctx, err)
 	}
 	defer func() { _ = reader.Close() }()
+	x.opened(reader)
 	p.watch(reader.Arrived, false)
 	if reader.Size() > manifest.MaxSize {
 		return nil, fmt.Errorf("manifest %s of %d bytes is larger than %d: %w", req.Digest, reader.Size(),

@@ -11,16 +11,19 @@ import (
 
 // Counters are sums since the front was made.
 type Counters struct {
-	// Answered are the manifests and blobs, or ranges of them, that callers were given. A refusal, such as of a
-	// client's first request without credentials, is none.
-	Answered int64
+	// Hits and Misses are the requests for manifests and blobs, or ranges of them, that were answered. Of a hit this
+	// node held the whole. A refusal, such as of a client's first request without credentials, is neither, nor is the
+	// question for a blob's size. What pins and models take counts for nothing: no runtime has waited for it.
+	Hits, Misses int64
 }
 
 // Counters are the sums of now.
-func (f *Front) Counters() Counters { return Counters{Answered: f.metrics.answered.Load()} }
+func (f *Front) Counters() Counters {
+	return Counters{Hits: f.metrics.hits.Load(), Misses: f.metrics.misses.Load()}
+}
 
 type metrics struct {
-	answered atomic.Int64
+	hits, misses atomic.Int64
 	*reply.Metrics
 	stale prometheus.Counter
 }
@@ -34,7 +37,18 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	if r == nil {
 		return m, err
 	}
-	return m, errors.Join(err, r.Register(m.stale))
+	return m, errors.Join(err, r.Register(m.stale), r.Register(m.answers("local", &m.hits)),
+		r.Register(m.answers("elsewhere", &m.misses)))
+}
+
+// answers is the metric of what Counters tells, so that a query and kubectl shoal status mean the same.
+func (*metrics) answers(source string, n *atomic.Int64) prometheus.Collector {
+	return prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "shoal_registry_answers_total",
+		Help: "Requests for manifests and blobs, or ranges of them, that were answered: from this node's disk (local), " +
+			"or with bytes that peers or a registry sent (elsewhere).",
+		ConstLabels: prometheus.Labels{"source": source},
+	}, func() float64 { return float64(n.Load()) })
 }
 
 // count counts an exchange that has ended.
@@ -43,8 +57,10 @@ func (m *metrics) count(x *exchange) {
 	if code := x.Code(); code != "200" && code != "206" {
 		return
 	}
-	switch x.route.endpoint {
-	case endManifest, endBlob:
-		m.answered.Add(1)
+	switch x.given {
+	case givenHeld:
+		m.hits.Add(1)
+	case givenOther:
+		m.misses.Add(1)
 	}
 }

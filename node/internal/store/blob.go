@@ -36,6 +36,9 @@ func (b *Blob) Size() int64 { return b.size }
 // Arrived is its size: it is all here.
 func (b *Blob) Arrived() int64 { return b.size }
 
+// Held is true; see content.Held.
+func (b *Blob) Held() bool { return true }
+
 // Range returns the n bytes from off. Each chunk is checked before any of it is given, unless it was of late and its
 // pages have not left memory since. Where one is wrong or cannot be read, the blob is dropped, and reading fails with
 // an error that is content.ErrNotFound. The result also is an io.WriterTo; to an http.ResponseWriter over plain TCP it
