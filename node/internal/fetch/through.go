@@ -169,6 +169,9 @@ func (w *weighed) tell() {
 	fr, right := w.t.fr, w.sums.Map()
 	fr.aside(func() {
 		c := fr.doubts.take(w.t.req.Digest)
+		if c.plan.Grain.Cut(w.t.size) != right.Cut() {
+			return // another took its place since this began, and what it claims cannot be compared
+		}
 		fr.settle(&c, w.t.req.Repository.Registry, right.Len(), func(i int) schedule.Sum { return sumOf(right.CID(i)) })
 	})
 }

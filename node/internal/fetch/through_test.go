@@ -140,6 +140,39 @@ type banning struct {
 
 func (b *banning) Ban(peer.ID, string) { b.bans.Add(1) }
 
+// While a blob is read again a window may give wrong bytes of it once more, in a plan that cuts it otherwise.
+func TestThrough_ClaimsAreComparedWithSumsOfTheSameGrainAlone(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		read, charged content.Grain
+		bans          int32
+	}{
+		"leaves and leaves": {content.Leaves, content.Leaves, 1},
+		"pieces and pieces": {content.Pieces, content.Pieces, 1},
+		"leaves and pieces": {content.Leaves, content.Pieces, 0},
+		"pieces and leaves": {content.Pieces, content.Leaves, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var swarm *banning
+			fr, _, req, data := scripted(t, 2, func(o *Options) {
+				swarm = &banning{script: o.Swarm.(*script)}
+				o.Swarm = swarm
+			})
+			sums, err := content.NewSummer(c.read.Cut(req.Size))
+			require.NoError(t, err)
+			wrong := &charge{digest: req.Digest, suspects: []suspect{{schedule.Claim{By: "victim"}, "forger"}}}
+			wrong.plan.Digest, wrong.plan.Grain = req.Digest, c.charged
+			fr.doubts.passedWrong(*wrong)
+			w := &weighed{Reader: bytes.NewReader(data), t: &through{fr: fr, req: req, size: req.Size}, sums: sums}
+			_, err = io.Copy(io.Discard, w)
+			require.NoError(t, err)
+			fr.Close()
+			require.Equal(t, c.bans, swarm.bans.Load())
+		})
+	}
+}
+
 func TestBlame_AForgerIsBannedOnceHoweverMuchItHasForged(t *testing.T) {
 	t.Parallel()
 	var swarm *banning
