@@ -338,24 +338,29 @@ func (fr *Fetcher) Ensure(ctx context.Context, req content.Request) error {
 		if _, err := fr.opts.Store.Stat(req.Digest); err == nil {
 			return nil
 		}
-		r, err := fr.follow(ctx, req, true)
-		// whose it is does not matter here, once it has matched its digest
-		if foreign, ok := errors.AsType[*foreignError](err); ok {
+		err := fr.ensure(ctx, req)
+		foreign, ok := errors.AsType[*foreignError](err)
+		switch {
+		case ok: // whose it is does not matter here, once it has matched its digest
 			if err := foreign.wait(ctx); err != nil {
 				return err
 			}
-			continue
-		}
-		if errors.Is(err, store.ErrExists) {
-			continue
-		}
-		if err != nil {
+		case errors.Is(err, errForeign): // it gave way to one that may bring the blob
+		case errors.Is(err, store.ErrExists):
+		default:
 			return err
 		}
-		err = r.(*reader).ensure(ctx)
-		return errors.Join(err, r.Close())
 	}
 	return fmt.Errorf("ensure %s: %w", req.Digest, content.ErrUnavailable)
+}
+
+// ensure is Ensure for the fetch that runs now.
+func (fr *Fetcher) ensure(ctx context.Context, req content.Request) error {
+	r, err := fr.follow(ctx, req, true)
+	if err != nil {
+		return err
+	}
+	return errors.Join(r.(*reader).ensure(ctx), r.Close())
 }
 
 // follow joins the running fetch of a digest, or starts one, and waits until its size is known. keep: the blob is

@@ -80,7 +80,7 @@ func (f *fetch) giveWay(ctx context.Context) error {
 		switch {
 		case f.endUnwanted():
 			return nil
-		case still && f.failUnfinished(errForeign):
+		case still && f.endStill():
 			return nil
 		case still, f.came.Load() > 0: // it only has yet to be committed, or goes on
 			return &foreignError{f}
@@ -100,12 +100,13 @@ func (f *fetch) standsStill() time.Duration {
 	return time.Since(f.start) - time.Duration(f.cameAt.Load())
 }
 
-// failUnfinished ends a fetch of which not all has come, and reports whether it has failed.
-func (f *fetch) failUnfinished(err error) bool {
+// endStill ends a fetch of which not all has come and that stands still, and reports whether it has failed. Between two
+// looks it may have gone on, and a caller may be reading what came.
+func (f *fetch) endStill() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.finishing {
-		f.failNow(err)
+	if !f.finishing && f.standsStill() >= mayStandStill {
+		f.failNow(errForeign)
 	}
 	return f.err != nil
 }

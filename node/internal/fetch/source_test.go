@@ -512,6 +512,32 @@ func TestSource_AnAnswerThatHasBegunIsNotBrokenOffForAnother(t *testing.T) {
 	require.Equal(t, o.Blob(d), append(begun, rest...))
 }
 
+func TestSource_WhatIsToBeKeptIsWaitedForFromWhomItGaveWayTo(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	n := newSwarm(t, o, 1, doubting(o, nil))[0]
+	d := o.add(t, 5*chunk1+3)
+	stall(t, o, 3)
+	kept := make(chan error, 1)
+	go func() { kept <- n.Ensure(t.Context(), o.request(d)) }()
+	eventually(t, "it stands still", func() bool {
+		all := n.Fetcher.running()
+		return len(all) == 1 && all[0].came.Load() > 0 && all[0].standsStill() >= mayStandStill
+	})
+	other := o.request(d)
+	other.Repository.Name = "c/d"
+	n.pull(t.Context(), other).requireRight(t, d)
+	require.NoError(t, <-kept)
+}
+
+func TestSource_AFetchThatGoesOnBetweenTwoLooksDoesNotGiveWay(t *testing.T) {
+	t.Parallel()
+	f := &fetch{start: time.Now().Add(-time.Hour)}
+	f.cameAt.Store(int64(time.Hour)) // just now, since it was last looked at
+	require.False(t, f.endStill())
+	require.NoError(t, f.ended())
+}
+
 // As a node does that compares what peers hold with what the source has.
 func TestSource_AnAnswerThatGivesWayToWhoAsksPeersAloneCostsNoSecondCopy(t *testing.T) {
 	t.Parallel()
