@@ -71,7 +71,8 @@ func listenPrivately(ctx context.Context, path string) (net.Listener, error) {
 func contentsCommands(load loader) []*cobra.Command {
 	var file string
 	get := &cobra.Command{
-		Use: "get DIGEST", Short: "Write content that this machine holds to a file", Args: one("a digest"),
+		Use: "get DIGEST", Short: "Write content that this machine holds to a file",
+		Args:    view.Arguments(1, 1, "-o FILE names the file to write"),
 		Example: "  shoal-node get sha256:… -o layer.tar\n  shoal-node get sha256:… -o - | tar t",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := load(cmd)
@@ -86,7 +87,7 @@ func contentsCommands(load loader) []*cobra.Command {
 	var size int64
 	add := &cobra.Command{
 		Use: "add FILE", Short: "Put a file into the cache, under its digest, and print that",
-		Args: one("a file"),
+		Args: view.Arguments(1, 1),
 		Long: `add puts a file into the cache of this machine as a blob, from where every admitted machine takes it by
 its digest. It is evicted like any other. With - for FILE it reads standard input, and wants --digest and --size.`,
 		Example: "  shoal-node add model.safetensors",
@@ -141,9 +142,9 @@ func get(ctx context.Context, socket, name, file string, out io.Writer) error {
 	if err := view.Saved(file, out); err != nil {
 		return err
 	}
-	d := digest.Digest(name)
-	if err := d.Validate(); err != nil {
-		return fmt.Errorf("%q is no digest: %w; shoal-node where IMAGE lists those of an image", name, err)
+	d, err := view.DigestNamed(program, name)
+	if err != nil {
+		return err
 	}
 	resp, err := askSocket(ctx, socket, http.MethodGet, d, nil, 0)
 	if err != nil {

@@ -69,7 +69,7 @@ func TestGet_SaysWhatIsWrong(t *testing.T) {
 	d := digest.FromString("not here")
 	require.ErrorContains(t, get(t.Context(), socket, d.String(), saved, nil), "this machine does not hold "+d.String())
 	require.NoFileExists(t, saved)
-	require.ErrorContains(t, get(t.Context(), socket, "latest", saved, nil), `"latest" is no digest`)
+	require.ErrorContains(t, get(t.Context(), socket, "latest", saved, nil), `"latest" is an image, and a digest is wanted here`)
 	require.ErrorContains(t, get(t.Context(), socket+"x", d.String(), saved, nil), "no agent answers at")
 	require.ErrorContains(t, add(t.Context(), socket, d, strings.NewReader("another"), 7), "digest")
 	require.ErrorContains(t, get(t.Context(), socket, d.String(), saved, nil), "does not hold", "what is wrong is not kept")

@@ -33,26 +33,28 @@ var errNotWell = errors.New("not well")
 func lookCommands(load loader) []*cobra.Command {
 	l := &look{load: load}
 	status := &cobra.Command{
-		Use: "status", Short: "Say whether the agent of this machine works, and what is wrong", Args: cobra.NoArgs,
+		Use: "status", Short: "Say whether the agent of this machine works, and what is wrong",
+		Args:    view.Arguments(0, 0),
 		Example: "  shoal-node status\n  shoal-node status -o json",
 		Long: "status asks the agent of this machine how it is. " +
 			"It exits with 1 where something is wrong, and names it and its mend.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return l.status(cmd) },
 	}
 	ls := &cobra.Command{
-		Use: "ls", Short: "List the content that this machine can serve", Args: cobra.NoArgs,
+		Use: "ls", Short: "List the content that this machine can serve",
+		Args:    view.Arguments(0, 0, "where IMAGE says what of an image is here"),
 		Example: "  shoal-node ls",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return l.list(cmd) },
 	}
 	where := &cobra.Command{
 		Use: "where IMAGE|DIGEST", Short: "Say which parts of an image this machine holds",
-		Args:    one("an image or a digest"),
+		Args:    view.Arguments(1, 1),
 		Example: "  shoal-node where docker.io/library/debian:stable-slim",
 		RunE:    func(cmd *cobra.Command, args []string) error { return l.where(cmd, args[0]) },
 	}
 	why := &cobra.Command{
 		Use: "why [IMAGE]", Short: "Say why pulls of the last two hours were slow or did not come from the cache",
-		Args:    cobra.MaximumNArgs(1),
+		Args:    view.Arguments(0, 1),
 		Example: "  shoal-node why\n  shoal-node why docker.io/library/debian:stable-slim",
 		RunE:    func(cmd *cobra.Command, args []string) error { return l.why(cmd, strings.Join(args, "")) },
 	}
@@ -69,16 +71,8 @@ func lookCommands(load loader) []*cobra.Command {
 // patience is how long an agent may take to answer.
 const patience = 20 * time.Second
 
-// one refuses all but one argument, and shows how the command is used.
-func one(what string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) == 1 {
-			return nil
-		}
-		return fmt.Errorf("%s takes %s, and was given %s; for example:\n%s", cmd.Name(), what,
-			cmp.Or(strings.Join(args, " "), "nothing"), cmd.Example)
-	}
-}
+// program is what this program is called where somebody is told to run it.
+const program = "shoal-node"
 
 // client asks the agent of this machine.
 func (l *look) client(cmd *cobra.Command) (*view.Client, error) {
@@ -245,6 +239,10 @@ func (l *look) list(cmd *cobra.Command) error {
 }
 
 func (l *look) where(cmd *cobra.Command, name string) error {
+	name, err := view.Named(program, name)
+	if err != nil {
+		return err
+	}
 	c, err := l.client(cmd)
 	if err != nil {
 		return err
@@ -261,6 +259,14 @@ func (l *look) where(cmd *cobra.Command, name string) error {
 }
 
 func (l *look) why(cmd *cobra.Command, name string) error {
+	of, misspelt := "", ""
+	if name != "" {
+		image, err := view.Named(program, name)
+		if err != nil {
+			return err
+		}
+		of, misspelt = " of "+image, ", or the name is misspelt"
+	}
 	c, err := l.client(cmd)
 	if err != nil {
 		return err
@@ -271,9 +277,9 @@ func (l *look) why(cmd *cobra.Command, name string) error {
 	}
 	all = slices.DeleteFunc(all, func(p view.Pull) bool { return !p.Matches(name) })
 	if len(all) == 0 {
-		what := cmp.Or(name, "anything")
-		return fmt.Errorf("this agent remembers no pull of %s in the last two hours. "+
-			"Either it was longer ago, or the runtime did not ask the agent: see shoal-node mirror status", what)
+		return fmt.Errorf("this agent remembers no pull%s in the last two hours. Either it was longer ago, or the runtime "+
+			"did not ask the agent: see shoal-node mirror status%s. why knows images alone, not what came through the "+
+			"hub front", of, misspelt)
 	}
 	all = all[:min(len(all), 5)]
 	return l.output.Print(cmd.OutOrStdout(), all, func(w io.Writer) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -15,16 +16,43 @@ import (
 func TestLook_SaysWhatIsMissingAndHowItIsUsed(t *testing.T) {
 	t.Parallel()
 	for args, want := range map[string]string{
-		"where":             "where takes an image or a digest, and was given nothing; for example:\n  shoal-node where",
-		"where a b":         "where takes an image or a digest, and was given a b; for example:",
-		"get":               "get takes a digest, and was given nothing",
-		"add":               "add takes a file, and was given nothing",
+		"where":             "where: IMAGE|DIGEST is missing, as in\n  shoal-node where",
+		"where a b":         "where takes IMAGE|DIGEST alone, and was given a b",
+		"where sha256:cut":  `"sha256:cut" is no whole digest; shoal-node ls lists whole ones`,
+		"why nginx@sha256:": `"nginx@sha256:" is no whole digest`,
+		"why a b":           "why takes [IMAGE] alone, and was given a b",
+		"ls nginx":          "ls takes no arguments, and was given nginx; where IMAGE says what of an image is here",
+		"version x":         "version takes no arguments, and was given x",
+		"get":               "get: DIGEST is missing, as in\n  shoal-node get",
+		"get a b":           "get takes DIGEST alone, and was given a b; -o FILE names the file to write",
+		"get nginx -o -":    "shoal-node where docker.io/library/nginx:latest prints it",
+		"get a -o /none/b":  "there is no folder /none",
+		"add":               "add: FILE is missing, as in",
 		"status -o xml":     `--output "xml": want json or yaml`,
 		"help nothing":      `unknown command "nothing" for "shoal-node"`,
 		"status --admin :1": "no agent answers at http://:1",
 	} {
 		cmd := command()
 		cmd.SetArgs(strings.Fields(args))
+		require.ErrorContains(t, cmd.ExecuteContext(t.Context()), want, args)
+	}
+}
+
+func TestWhy_NamesWhatItDoesNotRemember(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "[]")
+	}))
+	defer server.Close()
+	for args, want := range map[string]string{
+		"why": "this agent remembers no pull in the last two hours. Either it was longer ago, or the runtime did not ask " +
+			"the agent: see shoal-node mirror status. why knows images alone",
+		"why openai-community/gpt2": "this agent remembers no pull of docker.io/openai-community/gpt2:latest in the last " +
+			"two hours. Either it was longer ago, or the runtime did not ask the agent: see shoal-node mirror status, or " +
+			"the name is misspelt. why knows images alone, not what came through the hub front",
+	} {
+		cmd := command()
+		cmd.SetArgs(append(strings.Fields(args), "--admin", server.URL))
 		require.ErrorContains(t, cmd.ExecuteContext(t.Context()), want, args)
 	}
 }

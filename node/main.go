@@ -112,7 +112,7 @@ func idCommand(load loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "id",
 		Short: "Print the peer ID, and make the identity where there is none",
-		Args:  cobra.NoArgs,
+		Args:  view.Arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := load(cmd)
 			if err != nil {
@@ -138,7 +138,7 @@ func configCommand(load loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config",
 		Short: "Print the configuration in force as YAML",
-		Args:  cobra.NoArgs,
+		Args:  view.Arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := load(cmd)
 			if err != nil {
@@ -155,7 +155,7 @@ func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
-		Args:  cobra.NoArgs,
+		Args:  view.Arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintln(cmd.OutOrStdout(), version)
 			return err

@@ -41,3 +41,21 @@ func UnknownCommand(cmd *cobra.Command, name string) error {
 	}
 	return fmt.Errorf("unknown command %q for %q%s", name, cmd.CommandPath(), hint)
 }
+
+// Arguments refuses too few or too many arguments, and says what is wanted, by the command's own usage line. most -1: any
+// number. hint, which may be left out, is what may have been meant by what is too much.
+func Arguments(least, most int, hint ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		want := strings.TrimSpace(strings.TrimPrefix(cmd.Use, cmd.Name()))
+		given := strings.Join(append([]string{strings.Join(args, " ")}, hint...), "; ")
+		switch {
+		case len(args) < least:
+			return fmt.Errorf("%s: %s is missing, as in\n%s", cmd.Name(), want, cmd.Example)
+		case most == 0 && len(args) > 0:
+			return fmt.Errorf("%s takes no arguments, and was given %s", cmd.Name(), given)
+		case most >= 0 && len(args) > most:
+			return fmt.Errorf("%s takes %s alone, and was given %s", cmd.Name(), want, given)
+		}
+		return nil
+	}
+}

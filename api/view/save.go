@@ -14,10 +14,20 @@ import (
 const ContentsPath = "/contents/"
 
 // Saved refuses content for a terminal where file, the flag -o, does not ask for that: it is no text, and a terminal
-// may obey a part of it.
+// may obey a part of it. It also refuses a file in a folder that is not there.
 func Saved(file string, out io.Writer) error {
 	if file == "" && IsTerminal(out) {
 		return errors.New("content is no text for a terminal: -o FILE writes it to a file, and -o - here all the same")
+	}
+	return InFolder(file)
+}
+
+// InFolder refuses a file that cannot be made because its folder is not there.
+func InFolder(file string) error {
+	if folder := filepath.Dir(file); file != "" {
+		if at, err := os.Stat(folder); errors.Is(err, os.ErrNotExist) || err == nil && !at.IsDir() {
+			return fmt.Errorf("there is no folder %s", folder)
+		}
 	}
 	return nil
 }
@@ -57,6 +67,9 @@ func Sum(content io.ReadSeeker) (d digest.Digest, size int64, err error) {
 func copyVerified(w io.Writer, d digest.Digest, body io.Reader) error {
 	sum := d.Verifier()
 	n, err := io.Copy(io.MultiWriter(w, sum), body)
+	if err != nil && n == 0 {
+		return fmt.Errorf("%s: %w", d, err)
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w after %s", d, err, Bytes(n))
 	}

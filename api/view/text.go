@@ -285,9 +285,13 @@ func (p Pull) Matches(name string) bool {
 	if name == "" || name == p.Image() || name == p.Repository || name == p.Reference {
 		return true
 	}
-	if ref, err := reference.ParseDockerRef(name); err == nil &&
-		(ref.String() == p.Image() || ref.Name() == p.Repository && reference.IsNameOnly(plain(name))) {
-		return true
+	if ref, err := reference.ParseDockerRef(name); err == nil {
+		if ref.String() == p.Image() || ref.Name() == p.Repository && reference.IsNameOnly(plain(name)) {
+			return true
+		}
+		if digested, ok := ref.(reference.Canonical); ok && ref.Name() == p.Repository { // it may have come by its tag
+			name = digested.Digest().String()
+		}
 	}
 	return slices.ContainsFunc(p.Parts, func(part PullPart) bool { return part.Digest == name })
 }

@@ -1,6 +1,7 @@
 package view_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -28,6 +29,20 @@ func TestDuration_IsWrittenAsPeopleDo(t *testing.T) {
 		-90 * time.Second:       "-1m30s",
 	} {
 		require.Equal(t, want, view.Duration(d), "%v", d)
+	}
+}
+
+func TestPull_IsFoundByAllThatItsImageIsCalled(t *testing.T) {
+	t.Parallel()
+	index, layer := "sha256:"+strings.Repeat("ab", 32), "sha256:"+strings.Repeat("cd", 32)
+	pull := view.Pull{Repository: "docker.io/library/nginx", Reference: "1.29",
+		Parts: []view.PullPart{{Digest: index}, {Digest: layer}}}
+	for name, want := range map[string]bool{
+		"": true, "nginx:1.29": true, "nginx": true, "docker.io/library/nginx": true, index: true, layer: true,
+		"nginx@" + index: true, "nginx:1.29@" + index: true, "docker.io/library/nginx@" + layer: true,
+		"nginx:1.28": false, "redis": false, "redis@" + index: false, "nginx@sha256:" + strings.Repeat("ef", 32): false,
+	} {
+		require.Equal(t, want, pull.Matches(name), name)
 	}
 }
 

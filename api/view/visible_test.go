@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
@@ -99,6 +100,12 @@ func TestSaved_ATerminalGetsContentOnlyWhereItIsAskedFor(t *testing.T) {
 	require.ErrorContains(t, view.Saved("", terminal), "-o FILE writes it to a file")
 	require.NoError(t, view.Saved("-", terminal))
 	require.NoError(t, view.Saved("layer.tar", terminal))
+	require.EqualError(t, view.Saved("/nowhere/layer.tar", terminal), "there is no folder /nowhere")
+	failing := iotest.ErrReader(errors.New("you may not"))
+	d := digest.FromString("x")
+	require.EqualError(t, view.Save("", io.Discard, d, failing), d.String()+": you may not")
+	some := io.MultiReader(strings.NewReader("12"), failing)
+	require.EqualError(t, view.Save("", io.Discard, d, some), d.String()+": you may not after 2B")
 	var pipe bytes.Buffer
 	require.NoError(t, view.Saved("", &pipe))
 	require.NoError(t, view.Save("", &pipe, digest.FromString("x"), strings.NewReader("x")))

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/shoal-cache/shoal/api/view"
 	"github.com/shoal-cache/shoal/node/internal/mirror"
 )
 
@@ -23,7 +24,7 @@ mirror installed. An agent whose port accepts connections and does not answer ho
 ends such an agent after --patience, so that pulls go on from the registry, and removes the mirror if that does not
 help. While the agent says itself that it cannot serve, the mirror is removed as well. Whatever started the agent has to
 start it again. When the guard ends it removes the mirror.`,
-		Args: cobra.NoArgs,
+		Args: view.Arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.Patience == 0 {
 				return errors.New("guard: patience 0s: want how long an agent may be silent, such as 5s")

@@ -95,7 +95,7 @@ func (o *Options) verb(use, short, done string, do func(context.Context) (Result
 	return &cobra.Command{
 		Use:   use,
 		Short: short,
-		Args:  cobra.NoArgs,
+		Args:  view.Arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.ask(cmd.Context())
 			o.AnyEndpoint = !cmd.Flags().Changed("endpoint")

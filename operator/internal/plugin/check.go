@@ -49,7 +49,7 @@ func (p *plugin) checkCommand() *cobra.Command {
 	nodes := &preflight{}
 	cmd := &cobra.Command{
 		Use: "check", Short: "Look for all that keeps the cache from working, and say how to mend it",
-		Args: arguments(0, 0),
+		Args: view.Arguments(0, 0),
 		Long: `check asks the API server and every agent, and prints a line for each thing that is amiss, with its mend
 and a link. It exits with 1 where pulls suffer. With --pre it looks at what an installation needs before there is one.
 
@@ -425,7 +425,7 @@ type topRow struct {
 func (p *plugin) topCommand() *cobra.Command {
 	var watch bool
 	cmd := &cobra.Command{
-		Use: "top", Short: "Show what arrives at the nodes now, and from where", Args: arguments(0, 0),
+		Use: "top", Short: "Show what arrives at the nodes now, and from where", Args: view.Arguments(0, 0),
 		Example: "  kubectl shoal top\n  kubectl shoal top --watch",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			for {

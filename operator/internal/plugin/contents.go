@@ -64,7 +64,8 @@ func (f forwarded) run(ctx context.Context, pod *corev1.Pod, args []string, in i
 func (p *plugin) getCommand() *cobra.Command {
 	var file, node string
 	cmd := &cobra.Command{
-		Use: "get DIGEST", Short: "Write content that a node holds to a file", Args: arguments(1, 1),
+		Use: "get DIGEST", Short: "Write content that a node holds to a file",
+		Args: view.Arguments(1, 1, "-o FILE names the file to write"),
 		Long: `get writes a blob or a manifest from a node that holds it to a file, once its digest has been checked. It
 runs shoal-node in the agent's pod, so it takes the right to exec there.`,
 		Example: "  kubectl shoal get sha256:4b… -o layer.tar\n  kubectl shoal get sha256:4b… -o - | tar t",
@@ -72,9 +73,9 @@ runs shoal-node in the agent's pod, so it takes the right to exec there.`,
 			if err := view.Saved(file, p.Out); err != nil {
 				return err
 			}
-			d := digest.Digest(args[0])
-			if err := d.Validate(); err != nil {
-				return fmt.Errorf("%q is no digest: %w; kubectl shoal ls lists what there is", args[0], err)
+			d, err := view.DigestNamed(program, args[0])
+			if err != nil {
+				return err
 			}
 			pod, err := p.holder(cmd.Context(), d, node)
 			if err != nil {
@@ -121,7 +122,11 @@ func (p *plugin) holder(ctx context.Context, d digest.Digest, node string) (*cor
 	if problem != nil {
 		return nil, fmt.Errorf("no node that answers holds %s%w", d, problem)
 	}
-	p.say("none of %s holds %s", view.Count(len(answers), "node"), d)
+	if node != "" {
+		p.say("%s does not hold %s; kubectl shoal where %s says who does", node, d, d)
+	} else {
+		p.say("none of %s holds %s", view.Count(len(answers), "node"), d)
+	}
 	return nil, errNotWell
 }
 
@@ -135,7 +140,7 @@ type added struct {
 func (p *plugin) addCommand() *cobra.Command {
 	var node string
 	cmd := &cobra.Command{
-		Use: "add FILE", Short: "Put a file into the cache, under its digest, and print that", Args: arguments(1, 1),
+		Use: "add FILE", Short: "Put a file into the cache, under its digest, and print that", Args: view.Arguments(1, 1),
 		ValidArgsFunction: completeFile,
 		Long: `add puts a file into the cache of one node as a blob. Every other node takes it from there by its digest.
 It is evicted like any other blob, unless it is pinned. It runs shoal-node in the agent's pod, so it takes the right to

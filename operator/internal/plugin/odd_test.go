@@ -359,7 +359,7 @@ func TestNodes_OneWithoutAnAgentIsNamedByEachVerbThatAsksAll(t *testing.T) {
 		"where redis:7": {ExitWell, "No answer came from 2 nodes, which may hold it too.\n"},
 		"ls":            {ExitNotWell, "node3: no agent runs there"},
 		"top":           {ExitNotWell, "node3   no agent runs there"},
-		"why":           {ExitNotWell, "no agent that answers remembers"},
+		"why":           {ExitNotWell, "no agent that answers remembers a pull in the last two hours"},
 		"get " + some:   {ExitFailed, "node3 did not answer: no agent runs there"},
 	} {
 		t.Run(verb, func(t *testing.T) {
@@ -416,6 +416,20 @@ func TestCheck_AnAgentOfANodeThatIsDownIsNotSaidToAnswer(t *testing.T) {
 	require.Contains(t, out, "! Agents that run and answer: 0 of 1", errOut)
 	require.Contains(t, out, "! NodeNotReady: node1")
 	require.NotContains(t, out, survey.ReasonAgentSilent)
+}
+
+func TestWhere_NamesWhatWasLookedFor(t *testing.T) {
+	t.Parallel()
+	agents := served{"node1": {view.ImagePath: view.Image{}}}
+	for name, want := range map[string]string{
+		"nginx": "All of docker.io/library/nginx:latest is on 0 of 1 node.\n" +
+			"No node holds a part of it. A node knows the tags that were asked of it.\n",
+		some:            "All of " + some + " is on 0 of 1 node.\nNo node holds a part of it.\n",
+		"nginx@" + some: "All of docker.io/library/nginx@" + some + " is on 0 of 1 node.\nNo node holds a part of it.\n",
+	} {
+		_, out, errOut := pretend(t, agents, []client.Object{agentPod()}, "where", name)
+		require.Equal(t, want, out, errOut)
+	}
 }
 
 func kindsOf(t *testing.T) *kruntime.Scheme {

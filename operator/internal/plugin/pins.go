@@ -44,7 +44,7 @@ func (p *plugin) pinCommand() *cobra.Command {
 	var f pinFlags
 	cmd := &cobra.Command{
 		Use: "pin IMAGE…", Short: "Keep images on nodes, whatever is evicted and whichever node goes",
-		Args: arguments(1, -1),
+		Args: view.Arguments(1, -1),
 		Example: "  kubectl shoal pin docker.io/library/debian:stable-slim --replicas 3\n" +
 			"  kubectl shoal pin registry.example/team/app:1.2 --pull-secret login --wait",
 		RunE: func(cmd *cobra.Command, args []string) error { return p.pinWithin(cmd.Context(), args, "pin", f) },
@@ -57,7 +57,7 @@ func (p *plugin) preheatCommand() *cobra.Command {
 	var f pinFlags
 	cmd := &cobra.Command{
 		Use: "preheat IMAGE…", Short: "Bring images to the nodes before a rollout needs them",
-		Args: arguments(1, -1),
+		Args: view.Arguments(1, -1),
 		Long: `preheat pins images on all nodes for a while, so that a rollout finds them there. The pin ends by itself
 after --ttl, and the images then stay in the cache like any others. The next preheat in the namespace deletes it. A
 preheat of the same images begins their time anew.`,
@@ -122,7 +122,7 @@ func (f *pinFlags) spec(images []string) (v1alpha1.ArtifactPinSpec, error) {
 // change changes a pin as the user asked for, and leaves all else as it is.
 func (f *pinFlags) change(pin *v1alpha1.ArtifactPinSpec, to v1alpha1.ArtifactPinSpec) {
 	for i, a := range to.Artifacts { // one that is pinned already keeps what is said of it
-		same := func(b v1alpha1.Artifact) bool { return a.Image == b.Image && a.Digest == b.Digest }
+		same := func(b v1alpha1.Artifact) bool { return meant(a.Image) == meant(b.Image) && a.Digest == b.Digest }
 		if j := slices.IndexFunc(pin.Artifacts, same); j >= 0 {
 			to.Artifacts[i] = pin.Artifacts[j]
 		}
@@ -152,6 +152,19 @@ func (f *pinFlags) change(pin *v1alpha1.ArtifactPinSpec, to v1alpha1.ArtifactPin
 
 var unusable = regexp.MustCompile(`[^a-z0-9-]+`)
 
+// named are images and digests as they are meant, so that nginx:1.29 is docker.io/library/nginx:1.29.
+func named(images []string) ([]string, error) {
+	all := make([]string, len(images))
+	for i, image := range images {
+		name, err := view.Named(program, image)
+		if err != nil {
+			return nil, err
+		}
+		all[i] = name
+	}
+	return all, nil
+}
+
 // nameOf is a name for a pin of images: the last word of the first, and a hash of all, so that the same images make the
 // same pin.
 func nameOf(prefix string, images []string) string {
@@ -170,6 +183,10 @@ func (p *plugin) pinWithin(ctx context.Context, images []string, prefix string, 
 }
 
 func (p *plugin) pin(ctx context.Context, images []string, prefix string, f pinFlags) error {
+	images, err := named(images)
+	if err != nil {
+		return err
+	}
 	if err := p.connect(); err != nil {
 		return err
 	}
@@ -334,7 +351,7 @@ type unpinned struct {
 func (p *plugin) unpinCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "unpin NAME|IMAGE…", Short: "Let go of pins, by their names or by the images that they keep",
-		Args: arguments(1, -1), ValidArgsFunction: p.completePins,
+		Args: view.Arguments(1, -1), ValidArgsFunction: p.completePins,
 		Example: "  kubectl shoal unpin docker.io/library/debian:stable-slim\n  kubectl shoal unpin base -n default",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := p.connect(); err != nil {
@@ -350,19 +367,23 @@ func (p *plugin) unpinCommand() *cobra.Command {
 			}
 			missing, gone := false, []unpinned{}
 			for _, name := range args {
-				found := false
-				for i := range pins.Items {
-					if !keeps(&pins.Items[i], name) {
-						continue
-					}
-					found = true
-					if err := p.api.Delete(cmd.Context(), &pins.Items[i]); client.IgnoreNotFound(err) != nil {
+				chosen := slices.DeleteFunc(slices.Clone(pins.Items), func(pin v1alpha1.ArtifactPin) bool {
+					return pin.Name != name
+				})
+				if len(chosen) == 0 {
+					chosen = slices.DeleteFunc(slices.Clone(pins.Items), func(pin v1alpha1.ArtifactPin) bool {
+						return !keeps(&pin, name)
+					})
+				}
+				for i := range chosen {
+					if err := p.api.Delete(cmd.Context(), &chosen[i]); client.IgnoreNotFound(err) != nil {
 						return err
 					}
-					gone = append(gone, unpinned{namespace, pins.Items[i].Name})
+					gone = append(gone, unpinned{namespace, chosen[i].Name})
 				}
-				if !found {
-					p.say("no pin in namespace %s is called %s, or keeps that and nothing else", namespace, name)
+				if len(chosen) == 0 {
+					p.say("no pin in namespace %s has the name %s, or keeps that image alone; kubectl shoal pins -A "+
+						"lists them", namespace, name)
 					missing = true
 				}
 			}
@@ -382,19 +403,24 @@ func (p *plugin) unpinCommand() *cobra.Command {
 	}
 }
 
-// keeps reports whether a pin is called so, or keeps that image and nothing else.
+// keeps reports whether a pin keeps that image or digest and nothing else.
 func keeps(pin *v1alpha1.ArtifactPin, name string) bool {
-	if pin.Name == name {
-		return true
-	}
 	a := pin.Spec.Artifacts
-	return len(a) == 1 && (a[0].Image == name || a[0].Digest == name)
+	return len(a) == 1 && (a[0].Digest == name || a[0].Image != "" && meant(a[0].Image) == meant(name))
+}
+
+// meant is an image as it is meant, and as it is where it is none: pins may hold anything.
+func meant(image string) string {
+	if name, err := view.Named(program, image); err == nil {
+		return name
+	}
+	return image
 }
 
 func (p *plugin) pinsCommand() *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
-		Use: "pins", Short: "List pins, and how far they are", Args: arguments(0, 0),
+		Use: "pins", Short: "List pins, and how far they are", Args: view.Arguments(0, 0),
 		Example: "  kubectl shoal pins -A",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := p.connect(); err != nil {
@@ -412,7 +438,11 @@ func (p *plugin) pinsCommand() *cobra.Command {
 				return err
 			}
 			if len(pins.Items) == 0 && p.output.ForPeople() {
-				p.say("no pins here")
+				where := "namespace " + namespace
+				if all {
+					where = "any namespace"
+				}
+				p.say("no pins in %s", where)
 				return nil
 			}
 			pins.Items = append([]v1alpha1.ArtifactPin{}, pins.Items...) // a list also where there is none

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
@@ -68,6 +70,58 @@ func TestPin_OfAPinThatIsThereOnlyWhatFlagsNameIsChanged(t *testing.T) {
 			c.want(want)
 			require.Equal(t, want, got)
 		})
+	}
+}
+
+func TestPins_AnImageIsTheSameHoweverItIsSpelt(t *testing.T) {
+	t.Parallel()
+	whole := "@" + some
+	for spelt, want := range map[string]struct {
+		kept string // by the one pin that there is
+		gone bool
+	}{
+		"nginx:1.29":                   {"docker.io/library/nginx:1.29", true},
+		"docker.io/library/nginx:1.29": {"nginx:1.29", true},
+		"docker.io/nginx:1.29":         {"docker.io/library/nginx:1.29", true},
+		"nginx":                        {"docker.io/library/nginx:latest", true},
+		"nginx" + whole:                {"docker.io/library/nginx" + whole, true},
+		"kept":                         {"docker.io/library/nginx:1.29", true},
+		"nginx:1.28":                   {"docker.io/library/nginx:1.29", false},
+	} {
+		t.Run(spelt, func(t *testing.T) {
+			t.Parallel()
+			pinned := func(name, image string) *v1alpha1.ArtifactPin {
+				return &v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+					Spec: v1alpha1.ArtifactPinSpec{Artifacts: []v1alpha1.Artifact{{Image: image}}}}
+			}
+			// An image that is called as a pin is not meant where there is that pin.
+			objects := []client.Object{pinned("kept", want.kept), pinned("other", "kept")}
+			code, out, errOut := pretend(t, served{}, objects, "unpin", spelt, "-n", "default")
+			require.Equal(t, want.gone, code == ExitWell, errOut)
+			require.Equal(t, want.gone, strings.Contains(out, "artifactpin default/kept deleted"), out)
+			require.NotContains(t, out, "other")
+		})
+	}
+	short, err := named([]string{"nginx:1.29", "redis"})
+	require.NoError(t, err)
+	require.Equal(t, []string{"docker.io/library/nginx:1.29", "docker.io/library/redis:latest"}, short)
+	require.Equal(t, nameOf("pin", []string{"docker.io/library/nginx:1.29", "docker.io/library/redis:latest"}),
+		nameOf("pin", short), "so the same images make the same pin")
+	var f pinFlags
+	f.add(&cobra.Command{}, "3", 0)
+	there := v1alpha1.ArtifactPinSpec{Artifacts: []v1alpha1.Artifact{{Image: "nginx:1.29", Repository: "registry.test/nginx"}}}
+	f.change(&there, v1alpha1.ArtifactPinSpec{Artifacts: []v1alpha1.Artifact{{Image: short[0]}}})
+	require.Equal(t, "registry.test/nginx", there.Artifacts[0].Repository, "what is said of it is kept")
+}
+
+func TestPins_OfNoneItIsSaidWhere(t *testing.T) {
+	t.Parallel()
+	for args, want := range map[string]string{
+		"pins -n nowhere": "no pins in namespace nowhere\n", "pins -A": "no pins in any namespace\n",
+	} {
+		code, _, errOut := pretend(t, served{}, nil, strings.Fields(args)...)
+		require.Equal(t, ExitWell, code)
+		require.Equal(t, want, errOut)
 	}
 }
 

@@ -50,6 +50,9 @@ var (
 	errTimedOut = errors.New("timed out")
 )
 
+// program is what this command is called where somebody is told to run it.
+const program = "kubectl shoal"
+
 // plugin is what all verbs share.
 type plugin struct {
 	genericiooptions.IOStreams
@@ -81,7 +84,7 @@ func (p *plugin) run(ctx context.Context, args []string) int {
 	cmd.SetOut(p.Out)
 	cmd.SetErr(p.ErrOut)
 	view.Strict(cmd)
-	err := cmd.ExecuteContext(ctx)
+	ran, err := cmd.ExecuteContextC(ctx)
 	switch {
 	case err == nil:
 		return ExitWell
@@ -91,8 +94,11 @@ func (p *plugin) run(ctx context.Context, args []string) int {
 		return ExitTimedOut
 	}
 	text := explain(err)
-	if strings.HasPrefix(text, "unknown ") {
-		text = suggest(text)
+	switch {
+	case strings.HasPrefix(text, "unknown command "):
+		text = suggest(text, program)
+	case strings.HasPrefix(text, "unknown "): // a flag of the verb's
+		text = suggest(text, ran.CommandPath())
 	}
 	_, _ = fmt.Fprintln(p.ErrOut, "kubectl shoal:", text)
 	return ExitFailed
@@ -152,8 +158,8 @@ const gettingCredentials = "getting credentials: "
 // patience is how long an answer of the API server may take where --request-timeout does not say.
 const patience = time.Minute
 
-// suggest writes what cobra says of a word that it does not know on one line, and where to look.
-func suggest(text string) string {
+// suggest writes what cobra says of a word that it does not know on one line, and whose help to look at.
+func suggest(text, helps string) string {
 	said, others, found := strings.Cut(strings.TrimSpace(text), "\n\nDid you mean this?\n")
 	if !strings.HasSuffix(said, "?") {
 		said += "."
@@ -161,23 +167,7 @@ func suggest(text string) string {
 	if found {
 		said += " Did you mean " + strings.Join(strings.Fields(others), " or ") + "?"
 	}
-	return said + " kubectl shoal --help lists what there is"
-}
-
-// arguments refuses too few or too many arguments, and says what is wanted, by the command's own usage line.
-func arguments(least, most int) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		want := strings.TrimSpace(strings.TrimPrefix(cmd.Use, cmd.Name()))
-		switch {
-		case len(args) < least:
-			return fmt.Errorf("%s: %s is missing, as in\n%s", cmd.Name(), want, cmd.Example)
-		case most == 0 && len(args) > 0:
-			return fmt.Errorf("%s takes no arguments, and was given %s", cmd.Name(), strings.Join(args, " "))
-		case most >= 0 && len(args) > most:
-			return fmt.Errorf("%s takes %s alone, and was given %s", cmd.Name(), want, strings.Join(args, " "))
-		}
-		return nil
-	}
+	return said + " " + helps + " --help lists what there is"
 }
 
 func (p *plugin) command() *cobra.Command {
@@ -195,7 +185,7 @@ too.`,
   kubectl shoal check
   kubectl shoal where docker.io/library/debian:stable-slim
   kubectl shoal why docker.io/library/debian:stable-slim --node node1`,
-		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl shoal"},
+		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: program},
 		Version:       p.version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -232,7 +222,7 @@ func (p *plugin) checkFlags() error {
 
 func (p *plugin) versionCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "Print the version of this command", Args: arguments(0, 0),
+		Use: "version", Short: "Print the version of this command", Args: view.Arguments(0, 0),
 		Long:    "version prints the version of this command. kubectl shoal status -o wide prints those of the agents.",
 		Example: "  kubectl shoal version",
 		RunE: func(*cobra.Command, []string) error {

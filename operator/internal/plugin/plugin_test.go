@@ -150,7 +150,20 @@ func TestFailures_SayWhatToDo(t *testing.T) {
 	for args, want := range map[string]string{
 		"status extra":                        "status takes no arguments, and was given extra",
 		"where":                               "where: IMAGE|DIGEST is missing, as in",
-		"where a b":                           "where takes IMAGE|DIGEST alone, and was given a b",
+		"where a b":                           "where takes IMAGE|DIGEST alone, and was given a b\n",
+		"ls node1":                            "ls takes no arguments, and was given node1; ls --node NODE is of one node",
+		"get " + some + " layer.tar":          "layer.tar; -o FILE names the file to write",
+		"report now.tar.gz":                   "report takes no arguments, and was given now.tar.gz; -f FILE names the file",
+		"report -f /nowhere/x":                "there is no folder /nowhere\n",
+		"get " + some + " -o /nowhere/x":      "kubectl shoal: there is no folder /nowhere\n",
+		"get nginx -o -":                      "kubectl shoal where docker.io/library/nginx:latest prints it",
+		"get sha256:cut -o -":                 `"sha256:cut" is no whole digest; kubectl shoal ls lists whole ones`,
+		"pin nginx@sha256:cut":                `"nginx@sha256:cut" is no whole digest`,
+		"preheat sha256:cut":                  `"sha256:cut" is no whole digest`,
+		"test --image nginx@sha256:cut":       `--image: "nginx@sha256:cut" is no whole digest`,
+		"top --once":                          "unknown flag: --once. kubectl shoal top --help lists what there is",
+		"ls -x":                               "kubectl shoal ls --help lists what there is",
+		"--bad":                               "kubectl shoal --help lists what there is",
 		"where A:::":                          `"A:::" names no image`,
 		"where sha256:555ed8912831":           `"sha256:555ed8912831" is no whole digest`,
 		"why sha256:555ed8912831":             `"sha256:555ed8912831" is no whole digest`,
@@ -160,7 +173,7 @@ func TestFailures_SayWhatToDo(t *testing.T) {
 		"statsu":                              "kubectl shoal --help lists what there is",
 		"help nothing":                        `unknown command "nothing" for "kubectl shoal". kubectl shoal --help`,
 		"help completion bas":                 `did you mean bash? kubectl shoal --help lists what there is`,
-		"status --bad":                        "kubectl shoal --help lists what there is",
+		"status --bad":                        "kubectl shoal status --help lists what there is",
 		"status --server https://127.0.0.1:1": "the API server does not answer at https://127.0.0.1:1",
 	} {
 		var out, errOut bytes.Buffer
@@ -332,7 +345,7 @@ func TestVerbs(t *testing.T) {
 
 	code, out, _ = kubectl(t, agents, "where", "redis:7")
 	require.Equal(t, ExitWell, code)
-	require.Contains(t, out, "All of redis:7 is on 1 of 2 nodes.")
+	require.Contains(t, out, "All of docker.io/library/redis:7 is on 1 of 2 nodes.")
 	require.NotContains(t, out, "node2", "who holds nothing is left out")
 	code, out, _ = kubectl(t, agents, "where", "redis:7", "-o", "wide")
 	require.Equal(t, ExitWell, code)
@@ -346,7 +359,8 @@ func TestVerbs(t *testing.T) {
 	require.Contains(t, out, "the registry took 2s to say what the tag names")
 	code, _, errOut = kubectl(t, agents, "why", "nginx")
 	require.Equal(t, ExitNotWell, code)
-	require.Contains(t, errOut, "kubectl shoal check")
+	require.Contains(t, errOut, "no agent remembers a pull of docker.io/library/nginx:latest in the last two hours")
+	require.Contains(t, errOut, "kubectl shoal check, or the name is misspelt.")
 	code, out, _ = kubectl(t, agents, "why", "nginx", "-o", "json")
 	require.Equal(t, ExitNotWell, code)
 	require.Equal(t, "[]\n", out, "a list for scripts also where there is nothing")
@@ -355,7 +369,7 @@ func TestVerbs(t *testing.T) {
 	require.Contains(t, out, "on node1")
 	code, _, errOut = kubectl(t, served{"node1": agents["node1"]}, "why", "nginx")
 	require.Equal(t, ExitNotWell, code)
-	require.Contains(t, errOut, "no agent that answers remembers such a pull")
+	require.Contains(t, errOut, "no agent that answers remembers a pull of docker.io/library/nginx:latest in the last two hours")
 	require.NotContains(t, errOut, "the runtime did not ask")
 	code, out, errOut = kubectl(t, served{"node1": agents["node1"]}, "ls")
 	require.Equal(t, ExitNotWell, code, "a list that is not whole says so")
@@ -382,7 +396,7 @@ func TestVerbs(t *testing.T) {
 	require.Contains(t, out, "artifactpin default/pin-redis-7-")
 	code, _, errOut = kubectl(t, agents, "pin", "https://Redis")
 	require.Equal(t, ExitFailed, code)
-	require.Contains(t, errOut, "image is not a reference such as")
+	require.Contains(t, errOut, `"https://Redis" names no image`)
 	code, _, errOut = kubectl(t, agents, "preheat", "docker.io/library/redis:8", "--wait", "--timeout", "1s", "--name",
 		"warm")
 	require.Equal(t, ExitTimedOut, code, "nobody brings it here")
@@ -418,11 +432,15 @@ func TestVerbs(t *testing.T) {
 	require.Contains(t, out, "longer", "one that was changed since has not ended")
 	code, _, errOut = kubectl(t, agents, "unpin", "kept", "new", "longer")
 	require.Equal(t, ExitWell, code, errOut)
-	code, out, errOut = kubectl(t, agents, "unpin", "docker.io/library/redis:7", "warm")
+	code, _, errOut = kubectl(t, agents, "pin", "redis:7", "--replicas", "2")
+	require.Equal(t, ExitWell, code, errOut)
+	code, out, errOut = kubectl(t, agents, "unpin", "redis:7", "warm")
 	require.Equal(t, ExitWell, code, errOut)
 	require.Equal(t, 2, strings.Count(out, "deleted"))
-	code, _, _ = kubectl(t, agents, "unpin", "warm")
+	code, _, errOut = kubectl(t, agents, "unpin", "warm")
 	require.Equal(t, ExitNotWell, code)
+	require.Contains(t, errOut, "no pin in namespace default has the name warm, or keeps that image alone; kubectl shoal "+
+		"pins -A lists them")
 
 	model := filepath.Join(t.TempDir(), "model")
 	require.NoError(t, os.WriteFile(model, []byte("weights"), 0o600))
@@ -448,6 +466,9 @@ func TestVerbs(t *testing.T) {
 	code, _, errOut = kubectl(t, agents, "get", added)
 	require.Equal(t, ExitNotWell, code)
 	require.Contains(t, errOut, "none of 2 nodes holds")
+	code, _, errOut = kubectl(t, agents, "get", added, "--node", "node1")
+	require.Equal(t, ExitNotWell, code)
+	require.Equal(t, "node1 does not hold "+added+"; kubectl shoal where "+added+" says who does\n", errOut)
 
 	code, out, errOut = kubectl(t, spread{agents}, "test")
 	require.Equal(t, ExitWell, code, out+errOut)

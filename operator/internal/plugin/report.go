@@ -30,13 +30,17 @@ import (
 func (p *plugin) reportCommand() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
-		Use: "report", Short: "Write one archive for a bug report, without secrets", Args: arguments(0, 0),
+		Use: "report", Short: "Write one archive for a bug report, without secrets",
+		Args: view.Arguments(0, 0, "-f FILE names the file to write"),
 		Long: `report writes what check finds, the objects of Shoal, and what agents and operators show and have logged
 lately. It reads no Secret, and takes out of the rest what looks like a credential, and the values of environment
 variables that are not Shoal's own. A credential that neither a name before it nor its form gives away, as one in
 running text, stays. It names your images, nodes and registries, too: look at it before you give it away.`,
 		Example: "  kubectl shoal report -f shoal-report.tar.gz",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := view.InFolder(file); err != nil {
+				return err
+			}
 			if file == "" {
 				file = "shoal-report-" + time.Now().UTC().Format("20060102-150405") + ".tar.gz"
 			}

@@ -17,7 +17,7 @@ func (p *plugin) statusCommand() *cobra.Command {
 	var wait bool
 	cmd := &cobra.Command{
 		Use: "status", Short: "Say how the cache is: agents, hits, bytes saved, pins, and what is wrong",
-		Args: arguments(0, 0),
+		Args: view.Arguments(0, 0),
 		Example: "  kubectl shoal status\n  kubectl shoal status --wait --timeout 10m\n" +
 			"  kubectl shoal status -o json | jq .sums.saved",
 		RunE: func(cmd *cobra.Command, _ []string) error {

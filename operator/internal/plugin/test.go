@@ -70,7 +70,7 @@ func (p *plugin) testCommand() *cobra.Command {
 	var perf bool
 	cmd := &cobra.Command{
 		Use: "test", Short: "Send something over every node, and show what came from where",
-		Args: arguments(0, 0),
+		Args: view.Arguments(0, 0),
 		Long: `test puts 8 MiB that nobody had before (--perf: 128 MiB) on one node, and has a pin bring them to all
 others, which take them from that node and from each other. It shows which node got how many bytes from which. Then it
 lets go of them again. It takes the rights of add and of pin, and an operator that is ready. No registry is asked.
@@ -95,9 +95,9 @@ what came from the registry is one copy. What was held before shows as neither.`
 				if perf {
 					return errors.New("--perf goes without --image: how large an image is does not depend on it")
 				}
-				ref, err := reference.ParseDockerRef(image)
+				ref, err := imageOf(image)
 				if err != nil {
-					return fmt.Errorf("--image %q: %w", image, err)
+					return fmt.Errorf("--image: %w", err)
 				}
 				pull = func(ctx context.Context, pods []corev1.Pod) ([]tested, error) {
 					return p.test(ctx, pods, ref), nil
@@ -138,6 +138,15 @@ what came from the registry is one copy. What was held before shows as neither.`
 	cmd.Flags().StringVar(&image, "image", "", "pull this `image` instead")
 	cmd.Flags().BoolVar(&perf, "perf", false, "send so much that the rate can be told")
 	return cmd
+}
+
+// imageOf is the image that somebody names, without its tag where a digest is named too.
+func imageOf(text string) (reference.Named, error) {
+	name, err := view.Named(program, text)
+	if err != nil {
+		return nil, err
+	}
+	return reference.ParseDockerRef(name)
 }
 
 // bring puts content that nobody had on one node, and has a pin bring it to all.

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
@@ -84,24 +83,25 @@ func absent(c *survey.Cluster) []string {
 
 func (p *plugin) whereCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "where IMAGE|DIGEST", Short: "Say which nodes hold an image, or a part of it", Args: arguments(1, 1),
+		Use: "where IMAGE|DIGEST", Short: "Say which nodes hold an image, or a part of it", Args: view.Arguments(1, 1),
 		Long: `where asks every agent what it holds of an image. A tag is what each agent was told last, so nodes may
 name different digests after a tag has moved. Nodes that do not answer are counted and named. It exits with 1 where no
 node holds all of it.`,
 		Example: "  kubectl shoal where docker.io/library/debian:stable-slim\n  kubectl shoal where sha256:4b…",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := nameable(args[0]); err != nil {
+			name, err := view.Named(program, args[0])
+			if err != nil {
 				return err
 			}
 			nodes, err := p.nodes(cmd.Context(), "")
 			if err != nil {
 				return err
 			}
-			places, err := p.where(cmd.Context(), nodes, args[0])
+			places, err := p.where(cmd.Context(), nodes, name)
 			if err != nil {
 				return err
 			}
-			err = p.print(places, func(w io.Writer) error { return p.writePlaces(w, args[0], places) })
+			err = p.print(places, func(w io.Writer) error { return p.writePlaces(w, name, places) })
 			if err != nil {
 				return err
 			}
@@ -135,21 +135,6 @@ func (p *plugin) where(ctx context.Context, nodes nodes, name string) ([]place, 
 		all = append(all, at)
 	}
 	return all, nil
-}
-
-// nameable refuses what is neither an image nor a digest.
-func nameable(name string) error {
-	if digest.Digest(name).Validate() == nil {
-		return nil
-	}
-	// As an image it would be the tag of a repository of that name, which nobody means.
-	if strings.HasPrefix(name, "sha256:") || strings.HasPrefix(name, "sha512:") {
-		return fmt.Errorf("%q is no whole digest; kubectl shoal ls lists whole ones", name)
-	}
-	if _, err := reference.ParseDockerRef(name); err != nil {
-		return fmt.Errorf("%q names no image: %w; write registry.example/team/app:1.2, or a digest", name, err)
-	}
-	return nil
 }
 
 // writePlaces lists the nodes that hold something, or that could not be asked; -o wide lists all.
@@ -189,8 +174,11 @@ func (p *plugin) writePlaces(w io.Writer, name string, places []place) error {
 		}
 	}
 	if idle == len(places) {
-		_, err = fmt.Fprintln(w, "No node holds a part of it. A node knows the tags that were asked of it.")
-		if err != nil {
+		said := "No node holds a part of it."
+		if !strings.Contains(name, "@") && digest.Digest(name).Validate() != nil { // then there is a tag
+			said += " A node knows the tags that were asked of it."
+		}
+		if _, err = fmt.Fprintln(w, said); err != nil {
 			return err
 		}
 	}
@@ -209,7 +197,8 @@ type listed struct {
 func (p *plugin) lsCommand() *cobra.Command {
 	var node string
 	cmd := &cobra.Command{
-		Use: "ls", Short: "List what the nodes hold", Args: arguments(0, 0),
+		Use: "ls", Short: "List what the nodes hold",
+		Args:    view.Arguments(0, 0, "ls --node NODE is of one node, and where IMAGE says which nodes hold an image"),
 		Example: "  kubectl shoal ls\n  kubectl shoal ls --node node1 -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			nodes, err := p.nodes(cmd.Context(), node)
@@ -286,7 +275,7 @@ func (p *plugin) whyCommand() *cobra.Command {
 	var most int
 	cmd := &cobra.Command{
 		Use: "why [IMAGE]", Short: "Say why pulls were slow, or did not come from the cache",
-		Args: arguments(0, 1),
+		Args: view.Arguments(0, 1),
 		Long: `why asks agents for the pulls of the last two hours: how long the registry took to name the tag and to
 let the caller in, how long it took to find other nodes and to get a plan, when the first byte went out, and what came
 from where.`,
@@ -295,10 +284,13 @@ from where.`,
 			if most < 1 {
 				return fmt.Errorf("--most %d: want 1 or more", most)
 			}
-			name := ""
+			name, whole := "", "" // as he writes it, for that may be a repository of which any tag will do
 			if len(args) > 0 {
-				name = args[0]
-				if err := nameable(name); err != nil {
+				var err error
+				if name = args[0]; name != "" {
+					whole, err = view.Named(program, name)
+				}
+				if err != nil {
 					return err
 				}
 			}
@@ -306,7 +298,7 @@ from where.`,
 			if err != nil {
 				return err
 			}
-			err = p.writeReasons(all[:min(len(all), most)], silent)
+			err = p.writeReasons(all[:min(len(all), most)], whole, silent)
 			if err == nil && silent {
 				return errNotWell
 			}
@@ -346,17 +338,21 @@ func (p *plugin) reasons(ctx context.Context, node, name string) (all []reason, 
 	return all, silent, nil
 }
 
-func (p *plugin) writeReasons(all []reason, silent bool) (err error) {
+func (p *plugin) writeReasons(all []reason, name string, silent bool) (err error) {
 	if len(all) == 0 {
 		if !p.output.ForPeople() {
 			err = p.print(all, nil)
 		}
+		of, misspelt := "", ""
+		if name != "" {
+			of, misspelt = " of "+name, ", or the name is misspelt"
+		}
 		if silent {
-			p.say("no agent that answers remembers such a pull of the last two hours; the others may: " +
-				"see kubectl shoal check")
+			p.say("no agent that answers remembers a pull%s in the last two hours; the others may: "+
+				"see kubectl shoal check", of)
 		} else {
-			p.say("no agent remembers such a pull of the last two hours. Either it was longer ago, or the " +
-				"runtime did not ask the agent: see kubectl shoal check. What a pin or a preheat brings is no pull")
+			p.say("no agent remembers a pull%s in the last two hours. Either it was longer ago, or the runtime did "+
+				"not ask the agent: see kubectl shoal check%s. What a pin or a preheat brings is no pull", of, misspelt)
 		}
 		return cmp.Or(err, errNotWell)
 	}
