@@ -20,12 +20,12 @@ const (
 )
 
 // What an agent may write. An agent writes its Peer when it starts and when what it says has changed, and the status of
-// its NodeCache. Together these bound its writes to 4 a minute in the mean, and 1 in HeartbeatInterval when nothing
-// happens.
+// its NodeCache. Together these bound its writes to 4 a minute in the mean, 6 while pins end all the time, and 1 in
+// HeartbeatInterval when nothing happens.
 const (
 	// ReportInterval is the mean time between two writes of NodeCache.status by one agent because something has
 	// changed, at least. After a quiet time a second write may follow the first sooner. Counters that move are written
-	// where nothing was for so long.
+	// where nothing was for so long. The ends of pins have turns of their own beside that, at the same mean.
 	ReportInterval = 30 * time.Second
 	// PeerInterval is the least time between two writes of a Peer by its agent, but for the first.
 	PeerInterval = time.Minute

@@ -170,8 +170,8 @@ type AssignedArtifact struct {
 	Referrers []string `json:"referrers,omitempty"`
 }
 
-// NodeCacheStatus is written by the node's agent alone, in the mean at most once per ReportInterval, and at least once
-// per HeartbeatInterval.
+// NodeCacheStatus is written by the node's agent alone, in the mean at most once per ReportInterval but for the ends of
+// pins, and at least once per HeartbeatInterval.
 type NodeCacheStatus struct {
 	// ReportedAt is when the agent last wrote this status.
 	// +optional

@@ -159,7 +159,7 @@ func New(opts Options) (*Agent, error) {
 		Store: opts.Store, Fetcher: opts.Fetcher, Upstream: opts.Upstream, Secrets: secrets{a.api},
 		Runtime: opts.Runtime,
 		Tags:    opts.Tags, Files: opts.Files, Gate: opts.Gate, Hub: opts.Hub,
-		Changed: a.report.changed.raise, Logger: a.log,
+		Changed: a.report.changed.raise, Ended: a.report.end, Logger: a.log,
 		Registerer: opts.Registerer,
 	})
 	if err != nil {
@@ -217,6 +217,14 @@ func newSignal() signal { return make(signal, 1) }
 func (s signal) raise() {
 	select {
 	case s <- struct{}{}:
+	default:
+	}
+}
+
+// take makes it one that is not raised.
+func (s signal) take() {
+	select {
+	case <-s:
 	default:
 	}
 }

@@ -88,6 +88,42 @@ func TestASecondChangeAfterAQuietTimeIsWrittenSoon(t *testing.T) {
 	})
 }
 
+func TestTheEndOfAPinHasATurnOfItsOwn(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m, err := newMetrics(nil, nil)
+		require.NoError(t, err)
+		var at []time.Time
+		w := newWriter("NodeCache", v1alpha1.ReportInterval, 2, func(context.Context) (bool, error) {
+			at = append(at, time.Now())
+			return true, nil
+		}, m, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		go w.run(ctx)
+		for range int(v1alpha1.ReportInterval / time.Second) { // a pin whose bytes arrive takes the turns of changes
+			time.Sleep(time.Second)
+			w.changed.raise()
+		}
+		for range maxEnds {
+			w.changed.raise()
+			time.Sleep(time.Second)
+			w.end()
+			ended := time.Now()
+			time.Sleep(v1alpha1.ReportInterval / gather)
+			synctest.Wait()
+			require.WithinRange(t, at[len(at)-1], ended, ended.Add(v1alpha1.ReportInterval/gather))
+		}
+		before := len(at)
+		for range 600 {
+			time.Sleep(time.Second)
+			w.end()
+		}
+		cancel()
+		synctest.Wait()
+		require.LessOrEqual(t, len(at)-before, 2*600/30+1, "what ends all the time is bounded")
+	})
+}
+
 func TestCountersThatMoveTakeNoRoomFromChanges(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

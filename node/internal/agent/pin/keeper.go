@@ -133,7 +133,10 @@ type Options struct {
 	// Hub is nil where this agent is no front for one: pins of its files then fail.
 	Hub Hub
 	// Changed is called, without locks held, when the state or the failure of a pin has changed.
-	Changed    func()
+	Changed func()
+	// Ended is called in place of it where somebody may wait for the change: the pin has become ready, or is purged, or
+	// has begun to fail. nil: Changed.
+	Ended      func()
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -194,6 +197,9 @@ func New(opts Options) (*Keeper, error) {
 	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.Ended == nil {
+		opts.Ended = opts.Changed
 	}
 	k := &Keeper{opts: opts, log: opts.Logger, kick: make(chan struct{}, 1), tasks: make(map[string]*task)}
 	var err error
@@ -474,7 +480,7 @@ func (k *Keeper) finish(a *attempt, held []digest.Digest, err error, superseded 
 	k.mu.Lock()
 	e := a.task
 	e.running = nil
-	changed := false
+	changed, before := false, e.progress.State
 	switch {
 	case superseded || e.assignment.Revision != a.assignment.Revision || e.released != a.released:
 		// Replaced meanwhile: it is due as it stands now.
@@ -509,9 +515,13 @@ func (k *Keeper) finish(a *attempt, held []digest.Digest, err error, superseded 
 		e.failures, e.lacks, e.held = 0, false, held
 		e.due = time.Now().Add(again)
 	}
+	ended := changed && e.progress.State != before && e.progress.State != v1alpha1.PinPending
 	k.mu.Unlock()
 	k.wake()
-	if changed {
+	switch {
+	case ended:
+		k.opts.Ended()
+	case changed:
 		k.opts.Changed()
 	}
 }

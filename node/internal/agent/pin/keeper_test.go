@@ -310,6 +310,32 @@ func TestAPinKeepsTheClosureOfTheNodesOwnPlatform(t *testing.T) {
 	require.Equal(t, p.BytesWanted, p.BytesHeld)
 }
 
+func TestTheEndOfAPinIsTold(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	index, _ := o.push(t, "1", own)
+	ended := make(chan struct{}, 10)
+	n := newNode(t, t.TempDir(), func(k *pin.Options, _ *store.Options) {
+		k.Ended = func() { ended <- struct{}{} }
+	})
+	for revision, end := range map[string]struct {
+		digest digest.Digest
+		state  v1alpha1.PinState
+	}{
+		"whole":   {digestOf(t, index), v1alpha1.PinReady},
+		"missing": {digest.FromString("missing"), v1alpha1.PinFailed},
+	} {
+		n.Set([]v1alpha1.PinAssignment{assignment("a", revision, o.artifact(end.digest))})
+		select {
+		case <-ended:
+		case <-time.After(patience):
+			require.FailNow(t, "no end was told")
+		}
+		require.True(t, in(end.state, revision)(n.Progress()[0]), "%+v", n.Progress())
+	}
+	require.Empty(t, ended)
+}
+
 func TestPlatforms(t *testing.T) {
 	t.Parallel()
 	o := newOrigin(t)
