@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -273,16 +274,14 @@ func (g *Ingest) recut() error {
 		c, ok := g.journal.chunk(i)
 		if ok && !g.journal.sameBoot {
 			sum, err := g.hash(was.Range(i))
-			if errors.Is(err, content.ErrClosed) {
+			if errors.Is(err, content.ErrClosed) || errors.Is(err, content.ErrStorage) {
 				return err
 			}
 			ok = err == nil && bytes.Equal(sum, cidSum(c))
 		}
 		there[i] = ok
 	}
-	if err := g.store.disk.truncate(g.journal.file, 0); err != nil {
-		return err
-	}
+	anew := make(map[int]cid.Cid)
 	for i := range g.cut.Len() {
 		off, n := g.cut.Range(i)
 		if slices.Contains(there[was.At(off):was.At(off+n-1)+1], false) {
@@ -292,7 +291,13 @@ func (g *Ingest) recut() error {
 		if err != nil {
 			return err
 		}
-		c := content.SumCID([sumSize]byte(sum))
+		anew[i] = content.SumCID([sumSize]byte(sum))
+	}
+	if err := g.store.disk.truncate(g.journal.file, 0); err != nil { // only now: nothing is lost of what cannot be read
+		return err
+	}
+	for _, i := range slices.Sorted(maps.Keys(anew)) {
+		c := anew[i]
 		if err := errors.Join(g.journal.set(i, c), g.note(i, c)); err != nil {
 			return err
 		}
@@ -300,14 +305,18 @@ func (g *Ingest) recut() error {
 	return g.journal.adopt()
 }
 
-// hash is the sum of a part of the file.
+// hash is the sum of a part of the file. It fails with content.ErrStorage where the disk hangs: whoever opens the ingest
+// waits for it.
 func (g *Ingest) hash(off, n int64) ([]byte, error) {
 	if g.store.stopping.Err() != nil {
 		return nil, content.ErrClosed
 	}
-	h := digest.SHA256.Hash()
-	err := hashRange(h, g.file, off, n)
-	return h.Sum(nil), err
+	file := g.file
+	return ask(g.store, file.Name(), func() ([]byte, error) {
+		h := digest.SHA256.Hash()
+		err := hashRange(h, file, off, n)
+		return h.Sum(nil), err
+	})
 }
 
 // note counts chunk i as present.

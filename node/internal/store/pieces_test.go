@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -187,6 +188,47 @@ func TestPieces_APartialIngestIsResumedHoweverItWasCut(t *testing.T) {
 				requireServes(t, s, b)
 			})
 		}
+	}
+}
+
+// A caller waits for it.
+func TestPieces_APartialIngestIsNotCutAnewOnADiskThatHangs(t *testing.T) {
+	t.Parallel()
+	for _, rebooted := range []bool{false, true} {
+		t.Run(fmt.Sprint("rebooted: ", rebooted), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var hangs atomic.Bool
+				release := make(chan struct{})
+				k := disk{beforeRead: func(path string) {
+					if hangs.Load() && strings.Contains(path, "ingest") {
+						<-release
+					}
+				}}
+				s, err := openWith(t.Context(), quiet(Options{Path: t.TempDir()}), k)
+				require.NoError(t, err)
+				b := newSample(1, 3*chunkSize)
+				g := ingest(t, s, b)
+				write(t, g, b, 0)
+				require.NoError(t, g.Close())
+				if rebooted {
+					s.boot = "another"
+				}
+				hangs.Store(true)
+				start := time.Now()
+				_, err = s.Ingest(b.digest, b.size(), Origin{Grain: content.Pieces})
+				require.ErrorIs(t, err, content.ErrStorage)
+				require.Equal(t, readPatience, time.Since(start)) // of the bubble's clock
+				hangs.Store(false)
+				close(release)
+				synctest.Wait()
+				g, err = s.Ingest(b.digest, b.size(), Origin{Grain: content.Pieces})
+				require.NoError(t, err)
+				require.True(t, g.Has(3), "nothing was lost by that")
+				require.NoError(t, g.Close())
+				require.NoError(t, s.Close())
+			})
+		})
 	}
 }
 
