@@ -290,6 +290,7 @@ func (p *plugin) checkBefore(ctx context.Context, within *preflight) (checked, e
 			"where pod security is enforced by default, agents are refused: they use the node's network and folders",
 			"kubectl label namespace "+namespace+" pod-security.kubernetes.io/enforce=privileged")
 	}
+	d.asks = p.asking(ctx)
 	d.nodesBefore(ctx, nodes.Items, within, &r)
 	r.Findings = d.found
 	return r, nil
@@ -321,8 +322,11 @@ func (d *diagnosis) nodesBefore(ctx context.Context, nodes []corev1.Node, within
 		n := &nodes[i]
 		look, ok := seen[n.Name]
 		if ok && look.err != nil {
-			d.before(true, "NodeNotLookedAt", n.Name, "its pod could not look: "+look.err.Error(),
-				"agents will need the same image and folder: mend that, or see the node's events")
+			mend := "agents will need the same folder: mend that, or see the node's events"
+			if _, image := errors.AsType[*imageError](look.err); image {
+				mend = "see that the image's name and tag are right, and that the node may pull it (--pull-secret)"
+			}
+			d.before(true, "NodeNotLookedAt", n.Name, "its pod could not look: "+look.err.Error(), mend)
 		}
 		if !ok || look.err != nil {
 			d.nodeBefore(n)
@@ -333,13 +337,36 @@ func (d *diagnosis) nodesBefore(ctx context.Context, nodes []corev1.Node, within
 		}
 		d.pressed(n)
 	}
-	if len(nodes) > 0 {
-		r.looked(true, "Nodes: %d, by what they say of their runtimes", len(nodes)-read)
+	if rest := len(nodes) - read; rest > 0 {
+		r.looked(true, "Nodes: %d, by what they say of their runtimes", rest)
 	}
 }
 
+// asking are the nodes whose agents run and say that their runtimes are set up to ask them: of those no more is to be
+// guessed. Before an installation, and for who may not look, there are none.
+func (p *plugin) asking(ctx context.Context) map[string]bool {
+	c, err := survey.Look(ctx, p.api, p.system)
+	if err != nil {
+		return nil
+	}
+	runs := map[string]bool{}
+	for _, pod := range survey.Running(c.Agents, "") {
+		runs[pod.Spec.NodeName] = true
+	}
+	asks := map[string]bool{}
+	for i := range c.Caches {
+		n := &c.Caches[i]
+		asks[n.Name] = runs[n.Name] &&
+			apimeta.IsStatusConditionTrue(n.Status.Conditions, v1alpha1.ConditionMirrorConfigured)
+	}
+	return asks
+}
+
 // diagnosis gathers what is amiss before an installation.
-type diagnosis struct{ found []survey.Finding }
+type diagnosis struct {
+	found []survey.Finding
+	asks  map[string]bool // nodes whose runtimes are known to ask their agents
+}
 
 func (d *diagnosis) before(grave bool, reason, node, message, mend string) {
 	d.found = append(d.found, survey.Finding{Reason: reason, Grave: grave, Node: node, Message: message, Mend: mend,
@@ -381,6 +408,7 @@ func (d *diagnosis) nodeBefore(n *corev1.Node) {
 	minor, _, _ := strings.Cut(rest, ".")
 	number, _ := strconv.Atoi(minor)
 	switch {
+	case d.asks[n.Name]:
 	case info.OperatingSystem != "" && info.OperatingSystem != "linux":
 		d.before(false, "NotLinux", n.Name, "agents run on Linux only; pods of this node pull as without a cache",
 			"nothing is to be done")
@@ -485,9 +513,10 @@ func writeTop(w io.Writer, all []topRow, now time.Time) error {
 	rows := [][]string{{"NODE", "BLOB", "REPOSITORY", "ARRIVED", "SIZE", "FROM PEERS", "FROM REGISTRY", "FOR",
 		"READERS"}}
 	quiet := 0
+	var below asides
 	for _, n := range all {
 		if n.Problem != "" {
-			rows = append(rows, []string{n.Node, n.Problem})
+			rows = append(rows, []string{n.Node, below.cell(n.Node, "no answer", n.Problem)})
 		} else if len(n.Fetches) == 0 {
 			quiet++
 		}
@@ -501,5 +530,5 @@ func writeTop(w io.Writer, all []topRow, now time.Time) error {
 		_, err := fmt.Fprintf(w, "Nothing arrives at any of %s.\n", view.Count(quiet, "node"))
 		return err
 	}
-	return view.Table(w, rows)
+	return cmp.Or(view.Table(w, rows), below.write(w))
 }

@@ -418,6 +418,31 @@ func TestCheck_AnAgentOfANodeThatIsDownIsNotSaidToAnswer(t *testing.T) {
 	require.NotContains(t, out, survey.ReasonAgentSilent)
 }
 
+func TestCheckBefore_GuessesNothingOfNodesWhoseAgentsKnow(t *testing.T) {
+	t.Parallel()
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node1"}, Status: corev1.NodeStatus{
+		NodeInfo: corev1.NodeSystemInfo{ContainerRuntimeVersion: "containerd://2.2.1", OperatingSystem: "linux"}}}
+	unset := withPeer("node1")
+	unset[1].(*v1alpha1.NodeCache).Status.Conditions[0].Status = metav1.ConditionFalse
+	for what, c := range map[string]struct {
+		there   []client.Object
+		guessed bool
+	}{
+		"before an installation":        {nil, true},
+		"an agent runs and knows":       {append(withPeer("node1"), agentPod()), false},
+		"it knows that it is not set":   {append(unset, agentPod()), true},
+		"the agent's is another node":   {append(withPeer("node2"), agentPod()), true},
+		"what an installation has left": {withPeer("node1"), true},
+	} {
+		p := &plugin{api: fake.NewClientBuilder().WithScheme(kindsOf(t)).WithObjects(c.there...).Build()}
+		d := &diagnosis{asks: p.asking(t.Context())}
+		var r checked
+		d.nodesBefore(t.Context(), []corev1.Node{*node}, &preflight{}, &r)
+		require.Equal(t, c.guessed, len(d.found) == 1, "%s: %v", what, d.found)
+		require.Len(t, r.Looked, 1)
+	}
+}
+
 func TestWhere_NamesWhatWasLookedFor(t *testing.T) {
 	t.Parallel()
 	agents := served{"node1": {view.ImagePath: view.Image{}}}

@@ -192,9 +192,45 @@ func TestHelp_LeavesOutWhatKubectlExplains(t *testing.T) {
 
 func TestTest_GivesTheRegistrysOwnWords(t *testing.T) {
 	t.Parallel()
-	require.EqualError(t, refused("/manifests/1", "404 Not Found",
-		[]byte(`{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no such tag"}]}`)), "no such tag")
-	require.EqualError(t, refused("/manifests/1", "502 Bad Gateway", []byte("<html>")), "GET /manifests/1: 502 Bad Gateway")
+	image, err := imageOf("ngnix:1.29")
+	require.NoError(t, err)
+	for what, c := range map[string]struct{ status, body, want string }{
+		"an image that is not there": {"404 Not Found",
+			`{"errors":[{"code":"MANIFEST_UNKNOWN","message":"HEAD http://10.0.0.1/v2/ngnix: upstream answered 404"}]}`,
+			"the registry has no docker.io/library/ngnix:1.29: see how it is spelt"},
+		"one that may not be read": {"401 Unauthorized", `{"errors":[{"code":"UNAUTHORIZED","message":"log in"}]}`, "log in"},
+		"no answer of a registry":  {"502 Bad Gateway", "<html>", "GET /manifests/1: 502 Bad Gateway"},
+	} {
+		require.EqualError(t, refused(image, "/manifests/1", c.status, []byte(c.body)), c.want, what)
+	}
+}
+
+func TestTables_WhatIsTooLongForACellStandsBelowAndOnce(t *testing.T) {
+	t.Parallel()
+	const long = "the node's kubelet does not answer: dial tcp 10.0.0.3:10250: connect: connection refused"
+	for verb, write := range map[string]func(*plugin, io.Writer) error{
+		"where": func(p *plugin, w io.Writer) error {
+			return p.writePlaces(w, "redis:7", []place{{Node: "n1", Problem: long}, {Node: "n2", Problem: "no agent runs there"},
+				{Node: "n3", Problem: long}})
+		},
+		"top": func(_ *plugin, w io.Writer) error {
+			return writeTop(w, []topRow{{Node: "n1", Problem: long}, {Node: "n2", Problem: "no agent runs there"},
+				{Node: "n3", Problem: long}}, time.Now())
+		},
+		"test": func(p *plugin, w io.Writer) error {
+			return p.writeTested(w, []tested{{Node: "n1", Problem: long}, {Node: "n2", Problem: "no agent runs there"},
+				{Node: "n3", Problem: long}}, false)
+		},
+	} {
+		var out bytes.Buffer
+		require.NoError(t, write(&plugin{}, &out), verb)
+		require.Equal(t, 2, strings.Count(out.String(), ", see below"), "%s: %s", verb, out.String())
+		require.True(t, strings.HasSuffix(out.String(), "\nn1, n3: "+long+"\n"), "%s: %s", verb, out.String())
+		require.Regexp(t, "n2 .*no agent runs there", out.String(), verb)
+		for line := range strings.Lines(strings.TrimSuffix(out.String(), "n1, n3: "+long+"\n")) {
+			require.Less(t, len(line), 110, verb)
+		}
+	}
 }
 
 func TestTest_SaysNothingOfARegistryWhereItsOwnContentDidNotArrive(t *testing.T) {

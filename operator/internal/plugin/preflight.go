@@ -49,6 +49,11 @@ type nodeLook struct {
 	err      error
 }
 
+// imageError is that a node does not get the image.
+type imageError struct{ why string }
+
+func (e *imageError) Error() string { return e.why }
+
 // look looks at the nodes, by name.
 func (f *preflight) look(ctx context.Context, nodes []corev1.Node) (map[string]nodeLook, error) {
 	trial := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{GenerateName: "shoal-check-", Namespace: f.namespace},
@@ -92,7 +97,7 @@ func (f *preflight) lookAt(ctx context.Context, node *corev1.Node) (found []view
 	}()
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
-	why := "no pod was made for its job"
+	why := errors.New("no pod was made for its job")
 	for {
 		var pods corev1.PodList
 		err := f.api.List(ctx, &pods, client.InNamespace(f.namespace),
@@ -106,12 +111,12 @@ func (f *preflight) lookAt(ctx context.Context, node *corev1.Node) (found []view
 				return found, err
 			}
 			if err != nil {
-				why = err.Error()
+				why = err
 			}
 		}
 		select {
 		case <-ctx.Done():
-			return nil, errors.New(why)
+			return nil, why
 		case <-tick.C:
 		}
 	}
@@ -139,7 +144,7 @@ func (f *preflight) seen(ctx context.Context, pod *corev1.Pod) (done bool, found
 			}
 			return true, report.Findings, nil
 		case waits != nil && strings.Contains(waits.Reason, "Image"):
-			return waits.Reason != "ErrImagePull", nil, fmt.Errorf("%s: %s", waits.Reason, waits.Message)
+			return waits.Reason != "ErrImagePull", nil, &imageError{waits.Reason + ": " + waits.Message}
 		case waits != nil:
 			err = errors.New(strings.TrimSpace(waits.Reason + " " + waits.Message))
 		}

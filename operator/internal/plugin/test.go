@@ -386,7 +386,7 @@ func (c *puller) get(ctx context.Context, path string) (*http.Response, error) {
 	if resp.StatusCode != http.StatusOK {
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
 		_ = resp.Body.Close()
-		return nil, refused(path, resp.Status, body)
+		return nil, refused(c.ref, path, resp.Status, body)
 	}
 	return resp, nil
 }
@@ -394,10 +394,16 @@ func (c *puller) get(ctx context.Context, path string) (*http.Response, error) {
 // maxRefusal bounds what is read of an error.
 const maxRefusal = 4 << 10
 
-// refused is an error answer in words: that of the registry where there is one.
-func refused(path, status string, body []byte) error {
-	var answer struct{ Errors []struct{ Message string } }
+// refused is an error answer in words: that of the registry where there is one. That there is no such manifest an agent
+// says in words that differ from node to node.
+func refused(ref reference.Named, path, status string, body []byte) error {
+	var answer struct {
+		Errors []struct{ Code, Message string }
+	}
 	if json.Unmarshal(body, &answer) == nil && len(answer.Errors) > 0 && answer.Errors[0].Message != "" {
+		if answer.Errors[0].Code == "MANIFEST_UNKNOWN" {
+			return fmt.Errorf("the registry has no %s: see how it is spelt", ref)
+		}
 		return errors.New(answer.Errors[0].Message)
 	}
 	return fmt.Errorf("GET %s: %s", path, status)
@@ -466,13 +472,14 @@ func (c *puller) blob(ctx context.Context, d v1.Descriptor) error {
 func (p *plugin) writeTested(w io.Writer, all []tested, rates bool) error {
 	const rate = 3 // its column
 	rows := [][]string{{"NODE", "TOOK", "BYTES", "RATE", "FROM PEERS", "FROM REGISTRY", "RESULT"}}
+	var below asides
 	var upstream, largest int64
 	for _, t := range all {
 		row := []string{t.Node, view.Duration(t.Took), view.Bytes(t.Bytes), t.rate(t.Peers + t.Upstream),
 			view.Bytes(t.Peers), view.Bytes(t.Upstream), "right"}
 		switch {
 		case t.Problem != "":
-			row = []string{t.Node, "", "", "", "", "", t.Problem}
+			row = []string{t.Node, "", "", "", "", "", below.cell(t.Node, "failed", t.Problem)}
 		case t.Had:
 			row = []string{t.Node, "", view.Bytes(t.Bytes), "", "", "", "had it from you"}
 		}
@@ -485,7 +492,7 @@ func (p *plugin) writeTested(w io.Writer, all []tested, rates bool) error {
 			rows[i] = slices.Delete(rows[i], rate, rate+1)
 		}
 	}
-	if err := view.Table(w, rows); err != nil {
+	if err := cmp.Or(view.Table(w, rows), below.write(w)); err != nil {
 		return err
 	}
 	if largest == 0 {

@@ -141,6 +141,7 @@ func (p *plugin) where(ctx context.Context, nodes nodes, name string) ([]place, 
 func (p *plugin) writePlaces(w io.Writer, name string, places []place) error {
 	rows := [][]string{{"NODE", "HOLDS", "BYTES", "PARTS", "DIGEST"}}
 	holders, idle, silent := 0, 0, 0
+	var below asides
 	for _, at := range places {
 		row := []string{at.Node, "nothing", "", "", at.Digest}
 		if at.Known > 0 {
@@ -148,7 +149,7 @@ func (p *plugin) writePlaces(w io.Writer, name string, places []place) error {
 		}
 		switch {
 		case at.Problem != "":
-			row[1] = at.Problem
+			row[1] = below.cell(at.Node, "no answer", at.Problem)
 			silent++
 		case at.Complete:
 			row[1] = "all"
@@ -185,7 +186,7 @@ func (p *plugin) writePlaces(w io.Writer, name string, places []place) error {
 	if len(rows) == 1 {
 		return nil
 	}
-	return view.Table(w, rows)
+	return cmp.Or(view.Table(w, rows), below.write(w))
 }
 
 // listed is a blob and the nodes that hold it.

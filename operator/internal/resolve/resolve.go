@@ -54,7 +54,10 @@ type Error struct {
 	Err    error
 }
 
-func (e *Error) Error() string { return message.Plain(e.Err.Error()) }
+// Error leaves out the query by which an endpoint learns of which registry a request is: the artifact names it.
+func (e *Error) Error() string {
+	return message.Plain(strings.ReplaceAll(e.Err.Error(), "?ns=REDACTED", ""))
+}
 func (e *Error) Unwrap() error { return e.Err }
 
 // Options say how an artifact is to be resolved.
@@ -126,7 +129,10 @@ func (r *Resolver) Resolve(ctx context.Context, a v1alpha1.Artifact, o Options) 
 	if err == nil {
 		return resolved, nil
 	}
-	classified := classify(fmt.Errorf("%s: %w", resolved.Source, err))
+	if _, named := errors.AsType[*missing](err); !named {
+		err = fmt.Errorf("%s: %w", resolved.Source, err)
+	}
+	classified := classify(err)
 	if classified.Reason == v1alpha1.ReasonUnauthorized {
 		classified.Err = fmt.Errorf("%w; %s", classified.Err, o.Credentials.Refused(resolved.Repository, o.Secrets))
 	}
@@ -242,7 +248,10 @@ func ask(ctx context.Context, by http.RoundTripper, resolved *v1alpha1.ResolvedA
 	}
 	descriptor, err := remote.Get(referenceOf(repository, resolved), options...)
 	if isNotFound(err) && resolved.Digest != "" {
-		return askBlob(repository, resolved, options, err)
+		return askBlob(repository, resolved, options, o.Previous != nil, err)
+	}
+	if isNotFound(err) {
+		return &missing{resolved.Repository + ":" + resolved.Tag, o.Previous != nil, err}
 	}
 	if err != nil {
 		return err
@@ -330,14 +339,14 @@ func referenceOf(repository name.Repository, resolved *v1alpha1.ResolvedArtifact
 
 // askBlob is for a digest that is no manifest of the repository.
 func askBlob(repository name.Repository, resolved *v1alpha1.ResolvedArtifact, options []remote.Option,
-	notManifest error) error {
+	previous bool, notManifest error) error {
 	blob, err := remote.Layer(repository.Digest(resolved.Digest), options...)
 	if err != nil {
 		return err
 	}
 	resolved.Size, err = blob.Size()
 	if isNotFound(err) {
-		return fmt.Errorf("neither a manifest nor a blob of %s: %w", repository, notManifest)
+		return &missing{resolved.Repository + "@" + resolved.Digest, previous, notManifest}
 	}
 	return err
 }
@@ -464,6 +473,27 @@ func authOf(credentials pullsecret.Credentials, repository string) authn.Authent
 	return authn.FromConfig(authn.AuthConfig{
 		Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken})
 }
+
+// missing is that the registry has no such image, or no such digest.
+type missing struct {
+	name     string
+	resolved bool // it was there before
+	err      error
+}
+
+func (m *missing) Error() string {
+	why := ": see how it is spelt"
+	if m.resolved {
+		why = " any more"
+	}
+	var answer *transport.Error
+	if errors.As(m.err, &answer) && len(answer.Errors) > 0 && answer.Errors[0].Code != transport.ManifestUnknownErrorCode {
+		why += fmt.Sprintf(" (it says %s)", answer.Errors[0])
+	}
+	return "the registry has no " + m.name + why
+}
+
+func (m *missing) Unwrap() error { return m.err }
 
 func isNotFound(err error) bool {
 	var answer *transport.Error

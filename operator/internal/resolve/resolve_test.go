@@ -315,6 +315,55 @@ func reason(t *testing.T, r *resolve.Resolver, a v1alpha1.Artifact) string {
 	return failure.Reason
 }
 
+func TestResolve_WhatARegistryDoesNotHaveIsNamedAndNothingElse(t *testing.T) {
+	t.Parallel()
+	of := "sha256:" + strings.Repeat("ab", 32)
+	for what, c := range map[string]struct {
+		artifact v1alpha1.Artifact
+		before   bool
+		code     string
+		want     string
+	}{
+		"a tag": {artifact: v1alpha1.Artifact{Image: "registry.example/ngnix:1.29"}, code: "MANIFEST_UNKNOWN",
+			want: "the registry has no registry.example/ngnix:1.29: see how it is spelt"},
+		"a tag that nobody wrote": {artifact: v1alpha1.Artifact{Image: "ngnix"},
+			want: "the registry has no docker.io/library/ngnix:latest: see how it is spelt"},
+		"a repository, in the registry's own word": {artifact: v1alpha1.Artifact{Image: "registry.example/ngnix:1"},
+			code: "NAME_UNKNOWN", want: "the registry has no registry.example/ngnix:1: see how it is spelt (it says " +
+				"NAME_UNKNOWN: nothing of that name)"},
+		"a digest": {artifact: v1alpha1.Artifact{Digest: of, Repository: "registry.example/app"}, code: "MANIFEST_UNKNOWN",
+			want: "the registry has no registry.example/app@" + of + ": see how it is spelt"},
+		"a tag that was there": {artifact: v1alpha1.Artifact{Image: "registry.example/app:1"}, before: true,
+			want: "the registry has no registry.example/app:1 any more"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			registry := network(func(r *http.Request) (*http.Response, error) {
+				if r.URL.Path == "/v2/" {
+					return answer(r, http.StatusOK)
+				}
+				resp, err := answer(r, http.StatusNotFound)
+				if c.code != "" && r.Method != http.MethodHead {
+					resp.Body = io.NopCloser(strings.NewReader(`{"errors":[{"code":"` + c.code +
+						`","message":"nothing of that name"}]}`))
+				}
+				return resp, err
+			})
+			var o resolve.Options
+			if c.before {
+				o.Previous = &v1alpha1.ResolvedArtifact{Source: c.artifact.Source()}
+			}
+			_, err := resolve.New(registry.to, time.Now).Resolve(t.Context(), c.artifact, o)
+			require.EqualError(t, err, c.want)
+			var failure *resolve.Error
+			require.ErrorAs(t, err, &failure)
+			require.Equal(t, v1alpha1.ReasonNotFoundUpstream, failure.Reason)
+		})
+	}
+	noise := &resolve.Error{Err: errors.New("app: GET http://10.0.0.1:5000/v2/app/manifests/1?ns=REDACTED: DENIED: no")}
+	require.EqualError(t, noise, "app: GET http://10.0.0.1:5000/v2/app/manifests/1: DENIED: no")
+}
+
 func TestARegistryThatIsDownIsNotAskedAgainAtOnce(t *testing.T) {
 	t.Parallel()
 	asked := 0
