@@ -56,7 +56,7 @@ func (f forwarded) run(ctx context.Context, pod *corev1.Pod, args []string, in i
 		err = errors.New(view.Line(text))
 	}
 	if err != nil {
-		return fmt.Errorf("on %s: %w", pod.Spec.NodeName, err)
+		return survey.Unreached("on "+pod.Spec.NodeName, err)
 	}
 	return nil
 }

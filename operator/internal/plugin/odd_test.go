@@ -414,7 +414,7 @@ func TestCheck_AnAgentOfANodeThatIsDownIsNotSaidToAnswer(t *testing.T) {
 		Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionUnknown}}}}
 	_, out, errOut := pretend(t, served{}, append(withPeer("node1"), agentPod(), node), "check")
 	require.Contains(t, out, "! Agents that run and answer: 0 of 1", errOut)
-	require.Contains(t, out, "! NodeNotReady: node1")
+	require.Contains(t, out, "✗ NodeNotReady: node1")
 	require.NotContains(t, out, survey.ReasonAgentSilent)
 }
 

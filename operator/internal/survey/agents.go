@@ -100,12 +100,13 @@ func (e *KubeletError) Error() string { return "the node's kubelet does not answ
 // dialing is what an API server says before why it does not reach a kubelet.
 const dialing = "error dialing backend: "
 
-// unreached says what keeps a port-forward from an agent. Where a connection is upgraded the error is words alone.
-func unreached(node string, err error) error {
+// Unreached says what kept a port-forward or an exec from an agent, and what was attempted. Where a connection is
+// upgraded the error is words alone.
+func Unreached(attempted string, err error) error {
 	if _, why, ok := strings.Cut(err.Error(), dialing); ok {
-		return &KubeletError{errors.New(why)}
+		err = &KubeletError{errors.New(why)}
 	}
-	return fmt.Errorf("reach the agent on %s: %w", node, err)
+	return fmt.Errorf("%s: %w", attempted, err)
 }
 
 // Watched is the same configuration, and forbidden, which tells whether the API server has forbidden something since.
@@ -167,7 +168,7 @@ func (f *Forwarded) Open(ctx context.Context, pod *corev1.Pod, port string) (*vi
 		if forbidden.Load() {
 			return nil, nil, &NotAllowedError{"you may not create pods/portforward in namespace " + pod.Namespace}
 		}
-		return nil, nil, unreached(pod.Spec.NodeName, err)
+		return nil, nil, Unreached("reach the agent on "+pod.Spec.NodeName, err)
 	case <-ctx.Done():
 		end()
 		return nil, nil, fmt.Errorf("reach the agent on %s: %w", pod.Spec.NodeName, ctx.Err())
@@ -237,6 +238,9 @@ func AskQuietly(ctx context.Context, c *view.Client) (Shown, error) {
 func Short(err error) string {
 	if asked, ok := errors.AsType[*url.Error](err); ok {
 		err = asked.Err
+	}
+	if down, ok := errors.AsType[*KubeletError](err); ok {
+		return down.Error()
 	}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):

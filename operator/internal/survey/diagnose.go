@@ -26,6 +26,8 @@ type Finding struct {
 	Message string `json:"message"`
 	Mend    string `json:"mend"`
 	Link    string `json:"link"`
+
+	general string // Mend without the names of its node and pod: what it is for any of them
 }
 
 // documents are the addresses of the chart's pages; troubleshooting is the one that says more of each reason.
@@ -129,14 +131,17 @@ var mends = map[string]string{
 type diagnosis struct{ found []Finding }
 
 func (d *diagnosis) add(grave bool, reason, node, format string, args ...any) {
-	mend := Mend(reason)
-	if node != "" {
-		mend = strings.ReplaceAll(mend, "NODE", node)
+	f := Finding{Reason: reason, Grave: grave, Node: node, Message: fmt.Sprintf(format, args...), Link: Link(reason)}
+	f.mend(Mend(reason))
+	d.found = append(d.found, f)
+}
+
+// mend sets what to do about a finding, in which NODE stands for its node.
+func (f *Finding) mend(general string) {
+	f.general, f.Mend = general, general
+	if f.Node != "" {
+		f.Mend = strings.ReplaceAll(general, "NODE", f.Node)
 	}
-	d.found = append(d.found, Finding{
-		Reason: reason, Grave: grave, Node: node, Message: fmt.Sprintf(format, args...), Mend: mend,
-		Link: Link(reason),
-	})
 }
 
 // maxSkew is how far a clock may be off. Tokens of registries and certificates are the first to fail, at some minutes.
@@ -205,6 +210,16 @@ func (d *diagnosis) consequences() {
 		return slices.ContainsFunc(d.found, func(f Finding) bool {
 			return f.Node == node && slices.Contains(reasons, f.Reason)
 		})
+	}
+	for i := range d.found {
+		switch f := &d.found[i]; f.Reason {
+		case reasonNodeNotReady:
+			f.Grave = has(f.Node, ReasonAgentSilent) // for it stands for that
+		case ReasonNotReported:
+			if has(f.Node, reasonNodeNotReady) { // there is no log to read
+				f.mend(lookAtNode)
+			}
+		}
 	}
 	d.found = slices.DeleteFunc(slices.Clone(d.found), func(f Finding) bool {
 		switch f.Reason {
@@ -491,6 +506,9 @@ func (d *diagnosis) shown(c *Cluster, agents []Answer[Shown]) {
 	}
 }
 
+// lookAtNode is the mend of what an agent does not do where its node may be down.
+const lookAtNode = "see whether the node is down: kubectl describe node NODE"
+
 // silent says why an agent shows nothing, unless that is for want of a right: the agent is not to blame for that.
 func (d *diagnosis) silent(a Answer[Shown]) {
 	_, mayNot := errors.AsType[*NotAllowedError](a.Err)
@@ -507,7 +525,7 @@ func (d *diagnosis) silent(a Answer[Shown]) {
 		}
 		d.add(true, ReasonAgentSilent, a.Node, "%s%s", why, Short(a.Err))
 		if down {
-			d.found[len(d.found)-1].Mend = "see whether the node is down: kubectl describe node " + a.Node
+			d.found[len(d.found)-1].mend(lookAtNode)
 		}
 	}
 }

@@ -118,7 +118,7 @@ var planted = map[string]struct {
 		a[0].Err = errors.New("context deadline exceeded")
 	}},
 	"a node that is off, which Kubernetes has not found out yet": {ReasonAgentSilent, func(_ *Cluster, a []Answer[Shown]) {
-		a[0].Err = unreached("node1", refusedDial)
+		a[0].Err = Unreached("reach the agent on node1", refusedDial)
 	}},
 	"an agent that is silent": {ReasonNotReported, func(c *Cluster, _ []Answer[Shown]) {
 		at := metav1.NewTime(now.Add(-time.Hour))
@@ -263,7 +263,7 @@ var refusedDial = errors.New("error upgrading connection: error dialing backend:
 func TestDiagnose_AnAgentIsNotBlamedForItsNode(t *testing.T) {
 	t.Parallel()
 	c, answers := sound()
-	answers[0].Err = unreached("node1", refusedDial)
+	answers[0].Err = Unreached("reach the agent on node1", refusedDial)
 	found := Diagnose(c, answers, now)
 	require.Len(t, found, 1)
 	require.Equal(t, "the node's kubelet does not answer: dial tcp 10.0.0.3:10250: connect: connection refused", found[0].Message)
@@ -275,7 +275,17 @@ func TestDiagnose_AnAgentIsNotBlamedForItsNode(t *testing.T) {
 		found = Diagnose(c, answers, now)
 		require.Len(t, found, 1, name)
 		require.Equal(t, reasonNodeNotReady, found[0].Reason, name)
+		require.True(t, found[0].Grave, "%s: it stands for the agent that is silent", name)
 	}
+	require.False(t, Diagnose(c, nil, now)[0].Grave, "nobody has asked the agent")
+	at := metav1.NewTime(now.Add(-3 * time.Hour))
+	for i := range c.Caches {
+		c.Caches[i].Status.ReportedAt, c.Caches[i].ManagedFields[0].Time = &at, &at
+	}
+	groups := Together(Diagnose(c, answers, now))
+	require.Len(t, groups, 3, "what has another mend is said apart")
+	require.Equal(t, "see whether the node is down: kubectl describe node node1", groups[1].Mend)
+	require.Contains(t, groups[2].Mend, "read the agent's log: can it reach the API server? kubectl logs -n shoal-system")
 }
 
 var crashing = corev1.ContainerStatus{Name: "operator", RestartCount: 7,

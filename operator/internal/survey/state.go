@@ -123,7 +123,7 @@ func Together(all []Finding) []Group {
 	for _, f := range all {
 		i := slices.IndexFunc(groups, func(g Group) bool {
 			return g.Reason == f.Reason && g.Grave == f.Grave && g.Message == f.Message &&
-				g.general() == f.general() && len(g.Nodes) > 0 && f.Node != ""
+				g.general == f.general && (g.general != "" || g.Mend == f.Mend) && len(g.Nodes) > 0 && f.Node != ""
 		})
 		if i < 0 {
 			groups = append(groups, Group{Finding: f})
@@ -134,14 +134,6 @@ func Together(all []Finding) []Group {
 		}
 	}
 	return groups
-}
-
-// general is a mend without the names of its node and pod: what it is for any of them.
-func (f Finding) general() string {
-	if f.Node == "" {
-		return f.Mend
-	}
-	return cmp.Or(mends[f.Reason], f.Mend)
 }
 
 // On names the nodes of a group, the first of them where they are many.
