@@ -15,10 +15,12 @@ import (
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
@@ -60,7 +62,7 @@ func (p *plugin) preheatCommand() *cobra.Command {
 		Args: view.Arguments(1, -1),
 		Long: `preheat pins images on all nodes for a while, so that a rollout finds them there. The pin ends by itself
 after --ttl, and the images then stay in the cache like any others. The next preheat in the namespace deletes it. A
-preheat of the same images begins their time anew.`,
+preheat of the same images begins their time anew and looks at their tags anew; what nodes hold stays there.`,
 		Example: "  kubectl shoal preheat registry.example/team/app:1.3 --wait\n" +
 			"  kubectl shoal preheat registry.example/team/app:1.3 --node-selector pool=gpu --ttl 2h",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -206,23 +208,40 @@ func (p *plugin) pin(ctx context.Context, images []string, prefix string, f pinF
 		pin.Labels = map[string]string{v1alpha1.ManagedByLabel: fieldManager}
 		p.sweep(ctx, namespace)
 	}
-	var existing v1alpha1.ArtifactPin
-	switch err := p.api.Get(ctx, client.ObjectKeyFromObject(pin), &existing); {
-	case err == nil && prefix == "preheat" && (existing.Spec.Expiry == nil || existing.Spec.Expiry.TTL == nil):
-		return fmt.Errorf("artifactpin %s/%s is there already, and has no ttl as the pins of preheat have; "+
-			"give another --name", pin.Namespace, pin.Name)
-	case err == nil && prefix == "preheat" && existing.DeletionTimestamp == nil: // its time begins anew
-		if err := p.api.Delete(ctx, &existing); err != nil {
+	existing := &v1alpha1.ArtifactPin{}
+	err = retry.RetryOnConflict(retry.DefaultRetry, func() error { // the operator writes to it as well
+		existing = &v1alpha1.ArtifactPin{}
+		if err := p.api.Get(ctx, client.ObjectKeyFromObject(pin), existing); err != nil {
 			return err
 		}
-	case err == nil:
-		f.change(&existing.Spec, pin.Spec)
-		err := p.api.Update(ctx, &existing, client.FieldOwner(fieldManager))
-		return p.made(ctx, &existing, "changed", f, err)
-	case client.IgnoreNotFound(err) != nil:
-		return err
+		if prefix == "preheat" {
+			if err := f.renew(existing, spec, p.clock.Now()); err != nil {
+				return err
+			}
+		} else {
+			f.change(&existing.Spec, spec)
+		}
+		return p.api.Update(ctx, existing, client.FieldOwner(fieldManager))
+	})
+	if apierrors.IsNotFound(err) {
+		return p.made(ctx, pin, "made", f, p.api.Create(ctx, pin, client.FieldOwner(fieldManager)))
 	}
-	return p.made(ctx, pin, "made", f, p.api.Create(ctx, pin, client.FieldOwner(fieldManager)))
+	return p.made(ctx, existing, "changed", f, err)
+}
+
+// renew has the time of a preheat begin anew. The pin stays the one that it is, so that no node lets go of a copy, and
+// without an operator what is held is not forgotten. now is the API server's time.
+func (f *pinFlags) renew(pin *v1alpha1.ArtifactPin, to v1alpha1.ArtifactPinSpec, now time.Time) error {
+	if pin.Spec.Expiry == nil || pin.Spec.Expiry.TTL == nil {
+		return fmt.Errorf("artifactpin %s/%s is there already, and has no ttl as the pins of preheat have; "+
+			"give another --name", pin.Namespace, pin.Name)
+	}
+	as := *f
+	as.given = func(string) bool { return true } // a preheat says all that it is to be
+	as.change(&pin.Spec, *to.DeepCopy())
+	// A ttl counts from when the pin was made.
+	pin.Spec.Expiry.TTL.Duration += max(0, now.Sub(pin.CreationTimestamp.Time).Truncate(time.Second))
+	return nil
 }
 
 // sweep deletes the pins of earlier preheats that have ended. Otherwise each version that was ever preheated would
@@ -254,6 +273,7 @@ func (p *plugin) made(ctx context.Context, pin *v1alpha1.ArtifactPin, how string
 		})
 	}
 	p.say("artifactpin %s/%s %s; waiting for %s at most", pin.Namespace, pin.Name, how, view.Duration(p.timeout))
+	p.sayUnoperated(ctx)
 	shown, before := map[string]string{}, pin.Status.DeepCopy()
 	err = p.until(ctx, func(ctx context.Context) (bool, error) { return p.progress(ctx, pin, before, shown) })
 	if printed := p.print(plainPin(pin), func(w io.Writer) error {
@@ -262,6 +282,17 @@ func (p *plugin) made(ctx context.Context, pin *v1alpha1.ArtifactPin, how string
 		return printed
 	}
 	return err
+}
+
+// sayUnoperated says so where nobody looks at pins. One may be about to: what waits goes on waiting.
+func (p *plugin) sayUnoperated(ctx context.Context) {
+	c, err := p.look(ctx)
+	if err != nil {
+		return // which the waiting tells, if it lasts
+	}
+	if ready, _, seen := c.ReadyOperators(); seen && ready == 0 {
+		p.say("no operator is ready, and until one is nobody looks at the pin: see kubectl shoal check")
+	}
 }
 
 // plainPin is a pin as kubectl get prints it: with its kind, without what only the API server wants to know.

@@ -1,6 +1,8 @@
 package plugin
 
 import (
+	"context"
+	"encoding/json"
 	"strings"
 	"testing"
 	"time"
@@ -11,9 +13,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 )
@@ -122,6 +126,71 @@ func TestPins_OfNoneItIsSaidWhere(t *testing.T) {
 		code, _, errOut := pretend(t, served{}, nil, strings.Fields(args)...)
 		require.Equal(t, ExitWell, code)
 		require.Equal(t, want, errOut)
+	}
+}
+
+func TestPreheat_OfWhatIsPreheatedKeepsThePinAndBeginsItsTimeAnew(t *testing.T) {
+	t.Parallel()
+	there := &v1alpha1.ArtifactPin{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "warm", UID: "first",
+			CreationTimestamp: metav1.NewTime(time.Now().Add(-3 * time.Hour))},
+		Spec: v1alpha1.ArtifactPinSpec{
+			Artifacts: []v1alpha1.Artifact{{Image: "nginx:1.29", Repository: "registry.test/nginx"}},
+			Replicas:  intstr.FromInt32(2), PullSecrets: []corev1.LocalObjectReference{{Name: "old"}},
+			Expiry: &v1alpha1.Expiry{TTL: &metav1.Duration{Duration: 4 * time.Hour}},
+		},
+		Status: v1alpha1.ArtifactPinStatus{Ready: 3, Desired: 3},
+	}
+	code, out, errOut := pretend(t, served{}, []client.Object{there}, strings.Fields(
+		"preheat nginx:1.29 --ttl 2h --name warm -n default -o json")...)
+	require.Equal(t, ExitWell, code, errOut)
+	var got v1alpha1.ArtifactPin
+	require.NoError(t, json.Unmarshal([]byte(out), &got))
+	require.Equal(t, there.UID, got.UID, "a new pin begins with no copy")
+	require.EqualValues(t, 3, got.Status.Ready)
+	require.InDelta(t, 5*time.Hour, got.Spec.Expiry.TTL.Duration, float64(10*time.Minute))
+	require.Equal(t, there.Spec.Artifacts, got.Spec.Artifacts)
+	require.Equal(t, v1alpha1.AllNodes, got.Spec.Replicas.StrVal, "what is not said is what preheat takes for said")
+	require.Empty(t, got.Spec.PullSecrets)
+	there.Spec.Expiry = nil
+	code, _, errOut = pretend(t, served{}, []client.Object{there}, strings.Fields(
+		"preheat nginx:1.29 --name warm -n default")...)
+	require.Equal(t, ExitFailed, code)
+	require.Contains(t, errOut, "has no ttl")
+}
+
+func TestPin_ChangesWhatTheOperatorHasJustWrittenTo(t *testing.T) {
+	t.Parallel()
+	there := &v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "base"},
+		Spec: v1alpha1.ArtifactPinSpec{Artifacts: []v1alpha1.Artifact{{Image: "nginx:1.29"}}}}
+	streams, _, out, errOut := genericiooptions.NewTestIOStreams()
+	writes := 0
+	api := fake.NewClientBuilder().WithScheme(kindsOf(t)).WithObjects(there).WithInterceptorFuncs(interceptor.Funcs{
+		Update: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.UpdateOption) error {
+			if writes++; writes == 1 {
+				other := &v1alpha1.ArtifactPin{}
+				require.NoError(t, c.Get(ctx, client.ObjectKeyFromObject(o), other))
+				other.Labels = map[string]string{"by": "another"}
+				require.NoError(t, c.Update(ctx, other))
+			}
+			return c.Update(ctx, o, opts...)
+		},
+	}).Build()
+	p := &plugin{IOStreams: streams, flags: genericclioptions.NewConfigFlags(true), agents: served{}, api: api}
+	require.Equal(t, ExitWell, p.run(t.Context(), strings.Fields("pin nginx:1.29 --name base --replicas 2 -n default -o json")),
+		errOut.String())
+	var got v1alpha1.ArtifactPin
+	require.NoError(t, json.Unmarshal(out.Bytes(), &got))
+	require.Equal(t, "another", got.Labels["by"])
+	require.EqualValues(t, 2, got.Spec.Replicas.IntVal)
+}
+
+func TestPin_WithoutAnOperatorSaysSoAtOnce(t *testing.T) {
+	t.Parallel()
+	for _, verb := range []string{"pin", "preheat"} {
+		code, _, errOut := pretend(t, served{}, nil, verb, "nginx:1.29", "--wait", "--timeout", "1s", "-n", "default")
+		require.Equal(t, ExitTimedOut, code, "one may come")
+		require.Contains(t, errOut, "no operator is ready, and until one is nobody looks at the pin: see kubectl shoal check")
 	}
 }
 

@@ -441,6 +441,12 @@ func TestVerbs(t *testing.T) {
 	require.NoError(t, c.Client.Get(ctx, types.NamespacedName{Namespace: "default", Name: "warm"}, &warm))
 	require.Equal(t, v1alpha1.AllNodes, warm.Spec.Replicas.StrVal)
 	require.Equal(t, 6*time.Hour, warm.Spec.Expiry.TTL.Duration, "it ends by itself")
+	code, _, errOut = kubectl(t, agents, "preheat", "redis:8", "--name", "warm", "--ttl", "7h")
+	require.Equal(t, ExitWell, code, errOut)
+	again := warm
+	require.NoError(t, c.Client.Get(ctx, client.ObjectKeyFromObject(&warm), &again))
+	require.Equal(t, warm.UID, again.UID, "the copies stay those of the same pin")
+	require.InDelta(t, 7*time.Hour, again.Spec.Expiry.TTL.Duration, float64(30*time.Minute))
 	code, out, _ = kubectl(t, agents, "pins")
 	require.Equal(t, ExitWell, code)
 	require.Contains(t, out, "0/0")
