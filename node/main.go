@@ -58,11 +58,11 @@ var version = "dev"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := command().ExecuteContext(ctx)
+	ran, err := command().ExecuteContextC(ctx)
 	stop()
 	if err != nil {
 		if !errors.Is(err, errNotWell) {
-			_, _ = fmt.Fprintf(view.ForTerminal(os.Stderr), "shoal-node: %v\n", err)
+			_, _ = fmt.Fprintf(view.ForTerminal(os.Stderr), "shoal-node: %s\n", view.Unknown(ran, err.Error()))
 		}
 		os.Exit(1)
 	}

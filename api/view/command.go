@@ -59,3 +59,23 @@ func Arguments(least, most int, hint ...string) cobra.PositionalArgs {
 		return nil
 	}
 }
+
+// Unknown is what a program prints of an error. Where that is of a word or a flag that cobra does not know, it stands on
+// one line, with whose help to look at: that of ran, the command that was run, where it is a flag.
+func Unknown(ran *cobra.Command, text string) string {
+	if !strings.HasPrefix(text, "unknown ") {
+		return text
+	}
+	helps := ran.Root().CommandPath()
+	if !strings.HasPrefix(text, "unknown command ") {
+		helps = ran.CommandPath()
+	}
+	said, others, found := strings.Cut(strings.TrimSpace(text), "\n\nDid you mean this?\n")
+	if !strings.HasSuffix(said, "?") {
+		said += "."
+	}
+	if found {
+		said += " Did you mean " + strings.Join(strings.Fields(others), " or ") + "?"
+	}
+	return said + " " + helps + " --help lists what there is"
+}

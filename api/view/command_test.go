@@ -2,6 +2,7 @@ package view_test
 
 import (
 	"bytes"
+	"errors"
 	"strings"
 	"testing"
 
@@ -10,6 +11,26 @@ import (
 
 	"github.com/shoal-cache/shoal/api/view"
 )
+
+func TestUnknown_SaysWhoseHelpToLookAt(t *testing.T) {
+	t.Parallel()
+	for words, want := range map[string]string{
+		"status --once": "unknown flag: --once. shoal status --help lists what there is",
+		"status -x":     "unknown shorthand flag: 'x' in -x. shoal status --help lists what there is",
+		"--once":        "unknown flag: --once. shoal --help lists what there is",
+		"statsu":        `unknown command "statsu" for "shoal". Did you mean status? shoal --help lists what there is`,
+		"help statsu":   `unknown command "statsu" for "shoal". Did you mean status? shoal --help lists what there is`,
+		"status fails":  "the unknown fails",
+	} {
+		run := func(*cobra.Command, []string) error { return errors.New("the unknown fails") }
+		root := &cobra.Command{Use: "shoal", RunE: run, SilenceUsage: true, SilenceErrors: true}
+		root.AddCommand(&cobra.Command{Use: "status", RunE: run})
+		view.Strict(root)
+		root.SetArgs(strings.Fields(words))
+		ran, err := root.ExecuteC()
+		require.Equal(t, want, view.Unknown(ran, err.Error()), words)
+	}
+}
 
 func TestStrict_WhatNamesNoCommandIsAnError(t *testing.T) {
 	t.Parallel()

@@ -93,14 +93,7 @@ func (p *plugin) run(ctx context.Context, args []string) int {
 	case errors.Is(err, errTimedOut):
 		return ExitTimedOut
 	}
-	text := explain(err)
-	switch {
-	case strings.HasPrefix(text, "unknown command "):
-		text = suggest(text, program)
-	case strings.HasPrefix(text, "unknown "): // a flag of the verb's
-		text = suggest(text, ran.CommandPath())
-	}
-	_, _ = fmt.Fprintln(p.ErrOut, "kubectl shoal:", text)
+	_, _ = fmt.Fprintln(p.ErrOut, "kubectl shoal:", view.Unknown(ran, explain(err)))
 	return ExitFailed
 }
 
@@ -112,7 +105,7 @@ func explain(err error) string {
 	switch {
 	case meta.IsNoMatchError(err), kruntime.IsNotRegisteredError(err):
 		return "this cluster has no resource definitions of Shoal: " +
-			"install the chart first, or try kubectl shoal check --pre"
+			"install the chart first (" + survey.InstallLink + "), or try kubectl shoal check --pre"
 	case apierrors.IsUnauthorized(err):
 		return "the API server does not take your credentials, which may be out of date; kubectl auth whoami shows " +
 			"whether it takes them at all"
@@ -157,18 +150,6 @@ const gettingCredentials = "getting credentials: "
 
 // patience is how long an answer of the API server may take where --request-timeout does not say.
 const patience = time.Minute
-
-// suggest writes what cobra says of a word that it does not know on one line, and whose help to look at.
-func suggest(text, helps string) string {
-	said, others, found := strings.Cut(strings.TrimSpace(text), "\n\nDid you mean this?\n")
-	if !strings.HasSuffix(said, "?") {
-		said += "."
-	}
-	if found {
-		said += " Did you mean " + strings.Join(strings.Fields(others), " or ") + "?"
-	}
-	return said + " " + helps + " --help lists what there is"
-}
 
 func (p *plugin) command() *cobra.Command {
 	root := &cobra.Command{

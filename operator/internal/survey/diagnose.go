@@ -39,6 +39,9 @@ const (
 // RightsLink leads to the rights that kubectl shoal takes.
 const RightsLink = documents + "GUIDE.md#which-rights-kubectl-shoal-needs"
 
+// InstallLink leads to what an installation takes.
+const InstallLink = documents + "README.md#install"
+
 // Link leads to a reason's section there.
 func Link(reason string) string { return troubleshooting + strings.ToLower(reason) }
 
@@ -72,7 +75,7 @@ func Mend(reason string) string { return cmp.Or(mends[reason], "see the link") }
 
 // mends say what to do, by reason.
 var mends = map[string]string{
-	reasonNotInstalled: "label a namespace and install the chart into it: " + documents + "README.md#install",
+	reasonNotInstalled: "label a namespace and install the chart into it: " + InstallLink,
 	reasonNoSwarm:      "make the Swarm \"default\": helm upgrade with swarm.create=true",
 	reasonAgentMissing: "look at the events of the DaemonSet: " +
 		"kubectl describe daemonset --all-namespaces -l app.kubernetes.io/part-of=shoal",
