@@ -23,10 +23,10 @@ func (t *Table) refill(p *party) {
 // told is how many chunks p is told to ask for at one time: of few that are left, few, so that what is left can be
 // spread over those who get it meanwhile.
 func (t *Table) told(p *party) int {
-	return max(min((t.n-p.have.size)/4, t.per*mostTold), fewTold)
+	return max(min((t.n-p.have.size)/4, t.per*mostTold), t.per*fewTold)
 }
 
-// fewTold keeps a participant busy while it waits for orders.
+// fewTold is how many leaves keep a participant busy while it waits for orders.
 const fewTold = 16
 
 // spread tells those in g who need chunk i, and have room to be told, whom to ask for it: it has a home now.

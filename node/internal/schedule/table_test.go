@@ -920,3 +920,29 @@ func TestComplete_WhatTheNodeHasReadItselfIsClaimedByAHolder(t *testing.T) {
 	})
 	require.Equal(t, sum(1), told[1])
 }
+
+// What keeps a node busy until the next orders come is bytes, however they are cut.
+func TestRefill_OfASmallBlobAsManyBytesAreToldInPiecesAsInChunks(t *testing.T) {
+	t.Parallel()
+	const size = 40 * content.ChunkSize
+	for name, grain := range map[string]content.Grain{"in chunks": content.Leaves, "in pieces": content.Pieces} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			table, cut := New(Config{Grain: grain}), grain.Cut(size)
+			table.Open(epoch)
+			have := Report{Size: size}
+			for i := range cut.Len() - 1 { // not all, or it holds the whole blob
+				have.Claims = append(have.Claims, Claim{Index: i, Sum: sum(i), By: "has"})
+			}
+			require.NoError(t, table.Join(epoch, "has", Join{Whole: true, Report: have}))
+			require.NoError(t, table.Join(epoch, "needs", Join{Whole: true, Report: Report{Size: size}}))
+			var told int64
+			table.Take(func(to peer.ID, o Orders) {
+				if to == "needs" {
+					told += int64(len(o.Chunks)) * cut.Chunk()
+				}
+			})
+			require.EqualValues(t, fewTold*content.ChunkSize, told)
+		})
+	}
+}
