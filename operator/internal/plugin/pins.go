@@ -154,15 +154,17 @@ func (f *pinFlags) change(pin *v1alpha1.ArtifactPinSpec, to v1alpha1.ArtifactPin
 
 var unusable = regexp.MustCompile(`[^a-z0-9-]+`)
 
-// named are images and digests as they are meant, so that nginx:1.29 is docker.io/library/nginx:1.29.
+// named are images and digests as they are meant, each once, so that nginx:1.29 is docker.io/library/nginx:1.29.
 func named(images []string) ([]string, error) {
-	all := make([]string, len(images))
-	for i, image := range images {
+	all := make([]string, 0, len(images))
+	for _, image := range images {
 		name, err := view.Named(program, image)
 		if err != nil {
 			return nil, err
 		}
-		all[i] = name
+		if !slices.Contains(all, name) {
+			all = append(all, name)
+		}
 	}
 	return all, nil
 }

@@ -106,7 +106,7 @@ func TestPins_AnImageIsTheSameHoweverItIsSpelt(t *testing.T) {
 			require.NotContains(t, out, "other")
 		})
 	}
-	short, err := named([]string{"nginx:1.29", "redis"})
+	short, err := named([]string{"nginx:1.29", "redis", "docker.io/nginx:1.29"})
 	require.NoError(t, err)
 	require.Equal(t, []string{"docker.io/library/nginx:1.29", "docker.io/library/redis:latest"}, short)
 	require.Equal(t, nameOf("pin", []string{"docker.io/library/nginx:1.29", "docker.io/library/redis:latest"}),
