@@ -322,11 +322,7 @@ func (d *diagnosis) nodesBefore(ctx context.Context, nodes []corev1.Node, within
 		n := &nodes[i]
 		look, ok := seen[n.Name]
 		if ok && look.err != nil {
-			mend := "agents will need the same folder: mend that, or see the node's events"
-			if _, image := errors.AsType[*imageError](look.err); image {
-				mend = "see that the image's name and tag are right, and that the node may pull it (--pull-secret)"
-			}
-			d.before(true, "NodeNotLookedAt", n.Name, "its pod could not look: "+look.err.Error(), mend)
+			d.before(true, "NodeNotLookedAt", n.Name, "its pod could not look: "+look.err.Error(), toLook(look.err))
 		}
 		if !ok || look.err != nil {
 			d.nodeBefore(n)
@@ -340,6 +336,14 @@ func (d *diagnosis) nodesBefore(ctx context.Context, nodes []corev1.Node, within
 	if rest := len(nodes) - read; rest > 0 {
 		r.looked(true, "Nodes: %d, by what they say of their runtimes", rest)
 	}
+}
+
+// toLook is what to do where a node's pod could not look.
+func toLook(err error) string {
+	if _, ok := errors.AsType[*imageError](err); ok {
+		return "see that the image's name and tag are right, and that the node may pull it (--pull-secret)"
+	}
+	return "agents will need the same folder: mend that, or see the node's events"
 }
 
 // asking are the nodes whose agents run and say that their runtimes are set up to ask them: of those no more is to be
