@@ -120,11 +120,11 @@ func (p *plugin) writeState(w io.Writer, s survey.State) error {
 			if n.Reported >= 0 {
 				reported, bytes = view.Ago(n.Reported), view.Bytes
 			}
-			admitted := "" // where no agent runs nothing is in the swarm
-			if s.Agents > 0 || unseen(s) {
-				admitted = strconv.FormatBool(n.Admitted)
+			admitted, mirror := strconv.FormatBool(n.Admitted), n.Mirror
+			if s.Agents == 0 && !unseen(s) { // what the API server holds of them is from before
+				admitted, mirror = "", ""
 			}
-			row := []string{n.Name, n.Zone, admitted, n.Mirror, bytes(n.Used),
+			row := []string{n.Name, n.Zone, admitted, mirror, bytes(n.Used),
 				view.Ratio(n.Hits, n.Requests), bytes(n.Peers), bytes(n.Upstream), bytes(n.Saved), reported}
 			if p.output == view.Wide {
 				row = append(row, bytes(n.Capacity), n.Version)

@@ -409,25 +409,6 @@ func TestTogether_WhatNodesHaveInCommonIsSaidOnce(t *testing.T) {
 		State{Findings: d.found}.Wrong())
 }
 
-func TestState_WhatIsLeftOfAnInstallationSaysNothingOfToday(t *testing.T) {
-	t.Parallel()
-	c, _ := sound()
-	for what, c := range map[string]struct {
-		Cluster
-		admitted int
-		mirror   string
-	}{
-		"agents run":                      {*c, 2, v1alpha1.ReasonMirrorConfigured},
-		"nobody may see whether":          {Cluster{Peers: c.Peers, Caches: c.Caches, Hidden: []string{HiddenPods}}, 2, v1alpha1.ReasonMirrorConfigured},
-		"the chart is not there any more": {Cluster{Peers: c.Peers, Caches: c.Caches}, 0, ""},
-	} {
-		s := StateOf(&c.Cluster, nil, now)
-		require.Equal(t, c.admitted, s.Admitted, what)
-		require.Equal(t, c.mirror, s.Nodes[0].Mirror, what)
-		require.Equal(t, c.admitted > 0, s.Nodes[0].Admitted, what)
-	}
-}
-
 func TestState_SaysNothingOfPodsThatItsUserMayNotList(t *testing.T) {
 	t.Parallel()
 	hidden := StateOf(&Cluster{Hidden: []string{HiddenPods}}, nil, time.Now())

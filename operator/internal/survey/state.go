@@ -48,7 +48,6 @@ type NodeState struct {
 func StateOf(c *Cluster, found []Finding, now time.Time) State {
 	s := State{Agents: len(Running(c.Agents, "")), Sums: c.Sums(), Pins: len(c.Pins), Findings: found,
 		Hidden: append([]string{}, c.Hidden...), Zones: []string{}, Nodes: []NodeState{}}
-	runs := c.Runs()
 	for _, p := range Running(c.Agents, "") {
 		whole := true
 		for _, container := range p.Status.ContainerStatuses {
@@ -69,7 +68,7 @@ func StateOf(c *Cluster, found []Finding, now time.Time) State {
 	}
 	for i := range c.Peers {
 		p := &c.Peers[i]
-		r := NodeState{Name: p.Name, Zone: p.Spec.Zone, Admitted: runs && p.IsAdmitted(), Reported: -1}
+		r := NodeState{Name: p.Name, Zone: p.Spec.Zone, Admitted: p.IsAdmitted(), Reported: -1}
 		if r.Admitted {
 			s.Admitted++
 		}
@@ -82,8 +81,7 @@ func StateOf(c *Cluster, found []Finding, now time.Time) State {
 			r.Hits, r.Requests = st.Counters.Hits, st.Counters.Hits+st.Counters.Misses
 			r.Peers, r.Upstream, r.Saved = SizeOf(st.Counters.PeerBytes), SizeOf(st.Counters.UpstreamBytes),
 				SizeOf(st.Counters.SavedBytes)
-			cond := apimeta.FindStatusCondition(st.Conditions, v1alpha1.ConditionMirrorConfigured)
-			if runs && cond != nil {
+			if cond := apimeta.FindStatusCondition(st.Conditions, v1alpha1.ConditionMirrorConfigured); cond != nil {
 				r.Mirror = cond.Reason
 			}
 			if st.ReportedAt != nil {
