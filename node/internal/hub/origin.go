@@ -272,7 +272,8 @@ func again(err error) bool {
 		return r.status == http.StatusBadGateway || r.status == http.StatusServiceUnavailable ||
 			r.status == http.StatusGatewayTimeout
 	}
-	return errors.Is(err, content.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded)
+	return errors.Is(err, content.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded) &&
+		!errors.Is(err, room.ErrSlow)
 }
 
 // once sends a call one time. Of a mirror that knows no HEAD it asks the first byte, whose header tells the same, and

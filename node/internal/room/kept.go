@@ -57,15 +57,15 @@ func (s Shelf[V]) Get(key string) (value V, ok bool) {
 	return value, ok
 }
 
-// Add keeps a value of about so many bytes under a key, in the place of what was there. What takes more than half of
-// all there is would push out too much else: it is not kept.
+// Add keeps a value of about so many bytes under a key, in the place of what was there. What takes more than all
+// there is is not kept. A long listing is worth all: each question about one of its files would have it read anew.
 func (s Shelf[V]) Add(key string, value V, size int64) {
 	k, at := s.kept, place{s.name, key}
 	size += int64(len(key)) + perKept
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.all.Remove(at)
-	if size > k.most/2 {
+	if size > k.most {
 		return
 	}
 	k.all.Add(at, weighed{value, size})

@@ -26,7 +26,7 @@ type Table struct {
 	n    int       // chunks, 0 while the size is not known
 	per  int       // chunks of a leaf, in which runs and windows are counted
 	open bool      // upstream may be asked
-	left time.Time // when a participant in need last left
+	left time.Time // when a participant in need that upstream had refused last left
 
 	chunks      map[int]*chunk // whose hash is known or that someone reads from upstream
 	parties     map[peer.ID]*party
@@ -130,7 +130,7 @@ func errStranger(id peer.ID) error { return fmt.Errorf("report of %s, which is n
 // Leave takes a participant or holder out; what it was to bring is given to others.
 func (t *Table) Leave(now time.Time, id peer.ID) {
 	t.now = now
-	if p := t.parties[id]; p != nil && slices.Contains(t.active, p) {
+	if p := t.parties[id]; p != nil && !p.upstream && slices.Contains(t.active, p) {
 		t.left = now
 	}
 	t.remove(id)

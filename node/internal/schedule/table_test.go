@@ -711,9 +711,10 @@ func TestHopelessIsSaidOnceWhoHasLeftDoesNotComeBack(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newSwarm(t, Config{}, 3)
-			s.join(id(0), "", true)
-			n := s.join(id(1), "", false)
+			refused, n := s.join(id(0), "", true), s.join(id(1), "", true)
+			s.report(refused, Report{Failed: []Failure{{Run: Run{Count: 1}, Trouble: Refused}}})
 			s.leave(id(0)) // a node whose caller was refused joins anew when another comes
+			s.report(n, Report{Failed: []Failure{{Run: Run{Count: 1}, Trouble: Refused}}})
 			require.False(t, n.hopeless, "at once")
 			if back {
 				s.join(id(0), "", true)

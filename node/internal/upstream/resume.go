@@ -80,7 +80,7 @@ func (r *resumed) Read(p []byte) (int, error) {
 // brokenOff tells a body that broke off, which may be read on, from one that is wrong, or not wanted any more.
 func brokenOff(ctx context.Context, err error) bool {
 	return ctx.Err() == nil && !errors.Is(err, errLonger) && !errors.Is(err, content.ErrRateLimit) &&
-		!errors.Is(err, room.ErrFull)
+		!errors.Is(err, room.ErrFull) && !errors.Is(err, room.ErrSlow)
 }
 
 // reopen asks for the rest, for as long as Timeouts.Resume.
