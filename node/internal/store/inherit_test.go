@@ -34,10 +34,15 @@ func leftByAReboot(t *testing.T, k disk, b sample, chunks, lost []int) *Store {
 	}
 	require.NoError(t, f.Close())
 	require.NoError(t, s.Close())
-	after, err := openWith(t.Context(), o, disk{})
+	var complete atomic.Bool
+	after, err := openWith(t.Context(), o, disk{beforeRead: func(path string) {
+		if k.beforeRead != nil && complete.Load() {
+			k.beforeRead(path)
+		}
+	}})
 	require.NoError(t, err)
 	<-after.finished // it has read what is complete
-	after.disk.beforeRead = k.beforeRead
+	complete.Store(true)
 	after.boot = "the boot after that one"
 	t.Cleanup(func() { require.NoError(t, after.Close()) })
 	return after
