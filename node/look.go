@@ -277,9 +277,9 @@ func (l *look) why(cmd *cobra.Command, name string) error {
 	}
 	all = slices.DeleteFunc(all, func(p view.Pull) bool { return !p.Matches(name) })
 	if len(all) == 0 {
-		return fmt.Errorf("this agent remembers no pull%s in the last two hours. Either it was longer ago, or the runtime "+
-			"did not ask the agent: see shoal-node mirror status%s. why knows images alone, not what came through the "+
-			"hub front", of, misspelt)
+		return fmt.Errorf("this agent remembers no pull%s in the last two hours. Either it was longer ago, or the "+
+			"runtime did not ask the agent: see shoal-node mirror status%s. why knows images alone, not "+
+			"what came through the hub front", of, misspelt)
 	}
 	all = all[:min(len(all), 5)]
 	return l.output.Print(cmd.OutOrStdout(), all, func(w io.Writer) error {

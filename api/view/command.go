@@ -42,8 +42,8 @@ func UnknownCommand(cmd *cobra.Command, name string) error {
 	return fmt.Errorf("unknown command %q for %q%s", name, cmd.CommandPath(), hint)
 }
 
-// Arguments refuses too few or too many arguments, and says what is wanted, by the command's own usage line. most -1: any
-// number. hint, which may be left out, is what may have been meant by what is too much.
+// Arguments refuses too few or too many arguments, and says what is wanted, by the command's own usage line. most -1:
+// any number. hint, which may be left out, is what may have been meant by what is too much.
 func Arguments(least, most int, hint ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		want := strings.TrimSpace(strings.TrimPrefix(cmd.Use, cmd.Name()))
@@ -60,8 +60,8 @@ func Arguments(least, most int, hint ...string) cobra.PositionalArgs {
 	}
 }
 
-// Unknown is what a program prints of an error. Where that is of a word or a flag that cobra does not know, it stands on
-// one line, with whose help to look at: that of ran, the command that was run, where it is a flag.
+// Unknown is what a program prints of an error. Where that is of a word or a flag that cobra does not know, it stands
+// on one line, with whose help to look at: that of ran, the command that was run, where it is a flag.
 func Unknown(ran *cobra.Command, text string) string {
 	if !strings.HasPrefix(text, "unknown ") {
 		return text

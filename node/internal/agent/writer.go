@@ -15,8 +15,8 @@ import (
 // writer writes one object to the API server when it should differ, once in an interval in the mean, and looks whether
 // it should at least once in a heartbeat. Changes that come faster are written together. A second change after a quiet
 // time is written soon, so that who waits for a pin that is begun learns that it is there. What merely moves, such as a
-// counter, is written where nothing else was for an interval, and takes no room from changes. What somebody may wait for,
-// such as the end of a pin, has turns of its own: as many in the mean, and maxEnds after a quiet time.
+// counter, is written where nothing else was for an interval, and takes no room from changes. What somebody may wait
+// for, such as the end of a pin, has turns of its own: as many in the mean, and maxEnds after a quiet time.
 type writer struct {
 	kind     string
 	interval time.Duration

@@ -22,7 +22,8 @@ const (
 	recent = time.Hour
 	// remembered bounds the repositories of which a request is remembered. Clients choose their names.
 	remembered = 4096
-	// longest is the length in bytes beyond which nothing is a repository: 255 each for the host and the name, and a port.
+	// longest is the length in bytes beyond which nothing is a repository: 255 each for the host and the name, and a
+	// port.
 	longest = 520
 )
 

@@ -91,8 +91,8 @@ func (u *upstreamBytes) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// ears count what comes from peers that were asked for chunks: a chunk takes long on a slow link, and counts when it has
-// begun.
+// ears count what comes from peers that were asked for chunks: a chunk takes long on a slow link, and counts when it
+// has begun.
 type ears map[peer.ID]ear
 
 type ear struct {

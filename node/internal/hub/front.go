@@ -138,8 +138,9 @@ func New(opts Options) (*Front, error) {
 	}
 	f := &Front{
 		opts: opts, log: opts.Logger, metrics: metrics, memo: newMemo(opts.Memory, opts.Documents, opts.Logger),
-		listings: room.Keep[*listing](opts.Documents, "hub's listings"), apart: lru.New[string, time.Time](maxIncomparable),
-		checked: lru.New[string, record](maxChecked), gitRoom: semaphore.NewWeighted(maxGitBytes),
+		listings: room.Keep[*listing](opts.Documents, "hub's listings"),
+		apart:    lru.New[string, time.Time](maxIncomparable),
+		checked:  lru.New[string, record](maxChecked), gitRoom: semaphore.NewWeighted(maxGitBytes),
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	f.writes.last = lru.New[string, time.Time](maxWrites)

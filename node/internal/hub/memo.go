@@ -134,8 +134,8 @@ type found struct {
 	cause error
 }
 
-// do gives the record of key that is at most maxAge old, else what ask gives. While the hub cannot be asked, or there is
-// no room for its answer, an older one will do. who tells callers apart in whose names ask asks.
+// do gives the record of key that is at most maxAge old, else what ask gives. While the hub cannot be asked, or there
+// is no room for its answer, an older one will do. who tells callers apart in whose names ask asks.
 func (m *memo) do(ctx context.Context, key string, maxAge time.Duration, who mark,
 	ask func(context.Context) (record, error)) (found, error) {
 	old, age, known := m.own(key)

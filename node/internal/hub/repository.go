@@ -88,8 +88,8 @@ type listing struct {
 	large    bool // there are too many: it holds none
 }
 
-// perElement is about how many bytes an element takes in memory beside its texts, which are there as they came and taken
-// apart.
+// perElement is about how many bytes an element takes in memory beside its texts, which are there as they came and
+// taken apart.
 const perElement = 400
 
 // size is about how many bytes a listing takes in memory.

@@ -88,7 +88,7 @@ func (x *exchange) classify(err error) *apiError {
 		return &apiError{http.StatusRequestedRangeNotSatisfiable, "SIZE_INVALID", err.Error()}
 	case errors.Is(err, content.ErrNotFound):
 		return &apiError{http.StatusNotFound, x.codeOf(http.StatusNotFound), err.Error()}
-	case errors.Is(err, content.ErrDigestMismatch): // whoever names a registry of his own is not told whose bytes differ
+	case errors.Is(err, content.ErrDigestMismatch): // who names a registry of his own is not told whose bytes differ
 		return &apiError{http.StatusServiceUnavailable, "UNAVAILABLE", "its bytes are not those of the digest"}
 	case x.R.Context().Err() != nil:
 		return &apiError{reply.StatusClientGone, "UNAVAILABLE", "the caller has gone"}

@@ -45,8 +45,8 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 func (*metrics) answers(source string, n *atomic.Int64) prometheus.Collector {
 	return prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "shoal_registry_answers_total",
-		Help: "Requests for manifests and blobs, or ranges of them, that were answered: from this node's disk (local), " +
-			"or with bytes that peers or a registry sent (elsewhere).",
+		Help: "Requests for manifests and blobs, or ranges of them, that were answered: from this node's disk " +
+			"(local), or with bytes that peers or a registry sent (elsewhere).",
 		ConstLabels: prometheus.Labels{"source": source},
 	}, func() float64 { return float64(n.Load()) })
 }

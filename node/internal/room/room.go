@@ -25,7 +25,8 @@ const (
 	some = 2 << 20
 	// turn is for how long who grows keeps others from it, unless he waits for bytes of the room himself.
 	turn = time.Second / 2
-	// A large document that has no end comes within grace, and a second more for each slowest bytes: it keeps others out.
+	// A large document that has no end comes within grace, and a second more for each slowest bytes: it keeps others
+	// out.
 	grace   = 30 * time.Second
 	slowest = 64 << 10
 	// Patience is how long a place is waited for. Clients of a hub wait 10 s for an answer's header.

@@ -20,8 +20,8 @@ import (
 var ErrUnfinished = errors.New("nodes did not finish")
 
 const (
-	// zoneLatency is the one-way time of a message within a zone, farLatency between zones, and registryLatency from and
-	// to the registry.
+	// zoneLatency is the one-way time of a message within a zone, farLatency between zones, and registryLatency from
+	// and to the registry.
 	zoneLatency     = 200 * time.Microsecond
 	farLatency      = 2 * time.Millisecond
 	registryLatency = 2 * time.Millisecond

@@ -305,8 +305,8 @@ func (g *Ingest) recut() error {
 	return g.journal.adopt()
 }
 
-// hash is the sum of a part of the file. It fails with content.ErrStorage where the disk hangs: whoever opens the ingest
-// waits for it.
+// hash is the sum of a part of the file. It fails with content.ErrStorage where the disk hangs: whoever opens the
+// ingest waits for it.
 func (g *Ingest) hash(off, n int64) ([]byte, error) {
 	if g.store.stopping.Err() != nil {
 		return nil, content.ErrClosed

@@ -87,9 +87,9 @@ type bitswap struct {
 }
 
 const (
-	// strayFor is for how long after the start a peer may answer what an earlier process has asked, and underWay for how
-	// long after that has been taken back: boxo's server forgets the wants, but sends what it had found already, and that
-	// may take a while where it sends to many.
+	// strayFor is for how long after the start a peer may answer what an earlier process has asked, and underWay for
+	// how long after that has been taken back: boxo's server forgets the wants, but sends what it had found already,
+	// and that may take a while where it sends to many.
 	strayFor = 5 * time.Minute
 	underWay = 30 * time.Second
 	// maxStrays is with how many bytes: what a node asks for at one time if it fetches sixteen blobs. Each block counts
@@ -383,9 +383,9 @@ func tell(p peer.ID, losses []loss) {
 }
 
 // unwanted takes a block that no one waits for. One that p was asked for comes too late, as happens. Any other is p's
-// answer to something else that it was asked for: by an earlier process of this node, or what it has of that is damaged,
-// or it lies. Which block was meant the answer does not say, so but for the first all that p was asked for is asked of
-// others.
+// answer to something else that it was asked for: by an earlier process of this node, or what it has of that is
+// damaged, or it lies. Which block was meant the answer does not say, so but for the first all that p was asked for is
+// asked of others.
 func (b *bitswap) unwanted(p peer.ID, c cid.Cid, size int) {
 	b.m.unwanted.Add(float64(size))
 	if b.past.Contains(asked{p, c}) {

@@ -8,8 +8,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
-// maxOwed bounds how much that one peer waits for is counted: 256 MiB in the smallest pieces, more than an agent asks of
-// another at one time.
+// maxOwed bounds how much that one peer waits for is counted: 256 MiB in the smallest pieces, more than an agent asks
+// of another at one time.
 const maxOwed = 1024
 
 // owed counts the blocks that peers wait for this node to send, those that it waits for itself among them. Coordinators

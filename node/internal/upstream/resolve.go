@@ -145,8 +145,8 @@ func manifestType(resp *http.Response, data []byte) string {
 // types of their own, and RFC 6838 says how long a type may be.
 func isManifestType(t string) bool {
 	const longest = 127 + len("/") + 127
-	return t == "application/json" || len(t) <= longest && strings.HasPrefix(t, "application/") && (strings.HasSuffix(t, "+json") ||
-		strings.HasPrefix(t, "application/vnd.docker.distribution.manifest."))
+	return t == "application/json" || len(t) <= longest && strings.HasPrefix(t, "application/") &&
+		(strings.HasSuffix(t, "+json") || strings.HasPrefix(t, "application/vnd.docker.distribution.manifest."))
 }
 
 func mediaType(resp *http.Response) string {

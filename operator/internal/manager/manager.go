@@ -149,7 +149,8 @@ func New(ctx context.Context, restConfig *rest.Config, o Options) (ctrl.Manager,
 // and tells how old that is by the API server's clock.
 func addPage(mgr ctrl.Manager, o Options, now func() time.Time) error {
 	p := page.Options{Address: o.StatusPage, Live: mgr.GetAPIReader(), Cached: mgr.GetClient(), Namespace: o.Namespace,
-		Version: o.Version, Clock: o.Clock, Now: now, Log: slog.New(logr.ToSlogHandler(mgr.GetLogger().WithName("page")))}
+		Version: o.Version, Clock: o.Clock, Now: now,
+		Log: slog.New(logr.ToSlogHandler(mgr.GetLogger().WithName("page")))}
 	if o.StatusPageLive {
 		core, err := kubernetes.NewForConfigAndClient(mgr.GetConfig(), mgr.GetHTTPClient())
 		if err != nil {

@@ -95,7 +95,8 @@ func (p *Page) remember(ctx context.Context, ended <-chan struct{}) {
 		p.note(ctx)
 		now := p.o.Now()
 		select {
-		// The time is the API server's, and known to within a second: it may be just before the point that was waited for.
+		// The time is the API server's, and known to within a second: it may be just before the point that was waited
+		// for.
 		case <-p.o.Clock.After(now.Round(every).Add(every).Sub(now)):
 		case <-ended:
 			return

@@ -10,8 +10,8 @@
 //     picks as many as are wanted among those that are up and have room. A node that Kubernetes has closed for a while
 //     (a cordon, pressure) keeps what it has and is given nothing new.
 //  4. A node that is down, or whose peer is not admitted for now, keeps its assignment: what it holds is there when it
-//     comes back. So does one whose agent has yet to report to its NodeCache: that may have been made anew, and then the
-//     node may hold all that it lists.
+//     comes back. So does one whose agent has yet to report to its NodeCache: that may have been made anew, and then
+//     the node may hold all that it lists.
 //  5. A copy on a node that is no longer picked, be it of an earlier revision, is released only when as many picked
 //     nodes are ready as are wanted, not counting those of whose agents the operator has yet to hear. Where no node is
 //     picked it stays, and one of an earlier revision stays until as many are ready as the pin asks for, as long as

@@ -140,8 +140,8 @@ type added struct {
 func (p *plugin) addCommand() *cobra.Command {
 	var node string
 	cmd := &cobra.Command{
-		Use: "add FILE", Short: "Put a file into the cache, under its digest, and print that", Args: view.Arguments(1, 1),
-		ValidArgsFunction: completeFile,
+		Use: "add FILE", Short: "Put a file into the cache, under its digest, and print that",
+		Args: view.Arguments(1, 1), ValidArgsFunction: completeFile,
 		Long: `add puts a file into the cache of one node as a blob. Every other node takes it from there by its digest.
 It is evicted like any other blob, unless it is pinned. It runs shoal-node in the agent's pod, so it takes the right to
 exec there.`,

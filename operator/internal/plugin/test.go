@@ -76,7 +76,7 @@ others, which take them from that node and from each other. It shows which node 
 lets go of them again. It takes the rights of add and of pin, and an operator that is ready. No registry is asked.
 
 TOOK is the time from the pin until all was there, with what the operator and the agent take until the fetch begins.
-With --perf RATE is of the fetch alone: the bytes that came by the time it took, and beside each sender its part of that.
+With --perf RATE is of the fetch alone: the bytes that came by the time it took, and beside each sender its part.
 
 With --image it pulls an image that anyone may read through the agent of every node at once, as a container runtime
 would, and throws the bytes away. The bytes also travel from the nodes to you. Where no node had the image, the sum of
@@ -557,7 +557,7 @@ func (p *plugin) writeMatrix(w io.Writer, all []tested, size int64, rates bool) 
 	}
 	_, err = fmt.Fprintf(w, "Copies that nodes sent: %s.\n", view.Line(strings.Join(copies, ", ")))
 	if err == nil && rates {
-		_, err = fmt.Fprintln(w, "RATE is what came by the time of the fetch alone, and beside each sender its part of that. "+
+		_, err = fmt.Fprintln(w, "RATE is what came by the time of the fetch alone, and beside each sender its part. "+
 			"TOOK begins with the pin.")
 	}
 	return true, err

@@ -487,7 +487,8 @@ func (m *missing) Error() string {
 		why = " any more"
 	}
 	var answer *transport.Error
-	if errors.As(m.err, &answer) && len(answer.Errors) > 0 && answer.Errors[0].Code != transport.ManifestUnknownErrorCode {
+	if errors.As(m.err, &answer) && len(answer.Errors) > 0 &&
+		answer.Errors[0].Code != transport.ManifestUnknownErrorCode {
 		why += fmt.Sprintf(" (it says %s)", answer.Errors[0])
 	}
 	return "the registry has no " + m.name + why

@@ -118,7 +118,7 @@ var planted = map[string]struct {
 		a[0].Err = errors.New("context deadline exceeded")
 	}},
 	"a node that is off, which Kubernetes has not found out yet": {ReasonAgentSilent, func(_ *Cluster, a []Answer[Shown]) {
-		a[0].Err = Unreached("reach the agent on node1", refusedDial)
+		a[0].Err = Unreached("reach the agent on node1", errDial)
 	}},
 	"an agent that is silent": {ReasonNotReported, func(c *Cluster, _ []Answer[Shown]) {
 		at := metav1.NewTime(now.Add(-time.Hour))
@@ -256,14 +256,14 @@ func TestDiagnose_ARestartOfLatelyIsWorthAWord(t *testing.T) {
 	require.Empty(t, Diagnose(c, answers, now))
 }
 
-// refusedDial is what an API server answers where a node is off, as client-go words it.
-var refusedDial = errors.New("error upgrading connection: error dialing backend: dial tcp 10.0.0.3:10250: connect: " +
+// errDial is what an API server answers where a node is off, as client-go words it.
+var errDial = errors.New("error upgrading connection: error dialing backend: dial tcp 10.0.0.3:10250: connect: " +
 	"connection refused")
 
 func TestDiagnose_AnAgentIsNotBlamedForItsNode(t *testing.T) {
 	t.Parallel()
 	c, answers := sound()
-	answers[0].Err = Unreached("reach the agent on node1", refusedDial)
+	answers[0].Err = Unreached("reach the agent on node1", errDial)
 	found := Diagnose(c, answers, now)
 	require.Len(t, found, 1)
 	require.Equal(t, "the node's kubelet does not answer: dial tcp 10.0.0.3:10250: connect: connection refused", found[0].Message)
