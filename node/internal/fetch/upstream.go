@@ -32,7 +32,7 @@ const blip = 8 * time.Second
 
 var (
 	errNoRange  = errors.New("upstream ignores Range requests")
-	errReturned = errors.New("no more of it was wanted, or it may be asked for in another name")
+	errReturned = errors.New("the size is known, and no more was wanted")
 )
 
 // readLease reads a run from upstream, and tells how that went.
@@ -46,14 +46,15 @@ func (f *fetch) readLease(r schedule.Run) {
 
 // leaseEnded takes in how the reading of a run went. The caller holds f.mu.
 func (f *fetch) leaseEnded(now time.Time, r schedule.Run, err error) {
-	if f.outdated(err) {
-		err = errReturned
-	}
-	if err != nil && !errors.Is(err, errReturned) && f.ctx.Err() == nil {
+	trouble := troubleOf(err, f.fromUpstream > 0)
+	switch {
+	case f.outdated(err):
+		trouble = schedule.Returned
+	case trouble != 0 && trouble != schedule.Returned && f.ctx.Err() == nil:
 		f.fr.log.Info("upstream failed", "digest", f.digest, "first", r.First, "chunks", r.Count, "error", err)
 		f.upErr = err
 	}
-	f.part.LeaseEnded(now, r, troubleOf(err, f.fromUpstream > 0))
+	f.part.LeaseEnded(now, r, trouble)
 }
 
 // outdated reports whether err is a refusal of callers beside whom another has come since. The caller holds f.mu.
