@@ -62,18 +62,25 @@ func TestAnAgentWritesNoMoreThanFourTimesAMinute(t *testing.T) {
 	require.EqualValues(t, len(reports), testutil.ToFloat64(m.writes.WithLabelValues("NodeCache", "written")))
 }
 
+// noting runs a writer of NodeCaches that notes when it writes. Who looks at that waits first for all to be idle.
+func noting(t *testing.T, at *[]time.Time) (w *writer, cancel func()) {
+	t.Helper()
+	m, err := newMetrics(nil, nil)
+	require.NoError(t, err)
+	w = newWriter("NodeCache", v1alpha1.ReportInterval, 2, func(context.Context) (bool, error) {
+		*at = append(*at, time.Now())
+		return true, nil
+	}, m, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	go w.run(ctx)
+	return w, cancel
+}
+
 func TestASecondChangeAfterAQuietTimeIsWrittenSoon(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		m, err := newMetrics(nil, nil)
-		require.NoError(t, err)
 		var at []time.Time
-		w := newWriter("NodeCache", v1alpha1.ReportInterval, 2, func(context.Context) (bool, error) {
-			at = append(at, time.Now())
-			return true, nil
-		}, m, slog.New(slog.DiscardHandler))
-		ctx, cancel := context.WithCancel(t.Context())
-		go w.run(ctx)
+		w, cancel := noting(t, &at)
 		time.Sleep(2 * v1alpha1.ReportInterval)
 		synctest.Wait()
 		before := len(at)
@@ -91,15 +98,8 @@ func TestASecondChangeAfterAQuietTimeIsWrittenSoon(t *testing.T) {
 func TestTheEndOfAPinHasATurnOfItsOwn(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		m, err := newMetrics(nil, nil)
-		require.NoError(t, err)
 		var at []time.Time
-		w := newWriter("NodeCache", v1alpha1.ReportInterval, 2, func(context.Context) (bool, error) {
-			at = append(at, time.Now())
-			return true, nil
-		}, m, slog.New(slog.DiscardHandler))
-		ctx, cancel := context.WithCancel(t.Context())
-		go w.run(ctx)
+		w, cancel := noting(t, &at)
 		for range int(v1alpha1.ReportInterval / time.Second) { // a pin whose bytes arrive takes the turns of changes
 			time.Sleep(time.Second)
 			w.changed.raise()

@@ -83,19 +83,12 @@ func TestFind_WhereThereIsNoRoomForAListingNoFileIsAskedForAlone(t *testing.T) {
 	require.Equal(t, http.StatusOK, file().status)
 	a.listings.Remove(treeKey(repo{"models", "org/m"}, commit))
 	h.Forget()
-	var leave []func()
-	for range 10 {
-		ctx, end := a.opts.Documents.Lease(t.Context())
-		require.NoError(t, room.Hold(ctx, 2<<20))
-		leave = append(leave, end)
-	}
+	leave := a.fillSmall(t)
 	full := file()
 	require.Equal(t, http.StatusServiceUnavailable, full.status)
 	require.Equal(t, room.ErrFull.Error(), full.header.Get("X-Error-Message"))
 	require.Empty(t, h.Requests())
-	for _, end := range leave {
-		end()
-	}
+	leave()
 	require.Equal(t, http.StatusOK, file().status)
 }
 

@@ -26,6 +26,22 @@ func (a *agent) roomy(documents, questions int64) {
 	a.memo.room = a.opts.Documents
 }
 
+// fillSmall takes what a room of 60 MiB has for documents that are not large, until leave is called.
+func (a *agent) fillSmall(t *testing.T) (leave func()) {
+	t.Helper()
+	var ends []func()
+	for range 10 {
+		ctx, end := a.opts.Documents.Lease(t.Context())
+		require.NoError(t, room.Hold(ctx, 2<<20))
+		ends = append(ends, end)
+	}
+	return func() {
+		for _, end := range ends {
+			end()
+		}
+	}
+}
+
 // dial sends a request and reads no answer. said gets the first line of that once it is there.
 func dial(t *testing.T, base, request string, body io.Reader, said func(string)) net.Conn {
 	t.Helper()
@@ -146,18 +162,11 @@ func TestMemory_AFullRoomMakesNoDocumentForgotten(t *testing.T) {
 	ask := func() got { return a.ask(t, http.MethodGet, "/api/models/org/m/revision/"+commit) }
 	require.Equal(t, http.StatusOK, ask().status)
 	down.Store(true)
-	var leave []func()
-	for range 10 {
-		ctx, end := a.opts.Documents.Lease(t.Context())
-		require.NoError(t, room.Hold(ctx, 2<<20))
-		leave = append(leave, end)
-	}
+	leave := a.fillSmall(t)
 	full := ask()
 	require.Equal(t, http.StatusServiceUnavailable, full.status)
 	require.Equal(t, room.ErrFull.Error(), full.header.Get("X-Error-Message"))
-	for _, end := range leave {
-		end()
-	}
+	leave()
 	require.Equal(t, http.StatusOK, ask().status)
 }
 
