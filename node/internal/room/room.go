@@ -56,7 +56,7 @@ func Share(parts int64) int64 {
 // Room is memory for what requests hold.
 type Room struct {
 	small, large part
-	growing      *semaphore.Weighted // of one lease; see grow
+	growing      *semaphore.Weighted // of one lease; see growth
 	kept         *kept
 }
 

@@ -26,7 +26,8 @@
 //   - leaf, piece, chunk: see content.Cut. An ingest is written in chunks that are leaves or pieces, as its Origin
 //     says. Where one is resumed in the others, what is there is hashed anew. While the digest of the whole is
 //     computed, so are the sums of the others. So a committed blob has both, unless a release committed it that knew no
-//     pieces; then those are made when they are asked for, or later. What was checked when is known of leaves.
+//     pieces; then those are made when they are asked for, and by themselves some time after the start. What was
+//     checked when is known of leaves.
 //   - partial: an ingest that nobody has open. present: a chunk whose bytes and journal slot are written.
 //   - pool: images, or models. Each has a capacity of its own, and what comes into one evicts nothing of the other.
 //     Both share the disk: who finds it full makes room in his own pool.
