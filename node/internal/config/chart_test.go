@@ -137,11 +137,9 @@ func TestTheChartKnowsEveryKey(t *testing.T) {
 	require.True(t, ok)
 	delete(store, "path")
 	delete(store, "runtimePath")
-	store["highWatermark"], store["lowWatermark"] = nil, nil // the older names still work
 	kubernetes, ok := keys["kubernetes"].(map[string]any)
 	require.True(t, ok)
 	delete(kubernetes, "nodeName")
-	delete(kubernetes, "namespace")
 
 	var compare func(at string, keys map[string]any, s *schema)
 	compare = func(at string, keys map[string]any, s *schema) {

@@ -47,8 +47,6 @@ type Config struct {
 	Log        Log        `yaml:"log"`
 	Tracing    Tracing    `yaml:"tracing"`
 	Kubernetes Kubernetes `yaml:"kubernetes"`
-
-	renamed []string // what is to be said of keys by their old names, and of those that are gone
 }
 
 // Registry configures the registry front.

@@ -106,55 +106,6 @@ func TestPrecedence(t *testing.T) {
 	}
 }
 
-func TestLoad_KeysByTheirOlderNamesWorkAndAreWarnedOf(t *testing.T) {
-	t.Parallel()
-	for name, args := range map[string]struct {
-		file    string
-		environ []string
-		flags   []string
-	}{
-		"in the file":      {"store: {highWatermark: 0.7, lowWatermark: 55%}", nil, nil},
-		"in variables":     {"", []string{"SHOAL_STORE_HIGHWATERMARK=70%", "SHOAL_STORE_LOWWATERMARK=0.55"}, nil},
-		"as flags":         {"", nil, []string{"--store-high-watermark=0.7", "--store-low-watermark=0.55"}},
-		"beside the newer": {"store: {highWatermark: 0.1, highWatermarkPercent: 70, lowWatermark: 0.55}", nil, nil},
-		"beside the newer in a variable": {"store: {highWatermark: 0.1, lowWatermark: 0.55}",
-			[]string{"SHOAL_STORE_HIGHWATERMARKPERCENT=70"}, nil},
-		"beside the newer as a flag": {"store: {highWatermark: 0.1, lowWatermark: 0.55}", nil,
-			[]string{"--store-high-watermark-percent=70"}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			c, err := load(t, args.file, args.environ, args.flags...)
-			require.NoError(t, err)
-			require.InDelta(t, 70, float64(c.Store.HighWatermarkPercent), 0)
-			require.InDelta(t, 55, float64(c.Store.LowWatermarkPercent), 0)
-			warnings := strings.Join(c.Warnings(), "\n")
-			require.Contains(t, warnings, "store.highWatermark: is called store.highWatermarkPercent now")
-			require.Contains(t, warnings, "store.lowWatermark: is called store.lowWatermarkPercent now")
-		})
-	}
-}
-
-func TestLoad_KeysThatAreGoneAreWarnedOfAndPassedOver(t *testing.T) {
-	t.Parallel()
-	for name, args := range map[string]struct {
-		file    string
-		environ []string
-		flags   []string
-	}{
-		"in the file":   {"kubernetes: {namespace: shoal-system}", nil, nil},
-		"in a variable": {"", []string{"SHOAL_KUBERNETES_NAMESPACE=shoal-system"}, nil}, // as charts of before have it
-		"as a flag":     {"", nil, []string{"--kubernetes-namespace=shoal-system"}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			c, err := load(t, args.file, args.environ, args.flags...)
-			require.NoError(t, err)
-			require.Contains(t, c.Warnings(), "kubernetes.namespace: is read by nothing any more; remove it")
-		})
-	}
-}
-
 func TestEveryFormOfValueFromTheEnvironmentAndFlags(t *testing.T) {
 	t.Parallel()
 	c, err := load(t, "",
@@ -257,8 +208,8 @@ func TestMistakesAreNamed(t *testing.T) {
 			[]string{"swarm.connections.low", "many"}},
 		"a bool that is none": {"kubernetes: {enabled: perhaps}", nil,
 			[]string{"kubernetes.enabled", "perhaps"}},
-		"a share that is none": {"store: {highWatermark: most, highWatermarkPercent: much}", nil,
-			[]string{"store.highWatermark: ", "most", "store.highWatermarkPercent", "much"}},
+		"a share that is none": {"store: {highWatermarkPercent: much}", nil,
+			[]string{"store.highWatermarkPercent", "much"}},
 		"a malformed multiaddr": {"swarm: {listen: [127.0.0.1:5052]}", nil,
 			[]string{"swarm.listen[0]", "127.0.0.1:5052", "/ip4/"}},
 		"a transport that is not TCP": {"swarm: {listen: [/ip4/0.0.0.0/udp/5052/quic-v1]}", nil,
@@ -270,7 +221,7 @@ func TestMistakesAreNamed(t *testing.T) {
 		"nowhere to listen": {"swarm: {listen: []}", nil, []string{"swarm.listen"}},
 		"a prefix that is no path": {"swarm: {protocolPrefix: shoal/}", nil,
 			[]string{"swarm.protocolPrefix", "shoal/"}},
-		"watermarks the wrong way round": {"store: {highWatermarkPercent: 50, lowWatermark: 0.6}", nil,
+		"watermarks the wrong way round": {"store: {highWatermarkPercent: 50, lowWatermarkPercent: 60}", nil,
 			[]string{"store.lowWatermarkPercent", "60"}},
 		"a share above the whole": {"store: {capacity: 120%}", nil, []string{"store.capacity", "120%"}},
 		"no capacity":             {"store: {capacity: 0}", nil, []string{"store.capacity"}},
@@ -331,28 +282,6 @@ func TestMistakesAreNamed(t *testing.T) {
 		"a rule that is left out": {"policy: {rules: [null]}", nil, []string{"policy.rules[0]", "is empty"}},
 		"a share as bandwidth": {"policy: {bandwidth: {upload: 50%}}", nil,
 			[]string{"policy.bandwidth.upload", "50%"}},
-		"a bandwidth by its old name": {
-			"policy: {bandwidth: {up: 1MB, down: 1MB}}", nil, []string{
-				"policy.bandwidth.up: is called policy.bandwidth.upload now",
-				"policy.bandwidth.down: is called policy.bandwidth.download now",
-			},
-		},
-		"defaults by their old names": {
-			"policy: {defaults: {authorization: Required, authorizationTTL: 1m, offline: AllowKnown, requestsPerSecond: 1, bytesPerSecond: 1MB}}",
-			nil, []string{
-				"policy.defaults.authorization: is called policy.defaults.authorization.mode (Required is Registry) now",
-				"called policy.defaults.authorization.ttl now",
-				"called policy.defaults.authorization.onUnreachable (AllowKnown is Remembered) now",
-				"called policy.defaults.rateLimit.requestsPerSecond now",
-				"called policy.defaults.rateLimit.bytesPerSecond now",
-			},
-		},
-		"a rule by its old names": {
-			"policy: {rules: [{mode: Bypass}, {authorization: Exempt, offline: Deny}]}", nil, []string{
-				"policy.rules[1].authorization: is called policy.rules[1].authorization.mode",
-				"policy.rules[1].offline: is called policy.rules[1].authorization.onUnreachable",
-			},
-		},
 		"a misspelt key of a rule's authorization": {
 			"policy: {rules: [{authorization: {tll: 1m}}]}", nil,
 			[]string{"policy.rules[0].authorization.tll: no such key", "policy.rules.authorization.ttl"},
@@ -378,8 +307,8 @@ func TestMistakesAreNamed(t *testing.T) {
 		"an endpoint with a query": {"upstreams: [{registry: a.example, endpoints: ['https://b.example?x=1']}]", nil, []string{"upstreams[0].endpoints[0]", "query"}},
 		"a misspelt section of a variable": {"", []string{"SHOAL_STROE_CAPACITY=1GiB"},
 			[]string{"SHOAL_STROE_CAPACITY names no key", "SHOAL_STORE_CAPACITY"}},
-		"a variable without its section": {"", []string{"SHOAL_HIGHWATERMARK=0.9"},
-			[]string{"SHOAL_HIGHWATERMARK names no key", "SHOAL_STORE_HIGHWATERMARK"}},
+		"a variable without its section": {"", []string{"SHOAL_HIGHWATERMARKPERCENT=90"},
+			[]string{"SHOAL_HIGHWATERMARKPERCENT names no key", "SHOAL_STORE_HIGHWATERMARKPERCENT"}},
 		"a second document in the file": {"store: {path: /x}\n---\nlog: {level: debug}", nil,
 			[]string{"config.yaml", "more than one YAML document"}},
 		"rules that are no list": {"policy: {rules: {mode: Bypass}}", nil,
@@ -510,9 +439,6 @@ func TestEveryKeyHasItsFlag(t *testing.T) {
 	}
 	flags := 0
 	fs.VisitAll(func(f *pflag.Flag) {
-		if f.Hidden { // an older name
-			return
-		}
 		flags++
 		require.NotEmpty(t, f.Usage, f.Name)
 	})

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math"
 	"reflect"
 	"regexp"
 	"slices"
@@ -47,16 +46,10 @@ func Load(path string, flags *pflag.FlagSet, environ []string) (*Config, error) 
 				}
 			}
 		}
-		for _, old := range former() {
-			if f := flags.Lookup(option{key: old}.flag()); f != nil && f.Changed {
-				v.Set(old, f.Value.String())
-			}
-		}
 	}
 
 	c := new(Config)
 	settings := v.AllSettings()
-	problems = append(problems, c.adopt(v, flags, settings)...)
 	problems = append(problems, unknown("", settings)...)
 	problems = append(problems, emptyRules(settings)...)
 	problems = append(problems, slices.DeleteFunc(decode(settings, c), func(err error) bool {
@@ -143,9 +136,6 @@ func readEnvironment(v *viper.Viper, environ []string) []error {
 	}
 	for _, key := range tables {
 		keys[variable(key)] = key
-	}
-	for _, old := range former() {
-		keys[variable(old)] = old
 	}
 	var problems []error
 	for _, entry := range environ {
@@ -257,8 +247,6 @@ func unknown(at string, value any) []error {
 		for _, name := range slices.Sorted(maps.Keys(value)) {
 			key := strings.TrimPrefix(at+"."+name, ".")
 			switch exists, hasMore := lookup(key); {
-			case renamed(key, value[name]) != "":
-				problems = append(problems, fmt.Errorf("%s: is called %s now", key, renamed(key, value[name])))
 			case hasMore && noSection(value[name]) && !slices.Contains(tables, key):
 				problems = append(problems, fmt.Errorf("%s: %v is no table; want keys below it: %s", key, value[name],
 					strings.Join(beside(key+"."), ", ")))
@@ -309,83 +297,6 @@ func noSection(value any) bool {
 		return false
 	}
 	return true
-}
-
-// olderNames are keys that still work by the name they once had, when they were shares and no percentages.
-var olderNames = map[string]string{
-	"store.highWatermark": "store.highWatermarkPercent",
-	"store.lowWatermark":  "store.lowWatermarkPercent",
-}
-
-// gone are keys that nothing reads any more. Who sets one is told so and no more, for a chart of before does.
-var gone = []string{"kubernetes.namespace"}
-
-// former are all keys that there once were and that may still be set.
-func former() []string { return slices.Concat(slices.Sorted(maps.Keys(olderNames)), gone) }
-
-// adopt gives keys what their older names say, unless they are set themselves in whatever way, takes away those that
-// are gone, and notes a warning of each.
-func (c *Config) adopt(v *viper.Viper, flags *pflag.FlagSet, settings map[string]any) []error {
-	for _, key := range gone {
-		at, name, _ := strings.Cut(key, ".")
-		if section, _ := settings[at].(map[string]any); section[name] != nil {
-			c.renamed = append(c.renamed, key+": is read by nothing any more; remove it")
-			delete(section, name)
-		}
-	}
-	section, _ := settings["store"].(map[string]any)
-	var problems []error
-	for _, old := range slices.Sorted(maps.Keys(olderNames)) {
-		key := olderNames[old]
-		_, was, _ := strings.Cut(strings.ToLower(old), ".")
-		_, is, _ := strings.Cut(strings.ToLower(key), ".")
-		value, ok := section[was]
-		if !ok {
-			continue
-		}
-		delete(section, was)
-		share, err := parseShare(strings.TrimSpace(fmt.Sprint(value)))
-		if err != nil {
-			problems = append(problems, fmt.Errorf("%s: %w", old, err))
-			continue
-		}
-		percent := math.Round(share.(float64)*1e6) / 1e4
-		c.renamed = append(c.renamed, fmt.Sprintf("%s: is called %s now, and %v of it is %v", old, key, value, percent))
-		if !v.InConfig(key) && (flags == nil || !flags.Changed(option{key: key}.flag())) {
-			section[is] = percent
-		}
-	}
-	return problems
-}
-
-// before are the keys that a policy once had, in lower case, and what they are called now.
-var before = map[string]string{
-	"policy.bandwidth.up":   "policy.bandwidth.upload",
-	"policy.bandwidth.down": "policy.bandwidth.download",
-	"authorizationttl":      "authorization.ttl",
-	"offline":               "authorization.onUnreachable (AllowKnown is Remembered)",
-	"requestspersecond":     "rateLimit.requestsPerSecond",
-	"bytespersecond":        "rateLimit.bytesPerSecond",
-}
-
-// renamed is what a key that there once was is called now. Empty: it is no such key.
-func renamed(key string, value any) string {
-	plain := strings.ToLower(index.ReplaceAllString(key, ""))
-	if now, ok := before[plain]; ok {
-		return now
-	}
-	for _, table := range []string{"policy.defaults.", "policy.rules."} {
-		name, ok := strings.CutPrefix(plain, table)
-		at := key[:len(key)-len(name)]
-		switch {
-		case !ok:
-		case name == "authorization" && noSection(value):
-			return at + "authorization.mode (Required is Registry)"
-		case before[name] != "":
-			return at + before[name]
-		}
-	}
-	return ""
 }
 
 // lookup reports whether key exists, and whether there are keys below it.

@@ -165,10 +165,6 @@ var tables = []string{"upstreams", "policy.rules"}
 // Flags adds a flag for every key to fs, but for the lists of tables.
 func Flags(fs *pflag.FlagSet) {
 	defaults := values(Default())
-	for _, old := range former() {
-		fs.String(option{key: old}.flag(), "", "")
-		_ = fs.MarkHidden(option{key: old}.flag()) // it is there
-	}
 	for _, o := range options {
 		help := o.help + " (" + o.key + ", " + o.variable() + ")"
 		switch v := defaults[o.key].(type) {
@@ -220,9 +216,6 @@ func values(c *Config) map[string]any {
 		for i := range v.NumField() {
 			name, option, _ := strings.Cut(v.Type().Field(i).Tag.Get("yaml"), ",")
 			key, f := prefix+name, v.Field(i)
-			if !v.Type().Field(i).IsExported() {
-				continue
-			}
 			_, isText := text(f)
 			switch {
 			case option == "inline":

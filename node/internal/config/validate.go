@@ -405,7 +405,7 @@ func (l Log) SlogLevel() (slog.Level, error) {
 
 // Warnings are about what is allowed but seldom meant.
 func (c *Config) Warnings() []string {
-	warnings := slices.Clone(c.renamed)
+	var warnings []string
 	host, _, _ := net.SplitHostPort(c.Registry.Listen)
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
 		warnings = append(warnings,
