@@ -18,7 +18,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/net/publicsuffix"
 	"golang.org/x/sync/semaphore"
-	"golang.org/x/sync/singleflight"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/lru"
@@ -166,7 +165,7 @@ type Gate struct {
 	hearings   *lru.Cache[mark, *hearing]    // by source and content: what other nodes said a moment ago
 	unsure     *lru.Cache[mark, time.Time]   // by source, credentials and content: since when its yes is errUnsure
 	starts     *lru.Cache[Source, time.Time] // when each last gave no part of some content but from its start
-	questions  singleflight.Group
+	questions  Questions
 
 	asking *semaphore.Weighted           // bounds the questions that no caller waits for
 	anyone *lru.Cache[Source, time.Time] // when to ask next what anyone may read
@@ -363,7 +362,7 @@ func (g *Gate) ask(ctx context.Context, rule policy.Rule, req Request) error {
 		case err == nil:
 			g.Confirm(ctx, rule, req)
 		case Unanswered(err):
-			g.Silence(req.Source, req.Credentials)
+			g.Unheard(ctx, req.Source, req.Credentials)
 		default:
 			g.Refused(req.Source, req.Credentials, err)
 		}
@@ -388,13 +387,14 @@ func (g *Gate) Throttled(rule policy.Rule, source Source, credentials string, ca
 // the caller leaves. A source that lets anyone read counts as silent after a shorter wait, where its content may be had
 // without it; do goes on then.
 func (g *Gate) await(ctx context.Context, what string, req Request, do func(context.Context) error) error {
-	key := g.mark(what+req.Digest.String(), req.Source, req.Credentials)
-	done := g.questions.DoChan(string(key[:]), func() (any, error) {
+	mark := g.mark(what+req.Digest.String(), req.Source, req.Credentials)
+	key := string(mark[:])
+	done := g.questions.Put(ctx, key, func(ctx context.Context) (any, error) {
 		ctx, end := g.own(ctx, g.opts.Timeout*longest)
 		defer end()
 		return nil, do(ctx)
 	})
-	enough, stop := g.impatience(ctx, req)
+	enough, stop := g.impatience(ctx, req, key)
 	defer stop()
 	var err error
 	select {
@@ -421,19 +421,20 @@ func Timeout(firstByte time.Duration) time.Duration { return firstByte * 4 / 5 }
 func (g *Gate) question(ctx context.Context, u Upstream, do func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	waiting := content.WaitingOf(ctx)
 	go func() {
 		tick := time.NewTicker(g.opts.Timeout / looks)
 		defer tick.Stop()
-		for seen, moved := u.Arrived(), time.Now(); ; {
+		for seen, moved := u.Arrived(), waiting.SoFar(); ; {
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
 				return
 			}
-			switch n := u.Arrived(); {
+			switch n, now := u.Arrived(), waiting.SoFar(); {
 			case n != seen:
-				seen, moved = n, time.Now()
-			case time.Since(moved) >= g.opts.Timeout:
+				seen, moved = n, now
+			case now-moved >= g.opts.Timeout:
 				cancel(errSilent)
 				return
 			}
@@ -459,17 +460,17 @@ func (g *Gate) own(ctx context.Context, timeout time.Duration) (context.Context,
 	}
 }
 
-// impatience returns a channel that is closed when a source has been waited for long enough whose content may be had
-// without its word. It is never closed for others. The caller calls stop.
-func (g *Gate) impatience(ctx context.Context, req Request) (enough chan struct{}, stop func()) {
+// impatience returns a channel that is closed when a source has been waited for long enough, by the question of key,
+// whose content may be had without its word. It is never closed for others. The caller calls stop.
+func (g *Gate) impatience(ctx context.Context, req Request, key string) (enough chan struct{}, stop func()) {
 	enough = make(chan struct{})
 	ctx, cancel := context.WithCancel(ctx)
-	timer := time.AfterFunc(Hedge, func() {
-		if g.HeardPublic(ctx, req.Source) && g.knows(ctx, req) {
+	go func() {
+		if g.questions.Lasts(ctx, key) && g.HeardPublic(ctx, req.Source) && g.knows(ctx, req) {
 			close(enough)
 		}
-	})
-	return enough, func() { timer.Stop(); cancel() }
+	}()
+	return enough, cancel
 }
 
 // Unanswered reports whether err is for want of an answer. An answer about the caller, about the content or about the

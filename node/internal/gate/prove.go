@@ -133,7 +133,7 @@ func (g *Gate) sample(ctx context.Context, req Request) error {
 		switch {
 		case errors.Is(err, errPeers), errors.Is(err, errStart):
 		case Unanswered(err):
-			g.Silence(req.Source, req.Credentials)
+			g.Unheard(ctx, req.Source, req.Credentials)
 		case err != nil:
 			g.Refused(req.Source, req.Credentials, err)
 		}
@@ -193,6 +193,7 @@ func (a *awaited) Close() error {
 // elsewhere opens content that this node or another holds. It fails with content.ErrNotFound where none does, or where
 // the source would give no sample.
 func (g *Gate) elsewhere(ctx context.Context, req Request) (r content.Reader, fromPeers bool, err error) {
+	defer content.Apart(ctx)()
 	if r, err = g.opts.Cache.Held(req.Digest); err == nil { // a disk that fails is as good as one without it
 		return r, false, nil
 	}
@@ -337,7 +338,9 @@ func variety(data []byte) (n int) {
 	return n
 }
 
+// read reads what this node holds, or what others bring.
 func read(ctx context.Context, r content.Reader, off, n int64) ([]byte, error) {
+	defer content.Apart(ctx)()
 	body, err := r.Range(ctx, off, n)
 	if err != nil {
 		return nil, err

@@ -84,6 +84,64 @@ func TestAdmit_ASourceIsSilentWhenNothingComesFromIt(t *testing.T) {
 	}
 }
 
+// heldUp says yes after a while in which this node waits for something of its own.
+type heldUp struct {
+	honest
+	by time.Duration
+}
+
+func (h heldUp) Ask(ctx context.Context) (int64, error) {
+	defer content.Apart(ctx)()
+	select {
+	case <-time.After(h.by):
+		return -1, nil
+	case <-ctx.Done():
+		return 0, fmt.Errorf("%w: %w", content.ErrUnavailable, ctx.Err())
+	}
+}
+
+// Else a full node, or peers that are slow, would make an outage of each registry.
+func TestAdmit_WhatIsWaitedForBesidesTheSourceIsNoSilence(t *testing.T) {
+	t.Parallel()
+	const limit = 8 * time.Second
+	layer := random(3 << 20)
+	of := content.Request{Repository: content.Repository{Registry: "r.test", Name: "a"},
+		Digest: digest.FromBytes(layer)}
+	source := gate.Repository(of.Repository)
+	for name, test := range map[string]struct {
+		cache       gate.Cache
+		by          time.Duration
+		proved      time.Duration
+		credentials string
+		admitted    bool
+	}{
+		"for room, and anyone may read":         {nothing{}, 2 * gate.Hedge, 0, "", true},
+		"for room, for longer than a source is": {nothing{}, limit + time.Second, 0, "Basic alice", true},
+		"for room, for all the time there is":   {nothing{}, time.Hour, 0, "Basic alice", false},
+		"for other nodes, and anyone may read":  {elsewhere{}, 0, gate.Hedge / 2, "", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				g, err := gate.New(gate.Options{Cache: test.cache, Timeout: limit, Witness: unheard{}})
+				require.NoError(t, err)
+				defer g.Close()
+				rule := policy.DefaultRule()
+				rule.Authorization.TTL = 0 // each is asked about
+				g.Accept(source, "", time.Now())
+				time.AfterFunc(test.proved, func() { g.Prove(of) })
+				synctest.Wait()
+				err = g.Admit(t.Context(), rule, gate.Request{Source: source, Digest: of.Digest,
+					Credentials: test.credentials, Upstream: heldUp{honest{cache: layer}, test.by}})
+				if test.admitted {
+					require.NoError(t, err)
+				}
+				require.False(t, g.Silent(source, test.credentials))
+			})
+		})
+	}
+}
+
 // limited is kept from asking by the policy: for as long as it is waited for, or for so long that it does not wait.
 type limited struct {
 	busy

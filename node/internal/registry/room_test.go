@@ -16,6 +16,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
+	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/manifest"
 	"github.com/shoal-cache/shoal/node/internal/policy"
@@ -78,13 +79,21 @@ func TestMemory_ManifestsThatNobodyTakesHaveABoundedRoomTogether(t *testing.T) {
 
 func TestMemory_AFullRoomIsNoRegistryThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
-	for name, path := range map[string]string{"a list": "tags/list", "a tag of a registry without HEAD": "manifests/v1"} {
+	for name, test := range map[string]struct {
+		path    string
+		timeout time.Duration
+	}{
+		"a list":                           {"tags/list", gate.Hedge / 2},
+		"a tag of a registry without HEAD": {"manifests/v1", gate.Hedge / 2},
+		"one that is waited for longer":    {"manifests/v1", gate.Timeout(content.DefaultFirstByte)},
+	} {
+		path := test.path
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				documents := room.New(30 << 20)
 				w := newWorld(t, func(o *registry.Options) {
-					o.Documents, o.UpstreamTimeout = documents, gate.Hedge/2
+					o.Documents, o.UpstreamTimeout = documents, test.timeout
 				})
 				long := longManifest(image{layer: digest.FromString("x"), config: digest.FromString("y")}, 100<<10)
 				asked := 0

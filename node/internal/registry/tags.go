@@ -12,7 +12,6 @@ import (
 	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/singleflight"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/gate"
@@ -34,7 +33,7 @@ type tags struct {
 	metrics   *metrics
 	log       *slog.Logger
 	recent    *lru.Fair[string, answer]
-	questions singleflight.Group
+	questions gate.Questions
 	ctx       context.Context // ends with close
 	end       context.CancelFunc
 	running   sync.WaitGroup // questions that may outlive who asked
@@ -100,14 +99,15 @@ func (t *tags) resolve(ctx context.Context, x *exchange) (v1.Descriptor, error) 
 	return v1.Descriptor{}, err
 }
 
-// await puts the question to the registry, once for all callers with the same credentials. After a moment of silence it
-// answers from memory, where anyone may read, as this node or another knows, and something is remembered. The
+// await puts the question to the registry, once for all callers with the same credentials. After a moment of its silence
+// it answers from memory, where anyone may read, as this node or another knows, and something is remembered. The
 // registry's answer is taken note of then, too.
 func (t *tags) await(ctx context.Context, q question) (v1.Descriptor, error) {
-	done := t.questions.DoChan(q.authorization+"\x00"+q.key, func() (any, error) {
+	key := q.authorization + "\x00" + q.key
+	done := t.questions.Put(ctx, key, func(ctx context.Context) (any, error) {
 		t.running.Add(1)
 		defer t.running.Done()
-		ctx, leave := t.documents.Lease(context.WithoutCancel(ctx))
+		ctx, leave := t.documents.Lease(ctx)
 		defer leave()
 		ctx, cancel := context.WithTimeout(ctx, t.timeout)
 		defer cancel()
@@ -115,12 +115,14 @@ func (t *tags) await(ctx context.Context, q question) (v1.Descriptor, error) {
 		return t.ask(ctx, q)
 	})
 	silent := make(chan struct{}, 1)
-	hedge := time.AfterFunc(gate.Hedge, func() {
-		if t.gate.HeardPublic(ctx, q.source()) { // which asks others, and the registry may answer meanwhile
+	hedge, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		// Others may have to be asked who may read, and the registry may answer meanwhile.
+		if t.questions.Lasts(hedge, key) && t.gate.HeardPublic(ctx, q.source()) {
 			silent <- struct{}{}
 		}
-	})
-	defer hedge.Stop()
+	}()
 	for {
 		select {
 		case r := <-done:
@@ -153,7 +155,7 @@ func (t *tags) ask(ctx context.Context, q question) (v1.Descriptor, error) {
 			t.memory.Remember(ctx, q.repo, q.tag, desc)
 		}
 	case gate.Unanswered(err):
-		t.gate.Silence(q.source(), q.authorization)
+		t.gate.Unheard(ctx, q.source(), q.authorization)
 	default:
 		if errors.Is(err, content.ErrNotFound) {
 			t.recent.Remove(q.key)

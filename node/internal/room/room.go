@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/semaphore"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
 const (
@@ -215,6 +217,7 @@ func wait(ctx context.Context, s *semaphore.Weighted, n int64) error {
 	if ctx.Err() != nil { // it has not waited here
 		return context.Cause(ctx)
 	}
+	defer content.Apart(ctx)()
 	ctx, cancel := context.WithTimeoutCause(ctx, Patience, ErrFull)
 	defer cancel()
 	if s.Acquire(ctx, n) == nil {

@@ -106,6 +106,9 @@ func (s *stream) Read(p []byte) (int, error) {
 // pace waits until n bytes are within the limit. It does so in pieces, because a policy may have made the burst smaller
 // since they were asked for.
 func (s *stream) pace(n int) error {
+	if s.limit != nil {
+		defer content.Apart(s.ctx)()
+	}
 	for s.limit != nil && n > 0 {
 		piece := min(n, max(s.limit.Burst(), 1))
 		if err := s.limit.WaitN(s.ctx, piece); err != nil {

@@ -302,7 +302,10 @@ func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call 
 		limits = c.opts.Limits(call.repo)
 	}
 	if limits.Requests != nil {
-		if err := limits.Requests.Wait(ctx); err != nil {
+		resume := content.Apart(ctx)
+		err := limits.Requests.Wait(ctx)
+		resume()
+		if err != nil {
 			return nil, fmt.Errorf("%s of %s: %w: %w", call.method, call.repo, content.ErrRateLimit, err)
 		}
 	}
