@@ -66,6 +66,8 @@ func TestMemory_APeerIsRememberedSoonAfterItHasCome(t *testing.T) {
 	first := newTestSwarm(t, memory.use)
 	other := newTestSwarm(t, startingFrom(first))
 	eventually(t, "remembered", func() bool { return memory.known() == 1 })
+	memory.mu.Lock()
+	defer memory.mu.Unlock()
 	require.Equal(t, other.ID(), memory.peers[0].ID)
 	require.Equal(t, other.Addrs(), memory.peers[0].Addrs, "where it listens, and not where it came from")
 }

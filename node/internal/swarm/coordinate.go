@@ -210,10 +210,10 @@ func (r *room) afterGrace(searching bool) (longer bool, wait time.Duration) {
 		return true, 0
 	case r.awaited: // once: it may not keep its word
 		r.heard, r.awaited = true, false
-		return true, mapTimeout
+		return true, r.swarm.opts.slack(mapTimeout)
 	case !r.heard: // once too: this machine is slow, or theirs, and nothing is known yet
 		r.heard = true
-		return true, mapTimeout
+		return true, r.swarm.opts.slack(mapTimeout)
 	}
 	return false, 0
 }
@@ -358,14 +358,15 @@ func (r *room) prepare(now time.Time, j schedule.Join) {
 		}
 	}
 	// One that has chunks and neither claims for them nor a coordinator that it lost goes on with what it kept on disk.
-	if !(j.Orphan || len(j.Claims) > 0 || len(j.Leased) > 0) || now.Sub(r.begun) > young {
+	if !(j.Orphan || len(j.Claims) > 0 || len(j.Leased) > 0) || now.Sub(r.begun) > r.swarm.opts.slack(young) {
 		return
 	}
-	until := now.Add(successor)
+	o := &r.swarm.opts
+	until := now.Add(o.slack(successor))
 	if r.bereaved.IsZero() {
-		r.bereaved, until = now, now.Add(succession)
+		r.bereaved, until = now, now.Add(o.slack(succession))
 	}
-	if last := r.bereaved.Add(longSuccession); until.After(last) {
+	if last := r.bereaved.Add(o.slack(longSuccession)); until.After(last) {
 		until = last
 	}
 	if until.After(r.openAt) {
@@ -455,11 +456,11 @@ func (s *Swarm) handleCoordinate(g content.Grain) network.StreamHandler {
 func (s *Swarm) coordinate(stream network.Stream, remote peer.ID, g content.Grain) error {
 	in := newInbound(stream)
 	var h hello
-	if err := in.read(&h, maxShort, helloTimeout); err != nil {
+	if err := in.read(&h, maxShort, s.opts.slack(helloTimeout)); err != nil {
 		return fmt.Errorf("hello: %w", err)
 	}
 	var first report
-	if err := in.read(&first, maxFrame, helloTimeout); err != nil {
+	if err := in.read(&first, maxFrame, s.opts.slack(helloTimeout)); err != nil {
 		return fmt.Errorf("first report: %w", err)
 	}
 	d, err := validDigest(h.Digest)
@@ -467,7 +468,7 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID, g content.Grai
 		return err
 	}
 	plan := Plan{d, g}
-	_ = stream.SetWriteDeadline(time.Now().Add(helloTimeout))
+	_ = stream.SetWriteDeadline(time.Now().Add(s.opts.slack(helloTimeout)))
 	if !h.Forced {
 		if near, ok := s.nearerThanSelf(plan); ok && near.ID != remote {
 			return writeFrame(stream, sendOn(near))
@@ -535,7 +536,7 @@ func (s *Swarm) giveOrders(ctx context.Context, stream network.Stream, who *part
 	// Whoever is to join anew must read what was written until now, the welcome at least. A reset would take it away,
 	// and so look like a coordinator that does not answer.
 	if ctx.Err() == nil && stream.CloseWrite() == nil {
-		_ = stream.SetReadDeadline(time.Now().Add(helloTimeout))
+		_ = stream.SetReadDeadline(time.Now().Add(s.opts.slack(helloTimeout)))
 		return
 	}
 	_ = stream.Reset() // so that takeReports ends too

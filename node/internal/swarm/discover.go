@@ -60,7 +60,7 @@ type finder interface {
 // and (where the DHT knows nothing, or is broken) whoever of the connected peers says so. It returns when all have
 // answered or timed out.
 func (s *Swarm) discover(ctx context.Context, plan Plan, to finder) {
-	ctx, cancel := context.WithTimeout(ctx, discoverTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.opts.slack(discoverTimeout))
 	defer cancel()
 	if s.searches.Acquire(ctx, 1) != nil {
 		return
@@ -155,7 +155,7 @@ func (s *Swarm) mapOf(ctx context.Context, p peer.ID, plan Plan, leaves *content
 	if pieces := leaves.Pieces(); pieces != nil {
 		return pieces, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, discoverTimeout) // who asked waits no longer
+	ctx, cancel := context.WithTimeout(ctx, s.opts.slack(discoverTimeout)) // who asked waits no longer
 	defer cancel()
 	if err := s.guard.chargeRead(ctx, p, leaves.Size()); err != nil {
 		return nil, err
@@ -240,9 +240,9 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, plan Plan,
 	held func()) (size int64, zone string, claims []schedule.Claim, err error) {
 	end, ok := ctx.Deadline()
 	if !ok {
-		end = time.Now().Add(discoverTimeout)
+		end = time.Now().Add(s.opts.slack(discoverTimeout))
 	}
-	patient, cancel := s.patient(ctx, p, mapTimeout)
+	patient, cancel := s.patient(ctx, p, s.opts.slack(mapTimeout))
 	defer cancel()
 	stream, err := s.host.NewStream(patient, p, s.planProtocol("map", plan.Grain))
 	if err != nil {
@@ -270,7 +270,7 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, plan Plan,
 	}
 	held()
 	// p has yet to sign, and may have to read the blob for its pieces first.
-	_ = stream.SetDeadline(earlier(time.Now().Add(discoverTimeout), end))
+	_ = stream.SetDeadline(earlier(time.Now().Add(s.opts.slack(discoverTimeout)), end))
 	want := plan.Grain.Cut(head.Size).Len()
 	defer func() { s.maps.Release(int64(len(claims))) }()
 	for len(claims) < want {
@@ -290,7 +290,7 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, plan Plan,
 			claims = append(claims, schedule.Claim{Index: len(claims), Sum: sum, By: p, Signature: sig})
 		}
 		// A large map may take longer than a small one, as long as it keeps coming, and not beyond the search.
-		_ = stream.SetDeadline(earlier(time.Now().Add(mapTimeout), end))
+		_ = stream.SetDeadline(earlier(time.Now().Add(s.opts.slack(mapTimeout)), end))
 	}
 	return head.Size, head.Zone, claims, nil
 }
@@ -324,7 +324,7 @@ func (s *Swarm) handleMap(g content.Grain) network.StreamHandler {
 // mapQuestion reads whose map a peer asks for, and charges it for the answer but for what must be signed.
 func (s *Swarm) mapQuestion(stream network.Stream, p peer.ID) (digest.Digest, error) {
 	var q mapQuery
-	if err := newInbound(stream).read(&q, maxShort, discoverTimeout); err != nil {
+	if err := newInbound(stream).read(&q, maxShort, s.opts.slack(discoverTimeout)); err != nil {
 		return "", err
 	}
 	d, err := validDigest(q.Digest)
@@ -338,7 +338,7 @@ func (s *Swarm) mapQuestion(stream network.Stream, p peer.ID) (digest.Digest, er
 // has heard that, it waits longer before it sends anyone upstream: where all who hold a blob sign on few processors the
 // signing takes long, and so do pieces that are not known yet. p is charged for the claims that it waits for.
 func (s *Swarm) sendMap(stream network.Stream, p peer.ID, plan Plan) error {
-	_ = stream.SetWriteDeadline(time.Now().Add(discoverTimeout))
+	_ = stream.SetWriteDeadline(time.Now().Add(s.opts.slack(discoverTimeout)))
 	m, err := s.opts.Store.ChunkMap(plan.Digest)
 	if err != nil {
 		return writeFrame(stream, mapHead{Plans: s.plans(plan)})
@@ -370,7 +370,7 @@ func (s *Swarm) sendMap(stream network.Stream, p peer.ID, plan Plan) error {
 				s.signed.add(plan, claims)
 			}
 		}
-		_ = stream.SetWriteDeadline(time.Now().Add(discoverTimeout))
+		_ = stream.SetWriteDeadline(time.Now().Add(s.opts.slack(discoverTimeout)))
 		if err := writeFrame(stream, toMapPart(claims[sent:end])); err != nil {
 			return err
 		}

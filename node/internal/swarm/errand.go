@@ -286,7 +286,7 @@ func (e *Errands) away(
 	value, err = ask(ctx)
 	close(beating)
 	<-beaten
-	_ = stream.SetDeadline(time.Now().Add(errandPatience))
+	_ = stream.SetDeadline(time.Now().Add(e.swarm.opts.slack(errandPatience)))
 	if writeFrame(stream, errandResult{OK: err == nil, Value: value}) == nil {
 		_ = stream.CloseWrite()
 		_, _ = in.ReadByte() // until it has been taken in: a reset would overtake it
@@ -301,7 +301,7 @@ func (e *Errands) sayAsking(stream network.Stream, asked <-chan struct{}) {
 	for {
 		select {
 		case <-beat.C:
-			_ = stream.SetWriteDeadline(time.Now().Add(errandPatience))
+			_ = stream.SetWriteDeadline(time.Now().Add(e.swarm.opts.slack(errandPatience)))
 			if writeFrame(stream, errandResult{Asking: true}) != nil {
 				return
 			}
@@ -331,7 +331,7 @@ func (e *Errands) serve(stream network.Stream) {
 	defer func() { _ = stream.Close() }()
 	in := newInbound(stream)
 	var q errandQuery
-	err := in.read(&q, maxShort, queryTimeout)
+	err := in.read(&q, maxShort, e.swarm.opts.slack(queryTimeout))
 	if err == nil {
 		err = guard.Charge(e.swarm.ctx, p, queryWork)
 	}
@@ -353,7 +353,7 @@ func (e *Errands) answer(in *inbound, p peer.ID, q errandQuery) error {
 	ctx, cancel := context.WithTimeout(e.swarm.ctx, most)
 	defer cancel()
 	say := func(a errandAnswer) error {
-		_ = in.stream.SetWriteDeadline(time.Now().Add(queryTimeout))
+		_ = in.stream.SetWriteDeadline(time.Now().Add(e.swarm.opts.slack(queryTimeout)))
 		return writeFrame(in.stream, a)
 	}
 	told := false

@@ -20,7 +20,7 @@ import (
 // twice.
 func TestErrands_WhoStillAsksIsWaitedFor(t *testing.T) {
 	t.Parallel()
-	const silence = 2 * time.Second
+	const silence = 8 * time.Second
 	a := newTestSwarm(t)
 	b := newTestSwarm(t, startingFrom(a))
 	c := newTestSwarm(t, startingFrom(a, b))

@@ -331,7 +331,7 @@ func greet(ctx context.Context, stream network.Stream, in *inbound, d digest.Dig
 		}
 	}
 	var w welcome
-	return w, in.read(&w, maxShort, patience*defaultJoinTimeout) // ctx ends before that
+	return w, in.read(&w, maxShort, sessionIdle) // ctx ends before that
 }
 
 // learn takes in the address of a peer that another named.

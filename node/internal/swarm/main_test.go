@@ -40,6 +40,9 @@ func newKey(t testing.TB) crypto.PrivKey {
 	return key
 }
 
+// slack is how many times as long as an agent a node waits that no test has wait for what does not come.
+const slack = 20
+
 // newTestSwarm starts a node on IPv4 loopback that admits everyone, unless set says otherwise.
 func newTestSwarm(t testing.TB, set ...func(*Options)) *testSwarm {
 	t.Helper()
@@ -50,7 +53,7 @@ func newTestSwarm(t testing.TB, set ...func(*Options)) *testSwarm {
 	require.NoError(t, err)
 	o := Options{
 		Identity: newKey(t), Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Open: true,
-		Store: s.store, Logger: log, Registerer: s.reg,
+		Store: s.store, Logger: log, Registerer: s.reg, Slack: slack,
 	}
 	for _, f := range set {
 		f(&o)
@@ -78,7 +81,7 @@ func startingFrom(others ...*testSwarm) func(*Options) {
 // eventually is for what other goroutines and peers bring about; the limit is only there to end a test that fails.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	require.Eventually(t, ok, 20*time.Second, 10*time.Millisecond, what)
+	require.Eventually(t, ok, 5*time.Minute, 10*time.Millisecond, what)
 }
 
 // leaves is the plan of a blob in leaves.

@@ -140,7 +140,7 @@ func TestPreviousRelease_WhoWaitsForAnAnswerIsToldSoOnce(t *testing.T) {
 		}
 		return nil, 0, false
 	}, func(_ string, v []byte, _ time.Duration) { value.Store(&v) })
-	e.beat = 10 * time.Millisecond
+	e.beat, e.second = 10*time.Millisecond, time.Hour // nobody else is to ask
 	eventually(t, "they know each other", func() bool { return len(previous.Peers()) == 1 })
 	query := previousQuery{Key: "question", MaxAge: time.Hour.Milliseconds()}
 

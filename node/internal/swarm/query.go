@@ -33,7 +33,7 @@ func answerFrom[Question, Answer any](s *Swarm, name string, f func(network.Conn
 		defer func() { _ = stream.Close() }()
 		p := stream.Conn().RemotePeer()
 		var q Question
-		err := newInbound(stream).read(&q, maxShort, queryTimeout)
+		err := newInbound(stream).read(&q, maxShort, s.opts.slack(queryTimeout))
 		if err == nil {
 			err = s.guard.Charge(s.ctx, p, queryWork)
 		}
@@ -42,7 +42,7 @@ func answerFrom[Question, Answer any](s *Swarm, name string, f func(network.Conn
 			_ = stream.Reset()
 			return
 		}
-		_ = stream.SetWriteDeadline(time.Now().Add(queryTimeout))
+		_ = stream.SetWriteDeadline(time.Now().Add(s.opts.slack(queryTimeout)))
 		if writeFrame(stream, f(stream.Conn(), q)) != nil {
 			_ = stream.Reset()
 		}
@@ -52,7 +52,7 @@ func answerFrom[Question, Answer any](s *Swarm, name string, f func(network.Conn
 // askPeers puts a question to up to askedAtOnce connected peers at the same time, and hands their answers one by one to
 // take, until that returns true, all have answered, or queryTimeout is over.
 func askPeers[Answer any](ctx context.Context, s *Swarm, name string, question any, take func(Answer) (enough bool)) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.opts.slack(queryTimeout))
 	defer cancel()
 	if s.asking.Acquire(ctx, 1) != nil {
 		return

@@ -159,8 +159,10 @@ func TestSuccession_ACoordinatorsDeathCostsWhatItHadUnderWay(t *testing.T) {
 		t.Run("", func(t *testing.T) {
 			t.Parallel()
 			d := digest.FromString(t.Name())
-			nodes := newMesh(t, d, n)
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			nodes := newMesh(t, d, n, func(o *Options) {
+				o.Slack, o.Schedule.LeaseTimeout = 4, 2*time.Minute // nobody is late but the dead
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 			defer cancel()
 			var mu sync.Mutex
 			reads := map[int]int{}
@@ -226,9 +228,7 @@ func TestJoin_OneThatNamesADeadCoordinatorTakesItsPlace(t *testing.T) {
 	d := digest.FromString("x")
 	nodes := newMesh(t, d, 4)
 	dead := nodes[0]
-	for _, s := range nodes[1:] { // it looks alive, and takes no stream
-		s.opts.JoinTimeout = 4 * time.Second
-	}
+	// It looks alive, and takes no stream.
 	dead.host.SetStreamHandler(dead.protocol("coordinate"), func(s network.Stream) { _ = s.Reset() })
 	requireCoordinator(t, nodes[1].ID(), nodes[2:], d)
 }

@@ -73,6 +73,9 @@ type Options struct {
 	// LowConnections and HighConnections bound the connections that are kept open without need; default
 	// DefaultLowConnections and DefaultHighConnections.
 	LowConnections, HighConnections int
+	// Slack is how many times as long as in an agent the words of peers are waited for; default 1. For tests, whose
+	// machine may be too slow for an agent's times.
+	Slack int
 	// JoinTimeout bounds the search for a blob's coordinator, and half of it one candidate's answer, twice of it that
 	// of one with whom this node exchanges much meanwhile; after it a node goes on alone for a while. Default 3 s.
 	JoinTimeout time.Duration
@@ -89,6 +92,9 @@ type Options struct {
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
+
+// slack is for how long this node waits where an agent waits for d.
+func (o *Options) slack(d time.Duration) time.Duration { return d * time.Duration(o.Slack) }
 
 // The defaults of Options, which are the agent's too.
 const (
@@ -144,11 +150,12 @@ func New(o Options) (*Swarm, error) {
 	if o.HighConnections <= 0 {
 		o.HighConnections = DefaultHighConnections
 	}
+	o.Slack = max(1, o.Slack)
 	if o.JoinTimeout <= 0 {
-		o.JoinTimeout = defaultJoinTimeout
+		o.JoinTimeout = o.slack(defaultJoinTimeout)
 	}
 	if o.DiscoveryGrace <= 0 {
-		o.DiscoveryGrace = 250 * time.Millisecond
+		o.DiscoveryGrace = o.slack(250 * time.Millisecond)
 	}
 	s := &Swarm{
 		opts: o, log: o.Logger, admission: newAdmission(o.Open), signed: newSignedClaims(),

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
@@ -19,11 +18,7 @@ import (
 
 func TestANodeAloneIsStarted(t *testing.T) {
 	t.Parallel()
-	select {
-	case <-newTestSwarm(t).Started():
-	case <-time.After(20 * time.Second):
-		t.Fatal("a node with no one to look for still looks")
-	}
+	<-newTestSwarm(t).Started()
 }
 
 func TestNodesThatStartFromOneFindEachOther(t *testing.T) {

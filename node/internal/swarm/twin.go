@@ -108,7 +108,7 @@ func (t *twins) look(ctx context.Context) {
 		s.log.Warn("sign of life not signed", "error", err)
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, askedForTwin*queryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, askedForTwin*s.opts.slack(queryTimeout))
 	defer cancel()
 	for _, p := range s.nearest(ctx, Plan{Digest: digest.FromString("process " + s.ID().String())}, askedForTwin+1) {
 		if p != s.ID() {
@@ -118,7 +118,7 @@ func (t *twins) look(ctx context.Context) {
 }
 
 func (t *twins) ask(ctx context.Context, p peer.ID, own life) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, t.swarm.opts.slack(queryTimeout))
 	defer cancel()
 	var l life
 	if t.swarm.query(ctx, p, "process", own, &l) == nil {

@@ -73,7 +73,7 @@ func (s *Swarm) plans(plan Plan) bool {
 
 // askPlans asks p whether others pull by a plan of its. No answer counts as no.
 func (s *Swarm) askPlans(ctx context.Context, p peer.ID, plan Plan) bool {
-	ctx, cancel := context.WithTimeout(ctx, mapTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.opts.slack(mapTimeout))
 	defer cancel()
 	var head mapHead
 	q := mapQuery{Digest: string(plan.Digest)}
