@@ -162,7 +162,7 @@ func (m *machine) start() {
 	m.swarm = &watched{}
 	m.swarm.Swarm, err = swarm.New(swarm.Options{
 		Identity: m.key, Listen: []ma.Multiaddr{m.addr}, Store: m.store, Logger: log,
-		Registerer: prometheus.NewRegistry(),
+		Registerer: prometheus.NewRegistry(), Slack: 10,
 	})
 	require.NoError(t, err)
 	m.addr = m.swarm.Addrs()[0]

@@ -79,7 +79,7 @@ func hostile(t *testing.T, bootstrap []peer.AddrInfo, s swarm.Store) *swarm.Swar
 	require.NoError(t, err)
 	sw, err := swarm.New(swarm.Options{
 		Identity: key, Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Bootstrap: bootstrap, Open: true,
-		Store: s, DiscoveryGrace: 30 * time.Second, // or who has it says so too late on a slow machine
+		Store: s, Slack: 10, DiscoveryGrace: 30 * time.Second, // or who has it says so too late on a slow machine
 		Logger: testLogger("hostile"), Registerer: prometheus.NewRegistry(),
 	})
 	require.NoError(t, err)
@@ -294,7 +294,7 @@ func TestRelief_TheRegistryIsAskedWhereAHolderKeepsSilent(t *testing.T) {
 	o := newOrigin(t)
 	d := o.add(t, size)
 	nodes := newSwarm(t, o, 3, func(_ int, fo *Options, _ *swarm.Options) {
-		fo.PeerSilence, fo.PeerPatience, fo.Patience = 5*time.Minute, 5*time.Minute, 2*time.Second
+		fo.PeerSilence, fo.PeerPatience, fo.Patience = time.Hour, time.Hour, 2*time.Second
 	})
 	s := newLie(t, d, o.Blob(d)) // which is no lie: what it claims is true
 	release := make(chan struct{})
@@ -302,7 +302,7 @@ func TestRelief_TheRegistryIsAskedWhereAHolderKeepsSilent(t *testing.T) {
 	silent := hostile(t, infos(nodes), s)
 	t.Cleanup(func() { close(release) })
 	connected(t, nodes, silent.ID())
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // less than the peers' patience
+	ctx, cancel := context.WithTimeout(t.Context(), patience) // less than the peers'
 	defer cancel()
 	var pulls []*pull
 	for _, n := range nodes {
@@ -355,13 +355,13 @@ func TestAHolderThatHasEvictedTheBlobIsNotWaitedFor(t *testing.T) {
 	o := newOrigin(t)
 	d := o.add(t, size)
 	n := newSwarm(t, o, 1, func(_ int, fo *Options, _ *swarm.Options) {
-		fo.PeerSilence, fo.PeerPatience = time.Minute, time.Minute
+		fo.PeerSilence, fo.PeerPatience = time.Hour, time.Hour
 	})[0]
 	l := newLie(t, d, o.Blob(d)) // which is no lie: what it claims is true
 	l.blocks = evicted{l.blocks}
 	h := hostile(t, infos([]*testNode{n}), l)
 	connected(t, []*testNode{n}, h.ID())
-	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second) // less than its patience
+	ctx, cancel := context.WithTimeout(t.Context(), patience) // less than its own
 	defer cancel()
 	n.pull(ctx, o.request(d)).requireRight(t, d)
 	require.True(t, n.knows(h.ID()), "to evict is no crime")
@@ -424,13 +424,11 @@ func TestRange_TheRestOfABlobThatIsWrongDoesNotEndCleanly(t *testing.T) {
 		return true
 	})
 	n := newNode(t, o, "n", nil)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	r, err := n.Open(ctx, o.request(d))
+	r, err := n.Open(t.Context(), o.request(d))
 	if err == nil {
 		defer func() { _ = r.Close() }()
 		var body io.ReadCloser
-		if body, err = r.Range(ctx, 2*chunk1, 7); err == nil {
+		if body, err = r.Range(t.Context(), 2*chunk1, 7); err == nil {
 			_, err = io.ReadAll(body)
 			_ = body.Close()
 		}

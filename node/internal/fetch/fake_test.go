@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	blocks "github.com/ipfs/go-block-format"
@@ -124,7 +125,7 @@ func (s *scriptedSession) until(t *testing.T, ok func(schedule.Report) bool) {
 		select {
 		case r := <-s.reports:
 			all.Merge(r)
-		case <-time.After(30 * time.Second):
+		case <-time.After(patience):
 			require.FailNow(t, "it was not reported", "%+v", all)
 		}
 	}
@@ -135,7 +136,7 @@ func (s *script) next(t *testing.T) *scriptedSession {
 	select {
 	case session := <-s.joins:
 		return session
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		require.FailNow(t, "no coordinator is joined")
 		return nil
 	}
@@ -149,7 +150,7 @@ func (s *script) want(t *testing.T, n int) []asked {
 		select {
 		case w := <-s.wants:
 			out = append(out, w)
-		case <-time.After(30 * time.Second):
+		case <-time.After(patience):
 			require.FailNow(t, "nothing is asked of peers", "only %d times", len(out))
 		}
 	}
@@ -284,13 +285,18 @@ func TestFetch_APeerThatLacksAChunkIsPassedOverAtOnce(t *testing.T) {
 // Only bytes are progress, however much such a coordinator has to say.
 func TestFetch_ACoordinatorWhoseOrdersLeadNowhereIsLeft(t *testing.T) {
 	t.Parallel()
-	fr, s, req, data := scripted(t, 8, func(o *Options) { o.CoordinatorPatience = 300 * time.Millisecond })
+	synctest.Test(t, testUselessCoordinator)
+}
+
+func testUselessCoordinator(t *testing.T) {
+	fr, s, req, data := scripted(t, 8, func(o *Options) { o.Patience = time.Hour }) // nobody else reads it
 	got := readAll(t, fr, req)
 	useless := s.next(t)
 	useless.orders <- schedule.Orders{Leases: []schedule.Run{{First: 0, Count: 1}}}
 	for done := false; !done; {
 		select {
-		case useless.orders <- schedule.Orders{Size: int64(len(data))}:
+		case <-time.After(schedule.TickEvery):
+			useless.orders <- schedule.Orders{Size: int64(len(data))}
 		case <-useless.closed:
 			done = true
 		}

@@ -431,7 +431,7 @@ func TestOneReadsARegistryWithoutRangeForTheOthers(t *testing.T) {
 		kept += n.swarm.Counters().Received
 		require.Eventually(t, func() bool {
 			return n.metric(t, "shoal_fetches_total") == 1
-		}, time.Minute, time.Millisecond,
+		}, patience, time.Millisecond,
 			"a fetch counts when it has ended")
 	}
 	require.GreaterOrEqual(t, kept, int64(3*size*9/10), "three of four take it from the one that streams")

@@ -131,10 +131,13 @@ func (p *pull) requireRight(t testing.TB, d digest.Digest) {
 	require.Equal(t, d, digest.FromBytes(p.data))
 }
 
-// eventually is for what other goroutines bring about; the limit is only there to end a test that fails.
+// patience is only there to end a test that fails.
+const patience = 5 * time.Minute
+
+// eventually is for what other goroutines bring about.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	require.Eventually(t, ok, 30*time.Second, 5*time.Millisecond, what)
+	require.Eventually(t, ok, patience, 5*time.Millisecond, what)
 }
 
 // lingering shortens for how many milliseconds a fetch goes on that no one waits for.

@@ -88,7 +88,7 @@ func newNodeOn(
 		Identity: key, Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Bootstrap: bootstrap, Open: true,
 		Store: n.store, Logger: log, Registerer: n.reg,
 		// A machine that runs tests may be slow; none of these times is what a test is about.
-		JoinTimeout: 30 * time.Second, DiscoveryGrace: 30 * time.Second,
+		Slack: 10, DiscoveryGrace: 30 * time.Second,
 		Schedule: schedule.Config{LeaseTimeout: time.Minute, ChunkTimeout: 2 * time.Minute},
 	}
 	up, err := upstream.New(upstream.Options{
@@ -97,7 +97,7 @@ func newNodeOn(
 	})
 	require.NoError(t, err)
 	fo := Options{Store: n.store, Upstream: up, Logger: log, Registerer: n.reg, PeerSilence: 20 * time.Second,
-		Patience: time.Minute}
+		PeerPatience: 2 * time.Minute, CoordinatorPatience: 2 * time.Minute, Patience: time.Minute}
 	for _, f := range set {
 		f(&fo, &so)
 	}
@@ -140,7 +140,7 @@ func newSwarm(t testing.TB, o *origin, count int, set ...func(i int, fo *Options
 		<-n.swarm.Started()
 		require.Eventually(t, func() bool {
 			return len(n.swarm.Peers()) == count-1
-		}, 20*time.Second, 10*time.Millisecond)
+		}, patience, 10*time.Millisecond)
 	}
 	return nodes
 }

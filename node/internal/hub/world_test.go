@@ -125,7 +125,7 @@ func newAgentThatWaits(t testing.TB, h *hubtest.Hub, dir string, bootstrap []pee
 		Identity: id, Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Bootstrap: bootstrap, Open: true,
 		Store: a.store, Logger: log, Registerer: reg,
 		// A machine that runs tests may be slow; none of these times is what a test is about.
-		JoinTimeout: 30 * time.Second, Schedule: schedule.Config{LeaseTimeout: time.Minute,
+		Slack: 10, Schedule: schedule.Config{LeaseTimeout: time.Minute,
 			ChunkTimeout: 2 * time.Minute},
 	})
 	require.NoError(t, err)
