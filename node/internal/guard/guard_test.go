@@ -90,6 +90,9 @@ type world struct {
 	hosts string
 }
 
+// patience is only there to end a test that fails.
+const patience = 5 * time.Minute
+
 func newWorld(t *testing.T, address string) world {
 	t.Helper()
 	root := t.TempDir()
@@ -102,7 +105,8 @@ func newWorld(t *testing.T, address string) world {
 			Runtime: mirror.Containerd, Endpoint: "http://" + address, Root: root,
 			StateDir: filepath.Join(t.TempDir(), "state"),
 		},
-		Every: 50 * time.Millisecond, Patience: time.Second, Recheck: 100 * time.Millisecond,
+		// An agent on a machine that is busy answers late, and is not to be ended for that.
+		Every: 50 * time.Millisecond, Patience: 15 * time.Second, Recheck: 100 * time.Millisecond,
 	}, filepath.Join(certs, "_default/hosts.toml")}
 }
 
@@ -130,7 +134,7 @@ func (w world) installed() bool {
 
 func (w world) eventually(condition func() bool, message string) {
 	w.t.Helper()
-	require.Eventually(w.t, condition, 30*time.Second, 10*time.Millisecond, message)
+	require.Eventually(w.t, condition, patience, 10*time.Millisecond, message)
 }
 
 func TestGuard_InstallsWhenTheAgentAnswersAndRemovesWhenItEnds(t *testing.T) {
@@ -179,7 +183,7 @@ func TestGuard_EndsAnAgentThatIsStoppedAndItsOpenPullsWithIt(t *testing.T) {
 	a.signal(syscall.SIGSTOP)
 	select {
 	case <-a.gone:
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the stopped agent was not ended")
 	}
 	require.Error(t, <-broken, "a pull in its midst is told, so that it goes on elsewhere")
@@ -201,7 +205,7 @@ func TestGuard_EndsAnAgentThatIsStoppedWhileItsOwnDiskHangs(t *testing.T) {
 	a.signal(syscall.SIGSTOP)
 	select {
 	case <-a.gone:
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the stopped agent was not ended")
 	}
 	require.NoError(t, dir.Close())

@@ -85,7 +85,7 @@ func TestMemory_QuestionsThatLackTheirEndTakeABoundedRoomTogether(t *testing.T) 
 			}
 		})
 	}
-	require.Eventually(t, func() bool { return refused.Load() >= many-2 }, 30*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return refused.Load() >= many-2 }, patience, 10*time.Millisecond)
 	t.Logf("%d questions of %d MiB without their end take %d MiB", many, long>>20, (roomtest.Live()-before)>>20)
 	require.Less(t, roomtest.Live()-before, int64(40<<20))
 	require.Equal(t, http.StatusOK, ask(10<<10).status, "who asks as one does is answered meanwhile")
@@ -97,7 +97,7 @@ func TestMemory_QuestionsThatLackTheirEndTakeABoundedRoomTogether(t *testing.T) 
 	for _, c := range conns {
 		_ = c.Close()
 	}
-	require.Eventually(t, func() bool { return ask(1<<20).status == http.StatusOK }, 30*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return ask(1<<20).status == http.StatusOK }, patience, 10*time.Millisecond)
 }
 
 type zeros struct{}
@@ -143,7 +143,7 @@ func TestMemory_DocumentsThatNobodyTakesHaveABoundedRoomTogether(t *testing.T) {
 	}
 	require.Eventually(t, func() bool {
 		return a.ask(t, http.MethodGet, "/api/models/org/m/revision/main?x=last").status == http.StatusOK
-	}, 30*time.Second, 10*time.Millisecond)
+	}, patience, 10*time.Millisecond)
 }
 
 func TestMemory_AFullRoomMakesNoDocumentForgotten(t *testing.T) {

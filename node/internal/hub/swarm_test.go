@@ -46,10 +46,10 @@ func meet(t testing.TB, agents []*agent) {
 		<-a.swarm.Started()
 		require.Eventually(t, func() bool {
 			return len(a.swarm.Peers()) == len(agents)-1
-		}, time.Minute, 10*time.Millisecond)
+		}, patience, 10*time.Millisecond)
 		require.Eventually(t, func() bool {
 			return a.errands.Peers() == len(agents)-1
-		}, time.Minute, 10*time.Millisecond)
+		}, patience, 10*time.Millisecond)
 	}
 }
 

@@ -190,7 +190,7 @@ func TestURL_WhatIsHereIsGivenToThoseWhomTheHostGivesIt(t *testing.T) {
 	require.Eventually(t, func() bool { // the last bytes are given before the file is kept
 		_, err := a.store.Stat(digest.FromBytes(data))
 		return err == nil
-	}, time.Minute, 5*time.Millisecond)
+	}, patience, 5*time.Millisecond)
 	for name, g := range map[string]got{
 		"without a token":     a.ask(t, http.MethodGet, private),
 		"with another":        a.ask(t, http.MethodGet, private, bearer("bad")...),
@@ -275,7 +275,7 @@ func TestURL_AHostThatAnswersEverythingWithAPageLetsNobodyIn(t *testing.T) {
 				require.Eventually(t, func() bool { // the last bytes are given before the file is kept
 					_, err := a.store.Stat(digest.FromBytes(data))
 					return err == nil
-				}, time.Minute, 5*time.Millisecond)
+				}, patience, 5*time.Millisecond)
 			}
 			if test.held {
 				fill()

@@ -180,10 +180,13 @@ func (a *agent) stop(t testing.TB) {
 	})
 }
 
+// patience is only there to end a test that fails.
+const patience = 5 * time.Minute
+
 // rest returns when no fetch runs any more: one that has failed may not have ended yet.
 func (a *agent) rest(t testing.TB) {
 	t.Helper()
-	require.Eventually(t, func() bool { return len(a.fetcher.Running()) == 0 }, time.Minute, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return len(a.fetcher.Running()) == 0 }, patience, 10*time.Millisecond)
 }
 
 func (a *agent) info() peer.AddrInfo { return peer.AddrInfo{ID: a.swarm.ID(), Addrs: a.swarm.Addrs()} }

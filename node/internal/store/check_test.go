@@ -43,7 +43,7 @@ func letSettle(t testing.TB, path string) {
 		st, err := stampOf(f)
 		require.NoError(t, err)
 		return st.settled(time.Now())
-	}, 10*time.Second, settle/4)
+	}, time.Minute, settle/4)
 }
 
 // readers are the ways in which a blob's bytes leave the store for a client.
