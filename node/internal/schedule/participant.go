@@ -18,8 +18,8 @@ type ParticipantConfig struct {
 	// Running counts the blobs that the node fetches now, which share nodeWindow. nil: one.
 	Running func() int
 	// PeerSilence is for how long a peer that was asked for chunks may not be heard of at all before it is passed
-	// over; default 5 s. So long may a coordinator be silent, too. A peer is passed over sooner where it and others
-	// have answered much sooner so far.
+	// over; default 5 s. So long may a coordinator be silent, too. A peer is passed over sooner, after three fifths of
+	// it at the soonest, where it and others have answered much sooner so far.
 	PeerSilence time.Duration
 	// PeerPatience is for how long a peer may send no chunk though it is alive: it may wait for the chunk itself, or
 	// many may share its link; default 30 s. One that has the chunk already gets a third of that. One from which bytes
@@ -40,6 +40,8 @@ func (c ParticipantConfig) withDefaults() ParticipantConfig {
 	}
 	return c
 }
+
+func (c ParticipantConfig) shortSilence() time.Duration { return c.PeerSilence * 3 / 5 }
 
 func positiveOr(v, d time.Duration) time.Duration {
 	if v > 0 {

@@ -35,9 +35,8 @@ const (
 	longPatience = 4
 	// pingAfter is after how long a peer that is asked and not heard of is pinged. One that then keeps silent for
 	// farLonger times as long as the slowest answer so far, and shortSilence at the least, is dead.
-	pingAfter    = 500 * time.Millisecond
-	farLonger    = 4
-	shortSilence = 3 * time.Second
+	pingAfter = 500 * time.Millisecond
+	farLonger = 4
 	// flow is how many bytes show that a peer sends more than signs of life.
 	flow = 64 << 10
 )
@@ -130,7 +129,7 @@ func (p *Participant) listen(
 // are slow, answers are, and so is this.
 func (p *Participant) ignoresPings(s *contact, now time.Time) bool {
 	slowest := max(s.lag, p.lag)
-	return slowest > 0 && !s.unanswered.IsZero() && now.Sub(s.unanswered) > max(farLonger*slowest, shortSilence)
+	return slowest > 0 && !s.unanswered.IsZero() && now.Sub(s.unanswered) > max(farLonger*slowest, p.cfg.shortSilence())
 }
 
 // askAgain repeats the wants of a peer that is alive and has sent next to nothing for a while, in case one was lost on

@@ -130,17 +130,18 @@ func TestReassure_OnlyThoseAreToldWhoNeedWhatIsRead(t *testing.T) {
 func TestPatience_WithAPeerThatIsSilentGoesByHowFastAnswersWere(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		lag             time.Duration // of the peers that live
+		silence, lag    time.Duration // ParticipantConfig.PeerSilence, and that of the peers that live
 		atLeast, atMost time.Duration // until the dead one is passed over
 	}{
-		"answers at once":           {0, shortSilence, shortSilence + 1500*time.Millisecond},
-		"answers after a while":     {700 * time.Millisecond, 3 * time.Second, 5 * time.Second},
-		"answers that took forever": {3 * time.Second, 5 * time.Second, 6 * time.Second},
+		"answers at once":           {0, 0, 3 * time.Second, 4500 * time.Millisecond},
+		"answers after a while":     {0, 700 * time.Millisecond, 3 * time.Second, 5 * time.Second},
+		"answers that took forever": {0, 3 * time.Second, 5 * time.Second, 6 * time.Second},
+		"on a node that waits long": {20 * time.Second, 0, 12 * time.Second, 14 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			begin := time.Unix(1e9, 0)
-			p := NewParticipant(ParticipantConfig{}, "self")
+			p := NewParticipant(ParticipantConfig{PeerSilence: c.silence}, "self")
 			p.SetUpstream(begin, true)
 			p.SetSize(3*content.ChunkSize, func(int) bool { return false })
 			p.Demand(begin, Run{Count: 3})
@@ -263,7 +264,7 @@ func TestPatience_TheTimeForWhichANodeItselfSleptIsNobodysSilence(t *testing.T) 
 	}
 	tick(3 * time.Second)
 	require.Equal(t, peer.ID("peer"), p.AskedOf(0))
-	for range int(shortSilence/TickEvery) + 1 {
+	for range int(p.cfg.shortSilence()/TickEvery) + 1 {
 		tick(TickEvery)
 	}
 	require.Empty(t, p.AskedOf(0), "it has had the time by now")
