@@ -79,7 +79,7 @@ func TestTrace_LeadsFromTheFrontToAPeerAndToTheRegistry(t *testing.T) {
 	origin := registrytest.New(t)
 
 	first, second := tracedTwo(t, fmt.Sprintf("endpoint: %q", got.HTTP(t)), origin.URL, "")
-	for range 12 {
+	for range 24 {
 		d := origin.AddRandom(64 << 10)
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet,
 			"/v2/team/app/blobs/"+d.String()+"?ns=registry.test", nil)
@@ -92,7 +92,7 @@ func TestTrace_LeadsFromTheFrontToAPeerAndToTheRegistry(t *testing.T) {
 
 	seen := pathsOf(got.Spans(), map[string]string{first.name(): "first", second.name(): "second"})
 	require.Contains(t, seen, "coordinate on first; join on second; fetch on second; pull on second; ",
-		"of twelve blobs the other node coordinates some")
+		"of so many blobs the other node coordinates some")
 	require.Contains(t, seen, "upstream on second; fetch on second; pull on second; ")
 }
 
@@ -113,7 +113,7 @@ func TestTrace_LeadsFromTheHubFrontToAPeerAndToTheHubByGRPC(t *testing.T) {
 	origin := hubtest.New()
 	defer origin.Close()
 	files := map[string]hubtest.File{"config.json": {Data: hubtest.Text("{}")}}
-	for i := range 12 {
+	for i := range 24 {
 		files[fmt.Sprintf("model-%d.safetensors", i)] = hubtest.File{Data: hubtest.Random(uint64(i), 64<<10), LFS: true}
 	}
 	origin.Repo("models", "org/m").Commit("main", files)
@@ -133,7 +133,7 @@ func TestTrace_LeadsFromTheHubFrontToAPeerAndToTheHubByGRPC(t *testing.T) {
 
 	seen := pathsOf(got.Spans(), map[string]string{first.name(): "first", second.name(): "second"})
 	require.Contains(t, seen, "coordinate on first; join on second; fetch on second; download on second; ",
-		"of twelve files the other node coordinates some")
+		"of so many files the other node coordinates some")
 	require.Contains(t, seen, "upstream on second; fetch on second; download on second; ")
 	require.Contains(t, seen, "ask on second; download on second; ", "the hub is asked what the revision is")
 }
