@@ -100,17 +100,22 @@ func (g *Gate) knows(ctx context.Context, req Request) bool {
 }
 
 // prove returns nil once the content may be given in the name of its source. A sample that proves nothing leaves the
-// caller with the answer that he would have if nobody held the content, which tells him nothing of who does.
+// caller with the answer that he would have if nobody held the content, which tells him nothing of who does. A source
+// that did not answer, or throttles, would give none, and is not asked for it.
 func (g *Gate) prove(ctx context.Context, rule policy.Rule, req Request) error {
 	if g.knows(ctx, req) {
 		return nil
 	}
 	err := g.sample(ctx, req)
-	if err == nil {
+	switch {
+	case err == nil:
 		return nil
-	}
-	if !content.Denied(err) && g.claimed.Contains(g.thing(req.Source, req.Digest)) {
+	case !content.Denied(err) && g.claimed.Contains(g.thing(req.Source, req.Digest)):
 		return nil // it comes from the source, or not at all
+	case content.Throttled(err):
+		return g.Throttled(rule, req.Source, req.Credentials, err)
+	case Unanswered(err) && !errors.Is(err, content.ErrBadAnswer) && !errors.Is(err, errPeers):
+		return err
 	}
 	return g.ask(ctx, rule, req)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"sync/atomic"
 	"testing"
@@ -186,6 +187,55 @@ func TestAdmit_WhoIsKeptFromAskingByThePolicyIsLetOnByNoSilence(t *testing.T) {
 					require.Equal(t, test.admitted, err == nil, "%v", err)
 				}
 			})
+		})
+	}
+}
+
+// failing gives no sample, and counts what it is asked besides.
+type failing struct {
+	honest
+	sample error
+	asked  *int
+}
+
+func (f failing) Sample(context.Context, int64, int64) ([]byte, int64, error) {
+	return nil, 0, f.sample
+}
+func (f failing) Ask(ctx context.Context) (int64, error) {
+	*f.asked++
+	return f.honest.Ask(ctx)
+}
+
+func TestAdmit_ASourceThatDoesNotAnswerOrThrottlesIsNotAskedOnceMore(t *testing.T) {
+	t.Parallel()
+	layer := random(3 << 20)
+	of := content.Request{Repository: content.Repository{Registry: "r.test", Name: "a"},
+		Digest: digest.FromBytes(layer)}
+	for name, test := range map[string]struct {
+		sample   error
+		asked    int
+		admitted bool
+	}{
+		"throttles":                          {&content.UpstreamError{Op: "GET", Status: http.StatusTooManyRequests}, 0, true},
+		"fails":                              {&content.UpstreamError{Op: "GET", Status: http.StatusBadGateway}, 0, false},
+		"is not reached":                     {content.ErrUnavailable, 0, false},
+		"but one whose answer is of no use":  {content.ErrBadAnswer, 1, true},
+		"but one that does not have content": {content.ErrNotFound, 1, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g, err := gate.New(gate.Options{Cache: cache(layer)})
+			require.NoError(t, err)
+			defer g.Close()
+			asked := 0
+			g.Accept(gate.Repository(of.Repository), "Basic alice", time.Now())
+			err = g.Admit(t.Context(), policy.DefaultRule(), gate.Request{
+				Source: gate.Repository(of.Repository), Digest: of.Digest, Credentials: "Basic alice",
+				Upstream: failing{honest{cache: layer}, test.sample, &asked},
+			})
+			require.Equal(t, test.admitted, err == nil, "%v", err)
+			require.Equal(t, test.asked, asked)
+			require.False(t, g.Proved(of))
 		})
 	}
 }
