@@ -158,13 +158,16 @@ func (a *access) accept(r repo, l level, authorization string) {
 	a.gate.Accept(a.source(r, l), authorization, time.Now())
 }
 
-// anyone reports whether everybody may read r at a level. It fails only when the caller has left.
+// anyone reports whether everybody may read r at a level. It fails only when the caller has left. What everybody could
+// read before gate.ThrottledPublic does where the hub is away, and not where somebody may have brought about that it
+// was not asked.
 func (a *access) anyone(ctx context.Context, r repo, l level, ttl time.Duration, ask probe) (found, error) {
 	k, maxAge := openKey(r, l), ttl
 	if old, _, known := a.memo.own(k); known && !old.Yes {
 		maxAge = min(ttl, refusedTTL)
 	}
-	open, err := a.memo.do(ctx, k, maxAge, mark{}, func(ctx context.Context) (record, error) {
+	const hasty = gate.ThrottledPublic
+	open, err := a.memo.doWith(ctx, k, maxAge, hasty, mark{}, func(ctx context.Context) (record, error) {
 		err := ask(ctx, "")
 		switch {
 		case err == nil:

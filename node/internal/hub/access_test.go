@@ -2,18 +2,23 @@ package hub
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
+	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/room"
 	"github.com/shoal-cache/shoal/test/hubtest"
 )
 
@@ -385,6 +390,45 @@ func TestAccess_WhoIsThrottledIsLetOnByNothingThatIsOver(t *testing.T) {
 			}
 			h.SetOdd(throttles)
 			require.Equal(t, c.status, a.ask(t, http.MethodGet, file).status)
+		})
+	}
+}
+
+// Who fills the room keeps the node from hearing what the hub says.
+func TestAccess_AFullRoomLetsNobodyOnByWhatIsOver(t *testing.T) {
+	t.Parallel()
+	full := func(ctx context.Context, _ string) error { return room.Hold(ctx, 2<<20) }
+	away := func(ctx context.Context, _ string) error {
+		<-time.After(9 * time.Second)
+		return content.ErrUnavailable
+	}
+	for name, c := range map[string]struct {
+		ask  probe
+		ago  time.Duration
+		open bool
+	}{
+		"what anyone could read a day ago":       {full, 23 * time.Hour, true},
+		"what anyone could read before that day": {full, 25 * time.Hour, false},
+		"unless it is the hub that is away":      {away, 25 * time.Hour, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				documents := room.New(6 << 20)
+				leave, ok := documents.Try(2 << 20)
+				require.True(t, ok)
+				defer leave()
+				m := newMemo(nil, documents, slog.New(slog.DiscardHandler))
+				m.down = func() bool { return false }
+				a := &access{memo: m}
+				r := repo{"models", "org/m"}
+				m.learn(openKey(r, levelInfo), record{Yes: true}, c.ago, true)
+				got, err := a.anyone(t.Context(), r, levelInfo, 0, c.ask)
+				require.NoError(t, err)
+				require.Equal(t, c.open, got.Yes)
+				synctest.Wait()
+				time.Sleep(time.Minute) // questions end
+			})
 		})
 	}
 }

@@ -138,6 +138,12 @@ type found struct {
 // is no room for its answer, an older one will do. who tells callers apart in whose names ask asks.
 func (m *memo) do(ctx context.Context, key string, maxAge time.Duration, who mark,
 	ask func(context.Context) (record, error)) (found, error) {
+	return m.doWith(ctx, key, maxAge, forever, who, ask)
+}
+
+// doWith is do where a record that is older than hasty does only once it is known why there is no answer.
+func (m *memo) doWith(ctx context.Context, key string, maxAge, hasty time.Duration, who mark,
+	ask func(context.Context) (record, error)) (found, error) {
 	old, age, known := m.own(key)
 	if known && age <= maxAge {
 		return found{record: old}, nil
@@ -161,7 +167,8 @@ func (m *memo) do(ctx context.Context, key string, maxAge time.Duration, who mar
 			}
 			return found{}, r.Err
 		case <-patience.C:
-			if rec, ok := m.recall(ctx, key, old, age, known); ok {
+			rec, ok := m.recall(ctx, key, old, age, known)
+			if _, now, _ := m.own(key); ok && now <= hasty {
 				return found{record: rec, stale: true, cause: content.ErrUnavailable}, nil
 			}
 		case <-ctx.Done():
