@@ -136,7 +136,7 @@ func (t *Table) give(g *group, p *party) bool {
 			continue
 		case src != nil:
 			// As with runs from upstream: an equal share of a quarter of what is left.
-			if p.bringing.size >= max(min(g.ready.size/(4*len(g.parties)), t.per*t.cfg.Window), fewBrought) {
+			if p.bringing.size >= t.per*max(min(g.ready.size/(4*t.per*len(g.parties)), t.cfg.Window), fewBrought) {
 				return false
 			}
 			t.setHome(g, i, p)
@@ -197,7 +197,7 @@ func (t *Table) betterHome(g *group, p *party, i int) bool {
 	})
 }
 
-// fewBrought keeps a party that brings chunks from peers busy while it waits for orders.
+// fewBrought is how many leaves keep a party that brings them from peers busy while it waits for orders.
 const fewBrought = 2
 
 // comeback is for how long one that has left may be about to join anew. A node does that when a caller comes whom

@@ -18,6 +18,7 @@ type uplink struct {
 
 	// Where links are shared:
 	fabric   *fabric
+	border   *border // of the sender's zone; nil: none
 	lineRate float64 // of each line, in bytes per second; 0: that of the link
 	// how many chunks may be under way at one time, in all and in a line, and how many are
 	slots, perLine, underWay int
@@ -93,7 +94,9 @@ type downlink struct {
 	free   time.Duration // when it has taken all that was sent to it so far
 	closed bool          // the receiver is dead, and no one sends to it any more
 
-	underWay int // where links are shared
+	// Where links are shared:
+	underWay int
+	border   *border // of the receiver's zone; nil: none
 }
 
 func newUplink(es *events, rate float64) *uplink {

@@ -30,6 +30,53 @@ type flow struct {
 	line *line
 	left float64 // bytes
 	rate float64 // bytes per second
+
+	borders []*pipe // that it crosses
+}
+
+// border is the link of a zone to all that is outside.
+type border struct{ out, in pipe }
+
+// pipe is one way of it.
+type pipe struct {
+	rate     float64 // bytes per second
+	underWay int
+}
+
+// crossed lists what of the borders is on the way from one zone to another.
+func crossed(from, to *border) (pipes []*pipe) {
+	if from == to {
+		return nil
+	}
+	if from != nil {
+		pipes = append(pipes, &from.out)
+	}
+	if to != nil {
+		pipes = append(pipes, &to.in)
+	}
+	return pipes
+}
+
+// path names the links that a flow goes over, and their rates.
+func (f *flow) path(over func(link any, rate float64)) {
+	over(f.from, f.from.rate)
+	over(f.to, f.to.rate)
+	if f.from.lineRate > 0 {
+		over(f.line, f.from.lineRate)
+	}
+	for _, p := range f.borders {
+		over(p, p.rate)
+	}
+}
+
+// count adds to how much is under way.
+func (f *flow) count(more int) {
+	f.line.underWay += more
+	f.from.underWay += more
+	f.to.underWay += more
+	for _, p := range f.borders {
+		p.underWay += more
+	}
 }
 
 // send starts as many parcels of u as may be under way at one time.
@@ -49,10 +96,11 @@ func (n *fabric) send(u *uplink) {
 			n.count()
 			started = true
 		}
-		l.underWay++
-		u.underWay++
-		p.to.underWay++
-		n.flows = append(n.flows, &flow{parcel: p, from: u, line: l, left: float64(p.size)})
+		f := &flow{
+			parcel: p, from: u, line: l, left: float64(p.size), borders: crossed(u.border, p.to.border),
+		}
+		f.count(1)
+		n.flows = append(n.flows, f)
 	}
 	if started {
 		n.share()
@@ -111,32 +159,26 @@ func (n *fabric) share() {
 		rate  float64 // what is left of the link
 		lines int     // connections without a rate
 	}
-	ups, downs, alone := map[*uplink]*load{}, map[*downlink]*load{}, map[*line]*load{}
+	links, over := map[any]*load{}, map[*line][]*load{}
 	open := map[*line][]*flow{}
 	var order []*line
 	for _, f := range n.flows {
 		if open[f.line] == nil {
 			order = append(order, f.line)
-			if ups[f.from] == nil {
-				ups[f.from] = &load{rate: f.from.rate}
-			}
-			if downs[f.to] == nil {
-				downs[f.to] = &load{rate: f.to.rate}
-			}
-			alone[f.line] = &load{rate: math.Inf(1), lines: 1}
-			if f.from.lineRate > 0 {
-				alone[f.line].rate = f.from.lineRate
-			}
-			ups[f.from].lines++
-			downs[f.to].lines++
+			f.path(func(link any, rate float64) {
+				if links[link] == nil {
+					links[link] = &load{rate: rate}
+				}
+				links[link].lines++
+				over[f.line] = append(over[f.line], links[link])
+			})
 		}
 		open[f.line] = append(open[f.line], f)
 	}
 	for len(order) > 0 {
 		best, least := 0, math.Inf(1)
 		for i, l := range order {
-			f := open[l][0]
-			for _, k := range []*load{ups[f.from], downs[f.to], alone[l]} {
+			for _, k := range over[l] {
 				if part := k.rate / float64(k.lines); part < least {
 					best, least = i, part
 				}
@@ -146,7 +188,7 @@ func (n *fabric) share() {
 		for _, f := range flows {
 			f.rate = least / float64(len(flows))
 		}
-		for _, k := range []*load{ups[flows[0].from], downs[flows[0].to]} {
+		for _, k := range over[order[best]] {
 			k.rate = max(k.rate-least, 0)
 			k.lines--
 		}
@@ -179,10 +221,8 @@ func (n *fabric) land() {
 	})
 	n.share()
 	for _, f := range done {
-		f.line.underWay--
+		f.count(-1)
 		f.line.ended(f.what)
-		f.from.underWay--
-		f.to.underWay--
 		f.from.sent += f.size
 		sent := n.events.now
 		n.events.after(f.latency, func() { f.arrived(sent) })

@@ -43,6 +43,9 @@ type Config struct {
 	StreamRate float64
 	// Zones over which the nodes are spread in turn; default 1.
 	Zones int
+	// BorderRate is the rate, each way, of the link between a zone and all that is outside, the registry too, in bits
+	// per second; default: no limit. It counts where links are shared.
+	BorderRate float64
 	// Shared has everything that is under way share its links, as TCP does on a slow network, in place of one chunk
 	// after the other, and messages wait for Queue at either end of a busy link (default 50 ms), as in the rig of
 	// test/bench.
@@ -97,7 +100,13 @@ func (c Config) size() (total int64) {
 }
 
 // ideal is the time that the image takes over the narrowest link.
-func (c Config) ideal() time.Duration { return transfer(c.size(), min(c.NodeRate, c.RegistryRate)/8) }
+func (c Config) ideal() time.Duration {
+	rate := min(c.NodeRate, c.RegistryRate)
+	if c.BorderRate > 0 {
+		rate = min(rate, c.BorderRate)
+	}
+	return transfer(c.size(), rate/8)
+}
 
 // Result is what a burst cost. Copies are bytes over the bytes of the image.
 type Result struct {
@@ -177,6 +186,7 @@ func Run(cfg Config) (*Result, error) {
 		s.registry.lineRate = cfg.StreamRate / 8
 	}
 	random := rand.New(rand.NewPCG(cfg.Seed, 0))
+	borders := make([]border, cfg.Zones)
 	for i := range cfg.Nodes {
 		s.nodes = append(s.nodes, &node{
 			sim: s, index: i, id: idOf(i), zone: fmt.Sprint("zone-", i%cfg.Zones),
@@ -187,6 +197,11 @@ func Run(cfg Config) (*Result, error) {
 		if cfg.Shared {
 			up := s.nodes[i].up
 			up.fabric, up.slots, up.perLine = s.registry.fabric, senders, sendersPerPeer
+			if cfg.BorderRate > 0 {
+				b := &borders[i%cfg.Zones]
+				b.out.rate, b.in.rate = cfg.BorderRate/8, cfg.BorderRate/8
+				up.border, s.nodes[i].down.border = b, b
+			}
 		}
 	}
 	hosts := map[*node]bool{}
@@ -247,6 +262,11 @@ func (s *simulation) latency(a, b *node) time.Duration {
 	}
 	if b.down.underWay > 0 {
 		d += s.cfg.Queue
+	}
+	for _, p := range crossed(a.up.border, b.up.border) {
+		if p.underWay > 0 {
+			d += s.cfg.Queue
+		}
 	}
 	return d
 }

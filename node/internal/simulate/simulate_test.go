@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 )
 
@@ -137,6 +138,21 @@ func TestZonesAreEnteredOnce(t *testing.T) {
 	r := burst(t, func(c *Config) { c.Zones = 3 })
 	require.LessOrEqual(t, r.CrossingCopies, 1.0)
 	require.Greater(t, r.CrossingCopies, 0.5, "most chunks were read from the registry in another zone")
+}
+
+// What one zone has read the other takes from it. Of that each node used to take two pieces at a time, which left a
+// third of the link between them idle.
+func TestZones_ThinLinksBetweenThemAreKeptBusy(t *testing.T) {
+	t.Parallel()
+	r := burst(t, func(c *Config) {
+		c.Nodes, c.Zones, c.Blobs = 8, 2, []int64{80 * mib, 40 * mib, 12 * mib}
+		c.NodeRate, c.RegistryRate, c.BorderRate, c.Shared = 100e6, 100e6, 50e6, true
+		c.Behind, c.Schedule = 256<<10, schedule.Config{Grain: content.Pieces}
+	})
+	require.InDelta(t, 1.0, r.RegistryCopies, 0)
+	require.GreaterOrEqual(t, r.OverIdeal(r.First), 1.0, "no link carries more than it can")
+	require.LessOrEqual(t, r.OverIdeal(r.Last), 1.1)
+	require.LessOrEqual(t, r.CrossingCopies, 1.0)
 }
 
 func TestSameSeedGivesTheSameRun(t *testing.T) {

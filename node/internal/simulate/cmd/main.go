@@ -45,6 +45,8 @@ func run() error {
 		"KiB of a chunk under way to a peer that go out before a message to it "+
 			"(with -shared; 0: what twice 50 ms take)")
 	flag.IntVar(&cfg.Zones, "zones", 1, "zones over which the nodes are spread")
+	border := flag.Float64("border", 0,
+		"Gbit/s of the link between a zone and all that is outside, each way (with -shared; 0: no limit)")
 	flag.DurationVar(&cfg.Stagger, "stagger", 0, "time over which the nodes start")
 	flag.Float64Var(&cfg.Deaths, "deaths", 0, "share of nodes that die during the pull")
 	flag.BoolVar(&cfg.SilentDeaths, "silent", false, "those that die do so without a word")
@@ -79,6 +81,7 @@ func run() error {
 	}
 	cfg.ReadAhead, cfg.Behind = *ahead<<20, *behind<<10
 	cfg.NodeRate, cfg.RegistryRate, cfg.StreamRate = *link*1e9, *registry*1e9, *streamRate*1e9
+	cfg.BorderRate = *border * 1e9
 
 	counts, err := numbers(*nodes)
 	if err != nil {
