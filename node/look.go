@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -184,7 +183,7 @@ func problems(m machine, registries []view.Registry) (said []string, silent []vi
 	return said, silent
 }
 
-func (m machine) write(w io.Writer) error {
+func (m machine) write(text *view.Text) {
 	t := m.Node.Traffic
 	mirror := "the runtime asks this agent"
 	switch {
@@ -198,23 +197,16 @@ func (m machine) write(w io.Writer) error {
 		{"Peers", fmt.Sprintf("%d connected; zone %s", m.Peers, cmp.Or(m.Node.Zone, "none"))},
 		{"Mirror", mirror},
 		{"Store", fmt.Sprintf("%s of %s, %s pinned, %d blobs", view.Bytes(m.Node.Store.Bytes),
-			capacity(m.Node.Store.Capacity),
-			view.Bytes(m.Node.Store.Pinned), m.Node.Store.Blobs)},
+			capacity(m.Node.Store.Capacity), view.Bytes(m.Node.Store.Pinned), m.Node.Store.Blobs)},
 		{"Hits", fmt.Sprintf("%s of %d requests", view.Ratio(t.Hits, t.Hits+t.Misses), t.Hits+t.Misses)},
 		{"Saved", fmt.Sprintf("%s not read from registries; %s came from peers, %s from registries",
-			view.Bytes(t.Saved),
-			view.Bytes(t.FromPeers), view.Bytes(t.FromUpstream))},
+			view.Bytes(t.Saved), view.Bytes(t.FromPeers), view.Bytes(t.FromUpstream))},
 	} {
-		if _, err := fmt.Fprintf(w, "%-8s %s\n", line[0]+":", line[1]); err != nil {
-			return err
-		}
+		text.Say("%-8s %s\n", line[0]+":", line[1])
 	}
 	for _, p := range m.Problems {
-		if _, err := fmt.Fprintf(w, "! %s\n", view.Line(p)); err != nil {
-			return err
-		}
+		text.Say("! %s\n", view.Line(p))
 	}
-	return nil
 }
 
 func capacity(n int64) string {
@@ -234,8 +226,7 @@ func (l *look) list(cmd *cobra.Command) error {
 		return err
 	}
 	slices.SortFunc(blobs, func(a, b view.Blob) int { return b.Used.Compare(a.Used) })
-	return l.output.Print(cmd.OutOrStdout(), blobs,
-		func(w io.Writer) error { return view.WriteBlobs(w, blobs, time.Now()) })
+	return l.output.Print(cmd.OutOrStdout(), blobs, func(t *view.Text) { t.Blobs(blobs, time.Now()) })
 }
 
 func (l *look) where(cmd *cobra.Command, name string) error {
@@ -251,7 +242,7 @@ func (l *look) where(cmd *cobra.Command, name string) error {
 	if err != nil {
 		return err
 	}
-	err = l.output.Print(cmd.OutOrStdout(), image, func(w io.Writer) error { return view.WriteImage(w, image) })
+	err = l.output.Print(cmd.OutOrStdout(), image, func(t *view.Text) { t.Image(image) })
 	if err == nil && !image.Complete {
 		return errNotWell
 	}
@@ -282,12 +273,9 @@ func (l *look) why(cmd *cobra.Command, name string) error {
 			"what came through the hub front", of, misspelt)
 	}
 	all = all[:min(len(all), 5)]
-	return l.output.Print(cmd.OutOrStdout(), all, func(w io.Writer) error {
+	return l.output.Print(cmd.OutOrStdout(), all, func(t *view.Text) {
 		for _, p := range all {
-			if err := view.WritePull(w, "", p); err != nil {
-				return err
-			}
+			t.Pull("", p)
 		}
-		return nil
 	})
 }

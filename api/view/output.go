@@ -36,8 +36,8 @@ func (o Output) Check(forms ...Output) error {
 // ForPeople reports whether people read it.
 func (o Output) ForPeople() bool { return o != JSON && o != YAML }
 
-// Print writes a value as JSON or YAML, or lets human write it for people.
-func (o Output) Print(w io.Writer, value any, human func(io.Writer) error) error {
+// Print writes a value as JSON or YAML, or for people what human makes of it.
+func (o Output) Print(w io.Writer, value any, human func(*Text)) error {
 	var data []byte
 	var err error
 	switch o {
@@ -47,7 +47,9 @@ func (o Output) Print(w io.Writer, value any, human func(io.Writer) error) error
 	case YAML:
 		data, err = asYAML(value)
 	default:
-		return human(ForTerminal(w))
+		var t Text
+		human(&t)
+		w, data = ForTerminal(w), []byte(t.String())
 	}
 	if err != nil {
 		return err

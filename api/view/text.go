@@ -3,7 +3,6 @@ package view
 import (
 	"cmp"
 	"fmt"
-	"io"
 	"math"
 	"slices"
 	"strings"
@@ -106,23 +105,27 @@ func Short(digest string) string {
 	return algorithm + ":" + hex[:12]
 }
 
-// Table writes rows in aligned columns, the first row being the header.
-func Table(w io.Writer, rows [][]string) error {
-	t := tabwriter.NewWriter(w, 6, 4, 3, ' ', 0)
+// Text is what people are shown. It is written when all of it is there, so that nothing fails before.
+type Text struct{ strings.Builder }
+
+// Say adds to it as fmt.Printf does.
+func (t *Text) Say(format string, args ...any) { _, _ = fmt.Fprintf(t, format, args...) }
+
+// Table adds rows in aligned columns, the first row being the header.
+func (t *Text) Table(rows [][]string) {
+	w := tabwriter.NewWriter(t, 6, 4, 3, ' ', 0)
 	for _, row := range rows {
 		cells := slices.Clone(row)
 		for i, c := range cells {
 			cells[i] = cmp.Or(Line(c), "-")
 		}
-		if _, err := fmt.Fprintln(t, strings.Join(cells, "\t")); err != nil {
-			return err
-		}
+		_, _ = fmt.Fprintln(w, strings.Join(cells, "\t"))
 	}
-	return t.Flush()
+	_ = w.Flush()
 }
 
-// WritePull tells how a pull went, and what took longest. node may be empty.
-func WritePull(w io.Writer, node string, p Pull) error {
+// Pull tells how a pull went, and what took longest. node may be empty.
+func (t *Text) Pull(node string, p Pull) {
 	local, peers, upstream := p.Sources()
 	where := ""
 	if node != "" {
@@ -132,23 +135,17 @@ func WritePull(w io.Writer, node string, p Pull) error {
 	if p.Running {
 		state = fmt.Sprintf("is running for %s", Duration(p.Took))
 	}
-	if _, err := fmt.Fprintf(w, "%s%s, %s: %s\n  %s from this node, %s from peers, %s from the registry\n",
-		Line(p.Image()), Line(where), p.Started.Local().Format("15:04:05"), state, Bytes(local), Bytes(peers),
-		Bytes(upstream)); err != nil {
-		return err
-	}
+	t.Say("%s%s, %s: %s\n  %s from this node, %s from peers, %s from the registry\n", Line(p.Image()), Line(where),
+		p.Started.Local().Format("15:04:05"), state, Bytes(local), Bytes(peers), Bytes(upstream))
 	for _, s := range p.Why() {
-		if _, err := fmt.Fprintf(w, "  %s\n", Line(s)); err != nil {
-			return err
-		}
+		t.Say("  %s\n", Line(s))
 	}
 	rows := [][]string{{"  PART", "KIND", "BYTES", "AFTER", "RESOLVE", "AUTHORIZE", "FIRST BYTE", "TOOK", "DISCOVERY",
-		"PLAN",
-		"FROM PEERS", "FROM REGISTRY", "ANSWER"}}
+		"PLAN", "FROM PEERS", "FROM REGISTRY", "ANSWER"}}
 	for _, part := range p.Parts {
 		row := []string{"  " + Short(part.Digest), part.Kind, Bytes(part.Bytes), Duration(part.After),
-			optional(part.Resolve),
-			optional(part.Authorize), optional(part.FirstByte), Duration(part.Took), "", "", "", "", part.Code}
+			optional(part.Resolve), optional(part.Authorize), optional(part.FirstByte), Duration(part.Took), "", "", "",
+			"", part.Code}
 		if f := part.Fetch; f != nil {
 			row[8], row[9], row[10], row[11] = optional(f.Discovery), optional(f.Plan), Bytes(f.FromPeers),
 				Bytes(f.FromUpstream)
@@ -158,7 +155,7 @@ func WritePull(w io.Writer, node string, p Pull) error {
 	if p.Dropped > 0 {
 		rows = append(rows, []string{fmt.Sprintf("  and %d requests more", p.Dropped)})
 	}
-	return Table(w, rows)
+	t.Table(rows)
 }
 
 func optional(d time.Duration) string {
@@ -243,8 +240,8 @@ func (p Pull) slowest() *PullPart {
 	return slowest
 }
 
-// WriteBlobs lists blobs.
-func WriteBlobs(w io.Writer, blobs []Blob, now time.Time) error {
+// Blobs lists blobs.
+func (t *Text) Blobs(blobs []Blob, now time.Time) {
 	rows := [][]string{{"DIGEST", "SIZE", "WHERE", "PINNED", "USED", "TYPE"}}
 	for _, b := range blobs {
 		used := ""
@@ -254,29 +251,26 @@ func WriteBlobs(w io.Writer, blobs []Blob, now time.Time) error {
 		rows = append(rows, []string{b.Digest, Bytes(b.Size), b.Source,
 			map[bool]string{true: "yes", false: "no"}[b.Pinned], used, b.MediaType})
 	}
-	return Table(w, rows)
+	t.Table(rows)
 }
 
-// WriteImage lists the parts of an image.
-func WriteImage(w io.Writer, i Image) error {
+// Image lists the parts of an image.
+func (t *Text) Image(i Image) {
 	if i.Digest == "" {
-		_, err := fmt.Fprintf(w, "%s: this node does not know the tag\n", Line(i.Name))
-		return err
+		t.Say("%s: this node does not know the tag\n", Line(i.Name))
+		return
 	}
 	state := "not complete"
 	if i.Complete {
 		state = "complete"
 	}
-	if _, err := fmt.Fprintf(w, "%s is %s: %s here (%s)\n", Line(i.Name), Line(i.Digest), Bytes(i.Held()),
-		state); err != nil {
-		return err
-	}
+	t.Say("%s is %s: %s here (%s)\n", Line(i.Name), Line(i.Digest), Bytes(i.Held()), state)
 	rows := [][]string{{"PART", "KIND", "PLATFORM", "SIZE", "HERE"}}
 	for _, p := range i.Parts {
 		rows = append(rows, []string{p.Digest, p.Kind, p.Platform, Bytes(p.Size),
 			map[bool]string{true: "yes", false: "no"}[p.Held]})
 	}
-	return Table(w, rows)
+	t.Table(rows)
 }
 
 // Matches reports whether a pull is of what a person names: an image as he writes it, a repository, a digest of a part.

@@ -58,10 +58,10 @@ func TestOutput_WhatOthersSayNeitherMovesTheCursorNorForgesALine(t *testing.T) {
 		var out bytes.Buffer
 		pull := view.Pull{Repository: "docker.io/a", Reference: "1", Parts: []view.PullPart{{Kind: "blob", Code: "500",
 			Problem: said, Fetch: &view.PullFetch{Problem: said}}}}
-		require.NoError(t, output.Print(&out, []any{said, pull}, func(w io.Writer) error {
-			return errors.Join(view.WritePull(w, said, pull),
-				view.WriteBlobs(w, []view.Blob{{MediaType: said, Digest: said, Source: said}}, pull.Started),
-				view.WriteImage(w, view.Image{Name: said, Digest: said, Parts: []view.ImagePart{{Kind: said}}}))
+		require.NoError(t, output.Print(&out, []any{said, pull}, func(text *view.Text) {
+			text.Pull(said, pull)
+			text.Blobs([]view.Blob{{MediaType: said, Digest: said, Source: said}}, pull.Started)
+			text.Image(view.Image{Name: said, Digest: said, Parts: []view.ImagePart{{Kind: said}}})
 		}))
 		return out.String(), strings.Count(out.String(), "\n")
 	}

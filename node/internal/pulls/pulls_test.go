@@ -231,9 +231,8 @@ func TestWhy_NamesWhatMadeAPullSlow(t *testing.T) {
 				Peers: map[string]int64{"a": 1, "b": 2}}}, "5s for 10.0MiB (2.0MiB/s): 10.0MiB from 2 peers"},
 		"nothing at all": {view.PullPart{}, "nothing was slow"},
 	} {
-		var said bytes.Buffer
-		require.NoError(t, view.WritePull(&said, "node1",
-			view.Pull{Repository: "docker.io/library/redis", Reference: "7", Parts: []view.PullPart{c.part}}))
+		var said view.Text
+		said.Pull("node1", view.Pull{Repository: "docker.io/library/redis", Reference: "7", Parts: []view.PullPart{c.part}})
 		require.Contains(t, said.String(), c.says, what)
 	}
 }

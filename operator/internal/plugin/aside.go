@@ -1,8 +1,6 @@
 package plugin
 
 import (
-	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -36,11 +34,8 @@ func (a *asides) cell(node, short, problem string) string {
 }
 
 // write writes what stands below the table.
-func (a *asides) write(w io.Writer) error {
+func (a *asides) write(t *view.Text) {
 	for _, problem := range a.said {
-		if _, err := fmt.Fprintf(w, "%s: %s\n", view.Line(strings.Join(a.nodes[problem], ", ")), problem); err != nil {
-			return err
-		}
+		t.Say("%s: %s\n", view.Line(strings.Join(a.nodes[problem], ", ")), problem)
 	}
-	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strconv"
@@ -105,7 +104,7 @@ func (p *plugin) runCheck(whole context.Context, look func(context.Context) (che
 	if err != nil && !isTimeout(err) {
 		return err
 	}
-	if printed := p.print(r, func(w io.Writer) error { return p.writeChecked(w, r) }); printed != nil {
+	if printed := p.print(r, func(t *view.Text) { p.writeChecked(t, r) }); printed != nil {
 		return printed
 	}
 	if err == nil && survey.Grave(r.Findings) {
@@ -114,24 +113,18 @@ func (p *plugin) runCheck(whole context.Context, look func(context.Context) (che
 	return err
 }
 
-func (p *plugin) writeChecked(w io.Writer, r checked) error {
+func (p *plugin) writeChecked(t *view.Text, r checked) {
 	for _, l := range r.Looked {
 		mark := p.colour(green, "✓")
 		if !l.Well {
 			mark = p.colour(yellow, "!")
 		}
-		if _, err := fmt.Fprintf(w, "%s %s\n", mark, view.Line(l.What)); err != nil {
-			return err
-		}
+		t.Say("%s %s\n", mark, view.Line(l.What))
 	}
-	if err := p.writeFindings(w, r.Findings); err != nil {
-		return err
-	}
+	p.writeFindings(t, r.Findings)
 	if len(r.Findings) == 0 {
-		_, err := fmt.Fprintln(w, "Nothing is amiss.")
-		return err
+		t.Say("Nothing is amiss.\n")
 	}
-	return nil
 }
 
 // check looks at all.
@@ -466,7 +459,7 @@ func (p *plugin) topCommand() *cobra.Command {
 					return nil
 				}
 				if err == nil {
-					err = p.print(rows, func(w io.Writer) error { return writeTop(w, rows, p.clock.Now()) })
+					err = p.print(rows, func(t *view.Text) { writeTop(t, rows, p.clock.Now()) })
 				}
 				if err == nil && !watch && slices.ContainsFunc(rows, func(r topRow) bool { return r.Problem != "" }) {
 					return errNotWell
@@ -513,7 +506,7 @@ func (p *plugin) top(ctx context.Context) ([]topRow, error) {
 }
 
 // writeTop shows them. now is the API server's time, which is nearer to the nodes' than that of the user's machine.
-func writeTop(w io.Writer, all []topRow, now time.Time) error {
+func writeTop(t *view.Text, all []topRow, now time.Time) {
 	rows := [][]string{{"NODE", "BLOB", "REPOSITORY", "ARRIVED", "SIZE", "FROM PEERS", "FROM REGISTRY", "FOR",
 		"READERS"}}
 	quiet := 0
@@ -531,8 +524,9 @@ func writeTop(w io.Writer, all []topRow, now time.Time) error {
 		}
 	}
 	if quiet == len(all) {
-		_, err := fmt.Fprintf(w, "Nothing arrives at any of %s.\n", view.Count(quiet, "node"))
-		return err
+		t.Say("Nothing arrives at any of %s.\n", view.Count(quiet, "node"))
+		return
 	}
-	return cmp.Or(view.Table(w, rows), below.write(w))
+	t.Table(rows)
+	below.write(t)
 }

@@ -167,10 +167,7 @@ exec there.`,
 				return err
 			}
 			p.say("%s is on %s", view.Bytes(size), pod.Spec.NodeName)
-			return p.print(added{d, size, pod.Spec.NodeName}, func(w io.Writer) error {
-				_, err := fmt.Fprintln(w, d)
-				return err
-			})
+			return p.print(added{d, size, pod.Spec.NodeName}, func(t *view.Text) { t.Say("%s\n", d) })
 		},
 	}
 	p.nodeFlag(cmd, &node, "on this node; default: any")

@@ -257,31 +257,31 @@ func requireShut(t *testing.T) {
 
 func TestOutput_WhatAgentsSayForgesNoLine(t *testing.T) {
 	t.Parallel()
-	verbs := func(said string) map[string]func(*plugin, io.Writer) error {
+	verbs := func(said string) map[string]func(*plugin, *view.Text) {
 		found := []survey.Finding{{Reason: said, Grave: true, Node: "node1", Message: said, Mend: said, Link: said}}
-		return map[string]func(*plugin, io.Writer) error{
-			"status": func(p *plugin, w io.Writer) error {
-				return p.writeState(w, survey.State{Findings: found, Nodes: []survey.NodeState{{Version: said, Zone: said}}})
+		return map[string]func(*plugin, *view.Text){
+			"status": func(p *plugin, w *view.Text) {
+				p.writeState(w, survey.State{Findings: found, Nodes: []survey.NodeState{{Version: said, Zone: said}}})
 			},
-			"check": func(p *plugin, w io.Writer) error { return p.writeChecked(w, checked{Findings: found}) },
-			"check, of what is well": func(p *plugin, w io.Writer) error {
-				return p.writeChecked(w, checked{Looked: []looked{{What: said}}})
+			"check": func(p *plugin, w *view.Text) { p.writeChecked(w, checked{Findings: found}) },
+			"check, of what is well": func(p *plugin, w *view.Text) {
+				p.writeChecked(w, checked{Looked: []looked{{What: said}}})
 			},
-			"where": func(p *plugin, w io.Writer) error {
-				return p.writePlaces(w, "redis:7", []place{{Node: "node1", Problem: said}})
+			"where": func(p *plugin, w *view.Text) {
+				p.writePlaces(w, "redis:7", []place{{Node: "node1", Problem: said}})
 			},
-			"top": func(_ *plugin, w io.Writer) error {
-				return writeTop(w, []topRow{{Problem: said}, {Fetches: []view.Fetch{{Repository: said}}}}, time.Now())
+			"top": func(_ *plugin, w *view.Text) {
+				writeTop(w, []topRow{{Problem: said}, {Fetches: []view.Fetch{{Repository: said}}}}, time.Now())
 			},
-			"ls": func(p *plugin, w io.Writer) error {
-				return p.writeListed(w, []listed{{Blob: view.Blob{MediaType: said}}})
+			"ls": func(p *plugin, w *view.Text) {
+				p.writeListed(w, []listed{{Blob: view.Blob{MediaType: said}}})
 			},
-			"pins": func(_ *plugin, w io.Writer) error {
-				return writePins(w, []v1alpha1.ArtifactPin{{Status: v1alpha1.ArtifactPinStatus{Summary: said}}})
+			"pins": func(_ *plugin, w *view.Text) {
+				writePins(w, []v1alpha1.ArtifactPin{{Status: v1alpha1.ArtifactPinStatus{Summary: said}}})
 			},
-			"test": func(p *plugin, w io.Writer) error { return p.writeTested(w, []tested{{Problem: said}}, false) },
-			"test, of a sender that nobody knows": func(p *plugin, w io.Writer) error {
-				return p.writeTested(w, []tested{{Bytes: 1, From: map[string]int64{said: 1}}}, true)
+			"test": func(p *plugin, w *view.Text) { p.writeTested(w, []tested{{Problem: said}}, false) },
+			"test, of a sender that nobody knows": func(p *plugin, w *view.Text) {
+				p.writeTested(w, []tested{{Bytes: 1, From: map[string]int64{said: 1}}}, true)
 			},
 		}
 	}
@@ -291,7 +291,7 @@ func TestOutput_WhatAgentsSayForgesNoLine(t *testing.T) {
 			var out bytes.Buffer
 			p := &plugin{IOStreams: genericiooptions.IOStreams{Out: &out}}
 			write := verbs(said)[verb]
-			require.NoError(t, p.print(nil, func(w io.Writer) error { return write(p, w) }))
+			require.NoError(t, p.print(nil, func(w *view.Text) { write(p, w) }))
 			return out.String()
 		}
 		require.Equal(t, strings.Count(written("x"), "\n"), strings.Count(written(evil), "\n"), verb)

@@ -1,12 +1,12 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"regexp"
 	"slices"
 	"strconv"
@@ -269,21 +269,16 @@ func (p *plugin) made(ctx context.Context, pin *v1alpha1.ArtifactPin, how string
 		return err
 	}
 	if !f.wait {
-		return p.print(plainPin(pin), func(w io.Writer) error {
-			_, err := fmt.Fprintf(w, "artifactpin %s/%s %s; see kubectl shoal pins\n", pin.Namespace, pin.Name, how)
-			return err
+		return p.print(plainPin(pin), func(t *view.Text) {
+			t.Say("artifactpin %s/%s %s; see kubectl shoal pins\n", pin.Namespace, pin.Name, how)
 		})
 	}
 	p.say("artifactpin %s/%s %s; waiting for %s at most", pin.Namespace, pin.Name, how, view.Duration(p.timeout))
 	p.sayUnoperated(ctx)
 	shown, before := map[string]string{}, pin.Status.DeepCopy()
 	err = p.until(ctx, func(ctx context.Context) (bool, error) { return p.progress(ctx, pin, before, shown) })
-	if printed := p.print(plainPin(pin), func(w io.Writer) error {
-		return writePins(w, []v1alpha1.ArtifactPin{*pin})
-	}); printed != nil {
-		return printed
-	}
-	return err
+	printed := p.print(plainPin(pin), func(t *view.Text) { writePins(t, []v1alpha1.ArtifactPin{*pin}) })
+	return cmp.Or(printed, err)
 }
 
 // sayUnoperated says so where nobody looks at pins. One may be about to: what waits goes on waiting.
@@ -420,13 +415,10 @@ func (p *plugin) unpinCommand() *cobra.Command {
 					missing = true
 				}
 			}
-			err = p.print(gone, func(w io.Writer) error {
+			err = p.print(gone, func(t *view.Text) {
 				for _, pin := range gone {
-					if _, err := fmt.Fprintf(w, "artifactpin %s/%s deleted\n", pin.Namespace, pin.Name); err != nil {
-						return err
-					}
+					t.Say("artifactpin %s/%s deleted\n", pin.Namespace, pin.Name)
 				}
-				return nil
 			})
 			if err == nil && missing {
 				return errNotWell
@@ -482,14 +474,14 @@ func (p *plugin) pinsCommand() *cobra.Command {
 			for i := range pins.Items {
 				pins.Items[i] = *plainPin(&pins.Items[i])
 			}
-			return p.print(pins.Items, func(w io.Writer) error { return writePins(w, pins.Items) })
+			return p.print(pins.Items, func(t *view.Text) { writePins(t, pins.Items) })
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "of all namespaces")
 	return cmd
 }
 
-func writePins(w io.Writer, pins []v1alpha1.ArtifactPin) error {
+func writePins(t *view.Text, pins []v1alpha1.ArtifactPin) {
 	rows := [][]string{{"NAMESPACE", "NAME", "READY", "STATUS", "HELD", "WANTED", "ARTIFACTS"}}
 	for i := range pins {
 		s := &pins[i].Status
@@ -500,5 +492,5 @@ func writePins(w io.Writer, pins []v1alpha1.ArtifactPin) error {
 		rows = append(rows, []string{pins[i].Namespace, pins[i].Name, fmt.Sprintf("%d/%d", s.Ready, s.Desired), status,
 			view.Bytes(survey.SizeOf(s.BytesHeld)), view.Bytes(survey.SizeOf(s.BytesWanted)), s.Summary})
 	}
-	return view.Table(w, rows)
+	t.Table(rows)
 }

@@ -10,7 +10,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/url"
 	"os"
 	"slices"
@@ -207,10 +206,7 @@ func (p *plugin) versionCommand() *cobra.Command {
 		Long:    "version prints the version of this command. kubectl shoal status -o wide prints those of the agents.",
 		Example: "  kubectl shoal version",
 		RunE: func(*cobra.Command, []string) error {
-			return p.print(map[string]string{"version": p.version}, func(w io.Writer) error {
-				_, err := fmt.Fprintln(w, p.version)
-				return err
-			})
+			return p.print(map[string]string{"version": p.version}, func(t *view.Text) { t.Say("%s\n", p.version) })
 		},
 	}
 }
@@ -307,7 +303,7 @@ func (p *plugin) namespace() (string, error) {
 }
 
 // print writes a value as -o asks, or else by human.
-func (p *plugin) print(value any, human func(w io.Writer) error) error {
+func (p *plugin) print(value any, human func(t *view.Text)) error {
 	return p.output.Print(p.Out, value, human)
 }
 

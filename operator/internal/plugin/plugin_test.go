@@ -208,22 +208,22 @@ func TestTest_GivesTheRegistrysOwnWords(t *testing.T) {
 func TestTables_WhatIsTooLongForACellStandsBelowAndOnce(t *testing.T) {
 	t.Parallel()
 	const long = "the node's kubelet does not answer: dial tcp 10.0.0.3:10250: connect: connection refused"
-	for verb, write := range map[string]func(*plugin, io.Writer) error{
-		"where": func(p *plugin, w io.Writer) error {
-			return p.writePlaces(w, "redis:7", []place{{Node: "n1", Problem: long}, {Node: "n2", Problem: "no agent runs there"},
+	for verb, write := range map[string]func(*plugin, *view.Text){
+		"where": func(p *plugin, w *view.Text) {
+			p.writePlaces(w, "redis:7", []place{{Node: "n1", Problem: long}, {Node: "n2", Problem: "no agent runs there"},
 				{Node: "n3", Problem: long}})
 		},
-		"top": func(_ *plugin, w io.Writer) error {
-			return writeTop(w, []topRow{{Node: "n1", Problem: long}, {Node: "n2", Problem: "no agent runs there"},
+		"top": func(_ *plugin, w *view.Text) {
+			writeTop(w, []topRow{{Node: "n1", Problem: long}, {Node: "n2", Problem: "no agent runs there"},
 				{Node: "n3", Problem: long}}, time.Now())
 		},
-		"test": func(p *plugin, w io.Writer) error {
-			return p.writeTested(w, []tested{{Node: "n1", Problem: long}, {Node: "n2", Problem: "no agent runs there"},
+		"test": func(p *plugin, w *view.Text) {
+			p.writeTested(w, []tested{{Node: "n1", Problem: long}, {Node: "n2", Problem: "no agent runs there"},
 				{Node: "n3", Problem: long}}, false)
 		},
 	} {
-		var out bytes.Buffer
-		require.NoError(t, write(&plugin{}, &out), verb)
+		var out view.Text
+		write(&plugin{}, &out)
 		require.Equal(t, 2, strings.Count(out.String(), ", see below"), "%s: %s", verb, out.String())
 		require.True(t, strings.HasSuffix(out.String(), "\nn1, n3: "+long+"\n"), "%s: %s", verb, out.String())
 		require.Regexp(t, "n2 .*no agent runs there", out.String(), verb)
@@ -235,9 +235,9 @@ func TestTables_WhatIsTooLongForACellStandsBelowAndOnce(t *testing.T) {
 
 func TestTest_SaysNothingOfARegistryWhereItsOwnContentDidNotArrive(t *testing.T) {
 	t.Parallel()
-	var out bytes.Buffer
-	require.NoError(t, (&plugin{}).writeTested(&out, []tested{{Node: "node1", Bytes: 8 << 20, Had: true},
-		{Node: "node2", Problem: "it did not come in time"}}, false))
+	var out view.Text
+	(&plugin{}).writeTested(&out, []tested{{Node: "node1", Bytes: 8 << 20, Had: true},
+		{Node: "node2", Problem: "it did not come in time"}}, false)
 	require.Contains(t, out.String(), "it did not come in time")
 	require.NotContains(t, out.String(), "registry sent")
 }
@@ -253,8 +253,8 @@ func TestTest_ARateIsOfWhatCameWhileItCame(t *testing.T) {
 			Peers: 3 * mib, Upstream: mib}, "2.0MiB/s"},
 		"the agent tells nothing of its fetch": {tested{Took: 4 * time.Second, Bytes: 8 * mib, Peers: 8 * mib}, "-"},
 	} {
-		var out bytes.Buffer
-		require.NoError(t, (&plugin{}).writeTested(&out, []tested{c.tested}, true), what)
+		var out view.Text
+		(&plugin{}).writeTested(&out, []tested{c.tested}, true)
 		row := strings.Fields(strings.Split(out.String(), "\n")[1])
 		require.Equal(t, c.want, row[3], "%s: %s", what, out.String())
 	}

@@ -52,10 +52,9 @@ running text, stays. It names your images, nodes and registries, too: look at it
 			if err != nil {
 				return err
 			}
-			return p.print(reported{file, files, archive.Len()}, func(w io.Writer) error {
-				_, err := fmt.Fprintf(w, "%s: %d files, %s. It names your images, nodes and registries.\n", file, files,
+			return p.print(reported{file, files, archive.Len()}, func(t *view.Text) {
+				t.Say("%s: %d files, %s. It names your images, nodes and registries.\n", file, files,
 					view.Bytes(int64(archive.Len())))
-				return err
 			})
 		},
 	}
@@ -116,9 +115,9 @@ func (p *plugin) report(ctx context.Context, w io.Writer) (int, error) {
 	pods := survey.Running(c.Agents, "")
 	answers, shut := askAll(ctx, p, pods, survey.AskHealth)
 	findings := survey.Diagnose(c, answers, p.clock.Now())
-	var text bytes.Buffer
-	_ = p.writeState(&text, survey.StateOf(c, findings, p.clock.Now()))
-	a.add("status.txt", text.Bytes())
+	var text view.Text
+	p.writeState(&text, survey.StateOf(c, findings, p.clock.Now()))
+	a.add("status.txt", []byte(text.String()))
 	a.addYAML("findings.yaml", findings)
 	a.addVersions(p.version, core)
 	a.addObjects(c)

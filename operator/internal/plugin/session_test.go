@@ -1,9 +1,7 @@
 package plugin
 
 import (
-	"bytes"
 	"flag"
-	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -83,40 +81,40 @@ func TestSessions_AreWhatAReaderExpects(t *testing.T) {
 	fetch := view.Fetch{Digest: some, Repository: "docker.io/library/redis", Size: 100 * mib, Present: 25 * mib,
 		FromPeers: 20 * mib, FromUpstream: 5 * mib, Readers: 1, Started: time.Now().Add(-90*time.Second - time.Millisecond)}
 
-	for name, write := range map[string]func(*plugin, io.Writer) error{
-		"status":      func(p *plugin, w io.Writer) error { return p.writeState(w, state) },
-		"status-wide": func(p *plugin, w io.Writer) error { p.output = view.Wide; return p.writeState(w, state) },
-		"check":       func(p *plugin, w io.Writer) error { return p.writeChecked(w, check) },
-		"check-well": func(p *plugin, w io.Writer) error {
-			return p.writeChecked(w, checked{Looked: check.Looked[:1], Findings: []survey.Finding{}})
+	for name, write := range map[string]func(*plugin, *view.Text){
+		"status":      func(p *plugin, w *view.Text) { p.writeState(w, state) },
+		"status-wide": func(p *plugin, w *view.Text) { p.output = view.Wide; p.writeState(w, state) },
+		"check":       func(p *plugin, w *view.Text) { p.writeChecked(w, check) },
+		"check-well": func(p *plugin, w *view.Text) {
+			p.writeChecked(w, checked{Looked: check.Looked[:1], Findings: []survey.Finding{}})
 		},
-		"where": func(p *plugin, w io.Writer) error { return p.writePlaces(w, "redis:7", places) },
-		"why":   func(_ *plugin, w io.Writer) error { return view.WritePull(w, "node1", pull) },
-		"top": func(_ *plugin, w io.Writer) error {
-			return writeTop(w, []topRow{{Node: "node1", Fetches: []view.Fetch{fetch}}, {Node: "node2"},
+		"where": func(p *plugin, w *view.Text) { p.writePlaces(w, "redis:7", places) },
+		"why":   func(_ *plugin, w *view.Text) { w.Pull("node1", pull) },
+		"top": func(_ *plugin, w *view.Text) {
+			writeTop(w, []topRow{{Node: "node1", Fetches: []view.Fetch{fetch}}, {Node: "node2"},
 				{Node: "node3", Problem: "it gave no answer in time"}}, time.Now())
 		},
-		"ls": func(p *plugin, w io.Writer) error {
-			return p.writeListed(w, []listed{{Blob: view.Blob{Digest: some, Size: 10 * mib, Pinned: true,
+		"ls": func(p *plugin, w *view.Text) {
+			p.writeListed(w, []listed{{Blob: view.Blob{Digest: some, Size: 10 * mib, Pinned: true,
 				MediaType: "application/vnd.oci.image.layer.v1.tar+gzip"}, Nodes: []string{"node1", "node2"}}})
 		},
-		"pins":      func(_ *plugin, w io.Writer) error { return writePins(w, []v1alpha1.ArtifactPin{pin}) },
-		"test":      func(p *plugin, w io.Writer) error { return p.writeTested(w, perf[:3], false) },
-		"test-perf": func(p *plugin, w io.Writer) error { return p.writeTested(w, perf, true) },
-		"test-json": func(p *plugin, w io.Writer) error {
+		"pins":      func(_ *plugin, w *view.Text) { writePins(w, []v1alpha1.ArtifactPin{pin}) },
+		"test":      func(p *plugin, w *view.Text) { p.writeTested(w, perf[:3], false) },
+		"test-perf": func(p *plugin, w *view.Text) { p.writeTested(w, perf, true) },
+		"test-json": func(p *plugin, w *view.Text) {
 			p.Out, p.output = w, view.JSON
-			return p.print(perf[1:2], nil)
+			require.NoError(t, p.print(perf[1:2], nil))
 		},
-		"test-image": func(p *plugin, w io.Writer) error {
-			return p.writeTested(w, []tested{{Node: "node1", Took: time.Second, Bytes: 8 * mib, Upstream: 8 * mib},
+		"test-image": func(p *plugin, w *view.Text) {
+			p.writeTested(w, []tested{{Node: "node1", Took: time.Second, Bytes: 8 * mib, Upstream: 8 * mib},
 				{Node: "node2", Took: 2 * time.Second, Bytes: 8 * mib, Peers: 8 * mib}}, false)
 		},
 	} {
-		var out bytes.Buffer
-		require.NoError(t, write(&plugin{}, &out), name)
+		var out view.Text
+		write(&plugin{}, &out)
 		file := filepath.Join("testdata", name+".txt")
 		if *update {
-			require.NoError(t, os.WriteFile(file, out.Bytes(), 0o600))
+			require.NoError(t, os.WriteFile(file, []byte(out.String()), 0o600))
 		}
 		want, err := os.ReadFile(file)
 		require.NoError(t, err)

@@ -3,7 +3,6 @@ package plugin
 import (
 	"context"
 	"fmt"
-	"io"
 	"slices"
 	"strconv"
 
@@ -46,7 +45,7 @@ func (p *plugin) statusCommand() *cobra.Command {
 			if err != nil && !isTimeout(err) {
 				return err
 			}
-			if printed := p.print(s, func(w io.Writer) error { return p.writeState(w, s) }); printed != nil {
+			if printed := p.print(s, func(t *view.Text) { p.writeState(t, s) }); printed != nil {
 				return printed
 			}
 			if err == nil && survey.Grave(s.Findings) {
@@ -76,7 +75,7 @@ func (p *plugin) status(ctx context.Context) (survey.State, error) {
 	return survey.StateOf(c, survey.Diagnose(c, nil, now), now), nil
 }
 
-func (p *plugin) writeState(w io.Writer, s survey.State) error {
+func (p *plugin) writeState(t *view.Text, s survey.State) {
 	zones := fmt.Sprintf("%d zones", len(s.Zones))
 	if len(s.Zones) == 1 {
 		zones = "one zone"
@@ -98,18 +97,13 @@ func (p *plugin) writeState(w io.Writer, s survey.State) error {
 			view.Bytes(s.Sums.Pinned))},
 		{"Pins", fmt.Sprintf("%d/%d ready", s.Whole, s.Pins)},
 	} {
-		if _, err := fmt.Fprintf(w, "%-8s %s\n", line[0]+":", line[1]); err != nil {
-			return err
-		}
+		t.Say("%-8s %s\n", line[0]+":", line[1])
 	}
 	for _, what := range s.Hidden {
-		if _, err := fmt.Fprintf(w, "%s you may not list %s, so nothing is said about them\n", p.colour(yellow, "!"),
-			what); err != nil {
-			return err
-		}
+		t.Say("%s you may not list %s, so nothing is said about them\n", p.colour(yellow, "!"), what)
 	}
 	if len(s.Nodes) > 0 && (len(s.Nodes) <= 20 || p.output == view.Wide) {
-		_, _ = fmt.Fprintln(w)
+		t.Say("\n")
 		rows := [][]string{{"NODE", "ZONE", "ADMITTED", "MIRROR", "USED", "HITS", "FROM PEERS", "FROM REGISTRY",
 			"SAVED", "REPORTED"}}
 		if p.output == view.Wide {
@@ -131,17 +125,15 @@ func (p *plugin) writeState(w io.Writer, s survey.State) error {
 			}
 			rows = append(rows, row)
 		}
-		if err := view.Table(w, rows); err != nil {
-			return err
-		}
+		t.Table(rows)
 	}
 	if len(s.Findings) > 0 {
-		_, _ = fmt.Fprintln(w)
+		t.Say("\n")
 	}
-	return p.writeFindings(w, s.Findings)
+	p.writeFindings(t, s.Findings)
 }
 
-func (p *plugin) writeFindings(w io.Writer, all []survey.Finding) error {
+func (p *plugin) writeFindings(t *view.Text, all []survey.Finding) {
 	for _, g := range survey.Together(all) {
 		mark := p.colour(yellow, "!")
 		if g.Grave {
@@ -151,10 +143,7 @@ func (p *plugin) writeFindings(w io.Writer, all []survey.Finding) error {
 		if len(g.Nodes) > 0 {
 			where = g.On() + ": "
 		}
-		if _, err := fmt.Fprintf(w, "%s %s\n    mend: %s\n    more: %s\n", mark,
-			view.Line(g.Reason+": "+where+g.Message), view.Line(g.Mend), view.Line(g.Link)); err != nil {
-			return err
-		}
+		t.Say("%s %s\n    mend: %s\n    more: %s\n", mark, view.Line(g.Reason+": "+where+g.Message), view.Line(g.Mend),
+			view.Line(g.Link))
 	}
-	return nil
 }

@@ -126,7 +126,7 @@ what came from the registry is one copy. What was held before shows as neither.`
 				all = append(all, tested{Node: node, Problem: errAbsent.Error()})
 			}
 			slices.SortFunc(all, func(a, b tested) int { return strings.Compare(a.Node, b.Node) })
-			if err := p.print(all, func(w io.Writer) error { return p.writeTested(w, all, perf) }); err != nil {
+			if err := p.print(all, func(t *view.Text) { p.writeTested(t, all, perf) }); err != nil {
 				return err
 			}
 			if slices.ContainsFunc(all, func(t tested) bool { return t.Problem != "" }) {
@@ -204,7 +204,10 @@ func (p *plugin) unoperated(c *survey.Cluster, needs string) error {
 		return f.Reason != survey.ReasonOperatorMissing && f.Reason != survey.ReasonOperatorNotReady
 	})
 	p.say("%s", needs)
-	return cmp.Or(p.writeFindings(p.ErrOut, found), errNotWell)
+	var t view.Text
+	p.writeFindings(&t, found)
+	_, err := io.WriteString(p.ErrOut, t.String())
+	return cmp.Or(err, errNotWell)
 }
 
 // sayUnplaced says so where no operator has looked at the pin: then agents are not to blame that nothing came.
@@ -469,7 +472,7 @@ func (c *puller) blob(ctx context.Context, d v1.Descriptor) error {
 }
 
 // writeTested shows how it went on each node, and who sent how much to whom.
-func (p *plugin) writeTested(w io.Writer, all []tested, rates bool) error {
+func (p *plugin) writeTested(text *view.Text, all []tested, rates bool) {
 	const rate = 3 // its column
 	rows := [][]string{{"NODE", "TOOK", "BYTES", "RATE", "FROM PEERS", "FROM REGISTRY", "RESULT"}}
 	var below asides
@@ -492,22 +495,15 @@ func (p *plugin) writeTested(w io.Writer, all []tested, rates bool) error {
 			rows[i] = slices.Delete(rows[i], rate, rate+1)
 		}
 	}
-	if err := cmp.Or(view.Table(w, rows), below.write(w)); err != nil {
-		return err
+	text.Table(rows)
+	below.write(text)
+	// Where a matrix is shown, the content was the test's own, and no registry has it. What a node had came nowhere.
+	if largest == 0 || p.writeMatrix(text, all, largest, rates) ||
+		slices.ContainsFunc(all, func(t tested) bool { return t.Had }) {
+		return
 	}
-	if largest == 0 {
-		return nil
-	}
-	if shown, err := p.writeMatrix(w, all, largest, rates); shown || err != nil {
-		return err // the content was the test's own, and no registry has it
-	}
-	if slices.ContainsFunc(all, func(t tested) bool { return t.Had }) {
-		return nil // so it was here, and came nowhere
-	}
-	_, err := fmt.Fprintf(w, "The registry sent %s to %s: %.2f copies. "+
-		"What else was pulled meanwhile is counted with it.\n",
+	text.Say("The registry sent %s to %s: %.2f copies. What else was pulled meanwhile is counted with it.\n",
 		view.Bytes(upstream), view.Count(len(all), "node"), float64(upstream)/float64(largest))
-	return err
 }
 
 // matrixOf is how many nodes fit on a screen beside each other.
@@ -515,7 +511,7 @@ const matrixOf = 12
 
 // writeMatrix shows which node got how many bytes from which, and how many copies of size the nodes sent, where the
 // agents have told.
-func (p *plugin) writeMatrix(w io.Writer, all []tested, size int64, rates bool) (shown bool, err error) {
+func (p *plugin) writeMatrix(text *view.Text, all []tested, size int64, rates bool) (shown bool) {
 	sent := map[string]int64{}
 	for _, t := range all {
 		for from, bytes := range t.From {
@@ -523,7 +519,7 @@ func (p *plugin) writeMatrix(w io.Writer, all []tested, size int64, rates bool) 
 		}
 	}
 	if len(sent) == 0 {
-		return false, nil
+		return false
 	}
 	if senders := slices.Sorted(maps.Keys(sent)); len(senders) <= matrixOf || p.output == view.Wide {
 		rows := [][]string{{"TO \\ FROM"}}
@@ -542,11 +538,9 @@ func (p *plugin) writeMatrix(w io.Writer, all []tested, size int64, rates bool) 
 			}
 			rows = append(rows, row)
 		}
-		_, _ = fmt.Fprintln(w)
-		if err := view.Table(w, rows); err != nil {
-			return true, err
-		}
-		_, _ = fmt.Fprintln(w)
+		text.Say("\n")
+		text.Table(rows)
+		text.Say("\n")
 	}
 	busiest := slices.SortedFunc(maps.Keys(sent), func(a, b string) int {
 		return cmp.Or(cmp.Compare(sent[b], sent[a]), cmp.Compare(a, b))
@@ -555,10 +549,10 @@ func (p *plugin) writeMatrix(w io.Writer, all []tested, size int64, rates bool) 
 	for _, node := range busiest[:min(len(busiest), 5)] {
 		copies = append(copies, fmt.Sprintf("%s %.2f", node, float64(sent[node])/float64(size)))
 	}
-	_, err = fmt.Fprintf(w, "Copies that nodes sent: %s.\n", view.Line(strings.Join(copies, ", ")))
-	if err == nil && rates {
-		_, err = fmt.Fprintln(w, "RATE is what came by the time of the fetch alone, and beside each sender its part. "+
-			"TOOK begins with the pin.")
+	text.Say("Copies that nodes sent: %s.\n", view.Line(strings.Join(copies, ", ")))
+	if rates {
+		text.Say("RATE is what came by the time of the fetch alone, and beside each sender its part. " +
+			"TOOK begins with the pin.\n")
 	}
-	return true, err
+	return true
 }

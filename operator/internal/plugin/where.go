@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/url"
 	"slices"
@@ -101,7 +100,7 @@ node holds all of it.`,
 			if err != nil {
 				return err
 			}
-			err = p.print(places, func(w io.Writer) error { return p.writePlaces(w, name, places) })
+			err = p.print(places, func(t *view.Text) { p.writePlaces(t, name, places) })
 			if err != nil {
 				return err
 			}
@@ -138,7 +137,7 @@ func (p *plugin) where(ctx context.Context, nodes nodes, name string) ([]place, 
 }
 
 // writePlaces lists the nodes that hold something, or that could not be asked; -o wide lists all.
-func (p *plugin) writePlaces(w io.Writer, name string, places []place) error {
+func (p *plugin) writePlaces(t *view.Text, name string, places []place) {
 	rows := [][]string{{"NODE", "HOLDS", "BYTES", "PARTS", "DIGEST"}}
 	holders, idle, silent := 0, 0, 0
 	var below asides
@@ -164,29 +163,21 @@ func (p *plugin) writePlaces(w io.Writer, name string, places []place) error {
 		}
 		rows = append(rows, row)
 	}
-	_, err := fmt.Fprintf(w, "All of %s is on %d of %s.\n", name, holders, view.Count(len(places), "node"))
-	if err != nil {
-		return err
-	}
+	t.Say("All of %s is on %d of %s.\n", name, holders, view.Count(len(places), "node"))
 	if silent > 0 {
-		_, err = fmt.Fprintf(w, "No answer came from %s, which may hold it too.\n", view.Count(silent, "node"))
-		if err != nil {
-			return err
-		}
+		t.Say("No answer came from %s, which may hold it too.\n", view.Count(silent, "node"))
 	}
 	if idle == len(places) {
 		said := "No node holds a part of it."
 		if !strings.Contains(name, "@") && digest.Digest(name).Validate() != nil { // then there is a tag
 			said += " A node knows the tags that were asked of it."
 		}
-		if _, err = fmt.Fprintln(w, said); err != nil {
-			return err
-		}
+		t.Say("%s\n", said)
 	}
-	if len(rows) == 1 {
-		return nil
+	if len(rows) > 1 {
+		t.Table(rows)
 	}
-	return cmp.Or(view.Table(w, rows), below.write(w))
+	below.write(t)
 }
 
 // listed is a blob and the nodes that hold it.
@@ -237,7 +228,7 @@ func (p *plugin) lsCommand() *cobra.Command {
 				return cmp.Or(cmp.Compare(len(b.Nodes), len(a.Nodes)), cmp.Compare(b.Size, a.Size),
 					cmp.Compare(a.Digest, b.Digest))
 			})
-			err = p.print(all, func(w io.Writer) error { return p.writeListed(w, all) })
+			err = p.print(all, func(t *view.Text) { p.writeListed(t, all) })
 			if err == nil && silent {
 				return errNotWell
 			}
@@ -248,7 +239,7 @@ func (p *plugin) lsCommand() *cobra.Command {
 	return cmd
 }
 
-func (p *plugin) writeListed(w io.Writer, all []listed) error {
+func (p *plugin) writeListed(t *view.Text, all []listed) {
 	rows := [][]string{{"DIGEST", "SIZE", "NODES", "PINNED", "TYPE"}}
 	if p.output == view.Wide {
 		rows[0] = append(rows[0], "ON")
@@ -261,7 +252,7 @@ func (p *plugin) writeListed(w io.Writer, all []listed) error {
 		}
 		rows = append(rows, row)
 	}
-	return view.Table(w, rows)
+	t.Table(rows)
 }
 
 // reason is a pull of a node.
@@ -357,12 +348,9 @@ func (p *plugin) writeReasons(all []reason, name string, silent bool) (err error
 		}
 		return cmp.Or(err, errNotWell)
 	}
-	return p.print(all, func(w io.Writer) error {
+	return p.print(all, func(t *view.Text) {
 		for _, r := range all {
-			if err := view.WritePull(w, r.Node, r.Pull); err != nil {
-				return err
-			}
+			t.Pull(r.Node, r.Pull)
 		}
-		return nil
 	})
 }
