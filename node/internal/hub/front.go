@@ -221,7 +221,7 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer f.running.Leave()
-	ctx, end := f.opts.Documents.Lease(r.Context())
+	ctx, end := f.opts.Documents.Lease(room.For(r.Context(), reply.Caller(r)))
 	defer end()
 	x.R = r.WithContext(ctx)     //nolint:contextcheck // the exchange carries the request, and with it its context
 	defer f.finish(x)            //nolint:contextcheck // as above
@@ -232,7 +232,7 @@ func (f *Front) serve(x *exchange) error {
 	if !f.allows(x.R.RemoteAddr) {
 		return errOutside(x.R.RemoteAddr)
 	}
-	leave, err := f.callers.enter(x.R.RemoteAddr)
+	leave, err := f.callers.enter(reply.Caller(x.R))
 	if err != nil {
 		x.W.Header().Set("Retry-After", strconv.Itoa(retrySoon))
 		return err
@@ -291,20 +291,18 @@ const maxRunning = 1024
 // callers are the requests that run, by address.
 type callers struct {
 	mu      sync.Mutex
-	running map[netip.Addr]int
+	running map[string]int
 }
 
 // enter counts a request until leave.
-func (c *callers) enter(remote string) (leave func(), err error) {
-	at, err := netip.ParseAddrPort(remote)
-	if err != nil || at.Addr().Unmap().IsLoopback() {
-		return func() {}, nil //nolint:nilerr // allows has judged it
+func (c *callers) enter(addr string) (leave func(), err error) {
+	if addr == "" {
+		return func() {}, nil
 	}
-	addr := at.Addr().Unmap().WithZone("")
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.running == nil {
-		c.running = map[netip.Addr]int{}
+		c.running = map[string]int{}
 	}
 	if c.running[addr] >= maxRunning {
 		return nil, &httpError{http.StatusTooManyRequests, "", fmt.Sprintf("address %s has %d requests running, which "+

@@ -13,6 +13,7 @@ import (
 
 	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/reply"
 	"github.com/shoal-cache/shoal/test/hubtest"
 )
 
@@ -296,21 +297,24 @@ func TestFile_HEADSaysWhatGETSays(t *testing.T) {
 func TestFront_OneAddressCannotTakeAllOfANode(t *testing.T) {
 	t.Parallel()
 	var c callers
+	enter := func(remote string) (func(), error) {
+		return c.enter(reply.Caller(&http.Request{RemoteAddr: remote}))
+	}
 	var leave []func()
 	for range maxRunning {
-		l, err := c.enter("10.0.0.1:1")
+		l, err := enter("10.0.0.1:1")
 		require.NoError(t, err)
 		leave = append(leave, l)
 	}
-	_, err := c.enter("10.0.0.1:2")
+	_, err := enter("10.0.0.1:2")
 	require.ErrorContains(t, err, "10.0.0.1")
-	_, err = c.enter("[::ffff:10.0.0.1]:2")
+	_, err = enter("[::ffff:10.0.0.1]:2")
 	require.Error(t, err, "the same address in the other family's form")
-	other, err := c.enter("10.0.0.2:1")
+	other, err := enter("10.0.0.2:1")
 	require.NoError(t, err)
 	other()
 	leave[0]()
-	l, err := c.enter("10.0.0.1:2")
+	l, err := enter("10.0.0.1:2")
 	require.NoError(t, err)
 	for _, l := range append(leave[1:], l) {
 		l()

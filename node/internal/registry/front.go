@@ -228,7 +228,7 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer f.running.Leave()
-	ctx, end := f.opts.Documents.Lease(r.Context())
+	ctx, end := f.opts.Documents.Lease(room.For(r.Context(), reply.Caller(r)))
 	defer end()
 	x.R = r.WithContext(ctx)     //nolint:contextcheck // the exchange carries the request, and with it its context
 	defer f.finish(x)            //nolint:contextcheck // as above

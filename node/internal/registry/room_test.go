@@ -169,3 +169,31 @@ func TestMemory_ABurstOfOrdinaryPullsIsRefusedNothing(t *testing.T) {
 		})
 	}
 }
+
+func TestMemory_WhoFillsTheRoomKeepsNobodyElseOut(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		documents := room.New(30 << 20)
+		w := newWorld(t, func(o *registry.Options) { o.Documents = documents })
+		w.rule.Authorization.Mode = policy.Exempt
+		img := w.origin.pushImage(t, "team/app", "v1", "x")
+		long := w.origin.PushManifest(t, "team/app", "long", v1.MediaTypeImageManifest, longManifest(img, 200<<10))
+		get := func(remote string) int {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v2/team/app/manifests/"+long.String(), nil)
+			r.RemoteAddr = remote
+			rec := httptest.NewRecorder()
+			w.front.ServeHTTP(rec, r)
+			return rec.Code
+		}
+		require.Equal(t, http.StatusOK, get("10.0.0.1:1"))
+		greedy := room.For(t.Context(), "10.0.0.1")
+		for range 3 {
+			ctx, end := documents.Lease(greedy)
+			defer end()
+			require.NoError(t, room.Hold(ctx, 2<<20))
+		}
+		require.Equal(t, http.StatusServiceUnavailable, get("10.0.0.1:2"))
+		require.Equal(t, http.StatusOK, get("10.0.0.2:1"))
+		require.Equal(t, http.StatusOK, get("127.0.0.1:1"), "nor from the runtime")
+	})
+}

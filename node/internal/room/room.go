@@ -2,7 +2,7 @@
 // limit for each answer is none for all of them.
 //
 // Who holds little asks for nothing, and those who hold much leave a part of the room to those who hold some. Who is in
-// stays. Who finds no place waits a while, and is told.
+// stays. No caller keeps the others out, see part. Who finds no place waits a while, and is told.
 package room
 
 import (
@@ -57,40 +57,45 @@ func Share(parts int64) int64 {
 
 // Room is memory for what requests hold.
 type Room struct {
-	small, large part
+	small, large *part
 	growing      *semaphore.Weighted // of one lease; see growth
 	kept         *kept
 }
 
-type part struct {
-	*semaphore.Weighted
-	size int64
-}
-
 // New makes a room of some bytes, a third of it for what is not large. Beside it, a fourth as much is for what is kept.
 func New(size int64) *Room {
-	of := func(n int64) part { return part{semaphore.NewWeighted(n), n} }
 	small := max(size/3, some)
 	return &Room{
-		small: of(small), large: of(max(size-small, some)), growing: semaphore.NewWeighted(1), kept: newKept(size / 4),
+		small: newPart(small), large: newPart(max(size-small, some)), growing: semaphore.NewWeighted(1),
+		kept: newKept(size / 4),
 	}
 }
 
 // lease is what one request, or one question on behalf of many, holds of a room.
 type lease struct {
-	room *Room
+	room   *Room
+	caller string
 
 	mu           sync.Mutex
 	small, large int64 // bytes of either part
 	grows, ended bool
 }
 
-type key struct{}
+type (
+	key       struct{}
+	callerKey struct{}
+)
+
+// For is ctx for what is done for a caller of that name, and behind his request. Without a name it is for anybody.
+func For(ctx context.Context, caller string) context.Context {
+	return context.WithValue(ctx, callerKey{}, caller)
+}
 
 // Lease is ctx with a place of its own for what is held in it, until end is called. What goes on behind the request
 // that began it needs another.
 func (r *Room) Lease(ctx context.Context) (leased context.Context, end func()) {
-	l := &lease{room: r}
+	caller, _ := ctx.Value(callerKey{}).(string)
+	l := &lease{room: r, caller: caller}
 	return context.WithValue(ctx, key{}, l), func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -110,7 +115,7 @@ func (r *Room) Try(n int64) (leave func(), ok bool) {
 		p = r.small
 	}
 	n = min(n, p.size)
-	return func() { p.Release(n) }, p.TryAcquire(n)
+	return func() { p.release("", n) }, p.try(n)
 }
 
 func leaseOf(ctx context.Context) *lease {
@@ -140,7 +145,7 @@ func Shrink(ctx context.Context, n int64) {
 
 // take has n bytes of a part, and nothing of the other. What is held already goes back first, so that no two wait for
 // each other, unless the lease is one that grows.
-func (l *lease) take(ctx context.Context, p part, n int64) error {
+func (l *lease) take(ctx context.Context, p *part, n int64) error {
 	n = min(n, p.size)
 	held, keep := &l.small, func() { l.keep(l.small, 0) }
 	if p == l.room.large {
@@ -154,9 +159,11 @@ func (l *lease) take(ctx context.Context, p part, n int64) error {
 	if !l.grows {
 		l.keep(0, 0)
 	}
-	more := n - *held
+	own := *held
+	more := n - own
 	l.mu.Unlock()
-	if err := wait(ctx, p.Weighted, more); err != nil {
+	err := wait(ctx, func(ctx context.Context) error { return p.acquire(ctx, l.caller, more, own) })
+	if err != nil {
 		return err
 	}
 	l.mu.Lock()
@@ -189,7 +196,7 @@ func (g *growth) more(ctx context.Context, n int64) error {
 	}
 	l.mu.Unlock()
 	if g.timer == nil || !g.timer.Stop() {
-		if err := wait(ctx, l.room.growing, 1); err != nil {
+		if err := wait(ctx, func(ctx context.Context) error { return l.room.growing.Acquire(ctx, 1) }); err != nil {
 			g.timer = nil
 			return err
 		}
@@ -211,16 +218,16 @@ func (g *growth) end() {
 	}
 }
 
-// wait takes n of s as soon as there is so much. Where the caller's own time is over first the place was lacking all
-// the same, and whoever had been asked for the document is not to blame.
-func wait(ctx context.Context, s *semaphore.Weighted, n int64) error {
+// wait waits for a place. Where the caller's own time is over first the place was lacking all the same, and whoever had
+// been asked for the document is not to blame.
+func wait(ctx context.Context, acquire func(context.Context) error) error {
 	if ctx.Err() != nil { // it has not waited here
 		return context.Cause(ctx)
 	}
 	defer content.Apart(ctx)()
 	ctx, cancel := context.WithTimeoutCause(ctx, Patience, ErrFull)
 	defer cancel()
-	if s.Acquire(ctx, n) == nil {
+	if acquire(ctx) == nil {
 		return nil
 	}
 	if cause := context.Cause(ctx); errors.Is(cause, context.Canceled) {
@@ -241,8 +248,8 @@ func (l *lease) shrink(n int64) {
 
 // keep gives back what the lease has beyond so many bytes of either part. The caller holds l.mu.
 func (l *lease) keep(small, large int64) {
-	l.room.small.Release(l.small - small)
-	l.room.large.Release(l.large - large)
+	l.room.small.release(l.caller, l.small-small)
+	l.room.large.release(l.caller, l.large-large)
 	l.small, l.large = small, large
 }
 

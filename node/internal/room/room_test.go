@@ -105,10 +105,10 @@ func TestRoom_WhatIsHeldComesBackInWhateverOrderThingsEnd(t *testing.T) {
 		r := New(30 * mib)
 		empty := func() {
 			synctest.Wait()
-			require.True(t, r.small.TryAcquire(r.small.size))
-			require.True(t, r.large.TryAcquire(r.large.size))
-			r.small.Release(r.small.size)
-			r.large.Release(r.large.size)
+			require.True(t, r.small.try(r.small.size))
+			require.True(t, r.large.try(r.large.size))
+			r.small.release("", r.small.size)
+			r.large.release("", r.large.size)
 		}
 		ctx, end := r.Lease(t.Context())
 		require.NoError(t, Hold(ctx, mib))
@@ -296,7 +296,7 @@ func TestReadAll_WhatComesSlowlyKeepsNobodyElseFromGrowing(t *testing.T) {
 		for range 3 {
 			require.ErrorIs(t, <-slow, ErrSlow)
 		}
-		require.True(t, r.large.TryAcquire(r.large.size), "all has been given back")
+		require.True(t, r.large.try(r.large.size), "all has been given back")
 		require.True(t, r.growing.TryAcquire(1))
 	})
 }
@@ -344,9 +344,9 @@ func (s *steady) Read(b []byte) (int, error) {
 // rest checks that all of a room has been given back.
 func (r *Room) rest(t *testing.T) {
 	t.Helper()
-	for _, p := range []part{r.small, r.large} {
-		require.True(t, p.TryAcquire(p.size))
-		p.Release(p.size)
+	for _, p := range []*part{r.small, r.large} {
+		require.True(t, p.try(p.size))
+		p.release("", p.size)
 	}
 }
 
@@ -369,8 +369,8 @@ func TestRoom_WhatIsLargeHoldsNothingOfThePartForWhatIsNot(t *testing.T) {
 			r := New(30 * mib)
 			ctx, end := r.Lease(t.Context())
 			require.NoError(t, take(ctx))
-			require.True(t, r.small.TryAcquire(r.small.size))
-			r.small.Release(r.small.size)
+			require.True(t, r.small.try(r.small.size))
+			r.small.release("", r.small.size)
 			end()
 			r.rest(t)
 		})
@@ -433,4 +433,67 @@ func TestReadAll_WhoFailsHoldsWhatHeHeldBefore(t *testing.T) {
 			r.rest(t)
 		})
 	}
+}
+
+func TestRoom_NoCallerKeepsOthersOut(t *testing.T) {
+	t.Parallel()
+	const small, large = 2 * mib, 3 * mib
+	hold := func(t *testing.T, r *Room, caller string, n int64) (end func(), err error) {
+		ctx, end := r.Lease(For(t.Context(), caller))
+		t.Cleanup(end)
+		return end, Hold(ctx, n)
+	}
+	for name, n := range map[string]int64{"little": small, "much": large} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := New(60 * mib)
+				var ends []func()
+				var refused error
+				for refused == nil {
+					var end func()
+					if end, refused = hold(t, r, "greedy", n); refused == nil {
+						ends = append(ends, end)
+					}
+				}
+				require.ErrorIs(t, refused, ErrFull)
+				more := make(chan error, 8)
+				for range cap(more) {
+					go func() { _, err := hold(t, r, "greedy", n); more <- err }()
+				}
+				synctest.Wait()
+				began := time.Now()
+				for _, caller := range []string{"another", "", "a third"} {
+					_, err := hold(t, r, caller, n/2)
+					require.NoError(t, err, caller)
+				}
+				require.Zero(t, time.Since(began), "they wait behind nobody who may not have more")
+				ends[0]()
+				require.NoError(t, <-more, "whose places come back gets them")
+				for range cap(more) - 1 {
+					require.ErrorIs(t, <-more, ErrFull)
+				}
+			})
+		})
+	}
+	t.Run("but has all of it for one document", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			r := New(60 * mib)
+			_, err := hold(t, r, "greedy", 1000*mib)
+			require.NoError(t, err)
+			_, err = hold(t, r, "another", small)
+			require.NoError(t, err)
+		})
+	})
+	t.Run("and who has no name is the whole node", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			r := New(60 * mib)
+			for range 10 {
+				_, err := hold(t, r, "", small)
+				require.NoError(t, err)
+			}
+		})
+	})
 }
