@@ -39,14 +39,18 @@ type stream struct {
 	patience time.Duration // what is left of stall
 	fresh    int64         // bytes since patience was whole
 	timer    *time.Timer
+
+	from  *endpoint
+	speed speed
 }
 
-func (c *Client) watch(ctx context.Context, cancel context.CancelCauseFunc, reg *registry, limit *rate.Limiter,
-	resp *http.Response) *stream {
+func (c *Client) watch(ctx context.Context, cancel context.CancelCauseFunc, reg *registry, from *endpoint,
+	limit *rate.Limiter, resp *http.Response) *stream {
 	s := &stream{
 		op: describe(resp.Request), body: resp.Body, ctx: ctx, cancel: cancel,
 		count: c.metrics.counter(reg.name), limit: limit,
 		due: resp.ContentLength, stall: c.opts.Timeouts.Stall, patience: c.opts.Timeouts.Stall,
+		from: from, speed: newSpeed(&reg.pace, c.metrics.of(reg.name).Load),
 	}
 	if resp.Request.Method == http.MethodHead {
 		s.due = 0
@@ -68,7 +72,8 @@ func (s *stream) Read(p []byte) (int, error) {
 	s.timer.Reset(s.patience)
 	n, err := s.body.Read(p)
 	s.timer.Stop()
-	s.patience -= time.Since(start)
+	wait := time.Since(start)
+	s.patience -= wait
 	s.fresh += int64(n)
 	if s.fresh >= minProgress {
 		s.patience, s.fresh = s.stall, 0
@@ -87,6 +92,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	}
 	switch {
 	case err == nil:
+		s.speed.read(time.Now(), n, wait, s.due)
 		return n, nil
 	case !errors.Is(err, io.EOF):
 		if cause := context.Cause(s.ctx); errors.Is(cause, errStalled) {
@@ -132,9 +138,32 @@ func discard(body io.ReadCloser) {
 	_ = body.Close()
 }
 
-// readAll reads a body of at most manifest.MaxSize, as the lease of ctx has room for it.
-func readAll(ctx context.Context, resp *http.Response) ([]byte, error) {
-	data, err := room.ReadAll(ctx, resp.Body, resp.ContentLength, manifest.MaxSize, manifest.Times)
+// giveUp notes that another answer is asked for, of other endpoints first, because this one drips.
+func (s *stream) giveUp() {
+	s.speed.drips = false
+	s.from.dripsUntil.Store(time.Now().Add(dripsFor).UnixNano())
+}
+
+// hasty fails with errDrips where another answer is to be asked for.
+type hasty struct{ *stream }
+
+func (h hasty) Read(p []byte) (int, error) {
+	n, err := h.stream.Read(p)
+	if err == nil && h.speed.drips {
+		h.giveUp()
+		err = fmt.Errorf("%s: %w: %w", h.op, content.ErrUnavailable, errDrips)
+	}
+	return n, err
+}
+
+// readAll reads a body of at most manifest.MaxSize, as the lease of ctx has room for it. again: one that drips is better
+// asked for anew.
+func readAll(ctx context.Context, resp *http.Response, again bool) ([]byte, error) {
+	var body io.Reader = resp.Body
+	if s, ok := resp.Body.(*stream); ok && again {
+		body = hasty{s}
+	}
+	data, err := room.ReadAll(ctx, body, resp.ContentLength, manifest.MaxSize, manifest.Times)
 	if errors.Is(err, room.ErrTooLong) {
 		return nil, fmt.Errorf("%s: %w: %w", describe(resp.Request), content.ErrBadAnswer, err)
 	}

@@ -41,6 +41,7 @@ type registry struct {
 	// mirrors are those that the node has for it, as they were until mirroredUntil, Unix nanoseconds.
 	mirrors       []Mirror
 	mirroredUntil atomic.Int64
+	pace          pace
 }
 
 // plain reports whether the administrator has the registry asked without TLS.
@@ -55,7 +56,11 @@ type endpoint struct {
 	mirror    *mirror      // nil where the configuration, or the registry's name, says the endpoint
 	// unreachable: no connection could be made when it was last tried.
 	unreachable atomic.Bool
+	// dripsUntil: its last answer dripped, and until then, Unix nanoseconds, the others are tried before it.
+	dripsUntil atomic.Int64
 }
+
+func (e *endpoint) drips(now time.Time) bool { return now.UnixNano() < e.dripsUntil.Load() }
 
 func (e *endpoint) down(now time.Time) bool { return now.UnixNano() < e.downUntil.Load() }
 

@@ -23,15 +23,17 @@ const (
 // errResume: what the registry sends after a break does not go on where the first answer ended.
 var errResume = errors.New("the rest is of another body")
 
-// resumed reads a blob's bytes to their end over as many answers as it takes. A connection that breaks, or stands
-// still, is no failure of the pull: the next answer is asked for from the byte at which the last one broke.
+// resumed reads a blob's bytes to their end over as many answers as it takes. A connection that breaks, stands still or
+// drips is no failure of the pull: the next answer is asked for from the byte at which the last one broke.
 type resumed struct {
 	client *Client
 	ctx    context.Context
 	req    content.Request
 	owner  *Body // whose OnBreak hears of breaks
 	body   io.ReadCloser
-	cause  error // why the last answer broke off; nil while body is one that reads on
+	from   *stream       // what body reads
+	cause  error         // why the last answer broke off; nil while body is one that reads on
+	pause  time.Duration // for which no other answer is asked for, since one dripped
 
 	// in the blob: the first byte asked for, the one due, and the last; last is -1 for "to the end"
 	start, next, last int64
@@ -42,8 +44,8 @@ type resumed struct {
 
 func (c *Client) resumable(ctx context.Context, req content.Request, body *Body, last int64) {
 	body.ReadCloser = &resumed{
-		client: c, ctx: ctx, req: req, owner: body, body: body.ReadCloser, start: body.Offset, next: body.Offset,
-		last: last,
+		client: c, ctx: ctx, req: req, owner: body, body: body.ReadCloser, from: body.ReadCloser.(*stream),
+		start: body.Offset, next: body.Offset, last: last,
 	}
 }
 
@@ -53,6 +55,8 @@ func (r *resumed) Read(p []byte) (int, error) {
 			if err := r.reopen(); err != nil {
 				return 0, err
 			}
+		} else if r.from.speed.drips {
+			r.elsewhere()
 		}
 		n, err := r.body.Read(p)
 		_, _ = r.seen.Write(p[:n]) // a hash never fails
@@ -88,10 +92,7 @@ func (r *resumed) reopen() error {
 	if r.breaks++; r.breaks > maxBreaks {
 		return fmt.Errorf("%w (broke off %d times)", r.cause, r.breaks)
 	}
-	if r.owner.OnBreak != nil {
-		r.owner.OnBreak(true)
-		defer r.owner.OnBreak(false)
-	}
+	defer r.breaking()()
 	deadline := time.Now().Add(r.client.opts.Timeouts.Resume)
 	bad := 0
 	for round := 0; ; round++ {
@@ -108,9 +109,10 @@ func (r *resumed) reopen() error {
 		}
 		body, err := r.ask(deadline)
 		if err == nil {
-			r.client.log.Info("upstream broke off; the rest is read anew", "registry", r.req.Repository.Registry,
-				"digest", r.req.Digest, "at", r.next, "cause", r.cause)
-			r.body, r.cause, r.fresh = body, nil, 0
+			err = r.skip(body)
+		}
+		if err == nil {
+			r.goOn(body, r.cause)
 			return nil
 		}
 		if errors.Is(err, content.ErrBadAnswer) { // the first may be that of one machine of many
@@ -122,8 +124,59 @@ func (r *resumed) reopen() error {
 	}
 }
 
+// elsewhere asks for the rest by another connection, and of another endpoint where there is one, because this answer
+// drips. It stays with this one where the other does not come to the same place in time.
+func (r *resumed) elsewhere() {
+	defer r.breaking()()
+	r.client.Distrust(r.req) // another machine may have it
+	r.from.giveUp()
+	deadline := time.Now().Add(tryFor)
+	body, err := r.ask(deadline)
+	if err == nil {
+		late := time.AfterFunc(time.Until(deadline), func() { body.end(errNoHeader) })
+		if err = r.skip(body); !late.Stop() && err == nil {
+			err = errors.Join(errNoHeader, body.Close())
+		}
+	}
+	if err == nil {
+		_ = r.body.Close()
+		r.goOn(body, errDrips)
+	}
+	r.pause = min(2*max(r.pause, hurry), tryAgain)
+	r.from.speed.patient = time.Now().Add(r.pause)
+}
+
+// breaking tells who waits that the rest is asked for, until the returned function is called.
+func (r *resumed) breaking() (ended func()) {
+	if r.owner.OnBreak == nil {
+		return func() {}
+	}
+	r.owner.OnBreak(true)
+	return func() { r.owner.OnBreak(false) }
+}
+
+// goOn reads the rest from another answer.
+func (r *resumed) goOn(with *rest, cause error) {
+	r.client.log.Info("upstream broke off; the rest is read anew", "registry", r.req.Repository.Registry,
+		"digest", r.req.Digest, "at", r.next, "cause", cause)
+	r.body, r.from, r.cause, r.fresh = with, with.from, nil, 0
+}
+
+// rest is an answer to who asks for the rest.
+type rest struct {
+	*Body
+	from *stream
+	end  context.CancelCauseFunc
+}
+
+// Close implements io.Closer.
+func (b *rest) Close() error {
+	defer b.end(nil)
+	return b.Body.Close()
+}
+
 // ask opens the answer that goes on at the byte that is due.
-func (r *resumed) ask(deadline time.Time) (io.ReadCloser, error) {
+func (r *resumed) ask(deadline time.Time) (*rest, error) {
 	ctx, cancel := context.WithCancelCause(r.ctx)
 	timer := time.AfterFunc(time.Until(deadline), func() { cancel(errNoHeader) })
 	body, err := r.client.openRange(ctx, r.req, r.next, r.last)
@@ -134,18 +187,15 @@ func (r *resumed) ask(deadline time.Time) (io.ReadCloser, error) {
 		err = errors.Join(fmt.Errorf("%w: the blob is of %d bytes, then of %d", errResume, r.owner.Size, body.Size),
 			body.Close())
 	}
-	if err == nil {
-		err = r.skip(body)
-	}
 	if err != nil {
 		cancel(nil)
 		return nil, err
 	}
-	return &released{body.ReadCloser, func() { cancel(nil) }}, nil
+	return &rest{body, body.ReadCloser.(*stream), cancel}, nil
 }
 
 // skip reads past what has come before, where the registry ignores Range, and checks that it is the same.
-func (r *resumed) skip(body *Body) error {
+func (r *resumed) skip(body *rest) error {
 	if body.Offset == r.next {
 		return nil
 	}
@@ -171,17 +221,6 @@ func (r *resumed) Close() error {
 	return r.body.Close()
 }
 
-// released is a body with something to be done when it is closed.
-type released struct {
-	io.ReadCloser
-	release func()
-}
-
-func (r *released) Close() error {
-	defer r.release()
-	return r.ReadCloser.Close()
-}
-
 // readAgain reads an answer that is short enough to be asked for anew as a whole where it breaks off.
 func (c *Client) readAgain(ctx context.Context, call call) (*http.Response, []byte, error) {
 	for breaks := 0; ; breaks++ {
@@ -189,7 +228,7 @@ func (c *Client) readAgain(ctx context.Context, call call) (*http.Response, []by
 		if err != nil {
 			return nil, nil, err
 		}
-		data, err := readAll(ctx, resp)
+		data, err := readAll(ctx, resp, breaks == 0)
 		_ = resp.Body.Close()
 		if err == nil || breaks == maxBreaks || errors.Is(err, room.ErrTooLong) || !brokenOff(ctx, err) {
 			return resp, data, err

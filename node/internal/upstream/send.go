@@ -91,7 +91,8 @@ func (c *Client) send(ctx context.Context, call call) (resp *http.Response, err 
 		return nil, fmt.Errorf("%s of %s: no connection could be made a moment ago: %w", call.method, call.repo,
 			content.ErrUnavailable)
 	}
-	order := lastly(able, func(ep *endpoint) bool { return suspects[ep] })
+	order := lastly(able, func(ep *endpoint) bool { return ep.drips(time.Now()) })
+	order = lastly(order, func(ep *endpoint) bool { return suspects[ep] })
 	return c.retry(ctx, reg, func() (*http.Response, failure) {
 		resp, fails := c.round(ctx, reg, order, brief, call)
 		order = lastly(order, func(ep *endpoint) bool { return ep.down(time.Now()) })
@@ -348,7 +349,7 @@ func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call 
 		return nil, fmt.Errorf("%w: %w", err, content.ErrUnavailable)
 	}
 	ep.mark(true, time.Now(), 0)
-	resp.Body = c.watch(ctx, cancel, reg, limits.Bytes, resp)
+	resp.Body = c.watch(ctx, cancel, reg, ep, limits.Bytes, resp)
 	return resp, nil
 }
 

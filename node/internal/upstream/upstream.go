@@ -9,6 +9,7 @@
 //	send.go        trying its endpoints, with back-off
 //	redirect.go    following to object storage, without the credentials
 //	body.go        reading the answer, and watching that it moves
+//	pace.go        telling an answer that drips from a registry that is slow
 //	resume.go      reading on where an answer broke off
 //	resolve.go     tags and descriptors
 //	blob.go        blobs and manifests

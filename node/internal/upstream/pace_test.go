@@ -1,0 +1,341 @@
+package upstream_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/time/rate"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
+)
+
+// hosts are registries in a bubble, by name. Their connections are pipes, so that time passes only as they say.
+type hosts map[string]http.HandlerFunc
+
+func (h hosts) client(t *testing.T, endpoints ...string) *upstream.Client {
+	at := map[string]pipes{}
+	for name, handler := range h {
+		listener := pipes{make(chan net.Conn), make(chan struct{})}
+		at[name] = listener
+		server := &http.Server{Handler: handler} //nolint:gosec // its only client is here
+		go func() { _ = server.Serve(listener) }()
+		t.Cleanup(func() { _ = server.Close() })
+	}
+	c, err := upstream.New(upstream.Options{
+		Upstreams: []upstream.Upstream{{Registry: images, Endpoints: endpoints}},
+		Dial: func(_ context.Context, _, address string) (net.Conn, error) {
+			name, _, _ := net.SplitHostPort(address)
+			near, far := net.Pipe()
+			at[name].conns <- far
+			return near, nil
+		},
+	})
+	require.NoError(t, err)
+	t.Cleanup(c.Close)
+	return c
+}
+
+// pipes is a listener.
+type pipes struct {
+	conns chan net.Conn
+	done  chan struct{}
+}
+
+func (p pipes) Accept() (net.Conn, error) {
+	select {
+	case conn := <-p.conns:
+		return conn, nil
+	case <-p.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p pipes) Close() error   { close(p.done); return nil }
+func (p pipes) Addr() net.Addr { return &net.UnixAddr{} }
+
+// slowly is a registry that gives a blob at the pace of whichever answer it is.
+type slowly struct {
+	data    []byte
+	noRange bool
+	pace    func(answer int64) *valve
+	asked   atomic.Int64
+	sent    atomic.Int64
+}
+
+// valve lets bytes through as its limiter does.
+type valve struct {
+	*rate.Limiter
+	free   int                   // bytes at the beginning that come at once
+	sleeps map[int]time.Duration // before some byte
+	refuse int                   // a status in place of it all; negative: no answer
+}
+
+func at(bytesPerSecond int) *valve {
+	return &valve{Limiter: rate.NewLimiter(rate.Limit(bytesPerSecond), 1<<10)}
+}
+
+func fast() *valve { return at(20_000_000) }
+
+func (s *slowly) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	v := s.pace(s.asked.Add(1))
+	switch {
+	case v.refuse > 0:
+		w.WriteHeader(v.refuse)
+		return
+	case v.refuse < 0: // it never answers
+		<-r.Context().Done()
+		return
+	}
+	if s.noRange {
+		r.Header.Del("Range")
+	}
+	if strings.Contains(r.URL.Path, "/manifests/") {
+		w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+	}
+	http.ServeContent(&throttled{ResponseWriter: w, v: v, r: r, sent: &s.sent}, r, "", time.Time{},
+		bytes.NewReader(s.data))
+}
+
+type throttled struct {
+	http.ResponseWriter
+	v    *valve
+	r    *http.Request
+	sent *atomic.Int64
+	n    int
+}
+
+func (t *throttled) Write(p []byte) (int, error) {
+	for off := 0; off < len(p); {
+		piece := p[off:min(off+1<<10, len(p))]
+		for after, d := range t.v.sleeps {
+			if t.n < after && t.n+len(piece) >= after {
+				time.Sleep(d)
+			}
+		}
+		if t.n >= t.v.free {
+			if err := t.v.WaitN(t.r.Context(), len(piece)); err != nil {
+				return off, err
+			}
+		}
+		n, err := t.ResponseWriter.Write(piece)
+		if err == nil && t.v.Limit() < 1<<20 {
+			err = http.NewResponseController(t.ResponseWriter).Flush()
+		}
+		t.n += n
+		t.sent.Add(int64(n))
+		if off += n; err != nil {
+			return off, err
+		}
+	}
+	return len(p), nil
+}
+
+func (s *slowly) open(t *testing.T, c *upstream.Client) *upstream.Body {
+	b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromBytes(s.data)}, 0, -1)
+	require.NoError(t, err)
+	return b
+}
+
+const unread = 16 << 10 // bytes that may be under way in an answer that is given up
+
+func TestPace_AnAnswerThatDripsIsReadOnByAnotherConnection(t *testing.T) {
+	t.Parallel()
+	drips := func() *valve { return at(2_000) }
+	for name, tc := range map[string]struct {
+		paces   []*valve // the last one is that of all that follow
+		size    int
+		noRange bool
+		within  time.Duration
+		asked   int64
+		twice   int64 // bytes
+	}{
+		"from its beginning": {paces: []*valve{drips(), fast()}, size: 2 << 20, within: 10 * time.Second, asked: 2},
+		"from its middle on": {paces: []*valve{{Limiter: drips().Limiter, free: 1 << 20}, fast()}, size: 2 << 20,
+			within: 10 * time.Second, asked: 2},
+		"where the registry has no Range": {paces: []*valve{drips(), fast()}, size: 2 << 20, noRange: true,
+			within: 10 * time.Second, asked: 2, twice: 32 << 10},
+		"and stays with it where the registry refuses another": {paces: []*valve{drips(), {refuse: 403}},
+			size: 40_000, within: 25 * time.Second, asked: 2},
+		"and stays with it where the registry is in trouble": {paces: []*valve{drips(), {refuse: 503}},
+			size: 40_000, within: 40 * time.Second, asked: 6},
+		"and stays with it where the registry answers no other": {paces: []*valve{drips(), {refuse: -1}},
+			size: 40_000, within: 40 * time.Second, asked: 2},
+		"and stays with it where the whole comes no faster": {paces: []*valve{drips(), drips()}, size: 40_000,
+			noRange: true, within: 40 * time.Second, asked: 2, twice: 40_000},
+		"and goes on with the next where that drips too": {paces: []*valve{drips(), drips()}, size: 40_000,
+			within: 25 * time.Second, asked: 2},
+		"and is not asked for again and again": {paces: []*valve{drips()}, size: 500_000, within: 5 * time.Minute,
+			asked: 5},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := &slowly{data: randomBytes(tc.size), noRange: tc.noRange}
+				s.pace = func(i int64) *valve { return tc.paces[min(int(i), len(tc.paces))-1] }
+				c := hosts{"a.test": s.ServeHTTP}.client(t, "http://a.test")
+				start := time.Now()
+				b := s.open(t, c)
+				require.True(t, bytes.Equal(s.data, read(t, b)))
+				require.Less(t, time.Since(start), tc.within)
+				require.LessOrEqual(t, s.asked.Load(), tc.asked)
+				require.LessOrEqual(t, s.sent.Load(), int64(tc.size)+tc.twice+tc.asked*unread)
+			})
+		})
+	}
+}
+
+// What is slow for everyone is asked for once.
+func TestPace_ARegistryThatIsSlowAndHonestIsAskedNoMore(t *testing.T) {
+	t.Parallel()
+	const mbit = 1_000_000 / 8
+	for name, tc := range map[string]struct {
+		pace func() func() *valve
+		n    int // blobs at the same time
+	}{
+		"a link of 25 Mbit/s for sixteen nodes, one blob": {func() func() *valve {
+			return func() *valve { return at(25 * mbit / 16) }
+		}, 1},
+		"the same, eight blobs": {func() func() *valve {
+			shared := at(25 * mbit / 16)
+			return func() *valve { return shared }
+		}, 8},
+		"half a megabyte per second for each of sixteen": {func() func() *valve {
+			shared := at(500_000)
+			return func() *valve { return shared }
+		}, 16},
+		"object storage that gives each connection its part": {func() func() *valve {
+			return func() *valve {
+				return &valve{Limiter: at(2 << 20).Limiter, sleeps: map[int]time.Duration{1: 50 * time.Millisecond}}
+			}
+		}, 4},
+		"one that thinks in the middle": {func() func() *valve {
+			return func() *valve {
+				return &valve{Limiter: fast().Limiter, sleeps: map[int]time.Duration{500_000: 12 * time.Second}}
+			}
+		}, 1},
+		"one that fetches a part at a time itself": {func() func() *valve {
+			return func() *valve {
+				return &valve{Limiter: fast().Limiter, sleeps: map[int]time.Duration{300_000: 10 * time.Second,
+					600_000: 10 * time.Second, 900_000: 10 * time.Second}}
+			}
+		}, 2},
+		"one that becomes slow": {func() func() *valve {
+			shared := at(12 * mbit / 16)
+			return func() *valve { return &valve{Limiter: shared.Limiter, free: 500_000} }
+		}, 6},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s, pace := &slowly{data: randomBytes(1_200_000)}, tc.pace()
+				s.pace = func(int64) *valve { return pace() }
+				c := hosts{"a.test": s.ServeHTTP}.client(t, "http://a.test")
+				var readers sync.WaitGroup
+				for range tc.n {
+					b := s.open(t, c)
+					readers.Go(func() { _, _ = io.Copy(io.Discard, b); _ = b.Close() })
+				}
+				readers.Wait()
+				require.EqualValues(t, tc.n, s.asked.Load())
+				require.LessOrEqual(t, s.sent.Load(), int64(tc.n*len(s.data)))
+			})
+		})
+	}
+}
+
+// Of a path one of whose flows is bad each connection may be the next that is, and the others show that it need not.
+func TestPace_WhatDripsBesideFastOnesIsAskedForUntilItIsFast(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		well := &slowly{data: randomBytes(24 << 20), pace: func(int64) *valve { return at(600_000) }}
+		bad := &slowly{data: randomBytes(1 << 20), pace: func(i int64) *valve {
+			if i <= 3 {
+				return at(2_000)
+			}
+			return at(600_000)
+		}}
+		c := hosts{"a.test": func(w http.ResponseWriter, r *http.Request) {
+			if strings.Contains(r.URL.Path, digest.FromBytes(bad.data).String()) {
+				bad.ServeHTTP(w, r)
+				return
+			}
+			well.ServeHTTP(w, r)
+		}}.client(t, "http://a.test")
+		other := well.open(t, c)
+		done := make(chan struct{})
+		go func() { defer close(done); _, _ = io.Copy(io.Discard, other) }()
+		start := time.Now()
+		require.True(t, bytes.Equal(bad.data, read(t, bad.open(t, c))))
+		require.Less(t, time.Since(start), 50*time.Second)
+		require.EqualValues(t, 4, bad.asked.Load())
+		<-done
+		require.NoError(t, other.Close())
+		require.EqualValues(t, 1, well.asked.Load())
+	})
+}
+
+func TestPace_TheRestOfWhatDripsIsAskedOfAnotherEndpoint(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		data := randomBytes(2 << 20)
+		a := &slowly{data: data, pace: func(int64) *valve { return at(2_000) }}
+		b := &slowly{data: data, pace: func(int64) *valve { return fast() }}
+		c := hosts{"a.test": a.ServeHTTP, "b.test": b.ServeHTTP}.client(t, "http://a.test", "http://b.test")
+		for range 3 {
+			start := time.Now()
+			require.True(t, bytes.Equal(data, read(t, a.open(t, c))))
+			require.Less(t, time.Since(start), 10*time.Second)
+		}
+		require.EqualValues(t, 1, a.asked.Load(), "the next blobs are asked of the other at once")
+		require.EqualValues(t, 3, b.asked.Load())
+		time.Sleep(2 * time.Minute)
+		_ = read(t, a.open(t, c))
+		require.EqualValues(t, 2, a.asked.Load(), "until it may be well again")
+	})
+}
+
+func TestPace_AManifestThatDripsIsAskedForAnew(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		then   *valve
+		within time.Duration
+	}{
+		"and comes at once":                      {fast(), 10 * time.Second},
+		"and is waited for where that drips too": {at(2_000), time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				manifest := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"x":%q}`,
+					"application/vnd.oci.image.manifest.v1+json", strings.Repeat("x", 100_000))
+				s := &slowly{data: []byte(manifest), pace: func(i int64) *valve {
+					if i == 1 {
+						return at(2_000)
+					}
+					return tc.then
+				}}
+				c := hosts{"a.test": s.ServeHTTP}.client(t, "http://a.test")
+				start := time.Now()
+				b, err := c.Open(t.Context(), content.Request{Repository: repo, Kind: content.Manifest,
+					Digest: digest.FromString(manifest)}, 0, -1)
+				require.NoError(t, err)
+				require.Equal(t, manifest, string(read(t, b)))
+				require.Less(t, time.Since(start), tc.within)
+				require.LessOrEqual(t, s.asked.Load(), int64(2))
+			})
+		})
+	}
+}
