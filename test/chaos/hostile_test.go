@@ -153,6 +153,7 @@ func TestHostileRegistry_CostsBoundedMemoryAndTimeAndGivesNoWrongByteForARightOn
 		"sends 1 MiB that unpacks to 1 GiB":                 badregistry.Bomb,
 		"sends 8 MiB of headers":                            badregistry.BigHeader,
 		"stops in the middle of bodies":                     badregistry.Stall,
+		"sends every third blob at 2 KiB/s":                 badregistry.Trickle,
 		"never answers":                                     badregistry.Dead,
 		"has a token service that gives no tokens but much": badregistry.OddToken,
 	} {
@@ -201,6 +202,9 @@ func attack(ctx context.Context, dir string, mode badregistry.Mode) (err error) 
 		if bad.Clean {
 			return fmt.Errorf("%s at %d was wrong and ended as if all were well", bad.Digest, bad.Offset)
 		}
+	}
+	if mode == badregistry.Trickle && got.Err != nil {
+		return fmt.Errorf("it is well but for some connections: %w", got.Err)
 	}
 	for _, blob := range m.Blobs {
 		if err := a.ask(bounded, "/v2/"+m.Repository+"/blobs/"+blob.Digest.String(),

@@ -34,6 +34,7 @@ const (
 	Flap      Mode = "flap"     // every other second it is down
 	Reset     Mode = "reset"    // one blob of three breaks off half-way with a TCP reset
 	Drip      Mode = "drip"     // bodies come at 256 KiB/s
+	Trickle   Mode = "trickle"  // every third answer with a blob comes at 2 KiB/s
 	Late      Mode = "late"     // every answer begins a second late
 	Throttle  Mode = "throttle" // every other request is answered with 429
 	Errors    Mode = "errors"   // every other request is answered with 500 and an HTML page
@@ -281,7 +282,13 @@ func (r *Registry) send(w http.ResponseWriter, q *http.Request, d digest.Digest,
 			body.resetAt = int64(len(content)) / 2
 		}
 	case Drip:
-		body.slow = !manifest
+		if !manifest {
+			body.rate = 256 << 10
+		}
+	case Trickle:
+		if q.Method == http.MethodGet && !manifest && r.turn.Add(1)%3 == 1 {
+			body.rate = 2 << 10
+		}
 	case Endless, HugeIndex:
 		endless(w, q, manifest)
 		return
@@ -310,11 +317,14 @@ type body struct {
 	digest           digest.Digest // counted, where set
 	sent             int64
 	resetAt, stallAt int64
-	slow             bool
+	rate             int // bytes per second; 0: as fast as can be
 }
 
 func (b *body) Write(p []byte) (int, error) {
-	const step = 32 << 10
+	step := 32 << 10
+	if b.rate > 0 {
+		step = b.rate / 8
+	}
 	total := 0
 	for len(p) > 0 {
 		if b.registry.down() || b.resetAt > 0 && b.sent >= b.resetAt {
@@ -330,7 +340,7 @@ func (b *body) Write(p []byte) (int, error) {
 				}
 			}
 		}
-		if b.slow && !pause(b.context, step*time.Second/(256<<10)) {
+		if b.rate > 0 && !pause(b.context, time.Second/8) {
 			return total, b.context.Err()
 		}
 		n, err := b.ResponseWriter.Write(p[:min(step, len(p))])
