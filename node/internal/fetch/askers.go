@@ -165,7 +165,7 @@ func (f *fetch) open(ctx context.Context, off, n int64) (*answer, error) {
 			another = f.askers.throttle(tried, err)
 		case another:
 			f.askers.refuse(a, err)
-			f.askUpstream(time.Now())
+			f.askUpstream()
 		}
 		f.mu.Unlock()
 		switch {

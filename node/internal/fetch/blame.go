@@ -191,10 +191,10 @@ func (f *fetch) trusted(now time.Time, o schedule.Orders) schedule.Orders {
 }
 
 // askUpstream tells the participant whether upstream may be asked for others too. The caller holds f.mu.
-func (f *fetch) askUpstream(now time.Time) {
+func (f *fetch) askUpstream() {
 	f.withheld = false
 	f.withheld = f.wary()
-	f.part.SetUpstream(now, f.askers.next() != nil && !f.withheld)
+	f.part.SetUpstream(f.askers.next() != nil && !f.withheld)
 }
 
 // wary reports whether the registry is one to read from only what nobody else has, and for nobody else. The participant

@@ -122,7 +122,7 @@ func startFetch(ctx context.Context, fr *Fetcher, req content.Request, from sour
 		set(f)
 	}
 	f.part = schedule.NewParticipant(fr.opts.participant(fr, f.grain), fr.opts.Swarm.ID())
-	f.askUpstream(f.start)
+	f.askUpstream()
 	f.idle = f.start
 	f.ctx, f.cancel = context.WithCancel(trace.Carry(fr.ctx, ctx))
 	f.ctx, f.span = fr.opts.Tracer.Start(f.ctx, "fetch")
@@ -200,7 +200,7 @@ func (f *fetch) settle() {
 
 // attach adds a reader; see startFetch. It fails for a fetch that has ended.
 func (f *fetch) attach(req content.Request, keep bool) (ok bool) {
-	f.update(func(now time.Time) {
+	f.update(func(time.Time) {
 		if ok = f.err == nil && !f.closing; !ok {
 			return
 		}
@@ -215,7 +215,7 @@ func (f *fetch) attach(req content.Request, keep bool) (ok bool) {
 		if before == nil {
 			f.upErr = nil // which was said to others
 		}
-		f.askUpstream(now)
+		f.askUpstream()
 	})
 	return ok
 }

@@ -53,9 +53,6 @@ func (p *Participant) Joined(now time.Time, coordinator peer.ID) {
 	p.tie, p.coordinator = tied, coordinator
 	p.link = contact{moved: now, heard: now, flowed: now}
 	p.progress, p.idle, p.awaited, p.helped = now, now, time.Time{}, false
-	if p.upstream && !p.offered { // someone in whose name upstream may be asked has come meanwhile
-		p.leave(now, nil)
-	}
 }
 
 // Orders takes in what the coordinator orders. Their size is not for the participant: the caller makes room for the
@@ -142,18 +139,18 @@ func (p *Participant) Left() {
 // came whom upstream may accept is so no more.
 func (p *Participant) MayRead() bool { return p.upstream && !p.failed && !p.apart }
 
-// SetUpstream reports whether upstream may be asked. A coordinator that was told otherwise, or that upstream refused
-// this node, is joined anew.
-func (p *Participant) SetUpstream(now time.Time, may bool) {
+// SetUpstream tells whether upstream may be asked.
+func (p *Participant) SetUpstream(may bool) {
 	switch {
 	case !may:
-		p.offered = false
+		p.offered, p.out.Report.MayRead = false, false
 	case !p.upstream:
 		p.failed, p.out.Hopeless = false, nil // which was upstream's answer to others
 	}
 	p.upstream = may
-	if may && !p.offered && p.tie == tied {
-		p.leave(now, nil)
+	if may && !p.offered {
+		p.offered = true
+		p.report(Report{MayRead: true})
 	}
 }
 

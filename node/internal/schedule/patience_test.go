@@ -32,7 +32,7 @@ func TestPatience_WithAPeerGoesByTheBytesThatComeFromIt(t *testing.T) {
 			t.Parallel()
 			begin := time.Unix(1e9, 0)
 			p := NewParticipant(ParticipantConfig{PeerPatience: patience}, "self")
-			p.SetUpstream(begin, true)
+			p.SetUpstream(true)
 			p.SetSize(2*content.ChunkSize, func(int) bool { return false })
 			p.Demand(begin, Run{Count: 2})
 			p.Join()
@@ -71,7 +71,7 @@ func TestPatience_WithARegistryThatThinksGoesByWhoAsksIt(t *testing.T) {
 			require.NoError(t, table.Join(begin, "reader", Join{Upstream: true, Whole: true,
 				Report: Report{Size: size}}))
 			p := NewParticipant(ParticipantConfig{CoordinatorPatience: limit}, "waits")
-			p.SetUpstream(begin, true)
+			p.SetUpstream(true)
 			p.SetSize(size, func(int) bool { return false })
 			p.Demand(begin, Run{Count: 4})
 			require.NoError(t, table.Join(begin, "waits", p.Join()))
@@ -142,7 +142,7 @@ func TestPatience_WithAPeerThatIsSilentGoesByHowFastAnswersWere(t *testing.T) {
 			t.Parallel()
 			begin := time.Unix(1e9, 0)
 			p := NewParticipant(ParticipantConfig{PeerSilence: c.silence}, "self")
-			p.SetUpstream(begin, true)
+			p.SetUpstream(true)
 			p.SetSize(3*content.ChunkSize, func(int) bool { return false })
 			p.Demand(begin, Run{Count: 3})
 			p.Join()
@@ -242,7 +242,7 @@ func TestPatience_TheTimeForWhichANodeItselfSleptIsNobodysSilence(t *testing.T) 
 	t.Parallel()
 	p := NewParticipant(ParticipantConfig{}, "self")
 	now := epoch
-	p.SetUpstream(now, true)
+	p.SetUpstream(true)
 	p.SetSize(2*content.ChunkSize, func(int) bool { return false })
 	p.Demand(now, Run{Count: 2})
 	p.Join()
@@ -285,7 +285,7 @@ func TestOwnChoice_OfABlobInPiecesIsTheRestOfALeaf(t *testing.T) {
 			t.Parallel()
 			now := epoch
 			p := NewParticipant(ParticipantConfig{Grain: content.Pieces}, "\x00\x00\x00\x00") // it takes the first
-			p.SetUpstream(now, true)
+			p.SetUpstream(true)
 			p.SetSize(2*content.ChunkSize+2<<18, func(i int) bool { return slices.Contains(c.here, i) })
 			for _, i := range c.needed {
 				p.Demand(now, Run{First: i, Count: 1})

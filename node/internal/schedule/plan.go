@@ -200,14 +200,14 @@ func (t *Table) betterHome(g *group, p *party, i int) bool {
 // fewBrought is how many leaves keep a party that brings them from peers busy while it waits for orders.
 const fewBrought = 2
 
-// comeback is for how long one that has left may be about to join anew. A node does that when a caller comes whom
-// upstream may accept.
-const comeback = time.Second
+// secondThoughts is for how long, after upstream has refused one of several participants, another may be about to tell
+// that a caller has come whom upstream may accept.
+const secondThoughts = time.Second
 
 // despair tells participants for which nothing can be done: no one can go upstream (now: a runtime had better ask the
 // registry itself than wait), and a chunk is with no one.
 func (t *Table) despair() {
-	if t.now.Sub(t.left) < comeback {
+	if len(t.active) > 1 && t.now.Sub(t.refused) < secondThoughts {
 		return
 	}
 	if !t.open || slices.ContainsFunc(t.active, func(p *party) bool { return p.upstream && !p.barred.After(t.now) }) {

@@ -203,7 +203,7 @@ func TestOrders_ACoordinatorOpensNoMoreLeasesThanItMayGive(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := NewParticipant(ParticipantConfig{Grain: tc.grain}, "self")
-			p.SetUpstream(epoch, true)
+			p.SetUpstream(true)
 			p.SetSize(200*content.ChunkSize, func(int) bool { return false })
 			p.Join()
 			p.Joined(epoch, "coordinator")
@@ -224,7 +224,7 @@ func TestOrders_ACoordinatorOpensNoMoreLeasesThanItMayGive(t *testing.T) {
 func TestOrders_BeforeTheSizeIsKnownOnlyTheStartIsLeased(t *testing.T) {
 	t.Parallel()
 	p := NewParticipant(ParticipantConfig{Grain: content.Pieces}, "self")
-	p.SetUpstream(epoch, true)
+	p.SetUpstream(true)
 	p.Join()
 	p.Joined(epoch, "coordinator")
 	p.Orders(epoch, Orders{Leases: []Run{{First: 1, Count: 1}, {First: 0, Count: 4}, {First: -1, Count: 1}}})
@@ -239,7 +239,7 @@ func TestLeaseEnded_WhatOfALeaseWasNotReadGoesBack(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := NewParticipant(ParticipantConfig{Grain: content.Pieces}, "self")
-			p.SetUpstream(epoch, true)
+			p.SetUpstream(true)
 			p.Join()
 			p.Joined(epoch, "coordinator")
 			p.Orders(epoch, Orders{Leases: []Run{unsized}})
@@ -257,4 +257,42 @@ func TestLeaseEnded_WhatOfALeaseWasNotReadGoesBack(t *testing.T) {
 			require.Equal(t, back, p.Take().Report.Failed)
 		})
 	}
+}
+
+func TestSetUpstream_TheCoordinatorIsToldOfACallerWhoHasCome(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		joins func(p *Participant) // what happens from before it joins to after
+		told  bool
+	}{
+		"before it joined": {func(p *Participant) { p.SetUpstream(true); tieTo(p) }, false}, // which Join tells
+		"while it joined":  {func(p *Participant) { p.Join(); p.SetUpstream(true); p.Joined(epoch, "c") }, true},
+		"since":            {func(p *Participant) { tieTo(p); p.SetUpstream(true) }, true},
+		"since, and another, whom upstream does not refuse either": {func(p *Participant) {
+			p.SetUpstream(true)
+			tieTo(p)
+			p.SetUpstream(true)
+		}, false},
+		"since all others were refused": {func(p *Participant) {
+			p.SetUpstream(true)
+			tieTo(p)
+			p.SetUpstream(false)
+			p.SetUpstream(true)
+		}, true},
+		"and was refused": {func(p *Participant) { tieTo(p); p.SetUpstream(true); p.SetUpstream(false) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := NewParticipant(ParticipantConfig{}, "self")
+			tc.joins(p)
+			a := p.Take()
+			require.Equal(t, tc.told, a.Report.MayRead)
+			require.False(t, a.Leave, "the plan knows what the node has and does")
+		})
+	}
+}
+
+func tieTo(p *Participant) {
+	p.Join()
+	p.Joined(epoch, "c")
 }

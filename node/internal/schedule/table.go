@@ -22,11 +22,12 @@ var ErrSize = errors.New("blob size differs from what the other participants kno
 type Table struct {
 	cfg  Config
 	now  time.Time
-	size int64     // -1: not known
-	n    int       // chunks, 0 while the size is not known
-	per  int       // chunks of a leaf, in which runs and windows are counted
-	open bool      // upstream may be asked
-	left time.Time // when a participant in need that upstream had refused last left
+	size int64 // -1: not known
+	n    int   // chunks, 0 while the size is not known
+	per  int   // chunks of a leaf, in which runs and windows are counted
+	open bool  // upstream may be asked
+	// refused is when upstream last refused a participant.
+	refused time.Time
 
 	chunks      map[int]*chunk // whose hash is known or that someone reads from upstream
 	parties     map[peer.ID]*party
@@ -130,9 +131,6 @@ func errStranger(id peer.ID) error { return fmt.Errorf("report of %s, which is n
 // Leave takes a participant or holder out; what it was to bring is given to others.
 func (t *Table) Leave(now time.Time, id peer.ID) {
 	t.now = now
-	if p := t.parties[id]; p != nil && !p.upstream && slices.Contains(t.active, p) {
-		t.left = now
-	}
 	t.remove(id)
 	t.plan()
 }
@@ -261,6 +259,7 @@ func (t *Table) apply(p *party, r Report) {
 	for _, f := range r.Failed {
 		t.fail(p, f)
 	}
+	p.upstream = p.upstream || r.MayRead
 	for _, s := range r.Suspects {
 		if s.Index >= 0 && s.Index < n {
 			t.suspect(p, s)

@@ -185,7 +185,7 @@ func (t *Table) fail(p *party, f Failure) {
 	switch f.Trouble {
 	case Returned:
 	case Refused:
-		p.upstream = false
+		p.upstream, t.refused = false, t.now
 	case NoRange:
 		t.noRange = true
 		t.releaseLeases(p)

@@ -705,24 +705,27 @@ func TestHopelessIsSaidAtOnce(t *testing.T) {
 	require.True(t, n.hopeless, "its only upstream refuses")
 }
 
-func TestHopelessIsSaidOnceWhoHasLeftDoesNotComeBack(t *testing.T) {
+// What upstream refuses one it may give to a caller who has come to another, of whom that one has yet to tell.
+func TestDespair_WhereUpstreamRefusesSeveralAnotherCallerIsAwaitedForAMoment(t *testing.T) {
 	t.Parallel()
-	for name, back := range map[string]bool{"it comes back at once": true, "it stays away": false} {
+	refusal := Report{Failed: []Failure{{Run: Run{Count: 1}, Trouble: Refused}}}
+	for name, comes := range map[string]bool{"one comes": true, "none does": false} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newSwarm(t, Config{}, 3)
-			refused, n := s.join(id(0), "", true), s.join(id(1), "", true)
-			s.report(refused, Report{Failed: []Failure{{Run: Run{Count: 1}, Trouble: Refused}}})
-			s.leave(id(0)) // a node whose caller was refused joins anew when another comes
-			s.report(n, Report{Failed: []Failure{{Run: Run{Count: 1}, Trouble: Refused}}})
+			first, n := s.join(id(0), "", true), s.join(id(1), "", true)
+			s.report(first, refusal)
+			s.report(n, refusal)
 			require.False(t, n.hopeless, "at once")
-			if back {
-				s.join(id(0), "", true)
+			first.leases = nil
+			if comes {
+				s.report(first, Report{MayRead: true})
 			}
-			s.now = s.now.Add(comeback)
+			s.now = s.now.Add(secondThoughts)
 			s.table.Tick(s.now)
 			s.deliver()
-			require.Equal(t, !back, n.hopeless, "after a second")
+			require.Equal(t, !comes, n.hopeless, "after a second")
+			require.Equal(t, comes, len(first.leases) > 0, "who may read is sent upstream")
 		})
 	}
 }
@@ -837,7 +840,7 @@ func TestUnknownSize_ALeaseThatComesOnceTheSizeIsKnownHoldsUpNoPiece(t *testing.
 			table := New(Config{Grain: content.Pieces})
 			table.Open(epoch)
 			p := NewParticipant(ParticipantConfig{Grain: content.Pieces}, "reader")
-			p.SetUpstream(epoch, true)
+			p.SetUpstream(true)
 			require.NoError(t, table.Join(epoch, "reader", p.Join()))
 			p.Joined(epoch, "coordinator")
 			var mailbox Orders

@@ -130,7 +130,7 @@ func (e *ensemble) happens(share float64) bool { return share > 0 && e.dice.Floa
 
 func (a *actor) start() {
 	size := int64(a.e.chunks) * content.ChunkSize
-	a.p.SetUpstream(a.e.now, a.upstream)
+	a.p.SetUpstream(a.upstream)
 	a.p.SetSize(size, func(int) bool { return false })
 	a.p.Demand(a.e.now, Run{Count: a.e.chunks})
 	a.move()

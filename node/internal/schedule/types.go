@@ -118,6 +118,8 @@ type Report struct {
 	Need     []Run
 	Failed   []Failure
 	Suspects []Suspicion
+	// MayRead: a caller has come in whose name the registry can be asked. Before there was none whom it had not refused.
+	MayRead bool
 	// Reading: bytes of its leases are coming, if slowly, or it is about to ask for them. It keeps them.
 	Reading bool
 	// Load is how many chunks, of all blobs, others have asked the node for and not got yet. 0: none, or it does not
@@ -130,7 +132,7 @@ type Report struct {
 // Empty reports whether the report says nothing but Load.
 func (r *Report) Empty() bool {
 	return r.Size == 0 && r.Slots == 0 && len(r.Claims) == 0 && len(r.Have) == 0 && len(r.Gone) == 0 &&
-		len(r.Need) == 0 && len(r.Failed) == 0 && len(r.Suspects) == 0 && !r.Reading && !r.Complete
+		len(r.Need) == 0 && len(r.Failed) == 0 && len(r.Suspects) == 0 && !r.MayRead && !r.Reading && !r.Complete
 }
 
 // Merge adds a later report to r.
@@ -147,6 +149,7 @@ func (r *Report) Merge(later Report) {
 	r.Need = append(r.Need, later.Need...)
 	r.Failed = append(r.Failed, later.Failed...)
 	r.Suspects = append(r.Suspects, later.Suspects...)
+	r.MayRead = r.MayRead || later.MayRead
 	r.Reading = r.Reading || later.Reading
 	r.Complete = r.Complete || later.Complete
 	r.Load = later.Load

@@ -117,7 +117,7 @@ func (f *fetch) begin() {
 	f.begun = true
 	f.n.asking++
 	now := f.n.sim.clock()
-	f.part.SetUpstream(now, true)
+	f.part.SetUpstream(true)
 	f.part.SetSize(f.blob.size, func(int) bool { return false })
 	f.part.Demand(now, schedule.Run{Count: f.blob.cut.Len()})
 	f.join()

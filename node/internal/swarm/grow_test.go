@@ -75,7 +75,7 @@ func TestFrame_FieldsOfALaterReleaseAreIgnored(t *testing.T) {
 		Size: 5, Peers: [][]byte{id}, Claims: []claim{c, c}, Have: []uint32{1, 2}, Need: []run{{1, 2}},
 		Leased: []run{{0, 1}},
 		Failed: []failure{{Run: run{3, 4}, Trouble: 2}}, Suspects: []suspicion{{Index: 1, From: id}}, Reading: true,
-		Complete: true, Gone: []uint32{1}, Slots: 9,
+		Complete: true, Gone: []uint32{1}, Slots: 9, MayRead: true,
 	})
 	requireGrows(t, orders{
 		Size: 5, Leases: []run{{1, 2}}, Peers: [][]byte{id}, Chunks: []assignment{{Claim: c, Home: true, Held: true}},

@@ -196,6 +196,7 @@ type (
 		Load     uint32      `cbor:"11,keyasint,omitempty"`
 		Gone     []uint32    `cbor:"12,keyasint,omitempty"`
 		Slots    uint32      `cbor:"13,keyasint,omitempty"`
+		MayRead  bool        `cbor:"14,keyasint,omitempty"`
 	}
 	assignment struct {
 		Claim claim  `cbor:"1,keyasint,omitempty"`
@@ -407,7 +408,7 @@ func toReports(r schedule.Report, leased []schedule.Run) []report {
 		f.Peers = peers.list
 		if len(r.Claims) == 0 && len(r.Have) == 0 && len(r.Gone) == 0 && len(r.Need) == 0 && len(r.Failed) == 0 &&
 			len(r.Suspects) == 0 {
-			f.Complete = r.Complete
+			f.Complete, f.MayRead = r.Complete, r.MayRead
 			return out
 		}
 		out = append(out, report{Load: out[0].Load})
@@ -425,7 +426,7 @@ func page[T any](list *[]T) []T {
 
 func (f *report) decode() (schedule.Report, error) {
 	r := schedule.Report{Size: f.Size, Need: fromRuns(f.Need), Reading: f.Reading, Load: int(f.Load),
-		Complete: f.Complete, Slots: int(f.Slots)}
+		Complete: f.Complete, Slots: int(f.Slots), MayRead: f.MayRead}
 	for i := range f.Claims {
 		c, err := f.Claims[i].decode(f.Peers)
 		if err != nil {

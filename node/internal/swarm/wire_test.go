@@ -85,6 +85,7 @@ func TestAReportArrivesAsItWasSent(t *testing.T) {
 		"of what was let go of, for want of slots": {Gone: upTo(maxList + 1), Slots: 32},
 		"of what the node has to send":             {Have: upTo(maxList + 1), Load: 77},
 		"that all is done":                         {Have: []int{3}, Complete: true},
+		"of a caller who has come":                 {MayRead: true},
 		"of troubles": {Failed: []schedule.Failure{{Run: schedule.Run{First: 5, Count: 2},
 			Trouble: schedule.NoRange}}},
 		"of suspicions": {Suspects: []schedule.Suspicion{{Index: 8, From: peers[1]},
