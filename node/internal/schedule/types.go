@@ -122,8 +122,8 @@ type Report struct {
 	MayRead bool
 	// Reading: bytes of its leases are coming, if slowly, or it is about to ask for them. It keeps them.
 	Reading bool
-	// Load is how many chunks, of all blobs, others have asked the node for and not got yet. 0: none, or it does not
-	// say.
+	// Load is how much, of all blobs, others have asked the node for and not got yet, in chunks of this blob. 0: nothing,
+	// or it does not say.
 	Load int
 	// Complete: it has the whole blob and the digest is right.
 	Complete bool

@@ -108,6 +108,7 @@ type asked struct {
 type want struct {
 	sinks []Sink
 	asked []peer.ID
+	size  int64 // bytes
 }
 
 // sender sends wants and cancels to one peer.
@@ -136,11 +137,17 @@ func newBitswap(
 		greeted: lru.New[peer.ID, time.Time](maxPast), strays: lru.New[peer.ID, int](maxStandings),
 		up: rate.NewLimiter(rate.Inf, 4*content.ChunkSize), down: rate.NewLimiter(rate.Inf, 4*content.ChunkSize),
 	}
-	b.server = server.New(ctx, net, newServedBlocks(bs, b.up),
+	served := newServedBlocks(bs, b.up)
+	b.server = server.New(ctx, net, served,
 		server.MaxOutstandingBytesPerPeer(outstandingPerPeer),
 		server.TaskWorkerCount(senders),
 		server.MaxQueuedWantlistEntriesPerPeer(wantsPerPeer),
-		server.WithTracer(tracer{m, b.owed}),
+		server.WithTracer(tracer{m, b.owed, func(c cid.Cid) int64 {
+			if n := served.sizeOf(c); n > 0 {
+				return n
+			}
+			return b.wantedSize(c)
+		}}),
 		// A peer asks whole blobs of us by wants, and never whether we have more than one block at a time.
 		server.WithWantHaveReplaceSize(0),
 	)
@@ -171,7 +178,7 @@ func (b *bitswap) ask(p peer.ID, c cid.Cid, size int64, priority int32, held boo
 	b.mu.Lock()
 	w := b.wants[c]
 	if w == nil {
-		w = &want{}
+		w = &want{size: size}
 		b.wants[c] = w
 	}
 	if !slices.Contains(w.sinks, s) {
@@ -183,6 +190,16 @@ func (b *bitswap) ask(p peer.ID, c cid.Cid, size int64, priority int32, held boo
 	b.past.Add(asked{p, c}, struct{}{})
 	b.queue(p, change{cid: c, size: size, priority: priority, held: held})
 	b.mu.Unlock()
+}
+
+// wantedSize is how long a block is that this node waits for itself. One of which nothing is known is taken for a leaf.
+func (b *bitswap) wantedSize(c cid.Cid) int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if w := b.wants[c]; w != nil {
+		return w.size
+	}
+	return content.ChunkSize
 }
 
 // forget: s wants nothing of c any more, of anyone.
@@ -527,8 +544,9 @@ func (b *bitswap) PeerDisconnected(p peer.ID) {
 
 // tracer is told what the server receives and sends.
 type tracer struct {
-	m    *metrics
-	owed *owed
+	m      *metrics
+	owed   *owed
+	sizeOf func(cid.Cid) int64 // bytes
 }
 
 func (t tracer) MessageReceived(p peer.ID, m message.BitSwapMessage) {
@@ -536,7 +554,7 @@ func (t tracer) MessageReceived(p peer.ID, m message.BitSwapMessage) {
 		if ch.Cancel || ch.WantType != pb.Message_Wantlist_Block {
 			t.owed.settle(p, ch.Cid)
 		} else {
-			t.owed.add(p, ch.Cid)
+			t.owed.add(p, ch.Cid, t.sizeOf(ch.Cid))
 		}
 	}
 }

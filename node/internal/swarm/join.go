@@ -240,7 +240,8 @@ func (s *Swarm) joinSelf(plan Plan, j schedule.Join) (*session, error) {
 
 func (s *Swarm) enterRoom(r *room, j schedule.Join) (*session, error) {
 	who := newParticipant(s.host.ID())
-	j.Load = s.bitswap.owed.count()
+	load := s.loadOf(j)
+	j.Load = load(j.Size)
 	if err := r.join(s.ctx, who, j); err != nil {
 		return nil, err
 	}
@@ -252,7 +253,7 @@ func (s *Swarm) enterRoom(r *room, j schedule.Join) (*session, error) {
 			if rep.Complete {
 				complete.Store(true)
 			}
-			rep.Load = s.bitswap.owed.count()
+			rep.Load = load(rep.Size)
 			if err := r.report(s.ctx, who, rep); err != nil {
 				who.out.close(err)
 			}
@@ -266,7 +267,8 @@ func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, plan Plan, j schedule
 	forced bool) (*session, peer.ID, error) {
 	ctx, cancel := s.patient(ctx, p, s.opts.JoinTimeout/2)
 	defer cancel()
-	j.Load = s.bitswap.owed.count()
+	load := s.loadOf(j)
+	j.Load = load(j.Size)
 	stream, err := s.host.NewStream(ctx, p, s.planProtocol("coordinate", plan.Grain))
 	if err != nil {
 		return nil, "", err
@@ -289,7 +291,19 @@ func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, plan Plan, j schedule
 		_ = stream.Reset()
 		return nil, s.learn(w), nil
 	}
-	return s.remoteSession(p, plan.Digest, stream, in), "", nil
+	return s.remoteSession(p, plan.Digest, stream, in, load), "", nil
+}
+
+// loadOf tells coordinators what this node has to send, each in chunks of the blob that it coordinates, as it counts
+// what it gives. The size is that of a report, which one of them told at least before anything was asked of this node.
+func (s *Swarm) loadOf(j schedule.Join) func(size int64) int {
+	known := new(atomic.Int64)
+	return func(size int64) int {
+		if size > 0 {
+			known.Store(size)
+		}
+		return s.bitswap.owed.in(j.Grain.Cut(known.Load()).Chunk())
+	}
 }
 
 // patient is ctx for as long as an answer of p may take: for a while, and as much again while much goes to and fro
@@ -349,7 +363,8 @@ func (s *Swarm) learn(w welcome) peer.ID {
 }
 
 // remoteSession is a session with a coordinator that has let this node in on a stream.
-func (s *Swarm) remoteSession(p peer.ID, d digest.Digest, stream network.Stream, in *inbound) *session {
+func (s *Swarm) remoteSession(p peer.ID, d digest.Digest, stream network.Stream, in *inbound,
+	load func(size int64) int) *session {
 	ctx, cancel := context.WithCancel(s.ctx)
 	orders := newParticipant(p).out
 	reports := newMailbox(func(have *schedule.Report, later schedule.Report) { have.Merge(later) })
@@ -367,7 +382,7 @@ func (s *Swarm) remoteSession(p peer.ID, d digest.Digest, stream network.Stream,
 		lost(err)
 	})
 	s.wg.Go(func() {
-		if err := s.giveReports(ctx, stream, reports); err != nil {
+		if err := s.giveReports(ctx, stream, reports, load); err != nil {
 			lost(err)
 		}
 	})
@@ -396,7 +411,8 @@ func (s *Swarm) takeOrders(ctx context.Context, p peer.ID, in *inbound, to *mail
 }
 
 // giveReports sends the coordinator what is put into the mailbox, until that is closed or ctx ends.
-func (s *Swarm) giveReports(ctx context.Context, stream network.Stream, from *mailbox[schedule.Report]) error {
+func (s *Swarm) giveReports(ctx context.Context, stream network.Stream, from *mailbox[schedule.Report],
+	load func(size int64) int) error {
 	for {
 		rep, err := from.take(ctx)
 		if err != nil {
@@ -410,7 +426,7 @@ func (s *Swarm) giveReports(ctx context.Context, stream network.Stream, from *ma
 			}
 			return nil
 		}
-		rep.Load = s.bitswap.owed.count()
+		rep.Load = load(rep.Size)
 		for _, f := range toReports(rep, nil) {
 			_ = stream.SetWriteDeadline(time.Now().Add(writeTimeout))
 			if err := writeFrame(stream, f); err != nil {

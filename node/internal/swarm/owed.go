@@ -12,35 +12,42 @@ import (
 // of another at one time.
 const maxOwed = 1024
 
-// owed counts the blocks that peers wait for this node to send, those that it waits for itself among them. Coordinators
-// are told the number, since each of them sees but one blob.
+// owed counts the bytes of the blocks that peers wait for this node to send, those that it waits for itself among them.
+// Coordinators are told how much that is, since each of them sees but one blob.
 type owed struct {
-	mu sync.Mutex
-	to map[peer.ID]map[cid.Cid]time.Time // since when
-	n  int
+	mu    sync.Mutex
+	to    map[peer.ID]map[cid.Cid]debt
+	bytes int64
 }
 
-func newOwed() *owed { return &owed{to: map[peer.ID]map[cid.Cid]time.Time{}} }
+// debt is a block that a peer waits for.
+type debt struct {
+	since time.Time
+	size  int64 // bytes
+}
 
-func (o *owed) count() int {
+func newOwed() *owed { return &owed{to: map[peer.ID]map[cid.Cid]debt{}} }
+
+// in is how much it is in chunks of so many bytes.
+func (o *owed) in(chunk int64) int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.n
+	return int((o.bytes + chunk - 1) / chunk)
 }
 
-func (o *owed) add(p peer.ID, c cid.Cid) {
+func (o *owed) add(p peer.ID, c cid.Cid, size int64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	wants := o.to[p]
 	if wants == nil {
-		wants = map[cid.Cid]time.Time{}
+		wants = map[cid.Cid]debt{}
 		o.to[p] = wants
 	}
 	if _, known := wants[c]; known || len(wants) >= maxOwed {
 		return
 	}
-	wants[c] = time.Now()
-	o.n++
+	wants[c] = debt{time.Now(), size}
+	o.bytes += size
 }
 
 // settle notes that p has got a block, or does not wait for it any more.
@@ -48,11 +55,12 @@ func (o *owed) settle(p peer.ID, c cid.Cid) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	wants := o.to[p]
-	if _, known := wants[c]; !known {
+	d, known := wants[c]
+	if !known {
 		return
 	}
 	delete(wants, c)
-	o.n--
+	o.bytes -= d.size
 	if len(wants) == 0 {
 		delete(o.to, p)
 	}
@@ -63,11 +71,11 @@ func (o *owed) before(then time.Time, most int) (waited []asked) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for p, wants := range o.to {
-		for c, since := range wants {
+		for c, d := range wants {
 			if len(waited) == most {
 				return waited
 			}
-			if since.Before(then) {
+			if d.since.Before(then) {
 				waited = append(waited, asked{p, c})
 			}
 		}
@@ -78,6 +86,8 @@ func (o *owed) before(then time.Time, most int) (waited []asked) {
 func (o *owed) forget(p peer.ID) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.n -= len(o.to[p])
+	for _, d := range o.to[p] {
+		o.bytes -= d.size
+	}
 	delete(o.to, p)
 }

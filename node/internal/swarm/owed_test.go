@@ -6,8 +6,12 @@ import (
 	"github.com/ipfs/boxo/bitswap/message"
 	pb "github.com/ipfs/boxo/bitswap/message/pb"
 	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
 )
 
 func TestOwed_CountsWhatPeersWaitForAndHaveNotGot(t *testing.T) {
@@ -89,9 +93,29 @@ func TestOwed_CountsWhatPeersWaitForAndHaveNotGot(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			tr := tracer{&metrics{}, newOwed()}
+			const size = 256 << 10
+			tr := tracer{&metrics{}, newOwed(), func(cid.Cid) int64 { return size }}
 			c.do(tr)
-			require.Equal(t, c.left, tr.owed.count())
+			require.Equal(t, c.left, tr.owed.in(size))
+			require.Equal(t, (c.left+3)/4, tr.owed.in(4*size), "in leaves")
 		})
+	}
+}
+
+// Else who passes on pieces would look four times as busy as who passes on leaves.
+func TestOwed_IsToldInChunksOfTheBlobThatIsCoordinated(t *testing.T) {
+	t.Parallel()
+	s := newTestSwarm(t)
+	for _, text := range []string{"1", "2", "3", "4", "5", "6", "7", "8"} {
+		s.bitswap.owed.add("a", blocks.NewBlock([]byte(text)).Cid(), 256<<10)
+	}
+	for _, c := range []struct {
+		grain content.Grain
+		size  int64
+		load  int
+	}{{content.Leaves, 4 << 20, 2}, {content.Pieces, 4 << 20, 8}, {content.Pieces, 4 << 30, 2}} {
+		load := s.loadOf(schedule.Join{Grain: c.grain})
+		require.Equal(t, c.load, load(c.size), c)
+		require.Equal(t, c.load, load(0), "as with the size that was told before")
 	}
 }

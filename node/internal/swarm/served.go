@@ -20,6 +20,7 @@ type servedBlocks struct {
 	blockstore.Blockstore
 	limit   *rate.Limiter
 	recent  *lru.Cache[cid.Cid, *sharedBlock]
+	sizes   *lru.Cache[cid.Cid, int] // bytes of blocks that the server was asked for last
 	reading singleflight.Group
 }
 
@@ -28,7 +29,23 @@ const keptBlocks = 16
 
 func newServedBlocks(bs blockstore.Blockstore, limit *rate.Limiter) *servedBlocks {
 	release := func(_ cid.Cid, b *sharedBlock) { b.Release() }
-	return &servedBlocks{Blockstore: bs, limit: limit, recent: lru.NewWithEvict(keptBlocks, release)}
+	return &servedBlocks{Blockstore: bs, limit: limit, recent: lru.NewWithEvict(keptBlocks, release),
+		sizes: lru.New[cid.Cid, int](maxRecent)}
+}
+
+// GetSize is what the server asks when a peer wants a block.
+func (s *servedBlocks) GetSize(ctx context.Context, c cid.Cid) (int, error) {
+	n, err := s.Blockstore.GetSize(ctx, c)
+	if err == nil {
+		s.sizes.Add(c, n)
+	}
+	return n, err
+}
+
+// sizeOf is how long a block is that a peer has just wanted, 0 where it is not here.
+func (s *servedBlocks) sizeOf(c cid.Cid) int64 {
+	n, _ := s.sizes.Get(c)
+	return int64(n)
 }
 
 // Get reads a block. A block that was just read is not read again, though its blob may be gone: it is the block all the
