@@ -164,7 +164,7 @@ func (a *access) accept(r repo, l level, authorization string) {
 func (a *access) anyone(ctx context.Context, r repo, l level, ttl time.Duration, ask probe) (found, error) {
 	k, maxAge := openKey(r, l), ttl
 	if old, _, known := a.memo.own(k); known && !old.Yes {
-		maxAge = min(ttl, refusedTTL)
+		maxAge = min(ttl, a.memo.slack.of(refusedTTL))
 	}
 	const hasty = gate.ThrottledPublic
 	open, err := a.memo.doWith(ctx, k, maxAge, hasty, mark{}, func(ctx context.Context) (record, error) {

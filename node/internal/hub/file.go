@@ -42,7 +42,7 @@ func (f *Front) file(x *exchange) error {
 	if x.R.Method == http.MethodHead {
 		// Up to three questions come before the answer. What they find out too late is known to who asks next.
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, x.Start.Add(askTimeout))
+		ctx, cancel = context.WithDeadline(ctx, x.Start.Add(f.opts.Slack.of(askTimeout)))
 		defer cancel()
 	}
 	commit, err := f.enter(ctx, x)

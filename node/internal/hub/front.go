@@ -73,6 +73,9 @@ type Options struct {
 	URLs []*url.URL
 	// Documents is the memory for documents, and Questions that for bodies of questions. nil: a front's own.
 	Documents, Questions *room.Room
+	// Slack is how many times as long as in an agent others are waited for, and the hub's no is used; default 1. For
+	// tests, whose machine may be too slow for an agent's times.
+	Slack Slack
 	// AllowFrom are the address ranges of callers, besides this machine's own.
 	AllowFrom []netip.Prefix
 	// Tracer makes a span of each request, and of each question to the hub. Optional.
@@ -80,6 +83,11 @@ type Options struct {
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
+
+// Slack is a multiple of an agent's times.
+type Slack int
+
+func (s Slack) of(d time.Duration) time.Duration { return d * time.Duration(max(1, s)) }
 
 // Front is the hub front. It is an http.Handler for one listener.
 type Front struct {
@@ -147,9 +155,9 @@ func New(opts Options) (*Front, error) {
 	f.access = &access{memo: f.memo, gate: opts.Gate, hub: opts.Hub}
 	f.origin = &origin{
 		base: opts.Endpoint, transport: opts.Transport, metrics: f.metrics, throttled: map[mark]throttle{},
-		key: f.memo.mark, tracer: opts.Tracer,
+		key: f.memo.mark, tracer: opts.Tracer, slack: opts.Slack,
 	}
-	f.memo.down = f.origin.down
+	f.memo.down, f.memo.slack = f.origin.down, opts.Slack
 	f.proxy = f.newProxy()
 	return f, nil
 }
@@ -193,6 +201,7 @@ type exchange struct {
 	stale bool // the hub could not be asked
 	whole bool // the answer has all of the file
 	held  bool // a peer says that it holds the file
+	slack Slack
 	past  bool // what others have of the file could not be compared with the hub's, so it comes from the hub alone
 	span  trace.Span
 }
@@ -214,7 +223,8 @@ func (x *exchange) host() string {
 // begun cannot be ended rightly.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r, span := f.opts.Tracer.Answer(r, "download")
-	x := &exchange{Exchange: reply.New(w, r), route: route{action: actPass}, rule: policy.DefaultRule(), span: span}
+	x := &exchange{Exchange: reply.New(w, r), route: route{action: actPass}, rule: policy.DefaultRule(), span: span,
+		slack: f.opts.Slack}
 	if !f.running.Enter() {
 		w.Header().Set("Connection", "close")
 		x.fail(errDraining)

@@ -88,6 +88,7 @@ type memo struct {
 	room   *room.Room
 	memory Memory // nil: a restart forgets
 	down   func() bool
+	slack  Slack
 	log    *slog.Logger
 	secret []byte
 
@@ -152,7 +153,7 @@ func (m *memo) doWith(ctx context.Context, key string, maxAge, hasty time.Durati
 		return found{record: old, stale: true, cause: content.ErrUnavailable}, nil
 	}
 	done := m.anew(ctx, key, maxAge, who, ask)
-	patience := time.NewTimer(staleAfter)
+	patience := time.NewTimer(m.slack.of(staleAfter))
 	defer patience.Stop()
 	for {
 		select {

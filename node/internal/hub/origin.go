@@ -50,6 +50,7 @@ type origin struct {
 	transport http.RoundTripper
 	metrics   *metrics
 	tracer    *trace.Tracer
+	slack     Slack
 
 	mu          sync.Mutex
 	heard       time.Time // when it last answered anything
@@ -242,9 +243,10 @@ func (o *origin) ask(ctx context.Context, c call) (*answer, error) {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	patience := time.AfterFunc(askTimeout, func() { cancel(context.DeadlineExceeded) })
+	within := o.slack.of(askTimeout)
+	patience := time.AfterFunc(within, func() { cancel(context.DeadlineExceeded) })
 	defer patience.Stop()
-	c.progress = func() { patience.Reset(askTimeout) }
+	c.progress = func() { patience.Reset(within) }
 	ctx, span := o.tracer.Start(ctx, "ask")
 	span.Text("http.request.method", c.method)
 	span.Text("shoal.path", c.path)

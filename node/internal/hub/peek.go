@@ -91,6 +91,7 @@ var errNoRange = errors.New("storage does not give the range alone")
 // foretaste is the first few bytes of an answer, given before those come that are checked. They are compared with those
 // before anything else is given. So no answer ends well with a wrong byte in it.
 type foretaste struct {
+	slack Slack
 	timer *time.Timer
 	mu    sync.Mutex // is held while they are given
 	ended bool
@@ -106,7 +107,7 @@ func (t *foretaste) begin(w http.ResponseWriter, peek peeker, held bool, off, n 
 	if held {
 		after = peekHeldAfter
 	}
-	t.timer = time.AfterFunc(after, func() {
+	t.timer = time.AfterFunc(t.slack.of(after), func() {
 		b, err := peek(off, n)
 		t.mu.Lock()
 		defer t.mu.Unlock()

@@ -365,7 +365,7 @@ func (f *Front) kept(ctx context.Context, rec record) ([]byte, error) {
 	if rec.Size < 0 || rec.Size > maxDoc {
 		return nil, fmt.Errorf("document of %d bytes: %w", rec.Size, content.ErrUnavailable)
 	}
-	ctx, cancel := context.WithTimeout(ctx, heldTimeout+time.Duration(rec.Size/heldRate)*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, f.opts.Slack.of(heldTimeout+time.Duration(rec.Size/heldRate)*time.Second))
 	defer cancel()
 	reader, err := f.opts.Fetcher.Open(ctx, content.Request{Digest: rec.Digest, Size: rec.Size})
 	if err != nil {

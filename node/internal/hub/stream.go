@@ -34,7 +34,7 @@ func (x *exchange) stream(status int, body *steady, n int64, peek peeker) error 
 	}
 	due := make(chan struct{})
 	defer time.AfterFunc(headerWait, func() { close(due) }).Stop()
-	early, off := &foretaste{}, body.pos
+	early, off := &foretaste{slack: x.slack}, body.pos
 	first, err := x.First(body, n, due, func() {
 		header()
 		early.begin(drip, peek, x.held, off, n)

@@ -37,6 +37,11 @@ func newAgents(t testing.TB, h *hubtest.Hub, count int) []*agent {
 		agents, boot = append(agents, a), append(boot, a.info())
 	}
 	meet(t, agents)
+	rule := policy.DefaultRule()
+	rule.TagTTL, rule.Authorization.TTL = time.Hour, time.Hour // which no test outlasts
+	for _, a := range agents {
+		a.rule.Store(&rule)
+	}
 	return agents
 }
 

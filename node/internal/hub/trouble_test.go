@@ -411,7 +411,7 @@ func TestFile_TheQuestionsBeforeAHEADHaveOneTimeTogether(t *testing.T) {
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodHead, resolve("org/m", "main", large), http.NoBody)
 	r.RemoteAddr = "127.0.0.1:1"
 	x := &exchange{Exchange: reply.New(w, r), rule: policy.DefaultRule()}
-	x.Start = x.Start.Add(-askTimeout) // which is over
+	x.Start = x.Start.Add(-a.opts.Slack.of(askTimeout)) // which is over
 	x.Settle(a.serve(x), x.fail)
 	require.Equal(t, http.StatusServiceUnavailable, w.Code)
 	require.NotEmpty(t, w.Header().Get("Retry-After"))

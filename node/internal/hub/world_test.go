@@ -104,6 +104,10 @@ func newAgentThatWaits(t testing.TB, h *hubtest.Hub, dir string, bootstrap []pee
 		dir = t.TempDir()
 	}
 	a := &agent{}
+	slack := 3
+	if patience > 0 {
+		slack = 10
+	}
 	rule := policy.DefaultRule()
 	a.rule.Store(&rule)
 	log := slog.New(slog.DiscardHandler)
@@ -125,7 +129,7 @@ func newAgentThatWaits(t testing.TB, h *hubtest.Hub, dir string, bootstrap []pee
 		Identity: id, Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Bootstrap: bootstrap, Open: true,
 		Store: a.store, Logger: log, Registerer: reg,
 		// A machine that runs tests may be slow; none of these times is what a test is about.
-		Slack: 10, Schedule: schedule.Config{LeaseTimeout: time.Minute,
+		Slack: slack, Schedule: schedule.Config{LeaseTimeout: time.Minute,
 			ChunkTimeout: 2 * time.Minute},
 	})
 	require.NoError(t, err)
@@ -155,7 +159,7 @@ func newAgentThatWaits(t testing.TB, h *hubtest.Hub, dir string, bootstrap []pee
 	require.NoError(t, err)
 	a.Front, err = New(Options{
 		Endpoint: endpoint, Transport: transport, Hub: hubName, Gate: a.gate, Fetcher: a.fetcher, Upstream: a.up,
-		Store: a.store, Memory: a.store.Notes("hub"),
+		Store: a.store, Memory: a.store.Notes("hub"), Slack: Slack(slack),
 		Rules: func(content.Repository) policy.Rule { return *a.rule.Load() }, Logger: log, Registerer: reg,
 	})
 	require.NoError(t, err)

@@ -72,9 +72,9 @@ func NewErrands(
 		age time.Duration),
 ) *Errands {
 	e := &Errands{
-		swarm: s, known: known, told: told, beat: errandBeat, second: errandNext, turn: errandTurn,
-		silence: errandSilence, abroad: semaphore.NewWeighted(errandsAtOnce), running: map[string]*errand{},
-		silent: map[peer.ID]time.Time{},
+		swarm: s, known: known, told: told, beat: errandBeat, second: s.opts.slack(errandNext),
+		turn: s.opts.slack(errandTurn), silence: s.opts.slack(errandSilence),
+		abroad: semaphore.NewWeighted(errandsAtOnce), running: map[string]*errand{}, silent: map[peer.ID]time.Time{},
 	}
 	s.host.SetStreamHandler(s.protocol("errand"), e.serve)
 	answer(s, "remember", func(q rememberQuery) errandAnswer {
@@ -140,7 +140,7 @@ func first[T any](n int, list []T) []T { return list[:min(n, len(list))] }
 func (e *Errands) atHome(
 	ctx context.Context, key string, maxAge time.Duration, ask func(context.Context) ([]byte, error),
 ) (value []byte, age time.Duration, done bool, err error) {
-	waiting, cancel := context.WithTimeout(ctx, errandEnd)
+	waiting, cancel := context.WithTimeout(ctx, e.swarm.opts.slack(errandEnd))
 	defer cancel()
 	value, age, finish := e.enter(waiting, key, maxAge, nil)
 	switch {
@@ -261,7 +261,7 @@ func (e *Errands) away(
 		e.failed(ctx, p, err)
 		return nil, 0, false, ctx.Err()
 	}
-	for end := time.Now().Add(errandEnd); a.State == errandWaiting; {
+	for end := time.Now().Add(e.swarm.opts.slack(errandEnd)); a.State == errandWaiting; {
 		_ = stream.SetDeadline(earlier(time.Now().Add(e.silence), end))
 		a = errandAnswer{}
 		if readFrame(in, &a) != nil { // it lives, and will be asked again
@@ -350,7 +350,7 @@ func (e *Errands) answer(in *inbound, p peer.ID, q errandQuery) error {
 	if q.Beats {
 		most = errandEnd
 	}
-	ctx, cancel := context.WithTimeout(e.swarm.ctx, most)
+	ctx, cancel := context.WithTimeout(e.swarm.ctx, e.swarm.opts.slack(most))
 	defer cancel()
 	say := func(a errandAnswer) error {
 		_ = in.stream.SetWriteDeadline(time.Now().Add(e.swarm.opts.slack(queryTimeout)))
@@ -384,11 +384,11 @@ func (e *Errands) answer(in *inbound, p peer.ID, q errandQuery) error {
 
 // result is what p has found out, for which it is waited as long as it says that it asks.
 func (e *Errands) result(in *inbound, p peer.ID, beats bool) (errandResult, error) {
-	silence := errandLease
+	silence := e.swarm.opts.slack(errandLease)
 	if beats {
 		silence = e.silence
 	}
-	for end := time.Now().Add(errandEnd); ; {
+	for end := time.Now().Add(e.swarm.opts.slack(errandEnd)); ; {
 		var r errandResult
 		if err := in.read(&r, maxFrame, min(silence, time.Until(end))); err != nil {
 			return errandResult{}, err
