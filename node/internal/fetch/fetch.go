@@ -517,14 +517,7 @@ func (f *fetch) land(i int, c cid.Cid, data []byte, from provenance, landed func
 		f.mismatch(fmt.Errorf("chunk %d is of %d bytes, want %d: %w", i, len(data), n, content.ErrDigestMismatch))
 		return
 	}
-	undo, err := f.makeWay()
-	if err != nil {
-		f.fail(err)
-		return
-	}
-	if err = ing.WriteChunk(i, c, data); err != nil {
-		f.update(func(time.Time) { undo() })
-	}
+	undo, err := f.write(ing, i, c, data)
 	switch {
 	case errors.Is(err, content.ErrClosed):
 		return
@@ -549,6 +542,28 @@ func (f *fetch) land(i int, c cid.Cid, data []byte, from provenance, landed func
 		f.broadcast()
 		f.finishIfComplete()
 	})
+}
+
+// write writes a chunk. A window that finds no more room goes on with the slots that it has: what was let in before it
+// may have taken the room since. undo, called with f.mu held, takes the slot back where it is not used.
+func (f *fetch) write(ing *store.Ingest, i int, c cid.Cid, data []byte) (undo func(), err error) {
+	for {
+		if undo, err = f.makeWay(); err != nil {
+			return nil, err
+		}
+		if err = ing.WriteChunk(i, c, data); err == nil {
+			return undo, nil
+		}
+		narrower := false
+		f.update(func(time.Time) {
+			undo()
+			narrower = errors.Is(err, content.ErrNoSpace) && f.window.narrow()
+			f.broadcast()
+		})
+		if !narrower {
+			return nil, err
+		}
+	}
 }
 
 // credit notes where a chunk that is here came from. The caller holds f.mu.

@@ -95,6 +95,18 @@ func (w *window) take() (victim int, err error) {
 	return -1, fmt.Errorf("each of the %d chunks of the window is about to be read: %w", w.slots, content.ErrNoSpace)
 }
 
+// filling reports whether chunks are on their way into slots.
+func (w *window) filling() bool { return w.taken > len(w.shared)+len(w.own) }
+
+// narrow has the window do with the slots that are taken. It reports whether these are enough for its readers.
+func (w *window) narrow() bool {
+	if w == nil {
+		return false
+	}
+	w.slots = min(w.slots, w.taken)
+	return w.slots >= (len(w.readers)+1)*leastAhead
+}
+
 // filled notes which chunk the slot has that was taken.
 func (w *window) filled(i int, from provenance) {
 	if from == fromUpstream {
@@ -167,20 +179,26 @@ func (f *fetch) mayShare() bool {
 	return f.passing && !f.alone && f.req.Kind == content.Blob && !wrong
 }
 
-// makeWay gives a chunk that has come a slot. undo, called with f.mu held, takes that back where it is not used.
+// makeWay gives a chunk that has come a slot. Where others are just being filled it waits for what comes of them. undo,
+// called with f.mu held, takes that back where it is not used.
 func (f *fetch) makeWay() (undo func(), err error) {
 	f.mu.Lock()
 	w, ing := f.window, f.ing
+	f.mu.Unlock()
 	if w == nil {
-		f.mu.Unlock()
 		return func() {}, nil
 	}
-	victim, err := w.take()
-	if err == nil && victim >= 0 {
-		f.part.Drop(victim)
-	}
-	f.mu.Unlock()
-	if err != nil {
+	victim := -1
+	ended := f.await(f.ctx, func() bool {
+		if victim, err = w.take(); err != nil {
+			return !w.filling()
+		}
+		if victim >= 0 {
+			f.part.Drop(victim)
+		}
+		return true
+	})
+	if err = errors.Join(ended, err); err != nil {
 		return nil, err
 	}
 	if victim >= 0 {

@@ -373,3 +373,39 @@ func TestWindow_TheNodeThatReadsForAllDies(t *testing.T) {
 	pullAll(t, nodes[:3], req, 0)
 	<-died
 }
+
+// Room is made for what arrives, so two that were let in may not find room together.
+func TestWindow_GoesOnWithTheSlotsThatItHasWhereWhatWasLetInBeforeTakesTheRest(t *testing.T) {
+	const size = 40 * chunk1
+	o := newOrigin(t)
+	d := o.add(t, size)
+	nodes := newSwarm(t, o, 2, func(i int, fo *Options, _ *swarm.Options) {
+		fo.PeersOnly = func(content.Repository) bool { return i == 1 } // it has nobody else to go to
+	})
+	pullAll(t, nodes[:1], o.request(d), 0)
+	n := nodes[1]
+	limit(t, nodes[1:], tight)
+	before, err := n.store.Ingest(digest.FromString("before"), (slots-4)*content.ChunkSize, store.Origin{})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, before.Close()) }()
+	r, err := n.Open(t.Context(), o.request(d))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, r.Close()) }()
+	body, err := r.Range(t.Context(), 0, size)
+	require.NoError(t, err)
+	defer func() { _ = body.Close() }()
+	sum := sha256.New()
+	_, err = io.CopyN(sum, body, chunk1/2)
+	require.NoError(t, err)
+	eventually(t, "some of it is here", func() bool { return n.store.Usage().IngestBytes >= 6*chunk1 })
+	data := make([]byte, content.ChunkSize)
+	for i := range before.Len() {
+		if err = before.WriteChunk(i, content.ChunkCID(data), data); err != nil {
+			break
+		}
+	}
+	require.LessOrEqual(t, slots*chunk1-n.store.Usage().IngestBytes, int64(4*chunk1), "next to nothing is left")
+	_, err = io.Copy(sum, body)
+	require.NoError(t, err)
+	require.Equal(t, d.Encoded(), fmt.Sprintf("%x", sum.Sum(nil)))
+}
