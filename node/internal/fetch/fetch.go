@@ -319,6 +319,7 @@ func (f *fetch) run() {
 	defer f.end()
 	f.fr.asking.Add(1)
 	defer f.fr.asking.Add(-1)
+	f.inherit()
 	if size, ok := f.sizeHere(); ok {
 		f.makeRoom(size, true)
 	}

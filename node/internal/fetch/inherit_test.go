@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"context"
 	"encoding/binary"
 	"hash/crc32"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
+	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/store"
 )
 
@@ -59,6 +61,74 @@ func TestOpen_AResumeAfterALossOfPowerReadsOnlyWhatWasLost(t *testing.T) {
 			n.pull(t.Context(), o.request(d)).requireRight(t, d)
 			require.Equal(t, int64(8-c.had+len(c.lost))*chunk1, o.Bytes.Load())
 			require.NoError(t, n.Ensure(t.Context(), o.request(d)))
+		})
+	}
+}
+
+// After a kill a client may ask for a blob alone, and the gate no longer knows what the repository's yes is about.
+func TestInherit_WhatIsKeptInAnotherNameIsResumedOnceTheRegistryGivesTheCallerTheSame(t *testing.T) {
+	t.Parallel()
+	const chunks, kept = 6, 4
+	for name, c := range map[string]struct {
+		of            func(n *testNode, req content.Request) source
+		authorization string
+		wrong         bool
+	}{
+		"of the repository, to a caller to whom its yes is in doubt": {of: ofRepository, authorization: unsure},
+		"of all, to such a caller": {of: func(*testNode, content.Request) source {
+			return ""
+		}, authorization: unsure},
+		"of the caller apart, to all": {of: func(n *testNode, req content.Request) source {
+			return n.Fetcher.apart(req)
+		}},
+		"but not of other content": {of: ofRepository, authorization: unsure, wrong: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOrigin(t)
+			n := newSwarm(t, o, 1, doubting(o, nil))[0]
+			d := o.add(t, chunks*chunk1)
+			req := o.request(d)
+			req.Authorization = c.authorization
+			left := make([][]byte, kept)
+			for i := range left {
+				left[i] = o.Blob(d)[i*chunk1 : (i+1)*chunk1]
+				if c.wrong {
+					left[i] = o.Blob(d)[(chunks-1-i)*chunk1 : (chunks-i)*chunk1]
+				}
+			}
+			n.leave(t, c.of(n, req).mark(), d, chunks*chunk1, left...)
+			got, err := n.read(t.Context(), req)
+			require.NoError(t, err)
+			require.Equal(t, o.Blob(d), got)
+			if c.wrong {
+				require.GreaterOrEqual(t, o.Bytes.Load(), int64(chunks*chunk1))
+				return
+			}
+			require.LessOrEqual(t, o.Bytes.Load(), int64((chunks-kept)*chunk1+sampleSize))
+		})
+	}
+}
+
+func ofRepository(_ *testNode, req content.Request) source { return source(req.Repository.String()) }
+
+func TestInherit_WhoOnlyClaimsADigestIsGivenNothingThatIsKept(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	d := o.add(t, 4*chunk1)
+	for name, of := range map[string]source{"of all": "", "of the repository": ofRepository(nil, o.request(d))} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := newSwarm(t, o, 1, doubting(o, &claimant{}))[0]
+			n.leave(t, of.mark(), d, 4*chunk1, o.Blob(d)[:chunk1], o.Blob(d)[chunk1:2*chunk1])
+			for _, req := range []content.Request{{Repository: evil, Digest: d}, {Repository: sibling, Digest: d},
+				{Repository: o.request(d).Repository, Digest: d, Authorization: unsure}} {
+				ctx, cancel := context.WithCancel(t.Context())
+				got, err := n.read(ctx, req)
+				cancel()
+				require.Error(t, err)
+				require.Empty(t, got)
+			}
 		})
 	}
 }

@@ -188,7 +188,7 @@ func (s source) mark() store.Source {
 }
 
 // keptOf is whose chunks the store is to resume in a fetch from a source: its own. What a repository gave before it had
-// proved to have the content it may give for it once it has, if nothing else was kept.
+// proved to have the content it may give for it once it has, if nothing else was kept. For the rest see inherit.
 func (fr *Fetcher) keptOf(from source, req content.Request) store.Source {
 	own, kept := source(req.Repository.String()).mark(), fr.opts.Store.SizeOf
 	if from == "" && !req.NoUpstream() && kept(req.Digest, from.mark()) == 0 && kept(req.Digest, own) > 0 {

@@ -26,8 +26,6 @@ const (
 	// bytes, for the first bytes of an archive are known to everyone. What is no longer than a window is sampled whole.
 	sampleSize   = 1 << 10
 	sampleWindow = 64 << 10
-	// varied is how many different bytes a part has at least that nobody guesses: not zeros, nor the header of a file.
-	varied = 48
 	// maxWindows bounds the search for such a part.
 	maxWindows = 16
 	// hearingTTL is how long the other nodes' word is not asked for again.
@@ -307,14 +305,14 @@ func choose(ctx context.Context, r content.Reader, fromPeers bool) (off, n int64
 	if fromPeers {
 		span = min(span, content.ChunkSize)
 	}
-	for most, tries := -1, 0; most < varied && tries < maxWindows; tries++ {
+	for most, tries := -1, 0; most < content.Varied && tries < maxWindows; tries++ {
 		start := anywhere(span - sampleWindow + 1)
 		data, err := read(ctx, r, start, sampleWindow)
 		if err != nil {
 			return 0, 0, err
 		}
 		for i := int64(0); i+sampleSize <= sampleWindow; i += sampleSize {
-			if v := variety(data[i : i+sampleSize]); v > most {
+			if v := content.Variety(data[i : i+sampleSize]); v > most {
 				off, most = start+i, v
 			}
 		}
@@ -329,18 +327,6 @@ func anywhere(n int64) int64 {
 		panic(err) // never fails, says crypto/rand
 	}
 	return i.Int64()
-}
-
-// variety is how many different bytes there are: few where they are easy to guess.
-func variety(data []byte) (n int) {
-	var seen [256]bool
-	for _, b := range data {
-		if !seen[b] {
-			seen[b] = true
-			n++
-		}
-	}
-	return n
 }
 
 // read reads what this node holds, or what others bring.
