@@ -117,11 +117,31 @@ func (s *Store) mapRuntime(d digest.Digest) (*content.ChunkMap, error) {
 			return m.chunks, nil
 		}
 	}
-	m, err, _ := s.mapping.Do(string(d), func() (any, error) { return s.computeRuntimeMap(s.stopping, d) })
+	m, err, _ := s.mapping.Do(string(d), func() (any, error) {
+		s.reading.Store(d, nil)
+		defer s.reading.Delete(d)
+		return s.computeRuntimeMap(s.stopping, d)
+	})
 	if err != nil {
 		return nil, err
 	}
 	return m.(*content.ChunkMap), nil
+}
+
+// Unmapped is how many bytes of a blob of the runtime ChunkMap would read now: all of them where its map has not been
+// computed, and is not being computed for somebody else.
+func (s *Store) Unmapped(d digest.Digest) int64 {
+	if _, running := s.reading.Load(d); running {
+		return 0
+	}
+	if own, err := s.entry(d); err != nil || own != nil && !own.runtime {
+		return 0
+	}
+	info, e, err := s.statRuntime(d)
+	if err != nil || e != nil {
+		return 0
+	}
+	return info.Size
 }
 
 func (s *Store) computeRuntimeMap(ctx context.Context, d digest.Digest) (*content.ChunkMap, error) {

@@ -5,7 +5,9 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,8 +33,10 @@ func TestBlobsOfTheRuntimeAreServedFromThere(t *testing.T) {
 	has, err := s.Blockstore().Has(t.Context(), c)
 	require.NoError(t, err)
 	require.False(t, has, "its chunks are not known yet")
+	require.Equal(t, b.size(), s.Unmapped(b.digest))
 
 	requireBlocks(t, s, b) // asks for the chunk map
+	require.Zero(t, s.Unmapped(b.digest), "it is read once")
 	info, err = s.Stat(b.digest)
 	require.NoError(t, err)
 	require.True(t, info.Root.Defined())
@@ -54,6 +58,30 @@ func TestBlobsOfTheRuntimeAreServedFromThere(t *testing.T) {
 		require.NoError(t, s.Close())
 		require.NoError(t, os.Remove(filepath.Join(path, "index.db")))
 	}
+}
+
+func TestABlobOfTheRuntimeThatIsBeingReadIsReadForAll(t *testing.T) {
+	t.Parallel()
+	path, rt, b := t.TempDir(), t.TempDir(), newSample(1, 2*chunkSize+5)
+	runtimeHolds(t, rt, b)
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	var looks atomic.Int32
+	k := disk{beforeRead: func(path string) {
+		if strings.Contains(path, b.digest.Encoded()) && looks.Add(1) == 2 { // the first looks whether it is there
+			close(begun)
+			<-goOn
+		}
+	}}
+	s, err := openWith(t.Context(), quiet(Options{Path: path, RuntimePath: rt}), k)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Close() })
+	done := make(chan error)
+	go func() { _, err := s.ChunkMap(b.digest); done <- err }()
+	<-begun
+	require.Zero(t, s.Unmapped(b.digest), "who comes now has nothing read")
+	close(goOn)
+	require.NoError(t, <-done)
+	require.Zero(t, s.Unmapped(b.digest))
 }
 
 func TestABlobThatTheRuntimeDropsIsGone(t *testing.T) {

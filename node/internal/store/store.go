@@ -133,6 +133,7 @@ type Store struct {
 	trimming sync.Mutex         // one trim at a time; taken before room
 	pinning  sync.Mutex         // serialises changes of pins
 	mapping  singleflight.Group // of the runtime's blobs
+	reading  sync.Map           // the digests of those that are being mapped
 	cutting  cutting
 	wake     chan struct{}      // to the maintainer; holds one signal
 	cancel   context.CancelFunc // of background, which Close ends

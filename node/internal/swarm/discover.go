@@ -336,8 +336,14 @@ func (s *Swarm) mapQuestion(stream network.Stream, p peer.ID) (digest.Digest, er
 
 // sendMap says whether this node holds a plan's blob, and then sends its claims as it signs them. Once the coordinator
 // has heard that, it waits longer before it sends anyone upstream: where all who hold a blob sign on few processors the
-// signing takes long, and so do pieces that are not known yet. p is charged for the claims that it waits for.
+// signing takes long, and so do pieces that are not known yet. p is charged for the claims that it waits for, and for
+// what is read of a blob of the runtime, of which nothing is known before.
 func (s *Swarm) sendMap(stream network.Stream, p peer.ID, plan Plan) error {
+	patient, cancel := context.WithTimeout(s.ctx, s.opts.slack(discoverTimeout)) // who asked waits no longer
+	defer cancel()
+	if err := s.guard.chargeRead(patient, p, s.opts.Store.Unmapped(plan.Digest)); err != nil {
+		return err
+	}
 	_ = stream.SetWriteDeadline(time.Now().Add(s.opts.slack(discoverTimeout)))
 	m, err := s.opts.Store.ChunkMap(plan.Digest)
 	if err != nil {

@@ -229,6 +229,37 @@ func TestMap_PiecesThatAreNotKnownAreSummedForWhoWaitsAndAreChargedFor(t *testin
 	require.EqualValues(t, breachBurst, dear.breaches.Tokens(), "but does not know that")
 }
 
+// ofRuntime holds blobs whose maps are not known.
+type ofRuntime struct {
+	Store
+	read chan<- struct{}
+}
+
+func (s ofRuntime) Unmapped(digest.Digest) int64 { return 100 }
+func (s ofRuntime) ChunkMap(d digest.Digest) (*content.ChunkMap, error) {
+	s.read <- struct{}{}
+	return s.Store.ChunkMap(d)
+}
+
+func TestMap_ABlobOfTheRuntimeIsReadForWhoMayHaveItRead(t *testing.T) {
+	t.Parallel()
+	read := make(chan struct{}, 2)
+	holder := newTestSwarm(t, func(o *Options) { o.Store = ofRuntime{o.Store, read} })
+	plan := leaves(digest.FromString("of the runtime"))
+	asking := newTestSwarm(t, startingFrom(holder))
+	eventually(t, "connected", func() bool { return len(asking.Peers()) == 1 })
+	budget := holder.guard.standing(asking.ID())
+	budget.reads.SetLimit(0)
+	_, err := asking.HeldBy(t.Context(), holder.ID(), plan)
+	require.ErrorIs(t, err, content.ErrNotFound)
+	<-read
+	require.EqualValues(t, readBurst-100, budget.reads.Tokens(), "it is charged")
+	budget.reads.ReserveN(time.Now(), readBurst-100)
+	_, err = asking.HeldBy(t.Context(), holder.ID(), plan)
+	require.Error(t, err)
+	require.Empty(t, read, "it has had this node read too much of late")
+}
+
 func TestMap_WhoAsksIsWorkedForUntilItGoes(t *testing.T) {
 	t.Parallel()
 	holder := newTestSwarm(t)

@@ -75,7 +75,7 @@ const (
 	workBurst = 2_000_000
 	// workPatience is for how long a peer is kept waiting that asks for more, before that counts against it.
 	workPatience = 5 * time.Second
-	// readRate and readBurst bound the bytes that this node reads and hashes because one peer asks for the pieces of
+	// readRate and readBurst bound the bytes that this node reads and hashes because one peer asks for the chunks of
 	// blobs, where it does not know their sums: a good image at once.
 	readRate, readBurst = 64 << 20, 1 << 30
 	// recordRate and recordBurst bound the provider records that one peer leaves here: a node's blobs at its start, and
@@ -155,7 +155,7 @@ func (g *guard) Charge(ctx context.Context, p peer.ID, work int) error {
 // chargeRead waits until this node may read so many bytes more for p, which is no breach: p cannot know what this node
 // has to read for its answer.
 func (g *guard) chargeRead(ctx context.Context, p peer.ID, bytes int64) error {
-	if p == g.own {
+	if p == g.own || bytes == 0 {
 		return nil
 	}
 	if err := g.standing(p).reads.WaitN(ctx, int(min(bytes, readBurst))); err != nil {

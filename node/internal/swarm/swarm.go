@@ -45,6 +45,8 @@ import (
 type Store interface {
 	// ChunkMap fails with content.ErrNotFound for a blob that is not held whole.
 	ChunkMap(d digest.Digest) (*content.ChunkMap, error)
+	// Unmapped is how many bytes ChunkMap would have to read for that.
+	Unmapped(d digest.Digest) int64
 	// PieceMap is that of its pieces. It may have to read the whole blob, until ctx ends.
 	PieceMap(ctx context.Context, d digest.Digest) (*content.ChunkMap, error)
 	// Digests lists the blobs held whole.
