@@ -233,6 +233,8 @@ func TestMistakesAreNamed(t *testing.T) {
 			[]string{"registry.listen", "localhost", "host:port"}},
 		"a port out of range": {"admin: {listen: 127.0.0.1:65536}", nil,
 			[]string{"admin.listen", "65536"}},
+		"metrics on the hub's address": {"{hub: {enabled: true}, metrics: {listen: '127.0.0.1:5054'}}", nil,
+			[]string{"hub.listen: 127.0.0.1:5054 and metrics.listen", "another port"}},
 		"two servers on one address": {"{registry: {listen: ':5051'}, admin: {listen: ':5051'}}", nil,
 			[]string{"admin.listen", "another port"}},
 		"metrics on the registry front's address": {"{registry: {listen: ':5051'}, admin: {listen: ':5055'}, metrics: {listen: ':5051'}}", nil, []string{"metrics.listen", "another port"}},

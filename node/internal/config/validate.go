@@ -57,13 +57,6 @@ func (c *Config) validateMetrics(p *problems) {
 		return
 	}
 	checkListen(p, "metrics.listen", m.Listen)
-	for _, other := range []struct{ key, listen string }{{"registry.listen", c.Registry.Listen},
-		{"admin.listen", c.Admin.Listen}} {
-		if clash(m.Listen, other.listen) {
-			p.add("metrics.listen", "%s and %s, %s, are one port; choose another port", m.Listen, other.key,
-				other.listen)
-		}
-	}
 	checkPair(p, "metrics", m.CertFile, m.KeyFile)
 	if m.TokenReview && !c.Kubernetes.Enabled {
 		p.add("metrics.tokenReview", "the API server reviews tokens, and kubernetes.enabled is false")
@@ -81,11 +74,8 @@ func checkPair(p *problems, server, certFile, keyFile string) {
 func (c *Config) validateServers(p *problems) {
 	checkListen(p, "registry.listen", c.Registry.Listen)
 	checkListen(p, "admin.listen", c.Admin.Listen)
-	if clash(c.Registry.Listen, c.Admin.Listen) {
-		p.add("admin.listen", "%s and registry.listen, %s, are one port; choose another port", c.Admin.Listen,
-			c.Registry.Listen)
-	}
 	c.validateMetrics(p)
+	c.validatePorts(p)
 	if c.Registry.DefaultRegistry != "" {
 		checkRegistry(p, "registry.defaultRegistry", c.Registry.DefaultRegistry)
 	}
@@ -130,20 +120,29 @@ func (c *Config) validateHub(p *problems) {
 		}
 		scheme[host] = u.Scheme
 	}
-	if !c.Hub.Enabled {
-		return
+}
+
+// validatePorts looks for servers that want a port of another.
+func (c *Config) validatePorts(p *problems) {
+	type server struct{ key, listen string }
+	var before []server
+	check := func(key, listen string, shown any) {
+		for _, other := range before {
+			if clash(listen, other.listen) {
+				p.add(key, "%s and %s, %s, are one port; choose another port", shown, other.key, other.listen)
+			}
+		}
 	}
-	for _, other := range []struct{ key, listen string }{{"registry.listen", c.Registry.Listen},
-		{"admin.listen", c.Admin.Listen}} {
-		if clash(c.Hub.Listen, other.listen) {
-			p.add("hub.listen", "%s and %s, %s, are one port; choose another port", c.Hub.Listen, other.key,
-				other.listen)
+	for _, s := range []server{{"registry.listen", c.Registry.Listen}, {"admin.listen", c.Admin.Listen},
+		{"metrics.listen", c.Metrics.Listen}, {"hub.listen", c.Hub.Listen}} {
+		if s.key != "hub.listen" || c.Hub.Enabled {
+			check(s.key, s.listen, s.listen)
+			before = append(before, s)
 		}
 	}
 	for i, addr := range c.Swarm.Listen {
-		if tcp, err := manet.ToNetAddr(addr); err == nil && clash(tcp.String(), c.Hub.Listen) {
-			p.add(fmt.Sprintf("swarm.listen[%d]", i), "%s and hub.listen, %s, are one port; choose another port", addr,
-				c.Hub.Listen)
+		if tcp, err := manet.ToNetAddr(addr); err == nil {
+			check(fmt.Sprintf("swarm.listen[%d]", i), tcp.String(), addr)
 		}
 	}
 }
@@ -195,14 +194,7 @@ func (c *Config) validateSwarm(p *problems) {
 		p.add("swarm.listen", "empty; want at least one multiaddr, such as /ip4/0.0.0.0/tcp/5052")
 	}
 	for i, addr := range s.Listen {
-		key := fmt.Sprintf("swarm.listen[%d]", i)
-		checkTCP(p, key, addr)
-		for _, server := range []struct{ key, listen string }{{"registry.listen", c.Registry.Listen},
-			{"admin.listen", c.Admin.Listen}} {
-			if tcp, err := manet.ToNetAddr(addr); err == nil && clash(tcp.String(), server.listen) {
-				p.add(key, "%s and %s, %s, are one port; choose another port", addr, server.key, server.listen)
-			}
-		}
+		checkTCP(p, fmt.Sprintf("swarm.listen[%d]", i), addr)
 	}
 	for i, addr := range s.Announce {
 		key := fmt.Sprintf("swarm.announce[%d]", i)
