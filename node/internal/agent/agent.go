@@ -145,12 +145,10 @@ func New(opts Options) (*Agent, error) {
 		opts: opts, log: opts.Logger, proof: proof,
 		membersChanged: newSignal(), policyChanged: newSignal(), pinsChanged: newSignal(),
 	}
-	if a.metrics, err = newMetrics(opts.Registerer, a); err != nil {
-		return nil, fmt.Errorf("agent: %w", err)
-	}
 	if a.api, err = newAPI(opts.Config, opts.NodeName, a.log); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
+	a.metrics = newMetrics(opts.Registerer, a)
 	a.totals = newTotals(opts.Memory, a.log)
 	a.peer = newWriter("Peer", v1alpha1.PeerInterval, 1, a.writePeer, a.metrics, a.log)
 	a.report = newWriter("NodeCache", v1alpha1.ReportInterval, 2, a.writeReport, a.metrics, a.log)

@@ -1,9 +1,8 @@
 package agent
 
 import (
-	"errors"
-
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 type metrics struct {
@@ -12,21 +11,9 @@ type metrics struct {
 	policy   *prometheus.GaugeVec
 }
 
-func newMetrics(reg prometheus.Registerer, a *Agent) (*metrics, error) {
-	m := &metrics{
-		writes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "shoal_agent_api_writes_total",
-			Help: "Writes to the API server, by kind and by result: " +
-				"written, refused, or unreachable, which never arrived.",
-		}, []string{"kind", "result"}),
-		admitted: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "shoal_agent_admitted_peers", Help: "Peers that the swarm lets in.",
-		}),
-		policy: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "shoal_policy_info", Help: "1, with the revision of the effective policy in force.",
-		}, []string{"revision"}),
-	}
-	synced := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+func newMetrics(r prometheus.Registerer, a *Agent) *metrics {
+	reg := promauto.With(r)
+	reg.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "shoal_agent_api_synced",
 		Help: "1 once every watch has read its first list from the API server; " +
 			"0 while the agent goes by what it remembers.",
@@ -38,9 +25,17 @@ func newMetrics(reg prometheus.Registerer, a *Agent) (*metrics, error) {
 		}
 		return 1
 	})
-	if reg == nil {
-		return m, nil
+	return &metrics{
+		writes: reg.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_agent_api_writes_total",
+			Help: "Writes to the API server, by kind and by result: " +
+				"written, refused, or unreachable, which never arrived.",
+		}, []string{"kind", "result"}),
+		admitted: reg.NewGauge(prometheus.GaugeOpts{
+			Name: "shoal_agent_admitted_peers", Help: "Peers that the swarm lets in.",
+		}),
+		policy: reg.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "shoal_policy_info", Help: "1, with the revision of the effective policy in force.",
+		}, []string{"revision"}),
 	}
-	return m, errors.Join(reg.Register(m.writes), reg.Register(m.admitted), reg.Register(m.policy),
-		reg.Register(synced))
 }

@@ -94,8 +94,7 @@ func TestAnAgentStartsFromThePublishedSetAndAFewOthers(t *testing.T) {
 
 func TestAPolicyThatMakesNoSenseIsSaidToBeRejected(t *testing.T) {
 	t.Parallel()
-	m, err := newMetrics(nil, nil)
-	require.NoError(t, err)
+	m := newMetrics(nil, nil)
 	a := &Agent{log: slog.New(slog.DiscardHandler),
 		report: newWriter("NodeCache", time.Minute, 1, nil, m, slog.New(slog.DiscardHandler))}
 	a.opts.BasePolicy = policy.Default()

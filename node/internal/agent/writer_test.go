@@ -24,9 +24,7 @@ var bursts = map[time.Duration]int{v1alpha1.ReportInterval: 2, v1alpha1.PeerInte
 func write(t *testing.T, interval, changes, length time.Duration,
 	result func(n int) error) (at []time.Duration, m *metrics) {
 	synctest.Test(t, func(t *testing.T) {
-		var err error
-		m, err = newMetrics(nil, nil)
-		require.NoError(t, err)
+		m = newMetrics(nil, nil)
 		start := time.Now()
 		w := newWriter("NodeCache", interval, bursts[interval], func(context.Context) (bool, error) {
 			at = append(at, time.Since(start))
@@ -65,8 +63,7 @@ func TestAnAgentWritesNoMoreThanFourTimesAMinute(t *testing.T) {
 // noting runs a writer of NodeCaches that notes when it writes. Who looks at that waits first for all to be idle.
 func noting(t *testing.T, at *[]time.Time) (w *writer, cancel func()) {
 	t.Helper()
-	m, err := newMetrics(nil, nil)
-	require.NoError(t, err)
+	m := newMetrics(nil, nil)
 	w = newWriter("NodeCache", v1alpha1.ReportInterval, 2, func(context.Context) (bool, error) {
 		*at = append(*at, time.Now())
 		return true, nil
@@ -127,8 +124,7 @@ func TestTheEndOfAPinHasATurnOfItsOwn(t *testing.T) {
 func TestCountersThatMoveTakeNoRoomFromChanges(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		m, err := newMetrics(nil, nil)
-		require.NoError(t, err)
+		m := newMetrics(nil, nil)
 		var mu sync.Mutex
 		var written []time.Time
 		w := newWriter("NodeCache", v1alpha1.ReportInterval, 2, func(context.Context) (bool, error) {

@@ -140,12 +140,8 @@ func New(opts Options) (*Front, error) {
 	if opts.Questions == nil {
 		opts.Questions = room.New(room.Share(16))
 	}
-	metrics, err := newMetrics(opts.Registerer)
-	if err != nil {
-		return nil, fmt.Errorf("hub front: %w", err)
-	}
 	f := &Front{
-		opts: opts, log: opts.Logger, metrics: metrics, memo: newMemo(opts.Memory, opts.Documents, opts.Logger),
+		opts: opts, log: opts.Logger, metrics: newMetrics(opts.Registerer), memo: newMemo(opts.Memory, opts.Documents, opts.Logger),
 		listings: room.Keep[*listing](opts.Documents, "hub's listings"),
 		apart:    lru.New[string, time.Time](maxIncomparable),
 		checked:  lru.New[string, record](maxChecked), gitRoom: semaphore.NewWeighted(maxGitBytes),

@@ -72,10 +72,8 @@ func TestOrigin_AnAnswerMayTakeLongWhileItComes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				metrics, err := newMetrics(nil)
-				require.NoError(t, err)
 				hub := c.hub
-				o := &origin{base: &url.URL{Scheme: "http", Host: "hub.test"}, transport: &hub, metrics: metrics,
+				o := &origin{base: &url.URL{Scheme: "http", Host: "hub.test"}, transport: &hub, metrics: newMetrics(nil),
 					key: func(...string) mark { return mark{} }, throttled: map[mark]throttle{}}
 				a, err := o.ask(t.Context(), call{method: http.MethodGet, path: "/file"})
 				require.Equal(t, 1, hub.asked)

@@ -145,11 +145,7 @@ func New(opts Options) (*Front, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	f := &Front{opts: opts, log: opts.Logger}
-	var err error
-	if f.metrics, err = newMetrics(opts.Registerer); err != nil {
-		return nil, fmt.Errorf("registry front: %w", err)
-	}
+	f := &Front{opts: opts, log: opts.Logger, metrics: newMetrics(opts.Registerer)}
 	f.tags = newTags(opts.Upstream, opts.UpstreamTimeout, opts.Tags, opts.Documents, opts.Gate, f.metrics, f.log)
 	f.pages = newPages(opts.Upstream, opts.UpstreamTimeout, opts.Gate, opts.Documents)
 	return f, nil

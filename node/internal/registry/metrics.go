@@ -1,10 +1,10 @@
 package registry
 
 import (
-	"errors"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/shoal-cache/shoal/node/internal/reply"
 )
@@ -28,27 +28,22 @@ type metrics struct {
 	stale prometheus.Counter
 }
 
-func newMetrics(r prometheus.Registerer) (*metrics, error) {
-	answers, err := reply.NewMetrics(r, "registry", "kind")
-	m := &metrics{Metrics: answers, stale: prometheus.NewCounter(prometheus.CounterOpts{
+func newMetrics(r prometheus.Registerer) *metrics {
+	reg := promauto.With(r)
+	m := &metrics{Metrics: reply.NewMetrics(r, "registry", "kind"), stale: reg.NewCounter(prometheus.CounterOpts{
 		Name: "shoal_tags_stale_total",
 		Help: "Tags answered from memory because the registry could not be asked.",
 	})}
-	if r == nil {
-		return m, err
+	// What Counters tells, so that a query and kubectl shoal status mean the same.
+	for source, n := range map[string]*atomic.Int64{"local": &m.hits, "elsewhere": &m.misses} {
+		reg.NewCounterFunc(prometheus.CounterOpts{
+			Name: "shoal_registry_answers_total",
+			Help: "Requests for manifests and blobs, or ranges of them, that were answered: from this node's disk " +
+				"(local), or with bytes that peers or a registry sent (elsewhere).",
+			ConstLabels: prometheus.Labels{"source": source},
+		}, func() float64 { return float64(n.Load()) })
 	}
-	return m, errors.Join(err, r.Register(m.stale), r.Register(m.answers("local", &m.hits)),
-		r.Register(m.answers("elsewhere", &m.misses)))
-}
-
-// answers is the metric of what Counters tells, so that a query and kubectl shoal status mean the same.
-func (*metrics) answers(source string, n *atomic.Int64) prometheus.Collector {
-	return prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "shoal_registry_answers_total",
-		Help: "Requests for manifests and blobs, or ranges of them, that were answered: from this node's disk " +
-			"(local), or with bytes that peers or a registry sent (elsewhere).",
-		ConstLabels: prometheus.Labels{"source": source},
-	}, func() float64 { return float64(n.Load()) })
+	return m
 }
 
 // count counts an exchange that has ended.

@@ -1,13 +1,13 @@
 package reply
 
 import (
-	"errors"
 	"log/slog"
 	"net/http"
 	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/shoal-cache/shoal/node/internal/trace"
 )
@@ -102,30 +102,26 @@ type Metrics struct {
 }
 
 // NewMetrics makes the metrics shoal_FRONT_…, in which label tells what was asked for.
-func NewMetrics(r prometheus.Registerer, front, label string) (*Metrics, error) {
-	labels := []string{label, "code"}
-	m := &Metrics{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+func NewMetrics(r prometheus.Registerer, front, label string) *Metrics {
+	reg, labels := promauto.With(r), []string{label, "code"}
+	return &Metrics{
+		requests: reg.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "shoal", Subsystem: front, Name: "requests_total",
 			Help: "Requests to the " + front + " front by " + label +
 				` and status code; "aborted": the answer began and could not be ended.`,
 		}, labels),
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		duration: reg.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "shoal", Subsystem: front, Name: "request_duration_seconds",
 			Help:    "Time from a request to the " + front + " front to the end of its answer.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 4, 10),
 		}, labels),
-		firstByte: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		firstByte: reg.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "shoal", Subsystem: front, Name: "first_byte_seconds",
 			Help: "Time from a request to the " + front +
 				" front to the header of its answer, which goes out with the first byte.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 3, 10),
 		}, labels),
 	}
-	if r == nil {
-		return m, nil
-	}
-	return m, errors.Join(r.Register(m.requests), r.Register(m.duration), r.Register(m.firstByte))
 }
 
 // Observe counts an exchange about what.

@@ -202,10 +202,7 @@ func New(opts Options) (*Keeper, error) {
 		opts.Ended = opts.Changed
 	}
 	k := &Keeper{opts: opts, log: opts.Logger, kick: make(chan struct{}, 1), tasks: make(map[string]*task)}
-	var err error
-	if k.metrics, err = newMetrics(opts.Registerer, k); err != nil {
-		return nil, fmt.Errorf("pins: %w", err)
-	}
+	k.metrics = newMetrics(opts.Registerer, k)
 	return k, nil
 }
 

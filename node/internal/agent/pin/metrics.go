@@ -1,9 +1,8 @@
 package pin
 
 import (
-	"errors"
-
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 var (
@@ -16,14 +15,13 @@ var (
 
 type metrics struct{ failures *prometheus.CounterVec }
 
-func newMetrics(reg prometheus.Registerer, k *Keeper) (*metrics, error) {
-	m := &metrics{failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+func newMetrics(reg prometheus.Registerer, k *Keeper) *metrics {
+	if reg != nil {
+		reg.MustRegister(collector{k})
+	}
+	return &metrics{failures: promauto.With(reg).NewCounterVec(prometheus.CounterOpts{
 		Name: "shoal_pin_failures_total", Help: "Failed attempts at a pin, by reason.",
 	}, []string{"reason"})}
-	if reg == nil {
-		return m, nil
-	}
-	return m, errors.Join(reg.Register(m.failures), reg.Register(collector{k}))
 }
 
 // collector shows the pins as they are when it is asked.
