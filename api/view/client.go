@@ -53,9 +53,7 @@ func (c *Client) Text(ctx context.Context, path string, query url.Values) ([]byt
 		return nil, fmt.Errorf("GET %s: %w", address, err)
 	}
 	client := c.HTTP
-	if client == nil {
-		client = http.DefaultClient
-	}
+	client = cmp.Or(client, http.DefaultClient)
 	resp, err := client.Do(req)
 	if err != nil {
 		return nil, err

@@ -18,6 +18,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -131,9 +132,7 @@ func New(opts Options) (*Agent, error) {
 		return nil, errors.New("agent: needs Config, NodeName, Key, Swarm, Memory, Policy, " +
 			"BasePolicy, StoreHealth and Counters")
 	}
-	if opts.Logger == nil {
-		opts.Logger = slog.New(slog.DiscardHandler)
-	}
+	opts.Logger = cmp.Or(opts.Logger, slog.New(slog.DiscardHandler))
 	if id, err := peer.IDFromPrivateKey(opts.Key); err != nil || id != opts.Swarm.ID() {
 		return nil, fmt.Errorf("agent: Key is not that of peer %s", opts.Swarm.ID())
 	}

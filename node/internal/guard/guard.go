@@ -89,9 +89,7 @@ func newGuard(o Options) (*guard, error) {
 		return nil, err
 	}
 	port := u.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
-	}
+	port = cmp.Or(port, map[string]string{"http": "80", "https": "443"}[u.Scheme])
 	number, err := strconv.ParseUint(port, 10, 16)
 	if err != nil {
 		return nil, fmt.Errorf("endpoint %q: %w", o.Mirror.Endpoint, err)
@@ -104,9 +102,7 @@ func newGuard(o Options) (*guard, error) {
 			*d.at = d.standard
 		}
 	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
+	o.Logger = cmp.Or(o.Logger, slog.New(slog.DiscardHandler))
 	g := &guard{
 		Options: o, port: number, files: make(chan struct{}, 1), killing: make(chan struct{}, 1),
 		state: State{Patience: o.Patience, Every: o.Every},

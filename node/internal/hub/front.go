@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -131,15 +132,9 @@ func New(opts Options) (*Front, error) {
 	if opts.Rules == nil {
 		opts.Rules = func(content.Repository) policy.Rule { return policy.DefaultRule() }
 	}
-	if opts.Logger == nil {
-		opts.Logger = slog.New(slog.DiscardHandler)
-	}
-	if opts.Documents == nil {
-		opts.Documents = room.New(room.Share(4))
-	}
-	if opts.Questions == nil {
-		opts.Questions = room.New(room.Share(16))
-	}
+	opts.Logger = cmp.Or(opts.Logger, slog.New(slog.DiscardHandler))
+	opts.Documents = cmp.Or(opts.Documents, room.New(room.Share(4)))
+	opts.Questions = cmp.Or(opts.Questions, room.New(room.Share(16)))
 	f := &Front{
 		opts: opts, log: opts.Logger, metrics: newMetrics(opts.Registerer), memo: newMemo(opts.Memory, opts.Documents, opts.Logger),
 		listings: room.Keep[*listing](opts.Documents, "hub's listings"),

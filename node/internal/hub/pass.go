@@ -2,6 +2,7 @@ package hub
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -63,9 +64,7 @@ func (p *passed) WriteHeader(status int) {
 }
 
 func (p *passed) Write(b []byte) (int, error) {
-	if p.x.Status == 0 {
-		p.x.Status = http.StatusOK
-	}
+	p.x.Status = cmp.Or(p.x.Status, http.StatusOK)
 	return p.ResponseWriter.Write(b)
 }
 

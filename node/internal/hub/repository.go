@@ -178,9 +178,7 @@ func (l *listing) anyFile() string {
 // request is answered at that one commit.
 func (f *Front) enter(ctx context.Context, x *exchange) (commit string, err error) {
 	r, revision := x.route.repo, x.route.revision
-	if revision == "" {
-		revision = mainRevision
-	}
+	revision = cmp.Or(revision, mainRevision)
 	if isCommit(revision) {
 		return revision, f.enterAt(ctx, x, revision)
 	}
@@ -620,9 +618,7 @@ func (f *Front) findByHead(ctx context.Context, x *exchange, commit string) (*el
 // its text.
 func entryOf(path string, h http.Header) (map[string]any, error) {
 	size, etag := h.Get("X-Linked-Size"), h.Get("X-Linked-Etag")
-	if etag == "" {
-		etag = h.Get("Etag")
-	}
+	etag = cmp.Or(etag, h.Get("Etag"))
 	if size == "" && h.Get("Location") == "" {
 		size = h.Get("Content-Length")
 	}

@@ -257,9 +257,7 @@ func under(tables []registryTable, registry string) []registryTable {
 // withMirror is a copy of the table's keys with the endpoint as the first mirror, or the reason why it cannot have one.
 func (t registryTable) withMirror(endpoint string) (keys map[string]any, reason string) {
 	location, _ := t.keys["location"].(string)
-	if location == "" {
-		location = t.prefix
-	}
+	location = cmp.Or(location, t.prefix)
 	host, _, _ := strings.Cut(location, "/")
 	switch blocked, _ := t.keys["blocked"].(bool); {
 	case blocked:

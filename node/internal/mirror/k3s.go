@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -29,9 +30,7 @@ func (registriesYAML) plan(o Options) (plan, error) {
 	mirrors := lookupYAML(document.Content[0], "mirrors")
 	for _, registry := range withNamed(o.Registries, mirrors) {
 		entry := lookupYAML(mirrors, registry)
-		if entry == nil {
-			entry = lookupYAML(mirrors, All)
-		}
+		entry = cmp.Or(entry, lookupYAML(mirrors, All))
 		if lookupYAML(entry, "rewrite") != nil {
 			p.findings = append(p.findings, Finding{NotMirrored, o.mirrors(), fmt.Sprintf(
 				"mirrors.%s has a rewrite, which would change the names that the front is asked for", registry)})

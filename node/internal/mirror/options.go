@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -34,9 +35,7 @@ func (o *Options) check() error {
 	if _, err := driverOf(o.Runtime); err != nil {
 		return err
 	}
-	if o.Root == "" {
-		o.Root = "/"
-	}
+	o.Root = cmp.Or(o.Root, "/")
 	switch root, err := os.Stat(o.Root); {
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("root %q is not there; want the directory where the node's file system is mounted", o.Root)
@@ -48,9 +47,7 @@ func (o *Options) check() error {
 	if o.StateDir == "" {
 		return errors.New("no state directory is given")
 	}
-	if o.RuntimeConfig == "" {
-		o.RuntimeConfig = paths[o.Runtime].config
-	}
+	o.RuntimeConfig = cmp.Or(o.RuntimeConfig, paths[o.Runtime].config)
 	o.named = filepath.Clean(o.RuntimeConfig) != paths[o.Runtime].config
 	for what, path := range map[string]string{"path": o.Path, "runtime configuration": o.RuntimeConfig} {
 		if path != "" && !filepath.IsAbs(path) {

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -18,9 +19,7 @@ type subscriber struct{ changed func(*Policy) }
 
 // NewLive returns a Live that holds p, or Default() where p is nil.
 func NewLive(p *Policy) *Live {
-	if p == nil {
-		p = Default()
-	}
+	p = cmp.Or(p, Default())
 	l := new(Live)
 	l.current.Store(p)
 	return l

@@ -18,6 +18,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -133,18 +134,10 @@ func New(opts Options) (*Front, error) {
 	if opts.Rules == nil {
 		opts.Rules = func(content.Repository) policy.Rule { return policy.DefaultRule() }
 	}
-	if opts.FirstByteTimeout == 0 {
-		opts.FirstByteTimeout = content.DefaultFirstByte
-	}
-	if opts.UpstreamTimeout == 0 {
-		opts.UpstreamTimeout = gate.Timeout(opts.FirstByteTimeout)
-	}
-	if opts.Documents == nil {
-		opts.Documents = room.New(room.Share(4))
-	}
-	if opts.Logger == nil {
-		opts.Logger = slog.New(slog.DiscardHandler)
-	}
+	opts.FirstByteTimeout = cmp.Or(opts.FirstByteTimeout, content.DefaultFirstByte)
+	opts.UpstreamTimeout = cmp.Or(opts.UpstreamTimeout, gate.Timeout(opts.FirstByteTimeout))
+	opts.Documents = cmp.Or(opts.Documents, room.New(room.Share(4)))
+	opts.Logger = cmp.Or(opts.Logger, slog.New(slog.DiscardHandler))
 	f := &Front{opts: opts, log: opts.Logger, metrics: newMetrics(opts.Registerer)}
 	f.tags = newTags(opts.Upstream, opts.UpstreamTimeout, opts.Tags, opts.Documents, opts.Gate, f.metrics, f.log)
 	f.pages = newPages(opts.Upstream, opts.UpstreamTimeout, opts.Gate, opts.Documents)

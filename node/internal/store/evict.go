@@ -45,15 +45,9 @@ const (
 
 // withDefaults checks l and fills in what it leaves open.
 func (l Limits) withDefaults() (Limits, error) {
-	if l.High == 0 {
-		l.High = DefaultHigh
-	}
-	if l.Low == 0 {
-		l.Low = min(DefaultLow, l.High)
-	}
-	if l.Eviction == "" {
-		l.Eviction = DefaultEviction
-	}
+	l.High = cmp.Or(l.High, DefaultHigh)
+	l.Low = cmp.Or(l.Low, min(DefaultLow, l.High))
+	l.Eviction = cmp.Or(l.Eviction, DefaultEviction)
 	l.Eviction = strings.ToUpper(l.Eviction)
 	switch {
 	case l.Capacity < 0 || l.ModelCapacity < 0 || l.MinFree < 0:

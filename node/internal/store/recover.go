@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -81,9 +82,7 @@ func (o Options) withDefaults() (_ Options, err error) {
 	if o.Limits, err = o.Limits.withDefaults(); err != nil {
 		return o, err
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if o.FreeSpace == nil {
 		o.FreeSpace = freeSpace
 	}

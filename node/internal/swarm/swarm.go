@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -143,9 +144,7 @@ type Swarm struct {
 
 // New starts a node's part in the swarm: it listens, and looks for others in the background. Close ends it.
 func New(o Options) (*Swarm, error) {
-	if o.ProtocolPrefix == "" {
-		o.ProtocolPrefix = DefaultProtocolPrefix
-	}
+	o.ProtocolPrefix = cmp.Or(o.ProtocolPrefix, DefaultProtocolPrefix)
 	if o.LowConnections <= 0 {
 		o.LowConnections = DefaultLowConnections
 	}

@@ -2,6 +2,7 @@
 package manager
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -93,9 +94,7 @@ func New(ctx context.Context, restConfig *rest.Config, o Options) (ctrl.Manager,
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
-	if o.RetireAfter == 0 {
-		o.RetireAfter = membership.DefaultRetireAfter
-	}
+	o.RetireAfter = cmp.Or(o.RetireAfter, membership.DefaultRetireAfter)
 	if o.Metrics == nil {
 		o.Metrics = metrics.Registry
 	}

@@ -203,9 +203,7 @@ func (p *plugin) pin(ctx context.Context, images []string, prefix string, f pinF
 		return err
 	}
 	pin := &v1alpha1.ArtifactPin{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: f.name}, Spec: spec}
-	if pin.Name == "" {
-		pin.Name = nameOf(prefix, images)
-	}
+	pin.Name = cmp.Or(pin.Name, nameOf(prefix, images))
 	if prefix == "preheat" {
 		pin.Labels = map[string]string{v1alpha1.ManagedByLabel: fieldManager}
 		p.sweep(ctx, namespace)

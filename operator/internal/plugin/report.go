@@ -3,6 +3,7 @@ package plugin
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"errors"
@@ -41,9 +42,7 @@ running text, stays. It names your images, nodes and registries, too: look at it
 			if err := view.InFolder(file); err != nil {
 				return err
 			}
-			if file == "" {
-				file = "shoal-report-" + time.Now().UTC().Format("20060102-150405") + ".tar.gz"
-			}
+			file = cmp.Or(file, "shoal-report-"+time.Now().UTC().Format("20060102-150405")+".tar.gz")
 			var archive bytes.Buffer
 			files, err := p.report(cmd.Context(), &archive)
 			if err == nil {

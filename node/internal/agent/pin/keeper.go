@@ -195,9 +195,7 @@ func New(opts Options) (*Keeper, error) {
 	if opts.Store == nil || opts.Fetcher == nil || opts.Upstream == nil || opts.Secrets == nil || opts.Changed == nil {
 		return nil, errors.New("pins: need a Store, a Fetcher, an Upstream, Secrets and Changed")
 	}
-	if opts.Logger == nil {
-		opts.Logger = slog.New(slog.DiscardHandler)
-	}
+	opts.Logger = cmp.Or(opts.Logger, slog.New(slog.DiscardHandler))
 	if opts.Ended == nil {
 		opts.Ended = opts.Changed
 	}
