@@ -52,8 +52,7 @@ func (c *Client) Text(ctx context.Context, path string, query url.Values) ([]byt
 	if err != nil {
 		return nil, fmt.Errorf("GET %s: %w", address, err)
 	}
-	client := c.HTTP
-	client = cmp.Or(client, http.DefaultClient)
+	client := cmp.Or(c.HTTP, http.DefaultClient)
 	resp, err := client.Do(req)
 	if err != nil {
 		return nil, err

@@ -617,12 +617,10 @@ func (f *Front) findByHead(ctx context.Context, x *exchange, commit string) (*el
 // entryOf reads the header of an answer to HEAD of a file. The size that a redirect's Content-Length tells is that of
 // its text.
 func entryOf(path string, h http.Header) (map[string]any, error) {
-	size, etag := h.Get("X-Linked-Size"), h.Get("X-Linked-Etag")
-	etag = cmp.Or(etag, h.Get("Etag"))
+	size, etag := h.Get("X-Linked-Size"), bare(cmp.Or(h.Get("X-Linked-Etag"), h.Get("Etag")))
 	if size == "" && h.Get("Location") == "" {
 		size = h.Get("Content-Length")
 	}
-	etag = bare(etag)
 	n, ok := reply.Number(size)
 	if !ok {
 		return nil, errors.New("no size in the answer")

@@ -29,8 +29,7 @@ func (registriesYAML) plan(o Options) (plan, error) {
 	var registries []string
 	mirrors := lookupYAML(document.Content[0], "mirrors")
 	for _, registry := range withNamed(o.Registries, mirrors) {
-		entry := lookupYAML(mirrors, registry)
-		entry = cmp.Or(entry, lookupYAML(mirrors, All))
+		entry := cmp.Or(lookupYAML(mirrors, registry), lookupYAML(mirrors, All))
 		if lookupYAML(entry, "rewrite") != nil {
 			p.findings = append(p.findings, Finding{NotMirrored, o.mirrors(), fmt.Sprintf(
 				"mirrors.%s has a rewrite, which would change the names that the front is asked for", registry)})

@@ -140,8 +140,7 @@ func (o Options) listensSince(r Runtime) (time.Time, bool) {
 }
 
 func (o Options) socketOf(r Runtime) (fs.FileInfo, bool) {
-	path := o.Socket
-	path = cmp.Or(path, o.on(sockets[r]))
+	path := cmp.Or(o.Socket, o.on(sockets[r]))
 	socket, err := os.Stat(path)
 	return socket, err == nil && socket.Mode()&fs.ModeSocket != 0
 }

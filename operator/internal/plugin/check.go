@@ -104,13 +104,8 @@ func (p *plugin) runCheck(whole context.Context, look func(context.Context) (che
 	if err != nil && !isTimeout(err) {
 		return err
 	}
-	if printed := p.print(r, func(t *view.Text) { p.writeChecked(t, r) }); printed != nil {
-		return printed
-	}
-	if err == nil && survey.Grave(r.Findings) {
-		return errNotWell
-	}
-	return err
+	printed := p.print(r, func(t *view.Text) { p.writeChecked(t, r) })
+	return well(cmp.Or(printed, err), !survey.Grave(r.Findings))
 }
 
 func (p *plugin) writeChecked(t *view.Text, r checked) {
@@ -487,10 +482,7 @@ func (p *plugin) top(ctx context.Context) ([]topRow, error) {
 	if err != nil {
 		return nil, err
 	}
-	answers, err := askNodes(ctx, p, nodes,
-		func(ctx context.Context, c *view.Client) ([]view.Fetch, error) {
-			return view.Get[[]view.Fetch](ctx, c, view.FetchesPath, nil)
-		})
+	answers, err := askNodes[[]view.Fetch](ctx, p, nodes, view.FetchesPath, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -98,9 +98,7 @@ func (p *plugin) holder(ctx context.Context, d digest.Digest, node string) (*cor
 	if err != nil {
 		return nil, err
 	}
-	answers, err := askNodes(ctx, p, nodes, func(ctx context.Context, c *view.Client) ([]view.Blob, error) {
-		return view.Get[[]view.Blob](ctx, c, view.BlobsPath, url.Values{"digest": {d.String()}})
-	})
+	answers, err := askNodes[[]view.Blob](ctx, p, nodes, view.BlobsPath, url.Values{"digest": {d.String()}})
 	if err != nil {
 		return nil, err
 	}

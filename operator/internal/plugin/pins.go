@@ -418,10 +418,7 @@ func (p *plugin) unpinCommand() *cobra.Command {
 					t.Say("artifactpin %s/%s deleted\n", pin.Namespace, pin.Name)
 				}
 			})
-			if err == nil && missing {
-				return errNotWell
-			}
-			return err
+			return well(err, !missing)
 		},
 	}
 }

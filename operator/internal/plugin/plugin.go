@@ -49,6 +49,14 @@ var (
 	errTimedOut = errors.New("timed out")
 )
 
+// well ends a command that has said what there is to say.
+func well(err error, well bool) error {
+	if err == nil && !well {
+		return errNotWell
+	}
+	return err
+}
+
 // program is what this command is called where somebody is told to run it.
 const program = "kubectl shoal"
 
@@ -241,10 +249,12 @@ func askAll[T any](ctx context.Context, p *plugin, pods []corev1.Pod,
 	return answers, nil
 }
 
-// askNodes asks the agents of nodes so. A node without one is among the answers too: what it holds nobody knows.
-func askNodes[T any](ctx context.Context, p *plugin, of nodes,
-	ask func(context.Context, *view.Client) (T, error)) ([]survey.Answer[T], error) {
-	answers, err := askAll(ctx, p, of.running, ask)
+// askNodes asks the agents of nodes for a view. A node without one is among the answers too: what it holds nobody knows.
+func askNodes[T any](ctx context.Context, p *plugin, of nodes, path string,
+	query url.Values) ([]survey.Answer[T], error) {
+	answers, err := askAll(ctx, p, of.running, func(ctx context.Context, c *view.Client) (T, error) {
+		return view.Get[T](ctx, c, path, query)
+	})
 	if err != nil {
 		return nil, err
 	}

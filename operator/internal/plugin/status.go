@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -45,13 +46,8 @@ func (p *plugin) statusCommand() *cobra.Command {
 			if err != nil && !isTimeout(err) {
 				return err
 			}
-			if printed := p.print(s, func(t *view.Text) { p.writeState(t, s) }); printed != nil {
-				return printed
-			}
-			if err == nil && survey.Grave(s.Findings) {
-				return errNotWell
-			}
-			return err
+			printed := p.print(s, func(t *view.Text) { p.writeState(t, s) })
+			return well(cmp.Or(printed, err), !survey.Grave(s.Findings))
 		},
 	}
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until nothing is wrong")

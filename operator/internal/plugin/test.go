@@ -126,13 +126,8 @@ what came from the registry is one copy. What was held before shows as neither.`
 				all = append(all, tested{Node: node, Problem: errAbsent.Error()})
 			}
 			slices.SortFunc(all, func(a, b tested) int { return strings.Compare(a.Node, b.Node) })
-			if err := p.print(all, func(t *view.Text) { p.writeTested(t, all, perf) }); err != nil {
-				return err
-			}
-			if slices.ContainsFunc(all, func(t tested) bool { return t.Problem != "" }) {
-				return errNotWell
-			}
-			return nil
+			err = p.print(all, func(t *view.Text) { p.writeTested(t, all, perf) })
+			return well(err, !slices.ContainsFunc(all, func(t tested) bool { return t.Problem != "" }))
 		},
 	}
 	cmd.Flags().StringVar(&image, "image", "", "pull this `image` instead")

@@ -101,21 +101,13 @@ node holds all of it.`,
 				return err
 			}
 			err = p.print(places, func(t *view.Text) { p.writePlaces(t, name, places) })
-			if err != nil {
-				return err
-			}
-			if !slices.ContainsFunc(places, func(p place) bool { return p.Complete }) {
-				return errNotWell
-			}
-			return nil
+			return well(err, slices.ContainsFunc(places, func(p place) bool { return p.Complete }))
 		},
 	}
 }
 
 func (p *plugin) where(ctx context.Context, nodes nodes, name string) ([]place, error) {
-	answers, err := askNodes(ctx, p, nodes, func(ctx context.Context, c *view.Client) (view.Image, error) {
-		return view.Get[view.Image](ctx, c, view.ImagePath, url.Values{"name": {name}})
-	})
+	answers, err := askNodes[view.Image](ctx, p, nodes, view.ImagePath, url.Values{"name": {name}})
 	if err != nil {
 		return nil, err
 	}
@@ -197,10 +189,7 @@ func (p *plugin) lsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			answers, err := askNodes(cmd.Context(), p, nodes,
-				func(ctx context.Context, c *view.Client) ([]view.Blob, error) {
-					return view.Get[[]view.Blob](ctx, c, view.BlobsPath, url.Values{})
-				})
+			answers, err := askNodes[[]view.Blob](cmd.Context(), p, nodes, view.BlobsPath, nil)
 			if err != nil {
 				return err
 			}
@@ -228,11 +217,7 @@ func (p *plugin) lsCommand() *cobra.Command {
 				return cmp.Or(cmp.Compare(len(b.Nodes), len(a.Nodes)), cmp.Compare(b.Size, a.Size),
 					cmp.Compare(a.Digest, b.Digest))
 			})
-			err = p.print(all, func(t *view.Text) { p.writeListed(t, all) })
-			if err == nil && silent {
-				return errNotWell
-			}
-			return err
+			return well(p.print(all, func(t *view.Text) { p.writeListed(t, all) }), !silent)
 		},
 	}
 	p.nodeFlag(cmd, &node, "of this node only")
@@ -290,11 +275,7 @@ from where.`,
 			if err != nil {
 				return err
 			}
-			err = p.writeReasons(all[:min(len(all), most)], whole, silent)
-			if err == nil && silent {
-				return errNotWell
-			}
-			return err
+			return well(p.writeReasons(all[:min(len(all), most)], whole, silent), !silent)
 		},
 	}
 	p.nodeFlag(cmd, &node, "of this node only")
@@ -308,9 +289,7 @@ func (p *plugin) reasons(ctx context.Context, node, name string) (all []reason, 
 	if err != nil {
 		return nil, false, err
 	}
-	answers, err := askNodes(ctx, p, nodes, func(ctx context.Context, c *view.Client) ([]view.Pull, error) {
-		return view.Get[[]view.Pull](ctx, c, view.PullsPath, nil)
-	})
+	answers, err := askNodes[[]view.Pull](ctx, p, nodes, view.PullsPath, nil)
 	if err != nil {
 		return nil, false, err
 	}
