@@ -21,7 +21,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/shoal-cache/shoal/api/view"
 )
@@ -38,7 +37,7 @@ type Check struct {
 const checkTimeout = 800 * time.Millisecond
 
 // Options are what the handler shows. The functions are called once for each request, concurrently, and return
-// snapshots that nobody changes afterwards. A nil function shows an empty view.
+// snapshots that nobody changes afterwards. All are required.
 type Options struct {
 	Checks []Check
 	// Alive returns why the agent had better be passed by, nil for no reason.
@@ -61,21 +60,16 @@ type Options struct {
 func New(o Options) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		if o.Alive != nil {
-			if err := o.Alive(); err != nil {
-				text(w, http.StatusServiceUnavailable, err.Error()+"\n")
-				return
-			}
+		if err := o.Alive(); err != nil {
+			text(w, http.StatusServiceUnavailable, err.Error()+"\n")
+			return
 		}
 		text(w, http.StatusOK, "ok\n")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
 		ready(r.Context(), w, o.Checks)
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(o.Gatherer, promhttp.HandlerOpts{
-		EnableOpenMetrics: true,
-		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
-	}))
+	mux.Handle("GET /metrics", Metrics(o.Gatherer, o.Log))
 
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	waiting := &waits{}
@@ -86,26 +80,19 @@ func New(o Options) http.Handler {
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 
-	mux.Handle("GET "+view.NodePath, show(o.Log, func(*http.Request) (any, error) { return one(o.Node), nil }))
-	mux.Handle("GET "+view.PeersPath, show(o.Log, func(*http.Request) (any, error) { return list(o.Peers), nil }))
-	mux.Handle("GET "+view.FetchesPath, show(o.Log, func(*http.Request) (any, error) { return list(o.Fetches), nil }))
-	mux.Handle("GET "+view.PullsPath, show(o.Log, func(*http.Request) (any, error) { return list(o.Pulls), nil }))
+	mux.Handle("GET "+view.NodePath, show(o.Log, func(*http.Request) (any, error) { return o.Node(), nil }))
+	mux.Handle("GET "+view.PeersPath, show(o.Log, func(*http.Request) (any, error) { return list(o.Peers()), nil }))
+	mux.Handle("GET "+view.FetchesPath, show(o.Log, func(*http.Request) (any, error) { return list(o.Fetches()), nil }))
+	mux.Handle("GET "+view.PullsPath, show(o.Log, func(*http.Request) (any, error) { return list(o.Pulls()), nil }))
 	mux.Handle("GET "+view.BlobsPath, show(o.Log, func(r *http.Request) (any, error) {
-		if o.Blobs == nil {
-			return []view.Blob{}, nil
-		}
-		digests := r.URL.Query()["digest"]
-		return list(func() []view.Blob { return o.Blobs(digests) }), nil
+		return list(o.Blobs(r.URL.Query()["digest"])), nil
 	}))
 	mux.Handle("GET "+view.RegistriesPath, show(o.Log, func(r *http.Request) (any, error) {
-		if o.Registries == nil {
-			return []view.Registry{}, nil
-		}
-		return list(func() []view.Registry { return o.Registries(r.Context()) }), nil
+		return list(o.Registries(r.Context())), nil
 	}))
 	mux.Handle("GET "+view.ImagePath, show(o.Log, func(r *http.Request) (any, error) {
 		name := r.URL.Query().Get("name")
-		if name == "" || o.Image == nil {
+		if name == "" {
 			return nil, errors.New("name an image: ?name=registry.example/team/app:1.2")
 		}
 		return o.Image(name)
@@ -144,20 +131,12 @@ func text(w http.ResponseWriter, status int, body string) {
 	_, _ = w.Write([]byte(body)) // the client has gone; there is nobody to tell
 }
 
-// one is a snapshot, or the zero value where nobody makes one.
-func one[T any](snapshot func() T) (value T) {
-	if snapshot != nil {
-		value = snapshot()
-	}
-	return value
-}
-
 // list makes nil an empty list, so that readers find [] and not null.
-func list[T any](snapshot func() []T) []T {
-	if all := one(snapshot); all != nil {
-		return all
+func list[T any](all []T) []T {
+	if all == nil {
+		return []T{}
 	}
-	return []T{}
+	return all
 }
 
 // show answers with what snapshot gives. Its error is the caller's.

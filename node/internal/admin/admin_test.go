@@ -24,7 +24,13 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func options() admin.Options {
-	return admin.Options{Gatherer: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)}
+	return admin.Options{
+		Gatherer: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
+		Alive: func() error { return nil }, Node: func() (v view.Node) { return v },
+		Peers: func() []view.Peer { return nil }, Fetches: func() []view.Fetch { return nil },
+		Pulls: func() []view.Pull { return nil }, Blobs: func([]string) []view.Blob { return nil },
+		Registries: func(context.Context) []view.Registry { return nil },
+	}
 }
 
 func call(t *testing.T, o admin.Options, method, path string) (int, string, http.Header) {

@@ -39,25 +39,20 @@ func newMetrics(reg prometheus.Registerer, s *Store) *metrics {
 	m.all = []prometheus.Collector{
 		m.evicted, m.damaged, m.ingested, m.noSpace, m.checked,
 		gauge("shoal_store_bytes", "Bytes of committed blobs.", func(u Usage) int64 { return u.Bytes }),
-		gauge("shoal_store_pinned_bytes", "Bytes of committed blobs that are pinned.", func(u Usage) int64 {
-			return u.PinnedBytes
-		}),
+		gauge("shoal_store_pinned_bytes", "Bytes of committed blobs that are pinned.",
+			func(u Usage) int64 { return u.PinnedBytes }),
 		gauge("shoal_store_model_bytes", "Bytes of committed blobs of models, a part of shoal_store_bytes.",
 			func(u Usage) int64 { return u.Models.Bytes }),
 		gauge("shoal_store_model_capacity_bytes",
 			"Capacity for models in bytes, a part of shoal_store_capacity_bytes; 0 where they have none of their own.",
 			func(u Usage) int64 { return u.Models.Capacity }),
-		gauge("shoal_store_ingest_bytes", "Bytes present in open and partial ingests.", func(u Usage) int64 {
-			return u.IngestBytes
-		}),
+		gauge("shoal_store_ingest_bytes", "Bytes present in open and partial ingests.",
+			func(u Usage) int64 { return u.IngestBytes }),
 		gauge("shoal_store_blobs", "Number of committed blobs.", func(u Usage) int64 { return int64(u.Blobs) }),
-		gauge("shoal_store_capacity_bytes", "Capacity in bytes, 0 for no limit.", func(u Usage) int64 {
-			return u.Capacity
-		}),
+		gauge("shoal_store_capacity_bytes", "Capacity in bytes, 0 for no limit.",
+			func(u Usage) int64 { return u.Capacity }),
 		gauge("shoal_store_free_disk_bytes", "Free bytes of the store's file system, -1 if not known.",
-			func(u Usage) int64 {
-				return u.FreeDisk
-			}),
+			func(u Usage) int64 { return u.FreeDisk }),
 	}
 	return m
 }

@@ -133,10 +133,12 @@ var mends = map[string]string{
 // diagnosis gathers findings.
 type diagnosis struct{ found []Finding }
 
-func (d *diagnosis) add(grave bool, reason, node, format string, args ...any) {
+// add gives the finding that it adds, which holds until the next.
+func (d *diagnosis) add(grave bool, reason, node, format string, args ...any) *Finding {
 	f := Finding{Reason: reason, Grave: grave, Node: node, Message: fmt.Sprintf(format, args...), Link: Link(reason)}
 	f.mend(Mend(reason))
 	d.found = append(d.found, f)
+	return &d.found[len(d.found)-1]
 }
 
 // mend sets what to do about a finding, in which NODE stands for its node.
@@ -159,9 +161,9 @@ func Diagnose(c *Cluster, agents []Answer[Shown], now time.Time) []Finding {
 		if len(c.Peers) > 0 {
 			message += "; what is still there of Peers and NodeCaches an earlier installation has left"
 		}
-		d.add(true, reasonNotInstalled, "", "%s", message)
+		f := d.add(true, reasonNotInstalled, "", "%s", message)
 		if len(c.Peers) > 0 {
-			d.found[0].Mend += "; or remove what is left: " + documents + "README.md#uninstall"
+			f.Mend += "; or remove what is left: " + documents + "README.md#uninstall"
 		}
 		return d.found
 	}
@@ -170,8 +172,8 @@ func Diagnose(c *Cluster, agents []Answer[Shown], now time.Time) []Finding {
 		if c.Namespace != "" {
 			where = "in namespace " + c.Namespace
 		}
-		d.add(true, reasonAgentMissing, "", "there is neither an agent's pod nor a DaemonSet of agents %s", where)
-		d.found[0].Mend = "see where the chart is installed: helm list --all-namespaces; --agents-namespace names " +
+		f := d.add(true, reasonAgentMissing, "", "there is neither an agent's pod nor a DaemonSet of agents %s", where)
+		f.Mend = "see where the chart is installed: helm list --all-namespaces; --agents-namespace names " +
 			"its namespace"
 	}
 	if c.Swarm == nil {
@@ -189,7 +191,7 @@ func Diagnose(c *Cluster, agents []Answer[Shown], now time.Time) []Finding {
 		d.found[i].Message = strings.TrimPrefix(d.found[i].Message, d.found[i].Reason+": ")
 		for _, p := range c.Agents {
 			if d.found[i].Node == p.Spec.NodeName {
-				d.found[i].Mend = strings.ReplaceAll(d.found[i].Mend, "POD", "-n "+p.Namespace+" "+p.Name)
+				d.found[i].ofPod(&p)
 			}
 		}
 	}
@@ -307,25 +309,22 @@ func (d *diagnosis) operators(c *Cluster, now time.Time) {
 	}
 	for _, p := range c.liveOperators() {
 		if why := unready(&p); why != "" {
-			d.add(ready == 0, ReasonOperatorNotReady, "", "operator %s: %s", p.Name, why)
-			d.ofPod(&p)
+			d.add(ready == 0, ReasonOperatorNotReady, "", "operator %s: %s", p.Name, why).ofPod(&p)
 			continue
 		}
 		for _, s := range p.Status.ContainerStatuses {
 			if last := lately(s, now); last != nil {
 				d.add(false, reasonOperatorRestarts, "", "operator %s was restarted %s, last %s, after it had ended "+
 					"with code %d", p.Name, times(int(s.RestartCount)), view.Ago(now.Sub(last.FinishedAt.Time)),
-					last.ExitCode)
-				d.ofPod(&p)
+					last.ExitCode).ofPod(&p)
 			}
 		}
 	}
 }
 
-// ofPod puts a pod's name into the last mend.
-func (d *diagnosis) ofPod(p *corev1.Pod) {
-	last := &d.found[len(d.found)-1]
-	last.Mend = strings.ReplaceAll(last.Mend, "POD", "-n "+p.Namespace+" "+p.Name)
+// ofPod puts a pod's name into the mend.
+func (f *Finding) ofPod(p *corev1.Pod) {
+	f.Mend = strings.ReplaceAll(f.Mend, "POD", "-n "+p.Namespace+" "+p.Name)
 }
 
 // lately is how a container ended that works again, where that is not long ago.
@@ -430,8 +429,7 @@ func (d *diagnosis) pins(c *Cluster, now time.Time) {
 		ready := apimeta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady)
 		if age := now.Sub(p.CreationTimestamp.Time); ready == nil && age > looksWithin {
 			d.add(false, reasonPinFails, "", "pin %s/%s: the operator has not looked at it for %s: does it run?",
-				p.Namespace, p.Name, view.Duration(age))
-			d.found[len(d.found)-1].Mend = operatorMend
+				p.Namespace, p.Name, view.Duration(age)).Mend = operatorMend
 			continue
 		}
 		if ready == nil || ready.Status != metav1.ConditionFalse {
@@ -442,9 +440,8 @@ func (d *diagnosis) pins(c *Cluster, now time.Time) {
 			v1alpha1.ReasonExpired, v1alpha1.ReasonResolving:
 			continue
 		}
-		d.add(false, reasonPinFails, "", "pin %s/%s: %s: %s", p.Namespace, p.Name, ready.Reason, ready.Message)
-		last := &d.found[len(d.found)-1]
-		last.Mend = fmt.Sprintf("see kubectl describe artifactpin -n %s %s", p.Namespace, p.Name)
+		f := d.add(false, reasonPinFails, "", "pin %s/%s: %s: %s", p.Namespace, p.Name, ready.Reason, ready.Message)
+		f.Mend = fmt.Sprintf("see kubectl describe artifactpin -n %s %s", p.Namespace, p.Name)
 	}
 }
 
@@ -521,15 +518,11 @@ func (d *diagnosis) silent(a Answer[Shown]) {
 		d.add(false, reasonVersionsDiffer, a.Node,
 			"its agent answers, and is of a version that does not show its state to this command")
 	default:
-		why := "its agent does not answer: "
-		_, down := errors.AsType[*KubeletError](a.Err)
-		if down {
-			why = ""
+		if _, down := errors.AsType[*KubeletError](a.Err); down {
+			d.add(true, ReasonAgentSilent, a.Node, "%s", Short(a.Err)).mend(lookAtNode)
+			return
 		}
-		d.add(true, ReasonAgentSilent, a.Node, "%s%s", why, Short(a.Err))
-		if down {
-			d.found[len(d.found)-1].mend(lookAtNode)
-		}
+		d.add(true, ReasonAgentSilent, a.Node, "its agent does not answer: %s", Short(a.Err))
 	}
 }
 
