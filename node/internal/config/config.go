@@ -32,7 +32,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/policy"
 )
 
-// Config is the configuration of one agent. The yaml tags are the keys.
+// Config is the configuration of one agent. The yaml tags are the keys. What each means is said in options.go.
 type Config struct {
 	Registry   Registry   `yaml:"registry"`
 	Hub        Hub        `yaml:"hub"`
@@ -51,32 +51,21 @@ type Config struct {
 
 // Registry configures the registry front.
 type Registry struct {
-	// Listen is "host:port".
-	Listen string `yaml:"listen"`
-	// DefaultRegistry is meant by a request that names no registry itself. Empty: such a request is not found.
-	DefaultRegistry string `yaml:"defaultRegistry"`
-	// Ranges says what a request for a part of a blob that is not here gets.
-	Ranges Ranges `yaml:"ranges"`
-	// ReadAhead is how much is fetched, at most, of the layers that come after one that a client reads whole. 0: none.
-	ReadAhead policy.Size `yaml:"readAhead"`
-	// FirstByteTimeout bounds the wait for the first byte of an answer.
+	Listen           string        `yaml:"listen"`
+	DefaultRegistry  string        `yaml:"defaultRegistry"`
+	Ranges           Ranges        `yaml:"ranges"`
+	ReadAhead        policy.Size   `yaml:"readAhead"`
 	FirstByteTimeout time.Duration `yaml:"firstByteTimeout"`
-	// DrainTimeout bounds the wait for running answers at shutdown.
-	DrainTimeout time.Duration `yaml:"drainTimeout"`
+	DrainTimeout     time.Duration `yaml:"drainTimeout"`
 }
 
 // Hub configures the hub front, which clients of a model hub reach as their HF_ENDPOINT.
 type Hub struct {
-	Enabled bool `yaml:"enabled"`
-	// Listen is "host:port".
-	Listen string `yaml:"listen"`
-	// Endpoint is the base URL of the hub. The front asks no other.
-	Endpoint string `yaml:"endpoint"`
-	// AllowFrom are the address ranges, such as 10.42.0.0/16, of the callers that may use the front besides this
-	// machine's own.
+	Enabled   bool     `yaml:"enabled"`
+	Listen    string   `yaml:"listen"`
+	Endpoint  string   `yaml:"endpoint"`
 	AllowFrom []string `yaml:"allowFrom"`
-	// URLs are those, such as https://files.example/models/, below which the front gives files by their digest and URL.
-	URLs []string `yaml:"urls"`
+	URLs      []string `yaml:"urls"`
 	// CertFile and KeyFile are the front's certificate and key, as PEM. They are read anew for each connection. Empty:
 	// plain HTTP.
 	CertFile string `yaml:"certFile"`
@@ -126,31 +115,25 @@ const (
 
 // Admin configures the server for health, metrics and the read-only view.
 type Admin struct {
-	// Listen is "host:port".
 	Listen string `yaml:"listen"`
 }
 
 // Tracing configures where spans of pulls are sent.
 type Tracing struct {
-	// Endpoint is the base URL of an OTLP receiver. Empty: there are no spans.
-	Endpoint string `yaml:"endpoint"`
-	// Protocol is one of trace.Protocols. Empty: as OpenTelemetry's variables say, and else HTTP.
-	Protocol string `yaml:"protocol"`
-	// Ratio is the share of pulls that are traced, from 0 to 1, where no client says which.
-	Ratio float64 `yaml:"ratio"`
+	Endpoint string  `yaml:"endpoint"`
+	Protocol string  `yaml:"protocol"`
+	Ratio    float64 `yaml:"ratio"`
 }
 
 // Metrics configures a server for metrics alone, which other machines may reach: it has no profiles, and does not show
 // what the cache holds.
 type Metrics struct {
-	// Listen is "host:port". Empty: there is no such server.
 	Listen string `yaml:"listen"`
 	// CertFile and KeyFile are the server's certificate and key, as PEM. They are read anew for each connection. Empty:
 	// plain HTTP.
-	CertFile string `yaml:"certFile"`
-	KeyFile  string `yaml:"keyFile"`
-	// TokenReview gives the metrics only to who shows the token of an account that the API server lets GET /metrics.
-	TokenReview bool `yaml:"tokenReview"`
+	CertFile    string `yaml:"certFile"`
+	KeyFile     string `yaml:"keyFile"`
+	TokenReview bool   `yaml:"tokenReview"`
 }
 
 // Admission says which peers may join.
@@ -167,21 +150,14 @@ const (
 
 // Swarm configures the agent's part in the swarm.
 type Swarm struct {
-	// Listen holds TCP multiaddrs. Port 0 lets the system choose.
-	Listen []ma.Multiaddr `yaml:"listen"`
-	// Announce replaces the listening addresses as what other peers are told, for a node behind a translation.
-	Announce []ma.Multiaddr `yaml:"announce"`
-	// Bootstrap holds the multiaddrs, each with its peer ID, of the peers to start from.
-	Bootstrap []ma.Multiaddr `yaml:"bootstrap"`
-	// Zone is the failure or cost domain of the node: bytes of a pull cross into a zone once.
-	Zone string `yaml:"zone"`
-	// ProtocolPrefix keeps swarms apart: agents with different prefixes do not speak with one another.
-	ProtocolPrefix string    `yaml:"protocolPrefix"`
-	Admission      Admission `yaml:"admission"`
-	// Peers are admitted when Admission is List.
-	Peers []peer.ID `yaml:"peers"`
-	// Connections is how many connections are kept.
-	Connections Connections `yaml:"connections"`
+	Listen         []ma.Multiaddr `yaml:"listen"`
+	Announce       []ma.Multiaddr `yaml:"announce"`
+	Bootstrap      []ma.Multiaddr `yaml:"bootstrap"`
+	Zone           string         `yaml:"zone"`
+	ProtocolPrefix string         `yaml:"protocolPrefix"`
+	Admission      Admission      `yaml:"admission"`
+	Peers          []peer.ID      `yaml:"peers"`
+	Connections    Connections    `yaml:"connections"`
 }
 
 // Connections are watermarks of the connection manager: above High it closes the least useful ones until Low are left.
@@ -194,10 +170,8 @@ type Connections struct {
 type Store struct {
 	Path string `yaml:"path"`
 	// Store bounds what is kept. A CachePolicy resource takes its place where Kubernetes is enabled.
-	policy.Store `yaml:",inline"`
-	// RuntimePath is containerd's content store, read for blobs that it holds. Empty: not used.
-	RuntimePath string `yaml:"runtimePath"`
-	// ScrubInterval is the time in which every blob is read and checked once. 0: never.
+	policy.Store  `yaml:",inline"`
+	RuntimePath   string        `yaml:"runtimePath"`
 	ScrubInterval time.Duration `yaml:"scrubInterval"`
 }
 
@@ -238,36 +212,25 @@ type Policy struct {
 // Mirror says how shoal-node mirror install was run on this node, so that the agent can report what is amiss with the
 // runtime's mirror configuration. The agent itself changes nothing there.
 type Mirror struct {
-	// StateDir is where mirror install keeps the originals. Empty: nothing is reported.
-	StateDir string `yaml:"stateDir"`
-	// Runtime is the node's runtime.
-	Runtime mirror.Runtime `yaml:"runtime"`
-	// Root is where the node's file system is mounted. Empty: "/". Path and RuntimeConfig are those on the node.
-	Root string `yaml:"root"`
-	// Path is the runtime's mirror configuration, and RuntimeConfig containerd's own configuration file. Empty: where
-	// the runtime usually has them.
-	Path          string `yaml:"path"`
-	RuntimeConfig string `yaml:"runtimeConfig"`
-	// Registries are the hosts that are mirrored. Empty: all.
-	Registries []string `yaml:"registries"`
+	StateDir      string         `yaml:"stateDir"`
+	Runtime       mirror.Runtime `yaml:"runtime"`
+	Root          string         `yaml:"root"`
+	Path          string         `yaml:"path"`
+	RuntimeConfig string         `yaml:"runtimeConfig"`
+	Registries    []string       `yaml:"registries"`
 }
 
 // Log configures the log on standard error.
 type Log struct {
-	// Level is debug, info, warn or error.
-	Level string `yaml:"level"`
-	// Format is json or text.
+	Level  string `yaml:"level"`
 	Format string `yaml:"format"`
 }
 
 // Kubernetes configures the agent's Kubernetes side.
 type Kubernetes struct {
-	Enabled bool `yaml:"enabled"`
-	// NodeName is the Node that the agent runs on.
-	NodeName string `yaml:"nodeName"`
-	// Kubeconfig is a file. Empty: the service account of the pod.
-	Kubeconfig string `yaml:"kubeconfig"`
-	// RuntimeEndpoint is the runtime's CRI socket, for pins that load images into it. Empty: such pins fail.
+	Enabled         bool   `yaml:"enabled"`
+	NodeName        string `yaml:"nodeName"`
+	Kubeconfig      string `yaml:"kubeconfig"`
 	RuntimeEndpoint string `yaml:"runtimeEndpoint"`
 }
 

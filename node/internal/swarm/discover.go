@@ -46,20 +46,10 @@ const (
 	enoughProviders = 20
 )
 
-// finder is told who holds the blob that is looked for.
-type finder interface {
-	// answered: a peer says whether it does.
-	answered()
-	// promised: a peer says that it does, and its claims are to come.
-	promised()
-	// addHolder takes in a peer that does, with its claims for every chunk.
-	addHolder(p peer.ID, zone string, size int64, claims []schedule.Claim)
-}
-
 // discover finds who holds the blob of a plan whole: this node, those whose provider records this node or the DHT has,
 // and (where the DHT knows nothing, or is broken) whoever of the connected peers says so. It returns when all have
 // answered or timed out.
-func (s *Swarm) discover(ctx context.Context, plan Plan, to finder) {
+func (s *Swarm) discover(ctx context.Context, plan Plan, to *room) {
 	ctx, cancel := context.WithTimeout(ctx, s.opts.slack(discoverTimeout))
 	defer cancel()
 	if s.searches.Acquire(ctx, 1) != nil {
