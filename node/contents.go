@@ -70,49 +70,36 @@ func listenPrivately(ctx context.Context, path string) (net.Listener, error) {
 
 func contentsCommands(load loader) []*cobra.Command {
 	var file string
-	get := &cobra.Command{
+	get := load.command(&cobra.Command{
 		Use: "get DIGEST", Short: "Write content that this machine holds to a file",
 		Args:    view.Arguments(1, 1, "-o FILE names the file to write"),
 		Example: "  shoal-node get sha256:… -o layer.tar\n  shoal-node get sha256:… -o - | tar t",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := load(cmd)
-			if err != nil {
-				return err
-			}
-			return get(cmd.Context(), socketOf(c), args[0], file, cmd.OutOrStdout())
-		},
-	}
+	}, func(cmd *cobra.Command, c *config.Config, args []string) error {
+		return get(cmd.Context(), socketOf(c), args[0], file, cmd.OutOrStdout())
+	})
 	get.Flags().StringVarP(&file, "output", "o", "", "the `file` to write; default, or -: standard output")
 	var name string
 	var size int64
-	add := &cobra.Command{
+	add := load.command(&cobra.Command{
 		Use: "add FILE", Short: "Put a file into the cache, under its digest, and print that",
 		Args: view.Arguments(1, 1),
 		Long: `add puts a file into the cache of this machine as a blob, from where every admitted machine takes it by
 its digest. It is evicted like any other. With - for FILE it reads standard input, and wants --digest and --size.`,
 		Example: "  shoal-node add model.safetensors",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := load(cmd)
-			if err != nil {
-				return err
-			}
-			body, d, n, err := toAdd(args[0], name, size, cmd.InOrStdin())
-			if err != nil {
-				return err
-			}
-			defer func() { _ = body.Close() }()
-			if err := add(cmd.Context(), socketOf(c), d, body, n); err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), d)
+	}, func(cmd *cobra.Command, c *config.Config, args []string) error {
+		body, d, n, err := toAdd(args[0], name, size, cmd.InOrStdin())
+		if err != nil {
 			return err
-		},
-	}
+		}
+		defer func() { _ = body.Close() }()
+		if err := add(cmd.Context(), socketOf(c), d, body, n); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(cmd.OutOrStdout(), d)
+		return err
+	})
 	add.Flags().StringVar(&name, "digest", "", "of what comes from standard input")
 	add.Flags().Int64Var(&size, "size", -1, "of what comes from standard input, in bytes")
-	for _, cmd := range []*cobra.Command{get, add} {
-		config.Flags(cmd.Flags())
-	}
 	return []*cobra.Command{get, add}
 }
 

@@ -69,14 +69,27 @@ func main() {
 }
 
 // loader reads the configuration by the flags of a command.
-type loader = func(*cobra.Command) (*config.Config, error)
+type loader func(*cobra.Command) (*config.Config, error)
+
+// command gives a command the flags of the configuration, and has it run with that.
+func (load loader) command(cmd *cobra.Command, run func(*cobra.Command, *config.Config, []string) error) *cobra.Command {
+	config.Flags(cmd.Flags())
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := load(cmd)
+		if err != nil {
+			return err
+		}
+		return run(cmd, c, args)
+	}
+	return cmd
+}
 
 func command() *cobra.Command {
 	var file string
-	load := func(cmd *cobra.Command) (*config.Config, error) {
+	load := loader(func(cmd *cobra.Command) (*config.Config, error) {
 		return config.Load(file, cmd.Flags(), os.Environ())
-	}
-	root := &cobra.Command{
+	})
+	root := load.command(&cobra.Command{
 		Use:   "shoal-node",
 		Short: "Peer-to-peer content cache of a node: the container runtime's registry mirror",
 		Long: `shoal-node serves the container runtime of this node as a registry mirror. What it does not hold it takes
@@ -91,16 +104,8 @@ from the other agents of the swarm, and what none of them holds from the registr
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := load(cmd)
-			if err != nil {
-				return err
-			}
-			return run(cmd.Context(), c)
-		},
-	}
+	}, func(cmd *cobra.Command, c *config.Config, _ []string) error { return run(cmd.Context(), c) })
 	root.PersistentFlags().StringVar(&file, "config", "", "YAML `file` with the configuration; see shoal-node config")
-	config.Flags(root.Flags())
 	root.AddCommand(idCommand(load), configCommand(load), mirror.Command(guard.Command), versionCommand())
 	root.AddCommand(lookCommands(load)...)
 	root.AddCommand(contentsCommands(load)...)
@@ -109,46 +114,30 @@ from the other agents of the swarm, and what none of them holds from the registr
 }
 
 func idCommand(load loader) *cobra.Command {
-	cmd := &cobra.Command{
+	return load.command(&cobra.Command{
 		Use:   "id",
 		Short: "Print the peer ID, and make the identity where there is none",
 		Args:  view.Arguments(0, 0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := load(cmd)
-			if err != nil {
-				return err
-			}
-			key, err := swarm.LoadIdentity(c.IdentityPath())
-			if err != nil {
-				return storePathProblem(c.Store.Path, err)
-			}
-			p, err := peer.IDFromPrivateKey(key)
-			if err != nil {
-				return fmt.Errorf("identity %s: %w", c.IdentityPath(), err)
-			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), p)
-			return err
-		},
-	}
-	config.Flags(cmd.Flags())
-	return cmd
+	}, func(cmd *cobra.Command, c *config.Config, _ []string) error {
+		key, err := swarm.LoadIdentity(c.IdentityPath())
+		if err != nil {
+			return storePathProblem(c.Store.Path, err)
+		}
+		p, err := peer.IDFromPrivateKey(key)
+		if err != nil {
+			return fmt.Errorf("identity %s: %w", c.IdentityPath(), err)
+		}
+		_, err = fmt.Fprintln(cmd.OutOrStdout(), p)
+		return err
+	})
 }
 
 func configCommand(load loader) *cobra.Command {
-	cmd := &cobra.Command{
+	return load.command(&cobra.Command{
 		Use:   "config",
 		Short: "Print the configuration in force as YAML",
 		Args:  view.Arguments(0, 0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := load(cmd)
-			if err != nil {
-				return err
-			}
-			return c.Write(cmd.OutOrStdout())
-		},
-	}
-	config.Flags(cmd.Flags())
-	return cmd
+	}, func(cmd *cobra.Command, c *config.Config, _ []string) error { return c.Write(cmd.OutOrStdout()) })
 }
 
 func versionCommand() *cobra.Command {
