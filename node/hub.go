@@ -30,7 +30,7 @@ func (n *node) newHub(documents *room.Room) (*hub.Front, error) {
 		Endpoint: endpoint, Transport: transport, Hub: c.Name(), Gate: n.gate,
 		Fetcher: n.fetcher, Upstream: n.upstream, Store: n.store, Documents: documents,
 		Memory: n.store.Notes("hub"), Rules: func(r content.Repository) policy.Rule { return n.policy.Load().For(r) },
-		AllowFrom: c.Allowed(), URLs: c.Below(), Tracer: n.tracer, Logger: n.log.With("part", "hub"),
+		AllowFrom: c.AllowFrom, URLs: c.Below(), Tracer: n.tracer, Logger: n.log.With("part", "hub"),
 		Registerer: n.metrics,
 	})
 	if err != nil {

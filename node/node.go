@@ -111,7 +111,7 @@ func (n *node) start(ctx context.Context) (err error) {
 	}
 	documents := room.New(room.Share(4))
 	n.upstream, err = upstream.New(upstream.Options{
-		Upstreams: upstreams(c.Upstreams, c.Hub), Mirrors: n.mirrors, AllowAddresses: c.AllowAddresses(),
+		Upstreams: upstreams(c.Upstreams, c.Hub), Mirrors: n.mirrors, AllowAddresses: c.Upstream.AllowAddresses,
 		Locate: n.locate, Outward: c.Hub.Below(),
 		Limits: newRates(n.policy).of, Documents: documents, Tracer: n.tracer,
 		Logger: n.log.With("part", "upstream"), Registerer: n.metrics,

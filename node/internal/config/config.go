@@ -61,11 +61,11 @@ type Registry struct {
 
 // Hub configures the hub front, which clients of a model hub reach as their HF_ENDPOINT.
 type Hub struct {
-	Enabled   bool     `yaml:"enabled"`
-	Listen    string   `yaml:"listen"`
-	Endpoint  string   `yaml:"endpoint"`
-	AllowFrom []string `yaml:"allowFrom"`
-	URLs      []string `yaml:"urls"`
+	Enabled   bool           `yaml:"enabled"`
+	Listen    string         `yaml:"listen"`
+	Endpoint  string         `yaml:"endpoint"`
+	AllowFrom []netip.Prefix `yaml:"allowFrom"`
+	URLs      []string       `yaml:"urls"`
 	// CertFile and KeyFile are the front's certificate and key, as PEM. They are read anew for each connection. Empty:
 	// plain HTTP.
 	CertFile string `yaml:"certFile"`
@@ -90,17 +90,6 @@ func (h Hub) Name() string {
 		return ""
 	}
 	return registries.Canonical(u.Host)
-}
-
-// Allowed is AllowFrom.
-func (h Hub) Allowed() []netip.Prefix {
-	var out []netip.Prefix
-	for _, s := range h.AllowFrom {
-		if p, err := netip.ParsePrefix(s); err == nil { // Load has checked each
-			out = append(out, p)
-		}
-	}
-	return out
 }
 
 // Ranges says what is given of a blob that is not whole on this node.
@@ -180,7 +169,7 @@ type Registries struct {
 	// AllowAddresses are CIDR ranges at which registries, what they redirect to, and their token servers are asked
 	// although the addresses are the node's own: loopback, link-local and the like. The endpoints of upstreams need no
 	// entry.
-	AllowAddresses []string `yaml:"allowAddresses"`
+	AllowAddresses []netip.Prefix `yaml:"allowAddresses"`
 }
 
 // Upstream says how to reach a registry. A registry that is not listed is reached at https://<registry>.
@@ -244,15 +233,6 @@ func (c *Config) BootstrapPeers() []peer.AddrInfo {
 		panic(err) // Load has checked each address
 	}
 	return peers
-}
-
-// AllowAddresses are the ranges of upstream.allowAddresses.
-func (c *Config) AllowAddresses() []netip.Prefix {
-	ranges := make([]netip.Prefix, len(c.Upstream.AllowAddresses))
-	for i, s := range c.Upstream.AllowAddresses {
-		ranges[i] = netip.MustParsePrefix(s) // Load has checked each
-	}
-	return ranges
 }
 
 // EffectivePolicy is the policy that this configuration alone makes.

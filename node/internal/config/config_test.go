@@ -2,6 +2,7 @@ package config_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -115,7 +116,7 @@ func TestEveryFormOfValueFromTheEnvironmentAndFlags(t *testing.T) {
 			"SHOAL_STORE_HIGHWATERMARKPERCENT=90%", "SHOAL_STORE_LOWWATERMARKPERCENT=50.5",
 			`SHOAL_UPSTREAMS=[{"registry": "a.example", "caFile": "/ca"}, {"registry": "b.example:5000", "insecureSkipVerify": true}]`,
 			"SHOAL_POLICY_DEFAULTS_TAGTTL=3s",
-			"SHOAL_SWARM_CONNECTIONS_LOW=7",
+			"SHOAL_SWARM_CONNECTIONS_LOW=7", "SHOAL_HUB_ALLOWFROM=10.0.0.0/8, fd00::/8",
 		},
 		"--swarm-bootstrap=/ip4/10.0.0.1/tcp/1/p2p/"+id+",/ip6/fd00::1/tcp/2/p2p/"+id,
 		"--policy-bandwidth-upload=100MB",
@@ -132,6 +133,7 @@ func TestEveryFormOfValueFromTheEnvironmentAndFlags(t *testing.T) {
 	require.True(t, c.Upstreams[1].InsecureSkipVerify)
 	require.Equal(t, 3*time.Second, c.Policy.Defaults.TagTTL)
 	require.Equal(t, 7, c.Swarm.Connections.Low)
+	require.Equal(t, "[10.0.0.0/8 fd00::/8]", fmt.Sprint(c.Hub.AllowFrom))
 	require.Equal(t, int64(100e6), c.EffectivePolicy().Bandwidth.Upload.Bytes)
 }
 
@@ -192,6 +194,9 @@ func TestMistakesAreNamed(t *testing.T) {
 		"a mirror of an agent whose port nobody knows": {
 			"{registry: {listen: '127.0.0.1:0'}, mirror: {stateDir: /var/lib/shoal-mirror}}", nil,
 			[]string{"registry.listen: 127.0.0.1:0", "mirror.stateDir", "want a port"}},
+		"a range of addresses that is none": {"hub: {allowFrom: [10.0.0.0/8, 10.0.0.1]}",
+			[]string{"SHOAL_UPSTREAM_ALLOWADDRESSES=::1/128,all"}, []string{"hub.allowFrom[1]: \"10.0.0.1\" is no range",
+				"upstream.allowAddresses[1]: \"all\" is no range"}},
 		"an endpoint at no port": {"upstreams: [{registry: a.b, endpoints: ['https://x:99999']}]", nil,
 			[]string{"upstreams[0].endpoints[0]: port 99999", "65535"}},
 		"a value where a section belongs": {"store: 5", nil,
@@ -415,6 +420,7 @@ policy:
   bandwidth: {upload: 10MiB}
   rules: [{match: [a.example/**], mode: Bypass}]
 kubernetes: {enabled: true, nodeName: n1}
+hub: {allowFrom: [10.0.0.0/8]}
 `, []string{"SHOAL_STORE_MINFREE=12.5%"})
 	require.NoError(t, err)
 	var first, second bytes.Buffer

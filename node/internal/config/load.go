@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/netip"
 	"reflect"
 	"regexp"
 	"slices"
@@ -423,6 +424,13 @@ var parsers = map[reflect.Type]func(string) (any, error){
 		}
 		return addr, nil
 	},
+	reflect.TypeFor[netip.Prefix](): func(s string) (any, error) {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no range of addresses; want one such as 10.42.0.0/16 or fd00::/8", s)
+		}
+		return p, nil
+	},
 	reflect.TypeFor[peer.ID](): func(s string) (any, error) {
 		id, err := peer.Decode(s)
 		if err != nil {
@@ -462,7 +470,8 @@ func isScalar(t reflect.Type) bool {
 	case reflect.String, reflect.Bool, reflect.Int, reflect.Int64, reflect.Float64:
 		return true
 	}
-	return t == reflect.TypeFor[ma.Multiaddr]() || t == reflect.TypeFor[policy.Size]()
+	return t == reflect.TypeFor[ma.Multiaddr]() || t == reflect.TypeFor[policy.Size]() ||
+		t == reflect.TypeFor[netip.Prefix]()
 }
 
 // complete fills in what follows from other keys.

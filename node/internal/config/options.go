@@ -4,6 +4,7 @@ import (
 	"encoding"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -220,7 +221,7 @@ func values(c *Config) map[string]any {
 			switch {
 			case option == "inline":
 				walk(prefix, f)
-			case f.Kind() == reflect.Slice && f.Type().Elem().Kind() == reflect.Struct: // a list of tables
+			case slices.Contains(tables, key):
 			case f.Kind() == reflect.Slice && !isText:
 				list := make([]string, f.Len())
 				for j := range list {
