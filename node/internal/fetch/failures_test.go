@@ -79,7 +79,7 @@ func hostile(t *testing.T, bootstrap []peer.AddrInfo, s swarm.Store) *swarm.Swar
 	require.NoError(t, err)
 	sw, err := swarm.New(swarm.Options{
 		Identity: key, Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Bootstrap: bootstrap, Open: true,
-		Store: s, Slack: 10, DiscoveryGrace: 30 * time.Second, // or who has it says so too late on a slow machine
+		Store: s, Slack: 5, DiscoveryGrace: 30 * time.Second, // or who has it says so too late on a slow machine
 		Logger: testLogger("hostile"), Registerer: prometheus.NewRegistry(),
 	})
 	require.NoError(t, err)

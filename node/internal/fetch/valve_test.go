@@ -70,7 +70,8 @@ func patient(t testing.TB, o *origin) func(*Options, *swarm.Options) {
 	return func(fo *Options, _ *swarm.Options) {
 		up, err := upstream.New(upstream.Options{
 			Upstreams: []upstream.Upstream{{Registry: "images.test", Endpoints: []string{o.URL}}},
-			Timeouts:  upstream.Timeouts{Retry: time.Second, Stall: time.Minute}, Logger: slog.New(slog.DiscardHandler),
+			Timeouts:  upstream.Timeouts{Retry: time.Second, Dial: patience, Header: patience, Stall: patience},
+			Logger:    slog.New(slog.DiscardHandler),
 		})
 		require.NoError(t, err)
 		t.Cleanup(up.Close)

@@ -88,16 +88,16 @@ func newNodeOn(
 		Identity: key, Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Bootstrap: bootstrap, Open: true,
 		Store: n.store, Logger: log, Registerer: n.reg,
 		// A machine that runs tests may be slow; none of these times is what a test is about.
-		Slack: 10, DiscoveryGrace: 30 * time.Second,
+		Slack: 5, DiscoveryGrace: 30 * time.Second,
 		Schedule: schedule.Config{LeaseTimeout: time.Minute, ChunkTimeout: 2 * time.Minute},
 	}
 	up, err := upstream.New(upstream.Options{
 		Upstreams: []upstream.Upstream{{Registry: "images.test", Endpoints: []string{o.URL}}}, Logger: log,
-		Timeouts: upstream.Timeouts{Retry: time.Second, Stall: 20 * time.Second},
+		Timeouts: upstream.Timeouts{Retry: time.Second, Dial: patience, Header: patience, Stall: time.Minute},
 	})
 	require.NoError(t, err)
-	fo := Options{Store: n.store, Upstream: up, Logger: log, Registerer: n.reg, PeerSilence: 20 * time.Second,
-		PeerPatience: 2 * time.Minute, CoordinatorPatience: 2 * time.Minute, Patience: time.Minute}
+	fo := Options{Store: n.store, Upstream: up, Logger: log, Registerer: n.reg, PeerSilence: time.Minute,
+		PeerPatience: 2 * time.Minute, CoordinatorPatience: 2 * time.Minute, Patience: patience}
 	for _, f := range set {
 		f(&fo, &so)
 	}

@@ -33,7 +33,8 @@ func newAgents(t testing.TB, h *hubtest.Hub, count int) []*agent {
 	var agents []*agent
 	var boot []peer.AddrInfo
 	for range count {
-		a := newAgentThatWaits(t, h, "", boot, upstream.Timeouts{Retry: time.Second, Stall: time.Minute}, 2*time.Minute)
+		a := newAgentThatWaits(t, h, "", boot, upstream.Timeouts{Retry: time.Second,
+			Dial: patience, Header: patience, File: patience, Stall: patience}, 2*time.Minute)
 		agents, boot = append(agents, a), append(boot, a.info())
 	}
 	meet(t, agents)
