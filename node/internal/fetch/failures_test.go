@@ -131,6 +131,7 @@ func (l *lie) mapOf(d digest.Digest, g content.Grain) (*content.ChunkMap, error)
 func (l *lie) Digests(context.Context) ([]digest.Digest, error) {
 	return []digest.Digest{l.digest}, nil
 }
+func (l *lie) Unmapped(digest.Digest) int64      { return 0 }
 func (l *lie) Blockstore() blockstore.Blockstore { return l.blocks }
 
 // connected waits until all nodes know an uninvited one.
