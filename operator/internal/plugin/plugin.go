@@ -50,8 +50,8 @@ var (
 )
 
 // well ends a command that has said what there is to say.
-func well(err error, well bool) error {
-	if err == nil && !well {
+func well(err error, isWell bool) error {
+	if err == nil && !isWell {
 		return errNotWell
 	}
 	return err
