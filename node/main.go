@@ -72,7 +72,8 @@ func main() {
 type loader func(*cobra.Command) (*config.Config, error)
 
 // command gives a command the flags of the configuration, and has it run with that.
-func (load loader) command(cmd *cobra.Command, run func(*cobra.Command, *config.Config, []string) error) *cobra.Command {
+func (load loader) command(cmd *cobra.Command,
+	run func(*cobra.Command, *config.Config, []string) error) *cobra.Command {
 	config.Flags(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := load(cmd)

@@ -136,7 +136,8 @@ func New(opts Options) (*Front, error) {
 	opts.Documents = cmp.Or(opts.Documents, room.New(room.Share(4)))
 	opts.Questions = cmp.Or(opts.Questions, room.New(room.Share(16)))
 	f := &Front{
-		opts: opts, log: opts.Logger, metrics: newMetrics(opts.Registerer), memo: newMemo(opts.Memory, opts.Documents, opts.Logger),
+		opts: opts, log: opts.Logger, metrics: newMetrics(opts.Registerer),
+		memo:     newMemo(opts.Memory, opts.Documents, opts.Logger),
 		listings: room.Keep[*listing](opts.Documents, "hub's listings"),
 		apart:    lru.New[string, time.Time](maxIncomparable),
 		checked:  lru.New[string, record](maxChecked), gitRoom: semaphore.NewWeighted(maxGitBytes),

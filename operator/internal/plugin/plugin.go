@@ -249,7 +249,8 @@ func askAll[T any](ctx context.Context, p *plugin, pods []corev1.Pod,
 	return answers, nil
 }
 
-// askNodes asks the agents of nodes for a view. A node without one is among the answers too: what it holds nobody knows.
+// askNodes asks the agents of nodes for a view. A node without one is among the answers too: what it holds nobody
+// knows.
 func askNodes[T any](ctx context.Context, p *plugin, of nodes, path string,
 	query url.Values) ([]survey.Answer[T], error) {
 	answers, err := askAll(ctx, p, of.running, func(ctx context.Context, c *view.Client) (T, error) {
