@@ -26,7 +26,7 @@ func Default() *Config {
 		Registry: Registry{
 			Listen:           "127.0.0.1:5050",
 			Ranges:           RangesChunks,
-			ReadAhead:        policy.Size{Bytes: 16 << 20},
+			ReadAhead:        policy.Size{Bytes: 32 << 20},
 			FirstByteTimeout: content.DefaultFirstByte,
 			DrainTimeout:     30 * time.Second,
 		},
