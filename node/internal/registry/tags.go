@@ -99,9 +99,9 @@ func (t *tags) resolve(ctx context.Context, x *exchange) (v1.Descriptor, error) 
 	return v1.Descriptor{}, err
 }
 
-// await puts the question to the registry, once for all callers with the same credentials. After a moment of its silence
-// it answers from memory, where anyone may read, as this node or another knows, and something is remembered. The
-// registry's answer is taken note of then, too.
+// await puts the question to the registry, once for all callers with the same credentials. After a moment of its
+// silence it answers from memory, where anyone may read, as this node or another knows, and something is remembered.
+// The registry's answer is taken note of then, too.
 func (t *tags) await(ctx context.Context, q question) (v1.Descriptor, error) {
 	key := q.authorization + "\x00" + q.key
 	done := t.questions.Put(ctx, key, func(ctx context.Context) (any, error) {

@@ -118,12 +118,12 @@ type Report struct {
 	Need     []Run
 	Failed   []Failure
 	Suspects []Suspicion
-	// MayRead: a caller has come in whose name the registry can be asked. Before there was none whom it had not refused.
+	// MayRead: a caller has come in whose name the registry can be asked. Before, there was none, or it had refused all.
 	MayRead bool
 	// Reading: bytes of its leases are coming, if slowly, or it is about to ask for them. It keeps them.
 	Reading bool
-	// Load is how much, of all blobs, others have asked the node for and not got yet, in chunks of this blob. 0: nothing,
-	// or it does not say.
+	// Load is how much, of all blobs, others have asked the node for and not got yet, in chunks of this blob. 0:
+	// nothing, or it does not say.
 	Load int
 	// Complete: it has the whole blob and the digest is right.
 	Complete bool

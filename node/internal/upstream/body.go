@@ -156,8 +156,8 @@ func (h hasty) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// readAll reads a body of at most manifest.MaxSize, as the lease of ctx has room for it. again: one that drips is better
-// asked for anew.
+// readAll reads a body of at most manifest.MaxSize, as the lease of ctx has room for it. again: one that drips is
+// better asked for anew.
 func readAll(ctx context.Context, resp *http.Response, again bool) ([]byte, error) {
 	var body io.Reader = resp.Body
 	if s, ok := resp.Body.(*stream); ok && again {
