@@ -118,7 +118,7 @@ type Report struct {
 	Need     []Run
 	Failed   []Failure
 	Suspects []Suspicion
-	// MayRead: a caller has come in whose name the registry can be asked. Before, there was none, or it had refused all.
+	// MayRead: a caller has come in whose name the registry can be asked. It had refused all before, or there was none.
 	MayRead bool
 	// Reading: bytes of its leases are coming, if slowly, or it is about to ask for them. It keeps them.
 	Reading bool
