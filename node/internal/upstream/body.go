@@ -106,6 +106,7 @@ func (s *stream) Read(p []byte) (int, error) {
 		return n, fmt.Errorf("%s: %w: body ended %d bytes early: %w", s.op, content.ErrUnavailable, s.due,
 			io.ErrUnexpectedEOF)
 	}
+	s.speed.ended(time.Now(), n)
 	return n, io.EOF
 }
 

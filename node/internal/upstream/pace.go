@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"time"
 )
@@ -17,6 +18,8 @@ const (
 	// alikeFor is for how long it is not tried again whether another connection is faster. It doubles up to
 	// longestAlike while none is.
 	alikeFor, longestAlike = 30 * time.Second, 10 * time.Minute
+	// compared is how many of the last answers are remembered.
+	compared = 16
 	// tryFor is how long another answer may take to come to where the first one is.
 	tryFor = 10 * time.Second
 	// tryAgain is after how long, at the most, one body is asked for anew once more.
@@ -30,31 +33,40 @@ var errDrips = errors.New("body drips")
 // pace is how fast the answers of a registry come. The zero value knows of none.
 type pace struct {
 	mu    sync.Mutex
-	best  float64 // bytes per second of the fastest of late
-	at    time.Time
-	alike time.Time     // until then another connection is held to be as slow
-	pause time.Duration // how long that was for
-	than  float64       // what was given up for being slow
+	came  [compared]arrival // of late
+	next  int               // the oldest of them
+	alike time.Time         // until then another connection is held to be as slow
+	pause time.Duration     // how long that was for
+	than  float64           // what was given up for being slow
 }
 
-// came notes how fast one answer comes.
-func (p *pace) came(now time.Time, rate float64) {
+// arrival is how fast an answer, or a part of it, came.
+type arrival struct {
+	at    time.Time
+	rate  float64 // bytes per second
+	whole bool    // that was all of it
+}
+
+// note takes note of an arrival.
+func (p *pace) note(a arrival) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if rate >= p.best || now.Sub(p.at) > hurry {
-		p.best, p.at = rate, now
-	}
-	if rate >= muchFaster*p.than {
+	p.came[p.next], p.next = a, (p.next+1)%compared
+	if a.rate >= muchFaster*p.than {
 		p.alike, p.pause = time.Time{}, 0
 	}
 }
 
-// another reports whether one that drips since a time is to be asked for anew: another has come much faster meanwhile,
-// or it is worth a try, since all that the registry gives to this node is as little.
+// another reports whether one that drips since a time is to be asked for anew: another comes much faster, or has ended
+// so of late, or it is worth a try, since all that the registry gives to this node is as little. How fast one came that
+// has not ended shows nothing after a while: it may drip as well.
 func (p *pace) another(since, now time.Time, rate float64, all int64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.at.After(since) && p.best >= muchFaster*rate {
+	if slices.ContainsFunc(p.came[:], func(a arrival) bool {
+		return a.rate >= muchFaster*rate &&
+			(a.at.After(now.Add(-hurry/2)) || a.whole && a.at.After(since.Add(-hurry)))
+	}) {
 		return true
 	}
 	if now.Before(p.alike) || perSecond(all, now.Sub(since)) >= perSecond(enoughProgress, hurry) {
@@ -74,6 +86,8 @@ type speed struct {
 	of    *pace
 	given func() int64 // bytes of all answers of the registry
 
+	began   time.Time
+	all     int64     // bytes
 	patient time.Time // not before it another is asked for
 	drips   bool      // another is to be
 
@@ -85,8 +99,8 @@ type speed struct {
 }
 
 func newSpeed(of *pace, given func() int64) speed {
-	s := speed{of: of, given: given}
-	s.begin(time.Now())
+	s := speed{of: of, given: given, began: time.Now()}
+	s.begin(s.began)
 	return s
 }
 
@@ -95,12 +109,13 @@ func (s *speed) begin(now time.Time) { s.since, s.before, s.bytes, s.waited = no
 // read notes that n bytes came after a wait, and that so many are still due; -1: it is not known how many. A single
 // wait, however long, is none of one that drips: whoever thinks for a while may send the rest at once.
 func (s *speed) read(now time.Time, n int, wait time.Duration, due int64) {
+	s.all += int64(n)
 	s.bytes += int64(n)
 	s.waited += min(wait, hurry/2)
 	rate := perSecond(s.bytes, s.waited)
 	switch {
 	case s.bytes >= enoughProgress:
-		s.of.came(now, perSecond(s.bytes, now.Sub(s.since)))
+		s.of.note(arrival{now, perSecond(s.bytes, now.Sub(s.since)), false})
 	case s.waited < hurry:
 		return
 	case due >= 0 && float64(due) < rate*hurry.Seconds(): // it ends soon
@@ -108,4 +123,11 @@ func (s *speed) read(now time.Time, n int, wait time.Duration, due int64) {
 		s.drips = s.of.another(s.since, now, rate, s.given()-s.before)
 	}
 	s.begin(now)
+}
+
+// ended notes that the last n bytes came.
+func (s *speed) ended(now time.Time, n int) {
+	if s.all += int64(n); s.all >= enoughProgress {
+		s.of.note(arrival{now, perSecond(s.all, now.Sub(s.began)), true})
+	}
 }

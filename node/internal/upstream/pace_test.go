@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -285,6 +286,35 @@ func TestPace_WhatDripsBesideFastOnesIsAskedForUntilItIsFast(t *testing.T) {
 		require.NoError(t, other.Close())
 		require.EqualValues(t, 1, well.asked.Load())
 	})
+}
+
+// Those that come at once may have ended before it is seen that another drips.
+func TestPace_EachOfSeveralThatDripBesideFastOnesIsAskedForAnewAtOnce(t *testing.T) {
+	t.Parallel()
+	for name, drip := range map[string][]int64{"the first two": {1, 2}, "the last two": {4, 5}, "a few": {2, 4}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := &slowly{data: randomBytes(1 << 20), pace: func(i int64) *valve {
+					if slices.Contains(drip, i) {
+						return at(2_000)
+					}
+					late := time.Duration(i) * time.Millisecond
+					return &valve{Limiter: fast().Limiter, sleeps: map[int]time.Duration{1: late}}
+				}}
+				c := hosts{"a.test": s.ServeHTTP}.client(t, "http://a.test")
+				start := time.Now()
+				var readers sync.WaitGroup
+				for range 5 {
+					b := s.open(t, c)
+					readers.Go(func() { _, _ = io.Copy(io.Discard, b); _ = b.Close() })
+				}
+				readers.Wait()
+				require.Less(t, time.Since(start), 10*time.Second)
+				require.EqualValues(t, 5+len(drip), s.asked.Load())
+			})
+		})
+	}
 }
 
 func TestPace_TheRestOfWhatDripsIsAskedOfAnotherEndpoint(t *testing.T) {
