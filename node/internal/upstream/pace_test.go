@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -288,33 +287,40 @@ func TestPace_WhatDripsBesideFastOnesIsAskedForUntilItIsFast(t *testing.T) {
 	})
 }
 
-// Those that come at once may have ended before it is seen that another drips.
-func TestPace_EachOfSeveralThatDripBesideFastOnesIsAskedForAnewAtOnce(t *testing.T) {
+// What comes at once may have ended before the others drip, and of what is asked for anew little may be left.
+func TestPace_EachThatDripsAfterOneThatEndedAtOnceIsAskedForAnew(t *testing.T) {
 	t.Parallel()
-	for name, drip := range map[string][]int64{"the first two": {1, 2}, "the last two": {4, 5}, "a few": {2, 4}} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				s := &slowly{data: randomBytes(1 << 20), pace: func(i int64) *valve {
-					if slices.Contains(drip, i) {
-						return at(2_000)
-					}
-					late := time.Duration(i) * time.Millisecond
-					return &valve{Limiter: fast().Limiter, sleeps: map[int]time.Duration{1: late}}
-				}}
-				c := hosts{"a.test": s.ServeHTTP}.client(t, "http://a.test")
-				start := time.Now()
-				var readers sync.WaitGroup
-				for range 5 {
-					b := s.open(t, c)
-					readers.Go(func() { _, _ = io.Copy(io.Discard, b); _ = b.Close() })
+	synctest.Test(t, func(t *testing.T) {
+		dripsFirst := func(i int64) *valve {
+			if i == 1 {
+				return at(2_000)
+			}
+			return fast()
+		}
+		well := &slowly{data: randomBytes(2 << 20), pace: func(int64) *valve { return fast() }}
+		config := &slowly{data: randomBytes(30_000), pace: dripsFirst}
+		layer := &slowly{data: randomBytes(1 << 20), pace: dripsFirst}
+		c := hosts{"a.test": func(w http.ResponseWriter, r *http.Request) {
+			for _, blob := range []*slowly{well, config, layer} {
+				if strings.Contains(r.URL.Path, digest.FromBytes(blob.data).String()) {
+					blob.ServeHTTP(w, r)
 				}
-				readers.Wait()
-				require.Less(t, time.Since(start), 10*time.Second)
-				require.EqualValues(t, 5+len(drip), s.asked.Load())
-			})
-		})
-	}
+			}
+		}}.client(t, "http://a.test")
+		require.True(t, bytes.Equal(well.data, read(t, well.open(t, c))))
+		start := time.Now()
+		small := config.open(t, c)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_, _ = io.Copy(io.Discard, small)
+			_ = small.Close()
+		}()
+		time.Sleep(time.Second)
+		require.True(t, bytes.Equal(layer.data, read(t, layer.open(t, c))))
+		<-done
+		require.Less(t, time.Since(start), 10*time.Second)
+	})
 }
 
 func TestPace_TheRestOfWhatDripsIsAskedOfAnotherEndpoint(t *testing.T) {
