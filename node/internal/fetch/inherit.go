@@ -56,7 +56,7 @@ func (f *fetch) givesTheSame(req content.Request, of store.Source) bool {
 	defer func() { _ = ing.Close() }()
 	ctx, cancel := context.WithTimeout(f.ctx, sampling)
 	defer cancel()
-	off, own := sample(ctx, ing)
+	off, own := sample(ctx, ing, content.Places(f.fr.secret, f.digest))
 	if own == nil {
 		return false
 	}
@@ -74,7 +74,7 @@ func (f *fetch) givesTheSame(req content.Request, of store.Source) bool {
 }
 
 // sample is a part of what is kept that nobody guesses; nil: there is none.
-func sample(ctx context.Context, ing *store.Ingest) (off int64, data []byte) {
+func sample(ctx context.Context, ing *store.Ingest, places *rand.Rand) (off int64, data []byte) {
 	var kept []int
 	for i := range ing.Len() {
 		if _, n := ing.Cut().Range(i); n >= sampleSize && ing.Has(i) {
@@ -82,9 +82,9 @@ func sample(ctx context.Context, ing *store.Ingest) (off int64, data []byte) {
 		}
 	}
 	for try := 0; try < sampleTries && len(kept) > 0; try++ {
-		i := kept[rand.IntN(len(kept))] // seeded by the system, and nobody sees more of it
+		i := kept[places.IntN(len(kept))]
 		start, n := ing.Cut().Range(i)
-		at := rand.Int64N(n - sampleSize + 1)
+		at := places.Int64N(n - sampleSize + 1)
 		part, err := ing.SectionWriterTo(ctx, i, at, sampleSize)
 		if err != nil {
 			continue // a loss of power took it

@@ -3,12 +3,11 @@ package gate
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"math"
-	"math/big"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -232,7 +231,7 @@ func (g *Gate) compare(ctx context.Context, req Request, r content.Reader, fromP
 	switch {
 	case !req.Upstream.Whole():
 		var err error
-		if off, n, err = choose(ctx, r, fromPeers); err != nil {
+		if off, n, err = choose(ctx, r, content.Places(g.secret, req.Digest), fromPeers); err != nil {
 			return err
 		}
 	case fromPeers: // what can be checked is, before the source is asked for the same
@@ -296,17 +295,18 @@ func check(ctx context.Context, d digest.Digest, r content.Reader) error {
 }
 
 // choose picks what a source must give: the whole of what is small, else a part at a random place that is hard to
-// guess. Of what other nodes hold it lies in the first chunk, which the caller needs first.
-func choose(ctx context.Context, r content.Reader, fromPeers bool) (off, n int64, err error) {
-	span := r.Size()
+// guess. Of what other nodes hold one chunk is looked at, for it has to come first.
+func choose(ctx context.Context, r content.Reader, places *rand.Rand, fromPeers bool) (off, n int64, err error) {
+	first, span := int64(0), r.Size()
 	if span <= sampleWindow {
 		return 0, span, nil
 	}
 	if fromPeers {
-		span = min(span, content.ChunkSize)
+		first = places.Int64N(span-sampleWindow+1) / content.ChunkSize * content.ChunkSize
+		span = min(span-first, content.ChunkSize)
 	}
 	for most, tries := -1, 0; most < content.Varied && tries < maxWindows; tries++ {
-		start := anywhere(span - sampleWindow + 1)
+		start := first + places.Int64N(span-sampleWindow+1)
 		data, err := read(ctx, r, start, sampleWindow)
 		if err != nil {
 			return 0, 0, err
@@ -318,15 +318,6 @@ func choose(ctx context.Context, r content.Reader, fromPeers bool) (off, n int64
 		}
 	}
 	return off, sampleSize, nil
-}
-
-// anywhere is a number from 0 to below n that nobody foretells.
-func anywhere(n int64) int64 {
-	i, err := rand.Int(rand.Reader, big.NewInt(n))
-	if err != nil {
-		panic(err) // never fails, says crypto/rand
-	}
-	return i.Int64()
 }
 
 // read reads what this node holds, or what others bring.

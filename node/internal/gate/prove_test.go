@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
@@ -88,6 +89,51 @@ func TestGate_TheStartOfSomeContentIsNoProof(t *testing.T) {
 				g.Prove(req) // the fetch has had all of it from there
 				require.NotEmpty(t, proven())
 			})
+		})
+	}
+}
+
+// noted has nothing but the name of some content, and notes where it is asked for a part of it.
+type noted struct {
+	honest
+	at *[]int64
+}
+
+func (a noted) Sample(_ context.Context, off, _ int64) ([]byte, int64, error) {
+	*a.at = append(*a.at, off)
+	return nil, 0, &content.UpstreamError{Op: "GET", Status: http.StatusServiceUnavailable}
+}
+
+// Who knows a part of some content is asked for that part as rarely as can be.
+func TestGate_ASampleLiesAnywhereAndIsTheSameForWhoAsksAgain(t *testing.T) {
+	t.Parallel()
+	layer := random(8 << 20)
+	for name, from := range map[string]gate.Cache{
+		"that this node holds":  cache(layer),
+		"that other nodes hold": elsewhere{cache(layer)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var first []int64
+			for range 20 {
+				synctest.Test(t, func(t *testing.T) {
+					g, err := gate.New(gate.Options{Cache: from, Timeout: time.Second, Witness: unheard{}})
+					require.NoError(t, err)
+					defer g.Close()
+					var at []int64
+					for _, source := range []gate.Source{"oci evil.test/a", "oci evil.test/a", "oci evil2.test/a"} {
+						_ = g.Admit(t.Context(), policy.Rule{}, gate.Request{
+							Source: source, Digest: digest.FromBytes(layer), Upstream: noted{honest{cache: layer}, &at},
+						})
+						time.Sleep(time.Hour)
+					}
+					require.NotEmpty(t, at)
+					require.Len(t, slices.Compact(slices.Clone(at)), 1, "by one name or another")
+					first = append(first, at[0])
+				})
+			}
+			require.Greater(t, slices.Max(first), int64(content.ChunkSize), "of 20 nodes")
+			require.Greater(t, len(slices.Compact(slices.Sorted(slices.Values(first)))), 10)
 		})
 	}
 }
