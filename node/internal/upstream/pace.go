@@ -15,11 +15,12 @@ const (
 	hurry = 5 * time.Second
 	// muchFaster is how many times as fast another answer is that shows that it is not the registry or its link.
 	muchFaster = 8
-	// alikeFor is for how long it is not tried again whether another connection is faster. It doubles up to
-	// longestAlike while none is.
-	alikeFor, longestAlike = 30 * time.Second, 10 * time.Minute
-	// compared is how many of the last answers are remembered.
-	compared = 16
+	// longestAlike is for how long, at the most, it is not tried again whether another connection is faster. At first
+	// it is for as long as hurry, and twice as long after each try while none is.
+	longestAlike = 10 * time.Minute
+	// compared is how many of the last answers are remembered, and comparedFor for how long one that has ended is.
+	compared    = 16
+	comparedFor = time.Minute
 	// tryFor is how long another answer may take to come to where the first one is.
 	tryFor = 10 * time.Second
 	// tryAgain is after how long, at the most, one body is asked for anew once more.
@@ -65,14 +66,14 @@ func (p *pace) another(since, now time.Time, rate float64, all int64) bool {
 	defer p.mu.Unlock()
 	if slices.ContainsFunc(p.came[:], func(a arrival) bool {
 		return a.rate >= muchFaster*rate &&
-			(a.at.After(now.Add(-hurry/2)) || a.whole && a.at.After(since.Add(-hurry)))
+			(a.at.After(now.Add(-hurry/2)) || a.whole && a.at.After(now.Add(-comparedFor)))
 	}) {
 		return true
 	}
 	if now.Before(p.alike) || perSecond(all, now.Sub(since)) >= perSecond(enoughProgress, hurry) {
 		return false
 	}
-	p.pause = min(max(2*p.pause, alikeFor), longestAlike)
+	p.pause = min(max(2*p.pause, hurry), longestAlike)
 	p.alike, p.than = now.Add(p.pause), rate
 	return true
 }

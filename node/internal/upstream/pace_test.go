@@ -174,11 +174,15 @@ func TestPace_AnAnswerThatDripsIsReadOnByAnotherConnection(t *testing.T) {
 		"and stays with it where the registry answers no other": {paces: []*valve{drips(), {refuse: -1}},
 			size: 40_000, within: 40 * time.Second, asked: 2},
 		"and stays with it where the whole comes no faster": {paces: []*valve{drips(), drips()}, size: 40_000,
-			noRange: true, within: 40 * time.Second, asked: 2, twice: 40_000},
+			noRange: true, within: 40 * time.Second, asked: 3, twice: 80_000},
 		"and goes on with the next where that drips too": {paces: []*valve{drips(), drips()}, size: 40_000,
-			within: 25 * time.Second, asked: 2},
+			within: 25 * time.Second, asked: 3},
+		"and with the third where two drip": {paces: []*valve{drips(), drips(), fast()}, size: 2 << 20,
+			within: 15 * time.Second, asked: 3},
+		"and with the fourth where three drip": {paces: []*valve{drips(), drips(), drips(), fast()}, size: 2 << 20,
+			within: 30 * time.Second, asked: 4},
 		"and is not asked for again and again": {paces: []*valve{drips()}, size: 500_000, within: 5 * time.Minute,
-			asked: 5},
+			asked: 7},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

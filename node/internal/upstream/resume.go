@@ -141,8 +141,10 @@ func (r *resumed) elsewhere() {
 	if err == nil {
 		_ = r.body.Close()
 		r.goOn(body, errDrips)
+		r.pause = min(max(2*r.pause, hurry), tryAgain)
+	} else {
+		r.pause = tryAgain
 	}
-	r.pause = min(2*max(r.pause, hurry), tryAgain)
 	r.from.speed.patient = time.Now().Add(r.pause)
 }
 
