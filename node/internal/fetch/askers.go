@@ -185,5 +185,8 @@ func (f *fetch) openAs(ctx context.Context, a *asker, req content.Request, off, 
 			return nil, err
 		}
 	}
+	if req.Kind == content.Manifest { // which waits for its place in memory
+		leaveTurn(ctx)
+	}
 	return f.fr.opts.Upstream.Open(ctx, req, off, n)
 }

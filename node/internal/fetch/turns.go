@@ -1,6 +1,9 @@
 package fetch
 
 import (
+	"context"
+	"sync"
+
 	"golang.org/x/sync/semaphore"
 
 	"github.com/shoal-cache/shoal/node/internal/lru"
@@ -19,4 +22,23 @@ func newTurns(most int64) turns {
 
 func (t turns) at(registry string) *semaphore.Weighted {
 	return lru.GetOrAdd(t.of, registry, semaphore.NewWeighted(t.most))
+}
+
+type turnKey struct{}
+
+// takeTurn waits for a turn, which what goes on with the returned context has until leave is called.
+func takeTurn(ctx context.Context, turns *semaphore.Weighted) (taken context.Context, leave func(), err error) {
+	if err := turns.Acquire(ctx, 1); err != nil {
+		return nil, nil, err
+	}
+	leave = sync.OnceFunc(func() { turns.Release(1) })
+	return context.WithValue(ctx, turnKey{}, leave), leave, nil
+}
+
+// leaveTurn gives back the turn of ctx, where it has one. Who is about to wait for memory of this node does so, and
+// keeps nobody from the registry meanwhile. From then on it is that memory which bounds how many there are.
+func leaveTurn(ctx context.Context) {
+	if leave, ok := ctx.Value(turnKey{}).(func()); ok {
+		leave()
+	}
 }

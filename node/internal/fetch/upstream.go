@@ -83,25 +83,23 @@ func isBadAnswer(err error) bool {
 
 // readRun reads a leased run when it is its turn on this node.
 func (f *fetch) readRun(r schedule.Run) error {
-	f.awaited.Add(1)
 	f.mu.Lock()
 	turns := f.fr.turns.at(f.req.Repository.Registry)
 	f.mu.Unlock()
-	turn := func() error {
-		defer f.awaited.Add(-1)
-		return turns.Acquire(f.ctx, 1)
-	}
-	if err := turn(); err != nil {
+	f.awaited.Add(1)
+	ctx, leave, err := takeTurn(f.ctx, turns)
+	f.awaited.Add(-1)
+	if err != nil {
 		return err
 	}
-	defer turns.Release(1)
+	defer leave()
 	// What has come from elsewhere meanwhile is not read again.
 	rest := r
 	f.update(func(time.Time) { rest = f.part.Rest(r) })
 	if rest.Count == 0 {
 		return nil
 	}
-	return f.read(f.ctx, rest, false)
+	return f.read(ctx, rest, false)
 }
 
 // read reads a run and claims its chunks as they come; own: of this node's own accord.
@@ -433,11 +431,11 @@ func (f *fetch) confirmSize(ctx context.Context, req content.Request) error {
 }
 
 func (f *fetch) readChunks(body io.Reader, r schedule.Run) error {
-	buf := f.fr.buffers.Get().(*[]byte)
-	defer f.fr.buffers.Put(buf)
+	buf, done := f.buffer()
+	defer done()
 	for i := r.First; i < min(r.End(), f.cut().Len()); i++ {
 		_, n := f.cut().Range(i)
-		data := (*buf)[:n]
+		data := buf[:n]
 		if _, err := io.ReadFull(body, data); err != nil {
 			return fmt.Errorf("read chunk %d of %s from upstream: %w", i, f.digest, err)
 		}
@@ -452,6 +450,16 @@ func (f *fetch) readChunks(body io.Reader, r schedule.Run) error {
 		}
 	}
 	return nil
+}
+
+// buffer is memory for any chunk, until done is called. As many small documents may be read as there is room for, so
+// that of a small one is no larger than itself.
+func (f *fetch) buffer() (buf []byte, done func()) {
+	if size := f.knownSize(); size < content.ChunkSize {
+		return make([]byte, size), func() {}
+	}
+	b := f.fr.buffers.Get().(*[]byte)
+	return *b, func() { f.fr.buffers.Put(b) }
 }
 
 // ended is why the fetch has ended, nil while it has not.

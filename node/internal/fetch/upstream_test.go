@@ -393,6 +393,45 @@ func TestTurns_ARegistryThatHangsKeepsNobodyFromAnother(t *testing.T) {
 	callers.Wait()
 }
 
+// fullRoom is an upstream whose manifests find no place in memory.
+type fullRoom struct {
+	Upstream
+	waits chan struct{}
+}
+
+func (u fullRoom) Open(ctx context.Context, req content.Request, off, n int64) (*upstream.Body, error) {
+	if req.Kind == content.Blob {
+		return u.Upstream.Open(ctx, req, off, n)
+	}
+	u.waits <- struct{}{}
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func TestTurns_ManifestsThatWaitForMemoryKeepNoBlobFromTheirRegistry(t *testing.T) {
+	t.Parallel()
+	const manifests = 2 * schedule.UpstreamStreams
+	o := newOrigin(t)
+	waits := make(chan struct{}, 100*manifests)
+	n := newNode(t, o, "n", nil, func(fo *Options, _ *swarm.Options) {
+		fo.Upstream, fo.Patience = fullRoom{fo.Upstream, waits}, time.Hour // no relief takes the place of a turn
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	var callers sync.WaitGroup
+	for range manifests {
+		req := o.request(o.add(t, 5))
+		req.Kind = content.Manifest
+		callers.Go(func() { _, _ = n.read(ctx, req) })
+	}
+	for range schedule.UpstreamStreams { // any more have no turn, where these keep theirs
+		<-waits
+	}
+	d := o.add(t, 3*chunk1+5)
+	n.pull(t.Context(), o.request(d)).requireRight(t, d)
+	cancel()
+	callers.Wait()
+}
+
 func TestABlobThatWasWrongOnceIsRightTheNextTime(t *testing.T) {
 	t.Parallel()
 	for name, limits := range map[string]store.Limits{"stored": {}, "passed through": {Capacity: chunk1}} {
