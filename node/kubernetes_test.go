@@ -43,7 +43,7 @@ func (h holding) Stat(_ context.Context, req content.Request) (int64, string, er
 	return info.Size, info.MediaType, err
 }
 
-func (holding) Progress(content.Request) int64 { return 0 }
+func (holding) Progress(content.Request) (int64, int64) { return 0, 0 }
 
 func (holding) ReadAhead(content.Request) {}
 

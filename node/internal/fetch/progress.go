@@ -51,17 +51,16 @@ func (p pulls) of(repo content.Repository) *bytesOf {
 	return lru.GetOrAdd(p.byRepository, repo, new(bytesOf))
 }
 
-// Progress is how many bytes have arrived at this node of what req is for, and of all else from its repository, parts
-// of chunks among them. It changes for as long as a pull is slow and not stuck.
-func (fr *Fetcher) Progress(req content.Request) int64 {
-	n := fr.pulls.of(req.Repository).all.Load()
+// Progress is how many bytes have arrived at this node of what req is for, by the fetch of it that runs, and of all
+// from its repository, parts of chunks among them. It changes for as long as a pull is slow and not stuck.
+func (fr *Fetcher) Progress(req content.Request) (blob, pull int64) {
 	fr.mu.Lock()
 	f := fr.fetches[req.Digest]
 	fr.mu.Unlock()
 	if f != nil {
-		n += f.came.Load()
+		blob = f.came.Load()
 	}
-	return n
+	return blob, fr.pulls.of(req.Repository).all.Load()
 }
 
 // countBytes counts bytes that came for the fetch.

@@ -32,7 +32,8 @@ var (
 	errDraining = &apiError{http.StatusServiceUnavailable, "UNAVAILABLE", "shutting down"}
 )
 
-// errSlow is the cause of a context that ended because nothing came within the time to the first byte.
+// errSlow is the cause of a context that ended because nothing came within the time to the first byte. Where bytes did,
+// see patience.slow.
 var errSlow = fmt.Errorf("no byte within the time allowed: %w", content.ErrUnavailable)
 
 // retrySoon is the Retry-After in seconds of an answer that may be better in a moment.

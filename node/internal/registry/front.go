@@ -49,9 +49,9 @@ type Fetcher interface {
 	OpenPast(ctx context.Context, req content.Request) (content.Reader, error)
 	// Stat tells what Open would give: size in bytes and media type ("" where that is not known), without fetching.
 	Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error)
-	// Progress is how many bytes have arrived at this node of what req is for, and of all else from its repository. It
-	// changes for as long as a pull is slow and not stuck.
-	Progress(req content.Request) int64
+	// Progress is how many bytes have arrived at this node of what req is for, parts of chunks among them, and of all
+	// from its repository. It changes for as long as a pull is slow and not stuck.
+	Progress(req content.Request) (blob, pull int64)
 	// ReadAhead tells that the whole of a blob is being read, so that what is likely to be asked for next may be
 	// fetched.
 	ReadAhead(req content.Request)
@@ -265,10 +265,10 @@ func (x *exchange) fetchable(req content.Request) content.Request {
 	return req
 }
 
-// progress returns what counts the bytes that have arrived for req's pull. The patience calls it from a goroutine of
-// its own.
-func (f *Front) progress(req content.Request) func() int64 {
-	return func() int64 { return f.opts.Fetcher.Progress(req) }
+// progress returns what counts the bytes that have arrived for req and its pull. The patience calls it from a goroutine
+// of its own.
+func (f *Front) progress(req content.Request) progress {
+	return func() (blob, pull int64) { return f.opts.Fetcher.Progress(req) }
 }
 
 // base answers GET /v2/, by which clients learn whether and how to authenticate. Where the registry is known, it is the

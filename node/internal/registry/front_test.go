@@ -310,8 +310,8 @@ func (d *distant) OpenPast(context.Context, content.Request) (content.Reader, er
 	return nil, d.refusal
 }
 
-func (*distant) ReadAhead(content.Request)      {}
-func (*distant) Progress(content.Request) int64 { return 0 }
+func (*distant) ReadAhead(content.Request)               {}
+func (*distant) Progress(content.Request) (int64, int64) { return 0, 0 }
 
 // What containerd gets from a mirror with a status below 400 is content to it, or (300 to 399) the end of the pull.
 func TestAnAnswerThatIsNeitherSuccessNorErrorIsNotPassedOn(t *testing.T) {
@@ -670,7 +670,7 @@ func (f opener) OpenPast(ctx context.Context, req content.Request) (content.Read
 	return f(ctx, req)
 }
 
-func (opener) Progress(content.Request) int64 { return 0 }
+func (opener) Progress(content.Request) (int64, int64) { return 0, 0 }
 
 func (opener) ReadAhead(content.Request) {}
 

@@ -243,7 +243,58 @@ type pulling struct {
 	came *atomic.Int64
 }
 
-func (p pulling) Progress(content.Request) int64 { return p.came.Load() }
+func (p pulling) Progress(content.Request) (int64, int64) { return 0, p.came.Load() }
+
+// crawling is a Fetcher of one blob whose bytes come at a rate for a time, beside others of the pull.
+type crawling struct {
+	opener
+	start   time.Time
+	rate    int64 // bytes in a second
+	crawls  time.Duration
+	arrives *arriving
+	size    int64
+}
+
+func (c crawling) Progress(content.Request) (int64, int64) {
+	since := time.Since(c.start)
+	blob := int64(min(since, c.crawls).Seconds() * float64(c.rate))
+	if blob >= c.size && c.arrives.Arrived() == 0 {
+		c.arrives.send("x", nil) // what was begun is a whole chunk
+	}
+	return blob, int64(since)
+}
+
+// The bytes of a blob, before the first of its chunks is whole, are a reason to wait for longer, within reason.
+func TestPatience_ABlobThatComesSlowlyIsWaitedForAsLongAsItComes(t *testing.T) {
+	t.Parallel()
+	const layer, never = 900_000, time.Duration(1 << 60)
+	for name, tc := range map[string]struct {
+		size, rate int64
+		crawls     time.Duration
+		end        time.Duration
+		aborted    bool
+	}{
+		"at a steady 10 kB/s":           {layer, 10_000, never, 90 * time.Second, false},
+		"at a steady 5 kB/s":            {layer, 5_000, never, 180 * time.Second, false},
+		"and stops":                     {layer, 10_000, 50 * time.Second, 110 * time.Second, true},
+		"a trickle":                     {layer, 1 << 10, never, 80 * time.Second, true},
+		"for longer than runtimes wait": {1 << 20, 4 << 10, never, 4 * time.Minute, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				a := newArriving(1)
+				c := crawling{start: time.Now(), rate: tc.rate, crawls: tc.crawls, arrives: a, size: tc.size}
+				c.opener = func(context.Context, content.Request) (content.Reader, error) { return a, nil }
+				w := newWorld(t, func(o *registry.Options) { o.Fetcher = c })
+				w.rule.Authorization.Mode = policy.Exempt
+				rep := w.get("/v2/team/app/blobs/" + digest.FromString("any").String())
+				require.Equal(t, tc.aborted, rep.aborted)
+				require.InDelta(t, tc.end, time.Since(c.start), float64(3*time.Second))
+			})
+		})
+	}
+}
 
 // What comes of a pull for as long as its time says, once a second, and what its callers are told when.
 func TestPatience_ProgressDecidesAndNotAClock(t *testing.T) {

@@ -68,7 +68,7 @@ type fetcher struct {
 	ahead    []digest.Digest          // whose successors may be fetched
 }
 
-func (f *fetcher) Progress(content.Request) int64 { return 0 }
+func (f *fetcher) Progress(content.Request) (int64, int64) { return 0, 0 }
 
 func (f *fetcher) ReadAhead(req content.Request) {
 	f.mu.Lock()
