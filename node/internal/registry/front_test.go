@@ -590,6 +590,55 @@ shoal_tags_stale_total 1
 	})
 }
 
+// For one answer the registry names another digest than that of the manifest that it has.
+func TestATag_OfWhichTheRegistryWasWrongOnceIsRightInTheSameRequest(t *testing.T) {
+	t.Parallel()
+	const path = "/v2/team/app/manifests/v1"
+	for name, wrong := range map[string]func(image) digest.Digest{
+		"it has no such manifest": func(image) digest.Digest { return digest.FromString("nothing") },
+		"it is no manifest":       func(img image) digest.Digest { return img.config },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				memory := new(tagMemory)
+				w := newWorld(t, func(o *registry.Options) { o.Tags = memory })
+				img := w.origin.pushImage(t, "team/app", "v1", "x")
+				registryItself, lies := w.origin.Front(), 1
+				w.origin.Handle(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+					if r.URL.Path != path || r.Method != http.MethodHead || lies == 0 {
+						registryItself.ServeHTTP(rw, r)
+						return
+					}
+					lies--
+					rw.Header().Set("Content-Type", v1.MediaTypeImageManifest)
+					rw.Header().Set("Content-Length", "2")
+					rw.Header().Set("Docker-Content-Digest", wrong(img).String())
+				}))
+				for range 2 {
+					got := w.get(path)
+					require.Equal(t, 200, got.Code, got.Body)
+					require.Equal(t, img.raw, got.Body.String())
+				}
+				desc, ok := memory.Recall(t.Context(), repository("team/app"), "v1")
+				require.True(t, ok)
+				require.Equal(t, img.manifest, desc.Digest)
+
+				// Where it is wrong for longer the caller is told so, and nobody hears of it.
+				lies = 2
+				time.Sleep(w.rule.TagTTL)
+				w.origin.Requests()
+				require.Equal(t, 404, w.get(path).Code)
+				asked := slices.DeleteFunc(w.origin.Requests(), func(r string) bool { return r != "HEAD "+path })
+				require.Len(t, asked, 2)
+				desc, _ = memory.Recall(t.Context(), repository("team/app"), "v1")
+				require.Equal(t, img.manifest, desc.Digest)
+				require.Equal(t, img.raw, w.get(path).Body.String(), "at once")
+			})
+		})
+	}
+}
+
 func TestATagThatIsGoneIsGone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"time"
 
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/manifest"
@@ -23,47 +25,25 @@ func (f *Front) manifest(x *exchange) error {
 	req := x.request(content.Manifest)
 	ctx, patience := newPatience(x.R.Context(), f.opts.FirstByteTimeout, f.progress(x.fetchable(req)))
 	defer patience.end()
-	declared := ""
-	if x.route.tag != "" {
-		desc, err := f.tags.resolve(ctx, x)
-		x.resolved = time.Since(x.Start)
-		if err != nil {
-			return err
-		}
-		req.Digest, req.Size, declared = desc.Digest, desc.Size, desc.MediaType
-	}
-	if err := f.admit(ctx, x, req); err != nil {
-		return err
-	}
-	req = x.fetchable(req)
-	patience.follow(f.progress(req))
-	data, err := f.readManifest(ctx, x, patience, req)
-	if errors.Is(err, content.ErrMisled) {
-		// Nothing has gone out yet, and the fetch that follows believes the registry alone.
-		data, err = f.readManifest(ctx, x, patience, req)
+	var got document
+	var err error
+	if x.route.tag == "" {
+		got, err = f.openManifest(ctx, x, patience, v1.Descriptor{Digest: req.Digest})
+	} else {
+		got, err = f.tagged(ctx, x, patience)
 	}
 	if err != nil {
 		return err
 	}
-	m, err := manifest.Parse(data)
-	if err != nil {
-		return fmt.Errorf("%s is in the cache, and is no manifest: %w: %w", req.Digest, content.ErrNotFound, err)
-	}
-	mediaType := m.Type(declared)
-	if x.rule.Authorization.Mode != policy.Exempt {
-		f.opts.Gate.Learn(ctx, gate.Repository(x.route.repo), m)
-	}
-	room.Shrink(ctx, int64(len(data))) // of m nothing is needed any more
-
-	etag := etagOf(req)
+	data, etag := got.data, etagOf(got.req)
 	h := x.W.Header()
-	h.Set("Docker-Content-Digest", req.Digest.String())
+	h.Set("Docker-Content-Digest", got.req.Digest.String())
 	h.Set("Etag", etag)
 	if reply.Unchanged(x.R, etag) {
 		x.WriteHeader(http.StatusNotModified)
 		return nil
 	}
-	h.Set("Content-Type", mediaType)
+	h.Set("Content-Type", got.mediaType)
 	h.Set("Content-Length", strconv.Itoa(len(data)))
 	x.WriteHeader(http.StatusOK)
 	if x.R.Method == http.MethodHead {
@@ -74,9 +54,73 @@ func (f *Front) manifest(x *exchange) error {
 	}
 	x.bytes = int64(len(data))
 	if f.opts.ManifestServed != nil {
-		f.opts.ManifestServed(req.Digest)
+		f.opts.ManifestServed(got.req.Digest)
 	}
 	return nil
+}
+
+// document is a manifest that is here.
+type document struct {
+	req       content.Request
+	mediaType string
+	data      []byte
+}
+
+// tagged gives the manifest of the exchange's tag. Where there is none of the digest that the tag is said to have, or
+// another, that is forgotten and the registry is asked about the tag once more: it may have been wrong for a moment.
+func (f *Front) tagged(ctx context.Context, x *exchange, patience *patience) (document, error) {
+	q := f.tags.question(x)
+	desc, err := f.tags.resolve(ctx, q)
+	x.resolved = time.Since(x.Start)
+	if err != nil {
+		return document{}, err
+	}
+	got, err := f.openManifest(ctx, x, patience, desc)
+	if x.rule.Mode != policy.PeersOnly && // else it is not the registry that says so
+		(errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrDigestMismatch)) {
+		f.tags.forget(q, desc.Digest)
+		again, askErr := f.tags.resolve(ctx, q)
+		if askErr != nil || again.Digest == desc.Digest {
+			return document{}, err
+		}
+		desc = again
+		got, err = f.openManifest(ctx, x, patience, desc)
+	}
+	if err == nil {
+		f.tags.tell(ctx, q, desc.Digest)
+	}
+	return got, err
+}
+
+// openManifest reads a manifest that the caller may have.
+func (f *Front) openManifest(
+	ctx context.Context, x *exchange, patience *patience, desc v1.Descriptor,
+) (document, error) {
+	req := x.request(content.Manifest)
+	req.Digest, req.Size = desc.Digest, desc.Size
+	if err := f.admit(ctx, x, req); err != nil {
+		return document{}, err
+	}
+	req = x.fetchable(req)
+	patience.follow(f.progress(req))
+	data, err := f.readManifest(ctx, x, patience, req)
+	if errors.Is(err, content.ErrMisled) {
+		// Nothing has gone out yet, and the fetch that follows believes the registry alone.
+		data, err = f.readManifest(ctx, x, patience, req)
+	}
+	if err != nil {
+		return document{}, err
+	}
+	m, err := manifest.Parse(data)
+	if err != nil {
+		return document{}, fmt.Errorf("%s is in the cache, and is no manifest: %w: %w", req.Digest,
+			content.ErrNotFound, err)
+	}
+	if x.rule.Authorization.Mode != policy.Exempt {
+		f.opts.Gate.Learn(ctx, gate.Repository(x.route.repo), m)
+	}
+	room.Shrink(ctx, int64(len(data))) // of m nothing is needed any more
+	return document{req, m.Type(desc.MediaType), data}, nil
 }
 
 func (f *Front) readManifest(

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -42,6 +43,7 @@ type tags struct {
 type answer struct {
 	desc v1.Descriptor
 	at   time.Time
+	told *sync.Once // has the TagMemory remember it
 }
 
 func newTags(upstream Upstream, timeout time.Duration, memory TagMemory, documents *room.Room, g *gate.Gate,
@@ -72,13 +74,17 @@ type question struct {
 
 func (q question) source() gate.Source { return gate.Repository(q.repo) }
 
-// resolve gives the descriptor of the exchange's tag. Success means that the registry has accepted the caller, now or
-// earlier. Whether it has what the descriptor names is for the gate to say.
-func (t *tags) resolve(ctx context.Context, x *exchange) (v1.Descriptor, error) {
+func (t *tags) question(x *exchange) question {
 	q := question{
 		repo: x.route.repo, tag: x.route.tag, accept: acceptOf(x), authorization: x.Authorization(), rule: x.rule,
 	}
 	q.key = questionKey(q.repo, q.tag, q.accept)
+	return q
+}
+
+// resolve gives the descriptor of a tag. Success means that the registry has accepted the caller, now or
+// earlier. Whether it has what the descriptor names is for the gate to say.
+func (t *tags) resolve(ctx context.Context, q question) (v1.Descriptor, error) {
 	last, known := t.recent.Get(q.source().Owner(), q.key)
 	if known && time.Since(last.at) < q.rule.TagTTL && t.gate.Accepts(q.rule, q.source(), q.authorization) {
 		return last.desc, nil
@@ -147,13 +153,10 @@ func (t *tags) ask(ctx context.Context, q question) (v1.Descriptor, error) {
 	desc, err := t.upstream.Resolve(ctx, q.repo, q.tag, q.accept, q.authorization)
 	switch {
 	case err == nil:
-		t.recent.Add(q.source().Owner(), q.key, answer{desc, time.Now()})
+		t.recent.Add(q.source().Owner(), q.key, answer{desc, time.Now(), new(sync.Once)})
 		t.gate.Confirm(ctx, q.rule, gate.Blob(t.upstream, content.Request{
 			Repository: q.repo, Kind: content.Manifest, Digest: desc.Digest, Authorization: q.authorization,
 		}))
-		if t.memory != nil {
-			t.memory.Remember(ctx, q.repo, q.tag, desc)
-		}
 	case gate.Unanswered(err):
 		t.gate.Unheard(ctx, q.source(), q.authorization)
 	default:
@@ -163,6 +166,22 @@ func (t *tags) ask(ctx context.Context, q question) (v1.Descriptor, error) {
 		t.gate.Refused(q.source(), q.authorization, err)
 	}
 	return desc, err
+}
+
+// tell has other nodes hear what the registry answered. They do not before its manifest was had: a registry that was
+// wrong for a moment would mislead them, and this node, while it is away.
+func (t *tags) tell(ctx context.Context, q question, d digest.Digest) {
+	last, known := t.recent.Get(q.source().Owner(), q.key)
+	if t.memory != nil && known && last.desc.Digest == d {
+		last.told.Do(func() { t.memory.Remember(ctx, q.repo, q.tag, last.desc) })
+	}
+}
+
+// forget drops an answer of which the manifest is not to be had.
+func (t *tags) forget(q question, d digest.Digest) {
+	if last, known := t.recent.Get(q.source().Owner(), q.key); known && last.desc.Digest == d {
+		t.recent.Remove(q.key)
+	}
 }
 
 // recall answers from memory, where this node's own last answer is known or the swarm has one, and where the policy
