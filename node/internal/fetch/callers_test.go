@@ -81,7 +81,7 @@ func TestACallerThatGoesAwayDoesNotEndAnothersFetch(t *testing.T) {
 	require.Equal(t, int64(12*chunk1), o.Bytes.Load())
 }
 
-// To resume what an earlier boot has left is to read and hash it, which may take long.
+// To resume what is left may take long, where it is cut otherwise.
 func TestACallerMayLeaveWhileAnIngestIsResumed(t *testing.T) {
 	t.Parallel()
 	for name, size := range map[string]int64{"of a size that the caller knows": 3 * chunk1,

@@ -613,7 +613,8 @@ func (f *fetch) finishIfComplete() {
 	}
 }
 
-// missLost has the chunks fetched that the store has found to have been lost with the last boot. The caller holds f.mu.
+// missLost has the chunks fetched that the store has found to have been lost since they were written. The caller holds
+// f.mu.
 func (f *fetch) missLost(now time.Time) {
 	if f.ing == nil || f.ing.Lost() == f.lost {
 		return
@@ -632,7 +633,7 @@ func (f *fetch) missLost(now time.Time) {
 func (f *fetch) finish(ing *store.Ingest) {
 	err := ing.Verify(f.ctx)
 	switch {
-	case errors.Is(err, store.ErrIncomplete): // a chunk of an earlier boot was lost
+	case errors.Is(err, store.ErrIncomplete): // a chunk that was left was lost
 		f.update(func(now time.Time) {
 			f.finishing = false
 			f.missLost(now)

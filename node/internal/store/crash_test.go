@@ -382,7 +382,7 @@ func requireIntactAfterReboot(t *testing.T, path string, r report, committed map
 	t.Helper()
 	// The session file names the boot in which the child ran, which is also this one.
 	require.NoError(t, os.WriteFile(filepath.Join(path, lockName), []byte("an earlier boot\n"), 0o600))
-	s := openAfterReboot(t, quiet(Options{Path: path}))
+	s := openTest(t, Options{Path: path})
 	for d := range committed {
 		requireHas(t, s, childSamples()[d])
 		requireBlocks(t, s, childSamples()[d])

@@ -108,8 +108,8 @@ const (
 // content.ErrStorage where the disk refuses or hangs. Room itself is made for each chunk as it is written. The caller
 // must Close it.
 //
-// After a restart of the machine the chunks of a partial ingest count as present, and each is hashed before it is given
-// out; see inherit.go. One that was lost becomes absent.
+// The chunks of a partial ingest count as present, and each is hashed before it is given out; see inherit.go. One that
+// was lost becomes absent.
 func (s *Store) Ingest(d digest.Digest, size int64, origin Origin) (*Ingest, error) {
 	ing, err := s.ingest(d, size, origin, nil)
 	if err != nil {
@@ -190,7 +190,7 @@ func (g *Ingest) open() error {
 	if err != nil {
 		return err
 	}
-	j, err := openJournal(s.disk, path+journalSuffix, g.cut, g.origin, s.boot)
+	j, err := openJournal(s.disk, path+journalSuffix, g.cut, g.origin)
 	if err != nil {
 		return err
 	}
@@ -240,13 +240,11 @@ func (g *Ingest) setFiles(file *os.File, j *journal) {
 	g.file, g.journal = file, j
 }
 
-// resume takes over the chunks that the journal has. After a reboot the journal may be ahead of the data, so each is to
-// be hashed yet.
+// resume takes over the chunks that the journal has. Each is to be hashed yet.
 func (g *Ingest) resume() error {
 	if g.journal.was != g.cut {
 		return g.recut()
 	}
-	inherit := !g.journal.sameBoot && g.proved == nil
 	for i := range g.chunks.Len() {
 		c, ok := g.journal.chunk(i)
 		if !ok {
@@ -255,14 +253,11 @@ func (g *Ingest) resume() error {
 		if err := g.note(i, c); err != nil {
 			return err
 		}
-		if inherit {
+		if g.proved == nil {
 			g.inherit(i)
 		}
 	}
-	if g.inherited.chunks != nil {
-		return g.journal.sign("") // which no boot is
-	}
-	return g.journal.adopt()
+	return g.journal.sign()
 }
 
 // recut resumes what came in leaves in pieces, or the other way round. Of what is there each chunk is hashed: such a
@@ -272,7 +267,7 @@ func (g *Ingest) recut() error {
 	there := make([]bool, was.Len())
 	for i := range there {
 		c, ok := g.journal.chunk(i)
-		if ok && !g.journal.sameBoot {
+		if ok {
 			sum, err := g.hash(was.Range(i))
 			if errors.Is(err, content.ErrClosed) || errors.Is(err, content.ErrStorage) {
 				return err
@@ -302,7 +297,7 @@ func (g *Ingest) recut() error {
 			return err
 		}
 	}
-	return g.journal.adopt()
+	return g.journal.sign()
 }
 
 // hash is the sum of a part of the file. It fails with content.ErrStorage where the disk hangs: whoever opens the

@@ -12,12 +12,12 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// What an earlier boot has left of a blob counts as present at once: to hash all of a large one first would keep its
+// What an earlier ingest has left of a blob counts as present at once: to hash all of a large one first would keep its
 // callers waiting for minutes. Instead each chunk is hashed before any of it goes out, by who comes for it, or else by
-// a goroutine that goes through all of them. A loss of power may have taken chunks whose marks were written. Those are
-// absent from when that shows.
+// a goroutine that goes through all of them. A loss of power may have taken chunks whose marks were written, and a disk
+// may have changed others since. Those are absent from when that shows.
 
-// inherited are the chunks that an earlier boot has left and that nobody has hashed since.
+// inherited are the chunks that an earlier ingest has left and that nobody has hashed since.
 type inherited struct {
 	hashing [4]sync.Mutex // by chunk, so that of many readers of a chunk one hashes it
 
@@ -46,7 +46,7 @@ func (g *Ingest) inherits(i int) bool {
 	return g.inherited.has(i)
 }
 
-// Lost is how many chunks were present at first, and then found to have been lost with the last boot.
+// Lost is how many chunks were present at first, and then found to have been lost since they were written.
 func (g *Ingest) Lost() int {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
@@ -61,7 +61,7 @@ func (g *Ingest) ready(i int, file *os.File) error {
 	return g.store.within(file.Name(), func() error { return g.check(i) })
 }
 
-// errLostChunk: a loss of power took a chunk whose mark was written.
+// errLostChunk: a chunk whose mark was written is not there, or is another by now.
 var errLostChunk = fmt.Errorf("it is not what the journal says: %w", content.ErrNotFound)
 
 // check hashes chunk i, if it is inherited. It fails with errLostChunk where the chunk is not what its mark says; then
@@ -127,8 +127,7 @@ func (g *Ingest) lose(i int) {
 	g.inherited.news = make(chan struct{})
 }
 
-// checkAll hashes what is inherited and signs the journal as of this boot. It gives up where the disk fails, which
-// whoever needs a chunk is told by himself.
+// checkAll hashes what is inherited. It gives up where the disk fails, which whoever needs a chunk is told by himself.
 func (g *Ingest) checkAll() {
 	for i := range g.Len() {
 		select {
@@ -145,9 +144,6 @@ func (g *Ingest) checkAll() {
 		}
 	}
 	if lost := g.Lost(); lost > 0 {
-		g.store.log.Warn("the last boot has lost chunks of a partial ingest", "digest", g.digest, "chunks", lost)
-	}
-	if err := g.journal.adopt(); err != nil {
-		g.store.log.Warn("chunks are to be hashed again after a restart", "digest", g.digest, "error", err)
+		g.store.log.Warn("chunks of a partial ingest were lost", "digest", g.digest, "chunks", lost)
 	}
 }

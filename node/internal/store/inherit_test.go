@@ -17,9 +17,8 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// leftByAReboot opens a store to which an earlier boot has left chunks of b, and in which lost chunks never reached the
-// disk.
-func leftByAReboot(t *testing.T, k disk, b sample, chunks, lost []int) *Store {
+// inheriting opens a store to which an earlier one has left chunks of b, of which those lost never reached the disk.
+func inheriting(t *testing.T, k disk, b sample, chunks, lost []int) *Store {
 	t.Helper()
 	o := quiet(Options{Path: t.TempDir()})
 	s := openTest(t, o)
@@ -43,7 +42,6 @@ func leftByAReboot(t *testing.T, k disk, b sample, chunks, lost []int) *Store {
 	require.NoError(t, err)
 	<-after.finished // it has read what is complete
 	complete.Store(true)
-	after.boot = "the boot after that one"
 	t.Cleanup(func() { require.NoError(t, after.Close()) })
 	return after
 }
@@ -77,7 +75,7 @@ func TestInherit_AChunkIsGivenWhileAllOthersAreStillToBeHashed(t *testing.T) {
 	t.Parallel()
 	b := newSample(1, 64*chunkSize)
 	k, stalled, goOn := stalling(t)
-	s := leftByAReboot(t, k, b, upTo(63), nil)
+	s := inheriting(t, k, b, upTo(63), nil)
 	g := ingest(t, s, b)
 	stalled()
 	for _, i := range []int{0, 17, 62} {
@@ -121,7 +119,7 @@ func TestInherit_AChunkThatWasLostIsGivenToNobody(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			k, stalled, goOn := stalling(t)
-			s := leftByAReboot(t, k, b, upTo(4), []int{2})
+			s := inheriting(t, k, b, upTo(4), []int{2})
 			<-s.finished // nothing is committed by itself where a chunk is lost
 			g := ingest(t, s, b)
 			stalled()
@@ -146,7 +144,7 @@ func TestInherit_WhoWritesALostChunkAnewNeedNotKnowThatItWasLost(t *testing.T) {
 	b := newSample(1, 4*chunkSize)
 	k, _, goOn := stalling(t)
 	goOn()
-	s := leftByAReboot(t, k, b, upTo(3), []int{0, 2})
+	s := inheriting(t, k, b, upTo(3), []int{0, 2})
 	put(t, s, b)
 	requireHas(t, s, b)
 	requireBlocks(t, s, b)
@@ -156,7 +154,7 @@ func TestInherit_WhatNobodyHasHashedIsHashedAfterTheNextKillToo(t *testing.T) {
 	t.Parallel()
 	b := newSample(1, 4*chunkSize)
 	k, stalled, goOn := stalling(t)
-	s := leftByAReboot(t, k, b, upTo(3), []int{1})
+	s := inheriting(t, k, b, upTo(3), []int{1})
 	g := ingest(t, s, b)
 	stalled()
 	_, err := g.ReadChunk(0, make([]byte, 1), 0)

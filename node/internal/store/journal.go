@@ -2,7 +2,6 @@ package store
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -18,21 +17,20 @@ import (
 // journal is the file <ingest>.chunks: which chunks of the ingest are present, under which CIDs. It is a header and one
 // slot for each chunk at a fixed place, so that a chunk is marked by one write of 36 bytes and a torn mark is no mark.
 //
-//	header: magic[8] pool[1] size[7] bootID[36] crc32c[4] source[8]     64 bytes
+//	header: magic[8] pool[1] size[7] unused[36] crc32c[4] source[8]     64 bytes
 //	slot i: sha256[32] crc32c[4] over (i, sha256)               36 bytes at 64 + 36·i
 //
-// Numbers are big endian. A slot whose checksum does not match, such as one of a hole, stands for an absent chunk.
+// Numbers are big endian. Earlier releases name a boot in what is unused. A slot whose checksum does not match, such as
+// one of a hole, stands for an absent chunk.
 type journal struct {
-	disk     disk
-	file     *os.File
-	slots    []byte      // as they were when opened; nil after adopt
-	was      content.Cut // of the chunks that these slots are of
-	boot     string
-	cut      content.Cut
-	origin   Origin
-	sameBoot bool
-	signed   bool // the header says all this already
-	fresh    bool // nothing was there to resume
+	disk   disk
+	file   *os.File
+	slots  []byte      // as they were when opened; nil after sign
+	was    content.Cut // of the chunks that these slots are of
+	cut    content.Cut
+	origin Origin
+	signed bool // the header says all this already
+	fresh  bool // nothing was there to resume
 }
 
 const (
@@ -46,21 +44,20 @@ const (
 )
 
 // openJournal opens or makes the journal. One that is of another size or source or damaged is started anew.
-func openJournal(k disk, path string, cut content.Cut, origin Origin, boot string) (*journal, error) {
+func openJournal(k disk, path string, cut content.Cut, origin Origin) (*journal, error) {
 	f, err := k.create(path)
 	if err != nil {
 		return nil, err
 	}
-	j := &journal{disk: k, file: f, boot: boot, cut: cut, origin: origin}
+	j := &journal{disk: k, file: f, cut: cut, origin: origin}
 	b, err := io.ReadAll(io.LimitReader(f, journalHeader+int64(content.Pieces.Cut(cut.Size()).Len())*journalSlot))
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	was, from, wrote, err := decodeJournalHeader(b)
+	was, from, err := decodeJournalHeader(b)
 	if err == nil && was.Size() == cut.Size() && origin.Source == from.Source {
 		j.slots, j.was = b[journalHeader:], was
-		j.sameBoot = boot != "" && wrote == boot
-		j.signed = j.sameBoot && origin.Pool == from.Pool && was == cut
+		j.signed = origin.Pool == from.Pool && was == cut
 		return j, nil
 	}
 	j.was = cut
@@ -72,24 +69,24 @@ func openJournal(k disk, path string, cut content.Cut, origin Origin, boot strin
 
 // reset empties the journal.
 func (j *journal) reset() error {
-	j.slots, j.sameBoot, j.signed, j.fresh = nil, false, false, true
+	j.slots, j.signed, j.fresh = nil, false, true
 	return j.disk.truncate(j.file, 0)
 }
 
-func decodeJournalHeader(b []byte) (cut content.Cut, from Origin, boot string, err error) {
+func decodeJournalHeader(b []byte) (cut content.Cut, from Origin, err error) {
 	if len(b) < journalHeader || string(b[:8]) != journalMagic && string(b[:8]) != piecesMagic ||
 		crc32.Checksum(b[:52], castagnoli) != binary.BigEndian.Uint32(b[52:]) {
-		return cut, from, "", errors.New("no journal header")
+		return cut, from, errors.New("no journal header")
 	}
 	n := binary.BigEndian.Uint64(b[8:]) & (1<<journalPool - 1)
 	if n > content.MaxSize {
-		return cut, from, "", fmt.Errorf("journal of a blob of %d bytes", n)
+		return cut, from, fmt.Errorf("journal of a blob of %d bytes", n)
 	}
 	from = Origin{Source: Source(b[56:journalHeader]), Pool: Pool(b[8]).known()}
 	if string(b[:8]) == piecesMagic {
 		from.Grain = content.Pieces
 	}
-	return from.Grain.Cut(int64(n)), from, string(bytes.TrimRight(b[16:52], "\x00")), nil
+	return from.Grain.Cut(int64(n)), from, nil
 }
 
 // readJournal tells how a journal's blob is cut and for whom it is, and whether it marks every chunk as present.
@@ -99,7 +96,7 @@ func readJournal(f io.Reader) (cut content.Cut, from Origin, complete bool, err 
 	if _, err := io.ReadFull(r, head); err != nil {
 		return cut, from, false, err
 	}
-	if cut, from, _, err = decodeJournalHeader(head); err != nil {
+	if cut, from, err = decodeJournalHeader(head); err != nil {
 		return cut, from, false, err
 	}
 	slot := make([]byte, journalSlot)
@@ -114,25 +111,18 @@ func readJournal(f io.Reader) (cut content.Cut, from Origin, complete bool, err 
 	return cut, from, true, nil
 }
 
-// adopt signs the journal as of this boot and source. What it held from an earlier boot has been checked by now.
-func (j *journal) adopt() error {
+// sign writes the header, unless it says the same already.
+func (j *journal) sign() error {
 	j.slots = nil
 	if j.signed {
 		return nil
 	}
-	return j.sign(j.boot)
-}
-
-// sign writes the header, as of a boot.
-func (j *journal) sign(boot string) error {
-	j.slots = nil
 	b := make([]byte, journalHeader)
 	copy(b, journalMagic)
 	if j.cut != content.CutLeaves(j.cut.Size()) {
 		copy(b, piecesMagic)
 	}
 	binary.BigEndian.PutUint64(b[8:], uint64(j.cut.Size())|uint64(j.origin.Pool)<<journalPool)
-	copy(b[16:52], boot)
 	binary.BigEndian.PutUint32(b[52:], crc32.Checksum(b[:52], castagnoli))
 	copy(b[56:], j.origin.Source[:])
 	return j.disk.writeAt(j.file, b, 0)

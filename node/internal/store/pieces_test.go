@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -164,72 +163,59 @@ func TestPieces_APartialIngestIsResumedHoweverItWasCut(t *testing.T) {
 		"leaves in pieces": {content.Leaves, content.Pieces, 3, 4},
 		"pieces in leaves": {content.Pieces, content.Leaves, 0, 1},
 	} {
-		for _, rebooted := range []bool{false, true} {
-			t.Run(fmt.Sprint(name, ", rebooted: ", rebooted), func(t *testing.T) {
-				t.Parallel()
-				s := openTest(t, Options{})
-				ing, err := s.Ingest(b.digest, b.size(), Origin{Grain: c.first})
-				require.NoError(t, err)
-				fill(t, ing, 0, chunkSize)
-				if c.first == content.Pieces {
-					fill(t, ing, chunkSize, chunkSize+1) // a part of the next leaf
-				}
-				require.NoError(t, ing.Close())
-				if rebooted {
-					s.boot = "another"
-				}
-				ing, err = s.Ingest(b.digest, b.size(), Origin{Grain: c.then})
-				require.NoError(t, err)
-				require.True(t, ing.Has(c.kept))
-				require.False(t, ing.Has(c.lost))
-				fill(t, ing, 0, b.size())
-				require.NoError(t, ing.Commit(t.Context(), ""))
-				require.NoError(t, ing.Close())
-				requireServes(t, s, b)
-			})
-		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := openTest(t, Options{})
+			ing, err := s.Ingest(b.digest, b.size(), Origin{Grain: c.first})
+			require.NoError(t, err)
+			fill(t, ing, 0, chunkSize)
+			if c.first == content.Pieces {
+				fill(t, ing, chunkSize, chunkSize+1) // a part of the next leaf
+			}
+			require.NoError(t, ing.Close())
+			ing, err = s.Ingest(b.digest, b.size(), Origin{Grain: c.then})
+			require.NoError(t, err)
+			require.True(t, ing.Has(c.kept))
+			require.False(t, ing.Has(c.lost))
+			fill(t, ing, 0, b.size())
+			require.NoError(t, ing.Commit(t.Context(), ""))
+			require.NoError(t, ing.Close())
+			requireServes(t, s, b)
+		})
 	}
 }
 
 // A caller waits for it.
 func TestPieces_APartialIngestIsNotCutAnewOnADiskThatHangs(t *testing.T) {
 	t.Parallel()
-	for _, rebooted := range []bool{false, true} {
-		t.Run(fmt.Sprint("rebooted: ", rebooted), func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				var hangs atomic.Bool
-				release := make(chan struct{})
-				k := disk{beforeRead: func(path string) {
-					if hangs.Load() && strings.Contains(path, "ingest") {
-						<-release
-					}
-				}}
-				s, err := openWith(t.Context(), quiet(Options{Path: t.TempDir()}), k)
-				require.NoError(t, err)
-				b := newSample(1, 3*chunkSize)
-				g := ingest(t, s, b)
-				write(t, g, b, 0)
-				require.NoError(t, g.Close())
-				if rebooted {
-					s.boot = "another"
-				}
-				hangs.Store(true)
-				start := time.Now()
-				_, err = s.Ingest(b.digest, b.size(), Origin{Grain: content.Pieces})
-				require.ErrorIs(t, err, content.ErrStorage)
-				require.Equal(t, readPatience, time.Since(start)) // of the bubble's clock
-				hangs.Store(false)
-				close(release)
-				synctest.Wait()
-				g, err = s.Ingest(b.digest, b.size(), Origin{Grain: content.Pieces})
-				require.NoError(t, err)
-				require.True(t, g.Has(3), "nothing was lost by that")
-				require.NoError(t, g.Close())
-				require.NoError(t, s.Close())
-			})
-		})
-	}
+	synctest.Test(t, func(t *testing.T) {
+		var hangs atomic.Bool
+		release := make(chan struct{})
+		k := disk{beforeRead: func(path string) {
+			if hangs.Load() && strings.Contains(path, "ingest") {
+				<-release
+			}
+		}}
+		s, err := openWith(t.Context(), quiet(Options{Path: t.TempDir()}), k)
+		require.NoError(t, err)
+		b := newSample(1, 3*chunkSize)
+		g := ingest(t, s, b)
+		write(t, g, b, 0)
+		require.NoError(t, g.Close())
+		hangs.Store(true)
+		start := time.Now()
+		_, err = s.Ingest(b.digest, b.size(), Origin{Grain: content.Pieces})
+		require.ErrorIs(t, err, content.ErrStorage)
+		require.Equal(t, readPatience, time.Since(start)) // of the bubble's clock
+		hangs.Store(false)
+		close(release)
+		synctest.Wait()
+		g, err = s.Ingest(b.digest, b.size(), Origin{Grain: content.Pieces})
+		require.NoError(t, err)
+		require.True(t, g.Has(3), "nothing was lost by that")
+		require.NoError(t, g.Close())
+		require.NoError(t, s.Close())
+	})
 }
 
 func TestPieces_ACompletePartialIngestInThemIsCommittedAtTheStart(t *testing.T) {

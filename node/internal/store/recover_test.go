@@ -354,7 +354,7 @@ func FuzzOpenJournal(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		path := filepath.Join(t.TempDir(), "journal")
 		require.NoError(t, os.WriteFile(path, b, 0o600))
-		j, err := openJournal(disk{}, path, content.CutLeaves(3*chunkSize), Origin{}, "boot")
+		j, err := openJournal(disk{}, path, content.CutLeaves(3*chunkSize), Origin{})
 		require.NoError(t, err)
 		defer func() { require.NoError(t, j.close()) }()
 		for i := range 3 {
@@ -362,6 +362,6 @@ func FuzzOpenJournal(f *testing.F) {
 				require.True(t, isChunkCID(c))
 			}
 		}
-		require.NoError(t, j.adopt())
+		require.NoError(t, j.sign())
 	})
 }
