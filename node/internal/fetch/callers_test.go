@@ -13,8 +13,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/room"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
 	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
+	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
 
 // chunk1 is the size of one chunk.
@@ -317,4 +320,27 @@ func TestAStoreWithoutRoomReadsStraightFromUpstream(t *testing.T) {
 	_, err = r.Range(t.Context(), chunk1-3, 10)
 	require.ErrorIs(t, err, content.ErrUnavailable, "what cannot be kept cannot be verified in parts")
 	require.NoError(t, r.Close())
+}
+
+// named tells in whose name upstream is asked for documents.
+type named struct {
+	Upstream
+	callers chan string
+}
+
+func (n named) Open(ctx context.Context, req content.Request, off, size int64) (*upstream.Body, error) {
+	n.callers <- room.Caller(ctx)
+	return n.Upstream.Open(ctx, req, off, size)
+}
+
+// Nobody fills the room for documents in another's name.
+func TestOpen_AManifestTakesRoomInTheNameOfItsCaller(t *testing.T) {
+	t.Parallel()
+	callers := make(chan string, 16)
+	fr, s, req, data := scripted(t, 1, func(o *Options) { o.Upstream = named{o.Upstream, callers} })
+	req.Kind = content.Manifest
+	go func() { _, _ = fr.Open(room.For(t.Context(), "10.1.2.3"), req) }()
+	session := s.next(t)
+	session.orders <- schedule.Orders{Size: int64(len(data)), Leases: []schedule.Run{{First: 0, Count: 1}}}
+	require.Equal(t, "10.1.2.3", <-callers)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/room"
 	"github.com/shoal-cache/shoal/node/internal/schedule"
 	"github.com/shoal-cache/shoal/node/internal/store"
 	"github.com/shoal-cache/shoal/node/internal/swarm"
@@ -124,7 +125,7 @@ func startFetch(ctx context.Context, fr *Fetcher, req content.Request, from sour
 	f.part = schedule.NewParticipant(fr.opts.participant(fr, f.grain), fr.opts.Swarm.ID())
 	f.askUpstream()
 	f.idle = f.start
-	f.ctx, f.cancel = context.WithCancel(trace.Carry(fr.ctx, ctx))
+	f.ctx, f.cancel = context.WithCancel(room.For(trace.Carry(fr.ctx, ctx), room.Caller(ctx)))
 	f.ctx, f.span = fr.opts.Tracer.Start(f.ctx, "fetch")
 	fr.wg.Go(f.run)
 	return f
@@ -535,6 +536,7 @@ func (f *fetch) land(i int, c cid.Cid, data []byte, from provenance, landed func
 	f.update(func(now time.Time) {
 		if f.part.Has(i) { // from elsewhere, meanwhile
 			undo()
+			f.broadcast() // another chunk may wait for its slot
 			landed(now)
 			return
 		}

@@ -25,8 +25,8 @@ const (
 	// bytes, for the first bytes of an archive are known to everyone. What is no longer than a window is sampled whole.
 	sampleSize   = 1 << 10
 	sampleWindow = 64 << 10
-	// maxWindows bounds the search for such a part.
-	maxWindows = 16
+	// maxWindows bounds the search for such a part, and windowsOfChunk that in one chunk that others bring.
+	maxWindows, windowsOfChunk = 16, 4
 	// hearingTTL is how long the other nodes' word is not asked for again.
 	hearingTTL = 5 * time.Second
 	// peersTimeout bounds the search for content at other nodes that may not be there, and bringTimeout how long
@@ -295,17 +295,17 @@ func check(ctx context.Context, d digest.Digest, r content.Reader) error {
 }
 
 // choose picks what a source must give: the whole of what is small, else a part at a random place that is hard to
-// guess. Of what other nodes hold one chunk is looked at, for it has to come first.
+// guess. Of what other nodes hold a few places of one chunk are looked at, for it has to come first, and then of another.
 func choose(ctx context.Context, r content.Reader, places *rand.Rand, fromPeers bool) (off, n int64, err error) {
+	if r.Size() <= sampleWindow {
+		return 0, r.Size(), nil
+	}
 	first, span := int64(0), r.Size()
-	if span <= sampleWindow {
-		return 0, span, nil
-	}
-	if fromPeers {
-		first = places.Int64N(span-sampleWindow+1) / content.ChunkSize * content.ChunkSize
-		span = min(span-first, content.ChunkSize)
-	}
 	for most, tries := -1, 0; most < content.Varied && tries < maxWindows; tries++ {
+		if fromPeers && tries%windowsOfChunk == 0 {
+			first = places.Int64N(r.Size()-sampleWindow+1) / content.ChunkSize * content.ChunkSize
+			span = min(r.Size()-first, content.ChunkSize)
+		}
 		start := first + places.Int64N(span-sampleWindow+1)
 		data, err := read(ctx, r, start, sampleWindow)
 		if err != nil {

@@ -6,9 +6,9 @@ import (
 	"sync"
 )
 
-// part is a part of a room, in bytes. A caller that has a name and holds a place already gets no more than leaves a
-// fourth of the part to others, however much of it is free: who is in stays. Who waits because of that keeps nobody
-// else waiting; the others come in the order in which they came.
+// part is a part of a room, in bytes. A caller that has a name and holds a place already leaves a fourth of the part to
+// others. He does so however much of it is free, for who is in stays. Who waits because of that keeps nobody else
+// waiting; the others come in the order in which they came.
 type part struct {
 	size int64
 
@@ -94,6 +94,13 @@ func (p *part) serve() {
 		close(w.given)
 		p.waiting = slices.Delete(p.waiting, i, i+1)
 	}
+}
+
+// allows reports whether a caller who wants n more bytes leaves enough to others now.
+func (p *part) allows(caller string, n, own int64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.shares(&wish{caller: caller, n: n, own: own})
 }
 
 // shares reports whether a wish leaves enough to others. The caller holds p.mu.

@@ -91,11 +91,16 @@ func For(ctx context.Context, caller string) context.Context {
 	return context.WithValue(ctx, callerKey{}, caller)
 }
 
+// Caller is the name of the caller for whom ctx is, "" for anybody.
+func Caller(ctx context.Context) string {
+	caller, _ := ctx.Value(callerKey{}).(string)
+	return caller
+}
+
 // Lease is ctx with a place of its own for what is held in it, until end is called. What goes on behind the request
 // that began it needs another.
 func (r *Room) Lease(ctx context.Context) (leased context.Context, end func()) {
-	caller, _ := ctx.Value(callerKey{}).(string)
-	l := &lease{room: r, caller: caller}
+	l := &lease{room: r, caller: Caller(ctx)}
 	return context.WithValue(ctx, key{}, l), func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -159,9 +164,12 @@ func (l *lease) take(ctx context.Context, p *part, n int64) error {
 	if !l.grows {
 		l.keep(0, 0)
 	}
-	own := *held
+	own, grows := *held, l.grows
 	more := n - own
 	l.mu.Unlock()
+	if grows && !p.allows(l.caller, more, own) { // others wait for their turn to grow
+		return ErrFull
+	}
 	err := wait(ctx, func(ctx context.Context) error { return p.acquire(ctx, l.caller, more, own) })
 	if err != nil {
 		return err

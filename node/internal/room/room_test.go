@@ -497,3 +497,25 @@ func TestRoom_NoCallerKeepsOthersOut(t *testing.T) {
 		})
 	})
 }
+
+// Who waits for what he may not have yet would keep all others from growing.
+func TestRoom_WhoGrowsBeyondHisShareKeepsNobodyFromGrowing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := New(32 << 20)
+		holds, end := r.Lease(For(t.Context(), "10.1.2.3"))
+		defer end()
+		require.NoError(t, Hold(holds, r.large.size*3/4))
+		grows := func(caller string) error {
+			ctx, end := r.Lease(For(t.Context(), caller))
+			defer end()
+			g := growth{of: leaseOf(ctx)}
+			defer g.end()
+			return g.more(ctx, r.large.size/8)
+		}
+		start := time.Now()
+		require.ErrorIs(t, grows("10.1.2.3"), ErrFull)
+		require.NoError(t, grows("10.1.2.4"))
+		require.Less(t, time.Since(start), Patience)
+	})
+}

@@ -184,18 +184,24 @@ func TestAccuse_OfOneThatSaysNothingItselfTwoAreEnough(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		speaks    bool // it reports, whatever others say of it
+		stands    bool // the coordinator itself stands still meanwhile
 		accused   int
 		sidelined bool
 	}{
-		"two got nothing from it, and it says nothing":       {false, 2, true},
-		"two got nothing from it, and it reads":              {true, 2, false},
-		"one got nothing from it":                            {false, 1, false},
-		"a quarter of all got nothing from it, and it reads": {true, 3, true},
+		"two got nothing from it, and it says nothing":       {accused: 2, sidelined: true},
+		"two got nothing from it, and nobody could be heard": {stands: true, accused: 2},
+		"two got nothing from it, and it reads":              {speaks: true, accused: 2},
+		"one got nothing from it":                            {accused: 1},
+		"a quarter of all got nothing from it, and it reads": {speaks: true, accused: 3, sidelined: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			table := accusedTable(t)
 			now := epoch.Add(table.cfg.LeaseTimeout)
+			table.Tick(epoch)
+			for at := epoch.Add(tickEvery); at.Before(now) && !c.stands; at = at.Add(tickEvery) {
+				table.Tick(at)
+			}
 			if c.speaks {
 				require.NoError(t, table.Report(now.Add(-table.cfg.LeaseTimeout/10), "suspect", Report{Reading: true}))
 			}

@@ -193,7 +193,9 @@ func (t *Table) accuse(p *party, by peer.ID) {
 // mute reports whether p has said nothing for a while, though it has something to say. Who reads or gets chunks says so
 // several times a second.
 func (t *Table) mute(p *party) bool {
-	return !p.complete && t.now.Sub(p.heard) > t.cfg.LeaseTimeout/5
+	// Where this node itself stood still, what was said meanwhile waits to be taken in.
+	stood := !t.ticked.IsZero() && t.now.Sub(t.ticked) > 2*tickEvery
+	return !p.complete && !stood && t.now.Sub(p.heard) > t.cfg.LeaseTimeout/5
 }
 
 // sideline has others preferred to p for a while, and those who wait for it ask another.

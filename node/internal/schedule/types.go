@@ -2,6 +2,7 @@ package schedule
 
 import (
 	"crypto/sha256"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -149,7 +150,8 @@ func (r *Report) Merge(later Report) {
 	r.Need = append(r.Need, later.Need...)
 	r.Failed = append(r.Failed, later.Failed...)
 	r.Suspects = append(r.Suspects, later.Suspects...)
-	r.MayRead = r.MayRead || later.MayRead
+	refused := slices.ContainsFunc(later.Failed, func(f Failure) bool { return f.Trouble == Refused })
+	r.MayRead = r.MayRead && !refused || later.MayRead
 	r.Reading = r.Reading || later.Reading
 	r.Complete = r.Complete || later.Complete
 	r.Load = later.Load
