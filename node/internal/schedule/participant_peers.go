@@ -109,8 +109,7 @@ func (p *Participant) listen(
 	if bytes != s.bytes {
 		if !s.unanswered.IsZero() {
 			lag := now.Sub(s.unanswered)
-			s.lag, s.unanswered = max(lag, s.lag-s.lag/8), time.Time{}
-			p.took(lag)
+			s.lag, p.lag, s.unanswered = max(lag, s.lag-s.lag/8), max(lag, p.lag-p.lag/32), time.Time{}
 		}
 		s.bytes, s.heard = bytes, now
 	}
@@ -125,9 +124,6 @@ func (p *Participant) listen(
 		p.out.Pings = append(p.out.Pings, id)
 	}
 }
-
-// took notes how long a peer took to answer.
-func (p *Participant) took(lag time.Duration) { p.lag = max(lag, p.lag-p.lag/32) }
 
 // ignoresPings reports whether a peer has not answered for much longer than it and others took so far. Where machines
 // are slow, answers are, and so is this.

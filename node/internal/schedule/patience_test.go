@@ -1,7 +1,6 @@
 package schedule
 
 import (
-	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -134,10 +133,10 @@ func TestPatience_WithAPeerThatIsSilentGoesByHowFastAnswersWere(t *testing.T) {
 		silence, lag    time.Duration // ParticipantConfig.PeerSilence, and that of the peers that live
 		atLeast, atMost time.Duration // until the dead one is passed over
 	}{
-		"answers at once":           {0, 0, time.Second, 2500 * time.Millisecond},
+		"answers at once":           {0, 0, 3 * time.Second, 4500 * time.Millisecond},
 		"answers after a while":     {0, 700 * time.Millisecond, 3 * time.Second, 5 * time.Second},
 		"answers that took forever": {0, 3 * time.Second, 5 * time.Second, 6 * time.Second},
-		"on a node that waits long": {20 * time.Second, 0, 4 * time.Second, 6 * time.Second},
+		"on a node that waits long": {20 * time.Second, 0, 12 * time.Second, 14 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -197,13 +196,13 @@ func TestAccuse_OfOneThatSaysNothingItselfTwoAreEnough(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			table := accusedTable(t)
-			now := epoch.Add(table.cfg.LeaseTimeout)
+			now := epoch.Add(muteAfter + time.Second)
 			table.Tick(epoch)
 			for at := epoch.Add(tickEvery); at.Before(now) && !c.stands; at = at.Add(tickEvery) {
 				table.Tick(at)
 			}
 			if c.speaks {
-				require.NoError(t, table.Report(now.Add(-table.cfg.LeaseTimeout/10), "suspect", Report{Reading: true}))
+				require.NoError(t, table.Report(now.Add(-time.Second), "suspect", Report{Reading: true}))
 			}
 			for k := range c.accused {
 				require.NoError(t, table.Report(now, id(k), Report{Suspects: []Suspicion{{Index: 0,
@@ -211,61 +210,6 @@ func TestAccuse_OfOneThatSaysNothingItselfTwoAreEnough(t *testing.T) {
 			}
 			require.Equal(t, c.sidelined, table.parties["suspect"].sidelined.After(now))
 		})
-	}
-}
-
-// Else each of them would have to find out by itself, one after the other of those that are told to ask it.
-func TestAccuse_ThoseWhoWaitForADeadOneAreToldOfAnother(t *testing.T) {
-	t.Parallel()
-	table := accusedTable(t)
-	now := epoch.Add(table.cfg.LeaseTimeout / 2)
-	holder := id(10)
-	require.NoError(t, table.Report(now, holder, Report{Have: []int{0}}))
-	table.Take(func(peer.ID, Orders) {})
-	waits := func(n int) bool { return table.parties[id(n)].supplier[0] == table.parties["suspect"] }
-	waited := 0
-	for n := range 10 {
-		if waits(n) {
-			waited++
-		}
-	}
-	require.Greater(t, waited, 2)
-	accusers := 0
-	for n := 0; n < 10 && !table.parties["suspect"].sidelined.After(now); n++ {
-		if waits(n) {
-			accusers++
-			require.NoError(t, table.Report(now, id(n), Report{Suspects: []Suspicion{{From: "suspect"}}}))
-		}
-	}
-	require.Less(t, accusers, waited)
-	require.Zero(t, table.leased, "nobody else can read")
-	for n := range 10 {
-		require.False(t, waits(n))
-	}
-	told := map[peer.ID]peer.ID{}
-	table.Take(func(to peer.ID, o Orders) {
-		for _, a := range o.Chunks {
-			told[to] = a.From
-		}
-	})
-	require.Len(t, told, 10)
-	require.NotContains(t, slices.Collect(maps.Values(told)), peer.ID("suspect"))
-}
-
-// What the table knows of who waits for whom would not be so, and two might wait for each other.
-func TestOrders_OneThatIsToldOfAnotherAsksThatOne(t *testing.T) {
-	t.Parallel()
-	p := NewParticipant(ParticipantConfig{}, "self")
-	p.SetUpstream(true)
-	p.SetSize(content.ChunkSize, func(int) bool { return false })
-	p.Demand(epoch, Run{Count: 1})
-	p.Join()
-	p.Joined(epoch, "coordinator")
-	for _, held := range []bool{true, false} {
-		for _, from := range []peer.ID{"first", "second"} {
-			p.Orders(epoch, Orders{Chunks: []Assignment{{Claim: Claim{Sum: sum(0)}, From: from, Held: held}}})
-			require.Equal(t, from, p.AskedOf(0))
-		}
 	}
 }
 

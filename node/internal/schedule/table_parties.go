@@ -2,7 +2,6 @@ package schedule
 
 import (
 	"hash/fnv"
-	"maps"
 	"slices"
 	"time"
 
@@ -144,12 +143,6 @@ func (t *Table) remove(id peer.ID) {
 	}
 	t.releaseLeases(p)
 	t.leaveGroup(p)
-	t.vacateAll(p)
-	p.group = nil
-}
-
-// vacateAll takes all chunks of which p is the home away from it.
-func (t *Table) vacateAll(p *party) {
 	var homes []int
 	for i, home := range p.group.homes {
 		if home == p {
@@ -160,11 +153,12 @@ func (t *Table) vacateAll(p *party) {
 	for _, i := range homes {
 		t.vacate(p.group, i)
 	}
+	p.group = nil
 }
 
 // accuse sidelines p once a quarter of the participants, and more than one where there are more, got nothing from it:
-// one alone may itself be the slow one, or not tell the truth. Of one that says nothing itself a quarter of those who
-// may wait for it is enough, and its leases end.
+// one alone may itself be the slow one, or not tell the truth. Of one that says nothing itself two are enough. Its
+// leases end by themselves (Tick).
 func (t *Table) accuse(p *party, by peer.ID) {
 	if p.accusers == nil {
 		p.accusers = map[peer.ID]time.Time{}
@@ -176,46 +170,18 @@ func (t *Table) accuse(p *party, by peer.ID) {
 		}
 	}
 	few := max(min(2, len(t.active)-1), 1)
-	all, mute := len(t.active), t.mute(p)
-	if mute {
-		all = min(all, len(p.accusers)+p.serving)
+	if len(p.accusers) >= max(few, len(t.active)/4) || len(p.accusers) >= few && t.mute(p) {
+		p.sidelined = t.now.Add(t.cfg.Penalty)
 	}
-	if len(p.accusers) < max(few, all/4) {
-		return
-	}
-	if mute && p.group != nil {
-		p.lost = true
-		t.releaseLeases(p)
-	}
-	t.sideline(p)
 }
 
-// mute reports whether p has said nothing for a while, though it has something to say. Who reads or gets chunks says so
-// several times a second.
+// muteAfter is for how long one that others accuse says nothing itself before it counts as dead. Who reads or gets
+// chunks says so several times a second, but what it says may stand behind bulk on a full link for seconds.
+const muteAfter = 5 * time.Second
+
+// mute reports whether p has said nothing for a while, though it has something to say.
 func (t *Table) mute(p *party) bool {
 	// Where this node itself stood still, what was said meanwhile waits to be taken in.
 	stood := !t.ticked.IsZero() && t.now.Sub(t.ticked) > 2*tickEvery
-	return !p.complete && !stood && t.now.Sub(p.heard) > t.cfg.LeaseTimeout/5
-}
-
-// sideline has others preferred to p for a while, and those who wait for it ask another.
-func (t *Table) sideline(p *party) {
-	again := p.sidelined.After(t.now)
-	p.sidelined = t.now.Add(t.cfg.Penalty)
-	if again {
-		return
-	}
-	if p.group != nil {
-		t.vacateAll(p)
-	}
-	for _, q := range t.active {
-		for _, i := range slices.Sorted(maps.Keys(q.supplier)) {
-			if q.supplier[i] == p {
-				q.told.remove(i)
-				q.direct.remove(i)
-				t.unserve(q, i)
-			}
-		}
-		t.refill(q)
-	}
+	return !p.complete && !stood && t.now.Sub(p.heard) > muteAfter
 }

@@ -182,7 +182,7 @@ func TestNodesThatFallSilentMakeNobodyWaitForOneWhoWaits(t *testing.T) {
 		c.Deaths, c.SilentDeaths = 0.02, true
 	})
 	require.Equal(t, 2, r.Died)
-	require.Less(t, r.Last, 4*time.Second)
+	require.Less(t, r.Last, 30*time.Second)
 }
 
 func TestUnfinishedBurstIsAnError(t *testing.T) {
