@@ -48,7 +48,7 @@ func (b *Blob) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 		return nil, fmt.Errorf("%s: range of %d bytes at %d is outside its %d bytes", b.digest, n, off,
 			b.size)
 	}
-	sec, err := newSection(ctx, b.file, off, n)
+	sec, err := b.check.store.section(ctx, b.file, off, n)
 	if err != nil {
 		return nil, err
 	}
@@ -80,6 +80,11 @@ type section struct {
 	pos, left int64
 	watch     *watch // says how far the section may go; nil: to its end
 	ended     func() // runs when the last byte has gone out; may be nil
+}
+
+// section opens f anew, and does not wait for a disk that hangs.
+func (s *Store) section(ctx context.Context, f *os.File, off, n int64) (*section, error) {
+	return ask(s, f.Name(), func() (*section, error) { return newSection(ctx, f, off, n) })
 }
 
 // newSection opens f anew. It goes by the descriptor, because the file may have been renamed or unlinked meanwhile.

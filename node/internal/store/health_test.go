@@ -112,6 +112,8 @@ func TestHealth_AReadThatHangsKeepsNobodyWaiting(t *testing.T) {
 		_, err = io.ReadAll(body)
 		require.ErrorIs(t, err, content.ErrStorage, "in the middle of an answer")
 		require.NoError(t, s.Hangs(), "it may only be slow")
+		_, err = b.Range(t.Context(), 0, held.size())
+		require.ErrorIs(t, err, content.ErrStorage, "of a blob that was opened before")
 		_, err = s.Get(held.digest)
 		require.ErrorIs(t, err, content.ErrStorage)
 		require.Equal(t, 2*readPatience, time.Since(start))

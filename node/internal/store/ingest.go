@@ -506,7 +506,7 @@ func (g *Ingest) SectionWriterTo(ctx context.Context, i int, off, n int64) (io.R
 	}
 	var sec *section
 	if err == nil {
-		sec, err = newSection(ctx, file, start+off, n)
+		sec, err = g.store.section(ctx, file, start+off, n)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ingest %s: chunk %d: %w", g.digest, i, err)
