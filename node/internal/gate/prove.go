@@ -295,7 +295,8 @@ func check(ctx context.Context, d digest.Digest, r content.Reader) error {
 }
 
 // choose picks what a source must give: the whole of what is small, else a part at a random place that is hard to
-// guess. Of what other nodes hold a few places of one chunk are looked at, for it has to come first, and then of another.
+// guess. Of what other nodes hold a few places of one chunk are looked at, for it has to come first, and then of
+// another.
 func choose(ctx context.Context, r content.Reader, places *rand.Rand, fromPeers bool) (off, n int64, err error) {
 	if r.Size() <= sampleWindow {
 		return 0, r.Size(), nil

@@ -25,8 +25,8 @@ const (
 	looks = 10
 )
 
-// patience ends a context with what slow gives when an answer does not come. What decides is progress: while bytes of the pull
-// arrive at this node the caller waits, and where nothing moves at all it is sent on when the limit is over.
+// patience ends a context with what slow gives when an answer does not come. What decides is progress: while bytes of
+// the pull arrive at this node the caller waits, and where nothing moves at all it is sent on when the limit is over.
 type patience struct {
 	cancel context.CancelCauseFunc
 	limit  time.Duration
