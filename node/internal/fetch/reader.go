@@ -294,5 +294,8 @@ func (f *fetch) section(ctx context.Context, i int, off, n int64) (io.ReadCloser
 	if errors.Is(err, content.ErrNotFound) && ing.Slots() > 0 { // it was let go of in this moment
 		err = fmt.Errorf("%w: %w", content.ErrNoSpace, err)
 	}
+	if ended := f.ended(); errors.Is(err, content.ErrClosed) && ended != nil { // which says why
+		err = ended
+	}
 	return part, from, err
 }

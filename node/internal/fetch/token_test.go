@@ -297,3 +297,21 @@ func TestThrottling_OfEachCallerEndsThePulls(t *testing.T) {
 	}
 	require.LessOrEqual(t, throttled.Load(), int32(2*len(pulls)*schedule.UpstreamStreams), "each has one turn")
 }
+
+// A caller can do something about a refusal, and nothing about a file that was closed in that moment.
+func TestSection_OfAFetchThatHasEndedFailsWithTheReason(t *testing.T) {
+	t.Parallel()
+	fr, s, req, data := scripted(t, 2, nil)
+	go func() { _, _ = fr.Open(t.Context(), req) }()
+	session := s.next(t)
+	session.orders <- schedule.Orders{Size: int64(len(data))}
+	fr.mu.Lock()
+	f := fr.fetches[req.Digest]
+	fr.mu.Unlock()
+	require.NoError(t, f.await(t.Context(), func() bool { return f.ing != nil }))
+	no := &content.UpstreamError{Status: http.StatusUnauthorized}
+	f.fail(no)
+	<-f.released
+	_, _, err := f.section(t.Context(), 0, 0, 1)
+	require.ErrorIs(t, err, no)
+}

@@ -508,6 +508,9 @@ func (g *Ingest) SectionWriterTo(ctx context.Context, i int, off, n int64) (io.R
 	if err == nil {
 		sec, err = g.store.section(ctx, file, start+off, n)
 	}
+	if errors.Is(err, os.ErrClosed) { // it was closed in between
+		err = content.ErrClosed
+	}
 	if err != nil {
 		return nil, fmt.Errorf("ingest %s: chunk %d: %w", g.digest, i, err)
 	}
