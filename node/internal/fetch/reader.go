@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -294,8 +295,8 @@ func (f *fetch) section(ctx context.Context, i int, off, n int64) (io.ReadCloser
 	if errors.Is(err, content.ErrNotFound) && ing.Slots() > 0 { // it was let go of in this moment
 		err = fmt.Errorf("%w: %w", content.ErrNoSpace, err)
 	}
-	if ended := f.ended(); errors.Is(err, content.ErrClosed) && ended != nil { // which says why
-		err = ended
+	if errors.Is(err, content.ErrClosed) { // why it ended says more
+		err = cmp.Or(f.ended(), err)
 	}
 	return part, from, err
 }

@@ -371,26 +371,8 @@ func TestBadAnswers_ForAMomentEndNoPullThatHasBegun(t *testing.T) {
 
 func TestTurns_ARegistryThatHangsKeepsNobodyFromAnother(t *testing.T) {
 	t.Parallel()
-	const blobs = 2 * schedule.UpstreamStreams
-	o := newOrigin(t)
-	asked := make(chan struct{}, 100*blobs)
-	n := newNode(t, o, "n", nil, func(fo *Options, _ *swarm.Options) {
-		fo.Upstream, fo.Patience = hanging{fo.Upstream, asked}, time.Hour // no relief takes their place
-	})
-	ctx, cancel := context.WithCancel(t.Context())
-	var callers sync.WaitGroup
-	for range blobs {
-		req := o.request(o.add(t, 5))
-		req.Repository.Registry = "hanging.test"
-		callers.Go(func() { _, _ = n.read(ctx, req) })
-	}
-	for range schedule.UpstreamStreams {
-		<-asked
-	}
-	d := o.add(t, 3*chunk1+5)
-	n.pull(t.Context(), o.request(d)).requireRight(t, d)
-	cancel()
-	callers.Wait()
+	requireATurn(t, func(u Upstream, asked chan struct{}) Upstream { return hanging{u, asked} },
+		func(req *content.Request) { req.Repository.Registry = "hanging.test" })
 }
 
 // fullRoom is an upstream whose manifests find no place in memory.
@@ -410,21 +392,28 @@ func (u fullRoom) Open(ctx context.Context, req content.Request, off, n int64) (
 
 func TestTurns_ManifestsThatWaitForMemoryKeepNoBlobFromTheirRegistry(t *testing.T) {
 	t.Parallel()
-	const manifests = 2 * schedule.UpstreamStreams
+	requireATurn(t, func(u Upstream, waits chan struct{}) Upstream { return fullRoom{u, waits} },
+		func(req *content.Request) { req.Kind = content.Manifest })
+}
+
+// requireATurn reads a blob while more requests than a registry has turns are stuck in an upstream that says so.
+func requireATurn(t *testing.T, sticky func(Upstream, chan struct{}) Upstream, stuck func(*content.Request)) {
+	t.Helper()
+	const many = 2 * schedule.UpstreamStreams
 	o := newOrigin(t)
-	waits := make(chan struct{}, 100*manifests)
+	asked := make(chan struct{}, 100*many)
 	n := newNode(t, o, "n", nil, func(fo *Options, _ *swarm.Options) {
-		fo.Upstream, fo.Patience = fullRoom{fo.Upstream, waits}, time.Hour // no relief takes the place of a turn
+		fo.Upstream, fo.Patience = sticky(fo.Upstream, asked), time.Hour // no relief takes the place of a turn
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	var callers sync.WaitGroup
-	for range manifests {
+	for range many {
 		req := o.request(o.add(t, 5))
-		req.Kind = content.Manifest
+		stuck(&req)
 		callers.Go(func() { _, _ = n.read(ctx, req) })
 	}
 	for range schedule.UpstreamStreams { // any more have no turn, where these keep theirs
-		<-waits
+		<-asked
 	}
 	d := o.add(t, 3*chunk1+5)
 	n.pull(t.Context(), o.request(d)).requireRight(t, d)

@@ -10,7 +10,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
-// hedgeLook is how often it is looked, at most, whether a source has been waited for long enough.
+// hedgeLook is the least time between two looks at how long a source has been waited for.
 const hedgeLook = Hedge / 20
 
 // Questions are questions to sources, each put once for all who ask the same at that time.

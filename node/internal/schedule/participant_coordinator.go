@@ -139,7 +139,7 @@ func (p *Participant) Left() {
 // came whom upstream may accept is so no more.
 func (p *Participant) MayRead() bool { return p.upstream && !p.failed && !p.apart }
 
-// SetUpstream tells whether upstream may be asked.
+// SetUpstream tells whether upstream may be asked. The coordinator hears of it where it could not be before.
 func (p *Participant) SetUpstream(may bool) {
 	switch {
 	case !may:

@@ -200,8 +200,8 @@ func (t *Table) betterHome(g *group, p *party, i int) bool {
 // fewBrought is how many leaves keep a party that brings them from peers busy while it waits for orders.
 const fewBrought = 2
 
-// secondThoughts is for how long, after upstream has refused one of several participants, another may be about to tell
-// that a caller has come whom upstream may accept.
+// secondThoughts is how long the others are waited for after upstream has refused one participant. One of them may be
+// about to tell that a caller has come whom upstream may accept.
 const secondThoughts = time.Second
 
 // despair tells participants for which nothing can be done: no one can go upstream (now: a runtime had better ask the

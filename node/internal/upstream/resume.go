@@ -20,7 +20,7 @@ const (
 	enoughProgress = 256 << 10
 )
 
-// errResume: what the registry sends after a break does not go on where the first answer ended.
+// errResume: another answer of the registry does not go on where the first one ended.
 var errResume = errors.New("the rest is of another body")
 
 // resumed reads a blob's bytes to their end over as many answers as it takes. A connection that breaks, stands still or
@@ -159,7 +159,7 @@ func (r *resumed) breaking() (ended func()) {
 
 // goOn reads the rest from another answer.
 func (r *resumed) goOn(with *rest, cause error) {
-	r.client.log.Info("upstream broke off; the rest is read anew", "registry", r.req.Repository.Registry,
+	r.client.log.Info("the rest of an answer is read from another", "registry", r.req.Repository.Registry,
 		"digest", r.req.Digest, "at", r.next, "cause", cause)
 	r.body, r.from, r.cause, r.fresh = with, with.from, nil, 0
 }
