@@ -137,7 +137,10 @@ func (t *Table) give(g *group, p *party) bool {
 		case src != nil:
 			// As with runs from upstream: an equal share of a quarter of what is left.
 			if p.bringing.size >= t.per*max(min(g.ready.size/(4*t.per*len(g.parties)), t.cfg.Window), fewBrought) {
-				return false
+				if !fresh {
+					return false
+				}
+				continue // the way to the others may be slow, and upstream's is free
 			}
 			t.setHome(g, i, p)
 			p.direct.remove(i)

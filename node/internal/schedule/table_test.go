@@ -3,6 +3,7 @@ package schedule
 import (
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -455,6 +456,29 @@ func TestEveryChunkEntersAZoneOnce(t *testing.T) {
 	require.InDelta(t, 1.0, s.upstreamCopies(), 0)
 	for at, times := range s.crossed {
 		require.Equal(t, 1, times, at)
+	}
+}
+
+func TestLeases_WhoWaitsForAnotherZoneReadsOnMeanwhile(t *testing.T) {
+	t.Parallel()
+	s := newSwarm(t, Config{}, 400)
+	for i := range 4 {
+		s.join(id(i), fmt.Sprintf("zone-%d", i%2), true)
+	}
+	reads := func(n *node) bool { return len(n.leases) > 0 }
+	for slices.ContainsFunc(slices.Collect(maps.Values(s.nodes)), reads) {
+		for _, n := range s.nodes { // nothing comes over the link between the zones
+			maps.DeleteFunc(n.from, func(_ int, from peer.ID) bool { return s.nodes[from].zone != n.zone })
+		}
+		s.step(func(int) int { return 0 })
+	}
+	require.Equal(t, 1.0, s.upstreamCopies(), "all is read from the registry, and once")
+	read := map[string]map[int]bool{"zone-0": {}, "zone-1": {}}
+	for _, n := range s.nodes {
+		maps.Copy(read[n.zone], n.have)
+	}
+	for zone, chunks := range read {
+		require.Greater(t, len(chunks), 100, "%s reads its share", zone)
 	}
 }
 
