@@ -170,7 +170,8 @@ func (n *node) joinSwarm() (err error) {
 		LoadPeers: func(context.Context) []peer.AddrInfo { return loadPeers(memory) },
 		SavePeers: func(_ context.Context, peers []peer.AddrInfo) { n.savePeers(memory, peers) },
 		Zone:      n.inZone, ProtocolPrefix: c.Swarm.ProtocolPrefix,
-		Open: c.Swarm.Admission == config.AdmitAll, Admitted: n.listed(),
+		CongestionControl: c.Swarm.CongestionControl,
+		Open:              c.Swarm.Admission == config.AdmitAll, Admitted: n.listed(),
 		LowConnections: c.Swarm.Connections.Low, HighConnections: c.Swarm.Connections.High,
 		Store: n.store, Tracer: n.tracer, Logger: n.log.With("part", "swarm"), Registerer: n.metrics,
 	})

@@ -144,9 +144,11 @@ type Swarm struct {
 	Bootstrap      []ma.Multiaddr `yaml:"bootstrap"`
 	Zone           string         `yaml:"zone"`
 	ProtocolPrefix string         `yaml:"protocolPrefix"`
-	Admission      Admission      `yaml:"admission"`
-	Peers          []peer.ID      `yaml:"peers"`
-	Connections    Connections    `yaml:"connections"`
+	// CongestionControl: see swarm.Options.
+	CongestionControl []string    `yaml:"congestionControl"`
+	Admission         Admission   `yaml:"admission"`
+	Peers             []peer.ID   `yaml:"peers"`
+	Connections       Connections `yaml:"connections"`
 }
 
 // Connections are watermarks of the connection manager: above High it closes the least useful ones until Low are left.

@@ -224,6 +224,8 @@ func TestMistakesAreNamed(t *testing.T) {
 		"a malformed peer ID": {"swarm: {peers: [me]}", nil,
 			[]string{"swarm.peers[0]", `"me"`, "shoal-node id"}},
 		"nowhere to listen": {"swarm: {listen: []}", nil, []string{"swarm.listen"}},
+		"a congestion control that is no name": {"swarm: {congestionControl: [Cubic!]}", nil,
+			[]string{"swarm.congestionControl", "Cubic!", "reno"}},
 		"a prefix that is no path": {"swarm: {protocolPrefix: shoal/}", nil,
 			[]string{"swarm.protocolPrefix", "shoal/"}},
 		"watermarks the wrong way round": {"store: {highWatermarkPercent: 50, lowWatermarkPercent: 60}", nil,
@@ -450,8 +452,8 @@ func TestEveryKeyHasItsFlag(t *testing.T) {
 		flags++
 		require.NotEmpty(t, f.Usage, f.Name)
 	})
-	// Of the written keys upstreams and policy.rules have no flag; swarm.listen has no value on its own line.
-	require.Equal(t, count-2+1, flags)
+	// Of the written keys upstreams and policy.rules have no flag. Two lists have no value on their own line.
+	require.Equal(t, count-2+2, flags)
 	for _, name := range []string{"policy-defaults-tag-ttl", "policy-defaults-authorization-ttl", "store-min-free",
 		"kubernetes-node-name"} {
 		require.NotNil(t, fs.Lookup(name), name)

@@ -35,7 +35,9 @@ func Default() *Config {
 		Swarm: Swarm{
 			Listen:         []ma.Multiaddr{ma.StringCast("/ip4/0.0.0.0/tcp/5052"), ma.StringCast("/ip6/::/tcp/5052")},
 			ProtocolPrefix: swarm.DefaultProtocolPrefix,
-			Connections:    Connections{Low: swarm.DefaultLowConnections, High: swarm.DefaultHighConnections},
+			// What Linux has by default, and then what every agent may use.
+			CongestionControl: []string{"cubic", "reno"},
+			Connections:       Connections{Low: swarm.DefaultLowConnections, High: swarm.DefaultHighConnections},
 		},
 		Store: Store{
 			Path: "/var/lib/shoal",
@@ -100,6 +102,9 @@ var options = []option{
 	{"swarm.zone", "`name` of the node's zone; bytes of a pull cross into a zone once"},
 	{"swarm.protocolPrefix",
 		"`prefix` of the swarm's protocols; agents with different ones do not speak with one another"},
+	{"swarm.congestionControl",
+		"`names` of TCP congestion controls for connections to other agents, the first that the kernel allows; empty: " +
+			"the node's own"},
 	{"swarm.admission", "who may join: Open, List or Kubernetes (default: " +
 		"Kubernetes where kubernetes.enabled, List where swarm.peers is set, else Open)"},
 	{"swarm.peers", "`peer IDs` that may join when admission is List, besides those of swarm.bootstrap"},

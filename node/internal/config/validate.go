@@ -182,6 +182,9 @@ func checkRegistry(p *problems, key, host string) {
 
 var prefix = regexp.MustCompile(`^(/[A-Za-z0-9._-]+)+$`)
 
+// congestionControl is a name as the kernel takes it.
+var congestionControl = regexp.MustCompile(`^[a-z0-9_-]{1,15}$`)
+
 func (c *Config) validateSwarm(p *problems) {
 	s := c.Swarm
 	if len(s.Listen) == 0 {
@@ -208,6 +211,11 @@ func (c *Config) validateSwarm(p *problems) {
 	}
 	if !prefix.MatchString(s.ProtocolPrefix) {
 		p.add("swarm.protocolPrefix", "%q; want a path such as /shoal or /shoal/prod", s.ProtocolPrefix)
+	}
+	for _, name := range s.CongestionControl {
+		if !congestionControl.MatchString(name) {
+			p.add("swarm.congestionControl", "%q; want names such as cubic, reno or bbr", name)
+		}
 	}
 	if s.Connections.Low < 1 || s.Connections.Low > s.Connections.High {
 		p.add("swarm.connections", "low %d, high %d; want 1 <= low <= high", s.Connections.Low, s.Connections.High)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -76,6 +77,9 @@ type Options struct {
 	// LowConnections and HighConnections bound the connections that are kept open without need; default
 	// DefaultLowConnections and DefaultHighConnections.
 	LowConnections, HighConnections int
+	// CongestionControl names TCP's congestion controls for the connections to other agents, the first that the kernel
+	// allows. None: the node's own. It means nothing but on Linux.
+	CongestionControl []string
 	// Slack is how many times as long as in an agent the words of peers are waited for; default 1. For tests, whose
 	// machine may be too slow for an agent's times.
 	Slack int
@@ -98,6 +102,19 @@ type Options struct {
 
 // slack is for how long this node waits where an agent waits for d.
 func (o *Options) slack(d time.Duration) time.Duration { return d * time.Duration(o.Slack) }
+
+// control is what sets the congestion control of a connection. Where it may not be set it stays the node's own.
+func (o *Options) control() func(net.Conn) {
+	var once sync.Once
+	return func(c net.Conn) {
+		if err := setCongestion(c, o.CongestionControl); err != nil {
+			once.Do(func() {
+				o.Logger.Warn("connections to agents keep the node's congestion control",
+					"wanted", o.CongestionControl, "error", err)
+			})
+		}
+	}
+}
 
 // The defaults of Options, which are the agent's too.
 const (
@@ -230,7 +247,7 @@ func newHost(o Options, gater *admission, traffic bandwidth.Reporter) (host.Host
 	}
 	opts := []libp2p.Option{
 		libp2p.Identity(o.Identity), libp2p.ListenAddrs(o.Listen...),
-		libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(libp2ptls.ID, newTLS),
+		libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(libp2ptls.ID, newTLS(o.control())),
 		libp2p.ConnectionGater(gater), libp2p.ResourceManager(resources), libp2p.ConnectionManager(conns),
 		libp2p.DisableRelay(), libp2p.DisableMetrics(), libp2p.BandwidthReporter(traffic), libp2p.UserAgent("shoal"),
 	}

@@ -20,15 +20,25 @@ const batchSize = 66 << 10
 // batchedTLS is libp2p's TLS, but that all records of one Write go to the kernel together. crypto/tls makes a system
 // call for each record of at most 16 KiB, and the network handles each by itself; for frames of 64 KiB that is a third
 // of what the transport costs (BenchmarkFrames).
-type batchedTLS struct{ *libp2ptls.Transport }
-
-func newTLS(id protocol.ID, key crypto.PrivKey, muxers []upgrader.StreamMuxer) (*batchedTLS, error) {
-	t, err := libp2ptls.New(id, key, muxers)
-	return &batchedTLS{t}, err
+type batchedTLS struct {
+	*libp2ptls.Transport
+	// control sets how the connection below treats a link that is full.
+	control func(net.Conn)
 }
+
+func newTLS(control func(net.Conn)) tlsMaker {
+	return func(id protocol.ID, key crypto.PrivKey, muxers []upgrader.StreamMuxer) (*batchedTLS, error) {
+		t, err := libp2ptls.New(id, key, muxers)
+		return &batchedTLS{t, control}, err
+	}
+}
+
+// tlsMaker is what libp2p makes its security transport by.
+type tlsMaker = func(protocol.ID, crypto.PrivKey, []upgrader.StreamMuxer) (*batchedTLS, error)
 
 // SecureInbound implements sec.SecureTransport.
 func (t *batchedTLS) SecureInbound(ctx context.Context, insecure net.Conn, p peer.ID) (sec.SecureConn, error) {
+	t.control(insecure)
 	out := &batch{Conn: insecure}
 	c, err := t.Transport.SecureInbound(ctx, out, p)
 	return batched(c, out, err)
@@ -36,6 +46,7 @@ func (t *batchedTLS) SecureInbound(ctx context.Context, insecure net.Conn, p pee
 
 // SecureOutbound implements sec.SecureTransport.
 func (t *batchedTLS) SecureOutbound(ctx context.Context, insecure net.Conn, p peer.ID) (sec.SecureConn, error) {
+	t.control(insecure)
 	out := &batch{Conn: insecure}
 	c, err := t.Transport.SecureOutbound(ctx, out, p)
 	return batched(c, out, err)

@@ -41,7 +41,7 @@ func secured(t testing.TB) (sec.SecureConn, sec.SecureConn, *countedConn) {
 	end := func() *batchedTLS {
 		key, _, err := crypto.GenerateEd25519Key(rand.Reader)
 		require.NoError(t, err)
-		tr, err := newTLS(libp2ptls.ID, key, nil)
+		tr, err := newTLS(func(c net.Conn) { _ = setCongestion(c, []string{"reno"}) })(libp2ptls.ID, key, nil)
 		require.NoError(t, err)
 		return tr
 	}
