@@ -314,7 +314,7 @@ func (m *memo) load(key string) (remembered, bool) {
 }
 
 // save writes a record to disk and reports whether it did. What is signed for a short time is a credential, and not
-// kept. What is said of callers is not either. The caller holds m.mu.
+// kept. What is said of callers is not either.
 func (m *memo) save(key string, r remembered) bool {
 	if m.memory == nil || r.record.URL != "" || strings.HasPrefix(key, callerKind+"\x00") {
 		return false

@@ -58,11 +58,14 @@ type Record struct {
 	saved *prometheus.CounterVec
 
 	mu      sync.Mutex
-	running []*pull // the newest last; the last of a repository takes what is asked of it
+	running running
 	over    []*pull // the newest last
 	fetches *lru.Cache[string, Fetched]
 	sum     int64 // of saved
 }
+
+// running are the pulls that are under way, the newest last. The last of a repository takes what is asked of it.
+type running []*pull
 
 type pull struct {
 	registry string
@@ -93,9 +96,9 @@ func (r *Record) Asked(registry, name string) func(Answer) {
 	repository := registry + "/" + name
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p := latest(r.running, repository)
+	p := r.running.latest(repository)
 	if p == nil {
-		if p = r.begin(registry, repository, now); p == nil {
+		if p = r.running.begin(registry, repository, now); p == nil {
 			return func(Answer) {}
 		}
 	}
@@ -106,7 +109,7 @@ func (r *Record) Asked(registry, name string) func(Answer) {
 		defer r.mu.Unlock()
 		p.open--
 		p.last = time.Now()
-		if into := r.other(p, a); into != p {
+		if into := r.running.other(p, a); into != p {
 			into.last = p.last
 			into.add(a)
 			return
@@ -115,9 +118,9 @@ func (r *Record) Asked(registry, name string) func(Answer) {
 	}
 }
 
-// latest is the newest pull of a repository that is under way; nil where there is none.
-func latest(running []*pull, repository string) *pull {
-	for _, p := range slices.Backward(running) {
+// latest is the newest pull of a repository; nil where there is none.
+func (all running) latest(repository string) *pull {
+	for _, p := range slices.Backward(all) {
 		if p.Repository == repository {
 			return p
 		}
@@ -125,29 +128,28 @@ func latest(running []*pull, repository string) *pull {
 	return nil
 }
 
-// begin makes a pull; nil where too many are under way. The caller holds r.mu.
-func (r *Record) begin(registry, repository string, at time.Time) *pull {
-	if len(r.running) >= maxRunning {
+// begin makes a pull; nil where too many are under way.
+func (all *running) begin(registry, repository string, at time.Time) *pull {
+	if len(*all) >= maxRunning {
 		return nil
 	}
 	p := &pull{registry: registry, last: at, Pull: view.Pull{Repository: repository, Started: at}}
-	r.running = append(r.running, p)
+	*all = append(*all, p)
 	return p
 }
 
-// other is the pull that an answer belongs to. A second tag of a repository is another image, and so another pull. The
-// caller holds r.mu.
-func (r *Record) other(p *pull, a Answer) *pull {
+// other is the pull that an answer belongs to. A second tag of a repository is another image, and so another pull.
+func (all *running) other(p *pull, a Answer) *pull {
 	tag := a.Kind == "manifest" && a.Reference != a.Digest && !strings.Contains(a.Reference, ":")
 	if !tag || p.Reference == "" || p.Reference == a.Reference {
 		return p
 	}
-	for _, q := range r.running {
+	for _, q := range *all {
 		if q.Repository == p.Repository && q.Reference == a.Reference {
 			return q
 		}
 	}
-	return cmp.Or(r.begin(p.registry, p.Repository, a.Start), p)
+	return cmp.Or(all.begin(p.registry, p.Repository, a.Start), p)
 }
 
 // How tells how a blob came to this node; nil where that is not known any more.

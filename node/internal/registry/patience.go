@@ -31,10 +31,18 @@ type patience struct {
 	cancel context.CancelCauseFunc
 	limit  time.Duration
 	header chan struct{} // closed when the header must not wait any more
+	start  time.Time
 
 	mu        sync.Mutex
 	timer     *time.Timer
-	start     time.Time
+	overdue   bool // header is closed
+	stopped   bool
+	mayHeader bool
+	arrivals
+}
+
+// arrivals is what was seen to come of a blob and of its pull.
+type arrivals struct {
 	came      progress
 	blob      int64        // bytes of the blob that were seen to arrive,
 	pull      int64        // and of the pull
@@ -44,9 +52,6 @@ type patience struct {
 	wholeAt   time.Time // when a chunk was last seen to be whole
 	begun     int64     // bytes of the blob since then
 	until     time.Time // when the blob is given up: each of its bytes puts that off, up to hardEnd from now
-	overdue   bool      // header is closed
-	stopped   bool
-	mayHeader bool
 }
 
 // progress counts the bytes that have arrived of a blob, and of all of its pull.
@@ -57,8 +62,8 @@ func newPatience(ctx context.Context, limit time.Duration, came progress) (conte
 	ctx, cancel := context.WithCancelCause(ctx)
 	now := time.Now()
 	p := &patience{
-		cancel: cancel, limit: limit, header: make(chan struct{}), start: now, moved: now, wholeAt: now,
-		until: now.Add(max(hardEnd, limit)),
+		cancel: cancel, limit: limit, header: make(chan struct{}), start: now,
+		arrivals: arrivals{moved: now, wholeAt: now, until: now.Add(max(hardEnd, limit))},
 	}
 	p.follow(came)
 	p.mu.Lock()
@@ -90,7 +95,7 @@ func (p *patience) look() {
 		return
 	}
 	now := time.Now()
-	p.see(now)
+	p.see(now, now.Add(max(hardEnd, p.limit)))
 	late := now.Sub(p.start) >= max(headerBy, p.limit)
 	switch {
 	case now.Sub(p.moved) >= p.limit, !now.Before(p.until), now.Sub(p.wholeAt) >= max(longest, p.limit),
@@ -104,9 +109,8 @@ func (p *patience) look() {
 	p.timer.Reset(p.limit / looks)
 }
 
-// see takes in what has arrived. The caller holds p.mu.
-func (p *patience) see(now time.Time) {
-	end := now.Add(max(hardEnd, p.limit))
+// see takes in what has arrived. The blob is given up at the end, at the latest, if nothing else comes.
+func (p *arrivals) see(now, end time.Time) {
 	blob, pull := p.came()
 	if blob != p.blob || pull != p.pull {
 		more := max(0, blob-p.blob) // a fetch that begins anew counts anew
@@ -125,8 +129,8 @@ func (p *patience) see(now time.Time) {
 	}
 }
 
-// slow is the error of a blob that is given up. The caller holds p.mu.
-func (p *patience) slow(now time.Time) error {
+// slow is the error of a blob that is given up.
+func (p *arrivals) slow(now time.Time) error {
 	if p.begun == 0 {
 		return errSlow
 	}

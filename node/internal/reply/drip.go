@@ -18,19 +18,23 @@ const (
 // gives one of them whenever nothing else was written for some seconds. What is written lies in files as a rule, and
 // goes on by the connection's ReadFrom, so that file pages move without copying.
 type Drip struct {
-	http.ResponseWriter
-
-	mu    sync.Mutex // is held for each use of ResponseWriter
+	mu sync.Mutex // is held for each use of outlet
+	outlet
 	spare []byte
-	moved time.Time
 	timer *time.Timer
-	err   error // of writing
 	ended bool
+}
+
+// outlet is where the bytes go, until that fails.
+type outlet struct {
+	http.ResponseWriter
+	moved time.Time // when the last went
+	err   error
 }
 
 // NewDrip begins to keep back what is written to w. The header must have been written. The caller calls End or Stop.
 func NewDrip(w http.ResponseWriter) *Drip {
-	d := &Drip{ResponseWriter: w, spare: make([]byte, 0, spareSize), moved: time.Now()}
+	d := &Drip{outlet: outlet{ResponseWriter: w, moved: time.Now()}, spare: make([]byte, 0, spareSize)}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.timer = time.AfterFunc(dripEvery, d.drip)
@@ -57,11 +61,10 @@ func (d *Drip) drip() {
 	d.timer.Reset(wait)
 }
 
-// put writes p. The caller holds d.mu.
-func (d *Drip) put(p []byte) {
-	if d.err == nil && len(p) > 0 {
-		_, d.err = d.ResponseWriter.Write(p)
-		d.moved = time.Now()
+func (w *outlet) put(p []byte) {
+	if w.err == nil && len(p) > 0 {
+		_, w.err = w.ResponseWriter.Write(p)
+		w.moved = time.Now()
 	}
 }
 

@@ -10,9 +10,13 @@ import (
 // others. He does so however much of it is free, for who is in stays. Who waits because of that keeps nobody else
 // waiting; the others come in the order in which they came.
 type part struct {
-	size int64
+	mu sync.Mutex
+	queue
+}
 
-	mu      sync.Mutex
+// queue is who has places of a part, and who waits for one.
+type queue struct {
+	size    int64 // never changes
 	used    int64
 	holds   map[string]int64 // bytes, by the name of the caller
 	waiting []*wish
@@ -25,15 +29,11 @@ type wish struct {
 	given  chan struct{}
 }
 
-func newPart(size int64) *part { return &part{size: size, holds: map[string]int64{}} }
+func newPart(size int64) *part { return &part{queue: queue{size: size, holds: map[string]int64{}}} }
 
 // acquire waits for a place until ctx ends.
 func (p *part) acquire(ctx context.Context, caller string, n, own int64) error {
-	w := &wish{caller, n, own, make(chan struct{})}
-	p.mu.Lock()
-	p.waiting = append(p.waiting, w)
-	p.serve()
-	p.mu.Unlock()
+	w := p.ask(caller, n, own)
 	select {
 	case <-w.given:
 		return nil
@@ -46,13 +46,16 @@ func (p *part) acquire(ctx context.Context, caller string, n, own int64) error {
 }
 
 // try takes a place at once, or none.
-func (p *part) try(n int64) bool {
-	w := &wish{n: n, given: make(chan struct{})}
+func (p *part) try(n int64) bool { return !p.drop(p.ask("", n, 0)) }
+
+// ask wants a place, which may be given at once.
+func (p *part) ask(caller string, n, own int64) *wish {
+	w := &wish{caller, n, own, make(chan struct{})}
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.waiting = append(p.waiting, w)
 	p.serve()
-	p.mu.Unlock()
-	return !p.drop(w)
+	return w
 }
 
 // drop takes a wish back, if nothing was given for it.
@@ -78,24 +81,6 @@ func (p *part) release(caller string, n int64) {
 	p.serve()
 }
 
-// serve gives places to those that wait. The caller holds p.mu.
-func (p *part) serve() {
-	for i := 0; i < len(p.waiting); {
-		w := p.waiting[i]
-		if !p.shares(w) {
-			i++
-			continue
-		}
-		if p.used+w.n > p.size {
-			return
-		}
-		p.used += w.n
-		p.holds[w.caller] += w.n
-		close(w.given)
-		p.waiting = slices.Delete(p.waiting, i, i+1)
-	}
-}
-
 // allows reports whether a caller who wants n more bytes leaves enough to others now.
 func (p *part) allows(caller string, n, own int64) bool {
 	p.mu.Lock()
@@ -103,8 +88,26 @@ func (p *part) allows(caller string, n, own int64) bool {
 	return p.shares(&wish{caller: caller, n: n, own: own})
 }
 
-// shares reports whether a wish leaves enough to others. The caller holds p.mu.
-func (p *part) shares(w *wish) bool {
-	held := p.holds[w.caller]
-	return w.caller == "" || held == w.own || held+w.n <= p.size-p.size/4
+// serve gives places to those that wait.
+func (q *queue) serve() {
+	for i := 0; i < len(q.waiting); {
+		w := q.waiting[i]
+		if !q.shares(w) {
+			i++
+			continue
+		}
+		if q.used+w.n > q.size {
+			return
+		}
+		q.used += w.n
+		q.holds[w.caller] += w.n
+		close(w.given)
+		q.waiting = slices.Delete(q.waiting, i, i+1)
+	}
+}
+
+// shares reports whether a wish leaves enough to others.
+func (q *queue) shares(w *wish) bool {
+	held := q.holds[w.caller]
+	return w.caller == "" || held == w.own || held+w.n <= q.size-q.size/4
 }

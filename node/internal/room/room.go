@@ -73,10 +73,14 @@ func New(size int64) *Room {
 
 // lease is what one request, or one question on behalf of many, holds of a room.
 type lease struct {
-	room   *Room
-	caller string
+	mu sync.Mutex
+	places
+}
 
-	mu           sync.Mutex
+// places are what a lease holds. Its room and its caller never change.
+type places struct {
+	room         *Room
+	caller       string
 	small, large int64 // bytes of either part
 	grows, ended bool
 }
@@ -100,7 +104,7 @@ func Caller(ctx context.Context) string {
 // Lease is ctx with a place of its own for what is held in it, until end is called. What goes on behind the request
 // that began it needs another.
 func (r *Room) Lease(ctx context.Context) (leased context.Context, end func()) {
-	l := &lease{room: r, caller: Caller(ctx)}
+	l := &lease{places: places{room: r, caller: Caller(ctx)}}
 	return context.WithValue(ctx, key{}, l), func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -254,11 +258,11 @@ func (l *lease) shrink(n int64) {
 	l.keep(small, min(l.large, n-small))
 }
 
-// keep gives back what the lease has beyond so many bytes of either part. The caller holds l.mu.
-func (l *lease) keep(small, large int64) {
-	l.room.small.release(l.caller, l.small-small)
-	l.room.large.release(l.caller, l.large-large)
-	l.small, l.large = small, large
+// keep gives back what is beyond so many bytes of either part.
+func (p *places) keep(small, large int64) {
+	p.room.small.release(p.caller, p.small-small)
+	p.room.large.release(p.caller, p.large-large)
+	p.small, p.large = small, large
 }
 
 func (l *lease) held() int64 {

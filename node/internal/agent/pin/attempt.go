@@ -314,26 +314,28 @@ func (a *attempt) measure(whole map[digest.Digest]content.Request) (wanted, held
 // show puts how far the pin is where Progress sees it. A pin that lacks bytes is fetching; one that has failed stays so
 // until more bytes have come.
 func (a *attempt) show(wanted, held int64) {
-	a.Keeper.mu.Lock()
-	p := &a.task.progress
 	changed := false
-	if a.current() {
+	a.update(func(e *task) {
+		p := &e.progress
 		changed = p.BytesWanted != wanted || p.BytesHeld != held
 		progress := p.State != v1alpha1.PinFailed || held > p.BytesHeld
 		p.BytesWanted, p.BytesHeld = wanted, held
 		if held < wanted && progress && p.State != v1alpha1.PinFetching {
 			p.State, p.Reason, p.Message, changed = v1alpha1.PinFetching, "", "", true
 		}
-	}
-	a.Keeper.mu.Unlock()
+	})
 	if changed {
 		a.opts.Changed()
 	}
 }
 
-// current reports whether the task still is what the attempt works for. The caller holds Keeper.mu.
-func (a *attempt) current() bool {
-	return !a.task.released && a.task.assignment.Revision == a.assignment.Revision
+// update changes the task, if that still is what the attempt works for.
+func (a *attempt) update(change func(*task)) {
+	a.Keeper.mu.Lock()
+	defer a.Keeper.mu.Unlock()
+	if !a.task.released && a.task.assignment.Revision == a.assignment.Revision {
+		change(a.task)
+	}
 }
 
 // fetch gets what is missing of one artifact, and gives up at the first failure.
@@ -536,22 +538,12 @@ func (a *attempt) load(ctx context.Context, art *artifact) error {
 
 // news notes an artifact that came to the node with this pin.
 func (a *attempt) news(top digest.Digest) {
-	a.Keeper.mu.Lock()
-	defer a.Keeper.mu.Unlock()
-	if a.current() {
-		a.task.untold[top], a.task.ungated[top] = true, true
-	}
+	a.update(func(e *task) { e.untold[top], e.ungated[top] = true, true })
 }
 
 // taken are the artifacts of a set of the task, which is empty from then on.
-func (a *attempt) taken(set *map[digest.Digest]bool) map[digest.Digest]bool {
-	a.Keeper.mu.Lock()
-	defer a.Keeper.mu.Unlock()
-	if !a.current() {
-		return nil
-	}
-	tops := *set
-	*set = make(map[digest.Digest]bool)
+func (a *attempt) taken(set *map[digest.Digest]bool) (tops map[digest.Digest]bool) {
+	a.update(func(*task) { tops, *set = *set, make(map[digest.Digest]bool) })
 	return tops
 }
 
@@ -571,11 +563,7 @@ func (a *attempt) admit(ctx context.Context, artifacts []*artifact) {
 			if err != nil {
 				a.log.Warn("pin may not be served while its registry is down: nobody asked who may read it",
 					"pin", a.name(), "digest", req.Digest, "error", err)
-				a.Keeper.mu.Lock()
-				if a.current() {
-					maps.Copy(a.task.ungated, tops)
-				}
-				a.Keeper.mu.Unlock()
+				a.update(func(e *task) { maps.Copy(e.ungated, tops) })
 				return
 			}
 		}
@@ -633,11 +621,7 @@ func (a *attempt) purge(ctx context.Context) error {
 			return err
 		}
 	}
-	a.Keeper.mu.Lock()
-	if a.current() {
-		a.task.progress.BytesHeld, a.task.progress.BytesWanted = 0, 0
-	}
-	a.Keeper.mu.Unlock()
+	a.update(func(e *task) { e.progress.BytesHeld, e.progress.BytesWanted = 0, 0 })
 	return nil
 }
 

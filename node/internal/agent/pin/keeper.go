@@ -412,10 +412,10 @@ func (k *Keeper) startDue(ctx context.Context, attempts *sync.WaitGroup) time.Du
 			unseen = true
 			if looking < parallelLooks {
 				looking++
-				k.start(ctx, e, attempts)
+				e.start(ctx, k, attempts)
 			}
 		case !unseen && mayFetch(e.assignment.Priority, fetching):
-			k.start(ctx, e, attempts)
+			e.start(ctx, k, attempts)
 			fetching = append(fetching, e.running)
 		}
 	}
@@ -448,8 +448,8 @@ func byUrgency(a, b *task) int {
 		cmp.Compare(a.assignment.UID, b.assignment.UID))
 }
 
-// start runs one attempt at e. The caller holds k.mu.
-func (k *Keeper) start(ctx context.Context, e *task, attempts *sync.WaitGroup) {
+// start runs one attempt of k at e.
+func (e *task) start(ctx context.Context, k *Keeper, attempts *sync.WaitGroup) {
 	a := &attempt{Keeper: k, task: e, assignment: e.assignment, released: e.released, fetches: e.lacks,
 		owner: e.owner()}
 	limit := defaultTimeLimit
