@@ -30,11 +30,15 @@ type asker struct {
 	later         time.Time // upstream wishes not to be asked in this name before
 }
 
-// askers are those in whose name a fetch may ask.
+// askers are those in whose name a fetch may ask. The fetch's lock guards them.
 type askers struct {
 	callers []*asker // the newest last
 	nobody  *asker   // goes before them, once there was reason to try
 	refusal error    // the last of a caller's credentials
+
+	doubts   *doubts // for the rest see blame.go
+	withheld bool    // upstream is kept from the participant
+	seceded  bool    // the fetch has left the others
 }
 
 // admit takes in with whose credentials upstream may be asked. The newest are the ones least likely to have expired, so
@@ -105,14 +109,18 @@ func (k *askers) only() *asker {
 	return k.callers[0]
 }
 
-// anew are the callers for another fetch, which refuses none of them yet.
-func (k *askers) anew() (another askers) {
+// anew are the callers for another fetch, which refuses none of them yet, and asks no peers.
+func (k *askers) anew() askers {
+	another := askers{seceded: true}
 	for _, a := range k.callers {
 		another.callers = append(another.callers,
 			&asker{repo: a.repo, file: a.file, authorization: a.authorization, accepted: a.accepted})
 	}
 	return another
 }
+
+// outdated reports whether err is a refusal of callers beside whom another has come since.
+func (k *askers) outdated(err error) bool { return refused(err) && k.next() != nil }
 
 // refused reports whether err is upstream's no to one asker, which may be a yes to another.
 func refused(err error) bool { return content.Denied(err) || errors.Is(err, content.ErrNotFound) }
@@ -144,8 +152,8 @@ func (f *fetch) open(ctx context.Context, off, n int64) (*answer, error) {
 	for {
 		f.mu.Lock()
 		a, req, refusal := f.askers.next(tried...), f.req, f.askers.refusal
-		if f.size >= 0 {
-			req.Size = f.size
+		if f.cut.Size() >= 0 {
+			req.Size = f.cut.Size()
 		}
 		f.mu.Unlock()
 		if a == nil {
@@ -165,7 +173,7 @@ func (f *fetch) open(ctx context.Context, off, n int64) (*answer, error) {
 			another = f.askers.throttle(tried, err)
 		case another:
 			f.askers.refuse(a, err)
-			f.askUpstream()
+			f.part.SetUpstream(f.askers.mayShare())
 		}
 		f.mu.Unlock()
 		switch {

@@ -51,7 +51,7 @@ func (f *fetch) mismatch(err error) {
 		}
 	})
 	f.misled = told > 0 || f.sizeTold || f.sizeWrong
-	misled, own := f.misled, !f.misled && f.kept == 0
+	misled, own := f.misled, !f.misled && f.tally.kept == 0
 	asked, registry := slices.Clone(f.askers.callers), f.req.Repository.Registry
 	f.mu.Unlock()
 	for _, a := range asked {
@@ -166,54 +166,25 @@ func (fr *Fetcher) insists(c *charge, p peer.ID, right schedule.Claim) bool {
 	return false // one that does not answer is not believed anyway
 }
 
-// trusted are orders without what this node would have to take a doubted peer's word for. It reads that itself. The
-// caller holds f.mu.
-func (f *fetch) trusted(now time.Time, o schedule.Orders) schedule.Orders {
-	a := f.askers.next()
-	if a == nil {
-		return o // better a doubtful word than none: the digest decides
-	}
-	var own []schedule.Run
-	o.Chunks = slices.DeleteFunc(o.Chunks, func(c schedule.Assignment) bool {
-		if c.Index < 0 || c.Index >= f.part.Len() || f.part.Has(c.Index) ||
-			!f.fr.doubts.doubted(now, a.repo.Registry, c.By) {
-			return false
-		}
-		if k := len(own) - 1; k >= 0 && own[k].End() == c.Index {
-			own[k].Count++
-		} else if !f.part.Reads(c.Index) {
-			own = append(own, schedule.Run{First: c.Index, Count: 1})
-		}
-		return true
-	})
-	o.Leases = append(o.Leases, own...)
-	return o
-}
-
-// askUpstream tells the participant whether upstream may be asked for others too. The caller holds f.mu.
-func (f *fetch) askUpstream() {
-	f.withheld = false
-	f.withheld = f.wary()
-	f.part.SetUpstream(f.askers.next() != nil && !f.withheld)
+// mayShare reports whether upstream may be asked for others too.
+func (k *askers) mayShare() bool {
+	k.withheld = false
+	k.withheld = k.wary()
+	return k.next() != nil && !k.withheld
 }
 
 // wary reports whether the registry is one to read from only what nobody else has, and for nobody else. The participant
-// may have been told so before the registry was found to be right again, and goes on without it. The caller holds f.mu.
-func (f *fetch) wary() bool {
-	a := f.askers.next()
-	return a != nil && !f.alone && !f.seceded &&
-		(f.withheld || f.fr.doubts.wary(time.Now(), a.repo.Registry))
+// may have been told so before the registry was found to be right again, and goes on without it.
+func (k *askers) wary() bool {
+	a := k.next()
+	return a != nil && !k.seceded && (k.withheld || k.doubts.wary(time.Now(), a.repo.Registry))
 }
 
 // secede has a wary fetch go on by itself, for the others do not have what it needs. It reports whether it does now.
-// The caller holds f.mu.
-func (f *fetch) secede(now time.Time) bool {
-	if f.err != nil || !f.wary() {
-		return false
-	}
-	f.seceded = true
-	f.part.Secede(now)
-	return true
+func (k *askers) secede() (now bool) {
+	now = k.wary()
+	k.seceded = k.seceded || now
+	return now
 }
 
 var _ swarm.Sink = (*fetch)(nil)

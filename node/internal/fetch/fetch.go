@@ -58,7 +58,7 @@ type fetch struct {
 	part    *schedule.Participant
 	acting  bool // a goroutine carries out actions
 	acted   *sync.Cond
-	changed chan struct{}   // closed, and made anew, whenever what a reader may wait for has changed
+	changed bell            // rings whenever what a reader may wait for has changed
 	req     content.Request // of the newest caller
 	askers  askers          // in whose name upstream is asked
 	readers int
@@ -69,41 +69,42 @@ type fetch struct {
 	err     error              // why the fetch ended
 	upErr   error              // the last word of upstream
 
-	size      int64 // bytes; -1 while not known
-	sizeTold  bool  // size is someone's word, which upstream has not confirmed
-	sizeWrong bool  // upstream tells another
-	misled    bool  // what did not match was others' word, or some of it
-	seceded   bool  // it has left the others, see blame.go
-	withheld  bool  // upstream is kept from the participant, see blame.go
-	held      bool  // its first caller has heard of a peer that holds it
-	partOnly  bool  // all callers so far want a part of it only
-	passing   bool  // some caller wants all of it once, whether or not it is kept
+	cut       content.Cut // of the blob, whose size is -1 while it is not known
+	sizeTold  bool        // size is someone's word, which upstream has not confirmed
+	sizeWrong bool        // upstream tells another
+	misled    bool        // what did not match was others' word, or some of it
+	held      bool        // its first caller has heard of a peer that holds it
+	partOnly  bool        // all callers so far want a part of it only
+	passing   bool        // some caller wants all of it once, whether or not it is kept
 	mediaType string
 	ing       *store.Ingest
 	leave     func()         // gives the memory for its chunks back
 	window    *window        // nil: the whole is kept
 	streaming bool           // an answer is read to the end of the blob, whatever was leased
 	covered   []schedule.Run // leases that were given meanwhile
-	cameFrom  []provenance   // for each chunk where it came from
 	verified  bool           // the digest is known to match
 	finishing bool           // the digest is being checked
 	committed bool           // the store has the blob
 	closing   bool           // no reader may be added
 	released  chan struct{}  // closed once the fetch holds nothing of the store any more
 
-	arrived, fromPeers, fromUpstream int64
-	kept                             int64        // bytes, of an earlier try
-	lost                             int          // chunks of these that the store has lost, as far as is known here
-	relieving                        bool         // see relief.go
-	unanswered                       atomic.Int32 // questions to upstream
-	relieved, noRelief               time.Time
-	othersThen                       int64        // byOthers when the last relief began
-	came                             atomic.Int64 // bytes, parts of chunks among them
-	cameAt                           atomic.Int64 // when the last did, in nanoseconds since start
-	pull                             *bytesOf     // the same of all that comes from this repository
-	ears                             ears
-	steps                            steps
-	span                             trace.Span
+	tally      tally
+	reliefs    reliefs
+	unanswered atomic.Int32 // questions to upstream
+	came       atomic.Int64 // bytes, parts of chunks among them
+	cameAt     atomic.Int64 // when the last did, in nanoseconds since start
+	pull       *bytesOf     // the same of all that comes from this repository
+	ears       ears
+	steps      steps
+	span       trace.Span
+}
+
+// bell is closed, and made anew, when it rings.
+type bell chan struct{}
+
+func (b *bell) ring() {
+	close(*b)
+	*b = make(bell)
 }
 
 // startFetch starts a fetch of what a source gives, with one reader attached unless set says otherwise. It outlives
@@ -111,9 +112,9 @@ type fetch struct {
 func startFetch(ctx context.Context, fr *Fetcher, req content.Request, from source, keep bool,
 	set func(*fetch)) *fetch {
 	f := &fetch{
-		fr: fr, digest: req.Digest, source: from, start: time.Now(), changed: make(chan struct{}), req: req, readers: 1,
-		size: -1, leave: func() {}, grain: fr.opts.Swarm.Grain(), released: make(chan struct{}),
-		pull: fr.pulls.of(req.Repository), ears: ears{},
+		fr: fr, digest: req.Digest, source: from, start: time.Now(), changed: make(bell), req: req, readers: 1,
+		cut: content.CutLeaves(-1), askers: askers{doubts: fr.doubts}, leave: func() {},
+		grain: fr.opts.Swarm.Grain(), released: make(chan struct{}), pull: fr.pulls.of(req.Repository), ears: ears{},
 	}
 	f.room, f.keptOf = f.source.room(f.digest), fr.keptOf(from, req)
 	f.acted = sync.NewCond(&f.mu)
@@ -123,7 +124,7 @@ func startFetch(ctx context.Context, fr *Fetcher, req content.Request, from sour
 		set(f)
 	}
 	f.part = schedule.NewParticipant(fr.opts.participant(fr, f.grain), fr.opts.Swarm.ID())
-	f.askUpstream()
+	f.part.SetUpstream(f.askers.mayShare())
 	f.idle = f.start
 	f.ctx, f.cancel = context.WithCancel(room.For(trace.Carry(fr.ctx, ctx), room.Caller(ctx)))
 	f.ctx, f.span = fr.opts.Tracer.Start(f.ctx, "fetch")
@@ -131,10 +132,16 @@ func startFetch(ctx context.Context, fr *Fetcher, req content.Request, from sour
 	return f
 }
 
-// update changes what the fetch knows, under its lock, and carries out what the participant makes of it.
+// update changes what the fetch knows, under its lock, and carries out what the participant makes of it. Once every
+// chunk is here the digest is checked.
 func (f *fetch) update(change func(now time.Time)) {
 	f.mu.Lock()
 	change(time.Now())
+	if f.part.Len() > 0 && f.part.Absent() == 0 && !f.finishing && f.err == nil {
+		f.finishing = true
+		ing := f.ing
+		f.fr.wg.Go(func() { f.finish(ing) })
+	}
 	f.mu.Unlock()
 	f.act()
 }
@@ -156,7 +163,11 @@ func (f *fetch) act() {
 			drop()
 		}
 		f.mu.Lock()
-		if a.Hopeless != nil && !f.part.MayRead() && !f.secede(time.Now()) {
+		switch {
+		case a.Hopeless == nil || f.part.MayRead():
+		case f.askers.secede():
+			f.part.Secede(time.Now())
+		default:
 			f.failNow(cmp.Or(f.upErr, a.Hopeless))
 		}
 	}
@@ -166,7 +177,7 @@ func (f *fetch) act() {
 
 func (f *fetch) carryOut(a schedule.Actions, session swarm.Session) {
 	for _, w := range a.Wants {
-		_, n := f.cut().Range(w.Index)
+		_, n := f.cut.Range(w.Index)
 		f.fr.opts.Swarm.Want(w.From, content.SumCID(w.Sum), n, w.Priority, w.Held, f)
 	}
 	for _, r := range a.Leases {
@@ -216,7 +227,7 @@ func (f *fetch) attach(req content.Request, keep bool) (ok bool) {
 		if before == nil {
 			f.upErr = nil // which was said to others
 		}
-		f.askUpstream()
+		f.part.SetUpstream(f.askers.mayShare())
 	})
 	return ok
 }
@@ -233,11 +244,8 @@ func (f *fetch) detach() {
 	defer f.mu.Unlock()
 	f.readers--
 	f.idle = time.Now()
-	f.broadcast()
+	f.changed.ring()
 }
-
-// cut is how a blob of the fetch's size is cut. The caller holds f.mu, or knows that the size is known.
-func (f *fetch) cut() content.Cut { return f.grain.Cut(f.size) }
 
 // plan names the plan of the fetch.
 func (f *fetch) plan() swarm.Plan { return swarm.Plan{Digest: f.room, Grain: f.grain} }
@@ -245,7 +253,7 @@ func (f *fetch) plan() swarm.Plan { return swarm.Plan{Digest: f.room, Grain: f.g
 func (f *fetch) knownSize() int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.size
+	return f.cut.Size()
 }
 
 // confirmedSize is the size that is not only someone's word; -1 while there is none.
@@ -255,13 +263,7 @@ func (f *fetch) confirmedSize() int64 {
 	if f.sizeTold && !f.verified {
 		return -1
 	}
-	return f.size
-}
-
-// broadcast wakes all that wait. The caller holds f.mu.
-func (f *fetch) broadcast() {
-	close(f.changed)
-	f.changed = make(chan struct{})
+	return f.cut.Size()
 }
 
 // await waits until ok says yes, which is called with f.mu held. It fails when the fetch does, or ctx ends.
@@ -289,12 +291,12 @@ func (f *fetch) await(ctx context.Context, ok func() bool) error {
 
 func (f *fetch) awaitSize(ctx context.Context, came time.Time) error {
 	defer f.hungry(came, func() int { // the answer to any chunk tells it
-		if f.size >= 0 {
+		if f.cut.Size() >= 0 {
 			return -1
 		}
 		return 0
 	})()
-	return f.await(ctx, func() bool { return f.size >= 0 && (f.err == nil || f.verified) })
+	return f.await(ctx, func() bool { return f.cut.Size() >= 0 && (f.err == nil || f.verified) })
 }
 
 // fail ends the fetch with err, once.
@@ -312,7 +314,7 @@ func (f *fetch) failNow(err error) {
 	f.err = fmt.Errorf("fetch %s: %w", f.digest, err)
 	f.part.Close()
 	f.cancel()
-	f.broadcast()
+	f.changed.ring()
 }
 
 // run ties the fetch to its coordinator until it ends.
@@ -419,7 +421,10 @@ func (f *fetch) follow(session swarm.Session) {
 			f.makeRoom(o.Size, true)
 		}
 		f.update(func(now time.Time) {
-			f.part.Orders(now, f.trusted(now, o))
+			if a := f.askers.next(); a != nil { // else a doubtful word is better than none: the digest decides
+				o = f.part.Without(o, func(p peer.ID) bool { return f.fr.doubts.doubted(now, a.repo.Registry, p) })
+			}
+			f.part.Orders(now, o)
 			f.reach(&f.steps.plan, now)
 		})
 	}
@@ -454,12 +459,13 @@ func (f *fetch) makeRoom(size int64, told bool) {
 	f.making.Lock()
 	defer f.making.Unlock()
 	f.mu.Lock()
-	done := f.size >= 0 || f.err != nil
+	done := f.cut.Size() >= 0 || f.err != nil
 	f.mu.Unlock()
 	if done {
 		return
 	}
-	leave, ok := f.fr.memoryFor(f.grain.Cut(size))
+	cut := f.grain.Cut(size)
+	leave, ok := f.fr.memoryFor(cut)
 	if !ok {
 		f.fail(fmt.Errorf("%s of %d bytes, beside what else is fetched: %w", f.digest, size, content.ErrNoSpace))
 		return
@@ -481,11 +487,11 @@ func (f *fetch) makeRoom(size int64, told bool) {
 		if f.err != nil { // end gives it back
 			return
 		}
-		f.size, f.sizeTold, f.window = size, told, newWindow(ing.Slots())
-		f.cameFrom = slices.Repeat([]provenance{fromHere}, ing.Len())
+		f.cut, f.sizeTold, f.window = cut, told, newWindow(ing.Slots())
+		f.tally.cameFrom = slices.Repeat([]provenance{fromHere}, ing.Len())
 		for i := range ing.Len() {
 			if _, n := ing.Cut().Range(i); ing.Has(i) { // of an earlier try
-				f.kept += n
+				f.tally.kept += n
 			}
 		}
 		f.part.Limit(ing.Slots())
@@ -493,8 +499,7 @@ func (f *fetch) makeRoom(size int64, told bool) {
 		if f.alone {
 			f.part.Demand(now, schedule.Run{Count: ing.Len()})
 		}
-		f.broadcast()
-		f.finishIfComplete()
+		f.changed.ring()
 	})
 }
 
@@ -515,7 +520,7 @@ func (f *fetch) land(i int, c cid.Cid, data []byte, from provenance, landed func
 	if ing == nil {
 		return
 	}
-	if _, n := f.cut().Range(i); int64(len(data)) != n {
+	if _, n := f.cut.Range(i); int64(len(data)) != n {
 		f.mismatch(fmt.Errorf("chunk %d is of %d bytes, want %d: %w", i, len(data), n, content.ErrDigestMismatch))
 		return
 	}
@@ -536,14 +541,20 @@ func (f *fetch) land(i int, c cid.Cid, data []byte, from provenance, landed func
 	f.update(func(now time.Time) {
 		if f.part.Has(i) { // from elsewhere, meanwhile
 			undo()
-			f.broadcast() // another chunk may wait for its slot
+			f.changed.ring() // another chunk may wait for its slot
 			landed(now)
 			return
 		}
-		f.credit(now, i, from, int64(len(data)))
+		if f.window != nil {
+			f.window.filled(i, from)
+		}
+		f.tally.credit(i, from, int64(len(data)))
+		if from == fromPeer {
+			f.countBytes(int64(len(data)))
+		}
+		f.reach(&f.steps.first, now)
 		landed(now)
-		f.broadcast()
-		f.finishIfComplete()
+		f.changed.ring()
 	})
 }
 
@@ -561,28 +572,11 @@ func (f *fetch) write(ing *store.Ingest, i int, c cid.Cid, data []byte) (undo fu
 		f.update(func(time.Time) {
 			undo()
 			narrower = errors.Is(err, content.ErrNoSpace) && f.window.narrow()
-			f.broadcast()
+			f.changed.ring()
 		})
 		if !narrower {
 			return nil, err
 		}
-	}
-}
-
-// credit notes where a chunk that is here came from. The caller holds f.mu.
-func (f *fetch) credit(now time.Time, i int, from provenance, n int64) {
-	if f.window != nil {
-		f.window.filled(i, from)
-	}
-	f.cameFrom[i] = from
-	f.arrived += n
-	f.reach(&f.steps.first, now)
-	switch from {
-	case fromPeer:
-		f.countBytes(n)
-		f.fromPeers += n
-	case fromUpstream:
-		f.fromUpstream += n
 	}
 }
 
@@ -606,31 +600,6 @@ func (f *fetch) Lost(from peer.ID, c cid.Cid) {
 	f.update(func(now time.Time) { f.part.Lost(now, from, sumOf(c)) })
 }
 
-// finishIfComplete starts the checking of the digest once every chunk is here. The caller holds f.mu.
-func (f *fetch) finishIfComplete() {
-	if f.part.Absent() == 0 && !f.finishing && f.err == nil {
-		f.finishing = true
-		ing := f.ing
-		f.fr.wg.Go(func() { f.finish(ing) })
-	}
-}
-
-// missLost has the chunks fetched that the store has found to have been lost since they were written. The caller holds
-// f.mu.
-func (f *fetch) missLost(now time.Time) {
-	if f.ing == nil || f.ing.Lost() == f.lost {
-		return
-	}
-	f.lost = f.ing.Lost()
-	for i := range f.ing.Len() {
-		if f.part.Has(i) && !f.ing.Has(i) {
-			_, n := f.cut().Range(i)
-			f.kept -= n
-			f.part.Lose(now, i)
-		}
-	}
-}
-
 // finish checks the digest, lets the last chunk go, and makes the blob a committed one.
 func (f *fetch) finish(ing *store.Ingest) {
 	err := ing.Verify(f.ctx)
@@ -638,8 +607,7 @@ func (f *fetch) finish(ing *store.Ingest) {
 	case errors.Is(err, store.ErrIncomplete): // a chunk that was left was lost
 		f.update(func(now time.Time) {
 			f.finishing = false
-			f.missLost(now)
-			f.finishIfComplete()
+			f.tally.missLost(now, f.part, f.ing)
 		})
 		return
 	case errors.Is(err, content.ErrDigestMismatch):
@@ -656,13 +624,13 @@ func (f *fetch) finish(ing *store.Ingest) {
 		if f.err != nil { // another chunk did not match meanwhile, and all was dropped
 			return
 		}
-		f.fr.sizes.Add(f.digest, f.size)
+		f.fr.sizes.Add(f.digest, f.cut.Size())
 		f.fr.m.duration.Observe(now.Sub(f.start).Seconds())
 		f.verified = true
 		f.part.Complete()
-		f.broadcast()
+		f.changed.ring()
 		mediaType, req, c = f.mediaType, f.req, f.charge
-		if f.fromUpstream == f.size {
+		if f.tally.fromUpstream == f.cut.Size() {
 			f.fr.doubts.right(now, req.Repository.Registry)
 		}
 	})
@@ -690,7 +658,7 @@ func (f *fetch) finish(ing *store.Ingest) {
 	if err != nil {
 		f.err = fmt.Errorf("fetch %s: %w", f.digest, err) // for who waits for the commit; readers go by verified
 	}
-	f.broadcast()
+	f.changed.ring()
 	f.mu.Unlock()
 	f.cancel()
 }
@@ -805,7 +773,7 @@ func (f *fetch) tick(ctx context.Context) {
 				if begun := f.ears.hear(now, f.part.Asks, heard); begun > 0 {
 					f.countBytes(begun)
 				}
-				f.missLost(now)
+				f.tally.missLost(now, f.part, f.ing)
 				if making {
 					f.part.Busy(now)
 				}
@@ -824,9 +792,9 @@ func (f *fetch) status() Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return Status{
-		Digest: f.digest, Repository: f.req.Repository, Size: f.size, Arrived: f.arrived, FromPeers: f.fromPeers,
-		FromUpstream: f.fromUpstream, Readers: f.readers, Started: f.start, ByPeer: maps.Clone(f.steps.byPeer),
-		Filled: f.filled(),
+		Digest: f.digest, Repository: f.req.Repository, Size: f.cut.Size(), Arrived: f.tally.arrived,
+		FromPeers: f.tally.fromPeers, FromUpstream: f.tally.fromUpstream, Readers: f.readers, Started: f.start,
+		ByPeer: maps.Clone(f.steps.byPeer), Filled: f.filled(),
 	}
 }
 

@@ -28,7 +28,7 @@ func (f *fetch) inherit() {
 	f.making.Lock() // what is compared is open meanwhile
 	defer f.making.Unlock()
 	f.mu.Lock()
-	req, late := f.req, f.alone || f.size >= 0
+	req, late := f.req, f.alone || f.cut.Size() >= 0
 	f.mu.Unlock()
 	if late || req.Kind != content.Blob || req.NoUpstream() || f.fr.opts.PeersOnly(req.Repository) ||
 		f.fr.opts.Store.SizeOf(f.digest, f.keptOf) > 0 {

@@ -10,6 +10,8 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/lru"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
+	"github.com/shoal-cache/shoal/node/internal/store"
 )
 
 const (
@@ -68,6 +70,41 @@ func (f *fetch) countBytes(n int64) {
 	f.came.Add(n)
 	f.cameAt.Store(int64(time.Since(f.start)))
 	f.pull.add(n)
+}
+
+// tally is where the chunks came from that are here. The fetch's lock guards it.
+type tally struct {
+	cameFrom []provenance
+	// Bytes; kept are those of an earlier try.
+	arrived, fromPeers, fromUpstream, kept int64
+	lost                                   int // chunks of these that the store has lost, as far as is known here
+}
+
+// credit notes that chunk i has come.
+func (t *tally) credit(i int, from provenance, n int64) {
+	t.cameFrom[i] = from
+	t.arrived += n
+	switch from {
+	case fromPeer:
+		t.fromPeers += n
+	case fromUpstream:
+		t.fromUpstream += n
+	}
+}
+
+// missLost has the chunks fetched that the store has found to have been lost since they were written.
+func (t *tally) missLost(now time.Time, part *schedule.Participant, ing *store.Ingest) {
+	if ing == nil || ing.Lost() == t.lost {
+		return
+	}
+	t.lost = ing.Lost()
+	for i := range ing.Len() {
+		if part.Has(i) && !ing.Has(i) {
+			_, n := ing.Cut().Range(i)
+			t.kept -= n
+			part.Lose(now, i)
+		}
+	}
 }
 
 // upstreamBytes counts what is read from upstream.

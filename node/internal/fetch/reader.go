@@ -78,7 +78,7 @@ func (r *reader) Size() int64 { return r.f.knownSize() }
 func (r *reader) Arrived() int64 {
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
-	return r.f.kept + r.f.arrived
+	return r.f.tally.kept + r.f.tally.arrived
 }
 
 func (r *reader) Close() error {
@@ -98,7 +98,7 @@ func (r *reader) Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	part := r.part && n < size
 	held := r.f.fr.opts.VerifiedRanges && n < size
 	if n > 0 || size == 0 {
-		cut := r.f.cut()
+		cut := r.f.cut
 		first, last := cut.At(off), cut.At(off+max(n, 1)-1)
 		// Who reads up to the end, and not a part only, has the bytes before it from an earlier answer. The end is
 		// given when the digest of the whole is known to match.
@@ -118,7 +118,7 @@ func (r *reader) ensure(ctx context.Context) error {
 	if f.passes() {
 		return fmt.Errorf("ensure %s: %w", f.digest, content.ErrNoSpace)
 	}
-	f.demand(0, f.cut().Len()-1)
+	f.demand(0, f.cut.Len()-1)
 	defer f.hungry(time.Time{}, f.part.FirstAbsent)()
 	if err := f.await(ctx, func() bool { return f.committed }); err != nil {
 		return fmt.Errorf("ensure %s: %w", f.digest, err)
@@ -150,12 +150,12 @@ func (s *stream) next() error {
 	if s.left == 0 {
 		return io.EOF
 	}
-	i := s.f.cut().At(s.pos)
+	i := s.f.cut.At(s.pos)
 	for {
 		if err := s.await(i); err != nil {
 			return err
 		}
-		start, size := s.f.cut().Range(i)
+		start, size := s.f.cut.Range(i)
 		n := min(s.left, start+size-s.pos)
 		part, from, err := s.f.section(s.ctx, i, s.pos-start, n)
 		if err == nil {
@@ -174,7 +174,7 @@ func (s *stream) advance(n int64, err error) error {
 	s.left -= n
 	s.came = time.Time{}
 	s.f.fr.m.served.WithLabelValues(string(s.from)).Add(float64(n))
-	if s.left > 0 && s.f.cut().At(s.pos) == s.f.cut().At(s.pos-1) && err == nil {
+	if s.left > 0 && s.f.cut.At(s.pos) == s.f.cut.At(s.pos-1) && err == nil {
 		return nil
 	}
 	if err == nil || errors.Is(err, io.EOF) {
@@ -249,7 +249,7 @@ func (s *stream) await(i int) error {
 	}
 	now := false
 	f.update(func(at time.Time) {
-		f.advance(at, s.number, i)
+		f.part.Demand(at, f.window.advance(s.number, i))
 		if now = there(); !now {
 			f.part.SetPosition(at, s.number, i)
 		}
@@ -277,7 +277,7 @@ func (f *fetch) number() int {
 // misses reports whether chunk i, which was here, has been found to be lost, and has it fetched then.
 func (f *fetch) misses(i int) (lost bool) {
 	f.update(func(now time.Time) {
-		f.missLost(now)
+		f.tally.missLost(now, f.part, f.ing)
 		lost = f.window == nil && f.err == nil && !f.part.Has(i)
 	})
 	return lost
@@ -286,7 +286,7 @@ func (f *fetch) misses(i int) (lost bool) {
 // section opens n bytes from offset off of the present chunk i.
 func (f *fetch) section(ctx context.Context, i int, off, n int64) (io.ReadCloser, provenance, error) {
 	f.mu.Lock()
-	from, ing, err := f.cameFrom[i], f.ing, f.err
+	from, ing, err := f.tally.cameFrom[i], f.ing, f.err
 	f.mu.Unlock()
 	if ing == nil { // it did not match, and was dropped since
 		return nil, from, err

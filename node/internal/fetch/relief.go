@@ -118,22 +118,24 @@ func (f *fetch) hunger(now, came time.Time) *hunger {
 		h.quiet = now.Add(-still)
 		h.moved = now.Add(-min(still, time.Duration(beforehand*float64(h.patience))))
 	}
-	h.wait = f.waits(now, spread, h.patience)
+	h.wait = newWait(now, spread, h.patience, f.cut.Size() >= 0, now.Sub(f.reliefs.relieved) < longHunger)
+	h.wait.others, h.wait.own = h.seen, f.tally.arrived
 	return h
 }
 
-// waits is how a caller's waiting begins. The caller holds f.mu.
-func (f *fetch) waits(now time.Time, spread float64, patience time.Duration) wait {
+// newWait is how a caller's waiting begins, for a chunk or the size; again: it has waited for long already, at another
+// place.
+func newWait(now time.Time, spread float64, patience time.Duration, sized, again bool) wait {
 	w := wait{
-		since: now, ownMoved: now, others: f.byOthers(), own: f.arrived, share: fairShare,
+		since: now, ownMoved: now, share: fairShare,
 		least: time.Duration(spread * float64(longHunger)),
 		still: time.Duration((1 + spread) / 2 * float64(blobStandsStill)),
 	}
-	if f.size < 0 {
+	if !sized {
 		w.still = time.Duration(spread * float64(sizeStaysAway))
 	}
-	if now.Sub(f.relieved) < longHunger {
-		w.share, w.least = againShare, patience // it has waited for long already, at another place
+	if again {
+		w.share, w.least = againShare, patience
 	}
 	return w
 }
@@ -149,9 +151,16 @@ func (f *fetch) eagerness() float64 {
 // byOthers is how many bytes of the pull have come but for those of reliefs.
 func (f *fetch) byOthers() int64 { return f.pull.all.Load() - f.pull.own.Load() }
 
-// starves reports whether the caller lives on reliefs: nothing else has come since the last. The caller holds f.mu.
-func (f *fetch) starves(now time.Time) bool {
-	return now.Sub(f.relieved) < reliefPause && f.byOthers() == f.othersThen
+// reliefs is what is known of those of one fetch. The fetch's lock guards it.
+type reliefs struct {
+	relieving          bool
+	relieved, noRelief time.Time // when the last helped, and before when none is tried
+	othersThen         int64     // byOthers when the last began
+}
+
+// feed reports whether callers live on them: nothing else has come since the last.
+func (r *reliefs) feed(now time.Time, others int64) bool {
+	return now.Sub(r.relieved) < reliefPause && others == r.othersThen
 }
 
 // untilLastCall is for how much longer others may be waited for at the most.
@@ -164,7 +173,7 @@ func (h *hunger) untilLastCall(now time.Time) time.Duration {
 // step is when to look next: soon, where the caller starves or has no time any more.
 func (h *hunger) step(now time.Time) time.Duration {
 	step, left := h.f.fr.opts.Patience/reliefSteps, h.untilLastCall(now)
-	if h.f.starves(now) || left <= 0 {
+	if h.f.reliefs.feed(now, h.f.byOthers()) || left <= 0 {
 		return step / 4
 	}
 	return min(step, left)
@@ -184,7 +193,7 @@ func (h *hunger) look() {
 			patience = max(patience, h.most)
 		}
 		still := now.Sub(h.moved) >= patience || h.untilLastCall(now) <= 0
-		if long := h.wait.long(now, h.seen, f.arrived); still || long || f.starves(now) {
+		if long := h.wait.long(now, h.seen, f.tally.arrived); still || long || f.reliefs.feed(now, h.seen) {
 			h.relieve(now, still)
 		}
 		h.timer.Reset(h.step(now))
@@ -194,10 +203,12 @@ func (h *hunger) look() {
 // relieve has what the caller waits for read from upstream, or first asked of another peer. The caller holds f.mu.
 func (h *hunger) relieve(now time.Time, still bool) {
 	f, i := h.f, h.want()
-	if f.relieving || f.rooming.Load() > 0 || now.Before(f.noRelief) || f.askers.next() == nil || i < 0 {
+	if f.reliefs.relieving || f.rooming.Load() > 0 || now.Before(f.reliefs.noRelief) || f.askers.next() == nil ||
+		i < 0 {
 		return
 	}
-	if f.secede(now) {
+	if f.askers.secede() {
+		f.part.Secede(now)
 		return // which begins with what is missing first
 	}
 	// Clients of a model hub give up after 10 s without a byte, and it is a machine of many that does not answer.
@@ -225,7 +236,7 @@ func (h *hunger) relieve(now time.Time, still bool) {
 	f.fr.log.Warn("caller waits for a chunk that nobody brings: it is read from upstream", "digest", f.digest,
 		"chunk", i, "coordinator", f.part.Coordinator(), "waited", now.Sub(h.since))
 	f.fr.m.reliefs.Inc()
-	f.relieving, f.othersThen = true, f.byOthers()
+	f.reliefs.relieving, f.reliefs.othersThen = true, f.byOthers()
 	r := f.part.Lacks(i)
 	f.fr.wg.Go(func() { f.relief(r) })
 }
@@ -235,14 +246,14 @@ func (f *fetch) relief(r schedule.Run) {
 	ctx, cancel := context.WithCancel(f.ctx)
 	defer cancel()
 	f.mu.Lock()
-	end := f.cut().Start(r.End()) // in bytes, for while the size is not known neither is how the blob is cut
+	end := f.cut.Start(r.End()) // in bytes, for while the size is not known neither is how the blob is cut
 	f.mu.Unlock()
 	here := func() bool {
 		i := r.First
-		for i < f.part.Len() && f.cut().Start(i) < end && f.part.Has(i) {
+		for i < f.part.Len() && f.cut.Start(i) < end && f.part.Has(i) {
 			i++
 		}
-		return i > r.First && (i == f.part.Len() || f.cut().Start(i) >= end)
+		return i > r.First && (i == f.part.Len() || f.cut.Start(i) >= end)
 	}
 	f.fr.wg.Go(func() { // what comes from elsewhere meanwhile is not sent twice
 		if f.await(ctx, here) == nil {
@@ -252,14 +263,14 @@ func (f *fetch) relief(r schedule.Run) {
 	err := f.read(ctx, r, true)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.relieving = false
+	f.reliefs.relieving = false
 	switch {
 	case err == nil:
-		f.relieved = time.Now()
+		f.reliefs.relieved = time.Now()
 	case here():
 	case f.ctx.Err() == nil:
-		f.noRelief = time.Now().Add(reliefPause)
-		if !f.outdated(err) {
+		f.reliefs.noRelief = time.Now().Add(reliefPause)
+		if !f.askers.outdated(err) {
 			f.upErr = err
 		}
 		f.fr.log.Warn("upstream did not help", "digest", f.digest, "first", r.First, "error", err)

@@ -58,15 +58,8 @@ func TestWait_LastsForAsLongAsTheLinkIsSlowAndTheFrontAllows(t *testing.T) {
 			t.Parallel()
 			for _, spread := range []float64{1, 1.25, 1.5} {
 				start := time.Now()
-				f := &fetch{size: 200 * content.ChunkSize, pull: &bytesOf{}}
-				if tc.unsized {
-					f.size = -1
-				}
-				if tc.again {
-					f.relieved = start.Add(-time.Second)
-				}
 				patience := time.Duration(spread * float64(content.DefaultFirstByte/2))
-				w := f.waits(start, spread, patience)
+				w := newWait(start, spread, patience, !tc.unsized, tc.again)
 				waited := time.Duration(0)
 				for step := 100 * time.Millisecond; ; waited += step {
 					others := int64(waited.Seconds() * float64(tc.mebibits*mebibitPerSecond))
@@ -105,7 +98,7 @@ func TestHunger_WhatACallerHasWaitedForBeforeCounts(t *testing.T) {
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			t.Parallel()
-			f := &fetch{fr: fr, size: -1, pull: &bytesOf{}}
+			f := &fetch{fr: fr, cut: content.CutLeaves(-1), pull: &bytesOf{}}
 			if !tc.lastByte.IsZero() {
 				f.pull.at.Store(tc.lastByte.UnixNano())
 			}
@@ -114,10 +107,10 @@ func TestHunger_WhatACallerHasWaitedForBeforeCounts(t *testing.T) {
 	}
 	t.Run("a front that is about to send the caller away is waited for no longer", func(t *testing.T) {
 		t.Parallel()
-		h := (&fetch{fr: fr, size: -1, pull: &bytesOf{}}).hunger(now, ago(40*time.Second))
+		h := (&fetch{fr: fr, cut: content.CutLeaves(-1), pull: &bytesOf{}}).hunger(now, ago(40*time.Second))
 		require.Equal(t, 8*time.Second, h.untilLastCall(now), "of a minute")
 		require.Less(t, 8*time.Second, h.most-now.Sub(h.moved), "though another node is said to read")
-		h = (&fetch{fr: fr, size: -1, pull: &bytesOf{}}).hunger(now, ago(50*time.Second))
+		h = (&fetch{fr: fr, cut: content.CutLeaves(-1), pull: &bytesOf{}}).hunger(now, ago(50*time.Second))
 		left := h.untilLastCall(now)
 		require.Positive(t, left, "where that is now others have a little while all the same")
 		require.LessOrEqual(t, left, 9*time.Second)
@@ -125,7 +118,7 @@ func TestHunger_WhatACallerHasWaitedForBeforeCounts(t *testing.T) {
 	})
 	t.Run("others always have a while to bring what is wanted", func(t *testing.T) {
 		t.Parallel()
-		h := (&fetch{fr: fr, size: -1, pull: &bytesOf{}}).hunger(now, ago(time.Hour))
+		h := (&fetch{fr: fr, cut: content.CutLeaves(-1), pull: &bytesOf{}}).hunger(now, ago(time.Hour))
 		require.InDelta(t, h.patience/4, h.patience-now.Sub(h.moved), float64(time.Microsecond))
 	})
 }

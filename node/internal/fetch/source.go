@@ -59,7 +59,7 @@ func (e *foreignError) wait(ctx context.Context) error {
 func (f *fetch) proved(req content.Request) {
 	f.fr.opts.Sources.Prove(req)
 	f.mu.Lock()
-	given, some := f.askers.only(), f.fromUpstream > 0
+	given, some := f.askers.only(), f.tally.fromUpstream > 0
 	f.mu.Unlock()
 	if given != nil && some {
 		req.Repository, req.Authorization = given.repo, given.authorization

@@ -54,8 +54,9 @@ func (f *fetch) tell(outcome string, err error) {
 	f.mu.Lock()
 	s := Story{
 		Digest: f.digest, Started: f.start, Discovery: f.steps.discovery, Plan: f.steps.plan,
-		FirstChunk: f.steps.first, Took: time.Since(f.start), Size: f.size, Kept: f.kept, FromPeers: f.fromPeers,
-		FromUpstream: f.fromUpstream, ByPeer: maps.Clone(f.steps.byPeer), Outcome: outcome, Err: err,
+		FirstChunk: f.steps.first, Took: time.Since(f.start), Size: f.cut.Size(), Kept: f.tally.kept,
+		FromPeers: f.tally.fromPeers, FromUpstream: f.tally.fromUpstream, ByPeer: maps.Clone(f.steps.byPeer),
+		Outcome: outcome, Err: err,
 	}
 	f.mu.Unlock()
 	f.fr.opts.Ended(s)
@@ -71,9 +72,9 @@ func (f *fetch) trace(outcome string, err error) {
 	f.span.Text("shoal.digest", string(f.digest))
 	f.span.Text("shoal.repository", f.req.Repository.String())
 	f.span.Text("shoal.outcome", outcome)
-	f.span.Number("shoal.size", f.size)
-	f.span.Number("shoal.from_peers", f.fromPeers)
-	f.span.Number("shoal.from_registry", f.fromUpstream)
+	f.span.Number("shoal.size", f.cut.Size())
+	f.span.Number("shoal.from_peers", f.tally.fromPeers)
+	f.span.Number("shoal.from_registry", f.tally.fromUpstream)
 	f.span.Number("shoal.discovery_ms", f.steps.discovery.Milliseconds())
 	f.span.Number("shoal.plan_ms", f.steps.plan.Milliseconds())
 	f.span.Number("shoal.first_chunk_ms", f.steps.first.Milliseconds())

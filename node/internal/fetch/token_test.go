@@ -172,15 +172,15 @@ func TestAskers_ARefusalIsNotToldOfACallerWhoHasComeSince(t *testing.T) {
 			fr.mu.Lock()
 			f := fr.fetches[req.Digest]
 			fr.mu.Unlock()
-			f.update(func(now time.Time) {
+			f.update(func(time.Time) {
 				f.askers.refuse(f.askers.next(), no)
 				if others {
 					another := req
 					another.Authorization = "good"
 					f.admit(another)
 				}
-				f.leaseEnded(now, run, no)
 			})
+			f.leaseEnded(run, no)
 			session.until(t, func(r schedule.Report) bool {
 				return slices.ContainsFunc(r.Failed, func(l schedule.Failure) bool {
 					return l.Trouble == map[bool]schedule.Trouble{true: schedule.Returned, false: schedule.Refused}[others]

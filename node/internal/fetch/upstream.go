@@ -37,28 +37,25 @@ var (
 
 // readLease reads a run from upstream, and tells how that went.
 func (f *fetch) readLease(r schedule.Run) {
-	if f.covers(r) {
-		return
+	if !f.covers(r) {
+		f.leaseEnded(r, f.readRun(r))
 	}
-	err := f.readRun(r)
-	f.update(func(now time.Time) { f.leaseEnded(now, r, err) })
 }
 
-// leaseEnded takes in how the reading of a run went. The caller holds f.mu.
-func (f *fetch) leaseEnded(now time.Time, r schedule.Run, err error) {
-	trouble := troubleOf(err, f.fromUpstream > 0)
-	switch {
-	case f.outdated(err):
-		trouble = schedule.Returned
-	case trouble != 0 && trouble != schedule.Returned && f.ctx.Err() == nil:
-		f.fr.log.Info("upstream failed", "digest", f.digest, "first", r.First, "chunks", r.Count, "error", err)
-		f.upErr = err
-	}
-	f.part.LeaseEnded(now, r, trouble)
+// leaseEnded takes in how the reading of a run went.
+func (f *fetch) leaseEnded(r schedule.Run, err error) {
+	f.update(func(now time.Time) {
+		trouble := troubleOf(err, f.tally.fromUpstream > 0)
+		switch {
+		case f.askers.outdated(err):
+			trouble = schedule.Returned
+		case trouble != 0 && trouble != schedule.Returned && f.ctx.Err() == nil:
+			f.fr.log.Info("upstream failed", "digest", f.digest, "first", r.First, "chunks", r.Count, "error", err)
+			f.upErr = err
+		}
+		f.part.LeaseEnded(now, r, trouble)
+	})
 }
-
-// outdated reports whether err is a refusal of callers beside whom another has come since. The caller holds f.mu.
-func (f *fetch) outdated(err error) bool { return refused(err) && f.askers.next() != nil }
 
 // troubleOf is what the coordinator is told of a run that was not read. begun: the registry has given something before.
 func troubleOf(err error, begun bool) schedule.Trouble {
@@ -156,13 +153,13 @@ func (f *fetch) readOnce(ctx context.Context, r schedule.Run, own bool) error {
 		return errReturned
 	}
 	if n > 0 { // how the blob is cut may not have been known when it was asked for
-		first := f.cut().At(off)
-		r = schedule.Run{First: first, Count: f.cut().At(off+n-1) + 1 - first}
+		first := f.cut.At(off)
+		r = schedule.Run{First: first, Count: f.cut.At(off+n-1) + 1 - first}
 	}
 	in := &upstreamBytes{r: body, f: f, own: own}
 	switch {
 	case own: // what comes before is wanted as well
-		first := f.cut().At(body.Offset)
+		first := f.cut.At(body.Offset)
 		r = schedule.Run{First: first, Count: r.End() - first}
 	case off == 0 && body.Whole && f.lengthOf(r) < body.Size:
 		return f.stream(in, r, n > 0 && body.kind == content.Blob, body.registry)
@@ -196,7 +193,7 @@ func (f *fetch) passOver(in io.Reader, body *answer, r schedule.Run, off int64) 
 // sizeOnly: the answer is to tell the size.
 func (f *fetch) extent(r schedule.Run, own bool) (off, n int64, sizeOnly bool) {
 	f.mu.Lock()
-	size, whole, cut := f.size, false, f.cut()
+	size, whole, cut := f.cut.Size(), false, f.cut
 	f.mu.Unlock()
 	off, n = cut.Start(r.First), cut.Start(r.Count)
 	if size > 0 {
@@ -312,7 +309,7 @@ func (fr *Fetcher) pace(failed *openError, pause time.Duration, bad int) time.Du
 func (f *fetch) hasReadSome() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.fromUpstream > 0
+	return f.tally.fromUpstream > 0
 }
 
 // mayBeBlip tells of an error of open whether the registry may be back in a moment: it gave something a moment ago.
@@ -335,11 +332,11 @@ func (f *fetch) stream(in io.Reader, r schedule.Run, ignored bool, registry stri
 		f.streaming = true
 		f.part.LeaseEnded(now, r, schedule.NoRange)
 	})
-	err := f.readChunks(in, schedule.Run{Count: f.cut().Len()})
+	err := f.readChunks(in, schedule.Run{Count: f.cut.Len()})
 	f.update(func(now time.Time) {
 		f.streaming = false
 		for _, c := range f.covered {
-			f.part.LeaseEnded(now, c, troubleOf(err, f.fromUpstream > 0))
+			f.part.LeaseEnded(now, c, troubleOf(err, f.tally.fromUpstream > 0))
 		}
 		f.covered = nil
 	})
@@ -362,14 +359,14 @@ func (f *fetch) sizeOnly() (only, small bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	small = f.req.Size > 0 && f.req.Size <= content.ChunkSize
-	return f.size < 0 && f.partOnly && !small, f.size < 0 && small
+	return f.cut.Size() < 0 && f.partOnly && !small, f.cut.Size() < 0 && small
 }
 
 // lengthOf is the number of bytes of a run.
 func (f *fetch) lengthOf(r schedule.Run) int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return min(f.cut().Start(r.Count), f.size-f.cut().Start(r.First))
+	return min(f.cut.Start(r.Count), f.cut.Size()-f.cut.Start(r.First))
 }
 
 // sized learns the blob's size and type from an answer. Where that is not the size that others named, one of the two is
@@ -380,7 +377,7 @@ func (f *fetch) sized(body *upstream.Body) error {
 	if body.MediaType != "" {
 		f.mediaType = body.MediaType
 	}
-	size, told, err := f.size, f.sizeTold, f.err
+	size, told, err := f.cut.Size(), f.sizeTold, f.err
 	f.sizeTold = told && size != body.Size
 	f.mu.Unlock()
 	switch {
@@ -433,8 +430,8 @@ func (f *fetch) confirmSize(ctx context.Context, req content.Request) error {
 func (f *fetch) readChunks(body io.Reader, r schedule.Run) error {
 	buf, done := f.buffer()
 	defer done()
-	for i := r.First; i < min(r.End(), f.cut().Len()); i++ {
-		_, n := f.cut().Range(i)
+	for i := r.First; i < min(r.End(), f.cut.Len()); i++ {
+		_, n := f.cut.Range(i)
 		data := buf[:n]
 		if _, err := io.ReadFull(body, data); err != nil {
 			return fmt.Errorf("read chunk %d of %s from upstream: %w", i, f.digest, err)

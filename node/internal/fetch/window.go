@@ -67,6 +67,16 @@ func (w *window) enter(number int, r *span) (ok bool) {
 // leave takes a reader away.
 func (w *window) leave(number int) { delete(w.readers, number) }
 
+// advance notes that a reader has come to chunk i. It returns what the reader is to have before it: nothing more where
+// there is no window.
+func (w *window) advance(reader, i int) (ahead schedule.Run) {
+	if w != nil && w.readers[reader] != nil {
+		w.readers[reader].at = i
+		ahead = w.ahead(w.readers[reader])
+	}
+	return ahead
+}
+
 // wanted reports whether a reader is about to read chunk i.
 func (w *window) wanted(i int) bool {
 	for _, r := range w.readers {
@@ -141,11 +151,16 @@ func (f *fetch) place(size int64) (*store.Ingest, error) {
 // closeIdleWindow ends the fetch through a window that nobody has read for the longest time. Such a window stays for
 // nodes that begin later, but not where another needs its room. It reports whether there was one.
 func (fr *Fetcher) closeIdleWindow() bool {
+	// Nobody reads it, not even the node itself.
+	idle := func(f *fetch) bool {
+		w := f.window
+		return w != nil && f.readers == 0 && f.err == nil && (w.proved || !w.proving)
+	}
 	var oldest *fetch
 	var since time.Time
 	for _, f := range fr.running() {
 		f.mu.Lock()
-		if f.passesIdly() && (oldest == nil || f.idle.Before(since)) {
+		if idle(f) && (oldest == nil || f.idle.Before(since)) {
 			oldest, since = f, f.idle
 		}
 		f.mu.Unlock()
@@ -154,21 +169,15 @@ func (fr *Fetcher) closeIdleWindow() bool {
 		return false
 	}
 	oldest.mu.Lock()
-	idle := oldest.passesIdly() // still
-	if idle {
+	still := idle(oldest)
+	if still {
 		oldest.failNow(context.Canceled)
 	}
 	oldest.mu.Unlock()
-	if idle {
+	if still {
 		<-oldest.released
 	}
 	return true
-}
-
-// passesIdly reports whether the blob passes by and nobody reads it, not even the node itself. The caller holds f.mu.
-func (f *fetch) passesIdly() bool {
-	w := f.window
-	return w != nil && f.readers == 0 && f.err == nil && (w.proved || !w.proving)
 }
 
 // mayShare reports whether somebody waits whom a window serves: a reader of all of the blob, once.
@@ -216,22 +225,11 @@ func (f *fetch) passes() bool {
 	return f.window != nil
 }
 
-// advance notes that a reader of a window has come to chunk i. The caller holds f.mu.
-func (f *fetch) advance(now time.Time, reader, i int) {
-	if f.window == nil {
-		return
-	}
-	if r := f.window.readers[reader]; r != nil {
-		r.at = i
-		f.part.Demand(now, f.window.ahead(r))
-	}
-}
-
 // passThrough gives a part of a blob through a window, or all of it, whose end waits for the digest. Who reads all
 // takes the sum itself, because nothing else sees all of the blob.
 func (r *reader) passThrough(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	f := r.f
-	if r.keep || n < f.size && f.fr.opts.VerifiedRanges {
+	if r.keep || n < f.cut.Size() && f.fr.opts.VerifiedRanges {
 		return nil, fmt.Errorf("%s: no room for the whole: %w", f.digest, content.ErrNoSpace)
 	}
 	if n == 0 {
@@ -241,8 +239,8 @@ func (r *reader) passThrough(ctx context.Context, off, n int64) (io.ReadCloser, 
 	if s == nil {
 		return nil, fmt.Errorf("%s: its window has enough readers: %w", f.digest, content.ErrNoSpace)
 	}
-	if n < f.size {
-		if s.end = off+n == f.size && r.unchecked && !r.part; s.end {
+	if n < f.cut.Size() {
+		if s.end = off+n == f.cut.Size() && r.unchecked && !r.part; s.end {
 			f.prove()
 		}
 		return s, nil
@@ -257,8 +255,8 @@ func (r *reader) passThrough(ctx context.Context, off, n int64) (io.ReadCloser, 
 func (f *fetch) streamThrough(ctx context.Context, off, n int64, own bool) *stream {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	first := f.cut().At(off)
-	at := &span{first: first, at: first, last: f.cut().At(off + n - 1)}
+	first := f.cut.At(off)
+	at := &span{first: first, at: first, last: f.cut.At(off + n - 1)}
 	number := f.streams + 1
 	if own {
 		f.window.readers[number] = at
@@ -287,7 +285,7 @@ func (f *fetch) prove() {
 		}
 		f.update(func(time.Time) {
 			f.window.proved = err == nil
-			f.broadcast()
+			f.changed.ring()
 		})
 	})
 }
@@ -295,9 +293,9 @@ func (f *fetch) prove() {
 // readWhole reads all of the blob through the window. It fails where that does not match the digest, and ends with the
 // fetch.
 func (f *fetch) readWhole() error {
-	s := f.streamThrough(f.ctx, 0, f.size, true)
+	s := f.streamThrough(f.ctx, 0, f.cut.Size(), true)
 	defer func() { _ = s.Close() }()
-	sum, buf := f.digest.Verifier(), make([]byte, f.cut().Chunk())
+	sum, buf := f.digest.Verifier(), make([]byte, f.cut.Chunk())
 	for {
 		n, err := s.Read(buf)
 		_, _ = sum.Write(buf[:n]) // a hash never fails

@@ -78,6 +78,24 @@ func (p *Participant) Orders(now time.Time, o Orders) {
 	p.pump(now)
 }
 
+// Without is o without what this node would have to take the word of a doubted peer for. It reads that itself.
+func (p *Participant) Without(o Orders, doubted func(peer.ID) bool) Orders {
+	var own []Run
+	o.Chunks = slices.DeleteFunc(o.Chunks, func(a Assignment) bool {
+		if a.Index < 0 || a.Index >= len(p.pieces) || p.Has(a.Index) || !doubted(a.By) {
+			return false
+		}
+		if k := len(own) - 1; k >= 0 && own[k].End() == a.Index {
+			own[k].Count++
+		} else if !p.Reads(a.Index) {
+			own = append(own, Run{First: a.Index, Count: 1})
+		}
+		return true
+	})
+	o.Leases = append(o.Leases, own...)
+	return o
+}
+
 // isRun reports whether r can be read. Before the size is known an index says nothing about where in the blob a chunk
 // is.
 func (p *Participant) isRun(r Run) bool {
