@@ -68,8 +68,9 @@ type bitswap struct {
 	down   *rate.Limiter
 
 	mu      sync.Mutex
-	wants   map[cid.Cid]*want
-	senders map[peer.ID]*sender
+	wants   wants
+	sending sync.Mutex                     // after mu
+	senders map[peer.ID]*sender            // guarded by sending
 	recent  *lru.Cache[cid.Cid, arrival]   // blocks that have just come; see again
 	gone    *lru.Cache[cid.Cid, time.Time] // blocks that have just gone; see denyGone
 	// what was asked of whom, the newest: it may come though no one waits for it any more
@@ -77,8 +78,8 @@ type bitswap struct {
 	// Peers may answer what an earlier process of this node has asked them for. The first message to each takes that
 	// back, and at first a few such answers are no lies.
 	started time.Time
-	greeted *lru.Cache[peer.ID, time.Time] // when they were sent that
-	strays  *lru.Cache[peer.ID, int]       // bytes of such answers
+	greeted *lru.Cache[peer.ID, time.Time]     // when they were sent that
+	strays  *lru.Cache[peer.ID, *atomic.Int64] // bytes of such answers
 	owed    *owed
 	// awaits reports whether a block may be about to come to this node. nil: that is not known.
 	awaits atomic.Pointer[func(cid.Cid) bool]
@@ -103,6 +104,9 @@ type asked struct {
 	peer peer.ID
 	cid  cid.Cid
 }
+
+// wants are the blocks that are waited for.
+type wants map[cid.Cid]*want
 
 // want is a block that sinks wait for.
 type want struct {
@@ -131,10 +135,10 @@ func newBitswap(
 	log *slog.Logger,
 ) *bitswap {
 	b := &bitswap{
-		ctx: ctx, net: net, blocks: bs, log: log, m: m, wants: map[cid.Cid]*want{}, senders: map[peer.ID]*sender{},
+		ctx: ctx, net: net, blocks: bs, log: log, m: m, wants: wants{}, senders: map[peer.ID]*sender{},
 		recent: lru.New[cid.Cid, arrival](maxRecent), gone: lru.New[cid.Cid, time.Time](maxRecent),
 		past: lru.New[asked, struct{}](maxPast), owed: newOwed(), guard: guard, started: time.Now(),
-		greeted: lru.New[peer.ID, time.Time](maxPast), strays: lru.New[peer.ID, int](maxStandings),
+		greeted: lru.New[peer.ID, time.Time](maxPast), strays: lru.New[peer.ID, *atomic.Int64](maxStandings),
 		up: rate.NewLimiter(rate.Inf, 4*content.ChunkSize), down: rate.NewLimiter(rate.Inf, 4*content.ChunkSize),
 	}
 	served := newServedBlocks(bs, b.up)
@@ -233,8 +237,10 @@ func (b *bitswap) drop(c cid.Cid) {
 	b.gone.Add(c, time.Now())
 }
 
-// queue hands a change to p's sender. The caller holds b.mu.
+// queue hands a change to p's sender.
 func (b *bitswap) queue(p peer.ID, ch change) {
+	b.sending.Lock()
+	defer b.sending.Unlock()
 	s := b.senders[p]
 	if s == nil {
 		s = &sender{box: newMailbox(func(have *[]change, later []change) { *have = append(*have, later...) })}
@@ -338,15 +344,13 @@ func (b *bitswap) refuse() {
 // deny tells a peer that a block which it waits for is not here.
 func (b *bitswap) deny(p peer.ID, c cid.Cid) {
 	b.owed.settle(p, c)
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.queue(p, change{cid: c, lacks: true})
 }
 
 // retire ends an idle sender, unless it was given something meanwhile.
 func (b *bitswap) retire(p peer.ID, s *sender) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.sending.Lock()
+	defer b.sending.Unlock()
 	s.box.mu.Lock()
 	defer s.box.mu.Unlock()
 	if s.box.full {
@@ -367,28 +371,34 @@ type loss struct {
 // lose tells the sinks that p will not answer. A nil sender means whichever there is.
 func (b *bitswap) lose(p peer.ID, s *sender) {
 	b.mu.Lock()
+	b.sending.Lock()
 	if s == nil || b.senders[p] == s {
 		delete(b.senders, p)
 	}
-	losses := b.giveUp(p)
+	b.sending.Unlock()
+	losses := b.wants.giveUpAll(p)
 	b.mu.Unlock()
 	tell(p, losses)
 }
 
-// giveUp takes back all that p was asked for. The caller holds b.mu.
-func (b *bitswap) giveUp(p peer.ID) []loss {
-	var losses []loss
-	for c, w := range b.wants {
-		if !slices.Contains(w.asked, p) {
-			continue
-		}
-		w.asked = without(w.asked, p)
-		losses = append(losses, loss{c, append([]Sink(nil), w.sinks...)})
-		if len(w.asked) == 0 {
-			delete(b.wants, c)
-		}
+// giveUpAll takes back all that p was asked for.
+func (all wants) giveUpAll(p peer.ID) (losses []loss) {
+	for c := range all {
+		losses = append(losses, all.giveUp(p, c)...)
 	}
 	return losses
+}
+
+// giveUp takes one of these back, if p was asked for it.
+func (all wants) giveUp(p peer.ID, c cid.Cid) []loss {
+	w := all[c]
+	if w == nil || !slices.Contains(w.asked, p) {
+		return nil
+	}
+	if w.asked = without(w.asked, p); len(w.asked) == 0 {
+		delete(all, c)
+	}
+	return []loss{{c, slices.Clone(w.sinks)}}
 }
 
 func tell(p peer.ID, losses []loss) {
@@ -405,15 +415,11 @@ func tell(p peer.ID, losses []loss) {
 // asked of others.
 func (b *bitswap) unwanted(p peer.ID, c cid.Cid, size int) {
 	b.m.unwanted.Add(float64(size))
-	if b.past.Contains(asked{p, c}) {
+	if b.past.Contains(asked{p, c}) || b.stray(p, size) {
 		return
 	}
 	b.mu.Lock()
-	if b.stray(p, size) {
-		b.mu.Unlock()
-		return
-	}
-	losses := b.giveUp(p)
+	losses := b.wants.giveUpAll(p)
 	for _, l := range losses {
 		b.queue(p, change{cid: l.cid, cancel: true})
 	}
@@ -424,14 +430,13 @@ func (b *bitswap) unwanted(p peer.ID, c cid.Cid, size int) {
 }
 
 // stray reports whether a block of size bytes that p was not asked for may be one that an earlier process of this node
-// has asked for. After a hard reset p may not know for minutes that the process has ended. The caller holds b.mu.
+// has asked for. After a hard reset p may not know for minutes that the process has ended.
 func (b *bitswap) stray(p peer.ID, size int) bool {
 	if at, ok := b.greeted.Get(p); time.Since(b.started) > strayFor || ok && time.Since(at) > underWay {
 		return false
 	}
-	n, _ := b.strays.Get(p)
-	b.strays.Add(p, n+max(size, leastStray))
-	return n < maxStrays
+	counted := int64(max(size, leastStray))
+	return lru.GetOrAdd(b.strays, p, new(atomic.Int64)).Add(counted)-counted < maxStrays
 }
 
 // ReceiveMessage hands the blocks of a message to those who want them. boxo has made each block's CID from its bytes,
@@ -469,20 +474,12 @@ func (b *bitswap) ReceiveMessage(_ context.Context, from peer.ID, m message.BitS
 // lacks tells the sinks that a peer, which was thought to hold a block, does not.
 func (b *bitswap) lacks(p peer.ID, c cid.Cid) {
 	b.mu.Lock()
-	w := b.wants[c]
-	if w == nil || !slices.Contains(w.asked, p) {
-		b.mu.Unlock()
-		return
+	losses := b.wants.giveUp(p, c)
+	if len(losses) > 0 {
+		b.queue(p, change{cid: c, cancel: true})
 	}
-	w.asked = without(w.asked, p)
-	if len(w.asked) == 0 {
-		delete(b.wants, c)
-	}
-	b.queue(p, change{cid: c, cancel: true})
 	b.mu.Unlock()
-	for _, s := range w.sinks {
-		s.Lost(p, c)
-	}
+	tell(p, losses)
 }
 
 // again tells the server once more of blocks that a message wants and that have just come. boxo's engine looks into the

@@ -93,7 +93,7 @@ func (s *Swarm) room(plan Plan, by peer.ID) (*room, error) {
 		return r, nil
 	}
 	if len(s.rooms) >= maxRooms {
-		s.forgetRoom()
+		s.rooms.forgetOne()
 	}
 	if len(s.rooms) >= maxRooms || !s.guard.mayOpenRoom(by) {
 		return nil, fmt.Errorf("coordinate %s: %w", plan, errTooMuch)
@@ -104,10 +104,13 @@ func (s *Swarm) room(plan Plan, by peer.ID) (*room, error) {
 	return r, nil
 }
 
-// forgetRoom closes the room that no one has been in for the longest time. The caller holds s.mu.
-func (s *Swarm) forgetRoom() {
+// rooms are those of the blobs that this node coordinates.
+type rooms map[Plan]*room
+
+// forgetOne closes the room that no one has been in for the longest time.
+func (all rooms) forgetOne() {
 	var oldest *room
-	for _, r := range s.rooms {
+	for _, r := range all {
 		r.mu.Lock()
 		if len(r.participants) == 0 && (oldest == nil || r.idle.Before(oldest.idle)) {
 			oldest = r
@@ -121,7 +124,7 @@ func (s *Swarm) forgetRoom() {
 	defer oldest.mu.Unlock()
 	if len(oldest.participants) == 0 {
 		oldest.closed = true
-		delete(s.rooms, oldest.plan)
+		delete(all, oldest.plan)
 	}
 }
 
@@ -154,14 +157,13 @@ func (r *room) serve(ctx context.Context) {
 		})
 	}
 	open := func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if wait := time.Until(r.openAt); wait > 0 {
-			grace.Reset(wait)
-			return
-		}
-		r.table.Open(time.Now())
-		r.deliver()
+		r.update(func(now time.Time) {
+			if wait := r.openAt.Sub(now); wait > 0 {
+				grace.Reset(wait)
+				return
+			}
+			r.table.Open(now)
+		})
 	}
 	for {
 		select {
@@ -187,10 +189,7 @@ func (r *room) serve(ctx context.Context) {
 			if r.expired(now) {
 				return
 			}
-			r.mu.Lock()
-			r.table.Tick(now)
-			r.deliver()
-			r.mu.Unlock()
+			r.update(func(time.Time) { r.table.Tick(now) })
 			r.compare(ctx, now)
 		}
 	}
@@ -305,13 +304,12 @@ func (r *room) addHolder(p peer.ID, zone string, size int64, claims []schedule.C
 		r.swarm.log.Warn("holder not used", "plan", r.plan, "peer", p, "error", err)
 		return
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.awaited = false
-	if err := r.table.AddHolder(time.Now(), p, zone, size, claims); err != nil {
-		r.swarm.log.Warn("holder not used", "plan", r.plan, "peer", p, "error", err)
-	}
-	r.deliver()
+	r.update(func(now time.Time) {
+		r.awaited = false
+		if err := r.table.AddHolder(now, p, zone, size, claims); err != nil {
+			r.swarm.log.Warn("holder not used", "plan", r.plan, "peer", p, "error", err)
+		}
+	})
 }
 
 // join lets a participant in. It fails with schedule.ErrSize, and with errLeft for a room that has just closed.
@@ -320,23 +318,22 @@ func (r *room) join(ctx context.Context, who *participant, j schedule.Join) erro
 	if j.Claims, err = r.vouch(ctx, who.id, j.Size, j.Claims); err != nil {
 		return err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return errLeft
-	}
-	now := time.Now()
-	r.prepare(now, j)
-	if err := r.table.Join(now, who.id, j); err != nil {
-		return err
-	}
-	if old := r.participants[who.id]; old != nil {
-		old.out.close(errLeft)
-	}
-	r.participants[who.id] = who
-	r.idle = now
-	r.deliver()
-	return nil
+	r.update(func(now time.Time) {
+		if r.closed {
+			err = errLeft
+			return
+		}
+		r.prepare(now, j)
+		if err = r.table.Join(now, who.id, j); err != nil {
+			return
+		}
+		if old := r.participants[who.id]; old != nil {
+			old.out.close(errLeft)
+		}
+		r.participants[who.id] = who
+		r.idle = now
+	})
+	return err
 }
 
 // prepare looks for holders again where none is known, and waits for the others where a participant comes from a
@@ -384,45 +381,44 @@ func (r *room) report(ctx context.Context, who *participant, rep schedule.Report
 	if rep.Claims, err = r.vouch(ctx, who.id, 0, rep.Claims); err != nil {
 		return err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.participants[who.id] != who {
-		return errLeft
-	}
-	err = r.table.Report(time.Now(), who.id, rep)
-	r.deliver()
+	r.update(func(now time.Time) {
+		if err = errLeft; r.participants[who.id] == who {
+			err = r.table.Report(now, who.id, rep)
+		}
+	})
 	return err
 }
 
 // leave ends a participant's part. One that is complete stays known as a holder until its connection ends.
 func (r *room) leave(who *participant, complete bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.participants[who.id] != who {
-		return
-	}
-	delete(r.participants, who.id)
-	r.idle = time.Now()
-	if !complete {
-		r.table.Leave(time.Now(), who.id)
-	}
-	r.deliver()
+	r.update(func(now time.Time) {
+		if r.participants[who.id] != who {
+			return
+		}
+		delete(r.participants, who.id)
+		r.idle = now
+		if !complete {
+			r.table.Leave(now, who.id)
+		}
+	})
 }
 
 // gone: the connection to a peer has ended.
 func (r *room) gone(p peer.ID) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if who := r.participants[p]; who != nil {
-		who.out.close(errLeft)
-		delete(r.participants, p)
-	}
-	r.table.Leave(time.Now(), p)
-	r.deliver()
+	r.update(func(now time.Time) {
+		if who := r.participants[p]; who != nil {
+			who.out.close(errLeft)
+			delete(r.participants, p)
+		}
+		r.table.Leave(now, p)
+	})
 }
 
-// deliver puts the table's orders into the mailboxes. The caller holds r.mu.
-func (r *room) deliver() {
+// update changes the table, and puts what it orders then into the mailboxes.
+func (r *room) update(change func(now time.Time)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	change(time.Now())
 	for _, id := range r.table.Strays() {
 		if who := r.participants[id]; who != nil {
 			who.out.close(schedule.ErrMoved)

@@ -194,10 +194,7 @@ func (s *Swarm) joinAlone(plan Plan, j schedule.Join) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.mu.Lock()
-	r.table.Open(time.Now())
-	r.deliver()
-	r.mu.Unlock()
+	r.update(func(now time.Time) { r.table.Open(now) })
 	ctx, cancel := context.WithCancel(s.ctx)
 	s.wg.Go(func() { r.keepTime(ctx) })
 	leave := session.close
@@ -212,10 +209,7 @@ func (r *room) keepTime(ctx context.Context) {
 	for {
 		select {
 		case now := <-tick.C:
-			r.mu.Lock()
-			r.table.Tick(now)
-			r.deliver()
-			r.mu.Unlock()
+			r.update(func(time.Time) { r.table.Tick(now) })
 		case <-ctx.Done():
 			return
 		}

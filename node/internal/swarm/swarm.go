@@ -153,7 +153,7 @@ type Swarm struct {
 
 	mu           sync.Mutex
 	bootstrap    []peer.AddrInfo
-	rooms        map[Plan]*room
+	rooms        rooms
 	shunnedUntil map[peer.ID]time.Time
 	aloneSince   time.Time                   // when it started, or the last peer went
 	orphans      map[digest.Digest]time.Time // when a blob's coordinator was lost
@@ -183,7 +183,7 @@ func New(o Options) (*Swarm, error) {
 		making:  semaphore.NewWeighted(madeAtOnce),
 		newPeer: make(chan struct{}, 1), company: make(chan struct{}, 1), aloneSince: time.Now(),
 		started: make(chan struct{}),
-		rooms:   map[Plan]*room{}, shunnedUntil: map[peer.ID]time.Time{},
+		rooms:   rooms{}, shunnedUntil: map[peer.ID]time.Time{},
 		orphans: map[digest.Digest]time.Time{},
 	}
 	s.admission.admit(o.Admitted)
