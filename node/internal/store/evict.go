@@ -11,7 +11,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -185,7 +184,11 @@ func (s *Store) admit(ing *Ingest) error {
 func (s *Store) reserve(pool Pool, n int64) (release func(), err error) {
 	s.room.Lock()
 	defer s.room.Unlock()
-	if err := s.makeRoom(pool, n); err != nil {
+	must, victims, err := s.evictable(pool, n, partialID{})
+	if err == nil {
+		err = s.evictAll(victims, must, must, nil)
+	}
+	if err != nil {
 		return nil, err
 	}
 	s.reserved[pool] += n
@@ -237,7 +240,15 @@ func (s *Store) trim() error {
 		must, want := short()
 		victims := s.victims(pool, partialID{})
 		s.room.Unlock()
-		errs = append(errs, s.evictAll(victims, must, want, telling{s}, short))
+		for i, v := range victims {
+			victims[i].evict = func() (int64, error) {
+				s.room.Lock()
+				defer s.events.deliver()
+				defer s.room.Unlock()
+				return v.evict()
+			}
+		}
+		errs = append(errs, s.evictAll(victims, must, want, short))
 	}
 	for _, pool := range pools {
 		if must, _ := s.shortfall(pool, 0, 0); must > 0 {
@@ -245,17 +256,6 @@ func (s *Store) trim() error {
 		}
 	}
 	return nil // what one pool could not give another gave
-}
-
-// makeRoom evicts from a pool until extra bytes more fit into it; what is above the high watermark then it leaves to
-// the maintainer. It fails with content.ErrNoSpace, having evicted nothing, when no eviction would make them fit. The
-// caller holds s.room, and has the events delivered once it does not.
-func (s *Store) makeRoom(pool Pool, extra int64) error {
-	must, victims, err := s.evictable(pool, extra, partialID{})
-	if err != nil || must <= 0 {
-		return err
-	}
-	return s.evictAll(victims, must, must, noLock{}, nil)
 }
 
 // evictable tells how many bytes of a pool must go so that extra more fit into it, and what may go: all but the partial
@@ -290,32 +290,14 @@ func (s *Store) evictable(pool Pool, extra int64, keep partialID) (must int64, v
 	return must, victims, nil
 }
 
-// noLock stands for a lock that the caller holds.
-type noLock struct{}
-
-func (noLock) Lock()   {}
-func (noLock) Unlock() {}
-
-// telling is the lock of the room for one who tells, once it is released, what was evicted meanwhile.
-type telling struct{ s *Store }
-
-func (t telling) Lock() { t.s.room.Lock() }
-func (t telling) Unlock() {
-	t.s.room.Unlock()
-	t.s.events.deliver()
-}
-
-// evictAll evicts in order until want bytes are free, each with room locked. It fails when not even must bytes could be
-// had. again tells anew how many must go and should, where others evict meanwhile. nil: nobody does.
-func (s *Store) evictAll(victims []victim, must, want int64, room sync.Locker,
-	again func() (must, want int64)) error {
+// evictAll evicts in order until want bytes are free. It fails when not even must bytes could be had. again tells anew
+// how many must go and should, where others evict meanwhile. nil: nobody does.
+func (s *Store) evictAll(victims []victim, must, want int64, again func() (must, want int64)) error {
 	for _, v := range victims {
 		if want <= 0 {
 			break
 		}
-		room.Lock()
 		freed, err := v.evict()
-		room.Unlock()
 		if err != nil {
 			s.log.Warn("eviction failed", "digest", v.digest, "error", err)
 			if errors.Is(err, syscall.EROFS) {

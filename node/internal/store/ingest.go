@@ -651,7 +651,7 @@ func (g *Ingest) publish(mediaType string) error {
 	s.mu.Lock()
 	s.enlist(e)
 	delete(s.ingests, g.digest)
-	s.events.push(Event{Type: Committed, Info: s.info(e)})
+	s.events.push(Event{Type: Committed, Info: e.info(s.pinned)})
 	s.mu.Unlock()
 	g.setPhase(phaseCommitted)
 	return nil

@@ -98,7 +98,7 @@ func newStore(o Options, k disk) *Store {
 		opts: o, log: o.Logger, disk: k, boot: bootID(), limits: o.Limits,
 		wake: make(chan struct{}, 1), finished: make(chan struct{}),
 		scrubbing: rate.NewLimiter(rate.Limit(o.ScrubRate), content.ChunkSize),
-		blobs:     make(map[digest.Digest]*entry), ingests: make(map[digest.Digest]*Ingest),
+		catalog:   catalog{blobs: make(map[digest.Digest]*entry)}, ingests: make(map[digest.Digest]*Ingest),
 		partials: make(map[partialID]partial), pins: make(map[string][]digest.Digest),
 		pinned: make(pinCounts), rejected: make(map[digest.Digest]fileID),
 	}
@@ -602,7 +602,7 @@ func (s *Store) publishOrphan(o orphan, f *os.File, chunks *content.ChunkMap) er
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.enlist(e)
-	s.events.push(Event{Type: Committed, Info: s.info(e)})
+	s.events.push(Event{Type: Committed, Info: e.info(s.pinned)})
 	return nil
 }
 

@@ -67,7 +67,7 @@ func (s *Store) runtimeInfo(d digest.Digest, fi fs.FileInfo) (Info, *entry) {
 	defer s.mu.RUnlock()
 	e := s.blobs[d]
 	if e != nil && e.runtime && idOf(fi) == (fileID{e.size, e.modTime}) {
-		return s.info(e), e
+		return e.info(s.pinned), e
 	}
 	return Info{
 		Digest: d, Size: fi.Size(), Pinned: s.pinned[d] > 0, FromRuntime: true, LastUsed: fi.ModTime(),

@@ -142,11 +142,10 @@ type Store struct {
 	scrubbing *rate.Limiter
 	stopping  context.Context
 
-	mu       sync.RWMutex // guards what follows; never held during I/O or a callback
-	closed   bool
-	limits   Limits
-	blobs    map[digest.Digest]*entry
-	held     [poolCount]holding // of own blobs
+	mu     sync.RWMutex // guards what follows; never held during I/O or a callback
+	closed bool
+	limits Limits
+	catalog
 	ingests  map[digest.Digest]*Ingest
 	partials map[partialID]partial
 	arrived  []partialID   // partials that were complete at the start; set once
@@ -154,6 +153,12 @@ type Store struct {
 	pins     map[string][]digest.Digest
 	pinned   pinCounts
 	rejected map[digest.Digest]fileID // runtime files found not to match their digest
+}
+
+// catalog is the blobs that are known, and their sums.
+type catalog struct {
+	blobs map[digest.Digest]*entry
+	held  [poolCount]holding // of own blobs
 }
 
 // entry is a blob that the index knows: one of the store's own, or one of the runtime's whose chunk map was computed.
@@ -203,10 +208,9 @@ func newEntry(d digest.Digest, size int64, mediaType string, committed time.Time
 	return e
 }
 
-// info describes e. The caller holds s.mu.
-func (s *Store) info(e *entry) Info {
+func (e *entry) info(pinned pinCounts) Info {
 	return Info{
-		Digest: e.digest, Size: e.size, MediaType: e.mediaType, Root: e.root, Pinned: s.pinned[e.digest] > 0,
+		Digest: e.digest, Size: e.size, MediaType: e.mediaType, Root: e.root, Pinned: pinned[e.digest] > 0,
 		FromRuntime: e.runtime, LastUsed: time.Unix(0, e.lastUsed.Load()),
 	}
 }
@@ -362,7 +366,7 @@ func (s *Store) Stat(d digest.Digest) (Info, error) {
 	if e != nil && !e.runtime {
 		s.mu.RLock()
 		defer s.mu.RUnlock()
-		return s.info(e), nil
+		return e.info(s.pinned), nil
 	}
 	info, _, err := s.statRuntime(d)
 	if err != nil {
@@ -393,7 +397,7 @@ func (s *Store) List(ctx context.Context) ([]Info, error) {
 	own := make(map[digest.Digest]bool, len(s.blobs))
 	for d, e := range s.blobs {
 		if !e.runtime {
-			list, own[d] = append(list, s.info(e)), true
+			list, own[d] = append(list, e.info(s.pinned)), true
 		}
 	}
 	s.mu.RUnlock()
@@ -557,26 +561,25 @@ func (s *Store) removeFiles(d digest.Digest, damaged *entry) (*entry, error) {
 func (s *Store) tellRemoved(e *entry) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	s.events.push(Event{Type: Removed, Info: s.info(e)})
+	s.events.push(Event{Type: Removed, Info: e.info(s.pinned)})
 }
 
-// enlist and unlist keep the table and its sums together. The caller holds s.mu.
-func (s *Store) enlist(e *entry) {
-	if old := s.blobs[e.digest]; old != nil {
-		s.unlist(old)
+func (c *catalog) enlist(e *entry) {
+	if old := c.blobs[e.digest]; old != nil {
+		c.unlist(old)
 	}
-	s.blobs[e.digest] = e
+	c.blobs[e.digest] = e
 	if !e.runtime {
-		s.held[e.pool].bytes += e.size
-		s.held[e.pool].count++
+		c.held[e.pool].bytes += e.size
+		c.held[e.pool].count++
 	}
 }
 
-func (s *Store) unlist(e *entry) {
-	delete(s.blobs, e.digest)
+func (c *catalog) unlist(e *entry) {
+	delete(c.blobs, e.digest)
 	if !e.runtime {
-		s.held[e.pool].bytes -= e.size
-		s.held[e.pool].count--
+		c.held[e.pool].bytes -= e.size
+		c.held[e.pool].count--
 	}
 }
 
