@@ -107,7 +107,7 @@ from the other agents of the swarm, and what none of them holds from the registr
 		SilenceErrors: true,
 	}, func(cmd *cobra.Command, c *config.Config, _ []string) error { return run(cmd.Context(), c) })
 	root.PersistentFlags().StringVar(&file, "config", "", "YAML `file` with the configuration; see shoal-node config")
-	root.AddCommand(idCommand(load), configCommand(load), mirror.Command(guard.Command), versionCommand())
+	root.AddCommand(idCommand(load), configCommand(load), mirror.Command(guard.Command), view.VersionCommand(version))
 	root.AddCommand(lookCommands(load)...)
 	root.AddCommand(contentsCommands(load)...)
 	view.Strict(root)
@@ -139,18 +139,6 @@ func configCommand(load loader) *cobra.Command {
 		Short: "Print the configuration in force as YAML",
 		Args:  view.Arguments(0, 0),
 	}, func(cmd *cobra.Command, c *config.Config, _ []string) error { return c.Write(cmd.OutOrStdout()) })
-}
-
-func versionCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the version",
-		Args:  view.Arguments(0, 0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), version)
-			return err
-		},
-	}
 }
 
 func newLogger(c config.Log) (*slog.Logger, error) {

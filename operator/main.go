@@ -72,7 +72,7 @@ func command() *cobra.Command {
 			return run(cmd.Context(), v)
 		},
 	}
-	cmd.AddCommand(versionCommand())
+	cmd.AddCommand(view.VersionCommand(version))
 	view.Strict(cmd)
 	all := cmd.PersistentFlags()
 	all.String("namespace", "shoal-system", "namespace of the leader election lease")
@@ -116,18 +116,6 @@ func buildInfo() prometheus.Collector {
 		Name: "shoal_operator_build_info", Help: "1, with the version of the operator and of Go that built it.",
 		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
 	}, func() float64 { return 1 })
-}
-
-func versionCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the version",
-		Args:  view.Arguments(0, 0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), version)
-			return err
-		},
-	}
 }
 
 func run(ctx context.Context, v *viper.Viper) error {

@@ -42,6 +42,19 @@ func UnknownCommand(cmd *cobra.Command, name string) error {
 	return fmt.Errorf("unknown command %q for %q%s", name, cmd.CommandPath(), hint)
 }
 
+// VersionCommand prints the version of a program.
+func VersionCommand(version string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  Arguments(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), version)
+			return err
+		},
+	}
+}
+
 // Arguments refuses too few or too many arguments, and says what is wanted, by the command's own usage line. most -1:
 // any number. hint, which may be left out, is what may have been meant by what is too much.
 func Arguments(least, most int, hint ...string) cobra.PositionalArgs {
