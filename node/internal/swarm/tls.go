@@ -1,6 +1,8 @@
 package swarm
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"net"
 	"sync"
@@ -83,51 +85,39 @@ type batch struct {
 	net.Conn
 
 	mu  sync.Mutex
-	buf *[]byte // nil: nothing is gathered
-	err error   // for good: what was gathered is lost, and with it the order of records
+	out *bufio.Writer // nil: nothing is gathered
+	err error         // for good: what was gathered is lost, and with it the order of records
 }
 
-var batches = sync.Pool{New: func() any {
-	b := make([]byte, 0, batchSize)
-	return &b
-}}
+var batches = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, batchSize) }}
 
 func (b *batch) begin() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.buf = batches.Get().(*[]byte)
+	b.out = batches.Get().(*bufio.Writer)
+	b.out.Reset(b.Conn)
 }
 
 // end writes what was gathered.
 func (b *batch) end() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.flush()
-	batches.Put(b.buf)
-	b.buf = nil
+	b.err = cmp.Or(b.err, b.out.Flush())
+	b.out.Reset(nil)
+	batches.Put(b.out)
+	b.out = nil
 	return b.err
 }
 
-func (b *batch) Write(p []byte) (int, error) {
+func (b *batch) Write(p []byte) (n int, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.err != nil {
+	switch {
+	case b.err != nil:
 		return 0, b.err
-	}
-	if b.buf == nil {
+	case b.out == nil:
 		return b.Conn.Write(p)
 	}
-	if len(*b.buf)+len(p) > batchSize {
-		b.flush()
-	}
-	*b.buf = append(*b.buf, p...)
-	return len(p), b.err
-}
-
-// flush writes what was gathered so far. The caller holds b.mu.
-func (b *batch) flush() {
-	if b.err == nil && len(*b.buf) > 0 {
-		_, b.err = b.Conn.Write(*b.buf)
-	}
-	*b.buf = (*b.buf)[:0]
+	n, b.err = b.out.Write(p)
+	return n, b.err
 }
