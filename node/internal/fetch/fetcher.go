@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -156,15 +157,9 @@ func (fr *Fetcher) ignoresRange(registry string) bool {
 
 // New returns a Fetcher. Close ends it.
 func New(o Options) *Fetcher {
-	if o.UpstreamStreams <= 0 {
-		o.UpstreamStreams = schedule.UpstreamStreams
-	}
-	if o.Patience <= 0 {
-		o.Patience = content.DefaultFirstByte
-	}
-	if o.Linger <= 0 {
-		o.Linger = 30 * time.Second
-	}
+	o.UpstreamStreams = cmp.Or(o.UpstreamStreams, schedule.UpstreamStreams)
+	o.Patience = cmp.Or(o.Patience, content.DefaultFirstByte)
+	o.Linger = cmp.Or(o.Linger, 30*time.Second)
 	if o.Sources == nil {
 		o.Sources = everyone{}
 	}

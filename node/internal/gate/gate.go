@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -185,12 +186,8 @@ func New(opts Options) (*Gate, error) {
 	if opts.Cache == nil {
 		return nil, errors.New("gate: needs a Cache")
 	}
-	if opts.Timeout == 0 {
-		opts.Timeout = Timeout(content.DefaultFirstByte)
-	}
-	if opts.Logger == nil {
-		opts.Logger = slog.New(slog.DiscardHandler)
-	}
+	opts.Timeout = cmp.Or(opts.Timeout, Timeout(content.DefaultFirstByte))
+	opts.Logger = cmp.Or(opts.Logger, slog.New(slog.DiscardHandler))
 	g := &Gate{
 		opts: opts, log: opts.Logger, secret: make([]byte, secretSize), asking: semaphore.NewWeighted(anyoneAtOnce),
 		accepted: lru.NewFair[mark, time.Time](maxAccepted), tokens: lru.NewFair[mark, time.Time](maxAccepted),

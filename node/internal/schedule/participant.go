@@ -1,6 +1,7 @@
 package schedule
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/bits-and-blooms/bitset"
@@ -32,9 +33,9 @@ type ParticipantConfig struct {
 }
 
 func (c ParticipantConfig) withDefaults() ParticipantConfig {
-	c.PeerSilence = positiveOr(c.PeerSilence, 5*time.Second)
-	c.PeerPatience = positiveOr(c.PeerPatience, 30*time.Second)
-	c.CoordinatorPatience = positiveOr(c.CoordinatorPatience, 10*time.Second)
+	c.PeerSilence = cmp.Or(c.PeerSilence, 5*time.Second)
+	c.PeerPatience = cmp.Or(c.PeerPatience, 30*time.Second)
+	c.CoordinatorPatience = cmp.Or(c.CoordinatorPatience, 10*time.Second)
 	if c.Running == nil {
 		c.Running = func() int { return 1 }
 	}
@@ -42,13 +43,6 @@ func (c ParticipantConfig) withDefaults() ParticipantConfig {
 }
 
 func (c ParticipantConfig) shortSilence() time.Duration { return c.PeerSilence * 3 / 5 }
-
-func positiveOr(v, d time.Duration) time.Duration {
-	if v > 0 {
-		return v
-	}
-	return d
-}
 
 // What the agent and the simulator share besides.
 const (

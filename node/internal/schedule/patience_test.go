@@ -237,7 +237,7 @@ func TestTick_WhoSaysNothingOfALeaseIsGivenNoneUntilItReports(t *testing.T) {
 	now := epoch.Add(table.cfg.LeaseTimeout + time.Second)
 	table.Tick(now)
 	require.Zero(t, table.leased)
-	now = now.Add(table.cfg.Penalty + time.Second)
+	now = now.Add(penalty + time.Second)
 	table.Tick(now)
 	require.Zero(t, table.leased, "it may be dead")
 	require.NoError(t, table.Report(now, "suspect", Report{Have: []int{0}}))

@@ -155,7 +155,7 @@ func (t *Table) Tick(now time.Time) {
 				t.fail(p, Failure{Run: l.run, Trouble: Transient})
 			case t.drips(p, l):
 				t.fail(p, Failure{Run: l.run, Trouble: Transient})
-				p.barred = now.Add(slowPenalties * t.cfg.Penalty) // it would only hold up the others again
+				p.barred = now.Add(slowPenalties * penalty) // it would only hold up the others again
 			}
 		}
 	}

@@ -194,7 +194,7 @@ func (t *Table) fail(p *party, f Failure) {
 			t.streamer = p
 		}
 	default:
-		p.barred = t.now.Add(t.cfg.Penalty)
+		p.barred = t.now.Add(penalty)
 		if t.streamer == p {
 			t.streamer = nil
 		}
@@ -272,7 +272,7 @@ func (t *Table) drips(p *party, l lease) bool {
 // slower is how many times as long as of late, and as Config.ChunkTimeout, a chunk from upstream may take.
 const slower = 4
 
-// slowPenalties is for how many times Config.Penalty one that is slow with upstream is not sent there again.
+// slowPenalties is for how many times penalty one that is slow with upstream is not sent there again.
 const slowPenalties = 10
 
 // reassure tells participants that what they need is being read, where that takes long. Else each of them would have to

@@ -165,13 +165,13 @@ func (t *Table) accuse(p *party, by peer.ID) {
 	}
 	p.accusers[by] = t.now
 	for accuser, at := range p.accusers {
-		if t.now.Sub(at) > t.cfg.Penalty {
+		if t.now.Sub(at) > penalty {
 			delete(p.accusers, accuser)
 		}
 	}
 	few := max(min(2, len(t.active)-1), 1)
 	if len(p.accusers) >= max(few, len(t.active)/4) || len(p.accusers) >= few && t.mute(p) {
-		p.sidelined = t.now.Add(t.cfg.Penalty)
+		p.sidelined = t.now.Add(penalty)
 	}
 }
 

@@ -1,6 +1,7 @@
 package schedule
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"slices"
 	"time"
@@ -195,11 +196,11 @@ type Config struct {
 	// ChunkTimeout is after how long without a claim a lease is given to another though its reader says that bytes
 	// come; default 30 s. Where chunks from upstream take long for all, up to four times as long.
 	ChunkTimeout time.Duration
-	// Penalty is how long a participant that failed is given nothing to bring; default 15 s.
-	Penalty time.Duration
 }
 
 const (
+	// penalty is how long a participant that failed is given nothing to bring.
+	penalty = 15 * time.Second
 	// peerRuns is how many runs are leased to one participant at one time, once it has read a chunk. While there are
 	// few participants each gets its part of Config.UpstreamRuns.
 	peerRuns = 2
@@ -212,22 +213,10 @@ const (
 )
 
 func (c Config) withDefaults() Config {
-	def := func(v *int, d int) {
-		if *v <= 0 {
-			*v = d
-		}
-	}
-	def(&c.GroupSize, 64)
-	def(&c.UpstreamRuns, 4)
-	def(&c.Window, 16)
-	if c.LeaseTimeout <= 0 {
-		c.LeaseTimeout = 5 * time.Second
-	}
-	if c.ChunkTimeout <= 0 {
-		c.ChunkTimeout = 30 * time.Second
-	}
-	if c.Penalty <= 0 {
-		c.Penalty = 15 * time.Second
-	}
+	c.GroupSize = cmp.Or(c.GroupSize, 64)
+	c.UpstreamRuns = cmp.Or(c.UpstreamRuns, 4)
+	c.Window = cmp.Or(c.Window, 16)
+	c.LeaseTimeout = cmp.Or(c.LeaseTimeout, 5*time.Second)
+	c.ChunkTimeout = cmp.Or(c.ChunkTimeout, 30*time.Second)
 	return c
 }

@@ -86,9 +86,7 @@ func (o Options) withDefaults() (_ Options, err error) {
 	if o.FreeSpace == nil {
 		o.FreeSpace = freeSpace
 	}
-	if o.ScrubRate <= 0 {
-		o.ScrubRate = defaultScrubRate
-	}
+	o.ScrubRate = cmp.Or(o.ScrubRate, defaultScrubRate)
 	return o, nil
 }
 

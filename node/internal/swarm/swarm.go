@@ -162,19 +162,11 @@ type Swarm struct {
 // New starts a node's part in the swarm: it listens, and looks for others in the background. Close ends it.
 func New(o Options) (*Swarm, error) {
 	o.ProtocolPrefix = cmp.Or(o.ProtocolPrefix, DefaultProtocolPrefix)
-	if o.LowConnections <= 0 {
-		o.LowConnections = DefaultLowConnections
-	}
-	if o.HighConnections <= 0 {
-		o.HighConnections = DefaultHighConnections
-	}
+	o.LowConnections = cmp.Or(o.LowConnections, DefaultLowConnections)
+	o.HighConnections = cmp.Or(o.HighConnections, DefaultHighConnections)
 	o.Slack = max(1, o.Slack)
-	if o.JoinTimeout <= 0 {
-		o.JoinTimeout = o.slack(defaultJoinTimeout)
-	}
-	if o.DiscoveryGrace <= 0 {
-		o.DiscoveryGrace = o.slack(250 * time.Millisecond)
-	}
+	o.JoinTimeout = cmp.Or(o.JoinTimeout, o.slack(defaultJoinTimeout))
+	o.DiscoveryGrace = cmp.Or(o.DiscoveryGrace, o.slack(250*time.Millisecond))
 	s := &Swarm{
 		opts: o, log: o.Logger, admission: newAdmission(o.Open), signed: newSignedClaims(),
 		bootstrap: o.Bootstrap, traffic: bandwidth.NewBandwidthCounter(),

@@ -20,6 +20,7 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -148,9 +149,7 @@ func New(opts Options) (*Client, error) {
 	if opts.Documents == nil {
 		opts.Documents = room.New(room.Share(4))
 	}
-	if opts.Logger == nil {
-		opts.Logger = slog.New(slog.DiscardHandler)
-	}
+	opts.Logger = cmp.Or(opts.Logger, slog.New(slog.DiscardHandler))
 	c := &Client{
 		opts: opts, log: opts.Logger, secret: make([]byte, 32),
 		redirects: lru.New[cacheKey, redirect](maxRedirects), moved: lru.New[blob, struct{}](maxRedirects),
