@@ -495,7 +495,7 @@ func (g *Ingest) ReadChunk(i int, p []byte, off int64) (int, error) {
 // sendfile(2) where Blob.Range does. The caller closes it; it outlives the ingest.
 func (g *Ingest) SectionWriterTo(ctx context.Context, i int, off, n int64) (io.ReadCloser, error) {
 	if g.window != nil {
-		return g.slotSection(ctx, i, off, n)
+		return g.slotSection(i, off, n)
 	}
 	file, start, size, err := g.chunkFile(i)
 	if err == nil && (off < 0 || n < 0 || off > size-n) {

@@ -2,7 +2,6 @@ package store
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -261,7 +260,7 @@ func (s *lentSection) Close() error {
 }
 
 // slotSection is SectionWriterTo for a window.
-func (g *Ingest) slotSection(_ context.Context, i int, off, n int64) (io.ReadCloser, error) {
+func (g *Ingest) slotSection(i int, off, n int64) (io.ReadCloser, error) {
 	_, size := g.cut.Range(i)
 	if off < 0 || n < 0 || off > size-n {
 		return nil, fmt.Errorf("range of %d bytes at %d is outside its %d bytes", n, off, size)
