@@ -17,6 +17,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/agent"
 	"github.com/shoal-cache/shoal/node/internal/agent/cri"
 	"github.com/shoal-cache/shoal/node/internal/bypass"
+	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/mirror"
 )
 
@@ -103,21 +104,11 @@ const mirrorCheckInterval = time.Minute
 
 // followMirror tells the agent what is amiss with the runtime's mirror configuration, until ctx ends.
 func (n *node) followMirror(ctx context.Context) {
-	if n.config.Mirror.StateDir == "" {
+	if n.config.Mirror.StateDir == "" || !n.awaitMirror(ctx) {
 		return
 	}
-	if !n.awaitMirror(ctx) {
-		return
-	}
-	tick := time.NewTicker(mirrorCheckInterval)
-	defer tick.Stop()
-	for {
+	for again := true; again; again = content.Sleep(ctx, mirrorCheckInterval) {
 		n.lookAtMirror(ctx)
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
 	}
 }
 

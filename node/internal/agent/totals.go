@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"sync"
-	"time"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -47,21 +46,13 @@ func (c Counters) plus(d Counters) Counters {
 
 // watchCounters has the counters reported soon after they have moved, until ctx ends. The writer bounds how often.
 func (a *Agent) watchCounters(ctx context.Context) {
-	tick := time.NewTicker(v1alpha1.ReportInterval)
-	defer tick.Stop()
-	last := a.opts.Counters()
-	for {
-		select {
-		case <-tick.C:
-			if now := a.opts.Counters(); now != last {
-				last = now
-				a.report.moved.raise()
-			}
-		case <-ctx.Done():
-			a.totals.sum(a.opts.Counters()) // for the next agent
-			return
+	for last := a.opts.Counters(); content.Sleep(ctx, v1alpha1.ReportInterval); {
+		if now := a.opts.Counters(); now != last {
+			last = now
+			a.report.moved.raise()
 		}
 	}
+	a.totals.sum(a.opts.Counters()) // for the next agent
 }
 
 // calm passes on what client-go says at info and above. What it says at debug of each watch is for its own authors.

@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
+	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
 // writer writes one object to the API server when it should differ, once in an interval in the mean, and looks whether
@@ -103,7 +104,7 @@ func (w *writer) run(ctx context.Context) {
 		if wrote || beat {
 			heartbeat.Reset(v1alpha1.Jitter(v1alpha1.HeartbeatInterval))
 		}
-		if !sleep(ctx, least) {
+		if !content.Sleep(ctx, least) {
 			return
 		}
 		if own = w.awaitTurn(ctx, pause-least, ends); ctx.Err() != nil {
@@ -139,7 +140,7 @@ func (w *writer) awaitTurn(ctx context.Context, pause time.Duration, ends *rate.
 	}
 	own := ends.Reserve()
 	if wait := own.Delay(); wait < time.Until(turn) {
-		return sleep(ctx, wait)
+		return content.Sleep(ctx, wait)
 	}
 	own.Cancel() // the other comes first
 	<-ctx.Done()
@@ -150,19 +151,4 @@ func (w *writer) awaitTurn(ctx context.Context, pause time.Duration, ends *rate.
 func unreached(err error) bool {
 	var status apierrors.APIStatus
 	return !errors.As(err, &status)
-}
-
-// sleep tells false when ctx ended before d had passed.
-func sleep(ctx context.Context, d time.Duration) bool {
-	if d == 0 {
-		return true
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -59,3 +59,13 @@ func (w *Waiting) SoFar() time.Duration {
 	}
 	return w.before + time.Since(w.since)
 }
+
+// Sleep reports whether d has passed before ctx ended.
+func Sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

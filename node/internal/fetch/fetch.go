@@ -336,10 +336,8 @@ func (f *fetch) run() {
 		if f.complete() {
 			return
 		}
-		select { // the coordinator is lost: the next one, but not in a tight loop
-		case <-time.After(time.Duration(min(attempt, 10)) * 100 * time.Millisecond):
-		case <-f.ctx.Done():
-		}
+		// The coordinator is lost: the next one, but not in a tight loop.
+		content.Sleep(f.ctx, time.Duration(min(attempt, 10))*100*time.Millisecond)
 	}
 }
 

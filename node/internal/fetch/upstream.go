@@ -253,28 +253,18 @@ func (f *fetch) outlast(ctx context.Context, off, n int64) (*answer, error) {
 func (f *fetch) rest(ctx context.Context, failed *openError, asked time.Time, bad int, pause time.Duration) bool {
 	turn := f.fr.again.at(failed.registry)
 	for !turn.TryAcquire(1) {
-		if !sleep(ctx, 50*time.Millisecond) {
+		if !content.Sleep(ctx, 50*time.Millisecond) {
 			return false
 		}
 		if at, _ := f.fr.gave.Get(failed.registry); at.After(asked) {
-			return sleep(ctx, pause)
+			return content.Sleep(ctx, pause)
 		}
 	}
 	defer turn.Release(1)
 	if _, ok := f.mayAskAgain(failed, bad); !ok { // the others have waited long enough
 		return false
 	}
-	return sleep(ctx, f.fr.pace(failed, pause, bad))
-}
-
-// sleep reports whether the time is over and ctx is not.
-func sleep(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-time.After(d):
-		return true
-	case <-ctx.Done():
-		return false
-	}
+	return content.Sleep(ctx, f.fr.pace(failed, pause, bad))
 }
 
 // mayAskAgain reports whether the registry is to be asked again after an error of open, of which there have been so

@@ -420,14 +420,7 @@ func (g *Gate) question(ctx context.Context, u Upstream, do func(context.Context
 	defer cancel(nil)
 	waiting := content.WaitingOf(ctx)
 	go func() {
-		tick := time.NewTicker(g.opts.Timeout / looks)
-		defer tick.Stop()
-		for seen, moved := u.Arrived(), waiting.SoFar(); ; {
-			select {
-			case <-tick.C:
-			case <-ctx.Done():
-				return
-			}
+		for seen, moved := u.Arrived(), waiting.SoFar(); content.Sleep(ctx, g.opts.Timeout/looks); {
 			switch n, now := u.Arrived(), waiting.SoFar(); {
 			case n != seen:
 				seen, moved = n, now

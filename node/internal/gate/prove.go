@@ -154,14 +154,7 @@ func (b brought) Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 		return nil, fmt.Errorf("%w: %w", errPeers, err)
 	}
 	go func() {
-		tick := time.NewTicker(bringTimeout)
-		defer tick.Stop()
-		for before := b.Arrived(); ; {
-			select {
-			case <-tick.C:
-			case <-ctx.Done():
-				return
-			}
+		for before := b.Arrived(); content.Sleep(ctx, bringTimeout); {
 			now := b.Arrived()
 			if now == before {
 				cancel(errPeers)

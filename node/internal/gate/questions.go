@@ -33,9 +33,7 @@ func (q *Questions) Put(ctx context.Context, key string,
 // Lasts waits until the question of key has waited for its source for Hedge. It returns false where ctx ends before.
 func (q *Questions) Lasts(ctx context.Context, key string) bool {
 	for left := Hedge; left > 0; {
-		select {
-		case <-time.After(left):
-		case <-ctx.Done():
+		if !content.Sleep(ctx, left) {
 			return false
 		}
 		var waited time.Duration

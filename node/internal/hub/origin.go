@@ -252,12 +252,8 @@ func (o *origin) ask(ctx context.Context, c call) (*answer, error) {
 	span.Text("shoal.path", c.path)
 	asked, tryAgain := time.Now(), o.well()
 	got, err := o.once(ctx, c)
-	if err != nil && again(err) && tryAgain {
-		select {
-		case <-time.After(againAfter):
-			got, err = o.once(ctx, c)
-		case <-ctx.Done():
-		}
+	if err != nil && again(err) && tryAgain && content.Sleep(ctx, againAfter) {
+		got, err = o.once(ctx, c)
 	}
 	o.note(ctx, c.authorization, asked, err)
 	span.End(err)

@@ -125,9 +125,7 @@ func (s *steady) again(err error) error {
 	if time.Since(s.since) > steadyFor {
 		return err
 	}
-	select {
-	case <-time.After(s.pause):
-	case <-s.ctx.Done():
+	if !content.Sleep(s.ctx, s.pause) {
 		return err
 	}
 	s.pause = min(2*s.pause, maxPause)

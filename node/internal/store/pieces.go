@@ -116,10 +116,8 @@ func (s *Store) sumPieces(ctx context.Context, d digest.Digest) (*content.ChunkM
 const cutPause = time.Minute
 
 func (s *Store) cutLater(ctx context.Context) {
-	select {
-	case <-time.After(cutPause):
+	if content.Sleep(ctx, cutPause) {
 		s.cutAll(ctx)
-	case <-ctx.Done():
 	}
 }
 

@@ -320,14 +320,7 @@ func (b *bitswap) pace(bytes int64) {
 // says so only to those that ask it to, and at once. Whoever is told to ask a relay must not ask it to, because the
 // relay has yet to get the block itself. Without a word such a peer would wait until it gives this node up.
 func (b *bitswap) refuse() {
-	tick := time.NewTicker(refuseAfter)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-b.ctx.Done():
-			return
-		}
+	for content.Sleep(b.ctx, refuseAfter) {
 		awaits := b.awaits.Load()
 		if awaits == nil {
 			continue

@@ -189,7 +189,7 @@ func (r *room) serve(ctx context.Context) {
 			if r.expired(now) {
 				return
 			}
-			r.update(func(time.Time) { r.table.Tick(now) })
+			r.update(r.table.Tick)
 			r.compare(ctx, now)
 		}
 	}

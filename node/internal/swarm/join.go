@@ -194,7 +194,7 @@ func (s *Swarm) joinAlone(plan Plan, j schedule.Join) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.update(func(now time.Time) { r.table.Open(now) })
+	r.update(r.table.Open)
 	ctx, cancel := context.WithCancel(s.ctx)
 	s.wg.Go(func() { r.keepTime(ctx) })
 	leave := session.close
@@ -204,15 +204,8 @@ func (s *Swarm) joinAlone(plan Plan, j schedule.Join) (*session, error) {
 
 // keepTime is for a room that nobody serves: without it a lease that failed would never be given again.
 func (r *room) keepTime(ctx context.Context) {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case now := <-tick.C:
-			r.update(func(time.Time) { r.table.Tick(now) })
-		case <-ctx.Done():
-			return
-		}
+	for content.Sleep(ctx, time.Second) {
+		r.update(r.table.Tick)
 	}
 }
 
@@ -306,19 +299,12 @@ func (s *Swarm) loadOf(j schedule.Join) func(size int64) int {
 func (s *Swarm) patient(ctx context.Context, p peer.ID, while time.Duration) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(ctx, patience*while)
 	s.wg.Go(func() {
-		tick := time.NewTicker(while)
-		defer tick.Stop()
-		for before := s.exchanged(p); ; {
-			select {
-			case <-tick.C:
-				now := s.exchanged(p)
-				if now-before < busy {
-					cancel()
-				}
-				before = now
-			case <-ctx.Done():
-				return
+		for before := s.exchanged(p); content.Sleep(ctx, while); {
+			now := s.exchanged(p)
+			if now-before < busy {
+				cancel()
 			}
+			before = now
 		}
 	})
 	return ctx, cancel
@@ -413,10 +399,8 @@ func (s *Swarm) giveReports(ctx context.Context, stream network.Stream, from *ma
 			// What was reported is on its way: end the stream cleanly, so that it arrives. The coordinator then ends
 			// its side, which whoever takes its orders sees.
 			_ = stream.CloseWrite()
-			select {
-			case <-time.After(writeTimeout):
+			if content.Sleep(ctx, writeTimeout) {
 				_ = stream.Reset()
-			case <-ctx.Done():
 			}
 			return nil
 		}

@@ -521,13 +521,8 @@ func (s *Swarm) findPeers(ctx context.Context) {
 	}
 	defer func() { _ = service.Close() }()
 	// Nodes that start together learn of each other only by asking again: soon at first, then ever less often.
-	for wait := time.Second; ; wait = min(2*wait, 5*time.Minute) {
-		select {
-		case <-time.After(wait):
-			s.refresh(ctx)
-		case <-ctx.Done():
-			return
-		}
+	for wait := time.Second; content.Sleep(ctx, wait); wait = min(2*wait, 5*time.Minute) {
+		s.refresh(ctx)
 	}
 }
 
@@ -547,9 +542,7 @@ func (s *Swarm) firstPeers(ctx context.Context) {
 			s.refresh(ctx)
 			return
 		}
-		select {
-		case <-time.After(300 * time.Millisecond):
-		case <-ctx.Done():
+		if !content.Sleep(ctx, 300*time.Millisecond) {
 			return
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/lru"
 )
 
@@ -89,13 +90,8 @@ func (t *twins) answer(conn network.Conn, l life) life {
 
 // run looks for a twin until ctx ends.
 func (t *twins) run(ctx context.Context) {
-	for wait := lookForTwinFirst; ; wait = lookForTwinEvery {
-		select {
-		case <-time.After(wait):
-			t.look(ctx)
-		case <-ctx.Done():
-			return
-		}
+	for wait := lookForTwinFirst; content.Sleep(ctx, wait); wait = lookForTwinEvery {
+		t.look(ctx)
 	}
 }
 

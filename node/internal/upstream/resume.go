@@ -101,9 +101,7 @@ func (r *resumed) reopen() error {
 			if time.Now().Add(pause).After(deadline) {
 				return r.cause
 			}
-			select {
-			case <-time.After(pause):
-			case <-r.ctx.Done():
+			if !content.Sleep(r.ctx, pause) {
 				return fmt.Errorf("%w: %w", r.cause, context.Cause(r.ctx))
 			}
 		}

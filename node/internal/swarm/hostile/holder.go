@@ -175,10 +175,5 @@ func pause(ctx context.Context, d time.Duration) bool {
 		<-ctx.Done()
 		return false
 	}
-	select {
-	case <-time.After(d):
-		return true
-	case <-ctx.Done():
-		return false
-	}
+	return content.Sleep(ctx, d)
 }
