@@ -108,7 +108,7 @@ func newSection(ctx context.Context, f *os.File, off, n int64) (*section, error)
 		}
 	})
 	if ctlErr != nil {
-		err = ctlErr
+		err = os.ErrClosed // which nobody knows by the error that there is for it
 	}
 	if err != nil {
 		if s.file != nil {

@@ -75,3 +75,13 @@ func connection(t *testing.T) net.Conn {
 	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
+
+// So who reads of a fetch that ends in that moment is told why it ended.
+func TestSection_OfAFileThatHasJustBeenClosedIsTold(t *testing.T) {
+	t.Parallel()
+	file, err := os.Create(filepath.Join(t.TempDir(), "file"))
+	require.NoError(t, err)
+	require.NoError(t, file.Close())
+	_, err = newSection(t.Context(), file, 0, 1)
+	require.ErrorIs(t, err, os.ErrClosed)
+}
