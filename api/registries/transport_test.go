@@ -116,17 +116,17 @@ func newTransport(t *testing.T, dir string,
 	return transport, warnings
 }
 
-func get(t *testing.T, transport *registries.Transport, url string) (string, error) {
+func get(t *testing.T, transport *registries.Transport, url string) error {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
 	require.NoError(t, err)
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(resp.Body)
-	return string(body), err
+	_, err = io.Copy(io.Discard, resp.Body)
+	return err
 }
 
 func hello(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") }
@@ -173,16 +173,16 @@ func TestRenewedCertificatesAreUsedHoweverTheyAreWritten(t *testing.T) {
 			s, dir := newSite(t, hello), t.TempDir()
 			tc.first(t, dir, s.files(t))
 			transport, warnings := newTransport(t, dir, &http.Transport{})
-			_, err := get(t, transport, s.URL)
+			err := get(t, transport, s.URL)
 			require.NoError(t, err)
 
 			s.renew(t)
 			s.CloseClientConnections()
-			_, err = get(t, transport, s.URL)
+			err = get(t, transport, s.URL)
 			require.Error(t, err, "the files are those of before")
 
 			tc.then(t, dir, s.files(t))
-			_, err = get(t, transport, s.URL)
+			err = get(t, transport, s.URL)
 			require.NoError(t, err)
 			require.Empty(t, warnings.String())
 		})
@@ -217,7 +217,7 @@ func TestCertificatesStayInUseWhileTheirFilesAreBroken(t *testing.T) {
 			transport, warnings := newTransport(t, dir, &http.Transport{DisableKeepAlives: true})
 			tc.breakIt(t, dir, newSite(t, hello).files(t))
 			for range 3 {
-				_, err := get(t, transport, s.URL)
+				err := get(t, transport, s.URL)
 				require.NoError(t, err)
 			}
 			require.Contains(t, warnings.String(), tc.want)
@@ -228,7 +228,7 @@ func TestCertificatesStayInUseWhileTheirFilesAreBroken(t *testing.T) {
 			s.renew(t)
 			require.NoError(t, os.MkdirAll(dir, 0o700))
 			writeAll(t, dir, s.files(t))
-			_, err := get(t, transport, s.URL)
+			err := get(t, transport, s.URL)
 			require.NoError(t, err, "from the next request on")
 		})
 	}
@@ -254,7 +254,7 @@ func TestFilesThatCouldNotBeUsedAreReadAgainAfterAWhile(t *testing.T) {
 		require.NoError(t, err)
 		ask := func() (logged string) {
 			log.Reset()
-			_, err := get(t, transport, "https://registry.example")
+			err := get(t, transport, "https://registry.example")
 			require.ErrorIs(t, err, cut)
 			return log.String()
 		}
@@ -284,11 +284,11 @@ func TestConnectionsOfBeforeEndWithTheirRequests(t *testing.T) {
 		s, dir := newSite(t, hello), t.TempDir()
 		writeAll(t, dir, s.files(t))
 		transport, _ := newTransport(t, dir, &http.Transport{})
-		_, err := get(t, transport, s.URL)
+		err := get(t, transport, s.URL)
 		require.NoError(t, err)
 		s.renew(t)
 		writeAll(t, dir, s.files(t))
-		_, err = get(t, transport, s.URL)
+		err = get(t, transport, s.URL)
 		require.NoError(t, err)
 		ended(t, s)
 	})
@@ -313,7 +313,7 @@ func TestConnectionsOfBeforeEndWithTheirRequests(t *testing.T) {
 		require.NoError(t, err)
 		s.renew(t)
 		writeAll(t, dir, s.files(t))
-		_, err = get(t, transport, s.URL)
+		err = get(t, transport, s.URL)
 		require.NoError(t, err)
 		release()
 		body, err := io.ReadAll(resp.Body)
@@ -338,14 +338,14 @@ func TestConnectionsOfBeforeEndWithTheirRequests(t *testing.T) {
 		}})
 		done := make(chan error)
 		go func() {
-			_, err := get(t, transport, s.URL)
+			err := get(t, transport, s.URL)
 			done <- err
 		}()
 		<-begun
 		before := s.files(t)
 		before["tls.key"] = append(before["tls.key"], '\n') // written anew, and as good as it was
 		writeAll(t, dir, before)
-		_, err := get(t, transport, s.URL)
+		err := get(t, transport, s.URL)
 		require.NoError(t, err)
 		close(renewed)
 		require.NoError(t, <-done)

@@ -19,14 +19,13 @@ import (
 )
 
 // longModel has a listing that is too long to be handed on with its record.
-func longModel(h *hubtest.Hub, id string) (r *hubtest.Repo, commit string) {
+func longModel(h *hubtest.Hub) (commit string) {
 	files := map[string]hubtest.File{}
 	for i := range 1500 {
 		files[fmt.Sprintf("%s/%d.json", strings.Repeat("a", 200), i)] = hubtest.File{Data: hubtest.Text("{}")}
 	}
 	files["config.json"] = hubtest.File{Data: hubtest.Text(`{"model_type":"shoal"}`)}
-	r = h.Repo("models", id)
-	return r, r.Commit("main", files)
+	return h.Repo("models", "org/m").Commit("main", files)
 }
 
 // opens counts what is opened, and holds it up.
@@ -46,7 +45,7 @@ func TestList_AListingIsMadeOnceForAllWhoAsk(t *testing.T) {
 	t.Parallel()
 	const many = 20
 	h := newHub(t)
-	_, commit := longModel(h, "org/m")
+	commit := longModel(h)
 	a := newAgent(t, h, "", nil)
 	tree := "/api/models/org/m/tree/" + commit
 	require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, tree).status)
@@ -76,9 +75,9 @@ func TestList_AListingIsMadeOnceForAllWhoAsk(t *testing.T) {
 func TestFind_WhereThereIsNoRoomForAListingNoFileIsAskedForAlone(t *testing.T) {
 	t.Parallel()
 	h := newHub(t)
-	_, commit := longModel(h, "org/m")
+	commit := longModel(h)
 	a := newAgent(t, h, "", nil)
-	a.roomy(60<<20, 24<<20)
+	a.roomy(60 << 20)
 	file := func() got { return a.ask(t, http.MethodGet, resolve("org/m", commit, "config.json")) }
 	require.Equal(t, http.StatusOK, file().status)
 	a.listings.Remove(treeKey(repo{"models", "org/m"}, commit))

@@ -20,9 +20,9 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/room/roomtest"
 )
 
-// roomy has the front's documents and questions be of so many bytes together.
-func (a *agent) roomy(documents, questions int64) {
-	a.opts.Documents, a.opts.Questions = room.New(documents), room.New(questions)
+// roomy has the front's documents be of so many bytes together, and its questions of 24 MiB.
+func (a *agent) roomy(documents int64) {
+	a.opts.Documents, a.opts.Questions = room.New(documents), room.New(24<<20)
 	a.memo.room = a.opts.Documents
 }
 
@@ -67,7 +67,7 @@ func TestMemory_QuestionsThatLackTheirEndTakeABoundedRoomTogether(t *testing.T) 
 	h := newHub(t)
 	_, commit, _ := model(h, "org/m")
 	a := newAgent(t, h, "", nil)
-	a.roomy(64<<20, 24<<20)
+	a.roomy(64 << 20)
 	ask := func(n int) got {
 		question := `{"paths":["config.json"],"expand":false` + strings.Repeat(" ", n) + `}`
 		return ask(t, a.URL, http.MethodPost, "/api/models/org/m/paths-info/"+commit, strings.NewReader(question),
@@ -120,7 +120,7 @@ func TestMemory_DocumentsThatNobodyTakesHaveABoundedRoomTogether(t *testing.T) {
 			r.URL.Query().Get("x"), bytes.Repeat([]byte("a"), long)))
 	})
 	a := newAgent(t, h, "", nil)
-	a.roomy(60<<20, 24<<20)
+	a.roomy(60 << 20)
 	require.Equal(t, http.StatusOK, a.ask(t, http.MethodGet, "/api/models/org/m").status)
 	before := roomtest.Live()
 	conns := make([]net.Conn, many)
@@ -160,7 +160,7 @@ func TestMemory_AFullRoomMakesNoDocumentForgotten(t *testing.T) {
 		rewritten(w, fmt.Sprintf(`{"id":"org/m","sha":%q,"long":%q}`, commit, bytes.Repeat([]byte("a"), 500<<10)))
 	})
 	a := newAgent(t, h, "", nil)
-	a.roomy(60<<20, 24<<20)
+	a.roomy(60 << 20)
 	ask := func() got { return a.ask(t, http.MethodGet, "/api/models/org/m/revision/"+commit) }
 	require.Equal(t, http.StatusOK, ask().status)
 	down.Store(true)
