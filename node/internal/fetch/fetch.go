@@ -792,23 +792,22 @@ func (f *fetch) status() Status {
 	return Status{
 		Digest: f.digest, Repository: f.req.Repository, Size: f.cut.Size(), Arrived: f.tally.arrived,
 		FromPeers: f.tally.fromPeers, FromUpstream: f.tally.fromUpstream, Readers: f.readers, Started: f.start,
-		ByPeer: maps.Clone(f.steps.byPeer), Filled: f.filled(),
+		ByPeer: maps.Clone(f.steps.byPeer), Filled: filled(f.part),
 	}
 }
 
-// filled tells of each part of the blob how many tenths of it are here; nil while the size is not known. The caller
-// holds f.mu.
-func (f *fetch) filled() []byte {
-	if f.part == nil || f.part.Len() == 0 {
+// filled tells of each part of the blob how many tenths of it are here; nil while the size is not known.
+func filled(part *schedule.Participant) []byte {
+	n := part.Len()
+	if n == 0 {
 		return nil
 	}
-	n := f.part.Len()
 	parts := min(n, filledParts)
 	of, here := make([]int, parts), make([]int, parts)
 	for i := range n {
 		at := i * parts / n
 		of[at]++
-		if f.part.Has(i) {
+		if part.Has(i) {
 			here[at]++
 		}
 	}

@@ -152,12 +152,12 @@ const stale = time.Hour
 func (s *Store) admit(ing *Ingest) error {
 	s.room.Lock()
 	defer s.room.Unlock()
-	if err := s.claimable(ing.digest); err != nil {
+	s.mu.RLock()
+	err, need := s.claimable(ing.digest), ing.size-s.partials[ing.id()].bytes
+	s.mu.RUnlock()
+	if err != nil {
 		return err
 	}
-	s.mu.RLock()
-	need := ing.size - s.partials[ing.id()].bytes
-	s.mu.RUnlock()
 	_, coming, _ := s.windowsLeft(ing.origin.Pool)
 	if _, _, err := s.evictable(ing.origin.Pool, max(need, 0)+coming, ing.id()); err != nil {
 		s.metrics.refused(ing.origin.Pool)
@@ -165,7 +165,7 @@ func (s *Store) admit(ing *Ingest) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.claimableLocked(ing.digest); err != nil {
+	if err := s.claimable(ing.digest); err != nil {
 		return err
 	}
 	ing.earlier = s.partials[ing.id()]
@@ -199,19 +199,14 @@ func (s *Store) reserve(pool Pool, n int64) (release func(), err error) {
 	}, nil
 }
 
-func (s *Store) claimable(d digest.Digest) error {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.claimableLocked(d)
-}
-
-func (s *Store) claimableLocked(d digest.Digest) error {
-	switch e := s.blobs[d]; {
-	case s.closed:
+// claimable is nil for a blob that may begin to arrive.
+func (c *catalog) claimable(d digest.Digest) error {
+	switch e := c.blobs[d]; {
+	case c.closed:
 		return content.ErrClosed
 	case e != nil && !e.runtime:
 		return ErrExists
-	case s.ingests[d] != nil:
+	case c.ingests[d] != nil:
 		return ErrBusy
 	}
 	return nil

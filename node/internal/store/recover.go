@@ -96,8 +96,8 @@ func newStore(o Options, k disk) *Store {
 		opts: o, log: o.Logger, disk: k, boot: bootID(), limits: o.Limits,
 		wake: make(chan struct{}, 1), finished: make(chan struct{}),
 		scrubbing: rate.NewLimiter(rate.Limit(o.ScrubRate), content.ChunkSize),
-		catalog:   catalog{blobs: make(map[digest.Digest]*entry)}, ingests: make(map[digest.Digest]*Ingest),
-		partials: make(map[partialID]partial), pins: make(map[string][]digest.Digest),
+		catalog:   catalog{blobs: make(map[digest.Digest]*entry), ingests: make(map[digest.Digest]*Ingest)},
+		partials:  make(map[partialID]partial), pins: make(map[string][]digest.Digest),
 		pinned: make(pinCounts), rejected: make(map[digest.Digest]fileID),
 	}
 	s.disk.health = &s.health

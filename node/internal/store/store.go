@@ -143,10 +143,8 @@ type Store struct {
 	stopping  context.Context
 
 	mu     sync.RWMutex // guards what follows; never held during I/O or a callback
-	closed bool
 	limits Limits
 	catalog
-	ingests  map[digest.Digest]*Ingest
 	partials map[partialID]partial
 	arrived  []partialID   // partials that were complete at the start; set once
 	finished chan struct{} // closed once those are committed or given up
@@ -155,10 +153,12 @@ type Store struct {
 	rejected map[digest.Digest]fileID // runtime files found not to match their digest
 }
 
-// catalog is the blobs that are known, and their sums.
+// catalog is the blobs that are known, with their sums, and those that are arriving.
 type catalog struct {
-	blobs map[digest.Digest]*entry
-	held  [poolCount]holding // of own blobs
+	closed  bool
+	blobs   map[digest.Digest]*entry
+	held    [poolCount]holding // of own blobs
+	ingests map[digest.Digest]*Ingest
 }
 
 // entry is a blob that the index knows: one of the store's own, or one of the runtime's whose chunk map was computed.

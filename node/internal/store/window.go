@@ -69,7 +69,10 @@ func (s *Store) openWindow(d digest.Digest, size int64, origin Origin) (*Ingest,
 func (s *Store) admitWindow(g *Ingest) error {
 	s.room.Lock()
 	defer s.room.Unlock()
-	if err := s.claimable(g.digest); err != nil {
+	s.mu.RLock()
+	err := s.claimable(g.digest)
+	s.mu.RUnlock()
+	if err != nil {
 		return err
 	}
 	pool := g.origin.Pool
@@ -89,7 +92,7 @@ func (s *Store) admitWindow(g *Ingest) error {
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if err := s.claimableLocked(g.digest); err != nil {
+		if err := s.claimable(g.digest); err != nil {
 			return err
 		}
 		s.ingests[g.digest] = g
