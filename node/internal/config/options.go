@@ -103,7 +103,7 @@ var options = []option{
 	{"swarm.protocolPrefix",
 		"`prefix` of the swarm's protocols; agents with different ones do not speak with one another"},
 	{"swarm.congestionControl",
-		"`names` of TCP congestion controls for connections to other agents, the first that the kernel allows; empty: " +
+		"`names` of TCP congestion controls for connections to other agents, the first that the kernel allows; []: " +
 			"the node's own"},
 	{"swarm.admission", "who may join: Open, List or Kubernetes (default: " +
 		"Kubernetes where kubernetes.enabled, List where swarm.peers is set, else Open)"},

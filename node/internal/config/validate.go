@@ -214,7 +214,7 @@ func (c *Config) validateSwarm(p *problems) {
 	}
 	for _, name := range s.CongestionControl {
 		if !congestionControl.MatchString(name) {
-			p.add("swarm.congestionControl", "%q; want names such as cubic, reno or bbr", name)
+			p.add("swarm.congestionControl", "%q; want names such as cubic, reno or bbr, in small letters", name)
 		}
 	}
 	if s.Connections.Low < 1 || s.Connections.Low > s.Connections.High {
