@@ -156,10 +156,10 @@ func parse(args []string) (options, error) {
 	model := flags.Int64("model", 0, "size of the model's large files in MiB (600; quick: 64)")
 	rate := flags.Float64("rate", 100, "rate of every host's link in Mbit/s each way")
 	scales := flags.String("scales", "", "numbers of nodes to compare, by commas (2,4,8,16; quick: 2,4,8)")
-	workloads := flags.String("workload", "", "only these workloads, by commas; a trailing * stands for any ending")
-	peers := flags.String("peers", "",
-		"only these contenders, by commas (https, https-kept, direct, pull-through, shoal, shoal-store, "+
-			"spegel, dragonfly, kraken)")
+	workloads := flags.String("workload", "", "only these workloads, by commas; a trailing * stands for any ending ("+
+		strings.Join(workloadNames(workload.Settings{}), ", ")+", and nodes-N for each N of -scales)")
+	peers := flags.String("peers", "", "only these contenders, by commas (https, https-kept, direct, pull-through, "+
+		"shoal, shoal-store, spegel, dragonfly, kraken); a trailing * as above")
 	shoal := flags.String("shoal", "bin/shoal-node", "the Shoal agent's executable")
 	registry := flags.String("registry", "docker-registry", "the distribution registry's executable")
 	spegel := flags.String("spegel", "", "Spegel's executable")
@@ -219,7 +219,44 @@ func parse(args []string) (options, error) {
 			Program: absolute(*dragonfly)},
 		contender.Launched{Peer: "kraken", Program: absolute(*kraken)},
 	}
-	return o, nil
+	return o, o.check()
+}
+
+// check fails where something is named that there is not, or nothing would be measured.
+func (o options) check() error {
+	var contenders []string
+	for _, c := range o.contenders {
+		contenders = append(contenders, c.Name())
+	}
+	if err := errors.Join(exist("-workload", o.workloads, workloadNames(o.settings)),
+		exist("-peers", o.peers, contenders)); err != nil {
+		return err
+	}
+	for _, w := range workload.All(o.settings) {
+		if chosen(w.Name, o.workloads) && slices.ContainsFunc(o.contenders, func(c contender.Contender) bool {
+			return w.Has(c) && chosen(c.Name(), o.peers)
+		}) {
+			return nil
+		}
+	}
+	return errors.New("none of these workloads is for any of these contenders")
+}
+
+// exist fails for the first pattern that chooses none of the names.
+func exist(flagName string, patterns, names []string) error {
+	for _, p := range patterns {
+		if !slices.ContainsFunc(names, func(name string) bool { return chosen(name, []string{p}) }) {
+			return fmt.Errorf("%s: there is no %q; those that there are: %s", flagName, p, strings.Join(names, ", "))
+		}
+	}
+	return nil
+}
+
+func workloadNames(s workload.Settings) (names []string) {
+	for _, w := range workload.All(s) {
+		names = append(names, w.Name)
+	}
+	return names
 }
 
 func list(s string) []string {

@@ -27,10 +27,23 @@ func TestTheQuickProfileIsSmallAndYieldsToFlags(t *testing.T) {
 func TestWhatCannotBeMeantIsRefused(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{{"-scales", "2,x"}, {"-scales", "0"}, {"-nodes", "1"}, {"-rate", "0"}, {"cold"},
-		{"-nosuch"}} {
+		{"-nosuch"}, {"-workload", "cold", "-peers", "https"}} {
 		_, err := parse(args)
 		require.Error(t, err, args)
 	}
+}
+
+func TestANameThatThereIsNotIsToldWithThoseThatThereAre(t *testing.T) {
+	t.Parallel()
+	_, err := parse([]string{"-workload", "cold,nosuch*", "-scales", "3"})
+	require.ErrorContains(t, err, `-workload: there is no "nosuch*"`)
+	require.ErrorContains(t, err, "cold-double")
+	require.ErrorContains(t, err, "nodes-3")
+	_, err = parse([]string{"-peers", "nosuch"})
+	require.ErrorContains(t, err, `-peers: there is no "nosuch"`)
+	require.ErrorContains(t, err, "kraken")
+	_, err = parse([]string{"-workload", "nodes-*,warm", "-peers", "shoal*"})
+	require.NoError(t, err)
 }
 
 func TestNamesAreChosenWholeOrByTheirBeginning(t *testing.T) {
