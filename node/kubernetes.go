@@ -226,7 +226,7 @@ func findings(result mirror.Result) []agent.Finding {
 	out := make([]agent.Finding, 0, len(result.Findings))
 	for _, f := range result.Findings {
 		if f.Kind != mirror.DigestsOnly { // the administrator has it so, and nothing is amiss
-			out = append(out, agent.Finding{Reason: string(f.Kind), Message: f.String()})
+			out = append(out, agent.Finding{Reason: string(f.Kind), Message: f.Told()})
 		}
 	}
 	if len(result.Changed) == 0 && len(out) == 0 {
@@ -254,13 +254,6 @@ func (k kubernetes) run(ctx context.Context) {
 	if k.agent != nil {
 		k.agent.Run(ctx)
 	}
-}
-
-func (k kubernetes) ready() error {
-	if k.agent == nil {
-		return nil
-	}
-	return k.agent.Ready()
 }
 
 func (k kubernetes) blobRemoved(d digest.Digest) {

@@ -20,6 +20,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/agent"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/gate"
+	"github.com/shoal-cache/shoal/node/internal/mirror"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/registry"
 	"github.com/shoal-cache/shoal/node/internal/store"
@@ -166,6 +167,25 @@ func TestFindings_EveryReasonHasAFigure(t *testing.T) {
 	require.EqualValues(t, 2, figure(v1alpha1.ReasonConfigPathList))
 	n.countFindings(nil)
 	require.Zero(t, figure(v1alpha1.ReasonConfigPathList), "what has been mended")
+}
+
+func TestFindings_TheReasonIsSaidOnce(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, []agent.Finding{{Reason: v1alpha1.ReasonConfigPathUnset, Message: "/etc/config.toml: names none"}},
+		findings(mirror.Result{Findings: []mirror.Finding{{Kind: mirror.ConfigPathUnset, Path: "/etc/config.toml",
+			Message: "names none"}}}))
+}
+
+func TestReadyz_TellsOfKubernetesOnlyWhereThatIsThere(t *testing.T) {
+	t.Parallel()
+	names := func(n *node) (all []string) {
+		for _, c := range n.checks() {
+			all = append(all, c.Name)
+		}
+		return all
+	}
+	require.Equal(t, []string{"swarm", "store"}, names(&node{}))
+	require.Equal(t, []string{"swarm", "store", "kubernetes"}, names(&node{kube: kubernetes{agent: &agent.Agent{}}}))
 }
 
 func TestMirror_IsAwaitedUntilTheGuardHasInstalledItAndNoLonger(t *testing.T) {

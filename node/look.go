@@ -187,6 +187,8 @@ func (m machine) write(text *view.Text) {
 	t := m.Node.Traffic
 	mirror := "the runtime asks this agent"
 	switch {
+	case m.Node.MirrorAwaited:
+		mirror = "not known yet: nothing is installed so far"
 	case m.Node.MirrorUnknown:
 		mirror = "not known (mirror.stateDir is not set): see shoal-node mirror status"
 	case len(m.Node.Findings) > 0:
@@ -199,7 +201,7 @@ func (m machine) write(text *view.Text) {
 		{"Store", fmt.Sprintf("%s of %s, %s pinned, %d blobs", view.Bytes(m.Node.Store.Bytes),
 			capacity(m.Node.Store.Capacity), view.Bytes(m.Node.Store.Pinned), m.Node.Store.Blobs)},
 		{"Hits", fmt.Sprintf("%s of %d requests", view.Ratio(t.Hits, t.Hits+t.Misses), t.Hits+t.Misses)},
-		{"Saved", fmt.Sprintf("%s not read from registries; %s came from peers, %s from registries",
+		{"Saved", fmt.Sprintf("%s not read from registries or the hub; %s came from peers, %s from these",
 			view.Bytes(t.Saved), view.Bytes(t.FromPeers), view.Bytes(t.FromUpstream))},
 	} {
 		text.Say("%-8s %s\n", line[0]+":", line[1])

@@ -67,3 +67,17 @@ func TestLook_AFrozenAgentIsCalledFrozen(t *testing.T) {
 		Base: server.URL}, view.NodePath, nil)
 	require.ErrorContains(t, err, "gives no answer within 20s: it may be frozen, so start it anew")
 }
+
+func TestStatus_SaysWhyTheMirrorIsNotKnown(t *testing.T) {
+	t.Parallel()
+	for want, m := range map[string]machine{
+		"Mirror:  not known yet: nothing is installed so far": {
+			Node: view.Node{MirrorUnknown: true, MirrorAwaited: true}},
+		"Mirror:  not known (mirror.stateDir is not set)": {Node: view.Node{MirrorUnknown: true}},
+		"Mirror:  the runtime asks this agent":            {},
+	} {
+		var out strings.Builder
+		require.NoError(t, view.Output("").Print(&out, m, m.write))
+		require.Contains(t, out.String(), want)
+	}
+}

@@ -25,27 +25,36 @@ import (
 // adminHandler shows the node.
 func (n *node) adminHandler() http.Handler {
 	return admin.New(admin.Options{
-		Checks: []admin.Check{
-			{Name: "swarm", Ready: func(context.Context) error {
-				select {
-				case <-n.swarm.Started():
-				default:
-					return errors.New("still looking for the first peer")
-				}
-				if n.swarm.Lonely() {
-					return errors.New("no peer answers, though this node knows of some; it keeps looking for them")
-				}
-				return nil
-			}},
-			{Name: "store", Ready: func(context.Context) error { return n.store.Health() }},
-			{Name: "kubernetes", Ready: func(context.Context) error { return n.kube.ready() }},
-		},
+		Checks:   n.checks(),
 		Alive:    n.store.Hangs,
 		Gatherer: n.metrics,
 		Node:     n.viewNode, Peers: n.viewPeers, Blobs: n.viewBlobs, Fetches: n.viewFetches, Pulls: n.pulls.Pulls,
 		Image: n.contents().Image, Registries: newReach(n.upstream, n.knownRegistries).look,
 		Log: n.log.With("part", "admin"),
 	})
+}
+
+// checks are those of /readyz.
+func (n *node) checks() []admin.Check {
+	all := []admin.Check{
+		{Name: "swarm", Ready: func(context.Context) error {
+			select {
+			case <-n.swarm.Started():
+			default:
+				return errors.New("still looking for the first peer")
+			}
+			if n.swarm.Lonely() {
+				return errors.New("no peer answers, though this node knows of some; it keeps looking for them")
+			}
+			return nil
+		}},
+		{Name: "store", Ready: func(context.Context) error { return n.store.Health() }},
+	}
+	if n.kube.agent != nil {
+		all = append(all, admin.Check{Name: "kubernetes",
+			Ready: func(context.Context) error { return n.kube.agent.Ready() }})
+	}
+	return all
 }
 
 func (n *node) viewNode() view.Node {
@@ -70,6 +79,7 @@ func (n *node) viewNode() view.Node {
 	}
 	found := n.found.Load()
 	v.MirrorUnknown = found == nil
+	v.MirrorAwaited = found == nil && n.config.Mirror.StateDir != ""
 	if found != nil {
 		for _, f := range *found {
 			v.Findings = append(v.Findings, view.Finding{Reason: f.Reason, Message: f.Message})

@@ -30,10 +30,11 @@ type Node struct {
 	Store Store     `json:"store"`
 	// Traffic are sums since the agent started.
 	Traffic Traffic `json:"traffic"`
-	// Findings are what is amiss with the runtime's mirror configuration, in the order of gravity. MirrorUnknown:
-	// nobody has told the agent how it is configured.
+	// Findings are what is amiss with the runtime's mirror configuration, in the order of gravity. MirrorUnknown: the
+	// agent does not know how it is configured. MirrorAwaited: not yet, since nothing is installed so far.
 	Findings      []Finding `json:"findings,omitempty"`
 	MirrorUnknown bool      `json:"mirrorUnknown,omitempty"`
+	MirrorAwaited bool      `json:"mirrorAwaited,omitempty"`
 	// Policy is the effective policy, its times in nanoseconds.
 	Policy any `json:"policy,omitempty"`
 }

@@ -57,8 +57,9 @@ func (a *Agent) mirrorConfigured() metav1.Condition {
 		c.Status, c.Reason = metav1.ConditionFalse, (*findings)[0].Reason
 		messages := make([]string, len(*findings))
 		for i, f := range *findings {
-			messages[i] = f.Message
+			messages[i] = f.Reason + ": " + f.Message
 		}
+		messages[0] = (*findings)[0].Message // whose reason is the condition's
 		c.Message = pin.Shorten(strings.Join(messages, "; "), maxConditionMessage)
 	}
 	return c

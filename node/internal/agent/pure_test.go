@@ -387,3 +387,13 @@ func TestConditions_WhatIsToldNoLongerGoes(t *testing.T) {
 	require.Len(t, before, 2, "the informer's own is left as it is")
 	require.Equal(t, v1alpha1.ConditionModelsFit, before[0].Type)
 }
+
+func TestMirrorConfigured_NamesTheReasonsOfAllFindings(t *testing.T) {
+	t.Parallel()
+	a := &Agent{}
+	a.findings.Store(&[]Finding{{Reason: v1alpha1.ReasonConfigPathUnset, Message: "a: names none"},
+		{Reason: v1alpha1.ReasonRestartNeeded, Message: "b: is newer"}})
+	c := a.mirrorConfigured()
+	require.Equal(t, v1alpha1.ReasonConfigPathUnset, c.Reason)
+	require.Equal(t, "a: names none; RestartNeeded: b: is newer", c.Message)
+}

@@ -142,7 +142,10 @@ type Finding struct {
 	Message string `json:"message"`
 }
 
-func (f Finding) String() string { return fmt.Sprintf("%s: %s: %s", f.Kind, f.Path, f.Message) }
+func (f Finding) String() string { return string(f.Kind) + ": " + f.Told() }
+
+// Told is the finding without its kind, for where that stands beside it.
+func (f Finding) Told() string { return f.Path + ": " + f.Message }
 
 // ErrNotUndone is that Remove could not take out all of the agent's entries. The findings tell where.
 var ErrNotUndone = errors.New("the agent's entries are not all taken out")

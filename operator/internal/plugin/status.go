@@ -87,7 +87,7 @@ func (p *plugin) writeState(t *view.Text, s survey.State) {
 		{"Agents", agents},
 		{"Hits", fmt.Sprintf("%s of %d requests were answered from the node's own disk",
 			view.Ratio(s.Sums.Hits, s.Sums.Requests), s.Sums.Requests)},
-		{"Saved", fmt.Sprintf("%s did not have to be read from registries; %s were, and %s came from peers",
+		{"Saved", fmt.Sprintf("%s did not have to be read from registries or the hub; %s were, and %s came from peers",
 			view.Bytes(s.Sums.Saved), view.Bytes(s.Sums.Upstream), view.Bytes(s.Sums.Peers))},
 		{"Disk", fmt.Sprintf("%s of %s used, %s pinned", view.Bytes(s.Sums.Bytes), view.Bytes(s.Sums.Capacity),
 			view.Bytes(s.Sums.Pinned))},
