@@ -141,7 +141,7 @@ func discard(body io.ReadCloser) {
 
 // giveUp notes that another answer is asked for, of other endpoints first, because this one drips.
 func (s *stream) giveUp() {
-	s.speed.drips = false
+	s.speed.tries = 0
 	s.from.dripsUntil.Store(time.Now().Add(dripsFor).UnixNano())
 }
 
@@ -150,9 +150,46 @@ type hasty struct{ *stream }
 
 func (h hasty) Read(p []byte) (int, error) {
 	n, err := h.stream.Read(p)
-	if err == nil && h.speed.drips {
+	if err == nil && h.speed.tries > 0 {
 		h.giveUp()
 		err = fmt.Errorf("%s: %w: %w", h.op, content.ErrUnavailable, errDrips)
+	}
+	return n, err
+}
+
+// Hasty reads the body of an answer of a registry that was asked in another way; see Reach. It fails where that drips
+// and another is better asked for. due is how many bytes are to come, -1 where it is not known.
+func (c *Client) Hasty(registry string, body io.Reader, due int64) io.Reader {
+	reg, err := c.registry(registry)
+	if err != nil {
+		return body
+	}
+	p, read := &reg.pace, c.metrics.of(reg.name)
+	return &paced{body, due, newSpeed(p, func() int64 { return read.Load() + p.apart.Load() })}
+}
+
+// paced is what Hasty gives.
+type paced struct {
+	body  io.Reader
+	due   int64
+	speed speed
+}
+
+func (p *paced) Read(b []byte) (int, error) {
+	start := time.Now()
+	n, err := p.body.Read(b)
+	now := time.Now()
+	p.speed.of.apart.Add(int64(n))
+	if p.due >= 0 {
+		p.due -= int64(n)
+	}
+	switch {
+	case errors.Is(err, io.EOF):
+		p.speed.ended(now, n)
+	case err == nil:
+		if p.speed.read(now, n, now.Sub(start), p.due); p.speed.tries > 0 {
+			err = fmt.Errorf("%w: %w", content.ErrUnavailable, errDrips)
+		}
 	}
 	return n, err
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -21,8 +22,8 @@ const (
 	// compared is how many of the last answers are remembered, and comparedFor for how long one that has ended is.
 	compared    = 16
 	comparedFor = time.Minute
-	// tryFor is how long another answer may take to come to where the first one is.
-	tryFor = 10 * time.Second
+	// tryFor is how long others may take to come to where the first one is, and a little further.
+	tryFor = 5 * time.Second
 	// tryAgain is after how long, at the most, one body is asked for anew once more.
 	tryAgain = 30 * time.Second
 	// dripsFor is for how long an endpoint whose answer dripped is tried after the others.
@@ -39,6 +40,7 @@ type pace struct {
 	alike time.Time         // until then another connection is held to be as slow
 	pause time.Duration     // how long that was for
 	than  float64           // what was given up for being slow
+	apart atomic.Int64      // bytes of answers that are counted nowhere else
 }
 
 // arrival is how fast an answer, or a part of it, came.
@@ -58,24 +60,24 @@ func (p *pace) note(a arrival) {
 	}
 }
 
-// another reports whether one that drips since a time is to be asked for anew: another comes much faster, or has ended
-// so of late, or it is worth a try, since all that the registry gives to this node is as little. How fast one came that
-// has not ended shows nothing after a while: it may drip as well.
-func (p *pace) another(since, now time.Time, rate float64, all int64) bool {
+// another is by how many connections one is to be asked for anew that drips since a time: another comes much faster, or
+// has ended so of late, or it is worth a try, since all that the registry gives to this node is as little. How fast one
+// came that has not ended shows nothing after a while: it may drip as well.
+func (p *pace) another(since, now time.Time, rate float64, all int64) (tries int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if slices.ContainsFunc(p.came[:], func(a arrival) bool {
 		return a.rate >= muchFaster*rate &&
 			(a.at.After(now.Add(-hurry/2)) || a.whole && a.at.After(now.Add(-comparedFor)))
 	}) {
-		return true
+		return maxTries
 	}
 	if now.Before(p.alike) || perSecond(all, now.Sub(since)) >= perSecond(enoughProgress, hurry) {
-		return false
+		return 0
 	}
 	p.pause = min(max(2*p.pause, hurry), longestAlike)
 	p.alike, p.than = now.Add(p.pause), rate
-	return true
+	return fewTries
 }
 
 func perSecond(bytes int64, d time.Duration) float64 {
@@ -90,7 +92,7 @@ type speed struct {
 	began   time.Time
 	all     int64     // bytes
 	patient time.Time // not before it another is asked for
-	drips   bool      // another is to be
+	tries   int       // by how many connections another is to be, because this one drips
 
 	// of what is looked at now
 	since  time.Time
@@ -121,7 +123,7 @@ func (s *speed) read(now time.Time, n int, wait time.Duration, due int64) {
 		return
 	case due >= 0 && float64(due) < rate*hurry.Seconds(): // it ends soon
 	case !now.Before(s.patient):
-		s.drips = s.of.another(s.since, now, rate, s.given()-s.before)
+		s.tries = s.of.another(s.since, now, rate, s.given()-s.before)
 	}
 	s.begin(now)
 }

@@ -3,8 +3,10 @@ package upstream_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"strings"
@@ -15,6 +17,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/time/rate"
 
@@ -122,7 +125,11 @@ func (t *throttled) Write(p []byte) (int, error) {
 		piece := p[off:min(off+1<<10, len(p))]
 		for after, d := range t.v.sleeps {
 			if t.n < after && t.n+len(piece) >= after {
-				time.Sleep(d)
+				select {
+				case <-time.After(d):
+				case <-t.r.Context().Done():
+					return off, context.Cause(t.r.Context())
+				}
 			}
 		}
 		if t.n >= t.v.free {
@@ -154,6 +161,9 @@ const unread = 16 << 10 // bytes that may be under way in an answer that is give
 func TestPace_AnAnswerThatDripsIsReadOnByAnotherConnection(t *testing.T) {
 	t.Parallel()
 	drips := func() *valve { return at(2_000) }
+	stands := func() *valve {
+		return &valve{Limiter: fast().Limiter, sleeps: map[int]time.Duration{20_000: time.Hour}}
+	}
 	for name, tc := range map[string]struct {
 		paces   []*valve // the last one is that of all that follow
 		size    int
@@ -172,17 +182,21 @@ func TestPace_AnAnswerThatDripsIsReadOnByAnotherConnection(t *testing.T) {
 		"and stays with it where the registry is in trouble": {paces: []*valve{drips(), {refuse: 503}},
 			size: 40_000, within: 40 * time.Second, asked: 6},
 		"and stays with it where the registry answers no other": {paces: []*valve{drips(), {refuse: -1}},
-			size: 40_000, within: 40 * time.Second, asked: 2},
+			size: 40_000, within: 40 * time.Second, asked: 5},
 		"and stays with it where the whole comes no faster": {paces: []*valve{drips(), drips()}, size: 40_000,
 			noRange: true, within: 40 * time.Second, asked: 3, twice: 80_000},
 		"and goes on with the next where that drips too": {paces: []*valve{drips(), drips()}, size: 40_000,
-			within: 25 * time.Second, asked: 3},
+			within: 30 * time.Second, asked: 5},
 		"and with the third where two drip": {paces: []*valve{drips(), drips(), fast()}, size: 2 << 20,
 			within: 15 * time.Second, asked: 3},
-		"and with the fourth where three drip": {paces: []*valve{drips(), drips(), drips(), fast()}, size: 2 << 20,
-			within: 30 * time.Second, asked: 4},
+		"and with the fifth where four drip": {paces: []*valve{drips(), drips(), drips(), drips(), fast()},
+			size: 2 << 20, within: 25 * time.Second, asked: 5, twice: 50_000},
+		"and of those that never answer the next is tried": {paces: []*valve{drips(), {refuse: -1}, {refuse: -1},
+			fast()}, size: 2 << 20, within: 20 * time.Second, asked: 4},
+		"or stand still": {paces: []*valve{stands(), stands(), stands(), fast()}, size: 2 << 20,
+			within: 25 * time.Second, asked: 4, twice: 3 * 40_000},
 		"and is not asked for again and again": {paces: []*valve{drips()}, size: 500_000, within: 5 * time.Minute,
-			asked: 7},
+			asked: 13},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -196,6 +210,46 @@ func TestPace_AnAnswerThatDripsIsReadOnByAnotherConnection(t *testing.T) {
 				require.Less(t, time.Since(start), tc.within)
 				require.LessOrEqual(t, s.asked.Load(), tc.asked)
 				require.LessOrEqual(t, s.sent.Load(), int64(tc.size)+tc.twice+tc.asked*unread)
+			})
+		})
+	}
+}
+
+// Half of the machines of a registry may be sick, and each answer may be of one.
+func TestPace_OfARegistryHalfOfWhoseAnswersDripOrStandStillABlobComesInTime(t *testing.T) {
+	t.Parallel()
+	const part, parts, soon = 256 << 10, 28, 64 << 10
+	for seed := range uint64(16) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := &slowly{data: randomBytes(parts * part)}
+				s.pace = func(i int64) *valve {
+					switch luck := rand.New(rand.NewPCG(seed, uint64(i))); luck.IntN(4) { //nolint:gosec // a plan
+					case 0:
+						return &valve{Limiter: at(2_000).Limiter, free: luck.IntN(soon)}
+					case 1:
+						return &valve{Limiter: fast().Limiter, sleeps: map[int]time.Duration{
+							luck.IntN(soon): time.Hour}}
+					}
+					return at(2_000_000)
+				}
+				c := hosts{"a.test": s.ServeHTTP}.client(t, "http://a.test")
+				req := content.Request{Repository: repo, Digest: digest.FromBytes(s.data)}
+				start := time.Now()
+				var readers sync.WaitGroup
+				for i := range int64(parts) {
+					readers.Go(func() {
+						b, err := c.Open(t.Context(), req, i*part, part)
+						if assert.NoError(t, err) {
+							got, err := io.ReadAll(b)
+							assert.NoError(t, errors.Join(err, b.Close()))
+							assert.True(t, bytes.Equal(s.data[i*part:(i+1)*part], got))
+						}
+					})
+				}
+				readers.Wait()
+				require.Less(t, time.Since(start), 35*time.Second)
 			})
 		})
 	}
@@ -375,6 +429,49 @@ func TestPace_AManifestThatDripsIsAskedForAnew(t *testing.T) {
 				require.Equal(t, manifest, string(read(t, b)))
 				require.Less(t, time.Since(start), tc.within)
 				require.LessOrEqual(t, s.asked.Load(), int64(2))
+			})
+		})
+	}
+}
+
+func TestHasty_FailsWhereAnotherAnswerIsBetterAskedFor(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		pace, other int // bytes per second; other: of one that has ended
+		drips       bool
+	}{
+		"it drips":                            {pace: 2_000, drips: true},
+		"it drips, and another came at once":  {pace: 2_000, other: 20_000_000, drips: true},
+		"it comes as the link gives it":       {pace: 200_000},
+		"it comes slowly, and so did another": {pace: 60_000, other: 60_000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				data := randomBytes(1 << 20)
+				paces := []int{tc.other, tc.pace}
+				if tc.other == 0 {
+					paces = paces[1:]
+				}
+				s := &slowly{data: data, pace: func(i int64) *valve { return at(paces[i-1]) }}
+				c := hosts{"a.test": s.ServeHTTP}.client(t, "http://a.test")
+				for i := range paces {
+					base, transport, err := c.Reach(images)
+					require.NoError(t, err)
+					req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, base.String(), nil)
+					require.NoError(t, err)
+					resp, err := transport.RoundTrip(req)
+					require.NoError(t, err)
+					start := time.Now()
+					_, err = io.Copy(io.Discard, c.Hasty(images, resp.Body, resp.ContentLength))
+					require.NoError(t, resp.Body.Close())
+					if i == len(paces)-1 && tc.drips {
+						require.ErrorIs(t, err, content.ErrUnavailable)
+						require.Less(t, time.Since(start), 6*time.Second)
+						return
+					}
+					require.NoError(t, err)
+				}
 			})
 		})
 	}

@@ -7,6 +7,7 @@ import (
 	"hash/maphash"
 	"io"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -18,6 +19,14 @@ const (
 	// counts twice.
 	maxBreaks      = 6
 	enoughProgress = 256 << 10
+	// An answer that drips or stands still may be followed by more of its kind. Each nextTry another connection is
+	// tried beside the last, maxTries in all. The first is read on that has brought enoughProgress of the rest, or all
+	// of it, or tryBytes where none has within tryFor.
+	nextTry  = time.Second
+	maxTries = 4
+	// fewTries is how many where nothing shows that the registry gives more to anyone.
+	fewTries = 2
+	tryBytes = 32 << 10
 )
 
 // errResume: another answer of the registry does not go on where the first one ended.
@@ -34,6 +43,7 @@ type resumed struct {
 	from   *stream       // what body reads
 	cause  error         // why the last answer broke off; nil while body is one that reads on
 	pause  time.Duration // for which no other answer is asked for, since one dripped
+	anew   atomic.Bool   // the registry was seen to ignore Range, and sends all that came before once more
 
 	// in the blob: the first byte asked for, the one due, and the last; last is -1 for "to the end"
 	start, next, last int64
@@ -55,8 +65,8 @@ func (r *resumed) Read(p []byte) (int, error) {
 			if err := r.reopen(); err != nil {
 				return 0, err
 			}
-		} else if r.from.speed.drips {
-			r.elsewhere()
+		} else if r.from.speed.tries > 0 {
+			r.elsewhere(r.from.speed.tries)
 		}
 		n, err := r.body.Read(p)
 		_, _ = r.seen.Write(p[:n]) // a hash never fails
@@ -94,10 +104,10 @@ func (r *resumed) reopen() error {
 	}
 	defer r.breaking()()
 	deadline := time.Now().Add(r.client.opts.Timeouts.Resume)
-	bad := 0
+	bad, wish := 0, time.Duration(0)
 	for round := 0; ; round++ {
 		if again := r.breaks + round - 1; again > 0 { // at once where the last answer had been of use
-			pause := backoff(again - 1)
+			pause := max(wish, backoff(again-1))
 			if time.Now().Add(pause).After(deadline) {
 				return r.cause
 			}
@@ -105,10 +115,11 @@ func (r *resumed) reopen() error {
 				return fmt.Errorf("%w: %w", r.cause, context.Cause(r.ctx))
 			}
 		}
-		body, err := r.ask(deadline)
-		if err == nil {
-			err = r.skip(body)
+		tries, by := 0, deadline
+		if soon := time.Now().Add(tryFor); errors.Is(r.cause, errStalled) && !r.anew.Load() && soon.Before(deadline) {
+			tries, by = maxTries, soon
 		}
+		body, err := r.open(by, tries)
 		if err == nil {
 			r.goOn(body, r.cause)
 			return nil
@@ -116,31 +127,25 @@ func (r *resumed) reopen() error {
 		if errors.Is(err, content.ErrBadAnswer) { // the first may be that of one machine of many
 			bad++
 		}
-		if !judge(err).transient && bad != 1 || errors.Is(err, errResume) {
+		f := judge(err)
+		if wish = f.retryAfter; !f.transient && bad != 1 || errors.Is(err, errResume) {
 			return fmt.Errorf("%w; then %w", r.cause, err)
 		}
 	}
 }
 
-// elsewhere asks for the rest by another connection, and of another endpoint where there is one, because this answer
-// drips. It stays with this one where the other does not come to the same place in time.
-func (r *resumed) elsewhere() {
+// elsewhere asks for the rest by other connections, and of another endpoint where there is one, because this answer
+// drips. It stays with this one where no other does better in time.
+func (r *resumed) elsewhere(tries int) {
 	defer r.breaking()()
 	r.client.Distrust(r.req) // another machine may have it
 	r.from.giveUp()
-	deadline := time.Now().Add(tryFor)
-	body, err := r.ask(deadline)
-	if err == nil {
-		late := time.AfterFunc(time.Until(deadline), func() { body.end(errNoHeader) })
-		if err = r.skip(body); !late.Stop() && err == nil {
-			err = errors.Join(errNoHeader, body.Close())
-		}
-	}
+	body, err := r.open(time.Now().Add(tryFor), tries)
 	if err == nil {
 		_ = r.body.Close()
 		r.goOn(body, errDrips)
-		r.pause = min(max(2*r.pause, hurry), tryAgain)
-	} else {
+	}
+	if r.pause = min(max(2*r.pause, hurry), tryAgain); answered(err) {
 		r.pause = tryAgain
 	}
 	r.from.speed.patient = time.Now().Add(r.pause)
@@ -167,6 +172,17 @@ type rest struct {
 	*Body
 	from *stream
 	end  context.CancelCauseFunc
+	head []byte // of it, which has come already
+}
+
+// Read implements io.Reader.
+func (b *rest) Read(p []byte) (int, error) {
+	if len(b.head) == 0 {
+		return b.Body.Read(p)
+	}
+	n := copy(p, b.head)
+	b.head = b.head[n:]
+	return n, nil
 }
 
 // Close implements io.Closer.
@@ -175,11 +191,105 @@ func (b *rest) Close() error {
 	return b.Body.Close()
 }
 
-// ask opens the answer that goes on at the byte that is due.
-func (r *resumed) ask(deadline time.Time) (*rest, error) {
-	ctx, cancel := context.WithCancelCause(r.ctx)
-	timer := time.AfterFunc(time.Until(deadline), func() { cancel(errNoHeader) })
-	body, err := r.client.openRange(ctx, r.req, r.next, r.last)
+// begin waits until so much has come that it seems to be no bad one. soon is until when much is hoped for.
+func (b *rest) begin(soon time.Time) error {
+	for buf := make([]byte, tryBytes); len(b.head) < enoughProgress; {
+		if len(b.head) >= tryBytes && !time.Now().Before(soon) {
+			return nil
+		}
+		n, err := b.Body.Read(buf)
+		b.head = append(b.head, buf[:n]...)
+		if err == io.EOF { //nolint:errorlint // of an answer that broke off it is wrapped
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// came are the bytes that came before. By them it is seen that a whole answer is of the same blob.
+type came struct {
+	seed maphash.Seed
+	sum  uint64
+	next int64 // the byte that is due
+}
+
+// open opens the answer that goes on at the byte that is due, whose header comes before the deadline. It may be no
+// better than the last, and is tried by so many connections for tryFor then; see nextTry. 0: whatever comes is taken.
+func (r *resumed) open(deadline time.Time, tries int) (*rest, error) {
+	before := came{r.seen.Seed(), r.seen.Sum64(), r.next}
+	if tries == 0 {
+		return r.try(r.ctx, deadline, before, false)
+	}
+	ctx, cancel := context.WithTimeoutCause(r.ctx, tryFor+nextTry, errNoHeader) // what comes shows that before
+	defer cancel()
+	type outcome struct {
+		body *rest
+		err  error
+	}
+	outcomes := make(chan outcome)
+	next := time.NewTimer(0)
+	defer next.Stop()
+	for asked, failed := 0, 0; ; {
+		select {
+		case <-next.C:
+			if asked > 0 && r.anew.Load() { // which costs more the more it has brought
+				continue
+			}
+			asked++
+			go func() {
+				body, err := r.try(ctx, deadline, before, true)
+				select {
+				case outcomes <- outcome{body, err}:
+				case <-ctx.Done():
+					if err == nil {
+						_ = body.Close()
+					}
+				}
+			}()
+			if asked < tries {
+				next.Reset(nextTry)
+			}
+		case o := <-outcomes:
+			if failed++; o.err == nil || failed == asked {
+				return o.body, o.err
+			}
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", content.ErrUnavailable, context.Cause(ctx))
+		}
+	}
+}
+
+// try opens an answer as open does, while ctx lasts. wary: and waits until it has brought something.
+func (r *resumed) try(ctx context.Context, deadline time.Time, before came, wary bool) (*rest, error) {
+	own, end := context.WithCancelCause(r.ctx)
+	stay := context.AfterFunc(ctx, func() { end(context.Cause(ctx)) })
+	body, err := r.ask(own, end, deadline, before.next) //nolint:contextcheck // what is read on outlasts the trying
+	if err == nil {
+		if err = r.skip(body, before); err == nil && wary {
+			err = body.begin(deadline)
+		}
+		if !stay() && err == nil {
+			err = context.Cause(ctx)
+		}
+		if err != nil {
+			err = errors.Join(err, body.Close())
+		}
+	}
+	if err != nil {
+		end(nil)
+		return nil, err
+	}
+	return body, nil
+}
+
+// ask opens the answer that goes on at the byte that is due, and that end ends.
+func (r *resumed) ask(ctx context.Context, end context.CancelCauseFunc, deadline time.Time,
+	next int64) (*rest, error) {
+	timer := time.AfterFunc(time.Until(deadline), func() { end(errNoHeader) })
+	body, err := r.client.openRange(ctx, r.req, next, r.last, true)
 	if !timer.Stop() && err == nil {
 		err = errors.Join(errNoHeader, body.Close())
 	}
@@ -188,30 +298,27 @@ func (r *resumed) ask(deadline time.Time) (*rest, error) {
 			body.Close())
 	}
 	if err != nil {
-		cancel(nil)
 		return nil, err
 	}
-	return &rest{body, body.ReadCloser.(*stream), cancel}, nil
+	return &rest{Body: body, from: body.ReadCloser.(*stream), end: end}, nil
 }
 
 // skip reads past what has come before, where the registry ignores Range, and checks that it is the same.
-func (r *resumed) skip(body *rest) error {
-	if body.Offset == r.next {
+func (r *resumed) skip(body *rest, before came) error {
+	if body.Offset == before.next {
 		return nil
 	}
+	r.anew.Store(true)
 	var again maphash.Hash
-	again.SetSeed(r.seen.Seed())
+	again.SetSeed(before.seed)
 	_, err := io.CopyN(io.Discard, body, r.start-body.Offset)
 	if err == nil {
-		_, err = io.CopyN(&again, body, r.next-r.start)
+		_, err = io.CopyN(&again, body, before.next-r.start)
 	}
-	if err == nil && again.Sum64() != r.seen.Sum64() {
-		err = fmt.Errorf("%w: its first %d bytes differ", errResume, r.next)
+	if err == nil && again.Sum64() != before.sum {
+		err = fmt.Errorf("%w: its first %d bytes differ", errResume, before.next)
 	}
-	if err != nil {
-		return errors.Join(err, body.Close())
-	}
-	return nil
+	return err
 }
 
 func (r *resumed) Close() error {
@@ -241,10 +348,11 @@ func (c *Client) readAgain(ctx context.Context, call call) (*http.Response, []by
 	}
 }
 
-// openRange opens one answer to a GET of the bytes of a blob from off to last, or to the end where last is -1.
-func (c *Client) openRange(ctx context.Context, req content.Request, off, last int64) (*Body, error) {
+// openRange opens one answer to a GET of the bytes of a blob from off to last, or to the end where last is -1. once: it
+// is the caller who asks again.
+func (c *Client) openRange(ctx context.Context, req content.Request, off, last int64, once bool) (*Body, error) {
 	call := blobCall(http.MethodGet, req)
-	call.remember = true
+	call.remember, call.once = true, once
 	switch {
 	case last >= 0:
 		call.byteRange = fmt.Sprintf("bytes=%d-%d", off, last)

@@ -54,6 +54,7 @@ type call struct {
 	authorization string
 	// remember lets a redirect to another host be used again for the same call.
 	remember bool
+	once     bool // it is not sent again; whoever calls does
 }
 
 // send tries the endpoints of the call's registry in order, and again after a pause where that may help, until one
@@ -99,6 +100,9 @@ func (c *Client) send(ctx context.Context, call call) (resp *http.Response, err 
 		if answered(fails.err) && content.Throttled(fails.err) {
 			c.throttle(reg, call, fails)
 			fails.transient, fails.rounds = call.byteRange != "" && fails.retryAfter <= throttleWait, 2
+		}
+		if call.once {
+			fails.rounds = 1
 		}
 		return resp, fails
 	})
