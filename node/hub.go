@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/url"
 	"slices"
 
@@ -28,6 +29,7 @@ func (n *node) newHub(documents *room.Room) (*hub.Front, error) {
 	}
 	front, err := hub.New(hub.Options{
 		Endpoint: endpoint, Transport: transport, Hub: c.Name(), Gate: n.gate,
+		Hasty:   func(body io.Reader, due int64) io.Reader { return n.upstream.Hasty(c.Name(), body, due) },
 		Fetcher: n.fetcher, Upstream: n.upstream, Store: n.store, Documents: documents,
 		Memory: n.store.Notes("hub"), Rules: func(r content.Repository) policy.Rule { return n.policy.Load().For(r) },
 		AllowFrom: c.AllowFrom, URLs: c.Below(), Tracer: n.tracer, Logger: n.log.With("part", "hub"),

@@ -59,6 +59,9 @@ type Options struct {
 	Endpoint *url.URL
 	// Transport reaches it.
 	Transport http.RoundTripper
+	// Hasty reads the body of an answer of the hub's of which so many bytes are due, -1 where that is not known. It
+	// fails with content.ErrUnavailable where the hub had better be asked once more, because that drips. Optional.
+	Hasty func(body io.Reader, due int64) io.Reader
 	// Hub is the hub's name in policies and in what is asked of Fetcher and Upstream.
 	Hub string
 	// Gate remembers whom the hub accepted.
@@ -108,7 +111,7 @@ type Front struct {
 	checked  *lru.Cache[string, record] // files out of git whose names were checked
 	gitRoom  *semaphore.Weighted        // for the bytes of those that are read or come
 	peeks    singleflight.Group
-	building singleflight.Group // of listings
+	building room.Flights // of listings
 
 	ctx     context.Context // of what goes on behind an answer
 	cancel  context.CancelFunc
@@ -147,7 +150,7 @@ func New(opts Options) (*Front, error) {
 	f.access = &access{memo: f.memo, gate: opts.Gate, hub: opts.Hub}
 	f.origin = &origin{
 		base: opts.Endpoint, transport: opts.Transport, metrics: f.metrics, throttled: map[mark]throttle{},
-		key: f.memo.mark, tracer: opts.Tracer, slack: opts.Slack,
+		key: f.memo.mark, tracer: opts.Tracer, slack: opts.Slack, hasty: opts.Hasty,
 	}
 	f.memo.down, f.memo.slack = f.origin.down, opts.Slack
 	f.proxy = f.newProxy()

@@ -51,6 +51,7 @@ type origin struct {
 	metrics   *metrics
 	tracer    *trace.Tracer
 	slack     Slack
+	hasty     func(body io.Reader, due int64) io.Reader // see Options; nil: no answer is given up because it drips
 
 	mu          sync.Mutex
 	heard       time.Time // when it last answered anything
@@ -79,6 +80,7 @@ type call struct {
 	stay          bool  // a redirect within the hub is not followed, but the answer
 	// progress tells that more of the answer has come.
 	progress func()
+	hasty    bool // the hub is asked once more where the answer drips
 }
 
 func (c call) String() string { return c.method + " " + c.path }
@@ -251,8 +253,10 @@ func (o *origin) ask(ctx context.Context, c call) (*answer, error) {
 	span.Text("http.request.method", c.method)
 	span.Text("shoal.path", c.path)
 	asked, tryAgain := time.Now(), o.well()
+	c.hasty = tryAgain && o.hasty != nil
 	got, err := o.once(ctx, c)
 	if err != nil && again(err) && tryAgain && content.Sleep(ctx, againAfter) {
+		c.hasty = false
 		got, err = o.once(ctx, c)
 	}
 	o.note(ctx, c.authorization, asked, err)
@@ -328,7 +332,7 @@ func (o *origin) put(ctx context.Context, c call) (*answer, error) {
 		}
 		return a, nil
 	}
-	a.body, err = bodyOf(ctx, resp, c)
+	a.body, err = o.bodyOf(ctx, resp, c)
 	switch {
 	case errors.Is(err, room.ErrFull):
 		return nil, fmt.Errorf("%s: %w", c, err)
@@ -366,9 +370,12 @@ func (m *moving) Read(p []byte) (int, error) {
 }
 
 // bodyOf reads the body of the answer to a call. Storage that has it packed sends it so, whatever was asked for.
-func bodyOf(ctx context.Context, resp *http.Response, c call) ([]byte, error) {
+func (o *origin) bodyOf(ctx context.Context, resp *http.Response, c call) ([]byte, error) {
 	c.progress() // the header has come
 	in := io.Reader(&moving{Reader: resp.Body, progress: c.progress})
+	if c.hasty {
+		in = o.hasty(in, resp.ContentLength)
+	}
 	enc := encoding(resp)
 	switch enc {
 	case "":

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -85,6 +86,34 @@ func TestOrigin_AnAnswerMayTakeLongWhileItComes(t *testing.T) {
 				}
 				require.ErrorIs(t, err, content.ErrUnavailable)
 				require.ErrorIs(t, err, context.DeadlineExceeded)
+			})
+		})
+	}
+}
+
+// What drips is asked for once more, and then waited for.
+func TestOrigin_AnAnswerThatDripsIsAskedForOnceMore(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		drips, asked int
+	}{"the first one does": {1, 2}, "all do": {9, 2}, "none does": {0, 1}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				hub := slowHub{pieces: 8, piece: minProgress, pause: time.Second}
+				o := &origin{base: &url.URL{Scheme: "http", Host: "hub.test"}, transport: &hub, metrics: newMetrics(nil),
+					key: func(...string) mark { return mark{} }, throttled: map[mark]throttle{}}
+				o.hasty = func(body io.Reader, _ int64) io.Reader {
+					if hub.asked > c.drips {
+						return body
+					}
+					return io.MultiReader(io.LimitReader(body, minProgress), iotest.ErrReader(content.ErrUnavailable))
+				}
+				a, err := o.ask(t.Context(), call{method: http.MethodGet, path: "/file"})
+				require.NoError(t, err)
+				require.Len(t, a.body, hub.pieces*hub.piece)
+				require.Equal(t, c.asked, hub.asked)
+				require.False(t, o.down())
 			})
 		})
 	}
