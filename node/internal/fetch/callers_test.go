@@ -344,3 +344,24 @@ func TestOpen_AManifestTakesRoomInTheNameOfItsCaller(t *testing.T) {
 	session.orders <- schedule.Orders{Size: int64(len(data)), Leases: []schedule.Run{{First: 0, Count: 1}}}
 	require.Equal(t, "10.1.2.3", <-callers)
 }
+
+func TestOpen_AManifestThatSeveralWaitForTakesRoomInNobodysName(t *testing.T) {
+	t.Parallel()
+	callers := make(chan string, 16)
+	fr, s, req, data := scripted(t, 1, func(o *Options) { o.Upstream = named{o.Upstream, callers} })
+	req.Kind = content.Manifest
+	for _, caller := range []string{"10.1.2.3", "10.1.2.4"} {
+		go func() { _, _ = fr.Open(room.For(t.Context(), caller), req) }()
+	}
+	session := s.next(t)
+	eventually(t, "both wait", func() bool {
+		running := fr.Running()
+		return len(running) == 1 && running[0].Readers == 2
+	})
+	fr.mu.Lock()
+	ctx := fr.fetches[req.Digest].ctx
+	fr.mu.Unlock()
+	eventually(t, "it is for both", func() bool { return room.Caller(ctx) == "" })
+	session.orders <- schedule.Orders{Size: int64(len(data)), Leases: []schedule.Run{{First: 0, Count: 1}}}
+	require.Empty(t, <-callers)
+}

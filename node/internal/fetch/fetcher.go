@@ -399,6 +399,7 @@ func (fr *Fetcher) attach(ctx context.Context, req content.Request, keep bool) (
 				return nil, err
 			}
 		} else if f.attach(req, keep) {
+			room.Join(f.ctx, room.Caller(ctx))
 			return f, nil
 		}
 		if err := f.arrivedAs(); err != nil {

@@ -5,9 +5,8 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/singleflight"
-
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/room"
 )
 
 // hedgeLook is the least time between two looks at how long a source has been waited for.
@@ -15,15 +14,15 @@ const hedgeLook = Hedge / 20
 
 // Questions are questions to sources, each put once for all who ask the same at that time.
 type Questions struct {
-	flights singleflight.Group
+	flights room.Flights
 	waits   sync.Map // by key, the *content.Waiting of those that run
 }
 
 // Put runs ask for whoever puts the question of key at the same time. It goes on when a caller leaves.
 func (q *Questions) Put(ctx context.Context, key string,
-	ask func(context.Context) (any, error)) <-chan singleflight.Result {
-	return q.flights.DoChan(key, func() (any, error) {
-		ctx, w := content.ForSource(context.WithoutCancel(ctx))
+	ask func(context.Context) (any, error)) <-chan room.Answer {
+	return q.flights.Do(ctx, key, func(ctx context.Context) (any, error) {
+		ctx, w := content.ForSource(ctx)
 		q.waits.Store(key, w)
 		defer q.waits.Delete(key)
 		return ask(ctx)

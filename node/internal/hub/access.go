@@ -10,11 +10,10 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sync/singleflight"
-
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/room"
 )
 
 // level is what a caller wants to read of a repository. The two differ for a gated one: anyone may read what there is
@@ -123,7 +122,7 @@ func (a *access) fresh(rule policy.Rule, r repo, l level, authorization string) 
 func (a *access) word(ctx context.Context, rule policy.Rule, r repo, l level, authorization string,
 	ask probe) (at time.Time, err error) {
 	k, shared := a.callerKey(r, l, authorization)
-	var res singleflight.Result
+	var res room.Answer
 	select {
 	case res = <-a.memo.once(ctx, k, rule.Authorization.TTL, shared, func(ctx context.Context) (record, error) {
 		return record{Yes: true}, ask(ctx, authorization)

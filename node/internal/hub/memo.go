@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/singleflight"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/lru"
@@ -92,7 +91,7 @@ type memo struct {
 	log    *slog.Logger
 	secret []byte
 
-	asking singleflight.Group
+	asking room.Flights
 	mu     sync.Mutex
 	recent *lru.Cache[string, remembered]
 	inline room.Shelf[[]byte] // short documents and files, handed on with their records; recent's hold none
@@ -180,21 +179,21 @@ func (m *memo) doWith(ctx context.Context, key string, maxAge, hasty time.Durati
 
 // anew asks for a record although an older one may be known.
 func (m *memo) anew(ctx context.Context, key string, maxAge time.Duration, who mark,
-	ask func(context.Context) (record, error)) <-chan singleflight.Result {
-	return m.asking.DoChan(string(who[:])+key, func() (any, error) {
-		return m.ask(context.WithoutCancel(ctx), key, maxAge, ask)
+	ask func(context.Context) (record, error)) <-chan room.Answer {
+	return m.asking.Do(ctx, string(who[:])+key, func(ctx context.Context) (any, error) {
+		return m.ask(ctx, key, maxAge, ask)
 	})
 }
 
 // once is anew for who is asked about by name: nobody else's answer will do. shared: that of other nodes who ask the
 // same will.
 func (m *memo) once(ctx context.Context, key string, maxAge time.Duration, shared bool,
-	ask func(context.Context) (record, error)) <-chan singleflight.Result {
+	ask func(context.Context) (record, error)) <-chan room.Answer {
 	if shared {
 		return m.anew(ctx, key, maxAge, mark{}, ask)
 	}
-	return m.asking.DoChan(key, func() (any, error) {
-		ctx, end := m.room.Lease(context.WithoutCancel(ctx))
+	return m.asking.Do(ctx, key, func(ctx context.Context) (any, error) {
+		ctx, end := m.room.Lease(ctx)
 		defer end()
 		return ask(ctx)
 	})

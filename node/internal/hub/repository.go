@@ -417,11 +417,11 @@ func (f *Front) list(ctx context.Context, x *exchange, commit string) (*listing,
 // build makes a listing of the document that a record names, once for all who wait for it: to read it takes far more
 // memory than there is for each of them.
 func (f *Front) build(ctx context.Context, k string, rec record) (*listing, error) {
-	built := f.building.DoChan(k+"\x00"+rec.Digest.String(), func() (any, error) {
+	built := f.building.Do(ctx, k+"\x00"+rec.Digest.String(), func(ctx context.Context) (any, error) {
 		if l, ok := f.listings.Get(k); ok {
 			return l, nil
 		}
-		ctx, end := f.opts.Documents.Lease(context.WithoutCancel(ctx))
+		ctx, end := f.opts.Documents.Lease(ctx)
 		defer end()
 		doc, err := f.kept(ctx, rec)
 		if err != nil {

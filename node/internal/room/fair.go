@@ -22,18 +22,24 @@ type queue struct {
 	waiting []*wish
 }
 
+// owner is a lease in a part, whose mu guards it.
+type owner struct {
+	caller string // in whose name it is
+	held   int64  // bytes
+}
+
 // wish is a place that is wanted.
 type wish struct {
-	caller string
-	n, own int64 // own is what the same lease holds already
-	given  chan struct{}
+	of    *owner
+	n     int64
+	given chan struct{}
 }
 
 func newPart(size int64) *part { return &part{queue: queue{size: size, holds: map[string]int64{}}} }
 
 // acquire waits for a place until ctx ends.
-func (p *part) acquire(ctx context.Context, caller string, n, own int64) error {
-	w := p.ask(caller, n, own)
+func (p *part) acquire(ctx context.Context, of *owner, n int64) error {
+	w := p.ask(of, n)
 	select {
 	case <-w.given:
 		return nil
@@ -46,11 +52,11 @@ func (p *part) acquire(ctx context.Context, caller string, n, own int64) error {
 }
 
 // try takes a place at once, or none.
-func (p *part) try(n int64) bool { return !p.drop(p.ask("", n, 0)) }
+func (p *part) try(of *owner, n int64) bool { return !p.drop(p.ask(of, n)) }
 
 // ask wants a place, which may be given at once.
-func (p *part) ask(caller string, n, own int64) *wish {
-	w := &wish{caller, n, own, make(chan struct{})}
+func (p *part) ask(of *owner, n int64) *wish {
+	w := &wish{of, n, make(chan struct{})}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.waiting = append(p.waiting, w)
@@ -71,21 +77,38 @@ func (p *part) drop(w *wish) bool {
 	return true
 }
 
-func (p *part) release(caller string, n int64) {
+func (p *part) release(of *owner, n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.used -= n
-	if p.holds[caller] -= n; p.holds[caller] == 0 {
-		delete(p.holds, caller)
-	}
+	p.count(of, -n)
 	p.serve()
 }
 
-// allows reports whether a caller who wants n more bytes leaves enough to others now.
-func (p *part) allows(caller string, n, own int64) bool {
+// disown has what an owner holds and wants be in nobody's name from now on.
+func (p *part) disown(of *owner) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.shares(&wish{caller: caller, n: n, own: own})
+	held := of.held
+	p.count(of, -held)
+	of.caller = ""
+	p.count(of, held)
+	p.serve()
+}
+
+// allows reports whether an owner who wants n more bytes leaves enough to others now.
+func (p *part) allows(of *owner, n int64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.shares(&wish{of: of, n: n})
+}
+
+// count counts n bytes more of an owner.
+func (q *queue) count(of *owner, n int64) {
+	of.held += n
+	if q.holds[of.caller] += n; q.holds[of.caller] == 0 {
+		delete(q.holds, of.caller)
+	}
 }
 
 // serve gives places to those that wait.
@@ -100,7 +123,7 @@ func (q *queue) serve() {
 			return
 		}
 		q.used += w.n
-		q.holds[w.caller] += w.n
+		q.count(w.of, w.n)
 		close(w.given)
 		q.waiting = slices.Delete(q.waiting, i, i+1)
 	}
@@ -108,6 +131,6 @@ func (q *queue) serve() {
 
 // shares reports whether a wish leaves enough to others.
 func (q *queue) shares(w *wish) bool {
-	held := q.holds[w.caller]
-	return w.caller == "" || held == w.own || held+w.n <= q.size-q.size/4
+	held := q.holds[w.of.caller]
+	return w.of.caller == "" || held == w.of.held || held+w.n <= q.size-q.size/4
 }

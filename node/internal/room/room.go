@@ -73,44 +73,39 @@ func New(size int64) *Room {
 
 // lease is what one request, or one question on behalf of many, holds of a room.
 type lease struct {
-	mu sync.Mutex
+	asker *asker
+	mu    sync.Mutex
 	places
 }
 
-// places are what a lease holds. Its room and its caller never change.
+// places are what a lease holds. Its room never changes, and either part guards the owner in it.
 type places struct {
-	room         *Room
-	caller       string
-	small, large int64 // bytes of either part
-	grows, ended bool
+	room             *Room
+	inSmall, inLarge owner
+	small, large     int64 // bytes of either part
+	grows, ended     bool
 }
 
-type (
-	key       struct{}
-	callerKey struct{}
-)
-
-// For is ctx for what is done for a caller of that name, and behind his request. Without a name it is for anybody.
-func For(ctx context.Context, caller string) context.Context {
-	return context.WithValue(ctx, callerKey{}, caller)
-}
-
-// Caller is the name of the caller for whom ctx is, "" for anybody.
-func Caller(ctx context.Context) string {
-	caller, _ := ctx.Value(callerKey{}).(string)
-	return caller
-}
+type key struct{}
 
 // Lease is ctx with a place of its own for what is held in it, until end is called. What goes on behind the request
 // that began it needs another.
 func (r *Room) Lease(ctx context.Context) (leased context.Context, end func()) {
-	l := &lease{places: places{room: r, caller: Caller(ctx)}}
+	l := &lease{asker: askerOf(ctx), places: places{room: r}}
+	l.asker.add(l)
 	return context.WithValue(ctx, key{}, l), func() {
+		l.asker.remove(l)
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.keep(0, 0)
 		l.ended = true
 	}
+}
+
+// disown has the lease be in nobody's name from now on.
+func (l *lease) disown() {
+	l.room.small.disown(&l.inSmall)
+	l.room.large.disown(&l.inLarge)
 }
 
 // Try takes a place for n bytes, as Hold does, until leave is called. It waits for nothing: ok is false where there is
@@ -124,7 +119,8 @@ func (r *Room) Try(n int64) (leave func(), ok bool) {
 		p = r.small
 	}
 	n = min(n, p.size)
-	return func() { p.release("", n) }, p.try(n)
+	of := new(owner)
+	return func() { p.release(of, n) }, p.try(of, n)
 }
 
 func leaseOf(ctx context.Context) *lease {
@@ -156,9 +152,9 @@ func Shrink(ctx context.Context, n int64) {
 // each other, unless the lease is one that grows.
 func (l *lease) take(ctx context.Context, p *part, n int64) error {
 	n = min(n, p.size)
-	held, keep := &l.small, func() { l.keep(l.small, 0) }
+	of, held, keep := &l.inSmall, &l.small, func() { l.keep(l.small, 0) }
 	if p == l.room.large {
-		held, keep = &l.large, func() { l.keep(0, l.large) }
+		of, held, keep = &l.inLarge, &l.large, func() { l.keep(0, l.large) }
 	}
 	l.mu.Lock()
 	if l.small+l.large >= n {
@@ -168,13 +164,12 @@ func (l *lease) take(ctx context.Context, p *part, n int64) error {
 	if !l.grows {
 		l.keep(0, 0)
 	}
-	own, grows := *held, l.grows
-	more := n - own
+	more, grows := n-*held, l.grows
 	l.mu.Unlock()
-	if grows && !p.allows(l.caller, more, own) { // others wait for their turn to grow
+	if grows && !p.allows(of, more) { // others wait for their turn to grow
 		return ErrFull
 	}
-	err := wait(ctx, func(ctx context.Context) error { return p.acquire(ctx, l.caller, more, own) })
+	err := wait(ctx, func(ctx context.Context) error { return p.acquire(ctx, of, more) })
 	if err != nil {
 		return err
 	}
@@ -260,8 +255,8 @@ func (l *lease) shrink(n int64) {
 
 // keep gives back what is beyond so many bytes of either part.
 func (p *places) keep(small, large int64) {
-	p.room.small.release(p.caller, p.small-small)
-	p.room.large.release(p.caller, p.large-large)
+	p.room.small.release(&p.inSmall, p.small-small)
+	p.room.large.release(&p.inLarge, p.large-large)
 	p.small, p.large = small, large
 }
 

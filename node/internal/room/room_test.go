@@ -6,6 +6,7 @@ import (
 	"io"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/iotest"
@@ -105,10 +106,7 @@ func TestRoom_WhatIsHeldComesBackInWhateverOrderThingsEnd(t *testing.T) {
 		r := New(30 * mib)
 		empty := func() {
 			synctest.Wait()
-			require.True(t, r.small.try(r.small.size))
-			require.True(t, r.large.try(r.large.size))
-			r.small.release("", r.small.size)
-			r.large.release("", r.large.size)
+			requireEmpty(t, r.small, r.large)
 		}
 		ctx, end := r.Lease(t.Context())
 		require.NoError(t, Hold(ctx, mib))
@@ -296,7 +294,7 @@ func TestReadAll_WhatComesSlowlyKeepsNobodyElseFromGrowing(t *testing.T) {
 		for range 3 {
 			require.ErrorIs(t, <-slow, ErrSlow)
 		}
-		require.True(t, r.large.try(r.large.size), "all has been given back")
+		requireEmpty(t, r.large)
 		require.True(t, r.growing.TryAcquire(1))
 	})
 }
@@ -345,8 +343,7 @@ func (s *steady) Read(b []byte) (int, error) {
 func (r *Room) rest(t *testing.T) {
 	t.Helper()
 	for _, p := range []*part{r.small, r.large} {
-		require.True(t, p.try(p.size))
-		p.release("", p.size)
+		requireEmpty(t, p)
 	}
 }
 
@@ -369,8 +366,7 @@ func TestRoom_WhatIsLargeHoldsNothingOfThePartForWhatIsNot(t *testing.T) {
 			r := New(30 * mib)
 			ctx, end := r.Lease(t.Context())
 			require.NoError(t, take(ctx))
-			require.True(t, r.small.try(r.small.size))
-			r.small.release("", r.small.size)
+			requireEmpty(t, r.small)
 			end()
 			r.rest(t)
 		})
@@ -517,5 +513,90 @@ func TestRoom_WhoGrowsBeyondHisShareKeepsNobodyFromGrowing(t *testing.T) {
 		require.ErrorIs(t, grows("10.1.2.3"), ErrFull)
 		require.NoError(t, grows("10.1.2.4"))
 		require.Less(t, time.Since(start), Patience)
+	})
+}
+
+// requireEmpty requires that nothing is held of some parts.
+func requireEmpty(t *testing.T, parts ...*part) {
+	t.Helper()
+	for _, p := range parts {
+		of := new(owner)
+		require.True(t, p.try(of, p.size))
+		p.release(of, p.size)
+		require.Empty(t, p.holds)
+	}
+}
+
+func TestFlights_WhatManyWaitForIsHeldInNobodysName(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const size, n = 60 * mib, 2 * mib
+		r := New(size)
+		greedy := func() context.Context { return For(t.Context(), "greedy") }
+		var ends []func()
+		for r.small.allows(&owner{caller: "greedy"}, n) { // all that he may have
+			ctx, end := r.Lease(greedy())
+			require.NoError(t, Hold(ctx, n))
+			ends = append(ends, end)
+		}
+		var flights Flights
+		asked, answer := 0, make(chan struct{})
+		ask := func(ctx context.Context) (any, error) {
+			asked++
+			ctx, end := r.Lease(ctx)
+			defer end()
+			if err := Hold(ctx, n); err != nil {
+				return nil, err
+			}
+			<-answer
+			return Caller(ctx), nil
+		}
+		began := time.Now()
+		first := flights.Do(greedy(), "question", ask)
+		again := flights.Do(greedy(), "question", ask)
+		synctest.Wait()
+		require.Len(t, r.small.waiting, 1, "he alone may have no more")
+		second := flights.Do(For(t.Context(), "another"), "question", ask)
+		synctest.Wait()
+		require.Empty(t, r.small.waiting, "another waits for nothing that the first may not have")
+		require.EqualValues(t, len(ends)*n, r.small.holds["greedy"], "and the first does not pay for both")
+		close(answer)
+		for _, a := range []<-chan Answer{first, again, second} {
+			require.Equal(t, Answer{Val: ""}, <-a)
+		}
+		require.Equal(t, 1, asked)
+		require.Zero(t, time.Since(began))
+		for _, end := range ends {
+			end()
+		}
+		requireEmpty(t, r.small, r.large)
+		require.Equal(t, Answer{Val: "greedy"}, <-flights.Do(greedy(), "question", ask), "who asks alone is asked for")
+	})
+}
+
+// What is held may become nobody's at any time.
+func TestJoin_LeavesNothingBehindWheneverItComes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := New(30 * mib)
+		var all sync.WaitGroup
+		for i := range 64 {
+			all.Go(func() {
+				ctx := For(t.Context(), "10.0.0.1")
+				all.Go(func() {
+					time.Sleep(time.Duration(i) * time.Millisecond)
+					Join(ctx, "10.0.0.2")
+				})
+				for _, n := range []int64{mib, 3 * mib, 15 * mib} {
+					leased, end := r.Lease(ctx)
+					if Hold(leased, n) == nil {
+						time.Sleep(20 * time.Millisecond)
+					}
+					end()
+				}
+			})
+		}
+		all.Wait()
+		requireEmpty(t, r.small, r.large)
 	})
 }
