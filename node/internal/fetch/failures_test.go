@@ -117,7 +117,8 @@ func newLie(t *testing.T, d digest.Digest, data []byte) *lie {
 }
 
 func (l *lie) ChunkMap(d digest.Digest) (*content.ChunkMap, error) { return l.mapOf(d, content.Leaves) }
-func (l *lie) PieceMap(_ context.Context, d digest.Digest) (*content.ChunkMap, error) {
+func (l *lie) PieceMap(_ context.Context, d digest.Digest,
+	_ func(context.Context, int64) error) (*content.ChunkMap, error) {
 	return l.mapOf(d, content.Pieces)
 }
 

@@ -8,14 +8,17 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 )
 
 // PieceMap returns the map of a committed blob's pieces, as ChunkMap that of its leaves. Of a blob that a release
-// committed which knew no pieces it is made from the bytes at the first call, and kept. Callers wait for it together,
-// and it is given up once the ctx of the last has ended.
-func (s *Store) PieceMap(ctx context.Context, d digest.Digest) (*content.ChunkMap, error) {
+// committed which knew no pieces it is made from the bytes at the first call, and kept. Callers wait for it together.
+// The one with whom it begins pays for the bytes that are read. What was paid for is made to the end, whoever waits:
+// else the next would have the same read again.
+func (s *Store) PieceMap(ctx context.Context, d digest.Digest,
+	pay func(ctx context.Context, bytes int64) error) (*content.ChunkMap, error) {
 	m, err := s.ChunkMap(d)
 	if err != nil {
 		return nil, err
@@ -23,54 +26,45 @@ func (s *Store) PieceMap(ctx context.Context, d digest.Digest) (*content.ChunkMa
 	if m.Pieces() != nil {
 		return m.Pieces(), nil
 	}
-	m, err = s.cutting.wait(ctx, d, func() (*cut, error) { return s.startCut(d) })
+	m, err = s.summed(ctx, d, func() error { return pay(ctx, m.Size()) })
 	if err != nil {
 		return nil, fmt.Errorf("map of the pieces of %s: %w", d, err)
 	}
 	return m.Pieces(), nil
 }
 
-// cutting is whose pieces are being summed.
-type cutting struct {
+// summing is whose chunks are being summed.
+type summing struct {
 	mu      sync.Mutex
-	running map[digest.Digest]*cut
+	running map[digest.Digest]*sums
+	turns   *semaphore.Weighted // of those that somebody pays for
 }
 
-// cut is the summing of one blob's pieces.
-type cut struct {
-	waiting int // callers
-	cancel  context.CancelFunc
-	done    chan struct{}
-	made    *content.ChunkMap
-	err     error
+// summedAtOnce is of how many blobs the chunks are summed at one time because peers want that. A release that knew no
+// pieces left many.
+const summedAtOnce = 2
+
+// sums are those of one blob's chunks.
+type sums struct {
+	done chan struct{}
+	made *content.ChunkMap
+	err  error
 }
 
-// wait returns what comes of a cut of d: of the one that runs, else of one that is started.
-func (c *cutting) wait(ctx context.Context, d digest.Digest, start func() (*cut, error)) (*content.ChunkMap, error) {
-	c.mu.Lock()
-	r := c.running[d]
+// summed makes the map of a blob again, with that of its pieces, once for all who wait for it. nil: nobody pays.
+func (s *Store) summed(ctx context.Context, d digest.Digest, pay func() error) (*content.ChunkMap, error) {
+	r := s.summing.of(d)
 	if r == nil {
+		if pay != nil {
+			if err := pay(); err != nil {
+				return nil, err
+			}
+		}
 		var err error
-		if r, err = start(); err != nil {
-			c.mu.Unlock()
+		if r, err = s.sum(d, pay != nil); err != nil {
 			return nil, err
 		}
-		if c.running == nil {
-			c.running = map[digest.Digest]*cut{}
-		}
-		c.running[d] = r
 	}
-	r.waiting++
-	c.mu.Unlock()
-	defer func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if r.waiting--; r.waiting > 0 {
-			return
-		}
-		r.cancel()
-		delete(c.running, d) // who comes now starts anew
-	}()
 	select {
 	case <-r.done:
 		return r.made, r.err
@@ -79,18 +73,42 @@ func (c *cutting) wait(ctx context.Context, d digest.Digest, start func() (*cut,
 	}
 }
 
-// startCut sums the pieces of d until it is cancelled or the store is closed.
-func (s *Store) startCut(d digest.Digest) (*cut, error) {
+// of is what is being made of d, nil for nothing.
+func (w *summing) of(d digest.Digest) *sums {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.running[d]
+}
+
+// sum sums the chunks of d until the store is closed, unless that goes on already. inTurn: others may be first.
+func (s *Store) sum(d digest.Digest, inTurn bool) (*sums, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.closed {
 		return nil, content.ErrClosed
 	}
-	ctx, cancel := context.WithCancel(s.stopping)
-	r := &cut{cancel: cancel, done: make(chan struct{})}
+	w := &s.summing
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if r := w.running[d]; r != nil {
+		return r, nil
+	}
+	r := &sums{done: make(chan struct{})}
+	w.running[d] = r
 	s.workers.Go(func() {
 		defer close(r.done)
-		r.made, r.err = s.sumPieces(ctx, d)
+		defer func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			delete(w.running, d)
+		}()
+		if inTurn {
+			if r.err = w.turns.Acquire(s.stopping, 1); r.err != nil {
+				return
+			}
+			defer w.turns.Release(1)
+		}
+		r.made, r.err = s.sumPieces(s.stopping, d)
 	})
 	return r, nil
 }
@@ -142,7 +160,7 @@ func (s *Store) cutAll(ctx context.Context) {
 				return
 			}
 		}
-		if _, err := s.PieceMap(ctx, e.digest); err != nil {
+		if _, err := s.summed(ctx, e.digest, nil); err != nil {
 			s.log.Debug("the pieces of a blob are not known", "digest", e.digest, "error", err)
 		}
 	}

@@ -2,9 +2,11 @@ package store
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -38,7 +40,7 @@ func requireServes(t *testing.T, s *Store, b sample) {
 	for g, want := range mapsOf(t, b) {
 		got, err := s.ChunkMap(b.digest)
 		if g == content.Pieces {
-			got, err = s.PieceMap(t.Context(), b.digest)
+			got, err = s.PieceMap(t.Context(), b.digest, free)
 		}
 		require.NoError(t, err)
 		require.Equal(t, want.Cut(), got.Cut(), g)
@@ -118,7 +120,7 @@ func TestPieces_AMapThatCannotBeWrittenIsServedFromMemory(t *testing.T) {
 	requireServes(t, s, b)
 	blob := strings.TrimSuffix(file, mapSuffix)
 	require.NoError(t, os.Rename(blob, blob+".away"))
-	got, err := s.PieceMap(t.Context(), b.digest)
+	got, err := s.PieceMap(t.Context(), b.digest, free)
 	require.NoError(t, err, "it needs no byte of the blob")
 	require.Equal(t, mapsOf(t, b)[content.Pieces].CID(0), got.CID(0))
 	require.NoError(t, os.Rename(blob+".away", blob))
@@ -255,56 +257,96 @@ func reads(of string) (k disk, begun <-chan struct{}, goOn chan<- struct{}) {
 	}}, b, g
 }
 
-// A question costs a peer nothing, and this node the reading of a blob. So it is read only while somebody waits.
-func TestPieces_ABlobIsReadForThemAsLongAsSomeoneWaits(t *testing.T) {
+// free lets whoever asks have anything read.
+func free(context.Context, int64) error { return nil }
+
+// Whoever asks waits for a few seconds, and a blob may take longer. The next would have the same read again.
+func TestPieces_ABlobIsReadForThemOnceAndPaidForByWhoCameFirst(t *testing.T) {
 	t.Parallel()
 	path, b := t.TempDir(), newSample(1, 2*chunkSize+5)
-	leftWithoutPieces(t, path, b)
+	file := leftWithoutPieces(t, path, b)
 	k, begun, goOn := reads(b.digest.Encoded())
 	s, err := openWith(t.Context(), quiet(Options{Path: path}), k)
 	require.NoError(t, err)
-	t.Cleanup(func() { close(goOn); _ = s.Close() })
-	ask := func() (leave func(), left <-chan error) {
-		ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(func() { _ = s.Close() })
+	release := sync.OnceFunc(func() { close(goOn) })
+	t.Cleanup(release)
+	var paid atomic.Int64
+	ask := func(ctx context.Context) <-chan error {
 		answer := make(chan error, 1)
 		go func() {
-			_, err := s.PieceMap(ctx, b.digest)
+			_, err := s.PieceMap(ctx, b.digest, func(_ context.Context, bytes int64) error {
+				paid.Add(bytes)
+				return nil
+			})
 			answer <- err
 		}()
-		return cancel, answer
+		return answer
 	}
-	waiting := func(n int) func() bool {
-		return func() bool {
-			s.cutting.mu.Lock()
-			defer s.cutting.mu.Unlock()
-			r := s.cutting.running[b.digest]
-			return r != nil && r.waiting == n
-		}
-	}
-	leaveFirst, first := ask()
+	ctx, leave := context.WithCancel(t.Context())
+	first := ask(ctx)
 	<-begun
-	leaveSecond, second := ask()
-	require.Eventually(t, waiting(2), time.Minute, time.Millisecond)
-	leaveFirst()
+	joined := ask(t.Context())
+	leave()
 	require.ErrorIs(t, <-first, context.Canceled)
-	goOn <- struct{}{}
-	<-begun // for the second
-	s.cutting.mu.Lock()
-	r := s.cutting.running[b.digest]
-	s.cutting.mu.Unlock()
-	leaveSecond()
-	require.ErrorIs(t, <-second, context.Canceled)
-	goOn <- struct{}{}
-	<-r.done
-	require.ErrorIs(t, r.err, context.Canceled)
-	require.Empty(t, begun, "the third leaf is read for nobody")
-	leaveThird, third := ask()
-	defer leaveThird()
-	for range 3 {
-		<-begun
-		goOn <- struct{}{}
+	_, err = s.PieceMap(ctx, b.digest, func(context.Context, int64) error { return errors.New("he is to pay") })
+	require.ErrorIs(t, err, context.Canceled, "who only joins pays nothing")
+	release()
+	require.NoError(t, <-joined)
+	require.Equal(t, b.size(), paid.Load())
+	require.Len(t, begun, 2, "each of the three leaves is read once")
+	m, err := readMeta(file, b.digest)
+	require.NoError(t, err)
+	require.NotNil(t, m.chunks.Pieces())
+}
+
+func TestPieces_WhoMayNotHaveABlobReadKeepsNobodyElseFromIt(t *testing.T) {
+	t.Parallel()
+	path, b := t.TempDir(), newSample(1, 2*chunkSize+5)
+	leftWithoutPieces(t, path, b)
+	s := openTest(t, Options{Path: path})
+	pays, errPoor := make(chan struct{}), errors.New("it has had too much read")
+	poor := make(chan error, 1)
+	go func() {
+		_, err := s.PieceMap(t.Context(), b.digest, func(context.Context, int64) error {
+			pays <- struct{}{}
+			<-pays
+			return errPoor
+		})
+		poor <- err
+	}()
+	<-pays
+	_, err := s.PieceMap(t.Context(), b.digest, free)
+	require.NoError(t, err)
+	pays <- struct{}{}
+	require.ErrorIs(t, <-poor, errPoor)
+}
+
+// Of a map that is damaged each who asks would have the blob read at the same time.
+func TestChunkMap_OfADamagedMapTheBlobIsReadOnceForAll(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, testDamagedMap)
+}
+
+func testDamagedMap(t *testing.T) {
+	path, b := t.TempDir(), newSample(1, 2*chunkSize+5)
+	file := leftWithoutPieces(t, path, b)
+	k, begun, goOn := reads(b.digest.Encoded())
+	s, err := openWith(t.Context(), quiet(Options{Path: path}), k)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Close() })
+	require.NoError(t, os.WriteFile(file, []byte("damaged"), 0o600))
+	const many = 4
+	answers := make(chan error, many)
+	for range many {
+		go func() { _, err := s.ChunkMap(b.digest); answers <- err }()
 	}
-	require.NoError(t, <-third)
+	synctest.Wait()
+	require.Len(t, begun, 1)
+	close(goOn)
+	for range many {
+		require.NoError(t, <-answers)
+	}
 }
 
 func TestPieces_OfWhatAnEarlierReleaseLeftAreSummedBehindWhatIsAsked(t *testing.T) {

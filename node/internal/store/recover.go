@@ -18,6 +18,7 @@ import (
 	"github.com/ipfs/go-cid"
 	"github.com/opencontainers/go-digest"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -99,6 +100,7 @@ func newStore(o Options, k disk) *Store {
 		catalog:   catalog{blobs: make(map[digest.Digest]*entry), ingests: make(map[digest.Digest]*Ingest)},
 		partials:  make(map[partialID]partial), pins: make(map[string][]digest.Digest),
 		pinned: make(pinCounts), rejected: make(map[digest.Digest]fileID),
+		summing: summing{running: map[digest.Digest]*sums{}, turns: semaphore.NewWeighted(summedAtOnce)},
 	}
 	s.disk.health = &s.health
 	s.events.listener = o.OnEvent

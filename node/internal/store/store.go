@@ -134,7 +134,7 @@ type Store struct {
 	pinning  sync.Mutex         // serialises changes of pins
 	mapping  singleflight.Group // of the runtime's blobs
 	reading  sync.Map           // the digests of those that are being mapped
-	cutting  cutting
+	summing  summing
 	wake     chan struct{}      // to the maintainer; holds one signal
 	cancel   context.CancelFunc // of background, which Close ends
 	workers  sync.WaitGroup
@@ -476,7 +476,7 @@ func (s *Store) ChunkMap(d digest.Digest) (*content.ChunkMap, error) {
 			return nil, fmt.Errorf("chunk map of %s: %w", d, content.ErrNotFound)
 		}
 	}
-	repaired, err2 := s.repairMap(s.stopping, e)
+	repaired, err2 := s.summed(s.stopping, d, nil) // once for all who find it so
 	if repaired == nil {
 		return nil, fmt.Errorf("chunk map of %s: %w", d, errors.Join(err, err2))
 	}

@@ -33,9 +33,6 @@ const (
 	searchesAtOnce = 64
 	// claimsAtOnce bounds the claims that holders are sending, of all blobs: some 50 MiB.
 	claimsAtOnce = 1 << 18
-	// madeAtOnce is of how many blobs the sums of the pieces are made at one time. A release that knew no pieces left
-	// none, and a blob is read whole for them.
-	madeAtOnce = 2
 	// mapWork and signWork are what it costs to say whether a blob is here, and to sign a claim, in microseconds.
 	mapWork, signWork = 200, 40
 	// maxSigned is how many claims are kept once they are signed.
@@ -137,7 +134,7 @@ func (s *Swarm) ownClaims(ctx context.Context, plan Plan, held func()) ([]schedu
 }
 
 // mapOf is the map of a blob as a plan cuts it, where leaves is that of its leaves. It may have to read the blob, which
-// p is charged for, until ctx ends.
+// p is charged for where that begins with it.
 func (s *Swarm) mapOf(ctx context.Context, p peer.ID, plan Plan, leaves *content.ChunkMap) (*content.ChunkMap, error) {
 	if plan.Grain != content.Pieces {
 		return leaves, nil
@@ -147,14 +144,9 @@ func (s *Swarm) mapOf(ctx context.Context, p peer.ID, plan Plan, leaves *content
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.opts.slack(discoverTimeout)) // who asked waits no longer
 	defer cancel()
-	if err := s.guard.chargeRead(ctx, p, leaves.Size()); err != nil {
-		return nil, err
-	}
-	if err := s.making.Acquire(ctx, 1); err != nil {
-		return nil, err
-	}
-	defer s.making.Release(1)
-	return s.opts.Store.PieceMap(ctx, plan.Digest)
+	return s.opts.Store.PieceMap(ctx, plan.Digest, func(ctx context.Context, bytes int64) error {
+		return s.guard.chargeRead(ctx, p, bytes)
+	})
 }
 
 // whileAsked is ctx until the peer at the other end of a stream has gone, or stop is called.

@@ -49,8 +49,9 @@ type Store interface {
 	ChunkMap(d digest.Digest) (*content.ChunkMap, error)
 	// Unmapped is how many bytes ChunkMap would have to read for that.
 	Unmapped(d digest.Digest) int64
-	// PieceMap is that of its pieces. It may have to read the whole blob, until ctx ends.
-	PieceMap(ctx context.Context, d digest.Digest) (*content.ChunkMap, error)
+	// PieceMap is that of its pieces. It may have to read the whole blob. It calls pay before that begins.
+	PieceMap(ctx context.Context, d digest.Digest, pay func(ctx context.Context, bytes int64) error) (*content.ChunkMap,
+		error)
 	// Digests lists the blobs held whole.
 	Digests(ctx context.Context) ([]digest.Digest, error)
 	Blockstore() blockstore.Blockstore
@@ -140,7 +141,6 @@ type Swarm struct {
 	asking    *semaphore.Weighted // questions to peers
 	searches  *semaphore.Weighted // for holders of blobs
 	maps      *semaphore.Weighted // claims that holders are sending
-	making    *semaphore.Weighted // sums of pieces that are not known yet
 	newPeer   chan struct{}
 	company   chan struct{} // a peer has come or gone
 	started   chan struct{} // closed once the first round of bootstrapping is over
@@ -172,7 +172,6 @@ func New(o Options) (*Swarm, error) {
 		bootstrap: o.Bootstrap, traffic: bandwidth.NewBandwidthCounter(),
 		asking:   semaphore.NewWeighted(questionsAtOnce),
 		searches: semaphore.NewWeighted(searchesAtOnce), maps: semaphore.NewWeighted(claimsAtOnce),
-		making:  semaphore.NewWeighted(madeAtOnce),
 		newPeer: make(chan struct{}, 1), company: make(chan struct{}, 1), aloneSince: time.Now(),
 		started: make(chan struct{}),
 		rooms:   rooms{}, shunnedUntil: map[peer.ID]time.Time{},
