@@ -17,6 +17,33 @@ func Places(secret []byte, d digest.Digest) *rand.Rand {
 	return rand.New(rand.NewChaCha8([sha256.Size]byte(mac.Sum(nil))))
 }
 
+// SampleSize is how many bytes a source must give of what is sampled in parts: the most varied of SampleWindow bytes,
+// for the first bytes of an archive are known to everyone.
+const (
+	SampleSize   = 1 << 10
+	SampleWindow = 64 << 10
+	// maxWindows bounds the search for such a part.
+	maxWindows = 16
+)
+
+// Sample picks what a source must give of the windows of a content that it is shown: the most varied part. It looks at
+// others for as long as there is none that is hard to guess. nil: there was no window.
+func Sample(window func(try int) (off int64, data []byte, err error)) (off int64, part []byte, err error) {
+	most := -1
+	for try := 0; most < Varied && try < maxWindows; try++ {
+		start, data, err := window(try)
+		if err != nil {
+			return 0, nil, err
+		}
+		for i := 0; i+SampleSize <= len(data); i += SampleSize {
+			if v := Variety(data[i : i+SampleSize]); v > most {
+				off, part, most = start+int64(i), data[i:i+SampleSize], v
+			}
+		}
+	}
+	return off, part, nil
+}
+
 // Varied is how many different bytes a part has at least that nobody guesses: not zeros, nor the header of a file.
 const Varied = 48
 

@@ -12,87 +12,81 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/store"
 )
 
-const (
-	// sampleSize is how many bytes of what is kept the registry must give, and sampleTries how many places are looked
-	// at for such as nobody guesses.
-	sampleSize, sampleTries = 4 << 10, 16
-	// sampling is how long the registry has for it.
-	sampling = 5 * time.Second
-)
+// sampling is how long the registry has to give a sample, the wait for its turn included.
+const sampling = 5 * time.Second
 
 // inherit has the fetch resume what is kept of the blob in another name: of the repository, where the fetch is of one
 // caller apart or the other way round, or of all. After a kill a client may ask for the blob alone, of which the
 // gate knows nothing any more. First the registry must give the caller himself a part of what is kept, at a place that
 // nobody foretells. So who only claims to have the content is given none of it.
 func (f *fetch) inherit() {
-	f.making.Lock() // what is compared is open meanwhile
-	defer f.making.Unlock()
 	f.mu.Lock()
-	req, late := f.req, f.alone || f.cut.Size() >= 0
+	req, alone := f.req, f.alone
 	f.mu.Unlock()
-	if late || req.Kind != content.Blob || req.NoUpstream() || f.fr.opts.PeersOnly(req.Repository) ||
+	if alone || req.Kind != content.Blob || req.NoUpstream() || f.fr.opts.PeersOnly(req.Repository) ||
 		f.fr.opts.Store.SizeOf(f.digest, f.keptOf) > 0 {
 		return
 	}
 	marks := []store.Source{source(req.Repository.String()).mark(), f.fr.apart(req).mark(), source("").mark()}
 	i := slices.IndexFunc(marks, func(of store.Source) bool { return of != f.keptOf && f.givesTheSame(req, of) })
-	if i >= 0 {
-		f.mu.Lock()
+	if i < 0 {
+		return
+	}
+	f.making.Lock()
+	defer f.making.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.cut.Size() < 0 { // else there is room for it already, in the other name
 		f.keptOf = marks[i]
-		f.mu.Unlock()
 	}
 }
 
-// givesTheSame reports whether the registry gives the caller of a request a part of what is kept of a source.
+// givesTheSame reports whether the registry gives the caller of a request a part of what is kept of a source. Nothing
+// of it is changed for who may not be given it.
 func (f *fetch) givesTheSame(req content.Request, of store.Source) bool {
-	size := f.fr.opts.Store.SizeOf(f.digest, of)
-	if size == 0 {
+	left, err := f.fr.opts.Store.Left(f.digest, of)
+	if err != nil {
 		return false
 	}
-	ing, err := f.fr.ingest(f.digest, size, store.Origin{Source: of, Pool: store.PoolOf(req), Grain: f.grain})
-	if err != nil {
-		return false // whoever makes room for the blob is told why
+	off, own := sample(left, content.Places(f.fr.secret, f.digest))
+	if content.Variety(own) < content.Varied {
+		return false
 	}
-	defer func() { _ = ing.Close() }()
 	ctx, cancel := context.WithTimeout(f.ctx, sampling)
 	defer cancel()
-	off, own := sample(ctx, ing, content.Places(f.fr.secret, f.digest))
-	if own == nil {
+	ctx, leave, err := takeTurn(ctx, f.fr.turns.at(req.Repository.Registry))
+	if err != nil {
 		return false
 	}
-	body, err := f.fr.opts.Upstream.Open(ctx, req, off, sampleSize)
+	defer leave()
+	body, err := f.fr.opts.Upstream.Open(ctx, req, off, int64(len(own)))
 	if err != nil {
 		return false
 	}
 	defer func() { _ = body.Close() }()
-	theirs := make([]byte, sampleSize)
-	if body.Offset != off || body.Size != size {
+	theirs := make([]byte, len(own))
+	if body.Offset != off || body.Size != left.Cut().Size() {
 		return false
 	}
 	_, err = io.ReadFull(body, theirs)
 	return err == nil && bytes.Equal(own, theirs)
 }
 
-// sample is a part of what is kept that nobody guesses; nil: there is none.
-func sample(ctx context.Context, ing *store.Ingest, places *rand.Rand) (off int64, data []byte) {
-	var kept []int
-	for i := range ing.Len() {
-		if _, n := ing.Cut().Range(i); n >= sampleSize && ing.Has(i) {
-			kept = append(kept, i)
+// sample is a part of what is kept, nil where there is none.
+func sample(left *store.Left, places *rand.Rand) (off int64, data []byte) {
+	kept := left.Chunks()
+	off, data, _ = content.Sample(func(int) (int64, []byte, error) { // it never fails
+		if len(kept) == 0 {
+			return 0, nil, nil
 		}
-	}
-	for try := 0; try < sampleTries && len(kept) > 0; try++ {
 		i := kept[places.IntN(len(kept))]
-		start, n := ing.Cut().Range(i)
-		at := places.Int64N(n - sampleSize + 1)
-		part, err := ing.SectionWriterTo(ctx, i, at, sampleSize)
+		start, n := left.Cut().Range(i)
+		at := places.Int64N(max(n-content.SampleWindow, 0) + 1)
+		all, err := left.Read(i)
 		if err != nil {
-			continue // a loss of power took it
+			return 0, nil, nil //nolint:nilerr // a loss of power took it, and there are others
 		}
-		data, err := io.ReadAll(part)
-		if _ = part.Close(); err == nil && content.Variety(data) >= content.Varied {
-			return start + at, data
-		}
-	}
-	return 0, nil
+		return start + at, all[at:min(at+content.SampleWindow, n)], nil
+	})
+	return off, data
 }

@@ -2,8 +2,10 @@ package fetch
 
 import (
 	"context"
+	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/store"
+	"github.com/shoal-cache/shoal/node/internal/swarm"
 )
 
 // spoil writes wrong bytes into chunks of a partial ingest.
@@ -94,7 +97,7 @@ func TestInherit_WhatIsKeptInAnotherNameIsResumedOnceTheRegistryGivesTheCallerTh
 				require.GreaterOrEqual(t, o.Bytes.Load(), int64(chunks*chunk1))
 				return
 			}
-			require.LessOrEqual(t, o.Bytes.Load(), int64((chunks-kept)*chunk1+sampleSize))
+			require.LessOrEqual(t, o.Bytes.Load(), int64((chunks-kept)*chunk1+content.SampleSize))
 		})
 	}
 }
@@ -109,7 +112,8 @@ func TestInherit_WhoOnlyClaimsADigestIsGivenNothingThatIsKept(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			n := newSwarm(t, o, 1, doubting(o, &claimant{}))[0]
-			n.leave(t, of.mark(), d, 4*chunk1, o.Blob(d)[:chunk1], o.Blob(d)[chunk1:2*chunk1])
+			n.leaveIn(t, store.Origin{Source: of.mark(), Pool: store.Models}, d, 4*chunk1, o.Blob(d)[:chunk1],
+				o.Blob(d)[chunk1:2*chunk1])
 			for _, req := range []content.Request{{Repository: evil, Digest: d}, {Repository: sibling, Digest: d},
 				{Repository: o.request(d).Repository, Digest: d, Authorization: unsure}} {
 				ctx, cancel := context.WithCancel(t.Context())
@@ -118,6 +122,41 @@ func TestInherit_WhoOnlyClaimsADigestIsGivenNothingThatIsKept(t *testing.T) {
 				require.Error(t, err)
 				require.Empty(t, got)
 			}
+			require.EqualValues(t, 2*chunk1, n.store.Usage().Models.IngestBytes, "it is whose it was")
 		})
 	}
+}
+
+func TestInherit_ASampleTakesATurnAndHoldsNoReliefUp(t *testing.T) {
+	t.Parallel()
+	const chunks, kept = 6, 4
+	o := newOrigin(t)
+	n := newSwarm(t, o, 1, doubting(o, nil), func(_ int, fo *Options, _ *swarm.Options) { fo.UpstreamStreams = 1 })[0]
+	d := o.add(t, chunks*chunk1)
+	req := o.request(d)
+	req.Authorization = unsure
+	var left [][]byte
+	for i := range kept {
+		left = append(left, o.Blob(d)[i*chunk1:(i+1)*chunk1])
+	}
+	n.leave(t, ofRepository(nil, req).mark(), d, chunks*chunk1, left...)
+	var sampled, turn, making atomic.Bool
+	o.Spoil(func(_ http.ResponseWriter, r *http.Request, _ []byte) bool {
+		if !sampled.Swap(true) {
+			turn.Store(!n.turns.at(req.Repository.Registry).TryAcquire(1))
+			n.mu.Lock()
+			f := n.fetches[d]
+			n.mu.Unlock()
+			if making.Store(!f.making.TryLock()); !making.Load() {
+				f.making.Unlock()
+			}
+		}
+		return false
+	})
+	got, err := n.read(t.Context(), req)
+	require.NoError(t, err)
+	require.Equal(t, o.Blob(d), got)
+	require.LessOrEqual(t, o.Bytes.Load(), int64((chunks-kept)*chunk1+content.SampleSize))
+	require.True(t, turn.Load())
+	require.False(t, making.Load())
 }

@@ -415,7 +415,12 @@ func TestSource_WhoWasGivenTheBlobItselfIsTold(t *testing.T) {
 // leave puts chunks of a blob into a partial ingest of a source.
 func (n *testNode) leave(t *testing.T, of store.Source, d digest.Digest, size int64, chunks ...[]byte) {
 	t.Helper()
-	ing, err := n.store.Ingest(d, size, store.Origin{Source: of})
+	n.leaveIn(t, store.Origin{Source: of}, d, size, chunks...)
+}
+
+func (n *testNode) leaveIn(t *testing.T, of store.Origin, d digest.Digest, size int64, chunks ...[]byte) {
+	t.Helper()
+	ing, err := n.store.Ingest(d, size, of)
 	require.NoError(t, err)
 	for i, data := range chunks {
 		require.NoError(t, ing.WriteChunk(i, content.ChunkCID(data), data))

@@ -21,12 +21,8 @@ import (
 const (
 	maxHearings = 16 << 10
 
-	// sampleSize is how many bytes a source must give of what is sampled in parts: the most varied of sampleWindow
-	// bytes, for the first bytes of an archive are known to everyone. What is no longer than a window is sampled whole.
-	sampleSize   = 1 << 10
-	sampleWindow = 64 << 10
-	// maxWindows bounds the search for such a part, and windowsOfChunk that in one chunk that others bring.
-	maxWindows, windowsOfChunk = 16, 4
+	// windowsOfChunk bounds the search for a sample in one chunk that others bring.
+	windowsOfChunk = 4
 	// hearingTTL is how long the other nodes' word is not asked for again.
 	hearingTTL = 5 * time.Second
 	// peersTimeout bounds the search for content at other nodes that may not be there, and bringTimeout how long
@@ -214,7 +210,7 @@ func (g *Gate) elsewhere(ctx context.Context, req Request) (r content.Reader, fr
 func (g *Gate) startOnly(req Request) bool {
 	at, seen := g.starts.Get(req.Source)
 	listed, _ := g.claimed.Get(req.Source.Owner(), g.thing(req.Source, req.Digest))
-	whole := req.Upstream.Whole() || listed > 0 && listed <= sampleWindow // which begins at the start
+	whole := req.Upstream.Whole() || listed > 0 && listed <= content.SampleWindow // which begins at the start
 	return seen && time.Since(at) < startAgain && !whole
 }
 
@@ -291,27 +287,20 @@ func check(ctx context.Context, d digest.Digest, r content.Reader) error {
 // guess. Of what other nodes hold a few places of one chunk are looked at, for it has to come first, and then of
 // another.
 func choose(ctx context.Context, r content.Reader, places *rand.Rand, fromPeers bool) (off, n int64, err error) {
-	if r.Size() <= sampleWindow {
+	if r.Size() <= content.SampleWindow {
 		return 0, r.Size(), nil
 	}
 	first, span := int64(0), r.Size()
-	for most, tries := -1, 0; most < content.Varied && tries < maxWindows; tries++ {
-		if fromPeers && tries%windowsOfChunk == 0 {
-			first = places.Int64N(r.Size()-sampleWindow+1) / content.ChunkSize * content.ChunkSize
+	off, _, err = content.Sample(func(try int) (int64, []byte, error) {
+		if fromPeers && try%windowsOfChunk == 0 {
+			first = places.Int64N(r.Size()-content.SampleWindow+1) / content.ChunkSize * content.ChunkSize
 			span = min(r.Size()-first, content.ChunkSize)
 		}
-		start := first + places.Int64N(span-sampleWindow+1)
-		data, err := read(ctx, r, start, sampleWindow)
-		if err != nil {
-			return 0, 0, err
-		}
-		for i := int64(0); i+sampleSize <= sampleWindow; i += sampleSize {
-			if v := content.Variety(data[i : i+sampleSize]); v > most {
-				off, most = start+i, v
-			}
-		}
-	}
-	return off, sampleSize, nil
+		start := first + places.Int64N(span-content.SampleWindow+1)
+		data, err := read(ctx, r, start, content.SampleWindow)
+		return start, data, err
+	})
+	return off, content.SampleSize, err
 }
 
 // read reads what this node holds, or what others bring.
