@@ -137,10 +137,9 @@ func (t *Table) give(g *group, p *party) bool {
 		case src != nil:
 			// As with runs from upstream: an equal share of a quarter of what is left.
 			if p.bringing.size >= t.per*max(min(g.ready.size/(4*t.per*len(g.parties)), t.cfg.Window), fewBrought) {
-				if !fresh {
-					return false
-				}
-				continue // the way to the others may be slow, and upstream's is free
+				// The way to the others may be slow, and upstream's is free.
+				i, ok = t.nextFresh(p, i+1)
+				return ok && fresh && !t.betterHome(g, p, i) && t.leaseFrom(g, p, i)
 			}
 			t.setHome(g, i, p)
 			p.direct.remove(i)
@@ -150,33 +149,42 @@ func (t *Table) give(g *group, p *party) bool {
 			t.spread(g, i)
 			return true
 		case may:
-			end := t.paceOf(p)
-			if i >= end {
-				return false
-			}
-			run := t.run(g, p, i)
-			run.Count = min(run.Count, end-i)
-			t.lease(p, run)
-			return true
+			return t.leaseFrom(g, p, i)
 		}
 	}
 	return false
 }
 
+// leaseFrom leases p the next chunks of g from i on, and reports whether p may read them yet.
+func (t *Table) leaseFrom(g *group, p *party, i int) bool {
+	end := t.paceOf(p)
+	if i >= end {
+		return false
+	}
+	run := t.run(g, p, i)
+	run.Count = min(run.Count, end-i)
+	t.lease(p, run)
+	return true
+}
+
 // nextHomeless is the first chunk from i on that p needs and that has no home in g, of those whose hash is known, or
 // (fresh) that no one reads. The hash of one that someone reads will be known soon.
 func (t *Table) nextHomeless(g *group, p *party, i int, fresh bool) (int, bool) {
-	for {
-		ready, ok := g.ready.nextIn(i, &p.need, &p.have)
-		if !fresh {
-			return ready, ok
-		}
-		unknown, some := p.need.nextWithout(i, &p.have, &t.known)
-		switch {
-		case !some || ok && ready < unknown:
-			return ready, ok
-		case t.lessee(unknown) == nil && g.homes[unknown] == nil:
+	ready, ok := g.ready.nextIn(i, &p.need, &p.have)
+	if fresh {
+		if unknown, some := t.nextFresh(p, i); some && (!ok || unknown < ready) {
 			return unknown, true
+		}
+	}
+	return ready, ok
+}
+
+// nextFresh is the first chunk from i on that p needs, whose hash is not known and that no one reads.
+func (t *Table) nextFresh(p *party, i int) (int, bool) {
+	for {
+		unknown, some := p.need.nextWithout(i, &p.have, &t.known)
+		if !some || t.lessee(unknown) == nil && p.group.homes[unknown] == nil {
+			return unknown, some
 		}
 		i = unknown + 1
 	}

@@ -108,7 +108,7 @@ func (o *Options) slack(d time.Duration) time.Duration { return d * time.Duratio
 func (o *Options) control() func(net.Conn) {
 	var once sync.Once
 	return func(c net.Conn) {
-		if err := setCongestion(c, o.CongestionControl); err != nil {
+		if err := setCongestion(c, o.CongestionControl); err != nil && !errors.Is(err, net.ErrClosed) {
 			once.Do(func() {
 				o.Logger.Warn("the kernel lets the agent use none of swarm.congestionControl; connections to agents keep the "+
 					"node's own", "names", o.CongestionControl, "error", err)
