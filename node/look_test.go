@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/api/view"
+	"github.com/shoal-cache/shoal/node/internal/config"
 )
 
 func TestLook_SaysWhatIsMissingAndHowItIsUsed(t *testing.T) {
@@ -79,5 +80,21 @@ func TestStatus_SaysWhyTheMirrorIsNotKnown(t *testing.T) {
 		var out strings.Builder
 		require.NoError(t, view.Output("").Print(&out, m, m.write))
 		require.Contains(t, out.String(), want)
+	}
+}
+
+func TestHelp_EndsWithTheKeysThatHaveNoFlag(t *testing.T) {
+	t.Parallel()
+	help := func(args ...string) string {
+		cmd, out := command(), new(strings.Builder)
+		cmd.SetOut(out)
+		cmd.SetArgs(append(args, "--help"))
+		require.NoError(t, cmd.ExecuteContext(t.Context()))
+		return out.String()
+	}
+	require.True(t, strings.HasSuffix(help(), config.WithoutFlag), "%s", help())
+	require.NotContains(t, help("mirror"), config.WithoutFlag)
+	for _, key := range []string{"upstreams", "policy.rules", "SHOAL_UPSTREAMS", "SHOAL_POLICY_RULES"} {
+		require.Contains(t, config.WithoutFlag, key)
 	}
 }

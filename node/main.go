@@ -110,6 +110,7 @@ from the other agents of the swarm, and what none of them holds from the registr
 	root.AddCommand(idCommand(load), configCommand(load), mirror.Command(guard.Command), view.VersionCommand(version))
 	root.AddCommand(lookCommands(load)...)
 	root.AddCommand(contentsCommands(load)...)
+	root.SetUsageTemplate(root.UsageTemplate() + "{{if not .HasParent}}" + config.WithoutFlag + "{{end}}")
 	view.Strict(root)
 	return root
 }

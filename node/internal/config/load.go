@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -33,8 +34,10 @@ func Load(path string, flags *pflag.FlagSet, environ []string) (*Config, error) 
 	for key, value := range values(Default()) {
 		v.SetDefault(key, value)
 	}
+	var written map[string]said
 	if path != "" {
-		if err := readFile(v, path); err != nil {
+		var err error
+		if written, err = readFile(v, path); err != nil {
 			return nil, err
 		}
 	}
@@ -51,7 +54,7 @@ func Load(path string, flags *pflag.FlagSet, environ []string) (*Config, error) 
 
 	c := new(Config)
 	settings := v.AllSettings()
-	problems = append(problems, unknown("", settings)...)
+	problems = append(problems, unknown("", settings, written)...)
 	problems = append(problems, emptyRules(settings)...)
 	problems = append(problems, slices.DeleteFunc(decode(settings, c), func(err error) bool {
 		return errors.Is(err, errNoTable) && !index.MatchString(err.Error()) // told above, with the keys that there are
@@ -67,42 +70,51 @@ func Load(path string, flags *pflag.FlagSet, environ []string) (*Config, error) 
 	return c, nil
 }
 
-func readFile(v *viper.Viper, path string) error {
+// said is where a file says a key, and in which letters: viper has all keys in small ones.
+type said struct {
+	line int
+	as   string
+}
+
+// readFile returns what the file says, by keys in lower case.
+func readFile(v *viper.Viper, path string) (map[string]said, error) {
 	data, err := files.Read(path)
 	if err != nil {
-		return fmt.Errorf("configuration file: %w", err)
+		return nil, fmt.Errorf("configuration file: %w", err)
 	}
-	if err := checkDocument(data); err != nil {
-		return fmt.Errorf("configuration file %s: %w", path, err)
+	written, err := checkDocument(data)
+	if err != nil {
+		return nil, fmt.Errorf("configuration file %s: %w", path, err)
 	}
 	v.SetConfigType("yaml")
 	if err := v.ReadConfig(bytes.NewReader(data)); err != nil {
-		return fmt.Errorf("configuration file %s: %w", path, err)
+		return nil, fmt.Errorf("configuration file %s: %w", path, err)
 	}
-	return nil
+	return written, nil
 }
 
 // checkDocument fails for what would be passed over in silence: other documents than the first, and a key that is said
 // again in other letters, or in one word with its section.
-func checkDocument(data []byte) error {
+func checkDocument(data []byte) (map[string]said, error) {
 	d, document := yaml.NewDecoder(bytes.NewReader(data)), new(yaml.Node)
 	switch err := d.Decode(document); {
 	case errors.Is(err, io.EOF):
-		return nil
+		return nil, nil
 	case err != nil:
-		return err
+		return nil, err
 	case !errors.Is(d.Decode(new(yaml.Node)), io.EOF):
-		return errors.New("holds more than one YAML document; remove the lines of ---")
+		return nil, errors.New("holds more than one YAML document; remove the lines of ---")
 	}
 	root := document.Content[0]
 	if root.Kind != yaml.MappingNode && root.Tag != "!!null" {
-		return fmt.Errorf("line %d: is no table; want keys, such as store: {path: /var/lib/shoal}", root.Line)
+		return nil, fmt.Errorf("line %d: is no table; want keys, such as store: {path: /var/lib/shoal}", root.Line)
 	}
-	return saidOnce("", root, make(map[string]int))
+	written := make(map[string]said)
+	return written, saidOnce("", root, written)
 }
 
 // saidOnce fails for a key below at that is said in a line before, by its name in lower case.
-func saidOnce(at string, n *yaml.Node, before map[string]int) error {
+func saidOnce(at string, n *yaml.Node, before map[string]said) error {
 	for i, item := range n.Content {
 		key := fmt.Sprintf("%s[%d]", at, i)
 		if n.Kind == yaml.MappingNode {
@@ -110,12 +122,12 @@ func saidOnce(at string, n *yaml.Node, before map[string]int) error {
 				continue
 			}
 			name := n.Content[i]
-			key, item = strings.ToLower(strings.TrimPrefix(at+"."+name.Value, ".")), n.Content[i+1]
-			if line, again := before[key]; again {
+			key, item = strings.TrimPrefix(at+"."+name.Value, "."), n.Content[i+1]
+			if first, again := before[strings.ToLower(key)]; again {
 				return fmt.Errorf("line %d: %s is set in line %d already, and capitals make no other key; set it once",
-					name.Line, key, line)
+					name.Line, first.as, first.line)
 			}
-			before[key] = name.Line
+			before[strings.ToLower(key)] = said{name.Line, key}
 		}
 		if err := saidOnce(key, item, before); err != nil {
 			return err
@@ -241,26 +253,27 @@ func flatten(err error) []error {
 }
 
 // unknown returns an error for each key in value, which stands at the key at, that does not exist.
-func unknown(at string, value any) []error {
+func unknown(at string, value any, written map[string]said) []error {
 	var problems []error
 	switch value := value.(type) {
 	case map[string]any:
 		for _, name := range slices.Sorted(maps.Keys(value)) {
 			key := strings.TrimPrefix(at+"."+name, ".")
+			as := cmp.Or(written[key].as, key)
 			switch exists, hasMore := lookup(key); {
 			case hasMore && noSection(value[name]) && !slices.Contains(tables, key):
-				problems = append(problems, fmt.Errorf("%s: %v is no table; want keys below it: %s", key, value[name],
-					strings.Join(beside(key+"."), ", ")))
+				problems = append(problems, fmt.Errorf("%s: %v is no table; want keys below it: %s", as, value[name],
+					strings.Join(beside(as+"."), ", ")))
 			case hasMore:
-				problems = append(problems, unknown(key, value[name])...)
+				problems = append(problems, unknown(key, value[name], written)...)
 			case !exists:
-				problems = append(problems, fmt.Errorf("%s: no such key; those beside it: %s", key,
-					strings.Join(beside(key), ", ")))
+				problems = append(problems, fmt.Errorf("%s: no such key; those beside it: %s", as,
+					strings.Join(beside(as), ", ")))
 			}
 		}
 	case []any:
 		for i, item := range value {
-			problems = append(problems, unknown(fmt.Sprintf("%s[%d]", at, i), item)...)
+			problems = append(problems, unknown(fmt.Sprintf("%s[%d]", at, i), item, written)...)
 		}
 	}
 	return problems
@@ -313,17 +326,30 @@ func lookup(key string) (exists, hasMore bool) {
 
 var index = regexp.MustCompile(`\[\d+\]`)
 
-// beside lists the keys of key's table.
+// beside lists the keys of key's table: first those that begin most like it.
 func beside(key string) []string {
-	table := strings.ToLower(index.ReplaceAllString(key[:strings.LastIndex(key, ".")+1], ""))
+	at := key[:strings.LastIndex(key, ".")+1]
+	table := strings.ToLower(index.ReplaceAllString(at, ""))
 	names := make(map[string]bool)
 	for _, k := range known() {
 		if strings.HasPrefix(strings.ToLower(k), table) {
 			name, _, _ := strings.Cut(k[len(table):], ".")
-			names[k[:len(table)]+name] = true
+			names[at+name] = true
 		}
 	}
-	return slices.Sorted(maps.Keys(names))
+	all := slices.Sorted(maps.Keys(names))
+	slices.SortStableFunc(all, func(a, b string) int { return cmp.Compare(alikeTo(key, b), alikeTo(key, a)) })
+	return all
+}
+
+// alikeTo is the length of what two keys begin with.
+func alikeTo(a, b string) int {
+	a, b = strings.ToLower(a), strings.ToLower(b)
+	n := 0
+	for n < min(len(a), len(b)) && a[n] == b[n] {
+		n++
+	}
+	return n
 }
 
 // known are all keys, also those within the lists of tables.

@@ -168,6 +168,12 @@ func runtimes() string {
 // tables are the keys that hold lists of tables. They have no flag.
 var tables = []string{"upstreams", "policy.rules"}
 
+// WithoutFlag ends a help that lists the flags.
+const WithoutFlag = `
+Two keys are lists of tables and have no flag: upstreams and policy.rules. They stand in the file, or as YAML or JSON in
+SHOAL_UPSTREAMS and SHOAL_POLICY_RULES.
+`
+
 // Flags adds a flag for every key to fs, but for the lists of tables.
 func Flags(fs *pflag.FlagSet) {
 	defaults := values(Default())
