@@ -10,8 +10,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -139,8 +141,8 @@ func unreached(dial *url.Error) string {
 	}
 	switch {
 	case at == unnamed:
-		return fmt.Sprintf("no kubeconfig names a cluster, and none answers at %s, which is then asked: set "+
-			"KUBECONFIG, or give --kubeconfig or --server", at)
+		return fmt.Sprintf("no kubeconfig names a cluster%s, and none answers at %s, the default: set "+
+			"KUBECONFIG, or give --kubeconfig or --server", misled(os.Getenv("KUBECONFIG")), at)
 	case strings.HasPrefix(why, gettingCredentials):
 		return "the program that your kubeconfig names to log in with fails: " +
 			strings.TrimPrefix(why, gettingCredentials)
@@ -150,6 +152,18 @@ func unreached(dial *url.Error) string {
 	}
 	return fmt.Sprintf("the API server does not answer at %s: %s; is this the right cluster "+
 		"(kubectl config current-context)?", at, why)
+}
+
+// misled says which files of a KUBECONFIG there are not, over which client-go passes in silence.
+func misled(kubeconfig string) string {
+	missing := slices.DeleteFunc(filepath.SplitList(kubeconfig), func(file string) bool {
+		_, err := os.Stat(file)
+		return file == "" || !errors.Is(err, fs.ErrNotExist)
+	})
+	if len(missing) == 0 {
+		return ""
+	}
+	return " (KUBECONFIG says " + strings.Join(missing, ", ") + ", and there is no such file)"
 }
 
 // gettingCredentials begins the errors of client-go where no request was made for want of credentials.

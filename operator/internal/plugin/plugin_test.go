@@ -182,6 +182,15 @@ func TestFailures_SayWhatToDo(t *testing.T) {
 	}
 }
 
+func TestUnreached_NamesFilesOfKUBECONFIGThatThereAreNot(t *testing.T) {
+	t.Parallel()
+	there := filepath.Join(t.TempDir(), "config")
+	require.NoError(t, os.WriteFile(there, nil, 0o600))
+	require.Empty(t, misled(""))
+	require.Empty(t, misled(there))
+	require.Equal(t, " (KUBECONFIG says /none, and there is no such file)", misled(there+":/none:"))
+}
+
 func TestHelp_LeavesOutWhatKubectlExplains(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
