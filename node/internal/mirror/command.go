@@ -153,7 +153,7 @@ func (o *Options) flags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.Release, "runtime-version", "",
 		"containerd's `version`, such as 2.4.2 (default: what it says itself, with --root /)")
 	flags.StringVar(&o.StateDir, "state-dir", "/var/lib/shoal/mirror",
-		"`directory` of the originals that removal restores")
+		"`directory` of the originals that removal restores; on this machine, not below --root")
 }
 
 // inForce is Status, with an error where the runtime does not ask the agent.
