@@ -148,6 +148,7 @@ func (t *Table) Tick(now time.Time) {
 	}
 	t.ticked = now
 	for _, p := range slices.Clone(t.active) {
+		t.bury(p)
 		for _, l := range slices.Clone(p.runs) {
 			switch {
 			case now.After(l.expires):

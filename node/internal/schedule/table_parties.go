@@ -2,6 +2,7 @@ package schedule
 
 import (
 	"hash/fnv"
+	"maps"
 	"slices"
 	"time"
 
@@ -143,6 +144,12 @@ func (t *Table) remove(id peer.ID) {
 	}
 	t.releaseLeases(p)
 	t.leaveGroup(p)
+	t.vacateAll(p)
+	p.group = nil
+}
+
+// vacateAll takes all chunks of which p is the home away from it.
+func (t *Table) vacateAll(p *party) {
 	var homes []int
 	for i, home := range p.group.homes {
 		if home == p {
@@ -153,35 +160,78 @@ func (t *Table) remove(id peer.ID) {
 	for _, i := range homes {
 		t.vacate(p.group, i)
 	}
-	p.group = nil
 }
 
 // accuse sidelines p once a quarter of the participants, and more than one where there are more, got nothing from it:
-// one alone may itself be the slow one, or not tell the truth. Of one that says nothing itself two are enough. Its
-// leases end by themselves (Tick).
+// one alone may itself be the slow one, or not tell the truth. Of one that says nothing itself a quarter of those who
+// may wait for it is enough.
 func (t *Table) accuse(p *party, by peer.ID) {
 	if p.accusers == nil {
 		p.accusers = map[peer.ID]time.Time{}
 	}
 	p.accusers[by] = t.now
-	for accuser, at := range p.accusers {
-		if t.now.Sub(at) > penalty {
-			delete(p.accusers, accuser)
-		}
+	if t.accused(p) {
+		t.sideline(p)
+		t.bury(p)
 	}
-	few := max(min(2, len(t.active)-1), 1)
-	if len(p.accusers) >= max(few, len(t.active)/4) || len(p.accusers) >= few && t.mute(p) {
-		p.sidelined = t.now.Add(penalty)
+}
+
+// accused reports whether those are enough who got nothing from p of late.
+func (t *Table) accused(p *party) bool {
+	maps.DeleteFunc(p.accusers, func(_ peer.ID, at time.Time) bool { return t.now.Sub(at) > penalty })
+	all := len(t.active)
+	if t.mute(p) {
+		all = min(all, len(p.accusers)+p.serving)
+	}
+	return len(p.accusers) >= max(min(2, len(t.active)-1), 1, all/4)
+}
+
+// bury ends the leases of one that others accuse and that says nothing itself. It is leased nothing before it has.
+func (t *Table) bury(p *party) {
+	if len(p.runs) > 0 && t.mute(p) && t.accused(p) {
+		p.lost = true
+		t.releaseLeases(p)
 	}
 }
 
 // muteAfter is for how long one that others accuse says nothing itself before it counts as dead. Who reads or gets
-// chunks says so several times a second, but what it says may stand behind bulk on a full link for seconds.
-const muteAfter = 5 * time.Second
+// chunks says so several times a second. What it says may stand behind bulk on a full link, but then bulk comes from
+// it, and nobody accuses it.
+const muteAfter = 1500 * time.Millisecond
 
 // mute reports whether p has said nothing for a while, though it has something to say.
 func (t *Table) mute(p *party) bool {
 	// Where this node itself stood still, what was said meanwhile waits to be taken in.
 	stood := !t.ticked.IsZero() && t.now.Sub(t.ticked) > 2*tickEvery
 	return !p.complete && !stood && t.now.Sub(p.heard) > muteAfter
+}
+
+// sideline has others preferred to p for a while, and those who wait for it ask another.
+func (t *Table) sideline(p *party) {
+	again := p.sidelined.After(t.now)
+	p.sidelined = t.now.Add(penalty)
+	if again {
+		return
+	}
+	if p.group != nil {
+		t.vacateAll(p)
+	}
+	for _, q := range t.active {
+		for _, i := range slices.Sorted(maps.Keys(q.supplier)) {
+			if q.supplier[i] != p {
+				continue
+			}
+			q.told.remove(i)
+			q.direct.remove(i)
+			t.unserve(q, i)
+			if q.group.homes[i] == q { // others wait for it in turn
+				if src, _ := t.supplier(q.group, q, i); src != nil {
+					t.assign(q, i, src, true)
+				} else {
+					t.vacate(q.group, i)
+				}
+			}
+		}
+		t.refill(q)
+	}
 }
