@@ -281,7 +281,11 @@ func TestAccess_AMirrorThatLosesTheCommitDoesWhereItTellsOfTheFileAsItWasListed(
 				next.ServeHTTP(w, r)
 			})
 			a := newAgent(t, h, "", nil)
-			require.Equal(t, test.status, a.ask(t, http.MethodHead, resolve("org/m", commit, test.path)).status)
+			g := a.ask(t, http.MethodHead, resolve("org/m", commit, test.path))
+			require.Equal(t, test.status, g.status)
+			if g.status == http.StatusServiceUnavailable {
+				require.Contains(t, g.header.Get("X-Error-Message"), "the hub names no commit", "and not that it is away")
+			}
 		})
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/shoal-cache/shoal/api/message"
 	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/policy"
@@ -138,8 +139,8 @@ func (x *exchange) verdict(err error) (int, []byte) {
 		return http.StatusBadGateway, nil
 	}
 	h.Set("Retry-After", strconv.Itoa(retrySoon))
-	h.Set("X-Error-Message", "the hub, or the host of the URL, cannot be asked, and what is "+
-		"asked for is not known here")
+	h.Set("X-Error-Message", "the hub, or the host of the URL, gives no answer that can be used, and what is "+
+		"asked for is not known here: "+message.Plain(err.Error()))
 	return http.StatusServiceUnavailable, nil
 }
 
