@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// setCongestion has c use the first of the congestion controls that the kernel knows and lets the agent use. Where there
-// is none it returns why it is not the last.
+// setCongestion has c use the first of the congestion controls that the kernel knows and lets the agent use. Where
+// there is none it returns why it is not the last.
 func setCongestion(c net.Conn, names []string) (err error) {
 	socket, ok := c.(syscall.Conn)
 	if !ok || len(names) == 0 {
