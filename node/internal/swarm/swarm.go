@@ -110,8 +110,8 @@ func (o *Options) control() func(net.Conn) {
 	return func(c net.Conn) {
 		if err := setCongestion(c, o.CongestionControl); err != nil && !errors.Is(err, net.ErrClosed) {
 			once.Do(func() {
-				o.Logger.Warn("the kernel lets the agent use none of swarm.congestionControl; connections to agents keep "+
-					"the node's own", "names", o.CongestionControl, "error", err)
+				o.Logger.Warn("the kernel lets the agent use none of swarm.congestionControl; connections to agents "+
+					"keep the node's own", "names", o.CongestionControl, "error", err)
 			})
 		}
 	}
