@@ -205,9 +205,8 @@ func TestAccuse_OfOneThatSaysNothingItselfTwoAreEnough(t *testing.T) {
 			if c.speaks {
 				require.NoError(t, table.Report(now.Add(-table.cfg.LeaseTimeout/10), "suspect", Report{Reading: true}))
 			}
-			for k := range c.accused {
-				require.NoError(t, table.Report(now, id(k), Report{Suspects: []Suspicion{{Index: 0,
-					From: "suspect"}}}))
+			for _, by := range waiters(table)[:c.accused] {
+				require.NoError(t, table.Report(now, by, Report{Suspects: []Suspicion{{From: "suspect"}}}))
 			}
 			require.Equal(t, c.sidelined, table.parties["suspect"].sidelined.After(now))
 		})
@@ -262,7 +261,8 @@ func TestAccuse_WhoBringsAChunkFromADeadOneIntoItsGroupIsToldOfAnother(t *testin
 	holder := id(0)
 	require.NoError(t, table.Report(now, holder, Report{Have: []int{0}}))
 	table.Take(func(peer.ID, Orders) {})
-	for _, by := range []peer.ID{id(1), id(2)} {
+	others := slices.DeleteFunc(waiters(table), func(p peer.ID) bool { return p == bringer.id })
+	for _, by := range others[:2] {
 		require.NoError(t, table.Report(now, by, Report{Suspects: []Suspicion{{From: "suspect"}}}))
 	}
 	var told []Assignment
@@ -288,9 +288,9 @@ func TestAccuse_LeasesOfOneThatSaysNothingAnyMoreEndThoughItSpokeWhenItWasAccuse
 			t.Parallel()
 			table := accusedTable(t, 0)
 			table.Tick(epoch)
-			for n := range 5 {
+			for _, by := range waiters(table) {
 				if c.accused {
-					require.NoError(t, table.Report(epoch, id(n), Report{Suspects: []Suspicion{{From: "suspect"}}}))
+					require.NoError(t, table.Report(epoch, by, Report{Suspects: []Suspicion{{From: "suspect"}}}))
 				}
 			}
 			require.Positive(t, table.leased)
@@ -305,8 +305,7 @@ func TestAccuse_LeasesOfOneThatSaysNothingAnyMoreEndThoughItSpokeWhenItWasAccuse
 	}
 }
 
-// What the table knows of who waits for whom would not be so, and two might wait for each other.
-func TestOrders_OneThatIsToldOfAnotherAsksThatOne(t *testing.T) {
+func TestOrders_OneThatIsToldThatItsSupplierIsGivenUpAsksAnother(t *testing.T) {
 	t.Parallel()
 	p := NewParticipant(ParticipantConfig{}, "self")
 	p.SetUpstream(true)
@@ -315,9 +314,13 @@ func TestOrders_OneThatIsToldOfAnotherAsksThatOne(t *testing.T) {
 	p.Join()
 	p.Joined(epoch, "coordinator")
 	for _, held := range []bool{true, false} {
-		for _, from := range []peer.ID{"first", "second"} {
-			p.Orders(epoch, Orders{Chunks: []Assignment{{Claim: Claim{Sum: sum(0)}, From: from, Held: held}}})
-			require.Equal(t, from, p.AskedOf(0))
+		for _, c := range []struct {
+			from, asks peer.ID
+			instead    bool
+		}{{"first", "first", true}, {"second", "first", false}, {"second", "second", true}} {
+			p.Orders(epoch, Orders{Chunks: []Assignment{{Claim: Claim{Sum: sum(0)}, From: c.from, Held: held,
+				Instead: c.instead}}})
+			require.Equal(t, c.asks, p.AskedOf(0))
 		}
 	}
 }
@@ -339,6 +342,16 @@ func accusedTable(t *testing.T, groupSize int) *Table {
 	require.NoError(t, table.Report(epoch, "suspect", Report{Claims: []Claim{{Sum: sum(0), By: "suspect"}}}))
 	require.Positive(t, table.leased, "it reads on")
 	return table
+}
+
+// waiters are who was told to ask the suspect for the first chunk.
+func waiters(table *Table) (all []peer.ID) {
+	for _, p := range table.active {
+		if p.supplier[0] == table.parties["suspect"] {
+			all = append(all, p.id)
+		}
+	}
+	return all
 }
 
 func TestTick_WhoSaysNothingOfALeaseIsGivenNoneUntilItReports(t *testing.T) {

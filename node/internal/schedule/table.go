@@ -120,7 +120,7 @@ func (t *Table) Report(now time.Time, id peer.ID, r Report) error {
 			return err
 		}
 	}
-	p.heard, p.lost = now, false
+	p.heard, p.lost, p.buried = now, false, false
 	t.apply(p, r)
 	t.plan()
 	return nil

@@ -217,13 +217,12 @@ func (t *Table) release(p *party, i int) {
 	if t.lessee(i) != p {
 		return
 	}
-	if ch := t.chunks[i]; ch.known {
-		ch.lessee = nil
-	} else {
+	ch := t.chunks[i]
+	if ch.lessee = nil; !ch.known {
 		delete(t.chunks, i)
 		t.fresh++
 	}
-	if !p.have.has(i) {
+	if !ch.known || !p.have.has(i) { // what it says to have and has not claimed nobody can ask for
 		t.vacate(p.group, i)
 	}
 }

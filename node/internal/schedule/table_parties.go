@@ -41,6 +41,8 @@ type party struct {
 	// accusers are those, and when.
 	sidelined time.Time
 	accusers  map[peer.ID]time.Time
+	buried    bool // it was given up, and has not reported since
+	diverted  set  // chunks that it was told to ask one for who was given up, and nobody else yet
 	window    span // of one that holds few chunks at a time
 }
 
@@ -171,7 +173,7 @@ func (t *Table) accuse(p *party, by peer.ID) {
 	}
 	p.accusers[by] = t.now
 	if t.accused(p) {
-		t.sideline(p)
+		p.sidelined = t.now.Add(penalty)
 		t.bury(p)
 	}
 }
@@ -186,11 +188,18 @@ func (t *Table) accused(p *party) bool {
 	return len(p.accusers) >= max(min(2, len(t.active)-1), 1, all/4)
 }
 
-// bury ends the leases of one that others accuse and that says nothing itself. It is leased nothing before it has.
+// bury gives up one that others accuse and that says nothing itself: its leases end, and who waits for it asks another.
+// It is leased nothing before it has said something.
 func (t *Table) bury(p *party) {
-	if len(p.runs) > 0 && t.mute(p) && t.accused(p) {
-		p.lost = true
-		t.releaseLeases(p)
+	if p.buried || p.group == nil || !t.mute(p) || !t.accused(p) {
+		return
+	}
+	p.buried = true
+	p.lost = p.lost || len(p.runs) > 0
+	t.releaseLeases(p)
+	t.vacateAll(p)
+	for _, q := range t.active {
+		t.divert(q, p)
 	}
 }
 
@@ -206,32 +215,23 @@ func (t *Table) mute(p *party) bool {
 	return !p.complete && !stood && t.now.Sub(p.heard) > muteAfter
 }
 
-// sideline has others preferred to p for a while, and those who wait for it ask another.
-func (t *Table) sideline(p *party) {
-	again := p.sidelined.After(t.now)
-	p.sidelined = t.now.Add(penalty)
-	if again {
-		return
-	}
-	if p.group != nil {
-		t.vacateAll(p)
-	}
-	for _, q := range t.active {
-		for _, i := range slices.Sorted(maps.Keys(q.supplier)) {
-			if q.supplier[i] != p {
-				continue
-			}
-			q.told.remove(i)
-			q.direct.remove(i)
-			t.unserve(q, i)
-			if q.group.homes[i] == q { // others wait for it in turn
-				if src, _ := t.supplier(q.group, q, i); src != nil {
-					t.assign(q, i, src, true)
-				} else {
-					t.vacate(q.group, i)
-				}
+// divert has q ask others for what it was told to ask p for.
+func (t *Table) divert(q, p *party) {
+	for _, i := range slices.Sorted(maps.Keys(q.supplier)) {
+		if q.supplier[i] != p {
+			continue
+		}
+		q.told.remove(i)
+		q.direct.remove(i)
+		q.diverted.add(i)
+		t.unserve(q, i)
+		if q.group.homes[i] == q { // others wait for it in turn
+			if src, _ := t.supplier(q.group, q, i); src != nil {
+				t.assign(q, i, src, true)
+			} else {
+				t.vacate(q.group, i)
 			}
 		}
-		t.refill(q)
 	}
+	t.refill(q)
 }

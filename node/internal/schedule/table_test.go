@@ -547,6 +547,24 @@ func TestLeasesOfOneThatStallsGoToAnother(t *testing.T) {
 }
 
 // One that says that bytes come keeps its lease, but not without ever claiming a chunk of it.
+func TestLease_OfWhatAParticipantSaysToHaveAndDoesNotClaimGoesToAnother(t *testing.T) {
+	t.Parallel()
+	table := New(Config{})
+	table.Open(epoch)
+	join := Join{Upstream: true, Whole: true, Report: Report{Size: content.ChunkSize}}
+	require.NoError(t, table.Join(epoch, "liar", join))
+	require.NoError(t, table.Join(epoch, "honest", join))
+	require.NoError(t, table.Report(epoch, "liar", Report{Have: []int{0}}))
+	table.Take(func(to peer.ID, o Orders) { require.Equal(t, to == "liar", len(o.Leases) > 0) })
+	table.Tick(epoch.Add(table.cfg.LeaseTimeout + time.Second))
+	var leased []Run
+	table.Take(func(to peer.ID, o Orders) {
+		require.Equal(t, peer.ID("honest"), to)
+		leased = append(leased, o.Leases...)
+	})
+	require.Equal(t, []Run{{First: 0, Count: 1}}, leased)
+}
+
 func TestALeaseOfOneThatOnlySaysThatItReadsGoesToAnother(t *testing.T) {
 	t.Parallel()
 	s := newSwarm(t, Config{}, 8)
