@@ -113,13 +113,18 @@ func (s *Store) sum(d digest.Digest, inTurn bool) (*sums, error) {
 	return r, nil
 }
 
-// sumPieces makes the map of a blob again, with that of its pieces.
+// sumPieces makes the map of a blob again, with that of its pieces, unless others did so since it was found to be due.
 func (s *Store) sumPieces(ctx context.Context, d digest.Digest) (*content.ChunkMap, error) {
 	e, err := s.entry(d)
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
-	case e == nil || e.runtime:
+	}
+	if e != nil {
+		if m, err := readMeta(s.mapPath(e), d); err == nil && m.chunks.Pieces() != nil {
+			return m.chunks, nil
+		}
+	}
+	if e == nil || e.runtime {
 		return s.computeRuntimeMap(ctx, d)
 	}
 	m, err := s.repairMap(ctx, e)

@@ -322,6 +322,25 @@ func TestPieces_WhoMayNotHaveABlobReadKeepsNobodyElseFromIt(t *testing.T) {
 	require.ErrorIs(t, <-poor, errPoor)
 }
 
+// To pay is to wait for a turn, and another who asks may have it sooner.
+func TestPieces_WhoPaysWhileAnotherHasABlobReadHasItReadNoMore(t *testing.T) {
+	t.Parallel()
+	path, b := t.TempDir(), newSample(1, 2*chunkSize+5)
+	leftWithoutPieces(t, path, b)
+	k, begun, goOn := reads(b.digest.Encoded())
+	s, err := openWith(t.Context(), quiet(Options{Path: path}), k)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Close() })
+	close(goOn)
+	m, err := s.PieceMap(t.Context(), b.digest, func(context.Context, int64) error {
+		_, err := s.PieceMap(t.Context(), b.digest, free)
+		return err
+	})
+	require.NoError(t, err)
+	require.Equal(t, mapsOf(t, b)[content.Pieces].CID(0), m.CID(0))
+	require.Len(t, begun, 3, "each of the three leaves is read once")
+}
+
 // Of a map that is damaged each who asks would have the blob read at the same time.
 func TestChunkMap_OfADamagedMapTheBlobIsReadOnceForAll(t *testing.T) {
 	t.Parallel()
