@@ -93,6 +93,7 @@ type speed struct {
 	all     int64     // bytes
 	patient time.Time // not before it another is asked for
 	tries   int       // by how many connections another is to be, because this one drips
+	dripped float64   // bytes per second, when it did
 
 	// of what is looked at now
 	since  time.Time
@@ -123,6 +124,7 @@ func (s *speed) read(now time.Time, n int, wait time.Duration, due int64) {
 		return
 	case due >= 0 && float64(due) < rate*hurry.Seconds(): // it ends soon
 	case !now.Before(s.patient):
+		s.dripped = rate
 		s.tries = s.of.another(s.since, now, rate, s.given()-s.before)
 	}
 	s.begin(now)

@@ -195,6 +195,10 @@ func TestPace_AnAnswerThatDripsIsReadOnByAnotherConnection(t *testing.T) {
 			fast()}, size: 2 << 20, within: 20 * time.Second, asked: 4},
 		"or stand still": {paces: []*valve{stands(), stands(), stands(), fast()}, size: 2 << 20,
 			within: 25 * time.Second, asked: 4, twice: 3 * 40_000},
+		"and stays with it where others are slower": {paces: []*valve{at(40_000), at(14_000)}, size: 600_000,
+			within: 30 * time.Second, asked: 5, twice: 4 * 42_000},
+		"and reads one that is better for a while before it asks for the next": {paces: []*valve{drips(), at(20_000),
+			at(20_000)}, size: 280_000, within: 30 * time.Second, asked: 3, twice: 100_000},
 		"and is not asked for again and again": {paces: []*valve{drips()}, size: 500_000, within: 5 * time.Minute,
 			asked: 13},
 	} {

@@ -21,7 +21,7 @@ const (
 	enoughProgress = 256 << 10
 	// An answer that drips or stands still may be followed by more of its kind. Each nextTry another connection is
 	// tried beside the last, maxTries in all. The first is read on that has brought enoughProgress of the rest, or all
-	// of it, or tryBytes where none has within tryFor.
+	// of it. Where none has within tryFor, tryBytes will do, or as much as the old one would have brought.
 	nextTry  = time.Second
 	maxTries = 4
 	// fewTries is how many where nothing shows that the registry gives more to anyone.
@@ -119,7 +119,7 @@ func (r *resumed) reopen() error {
 		if soon := time.Now().Add(tryFor); errors.Is(r.cause, errStalled) && !r.anew.Load() && soon.Before(deadline) {
 			tries, by = maxTries, soon
 		}
-		body, err := r.open(by, tries)
+		body, err := r.open(by, tries, 0)
 		if err == nil {
 			r.goOn(body, r.cause)
 			return nil
@@ -139,8 +139,9 @@ func (r *resumed) reopen() error {
 func (r *resumed) elsewhere(tries int) {
 	defer r.breaking()()
 	r.client.Distrust(r.req) // another machine may have it
+	rate := r.from.speed.dripped
 	r.from.giveUp()
-	body, err := r.open(time.Now().Add(tryFor), tries)
+	body, err := r.open(time.Now().Add(tryFor), tries, rate)
 	if err == nil {
 		_ = r.body.Close()
 		r.goOn(body, errDrips)
@@ -165,6 +166,7 @@ func (r *resumed) goOn(with *rest, cause error) {
 	r.client.log.Info("the rest of an answer is read from another", "registry", r.req.Repository.Registry,
 		"digest", r.req.Digest, "at", r.next, "cause", cause)
 	r.body, r.from, r.cause, r.fresh = with, with.from, nil, 0
+	r.from.speed.tries = 0 // how it began was good enough
 }
 
 // rest is an answer to who asks for the rest.
@@ -191,10 +193,11 @@ func (b *rest) Close() error {
 	return b.Body.Close()
 }
 
-// begin waits until so much has come that it seems to be no bad one. soon is until when much is hoped for.
-func (b *rest) begin(soon time.Time) error {
+// begin waits until so much has come that it seems to be no bad one. soon is until when much is hoped for, and least
+// how many bytes will do from then on.
+func (b *rest) begin(soon time.Time, least int) error {
 	for buf := make([]byte, tryBytes); len(b.head) < enoughProgress; {
-		if len(b.head) >= tryBytes && !time.Now().Before(soon) {
+		if len(b.head) >= least && !time.Now().Before(soon) {
 			return nil
 		}
 		n, err := b.Body.Read(buf)
@@ -217,14 +220,16 @@ type came struct {
 }
 
 // open opens the answer that goes on at the byte that is due, whose header comes before the deadline. It may be no
-// better than the last, and is tried by so many connections for tryFor then; see nextTry. 0: whatever comes is taken.
-func (r *resumed) open(deadline time.Time, tries int) (*rest, error) {
+// better than the last, which brought rate bytes per second, and is tried by so many connections for tryFor then; see
+// nextTry. 0: whatever comes is taken.
+func (r *resumed) open(deadline time.Time, tries int, rate float64) (*rest, error) {
 	before := came{r.seen.Seed(), r.seen.Sum64(), r.next}
 	if tries == 0 {
-		return r.try(r.ctx, deadline, before, false)
+		return r.try(r.ctx, deadline, before, 0)
 	}
 	ctx, cancel := context.WithTimeoutCause(r.ctx, tryFor+nextTry, errNoHeader) // what comes shows that before
 	defer cancel()
+	least := max(tryBytes, int(rate*tryFor.Seconds()))
 	type outcome struct {
 		body *rest
 		err  error
@@ -240,7 +245,7 @@ func (r *resumed) open(deadline time.Time, tries int) (*rest, error) {
 			}
 			asked++
 			go func() {
-				body, err := r.try(ctx, deadline, before, true)
+				body, err := r.try(ctx, deadline, before, least)
 				select {
 				case outcomes <- outcome{body, err}:
 				case <-ctx.Done():
@@ -262,14 +267,17 @@ func (r *resumed) open(deadline time.Time, tries int) (*rest, error) {
 	}
 }
 
-// try opens an answer as open does, while ctx lasts. wary: and waits until it has brought something.
-func (r *resumed) try(ctx context.Context, deadline time.Time, before came, wary bool) (*rest, error) {
+// try opens an answer as open does, while ctx lasts, and waits until it has brought enough; see rest.begin. 0: it does
+// not wait.
+func (r *resumed) try(ctx context.Context, deadline time.Time, before came, least int) (*rest, error) {
 	own, end := context.WithCancelCause(r.ctx)
 	stay := context.AfterFunc(ctx, func() { end(context.Cause(ctx)) })
+	// Where it is not called below, or each that fails is held until ctx ends.
+	defer stay()
 	body, err := r.ask(own, end, deadline, before.next) //nolint:contextcheck // what is read on outlasts the trying
 	if err == nil {
-		if err = r.skip(body, before); err == nil && wary {
-			err = body.begin(deadline)
+		if err = r.skip(body, before); err == nil && least > 0 {
+			err = body.begin(deadline, least)
 		}
 		if !stay() && err == nil {
 			err = context.Cause(ctx)

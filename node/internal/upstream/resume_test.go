@@ -2,6 +2,7 @@ package upstream_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -123,6 +124,41 @@ func TestResume_ABlobIsReadOnWhereItsAnswerBrokeOff(t *testing.T) {
 			}
 		})
 	}
+}
+
+// waitedFor is a context that never ends, and counts who waits for that.
+type waitedFor struct {
+	context.Context
+	n atomic.Int64
+}
+
+func (w *waitedFor) Done() <-chan struct{} { return make(chan struct{}) }
+func (w *waitedFor) AfterFunc(func()) (stop func() bool) {
+	w.n.Add(1)
+	return sync.OnceValue(func() bool { w.n.Add(-1); return true })
+}
+
+// The reading of a large blob may last for hours.
+func TestResume_AnswersThatFailedAreHeldNoLonger(t *testing.T) {
+	t.Parallel()
+	data := randomBytes(900_000)
+	var asked atomic.Int64
+	c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, r *http.Request) {
+		switch asked.Add(1) {
+		case 1:
+			flaw{300_000, reset}.serve(w, r, data)
+		case 2, 3:
+			w.WriteHeader(http.StatusBadGateway)
+		default:
+			flaw{after: -1}.serve(w, r, data)
+		}
+	}))
+	ctx := &waitedFor{Context: context.Background()}
+	b, err := c.Open(ctx, content.Request{Repository: repo, Digest: digest.FromBytes(data)}, 0, -1)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(data, read(t, b)))
+	require.EqualValues(t, 4, asked.Load())
+	require.Zero(t, ctx.n.Load())
 }
 
 type counted struct {
