@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/lru"
 )
@@ -136,7 +138,7 @@ func newRegistry(name string, u Upstream, client *http.Client) (*registry, error
 	if err != nil {
 		return nil, err
 	}
-	reg := &registry{name: name, client: client}
+	reg := &registry{name: name, client: client, pace: pace{more: semaphore.NewWeighted(moreTries)}}
 	for _, base := range bases {
 		reg.endpoints = append(reg.endpoints, &endpoint{base: base})
 	}

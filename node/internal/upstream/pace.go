@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/semaphore"
 )
 
 // An answer drips that brings less than enoughProgress in hurry of waiting: a chunk would take a good part of the time
@@ -32,15 +34,16 @@ const (
 
 var errDrips = errors.New("body drips")
 
-// pace is how fast the answers of a registry come. The zero value knows of none.
+// pace is how fast the answers of a registry come. At first it knows of none.
 type pace struct {
 	mu    sync.Mutex
-	came  [compared]arrival // of late
-	next  int               // the oldest of them
-	alike time.Time         // until then another connection is held to be as slow
-	pause time.Duration     // how long that was for
-	than  float64           // what was given up for being slow
-	apart atomic.Int64      // bytes of answers that are counted nowhere else
+	came  [compared]arrival   // of late
+	next  int                 // the oldest of them
+	alike time.Time           // until then another connection is held to be as slow
+	pause time.Duration       // how long that was for
+	than  float64             // what was given up for being slow
+	apart atomic.Int64        // bytes of answers that are counted nowhere else
+	more  *semaphore.Weighted // of moreTries
 }
 
 // arrival is how fast an answer, or a part of it, came.

@@ -259,6 +259,33 @@ func TestPace_OfARegistryHalfOfWhoseAnswersDripOrStandStillABlobComesInTime(t *t
 	}
 }
 
+// Where the link is full, each connection more takes from those that there are.
+func TestPace_OfManyAnswersThatStandStillFewAreAskedForByMoreThanOneConnection(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const many, more = 8, 8
+		s, link := &slowly{data: randomBytes(600_000)}, at(2_000)
+		s.pace = func(i int64) *valve {
+			if i <= many {
+				return &valve{Limiter: fast().Limiter, sleeps: map[int]time.Duration{300_000: time.Hour}}
+			}
+			return link
+		}
+		c := hosts{"a.test": s.ServeHTTP}.client(t, "http://a.test")
+		ctx, cancel := context.WithCancel(t.Context())
+		var readers sync.WaitGroup
+		for range many {
+			b, err := c.Open(ctx, content.Request{Repository: repo, Digest: digest.FromBytes(s.data)}, 0, -1)
+			require.NoError(t, err)
+			readers.Go(func() { _, _ = io.Copy(io.Discard, b); _ = b.Close() })
+		}
+		time.Sleep(20 * time.Second) // of which they stand still for 15
+		require.EqualValues(t, many+many+more, s.asked.Load())
+		cancel()
+		readers.Wait()
+	})
+}
+
 // What is slow for everyone is asked for once.
 func TestPace_ARegistryThatIsSlowAndHonestIsAskedNoMore(t *testing.T) {
 	t.Parallel()

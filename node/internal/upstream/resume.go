@@ -27,6 +27,9 @@ const (
 	// fewTries is how many where nothing shows that the registry gives more to anyone.
 	fewTries = 2
 	tryBytes = 32 << 10
+	// moreTries is how many tries of one registry there are at one time beyond each reader's first. Where its link is
+	// full, they take from each other; where half of its machines are bad, fewer would not do.
+	moreTries = 8
 )
 
 // errResume: another answer of the registry does not go on where the first one ended.
@@ -237,23 +240,27 @@ func (r *resumed) open(deadline time.Time, tries int, rate float64) (*rest, erro
 	outcomes := make(chan outcome)
 	next := time.NewTimer(0)
 	defer next.Stop()
-	for asked, failed := 0, 0; ; {
+	asked, failed, turns := 0, 0, r.from.speed.of.more
+	defer func() { turns.Release(int64(max(asked-1, 0))) }()
+	for {
 		select {
 		case <-next.C:
 			if asked > 0 && r.anew.Load() { // which costs more the more it has brought
 				continue
 			}
-			asked++
-			go func() {
-				body, err := r.try(ctx, deadline, before, least)
-				select {
-				case outcomes <- outcome{body, err}:
-				case <-ctx.Done():
-					if err == nil {
-						_ = body.Close()
+			if asked == 0 || turns.TryAcquire(1) {
+				asked++
+				go func() {
+					body, err := r.try(ctx, deadline, before, least)
+					select {
+					case outcomes <- outcome{body, err}:
+					case <-ctx.Done():
+						if err == nil {
+							_ = body.Close()
+						}
 					}
-				}
-			}()
+				}()
+			}
 			if asked < tries {
 				next.Reset(nextTry)
 			}
