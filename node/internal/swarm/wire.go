@@ -461,7 +461,8 @@ func toOrders(o schedule.Orders) []orders {
 		var peers peerTable
 		for _, a := range page(&o.Chunks) {
 			f.Chunks = append(f.Chunks, assignment{
-				Claim: toClaim(&peers, a.Claim), From: peers.num(a.From), Home: a.Home, Held: a.Held, Instead: a.Instead,
+				Claim: toClaim(&peers, a.Claim), From: peers.num(a.From), Home: a.Home, Held: a.Held,
+				Instead: a.Instead,
 			})
 		}
 		f.Peers = peers.list
