@@ -47,9 +47,8 @@
 // What decides is who lives, and not how long something takes. While a reader of upstream says that it reads, the
 // table tells those who need what it reads, and they go on waiting, up to an end. A peer that was asked for chunks and
 // is silent is pinged; it is passed over when it takes far longer to answer than it and others took so far. Where
-// several participants say so of a peer, nobody asks that peer for a while, and who waits for it is told of another.
-// If it does not report itself its leases end. A participant that says nothing of a lease loses it, and is given none
-// until it reports.
+// several participants say so of a peer that does not report itself, nobody asks that peer for a while. A participant
+// that says nothing of a lease loses it, and is given none until it reports.
 //
 // # What is said, and what is so
 //

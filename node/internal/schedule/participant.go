@@ -19,8 +19,8 @@ type ParticipantConfig struct {
 	// Running counts the blobs that the node fetches now, which share nodeWindow. nil: one.
 	Running func() int
 	// PeerSilence is for how long a peer that was asked for chunks may not be heard of at all before it is passed
-	// over; default 5 s. So long may a coordinator be silent, too. A peer is passed over sooner, after a fifth of it
-	// at the soonest, where it and others have answered much sooner so far.
+	// over; default 5 s. So long may a coordinator be silent, too. A peer is passed over sooner, after three fifths of
+	// it at the soonest, where it and others have answered much sooner so far.
 	PeerSilence time.Duration
 	// PeerPatience is for how long a peer may send no chunk though it is alive: it may wait for the chunk itself, or
 	// many may share its link; default 30 s. One that has the chunk already gets a third of that. One from which bytes
@@ -42,7 +42,7 @@ func (c ParticipantConfig) withDefaults() ParticipantConfig {
 	return c
 }
 
-func (c ParticipantConfig) shortSilence() time.Duration { return c.PeerSilence / 5 }
+func (c ParticipantConfig) shortSilence() time.Duration { return c.PeerSilence * 3 / 5 }
 
 // What the agent and the simulator share besides.
 const (
@@ -86,7 +86,7 @@ type Participant struct {
 	apart       bool          // other coordinators were of no use: the node is its own
 	progress    time.Time     // when orders last led to a chunk
 	ticked      time.Time     // when Tick was last called
-	lag         time.Duration // how long the slowest of all peers took to answer, of late
+	lag         time.Duration // how long the slowest of all peers took to answer a ping, of late
 	idle        time.Time     // since when there is nothing to wait for
 	awaited     time.Time     // when the coordinator last said that another reads what is needed
 	helped      bool          // it has read a chunk of its own choice since

@@ -50,9 +50,6 @@ func (p *Participant) MayGet(sum Sum) bool {
 // Arrived tells that a peer has sent a block, and returns which chunks it is. Landed is to follow for each.
 func (p *Participant) Arrived(now time.Time, from peer.ID, sum Sum) []int {
 	if s := p.peers[from]; s != nil {
-		if s.held > 0 { // a chunk that it has is as good as an answer to a ping
-			p.took(now.Sub(s.moved))
-		}
 		s.moved = now
 	}
 	indexes := p.bySum[sum]

@@ -117,10 +117,10 @@ func (p *Participant) assign(a Assignment) {
 	case c.present:
 		p.unsaid = append(p.unsaid, a.Index) // of an earlier try: the coordinator does not know yet
 		return
-	case c.asked != "" && c.asked != a.From && (a.Home || a.Instead):
-		p.unask(a.Index) // others wait for this node now, and may be those that it asked; or who was asked is dead
 	case c.asked != "" && c.claimed && c.claim.Sum != a.Sum:
 		p.unask(a.Index) // what was asked for is another block
+	case c.asked != "" && a.Home && c.asked != a.From:
+		p.unask(a.Index) // others wait for this node now, and it may be one of them that it asked
 	}
 	asked := c.asked != ""
 	if asked && c.asked == a.From && a.Held && !c.has {

@@ -34,10 +34,8 @@ const (
 	// coordinator may say for as many times CoordinatorPatience that another reads.
 	longPatience = 4
 	// pingAfter is after how long a peer that is asked and not heard of is pinged. One that then keeps silent for
-	// farLonger times as long as the slowest answer so far, and shortSilence at the least, is dead. It is pinged again
-	// after pingAgain.
-	pingAfter = 250 * time.Millisecond
-	pingAgain = 500 * time.Millisecond
+	// farLonger times as long as the slowest answer so far, and shortSilence at the least, is dead.
+	pingAfter = 500 * time.Millisecond
 	farLonger = 4
 	// flow is how many bytes show that a peer sends more than signs of life.
 	flow = 64 << 10
@@ -111,17 +109,14 @@ func (p *Participant) listen(
 	if bytes != s.bytes {
 		if !s.unanswered.IsZero() {
 			lag := now.Sub(s.unanswered)
-			s.lag, s.unanswered = max(lag, s.lag-s.lag/8), time.Time{}
-			p.took(lag)
+			s.lag, p.lag, s.unanswered = max(lag, s.lag-s.lag/8), max(lag, p.lag-p.lag/32), time.Time{}
 		}
 		s.bytes, s.heard = bytes, now
 	}
 	if bytes-s.mark >= flow {
 		s.mark, s.flowed = bytes, now
 	}
-	rarely := p.cfg.PeerSilence / 4
-	every = min(every, rarely)
-	if now.Sub(s.heard) > every && now.Sub(s.pinged) > max(every, min(pingAgain, rarely)) {
+	if every = min(every, p.cfg.PeerSilence/4); now.Sub(s.heard) > every && now.Sub(s.pinged) > every {
 		s.pinged = now
 		if s.unanswered.IsZero() {
 			s.unanswered = now
@@ -129,9 +124,6 @@ func (p *Participant) listen(
 		p.out.Pings = append(p.out.Pings, id)
 	}
 }
-
-// took notes how long a peer took to answer.
-func (p *Participant) took(lag time.Duration) { p.lag = max(lag, p.lag-p.lag/32) }
 
 // ignoresPings reports whether a peer has not answered for much longer than it and others took so far. Where machines
 // are slow, answers are, and so is this.

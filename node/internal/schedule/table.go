@@ -120,7 +120,7 @@ func (t *Table) Report(now time.Time, id peer.ID, r Report) error {
 			return err
 		}
 	}
-	p.heard, p.lost, p.buried = now, false, false
+	p.heard, p.lost = now, false
 	t.apply(p, r)
 	t.plan()
 	return nil
@@ -148,7 +148,6 @@ func (t *Table) Tick(now time.Time) {
 	}
 	t.ticked = now
 	for _, p := range slices.Clone(t.active) {
-		t.bury(p)
 		for _, l := range slices.Clone(p.runs) {
 			switch {
 			case now.After(l.expires):

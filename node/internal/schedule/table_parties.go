@@ -2,7 +2,6 @@ package schedule
 
 import (
 	"hash/fnv"
-	"maps"
 	"slices"
 	"time"
 
@@ -41,8 +40,6 @@ type party struct {
 	// accusers are those, and when.
 	sidelined time.Time
 	accusers  map[peer.ID]time.Time
-	buried    bool // it was given up, and has not reported since
-	diverted  set  // chunks that it was told to ask one for who was given up, and nobody else yet
 	window    span // of one that holds few chunks at a time
 }
 
@@ -146,12 +143,6 @@ func (t *Table) remove(id peer.ID) {
 	}
 	t.releaseLeases(p)
 	t.leaveGroup(p)
-	t.vacateAll(p)
-	p.group = nil
-}
-
-// vacateAll takes all chunks of which p is the home away from it.
-func (t *Table) vacateAll(p *party) {
 	var homes []int
 	for i, home := range p.group.homes {
 		if home == p {
@@ -162,76 +153,35 @@ func (t *Table) vacateAll(p *party) {
 	for _, i := range homes {
 		t.vacate(p.group, i)
 	}
+	p.group = nil
 }
 
 // accuse sidelines p once a quarter of the participants, and more than one where there are more, got nothing from it:
-// one alone may itself be the slow one, or not tell the truth. Of one that says nothing itself a quarter of those who
-// may wait for it is enough.
+// one alone may itself be the slow one, or not tell the truth. Of one that says nothing itself two are enough. Its
+// leases end by themselves (Tick).
 func (t *Table) accuse(p *party, by peer.ID) {
 	if p.accusers == nil {
 		p.accusers = map[peer.ID]time.Time{}
 	}
 	p.accusers[by] = t.now
-	if t.accused(p) {
+	for accuser, at := range p.accusers {
+		if t.now.Sub(at) > penalty {
+			delete(p.accusers, accuser)
+		}
+	}
+	few := max(min(2, len(t.active)-1), 1)
+	if len(p.accusers) >= max(few, len(t.active)/4) || len(p.accusers) >= few && t.mute(p) {
 		p.sidelined = t.now.Add(penalty)
-		t.bury(p)
-	}
-}
-
-// accused reports whether those are enough who got nothing from p of late.
-func (t *Table) accused(p *party) bool {
-	maps.DeleteFunc(p.accusers, func(_ peer.ID, at time.Time) bool { return t.now.Sub(at) > penalty })
-	all := len(t.active)
-	if t.mute(p) {
-		all = min(all, len(p.accusers)+p.serving)
-	}
-	return len(p.accusers) >= max(min(2, len(t.active)-1), 1, all/4)
-}
-
-// bury gives up one that others accuse and that says nothing itself: its leases end, and who waits for it asks another.
-// It is leased nothing before it has said something.
-func (t *Table) bury(p *party) {
-	if p.buried || p.group == nil || !t.mute(p) || !t.accused(p) {
-		return
-	}
-	p.buried = true
-	p.lost = p.lost || len(p.runs) > 0
-	t.releaseLeases(p)
-	t.vacateAll(p)
-	for _, q := range t.active {
-		t.divert(q, p)
 	}
 }
 
 // muteAfter is for how long one that others accuse says nothing itself before it counts as dead. Who reads or gets
-// chunks says so several times a second. What it says may stand behind bulk on a full link, but then bulk comes from
-// it, and nobody accuses it.
-const muteAfter = 1500 * time.Millisecond
+// chunks says so several times a second, but what it says may stand behind bulk on a full link for seconds.
+const muteAfter = 5 * time.Second
 
 // mute reports whether p has said nothing for a while, though it has something to say.
 func (t *Table) mute(p *party) bool {
 	// Where this node itself stood still, what was said meanwhile waits to be taken in.
 	stood := !t.ticked.IsZero() && t.now.Sub(t.ticked) > 2*tickEvery
 	return !p.complete && !stood && t.now.Sub(p.heard) > muteAfter
-}
-
-// divert has q ask others for what it was told to ask p for.
-func (t *Table) divert(q, p *party) {
-	for _, i := range slices.Sorted(maps.Keys(q.supplier)) {
-		if q.supplier[i] != p {
-			continue
-		}
-		q.told.remove(i)
-		q.direct.remove(i)
-		q.diverted.add(i)
-		t.unserve(q, i)
-		if q.group.homes[i] == q { // others wait for it in turn
-			if src, _ := t.supplier(q.group, q, i); src != nil {
-				t.assign(q, i, src, true)
-			} else {
-				t.vacate(q.group, i)
-			}
-		}
-	}
-	t.refill(q)
 }

@@ -109,9 +109,8 @@ func (t *Table) assign(p *party, i int, from *party, home bool) {
 	from.served++
 	o := t.tell(p)
 	o.Chunks = append(o.Chunks, Assignment{
-		Claim: t.chunks[i].claim, From: from.id, Home: home, Held: from.have.has(i), Instead: p.diverted.has(i),
+		Claim: t.chunks[i].claim, From: from.id, Home: home, Held: from.have.has(i),
 	})
-	p.diverted.remove(i)
 }
 
 // unserve: p does not wait for chunk i of anyone any more.

@@ -44,8 +44,6 @@ type Assignment struct {
 	Home bool
 	// Held: From has the chunk already. Otherwise it is about to get it, and answers then.
 	Held bool
-	// Instead: whom the participant was told to ask before has been given up.
-	Instead bool
 }
 
 // Orders are what a participant is told. Orders accumulate: later ones add to earlier ones, and a later Assignment of a

@@ -203,8 +203,6 @@ type (
 		From  uint32 `cbor:"2,keyasint,omitempty"` // index into Peers
 		Home  bool   `cbor:"3,keyasint,omitempty"`
 		Held  bool   `cbor:"4,keyasint,omitempty"`
-		// Instead: see schedule.Assignment.
-		Instead bool `cbor:"5,keyasint,omitempty"`
 	}
 	orders struct {
 		Size     int64        `cbor:"1,keyasint,omitempty"`
@@ -462,7 +460,6 @@ func toOrders(o schedule.Orders) []orders {
 		for _, a := range page(&o.Chunks) {
 			f.Chunks = append(f.Chunks, assignment{
 				Claim: toClaim(&peers, a.Claim), From: peers.num(a.From), Home: a.Home, Held: a.Held,
-				Instead: a.Instead,
 			})
 		}
 		f.Peers = peers.list
@@ -486,8 +483,7 @@ func (f *orders) decode() (schedule.Orders, error) {
 		if err != nil {
 			return o, err
 		}
-		o.Chunks = append(o.Chunks, schedule.Assignment{Claim: c, From: from, Home: a.Home, Held: a.Held,
-			Instead: a.Instead})
+		o.Chunks = append(o.Chunks, schedule.Assignment{Claim: c, From: from, Home: a.Home, Held: a.Held})
 	}
 	return o, nil
 }
