@@ -153,6 +153,9 @@ func (t *Table) Tick(now time.Time) {
 			case now.After(l.expires):
 				p.lost = true
 				t.fail(p, Failure{Run: l.run, Trouble: Transient})
+				if len(t.active) == 1 { // nobody does better meanwhile, and to despair would end what still comes
+					p.barred = time.Time{}
+				}
 			case t.drips(p, l):
 				t.fail(p, Failure{Run: l.run, Trouble: Transient})
 				p.barred = now.Add(slowPenalties * penalty) // it would only hold up the others again

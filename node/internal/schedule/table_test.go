@@ -748,6 +748,29 @@ func TestHopelessIsSaidAtOnce(t *testing.T) {
 }
 
 // What upstream refuses one it may give to a caller who has come to another, of whom that one has yet to tell.
+func TestDespair_NotOfOneThatIsAloneAndSlow(t *testing.T) {
+	t.Parallel()
+	table := New(Config{})
+	table.Open(epoch)
+	size := Report{Size: 8 * content.ChunkSize}
+	require.NoError(t, table.Join(epoch, "alone", Join{Upstream: true, Whole: true, Report: size}))
+	now := epoch.Add(table.cfg.LeaseTimeout + time.Second)
+	table.Tick(now)
+	require.Zero(t, table.leased)
+	leases := 0
+	take := func() {
+		table.Take(func(_ peer.ID, o Orders) {
+			require.False(t, o.Hopeless)
+			leases += len(o.Leases)
+		})
+	}
+	take()
+	leases = 0
+	require.NoError(t, table.Report(now, "alone", Report{Claims: []Claim{{Sum: sum(0), By: "alone"}}}))
+	take()
+	require.Positive(t, leases, "it reads on")
+}
+
 func TestDespair_WhereUpstreamRefusesSeveralAnotherCallerIsAwaitedForAMoment(t *testing.T) {
 	t.Parallel()
 	refusal := Report{Failed: []Failure{{Run: Run{Count: 1}, Trouble: Refused}}}
