@@ -413,7 +413,7 @@ func TestModel_AnAgentThatIsKilledInMidDownloadCostsItsClientNothing(t *testing.
 	}
 	eventually(t, startTimeout, func() error {
 		for i := range came {
-			if n := came[i].Load(); n < stopsAfter/2 {
+			if n := came[i].Load(); n < stopsAfter/4 { // the rest may be of later parts of the file
 				return fmt.Errorf("client %d has %d bytes", i, n)
 			}
 		}
