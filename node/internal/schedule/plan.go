@@ -137,9 +137,12 @@ func (t *Table) give(g *group, p *party) bool {
 		case src != nil:
 			// As with runs from upstream: an equal share of a quarter of what is left.
 			if p.bringing.size >= t.per*max(min(g.ready.size/(4*t.per*len(g.parties)), t.cfg.Window), fewBrought) {
-				// The way to the others may be slow, and upstream's is free.
+				if src.zone == p.zone || !fresh {
+					return false
+				}
+				// The way to another zone may be slow, and upstream's is free.
 				i, ok = t.nextFresh(p, i+1)
-				return ok && fresh && !t.betterHome(g, p, i) && t.leaseFrom(g, p, i)
+				return ok && !t.betterHome(g, p, i) && t.leaseFrom(g, p, i)
 			}
 			t.setHome(g, i, p)
 			p.direct.remove(i)
