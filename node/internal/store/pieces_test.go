@@ -257,18 +257,25 @@ func reads(of string) (k disk, begun <-chan struct{}, goOn chan<- struct{}) {
 	}}, b, g
 }
 
+// openWithoutPieces opens a store that holds a blob whose map knows no pieces, on such a disk.
+func openWithoutPieces(t *testing.T) (s *Store, b sample, file string, begun <-chan struct{}, goOn chan<- struct{}) {
+	t.Helper()
+	path, b := t.TempDir(), newSample(1, 2*chunkSize+5)
+	file = leftWithoutPieces(t, path, b)
+	k, begun, goOn := reads(b.digest.Encoded())
+	s, err := openWith(t.Context(), quiet(Options{Path: path}), k)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Close() })
+	return s, b, file, begun, goOn
+}
+
 // free lets whoever asks have anything read.
 func free(context.Context, int64) error { return nil }
 
 // Whoever asks waits for a few seconds, and a blob may take longer. The next would have the same read again.
 func TestPieces_ABlobIsReadForThemOnceAndPaidForByWhoCameFirst(t *testing.T) {
 	t.Parallel()
-	path, b := t.TempDir(), newSample(1, 2*chunkSize+5)
-	file := leftWithoutPieces(t, path, b)
-	k, begun, goOn := reads(b.digest.Encoded())
-	s, err := openWith(t.Context(), quiet(Options{Path: path}), k)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = s.Close() })
+	s, b, file, begun, goOn := openWithoutPieces(t)
 	release := sync.OnceFunc(func() { close(goOn) })
 	t.Cleanup(release)
 	var paid atomic.Int64
@@ -289,7 +296,7 @@ func TestPieces_ABlobIsReadForThemOnceAndPaidForByWhoCameFirst(t *testing.T) {
 	joined := ask(t.Context())
 	leave()
 	require.ErrorIs(t, <-first, context.Canceled)
-	_, err = s.PieceMap(ctx, b.digest, func(context.Context, int64) error { return errors.New("he is to pay") })
+	_, err := s.PieceMap(ctx, b.digest, func(context.Context, int64) error { return errors.New("he is to pay") })
 	require.ErrorIs(t, err, context.Canceled, "who only joins pays nothing")
 	release()
 	require.NoError(t, <-joined)
@@ -325,12 +332,7 @@ func TestPieces_WhoMayNotHaveABlobReadKeepsNobodyElseFromIt(t *testing.T) {
 // To pay is to wait for a turn, and another who asks may have it sooner.
 func TestPieces_WhoPaysWhileAnotherHasABlobReadHasItReadNoMore(t *testing.T) {
 	t.Parallel()
-	path, b := t.TempDir(), newSample(1, 2*chunkSize+5)
-	leftWithoutPieces(t, path, b)
-	k, begun, goOn := reads(b.digest.Encoded())
-	s, err := openWith(t.Context(), quiet(Options{Path: path}), k)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = s.Close() })
+	s, b, _, begun, goOn := openWithoutPieces(t)
 	close(goOn)
 	m, err := s.PieceMap(t.Context(), b.digest, func(context.Context, int64) error {
 		_, err := s.PieceMap(t.Context(), b.digest, free)
@@ -348,12 +350,7 @@ func TestChunkMap_OfADamagedMapTheBlobIsReadOnceForAll(t *testing.T) {
 }
 
 func testDamagedMap(t *testing.T) {
-	path, b := t.TempDir(), newSample(1, 2*chunkSize+5)
-	file := leftWithoutPieces(t, path, b)
-	k, begun, goOn := reads(b.digest.Encoded())
-	s, err := openWith(t.Context(), quiet(Options{Path: path}), k)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = s.Close() })
+	s, b, file, begun, goOn := openWithoutPieces(t)
 	require.NoError(t, os.WriteFile(file, []byte("damaged"), 0o600))
 	const many = 4
 	answers := make(chan error, many)

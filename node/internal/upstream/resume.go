@@ -355,9 +355,7 @@ func (c *Client) readAgain(ctx context.Context, call call) (*http.Response, []by
 		if err == nil || breaks == maxBreaks || errors.Is(err, room.ErrTooLong) || !brokenOff(ctx, err) {
 			return resp, data, err
 		}
-		select {
-		case <-time.After(backoff(breaks)):
-		case <-ctx.Done():
+		if !content.Sleep(ctx, backoff(breaks)) {
 			return nil, nil, err
 		}
 	}

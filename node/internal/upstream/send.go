@@ -140,12 +140,10 @@ func (c *Client) throttled(ctx context.Context, reg *registry, call call) error 
 		again.Op, again.RetryAfter = call.method+" of "+call.repo.String()+": as a moment ago", left
 		return &again
 	}
-	select {
-	case <-time.After(left):
-		return nil
-	case <-ctx.Done():
+	if !content.Sleep(ctx, left) {
 		return fmt.Errorf("%s of %s: %w: %w", call.method, call.repo, content.ErrUnavailable, context.Cause(ctx))
 	}
+	return nil
 }
 
 // throttle is a registry's wish to be asked later.
@@ -190,10 +188,8 @@ func (c *Client) retry(ctx context.Context, reg *registry,
 		c.metrics.retries.WithLabelValues(c.metrics.label(reg.name)).Inc()
 		c.log.Debug("upstream is asked again", "registry", reg.name, "round", round+1, "pause", pause, "cause",
 			fails.err)
-		select {
-		case <-ctx.Done():
+		if !content.Sleep(ctx, pause) {
 			return nil, fmt.Errorf("%w: %w", fails.err, context.Cause(ctx))
-		case <-time.After(pause):
 		}
 	}
 }
