@@ -92,3 +92,41 @@ func (t *Table) front(q *party) int {
 	}
 	return q.window.reach
 }
+
+// arrears is what others wait for that a participant has. One that is ahead of the others begins an image's next layers
+// alone. It would read all of them, and everyone would wait for its link, while the others' links and upstream's are
+// idle. So it is leased no more until it has sent most of that.
+type arrears struct {
+	chunks int // as it has told
+	joined time.Time
+	since  time.Time     // since when they are many; zero: they are not
+	waited time.Duration // for how long they have been before
+}
+
+const (
+	// mostDue is how many leaves of arrears are no reason to wait.
+	mostDue = 16
+	// dueFor is for how long what a participant has told of them counts. One that waits may have nothing to report.
+	dueFor = time.Second
+)
+
+// owes notes how many chunks p has that others wait for.
+func (t *Table) owes(p *party, chunks int) {
+	d := &p.due
+	if d.joined.IsZero() {
+		d.joined = t.now
+	}
+	if !d.since.IsZero() {
+		d.waited += min(t.now.Sub(d.since), dueFor)
+	}
+	if d.chunks, d.since = chunks, (time.Time{}); chunks > t.per*mostDue {
+		d.since = t.now
+	}
+}
+
+// yields reports whether p is to send what it has before it reads more. Like those that others wait for, one that sends
+// to slow peers becomes no more than half as slow by it.
+func (t *Table) yields(p *party) bool {
+	d := &p.due
+	return !d.since.IsZero() && t.now.Sub(d.since) < dueFor && d.waited < paceFor+t.now.Sub(d.joined)/2
+}

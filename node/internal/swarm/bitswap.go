@@ -29,9 +29,9 @@ const (
 	sendTimeout = 5 * time.Second
 	// senderIdle is for how long a stream for wants stays open without use.
 	senderIdle = 30 * time.Second
-	// outstandingPerPeer is how many bytes of blocks the server has under way to one peer at a time: one block, so that
-	// what is more urgent overtakes the rest, and orders do not wait behind it.
-	outstandingPerPeer = 1 << 20
+	// outstandingPerPeer is how many bytes of blocks the server has under way to one peer at a time: one block, be it a
+	// piece or a leaf, so that what is more urgent overtakes the rest, and orders do not wait behind it.
+	outstandingPerPeer = 256 << 10
 	// wantsPerPeer is how many wants of one peer the server keeps. Beyond it the server drops wants without a word, and
 	// the urgent ones first. A peer has up to 32 under way of each blob that it fetches.
 	wantsPerPeer = 4096
