@@ -40,6 +40,11 @@ type cache struct {
 
 func (c cache) Held(d digest.Digest) (content.Reader, error) { return c.store.Get(d) }
 
+func (c cache) Has(d digest.Digest) (size int64, ok bool) {
+	info, err := c.store.Stat(d)
+	return info.Size, err == nil
+}
+
 func (c cache) FromPeers(ctx context.Context, d digest.Digest) (content.Reader, error) {
 	return c.fetcher().Open(ctx, content.Request{Digest: d})
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/fetch"
 	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/policy"
+	"github.com/shoal-cache/shoal/node/internal/store"
 )
 
 // held is a cache of nothing.
@@ -29,6 +31,7 @@ func (f front) Doubted(content.Request) bool    { return false }
 type nothing struct{}
 
 func (nothing) Held(digest.Digest) (content.Reader, error) { return nil, content.ErrNotFound }
+func (nothing) Has(digest.Digest) (int64, bool)            { return 0, false }
 func (nothing) FromPeers(context.Context, digest.Digest) (content.Reader, error) {
 	return nil, content.ErrNotFound
 }
@@ -91,4 +94,31 @@ func TestSources_OnlyTheHubItselfHasItsFrontForAProof(t *testing.T) {
 	known := file("files.test", "https:public/a.bin")
 	s.Prove(known)
 	require.True(t, s.Proved(known), "what it has proved counts")
+}
+
+// Each node that learns of a manifest asks others about all that it lists.
+func TestTestify_WhatOtherNodesAskAboutIsEvictedAsIfNobodyHadAsked(t *testing.T) {
+	t.Parallel()
+	held, err := store.Open(t.Context(), store.Options{
+		Path: t.TempDir(), Limits: store.Limits{Capacity: 3 << 20, High: 1, Low: 1},
+	})
+	require.NoError(t, err)
+	defer held.Close()
+	g, err := gate.New(gate.Options{Cache: cache{store: held}})
+	require.NoError(t, err)
+	defer g.Close()
+	put := func(fill byte) digest.Digest {
+		data := bytes.Repeat([]byte{fill}, 1<<20)
+		require.NoError(t, held.Put(t.Context(), digest.FromBytes(data), bytes.NewReader(data), 1<<20))
+		return digest.FromBytes(data)
+	}
+	oldest, next := put(1), put(2)
+	put(3)
+	testimony := g.Testify("oci registry.test/app", []digest.Digest{oldest})
+	require.Equal(t, []digest.Digest{oldest}, testimony.Held)
+	put(4)
+	_, err = held.Stat(oldest)
+	require.ErrorIs(t, err, content.ErrNotFound, "the oldest makes room")
+	_, err = held.Stat(next)
+	require.NoError(t, err)
 }

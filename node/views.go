@@ -181,11 +181,8 @@ func repositoryName(r content.Repository) string {
 // contents is what this node has, for the view of an image.
 func (n *node) contents() admin.Contents {
 	return admin.Contents{
-		Tag: n.tags.Own,
-		Held: func(d digest.Digest) (int64, bool) {
-			info, err := n.store.Stat(d)
-			return info.Size, err == nil
-		},
+		Tag:  n.tags.Own,
+		Held: cache{store: n.store}.Has,
 		Read: func(d digest.Digest) ([]byte, error) {
 			b, err := n.store.Get(d)
 			if err != nil {

@@ -107,6 +107,9 @@ type Upstream interface {
 type Cache interface {
 	// Held opens content that this node holds whole. It fails with content.ErrNotFound for other content.
 	Held(d digest.Digest) (content.Reader, error)
+	// Has is the size of content that this node holds whole. To open content is a use of it, which keeps it from
+	// eviction. To ask for its size is none.
+	Has(d digest.Digest) (size int64, ok bool)
 	// FromPeers opens content that other nodes hold. It asks no source. It fails with content.ErrNotFound where no node
 	// has it.
 	FromPeers(ctx context.Context, d digest.Digest) (content.Reader, error)
@@ -327,9 +330,8 @@ func (g *Gate) makeSure(ctx context.Context, rule policy.Rule, req Request) erro
 // size is how long the content is, by what this node holds, or else by a manifest of the source, which may be wrong. 0:
 // not known.
 func (g *Gate) size(req Request) (n int64, held bool) {
-	if r, err := g.opts.Cache.Held(req.Digest); err == nil {
-		defer func() { _ = r.Close() }()
-		return r.Size(), true
+	if n, held = g.opts.Cache.Has(req.Digest); held {
+		return n, true
 	}
 	n, _ = g.claimed.Get(req.Source.Owner(), g.thing(req.Source, req.Digest))
 	return n, false

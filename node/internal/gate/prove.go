@@ -398,8 +398,7 @@ func (g *Gate) Testify(source Source, contents []digest.Digest) Testimony {
 		if g.proved(source, d) {
 			t.Proven = append(t.Proven, d)
 		}
-		if r, err := g.opts.Cache.Held(d); err == nil {
-			_ = r.Close()
+		if _, held := g.opts.Cache.Has(d); held {
 			t.Held = append(t.Held, d)
 		}
 	}

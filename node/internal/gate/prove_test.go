@@ -33,6 +33,7 @@ func (c cache) Held(d digest.Digest) (content.Reader, error) {
 	return c, nil
 }
 
+func (c cache) Has(d digest.Digest) (int64, bool) { return c.Size(), d == digest.FromBytes(c) }
 func (c cache) FromPeers(context.Context, digest.Digest) (content.Reader, error) {
 	return nil, content.ErrNotFound
 }
@@ -463,6 +464,7 @@ func TestGate_TestifiesToWhatItHasSeenItselfAlsoAfterARestart(t *testing.T) {
 type elsewhere struct{ content.Reader }
 
 func (elsewhere) Held(digest.Digest) (content.Reader, error) { return nil, content.ErrNotFound }
+func (elsewhere) Has(digest.Digest) (int64, bool)            { return 0, false }
 func (e elsewhere) FromPeers(ctx context.Context, _ digest.Digest) (content.Reader, error) {
 	if e.Reader == nil {
 		<-ctx.Done()

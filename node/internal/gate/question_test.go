@@ -23,6 +23,7 @@ import (
 type nothing struct{}
 
 func (nothing) Held(digest.Digest) (content.Reader, error) { return nil, content.ErrNotFound }
+func (nothing) Has(digest.Digest) (int64, bool)            { return 0, false }
 func (nothing) FromPeers(context.Context, digest.Digest) (content.Reader, error) {
 	return nil, content.ErrNotFound
 }

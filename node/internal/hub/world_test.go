@@ -67,6 +67,11 @@ func (k keptBlobs) Held(d digest.Digest) (content.Reader, error) {
 	return blob, nil
 }
 
+func (k keptBlobs) Has(d digest.Digest) (int64, bool) {
+	info, err := k.a.store.Stat(d)
+	return info.Size, err == nil
+}
+
 func (k keptBlobs) FromPeers(context.Context, digest.Digest) (content.Reader, error) {
 	return nil, content.ErrNotFound
 }

@@ -116,7 +116,7 @@ func (f *fetcher) get(ctx context.Context, req content.Request) ([]byte, error) 
 	return data, nil
 }
 
-// Held and FromPeers make it a gate.Cache.
+// Held, Has and FromPeers make it a gate.Cache.
 func (f *fetcher) Held(d digest.Digest) (content.Reader, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -124,6 +124,13 @@ func (f *fetcher) Held(d digest.Digest) (content.Reader, error) {
 		return held(data), nil
 	}
 	return nil, content.ErrNotFound
+}
+
+func (f *fetcher) Has(d digest.Digest) (int64, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	data, ok := f.held[d]
+	return int64(len(data)), ok
 }
 
 func (f *fetcher) FromPeers(_ context.Context, d digest.Digest) (content.Reader, error) {
