@@ -72,6 +72,9 @@ func private(ip netip.Addr) bool {
 	return ip.IsPrivate() || shared.Contains(ip)
 }
 
+// Inner reports whether an address is one of the network around, or of the machine itself.
+func Inner(ip netip.Addr) bool { return private(ip) || refused(ip) != "" }
+
 // Dialer dials where registries may be asked. What it is given are the addresses that names resolve to, at the moment
 // of the dial, so a name whose address changes does not pass.
 type Dialer struct {

@@ -29,7 +29,8 @@ type routes struct {
 type route struct {
 	upstream Upstream
 	client   *http.Client
-	registry *registry // nil: the registries that are not listed
+	away     *http.Client // of the registries that are not listed: see registry.away
+	registry *registry    // nil: the registries that are not listed
 }
 
 // registry is where one registry is reached.
@@ -37,6 +38,8 @@ type registry struct {
 	name      string
 	endpoints []*endpoint
 	client    *http.Client
+	// away is what follows a redirect to elsewhere, unless the registry itself is in the network around. nil: client.
+	away *http.Client
 	// namespaced requests carry the query parameter ns, because the endpoints serve more than one registry.
 	namespaced bool
 	listed     bool // an entry of the configuration names it
@@ -92,8 +95,13 @@ func (c *Client) newRoutes(ups []Upstream) (*routes, error) {
 		}
 		next.clients = append(next.clients, client)
 		if name == "" {
+			away, err := c.awayClient(u)
+			if err != nil {
+				return route{}, err
+			}
+			next.clients = append(next.clients, away)
 			_, err = u.URLs()
-			return route{upstream: u, client: client}, err
+			return route{upstream: u, client: client, away: away}, err
 		}
 		reg, err := newRegistry(name, u, client)
 		if err != nil {
@@ -124,6 +132,7 @@ func (c *Client) registry(name string) (*registry, error) {
 	}
 	reg.namespaced = len(to.upstream.Endpoints) > 0
 	if !reg.namespaced { // where the configuration says how all are reached, that holds
+		reg.away = to.away
 		reg = c.mirrored(reg, before, now)
 	}
 	table.unlisted.Add(name, reg)
@@ -183,6 +192,18 @@ func (c *Client) newClient(u Upstream) (*http.Client, error) {
 			d.Name(at)
 		}
 	}
+	return c.dialling(d, u)
+}
+
+// awayClient makes that for what registries redirect to that are not listed. Whoever has one chooses where it leads,
+// and gets what is there without a word about its digest, where he asks for a part.
+func (c *Client) awayClient(u Upstream) (*http.Client, error) {
+	d := c.newDialer()
+	d.Outward = true
+	return c.dialling(d, u)
+}
+
+func (c *Client) dialling(d *registries.Dialer, u Upstream) (*http.Client, error) {
 	transport, err := registries.NewTransport(u, c.baseTransport(d), c.log)
 	if err != nil {
 		return nil, err

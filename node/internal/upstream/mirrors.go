@@ -36,6 +36,7 @@ const mirrorsFor = 30 * time.Second
 type mirror struct {
 	Mirror
 	client *http.Client
+	away   *http.Client // see registry.away
 }
 
 // mirrored puts the mirrors of the registry before its endpoints. What it knew of them stays where they are as before.
@@ -57,14 +58,15 @@ func (c *Client) mirrored(reg *registry, before *registry, now time.Time) *regis
 	own := reg.endpoints
 	reg.endpoints = nil
 	for _, m := range mirrors {
-		client, err := c.mirrorClient(m)
+		config, err := m.tls()
 		if err != nil {
 			c.log.Warn("a mirror cannot be asked", "registry", reg.name, "mirror", m.URL, "error", err)
 			continue
 		}
-		ep := &endpoint{base: m.URL, mirror: &mirror{m, client}}
+		ep := &endpoint{base: m.URL, mirror: &mirror{Mirror: m, client: c.mirrorClient(m, config, false)}}
 		if m.Self && m.URL == nil {
 			ep.base = own[0].base.JoinPath("/v2")
+			ep.mirror.away = c.mirrorClient(m, config, true)
 		}
 		reg.endpoints = append(reg.endpoints, ep)
 	}
@@ -74,8 +76,8 @@ func (c *Client) mirrored(reg *registry, before *registry, now time.Time) *regis
 	return reg
 }
 
-// mirrorClient is a client with the mirror's own TLS settings.
-func (c *Client) mirrorClient(m Mirror) (*http.Client, error) {
+// tls are the mirror's own TLS settings.
+func (m Mirror) tls() (*tls.Config, error) {
 	config := &tls.Config{
 		InsecureSkipVerify: m.SkipVerify, //nolint:gosec // the administrator asked for it, for this host
 		MinVersion:         tls.VersionTLS12,
@@ -97,13 +99,19 @@ func (c *Client) mirrorClient(m Mirror) (*http.Client, error) {
 		}
 		config.Certificates = append(config.Certificates, cert)
 	}
+	return config, nil
+}
+
+// mirrorClient is a client with such settings. outward: it asks nobody in private networks.
+func (c *Client) mirrorClient(m Mirror, config *tls.Config, outward bool) *http.Client {
 	d := c.newDialer()
+	d.Outward = outward
 	if m.URL != nil {
 		d.Name(m.URL)
 	}
 	transport := c.baseTransport(d)
-	transport.TLSClientConfig = config
-	return c.newHTTPClient(d, transport), nil
+	transport.TLSClientConfig = config.Clone()
+	return c.newHTTPClient(d, transport)
 }
 
 // serves reports whether the endpoint may be asked what the call asks.
@@ -136,10 +144,10 @@ func (ep *endpoint) dress(req *http.Request) {
 	}
 }
 
-// client is what the endpoint is asked with.
-func (ep *endpoint) client(reg *registry) *http.Client {
+// clients are what the endpoint is asked with, and what follows a redirect to elsewhere; see registry.away.
+func (ep *endpoint) clients(reg *registry) (own, away *http.Client) {
 	if ep.mirror != nil {
-		return ep.mirror.client
+		return ep.mirror.client, ep.mirror.away
 	}
-	return reg.client
+	return reg.client, reg.away
 }

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptrace"
+	"net/netip"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"github.com/shoal-cache/shoal/api/registries"
@@ -32,6 +35,7 @@ var errRedirects = fmt.Errorf("redirects that lead nowhere: %w", content.ErrBadA
 type redirect struct {
 	blob    blob
 	to      *url.URL
+	by      *http.Client // what it was asked with
 	expires time.Time
 }
 
@@ -74,7 +78,7 @@ func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call c
 	key := c.key(origin.String(), call.authorization)
 	if call.remember {
 		if r, ok := c.redirects.Get(key); ok && time.Now().Before(r.expires) {
-			resp, err := c.hop(ctx, reg, ep, call, r.to, false)
+			resp, err := c.hop(ctx, reg, ep, call, r.to, r.by, false)
 			if err == nil && success(resp) {
 				return resp, nil
 			}
@@ -84,50 +88,82 @@ func (c *Client) follow(ctx context.Context, reg *registry, ep *endpoint, call c
 			c.redirects.Remove(key) // expired, as a rule: ask the registry for a new one
 		}
 	}
-	resp, at, home, err := c.walk(ctx, reg, ep, call, origin, origin)
+	last, err := c.walk(ctx, reg, ep, call, origin, origin)
 	switch {
 	case err != nil:
 		return nil, err
-	case !success(resp):
-		return nil, refusal(resp, !home)
+	case !success(last.resp):
+		return nil, refusal(last.resp, !last.home)
 	}
 	if call.authorization != "" {
 		c.accepted.Add(c.key(call.authorization), struct{}{})
 	}
-	if call.remember && !home && len(at.String()) <= maxRemembered {
-		c.redirects.Add(key, redirect{blob: call.blob(), to: at, expires: time.Now().Add(redirectTTL)})
+	if call.remember && !last.home && len(last.at.String()) <= maxRemembered {
+		c.redirects.Add(key, redirect{blob: call.blob(), to: last.at, by: last.by,
+			expires: time.Now().Add(redirectTTL)})
 	}
-	return resp, nil
+	return last.resp, nil
 }
 
-// walk sends the call to a place, and after it to wherever that redirects, until an answer is none. It tells where that
-// was, and whether it never left the endpoint's own origin: where it did, credentials stay behind, also if it leads
-// back.
-func (c *Client) walk(ctx context.Context, reg *registry, ep *endpoint, call call, at, origin *url.URL) (
-	resp *http.Response, last *url.URL, home bool, err error) {
-	home = true
+// hopped is an answer, and where it came from.
+type hopped struct {
+	resp *http.Response
+	at   *url.URL
+	by   *http.Client
+	home bool // the call never left the endpoint's own origin
+}
+
+// walk sends the call to a place, and after it to wherever that redirects, until an answer is none. Where it leaves
+// the endpoint's own origin credentials stay behind, also if it leads back; and it leads into no private network from
+// a registry that is outside and that nobody has listed. A file of a hub has rules of its own for that.
+func (c *Client) walk(
+	ctx context.Context, reg *registry, ep *endpoint, call call, at, origin *url.URL,
+) (hopped, error) {
+	own, away := ep.clients(reg)
+	last := hopped{at: at, by: own, home: true}
+	var inner atomic.Bool
 	for range maxHops {
-		home = home && registries.SameOrigin(at, origin)
-		resp, err = c.hop(ctx, reg, ep, call, at, home)
-		if err != nil && !home {
+		last.home = last.home && registries.SameOrigin(last.at, origin)
+		hopping := ctx
+		switch {
+		case last.home && away != nil:
+			hopping = c.noteInner(ctx, last.at, &inner)
+		case away != nil && call.file == "" && !inner.Load():
+			last.by = away
+		}
+		var err error
+		last.resp, err = c.hop(hopping, reg, ep, call, last.at, last.by, last.home)
+		if err != nil && !last.home {
 			err = fmt.Errorf("%w: %w", errElsewhere, err)
 		}
-		if err != nil || !redirects(resp) {
-			return resp, at, home, err
+		if err != nil || !redirects(last.resp) {
+			return last, err
 		}
-		discard(resp.Body)
-		next, err := resp.Location()
+		discard(last.resp.Body)
+		next, err := last.resp.Location()
 		if err != nil {
-			return nil, at, true, fmt.Errorf("%s: answered %d: %w: %w", describe(resp.Request), resp.StatusCode,
+			return hopped{}, fmt.Errorf("%s: answered %d: %w: %w", describe(last.resp.Request), last.resp.StatusCode,
 				errRedirects, err)
 		}
 		if next.Scheme != "http" && next.Scheme != "https" || next.Host == "" {
-			return nil, at, true, fmt.Errorf("%s: %w: to scheme %q", describe(resp.Request), errRedirects, next.Scheme)
+			return hopped{}, fmt.Errorf("%s: %w: to scheme %q", describe(last.resp.Request), errRedirects, next.Scheme)
 		}
-		at = next
+		last.at = next
 	}
-	return nil, at, true, fmt.Errorf("%s %s: %w: each of %d answers is another, the last one to %s", call.method,
-		place(origin), errRedirects, maxHops, place(at))
+	return hopped{}, fmt.Errorf("%s %s: %w: each of %d answers is another, the last one to %s", call.method,
+		place(origin), errRedirects, maxHops, place(last.at))
+}
+
+// noteInner has a request to a place note whether its connection is to the network around. Where a proxy made it that
+// is not known.
+func (c *Client) noteInner(ctx context.Context, at *url.URL, inner *atomic.Bool) context.Context {
+	if proxy, err := c.opts.Proxy(&http.Request{URL: at}); proxy != nil || err != nil {
+		return ctx
+	}
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) {
+		to, err := netip.ParseAddrPort(got.Conn.RemoteAddr().String())
+		inner.Store(err == nil && registries.Inner(to.Addr()))
+	}})
 }
 
 // located sends the call to where its file lies for the moment, and asks anew for that place where it does not serve
@@ -142,19 +178,19 @@ func (c *Client) located(ctx context.Context, reg *registry, ep *endpoint, call 
 		if at == nil || err != nil {
 			return nil, err
 		}
-		resp, _, home, err := c.walk(ctx, reg, ep, call, at, origin)
-		switch {
+		last, err := c.walk(ctx, reg, ep, call, at, origin)
+		switch resp := last.resp; {
 		case err != nil || success(resp):
 			return resp, err
 		case anew || resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests:
-			return nil, refusal(resp, !home)
+			return nil, refusal(resp, !last.home)
 		}
-		discard(resp.Body)
+		discard(last.resp.Body)
 	}
 	return nil, errRedirects
 }
 
-func (c *Client) hop(ctx context.Context, reg *registry, ep *endpoint, call call, at *url.URL,
+func (c *Client) hop(ctx context.Context, reg *registry, ep *endpoint, call call, at *url.URL, by *http.Client,
 	home bool) (*http.Response, error) {
 	req, err := call.request(ctx, at, home)
 	if err != nil {
@@ -163,7 +199,7 @@ func (c *Client) hop(ctx context.Context, reg *registry, ep *endpoint, call call
 	if home {
 		ep.dress(req)
 	}
-	resp, err := ep.client(reg).Do(req)
+	resp, err := by.Do(req)
 	if err != nil {
 		c.metrics.request(reg.name, call.method, 0)
 		// url.Error repeats the whole URL, and with it the signature of a redirect's target.
