@@ -26,7 +26,7 @@ const (
 // pulls counts the bytes that arrive, by the repository for which they do: the blobs of one image come together, and
 // share a link.
 type pulls struct {
-	byRepository *lru.Cache[content.Repository, *bytesOf]
+	byRepository *lru.Fair[content.Repository, *bytesOf]
 }
 
 // bytesOf is what has come of one pull.
@@ -36,7 +36,7 @@ type bytesOf struct {
 	at  atomic.Int64 // when the last came; 0: none has
 }
 
-func newPulls() pulls { return pulls{lru.New[content.Repository, *bytesOf](knownPulls)} }
+func newPulls() pulls { return pulls{lru.NewFair[content.Repository, *bytesOf](knownPulls)} }
 
 // add counts n bytes.
 func (b *bytesOf) add(n int64) {
@@ -49,8 +49,18 @@ func (b *bytesOf) still(now, came time.Time) time.Duration {
 	return max(0, min(now.Sub(came), now.Sub(time.Unix(0, b.at.Load()))))
 }
 
+// of is what something that is fetched counts for.
 func (p pulls) of(repo content.Repository) *bytesOf {
-	return lru.GetOrAdd(p.byRepository, repo, new(bytesOf))
+	return p.byRepository.GetOrAdd(lru.OwnerOf(repo.Registry), repo, new(bytesOf))
+}
+
+// soFar is how many bytes have come of a pull. Of one that is only asked about nothing is remembered: it may be a name
+// that somebody made up.
+func (p pulls) soFar(repo content.Repository) int64 {
+	if b, ok := p.byRepository.Get(lru.OwnerOf(repo.Registry), repo); ok {
+		return b.all.Load()
+	}
+	return 0
 }
 
 // Progress is how many bytes have arrived at this node of what req is for, by the fetch of it that runs, and of all
@@ -62,7 +72,7 @@ func (fr *Fetcher) Progress(req content.Request) (blob, pull int64) {
 	if f != nil {
 		blob = f.came.Load()
 	}
-	return blob, fr.pulls.of(req.Repository).all.Load()
+	return blob, fr.pulls.soFar(req.Repository)
 }
 
 // countBytes counts bytes that came for the fetch.

@@ -9,15 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
-	"net/netip"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/net/publicsuffix"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -229,15 +226,7 @@ func (g *Gate) nobody(source Source) mark { return g.mark("nobody", source, "") 
 func (s Source) Owner() lru.Owner {
 	_, where, _ := strings.Cut(string(s), " ")
 	host, _, _ := strings.Cut(where, "/")
-	name := host
-	if without, _, err := net.SplitHostPort(host); err == nil {
-		name = without
-	}
-	domain, err := publicsuffix.EffectiveTLDPlusOne(name)
-	if _, notIP := netip.ParseAddr(name); err != nil || notIP == nil {
-		domain = name
-	}
-	return lru.Owner{Wide: domain, Narrow: host}
+	return lru.OwnerOf(host)
 }
 
 // yeses are where it is remembered that sources accepted such credentials.

@@ -2,16 +2,34 @@ package lru
 
 import (
 	"container/list"
+	"net"
+	"net/netip"
 	"sync"
+
+	"golang.org/x/net/publicsuffix"
 )
 
 // Owner is on whose account an entry is: from the widest to the narrowest, such as a domain and a host in it. What is
 // not known is empty.
 type Owner struct{ Wide, Narrow string }
 
+// OwnerOf is on whose account something of a host is, with its port if it names one: the host's domain, and the host.
+func OwnerOf(host string) Owner {
+	name := host
+	if without, _, err := net.SplitHostPort(host); err == nil {
+		name = without
+	}
+	domain, err := publicsuffix.EffectiveTLDPlusOne(name)
+	if _, notIP := netip.ParseAddr(name); err != nil || notIP == nil {
+		domain = name
+	}
+	return Owner{Wide: domain, Narrow: host}
+}
+
 // Fair is a map of bounded size whose keys others make up, and in which nobody pushes out more than his own entries.
 // Where it is full, the wide owner with the most entries loses one: of the narrow owner with the most of these, the one
-// that was used last the longest ago. It is safe for concurrent use.
+// that was used last the longest ago. Of owners with as many it is who used one last the longest ago. It is safe for
+// concurrent use.
 type Fair[K comparable, V any] struct {
 	size int
 
@@ -50,6 +68,18 @@ func (f *Fair[K, V]) Get(owner Owner, key K) (value V, ok bool) {
 	return e.value, true
 }
 
+// GetOrAdd returns the value of a key, as used now by its owner. Where there is none it adds fresh.
+func (f *Fair[K, V]) GetOrAdd(owner Owner, key K, fresh V) V {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e := &entry[K, V]{key, fresh, owner}
+	if at, ok := f.entries[key]; ok {
+		e.value = f.take(at).value
+	}
+	f.add(e)
+	return e.value
+}
+
 // Contains reports whether there is a key. That is no use of it.
 func (f *Fair[K, V]) Contains(key K) bool {
 	f.mu.Lock()
@@ -65,7 +95,11 @@ func (f *Fair[K, V]) Add(owner Owner, key K, value V) {
 	if at, ok := f.entries[key]; ok {
 		f.take(at)
 	}
-	f.put(&entry[K, V]{key, value, owner})
+	f.add(&entry[K, V]{key, value, owner})
+}
+
+func (f *Fair[K, V]) add(e *entry[K, V]) {
+	f.put(e)
 	if len(f.entries) > f.size {
 		f.take(f.victim())
 	}
@@ -130,38 +164,42 @@ func (f *Fair[K, V]) victim() *list.Element {
 // tally counts what owners have, and knows at any time who has the most.
 type tally struct {
 	of   map[string]int
-	with map[int]map[string]struct{} // the owners of so many
+	with map[int]*list.List // the owners of so many, who was counted last first
+	at   map[string]*list.Element
 	most int
 }
 
-func newTally() *tally { return &tally{of: map[string]int{}, with: map[int]map[string]struct{}{}} }
+func newTally() *tally {
+	return &tally{of: map[string]int{}, with: map[int]*list.List{}, at: map[string]*list.Element{}}
+}
 
 // count adds one, or takes one away.
 func (t *tally) count(who string, by int) {
 	was := t.of[who]
 	now := was + by
-	delete(t.with[was], who)
-	if len(t.with[was]) == 0 {
-		delete(t.with, was)
+	if was > 0 {
+		if t.with[was].Remove(t.at[who]); t.with[was].Len() == 0 {
+			delete(t.with, was)
+		}
 	}
 	if now == 0 {
 		delete(t.of, who)
+		delete(t.at, who)
 	} else {
-		t.of[who] = now
 		if t.with[now] == nil {
-			t.with[now] = map[string]struct{}{}
+			t.with[now] = list.New()
 		}
-		t.with[now][who] = struct{}{}
+		t.of[who], t.at[who] = now, t.with[now].PushFront(who)
 	}
 	if now > t.most || t.with[t.most] == nil {
 		t.most = now
 	}
 }
 
-// largest is one of those that have the most.
+// largest is who has the most.
 func (t *tally) largest() string {
-	for who := range t.with[t.most] {
-		return who
+	if all := t.with[t.most]; all != nil {
+		return all.Back().Value.(string)
 	}
 	return ""
 }

@@ -55,6 +55,32 @@ func TestFair_OfOnesOwnTheLeastUsedGoesFirst(t *testing.T) {
 	require.False(t, ok)
 }
 
+func TestFair_OfOwnersWithAsManyWhoUsedOneLastTheLongestAgoMakesRoom(t *testing.T) {
+	t.Parallel()
+	f := NewFair[string, int](100)
+	f.Add(Owner{"good.test", "good.test"}, "used", 1)
+	for i := range 10_000 { // each of another domain
+		f.Add(Owner{fmt.Sprint(i), ""}, fmt.Sprint(i), i)
+		require.True(t, f.Contains(fmt.Sprint(i)), "what is new is taken")
+		if i%90 == 0 {
+			_, ok := f.Get(Owner{"good.test", "good.test"}, "used")
+			require.True(t, ok, "after %d", i)
+		}
+	}
+	require.Len(t, f.All(), 100)
+}
+
+func TestFair_WhatThereIsIsNotAddedAnew(t *testing.T) {
+	t.Parallel()
+	f := NewFair[string, int](2)
+	own := Owner{"a", "a"}
+	require.Equal(t, 1, f.GetOrAdd(own, "x", 1))
+	require.Equal(t, 2, f.GetOrAdd(own, "y", 2))
+	require.Equal(t, 1, f.GetOrAdd(own, "x", 3))
+	require.Equal(t, 4, f.GetOrAdd(own, "z", 4))
+	require.Equal(t, map[string]int{"x": 1, "z": 4}, f.All())
+}
+
 // Whatever is done, the shares are those of the entries.
 func TestFair_SharesAreThoseOfTheEntries(t *testing.T) {
 	t.Parallel()
@@ -79,6 +105,13 @@ func TestFair_SharesAreThoseOfTheEntries(t *testing.T) {
 				for _, has := range f.wide.of {
 					n -= has
 					most = max(most, has)
+				}
+				for many, owners := range f.wide.with {
+					for at := owners.Front(); at != nil; at = at.Next() {
+						if f.wide.of[at.Value.(string)] != many {
+							t.Fatalf("%v has %d, listed with %d", at.Value, f.wide.of[at.Value.(string)], many)
+						}
+					}
 				}
 				if n != 0 || len(f.entries) > f.size || most != f.wide.most {
 					t.Fatalf("%d counted too little; %d entries; the most is %d, not %d", n, len(f.entries), most, f.wide.most)

@@ -22,7 +22,7 @@ type routes struct {
 	registries.Routes[route]
 	clients []*http.Client // all, to close them
 	// unlisted holds the registries that were asked for and are not listed. Callers choose the names, so it is bounded.
-	unlisted *lru.Cache[string, *registry]
+	unlisted *lru.Fair[string, *registry]
 }
 
 // route is to one registry that is listed, or to all that are not.
@@ -87,7 +87,7 @@ func (e *endpoint) mark(reached bool, now time.Time, d time.Duration) {
 
 func (c *Client) newRoutes(ups []Upstream) (*routes, error) {
 	var err error
-	next := &routes{unlisted: lru.New[string, *registry](maxUnlisted)}
+	next := &routes{unlisted: lru.NewFair[string, *registry](maxUnlisted)}
 	next.Routes, err = registries.NewRoutes(ups, func(name string, u Upstream) (route, error) {
 		client, err := c.newClient(u)
 		if err != nil {
@@ -121,7 +121,7 @@ func (c *Client) registry(name string) (*registry, error) {
 	if listed {
 		return to.registry, nil
 	}
-	before, ok := table.unlisted.Get(name)
+	before, ok := table.unlisted.Get(lru.OwnerOf(name), name)
 	now := time.Now()
 	if ok && (c.opts.Mirrors == nil || now.UnixNano() < before.mirroredUntil.Load()) {
 		return before, nil
@@ -135,7 +135,7 @@ func (c *Client) registry(name string) (*registry, error) {
 		reg.away = to.away
 		reg = c.mirrored(reg, before, now)
 	}
-	table.unlisted.Add(name, reg)
+	table.unlisted.Add(lru.OwnerOf(name), name, reg)
 	return reg, nil
 }
 

@@ -21,6 +21,7 @@ import (
 
 	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/lru"
 	"github.com/shoal-cache/shoal/node/internal/trace"
 )
 
@@ -124,13 +125,26 @@ func (call call) trace(span trace.Span, resp *http.Response, err error) {
 func (c *Client) throttle(reg *registry, call call, f failure) {
 	up, _ := errors.AsType[*content.UpstreamError](f.err)
 	until := time.Now().Add(min(max(f.retryAfter, throttleLeast), throttleMost))
-	c.throttles.Add(c.key(reg.name, call.authorization), throttle{until, *up})
+	c.throttles.Add(call.owner(reg), c.key(reg.name, call.authorization), throttle{until, *up})
+}
+
+// owner is on whose account a registry's wish to these credentials is remembered. Tokens are as many as somebody makes
+// up.
+func (call call) owner(reg *registry) lru.Owner {
+	owner := lru.OwnerOf(reg.name)
+	switch scheme, _, _ := strings.Cut(call.authorization, " "); {
+	case strings.EqualFold(scheme, "Bearer"):
+		owner.Narrow += " tokens"
+	case scheme != "":
+		owner.Narrow += " passwords"
+	}
+	return owner
 }
 
 // throttled gives the registry's wish as an error for as long as it lasts, so that the retries of clients do not become
 // requests to the registry. Only a pull in its middle waits, where that is short.
 func (c *Client) throttled(ctx context.Context, reg *registry, call call) error {
-	t, ok := c.throttles.Get(c.key(reg.name, call.authorization))
+	t, ok := c.throttles.Get(call.owner(reg), c.key(reg.name, call.authorization))
 	left := time.Until(t.until)
 	if !ok || left <= 0 {
 		return nil

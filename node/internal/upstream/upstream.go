@@ -128,7 +128,7 @@ type Client struct {
 	redirects *lru.Cache[cacheKey, redirect]
 	moved     *lru.Cache[blob, struct{}] // files that were not where they had been located
 	tokens    *lru.Cache[cacheKey, token]
-	throttles *lru.Cache[cacheKey, throttle]
+	throttles *lru.Fair[cacheKey, throttle]
 	accepted  *lru.Cache[cacheKey, struct{}] // what registries have answered with success to, for Renew
 	asking    singleflight.Group             // for tokens
 }
@@ -154,7 +154,7 @@ func New(opts Options) (*Client, error) {
 		opts: opts, log: opts.Logger, secret: make([]byte, 32),
 		redirects: lru.New[cacheKey, redirect](maxRedirects), moved: lru.New[blob, struct{}](maxRedirects),
 		tokens: lru.New[cacheKey, token](maxTokens), accepted: lru.New[cacheKey, struct{}](maxTokens),
-		throttles: lru.New[cacheKey, throttle](maxThrottles),
+		throttles: lru.NewFair[cacheKey, throttle](maxThrottles),
 	}
 	_, _ = rand.Read(c.secret) // never fails, says crypto/rand
 	var errs [2]error
