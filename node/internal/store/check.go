@@ -26,6 +26,9 @@ const (
 	// reader may have found it wrong.
 	suspectFor = time.Minute
 	askedAgain = 2 * time.Minute
+	// unseenFor and unseenSuspectFor are the two where nobody knows whether the pages stayed in memory.
+	unseenFor        = time.Minute
+	unseenSuspectFor = 10 * time.Second
 	// settle is longer than the steps in which the kernel counts the times of changes. A chunk of a file that was
 	// changed less than that ago is hashed again, because a further change might leave the time as it is.
 	settle = 100 * time.Millisecond
@@ -116,17 +119,29 @@ func (c *checks) gaveAll() {
 // good reports whether chunk i was hashed less than age ago and is the same since, as far as f shows.
 func (c *checks) good(f *os.File, st stamp, size int64, i int, age time.Duration) bool {
 	c.mu.Lock()
-	good, blind := c.stamp == st && i < len(c.at) && within(c.at[i], age), c.blind
+	var at uint32
+	if c.stamp == st && i < len(c.at) {
+		at = c.at[i]
+	}
+	blind := c.blind
 	c.mu.Unlock()
-	if !good || blind {
-		return good
+	if !within(at, age) {
+		return false
 	}
-	off, n := content.CutLeaves(size).Range(i)
-	if all, known := resident(f, off, n); all || !known {
-		return true
+	if !blind {
+		off, n := content.CutLeaves(size).Range(i)
+		all, known := resident(f, off, n)
+		if known && !all {
+			c.forget(i, readAhead)
+		}
+		if known {
+			return all
+		}
 	}
-	c.forget(i, readAhead)
-	return false
+	if age < checkedFor {
+		return within(at, unseenSuspectFor)
+	}
+	return within(at, unseenFor)
 }
 
 // forget drops the checks of chunk i and of the n after it: they may have come from the disk again.

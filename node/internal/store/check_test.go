@@ -205,33 +205,79 @@ func TestCheck_WhoAsksAgainSoonGetsWhatWasJustChecked(t *testing.T) {
 	})
 }
 
+func TestCheck_WhereNobodyKnowsOfThePagesAChunkIsSoonHashedAgain(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		again bool
+		after time.Duration
+		good  bool
+	}{
+		"a moment later":            {after: 50 * time.Second, good: true},
+		"a minute later":            {after: 61 * time.Second},
+		"by who asks again at once": {again: true, after: time.Second, good: true},
+		"by who asks again":         {again: true, after: 11 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c := checks{}
+				c.note(stamp{}, chunkSize, 0, 0)
+				c.blind = true
+				if tc.again {
+					c.gaveAll()
+				}
+				time.Sleep(tc.after)
+				require.Equal(t, tc.good, c.good(nil, stamp{}, chunkSize, 0, c.patience()))
+			})
+		})
+	}
+}
+
 // The bytes of a disk change below the file system: no time of change tells.
 func TestCheck_RotBelowTheFileSystemIsFound(t *testing.T) {
 	t.Parallel()
-	image := filepath.Join(t.TempDir(), "disk")
-	if out, err := exec.Command("mkfs.ext4", "-q", image, "64M").CombinedOutput(); err != nil {
-		t.Skipf("cannot make a file system here: %v: %s", err, out)
+	for name, before := range map[string]func(t *testing.T, f *os.File, c *checks){
+		"at once": func(t *testing.T, f *os.File, _ *checks) {
+			if _, known := resident(f, 0, 1); !known {
+				t.Skip("this kernel does not tell which pages are in memory")
+			}
+		},
+		"a minute later, where the kernel does not tell which pages are in memory": func(_ *testing.T, _ *os.File,
+			c *checks) {
+			c.blind = true
+			for i := range c.at {
+				c.at[i] = clock() - uint32(unseenFor/time.Second)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			image := filepath.Join(t.TempDir(), "disk")
+			if out, err := exec.Command("mkfs.ext4", "-q", image, "64M").CombinedOutput(); err != nil {
+				t.Skipf("cannot make a file system here: %v: %s", err, out)
+			}
+			s := openTest(t, Options{Path: filepath.Join(mountImage(t, image), "store")})
+			b := newSample(1, 3*chunkSize)
+			put(t, s, b)
+			letSettle(t, s.blobPath(b.digest))
+			requireHas(t, s, b)
+			corrupt(t, image, b.data[chunkSize+4096:chunkSize+8192])
+			requireHas(t, s, b) // from memory
+			forgetPages(t, s.blobPath(b.digest))
+			e, err := s.known(b.digest)
+			require.NoError(t, err)
+			before(t, openFile(t, s.blobPath(b.digest)), &e.checks)
+			got, err := s.Get(b.digest)
+			require.NoError(t, err)
+			data, err := readers["sent by the kernel"](t, got, 0, b.size())
+			require.ErrorIs(t, err, content.ErrNotFound)
+			require.True(t, bytes.HasPrefix(b.data, data))
+			require.NoError(t, got.Close())
+			requireGone(t, s, b)
+			put(t, s, b)
+			requireHas(t, s, b)
+		})
 	}
-	s := openTest(t, Options{Path: filepath.Join(mountImage(t, image), "store")})
-	b := newSample(1, 3*chunkSize)
-	put(t, s, b)
-	letSettle(t, s.blobPath(b.digest))
-	requireHas(t, s, b)
-	corrupt(t, image, b.data[chunkSize+4096:chunkSize+8192])
-	requireHas(t, s, b) // from memory
-	forgetPages(t, s.blobPath(b.digest))
-	if _, known := resident(openFile(t, s.blobPath(b.digest)), 0, 1); !known {
-		t.Skip("this kernel does not tell which pages are in memory")
-	}
-	got, err := s.Get(b.digest)
-	require.NoError(t, err)
-	data, err := readers["sent by the kernel"](t, got, 0, b.size())
-	require.ErrorIs(t, err, content.ErrNotFound)
-	require.True(t, bytes.HasPrefix(b.data, data))
-	require.NoError(t, got.Close())
-	requireGone(t, s, b)
-	put(t, s, b)
-	requireHas(t, s, b)
 }
 
 func openFile(t *testing.T, path string) *os.File {

@@ -99,8 +99,8 @@
 //   - it was hashed within the last hour. If the blob was given out whole within the last two minutes and is asked for
 //     again, somebody may have found it wrong: then it is within the last minute
 //   - the kernel's time of change says that nobody has written to the file since
-//   - its pages have not left memory since, so that they did not come from the disk again. Linux tells from 6.5 on;
-//     before, the hour has to do
+//   - its pages have not left memory since, so that they did not come from the disk again. Linux tells from 6.5 on,
+//     where a container may ask, and not of overlayfs. Where it does not, the hour is a minute, and the minute 10 s
 //
 // What went out is looked at once more before the last 32 KiB of an answer follow. So an answer that has a wrong byte
 // in it does not end; as a rule none is sent. A block of at most 64 KiB is always hashed.
