@@ -38,7 +38,7 @@ func (n *node) newHub(documents *room.Room) (*hub.Front, error) {
 	if err != nil {
 		return nil, err
 	}
-	front.Join(swarm.NewErrands(n.swarm, front.Known, front.Told))
+	front.Join(swarm.NewErrands(n.swarm, front.Known, front.Remembers, front.Told))
 	return front, nil
 }
 

@@ -19,6 +19,13 @@
 //
 // What a manifest lists is proof of nothing: whoever pushed it made it up.
 //
+// What other nodes say counts as far as nothing speaks against it, because one of them may have been taken over. Of
+// what anyone may read the newest word counts that any node has of its source, be it a yes or a no: what has become
+// private is shut also on nodes that have not asked since. No other node opens what refused this one last, and it takes
+// two to open what refused another since. Nothing that was only heard is saved or passed on. That a source has proved
+// to have some content counts by the word of one node, for an hour: such a node could give away itself what it opens
+// so.
+//
 // What happens while a source does not decide:
 //
 //	the source                      | accepted within the policy's time | accepted earlier            | anyone else
@@ -26,13 +33,14 @@
 //	does not answer, or answers 5xx | served                            | served, where Offline allows | the failure
 //	answers 401, 403 or 404         | served until the time is over     | refused                     | refused
 //
-// While it throttles, what anyone could read within the last day is served as well. So it is where the policy's own
+// While it throttles, what anyone could read within the last day is served as well, unless a node has been refused
+// since. So it is where the policy's own
 // limit keeps the node from asking. Silence and 5xx count for the very source and credentials that were asked about, so
 // nobody can make an outage for others, and an acceptance is never widened to whom the source has not accepted. Only
 // the time counts in which the source itself is waited for: not that for memory of this node, for other nodes, or for
 // what the policy's limit allows.
 //
-// A source that has let anyone read, as this node or another knows, is waited for no longer than Hedge, where its
+// A source that lets anyone read, by the newest that nodes know, is waited for no longer than Hedge, where its
 // content can be had without it.
 //
 // While content arrives for the first time it is held by nobody, so the gate lets in whoever's source claims it. What

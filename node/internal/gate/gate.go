@@ -112,7 +112,7 @@ type Cache interface {
 	FromPeers(ctx context.Context, d digest.Digest) (content.Reader, error)
 }
 
-// Witness is the other nodes. Their word counts as this node's own.
+// Witness is the other nodes. What they have seen themselves counts beside what this node has; see HeardPublic.
 type Witness interface {
 	// Hear asks other nodes what they know of a source and of contents.
 	Hear(ctx context.Context, source Source, contents []digest.Digest) Testimony
@@ -120,8 +120,9 @@ type Witness interface {
 
 // Testimony is what nodes know of a source and of contents.
 type Testimony struct {
-	// Public: the source has let anyone read.
-	Public bool
+	// Public and Refused are how long ago the source let anyone read, and refused whoever comes: of each node that has
+	// itself seen so, and last of each.
+	Public, Refused []time.Duration
 	// Proven are the contents of which a node has proof that the source has them, and Held those that a node holds
 	// whole.
 	Proven, Held []digest.Digest
@@ -160,6 +161,7 @@ type Gate struct {
 	tokens     *lru.Fair[mark, time.Time]    // the same of Bearer tokens
 	refused    *lru.Fair[mark, time.Time]    // when a source last refused whoever comes; see nobody
 	proven     *lru.Fair[mark, struct{}]     // by source and content
+	sworn      *lru.Fair[mark, time.Time]    // the same by the word of other nodes alone: when they said so
 	claimed    *lru.Fair[mark, int64]        // by source and content: its size as a manifest has it, or 0
 	challenges *lru.Fair[Source, []string]   // what the source asks of callers without credentials
 	silences   *lru.Fair[mark, time.Time]    // by source and credentials: when the source last did not answer
@@ -193,8 +195,8 @@ func New(opts Options) (*Gate, error) {
 		accepted: lru.NewFair[mark, time.Time](maxAccepted), tokens: lru.NewFair[mark, time.Time](maxAccepted),
 		refused: lru.NewFair[mark, time.Time](maxAccepted), silences: lru.NewFair[mark, time.Time](maxSilences),
 		proven: lru.NewFair[mark, struct{}](maxContents), claimed: lru.NewFair[mark, int64](maxContents),
-		challenges: lru.NewFair[Source, []string](maxChallenges),
-		hearings:   lru.New[mark, *hearing](maxHearings), unsure: lru.New[mark, time.Time](maxUnsure),
+		challenges: lru.NewFair[Source, []string](maxChallenges), sworn: lru.NewFair[mark, time.Time](maxContents),
+		hearings: lru.New[mark, *hearing](maxHearings), unsure: lru.New[mark, time.Time](maxUnsure),
 		starts: lru.New[Source, time.Time](maxStarts), anyone: lru.New[Source, time.Time](maxAnyone),
 	}
 	g.ctx, g.end = context.WithCancel(context.Background())
@@ -218,8 +220,8 @@ func (g *Gate) caller(source Source, credentials string) mark {
 // without credentials, whom such a source refuses as long as it can be asked.
 func (g *Gate) everyone(source Source) mark { return g.mark("everyone", source, "") }
 
-// nobody stands for whoever comes, too, at a source that has refused them when it was last asked by this node. What
-// other nodes remember of the time before counts no more then.
+// nobody stands for whoever comes, too, at a source that has refused them. What this node and others remember of the
+// time before counts no more then.
 func (g *Gate) nobody(source Source) mark { return g.mark("nobody", source, "") }
 
 // Owner is on whose account something is remembered of a source: the domain of its registry, and the host.
@@ -358,14 +360,15 @@ func (g *Gate) ask(ctx context.Context, rule policy.Rule, req Request) error {
 	}
 	err := g.await(ctx, "ask", req, func(ctx context.Context) error { return g.question(ctx, req.Upstream, put) })
 	if content.Throttled(err) {
-		return g.Throttled(rule, req.Source, req.Credentials, err)
+		return g.Throttled(ctx, rule, req.Source, req.Credentials, err)
 	}
 	return err
 }
 
 // Throttled decides in the source's place while it throttles; cause is its answer.
-func (g *Gate) Throttled(rule policy.Rule, source Source, credentials string, cause error) error {
-	if g.Accepts(rule, source, credentials) || g.publicWithin(source, ThrottledPublic) {
+func (g *Gate) Throttled(ctx context.Context, rule policy.Rule, source Source, credentials string, cause error) error {
+	if g.Accepts(rule, source, credentials) ||
+		time.Since(g.publicAt(source)) < ThrottledPublic && g.HeardPublic(ctx, source) {
 		return nil
 	}
 	return cause
@@ -493,7 +496,7 @@ func (g *Gate) Offline(ctx context.Context, rule policy.Rule, source Source, cre
 		return fmt.Errorf("the policy denies %s while it cannot be asked: %w", source, cause)
 	}
 	// Who may read without credentials may read with any.
-	if g.HeardPublic(ctx, source) || g.yeses(credentials).Contains(g.caller(source, credentials)) {
+	if g.Remembers(rule, source, credentials) || g.HeardPublic(ctx, source) {
 		return nil
 	}
 	if challenge, ok := g.challenge(source); ok && credentials == "" {
@@ -518,27 +521,55 @@ func (g *Gate) challenge(source Source) (challenge []string, ok bool) {
 // sibling stands for any source of the same registry.
 func sibling(source Source) Source { return Source("any " + source.Owner().Narrow) }
 
-// Public reports whether the source has let anyone read, without credentials or with a token that it gives to anyone.
+// Remembers reports whether the source once accepted these credentials, where the policy goes by that while the source
+// cannot be asked. Who shows none is let on only where anyone may read, of which this tells nothing.
+func (g *Gate) Remembers(rule policy.Rule, source Source, credentials string) bool {
+	return rule.Authorization.Mode == policy.Exempt || rule.Authorization.OnUnreachable == policy.Remembered &&
+		credentials != "" && g.yeses(credentials).Contains(g.caller(source, credentials))
+}
+
+// Public reports whether the source lets anyone read, without credentials or with a token that it gives to anyone, as
+// this node has seen last.
 func (g *Gate) Public(source Source) bool {
-	return g.accepted.Contains(g.caller(source, "")) || g.accepted.Contains(g.everyone(source))
+	yes := g.publicAt(source)
+	return !yes.IsZero() && !yes.Before(g.refusedAt(source))
 }
 
-// HeardPublic is Public by the word of any node. It asks the others where this one does not know.
+// HeardPublic is Public by what other nodes have seen, too. The newest counts. What others have seen opens nothing of
+// which this node has seen itself that it is shut. Where any of them has, a later yes counts once two have seen one: a
+// node that was taken over may say anything, and is one. Where nobody has, the word of one is enough, so that a node
+// which has never asked serves what others may.
 func (g *Gate) HeardPublic(ctx context.Context, source Source) bool {
-	if !g.Public(source) {
-		g.hear(ctx, source, "") // and note if it is
+	yes, no := g.publicAt(source), g.refusedAt(source)
+	if yes.Before(no) {
+		return false
 	}
-	return g.Public(source)
+	return g.hear(ctx, source, "").opens(yes, no)
 }
 
-// publicWithin reports whether this node has itself seen, within a time, that the source lets anyone read.
-func (g *Gate) publicWithin(source Source, span time.Duration) bool {
-	for _, who := range []mark{g.caller(source, ""), g.everyone(source)} {
-		if at, ok := g.accepted.Get(source.Owner(), who); ok && time.Since(at) < span {
-			return true
+// publicAt is when this node has last seen that the source lets anyone read; the zero time: never.
+func (g *Gate) publicAt(source Source) time.Time {
+	return latest(source, g.accepted, g.caller(source, ""), g.everyone(source))
+}
+
+// refusedAt is when this node has last seen that the source refuses whoever comes; the zero time: never.
+func (g *Gate) refusedAt(source Source) time.Time {
+	nobody := g.nobody(source)
+	at := latest(source, g.accepted, nobody)
+	if other := latest(source, g.refused, nobody); other.After(at) {
+		return other
+	}
+	return at
+}
+
+// latest is when the source last said what is remembered under one of the marks.
+func latest(source Source, said *lru.Fair[mark, time.Time], marks ...mark) (last time.Time) {
+	for _, who := range marks {
+		if at, _ := said.Get(source.Owner(), who); at.After(last) {
+			last = at
 		}
 	}
-	return false
+	return last
 }
 
 // Confirm remembers that the source accepted the caller, and that it claims the content, where the request names one.
@@ -546,8 +577,13 @@ func (g *Gate) Confirm(ctx context.Context, rule policy.Rule, req Request) {
 	caller := g.caller(req.Source, req.Credentials)
 	g.silences.Remove(caller)
 	news := note(g.yeses(req.Credentials), req.Source, caller)
-	if nobody := g.nobody(req.Source); req.Credentials != "" && g.refused.Remove(nobody) {
-		note(g.accepted, req.Source, nobody)
+	switch nobody := g.nobody(req.Source); {
+	case req.Credentials == "":
+		g.refused.Remove(nobody)
+		g.accepted.Remove(nobody)
+	case g.refused.Contains(nobody): // it has been asked by more than made-up names
+		g.accepted.Add(req.Source.Owner(), nobody, latest(req.Source, g.refused, nobody))
+		g.refused.Remove(nobody)
 	}
 	if req.Digest != "" {
 		if thing := g.thing(req.Source, req.Digest); !g.claimed.Contains(thing) {
@@ -596,8 +632,12 @@ func (g *Gate) Refused(source Source, credentials string, err error) {
 			g.challenges.Add(source.Owner(), of, up.Challenge)
 		}
 		// Where tokens are given to anyone, who comes without one is refused all the same.
-		if credentials == "" && !g.accepted.Contains(g.nobody(source)) {
-			g.shut(source, g.refused)
+		if credentials == "" {
+			where := g.refused
+			if g.accepted.Contains(g.nobody(source)) {
+				where = g.accepted
+			}
+			g.shut(source, where)
 		}
 	}
 }
@@ -639,15 +679,10 @@ func (g *Gate) askForAnyone(ctx context.Context, rule policy.Rule, req Request) 
 // shut remembers that the source refuses whoever comes.
 func (g *Gate) shut(source Source, where *lru.Fair[mark, time.Time]) {
 	g.accepted.Remove(g.everyone(source))
+	g.accepted.Remove(g.caller(source, ""))
 	if note(where, source, g.nobody(source)) {
 		g.saveSoon()
 	}
-}
-
-// refuses reports whether the source refused whoever comes when it was last asked.
-func (g *Gate) refuses(source Source) bool {
-	nobody := g.nobody(source)
-	return g.accepted.Contains(nobody) || g.refused.Contains(nobody)
 }
 
 // dueForAnyone reports whether it is time to ask, and notes that someone is about to.

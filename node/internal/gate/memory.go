@@ -16,7 +16,7 @@ const (
 	// beforeProofs is the first version that is read, and proofs the first whose proofs count: before, bytes that many
 	// know, such as the start of some content, were enough for one. Who was accepted was so by the registry.
 	beforeProofs, proofs = 2, 4
-	// heard stands for the Unix time of what this node knows from others alone, which is the zero time in memory.
+	// heard stands for the Unix time of what agents of before knew from others alone. It is forgotten.
 	heard = 0
 )
 
@@ -126,13 +126,10 @@ func (g *Gate) decode(b []byte) error {
 	now := time.Now().Unix()
 	for range n {
 		word := binary.BigEndian.Uint64(b[len(mark{}):entry])
-		var at time.Time
-		if unix := int64(word & (1<<saidShift - 1)); unix != heard {
-			at = time.Unix(min(unix, now), 0)
-		}
+		unix := int64(word & (1<<saidShift - 1))
 		for i := range said {
-			if of := word >> saidShift; of == 0 || of == uint64(i+1) {
-				said[i].Add(lru.Owner{}, mark(b[:len(mark{})]), at)
+			if of := word >> saidShift; unix != heard && (of == 0 || of == uint64(i+1)) {
+				said[i].Add(lru.Owner{}, mark(b[:len(mark{})]), time.Unix(min(unix, now), 0))
 			}
 		}
 		b = b[entry:]

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -23,8 +22,13 @@ const (
 
 	// windowsOfChunk bounds the search for a sample in one chunk that others bring.
 	windowsOfChunk = 4
-	// hearingTTL is how long the other nodes' word is not asked for again.
+	// hearingTTL is how long the other nodes' word is not asked for again, and wordTTL how long where it is about who may
+	// read: a registry that is away is asked by none of them meanwhile.
 	hearingTTL = 5 * time.Second
+	wordTTL    = 5 * time.Minute
+	// swornTTL is how long their word for what a source has is gone by. It is in memory alone, so that what a node says
+	// falsely does not outlast by long that it is put out.
+	swornTTL = time.Hour
 	// peersTimeout bounds the search for content at other nodes that may not be there, and bringTimeout how long
 	// nothing of it may come that they say to have.
 	peersTimeout = 2 * time.Second
@@ -68,7 +72,13 @@ func (g *Gate) Learn(ctx context.Context, source Source, m *manifest.Manifest) {
 	g.begin(ctx, source, listed)
 }
 
+// proved reports whether the source has the content, as it has proved to this node, or to another not long ago.
 func (g *Gate) proved(source Source, d digest.Digest) bool {
+	at, ok := g.sworn.Get(source.Owner(), g.thing(source, d))
+	return ok && time.Since(at) < swornTTL || g.provedHere(source, d)
+}
+
+func (g *Gate) provedHere(source Source, d digest.Digest) bool {
 	_, ok := g.proven.Get(source.Owner(), g.thing(source, d))
 	return ok
 }
@@ -86,7 +96,7 @@ func (g *Gate) knows(ctx context.Context, req Request) bool {
 	}
 	h := g.hear(ctx, req.Source, req.Digest)
 	if h.proven[req.Digest] {
-		g.enroll(req.Source, req.Digest)
+		g.sworn.Add(req.Source.Owner(), g.thing(req.Source, req.Digest), h.at)
 		return true
 	}
 	return false
@@ -106,7 +116,7 @@ func (g *Gate) prove(ctx context.Context, rule policy.Rule, req Request) error {
 	case !content.Denied(err) && g.claimed.Contains(g.thing(req.Source, req.Digest)):
 		return nil // it comes from the source, or not at all
 	case content.Throttled(err):
-		return g.Throttled(rule, req.Source, req.Credentials, err)
+		return g.Throttled(ctx, rule, req.Source, req.Credentials, err)
 	case Unanswered(err) && !errors.Is(err, content.ErrBadAnswer) && !errors.Is(err, errPeers):
 		return err
 	}
@@ -338,7 +348,7 @@ func (g *Gate) begin(ctx context.Context, source Source, contents []digest.Diges
 	var ask []digest.Digest
 	for i, d := range contents {
 		thing := g.thing(source, d)
-		if h, ok := g.hearings.Get(thing); ok && time.Since(h.at) < hearingTTL {
+		if h, ok := g.hearings.Get(thing); ok && time.Since(h.at) < h.lasts(d) {
 			all[i] = h
 			continue
 		}
@@ -360,12 +370,46 @@ func (g *Gate) begin(ctx context.Context, source Source, contents []digest.Diges
 		defer cancel()
 		defer close(fresh.done)
 		fresh.take(g.opts.Witness.Hear(ctx, source, ask))
-		if fresh.testimony.Public && !g.Public(source) && !g.refuses(source) {
-			g.accepted.Add(source.Owner(), g.everyone(source), time.Time{})
-		}
 	}()
 	return all
 }
+
+// lasts is for how long what was heard of d is not asked for again.
+func (h *hearing) lasts(d digest.Digest) time.Duration {
+	select {
+	case <-h.done:
+		if d == "" && len(h.testimony.Public)+len(h.testimony.Refused) > 0 {
+			return wordTTL
+		}
+	default:
+	}
+	return hearingTTL
+}
+
+// opens reports whether anyone may read a source. yes and no are when it last said so to this node; see HeardPublic.
+func (h *hearing) opens(yes, no time.Time) bool {
+	for _, ago := range h.testimony.Refused {
+		if at := h.at.Add(-ago); at.After(no) {
+			no = at
+		}
+	}
+	later := 0 // how many others have seen that it was open since
+	for _, ago := range h.testimony.Public {
+		if !h.at.Add(-ago).Before(no) {
+			later++
+		}
+	}
+	switch {
+	case !yes.IsZero() && !yes.Before(no):
+		return true
+	case no.IsZero():
+		return later > 0
+	}
+	return later >= corroborated
+}
+
+// corroborated is how many nodes have to say what other knowledge speaks against.
+const corroborated = 2
 
 // alone is the hearing of a node that knows no other.
 var alone = func() *hearing {
@@ -393,9 +437,15 @@ const maxTold = 512
 // Testify is this node's answer to another node that hears it.
 func (g *Gate) Testify(source Source, contents []digest.Digest) Testimony {
 	// What it has only heard itself is not passed on: nobody would ever take it back.
-	t := Testimony{Public: g.publicWithin(source, math.MaxInt64)}
+	var t Testimony
+	if at := g.publicAt(source); g.Public(source) {
+		t.Public = []time.Duration{time.Since(at)}
+	}
+	if at := g.refusedAt(source); !at.IsZero() {
+		t.Refused = []time.Duration{time.Since(at)}
+	}
 	for _, d := range contents[:min(len(contents), maxTold)] {
-		if g.proved(source, d) {
+		if g.provedHere(source, d) {
 			t.Proven = append(t.Proven, d)
 		}
 		if _, held := g.opts.Cache.Has(d); held {

@@ -76,7 +76,7 @@ func (a *access) admit(ctx context.Context, rule policy.Rule, r repo, l level, a
 		return admitted{}, nil
 	case away(err) && !throttling(err): // which whoever has a token can bring about for himself
 		for _, source := range a.enough(r, l) {
-			if a.gate.Offline(ctx, rule, source, authorization, err) == nil {
+			if a.gate.Remembers(rule, source, authorization) {
 				return admitted{stale: err}, nil
 			}
 		}
@@ -176,11 +176,14 @@ func (a *access) anyone(ctx context.Context, r repo, l level, ttl time.Duration,
 		}
 		return record{}, err
 	})
-	_, age, _ := a.memo.own(k)
 	switch {
-	case err == nil && (l == levelFiles && a.shutSince(r) || provoked(open.cause) && age > gate.ThrottledPublic):
+	case err == nil && (l == levelFiles && a.shutSince(r, open.age) ||
+		provoked(open.cause) && open.age > gate.ThrottledPublic):
 		return found{}, nil
 	case err == nil:
+		if l == levelInfo && !open.Yes && !open.stale {
+			a.learn(r, levelFiles, false, open.age)
+		}
 		return open, nil
 	case errors.Is(ctx.Err(), context.Canceled):
 		return found{}, fmt.Errorf("ask the hub about %s: %w", r.name(), context.Cause(ctx))
@@ -188,29 +191,39 @@ func (a *access) anyone(ctx context.Context, r repo, l level, ttl time.Duration,
 	return found{}, nil // it is not known; the caller's own question tells it why
 }
 
-// shutSince reports whether everyone was refused what there is to know of r after everyone was given its files.
-func (a *access) shutSince(r repo) bool {
+// shutSince reports whether everyone was refused what there is to know of r after everyone was given its files, so long
+// ago.
+func (a *access) shutSince(r repo, age time.Duration) bool {
 	info, since, known := a.memo.own(openKey(r, levelInfo))
-	_, age, _ := a.memo.own(openKey(r, levelFiles))
 	return known && !info.Yes && since <= age
 }
 
-// learn remembers whether everybody could read r at a level so long ago. A yes counts only if it is newer than what is
-// known, of which the disk has whole seconds. A no is kept on disk only where it is news: anybody can make up names of
-// repositories that nobody may read.
+// learn remembers whether everybody could read r at a level so long ago, if that is newer than what is known, of which
+// the disk has whole seconds. A no is kept on disk only where it is news: anybody can make up names of repositories
+// that nobody may read. Where nobody may read what there is to know the files are no different, so that other nodes
+// hear it of both.
 func (a *access) learn(r repo, l level, yes bool, ago time.Duration) {
 	k := openKey(r, l)
-	if was, age, known := a.memo.own(k); !yes || !known || ago+time.Second < age {
+	was, age, known := a.memo.own(k)
+	if !known || !yes && ago <= age || ago+time.Second < age {
 		a.memo.learn(k, record{Yes: yes}, ago, yes || was.Yes)
+	}
+	if !yes && l == levelInfo {
+		a.learn(r, levelFiles, false, ago)
 	}
 }
 
 // openKey is that of whether everybody may read a repository.
 func openKey(r repo, l level) string { return key("open", string(l), r.name()) }
 
-// open reports whether everybody may read r at a level, as far as this node knows.
-func (a *access) open(r repo, l level) bool {
-	rec, _, ok := a.memo.own(openKey(r, l))
+// open reports whether everybody may read what there is to know of r, as far as this node knows. stale: the hub could
+// not be asked, so that others may know of a later no.
+func (a *access) open(ctx context.Context, r repo, stale bool) bool {
+	k := openKey(r, levelInfo)
+	rec, age, ok := a.memo.own(k)
+	if ok && rec.Yes && stale {
+		rec, _, ok = a.memo.recall(ctx, k, rec, age, true)
+	}
 	return ok && rec.Yes
 }
 

@@ -19,7 +19,8 @@
 //	writes.go      what callers have changed at the hub, so that they meet it
 //	url.go         a file of another host, named by its digest and its URL
 //	pin.go         what of a repository a node that is to keep it holds
-//	memo.go        what the hub said, remembered here and asked once for all nodes
+//	memo.go        what the hub said, remembered here and asked for all nodes
+//	vouch.go       what counts of what other nodes say
 //	origin.go      asking the hub
 //	errors.go      how failures reach the client
 //
@@ -42,7 +43,8 @@
 // be asked, or throttles, those are let on whom it let on before, and no others. A repository that lists the digest of
 // a file which this node or a peer has from elsewhere must prove that it has it. Tokens go to the hub's own origin.
 //
-// Between peers content is free, as everywhere in Shoal: an admitted peer is a node of the cluster. The word of one is
-// believed about a branch's commit, a commit's listing and whether anyone may read a repository, and signed URLs of
-// files are shared with it. The bytes of files it cannot falsify.
+// Between peers content is free, as everywhere in Shoal: an admitted peer is a node of the cluster, and signed URLs of
+// files are shared with it. The bytes of files it cannot falsify. One of them may have been taken over: so what is told
+// of a branch's commit, a commit's listing and whether anyone may read a repository counts once two nodes have signed
+// that the hub told them so. vouch.go has what counts while the hub is away.
 package hub

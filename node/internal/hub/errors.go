@@ -62,7 +62,7 @@ const retrySoon = 2
 func (x *exchange) fail(err error) {
 	x.Err = err
 	h := x.W.Header()
-	for _, name := range []string{"Etag", "Content-Length", "Content-Disposition", "X-Linked-Etag", "X-Linked-Size",
+	for _, name := range []string{"Age", "Etag", "Content-Length", "Content-Disposition", "X-Linked-Etag", "X-Linked-Size",
 		"X-Xet-Hash", "Link", "X-Hf-Warning", "Accept-Ranges"} {
 		h.Del(name) // of the answer that did not come about
 	}
@@ -144,12 +144,13 @@ func (x *exchange) verdict(err error) (int, []byte) {
 	return http.StatusServiceUnavailable, nil
 }
 
-// age tells the caller, by a Warning header (RFC 7234, section 5.5), that an answer may be out of date, and refuses to
-// give one where the policy has nothing given while the hub cannot be asked.
+// age tells the caller, by the headers Age and Warning (RFC 7234, section 5), that an answer may be out of date, and
+// refuses to give one where the policy has nothing given while the hub cannot be asked.
 func (x *exchange) age(found found) error {
 	if !found.stale {
 		return nil
 	}
+	x.W.Header().Set("Age", strconv.FormatInt(int64(found.age.Seconds()), 10))
 	return x.outage(found.cause)
 }
 

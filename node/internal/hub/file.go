@@ -338,7 +338,7 @@ func (f *Front) has(d digest.Digest) bool {
 }
 
 func (f *Front) peersHave(ctx context.Context, d digest.Digest) bool {
-	_, ok := f.memo.recall(ctx, blobKey(d), record{}, 0, false)
+	_, _, ok := f.memo.recall(ctx, blobKey(d), record{}, 0, false)
 	return ok
 }
 

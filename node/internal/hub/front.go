@@ -169,6 +169,14 @@ func (f *Front) Known(key string) (value []byte, age time.Duration, ok bool) {
 	return f.memo.known(key)
 }
 
+// Remembers answers other nodes that ask while the hub is away; see Shared.
+func (f *Front) Remembers(key string) (value []byte, age time.Duration, ok bool) {
+	if kindOf(key) == blobKind {
+		return f.Known(key)
+	}
+	return f.memo.remembers(key)
+}
+
 // Told remembers what another node has found out for all.
 func (f *Front) Told(key string, value []byte, age time.Duration) { f.memo.told(key, value, age) }
 

@@ -27,8 +27,13 @@ type Shared interface {
 	// error, or when ctx ends.
 	Do(ctx context.Context, key string, maxAge time.Duration, ask func(context.Context) ([]byte, error)) (value []byte,
 		age time.Duration, err error)
-	// Recall gives the newest value that a connected peer has, however old. It takes at most about a second.
-	Recall(ctx context.Context, key string) (value []byte, age time.Duration, ok bool)
+	// Recall hands to take what connected peers have, however old, one value of each, one after the other. It takes at
+	// most about a second.
+	Recall(ctx context.Context, key string, take func(value []byte, age time.Duration))
+	// Sign signs a statement in this node's name.
+	Sign(statement []byte) (by, signature []byte, err error)
+	// Signed reports whether a node that is admitted has signed a statement.
+	Signed(by, statement, signature []byte) bool
 }
 
 // Memory keeps small values across restarts. No method may wait for a write to the disk: requests would wait for it.
@@ -42,6 +47,9 @@ const forever = time.Duration(1<<63 - 1)
 
 const (
 	maxRecords = 64 << 10
+	// maxOthers is how many records are kept that others have told, and maxLately how many that others remember.
+	maxOthers = 16 << 10
+	maxLately = 4 << 10
 	// maxInline is the longest document that is, so that a record fits into a message of the swarm's.
 	maxInline = 256 << 10
 	// maxKey is the longest key in bytes that is not replaced by its digest.
@@ -72,12 +80,18 @@ type record struct {
 	// URL is where a file's bytes are for the moment, and Expires the Unix time at which that ends.
 	URL     string `json:"url,omitempty"`
 	Expires int64  `json:"expires,omitempty"`
+	// Vouched is who has this from the hub itself.
+	Vouched []voucher `json:"vouched,omitempty"`
+
+	// heard: one other node remembers it so, or has told it, and nobody else; see vouch.go.
+	heard bool
 }
 
 type remembered struct {
 	record record
 	at     time.Time
 	saved  time.Time // what of at is on disk; zero: nothing
+	told   time.Time // when another node said so; zero: it is more than the word of one
 }
 
 // memo remembers what the hub said, and asks it what it does not know: once for all callers of this node, and once for
@@ -94,13 +108,16 @@ type memo struct {
 	asking room.Flights
 	mu     sync.Mutex
 	recent *lru.Cache[string, remembered]
-	inline room.Shelf[[]byte] // short documents and files, handed on with their records; recent's hold none
+	others *lru.Cache[string, remembered] // what others have told, for others: this node does not go by it
+	lately *lru.Cache[string, remembered] // what came of asking others while the hub was away
+	inline room.Shelf[[]byte]             // short documents and files, handed on with their records; recent's hold none
 }
 
 func newMemo(memory Memory, documents *room.Room, log *slog.Logger) *memo {
 	m := &memo{
 		memory: memory, room: documents, log: log, secret: make([]byte, sha256.Size),
-		recent: lru.New[string, remembered](maxRecords), inline: room.Keep[[]byte](documents, "hub's documents"),
+		recent: lru.New[string, remembered](maxRecords), others: lru.New[string, remembered](maxOthers),
+		lately: lru.New[string, remembered](maxLately), inline: room.Keep[[]byte](documents, "hub's documents"),
 	}
 	_, _ = rand.Read(m.secret) // never fails, says crypto/rand
 	return m
@@ -130,6 +147,7 @@ func (m *memo) mark(parts ...string) mark {
 // found is a record, and whether it is older than it should be because the hub could not be asked; cause says why.
 type found struct {
 	record
+	age   time.Duration
 	stale bool
 	cause error
 }
@@ -146,10 +164,16 @@ func (m *memo) doWith(ctx context.Context, key string, maxAge, hasty time.Durati
 	ask func(context.Context) (record, error)) (found, error) {
 	old, age, known := m.own(key)
 	if known && age <= maxAge {
-		return found{record: old}, nil
+		return found{record: old, age: age}, nil
 	}
-	if known && m.down() {
-		return found{record: old, stale: true, cause: content.ErrUnavailable}, nil
+	if m.down() {
+		rec, then, ok := old, age, known
+		if !known || kindOf(key) == openKind { // others may know better who may read
+			rec, then, ok = m.recall(ctx, key, old, age, known)
+		}
+		if ok {
+			return found{record: rec, age: then, stale: true, cause: content.ErrUnavailable}, nil
+		}
 	}
 	done := m.anew(ctx, key, maxAge, who, ask)
 	patience := time.NewTimer(m.slack.of(staleAfter))
@@ -161,15 +185,16 @@ func (m *memo) doWith(ctx context.Context, key string, maxAge, hasty time.Durati
 				return found{record: r.Val.(record)}, nil
 			}
 			if away(r.Err) || errors.Is(r.Err, room.ErrFull) {
-				if rec, ok := m.recall(ctx, key, old, age, known); ok {
-					return found{record: rec, stale: true, cause: r.Err}, nil
+				rec, then, ok := m.recall(ctx, key, old, age, known)
+				if ok && !(rec.heard && provoked(r.Err)) { // it is there, and can be asked again
+					return found{record: rec, age: then, stale: true, cause: r.Err}, nil
 				}
 			}
 			return found{}, r.Err
-		case <-patience.C:
-			rec, ok := m.recall(ctx, key, old, age, known)
-			if _, now, _ := m.own(key); ok && now <= hasty {
-				return found{record: rec, stale: true, cause: content.ErrUnavailable}, nil
+		case <-patience.C: // a hub that is slow may still answer: the word of one other node is not taken for it
+			rec, then, ok := m.recall(ctx, key, old, age, known)
+			if ok && !rec.heard && then <= hasty {
+				return found{record: rec, age: then, stale: true, cause: content.ErrUnavailable}, nil
 			}
 		case <-ctx.Done():
 			return found{}, context.Cause(ctx)
@@ -215,65 +240,172 @@ func (m *memo) ask(ctx context.Context, key string, maxAge time.Duration,
 		}
 		return rec, err
 	}
-	raw, age, err := m.shared.Do(ctx, key, maxAge, func(ctx context.Context) ([]byte, error) {
+	rec, age, own, err := m.errand(ctx, key, key, maxAge, ask)
+	if err == nil && !own && takesTwo(key) && len(m.vouched(key, rec, maxAge)) < agreed {
+		rec, age, err = m.again(ctx, key, maxAge, ask, rec)
+	}
+	switch {
+	case err != nil:
+		return record{}, err
+	case !own && sworn(key):
+		m.swear(key, rec, age)
+	default:
+		m.learn(key, rec, age, true)
+	}
+	return rec, nil
+}
+
+// errand asks the hub for the record of key, or has another node ask it. own: this node has asked. For a second word
+// nodes meet at another key.
+func (m *memo) errand(ctx context.Context, key, meet string, maxAge time.Duration,
+	ask func(context.Context) (record, error)) (rec record, age time.Duration, own bool, err error) {
+	raw, age, err := m.shared.Do(ctx, meet, maxAge, func(ctx context.Context) ([]byte, error) {
+		own = true
 		rec, err := ask(ctx)
 		if err != nil {
 			return nil, err
 		}
-		return json.Marshal(rec)
+		return json.Marshal(m.vouch(key, rec))
 	})
 	if err != nil {
-		return record{}, err
+		return record{}, 0, own, err
 	}
-	var rec record
 	if err := json.Unmarshal(raw, &rec); err != nil {
-		return record{}, fmt.Errorf("record of another node: %w", err)
+		return record{}, 0, own, fmt.Errorf("record of another node: %w", err)
 	}
-	m.learn(key, rec, age, true)
-	return rec, nil
+	return rec, age, own, nil
 }
 
-// recall gives the newest record that this node or a peer remembers.
-func (m *memo) recall(ctx context.Context, key string, old record, age time.Duration, known bool) (record, bool) {
+// again is ask once one other node has told a record, and nobody else. It has a second one ask.
+func (m *memo) again(ctx context.Context, key string, maxAge time.Duration, ask func(context.Context) (record, error),
+	first record) (record, time.Duration, error) {
+	first.Vouched = m.vouched(key, first, maxAge)
+	rec, age, own, err := m.errand(ctx, key, againKind+"\x00"+key, maxAge, func(ctx context.Context) (record, error) {
+		rec, err := ask(ctx)
+		if err == nil && same(rec, first) {
+			rec.Vouched = first.Vouched
+		}
+		return rec, err
+	})
+	switch {
+	case err != nil:
+		if away(err) {
+			m.overhear(othersKey(key), remembered{record: first, at: time.Now()}) // unless more is known
+		}
+		return record{}, 0, err
+	case own:
+		return rec, 0, nil
+	case same(rec, first):
+		rec.Vouched = append(rec.Vouched, first.Vouched...)
+	}
+	if rec.Vouched = m.vouched(key, rec, maxAge); len(rec.Vouched) >= agreed {
+		return rec, age, nil
+	}
+	m.log.Info("other nodes do not agree on what the hub says; it is asked", "key", strings.Split(key, "\x00"))
+	if rec, err = ask(ctx); err != nil {
+		return record{}, 0, err
+	}
+	return m.vouch(key, rec), 0, nil
+}
+
+// recall gives the record that this node and others remember, and its age.
+func (m *memo) recall(ctx context.Context, key string, old record, age time.Duration, known bool) (record,
+	time.Duration, bool) {
 	if m.shared == nil {
-		return old, known
+		return old, age, known
 	}
-	raw, theirs, ok := m.shared.Recall(ctx, key)
-	var rec record
-	if !ok || known && age <= theirs || json.Unmarshal(raw, &rec) != nil {
-		return old, known
+	choose := newest
+	if kindOf(key) == openKind {
+		if choose = openest; known && !old.Yes {
+			return old, age, true
+		}
 	}
-	m.learn(key, rec, theirs, true)
-	return rec, true
+	if r, ok := m.overheard(key); ok && (!known || kindOf(key) == openKind && time.Since(r.told) < age) {
+		return r.record, time.Since(r.at), true
+	}
+	own := remembered{record: old, at: time.Now().Add(-age)}
+	var told []remembered
+	m.shared.Recall(ctx, key, func(value []byte, age time.Duration) {
+		r := remembered{at: time.Now().Add(-age)}
+		if json.Unmarshal(value, &r.record) == nil && bytesOf(r.record) <= maxTold {
+			told = append(told, r)
+		}
+	})
+	best, two, ok := choose(own, known, told)
+	if !ok {
+		best, ok = m.overheard(othersKey(key))
+	}
+	then := time.Since(best.at)
+	switch {
+	case !ok:
+		return record{}, 0, false
+	case kindOf(key) == openKind && known && best.at.Equal(own.at):
+		m.lately.Add(key, remembered{record: old, at: own.at, told: time.Now()})
+	case kindOf(key) == blobKind, known && best.at.Equal(own.at):
+	case takesTwo(key) && !two:
+		best.record.heard = true
+		m.overhear(key, best)
+	case sworn(key):
+		m.swear(key, best.record, then)
+	default:
+		m.learn(key, best.record, then, true)
+	}
+	return best.record, then, true
+}
+
+// overhear keeps, for a moment, what another node says and nobody else. Its document is a blob, too.
+func (m *memo) overhear(key string, r remembered) {
+	r.record.heard, r.record.Inline, r.told = true, nil, time.Now()
+	m.lately.Add(key, r)
+}
+
+func (m *memo) overheard(key string) (remembered, bool) {
+	r, ok := m.lately.Get(key)
+	return r, ok && time.Since(r.told) < latelyTTL
 }
 
 // own is what this node itself remembers.
 func (m *memo) own(key string) (record, time.Duration, bool) {
+	r, ok := m.ownRecord(key)
+	return r.record, max(time.Since(r.at), 0), ok
+}
+
+func (m *memo) ownRecord(key string) (remembered, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r, ok := m.recent.Get(key)
 	if !ok {
 		if r, ok = m.load(key); !ok {
-			return record{}, 0, false
+			return remembered{}, false
 		}
 		m.recent.Add(key, r)
+	}
+	if !r.told.IsZero() && time.Since(r.told) >= swornTTL {
+		return remembered{}, false
 	}
 	if b, ok := m.inline.Get(key); ok {
 		r.record.Inline = b
 	}
-	return r.record, max(time.Since(r.at), 0), true
+	return r, true
 }
 
 // learn remembers a record that was right age ago, on disk as well where keep says so.
 func (m *memo) learn(key string, rec record, age time.Duration, keep bool) {
+	m.put(key, rec, age, keep, time.Time{})
+}
+
+// swear remembers for a while what another node has said.
+func (m *memo) swear(key string, rec record, age time.Duration) {
+	m.put(key, rec, age, false, time.Now())
+}
+
+func (m *memo) put(key string, rec record, age time.Duration, keep bool, told time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	at := time.Now().Add(-age)
-	if len(rec.Inline) > 0 && len(rec.Inline) <= maxInline {
-		m.inline.Add(key, rec.Inline, int64(len(rec.Inline)))
-	}
+	m.setInline(key, rec)
 	rec.Inline = nil
-	now := remembered{record: rec, at: at}
+	now := remembered{record: rec, at: at, told: told}
 	if before, known := m.recent.Peek(key); known && same(before.record, rec) {
 		now.saved = before.saved
 	}
@@ -281,6 +413,13 @@ func (m *memo) learn(key string, rec record, age time.Duration, keep bool) {
 		now.saved = at
 	}
 	m.recent.Add(key, now)
+}
+
+// setInline keeps a record's document, where it is short.
+func (m *memo) setInline(key string, rec record) {
+	if len(rec.Inline) > 0 && len(rec.Inline) <= maxInline {
+		m.inline.Add(key, rec.Inline, int64(len(rec.Inline)))
+	}
 }
 
 // savedAgain is how much older than it is a record may seem after a restart. To write each time would cost a sync of
@@ -309,7 +448,7 @@ func (m *memo) load(key string) (remembered, bool) {
 		return remembered{}, false
 	}
 	at := time.Unix(min(k.Unix, time.Now().Unix()), 0)
-	return remembered{k.Record, at, at}, true
+	return remembered{record: k.Record, at: at, saved: at}, true
 }
 
 // save writes a record to disk and reports whether it did. What is signed for a short time is a credential, and not
@@ -348,27 +487,68 @@ func (m *memo) forget(key string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.recent.Remove(key)
+	m.lately.Remove(key)
+	m.lately.Remove(othersKey(key))
 	m.inline.Remove(key)
+	for _, meet := range []string{key, againKind + "\x00" + key} {
+		m.others.Remove(meet)
+		m.inline.Remove(othersKey(meet))
+	}
 	if m.memory != nil {
 		_ = m.memory.Delete(key) // it is asked for again, and replaced, if it stays
 	}
 }
 
-// known and told are the swarm's side of the memo: what this node answers others, and what they have found out for all.
-// The latter is another's word. It is kept in memory only, and only what is short.
-func (m *memo) known(key string) (value []byte, age time.Duration, ok bool) {
-	rec, age, ok := m.own(key)
+// known, remembers and told are the swarm's side of the memo. known is what this node answers others who ask together,
+// by what it has from the hub or what another has told it for all. remembers is what it answers who ask while the hub
+// is away: that is not another's word. What is told is kept in memory only, and only what is short.
+func (m *memo) known(meet string) (value []byte, age time.Duration, ok bool) {
+	key, second := strings.CutPrefix(meet, againKind+"\x00")
+	mine, has := m.ownRecord(key)
+	need := 0 // of signatures, for this node's own to be of use: without any it would be in the way of one with them
+	switch {
+	case second:
+		need = agreed
+	case takesTwo(key):
+		need = 1
+	}
+	has = has && len(mine.record.Vouched) >= need
+	m.mu.Lock()
+	told, hasTold := m.others.Get(meet)
+	if b, ok := m.inline.Get(othersKey(meet)); ok {
+		told.record.Inline = b
+	}
+	m.mu.Unlock()
+	if hasTold && (!has || told.at.After(mine.at)) {
+		return valueOf(told, true)
+	}
+	return valueOf(mine, has)
+}
+
+func (m *memo) remembers(key string) (value []byte, age time.Duration, ok bool) {
+	r, ok := m.ownRecord(key)
+	return valueOf(r, ok && r.told.IsZero())
+}
+
+func valueOf(r remembered, ok bool) (value []byte, age time.Duration, has bool) {
 	if !ok {
 		return nil, 0, false
 	}
-	raw, err := json.Marshal(rec)
-	return raw, age, err == nil
+	raw, err := json.Marshal(r.record)
+	return raw, max(time.Since(r.at), 0), err == nil
 }
 
-func (m *memo) told(key string, value []byte, age time.Duration) {
+func (m *memo) told(meet string, value []byte, age time.Duration) {
 	var rec record
-	if json.Unmarshal(value, &rec) == nil && maxTold >=
-		len(rec.Commit)+len(rec.Digest)+len(rec.Next)+len(rec.URL)+len(rec.Endless) {
-		m.learn(key, rec, age, false)
+	if json.Unmarshal(value, &rec) != nil || bytesOf(rec) > maxTold {
+		return
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.setInline(othersKey(meet), rec)
+	rec.Inline = nil
+	m.others.Add(meet, remembered{record: rec, at: time.Now().Add(-age)})
 }
+
+// othersKey is under what key the document of a record is kept that another node has told.
+func othersKey(meet string) string { return "told\x00" + meet }

@@ -45,7 +45,7 @@ func TestMemo_WhereTheHubsAnswerIsNotHadAnOlderOneWillDo(t *testing.T) {
 					return
 				}
 				require.NoError(t, err)
-				require.Equal(t, found{record: older, stale: true, cause: tc.err}, got)
+				require.Equal(t, found{record: older, age: time.Hour, stale: true, cause: tc.err}, got)
 			})
 		})
 	}

@@ -197,7 +197,7 @@ func (f *Front) enter(ctx context.Context, x *exchange) (commit string, err erro
 		return "", err
 	}
 	f.learnInfo(r, revision, rev.record)
-	if rev.Yes && !provoked(rev.cause) && f.access.open(r, levelInfo) {
+	if rev.Yes && !provoked(rev.cause) && f.access.open(ctx, r, rev.stale) {
 		return rev.Commit, nil
 	}
 	return rev.Commit, f.enterAt(ctx, x, rev.Commit)
@@ -212,7 +212,7 @@ func (f *Front) enterAt(ctx context.Context, x *exchange, commit string) error {
 		_, err := f.askInfo(ctx, r, commit, "", authorization)
 		return err
 	}
-	if l, ok := f.listings.Get(treeKey(r, commit)); ok && x.Authorization() != "" && !f.access.open(r, levelInfo) {
+	if l, ok := f.listings.Get(treeKey(r, commit)); ok && x.Authorization() != "" && !f.access.open(ctx, r, false) {
 		for _, path := range []string{x.route.path, l.anyFile()} {
 			if e := l.byPath[path]; e != nil && e.Type == "file" &&
 				f.admit(ctx, x, levelFiles, f.head(r, commit, path)) == nil {
@@ -238,6 +238,9 @@ func infoKey(r repo, commit, query string) string { return key("info", r.name(),
 // learnInfo takes what comes with a revision: what is told of its commit, and that anyone may read it, unless everyone
 // was refused since.
 func (f *Front) learnInfo(r repo, revision string, rev record) {
+	if rev.heard {
+		return
+	}
 	k := infoKey(r, rev.Commit, "")
 	if _, age, known := f.memo.own(k); rev.Digest != "" && (!known || age > infoTTL) {
 		f.memo.learn(k, record{Digest: rev.Digest, Size: rev.Size, Inline: rev.Inline}, 0, true)
@@ -406,7 +409,7 @@ func (f *Front) list(ctx context.Context, x *exchange, commit string) (*listing,
 		return nil, unending(r, commit, rec.Endless)
 	case rec.Large:
 		l = &listing{large: true}
-		f.listings.Add(k, l, l.size())
+		f.listings.Add(listingKey(k, rec), l, l.size())
 	case l == nil:
 		f.memo.forget(k)
 		return nil, fmt.Errorf("the listing of %s at %s: %w", r.name(), commit, content.ErrUnavailable)
@@ -417,8 +420,9 @@ func (f *Front) list(ctx context.Context, x *exchange, commit string) (*listing,
 // build makes a listing of the document that a record names, once for all who wait for it: to read it takes far more
 // memory than there is for each of them.
 func (f *Front) build(ctx context.Context, k string, rec record) (*listing, error) {
-	built := f.building.Do(ctx, k+"\x00"+rec.Digest.String(), func(ctx context.Context) (any, error) {
-		if l, ok := f.listings.Get(k); ok {
+	slot := listingKey(k, rec)
+	built := f.building.Do(ctx, slot+"\x00"+rec.Digest.String(), func(ctx context.Context) (any, error) {
+		if l, ok := f.listings.Get(slot); ok {
 			return l, nil
 		}
 		ctx, end := f.opts.Documents.Lease(ctx)
@@ -429,7 +433,7 @@ func (f *Front) build(ctx context.Context, k string, rec record) (*listing, erro
 		}
 		l, err := newListing(doc)
 		if err == nil {
-			f.listings.Add(k, l, l.size())
+			f.listings.Add(slot, l, l.size())
 		}
 		return l, err
 	})
@@ -442,6 +446,15 @@ func (f *Front) build(ctx context.Context, k string, rec record) (*listing, erro
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+}
+
+// listingKey is under what key a listing is kept. One that only one other node knows, while the hub is away, is not to
+// be taken for the hub's.
+func listingKey(k string, rec record) string {
+	if rec.heard {
+		return key("heard", k, rec.Digest.String())
+	}
+	return k
 }
 
 // unending refuses a listing that cannot be read to its end.

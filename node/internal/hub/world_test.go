@@ -168,7 +168,7 @@ func newAgentThatWaits(t testing.TB, h *hubtest.Hub, dir string, bootstrap []pee
 		Rules: func(content.Repository) policy.Rule { return *a.rule.Load() }, Logger: log, Registerer: reg,
 	})
 	require.NoError(t, err)
-	a.errands = swarm.NewErrands(a.swarm, a.Known, a.Told)
+	a.errands = swarm.NewErrands(a.swarm, a.Known, a.Remembers, a.Told)
 	a.Join(a.errands)
 	a.server = httptest.NewServer(a.Front)
 	a.URL = a.server.URL

@@ -70,8 +70,8 @@ type Upstream interface {
 // TagMemory remembers the registries' answers for tags, for the time when they cannot be asked.
 type TagMemory interface {
 	Remember(ctx context.Context, repo content.Repository, tag string, desc v1.Descriptor)
-	// Recall gives the newest answer that this node or the swarm knows.
-	Recall(ctx context.Context, repo content.Repository, tag string) (v1.Descriptor, bool)
+	// Recall gives the newest answer that this node or the swarm knows, and when the registry gave it.
+	Recall(ctx context.Context, repo content.Repository, tag string) (v1.Descriptor, time.Time, bool)
 }
 
 // Record remembers requests.

@@ -565,8 +565,13 @@ func TestTagsOutliveTheRegistry(t *testing.T) {
 		w.origin.SetDown(true)
 		time.Sleep(time.Hour)
 		start := time.Now()
-		require.Equal(t, img.raw, w.get(path).Body.String())
+		old := w.get(path)
+		require.Equal(t, img.raw, old.Body.String())
 		require.Less(t, time.Since(start), 5*time.Second)
+		age, err := strconv.Atoi(old.Header().Get("Age"))
+		require.NoError(t, err, "who asks is told how old the answer is")
+		require.InDelta(t, time.Hour.Seconds(), age, 5)
+		require.Contains(t, old.Header().Get("Warning"), "the registry does not answer")
 		require.NoError(t, testutil.GatherAndCompare(w.metrics, strings.NewReader(`
 # HELP shoal_tags_stale_total Tags answered from memory because the registry could not be asked.
 # TYPE shoal_tags_stale_total counter
@@ -586,7 +591,9 @@ shoal_tags_stale_total 1
 
 		w.origin.SetDown(false)
 		time.Sleep(time.Hour)
-		require.Equal(t, img.raw, w.get(path).Body.String(), "the registry has the last word")
+		last := w.get(path)
+		require.Equal(t, img.raw, last.Body.String(), "the registry has the last word")
+		require.Empty(t, last.Header().Get("Age")+last.Header().Get("Warning"))
 	})
 }
 
@@ -620,7 +627,7 @@ func TestATag_OfWhichTheRegistryWasWrongOnceIsRightInTheSameRequest(t *testing.T
 					require.Equal(t, 200, got.Code, got.Body)
 					require.Equal(t, img.raw, got.Body.String())
 				}
-				desc, ok := memory.Recall(t.Context(), repository("team/app"), "v1")
+				desc, _, ok := memory.Recall(t.Context(), repository("team/app"), "v1")
 				require.True(t, ok)
 				require.Equal(t, img.manifest, desc.Digest)
 
@@ -631,7 +638,7 @@ func TestATag_OfWhichTheRegistryWasWrongOnceIsRightInTheSameRequest(t *testing.T
 				require.Equal(t, 404, w.get(path).Code)
 				asked := slices.DeleteFunc(w.origin.Requests(), func(r string) bool { return r != "HEAD "+path })
 				require.Len(t, asked, 2)
-				desc, _ = memory.Recall(t.Context(), repository("team/app"), "v1")
+				desc, _, _ = memory.Recall(t.Context(), repository("team/app"), "v1")
 				require.Equal(t, img.manifest, desc.Digest)
 				require.Equal(t, img.raw, w.get(path).Body.String(), "at once")
 			})

@@ -70,24 +70,27 @@ type document struct {
 // another, that is forgotten and the registry is asked about the tag once more: it may have been wrong for a moment.
 func (f *Front) tagged(ctx context.Context, x *exchange, patience *patience) (document, error) {
 	q := f.tags.question(x)
-	desc, err := f.tags.resolve(ctx, q)
+	last, err := f.tags.resolve(ctx, q)
 	x.resolved = time.Since(x.Start)
 	if err != nil {
 		return document{}, err
 	}
-	got, err := f.openManifest(ctx, x, patience, desc)
+	got, err := f.openManifest(ctx, x, patience, last.desc)
 	if x.rule.Mode != policy.PeersOnly && // else it is not the registry that says so
 		(errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrDigestMismatch)) {
-		f.tags.forget(q, desc.Digest)
+		f.tags.forget(q, last.desc.Digest)
 		again, askErr := f.tags.resolve(ctx, q)
-		if askErr != nil || again.Digest == desc.Digest {
+		if askErr != nil || again.desc.Digest == last.desc.Digest {
 			return document{}, err
 		}
-		desc = again
-		got, err = f.openManifest(ctx, x, patience, desc)
+		last = again
+		got, err = f.openManifest(ctx, x, patience, last.desc)
 	}
 	if err == nil {
-		f.tags.tell(ctx, q, desc.Digest)
+		f.tags.tell(ctx, q, last.desc.Digest)
+		if last.stale {
+			x.outOfDate(last.at)
+		}
 	}
 	return got, err
 }

@@ -64,10 +64,7 @@ func (f *Front) page(x *exchange) error {
 		h.Set("Link", next)
 	}
 	if p.stale {
-		age := int(time.Since(p.at).Seconds())
-		h.Set("Age", strconv.Itoa(age))
-		// RFC 7234, section 5.5.1
-		h.Set("Warning", fmt.Sprintf(`110 shoal "read %d s ago; the registry does not answer"`, age))
+		x.outOfDate(p.at)
 	}
 	if p.filters != "" {
 		h.Set("OCI-Filters-Applied", p.filters)
@@ -97,7 +94,7 @@ func (p *pages) get(x *exchange, path string) (page, error) {
 		}
 		return got, nil
 	case content.Throttled(err):
-		err = p.gate.Throttled(x.rule, source, authorization, err)
+		err = p.gate.Throttled(x.R.Context(), x.rule, source, authorization, err)
 	case gate.Unanswered(err):
 		err = p.gate.Offline(x.R.Context(), x.rule, source, authorization, err)
 	default:
@@ -168,4 +165,12 @@ func nextPage(link string, asked *url.URL) string {
 	}
 	next := url.URL{Path: asked.Path, RawQuery: query.Encode()}
 	return "<" + next.String() + `>; rel="next"`
+}
+
+// outOfDate says that an answer is of another time, because the registry does not give one.
+func (x *exchange) outOfDate(at time.Time) {
+	age := max(0, int(time.Since(at).Seconds()))
+	x.W.Header().Set("Age", strconv.Itoa(age))
+	// RFC 7234, section 5.5.1
+	x.W.Header().Set("Warning", fmt.Sprintf(`110 shoal "read %d s ago; the registry does not answer"`, age))
 }

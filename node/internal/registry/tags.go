@@ -41,9 +41,10 @@ type tags struct {
 }
 
 type answer struct {
-	desc v1.Descriptor
-	at   time.Time
-	told *sync.Once // has the TagMemory remember it
+	desc  v1.Descriptor
+	at    time.Time
+	told  *sync.Once // has the TagMemory remember it
+	stale bool       // the registry could not be asked
 }
 
 func newTags(upstream Upstream, timeout time.Duration, memory TagMemory, documents *room.Room, g *gate.Gate,
@@ -82,33 +83,33 @@ func (t *tags) question(x *exchange) question {
 	return q
 }
 
-// resolve gives the descriptor of a tag. Success means that the registry has accepted the caller, now or
+// resolve gives the answer for a tag. Success means that the registry has accepted the caller, now or
 // earlier. Whether it has what the descriptor names is for the gate to say.
-func (t *tags) resolve(ctx context.Context, q question) (v1.Descriptor, error) {
+func (t *tags) resolve(ctx context.Context, q question) (answer, error) {
 	last, known := t.recent.Get(q.source().Owner(), q.key)
 	if known && time.Since(last.at) < q.rule.TagTTL && t.gate.Accepts(q.rule, q.source(), q.authorization) {
-		return last.desc, nil
+		return last, nil
 	}
 	if t.gate.Silent(q.source(), q.authorization) {
-		if desc, err := t.recall(ctx, q, content.ErrUnavailable); err == nil {
-			return desc, nil
+		if old, err := t.recall(ctx, q, content.ErrUnavailable); err == nil {
+			return old, nil
 		}
 	}
-	desc, err := t.await(ctx, q)
+	got, err := t.await(ctx, q)
 	switch {
 	case err == nil:
-		return desc, nil
+		return got, nil
 	case content.Throttled(err), gate.Unanswered(err), content.Denied(err) &&
 		q.rule.Authorization.Mode == policy.Exempt:
 		return t.recall(ctx, q, err)
 	}
-	return v1.Descriptor{}, err
+	return answer{}, err
 }
 
 // await puts the question to the registry, once for all callers with the same credentials. After a moment of its
 // silence it answers from memory, where anyone may read, as this node or another knows, and something is remembered.
 // The registry's answer is taken note of then, too.
-func (t *tags) await(ctx context.Context, q question) (v1.Descriptor, error) {
+func (t *tags) await(ctx context.Context, q question) (answer, error) {
 	key := q.authorization + "\x00" + q.key
 	done := t.questions.Put(ctx, key, func(ctx context.Context) (any, error) {
 		t.running.Add(1)
@@ -133,27 +134,28 @@ func (t *tags) await(ctx context.Context, q question) (v1.Descriptor, error) {
 		select {
 		case r := <-done:
 			if r.Err != nil {
-				return v1.Descriptor{}, fmt.Errorf("resolve %s:%s: %w", q.repo, q.tag, r.Err)
+				return answer{}, fmt.Errorf("resolve %s:%s: %w", q.repo, q.tag, r.Err)
 			}
-			return r.Val.(v1.Descriptor), nil
+			return r.Val.(answer), nil
 		case <-ctx.Done():
-			return v1.Descriptor{}, fmt.Errorf("resolve %s:%s: %w", q.repo, q.tag, context.Cause(ctx))
+			return answer{}, fmt.Errorf("resolve %s:%s: %w", q.repo, q.tag, context.Cause(ctx))
 		case <-silent:
 			cause := fmt.Errorf("no answer within %s: %w", gate.Hedge, content.ErrUnavailable)
-			if desc, err := t.recall(ctx, q, cause); err == nil {
+			if old, err := t.recall(ctx, q, cause); err == nil {
 				t.gate.Silence(q.source(), q.authorization)
-				return desc, nil
+				return old, nil
 			}
 		}
 	}
 }
 
 // ask puts the question to the registry, and remembers what it says.
-func (t *tags) ask(ctx context.Context, q question) (v1.Descriptor, error) {
+func (t *tags) ask(ctx context.Context, q question) (answer, error) {
 	desc, err := t.upstream.Resolve(ctx, q.repo, q.tag, q.accept, q.authorization)
+	got := answer{desc: desc, at: time.Now(), told: new(sync.Once)}
 	switch {
 	case err == nil:
-		t.recent.Add(q.source().Owner(), q.key, answer{desc, time.Now(), new(sync.Once)})
+		t.recent.Add(q.source().Owner(), q.key, got)
 		t.gate.Confirm(ctx, q.rule, gate.Blob(t.upstream, content.Request{
 			Repository: q.repo, Kind: content.Manifest, Digest: desc.Digest, Authorization: q.authorization,
 		}))
@@ -165,7 +167,7 @@ func (t *tags) ask(ctx context.Context, q question) (v1.Descriptor, error) {
 		}
 		t.gate.Refused(q.source(), q.authorization, err)
 	}
-	return desc, err
+	return got, err
 }
 
 // tell has other nodes hear what the registry answered. They do not before its manifest was had: a registry that was
@@ -186,27 +188,28 @@ func (t *tags) forget(q question, d digest.Digest) {
 
 // recall answers from memory, where this node's own last answer is known or the swarm has one, and where the policy
 // lets this caller on without asking. cause is why the registry does not answer.
-func (t *tags) recall(ctx context.Context, q question, cause error) (v1.Descriptor, error) {
+func (t *tags) recall(ctx context.Context, q question, cause error) (answer, error) {
 	allowed := func() error { return t.gate.Offline(ctx, q.rule, q.source(), q.authorization, cause) }
 	if content.Throttled(cause) {
-		allowed = func() error { return t.gate.Throttled(q.rule, q.source(), q.authorization, cause) }
+		allowed = func() error { return t.gate.Throttled(ctx, q.rule, q.source(), q.authorization, cause) }
 	}
 	if err := allowed(); err != nil {
-		return v1.Descriptor{}, err
+		return answer{}, err
 	}
 	last, known := t.recent.Get(q.source().Owner(), q.key)
 	if t.memory != nil {
-		if desc, ok := t.memory.Recall(ctx, q.repo, q.tag); ok {
-			last.desc, known = desc, true
+		if desc, at, ok := t.memory.Recall(ctx, q.repo, q.tag); ok {
+			last, known = answer{desc: desc, at: at}, true
 		}
 	}
 	if !known {
-		return v1.Descriptor{}, cause
+		return answer{}, cause
 	}
+	last.stale = true
 	t.metrics.stale.Inc()
 	t.log.Warn("tag answered from memory", "repository", q.repo, "tag", q.tag, "digest", last.desc.Digest, "cause",
 		cause)
-	return last.desc, nil
+	return last, nil
 }
 
 // questionKey names what is asked of a registry, in few bytes whatever the client sends. A registry may answer

@@ -186,15 +186,20 @@ func (h held) Close() error { return nil }
 type tagMemory struct{ sync.Map }
 
 func (m *tagMemory) Remember(_ context.Context, repo content.Repository, tag string, d v1.Descriptor) {
-	m.Store(repo.String()+":"+tag, d)
+	m.Store(repo.String()+":"+tag, toldTag{d, time.Now()})
 }
 
-func (m *tagMemory) Recall(_ context.Context, repo content.Repository, tag string) (v1.Descriptor, bool) {
+type toldTag struct {
+	desc v1.Descriptor
+	at   time.Time
+}
+
+func (m *tagMemory) Recall(_ context.Context, repo content.Repository, tag string) (v1.Descriptor, time.Time, bool) {
 	d, ok := m.Load(repo.String() + ":" + tag)
 	if !ok {
-		return v1.Descriptor{}, false
+		return v1.Descriptor{}, time.Time{}, false
 	}
-	return d.(v1.Descriptor), true
+	return d.(toldTag).desc, d.(toldTag).at, true
 }
 
 // disk is a content.Memory.
@@ -213,7 +218,11 @@ func (w *word) Hear(_ context.Context, _ gate.Source, asked []digest.Digest) gat
 	among := func(all []digest.Digest) []digest.Digest {
 		return slices.DeleteFunc(slices.Clone(all), func(d digest.Digest) bool { return !slices.Contains(asked, d) })
 	}
-	return gate.Testimony{Public: w.public, Proven: among(w.proven), Held: among(w.held), Everyone: true}
+	var public []time.Duration
+	if w.public {
+		public = []time.Duration{0}
+	}
+	return gate.Testimony{Public: public, Proven: among(w.proven), Held: among(w.held), Everyone: true}
 }
 
 // world is a front with a real registry behind it.

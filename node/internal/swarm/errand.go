@@ -44,7 +44,7 @@ const (
 // A home that does not answer, and an errand that fails, leave each node to ask by itself.
 type Errands struct {
 	swarm *Swarm
-	known func(key string) (value []byte, age time.Duration, ok bool)
+	known knows
 	told  func(key string, value []byte, age time.Duration)
 
 	beat, second, turn, silence time.Duration
@@ -65,12 +65,12 @@ type errand struct {
 	ok     bool
 }
 
-// NewErrands returns the swarm's errands. known gives what this node remembers under a key, and told has it remember
-// what another has found out.
-func NewErrands(
-	s *Swarm, known func(key string) (value []byte, age time.Duration, ok bool), told func(key string, value []byte,
-		age time.Duration),
-) *Errands {
+// knows gives what this node knows under a key.
+type knows = func(key string) (value []byte, age time.Duration, ok bool)
+
+// NewErrands returns the swarm's errands. known gives what this node can tell who goes on one, and told has it know what
+// another has found out. remembers gives what it has found out itself, for Recall of others.
+func NewErrands(s *Swarm, known, remembers knows, told func(key string, value []byte, age time.Duration)) *Errands {
 	e := &Errands{
 		swarm: s, known: known, told: told, beat: errandBeat, second: s.opts.slack(errandNext),
 		turn: s.opts.slack(errandTurn), silence: s.opts.slack(errandSilence),
@@ -78,7 +78,7 @@ func NewErrands(
 	}
 	s.host.SetStreamHandler(s.protocol("errand"), e.serve)
 	answer(s, "remember", func(q rememberQuery) errandAnswer {
-		value, age, ok := known(q.Key)
+		value, age, ok := remembers(q.Key)
 		if !ok {
 			return errandAnswer{}
 		}
@@ -87,15 +87,25 @@ func NewErrands(
 	return e
 }
 
-// Recall gives the newest value that a connected peer remembers. It takes at most about a second.
-func (e *Errands) Recall(ctx context.Context, key string) (value []byte, age time.Duration, ok bool) {
+// Recall hands to take what connected peers remember, one value of each, one after the other. It takes at most about a
+// second.
+func (e *Errands) Recall(ctx context.Context, key string, take func(value []byte, age time.Duration)) {
 	askPeers(ctx, e.swarm, "remember", rememberQuery{Key: key}, func(a errandAnswer) bool {
-		if theirs := a.age(); a.State == errandKnown && (!ok || theirs < age) {
-			value, age, ok = a.Value, theirs, true
+		if a.State == errandKnown {
+			take(a.Value, a.age())
 		}
 		return false // another may know a newer one
 	})
-	return value, age, ok
+}
+
+// Sign signs a statement in this node's name; see Swarm.Sign.
+func (e *Errands) Sign(statement []byte) (by, signature []byte, err error) {
+	return e.swarm.Sign(statement)
+}
+
+// Signed reports whether a node that is admitted has signed a statement.
+func (e *Errands) Signed(by, statement, signature []byte) bool {
+	return e.swarm.Signed(by, statement, signature)
 }
 
 // Do gives the value of key that a node has and that is at most maxAge old, or else what ask gives, here or on another

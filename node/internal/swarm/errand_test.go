@@ -16,6 +16,11 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// newErrands are those of a node that remembers what it has been told.
+func newErrands(s *testSwarm, known knows, told func(key string, value []byte, age time.Duration)) *Errands {
+	return NewErrands(s.Swarm, known, known, told)
+}
+
 // An upstream may think for longer than a home that is silent is waited for. To ask it once more would have it think
 // twice.
 func TestErrands_WhoStillAsksIsWaitedFor(t *testing.T) {
@@ -28,7 +33,7 @@ func TestErrands_WhoStillAsksIsWaitedFor(t *testing.T) {
 	var all []*Errands
 	for _, s := range swarms {
 		var value atomic.Pointer[[]byte]
-		e := NewErrands(s.Swarm, func(string) ([]byte, time.Duration, bool) {
+		e := newErrands(s, func(string) ([]byte, time.Duration, bool) {
 			if v := value.Load(); v != nil {
 				return *v, 0, true
 			}
@@ -66,7 +71,7 @@ func TestErrands_WhoIsAtItForLongIsNotWaitedForAlone(t *testing.T) {
 	c := newTestSwarm(t, startingFrom(a, b))
 	var all []*Errands
 	for _, s := range []*testSwarm{a, b, c} {
-		e := NewErrands(s.Swarm, func(string) ([]byte, time.Duration, bool) { return nil, 0, false },
+		e := newErrands(s, func(string) ([]byte, time.Duration, bool) { return nil, 0, false },
 			func(string, []byte, time.Duration) {})
 		e.beat, e.second, e.turn = 50*time.Millisecond, 500*time.Millisecond, time.Minute
 		all = append(all, e)
@@ -134,7 +139,7 @@ func TestErrands_APeerThatStopsInTheMiddleHoldsLittleAndIsBlamed(t *testing.T) {
 	b := newTestSwarm(t, startingFrom(a))
 	c := newTestSwarm(t, startingFrom(a, b))
 	value := []byte("answer")
-	NewErrands(a.Swarm, func(key string) ([]byte, time.Duration, bool) { return value, 0, key == "known" },
+	newErrands(a, func(key string) ([]byte, time.Duration, bool) { return value, 0, key == "known" },
 		func(string, []byte, time.Duration) {})
 	eventually(t, "they know each other", func() bool { return len(b.Peers()) == 2 && len(c.Peers()) == 2 })
 	begun := 0
@@ -180,7 +185,7 @@ func TestErrands_APeerThatHasNotSaidWhatItSpeaksIsAsked(t *testing.T) {
 	var all []*Errands
 	for _, s := range []*testSwarm{a, b} {
 		var value atomic.Pointer[[]byte]
-		all = append(all, NewErrands(s.Swarm, func(string) ([]byte, time.Duration, bool) {
+		all = append(all, newErrands(s, func(string) ([]byte, time.Duration, bool) {
 			if v := value.Load(); v != nil {
 				return *v, 0, true
 			}

@@ -87,7 +87,7 @@ func TestFrame_FieldsOfALaterReleaseAreIgnored(t *testing.T) {
 	requireGrows(t, tagQuery{Registry: "r", Name: "n", Tag: "t"})
 	requireGrows(t, tagAnswer{Found: true, Digest: "d", Size: 1, MediaType: "m", Unix: 1})
 	requireGrows(t, witnessQuery{Source: "s", Contents: []string{"d"}})
-	requireGrows(t, witnessAnswer{Public: true, Proven: []int{0}, Held: []int{1}})
+	requireGrows(t, witnessAnswer{Public: true, Proven: []int{0}, Held: []int{1}, PublicAge: 1, RefusedAge: 1})
 	requireGrows(t, fileQuery{Root: []byte{1}})
 	requireGrows(t, fileAnswer{Found: true, Digest: "d", Size: 1})
 }

@@ -134,7 +134,7 @@ func TestPreviousRelease_WhoWaitsForAnAnswerIsToldSoOnce(t *testing.T) {
 	home := newTestSwarm(t)
 	previous := newTestSwarm(t, startingFrom(home))
 	var value atomic.Pointer[[]byte]
-	e := NewErrands(home.Swarm, func(string) ([]byte, time.Duration, bool) {
+	e := newErrands(home, func(string) ([]byte, time.Duration, bool) {
 		if v := value.Load(); v != nil {
 			return *v, 0, true
 		}

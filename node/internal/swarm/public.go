@@ -2,14 +2,15 @@ package swarm
 
 import (
 	"context"
+	"math"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
 
-// Witness asks the other nodes what they know of who may read what. Admitted peers are nodes of the cluster, so the
-// word of one is enough.
+// Witness asks the other nodes what they know of who may read what.
 type Witness struct {
 	swarm *Swarm
 	known func(source string, contents []digest.Digest) Testimony
@@ -17,8 +18,9 @@ type Witness struct {
 
 // Testimony is what nodes know of a source of content and of contents.
 type Testimony struct {
-	// Public: the source has let anyone read.
-	Public bool
+	// Public and Refused are how long ago the source let anyone read, and refused whoever comes: of each node that has
+	// itself seen so, and last of each.
+	Public, Refused []time.Duration
 	// Proven are the contents of which a node has proof that the source has them, and Held those that a node holds
 	// whole.
 	Proven, Held []digest.Digest
@@ -52,9 +54,9 @@ func (w *Witness) Hear(ctx context.Context, source string, contents []digest.Dig
 		wg.Go(func() { heard[i] = w.hear(ctx, source, part) })
 	}
 	wg.Wait()
-	all := Testimony{Everyone: len(contents) <= maxWitnessed}
+	// Each part was asked of the same nodes, and a node is to be counted once.
+	all := Testimony{Everyone: len(contents) <= maxWitnessed, Public: heard[0].Public, Refused: heard[0].Refused}
 	for _, t := range heard {
-		all.Public = all.Public || t.Public
 		all.Everyone = all.Everyone && t.Everyone
 		all.Proven = append(all.Proven, t.Proven...)
 		all.Held = append(all.Held, t.Held...)
@@ -72,7 +74,12 @@ func (w *Witness) hear(ctx context.Context, source string, contents []digest.Dig
 	answered := 0
 	askPeers(ctx, w.swarm, "witness", q, func(a witnessAnswer) bool {
 		answered++
-		t.Public = t.Public || a.Public
+		if a.Public {
+			t.Public = append(t.Public, toldAge(a.PublicAge))
+		}
+		if a.RefusedAge > 0 {
+			t.Refused = append(t.Refused, toldAge(a.RefusedAge))
+		}
 		tick(proven, a.Proven)
 		tick(held, a.Held)
 		return false // another may know more
@@ -108,7 +115,7 @@ func (w *Witness) answer(q witnessQuery) witnessAnswer {
 		}
 	}
 	t := w.known(q.Source, contents)
-	a := witnessAnswer{Public: t.Public}
+	a := witnessAnswer{Public: len(t.Public) > 0, PublicAge: tellAge(t.Public), RefusedAge: tellAge(t.Refused)}
 	for _, d := range t.Proven {
 		a.Proven = append(a.Proven, place[d])
 	}
@@ -116,4 +123,21 @@ func (w *Witness) answer(q witnessQuery) witnessAnswer {
 		a.Held = append(a.Held, place[d])
 	}
 	return a
+}
+
+// tellAge is the first age in milliseconds, at least 1, or 0 where there is none.
+func tellAge(ages []time.Duration) int64 {
+	if len(ages) == 0 {
+		return 0
+	}
+	return max(1, ages[0].Milliseconds())
+}
+
+// toldAge is an age that a peer names. Of what an agent of before says the age is not known: it may be any.
+func toldAge(ms int64) time.Duration {
+	const most = math.MaxInt64
+	if ms <= 0 || ms > most/int64(time.Millisecond) {
+		return most
+	}
+	return time.Duration(ms) * time.Millisecond
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
@@ -15,7 +16,11 @@ func TestWitness_ManyContentsAreHeardOfAndBlamedOnNobody(t *testing.T) {
 	a := newTestSwarm(t)
 	b := newTestSwarm(t, startingFrom(a))
 	NewWitness(a.Swarm, func(source string, contents []digest.Digest) Testimony {
-		return Testimony{Public: source == "registry.example/a", Held: contents, Proven: contents[:1]}
+		said := Testimony{Held: contents, Proven: contents[:1]}
+		if source == "registry.example/a" {
+			said.Public, said.Refused = []time.Duration{time.Hour}, []time.Duration{0}
+		}
+		return said
 	})
 	asking := NewWitness(b.Swarm, func(string, []digest.Digest) Testimony { return Testimony{} })
 	eventually(t, "they know each other", func() bool { return len(b.Peers()) == 1 })
@@ -24,7 +29,8 @@ func TestWitness_ManyContentsAreHeardOfAndBlamedOnNobody(t *testing.T) {
 		all[i] = digest.FromString(fmt.Sprint(i))
 	}
 	got := asking.Hear(t.Context(), "registry.example/a", all)
-	require.True(t, got.Public)
+	require.Equal(t, []time.Duration{time.Hour}, got.Public, "one word of one node")
+	require.Equal(t, []time.Duration{time.Millisecond}, got.Refused)
 	require.True(t, got.Everyone)
 	require.Equal(t, all, got.Held)
 	require.Len(t, got.Proven, 5, "one of each question")

@@ -384,6 +384,28 @@ func (s *Swarm) Claim(p Plan, index int, sum schedule.Sum) (schedule.Claim, erro
 	return signClaim(s.opts.Identity, s.host.ID(), p, index, sum)
 }
 
+// Sign signs a statement in this node's name. It must begin with a label of its kind, so that it is none of another.
+func (s *Swarm) Sign(statement []byte) (by, signature []byte, err error) {
+	if signature, err = s.opts.Identity.Sign(statement); err != nil {
+		return nil, nil, fmt.Errorf("sign a statement: %w", err)
+	}
+	return []byte(s.host.ID()), signature, nil
+}
+
+// Signed reports whether this node, or one that is admitted now, has signed a statement.
+func (s *Swarm) Signed(by, statement, signature []byte) bool {
+	p, err := peerID(by)
+	if err != nil || p != s.host.ID() && !s.admission.admits(p) || len(signature) > maxSignature {
+		return false
+	}
+	key, err := p.ExtractPublicKey()
+	if err != nil {
+		return false
+	}
+	ok, err := key.Verify(statement, signature)
+	return ok && err == nil
+}
+
 // Want asks p for block c, of size bytes, on behalf of sink. Higher priorities are answered first. A peer that is
 // thought to hold the block already is asked to say so if it does not; that it is Lost then.
 func (s *Swarm) Want(p peer.ID, c cid.Cid, size int64, priority int32, held bool, sink Sink) {

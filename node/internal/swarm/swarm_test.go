@@ -2,10 +2,13 @@ package swarm
 
 import (
 	"context"
+	"encoding/json"
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
@@ -56,10 +59,10 @@ func TestAnotherNodeRemembersATag(t *testing.T) {
 	repo := content.Repository{Registry: "images.test", Name: "a/b"}
 	want := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("m"), Size: 7}
 
-	_, ok := tagsB.Recall(t.Context(), repo, "1")
+	_, _, ok := tagsB.Recall(t.Context(), repo, "1")
 	require.False(t, ok)
 	tagsA.Remember(t.Context(), repo, "1", want)
-	got, ok := tagsB.Recall(t.Context(), repo, "1")
+	got, _, ok := tagsB.Recall(t.Context(), repo, "1")
 	require.True(t, ok)
 	require.Equal(t, want, got)
 
@@ -71,31 +74,68 @@ func TestAnotherNodeRemembersATag(t *testing.T) {
 		"another repository": {content.Repository{Registry: "images.test", Name: "a/c"}, "1"},
 		"another registry":   {content.Repository{Registry: "other.test", Name: "a/b"}, "1"},
 	} {
-		_, ok := tagsB.Recall(t.Context(), other.repo, other.tag)
+		_, _, ok := tagsB.Recall(t.Context(), other.repo, other.tag)
 		require.False(t, ok, name)
 	}
 }
 
-func TestTheNewestAnswerForATagWins(t *testing.T) {
+// One of the others was taken over: it names another digest, as of now.
+func TestTags_WhatOneOtherNodeSaysIsTakenOnlyWhereNothingElseIsKnown(t *testing.T) {
 	t.Parallel()
-	a := newTestSwarm(t)
-	b := newTestSwarm(t, startingFrom(a))
-	tagsA, tagsB := NewTags(a.Swarm, a.store.KV("tags")), NewTags(b.Swarm, b.store.KV("tags"))
-	eventually(t, "connected", func() bool { return len(a.Peers()) == 1 && len(b.Peers()) == 1 })
-	repo := content.Repository{Registry: "images.test", Name: "a/b"}
-	record := func(d digest.Digest, unix string) []byte {
-		return []byte(`{"descriptor":{"digest":"` + string(d) + `","size":1},"unix":` + unix + `}`)
+	node := newTestSwarm(t)
+	one := newTestSwarm(t, startingFrom(node))
+	two := newTestSwarm(t, startingFrom(node, one))
+	liar := newTestSwarm(t, startingFrom(node, one, two))
+	tags := NewTags(node.Swarm, node.store.KV("tags"))
+	answers := map[*testSwarm]*atomic.Pointer[tagAnswer]{}
+	for _, s := range []*testSwarm{one, two, liar} {
+		says := new(atomic.Pointer[tagAnswer])
+		says.Store(&tagAnswer{})
+		answers[s] = says
+		answer(s.Swarm, "tag", func(tagQuery) tagAnswer { return *says.Load() })
 	}
-	older, newer := digest.FromString("older"), digest.FromString("newer")
-	for name, c := range map[string]struct{ a, b []byte }{
-		"of this node":    {record(older, "100"), record(newer, "200")},
-		"of another node": {record(newer, "200"), record(older, "100")},
+	eventually(t, "connected", func() bool { return len(node.Peers()) == 3 })
+	repo := content.Repository{Registry: "images.test", Name: "a/b"}
+	older, newer, evil := digest.FromString("older"), digest.FromString("newer"), digest.FromString("evil")
+	now := time.Now().Unix()
+	says := func(d digest.Digest, unix int64) tagAnswer {
+		return tagAnswer{Found: true, Digest: string(d), Size: 1, Unix: unix}
+	}
+	type said = map[*testSwarm]tagAnswer
+	for name, test := range map[string]struct {
+		own  tagAnswer
+		said said
+		want digest.Digest
+	}{
+		"what this node was told goes before what one says":    {says(older, 100), said{liar: says(evil, now)}, older},
+		"and before what it says of times to come":             {says(older, 100), said{liar: says(evil, now+1e9)}, older},
+		"what two say goes before what this node was told":     {says(older, 100), said{one: says(newer, 200), two: says(newer, 300)}, newer},
+		"also beside one that says something else":             {says(older, 100), said{one: says(newer, 200), two: says(newer, 300), liar: says(evil, now)}, newer},
+		"but not where they were told so before":               {says(newer, 400), said{one: says(older, 200), two: says(older, 300)}, newer},
+		"nor where one of them was":                            {says(newer, 250), said{one: says(older, 200), liar: says(older, now)}, newer},
+		"who knows nothing takes what two say":                 {tagAnswer{}, said{one: says(newer, 200), two: says(newer, 300), liar: says(evil, now)}, newer},
+		"and what one says, where nobody says anything else":   {tagAnswer{}, said{one: says(newer, 200)}, newer},
+		"and the newest, where each says something else":       {tagAnswer{}, said{one: says(older, 200), two: says(newer, 300)}, newer},
+		"nobody is believed about another size of the same":    {tagAnswer{}, said{one: says(newer, 300), two: says(older, 200), liar: {Found: true, Digest: string(older), Size: 2, Unix: 200}}, newer},
+		"what is no digest is none":                            {tagAnswer{}, said{one: says(newer, 200), liar: says("evil", now)}, newer},
+		"two that differ are not two, for who knows something": {says(older, 100), said{one: says(newer, 200), liar: says(evil, now)}, older},
 	} {
-		require.NoError(t, tagsA.memory.Put(tagKey(repo, "1"), c.a), name)
-		require.NoError(t, tagsB.memory.Put(tagKey(repo, "1"), c.b), name)
-		got, ok := tagsB.Recall(t.Context(), repo, "1")
+		raw := []byte("none")
+		if test.own.Found {
+			r, _ := test.own.record()
+			var err error
+			raw, err = json.Marshal(r)
+			require.NoError(t, err)
+		}
+		require.NoError(t, tags.memory.Put(tagKey(repo, "1"), raw), name)
+		for s, says := range answers {
+			a := test.said[s]
+			says.Store(&a)
+		}
+		got, at, ok := tags.Recall(t.Context(), repo, "1")
 		require.True(t, ok, name)
-		require.Equal(t, newer, got.Digest, name)
+		require.Equal(t, test.want, got.Digest, name)
+		require.LessOrEqual(t, at.Unix(), int64(400), "%s: it is as old as it is", name)
 	}
 }
 

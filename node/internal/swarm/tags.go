@@ -1,8 +1,10 @@
 package swarm
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -57,18 +59,42 @@ func (t *Tags) own(repo content.Repository, tag string) (tagRecord, bool) {
 	return r, ok && json.Unmarshal(raw, &r) == nil
 }
 
-// Recall returns the newest answer that this node or a connected peer remembers. It takes at most about a second.
-func (t *Tags) Recall(ctx context.Context, repo content.Repository, tag string) (ocispec.Descriptor, bool) {
-	newest, found := t.own(repo, tag)
+// Recall returns the newest answer that this node or two connected peers remember. Where there is none, what one peer
+// remembers will do: a peer that was taken over may name any digest, and a node that remembers something need not go by
+// that. The time is that of the registry's answer. It takes at most about a second.
+func (t *Tags) Recall(ctx context.Context, repo content.Repository, tag string) (ocispec.Descriptor, time.Time, bool) {
+	own, known := t.own(repo, tag)
+	var told []tagRecord
 	askPeers(ctx, t.swarm, "tag", tagQuery{Registry: repo.Registry, Name: repo.Name, Tag: tag}, func(a tagAnswer) bool {
-		if r, ok := a.record(); ok && (!found || r.Unix > newest.Unix) {
-			newest, found = r, true
+		if r, ok := a.record(); ok {
+			told = append(told, r)
 		}
 		return false // another may know a newer one
 	})
+	best, found := newest(own, known, told)
 	outcome := map[bool]string{true: "known", false: "unknown"}[found]
 	t.swarm.m.tagRecalls.WithLabelValues(outcome).Inc()
-	return newest.Descriptor, found
+	return best.Descriptor, time.Unix(best.Unix, 0), found
+}
+
+// newest chooses between this node's own record, where known, and what peers have told, each one record.
+func newest(own tagRecord, known bool, told []tagRecord) (best tagRecord, found bool) {
+	best, found = own, known
+	slices.SortFunc(told, func(a, b tagRecord) int { return cmp.Compare(b.Unix, a.Unix) })
+	for i, r := range told {
+		if (!known || r.Unix > own.Unix) && slices.ContainsFunc(told[:i], r.same) { // two say so
+			return r, true
+		}
+	}
+	if !found && len(told) > 0 {
+		return told[0], true
+	}
+	return best, found
+}
+
+func (r tagRecord) same(other tagRecord) bool {
+	a, b := r.Descriptor, other.Descriptor
+	return a.Digest == b.Digest && a.Size == b.Size && a.MediaType == b.MediaType
 }
 
 func (a tagAnswer) record() (tagRecord, bool) {

@@ -251,16 +251,19 @@ type (
 
 // The witness protocol: one query, one answer, which names contents by their place in the query. Field 2 of the answer
 // is what Proven was when a few bytes that anyone can guess were proof enough: what older agents say there is not
-// taken.
+// taken. Ages are in milliseconds. That of Public is 0 where the agent does not know it, and RefusedAge where it knows
+// of no refusal: agents of before say neither.
 type (
 	witnessQuery struct {
 		Source   string   `cbor:"1,keyasint"`
 		Contents []string `cbor:"2,keyasint,omitempty"`
 	}
 	witnessAnswer struct {
-		Public bool  `cbor:"1,keyasint,omitempty"`
-		Held   []int `cbor:"3,keyasint,omitempty"`
-		Proven []int `cbor:"4,keyasint,omitempty"`
+		Public     bool  `cbor:"1,keyasint,omitempty"`
+		Held       []int `cbor:"3,keyasint,omitempty"`
+		Proven     []int `cbor:"4,keyasint,omitempty"`
+		PublicAge  int64 `cbor:"5,keyasint,omitempty"`
+		RefusedAge int64 `cbor:"6,keyasint,omitempty"`
 	}
 )
 
