@@ -42,7 +42,7 @@ check_vulnerabilities() {
     echo "NOT CHECKED for known vulnerabilities: set GOVULNDB to a database, such as https://vuln.go.dev"
     return
   fi
-  go tool -modfile=hack/tools/govulncheck/go.mod govulncheck -db "$GOVULNDB" ./node ./operator
+  go tool -modfile=hack/tools/govulncheck/go.mod govulncheck -db "$GOVULNDB" ./node ./operator ./operator/cmd/kubectl-shoal
 }
 
 checks=("$@")

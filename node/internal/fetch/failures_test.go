@@ -72,6 +72,48 @@ func TestAnAgentThatStopsInTheMiddleOfABurstDoesNotStopTheOthers(t *testing.T) {
 	}
 }
 
+// The network may keep agents apart at any time.
+func TestAnAgentThatHearsNobodyReadsFromTheRegistryItself(t *testing.T) {
+	t.Parallel()
+	for name, inTheMiddle := range map[string]bool{"from the start": false, "from the middle on": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOrigin(t)
+			d := o.add(t, 12*chunk1+3)
+			v := newValve(t, o, 4)
+			nodes := newSwarm(t, o, 3, allPatient(t, o))
+			apart := func() {
+				for i, n := range nodes {
+					for _, other := range nodes[i+1:] {
+						n.swarm.Ban(other.swarm.ID(), "apart")
+						other.swarm.Ban(n.swarm.ID(), "apart")
+					}
+				}
+				for _, n := range nodes {
+					eventually(t, "it hears nobody", func() bool { return len(n.swarm.Peers()) == 0 })
+				}
+			}
+			if !inTheMiddle {
+				apart()
+			}
+			var pulls []*pull
+			for _, n := range nodes {
+				pulls = append(pulls, n.pull(t.Context(), o.request(d)))
+			}
+			if inTheMiddle {
+				for _, n := range nodes {
+					eventually(t, "all take part", func() bool { return n.coordinator(d) != "" })
+				}
+				apart()
+			}
+			v.open()
+			for _, p := range pulls {
+				p.requireRight(t, d)
+			}
+		})
+	}
+}
+
 // hostile joins a swarm with a store of its own making.
 func hostile(t *testing.T, bootstrap []peer.AddrInfo, s swarm.Store) *swarm.Swarm {
 	t.Helper()

@@ -13,6 +13,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-libp2p/p2p/security/noise"
 	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	ma "github.com/multiformats/go-multiaddr"
@@ -29,6 +30,32 @@ func newStranger(t *testing.T) host.Host {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, h.Close()) })
 	return h
+}
+
+// What agents say to each other is read and changed by nobody on the way.
+func TestTransport_NothingButTLSIsSpokenAndThatWithNobodyElse(t *testing.T) {
+	t.Parallel()
+	s := newTestSwarm(t)
+	for name, security := range map[string]libp2p.Option{
+		"plain text": libp2p.NoSecurity,
+		"Noise":      libp2p.Security(noise.ID, noise.New),
+	} {
+		h, err := libp2p.New(libp2p.Identity(newKey(t)), libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"),
+			libp2p.Transport(tcp.NewTCPTransport), security, libp2p.DisableRelay(), libp2p.DisableMetrics())
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, h.Close()) })
+		require.Error(t, h.Connect(t.Context(), s.info()), "who speaks %s is not heard", name)
+		require.Error(t, s.host.Connect(t.Context(), peer.AddrInfo{ID: h.ID(), Addrs: h.Addrs()}), "nor told, in %s", name)
+	}
+	friend, between := newStranger(t), newStranger(t)
+	require.Error(t, s.host.Connect(t.Context(), peer.AddrInfo{ID: friend.ID(), Addrs: between.Addrs()}),
+		"who answers in the place of another")
+	require.Error(t, between.Connect(t.Context(), peer.AddrInfo{ID: friend.ID(), Addrs: s.Addrs()}),
+		"an agent in the place of another")
+	require.NoError(t, s.host.Connect(t.Context(), peer.AddrInfo{ID: friend.ID(), Addrs: friend.Addrs()}))
+	for _, c := range s.host.Network().ConnsToPeer(friend.ID()) {
+		require.Equal(t, libp2ptls.ID, string(c.ConnState().Security))
+	}
 }
 
 func admitting(ids ...peer.ID) func(*Options) {
