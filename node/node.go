@@ -247,16 +247,8 @@ func (n *node) holders(d digest.Digest) int {
 
 // fileOf finds the blob of this node whose UnixFS root a CID is.
 func (n *node) fileOf(root cid.Cid) (digest.Digest, int64, bool) {
-	infos, err := n.store.List(context.Background())
-	if err != nil {
-		return "", 0, false
-	}
-	for _, i := range infos {
-		if i.Root.Equals(root) {
-			return i.Digest, i.Size, true
-		}
-	}
-	return "", 0, false
+	info, err := n.store.ByRoot(root)
+	return info.Digest, info.Size, err == nil
 }
 
 // close ends the parts, those above first.

@@ -44,6 +44,11 @@ func TestBlobsOfTheRuntimeAreServedFromThere(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, list, 1)
 	require.Equal(t, info.Root, list[0].Root)
+	found, err := s.ByRoot(info.Root)
+	require.NoError(t, err)
+	require.Equal(t, info, found)
+	_, err = s.ByRoot(c)
+	require.ErrorIs(t, err, content.ErrNotFound)
 	require.Zero(t, s.Usage().Bytes, "nothing was copied")
 	require.NoError(t, s.Close())
 

@@ -375,6 +375,24 @@ func (s *Store) Stat(d digest.Digest) (Info, error) {
 	return info, nil
 }
 
+// ByRoot describes the committed blob whose UnixFS file has a root; of the runtime's, one whose chunk map has been
+// computed. It fails with content.ErrNotFound, and does not count as a use.
+func (s *Store) ByRoot(root cid.Cid) (Info, error) {
+	s.mu.RLock()
+	var found *entry
+	for _, e := range s.blobs {
+		if e.root.Equals(root) {
+			found = e
+			break
+		}
+	}
+	s.mu.RUnlock()
+	if found == nil {
+		return Info{}, fmt.Errorf("blob of root %s: %w", root, content.ErrNotFound)
+	}
+	return s.Stat(found.digest)
+}
+
 // Digests lists what List describes.
 func (s *Store) Digests(ctx context.Context) ([]digest.Digest, error) {
 	infos, err := s.List(ctx)

@@ -464,6 +464,11 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID, g content.Grai
 		return err
 	}
 	plan := Plan{d, g}
+	// Whoever is to be sent on pays as well: for what was read, and for the search among all who are connected.
+	cost := queryWork + len(s.host.Network().Peers()) + in.work() + first.work()
+	if err := s.guard.Charge(s.ctx, remote, cost); err != nil {
+		return err
+	}
 	_ = stream.SetWriteDeadline(time.Now().Add(s.opts.slack(helloTimeout)))
 	if !h.Forced {
 		if near, ok := s.nearerThanSelf(plan); ok && near.ID != remote {
@@ -475,9 +480,6 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID, g content.Grai
 		return err
 	}
 	rep.Size = h.Size
-	if err := s.guard.Charge(s.ctx, remote, first.work()); err != nil {
-		return err
-	}
 	who := newParticipant(remote)
 	r, err := s.letIn(plan, who, schedule.Join{
 		Zone: h.Zone, Grain: g, Upstream: h.Upstream, Whole: h.Whole, Orphan: h.Orphan, Held: h.Held,
@@ -553,7 +555,7 @@ func (s *Swarm) takeReports(ctx context.Context, in *inbound, r *room, who *part
 			return complete, err
 		}
 		// The table is everyone's: who says much in a short time waits, and what one who has gone said is dropped.
-		if err := s.guard.Charge(ctx, who.id, f.work()); err != nil {
+		if err := s.guard.Charge(ctx, who.id, f.work()+in.work()); err != nil {
 			return complete, err
 		}
 		complete = complete || rep.Complete

@@ -1,7 +1,6 @@
 package swarm
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -233,10 +232,11 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, plan Plan,
 	defer func() { _ = stream.Reset() }()
 	defer context.AfterFunc(ctx, func() { _ = stream.Reset() })() // so that p works for nobody who has gone
 	stop := context.AfterFunc(patient, func() { _ = stream.Reset() })
-	in := bufio.NewReader(stream)
+	in, wait := newInbound(stream), s.opts.slack(discoverTimeout)
+	defer func() { s.guard.answered(in, err) }()
 	var head mapHead
 	if err = writeQuestion(stream, mapQuery{Digest: string(plan.Digest)}); err == nil {
-		err = readFrame(in, &head)
+		err = in.read(&head, maxShort, wait) // patient ends before that
 	}
 	if !stop() {
 		err = context.Cause(patient)
@@ -251,13 +251,13 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, plan Plan,
 		return 0, "", nil, fmt.Errorf("%w: a blob of %d bytes", errFrame, head.Size)
 	}
 	held()
-	// p has yet to sign, and may have to read the blob for its pieces first.
-	_ = stream.SetDeadline(earlier(time.Now().Add(s.opts.slack(discoverTimeout)), end))
 	want := plan.Grain.Cut(head.Size).Len()
-	defer func() { s.maps.Release(int64(len(claims))) }()
+	taken := int64(0)
+	defer func() { s.maps.Release(taken) }()
 	for len(claims) < want {
 		var part mapPart
-		if err := readFrame(in, &part); err != nil {
+		// Before the first p has yet to sign, and may have to read the blob for its pieces.
+		if err := in.read(&part, maxFrame, min(wait, time.Until(end))); err != nil {
 			return 0, "", nil, err
 		}
 		n := len(part.Signatures)
@@ -267,21 +267,18 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, plan Plan,
 		if !s.maps.TryAcquire(int64(n)) {
 			return 0, "", nil, fmt.Errorf("map of the %d %s from %s: %w", want, plan, p, errTooMuch)
 		}
+		taken += int64(n)
 		for i, sig := range part.Signatures {
+			if len(sig) > maxSignature {
+				return 0, "", nil, fmt.Errorf("%w: a signature of %d bytes", errFrame, len(sig))
+			}
 			sum := schedule.Sum(part.Sums[i*sha256.Size : (i+1)*sha256.Size])
 			claims = append(claims, schedule.Claim{Index: len(claims), Sum: sum, By: p, Signature: sig})
 		}
 		// A large map may take longer than a small one, as long as it keeps coming, and not beyond the search.
-		_ = stream.SetDeadline(earlier(time.Now().Add(s.opts.slack(mapTimeout)), end))
+		wait = s.opts.slack(mapTimeout)
 	}
 	return head.Size, head.Zone, claims, nil
-}
-
-func earlier(a, b time.Time) time.Time {
-	if b.Before(a) {
-		return b
-	}
-	return a
 }
 
 // handleMap answers askMap.

@@ -1,7 +1,6 @@
 package swarm
 
 import (
-	"bufio"
 	"context"
 	"maps"
 	"slices"
@@ -90,7 +89,7 @@ func NewErrands(s *Swarm, known, remembers knows, told func(key string, value []
 // Recall hands to take what connected peers remember, one value of each, one after the other. It takes at most about a
 // second.
 func (e *Errands) Recall(ctx context.Context, key string, take func(value []byte, age time.Duration)) {
-	askPeers(ctx, e.swarm, "remember", rememberQuery{Key: key}, func(a errandAnswer) bool {
+	askPeersFor(ctx, e.swarm, "remember", rememberQuery{Key: key}, maxFrame, func(a errandAnswer) bool {
 		if a.State == errandKnown {
 			take(a.Value, a.age())
 		}
@@ -261,20 +260,18 @@ func (e *Errands) away(
 		return nil, 0, false, ctx.Err()
 	}
 	defer func() { _ = stream.Reset() }()
-	_ = stream.SetDeadline(time.Now().Add(patience))
-	in := bufio.NewReader(stream)
+	_ = stream.SetWriteDeadline(time.Now().Add(patience))
+	in := newInbound(stream)
 	var a errandAnswer
 	if err = writeQuestion(stream, errandQuery{Key: key, MaxAge: maxAge.Milliseconds(), Beats: true}); err == nil {
-		err = readFrame(in, &a)
+		a, err = e.word(ctx, in, patience)
 	}
 	if err != nil {
 		e.failed(ctx, p, err)
 		return nil, 0, false, ctx.Err()
 	}
 	for end := time.Now().Add(e.swarm.opts.slack(errandEnd)); a.State == errandWaiting; {
-		_ = stream.SetDeadline(earlier(time.Now().Add(e.silence), end))
-		a = errandAnswer{}
-		if readFrame(in, &a) != nil { // it lives, and will be asked again
+		if a, err = e.word(ctx, in, min(e.silence, time.Until(end))); err != nil { // it lives, and will be asked again
 			return nil, 0, false, ctx.Err()
 		}
 	}
@@ -299,9 +296,19 @@ func (e *Errands) away(
 	_ = stream.SetDeadline(time.Now().Add(e.swarm.opts.slack(errandPatience)))
 	if writeFrame(stream, errandResult{OK: err == nil, Value: value}) == nil {
 		_ = stream.CloseWrite()
-		_, _ = in.ReadByte() // until it has been taken in: a reset would overtake it
+		_, _ = in.in.ReadByte() // until it has been taken in: a reset would overtake it
 	}
 	return value, 0, true, err
+}
+
+// word waits for what a home says next.
+func (e *Errands) word(ctx context.Context, in *inbound, silence time.Duration) (a errandAnswer, err error) {
+	err = in.read(&a, maxFrame, silence)
+	e.swarm.guard.answered(in, err)
+	if err == nil { // who says without end that another asks would keep this node busy
+		err = e.swarm.guard.Charge(ctx, in.stream.Conn().RemotePeer(), beatWork+in.work())
+	}
+	return a, err
 }
 
 // sayAsking tells the home that this node is still asking, until it has asked.
@@ -406,7 +413,7 @@ func (e *Errands) result(in *inbound, p peer.ID, beats bool) (errandResult, erro
 		if !r.Asking {
 			return r, nil
 		}
-		if err := e.swarm.guard.Charge(e.swarm.ctx, p, beatWork); err != nil {
+		if err := e.swarm.guard.Charge(e.swarm.ctx, p, beatWork+in.work()); err != nil {
 			return errandResult{}, err
 		}
 	}

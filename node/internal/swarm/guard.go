@@ -234,6 +234,15 @@ func (g *guard) breach(p peer.ID, err error) {
 	}
 }
 
+// answered blames the peer that has answered on a stream of this node's, if it broke a rule. That this node has no room
+// for an answer is no fault of the peer, and a long one waits its turn among what else the peer sends.
+func (g *guard) answered(in *inbound, err error) {
+	if errors.Is(err, network.ErrResourceLimitExceeded) || errors.Is(err, errStalled) && in.length > maxShort {
+		return
+	}
+	g.breach(in.stream.Conn().RemotePeer(), err)
+}
+
 // dhtHost is the host as the DHT sees it: what peers open for the DHT is counted, and a message of theirs that says to
 // be longer than a question can be is not waited for. The DHT takes memory for a message's whole length before it
 // comes.

@@ -267,6 +267,7 @@ func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, plan Plan, j schedule
 		return nil, "", fmt.Errorf("no answer in time: %w", context.Cause(ctx))
 	}
 	if err != nil {
+		s.guard.answered(in, err)
 		_ = stream.Reset()
 		return nil, "", err
 	}
@@ -445,7 +446,7 @@ func (s *Swarm) readOrders(ctx context.Context, p peer.ID, in *inbound) (schedul
 	if err != nil {
 		return o, err
 	}
-	return o, s.guard.Charge(ctx, p, costOf(o))
+	return o, s.guard.Charge(ctx, p, costOf(o)+in.work())
 }
 
 // nearest returns the n peers nearest to a plan's digest that may take part, this node among them if it is one. In a

@@ -44,7 +44,7 @@ func TestQuery_WhatNoPeerTakesIsNotAsked(t *testing.T) {
 	eventually(t, "they know each other", func() bool { return len(b.Peers()) == 1 })
 	answer(a.Swarm, "long", func(rememberQuery) errandAnswer { return errandAnswer{} })
 	var got errandAnswer
-	err := b.query(t.Context(), a.ID(), "long", rememberQuery{Key: string(make([]byte, 2*maxShort))}, &got)
+	err := b.query(t.Context(), a.ID(), "long", rememberQuery{Key: string(make([]byte, 2*maxShort))}, maxShort, &got)
 	require.ErrorContains(t, err, "8192 are allowed")
 	require.EqualValues(t, breachBurst, a.guard.standing(b.ID()).breaches.Tokens())
 }
@@ -65,7 +65,7 @@ func TestQuery_EndsWithItsContext(t *testing.T) {
 	ended := make(chan error)
 	go func() {
 		var got errandAnswer
-		ended <- b.query(ctx, a.ID(), "silent", rememberQuery{Key: "x"}, &got)
+		ended <- b.query(ctx, a.ID(), "silent", rememberQuery{Key: "x"}, maxShort, &got)
 	}()
 	<-asked
 	cancel()

@@ -1,7 +1,6 @@
 package swarm
 
 import (
-	"bufio"
 	"context"
 	"sync"
 	"time"
@@ -13,8 +12,9 @@ import (
 const (
 	// queryTimeout bounds the asking of peers, and the answering.
 	queryTimeout = time.Second
-	// queryWork is what an answer costs, in microseconds.
-	queryWork = 200
+	// queryWork is what an answer costs, in microseconds, and lookWork what it costs to look up one of the contents that
+	// it is about.
+	queryWork, lookWork = 200, 30
 	// questionsAtOnce is how many questions this node asks of a peer at one time, fewer than a peer takes.
 	questionsAtOnce = 48
 )
@@ -33,9 +33,10 @@ func answerFrom[Question, Answer any](s *Swarm, name string, f func(network.Conn
 		defer func() { _ = stream.Close() }()
 		p := stream.Conn().RemotePeer()
 		var q Question
-		err := newInbound(stream).read(&q, maxShort, s.opts.slack(queryTimeout))
+		in := newInbound(stream)
+		err := in.read(&q, maxShort, s.opts.slack(queryTimeout))
 		if err == nil {
-			err = s.guard.Charge(s.ctx, p, queryWork)
+			err = s.guard.Charge(s.ctx, p, in.work()+workOf(q))
 		}
 		if err != nil {
 			s.guard.breach(p, err)
@@ -49,9 +50,26 @@ func answerFrom[Question, Answer any](s *Swarm, name string, f func(network.Conn
 	})
 }
 
+func (q witnessQuery) work() int { return lookWork * len(q.Contents) }
+
+// workOf is what an answer to a question costs, in microseconds.
+func workOf(question any) int {
+	if q, long := question.(interface{ work() int }); long {
+		return queryWork + q.work()
+	}
+	return queryWork
+}
+
 // askPeers puts a question to up to askedAtOnce connected peers at the same time, and hands their answers one by one to
 // take, until that returns true, all have answered, or queryTimeout is over.
 func askPeers[Answer any](ctx context.Context, s *Swarm, name string, question any, take func(Answer) (enough bool)) {
+	askPeersFor(ctx, s, name, question, maxShort, take)
+}
+
+// askPeersFor is askPeers for answers of at most so many bytes.
+func askPeersFor[Answer any](
+	ctx context.Context, s *Swarm, name string, question any, most uint64, take func(Answer) (enough bool),
+) {
 	ctx, cancel := context.WithTimeout(ctx, s.opts.slack(queryTimeout))
 	defer cancel()
 	if s.asking.Acquire(ctx, 1) != nil {
@@ -67,7 +85,7 @@ func askPeers[Answer any](ctx context.Context, s *Swarm, name string, question a
 		}
 		wg.Go(func() {
 			var a Answer
-			if s.query(ctx, p, name, question, &a) != nil {
+			if s.query(ctx, p, name, question, most, &a) != nil {
 				return
 			}
 			mu.Lock()
@@ -81,8 +99,9 @@ func askPeers[Answer any](ctx context.Context, s *Swarm, name string, question a
 	wg.Wait()
 }
 
-// query asks a peer one question. It fails before it asks where the question is longer than a peer takes.
-func (s *Swarm) query(ctx context.Context, p peer.ID, name string, question, answer any) error {
+// query asks a peer one question, of whose answer most is the most bytes. It fails before it asks where the question is
+// longer than a peer takes.
+func (s *Swarm) query(ctx context.Context, p peer.ID, name string, question any, most uint64, answer any) error {
 	stream, err := s.host.NewStream(ctx, p, s.protocol(name))
 	if err != nil {
 		return err
@@ -92,5 +111,12 @@ func (s *Swarm) query(ctx context.Context, p peer.ID, name string, question, ans
 	if err := writeQuestion(stream, question); err != nil {
 		return err
 	}
-	return readFrame(bufio.NewReader(stream), answer)
+	in, wait := newInbound(stream), s.opts.slack(queryTimeout)
+	within := wait
+	if most <= maxShort { // it comes at one time, as a rule, so one that stops in the middle is noticed before ctx ends
+		within /= 2
+	}
+	err = in.readWithin(answer, most, wait, within)
+	s.guard.answered(in, err)
+	return err
 }

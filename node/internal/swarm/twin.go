@@ -117,7 +117,7 @@ func (t *twins) ask(ctx context.Context, p peer.ID, own life) {
 	ctx, cancel := context.WithTimeout(ctx, t.swarm.opts.slack(queryTimeout))
 	defer cancel()
 	var l life
-	if t.swarm.query(ctx, p, "process", own, &l) == nil {
+	if t.swarm.query(ctx, p, "process", own, maxShort, &l) == nil {
 		t.take(l)
 	}
 }

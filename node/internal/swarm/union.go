@@ -77,5 +77,5 @@ func (s *Swarm) askPlans(ctx context.Context, p peer.ID, plan Plan) bool {
 	defer cancel()
 	var head mapHead
 	q := mapQuery{Digest: string(plan.Digest)}
-	return s.query(ctx, p, inGrain("map", plan.Grain), q, &head) == nil && head.Plans
+	return s.query(ctx, p, inGrain("map", plan.Grain), q, maxShort, &head) == nil && head.Plans
 }

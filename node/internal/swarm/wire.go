@@ -73,14 +73,6 @@ func writeUpTo(w io.Writer, v any, most int) error {
 	return err
 }
 
-func readFrame(r *bufio.Reader, v any) error {
-	n, err := frameLength(r, maxFrame)
-	if err != nil {
-		return err
-	}
-	return readBody(r, n, v)
-}
-
 func frameLength(r *bufio.Reader, most uint64) (int64, error) {
 	n, err := binary.ReadUvarint(r)
 	if err == nil && n > most {
@@ -102,7 +94,7 @@ func readBody(r io.Reader, n int64, v any) error {
 }
 
 const (
-	// maxShort is the most bytes of a frame that asks or greets.
+	// maxShort is the most bytes of a frame that asks or greets, and of most that answer.
 	maxShort = 8 << 10
 	// frameTimeout is what a frame may take from its first byte to its last.
 	frameTimeout = 10 * time.Second
@@ -110,22 +102,37 @@ const (
 
 var errStalled = errors.New("a frame stopped in the middle")
 
-// inbound reads the frames of a stream that a peer has opened.
+// inbound reads the frames that a peer sends on a stream.
 type inbound struct {
 	stream network.Stream
 	in     *bufio.Reader
+	length int64 // bytes of the frame that was read last, or begun
 }
 
-func newInbound(stream network.Stream) *inbound { return &inbound{stream, bufio.NewReader(stream)} }
+func newInbound(stream network.Stream) *inbound {
+	return &inbound{stream: stream, in: bufio.NewReader(stream)}
+}
+
+// work is what it costs to read the last frame, in microseconds, whatever is in it.
+func (i *inbound) work() int { return int(i.length >> 7) }
 
 // read waits for a frame for as long as idle says.
 func (i *inbound) read(v any, most uint64, idle time.Duration) error {
+	return i.readWithin(v, most, idle, min(idle, frameTimeout))
+}
+
+// readWithin waits for a frame, which may take so long from its first byte to its last.
+func (i *inbound) readWithin(v any, most uint64, idle, within time.Duration) error {
+	i.length = 0
 	_ = i.stream.SetReadDeadline(time.Now().Add(idle))
 	if _, err := i.in.Peek(1); err != nil {
 		return err
 	}
-	_ = i.stream.SetReadDeadline(time.Now().Add(min(idle, frameTimeout)))
+	_ = i.stream.SetReadDeadline(time.Now().Add(within))
 	n, err := frameLength(i.in, most)
+	if err == nil {
+		i.length = n
+	}
 	if err == nil && n > maxShort {
 		if err = i.stream.Scope().ReserveMemory(int(n), network.ReservationPriorityAlways); err == nil {
 			defer i.stream.Scope().ReleaseMemory(int(n))

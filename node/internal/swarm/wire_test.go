@@ -53,6 +53,14 @@ func everyOther(n int) []schedule.Run {
 	return out
 }
 
+func readFrame(r *bufio.Reader, v any) error {
+	n, err := frameLength(r, maxFrame)
+	if err != nil {
+		return err
+	}
+	return readBody(r, n, v)
+}
+
 // overTheWire writes frames and reads them back.
 func overTheWire[T any](t *testing.T, frames []T) []T {
 	t.Helper()
