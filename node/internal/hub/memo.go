@@ -81,7 +81,7 @@ type record struct {
 	URL     string `json:"url,omitempty"`
 	Expires int64  `json:"expires,omitempty"`
 	// Vouched is who has this from the hub itself.
-	Vouched []voucher `json:"vouched,omitempty"`
+	Vouched vouchers `json:"vouched,omitempty"`
 
 	// heard: one other node remembers it so, or has told it, and nobody else; see vouch.go.
 	heard bool
@@ -94,8 +94,8 @@ type remembered struct {
 	told   time.Time // when another node said so; zero: it is more than the word of one
 }
 
-// memo remembers what the hub said, and asks it what it does not know: once for all callers of this node, and once for
-// all nodes.
+// memo remembers what the hub said, and asks it what it does not know: once for all callers of this node, and once, or twice
+// where the word of two counts (see vouch.go), for all nodes.
 type memo struct {
 	shared Shared // nil: this node is alone
 	room   *room.Room

@@ -1,6 +1,8 @@
 package hub
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -36,9 +38,11 @@ const (
 	clockSlack = time.Minute
 	// agreed is how many nodes must have had it from the hub.
 	agreed = 2
-	// maxVouched is how many signatures are handed on with a record, and maxSigned the most bytes of one.
-	maxVouched = 4
-	maxSigned  = 256
+	// maxVouched is how many signatures are handed on with a record, and maxSigned the most bytes of one. voucherSize is
+	// what it takes beside them.
+	maxVouched  = 4
+	maxSigned   = 256
+	voucherSize = 64
 )
 
 // kindOf is the first part of a key.
@@ -67,6 +71,34 @@ type voucher struct {
 	Signature []byte `json:"signature"`
 }
 
+// vouchers are of few nodes. A list of more is refused while it is read: as many as a message has room for would take
+// twenty times its memory.
+type vouchers []voucher
+
+var errVouchers = fmt.Errorf("more than %d nodes vouch", 2*maxVouched)
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (v *vouchers) UnmarshalJSON(b []byte) error {
+	*v = nil
+	in := json.NewDecoder(bytes.NewReader(b))
+	if first, err := in.Token(); err != nil || first == nil { // null is none
+		return err
+	} else if first != json.Delim('[') {
+		return fmt.Errorf("%v where a list of those who vouch is expected", first)
+	}
+	for in.More() {
+		if len(*v) == 2*maxVouched {
+			return errVouchers
+		}
+		var one voucher
+		if err := in.Decode(&one); err != nil {
+			return err
+		}
+		*v = append(*v, one)
+	}
+	return nil
+}
+
 // statement is what is signed. Its label is that of no other kind of statement.
 func statement(key string, r record, unix int64) []byte {
 	return fmt.Appendf(nil, "shoal word of a hub 1\x00%d %q %t %q %q %d %q %t %q", unix, key, r.Yes, r.Commit,
@@ -90,7 +122,7 @@ func (m *memo) vouch(key string, r record) record {
 
 // vouched are the words on a record that count: of nodes that are admitted, one of each, not older than maxAge.
 func (m *memo) vouched(key string, r record, maxAge time.Duration) (good []voucher) {
-	for _, v := range r.Vouched[:min(len(r.Vouched), 2*maxVouched)] {
+	for _, v := range r.Vouched {
 		known := slices.ContainsFunc(good, func(g voucher) bool { return string(g.By) == string(v.By) })
 		late := maxAge < forever-clockSlack && time.Since(time.Unix(v.Unix, 0)) > maxAge+clockSlack
 		if !known && !late && len(good) < maxVouched && len(v.By)+len(v.Signature) <= maxSigned &&
@@ -146,7 +178,7 @@ func openest(own remembered, known bool, told []remembered) (best remembered, tw
 func bytesOf(r record) int {
 	n := len(r.Commit) + len(r.Digest) + len(r.Next) + len(r.URL) + len(r.Endless)
 	for _, v := range r.Vouched {
-		n += len(v.By) + len(v.Signature)
+		n += voucherSize + len(v.By) + len(v.Signature)
 	}
 	return n
 }

@@ -97,8 +97,7 @@ func (t *Table) front(q *party) int {
 // alone. It would read all of them, and everyone would wait for its link, while the others' links and upstream's are
 // idle. So it is leased no more until it has sent most of that.
 type arrears struct {
-	chunks int // as it has told
-	joined time.Time
+	chunks int           // as it has told
 	since  time.Time     // since when they are many; zero: they are not
 	waited time.Duration // for how long they have been before
 }
@@ -108,14 +107,13 @@ const (
 	mostDue = 16
 	// dueFor is for how long what a participant has told of them counts. One that waits may have nothing to report.
 	dueFor = time.Second
+	// yieldFor is for how long one waits for its own link, of one blob.
+	yieldFor = 2 * paceFor
 )
 
 // owes notes how many chunks p has that others wait for.
 func (t *Table) owes(p *party, chunks int) {
 	d := &p.due
-	if d.joined.IsZero() {
-		d.joined = t.now
-	}
 	if !d.since.IsZero() {
 		d.waited += min(t.now.Sub(d.since), dueFor)
 	}
@@ -124,9 +122,11 @@ func (t *Table) owes(p *party, chunks int) {
 	}
 }
 
-// yields reports whether p is to send what it has before it reads more. Like those that others wait for, one that sends
-// to slow peers becomes no more than half as slow by it.
+// yields reports whether p is to send what it has before it reads more. It may always read one run at a time of a blob
+// of which it has read nothing, since small ones are no reason for anyone to wait. One that sends to slow peers is held
+// up for yieldFor in all.
 func (t *Table) yields(p *party) bool {
 	d := &p.due
-	return !d.since.IsZero() && t.now.Sub(d.since) < dueFor && d.waited < paceFor+t.now.Sub(d.joined)/2
+	return !d.since.IsZero() && (p.read > 0 || len(p.runs) > 0) && t.now.Sub(d.since) < dueFor &&
+		d.waited < yieldFor
 }

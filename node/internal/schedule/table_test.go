@@ -409,55 +409,45 @@ func TestLoad_WhoHasOtherBlobsToSendIsSpared(t *testing.T) {
 
 func TestDue_WhoIsAheadSendsBeforeItReadsMore(t *testing.T) {
 	t.Parallel()
-	leases := func(table *Table, who peer.ID) (n int) {
-		table.Take(func(to peer.ID, o Orders) {
-			if to == who {
-				n += len(o.Leases)
-			}
-		})
-		return n
-	}
 	for sentence, c := range map[string]struct {
-		due  int
-		want []int // leases, by then
+		due   int
+		again bool          // it is said with every tick
+		after time.Duration // of the report
+		reads bool
 	}{
-		"who has little to send reads":             {mostDue, []int{1}},
-		"who has much to send waits":               {mostDue + 1, []int{0}},
-		"what was told a while ago counts no more": {mostDue + 1, []int{0, 1}},
+		"who has little to send reads on":          {mostDue, false, 0, true},
+		"who has much to send waits":               {mostDue + 1, false, 0, false},
+		"what was told a while ago counts no more": {mostDue + 1, false, dueFor, true},
+		"what is told again counts":                {mostDue + 1, true, dueFor, false},
+		"nobody is held up for long":               {mostDue + 1, true, yieldFor + dueFor, true},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			t.Parallel()
-			start := time.Unix(1e9, 0)
+			now := time.Unix(1e9, 0)
 			table := New(Config{})
-			table.Open(start)
-			now := start
+			table.Open(now)
+			lease := func() (leased []Run) {
+				table.Take(func(_ peer.ID, o Orders) { leased = append(leased, o.Leases...) })
+				return leased
+			}
 			report := Report{Size: 64 * content.ChunkSize, Due: c.due}
 			require.NoError(t, table.Join(now, id(0), Join{Upstream: true, Whole: true, Report: report}))
-			require.Equal(t, c.want[0], leases(table, id(0)))
-			for _, want := range c.want[1:] {
-				now = now.Add(dueFor)
+			first := lease()
+			require.Equal(t, []Run{{First: 0, Count: 1}}, first, "of a blob of which it has read nothing it reads in any case")
+			report = Report{Due: c.due, Claims: []Claim{{Index: 0, Sum: sum(0), By: id(0)}}}
+			require.NoError(t, table.Report(now, id(0), report))
+			leased := lease()
+			for end := now.Add(c.after); now.Before(end); {
+				now = now.Add(tickEvery)
+				if c.again {
+					require.NoError(t, table.Report(now, id(0), Report{Due: c.due, Reading: true}))
+				}
 				table.Tick(now)
-				require.Equal(t, want, leases(table, id(0)))
+				leased = append(leased, lease()...)
 			}
+			require.Equal(t, c.reads, len(leased) > 0)
 		})
 	}
-}
-
-func TestDue_WhoSendsToSlowPeersIsNotHeldUpForEver(t *testing.T) {
-	t.Parallel()
-	now := time.Unix(1e9, 0)
-	table := New(Config{})
-	table.Open(now)
-	report := Report{Size: 64 * content.ChunkSize, Due: 100 * mostDue}
-	require.NoError(t, table.Join(now, id(0), Join{Upstream: true, Whole: true, Report: report}))
-	read := false
-	for until := now.Add(3 * paceFor); now.Before(until) && !read; {
-		now = now.Add(tickEvery)
-		table.Tick(now)
-		require.NoError(t, table.Report(now, id(0), Report{Due: 100 * mostDue}))
-		table.Take(func(_ peer.ID, o Orders) { read = read || len(o.Leases) > 0 })
-	}
-	require.True(t, read)
 }
 
 func TestChains_NobodyWaitsForOneWhoWaitsForOneWhoWaits(t *testing.T) {
