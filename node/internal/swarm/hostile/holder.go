@@ -45,8 +45,26 @@ func (p *Peer) Hold(ctx context.Context, h Holding) {
 	p.SetStreamHandler(p.protocol("map"), l.answer(ctx, l.list(content.Leaves)))
 	p.SetStreamHandler(p.protocol("map-pieces"), l.answer(ctx, l.list(content.Pieces)))
 	p.SetStreamHandler(p.protocol("witness"), l.answer(ctx, l.witness))
+	for name, word := range Lies {
+		p.SetStreamHandler(p.protocol(name), l.answer(ctx, func(q map[int]any) []map[int]any {
+			return []map[int]any{word(q)}
+		}))
+	}
 	p.SetStreamHandler("/ipfs/bitswap/1.2.0", func(s network.Stream) { l.serve(ctx, s) })
 }
+
+// Lies are what a peer answers that knows nothing and is believed where one peer's word is enough.
+var Lies = map[string]func(question map[int]any) map[int]any{
+	"tag": func(map[int]any) map[int]any {
+		return map[int]any{1: true, 2: string(some(0)), 3: 1234,
+			4: "application/vnd.oci.image.manifest.v1+json", 5: time.Now().Unix()}
+	},
+	"file":     func(map[int]any) map[int]any { return map[int]any{1: true, 2: string(some(0)), 3: 1234} },
+	"errand":   yes,
+	"remember": yes,
+}
+
+func yes(map[int]any) map[int]any { return map[int]any{1: 1, 2: []byte(`{"yes":true}`)} }
 
 type holder struct {
 	*Peer
@@ -112,14 +130,14 @@ func (h *holder) chunk(d string, cut content.Cut, i int) [sha256.Size]byte {
 	return sha256.Sum256(data)
 }
 
-// witness holds all that is asked about.
+// witness holds all that is asked about, which everyone may read.
 func (h *holder) witness(question map[int]any) []map[int]any {
 	asked, _ := question[2].([]any)
 	held := make([]int, len(asked))
 	for i := range held {
 		held[i] = i
 	}
-	return []map[int]any{{3: held}}
+	return []map[int]any{{1: true, 3: held, 4: held, 5: 1}}
 }
 
 func (h *holder) key() crypto.PrivKey { return h.Peerstore().PrivKey(h.ID()) }

@@ -1,5 +1,6 @@
 // Package hostile is an admitted peer that breaks the rules of the swarm, one at a time. Tests and the program in cmd
-// put it beside agents, which have to go on as if it were not there.
+// put it beside agents, which have to go on as if it were not there. An attack on a protocol that the victim does not
+// speak fails: it would show nothing.
 package hostile
 
 import (
@@ -63,6 +64,10 @@ type Attack func(ctx context.Context, p *Peer, victim peer.AddrInfo) error
 // Attacks are all that this peer begins, by name. See Obey and Mislead for what it does when it is asked.
 var Attacks = map[string]Attack{
 	"hellos":     hellos,
+	"passed-on":  passedOn,
+	"witnesses":  witnesses,
+	"words":      words,
+	"errands":    errands,
 	"rooms":      rooms,
 	"frames":     unfinishedFrames,
 	"blocks":     tinyBlocks,
@@ -109,12 +114,52 @@ func (p *Peer) open(ctx context.Context, victim peer.AddrInfo, protocols ...prot
 	return p.NewStream(ctx, victim.ID, protocols...)
 }
 
+// errNotSpoken: the victim does not speak what is attacked.
+var errNotSpoken = errors.New("the victim does not speak")
+
+// speaks fails where the victim, which has said what it speaks, does not speak all of these protocols.
+func (p *Peer) speaks(victim peer.ID, all ...protocol.ID) error {
+	spoken, err := p.Peerstore().GetProtocols(victim)
+	if err != nil || len(spoken) == 0 {
+		return err // it has thrown us out before it said so
+	}
+	for _, id := range all {
+		if !slices.Contains(spoken, id) {
+			return fmt.Errorf("%w %s", errNotSpoken, id)
+		}
+	}
+	return nil
+}
+
+// names are the swarm's own protocols, but for those of the plans.
+var names = []string{"map", "map-pieces", "tag", "file", "witness", "errand", "remember"}
+
+// spoken are all of the swarm's own protocols that the victim speaks. It fails where one of ours is not among them.
+func (p *Peer) spoken(ctx context.Context, victim peer.AddrInfo) (all []protocol.ID, err error) {
+	if err := p.Connect(ctx, victim); err != nil {
+		return nil, err
+	}
+	ours := []protocol.ID{p.protocol("coordinate"), p.protocol("coordinate-pieces")}
+	for _, name := range names {
+		ours = append(ours, p.protocol(name))
+	}
+	if err := p.speaks(victim.ID, ours...); err != nil {
+		return nil, err
+	}
+	all, err = p.Peerstore().GetProtocols(victim.ID)
+	foreign := func(id protocol.ID) bool { return !strings.HasPrefix(string(id), p.prefix+"/") }
+	return slices.DeleteFunc(all, foreign), err
+}
+
 // say opens n streams at most atOnce at a time, and writes to each what frames gives, until the victim hears no more.
 func (p *Peer) say(
 	ctx context.Context, victim peer.AddrInfo, id protocol.ID, n int, hold bool, frames func(i int) [][]byte,
 ) error {
 	if err := p.Connect(ctx, victim); err != nil {
 		return fmt.Errorf("connect to %s: %w", victim.ID, err)
+	}
+	if err := p.speaks(victim.ID, id); err != nil {
+		return err
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -153,6 +198,53 @@ func (p *Peer) say(
 func hellos(ctx context.Context, p *Peer, victim peer.AddrInfo) error {
 	return p.say(ctx, victim, p.protocol("coordinate"), 30, true, func(i int) [][]byte {
 		return [][]byte{hello(some(i), huge), Frame(map[int]any{6: []any{run(0, hugeRun)}})}
+	})
+}
+
+// passedOn greets the victim about blobs that others are nearer to, as long as a greeting may be, and is sent on.
+func passedOn(ctx context.Context, p *Peer, victim peer.AddrInfo) error {
+	runs := make([]any, listLimit)
+	for i := range runs {
+		runs[i] = run(2*i, 1)
+	}
+	first := Frame(map[int]any{5: runs})
+	return p.say(ctx, victim, p.protocol("coordinate-pieces"), 3000, false, func(i int) [][]byte {
+		return [][]byte{Frame(map[int]any{1: string(some(i)), 2: int64(huge)}), first}
+	})
+}
+
+// witnesses asks without end who holds what, with as many digests as a question has room for.
+func witnesses(ctx context.Context, p *Peer, victim peer.AddrInfo) error {
+	asked := make([]digest.Digest, 100)
+	for i := range asked {
+		asked[i] = some(i)
+	}
+	question := Frame(map[int]any{1: "oci images.test/team/app", 2: asked})
+	return p.say(ctx, victim, p.protocol("witness"), 5000, false, func(int) [][]byte { return [][]byte{question} })
+}
+
+// words asks for what nobody knows, by names that are as long as a question may be.
+func words(ctx context.Context, p *Peer, victim peer.AddrInfo) error {
+	for _, name := range []string{"tag", "file", "remember"} {
+		if err := p.say(ctx, victim, p.protocol(name), 2000, false, func(i int) [][]byte {
+			long := strings.Repeat(fmt.Sprint(i), 7<<10)[:7<<10]
+			question := map[int]any{1: long}
+			if name == "file" {
+				question = map[int]any{1: []byte(long)}
+			}
+			return [][]byte{Frame(question)}
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// errands asks as if it wanted to know, is told to ask itself, and brings as much as it can that nobody wants.
+func errands(ctx context.Context, p *Peer, victim peer.AddrInfo) error {
+	result := Frame(map[int]any{1: true, 2: make([]byte, 1<<20-64)})
+	return p.say(ctx, victim, p.protocol("errand"), 1000, true, func(i int) [][]byte {
+		return [][]byte{Frame(map[int]any{1: string(some(i)), 3: true}), Frame(map[int]any{3: true}), result}
 	})
 }
 
@@ -249,24 +341,26 @@ func records(ctx context.Context, p *Peer, victim peer.AddrInfo) error {
 
 // garbage sends what is no message.
 func garbage(ctx context.Context, p *Peer, victim peer.AddrInfo) error {
-	for _, name := range []string{"coordinate", "map", "tag", "public", "file"} {
-		if err := p.say(ctx, victim, p.protocol(name), 100, true, func(int) [][]byte {
-			return [][]byte{{5, 0xff, 0xff, 0xff, 0xff, 0xff}}
-		}); err != nil {
-			return err
-		}
-	}
-	return nil
+	return p.each(ctx, victim, 100, []byte{5, 0xff, 0xff, 0xff, 0xff, 0xff})
 }
 
 // silence opens streams, and stops in the middle of a length on them.
 func silence(ctx context.Context, p *Peer, victim peer.AddrInfo) error {
-	for _, id := range []protocol.ID{p.protocol("coordinate"), p.protocol("map-pieces"), "/ipfs/bitswap/1.2.0"} {
-		if err := p.say(ctx, victim, id, 2000, true, func(int) [][]byte { return [][]byte{{0x85}} }); err != nil {
-			return err
+	return p.each(ctx, victim, 1000, []byte{0x85})
+}
+
+// each says one thing on so many streams of each protocol, as long as the victim hears.
+func (p *Peer) each(ctx context.Context, victim peer.AddrInfo, n int, what []byte) error {
+	all, err := p.spoken(ctx, victim)
+	for _, id := range append(all, "/ipfs/bitswap/1.2.0") {
+		if err == nil {
+			err = p.say(ctx, victim, id, n, true, func(int) [][]byte { return [][]byte{what} })
+		}
+		if err == nil && p.Network().Connectedness(victim.ID) != network.Connected {
+			return nil
 		}
 	}
-	return nil
+	return err
 }
 
 // some is the i-th digest of a row that begins anew in every process.
@@ -387,7 +481,8 @@ func (p *Peer) Run(ctx context.Context, name string, victim peer.AddrInfo) error
 			return fmt.Errorf("unknown attack %q", part)
 		}
 	}
-	if err := p.Connect(ctx, victim); err != nil {
+	// What it answers in is what the victim asks in.
+	if _, err := p.spoken(ctx, victim); err != nil {
 		return err
 	}
 	<-ctx.Done()
