@@ -3,6 +3,7 @@ package clients
 import (
 	"encoding/base64"
 	"encoding/json"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -74,6 +75,32 @@ func TestClientsPullThroughAgents(t *testing.T) { //nolint:paralleltest // it co
 				t.Logf("an image of %d bytes: %d from the registry at first, %d from peers then and none from the registry", img.size, cold, received)
 			}
 		})
+	}
+}
+
+// containerd asks a mirror that answers 429 or 408 five times more without a pause, and one that answers 503 not again.
+func TestThrottling_ContainerdIsSentOnAtOnce(t *testing.T) { //nolint:paralleltest // it counts what the registry is asked
+	program(t, "shoal-node")
+	registry := startRegistry(t, "images.test", nil)
+	a := startAgents(t, registry, "")[0]
+	for _, c := range clients[:2] {
+		for _, wish := range []int32{http.StatusTooManyRequests, http.StatusRequestTimeout} {
+			t.Run(c.name+" and "+http.StatusText(int(wish)), func(t *testing.T) {
+				img := registry.push(t, unique())
+				registry.wish.Store(wish)
+				defer registry.wish.Store(0)
+				asked, given := registry.asked.Load(), a.metric(t, "shoal_registry_requests_total")
+				sent := a.metric(t, "shoal_registry_requests_total", "code", "503")
+				_, err := c.pull(t, a, img, "") // there is no other host to go on to
+				require.Error(t, err)
+				asked, given = registry.asked.Load()-asked, a.metric(t, "shoal_registry_requests_total")-given
+				sent = a.metric(t, "shoal_registry_requests_total", "code", "503") - sent
+				t.Logf("%d requests at the agent, and %d at the registry", given, asked)
+				require.Equal(t, given, sent)
+				require.LessOrEqual(t, given, int64(2), "it tries the agent again and again")
+				require.LessOrEqual(t, asked, int64(2), "and so the registry")
+			})
+		}
 	}
 }
 

@@ -48,6 +48,7 @@ type registry struct {
 	sent  atomic.Int64 // bytes of blobs
 	asked atomic.Int64 // requests for manifests and blobs
 	slow  atomic.Bool  // blobs then go out at slowRate
+	wish  atomic.Int32 // where not 0, the status of every answer, by which it wishes to be asked later
 }
 
 // slowRate is in bytes a second.
@@ -100,6 +101,11 @@ func (r *registry) count(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
 		if request.URL.Path != "/v2/" {
 			r.asked.Add(1)
+			if wish := int(r.wish.Load()); wish != 0 {
+				w.Header().Set("Retry-After", "1")
+				w.WriteHeader(wish)
+				return
+			}
 		}
 		if request.Method == http.MethodGet && strings.Contains(request.URL.Path, "/blobs/") {
 			w = countingWriter{w, request.Context(), r}

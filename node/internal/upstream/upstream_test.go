@@ -478,35 +478,41 @@ func TestTroubleThatPassesIsWaitedOut(t *testing.T) {
 
 func TestThrottling_IsAnsweredAtOnceUntilItIsOver(t *testing.T) {
 	t.Parallel()
-	data := randomBytes(100)
-	var asked atomic.Int32
-	var throttling atomic.Bool
-	throttling.Store(true)
-	c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, _ *http.Request) {
-		asked.Add(1)
-		if throttling.Load() {
-			w.Header().Set("Retry-After", "1")
-			w.WriteHeader(http.StatusTooManyRequests)
-			return
-		}
-		_, _ = w.Write(data)
-	}))
-	req := content.Request{Repository: repo, Digest: digest.FromBytes(data)}
-	for range 6 { // as containerd does
-		_, err := c.Open(t.Context(), req, 0, -1)
-		require.True(t, content.Throttled(err), "%v", err)
-	}
-	require.EqualValues(t, 1, asked.Load())
-	other := req
-	other.Authorization = "Basic b3RoZXI6eA=="
-	_, err := c.Open(t.Context(), other, 0, -1)
-	require.True(t, content.Throttled(err))
-	require.EqualValues(t, 2, asked.Load(), "the wish is about who asked too often, and nobody can make it for others")
+	for _, status := range []int{http.StatusTooManyRequests, http.StatusRequestTimeout} {
+		t.Run(http.StatusText(status), func(t *testing.T) {
+			t.Parallel()
+			data := randomBytes(100)
+			var asked atomic.Int32
+			var throttling atomic.Bool
+			throttling.Store(true)
+			c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, _ *http.Request) {
+				asked.Add(1)
+				if throttling.Load() {
+					w.Header().Set("Retry-After", "1")
+					w.WriteHeader(status)
+					return
+				}
+				_, _ = w.Write(data)
+			}))
+			req := content.Request{Repository: repo, Digest: digest.FromBytes(data)}
+			for range 6 { // as containerd does
+				_, err := c.Open(t.Context(), req, 0, -1)
+				require.True(t, content.Throttled(err), "%v", err)
+			}
+			require.EqualValues(t, 1, asked.Load())
+			other := req
+			other.Authorization = "Basic b3RoZXI6eA=="
+			_, err := c.Open(t.Context(), other, 0, -1)
+			require.True(t, content.Throttled(err))
+			require.EqualValues(t, 2, asked.Load(),
+				"the wish is about who asked too often, and nobody can make it for others")
 
-	throttling.Store(false)
-	b, err := c.Open(t.Context(), req, 0, 50)
-	require.NoError(t, err, "a pull in its middle waits for a moment")
-	require.NoError(t, b.Close())
+			throttling.Store(false)
+			b, err := c.Open(t.Context(), req, 0, 50)
+			require.NoError(t, err, "a pull in its middle waits for a moment")
+			require.NoError(t, b.Close())
+		})
+	}
 }
 
 func TestAddresses_OfTheNodeItselfAreNotAskedUnlessTheyAreAllowed(t *testing.T) {
