@@ -28,6 +28,8 @@ func TestHostileCoordinator_CostsBoundedMemoryAndProcessorAndThePullEnds(t *test
 	t.Parallel()
 	turns := make(chan struct{}, 2)
 	for sentence, session := range map[string]string{
+		"gives one lease, and then empty orders":     "empty-orders",
+		"names 1 TiB as the size, again and again":   "huge-size",
 		"sends orders that say nothing, without end": "flood",
 		"names another size each time":               "size-flood",
 		"names peers that are not there":             "chunk-flood",
@@ -37,6 +39,9 @@ func TestHostileCoordinator_CostsBoundedMemoryAndProcessorAndThePullEnds(t *test
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			t.Parallel()
+			if session == "huge-size" {
+				t.Skip("a known fault: a client is sent away with 503, \"its bytes are not those of the digest\"")
+			}
 			turns <- struct{}{}
 			defer func() { <-turns }()
 			dir := t.TempDir()
@@ -80,7 +85,7 @@ func TestHostileHolder_SendsNobodyAwayWhileTheRegistryIsWell(t *testing.T) {
 const patient = "20s"
 
 // beside has an agent pull an image of so many blobs while a peer attacks it by name.
-func beside(ctx context.Context, dir, attack string, blobs int) error {
+func beside(ctx context.Context, dir, attack string, blobs int) (err error) {
 	registry := badregistry.New()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -119,6 +124,8 @@ func beside(ctx context.Context, dir, attack string, blobs int) error {
 	}); err != nil {
 		return fmt.Errorf("the hostile peer has not come: %w", err)
 	}
+	// It ends where the agent does not speak what it attacks.
+	defer func() { err = errors.Join(err, hostile.Exited()) }()
 	before, err := a.process.Usage()
 	if err != nil {
 		return err

@@ -34,6 +34,7 @@ const (
 // agent is one agent by itself, whose only registry is the given one.
 type agent struct {
 	mirror, admin string
+	hub           string // whose protocols are spoken where it is on
 	config, log   string // files
 	flags         []string
 	process       *proc.Process
@@ -41,7 +42,7 @@ type agent struct {
 
 func startAgent(ctx context.Context, dir, registry string, flags ...string) (*agent, error) {
 	a := &agent{config: filepath.Join(dir, "config.yaml"), log: filepath.Join(dir, "log"), flags: flags}
-	for _, address := range []*string{&a.mirror, &a.admin} {
+	for _, address := range []*string{&a.mirror, &a.admin, &a.hub} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, err
@@ -55,6 +56,9 @@ func startAgent(ctx context.Context, dir, registry string, flags ...string) (*ag
 		"swarm":     map[string]any{"listen": []string{"/ip4/127.0.0.1/tcp/0"}},
 		"store":     map[string]any{"path": filepath.Join(dir, "store"), "capacity": "1GiB"},
 		"upstreams": []any{map[string]any{"registry": "images.test", "endpoints": []string{registry}}},
+		"hub": map[string]any{
+			"enabled": true, "listen": strings.TrimPrefix(a.hub, "http://"), "endpoint": registry,
+		},
 	})
 	if err != nil {
 		return nil, err

@@ -5,7 +5,7 @@
 //	chaos -seed 7 -first 12 -rounds 1   one of them alone
 //	chaos -soak -for 30m                as long as that, and whether the agents grow
 //	chaos -seed 7 -rounds 20 -print     the plan, and no run
-//	chaos mallory -peers MULTIADDRS     the hostile peer alone
+//	chaos mallory -peers MULTIADDRS     the hostile peer alone; with -liar the one that only lies
 //
 // Its packages, in the order in which a run meets them: plan says what happens, rig is the swarm and the hand that
 // breaks it, puller the clients, storm carries out the plan and judges.
@@ -144,6 +144,7 @@ func runMallory(ctx context.Context, args []string) error {
 	listen := flags.String("listen", "/ip4/127.0.0.1/tcp/0", "multiaddr to listen on")
 	to := flags.String("peers", "", "multiaddrs of the agents to attack, by commas")
 	blobs := flags.String("digests", "", "blobs to claim, by commas")
+	liar := flags.Bool("liar", false, "attack nobody, and answer with lies")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -161,7 +162,7 @@ func runMallory(ctx context.Context, args []string) error {
 			digests = append(digests, d)
 		}
 	}
-	return mallory.Run(ctx, *listen, peers, digests)
+	return mallory.Run(ctx, *listen, peers, digests, *liar)
 }
 
 // rounds carries out the plan.

@@ -17,8 +17,8 @@ const Tag = "v1"
 // Image is an image in memory.
 type Image struct {
 	Repository string
-	// Private has the registry ask for User and Password.
-	Private bool
+	// Private has the registry ask for User and Password, and with Bearer for a token that it gives for them.
+	Private, Bearer bool
 	// Digest is the manifest's.
 	Digest digest.Digest
 	// Manifest is its content, Blobs are config and layers in order.

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,6 +22,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -68,6 +71,9 @@ const (
 // Guessing is where a registry that Claims gives the two bytes with which any JSON begins as the whole of any digest.
 const Guessing = "guess/"
 
+// Claimed is the size that a registry which Claims names of everything.
+const Claimed = 1000
+
 // Client is the user agent of those whose traffic does not count: clients that fell back to the registry.
 const Client = "fallback-client"
 
@@ -81,14 +87,20 @@ type Registry struct {
 	turn     atomic.Int64
 	requests atomic.Int64
 
-	mu     sync.RWMutex
-	images map[string]*Image // by repository
-	bytes  map[digest.Digest]int64
+	secret string // what its tokens are made of
+
+	mu      sync.RWMutex
+	images  map[string]*Image // by repository
+	revoked map[string]bool   // repositories
+	bytes   map[digest.Digest]int64
 }
 
 // New makes a good, empty registry.
 func New() *Registry {
-	r := &Registry{started: time.Now(), images: map[string]*Image{}, bytes: map[digest.Digest]int64{}}
+	r := &Registry{
+		started: time.Now(), images: map[string]*Image{}, revoked: map[string]bool{}, bytes: map[digest.Digest]int64{},
+		secret: rand.Text(),
+	}
 	r.SetMode(Good)
 	return r
 }
@@ -119,6 +131,14 @@ func (r *Registry) Remove(repository string) {
 		}
 	}
 	delete(r.images, repository)
+	delete(r.revoked, repository)
+}
+
+// Revoke has it refuse, or not any more, whoever could read a repository before.
+func (r *Registry) Revoke(repository string, revoked bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.revoked[repository] = revoked
 }
 
 // Sent is how many bytes of an image's blobs have been sent to mirrors, and how many requests there were in all.
@@ -200,24 +220,40 @@ func (r *Registry) answer(w http.ResponseWriter, q *http.Request, mirror bool) {
 		r.oddToken(w, q)
 		return
 	}
-	if collection != "blobs" && collection != "manifests" {
-		if q.URL.Path == "/v2/" {
-			w.WriteHeader(http.StatusOK)
-			return
-		}
+	switch {
+	case q.URL.Path == "/token":
+		r.giveToken(w, q)
+		return
+	case q.URL.Path == "/v2/":
+		w.WriteHeader(http.StatusOK)
+		return
+	case !slices.Contains([]string{"blobs", "manifests", "tags", "referrers"}, collection):
 		refuse(w, http.StatusNotFound, "UNSUPPORTED")
 		return
 	}
 	r.mu.RLock()
-	m := r.images[repository]
+	m, revoked := r.images[repository], r.revoked[repository]
 	r.mu.RUnlock()
-	if m == nil {
+	switch {
+	case m == nil:
 		refuse(w, http.StatusNotFound, "NAME_UNKNOWN")
 		return
-	}
-	if user, password, _ := q.BasicAuth(); m.Private && (user != User || password != Password) {
+	case revoked || m.Private && !r.accepts(q, m):
 		w.Header().Set("WWW-Authenticate", `Basic realm="private"`)
+		if m.Bearer {
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(
+				`Bearer realm="http://%s/token",service="images.test",scope="repository:%s:pull"`, q.Host, repository))
+		}
 		refuse(w, http.StatusUnauthorized, "UNAUTHORIZED")
+		return
+	case collection == "tags":
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(map[string]any{"name": repository, "tags": []string{Tag}})
+		return
+	case collection == "referrers":
+		w.Header().Set("Content-Type", v1.MediaTypeImageIndex)
+		_ = json.NewEncoder(w).Encode(v1.Index{Versioned: specs.Versioned{SchemaVersion: 2},
+			MediaType: v1.MediaTypeImageIndex, Manifests: []v1.Descriptor{}})
 		return
 	}
 	d := digest.Digest(reference)
@@ -236,6 +272,33 @@ func (r *Registry) answer(w http.ResponseWriter, q *http.Request, mirror bool) {
 	w.Header().Set("Content-Type", mediaType)
 	w.Header().Set("Docker-Content-Digest", d.String())
 	r.send(w, q, d, content, d == m.Digest, mirror)
+}
+
+// accepts reports whether a request has what opens a private image.
+func (r *Registry) accepts(q *http.Request, m *Image) bool {
+	if m.Bearer {
+		return q.Header.Get("Authorization") == "Bearer "+r.token(m.Repository)
+	}
+	user, password, _ := q.BasicAuth()
+	return user == User && password == Password
+}
+
+// token is what opens a private repository whose image is a Bearer.
+func (r *Registry) token(repository string) string {
+	return digest.FromString(r.secret + repository).Encoded()
+}
+
+// giveToken gives whoever has the password a token for what is asked for, and all others one that opens nothing, as
+// some registries do.
+func (r *Registry) giveToken(w http.ResponseWriter, q *http.Request) {
+	repository := strings.TrimSuffix(strings.TrimPrefix(q.URL.Query().Get("scope"), "repository:"), ":pull")
+	user, password, _ := q.BasicAuth()
+	token := digest.FromString("nothing").Encoded()
+	if user == User && password == Password {
+		token = r.token(repository)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(map[string]any{"token": token, "expires_in": 3600})
 }
 
 // send sends a blob or manifest in the way of the mode. Manifests are wrong where a mode is about their content.
@@ -388,7 +451,7 @@ func claim(w http.ResponseWriter, q *http.Request, reference string) {
 	if strings.Contains(reference, ":") {
 		w.Header().Set("Docker-Content-Digest", reference)
 	}
-	w.Header().Set("Content-Length", "1000")
+	w.Header().Set("Content-Length", strconv.Itoa(Claimed))
 	w.WriteHeader(http.StatusOK)
 }
 

@@ -59,15 +59,22 @@ const (
 	Late      Kind = "late"     // every answer begins late
 )
 
-// Mallory is a peer of the swarm that breaks every rule.
-const Mallory Kind = "mallory"
+// What a taken-over node does.
+const (
+	Mallory Kind = "mallory" // a peer of the swarm that breaks every rule
+	Liar    Kind = "liar"    // a peer that keeps to the rules, and whose every answer is a lie
+)
+
+// Revoke has the registry refuse who could read the round's image before: everyone without credentials where it was
+// public, and those with the credentials that were good where it was not.
+const Revoke Kind = "revoke"
 
 // Kinds are all ways.
 func Kinds() []Kind {
 	return []Kind{
 		Kill, Freeze, Restart, Rolling, Unplug, Partition, Deaf, Loss, Slow, Full, ReadOnly, Rot,
 		Down, Dead, Flap, Reset, Drip, Throttle, Errors, WrongData, WrongSize, NoRange, Encoded, Redirect, OddRange,
-		Mallory, Stutter, Late,
+		Mallory, Stutter, Late, Liar, Revoke,
 	}
 }
 
@@ -99,16 +106,24 @@ type Round struct {
 	Image  Image
 	Pulls  []Pull
 	Faults []Fault
+	// Rate is of the registry's link in Mbit/s, so that what dies in the round dies in the middle. 0: as fast as it is.
+	Rate int
+	// Thieves is from when on callers without credentials ask for the round's image.
+	Thieves time.Duration
 }
 
 // Image is made anew for each round, so its first pulls are cold.
 type Image struct {
 	// Seed makes the bytes of the layers.
 	Seed uint64
-	// Private has the registry ask for credentials.
-	Private bool
+	// Private has the registry ask for credentials, Bearer for a token that it gives out for them.
+	Private, Bearer bool
+	// Asked has the agents ask the registry each time who may read it.
+	Asked bool
 	// Layers are sizes in bytes.
 	Layers []int64
+	// Coordinator is the node that is to coordinate the largest layer; -1: whichever it falls to.
+	Coordinator int
 }
 
 // Size is that of all layers.
@@ -152,15 +167,29 @@ func (f Fault) String() string {
 	return s
 }
 
-// Deaths is how many agents lost what they had under way, each of which may cost what it was reading once more.
-func (r Round) Deaths() (n int) {
+// Deaths is how many agents lose what they have under way, each of which may cost what it was reading once more. Deaf
+// is how many do not hear the others for a while: each is a swarm of its own, which may read all once more.
+func (r Round) Deaths() (n, deaf int) {
 	for _, f := range r.Faults {
 		switch f.Kind {
-		case Kill, Freeze, Restart, Rolling, Unplug, ReadOnly, Deaf:
+		case Kill, Freeze, Restart, Rolling, Unplug, Stutter:
 			n += len(f.Nodes)
+		case Deaf:
+			deaf += len(f.Nodes)
 		}
 	}
-	return n
+	return n, deaf
+}
+
+// RevocationJudged reports whether nothing in the round excuses an agent that lets somebody on whom the registry
+// refuses: throttling is no outage.
+func (r Round) RevocationJudged() bool {
+	for _, f := range r.Faults {
+		if f.Kind != Revoke && f.Kind != Throttle {
+			return false
+		}
+	}
+	return true
 }
 
 // CopiesBounded reports whether all that goes wrong in the round leaves a burst at one copy and what deaths cost. The
@@ -168,7 +197,7 @@ func (r Round) Deaths() (n int) {
 func (r Round) CopiesBounded() bool {
 	for _, f := range r.Faults {
 		switch f.Kind {
-		case Kill, Freeze, Restart, Rolling:
+		case Kill, Freeze, Restart, Rolling, Unplug, Stutter, Deaf:
 		default:
 			return false
 		}
@@ -187,12 +216,85 @@ func MakeRound(s Settings, number int) Round {
 	r := rand.New(rand.NewChaCha8(key))
 	round := Round{Number: number, Image: makeImage(r)}
 	round.Pulls = makePulls(r, s, number)
-	round.Faults = makeFaults(r, s)
+	switch {
+	case len(s.Only) > 0:
+		round.Faults = makeFaults(r, s)
+	case number%6 == 1:
+		makeDeaths(r, s, &round)
+	case number%12 == 3:
+		makeRevocation(r, &round)
+	case number%12 == 9:
+		makeLies(r, s, &round)
+	default:
+		round.Faults = makeFaults(r, s)
+	}
+	round.Image.Asked = round.Thieves > 0 ||
+		slices.ContainsFunc(round.Faults, func(f Fault) bool { return f.Kind == Revoke })
 	return round
 }
 
+// middle is for how long a burst lasts at least in a round of deaths, and deathsRate how many Mbit/s the registry's
+// link then has.
+const (
+	middle     = 3 * time.Second
+	deathsRate = 32
+)
+
+// makeDeaths has nothing happen in a round but that agents die while a burst is under way, among them who coordinates
+// it. Such a round comes often, since what a death costs is bounded.
+func makeDeaths(r *rand.Rand, s Settings, round *Round) {
+	round.Rate = deathsRate
+	free := r.Perm(s.Nodes)[:max(1, s.Nodes-1)] // one is left alone
+	round.Image.Coordinator = free[0]
+	round.Image.Layers = []int64{deathsRate<<20/8*int64(middle/time.Second) + r.Int64N(1<<20)}
+	began := Span
+	for _, p := range round.Pulls {
+		if p.Back == 0 {
+			began = min(began, p.At)
+		}
+	}
+	kinds := []Kind{Kill, Kill, Freeze, Restart, Unplug, Stutter}
+	for _, node := range first(1+r.IntN(2), free) {
+		f := Fault{Kind: kinds[r.IntN(len(kinds))], Nodes: []int{node}, Seed: r.Uint64()}
+		f.At = min(began+middle/10+time.Duration(r.Int64N(int64(middle*6/10))), Span*3/4)
+		f.For = Span/16 + time.Duration(r.Int64N(int64(Span-f.At-Span/16)))
+		round.Faults = append(round.Faults, f)
+	}
+	slices.SortStableFunc(round.Faults, func(a, b Fault) int { return int(a.At - b.At) })
+}
+
+func first[T any](n int, list []T) []T { return list[:min(n, len(list))] }
+
+// makeRevocation has those who could read an image be refused from the middle of the round on, often by a registry that
+// throttles as well.
+func makeRevocation(r *rand.Rand, round *Round) {
+	f := Fault{Kind: Revoke, At: Span/4 + time.Duration(r.Int64N(int64(Span/4))), Seed: r.Uint64()}
+	f.For = Span - f.At
+	round.Faults = []Fault{f}
+	if r.IntN(2) == 0 {
+		round.Faults = append(round.Faults, Fault{Kind: Throttle, At: f.At + f.For/4, For: f.For / 2})
+	}
+}
+
+// makeLies has a peer lie while the registry is away. Nobody without credentials has asked for the private image
+// before, and one node has not pulled it: whether that may be read there is what the liar says, and nobody else.
+func makeLies(r *rand.Rand, s Settings, round *Round) {
+	// Who asks for a token has been refused first, so that there are nodes which know better than the liar.
+	round.Image.Private, round.Image.Bearer = true, true
+	without := r.IntN(s.Nodes)
+	for i, p := range round.Pulls {
+		if p.Node == without && p.Back == 0 {
+			round.Pulls[i].Back = 1
+		}
+	}
+	down := Fault{Kind: Down, At: Span/2 + time.Duration(r.Int64N(int64(Span/8)))}
+	down.For = Span - down.At
+	round.Faults = []Fault{{Kind: Liar, For: Span, Seed: r.Uint64()}, down}
+	round.Thieves = down.At + Span/16
+}
+
 func makeImage(r *rand.Rand) Image {
-	image := Image{Seed: r.Uint64(), Private: r.IntN(3) == 0}
+	image := Image{Seed: r.Uint64(), Private: r.IntN(3) == 0, Bearer: r.IntN(2) == 0, Coordinator: -1}
 	for range 1 + r.IntN(3) {
 		image.Layers = append(image.Layers, 1+r.Int64N(3<<20))
 	}
@@ -238,7 +340,8 @@ func makeFaults(r *rand.Rand, s Settings) (faults []Fault) {
 	}
 	free := r.Perm(s.Nodes)
 	free = free[:max(1, s.Nodes-1)] // one is left alone
-	registry, mallory := false, false
+	registry := false
+	var once []Kind // of which there is one at a time
 	for range 1 + r.IntN(cmp.Or(s.Faults, 3)) {
 		f := Fault{Kind: kinds[r.IntN(len(kinds))], Seed: r.Uint64()}
 		f.At = time.Duration(r.Int64N(int64(Span * 3 / 4)))
@@ -250,11 +353,11 @@ func makeFaults(r *rand.Rand, s Settings) (faults []Fault) {
 				continue
 			}
 			registry, want = true, 0
-		case f.Kind == Mallory:
-			if mallory {
+		case f.Kind == Mallory, f.Kind == Liar, f.Kind == Revoke:
+			if slices.Contains(once, f.Kind) {
 				continue
 			}
-			mallory, want = true, 0
+			once, want = append(once, f.Kind), 0
 		case f.Kind == Rolling, f.Kind == Partition:
 			want = max(1, len(free)/2)
 		case f.Kind == Loss:

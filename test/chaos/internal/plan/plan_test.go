@@ -3,6 +3,7 @@ package plan_test
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
@@ -67,15 +68,67 @@ func TestEveryNodePullsTheNewImageAndNoPullIsOfWhatWasNot(t *testing.T) {
 				fresh[p.Node] = true
 			}
 		}
-		require.Len(t, fresh, s.Nodes)
+		if r.Thieves == 0 {
+			require.Len(t, fresh, s.Nodes)
+		} else {
+			require.Len(t, fresh, s.Nodes-1, "one is left to what a liar says")
+		}
 		require.Positive(t, r.Image.Size())
 	})
+}
+
+func TestEverySixthRoundHasDeathsAloneAndInTheMiddle(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		s := settings(t)
+		s.Only = nil
+		r := plan.MakeRound(s, 6*rapid.IntRange(0, 200).Draw(t, "number")+1)
+		require.True(t, r.CopiesBounded())
+		deaths, deaf := r.Deaths()
+		require.Positive(t, deaths)
+		require.Zero(t, deaf)
+		coordinators := 0
+		for _, f := range r.Faults {
+			if f.Nodes[0] == r.Image.Coordinator {
+				coordinators++
+			}
+		}
+		require.Equal(t, 1, coordinators, "the coordinator dies")
+		began := plan.Span
+		for _, p := range r.Pulls {
+			if p.Back == 0 {
+				began = min(began, p.At)
+			}
+		}
+		lasts := time.Duration(float64(r.Image.Size()) / float64(r.Rate*1e6/8) * float64(time.Second))
+		for _, f := range r.Faults {
+			require.Greater(t, f.At, began, f)
+			require.Less(t, f.At, began+lasts, f)
+		}
+	})
+}
+
+func TestOthersLieWhileTheRegistryIsAwayAndCredentialsAreRevoked(t *testing.T) {
+	t.Parallel()
+	var lies, revocations int
+	for number := range 120 {
+		r := plan.MakeRound(plan.Settings{Seed: 1, Nodes: 5, Pulls: 12}, number)
+		if r.Thieves > 0 {
+			lies++
+			require.True(t, r.Image.Private)
+		}
+		if r.Image.Asked && r.RevocationJudged() {
+			revocations++
+		}
+	}
+	require.Equal(t, 10, lies)
+	require.GreaterOrEqual(t, revocations, 10)
 }
 
 func TestSoManyRoundsFailInEveryWay(t *testing.T) {
 	t.Parallel()
 	seen := map[plan.Kind]int{}
-	for number := range 200 {
+	for number := range 300 {
 		for _, f := range plan.MakeRound(plan.Settings{Seed: 1, Nodes: 8}, number).Faults {
 			seen[f.Kind]++
 		}

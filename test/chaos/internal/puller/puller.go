@@ -7,12 +7,15 @@ package puller
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
+	"strings"
 	"sync"
 	"time"
 
@@ -43,6 +46,9 @@ type Spec struct {
 	Namespace string
 	// Tries is how often the whole is tried; 0 is as the kubelet does.
 	Tries int
+	// Tokens are what the registry gave for the password, which is asked for where there is none. nil: for this pull
+	// alone.
+	Tokens *Tokens
 }
 
 // Result is how a pull went.
@@ -64,6 +70,15 @@ type Bad struct {
 	Offset int64
 	// Clean is whether it ended as if all were well.
 	Clean bool
+	// Tag: the mirror said that this is what the tag names, and it is not.
+	Tag bool
+}
+
+func (b Bad) String() string {
+	if b.Tag {
+		return fmt.Sprintf("a tag that is none of the image's, %s,", b.Digest)
+	}
+	return fmt.Sprintf("%s wrong from %d on", b.Digest, b.Offset)
 }
 
 // Pull pulls until all bytes are there, the tries are used up, or ctx ends.
@@ -74,6 +89,9 @@ func Pull(ctx context.Context, spec Spec) Result {
 	defer p.http.CloseIdleConnections()
 	if spec.Tries == 0 {
 		spec.Tries = pulls
+	}
+	if p.spec.Tokens == nil {
+		p.spec.Tokens = new(Tokens)
 	}
 	var err error
 	for range spec.Tries {
@@ -109,12 +127,15 @@ func (p *pull) note(f func(*Result)) {
 func (p *pull) once(ctx context.Context) error {
 	m := p.spec.Image
 	base := "/v2/" + m.Repository
-	head, _, err := p.request(ctx, http.MethodHead, base+"/manifests/"+badregistry.Tag, 0)
+	head, mirror, err := p.request(ctx, http.MethodHead, base+"/manifests/"+badregistry.Tag, 0)
 	if err != nil {
 		return fmt.Errorf("resolve: %w", err)
 	}
 	head.Body.Close()
 	if got := head.Header.Get("Docker-Content-Digest"); got != m.Digest.String() {
+		if mirror && got != "" { // no registry here names another, so somebody else did
+			p.note(func(r *Result) { r.Bad = append(r.Bad, Bad{Digest: digest.Digest(got), Clean: true, Tag: true}) })
+		}
 		return fmt.Errorf("resolve: the tag is %q", got)
 	}
 	if err := p.read(ctx, base+"/manifests/", v1.Descriptor{Digest: m.Digest,
@@ -235,65 +256,222 @@ func (p *pull) request(ctx context.Context, method, path string,
 }
 
 func (p *pull) ask(ctx context.Context, method, target string, offset int64) (*http.Response, error) {
-	request, err := http.NewRequestWithContext(ctx, method, target, nil)
-	if err != nil {
-		return nil, fmt.Errorf("%s %s: %w", method, target, err)
-	}
-	request.Header.Set("Accept", v1.MediaTypeImageManifest+", */*")
-	request.Header.Set("User-Agent", badregistry.Client)
-	if p.spec.Image.Private {
-		request.SetBasicAuth(badregistry.User, badregistry.Password)
-	}
-	if offset > 0 {
-		request.Header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
-	}
-	response, err := p.http.Do(request)
-	if err != nil {
-		return nil, err
-	}
-	if response.StatusCode/100 != 2 {
-		defer response.Body.Close()
-		text, _ := io.ReadAll(io.LimitReader(response.Body, 200)) // it is only quoted
-		return nil, fmt.Errorf("%s %s: %s: %s", method, target, response.Status, bytes.TrimSpace(text))
-	}
-	return response, nil
-}
-
-// Steal asks for a private image without credentials by every way that a client has, and returns those that gave out
-// its bytes. Others are names of registries and repositories under which it asks as well, first for what their tag is.
-func Steal(ctx context.Context, spec Spec, others ...string) (stolen []string) {
-	web := &http.Client{Transport: &http.Transport{DialContext: spec.Dial, DisableKeepAlives: true}}
-	m := spec.Image
-	var paths []string
-	names := append([]string{spec.Namespace + "/" + m.Repository}, others...)
-	for _, name := range names {
-		registry, repository, _ := bytes.Cut([]byte(name), []byte("/"))
-		base := "/v2/" + string(repository)
-		paths = append(paths, fmt.Sprintf("%s/manifests/%s?ns=%s", base, badregistry.Tag, registry))
-		paths = append(paths, fmt.Sprintf("%s/manifests/%s?ns=%s", base, m.Digest, registry))
-		for _, b := range m.Blobs {
-			paths = append(paths, fmt.Sprintf("%s/blobs/%s?ns=%s", base, b.Digest, registry))
-		}
-	}
-	for _, path := range paths {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, spec.Mirror+path, nil)
+	for again := false; ; again = true {
+		request, err := http.NewRequestWithContext(ctx, method, target, nil)
 		if err != nil {
-			continue
+			return nil, fmt.Errorf("%s %s: %w", method, target, err)
 		}
 		request.Header.Set("Accept", v1.MediaTypeImageManifest+", */*")
 		request.Header.Set("User-Agent", badregistry.Client)
-		response, err := web.Do(request)
-		if err != nil {
-			continue // an agent that is down gives nothing away
+		p.spec.authorize(request)
+		if offset > 0 {
+			request.Header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
 		}
-		// All of a manifest, because those of other repositories may begin as the private one does.
-		got, _ := io.ReadAll(io.LimitReader(response.Body, max(1<<10, int64(len(m.Manifest))+1)))
+		response, err := p.http.Do(request)
+		if err != nil {
+			return nil, err
+		}
+		if response.StatusCode/100 == 2 {
+			return response, nil
+		}
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 200)) // it is only quoted
 		response.Body.Close()
-		if response.StatusCode/100 == 2 && private(m, got) {
-			stolen = append(stolen, path)
+		err = fmt.Errorf("%s %s: %s: %s", method, target, response.Status, bytes.TrimSpace(text))
+		if response.StatusCode != http.StatusUnauthorized || again {
+			return nil, err
+		}
+		if problem := p.getToken(ctx, response.Header.Get("WWW-Authenticate")); problem != nil {
+			return nil, errors.Join(err, problem)
 		}
 	}
+}
+
+// Tokens are what a registry gave, by repository.
+type Tokens struct{ m sync.Map }
+
+func (t *Tokens) of(m *badregistry.Image) string {
+	token, _ := t.m.Load(m.Repository)
+	text, _ := token.(string)
+	return text
+}
+
+// authorize shows what opens a private image, as far as it is there.
+func (s Spec) authorize(request *http.Request) {
+	switch m := s.Image; {
+	case m.Private && !m.Bearer:
+		request.SetBasicAuth(badregistry.User, badregistry.Password)
+	case m.Private && s.Tokens != nil && s.Tokens.of(m) != "":
+		request.Header.Set("Authorization", "Bearer "+s.Tokens.of(m))
+	}
+}
+
+// getToken does what a challenge asks for, as a runtime does it: where the challenge says, and not at the mirror.
+func (p *pull) getToken(ctx context.Context, challenge string) error {
+	m := p.spec.Image
+	fields := regexp.MustCompile(`^Bearer realm="([^"]+)",service="([^"]+)",scope="([^"]+)"`).FindStringSubmatch(
+		challenge)
+	if fields == nil || !m.Private {
+		return errors.New("there is no token to be had")
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fields[1]+"?"+url.Values{
+		"service": {fields[2]}, "scope": {fields[3]},
+	}.Encode(), nil)
+	if err != nil {
+		return fmt.Errorf("token: %w", err)
+	}
+	request.Header.Set("User-Agent", badregistry.Client)
+	request.SetBasicAuth(badregistry.User, badregistry.Password)
+	response, err := p.http.Do(request)
+	if err != nil {
+		return fmt.Errorf("token: %w", err)
+	}
+	defer response.Body.Close()
+	var answer struct{ Token string }
+	if err := json.NewDecoder(response.Body).Decode(&answer); err != nil || answer.Token == "" {
+		return fmt.Errorf("token: %s: %w", response.Status, err)
+	}
+	p.spec.Tokens.m.Store(m.Repository, answer.Token)
+	return nil
+}
+
+// Lists reads the pages about an image that a mirror may keep, and fails where they do not come.
+func Lists(ctx context.Context, spec Spec) error {
+	p := &pull{spec: spec}
+	p.http = &http.Client{Transport: &http.Transport{DialContext: spec.Dial, DisableKeepAlives: true}}
+	for _, page := range lists(spec.Image) {
+		response, _, err := p.request(ctx, http.MethodGet, "/v2/"+spec.Image.Repository+page, 0)
+		if err != nil {
+			return err
+		}
+		response.Body.Close()
+	}
+	return nil
+}
+
+func lists(m *badregistry.Image) []string {
+	return []string{"/tags/list", "/referrers/" + m.Digest.String()}
+}
+
+// Thief is what somebody shows who may not read.
+type Thief int
+
+// Thieves show nothing, a wrong password, a token that is made up, or what was good until it was revoked.
+const (
+	Nobody Thief = iota
+	WrongPassword
+	WrongToken
+	Revoked
+)
+
+func (t Thief) String() string {
+	return [...]string{"without credentials", "with a wrong password", "with a token that is made up",
+		"with credentials that are revoked"}[t]
+}
+
+func (t Thief) authorize(request *http.Request, spec Spec) {
+	switch t {
+	case Nobody:
+	case WrongPassword:
+		request.SetBasicAuth(badregistry.User, "gue55")
+	case WrongToken:
+		request.Header.Set("Authorization", "Bearer "+digest.FromString("made up").Encoded())
+	case Revoked:
+		spec.authorize(request)
+	}
+}
+
+// Steal asks for an image that the thief may not read by every way that a client has, and returns those that gave it
+// out, or told what is known to who may read it alone. Others are names of registries and repositories under which it
+// asks as well, first for what their tag is.
+func Steal(ctx context.Context, spec Spec, thief Thief, others ...string) (stolen []string) {
+	web := &http.Client{Transport: &http.Transport{DialContext: spec.Dial, DisableKeepAlives: true}}
+	var mu sync.Mutex
+	var group errgroup.Group
+	group.SetLimit(thieves)
+	for _, a := range attempts(spec, others) {
+		group.Go(func() error {
+			if a.succeeds(ctx, web, spec, thief) {
+				mu.Lock()
+				defer mu.Unlock()
+				stolen = append(stolen, fmt.Sprintf("%s %s %s", a.method, a.path, a.ranges))
+			}
+			return nil
+		})
+	}
+	_ = group.Wait() // nobody fails
 	return stolen
+}
+
+// thieves is how many of a thief's questions are asked at one time.
+const thieves = 4
+
+func (a attempt) succeeds(ctx context.Context, web *http.Client, spec Spec, thief Thief) bool {
+	request, err := http.NewRequestWithContext(ctx, a.method, spec.Mirror+a.path, nil)
+	if err != nil {
+		return false
+	}
+	request.Header.Set("Accept", v1.MediaTypeImageManifest+", */*")
+	request.Header.Set("User-Agent", badregistry.Client)
+	if a.ranges != "" {
+		request.Header.Set("Range", a.ranges)
+	}
+	thief.authorize(request, spec)
+	response, err := web.Do(request)
+	if err != nil {
+		return false // an agent that is down gives nothing away
+	}
+	defer response.Body.Close()
+	// All of a manifest, because those of other repositories may begin as the private one does.
+	got, _ := io.ReadAll(io.LimitReader(response.Body, max(1<<10, int64(len(spec.Image.Manifest))+1)))
+	return response.StatusCode/100 == 2 && a.gives(response, got)
+}
+
+// attempt is one way to ask.
+type attempt struct {
+	method, path, ranges string
+	// gives reports whether an answer that says to be good gives something away.
+	gives func(response *http.Response, body []byte) bool
+}
+
+// sampled is how many bytes of the middle a thief asks for.
+const sampled = 100
+
+func attempts(spec Spec, others []string) (all []attempt) {
+	m := spec.Image
+	begins := func(_ *http.Response, body []byte) bool { return private(m, body) }
+	own := spec.Namespace + "/" + m.Repository
+	for _, name := range append([]string{own}, others...) {
+		registry, repository, _ := strings.Cut(name, "/")
+		base, of := "/v2/"+repository, "?ns="+url.QueryEscape(registry)
+		all = append(all, attempt{http.MethodGet, base + "/manifests/" + badregistry.Tag + of, "", begins})
+		for _, b := range append([]v1.Descriptor{{Digest: m.Digest, Size: int64(len(m.Manifest))}}, m.Blobs...) {
+			path := base + "/blobs/" + b.Digest.String() + of
+			if b.Digest == m.Digest {
+				path = base + "/manifests/" + b.Digest.String() + of
+			}
+			truth := m.Content(b.Digest)
+			at := int64(len(truth)) / 2
+			middle := truth[at:min(at+sampled, int64(len(truth)))]
+			all = append(all, attempt{http.MethodGet, path, "", begins},
+				// What a registry says that claims everything is its own word.
+				attempt{http.MethodHead, path, "", func(response *http.Response, _ []byte) bool {
+					return response.ContentLength == b.Size && b.Size != badregistry.Claimed
+				}},
+				attempt{http.MethodGet, path, fmt.Sprintf("bytes=%d-%d", at, at+int64(len(middle))-1),
+					func(_ *http.Response, body []byte) bool {
+						return len(middle) >= 16 && bytes.Contains(body, middle)
+					}})
+		}
+	}
+	// What the repository is asked that no other could know.
+	anything := func(*http.Response, []byte) bool { return true }
+	of := "?ns=" + url.QueryEscape(spec.Namespace)
+	all = append(all, attempt{http.MethodHead, "/v2/" + m.Repository + "/manifests/" + badregistry.Tag + of, "",
+		anything})
+	for _, page := range lists(m) {
+		all = append(all, attempt{http.MethodGet, "/v2/" + m.Repository + page + of, "", anything})
+	}
+	return all
 }
 
 // private reports whether what was got begins one of the image's blobs.

@@ -12,8 +12,8 @@ import (
 )
 
 // Mallory lets a hostile peer into the swarm for a while, one that nobody has met: this program's own executable, as
-// "chaos mallory". Digests are blobs that it claims to have.
-func (r *Rig) Mallory(ctx context.Context, d time.Duration, digests []string) error {
+// "chaos mallory". Digests are blobs that it claims to have. A liar attacks nobody, and answers with lies.
+func (r *Rig) Mallory(ctx context.Context, d time.Duration, digests []string, liar bool) error {
 	program, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("hostile peer: %w", err)
@@ -21,7 +21,8 @@ func (r *Rig) Mallory(ctx context.Context, d time.Duration, digests []string) er
 	r.mallories.Add(1)
 	log := filepath.Join(r.dir, fmt.Sprintf("mallory.%02d.log", r.mallories.Load()))
 	cmd := r.mallory.Plain(ctx, program, "mallory", "-listen", fmt.Sprintf("/ip4/%s/tcp/0", r.mallory.Addr),
-		"-peers", strings.Join(r.addresses, ","), "-digests", strings.Join(digests, ","))
+		"-peers", strings.Join(r.addresses, ","), "-digests", strings.Join(digests, ","),
+		fmt.Sprintf("-liar=%t", liar))
 	p, err := proc.Start(cmd, log)
 	if err != nil {
 		return err
@@ -30,6 +31,7 @@ func (r *Rig) Mallory(ctx context.Context, d time.Duration, digests []string) er
 	case <-ctx.Done():
 	case <-time.After(d):
 	}
+	err = p.Exited() // it ends by itself where an agent does not speak what it attacks
 	p.Kill()
-	return nil
+	return err
 }

@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
 	"sigs.k8s.io/yaml"
 
 	"github.com/shoal-cache/shoal/test/internal/netns"
@@ -31,6 +32,8 @@ const (
 	swarmPort = 5052
 	// Namespace is the registry's name in image references.
 	Namespace = "images.test"
+	// Asked begins the repositories of which agents ask the registry each time.
+	Asked = "asked"
 	// Evil is the name of a registry that claims to have everything.
 	Evil = "evil.test"
 	// bootstraps is how many agents every other knows from the start.
@@ -45,9 +48,11 @@ type Node struct {
 	dir, binary string
 	disk        *disk
 	starts      int
+	peer        peer.ID
 
 	mu      sync.Mutex // held while the process changes
 	process *proc.Process
+	peak    int64 // bytes of memory, of the processes before
 	rotten  map[string]bool
 }
 
@@ -68,6 +73,12 @@ func (n *Node) configure(bootstrap []string, registry, evil string) error {
 			map[string]any{"registry": Namespace, "endpoints": []string{registry}},
 			map[string]any{"registry": "*", "endpoints": []string{evil}},
 		},
+		"policy": map[string]any{"rules": []any{map[string]any{
+			"match": []string{Namespace + "/" + Asked + "/**"}, "tagTTL": "0s",
+			"authorization": map[string]any{"ttl": "0s"},
+		}}},
+		// Nobody asks it for a model here, but its protocols are there to be attacked.
+		"hub": map[string]any{"enabled": true, "listen": "127.0.0.1:5053", "endpoint": registry},
 		"log": map[string]any{"level": "debug"},
 	})
 	if err != nil {
@@ -88,7 +99,10 @@ func (n *Node) address(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, bytes.TrimSpace(problem.Bytes()))
 	}
-	return fmt.Sprintf("/ip4/%s/tcp/%d/p2p/%s", n.Host.Addr, swarmPort, bytes.TrimSpace(id)), nil
+	if n.peer, err = peer.Decode(string(bytes.TrimSpace(id))); err != nil {
+		return "", fmt.Errorf("identity of node %d: %w", n.Index, err)
+	}
+	return fmt.Sprintf("/ip4/%s/tcp/%d/p2p/%s", n.Host.Addr, swarmPort, n.peer), nil
 }
 
 // Start starts the agent where it does not run.
@@ -118,6 +132,9 @@ func (n *Node) end(how func(*proc.Process)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.process != nil {
+		if usage, err := n.process.Usage(); err == nil {
+			n.peak = max(n.peak, usage.PeakRSS)
+		}
 		how(n.process)
 	}
 	n.process = nil
@@ -175,9 +192,9 @@ func (n *Node) Rotten(digest string) bool {
 	return n.rotten[digest]
 }
 
-// State is what an agent uses.
+// State is what an agent uses. Peak is the most memory that any of a node's processes has taken.
 type State struct {
-	RSS, Heap                int64
+	RSS, Peak, Heap          int64
 	Goroutines, Files, Peers int
 	CPU                      time.Duration
 }
@@ -185,7 +202,7 @@ type State struct {
 // State asks the agent and the kernel.
 func (n *Node) State(ctx context.Context) (State, error) {
 	n.mu.Lock()
-	process := n.process
+	process, peak := n.process, n.peak
 	n.mu.Unlock()
 	if process == nil {
 		return State{}, fmt.Errorf("node %d does not run", n.Index)
@@ -194,7 +211,7 @@ func (n *Node) State(ctx context.Context) (State, error) {
 	if err != nil {
 		return State{}, err
 	}
-	s := State{RSS: usage.RSS, CPU: usage.CPU}
+	s := State{RSS: usage.RSS, Peak: max(peak, usage.PeakRSS), CPU: usage.CPU}
 	var metrics []byte
 	if err := n.get(ctx, "/metrics", func(b []byte) error { metrics = b; return nil }); err != nil {
 		return s, err

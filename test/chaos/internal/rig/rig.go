@@ -7,10 +7,15 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	kb "github.com/libp2p/go-libp2p-kbucket"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multihash"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/shoal-cache/shoal/test/internal/badregistry"
@@ -96,8 +101,9 @@ func (r *Rig) build(ctx context.Context, dir, binary string, nodes int) (err err
 			bootstrap = append(bootstrap, address)
 		}
 	}
-	// The first ones, too, know the others, for any may come back alone.
-	for _, n := range r.Nodes[:min(bootstraps, nodes)] {
+	// The first ones, too, know the others, for any may come back alone. But the very first knows nobody, as it is
+	// outside Kubernetes: those who know it have to come to it.
+	for _, n := range r.Nodes[1:min(bootstraps, nodes)] {
 		if err := n.configure(bootstrap, r.RegistryURL, evil); err != nil {
 			return err
 		}
@@ -144,6 +150,23 @@ func (r *Rig) AwaitReady(ctx context.Context, within time.Duration) error {
 	return nil
 }
 
+// AwaitPeers waits until every agent is connected with so many peers, but not for long.
+func (r *Rig) AwaitPeers(ctx context.Context, peers int, within time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	for _, n := range r.Nodes {
+		for {
+			if state, err := n.State(ctx); err == nil && state.Peers >= peers || ctx.Err() != nil {
+				break
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	}
+}
+
 // Unplug takes a node off the network, Plug puts it back.
 func (r *Rig) Unplug(ctx context.Context, node int) error {
 	return r.network.SetLink(ctx, r.Nodes[node].Host, false)
@@ -157,6 +180,25 @@ func (r *Rig) Plug(ctx context.Context, node int) error {
 // SetFault sets what is wrong with a node's network.
 func (r *Rig) SetFault(ctx context.Context, node int, f netns.Fault) error {
 	return r.network.SetFault(ctx, r.Nodes[node].Host, f)
+}
+
+// SetRate bounds what the registry's link carries in Mbit/s; 0: nothing.
+func (r *Rig) SetRate(ctx context.Context, rate int) error {
+	return r.network.SetFault(ctx, r.origin, netns.Fault{Rate: netns.Rate(rate) * netns.Mbit})
+}
+
+// Coordinator is the node that coordinates a blob while all are there: the one nearest to it by the DHT's metric.
+func (r *Rig) Coordinator(d digest.Digest) (int, error) {
+	key, err := multihash.FromHexString("1220" + d.Encoded())
+	if err != nil {
+		return 0, fmt.Errorf("coordinator of %s: %w", d, err)
+	}
+	var all []peer.ID
+	for _, n := range r.Nodes {
+		all = append(all, n.peer)
+	}
+	nearest := kb.SortClosestPeers(slices.Clone(all), kb.ConvertKey(string(key)))[0]
+	return slices.Index(all, nearest), nil
 }
 
 // Close ends everything.

@@ -14,8 +14,9 @@ import (
 	"github.com/shoal-cache/shoal/test/internal/netns"
 )
 
-// suffer lets one thing go wrong for its time, and mends it. It returns what the machinery itself could not do.
-func (s *Storm) suffer(ctx context.Context, f plan.Fault) error {
+// suffer lets one thing go wrong for its time, and mends it. m is the round's image. It returns what the machinery
+// itself could not do.
+func (s *Storm) suffer(ctx context.Context, f plan.Fault, m *badregistry.Image) error {
 	if f.Kind.OfRegistry() {
 		s.rig.Registry.SetMode(badregistry.Mode(f.Kind))
 		sleep(ctx, f.For)
@@ -35,14 +36,32 @@ func (s *Storm) suffer(ctx context.Context, f plan.Fault) error {
 		return nil
 	case plan.Partition:
 		return s.partition(ctx, f)
-	case plan.Mallory:
-		return s.rig.Mallory(ctx, f.For, s.digests())
+	case plan.Mallory, plan.Liar:
+		return s.rig.Mallory(ctx, f.For, s.digests(), f.Kind == plan.Liar)
+	case plan.Revoke:
+		s.revoke(m, true)
+		sleep(ctx, f.For)
+		s.revoke(m, false)
+		return nil
 	}
 	var errs []error
 	for _, node := range f.Nodes {
 		errs = append(errs, s.harm(ctx, node, f))
 	}
 	return errors.Join(errs...)
+}
+
+// revoke has the registry refuse whoever could read an image before, or let them in again.
+func (s *Storm) revoke(m *badregistry.Image, revoked bool) {
+	s.mu.Lock()
+	s.revoked, s.revokedImage = time.Time{}, m
+	s.mu.Unlock()
+	s.rig.Registry.Revoke(m.Repository, revoked)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if revoked {
+		s.revoked = time.Now()
+	}
 }
 
 // stop and run are for how long, in turn, an agent that stutters stands still and goes on.

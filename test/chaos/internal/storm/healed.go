@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/shoal-cache/shoal/test/chaos/internal/puller"
@@ -43,9 +44,13 @@ func (s *Storm) alone(node int, m *badregistry.Image) puller.Spec {
 	return spec
 }
 
-// judgePins looks whether every node still holds what is pinned on it.
+// judgePins looks whether every node still holds what is pinned on it. What has rotted is there again once it was asked
+// for.
 func (s *Storm) judgePins(ctx context.Context, round int) {
 	s.everywhere(func(node int) {
+		if s.pinned != nil && slices.ContainsFunc(s.pins, s.rig.Nodes[node].Rotten) {
+			s.verify(ctx, round, node, s.pinned, healBound)
+		}
 		held, err := s.rig.Nodes[node].Held(ctx)
 		if err != nil {
 			s.violate(round, "when all was healed: %v", err)
@@ -91,11 +96,6 @@ func (s *Storm) share(ctx context.Context, round int) {
 	}
 	s.rig.Registry.Add(m)
 	s.everywhere(func(node int) { s.verify(ctx, round, node, m, healBound) })
-	c := &s.Figures.Healed
-	c.Rounds++
-	c.Size += m.Size()
-	c.Sent += s.rig.Registry.Sent(m)
-	c.Allowed += 1.05 * float64(m.Size())
-	c.Largest = max(c.Largest, m.Size())
+	s.Figures.Healed.add(m, s.rig.Registry.Sent(m), 0)
 	s.rig.Registry.Remove(m.Repository)
 }

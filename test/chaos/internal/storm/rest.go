@@ -31,6 +31,9 @@ func (s *Storm) rest(ctx context.Context, r plan.Round, m *badregistry.Image) {
 	s.judgePins(ctx, r.Number)
 	s.judgeWhole(ctx, r.Number)
 	s.everywhere(func(node int) { s.verify(ctx, r.Number, node, m, healBound) })
+	if m.Private {
+		s.everywhere(func(node int) { _ = puller.Lists(ctx, s.alone(node, m)) }) // so that there is more to steal
+	}
 	if r.Number%offlineEvery == offlineEvery-1 {
 		s.offline(ctx, r.Number, m)
 	}
@@ -102,9 +105,8 @@ func (s *Storm) verify(ctx context.Context, round, node int, m *badregistry.Imag
 func (s *Storm) judgeVerified(round, node int, got puller.Result) {
 	for _, bad := range got.Bad {
 		if bad.Clean {
-			s.violate(round, "when all was healed: node %d gave %s wrong from %d on, and ended it as if all "+
-				"were well (rotten there: %v)",
-				node, bad.Digest, bad.Offset, s.rig.Nodes[node].Rotten(bad.Digest.String()))
+			s.violate(round, "when all was healed: node %d gave %s and ended it as if all were well (rotten "+
+				"there: %v)", node, bad, s.rig.Nodes[node].Rotten(bad.Digest.String()))
 		}
 		s.mu.Lock()
 		if bad.Clean {
@@ -116,10 +118,20 @@ func (s *Storm) judgeVerified(round, node int, got puller.Result) {
 	}
 }
 
-// offline takes the registry away and has every node that holds the image give it.
+// offline takes the registry away and has every node that holds the image give it, while a peer lies about what it is.
 func (s *Storm) offline(ctx context.Context, round int, m *badregistry.Image) {
 	s.rig.Registry.SetMode(badregistry.Down)
 	defer s.rig.Registry.SetMode(badregistry.Good)
+	beside, cancel := context.WithCancel(ctx)
+	var liar sync.WaitGroup
+	defer liar.Wait()
+	defer cancel()
+	liar.Go(func() {
+		if err := s.rig.Mallory(beside, healBound, s.digests(), true); err != nil {
+			s.violate(round, "with the registry down: %v", err)
+		}
+	})
+	s.rig.AwaitPeers(beside, len(s.rig.Nodes), 5*time.Second)
 	s.everywhere(func(node int) {
 		held, err := s.rig.Nodes[node].Held(ctx)
 		if err != nil {
@@ -147,12 +159,45 @@ func (s *Storm) Calm(ctx context.Context) ([]rig.State, error) {
 	return states, errors.Join(errs...)
 }
 
-// JudgeMemory notes agents that take more than the chart gives them.
+// JudgeMemory notes agents that have taken more than the chart gives them at any time.
 func (s *Storm) JudgeMemory(round int, states []rig.State) {
 	for node, state := range states {
-		if state.RSS > maxRSS {
-			s.violate(round, "node %d takes %d MiB of memory, and the chart gives it %d", node, state.RSS>>20,
+		s.Figures.Peak = max(s.Figures.Peak, state.Peak)
+		if state.Peak > maxRSS {
+			s.violate(round, "node %d has taken %d MiB of memory, and the chart gives it %d", node, state.Peak>>20,
 				maxRSS>>20)
+		}
+	}
+}
+
+// maxIdle is the part of a core that an agent may take to which nothing happens.
+const maxIdle = 0.25
+
+// judgeIdle measures what the agents do when there is nothing to do, for which they have some time to come to rest.
+func (s *Storm) judgeIdle(ctx context.Context) {
+	const looked = 2 * time.Second
+	for deadline := time.Now().Add(healBound); ; {
+		before, err1 := s.Calm(ctx)
+		began := time.Now()
+		sleep(ctx, looked)
+		after, err2 := s.Calm(ctx)
+		if err := errors.Join(err1, err2); err != nil || ctx.Err() != nil {
+			return // it is told by others
+		}
+		busy, most := 0, 0.0
+		for node := range after {
+			if part := (after[node].CPU - before[node].CPU).Seconds() / time.Since(began).Seconds(); part > most {
+				busy, most = node, part
+			}
+		}
+		s.Figures.Idle = most
+		if most <= maxIdle {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.violate(-1, "%s after all was healed: node %d, to which nothing happens, takes %.0f %% of a core",
+				healBound, busy, 100*most)
+			return
 		}
 	}
 }
@@ -167,6 +212,7 @@ func (s *Storm) JudgeRest(ctx context.Context, before []rig.State) {
 			problem = errors.Join(problem, grown(node, before[node], state))
 		}
 		if problem == nil || ctx.Err() != nil {
+			s.judgeIdle(ctx)
 			return
 		}
 		if time.Now().After(deadline) {

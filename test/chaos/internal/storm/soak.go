@@ -114,9 +114,13 @@ func (f *Figures) Write(w io.Writer, seed uint64) error {
 	fmt.Fprintf(&b, "requests       %d went on to the registry, %d bodies were resumed\n", f.Fallbacks, f.Resumed)
 	fmt.Fprintf(&b, "wrong bytes    %d answers broken off, %d ended cleanly\n", f.Aborted, f.Clean)
 	fmt.Fprintf(&b, "thefts         %d attempts\n", f.Thefts)
-	fmt.Fprintf(&b, "copies         %.3f in %d rounds without faults; %.3f in %d rounds with %d deaths\n",
-		f.Alone.PerImage(), f.Alone.Rounds, f.Bounded.PerImage(), f.Bounded.Rounds, f.Bounded.Deaths)
+	fmt.Fprintf(&b, "copies         %.3f in %d rounds without faults\n", f.Alone.PerImage(), f.Alone.Rounds)
+	fmt.Fprintf(&b, "with deaths    %.3f copies in %d rounds with %d deaths, %.2f in one at most; %.3f were allowed\n",
+		f.Bounded.PerImage(), f.Bounded.Rounds, f.Bounded.Deaths, f.Bounded.Most,
+		f.Bounded.Allowed/float64(max(1, f.Bounded.Size)))
 	fmt.Fprintf(&b, "when healed    %.3f copies in %d bursts\n", f.Healed.PerImage(), f.Healed.Rounds)
+	fmt.Fprintf(&b, "agents         %d MiB of memory at any time at most; %.0f %% of a core when all was over\n",
+		f.Peak>>20, 100*f.Idle)
 	for _, q := range f.Soak {
 		fmt.Fprintf(&b, "until %-8s memory %d MiB (at most %d), heap %d MiB, %d goroutines, %d open files, %d peers\n",
 			q.Until.Round(time.Second), q.RSS>>20, q.MaxRSS>>20, q.Heap>>20, q.Goroutines, q.Files, q.Peers)

@@ -1,17 +1,18 @@
 // Package storm carries out a plan and judges what is seen: clients pull while things fail, and none of these may
 // happen:
 //
-//   - a wrong byte in an answer that ends as if all were well
+//   - a wrong byte in an answer that ends as if all were well, or a tag that names another image
 //   - a committed blob that is gone after a crash
-//   - a byte of a private image for a caller without credentials
+//   - a byte of a private image, or its size, for a caller without credentials, with wrong ones or revoked ones
 //   - a pull that does not end in time, or fails while the client itself could reach a good registry
-//   - more copies from the registry than 1.05 and one for each agent that died
+//   - more copies from the registry than 1.05 and what each agent that died was reading
 //   - a blob that is pinned on a node and not there
 //   - an agent that ends by itself, or that is not as it was before once all is healed
 //   - when all is healed, agents that are not connected with one another, or a burst of more than 1.05 copies
 package storm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 	"sync"
 	"time"
 
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shoal-cache/shoal/test/chaos/internal/plan"
@@ -38,6 +40,10 @@ const (
 	offlineEvery = 4
 	// maxRSS is the memory limit of the chart.
 	maxRSS = 512 << 20
+	// leased is what an agent reads of a layer at one time at most: two runs of a leaf, of layers as small as here.
+	leased = 2 << 20
+	// obeyed is how long after a revocation it may still be being asked about.
+	obeyed = 500 * time.Millisecond
 )
 
 // Storm is a run.
@@ -45,15 +51,19 @@ type Storm struct {
 	rig      *rig.Rig
 	settings plan.Settings
 	log      *slog.Logger
+	tokens   puller.Tokens
 
-	mu         sync.Mutex
-	images     map[int]*badregistry.Image // by round
-	held       map[int]holding            // by node, before it was last ended
-	pinned     *badregistry.Image         // on every node; nil: none
-	pins       []string                   // its digests
-	troubles   []trouble
-	Figures    Figures
-	Violations []string
+	mu       sync.Mutex
+	images   map[int]*badregistry.Image // by round
+	held     map[int]holding            // by node, before it was last ended
+	pinned   *badregistry.Image         // on every node; nil: none
+	pins     []string                   // its digests
+	troubles []trouble
+	// revoked is since when nobody may read revokedImage any more; zero: they may.
+	revoked      time.Time
+	revokedImage *badregistry.Image
+	Figures      Figures
+	Violations   []string
 }
 
 // trouble is a time in which a client on a node could not count on the registry. Node -1 stands for all.
@@ -74,10 +84,12 @@ type Figures struct {
 	// Thefts are attempts to get private bytes.
 	Thefts int
 	// Alone are rounds without faults, and the copies that the registry sent then; Bounded those in which agents died
-	// only.
-	// Healed is the same of bursts when all was healed.
+	// only. Healed is the same of bursts when all was healed.
 	Alone, Bounded, Healed Copies
-	Slowest                time.Duration
+	// Peak is the most memory that an agent has taken, and Idle the most of a core that one takes when all is over.
+	Peak    int64
+	Idle    float64
+	Slowest time.Duration
 	// Soak is what the agents used, by quarters of the run.
 	Soak []Quarter `json:",omitempty"`
 	// Took are the times of pulls, sorted.
@@ -92,6 +104,8 @@ type Copies struct {
 	// seem dead.
 	Allowed float64
 	Largest int64
+	// Most is of the round with the most copies.
+	Most float64
 }
 
 // PerImage is the mean.
@@ -121,10 +135,13 @@ func (s *Storm) violate(round int, format string, args ...any) {
 	s.Violations = append(s.Violations, text)
 }
 
-// known reports whether a digest belongs to an image that is still pulled.
+// known reports whether a digest belongs to an image that is still pulled, or is pinned.
 func (s *Storm) known(digest string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if slices.Contains(s.pins, digest) {
+		return true
+	}
 	for _, m := range s.images {
 		for _, b := range m.Blobs {
 			if b.Digest.String() == digest {
@@ -143,13 +160,19 @@ func (s *Storm) Round(ctx context.Context, r plan.Round) error {
 		return err
 	}
 	images := s.kept()
+	if r.Rate > 0 {
+		if err := s.rig.SetRate(ctx, r.Rate); err != nil {
+			return fmt.Errorf("round %d: %w", r.Number, err)
+		}
+	}
+	began = time.Now()
 	var faults, pulls errgroup.Group
 	for _, f := range r.Faults {
 		s.Figures.Faults[f.Kind]++
 		faults.Go(func() error {
 			sleep(ctx, time.Until(began.Add(f.At)))
 			defer s.troubled(f, time.Now())
-			return s.suffer(ctx, f)
+			return s.suffer(ctx, f, m)
 		})
 	}
 	pulled := make([]puller.Result, len(r.Pulls))
@@ -166,13 +189,16 @@ func (s *Storm) Round(ctx context.Context, r plan.Round) error {
 	}
 	thieves, stop := context.WithCancel(ctx)
 	var stealing sync.WaitGroup
-	stealing.Go(func() { s.steal(thieves, r.Number, images) })
+	stealing.Go(func() { s.steal(thieves, r, began, images) })
 	err = faults.Wait()
 	_ = pulls.Wait() // their outcome is judged below
 	stop()
 	stealing.Wait()
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
+	}
+	if r.Rate > 0 {
+		err = errors.Join(err, s.rig.SetRate(ctx, 0))
 	}
 	if err != nil {
 		return fmt.Errorf("round %d: %w", r.Number, err)
@@ -200,7 +226,7 @@ func (s *Storm) bring(r plan.Round) (*badregistry.Image, error) {
 		if s.images[number] != nil {
 			continue
 		}
-		m, err := makeImage(plan.MakeRound(s.settings, number))
+		m, err := s.makeImage(plan.MakeRound(s.settings, number))
 		if err != nil {
 			return nil, err
 		}
@@ -224,13 +250,29 @@ func (s *Storm) bring(r plan.Round) (*badregistry.Image, error) {
 	return s.images[r.Number], nil
 }
 
-func makeImage(r plan.Round) (*badregistry.Image, error) {
-	kind := "public"
+// makeImage makes images until one's largest layer is the coordinator's that the plan names.
+func (s *Storm) makeImage(r plan.Round) (*badregistry.Image, error) {
+	repository := fmt.Sprintf("public/round-%d", r.Number)
 	if r.Image.Private {
-		kind = "private"
+		repository = fmt.Sprintf("private/round-%d", r.Number)
 	}
-	return badregistry.NewImage(fmt.Sprintf("%s/round-%d", kind, r.Number), r.Image.Private, r.Image.Seed,
-		r.Image.Layers...)
+	if r.Image.Asked {
+		repository = rig.Asked + "/" + repository
+	}
+	for seed := r.Image.Seed; ; seed++ {
+		m, err := badregistry.NewImage(repository, r.Image.Private, seed, r.Image.Layers...)
+		if err != nil {
+			return nil, err
+		}
+		m.Bearer = r.Image.Bearer
+		if r.Image.Coordinator < 0 {
+			return m, nil
+		}
+		largest := slices.MaxFunc(m.Blobs, func(a, b v1.Descriptor) int { return cmp.Compare(a.Size, b.Size) })
+		if node, err := s.rig.Coordinator(largest.Digest); err != nil || node == r.Image.Coordinator {
+			return m, err
+		}
+	}
 }
 
 // listing is the public repository of the same registry whose manifest lists what a private image has.
@@ -245,7 +287,7 @@ func (s *Storm) kept() map[int]*badregistry.Image {
 func (s *Storm) spec(node int, m *badregistry.Image) puller.Spec {
 	return puller.Spec{
 		Image: m, Dial: s.rig.Nodes[node].Host.DialContext, Mirror: rig.Mirror, Registry: s.rig.RegistryURL,
-		Namespace: rig.Namespace,
+		Namespace: rig.Namespace, Tokens: &s.tokens,
 	}
 }
 
@@ -253,7 +295,7 @@ func (s *Storm) spec(node int, m *badregistry.Image) puller.Spec {
 func (s *Storm) troubled(f plan.Fault, begin time.Time) {
 	node := -1
 	switch {
-	case f.Kind.OfRegistry():
+	case f.Kind.OfRegistry(), f.Kind == plan.Revoke:
 	case f.Kind == plan.Unplug:
 		node = f.Nodes[0]
 	default:
@@ -302,8 +344,8 @@ func (s *Storm) judgeBytes(round, node int, got puller.Result) {
 			continue
 		}
 		s.Figures.Clean++
-		s.violate(round, "node %d gave %s wrong from %d on, and ended it as if all were well (rotten there: %v)",
-			node, bad.Digest, bad.Offset, s.rig.Nodes[node].Rotten(bad.Digest.String()))
+		s.violate(round, "node %d gave %s and ended it as if all were well (rotten there: %v)",
+			node, bad, s.rig.Nodes[node].Rotten(bad.Digest.String()))
 	}
 }
 
@@ -311,16 +353,35 @@ func (s *Storm) judgeCopies(r plan.Round, m *badregistry.Image) {
 	if !r.CopiesBounded() {
 		return
 	}
-	c := &s.Figures.Alone
-	if r.Deaths() > 0 {
-		c = &s.Figures.Bounded
+	deaths, deaf := r.Deaths()
+	if deaths+deaf == 0 {
+		s.Figures.Alone.add(m, s.rig.Registry.Sent(m), 0)
+		return
 	}
+	reading := int64(0)
+	for _, b := range m.Blobs {
+		reading += min(b.Size, leased)
+	}
+	c := &s.Figures.Bounded
+	c.Deaths += deaths + deaf
+	again := int64(deaths)*reading + int64(deaf)*m.Size()
+	c.add(m, s.rig.Registry.Sent(m), again)
+	// On a machine that is busy with other things one more may seem dead.
+	if sent, most := s.rig.Registry.Sent(m), 1.05*float64(m.Size())+float64(again+reading); float64(sent) > most {
+		s.violate(r.Number, "%d agents died and %d were deaf, and the registry sent %.2f copies, where %.2f are "+
+			"what they were reading and one more may seem dead", deaths, deaf, float64(sent)/float64(m.Size()),
+			most/float64(m.Size()))
+	}
+}
+
+// add adds a round, in which so many bytes may have been read once more.
+func (c *Copies) add(m *badregistry.Image, sent, again int64) {
 	c.Rounds++
-	c.Deaths += r.Deaths()
 	c.Size += m.Size()
-	c.Sent += s.rig.Registry.Sent(m)
-	c.Allowed += (1.05 + float64(r.Deaths())) * float64(m.Size())
+	c.Sent += sent
+	c.Allowed += 1.05*float64(m.Size()) + float64(again)
 	c.Largest = max(c.Largest, m.Size())
+	c.Most = max(c.Most, float64(sent)/float64(m.Size()))
 }
 
 // JudgeCopies is for the end of a run, since a byte more or less of a single small image means little.
@@ -334,24 +395,52 @@ func (s *Storm) JudgeCopies() {
 	}
 }
 
-// steal tries to get private bytes until ctx ends.
-func (s *Storm) steal(ctx context.Context, round int, images map[int]*badregistry.Image) {
-	for ctx.Err() == nil {
-		for node := range s.rig.Nodes {
-			for _, m := range images {
-				if !m.Private || ctx.Err() != nil {
-					continue
+// steal tries to get private bytes of every node until ctx ends, of the round's image from the time that the round
+// names.
+func (s *Storm) steal(ctx context.Context, r plan.Round, began time.Time, images map[int]*badregistry.Image) {
+	s.everywhere(func(node int) {
+		for turn := 0; ctx.Err() == nil; turn++ {
+			for number, m := range images {
+				if ctx.Err() == nil && (number != r.Number || time.Since(began) >= r.Thieves) {
+					s.stealFrom(ctx, r, node, m, puller.Thief(turn%int(puller.Revoked)), s.elsewhere(m, images))
 				}
-				s.Figures.Thefts++
-				bounded, cancel := context.WithTimeout(ctx, 20*time.Second)
-				for _, path := range puller.Steal(bounded, s.spec(node, m), s.elsewhere(m, images)...) {
-					s.violate(round, "node %d gave private bytes to a caller without credentials at %s", node, path)
-				}
-				cancel()
 			}
+			sleep(ctx, 500*time.Millisecond)
 		}
-		sleep(ctx, 500*time.Millisecond)
+	})
+}
+
+func (s *Storm) stealFrom(ctx context.Context, r plan.Round, node int, m *badregistry.Image, thief puller.Thief,
+	elsewhere []string) {
+	since := s.revokedFor(m)
+	switch {
+	case since > obeyed && r.RevocationJudged():
+		thief = puller.Revoked
+	case !m.Private:
+		return
 	}
+	s.mu.Lock()
+	s.Figures.Thefts++
+	s.mu.Unlock()
+	bounded, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	stolen := puller.Steal(bounded, s.spec(node, m), thief, elsewhere...)
+	if thief == puller.Revoked && s.revokedFor(m) < since {
+		return // it may read again
+	}
+	for _, path := range stolen {
+		s.violate(r.Number, "node %d gave private bytes to a caller %s at %s", node, thief, path)
+	}
+}
+
+// revokedFor is for how long an image is that nobody may read any more.
+func (s *Storm) revokedFor(m *badregistry.Image) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.revoked.IsZero() || s.revokedImage != m {
+		return 0
+	}
+	return time.Since(s.revoked)
 }
 
 // elsewhere are public repositories of the same registry, one of which lists what the image has, and the registry that
@@ -362,7 +451,7 @@ func (s *Storm) elsewhere(private *badregistry.Image, images map[int]*badregistr
 		rig.Evil + "/" + badregistry.Guessing + "image",
 	}
 	for _, m := range images {
-		if !m.Private {
+		if !m.Private && m != private {
 			return append(others, rig.Namespace+"/"+m.Repository)
 		}
 	}
