@@ -240,11 +240,16 @@ func words(ctx context.Context, p *Peer, victim peer.AddrInfo) error {
 	return nil
 }
 
-// errands asks as if it wanted to know, is told to ask itself, and brings as much as it can that nobody wants.
+// errands asks as if it wanted to know, is told to ask itself, and brings as much as it can: what nobody can read, and
+// what is many times as large in memory as it is on the wire.
 func errands(ctx context.Context, p *Peer, victim peer.AddrInfo) error {
-	result := Frame(map[int]any{1: true, 2: make([]byte, 1<<20-64)})
+	vouched := `{"vouched":[` + strings.Repeat("{},", (512<<10-64)/3) + `{}]}`
+	results := [][]byte{
+		Frame(map[int]any{1: true, 2: make([]byte, 1<<20-64)}), Frame(map[int]any{1: true, 2: []byte(vouched)}),
+	}
 	return p.say(ctx, victim, p.protocol("errand"), 1000, true, func(i int) [][]byte {
-		return [][]byte{Frame(map[int]any{1: string(some(i)), 3: true}), Frame(map[int]any{3: true}), result}
+		question := Frame(map[int]any{1: string(some(i)), 3: true})
+		return [][]byte{question, Frame(map[int]any{3: true}), results[i%len(results)]}
 	})
 }
 
