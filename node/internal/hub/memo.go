@@ -94,8 +94,8 @@ type remembered struct {
 	told   time.Time // when another node said so; zero: it is more than the word of one
 }
 
-// memo remembers what the hub said, and asks it what it does not know: once for all callers of this node, and once, or twice
-// where the word of two counts (see vouch.go), for all nodes.
+// memo remembers what the hub said, and asks it what it does not know: once for all callers of this node, and for all
+// nodes once, or twice where it takes the word of two (see vouch.go).
 type memo struct {
 	shared Shared // nil: this node is alone
 	room   *room.Room
