@@ -65,7 +65,7 @@
 //	table_suppliers.go            of whom each participant is told to ask for a chunk
 //	table_leases.go               who reads which run from upstream
 //	plan.go                       what can be handed out now
-//	pace.go                       participants that are ahead wait for the others
+//	pace.go                       participants that hold few chunks at a time wait for each other
 //	plans.go                      a table for each size that is said
 //	participant.go                one node's part in the plan
 //	participant_coordinator.go    its orders, and when it leaves who gives them

@@ -254,7 +254,6 @@ func (t *Table) apply(p *party, r Report) {
 		}
 	}
 	p.elsewhere = min(max(r.Load-p.serving, 0), maxElsewhere)
-	t.owes(p, r.Due)
 	if r.Reading {
 		for k := range p.runs {
 			p.runs[k].expires = t.now.Add(t.cfg.LeaseTimeout)

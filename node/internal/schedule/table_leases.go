@@ -29,7 +29,7 @@ func (t *Table) mayLease(p *party) bool {
 		}
 		return t.streamer == p && len(p.runs) == 0
 	}
-	return t.runsLeft() && !t.yields(p)
+	return t.runsLeft()
 }
 
 // peerRuns is how many runs one participant may read at one time. While there are few, each may read more: a registry

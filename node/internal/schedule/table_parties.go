@@ -30,7 +30,6 @@ type party struct {
 	brought  int // chunks it was made home of, ever
 	// elsewhere is how many chunks of other blobs it has to send, as it has told.
 	elsewhere int
-	due       arrears
 	// rank orders participants where nothing else does, in another way for each blob.
 	rank uint64
 	// barred is until when it is not sent upstream, which failed it.

@@ -407,49 +407,6 @@ func TestLoad_WhoHasOtherBlobsToSendIsSpared(t *testing.T) {
 	}
 }
 
-func TestDue_WhoIsAheadSendsBeforeItReadsMore(t *testing.T) {
-	t.Parallel()
-	for sentence, c := range map[string]struct {
-		due   int
-		again bool          // it is said with every tick
-		after time.Duration // of the report
-		reads bool
-	}{
-		"who has little to send reads on":          {mostDue, false, 0, true},
-		"who has much to send waits":               {mostDue + 1, false, 0, false},
-		"what was told a while ago counts no more": {mostDue + 1, false, dueFor, true},
-		"what is told again counts":                {mostDue + 1, true, dueFor, false},
-		"nobody is held up for long":               {mostDue + 1, true, yieldFor + dueFor, true},
-	} {
-		t.Run(sentence, func(t *testing.T) {
-			t.Parallel()
-			now := time.Unix(1e9, 0)
-			table := New(Config{})
-			table.Open(now)
-			lease := func() (leased []Run) {
-				table.Take(func(_ peer.ID, o Orders) { leased = append(leased, o.Leases...) })
-				return leased
-			}
-			report := Report{Size: 64 * content.ChunkSize, Due: c.due}
-			require.NoError(t, table.Join(now, id(0), Join{Upstream: true, Whole: true, Report: report}))
-			first := lease()
-			require.Equal(t, []Run{{First: 0, Count: 1}}, first, "of a blob of which it has read nothing it reads in any case")
-			report = Report{Due: c.due, Claims: []Claim{{Index: 0, Sum: sum(0), By: id(0)}}}
-			require.NoError(t, table.Report(now, id(0), report))
-			leased := lease()
-			for end := now.Add(c.after); now.Before(end); {
-				now = now.Add(tickEvery)
-				if c.again {
-					require.NoError(t, table.Report(now, id(0), Report{Due: c.due, Reading: true}))
-				}
-				table.Tick(now)
-				leased = append(leased, lease()...)
-			}
-			require.Equal(t, c.reads, len(leased) > 0)
-		})
-	}
-}
-
 func TestChains_NobodyWaitsForOneWhoWaitsForOneWhoWaits(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {

@@ -127,13 +127,11 @@ type Report struct {
 	// Load is how much, of all blobs, others have asked the node for and not got yet, in chunks of this blob. 0:
 	// nothing, or it does not say.
 	Load int
-	// Due is how much of Load is here, and waits for nothing but the node's own link. 0: nothing, or it does not say.
-	Due int
 	// Complete: it has the whole blob and the digest is right.
 	Complete bool
 }
 
-// Empty reports whether the report says nothing but Load and Due.
+// Empty reports whether the report says nothing but Load.
 func (r *Report) Empty() bool {
 	return r.Size == 0 && r.Slots == 0 && len(r.Claims) == 0 && len(r.Have) == 0 && len(r.Gone) == 0 &&
 		len(r.Need) == 0 && len(r.Failed) == 0 && len(r.Suspects) == 0 && !r.MayRead && !r.Reading && !r.Complete
@@ -157,7 +155,7 @@ func (r *Report) Merge(later Report) {
 	r.MayRead = r.MayRead && !refused || later.MayRead
 	r.Reading = r.Reading || later.Reading
 	r.Complete = r.Complete || later.Complete
-	r.Load, r.Due = later.Load, later.Due
+	r.Load = later.Load
 }
 
 // Join is how a participant enters.

@@ -42,7 +42,6 @@ type node struct {
 	partners *bitset.BitSet // nodes asked or served
 
 	owed int // chunks that others wait for
-	due  int // those of them that are here
 
 	heard   map[int]int64 // bytes from each node
 	crossed int64         // bytes from other zones' nodes
@@ -140,7 +139,7 @@ func newFetch(n *node, b *blob) *fetch {
 // join enters the coordinator's table.
 func (f *fetch) join() {
 	j := f.part.Join()
-	j.Load, j.Due = f.n.owed, f.n.due
+	j.Load = f.n.owed
 	f.send(func(c *coordinator) { c.join(f.n, j) })
 	f.part.Joined(f.n.sim.clock(), f.blob.coordinator.host.id)
 	f.act()
@@ -169,7 +168,7 @@ func (f *fetch) act() {
 		f.n.ping(f.n.sim.nodes[indexOf(id)])
 	}
 	if !a.Report.Empty() {
-		a.Report.Load, a.Report.Due = f.n.owed, f.n.due
+		a.Report.Load = f.n.owed
 		f.send(func(c *coordinator) { c.report(f.n, a.Report) })
 	}
 	if a.Leave {
@@ -334,12 +333,10 @@ func (f *fetch) serve(w want, i int) {
 		return
 	}
 	n.owed++
-	n.due++
 	n.up.offer(w.by.index, parcel{
 		what: what, size: f.blob.lengthOf(i), priority: w.priority, latency: n.sim.latency(n, w.by), to: &w.by.down,
 		arrived: func(sent time.Duration) {
 			n.owed--
-			n.due--
 			if sent < n.died && !w.by.dead() {
 				w.by.fetches[f.blob.index].block(n, i)
 			}

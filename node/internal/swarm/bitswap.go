@@ -146,11 +146,11 @@ func newBitswap(
 		server.MaxOutstandingBytesPerPeer(outstandingPerPeer),
 		server.TaskWorkerCount(senders),
 		server.MaxQueuedWantlistEntriesPerPeer(wantsPerPeer),
-		server.WithTracer(tracer{m, b.owed, func(c cid.Cid) (int64, bool) {
+		server.WithTracer(tracer{m, b.owed, func(c cid.Cid) int64 {
 			if n := served.sizeOf(c); n > 0 {
-				return n, true
+				return n
 			}
-			return b.wantedSize(c), false
+			return b.wantedSize(c)
 		}}),
 		// A peer asks whole blobs of us by wants, and never whether we have more than one block at a time.
 		server.WithWantHaveReplaceSize(0),
@@ -228,7 +228,6 @@ func (b *bitswap) forget(c cid.Cid, s Sink) {
 func (b *bitswap) have(block blocks.Block) {
 	b.gone.Remove(block.Cid())
 	b.recent.Add(block.Cid(), arrival{size: len(block.RawData()), at: time.Now()})
-	b.owed.came(block.Cid())
 	_ = b.server.NotifyNewBlocks(b.ctx, block) // it only fails to do so when the server is closed
 }
 
@@ -537,7 +536,7 @@ func (b *bitswap) PeerDisconnected(p peer.ID) {
 type tracer struct {
 	m      *metrics
 	owed   *owed
-	sizeOf func(cid.Cid) (bytes int64, here bool)
+	sizeOf func(cid.Cid) int64 // bytes
 }
 
 func (t tracer) MessageReceived(p peer.ID, m message.BitSwapMessage) {
@@ -545,8 +544,7 @@ func (t tracer) MessageReceived(p peer.ID, m message.BitSwapMessage) {
 		if ch.Cancel || ch.WantType != pb.Message_Wantlist_Block {
 			t.owed.settle(p, ch.Cid)
 		} else {
-			size, here := t.sizeOf(ch.Cid)
-			t.owed.add(p, ch.Cid, size, here)
+			t.owed.add(p, ch.Cid, t.sizeOf(ch.Cid))
 		}
 	}
 }

@@ -183,8 +183,5 @@ func TestWant_WhoWillNotGetABlockSaysSoAndWhoMayIsWaitedFor(t *testing.T) {
 	require.Empty(t, awaited.lost)
 	comes.Store(false)
 	require.Equal(t, asked.ID(), <-awaited.lost)
-	eventually(t, "nothing is owed any more", func() bool {
-		all, _ := asked.bitswap.owed.in(1)
-		return all == 0
-	})
+	eventually(t, "nothing is owed any more", func() bool { return asked.bitswap.owed.in(1) == 0 })
 }

@@ -228,7 +228,7 @@ func (s *Swarm) joinSelf(plan Plan, j schedule.Join) (*session, error) {
 func (s *Swarm) enterRoom(r *room, j schedule.Join) (*session, error) {
 	who := newParticipant(s.host.ID())
 	load := s.loadOf(j)
-	j.Load, j.Due = load(j.Size)
+	j.Load = load(j.Size)
 	if err := r.join(s.ctx, who, j); err != nil {
 		return nil, err
 	}
@@ -240,7 +240,7 @@ func (s *Swarm) enterRoom(r *room, j schedule.Join) (*session, error) {
 			if rep.Complete {
 				complete.Store(true)
 			}
-			rep.Load, rep.Due = load(rep.Size)
+			rep.Load = load(rep.Size)
 			if err := r.report(s.ctx, who, rep); err != nil {
 				who.out.close(err)
 			}
@@ -255,7 +255,7 @@ func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, plan Plan, j schedule
 	ctx, cancel := s.patient(ctx, p, s.opts.JoinTimeout/2)
 	defer cancel()
 	load := s.loadOf(j)
-	j.Load, j.Due = load(j.Size)
+	j.Load = load(j.Size)
 	stream, err := s.host.NewStream(ctx, p, s.planProtocol("coordinate", plan.Grain))
 	if err != nil {
 		return nil, "", err
@@ -284,9 +284,9 @@ func (s *Swarm) joinRemote(ctx context.Context, p peer.ID, plan Plan, j schedule
 
 // loadOf tells coordinators what this node has to send, each in chunks of the blob that it coordinates, as it counts
 // what it gives. The size is that of a report, which one of them told at least before anything was asked of this node.
-func (s *Swarm) loadOf(j schedule.Join) func(size int64) (load, due int) {
+func (s *Swarm) loadOf(j schedule.Join) func(size int64) int {
 	known := new(atomic.Int64)
-	return func(size int64) (int, int) {
+	return func(size int64) int {
 		if size > 0 {
 			known.Store(size)
 		}
@@ -345,7 +345,7 @@ func (s *Swarm) learn(w welcome) peer.ID {
 
 // remoteSession is a session with a coordinator that has let this node in on a stream.
 func (s *Swarm) remoteSession(p peer.ID, d digest.Digest, stream network.Stream, in *inbound,
-	load func(size int64) (int, int)) *session {
+	load func(size int64) int) *session {
 	ctx, cancel := context.WithCancel(s.ctx)
 	orders := newParticipant(p).out
 	reports := newMailbox(func(have *schedule.Report, later schedule.Report) { have.Merge(later) })
@@ -393,7 +393,7 @@ func (s *Swarm) takeOrders(ctx context.Context, p peer.ID, in *inbound, to *mail
 
 // giveReports sends the coordinator what is put into the mailbox, until that is closed or ctx ends.
 func (s *Swarm) giveReports(ctx context.Context, stream network.Stream, from *mailbox[schedule.Report],
-	load func(size int64) (int, int)) error {
+	load func(size int64) int) error {
 	for {
 		rep, err := from.take(ctx)
 		if err != nil {
@@ -405,7 +405,7 @@ func (s *Swarm) giveReports(ctx context.Context, stream network.Stream, from *ma
 			}
 			return nil
 		}
-		rep.Load, rep.Due = load(rep.Size)
+		rep.Load = load(rep.Size)
 		for _, f := range toReports(rep, nil) {
 			_ = stream.SetWriteDeadline(time.Now().Add(writeTimeout))
 			if err := writeFrame(stream, f); err != nil {

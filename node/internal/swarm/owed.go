@@ -18,34 +18,24 @@ type owed struct {
 	mu    sync.Mutex
 	to    map[peer.ID]map[cid.Cid]debt
 	bytes int64
-	due   int64 // those of them that are here
 }
 
 // debt is a block that a peer waits for.
 type debt struct {
 	since time.Time
 	size  int64 // bytes
-	here  bool  // this node waits for it no more
-}
-
-// due is how many bytes of it wait for nothing but the link.
-func (d debt) due() int64 {
-	if d.here {
-		return d.size
-	}
-	return 0
 }
 
 func newOwed() *owed { return &owed{to: map[peer.ID]map[cid.Cid]debt{}} }
 
-// in is how much it is in chunks of so many bytes, and how much of that is here.
-func (o *owed) in(chunk int64) (all, due int) {
+// in is how much it is in chunks of so many bytes.
+func (o *owed) in(chunk int64) int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return int((o.bytes + chunk - 1) / chunk), int((o.due + chunk - 1) / chunk)
+	return int((o.bytes + chunk - 1) / chunk)
 }
 
-func (o *owed) add(p peer.ID, c cid.Cid, size int64, here bool) {
+func (o *owed) add(p peer.ID, c cid.Cid, size int64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	wants := o.to[p]
@@ -56,23 +46,8 @@ func (o *owed) add(p peer.ID, c cid.Cid, size int64, here bool) {
 	if _, known := wants[c]; known || len(wants) >= maxOwed {
 		return
 	}
-	d := debt{time.Now(), size, here}
-	wants[c] = d
+	wants[c] = debt{time.Now(), size}
 	o.bytes += size
-	o.due += d.due()
-}
-
-// came notes that a block is here.
-func (o *owed) came(c cid.Cid) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for _, wants := range o.to {
-		if d, waited := wants[c]; waited && !d.here {
-			d.here = true
-			wants[c] = d
-			o.due += d.size
-		}
-	}
 }
 
 // settle notes that p has got a block, or does not wait for it any more.
@@ -86,7 +61,6 @@ func (o *owed) settle(p peer.ID, c cid.Cid) {
 	}
 	delete(wants, c)
 	o.bytes -= d.size
-	o.due -= d.due()
 	if len(wants) == 0 {
 		delete(o.to, p)
 	}
@@ -114,7 +88,6 @@ func (o *owed) forget(p peer.ID) {
 	defer o.mu.Unlock()
 	for _, d := range o.to[p] {
 		o.bytes -= d.size
-		o.due -= d.due()
 	}
 	delete(o.to, p)
 }

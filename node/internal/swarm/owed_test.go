@@ -94,39 +94,12 @@ func TestOwed_CountsWhatPeersWaitForAndHaveNotGot(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			const size = 256 << 10
-			tr := tracer{&metrics{}, newOwed(), func(cid.Cid) (int64, bool) { return size, false }}
+			tr := tracer{&metrics{}, newOwed(), func(cid.Cid) int64 { return size }}
 			c.do(tr)
-			all, due := tr.owed.in(size)
-			require.Equal(t, c.left, all)
-			require.Zero(t, due, "nothing is here")
-			leaves, _ := tr.owed.in(4 * size)
-			require.Equal(t, (c.left+3)/4, leaves, "in leaves")
+			require.Equal(t, c.left, tr.owed.in(size))
+			require.Equal(t, (c.left+3)/4, tr.owed.in(4*size), "in leaves")
 		})
 	}
-}
-
-func TestOwed_WhatHasComeIsDueUntilItHasGone(t *testing.T) {
-	t.Parallel()
-	const a, b = peer.ID("a"), peer.ID("b")
-	here, coming := blocks.NewBlock([]byte("here")).Cid(), blocks.NewBlock([]byte("coming")).Cid()
-	o := newOwed()
-	o.add(a, here, 1, true)
-	o.add(a, coming, 1, false)
-	o.add(b, coming, 1, false)
-	due := func() int {
-		_, n := o.in(1)
-		return n
-	}
-	require.Equal(t, 1, due())
-	o.came(coming)
-	o.came(coming)
-	require.Equal(t, 3, due(), "both peers wait for it")
-	o.settle(a, here)
-	require.Equal(t, 2, due())
-	o.forget(a)
-	require.Equal(t, 1, due())
-	o.settle(b, coming)
-	require.Zero(t, due())
 }
 
 // Else who passes on pieces would look four times as busy as who passes on leaves.
@@ -134,7 +107,7 @@ func TestOwed_IsToldInChunksOfTheBlobThatIsCoordinated(t *testing.T) {
 	t.Parallel()
 	s := newTestSwarm(t)
 	for _, text := range []string{"1", "2", "3", "4", "5", "6", "7", "8"} {
-		s.bitswap.owed.add("a", blocks.NewBlock([]byte(text)).Cid(), 256<<10, true)
+		s.bitswap.owed.add("a", blocks.NewBlock([]byte(text)).Cid(), 256<<10)
 	}
 	for _, c := range []struct {
 		grain content.Grain
@@ -142,10 +115,7 @@ func TestOwed_IsToldInChunksOfTheBlobThatIsCoordinated(t *testing.T) {
 		load  int
 	}{{content.Leaves, 4 << 20, 2}, {content.Pieces, 4 << 20, 8}, {content.Pieces, 4 << 30, 2}} {
 		load := s.loadOf(schedule.Join{Grain: c.grain})
-		for _, size := range []int64{c.size, 0} { // 0: as with the size that was told before
-			all, due := load(size)
-			require.Equal(t, c.load, all, c)
-			require.Equal(t, c.load, due, c)
-		}
+		require.Equal(t, c.load, load(c.size), c)
+		require.Equal(t, c.load, load(0), "as with the size that was told before")
 	}
 }

@@ -204,7 +204,6 @@ type (
 		Gone     []uint32    `cbor:"12,keyasint,omitempty"`
 		Slots    uint32      `cbor:"13,keyasint,omitempty"`
 		MayRead  bool        `cbor:"14,keyasint,omitempty"`
-		Due      uint32      `cbor:"15,keyasint,omitempty"`
 	}
 	assignment struct {
 		Claim claim  `cbor:"1,keyasint,omitempty"`
@@ -397,7 +396,7 @@ func fromRuns(rs []run) []schedule.Run {
 // toReports splits a report into frames. leased goes into the first.
 func toReports(r schedule.Report, leased []schedule.Run) []report {
 	out := []report{{Size: r.Size, Leased: toRuns(leased), Reading: r.Reading, Load: uint32(r.Load),
-		Due: uint32(r.Due), Slots: uint32(r.Slots)}}
+		Slots: uint32(r.Slots)}}
 	for f := &out[0]; ; {
 		var peers peerTable
 		for _, c := range page(&r.Claims) {
@@ -422,7 +421,7 @@ func toReports(r schedule.Report, leased []schedule.Run) []report {
 			f.Complete, f.MayRead = r.Complete, r.MayRead
 			return out
 		}
-		out = append(out, report{Load: out[0].Load, Due: out[0].Due})
+		out = append(out, report{Load: out[0].Load})
 		f = &out[len(out)-1]
 	}
 }
@@ -436,7 +435,7 @@ func page[T any](list *[]T) []T {
 }
 
 func (f *report) decode() (schedule.Report, error) {
-	r := schedule.Report{Size: f.Size, Need: fromRuns(f.Need), Reading: f.Reading, Load: int(f.Load), Due: int(f.Due),
+	r := schedule.Report{Size: f.Size, Need: fromRuns(f.Need), Reading: f.Reading, Load: int(f.Load),
 		Complete: f.Complete, Slots: int(f.Slots), MayRead: f.MayRead}
 	for i := range f.Claims {
 		c, err := f.Claims[i].decode(f.Peers)

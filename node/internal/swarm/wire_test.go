@@ -91,7 +91,7 @@ func TestAReportArrivesAsItWasSent(t *testing.T) {
 		"of needs":             {Need: []schedule.Run{{First: 0, Count: 4}, {First: 9, Count: 1}}},
 		"that reading goes on": {Reading: true},
 		"of what was let go of, for want of slots": {Gone: upTo(maxList + 1), Slots: 32},
-		"of what the node has to send":             {Have: upTo(maxList + 1), Load: 77, Due: 5},
+		"of what the node has to send":             {Have: upTo(maxList + 1), Load: 77},
 		"that all is done":                         {Have: []int{3}, Complete: true},
 		"of a caller who has come":                 {MayRead: true},
 		"of troubles": {Failed: []schedule.Failure{{Run: schedule.Run{First: 5, Count: 2},
