@@ -22,8 +22,8 @@ const (
 
 	// windowsOfChunk bounds the search for a sample in one chunk that others bring.
 	windowsOfChunk = 4
-	// hearingTTL is how long the other nodes' word is not asked for again, and wordTTL how long where it is about who may
-	// read: a registry that is away is asked by none of them meanwhile.
+	// hearingTTL is how long the other nodes' word is not asked for again, and wordTTL how long where it is about who
+	// may read: a registry that is away is asked by none of them meanwhile.
 	hearingTTL = 5 * time.Second
 	wordTTL    = 5 * time.Minute
 	// swornTTL is how long their word for what a source has is gone by. It is in memory alone, so that what a node says

@@ -62,8 +62,8 @@ const retrySoon = 2
 func (x *exchange) fail(err error) {
 	x.Err = err
 	h := x.W.Header()
-	for _, name := range []string{"Age", "Etag", "Content-Length", "Content-Disposition", "X-Linked-Etag", "X-Linked-Size",
-		"X-Xet-Hash", "Link", "X-Hf-Warning", "Accept-Ranges"} {
+	for _, name := range []string{"Age", "Etag", "Content-Length", "Content-Disposition", "X-Linked-Etag",
+		"X-Linked-Size", "X-Xet-Hash", "Link", "X-Hf-Warning", "Accept-Ranges"} {
 		h.Del(name) // of the answer that did not come about
 	}
 	h.Set("Cache-Control", "no-store")

@@ -38,8 +38,8 @@ const (
 	clockSlack = time.Minute
 	// agreed is how many nodes must have had it from the hub.
 	agreed = 2
-	// maxVouched is how many signatures are handed on with a record, and maxSigned the most bytes of one. voucherSize is
-	// what it takes beside them.
+	// maxVouched is how many signatures are handed on with a record, and maxSigned the most bytes of one. voucherSize
+	// is what it takes beside them.
 	maxVouched  = 4
 	maxSigned   = 256
 	voucherSize = 64
@@ -161,7 +161,9 @@ func openest(own remembered, known bool, told []remembered) (best remembered, tw
 			no = r
 		}
 	}
-	later := slices.DeleteFunc(slices.Clone(told), func(r remembered) bool { return !r.record.Yes || r.at.Before(no.at) })
+	later := slices.DeleteFunc(slices.Clone(told), func(r remembered) bool {
+		return !r.record.Yes || r.at.Before(no.at)
+	})
 	slices.SortFunc(later, func(a, b remembered) int { return b.at.Compare(a.at) })
 	switch {
 	case known && !own.at.Before(no.at):

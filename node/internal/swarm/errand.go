@@ -67,8 +67,8 @@ type errand struct {
 // knows gives what this node knows under a key.
 type knows = func(key string) (value []byte, age time.Duration, ok bool)
 
-// NewErrands returns the swarm's errands. known gives what this node can tell who goes on one, and told has it know what
-// another has found out. remembers gives what it has found out itself, for Recall of others.
+// NewErrands returns the swarm's errands. known gives what this node can tell who goes on one, and told has it know
+// what another has found out. remembers gives what it has found out itself, for Recall of others.
 func NewErrands(s *Swarm, known, remembers knows, told func(key string, value []byte, age time.Duration)) *Errands {
 	e := &Errands{
 		swarm: s, known: known, told: told, beat: errandBeat, second: s.opts.slack(errandNext),

@@ -12,8 +12,8 @@ import (
 const (
 	// queryTimeout bounds the asking of peers, and the answering.
 	queryTimeout = time.Second
-	// queryWork is what an answer costs, in microseconds, and lookWork what it costs to look up one of the contents that
-	// it is about.
+	// queryWork is what an answer costs, in microseconds, and lookWork what it costs to look up one of the contents
+	// that it is about.
 	queryWork, lookWork = 200, 30
 	// questionsAtOnce is how many questions this node asks of a peer at one time, fewer than a peer takes.
 	questionsAtOnce = 48

@@ -132,6 +132,7 @@ func (c *Client) walk(
 			last.by = away
 		}
 		var err error
+		//nolint:bodyclose // whoever is given last closes it
 		last.resp, err = c.hop(hopping, reg, ep, call, last.at, last.by, last.home)
 		if err != nil && !last.home {
 			err = fmt.Errorf("%w: %w", errElsewhere, err)

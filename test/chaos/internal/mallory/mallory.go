@@ -241,8 +241,8 @@ func (m *mallory) words() map[string]func(question map[int]any) map[int]any {
 			return map[int]any{1: true, 2: digest.FromString("other"), 3: 1234,
 				4: "application/vnd.oci.image.manifest.v1+json", 5: time.Now().Unix() + 1e6}
 		},
-		// Everyone may read, and everything is held. What a repository has proved to have goes by the word of one, which
-		// node/SECURITY.md says under "What is not defended", so that is no lie here.
+		// Everyone may read, and everything is held. What a repository has proved to have goes by the word of one,
+		// which node/SECURITY.md says under "What is not defended", so that is no lie here.
 		"witness": func(q map[int]any) map[int]any {
 			asked, _ := q[2].([]any)
 			all := make([]int, len(asked))

@@ -40,8 +40,9 @@ const (
 	offlineEvery = 4
 	// maxRSS is the memory limit of the chart.
 	maxRSS = 512 << 20
-	// leased is what an agent reads of a layer at one time at most: two runs of a leaf, of layers as small as here.
-	leased = 2 << 20
+	// leased is what a death costs of a layer at most. An agent reads two runs of a leaf at one time, of layers as
+	// small as here, and on a busy machine whoever is to read them after it may be taken for dead as well.
+	leased = 4 << 20
 	// obeyed is how long after a revocation it may still be being asked about.
 	obeyed = 500 * time.Millisecond
 )
