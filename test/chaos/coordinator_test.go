@@ -39,9 +39,6 @@ func TestHostileCoordinator_CostsBoundedMemoryAndProcessorAndThePullEnds(t *test
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			t.Parallel()
-			if session == "huge-size" {
-				t.Skip("a known fault: a client is sent away with 503, \"its bytes are not those of the digest\"")
-			}
 			turns <- struct{}{}
 			defer func() { <-turns }()
 			dir := t.TempDir()

@@ -74,6 +74,8 @@ func (f *fetch) mismatch(err error) {
 func (f *fetch) again() *fetch {
 	f.mu.Lock()
 	ing, misled := f.ing, f.misled
+	// Whoever names a size for which there is no room makes it a window, and would be asked again and again.
+	window := f.window != nil && !f.sizeWrong
 	f.ing = nil // readers see it gone
 	upstream := f.askers.next() != nil
 	askers := f.askers.anew() // its own: runs of f may still end
@@ -84,7 +86,7 @@ func (f *fetch) again() *fetch {
 			return nil
 		}
 	}
-	if f.alone || f.window != nil || !misled || !upstream || f.fr.ctx.Err() != nil {
+	if f.alone || window || !misled || !upstream || f.fr.ctx.Err() != nil {
 		return nil
 	}
 	req := f.req

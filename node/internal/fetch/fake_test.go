@@ -337,7 +337,23 @@ func TestFetch_WhatNoOneWaitsForIsTakenBackAtTheEnd(t *testing.T) {
 
 func TestFetch_ASizeThatPeersNameWrongIsForgottenWithTheAttempt(t *testing.T) {
 	t.Parallel()
-	fr, s, req, data := scripted(t, 2, nil)
+	for name, size := range map[string]int64{
+		"for which there is room":    40 * content.ChunkSize,
+		"for which there is no room": 1 << 40,
+	} {
+		t.Run(name, func(t *testing.T) { t.Parallel(); testSizeForgotten(t, size) })
+	}
+}
+
+func testSizeForgotten(t *testing.T, size int64) {
+	t.Helper()
+	fr, s, req, data := scripted(t, 2, func(o *Options) {
+		disk, err := store.Open(t.Context(), store.Options{Path: t.TempDir(), Logger: testLogger("disk"),
+			Limits: store.Limits{Capacity: 100 * content.ChunkSize}})
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, disk.Close()) })
+		o.Store = disk
+	})
 	req.Size = 0
 	first := make(chan error, 1)
 	go func() {
@@ -353,7 +369,7 @@ func TestFetch_ASizeThatPeersNameWrongIsForgottenWithTheAttempt(t *testing.T) {
 		first <- err
 	}()
 	liar := s.next(t)
-	liar.orders <- schedule.Orders{Size: 40 * content.ChunkSize, Leases: []schedule.Run{{First: 0, Count: 1}}}
+	liar.orders <- schedule.Orders{Size: size, Leases: []schedule.Run{{First: 0, Count: 1}}}
 	err := <-first
 	require.ErrorIs(t, err, content.ErrDigestMismatch)
 	require.ErrorIs(t, err, content.ErrMisled)
