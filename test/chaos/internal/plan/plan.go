@@ -248,8 +248,9 @@ func makeDeaths(r *rand.Rand, s Settings, round *Round) {
 	round.Image.Coordinator = free[0]
 	round.Image.Layers = []int64{deathsRate<<20/8*int64(middle/time.Second) + r.Int64N(1<<20)}
 	began := Span
-	for _, p := range round.Pulls {
-		if p.Back == 0 {
+	for i := range round.Pulls {
+		if p := &round.Pulls[i]; p.Back == 0 {
+			p.At /= 4 // where few pull, none might be under way at the deaths
 			began = min(began, p.At)
 		}
 	}
