@@ -13,8 +13,10 @@ import (
 // many as it asks for.
 func Places(secret []byte, d digest.Digest) *rand.Rand {
 	mac := hmac.New(sha256.New, secret)
-	_, _ = mac.Write([]byte(d))                                       // a hash never fails
-	return rand.New(rand.NewChaCha8([sha256.Size]byte(mac.Sum(nil)))) //nolint:gosec // a cipher, with a secret key
+	_, _ = mac.Write([]byte(d)) // a hash never fails
+
+	//nolint:gosec // a cipher, with a secret key
+	return rand.New(rand.NewChaCha8([sha256.Size]byte(mac.Sum(nil))))
 }
 
 // SampleSize is how many bytes a source must give of what is sampled in parts: the most varied of SampleWindow bytes,

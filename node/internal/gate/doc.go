@@ -34,11 +34,10 @@
 //	answers 401, 403 or 404         | served until the time is over     | refused                     | refused
 //
 // While it throttles, what anyone could read within the last day is served as well, unless a node has been refused
-// since. So it is where the policy's own
-// limit keeps the node from asking. Silence and 5xx count for the very source and credentials that were asked about, so
-// nobody can make an outage for others, and an acceptance is never widened to whom the source has not accepted. Only
-// the time counts in which the source itself is waited for: not that for memory of this node, for other nodes, or for
-// what the policy's limit allows.
+// since. So it is where the policy's own limit keeps the node from asking. Silence and 5xx count for the very source
+// and credentials that were asked about, so nobody can make an outage for others, and an acceptance is never widened to
+// whom the source has not accepted. Only the time counts in which the source itself is waited for: not that for memory
+// of this node, for other nodes, or for what the policy's limit allows.
 //
 // A source that lets anyone read, by the newest that nodes know, is waited for no longer than Hedge, where its
 // content can be had without it.

@@ -326,8 +326,7 @@ func (m *memo) recall(ctx context.Context, key string, old record, age time.Dura
 	own := remembered{record: old, at: time.Now().Add(-age)}
 	var told []remembered
 	m.shared.Recall(ctx, key, func(value []byte, age time.Duration) {
-		r := remembered{at: time.Now().Add(-age)}
-		if json.Unmarshal(value, &r.record) == nil && bytesOf(r.record) <= maxTold {
+		if r, ok := toldRecord(value, age); ok {
 			told = append(told, r)
 		}
 	})
@@ -539,15 +538,21 @@ func valueOf(r remembered, ok bool) (value []byte, age time.Duration, has bool) 
 }
 
 func (m *memo) told(meet string, value []byte, age time.Duration) {
-	var rec record
-	if json.Unmarshal(value, &rec) != nil || bytesOf(rec) > maxTold {
+	r, ok := toldRecord(value, age)
+	if !ok {
 		return
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.setInline(othersKey(meet), rec)
-	rec.Inline = nil
-	m.others.Add(meet, remembered{record: rec, at: time.Now().Add(-age)})
+	m.setInline(othersKey(meet), r.record)
+	r.record.Inline = nil
+	m.others.Add(meet, r)
+}
+
+// toldRecord is a record that another node tells, which must be short.
+func toldRecord(value []byte, age time.Duration) (r remembered, ok bool) {
+	r.at = time.Now().Add(-age)
+	return r, json.Unmarshal(value, &r.record) == nil && bytesOf(r.record) <= maxTold
 }
 
 // othersKey is under what key the document of a record is kept that another node has told.
