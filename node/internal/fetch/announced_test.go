@@ -10,6 +10,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/room"
@@ -120,4 +121,21 @@ func TestMemory_IsThereForOrdinaryLayersWhateverElseIsAnnounced(t *testing.T) {
 		_, ok := fr.memoryFor(g.Cut(2 << 30))
 		require.False(t, ok, "what is not free in %s", g)
 	}
+}
+
+func TestMemory_NoBlobHasMoreThanThereIsForWhatPeersAloneName(t *testing.T) {
+	t.Parallel()
+	gib := func(n int64) content.Cut { return content.Leaves.Cut(n << 30) }
+	fr := &Fetcher{rumoured: semaphore.NewWeighted(200 << 10 * chunkCost)} // of 200 GiB
+	_, ok := fr.rumouredMemory(gib(1024))
+	require.False(t, ok, "what is larger than all that may be believed")
+	leave, ok := fr.rumouredMemory(gib(150))
+	require.True(t, ok)
+	_, ok = fr.rumouredMemory(gib(100))
+	require.False(t, ok, "what is too much beside another")
+	_, ok = fr.rumouredMemory(gib(1))
+	require.True(t, ok, "an ordinary layer always has its place")
+	leave()
+	_, ok = fr.rumouredMemory(gib(100))
+	require.True(t, ok, "after the other")
 }

@@ -338,8 +338,9 @@ func TestFetch_WhatNoOneWaitsForIsTakenBackAtTheEnd(t *testing.T) {
 func TestFetch_ASizeThatPeersNameWrongIsForgottenWithTheAttempt(t *testing.T) {
 	t.Parallel()
 	for name, size := range map[string]int64{
-		"for which there is room":    40 * content.ChunkSize,
-		"for which there is no room": 1 << 40,
+		"for which there is room":      40 * content.ChunkSize,
+		"for which there is no room":   8 << 30,
+		"for which there is no memory": 1 << 40,
 	} {
 		t.Run(name, func(t *testing.T) { t.Parallel(); testSizeForgotten(t, size) })
 	}

@@ -324,7 +324,7 @@ func (f *fetch) run() {
 	defer f.fr.asking.Add(-1)
 	f.inherit()
 	if size, ok := f.sizeHere(); ok {
-		f.makeRoom(size, true)
+		f.makeRoom(size, ofThisNode)
 	}
 	for attempt := 0; f.ctx.Err() == nil; attempt++ {
 		session, err := f.join()
@@ -416,7 +416,7 @@ func (f *fetch) follow(session swarm.Session) {
 			break
 		}
 		if o.Size > 0 {
-			f.makeRoom(o.Size, true)
+			f.makeRoom(o.Size, ofPeers)
 		}
 		f.update(func(now time.Time) {
 			if a := f.askers.next(); a != nil { // else a doubtful word is better than none: the digest decides
@@ -443,15 +443,33 @@ const freeChunks = 1024
 // memoryFor takes the memory for what is known of a blob's chunks, until leave is called. ok is false where there is
 // none.
 func (fr *Fetcher) memoryFor(cut content.Cut) (leave func(), ok bool) {
-	n := int64(cut.Len())
-	if n <= freeChunks {
-		n = 0
-	}
-	return fr.chunks.Try(n * chunkCost)
+	return fr.chunks.Try(costOf(cut))
 }
 
-// makeRoom makes room for the blob, once; told: its size is only someone's word. The disk may take long.
-func (f *fetch) makeRoom(size int64, told bool) {
+// rumouredMemory does the same for a blob whose size only peers name. No such blob takes more than there is for all.
+func (fr *Fetcher) rumouredMemory(cut content.Cut) (leave func(), ok bool) {
+	n := costOf(cut)
+	return func() { fr.rumoured.Release(n) }, fr.rumoured.TryAcquire(n)
+}
+
+func costOf(cut content.Cut) int64 {
+	if n := int64(cut.Len()); n > freeChunks {
+		return n * chunkCost
+	}
+	return 0
+}
+
+// A word is whose word a size is.
+type word int
+
+const (
+	ofPeers word = iota
+	ofThisNode
+	ofUpstream
+)
+
+// makeRoom makes room for the blob, once. The disk may take long.
+func (f *fetch) makeRoom(size int64, by word) {
 	f.rooming.Add(1)
 	defer f.rooming.Add(-1)
 	f.making.Lock()
@@ -462,8 +480,16 @@ func (f *fetch) makeRoom(size int64, told bool) {
 	if done {
 		return
 	}
-	cut := f.grain.Cut(size)
-	leave, ok := f.fr.memoryFor(cut)
+	cut, memory := f.grain.Cut(size), f.fr.memoryFor
+	rumour := by == ofPeers && size != f.requestedSize()
+	if rumour {
+		memory = f.fr.rumouredMemory
+	}
+	leave, ok := memory(cut)
+	if !ok && rumour {
+		f.disbelieve(size)
+		return
+	}
 	if !ok {
 		f.fail(fmt.Errorf("%s of %d bytes, beside what else is fetched: %w", f.digest, size, content.ErrNoSpace))
 		return
@@ -485,7 +511,7 @@ func (f *fetch) makeRoom(size int64, told bool) {
 		if f.err != nil { // end gives it back
 			return
 		}
-		f.cut, f.sizeTold, f.window = cut, told, newWindow(ing.Slots())
+		f.cut, f.sizeTold, f.window = cut, by != ofUpstream, newWindow(ing.Slots())
 		f.tally.cameFrom = slices.Repeat([]provenance{fromHere}, ing.Len())
 		for i := range ing.Len() {
 			if _, n := ing.Cut().Range(i); ing.Has(i) { // of an earlier try
@@ -499,6 +525,23 @@ func (f *fetch) makeRoom(size int64, told bool) {
 		}
 		f.changed.ring()
 	})
+}
+
+// requestedSize is the size by what the newest caller's manifest or hub says; 0 where neither does.
+func (f *fetch) requestedSize() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.req.Size
+}
+
+// disbelieve ends a fetch for whose size, which peers alone name, there is no memory. It is as if the size was wrong:
+// upstream is asked next.
+func (f *fetch) disbelieve(size int64) {
+	f.mu.Lock()
+	f.sizeWrong = true
+	f.mu.Unlock()
+	f.mismatch(fmt.Errorf("%s of %d bytes is too much to be believed of peers alone: %w", f.digest, size,
+		content.ErrDigestMismatch))
 }
 
 // demand adds chunks first to last to what is needed.

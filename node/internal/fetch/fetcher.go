@@ -20,6 +20,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/shoal-cache/shoal/api/pullsecret"
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -125,6 +126,8 @@ type Fetcher struct {
 	buffers sync.Pool
 	secret  []byte     // see apart
 	chunks  *room.Room // the memory for what is known of the chunks of all that is fetched
+	// rumoured is the same for blobs of whose size there is only the word of peers.
+	rumoured *semaphore.Weighted
 	// ingest is the store's.
 	ingest func(d digest.Digest, size int64, origin store.Origin) (*store.Ingest, error)
 
@@ -177,7 +180,7 @@ func New(o Options) *Fetcher {
 		noRange: lru.New[string, time.Time](knownRegistries),
 		buffers: sync.Pool{New: func() any { b := make([]byte, content.ChunkSize); return &b }},
 		fetches: map[digest.Digest]*fetch{}, ingest: o.Store.Ingest, secret: make([]byte, sha256.Size),
-		chunks: room.New(room.Share(3)),
+		chunks: room.New(room.Share(3)), rumoured: semaphore.NewWeighted(room.Share(12)),
 	}
 	_, _ = rand.Read(f.secret) // never fails, says crypto/rand
 	f.ctx, f.cancel = context.WithCancel(context.Background())

@@ -362,7 +362,7 @@ func (f *fetch) lengthOf(r schedule.Run) int64 {
 // sized learns the blob's size and type from an answer. Where that is not the size that others named, one of the two is
 // wrong, and the digest is to tell which.
 func (f *fetch) sized(body *upstream.Body) error {
-	f.makeRoom(body.Size, false)
+	f.makeRoom(body.Size, ofUpstream)
 	f.mu.Lock()
 	if body.MediaType != "" {
 		f.mediaType = body.MediaType
