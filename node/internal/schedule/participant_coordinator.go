@@ -119,8 +119,10 @@ func (p *Participant) assign(a Assignment) {
 		return
 	case c.asked != "" && c.claimed && c.claim.Sum != a.Sum:
 		p.unask(a.Index) // what was asked for is another block
-	case c.asked != "" && a.Home && c.asked != a.From:
-		p.unask(a.Index) // others wait for this node now, and it may be one of them that it asked
+	case c.asked != "" && c.asked != a.From && (a.Home || !c.has):
+		// Others wait for this node now, or who was asked has yet to get the chunk and has been told anew as well: by
+		// now that one may be to get it from here. Should it come all the same, it is welcome.
+		p.unask(a.Index)
 	}
 	asked := c.asked != ""
 	if asked && c.asked == a.From && a.Held && !c.has {
@@ -130,7 +132,7 @@ func (p *Participant) assign(a Assignment) {
 	c.from, c.duty, c.held, c.via = a.From, a.Home, a.Held, p.coordinator
 	c.claim, c.claimed = a.Claim, true
 	switch {
-	case asked: // its answer is on the way; should it not come, the peer is passed over
+	case asked: // who has it was asked: should the answer not come, that peer is passed over
 	case a.Home:
 		p.duties.Set(uint(a.Index))
 	default:

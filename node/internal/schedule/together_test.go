@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 type faults struct {
 	lostOrders, lostReports, lostWants, lostBlocks float64
 	doubled                                        float64 // of wants and blocks
+	denied                                         float64 // of wants: who is asked says that it does not have the chunk
 	deaths, changes                                int     // of nodes, and of the coordinator
 	silent                                         bool    // deaths are noticed late
 	reordered                                      bool    // orders and reports, too, overtake each other
@@ -34,12 +36,13 @@ type ensemble struct {
 	seq    int
 
 	nodes []*actor
-	lead  int    // who coordinates
-	table *Table // the coordinator's
-	epoch int    // of the coordinator
-	reads []int  // how often each chunk was read from upstream
-	lost  int    // messages to and from the coordinator
-	apart int    // nodes that went on by themselves
+	lead  int               // who coordinates
+	table *Table            // the coordinator's
+	epoch int               // of the coordinator
+	reads []int             // how often each chunk was read from upstream
+	lost  int               // messages to and from the coordinator
+	apart int               // nodes that went on by themselves
+	rings map[int]time.Time // chunks for which nodes wait for each other, since when
 }
 
 // actor is a node: its participant, and what an agent does for it.
@@ -86,7 +89,7 @@ func (q *timeline) Pop() any {
 func newEnsemble(t require.TestingT, seed uint64, nodes, chunks int, f faults) *ensemble {
 	e := &ensemble{
 		t: t, dice: rand.New(rand.NewPCG(seed, 1)), faults: f, chunks: chunks, now: time.Unix(1e9, 0),
-		reads: make([]int, chunks),
+		reads: make([]int, chunks), rings: map[int]time.Time{},
 	}
 	e.table = New(Config{GroupSize: 6})
 	e.table.Open(e.now)
@@ -322,7 +325,9 @@ func (a *actor) want(w Want) {
 				}
 				return
 			}
-			if from.have[w.Index] {
+			if e.happens(e.faults.denied) {
+				e.after(e.latency(), func() { a.lose(from, w.Index) })
+			} else if from.have[w.Index] {
 				from.send(a, w.Index)
 			} else {
 				from.waiting[w.Index] = append(from.waiting[w.Index], a)
@@ -388,7 +393,48 @@ func (a *actor) lose(from *actor, i int) {
 	}
 }
 
+// ringFor is how long nodes may wait for each other: as long as orders take that tell them of others.
+const ringFor = 6 * time.Second
+
+// requireNoRing fails where nodes have waited for each other for a while: none of them will ever get the chunk.
+func (e *ensemble) requireNoRing() {
+	for i := range e.chunks {
+		ring := e.ring(i)
+		if ring == nil {
+			delete(e.rings, i)
+			continue
+		}
+		if _, seen := e.rings[i]; !seen {
+			e.rings[i] = e.now
+		}
+		require.Less(e.t, e.now.Sub(e.rings[i]), ringFor, "of chunk %d nodes wait for each other: %v", i, ring)
+	}
+}
+
+// ring lists nodes of which each waits for the next for chunk i, and the last for one of them.
+func (e *ensemble) ring(i int) []peer.ID {
+	live := map[peer.ID]*actor{}
+	for _, a := range e.nodes {
+		if !a.dead && a.sessions > 0 && !a.have[i] {
+			live[a.id] = a
+		}
+	}
+	for _, a := range e.nodes {
+		var chain []peer.ID
+		for x := live[a.id]; x != nil && !x.p.Reads(i); x = live[x.p.AskedOf(i)] {
+			if slices.Contains(chain, x.id) {
+				return chain
+			}
+			chain = append(chain, x.id)
+		}
+	}
+	return nil
+}
+
 func (e *ensemble) tickTable() {
+	if e.faults.denied > 0 {
+		e.requireNoRing()
+	}
 	e.table.Tick(e.now)
 	e.deliver(e.table)
 	for _, a := range e.nodes {
@@ -545,6 +591,17 @@ func TestTogether_DeathsAndChangesOfCoordinatorExplainEachSecondRead(t *testing.
 		require.Zero(e.t, e.apart, "no one leaves a coordinator that does its work")
 		e.requireReads(1 + e.faults.deaths + e.faults.changes)
 	})
+}
+
+// Whoever is denied a chunk is told of another, who may be about to get it from the one that was denied it.
+func TestTogether_NobodyWaitsForOneWhoWaitsForIt(t *testing.T) {
+	t.Parallel()
+	together(t, func(rt *rapid.T) faults {
+		return faults{
+			denied: rapid.SampledFrom([]float64{0.02, 0.2}).Draw(rt, "denied"),
+			deaths: rapid.IntRange(0, 2).Draw(rt, "deaths"), changes: rapid.IntRange(0, 1).Draw(rt, "changes"),
+		}
+	}, func(*rapid.T, *ensemble) {})
 }
 
 func TestTogether_NothingWaitsForEver(t *testing.T) {

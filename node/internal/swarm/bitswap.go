@@ -268,23 +268,11 @@ func (b *bitswap) send(p peer.ID, s *sender) {
 			}
 			return
 		}
-		m := message.New(!b.greeted.Contains(p))
-		bytes := int64(0)
-		for _, ch := range changes {
-			switch {
-			case ch.lacks:
-				m.AddDontHave(ch.cid)
-			case ch.cancel:
-				m.Cancel(ch.cid)
-			default:
-				m.AddEntry(ch.cid, ch.priority, pb.Message_Wantlist_Block, ch.held)
-				bytes += ch.size
-			}
-		}
+		m, wanted := wantlist(!b.greeted.Contains(p), changes)
 		if m.Empty() {
 			continue
 		}
-		b.pace(bytes)
+		b.pace(wanted)
 		if out == nil {
 			opts := &network.MessageSenderOpts{MaxRetries: 1, SendTimeout: sendTimeout,
 				SendErrorBackoff: 100 * time.Millisecond}
@@ -304,6 +292,24 @@ func (b *bitswap) send(p peer.ID, s *sender) {
 			b.greeted.Add(p, time.Now())
 		}
 	}
+}
+
+// wantlist is the message that tells of changes, and how many bytes it wants. full: all earlier wants are taken back.
+func wantlist(full bool, changes []change) (m message.BitSwapMessage, bytes int64) {
+	m = message.New(full)
+	for _, ch := range changes {
+		switch {
+		case ch.lacks:
+			m.AddDontHave(ch.cid)
+		case ch.cancel:
+			m.Cancel(ch.cid)
+		default:
+			m.Remove(ch.cid) // a cancel in the same message would stand: entries are merged, whatever their order
+			m.AddEntry(ch.cid, ch.priority, pb.Message_Wantlist_Block, ch.held)
+			bytes += ch.size
+		}
+	}
+	return m, bytes
 }
 
 func (b *bitswap) pace(bytes int64) {

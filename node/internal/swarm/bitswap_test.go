@@ -185,3 +185,36 @@ func TestWant_WhoWillNotGetABlockSaysSoAndWhoMayIsWaitedFor(t *testing.T) {
 	require.Equal(t, asked.ID(), <-awaited.lost)
 	eventually(t, "nothing is owed any more", func() bool { return asked.bitswap.owed.in(1) == 0 })
 }
+
+// What piles up while a link is full goes out as one message, in which the newest word on a block counts.
+func TestWant_AfterItWasTakenBackInTheSameMessageIsAWant(t *testing.T) {
+	t.Parallel()
+	c := content.SumCID(sha256.Sum256([]byte("a block")))
+	want := change{cid: c, size: 7, priority: 3}
+	urgent, holder, cancel := want, want, change{cid: c, cancel: true}
+	urgent.priority, holder.held = 9, true
+	for name, x := range map[string]struct {
+		changes              []change
+		priority             int32
+		sendDontHave, cancel bool
+	}{
+		"a want":                                       {[]change{want}, 3, false, false},
+		"wanted again, more urgently":                  {[]change{want, urgent}, 9, false, false},
+		"wanted of one that is found to have it":       {[]change{want, holder}, 3, true, false},
+		"taken back":                                   {[]change{want, cancel}, 3, false, true},
+		"taken back, and wanted again":                 {[]change{cancel, urgent}, 9, false, false},
+		"wanted, taken back, and wanted of the holder": {[]change{want, cancel, holder}, 3, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m, _ := wantlist(false, x.changes)
+			require.Len(t, m.Wantlist(), 1)
+			e := m.Wantlist()[0]
+			require.Equal(t, x.cancel, e.Cancel)
+			require.Equal(t, x.sendDontHave, e.SendDontHave)
+			if !x.cancel {
+				require.Equal(t, x.priority, e.Priority)
+			}
+		})
+	}
+}
