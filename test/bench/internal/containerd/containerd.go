@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
@@ -49,6 +50,29 @@ func Missing() string {
 	return ""
 }
 
+// MissingEvents says why containerd here publishes no event for a blob that it has stored, and is empty when it does.
+func MissingEvents() string {
+	if missing := Missing(); missing != "" {
+		return missing
+	}
+	out, err := exec.CommandContext(context.Background(), "containerd", "--version").Output()
+	if err != nil {
+		return fmt.Sprintf("containerd --version: %v", err)
+	}
+	var major, minor int
+	fields := strings.Fields(string(out)) // "containerd", its Go module, its version, and maybe its revision
+	if len(fields) < 3 {
+		return fmt.Sprintf("containerd --version says %q", out)
+	}
+	if _, err := fmt.Sscanf(strings.TrimPrefix(fields[2], "v"), "%d.%d", &major, &minor); err != nil {
+		return fmt.Sprintf("containerd --version says %q", out)
+	}
+	if major < 2 || major == 2 && minor < 1 {
+		return fmt.Sprintf("containerd %s tells nobody of a layer that has come; 2.1 and later do", fields[2])
+	}
+	return ""
+}
+
 // Start starts containerd on a host with everything below dir, and returns when it answers.
 func Start(ctx context.Context, host *netns.Host, dir string) (*Daemon, error) {
 	d := &Daemon{host: host, dir: dir}
@@ -63,6 +87,7 @@ func Start(ctx context.Context, host *netns.Host, dir string) (*Daemon, error) {
 			"io.containerd.grpc.v1.cri": map[string]any{
 				"registry": map[string]any{"config_path": d.MirrorConfig()}},
 			"io.containerd.internal.v1.opt": map[string]any{"path": filepath.Join(dir, "opt")},
+			"io.containerd.nri.v1.nri":      map[string]any{"disable": true}, // its socket is one for the whole machine
 		},
 	})
 	if err != nil {
