@@ -142,7 +142,7 @@ func discard(body io.ReadCloser) {
 // giveUp notes that another answer is asked for, of other endpoints first, because this one drips.
 func (s *stream) giveUp() {
 	s.speed.tries = 0
-	s.from.dripsUntil.Store(time.Now().Add(dripsFor).UnixNano())
+	s.from.dripsUntil.set(time.Now().Add(dripsFor))
 }
 
 // hasty fails with errDrips where another answer is to be asked for.

@@ -43,9 +43,9 @@ type registry struct {
 	// namespaced requests carry the query parameter ns, because the endpoints serve more than one registry.
 	namespaced bool
 	listed     bool // an entry of the configuration names it
-	// mirrors are those that the node has for it, as they were until mirroredUntil, Unix nanoseconds.
+	// mirrors are those that the node has for it, as they were until mirroredUntil.
 	mirrors       []Mirror
-	mirroredUntil atomic.Int64
+	mirroredUntil moment
 	pace          pace
 }
 
@@ -57,32 +57,43 @@ func (r *registry) plain() bool {
 // endpoint is one base URL of a registry.
 type endpoint struct {
 	base      *url.URL
-	downUntil atomic.Int64 // Unix nanoseconds; 0: it was reached when it was last tried
-	mirror    *mirror      // nil where the configuration, or the registry's name, says the endpoint
+	downUntil moment  // not set: it was reached when it was last tried
+	mirror    *mirror // nil where the configuration, or the registry's name, says the endpoint
 	// unreachable: no connection could be made when it was last tried.
 	unreachable atomic.Bool
-	// dripsUntil: its last answer dripped, and until then, Unix nanoseconds, the others are tried before it.
-	dripsUntil atomic.Int64
+	// dripsUntil: its last answer dripped, and until then the others are tried before it.
+	dripsUntil moment
 }
 
-func (e *endpoint) drips(now time.Time) bool { return now.UnixNano() < e.dripsUntil.Load() }
+// moment is a time that many look at. It is not Unix time, which comes hours late where the clock is set back.
+type moment struct{ atomic.Pointer[time.Time] }
 
-func (e *endpoint) down(now time.Time) bool { return now.UnixNano() < e.downUntil.Load() }
+func (m *moment) set(at time.Time) { m.Store(&at) }
+
+// comes reports whether it was set and has yet to come.
+func (m *moment) comes(now time.Time) bool {
+	at := m.Load()
+	return at != nil && now.Before(*at)
+}
+
+func (e *endpoint) drips(now time.Time) bool { return e.dripsUntil.comes(now) }
+
+func (e *endpoint) down(now time.Time) bool { return e.downUntil.comes(now) }
 
 // suspect reports whether the endpoint could not be reached a moment ago. When the moment is over, the first to ask
 // finds out for all how it is now, and to the others it stays suspect for another d.
 func (e *endpoint) suspect(now time.Time, d time.Duration) bool {
-	until := e.downUntil.Load()
-	return until != 0 && (now.UnixNano() < until || !e.downUntil.CompareAndSwap(until, now.Add(d).UnixNano()))
+	until, next := e.downUntil.Load(), now.Add(d)
+	return until != nil && (now.Before(*until) || !e.downUntil.CompareAndSwap(until, &next))
 }
 
 func (e *endpoint) mark(reached bool, now time.Time, d time.Duration) {
 	if reached {
 		e.unreachable.Store(false)
-		e.downUntil.Store(0)
+		e.downUntil.Store(nil)
 		return
 	}
-	e.downUntil.Store(now.Add(d).UnixNano())
+	e.downUntil.set(now.Add(d))
 }
 
 func (c *Client) newRoutes(ups []Upstream) (*routes, error) {
@@ -123,7 +134,7 @@ func (c *Client) registry(name string) (*registry, error) {
 	}
 	before, ok := table.unlisted.Get(lru.OwnerOf(name), name)
 	now := time.Now()
-	if ok && (c.opts.Mirrors == nil || now.UnixNano() < before.mirroredUntil.Load()) {
+	if ok && (c.opts.Mirrors == nil || before.mirroredUntil.comes(now)) {
 		return before, nil
 	}
 	reg, err := newRegistry(name, to.upstream, to.client)

@@ -50,11 +50,11 @@ func (c *Client) mirrored(reg *registry, before *registry, now time.Time) *regis
 		mirrors = nil
 	}
 	if before != nil && reflect.DeepEqual(mirrors, before.mirrors) {
-		before.mirroredUntil.Store(now.Add(mirrorsFor).UnixNano())
+		before.mirroredUntil.set(now.Add(mirrorsFor))
 		return before
 	}
 	reg.mirrors = mirrors
-	reg.mirroredUntil.Store(now.Add(mirrorsFor).UnixNano())
+	reg.mirroredUntil.set(now.Add(mirrorsFor))
 	own := reg.endpoints
 	reg.endpoints = nil
 	for _, m := range mirrors {
