@@ -219,12 +219,13 @@ const fewBrought = 2
 const secondThoughts = time.Second
 
 // despair tells participants for which nothing can be done: no one can go upstream (now: a runtime had better ask the
-// registry itself than wait), and a chunk is with no one.
+// registry itself than wait), or reads there, and a chunk is with no one.
 func (t *Table) despair() {
 	if len(t.active) > 1 && t.now.Sub(t.refused) < secondThoughts {
 		return
 	}
-	if !t.open || slices.ContainsFunc(t.active, func(p *party) bool { return p.upstream && !p.barred.After(t.now) }) {
+	may := func(p *party) bool { return p.upstream && !p.barred.After(t.now) }
+	if !t.open || t.leased > 0 || slices.ContainsFunc(t.active, may) {
 		return
 	}
 	if t.size >= 0 && len(t.holders) > 0 {

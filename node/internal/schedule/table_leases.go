@@ -161,6 +161,9 @@ func (t *Table) progress(p *party, i int) {
 		}
 		l.left--
 		p.read++
+		if p.barred.Sub(t.now) <= penalty { // what failed beside it says little; one that is slow stays barred
+			p.barred = time.Time{}
+		}
 		t.pace = (3*t.pace + t.now.Sub(l.claimed)) / 4
 		l.expires, l.claimed, t.claimed = t.now.Add(t.cfg.LeaseTimeout), t.now, t.now
 		t.extend(p, l)

@@ -771,6 +771,50 @@ func TestDespair_NotOfOneThatIsAloneAndSlow(t *testing.T) {
 	require.Positive(t, leases, "it reads on")
 }
 
+// A registry that gives few answers at one time refuses who reads one another.
+func TestDespair_NotWhileOneReads(t *testing.T) {
+	t.Parallel()
+	table := New(Config{})
+	table.Open(epoch)
+	leased, hopeless := map[peer.ID][]Run{}, false
+	take := func(err error) {
+		require.NoError(t, err)
+		table.Take(func(to peer.ID, o Orders) {
+			leased[to] = append(leased[to], o.Leases...)
+			hopeless = hopeless || o.Hopeless
+		})
+	}
+	join := func(id peer.ID) {
+		take(table.Join(epoch, id, Join{Upstream: true, Whole: true, Report: Report{Size: 8 * content.ChunkSize}}))
+	}
+	read := func(id peer.ID) {
+		i := leased[id][0].First
+		leased[id] = leased[id][1:]
+		take(table.Report(epoch, id, Report{Claims: []Claim{{Index: i, Sum: sum(i), By: id}}}))
+	}
+	fail := func(id peer.ID) {
+		last := len(leased[id]) - 1
+		r := leased[id][last]
+		leased[id] = leased[id][:last]
+		take(table.Report(epoch, id, Report{Failed: []Failure{{Run: r, Trouble: Transient}}}))
+	}
+	join("one")
+	read("one")
+	require.Len(t, leased["one"], 2)
+	join("two")
+	fail("one")
+	require.Len(t, leased["two"], 1)
+	fail("two")
+	require.False(t, hopeless, "the other run of the first may be read")
+	read("one")
+	require.False(t, hopeless)
+	require.NotEmpty(t, leased["one"], "it is, so the registry gives it something")
+	for len(leased["one"]) > 0 {
+		fail("one")
+	}
+	require.True(t, hopeless)
+}
+
 func TestDespair_WhereUpstreamRefusesSeveralAnotherCallerIsAwaitedForAMoment(t *testing.T) {
 	t.Parallel()
 	refusal := Report{Failed: []Failure{{Run: Run{Count: 1}, Trouble: Refused}}}

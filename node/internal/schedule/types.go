@@ -82,7 +82,8 @@ type Trouble uint8
 
 // The troubles.
 const (
-	// Transient: upstream failed in a way that may pass. The participant is leased nothing for a while.
+	// Transient: upstream failed in a way that may pass. The participant is leased nothing for a while, unless more of
+	// another lease comes.
 	Transient Trouble = iota + 1
 	// Refused: upstream refuses this participant's credentials or does not have the blob. It is leased nothing more.
 	Refused
