@@ -53,6 +53,16 @@ type Memory interface {
 	Put(key string, value []byte) error
 }
 
+// KeptTime is the time that is in a Memory as seconds of Unix time. It is told by its age, so that a clock that is set
+// back later makes nothing younger. Of a time that has yet to come nobody knows how long ago it was noted, by a clock
+// that was ahead: it counts as the first second of all.
+func KeptTime(unix int64, now time.Time) time.Time {
+	if unix > now.Unix() {
+		unix = 1 // 0 may stand for none
+	}
+	return now.Add(-now.Sub(time.Unix(unix, 0)))
+}
+
 // Request asks for one blob or manifest by digest.
 type Request struct {
 	// Repository is where upstream has it. The zero value: no upstream is known, so only peers can be asked.

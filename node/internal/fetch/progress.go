@@ -32,21 +32,25 @@ type pulls struct {
 // bytesOf is what has come of one pull.
 type bytesOf struct {
 	all atomic.Int64
-	own atomic.Int64 // those of reliefs, see relief.go
-	at  atomic.Int64 // when the last came; 0: none has
+	own atomic.Int64              // those of reliefs, see relief.go
+	at  atomic.Pointer[time.Time] // when the last came; nil: none has
 }
 
 func newPulls() pulls { return pulls{lru.NewFair[content.Repository, *bytesOf](knownPulls)} }
 
 // add counts n bytes.
 func (b *bytesOf) add(n int64) {
-	b.at.Store(time.Now().UnixNano())
+	now := time.Now()
+	b.at.Store(&now)
 	b.all.Add(n)
 }
 
 // still is for how long nothing has come for a caller that came at a time.
 func (b *bytesOf) still(now, came time.Time) time.Duration {
-	return max(0, min(now.Sub(came), now.Sub(time.Unix(0, b.at.Load()))))
+	if last := b.at.Load(); last != nil && last.After(came) {
+		came = *last
+	}
+	return max(0, now.Sub(came))
 }
 
 // of is what something that is fetched counts for.

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
+	"github.com/shoal-cache/shoal/node/internal/content/contenttest"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
 
@@ -95,12 +96,16 @@ func TestHunger_WhatACallerHasWaitedForBeforeCounts(t *testing.T) {
 		"what moved meanwhile begins it anew":           {ago(10 * time.Second), ago(time.Second), time.Second},
 		"what moved before it came was none of its own": {ago(10 * time.Second), ago(time.Hour), 10 * time.Second},
 		"a byte of this very moment leaves all of it":   {ago(10 * time.Second), ago(-time.Second), 0},
+		"nor does a clock that is set back begin it anew": {
+			ago(10 * time.Second), contenttest.ClockSet(ago(4*time.Second), time.Hour), 4 * time.Second},
+		"nor does one that is set to later end it": {
+			ago(10 * time.Second), contenttest.ClockSet(ago(4*time.Second), -time.Hour), 4 * time.Second},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			t.Parallel()
 			f := &fetch{fr: fr, cut: content.CutLeaves(-1), pull: &bytesOf{}}
 			if !tc.lastByte.IsZero() {
-				f.pull.at.Store(tc.lastByte.UnixNano())
+				f.pull.at.Store(&tc.lastByte)
 			}
 			require.Equal(t, tc.used, now.Sub(f.hunger(now, tc.came).moved))
 		})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/lru"
 )
 
@@ -123,13 +124,13 @@ func (g *Gate) decode(b []byte) error {
 		return fmt.Errorf("saved callers: %d of them and what was proved do not fit %d bytes", n, len(b))
 	}
 	copy(g.secret, secret)
-	now := time.Now().Unix()
+	now := time.Now()
 	for range n {
 		word := binary.BigEndian.Uint64(b[len(mark{}):entry])
 		unix := int64(word & (1<<saidShift - 1))
 		for i := range said {
 			if of := word >> saidShift; unix != heard && (of == 0 || of == uint64(i+1)) {
-				said[i].Add(lru.Owner{}, mark(b[:len(mark{})]), time.Unix(min(unix, now), 0))
+				said[i].Add(lru.Owner{}, mark(b[:len(mark{})]), content.KeptTime(unix, now))
 			}
 		}
 		b = b[entry:]

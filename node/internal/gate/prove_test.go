@@ -462,6 +462,37 @@ func TestGate_TestifiesToWhatItHasSeenItselfAlsoAfterARestart(t *testing.T) {
 	}
 }
 
+// An agent often begins before its machine has learned the time. What it saw by then would be of now after each restart.
+func TestGate_WhatWasSeenByAClockThatWasAheadIsOfLongAgoOnceThatIsSetBack(t *testing.T) {
+	t.Parallel()
+	const source = gate.Source("oci r.test/a")
+	rule, saved := policy.DefaultRule(), memory{}
+	open := func(t *testing.T) *gate.Gate {
+		g, err := gate.New(gate.Options{Cache: nothing{}, Timeout: time.Second, Memory: saved,
+			Witness: says{Refused: []time.Duration{time.Minute}}})
+		require.NoError(t, err)
+		return g
+	}
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(24 * time.Hour)
+		g := open(t)
+		for _, credentials := range []string{"", "alice"} {
+			g.Accept(source, credentials, time.Now())
+			require.True(t, g.Accepts(rule, source, credentials))
+		}
+		require.NoError(t, g.Close())
+	})
+	synctest.Test(t, func(t *testing.T) { // whose clock begins where that of the first did
+		for range 2 {
+			g := open(t)
+			require.False(t, g.Accepts(rule, source, "alice"), "the source is asked")
+			require.True(t, g.Remembers(rule, source, "alice"), "and he is not forgotten where it is away")
+			require.False(t, g.HeardPublic(t.Context(), source), "another node has been refused a minute ago")
+			require.NoError(t, g.Close())
+		}
+	})
+}
+
 // elsewhere is a cache that holds nothing itself; other nodes say that they have some content.
 type elsewhere struct{ content.Reader }
 

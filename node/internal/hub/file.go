@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"mime"
 	"net/http"
 	"path"
@@ -268,10 +267,11 @@ func (f *Front) open(
 }
 
 // prove keeps a caller from reading, through a repository that only claims to have a file, what this node or a peer has
-// of it from elsewhere: some bytes of it, at a place that nobody can know before, are compared with the hub's. One node
-// compares for all, and who finds nobody that holds the file asks what the others know, too: of many nodes only some
-// are asked what they hold. Nothing is compared of what nobody holds yet: until the whole has come and matched, the
-// fetch gives what the repository itself has (see fetch.Sources). present tells that it is here or with a peer.
+// of it from elsewhere: some bytes of it, at a place that nobody can know before, and the same each time, are compared
+// with the hub's. One node compares for all, and who finds nobody that holds the file asks what the others know, too:
+// of many nodes only some are asked what they hold. Nothing is compared of what nobody holds yet: until the whole has
+// come and matched, the fetch gives what the repository itself has (see fetch.Sources). present tells that it is here
+// or with a peer.
 func (f *Front) prove(ctx context.Context, x *exchange, req content.Request) (present bool, err error) {
 	k, here := heldKey(req), f.has(req.Digest)
 	if !f.Proved(req) {
@@ -355,7 +355,7 @@ var (
 // compare reads the same bytes of a file from the hub and from where else they are.
 func (f *Front) compare(ctx context.Context, req content.Request) error {
 	n := min(req.Size, proofSize)
-	off := rand.Int64N(req.Size - n + 1)
+	off := content.Places(f.memo.secret, req.Digest).Int64N(req.Size - n + 1)
 	theirs, err := f.opts.Upstream.Open(ctx, req, off, n)
 	if err != nil {
 		return err

@@ -95,7 +95,7 @@ func expiry(u *url.URL, now time.Time) time.Time {
 	}
 	left := end.Sub(now)
 	switch {
-	case end.IsZero():
+	case end.IsZero(), left <= 0: // it was given just now, so the clock here is ahead
 		return now.Add(locatedFor)
 	case left > 2*expiryMargin:
 		return end.Add(-expiryMargin)

@@ -255,8 +255,8 @@ func (m *memo) ask(ctx context.Context, key string, maxAge time.Duration,
 	return rec, nil
 }
 
-// errand asks the hub for the record of key, or has another node ask it. own: this node has asked. For a second word
-// nodes meet at another key.
+// errand asks the hub for the record of key, or has another node ask it. own: this node has asked, as it does where the
+// other's record cannot be one. For a second word nodes meet at another key.
 func (m *memo) errand(ctx context.Context, key, meet string, maxAge time.Duration,
 	ask func(context.Context) (record, error)) (rec record, age time.Duration, own bool, err error) {
 	raw, age, err := m.shared.Do(ctx, meet, maxAge, func(ctx context.Context) ([]byte, error) {
@@ -270,10 +270,18 @@ func (m *memo) errand(ctx context.Context, key, meet string, maxAge time.Duratio
 	if err != nil {
 		return record{}, 0, own, err
 	}
-	if err := json.Unmarshal(raw, &rec); err != nil {
-		return record{}, 0, own, fmt.Errorf("record of another node: %w", err)
+	if own {
+		err = json.Unmarshal(raw, &rec)
+		return rec, age, true, err
 	}
-	return rec, age, own, nil
+	if r, ok := toldRecord(raw, age); ok {
+		return r.record, age, false, nil
+	}
+	m.log.Info("another node tells what can be no record of the hub's; it is asked", "key", strings.Split(key, "\x00"))
+	if rec, err = ask(ctx); err != nil {
+		return record{}, 0, true, err
+	}
+	return m.vouch(key, rec), 0, true, nil
 }
 
 // again is ask once one other node has told a record, and nobody else. It has a second one ask.
@@ -446,7 +454,7 @@ func (m *memo) load(key string) (remembered, bool) {
 	if !ok || json.Unmarshal(raw, &k) != nil {
 		return remembered{}, false
 	}
-	at := time.Unix(min(k.Unix, time.Now().Unix()), 0)
+	at := content.KeptTime(k.Unix, time.Now())
 	return remembered{record: k.Record, at: at, saved: at}, true
 }
 

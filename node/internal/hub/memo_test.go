@@ -2,13 +2,16 @@ package hub
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -48,6 +51,111 @@ func TestMemo_WhereTheHubsAnswerIsNotHadAnOlderOneWillDo(t *testing.T) {
 				require.Equal(t, found{record: older, age: time.Hour, stale: true, cause: tc.err}, got)
 			})
 		})
+	}
+}
+
+// notebook is a Memory that survives a memo.
+type notebook map[string][]byte
+
+func (n notebook) Get(key string) ([]byte, bool) { v, ok := n[key]; return v, ok }
+func (n notebook) Put(key string, v []byte) error {
+	n[key] = v
+	return nil
+}
+
+func (n notebook) Delete(key string) error {
+	delete(n, key)
+	return nil
+}
+
+// An agent often begins before its machine has learned the time. What it noted by then would be of now after each
+// restart.
+func TestMemo_WhatWasNotedByAClockThatWasAheadIsAskedForAgainOnceThatIsSetBack(t *testing.T) {
+	t.Parallel()
+	notes := notebook{}
+	open := func() *memo {
+		m := newMemo(notes, room.New(1<<20), slog.New(slog.DiscardHandler))
+		m.down = func() bool { return false }
+		return m
+	}
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(24 * time.Hour)
+		open().learn("k", record{Commit: "old"}, 0, true)
+	})
+	synctest.Test(t, func(t *testing.T) { // whose clock begins where that of the first did
+		m := open()
+		get := func(commit string, err error) found {
+			got, err := m.do(t.Context(), "k", time.Hour, mark{}, func(context.Context) (record, error) {
+				return record{Commit: commit}, err
+			})
+			require.NoError(t, err)
+			return got
+		}
+		got := get("", fmt.Errorf("GET: %w", content.ErrUnavailable))
+		require.Equal(t, "old", got.Commit, "it is not forgotten where the hub is away")
+		require.True(t, got.stale)
+		require.Equal(t, "new", get("new", nil).Commit)
+	})
+}
+
+// teller is another node that has a value of every key.
+type teller struct {
+	Shared
+	value []byte
+}
+
+func (s teller) Do(context.Context, string, time.Duration, func(context.Context) ([]byte, error)) ([]byte,
+	time.Duration, error) {
+	return s.value, 0, nil
+}
+
+func (teller) Sign([]byte) (by, signature []byte, err error) {
+	return []byte("me"), []byte("mine"), nil
+}
+func (teller) Signed(_, _, _ []byte) bool { return true }
+
+// Such are kept by the ten thousands, and of each as much as a message of the swarm's is long.
+func TestMemo_WhatAnotherNodeTellsIsTakenOnlyWhereItIsShort(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("a", 100<<10)
+	words := vouchers{{Unix: time.Now().Unix(), By: []byte("one")}, {Unix: time.Now().Unix(), By: []byte("two")}}
+	for sentence, tc := range map[string]struct {
+		told  record
+		taken bool
+	}{
+		"a commit by its name":          {record{Commit: "a1", Vouched: words}, true},
+		"with a short document":         {record{Commit: "a1", Inline: []byte(long), Vouched: words}, true},
+		"a commit with a long name":     {record{Commit: long, Vouched: words}, false},
+		"a digest as long":              {record{Commit: "a1", Digest: digest.Digest(long), Vouched: words}, false},
+		"a next page as long":           {record{Commit: "a1", Next: long, Vouched: words}, false},
+		"a place as long":               {record{Commit: "a1", URL: long, Vouched: words}, false},
+		"the word of somebody, as long": {record{Commit: "a1", Vouched: append(words, voucher{By: []byte(long)})}, false},
+	} {
+		for _, kind := range []string{"revision", gitKind, hasKind} {
+			t.Run(sentence+", of kind "+kind, func(t *testing.T) {
+				t.Parallel()
+				value, err := json.Marshal(tc.told)
+				require.NoError(t, err)
+				m := newMemo(nil, room.New(1<<20), slog.New(slog.DiscardHandler))
+				m.down, m.shared = func() bool { return false }, teller{value: value}
+				asked := 0
+				k := key(kind, "org/m", "main")
+				got, err := m.do(t.Context(), k, time.Hour, mark{}, func(context.Context) (record, error) {
+					asked++
+					return record{Commit: "b2"}, nil
+				})
+				require.NoError(t, err)
+				want, questions := "b2", 1
+				if tc.taken {
+					want, questions = "a1", 0
+				}
+				require.Equal(t, want, got.Commit)
+				require.Equal(t, questions, asked, "to the hub")
+				kept, _, known := m.own(k)
+				require.True(t, known)
+				require.LessOrEqual(t, bytesOf(kept), maxTold)
+			})
+		}
 	}
 }
 

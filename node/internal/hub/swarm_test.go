@@ -228,6 +228,34 @@ func isComparison(r *http.Request) bool {
 	return err == nil && last-first+1 == proofSize
 }
 
+// Who knows a part of a file has one draw, and not as many as it asks for.
+func TestFile_ARepositoryIsAskedForTheSamePlaceOfAFileEachTime(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	_, commit, files := model(h, "org/m")
+	a := newAgent(t, h, "", nil)
+	data := read(t, files[large].Data)
+	req := content.Request{Repository: repo{"models", "org/m"}.source(hubName), Digest: digest.FromBytes(data)}
+	require.NoError(t, a.store.Put(t.Context(), req.Digest, bytes.NewReader(data), int64(len(data))))
+	var mu sync.Mutex
+	places := map[string]int{}
+	h.SetOdd(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if isComparison(r) {
+			mu.Lock()
+			places[r.Header.Get("Range")]++
+			mu.Unlock()
+		}
+		next.ServeHTTP(w, r)
+	})
+	for range 4 {
+		require.Equal(t, data, a.ask(t, http.MethodGet, resolve("org/m", commit, large)).body)
+		a.memo.forget(heldKey(req))
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	require.Len(t, places, 1)
+}
+
 // Meanwhile a peer gets the file by another way, as out of an image.
 func TestSwarm_NoRangeOfAFileThatIsOnItsWayFromItsRepositoryIsCompared(t *testing.T) {
 	t.Parallel()

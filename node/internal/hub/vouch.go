@@ -124,7 +124,9 @@ func (m *memo) vouch(key string, r record) record {
 func (m *memo) vouched(key string, r record, maxAge time.Duration) (good []voucher) {
 	for _, v := range r.Vouched {
 		known := slices.ContainsFunc(good, func(g voucher) bool { return string(g.By) == string(v.By) })
-		late := maxAge < forever-clockSlack && time.Since(time.Unix(v.Unix, 0)) > maxAge+clockSlack
+		age := time.Since(time.Unix(v.Unix, 0))
+		// One of a time to come would be lately for as long.
+		late := maxAge < forever-clockSlack && (age > maxAge+clockSlack || age < -clockSlack)
 		if !known && !late && len(good) < maxVouched && len(v.By)+len(v.Signature) <= maxSigned &&
 			m.shared.Signed(v.By, statement(key, r, v.Unix), v.Signature) {
 			good = append(good, v)

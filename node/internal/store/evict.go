@@ -373,9 +373,10 @@ func (s *Store) victims(pool Pool, keep partialID) []victim {
 	l := s.limits
 	order, capacity := policies[l.Eviction], l.capacity(pool)
 	var blobs []candidate
+	now := time.Now()
 	for d, e := range s.blobs {
 		if !e.runtime && l.share(e.pool, pool) && s.pinned[d] == 0 {
-			blobs = append(blobs, candidate{digest: d, size: e.size, lastUsed: e.lastUsed.Load(), hits: e.hits.Load(),
+			blobs = append(blobs, candidate{digest: d, size: e.size, lastUsed: e.used(now), hits: e.hits.Load(),
 				open: e.readers.Load() > 0})
 		}
 	}
@@ -393,7 +394,7 @@ func (s *Store) victims(pool Pool, keep partialID) []victim {
 	s.mu.RUnlock()
 
 	order(blobs, capacity)
-	worth, now, theirs := make(map[digest.Digest]int, len(blobs)), time.Now(), s.heldByRuntime(blobs)
+	worth, theirs := make(map[digest.Digest]int, len(blobs)), s.heldByRuntime(blobs)
 	for _, b := range blobs {
 		worth[b.digest] = s.worth(b, theirs[b.digest], now)
 	}
@@ -525,7 +526,11 @@ func loadPartial(path string, of Source) (p partial, complete bool, err error) {
 	}
 	if n := allocated(data); n > 0 {
 		size := cut.Size()
-		p = partial{size: size, cut: cut, bytes: min(n, size), used: data.ModTime(), pool: from.Pool}
+		used := data.ModTime()
+		if now := time.Now(); used.After(now) { // the clock has been set back since
+			used = now
+		}
+		p = partial{size: size, cut: cut, bytes: min(n, size), used: used, pool: from.Pool}
 		return p, complete && data.Size() == size, nil
 	}
 	return partial{}, false, fs.ErrNotExist

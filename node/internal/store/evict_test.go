@@ -430,6 +430,54 @@ func TestStalePartialsGoFirstAndFreshOnesLast(t *testing.T) {
 	})
 }
 
+// A machine often learns the time when its agent runs already. What was used or left by then would stay for as long as
+// its clock was ahead, and whatever comes later would go in its place.
+func TestEvict_WhatWasUsedByAClockThatWasAheadGrowsOldOnceThatIsSetBack(t *testing.T) {
+	t.Parallel()
+	o := Options{Path: t.TempDir(), Limits: Limits{Capacity: 4 * chunkSize, High: 1, Low: 1}}
+	early := []sample{newSample(1, chunkSize), newSample(2, chunkSize)}
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(365 * 24 * time.Hour)
+		s := openTest(t, o)
+		for _, b := range early {
+			put(t, s, b)
+		}
+		require.NoError(t, s.Close())
+	})
+	synctest.Test(t, func(t *testing.T) { // whose clock begins where that of the first did
+		s := openTest(t, o)
+		requireHeld(t, s, early, held, held)
+		later := aged(t, s, 7)
+		synctest.Wait()
+		requireHeld(t, s, early, gone, gone)
+		requireHeld(t, s, later, gone, gone, gone, held, held, held, held)
+		require.NoError(t, s.Close())
+	})
+}
+
+func TestEvict_APartialThatWasLeftByAClockThatWasAheadGoesStaleOnceThatIsSetBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) { // by whose clock files are of times to come
+		o := Options{Path: t.TempDir(), Limits: Limits{Capacity: 10 * chunkSize, High: 0.9, Low: 0.9}}
+		s := openTest(t, o)
+		left := newSample(1, 3*chunkSize)
+		g := ingest(t, s, left)
+		write(t, g, left, 0, 1)
+		require.NoError(t, g.Close())
+		require.NoError(t, s.Close())
+		s = openTest(t, o)
+		require.Contains(t, s.partials, partialID{digest: left.digest})
+		time.Sleep(2 * time.Hour)
+		blob := newSample(2, 5*chunkSize)
+		put(t, s, blob)
+		put(t, s, newSample(3, 4*chunkSize)) // two chunks must go
+		synctest.Wait()
+		requireHas(t, s, blob)
+		require.NotContains(t, s.partials, partialID{digest: left.digest})
+		require.NoError(t, s.Close())
+	})
+}
+
 func ingestAndClose(t *testing.T, s *Store, b sample) []byte {
 	t.Helper()
 	g := ingest(t, s, b)

@@ -195,6 +195,19 @@ func (e *entry) touch(now time.Time) {
 	}
 }
 
+// used is when the blob was last used. A use that has yet to come is of before the clock was set back. It counts as one
+// of now: nothing else would go for as long.
+func (e *entry) used(now time.Time) int64 {
+	last := e.lastUsed.Load()
+	if last <= now.UnixNano() {
+		return last
+	}
+	if e.lastUsed.CompareAndSwap(last, now.UnixNano()) {
+		e.dirty.Store(true)
+	}
+	return now.UnixNano()
+}
+
 func (e *entry) record() record {
 	return record{
 		Size: e.size, MediaType: e.mediaType, Committed: e.committed.UnixNano(), Root: e.root.Bytes(),

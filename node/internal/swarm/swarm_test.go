@@ -112,6 +112,7 @@ func TestTags_WhatOneOtherNodeSaysIsTakenOnlyWhereNothingElseIsKnown(t *testing.
 		"what two say goes before what this node was told":     {says(older, 100), said{one: says(newer, 200), two: says(newer, 300)}, newer},
 		"also beside one that says something else":             {says(older, 100), said{one: says(newer, 200), two: says(newer, 300), liar: says(evil, now)}, newer},
 		"but not where they were told so before":               {says(newer, 400), said{one: says(older, 200), two: says(older, 300)}, newer},
+		"but where its clock was ahead when it noted that":     {says(older, now+1e9), said{one: says(newer, 200), two: says(newer, 300)}, newer},
 		"nor where one of them was":                            {says(newer, 250), said{one: says(older, 200), liar: says(older, now)}, newer},
 		"who knows nothing takes what two say":                 {tagAnswer{}, said{one: says(newer, 200), two: says(newer, 300), liar: says(evil, now)}, newer},
 		"and what one says, where nobody says anything else":   {tagAnswer{}, said{one: says(newer, 200)}, newer},
@@ -123,6 +124,7 @@ func TestTags_WhatOneOtherNodeSaysIsTakenOnlyWhereNothingElseIsKnown(t *testing.
 		raw := []byte("none")
 		if test.own.Found {
 			r, _ := test.own.record()
+			r.Unix = test.own.Unix
 			var err error
 			raw, err = json.Marshal(r)
 			require.NoError(t, err)

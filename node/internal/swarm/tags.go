@@ -56,7 +56,9 @@ func (t *Tags) Own(repo content.Repository, tag string) (digest.Digest, bool) {
 func (t *Tags) own(repo content.Repository, tag string) (tagRecord, bool) {
 	var r tagRecord
 	raw, ok := t.memory.Get(tagKey(repo, tag))
-	return r, ok && json.Unmarshal(raw, &r) == nil
+	ok = ok && json.Unmarshal(raw, &r) == nil
+	r.Unix = content.KeptTime(r.Unix, time.Now()).Unix()
+	return r, ok
 }
 
 // Recall returns the newest answer that this node or two connected peers remember. Where there is none, what one peer

@@ -6,6 +6,7 @@ import (
 	"context"
 	"net"
 	"sync"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -23,16 +24,38 @@ const batchSize = 66 << 10
 // call for each record of at most 16 KiB, and the network handles each by itself; for frames of 64 KiB that is a third
 // of what the transport costs (BenchmarkFrames).
 type batchedTLS struct {
-	*libp2ptls.Transport
+	id protocol.ID
 	// control sets how the connection below treats a link that is full.
 	control func(net.Conn)
+	anew    func() (*libp2ptls.Transport, error)
+
+	mu   sync.Mutex
+	last *libp2ptls.Transport
+	at   time.Time // when that was made, by the clock of then
 }
 
 func newTLS(control func(net.Conn)) tlsMaker {
 	return func(id protocol.ID, key crypto.PrivKey, muxers []upgrader.StreamMuxer) (*batchedTLS, error) {
-		t, err := libp2ptls.New(id, key, muxers)
-		return &batchedTLS{t, control}, err
+		anew := func() (*libp2ptls.Transport, error) { return libp2ptls.New(id, key, muxers) }
+		first, err := anew()
+		return &batchedTLS{id: id, control: control, anew: anew, last: first, at: time.Now().Round(0)}, err
 	}
+}
+
+// ID implements sec.SecureTransport.
+func (t *batchedTLS) ID() protocol.ID { return t.id }
+
+// transport is libp2p's. Its certificate holds from an hour before it was made. Where the clock has been set back since
+// then, as after a machine was started, another is made: peers would not take the first before its time.
+func (t *batchedTLS) transport() *libp2ptls.Transport {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if now := time.Now().Round(0); now.Before(t.at) {
+		if anew, err := t.anew(); err == nil { // else the next connection tries it again
+			t.last, t.at = anew, now
+		}
+	}
+	return t.last
 }
 
 // tlsMaker is what libp2p makes its security transport by.
@@ -42,7 +65,7 @@ type tlsMaker = func(protocol.ID, crypto.PrivKey, []upgrader.StreamMuxer) (*batc
 func (t *batchedTLS) SecureInbound(ctx context.Context, insecure net.Conn, p peer.ID) (sec.SecureConn, error) {
 	t.control(insecure)
 	out := &batch{Conn: insecure}
-	c, err := t.Transport.SecureInbound(ctx, out, p)
+	c, err := t.transport().SecureInbound(ctx, out, p)
 	return batched(c, out, err)
 }
 
@@ -50,7 +73,7 @@ func (t *batchedTLS) SecureInbound(ctx context.Context, insecure net.Conn, p pee
 func (t *batchedTLS) SecureOutbound(ctx context.Context, insecure net.Conn, p peer.ID) (sec.SecureConn, error) {
 	t.control(insecure)
 	out := &batch{Conn: insecure}
-	c, err := t.Transport.SecureOutbound(ctx, out, p)
+	c, err := t.transport().SecureOutbound(ctx, out, p)
 	return batched(c, out, err)
 }
 

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
@@ -41,15 +42,39 @@ func (c *countedConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
+// newEnd is what one end of a connection is secured by.
+func newEnd(t testing.TB, control func(net.Conn)) *batchedTLS {
+	t.Helper()
+	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
+	require.NoError(t, err)
+	end, err := newTLS(control)(libp2ptls.ID, key, nil)
+	require.NoError(t, err)
+	return end
+}
+
+// A machine often learns the time when its agent runs already, and nobody takes a certificate before its time.
+func TestTLS_WhoBeganByAClockThatWasAheadIsLetInOnceItIsSetBack(t *testing.T) {
+	t.Parallel()
+	one, other := newEnd(t, func(net.Conn) {}), newEnd(t, func(net.Conn) {})
+	synctest.Test(t, func(t *testing.T) { // many years before
+		near, far := net.Pipe()
+		defer func() { _, _ = near.Close(), far.Close() }()
+		accepted := make(chan error, 1)
+		go func() {
+			_, err := other.SecureInbound(t.Context(), far, "")
+			accepted <- err
+		}()
+		_, err := one.SecureOutbound(t.Context(), near, "")
+		require.NoError(t, err)
+		require.NoError(t, <-accepted)
+	})
+}
+
 // secured is both ends of a connection, and what is below the first.
 func secured(t testing.TB) (sec.SecureConn, sec.SecureConn, *countedConn) {
 	t.Helper()
 	end := func() *batchedTLS {
-		key, _, err := crypto.GenerateEd25519Key(rand.Reader)
-		require.NoError(t, err)
-		tr, err := newTLS(func(c net.Conn) { _ = setCongestion(c, []string{"reno"}) })(libp2ptls.ID, key, nil)
-		require.NoError(t, err)
-		return tr
+		return newEnd(t, func(c net.Conn) { _ = setCongestion(c, []string{"reno"}) })
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)

@@ -54,8 +54,8 @@ type twins struct {
 
 	mu      sync.Mutex
 	started time.Time
-	first   life // the first sign of what may be a twin
-	twin    life // the newest sign of a twin
+	first   life      // the first sign of what may be a twin
+	until   time.Time // when the newest sign of a twin is too old
 }
 
 func newTwins(s *Swarm) *twins {
@@ -127,8 +127,8 @@ func (t *twins) take(l life) {
 	s, at := t.swarm, time.Unix(l.At, 0)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(l.Process) != processSize || slices.Equal(l.Process, t.process) || !at.After(t.started) ||
-		time.Since(at) > twinWithin || time.Until(at) > twinWithin {
+	if len(l.Process) != processSize || slices.Equal(l.Process, t.process) ||
+		time.Since(at) >= min(time.Since(t.started), twinWithin) || time.Until(at) > twinWithin {
 		return // none, or of before this process started
 	}
 	if ok, err := s.opts.Identity.GetPublic().Verify(l.bytes(), l.Signature); err != nil || !ok {
@@ -141,13 +141,13 @@ func (t *twins) take(l life) {
 	if l.At == t.first.At {
 		return
 	}
-	if t.twin.At == 0 || time.Since(time.Unix(t.twin.At, 0)) > twinWithin {
+	if !time.Now().Before(t.until) {
 		s.log.Warn("another agent uses the identity of this node, as after a copy of its disk; others send to one "+
 			"what they mean for the other. Stop one of the two, remove identity.key from its store.path, and "+
 			"start it again", "peer", s.ID(), "other", l.From)
 	}
-	if l.At > t.twin.At {
-		t.twin = l
+	if until := time.Now().Add(twinWithin - time.Since(at)); until.After(t.until) {
+		t.until = until
 	}
 }
 
@@ -155,5 +155,5 @@ func (t *twins) take(l life) {
 func (t *twins) there() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.twin.At != 0 && time.Since(time.Unix(t.twin.At, 0)) <= twinWithin
+	return time.Now().Before(t.until)
 }

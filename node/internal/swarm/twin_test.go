@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-cache/shoal/node/internal/content/contenttest"
 )
 
 // under gives nodes one identity.
@@ -59,18 +61,34 @@ func TestTwin_AProcessIsNoneOfTheOneThatItFollows(t *testing.T) {
 	require.False(t, after.twins.there())
 }
 
+// sign is a sign of life of another process with an identity.
+func sign(t *testing.T, s *testSwarm, at time.Time) life {
+	t.Helper()
+	l := life{Process: make([]byte, processSize), At: at.Unix()}
+	var err error
+	l.Signature, err = s.opts.Identity.Sign(l.bytes())
+	require.NoError(t, err)
+	return l
+}
+
+// An agent often begins before its machine has learned the time.
+func TestTwin_IsSeenBesideAProcessWhoseClockWasAheadWhenItBegan(t *testing.T) {
+	t.Parallel()
+	node := newTestSwarm(t)
+	node.startedAt(contenttest.ClockSet(time.Now().Add(-time.Minute), time.Hour))
+	for _, at := range []time.Duration{-time.Second, 0} {
+		require.False(t, node.twins.there())
+		node.twins.take(sign(t, node, time.Now().Add(at)))
+	}
+	require.True(t, node.twins.there())
+}
+
 func TestTwin_NobodyElseMakesOneUp(t *testing.T) {
 	t.Parallel()
 	node, liar := newTestSwarm(t), newTestSwarm(t)
 	start := time.Now().Add(-time.Minute)
 	node.startedAt(start)
-	sign := func(s *testSwarm, at time.Time) life {
-		l := life{Process: make([]byte, processSize), At: at.Unix()}
-		var err error
-		l.Signature, err = s.opts.Identity.Sign(l.bytes())
-		require.NoError(t, err)
-		return l
-	}
+	sign := func(s *testSwarm, at time.Time) life { return sign(t, s, at) }
 	for what, l := range map[string]life{
 		"nothing":                     {},
 		"another node's signature":    sign(liar, time.Now()),

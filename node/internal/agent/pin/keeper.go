@@ -268,8 +268,13 @@ func (k *Keeper) Progress() []v1alpha1.PinProgress {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	all := make([]v1alpha1.PinProgress, 0, len(k.tasks))
+	hour := time.Now().Truncate(time.Hour)
 	for _, e := range k.tasks {
 		if !e.released {
+			// The clock was ahead then. The operator takes a use that has yet to come for one of now, again and again.
+			if used := e.progress.LastUsed; used != nil && used.After(hour) {
+				e.progress.LastUsed = new(metav1.NewTime(hour))
+			}
 			all = append(all, *e.progress.DeepCopy())
 		}
 	}

@@ -941,6 +941,19 @@ func TestUseIsKnownToTheHour(t *testing.T) {
 	require.Equal(t, at.Truncate(time.Hour), p.LastUsed.UTC())
 }
 
+// The operator takes a use that has yet to come for one of now, each time that it is told of it.
+func TestAUseByAClockThatWasAheadIsOfNoTimeToCome(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	index, _ := o.push(t, "1", own)
+	n := newNode(t, t.TempDir(), nil)
+	n.Set([]v1alpha1.PinAssignment{assignment("a", "1", o.artifact(digestOf(t, index)))})
+	n.await(t, "a", in(v1alpha1.PinReady, "1"))
+	n.Used(digestOf(t, index), time.Now().AddDate(1, 0, 0))
+	p := n.await(t, "a", func(p v1alpha1.PinProgress) bool { return p.LastUsed != nil })
+	require.False(t, p.LastUsed.After(time.Now()), p.LastUsed)
+}
+
 // gate is one that says no until it is opened.
 type gate struct {
 	open     atomic.Bool
