@@ -3,11 +3,16 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
@@ -15,6 +20,7 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/gate"
 	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/store"
+	"github.com/shoal-cache/shoal/test/registrytest"
 )
 
 // held is a cache of nothing.
@@ -121,4 +127,51 @@ func TestTestify_WhatOtherNodesAskAboutIsEvictedAsIfNobodyHadAsked(t *testing.T)
 	require.ErrorIs(t, err, content.ErrNotFound, "the oldest makes room")
 	_, err = held.Stat(next)
 	require.NoError(t, err)
+}
+
+// A client such as crane blob, or one that has the manifest from elsewhere, asks for the blob alone. Each shows a token
+// of its own.
+func TestGate_ABlobThatSomeAskForWithoutItsManifestLeavesTheRegistryOnce(t *testing.T) {
+	t.Parallel()
+	origin := registrytest.New(t)
+	const size = 12 << 20
+	layer, config := origin.AddRandom(size), origin.Add([]byte("{}"))
+	manifest := origin.PushManifest(t, "team/app", "v1", v1.MediaTypeImageManifest, fmt.Sprintf(
+		`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":%q,"digest":%q,"size":2},`+
+			`"layers":[{"mediaType":%q,"digest":%q,"size":%d}]}`, v1.MediaTypeImageManifest, v1.MediaTypeImageConfig,
+		config, v1.MediaTypeImageLayer, layer, size))
+	tokens := registrytest.NewTokens(origin.Files, func(*http.Request) registrytest.Token {
+		return registrytest.Token{}
+	})
+	origin.Handle(tokens)
+
+	first, second := tracedTwo(t, "", origin.URL, "")
+	third := traced(t, "", origin.URL, []string{fmt.Sprintf("%s/p2p/%s", first.swarm.Addrs()[0], first.swarm.ID())}, "")
+	nodes := []*node{first, second, third}
+	for _, n := range nodes {
+		require.Eventually(t, func() bool { return len(n.swarm.Peers()) == 2 }, time.Minute, 10*time.Millisecond)
+	}
+	get := func(n *node, path, token string) digest.Digest {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v2/team/app/"+path+"?ns=registry.test", nil)
+		r.Header.Set("Authorization", token)
+		w := httptest.NewRecorder()
+		n.front.ServeHTTP(w, r)
+		return digest.FromBytes(w.Body.Bytes())
+	}
+	token := func() string { return tokens.Give(registrytest.Token{Requests: registrytest.Forever}) }
+	require.Equal(t, manifest, get(first, "manifests/v1", token()))
+	before := origin.Bytes.Load()
+	var all sync.WaitGroup
+	got := make([]digest.Digest, len(nodes))
+	for i, n := range nodes {
+		who := token()
+		all.Go(func() { got[i] = get(n, "blobs/"+layer.String(), who) })
+	}
+	all.Wait()
+	sent := origin.Bytes.Load() - before
+	for _, n := range nodes {
+		require.NoError(t, n.close(t.Context()))
+	}
+	require.Equal(t, []digest.Digest{layer, layer, layer}, got)
+	require.LessOrEqual(t, float64(sent)/size, 1.05, "copies")
 }

@@ -13,7 +13,8 @@ import (
 
 // Registries are asked about repositories; see upstream.Client.
 type Registries interface {
-	Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error)
+	// Ask tells the size of what a request is for, and whether the answer names its digest.
+	Ask(ctx context.Context, req content.Request) (size int64, named bool, err error)
 	Open(ctx context.Context, req content.Request, off, n int64) (*upstream.Body, error)
 	// Authorize gives the Authorization header of who has the credential; the zero one is nobody's.
 	Authorize(ctx context.Context, repo content.Repository, cred pullsecret.Credential) (string, error)
@@ -63,8 +64,8 @@ type repository struct {
 }
 
 func (r repository) Ask(ctx context.Context) (size int64, err error) {
-	size, _, err = r.registries.Stat(ctx, r.req)
-	if r.req.Kind == content.Manifest { // whose digest the answer named
+	size, named, err := r.registries.Ask(ctx, r.req)
+	if named {
 		size = -1
 	}
 	return size, err

@@ -33,6 +33,12 @@ func TestGate_WhoIsNotAcceptedIsToldNothingOfWhatIsHeld(t *testing.T) {
 	status := func(code int, body string) func(http.ResponseWriter, *http.Request) {
 		return func(w http.ResponseWriter, _ *http.Request) { http.Error(w, body, code) }
 	}
+	named := func(answer func(http.ResponseWriter, *http.Request)) func(http.ResponseWriter, *http.Request) {
+		return func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Docker-Content-Digest", blob.String())
+			answer(w, r)
+		}
+	}
 	bytes := func(data string) func(http.ResponseWriter, *http.Request) {
 		return func(w http.ResponseWriter, r *http.Request) {
 			http.ServeContent(w, r, "", time.Time{}, strings.NewReader(data))
@@ -53,7 +59,13 @@ func TestGate_WhoIsNotAcceptedIsToldNothingOfWhatIsHeld(t *testing.T) {
 		"claims the size and fails for the bytes": {head: size(len(layer)), get: status(500, "oops")},
 		"claims the size, and not for whom it accepts": {head: size(len(layer)), get: status(404, "none"),
 			accepted: true},
-		"answers with a page": {head: bytes("please log in"), get: status(200, "please log in")},
+		"answers with a page":               {head: bytes("please log in"), get: status(200, "please log in")},
+		"names the digest and another size": {head: named(size(1)), get: named(bytes("x"))},
+		"names the digest and gives other bytes": {head: named(size(len(layer))),
+			get: named(bytes(strings.ToUpper(layer)))},
+		"names the digest and fails for the bytes": {head: named(size(len(layer))), get: status(500, "oops")},
+		"names the digest and refuses the bytes":   {head: named(size(len(layer))), get: status(403, "no")},
+		"names the digest of what it has not":      {head: named(size(len(layer))), get: status(404, "none")},
 	} {
 		for _, method := range []string{http.MethodHead, http.MethodGet} {
 			t.Run("a registry that "+name+": "+method, func(t *testing.T) {

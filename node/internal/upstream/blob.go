@@ -183,9 +183,21 @@ func parseContentRange(v string) (first, last, total int64, err error) {
 // Stat asks the registry, with the caller's credentials, whether it has a blob or manifest, and of what size in bytes
 // and media type. Success proves that these credentials may read the repository.
 func (c *Client) Stat(ctx context.Context, req content.Request) (size int64, mediaType string, err error) {
+	size, mediaType, _, err = c.stat(ctx, req)
+	return size, mediaType, err
+}
+
+// Ask is Stat for who has to know what the answer is about. named: it names the digest, which no page of a proxy does.
+// That is the registry's word for what it has, and no proof of it.
+func (c *Client) Ask(ctx context.Context, req content.Request) (size int64, named bool, err error) {
+	size, _, named, err = c.stat(ctx, req)
+	return size, named, err
+}
+
+func (c *Client) stat(ctx context.Context, req content.Request) (size int64, mediaType string, named bool, err error) {
 	if req.Kind == content.Manifest {
 		desc, err := c.Resolve(ctx, req.Repository, req.Digest.String(), nil, req.Authorization)
-		return desc.Size, desc.MediaType, err
+		return desc.Size, desc.MediaType, true, err
 	}
 	if req.File != "" { // where it leads to may be signed for GET alone
 		return c.statByRange(ctx, req)
@@ -195,10 +207,10 @@ func (c *Client) Stat(ctx context.Context, req content.Request) (size int64, med
 		_ = resp.Body.Close()
 		known := resp.ContentLength > 0 || resp.ContentLength == 0 && mayBeEmpty(req.Digest)
 		if known && (!isPage(resp) || resp.ContentLength == req.Size) {
-			return resp.ContentLength, resp.Header.Get("Content-Type"), nil
+			return resp.ContentLength, resp.Header.Get("Content-Type"), names(resp, req), nil
 		}
 	} else if !noHead(err) {
-		return 0, "", err
+		return 0, "", false, err
 	}
 	return c.statByRange(ctx, req)
 }
@@ -207,18 +219,23 @@ func (c *Client) Stat(ctx context.Context, req content.Request) (size int64, med
 // the blob's.
 func isPage(resp *http.Response) bool { return mediaType(resp) == "text/html" }
 
-// statByRange learns the size from the answer to a GET of one byte.
-func (c *Client) statByRange(ctx context.Context, req content.Request) (int64, string, error) {
+// names reports whether a registry's answer names the digest of the blob that it was asked for.
+func names(resp *http.Response, req content.Request) bool {
+	return req.File == "" && resp.Header.Get("Docker-Content-Digest") == req.Digest.String()
+}
+
+// statByRange learns the same from the answer to a GET of one byte.
+func (c *Client) statByRange(ctx context.Context, req content.Request) (int64, string, bool, error) {
 	call := blobCall(http.MethodGet, req)
 	call.byteRange = "bytes=0-0"
 	resp, err := c.send(ctx, call)
 	if err != nil {
-		return 0, "", err
+		return 0, "", false, err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	body, err := newBody(resp, req, 0, 0)
 	if err != nil {
-		return 0, "", fmt.Errorf("%s: %w: %w", describe(resp.Request), content.ErrBadAnswer, err)
+		return 0, "", false, fmt.Errorf("%s: %w: %w", describe(resp.Request), content.ErrBadAnswer, err)
 	}
-	return body.Size, body.MediaType, nil
+	return body.Size, body.MediaType, names(resp, req), nil
 }

@@ -160,6 +160,46 @@ shoal_upstream_bytes_total{registry="images.test"} %s
 	require.Contains(t, string(list), `"v1"`)
 }
 
+// A proxy that answers everything with a page, also with one of the right length, says of what it is by no digest.
+func TestAsk_TellsWhetherTheAnswerIsAboutTheBlob(t *testing.T) {
+	t.Parallel()
+	data := randomBytes(1000)
+	d := digest.FromBytes(data)
+	for sentence, tc := range map[string]struct {
+		names  string
+		noHead bool
+		file   string
+		want   bool
+	}{
+		"an answer that names the digest":              {names: d.String(), want: true},
+		"to a GET, where HEAD is not known":            {names: d.String(), noHead: true, want: true},
+		"one that names nothing":                       {},
+		"one that names nothing to a GET":              {noHead: true},
+		"one that names something else":                {names: digest.FromString("page").String()},
+		"one of a host of files, which may be anybody": {names: d.String(), file: "/file"},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			t.Parallel()
+			url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				if tc.noHead && r.Method == http.MethodHead {
+					w.WriteHeader(http.StatusMethodNotAllowed)
+					return
+				}
+				w.Header().Set("Content-Type", "application/octet-stream")
+				if tc.names != "" {
+					w.Header().Set("Docker-Content-Digest", tc.names)
+				}
+				http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+			})
+			c := newClient(t, upstream.Options{}, url)
+			size, named, err := c.Ask(t.Context(), content.Request{Repository: repo, Digest: d, File: tc.file})
+			require.NoError(t, err)
+			require.EqualValues(t, len(data), size)
+			require.Equal(t, tc.want, named)
+		})
+	}
+}
+
 func TestOpenReadsRanges(t *testing.T) {
 	t.Parallel()
 	data := randomBytes(100_000)
