@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestSpegelIsSkippedOverAContainerdThatTellsItOfNoLayer(t *testing.T) {
+func TestSpegelIsSkippedOverAContainerdThatTellsItOfNoLayer(t *testing.T) { //nolint:paralleltest // it sets PATH
 	for version, skipped := range map[string]bool{
 		"containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u3": true,
 		"containerd github.com/containerd/containerd/v2 v2.0.5 fb4c30d4":              true,
