@@ -53,9 +53,9 @@ type Memory interface {
 	Put(key string, value []byte) error
 }
 
-// KeptTime is the time that is in a Memory as seconds of Unix time. It is told by its age, so that a clock that is set
-// back later makes nothing younger. Of a time that has yet to come nobody knows how long ago it was noted, by a clock
-// that was ahead: it counts as the first second of all.
+// KeptTime is the time that a Memory holds as seconds of Unix time. It carries a reading of the monotonic clock, so
+// that a clock that is set back later makes nothing younger. A time in the future was noted by a clock that was ahead,
+// and nobody knows how long ago. It counts as the first second of 1970.
 func KeptTime(unix int64, now time.Time) time.Time {
 	if unix > now.Unix() {
 		unix = 1 // 0 may stand for none

@@ -68,6 +68,14 @@ func (f *fetch) mismatch(err error) {
 	f.fail(err)
 }
 
+// wrongSize does what mismatch does where it is the size that is wrong.
+func (f *fetch) wrongSize(err error) {
+	f.mu.Lock()
+	f.sizeWrong = true
+	f.mu.Unlock()
+	f.mismatch(err)
+}
+
 // again drops what does not match and starts to read the blob from upstream alone, so that the next caller gets the
 // right bytes and those who misled this node can be told from those who were misled. nil: upstream cannot be asked, or
 // all was its own word already.

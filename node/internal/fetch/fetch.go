@@ -446,12 +446,14 @@ func (fr *Fetcher) memoryFor(cut content.Cut) (leave func(), ok bool) {
 	return fr.chunks.Try(costOf(cut))
 }
 
-// rumouredMemory does the same for a blob whose size only peers name. No such blob takes more than there is for all.
+// rumouredMemory does the same for a blob whose size only peers name. It refuses a blob that needs more than there is
+// for all such blobs together.
 func (fr *Fetcher) rumouredMemory(cut content.Cut) (leave func(), ok bool) {
 	n := costOf(cut)
 	return func() { fr.rumoured.Release(n) }, fr.rumoured.TryAcquire(n)
 }
 
+// costOf is how many bytes of memory are counted for what is known of a blob's chunks.
 func costOf(cut content.Cut) int64 {
 	if n := int64(cut.Len()); n > freeChunks {
 		return n * chunkCost
@@ -459,7 +461,7 @@ func costOf(cut content.Cut) int64 {
 	return 0
 }
 
-// A word is whose word a size is.
+// word tells whose word a size is.
 type word int
 
 const (
@@ -476,18 +478,19 @@ func (f *fetch) makeRoom(size int64, by word) {
 	defer f.making.Unlock()
 	f.mu.Lock()
 	done := f.cut.Size() >= 0 || f.err != nil
+	rumour := by == ofPeers && size != f.req.Size // which the caller's manifest or hub does not name either
 	f.mu.Unlock()
 	if done {
 		return
 	}
 	cut, memory := f.grain.Cut(size), f.fr.memoryFor
-	rumour := by == ofPeers && size != f.requestedSize()
 	if rumour {
 		memory = f.fr.rumouredMemory
 	}
 	leave, ok := memory(cut)
 	if !ok && rumour {
-		f.disbelieve(size)
+		f.wrongSize(fmt.Errorf("%s of %d bytes is too much to be believed of peers alone: %w", f.digest, size,
+			content.ErrDigestMismatch))
 		return
 	}
 	if !ok {
@@ -525,23 +528,6 @@ func (f *fetch) makeRoom(size int64, by word) {
 		}
 		f.changed.ring()
 	})
-}
-
-// requestedSize is the size by what the newest caller's manifest or hub says; 0 where neither does.
-func (f *fetch) requestedSize() int64 {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.req.Size
-}
-
-// disbelieve ends a fetch for whose size, which peers alone name, there is no memory. It is as if the size was wrong:
-// upstream is asked next.
-func (f *fetch) disbelieve(size int64) {
-	f.mu.Lock()
-	f.sizeWrong = true
-	f.mu.Unlock()
-	f.mismatch(fmt.Errorf("%s of %d bytes is too much to be believed of peers alone: %w", f.digest, size,
-		content.ErrDigestMismatch))
 }
 
 // demand adds chunks first to last to what is needed.

@@ -378,10 +378,7 @@ func (f *fetch) sized(body *upstream.Body) error {
 	}
 	err = fmt.Errorf("%s is of %d bytes upstream, want %d: %w", f.digest, body.Size, size, content.ErrDigestMismatch)
 	if _, proved := f.fr.sizes.Get(f.digest); told || !proved {
-		f.mu.Lock()
-		f.sizeWrong = true
-		f.mu.Unlock()
-		f.mismatch(err)
+		f.wrongSize(err)
 	}
 	return err
 }

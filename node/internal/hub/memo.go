@@ -255,17 +255,24 @@ func (m *memo) ask(ctx context.Context, key string, maxAge time.Duration,
 	return rec, nil
 }
 
-// errand asks the hub for the record of key, or has another node ask it. own: this node has asked, as it does where the
-// other's record cannot be one. For a second word nodes meet at another key.
+// errand asks the hub for the record of key, or has another node ask it. own: this node has asked, as it does where
+// what the other tells cannot be a record. For a second word nodes meet at another key.
 func (m *memo) errand(ctx context.Context, key, meet string, maxAge time.Duration,
 	ask func(context.Context) (record, error)) (rec record, age time.Duration, own bool, err error) {
-	raw, age, err := m.shared.Do(ctx, meet, maxAge, func(ctx context.Context) ([]byte, error) {
+	asked := func(ctx context.Context) (record, error) {
 		own = true
 		rec, err := ask(ctx)
 		if err != nil {
+			return record{}, err
+		}
+		return m.vouch(key, rec), nil
+	}
+	raw, age, err := m.shared.Do(ctx, meet, maxAge, func(ctx context.Context) ([]byte, error) {
+		rec, err := asked(ctx)
+		if err != nil {
 			return nil, err
 		}
-		return json.Marshal(m.vouch(key, rec))
+		return json.Marshal(rec)
 	})
 	if err != nil {
 		return record{}, 0, own, err
@@ -277,11 +284,10 @@ func (m *memo) errand(ctx context.Context, key, meet string, maxAge time.Duratio
 	if r, ok := toldRecord(raw, age); ok {
 		return r.record, age, false, nil
 	}
-	m.log.Info("another node tells what can be no record of the hub's; it is asked", "key", strings.Split(key, "\x00"))
-	if rec, err = ask(ctx); err != nil {
-		return record{}, 0, true, err
-	}
-	return m.vouch(key, rec), 0, true, nil
+	m.log.Info("what another node tells cannot be a record of the hub's: the hub itself is asked", "key",
+		strings.Split(key, "\x00"))
+	rec, err = asked(ctx)
+	return rec, 0, own, err
 }
 
 // again is ask once one other node has told a record, and nobody else. It has a second one ask.

@@ -125,7 +125,7 @@ func (m *memo) vouched(key string, r record, maxAge time.Duration) (good []vouch
 	for _, v := range r.Vouched {
 		known := slices.ContainsFunc(good, func(g voucher) bool { return string(g.By) == string(v.By) })
 		age := time.Since(time.Unix(v.Unix, 0))
-		// One of a time to come would be lately for as long.
+		// A word from the future would count as recent until its time comes, and for maxAge after it.
 		late := maxAge < forever-clockSlack && (age > maxAge+clockSlack || age < -clockSlack)
 		if !known && !late && len(good) < maxVouched && len(v.By)+len(v.Signature) <= maxSigned &&
 			m.shared.Signed(v.By, statement(key, r, v.Unix), v.Signature) {

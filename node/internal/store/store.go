@@ -195,8 +195,8 @@ func (e *entry) touch(now time.Time) {
 	}
 }
 
-// used is when the blob was last used. A use that has yet to come is of before the clock was set back. It counts as one
-// of now: nothing else would go for as long.
+// used is when the blob was last used, in Unix nanoseconds. A use in the future was noted before the clock was set
+// back. It counts as one of now, or all other blobs would go before this one until that time.
 func (e *entry) used(now time.Time) int64 {
 	last := e.lastUsed.Load()
 	if last <= now.UnixNano() {

@@ -278,6 +278,17 @@ func (n *node) requireAbsent(t *testing.T, ds ...digest.Digest) {
 	}
 }
 
+// withPin returns a node on which the image of an origin is pinned by "a", and the image's digest.
+func withPin(t *testing.T) (o origin, n *node, image digest.Digest) {
+	t.Helper()
+	o = newOrigin(t)
+	index, _ := o.push(t, "1", own)
+	n, image = newNode(t, t.TempDir(), nil), digestOf(t, index)
+	n.Set([]v1alpha1.PinAssignment{assignment("a", "1", o.artifact(image))})
+	n.await(t, "a", in(v1alpha1.PinReady, "1"))
+	return o, n, image
+}
+
 func assignment(uid, revision string, artifacts ...v1alpha1.AssignedArtifact) v1alpha1.PinAssignment {
 	return v1alpha1.PinAssignment{
 		UID: uid, Namespace: "team", Name: uid, Revision: revision, Action: v1alpha1.ActionKeep, Artifacts: artifacts,
@@ -706,30 +717,22 @@ func TestARestartHoldsPinsWithoutAnybody(t *testing.T) {
 
 func TestReleaseUnpinsAndKeepsTheBlobs(t *testing.T) {
 	t.Parallel()
-	o := newOrigin(t)
-	index, _ := o.push(t, "1", own)
-	n := newNode(t, t.TempDir(), nil)
-	n.Set([]v1alpha1.PinAssignment{assignment("a", "1", o.artifact(digestOf(t, index)))})
-	n.await(t, "a", in(v1alpha1.PinReady, "1"))
+	_, n, image := withPin(t)
 	n.Set(nil)
 	n.eventuallyPins(t, "a", nil)
-	n.requireHeld(t, digestOf(t, index))
+	n.requireHeld(t, image)
 	require.Empty(t, n.Progress())
 }
 
 func TestAnEntryThatListsNothingUnpinsAndKeepsTheBlobs(t *testing.T) {
 	t.Parallel()
-	o := newOrigin(t)
-	index, _ := o.push(t, "1", own)
-	n := newNode(t, t.TempDir(), nil)
-	n.Set([]v1alpha1.PinAssignment{assignment("a", "1", o.artifact(digestOf(t, index)))})
-	n.await(t, "a", in(v1alpha1.PinReady, "1"))
+	o, n, image := withPin(t)
 	nothing := assignment("a", "2")
 	require.True(t, nothing.LetsGo())
 	n.Set([]v1alpha1.PinAssignment{nothing})
 	n.await(t, "a", in(v1alpha1.PinReady, "2"))
 	n.eventuallyPins(t, "a", nil)
-	n.requireHeld(t, digestOf(t, index))
+	n.requireHeld(t, image)
 
 	o.down()
 	another, _ := o.push(t, "2", own)
@@ -944,12 +947,8 @@ func TestUseIsKnownToTheHour(t *testing.T) {
 // The operator takes a use that has yet to come for one of now, each time that it is told of it.
 func TestAUseByAClockThatWasAheadIsOfNoTimeToCome(t *testing.T) {
 	t.Parallel()
-	o := newOrigin(t)
-	index, _ := o.push(t, "1", own)
-	n := newNode(t, t.TempDir(), nil)
-	n.Set([]v1alpha1.PinAssignment{assignment("a", "1", o.artifact(digestOf(t, index)))})
-	n.await(t, "a", in(v1alpha1.PinReady, "1"))
-	n.Used(digestOf(t, index), time.Now().AddDate(1, 0, 0))
+	_, n, image := withPin(t)
+	n.Used(image, time.Now().AddDate(1, 0, 0))
 	p := n.await(t, "a", func(p v1alpha1.PinProgress) bool { return p.LastUsed != nil })
 	require.False(t, p.LastUsed.After(time.Now()), p.LastUsed)
 }

@@ -5,9 +5,9 @@ import (
 	"unsafe"
 )
 
-// ClockSet is t, which time.Now gave, as it would have given it by a clock that is ahead of that one by some seconds,
-// or behind where there are fewer than none. How long ago it was by the monotonic clock stays as it is. No clock of a
-// test can be set.
+// ClockSet returns the time t, which time.Now gave, as a clock would have given it that is so many seconds ahead, or
+// behind where the number is negative. The monotonic reading stays the same. Tests need it since they cannot set the
+// machine's clock.
 func ClockSet(t time.Time, ahead time.Duration) time.Time {
 	set := t
 	wall := (*uint64)(unsafe.Pointer(&set)) //nolint:gosec // the first field, whose bits from 30 on are seconds
