@@ -2,7 +2,6 @@ package upstream
 
 import (
 	"errors"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,8 +15,9 @@ import (
 // another connection meets another.
 const (
 	hurry = 5 * time.Second
-	// muchFaster is how many times as fast another answer is that shows that it is not the registry or its link.
-	muchFaster = 8
+	// muchFaster is how many times as fast other answers are that show that it is not the registry or its link. The flows
+	// of a full link differ by up to ten times.
+	muchFaster = 16
 	// longestAlike is for how long, at the most, it is not tried again whether another connection is faster. At first
 	// it is for as long as hurry, and twice as long after each try while none is.
 	longestAlike = 10 * time.Minute
@@ -63,16 +63,24 @@ func (p *pace) note(a arrival) {
 	}
 }
 
-// another is by how many connections one is to be asked for anew that drips since a time: another comes much faster, or
-// has ended so of late, or it is worth a try, since all that the registry gives to this node is as little. How fast one
-// came that has not ended shows nothing after a while: it may drip as well.
+// another is by how many connections one is to be asked for anew that drips since a time: half of what came of late was
+// much faster, or it is worth a try, since all that the registry gives to this node is as little. One that was faster
+// shows nothing alone: of a full link some flow always gets many times what another does. How fast one came that has not
+// ended shows nothing after a while: it may drip as well.
 func (p *pace) another(since, now time.Time, rate float64, all int64) (tries int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if slices.ContainsFunc(p.came[:], func(a arrival) bool {
-		return a.rate >= muchFaster*rate &&
-			(a.at.After(now.Add(-hurry/2)) || a.whole && a.at.After(now.Add(-comparedFor)))
-	}) {
+	faster, slower := 0, 0
+	for _, a := range p.came {
+		switch {
+		case !a.at.After(now.Add(-hurry/2)) && !(a.whole && a.at.After(now.Add(-comparedFor))):
+		case a.rate >= muchFaster*rate:
+			faster++
+		default:
+			slower++
+		}
+	}
+	if faster >= max(slower, 1) {
 		return maxTries
 	}
 	if now.Before(p.alike) || perSecond(all, now.Sub(since)) >= perSecond(enoughProgress, hurry) {
@@ -125,10 +133,12 @@ func (s *speed) read(now time.Time, n int, wait time.Duration, due int64) {
 		s.of.note(arrival{now, perSecond(s.bytes, now.Sub(s.since)), false})
 	case s.waited < hurry:
 		return
-	case due >= 0 && float64(due) < rate*hurry.Seconds(): // it ends soon
-	case !now.Before(s.patient):
-		s.dripped = rate
-		s.tries = s.of.another(s.since, now, rate, s.given()-s.before)
+	default:
+		s.of.note(arrival{now, rate, false})
+		if ending := due >= 0 && float64(due) < rate*hurry.Seconds(); !ending && !now.Before(s.patient) {
+			s.dripped = rate
+			s.tries = s.of.another(s.since, now, rate, s.given()-s.before)
+		}
 	}
 	s.begin(now)
 }

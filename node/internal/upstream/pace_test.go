@@ -345,6 +345,28 @@ func TestPace_ARegistryThatIsSlowAndHonestIsAskedNoMore(t *testing.T) {
 	}
 }
 
+// Of a full link some flow always gets many times what another does.
+func TestPace_OneFlowThatGetsMostOfALinkDoesNotMakeTheOthersDrip(t *testing.T) {
+	t.Parallel()
+	const n = 6
+	synctest.Test(t, func(t *testing.T) {
+		s := &slowly{data: randomBytes(1_200_000), pace: func(i int64) *valve {
+			if i == 1 {
+				return at(500_000)
+			}
+			return at(45_000)
+		}}
+		c := hosts{"a.test": s.ServeHTTP}.client(t, "http://a.test")
+		var readers sync.WaitGroup
+		for range n {
+			b := s.open(t, c)
+			readers.Go(func() { _, _ = io.Copy(io.Discard, b); _ = b.Close() })
+		}
+		readers.Wait()
+		require.EqualValues(t, n, s.asked.Load())
+	})
+}
+
 // Of a path one of whose flows is bad each connection may be the next that is, and the others show that it need not.
 func TestPace_WhatDripsBesideFastOnesIsAskedForUntilItIsFast(t *testing.T) {
 	t.Parallel()
