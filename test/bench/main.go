@@ -86,6 +86,7 @@ func runOrigin(ctx context.Context, args []string) error {
 	flags.StringVar(&o.Control, "control", "", "address of its counters")
 	flags.StringVar(&o.CertFile, "cert", "", "certificate, for HTTPS")
 	flags.StringVar(&o.KeyFile, "key", "", "its key")
+	flags.StringVar((*string)(&o.Manner), "manner", "", "what is odd about the registry")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}

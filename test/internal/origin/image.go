@@ -1,5 +1,5 @@
 // Package origin is the registry that a benchmark pulls from: images of random bytes made beforehand, and a server that
-// hands them out from the page cache and counts every byte and request.
+// hands them out from the page cache and counts every byte and request. It may have the manner of an odd registry.
 package origin
 
 import (

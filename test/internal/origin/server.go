@@ -163,12 +163,18 @@ type Options struct {
 	Listen, Control string
 	// CertFile and KeyFile make the registry speak HTTPS where both are set.
 	CertFile, KeyFile string
+	// Manner is what is odd about the registry.
+	Manner Manner
 }
 
 // Run serves until ctx ends.
 func Run(ctx context.Context, o Options) error {
 	server := NewServer(o.Dir)
-	registry := &http.Server{Addr: o.Listen, Handler: server, ReadHeaderTimeout: time.Minute}
+	handler, err := With(o.Manner, server)
+	if err != nil {
+		return err
+	}
+	registry := &http.Server{Addr: o.Listen, Handler: handler, ReadHeaderTimeout: time.Minute}
 	control := &http.Server{Addr: o.Control, ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(
 		func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(server.Stats()) },
 	)}

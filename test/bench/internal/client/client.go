@@ -70,6 +70,9 @@ type Spec struct {
 	Curl bool `json:",omitempty"`
 	// Keep is a directory to which blobs are written, where set.
 	Keep string `json:",omitempty"`
+	// Again is how often a blob is read from its start once more that broke off and was wrong at its end, as what runs
+	// the runtime begins a pull anew. One that is wrong and did not break off is a failure all the same.
+	Again int `json:",omitempty"`
 }
 
 // Range is a part of a layer, in bytes.
@@ -95,8 +98,8 @@ type Result struct {
 	// Latencies are those of the range reads, in order of their end.
 	Latencies []time.Duration `json:",omitempty"`
 	// Fallbacks are the requests that a mirror refused and the next endpoint was asked, Resumed the bodies that broke
-	// off.
-	Fallbacks, Resumed int64
+	// off, and Again the blobs that were read once more from their start.
+	Fallbacks, Resumed, Again int64
 }
 
 // Blob is how long a blob's first byte took.
@@ -130,7 +133,7 @@ func Run(ctx context.Context, spec Spec) (Result, error) {
 	r := Result{
 		Started: p.started, Done: time.Now(), FirstByte: time.Duration(p.first.Load()), Bytes: p.bytes.Load(),
 		Fallbacks: p.fallbacks.Load(), Resumed: p.resumed.Load(), Latencies: p.latencies,
-		Blobs: p.blobs,
+		Blobs: p.blobs, Again: p.again.Load(),
 	}
 	r.Curve = append(stop(), Point{At: r.Done.Sub(r.Started), Bytes: r.Bytes})
 	if err != nil {
@@ -144,7 +147,7 @@ type pull struct {
 	http    *http.Client
 	started time.Time
 
-	bytes, first, fallbacks, resumed atomic.Int64
+	bytes, first, fallbacks, resumed, again atomic.Int64
 
 	mu        sync.Mutex
 	latencies []time.Duration
@@ -171,7 +174,7 @@ func (p *pull) run(ctx context.Context) error {
 	group.SetLimit(parallelLayers)
 	for _, blob := range append([]v1.Descriptor{manifest.Config}, manifest.Layers...) {
 		if !slices.Contains(p.spec.Skip, blob.Digest) {
-			group.Go(func() error { return p.blob(ctx, blob) })
+			group.Go(func() error { return p.wholeBlob(ctx, blob) })
 		}
 	}
 	return group.Wait()
@@ -210,6 +213,20 @@ func (p *pull) manifest(ctx context.Context) (v1.Manifest, error) {
 	return m, nil
 }
 
+// errAnew ends the reading of a blob that broke off and is wrong.
+var errAnew = errors.New("the body broke off before")
+
+// wholeBlob reads one blob whole, once more where that was in vain.
+func (p *pull) wholeBlob(ctx context.Context, blob v1.Descriptor) error {
+	for again := 0; ; again++ {
+		err := p.blob(ctx, blob)
+		if again >= p.spec.Again || !errors.Is(err, errAnew) || ctx.Err() != nil {
+			return err
+		}
+		p.again.Add(1)
+	}
+}
+
 // blob reads one blob whole, and asks again for the rest of a body that breaks off.
 func (p *pull) blob(ctx context.Context, blob v1.Descriptor) error {
 	sink := io.Discard
@@ -227,7 +244,7 @@ func (p *pull) blob(ctx context.Context, blob v1.Descriptor) error {
 	}
 	sink = &firstByte{Writer: sink, pull: p, size: blob.Size, asked: time.Now()}
 	buf := make([]byte, 256<<10)
-	done := int64(0)
+	done, broke := int64(0), false
 	for failures := 0; done < blob.Size; {
 		n, err := p.copyFrom(ctx, blob.Digest, done, sink, buf)
 		done += n
@@ -244,9 +261,14 @@ func (p *pull) blob(ctx context.Context, blob v1.Descriptor) error {
 			return fmt.Errorf("blob %s after %d of %d bytes: %w", blob.Digest, done, blob.Size, err)
 		}
 		p.resumed.Add(1)
+		broke = true
 	}
 	if done != blob.Size || !p.spec.Unverified && !verifier.Verified() {
-		return fmt.Errorf("blob %s: %d bytes of another digest; %d were promised", blob.Digest, done, blob.Size)
+		err := fmt.Errorf("blob %s: %d bytes of another digest; %d were promised", blob.Digest, done, blob.Size)
+		if broke {
+			err = fmt.Errorf("%w: %w", err, errAnew)
+		}
+		return err
 	}
 	return nil
 }

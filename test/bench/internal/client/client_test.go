@@ -175,3 +175,44 @@ func TestAPullThatIsCancelledBeforeItsStartIsNoResult(t *testing.T) {
 	_, err := client.Run(ctx, client.Spec{Start: time.Now().Add(time.Hour)})
 	require.ErrorIs(t, err, context.Canceled)
 }
+
+// misleading serves an image, but the first answer with its large layer has a wrong byte. broken: and it breaks off.
+func misleading(t *testing.T, broken bool) string {
+	t.Helper()
+	_, image, server, _ := registry(t)
+	var answers atomic.Int64
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasSuffix(r.URL.Path, image.Manifest.Layers[0].Digest.String()) || answers.Add(1) > 1 {
+			server.ServeHTTP(w, r)
+			return
+		}
+		right := httptest.NewRecorder()
+		server.ServeHTTP(right, r)
+		content := right.Body.Bytes()
+		content[0] ^= 0xff
+		if broken {
+			w.Header().Set("Content-Length", right.Header().Get("Content-Length"))
+			content = content[:len(content)/2]
+		}
+		_, _ = w.Write(content) // a body that is shorter than was said breaks off
+	}))
+	t.Cleanup(web.Close)
+	return web.URL
+}
+
+func TestAWrongBlobThatBrokeOffIsReadAnewWhereThatIsAskedFor(t *testing.T) {
+	t.Parallel()
+	r := pull(t, client.Spec{Endpoints: []string{misleading(t, true)}, Again: 1})
+	require.Empty(t, r.Err)
+	require.EqualValues(t, 1, r.Again)
+	r = pull(t, client.Spec{Endpoints: []string{misleading(t, true)}})
+	require.Contains(t, r.Err, "of another digest")
+	require.Zero(t, r.Again)
+}
+
+func TestAWrongBlobThatEndedCleanlyIsAFailure(t *testing.T) {
+	t.Parallel()
+	r := pull(t, client.Spec{Endpoints: []string{misleading(t, false)}, Again: 1})
+	require.Contains(t, r.Err, "of another digest")
+	require.Zero(t, r.Again)
+}

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/shoal-cache/shoal/test/bench/internal/containerd"
 	"github.com/shoal-cache/shoal/test/internal/netns"
 	"github.com/shoal-cache/shoal/test/internal/proc"
@@ -82,6 +84,8 @@ type Running struct {
 	StoreOnly bool
 	// Keep is a directory to which clients write the blobs that they read, where set.
 	Keep string
+	// Coordinator is the number of the host whose agent coordinates a blob while all agents are there, where set.
+	Coordinator func(context.Context, digest.Digest) (int, error)
 }
 
 // Stop ends the contender's processes.
@@ -91,7 +95,7 @@ func (r *Running) Stop() {
 	}
 }
 
-// Usage adds up what the contender's processes have used: CPU of all, the peak memory of the largest.
+// Usage adds up what the contender's processes have used: CPU of all, the peak memory of the largest that still runs.
 func (r *Running) Usage() (proc.Usage, error) {
 	var total proc.Usage
 	for _, p := range r.Processes {
@@ -100,7 +104,9 @@ func (r *Running) Usage() (proc.Usage, error) {
 			return proc.Usage{}, err
 		}
 		total.CPU += u.CPU
-		total.PeakRSS = max(total.PeakRSS, u.PeakRSS)
+		if p.Exited() == nil { // or the kernel's figure has in it what this program took before it became that one
+			total.PeakRSS = max(total.PeakRSS, u.PeakRSS)
+		}
 	}
 	return total, nil
 }

@@ -7,8 +7,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	kb "github.com/libp2p/go-libp2p-kbucket"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multihash"
+	"github.com/opencontainers/go-digest"
 	"sigs.k8s.io/yaml"
 
 	"github.com/shoal-cache/shoal/test/internal/netns"
@@ -54,18 +59,18 @@ func (s Shoal) Start(ctx context.Context, site Site) (*Running, error) {
 	running := &Running{Verifies: true, Admin: "http://" + shoalAdmin, StoreOnly: s.StoreOnly}
 	var bootstrap []string
 	for i, host := range site.Hosts {
-		config := filepath.Join(site.Dir, host.Name+".yaml")
+		config := configOf(site, host)
 		if err := s.writeConfig(config, site, host, bootstrap); err != nil {
 			running.Stop()
 			return nil, err
 		}
 		if i < shoalBootstrap {
-			address, err := s.address(ctx, host, config)
+			id, err := s.id(ctx, config)
 			if err != nil {
 				running.Stop()
 				return nil, err
 			}
-			bootstrap = append(bootstrap, address)
+			bootstrap = append(bootstrap, fmt.Sprintf("/ip4/%s/tcp/%d/p2p/%s", host.Addr, shoalSwarm, id))
 		}
 		cmd := host.Command(ctx, s.Binary, "--config", config)
 		process, err := proc.Start(cmd, filepath.Join(site.Dir, host.Name+".log"))
@@ -85,11 +90,37 @@ func (s Shoal) Start(ctx context.Context, site Site) (*Running, error) {
 			return nil, err
 		}
 	}
+	running.Coordinator = func(ctx context.Context, d digest.Digest) (int, error) { return s.coordinator(ctx, site, d) }
 	return running, nil
 }
 
-// address is where the agent with the given configuration will be dialled.
-func (s Shoal) address(ctx context.Context, host *netns.Host, config string) (string, error) {
+// configOf is the configuration file of a host's agent.
+func configOf(site Site, host *netns.Host) string { return filepath.Join(site.Dir, host.Name+".yaml") }
+
+// coordinator is the host whose agent is nearest to a blob by the DHT's metric.
+func (s Shoal) coordinator(ctx context.Context, site Site, d digest.Digest) (int, error) {
+	key, err := multihash.FromHexString("1220" + d.Encoded())
+	if err != nil {
+		return 0, fmt.Errorf("coordinator of %s: %w", d, err)
+	}
+	var agents []peer.ID
+	for _, host := range site.Hosts {
+		id, err := s.id(ctx, configOf(site, host))
+		if err != nil {
+			return 0, err
+		}
+		agent, err := peer.Decode(id)
+		if err != nil {
+			return 0, fmt.Errorf("agent of %s: %w", host.Name, err)
+		}
+		agents = append(agents, agent)
+	}
+	nearest := kb.SortClosestPeers(slices.Clone(agents), kb.ConvertKey(string(key)))[0]
+	return slices.Index(agents, nearest), nil
+}
+
+// id is the peer ID of the agent with the given configuration.
+func (s Shoal) id(ctx context.Context, config string) (string, error) {
 	cmd := exec.CommandContext(ctx, s.Binary, "id", "--config", config)
 	var problem bytes.Buffer
 	cmd.Stderr = &problem
@@ -97,7 +128,7 @@ func (s Shoal) address(ctx context.Context, host *netns.Host, config string) (st
 	if err != nil {
 		return "", fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, bytes.TrimSpace(problem.Bytes()))
 	}
-	return fmt.Sprintf("/ip4/%s/tcp/%d/p2p/%s", host.Addr, shoalSwarm, bytes.TrimSpace(id)), nil
+	return string(bytes.TrimSpace(id)), nil
 }
 
 func (s Shoal) writeConfig(path string, site Site, host *netns.Host, bootstrap []string) error {

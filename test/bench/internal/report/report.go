@@ -52,8 +52,12 @@ type Run struct {
 	Pulls, Failed int
 	// Failures are the distinct errors of failed pulls.
 	Failures []string `json:",omitempty"`
-	// Fallbacks are requests that a client took to the registry since its mirror refused; Resumed are broken bodies.
+	// Fallbacks are requests that a client took to the registry since its mirror refused; Resumed are broken bodies;
+	// Again are blobs that broke off, were wrong at their end, and were read once more from their start.
 	Fallbacks, Resumed int64
+	Again              int64 `json:",omitempty"`
+	// Killed is the host whose agent and client were killed, where one was. Its pull does not count.
+	Killed string `json:",omitempty"`
 
 	// RegistryBytes and RegistryRequests are what the origin registry served.
 	RegistryBytes, RegistryRequests int64

@@ -133,6 +133,41 @@ func TestAModelIsJudgedByTheHubsPromises(t *testing.T) {
 		"http.ServeFile")
 }
 
+func TestWhereSomethingIsAmissCopiesAreJudged(t *testing.T) {
+	t.Parallel()
+	for name, most := range map[string]float64{"object-store": 1.05, "no-range": 1.02, "lying": 2.1, "killed": 1.1} {
+		for copies, want := range map[float64]bool{most - 0.01: true, most + 0.01: false} {
+			r := &report.Report{Workloads: []report.Workload{{Name: name, Runs: []report.Run{
+				{Contender: "shoal", Content: 100 * mib, RegistryBytes: int64(copies * 100 * mib)},
+			}}}}
+			r.Judge()
+			require.Equal(t, want, verdicts(r)[name+": registry bytes over image"], "%s with %g copies", name, copies)
+		}
+	}
+}
+
+func TestAnObjectStoreIsJudgedByTime(t *testing.T) {
+	t.Parallel()
+	for name, most := range map[string]report.Seconds{"object-store": 12.2, "object-store-single": 12.7} {
+		for last, want := range map[report.Seconds]bool{most - 0.1: true, most + 0.1: false} {
+			r := &report.Report{Workloads: []report.Workload{{Name: name, Runs: []report.Run{
+				{Contender: "shoal", Ideal: 10, Last: last},
+			}}}}
+			r.Judge()
+			require.Equal(t, want, verdicts(r)[name+": last node over ideal"], "%s in %g s", name, last)
+		}
+	}
+}
+
+func TestTheTableTellsOfAKilledHostAndOfPullsBegunAnew(t *testing.T) {
+	t.Parallel()
+	var out strings.Builder
+	require.NoError(t, (&report.Report{Workloads: []report.Workload{{Runs: []report.Run{
+		{Contender: "shoal", Pulls: 2, Again: 3, Killed: "h1"},
+	}}}}).WriteTable(&out))
+	require.Contains(t, out.String(), "3 blobs were wrong, and read again from their start; h1 was killed")
+}
+
 func TestASmallImageOnOneNodeMayCostFiftyMilliseconds(t *testing.T) {
 	t.Parallel()
 	for last, want := range map[report.Seconds]bool{1.04: true, 1.06: false} {

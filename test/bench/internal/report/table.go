@@ -91,6 +91,12 @@ func note(run Run) string {
 	if run.Resumed > 0 {
 		notes = append(notes, fmt.Sprintf("%d bodies broke off", run.Resumed))
 	}
+	if run.Again > 0 {
+		notes = append(notes, fmt.Sprintf("%d blobs were wrong, and read again from their start", run.Again))
+	}
+	if run.Killed != "" {
+		notes = append(notes, run.Killed+" was killed")
+	}
 	if len(run.Failures) > 0 {
 		notes = append(notes, "failed: "+oneLine(run.Failures[0]))
 	}

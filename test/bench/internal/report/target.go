@@ -42,7 +42,15 @@ const (
 	smallSingle = "small-single"
 	zones       = "zones"
 	model       = "model"
+	objectStore = "object-store"
+	storeSingle = "object-store-single"
+	noRange     = "no-range"
+	lying       = "lying"
+	killed      = "killed"
 )
+
+// copies names the figure that most of them are judged by.
+const copies = "registry bytes over image"
 
 // Judge fills in the targets that this run has figures for.
 func (r *Report) Judge() {
@@ -64,7 +72,7 @@ func (r *Report) Judge() {
 		switch {
 		case strings.HasPrefix(w.Name, coldBurst):
 			add("last node over ideal", run.OverIdeal(), 1.25)
-			add("registry bytes over image", run.RegistryCopies(), 1.05)
+			add(copies, run.RegistryCopies(), 1.05)
 			add("sent by the busiest node over image", run.BusiestCopies(), 1.3)
 		case w.Name == model:
 			add("last node over ideal", run.OverIdeal(), 1.3)
@@ -79,6 +87,17 @@ func (r *Report) Judge() {
 				one := ratio(float64(plain.RegistryRequests), float64(plain.Pulls))
 				add("hub's requests over those of one node", ratio(float64(run.RegistryRequests), one), 1.5)
 			}
+		case w.Name == objectStore:
+			add("last node over ideal", run.OverIdeal(), 1.22)
+			add(copies, run.RegistryCopies(), 1.05)
+		case w.Name == storeSingle:
+			add("last node over ideal", run.OverIdeal(), 1.27)
+		case w.Name == noRange:
+			add(copies, run.RegistryCopies(), 1.02)
+		case w.Name == lying:
+			add(copies, run.RegistryCopies(), 2.1)
+		case w.Name == killed:
+			add(copies, run.RegistryCopies(), 1.1)
 		case w.Name == zones:
 			add("bytes into a zone over image", run.ThinLinkCopies(), 1.1)
 		case w.Name == warmPull:

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -32,6 +33,8 @@ const (
 	settle         = 500 * time.Millisecond
 	originControl  = "127.0.0.1:5001"
 	cpuSampleEvery = 250 * time.Millisecond
+	// restarts is how often a pull is begun anew that brought wrong bytes: the kubelet does it without end.
+	restarts = 3
 )
 
 // bed is one contender on a fresh network, ready to be pulled through.
@@ -57,6 +60,8 @@ type order struct {
 	reads []client.Range
 	// model, where set, is what is downloaded in place of an image.
 	model string
+	// life, where set, is the host's: with it the agent is killed, and the client, whose pull is nobody's then.
+	life context.Context
 }
 
 // newBed makes the network, and starts registry and contender.
@@ -130,6 +135,9 @@ func (b *bed) startOrigin(ctx context.Context) error {
 	args := []string{"origin", "-dir", b.Settings.images()}
 	if b.layout.hub {
 		args = []string{"hub", "-model", modelName, "-size", fmt.Sprint(b.Model)}
+	}
+	if b.layout.manner != origin.Plain {
+		args = append(args, "-manner", string(b.layout.manner))
 	}
 	args = append(args, "-listen", fmt.Sprintf("%s:%d", b.registry.Addr, contender.OriginPort), "-control",
 		originControl)
@@ -209,6 +217,8 @@ type pulled struct {
 	// common is the start that the whole wave counts from.
 	common time.Time
 	cpu    time.Duration
+	// died tells that the host was killed before the pull had ended.
+	died bool
 }
 
 // pull runs orders side by side, one client process for each, and returns when all have ended.
@@ -235,6 +245,9 @@ func (b *bed) runClient(ctx context.Context, o order, common time.Time) (pulled,
 		Unverified: b.contender.Verifies && b.layout.rate == 0, CAFile: b.contender.CAFile, Keep: b.contender.Keep,
 		Curl: b.Curl,
 	}
+	if b.layout.manner == origin.Lying {
+		spec.Again = restarts
+	}
 	if b.contender.StoreOnly {
 		for _, layer := range o.image.Manifest.Layers {
 			spec.Ranges = append(spec.Ranges, client.Range{Digest: layer.Digest, Offset: layer.Size - 1, Length: 1})
@@ -257,10 +270,26 @@ func (b *bed) runClient(ctx context.Context, o order, common time.Time) (pulled,
 	if err != nil {
 		return pulled{}, fmt.Errorf("order for %s: %w", b.hosts[o.host].Name, err)
 	}
+	life, die := context.WithCancel(ctx)
+	defer die()
+	if o.life != nil {
+		defer context.AfterFunc(o.life, die)()
+	}
 	var output, problem bytes.Buffer
-	cmd := b.hosts[o.host].Command(ctx, b.Program, "client")
+	cmd := b.hosts[o.host].Command(life, b.Program, "client")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), &output, &problem
+	cmd.Cancel = func() error {
+		if o.life != nil {
+			// Stopped, the client tells the agent nothing before that dies, and does not go to the registry after.
+			_ = cmd.Process.Signal(syscall.SIGSTOP) // it may have ended
+			b.contender.Processes[o.host].Kill()
+		}
+		return cmd.Process.Kill()
+	}
 	if err := cmd.Run(); err != nil {
+		if o.life != nil && o.life.Err() != nil && ctx.Err() == nil {
+			return pulled{host: o.host, common: common, died: true}, nil
+		}
 		return pulled{}, fmt.Errorf("client on %s: %w: %s", b.hosts[o.host].Name, err, bytes.TrimSpace(problem.Bytes()))
 	}
 	p := pulled{host: o.host, common: common, cpu: cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()}
@@ -337,7 +366,9 @@ func (b *bed) measure(ctx context.Context, content int64, ideal time.Duration,
 		}
 		end := time.Duration(0)
 		for _, r := range rs {
-			end = max(end, r.Done.Sub(r.common))
+			if !r.died {
+				end = max(end, r.Done.Sub(r.common))
+			}
 			shifts = append(shifts, offset)
 		}
 		offset += end
@@ -369,9 +400,14 @@ func (b *bed) measure(ctx context.Context, content int64, ideal time.Duration,
 func (b *bed) fillTimes(run *report.Run, results []pulled, shifts []time.Duration) {
 	var done, first, reads []report.Seconds
 	for i, r := range results {
+		if r.died {
+			run.Killed = b.hosts[r.host].Name
+			continue
+		}
 		run.Pulls++
 		run.Fallbacks += r.Fallbacks
 		run.Resumed += r.Resumed
+		run.Again += r.Again
 		run.ClientCPU += report.ToSeconds(r.cpu)
 		began := shifts[i] + r.Started.Sub(r.common)
 		points := [][2]float64{{began.Seconds(), 0}}
@@ -405,7 +441,10 @@ func (b *bed) fillTimes(run *report.Run, results []pulled, shifts []time.Duratio
 
 func (b *bed) fillCosts(run *report.Run, before, after snapshot) {
 	served := after.stats.Sub(before.stats)
-	run.RegistryBytes, run.RegistryRequests = served.Bytes, served.Requests
+	// Each count may only be too high. The registry counts what it hands to the kernel, also what stays there of an
+	// answer that is cut short. The link counts packets, also those that are sent anew.
+	left := after.traffic[b.registry.Name].Sub(before.traffic[b.registry.Name]).Sent
+	run.RegistryBytes, run.RegistryRequests = min(served.Bytes, left), served.Requests
 	for _, h := range b.hosts {
 		moved := after.traffic[h.Name].Sub(before.traffic[h.Name])
 		run.Busiest = max(run.Busiest, moved.Sent)

@@ -33,11 +33,13 @@ func (b *bed) keepEvidence() error {
 		text, err := os.ReadFile(log)
 		errs = append(errs, err, os.WriteFile(filepath.Join(b.KeepLogs, filepath.Base(log)), text, 0o644))
 	}
-	if b.contender != nil && b.contender.Admin != "" && b.contender.Processes[0].Exited() == nil {
+	if b.contender != nil && b.contender.Admin != "" {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
-		for _, host := range b.hosts {
-			errs = append(errs, b.save(ctx, host, "/metrics", host.Name+".metrics"))
+		for i, host := range b.hosts {
+			if b.contender.Processes[i].Exited() == nil {
+				errs = append(errs, b.save(ctx, host, "/metrics", host.Name+".metrics"))
+			}
 		}
 	}
 	return errors.Join(errs...)

@@ -69,6 +69,8 @@ type layout struct {
 	containerd bool
 	// hub makes the origin a model hub.
 	hub bool
+	// manner is what is odd about the registry.
+	manner origin.Manner
 }
 
 // narrowest is the rate of the narrowest link on the way from the registry to a host.
@@ -243,6 +245,7 @@ func All(s Settings) []Workload {
 			},
 		},
 	}
+	all = append(all, odd(s)...)
 	all = append(all, model(s))
 	for _, n := range s.Scales {
 		all = append(all, Workload{
