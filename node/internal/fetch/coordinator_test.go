@@ -111,7 +111,7 @@ func TestACoordinatorThatFallsSilentIsLeft(t *testing.T) {
 	const size = 4*chunk1 + 5
 	o := newOrigin(t)
 	n := newSwarm(t, o, 1, func(_ int, fo *Options, _ *swarm.Options) {
-		fo.PeerSilence, fo.PeerPatience = 2*time.Second, 3*time.Second
+		fo.PeerSilence, fo.PeerPatience, fo.CoordinatorPatience = 2*time.Second, 3*time.Second, 3*time.Second
 	})[0]
 	h := newStranger(t)
 	var asked atomic.Bool

@@ -242,6 +242,10 @@ func readAll(t *testing.T, fr *Fetcher, req content.Request) (got func() []byte)
 
 func TestFetch_WhatLandsWhileACoordinatorIsJoinedIsReportedToIt(t *testing.T) {
 	t.Parallel()
+	synctest.Test(t, testWhatLands)
+}
+
+func testWhatLands(t *testing.T) {
 	fr, s, req, data := scripted(t, 3, nil)
 	got := readAll(t, fr, req)
 	first := s.next(t)
@@ -342,7 +346,10 @@ func TestFetch_ASizeThatPeersNameWrongIsForgottenWithTheAttempt(t *testing.T) {
 		"for which there is no room":   8 << 30,
 		"for which there is no memory": 1 << 40,
 	} {
-		t.Run(name, func(t *testing.T) { t.Parallel(); testSizeForgotten(t, size) })
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) { testSizeForgotten(t, size) })
+		})
 	}
 }
 
@@ -395,27 +402,29 @@ func TestFetch_ASizeThatPeersNameIsConfirmedWhereTheManifestNamesAnother(t *test
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			fr, s, req, data := scripted(t, 2, nil)
-			req.Size = c.listed * content.ChunkSize
-			opened := make(chan error, 1)
-			var r content.Reader
-			go func() {
-				var err error
-				r, err = fr.Open(t.Context(), req)
-				opened <- err
-			}()
-			s.next(t).orders <- schedule.Orders{Size: c.told * content.ChunkSize} // nobody brings anything yet
-			if c.wrong {
-				require.ErrorIs(t, <-opened, content.ErrMisled)
-				alone := s.next(t)
-				require.Equal(t, s.ID(), alone.coordinator, "it is read from upstream alone")
-				alone.orders <- schedule.Orders{Leases: []schedule.Run{{First: 0, Count: 2}}}
-				require.Equal(t, data, readAll(t, fr, req)())
-				return
-			}
-			require.NoError(t, <-opened)
-			require.Equal(t, int64(len(data)), r.Size())
-			require.NoError(t, r.Close())
+			synctest.Test(t, func(t *testing.T) {
+				fr, s, req, data := scripted(t, 2, nil)
+				req.Size = c.listed * content.ChunkSize
+				opened := make(chan error, 1)
+				var r content.Reader
+				go func() {
+					var err error
+					r, err = fr.Open(t.Context(), req)
+					opened <- err
+				}()
+				s.next(t).orders <- schedule.Orders{Size: c.told * content.ChunkSize} // nobody brings anything yet
+				if c.wrong {
+					require.ErrorIs(t, <-opened, content.ErrMisled)
+					alone := s.next(t)
+					require.Equal(t, s.ID(), alone.coordinator, "it is read from upstream alone")
+					alone.orders <- schedule.Orders{Leases: []schedule.Run{{First: 0, Count: 2}}}
+					require.Equal(t, data, readAll(t, fr, req)())
+					return
+				}
+				require.NoError(t, <-opened)
+				require.Equal(t, int64(len(data)), r.Size())
+				require.NoError(t, r.Close())
+			})
 		})
 	}
 }

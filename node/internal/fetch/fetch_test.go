@@ -17,7 +17,7 @@ func TestABurstCostsTheRegistryOneCopy(t *testing.T) {
 	}{
 		"one node alone":           {1, 20*content.ChunkSize + 3, 0},
 		"all at once":              {8, 64*content.ChunkSize + 3, 0},
-		"one after the other":      {8, 64*content.ChunkSize + 3, 20 * time.Millisecond},
+		"one after the other":      {4, 64*content.ChunkSize + 3, 20 * time.Millisecond},
 		"a blob of a single chunk": {8, 1000, 0},
 	} {
 		t.Run(name, func(t *testing.T) {

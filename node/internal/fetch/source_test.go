@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -308,41 +309,43 @@ func TestSource_WhatWasFetchedForASampleGivesWayToItOnceThatIsTaken(t *testing.T
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			proved := &proofs{}
-			fr, s, req, data := scripted(t, 3, func(o *Options) { o.Sources = proved })
-			first := content.Request{Repository: test.of, Digest: req.Digest, Size: req.Size}
-			proved.Prove(first)
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			took, left := make(chan error, 1), make(chan struct{})
-			go func() {
-				defer close(left)
-				r, err := fr.Open(ctx, first)
-				if err == nil {
-					_, err = read(ctx, r, content.ChunkSize)
-					defer func() { _ = r.Close() }()
+			synctest.Test(t, func(t *testing.T) {
+				proved := &proofs{}
+				fr, s, req, data := scripted(t, 3, func(o *Options) { o.Sources = proved })
+				first := content.Request{Repository: test.of, Digest: req.Digest, Size: req.Size}
+				proved.Prove(first)
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				took, left := make(chan error, 1), make(chan struct{})
+				go func() {
+					defer close(left)
+					r, err := fr.Open(ctx, first)
+					if err == nil {
+						_, err = read(ctx, r, content.ChunkSize)
+						defer func() { _ = r.Close() }()
+					}
+					took <- err
+					<-ctx.Done()
+				}()
+				session := s.next(t)
+				session.orders <- assigned(data, "home", 0)
+				w := s.want(t, 1)[0]
+				w.sink.Block("home", w.cid, chunkOf(data, 0))
+				require.NoError(t, <-took)
+				if !test.stays {
+					cancel()
+					<-left
 				}
-				took <- err
-				<-ctx.Done()
-			}()
-			session := s.next(t)
-			session.orders <- assigned(data, "home", 0)
-			w := s.want(t, 1)[0]
-			w.sink.Block("home", w.cid, chunkOf(data, 0))
-			require.NoError(t, <-took)
-			if !test.stays {
-				cancel()
-				<-left
-			}
-			got := readAll(t, fr, req)
-			if test.givesWay {
-				<-session.closed
-				s.next(t).orders <- schedule.Orders{Leases: []schedule.Run{{First: 0, Count: 3}}}
-			}
-			require.Equal(t, data, got())
-			if !test.givesWay {
-				require.Len(t, fr.running(), 1, "it goes on, and the source is read past it")
-			}
+				got := readAll(t, fr, req)
+				if test.givesWay {
+					<-session.closed
+					s.next(t).orders <- schedule.Orders{Leases: []schedule.Run{{First: 0, Count: 3}}}
+				}
+				require.Equal(t, data, got())
+				if !test.givesWay {
+					require.Len(t, fr.running(), 1, "it goes on, and the source is read past it")
+				}
+			})
 		})
 	}
 }
@@ -371,43 +374,45 @@ func TestSource_WhoWasGivenTheBlobItselfIsTold(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			told := make(chan string, 8)
-			fr, s, req, data := scripted(t, 2, func(o *Options) {
-				o.Sources = &proofs{}
-				o.Gave = func(req content.Request) { told <- req.Authorization }
-			})
-			var got []func() []byte
-			for _, who := range test.callers {
-				req.Authorization = who
-				got = append(got, readAll(t, fr, req))
-			}
-			session := s.next(t)
-			eventually(t, "all are there", func() bool {
-				running := fr.Running()
-				return len(running) == 1 && running[0].Readers == len(test.callers)
-			})
-			if !test.peers {
-				session.orders <- schedule.Orders{Leases: []schedule.Run{{First: 0, Count: 2}}}
-			} else {
-				session.orders <- assigned(data, "home", 0, 1)
-				for _, w := range s.want(t, 2) {
-					i := 0
-					if w.cid.Equals(content.SumCID(sha256.Sum256(chunkOf(data, 1)))) {
-						i = 1
-					}
-					w.sink.Block("home", w.cid, chunkOf(data, i))
+			synctest.Test(t, func(t *testing.T) {
+				told := make(chan string, 8)
+				fr, s, req, data := scripted(t, 2, func(o *Options) {
+					o.Sources = &proofs{}
+					o.Gave = func(req content.Request) { told <- req.Authorization }
+				})
+				var got []func() []byte
+				for _, who := range test.callers {
+					req.Authorization = who
+					got = append(got, readAll(t, fr, req))
 				}
-			}
-			for _, of := range got {
-				require.Equal(t, data, of())
-			}
-			fr.Close() // the fetch has ended
-			close(told)
-			var all []string
-			for who := range told {
-				all = append(all, who)
-			}
-			require.Equal(t, test.told, all)
+				session := s.next(t)
+				eventually(t, "all are there", func() bool {
+					running := fr.Running()
+					return len(running) == 1 && running[0].Readers == len(test.callers)
+				})
+				if !test.peers {
+					session.orders <- schedule.Orders{Leases: []schedule.Run{{First: 0, Count: 2}}}
+				} else {
+					session.orders <- assigned(data, "home", 0, 1)
+					for _, w := range s.want(t, 2) {
+						i := 0
+						if w.cid.Equals(content.SumCID(sha256.Sum256(chunkOf(data, 1)))) {
+							i = 1
+						}
+						w.sink.Block("home", w.cid, chunkOf(data, i))
+					}
+				}
+				for _, of := range got {
+					require.Equal(t, data, of())
+				}
+				fr.Close() // the fetch has ended
+				close(told)
+				var all []string
+				for who := range told {
+					all = append(all, who)
+				}
+				require.Equal(t, test.told, all)
+			})
 		})
 	}
 }
