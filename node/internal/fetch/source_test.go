@@ -157,9 +157,9 @@ func TestSource_WhoOnlyClaimsADigestIsGivenNothingThatAnotherBrings(t *testing.T
 				o := newOrigin(t)
 				claims := &claimant{asked: make(chan struct{}, 1), hangs: hangs}
 				nodes := newSwarm(t, o, 2, doubting(o, claims))
-				d := o.add(t, size)
-				thief.Digest = d
-				attack(t, o, nodes, claims.asked, o.request(d), thief)
+				bad := thief // which the others of these tests have, too
+				bad.Digest = o.add(t, size)
+				attack(t, o, nodes, claims.asked, o.request(bad.Digest), bad)
 			})
 		}
 	}
