@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -15,9 +16,24 @@ import (
 	"github.com/shoal-cache/shoal/node/internal/swarm"
 )
 
-// suspect is a claim in a blob that did not match its digest, and the coordinator that passed it on.
+// try is how a fetch comes by a blob.
+type try uint8
+
+const (
+	// firstTry: all who fetch it read a part of it from the registry, and have the rest from each other.
+	firstTry try = iota
+	// electedTry: what was gathered so did not match the digest. In a room of their own those who were misled elect one who
+	// reads all of it for them, so that one more copy leaves the registry, and not one for each.
+	electedTry
+	// loneTry: that did not match either. Peers are not asked.
+	loneTry
+)
+
+// suspect is a claim in a blob that did not match its digest, what it was signed for, and the coordinator that passed it
+// on.
 type suspect struct {
 	claim       schedule.Claim
+	plan        swarm.Plan
 	coordinator peer.ID
 }
 
@@ -25,7 +41,7 @@ type suspect struct {
 // known.
 type charge struct {
 	digest    digest.Digest
-	plan      swarm.Plan
+	grain     content.Grain
 	begun, at time.Time // when the fetch of it began, and when it did not match
 	suspects  []suspect
 }
@@ -40,14 +56,14 @@ func (f *fetch) mismatch(err error) {
 	told, all := 0, f.part.Len()
 	first := f.err == nil && !f.verified // of several who read through one window
 	if first && f.charge == nil {
-		f.charge = &charge{digest: f.digest, plan: f.plan(), begun: f.start, at: now}
+		f.charge = &charge{digest: f.digest, grain: f.grain, begun: f.start, at: now}
 	}
 	f.part.Claims(func(c schedule.Claim, coordinator peer.ID) {
 		if c.By != self {
 			told++
 		}
 		if first {
-			f.charge.suspects = append(f.charge.suspects, suspect{claim: c, coordinator: coordinator})
+			f.charge.suspects = append(f.charge.suspects, suspect{c, f.plan(), coordinator})
 		}
 	})
 	f.misled = told > 0 || f.sizeTold || f.sizeWrong
@@ -76,14 +92,18 @@ func (f *fetch) wrongSize(err error) {
 	f.mismatch(err)
 }
 
-// again drops what does not match and starts to read the blob from upstream alone, so that the next caller gets the
-// right bytes and those who misled this node can be told from those who were misled. nil: upstream cannot be asked, or
-// all was its own word already.
+// again drops what does not match and begins the next try, so that the next caller gets the right bytes and those who
+// misled this node can be told from those who were misled. nil: upstream cannot be asked, or all was its own word
+// already.
 func (f *fetch) again() *fetch {
 	f.mu.Lock()
 	ing, misled := f.ing, f.misled
 	// Whoever names a size for which there is no room makes it a window, and would be asked again and again.
 	window := f.window != nil && !f.sizeWrong
+	next := f.try + 1
+	if f.sizeWrong { // which one word is enough for, and upstream alone knows
+		next = loneTry
+	}
 	f.ing = nil // readers see it gone
 	upstream := f.askers.next() != nil
 	askers := f.askers.anew() // its own: runs of f may still end
@@ -94,34 +114,44 @@ func (f *fetch) again() *fetch {
 			return nil
 		}
 	}
-	if f.alone || window || !misled || !upstream || f.fr.ctx.Err() != nil {
+	if f.try == loneTry || window || !misled || !upstream || f.fr.ctx.Err() != nil {
 		return nil
 	}
 	req := f.req
 	req.Size = 0 // it may have been the size that was wrong
 	return startFetch(f.ctx, f.fr, req, f.source, true, func(g *fetch) {
-		g.alone, g.charge, g.readers, g.askers = true, f.charge, 0, askers
+		g.try, g.charge, g.readers, g.askers = next, f.charge, 0, askers
 		g.grain = f.grain // or what was claimed could not be compared
+		g.room = digest.SHA256.FromString("again\x00" + f.room.String())
 	})
 }
 
-// settle finds out whose claims differ from what upstream sent. A claim that its author did not sign was forged by the
+// settle finds out whose claims differ from what is right. A claim that its author did not sign was forged by the
 // coordinator, which passes on none that it has not checked.
-func (fr *Fetcher) settle(c *charge, registry string, chunks int, right func(i int) schedule.Sum) {
+//
+// Where this node was wrong and another was not, the registry misleads this node, unless it has given this node all of
+// the blob since: own. Where all were wrong it has misled everyone, and who of them reads for the others makes no
+// difference.
+func (fr *Fetcher) settle(c *charge, registry string, own bool, chunks int, right func(i int) schedule.Sum) {
 	self := fr.opts.Swarm.ID()
+	truthful := map[peer.ID]bool{}
 	wrong := map[peer.ID]schedule.Claim{}                        // as it should have been
 	forgers, forged := map[peer.ID]bool{}, map[[2]peer.ID]bool{} // by coordinator, and by whom it names as well
 	var who []peer.ID
 	for _, s := range c.suspects {
 		i, by := s.claim.Index, s.claim.By
-		if i < 0 || i >= chunks || right(i) == s.claim.Sum {
+		if i < 0 || i >= chunks {
+			continue
+		}
+		if right(i) == s.claim.Sum {
+			truthful[by] = true
 			continue
 		}
 		pair := [2]peer.ID{s.coordinator, by}
 		if _, known := wrong[by]; known || forged[pair] { // one signature of each is enough
 			continue
 		}
-		if err := swarm.VerifyClaim(c.plan, s.claim); by != self && err != nil {
+		if err := swarm.VerifyClaim(s.plan, s.claim); by != self && err != nil {
 			if forged[pair] = true; !forgers[s.coordinator] {
 				forgers[s.coordinator] = true
 				fr.log.Error("coordinator forged a claim", "digest", c.digest, "peer", s.coordinator, "error", err)
@@ -132,19 +162,24 @@ func (fr *Fetcher) settle(c *charge, registry string, chunks int, right func(i i
 		wrong[by] = schedule.Claim{Index: i, Sum: right(i), By: by}
 		who = append(who, by)
 	}
-	if len(who) > 0 {
-		fr.wg.Go(func() { fr.blame(c, registry, who, wrong) })
+	if len(who) == 0 {
+		return
 	}
+	maps.DeleteFunc(truthful, func(by peer.ID, _ bool) bool { return slices.Contains(who, by) })
+	if slices.Contains(who, self) && len(truthful) > 0 && !own {
+		fr.doubts.misled(time.Now(), registry)
+	}
+	fr.wg.Go(func() { fr.blame(c, registry, who, wrong) })
 }
 
 // blame bans who says to hold the whole of a blob, and so to have checked its digest, and has a wrong chunk of it.
-// Whoever else claimed one may have been misled by the registry as well as lie: that is a doubt, see doubts.
+// Whoever else claimed one may have been misled by the registry as well as lie: that is a doubt, see doubts. It is none
+// where the registry has misled this node too.
 func (fr *Fetcher) blame(c *charge, registry string, who []peer.ID, wrong map[peer.ID]schedule.Claim) {
 	var doubted []peer.ID
 	for _, p := range who {
 		switch {
 		case p == fr.opts.Swarm.ID():
-			doubted = append(doubted, p)
 		case fr.insists(c, p, wrong[p]):
 			fr.log.Error("peer holds a blob with a wrong chunk", "digest", c.digest, "peer", p, "chunk", wrong[p].Index)
 			fr.m.wrong.WithLabelValues("held").Inc()
@@ -156,6 +191,9 @@ func (fr *Fetcher) blame(c *charge, registry string, who []peer.ID, wrong map[pe
 			doubted = append(doubted, p)
 		}
 	}
+	if _, misled := wrong[fr.opts.Swarm.ID()]; misled {
+		return
+	}
 	for _, p := range fr.doubts.wrong(time.Now(), c.begun, registry, doubted) {
 		fr.log.Error("peer claims wrong chunks again and again, and nobody else does", "peer", p, "registry", registry)
 		fr.opts.Swarm.Ban(p, "wrong-claim")
@@ -165,7 +203,7 @@ func (fr *Fetcher) blame(c *charge, registry string, who []peer.ID, wrong map[pe
 // insists reports whether a peer says that it holds the whole blob, with another chunk than is right.
 func (fr *Fetcher) insists(c *charge, p peer.ID, right schedule.Claim) bool {
 	for range 3 {
-		claims, err := fr.opts.Swarm.HeldBy(fr.ctx, p, swarm.Plan{Digest: c.digest, Grain: c.plan.Grain})
+		claims, err := fr.opts.Swarm.HeldBy(fr.ctx, p, swarm.Plan{Digest: c.digest, Grain: c.grain})
 		switch {
 		case err == nil:
 			return right.Index >= len(claims) || claims[right.Index].Sum != right.Sum

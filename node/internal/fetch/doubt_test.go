@@ -70,6 +70,47 @@ func (n *testNode) readUntilRight(ctx context.Context, req content.Request) (err
 	return err
 }
 
+// The registry sends each range wrong once, so all are misled, and what they have gathered is worth nothing.
+func TestElected_OneReadsAnewForAllWhatDidNotMatch(t *testing.T) {
+	const size = 12*chunk1 + 5
+	o := newOrigin(t)
+	var mu sync.Mutex
+	told := map[string]bool{}
+	o.Spoil(func(w http.ResponseWriter, r *http.Request, right []byte) bool {
+		var from, to int
+		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &from, &to); err != nil {
+			return false
+		}
+		given := slices.Clone(right)
+		mu.Lock()
+		defer mu.Unlock()
+		for i := 0; i < len(given); i += chunk1 {
+			if place := fmt.Sprint(r.URL.Path, i); from <= i && i <= to && !told[place] {
+				told[place] = true
+				given[i] ^= 1
+			}
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(given))
+		return true
+	})
+	nodes := newSwarm(t, o, 4, allPatient(t, o))
+	for range 2 {
+		d := o.add(t, size)
+		before := o.Bytes.Load()
+		var wg sync.WaitGroup
+		errs := make([]error, len(nodes))
+		for i, n := range nodes {
+			wg.Go(func() { errs[i] = n.readUntilRight(t.Context(), o.request(d)) })
+		}
+		wg.Wait()
+		require.Equal(t, make([]error, len(nodes)), errs)
+		require.LessOrEqual(t, float64(o.Bytes.Load()-before)/size, 2.1, "copies: what was wrong, and once more")
+	}
+	for i, n := range nodes {
+		require.Zero(t, n.metric(t, "shoal_peer_bans_total"), "node %d", i)
+	}
+}
+
 // It runs alone: four nodes that wait for each other have to have the machine.
 func TestTwoFaces_ARegistryThatMisleadsOneNodeSetsNodesAgainstNobody(t *testing.T) {
 	const size, misled = 12*chunk1 + 5, 3

@@ -38,8 +38,8 @@ type fetch struct {
 	keptOf store.Source  // whose chunks are resumed
 	room   digest.Digest // by which the swarm knows the fetch
 	grain  content.Grain // of the plan, from the beginning to the end
-	// alone: peers are not asked, for what was claimed was wrong. charge is what was.
-	alone  bool
+	// try is the first, unless what was claimed in those before was wrong. charge is what was.
+	try    try
 	charge *charge
 	start  time.Time
 	ctx    context.Context
@@ -351,7 +351,7 @@ func (f *fetch) sizeHere() (size int64, ok bool) {
 	if size, ok := f.fr.sizes.Get(f.digest); ok {
 		return size, true
 	}
-	if f.alone {
+	if f.try != firstTry {
 		return 0, false // what is kept may be of the wrong size
 	}
 	// What a killed process has left is read on without asking for its beginning again.
@@ -369,8 +369,8 @@ func (f *fetch) complete() bool {
 func (f *fetch) join() (swarm.Session, error) {
 	f.mu.Lock()
 	j := f.part.Join()
-	j.Held = f.held
-	apart := f.alone || f.part.Apart()
+	j.Held, j.Again = f.held, f.try == electedTry
+	apart := f.try == loneTry || f.part.Apart()
 	if j.Upstream && f.fr.ignoresRange(f.askers.next().repo.Registry) {
 		j.Failed = []schedule.Failure{{Run: schedule.Run{First: -1}, Trouble: schedule.NoRange}}
 	}
@@ -419,7 +419,8 @@ func (f *fetch) follow(session swarm.Session) {
 			f.makeRoom(o.Size, ofPeers)
 		}
 		f.update(func(now time.Time) {
-			if a := f.askers.next(); a != nil { // else a doubtful word is better than none: the digest decides
+			// Else a doubtful word is better than none: the digest decides.
+			if a := f.askers.next(); a != nil && f.try == firstTry {
 				o = f.part.Without(o, func(p peer.ID) bool { return f.fr.doubts.doubted(now, a.repo.Registry, p) })
 			}
 			f.part.Orders(now, o)
@@ -523,7 +524,7 @@ func (f *fetch) makeRoom(size int64, by word) {
 		}
 		f.part.Limit(ing.Slots())
 		f.part.SetSize(size, ing.Has)
-		if f.alone {
+		if f.try != firstTry {
 			f.part.Demand(now, schedule.Run{Count: ing.Len()})
 		}
 		f.changed.ring()
@@ -647,6 +648,7 @@ func (f *fetch) finish(ing *store.Ingest) {
 	var mediaType string
 	var req content.Request
 	var c *charge
+	own := false // all of it was read by this node
 	f.update(func(now time.Time) {
 		if f.err != nil { // another chunk did not match meanwhile, and all was dropped
 			return
@@ -657,7 +659,7 @@ func (f *fetch) finish(ing *store.Ingest) {
 		f.part.Complete()
 		f.changed.ring()
 		mediaType, req, c = f.mediaType, f.req, f.charge
-		if f.tally.fromUpstream == f.cut.Size() {
+		if own = f.tally.fromUpstream == f.cut.Size(); own {
 			f.fr.doubts.right(now, req.Repository.Registry)
 		}
 	})
@@ -678,7 +680,7 @@ func (f *fetch) finish(ing *store.Ingest) {
 		f.proved(req)
 	}
 	if c.open() {
-		f.fr.settle(c, req.Repository.Registry, ing.Len(), func(i int) schedule.Sum { return sumOf(ing.CID(i)) })
+		f.fr.settle(c, req.Repository.Registry, own, ing.Len(), func(i int) schedule.Sum { return sumOf(ing.CID(i)) })
 	}
 	f.mu.Lock()
 	f.committed = err == nil

@@ -21,9 +21,9 @@ const sampling = 5 * time.Second
 // nobody foretells. So who only claims to have the content is given none of it.
 func (f *fetch) inherit() {
 	f.mu.Lock()
-	req, alone := f.req, f.alone
+	req, again := f.req, f.try != firstTry
 	f.mu.Unlock()
-	if alone || req.Kind != content.Blob || req.NoUpstream() || f.fr.opts.PeersOnly(req.Repository) ||
+	if again || req.Kind != content.Blob || req.NoUpstream() || f.fr.opts.PeersOnly(req.Repository) ||
 		f.fr.opts.Store.SizeOf(f.digest, f.keptOf) > 0 {
 		return
 	}

@@ -169,10 +169,11 @@ func (w *weighed) tell() {
 	fr, right := w.t.fr, w.sums.Map()
 	fr.aside(func() {
 		c := fr.doubts.take(w.t.req.Digest)
-		if c.plan.Grain.Cut(w.t.size) != right.Cut() {
+		if c.grain.Cut(w.t.size) != right.Cut() {
 			return // another took its place since this began, and what it claims cannot be compared
 		}
-		fr.settle(&c, w.t.req.Repository.Registry, right.Len(), func(i int) schedule.Sum { return sumOf(right.CID(i)) })
+		fr.settle(&c, w.t.req.Repository.Registry, true, right.Len(),
+			func(i int) schedule.Sum { return sumOf(right.CID(i)) })
 	})
 }
 

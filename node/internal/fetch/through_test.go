@@ -154,37 +154,39 @@ func TestThrough_ClaimsAreComparedWithSumsOfTheSameGrainAlone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			var swarm *banning
+			var others *banning
 			fr, _, req, data := scripted(t, 2, func(o *Options) {
-				swarm = &banning{script: o.Swarm.(*script)}
-				o.Swarm = swarm
+				others = &banning{script: o.Swarm.(*script)}
+				o.Swarm = others
 			})
 			sums, err := content.NewSummer(c.read.Cut(req.Size))
 			require.NoError(t, err)
-			wrong := &charge{digest: req.Digest, suspects: []suspect{{schedule.Claim{By: "victim"}, "forger"}}}
-			wrong.plan.Digest, wrong.plan.Grain = req.Digest, c.charged
+			wrong := &charge{digest: req.Digest, grain: c.charged, suspects: []suspect{{
+				schedule.Claim{By: "victim"}, swarm.Plan{Digest: req.Digest, Grain: c.charged}, "forger",
+			}}}
 			fr.doubts.passedWrong(*wrong)
 			w := &weighed{Reader: bytes.NewReader(data), t: &through{fr: fr, req: req, size: req.Size}, sums: sums}
 			_, err = io.Copy(io.Discard, w)
 			require.NoError(t, err)
 			fr.Close()
-			require.Equal(t, c.bans, swarm.bans.Load())
+			require.Equal(t, c.bans, others.bans.Load())
 		})
 	}
 }
 
 func TestBlame_AForgerIsBannedOnceHoweverMuchItHasForged(t *testing.T) {
 	t.Parallel()
-	var swarm *banning
+	var others *banning
 	fr, _, req, data := scripted(t, 2, func(o *Options) {
-		swarm = &banning{script: o.Swarm.(*script)}
-		o.Swarm = swarm
+		others = &banning{script: o.Swarm.(*script)}
+		o.Swarm = others
 	})
 	c := &charge{digest: req.Digest}
-	c.plan.Digest = req.Digest
 	for i := range 1000 {
-		c.suspects = append(c.suspects, suspect{schedule.Claim{Index: i % 2, By: "victim"}, "forger"})
+		c.suspects = append(c.suspects, suspect{
+			schedule.Claim{Index: i % 2, By: "victim"}, swarm.Plan{Digest: req.Digest}, "forger",
+		})
 	}
-	fr.settle(c, "images.test", 2, func(i int) schedule.Sum { return sumOf(content.ChunkCID(chunkOf(data, i))) })
-	require.EqualValues(t, 1, swarm.bans.Load())
+	fr.settle(c, "images.test", true, 2, func(i int) schedule.Sum { return sumOf(content.ChunkCID(chunkOf(data, i))) })
+	require.EqualValues(t, 1, others.bans.Load())
 }

@@ -185,7 +185,7 @@ func (f *fetch) mayShare() bool {
 	wrong, _ := f.fr.doubts.passes(time.Now(), f.digest)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.passing && !f.alone && f.req.Kind == content.Blob && !wrong
+	return f.passing && f.try == firstTry && f.req.Kind == content.Blob && !wrong
 }
 
 // makeWay gives a chunk that has come a slot. Where others are just being filled it waits for what comes of them. undo,

@@ -46,8 +46,9 @@ type Table struct {
 	claimed  time.Time     // when a chunk of one was last claimed
 	pace     time.Duration // what a chunk from upstream takes, of late
 	fresh    int           // chunks whose hash is not known and that no one reads from upstream
-	streamer *party        // where upstream has no Range: the one that reads the whole blob
-	noRange  bool
+	streamer *party        // who alone reads from upstream, where one is to
+	noRange  bool          // upstream has no Range, and the streamer reads the whole blob at one time
+	again    bool          // see Join.Again
 
 	out      map[peer.ID]*Orders
 	outOrder []peer.ID
@@ -91,6 +92,7 @@ func (t *Table) Join(now time.Time, id peer.ID, j Join) error {
 		id: id, zone: j.Zone, upstream: j.Upstream, whole: j.Whole, rank: t.rank(id), tried: map[int][]peer.ID{},
 		heard: now,
 	}
+	t.again = j.Again && (t.again || len(t.parties) == 0) // all have to say so
 	t.parties[id] = p
 	t.initParty(p)
 	if t.size >= 0 {

@@ -23,18 +23,29 @@ func (t *Table) mayLease(p *party) bool {
 	if !t.open || !p.upstream || p.lost || len(p.runs) >= min(t.peerRuns(), 1+p.read) || p.barred.After(t.now) {
 		return false
 	}
-	if t.noRange {
+	if t.noRange || t.again {
 		if t.streamer == nil || !t.streamer.upstream {
 			t.streamer = p
 		}
-		return t.streamer == p && len(p.runs) == 0
+		if t.streamer != p {
+			return false
+		}
+	}
+	if t.noRange {
+		return len(p.runs) == 0
 	}
 	return t.runsLeft()
 }
 
 // peerRuns is how many runs one participant may read at one time. While there are few, each may read more: a registry
 // may give each request a small part of the link, as object stores do.
-func (t *Table) peerRuns() int { return max(peerRuns, t.cfg.UpstreamRuns/max(len(t.active), 1)) }
+func (t *Table) peerRuns() int {
+	readers := len(t.active)
+	if t.again {
+		readers = 1
+	}
+	return max(peerRuns, t.cfg.UpstreamRuns/max(readers, 1))
+}
 
 // runsLeft reports whether upstream may be read by one more participant: by Config.UpstreamRuns, and one more with
 // every fewChunks that have come, up to a run for each participant, or manyRuns, or one for every sixteenth. Few

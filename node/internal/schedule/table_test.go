@@ -909,6 +909,67 @@ func TestOnlyOneReadsTheWholeStreamOfARegistryWithoutRange(t *testing.T) {
 	require.InDelta(t, 1.0, s.upstreamCopies(), 0)
 }
 
+// What was gathered of a blob before did not match, so those who join have it read by one of them.
+func TestAgain_OneOfThemReads(t *testing.T) {
+	t.Parallel()
+	const size = 40 * content.ChunkSize
+	start := time.Unix(1e9, 0)
+	type comer struct {
+		id    peer.ID
+		again bool
+	}
+	readers := func(table *Table) (who []peer.ID) {
+		table.Take(func(to peer.ID, o Orders) {
+			if len(o.Leases) > 0 {
+				who = append(who, to)
+			}
+		})
+		return who
+	}
+	for sentence, tc := range map[string]struct {
+		comers []comer
+		gone   bool // the first who reads, 6 s later
+		want   int  // who read, of those who came
+	}{
+		"all say so":                                {[]comer{{"a", true}, {"b", true}, {"c", true}}, false, 1},
+		"the one who reads is lost":                 {[]comer{{"a", true}, {"b", true}, {"c", true}}, true, 2},
+		"nobody says so":                            {[]comer{{"a", false}, {"b", false}, {"c", false}}, false, 3},
+		"one who comes later says so of the others": {[]comer{{"a", false}, {"b", true}, {"c", false}}, false, 3},
+		"one comes who knows nothing of it":         {[]comer{{"a", true}, {"b", true}, {"c", false}}, false, 3},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			t.Parallel()
+			table, now, read := New(Config{}), start, map[peer.ID]bool{}
+			table.Open(now)
+			for _, c := range tc.comers {
+				require.NoError(t, table.Join(now, c.id, Join{
+					Upstream: true, Whole: true, Again: c.again, Report: Report{Size: size},
+				}))
+			}
+			for range 4 {
+				for _, id := range readers(table) {
+					read[id] = true
+				}
+				now = now.Add(time.Second)
+				for _, c := range tc.comers { // all are alive, and who reads is at it
+					if !tc.gone || !read[c.id] {
+						require.NoError(t, table.Report(now, c.id, Report{Reading: true}))
+					}
+				}
+				table.Tick(now)
+			}
+			if tc.gone {
+				now = now.Add(6 * time.Second)
+				table.Tick(now)
+				for _, id := range readers(table) {
+					read[id] = true
+				}
+			}
+			require.Len(t, read, tc.want)
+		})
+	}
+}
+
 func TestSizeThatDiffersIsRefused(t *testing.T) {
 	t.Parallel()
 	s := newSwarm(t, Config{}, 3)

@@ -482,7 +482,7 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID, g content.Grai
 	rep.Size = h.Size
 	who := newParticipant(remote)
 	r, err := s.letIn(plan, who, schedule.Join{
-		Zone: h.Zone, Grain: g, Upstream: h.Upstream, Whole: h.Whole, Orphan: h.Orphan, Held: h.Held,
+		Zone: h.Zone, Grain: g, Upstream: h.Upstream, Whole: h.Whole, Orphan: h.Orphan, Held: h.Held, Again: h.Again,
 		Leased: fromRuns(first.Leased), Report: rep,
 	})
 	if err != nil {

@@ -315,7 +315,7 @@ func greet(ctx context.Context, stream network.Stream, in *inbound, d digest.Dig
 	forced bool) (welcome, error) {
 	h := hello{
 		Digest: string(d), Size: j.Size, Zone: j.Zone, Upstream: j.Upstream, Whole: j.Whole, Forced: forced,
-		Orphan: j.Orphan, Held: j.Held, Trace: trace.Parent(ctx),
+		Orphan: j.Orphan, Held: j.Held, Again: j.Again, Trace: trace.Parent(ctx),
 	}
 	if err := writeFrame(stream, h); err != nil {
 		return welcome{}, err

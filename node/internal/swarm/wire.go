@@ -162,6 +162,8 @@ type (
 		Orphan bool `cbor:"7,keyasint,omitempty"`
 		// Held: the participant has heard of a holder.
 		Held bool `cbor:"8,keyasint,omitempty"`
+		// Again: what was gathered before did not match; see schedule.Join.
+		Again bool `cbor:"9,keyasint,omitempty"`
 		// Trace is the span that the participant is in; see trace.Parent. Empty: nobody looks.
 		Trace []byte `cbor:"20,keyasint,omitempty"`
 	}
