@@ -82,7 +82,7 @@ type Participant struct {
 	link        contact
 	upstream    bool          // upstream may be asked
 	offered     bool          // the coordinator was told so
-	failed      bool          // upstream was asked, and gave not all that it was asked for
+	failed      bool          // upstream gave not all that it was asked for last
 	apart       bool          // other coordinators were of no use: the node is its own
 	progress    time.Time     // when orders last led to a chunk
 	ticked      time.Time     // when Tick was last called

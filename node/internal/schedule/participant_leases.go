@@ -103,8 +103,10 @@ func (p *Participant) LeaseEnded(now time.Time, r Run, trouble Trouble) {
 		// takes it for a leaf, and waits for the rest, which others can read at once.
 		trouble = Returned
 	}
+	if trouble != Returned {
+		p.failed = trouble != 0
+	}
 	if trouble != 0 {
-		p.failed = p.failed || trouble != Returned
 		p.report(Report{Failed: []Failure{{Run: r, Trouble: trouble}}})
 	}
 }

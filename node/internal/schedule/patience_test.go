@@ -311,3 +311,44 @@ func TestOwnChoice_OfABlobInPiecesIsTheRestOfALeaf(t *testing.T) {
 		})
 	}
 }
+
+// A coordinator may say so of a node that is only slow, or because it has not heard of it for long.
+func TestHopeless_WhoMayStillReadUpstreamGoesOnByItself(t *testing.T) {
+	t.Parallel()
+	const read, fails, returns = Trouble(0), Transient, Returned
+	for name, tc := range map[string]struct {
+		before []Trouble // how its leases ended
+		goesOn bool
+	}{
+		"who was not sent there":                      {nil, true},
+		"who has read from it":                        {[]Trouble{read}, true},
+		"not whom it failed":                          {[]Trouble{fails}, false},
+		"nor whom it failed after it had given some":  {[]Trouble{read, fails}, false},
+		"nor who has been told to read nothing since": {[]Trouble{fails, returns}, false},
+		"but who was given something since":           {[]Trouble{fails, read}, true},
+		"and who has had nothing to read since then":  {[]Trouble{fails, read, returns}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := NewParticipant(ParticipantConfig{}, "self")
+			p.SetUpstream(true)
+			p.SetSize(8*content.ChunkSize, func(int) bool { return false })
+			p.Demand(epoch, Run{Count: 8})
+			p.Join()
+			p.Joined(epoch, "coordinator")
+			for i, trouble := range tc.before {
+				r := Run{First: i, Count: 1}
+				p.Orders(epoch, Orders{Leases: []Run{r}})
+				if trouble == read {
+					p.Claimed(epoch, Claim{Index: i, Sum: sum(i), By: "self"})
+				}
+				p.LeaseEnded(epoch, r, trouble)
+			}
+			p.Take()
+			p.Orders(epoch, Orders{Hopeless: true})
+			acts := p.Take()
+			require.Equal(t, tc.goesOn, acts.Leave && p.Apart())
+			require.Equal(t, !tc.goesOn, acts.Hopeless != nil)
+		})
+	}
+}
