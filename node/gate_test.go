@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -136,10 +138,7 @@ func TestGate_ABlobThatSomeAskForWithoutItsManifestLeavesTheRegistryOnce(t *test
 	origin := registrytest.New(t)
 	const size = 12 << 20
 	layer, config := origin.AddRandom(size), origin.Add([]byte("{}"))
-	manifest := origin.PushManifest(t, "team/app", "v1", v1.MediaTypeImageManifest, fmt.Sprintf(
-		`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":%q,"digest":%q,"size":2},`+
-			`"layers":[{"mediaType":%q,"digest":%q,"size":%d}]}`, v1.MediaTypeImageManifest, v1.MediaTypeImageConfig,
-		config, v1.MediaTypeImageLayer, layer, size))
+	manifest := origin.PushManifest(t, "team/app", "v1", v1.MediaTypeImageManifest, imageOf(config, layer, size))
 	tokens := registrytest.NewTokens(origin.Files, func(*http.Request) registrytest.Token {
 		return registrytest.Token{}
 	})
@@ -174,4 +173,96 @@ func TestGate_ABlobThatSomeAskForWithoutItsManifestLeavesTheRegistryOnce(t *test
 	}
 	require.Equal(t, []digest.Digest{layer, layer, layer}, got)
 	require.LessOrEqual(t, float64(sent)/size, 1.05, "copies")
+}
+
+// imageOf is the manifest of an image of one layer.
+func imageOf(config, layer digest.Digest, size int) string {
+	return fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":%q,"digest":%q,"size":2},`+
+		`"layers":[{"mediaType":%q,"digest":%q,"size":%d}]}`, v1.MediaTypeImageManifest, v1.MediaTypeImageConfig,
+		config, v1.MediaTypeImageLayer, layer, size)
+}
+
+// While the registry brings nothing somebody without credentials asks for the same layer in a public repository, whose
+// manifest lists it.
+func TestGate_AMomentWithoutTheRegistryCostsTheCallersOfANodeNoSecondCopy(t *testing.T) {
+	t.Parallel()
+	for name, part := range map[string]string{
+		"while they wait for the tag": "/manifests/v1", "while they wait for the layer": "/blobs/",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testMoment(t, part)
+		})
+	}
+}
+
+// testMoment has callers, each with a token of its own, pull an image while no answer comes to some requests.
+func testMoment(t *testing.T, unanswered string) {
+	origin := registrytest.New(t)
+	const size, callers = 12 << 20, 12
+	layer, config := origin.AddRandom(size), origin.Add([]byte("{}"))
+	for _, repository := range []string{"team/app", "public/lists"} {
+		origin.PushManifest(t, repository, "v1", v1.MediaTypeImageManifest, imageOf(config, layer, size))
+	}
+	tokens := registrytest.NewTokens(origin.Files, func(*http.Request) registrytest.Token {
+		return registrytest.Token{}
+	})
+	var waiting atomic.Int32
+	ready := make(chan struct{})
+	back := sync.OnceFunc(func() { close(ready) })
+	t.Cleanup(back)
+	origin.Handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		isLayer := strings.HasSuffix(r.URL.Path, layer.String())
+		switch public := strings.HasPrefix(r.URL.Path, "/v2/public/"); {
+		case public && isLayer:
+			http.NotFound(w, r)
+			return
+		case public:
+			origin.Files.ServeHTTP(w, r)
+			return
+		case strings.Contains(r.URL.Path, unanswered) && (!isLayer || r.Method == http.MethodGet):
+			waiting.Add(1)
+			select {
+			case <-ready:
+			case <-r.Context().Done():
+				panic(http.ErrAbortHandler)
+			}
+		}
+		tokens.ServeHTTP(w, r)
+	}))
+
+	n := traced(t, "", origin.URL, nil, "")
+	get := func(path, token string) (int, digest.Digest) {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v2/"+path+"?ns=registry.test", nil)
+		r.Header.Set("Authorization", token)
+		w := httptest.NewRecorder()
+		n.front.ServeHTTP(w, r)
+		return w.Code, digest.FromBytes(w.Body.Bytes())
+	}
+	var all sync.WaitGroup
+	got, want := make([]digest.Digest, callers), make([]digest.Digest, callers)
+	for i := range callers {
+		token := tokens.Give(registrytest.Token{Requests: registrytest.Forever})
+		want[i] = layer
+		all.Go(func() {
+			_, _ = get("team/app/manifests/v1", token)
+			_, got[i] = get("team/app/blobs/"+layer.String(), token)
+		})
+	}
+	require.Eventually(t, func() bool {
+		running := n.fetcher.Running()
+		return waiting.Load() == callers || len(running) == 1 && running[0].Readers == callers
+	}, time.Minute, 5*time.Millisecond)
+	code, _ := get("public/lists/manifests/v1", "")
+	require.Equal(t, http.StatusOK, code)
+	code, _ = get("public/lists/blobs/"+layer.String(), "") // which waits for what stands still, for a while
+	require.Equal(t, http.StatusNotFound, code)
+	back()
+	all.Wait()
+	code, _ = get("team/app/blobs/"+layer.String(), "Bearer made up")
+	require.Equal(t, http.StatusUnauthorized, code)
+	require.NoError(t, n.close(t.Context()))
+	require.Equal(t, want, got)
+	// A node that has waited for long for a leaf asks for that once more.
+	require.LessOrEqual(t, float64(origin.Bytes.Load())/size, 1.1, "copies")
 }

@@ -87,6 +87,7 @@ type fetch struct {
 	committed bool           // the store has the blob
 	closing   bool           // no reader may be added
 	released  chan struct{}  // closed once the fetch holds nothing of the store any more
+	after     chan struct{}  // released of the one whose place it has taken; nil: none
 
 	tally      tally
 	reliefs    reliefs
@@ -306,20 +307,28 @@ func (f *fetch) fail(err error) {
 	f.failNow(err)
 }
 
-// failNow does what fail does. The caller holds f.mu.
-func (f *fetch) failNow(err error) {
+// failNow does what fail does, and reports whether the fetch has ended by it. The caller holds f.mu.
+func (f *fetch) failNow(err error) bool {
 	if f.err != nil || f.verified {
-		return
+		return false
 	}
 	f.err = fmt.Errorf("fetch %s: %w", f.digest, err)
 	f.part.Close()
 	f.cancel()
 	f.changed.ring()
+	return true
 }
 
 // run ties the fetch to its coordinator until it ends.
 func (f *fetch) run() {
 	defer f.end()
+	if f.after != nil {
+		select {
+		case <-f.after:
+		case <-f.ctx.Done():
+			return
+		}
+	}
 	f.fr.asking.Add(1)
 	defer f.fr.asking.Add(-1)
 	f.inherit()

@@ -252,7 +252,7 @@ func (fr *Fetcher) open(ctx context.Context, req content.Request) (content.Reade
 		}
 		r, err := fr.follow(ctx, req, false)
 		switch {
-		case errors.Is(err, store.ErrExists): // committed since we looked
+		case errors.Is(err, store.ErrExists), gaveWay(err): // committed since we looked, or to be begun anew
 			continue
 		case errors.Is(err, content.ErrNoSpace), errors.Is(err, content.ErrStorage), errors.Is(err, errForeign):
 			return fr.openThrough(ctx, req, err)
@@ -343,8 +343,7 @@ func (fr *Fetcher) Ensure(ctx context.Context, req content.Request) error {
 			if err := foreign.wait(ctx); err != nil {
 				return err
 			}
-		case errors.Is(err, errForeign): // it gave way to one that may bring the blob
-		case errors.Is(err, store.ErrExists):
+		case errors.Is(err, store.ErrExists), gaveWay(err): // to one that may bring the blob
 		default:
 			return err
 		}
@@ -382,8 +381,8 @@ func (fr *Fetcher) follow(ctx context.Context, req content.Request, keep bool) (
 
 // attach adds a reader to the running fetch of a digest, or to a new one.
 func (fr *Fetcher) attach(ctx context.Context, req content.Request, keep bool) (*fetch, error) {
-	from := fr.sourceOf(req)
 	for {
+		from := fr.sourceOf(req) // which may have proved what it has since
 		fr.mu.Lock()
 		if fr.ctx.Err() != nil {
 			fr.mu.Unlock()
@@ -397,13 +396,15 @@ func (fr *Fetcher) attach(ctx context.Context, req content.Request, keep bool) (
 			return f, nil
 		}
 		fr.mu.Unlock() // for f may be busy for long, and the others must not wait for it
-		if !fr.serves(f, req) {
-			if err := f.giveWay(ctx); err != nil {
-				return nil, err
+		if fr.serves(f, req) {
+			if f.attach(req, keep) {
+				room.Join(f.ctx, room.Caller(ctx))
+				return f, nil
 			}
-		} else if f.attach(req, keep) {
-			room.Join(f.ctx, room.Caller(ctx))
-			return f, nil
+		} else if next, err := f.giveWay(ctx, req, keep); next != nil || err != nil {
+			return next, err
+		} else if f.ended() == nil { // it serves the request by now
+			continue
 		}
 		if err := f.arrivedAs(); err != nil {
 			return nil, err

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -67,32 +68,96 @@ func (f *fetch) proved(req content.Request) {
 	}
 }
 
-// mayStandStill is for how long a fetch that brings nothing keeps other sources from bringing the blob.
-const mayStandStill = 3 * time.Second
+const (
+	// mayStandStill is for how long a fetch that brings nothing keeps other sources from bringing the blob. lookAgain
+	// is how often a source that does not answer is asked whether it would.
+	mayStandStill, lookAgain = 3 * time.Second, time.Second
+	// mayBeSampled is for how long others wait for a sample to be taken of what peers bring.
+	mayBeSampled = mayStandStill / 2
+)
 
-// giveWay ends a fetch that stands still or that nobody wants, for the sake of another source. Whoever reads it is
-// given the rest by his own source; see lasting. It fails with errForeign for any other fetch.
-func (f *fetch) giveWay(ctx context.Context) error {
+// gaveWay reports whether err is that of a fetch which was waited for and has given way to another source. None of
+// those who waited is kept out by that other for now, and they go on together.
+func gaveWay(err error) bool {
+	_, runs := errors.AsType[*foreignError](err)
+	return !runs && errors.Is(err, errForeign)
+}
+
+// giveWay waits until a fetch of another source may serve a request, has ended, or may be ended for its sake: one that
+// nobody wants, or that stands still while the request's source brings something. Then it returns the one in its place;
+// whoever read it is given the rest by his own source, see lasting. It fails with errForeign where the fetch goes on.
+// One that is to show what peers hold is soon over, and the sample that is taken of it may be the proof that the
+// request's source needs.
+func (f *fetch) giveWay(ctx context.Context, req content.Request, keep bool) (next *fetch, err error) {
+	var looked, seen time.Time // at what the source gives, and since when bytes come to the fetch
 	tick := time.NewTicker(mayStandStill / 30)
 	defer tick.Stop()
-	for {
-		still := f.standsStill() >= mayStandStill
-		switch {
-		case f.endUnwanted():
-			return nil
-		case still && f.endStill():
-			return nil
-		case still, f.came.Load() > 0: // it only has yet to be committed, or goes on
-			return &foreignError{f}
+	for !f.fr.serves(f, req) && f.ended() == nil {
+		if next = f.fr.takeOver(ctx, f, req, keep, f.endUnwanted); next != nil {
+			return next, nil
+		}
+		switch still := f.standsStill() >= mayStandStill; {
+		case still && time.Since(looked) >= lookAgain:
+			err = f.fr.brings(ctx, req)
+			looked = time.Now()
+			if err == nil {
+				next = f.fr.takeOver(ctx, f, req, keep, f.endStill)
+			}
+			switch {
+			case next != nil:
+				return next, nil
+			case err == nil && f.ended() == nil, refused(err), content.Throttled(err):
+				return nil, &foreignError{f} // it only has yet to be committed, or his source tells him why
+			}
+		case !still && f.came.Load() > 0:
+			if seen.IsZero() {
+				seen = time.Now()
+			}
+			if !f.ofPeers() || time.Since(seen) >= mayBeSampled {
+				return nil, &foreignError{f}
+			}
 		}
 		select {
 		case <-tick.C:
 		case <-f.released:
-			return nil
+			return nil, nil
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		}
 	}
+	return nil, nil
+}
+
+// takeOver ends a fetch by end, and starts one for a request in its place. Whoever read it finds that one when he comes
+// again, so that he is not there first.
+func (fr *Fetcher) takeOver(ctx context.Context, f *fetch, req content.Request, keep bool, end func() bool) *fetch {
+	from := fr.sourceOf(req)
+	fr.mu.Lock()
+	defer fr.mu.Unlock()
+	if fr.ctx.Err() != nil || fr.fetches[f.digest] != f || !end() {
+		return nil
+	}
+	next := startFetch(ctx, fr, req, from, keep, func(g *fetch) { g.after = f.released })
+	fr.fetches[f.digest] = next
+	return next
+}
+
+// brings returns nil where the source of a request gives its caller something of the blob now. While a registry is away
+// each fetch from it stands still, and whoever only says to have the blob would end them all. What peers bring only a
+// fetch can tell.
+func (fr *Fetcher) brings(ctx context.Context, req content.Request) error {
+	if req.NoUpstream() || fr.opts.PeersOnly(req.Repository) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, sampling)
+	defer cancel()
+	body, err := fr.opts.Upstream.Open(ctx, req, 0, 1)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = body.Close() }()
+	_, err = io.ReadFull(body, make([]byte, 1))
+	return err
 }
 
 // standsStill is for how long nothing has come.
@@ -100,27 +165,28 @@ func (f *fetch) standsStill() time.Duration {
 	return time.Since(f.start) - time.Duration(f.cameAt.Load())
 }
 
-// endStill ends a fetch of which not all has come and that stands still, and reports whether it has failed. Between two
-// looks it may have gone on, and a caller may be reading what came.
+// endStill ends a fetch of which not all has come and that stands still, and reports whether it has. Between two looks
+// the fetch may have gone on, and a caller may be reading what came.
 func (f *fetch) endStill() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.finishing && f.standsStill() >= mayStandStill {
-		f.failNow(errForeign)
-	}
-	return f.err != nil
+	return !f.finishing && f.standsStill() >= mayStandStill && f.failNow(errForeign)
 }
 
 // endUnwanted ends a fetch that was to show what peers hold, as for a sample, once its reader has gone. Nobody comes
-// back for it, and a source that must give its own bytes would find it in the way on each node. It reports whether the
-// fetch has failed.
+// back for it, and a source that must give its own bytes would find it in the way on each node. It reports whether it
+// has.
 func (f *fetch) endUnwanted() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.readers == 0 && len(f.askers.callers) == 0 && !f.finishing && !f.charge.open() {
-		f.failNow(errForeign)
-	}
-	return f.err != nil
+	return f.readers == 0 && len(f.askers.callers) == 0 && !f.finishing && !f.charge.open() && f.failNow(errForeign)
+}
+
+// ofPeers reports whether nobody's source is asked for the blob, as for a sample.
+func (f *fetch) ofPeers() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.askers.callers) == 0
 }
 
 // source is the repository from which alone the bytes of a fetch come, on all nodes, because it has not proved yet that
@@ -128,8 +194,9 @@ func (f *fetch) endUnwanted() bool {
 //
 // Nodes that fetch a blob from one such source share it in a room of their own, with a partial ingest of their own. So
 // whoever names a source of his own is given what that source gives, and nothing else, until the digest of the whole
-// shows that it is the content. That costs a copy where two repositories are first asked for the same blob at one time,
-// be they of one registry: a manifest may list any digest, and its registry need not have looked.
+// shows that it is the content. Where two repositories are first asked for the same blob at one time, be they of one
+// registry, that costs a copy for each caller of the second on this node: a manifest may list any digest, and its
+// registry need not have looked.
 //
 // A caller to whom the repository's yes is in doubt is given what it gives to his own credentials. So for him it is
 // another source.

@@ -1,6 +1,8 @@
 package fetch
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -29,6 +31,8 @@ type claimant struct {
 	sizes func(digest.Digest) int64
 	asked chan struct{}
 	hangs bool // until whoever asks leaves; else it fails at once
+	shows bool // what is there, where it is asked for one byte
+	says  int  // the status with which it fails; 0: 500
 }
 
 var (
@@ -55,6 +59,9 @@ func (c *claimant) Open(ctx context.Context, req content.Request, off, n int64) 
 	if !claimsOnly(req) {
 		return c.Upstream.Open(ctx, req, off, n)
 	}
+	if c.shows && n == 1 {
+		return c.Upstream.Open(ctx, (&origin{}).request(req.Digest), off, n)
+	}
 	select {
 	case c.asked <- struct{}{}:
 	default:
@@ -62,7 +69,7 @@ func (c *claimant) Open(ctx context.Context, req content.Request, off, n int64) 
 	if c.hangs {
 		<-ctx.Done()
 	}
-	return nil, &content.UpstreamError{Status: http.StatusInternalServerError}
+	return nil, &content.UpstreamError{Status: cmp.Or(c.says, http.StatusInternalServerError)}
 }
 
 // proofs are Sources that begin with nothing proved.
@@ -84,6 +91,7 @@ func doubting(o *origin, claims *claimant) func(int, *Options, *swarm.Options) {
 		fo.Sources = &proofs{}
 		if claims != nil {
 			fo.Upstream = &claimant{Upstream: fo.Upstream, asked: claims.asked, hangs: claims.hangs,
+				shows: claims.shows, says: claims.says,
 				sizes: func(d digest.Digest) int64 { return int64(len(o.Blob(d))) }}
 		}
 	}
@@ -247,7 +255,7 @@ func TestSource_OneThatBringsNothingGivesWayToOneThatDoes(t *testing.T) {
 	<-claims.asked
 	n.pull(t.Context(), o.request(d)).requireRight(t, d)
 	require.NoError(t, n.Ensure(t.Context(), o.request(d)))
-	require.Equal(t, int64(2*chunk1), o.Bytes.Load(), "what came is kept")
+	require.Equal(t, int64(2*chunk1+1), o.Bytes.Load(), "what came is kept; one byte showed that it would come")
 	cancel()
 	<-thief.done
 	require.Error(t, thief.err)
@@ -563,4 +571,130 @@ func TestSource_AnAnswerThatGivesWayToWhoAsksPeersAloneCostsNoSecondCopy(t *test
 	require.NoError(t, err)
 	require.Equal(t, o.Blob(d), append(begun, rest...))
 	require.LessOrEqual(t, o.Bytes.Load(), int64(size+chunk1), "bytes of the origin")
+}
+
+// away has an origin give no byte of a blob until it is back.
+func away(t *testing.T, o *origin) (back func()) {
+	t.Helper()
+	ready := make(chan struct{})
+	back = sync.OnceFunc(func() { close(ready) })
+	t.Cleanup(back)
+	o.Spoil(func(_ http.ResponseWriter, r *http.Request, _ []byte) bool {
+		if r.Method != http.MethodGet || r.Header.Get("Range") == "bytes=0-0" {
+			return false
+		}
+		select {
+		case <-ready:
+			return false
+		case <-r.Context().Done():
+			panic(http.ErrAbortHandler)
+		}
+	})
+	return back
+}
+
+// pullMany has several callers wait for a blob of which nothing comes.
+func pullMany(t *testing.T, n *testNode, req content.Request) (pulls []*pull) {
+	t.Helper()
+	for range 6 {
+		pulls = append(pulls, n.pull(t.Context(), req))
+	}
+	eventually(t, "all wait", func() bool {
+		s, _ := n.running(req.Digest)
+		return s.Readers == len(pulls)
+	})
+	return pulls
+}
+
+// Its own registry may be away for a moment. Then a caller names another, or a repository that anyone may read and
+// whose manifest lists the blob.
+func TestSource_AFetchThatStandsStillGivesWayToNoneThatOnlyClaimsTheBlob(t *testing.T) {
+	t.Parallel()
+	const size = 5*chunk1 + 3
+	for name, claims := range map[string]*claimant{
+		"whose registry has no such blob": {says: http.StatusNotFound},
+		"whose registry refuses it":       {says: http.StatusForbidden},
+		"whose registry throttles":        {says: http.StatusTooManyRequests},
+		"whose registry fails":            {},
+		"whose registry hangs":            {hangs: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOrigin(t)
+			claims.asked = make(chan struct{}, 1)
+			n := newSwarm(t, o, 1, doubting(o, claims))[0]
+			d := o.add(t, size)
+			back := away(t, o)
+			pulls := pullMany(t, n, o.request(d))
+			ctx, cancel := context.WithCancel(t.Context())
+			thief := n.pull(ctx, content.Request{Repository: evil, Digest: d})
+			<-claims.asked
+			back()
+			for _, p := range pulls {
+				p.requireRight(t, d)
+			}
+			cancel()
+			<-thief.done
+			require.Error(t, thief.err)
+			require.Empty(t, thief.data)
+			require.Equal(t, int64(size), o.Bytes.Load(), "bytes of the origin")
+		})
+	}
+}
+
+// Each of them would else read all of it from the registry.
+func TestSource_ThoseWhoWaitForAFetchThatGivesWayGoOnTogether(t *testing.T) {
+	t.Parallel()
+	const size = 5*chunk1 + 3
+	for name, other := range map[string]content.Request{
+		"where it gave way to a source that gives a byte and no more": {Repository: evil},
+		"where it gave way to who asked peers, which have nothing":    {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOrigin(t)
+			n := newSwarm(t, o, 1, doubting(o, &claimant{asked: make(chan struct{}, 1), shows: true}))[0]
+			d := o.add(t, size)
+			back := away(t, o)
+			pulls := pullMany(t, n, o.request(d))
+			first := n.Fetcher.running()[0]
+			eventually(t, "it stands still", func() bool { return first.standsStill() >= mayStandStill })
+			other.Digest = d
+			_, err := n.OpenHere(t.Context(), other)
+			require.Error(t, err)
+			require.ErrorIs(t, first.ended(), errForeign)
+			back()
+			for _, p := range pulls {
+				p.requireRight(t, d)
+			}
+			require.LessOrEqual(t, o.Bytes.Load(), int64(size+chunk1), "bytes of the origin")
+		})
+	}
+}
+
+// The gate takes a sample of what peers hold when another caller of the repository comes, and lets all of them have it.
+func TestSource_ThoseWhoWaitForAFetchThatGivesWayToASampleAreGivenWhatThatProves(t *testing.T) {
+	t.Parallel()
+	const size = 5*chunk1 + 3
+	o := newOrigin(t)
+	nodes := newSwarm(t, o, 2, doubting(o, nil))
+	n := nodes[0]
+	d := o.add(t, size)
+	back := away(t, o)
+	pulls := pullMany(t, n, o.request(d))
+	first := n.Fetcher.running()[0]
+	eventually(t, "it stands still", func() bool { return first.standsStill() >= mayStandStill })
+	require.NoError(t, nodes[1].store.Put(t.Context(), d, bytes.NewReader(o.Blob(d)), size))
+	r, err := n.OpenHere(t.Context(), content.Request{Digest: d, Held: true})
+	require.NoError(t, err)
+	got, err := read(t.Context(), r, chunk1)
+	require.NoError(t, err)
+	require.Equal(t, o.Blob(d)[:chunk1], got)
+	n.opts.Sources.Prove(o.request(d))
+	require.NoError(t, r.Close())
+	back()
+	for _, p := range pulls {
+		p.requireRight(t, d)
+	}
+	require.LessOrEqual(t, o.Bytes.Load(), int64(size), "bytes of the origin")
 }
