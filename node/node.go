@@ -195,6 +195,7 @@ func (n *node) makeFronts(documents *room.Room) (err error) {
 		Sources:        sources{n.gate, n.policy, c.Hub.Name(), func() fetch.Sources { return n.hub }},
 		Gave:           n.gate.Gave,
 		PeersOnly:      func(r content.Repository) bool { return n.policy.Load().For(r).Mode == policy.PeersOnly },
+		Connections:    func(r content.Repository) int { return n.policy.Load().For(r).RateLimit.Connections },
 		VerifiedRanges: c.Registry.Ranges == config.RangesVerified, ReadAhead: c.Registry.ReadAhead.Bytes,
 		Ended: n.told, Tracer: n.tracer, Patience: c.Registry.FirstByteTimeout,
 		Logger: n.log.With("part", "fetch"), Registerer: n.metrics,

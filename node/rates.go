@@ -29,6 +29,11 @@ func (r *rates) of(repo content.Repository) upstream.Limits {
 	l.Requests = bounded(l.Requests, rule.RateLimit.RequestsPerSecond, max(1, int(rule.RateLimit.RequestsPerSecond)))
 	bytes := rule.RateLimit.BytesPerSecond.Bytes
 	l.Bytes = bounded(l.Bytes, float64(bytes), int(max(minBurst, bytes/10)))
+	if most := rule.RateLimit.Connections; l.Connections != nil {
+		l.Connections.SetMost(most)
+	} else if most > 0 {
+		l.Connections = upstream.NewConnections(most)
+	}
 	if l != (upstream.Limits{}) {
 		r.by[key] = l
 	}

@@ -27,6 +27,11 @@ func rule(mode v1alpha1.RepositoryMode, match ...string) v1alpha1.CachePolicySpe
 	return v1alpha1.CachePolicySpec{Rules: []v1alpha1.RepositoryRule{{Match: match, Mode: &mode}}}
 }
 
+func connections(most int32, match ...string) v1alpha1.CachePolicySpec {
+	return v1alpha1.CachePolicySpec{Rules: []v1alpha1.RepositoryRule{{Match: match,
+		RateLimit: &v1alpha1.RateLimit{Connections: &most}}}}
+}
+
 func TestEffective(t *testing.T) {
 	t.Parallel()
 	share := int32(40)
@@ -77,6 +82,13 @@ func TestEffective(t *testing.T) {
 				policy("b", 0, rule(v1alpha1.ModePeersOnly, "y", "x.example/**"))},
 			taken:     []string{"a", "b"},
 			conflicts: []v1alpha1.Conflict{{Field: "rules[x.example/**]", Winner: "a", Loser: "b"}},
+		},
+		"rules for one pattern that let another number of connections be are one": {
+			policies: []v1alpha1.CachePolicy{policy("a", 0, connections(4, "x.example/**")),
+				policy("b", 0, connections(5, "x.example/**")), policy("c", 0, connections(4, "x.example/**"))},
+			taken: []string{"a", "b", "c"},
+			conflicts: []v1alpha1.Conflict{{Field: "rules[x.example/**]", Winner: "a", Loser: "b"},
+				{Field: "rules[x.example/**]", Winner: "b", Loser: "c"}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -243,7 +243,7 @@ type AuthorizationPolicy struct {
 
 // RateLimit bounds what one node asks of a registry.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.requestsPerSecond) || has(self.bytesPerSecond)",message="rateLimit is empty: set requestsPerSecond, bytesPerSecond or both"
+// +kubebuilder:validation:XValidation:rule="has(self.requestsPerSecond) || has(self.bytesPerSecond) || has(self.connections)",message="rateLimit is empty: set requestsPerSecond, bytesPerSecond or connections"
 type RateLimit struct {
 	// RequestsPerSecond is the number of requests, of whatever kind, to the registry. Default: no limit.
 	// +optional
@@ -258,6 +258,14 @@ type RateLimit struct {
 	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="bytesPerSecond is a number with a unit of Kubernetes, such as 500M or 50Gi (Gi, not GiB)"
 	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('64Ki')) >= 0 && quantity(string(self)).isLessThan(quantity('8Ei'))",message="bytesPerSecond must be at least 64Ki, and below 8Ei"
 	BytesPerSecond *resource.Quantity `json:"bytesPerSecond,omitempty"`
+	// Connections is the most requests that the node has under way at each registry at one time; others wait. What a
+	// token server or a hub's listings are asked is not counted. So many parts of blobs, in place of 8, are read at one
+	// time: more suit a registry that gives each connection little. It is the node's own bound. How many parts of one
+	// blob all nodes together read at one time is another matter, and their coordinator's. Default: no limit.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1000
+	Connections *int32 `json:"connections,omitempty"`
 }
 
 // CachePolicyStatus is written by the operator alone. Agents need none of it.

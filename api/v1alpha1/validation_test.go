@@ -112,7 +112,11 @@ func TestRefusals(t *testing.T) {
 			"a rate limit without a limit": {"rules: [{match: [a.example/b], rateLimit: {}}]",
 				"rateLimit is empty"},
 			"a byte rate too slow to work": {`rules: [{match: [a.example/b], rateLimit: {bytesPerSecond: "5"}}]`, "bytesPerSecond must be at least 64Ki"},
-			"a priority out of range":      {"priority: 1001", "should be less than or equal to 1000"},
+			"no connection": {"rules: [{match: [a.example/b], rateLimit: {connections: 0}}]",
+				"rules[0].rateLimit.connections in body should be greater than or equal to 1"},
+			"more connections than a registry has": {"rules: [{match: [a.example/b], rateLimit: {connections: 1001}}]",
+				"should be less than or equal to 1000"},
+			"a priority out of range": {"priority: 1001", "should be less than or equal to 1000"},
 			"a duration that is none": {"rules: [{match: [a.example/b], tagTTL: soon}]",
 				"written as 90s, 10m or 24h"},
 			"a capacity with a unit that Kubernetes lacks": {"storage: {capacity: 20GiB}",
@@ -282,7 +286,7 @@ func TestAccepted(t *testing.T) {
 			"rules: [{match: ['[::1]:5000/**', '[fd00::5]/team/*', 'localhost/app', 'registry:5000/app', '*:5000/**', '*.example/**', '*/**', '**', '**/app', 'docker.io/**', 'docker.io/*/app', 'docker.io/re**', 'A.example/app']}]", nil},
 		"a policy of nothing": {"CachePolicy", "{}", nil},
 		"a policy of everything": {"CachePolicy",
-			"storage: {capacityPercent: 50, lowWatermarkPercent: 80, highWatermarkPercent: 90, minFree: 5Gi, eviction: SLRU}\nbandwidth: {upload: 100M, download: 1G}\nrules: [{match: ['a.example/**', '*.b.example:5000/team-*/x'], mode: PeersOnly, tagTTL: 0s, authorization: {mode: Registry, ttl: 5m, onUnreachable: Deny}, rateLimit: {requestsPerSecond: 5, bytesPerSecond: 20M}}]", nil},
+			"storage: {capacityPercent: 50, lowWatermarkPercent: 80, highWatermarkPercent: 90, minFree: 5Gi, eviction: SLRU}\nbandwidth: {upload: 100M, download: 1G}\nrules: [{match: ['a.example/**', '*.b.example:5000/team-*/x'], mode: PeersOnly, tagTTL: 0s, authorization: {mode: Registry, ttl: 5m, onUnreachable: Deny}, rateLimit: {requestsPerSecond: 5, bytesPerSecond: 20M, connections: 1000}}]", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -149,6 +149,9 @@ func compileRule(r v1alpha1.RepositoryRule, base policy.Rule) policy.Rule {
 			compiled.RateLimit.RequestsPerSecond = float64(*limit.RequestsPerSecond)
 		}
 		compiled.RateLimit.BytesPerSecond = size(limit.BytesPerSecond, nil, base.RateLimit.BytesPerSecond)
+		if limit.Connections != nil {
+			compiled.RateLimit.Connections = int(*limit.Connections)
+		}
 	}
 	return compiled
 }

@@ -198,10 +198,12 @@ func TestCompile(t *testing.T) {
 		"rate limit": {
 			rule(v1alpha1.RepositoryRule{RateLimit: &v1alpha1.RateLimit{
 				RequestsPerSecond: new(int32(5)), BytesPerSecond: resource.NewQuantity(1<<20, resource.BinarySI),
+				Connections: new(int32(3)),
 			}}),
 			func(t *testing.T, p *policy.Policy) {
 				require.InDelta(t, 5, p.For(repo).RateLimit.RequestsPerSecond, 0)
 				require.Equal(t, policy.Size{Bytes: 1 << 20}, p.For(repo).RateLimit.BytesPerSecond)
+				require.Equal(t, 3, p.For(repo).RateLimit.Connections)
 			},
 		},
 		"storage in shares of the disk": {

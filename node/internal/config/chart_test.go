@@ -79,6 +79,7 @@ func TestDefaults_OfACachePolicyAreThoseOfTheAgent(t *testing.T) {
 		"rules.authorization.onUnreachable": string(rule.Authorization.OnUnreachable),
 		"rules.rateLimit.requestsPerSecond": "no limit",
 		"rules.rateLimit.bytesPerSecond":    "no limit",
+		"rules.rateLimit.connections":       "no limit",
 	}, definitions(t))
 }
 

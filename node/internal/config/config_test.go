@@ -144,7 +144,7 @@ policy:
   defaults: {tagTTL: 7m, authorization: {mode: Exempt}}
   rules:
     - {match: ["*.example/team/*"], mode: PeersOnly, tagTTL: 0s}
-    - {match: ["**/library/*"], rateLimit: {requestsPerSecond: 2.5, bytesPerSecond: 20MB}, authorization: {ttl: 1s}}
+    - {match: ["**/library/*"], rateLimit: {requestsPerSecond: 2.5, bytesPerSecond: 20MB, connections: 3}, authorization: {ttl: 1s}}
 `, nil)
 	require.NoError(t, err)
 	rules := c.EffectivePolicy().Rules
@@ -155,7 +155,7 @@ policy:
 		},
 	}, rules[0])
 	require.Equal(t, 7*time.Minute, rules[1].TagTTL)
-	require.Equal(t, policy.RateLimit{RequestsPerSecond: 2.5, BytesPerSecond: policy.Size{Bytes: 20e6}},
+	require.Equal(t, policy.RateLimit{RequestsPerSecond: 2.5, BytesPerSecond: policy.Size{Bytes: 20e6}, Connections: 3},
 		rules[1].RateLimit)
 	require.Equal(t, policy.Authorization{Mode: policy.Exempt, TTL: time.Second, OnUnreachable: policy.Remembered},
 		rules[1].Authorization)
@@ -291,6 +291,12 @@ func TestMistakesAreNamed(t *testing.T) {
 		"a rule whose keys say nothing": {"policy: {rules: [{match: [], mode: , authorization: {ttl: }}]}", nil,
 			[]string{"policy.rules[0]", "is empty"}},
 		"a rule that is left out": {"policy: {rules: [null]}", nil, []string{"policy.rules[0]", "is empty"}},
+		"more connections than a registry has": {"policy: {rules: [{rateLimit: {connections: 1001}}]}", nil,
+			[]string{"policy.rules[0].rateLimit.connections: 1001", "from 1 to 1000", "use 0 for no limit"}},
+		"a negative number of connections": {"policy: {defaults: {rateLimit: {connections: -1}}}", nil,
+			[]string{"policy.defaults.rateLimit.connections: -1", "from 1 to 1000"}},
+		"half a connection": {"policy: {rules: [{rateLimit: {connections: 1.5}}]}", nil,
+			[]string{"policy.rules[0].rateLimit.connections", `"1.5" is no whole number`}},
 		"a share as bandwidth": {"policy: {bandwidth: {upload: 50%}}", nil,
 			[]string{"policy.bandwidth.upload", "50%"}},
 		"a misspelt key of a rule's authorization": {

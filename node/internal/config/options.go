@@ -132,6 +132,8 @@ var options = []option{
 	{"policy.defaults.rateLimit.requestsPerSecond", "bound on the `rate` of requests to a registry; 0: none"},
 	{"policy.defaults.rateLimit.bytesPerSecond",
 		"bound on the bytes read from a registry, a `size` per second; 0: none"},
+	{"policy.defaults.rateLimit.connections",
+		"bound on the `number` of requests under way at each registry at one time; 0: none"},
 	{"policy.bandwidth.upload", "bound on the bytes sent to other agents, a `size` per second; 0: none"},
 	{"policy.bandwidth.download", "bound on the bytes taken from other agents, a `size` per second; 0: none"},
 	{"mirror.stateDir", "`directory` of the originals that mirror install keeps; " +

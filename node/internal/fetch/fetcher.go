@@ -82,9 +82,12 @@ type Options struct {
 	PeersOnly func(content.Repository) bool
 	// PeerSilence, PeerPatience and CoordinatorPatience are those of schedule.ParticipantConfig.
 	PeerSilence, PeerPatience, CoordinatorPatience time.Duration
-	// UpstreamStreams is the most runs that this node reads from one registry at one time; default
-	// schedule.UpstreamStreams.
+	// UpstreamStreams is the most runs that this node reads from one registry at one time, where the policy does not
+	// say; default schedule.UpstreamStreams.
 	UpstreamStreams int64
+	// Connections is how many requests the policy lets be under way at the registry of a repository. So many runs are
+	// read at one time, fewer or more than else. 0: it does not say. Optional.
+	Connections func(content.Repository) int
 	// Patience is how long a caller is kept waiting while nothing comes. After half of it the node itself reads what
 	// the caller waits for; default content.DefaultFirstByte.
 	Patience time.Duration
@@ -172,8 +175,11 @@ func New(o Options) *Fetcher {
 	if o.PeersOnly == nil {
 		o.PeersOnly = func(content.Repository) bool { return false }
 	}
+	if o.Connections == nil {
+		o.Connections = func(content.Repository) int { return 0 }
+	}
 	f := &Fetcher{
-		opts: o, log: o.Logger, turns: newTurns(o.UpstreamStreams), again: newTurns(1), pulls: newPulls(),
+		opts: o, log: o.Logger, turns: newTurns(), again: newTurns(), pulls: newPulls(),
 		doubts: newDoubts(o.Swarm.ID()),
 		sizes:  lru.New[digest.Digest, int64](1 << 16), hints: lru.New[hint, int64](1 << 16),
 		places: lru.New[hint, place](knownLayers), gave: lru.New[string, time.Time](knownRegistries),

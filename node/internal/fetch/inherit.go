@@ -54,7 +54,7 @@ func (f *fetch) givesTheSame(req content.Request, of store.Source) bool {
 	}
 	ctx, cancel := context.WithTimeout(f.ctx, sampling)
 	defer cancel()
-	ctx, leave, err := takeTurn(ctx, f.fr.turns.at(req.Repository.Registry))
+	ctx, leave, err := takeTurn(ctx, f.fr.turnsAt(req.Repository))
 	if err != nil {
 		return false
 	}

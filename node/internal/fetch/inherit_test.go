@@ -143,7 +143,7 @@ func TestInherit_ASampleTakesATurnAndHoldsNoReliefUp(t *testing.T) {
 	var sampled, turn, making atomic.Bool
 	o.Spoil(func(_ http.ResponseWriter, r *http.Request, _ []byte) bool {
 		if !sampled.Swap(true) {
-			turn.Store(!n.turns.at(req.Repository.Registry).TryAcquire(1))
+			turn.Store(!n.turnsAt(req.Repository).TryAcquire(1))
 			n.mu.Lock()
 			f := n.fetches[d]
 			n.mu.Unlock()

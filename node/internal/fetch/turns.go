@@ -1,27 +1,37 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"sync"
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/lru"
 )
 
 // turns bounds how many runs are read from one registry at one time. Each registry has turns of its own, so that one
-// that hangs or drips keeps nobody from what the others have.
+// that hangs or drips keeps nobody from what the others have. Where the policy has other bounds for some of its
+// repositories, or comes to have another, there are turns for each bound.
 type turns struct {
-	most int64
-	of   *lru.Cache[string, *semaphore.Weighted]
+	*lru.Cache[bound, *semaphore.Weighted]
 }
 
-func newTurns(most int64) turns {
-	return turns{most, lru.New[string, *semaphore.Weighted](knownRegistries)}
+type bound struct {
+	registry string
+	most     int64
 }
 
-func (t turns) at(registry string) *semaphore.Weighted {
-	return lru.GetOrAdd(t.of, registry, semaphore.NewWeighted(t.most))
+func newTurns() turns { return turns{lru.New[bound, *semaphore.Weighted](knownRegistries)} }
+
+func (t turns) at(registry string, most int64) *semaphore.Weighted {
+	return lru.GetOrAdd(t.Cache, bound{registry, most}, semaphore.NewWeighted(most))
+}
+
+// turnsAt are those for runs of a repository.
+func (fr *Fetcher) turnsAt(repo content.Repository) *semaphore.Weighted {
+	return fr.turns.at(repo.Registry, cmp.Or(int64(fr.opts.Connections(repo)), fr.opts.UpstreamStreams))
 }
 
 type turnKey struct{}

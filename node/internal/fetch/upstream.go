@@ -81,10 +81,10 @@ func isBadAnswer(err error) bool {
 // readRun reads a leased run when it is its turn on this node.
 func (f *fetch) readRun(r schedule.Run) error {
 	f.mu.Lock()
-	turns := f.fr.turns.at(f.req.Repository.Registry)
+	repo := f.req.Repository
 	f.mu.Unlock()
 	f.awaited.Add(1)
-	ctx, leave, err := takeTurn(f.ctx, turns)
+	ctx, leave, err := takeTurn(f.ctx, f.fr.turnsAt(repo))
 	f.awaited.Add(-1)
 	if err != nil {
 		return err
@@ -251,7 +251,7 @@ func (f *fetch) outlast(ctx context.Context, off, n int64) (*answer, error) {
 // wishes; the others wait for that one. Where the registry has given something since, the trouble is that of one blob,
 // and no reason to hold up another.
 func (f *fetch) rest(ctx context.Context, failed *openError, asked time.Time, bad int, pause time.Duration) bool {
-	turn := f.fr.again.at(failed.registry)
+	turn := f.fr.again.at(failed.registry, 1)
 	for !turn.TryAcquire(1) {
 		if !content.Sleep(ctx, 50*time.Millisecond) {
 			return false

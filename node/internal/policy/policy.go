@@ -79,7 +79,12 @@ type Authorization struct {
 type RateLimit struct {
 	RequestsPerSecond float64 `json:"requestsPerSecond,omitempty" yaml:"requestsPerSecond"`
 	BytesPerSecond    Size    `json:"bytesPerSecond,omitzero" yaml:"bytesPerSecond"`
+	// Connections is how many requests may be under way at each registry that the rule matches, at one time.
+	Connections int `json:"connections,omitempty" yaml:"connections"`
 }
+
+// mostConnections is the largest RateLimit.Connections.
+const mostConnections = 1000
 
 // DefaultRule is the rule of a node that nobody gave another one.
 func DefaultRule() Rule {
@@ -226,6 +231,10 @@ func (r Rule) validate(at string, checkPattern func(string) error) []error {
 	}
 	if !(r.RateLimit.RequestsPerSecond >= 0) { // also NaN
 		bad("rateLimit.requestsPerSecond", "%v is no rate; use 0 for no limit", r.RateLimit.RequestsPerSecond)
+	}
+	if n := r.RateLimit.Connections; n < 0 || n > mostConnections {
+		bad("rateLimit.connections", "%d is no number of connections from 1 to %d; use 0 for no limit", n,
+			mostConnections)
 	}
 	return append(problems, checkSpeed(at+".rateLimit.bytesPerSecond", r.RateLimit.BytesPerSecond))
 }

@@ -116,7 +116,8 @@ func TestValidateNamesEveryProblem(t *testing.T) {
 		Rules: []policy.Rule{{
 			Match: []string{"a/**", "a/re?is", "", "a//b", "a/***"}, Mode: "Sometimes", TagTTL: -1,
 			Authorization: policy.Authorization{Mode: "No", OnUnreachable: "Maybe", TTL: -1},
-			RateLimit:     policy.RateLimit{RequestsPerSecond: math.NaN(), BytesPerSecond: policy.Size{Share: 0.5}},
+			RateLimit: policy.RateLimit{RequestsPerSecond: math.NaN(), BytesPerSecond: policy.Size{Share: 0.5},
+				Connections: -1},
 		}},
 		Default:   policy.DefaultRule(),
 		Bandwidth: policy.Bandwidth{Upload: policy.Size{Bytes: -1}, Download: policy.Size{Share: 0.5}},
@@ -132,7 +133,8 @@ func TestValidateNamesEveryProblem(t *testing.T) {
 		"rules[0].authorization.mode",
 		"rules[0].authorization.onUnreachable", "rules[0].tagTTL", "rules[0].authorization.ttl",
 		"rules[0].rateLimit.requestsPerSecond",
-		"rules[0].rateLimit.bytesPerSecond", "bandwidth.upload", "bandwidth.download",
+		"rules[0].rateLimit.bytesPerSecond", "rules[0].rateLimit.connections: -1 is no number of connections",
+		"bandwidth.upload", "bandwidth.download",
 		"store.lowWatermarkPercent", "store.eviction", "store.capacity", "store.minFree",
 	} {
 		require.Contains(t, err.Error(), part)

@@ -48,7 +48,8 @@ func (c ParticipantConfig) shortSilence() time.Duration { return c.PeerSilence *
 const (
 	// TickEvery is how often Participant.Tick is called.
 	TickEvery = 250 * time.Millisecond
-	// UpstreamStreams is the most runs that a node reads from one registry at one time.
+	// UpstreamStreams is the most runs that a node reads from one registry at one time, of all blobs, where the policy
+	// bounds its requests there by no other number. How many runs of one blob there are is Config.UpstreamRuns' matter.
 	UpstreamStreams = 8
 )
 

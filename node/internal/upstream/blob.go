@@ -47,7 +47,7 @@ func (c *Client) Open(ctx context.Context, req content.Request, off, n int64) (*
 	if n > 0 {
 		last = off + n - 1
 	}
-	body, err := c.openRange(ctx, req, off, last, false)
+	body, err := c.openRange(ctx, req, off, last, false, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -40,16 +40,19 @@ type stream struct {
 	fresh    int64         // bytes since patience was whole
 	timer    *time.Timer
 
+	by   *connection
+	idle *time.Timer // runs while nobody reads; nil: connections have no bound
+
 	from  *endpoint
 	speed speed
 }
 
 func (c *Client) watch(ctx context.Context, cancel context.CancelCauseFunc, reg *registry, from *endpoint,
-	limit *rate.Limiter, resp *http.Response) *stream {
+	limit *rate.Limiter, by *connection, resp *http.Response) *stream {
 	s := &stream{
 		op: describe(resp.Request), body: resp.Body, ctx: ctx, cancel: cancel,
 		count: c.metrics.counter(reg.name), limit: limit,
-		due: resp.ContentLength, stall: c.opts.Timeouts.Stall, patience: c.opts.Timeouts.Stall,
+		due: resp.ContentLength, stall: c.opts.Timeouts.Stall, patience: c.opts.Timeouts.Stall, by: by,
 		from: from, speed: newSpeed(&reg.pace, c.metrics.of(reg.name).Load),
 	}
 	if resp.Request.Method == http.MethodHead {
@@ -57,7 +60,22 @@ func (c *Client) watch(ctx context.Context, cancel context.CancelCauseFunc, reg 
 	}
 	s.timer = time.AfterFunc(s.stall, func() { cancel(errStalled) })
 	s.timer.Stop()
+	if by != nil {
+		s.idle = time.AfterFunc(time.Hour, s.yield)
+		s.idle.Reset(idleFor) // once yield can see it
+	}
 	return s
+}
+
+// yield gives the answer up, which nobody reads, where others wait for its connection.
+func (s *stream) yield() {
+	switch held, wanted := s.by.held(); {
+	case wanted:
+		s.cancel(errIdle)
+		s.by.leave()
+	case held:
+		s.idle.Reset(idleFor)
+	}
 }
 
 func (s *stream) Read(p []byte) (int, error) {
@@ -66,6 +84,9 @@ func (s *stream) Read(p []byte) (int, error) {
 	}
 	if s.limit != nil && len(p) > 0 {
 		p = p[:min(len(p), max(s.limit.Burst(), 1))]
+	}
+	if s.idle != nil {
+		s.idle.Stop()
 	}
 	// Only the time spent in here counts: a reader that takes its time is no fault of the registry's.
 	start := time.Now()
@@ -93,6 +114,9 @@ func (s *stream) Read(p []byte) (int, error) {
 	switch {
 	case err == nil:
 		s.speed.read(time.Now(), n, wait, s.due)
+		if s.idle != nil {
+			s.idle.Reset(idleFor)
+		}
 		return n, nil
 	case !errors.Is(err, io.EOF):
 		if cause := context.Cause(s.ctx); errors.Is(cause, errStalled) {
@@ -107,6 +131,7 @@ func (s *stream) Read(p []byte) (int, error) {
 			io.ErrUnexpectedEOF)
 	}
 	s.speed.ended(time.Now(), n)
+	s.by.leave()
 	return n, io.EOF
 }
 
@@ -130,6 +155,10 @@ func (s *stream) Close() error {
 	s.timer.Stop()
 	err := s.body.Close()
 	s.cancel(nil)
+	if s.idle != nil {
+		s.idle.Stop()
+	}
+	s.by.leave()
 	return err
 }
 

@@ -29,6 +29,15 @@ import (
 type hosts map[string]http.HandlerFunc
 
 func (h hosts) client(t *testing.T, endpoints ...string) *upstream.Client {
+	return h.limited(t, nil, endpoints...)
+}
+
+func (h hosts) limited(t *testing.T, most *upstream.Connections, endpoints ...string) *upstream.Client {
+	return h.with(t, upstream.Options{Limits: limited(most),
+		Upstreams: []upstream.Upstream{{Registry: images, Endpoints: endpoints}}})
+}
+
+func (h hosts) with(t *testing.T, o upstream.Options) *upstream.Client {
 	at := map[string]pipes{}
 	for name, handler := range h {
 		listener := pipes{make(chan net.Conn), make(chan struct{})}
@@ -37,15 +46,13 @@ func (h hosts) client(t *testing.T, endpoints ...string) *upstream.Client {
 		go func() { _ = server.Serve(listener) }()
 		t.Cleanup(func() { _ = server.Close() })
 	}
-	c, err := upstream.New(upstream.Options{
-		Upstreams: []upstream.Upstream{{Registry: images, Endpoints: endpoints}},
-		Dial: func(_ context.Context, _, address string) (net.Conn, error) {
-			name, _, _ := net.SplitHostPort(address)
-			near, far := net.Pipe()
-			at[name].conns <- far
-			return near, nil
-		},
-	})
+	o.Dial = func(_ context.Context, _, address string) (net.Conn, error) {
+		name, _, _ := net.SplitHostPort(address)
+		near, far := net.Pipe()
+		at[name].conns <- far
+		return near, nil
+	}
+	c, err := upstream.New(o)
 	require.NoError(t, err)
 	t.Cleanup(c.Close)
 	return c

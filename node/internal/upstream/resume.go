@@ -56,6 +56,7 @@ type resumed struct {
 }
 
 func (c *Client) resumable(ctx context.Context, req content.Request, body *Body, last int64) {
+	req.Size = body.Size
 	body.ReadCloser = &resumed{
 		client: c, ctx: ctx, req: req, owner: body, body: body.ReadCloser, from: body.ReadCloser.(*stream),
 		start: body.Offset, next: body.Offset, last: last,
@@ -64,12 +65,14 @@ func (c *Client) resumable(ctx context.Context, req content.Request, body *Body,
 
 func (r *resumed) Read(p []byte) (int, error) {
 	for {
+		var err error
 		if r.cause != nil {
-			if err := r.reopen(); err != nil {
-				return 0, err
-			}
+			err = r.reopen()
 		} else if r.from.speed.tries > 0 {
-			r.elsewhere(r.from.speed.tries)
+			err = r.elsewhere(r.from.speed.tries)
+		}
+		if err != nil {
+			return 0, err
 		}
 		n, err := r.body.Read(p)
 		_, _ = r.seen.Write(p[:n]) // a hash never fails
@@ -100,9 +103,12 @@ func brokenOff(ctx context.Context, err error) bool {
 		!errors.Is(err, room.ErrFull) && !errors.Is(err, room.ErrSlow)
 }
 
-// reopen asks for the rest, for as long as Timeouts.Resume.
+// reopen asks for the rest, for as long as Timeouts.Resume, as soon as it has a connection.
 func (r *resumed) reopen() error {
-	if r.breaks++; r.breaks > maxBreaks {
+	if own := errors.Is(r.cause, errIdle) || errors.Is(r.cause, errDrips); !own { // which is no fault of the registry's
+		r.breaks++
+	}
+	if r.breaks > maxBreaks {
 		return fmt.Errorf("%w (broke off %d times)", r.cause, r.breaks)
 	}
 	defer r.breaking()()
@@ -118,11 +124,17 @@ func (r *resumed) reopen() error {
 				return fmt.Errorf("%w: %w", r.cause, context.Cause(r.ctx))
 			}
 		}
-		tries, by := 0, deadline
-		if soon := time.Now().Add(tryFor); errors.Is(r.cause, errStalled) && !r.anew.Load() && soon.Before(deadline) {
-			tries, by = maxTries, soon
+		asked := time.Now()
+		by, err := r.client.connect(r.ctx, r.req.Repository)
+		if err != nil {
+			return fmt.Errorf("%w: %w", r.cause, err)
 		}
-		body, err := r.open(by, tries, 0)
+		deadline = deadline.Add(time.Since(asked))
+		tries, until := 0, deadline
+		if soon := time.Now().Add(tryFor); errors.Is(r.cause, errStalled) && !r.anew.Load() && soon.Before(deadline) {
+			tries, until = maxTries, soon
+		}
+		body, err := r.open(by, until, tries, 0)
 		if err == nil {
 			r.goOn(body, r.cause)
 			return nil
@@ -138,21 +150,34 @@ func (r *resumed) reopen() error {
 }
 
 // elsewhere asks for the rest by other connections, and of another endpoint where there is one, because this answer
-// drips. It stays with this one where no other does better in time.
-func (r *resumed) elsewhere(tries int) {
+// drips. It stays with this one where no other does better in time. Where there is no connection beside this one,
+// another takes its place, unless that would bring all once more. It fails where none does.
+func (r *resumed) elsewhere(tries int) error {
 	defer r.breaking()()
 	r.client.Distrust(r.req) // another machine may have it
 	rate := r.from.speed.dripped
 	r.from.giveUp()
-	body, err := r.open(time.Now().Add(tryFor), tries, rate)
-	if err == nil {
+	by, free := r.client.another(r.req.Repository)
+	var body *rest
+	var err error
+	switch {
+	case free:
+		if body, err = r.open(by, time.Now().Add(tryFor), tries, rate); err == nil {
+			_ = r.body.Close()
+			r.goOn(body, errDrips)
+		}
+	case !r.anew.Load():
 		_ = r.body.Close()
-		r.goOn(body, errDrips)
+		r.cause = errDrips
+		if err = r.reopen(); err != nil {
+			return err
+		}
 	}
 	if r.pause = min(max(2*r.pause, hurry), tryAgain); answered(err) {
 		r.pause = tryAgain
 	}
 	r.from.speed.patient = time.Now().Add(r.pause)
+	return nil
 }
 
 // breaking tells who waits that the rest is asked for, until the returned function is called.
@@ -224,11 +249,11 @@ type came struct {
 
 // open opens the answer that goes on at the byte that is due, whose header comes before the deadline. It may be no
 // better than the last, which brought rate bytes per second, and is tried by so many connections for tryFor then; see
-// nextTry. 0: whatever comes is taken.
-func (r *resumed) open(deadline time.Time, tries int, rate float64) (*rest, error) {
+// nextTry. 0: whatever comes is taken. The first has a connection, and the others are made where there is one.
+func (r *resumed) open(by *connection, deadline time.Time, tries int, rate float64) (*rest, error) {
 	before := came{r.seen.Seed(), r.seen.Sum64(), r.next}
 	if tries == 0 {
-		return r.try(r.ctx, deadline, before, 0)
+		return r.try(r.ctx, by, deadline, before, 0)
 	}
 	ctx, cancel := context.WithTimeoutCause(r.ctx, tryFor+nextTry, errNoHeader) // what comes shows that before
 	defer cancel()
@@ -241,17 +266,28 @@ func (r *resumed) open(deadline time.Time, tries int, rate float64) (*rest, erro
 	next := time.NewTimer(0)
 	defer next.Stop()
 	asked, failed, turns := 0, 0, r.from.speed.of.more
-	defer func() { turns.Release(int64(max(asked-1, 0))) }()
+	defer func() {
+		turns.Release(int64(max(asked-1, 0)))
+		if asked == 0 {
+			by.leave()
+		}
+	}()
 	for {
 		select {
 		case <-next.C:
 			if asked > 0 && r.anew.Load() { // which costs more the more it has brought
 				continue
 			}
-			if asked == 0 || turns.TryAcquire(1) {
+			free := asked == 0
+			if !free && turns.TryAcquire(1) {
+				if by, free = r.client.another(r.req.Repository); !free {
+					turns.Release(1)
+				}
+			}
+			if free {
 				asked++
-				go func() {
-					body, err := r.try(ctx, deadline, before, least)
+				go func(by *connection) {
+					body, err := r.try(ctx, by, deadline, before, least)
 					select {
 					case outcomes <- outcome{body, err}:
 					case <-ctx.Done():
@@ -259,7 +295,7 @@ func (r *resumed) open(deadline time.Time, tries int, rate float64) (*rest, erro
 							_ = body.Close()
 						}
 					}
-				}()
+				}(by)
 			}
 			if asked < tries {
 				next.Reset(nextTry)
@@ -276,12 +312,14 @@ func (r *resumed) open(deadline time.Time, tries int, rate float64) (*rest, erro
 
 // try opens an answer as open does, while ctx lasts, and waits until it has brought enough; see rest.begin. 0: it does
 // not wait.
-func (r *resumed) try(ctx context.Context, deadline time.Time, before came, least int) (*rest, error) {
+func (r *resumed) try(
+	ctx context.Context, by *connection, deadline time.Time, before came, least int,
+) (*rest, error) {
 	own, end := context.WithCancelCause(r.ctx)
 	stay := context.AfterFunc(ctx, func() { end(context.Cause(ctx)) })
 	// Where it is not called below, or each that fails is held until ctx ends.
 	defer stay()
-	body, err := r.ask(own, end, deadline, before.next) //nolint:contextcheck // what is read on outlasts the trying
+	body, err := r.ask(own, end, by, deadline, before.next) //nolint:contextcheck // what is read on outlasts the trying
 	if err == nil {
 		if err = r.skip(body, before); err == nil && least > 0 {
 			err = body.begin(deadline, least)
@@ -301,10 +339,10 @@ func (r *resumed) try(ctx context.Context, deadline time.Time, before came, leas
 }
 
 // ask opens the answer that goes on at the byte that is due, and that end ends.
-func (r *resumed) ask(ctx context.Context, end context.CancelCauseFunc, deadline time.Time,
+func (r *resumed) ask(ctx context.Context, end context.CancelCauseFunc, by *connection, deadline time.Time,
 	next int64) (*rest, error) {
 	timer := time.AfterFunc(time.Until(deadline), func() { end(errNoHeader) })
-	body, err := r.client.openRange(ctx, r.req, next, r.last, true)
+	body, err := r.client.openRange(ctx, r.req, next, r.last, true, by)
 	if !timer.Stop() && err == nil {
 		err = errors.Join(errNoHeader, body.Close())
 	}
@@ -313,6 +351,7 @@ func (r *resumed) ask(ctx context.Context, end context.CancelCauseFunc, deadline
 			body.Close())
 	}
 	if err != nil {
+		by.leave()
 		return nil, err
 	}
 	return &rest{Body: body, from: body.ReadCloser.(*stream), end: end}, nil
@@ -362,10 +401,12 @@ func (c *Client) readAgain(ctx context.Context, call call) (*http.Response, []by
 }
 
 // openRange opens one answer to a GET of the bytes of a blob from off to last, or to the end where last is -1. once: it
-// is the caller who asks again.
-func (c *Client) openRange(ctx context.Context, req content.Request, off, last int64, once bool) (*Body, error) {
+// is the caller who asks again, and has a connection for it.
+func (c *Client) openRange(
+	ctx context.Context, req content.Request, off, last int64, once bool, by *connection,
+) (*Body, error) {
 	call := blobCall(http.MethodGet, req)
-	call.remember, call.once = true, once
+	call.remember, call.once, call.by = true, once, by
 	switch {
 	case last >= 0:
 		call.byteRange = fmt.Sprintf("bytes=%d-%d", off, last)
@@ -379,10 +420,14 @@ func (c *Client) openRange(ctx context.Context, req content.Request, off, last i
 	body, err := newBody(resp, req, off, last)
 	kind := content.ErrBadAnswer
 	if errors.Is(err, errNoSize) {
-		if req.Size, _, err = c.Stat(ctx, req); err == nil {
-			body, err = newBody(resp, req, off, last)
-		} else {
-			kind = content.ErrUnavailable
+		_ = resp.Body.Close() // there may be no connection beside this one
+		size, _, statErr := c.Stat(ctx, req)
+		if statErr == nil && size > 0 {
+			req.Size = size
+			return c.openRange(ctx, req, off, last, once, by)
+		}
+		if statErr != nil {
+			kind, err = content.ErrUnavailable, statErr
 		}
 	}
 	if err != nil {

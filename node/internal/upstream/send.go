@@ -55,7 +55,8 @@ type call struct {
 	authorization string
 	// remember lets a redirect to another host be used again for the same call.
 	remember bool
-	once     bool // it is not sent again; whoever calls does
+	once     bool        // it is not sent again; whoever calls does, and has a connection for it
+	by       *connection // that one
 }
 
 // send tries the endpoints of the call's registry in order, and again after a pause where that may help, until one
@@ -311,11 +312,8 @@ var errNoHeader = errors.New("no answer within the time allowed")
 
 // attempt sends the call to one endpoint and follows redirects. wait bounds the time to the final answer's header.
 func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call call,
-	wait time.Duration) (*http.Response, error) {
-	var limits Limits
-	if c.opts.Limits != nil {
-		limits = c.opts.Limits(call.repo)
-	}
+	wait time.Duration) (_ *http.Response, err error) {
+	limits := c.limits(call.repo)
 	if limits.Requests != nil {
 		resume := content.Apart(ctx)
 		err := limits.Requests.Wait(ctx)
@@ -323,6 +321,16 @@ func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call 
 		if err != nil {
 			return nil, fmt.Errorf("%s of %s: %w: %w", call.method, call.repo, content.ErrRateLimit, err)
 		}
+	}
+	if !call.once {
+		if call.by, err = c.connect(ctx, call.repo); err != nil {
+			return nil, fmt.Errorf("%s of %s: %w", call.method, call.repo, err)
+		}
+		defer func() {
+			if err != nil {
+				call.by.leave()
+			}
+		}()
 	}
 	start := time.Now()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -363,7 +371,7 @@ func (c *Client) attempt(ctx context.Context, reg *registry, ep *endpoint, call 
 		return nil, fmt.Errorf("%w: %w", err, content.ErrUnavailable)
 	}
 	ep.mark(true, time.Now(), 0)
-	resp.Body = c.watch(ctx, cancel, reg, ep, limits.Bytes, resp)
+	resp.Body = c.watch(ctx, cancel, reg, ep, limits.Bytes, call.by, resp)
 	return resp, nil
 }
 

@@ -7,6 +7,7 @@
 //	endpoint.go    where a registry is reached
 //	mirrors.go     what the node's administrator has put before it
 //	send.go        trying its endpoints, with back-off
+//	connections.go how many requests are under way
 //	redirect.go    following to object storage, without the credentials
 //	body.go        reading the answer, and watching that it moves
 //	pace.go        telling an answer that drips from a registry that is slow
@@ -84,6 +85,9 @@ type Limits struct {
 	Requests *rate.Limiter
 	// Bytes is of what is read of bodies. Its burst is the most that is read at a time.
 	Bytes *rate.Limiter
+	// Connections is of all that Client asks of the registry itself, and of where that redirects to. What a token
+	// server is asked is not counted, nor what goes by Reach.
+	Connections *Connections
 }
 
 // Options configure a Client. The zero value is usable.
