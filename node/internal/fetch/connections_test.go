@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/assert"
@@ -33,6 +34,7 @@ func TestConnections_ManyBlobsAtOnceAreReadByAsManyRequestsAsThePolicyLets(t *te
 				require.NoError(t, err)
 				t.Cleanup(up.Close)
 				fo.Upstream, fo.Connections = up, func(content.Repository) int { return most }
+				fo.Patience = time.Hour // no relief takes the place of a turn
 			})
 			var pulls sync.WaitGroup
 			for range max(6, most) {
