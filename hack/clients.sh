@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # clients.sh (make clients): pulls through real agents with real clients, and takes a blob from one with kubo. Needs root,
-# Debian's packages below and Go; the other clients are built from Go modules at the versions that hack/tools names,
-# into CLIENTS (default ~/.cache/shoal/clients). From empty caches that takes two quiet cores about ten minutes.
+# Debian's packages below and Go; the other clients are built from Go modules at the versions that hack/tools names, and
+# containerd at that of hack/cluster/tools, into CLIENTS (default ~/.cache/shoal/clients). From empty caches that takes two
+# quiet cores about ten minutes.
 #
 #   clients.sh                      everything
 #   clients.sh -run TestKubo -v     some of it; see go help testflag
@@ -24,7 +25,9 @@ build() {
 }
 mkdir -p "$clients"
 build clients github.com/google/go-containerregistry/cmd/crane oras.land/oras/cmd/oras
-build containerd ./stargz github.com/containerd/containerd/v2/cmd/containerd github.com/containerd/containerd/v2/cmd/ctr
+build containerd ./stargz
+# Of the cluster's module, so that what one of the two has compiled the other has not to.
+build ../cluster/tools github.com/containerd/containerd/v2/cmd/containerd github.com/containerd/containerd/v2/cmd/ctr
 build huggingface ./gohf
 build ollama ./ollamaget
 build kubo github.com/ipfs/kubo/cmd/ipfs

@@ -12,7 +12,7 @@ repository=${2:?usage: conformance.sh URL REPOSITORY}
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 
-go -C "$(dirname "$0")/tools/conformance" build -o "$build/conformance" github.com/opencontainers/distribution-spec/conformance
+CGO_ENABLED=0 go -C "$(dirname "$0")/tools/conformance" build -o "$build/conformance" github.com/opencontainers/distribution-spec/conformance
 case $url in
   https://*) tls=enabled ;;
   *) tls=disabled ;;

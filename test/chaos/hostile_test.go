@@ -122,8 +122,9 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		agentBinary, hostileBinary = filepath.Join(dir, "node"), filepath.Join(dir, "cmd")
-		build := exec.Command("go", "build", "-o", dir, "github.com/shoal-cache/shoal/node",
+		build := exec.Command("go", "build", "-trimpath", "-o", dir, "github.com/shoal-cache/shoal/node",
 			"github.com/shoal-cache/shoal/node/internal/swarm/hostile/cmd")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0") // as agents are released, and have been compiled already
 		if out, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "build the agent and the hostile peer: %v: %s\n", err, out)
 			return 1
