@@ -258,10 +258,11 @@ type RateLimit struct {
 	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="bytesPerSecond is a number with a unit of Kubernetes, such as 500M or 50Gi (Gi, not GiB)"
 	// +kubebuilder:validation:XValidation:rule="!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('64Ki')) >= 0 && quantity(string(self)).isLessThan(quantity('8Ei'))",message="bytesPerSecond must be at least 64Ki, and below 8Ei"
 	BytesPerSecond *resource.Quantity `json:"bytesPerSecond,omitempty"`
-	// Connections is the most requests that the node has under way at each registry at one time; others wait. What a
-	// token server or a hub's listings are asked is not counted. So many parts of blobs, in place of 8, are read at one
-	// time: more suit a registry that gives each connection little. It is the node's own bound. How many parts of one
-	// blob all nodes together read at one time is another matter, and their coordinator's. Default: no limit.
+	// Connections is the most requests that the node has under way at one time, at each registry that the rule matches;
+	// others wait. What a token server or a hub's listings are asked is not counted. The node then reads this many
+	// parts of blobs at one time, in place of 8; more suit a registry that gives each connection little. It is the
+	// node's own bound. How many parts of one blob all nodes together read at one time is another matter, and their
+	// coordinator's. Default: no limit.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=1000
