@@ -22,8 +22,8 @@ var (
 	ErrRateLimit = fmt.Errorf("rate limit of the policy: %w", ErrUnavailable)
 	// ErrDigestMismatch: bytes did not match the digest or CID that names them. Nothing of them is kept.
 	ErrDigestMismatch = errors.New("digest mismatch")
-	// ErrMisled goes with ErrDigestMismatch where other nodes' word was among what did not match. Whoever asks again
-	// gets what the registry alone says.
+	// ErrMisled goes with ErrDigestMismatch where other nodes' word was among what did not match. Whoever asks
+	// MisledAtMost times more gets what the registry alone says.
 	ErrMisled = errors.New("other nodes may have been wrong about it")
 	// ErrNoSpace: the store cannot take the content: the disk or the capacity is full of what may not be evicted.
 	ErrNoSpace = errors.New("no space in the store")
@@ -90,3 +90,6 @@ func RetryAfter(v string) (after time.Duration, said bool) {
 	}
 	return 0, false
 }
+
+// MisledAtMost is how often other nodes' word is taken for one blob: what all have read, then what one has read anew.
+const MisledAtMost = 2

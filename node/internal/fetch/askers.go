@@ -109,9 +109,9 @@ func (k *askers) only() *asker {
 	return k.callers[0]
 }
 
-// anew are the callers for another fetch, which refuses none of them yet, and asks no peers.
-func (k *askers) anew() askers {
-	another := askers{seceded: true}
+// anew are the callers for another fetch, which refuses none of them yet. apart: it asks no peers.
+func (k *askers) anew(apart bool) askers {
+	another := askers{seceded: apart, doubts: k.doubts}
 	for _, a := range k.callers {
 		another.callers = append(another.callers,
 			&asker{repo: a.repo, file: a.file, authorization: a.authorization, accepted: a.accepted})

@@ -106,7 +106,7 @@ func (f *fetch) again() *fetch {
 	}
 	f.ing = nil // readers see it gone
 	upstream := f.askers.next() != nil
-	askers := f.askers.anew() // its own: runs of f may still end
+	askers := f.askers.anew(next == loneTry) // its own: runs of f may still end
 	f.mu.Unlock()
 	if ing != nil {
 		if err := ing.Discard(); err != nil {
@@ -151,7 +151,7 @@ func (fr *Fetcher) settle(c *charge, registry string, own bool, chunks int, righ
 		if _, known := wrong[by]; known || forged[pair] { // one signature of each is enough
 			continue
 		}
-		if err := swarm.VerifyClaim(s.plan, s.claim); by != self && err != nil {
+		if err := swarm.VerifyClaim(s.plan, s.claim); err != nil {
 			if forged[pair] = true; !forgers[s.coordinator] {
 				forgers[s.coordinator] = true
 				fr.log.Error("coordinator forged a claim", "digest", c.digest, "peer", s.coordinator, "error", err)

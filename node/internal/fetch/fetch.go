@@ -323,11 +323,8 @@ func (f *fetch) failNow(err error) bool {
 func (f *fetch) run() {
 	defer f.end()
 	if f.after != nil {
-		select {
-		case <-f.after:
-		case <-f.ctx.Done():
-			return
-		}
+		<-f.after                                  // also where this one has ended meanwhile: whoever comes next waits for it alone
+		f.cameAt.Store(int64(time.Since(f.start))) // it has stood still only since
 	}
 	f.fr.asking.Add(1)
 	defer f.fr.asking.Add(-1)
@@ -484,6 +481,9 @@ const (
 func (f *fetch) makeRoom(size int64, by word) {
 	f.rooming.Add(1)
 	defer f.rooming.Add(-1)
+	if f.after != nil { // which has the blob's place in the store
+		<-f.after
+	}
 	f.making.Lock()
 	defer f.making.Unlock()
 	f.mu.Lock()

@@ -32,9 +32,8 @@ func (f *Front) blob(x *exchange) error {
 		// The registry does not tell. Peers may have it even so, and GET would find out.
 	}
 	err := f.giveBlob(ctx, x, patience, req, false)
-	if errors.Is(err, content.ErrMisled) && x.Status == 0 {
-		// Nothing has gone out yet, and the fetch that follows believes the registry alone.
-		err = f.giveBlob(ctx, x, patience, req, false)
+	for again := 0; again < content.MisledAtMost && errors.Is(err, content.ErrMisled) && x.Status == 0; again++ {
+		err = f.giveBlob(ctx, x, patience, req, false) // nothing has gone out yet
 	}
 	return err
 }

@@ -447,7 +447,7 @@ func TestMisled_ByOtherNodesIsNoReasonToSendACallerAway(t *testing.T) {
 	w := newWorld(t)
 	img := w.origin.pushImage(t, "team/app", "v1", "x")
 	for _, path := range []string{"manifests/" + img.manifest.String(), "blobs/" + img.layer.String()} {
-		w.fetcher.misled = 1
+		w.fetcher.misled = content.MisledAtMost
 		require.Equal(t, 200, w.get("/v2/team/app/"+path).Code, path)
 		require.Negative(t, w.fetcher.misled)
 	}

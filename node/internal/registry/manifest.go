@@ -107,9 +107,8 @@ func (f *Front) openManifest(
 	req = x.fetchable(req)
 	patience.follow(f.progress(req))
 	data, err := f.readManifest(ctx, x, patience, req)
-	if errors.Is(err, content.ErrMisled) {
-		// Nothing has gone out yet, and the fetch that follows believes the registry alone.
-		data, err = f.readManifest(ctx, x, patience, req)
+	for again := 0; again < content.MisledAtMost && errors.Is(err, content.ErrMisled); again++ {
+		data, err = f.readManifest(ctx, x, patience, req) // nothing has gone out yet
 	}
 	if err != nil {
 		return document{}, err

@@ -48,7 +48,8 @@ type Table struct {
 	fresh    int           // chunks whose hash is not known and that no one reads from upstream
 	streamer *party        // who alone reads from upstream, where one is to
 	noRange  bool          // upstream has no Range, and the streamer reads the whole blob at one time
-	again    bool          // see Join.Again
+	again    bool          // most of those who take part say so; see Join.Again
+	elected  time.Time     // when the streamer came to be it
 
 	out      map[peer.ID]*Orders
 	outOrder []peer.ID
@@ -90,9 +91,8 @@ func (t *Table) Join(now time.Time, id peer.ID, j Join) error {
 	}
 	p := &party{
 		id: id, zone: j.Zone, upstream: j.Upstream, whole: j.Whole, rank: t.rank(id), tried: map[int][]peer.ID{},
-		heard: now,
+		heard: now, again: j.Again,
 	}
-	t.again = j.Again && (t.again || len(t.parties) == 0) // all have to say so
 	t.parties[id] = p
 	t.initParty(p)
 	if t.size >= 0 {
@@ -100,6 +100,13 @@ func (t *Table) Join(now time.Time, id peer.ID, j Join) error {
 	}
 	if !j.Complete {
 		t.enter(p)
+		say := 0
+		for _, x := range t.active {
+			if x.again {
+				say++
+			}
+		}
+		t.again = 2*say > len(t.active)
 	}
 	stream := t.noRange || slices.ContainsFunc(j.Failed, func(f Failure) bool { return f.Trouble == NoRange })
 	for _, r := range j.Leased {

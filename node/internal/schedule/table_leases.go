@@ -23,18 +23,26 @@ func (t *Table) mayLease(p *party) bool {
 	if !t.open || !p.upstream || p.lost || len(p.runs) >= min(t.peerRuns(), 1+p.read) || p.barred.After(t.now) {
 		return false
 	}
-	if t.noRange || t.again {
-		if t.streamer == nil || !t.streamer.upstream {
-			t.streamer = p
-		}
-		if t.streamer != p {
-			return false
-		}
+	if (t.noRange || t.electing()) && t.streams() && t.streamer != p {
+		return false
 	}
 	if t.noRange {
 		return len(p.runs) == 0
 	}
 	return t.runsLeft()
+}
+
+// electing reports whether one participant is to read for all; see Join.Again. One that is slow is not waited for: the
+// others read beside it then.
+func (t *Table) electing() bool {
+	const fair, least = 10 * time.Second, time.Second // it has had its chance, and this long for each leaf
+	since := t.now.Sub(t.elected)
+	return t.again && (!t.streams() || since < fair || time.Duration(t.streamer.read/t.per)*least > since)
+}
+
+// streams reports whether there is one who reads from upstream alone.
+func (t *Table) streams() bool {
+	return t.streamer != nil && t.streamer.upstream && !t.streamer.complete
 }
 
 // peerRuns is how many runs one participant may read at one time. While there are few, each may read more: a registry
@@ -100,6 +108,9 @@ func (t *Table) run(g *group, p *party, i int) Run {
 
 // lease sends p upstream for a run.
 func (t *Table) lease(p *party, r Run) {
+	if (t.noRange || t.again) && !t.streams() {
+		t.streamer, t.elected = p, t.now
+	}
 	t.book(p, r)
 	t.firstGroup = slices.Index(t.groups, p.group) + 1 // the next of upstream's few leases is another group's to choose
 	o := t.tell(p)

@@ -16,6 +16,7 @@ type party struct {
 	upstream bool
 	complete bool
 	whole    bool
+	again    bool // see Join.Again
 	need     set
 	have     set
 	told     set // chunks it was given a supplier or a lease for

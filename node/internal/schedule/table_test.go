@@ -918,54 +918,57 @@ func TestAgain_OneOfThemReads(t *testing.T) {
 		id    peer.ID
 		again bool
 	}
-	readers := func(table *Table) (who []peer.ID) {
-		table.Take(func(to peer.ID, o Orders) {
-			if len(o.Leases) > 0 {
-				who = append(who, to)
-			}
-		})
-		return who
-	}
 	for sentence, tc := range map[string]struct {
 		comers []comer
-		gone   bool // the first who reads, 6 s later
+		lost   bool // the first who reads is heard no more
+		slow   bool // and reads next to nothing
 		want   int  // who read, of those who came
 	}{
-		"all say so":                                {[]comer{{"a", true}, {"b", true}, {"c", true}}, false, 1},
-		"the one who reads is lost":                 {[]comer{{"a", true}, {"b", true}, {"c", true}}, true, 2},
-		"nobody says so":                            {[]comer{{"a", false}, {"b", false}, {"c", false}}, false, 3},
-		"one who comes later says so of the others": {[]comer{{"a", false}, {"b", true}, {"c", false}}, false, 3},
-		"one comes who knows nothing of it":         {[]comer{{"a", true}, {"b", true}, {"c", false}}, false, 3},
+		"all say so":                        {[]comer{{"a", true}, {"b", true}, {"c", true}}, false, false, 1},
+		"the one who reads is lost":         {[]comer{{"a", true}, {"b", true}, {"c", true}}, true, false, 2},
+		"the one who reads is slow":         {[]comer{{"a", true}, {"b", true}, {"c", true}}, false, true, 3},
+		"nobody says so":                    {[]comer{{"a", false}, {"b", false}, {"c", false}}, false, false, 3},
+		"the others do not say so":          {[]comer{{"a", true}, {"b", false}, {"c", false}}, false, false, 3},
+		"one says so who comes later":       {[]comer{{"a", false}, {"b", true}, {"c", false}}, false, false, 3},
+		"one comes who knows nothing of it": {[]comer{{"a", true}, {"b", true}, {"c", false}}, false, false, 1},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			t.Parallel()
 			table, now, read := New(Config{}), start, map[peer.ID]bool{}
 			table.Open(now)
-			for _, c := range tc.comers {
-				require.NoError(t, table.Join(now, c.id, Join{
-					Upstream: true, Whole: true, Again: c.again, Report: Report{Size: size},
-				}))
+			for _, c := range tc.comers { // of whom nobody knows the size yet, nor so what he needs
+				require.NoError(t, table.Join(now, c.id, Join{Upstream: true, Whole: true, Again: c.again}))
 			}
-			for range 4 {
-				for _, id := range readers(table) {
-					read[id] = true
-				}
-				now = now.Add(time.Second)
-				for _, c := range tc.comers { // all are alive, and who reads is at it
-					if !tc.gone || !read[c.id] {
-						require.NoError(t, table.Report(now, c.id, Report{Reading: true}))
+			claimed, gone := 0, peer.ID("")
+			for second := range 16 {
+				runs := map[peer.ID][]Run{}
+				table.Take(func(to peer.ID, o Orders) { runs[to] = o.Leases })
+				for _, c := range tc.comers {
+					read[c.id] = read[c.id] || len(runs[c.id]) > 0
+					if tc.lost && read[c.id] && gone == "" {
+						gone = c.id
 					}
+					if gone == c.id {
+						continue
+					}
+					r := Report{Reading: true, Size: size}
+					for _, run := range runs[c.id] {
+						for i := run.First; i < run.End() && (!tc.slow || claimed == 0); i++ {
+							r.Claims, claimed = append(r.Claims, Claim{Index: i, Sum: sum(i), By: c.id}), claimed+1
+						}
+					}
+					require.NoError(t, table.Report(now, c.id, r))
 				}
+				now = start.Add(time.Duration(second+1) * time.Second)
 				table.Tick(now)
 			}
-			if tc.gone {
-				now = now.Add(6 * time.Second)
-				table.Tick(now)
-				for _, id := range readers(table) {
-					read[id] = true
+			readers := 0
+			for _, did := range read {
+				if did {
+					readers++
 				}
 			}
-			require.Len(t, read, tc.want)
+			require.Equal(t, tc.want, readers)
 		})
 	}
 }

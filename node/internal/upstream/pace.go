@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +40,8 @@ type pace struct {
 	mu    sync.Mutex
 	came  [compared]arrival   // of late
 	next  int                 // the oldest of them
+	slow  [compared]arrival   // those that dripped, of late, apart: what they are compared with lasts longer
+	older int                 // the oldest of these
 	alike time.Time           // until then another connection is held to be as slow
 	pause time.Duration       // how long that was for
 	than  float64             // what was given up for being slow
@@ -63,6 +66,13 @@ func (p *pace) note(a arrival) {
 	}
 }
 
+// drips takes note of an answer that drips.
+func (p *pace) drips(a arrival) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.slow[p.older], p.older = a, (p.older+1)%compared
+}
+
 // another is by how many connections one is to be asked for anew that drips since a time: half of what came of late was
 // much faster, or it is worth a try, since all that the registry gives to this node is as little. One that was faster
 // shows nothing alone: of a full link some flow always gets many times what another does. How fast one came that has not
@@ -71,7 +81,7 @@ func (p *pace) another(since, now time.Time, rate float64, all int64) (tries int
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	faster, slower := 0, 0
-	for _, a := range p.came {
+	for _, a := range slices.Concat(p.came[:], p.slow[:]) {
 		switch {
 		case !a.at.After(now.Add(-hurry/2)) && !(a.whole && a.at.After(now.Add(-comparedFor))):
 		case a.rate >= muchFaster*rate:
@@ -134,7 +144,7 @@ func (s *speed) read(now time.Time, n int, wait time.Duration, due int64) {
 	case s.waited < hurry:
 		return
 	default:
-		s.of.note(arrival{now, rate, false})
+		s.of.drips(arrival{now, rate, false})
 		if ending := due >= 0 && float64(due) < rate*hurry.Seconds(); !ending && !now.Before(s.patient) {
 			s.dripped = rate
 			s.tries = s.of.another(s.since, now, rate, s.given()-s.before)

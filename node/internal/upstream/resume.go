@@ -105,7 +105,8 @@ func brokenOff(ctx context.Context, err error) bool {
 
 // reopen asks for the rest, for as long as Timeouts.Resume, as soon as it has a connection.
 func (r *resumed) reopen() error {
-	if own := errors.Is(r.cause, errIdle) || errors.Is(r.cause, errDrips); !own { // which is no fault of the registry's
+	// It is no fault of the registry's that this node gave the answer up. But one without Range sends all once more.
+	if own := errors.Is(r.cause, errIdle) || errors.Is(r.cause, errDrips); !own || r.anew.Load() {
 		r.breaks++
 	}
 	if r.breaks > maxBreaks {
