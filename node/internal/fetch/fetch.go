@@ -323,7 +323,8 @@ func (f *fetch) failNow(err error) bool {
 func (f *fetch) run() {
 	defer f.end()
 	if f.after != nil {
-		<-f.after                                  // also where this one has ended meanwhile: whoever comes next waits for it alone
+		// Also where this one has ended meanwhile: whoever takes its place waits for this one alone.
+		<-f.after
 		f.cameAt.Store(int64(time.Since(f.start))) // it has stood still only since
 	}
 	f.fr.asking.Add(1)
