@@ -97,8 +97,6 @@ func (f *fetch) giveWay(ctx context.Context, req content.Request, keep bool) (ne
 			return next, nil
 		}
 		switch still := f.standsStill() >= mayStandStill; {
-		case still && req.NoUpstream(): // it shows nothing of its own, and may be a stranger's question
-			return nil, &foreignError{f}
 		case still && time.Since(looked) >= lookAgain:
 			err = f.fr.brings(ctx, req)
 			looked = time.Now()
@@ -148,7 +146,7 @@ func (fr *Fetcher) takeOver(ctx context.Context, f *fetch, req content.Request, 
 // each fetch from it stands still, and whoever only says to have the blob would end them all. What peers bring only a
 // fetch can tell.
 func (fr *Fetcher) brings(ctx context.Context, req content.Request) error {
-	if fr.opts.PeersOnly(req.Repository) {
+	if req.NoUpstream() || fr.opts.PeersOnly(req.Repository) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, sampling)
