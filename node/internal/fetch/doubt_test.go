@@ -135,7 +135,7 @@ func TestTwoFaces_ARegistryThatMisleadsOneNodeSetsNodesAgainstNobody(t *testing.
 		copies = append(copies, float64(o.Bytes.Load()-before)/size)
 	}
 	t.Logf("copies: %.2f", copies)
-	require.LessOrEqual(t, copies[0], 4.2, "what was wrong, and what each then reads by itself")
+	require.LessOrEqual(t, copies[0], 4.5, "what was wrong, what one misled node reads for all, and what each then reads")
 	for _, n := range copies[1:] {
 		require.LessOrEqual(t, n, 1.05, "who was misled once reads nothing for others any more")
 	}
