@@ -104,7 +104,7 @@ func TestElected_OneReadsAnewForAllWhatDidNotMatch(t *testing.T) {
 		}
 		wg.Wait()
 		require.Equal(t, make([]error, len(nodes)), errs)
-		require.LessOrEqual(t, float64(o.Bytes.Load()-before)/size, 2.1, "copies: what was wrong, and once more")
+		require.LessOrEqual(t, float64(o.Bytes.Load()-before)/size, 2.5, "copies: what was wrong, once more, and little twice")
 	}
 	for i, n := range nodes {
 		require.Zero(t, n.metric(t, "shoal_peer_bans_total"), "node %d", i)
