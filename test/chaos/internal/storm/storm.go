@@ -42,7 +42,7 @@ const (
 	maxRSS = 512 << 20
 	// leased is what a death costs of a layer at most. An agent reads two runs of a leaf at one time, of layers as
 	// small as here, and on a busy machine those who are to read them after it may be taken for dead as well.
-	leased = 6 << 20
+	leased = 4 << 20
 	// obeyed is how long after a revocation it may still be being asked about.
 	obeyed = 500 * time.Millisecond
 )
