@@ -22,15 +22,15 @@ type try uint8
 const (
 	// firstTry: all who fetch it read a part of it from the registry, and have the rest from each other.
 	firstTry try = iota
-	// electedTry: what was gathered so did not match the digest. In a room of their own those who were misled elect one who
-	// reads all of it for them, so that one more copy leaves the registry, and not one for each.
+	// electedTry: what was gathered so did not match the digest. In a room of their own those who were misled elect one
+	// who reads all of it for them, so that one more copy leaves the registry, and not one for each.
 	electedTry
 	// loneTry: that did not match either. Peers are not asked.
 	loneTry
 )
 
-// suspect is a claim in a blob that did not match its digest, what it was signed for, and the coordinator that passed it
-// on.
+// suspect is a claim in a blob that did not match its digest, what it was signed for, and the coordinator that passed
+// it on.
 type suspect struct {
 	claim       schedule.Claim
 	plan        swarm.Plan

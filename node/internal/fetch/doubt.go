@@ -39,8 +39,8 @@ const (
 // that registry for others until the registry gives it a right blob. So a peer that is wrong again and again, while
 // nobody else is, does not care about the truth.
 //
-// Where the registry gave this node wrong bytes of the same blob there is no doubt of others: it may mislead everyone, and
-// to part those whom it misled would cost a copy for each.
+// Where the registry gave this node wrong bytes of the same blob there is no doubt of others: it may mislead everyone,
+// and to part those whom it misled would cost a copy for each.
 //
 // Where others are wrong about the registry too there is no ban, however often they are. Whoever can have a pod of his
 // choice run can make a registry that misleads many nodes, and must not be able to part them. So peers that lie

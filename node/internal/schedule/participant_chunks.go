@@ -71,9 +71,9 @@ func (p *Participant) Landed(now time.Time, i int) {
 	}
 	p.progress, p.idle, p.helped = now, now, false
 	p.unsaid = append(p.unsaid, i)
-	// Others wait for a duty; and the coordinator for room to give orders, half of which is used up. Of a blob in leaves
-	// it is told when all is used up: one that is late would be told of each chunk by itself, and be later still. A blob
-	// in pieces is over before that matters, and its last round trips are a good part of it.
+	// Others wait for a duty; and the coordinator for room to give orders, half of which is used up. Of a blob in
+	// leaves it is told when all is used up: one that is late would be told of each chunk by itself, and be later
+	// still. A blob in pieces is over before that matters, and its last round trips are a good part of it.
 	roomAgain := len(p.unsaid) >= p.inFlight
 	if p.per == 1 {
 		roomAgain = p.inFlight == 0

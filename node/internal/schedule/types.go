@@ -172,8 +172,8 @@ type Join struct {
 	Orphan bool
 	// Held: it has heard of a holder, so that it is worth while to wait for it.
 	Held bool
-	// Again: what was gathered of the blob before did not match its digest. One participant reads all of it now, so that
-	// one that the registry misleads, or that lies, spoils it only where that one is elected.
+	// Again: what was gathered of the blob before did not match its digest. One participant reads all of it now, so
+	// that one that the registry misleads, or that lies, spoils it only where that one is elected.
 	Again bool
 	// Leased are runs that it is reading from upstream already, on orders of an earlier coordinator.
 	Leased []Run

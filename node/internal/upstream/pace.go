@@ -16,8 +16,8 @@ import (
 // another connection meets another.
 const (
 	hurry = 5 * time.Second
-	// muchFaster is how many times as fast other answers are that show that it is not the registry or its link. The flows
-	// of a full link differ by up to ten times.
+	// muchFaster is how many times as fast other answers are that show that it is not the registry or its link. The
+	// flows of a full link differ by up to ten times.
 	muchFaster = 16
 	// longestAlike is for how long, at the most, it is not tried again whether another connection is faster. At first
 	// it is for as long as hurry, and twice as long after each try while none is.
@@ -75,8 +75,8 @@ func (p *pace) drips(a arrival) {
 
 // another is by how many connections one is to be asked for anew that drips since a time: half of what came of late was
 // much faster, or it is worth a try, since all that the registry gives to this node is as little. One that was faster
-// shows nothing alone: of a full link some flow always gets many times what another does. How fast one came that has not
-// ended shows nothing after a while: it may drip as well.
+// shows nothing alone: of a full link some flow always gets many times what another does. How fast one came that has
+// not ended shows nothing after a while: it may drip as well.
 func (p *pace) another(since, now time.Time, rate float64, all int64) (tries int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

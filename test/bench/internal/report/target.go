@@ -53,8 +53,8 @@ const (
 
 // overIdeal is how many times the ideal the last node may take.
 var overIdeal = map[string]float64{
-	coldBurst: 1.2, "cold-double": 1.15, uneven: 1.25, "layers": 1.3, "small": 1.5, "small-4": 1.5, ranges: 2, zones: 1.25,
-	"outage": 1.2, model: 1.3, objectStore: 1.22, storeSingle: 1.27,
+	coldBurst: 1.2, "cold-double": 1.15, uneven: 1.25, "layers": 1.3, "small": 1.5, "small-4": 1.5, ranges: 2,
+	zones: 1.25, "outage": 1.2, model: 1.3, objectStore: 1.22, storeSingle: 1.27,
 }
 
 // copies names the figure that most of them are judged by.
