@@ -70,6 +70,18 @@ func (n *testNode) readUntilRight(ctx context.Context, req content.Request) (err
 	return err
 }
 
+// readAllUntilRight has all nodes do so at one time.
+func readAllUntilRight(t *testing.T, nodes []*testNode, req content.Request) {
+	t.Helper()
+	var wg sync.WaitGroup
+	errs := make([]error, len(nodes))
+	for i, n := range nodes {
+		wg.Go(func() { errs[i] = n.readUntilRight(t.Context(), req) })
+	}
+	wg.Wait()
+	require.Equal(t, make([]error, len(nodes)), errs)
+}
+
 // The registry sends each range wrong once, so all are misled, and what they have gathered is worth nothing.
 func TestElected_OneReadsAnewForAllWhatDidNotMatch(t *testing.T) {
 	const size = 12*chunk1 + 5
@@ -97,13 +109,7 @@ func TestElected_OneReadsAnewForAllWhatDidNotMatch(t *testing.T) {
 	for range 2 {
 		d := o.add(t, size)
 		before := o.Bytes.Load()
-		var wg sync.WaitGroup
-		errs := make([]error, len(nodes))
-		for i, n := range nodes {
-			wg.Go(func() { errs[i] = n.readUntilRight(t.Context(), o.request(d)) })
-		}
-		wg.Wait()
-		require.Equal(t, make([]error, len(nodes)), errs)
+		readAllUntilRight(t, nodes, o.request(d))
 		require.LessOrEqual(t, float64(o.Bytes.Load()-before)/size, 2.5, "copies: what was wrong, once more, and little twice")
 	}
 	for i, n := range nodes {
@@ -125,13 +131,7 @@ func TestTwoFaces_ARegistryThatMisleadsOneNodeSetsNodesAgainstNobody(t *testing.
 	for range 4 {
 		d := o.add(t, size)
 		before := o.Bytes.Load()
-		var wg sync.WaitGroup
-		errs := make([]error, len(nodes))
-		for i, n := range nodes {
-			wg.Go(func() { errs[i] = n.readUntilRight(t.Context(), o.request(d)) })
-		}
-		wg.Wait()
-		require.Equal(t, make([]error, len(nodes)), errs)
+		readAllUntilRight(t, nodes, o.request(d))
 		copies = append(copies, float64(o.Bytes.Load()-before)/size)
 	}
 	t.Logf("copies: %.2f", copies)

@@ -190,3 +190,21 @@ func TestBlame_AForgerIsBannedOnceHoweverMuchItHasForged(t *testing.T) {
 	fr.settle(c, "images.test", true, 2, func(i int) schedule.Sum { return sumOf(content.ChunkCID(chunkOf(data, i))) })
 	require.EqualValues(t, 1, others.bans.Load())
 }
+
+// A coordinator that could make up claims of the node that it misleads would have that node doubt the registry.
+func TestBlame_AClaimInTheNodesOwnNameThatItDidNotSignIsTheCoordinatorsForgery(t *testing.T) {
+	t.Parallel()
+	var others *banning
+	fr, s, req, data := scripted(t, 2, func(o *Options) {
+		others = &banning{script: o.Swarm.(*script)}
+		o.Swarm = others
+	})
+	right := func(i int) schedule.Sum { return sumOf(content.ChunkCID(chunkOf(data, i))) }
+	plan := swarm.Plan{Digest: req.Digest}
+	fr.settle(&charge{digest: req.Digest, suspects: []suspect{
+		{schedule.Claim{Index: 0, By: s.ID()}, plan, "forger"},
+		{schedule.Claim{Index: 1, Sum: right(1), By: "another"}, plan, "forger"},
+	}}, "images.test", false, 2, right)
+	require.EqualValues(t, 1, others.bans.Load())
+	require.False(t, fr.doubts.wary(time.Now(), "images.test"))
+}

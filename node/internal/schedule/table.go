@@ -48,7 +48,7 @@ type Table struct {
 	fresh    int           // chunks whose hash is not known and that no one reads from upstream
 	streamer *party        // who alone reads from upstream, where one is to
 	noRange  bool          // upstream has no Range, and the streamer reads the whole blob at one time
-	again    bool          // most of those who take part say so; see Join.Again
+	again    bool          // when the last one joined, most of those who took part said so; see Join.Again
 	elected  time.Time     // when the streamer came to be it
 
 	out      map[peer.ID]*Orders
@@ -100,13 +100,7 @@ func (t *Table) Join(now time.Time, id peer.ID, j Join) error {
 	}
 	if !j.Complete {
 		t.enter(p)
-		say := 0
-		for _, x := range t.active {
-			if x.again {
-				say++
-			}
-		}
-		t.again = 2*say > len(t.active)
+		t.again = t.mostSayAgain()
 	}
 	stream := t.noRange || slices.ContainsFunc(j.Failed, func(f Failure) bool { return f.Trouble == NoRange })
 	for _, r := range j.Leased {

@@ -23,7 +23,7 @@ func (t *Table) mayLease(p *party) bool {
 	if !t.open || !p.upstream || p.lost || len(p.runs) >= min(t.peerRuns(), 1+p.read) || p.barred.After(t.now) {
 		return false
 	}
-	if (t.noRange || t.electing()) && t.streams() && t.streamer != p {
+	if t.streamer != p && t.reserved() {
 		return false
 	}
 	if t.noRange {
@@ -32,15 +32,18 @@ func (t *Table) mayLease(p *party) bool {
 	return t.runsLeft()
 }
 
-// electing reports whether one participant is to read for all; see Join.Again. One that is slow is not waited for: the
-// others read beside it then.
-func (t *Table) electing() bool {
+// reserved reports whether upstream is for the streamer alone. One that reads for all, see Join.Again, is not waited
+// for where it is slow: the others read beside it then.
+func (t *Table) reserved() bool {
 	const fair, least = 10 * time.Second, time.Second // it has had its chance, and this long for each leaf
+	if !t.streams() {
+		return false
+	}
 	since := t.now.Sub(t.elected)
-	return t.again && (!t.streams() || since < fair || time.Duration(t.streamer.read/t.per)*least > since)
+	return t.noRange || t.again && (since < fair || time.Duration(t.streamer.read/t.per)*least > since)
 }
 
-// streams reports whether there is one who reads from upstream alone.
+// streams reports whether there is a streamer who can read from upstream.
 func (t *Table) streams() bool {
 	return t.streamer != nil && t.streamer.upstream && !t.streamer.complete
 }
@@ -215,7 +218,7 @@ func (t *Table) fail(p *party, f Failure) {
 		t.noRange = true
 		t.releaseLeases(p)
 		// Who has just seen it has the answer in hand, and reads on.
-		if t.streamer == nil || !t.streamer.upstream || k >= 0 && len(t.streamer.runs) == 0 {
+		if !t.streams() || k >= 0 && len(t.streamer.runs) == 0 {
 			t.streamer = p
 		}
 	default:

@@ -116,6 +116,18 @@ func (t *Table) complete(p *party) {
 	t.zoneHolders[p.zone]++
 }
 
+// mostSayAgain reports whether more than half of those who take part say that it is a second try, so that no one alone
+// can make it one, or keep it from being one.
+func (t *Table) mostSayAgain() bool {
+	say := 0
+	for _, p := range t.active {
+		if p.again {
+			say++
+		}
+	}
+	return 2*say > len(t.active)
+}
+
 func (t *Table) leaveGroup(p *party) {
 	for i := range p.supplier {
 		t.unserve(p, i)

@@ -173,10 +173,6 @@ func TestConnections_AnAnswerThatNobodyReadsIsKeptWhereNobodyWaits(t *testing.T)
 
 func TestConnections_WithOneAnAnswerInTroubleIsReadOn(t *testing.T) {
 	t.Parallel()
-	drips := func() *valve { return at(2_000) }
-	stands := func() *valve {
-		return &valve{Limiter: fast().Limiter, sleeps: map[int]time.Duration{20_000: time.Hour}}
-	}
 	for name, tc := range map[string]struct {
 		paces   []*valve // the last one is that of all that follow
 		size    int

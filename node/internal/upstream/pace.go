@@ -38,10 +38,8 @@ var errDrips = errors.New("body drips")
 // pace is how fast the answers of a registry come. At first it knows of none.
 type pace struct {
 	mu    sync.Mutex
-	came  [compared]arrival   // of late
-	next  int                 // the oldest of them
-	slow  [compared]arrival   // those that dripped, of late, apart: what they are compared with lasts longer
-	older int                 // the oldest of these
+	came  arrivals            // of late
+	slow  arrivals            // those that dripped, of late, apart: they must not push out what they are compared with
 	alike time.Time           // until then another connection is held to be as slow
 	pause time.Duration       // how long that was for
 	than  float64             // what was given up for being slow
@@ -56,11 +54,19 @@ type arrival struct {
 	whole bool    // that was all of it
 }
 
+// arrivals are the last ones.
+type arrivals struct {
+	of     [compared]arrival
+	oldest int
+}
+
+func (s *arrivals) add(a arrival) { s.of[s.oldest], s.oldest = a, (s.oldest+1)%compared }
+
 // note takes note of an arrival.
 func (p *pace) note(a arrival) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.came[p.next], p.next = a, (p.next+1)%compared
+	p.came.add(a)
 	if a.rate >= muchFaster*p.than {
 		p.alike, p.pause = time.Time{}, 0
 	}
@@ -70,7 +76,7 @@ func (p *pace) note(a arrival) {
 func (p *pace) drips(a arrival) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.slow[p.older], p.older = a, (p.older+1)%compared
+	p.slow.add(a)
 }
 
 // another is by how many connections one is to be asked for anew that drips since a time: half of what came of late was
@@ -81,7 +87,7 @@ func (p *pace) another(since, now time.Time, rate float64, all int64) (tries int
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	faster, slower := 0, 0
-	for _, a := range slices.Concat(p.came[:], p.slow[:]) {
+	for _, a := range slices.Concat(p.came.of[:], p.slow.of[:]) {
 		switch {
 		case !a.at.After(now.Add(-hurry/2)) && !(a.whole && a.at.After(now.Add(-comparedFor))):
 		case a.rate >= muchFaster*rate:

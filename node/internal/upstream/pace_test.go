@@ -163,14 +163,17 @@ func (s *slowly) open(t *testing.T, c *upstream.Client) *upstream.Body {
 	return b
 }
 
+// drips is an answer that drips, and stands one that stands still in the middle.
+func drips() *valve { return at(2_000) }
+
+func stands() *valve {
+	return &valve{Limiter: fast().Limiter, sleeps: map[int]time.Duration{20_000: time.Hour}}
+}
+
 const unread = 16 << 10 // bytes that may be under way in an answer that is given up
 
 func TestPace_AnAnswerThatDripsIsReadOnByAnotherConnection(t *testing.T) {
 	t.Parallel()
-	drips := func() *valve { return at(2_000) }
-	stands := func() *valve {
-		return &valve{Limiter: fast().Limiter, sleeps: map[int]time.Duration{20_000: time.Hour}}
-	}
 	for name, tc := range map[string]struct {
 		paces   []*valve // the last one is that of all that follow
 		size    int

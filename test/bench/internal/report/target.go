@@ -44,6 +44,7 @@ const (
 	model       = "model"
 	objectStore = "object-store"
 	storeSingle = "object-store-single"
+	coldDouble  = "cold-double"
 	uneven      = "uneven"
 	ranges      = "ranges"
 	noRange     = "no-range"
@@ -53,12 +54,15 @@ const (
 
 // overIdeal is how many times the ideal the last node may take.
 var overIdeal = map[string]float64{
-	coldBurst: 1.2, "cold-double": 1.15, uneven: 1.25, "layers": 1.3, "small": 1.5, "small-4": 1.5, ranges: 2,
+	coldBurst: 1.2, coldDouble: 1.15, uneven: 1.25, "layers": 1.3, "small": 1.5, "small-4": 1.5, ranges: 2,
 	zones: 1.25, "outage": 1.2, model: 1.3, objectStore: 1.22, storeSingle: 1.27,
 }
 
-// copies names the figure that most of them are judged by.
-const copies = "registry bytes over image"
+// copies is how many times the image the registry may send.
+var copies = map[string]float64{
+	coldBurst: 1.05, coldDouble: 1.05, objectStore: 1.05, uneven: 1.05, ranges: 1.1, noRange: 1.02, lying: 2.1,
+	killed: 1.1,
+}
 
 // Judge fills in the targets that this run has figures for.
 func (r *Report) Judge() {
@@ -80,9 +84,11 @@ func (r *Report) Judge() {
 		if limit, judged := overIdeal[w.Name]; judged {
 			add("last node over ideal", run.OverIdeal(), limit)
 		}
+		if limit, judged := copies[w.Name]; judged {
+			add("registry bytes over image", run.RegistryCopies(), limit)
+		}
 		switch {
 		case strings.HasPrefix(w.Name, coldBurst):
-			add(copies, run.RegistryCopies(), 1.05)
 			add("sent by the busiest node over image", run.BusiestCopies(), 1.3)
 		case w.Name == model:
 			add("hub's bytes over model", run.RegistryCopies(), 1.05)
@@ -96,18 +102,6 @@ func (r *Report) Judge() {
 				one := ratio(float64(plain.RegistryRequests), float64(plain.Pulls))
 				add("hub's requests over those of one node", ratio(float64(run.RegistryRequests), one), 1.5)
 			}
-		case w.Name == objectStore:
-			add(copies, run.RegistryCopies(), 1.05)
-		case w.Name == uneven:
-			add(copies, run.RegistryCopies(), 1.05)
-		case w.Name == ranges:
-			add(copies, run.RegistryCopies(), 1.1)
-		case w.Name == noRange:
-			add(copies, run.RegistryCopies(), 1.02)
-		case w.Name == lying:
-			add(copies, run.RegistryCopies(), 2.1)
-		case w.Name == killed:
-			add(copies, run.RegistryCopies(), 1.1)
 		case w.Name == zones:
 			add("bytes into a zone over image", run.ThinLinkCopies(), 1.1)
 		case w.Name == warmPull:
