@@ -32,7 +32,8 @@ const (
 	// emptyLinger is for how long a room stays that knows nothing.
 	emptyLinger = 5 * time.Second
 	// succession is how long a new coordinator waits for the participants of the one before it to come. With each that
-	// comes it waits for another successor, up to longSuccession in all.
+	// comes it waits for another successor, up to longSuccession in all. It waits for a successor too where another
+	// peer, which answers, plans the blob and is to send its participants.
 	succession, successor, longSuccession = 2 * time.Second, time.Second, 5 * time.Second
 	// young is for how long after its beginning a room takes those who come from a lost coordinator for the first of
 	// several.
@@ -53,7 +54,7 @@ type room struct {
 	participants map[peer.ID]*participant
 	begun        time.Time // when the first came, or the first after all had gone
 	idle         time.Time // since when no one takes part
-	bereaved     time.Time // when the first came from a coordinator that was lost
+	bereaved     time.Time // since when those are waited for who pull by another plan
 	openAt       time.Time // no one is sent upstream before
 	searched     time.Time // when holders were looked for last
 	compared     time.Time // when a nearer peer was last asked whether it plans the same blob
@@ -190,7 +191,7 @@ func (r *room) serve(ctx context.Context) {
 				return
 			}
 			r.update(r.table.Tick)
-			r.compare(ctx, now)
+			r.compare(ctx, now, compareEvery)
 		}
 	}
 }
@@ -358,11 +359,21 @@ func (r *room) prepare(now time.Time, j schedule.Join) {
 	if !(j.Orphan || len(j.Claims) > 0 || len(j.Leased) > 0) || now.Sub(r.begun) > r.swarm.opts.slack(young) {
 		return
 	}
-	o := &r.swarm.opts
-	until := now.Add(o.slack(successor))
+	wait := successor
 	if r.bereaved.IsZero() {
-		r.bereaved, until = now, now.Add(o.slack(succession))
+		wait = succession
 	}
+	r.await(now, wait)
+}
+
+// await sends no one upstream for a while, so that those come first who pull by a plan that is lost or given up. The
+// caller holds r.mu.
+func (r *room) await(now time.Time, wait time.Duration) {
+	o := &r.swarm.opts
+	if r.bereaved.IsZero() {
+		r.bereaved = now
+	}
+	until := now.Add(o.slack(wait))
 	if last := r.bereaved.Add(o.slack(longSuccession)); until.After(last) {
 		until = last
 	}

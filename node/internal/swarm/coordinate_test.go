@@ -312,7 +312,7 @@ func TestDiscover_AHolderSaysSoBeforeItSigns(t *testing.T) {
 	key.wait.Store(true)
 	sign := sync.OnceFunc(func() { close(key.may) })
 	defer sign()
-	size, _, claims, err := a.askMap(t.Context(), b.ID(), leaves(d), sign)
+	size, _, claims, err := a.askMap(t.Context(), b.ID(), leaves(d), func(mapHead) { sign() })
 	require.NoError(t, err, "it has said so, and signs then")
 	require.EqualValues(t, len(data), size)
 	require.Len(t, claims, 2)

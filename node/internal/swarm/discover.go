@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ipfs/go-cid"
+	kb "github.com/libp2p/go-libp2p-kbucket"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/opencontainers/go-digest"
@@ -74,7 +75,14 @@ func (s *Swarm) discover(ctx context.Context, plan Plan, to *room) {
 		}
 		asked[p] = true
 		wg.Go(func() {
-			size, zone, claims, err := s.askMap(ctx, p, plan, to.promised)
+			size, zone, claims, err := s.askMap(ctx, p, plan, func(head mapHead) {
+				if head.Plans {
+					to.planned(p)
+				}
+				if head.Found {
+					to.promised()
+				}
+			})
 			if err == nil || errors.Is(err, content.ErrNotFound) {
 				to.answered()
 			}
@@ -90,6 +98,9 @@ func (s *Swarm) discover(ctx context.Context, plan Plan, to *room) {
 		for _, p := range local {
 			ask(p.ID)
 		}
+	}
+	for _, p := range s.around(kb.ConvertKey(string(key.Hash())), plan.Grain, candidates) {
+		ask(p) // who may plan the blob as well, see planned
 	}
 	for i, p := range s.host.Network().Peers() {
 		if i == askedAtOnce {
@@ -211,14 +222,14 @@ func (s *signedClaims) add(p Plan, claims []schedule.Claim) {
 // HeldBy asks p whether it holds a plan's blob whole, and for its claims then. It fails with content.ErrNotFound where
 // p does not.
 func (s *Swarm) HeldBy(ctx context.Context, p peer.ID, plan Plan) ([]schedule.Claim, error) {
-	_, _, claims, err := s.askMap(ctx, p, plan, func() {})
+	_, _, claims, err := s.askMap(ctx, p, plan, func(mapHead) {})
 	return claims, err
 }
 
-// askMap asks p for its claims of a plan, and calls held once p says that it holds it. It fails with
+// askMap asks p for its claims of a plan, and calls told once p says whether it holds it. It fails with
 // content.ErrNotFound where p does not.
 func (s *Swarm) askMap(ctx context.Context, p peer.ID, plan Plan,
-	held func()) (size int64, zone string, claims []schedule.Claim, err error) {
+	told func(mapHead)) (size int64, zone string, claims []schedule.Claim, err error) {
 	end, ok := ctx.Deadline()
 	if !ok {
 		end = time.Now().Add(s.opts.slack(discoverTimeout))
@@ -244,13 +255,13 @@ func (s *Swarm) askMap(ctx context.Context, p peer.ID, plan Plan,
 	if err != nil {
 		return 0, "", nil, err
 	}
-	if !head.Found {
-		return 0, "", nil, content.ErrNotFound
-	}
 	if head.Size < 0 || head.Size > content.MaxSize {
 		return 0, "", nil, fmt.Errorf("%w: a blob of %d bytes", errFrame, head.Size)
 	}
-	held()
+	told(head)
+	if !head.Found {
+		return 0, "", nil, content.ErrNotFound
+	}
 	want := plan.Grain.Cut(head.Size).Len()
 	taken := int64(0)
 	defer func() { s.maps.Release(taken) }()
@@ -291,7 +302,9 @@ func (s *Swarm) handleMap(g content.Grain) network.StreamHandler {
 		p := stream.Conn().RemotePeer()
 		d, err := s.mapQuestion(stream, p)
 		if err == nil {
-			err = s.sendMap(stream, p, Plan{d, g})
+			plan := Plan{d, g}
+			s.searching(p, plan)
+			err = s.sendMap(stream, p, plan)
 		}
 		if err != nil {
 			s.guard.breach(p, err)

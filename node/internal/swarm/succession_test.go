@@ -221,6 +221,60 @@ func total(reads map[int]int) (sum int) {
 	return sum
 }
 
+// The survivors of a coordinator wait at its successor when it is back, and somebody comes who knows nothing of them.
+func TestSuccession_OneThatIsBackBeginsNoSecondPlan(t *testing.T) {
+	t.Parallel()
+	const have, chunks = 6, 16
+	d := digest.FromString("x")
+	nodes := newMesh(t, d, 3)
+	dead, survivor, newcomer := nodes[0], nodes[1], nodes[2]
+	require.NoError(t, dead.Close())
+	eventually(t, "it is missed", func() bool { return len(survivor.Peers()) == 1 && len(newcomer.Peers()) == 1 })
+	join := func(s *testSwarm, r schedule.Report) Session {
+		r.Size = chunks * content.ChunkSize
+		session, err := s.Join(t.Context(), d, schedule.Join{Upstream: true, Whole: true, Report: r})
+		require.NoError(t, err)
+		t.Cleanup(session.Close)
+		return session
+	}
+	var kept schedule.Report
+	for i := range have {
+		c, err := survivor.Claim(leaves(d), i, schedule.Sum{byte(i)})
+		require.NoError(t, err)
+		kept.Have, kept.Claims = append(kept.Have, i), append(kept.Claims, c)
+	}
+	left := join(survivor, kept)
+	require.Equal(t, survivor.ID(), left.Coordinator())
+
+	back := newTestSwarm(t, under(dead), startingFrom(survivor, newcomer))
+	for _, s := range nodes[1:] {
+		eventually(t, "it is back", func() bool {
+			near, ok := s.nearerThanSelf(leaves(d))
+			return ok && near.ID == back.ID()
+		})
+	}
+	fresh := join(newcomer, schedule.Report{})
+	require.Equal(t, back.ID(), fresh.Coordinator())
+	var sentAway error
+	for sentAway == nil {
+		_, sentAway = left.Next(t.Context())
+	}
+	left.Close()
+	require.Equal(t, back.ID(), join(survivor, kept).Coordinator())
+	told := map[int]bool{}
+	for len(told) < have {
+		o, err := fresh.Next(t.Context())
+		require.NoError(t, err)
+		for _, r := range o.Leases {
+			require.GreaterOrEqual(t, r.First, have, "it reads again what the survivor has")
+		}
+		for _, a := range o.Chunks {
+			require.Equal(t, survivor.ID(), a.From)
+			told[a.Index] = true
+		}
+	}
+}
+
 // The one who is asked does not know yet that the nearest is dead. Would the one who asks go on alone, the registry
 // would be asked twice.
 func TestJoin_OneThatNamesADeadCoordinatorTakesItsPlace(t *testing.T) {

@@ -16,14 +16,17 @@ import (
 // nearer one in vain passes it over until then.
 const compareEvery = shunned
 
+// compareSoon is how often at most it asks one that looks for who holds the blob, as a peer does that begins to plan it.
+const compareSoon = 200 * time.Millisecond
+
 // errUnited: a nearer peer plans the blob as well. The participants join there.
 var errUnited = errors.New("a nearer peer coordinates the blob")
 
-// compare asks a nearer peer, if there is one and it is time, whether it plans the same blob, and gives up the room if
-// it does.
-func (r *room) compare(ctx context.Context, now time.Time) {
+// compare asks a nearer peer, if there is one, whether it plans the same blob, and gives up the room if it does. It asks
+// no more often than every so long.
+func (r *room) compare(ctx context.Context, now time.Time, every time.Duration) {
 	r.mu.Lock()
-	due := len(r.participants) > 0 && now.Sub(r.compared) >= compareEvery<<min(r.unions, 6)
+	due := len(r.participants) > 0 && now.Sub(r.compared) >= every<<min(r.unions, 6)
 	if due {
 		r.compared = now
 	}
@@ -37,16 +40,40 @@ func (r *room) compare(ctx context.Context, now time.Time) {
 	}
 	r.swarm.wg.Go(func() {
 		if r.swarm.askPlans(ctx, near.ID, r.plan) {
-			r.swarm.log.Info("a nearer peer has a plan as well: its participants join that", "plan", r.plan,
-				"peer", near.ID)
-			r.unite()
+			r.unite(near.ID)
 		}
 	})
 }
 
-// unite sends all participants to the nearer peer. If they come back, that peer does not do what it says, and is asked
+// planned is told that p plans the blob as well, by what p answers to the search for holders. The nearest of all waits
+// for those who pull by the other plan: they have what it lacks. Who is not sends its own there.
+func (r *room) planned(p peer.ID) {
+	near, nearer := r.swarm.nearerThanSelf(r.plan)
+	r.mu.Lock()
+	first, wait := r.unions == 0, r.bereaved.IsZero() && time.Since(r.begun) <= r.swarm.opts.slack(young)
+	r.mu.Unlock()
+	switch {
+	case !nearer && wait:
+		r.update(func(now time.Time) { r.await(now, successor) })
+	case nearer && near.ID == p && first: // if they come back it is asked now and then, see compare
+		r.unite(p)
+	}
+}
+
+// searching is told that p looks for who holds the blob of a plan. A nearer peer that begins to plan it does so.
+func (s *Swarm) searching(p peer.ID, plan Plan) {
+	s.mu.Lock()
+	r := s.rooms[plan]
+	s.mu.Unlock()
+	if near, ok := s.nearerThanSelf(plan); r != nil && ok && near.ID == p {
+		r.compare(s.ctx, time.Now(), compareSoon)
+	}
+}
+
+// unite sends all participants to a nearer peer. If they come back, that peer does not do what it says, and is asked
 // again half as often.
-func (r *room) unite() {
+func (r *room) unite(at peer.ID) {
+	r.swarm.log.Info("a nearer peer has a plan as well: its participants join that", "plan", r.plan, "peer", at)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.unions++

@@ -56,3 +56,33 @@ func TestRooms_StayWhereTheNearestPlansNothing(t *testing.T) {
 	session.Close()
 	eventually(t, "nobody takes part", func() bool { return !nodes[1].askPlans(t.Context(), nodes[0].ID(), leaves(d)) })
 }
+
+// Who only says that it plans the blob holds nobody up for good: the nearest, which then takes nobody in, and another.
+func TestRooms_OneThatOnlySaysItPlansKeepsNobodyFromReading(t *testing.T) {
+	t.Parallel()
+	for name, liar := range map[string]int{"the nearest": 0, "one that is farther": 1} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := digest.FromString("x")
+			nodes := newMesh(t, d, 3, func(o *Options) { o.Slack = 2 })
+			says := nodes[liar]
+			says.host.SetStreamHandler(says.protocol("map"), func(s network.Stream) {
+				_ = writeFrame(s, mapHead{Plans: true})
+				_ = s.Close()
+			})
+			says.host.SetStreamHandler(says.protocol("coordinate"), func(s network.Stream) { _ = s.Reset() })
+			for leased := false; !leased; {
+				session, err := nodes[2].Join(t.Context(), d,
+					schedule.Join{Upstream: true, Whole: true, Report: schedule.Report{Size: 5 << 20}})
+				require.NoError(t, err)
+				for err == nil && !leased {
+					var o schedule.Orders
+					o, err = session.Next(t.Context())
+					leased = len(o.Leases) > 0
+				}
+				require.NoError(t, t.Context().Err())
+				session.Close()
+			}
+		})
+	}
+}
