@@ -246,7 +246,7 @@ func (fr *Fetcher) Open(ctx context.Context, req content.Request) (content.Reade
 func (fr *Fetcher) open(ctx context.Context, req content.Request) (content.Reader, error) {
 	for range 3 {
 		if b, err := fr.opts.Store.Get(req.Digest); err == nil {
-			if fr.sourceOf(req) != "" {
+			if fr.foreign(ctx, req) {
 				return fr.openThrough(ctx, req, errors.Join(errForeign, b.Close()))
 			}
 			return &local{blob: b, m: fr.m}, nil

@@ -214,6 +214,21 @@ func (fr *Fetcher) sourceOf(req content.Request) source {
 	return source(req.Repository.String())
 }
 
+// foreign reports whether what the store holds may not be given for a request, because its source has not proved to
+// have the content. A fetch of that source which has just ended may be about to note that it has.
+func (fr *Fetcher) foreign(ctx context.Context, req content.Request) bool {
+	if fr.sourceOf(req) == "" {
+		return false
+	}
+	fr.mu.Lock()
+	f := fr.fetches[req.Digest]
+	fr.mu.Unlock()
+	if f != nil && fr.serves(f, req) {
+		_ = f.await(ctx, func() bool { return f.committed || !f.verified })
+	}
+	return fr.sourceOf(req) != ""
+}
+
 // apart is a request's repository as the source of those alone who show the same credentials. Other nodes know it by
 // the same name, unless they might find out the credentials by trying.
 func (fr *Fetcher) apart(req content.Request) source {

@@ -261,6 +261,49 @@ func TestSource_OneThatBringsNothingGivesWayToOneThatDoes(t *testing.T) {
 	require.Error(t, thief.err)
 }
 
+// lateProofs are Sources that note a proof once they may.
+type lateProofs struct {
+	proofs
+	asked, may chan struct{} // asked: somebody has found nothing proved since the proof came in
+	came       atomic.Bool
+}
+
+func (p *lateProofs) Prove(req content.Request) {
+	p.came.Store(true)
+	<-p.may
+	p.proofs.Prove(req)
+}
+
+func (p *lateProofs) Proved(req content.Request) bool {
+	proved := p.proofs.Proved(req)
+	if p.came.Load() && !proved {
+		select {
+		case p.asked <- struct{}{}:
+		default:
+		}
+	}
+	return proved
+}
+
+// The store has the blob a moment before it is noted that its source has proved to have it.
+func TestSource_WhoComesBeforeItsProofIsNotedCostsNoSecondCopy(t *testing.T) {
+	t.Parallel()
+	o := newOrigin(t)
+	late := &lateProofs{asked: make(chan struct{}, 1), may: make(chan struct{})}
+	n := newSwarm(t, o, 1, func(_ int, fo *Options, _ *swarm.Options) { fo.Sources = late })[0]
+	d := o.add(t, 3*chunk1+5)
+	n.pull(t.Context(), o.request(d)).requireRight(t, d)
+	eventually(t, "the store has it", func() bool {
+		b, err := n.store.Get(d)
+		return err == nil && b.Close() == nil && late.came.Load()
+	})
+	second := n.pull(t.Context(), o.request(d))
+	<-late.asked
+	close(late.may)
+	second.requireRight(t, d)
+	require.EqualValues(t, 3*chunk1+5, o.Bytes.Load())
+}
+
 func TestSource_AnotherThatHasTheBlobGivesItItself(t *testing.T) {
 	t.Parallel()
 	o := newOrigin(t)
