@@ -59,6 +59,8 @@ type room struct {
 	searched     time.Time // when holders were looked for last
 	compared     time.Time // when a nearer peer was last asked whether it plans the same blob
 	unions       int       // how often one did, and all were sent there
+	united       peer.ID   // which one did last
+	unitedAt     time.Time
 	search       chan struct{}
 	heard        bool // a peer has answered the search, or all have been waited for
 	awaited      bool // a peer says that it holds the blob, and what its claims are is still to come
@@ -483,7 +485,7 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID, g content.Grai
 	_ = stream.SetWriteDeadline(time.Now().Add(s.opts.slack(helloTimeout)))
 	if !h.Forced {
 		if near, ok := s.nearerThanSelf(plan); ok && near.ID != remote {
-			return writeFrame(stream, sendOn(near))
+			return writeFrame(stream, sendOn(near, s.united(plan, near.ID)))
 		}
 	}
 	rep, err := first.decode()
@@ -521,9 +523,10 @@ func (s *Swarm) coordinate(stream network.Stream, remote peer.ID, g content.Grai
 	return err
 }
 
-// sendOn is the answer to a participant for which another coordinator is nearer to the blob.
-func sendOn(near peer.AddrInfo) welcome {
-	w := welcome{Nearer: []byte(near.ID)}
+// sendOn is the answer to a participant for which another coordinator is nearer to the blob. plans: that one has just
+// said that it plans it.
+func sendOn(near peer.AddrInfo, plans bool) welcome {
+	w := welcome{Nearer: []byte(near.ID), Plans: plans}
 	for _, a := range near.Addrs {
 		w.Addrs = append(w.Addrs, a.Bytes())
 	}

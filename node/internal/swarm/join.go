@@ -329,7 +329,7 @@ func greet(ctx context.Context, stream network.Stream, in *inbound, d digest.Dig
 	return w, in.read(&w, maxShort, sessionIdle) // ctx ends before that
 }
 
-// learn takes in the address of a peer that another named.
+// learn takes in the address of a peer that another named. One that has just answered that other is passed over no more.
 func (s *Swarm) learn(w welcome) peer.ID {
 	p := peer.ID(w.Nearer)
 	if p.Validate() != nil {
@@ -339,6 +339,11 @@ func (s *Swarm) learn(w welcome) peer.ID {
 		if a, err := ma.NewMultiaddrBytes(raw); err == nil {
 			s.host.Peerstore().AddAddr(p, a, 10*time.Minute)
 		}
+	}
+	if w.Plans {
+		s.mu.Lock()
+		delete(s.shunnedUntil, p)
+		s.mu.Unlock()
 	}
 	return p
 }

@@ -77,12 +77,26 @@ func (r *room) unite(at peer.ID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.unions++
-	r.idle = time.Now()
+	r.united, r.unitedAt = at, time.Now()
+	r.idle = r.unitedAt
 	for id, who := range r.participants {
 		who.out.close(errUnited)
 		delete(r.participants, id)
 		r.table.Leave(r.idle, id)
 	}
+}
+
+// united reports whether the participants of a plan of this node were sent to p a moment ago, because it plans the blob.
+func (s *Swarm) united(plan Plan, p peer.ID) bool {
+	s.mu.Lock()
+	r := s.rooms[plan]
+	s.mu.Unlock()
+	if r == nil {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.united == p && time.Since(r.unitedAt) < compareEvery
 }
 
 // plans reports whether others pull by a plan of this node.

@@ -41,7 +41,7 @@ func TestRooms_OfOneBlobUniteAtTheNearest(t *testing.T) {
 	}
 	require.NoError(t, ctx.Err(), "it takes part apart from the others for good")
 	apart.Close()
-	eventually(t, "united", func() bool { return join(early).Coordinator() == nearest.ID() })
+	require.Equal(t, nearest.ID(), join(early).Coordinator(), "it goes there, although it had no answer from there before")
 }
 
 // A nearer peer that plans nothing is no reason to send those away who take part.

@@ -172,6 +172,8 @@ type (
 		Nearer []byte   `cbor:"1,keyasint,omitempty"`
 		Addrs  [][]byte `cbor:"2,keyasint,omitempty"`
 		Error  string   `cbor:"3,keyasint,omitempty"`
+		// Plans: the nearer one has just said that it plans the blob.
+		Plans bool `cbor:"4,keyasint,omitempty"`
 	}
 	run struct {
 		First uint32 `cbor:"1,keyasint,omitempty"`
