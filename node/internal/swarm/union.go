@@ -16,14 +16,15 @@ import (
 // nearer one in vain passes it over until then.
 const compareEvery = shunned
 
-// compareSoon is how often at most it asks one that looks for who holds the blob, as a peer does that begins to plan it.
+// compareSoon is how often at most it asks one that looks for who holds the blob, as a peer does that begins to plan
+// it.
 const compareSoon = 200 * time.Millisecond
 
 // errUnited: a nearer peer plans the blob as well. The participants join there.
 var errUnited = errors.New("a nearer peer coordinates the blob")
 
-// compare asks a nearer peer, if there is one, whether it plans the same blob, and gives up the room if it does. It asks
-// no more often than every so long.
+// compare asks a nearer peer, if there is one, whether it plans the same blob, and gives up the room if it does. It
+// asks no more often than every so long.
 func (r *room) compare(ctx context.Context, now time.Time, every time.Duration) {
 	r.mu.Lock()
 	due := len(r.participants) > 0 && now.Sub(r.compared) >= every<<min(r.unions, 6)
@@ -86,7 +87,8 @@ func (r *room) unite(at peer.ID) {
 	}
 }
 
-// united reports whether the participants of a plan of this node were sent to p a moment ago, because it plans the blob.
+// united reports whether the participants of a plan of this node were sent to p a moment ago, because it plans the
+// blob.
 func (s *Swarm) united(plan Plan, p peer.ID) bool {
 	s.mu.Lock()
 	r := s.rooms[plan]
