@@ -30,11 +30,20 @@ import (
 // newAgents starts agents that all know each other.
 func newAgents(t testing.TB, h *hubtest.Hub, count int) []*agent {
 	t.Helper()
+	return newAgentsWithLeases(t, h, count, 0)
+}
+
+// newAgentsWithLeases has a lease that nothing comes of given to another after a while.
+func newAgentsWithLeases(t testing.TB, h *hubtest.Hub, count int, lease time.Duration) []*agent {
+	t.Helper()
 	var agents []*agent
 	var boot []peer.AddrInfo
 	for range count {
-		a := newAgentThatWaits(t, h, "", boot, upstream.Timeouts{Retry: time.Second,
-			Dial: patience, Header: patience, File: patience, Stall: patience}, 2*time.Minute)
+		a := newAgentThatWaits(t, h, "", boot, waits{
+			hub: upstream.Timeouts{Retry: time.Second, Dial: patience, Header: patience, File: patience,
+				Stall: patience},
+			fetch: 2 * time.Minute, lease: lease,
+		})
 		agents, boot = append(agents, a), append(boot, a.info())
 	}
 	meet(t, agents)

@@ -169,13 +169,53 @@ func TestStream_BytesThatStayAwayAndURLsThatExpireMeanwhileNeverCutAClient(t *te
 	require.GreaterOrEqual(t, drips, 3, "clients give up after 10 s without a byte")
 }
 
+// All nodes read on where they were, and share what comes: none of them is worse than another.
+func TestTrouble_AHubThatStandsStillForAllForLongIsReadOnceAllTheSame(t *testing.T) {
+	t.Parallel()
+	const size, lease = 16 << 20, 2 * time.Second
+	h := newHub(t)
+	h.Repo("models", "org/m").Commit("main",
+		map[string]hubtest.File{large: {Data: hubtest.Random(13, size), LFS: true}})
+	agents := newAgentsWithLeases(t, h, 2, lease)
+	h.Set(hubtest.Trouble{StopAfter: 6 << 20})
+	var done sync.WaitGroup
+	for _, a := range agents {
+		done.Go(func() {
+			g := a.ask(t, http.MethodGet, resolve("org/m", "main", large))
+			if g.err != nil || !bytes.Equal(read(t, hubtest.Random(13, size)), g.body) {
+				t.Errorf("%d, %d bytes: %v", g.status, len(g.body), g.err)
+			}
+		})
+	}
+	var came int64
+	since := time.Now()
+	require.Eventually(t, func() bool { // leases end by time, which shows nowhere else
+		var now int64
+		for _, a := range agents {
+			for _, f := range a.fetcher.Running() {
+				now += f.Arrived
+			}
+		}
+		if now != came || now < 6<<20 {
+			came, since = now, time.Now()
+		}
+		return time.Since(since) > 3*lease
+	}, patience, 50*time.Millisecond)
+	h.Set(hubtest.Trouble{})
+	done.Wait()
+	_, sent := h.Count()
+	t.Logf("%.2f copies", float64(sent)/size)
+	require.LessOrEqual(t, float64(sent), 1.25*size)
+}
+
 // One of the CDN's machines hangs: another answers at once. There is nothing yet that could be given meanwhile.
 func TestStream_AMachineOfTheCDNThatHangsBeforeTheFirstByteCostsNoClient(t *testing.T) {
 	t.Parallel()
 	h := newHub(t)
 	_, _, files := model(h, "org/m")
 	h.Set(hubtest.Trouble{Hang: 1})
-	a := newAgentThatWaits(t, h, "", nil, upstream.Timeouts{Header: 5 * time.Minute}, 2*time.Second)
+	a := newAgentThatWaits(t, h, "", nil, waits{hub: upstream.Timeouts{Header: 5 * time.Minute},
+		fetch: 2 * time.Second})
 	start := time.Now()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, a.URL+resolve("org/m", "main", large), nil)
 	require.NoError(t, err)

@@ -3,6 +3,7 @@ package hub
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -97,20 +98,26 @@ func (p proofs) Prove(req content.Request) { p.of(req).Prove(req) }
 // newAgent starts an agent on the store in a directory, "" for a new one.
 func newAgent(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInfo, others ...string) *agent {
 	t.Helper()
-	return newAgentThatWaits(t, h, dir, bootstrap, upstream.Timeouts{Retry: 3 * time.Second, Stall: 5 * time.Second}, 0,
-		others...)
+	return newAgentThatWaits(t, h, dir, bootstrap,
+		waits{hub: upstream.Timeouts{Retry: 3 * time.Second, Stall: 5 * time.Second}}, others...)
 }
 
-// newAgentThatWaits is for tests of what many agents do on a machine that is too slow for them: patience is fetch's.
-func newAgentThatWaits(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInfo, hub upstream.Timeouts,
-	patience time.Duration, others ...string) *agent {
+// waits is how long an agent waits, for tests of what many agents do on a machine that is too slow for them.
+type waits struct {
+	hub   upstream.Timeouts
+	fetch time.Duration // its Options.Patience and those of its schedule
+	lease time.Duration // schedule.Config.LeaseTimeout; 0: longer than a test takes
+}
+
+func newAgentThatWaits(t testing.TB, h *hubtest.Hub, dir string, bootstrap []peer.AddrInfo, waits waits,
+	others ...string) *agent {
 	t.Helper()
 	if dir == "" {
 		dir = t.TempDir()
 	}
 	a := &agent{}
 	slack := 3
-	if patience > 0 {
+	if waits.fetch > 0 {
 		slack = 5 // and not more: after 40 s a node reads by itself what nobody brings
 	}
 	rule := policy.DefaultRule()
@@ -134,7 +141,7 @@ func newAgentThatWaits(t testing.TB, h *hubtest.Hub, dir string, bootstrap []pee
 		Identity: id, Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, Bootstrap: bootstrap, Open: true,
 		Store: a.store, Logger: log, Registerer: reg,
 		// A machine that runs tests may be slow; none of these times is what a test is about.
-		Slack: slack, Schedule: schedule.Config{LeaseTimeout: time.Minute,
+		Slack: slack, Schedule: schedule.Config{LeaseTimeout: cmp.Or(waits.lease, time.Minute),
 			ChunkTimeout: 2 * time.Minute},
 	})
 	require.NoError(t, err)
@@ -147,7 +154,7 @@ func newAgentThatWaits(t testing.TB, h *hubtest.Hub, dir string, bootstrap []pee
 	a.up, err = upstream.New(upstream.Options{
 		Upstreams: upstreams, Logger: log,
 		AllowAddresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, // where the fake hub's CDN is
-		Timeouts:       hub,
+		Timeouts:       waits.hub,
 		Locate: func(ctx context.Context, repo content.Repository, file, authorization string, anew bool) (*url.URL,
 			error) {
 			return a.Locate(ctx, repo, file, authorization, anew)
@@ -159,7 +166,7 @@ func newAgentThatWaits(t testing.TB, h *hubtest.Hub, dir string, bootstrap []pee
 	a.fetcher = fetch.New(fetch.Options{Store: a.store, Swarm: a.swarm, Upstream: a.gate.Observe(a.up), Sources: proofs{a},
 		Gave:   a.gate.Gave,
 		Logger: log, Registerer: reg,
-		PeerSilence: 20 * time.Second, PeerPatience: patience, CoordinatorPatience: patience, Patience: patience})
+		PeerSilence: 20 * time.Second, PeerPatience: waits.fetch, CoordinatorPatience: waits.fetch, Patience: waits.fetch})
 	endpoint, transport, err := a.up.Reach(hubName)
 	require.NoError(t, err)
 	a.Front, err = New(Options{

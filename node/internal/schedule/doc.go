@@ -48,7 +48,8 @@
 // table tells those who need what it reads, and they go on waiting, up to an end. A peer that was asked for chunks and
 // is silent is pinged; it is passed over when it takes far longer to answer than it and others took so far. Where
 // several participants say so of a peer that does not report itself, nobody asks that peer for a while. A participant
-// that says nothing of a lease loses it, and is given none until it reports.
+// that says nothing of a lease is given none until it reports. Another gets what it has, where one may read. Where none
+// may, upstream stands still for all, and each reads on where it was.
 //
 // # What is said, and what is so
 //

@@ -125,6 +125,18 @@ func TestReassure_OnlyThoseAreToldWhoNeedWhatIsRead(t *testing.T) {
 	require.Empty(t, told(6*time.Second), "it comes")
 }
 
+func TestReassure_NotOfAReaderThatSaysNothing(t *testing.T) {
+	t.Parallel()
+	table := accusedTable(t)
+	for after := range 12 {
+		now := epoch.Add(time.Duration(after) * time.Second)
+		table.Tick(now)
+		awaited := false
+		table.Take(func(_ peer.ID, o Orders) { awaited = awaited || o.Awaited })
+		require.Equal(t, now.Sub(epoch) >= quiet && now.Sub(epoch) <= table.cfg.LeaseTimeout, awaited, "%d s", after)
+	}
+}
+
 // How long a peer may be silent is what it and others took to answer before, and not a clock: on slow machines answers
 // are slow.
 func TestPatience_WithAPeerThatIsSilentGoesByHowFastAnswersWere(t *testing.T) {
@@ -233,15 +245,32 @@ func accusedTable(t *testing.T) *Table {
 
 func TestTick_WhoSaysNothingOfALeaseIsGivenNoneUntilItReports(t *testing.T) {
 	t.Parallel()
-	table := accusedTable(t)
-	now := epoch.Add(table.cfg.LeaseTimeout + time.Second)
-	table.Tick(now)
-	require.Zero(t, table.leased)
-	now = now.Add(penalty + time.Second)
-	table.Tick(now)
-	require.Zero(t, table.leased, "it may be dead")
-	require.NoError(t, table.Report(now, "suspect", Report{Have: []int{0}}))
-	require.Positive(t, table.leased)
+	s, silent, other := stalled(t, Config{})
+	silent.leases = nil
+	for range int((penalty + 2*s.table.cfg.LeaseTimeout) / time.Second) {
+		s.now = s.now.Add(time.Second)
+		s.report(other, Report{Reading: true})
+		s.table.Tick(s.now)
+		s.deliver()
+	}
+	require.Empty(t, silent.leases, "it may be dead")
+	s.report(silent, Report{Load: 1})
+	require.NotEmpty(t, silent.leases)
+	require.Empty(t, s.table.parties[silent.id].taken, "what it had before it is not remembered without end")
+}
+
+func TestTick_ASlowOneReadsOnBesideOneThatSaysNothing(t *testing.T) {
+	t.Parallel()
+	s, _, slow := stalled(t, Config{})
+	for range int(4 * s.table.cfg.ChunkTimeout / time.Second) {
+		s.now = s.now.Add(time.Second)
+		s.report(slow, Report{Reading: true})
+		s.table.Tick(s.now)
+		s.deliver()
+	}
+	had, i := len(slow.leases), slow.leases[0]
+	s.report(slow, Report{Claims: []Claim{{Index: i, Sum: sum(i), By: slow.id}}})
+	require.Greater(t, len(slow.leases), had)
 }
 
 func TestPatience_TheTimeForWhichANodeItselfSleptIsNobodysSilence(t *testing.T) {

@@ -219,13 +219,17 @@ const fewBrought = 2
 const secondThoughts = time.Second
 
 // despair tells participants for which nothing can be done: no one can go upstream (now: a runtime had better ask the
-// registry itself than wait), or reads there, and a chunk is with no one.
+// registry itself than wait), or reads there, and a chunk is with no one. Who reads and says nothing for long is not
+// waited for, but knows best what it reads.
 func (t *Table) despair() {
 	if len(t.active) > 1 && t.now.Sub(t.refused) < secondThoughts {
 		return
 	}
-	may := func(p *party) bool { return p.upstream && !p.barred.After(t.now) }
-	if !t.open || t.leased > 0 || slices.ContainsFunc(t.active, may) {
+	may := func(p *party) bool {
+		silent := p.lost && t.now.Sub(p.heard) > t.cfg.LeaseTimeout+penalty
+		return !silent && (len(p.runs) > 0 || p.upstream && !p.barred.After(t.now))
+	}
+	if !t.open || slices.ContainsFunc(t.active, may) {
 		return
 	}
 	if t.size >= 0 && len(t.holders) > 0 {
@@ -236,6 +240,9 @@ func (t *Table) despair() {
 		all.addAll(&p.have)
 	}
 	for _, p := range t.active {
+		if p.lost {
+			continue
+		}
 		if _, lost := p.need.nextWithout(0, &p.have, &p.told, &all); lost || t.size < 0 {
 			t.tell(p).Hopeless = true
 		}

@@ -123,6 +123,11 @@ func (t *Table) Report(now time.Time, id peer.ID, r Report) error {
 			return err
 		}
 	}
+	if p.lost { // nothing of what it kept came to it, or it would have said so: that does not make it slow
+		for k := range p.runs {
+			p.runs[k].claimed = now
+		}
+	}
 	p.heard, p.lost = now, false
 	t.apply(p, r)
 	t.plan()
@@ -141,7 +146,7 @@ func (t *Table) Leave(now time.Time, id peer.ID) {
 // tickEvery is how often Tick wants to be called.
 const tickEvery = time.Second
 
-// Tick takes back leases without progress. It wants to be called every tickEvery.
+// Tick takes back leases without progress where another may read them. It wants to be called every tickEvery.
 func (t *Table) Tick(now time.Time) {
 	t.now = now
 	if late := now.Sub(t.ticked) - tickEvery; !t.ticked.IsZero() && late > 0 {
@@ -150,14 +155,16 @@ func (t *Table) Tick(now time.Time) {
 		}
 	}
 	t.ticked = now
+	for _, p := range t.active {
+		p.lost = p.lost || slices.ContainsFunc(p.runs, func(l lease) bool { return now.After(l.expires) })
+	}
 	for _, p := range slices.Clone(t.active) {
 		for _, l := range slices.Clone(p.runs) {
 			switch {
 			case now.After(l.expires):
-				p.lost = true
-				t.fail(p, Failure{Run: l.run, Trouble: Transient})
-				if len(t.active) == 1 { // nobody does better meanwhile, and to despair would end what still comes
-					p.barred = time.Time{}
+				if t.another(p) { // else nobody does better meanwhile, and what still comes of it is welcome
+					t.fail(p, Failure{Run: l.run, Trouble: Transient})
+					p.taken = append(p.taken, l.run)
 				}
 			case t.drips(p, l):
 				t.fail(p, Failure{Run: l.run, Trouble: Transient})
@@ -258,6 +265,7 @@ func (t *Table) apply(p *party, r Report) {
 	}
 	p.elsewhere = min(max(r.Load-p.serving, 0), maxElsewhere)
 	if r.Reading {
+		t.regain(p)
 		for k := range p.runs {
 			p.runs[k].expires = t.now.Add(t.cfg.LeaseTimeout)
 		}

@@ -22,8 +22,9 @@ func (t *Table) claim(p *party, c Claim) {
 		ch.lessee = nil
 		t.progress(p, c.Index)
 	}
-	if c.By == p.id {
+	if c.By == p.id && !p.have.has(c.Index) {
 		t.have(p, c.Index)
+		t.revive(p, c.Index)
 	}
 }
 

@@ -114,6 +114,7 @@ func (t *Table) lease(p *party, r Run) {
 	if (t.noRange || t.again) && !t.streams() {
 		t.streamer, t.elected = p, t.now
 	}
+	p.taken = nil
 	t.book(p, r)
 	t.firstGroup = slices.Index(t.groups, p.group) + 1 // the next of upstream's few leases is another group's to choose
 	o := t.tell(p)
@@ -177,6 +178,29 @@ func (t *Table) resume(p *party, r Run, stream bool) {
 	// Someone else has all of it by now: p's own reading does no harm, but no one waits for it.
 }
 
+// regain gives p back what was taken from it for its silence, and is free still, where it reads on. Else it would be
+// told to read by another request what it reads already.
+func (t *Table) regain(p *party) {
+	for _, r := range p.taken {
+		t.resume(p, r, true)
+	}
+}
+
+// revive notes that chunk i has come to p, who may have read it on a lease that was taken.
+func (t *Table) revive(p *party, i int) {
+	if slices.ContainsFunc(p.taken, func(r Run) bool { return r.First <= i && i < r.End() }) {
+		t.given(p)
+		t.regain(p)
+	}
+}
+
+// given notes that upstream gives p something. What failed beside it says little; one that is slow stays barred.
+func (t *Table) given(p *party) {
+	if p.barred.Sub(t.now) <= penalty {
+		p.barred = time.Time{}
+	}
+}
+
 // progress notes that a chunk of one of p's leases is done.
 func (t *Table) progress(p *party, i int) {
 	for k := range p.runs {
@@ -186,9 +210,7 @@ func (t *Table) progress(p *party, i int) {
 		}
 		l.left--
 		p.read++
-		if p.barred.Sub(t.now) <= penalty { // what failed beside it says little; one that is slow stays barred
-			p.barred = time.Time{}
-		}
+		t.given(p)
 		t.pace = (3*t.pace + t.now.Sub(l.claimed)) / 4
 		l.expires, l.claimed, t.claimed = t.now.Add(t.cfg.LeaseTimeout), t.now, t.now
 		t.extend(p, l)
@@ -201,6 +223,7 @@ func (t *Table) progress(p *party, i int) {
 }
 
 func (t *Table) fail(p *party, f Failure) {
+	p.taken = slices.DeleteFunc(p.taken, func(r Run) bool { return r.First == f.Run.First })
 	k := slices.IndexFunc(p.runs, func(l lease) bool { return l.run.First == f.Run.First })
 	if k >= 0 {
 		l := p.runs[k]
@@ -291,8 +314,13 @@ func (t *Table) lessee(i int) *party {
 func (t *Table) drips(p *party, l lease) bool {
 	// not longer: the slow one sets the pace too
 	patience := min(max(t.cfg.ChunkTimeout, slower*t.pace), slower*t.cfg.ChunkTimeout)
-	return !t.noRange && t.now.Sub(l.claimed) > patience && slices.ContainsFunc(t.active, func(x *party) bool {
-		return x != p && x.upstream && !x.barred.After(t.now)
+	return !t.noRange && t.now.Sub(l.claimed) > patience && t.another(p)
+}
+
+// another reports whether one that lives may go upstream beside p.
+func (t *Table) another(p *party) bool {
+	return slices.ContainsFunc(t.active, func(x *party) bool {
+		return x != p && x.upstream && !x.lost && !x.barred.After(t.now)
 	})
 }
 
@@ -306,12 +334,13 @@ const slowPenalties = 10
 // take a registry that thinks, or a reader whose machine is slow, for a coordinator that is of no use, and read itself
 // what another reads.
 func (t *Table) reassure() {
-	if t.leased == 0 || t.now.Sub(t.began) < quiet || t.now.Sub(t.claimed) < quiet {
+	reads := func(p *party) bool { return p != nil && len(p.runs) > 0 && !p.lost }
+	if !slices.ContainsFunc(t.active, reads) || t.now.Sub(t.began) < quiet || t.now.Sub(t.claimed) < quiet {
 		return
 	}
 	var reading set
 	for i, ch := range t.chunks {
-		if ch.lessee != nil && !ch.known {
+		if reads(ch.lessee) && !ch.known {
 			reading.add(i)
 		}
 	}

@@ -25,10 +25,11 @@ type party struct {
 	serving  int            // how many chunks others were told to ask of it and have not reported yet
 	served   int            // how many they were told ever
 	runs     []lease
-	read     int // chunks of leases that it has claimed
-	bringing set // chunks it brings into its group from peers, not reported yet
-	direct   set // chunks it takes from holders for itself, not reported yet
-	brought  int // chunks it was made home of, ever
+	taken    []Run // which it had and said nothing of, since it was last given one
+	read     int   // chunks of leases that it has claimed
+	bringing set   // chunks it brings into its group from peers, not reported yet
+	direct   set   // chunks it takes from holders for itself, not reported yet
+	brought  int   // chunks it was made home of, ever
 	// elsewhere is how many chunks of other blobs it has to send, as it has told.
 	elsewhere int
 	// rank orders participants where nothing else does, in another way for each blob.

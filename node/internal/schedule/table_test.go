@@ -754,9 +754,7 @@ func TestDespair_NotOfOneThatIsAloneAndSlow(t *testing.T) {
 	table.Open(epoch)
 	size := Report{Size: 8 * content.ChunkSize}
 	require.NoError(t, table.Join(epoch, "alone", Join{Upstream: true, Whole: true, Report: size}))
-	now := epoch.Add(table.cfg.LeaseTimeout + time.Second)
-	table.Tick(now)
-	require.Zero(t, table.leased)
+	now := epoch
 	leases := 0
 	take := func() {
 		table.Take(func(_ peer.ID, o Orders) {
@@ -764,11 +762,164 @@ func TestDespair_NotOfOneThatIsAloneAndSlow(t *testing.T) {
 			leases += len(o.Leases)
 		})
 	}
-	take()
+	for range 60 {
+		now = now.Add(time.Second)
+		table.Tick(now)
+		take()
+	}
 	leases = 0
 	require.NoError(t, table.Report(now, "alone", Report{Claims: []Claim{{Sum: sum(0), By: "alone"}}}))
 	take()
 	require.Positive(t, leases, "it reads on")
+}
+
+// stalled has two that read, of which nothing has been heard for longer than a lease lasts.
+func stalled(t *testing.T, cfg Config) (s *swarm, a, b *node) {
+	t.Helper()
+	s = newSwarm(t, cfg, 32)
+	a, b = s.join(id(0), "", true), s.join(id(1), "", true)
+	s.slowStart()
+	require.NotEmpty(t, a.leases)
+	require.NotEmpty(t, b.leases)
+	return s, a, b
+}
+
+func TestDespair_NotWhereTheRegistryStandsStillForAll(t *testing.T) {
+	t.Parallel()
+	for name, early := range map[string]time.Duration{
+		"at the same moment":              0,
+		"for one of them a moment before": 1500 * time.Millisecond,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, a, b := stalled(t, Config{})
+			s.report(a, Report{Reading: true})
+			s.now = s.now.Add(early)
+			s.report(b, Report{Reading: true})
+			for range 60 {
+				s.now = s.now.Add(time.Second)
+				s.table.Tick(s.now)
+				s.deliver()
+			}
+			for _, n := range []*node{a, b} {
+				require.False(t, n.hopeless, "a moment's patience, and it goes on")
+			}
+			for _, n := range []*node{a, b} { // bytes come, and the chunk that they are of is not whole yet
+				s.report(n, Report{Reading: true})
+			}
+			s.now = s.now.Add(time.Second)
+			s.table.Tick(s.now)
+			s.deliver()
+			for len(a.have) < 16 {
+				require.NotEmpty(t, a.leases, "it is leased more as soon as it is given something")
+				i := a.leases[0]
+				a.leases, a.have[i] = a.leases[1:], true
+				require.NotContains(t, append(b.leases, a.leases...), i, "it is read once")
+				s.report(a, Report{Claims: []Claim{{Index: i, Sum: sum(i), By: a.id}}})
+				require.False(t, a.hopeless || b.hopeless)
+			}
+		})
+	}
+}
+
+// What is claimed is signed, and not proved. The other reads meanwhile, and goes on.
+func TestRevive_WhoLostALeaseIsGivenMoreBeforeLongOnlyForAChunkOfThatLease(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		other, by    int // the node after whose first lease the chunk is chosen, and who claims it
+		beside       int
+		before, more bool // it was claimed before as well; the node may be given more
+	}{
+		"a chunk of it":                     {more: true},
+		"a chunk of it that had come":       {before: true},
+		"a chunk of another's":              {other: 1},
+		"a chunk of nobody's":               {beside: 20},
+		"another's word on a chunk of it":   {by: 1},
+		"another's word on another's chunk": {by: 1, other: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, silent, other := stalled(t, Config{})
+			i := silent.leases[0] // the first lease is of one chunk, the next of two
+			s.report(silent, Report{Claims: []Claim{{Index: i, Sum: sum(i), By: silent.id}}})
+			i = []*node{silent, other}[tc.other].leases[1-tc.other] + tc.beside
+			if tc.before {
+				s.report(silent, Report{Claims: []Claim{{Index: i, Sum: sum(i), By: silent.id}}})
+			}
+			for range int(s.table.cfg.LeaseTimeout/time.Second) + 1 {
+				s.now = s.now.Add(time.Second)
+				s.report(other, Report{Reading: true})
+				s.table.Tick(s.now)
+				s.deliver()
+			}
+			claim := Claim{Index: i, Sum: sum(i), By: id(tc.by)}
+			for range 2 {
+				s.report(silent, Report{Claims: []Claim{claim}})
+			}
+			require.Equal(t, tc.more, !s.table.parties[silent.id].barred.After(s.now))
+			require.False(t, silent.hopeless || other.hopeless)
+		})
+	}
+}
+
+func TestRegain_WhoSaysThatItReadsIsGivenBackNothingThatItGaveUpOrWasTooSlowWith(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		says Report
+		then time.Duration // it says that it reads, and nothing comes
+		back bool
+	}{
+		"it reads on":          {back: true},
+		"the registry failed":  {says: Report{Failed: []Failure{{Run: Run{Count: 1}, Trouble: Transient}}}},
+		"it read no more":      {says: Report{Failed: []Failure{{Run: Run{Count: 1}, Trouble: Returned}}}},
+		"it says so for long":  {then: time.Minute},
+		"and it had just come": {says: Report{Claims: []Claim{{Sum: sum(0), By: id(0)}}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, silent, other := stalled(t, Config{})
+			pass := func(second int, says Report) {
+				s.now = s.now.Add(time.Second)
+				r := Report{Reading: true}
+				if second%20 == 19 { // the other is not fast either
+					i := other.leases[0]
+					other.leases = other.leases[1:]
+					r.Claims = []Claim{{Index: i, Sum: sum(i), By: other.id}}
+				}
+				s.report(other, r)
+				if !says.Empty() {
+					s.report(silent, says)
+				}
+				s.table.Tick(s.now)
+				s.deliver()
+			}
+			for second := range int(s.table.cfg.LeaseTimeout/time.Second) + 1 {
+				pass(second, Report{})
+			}
+			require.Nil(t, s.table.lessee(0))
+			s.report(silent, tc.says)
+			for second := range int(tc.then / time.Second) {
+				pass(second, Report{Reading: true})
+			}
+			s.report(silent, Report{Reading: true})
+			require.Equal(t, tc.back, s.table.lessee(0) == s.table.parties[silent.id])
+		})
+	}
+}
+
+func TestDespair_WhoCannotReadDoesNotWaitForEverForOneWhoSaysNothing(t *testing.T) {
+	t.Parallel()
+	s := newSwarm(t, Config{}, 4)
+	silent, waits := s.join(id(0), "", true), s.join(id(1), "", false)
+	after := 0
+	for ; !waits.hopeless && after < 60; after++ {
+		s.now = s.now.Add(time.Second)
+		s.table.Tick(s.now)
+		s.deliver()
+	}
+	require.True(t, waits.hopeless)
+	require.Greater(t, after, 10, "the registry may stand still for a moment")
+	require.False(t, silent.hopeless, "it reads, for all that is known")
 }
 
 // A registry that gives few answers at one time refuses who reads one another.

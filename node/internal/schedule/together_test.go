@@ -18,11 +18,12 @@ import (
 // faults are what happens to messages and nodes.
 type faults struct {
 	lostOrders, lostReports, lostWants, lostBlocks float64
-	doubled                                        float64 // of wants and blocks
-	denied                                         float64 // of wants: who is asked says that it does not have the chunk
-	deaths, changes                                int     // of nodes, and of the coordinator
-	silent                                         bool    // deaths are noticed late
-	reordered                                      bool    // orders and reports, too, overtake each other
+	doubled                                        float64       // of wants and blocks
+	denied                                         float64       // of wants: who is asked says that it lacks the chunk
+	deaths, changes                                int           // of nodes, and of the coordinator
+	silent                                         bool          // deaths are noticed late
+	still                                          time.Duration // for how long the registry gives nobody anything
+	reordered                                      bool          // orders and reports, too, overtake each other
 }
 
 // group of participants and their coordinator, all real, in virtual time: messages take as long as the dice say.
@@ -43,6 +44,7 @@ type ensemble struct {
 	lost  int               // messages to and from the coordinator
 	apart int               // nodes that went on by themselves
 	rings map[int]time.Time // chunks for which nodes wait for each other, since when
+	still time.Time         // since when the registry stands still, if it does
 }
 
 // actor is a node: its participant, and what an agent does for it.
@@ -103,6 +105,9 @@ func newEnsemble(t require.TestingT, seed uint64, nodes, chunks int, f faults) *
 		e.after(e.upTo(2*time.Second), a.start)
 	}
 	e.after(time.Second, e.tickTable)
+	if f.still > 0 {
+		e.still = e.now.Add(e.upTo(4 * time.Second))
+	}
 	for range f.deaths {
 		e.after(e.upTo(6*time.Second), e.kill)
 	}
@@ -127,6 +132,14 @@ func (e *ensemble) latency() time.Duration {
 		return e.upTo(2 * time.Second)
 	}
 	return e.upTo(20 * time.Millisecond)
+}
+
+// flows is when the registry gives something that it would give now.
+func (e *ensemble) flows() time.Time {
+	if end := e.still.Add(e.faults.still); !e.now.Before(e.still) && e.now.Before(end) {
+		return end
+	}
+	return e.now
 }
 
 func (e *ensemble) happens(share float64) bool { return share > 0 && e.dice.Float64() < share }
@@ -157,7 +170,7 @@ func (a *actor) tick() {
 	if a.dead || a.finished() {
 		return
 	}
-	if a.reading > 0 {
+	if a.reading > 0 && a.e.flows().Equal(a.e.now) {
 		a.p.Reading()
 	}
 	a.p.Tick(a.e.now, func(p peer.ID) int64 { // a live peer answers pings
@@ -300,6 +313,10 @@ func (a *actor) read(r Run, i int) {
 	}
 	a.e.after(10*time.Millisecond+a.e.latency(), func() {
 		if a.dead {
+			return
+		}
+		if at := a.e.flows(); at.After(a.e.now) {
+			a.e.at(at, func() { a.read(r, i) })
 			return
 		}
 		a.e.reads[i]++
@@ -590,6 +607,17 @@ func TestTogether_DeathsAndChangesOfCoordinatorExplainEachSecondRead(t *testing.
 	}, func(_ *rapid.T, e *ensemble) {
 		require.Zero(e.t, e.apart, "no one leaves a coordinator that does its work")
 		e.requireReads(1 + e.faults.deaths + e.faults.changes)
+	})
+}
+
+func TestTogether_WhereTheRegistryStandsStillForAllNobodyGoesOnByItself(t *testing.T) {
+	t.Parallel()
+	together(t, func(rt *rapid.T) faults {
+		return faults{still: time.Duration(rapid.IntRange(1, 18).Draw(rt, "still")) * time.Second}
+	}, func(_ *rapid.T, e *ensemble) {
+		require.Zero(e.t, e.apart)
+		// One that lives may be given what another does not get; orders and reports take up to two seconds each.
+		e.requireReads(1 + int((e.faults.still+4*time.Second)/e.table.cfg.LeaseTimeout))
 	})
 }
 

@@ -194,8 +194,8 @@ type Config struct {
 	UpstreamRuns int
 	// Window is how many leaves a participant is told to bring into its group from peers at one time; default 16.
 	Window int
-	// LeaseTimeout is after how long without a claim or a report of reading a lease is given to another;
-	// default 5 s.
+	// LeaseTimeout is after how long without a claim or a report of reading a lease is given to another, if there is
+	// one who may read; default 5 s.
 	LeaseTimeout time.Duration
 	// ChunkTimeout is after how long without a claim a lease is given to another though its reader says that bytes
 	// come; default 30 s. Where chunks from upstream take long for all, up to four times as long.
