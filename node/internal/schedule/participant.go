@@ -85,6 +85,8 @@ type Participant struct {
 	offered     bool          // the coordinator was told so
 	failed      bool          // upstream gave not all that it was asked for last
 	apart       bool          // other coordinators were of no use: the node is its own
+	returns     bool          // until upstream gives it something
+	returned    bool          // it has been so once
 	progress    time.Time     // when orders last led to a chunk
 	ticked      time.Time     // when Tick was last called
 	lag         time.Duration // how long the slowest of all peers took to answer a ping, of late

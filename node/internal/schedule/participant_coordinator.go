@@ -143,11 +143,20 @@ func (p *Participant) assign(a Assignment) {
 // hopeless: no one else can have the blob, the coordinator says. But this node may not have asked upstream itself.
 func (p *Participant) hopeless(now time.Time) {
 	if p.MayRead() {
-		p.apart = true
+		p.apart, p.returns = true, !p.returned
 		p.leave(now, nil)
 		return
 	}
 	p.out.Hopeless = content.ErrNotFound
+}
+
+// comeBack has a node that went on by itself, since nobody could read, join the others again: it can, and what it reads
+// they need not. It does so once: a coordinator may say the same again and again.
+func (p *Participant) comeBack(now time.Time) {
+	if p.returns && p.tie == tied && p.missing > 0 {
+		p.apart, p.returns, p.returned = false, false, true
+		p.leave(now, nil)
+	}
 }
 
 // Left tells that the coordinator is lost.
@@ -176,7 +185,7 @@ func (p *Participant) SetUpstream(may bool) {
 
 // Secede has the node go on by itself, and read from upstream all that is missing. The coordinator is left.
 func (p *Participant) Secede(now time.Time) {
-	p.upstream, p.failed, p.apart, p.out.Hopeless = true, false, true, nil
+	p.upstream, p.failed, p.apart, p.returns, p.out.Hopeless = true, false, true, false, nil
 	if p.tie == tied {
 		p.leave(now, nil)
 	}

@@ -108,7 +108,9 @@ func (p *Participant) LeaseEnded(now time.Time, r Run, trouble Trouble) {
 	}
 	if trouble != 0 {
 		p.report(Report{Failed: []Failure{{Run: r, Trouble: trouble}}})
+		return
 	}
+	p.comeBack(now)
 }
 
 // lacks reports whether a chunk of r is needed and not here.

@@ -341,6 +341,42 @@ func TestOwnChoice_OfABlobInPiecesIsTheRestOfALeaf(t *testing.T) {
 	}
 }
 
+// What it reads from then on others need not read. A coordinator that says so without end is not asked again.
+func TestHopeless_WhoReadsWellByItselfComesBackOnce(t *testing.T) {
+	t.Parallel()
+	p := NewParticipant(ParticipantConfig{}, "self")
+	p.SetUpstream(true)
+	p.SetSize(8*content.ChunkSize, func(int) bool { return false })
+	p.Demand(epoch, Run{Count: 8})
+	next := 0
+	for k, comesBack := range []bool{true, false} {
+		p.Join()
+		p.Joined(epoch, "coordinator")
+		p.Orders(epoch, Orders{Hopeless: true})
+		require.True(t, p.Take().Leave && p.Apart())
+		p.Left()
+		for i, trouble := range []Trouble{Transient, 0, 0} { // one that fails is no reason
+			if p.Coordinator() == "" {
+				p.Join()
+				p.Joined(epoch, "self")
+			}
+			r := Run{First: next, Count: 1}
+			next++
+			p.Orders(epoch, Orders{Leases: []Run{r}})
+			p.Claimed(epoch, Claim{Index: r.First, Sum: sum(r.First), By: "self"})
+			p.LeaseEnded(epoch, r, trouble)
+			back := p.Take().Leave
+			require.Equal(t, comesBack && i == 1, back, "time %d, lease %d", k, i)
+			if back {
+				require.False(t, p.Apart())
+				p.Left()
+				break
+			}
+		}
+	}
+	require.True(t, p.Apart())
+}
+
 // A coordinator may say so of a node that is only slow, or because it has not heard of it for long.
 func TestHopeless_WhoMayStillReadUpstreamGoesOnByItself(t *testing.T) {
 	t.Parallel()
