@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/opencontainers/go-digest"
 
@@ -23,7 +24,8 @@ const (
 	// firstTry: all who fetch it read a part of it from the registry, and have the rest from each other.
 	firstTry try = iota
 	// electedTry: what was gathered so did not match the digest. In a room of their own those who were misled elect one
-	// who reads all of it for them, so that one more copy leaves the registry, and not one for each.
+	// who reads all of it for them, so that one more copy leaves the registry, and not one for each. What the others
+	// gathered they take from their own disk, chunk by chunk, where the one who reads claims the same.
 	electedTry
 	// loneTry: that did not match either. Peers are not asked.
 	loneTry
@@ -108,13 +110,18 @@ func (f *fetch) again() *fetch {
 	upstream := f.askers.next() != nil
 	askers := f.askers.anew(next == loneTry) // its own: runs of f may still end
 	f.mu.Unlock()
+	last := f.try == loneTry || window || !misled || !upstream || f.fr.ctx.Err() != nil
 	if ing != nil {
-		if err := ing.Discard(); err != nil {
+		end := ing.Discard
+		if !last && next == electedTry {
+			end = ing.Doubt
+		}
+		if err := end(); err != nil {
 			f.fr.log.Warn("ingest not discarded", "digest", f.digest, "error", err)
 			return nil
 		}
 	}
-	if f.try == loneTry || window || !misled || !upstream || f.fr.ctx.Err() != nil {
+	if last {
 		return nil
 	}
 	req := f.req
@@ -122,8 +129,31 @@ func (f *fetch) again() *fetch {
 	return startFetch(f.ctx, f.fr, req, f.source, true, func(g *fetch) {
 		g.try, g.charge, g.readers, g.askers = next, f.charge, 0, askers
 		g.grain = f.grain // or what was claimed could not be compared
+		if next == electedTry {
+			g.keptOf = f.keptOf // where the chunks are that may be right
+		}
 		g.room = digest.SHA256.FromString("again\x00" + f.room.String())
 	})
+}
+
+// recall takes chunk i from what the try before has left, in place of asking a peer for it. It reports whether the
+// chunk is there with the hash that is claimed now.
+func (f *fetch) recall(i int, c cid.Cid) bool {
+	f.mu.Lock()
+	ing := f.ing
+	f.mu.Unlock()
+	if f.try != electedTry || ing == nil {
+		return false
+	}
+	buf, done := f.buffer()
+	defer done()
+	_, n := f.cut.Range(i)
+	if !ing.Recall(i, c, buf[:n]) {
+		return false
+	}
+	f.arrived(f.fr.opts.Swarm.ID(), c, buf[:n], fromHere) // no peer has sent it
+	f.fr.opts.Swarm.Forget(c, f)                          // one may have been asked when the disk did not give it
+	return true
 }
 
 // settle finds out whose claims differ from what is right. A claim that its author did not sign was forged by the

@@ -11,7 +11,8 @@
 //	reader.go    callers that follow the growing blob; the last chunk is held back until the digest is known to match
 //	progress.go  how many bytes come, which tells a pull that is slow from one that is stuck
 //	relief.go    the node itself reads what nobody brings to a caller that waits, before the caller is sent away
-//	blame.go     a blob that does not match: read again by one for all, then alone; and who claimed a wrong chunk
+//	blame.go     a blob that does not match: read again by one for all, who keep what he claims as well, then
+//	             alone; and who claimed a wrong chunk
 //	doubt.go     peers that were wrong about a registry's content: they lied, or the registry misled them
 //	source.go    whose bytes may be given in whose name
 //	manifest.go  what manifests tell of the sizes and the order of other blobs

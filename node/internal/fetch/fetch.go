@@ -179,7 +179,9 @@ func (f *fetch) act() {
 func (f *fetch) carryOut(a schedule.Actions, session swarm.Session) {
 	for _, w := range a.Wants {
 		_, n := f.cut.Range(w.Index)
-		f.fr.opts.Swarm.Want(w.From, content.SumCID(w.Sum), n, w.Priority, w.Held, f)
+		if c := content.SumCID(w.Sum); !f.recall(w.Index, c) {
+			f.fr.opts.Swarm.Want(w.From, c, n, w.Priority, w.Held, f)
+		}
 	}
 	for _, r := range a.Leases {
 		f.fr.wg.Go(func() { f.readLease(r) })
@@ -587,7 +589,7 @@ func (f *fetch) land(i int, c cid.Cid, data []byte, from provenance, landed func
 			f.window.filled(i, from)
 		}
 		f.tally.credit(i, from, int64(len(data)))
-		if from == fromPeer {
+		if from != fromUpstream { // which is counted as it is read
 			f.countBytes(int64(len(data)))
 		}
 		f.reach(&f.steps.first, now)
@@ -620,15 +622,22 @@ func (f *fetch) write(ing *store.Ingest, i int, c cid.Cid, data []byte) (undo fu
 
 // Block takes a block that was asked for.
 func (f *fetch) Block(from peer.ID, c cid.Cid, data []byte) {
+	f.arrived(from, c, data, fromPeer)
+}
+
+func (f *fetch) arrived(by peer.ID, c cid.Cid, data []byte, from provenance) {
 	var indexes []int
-	f.update(func(now time.Time) { indexes = f.part.Arrived(now, from, sumOf(c)) })
+	f.update(func(now time.Time) { indexes = f.part.Arrived(now, by, sumOf(c)) })
 	for _, i := range indexes {
-		f.land(i, c, data, fromPeer, func(now time.Time) {
+		f.land(i, c, data, from, func(now time.Time) {
 			f.part.Landed(now, i)
+			if from != fromPeer {
+				return
+			}
 			if f.steps.byPeer == nil {
 				f.steps.byPeer = map[peer.ID]int64{}
 			}
-			f.steps.byPeer[from] += int64(len(data))
+			f.steps.byPeer[by] += int64(len(data))
 		})
 	}
 }
@@ -712,6 +721,9 @@ func (f *fetch) end() {
 	f.mu.Unlock()
 	f.making.Unlock()
 	f.settle()
+	if err := f.fr.opts.Store.DropDoubtful(f.digest, f.keptOf); err != nil { // it has opened no ingest
+		f.fr.log.Warn("what did not match stays until the next start", "digest", f.digest, "error", err)
+	}
 	f.mu.Lock()
 	err, verified, committed, ing := f.err, f.verified, f.committed, f.ing
 	asked := f.part.Asked()

@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -19,13 +20,20 @@ import (
 // spoil writes wrong bytes into chunks of a partial ingest.
 func spoil(t *testing.T, o store.Options, d digest.Digest, wrong []byte, chunks ...int64) {
 	t.Helper()
+	require.NoError(t, overwrite(o, d, wrong, chunks...))
+}
+
+// overwrite is spoil for a goroutine that is not the test's.
+func overwrite(o store.Options, d digest.Digest, wrong []byte, chunks ...int64) error {
 	f, err := os.OpenFile(filepath.Join(o.Path, "ingest", "sha256", d.Encoded()), os.O_RDWR, 0)
-	require.NoError(t, err)
-	for _, i := range chunks {
-		_, err = f.WriteAt(wrong, i*chunk1+chunk1/2)
-		require.NoError(t, err)
+	if err != nil {
+		return err
 	}
-	require.NoError(t, f.Close())
+	for _, i := range chunks {
+		_, writeErr := f.WriteAt(wrong, i*chunk1+chunk1/2)
+		err = errors.Join(err, writeErr)
+	}
+	return errors.Join(err, f.Close())
 }
 
 func TestOpen_AResumeReadsOnlyWhatWasLostAnewAndGivesNothingWrong(t *testing.T) {

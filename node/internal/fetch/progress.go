@@ -89,7 +89,7 @@ func (f *fetch) countBytes(n int64) {
 // tally is where the chunks came from that are here. The fetch's lock guards it.
 type tally struct {
 	cameFrom []provenance
-	// Bytes; kept are those of an earlier try.
+	// Bytes; kept are those of an earlier try, which arrived has not.
 	arrived, fromPeers, fromUpstream, kept int64
 	lost                                   int // chunks of these that the store has lost, as far as is known here
 }
@@ -97,14 +97,20 @@ type tally struct {
 // credit notes that chunk i has come.
 func (t *tally) credit(i int, from provenance, n int64) {
 	t.cameFrom[i] = from
-	t.arrived += n
 	switch from {
+	case fromHere:
+		t.kept += n
+		return
 	case fromPeer:
 		t.fromPeers += n
 	case fromUpstream:
 		t.fromUpstream += n
 	}
+	t.arrived += n
 }
+
+// here is how many bytes of chunks are here.
+func (t *tally) here() int64 { return t.kept + t.arrived }
 
 // missLost has the chunks fetched that the store has found to have been lost since they were written.
 func (t *tally) missLost(now time.Time, part *schedule.Participant, ing *store.Ingest) {

@@ -78,7 +78,7 @@ func (r *reader) Size() int64 { return r.f.knownSize() }
 func (r *reader) Arrived() int64 {
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
-	return r.f.tally.kept + r.f.tally.arrived
+	return r.f.tally.here()
 }
 
 func (r *reader) Close() error {

@@ -119,7 +119,7 @@ func (f *fetch) hunger(now, came time.Time) *hunger {
 		h.moved = now.Add(-min(still, time.Duration(beforehand*float64(h.patience))))
 	}
 	h.wait = newWait(now, spread, h.patience, f.cut.Size() >= 0, now.Sub(f.reliefs.relieved) < longHunger)
-	h.wait.others, h.wait.own = h.seen, f.tally.arrived
+	h.wait.others, h.wait.own = h.seen, f.tally.here()
 	return h
 }
 
@@ -193,7 +193,7 @@ func (h *hunger) look() {
 			patience = max(patience, h.most)
 		}
 		still := now.Sub(h.moved) >= patience || h.untilLastCall(now) <= 0
-		if long := h.wait.long(now, h.seen, f.tally.arrived); still || long || f.reliefs.feed(now, h.seen) {
+		if long := h.wait.long(now, h.seen, f.tally.here()); still || long || f.reliefs.feed(now, h.seen) {
 			h.relieve(now, still)
 		}
 		h.timer.Reset(h.step(now))

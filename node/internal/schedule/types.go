@@ -173,7 +173,8 @@ type Join struct {
 	// Held: it has heard of a holder, so that it is worth while to wait for it.
 	Held bool
 	// Again: what was gathered of the blob before did not match its digest. One participant reads all of it now, so
-	// that one that the registry misleads, or that lies, spoils it only where that one is elected.
+	// that one that the registry misleads, or that lies, spoils it only where that one is elected. The others have what
+	// they gathered, and of whom they are told they ask only for what differs.
 	Again bool
 	// Leased are runs that it is reading from upstream already, on orders of an earlier coordinator.
 	Leased []Run

@@ -29,6 +29,8 @@
 //     pieces; then those are made when they are asked for, and by themselves some time after the start. What was
 //     checked when is known of leaves.
 //   - partial: an ingest that nobody has open. present: a chunk whose bytes and journal slot are written.
+//   - doubtful: a chunk of an ingest that as a whole did not match its digest. The next ingest of the blob may recall
+//     it, once somebody claims the same sum again.
 //   - pool: images, or models. Each has a capacity of its own, and what comes into one evicts nothing of the other.
 //     Both share the disk: who finds it full makes room in his own pool.
 //   - window: an ingest of a blob that does not fit. It has slots for a few chunks, in a file without a name.
@@ -49,7 +51,9 @@
 //
 // # Commit
 //
-//  6. wait for the digest of step 5 and compare; on a mismatch the caller discards the ingest
+//  6. wait for the digest of step 5 and compare; on a mismatch the caller discards the ingest, or has its chunks be
+//     doubtful: the journal is removed, and the next ingest takes over the file and signs its journal when the last
+//     doubtful chunk has been written over
 //  7. fsync the file
 //  8. write the map to a .tmp, fsync it, rename it
 //  9. put chunks and inner nodes into index.db (not synced)
@@ -74,7 +78,7 @@
 //     map, hash it in the background and commit it if it matches its digest
 //
 //  5. remove maps without a blob, index records without a file, maps of runtime files that changed, and ingests without
-//     a journal
+//     a journal or with one that is not signed
 //
 //  6. hash partial ingests that have every chunk in the background, and commit those that match their digest
 //

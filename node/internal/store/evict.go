@@ -141,6 +141,8 @@ type partial struct {
 	pool  Pool
 	// finish is set while a complete one, which the last process left, is being hashed. Calling it ends that.
 	finish context.CancelFunc
+	// doubtful is what is there of one that ended with Doubt, which has no journal. nil: it may be resumed.
+	doubtful *doubtful
 }
 
 // stale is the age from which a partial ingest is of less worth than any blob: whoever pulled it has given up.

@@ -21,7 +21,7 @@ import (
 func (s *Store) SizeOf(d digest.Digest, source Source) int64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if p, ok := s.partials[partialID{d, source}]; ok {
+	if p, ok := s.partials[partialID{d, source}]; ok && p.doubtful == nil {
 		return p.size
 	}
 	if g := s.ingests[d]; g != nil && g.proved != nil {

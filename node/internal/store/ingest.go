@@ -56,6 +56,8 @@ type Ingest struct {
 	missing int
 	bytes   int64
 	bySum   map[[sumSize]byte]int32
+	// doubtful are chunks that are not present; nil where there never were any. It changes under writing too.
+	doubtful *doubtful
 }
 
 // Source tells apart where the chunks of ingests come from. What one source gave is not mixed with what another did as
@@ -200,10 +202,11 @@ func (g *Ingest) open() error {
 			return err
 		}
 	}
+	g.takeDoubtful()
 	if err := g.resume(); err != nil {
 		return err
 	}
-	if j.fresh { // whatever the file holds is not known to be of this blob
+	if j.fresh && g.doubtful == nil { // whatever the file holds is not known to be of this blob
 		if err := s.disk.truncate(file, 0); err != nil {
 			return err
 		}
@@ -256,6 +259,9 @@ func (g *Ingest) resume() error {
 		if g.proved == nil {
 			g.inherit(i)
 		}
+	}
+	if g.doubtful != nil { // it is signed when the last of it goes
+		return nil
 	}
 	return g.journal.sign()
 }
@@ -325,6 +331,7 @@ func (g *Ingest) note(i int, c cid.Cid) error {
 	g.present[i/8] |= 1 << (i % 8)
 	g.missing--
 	g.bytes += n
+	g.doubtful.drop(i, n)
 	sum := [sumSize]byte(cidSum(c))
 	if _, ok := g.bySum[sum]; !ok {
 		g.bySum[sum] = int32(i)
@@ -394,13 +401,14 @@ func (g *Ingest) taken() int64 {
 	case g.phase == phaseOpening:
 		return max(g.bytes, g.earlier.bytes)
 	}
-	return g.bytes
+	return g.bytes + g.doubtful.size()
 }
 
+// received is how many bytes of chunks there are, doubtful ones among them.
 func (g *Ingest) received() int64 {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
-	return g.bytes
+	return g.bytes + g.doubtful.size()
 }
 
 // WriteChunk stores chunk i. The caller has checked that data hashes to c. A chunk that is present already is left
@@ -447,11 +455,13 @@ func (g *Ingest) writeChunk(i int, c cid.Cid, data []byte) error {
 	if g.window != nil {
 		return g.writeSlot(i, c, data)
 	}
-	release, err := g.store.reserve(g.origin.Pool, n)
-	if err != nil {
-		return g.failedWrite(err)
+	if !g.doubtful.has(i) { // else its room is taken already
+		release, err := g.store.reserve(g.origin.Pool, n)
+		if err != nil {
+			return g.failedWrite(err)
+		}
+		defer release()
 	}
-	defer release()
 	// The data goes before its mark, so that a killed process leaves no mark without data.
 	if err := g.store.disk.writeAt(file, data, off); err != nil {
 		return g.failedWrite(err)
@@ -459,7 +469,12 @@ func (g *Ingest) writeChunk(i int, c cid.Cid, data []byte) error {
 	if err := g.journal.set(i, c); err != nil {
 		return g.failedWrite(err)
 	}
-	err = g.note(i, c)
+	if g.doubtful.has(i) && g.doubtful.size() == n { // the last of them
+		if err := g.journal.sign(); err != nil {
+			return g.failedWrite(err)
+		}
+	}
+	err := g.note(i, c)
 	g.store.metrics.ingested.Add(float64(n))
 	g.follow.kick()
 	return err
@@ -543,7 +558,7 @@ func (g *Ingest) lookup(sum [sumSize]byte) (i int, ok bool) {
 
 // Verify waits for the whole blob's digest, of which all but the tail has as a rule been computed while chunks arrived.
 // It fails with ErrIncomplete while chunks are missing, or when one is found to have been lost, and with
-// content.ErrDigestMismatch when the bytes are not the blob's; then the caller discards the ingest.
+// content.ErrDigestMismatch when the bytes are not the blob's; then Discard or Doubt ends the ingest.
 func (g *Ingest) Verify(ctx context.Context) error {
 	if err := g.verify(ctx); err != nil {
 		return fmt.Errorf("ingest %s: verify: %w", g.digest, err)
@@ -686,22 +701,34 @@ func (g *Ingest) setPhase(p phase) {
 	g.phase = p
 }
 
+// fate is what becomes of the bytes of an ingest that was not committed.
+type fate uint8
+
+const (
+	fateDrop fate = iota
+	fateKeep
+	fateDoubt // see Doubt
+)
+
 // Discard ends the ingest and drops its bytes. After Commit it only closes.
-func (g *Ingest) Discard() error { return g.end(false) }
+func (g *Ingest) Discard() error { return g.end(fateDrop) }
 
 // Close ends the ingest. The chunks of one that was not committed are kept for a later ingest of the same digest,
-// unless they were found not to be the blob's, or cannot be read back. Closing twice does nothing.
+// unless they were found not to be the blob's, or cannot be read back, or some are doubtful. Closing twice does
+// nothing.
 func (g *Ingest) Close() error {
-	keep := true
+	then := fateKeep
 	select {
 	case <-g.follow.done:
-		keep = g.follow.result() == nil
+		if g.follow.result() != nil {
+			then = fateDrop
+		}
 	default:
 	}
-	return g.end(keep)
+	return g.end(then)
 }
 
-func (g *Ingest) end(keep bool) error {
+func (g *Ingest) end(then fate) error {
 	g.commits.Lock()
 	defer g.commits.Unlock()
 	g.writing.Lock() // a write that is under way must not end in a file that the next ingest has by then
@@ -724,7 +751,10 @@ func (g *Ingest) end(keep bool) error {
 		errs = append(errs, j.close())
 	}
 	if was != phaseCommitted {
-		errs = append(errs, g.leave(was, keep && g.lost == nil && g.window == nil))
+		if g.lost != nil || g.window != nil || g.doubtful.size() > 0 {
+			then = fateDrop
+		}
+		errs = append(errs, g.leave(was, then))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("ingest %s: close: %w", g.digest, err)
@@ -732,20 +762,26 @@ func (g *Ingest) end(keep bool) error {
 	return nil
 }
 
-// leave gives up the claim on the digest, and keeps or drops the partial bytes.
-func (g *Ingest) leave(was phase, keep bool) error {
+// leave gives up the claim on the digest, and does with the partial bytes what is to become of them.
+func (g *Ingest) leave(was phase, then fate) error {
 	s, path := g.store, g.path()
 	left := partial{size: g.size, bytes: g.received(), used: time.Now(), pool: g.origin.Pool,
 		cut: g.cut}
 	var err error
+	if then == fateDoubt {
+		left.doubtful = g.allDoubtful()
+		if err = s.disk.remove(path + journalSuffix); err != nil {
+			then = fateDrop
+		}
+	}
 	switch {
 	case was == phaseOpening && g.earlier.bytes > 0:
 		left = g.earlier // it could not be opened; perhaps next time
 	case was == phaseRenamed:
 		left.bytes = 0 // it has its final name already, and the next start finds it there
-	case !keep || left.bytes == 0:
+	case then == fateDrop || left.bytes == 0:
 		left.bytes = 0
-		err = errors.Join(s.disk.remove(path+journalSuffix), s.disk.remove(path))
+		err = errors.Join(err, s.disk.remove(path+journalSuffix), s.disk.remove(path))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -22,9 +22,9 @@ type Left struct {
 func (s *Store) Left(d digest.Digest, source Source) (*Left, error) {
 	id := partialID{d, source}
 	s.mu.RLock()
-	_, ok := s.partials[id]
+	p, ok := s.partials[id]
 	s.mu.RUnlock()
-	if !ok {
+	if !ok || p.doubtful != nil {
 		return nil, fmt.Errorf("what is left of %s: %w", d, content.ErrNotFound)
 	}
 	l := &Left{store: s, path: id.path(s.ingestDir)}
