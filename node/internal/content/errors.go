@@ -91,5 +91,6 @@ func RetryAfter(v string) (after time.Duration, said bool) {
 	return 0, false
 }
 
-// MisledAtMost is how often other nodes' word is taken for one blob: what all have read, then what one has read anew.
-const MisledAtMost = 2
+// MisledAtMost is how often other nodes' word is taken for one blob: what all have read, then what one has read anew,
+// and then another.
+const MisledAtMost = 3

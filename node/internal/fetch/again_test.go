@@ -233,11 +233,15 @@ func TestAgain_APeerIsAskedOnlyForWhatDiffers(t *testing.T) {
 }
 
 // Who claims the same wrong chunk again is caught by the digest, and then peers are asked for nothing.
-func TestAgain_WhatIsWrongASecondTimeIsReadAloneAndNothingOfItIsKept(t *testing.T) {
+func TestAgain_WhatIsWrongAThirdTimeIsReadAloneAndNothingOfItIsKept(t *testing.T) {
 	t.Parallel()
 	fr, s, req, data := scripted(t, 4, nil)
 	wrong, again := misleads(t, fr, s, req, data)
 	again.orders <- assigned(wrong, "liar", 0, 1, 2, 3)
+	another := s.next(t)
+	require.True(t, another.joined.Again)
+	require.Empty(t, another.joined.Have)
+	another.orders <- assigned(wrong, "liar", 0, 1, 2, 3)
 	alone := s.next(t)
 	require.Equal(t, s.ID(), alone.coordinator)
 	require.Empty(t, alone.joined.Have)

@@ -27,9 +27,15 @@ const (
 	// who reads all of it for them, so that one more copy leaves the registry, and not one for each. What the others
 	// gathered they take from their own disk, chunk by chunk, where the one who reads claims the same.
 	electedTry
+	// reelectedTry: that did not match either, as where the registry misleads the one who was elected. Another is, who
+	// comes without the first: that one knows that what it read itself is wrong.
+	reelectedTry
 	// loneTry: that did not match either. Peers are not asked.
 	loneTry
 )
+
+// elects reports whether one reads for all.
+func (t try) elects() bool { return t == electedTry || t == reelectedTry }
 
 // suspect is a claim in a blob that did not match its digest, what it was signed for, and the coordinator that passed
 // it on.
@@ -113,7 +119,7 @@ func (f *fetch) again() *fetch {
 	last := f.try == loneTry || window || !misled || !upstream || f.fr.ctx.Err() != nil
 	if ing != nil {
 		end := ing.Discard
-		if !last && next == electedTry {
+		if !last && next.elects() {
 			end = ing.Doubt
 		}
 		if err := end(); err != nil {
@@ -129,7 +135,7 @@ func (f *fetch) again() *fetch {
 	return startFetch(f.ctx, f.fr, req, f.source, true, func(g *fetch) {
 		g.try, g.charge, g.readers, g.askers = next, f.charge, 0, askers
 		g.grain = f.grain // or what was claimed could not be compared
-		if next == electedTry {
+		if next.elects() {
 			g.keptOf = f.keptOf // where the chunks are that may be right
 		}
 		g.room = digest.SHA256.FromString("again\x00" + f.room.String())
@@ -142,7 +148,7 @@ func (f *fetch) recall(i int, c cid.Cid) bool {
 	f.mu.Lock()
 	ing := f.ing
 	f.mu.Unlock()
-	if f.try != electedTry || ing == nil {
+	if !f.try.elects() || ing == nil {
 		return false
 	}
 	buf, done := f.buffer()

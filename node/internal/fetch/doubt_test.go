@@ -133,9 +133,13 @@ func TestTwoFaces_ARegistryThatMisleadsOneNodeSetsNodesAgainstNobody(t *testing.
 		before := o.Bytes.Load()
 		readAllUntilRight(t, nodes, o.request(d))
 		copies = append(copies, float64(o.Bytes.Load()-before)/size)
+		for i, n := range nodes { // who was misled is found out as the last fetch ends
+			eventually(t, fmt.Sprintf("node %d is done", i), func() bool { return len(n.Running()) == 0 })
+		}
 	}
 	t.Logf("copies: %.2f", copies)
-	require.LessOrEqual(t, copies[0], 4.5, "what was wrong, what one misled node reads for all, and what each then reads")
+	require.LessOrEqual(t, copies[0], 3.2,
+		"what was wrong, what is read beside what one misled node reads for all, and what another then reads")
 	for _, n := range copies[1:] {
 		require.LessOrEqual(t, n, 1.05, "who was misled once reads nothing for others any more")
 	}

@@ -378,7 +378,7 @@ func (f *fetch) complete() bool {
 func (f *fetch) join() (swarm.Session, error) {
 	f.mu.Lock()
 	j := f.part.Join()
-	j.Held, j.Again = f.held, f.try == electedTry
+	j.Held, j.Again = f.held, f.try.elects()
 	apart := f.try == loneTry || f.part.Apart()
 	if j.Upstream && f.fr.ignoresRange(f.askers.next().repo.Registry) {
 		j.Failed = []schedule.Failure{{Run: schedule.Run{First: -1}, Trouble: schedule.NoRange}}
