@@ -123,12 +123,13 @@ func newBody(resp *http.Response, req content.Request, off, last int64) (*Body, 
 		if last >= 0 {
 			want = min(last, want)
 		}
-		length := end - first + 1
-		if first != off || end != want || due >= 0 && due != length {
+		// A server may give less of a range than was asked for. What it leaves out is read on, as where an answer breaks
+		// off.
+		if first != off || end < off || end > want || due >= 0 && due != end-off+1 {
 			return nil, fmt.Errorf("%w: %q of %d bytes, for bytes %d to %d", errRange, resp.Header.Get("Content-Range"),
 				due, off, want)
 		}
-		body.Size, body.Offset, due = total, off, length
+		body.Size, body.Offset, due = total, off, want-off+1
 	} else {
 		switch {
 		case isPage(resp) && due != req.Size:

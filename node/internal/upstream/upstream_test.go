@@ -1224,6 +1224,36 @@ func TestFiles_OfStorageThatThinksForHalfAMinuteAreWaitedFor(t *testing.T) {
 	})
 }
 
+// RFC 9110 lets a server give less of a range than was asked for.
+func TestOpen_AServerThatGivesShorterRangesIsReadOn(t *testing.T) {
+	t.Parallel()
+	const most = 1 << 20
+	data := make([]byte, 5*most+7)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(data)
+	var asked atomic.Int32
+	c := newClient(t, upstream.Options{}, serve(t, func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		var first, last int64
+		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last); err != nil {
+			http.Error(w, "ranges only", http.StatusBadRequest)
+			return
+		}
+		last = min(last, first+most-1)
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, last, len(data)))
+		w.Header().Set("Content-Length", strconv.FormatInt(last-first+1, 10))
+		w.WriteHeader(http.StatusPartialContent)
+		_, _ = w.Write(data[first : last+1])
+	}))
+	b, err := c.Open(t.Context(), content.Request{Repository: repo, Digest: digest.FromBytes(data),
+		Size: int64(len(data))}, 5, 4*most)
+	require.NoError(t, err)
+	got, err := io.ReadAll(b)
+	require.NoError(t, err)
+	require.NoError(t, b.Close())
+	require.True(t, bytes.Equal(data[5:5+4*most], got))
+	require.EqualValues(t, 4, asked.Load())
+}
+
 // A firewall that drops packets costs one attempt to connect, however long the callers wait for it. From then on it
 // costs one call in five seconds a short while, and the others nothing, until the registry can be reached again.
 func TestARegistryBehindAFirewallIsWaitedForOnce(t *testing.T) {
