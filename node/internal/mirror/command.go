@@ -149,7 +149,8 @@ func (o *Options) flags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.Path, "path", "",
 		"`path` on the node of the runtime's mirror configuration (default: the runtime's)")
 	flags.StringVar(&o.RuntimeConfig, "runtime-config", "",
-		"`path` on the node of containerd's configuration file, which is only read (default: the runtime's)")
+		"`path` on the node of containerd's configuration file, which --fix-config-path alone changes "+
+			"(default: the runtime's)")
 	flags.StringVar(&o.Release, "runtime-version", "",
 		"containerd's `version`, such as 2.4.2 (default: what it says itself, with --root /)")
 	flags.StringVar(&o.StateDir, "state-dir", "/var/lib/shoal/mirror",

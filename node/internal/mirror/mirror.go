@@ -57,7 +57,8 @@ type Options struct {
 	// Path is the runtime's mirror configuration: a directory for containerd and CRI-O, a file for k3s and RKE2. Empty:
 	// where the runtime looks for it.
 	Path string
-	// RuntimeConfig is containerd's own configuration file, which is only read. Empty: where it usually is.
+	// RuntimeConfig is containerd's own configuration file, which only FixConfigPath has changed. Empty: where it
+	// usually is.
 	RuntimeConfig string
 	// FixConfigPath has Install make containerd read the directory of mirrors where its configuration keeps it from
 	// that: by a link where config_path is a list, and by a change to the configuration where it is not set.
