@@ -292,7 +292,7 @@ func TestMistakesAreNamed(t *testing.T) {
 			[]string{"policy.rules[0]", "is empty"}},
 		"a rule that is left out": {"policy: {rules: [null]}", nil, []string{"policy.rules[0]", "is empty"}},
 		"more connections than a registry has": {"policy: {rules: [{rateLimit: {connections: 1001}}]}", nil,
-			[]string{"policy.rules[0].rateLimit.connections: 1001", "from 1 to 1000", "use 0 for no limit"}},
+			[]string{"policy.rules[0].rateLimit.connections: 1001", "from 1 to 1000", "use 0 for the default"}},
 		"a negative number of connections": {"policy: {defaults: {rateLimit: {connections: -1}}}", nil,
 			[]string{"policy.defaults.rateLimit.connections: -1", "from 1 to 1000"}},
 		"half a connection": {"policy: {rules: [{rateLimit: {connections: 1.5}}]}", nil,

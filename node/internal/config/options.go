@@ -133,7 +133,8 @@ var options = []option{
 	{"policy.defaults.rateLimit.bytesPerSecond",
 		"bound on the bytes read from a registry, a `size` per second; 0: none"},
 	{"policy.defaults.rateLimit.connections",
-		"bound on the `number` of requests under way at each registry at one time; 0: none"},
+		"bound on the `number` of requests under way at each registry at one time; " +
+			"0: at most 8 parts of blobs, and no bound on other requests"},
 	{"policy.bandwidth.upload", "bound on the bytes sent to other agents, a `size` per second; 0: none"},
 	{"policy.bandwidth.download", "bound on the bytes taken from other agents, a `size` per second; 0: none"},
 	{"mirror.stateDir", "`directory` of the originals that mirror install keeps; " +

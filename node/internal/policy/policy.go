@@ -233,8 +233,8 @@ func (r Rule) validate(at string, checkPattern func(string) error) []error {
 		bad("rateLimit.requestsPerSecond", "%v is no rate; use 0 for no limit", r.RateLimit.RequestsPerSecond)
 	}
 	if n := r.RateLimit.Connections; n < 0 || n > mostConnections {
-		bad("rateLimit.connections", "%d is no number of connections from 1 to %d; use 0 for no limit", n,
-			mostConnections)
+		bad("rateLimit.connections", "%d is no number of connections from 1 to %d; "+
+			"use 0 for the default, which bounds only parts of blobs, at 8", n, mostConnections)
 	}
 	return append(problems, checkSpeed(at+".rateLimit.bytesPerSecond", r.RateLimit.BytesPerSecond))
 }
