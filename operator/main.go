@@ -64,7 +64,7 @@ func command() *cobra.Command {
 	v := viper.New()
 	cmd := &cobra.Command{
 		Use:           "shoal-operator",
-		Short:         "Admits peers, publishes where to start, compiles policy and places pins",
+		Short:         "Admits peers, publishes where to start, shows how policies fare and places pins",
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,

@@ -74,7 +74,8 @@ var options = []option{
 		"`size` of the next layers of an image that are fetched, at most, before the runtime, which downloads a few " +
 			"at a time, asks for them; 0: none"},
 	{"registry.firstByteTimeout",
-		"bound on the wait for the first byte of an answer; then the runtime is sent to the registry itself"},
+		"bound on the wait for the first byte of an answer while nothing of its pull arrives; " +
+			"then the runtime is sent to the registry itself"},
 	{"registry.drainTimeout", "bound on the wait for running answers at shutdown"},
 	{"hub.enabled", "serve clients of a model hub, such as huggingface_hub, whose HF_ENDPOINT is http://<hub.listen>"},
 	{"hub.listen", "address `host:port` of the hub front"},
@@ -156,7 +157,7 @@ var options = []option{
 	{"kubernetes.kubeconfig", "`file` with the API server's address and credentials; empty: the pod's service account"},
 	{"kubernetes.runtimeEndpoint",
 		"`address` of the runtime's CRI socket, such as unix:///run/containerd/containerd.sock, for " +
-			"pins that load images into it"},
+			"pins that load images into it, and to see images that the runtime pulled past the agent"},
 }
 
 // runtimes lists what mirror.runtime may be.

@@ -203,7 +203,8 @@ too.`,
 	completeFlag(root, "output", cobra.FixedCompletions([]string{string(view.JSON), string(view.YAML),
 		string(view.Wide)}, cobra.ShellCompDirectiveNoFileComp))
 	f.StringVar(&p.system, "agents-namespace", "", "`namespace` of Shoal's agents; default: wherever they are")
-	f.DurationVar(&p.timeout, "timeout", 5*time.Minute, "how long --wait waits")
+	f.DurationVar(&p.timeout, "timeout", 5*time.Minute,
+		"how long a command that waits, such as --wait and test, may take in all")
 	f.DurationVar(&p.tolerance, "agent-timeout", 10*time.Second, "how long an agent may take to answer")
 	root.AddCommand(p.statusCommand(), p.checkCommand(), p.topCommand(), p.whereCommand(), p.lsCommand(),
 		p.whyCommand(),
