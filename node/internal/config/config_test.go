@@ -208,7 +208,9 @@ func TestMistakesAreNamed(t *testing.T) {
 		"a list where a value belongs": {"store: {path: [a, b]}", nil,
 			[]string{"store.path", "[a b]", "one value"}},
 		"a size without sense": {"store: {capacity: 20 parsecs}", nil,
-			[]string{"store.capacity", "20 parsecs", "GiB"}},
+			[]string{"store.capacity", "20 parsecs", "such as MB, MiB, M or Mi, or a share of the disk, such as 80%"}},
+		"a size that is no number": {"store: {minFree: much}", nil,
+			[]string{"store.minFree", "much", "such as 20GiB or 500MB, or a share of the disk, such as 80%"}},
 		"a duration without unit": {"registry: {drainTimeout: 30}", nil,
 			[]string{"registry.drainTimeout", `"30"`, "90s"}},
 		"a number that is none": {"swarm: {connections: {low: many}}", nil,
@@ -410,6 +412,15 @@ func TestAMissingFileIsNamed(t *testing.T) {
 	_, err := config.Load("/no/such/file.yaml", nil, nil)
 	require.ErrorIs(t, err, os.ErrNotExist)
 	require.ErrorContains(t, err, "/no/such/file.yaml")
+}
+
+func TestARateIsOfferedNoShare(t *testing.T) {
+	t.Parallel()
+	for _, rate := range []string{"50Mbit", "much"} {
+		_, err := load(t, "policy: {bandwidth: {upload: "+rate+"}}", nil)
+		require.ErrorContains(t, err, "policy.bandwidth.upload: size \""+rate+"\"")
+		require.NotContains(t, err.Error(), "%")
+	}
 }
 
 // Kubernetes puts such variables into every container of a namespace that has Services named shoal-….

@@ -244,6 +244,9 @@ func flatten(err error) []error {
 		return flatten(inner)
 	}
 	if named, ok := errors.AsType[*mapstructure.DecodeError](err); ok && inner != nil {
+		if _, noSize := errors.AsType[policy.NoSize](inner); noSize && strings.HasPrefix(named.Name(), "store.") {
+			inner = fmt.Errorf("%w, or a share of the disk, such as 80%%", inner)
+		}
 		return []error{fmt.Errorf("%s: %w", named.Name(), inner)}
 	}
 	if err == nil {

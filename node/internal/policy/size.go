@@ -24,14 +24,19 @@ var units = map[string]float64{
 	"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40, "PiB": 1 << 50,
 }
 
+// NoSize is the error about a text that is neither a size nor a share. It offers no share, which only sizes of the
+// store may be.
+type NoSize string
+
+func (e NoSize) Error() string { return string(e) }
+
 // ParseSize reads "20GiB", "20Gi", "20GB", "1.5G", a plain number of bytes, or "80%".
 func ParseSize(text string) (Size, error) {
 	s := strings.TrimSpace(text)
 	end := strings.LastIndexAny(s, "0123456789.") + 1
 	number, err := strconv.ParseFloat(s[:end], 64)
 	if err != nil || math.IsInf(number, 0) || math.IsNaN(number) || number < 0 {
-		return Size{}, fmt.Errorf("size %q: want a number with a unit, such as 20GiB or 500MB, or a share "+
-			"of the disk, such as 80%%", text)
+		return Size{}, NoSize(fmt.Sprintf("size %q: want a number with a unit, such as 20GiB or 500MB", text))
 	}
 	unit := strings.TrimSpace(s[end:])
 	if unit == "%" {
@@ -42,8 +47,8 @@ func ParseSize(text string) (Size, error) {
 	}
 	factor, ok := units[unit]
 	if !ok {
-		return Size{}, fmt.Errorf("size %q: unit %q is unknown; want KiB, MiB, GiB, TiB, kB, MB, GB, TB or %%", text,
-			unit)
+		return Size{}, NoSize(fmt.Sprintf("size %q: unit %q is unknown; want one of bytes, such as MB, MiB, M or Mi",
+			text, unit))
 	}
 	bytes := number * factor
 	if bytes >= math.MaxInt64 {
