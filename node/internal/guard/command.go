@@ -30,6 +30,7 @@ start it again. When the guard ends it removes the mirror.`,
 				return errors.New("guard: patience 0s: want how long an agent may be silent, such as 5s")
 			}
 			o.Mirror = *m
+			o.Mirror.Ask(cmd.Context())
 			o.Logger = slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), nil)).With("part", "guard")
 			return Run(cmd.Context(), o)
 		},

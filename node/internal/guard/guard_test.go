@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -399,4 +400,63 @@ func TestGuard_UnplugsAnAgentThatSaysItCannotServeAndLeavesItToItsPulls(t *testi
 	default:
 	}
 	require.False(t, w.installed())
+}
+
+// Where containerd reads mirrors from by default changed with 2.2.
+func TestGuard_AsksContainerdForItsVersion(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "containerd"),
+		[]byte("#!/bin/sh\necho containerd github.com/containerd/containerd/v2 v2.2.1 x\n"), 0o700)) //nolint:gosec // it is run
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	config := filepath.Join(dir, "config.toml")
+	require.NoError(t, os.WriteFile(config, []byte("version = 3\n"), 0o600))
+	m := mirror.Options{
+		Runtime: mirror.Containerd, Endpoint: "http://" + startAgent(t, "127.0.0.1:0").address, Root: "/",
+		Path: filepath.Join(dir, "certs.d"), RuntimeConfig: config, StateDir: filepath.Join(dir, "state"),
+	}
+	run := func() string {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		said, cmd := new(logged), Command(&m)
+		cmd.SetErr(said)
+		cmd.SetArgs([]string{"--health", "", "--patience", "15s"})
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.ExecuteContext(ctx) }()
+		require.Eventually(t, func() bool { return strings.Contains(said.String(), "mirror is installed") }, patience,
+			10*time.Millisecond)
+		cancel()
+		require.NoError(t, <-ended)
+		return said.String()
+	}
+	const before, since = "containerd before 2.2 reads no mirrors", "this containerd reads"
+	said := run()
+	require.Contains(t, said, since)
+	require.NotContains(t, said, before)
+	m.Release = "2.1.0"
+	said = run()
+	require.Contains(t, said, before, "it is of another that the question is")
+	require.NotContains(t, said, since)
+	m.Release = "soon"
+	cmd := Command(&m)
+	cmd.SetArgs([]string{})
+	cmd.SilenceUsage, cmd.SilenceErrors = true, true
+	require.ErrorContains(t, cmd.ExecuteContext(t.Context()), `runtime version "soon": want one such as 2.4.2`)
+}
+
+// logged is what was logged so far.
+type logged struct {
+	mu sync.Mutex
+	strings.Builder
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.Builder.Write(p)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.Builder.String()
 }

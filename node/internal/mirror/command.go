@@ -97,7 +97,7 @@ func (o *Options) verb(use, short, done string, do func(context.Context) (Result
 		Short: short,
 		Args:  view.Arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o.ask(cmd.Context())
+			o.Ask(cmd.Context())
 			o.AnyEndpoint = !cmd.Flags().Changed("endpoint")
 			result, err := do(cmd.Context())
 			return errors.Join(report(cmd.OutOrStdout(), result, done), err)
@@ -192,9 +192,12 @@ func restarted(ctx context.Context, o Options, findings []Finding) ([]Finding, e
 	return slices.DeleteFunc(findings, needs), nil
 }
 
-// ask fills in what the containerd of this machine says of itself, where it is this machine's configuration that is
+// answersWithin is how long containerd may take to say its version. Nobody who asks is held up by one that hangs.
+const answersWithin = 5 * time.Second
+
+// Ask fills in what the containerd of this machine says of itself, where it is this machine's configuration that is
 // meant.
-func (o *Options) ask(ctx context.Context) {
+func (o *Options) Ask(ctx context.Context) {
 	if filepath.Clean(o.Root) != "/" {
 		return
 	}
@@ -213,13 +216,17 @@ func (o *Options) ask(ctx context.Context) {
 		}
 		p = process{program: program, dir: "/"}
 	}
-	out, err := exec.CommandContext(ctx, p.program, "--version").Output()
+	within, cancel := context.WithTimeout(ctx, answersWithin)
+	defer cancel()
+	version := exec.CommandContext(within, p.program, "--version")
+	version.WaitDelay = time.Second
+	out, err := version.Output()
 	if err != nil || !releasePattern.Match(out) {
 		return
 	}
 	says, _ := parseRelease(string(out))
-	if given, known := o.release(); known && given != says {
-		return // it is of another that the question is
+	if given, _ := o.release(); o.Release != "" && given != says {
+		return // it is of another that the question is, or of none
 	}
 	o.Release = string(out)
 	o.dump = func() ([]byte, error) {

@@ -433,13 +433,13 @@ func TestAsk_AsksTheContainerdThatRuns(t *testing.T) {
 		_ = c.Wait()
 	})
 	o := Options{Runtime: Containerd, Endpoint: front, Root: "/", RuntimeConfig: file}
-	o.ask(t.Context())
+	o.Ask(t.Context())
 	r, known := o.release()
 	require.True(t, known)
 	require.Equal(t, 2, r.major)
 	require.NotNil(t, o.dump)
 
 	o = Options{Runtime: Containerd, Endpoint: front, Root: "/", RuntimeConfig: file, Release: "1.7.28"}
-	o.ask(t.Context())
+	o.Ask(t.Context())
 	require.Nil(t, o.dump, "it is of another that the question is")
 }
