@@ -83,17 +83,33 @@ func TestStatus_SaysWhyTheMirrorIsNotKnown(t *testing.T) {
 	}
 }
 
+// help is what a command says of itself.
+func help(t *testing.T, args ...string) string {
+	t.Helper()
+	cmd, out := command(), new(strings.Builder)
+	cmd.SetOut(out)
+	cmd.SetArgs(append(args, "--help"))
+	require.NoError(t, cmd.ExecuteContext(t.Context()))
+	return out.String()
+}
+
+func TestHelp_OfTheMirrorOffersNoFlagThatItRefuses(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"mirror"}, {"mirror", "install"}, {"mirror", "status"}, {"mirror", "guard"}} {
+		require.NotRegexp(t, "--config[ =]", help(t, args...))
+	}
+	require.Regexp(t, "--config ", help(t))
+	for _, args := range []string{"mirror status --config /etc/shoal/node.yaml", "--config /x mirror status"} {
+		cmd := command()
+		cmd.SetArgs(strings.Fields(args))
+		require.ErrorContains(t, cmd.ExecuteContext(t.Context()), "mirror: --config is for the agent: give --endpoint")
+	}
+}
+
 func TestHelp_EndsWithTheKeysThatHaveNoFlag(t *testing.T) {
 	t.Parallel()
-	help := func(args ...string) string {
-		cmd, out := command(), new(strings.Builder)
-		cmd.SetOut(out)
-		cmd.SetArgs(append(args, "--help"))
-		require.NoError(t, cmd.ExecuteContext(t.Context()))
-		return out.String()
-	}
-	require.True(t, strings.HasSuffix(help(), config.WithoutFlag), "%s", help())
-	require.NotContains(t, help("mirror"), config.WithoutFlag)
+	require.True(t, strings.HasSuffix(help(t), config.WithoutFlag), "%s", help(t))
+	require.NotContains(t, help(t, "mirror"), config.WithoutFlag)
 	for _, key := range []string{"upstreams", "policy.rules", "SHOAL_UPSTREAMS", "SHOAL_POLICY_RULES"} {
 		require.Contains(t, config.WithoutFlag, key)
 	}

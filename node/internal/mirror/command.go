@@ -26,6 +26,9 @@ func Command(more ...func(*Options) *cobra.Command) *cobra.Command {
 	var o Options
 	mirror := o.command()
 	o.flags(mirror.PersistentFlags())
+	// In the place of the agent's flag, for the error that says what to give instead.
+	mirror.PersistentFlags().String(agentsFile, "", "")
+	_ = mirror.PersistentFlags().MarkHidden(agentsFile) // it is there
 	install := o.changing("install", "Put the agent before the other mirrors of the runtime", "changed", Install)
 	install.Flags().BoolVar(&o.FixConfigPath, "fix-config-path", false,
 		"make containerd read the directory of mirrors where its configuration keeps it from that")
@@ -36,6 +39,9 @@ func Command(more ...func(*Options) *cobra.Command) *cobra.Command {
 	}
 	return mirror
 }
+
+// agentsFile is the flag of the agent that names its configuration.
+const agentsFile = "config"
 
 const long = `Make the container runtime pull through the agent, or undo it.
 
@@ -72,7 +78,7 @@ func (o *Options) command() *cobra.Command {
 		Long:  long,
 		Args:  cobra.ArbitraryArgs,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			if file := cmd.Flags().Lookup("config"); file != nil && file.Changed {
+			if cmd.Flags().Changed(agentsFile) {
 				return errors.New("mirror: --config is for the agent: give --endpoint where its registry.listen is " +
 					"not 127.0.0.1:5050, --registry for its mirror.registries, --state-dir for its mirror.stateDir")
 			}
