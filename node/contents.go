@@ -77,6 +77,7 @@ func contentsCommands(load loader) []*cobra.Command {
 	}, func(cmd *cobra.Command, c *config.Config, args []string) error {
 		return get(cmd.Context(), socketOf(c), args[0], file, cmd.OutOrStdout())
 	})
+	hideAllBut(get, "store-path")
 	get.Flags().StringVarP(&file, "output", "o", "", "the `file` to write; default, or -: standard output")
 	var name string
 	var size int64
@@ -98,6 +99,7 @@ its digest. It is evicted like any other. With - for FILE it reads standard inpu
 		_, err = fmt.Fprintln(cmd.OutOrStdout(), d)
 		return err
 	})
+	hideAllBut(add, "store-path")
 	add.Flags().StringVar(&name, "digest", "", "of what comes from standard input")
 	add.Flags().Int64Var(&size, "size", -1, "of what comes from standard input, in bytes")
 	return []*cobra.Command{get, add}

@@ -60,6 +60,7 @@ func lookCommands(load loader) []*cobra.Command {
 	all := []*cobra.Command{status, ls, where, why}
 	for _, cmd := range all {
 		config.Flags(cmd.Flags())
+		hideAllBut(cmd)
 		cmd.Flags().StringVar(&l.address, "admin", "",
 			"the agent's admin `address`; default: admin.listen of the configuration")
 		cmd.Flags().StringVarP((*string)(&l.output), "output", "o", "", "json or yaml")

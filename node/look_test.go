@@ -4,6 +4,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -104,6 +106,29 @@ func TestHelp_OfTheMirrorOffersNoFlagThatItRefuses(t *testing.T) {
 		cmd.SetArgs(strings.Fields(args))
 		require.ErrorContains(t, cmd.ExecuteContext(t.Context()), "mirror: --config is for the agent: give --endpoint")
 	}
+}
+
+func TestHelp_ShowsTheFlagsOfTheConfigurationThatACommandUses(t *testing.T) {
+	t.Parallel()
+	flag := regexp.MustCompile(`--[a-z-]+`)
+	for command, want := range map[string][]string{
+		"status": {"--admin", "--config", "--help", "--output"},
+		"ls":     {"--admin", "--config", "--help", "--output"},
+		"where":  {"--admin", "--config", "--help", "--output"},
+		"why":    {"--admin", "--config", "--help", "--output"},
+		"get":    {"--config", "--help", "--output", "--store-path"},
+		"add":    {"--config", "--digest", "--help", "--size", "--store-path"},
+	} {
+		_, flags, _ := strings.Cut(help(t, command), "\nFlags:\n")
+		shown := flag.FindAllString(flags, -1)
+		slices.Sort(shown)
+		require.Equal(t, want, slices.Compact(shown), command)
+	}
+	require.Contains(t, help(t, "id"), "--swarm-zone")
+	cmd := command()
+	cmd.SetArgs([]string{"status", "--admin-listen", "127.0.0.1:1"})
+	require.ErrorContains(t, cmd.ExecuteContext(t.Context()), "no agent answers at http://127.0.0.1:1",
+		"a flag that is not shown works")
 }
 
 func TestHelp_EndsWithTheKeysThatHaveNoFlag(t *testing.T) {

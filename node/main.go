@@ -41,10 +41,12 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"syscall"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/shoal-cache/shoal/api/view"
 	"github.com/shoal-cache/shoal/node/internal/config"
@@ -83,6 +85,12 @@ func (load loader) command(cmd *cobra.Command,
 		return run(cmd, c, args)
 	}
 	return cmd
+}
+
+// hideAllBut has the help of a command show none of the configuration's flags, which it takes all the same, but those
+// that it makes use of.
+func hideAllBut(cmd *cobra.Command, used ...string) {
+	cmd.Flags().VisitAll(func(f *pflag.Flag) { f.Hidden = !slices.Contains(used, f.Name) })
 }
 
 func command() *cobra.Command {
