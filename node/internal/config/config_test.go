@@ -504,6 +504,39 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+func TestWarnings_NameTheRuleThatTakesWhatAnotherMatches(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		rules string
+		want  []string
+	}{
+		"a wide pattern before a narrow one": {
+			"{match: [docker.io/**], mode: Bypass}, {match: [a.example/b, docker.io/library/*], mode: PeersOnly}",
+			[]string{`policy.rules[1].match[1]: "docker.io/library/*" is covered by "docker.io/**" of policy.rules[0], ` +
+				`so this rule never holds for it; put it before that one`}},
+		"a narrow pattern before a wide one": {
+			"{match: [docker.io/library/*], mode: PeersOnly}, {match: [docker.io/**], mode: Bypass}", nil},
+		"the same twice": {
+			"{match: [a.example/b], mode: Bypass}, {match: [c.example/**], mode: Bypass}, {match: [A.example/b]}",
+			[]string{`policy.rules[2].match[0]: "A.example/b" is covered by "a.example/b" of policy.rules[0], ` +
+				`so this rule never holds for it; keep one of the two`}},
+		"everything before anything": {"{match: ['**'], mode: Bypass}, {match: [a.example/b, c.example/**]}",
+			[]string{`policy.rules[1].match[0]: "a.example/b" is covered by "**"`,
+				`policy.rules[1].match[1]: "c.example/**" is covered by "**"`}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, err := load(t, "{policy: {rules: ["+c.rules+"]}, swarm: {peers: ["+id+"]}}", nil)
+			require.NoError(t, err)
+			warnings := got.Warnings()
+			require.Len(t, warnings, len(c.want))
+			for i, want := range c.want {
+				require.Contains(t, warnings[i], want)
+			}
+		})
+	}
+}
+
 // Whatever a file says, it is refused or gives a configuration that survives being written and read.
 func FuzzLoad(f *testing.F) {
 	f.Add(contract)

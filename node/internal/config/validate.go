@@ -23,6 +23,7 @@ import (
 	"github.com/shoal-cache/shoal/api/registries"
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/mirror"
+	"github.com/shoal-cache/shoal/node/internal/policy"
 	"github.com/shoal-cache/shoal/node/internal/trace"
 )
 
@@ -417,6 +418,7 @@ func (c *Config) Warnings() []string {
 		}
 	}
 	for i, r := range c.Policy.Rules {
+		warnings = append(warnings, covered(c.Policy.Rules[:i], r)...)
 		if behind := len(c.Policy.Rules) - i - 1; len(r.Match) == 0 && behind > 0 {
 			warnings = append(warnings, fmt.Sprintf("policy.rules[%d]: has no match, so it holds for every repository "+
 				"that no rule before it matches, and the %d behind it for none; give it a match, or put it last",
@@ -428,6 +430,28 @@ func (c *Config) Warnings() []string {
 		warnings = append(warnings,
 			"swarm.admission: Open lets every machine that reaches swarm.listen read what is cached; "+
 				"use List or Kubernetes outside of trusted networks")
+	}
+	return warnings
+}
+
+// covered are warnings about patterns of a rule that stand for nothing, as a rule before it holds for all that they
+// match.
+func covered(before []policy.Rule, r policy.Rule) (warnings []string) {
+	for i, pattern := range r.Match {
+		for j, first := range before {
+			at := slices.IndexFunc(first.Match, func(wide string) bool { return policy.Covers(wide, pattern) })
+			if at < 0 {
+				continue
+			}
+			advice := "put it before that one"
+			if policy.Covers(pattern, first.Match[at]) {
+				advice = "keep one of the two"
+			}
+			warnings = append(warnings, fmt.Sprintf("policy.rules[%d].match[%d]: %q is covered by %q of "+
+				"policy.rules[%d], so this rule never holds for it; %s", len(before), i, pattern, first.Match[at], j,
+				advice))
+			break
+		}
 	}
 	return warnings
 }

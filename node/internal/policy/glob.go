@@ -20,6 +20,15 @@ func Match(pattern, repository string) bool {
 	return matchTokens(tokens(pattern), repository)
 }
 
+// Covers reports whether a pattern surely matches whatever another one does: it is the same one, "**", or begins the
+// other one and ends in "/**".
+func Covers(pattern, other string) bool {
+	pattern, other = strings.ToLower(pattern), strings.ToLower(other)
+	head, ok := strings.CutSuffix(pattern, "/**")
+	return pattern == other || pattern == "**" ||
+		ok && !strings.Contains(head, "**") && (other == head || strings.HasPrefix(other, head+"/"))
+}
+
 // token is a wildcard, or a text that stands for itself.
 type token struct {
 	text string // empty for a wildcard

@@ -68,6 +68,44 @@ func TestMatchAgreesWithItsDefinition(t *testing.T) {
 	})
 }
 
+func TestCovers(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		pattern, other string
+		want           bool
+	}{
+		"the same pattern":                    {"x.example/app", "x.example/app", true},
+		"the same in other letters":           {"X.example/app", "x.example/APP", true},
+		"two stars":                           {"**", "x.example/app", true},
+		"a host":                              {"x.example/**", "x.example/team/*", true},
+		"two stars respect the part before":   {"x.example/team/**", "x.example/teams/*", false},
+		"what stands before the two stars":    {"x.example/team/**", "x.example/team", true},
+		"hosts, by the same star":             {"*.example/**", "*.example/team/*", true},
+		"the other way":                       {"x.example/team/*", "x.example/**", false},
+		"what may match and may not":          {"x.example/*", "x.example/app", false},
+		"another host":                        {"x.example/**", "y.example/**", false},
+		"two stars twice, of which one is no": {"x/**/**", "x/**", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			require.Equal(t, c.want, policy.Covers(c.pattern, c.other))
+		})
+	}
+}
+
+func TestCovers_IsNeverWrong(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		pattern := rapid.StringMatching(`([aA*]{1,2}/){0,2}(\*\*|[a*]{1,2})`).Draw(t, "pattern")
+		rest := rapid.StringMatching(`(/[a*]{1,2}){0,2}`).Draw(t, "rest")
+		other := strings.TrimSuffix(pattern, "/**") + rest
+		s := rapid.StringMatching(`a{0,2}(/a{0,2}){0,3}`).Draw(t, "repository")
+		if policy.Covers(pattern, other) && policy.Match(other, s) {
+			require.True(t, policy.Match(pattern, s))
+		}
+	})
+}
+
 // A pattern that an attacker could name a repository after must not take exponential time.
 func TestMatchTakesBoundedTime(t *testing.T) {
 	t.Parallel()
