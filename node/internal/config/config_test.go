@@ -288,6 +288,12 @@ func TestMistakesAreNamed(t *testing.T) {
 			[]string{"policy.defaults.match: no such key"}},
 		"an unknown mode": {"policy: {rules: [{mode: Never}]}", nil,
 			[]string{"policy.rules[0].mode", "Never"}},
+		"a limit on what is not cached": {"policy: {rules: [{match: ['a.example/**'], mode: Bypass, " +
+			"rateLimit: {connections: 4}}]}", nil,
+			[]string{"policy.rules[0]: mode Bypass caches nothing, so tagTTL, authorization and rateLimit have no " +
+				"meaning beside it: remove them"}},
+		"a time for what is not cached": {"policy: {defaults: {mode: Bypass}, rules: [{tagTTL: 5m}]}", nil,
+			[]string{"policy.rules[0]: mode Bypass caches nothing"}},
 		"a rule that says nothing": {"policy: {rules: [{mode: Bypass, match: ['a.example/**']}, {}]}", nil,
 			[]string{"policy.rules[1]", "is empty", "match"}},
 		"a rule whose keys say nothing": {"policy: {rules: [{match: [], mode: , authorization: {ttl: }}]}", nil,
@@ -439,6 +445,7 @@ func TestWhatIsWrittenLoadsToTheSame(t *testing.T) {
 	c, err := load(t, contract+`
 policy:
   bandwidth: {upload: 10MiB}
+  defaults: {tagTTL: 3m, rateLimit: {connections: 4}}
   rules: [{match: [a.example/**], mode: Bypass}]
 kubernetes: {enabled: true, nodeName: n1}
 hub: {allowFrom: [10.0.0.0/8]}

@@ -322,6 +322,14 @@ func isPort(s string) bool {
 }
 
 func (c *Config) validatePolicy(p *problems) {
+	for i, r := range c.Policy.Rules {
+		// What is as in the defaults may not have been written.
+		if d := c.Policy.Defaults; r.Mode == policy.Bypass && (r.TagTTL != d.TagTTL ||
+			r.Authorization != d.Authorization || r.RateLimit != d.RateLimit) {
+			p.add(fmt.Sprintf("policy.rules[%d]", i), "mode Bypass caches nothing, so tagTTL, authorization and "+
+				"rateLimit have no meaning beside it: remove them")
+		}
+	}
 	err := c.EffectivePolicy().ValidateWritten()
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, problem := range joined.Unwrap() {
