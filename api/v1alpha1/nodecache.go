@@ -31,7 +31,7 @@ const (
 // +kubebuilder:printcolumn:name="Pinned",type=string,JSONPath=`.status.summary.pinned`,priority=1
 // +kubebuilder:printcolumn:name="Hits",type=string,JSONPath=`.status.summary.hits`
 // +kubebuilder:printcolumn:name="From peers",type=string,JSONPath=`.status.summary.fromPeers`
-// +kubebuilder:printcolumn:name="From upstream",type=string,JSONPath=`.status.summary.fromUpstream`
+// +kubebuilder:printcolumn:name="From registry",type=string,JSONPath=`.status.summary.fromUpstream`
 // +kubebuilder:printcolumn:name="Saved",type=string,JSONPath=`.status.summary.saved`
 // +kubebuilder:printcolumn:name="Mirror",type=string,JSONPath=`.status.conditions[?(@.type=="MirrorConfigured")].reason`
 // +kubebuilder:printcolumn:name="Policy",type=string,JSONPath=`.status.conditions[?(@.type=="PolicyApplied")].reason`,priority=1

@@ -16,7 +16,7 @@ const SwarmName = "default"
 // +kubebuilder:printcolumn:name="Zones",type=integer,JSONPath=`.status.zones`
 // +kubebuilder:printcolumn:name="Hits",type=string,JSONPath=`.status.summary.hits`
 // +kubebuilder:printcolumn:name="From peers",type=string,JSONPath=`.status.summary.fromPeers`
-// +kubebuilder:printcolumn:name="From upstream",type=string,JSONPath=`.status.summary.fromUpstream`
+// +kubebuilder:printcolumn:name="From registry",type=string,JSONPath=`.status.summary.fromUpstream`
 // +kubebuilder:printcolumn:name="Saved",type=string,JSONPath=`.status.summary.saved`
 // +kubebuilder:printcolumn:name="Unmirrored",type=integer,JSONPath=`.status.summary.unmirrored`
 // +kubebuilder:printcolumn:name="Down",type=string,JSONPath=`.status.down`,priority=1

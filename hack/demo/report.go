@@ -21,7 +21,7 @@ func report(ctx context.Context, agents []*agent, results []result, registryByte
 
 	fmt.Println()
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(table, "agent\tclient\ttime\tfrom upstream\tfrom peers\tto peers\tsent/image\tresult\t")
+	fmt.Fprintln(table, "agent\tclient\ttime\tfrom registry\tfrom peers\tto peers\tsent/image\tresult\t")
 	busiest := 0.0
 	for _, r := range results {
 		verdict := "right"
