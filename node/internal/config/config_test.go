@@ -519,8 +519,8 @@ func TestWarnings_NameTheRuleThatTakesWhatAnotherMatches(t *testing.T) {
 	}{
 		"a wide pattern before a narrow one": {
 			"{match: [docker.io/**], mode: Bypass}, {match: [a.example/b, docker.io/library/*], mode: PeersOnly}",
-			[]string{`policy.rules[1].match[1]: "docker.io/library/*" is covered by "docker.io/**" of policy.rules[0], ` +
-				`so this rule never holds for it; put it before that one`}},
+			[]string{`policy.rules[1].match[1]: "docker.io/library/*" is covered by "docker.io/**" of ` +
+				`policy.rules[0], so this rule never holds for it; put it before that one`}},
 		"a narrow pattern before a wide one": {
 			"{match: [docker.io/library/*], mode: PeersOnly}, {match: [docker.io/**], mode: Bypass}", nil},
 		"the same twice": {

@@ -406,7 +406,8 @@ func TestGuard_UnplugsAnAgentThatSaysItCannotServeAndLeavesItToItsPulls(t *testi
 func TestGuard_AsksContainerdForItsVersion(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "containerd"),
-		[]byte("#!/bin/sh\necho containerd github.com/containerd/containerd/v2 v2.2.1 x\n"), 0o700)) //nolint:gosec // it is run
+		[]byte("#!/bin/sh\necho containerd github.com/containerd/containerd/v2 v2.2.1 x\n"),
+		0o700)) //nolint:gosec // it is run
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	config := filepath.Join(dir, "config.toml")
 	require.NoError(t, os.WriteFile(config, []byte("version = 3\n"), 0o600))
