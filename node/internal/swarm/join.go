@@ -329,7 +329,8 @@ func greet(ctx context.Context, stream network.Stream, in *inbound, d digest.Dig
 	return w, in.read(&w, maxShort, sessionIdle) // ctx ends before that
 }
 
-// learn takes in the address of a peer that another named. One that has just answered that other is passed over no more.
+// learn takes in the address of a peer that another named. One that has just answered that other is passed over no
+// more.
 func (s *Swarm) learn(w welcome) peer.ID {
 	p := peer.ID(w.Nearer)
 	if p.Validate() != nil {

@@ -123,8 +123,8 @@ func newBody(resp *http.Response, req content.Request, off, last int64) (*Body, 
 		if last >= 0 {
 			want = min(last, want)
 		}
-		// A server may give less of a range than was asked for. What it leaves out is read on, as where an answer breaks
-		// off.
+		// A server may give less of a range than was asked for. What it leaves out is read on, as where an answer
+		// breaks off.
 		if first != off || end < off || end > want || due >= 0 && due != end-off+1 {
 			return nil, fmt.Errorf("%w: %q of %d bytes, for bytes %d to %d", errRange, resp.Header.Get("Content-Range"),
 				due, off, want)
