@@ -293,7 +293,7 @@ func (f *fetch) await(ctx context.Context, ok func() bool) error {
 }
 
 func (f *fetch) awaitSize(ctx context.Context, came time.Time) error {
-	defer f.hungry(came, func() int { // the answer to any chunk tells it
+	defer f.hungry(came, nil, func() int { // the answer to any chunk tells it
 		if f.cut.Size() >= 0 {
 			return -1
 		}

@@ -119,7 +119,7 @@ func (r *reader) ensure(ctx context.Context) error {
 		return fmt.Errorf("ensure %s: %w", f.digest, content.ErrNoSpace)
 	}
 	f.demand(0, f.cut.Len()-1)
-	defer f.hungry(time.Time{}, f.part.FirstAbsent)()
+	defer f.hungry(time.Time{}, nil, f.part.FirstAbsent)()
 	if err := f.await(ctx, func() bool { return f.committed }); err != nil {
 		return fmt.Errorf("ensure %s: %w", f.digest, err)
 	}
@@ -257,13 +257,15 @@ func (s *stream) await(i int) error {
 	if now {
 		return nil
 	}
-	defer f.hungry(s.came, func() int {
+	ctx, giveUp := context.WithCancelCause(s.ctx)
+	defer giveUp(nil)
+	defer f.hungry(s.came, giveUp, func() int {
 		if held || f.part.Has(i) {
 			return f.part.FirstAbsent()
 		}
 		return i
 	})()
-	return f.await(s.ctx, there)
+	return f.await(ctx, there)
 }
 
 // number gives a reader its number.

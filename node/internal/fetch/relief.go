@@ -3,6 +3,7 @@ package fetch
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"hash/fnv"
 	"time"
 
@@ -25,6 +26,9 @@ const (
 	blobStandsStill, sizeStaysAway = 40 * time.Second, 15 * time.Second
 	// longestHunger is how long anybody waits at one place. An answer that has begun is kept alive for two minutes.
 	longestHunger = 100 * time.Second
+	// longestInVain is how long, whatever else comes of the pull, while no chunk of the blob does. containerd gives an
+	// image up after 5 minutes without a byte.
+	longestInVain = 4 * time.Minute
 )
 
 const (
@@ -51,20 +55,22 @@ const (
 // he waits for from upstream: whoever was to bring it may be alive and silent, be asked too much, or not tell the
 // truth. A piece is read twice then, in place of a whole layer by the caller.
 type hunger struct {
-	f     *fetch
-	want  func() int // the chunk; the caller of it holds f.mu
-	timer *time.Timer
+	f      *fetch
+	want   func() int              // the chunk; the caller of it holds f.mu
+	giveUp context.CancelCauseFunc // sends the caller away; nil: his waiting has another bound
+	timer  *time.Timer
 
 	// Guarded by f.mu.
-	since    time.Time
-	seen     int64
-	moved    time.Time // when bytes of the pull were last seen to come; where that was before it began, a while later
-	quiet    time.Time // the same with nothing added
-	accused  bool      // the peer that was asked has been passed over
-	stopped  bool
-	patience time.Duration // with nothing moving
-	most     time.Duration // the same, while the coordinator says that another node reads from upstream
-	wait     wait          // with something moving
+	pull, blob lull
+	since      time.Time
+	seen       int64
+	moved      time.Time // when bytes of the pull were last seen to come; where that was before it began, a while later
+	quiet      time.Time // the same with nothing added
+	accused    bool      // the peer that was asked has been passed over
+	stopped    bool
+	patience   time.Duration // with nothing moving
+	most       time.Duration // the same, while the coordinator says that another node reads from upstream
+	wait       wait          // with something moving
 }
 
 // wait is how long a caller waits at one place while bytes of its pull come.
@@ -88,12 +94,12 @@ func (w *wait) long(now time.Time, others, own int64) bool {
 // hungry watches over a caller's waiting until the returned function is called. The front counts from when the caller
 // came, zero where that does not matter any more. Before it came here it may have waited to be let in, and for what
 // other nodes said to have and did not bring.
-func (f *fetch) hungry(came time.Time, want func() int) (sated func()) {
+func (f *fetch) hungry(came time.Time, giveUp context.CancelCauseFunc, want func() int) (sated func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
 	h := f.hunger(now, came)
-	h.want = want
+	h.want, h.giveUp = want, giveUp
 	h.timer = time.AfterFunc(h.step(now), h.look)
 	return func() {
 		h.timer.Stop()
@@ -185,6 +191,10 @@ func (h *hunger) look() {
 		if h.stopped || f.err != nil || f.verified {
 			return
 		}
+		if h.giveUp != nil && h.inVain(now) {
+			h.giveUp(fmt.Errorf("%s: nothing has come of it for long: %w", f.digest, content.ErrUnavailable))
+			return
+		}
 		if n := f.byOthers(); n != h.seen {
 			h.seen, h.moved, h.quiet = n, now, now
 		}
@@ -198,6 +208,29 @@ func (h *hunger) look() {
 		}
 		h.timer.Reset(h.step(now))
 	})
+}
+
+// inVain reports whether the caller has waited for long enough, however often what he waits for is asked for anew. Each
+// node that is leased it may wait for its own answer, one after the other. The caller of it holds f.mu.
+func (h *hunger) inVain(now time.Time) bool {
+	f := h.f
+	busy := h.want() < 0 || f.rooming.Load() > 0 // all is here and is checked, or the disk takes its time
+	most := max(longestHunger, f.fr.opts.Patience)
+	pull, blob := h.pull.lasts(now, f.pull.all.Load(), busy), h.blob.lasts(now, f.tally.here(), busy)
+	return pull >= most || blob >= max(longestInVain, most)
+}
+
+// lull is since when no more bytes have come than these.
+type lull struct {
+	bytes int64
+	since time.Time
+}
+
+func (l *lull) lasts(now time.Time, bytes int64, busy bool) time.Duration {
+	if busy || bytes != l.bytes || l.since.IsZero() {
+		l.bytes, l.since = bytes, now
+	}
+	return now.Sub(l.since)
 }
 
 // relieve has what the caller waits for read from upstream, or first asked of another peer. The caller holds f.mu.

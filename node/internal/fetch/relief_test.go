@@ -3,14 +3,17 @@ package fetch
 import (
 	"cmp"
 	"context"
+	"errors"
 	"io"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-cache/shoal/node/internal/content"
 	"github.com/shoal-cache/shoal/node/internal/content/contenttest"
+	"github.com/shoal-cache/shoal/node/internal/schedule"
 	"github.com/shoal-cache/shoal/node/internal/upstream"
 )
 
@@ -192,6 +195,79 @@ func TestRelief_ReadsALeafThoughTheBlobIsInPieces(t *testing.T) {
 				asked = append(asked, <-g.asked)
 			}
 			require.Equal(t, [][2]int64{{0, chunk1}, {chunk1, chunk1}}, asked)
+		})
+	}
+}
+
+// hole is an upstream that gives the first chunk, and of all else a header only.
+type hole struct{ shelf }
+
+func (h hole) Open(ctx context.Context, req content.Request, off, n int64) (*upstream.Body, error) {
+	body, err := h.shelf.Open(ctx, req, off, n)
+	if err == nil && off > 0 {
+		body.ReadCloser = io.NopCloser(readerFunc(func([]byte) (int, error) {
+			content.Sleep(ctx, 57*time.Second)
+			return 0, cmp.Or(ctx.Err(), error(content.ErrUnavailable))
+		}))
+	}
+	return body, err
+}
+
+// Each node that is leased what does not come waits for its own answer, one after the other.
+func TestHunger_ACallerIsSentAwayHoweverOftenWhatHeWaitsForIsAskedForAnew(t *testing.T) {
+	t.Parallel()
+	for sentence, c := range map[string]struct {
+		others bool
+		end    time.Duration
+	}{
+		"where nothing comes":              {false, longestHunger},
+		"where other bytes of the pull do": {true, longestInVain},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				fr, s, req, data := scripted(t, 3, func(o *Options) { o.Upstream = hole{o.Upstream.(shelf)} })
+				ctx, cancel := context.WithTimeoutCause(t.Context(), 10*time.Minute, errors.New("it waits for ever"))
+				defer cancel()
+				ended := make(chan error, 1)
+				var began time.Time
+				go func() {
+					r, err := fr.Open(ctx, req)
+					if err != nil {
+						ended <- err
+						return
+					}
+					defer func() { _ = r.Close() }()
+					body, err := r.Range(ctx, 0, r.Size())
+					if err == nil {
+						_, err = io.ReadFull(body, make([]byte, chunk1))
+						began = time.Now()
+					}
+					if err == nil {
+						_, err = io.ReadFull(body, make([]byte, len(data)-chunk1))
+						_ = body.Close()
+					}
+					ended <- err
+				}()
+				session := s.next(t)
+				session.orders <- schedule.Orders{Leases: []schedule.Run{{First: 0, Count: 1}}}
+				tick := time.NewTicker(5 * time.Second)
+				defer tick.Stop()
+				for {
+					select {
+					case <-session.reports:
+					case <-tick.C: // the same again and again
+						session.orders <- schedule.Orders{Leases: []schedule.Run{{First: 1, Count: 2}}}
+						if c.others {
+							fr.pulls.of(req.Repository).add(1)
+						}
+					case err := <-ended:
+						require.ErrorIs(t, err, content.ErrUnavailable)
+						require.InDelta(t, c.end, time.Since(began), float64(3*time.Second))
+						return
+					}
+				}
+			})
 		})
 	}
 }
