@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"sigs.k8s.io/yaml"
 
+	"github.com/shoal-cache/shoal/hack/ports"
 	"github.com/shoal-cache/shoal/test/chaos/internal/puller"
 	"github.com/shoal-cache/shoal/test/internal/badregistry"
 	"github.com/shoal-cache/shoal/test/internal/proc"
@@ -42,13 +43,12 @@ type agent struct {
 
 func startAgent(ctx context.Context, dir, registry string, flags ...string) (*agent, error) {
 	a := &agent{config: filepath.Join(dir, "config.yaml"), log: filepath.Join(dir, "log"), flags: flags}
-	for _, address := range []*string{&a.mirror, &a.admin, &a.hub} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		*address = "http://" + l.Addr().String()
-		l.Close()
+	free, err := ports.Loopback(ctx, 3)
+	if err != nil {
+		return nil, err
+	}
+	for i, address := range []*string{&a.mirror, &a.admin, &a.hub} {
+		*address = fmt.Sprintf("http://127.0.0.1:%d", free[i])
 	}
 	config, err := yaml.Marshal(map[string]any{
 		"registry":  map[string]any{"listen": strings.TrimPrefix(a.mirror, "http://")},

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -23,6 +22,7 @@ import (
 
 	"github.com/shoal-cache/shoal/api/v1alpha1"
 	"github.com/shoal-cache/shoal/api/view"
+	"github.com/shoal-cache/shoal/hack/ports"
 )
 
 // programEnv names the variable that holds the path of a program of shoal-node, whose agents faults are planted in.
@@ -46,10 +46,9 @@ func (r *realAgents) Open(_ context.Context, pod *corev1.Pod, _ string) (*view.C
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	free, err := ports.Loopback(t.Context(), 1)
 	require.NoError(t, err)
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	return fmt.Sprintf("127.0.0.1:%d", free[0])
 }
 
 // start starts an agent that joins another, with further lines of configuration.
