@@ -207,7 +207,7 @@ func (h hole) Open(ctx context.Context, req content.Request, off, n int64) (*ups
 	if err == nil && off > 0 {
 		body.ReadCloser = io.NopCloser(readerFunc(func([]byte) (int, error) {
 			content.Sleep(ctx, 57*time.Second)
-			return 0, cmp.Or(ctx.Err(), error(content.ErrUnavailable))
+			return 0, cmp.Or(ctx.Err(), content.ErrUnavailable)
 		}))
 	}
 	return body, err
