@@ -75,20 +75,18 @@ type hunger struct {
 
 // wait is how long a caller waits at one place while bytes of its pull come.
 type wait struct {
-	since, ownMoved time.Time // when it began; when a chunk of the blob was last seen to come
-	others, own     int64     // bytes by others of the pull when it began; bytes of the blob that were seen
-	share           int64     // how many bytes of the pull come before it
-	least           time.Duration
-	still           time.Duration // in which no chunk of the blob comes
+	since  time.Time // when it began
+	own    lull      // of chunks of the blob
+	others int64     // bytes by others of the pull when it began
+	share  int64     // how many bytes of the pull come before it
+	least  time.Duration
+	still  time.Duration // in which no chunk of the blob comes
 }
 
 // long reports whether it has lasted for long enough.
 func (w *wait) long(now time.Time, others, own int64) bool {
-	if own != w.own {
-		w.own, w.ownMoved = own, now
-	}
-	waited := now.Sub(w.since)
-	return waited >= w.least && others-w.others >= w.share || now.Sub(w.ownMoved) >= w.still || waited >= longestHunger
+	still, waited := w.own.lasts(now, own, false), now.Sub(w.since)
+	return waited >= w.least && others-w.others >= w.share || still >= w.still || waited >= longestHunger
 }
 
 // hungry watches over a caller's waiting until the returned function is called. The front counts from when the caller
@@ -125,7 +123,7 @@ func (f *fetch) hunger(now, came time.Time) *hunger {
 		h.moved = now.Add(-min(still, time.Duration(beforehand*float64(h.patience))))
 	}
 	h.wait = newWait(now, spread, h.patience, f.cut.Size() >= 0, now.Sub(f.reliefs.relieved) < longHunger)
-	h.wait.others, h.wait.own = h.seen, f.tally.here()
+	h.wait.others, h.wait.own.bytes = h.seen, f.tally.here()
 	return h
 }
 
@@ -133,7 +131,7 @@ func (f *fetch) hunger(now, came time.Time) *hunger {
 // place.
 func newWait(now time.Time, spread float64, patience time.Duration, sized, again bool) wait {
 	w := wait{
-		since: now, ownMoved: now, share: fairShare,
+		since: now, own: lull{since: now}, share: fairShare,
 		least: time.Duration(spread * float64(longHunger)),
 		still: time.Duration((1 + spread) / 2 * float64(blobStandsStill)),
 	}
@@ -226,6 +224,7 @@ type lull struct {
 	since time.Time
 }
 
+// lasts is for how long it has lasted. One of the zero value begins now, and so does one while the node is busy.
 func (l *lull) lasts(now time.Time, bytes int64, busy bool) time.Duration {
 	if busy || bytes != l.bytes || l.since.IsZero() {
 		l.bytes, l.since = bytes, now

@@ -63,12 +63,20 @@ func (r *room) planned(p peer.ID) {
 
 // searching is told that p looks for who holds the blob of a plan. A nearer peer that begins to plan it does so.
 func (s *Swarm) searching(p peer.ID, plan Plan) {
-	s.mu.Lock()
-	r := s.rooms[plan]
-	s.mu.Unlock()
-	if near, ok := s.nearerThanSelf(plan); r != nil && ok && near.ID == p {
+	r := s.roomOf(plan)
+	if r == nil {
+		return // as a rule, so the peers are not looked through
+	}
+	if near, ok := s.nearerThanSelf(plan); ok && near.ID == p {
 		r.compare(s.ctx, time.Now(), compareSoon)
 	}
+}
+
+// roomOf is the room of a plan, nil where this node has none.
+func (s *Swarm) roomOf(plan Plan) *room {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rooms[plan]
 }
 
 // unite sends all participants to a nearer peer. If they come back, that peer does not do what it says, and is asked
@@ -90,9 +98,7 @@ func (r *room) unite(at peer.ID) {
 // united reports whether the participants of a plan of this node were sent to p a moment ago, because it plans the
 // blob.
 func (s *Swarm) united(plan Plan, p peer.ID) bool {
-	s.mu.Lock()
-	r := s.rooms[plan]
-	s.mu.Unlock()
+	r := s.roomOf(plan)
 	if r == nil {
 		return false
 	}
@@ -103,9 +109,7 @@ func (s *Swarm) united(plan Plan, p peer.ID) bool {
 
 // plans reports whether others pull by a plan of this node.
 func (s *Swarm) plans(plan Plan) bool {
-	s.mu.Lock()
-	r := s.rooms[plan]
-	s.mu.Unlock()
+	r := s.roomOf(plan)
 	if r == nil {
 		return false
 	}
